@@ -1,0 +1,3 @@
+from ami_agent.cli import main
+
+raise SystemExit(main())

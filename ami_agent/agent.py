@@ -1,0 +1,76 @@
+"""The agent: six boxes and how a thought goes through them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from modules.actor import Policy
+from modules.configurator import Configurator, Task
+from modules.cost import Cost
+from modules.memory import Memory
+from modules.types import Focus, Observation, Plan, Transition, UnusableInput
+from modules.world_model import WorldModel
+
+
+class Mode(Protocol):
+    """An actor that can be told that a new life begins."""
+
+    def __call__(self, state: Tensor, focus: Focus) -> Plan: ...
+    def reset(self, seed: int = 0) -> None: ...
+
+
+class Agent(nn.Module):
+    """A mind for B worlds at once."""
+
+    def __init__(
+        self,
+        *,
+        perception: nn.Module,
+        world_model: WorldModel,
+        cost: Cost,
+        policy: Policy,
+        memory: Memory,
+        configurator: Configurator,
+        actors: Mapping[str, Mode],
+    ) -> None:
+        super().__init__()
+        self.perception, self.world_model = perception, world_model
+        self.cost, self.policy = cost, policy
+        self.memory, self.configurator, self.actors = memory, configurator, actors
+        self.shape: tuple[int, int, int] = perception.shape  # type: ignore[assignment]
+        self.action_dim = policy.action_dim
+        self.focus: Focus | None = None
+
+    @torch.no_grad()
+    def configure(self, task: Task, seed: int = 0) -> None:
+        """Takes a task, as often as one likes, in the middle of an episode too."""
+        focus = self.configurator.focus(task, self.perceive(task.goal))
+        self.cost.check(focus.weights)
+        self.focus = focus
+        for actor in self.actors.values():
+            actor.reset(seed)
+
+    @torch.no_grad()
+    def act(self, obs: Observation) -> Plan:
+        """`[B, *O]` -> the plan whose first action the body should carry out."""
+        if self.focus is None:
+            raise UnusableInput("the agent has no task yet: call configure(Task(goal=...)) first")
+        state = self.perceive(obs)  # [B, D]
+        return self.actors[self.focus.mode](state, self.focus)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the agent thinks."""
+        return next(self.parameters()).device
+
+    def perceive(self, obs: Observation) -> Tensor:
+        """`[B, *O]` -> `[B, D]`"""
+        return self.perception(obs)
+
+    def observe(self, transition: Transition) -> None:
+        """Remembers a step of life."""
+        self.memory.remember(transition)

@@ -1,0 +1,112 @@
+"""Config -> Agent: the only file that says which class plays which box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+
+from ami_agent.agent import Agent
+from ami_agent.lessons import (
+    Bootstrap,
+    Distil,
+    Lesson,
+    Live,
+    NoLesson,
+    Predict,
+    Separate,
+    ShortestPaths,
+)
+from ami_agent.life import Spec, WorldConfig
+from modules.actor import Commit, Habit, NoHabit, Policy, Reflex
+from modules.bounds import Ball, Box
+from modules.configurator import Configurator
+from modules.cost import Cost, Critic, NoCritic
+from modules.memory import Memory
+from modules.perception import MapEncoder, VectorEncoder
+from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
+from modules.types import Transition
+from modules.world_model import WorldModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that makes a run what it is, beside its seed and its device."""
+
+    recipe: str
+    world: WorldConfig
+    bounds: Box | Ball = field(default_factory=Box)
+    """What the body can do."""
+    perception: VectorEncoder.Config | MapEncoder.Config
+    world_model: WorldModel.Config
+    critic: Critic.Config | NoCritic.Config = field(default_factory=Critic.Config)
+    configurator: Configurator.Config = field(default_factory=Configurator.Config)
+    planner: GradientPlanner.Config | CEM.Config | MPPI.Config
+    execute: int = 1
+    """Actions of a plan that are carried out before it is made anew."""
+    policy: Policy.Config = field(default_factory=Policy.Config)
+    habit: Habit.Config | NoHabit.Config = field(default_factory=Habit.Config)
+
+    life: Live = field(default_factory=Live)
+    objective: Predict = field(default_factory=Predict)
+    teacher: Separate | Bootstrap | NoLesson = field(default_factory=Separate)
+    paths: ShortestPaths | NoLesson = field(default_factory=NoLesson)
+    distil: Distil | NoLesson = field(default_factory=Distil)
+    evaluation: WorldConfig
+    """The world in which the agent is judged: held-out layouts."""
+
+
+def lessons(config: Config) -> dict[str, Lesson]:
+    """What is learnt, in order, by the name it has in the settings."""
+    return {
+        "life": config.life,
+        "objective": config.objective,
+        "teacher": config.teacher,
+        "paths": config.paths,
+        "distil": config.distil,
+    }
+
+
+def build(
+    config: Config, spec: Spec, *, seed: int = 0, device: torch.device | str = "cpu",
+    worlds: int = 1, capacity: int = 1, memory_device: torch.device | str = "cpu",
+) -> Agent:  # fmt: skip
+    """The agent for bodies of this kind, with fresh weights that the seed alone decides.
+
+    `worlds` and `capacity`: how many lives its memory keeps, and how many steps of each.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        perception = config.perception.build(spec.obs_shape)
+        world_model = config.world_model.build(perception.shape, spec.action_dim)
+        state_dim, bounds = prod(perception.shape), config.bounds
+        cost = Cost(config.critic.build(state_dim))
+        policy = config.policy.build(state_dim, spec.action_dim, bounds)
+    eye = MindsEye(world_model.imagine, cost, bounds, spec.action_dim)
+    planner = config.planner.build(eye, config.habit.build(policy, eye))
+    agent = Agent(
+        perception=perception,
+        world_model=world_model,
+        cost=cost,
+        policy=policy,
+        memory=Memory(capacity, _example(spec, worlds), memory_device),
+        configurator=config.configurator.build(
+            config.planner.horizon, config.planner.steps, ("react", "plan")
+        ),
+        actors={"react": Reflex(policy), "plan": Commit(planner, config.execute)},
+    )
+    return agent.to(device)
+
+
+def _example(spec: Spec, worlds: int) -> Transition:
+    obs = torch.empty(worlds, *spec.obs_shape, dtype=spec.obs_dtype)
+    ended = torch.empty(worlds, dtype=torch.bool)
+    return Transition(
+        obs=obs,
+        action=torch.empty(worlds, spec.action_dim),
+        interoception=torch.empty(worlds, len(spec.interoception)),
+        next_obs=obs,
+        terminated=ended,
+        truncated=ended,
+    )

@@ -1,0 +1,260 @@
+"""The command line. One line of complaint for input that won't do (exit code 2) or a run that
+failed (1); nothing that was learnt is lost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+
+from ami_agent import ablate, catalogue, runs, settings
+from ami_agent.build import Config
+from ami_agent.evaluate import Results, evaluate, rows
+from ami_agent.life import WorldConfig
+from ami_agent.probe import examiner, verdict
+from ami_agent.recipes import recipe
+from ami_agent.report import Report, table
+from ami_agent.train import train
+from modules.types import Diverged, UnusableInput
+
+Device = Literal["auto", "cpu", "cuda"]
+Mode = Literal["react", "plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    """Trains a recipe, checkpoints it, and evaluates it at the end."""
+
+    out: str = ""
+    """Run folder; runs/RECIPE/SEED if not given."""
+    seed: int = 0
+    resume: bool = False
+    """Go on with a run that was interrupted."""
+    device: Device = "auto"
+    json: str = ""
+    """A file for the results."""
+    episodes: int = 100
+    """Episodes of the evaluation at the end."""
+    save_every: float = 60.0
+    """Seconds between checkpoints."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalFlags:
+    """Success, steps and milliseconds per action, beside random motion and the oracle."""
+
+    mode: Mode = "plan"
+    episodes: int = 100
+    seed: int = 10_000
+    """Episode i has seed + i."""
+    env: str = ""
+    """Another world than the one the recipe is judged in."""
+    variant: str = ""
+    """Another variant of it."""
+    device: Device = "auto"
+    json: str = ""
+    """A file for the results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowFlags:
+    """Planning rollouts as pictures: per episode a PNG and a GIF, and a page for all."""
+
+    mode: Mode = "plan"
+    episodes: int = 3
+    seed: int = 10_000
+    out: str = ""
+    """Folder of the pictures; show/ in the run folder if not given."""
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateFlags:
+    """Trains and evaluates a recipe and its variants, one after another."""
+
+    without: tuple[str, ...] = ()
+    """What to take away, each by itself."""
+    swap: tuple[str, ...] = ()
+    """What to put in place of another, as box=choice, each by itself."""
+    seeds: int = 3
+    episodes: int = 100
+    out: str = ""
+    """Folder of the study; runs/ablate-RECIPE if not given."""
+    device: Device = "auto"
+    json: str = ""
+    """A file for the results."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeFlags:
+    """What the representation knows: collapse, linear read-outs, the push exams."""
+
+    seed: int = 0
+    device: Device = "auto"
+    json: str = ""
+    """A file for the results."""
+
+
+def device(name: Device) -> str:
+    """Raises UnusableInput where CUDA is asked for and not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnusableInput("--device cuda: PyTorch finds no CUDA device here; use cpu or auto")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _write(path: str, results: Mapping[str, Any]) -> None:
+    if path:
+        runs.write_json(Path(path), results)
+
+
+def _check_episodes(episodes: int) -> None:
+    if episodes < 1:
+        raise UnusableInput(f"--episodes is {episodes}; there must be at least 1")
+
+
+def train_command(name: str, argv: Sequence[str], console: Console) -> None:
+    flags = settings.parse(TrainFlags(config=recipe(name)), argv, f"ami train {name}")
+    _check_episodes(flags.episodes)
+    out = Path(flags.out or Path("runs") / name / str(flags.seed))
+    report = Report(out, console)
+    report.say(f"{name}, seed {flags.seed}, on {device(flags.device)}, into {out}")
+    agent = train(
+        flags.config, out=out, seed=flags.seed, device=device(flags.device),
+        resume=flags.resume, report=report, save_every=flags.save_every,
+    )  # fmt: skip
+    results: dict[str, Results] = {}
+    for mode in ("plan", "react"):
+        report.say(f"evaluating {mode}: {flags.episodes} episodes")
+        results[mode] = {
+            "recipe": name,
+            **evaluate(agent, flags.config.evaluation, mode=mode, episodes=flags.episodes),
+        }
+    runs.write_json(out / "eval.json", results)
+    _write(flags.json, results)
+    _picture(agent, flags.config.evaluation, report)
+    console.print(table(f"{name}, seed {flags.seed}", *rows(results)))
+    report.close()
+
+
+def _picture(agent: Any, world: WorldConfig, report: Report) -> None:
+    from ami_agent.show import picture  # drawing is slow to import
+
+    try:
+        report.picture("episode", picture(agent, world, 10_000), 0)
+    except UnusableInput as error:
+        report.say(f"no picture of an episode: {error}")
+
+
+def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
+    flags = settings.parse(EvalFlags(), argv, "ami eval DIR")
+    _check_episodes(flags.episodes)
+    config = runs.config_of(Path(name))
+    world = config.evaluation
+    world = replace(world, id=flags.env or world.id, variant=flags.variant or world.variant)
+    agent = runs.load(name, device(flags.device))
+    found = evaluate(agent, world, mode=flags.mode, episodes=flags.episodes, seed=flags.seed)
+    results = {"recipe": config.recipe, **found}
+    _write(flags.json, results)
+    console.print(table(f"{name}: {world.id} {world.variant}", *rows({flags.mode: results})))
+
+
+def show_command(name: str, argv: Sequence[str], console: Console) -> None:
+    from ami_agent.show import show  # drawing is slow to import
+
+    flags = settings.parse(ShowFlags(), argv, "ami show DIR")
+    _check_episodes(flags.episodes)
+    config = runs.config_of(Path(name))
+    page = show(
+        runs.load(name, device(flags.device)), config.evaluation,
+        Path(flags.out or Path(name) / "show"),
+        episodes=flags.episodes, mode=flags.mode, seed=flags.seed,
+    )  # fmt: skip
+    console.print(f"open {page}", soft_wrap=True)
+
+
+def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
+    flags = settings.parse(AblateFlags(config=recipe(name)), argv, f"ami ablate {name}")
+    _check_episodes(flags.episodes)
+    variants = ablate.variants(flags.config, flags.without, flags.swap)
+    out = Path(flags.out or Path("runs") / f"ablate-{name}")
+    study = ablate.study(
+        variants, out=out, seeds=flags.seeds, episodes=flags.episodes,
+        device=device(flags.device), console=console,
+    )  # fmt: skip
+    _write(flags.json, study)
+    console.print(table(f"{name}, {flags.seeds} seeds", *ablate.rows(study)))
+
+
+def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
+    flags = settings.parse(ProbeFlags(), argv, "ami probe DIR")
+    config = runs.config_of(Path(name))
+    marks = examiner(config.evaluation, flags.seed)(runs.load(name, device(flags.device)))
+    _write(flags.json, marks)
+    figures = [(label, f"{value:.3f}") for label, value in marks.items()]
+    console.print(table(name, ["what", "figure"], figures))
+    console.print(verdict(marks))
+
+
+def list_command(name: str, argv: Sequence[str], console: Console) -> None:
+    for title, columns, entries in catalogue.tables():
+        console.print(table(title, columns, entries))
+
+
+Command = Callable[[str, Sequence[str], Console], None]
+COMMANDS: dict[str, tuple[Command, str, str]] = {
+    "train": (train_command, "RECIPE", "train an agent"),
+    "eval": (eval_command, "DIR", "how well the agent of a run does"),
+    "show": (show_command, "DIR", "what it was thinking, as pictures"),
+    "ablate": (ablate_command, "RECIPE", "what each part is worth"),
+    "probe": (probe_command, "DIR", "what the representation knows"),
+    "list": (list_command, "", "recipes, worlds, boxes"),
+}
+
+
+def _usage() -> str:
+    lines = [f"  ami {name:7}{what:8}{does}" for name, (_, what, does) in COMMANDS.items()]
+    return "\n".join(["usage: ami COMMAND ... (--help after any of them)", *lines])
+
+
+def _run(argv: Sequence[str], console: Console) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        console.print(_usage(), markup=False, highlight=False)
+        return
+    name, rest = argv[0], list(argv[1:])
+    if name not in COMMANDS:
+        raise UnusableInput(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+    command, what, _ = COMMANDS[name]
+    asked = bool(rest) and rest[0] in ("-h", "--help")
+    if what and not asked and (not rest or rest[0].startswith("-")):
+        raise UnusableInput(f"ami {name} needs a {what} first: ami {name} {what} [--flag ...]")
+    subject = "two-rooms" if asked and what == "RECIPE" else rest[0] if rest else ""
+    command(subject, rest if asked else rest[1:], console)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    console = Console()
+    try:
+        _run(sys.argv[1:] if argv is None else argv, console)
+    except UnusableInput as error:
+        return _complain(error, 2)
+    except (Diverged, OSError) as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted; what was checkpointed is kept, --resume goes on", 1)
+    return 0
+
+
+def _complain(what: object, code: int) -> int:
+    print(f"ami: {' '.join(str(what).split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,175 @@
+"""How well an agent does, beside random motion and an oracle, on the same episodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ami_agent.agent import Agent
+from ami_agent.life import Act, Guides, Info, World, WorldConfig, live, oracle, walk
+from ami_agent.statistics import mean, rate
+from modules.configurator import Task
+
+Results = dict[str, Any]
+Begin = Callable[[World, Info, int], Act]
+"""Meets worlds that have just been reset (with this seed) and says how it will act in them."""
+
+
+class Outcome(NamedTuple):
+    """How the first episode of each of B worlds went."""
+
+    success: Tensor  # [B] bool: ever
+    final_success: Tensor  # [B] bool: at the last step
+    returned: Tensor  # [B] sum of rewards
+    steps: Tensor  # [B] steps until first success, NaN without
+
+
+def mind(agent: Agent, mode: str) -> Begin:
+    """The agent as a player."""
+
+    def begin(world: World, info: Info, seed: int) -> Act:
+        agent.configure(Task(goal=world.tensor(info["goal"]), mode=mode), seed)
+        return lambda obs: agent.act(obs).action
+
+    return begin
+
+
+def aimless(world: World, info: Info, seed: int) -> Act:
+    """The random baseline."""
+    world.envs.action_space.seed(seed)
+    return walk(world)
+
+
+def shortest(world: World, info: Info, seed: int) -> Act:
+    """The oracle baseline."""
+    return oracle(world)
+
+
+def play(begin: Begin, world: World, seed: int) -> Outcome:
+    """One episode in each world."""
+    obs, info = world.reset(seed)
+    going = torch.ones(world.count, dtype=torch.bool)
+    success, final = torch.zeros_like(going), torch.zeros_like(going)
+    returned, steps = torch.zeros(world.count), torch.full((world.count,), torch.nan)
+    for step, lived in enumerate(live(begin(world, info, seed), world, obs), 1):
+        transition = lived.transition
+        now = torch.as_tensor(lived.info["success"]).cpu() & going
+        steps[now & ~success] = step
+        success |= now
+        returned += transition.interoception[:, 0].cpu() * going
+        ended = (transition.terminated | transition.truncated).cpu() & going
+        final |= ended & torch.as_tensor(lived.info["final_success"]).cpu()
+        going &= ~ended
+        if not going.any():
+            break
+    return Outcome(success, final, returned, steps)
+
+
+def play_many(begin: Begin, config: WorldConfig, episodes: int, seed: int, device: Any) -> Outcome:
+    """As many episodes as asked for, up to 100 at once; episode i has seed `seed` + i."""
+    outcomes = []
+    for first in range(0, episodes, 100):
+        world = config.build(min(100, episodes - first), device)
+        outcomes.append(play(begin, world, seed + first))
+        world.close()
+    return Outcome(*(torch.cat(parts) for parts in zip(*outcomes, strict=True)))
+
+
+def row(outcome: Outcome) -> Results:
+    """An outcome as figures with 95 % intervals."""
+    arrived = outcome.steps[outcome.success]
+    return {
+        "success": rate(outcome.success),
+        "final_success": rate(outcome.final_success),
+        "return": mean(outcome.returned),
+        "steps": mean(arrived) if len(arrived) else None,
+    }
+
+
+def latency(agent: Agent, config: WorldConfig, mode: str, seed: int, actions: int = 60) -> Results:
+    """Milliseconds of one whole `act` in one world, observation to action, after a warm-up."""
+    world = config.build(1, agent.device)
+    obs, info = world.reset(seed)
+    act = mind(agent, mode)(world, info, seed)
+    times = []
+    for _, lived in zip(range(actions + 10), live(_timed(act, times), world, obs), strict=False):
+        del lived
+    world.close()
+    p50, p95 = np.percentile(times[10:], [50, 95]) * 1000
+    return {"p50": float(p50), "p95": float(p95)}
+
+
+def _timed(act: Act, times: list[float]) -> Act:
+    def timed(obs: Tensor) -> Tensor:
+        began = time.perf_counter()
+        action = act(obs).cpu()  # the action is there only when the device is done
+        times.append(time.perf_counter() - began)
+        return action
+
+    return timed
+
+
+def evaluate(
+    agent: Agent, config: WorldConfig, *, mode: str = "plan", episodes: int = 100, seed: int = 0
+) -> Results:
+    """The figures of `eval --json`; rates in [0, 1], milliseconds per action of one world."""
+    agent.eval()
+    times: list[float] = []
+
+    def begin(world: World, info: Info, start: int) -> Act:
+        return _timed(mind(agent, mode)(world, info, start), times)
+
+    outcome = play_many(begin, config, episodes, seed, agent.device)
+    return {
+        "env": config.id,
+        "variant": config.variant,
+        "mode": mode,
+        "device": str(agent.device),
+        "seed": seed,
+        "episodes": episodes,
+        **row(outcome),
+        "ms_per_action": latency(agent, config, mode, seed),
+        "ms_per_action_batched": 1000 * float(np.median(times)) / min(100, episodes),
+        "baselines": baselines(config, episodes, seed),
+    }
+
+
+def baselines(config: WorldConfig, episodes: int, seed: int) -> Mapping[str, Any]:
+    """Random motion, and the oracle where the world has one, on the same episodes."""
+    world = config.build(1)
+    guided = isinstance(world.inner, Guides)
+    world.close()
+    players = {"random": aimless, **({"oracle": shortest} if guided else {})}
+    rows = {name: row(play_many(p, config, episodes, seed, "cpu")) for name, p in players.items()}
+    return {"oracle": None, **rows}
+
+
+def rows(results: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the table people read: each mode, then its baselines."""
+    columns = ["who", "success at the last step", "ever", "steps", "ms per action", "batched"]
+    told = [[f"agent, {m}", *_told(r), *_speed(r)] for m, r in results.items()]
+    (first, *_) = results.values()
+    named = {name: r for name, r in first["baselines"].items() if r is not None}
+    return columns, told + [[name, *_told(r), "", ""] for name, r in named.items()]
+
+
+def _told(result: Results) -> list[str]:
+    return [
+        _share(result["final_success"]),
+        _share(result["success"]),
+        "-" if result["steps"] is None else f"{result['steps']['mean']:.1f}",
+    ]
+
+
+def _speed(result: Results) -> list[str]:
+    return [f"{result['ms_per_action']['p50']:.2f}", f"{result['ms_per_action_batched']:.3f}"]
+
+
+def _share(estimate: Results) -> str:
+    low, high = estimate["ci95"]
+    return f"{100 * estimate['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"

@@ -1,0 +1,24 @@
+"""Lessons: what each box learns from, in the order in which they are taken.
+
+A lesson is a setting; `begin` makes the pupil that does it. A pupil takes one small step per
+`update` and can be put away and taken up again in the middle (`state_dict`).
+"""
+
+from ami_agent.lessons.base import Idle, Lesson, NoLesson, Pupil
+from ami_agent.lessons.critic import Bootstrap, Separate, ShortestPaths
+from ami_agent.lessons.life import Live
+from ami_agent.lessons.policy import Distil
+from ami_agent.lessons.world_model import Predict
+
+__all__ = [
+    "Bootstrap",
+    "Distil",
+    "Idle",
+    "Lesson",
+    "Live",
+    "NoLesson",
+    "Predict",
+    "Pupil",
+    "Separate",
+    "ShortestPaths",
+]

@@ -1,0 +1,171 @@
+"""The critic learns how many steps are still to go."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ami_agent.learning import (
+    Learning,
+    Multiplier,
+    quasimetric_loss,
+    taught_loss,
+    temporal_difference_loss,
+)
+from ami_agent.lessons.base import GradientPupil, Pupil
+from ami_agent.life import WorldConfig
+from modules.cost import Critic, Quasimetric
+from modules.graph import hops, shortest_paths
+from modules.memory import Memory
+from modules.targets import MovingAverage
+from modules.types import UnusableInput
+
+if TYPE_CHECKING:
+    from ami_agent.agent import Agent
+
+
+def critic_of(agent: Agent) -> Quasimetric:
+    """The distance that is to learn; raises UnusableInput if the agent has no critic."""
+    if not isinstance(agent.cost.critic, Critic):
+        raise UnusableInput("an agent without a critic can't teach it: teacher must be NoLesson")
+    return agent.cost.critic.distance
+
+
+def as_states(agent: Agent) -> Memory:
+    """The same memory with states in the place of observations: perception learns no more, so
+    each is encoded once."""
+    agent.perception.eval()
+    return agent.memory.translated(lambda obs: agent.perceive(obs.to(agent.device)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separate:
+    """The critic by quasimetric reinforcement learning: apart as far as lived steps allow."""
+
+    learning: Learning = field(default_factory=lambda: Learning(steps=1200, batch=256))
+    far: float = 30.0
+    """Distances much beyond this, in steps, are not pushed further."""
+    slack: float = 0.05
+    together: int = 256
+    """Pairs are drawn among so many states of one episode; the whole batch where all episodes
+    share one layout."""
+    across: bool = True
+    """Whether a goal may come from another episode than its state."""
+
+    def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        memory, distance = as_states(agent), critic_of(agent)
+        price = Multiplier().to(agent.device)
+        runs = 1 if self.across else self.learning.batch // self.together
+
+        def loss(random: torch.Generator) -> dict[str, Tensor]:
+            batch = memory.sample(
+                self.learning.batch, 1, random, 1 if self.across else self.together
+            )
+            now, after = batch.obs.unbind(1)  # type: ignore[union-attr]
+            goal = now.unflatten(0, (runs, -1)).roll(1, 1).flatten(0, 1)
+            return quasimetric_loss(
+                distance, price, now, after, goal, far=self.far, slack=self.slack
+            )
+
+        return GradientPupil(
+            nn.ModuleList([distance, price]), loss, self.learning, weights={}, seed=seed
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bootstrap:
+    """The critic by temporal differences with goals met later in the same episode or at random."""
+
+    learning: Learning = field(default_factory=lambda: Learning(steps=3000, batch=256))
+    lag: float = 0.99
+    length: int = 16
+    """How much later in the episode a goal may lie."""
+
+    def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        memory, distance = as_states(agent), critic_of(agent)
+        slow = MovingAverage(distance, self.lag)
+
+        def loss(random: torch.Generator) -> dict[str, Tensor]:
+            batch = memory.sample(self.learning.batch, self.length, random)
+            states = batch.obs
+            assert isinstance(states, Tensor)
+            ahead = torch.randint(1, self.length + 1, (len(states),), generator=random)
+            later = states[torch.arange(len(states)), ahead.to(states.device)]
+            mixed = torch.rand(len(states), 1, generator=random).to(later) < 0.5
+            goal = torch.where(mixed, later, later.roll(1, 0))
+            return temporal_difference_loss(
+                distance, slow.average.module, states[:, 0], states[:, 1], goal
+            )
+
+        return GradientPupil(
+            nn.ModuleList([distance, slow]), loss, self.learning, weights={}, seed=seed,
+            after=lambda: slow.follow(distance),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortestPaths:
+    """The critic taught by dynamic programming: in every layout that memory knows, the remembered
+    states are the nodes of a graph, and the pupil learns its shortest paths."""
+
+    learning: Learning = field(default_factory=lambda: Learning(steps=1500, batch=1024))
+    layouts: int = 300
+    """Episodes that become a graph."""
+    nodes: int = 512
+    """States of each."""
+    hop: float = 1.0
+    """States that the critic so far calls this close, in steps, are joined."""
+    imagined: float = 0.5
+    """Share of the states that are predicted from the one before instead of perceived."""
+
+    def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        return Student(self, agent, seed)
+
+
+class Student(GradientPupil):
+    """Learns from the graph; the critic it was made with stays the teacher until the end."""
+
+    def __init__(self, config: ShortestPaths, agent: Agent, seed: int) -> None:
+        self.teacher, self.lesson, self.agent = critic_of(agent), config, agent
+        student = deepcopy(self.teacher)
+        self.states, self.actions, self.steps = self._graphs()
+        super().__init__(student, self._loss, config.learning, weights={}, seed=seed)
+
+    @torch.no_grad()
+    def _graphs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """States `[E, N, D]`, actions `[E, N - 1, A]`, steps from each to each `[E, N, N]`."""
+        states, actions, steps = [], [], []
+        known = self.agent.memory.episodes(self.lesson.nodes - 1)[: self.lesson.layouts]
+        for episode in known:
+            path = self.agent.memory.recall(episode)
+            assert isinstance(path.obs, Tensor)
+            seen = self.agent.perceive(path.obs[0, : self.lesson.nodes].to(self.agent.device))
+            states.append(seen)
+            actions.append(path.actions[0, : self.lesson.nodes - 1].to(seen))
+            steps.append(shortest_paths(hops(self.teacher, seen, self.lesson.hop)).half())
+        return torch.stack(states), torch.stack(actions), torch.stack(steps)
+
+    def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
+        layouts, nodes = self.states.shape[:2]
+        count = self.lesson.learning.batch
+
+        def draw(below: int) -> Tensor:
+            drawn = torch.randint(below, (count,), generator=random)
+            return drawn.to(self.states.device, non_blocking=True)
+
+        layout, start, goal = draw(layouts), draw(nodes - 1), draw(nodes)
+        seen, ahead = self.states[layout, start + 1], self.states[layout, start]
+        with torch.no_grad():
+            imagined = self.agent.world_model.level(0).dynamics(ahead, self.actions[layout, start])
+        which = torch.rand(count, 1, generator=random).to(seen) < self.lesson.imagined
+        state = torch.where(which, imagined, seen)
+        steps = self.steps[layout, start + 1, goal].to(state.dtype)
+        return taught_loss(self.module, state, self.states[layout, goal], steps)
+
+    def finish(self) -> None:
+        """The student becomes the critic."""
+        self.teacher.load_state_dict(self.module.state_dict())

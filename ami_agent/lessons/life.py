@@ -1,0 +1,55 @@
+"""Memory is filled by living."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ami_agent.lessons.base import Pupil
+from ami_agent.life import WorldConfig, live, walk
+
+if TYPE_CHECKING:
+    from ami_agent.agent import Agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """Aimless motion in many worlds at once, remembered; no reward, no goal."""
+
+    worlds: int = 1500
+    steps: int = 64
+    """Steps lived in each world."""
+    options: dict[str, str | int | float] = field(default_factory=dict)
+    """Keyword arguments of the world that hold for this lesson only."""
+
+    def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        return Explorer(self, agent, world, seed)
+
+
+class Explorer:
+    """Walks and remembers. It begins anew when it is interrupted: the same seed walks the same."""
+
+    def __init__(self, config: Live, agent: Agent, world: WorldConfig, seed: int) -> None:
+        self.total, self.step, self.agent = config.steps, 0, agent
+        self.world = world.build(config.worlds, **config.options)
+        obs, _ = self.world.reset(seed)
+        self.life = live(walk(self.world), self.world, obs)
+
+    def update(self) -> dict[str, Tensor]:
+        transition = next(self.life).transition
+        self.agent.observe(transition)
+        self.step += 1
+        return {"worlds": torch.tensor(float(self.world.count))}
+
+    def finish(self) -> None:
+        self.world.close()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Begins anew."""

@@ -1,0 +1,163 @@
+"""Living in worlds: any Gymnasium vector world, seen by the mind as tensors and actions in [-1, 1].
+
+A world may know more than its observations tell. What it may offer beside Gymnasium's interface is
+written down in `Offers`: the agent never needs it; baselines, probes and pictures do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from modules.types import Transition, UnusableInput
+
+Info: TypeAlias = Mapping[str, Any]
+
+
+class Spec(NamedTuple):
+    """What a body can sense and do."""
+
+    obs_shape: tuple[int, ...]
+    obs_dtype: torch.dtype
+    action_dim: int
+    interoception: tuple[str, ...]
+
+
+class Lived(NamedTuple):
+    """One step of life in B worlds, and what the worlds said about it."""
+
+    transition: Transition
+    info: Info
+
+
+@runtime_checkable
+class Guides(Protocol):
+    """A world with walks of its own: aimless ones to remember, and the shortest to the goal.
+    Both return actions `[B, A]` in the world's units."""
+
+    def walk(self) -> Any: ...
+    def oracle(self) -> Any: ...
+
+
+@runtime_checkable
+class Examines(Protocol):
+    """A world whose true state can be measured: `info["factors"]` `[B, F]`, named, and scripted
+    exams with known outcomes for the world model."""
+
+    factor_names: tuple[str, ...]
+
+    def exams(self, seed: int = 0) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """Which world, with which keyword arguments."""
+
+    id: str = "ami/TwoRooms-v0"
+    variant: str = "fixed"
+    options: dict[str, str | int | float] = field(default_factory=dict)
+    """Further keyword arguments of the world."""
+
+    def build(self, count: int, device: torch.device | str = "cpu", **options: Any) -> World:
+        """`count` of these worlds; what `options` name replaces what the settings name."""
+        return World(self, count, torch.device(device), {**self.options, **options})
+
+
+class World:
+    """B worlds as the mind meets them."""
+
+    def __init__(
+        self, config: WorldConfig, count: int, device: torch.device, options: Mapping[str, Any]
+    ) -> None:
+        try:
+            self.envs = gymnasium.make_vec(
+                config.id, num_envs=count, variant=config.variant, **options
+            )
+        except (gymnasium.error.Error, TypeError, ValueError) as error:
+            raise UnusableInput(f"world {config.id!r} can't be made: {error}") from error
+        self.count, self.device = count, device
+        self.spec = _spec(self.envs)
+        space = self.envs.single_action_space
+        self.low, self.high = space.low, space.high  # type: ignore[attr-defined]
+
+    def reset(self, seed: int | None = None, **options: Any) -> tuple[Tensor, Info]:
+        """World i starts the episode of seed + i; observation `[B, *O]`."""
+        obs, info = self.envs.reset(seed=seed, options=options or None)
+        return self.tensor(obs), info
+
+    def step(self, obs: Tensor, action: Tensor) -> Lived:
+        """`obs` is what the last step ended with; actions `[B, A]` in [-1, 1]."""
+        next_obs, reward, terminated, truncated, info = self.envs.step(self.to_world(action))
+        felt = self.tensor(np.asarray(reward, dtype=np.float32))[:, None]
+        transition = Transition(
+            obs, action, felt, self.tensor(next_obs),
+            self.tensor(terminated), self.tensor(truncated),
+        )  # fmt: skip
+        return Lived(transition, info)
+
+    def tensor(self, array: Any) -> Tensor:
+        return torch.as_tensor(array, device=self.device)
+
+    def to_world(self, action: Tensor) -> np.ndarray:
+        """Actions in [-1, 1] -> the world's units."""
+        share = (action.detach().cpu().numpy() + 1) / 2
+        return (self.low + share * (self.high - self.low)).astype(self.low.dtype)
+
+    def from_world(self, action: Any) -> Tensor:
+        """The world's units -> actions in [-1, 1]."""
+        share = (np.asarray(action) - self.low) / (self.high - self.low)
+        return self.tensor((2 * share - 1).astype(np.float32))
+
+    @property
+    def inner(self) -> Any:
+        """The world itself, without Gymnasium's wrappers."""
+        return self.envs.unwrapped
+
+    def close(self) -> None:
+        self.envs.close()
+
+
+def _spec(envs: gymnasium.vector.VectorEnv) -> Spec:
+    """Raises UnusableInput for spaces the mind can't handle, and says which would do."""
+    obs, action = envs.single_observation_space, envs.single_action_space
+    if not isinstance(obs, gymnasium.spaces.Box):
+        raise UnusableInput(f"observations are {obs}; the agent needs a Box (images)")
+    if not isinstance(action, gymnasium.spaces.Box) or len(action.shape) != 1:
+        raise UnusableInput(f"actions are {action}; the agent needs a one-dimensional Box")
+    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+        raise UnusableInput(f"actions {action} have no finite bounds; the agent needs them")
+    dtype = torch.as_tensor(np.empty(0, dtype=obs.dtype)).dtype
+    return Spec(obs.shape, dtype, action.shape[0], ("reward",))
+
+
+Act: TypeAlias = Callable[[Tensor], Tensor]
+"""Observation `[B, *O]` -> action `[B, A]` in [-1, 1]."""
+
+
+def live(act: Act, world: World, obs: Tensor) -> Iterator[Lived]:
+    """Lives on from an observation, step by step, for ever; stopping is the listener's business.
+
+    The step after an episode's end only resets: its action is ignored (Gymnasium's NEXT_STEP).
+    """
+    while True:
+        lived = world.step(obs, act(obs))
+        yield lived
+        obs = lived.transition.next_obs
+
+
+def walk(world: World) -> Act:
+    """Aimless motion: the world's own, where it has one, else uniform over its actions."""
+    if isinstance(world.inner, Guides):
+        return lambda obs: world.from_world(world.inner.walk())
+    return lambda obs: world.from_world(world.envs.action_space.sample())
+
+
+def oracle(world: World) -> Act:
+    """The shortest way to the goal; only for worlds that know it."""
+    return lambda obs: world.from_world(world.inner.oracle())

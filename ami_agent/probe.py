@@ -1,0 +1,151 @@
+"""What the representation knows: collapse, linear read-outs of the true state, scripted exams.
+
+None of this is ever part of the agent: probes are fitted on frozen states, beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ami_agent.agent import Agent
+from ami_agent.life import Examines, World, WorldConfig, live, walk
+
+COLLAPSED = 0.1
+"""A state whose features vary less than this, where VICReg asks for 1, tells nothing."""
+
+
+class Probe(NamedTuple):
+    """A linear read-out of the true factors, fitted by ridge regression."""
+
+    mean: Tensor  # [D]
+    weight: Tensor  # [D, F]
+    bias: Tensor  # [F]
+
+    def read(self, states: Tensor) -> Tensor:
+        """`[..., D]` -> factors `[..., F]`"""
+        return (states - self.mean) @ self.weight + self.bias
+
+
+def fit(states: Tensor, factors: Tensor, ridge: float = 1e-3) -> Probe:
+    """States `[N, D]`, factors `[N, F]` -> the probe; `ridge` relative to the states' variance."""
+    mean, bias = states.mean(0), factors.mean(0)
+    centred = states - mean
+    gram = centred.T @ centred
+    penalty = ridge * gram.diagonal().mean().clamp_min(1e-12)
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weight = torch.linalg.solve(gram + penalty * eye, centred.T @ (factors - bias))
+    return Probe(mean, weight, bias)
+
+
+def spectrum(states: Tensor) -> dict[str, float]:
+    """Collapse in three figures: the least and the mean standard deviation of a dimension, and the
+    effective rank exp(H(eigenvalues)) (Roy & Vetterli 2007); states `[N, D]`."""
+    deviation = states.std(0)
+    values = torch.linalg.svdvals(states - states.mean(0)).square()
+    share = (values / values.sum().clamp_min(1e-12)).clamp_min(1e-12)
+    return {
+        "std_min": float(deviation.min()),
+        "std_mean": float(deviation.mean()),
+        "effective_rank": float(torch.exp(-(share * share.log()).sum())),
+    }
+
+
+class Sights(NamedTuple):
+    """Observations whose truth is known."""
+
+    obs: Tensor  # [N, *O]
+    factors: Tensor  # [N, F]
+
+
+def sights(world: World, steps: int, seed: int) -> Sights:
+    """Walks through the worlds and notes what was seen and where."""
+    obs, info = world.reset(seed)
+    seen, known = [obs], [info["factors"]]
+    for _, lived in zip(range(steps), live(walk(world), world, obs), strict=False):
+        seen.append(lived.transition.next_obs)
+        known.append(lived.info["factors"])
+    factors = torch.cat([world.tensor(f).float() for f in known])
+    return Sights(torch.cat(seen), factors)
+
+
+class Examiner:
+    """Measures an agent against a world that knows the truth."""
+
+    def __init__(self, config: WorldConfig, seed: int, worlds: int = 256) -> None:
+        world = config.build(worlds)
+        self.names: tuple[str, ...] = world.inner.factor_names
+        # one sight a world and every tenth step: as many layouts as possible
+        self.known, self.unknown = (sights(world, 12, seed + i) for i in (0, worlds))
+        self.exams: Mapping[str, Any] = {
+            name: exam._replace(
+                obs=world.tensor(exam.obs),
+                actions=world.from_world(exam.actions),
+                before=world.tensor(exam.before),
+                after=world.tensor(exam.after),
+            )
+            for name, exam in world.inner.exams(seed).items()
+        }
+        world.close()
+
+    @torch.no_grad()
+    def states(self, agent: Agent, obs: Tensor) -> Tensor:
+        return torch.cat([agent.perceive(part.to(agent.device)) for part in obs.split(512)]).cpu()
+
+    def probe(self, agent: Agent) -> Probe:
+        """A read-out of this agent's states."""
+        return fit(self.states(agent, self.known.obs), self.known.factors)
+
+    def __call__(self, agent: Agent) -> dict[str, float]:
+        """Collapse, the probe's error per factor (root mean square, in arenas), and each exam's
+        imagined and true displacement along the first factor."""
+        states = self.states(agent, self.unknown.obs)
+        probe = self.probe(agent)
+        error = (probe.read(states) - self.unknown.factors).square().mean(0).sqrt()
+        errors = {f"error {name}": float(e) for name, e in zip(self.names, error, strict=True)}
+        return {**spectrum(states), **errors, **self._sit(agent, probe)}
+
+    @torch.no_grad()
+    def _sit(self, agent: Agent, probe: Probe) -> dict[str, float]:
+        marks = {}
+        for name, exam in self.exams.items():
+            start = agent.perceive(exam.obs.to(agent.device))
+            future = agent.world_model.imagine(start, exam.actions[:, None].to(agent.device))
+            read = probe.read(future.states[:, 0].cpu())  # [N, H + 1, F]
+            marks[f"{name} imagined"] = float((read[:, -1, 0] - read[:, 0, 0]).mean())
+            marks[f"{name} true"] = float((exam.after[:, 0] - exam.before[:, 0]).mean())
+        return marks
+
+
+class Introspection:
+    """All that can be said in a world that knows no truth: collapse, on what memory holds."""
+
+    def __call__(self, agent: Agent) -> dict[str, float]:
+        batch = agent.memory.sample(512, 1, torch.Generator().manual_seed(0))
+        assert isinstance(batch.obs, Tensor)
+        with torch.no_grad():
+            return spectrum(agent.perceive(batch.obs[:, 0].to(agent.device)).cpu())
+
+
+def examiner(config: WorldConfig, seed: int) -> Examiner | Introspection:
+    """The best judge that this world allows."""
+    world = config.build(1)
+    known = isinstance(world.inner, Examines)
+    world.close()
+    return Examiner(config, seed) if known else Introspection()
+
+
+def verdict(marks: Mapping[str, float]) -> str:
+    """The figures of `spectrum` in words."""
+    if marks["std_mean"] < COLLAPSED:
+        return (
+            f"COLLAPSED: the state hardly varies (mean std {marks['std_mean']:.3f}); "
+            "nothing can be planned in it. Is the variance term on?"
+        )
+    return (
+        f"state alive: mean std {marks['std_mean']:.2f}, least {marks['std_min']:.2f}, "
+        f"effective rank {marks['effective_rank']:.1f}"
+    )

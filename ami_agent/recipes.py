@@ -1,0 +1,86 @@
+"""Named settings, as functions. A variant is a `dataclasses.replace` away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ami_agent.build import Config
+from ami_agent.learning import Learning
+from ami_agent.lessons import Distil, Live, Predict, Separate, ShortestPaths
+from ami_agent.life import WorldConfig
+from modules.bounds import Ball
+from modules.objectives import Weights
+from modules.perception import MapEncoder, VectorEncoder
+from modules.planners import GradientPlanner
+from modules.types import UnusableInput
+from modules.world_model import MapDynamics, VectorDynamics, WorldModel
+
+
+def two_rooms() -> Config:
+    """One layout: a vector state, a critic learnt from aimless walks."""
+    return Config(
+        recipe="two-rooms",
+        world=WorldConfig(variant="fixed"),
+        evaluation=WorldConfig(variant="fixed"),
+        bounds=Ball(),
+        perception=VectorEncoder.Config(),
+        world_model=WorldModel.Config(dynamics=VectorDynamics.Config()),
+        planner=GradientPlanner.Config(),
+        life=Live(worlds=1500, steps=32, options={"budget": 64}),
+    )
+
+
+def _map_state(recipe: str, variant: str, patch: int) -> Config:
+    """Layouts that differ by episode: a map state, variance within an episode, a critic taught by
+    dynamic programming."""
+    return Config(
+        recipe=recipe,
+        world=WorldConfig(variant=variant, options={"layouts": "train"}),
+        evaluation=WorldConfig(variant=variant, options={"layouts": "test"}),
+        bounds=Ball(),
+        perception=MapEncoder.Config(patch=patch),
+        world_model=WorldModel.Config(dynamics=MapDynamics.Config()),
+        planner=GradientPlanner.Config(proposals=1, carried=1),
+        life=Live(worlds=400, steps=512, options={"budget": 512, "errands": 0.5}),
+        objective=Predict(
+            weights=Weights(
+                prediction=4,
+                variance=8,
+                covariance=4,
+                variance_within=8,
+                covariance_within=4,
+                similarity=0,
+                inverse=5,
+            ),
+            learning=Learning(steps=2200, batch=64, lr=1.5e-3),
+            length=5,
+            together=4,
+        ),
+        teacher=Separate(across=False, together=32),
+        paths=ShortestPaths(),
+        distil=Distil(rounds=4),
+    )
+
+
+def two_rooms_random() -> Config:
+    """Wall and door drawn per episode, 32x32 images; judged on layouts never seen."""
+    return _map_state("two-rooms-random", "random", patch=4)
+
+
+def eb_random() -> Config:
+    """EB-JEPA's random walls (arXiv 2602.03604): 65x65 images, 200 steps, its success rule."""
+    return _map_state("two-rooms-eb-random", "eb-random", patch=8)
+
+
+RECIPES: Mapping[str, Callable[[], Config]] = {
+    "two-rooms": two_rooms,
+    "two-rooms-random": two_rooms_random,
+    "two-rooms-eb-random": eb_random,
+}
+
+
+def recipe(name: str) -> Config:
+    """The settings of that name; raises UnusableInput if there are none."""
+    if name not in RECIPES:
+        raise UnusableInput(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]()

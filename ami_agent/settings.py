@@ -1,0 +1,134 @@
+"""Settings as text: to JSON and back, and as flags of the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import types
+from collections.abc import Sequence
+from copy import copy
+from functools import partial
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import cattrs
+import tyro
+from cattrs.preconf.json import make_converter
+from cattrs.strategies import configure_tagged_union
+
+from ami_agent.build import Config
+from modules.types import UnusableInput
+
+Settings = TypeVar("Settings")
+
+
+def _converter() -> cattrs.Converter:
+    """Each of several possible classes is written down by its name, and found again by the type of
+    the field: no registry of classes."""
+    converter = make_converter(forbid_extra_keys=True)
+    for union in sorted(_unions(Config), key=str):
+        configure_tagged_union(
+            union, converter, tag_generator=lambda kind: kind.__qualname__, tag_name="is"
+        )
+    return converter
+
+
+def _unions(kind: type) -> set[Any]:
+    """Every union of dataclasses among the fields of a dataclass, at any depth."""
+    found: set[Any] = set()
+    for hint in get_type_hints(kind).values():
+        several = get_origin(hint) in (Union, types.UnionType)
+        members = [
+            m for m in (get_args(hint) if several else [hint]) if dataclasses.is_dataclass(m)
+        ]
+        if several and members:
+            found.add(hint)
+        for member in members:
+            found |= _unions(member)  # type: ignore[arg-type]
+    return found
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """A Config as plain data, complete."""
+    return _converter().unstructure(config)
+
+
+def from_json(data: Any, source: str) -> Config:
+    """The Config back; raises UnusableInput naming the first field that doesn't fit."""
+    try:
+        return _converter().structure(data, Config)
+    except (cattrs.errors.BaseValidationError, KeyError, TypeError, ValueError) as error:
+        raise UnusableInput(
+            f"{source} holds no settings of this version: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, cattrs.errors.BaseValidationError):
+        return "; ".join(cattrs.transform_error(error))
+    return f"{type(error).__name__} {error}"
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two pieces of plain data differ, one phrase each."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = dict.fromkeys([*one, *other])
+        return [d for n in names for d in differences(one.get(n), other.get(n), f"{path}.{n}")]
+    return [] if one == other else [f"{path.lstrip('.')} is {one!r}, not {other!r}"]
+
+
+def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
+    """Flags that replace fields of `default`, a dataclass; where a field may be one of several
+    classes, the flags are those of the class it has in `default`.
+
+    Raises UnusableInput with one line for a flag or a value that won't do.
+    """
+    said, complaint = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complaint):
+            flags = (tyro.conf.FlagCreatePairsOff,)
+            found = tyro.cli(_narrow(default), args=list(argv), prog=program, config=flags)
+    except SystemExit as stop:
+        if stop.code:
+            raise UnusableInput(_one_line(complaint.getvalue() or said.getvalue())) from None
+        print(said.getvalue(), end="")  # --help
+        raise
+    return _widen(found, default)
+
+
+def _narrow(default: Any) -> Any:
+    """A subclass of the dataclass of `default` whose fields have just the classes they have there;
+    flags for unions of dataclasses would otherwise become subcommands."""
+    kind, fields = type(default), []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        value = getattr(default, name)
+        if dataclasses.is_dataclass(value):
+            narrow = _narrow(value)
+            marks = hint.__metadata__ if get_origin(hint) is Annotated else ()
+            hint = Annotated.__class_getitem__((narrow, *marks)) if marks else narrow
+            fields.append((name, hint, dataclasses.field(default_factory=narrow)))
+        else:
+            fields.append((name, hint, dataclasses.field(default_factory=partial(copy, value))))
+    return dataclasses.make_dataclass(
+        kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True
+    )
+
+
+def _widen(found: Any, default: Any) -> Any:
+    """The same values in the class of `default`."""
+    values = {}
+    for field in dataclasses.fields(default):
+        value, before = getattr(found, field.name), getattr(default, field.name)
+        values[field.name] = _widen(value, before) if dataclasses.is_dataclass(before) else value
+    return type(default)(**values)
+
+
+def _one_line(box: str) -> str:
+    """What went wrong, without its frame, and the likeliest flag that was meant."""
+    bare = re.sub(r"[\u2500-\u257f]+|-{3,}", "\n", box)
+    paragraphs = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", bare))
+    told = [" ".join(p.split()) for p in paragraphs]
+    message = next((text for text in told if ":" in text), " ".join(told))
+    meant = re.search(r"Perhaps you meant:\s*(--\S+)", " ".join(told))
+    return message + (f" (perhaps you meant {meant[1]}?)" if meant else "")

@@ -1,0 +1,183 @@
+"""Watching an agent live: what can be drawn of every moment, in the pixels of the world's picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ami_agent.agent import Agent
+from ami_agent.life import Examines, Info, World, WorldConfig
+from ami_agent.probe import Examiner
+from modules.configurator import Task
+from modules.types import Focus, Plan, Rollout, UnusableInput
+
+AT_ONCE = 4
+"""Worlds lived in at once; every step of each keeps a picture."""
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """A world that a person can look at: `render` gives a picture `[h, w, 3]` uint8 of each of B
+    worlds, `picture_xy` says where in it, `(x, y)` in pixels `[..., 2]`, a body of these factors
+    `[..., F]` would be."""
+
+    def render(self) -> Sequence[np.ndarray]: ...
+    def picture_xy(self, factors: Any) -> Any: ...
+
+
+class Moment(NamedTuple):
+    """One life before one of its actions; places are in pixels of the picture."""
+
+    picture: np.ndarray  # [h, w, 3] uint8
+    place: np.ndarray  # [2]: where the body truly is
+    considered: np.ndarray  # [P, H + 1, 2]
+    chosen: np.ndarray  # [H + 1, 2]; H is 0 for a reflex
+    subgoals: np.ndarray  # [L - 1, 2]
+    terms: Mapping[str, float]  # weighted energies of the chosen future; a reflex has none
+    to_go: float  # what the critic says of the present state, steps
+
+
+class Episode(NamedTuple):
+    """One life from its first moment to its last."""
+
+    world: str
+    mode: str
+    seed: int
+    moments: Sequence[Moment]
+    arrived: int | None  # steps until the first success
+    stayed: bool  # success at the last step
+    factors: np.ndarray  # [F]: how it began
+    focus: Focus  # its goal is [1, D]
+
+    @property
+    def verdict(self) -> str:
+        """How it went, in words."""
+        if self.arrived is None:
+            return f"seed {self.seed}: did not arrive in {len(self.moments)} steps"
+        end = "and stayed" if self.stayed else "and left again"
+        return f"seed {self.seed}: arrived after {self.arrived} steps {end}"
+
+    @property
+    def path(self) -> np.ndarray:
+        """[T, 2]: where the body truly was."""
+        return np.stack([moment.place for moment in self.moments])
+
+
+class ReadOut:
+    """Where the states of an agent are in a world's picture, by a linear probe on frozen states.
+
+    Raises UnusableInput for a world that can't be drawn."""
+
+    def __init__(self, agent: Agent, config: WorldConfig, seed: int) -> None:
+        with closing(config.build(1)) as world:
+            require_drawn(config, world)
+            self.inner: Drawn = world.inner
+        # far from the seeds that are shown: what is drawn was not fitted
+        examiner = Examiner(config, seed + 1_000_000)
+        self.probe = examiner.probe(agent)
+        known, unknown = examiner.known.factors, examiner.unknown
+        self.low, self.high = known.amin(0).numpy(), known.amax(0).numpy()  # [F]
+        missed = self.xy(unknown.factors) - self(examiner.states(agent, unknown.obs))
+        self.error = float(np.sqrt(np.square(missed).sum(-1).mean()))
+        """Root mean square distance of read and true places, on lives not fitted; pixels."""
+
+    def xy(self, factors: Any) -> np.ndarray:
+        """True factors `[..., F]` -> places `[..., 2]`"""
+        return np.asarray(self.inner.picture_xy(np.asarray(factors)))
+
+    def __call__(self, states: Tensor) -> np.ndarray:
+        """`[..., D]` -> places `[..., 2]`"""
+        return self.xy(self.probe.read(states.detach().cpu()))
+
+
+OFFERS: Mapping[type, str] = {
+    Drawn: "no picture (render() and picture_xy(factors))",
+    Examines: "no true state (factor_names, info['factors'] and exams())",
+}
+
+
+def require_drawn(config: WorldConfig, world: World) -> None:
+    """Raises UnusableInput, naming all that the world lacks."""
+    lacking = [what for kind, what in OFFERS.items() if not isinstance(world.inner, kind)]
+    if lacking:
+        raise UnusableInput(f"{config.id} can't be shown: it offers {' and '.join(lacking)}")
+
+
+def watch(
+    agent: Agent, config: WorldConfig, readout: ReadOut, episodes: int, mode: str, seed: int
+) -> Iterator[Episode]:
+    """The episodes of seeds `seed`, `seed` + 1, ..."""
+    if episodes < 1:
+        raise UnusableInput(f"episodes is {episodes}; it must be at least 1")
+    agent.eval()
+    for first in range(0, episodes, AT_ONCE):
+        count = min(AT_ONCE, episodes - first)
+        with closing(config.build(count, agent.device, render_mode="rgb_array")) as world:
+            yield from _Watch(agent, world, readout).live(config, mode, seed + first)
+
+
+class _Watch:
+    """Lives in B worlds until the first episode of each is over, and takes notes."""
+
+    def __init__(self, agent: Agent, world: World, readout: ReadOut) -> None:
+        self.agent, self.world, self.readout = agent, world, readout
+        self.moments: list[list[Moment]] = [[] for _ in range(world.count)]
+        self.going = np.ones(world.count, dtype=bool)
+        self.arrived: list[int | None] = [None] * world.count
+        self.stayed = np.zeros(world.count, dtype=bool)
+
+    def live(self, config: WorldConfig, mode: str, seed: int) -> list[Episode]:
+        obs, info = self.world.reset(seed)
+        self.agent.configure(Task(goal=self.world.tensor(info["goal"]), mode=mode), seed)
+        focus, begun = self.agent.focus, np.asarray(info["factors"])
+        assert focus is not None
+        while self.going.any():
+            plan = self.agent.act(obs)
+            self._note(plan, info, critic(self.agent, self.agent.perceive(obs), focus))
+            transition, info = self.world.step(obs, plan.action)
+            self._judge(info, (transition.terminated | transition.truncated).cpu().numpy())
+            obs = transition.next_obs
+        return [
+            Episode(
+                f"{config.id} {config.variant}", mode, seed + i, self.moments[i], self.arrived[i],
+                bool(self.stayed[i]), begun[i], focus._replace(goal=focus.goal[i : i + 1]),
+            )
+            for i in range(self.world.count)
+        ]  # fmt: skip
+
+    def _note(self, plan: Plan, info: Info, to_go: np.ndarray) -> None:
+        pictures, places = self.world.inner.render(), self.readout.xy(info["factors"])
+        futures = map(self.readout, (plan.considered, plan.states, plan.subgoals))
+        considered, chosen, subgoals = futures
+        for i in np.flatnonzero(self.going):
+            terms = {name: float(term[i]) for name, term in plan.terms.items()}
+            self.moments[i].append(
+                Moment(
+                    np.asarray(pictures[i]), places[i], considered[i], chosen[i], subgoals[i],
+                    terms, float(to_go[i]),
+                )
+            )  # fmt: skip
+
+    def _judge(self, info: Info, ended: np.ndarray) -> None:
+        """`ended` [B] bool: the step that was just lived was the last."""
+        for i in np.flatnonzero(self.going):
+            if self.arrived[i] is None and bool(info["success"][i]):
+                self.arrived[i] = len(self.moments[i])
+            self.stayed[i] = bool(info["final_success"][i])
+        self.going &= ~ended
+
+
+@torch.no_grad()
+def critic(agent: Agent, states: Tensor, focus: Focus) -> np.ndarray:
+    """What the critic says of resting in states `[N, D]`: steps to go `[N]`."""
+    rollout = Rollout(
+        states=states[:, None, None].expand(-1, 1, 2, -1),
+        actions=states.new_zeros(len(states), 1, 1, agent.action_dim),
+        latents=states.new_zeros(len(states), 1, 1, 0),
+    )
+    return agent.cost.critic(rollout, focus)[:, 0].cpu().numpy()

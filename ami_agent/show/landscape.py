@@ -1,0 +1,78 @@
+"""The critic's landscape: how far from the goal it believes every place of a world to be."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ami_agent.agent import Agent
+from ami_agent.life import World, WorldConfig
+from ami_agent.show.episodes import Episode, ReadOut, critic
+
+SIDE = 41  # places along a side
+
+
+class Landscape(NamedTuple):
+    """A grid of places and what the critic says of them."""
+
+    xy: np.ndarray  # [n, n, 2] pixels of the picture
+    to_go: np.ndarray  # [n, n] steps; NaN where the world lets nobody be
+
+
+def survey(
+    agent: Agent, config: WorldConfig, readout: ReadOut, episode: Episode
+) -> Landscape | None:
+    """The landscape of an episode's goal, all but the body as it was at the beginning.
+
+    None for a world whose body doesn't move in a plane of two factors, or can't be put anywhere."""
+    factors = _grid(readout, episode.factors)
+    if factors is None:
+        return None
+    with closing(config.build(1)) as world:
+        seen = [_put(world, place) for place in factors.reshape(-1, factors.shape[-1])]
+    free = np.array([obs is not None for obs in seen])
+    if not free.any():
+        return None
+    to_go = np.full(len(seen), np.nan, dtype=np.float32)
+    to_go[free] = _ask(agent, torch.cat([obs for obs in seen if obs is not None]), episode)
+    return Landscape(readout.xy(factors), to_go.reshape(factors.shape[:-1]))
+
+
+def _grid(readout: ReadOut, factors: np.ndarray) -> np.ndarray | None:
+    """Factors [n, n, F] that differ in the two that move the body through the picture."""
+    ends = np.stack([readout.low, readout.high], 1)  # [F, 2]
+    moving = [i for i, (low, high) in enumerate(ends) if _moves(readout, factors, i, low, high)]
+    if len(moving) != 2:
+        return None
+    grid = np.tile(factors, (SIDE, SIDE, 1))
+    across, down = (np.linspace(*ends[i], SIDE) for i in moving)
+    grid[..., moving[0]], grid[..., moving[1]] = np.meshgrid(across, down)
+    return grid
+
+
+def _moves(readout: ReadOut, factors: np.ndarray, i: int, low: float, high: float) -> bool:
+    both = np.stack([factors, factors])
+    both[:, i] = low, high
+    return not np.allclose(*readout.xy(both))
+
+
+def _put(world: World, factors: np.ndarray) -> Tensor | None:
+    """What is seen there, [1, *O]; None if the world refuses (inside a wall), or, as Gymnasium
+    allows, ignores the wish."""
+    try:
+        obs, info = world.reset(0, factors=factors[None])
+    except ValueError:
+        return None
+    return obs if np.allclose(info["factors"][0], factors, atol=1e-3) else None
+
+
+@torch.no_grad()
+def _ask(agent: Agent, obs: Tensor, episode: Episode) -> np.ndarray:
+    """Observations [N, *O] -> steps to go [N]"""
+    states = torch.cat([agent.perceive(part.to(agent.device)) for part in obs.split(256)])
+    goal = episode.focus.goal.expand(len(states), -1)
+    return critic(agent, states, episode.focus._replace(goal=goal))

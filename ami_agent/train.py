@@ -1,0 +1,161 @@
+"""Training: the lessons of a Config one after the other, logged, checkpointed, resumable."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ami_agent import checkpoint, runs
+from ami_agent.agent import Agent
+from ami_agent.build import Config, build, lessons
+from ami_agent.learning import average, check_finite
+from ami_agent.lessons import Pupil
+from ami_agent.probe import examiner, verdict
+from ami_agent.report import Reporter, Silence
+
+LOG_EVERY = 50
+EXAMINE_EVERY = 300
+EXAMINED = {"objective"}
+"""Lessons that change what a state means, and are examined as they go."""
+
+
+class Reached(NamedTuple):
+    """How far a run has come: updates in all, the lesson it is in, its pupil's state."""
+
+    updates: int = 0
+    lesson: int = 0
+    pupil: Mapping[str, Tensor] = {}
+
+
+def train(
+    config: Config, *, out: Path | str, seed: int = 0, device: torch.device | str = "cpu",
+    resume: bool = False, report: Reporter | None = None, save_every: float = 60.0,
+) -> Agent:  # fmt: skip
+    """Trains an agent in the run folder `out` and returns it.
+
+    The seed decides everything: on a CPU, a run that was killed and resumed ends with the same
+    weights as one that never was. `save_every`: seconds between checkpoints within a lesson.
+    """
+    keep_freed_memory()
+    (runs.go_on if resume else runs.start)(Path(out), config, seed, str(device))
+    return Training(config, Path(out), seed, device, report or Silence(), save_every).run()
+
+
+class Training:
+    """One run on its way through its lessons."""
+
+    def __init__(
+        self, config: Config, run: Path, seed: int, device: torch.device | str,
+        report: Reporter, save_every: float,
+    ) -> None:  # fmt: skip
+        self.config, self.folder, self.seed, self.report = config, run, seed, report
+        self.save_every, self.saved = save_every, time.monotonic()
+        world = config.world.build(1)
+        self.agent = build(
+            config, world.spec, seed=seed, device=device,
+            worlds=config.life.worlds, capacity=config.life.steps,
+        )  # fmt: skip
+        world.close()
+        self.reached = self._restore()
+        self.examine = examiner(config.evaluation, seed)
+
+    def run(self) -> Agent:
+        """Takes every lesson that is left."""
+        for index, (name, lesson) in enumerate(lessons(self.config).items()):
+            if index < self.reached.lesson:
+                continue
+            began = time.monotonic()
+            pupil = lesson.begin(self.agent, self.config.world, self.seed + 10_007 * (index + 1))
+            if self.reached.pupil:
+                pupil.load_state_dict(self.reached.pupil)
+            self._learn(index, name, pupil)
+            pupil.finish()
+            self._note(name, time.monotonic() - began)
+            self.reached = Reached(self.reached.updates, index + 1)
+            self._keep_memory(name)
+            self._save({})
+        shutil.rmtree(self.folder / "memory", ignore_errors=True)
+        return self.agent.eval()
+
+    def _learn(self, index: int, name: str, pupil: Pupil) -> None:
+        recent: list[dict[str, Tensor]] = []
+        with self.report.progress(name, pupil.total, pupil.step) as bar:
+            while pupil.step < pupil.total:
+                if name in EXAMINED and pupil.step % EXAMINE_EVERY == 0:
+                    self._examine(name, pupil.step)
+                recent.append(pupil.update())
+                bar.advance()
+                self.reached = Reached(self.reached.updates + 1, index)
+                if pupil.step % LOG_EVERY == 0 or pupil.step == pupil.total:
+                    self._log(name, pupil.step, recent)
+                if time.monotonic() - self.saved > self.save_every:
+                    self._log(name, pupil.step, recent)
+                    self._save(pupil.state_dict())
+        if name in EXAMINED:
+            self._examine(name, pupil.step)
+
+    def _log(self, name: str, step: int, recent: list[dict[str, Tensor]]) -> None:
+        """Also the guard before every checkpoint: what is not finite is never saved."""
+        if recent:
+            values = average(recent)
+            recent.clear()
+            check_finite(name, step, values)
+            self.report.scalars(name, step, values)
+
+    def _examine(self, name: str, step: int) -> None:
+        marks = self.examine(self.agent)
+        self.report.scalars("state", step, marks)
+        self.report.say(f"{name} {step}: {verdict(marks)}")
+
+    def _note(self, name: str, seconds: float) -> None:
+        known = runs.manifest_of(self.folder)
+        known["seconds"][name] = round(known["seconds"].get(name, 0) + seconds, 1)
+        runs.write_json(self.folder / "manifest.json", known)
+
+    def _keep_memory(self, name: str) -> None:
+        if name == "life":
+            checkpoint.save(self.folder / "memory", self.agent.memory.state_dict(), {})
+
+    def _save(self, pupil: Mapping[str, Tensor]) -> None:
+        tensors = {**runs.weights(self.agent), **{f"pupil.{k}": v for k, v in pupil.items()}}
+        facts = {"updates": self.reached.updates, "lesson": self.reached.lesson}
+        checkpoint.save(checkpoint.place(self.folder, self.reached.updates), tensors, facts)
+        checkpoint.prune(self.folder)
+        self.saved = time.monotonic()
+
+    def _restore(self) -> Reached:
+        """From the newest checkpoint, if there is one yet."""
+        if not checkpoint.checkpoints(self.folder):
+            return Reached()
+        newest = checkpoint.latest(self.folder)
+        tensors, facts = checkpoint.load(newest, self.agent.device)
+        runs.put_weights(self.agent, tensors, newest)
+        if (self.folder / "memory").exists():
+            memory, _ = checkpoint.load(self.folder / "memory", "cpu")
+            self.agent.memory.load_state_dict(memory)
+        pupil = {
+            name.removeprefix("pupil."): value
+            for name, value in tensors.items()
+            if name.startswith("pupil.")
+        }
+        return Reached(facts["updates"], facts["lesson"], pupil)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep freed memory instead of handing it back: training on images is up to three
+    times slower where every batch is mapped anew."""
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_max = -1, -4
+    if hasattr(libc, "mallopt"):  # musl has none
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**30)

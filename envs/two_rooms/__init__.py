@@ -1,0 +1,8 @@
+"""Two rooms, a wall, a door: find the way through."""
+
+from .exams import Exam
+from .single import TwoRoomsEnv
+from .variants import VARIANTS, Variant
+from .worlds import TwoRoomsVectorEnv
+
+__all__ = ["VARIANTS", "Exam", "TwoRoomsEnv", "TwoRoomsVectorEnv", "Variant"]

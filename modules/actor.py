@@ -1,0 +1,118 @@
+"""Actor, Mode-1: a policy that reacts, and what makes it an actor (Mode-2: `planners/`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modules.bounds import Bounds
+from modules.planners.common import MindsEye
+from modules.types import Actor, Focus, Plan
+
+
+class Policy(nn.Module):
+    """pi(s, g) -> the action that Mode-2 would have found after deliberation, in one pass."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 256
+
+        def build(self, state_dim: int, action_dim: int, bounds: Bounds) -> Policy:
+            return Policy(self, state_dim, action_dim, bounds)
+
+    def __init__(self, config: Config, state_dim: int, action_dim: int, bounds: Bounds) -> None:
+        super().__init__()
+        self.bounds, self.action_dim = bounds, action_dim
+        self.layers = nn.Sequential(
+            nn.Linear(3 * state_dim, config.hidden),
+            nn.SiLU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.SiLU(),
+            nn.Linear(config.hidden, action_dim),
+        )
+
+    def forward(self, state: Tensor, goal: Tensor) -> Tensor:
+        """States `[B, D]`, goals `[B, D]` -> actions `[B, A]` inside the bounds."""
+        return self.bounds.bound(self.layers(torch.cat([state, goal, goal - state], -1)))
+
+
+class Reflex:
+    """Mode-1 as an actor: one forward pass, nothing imagined, so no energy is claimed (NaN)."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def reset(self, seed: int = 0) -> None:
+        """A reflex has no past."""
+
+    def __call__(self, state: Tensor, focus: Focus) -> Plan:
+        """`[B, D]` -> a plan of one action."""
+        now = state[:, None]
+        return Plan(
+            actions=self.policy(state, focus.goal)[:, None],
+            energy=state.new_full((len(state),), torch.nan),
+            terms={},
+            states=now,
+            subgoals=now[:, :0],
+            considered=now[:, None],
+        )
+
+
+class Habit:
+    """What the policy would do for the next H steps, as one proposal for Mode-2 to improve."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        def build(self, policy: Policy, eye: MindsEye) -> Habit:
+            return Habit(policy, eye)
+
+    def __init__(self, policy: Policy, eye: MindsEye) -> None:
+        self.policy, self.eye = policy, eye
+
+    def __call__(self, state: Tensor, focus: Focus) -> Tensor:
+        """`[B, D]` -> `[B, 1, H, A]`"""
+        actions = []
+        for _ in range(focus.horizon):
+            actions.append(self.policy(state, focus.goal)[:, None, None])
+            state = self.eye.imagine(state, actions[-1]).states[:, 0, -1]
+        return torch.cat(actions, 2)
+
+
+class NoHabit:
+    """Nothing to go by: Mode-2 without a policy."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        def build(self, policy: Policy, eye: MindsEye) -> NoHabit:
+            return NoHabit(policy.action_dim)
+
+    def __init__(self, action_dim: int) -> None:
+        self.action_dim = action_dim
+
+    def __call__(self, state: Tensor, focus: Focus) -> Tensor:
+        return state.new_empty(len(state), 0, focus.horizon, self.action_dim)
+
+
+class Commit:
+    """Carries out several actions of a plan before it is made anew."""
+
+    def __init__(self, actor: Actor, execute: int) -> None:
+        self.actor, self.execute = actor, execute
+        self.reset()
+
+    def reset(self, seed: int = 0) -> None:
+        """The next call plans."""
+        self.left: list[Plan] = []
+
+    def __call__(self, state: Tensor, focus: Focus) -> Plan:
+        if not self.left:
+            plan = self.actor(state, focus)
+            self.left = [later(plan, step) for step in range(min(self.execute, focus.horizon))]
+        return self.left.pop(0)
+
+
+def later(plan: Plan, step: int) -> Plan:
+    """The same plan after `step` of its actions were carried out."""
+    return plan._replace(actions=plan.actions[:, step:], states=plan.states[:, step:])

@@ -1,0 +1,58 @@
+"""What a body can do: actions stay inside by construction, so a planner never has to clip.
+
+Inside the mind every action lies in [-1, 1] per dimension; the body's units belong to the world.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_NEARLY_ONE = 0.999
+_TINY = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """Every dimension in [-1, 1] by itself."""
+
+    def bound(self, free: Tensor) -> Tensor:
+        """Any numbers `[..., A]` -> actions inside."""
+        return free.tanh()
+
+    def free(self, actions: Tensor) -> Tensor:
+        """The numbers that `bound` turns into these actions (the rim is drawn in a little)."""
+        return actions.clamp(-_NEARLY_ONE, _NEARLY_ONE).atanh()
+
+    def project(self, actions: Tensor) -> Tensor:
+        """The nearest actions inside."""
+        return actions.clamp(-1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ball:
+    """The whole action vector is no longer than `radius`: one length in any direction."""
+
+    radius: float = 1.0
+    """Below 1 it keeps the mind to actions as long as those that memory knows."""
+
+    def bound(self, free: Tensor) -> Tensor:
+        """r u tanh|u| / |u|, `[..., A]`."""
+        # the root stays differentiable at rest, where |u| alone is not
+        length = (free.square().sum(-1, keepdim=True) + _TINY**2).sqrt()
+        return free * (self.radius * length.tanh() / length)
+
+    def free(self, actions: Tensor) -> Tensor:
+        """The numbers that `bound` turns into these actions (the rim is drawn in a little)."""
+        length = torch.linalg.vector_norm(actions, dim=-1, keepdim=True).clamp_min(_TINY)
+        return actions * ((length / self.radius).clamp(max=_NEARLY_ONE).atanh() / length)
+
+    def project(self, actions: Tensor) -> Tensor:
+        """The nearest actions inside."""
+        length = torch.linalg.vector_norm(actions, dim=-1, keepdim=True)
+        return actions / (length / self.radius).clamp_min(1)
+
+
+Bounds = Box | Ball

@@ -1,0 +1,30 @@
+"""Dynamic programming over remembered states: a graph of short hops, and its shortest paths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from modules.types import Distance
+
+
+def hops(distance: Distance, states: Tensor, longest: float) -> Tensor:
+    """States `[N, D]`, lived one after the other -> the price of each hop `[N, N]` in steps.
+
+    A hop is a lived step (price at most 1) or a pair that `distance` calls at most `longest`
+    apart; all else costs infinity.
+    """
+    price = distance(states[:, None], states[None])
+    price = price.masked_fill(price > longest, torch.inf)
+    lived = torch.arange(len(states) - 1, device=states.device)
+    price[lived, lived + 1] = price[lived, lived + 1].clamp_max(1)
+    return price.fill_diagonal_(0)
+
+
+def shortest_paths(price: Tensor) -> Tensor:
+    """Prices `[..., N, N]` -> price of the cheapest path from each to each (Floyd-Warshall)."""
+    best = price.clone()
+    for via in range(price.shape[-1]):
+        detour = best[..., :, via, None] + best[..., via, None, :]
+        torch.minimum(best, detour, out=best)
+    return best

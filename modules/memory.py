@@ -1,0 +1,259 @@
+"""Memory: what was lived, step by step, and stretches of it to learn from.
+
+A ring of rows. Row k holds the observation k, the action taken on it and the interoception felt on
+arrival at observation k + 1. One row more than there are steps, so that the newest observation, on
+which nothing was done yet, can end a stretch.
+
+Worlds restart as Gymnasium's vector worlds do (autoreset mode NEXT_STEP): the step after an end
+only resets. Its observation is the last of the old episode, its action is ignored and its next
+observation is the first of the new episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from modules.types import Observation, Trajectory, Transition, UnusableInput
+
+
+class Windows(NamedTuple):
+    """All N stretches of one length, by world and time: those of one of E episodes lie together."""
+
+    end: Tensor  # [N] where the last observation lies: world * rows + steps since the oldest row
+    runs: Tensor  # [E + 1] number of the first window of every episode, and N
+
+
+class Memory:
+    """The last `capacity` steps of each of B worlds, kept on one device."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """`capacity` counts steps per world, reset steps included."""
+
+        capacity: int = 10_000
+
+        def build(self, example: Transition, device: torch.device | str = "cpu") -> Memory:
+            """An empty memory for transitions like `example`."""
+            return Memory(self.capacity, example, device)
+
+    def __init__(self, capacity: int, example: Transition, device: torch.device | str) -> None:
+        """`example` lends its shapes and types, not its values; leading dimension B."""
+        if capacity < 1:
+            raise UnusableInput(f"a memory needs a capacity of at least 1 step, not {capacity}")
+        worlds, self._rows = len(example.action), capacity + 1
+        self._device = torch.device(device)
+        self._store = {
+            name: torch.zeros((self._rows, *part.shape), dtype=part.dtype, device=device)
+            for name, part in {**_senses(example.obs), **_deeds(example)}.items()
+        }  # each [rows, B, ...]
+        self._age = torch.zeros((worlds, self._rows), dtype=torch.int32, device=device)
+        self._episode = torch.zeros((worlds, self._rows), dtype=torch.int64, device=device)
+        self._episode[:, 0] = torch.arange(worlds, device=device)
+        self._ended = torch.zeros(worlds, dtype=torch.bool, device=device)
+        self._steps = 0
+        self._windows: dict[int, Windows] = {}
+
+    def __len__(self) -> int:
+        """Transitions that can be recalled, over all worlds; steps that only reset don't count."""
+        return len(self._find(1).end)
+
+    def remember(self, lived: Transition) -> None:
+        """Add one step of all B worlds; UnusableInput if a number is not finite or a shape wrong.
+
+        The check makes the host wait for the device `lived` is on. Worlds take their actions from
+        the host, so it waits at every step anyway.
+        """
+        now = {**_senses(lived.obs), **_deeds(lived)}
+        _check_finite({**now, **{f"next {k}": v for k, v in _senses(lived.next_obs).items()}})
+        self._write(self._steps, now)
+        self._write(self._steps + 1, _senses(lived.next_obs))
+        self._advance(self._ended)
+        self._ended.copy_(lived.terminated | lived.truncated)
+
+    def interrupt(self) -> None:
+        """The worlds were started afresh: what comes next does not follow from what came before."""
+        self._advance(torch.ones_like(self._ended))
+        self._ended.zero_()
+
+    def sample(
+        self, count: int, length: int, generator: torch.Generator, together: int = 1
+    ) -> Trajectory:
+        """`count` stretches of `length` steps, uniform over all kept: obs [count, length + 1].
+
+        They come in runs of `together` from the same episode, each drawn anew from it.
+        UnusableInput if no episode has that many steps.
+        """
+        if together < 1 or count % together:
+            raise UnusableInput(f"{count} stretches can't come in runs of {together}")
+        windows = self._find(length)
+        if not len(windows.end):
+            raise UnusableInput(
+                f"memory has no stretch of {length} steps within one episode; "
+                f"the longest has {self._longest()}"
+            )
+        return self._read(windows.end[_draw(windows, count, together, generator)], length)
+
+    def episodes(self, length: int = 1) -> Tensor:
+        """[E] int64: the numbers of the episodes of which at least `length` steps are kept."""
+        windows = self._find(length)
+        last = windows.end[windows.runs[1:] - 1]
+        return self._episode[last // self._rows, (last % self._rows + self._oldest()) % self._rows]
+
+    def recall(self, episode: int | Tensor) -> Trajectory:
+        """All that is kept of one episode, obs [1, T + 1, ...]; UnusableInput if nothing is."""
+        age = self._age.masked_fill(self._episode != episode, -1)
+        age = age.roll(-self._oldest(), dims=1).flatten()
+        length = min(int((age >= 0).sum()) - 1, int(age.max()))
+        if length < 1:
+            raise UnusableInput(f"memory keeps no step of episode {int(episode)}")
+        return self._read(age.argmax()[None], length)
+
+    def translated(self, perceive: Callable[[Tensor], Tensor], batch: int = 1024) -> Memory:
+        """The same lives with `perceive(obs)` `[N, D]` in the place of observations, read-only."""
+        filled = min(self._steps + 1, self._rows)
+        flat = self._store["obs"][:filled].flatten(0, 1)
+        with torch.no_grad():
+            states = torch.cat([perceive(part) for part in flat.split(batch)])
+        other = copy(self)
+        other._store = {**self._store, "obs": states.unflatten(0, (filled, -1))}
+        return other
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The filled part, as views that the next `remember` may change."""
+        filled = min(self._steps + 1, self._rows)
+        return {
+            **{name: part[:filled] for name, part in self._store.items()},
+            "age": self._age[:, :filled],
+            "episode": self._episode[:, :filled],
+            "ended": self._ended,
+            "steps": torch.tensor([self._steps, self._rows - 1]),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Become the memory `state` was taken from; UnusableInput if it was built otherwise."""
+        expected = {*self._store, "age", "episode", "ended", "steps"}
+        if set(state) != expected:
+            raise UnusableInput(f"memory needs {sorted(expected)}, was given {sorted(state)}")
+        steps, capacity = state["steps"].tolist()
+        if capacity != self._rows - 1:
+            raise UnusableInput(f"memory keeps {self._rows - 1} steps, the saved one {capacity}")
+        for name, part in self._store.items():
+            _check_like(name, part[0], state[name][0])
+            part[: len(state[name])] = state[name].to(self._device)
+        self._age.zero_()[:, : state["age"].shape[1]] = state["age"].to(self._device)
+        self._episode[:, : state["age"].shape[1]] = state["episode"].to(self._device)
+        self._ended.copy_(state["ended"])
+        self._steps = steps
+        self._windows.clear()
+
+    def _write(self, step: int, parts: Mapping[str, Tensor]) -> None:
+        for name, part in parts.items():
+            row = self._store[name][step % self._rows]
+            _check_like(name, row, part)
+            row.copy_(part)
+
+    def _advance(self, fresh: Tensor) -> None:
+        """`fresh` [B]: the worlds in which the step from this row to the next only resets."""
+        row, following = self._steps % self._rows, (self._steps + 1) % self._rows
+        self._age[:, following] = (self._age[:, row] + 1).masked_fill(fresh, 0)
+        self._episode[:, following] = self._episode[:, row] + fresh * len(fresh)
+        self._steps += 1
+        self._windows.clear()
+
+    def _find(self, length: int) -> Windows:
+        if length < 1:
+            raise UnusableInput(f"a stretch has at least 1 step, not {length}")
+        if length not in self._windows:
+            self._windows[length] = self._search(length)
+        return self._windows[length]
+
+    def _search(self, length: int) -> Windows:
+        # An observation ends a stretch of T steps if its episode is at least T steps old there and
+        # the ring still has the T rows before it.
+        fits = (self._age >= length).roll(-self._oldest(), dims=1)
+        fits[:, :length] = False
+        fits = fits.flatten()
+        end = fits.nonzero().squeeze(1)
+        # No window ends on the first observation of an episode, so episodes are runs of ends.
+        heads = (fits[1:] & ~fits[:-1]).nonzero().squeeze(1) + 1
+        bounds = torch.cat([heads, heads.new_tensor([len(fits)])])
+        return Windows(end, torch.searchsorted(end, bounds))
+
+    def _read(self, end: Tensor, length: int) -> Trajectory:
+        """`end` [N] as in Windows -> the N stretches of `length` steps which end there."""
+        world, since = end // self._rows, end % self._rows
+        back = torch.arange(-length, 1, device=self._device)
+        rows = (since[:, None] + self._oldest() + back) % self._rows  # [N, T + 1]
+        index = rows * len(self._ended) + world[:, None]
+        senses = {k: _take(v, index) for k, v in self._store.items() if k.startswith("obs")}
+        return Trajectory(
+            obs=_observation(senses),
+            actions=_take(self._store["action"], index[:, :-1]),
+            interoception=_take(self._store["interoception"], index[:, :-1]),
+            episode=self._episode[world, rows[:, -1]],
+        )
+
+    def _oldest(self) -> int:
+        """The row of the oldest step."""
+        return max(0, self._steps - self._rows + 1) % self._rows
+
+    def _longest(self) -> int:
+        kept = torch.arange(self._rows, device=self._device)
+        return int(torch.minimum(self._age.roll(-self._oldest(), dims=1), kept).max())
+
+
+def _draw(windows: Windows, count: int, together: int, generator: torch.Generator) -> Tensor:
+    """[count] numbers of windows. A window drawn uniformly brings its episode, and that `together`
+    windows drawn uniformly from it: each of them is then uniform over all."""
+    device, size = generator.device, (count // together, together)
+    leader = torch.randint(len(windows.end), (size[0], 1), generator=generator, device=device)
+    share = torch.rand(size, dtype=torch.float64, generator=generator, device=device)
+    run = torch.searchsorted(windows.runs, leader.to(windows.runs.device), right=True)
+    first, following = windows.runs[run - 1], windows.runs[run]
+    return (first + (share.to(first.device) * (following - first)).long()).flatten()
+
+
+def _take(part: Tensor, index: Tensor) -> Tensor:
+    """[rows, B, ...] and index [N, T] into rows * B -> [N, T, ...]."""
+    each = part.shape[2:]
+    flat = part.view(part.shape[0] * part.shape[1], each.numel())  # 2-D is copied far faster
+    return flat.index_select(0, index.flatten()).view(*index.shape, *each)
+
+
+def _senses(obs: Observation) -> dict[str, Tensor]:
+    if isinstance(obs, Tensor):
+        return {"obs": obs}
+    return {f"obs.{name}": part for name, part in obs.items()}
+
+
+def _observation(senses: Mapping[str, Tensor]) -> Observation:
+    """What `_senses` took apart."""
+    if "obs" in senses:
+        return senses["obs"]
+    return {name.removeprefix("obs."): part for name, part in senses.items()}
+
+
+def _deeds(lived: Transition) -> dict[str, Tensor]:
+    return {"action": lived.action, "interoception": lived.interoception}
+
+
+def _check_like(name: str, wanted: Tensor, given: Tensor) -> None:
+    if (wanted.shape, wanted.dtype) != (given.shape, given.dtype):
+        raise UnusableInput(
+            f"memory keeps {name} as {wanted.dtype} {list(wanted.shape)}, "
+            f"was given {given.dtype} {list(given.shape)}"
+        )
+
+
+def _check_finite(parts: Mapping[str, Tensor]) -> None:
+    numbers = {name: part for name, part in parts.items() if part.is_floating_point()}
+    sound = torch.stack([part.isfinite().flatten(1).all(1) for part in numbers.values()])
+    if not sound.all():
+        which, world = (~sound).nonzero()[0].tolist()
+        raise UnusableInput(f"{list(numbers)[which]} of world {world} is not finite")

@@ -1,0 +1,81 @@
+"""What the world model is trained to do, and what keeps its representation from collapsing.
+
+Every term is a pure function of states; its name in `Objective.terms` is the name of its weight.
+States are read as samples of features: `[N, D]` folds into `[N h w, C]` by `fold`, so that the
+statistics of a map are taken per channel over places (as in VICRegL, Bardes et al. 2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+_EPS = 1e-4
+
+
+def fold(states: Tensor, channels: int) -> Tensor:
+    """`[..., D]` -> `[N, C]`: every place of a map is a sample of its channels."""
+    return states.unflatten(-1, (channels, -1)).movedim(-2, -1).flatten(0, -2)
+
+
+def prediction(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error in representation space over all imagined steps; scalar."""
+    return (predicted - target).square().mean()
+
+
+def variance(features: Tensor) -> Tensor:
+    """Hinge that keeps each feature's standard deviation above 1; features `[N, C]` -> scalar.
+
+    VICReg (Bardes et al. 2022), equation 1.
+    """
+    return (1 - (features.var(0) + _EPS).sqrt()).relu().mean()
+
+
+def covariance(features: Tensor) -> Tensor:
+    """Squared correlations between different features, a C-th of their sum; scalar.
+
+    VICReg, equation 2.
+    """
+    centred = features - features.mean(0)
+    matrix = centred.T @ centred / (len(features) - 1)  # [C, C]
+    off_diagonal = matrix.square().sum() - matrix.diagonal().square().sum()
+    return off_diagonal / features.shape[1]
+
+
+def similarity(states: Tensor) -> Tensor:
+    """Slowness: states `[B, T + 1, D]` that follow each other lie close; scalar.
+
+    The temporal similarity of PLDM (Sobal et al. 2025).
+    """
+    return (states[:, 1:] - states[:, :-1]).square().mean()
+
+
+def inverse(guessed: Tensor, actions: Tensor) -> Tensor:
+    """The action must be legible from the two states it joins; scalar (Pathak et al. 2017)."""
+    return (guessed - actions).square().mean()
+
+
+def within(states: Tensor, together: int) -> Tensor:
+    """Takes from each state the mean of its episode: what never changes in an episode goes away.
+
+    `[B, T + 1, D]`, windows in runs of `together` from one episode -> the same shape.
+    """
+    runs = states.unflatten(0, (-1, together))
+    return (runs - runs.mean((1, 2), keepdim=True)).flatten(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """One weight a term; zero leaves the term out of the sum but not out of the log."""
+
+    prediction: float = 1.0
+    variance: float = 16.0
+    covariance: float = 8.0
+    variance_within: float = 0.0
+    covariance_within: float = 0.0
+    similarity: float = 12.0
+    inverse: float = 1.0
+
+    def by_name(self) -> dict[str, float]:
+        return asdict(self)

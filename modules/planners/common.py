@@ -1,0 +1,105 @@
+"""What every planner shares: a mind's eye that looks at actions, and a few first guesses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from modules.bounds import Bounds
+from modules.types import Evaluate, Focus, Imagine, Plan, Rollout
+
+
+class Thought(NamedTuple):
+    """Imagined futures and how much each would hurt."""
+
+    rollout: Rollout
+    terms: dict[str, Tensor]  # each [B, P]
+    energy: Tensor  # [B, P]
+
+
+@dataclass(frozen=True)
+class MindsEye:
+    """The world model and the cost, seen as one function of actions."""
+
+    imagine: Imagine
+    evaluate: Evaluate
+    bounds: Bounds
+    action_dim: int
+
+    def look(self, state: Tensor, actions: Tensor, focus: Focus) -> Thought:
+        """`[B, D]`, `[B, P, H, A]` -> what would come of it."""
+        rollout = self.imagine(state, actions)
+        terms = self.evaluate(rollout, focus)
+        energy = torch.stack(list(terms.values())).sum(0)
+        return Thought(rollout, terms, energy)
+
+    def decide(self, state: Tensor, actions: Tensor, focus: Focus) -> Plan:
+        """The best of these actions by energy, as a plan."""
+        thought = self.look(state, actions, focus)
+        best = thought.energy.argmin(1)  # [B]
+        return Plan(
+            actions=pick(actions, best),
+            energy=pick(thought.energy, best),
+            terms={name: pick(term, best) for name, term in thought.terms.items()},
+            states=pick(thought.rollout.states, best),
+            subgoals=thought.rollout.states[:, 0, :0],
+            considered=thought.rollout.states,
+        )
+
+
+def pick(proposals: Tensor, index: Tensor) -> Tensor:
+    """`[B, P, ...]`, `[B]` -> `[B, ...]`: one proposal per world."""
+    return proposals[torch.arange(len(index), device=index.device), index]
+
+
+def shift(actions: Tensor) -> Tensor:
+    """`[B, P, H, A]` one step later; the last action is held."""
+    return torch.cat([actions[:, :, 1:], actions[:, :, -1:]], 2)
+
+
+class Guesses:
+    """First guesses that are constant over a piece of the horizon: a body that trembles gets
+    nowhere. Drawn on the host, so that a seed means the same guesses on every device."""
+
+    def __init__(self, eye: MindsEye, pieces: int = 2) -> None:
+        self.eye, self.pieces = eye, pieces
+        self.seed(0)
+
+    def seed(self, seed: int) -> None:
+        """What is guessed from here on depends on the seed alone."""
+        self.random = torch.Generator().manual_seed(seed)
+
+    def noise(self, state: Tensor, count: int, length: int) -> Tensor:
+        """Standard normal numbers `[B, count, length, A]` where the state lives."""
+        shape = (len(state), count, length, self.eye.action_dim)
+        return torch.randn(shape, generator=self.random).to(state, non_blocking=True)
+
+    def __call__(self, state: Tensor, focus: Focus, count: int) -> Tensor:
+        """`[B, D]` -> actions `[B, count, H, A]`, the first of them rest."""
+        free = self.noise(state, count, self.pieces)
+        free[:, :1] = 0
+        piece = -(-focus.horizon // self.pieces)
+        held = self.eye.bounds.bound(free).repeat_interleave(piece, 2)
+        return held[:, :, : focus.horizon]
+
+
+class Warm:
+    """What is left of the last plan, one step later: `[B, K, H, A]`; K is 0 before the first."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """There is no last plan."""
+        self.actions = torch.empty(0, 0, 0, 0)
+
+    def start(self, state: Tensor, focus: Focus, action_dim: int) -> Tensor:
+        """`[B, K, H, A]`; nothing when other worlds or another horizon were planned for."""
+        fits = self.actions.shape[0] == len(state) and self.actions.shape[2] == focus.horizon
+        return self.actions if fits else state.new_empty(len(state), 0, focus.horizon, action_dim)
+
+    def keep(self, actions: Tensor) -> None:
+        self.actions = shift(actions)

@@ -1,0 +1,121 @@
+"""The nouns the boxes speak. Everything that passes between two boxes is defined here.
+
+Shape letters, the same in every file: **B** worlds lived in at once, **P** proposals considered at
+once, **T** recorded steps, **H** imagined steps, **O** observation, **D** state (latent), **A**
+action, **Z** latent variable, **I** interoception, **L** levels.
+
+A state is always flat, `[..., D]`: a map of features is a state whose encoder and predictor fold D
+into `[C, h, w]` for themselves, so that nobody else has to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
+
+from torch import Tensor
+
+Observation: TypeAlias = Tensor | Mapping[str, Tensor]
+"""What the senses deliver: one tensor `[B, *O]`, or several by name (multi-modal)."""
+
+
+class UnusableInput(ValueError):
+    """What was given can't be used; the message names the thing, the value and what would do."""
+
+
+class Diverged(ArithmeticError):
+    """A number that must be finite is not; learning can't go on from here."""
+
+
+class Transition(NamedTuple):
+    """One step of life in B worlds. `interoception` is what the body feels on arrival."""
+
+    obs: Observation  # [B, *O]
+    action: Tensor  # [B, A], each number in [-1, 1]
+    interoception: Tensor  # [B, I]
+    next_obs: Observation  # [B, *O]
+    terminated: Tensor  # [B] bool: the world ended here
+    truncated: Tensor  # [B] bool: time ran out here, the world would have gone on
+
+
+class Trajectory(NamedTuple):
+    """Stretches of life, each inside a single episode: what learning reads from memory."""
+
+    obs: Observation  # [B, T + 1, *O]
+    actions: Tensor  # [B, T, A]
+    interoception: Tensor  # [B, T, I]
+    episode: Tensor  # [B] which episode it was; equal numbers, same episode
+
+
+class Focus(NamedTuple):
+    """The Configurator's word to every other box. It travels with the data and mutates nothing."""
+
+    mode: str  # which actor acts: "react" or "plan"
+    goal: Tensor  # [B, D]
+    weights: Mapping[str, float]  # u_i and v_j of every energy, by name
+    horizon: int  # H: how far Mode-2 looks
+    steps: int  # how many times Mode-2 may improve its proposals from cold
+
+
+class Rollout(NamedTuple):
+    """Imagined futures. Without latent variables Z is 0."""
+
+    states: Tensor  # [B, P, H + 1, D]
+    actions: Tensor  # [B, P, H, A]
+    latents: Tensor  # [B, P, H, Z]
+
+
+class Plan(NamedTuple):
+    """The actions somebody intends to take, and how much that future should hurt."""
+
+    actions: Tensor  # [B, H, A]
+    energy: Tensor  # [B]
+    terms: Mapping[str, Tensor]  # each [B]: the energy by name, already weighted
+    states: Tensor  # [B, H + 1, D]: what is hoped for; a reflex imagines nothing, H is 0
+    subgoals: Tensor  # [B, L - 1, D]: what each level asked of the one below
+    considered: Tensor  # [B, P, H + 1, D]: all the futures that were compared
+
+    @property
+    def action(self) -> Tensor:
+        """[B, A]: the only one that leaves the mind."""
+        return self.actions[:, 0]
+
+
+class Perceive(Protocol):
+    """Observation `[B, *O]` -> state `[B, D]`."""
+
+    def __call__(self, obs: Observation) -> Tensor: ...
+
+
+class Imagine(Protocol):
+    """State `[B, D]` and actions `[B, P, H, A]` -> the futures they would lead to."""
+
+    def __call__(self, state: Tensor, actions: Tensor) -> Rollout: ...
+
+
+class Energy(Protocol):
+    """How much every imagined future would hurt, `[B, P]`, unweighted."""
+
+    def __call__(self, rollout: Rollout, focus: Focus) -> Tensor: ...
+
+
+class Evaluate(Protocol):
+    """The weighted energies of every imagined future, by name, each `[B, P]`."""
+
+    def __call__(self, rollout: Rollout, focus: Focus) -> dict[str, Tensor]: ...
+
+
+class Propose(Protocol):
+    """State `[B, D]` -> actions worth considering, `[B, P, H, A]`; P may be 0."""
+
+    def __call__(self, state: Tensor, focus: Focus) -> Tensor: ...
+
+
+class Actor(Protocol):
+    """State `[B, D]` -> what to do about it. Mode-1 and Mode-2 are both actors."""
+
+    def __call__(self, state: Tensor, focus: Focus) -> Plan: ...
+
+
+Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""From states `[..., D]` to goals `[..., D]` (broadcast): steps still to go, `[...]`."""

@@ -1,0 +1,241 @@
+"""Memory hands out what was lived, in order, and never two episodes as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from modules.memory import Memory
+from modules.types import Trajectory, Transition, UnusableInput
+
+
+def life(seed: int, worlds: int = 3, ends: float = 0.2) -> Iterator[Transition]:
+    """Worlds whose observations [B, 3] tell world, episode and time; they reset as NEXT_STEP does.
+
+    An action repeats the observation it answers, interoception the one it leads to; what belongs
+    to a reset step is -1 and must never be seen.
+    """
+    dice = torch.Generator().manual_seed(seed)
+    obs = torch.zeros(worlds, 3)
+    obs[:, 0] = torch.arange(worlds)
+    over = torch.zeros(worlds, dtype=torch.bool)
+    while True:
+        following = obs + torch.tensor([0.0, 0.0, 1.0])
+        following[over] = obs[over] * torch.tensor([1.0, 1.0, 0.0]) + torch.tensor([0.0, 1.0, 0.0])
+        action = obs.masked_fill(over[:, None], -1)
+        felt = following.masked_fill(over[:, None], -1)
+        ending = (torch.rand(worlds, generator=dice) < ends) & ~over
+        truncated = ending & (torch.rand(worlds, generator=dice) < 0.5)
+        yield Transition(obs, action, felt, following, ending & ~truncated, truncated)
+        obs, over = following, ending
+
+
+def lived(seed: int, steps: int, capacity: int, **how: float) -> Memory:
+    transitions = list(islice(life(seed, **how), max(steps, 1)))
+    memory = Memory.Config(capacity=capacity).build(transitions[0])
+    for transition in transitions[:steps]:
+        memory.remember(transition)
+    return memory
+
+
+def assert_is_one_stretch(seen: Trajectory) -> None:
+    world, episode, moment = seen.obs.unbind(-1)  # each [N, T + 1]
+    assert (world == world[:, :1]).all()
+    assert (episode == episode[:, :1]).all()
+    assert (moment.diff(dim=1) == 1).all()
+    torch.testing.assert_close(seen.actions, seen.obs[:, :-1])
+    torch.testing.assert_close(seen.interoception, seen.obs[:, 1:])
+
+
+def dice(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def windows_by_hand(seed: int, steps: int, capacity: int, length: int) -> set[tuple[int, ...]]:
+    """(world, episode, time of the first observation) of all there are, one by one."""
+    found = set()
+    story = list(islice(life(seed), steps))[-capacity:]
+    for world in range(3):
+        acted = [t.action[world] for t in story]
+        for start in range(len(story) - length + 1):
+            stretch = acted[start : start + length]
+            if all(action[2] >= 0 for action in stretch):
+                found.add(tuple(int(n) for n in stretch[0]))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    steps=st.integers(1, 60),
+    capacity=st.integers(1, 25),
+    length=st.integers(1, 6),
+)
+def test_hands_out_exactly_the_stretches_that_were_lived(seed, steps, capacity, length):
+    memory = lived(seed, steps, capacity)
+    expected = windows_by_hand(seed, steps, capacity, length)
+    if not expected:
+        with pytest.raises(UnusableInput):
+            memory.sample(4, length, dice())
+        return
+    seen = memory.sample(60 * len(expected), length, dice(seed))
+    assert_is_one_stretch(seen)
+    assert {tuple(start) for start in seen.obs[:, 0].long().tolist()} == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), steps=st.integers(10, 60), capacity=st.integers(5, 25))
+def test_stretches_drawn_together_share_their_episode(seed, steps, capacity):
+    seen = lived(seed, steps, capacity, ends=0.1).sample(40, 1, dice(seed), together=8)
+    assert_is_one_stretch(seen)
+    names = seen.obs[:, 0, :2].view(5, 8, 2)
+    assert (names == names[:, :1]).all()
+    numbers = seen.episode.view(5, 8)
+    assert (numbers == numbers[:, :1]).all()
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_every_stretch_is_equally_likely(together):
+    memory = lived(seed=1, steps=40, capacity=30)
+    seen = memory.sample(40_000, 2, dice(), together)
+    _, counts = seen.obs[:, 0].unique(dim=0, return_counts=True)
+    assert len(counts) == len(windows_by_hand(1, 40, 30, 2))
+    expected = 40_000 / len(counts)
+    assert (counts - expected).abs().max() < 6 * (expected * together) ** 0.5
+
+
+def test_an_episode_has_one_number_and_no_other_has_it():
+    seen = lived(seed=2, steps=80, capacity=60).sample(5000, 1, dice())
+    pairs = torch.cat([seen.episode[:, None], seen.obs[:, 0, :2].long()], dim=1).unique(dim=0)
+    assert len(pairs) == len(pairs[:, 0].unique()) == len(pairs[:, 1:].unique(dim=0))
+    assert seen.episode.dtype == torch.int64
+
+
+@pytest.mark.parametrize(("steps", "capacity"), [(12, 50), (80, 30)])
+def test_recalls_whole_episodes(steps, capacity):
+    memory = lived(seed=3, steps=steps, capacity=capacity)
+    stretches = [memory.recall(episode) for episode in memory.episodes()]
+    for stretch in stretches:
+        assert_is_one_stretch(stretch)
+    assert sum(stretch.actions.shape[1] for stretch in stretches) == len(memory)
+    assert len(memory) == len(windows_by_hand(3, steps, capacity, 1))
+    long = [s for s in stretches if s.actions.shape[1] >= 3]
+    assert memory.episodes(3).tolist() == [int(s.episode) for s in long]
+
+
+def test_the_newest_observation_ends_a_stretch():
+    memory = lived(seed=0, steps=5, capacity=9, ends=0.0)
+    assert memory.sample(1, 5, dice()).obs[0, :, 2].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_nothing_crosses_an_interruption():
+    memory = lived(seed=0, steps=6, capacity=20, ends=0.0)
+    memory.interrupt()
+    for transition in islice(life(seed=1, ends=0.0), 4):
+        memory.remember(transition)
+    seen = memory.sample(300, 3, dice())
+    assert_is_one_stretch(seen)
+    assert len(seen.episode.unique()) == 6
+    with pytest.raises(UnusableInput, match="the longest has 6"):
+        memory.sample(1, 7, dice())
+
+
+def test_an_interruption_may_follow_an_end():
+    memory = lived(seed=0, steps=3, capacity=20, ends=1.0)
+    for transition in islice(life(seed=1, ends=0.0), 5):
+        memory.interrupt()
+        memory.remember(transition)
+    assert len(memory.episodes()) == 3 * (2 + 5)
+    assert_is_one_stretch(memory.sample(300, 1, dice()))
+
+
+def test_what_was_just_lived_can_be_sampled_at_once():
+    memory = lived(seed=0, steps=3, capacity=20, ends=0.0)
+    story = islice(life(seed=0, ends=0.0), 3, 6)
+    for length, transition in enumerate(story, start=4):
+        with pytest.raises(UnusableInput):
+            memory.sample(1, length, dice())
+        memory.remember(transition)
+        assert len(memory) == 3 * length
+        memory.sample(1, length, dice())
+
+
+@pytest.mark.parametrize("steps", [7, 50])
+def test_a_translation_tells_the_same_lives_in_other_words(steps):
+    memory = lived(seed=7, steps=steps, capacity=20)
+    ours = memory.sample(64, 2, dice())
+    theirs = memory.translated(lambda obs: obs[:, :2] + 9, batch=4).sample(64, 2, dice())
+    torch.testing.assert_close(theirs, ours._replace(obs=ours.obs[..., :2] + 9))
+
+
+def several(seed: int) -> Iterator[Transition]:
+    for step in life(seed):
+        obs, next_obs = (
+            {"eye": o[:, :, None].expand(3, 3, 2).to(torch.uint8), "joints": o}
+            for o in (step.obs, step.next_obs)
+        )
+        yield step._replace(obs=obs, next_obs=next_obs)
+
+
+def test_observations_may_have_names_and_keep_their_types():
+    transitions = list(islice(several(seed=4), 30))
+    memory = Memory(20, transitions[0], "cpu")
+    for transition in transitions:
+        memory.remember(transition)
+    seen = memory.sample(16, 2, dice())
+    assert seen.obs["eye"].shape == (16, 3, 3, 2)
+    assert seen.obs["eye"].dtype == torch.uint8
+    torch.testing.assert_close(seen.obs["eye"][..., 0].float(), seen.obs["joints"])
+
+
+@pytest.mark.parametrize("steps", [0, 7, 50])
+def test_a_restart_changes_nothing(steps):
+    memory = lived(seed=5, steps=steps, capacity=20)
+    again = lived(seed=6, steps=33, capacity=20)
+    assert again.episodes().tolist() != memory.episodes().tolist()
+    again.load_state_dict({k: v.clone() for k, v in memory.state_dict().items()})
+    assert again.episodes().tolist() == memory.episodes().tolist()
+    for transition in islice(life(seed=5), steps, steps + 4):
+        memory.remember(transition)
+        again.remember(transition)
+    assert len(memory) == len(again)
+    for ours, theirs in zip(memory.sample(64, 2, dice()), again.sample(64, 2, dice()), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_only_what_is_filled_is_saved():
+    assert len(lived(seed=0, steps=7, capacity=1000).state_dict()["obs"]) == 8
+
+
+def broken(lived_step: Transition, field: str, number: float) -> Transition:
+    part: Tensor = getattr(lived_step, field).clone()
+    part[1, 0] = number
+    return lived_step._replace(**{field: part})
+
+
+@pytest.mark.parametrize("field", ["obs", "action", "interoception", "next_obs"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_refuses_what_is_not_finite(field, number):
+    step = next(life(seed=0))
+    said = field.replace("_", " ")
+    with pytest.raises(UnusableInput, match=f"^{said} of world 1 is not finite$"):
+        Memory(9, step, "cpu").remember(broken(step, field, number))
+
+
+def test_refuses_what_it_was_not_built_for():
+    memory = lived(seed=0, steps=5, capacity=9)
+    step = next(life(seed=0))
+    with pytest.raises(UnusableInput, match=r"keeps action as torch.float32 \[3, 3\]"):
+        memory.remember(step._replace(action=step.action[:, :1]))
+    with pytest.raises(UnusableInput, match="keeps 9 steps, the saved one 10"):
+        memory.load_state_dict(lived(seed=0, steps=5, capacity=10).state_dict())
+    with pytest.raises(UnusableInput, match="runs of 3"):
+        memory.sample(4, 1, dice(), together=3)
+    with pytest.raises(UnusableInput, match="no step of episode 99"):
+        memory.recall(99)

@@ -1,0 +1,323 @@
+"""What is true of two rooms, whoever lives there."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import envs
+from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
+from envs.two_rooms.chance import draw, keys_of
+from envs.two_rooms.physics import is_free, place_in_room, slide, stop
+from envs.two_rooms.policies import next_waypoint
+from envs.two_rooms.states import conceive
+from envs.two_rooms.variants import table
+
+CPU = torch.device("cpu")
+EVERY = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def crosses_solid(arena, layout, start, end):
+    """[N] bool, by looking at many points on the way; independent of the physics' own geometry."""
+    share = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None, None]
+    way = start.double() + share * (end - start).double()  # [2001, N, 2]
+    beside = (way[..., 0] - layout[:, 0]).abs() < arena.half_wall - 1e-4
+    closed = (way[..., 1] - layout[:, 1]).abs() > arena.half_door + 1e-4
+    outside = ((way < arena.low - 1e-4) | (way > arena.high + 1e-4)).any(-1)
+    return ((beside & closed) | outside).any(0)
+
+
+def births(variant, count, seed=0):
+    return conceive(variant, table(variant, "all"), keys_of(range(seed, seed + count), CPU))
+
+
+def lived(worlds, steps, seed, actions):
+    """What the worlds tell over some steps."""
+    told = [(*worlds.reset(seed=seed),)]
+    for step in range(steps):
+        obs, reward, _, truncated, infos = worlds.step(actions(step))
+        told.append((obs, {**infos, "reward": reward, "truncated": truncated}))
+    return told
+
+
+def noise(step, start, count):
+    rng = [np.random.default_rng((step, start + i)) for i in range(count)]
+    return np.stack([r.uniform(-1, 1, 2) for r in rng]).astype(np.float32)
+
+
+@pytest.mark.parametrize("variant", ["fixed", "eb-random"])
+def test_a_world_lives_the_same_life_alone_and_in_a_batch(variant):
+    many = TwoRoomsVectorEnv(5, variant=variant, budget=7)
+    alone = TwoRoomsVectorEnv(1, variant=variant, budget=7)
+    together = lived(many, 17, 40, lambda step: noise(step, 0, 5))
+    by_itself = lived(alone, 17, 43, lambda step: noise(step, 3, 1))
+    for (obs, infos), (own_obs, own_infos) in zip(together, by_itself, strict=True):
+        np.testing.assert_array_equal(obs[3], own_obs[0])
+        for name in own_infos:
+            np.testing.assert_array_equal(infos[name][3], own_infos[name][0], err_msg=name)
+
+
+def test_the_same_seed_walks_the_same_life_and_another_seed_another():
+    worlds = TwoRoomsVectorEnv(4, variant="random")
+    first, again, other = (
+        np.stack([i["factors"] for _, i in lived(worlds, 30, seed, lambda _: worlds.walk())])
+        for seed in (1, 1, 2**40)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max(axis=(0, 2)).min() > 0.05
+
+
+@EVERY
+@pytest.mark.parametrize("contact", [stop, slide])
+@pytest.mark.parametrize("length", [0.3, 3.0, 40.0, 1e4, 1e12])
+def test_a_dot_never_passes_the_wall_or_leaves_the_arena(variant, contact, length):
+    variant = VARIANTS[variant]
+    start, _, layout = births(variant, 300)
+    for step in range(8):
+        uniform, _ = draw(keys_of(range(300 * step, 300 * step + 300), CPU), 2)
+        move = length * (2 * uniform - 1)
+        end = contact(variant.arena, start, move, layout)
+        assert is_free(variant.arena, end, layout).all()
+        if contact is stop:  # a slide bends, so its chord may cut a corner
+            assert not crosses_solid(variant.arena, layout, start, end).any()
+        start = end
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    corner=st.sampled_from([(-1, -1), (-1, 1), (1, -1), (1, 1)]),
+    offset=st.tuples(st.floats(-0.02, 0.02), st.floats(-0.02, 0.02)),
+    angle=st.sampled_from([k * np.pi / 8 for k in range(16)]) | st.floats(0, 6.28),
+    length=st.floats(1e-6, 1e6),
+    name=st.sampled_from(list(VARIANTS)),
+)
+def test_the_corners_of_the_door_hold(corner, offset, angle, length, name):
+    arena = VARIANTS[name].arena
+    layout = torch.tensor([VARIANTS[name].layouts[0]], dtype=torch.float32)
+    half = torch.tensor([arena.half_wall, arena.half_door])
+    start = layout + torch.tensor([corner]) * half + torch.tensor([offset])
+    if not is_free(arena, start, layout):
+        return
+    move = length * torch.tensor([[np.cos(angle), np.sin(angle)]], dtype=torch.float32)
+    end = stop(arena, start, move, layout)
+    assert is_free(arena, end, layout).all()
+    assert not crosses_solid(arena, layout, start, end).any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(action=st.tuples(*[st.floats(allow_nan=False, allow_infinity=False, width=32)] * 2))
+def test_no_action_moves_further_than_the_variant_allows(action):
+    for variant in VARIANTS.values():
+        move = variant.motion.move(torch.tensor([action]))
+        longest = variant.motion.scale * variant.motion.bound * 1.00001
+        assert (
+            variant.motion.shrink(move / variant.motion.scale, variant.motion.bound)
+            .isfinite()
+            .all()
+        )
+        assert move.abs().max() <= longest
+
+
+@EVERY
+def test_the_oracle_always_arrives_well_before_time_runs_out(variant):
+    variant = VARIANTS[variant]
+    rows = table(variant, "all")
+    layouts = rows.repeat(-(-300 // len(rows)), 1)  # every layout, 300 episodes at least
+    keys = keys_of(range(len(layouts)), CPU)
+    uniform, _ = draw(keys, 3)
+    position = place_in_room(variant.arena, layouts, uniform[:, 0] < 0.5, uniform[:, 1:])
+    goal = variant.goal(variant, position, layouts, keys)
+    for _ in range(variant.budget * 3 // 4):
+        waypoint = next_waypoint(variant.arena, position, goal, layouts)
+        move = variant.motion.move(variant.motion.towards(waypoint - position))
+        position = variant.motion.contact(variant.arena, position, move, layouts)
+    assert (position - goal).norm(dim=-1).max() < 0.01
+
+
+def test_the_oracle_of_a_world_succeeds_and_keeps_to_the_disk():
+    worlds = TwoRoomsVectorEnv(64, variant="random")
+    worlds.reset(seed=0)
+    for _ in range(worlds.budget):
+        action = worlds.oracle()
+        assert np.linalg.norm(action, axis=1).max() <= 1.00001
+        _, reward, _, truncated, infos = worlds.step(action)
+    assert infos["success"].all()
+    assert infos["final_success"].all()
+    assert (reward == 1).all()
+    assert truncated.all()
+
+
+@pytest.mark.filterwarnings("ignore:.*recommend using a symmetric and normalized space")
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("variant", ["fixed", "pldm"])
+def test_gymnasium_accepts_the_world(variant):
+    check_env(gymnasium.make(envs.TWO_ROOMS, variant=variant, render_mode="rgb_array").unwrapped)
+
+
+@pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
+def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
+    worlds = gymnasium.make_vec(
+        envs.TWO_ROOMS, num_envs=3, vectorization_mode=mode, variant="random", layouts="test"
+    )
+    obs, infos = worlds.reset(seed=8)
+    single = gymnasium.make(envs.TWO_ROOMS, variant="random", layouts="test")
+    own_obs, own_infos = single.reset(seed=10)
+    np.testing.assert_array_equal(obs[2], own_obs)
+    np.testing.assert_allclose(infos["distance"][2], own_infos["distance"], rtol=1e-6)
+    assert infos["_goal"].all()
+
+
+def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
+    worlds = TwoRoomsVectorEnv(2, budget=3)
+    _, born = worlds.reset(seed=0)
+    full = np.ones((2, 2), dtype=np.float32)
+    ends = []
+    for _ in range(8):
+        _, reward, terminated, truncated, infos = worlds.step(full)
+        assert not terminated.any()
+        ends.append(bool(truncated.all()))
+        if ends[-1]:  # still about the episode that ends
+            np.testing.assert_array_equal(infos["goal_factors"], born["goal_factors"])
+            _, reward, _, truncated, born = worlds.step(np.full((2, 2), np.nan, np.float32))
+            assert not truncated.any()
+            assert not reward.any()
+            goal = worlds.state.goal
+            start = conceive(worlds.variant, table(worlds.variant, "all"), keys_of([0, 1], CPU))
+            assert not torch.equal(goal, start.goal)
+    assert ends == [False, False, True] * 2 + [False, False]
+
+
+def test_worlds_end_and_begin_each_by_themselves():
+    worlds = TwoRoomsVectorEnv(3, budget=4)
+    worlds.reset(seed=0)
+    worlds._elapsed[1] = 2
+    told = [worlds.step(np.zeros((3, 2), np.float32))[3].tolist() for _ in range(5)]
+    middle = [False, True, False, False, False]
+    others = [False, False, False, True, False]
+    assert told == [[o, m, o] for m, o in zip(middle, others, strict=True)]
+
+
+def test_success_remembers_and_final_success_does_not():
+    worlds = TwoRoomsVectorEnv(1, variant="fixed")
+    here, there = np.array([[0.3, 0.5, 0.5, 16 / 56]]), np.array([[0.4, 0.5, 0.5, 16 / 56]])
+    worlds.reset(seed=0, options={"factors": here, "goal_factors": there})
+    told = [worlds.step(np.array([[1.0, 0.0]], np.float32)) for _ in range(5)]
+    assert [bool(t[4]["final_success"][0]) for t in told] == [True, True, True, False, False]
+    assert all(t[4]["success"][0] for t in told)
+    assert [float(t[1][0]) for t in told] == [1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["random", "eb-random"])
+def test_held_out_layouts_are_never_trained_on(name):
+    rows = {s: {tuple(r) for r in table(VARIANTS[name], s).tolist()} for s in ("train", "test")}
+    assert not rows["train"] & rows["test"]
+    assert len(rows["train"] | rows["test"]) == len(VARIANTS[name].layouts)
+    assert 0.15 < len(rows["test"]) / len(VARIANTS[name].layouts) < 0.25
+    for split in rows:
+        worlds = TwoRoomsVectorEnv(200, variant=name, layouts=split)
+        worlds.reset(seed=3)
+        drawn = {tuple(r) for r in worlds.state.layout.tolist()}
+        assert drawn <= rows[split]
+        assert len(drawn) > 30
+
+
+@EVERY
+def test_the_image_shows_the_dot_where_it_is_and_the_door_where_it_is(variant):
+    worlds = TwoRoomsVectorEnv(16, variant=variant)
+    obs, _ = worlds.reset(seed=1)
+    assert worlds.observation_space.contains(obs)
+    rgb = obs.shape[1] == 3
+    walls = (obs.max(axis=1) < 64) if rgb else obs[:, 1] == 255
+    dot = (255.0 - obs[:, 1]) * (obs[:, 0] > 200) if rgb else obs[:, 0].astype(float)
+    pixel = np.arange(obs.shape[-1])
+    seen = np.stack([(dot.sum(1) * pixel).sum(1), (dot.sum(2) * pixel).sum(1)], 1)
+    seen /= dot.sum((1, 2))[:, None]
+    state, arena = worlds.state, worlds.variant.arena
+    assert np.abs(seen - state.position.numpy()).max() < 0.35
+    for picture, (wall_x, door_y) in zip(walls, state.layout.int().tolist(), strict=True):
+        inner = pixel[int(arena.low) + 1 : int(arena.high)]
+        is_open = np.abs(inner - door_y) <= arena.half_door
+        np.testing.assert_array_equal(~picture[inner, wall_x], is_open)
+
+
+def test_the_goal_image_is_what_one_sees_on_arrival():
+    worlds = TwoRoomsVectorEnv(4, variant="random")
+    _, infos = worlds.reset(seed=2)
+    obs, _ = worlds.reset(options={"factors": infos["goal_factors"]})
+    np.testing.assert_allclose(obs.astype(int), infos["goal"].astype(int), atol=1)
+
+
+@EVERY
+def test_the_exams_tell_a_wall_from_a_door(variant):
+    worlds = TwoRoomsVectorEnv(1, variant=variant, layouts="test")
+    wall, door = (worlds.exams(seed=4)[name] for name in ("wall", "door"))
+    assert wall.obs.shape == (64, *worlds.single_observation_space.shape)
+    assert wall.actions.shape == (64, 5, 2)
+    step = worlds.variant.motion.bound * worlds.variant.motion.scale / worlds.variant.arena.side
+    moved = {n: (e.after - e.before)[:, 0] for n, e in (("wall", wall), ("door", door))}
+    assert moved["wall"].max() <= 2.0001 * step
+    np.testing.assert_allclose(moved["door"], 5 * step, rtol=1e-3)
+    assert (wall.after[:, 0] < wall.after[:, 2]).all()
+    np.testing.assert_array_equal(wall.obs, worlds.exams(seed=4)["wall"].obs)
+
+
+def test_a_picture_shows_dot_and_goal_where_the_factors_say():
+    worlds = TwoRoomsVectorEnv(3, variant="random")
+    _, infos = worlds.reset(seed=0)
+    xy = worlds.picture_xy(infos["factors"]).round().astype(int)
+    for (x, y), picture in zip(xy, worlds.render(), strict=True):
+        assert picture.shape == (320, 320, 3)
+        assert picture.dtype == np.uint8
+        red, _, blue = picture[y, x].astype(int)
+        assert blue - red > 150
+
+
+def test_torch_and_numpy_tell_the_same():
+    told = {}
+    for output in ("numpy", "torch"):
+        worlds = TwoRoomsVectorEnv(2, output=output)
+        obs, _ = worlds.reset(seed=5)
+        told[output] = (obs, worlds.oracle(), *worlds.step(worlds.walk())[:4])
+    for tensor, array in zip(told["torch"], told["numpy"], strict=True):
+        assert isinstance(tensor, torch.Tensor)
+        np.testing.assert_array_equal(tensor.numpy(), array)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "named"),
+    [
+        ({"variant": "three-rooms"}, "eb-random"),
+        ({"layouts": "some"}, "train"),
+        ({"output": "jax"}, "torch"),
+        ({"budget": 0}, "budget"),
+        ({"errands": 1.5}, "errands"),
+    ],
+)
+def test_unusable_settings_are_refused_by_name(settings_, named):
+    with pytest.raises(ValueError, match=named):
+        TwoRoomsVectorEnv(1, **settings_)
+
+
+def test_unusable_actions_and_options_are_refused_by_world():
+    worlds = TwoRoomsVectorEnv(3, variant="fixed")
+    worlds.reset(seed=0)
+    actions = np.zeros((3, 2), np.float32)
+    actions[2, 1] = np.inf
+    with pytest.raises(ValueError, match="world 2"):
+        worlds.step(actions)
+    in_wall = np.tile([0.2, 0.9, 0.5, 0.3], (3, 1))
+    in_wall[1, 0] = 0.5
+    for options, named in (
+        ({"factors": in_wall}, "world 1"),
+        ({"factors": in_wall[:2]}, "factors"),
+        ({"factors": in_wall * 2}, "fractions"),
+        ({"goal_factors": in_wall}, "goal_factors"),
+        ({"factors": np.tile([0.2, 0.9, 0.0, 0.3], (3, 1))}, "no room"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            worlds.reset(options=options)

@@ -1,0 +1,177 @@
+"""The published protocols, number by number, and the walks that their memories are made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
+from envs.two_rooms.chance import draw, keys_of, normal, von_mises
+from envs.two_rooms.policies import Wander
+from envs.two_rooms.states import begin, conceive, move
+from envs.two_rooms.variants import table
+
+CPU = torch.device("cpu")
+
+
+def many(count, numbers=1, seed=0):
+    return draw(keys_of(range(seed, seed + count), CPU), numbers)[0]
+
+
+def rollout(name, count, steps, act):
+    """States of `count` worlds under the actions of `act(state, step)`, without any images."""
+    variant = VARIANTS[name]
+    rows, life = table(variant, "all"), keys_of(range(count), CPU)
+    state = begin(variant, conceive(variant, rows, life), life)
+    for step in range(steps):
+        state, actions = act(variant, state, step)
+        state = move(variant, state, actions)
+        yield state
+
+
+def at_random(variant, state, step):
+    uniform = many(len(state.life), 2, seed=10**6 * (step + 1))
+    return state, variant.motion.bound * (2 * uniform - 1)
+
+
+def on_a_walk(errands):
+    def act(variant, state, _):
+        walk = variant.walker(variant.arena, state.scene, state.walk, errands)
+        return state._replace(walk=walk), variant.motion.towards(walk.last)
+
+    return act
+
+
+PUBLISHED = {
+    # size channels std low high width half reach  radius judged budget layouts first errands
+    "pldm": (65, 2, 1.3, 4, 60, 3, 4, 2.45, 2**0.5, "ever", 200, 1, (32, 10), 0.6),
+    "eb-fixed": (65, 2, 1.3, 4, 60, 3, 4, 2.45, 4.5, "final", 200, 1, (32, 18), 0.35),
+    "eb-random": (65, 2, 1.3, 4, 60, 3, 4, 2.45, 4.5, "final", 200, 25 * 45, (20, 10), 0.35),
+    "swm": (224, 3, 7, 21, 203, 10, 14, 5.0, 16, "ever", 50, 1, (112, 49), 1.0),
+    "fixed": (65, 2, 1.3, 4, 60, 3, 5, 2.8, 3.36, "final", 50, 1, (32, 20), 0.1),
+    "random": (32, 2, 1.0, 1, 30, 2, 3, 1.45, 1.74, "final", 60, 12 * 20, (10, 6), 0.35),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_numbers_of_each_protocol(name):
+    variant = VARIANTS[name]
+    arena, canvas, motion = variant.arena, variant.canvas, variant.motion
+    numbers = (
+        *(canvas.size, canvas.channels, canvas.dot_std, arena.low, arena.high),
+        *(arena.wall_width, arena.half_door, motion.bound * motion.scale),
+        *(variant.radius, variant.judged, variant.budget),
+        *(len(variant.layouts), variant.layouts[0], variant.errands),
+    )
+    for number, published in zip(numbers, PUBLISHED[name], strict=True):
+        assert number == (pytest.approx(published) if isinstance(published, float) else published)
+
+
+def test_actions_are_pixels_on_a_disk_where_published_so():
+    move_ = VARIANTS["pldm"].motion.move(torch.tensor([[1.0, -0.5], [2.45, 2.45], [3e38, -3e38]]))
+    half = 2.45 / 2**0.5
+    torch.testing.assert_close(move_, torch.tensor([[1.0, -0.5], [half, half], [half, -half]]))
+    square = VARIANTS["swm"].motion.move(torch.tensor([[1.0, -3.0]]))
+    torch.testing.assert_close(square, torch.tensor([[5.0, -5.0]]))
+
+
+def test_a_dot_stops_at_the_wall_in_pldm_and_slides_along_it_in_swm():
+    layout, start = torch.tensor([[32.0, 10.0]]), torch.tensor([[30.0, 40.0]])
+    end = VARIANTS["pldm"].motion.contact(
+        VARIANTS["pldm"].arena, start, torch.tensor([[2.0, 2.0]]), layout
+    )
+    torch.testing.assert_close(end, torch.tensor([[30.5, 40.5]]), atol=0.02, rtol=0)
+    layout, start = torch.tensor([[112.0, 49.0]]), torch.tensor([[98.0, 120.0]])
+    end = VARIANTS["swm"].motion.contact(
+        VARIANTS["swm"].arena, start, torch.tensor([[5.0, 5.0]]), layout
+    )
+    torch.testing.assert_close(end, torch.tensor([[100.0, 125.0]]), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "swm"])
+def test_starts_fill_both_rooms_and_goals_lie_in_the_other(name):
+    variant = VARIANTS[name]
+    start, goal, layout = conceive(variant, table(variant, "all"), keys_of(range(4000), CPU))
+    right = start[:, 0] > layout[:, 0]
+    assert 0.45 < right.float().mean() < 0.55
+    assert ((goal[:, 0] > layout[:, 0]) != right).all()
+    gap = variant.arena.half_wall + 1.5
+    for place in (start, goal):
+        assert ((place[:, 0] - layout[:, 0]).abs() >= gap - 1e-4).all()
+        assert place.min() >= variant.arena.low + 1.5
+        assert place.max() <= variant.arena.high - 1.5
+        height = (place[:, 1] - variant.arena.low - 1.5) / (variant.arena.side - 3)
+        assert stats.kstest(height.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_the_goal_of_swm_is_25_noisy_steps_away():
+    variant = VARIANTS["swm"]
+    start, goal, _ = conceive(variant, table(variant, "all"), keys_of(range(500), CPU))
+    distance = (start - goal).norm(dim=-1)
+    assert distance.max() <= 25 * 5 * 2**0.5
+    assert 25 < distance.mean() < 75
+
+
+def test_a_random_policy_sometimes_succeeds_in_swm_and_hardly_ever_in_pldm():
+    """Published for swm: about 26 %, from its own recorded episodes."""
+    *_, last = rollout("swm", 300, 50, at_random)
+    assert 0.1 < last.ever.float().mean() < 0.35
+    *_, last = rollout("pldm", 300, 200, at_random)
+    assert last.ever.float().mean() < 0.05
+
+
+def test_steps_of_a_walk_are_von_mises_turns_of_truncated_normal_length():
+    uniform = many(20000, 2)
+    turns = von_mises(uniform[:, 0], 5.0).numpy()
+    assert stats.kstest(turns, stats.vonmises(5.0).cdf).pvalue > 1e-3
+    lengths = Wander().length(uniform[:, 1]).numpy()
+    assert stats.kstest(lengths, stats.truncnorm(-2, 2, loc=1, scale=0.4).cdf).pvalue > 1e-3
+    assert lengths.min() >= 0.2
+    assert lengths.max() <= 1.8
+    assert stats.kstest(normal(uniform[:, 0]).numpy(), "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", ["eb-fixed", "eb-random", "pldm"])
+def test_a_walk_turns_and_steps_as_published(name):
+    states = list(rollout(name, 400, 20, on_a_walk(errands=0.0)))
+    moves = torch.stack([s.walk.last for s in states]).double()  # [T, B, 2]
+    lengths = moves.norm(dim=-1) / VARIANTS[name].walker.mean
+    assert lengths.mean() == pytest.approx(1.0, abs=0.02)
+    assert lengths.min() > 0.19
+    assert lengths.max() < 1.81
+    heading = torch.atan2(moves[..., 1], moves[..., 0])
+    turns = heading.diff(dim=0)
+    assert turns.cos().mean() == pytest.approx(0.893, abs=0.01)  # I1(5) / I0(5)
+    assert turns.sin().mean() == pytest.approx(0.0, abs=0.02)
+
+
+def test_errands_cross_and_aimless_walks_seldom_do():
+    def crossings(errands):
+        states = list(rollout("fixed", 200, 50, on_a_walk(errands)))
+        right = torch.stack([s.position[:, 0] > s.layout[:, 0] for s in states])
+        return (right != right[0]).any(0).float().mean().item()
+
+    seldom, often = crossings(0.0), crossings(1.0)
+    assert seldom < 0.3
+    assert often > 0.9
+
+
+def test_swm_noise_and_repeats_are_those_of_its_expert():
+    states = list(rollout("swm", 300, 20, on_a_walk(1.0)))
+    moves = torch.stack([s.walk.last for s in states]) / 5
+    assert moves.abs().max() <= 1
+    repeated = (moves[1:] == moves[:-1]).all(-1).float().mean()
+    clipped_twice = 0.22  # two corners of the box, by chance the same
+    assert 0.05 < repeated < 0.05 + clipped_twice
+
+
+def test_a_walk_leaves_the_agents_own_life_alone():
+    """Asking where one would walk changes nothing about the world."""
+    worlds = TwoRoomsVectorEnv(3, variant="fixed")
+    _, infos = worlds.reset(seed=0)
+    for _ in range(5):
+        worlds.walk()
+    _, _, _, _, after = worlds.step(np.zeros((3, 2), np.float32))
+    np.testing.assert_allclose(after["factors"], infos["factors"], atol=1e-6)
