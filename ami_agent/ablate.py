@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -119,15 +120,14 @@ def _one(
     if (run / "eval.json").exists():
         return runs.read_json(run / "eval.json")
     begun = (run / "config.json").exists()
-    report = Report(run, console)
-    report.say(f"== {run}")
-    agent = train(config, out=run, seed=seed, device=device, resume=begun, report=report)
+    with closing(Report(run, console)) as report:
+        report.say(f"== {run}")
+        agent = train(config, out=run, seed=seed, device=device, resume=begun, report=report)
     marks = {
         mode: evaluate(agent, config.evaluation, mode=mode, episodes=episodes)
         for mode in ("plan", "react")
     }
     runs.write_json(run / "eval.json", marks)
-    report.close()
     return marks
 
 

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ami_agent.life import Spec
 from modules.actor import Policy
 from modules.configurator import Configurator, Task
 from modules.cost import Cost
 from modules.memory import Memory
-from modules.types import Focus, Observation, Plan, Transition, UnusableInput
+from modules.types import Focus, Mode, Observation, Plan, Transition, UnusableInput
 from modules.world_model import WorldModel
-
-
-class Mode(Protocol):
-    """An actor that can be told that a new life begins."""
-
-    def __call__(self, state: Tensor, focus: Focus) -> Plan: ...
-    def reset(self, seed: int = 0) -> None: ...
 
 
 class Agent(nn.Module):
@@ -29,6 +22,7 @@ class Agent(nn.Module):
     def __init__(
         self,
         *,
+        spec: Spec,
         perception: nn.Module,
         world_model: WorldModel,
         cost: Cost,
@@ -38,16 +32,17 @@ class Agent(nn.Module):
         actors: Mapping[str, Mode],
     ) -> None:
         super().__init__()
+        self.spec = spec
         self.perception, self.world_model = perception, world_model
         self.cost, self.policy = cost, policy
         self.memory, self.configurator, self.actors = memory, configurator, actors
         self.shape: tuple[int, int, int] = perception.shape  # type: ignore[assignment]
-        self.action_dim = policy.action_dim
         self.focus: Focus | None = None
 
     @torch.no_grad()
     def configure(self, task: Task, seed: int = 0) -> None:
         """Takes a task, as often as one likes, in the middle of an episode too."""
+        self.check("goal", task.goal)
         focus = self.configurator.focus(task, self.perceive(task.goal))
         self.cost.check(focus.weights)
         self.focus = focus
@@ -59,6 +54,7 @@ class Agent(nn.Module):
         """`[B, *O]` -> the plan whose first action the body should carry out."""
         if self.focus is None:
             raise UnusableInput("the agent has no task yet: call configure(Task(goal=...)) first")
+        self.check("observation", obs)
         state = self.perceive(obs)  # [B, D]
         return self.actors[self.focus.mode](state, self.focus)
 
@@ -66,6 +62,13 @@ class Agent(nn.Module):
     def device(self) -> torch.device:
         """Where the agent thinks."""
         return next(self.parameters()).device
+
+    def check(self, what: str, obs: Observation) -> None:
+        """Raises UnusableInput for what this agent's senses can't have delivered."""
+        expected = self.spec.obs_shape
+        if not isinstance(obs, Tensor) or obs.shape[1:] != expected:
+            found = tuple(obs.shape) if isinstance(obs, Tensor) else type(obs).__name__
+            raise UnusableInput(f"the {what} is {found}; it must be a batch of {expected}")
 
     def perceive(self, obs: Observation) -> Tensor:
         """`[B, *O]` -> `[B, D]`"""

@@ -86,6 +86,7 @@ def build(
     eye = MindsEye(world_model.imagine, cost, bounds, spec.action_dim)
     planner = config.planner.build(eye, config.habit.build(policy, eye))
     agent = Agent(
+        spec=spec,
         perception=perception,
         world_model=world_model,
         cost=cost,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,7 @@ from ami_agent.life import WorldConfig
 from ami_agent.probe import examiner, verdict
 from ami_agent.recipes import recipe
 from ami_agent.report import Report, table
-from ami_agent.train import train
+from ami_agent.train import check, train
 from modules.types import Diverged, UnusableInput
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -126,7 +127,16 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(TrainFlags(config=recipe(name)), argv, f"ami train {name}")
     _check_episodes(flags.episodes)
     out = Path(flags.out or Path("runs") / name / str(flags.seed))
-    report = Report(out, console)
+    check(flags.config, out, flags.seed, flags.resume)
+    with closing(Report(out, console)) as report:
+        results = _train(name, flags, out, report)
+    runs.write_json(out / "eval.json", results)
+    _write(flags.json, results)
+    console.print(table(f"{name}, seed {flags.seed}", *rows(results)))
+
+
+def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str, Results]:
+    """Trains, and evaluates both modes."""
     report.say(f"{name}, seed {flags.seed}, on {device(flags.device)}, into {out}")
     agent = train(
         flags.config, out=out, seed=flags.seed, device=device(flags.device),
@@ -139,11 +149,8 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
             "recipe": name,
             **evaluate(agent, flags.config.evaluation, mode=mode, episodes=flags.episodes),
         }
-    runs.write_json(out / "eval.json", results)
-    _write(flags.json, results)
     _picture(agent, flags.config.evaluation, report)
-    console.print(table(f"{name}, seed {flags.seed}", *rows(results)))
-    report.close()
+    return results
 
 
 def _picture(agent: Any, world: WorldConfig, report: Report) -> None:

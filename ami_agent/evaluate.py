@@ -96,7 +96,7 @@ def latency(agent: Agent, config: WorldConfig, mode: str, seed: int, actions: in
     world = config.build(1, agent.device)
     obs, info = world.reset(seed)
     act = mind(agent, mode)(world, info, seed)
-    times = []
+    times: list[float] = []
     for _, lived in zip(range(actions + 10), live(_timed(act, times), world, obs), strict=False):
         del lived
     world.close()

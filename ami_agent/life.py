@@ -60,27 +60,27 @@ class WorldConfig:
     """Which world, with which keyword arguments."""
 
     id: str = "ami/TwoRooms-v0"
-    variant: str = "fixed"
+    variant: str = ""
+    """Its keyword argument `variant`, where it has one."""
     options: dict[str, str | int | float] = field(default_factory=dict)
     """Further keyword arguments of the world."""
 
     def build(self, count: int, device: torch.device | str = "cpu", **options: Any) -> World:
         """`count` of these worlds; what `options` name replaces what the settings name."""
-        return World(self, count, torch.device(device), {**self.options, **options})
+        variant = {"variant": self.variant} if self.variant else {}
+        return World(self.id, count, torch.device(device), {**variant, **self.options, **options})
 
 
 class World:
     """B worlds as the mind meets them."""
 
     def __init__(
-        self, config: WorldConfig, count: int, device: torch.device, options: Mapping[str, Any]
+        self, name: str, count: int, device: torch.device, options: Mapping[str, Any]
     ) -> None:
         try:
-            self.envs = gymnasium.make_vec(
-                config.id, num_envs=count, variant=config.variant, **options
-            )
+            self.envs = gymnasium.make_vec(name, num_envs=count, **options)
         except (gymnasium.error.Error, TypeError, ValueError) as error:
-            raise UnusableInput(f"world {config.id!r} can't be made: {error}") from error
+            raise UnusableInput(f"world {name!r} can't be made: {error}") from error
         self.count, self.device = count, device
         self.spec = _spec(self.envs)
         space = self.envs.single_action_space

@@ -46,19 +46,23 @@ def read_json(path: Path) -> Any:
         raise UnusableInput(f"{path} is not readable as JSON: {error}") from None
 
 
-def start(run: Path, config: Config, seed: int, device: str) -> None:
-    """A new run folder; raises UnusableInput if there is a run in it already."""
+def check_free(run: Path) -> None:
+    """Raises UnusableInput if there is a run in this folder already, or a file in its place."""
+    if run.is_file():
+        raise UnusableInput(f"{run} is a file; a run needs a folder")
     if (run / "config.json").exists():
         raise UnusableInput(f"{run} holds a run already: --resume it, or choose another --out")
+
+
+def start(run: Path, config: Config, seed: int, device: str) -> None:
+    """A new run folder."""
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / "config.json", settings.to_json(config))
     write_json(run / "manifest.json", manifest(seed, device))
 
 
-def go_on(run: Path, config: Config, seed: int, device: str) -> None:
-    """An old run folder; it may go on on another device.
-
-    Raises UnusableInput unless the run was started with the same settings and seed."""
+def check_same(run: Path, config: Config, seed: int) -> None:
+    """Raises UnusableInput unless the run was started with the same settings and seed."""
     before = settings.to_json(config_of(run))
     differing = settings.differences(before, settings.to_json(config))
     differing += settings.differences({"seed": manifest_of(run)["seed"]}, {"seed": seed})

@@ -7,9 +7,10 @@ import dataclasses
 import io
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import partial
+from math import isfinite
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import cattrs
@@ -50,8 +51,20 @@ def _unions(kind: type) -> set[Any]:
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """A Config as plain data, complete."""
-    return _converter().unstructure(config)
+    """A Config as plain data, complete; raises UnusableInput for a number that is not finite."""
+    data = _converter().unstructure(config)
+    for path, value in _leaves(data):
+        if isinstance(value, float) and not isfinite(value):
+            raise UnusableInput(f"{path} is {value}; settings must be finite numbers")
+    return data
+
+
+def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(data, dict):
+        yield path.lstrip("."), data
+        return
+    for name, part in data.items():
+        yield from _leaves(part, f"{path}.{name}")
 
 
 def from_json(data: Any, source: str) -> Config:
@@ -106,7 +119,8 @@ def _narrow(default: Any) -> Any:
         if dataclasses.is_dataclass(value):
             narrow = _narrow(value)
             marks = hint.__metadata__ if get_origin(hint) is Annotated else ()
-            hint = Annotated.__class_getitem__((narrow, *marks)) if marks else narrow
+            marked = tuple([narrow, *marks])  # Python 3.10 has no star in an index
+            hint = Annotated[marked] if marks else narrow
             fields.append((name, hint, dataclasses.field(default_factory=narrow)))
         else:
             fields.append((name, hint, dataclasses.field(default_factory=partial(copy, value))))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ami_agent import checkpoint, runs
+from ami_agent import checkpoint, runs, settings
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build, lessons
 from ami_agent.learning import average, check_finite
@@ -44,9 +44,21 @@ def train(
     The seed decides everything: on a CPU, a run that was killed and resumed ends with the same
     weights as one that never was. `save_every`: seconds between checkpoints within a lesson.
     """
+    check(config, out, seed, resume)
     keep_freed_memory()
-    (runs.go_on if resume else runs.start)(Path(out), config, seed, str(device))
-    return Training(config, Path(out), seed, device, report or Silence(), save_every).run()
+    training = Training(config, Path(out), seed, device, report or Silence(), save_every)
+    if not resume:
+        runs.start(Path(out), config, seed, str(device))
+    return training.run()
+
+
+def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
+    """Raises UnusableInput if such a run can't be begun, or resumed, in this folder."""
+    settings.to_json(config)
+    if resume:
+        runs.check_same(Path(out), config, seed)
+    else:
+        runs.check_free(Path(out))
 
 
 class Training:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modules.bounds import Bounds
 from modules.planners.common import MindsEye
-from modules.types import Actor, Focus, Plan
+from modules.types import Focus, Mode, Plan
 
 
 class Policy(nn.Module):
@@ -98,13 +98,14 @@ class NoHabit:
 class Commit:
     """Carries out several actions of a plan before it is made anew."""
 
-    def __init__(self, actor: Actor, execute: int) -> None:
+    def __init__(self, actor: Mode, execute: int) -> None:
         self.actor, self.execute = actor, execute
-        self.reset()
+        self.left: list[Plan] = []
 
     def reset(self, seed: int = 0) -> None:
-        """The next call plans."""
-        self.left: list[Plan] = []
+        """The next call plans, with nothing to go on from."""
+        self.actor.reset(seed)
+        self.left = []
 
     def __call__(self, state: Tensor, focus: Focus) -> Plan:
         if not self.left:

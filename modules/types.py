@@ -117,5 +117,11 @@ class Actor(Protocol):
     def __call__(self, state: Tensor, focus: Focus) -> Plan: ...
 
 
+class Mode(Actor, Protocol):
+    """An actor that can be told that a new life begins, and where its chance starts."""
+
+    def reset(self, seed: int = 0) -> None: ...
+
+
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """From states `[..., D]` to goals `[..., D]` (broadcast): steps still to go, `[...]`."""

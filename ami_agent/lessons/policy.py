@@ -84,9 +84,9 @@ class Apprentice(GradientPupil):
 
     def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
         drawn = torch.randint(len(self.known), (self.lesson.learning.batch,), generator=random)
-        size = (self.known.shape[1] - self.agent.action_dim) // 2
+        size = (self.known.shape[1] - self.agent.spec.action_dim) // 2
         chosen = self.known[drawn.to(self.known.device)]
-        state, goal, action = chosen.split([size, size, self.agent.action_dim], 1)
+        state, goal, action = chosen.split([size, size, self.agent.spec.action_dim], 1)
         return policy_loss(self.module, state, goal, action)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -43,8 +43,8 @@ def show(
             drawing.write_png(folder / f"episode-{number}.png", sheet)
             chapters.append(page.Chapter(episode.verdict, frames, sheet))
             bar.advance(frames=len(frames))
-    written = page.write(folder / "index.html", f"{config.id} {config.variant}, mode {mode}",
-                         chapters, readout.error)  # fmt: skip
+    title = f"{episode.world}, mode {mode}"
+    written = page.write(folder / "index.html", title, chapters, readout.error)
     report.say(f"pictures: {written}")
     return written
 

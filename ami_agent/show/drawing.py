@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ami_agent.show.episodes import Episode, Moment
 from ami_agent.show.landscape import Landscape
 
-LIVED, CHOSEN, CONSIDERED = "#1e5adc", "#f0591a", "#8a63d2"
+Corner: TypeAlias = Literal["upper center", "upper right"]
+
+LIVED, CHOSEN, CONSIDERED, ARRIVED = "#1e5adc", "#f0591a", "#8a63d2", "#1e9646"
 TEXT, FAINT = "#22262e", "#767d8a"
 LEGEND = {"lived": LIVED, "chosen": CHOSEN, "considered": CONSIDERED}
 TERMS = ("#f0591a", "#e8a317", "#17a08c", "#8a63d2", "#1e5adc")
+FADE = LinearSegmentedColormap.from_list("fade", ["#c9d8f8", LIVED])
 HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#fff8e6", "#ffdf9e", "#fdb374", "#ec7f78", "#b9568c", "#6d3f8c", "#2f2a63"]
 )
@@ -33,10 +41,10 @@ def film(episode: Episode) -> list[Image.Image]:
     frames = []
     for step in range(len(episode.moments)):
         figure = Figure(FRAME, dpi=DPI, facecolor="white")
-        draw_map(figure.add_axes((0, 1 - FRAME[0] / FRAME[1], 1, FRAME[0] / FRAME[1])),
-                 episode, step)  # fmt: skip
-        figure.text(0.5, 0.06, caption(episode, step), ha="center", color=TEXT, size=11)
-        _legend(figure, 0.02)
+        share = FRAME[0] / FRAME[1]
+        draw_map(figure.add_axes((0, 1 - share, 1, share)), episode, step)
+        figure.text(0.5, 0.065, caption(episode, step), ha="center", color=TEXT, size=11)
+        _legend(figure, episode, (0.5, 0.05), "upper center", 9)
         frames.append(Image.fromarray(pixels(figure)).quantize(128, dither=Image.Dither.NONE))
     return frames
 
@@ -47,16 +55,16 @@ def sheet(episode: Episode, landscape: Landscape | None) -> np.ndarray:
     figure = Figure((15, 7.6), dpi=110, facecolor="white")
     figure.text(0.02, 0.945, f"{episode.world}, mode {episode.mode}", size=17, color=TEXT)
     figure.text(0.02, 0.905, episode.verdict, size=13, color=FAINT)
-    _legend(figure, 0.945, right=0.98, size=12)
+    _legend(figure, episode, (0.99, 0.985), "upper right", 12.5)
     steps = key_steps(episode)
     for column, step in enumerate(steps):
-        axes = figure.add_axes((0.02 + column * 0.1613, 0.545, 0.1535, 0.303))
-        draw_map(axes, episode, step, scale=0.62)
-        axes.set_title(caption(episode, step, brief=True), size=9.5, color=TEXT, pad=5)
-    wide = 0.92 if landscape is None else 0.56
-    draw_energy(figure.add_axes((0.055, 0.08, wide, 0.37)), episode, steps)
+        axes = figure.add_axes((0.014 + column * 0.1627, 0.525, 0.159, 0.3138))
+        draw_map(axes, episode, step, scale=0.75)
+        axes.set_title(caption(episode, step, brief=True), size=9.5, color=TEXT, pad=2)
+    wide = 0.93 if landscape is None else 0.57
+    draw_energy(figure.add_axes((0.04, 0.085, wide, 0.38)), episode, steps)
     if landscape is not None:
-        draw_landscape(figure, figure.add_axes((0.67, 0.05, 0.2229, 0.44)), episode, landscape)
+        draw_landscape(figure, figure.add_axes((0.685, 0.04, 0.2330, 0.46)), episode, landscape)
     return pixels(figure)
 
 
@@ -72,7 +80,7 @@ def caption(episode: Episode, step: int, *, brief: bool = False) -> str:
     """Step, energy of the chosen future, steps to go as the critic sees them."""
     moment = episode.moments[step]
     energy = [f"energy {sum(moment.terms.values()):.3g}"] if moment.terms and not brief else []
-    return "   ".join([f"step {step}", *energy, f"{moment.to_go:.0f} steps to go"])
+    return " · ".join([f"step {step}", *energy, f"{moment.to_go:.0f} steps to go"])
 
 
 def draw_map(axes: Axes, episode: Episode, step: int, *, scale: float = 1.0) -> None:
@@ -87,10 +95,10 @@ def draw_map(axes: Axes, episode: Episode, step: int, *, scale: float = 1.0) -> 
     _draw_chosen(axes, moment, scale)
 
 
-def _draw_path(axes: Axes, path: np.ndarray, width: float, colour: str = LIVED) -> None:
+def _draw_path(axes: Axes, path: np.ndarray, width: float) -> None:
     """`[T, 2]`; long ago is faint."""
     pieces = np.stack([path[:-1], path[1:]], 1)  # [T - 1, 2, 2]
-    colours = [to_rgba(colour, alpha) for alpha in np.linspace(0.25, 0.9, len(pieces))]
+    colours = FADE(np.linspace(0, 1, len(pieces)))
     lived = LineCollection(list(pieces), colors=colours, linewidths=width, zorder=2,
                            capstyle="round")  # fmt: skip
     axes.add_collection(lived, autolim=False)
@@ -103,34 +111,42 @@ def _draw_chosen(axes: Axes, moment: Moment, scale: float) -> None:
     sizes = np.linspace(46, 22, len(x) - 1) * scale**2
     axes.scatter(x[1:], y[1:], s=sizes, color=CHOSEN, edgecolors="white",
                  linewidths=0.9 * scale, zorder=5)  # fmt: skip
-    axes.scatter(*moment.subgoals.T, s=90 * scale**2, marker="D", facecolors="none",
+    x, y = moment.subgoals.T
+    axes.scatter(x, y, s=90 * scale**2, marker="D", facecolors="none",
                  edgecolors=CHOSEN, linewidths=2 * scale, zorder=5)  # fmt: skip
 
 
 def draw_energy(axes: Axes, episode: Episode, steps: list[int]) -> None:
     """What the chosen future would cost, by term, and what the critic says of the present."""
-    time = np.arange(len(episode.moments))
-    names = list(episode.moments[0].terms)
-    terms = [[moment.terms[name] for moment in episode.moments] for name in names]
-    if names:
-        axes.stackplot(time, terms, colors=TERMS, alpha=0.75, lw=0,
-                       labels=[f"energy of the chosen future: {name}" for name in names])  # fmt: skip
-    axes.plot(time, [moment.to_go for moment in episode.moments], color=TEXT, lw=1.6, ls=(0, (4, 2)),
-              label="critic at the present place (steps to go)")  # fmt: skip
+    moments, time = episode.moments, np.arange(len(episode.moments))
+    for name, colour, low, high in _layers(moments):
+        axes.fill_between(time, low, high, color=colour, alpha=0.75, lw=0,
+                          label=f"energy of the chosen future: {name}")  # fmt: skip
+    axes.plot(time, [moment.to_go for moment in moments], color=TEXT, lw=1.6, ls=(0, (4, 2)),
+              label="critic, here and now: steps to go")  # fmt: skip
     if episode.arrived is not None:
-        axes.axvline(episode.arrived, color="#1e9646", lw=1.4, label="first arrival")
+        axes.axvline(episode.arrived, color=ARRIVED, lw=1.4, label="first arrival")
     axes.plot(steps, np.zeros(len(steps)), "^", color=TEXT, ms=6, clip_on=False, zorder=9)
-    axes.set(
-        xlim=(0, max(len(time) - 1, 1)), ylim=(0, None), xlabel="step (marked: the frames above)"
-    )
+    axes.set(xlim=(0, len(time)), ylim=(0, None), xlabel="step (marked: the frames above)")
     _tidy(axes)
 
 
+def _layers(moments: Sequence[Moment]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """Name, colour, floor [T] and ceiling [T] of every term of the energy, one on the other."""
+    floor = np.zeros(len(moments))
+    for name, colour in zip(moments[0].terms, cycle(TERMS)):
+        ceiling = floor + [moment.terms[name] for moment in moments]
+        yield name, colour, floor, ceiling
+        floor = ceiling
+
+
 def _tidy(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize=9.5, labelcolor=TEXT, loc="upper right")
+    axes.legend(frameon=False, fontsize=9.5, labelcolor=TEXT, ncols=4, loc="lower left",
+                bbox_to_anchor=(0, 1), borderaxespad=0.3, handlelength=1.6)  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=FAINT, labelsize=9.5)
+    axes.ticklabel_format(axis="y", scilimits=(-2, 4))
     axes.xaxis.label.set(color=FAINT, size=10)
     axes.grid(axis="y", color="#e6e8ec", lw=0.8)
     axes.set_axisbelow(True)
@@ -141,18 +157,17 @@ def draw_landscape(figure: Figure, axes: Axes, episode: Episode, landscape: Land
     picture = episode.moments[0].picture
     x, y = np.moveaxis(landscape.xy, -1, 0)
     to_go = np.ma.masked_invalid(landscape.to_go)
-    top = max(float(to_go.max()), 1e-6)
-    heat = axes.contourf(x, y, to_go, np.linspace(0, top, 25), cmap=HEAT, zorder=1)
-    axes.contour(x, y, to_go, np.linspace(0, top, 13)[1:-1], colors="white", linewidths=0.5,
-                 alpha=0.7, zorder=2)  # fmt: skip
+    levels = np.linspace(to_go.min(), to_go.max(), 25)
+    heat = axes.contourf(x, y, to_go, levels, cmap=HEAT, zorder=1)
+    axes.contour(x, y, to_go, levels[2:-1:2], colors="white", linewidths=0.5, alpha=0.7, zorder=2)
     _background(axes, ink(picture), zorder=3)
     axes.plot(*episode.path.T, color="white", lw=4, zorder=4, solid_capstyle="round")
     axes.plot(*episode.path.T, color=LIVED, lw=2, zorder=5, solid_capstyle="round")
-    axes.set_title("the critic's landscape: steps to go", size=10.5, color=TEXT, pad=6)
+    axes.set_title("the critic's landscape: steps to go", size=10.5, color=TEXT, pad=0)
     left, bottom, width, height = axes.get_position().bounds
-    bar = figure.colorbar(heat, cax=figure.add_axes((left + width + 0.012, bottom, 0.009, height)))
-    bar.outline.set_visible(False)
-    bar.set_ticks([tick for tick in bar.get_ticks() if tick <= top])
+    place = (left + width + 0.005, bottom + 0.06 * height, 0.009, 0.88 * height)
+    bar = figure.colorbar(heat, cax=figure.add_axes(place), ticks=MaxNLocator(6))
+    bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(colors=FAINT, labelsize=9, length=0)
 
 
@@ -171,12 +186,19 @@ def _background(axes: Axes, picture: np.ndarray, zorder: int = 0) -> None:
     axes.set_axis_off()
 
 
-def _legend(figure: Figure, y: float, *, right: float = 0.74, size: float = 9) -> None:
-    """The three colours by name, from right to left."""
-    step = 1.15 * size / figure.get_size_inches()[0] / 12
-    for name, colour in reversed(LEGEND.items()):
-        figure.text(right, y, f"\u25cf {name}", ha="right", color=colour, size=size)
-        right -= step * (len(name) + 4) / 10
+def _legend(
+    figure: Figure, episode: Episode, place: tuple[float, float], corner: Corner, size: float
+) -> None:
+    """The colours in use, by name."""
+    handles = [
+        Line2D([], [], color=colour, marker="o", ls="", label=name)
+        for name, colour in LEGEND.items()
+        if name == "lived" or episode.imagines
+    ]
+    figure.legend(
+        handles=handles, loc=corner, bbox_to_anchor=place, borderaxespad=0, ncols=len(handles),
+        frameon=False, fontsize=size, labelcolor="linecolor", handletextpad=0, columnspacing=1.2,
+    )  # fmt: skip
 
 
 def pixels(figure: Figure) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Watching an agent live: what can be drawn of every moment, in the pixels of the world's picture."""
+"""Watching an agent live: what can be drawn of every moment, in pixels of the world's picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
-from ami_agent.life import Examines, Info, World, WorldConfig
+from ami_agent.life import Examines, Lived, World, WorldConfig, live
 from ami_agent.probe import Examiner
 from modules.configurator import Task
 from modules.types import Focus, Plan, Rollout, UnusableInput
@@ -61,6 +61,11 @@ class Episode(NamedTuple):
             return f"seed {self.seed}: did not arrive in {len(self.moments)} steps"
         end = "and stayed" if self.stayed else "and left again"
         return f"seed {self.seed}: arrived after {self.arrived} steps {end}"
+
+    @property
+    def imagines(self) -> bool:
+        """Whether there are futures to draw; a reflex has none."""
+        return len(self.moments[0].chosen) > 1
 
     @property
     def path(self) -> np.ndarray:
@@ -118,42 +123,47 @@ def watch(
     for first in range(0, episodes, AT_ONCE):
         count = min(AT_ONCE, episodes - first)
         with closing(config.build(count, agent.device, render_mode="rgb_array")) as world:
-            yield from _Watch(agent, world, readout).live(config, mode, seed + first)
+            yield from _Watch(agent, world, readout, seed + first).live(config, mode)
 
 
 class _Watch:
     """Lives in B worlds until the first episode of each is over, and takes notes."""
 
-    def __init__(self, agent: Agent, world: World, readout: ReadOut) -> None:
-        self.agent, self.world, self.readout = agent, world, readout
+    def __init__(self, agent: Agent, world: World, readout: ReadOut, seed: int) -> None:
+        self.agent, self.world, self.readout, self.seed = agent, world, readout, seed
+        self.obs, self.info = world.reset(seed)
         self.moments: list[list[Moment]] = [[] for _ in range(world.count)]
         self.going = np.ones(world.count, dtype=bool)
         self.arrived: list[int | None] = [None] * world.count
         self.stayed = np.zeros(world.count, dtype=bool)
 
-    def live(self, config: WorldConfig, mode: str, seed: int) -> list[Episode]:
-        obs, info = self.world.reset(seed)
-        self.agent.configure(Task(goal=self.world.tensor(info["goal"]), mode=mode), seed)
-        focus, begun = self.agent.focus, np.asarray(info["factors"])
-        assert focus is not None
-        while self.going.any():
-            plan = self.agent.act(obs)
-            self._note(plan, info, critic(self.agent, self.agent.perceive(obs), focus))
-            transition, info = self.world.step(obs, plan.action)
-            self._judge(info, (transition.terminated | transition.truncated).cpu().numpy())
-            obs = transition.next_obs
+    def live(self, config: WorldConfig, mode: str) -> list[Episode]:
+        goal, begun = self.world.tensor(self.info["goal"]), np.asarray(self.info["factors"])
+        self.agent.configure(Task(goal=goal, mode=mode), self.seed)
+        for lived in live(self._act, self.world, self.obs):
+            self._judge(lived)
+            if not self.going.any():
+                break
+        focus, name = _focus(self.agent), f"{config.id} {config.variant}".strip()
         return [
             Episode(
-                f"{config.id} {config.variant}", mode, seed + i, self.moments[i], self.arrived[i],
-                bool(self.stayed[i]), begun[i], focus._replace(goal=focus.goal[i : i + 1]),
+                name, mode, self.seed + i, self.moments[i], self.arrived[i], bool(self.stayed[i]),
+                begun[i], focus._replace(goal=focus.goal[i : i + 1]),
             )
             for i in range(self.world.count)
         ]  # fmt: skip
 
-    def _note(self, plan: Plan, info: Info, to_go: np.ndarray) -> None:
-        pictures, places = self.world.inner.render(), self.readout.xy(info["factors"])
-        futures = map(self.readout, (plan.considered, plan.states, plan.subgoals))
-        considered, chosen, subgoals = futures
+    def _act(self, obs: Tensor) -> Tensor:
+        with torch.no_grad():
+            state = self.agent.perceive(obs)
+        plan = self.agent.act(obs)
+        self._note(plan, critic(self.agent, state, _focus(self.agent)))
+        return plan.action
+
+    def _note(self, plan: Plan, to_go: np.ndarray) -> None:
+        pictures, places = self.world.inner.render(), self.readout.xy(self.info["factors"])
+        imagined = (plan.considered, plan.states, plan.subgoals)
+        considered, chosen, subgoals = map(self.readout, imagined)
         for i in np.flatnonzero(self.going):
             terms = {name: float(term[i]) for name, term in plan.terms.items()}
             self.moments[i].append(
@@ -163,13 +173,19 @@ class _Watch:
                 )
             )  # fmt: skip
 
-    def _judge(self, info: Info, ended: np.ndarray) -> None:
-        """`ended` [B] bool: the step that was just lived was the last."""
+    def _judge(self, lived: Lived) -> None:
+        self.info = lived.info
         for i in np.flatnonzero(self.going):
-            if self.arrived[i] is None and bool(info["success"][i]):
+            if self.arrived[i] is None and bool(lived.info["success"][i]):
                 self.arrived[i] = len(self.moments[i])
-            self.stayed[i] = bool(info["final_success"][i])
-        self.going &= ~ended
+            self.stayed[i] = bool(lived.info["final_success"][i])
+        ended = lived.transition.terminated | lived.transition.truncated
+        self.going &= ~ended.cpu().numpy()
+
+
+def _focus(agent: Agent) -> Focus:
+    assert agent.focus is not None
+    return agent.focus
 
 
 @torch.no_grad()
@@ -177,7 +193,7 @@ def critic(agent: Agent, states: Tensor, focus: Focus) -> np.ndarray:
     """What the critic says of resting in states `[N, D]`: steps to go `[N]`."""
     rollout = Rollout(
         states=states[:, None, None].expand(-1, 1, 2, -1),
-        actions=states.new_zeros(len(states), 1, 1, agent.action_dim),
+        actions=states.new_zeros(len(states), 1, 1, agent.spec.action_dim),
         latents=states.new_zeros(len(states), 1, 1, 0),
     )
     return agent.cost.critic(rollout, focus)[:, 0].cpu().numpy()

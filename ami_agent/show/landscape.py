@@ -28,17 +28,19 @@ def survey(
 ) -> Landscape | None:
     """The landscape of an episode's goal, all but the body as it was at the beginning.
 
-    None for a world whose body doesn't move in a plane of two factors, or can't be put anywhere."""
+    None where there is none: the body doesn't move in a plane of two factors, can't be put
+    anywhere, or the critic says the same of every place."""
     factors = _grid(readout, episode.factors)
     if factors is None:
         return None
     with closing(config.build(1)) as world:
         seen = [_put(world, place) for place in factors.reshape(-1, factors.shape[-1])]
-    free = np.array([obs is not None for obs in seen])
-    if not free.any():
-        return None
     to_go = np.full(len(seen), np.nan, dtype=np.float32)
-    to_go[free] = _ask(agent, torch.cat([obs for obs in seen if obs is not None]), episode)
+    free = [i for i, obs in enumerate(seen) if obs is not None]
+    if free:
+        to_go[free] = _ask(agent, torch.cat([obs for obs in seen if obs is not None]), episode)
+    if len(np.unique(to_go[free])) < 2:
+        return None
     return Landscape(readout.xy(factors), to_go.reshape(factors.shape[:-1]))
 
 
@@ -49,8 +51,8 @@ def _grid(readout: ReadOut, factors: np.ndarray) -> np.ndarray | None:
     if len(moving) != 2:
         return None
     grid = np.tile(factors, (SIDE, SIDE, 1))
-    across, down = (np.linspace(*ends[i], SIDE) for i in moving)
-    grid[..., moving[0]], grid[..., moving[1]] = np.meshgrid(across, down)
+    across, down = np.linspace(ends[moving, 0], ends[moving, 1], SIDE, axis=-1)  # each [n]
+    grid[..., moving] = np.stack(np.meshgrid(across, down), -1)
     return grid
 
 

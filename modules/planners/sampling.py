@@ -50,7 +50,7 @@ class _Sampler:
         spread = torch.full_like(mean, self.config.spread)
         best = mean
         for _ in range(self.config.warm_steps if kept.shape[1] else focus.steps):
-            actions = torch.cat([best, offered, self._draw(state, mean, spread)], 1)
+            actions = torch.cat([best, mean, offered, self._draw(state, mean, spread)], 1)
             energy = self.eye.look(state, actions, focus).energy
             mean, spread = self.refit(actions, energy)
             index = energy.argmin(1, keepdim=True)

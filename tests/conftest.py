@@ -1,0 +1,48 @@
+"""Small settings: everything real, nothing long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ami_agent import recipes
+from ami_agent.build import Config
+from ami_agent.lessons import Distil, Live, NoLesson
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny tensors: a second thread only waits for the first."""
+    torch.set_num_threads(1)
+
+
+def small(config: Config, steps: int = 6) -> Config:
+    """The same boxes and lessons, with a handful of updates each."""
+
+    def shorter(lesson, **changes):
+        if isinstance(lesson, NoLesson):
+            return lesson
+        learning = replace(lesson.learning, steps=steps, batch=8, warmup=1)
+        return replace(lesson, learning=learning, **changes)
+
+    steps_lived = max(24, config.objective.length + 1)
+    paths = {} if isinstance(config.paths, NoLesson) else {"layouts": 2, "nodes": 20}
+    teacher = {"together": 4} if isinstance(config.teacher, recipes.Separate) else {}
+    return replace(
+        config,
+        life=Live(worlds=8, steps=steps_lived, options=config.life.options),
+        objective=shorter(config.objective),
+        teacher=shorter(config.teacher, **teacher),
+        paths=shorter(config.paths, **paths),
+        distil=shorter(config.distil, rounds=2, worlds=4, steps=3)
+        if isinstance(config.distil, Distil)
+        else config.distil,
+    )
+
+
+@pytest.fixture
+def tiny() -> Config:
+    """The default recipe, trained in a second."""
+    return small(recipes.two_rooms())

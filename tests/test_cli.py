@@ -1,0 +1,214 @@
+"""The command line: what it does, and what it says to input that won't do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import ami_agent as ami
+from ami_agent import checkpoint
+from ami_agent.cli import main
+from ami_agent.train import train
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished run, hardly trained."""
+    from tests.conftest import small
+
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(small(ami.recipes.two_rooms()), out=folder)
+    return folder
+
+
+@pytest.fixture
+def own(run, tmp_path) -> Path:
+    """A copy of it that a test may spoil."""
+    import shutil
+
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def refuse(capsys, *argv: object) -> str:
+    """The one line that such input is answered with; exit code 2."""
+    assert main([str(a) for a in argv]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ami: ")
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["fly"], "no command 'fly'; there are train, eval"),
+        (["train"], "needs a RECIPE first"),
+        (["train", "three-rooms"], "no recipe 'three-rooms'; there are two-rooms, "),
+        (["train", "two-rooms", "--planner.horizn", "3"], "perhaps you meant --planner.horizon"),
+        (["train", "two-rooms", "--planner.horizon", "far"], "--planner.horizon"),
+        (["train", "two-rooms", "--seed", "1.5"], "--seed"),
+        (["train", "two-rooms", "--device", "tpu"], "--device"),
+        (["train", "two-rooms", "--objective.weights.variance", "nan"], "is nan"),
+        (["train", "two-rooms", "--episodes", "0"], "--episodes is 0"),
+        (["train", "two-rooms", "--world.variant", "moon"], "choose one of"),
+        (["train", "two-rooms", "--world.id", "ami/Nowhere-v0"], "ami/Nowhere"),
+        (["train", "two-rooms", "--resume"], "has no config.json"),
+        (["eval", "nowhere"], "nowhere is no run folder"),
+        (["eval"], "needs a DIR first"),
+        (["ablate", "two-rooms", "--without", "soul"], "there are critic, "),
+        (["ablate", "two-rooms", "--swap", "planner=magic"], "GradientPlanner, CEM, MPPI"),
+        (["ablate", "two-rooms", "--swap", "planner=gradientplanner"], "changes nothing"),
+    ],
+)
+def test_bad_input_gets_one_line(argv, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in refuse(capsys, *argv)
+
+
+def test_a_flag_reaches_its_box(capsys, tmp_path):
+    assert "--out" in refuse(capsys, "train", "two-rooms", "--out")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    assert "--planner.horizon" in capsys.readouterr().out
+
+
+def test_eval_writes_the_figures_of_the_contract(run, tmp_path, capsys):
+    told = tmp_path / "eval.json"
+    assert main(["eval", str(run), "--episodes", "3", "--mode", "react", "--json", str(told)]) == 0
+    figures = json.loads(told.read_text())
+    assert figures["recipe"] == "two-rooms"
+    assert figures["env"] == "ami/TwoRooms-v0"
+    assert figures["episodes"] == 3
+    assert figures["mode"] == "react"
+    assert set(figures["ms_per_action"]) == {"p50", "p95"}
+    for who in (figures, figures["baselines"]["random"], figures["baselines"]["oracle"]):
+        for figure in ("success", "final_success"):
+            low, high = who[figure]["ci95"]
+            assert 0 <= low <= who[figure]["mean"] <= high <= 1
+    assert figures["baselines"]["oracle"]["final_success"]["mean"] == 1
+    assert "oracle" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_figures(run, tmp_path):
+    def figures(name: str) -> dict:
+        told = tmp_path / name
+        assert main(["eval", str(run), "--episodes", "4", "--json", str(told)]) == 0
+        return json.loads(told.read_text())
+
+    one, other = figures("one"), figures("other")
+    for clock in ("ms_per_action", "ms_per_action_batched"):
+        del one[clock], other[clock]
+    assert one == other
+
+
+def test_list_names_recipes_and_what_can_stand_in_each_box(capsys):
+    assert main(["list"]) == 0
+    said = capsys.readouterr().out
+    assert "two-rooms-eb-random" in said
+    assert "GradientPlanner, CEM, MPPI" in said
+
+
+def test_probe_says_whether_the_state_is_alive(run, capsys, tmp_path):
+    assert main(["probe", str(run), "--json", str(tmp_path / "marks.json")]) == 0
+    marks = json.loads((tmp_path / "marks.json").read_text())
+    assert {"effective_rank", "error dot x", "wall imagined", "door true"} <= set(marks)
+
+
+@pytest.mark.parametrize("file", ["config.json", "manifest.json"])
+def test_a_settings_file_cut_short_is_named(file, own, capsys):
+    text = (own / file).read_text()
+    (own / file).write_text(text[: len(text) // 2])
+    argv = ["eval", own] if file == "config.json" else ["train", "two-rooms", "--out", own]
+    said = refuse(capsys, *argv, *([] if file == "config.json" else ["--resume"]))
+    assert file in said or "other settings" in said
+
+
+def test_settings_of_another_version_are_refused(own, capsys):
+    known = json.loads((own / "config.json").read_text())
+    known["planner"]["clairvoyance"] = 7
+    (own / "config.json").write_text(json.dumps(known))
+    assert "clairvoyance" in refuse(capsys, "eval", own)
+
+
+def test_weights_of_another_agent_are_refused(own, capsys):
+    known = json.loads((own / "config.json").read_text())
+    known["perception"]["state"] = 7
+    (own / "config.json").write_text(json.dumps(known))
+    assert "does not fit the settings" in refuse(capsys, "eval", own)
+
+
+def test_a_damaged_checkpoint_is_named(own, capsys):
+    weights = checkpoint.latest(own) / "tensors.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert str(weights) in refuse(capsys, "eval", own)
+
+
+def test_a_world_that_the_agent_was_not_made_for_is_refused(run, capsys):
+    said = refuse(capsys, "eval", run, "--variant", "random", "--episodes", "2")
+    assert "the goal is (2, 2, 32, 32); it must be a batch of (2, 65, 65)" in said
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_spares_what_was_saved(tmp_path):
+    code = (
+        "import resource, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from tests.conftest import small\n"
+        "import ami_agent as ami\n"
+        "from ami_agent import cli, recipes\n"
+        "config = small(ami.recipes.two_rooms(), 40)\n"
+        "cli.recipe = lambda name: config\n"
+        "import ami_agent.train as _\n"
+        "train = sys.modules['ami_agent.train'].Training\n"
+        "learn = train._learn\n"
+        "def full(self, index, name, pupil):\n"
+        "    if name == 'teacher':\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "    learn(self, index, name, pupil)\n"
+        "train._learn = full\n"
+        "sys.exit(cli.main(['train', 'two-rooms', '--out', sys.argv[2], '--save-every', '0']))\n"
+    )
+    argv = [sys.executable, "-c", code, str(ROOT), str(tmp_path / "run")]
+    ended = subprocess.run(argv, capture_output=True, text=True, env=dict(os.environ), check=False)
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.startswith("ami: ")
+    assert ended.stderr.count("\n") == 1
+    _, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"))
+    assert facts["lesson"] == 2  # the objective was learnt and is kept
+
+
+def test_a_study_trains_every_variant_and_goes_on_where_it_was(tiny, tmp_path, capsys, monkeypatch):
+    from ami_agent import cli
+
+    monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny, recipe="two-rooms"))
+    argv = ["ablate", "two-rooms", "--without", "critic", "--swap", "planner=cem"]
+    argv += [
+        "--seeds",
+        "1",
+        "--episodes",
+        "2",
+        "--out",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "j"),
+    ]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "without critic" in said
+    study = json.loads((tmp_path / "j").read_text())
+    assert list(study) == ["two-rooms", "without critic", "planner=cem"]
+    before = (tmp_path / "two-rooms" / "0" / "manifest.json").stat().st_mtime_ns
+    assert main(argv) == 0
+    assert (tmp_path / "two-rooms" / "0" / "manifest.json").stat().st_mtime_ns == before

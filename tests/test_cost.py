@@ -1,0 +1,290 @@
+"""Costs are what they say, distances are distances, and the critic learns the known ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ami_agent.learning import (
+    Learner,
+    Learning,
+    Multiplier,
+    quasimetric_loss,
+    taught_loss,
+    temporal_difference_loss,
+)
+from modules.bounds import Box
+from modules.cost import Cost, Critic, NoCritic, Quasimetric, effort, reach
+from modules.planners import MindsEye
+from modules.targets import MovingAverage
+from modules.types import Energy, Focus, Rollout, UnusableInput
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def quasimetric(seed: int, dim: int = 3) -> Quasimetric:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Quasimetric.Config(hidden=16, groups=3, units=2).build(dim)
+
+
+def focus(goal: Tensor, **weights: float) -> Focus:
+    return Focus(mode="plan", goal=goal, weights=weights, horizon=2, steps=1)
+
+
+def rollout(states: Tensor, actions: Tensor) -> Rollout:
+    return Rollout(states, actions, actions[..., :0])
+
+
+A_PATH = rollout(
+    torch.tensor([[9.0, 9.0], [1.0, 0.0], [3.0, 4.0]])[None, None],
+    torch.tensor([[3.0, 4.0], [0.0, 1.0]])[None, None],
+)
+HOME = torch.tensor([[1.0, 0.0]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 30))
+def test_no_detour_is_shorter_and_nothing_is_nearer_than_here(seed, scale):
+    distance = quasimetric(seed)
+    here, via, there = scale * normal(3, 40, 3, seed=seed)
+    detour = distance(here, via) + distance(via, there)
+    assert (distance(here, there) <= detour * (1 + 1e-5) + 1e-6).all()
+    assert (distance(here, there) >= 0).all()
+    assert (distance(here, here) == 0).all()
+
+
+def test_there_and_back_may_differ():
+    here, there = normal(2, 40, 3)
+    distance = quasimetric(0)
+    assert not torch.allclose(distance(here, there), distance(there, here), atol=0.01)
+
+
+def test_a_distance_by_hand():
+    distance = quasimetric(0)  # 3 groups of 2
+    start = torch.tensor([0.0, 0, 0, 0, 5, 5])
+    goal = torch.tensor([1.0, 3, -1, 2, 4, -9])
+    assert distance.between(start, goal).item() == pytest.approx((3 + 2 + 0) / 3)
+    assert distance.between(goal, start).item() == pytest.approx((0 + 1 + 14) / 3)
+
+
+def test_reach_is_the_mean_squared_miss_of_all_that_is_yet_to_come():
+    assert reach(A_PATH, focus(HOME)).item() == (0 + 0 + 2**2 + 4**2) / 4
+
+
+def test_effort_is_the_mean_squared_length_of_the_actions():
+    assert effort(A_PATH, focus(HOME)).item() == (5**2 + 1) / 2
+
+
+def test_the_critic_is_the_mean_distance_of_all_that_is_yet_to_come():
+    critic = Critic(quasimetric(1, dim=2))
+    by_hand = critic.distance(A_PATH.states[0, 0, 1:], HOME).mean()
+    torch.testing.assert_close(critic(A_PATH, focus(HOME))[0, 0], by_hand)
+
+
+@pytest.mark.parametrize("energy", [reach, effort, Critic(quasimetric(2)).double()])
+def test_an_energy_has_the_gradient_it_claims(energy: Energy):
+    states = normal(2, 3, 4, 3).double().requires_grad_()
+    actions = normal(2, 3, 3, 2, seed=1).double().requires_grad_()
+    goal = normal(2, 3, seed=2).double()
+
+    def hurt(states: Tensor, actions: Tensor) -> Tensor:
+        return energy(rollout(states, actions), focus(goal)) + 0 * (states.sum() + actions.sum())
+
+    assert torch.autograd.gradcheck(hurt, (states, actions))
+
+
+@pytest.mark.parametrize("energy", [reach, effort, Critic(quasimetric(2))])
+def test_every_future_is_judged_by_itself(energy: Energy):
+    states, actions, goal = normal(2, 3, 5, 3), normal(2, 3, 4, 2), normal(2, 3, seed=1)
+    alone = energy(rollout(states[1:, 2:], actions[1:, 2:]), focus(goal[1:]))
+    torch.testing.assert_close(energy(rollout(states, actions), focus(goal))[1:, 2:], alone)
+
+
+def test_the_sum_of_the_weighted_terms_is_the_energy():
+    cost = Cost(Critic(quasimetric(1, dim=2)))
+    eye = MindsEye(lambda state, actions: A_PATH, cost, Box(), 2)
+    thought = eye.look(HOME, A_PATH.actions, focus(HOME, reach=2.0, effort=3.0, critic=0.5))
+    steps = cost.critic(A_PATH, focus(HOME)).item()
+    terms = {name: term.item() for name, term in thought.terms.items()}
+    assert terms == pytest.approx({"reach": 2 * 5, "effort": 3 * 13, "critic": steps / 2})
+    assert thought.energy.item() == pytest.approx(sum(terms.values()))
+
+
+class Unaffordable(nn.Module):
+    """Must not be computed."""
+
+    def forward(self, rollout: Rollout, focus: Focus) -> Tensor:
+        raise AssertionError("computed, though it has no weight")
+
+
+def test_what_has_no_weight_is_not_computed():
+    cost = Cost(Unaffordable())
+    assert list(cost(A_PATH, focus(HOME, reach=1.0, effort=0.0, critic=0.0))) == ["reach"]
+    with pytest.raises(AssertionError, match="no weight"):
+        cost(A_PATH, focus(HOME, critic=1.0))
+
+
+def test_without_a_critic_there_is_no_foresight():
+    assert torch.equal(NoCritic()(A_PATH, focus(HOME)), torch.zeros(1, 1))
+
+
+def test_intrinsic_costs_have_nothing_that_could_be_trained():
+    assert list(Cost(NoCritic()).parameters()) == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "complaint"),
+    [
+        ({"hunger": 1.0}, "'hunger'; there are reach, effort, critic"),
+        ({"reach": -1.0}, "'reach' is -1.0"),
+        ({"critic": float("nan")}, "'critic' is nan"),
+        ({"effort": float("inf")}, "'effort' is inf"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused_by_name(
+    weights: Mapping[str, float], complaint: str
+):
+    with pytest.raises(UnusableInput, match=complaint):
+        Cost(NoCritic()).check(weights)
+
+
+def test_weights_that_make_sense_are_taken():
+    Cost(NoCritic()).check({"reach": 0.0, "effort": 2, "critic": 1.5})
+
+
+def apart(state: Tensor, goal: Tensor) -> Tensor:
+    """On a line, one step is one."""
+    return (goal - state).abs().sum(-1)
+
+
+def test_taught_is_the_squared_error_relative_to_how_far_it_is():
+    state, goal, steps = torch.zeros(2, 1), torch.tensor([[3.0], [5.0]]), torch.tensor([1.0, 9.0])
+    taught = taught_loss(apart, state, goal, steps)["taught"]
+    assert taught.item() == pytest.approx((2**2 / 2 + 4**2 / 10) / 2)
+
+
+def test_a_distance_that_obeys_bellman_has_no_temporal_difference():
+    state, goal = torch.zeros(2, 1), torch.tensor([[1.0], [7.0]])
+    loss = temporal_difference_loss(apart, apart, state, state + 1, goal)
+    assert loss["bellman"].item() == 0
+
+
+def test_a_detour_teaches_less_than_a_short_cut():
+    state, ahead, back = torch.zeros(1, 1), torch.ones(1, 1), -torch.ones(1, 1)
+    goal = torch.full((1, 1), 5.0)
+    detour = temporal_difference_loss(apart, apart, state, back, goal)["bellman"]  # 7 promised
+    half = temporal_difference_loss(lambda s, g: apart(s, g) + 2, apart, state, ahead, goal)[
+        "bellman"
+    ]  # 5 promised, 7 expected
+    assert (detour.item(), half.item()) == pytest.approx((0.1 * 2**2, 0.9 * 2**2))
+
+
+@pytest.mark.parametrize("start", [0.5, 1.0, 3.0])
+def test_a_price_starts_where_it_is_told_and_is_never_negative(start):
+    assert Multiplier(start)().item() == pytest.approx(start, rel=1e-4)
+    price = Multiplier(start)
+    nn.init.constant_(price.raw, -5.0)
+    assert price().item() >= 0
+
+
+@pytest.mark.parametrize(("step", "rises"), [(3.0, True), (0.5, False)])
+def test_the_price_of_a_step_rises_while_it_counts_for_more_than_one(step, rises):
+    distance, price = quasimetric(0, dim=6), Multiplier()
+    distance.embed = nn.Identity()
+    state = torch.zeros(4, 6)
+    terms = quasimetric_loss(distance, price, state, state + step, state, far=9, slack=0.05)
+    terms["price"].backward()
+    assert (price.raw.grad < 0) == rises  # descent goes the other way
+    assert terms["near"].item() == pytest.approx(max(step - 1, 0) ** 2 - 0.05**2, abs=1e-5)
+
+
+LENGTH = 8
+"""Places of a line, a step apart."""
+
+
+def place(number: Tensor) -> Tensor:
+    """`[N]` -> state `[N, 1]`, of the size that networks like."""
+    return 4 * (number.float()[:, None] / (LENGTH - 1) - 0.5)
+
+
+def walks(random: torch.Generator, ways: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Places, a step from each in one of the `ways`, and goals anywhere; each `[64, 1]`."""
+    here, there = torch.randint(LENGTH, (2, 128), generator=random)
+    way = torch.tensor(ways)[torch.randint(len(ways), (128,), generator=random)]
+    return place(here), place((here + way).clamp(0, LENGTH - 1)), place(there)
+
+
+def learn(modules: list[nn.Module], loss: Callable, steps: int, **how) -> None:
+    plan = Learning(steps=steps, batch=128, lr=5e-3, warmup=10, weight_decay=0)
+    learner = Learner(nn.ModuleList(modules), loss, plan, weights={}, seed=0, **how)
+    for _ in range(steps):
+        learner.update()
+
+
+@torch.no_grad()
+def table(distance: nn.Module) -> Tensor:
+    """Steps from each place of the line to each, `[LENGTH, LENGTH]`."""
+    line = place(torch.arange(LENGTH))
+    return distance(line[:, None], line[None])
+
+
+TRUE = (torch.arange(LENGTH) - torch.arange(LENGTH)[:, None]).abs().float()
+
+
+def likeness(learnt: Tensor) -> float:
+    return torch.corrcoef(torch.stack([learnt.flatten(), TRUE.flatten()]))[0, 1].item()
+
+
+def separated(ways: tuple[int, ...]) -> Tensor:
+    distance, price = quasimetric(0, dim=1), Multiplier()
+
+    def loss(random: torch.Generator) -> dict[str, Tensor]:
+        return quasimetric_loss(distance, price, *walks(random, ways), far=30, slack=0.05)
+
+    learn([distance, price], loss, 500)
+    return table(distance)
+
+
+def test_pushed_apart_as_far_as_steps_allow_a_line_gets_its_true_distances():
+    learnt = separated((-1, 1))
+    assert (learnt[TRUE == 1] < 1.2).all()
+    assert learnt[0, -1].item() == pytest.approx(LENGTH - 1, abs=1)
+    assert learnt[-1, 0].item() == pytest.approx(LENGTH - 1, abs=1)
+    assert likeness(learnt) > 0.97
+
+
+def test_where_no_step_leads_back_the_way_back_is_far():
+    learnt = separated((1,))
+    assert learnt[0, -1].item() == pytest.approx(LENGTH - 1, abs=1)
+    assert learnt[-1, 0] > 2 * LENGTH
+
+
+def test_temporal_differences_learn_the_distances_of_a_line():
+    distance = quasimetric(0, dim=1)
+    slow = MovingAverage(distance, 0.9)
+
+    def loss(random: torch.Generator) -> dict[str, Tensor]:
+        return temporal_difference_loss(distance, slow.average.module, *walks(random, (-1, 1)))
+
+    learn([distance, slow], loss, 600, after=lambda: slow.follow(distance))
+    assert likeness(table(distance)) > 0.95
+    assert table(distance)[0, -1].item() == pytest.approx(LENGTH - 1, rel=0.35)
+
+
+def test_what_is_taught_is_learnt():
+    distance = quasimetric(0, dim=1)
+
+    def loss(random: torch.Generator) -> dict[str, Tensor]:
+        here, there = torch.randint(LENGTH, (2, 128), generator=random)
+        return taught_loss(distance, place(here), place(there), TRUE[here, there])
+
+    learn([distance], loss, 300)
+    torch.testing.assert_close(table(distance), TRUE, atol=0.5, rtol=0)

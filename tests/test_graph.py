@@ -1,0 +1,84 @@
+"""Shortest paths are shortest, and hops are what was lived or is near."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.csgraph import floyd_warshall
+from torch import Tensor
+
+from modules.graph import hops, shortest_paths
+
+INF = float("inf")
+
+
+def some_graph(seed: int, nodes: int, roads: float) -> Tensor:
+    """Random prices; a share `roads` of the pairs is joined, one way."""
+    dice = torch.Generator().manual_seed(seed)
+    price = 0.1 + torch.rand(nodes, nodes, generator=dice)
+    price[torch.rand(nodes, nodes, generator=dice) > roads] = INF
+    return price.fill_diagonal_(0)
+
+
+def gap(state: Tensor, goal: Tensor) -> Tensor:
+    """The distance on a line."""
+    return (goal - state).abs().sum(-1)
+
+
+def downhill(state: Tensor, goal: Tensor) -> Tensor:
+    """On a line where going down is free."""
+    return (goal - state).relu().sum(-1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), nodes=st.integers(2, 15), roads=st.floats(0.05, 1.0))
+def test_shortest_paths_are_those_of_scipy(seed, nodes, roads):
+    price = some_graph(seed, nodes, roads)
+    known = floyd_warshall(price.numpy())
+    np.testing.assert_allclose(shortest_paths(price).numpy(), known, rtol=1e-5)
+
+
+def test_graphs_of_a_batch_are_solved_as_if_each_were_alone():
+    graphs = torch.stack([some_graph(seed, 8, 0.3) for seed in range(6)]).unflatten(0, (2, 3))
+    torch.testing.assert_close(shortest_paths(graphs)[1, 2], shortest_paths(graphs[1, 2]))
+
+
+def test_finding_paths_leaves_the_map_as_it_was():
+    price = some_graph(0, 8, 0.3)
+    before = price.clone()
+    shortest_paths(price)
+    assert torch.equal(price, before)
+
+
+def test_hops_by_hand():
+    places = torch.tensor([[0.0], [5.0], [5.5], [7.0]])
+    assert hops(gap, places, longest=1.6).tolist() == [
+        [0, 1, INF, INF],  # what was lived costs a step, however far it seems
+        [INF, 0, 0.5, INF],
+        [INF, 0.5, 0, 1],
+        [INF, INF, 1.5, 0],
+    ]
+
+
+def test_what_a_one_way_distance_calls_near_is_joined_one_way():
+    places = torch.tensor([[0.0], [9.0], [4.0]])
+    assert hops(downhill, places, longest=1).tolist() == [[0, 1, INF], [0, 0, 0], [0, INF, 0]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), longest=st.floats(0.1, 3))
+def test_what_was_lived_is_never_farther_than_it_took(seed, longest):
+    places = 3 * torch.randn(12, 2, generator=torch.Generator().manual_seed(seed))
+    paths = shortest_paths(hops(gap, places, longest))
+    took = torch.arange(12) - torch.arange(12)[:, None]
+    assert (paths <= torch.where(took >= 0, took, INF) + 1e-5).all()
+
+
+def test_what_cannot_be_reached_stays_infinitely_far():
+    island = torch.tensor([[0, 1, INF], [1, 0, INF], [INF, INF, 0]])
+    assert torch.equal(shortest_paths(island), island)
+    lived_apart = torch.tensor([[0.0], [10.0], [20.0]])
+    way_back = shortest_paths(hops(gap, lived_apart, longest=1)).tril(-1)
+    assert (way_back[[1, 2, 2], [0, 0, 1]] == INF).all()

@@ -1,0 +1,135 @@
+"""The house is in order: imports run one way, pages are short, nothing loads code."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ami_agent
+from ami_agent.shadow import HOME, check_shadows
+
+PACKAGES = ("modules", "envs", "ami_agent")
+SHARED = {"modules.types", "modules.bounds", "modules.planners.common"}
+"""What boxes may know of each other: the nouns, what a body can do, what planners share."""
+LONGEST = 260
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((HOME / package).rglob("*.py"))
+
+
+def name_of(page: Path) -> str:
+    """The page as Python calls it."""
+    parts = page.relative_to(HOME).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(page: Path) -> Iterator[str]:
+    """Every module that the page names, in full."""
+    package = name_of(page) if page.stem == "__init__" else name_of(page).rpartition(".")[0]
+    for node in ast.walk(ast.parse(page.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            base = ".".join([*(above if node.level else []), *filter(None, [node.module])])
+            found = [f"{base}.{alias.name}" for alias in node.names]
+            inner = [name for name in found if is_a_page(name)]
+            yield from inner or [base]
+
+
+def is_a_page(name: str) -> bool:
+    path = HOME.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or path.is_dir()
+
+
+def is_in(package: str, name: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def ours(page: Path) -> set[str]:
+    return {name for name in imports(page) if any(is_in(package, name) for package in PACKAGES)}
+
+
+EVERY_PAGE = pytest.mark.parametrize(
+    "page", [page for package in PACKAGES for page in sources(package)], ids=name_of
+)
+BOXES = pytest.mark.parametrize("page", sources("modules"), ids=name_of)
+
+
+def test_imports_are_read_as_python_reads_them():
+    assert "modules.types" in ours(HOME / "modules/cost.py")
+    assert ours(HOME / "envs/two_rooms/single.py") == {
+        "envs.two_rooms.exams",
+        "envs.two_rooms.worlds",
+    }
+    assert "modules.objectives" in ours(HOME / "ami_agent/learning.py")
+
+
+def test_the_nouns_know_nobody():
+    assert ours(HOME / "modules/types.py") == set()
+
+
+@BOXES
+def test_boxes_know_the_nouns_and_not_each_other(page):
+    inside = {"modules.planners.gradient", "modules.planners.sampling"}
+    shown = inside if name_of(page) == "modules.planners" else set()
+    assert ours(page) <= SHARED | shown
+
+
+@BOXES
+def test_the_mind_knows_no_world_and_no_gymnasium(page):
+    assert not any(is_in(stranger, n) for n in imports(page) for stranger in ("gymnasium", "envs"))
+
+
+@pytest.mark.parametrize("page", sources("envs"), ids=name_of)
+def test_worlds_know_nobody_who_lives_in_them(page):
+    assert all(is_in("envs", name) for name in ours(page))
+
+
+@pytest.mark.parametrize("page", sources("ami_agent"), ids=name_of)
+def test_the_agent_knows_no_particular_world(page):
+    known = {name for name in ours(page) if is_in("envs", name)}
+    assert known == ({"envs"} if name_of(page) == "ami_agent" else set())
+
+
+@EVERY_PAGE
+def test_nothing_that_is_loaded_can_run_code(page):
+    assert not any(is_in(s, n) for n in imports(page) for s in ("pickle", "dill", "joblib"))
+    assert "torch.load" not in page.read_text()
+
+
+@BOXES
+def test_thinking_never_calls_backward(page):
+    called = [n.attr for n in ast.walk(ast.parse(page.read_text())) if isinstance(n, ast.Attribute)]
+    assert "backward" not in called
+
+
+@EVERY_PAGE
+def test_pages_are_short(page):
+    assert len(page.read_text().splitlines()) <= LONGEST
+
+
+def test_all_that_is_offered_is_there():
+    assert sorted(ami_agent.__all__) == ami_agent.__all__
+    assert all(hasattr(ami_agent, name) for name in ami_agent.__all__)
+
+
+def test_packages_of_the_same_names_elsewhere_are_noticed_in_one_line(tmp_path):
+    with pytest.raises(ImportError, match=r"needs its own package 'modules'") as caught:
+        check_shadows(home=tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert str(HOME / "modules") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_package_that_is_missing_is_noticed_in_one_line():
+    with pytest.raises(ImportError, match="'no_such_package'.* finds none"):
+        check_shadows(names=("no_such_package",))
+
+
+def test_the_packages_beside_ours_are_the_right_ones():
+    check_shadows()

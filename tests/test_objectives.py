@@ -1,0 +1,143 @@
+"""The terms of the world model's loss mean what they say; numbers by hand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from math import sqrt
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ami_agent.learning import world_model_loss
+from modules import objectives
+from modules.objectives import Weights
+from modules.targets import Itself
+from modules.types import Trajectory
+from modules.world_model import Level
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_variance_is_the_mean_shortfall_of_deviations_below_one():
+    features = torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.6]])  # variances 2, 0, 0.18
+    shortfall = 0 + (1 - sqrt(1e-4)) + (1 - sqrt(0.18 + 1e-4))
+    assert objectives.variance(features).item() == pytest.approx(shortfall / 3, abs=1e-6)
+
+
+def test_variance_pushes_what_is_narrow_apart_and_leaves_alone_what_is_wide():
+    features = torch.tensor([[0.0, 0.0], [4.0, 0.4]], requires_grad=True)
+    objectives.variance(features).backward()
+    assert (features.grad[:, 0] == 0).all()
+    assert features.grad[0, 1] > 0 > features.grad[1, 1]  # descent goes the other way
+
+
+def test_covariance_is_the_off_diagonal_squared_over_the_number_of_features():
+    features = torch.tensor([[1.0, 3.0], [-1.0, 1.0]])  # the covariance matrix is all 2
+    assert objectives.covariance(features).item() == pytest.approx((2**2 + 2**2) / 2)
+    three = torch.tensor([[0.0, 0, 0], [1, 2, 0], [2, 1, 0]])  # variances 1, 1, 0; together 1/2
+    assert objectives.covariance(three).item() == pytest.approx(2 * (1 / 2) ** 2 / 3)
+
+
+def test_covariance_of_decorrelated_features_is_zero_however_large_they_are():
+    square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    assert objectives.covariance(square * torch.tensor([100.0, 3.0]) + 7).item() == 0
+
+
+def test_similarity_is_the_mean_squared_step():
+    states = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [3.0, 4.0]]])
+    assert objectives.similarity(states).item() == (1 + 0 + 4 + 16) / 4
+
+
+def test_prediction_and_inverse_are_mean_squared_errors():
+    wrong, right = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[4.0, 2.0]]])
+    assert objectives.prediction(wrong, right).item() == 9 / 2
+    assert objectives.inverse(wrong, right).item() == 9 / 2
+
+
+def test_within_takes_away_what_never_changes_in_an_episode_and_nothing_else():
+    moving, episode = normal(6, 4, 5), normal(2, 1, 1, 5, seed=1)
+    shown = (moving.unflatten(0, (2, 3)) + episode).flatten(0, 1)
+    left = objectives.within(shown, 3)
+    torch.testing.assert_close(left, objectives.within(moving, 3))
+    torch.testing.assert_close(left.diff(dim=1), moving.diff(dim=1))
+    torch.testing.assert_close(left.unflatten(0, (2, 3)).mean((1, 2)), torch.zeros(2, 5))
+
+
+def test_within_by_hand():
+    states = torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]])  # two windows
+    assert objectives.within(states, 2).flatten().tolist() == [-3, -1, 1, 3]
+    assert objectives.within(states, 1).flatten().tolist() == [-1, 1, -1, 1]
+
+
+def test_folding_makes_every_place_a_sample_of_its_channels():
+    channel = torch.arange(3.0)[:, None, None].expand(3, 2, 4)
+    place = torch.arange(8.0).view(2, 4)
+    states = (100 * channel + place).flatten().expand(5, 2, -1)  # [B, T, D]
+    features = objectives.fold(states, 3)
+    assert features.shape == (5 * 2 * 8, 3)
+    assert (features // 100).unique(dim=0).tolist() == [[0, 1, 2]]
+    assert (features % 100 == features[:, :1] % 100).all()
+    assert features[:8, 0].tolist() == list(range(8))
+
+
+def test_a_vector_folds_into_one_sample():
+    states = normal(5, 2, 3)
+    torch.testing.assert_close(objectives.fold(states, 3), states.flatten(0, 1))
+
+
+class Line(nn.Module):
+    """The world s' = s + a for states that are positions times a scale."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        return state + self.scale * action
+
+    def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
+        return (next_state - state) / max(self.scale, 1e-9)
+
+
+def loss_of_a_walk(scale: float) -> dict[str, Tensor]:
+    """Of a mind that perceives positions on a plane, times a scale, and predicts perfectly."""
+    actions = 0.1 * normal(64, 4, 2)
+    start = normal(64, 1, 2, seed=1)
+    obs = torch.cat([start, start + actions.cumsum(1)], 1)
+    walk = Trajectory(obs, actions, torch.zeros(64, 4, 1), torch.arange(64))
+    line = Level(Line(scale))
+    return world_model_loss(walk, lambda o: scale * o, Itself(), line, channels=2, together=4)
+
+
+def total(terms: dict[str, Tensor]) -> float:
+    return sum(weight * terms[name].item() for name, weight in Weights().by_name().items())
+
+
+def test_every_term_has_a_weight_and_every_weight_a_term():
+    assert set(loss_of_a_walk(1.0)) == set(asdict(Weights()))
+
+
+def test_who_knows_the_world_predicts_it_and_reads_its_actions():
+    terms = loss_of_a_walk(2.0)
+    assert terms["prediction"].item() == pytest.approx(0, abs=1e-9)
+    assert terms["inverse"].item() == pytest.approx(0, abs=1e-9)
+
+
+def test_what_is_predicted_is_every_step_after_the_first():
+    obs = torch.tensor([[[0.0], [1.0], [3.0]]])
+    walk = Trajectory(obs, torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), torch.zeros(1))
+    terms = world_model_loss(
+        walk, lambda o: 1 * o, Itself(), Level(Line(1.0)), channels=1, together=1
+    )
+    assert terms["prediction"].item() == (1**2 + 3**2) / 2  # it expects to stay at 0
+
+
+def test_a_constant_representation_is_punished():
+    collapsed, honest = loss_of_a_walk(0.0), loss_of_a_walk(1.2)
+    assert collapsed["prediction"].item() == 0  # nothing is easier to predict
+    assert collapsed["variance"].item() == pytest.approx(0.99)
+    assert collapsed["variance_within"].item() == pytest.approx(0.99)
+    assert total(collapsed) > 2 * total(honest)

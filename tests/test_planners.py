@@ -1,0 +1,335 @@
+"""Thinking finds the best that a body can do, never unlearns it, and leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from modules.actor import Commit, Habit, NoHabit
+from modules.bounds import Ball, Bounds, Box
+from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
+from modules.planners.common import Guesses
+from modules.types import Evaluate, Focus, Imagine, Plan, Propose, Rollout
+
+Make = Callable[..., GradientPlanner | CEM | MPPI]
+
+PLANNERS: dict[str, Callable[..., GradientPlanner.Config | CEM.Config | MPPI.Config]] = {
+    "gradient": GradientPlanner.Config,
+    "cem": CEM.Config,
+    "mppi": MPPI.Config,
+}
+THOROUGH = {
+    "gradient": {"lr": 0.05},
+    "cem": {"samples": 128},
+    "mppi": {"samples": 128, "temperature": 0.5},
+}
+STEPS = {"gradient": 200, "cem": 30, "mppi": 30}
+BOUNDS = [Box(), Ball(), Ball(radius=0.4)]
+CARE = 1.0
+"""Weight of effort in the world solved by hand."""
+
+
+def glide(state: Tensor, actions: Tensor) -> Rollout:
+    """The world s' = s + a."""
+    start = state[:, None, None].expand(-1, actions.shape[1], 1, -1)
+    return Rollout(torch.cat([start, start + actions.cumsum(2)], 2), actions, actions[..., :0])
+
+
+def miss_and_effort(rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
+    """How far the end is from the goal, and the way there, both squared."""
+    miss = (rollout.states[:, :, -1] - focus.goal[:, None]).square().sum(-1)
+    return {"miss": miss, "effort": CARE * rollout.actions.square().sum((-2, -1))}
+
+
+def solved_by_hand(state: Tensor, focus: Focus) -> Tensor:
+    """argmin |s + sum a - g|^2 + w sum |a|^2 is H equal steps (g - s) / (H + w); `[B, H, A]`."""
+    step = (focus.goal - state) / (focus.horizon + CARE)
+    return step[:, None].expand(-1, focus.horizon, -1)
+
+
+def eye(
+    bounds: Bounds | None = None,
+    imagine: Imagine = glide,
+    evaluate: Evaluate = miss_and_effort,
+) -> MindsEye:
+    return MindsEye(imagine, evaluate, bounds or Box(), 2)
+
+
+def planner(
+    kind: str, mind: MindsEye | None = None, propose: Propose | None = None, **how: float
+) -> GradientPlanner | CEM | MPPI:
+    return PLANNERS[kind](**how).build(mind or eye(), propose or NoHabit(2))
+
+
+def focus(goal: Tensor, steps: int = 8, horizon: int = 3) -> Focus:
+    return Focus(mode="plan", goal=goal, weights={}, horizon=horizon, steps=steps)
+
+
+HERE = torch.tensor([[0.5, -0.3], [0.2, 0.9]])
+THERE = torch.tensor([[1.3, -1.1], [-0.6, 0.1]])
+everyone = pytest.mark.parametrize("kind", PLANNERS)
+
+
+@everyone
+@pytest.mark.parametrize("bounds", BOUNDS, ids=str)
+def test_finds_the_optimum_of_a_world_solved_by_hand(kind, bounds):
+    plan = planner(kind, eye(bounds), **THOROUGH[kind])(HERE, task := focus(THERE, STEPS[kind]))
+    torch.testing.assert_close(plan.actions, solved_by_hand(HERE, task), atol=0.02, rtol=0)
+
+
+@everyone
+def test_a_plan_hopes_for_what_its_actions_lead_to(kind):
+    task = focus(THERE)
+    plan = planner(kind)(HERE, task)
+    future = glide(HERE, plan.actions[:, None])
+    torch.testing.assert_close(plan.states, future.states[:, 0])
+    hurt = miss_and_effort(future, task)
+    torch.testing.assert_close(dict(plan.terms), {name: term[:, 0] for name, term in hurt.items()})
+    torch.testing.assert_close(plan.energy, plan.terms["miss"] + plan.terms["effort"])
+    assert (plan.considered == plan.states[:, None]).flatten(2).all(2).any(1).all()
+
+
+@everyone
+def test_of_all_futures_considered_the_least_painful_is_chosen(kind):
+    task = focus(THERE)
+    plan = planner(kind)(HERE, task)
+    actions = plan.considered.diff(dim=2)  # s' = s + a
+    rivals = sum(miss_and_effort(glide(HERE, actions), task).values())
+    torch.testing.assert_close(plan.energy, rivals.amin(1))
+
+
+@everyone
+@pytest.mark.parametrize("bounds", BOUNDS, ids=str)
+def test_plans_go_to_the_rim_of_what_the_body_can_do_and_not_beyond(kind, bounds):
+    far = torch.tensor([[40.0, 0.0], [0.0, -40.0]])
+    plan = planner(kind, eye(bounds), **THOROUGH[kind])(torch.zeros(2, 2), focus(far, STEPS[kind]))
+    torch.testing.assert_close(bounds.project(plan.actions), plan.actions)
+    assert ((plan.actions * far[:, None]).sum(-1) > 0.9 * 40 * getattr(bounds, "radius", 1)).all()
+
+
+@everyone
+def test_thinking_longer_never_makes_a_plan_worse(kind):
+    energies = [planner(kind)(HERE, focus(THERE, steps)).energy for steps in range(12)]
+    assert (torch.stack(energies).diff(dim=0) <= 1e-6).all()
+
+
+def test_a_step_that_overshoots_does_not_make_a_plan_worse():
+    almost_there = torch.full((1, 2), 0.02)
+    thought = [
+        planner("gradient", proposals=1, lr=2.0)(torch.zeros(1, 2), focus(almost_there, steps))
+        for steps in range(4)
+    ]
+    energies = torch.cat([plan.energy for plan in thought])
+    assert (energies.diff() <= 0).all()
+    assert energies[-1] <= 8e-4  # what staying costs; the first step lands near (1, 1)
+
+
+class Spring(nn.Module):
+    """A world with parameters: s' = W s + a."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.push = nn.Linear(2, 2)
+
+    def forward(self, state: Tensor, actions: Tensor) -> Rollout:
+        states = [state[:, None].expand(-1, actions.shape[1], -1)]
+        for action in actions.unbind(2):
+            states.append(self.push(states[-1]) + action)
+        return Rollout(torch.stack(states, 2), actions, actions[..., :0])
+
+
+class Taste(nn.Module):
+    """A cost with parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(2, 2)
+
+    def forward(self, rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
+        return {"taste": self.weigh(rollout.states[:, :, 1:]).square().mean((-2, -1))}
+
+
+@everyone
+@pytest.mark.parametrize("recording", [torch.no_grad, torch.enable_grad])
+def test_thinking_leaves_no_trace_in_any_parameter(kind, recording):
+    spring, taste = Spring(), Taste()
+    mind = [*spring.named_parameters(), *taste.named_parameters()]
+    before = {name: parameter.detach().clone() for name, parameter in mind}
+    with recording():
+        planner(kind, eye(None, spring, taste))(HERE, focus(THERE))
+    assert all(parameter.grad is None for _, parameter in mind)
+    assert all(parameter.requires_grad for _, parameter in mind)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in mind)
+
+
+@everyone
+def test_a_world_is_planned_for_whatever_happens_in_the_others(kind):
+    elsewhere = torch.cat([THERE[:1], 100 * THERE[1:]])
+    alone = planner(kind)(HERE, focus(THERE))
+    beside = planner(kind)(HERE * torch.tensor([[1], [-7]]), focus(elsewhere))
+    torch.testing.assert_close(alone.actions[0], beside.actions[0])
+    torch.testing.assert_close(alone.energy[0], beside.energy[0])
+    assert not torch.allclose(alone.actions[1], beside.actions[1])
+
+
+def test_without_chance_worlds_in_another_order_get_the_same_plans():
+    order = torch.tensor([1, 0])
+    plan = planner("gradient", proposals=1)(HERE, focus(THERE))
+    turned = planner("gradient", proposals=1)(HERE[order], focus(THERE[order]))
+    torch.testing.assert_close(turned.actions, plan.actions[order])
+
+
+@everyone
+def test_the_second_plan_goes_on_from_the_first_one_step_later(kind):
+    mind = planner(kind, warm_steps=0, **{"gradient": {"proposals": 1}}.get(kind, {}))
+    first = mind(HERE, focus(THERE, horizon=4))
+    second = mind(first.states[:, 1], focus(THERE, horizon=4))
+    later = torch.cat([first.actions[:, 1:], first.actions[:, -1:]], 1)
+    torch.testing.assert_close(second.actions, later, atol=1e-5, rtol=0)
+
+
+@everyone
+def test_with_other_worlds_or_another_horizon_there_is_nothing_to_go_on_from(kind):
+    mind = planner(kind)
+    mind(HERE, focus(THERE))
+    assert mind(HERE[:1], focus(THERE[:1])).actions.shape == (1, 3, 2)
+    assert mind(HERE[:1], focus(THERE[:1], horizon=5)).actions.shape == (1, 5, 2)
+
+
+@everyone
+def test_a_new_life_with_the_same_seed_makes_the_same_plans(kind):
+    mind = planner(kind)
+
+    def lives(seed: int) -> Tensor:
+        mind.reset(seed)
+        return torch.stack([mind(HERE, focus(THERE, steps=1)).actions for _ in range(3)])
+
+    first, other, again = lives(3), lives(4), lives(3)
+    assert torch.equal(first, again)
+    assert kind == "gradient" or not torch.equal(first, other)
+
+
+def test_another_seed_makes_other_guesses():
+    guess = Guesses(eye())
+    first = guess(HERE, focus(THERE), 4)
+    guess.seed(1)
+    assert not torch.equal(first[:, 1:], guess(HERE, focus(THERE), 4)[:, 1:])
+
+
+@pytest.mark.parametrize("bounds", BOUNDS, ids=str)
+def test_guesses_hold_still_for_a_while_stay_inside_and_rest_first(bounds):
+    guesses = Guesses(eye(bounds), pieces=2)(HERE, focus(THERE, horizon=5), 50)
+    assert guesses.shape == (2, 50, 5, 2)
+    assert (guesses[:, 0].abs() < 1e-6).all()
+    assert (guesses[:, :, :3] == guesses[:, :, :1]).all()
+    assert (guesses[:, :, 3:] == guesses[:, :, 3:4]).all()
+    torch.testing.assert_close(bounds.project(guesses), guesses)
+
+
+@everyone
+def test_what_a_perfect_policy_proposes_needs_no_thought(kind):
+    def perfect(state: Tensor, task: Focus) -> Tensor:
+        return solved_by_hand(state, task)[:, None]
+
+    task = focus(THERE, steps=0)
+    plan = planner(kind, propose=perfect)(HERE, task)
+    torch.testing.assert_close(plan.actions, solved_by_hand(HERE, task))
+
+
+@everyone
+def test_a_bad_proposal_does_not_mislead(kind):
+    def mad(state: Tensor, task: Focus) -> Tensor:
+        return -solved_by_hand(state, task)[:, None].sign()
+
+    task = focus(THERE, STEPS[kind])
+    plan = planner(kind, propose=mad, **THOROUGH[kind])(HERE, task)
+    optimum = glide(HERE, solved_by_hand(HERE, task)[:, None])
+    least = sum(miss_and_effort(optimum, task).values())[:, 0]
+    torch.testing.assert_close(plan.energy, least, atol=0.02, rtol=0)
+
+
+def test_a_habit_is_what_the_policy_would_do_step_by_step():
+    def halve(state: Tensor, goal: Tensor) -> Tensor:
+        return (goal - state) / 2
+
+    habit = Habit(halve, eye())(HERE, focus(THERE, horizon=3))
+    share = torch.tensor([1 / 2, 1 / 4, 1 / 8])[:, None]
+    torch.testing.assert_close(habit[:, 0], (THERE - HERE)[:, None] * share)
+
+
+class Counting:
+    """Says in every action which plan it belongs to, and which step of it this is."""
+
+    def __init__(self) -> None:
+        self.plans = 0
+
+    def reset(self, seed: int = 0) -> None:
+        self.plans = 0
+
+    def __call__(self, state: Tensor, task: Focus) -> Plan:
+        step = torch.arange(task.horizon + 1.0)
+        states = torch.stack([torch.full_like(step, self.plans), step], -1)[None]
+        self.plans += 1
+        return Plan(states[:, :-1], torch.zeros(1), {}, states, states[:, :0], states[:, None])
+
+
+def carried_out(actor: Commit, calls: int, horizon: int = 4) -> list[list[float]]:
+    task = focus(THERE[:1], horizon=horizon)
+    return [actor(HERE[:1], task).action[0].tolist() for _ in range(calls)]
+
+
+def test_commitment_plans_every_so_many_calls_and_carries_the_plan_out():
+    assert carried_out(Commit(Counting(), 1), 3) == [[0, 0], [1, 0], [2, 0]]
+    assert carried_out(Commit(Counting(), 3), 5) == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1]]
+
+
+def test_commitment_ends_with_the_plan():
+    assert carried_out(Commit(Counting(), 9), 4, horizon=2) == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_a_plan_half_carried_out_starts_where_one_is():
+    actor = Commit(Counting(), 2)
+    carried_out(actor, 1)
+    rest = actor(HERE[:1], focus(THERE[:1], horizon=4))
+    assert rest.states[0].tolist() == [[0, 1], [0, 2], [0, 3], [0, 4]]
+    assert rest.actions[0].tolist() == [[0, 1], [0, 2], [0, 3]]
+
+
+def test_who_starts_a_new_life_is_committed_to_nothing():
+    actor = Commit(Counting(), 3)
+    assert carried_out(actor, 5)[-1] == [1, 1]
+    actor.reset()
+    assert carried_out(actor, 1) == [[0, 0]]  # and whom it asks began anew as well
+
+
+def vectors(seed: int, scale: float) -> Tensor:
+    return scale * torch.randn(50, 2, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 1e3), bounds=st.sampled_from(BOUNDS))
+def test_nothing_leaves_the_bounds(seed, scale, bounds):
+    wild, limit = vectors(seed, scale), getattr(bounds, "radius", 1) + 1e-5
+    for inside in (bounds.bound(wild), bounds.project(wild)):
+        size = inside.abs().amax(-1) if isinstance(bounds, Box) else inside.norm(dim=-1)
+        assert (size <= limit).all()
+        torch.testing.assert_close(bounds.project(inside), inside)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), bounds=st.sampled_from(BOUNDS))
+def test_what_is_inside_survives_being_set_free_and_bound_again(seed, bounds):
+    inside = 0.99 * bounds.project(vectors(seed, 0.5))
+    torch.testing.assert_close(bounds.bound(bounds.free(inside)), inside, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("bounds", BOUNDS, ids=str)
+def test_rest_can_be_left_in_every_direction(bounds):
+    rest = torch.zeros(2)
+    slope = torch.autograd.functional.jacobian(bounds.bound, rest)
+    torch.testing.assert_close(slope, getattr(bounds, "radius", 1) * torch.eye(2))

@@ -1,0 +1,140 @@
+"""A run: reproducible, resumable, honest about failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import ami_agent as ami
+from ami_agent import checkpoint, runs
+from ami_agent.report import Silence
+from ami_agent.train import train
+from modules.targets import MovingAverage
+from modules.types import Diverged, UnusableInput
+from tests.conftest import small
+
+ROOT = Path(__file__).parent.parent
+training = sys.modules[train.__module__]
+
+
+def same_weights(one, other) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_seed_decides_every_weight(tiny, tmp_path):
+    agents = [train(tiny, out=tmp_path / str(i), seed=s) for i, s in enumerate([3, 3, 4])]
+    assert same_weights(agents[0], agents[1])
+    assert not same_weights(agents[0], agents[2])
+
+
+def test_a_run_leaves_what_the_readme_names(tiny, tmp_path):
+    train(tiny, out=tmp_path / "run", seed=5)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["seed"] == 5
+    assert set(manifest["seconds"]) == {"life", "objective", "teacher", "paths", "distil"}
+    assert runs.config_of(tmp_path / "run") == tiny
+    assert not (tmp_path / "run" / "memory").exists()
+
+
+def test_an_agent_comes_back_as_it_was(tiny, tmp_path):
+    agent = train(tiny, out=tmp_path / "run")
+    assert same_weights(agent, ami.load(tmp_path / "run"))
+
+
+class Killed(Exception):
+    """Stands for the moment of a kill, inside one process."""
+
+
+class KilledAt:
+    """A reporter that kills the run after so many logged updates of a lesson."""
+
+    def __init__(self, stage: str) -> None:
+        self.silence, self.stage = Silence(), stage
+
+    def scalars(self, stage, step, values) -> None:
+        if stage == self.stage and step >= 4:
+            raise Killed
+
+    def __getattr__(self, name):
+        return getattr(self.silence, name)
+
+
+@pytest.mark.parametrize("stage", ["objective", "teacher", "paths", "distil"])
+def test_killed_and_resumed_ends_as_never_killed(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 2)
+    config = small(ami.recipes.two_rooms_random())
+    config = replace(config, objective=replace(config.objective, target=MovingAverage.Config()))
+    whole = train(config, out=tmp_path / "whole", seed=1)
+    with pytest.raises(Killed):
+        train(config, out=tmp_path / "cut", seed=1, report=KilledAt(stage), save_every=0)
+    resumed = train(config, out=tmp_path / "cut", seed=1, resume=True, save_every=0)
+    assert same_weights(whole, resumed)
+
+
+def test_a_process_killed_for_good_can_be_resumed(tiny, tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.conftest import small; import ami_agent as ami\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "ami.train(small(ami.recipes.two_rooms(), 500), out=sys.argv[2], save_every=0.05)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(tmp_path / "run")])
+    deadline = time.monotonic() + 60
+    while len(checkpoint.checkpoints(tmp_path / "run")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    config = small(ami.recipes.two_rooms(), 500)
+    resumed = train(config, out=tmp_path / "run", resume=True)
+    assert same_weights(resumed, train(config, out=tmp_path / "whole"))
+
+
+def test_resuming_with_other_settings_is_refused(tiny, tmp_path):
+    train(tiny, out=tmp_path / "run")
+    other = replace(tiny, planner=replace(tiny.planner, horizon=3))
+    with pytest.raises(UnusableInput, match=r"planner\.horizon is 8, not 3"):
+        train(other, out=tmp_path / "run", resume=True)
+    with pytest.raises(UnusableInput, match="seed is 0, not 1"):
+        train(tiny, out=tmp_path / "run", seed=1, resume=True)
+    with pytest.raises(UnusableInput, match="holds a run already"):
+        train(tiny, out=tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    learning = replace(tiny.objective.learning, lr=1e30)
+    config = replace(tiny, objective=replace(tiny.objective, learning=learning))
+    with pytest.raises(Diverged, match="objective: .* became (nan|inf) by step 2"):
+        train(config, out=tmp_path / "run", save_every=0)
+    tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"))
+    assert facts["lesson"] == 1  # life was lived, nothing was learnt
+    assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
+
+
+def test_a_collapsed_run_says_so(tiny, tmp_path):
+    said = []
+
+    class Listener:
+        def say(self, text):
+            said.append(text)
+
+        def __getattr__(self, name):
+            return getattr(Silence(), name)
+
+    weights = replace(tiny.objective.weights, variance=0.0, covariance=0.0, similarity=100.0)
+    learning = replace(tiny.objective.learning, steps=150, lr=3e-3)
+    objective = replace(tiny.objective, weights=weights, learning=learning)
+    train(replace(tiny, objective=objective), out=tmp_path / "run", report=Listener())
+    told = [text for text in said if text.startswith("objective")]
+    assert "COLLAPSED" in told[-1]
+    assert "COLLAPSED" in told[0] or "alive" in told[0]

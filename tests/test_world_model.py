@@ -1,0 +1,195 @@
+"""What is imagined follows from what is done, and what is seen from the pixels."""
+
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import jacobian
+
+from modules.perception import MapEncoder, Patches, VectorEncoder
+from modules.targets import Itself, MovingAverage
+from modules.types import UnusableInput
+from modules.world_model import MapDynamics, VectorDynamics, WorldModel
+
+ENCODERS = {
+    "vector": VectorEncoder.Config(patch=4, channels=3, hidden=8, state=5),
+    "map": MapEncoder.Config(patch=4, channels=2, hidden=4),
+}
+DYNAMICS = {"vector": VectorDynamics.Config(hidden=8), "map": MapDynamics.Config(hidden=4)}
+PIXELS = (2, 14, 14)  # three whole patches a side, and two pixels over
+
+any_encoder = pytest.mark.parametrize("encoder", ENCODERS)
+any_dynamics = pytest.mark.parametrize("dynamics", DYNAMICS)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def picture(count: int = 3, seed: int = 0) -> Tensor:
+    dice = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, *PIXELS), dtype=torch.uint8, generator=dice)
+
+
+def awake(module: nn.Module) -> nn.Module:
+    """No weight is zero any more, as after some learning."""
+    with torch.no_grad():
+        for index, parameter in enumerate(module.parameters()):
+            parameter.copy_(0.3 * normal(*parameter.shape, seed=index))
+    return module
+
+
+def world_model(dynamics: str, shape: tuple[int, int, int] = (2, 3, 3)) -> WorldModel:
+    return awake(WorldModel.Config(dynamics=DYNAMICS[dynamics]).build(shape, 2))
+
+
+@any_dynamics
+def test_imagining_many_steps_is_stepping_many_times(dynamics):
+    model, state, actions = world_model(dynamics), normal(4, 18), normal(4, 1, 5, 2)
+    imagined = model.imagine(state, actions).states
+    torch.testing.assert_close(imagined[:, 0, 0], state)
+    for step in range(5):
+        state = model.level(0).dynamics(state, actions[:, 0, step])
+        torch.testing.assert_close(imagined[:, 0, step + 1], state)
+
+
+@any_dynamics
+def test_an_action_changes_the_future_and_never_the_past(dynamics):
+    model, state = world_model(dynamics), normal(1, 18)
+    slope = jacobian(lambda a: model.imagine(state, a).states[0, 0], normal(1, 1, 4, 2))
+    slope = slope[:, :, 0, 0].abs().amax((1, 3))  # [H + 1 states, H actions]
+    caused = torch.arange(5)[:, None] > torch.arange(4)
+    assert ((slope > 0) == caused).all()
+
+
+@any_dynamics
+def test_proposals_are_imagined_as_if_each_were_alone(dynamics):
+    model, state, actions = world_model(dynamics), normal(3, 18), normal(3, 4, 5, 2)
+    together = model.imagine(state, actions).states
+    for world in range(3):
+        for proposal in range(4):
+            only = model.imagine(state[world, None], actions[world, None, proposal, None]).states
+            torch.testing.assert_close(together[world, proposal], only[0, 0])
+
+
+@any_dynamics
+def test_a_world_model_that_knows_nothing_expects_no_change(dynamics):
+    fresh = WorldModel.Config(dynamics=DYNAMICS[dynamics]).build((2, 3, 3), 2)
+    states = fresh.imagine(normal(1, 18), normal(1, 1, 4, 2)).states
+    assert torch.equal(states, states[:, :, :1].expand_as(states))
+
+
+def reached_from(place: tuple[int, int]) -> Tensor:
+    """Which places `[7, 7]` of the next state a change in one place of the state alters."""
+    dynamics = world_model("map", (2, 7, 7)).level(0).dynamics
+    state, action = normal(1, 2, 7, 7), normal(1, 2)
+    other = state.clone()
+    other[..., *place] += 1
+    change = dynamics(other.flatten(1), action) - dynamics(state.flatten(1), action)
+    return change.unflatten(1, (2, 7, 7)).abs().amax((0, 1)) > 0
+
+
+def test_on_a_map_a_change_reaches_its_neighbourhood_in_one_step_and_no_further():
+    distance = torch.arange(7).maximum(torch.arange(7)[:, None])  # from the corner (0, 0)
+    assert torch.equal(reached_from((0, 0)), distance <= 2)
+
+
+def test_on_a_map_the_same_happens_in_every_place():
+    dynamics = world_model("map", (2, 9, 9)).level(0).dynamics
+    state, action = torch.zeros(1, 2, 9, 9), normal(1, 2)
+    state[..., 3:5, 3:5] = normal(1, 2, 2, 2)
+    after, elsewhere = (
+        dynamics(s.flatten(1), action).unflatten(1, (2, 9, 9))
+        for s in (state, state.roll((1, 1), (2, 3)))
+    )
+    torch.testing.assert_close(elsewhere[..., 3:8, 3:8], after[..., 2:7, 2:7])
+
+
+@any_encoder
+@any_dynamics
+def test_any_encoder_goes_with_any_dynamics(encoder, dynamics):
+    perception = awake(ENCODERS[encoder].build(PIXELS))
+    model = world_model(dynamics, perception.shape)
+    state = perception(picture())
+    assert state.shape == (3, prod(perception.shape))
+    future = model.imagine(state, normal(3, 2, 4, 2)).states
+    assert future.shape == (3, 2, 5, state.shape[1])
+    guessed = model.level(0).dynamics.inverse(future[:, :, :-1], future[:, :, 1:])
+    assert guessed.shape == (3, 2, 4, 2)
+    (future.square().sum() + guessed.square().sum()).backward()
+    learnt = [*perception.parameters(), *model.parameters()]
+    assert all(parameter.grad.abs().sum() > 0 for parameter in learnt)
+
+
+@any_dynamics
+def test_a_pair_of_states_tells_its_action_whatever_the_other_pairs_are(dynamics):
+    inverse = world_model(dynamics).level(0).dynamics.inverse
+    now, after = normal(2, 3, 18, seed=1), normal(2, 3, 18, seed=2)
+    torch.testing.assert_close(inverse(now, after)[1, 2], inverse(now[1:, 2], after[1:, 2])[0])
+
+
+def test_patches_are_a_convolution_over_pixels_from_0_to_1():
+    patches = Patches(2, 4, 5)
+    weight = patches.project.weight.unflatten(1, (2, 4, 4))
+    seen = nn.functional.conv2d(picture().float() / 255, weight, patches.project.bias, stride=4)
+    torch.testing.assert_close(patches(picture()), seen)
+
+
+@any_encoder
+def test_all_pixels_are_seen_but_those_beyond_the_last_patch(encoder):
+    perception = awake(ENCODERS[encoder].build(PIXELS)).double()
+    for row, column, seen in ((0, 0, True), (11, 11, True), (12, 0, False), (0, 13, False)):
+        other = picture(1)
+        other[0, 1, row, column] ^= 128
+        assert torch.equal(perception(other), perception(picture(1))) != seen
+
+
+@any_encoder
+def test_each_picture_is_seen_by_itself(encoder):
+    perception = awake(ENCODERS[encoder].build(PIXELS))
+    torch.testing.assert_close(perception(picture())[1], perception(picture()[1:2])[0])
+
+
+@any_encoder
+def test_a_map_keeps_places_and_a_vector_has_none(encoder):
+    shape = ENCODERS[encoder].build(PIXELS).shape
+    assert shape == {"vector": (5, 1, 1), "map": (2, 3, 3)}[encoder]
+
+
+@any_encoder
+@pytest.mark.parametrize("shape", [(4,), (3, 8, 3), (2, 2, 2)])
+def test_what_is_no_picture_or_too_small_is_refused_by_name(encoder, shape):
+    with pytest.raises(UnusableInput, match=rf"{str(shape)[1:-1]}.* at least 4 by 4"):
+        ENCODERS[encoder].build(shape)
+
+
+def test_the_state_itself_is_a_target_through_which_learning_flows():
+    state = normal(3, 4).requires_grad_()
+    assert Itself.Config().build(nn.Linear(4, 4))(normal(3, 4, seed=1), state) is state
+
+
+def test_an_average_lags_behind_by_its_decay():
+    perception = nn.Linear(1, 1, bias=False)
+    target = MovingAverage.Config(decay=0.9).build(perception)
+    target.follow(perception)
+    start = perception.weight.item()
+    nn.init.constant_(perception.weight, start + 1)
+    one, seen = torch.ones(1, 1), []
+    for _ in range(2):
+        target.follow(perception)
+        seen.append(target(one, perception(one)).item() - start)
+    assert seen == pytest.approx([0.1, 0.19], abs=1e-6)
+
+
+def test_an_average_is_not_moved_by_learning_and_passes_no_gradient_on():
+    perception = nn.Linear(4, 4)
+    target = MovingAverage.Config().build(perception)
+    obs = normal(3, 4)
+    aim = target(obs, perception(obs))
+    torch.testing.assert_close(aim, perception(obs))
+    (perception(obs) - 2 * aim).square().sum().backward()
+    assert perception.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in target.parameters())
