@@ -191,11 +191,16 @@ def temporal_difference_loss(
 
 
 def taught_loss(
-    distance: Quasimetric, state: Tensor, goal: Tensor, steps: Tensor
+    distance: nn.Module, state: Tensor, goal: Tensor, steps: Tensor
 ) -> dict[str, Tensor]:
-    """Regression on known steps to go `[B]`; relative, so that near goals are learnt as well."""
-    error = distance(state, goal) - steps
-    return {"taught": (error.square() / (1 + steps)).mean()}
+    """Regression on known steps to go `[B]`; relative, so that near goals are learnt as well.
+
+    Infinite steps, a goal that no known path leads to, teach nothing.
+    """
+    known = steps.isfinite()
+    steps = steps.masked_fill(~known, 0)
+    error = (distance(state, goal) - steps).square() / (1 + steps)
+    return {"taught": (error * known).sum() / known.sum().clamp_min(1)}
 
 
 def policy_loss(

@@ -136,6 +136,13 @@ def _spec(envs: gymnasium.vector.VectorEnv) -> Spec:
     return Spec(obs.shape, dtype, action.shape[0], ("reward",))
 
 
+def seen(lived: Lived) -> Tensor:
+    """`[B, *O]` what a step ended with."""
+    obs = lived.transition.next_obs
+    assert isinstance(obs, Tensor)
+    return obs
+
+
 Act: TypeAlias = Callable[[Tensor], Tensor]
 """Observation `[B, *O]` -> action `[B, A]` in [-1, 1]."""
 
@@ -148,7 +155,7 @@ def live(act: Act, world: World, obs: Tensor) -> Iterator[Lived]:
     while True:
         lived = world.step(obs, act(obs))
         yield lived
-        obs = lived.transition.next_obs
+        obs = seen(lived)
 
 
 def walk(world: World) -> Act:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
-from ami_agent.life import Examines, World, WorldConfig, live, walk
+from ami_agent.life import Examines, World, WorldConfig, live, seen, walk
 
 COLLAPSED = 0.1
 """A state whose features vary less than this, where VICReg asks for 1, tells nothing."""
@@ -65,12 +65,12 @@ class Sights(NamedTuple):
 def sights(world: World, steps: int, seed: int) -> Sights:
     """Walks through the worlds and notes what was seen and where."""
     obs, info = world.reset(seed)
-    seen, known = [obs], [info["factors"]]
+    views, known = [obs], [info["factors"]]
     for _, lived in zip(range(steps), live(walk(world), world, obs), strict=False):
-        seen.append(lived.transition.next_obs)
+        views.append(seen(lived))
         known.append(lived.info["factors"])
     factors = torch.cat([world.tensor(f).float() for f in known])
-    return Sights(torch.cat(seen), factors)
+    return Sights(torch.cat(views), factors)
 
 
 class Examiner:

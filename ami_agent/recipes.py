@@ -8,6 +8,7 @@ from ami_agent.build import Config
 from ami_agent.learning import Learning
 from ami_agent.lessons import Distil, Live, Predict, Separate, ShortestPaths
 from ami_agent.life import WorldConfig
+from modules.actor import NoHabit
 from modules.bounds import Ball
 from modules.objectives import Weights
 from modules.perception import MapEncoder, VectorEncoder
@@ -41,7 +42,8 @@ def _map_state(recipe: str, variant: str, patch: int) -> Config:
         perception=MapEncoder.Config(patch=patch),
         world_model=WorldModel.Config(dynamics=MapDynamics.Config()),
         planner=GradientPlanner.Config(proposals=1, carried=1),
-        life=Live(worlds=400, steps=512, options={"budget": 512, "errands": 0.5}),
+        habit=NoHabit.Config(),
+        life=Live(worlds=320, steps=640, options={"budget": 640, "errands": 0.4}),
         objective=Predict(
             weights=Weights(
                 prediction=4,
@@ -56,7 +58,7 @@ def _map_state(recipe: str, variant: str, patch: int) -> Config:
             length=5,
             together=4,
         ),
-        teacher=Separate(across=False, together=32),
+        teacher=Separate(together=32, learning=Learning(steps=1200, batch=256)),
         paths=ShortestPaths(),
         distil=Distil(rounds=4),
     )

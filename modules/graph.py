@@ -23,8 +23,8 @@ def hops(distance: Distance, states: Tensor, longest: float) -> Tensor:
 
 def shortest_paths(price: Tensor) -> Tensor:
     """Prices `[..., N, N]` -> price of the cheapest path from each to each (Floyd-Warshall)."""
-    best = price.clone()
+    best, detour = price.clone(), torch.empty_like(price)
     for via in range(price.shape[-1]):
-        detour = best[..., :, via, None] + best[..., via, None, :]
+        torch.add(best[..., :, via, None], best[..., via, None, :], out=detour)
         torch.minimum(best, detour, out=best)
     return best

@@ -89,7 +89,7 @@ def test_the_critic_is_the_mean_distance_of_all_that_is_yet_to_come():
     torch.testing.assert_close(critic(A_PATH, focus(HOME))[0, 0], by_hand)
 
 
-@pytest.mark.parametrize("energy", [reach, effort, Critic(quasimetric(2)).double()])
+@pytest.mark.parametrize("energy", [reach, effort, Critic(quasimetric(2)).double(), NoCritic()])
 def test_an_energy_has_the_gradient_it_claims(energy: Energy):
     states = normal(2, 3, 4, 3).double().requires_grad_()
     actions = normal(2, 3, 3, 2, seed=1).double().requires_grad_()
@@ -101,7 +101,7 @@ def test_an_energy_has_the_gradient_it_claims(energy: Energy):
     assert torch.autograd.gradcheck(hurt, (states, actions))
 
 
-@pytest.mark.parametrize("energy", [reach, effort, Critic(quasimetric(2))])
+@pytest.mark.parametrize("energy", [reach, effort, Critic(quasimetric(2)), NoCritic()])
 def test_every_future_is_judged_by_itself(energy: Energy):
     states, actions, goal = normal(2, 3, 5, 3), normal(2, 3, 4, 2), normal(2, 3, seed=1)
     alone = energy(rollout(states[1:, 2:], actions[1:, 2:]), focus(goal[1:]))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from copy import copy
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import gymnasium
@@ -24,7 +25,7 @@ from ami_agent.show.episodes import Episode, ReadOut, critic
 from modules.cost import NoCritic
 from modules.types import UnusableInput
 
-STEPS = 5
+STEPS = 4
 WORLD = replace(two_rooms().evaluation, options={"budget": STEPS})
 
 
@@ -36,7 +37,7 @@ def newborn(**changes: object) -> Agent:
 def _coarse():
     """A landscape of a few places shows as much as one of many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(landscape, "SIDE", 15)
+        patch.setattr(landscape, "SIDE", 11)
         yield
 
 
@@ -197,8 +198,8 @@ def test_without_a_critic_there_is_no_landscape(planned, readout):
 
 
 def test_where_wishes_are_ignored_there_is_no_landscape(agent, planned, readout, monkeypatch):
-    heeded = World.reset
-    monkeypatch.setattr(World, "reset", lambda world, seed, **wishes: heeded(world, seed))
+    heeded, seeds = World.reset, count()
+    monkeypatch.setattr(World, "reset", lambda world, seed, **wishes: heeded(world, next(seeds)))
     assert landscape.survey(agent, WORLD, readout, planned[0]) is None
 
 

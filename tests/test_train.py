@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny, tmp_pa
     monkeypatch.setattr(training, "LOG_EVERY", 1)
     learning = replace(tiny.objective.learning, lr=1e30)
     config = replace(tiny, objective=replace(tiny.objective, learning=learning))
-    with pytest.raises(Diverged, match="objective: .* became (nan|inf) by step 2"):
+    with pytest.raises(Diverged, match=r"objective: .* became (nan|inf) by step 2"):
         train(config, out=tmp_path / "run", save_every=0)
     tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"))
     assert facts["lesson"] == 1  # life was lived, nothing was learnt

@@ -50,21 +50,17 @@ class Separate:
     far: float = 30.0
     """Distances much beyond this, in steps, are not pushed further."""
     slack: float = 0.05
-    together: int = 256
-    """Pairs are drawn among so many states of one episode; the whole batch where all episodes
-    share one layout."""
-    across: bool = True
-    """Whether a goal may come from another episode than its state."""
+    together: int = 1
+    """A goal is one of so many states of the same episode; 1: of any episode, for worlds whose
+    layout never changes."""
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         memory, distance = as_states(agent), critic_of(agent)
         price = Multiplier().to(agent.device)
-        runs = 1 if self.across else self.learning.batch // self.together
+        runs = self.learning.batch // self.together if self.together > 1 else 1
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
-            batch = memory.sample(
-                self.learning.batch, 1, random, 1 if self.across else self.together
-            )
+            batch = memory.sample(self.learning.batch, 1, random, self.together)
             now, after = batch.obs.unbind(1)  # type: ignore[union-attr]
             goal = now.unflatten(0, (runs, -1)).roll(1, 1).flatten(0, 1)
             return quasimetric_loss(
@@ -112,12 +108,12 @@ class ShortestPaths:
     """The critic taught by dynamic programming: in every layout that memory knows, the remembered
     states are the nodes of a graph, and the pupil learns its shortest paths."""
 
-    learning: Learning = field(default_factory=lambda: Learning(steps=1500, batch=1024))
+    learning: Learning = field(default_factory=lambda: Learning(steps=2000, batch=512))
     layouts: int = 300
     """Episodes that become a graph."""
-    nodes: int = 512
+    nodes: int = 640
     """States of each."""
-    hop: float = 1.0
+    hop: float = 2.0
     """States that the critic so far calls this close, in steps, are joined."""
     imagined: float = 0.5
     """Share of the states that are predicted from the one before instead of perceived."""
@@ -132,39 +128,44 @@ class Student(GradientPupil):
     def __init__(self, config: ShortestPaths, agent: Agent, seed: int) -> None:
         self.teacher, self.lesson, self.agent = critic_of(agent), config, agent
         student = deepcopy(self.teacher)
-        self.states, self.actions, self.steps = self._graphs()
+        self.seen, self.imagined, self.steps = self._graphs()
         super().__init__(student, self._loss, config.learning, weights={}, seed=seed)
 
     @torch.no_grad()
     def _graphs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """States `[E, N, D]`, actions `[E, N - 1, A]`, steps from each to each `[E, N, N]`."""
-        states, actions, steps = [], [], []
-        known = self.agent.memory.episodes(self.lesson.nodes - 1)[: self.lesson.layouts]
-        for episode in known:
-            path = self.agent.memory.recall(episode)
-            assert isinstance(path.obs, Tensor)
-            seen = self.agent.perceive(path.obs[0, : self.lesson.nodes].to(self.agent.device))
-            states.append(seen)
-            actions.append(path.actions[0, : self.lesson.nodes - 1].to(seen))
-            steps.append(shortest_paths(hops(self.teacher, seen, self.lesson.hop)).half())
-        return torch.stack(states), torch.stack(actions), torch.stack(steps)
+        """States seen and imagined `[E, N, D]`, steps from each to each `[E, N, N]`."""
+        found = [self._graph(episode) for episode in self._episodes()]
+        seen, imagined, steps = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return seen, imagined, steps
+
+    def _episodes(self) -> Tensor:
+        known = self.agent.memory.episodes(self.lesson.nodes - 1)
+        if not len(known):
+            raise UnusableInput(f"memory has no episode of {self.lesson.nodes} states for a graph")
+        return known[: self.lesson.layouts]
+
+    def _graph(self, episode: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        path, nodes = self.agent.memory.recall(episode), self.lesson.nodes
+        assert isinstance(path.obs, Tensor)
+        seen = self.agent.perceive(path.obs[0, :nodes].to(self.agent.device))
+        actions = path.actions[0, : nodes - 1].to(seen)
+        imagined = self.agent.world_model.level(0).dynamics(seen[:-1], actions)
+        steps = shortest_paths(hops(self.teacher, seen, self.lesson.hop)).half()
+        return seen, torch.cat([seen[:1], imagined]), steps
 
     def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
-        layouts, nodes = self.states.shape[:2]
+        layouts, nodes = self.seen.shape[:2]
         count = self.lesson.learning.batch
 
         def draw(below: int) -> Tensor:
             drawn = torch.randint(below, (count,), generator=random)
-            return drawn.to(self.states.device, non_blocking=True)
+            return drawn.to(self.seen.device, non_blocking=True)
 
-        layout, start, goal = draw(layouts), draw(nodes - 1), draw(nodes)
-        seen, ahead = self.states[layout, start + 1], self.states[layout, start]
-        with torch.no_grad():
-            imagined = self.agent.world_model.level(0).dynamics(ahead, self.actions[layout, start])
-        which = torch.rand(count, 1, generator=random).to(seen) < self.lesson.imagined
-        state = torch.where(which, imagined, seen)
-        steps = self.steps[layout, start + 1, goal].to(state.dtype)
-        return taught_loss(self.module, state, self.states[layout, goal], steps)
+        layout, start, goal = draw(layouts), draw(nodes), draw(nodes)
+        which = torch.rand(count, 1, generator=random).to(self.seen) < self.lesson.imagined
+        state = torch.where(which, self.imagined[layout, start], self.seen[layout, start])
+        steps = self.steps[layout, start, goal].to(state.dtype)
+        return taught_loss(self.module, state, self.seen[layout, goal], steps)
 
     def finish(self) -> None:
         """The student becomes the critic."""

@@ -35,7 +35,7 @@ class Explorer:
 
     def __init__(self, config: Live, agent: Agent, world: WorldConfig, seed: int) -> None:
         self.total, self.step, self.agent = config.steps, 0, agent
-        self.world = world.build(config.worlds, **config.options)
+        self.world = world.build(config.worlds, "cpu", **config.options)
         obs, _ = self.world.reset(seed)
         self.life = live(walk(self.world), self.world, obs)
 

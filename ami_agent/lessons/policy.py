@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ami_agent.learning import Learning, policy_loss
 from ami_agent.lessons.base import GradientPupil, Pupil
-from ami_agent.life import WorldConfig
+from ami_agent.life import WorldConfig, seen
 from modules.configurator import Task
 from modules.types import Focus
 
@@ -71,7 +71,7 @@ class Apprentice(GradientPupil):
             wise = self.agent.actors["plan"](state, focus).action
             labels.append(torch.cat([state, focus.goal, wise], 1))
             done = self._dare(state, focus, wise, turn, random)
-            obs = world.step(obs, done).transition.next_obs
+            obs = seen(world.step(obs, done))
         world.close()
         return torch.cat(labels)
 

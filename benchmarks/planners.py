@@ -1,0 +1,69 @@
+"""The planners side by side: the same trained agent, costs, episodes and machine.
+
+python benchmarks/planners.py runs/two-rooms/0 --episodes 200
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+import ami_agent as ami
+from ami_agent import checkpoint, runs
+from ami_agent.agent import Agent
+from ami_agent.build import Config, build
+from ami_agent.report import table
+from modules.actor import NoHabit
+from modules.planners import CEM, MPPI, GradientPlanner
+
+
+def contestants(config: Config) -> dict[str, Config]:
+    """The recipe's own planner, and each planner without the policy's proposal."""
+    bare = replace(config, habit=NoHabit.Config())
+    return {
+        "gradient, with habit": config,
+        "gradient": bare,
+        "gradient, cold start only": replace(
+            bare, planner=GradientPlanner.Config(carried=0, steps=8)
+        ),
+        "CEM 64 x 4": replace(bare, planner=CEM.Config()),
+        "MPPI 64 x 4": replace(bare, planner=MPPI.Config()),
+        "CEM 200 x 6": replace(bare, planner=CEM.Config(samples=200, steps=6, warm_steps=6)),
+        "MPPI 200 x 6": replace(bare, planner=MPPI.Config(samples=200, steps=6, warm_steps=6)),
+    }
+
+
+def load(run: Path, config: Config) -> Agent:
+    """The agent of a run with the planner of `config`."""
+    world = config.world.build(1)
+    agent = build(config, world.spec)
+    world.close()
+    newest = checkpoint.latest(run)
+    runs.put_weights(agent, checkpoint.load(newest)[0], newest)
+    return agent.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--episodes", type=int, default=200)
+    flags, console = parser.parse_args(), Console(width=120)
+    rows = []
+    for name, config in contestants(runs.config_of(flags.run)).items():
+        agent = load(flags.run, config)
+        found = ami.evaluate(agent, config.evaluation, episodes=flags.episodes, seed=10_000)
+        low, high = found["final_success"]["ci95"]
+        share = f"{100 * found['final_success']['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        batched, alone = found["ms_per_action_batched"], found["ms_per_action"]["p50"]
+        steps = "-" if found["steps"] is None else f"{found['steps']['mean']:.1f}"
+        rows.append([name, share, steps, f"{batched:.3f}", f"{alone:.1f}"])
+        console.print(rows[-1])
+    columns = ["planner", "success at the last step", "steps", "ms batched", "ms alone"]
+    console.print(table(f"{flags.run}: {flags.episodes} episodes", columns, rows))
+
+
+if __name__ == "__main__":
+    main()
