@@ -55,6 +55,8 @@ class Agent(nn.Module):
         if self.focus is None:
             raise UnusableInput("the agent has no task yet: call configure(Task(goal=...)) first")
         self.check("observation", obs)
+        if len(obs) != len(self.focus.goal):
+            raise UnusableInput(f"{len(obs)} observations, but {len(self.focus.goal)} goals")
         state = self.perceive(obs)  # [B, D]
         return self.actors[self.focus.mode](state, self.focus)
 

@@ -26,7 +26,7 @@ from modules.cost import Cost, Critic, NoCritic
 from modules.memory import Memory
 from modules.perception import MapEncoder, VectorEncoder
 from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
-from modules.types import Transition
+from modules.types import Transition, UnusableInput
 from modules.world_model import WorldModel
 
 
@@ -76,6 +76,8 @@ def build(
 
     `worlds` and `capacity`: how many lives its memory keeps, and how many steps of each.
     """
+    if config.execute < 1:
+        raise UnusableInput(f"execute is {config.execute}; at least 1 action must be carried out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         perception = config.perception.build(spec.obs_shape)

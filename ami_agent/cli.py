@@ -6,102 +6,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 
 from ami_agent import ablate, catalogue, runs, settings
-from ami_agent.build import Config
 from ami_agent.evaluate import Results, evaluate, rows
+from ami_agent.flags import AblateFlags, Device, EvalFlags, ProbeFlags, ShowFlags, TrainFlags
 from ami_agent.life import WorldConfig
 from ami_agent.probe import examiner, verdict
 from ami_agent.recipes import recipe
 from ami_agent.report import Report, table
 from ami_agent.train import check, train
 from modules.types import Diverged, UnusableInput
-
-Device = Literal["auto", "cpu", "cuda"]
-Mode = Literal["react", "plan"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainFlags:
-    """Trains a recipe, checkpoints it, and evaluates it at the end."""
-
-    out: str = ""
-    """Run folder; runs/RECIPE/SEED if not given."""
-    seed: int = 0
-    resume: bool = False
-    """Go on with a run that was interrupted."""
-    device: Device = "auto"
-    json: str = ""
-    """A file for the results."""
-    episodes: int = 100
-    """Episodes of the evaluation at the end."""
-    save_every: float = 60.0
-    """Seconds between checkpoints."""
-    config: Annotated[Config, tyro.conf.arg(name="")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalFlags:
-    """Success, steps and milliseconds per action, beside random motion and the oracle."""
-
-    mode: Mode = "plan"
-    episodes: int = 100
-    seed: int = 10_000
-    """Episode i has seed + i."""
-    env: str = ""
-    """Another world than the one the recipe is judged in."""
-    variant: str = ""
-    """Another variant of it."""
-    device: Device = "auto"
-    json: str = ""
-    """A file for the results."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowFlags:
-    """Planning rollouts as pictures: per episode a PNG and a GIF, and a page for all."""
-
-    mode: Mode = "plan"
-    episodes: int = 3
-    seed: int = 10_000
-    out: str = ""
-    """Folder of the pictures; show/ in the run folder if not given."""
-    device: Device = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AblateFlags:
-    """Trains and evaluates a recipe and its variants, one after another."""
-
-    without: tuple[str, ...] = ()
-    """What to take away, each by itself."""
-    swap: tuple[str, ...] = ()
-    """What to put in place of another, as box=choice, each by itself."""
-    seeds: int = 3
-    episodes: int = 100
-    out: str = ""
-    """Folder of the study; runs/ablate-RECIPE if not given."""
-    device: Device = "auto"
-    json: str = ""
-    """A file for the results."""
-    config: Annotated[Config, tyro.conf.arg(name="")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeFlags:
-    """What the representation knows: collapse, linear read-outs, the push exams."""
-
-    seed: int = 0
-    device: Device = "auto"
-    json: str = ""
-    """A file for the results."""
 
 
 def device(name: Device) -> str:

@@ -116,6 +116,8 @@ class Cost(nn.Module):
                 raise UnusableInput(f"no cost is called {name!r}; there are {', '.join(names)}")
             if not 0 <= weight < float("inf"):
                 raise UnusableInput(f"the weight of {name!r} is {weight}; it must be 0 or more")
+        if not any(weights.values()):
+            raise UnusableInput(f"no cost has a weight, so nothing is wanted: weigh {names}")
 
     def forward(self, rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
         """Weighted energies by name, each `[B, P]`; what has no weight is not computed."""

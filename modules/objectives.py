@@ -1,6 +1,6 @@
 """What the world model is trained to do, and what keeps its representation from collapsing.
 
-Every term is a pure function of states; its name in `Objective.terms` is the name of its weight.
+Every term is a pure function of states; its name is the name of its weight in `Weights`.
 States are read as samples of features: `[N, D]` folds into `[N h w, C]` by `fold`, so that the
 statistics of a map are taken per channel over places (as in VICRegL, Bardes et al. 2022).
 """

@@ -171,6 +171,14 @@ def test_taught_is_the_squared_error_relative_to_how_far_it_is():
     assert taught.item() == pytest.approx((2**2 / 2 + 4**2 / 10) / 2)
 
 
+def test_a_goal_that_no_known_path_leads_to_teaches_nothing():
+    state, goal = torch.zeros(2, 1), torch.tensor([[3.0], [5.0]], requires_grad=True)
+    taught = taught_loss(apart, state, goal, torch.tensor([1.0, float("inf")]))["taught"]
+    assert taught.item() == pytest.approx(2**2 / 2)
+    taught.backward()
+    assert goal.grad.flatten().tolist() == [2, 0]
+
+
 def test_a_distance_that_obeys_bellman_has_no_temporal_difference():
     state, goal = torch.zeros(2, 1), torch.tensor([[1.0], [7.0]])
     loss = temporal_difference_loss(apart, apart, state, state + 1, goal)

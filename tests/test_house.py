@@ -127,7 +127,7 @@ def test_packages_of_the_same_names_elsewhere_are_noticed_in_one_line(tmp_path):
 
 
 def test_a_package_that_is_missing_is_noticed_in_one_line():
-    with pytest.raises(ImportError, match="'no_such_package'.* finds none"):
+    with pytest.raises(ImportError, match=r"'no_such_package'.* finds none"):
         check_shadows(names=("no_such_package",))
 
 

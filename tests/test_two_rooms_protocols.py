@@ -77,12 +77,12 @@ def test_actions_are_pixels_on_a_disk_where_published_so():
     torch.testing.assert_close(square, torch.tensor([[5.0, -5.0]]))
 
 
-def test_a_dot_stops_at_the_wall_in_pldm_and_slides_along_it_in_swm():
+def test_a_dot_is_thrown_back_from_the_wall_in_pldm_and_slides_along_it_in_swm():
     layout, start = torch.tensor([[32.0, 10.0]]), torch.tensor([[30.0, 40.0]])
     end = VARIANTS["pldm"].motion.contact(
         VARIANTS["pldm"].arena, start, torch.tensor([[2.0, 2.0]]), layout
     )
-    torch.testing.assert_close(end, torch.tensor([[30.5, 40.5]]), atol=0.02, rtol=0)
+    torch.testing.assert_close(end, torch.tensor([[30.1, 40.5]]), atol=0.02, rtol=0)
     layout, start = torch.tensor([[112.0, 49.0]]), torch.tensor([[98.0, 120.0]])
     end = VARIANTS["swm"].motion.contact(
         VARIANTS["swm"].arena, start, torch.tensor([[5.0, 5.0]]), layout

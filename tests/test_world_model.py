@@ -82,19 +82,19 @@ def test_a_world_model_that_knows_nothing_expects_no_change(dynamics):
     assert torch.equal(states, states[:, :, :1].expand_as(states))
 
 
-def reached_from(place: tuple[int, int]) -> Tensor:
+def reached_from(row: int, column: int) -> Tensor:
     """Which places `[7, 7]` of the next state a change in one place of the state alters."""
     dynamics = world_model("map", (2, 7, 7)).level(0).dynamics
     state, action = normal(1, 2, 7, 7), normal(1, 2)
     other = state.clone()
-    other[..., *place] += 1
+    other[..., row, column] += 1
     change = dynamics(other.flatten(1), action) - dynamics(state.flatten(1), action)
     return change.unflatten(1, (2, 7, 7)).abs().amax((0, 1)) > 0
 
 
 def test_on_a_map_a_change_reaches_its_neighbourhood_in_one_step_and_no_further():
     distance = torch.arange(7).maximum(torch.arange(7)[:, None])  # from the corner (0, 0)
-    assert torch.equal(reached_from((0, 0)), distance <= 2)
+    assert torch.equal(reached_from(0, 0), distance <= 2)
 
 
 def test_on_a_map_the_same_happens_in_every_place():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 STANDOFF = 0.01  # pixels left between a stopped dot and the wall
+REBOUND = 0.4  # pixels, the mean of |N(0, 0.5)|
 TINY = 1e-9
 
 
@@ -133,6 +134,21 @@ def stop(arena: Arena, start: Tensor, move: Tensor, layout: Tensor) -> Tensor:
     end = (start + move * share.unsqueeze(-1)).clamp(arena.low, arena.high)
     # Rounding could leave a grazing dot in the wall; where it came from was free.
     return torch.where(is_free(arena, end, layout).unsqueeze(-1), end, start)
+
+
+def rebound(arena: Arena, start: Tensor, move: Tensor, layout: Tensor) -> Tensor:
+    """The dot goes straight until it meets something, and is thrown back a little from there.
+
+    The published source throws it back by half-normal noise of std 0.5 pixels; here by the mean of
+    that, so that the same action always has the same effect.
+    """
+    end = stop(arena, start, move, layout)
+    cut = (start + move - end).norm(dim=-1, keepdim=True) > 2 * STANDOFF
+    for axis in torch.eye(2, dtype=move.dtype, device=move.device):
+        ahead = move.sign() * axis
+        blocked = ~is_free(arena, end + 2 * STANDOFF * ahead, layout).unsqueeze(-1)
+        end = stop(arena, end, -REBOUND * ahead * (blocked & cut), layout)
+    return end
 
 
 def slide(arena: Arena, start: Tensor, move: Tensor, layout: Tensor) -> Tensor:

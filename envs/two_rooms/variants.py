@@ -16,13 +16,14 @@ from torch import Tensor
 from .chance import draw, mix
 from .physics import (
     Arena,
+    Contact,
     Motion,
     clip_to_box,
     place_in_room,
+    rebound,
     shrink_to_box,
     shrink_to_disk,
     slide,
-    stop,
 )
 from .policies import NoisyExpert, Scene, Walker, Wander, set_out
 from .rendering import Canvas, red_on_white, two_channels
@@ -80,9 +81,9 @@ def _grid(wall_x: range, door_y: range) -> tuple[tuple[int, int], ...]:
     return tuple((x, y) for x in wall_x for y in door_y)
 
 
-def _disk(scale: float, bound: float = 1.0) -> Motion:
+def _disk(scale: float, contact: Contact, bound: float = 1.0) -> Motion:
     return Motion(
-        bound=bound, scale=scale, limit=shrink_to_disk, shrink=shrink_to_disk, contact=stop
+        bound=bound, scale=scale, limit=shrink_to_disk, shrink=shrink_to_disk, contact=contact
     )
 
 
@@ -97,7 +98,7 @@ _TWO_CHANNELS_65 = Canvas(size=65, border=(4, 4), dot_std=1.3, channels=2, paint
 _EB_FIXED = Variant(
     arena=Arena(low=4, high=60, wall_width=3, half_door=4),
     canvas=_TWO_CHANNELS_65,
-    motion=_disk(1.0, bound=2.45),
+    motion=_disk(1.0, rebound, bound=2.45),
     layouts=((32, 18),),
     goal=in_opposite_room,
     radius=4.5,
@@ -110,7 +111,7 @@ _EB_FIXED = Variant(
 _FIXED = replace(
     _EB_FIXED,
     arena=Arena(low=4, high=60, wall_width=3, half_door=5),
-    motion=_disk(0.05 * 56),
+    motion=_disk(0.05 * 56, slide),
     layouts=((32, 20),),
     radius=0.06 * 56,
     budget=50,
@@ -124,7 +125,7 @@ VARIANTS: dict[str, Variant] = {
         _FIXED,
         arena=Arena(low=1, high=30, wall_width=2, half_door=3),
         canvas=Canvas(size=32, border=(0, 0), dot_std=1.0, channels=2, paint=two_channels),
-        motion=_disk(0.05 * 29),
+        motion=_disk(0.05 * 29, slide),
         layouts=_grid(range(10, 22), range(6, 26)),
         radius=0.06 * 29,
         budget=60,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modules.planners.common import Guesses, MindsEye, Warm
+from modules.planners.common import Guesses, MindsEye, Warm, require
 from modules.types import Focus, Plan, Propose
 
 
@@ -31,6 +31,7 @@ class GradientPlanner:
         """Adam's step on the unbounded actions, which saturate near 1."""
 
         def build(self, eye: MindsEye, propose: Propose) -> GradientPlanner:
+            require(self, horizon=1, proposals=1, steps=0, warm_steps=0, carried=0)
             return GradientPlanner(self, eye, propose)
 
     def __init__(self, config: Config, eye: MindsEye, propose: Propose) -> None:
@@ -45,7 +46,7 @@ class GradientPlanner:
     def __call__(self, state: Tensor, focus: Focus) -> Plan:
         """`[B, D]` -> the best plan found; no gradient is left in any parameter."""
         kept = self.warm.start(state, focus, self.eye.action_dim)
-        fresh = self.guess(state, focus, self.config.proposals - kept.shape[1])
+        fresh = self.guess(state, focus, max(0, self.config.proposals - kept.shape[1]))
         first = torch.cat([kept, self.propose(state, focus), fresh], 1)
         steps = self.config.warm_steps if kept.shape[1] else focus.steps
         best, energy = self._descend(state, first, focus, steps)
@@ -60,16 +61,15 @@ class GradientPlanner:
         free = self.eye.bounds.free(first)
         momentum, scale = torch.zeros_like(free), torch.zeros_like(free)
         best, lowest = first, first.new_full(first.shape[:2], torch.inf)
-        for step in range(1, steps + 2):
+        for step in range(1, steps + 1):
             actions, energy, slope = self._slope(state, free, focus)
-            better = energy < lowest
-            best = torch.where(better[..., None, None], actions, best)
-            lowest = torch.where(better, energy, lowest)
+            best, lowest = better(best, lowest, actions, energy)
             momentum = momentum.lerp(slope, 0.1)
             scale = scale.lerp(slope.square(), 0.001)
             unbiased = (scale / (1 - 0.999**step)).sqrt() + 1e-8
             free = free - self.config.lr / (1 - 0.9**step) * momentum / unbiased
-        return best, lowest
+        actions = self.eye.bounds.bound(free)
+        return better(best, lowest, actions, self.eye.look(state, actions, focus).energy)
 
     def _slope(self, state: Tensor, free: Tensor, focus: Focus) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, their energy `[B, P]`, and its gradient in the unbounded actions."""
@@ -80,3 +80,10 @@ class GradientPlanner:
             # not backward(): the world model and the critic keep no gradient
             (slope,) = torch.autograd.grad(energy.sum(), free)
         return actions.detach(), energy.detach(), slope
+
+
+def better(best: Tensor, lowest: Tensor, actions: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each proposal `[B, P, H, A]` the best actions so far, and their energy `[B, P]`."""
+    improved = energy < lowest
+    best = torch.where(improved[..., None, None], actions, best)
+    return best, torch.where(improved, energy, lowest)

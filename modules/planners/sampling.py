@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modules.planners.common import Guesses, MindsEye, Warm
+from modules.planners.common import Guesses, MindsEye, Warm, require
 from modules.types import Focus, Plan, Propose
 
 
@@ -55,8 +55,9 @@ class _Sampler:
             mean, spread = self.refit(actions, energy)
             index = energy.argmin(1, keepdim=True)
             best = actions.take_along_dim(index[..., None, None], 1)
-        self.warm.keep(best)
-        return self.eye.decide(state, torch.cat([best, mean], 1), focus)
+        plan = self.eye.decide(state, torch.cat([best, mean], 1), focus)
+        self.warm.keep(plan.actions[:, None])
+        return plan
 
     def _draw(self, state: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
         noise = self.guess.noise(state, self.config.samples, mean.shape[2])
@@ -71,6 +72,7 @@ class CEM(_Sampler):
         elite: int = 8
 
         def build(self, eye: MindsEye, propose: Propose) -> CEM:
+            require(self, horizon=1, samples=1, steps=0, warm_steps=0, elite=1)
             return CEM(self, eye, propose)
 
     config: Config
@@ -87,10 +89,11 @@ class MPPI(_Sampler):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(_Sampler.Config):
-        temperature: float = 0.05
+        temperature: float = 0.2
         """In standard deviations of the energies, so that it means the same under any cost."""
 
         def build(self, eye: MindsEye, propose: Propose) -> MPPI:
+            require(self, horizon=1, samples=1, steps=0, warm_steps=0)
             return MPPI(self, eye, propose)
 
     config: Config
