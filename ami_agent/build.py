@@ -83,7 +83,7 @@ def build(
         perception = config.perception.build(spec.obs_shape)
         world_model = config.world_model.build(perception.shape, spec.action_dim)
         state_dim, bounds = prod(perception.shape), config.bounds
-        cost = Cost(config.critic.build(state_dim))
+        cost = Cost(config.critic.build(perception.shape))
         policy = config.policy.build(state_dim, spec.action_dim, bounds)
     eye = MindsEye(world_model.imagine, cost, bounds, spec.action_dim)
     planner = config.planner.build(eye, config.habit.build(policy, eye))

@@ -158,13 +158,15 @@ class Multiplier(nn.Module):
 
 
 def quasimetric_loss(
-    distance: Quasimetric, multiplier: Multiplier, state: Tensor, next_state: Tensor,
-    goal: Tensor, *, far: float, slack: float,
+    distance: Quasimetric, multiplier: Multiplier, state: Tensor, next_state: Tensor, *,
+    far: float, slack: float,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Quasimetric RL (Wang et al. 2023, equation 10): push everything apart, but let no lived step
-    cost more than 1. States, next states and goals `[B, D]`; `far` in steps."""
-    start, step, end = (distance.embed(s) for s in (state, next_state, goal))
-    push = nn.functional.softplus(far - distance.between(start, end), beta=0.1).mean()
+    cost more than 1. States and next states `[..., B, D]`, drawn at random: a state's goal is its
+    neighbour among the B; `far` in steps."""
+    start, step = distance.embed(state), distance.embed(next_state)
+    apart = distance.between(start, start.roll(1, -2))  # [..., B]
+    push = nn.functional.softplus(far - apart, beta=0.1).mean()
     violation = (distance.between(start, step) - 1).relu().square().mean() - slack**2
     price = multiplier()
     return {

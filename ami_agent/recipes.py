@@ -10,6 +10,8 @@ from ami_agent.lessons import Distil, Live, Predict, Separate, ShortestPaths
 from ami_agent.life import WorldConfig
 from modules.actor import NoHabit
 from modules.bounds import Ball
+from modules.configurator import Configurator
+from modules.cost import Critic, MapQuasimetric
 from modules.objectives import Weights
 from modules.perception import MapEncoder, VectorEncoder
 from modules.planners import GradientPlanner
@@ -26,14 +28,18 @@ def two_rooms() -> Config:
         bounds=Ball(),
         perception=VectorEncoder.Config(),
         world_model=WorldModel.Config(dynamics=VectorDynamics.Config()),
+        configurator=Configurator.Config(reach=2.0),
         planner=GradientPlanner.Config(),
-        life=Live(worlds=1500, steps=32, options={"budget": 64}),
+        life=Live(worlds=1500, steps=32, options={"budget": 32, "errands": 0.3}),
+        objective=Predict(learning=Learning(steps=1200, batch=128, lr=1.5e-3)),
+        teacher=Separate(learning=Learning(steps=4000, batch=256)),
+        distil=Distil(learning=Learning(steps=5000, batch=512, lr=2e-3), steps=32),
     )
 
 
-def _map_state(recipe: str, variant: str, patch: int) -> Config:
+def _map_state(recipe: str, variant: str, *, patch: int, stride: float) -> Config:
     """Layouts that differ by episode: a map state, variance within an episode, a critic taught by
-    dynamic programming."""
+    dynamic programming. `stride`: the longest step of the walks, in pixels."""
     return Config(
         recipe=recipe,
         world=WorldConfig(variant=variant, options={"layouts": "train"}),
@@ -43,7 +49,7 @@ def _map_state(recipe: str, variant: str, patch: int) -> Config:
         world_model=WorldModel.Config(dynamics=MapDynamics.Config()),
         planner=GradientPlanner.Config(proposals=1, carried=1),
         habit=NoHabit.Config(),
-        life=Live(worlds=320, steps=640, options={"budget": 640, "errands": 0.4}),
+        life=Live(worlds=320, steps=640, options={"budget": 640, "errands": 0.4, "stride": stride}),
         objective=Predict(
             weights=Weights(
                 prediction=4,
@@ -58,7 +64,8 @@ def _map_state(recipe: str, variant: str, patch: int) -> Config:
             length=5,
             together=4,
         ),
-        teacher=Separate(together=32, learning=Learning(steps=1200, batch=256)),
+        critic=Critic.Config(distance=MapQuasimetric.Config()),
+        teacher=Separate(together=32, learning=Learning(steps=1000, batch=128)),
         paths=ShortestPaths(),
         distil=Distil(rounds=4),
     )
@@ -66,12 +73,15 @@ def _map_state(recipe: str, variant: str, patch: int) -> Config:
 
 def two_rooms_random() -> Config:
     """Wall and door drawn per episode, 32x32 images; judged on layouts never seen."""
-    return _map_state("two-rooms-random", "random", patch=4)
+    return _map_state("two-rooms-random", "random", patch=4, stride=1.45)
 
 
 def eb_random() -> Config:
-    """EB-JEPA's random walls (arXiv 2602.03604): 65x65 images, 200 steps, its success rule."""
-    return _map_state("two-rooms-eb-random", "eb-random", patch=8)
+    """EB-JEPA's random walls (arXiv 2602.03604): 65x65 images, 200 steps, its success rule.
+
+    The walks that fill memory take steps up to what the protocol allows when planning.
+    """
+    return _map_state("two-rooms-eb-random", "eb-random", patch=8, stride=2.45)
 
 
 RECIPES: Mapping[str, Callable[[], Config]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from torch import Tensor, nn
 
@@ -29,6 +30,9 @@ def effort(rollout: Rollout, focus: Focus) -> Tensor:
 INTRINSIC: Mapping[str, Energy] = {"reach": reach, "effort": effort}
 
 
+Shape = tuple[int, int, int]
+
+
 class Quasimetric(nn.Module):
     """A distance that need not be symmetric but always obeys the triangle inequality.
 
@@ -42,19 +46,13 @@ class Quasimetric(nn.Module):
         groups: int = 8
         units: int = 8
 
-        def build(self, state_dim: int) -> Quasimetric:
-            return Quasimetric(self, state_dim)
+        def build(self, shape: Shape) -> Quasimetric:
+            size = prod(shape)
+            return Quasimetric(_layers(size, self.hidden, self.groups * self.units), self.groups)
 
-    def __init__(self, config: Config, state_dim: int) -> None:
+    def __init__(self, embed: nn.Module, groups: int) -> None:
         super().__init__()
-        self.groups = config.groups
-        self.embed = nn.Sequential(
-            nn.Linear(state_dim, config.hidden),
-            nn.SiLU(),
-            nn.Linear(config.hidden, config.hidden),
-            nn.SiLU(),
-            nn.Linear(config.hidden, config.groups * config.units),
-        )
+        self.embed, self.groups = embed, groups
 
     def between(self, start: Tensor, goal: Tensor) -> Tensor:
         """Embedded states `[..., F]`, embedded goals `[..., F]` -> steps `[...]`."""
@@ -66,15 +64,62 @@ class Quasimetric(nn.Module):
         return self.between(self.embed(state), self.embed(goal))
 
 
+class MapQuasimetric(Quasimetric):
+    """The same distance, whose embedding looks at neighbourhoods of a map state first."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        channels: int = 32
+        hidden: int = 256
+        groups: int = 8
+        units: int = 8
+
+        def build(self, shape: Shape) -> MapQuasimetric:
+            size = self.channels * shape[1] * shape[2]
+            layers = _layers(size, self.hidden, self.groups * self.units)
+            return MapQuasimetric(_Neighbourhoods(shape, self.channels, layers), self.groups)
+
+
+class _Neighbourhoods(nn.Module):
+    """`[..., D]`, folded into `[C, h, w]` -> two convolutions -> `[..., F]`."""
+
+    def __init__(self, shape: Shape, channels: int, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Unflatten(-1, shape),
+            nn.Conv2d(shape[0], channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            layers,
+        )
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.layers(state.flatten(0, -2)).unflatten(0, state.shape[:-1])
+
+
+def _layers(size: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(size, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, out),
+    )
+
+
 class Critic(nn.Module):
     """Steps still to go, averaged over an imagined path."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        distance: Quasimetric.Config = field(default_factory=Quasimetric.Config)
+        distance: Quasimetric.Config | MapQuasimetric.Config = field(
+            default_factory=Quasimetric.Config
+        )
 
-        def build(self, state_dim: int) -> Critic:
-            return Critic(self.distance.build(state_dim))
+        def build(self, shape: Shape) -> Critic:
+            return Critic(self.distance.build(shape))
 
     def __init__(self, distance: Quasimetric) -> None:
         super().__init__()
@@ -90,7 +135,7 @@ class NoCritic(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        def build(self, state_dim: int) -> NoCritic:
+        def build(self, shape: Shape) -> NoCritic:
             return NoCritic()
 
     def forward(self, rollout: Rollout, focus: Focus) -> Tensor:

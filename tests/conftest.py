@@ -28,7 +28,7 @@ def small(config: Config, steps: int = 6) -> Config:
         return replace(lesson, learning=learning, **changes)
 
     steps_lived = max(24, config.objective.length + 1)
-    paths = {} if isinstance(config.paths, NoLesson) else {"layouts": 2, "nodes": 20}
+    paths = {} if isinstance(config.paths, NoLesson) else {"layouts": 2, "nodes": 20, "together": 4}
     teacher = {"together": 4} if isinstance(config.teacher, recipes.Separate) else {}
     return replace(
         config,

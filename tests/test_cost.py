@@ -208,7 +208,7 @@ def test_the_price_of_a_step_rises_while_it_counts_for_more_than_one(step, rises
     distance, price = quasimetric(0, dim=6), Multiplier()
     distance.embed = nn.Identity()
     state = torch.zeros(4, 6)
-    terms = quasimetric_loss(distance, price, state, state + step, state, far=9, slack=0.05)
+    terms = quasimetric_loss(distance, price, state, state + step, far=9, slack=0.05)
     terms["price"].backward()
     assert (price.raw.grad < 0) == rises  # descent goes the other way
     assert terms["near"].item() == pytest.approx(max(step - 1, 0) ** 2 - 0.05**2, abs=1e-5)
@@ -255,7 +255,8 @@ def separated(ways: tuple[int, ...]) -> Tensor:
     distance, price = quasimetric(0, dim=1), Multiplier()
 
     def loss(random: torch.Generator) -> dict[str, Tensor]:
-        return quasimetric_loss(distance, price, *walks(random, ways), far=30, slack=0.05)
+        state, next_state, _ = walks(random, ways)
+        return quasimetric_loss(distance, price, state, next_state, far=30, slack=0.05)
 
     learn([distance, price], loss, 500)
     return table(distance)

@@ -51,20 +51,20 @@ class Separate:
     """Distances much beyond this, in steps, are not pushed further."""
     slack: float = 0.05
     together: int = 1
-    """A goal is one of so many states of the same episode; 1: of any episode, for worlds whose
-    layout never changes."""
+    """So many states of one episode are pushed apart from each other; 1: the whole batch, for
+    worlds whose layout never changes."""
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         memory, distance = as_states(agent), critic_of(agent)
         price = Multiplier().to(agent.device)
-        runs = self.learning.batch // self.together if self.together > 1 else 1
+        group = self.together if self.together > 1 else self.learning.batch
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
             batch = memory.sample(self.learning.batch, 1, random, self.together)
-            now, after = batch.obs.unbind(1)  # type: ignore[union-attr]
-            goal = now.unflatten(0, (runs, -1)).roll(1, 1).flatten(0, 1)
+            assert isinstance(batch.obs, Tensor)
+            state, next_state = batch.obs.unflatten(0, (-1, group)).unbind(2)
             return quasimetric_loss(
-                distance, price, now, after, goal, far=self.far, slack=self.slack
+                distance, price, state, next_state, far=self.far, slack=self.slack
             )
 
         return GradientPupil(
@@ -108,11 +108,13 @@ class ShortestPaths:
     """The critic taught by dynamic programming: in every layout that memory knows, the remembered
     states are the nodes of a graph, and the pupil learns its shortest paths."""
 
-    learning: Learning = field(default_factory=lambda: Learning(steps=2000, batch=512))
+    learning: Learning = field(default_factory=lambda: Learning(steps=2000, batch=256, lr=2e-3))
     layouts: int = 300
     """Episodes that become a graph."""
     nodes: int = 640
     """States of each."""
+    together: int = 32
+    """States and goals of one layout in a batch; each is compared with each."""
     hop: float = 2.0
     """States that the critic so far calls this close, in steps, are joined."""
     imagined: float = 0.5
@@ -155,17 +157,18 @@ class Student(GradientPupil):
 
     def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
         layouts, nodes = self.seen.shape[:2]
-        count = self.lesson.learning.batch
+        groups, size = self.lesson.learning.batch // self.lesson.together, self.lesson.together
 
-        def draw(below: int) -> Tensor:
-            drawn = torch.randint(below, (count,), generator=random)
+        def draw(below: int, *shape: int) -> Tensor:
+            drawn = torch.randint(below, (groups, *shape), generator=random)
             return drawn.to(self.seen.device, non_blocking=True)
 
-        layout, start, goal = draw(layouts), draw(nodes), draw(nodes)
-        which = torch.rand(count, 1, generator=random).to(self.seen) < self.lesson.imagined
+        layout, start, goal = draw(layouts, 1), draw(nodes, size), draw(nodes, size)
+        which = torch.rand(groups, size, 1, generator=random).to(self.seen) < self.lesson.imagined
         state = torch.where(which, self.imagined[layout, start], self.seen[layout, start])
-        steps = self.steps[layout, start, goal].to(state.dtype)
-        return taught_loss(self.module, state, self.seen[layout, goal], steps)
+        steps = self.steps[layout[..., None], start[..., None], goal[:, None]].to(state.dtype)
+        ahead = self.seen[layout, goal]
+        return taught_loss(self.module, state[:, :, None], ahead[:, None], steps)
 
     def finish(self) -> None:
         """The student becomes the critic."""

@@ -87,7 +87,7 @@ def _disk(scale: float, contact: Contact, bound: float = 1.0) -> Motion:
     )
 
 
-def _wander(longest: float) -> Wander:
+def wander(longest: float) -> Wander:
     """Steps up to the longest; more of them long than in the published walks, since long steps are
     what a planner takes."""
     return Wander(mean=0.7 * longest, std=0.4 * longest, low=0.05 * longest, high=longest)
@@ -115,7 +115,7 @@ _FIXED = replace(
     layouts=((32, 20),),
     radius=0.06 * 56,
     budget=50,
-    walker=_wander(0.05 * 56),
+    walker=wander(0.05 * 56),
     errands=0.1,
 )
 
@@ -129,7 +129,7 @@ VARIANTS: dict[str, Variant] = {
         layouts=_grid(range(10, 22), range(6, 26)),
         radius=0.06 * 29,
         budget=60,
-        walker=_wander(0.05 * 29),
+        walker=wander(0.05 * 29),
         errands=0.35,
     ),
     "eb-fixed": _EB_FIXED,

@@ -18,7 +18,7 @@ from .exams import Array, Exam, exams
 from .policies import next_waypoint
 from .rendering import draw_picture, observe, to_picture
 from .states import State, begin, choose, conceive, from_factors, move, put, to_factors
-from .variants import VARIANTS, Variant, table
+from .variants import VARIANTS, Variant, table, wander
 
 Lived: TypeAlias = tuple[Array, Array, Array, Array, dict[str, Any]]
 Choice = TypeVar("Choice")
@@ -80,22 +80,26 @@ class TwoRoomsVectorEnv(VectorEnv):
         layouts: str = "all",
         budget: int | None = None,
         errands: float | None = None,
+        stride: float | None = None,
         device: str | torch.device = "cpu",
         output: str = "numpy",
         render_mode: str | None = None,
     ) -> None:
-        """`budget` and `errands` stand in for the variant's own.
+        """`budget` and `errands` stand in for the variant's own; `stride` for the walk's longest
+        step in pixels, with more long steps than in the published walks.
 
         Raises ValueError for a variant, layouts or output that don't exist, and for a number of
-        worlds, a budget or errands that make no sense.
+        worlds, a budget, errands or a stride that make no sense.
         """
         self.variant = _pick("variant", variant, VARIANTS)
         self.judged = self.variant.judged
         self.budget = self.variant.budget if budget is None else budget
         self.errands = self.variant.errands if errands is None else errands
+        self.walker = self.variant.walker if stride is None else wander(stride)
         _require("num_envs", num_envs, 1, math.inf)
         _require("budget", self.budget, 1, math.inf)
         _require("errands", self.errands, 0, 1)
+        _require("stride", 1.0 if stride is None else stride, 1e-3, self.variant.arena.side)
         self.num_envs, self.render_mode = num_envs, render_mode
         self.device = torch.device(device)
         self._rows = table(self.variant, _pick("layouts", layouts, SPLITS)).to(self.device)
@@ -150,7 +154,7 @@ class TwoRoomsVectorEnv(VectorEnv):
     def walk(self) -> Array:
         """One more step of each world's own aimless walk, [B, 2]."""
         state = self.state
-        walk = self.variant.walker(self.variant.arena, state.scene, state.walk, self.errands)
+        walk = self.walker(self.variant.arena, state.scene, state.walk, self.errands)
         self._state = state._replace(walk=walk)
         return self._out(self.variant.motion.towards(walk.last))
 
