@@ -47,9 +47,9 @@ def _map_state(recipe: str, variant: str, *, patch: int, stride: float) -> Confi
         bounds=Ball(),
         perception=MapEncoder.Config(patch=patch),
         world_model=WorldModel.Config(dynamics=MapDynamics.Config()),
-        planner=GradientPlanner.Config(proposals=1, carried=1),
+        planner=GradientPlanner.Config(proposals=2, carried=1),
         habit=NoHabit.Config(),
-        life=Live(worlds=320, steps=640, options={"budget": 640, "errands": 0.4, "stride": stride}),
+        life=Live(worlds=320, steps=640, options={"budget": 640, "errands": 0.7, "stride": stride}),
         objective=Predict(
             weights=Weights(
                 prediction=4,

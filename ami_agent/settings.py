@@ -28,26 +28,25 @@ def _converter() -> cattrs.Converter:
     """Each of several possible classes is written down by its name, and found again by the type of
     the field: no registry of classes."""
     converter = make_converter(forbid_extra_keys=True)
-    for union in sorted(_unions(Config), key=str):
+    for union in _unions(Config):
         configure_tagged_union(
             union, converter, tag_generator=lambda kind: kind.__qualname__, tag_name="is"
         )
     return converter
 
 
-def _unions(kind: type) -> set[Any]:
-    """Every union of dataclasses among the fields of a dataclass, at any depth."""
-    found: set[Any] = set()
+def _unions(kind: type) -> list[Any]:
+    """Every union of dataclasses among the fields of a dataclass, at any depth, inner first."""
+    found: list[Any] = []
     for hint in get_type_hints(kind).values():
         several = get_origin(hint) in (Union, types.UnionType)
-        members = [
-            m for m in (get_args(hint) if several else [hint]) if dataclasses.is_dataclass(m)
-        ]
-        if several and members:
-            found.add(hint)
+        candidates = get_args(hint) if several else [hint]
+        members = [member for member in candidates if dataclasses.is_dataclass(member)]
         for member in members:
-            found |= _unions(member)  # type: ignore[arg-type]
-    return found
+            found += _unions(member)  # type: ignore[arg-type]
+        if several and members:
+            found.append(hint)
+    return list(dict.fromkeys(found))
 
 
 def to_json(config: Config) -> dict[str, Any]:

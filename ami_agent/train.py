@@ -125,7 +125,7 @@ class Training:
     def _examine(self, name: str, step: int) -> None:
         marks = self.examine(self.agent)
         self.report.scalars("state", step, marks)
-        self.report.say(f"{name} {step}: {verdict(marks)}")
+        self.report.say(f"{name} {step}: {verdict(marks) if step else 'nothing learnt yet'}")
 
     def _note(self, name: str, seconds: float) -> None:
         known = runs.manifest_of(self.folder)

@@ -32,7 +32,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def quasimetric(seed: int, dim: int = 3) -> Quasimetric:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Quasimetric.Config(hidden=16, groups=3, units=2).build(dim)
+        return Quasimetric.Config(hidden=16, groups=3, units=2).build((dim, 1, 1))
 
 
 def focus(goal: Tensor, **weights: float) -> Focus:

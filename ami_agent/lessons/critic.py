@@ -109,7 +109,7 @@ class ShortestPaths:
     states are the nodes of a graph, and the pupil learns its shortest paths."""
 
     learning: Learning = field(default_factory=lambda: Learning(steps=2000, batch=256, lr=2e-3))
-    layouts: int = 300
+    layouts: int = 200
     """Episodes that become a graph."""
     nodes: int = 640
     """States of each."""

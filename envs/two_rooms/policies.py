@@ -46,6 +46,7 @@ class Walk(NamedTuple):
     last: Tensor  # [B, 2] the last move asked for, in pixels
     target: Tensor  # [B, 2] where the errand leads
     errand: Tensor  # [B] bool: on an errand, or aimless
+    blind: Tensor  # [B] bool: the errand goes straight on, door or no door
     patience: Tensor  # [B] steps until something else comes to mind
     keys: Tensor  # [B] int64
 
@@ -73,26 +74,31 @@ def set_out(position: Tensor, keys: Tensor) -> Walk:
     uniform, keys = draw(keys, 1)
     nothing = torch.zeros_like(uniform[:, 0])
     heading = direction(2 * math.pi * uniform[:, 0])
-    return Walk(heading, position, nothing > 0, nothing, keys)
+    return Walk(heading, position, nothing > 0, nothing > 0, nothing, keys)
 
 
-def reconsider(arena: Arena, scene: Scene, walk: Walk, errands: float, errand_steps: float) -> Walk:
+def reconsider(
+    arena: Arena, scene: Scene, walk: Walk, errands: float, errand_steps: float, blind: float
+) -> Walk:
     """Every 20 to 40 steps, or on arrival: an errand to the other room with chance `errands`.
 
-    An errand lasts until it is done, or `errand_steps` at most.
+    An errand lasts until it is done, or `errand_steps` at most; a share `blind` of them goes
+    straight on, meets the wall, and is given up like an aimless walk.
     """
-    uniform, keys = draw(walk.keys, 4)
+    uniform, keys = draw(walk.keys, 5)
     near = (walk.target - scene.position).norm(dim=-1) < 0.05 * arena.side
     renew = (walk.patience <= 0) | (walk.errand & near)
     errand = torch.where(renew, uniform[:, 0] < errands, walk.errand)
     aimless_steps = 20 + (21 * uniform[:, 1]).floor()
-    patience = torch.where(errand, errand_steps, aimless_steps)
+    blinded = torch.where(renew, uniform[:, 2] < blind, walk.blind) & errand
+    patience = torch.where(errand & ~blinded, errand_steps, aimless_steps)
     right = scene.position[:, 0] < scene.layout[:, 0]
-    place = place_in_room(arena, scene.layout, right, uniform[:, 2:])
+    place = place_in_room(arena, scene.layout, right, uniform[:, 3:])
     return Walk(
         walk.last,
         torch.where(renew[:, None], place, walk.target),
         errand,
+        blinded,
         torch.where(renew, patience, walk.patience) - 1,
         keys,
     )
@@ -101,7 +107,8 @@ def reconsider(arena: Arena, scene: Scene, walk: Walk, errands: float, errand_st
 def aim(arena: Arena, scene: Scene, walk: Walk) -> Tensor:
     """The direction [B, 2] somebody without noise would take: the errand's, or the last one."""
     waypoint = next_waypoint(arena, scene.position, walk.target, scene.layout)
-    ahead = torch.where(walk.errand[:, None], waypoint - scene.position, walk.last)
+    goal = torch.where(walk.blind[:, None], walk.target, waypoint)
+    ahead = torch.where(walk.errand[:, None], goal - scene.position, walk.last)
     return ahead / ahead.norm(dim=-1, keepdim=True).clamp(min=1e-6)
 
 
@@ -117,9 +124,11 @@ class Wander:
     std: float = 0.4
     low: float = 0.2
     high: float = 1.8
+    blind: float = 0.0
+    """Share of the errands that take no notice of the wall."""
 
     def __call__(self, arena: Arena, scene: Scene, walk: Walk, errands: float) -> Walk:
-        walk = reconsider(arena, scene, walk, errands, 4 * arena.side / self.mean)
+        walk = reconsider(arena, scene, walk, errands, 4 * arena.side / self.mean, self.blind)
         uniform, keys = draw(walk.keys, 2)
         ahead = aim(arena, scene, walk)
         heading = torch.atan2(ahead[:, 1], ahead[:, 0]) + von_mises(uniform[:, 0], self.kappa)
@@ -144,7 +153,7 @@ class NoisyExpert:
     repeat: float = 0.05
 
     def __call__(self, arena: Arena, scene: Scene, walk: Walk, errands: float) -> Walk:
-        walk = reconsider(arena, scene, walk, errands, 40 * arena.side / self.reach)
+        walk = reconsider(arena, scene, walk, errands, 40 * arena.side / self.reach, 0.0)
         uniform, keys = draw(walk.keys, 3)
         shaken = aim(arena, scene, walk) + self.noise * normal(uniform[:, :2])
         move = shaken.clamp(-1, 1) * self.reach

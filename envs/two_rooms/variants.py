@@ -88,9 +88,11 @@ def _disk(scale: float, contact: Contact, bound: float = 1.0) -> Motion:
 
 
 def wander(longest: float) -> Wander:
-    """Steps up to the longest; more of them long than in the published walks, since long steps are
-    what a planner takes."""
-    return Wander(mean=0.7 * longest, std=0.4 * longest, low=0.05 * longest, high=longest)
+    """Steps up to the longest, more of them long than in the published walks, since long steps are
+    what a planner takes; and every other errand against the wall, to learn what a wall is."""
+    return Wander(
+        mean=0.7 * longest, std=0.4 * longest, low=0.05 * longest, high=longest, blind=0.5
+    )
 
 
 _TWO_CHANNELS_65 = Canvas(size=65, border=(4, 4), dot_std=1.3, channels=2, paint=two_channels)
