@@ -120,6 +120,8 @@ def world_model_loss(
 ) -> dict[str, Tensor]:  # fmt: skip
     """The joint-embedding prediction over several steps, and what keeps it from collapsing.
 
+    Over the batch every dimension must vary, so that in a map every place tells layouts apart;
+    within an episode every channel must, wherever it happens.
     `together`: windows come in runs of so many from one episode, whose mean the terms named
     `_within` take away. The states are encoded once; `target` says what is to be predicted.
     """
@@ -135,7 +137,7 @@ def world_model_loss(
     moving = objectives.fold(objectives.within(states, together), channels)
     return {
         "prediction": objectives.prediction(predicted[:, 1:], targets[:, 1:]),
-        "variance": objectives.variance(features),
+        "variance": objectives.variance(states.flatten(0, 1)),
         "covariance": objectives.covariance(features),
         "variance_within": objectives.variance(moving),
         "covariance_within": objectives.covariance(moving),

@@ -27,11 +27,11 @@ def two_rooms() -> Config:
         evaluation=WorldConfig(variant="fixed"),
         bounds=Ball(),
         perception=VectorEncoder.Config(),
-        world_model=WorldModel.Config(dynamics=VectorDynamics.Config()),
+        world_model=WorldModel.Config(dynamics=VectorDynamics.Config(hidden=256)),
         configurator=Configurator.Config(reach=2.0),
         planner=GradientPlanner.Config(),
-        life=Live(worlds=1500, steps=32, options={"budget": 32, "errands": 0.3}),
-        objective=Predict(learning=Learning(steps=1200, batch=128, lr=1.5e-3)),
+        life=Live(worlds=1500, steps=32, options={"budget": 32, "errands": 0.5}),
+        objective=Predict(learning=Learning(steps=1300, batch=128, lr=1.5e-3)),
         teacher=Separate(learning=Learning(steps=4000, batch=256)),
         distil=Distil(learning=Learning(steps=5000, batch=512, lr=2e-3), steps=32),
     )
@@ -67,7 +67,7 @@ def _map_state(recipe: str, variant: str, *, patch: int, stride: float) -> Confi
         critic=Critic.Config(distance=MapQuasimetric.Config()),
         teacher=Separate(together=32, learning=Learning(steps=1000, batch=128)),
         paths=ShortestPaths(),
-        distil=Distil(rounds=4),
+        distil=Distil(rounds=3, worlds=96, steps=24),
     )
 
 

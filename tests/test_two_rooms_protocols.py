@@ -149,13 +149,20 @@ def test_a_walk_turns_and_steps_as_published(name):
 
 def test_errands_cross_and_aimless_walks_seldom_do():
     def crossings(errands):
-        states = list(rollout("fixed", 200, 50, on_a_walk(errands)))
+        states = list(rollout("eb-fixed", 200, 100, on_a_walk(errands)))
         right = torch.stack([s.position[:, 0] > s.layout[:, 0] for s in states])
         return (right != right[0]).any(0).float().mean().item()
 
     seldom, often = crossings(0.0), crossings(1.0)
     assert seldom < 0.3
     assert often > 0.9
+
+
+def test_every_other_errand_of_our_own_worlds_runs_against_the_wall():
+    *_, last = rollout("fixed", 400, 30, on_a_walk(1.0))
+    assert 0.3 < last.walk.blind.float().mean() < 0.7
+    against = (last.position[:, 0] - last.layout[:, 0]).abs() < 3
+    assert against[last.walk.blind].float().mean() > 0.2
 
 
 def test_swm_noise_and_repeats_are_those_of_its_expert():
