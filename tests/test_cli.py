@@ -212,3 +212,11 @@ def test_a_study_trains_every_variant_and_goes_on_where_it_was(tiny, tmp_path, c
     before = (tmp_path / "two-rooms" / "0" / "manifest.json").stat().st_mtime_ns
     assert main(argv) == 0
     assert (tmp_path / "two-rooms" / "0" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_the_run_that_ships_goes_through_the_door(tmp_path):
+    shipped, told = ROOT / "runs" / "reference" / "two-rooms", tmp_path / "eval.json"
+    for mode in ("plan", "react"):
+        argv = ["eval", str(shipped), "--mode", mode, "--episodes", "20", "--json", str(told)]
+        assert main(argv) == 0
+        assert json.loads(told.read_text())["final_success"]["mean"] >= 0.9
