@@ -19,7 +19,7 @@ from ami_agent.lessons import (
     ShortestPaths,
 )
 from ami_agent.life import Spec, WorldConfig
-from modules.actor import Commit, Habit, NoHabit, Policy, Reflex
+from modules.actor import Calm, Commit, Habit, NoHabit, Policy, Reflex, Restless
 from modules.bounds import Ball, Box
 from modules.configurator import Configurator
 from modules.cost import Cost, Critic, NoCritic
@@ -43,6 +43,8 @@ class Config:
     critic: Critic.Config | NoCritic.Config = field(default_factory=Critic.Config)
     configurator: Configurator.Config = field(default_factory=Configurator.Config)
     planner: GradientPlanner.Config | CEM.Config | MPPI.Config
+    temper: Calm.Config | Restless.Config = field(default_factory=Calm.Config)
+    """What the agent does when its plans get it nowhere."""
     execute: int = 1
     """Actions of a plan that are carried out before it is made anew."""
     policy: Policy.Config = field(default_factory=Policy.Config)
@@ -87,6 +89,7 @@ def build(
         policy = config.policy.build(state_dim, spec.action_dim, bounds)
     eye = MindsEye(world_model.imagine, cost, bounds, spec.action_dim)
     planner = config.planner.build(eye, config.habit.build(policy, eye))
+    deliberate = Commit(config.temper.build(planner, bounds), config.execute)
     agent = Agent(
         spec=spec,
         perception=perception,
@@ -97,7 +100,7 @@ def build(
         configurator=config.configurator.build(
             config.planner.horizon, config.planner.steps, ("react", "plan")
         ),
-        actors={"react": Reflex(policy), "plan": Commit(planner, config.execute)},
+        actors={"react": Reflex(policy), "plan": deliberate},
     )
     return agent.to(device)
 

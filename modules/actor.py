@@ -95,6 +95,54 @@ class NoHabit:
         return state.new_empty(len(state), 0, focus.horizon, self.action_dim)
 
 
+class Calm:
+    """Trusts its plans, come what may."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        def build(self, actor: Mode, bounds: Bounds) -> Mode:
+            return actor
+
+
+class Restless:
+    """Where plans are followed and nothing gets better, the model is wrong about this place: one
+    random action, and then the plans have their chance again."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        period: int = 3
+        """Actions between two looks at what was gained."""
+        progress: float = 0.75
+        """How much the energy of the plan must have fallen since the last look."""
+        content: float = 2.0
+        """Energy below which there is nothing to gain; both in the units of the cost."""
+
+        def build(self, actor: Mode, bounds: Bounds) -> Mode:
+            return Restless(self, actor, bounds)
+
+    def __init__(self, config: Config, actor: Mode, bounds: Bounds) -> None:
+        self.config, self.actor, self.bounds = config, actor, bounds
+        self.reset()
+
+    def reset(self, seed: int = 0) -> None:
+        """Nothing was tried yet."""
+        self.actor.reset(seed)
+        self.random = torch.Generator().manual_seed(seed)
+        self.calls, self.before = 0, torch.tensor(torch.inf)
+
+    def __call__(self, state: Tensor, focus: Focus) -> Plan:
+        plan = self.actor(state, focus)
+        self.calls += 1
+        if self.calls % self.config.period:
+            return plan
+        gained = self.before.to(plan.energy) - plan.energy  # [B]
+        stuck = (gained < self.config.progress) & (plan.energy > self.config.content)
+        self.before = plan.energy
+        noise = torch.randn(plan.action.shape, generator=self.random).to(plan.action)
+        first = torch.where(stuck[:, None], self.bounds.bound(2 * noise), plan.action)
+        return plan._replace(actions=torch.cat([first[:, None], plan.actions[:, 1:]], 1))
+
+
 class Commit:
     """Carries out several actions of a plan before it is made anew."""
 
