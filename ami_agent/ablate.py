@@ -19,7 +19,6 @@ from ami_agent.report import Report
 from ami_agent.statistics import rate
 from ami_agent.train import train
 from modules.actor import NoHabit
-from modules.configurator import Configurator
 from modules.cost import NoCritic
 from modules.types import UnusableInput
 
@@ -28,8 +27,8 @@ Change = Callable[[Config], Config]
 
 WITHOUT: Mapping[str, Change] = {
     "critic": lambda c: replace(
-        c, critic=NoCritic.Config(), configurator=Configurator.Config(reach=1.0, critic=0.0),
-        teacher=NoLesson(), paths=NoLesson(),
+        c, critic=NoCritic.Config(), teacher=NoLesson(), paths=NoLesson(),
+        configurator=replace(c.configurator, reach=c.configurator.reach or 1.0, critic=0.0),
     ),
     "paths": lambda c: replace(c, paths=NoLesson()),
     "policy": lambda c: replace(c, distil=NoLesson(), habit=NoHabit.Config()),
@@ -118,7 +117,10 @@ def _one(
     config: Config, run: Path, seed: int, episodes: int, device: str, console: Console
 ) -> dict[str, Any]:
     if (run / "eval.json").exists():
-        return runs.read_json(run / "eval.json")
+        runs.check_same(run, config, seed)
+        known = runs.read_json(run / "eval.json")
+        if known["plan"]["episodes"] == episodes:
+            return known
     begun = (run / "config.json").exists()
     with closing(Report(run, console)) as report:
         report.say(f"== {run}")
@@ -133,7 +135,7 @@ def _one(
 
 def rows(study_: Study) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: success at the last step, all seeds pooled, and each seed by itself."""
-    columns = ["variant", "plan", "by seed", "react", "ms per action (plan)"]
+    columns = ["variant", "plan", "by seed", "react", "ms per action (plan, batched)"]
     return columns, [[name, *_figures(marks)] for name, marks in study_.items()]
 
 

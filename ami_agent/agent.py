@@ -67,10 +67,10 @@ class Agent(nn.Module):
 
     def check(self, what: str, obs: Observation) -> None:
         """Raises UnusableInput for what this agent's senses can't have delivered."""
-        expected = self.spec.obs_shape
-        if not isinstance(obs, Tensor) or obs.shape[1:] != expected:
-            found = tuple(obs.shape) if isinstance(obs, Tensor) else type(obs).__name__
-            raise UnusableInput(f"the {what} is {found}; it must be a batch of {expected}")
+        shape, kind = self.spec.obs_shape, self.spec.obs_dtype
+        if not isinstance(obs, Tensor) or obs.shape[1:] != shape or obs.dtype != kind:
+            found = f"{tuple(obs.shape)} {obs.dtype}" if isinstance(obs, Tensor) else type(obs)
+            raise UnusableInput(f"the {what} is {found}; it must be a batch of {shape} {kind}")
 
     def perceive(self, obs: Observation) -> Tensor:
         """`[B, *O]` -> `[B, D]`"""

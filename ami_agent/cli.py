@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from ami_agent import ablate, catalogue, runs, settings
-from ami_agent.evaluate import Results, evaluate, rows
+from ami_agent.evaluate import EPISODES_FROM, Results, evaluate, rows
 from ami_agent.flags import AblateFlags, Device, EvalFlags, ProbeFlags, ShowFlags, TrainFlags
 from ami_agent.life import WorldConfig
 from ami_agent.probe import examiner, verdict
@@ -33,6 +33,12 @@ def device(name: Device) -> str:
     return name
 
 
+def _check_target(path: str) -> None:
+    """Results must find their file when the work is done."""
+    if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+        raise UnusableInput(f"--json {path}: a file in a folder that exists is needed")
+
+
 def _write(path: str, results: Mapping[str, Any]) -> None:
     if path:
         runs.write_json(Path(path), results)
@@ -46,8 +52,11 @@ def _check_episodes(episodes: int) -> None:
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(TrainFlags(config=recipe(name)), argv, f"ami train {name}")
     _check_episodes(flags.episodes)
+    _check_target(flags.json)
     out = Path(flags.out or Path("runs") / name / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
+    device(flags.device)
+    flags.config.evaluation.build(1).close()
     with closing(Report(out, console)) as report:
         results = _train(name, flags, out, report)
     runs.write_json(out / "eval.json", results)
@@ -77,7 +86,7 @@ def _picture(agent: Any, world: WorldConfig, report: Report) -> None:
     from ami_agent.show import picture  # drawing is slow to import
 
     try:
-        report.picture("episode", picture(agent, world, 10_000), 0)
+        report.picture("episode", picture(agent, world, EPISODES_FROM), 0)
     except UnusableInput as error:
         report.say(f"no picture of an episode: {error}")
 
@@ -85,9 +94,12 @@ def _picture(agent: Any, world: WorldConfig, report: Report) -> None:
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(EvalFlags(), argv, "ami eval DIR")
     _check_episodes(flags.episodes)
+    _check_target(flags.json)
     config = runs.config_of(Path(name))
     world = config.evaluation
-    world = replace(world, id=flags.env or world.id, variant=flags.variant or world.variant)
+    if flags.env:
+        world = WorldConfig(id=flags.env)
+    world = replace(world, variant=flags.variant or world.variant)
     agent = runs.load(name, device(flags.device))
     found = evaluate(agent, world, mode=flags.mode, episodes=flags.episodes, seed=flags.seed)
     results = {"recipe": config.recipe, **found}
@@ -178,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Diverged, OSError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
-        return _complain("interrupted; what was checkpointed is kept, --resume goes on", 1)
+        return _complain("interrupted; what was checkpointed is kept", 1)
     return 0
 
 

@@ -14,6 +14,10 @@ from ami_agent.agent import Agent
 from ami_agent.life import Act, Guides, Info, World, WorldConfig, live, oracle, walk
 from ami_agent.statistics import mean, rate
 from modules.configurator import Task
+from modules.types import UnusableInput
+
+EPISODES_FROM = 1_000_000
+"""Seed of the first episode of every evaluation; no lesson lives in worlds of such seeds."""
 
 Results = dict[str, Any]
 Begin = Callable[[World, Info, int], Act]
@@ -33,6 +37,8 @@ def mind(agent: Agent, mode: str) -> Begin:
     """The agent as a player."""
 
     def begin(world: World, info: Info, seed: int) -> Act:
+        if "goal" not in info:
+            raise UnusableInput("this world names no goal in its info; the agent needs one")
         agent.configure(Task(goal=world.tensor(info["goal"]), mode=mode), seed)
         return lambda obs: agent.act(obs).action
 
@@ -41,7 +47,6 @@ def mind(agent: Agent, mode: str) -> Begin:
 
 def aimless(world: World, info: Info, seed: int) -> Act:
     """The random baseline."""
-    world.envs.action_space.seed(seed)
     return walk(world)
 
 
@@ -115,9 +120,16 @@ def _timed(act: Act, times: list[float]) -> Act:
 
 
 def evaluate(
-    agent: Agent, config: WorldConfig, *, mode: str = "plan", episodes: int = 100, seed: int = 0
-) -> Results:
-    """The figures of `eval --json`; rates in [0, 1], milliseconds per action of one world."""
+    agent: Agent, world: WorldConfig | str, *, mode: str = "plan", episodes: int = 100,
+    seed: int = EPISODES_FROM,
+) -> Results:  # fmt: skip
+    """The figures of `eval --json`; rates in [0, 1], milliseconds per action of one world.
+
+    `world`: settings, or the id of a world without any.
+    """
+    config = WorldConfig(id=world) if isinstance(world, str) else world
+    if episodes < 1:
+        raise UnusableInput(f"episodes is {episodes}; there must be at least 1")
     agent.eval()
     times: list[float] = []
 

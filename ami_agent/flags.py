@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ami_agent.build import Config
+from ami_agent.evaluate import EPISODES_FROM
 
 Device = Literal["auto", "cpu", "cuda"]
 Mode = Literal["react", "plan"]
@@ -38,7 +39,7 @@ class EvalFlags:
 
     mode: Mode = "plan"
     episodes: int = 100
-    seed: int = 10_000
+    seed: int = EPISODES_FROM
     """Episode i has seed + i."""
     env: str = ""
     """Another world than the one the recipe is judged in."""
@@ -55,7 +56,7 @@ class ShowFlags:
 
     mode: Mode = "plan"
     episodes: int = 3
-    seed: int = 10_000
+    seed: int = EPISODES_FROM
     out: str = ""
     """Folder of the pictures; show/ in the run folder if not given."""
     device: Device = "auto"

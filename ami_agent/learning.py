@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modules import objectives
 from modules.cost import Quasimetric
-from modules.types import Diverged, Trajectory
+from modules.types import Diverged, Trajectory, UnusableInput, require
 from modules.world_model import Level
 
 Loss = Callable[[torch.Generator], dict[str, Tensor]]
@@ -32,6 +32,15 @@ class Learning:
     warmup: int = 50
     clip: float = 2.0
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self, steps=0, batch=1, lr=0, warmup=0, clip=0, weight_decay=0)
+
+    def groups(self, together: int) -> int:
+        """How many groups of `together` a batch has; raises UnusableInput if it doesn't divide."""
+        if together < 1 or self.batch % together:
+            raise UnusableInput(f"a batch of {self.batch} can't come in groups of {together}")
+        return self.batch // together
 
 
 class Learner:

@@ -1,7 +1,7 @@
 """Living in worlds: any Gymnasium vector world, seen by the mind as tensors and actions in [-1, 1].
 
-A world may know more than its observations tell. What it may offer beside Gymnasium's interface is
-written down in `Offers`: the agent never needs it; baselines, probes and pictures do.
+A world may know more than its observations tell. `Guides` and `Examines` say what it may offer
+beside Gymnasium's interface: the agent never needs it; baselines, probes and pictures do.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Examines(Protocol):
 class WorldConfig:
     """Which world, with which keyword arguments."""
 
-    id: str = "ami/TwoRooms-v0"
+    id: str
     variant: str = ""
     """Its keyword argument `variant`, where it has one."""
-    options: dict[str, str | int | float] = field(default_factory=dict)
+    options: dict[str, int | float | str] = field(default_factory=dict)
     """Further keyword arguments of the world."""
 
     def build(self, count: int, device: torch.device | str = "cpu", **options: Any) -> World:
@@ -79,7 +79,7 @@ class World:
     ) -> None:
         try:
             self.envs = gymnasium.make_vec(name, num_envs=count, **options)
-        except (gymnasium.error.Error, TypeError, ValueError) as error:
+        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise UnusableInput(f"world {name!r} can't be made: {error}") from error
         self.count, self.device = count, device
         self.spec = _spec(self.envs)
@@ -88,6 +88,9 @@ class World:
 
     def reset(self, seed: int | None = None, **options: Any) -> tuple[Tensor, Info]:
         """World i starts the episode of seed + i; observation `[B, *O]`."""
+        if seed is not None and not 0 <= seed < 2**31:
+            raise UnusableInput(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
+        self.envs.action_space.seed(seed)
         obs, info = self.envs.reset(seed=seed, options=options or None)
         return self.tensor(obs), info
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ami_agent.agent import Agent
 from ami_agent.life import Examines, World, WorldConfig, live, seen, walk
+from modules.types import Diverged
 
 COLLAPSED = 0.1
 """A state whose features vary less than this, where VICReg asks for 1, tells nothing."""
@@ -44,6 +45,8 @@ def fit(states: Tensor, factors: Tensor, ridge: float = 1e-3) -> Probe:
 def spectrum(states: Tensor) -> dict[str, float]:
     """Collapse in three figures: the least and the mean standard deviation of a dimension, and the
     effective rank exp(H(eigenvalues)) (Roy & Vetterli 2007); states `[N, D]`."""
+    if not states.isfinite().all():
+        raise Diverged("states are no longer finite; a smaller learning rate may do")
     deviation = states.std(0)
     centred = states - states.mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)

@@ -8,7 +8,7 @@ from ami_agent.build import Config
 from ami_agent.learning import Learning
 from ami_agent.lessons import Distil, Live, Predict, Separate, ShortestPaths
 from ami_agent.life import WorldConfig
-from modules.actor import NoHabit
+from modules.actor import NoHabit, Restless
 from modules.bounds import Ball
 from modules.configurator import Configurator
 from modules.cost import Critic, MapQuasimetric
@@ -20,11 +20,11 @@ from modules.world_model import MapDynamics, VectorDynamics, WorldModel
 
 
 def two_rooms() -> Config:
-    """One layout: a vector state, a critic learnt from aimless walks."""
+    """One layout: a vector state, a critic learnt from walks without reward."""
     return Config(
         recipe="two-rooms",
-        world=WorldConfig(variant="fixed"),
-        evaluation=WorldConfig(variant="fixed"),
+        world=WorldConfig(id="ami/TwoRooms-v0", variant="fixed"),
+        evaluation=WorldConfig(id="ami/TwoRooms-v0", variant="fixed"),
         bounds=Ball(),
         perception=VectorEncoder.Config(),
         world_model=WorldModel.Config(dynamics=VectorDynamics.Config(hidden=256)),
@@ -42,12 +42,13 @@ def _map_state(recipe: str, variant: str, *, patch: int, stride: float) -> Confi
     dynamic programming. `stride`: the longest step of the walks, in pixels."""
     return Config(
         recipe=recipe,
-        world=WorldConfig(variant=variant, options={"layouts": "train"}),
-        evaluation=WorldConfig(variant=variant, options={"layouts": "test"}),
+        world=WorldConfig(id="ami/TwoRooms-v0", variant=variant, options={"layouts": "train"}),
+        evaluation=WorldConfig(id="ami/TwoRooms-v0", variant=variant, options={"layouts": "test"}),
         bounds=Ball(),
         perception=MapEncoder.Config(patch=patch),
         world_model=WorldModel.Config(dynamics=MapDynamics.Config()),
         planner=GradientPlanner.Config(proposals=2, carried=1),
+        temper=Restless.Config(),
         habit=NoHabit.Config(),
         life=Live(worlds=320, steps=640, options={"budget": 640, "errands": 0.7, "stride": stride}),
         objective=Predict(
@@ -67,7 +68,7 @@ def _map_state(recipe: str, variant: str, *, patch: int, stride: float) -> Confi
         critic=Critic.Config(distance=MapQuasimetric.Config()),
         teacher=Separate(together=32, learning=Learning(steps=1000, batch=128)),
         paths=ShortestPaths(),
-        distil=Distil(rounds=3, worlds=96, steps=24),
+        distil=Distil(rounds=3, worlds=96, steps=24, learning=Learning(steps=1500, batch=256)),
     )
 
 

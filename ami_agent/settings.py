@@ -70,7 +70,13 @@ def from_json(data: Any, source: str) -> Config:
     """The Config back; raises UnusableInput naming the first field that doesn't fit."""
     try:
         return _converter().structure(data, Config)
-    except (cattrs.errors.BaseValidationError, KeyError, TypeError, ValueError) as error:
+    except (
+        cattrs.errors.BaseValidationError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UnusableInput(
             f"{source} holds no settings of this version: {_reason(error)}"
         ) from None

@@ -7,10 +7,12 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from ami_agent import checkpoint, runs, settings
@@ -19,7 +21,8 @@ from ami_agent.build import Config, build, lessons
 from ami_agent.learning import average, check_finite
 from ami_agent.lessons import Pupil
 from ami_agent.probe import examiner, verdict
-from ami_agent.report import Reporter, Silence
+from ami_agent.report import Report, Reporter
+from modules.types import UnusableInput
 
 LOG_EVERY = 50
 EXAMINE_EVERY = 300
@@ -46,15 +49,27 @@ def train(
     """
     check(config, out, seed, resume)
     keep_freed_memory()
-    training = Training(config, Path(out), seed, device, report or Silence(), save_every)
+    if report is None:
+        with closing(Report(Path(out), Console(quiet=True))) as quiet:
+            return _run(config, Path(out), seed, device, quiet, save_every, resume)
+    return _run(config, Path(out), seed, device, report, save_every, resume)
+
+
+def _run(
+    config: Config, out: Path, seed: int, device: torch.device | str, report: Reporter,
+    save_every: float, resume: bool,
+) -> Agent:  # fmt: skip
+    training = Training(config, out, seed, device, report, save_every, resume)
     if not resume:
-        runs.start(Path(out), config, seed, str(device))
+        runs.start(out, config, seed, str(device))
     return training.run()
 
 
 def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
     """Raises UnusableInput if such a run can't be begun, or resumed, in this folder."""
     settings.to_json(config)
+    if not 0 <= seed < 2**31:
+        raise UnusableInput(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
     if resume:
         runs.check_same(Path(out), config, seed)
     else:
@@ -66,7 +81,7 @@ class Training:
 
     def __init__(
         self, config: Config, run: Path, seed: int, device: torch.device | str,
-        report: Reporter, save_every: float,
+        report: Reporter, save_every: float, resume: bool,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.seed, self.report = config, run, seed, report
         self.save_every, self.saved = save_every, time.monotonic()
@@ -76,7 +91,7 @@ class Training:
             worlds=config.life.worlds, capacity=config.life.steps,
         )  # fmt: skip
         world.close()
-        self.reached = self._restore()
+        self.reached = self._restore() if resume else Reached()
         self.examine = examiner(config.evaluation, seed)
 
     def run(self) -> Agent:
@@ -150,7 +165,7 @@ class Training:
         newest = checkpoint.latest(self.folder)
         tensors, facts = checkpoint.load(newest, self.agent.device)
         runs.put_weights(self.agent, tensors, newest)
-        if (self.folder / "memory").exists():
+        if facts["lesson"] > 0 and (self.folder / "memory").exists():
             memory, _ = checkpoint.load(self.folder / "memory", "cpu")
             self.agent.memory.load_state_dict(memory)
         pupil = {

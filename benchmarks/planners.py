@@ -16,15 +16,17 @@ from ami_agent import checkpoint, runs
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build
 from ami_agent.report import table
-from modules.actor import NoHabit
+from modules.actor import Calm, NoHabit, Restless
 from modules.planners import CEM, MPPI, GradientPlanner
 
 
 def contestants(config: Config) -> dict[str, Config]:
-    """The recipe's own planner, and each planner without the policy's proposal."""
+    """The recipe's own planner as it is, and each planner without the policy's proposal."""
     bare = replace(config, habit=NoHabit.Config())
     return {
-        "gradient, with habit": config,
+        "as trained": config,
+        "as trained, restless": replace(config, temper=Restless.Config()),
+        "as trained, calm": replace(config, temper=Calm.Config()),
         "gradient": bare,
         "gradient, cold start only": replace(
             bare, planner=GradientPlanner.Config(carried=0, steps=8)
@@ -50,11 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--only", nargs="*", default=[], help="names of rows; all if not given")
     flags, console = parser.parse_args(), Console(width=120)
     rows = []
-    for name, config in contestants(runs.config_of(flags.run)).items():
+    known = contestants(runs.config_of(flags.run))
+    for name in flags.only or known:
+        config = known[name]
         agent = load(flags.run, config)
-        found = ami.evaluate(agent, config.evaluation, episodes=flags.episodes, seed=10_000)
+        found = ami.evaluate(agent, config.evaluation, episodes=flags.episodes)
         low, high = found["final_success"]["ci95"]
         share = f"{100 * found['final_success']['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
         batched, alone = found["ms_per_action_batched"], found["ms_per_action"]["p50"]

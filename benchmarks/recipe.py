@@ -24,14 +24,16 @@ from ami_agent.statistics import mean
 def one(name: str, seed: int, episodes: int, console: Console) -> dict[str, Any]:
     """Both modes of one seed, and the seconds its training took."""
     run, config = Path("runs") / name / str(seed), ami.recipes.recipe(name)
-    if not (run / "eval.json").exists():
+    if (run / "eval.json").exists():
+        runs.check_same(run, config, seed)
+    else:
         report = Report(run, console)
         report.say(f"== {run}")
         ami.train(config, out=run, seed=seed, report=report, resume=(run / "config.json").exists())
         report.close()
     agent = ami.load(run)
     marks = {
-        mode: ami.evaluate(agent, config.evaluation, mode=mode, episodes=episodes, seed=10_000)
+        mode: ami.evaluate(agent, config.evaluation, mode=mode, episodes=episodes)
         for mode in ("plan", "react")
     }
     runs.write_json(run / "eval.json", marks)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from modules.types import Focus, Observation, UnusableInput
+from modules.types import Focus, Observation, UnusableInput, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,9 @@ class Configurator:
         """u: weight of the squared length of the actions."""
         critic: float = 1.0
         """v: weight of the steps still to go."""
+
+        def __post_init__(self) -> None:
+            require(self, reach=0, effort=0, critic=0)
 
         def build(self, horizon: int, steps: int, modes: tuple[str, ...]) -> Configurator:
             return Configurator(self, horizon, steps, modes)

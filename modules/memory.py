@@ -223,7 +223,7 @@ def _take(part: Tensor, index: Tensor) -> Tensor:
     """[rows, B, ...] and index [N, T] into rows * B -> [N, T, ...]."""
     each = part.shape[2:]
     flat = part.view(part.shape[0] * part.shape[1], each.numel())  # 2-D is copied far faster
-    return flat.index_select(0, index.flatten()).view(*index.shape, *each)
+    return flat.index_select(0, index.flatten().to(part.device)).view(*index.shape, *each)
 
 
 def _senses(obs: Observation) -> dict[str, Tensor]:

@@ -1,13 +1,13 @@
 """What the world model is trained to do, and what keeps its representation from collapsing.
 
 Every term is a pure function of states; its name is the name of its weight in `Weights`.
-States are read as samples of features: `[N, D]` folds into `[N h w, C]` by `fold`, so that the
-statistics of a map are taken per channel over places (as in VICRegL, Bardes et al. 2022).
+Where statistics are taken per channel, `fold` turns `[N, D]` into `[N h w, C]`: every place of a
+map is a sample of its channels (as in VICRegL, Bardes et al. 2022).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -76,6 +76,3 @@ class Weights:
     covariance_within: float = 0.0
     similarity: float = 12.0
     inverse: float = 1.0
-
-    def by_name(self) -> dict[str, float]:
-        return asdict(self)

@@ -23,6 +23,14 @@ class UnusableInput(ValueError):
     """What was given can't be used; the message names the thing, the value and what would do."""
 
 
+def require(settings: object, **least: float) -> None:
+    """Raises UnusableInput naming the first setting that is less than it must be."""
+    for name, bound in least.items():
+        value = vars(settings)[name]
+        if value < bound:
+            raise UnusableInput(f"{name} is {value}; it must be at least {bound}")
+
+
 class Diverged(ArithmeticError):
     """A number that must be finite is not; learning can't go on from here."""
 

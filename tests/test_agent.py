@@ -134,7 +134,8 @@ def test_both_modes_answer_with_a_plan_that_the_body_can_carry_out(tiny, mode):
 
 def test_the_task_says_how_far_to_look_and_what_hurts(tiny):
     agent, obs = waking(tiny, "plan")
-    agent.configure(Task(goal=obs, horizon=3, weights={"effort": 2.0, "critic": 0.5}))
+    wanted = {"effort": 2.0, "critic": 0.5, "reach": 0.0}
+    agent.configure(Task(goal=obs, horizon=3, weights=wanted))
     plan = agent.act(obs)
     assert plan.actions.shape == (2, 3, 2)
     effort = plan.actions.square().sum(-1).mean(-1)

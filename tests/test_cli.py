@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_is_named(own, capsys):
 
 def test_a_world_that_the_agent_was_not_made_for_is_refused(run, capsys):
     said = refuse(capsys, "eval", run, "--variant", "random", "--episodes", "2")
-    assert "the goal is (2, 2, 32, 32); it must be a batch of (2, 65, 65)" in said
+    assert "the goal is (2, 2, 32, 32) torch.uint8; it must be a batch of (2, 65, 65)" in said
 
 
 def test_a_full_disk_ends_a_run_in_one_line_and_spares_what_was_saved(tmp_path):

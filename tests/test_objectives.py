@@ -113,7 +113,7 @@ def loss_of_a_walk(scale: float) -> dict[str, Tensor]:
 
 
 def total(terms: dict[str, Tensor]) -> float:
-    return sum(weight * terms[name].item() for name, weight in Weights().by_name().items())
+    return sum(weight * terms[name].item() for name, weight in vars(Weights()).items())
 
 
 def test_every_term_has_a_weight_and_every_weight_a_term():

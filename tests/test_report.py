@@ -6,6 +6,7 @@ import io
 import json
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,8 @@ def test_progress_is_plain_lines_without_a_terminal(tmp_path, monkeypatch):
 
 def test_the_pace_is_that_of_this_run_not_of_the_one_it_goes_on_from(tmp_path):
     console = paper()
-    with report.Report(tmp_path, console).progress("critic", 10**9, start=10**9 - 1) as progress:
+    out = report.Report(tmp_path, console)
+    with closing(out), out.progress("critic", 10**9, start=10**9 - 1) as progress:
         time.sleep(0.05)
         progress.advance()
     pace = float(console.file.getvalue().split()[2].removesuffix("/s"))
@@ -85,7 +87,8 @@ def test_the_pace_is_that_of_this_run_not_of_the_one_it_goes_on_from(tmp_path):
 
 def test_progress_is_a_bar_on_a_terminal(tmp_path):
     console = paper(terminal=True)
-    with report.Report(tmp_path, console).progress("critic", 5) as progress:
+    out = report.Report(tmp_path, console)
+    with closing(out), out.progress("critic", 5) as progress:
         progress.advance(5)
     assert "critic" in console.file.getvalue()
     assert "5/5" in console.file.getvalue()
@@ -93,7 +96,8 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path):
 
 def test_says_what_it_was_told_on_one_line(tmp_path):
     console = paper()
-    report.Report(tmp_path, console).say("[bold] " + "long " * 30)
+    with closing(report.Report(tmp_path, console)) as out:
+        out.say("[bold] " + "long " * 30)
     assert console.file.getvalue() == "[bold] " + "long " * 30 + "\n"
 
 

@@ -22,7 +22,7 @@ from modules.cost import Critic, Quasimetric
 from modules.graph import hops, shortest_paths
 from modules.memory import Memory
 from modules.targets import MovingAverage
-from modules.types import UnusableInput
+from modules.types import UnusableInput, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -53,6 +53,9 @@ class Separate:
     together: int = 1
     """So many states of one episode are pushed apart from each other; 1: the whole batch, for
     worlds whose layout never changes."""
+
+    def __post_init__(self) -> None:
+        self.learning.groups(self.together)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         memory, distance = as_states(agent), critic_of(agent)
@@ -120,6 +123,10 @@ class ShortestPaths:
     imagined: float = 0.5
     """Share of the states that are predicted from the one before instead of perceived."""
 
+    def __post_init__(self) -> None:
+        require(self, layouts=1, nodes=2)
+        self.learning.groups(self.together)
+
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         return Student(self, agent, seed)
 
@@ -157,7 +164,8 @@ class Student(GradientPupil):
 
     def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
         layouts, nodes = self.seen.shape[:2]
-        groups, size = self.lesson.learning.batch // self.lesson.together, self.lesson.together
+        size = self.lesson.together
+        groups = self.lesson.learning.groups(size)
 
         def draw(below: int, *shape: int) -> Tensor:
             drawn = torch.randint(below, (groups, *shape), generator=random)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ami_agent.lessons.base import Pupil
 from ami_agent.life import WorldConfig, live, walk
+from modules.types import require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -18,13 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Live:
-    """Aimless motion in many worlds at once, remembered; no reward, no goal."""
+    """Walks in many worlds at once, remembered; no reward, and nobody judges them.
+
+    Where the world has walks of its own, its keyword `errands` is the share of stretches that lead
+    to some place in the other room, as the published protocols force a share of crossings."""
 
     worlds: int = 1500
     steps: int = 64
     """Steps lived in each world."""
-    options: dict[str, str | int | float] = field(default_factory=dict)
+    options: dict[str, int | float | str] = field(default_factory=dict)
     """Keyword arguments of the world that hold for this lesson only."""
+
+    def __post_init__(self) -> None:
+        require(self, worlds=1, steps=1)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         return Explorer(self, agent, world, seed)

@@ -13,7 +13,7 @@ from ami_agent.learning import Learning, policy_loss
 from ami_agent.lessons.base import GradientPupil, Pupil
 from ami_agent.life import WorldConfig, seen
 from modules.configurator import Task
-from modules.types import Focus
+from modules.types import Focus, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -31,7 +31,10 @@ class Distil:
     """Steps lived in each world and round; each is labelled by Mode-2."""
     noise: float = 0.3
     """How far the policy's actions are shaken, so that it also meets states beside its way."""
-    options: dict[str, str | int | float] = field(default_factory=dict)
+    options: dict[str, int | float | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self, rounds=1, worlds=1, steps=1, noise=0)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         return Apprentice(self, agent, world, seed)

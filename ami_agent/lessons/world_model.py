@@ -13,7 +13,7 @@ from ami_agent.lessons.base import GradientPupil, Pupil
 from ami_agent.life import WorldConfig
 from modules.objectives import Weights
 from modules.targets import Itself, MovingAverage
-from modules.types import Trajectory
+from modules.types import Trajectory, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -30,6 +30,10 @@ class Predict:
     together: int = 1
     """Windows that come from one episode, for the statistics within it."""
     target: Itself.Config | MovingAverage.Config = field(default_factory=Itself.Config)
+
+    def __post_init__(self) -> None:
+        require(self, length=1)
+        self.learning.groups(self.together)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         target = self.target.build(agent.perception)

@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 
 from modules.bounds import Bounds
-from modules.types import Evaluate, Focus, Imagine, Plan, Rollout, UnusableInput
-
-
-def require(settings: object, **least: int) -> None:
-    """Raises UnusableInput naming the first setting that is less than it must be."""
-    for name, bound in least.items():
-        value = vars(settings)[name]
-        if value < bound:
-            raise UnusableInput(f"planner.{name} is {value}; it must be at least {bound}")
+from modules.types import Evaluate, Focus, Imagine, Plan, Rollout
 
 
 class Thought(NamedTuple):

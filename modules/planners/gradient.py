@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modules.planners.common import Guesses, MindsEye, Warm, require
-from modules.types import Focus, Plan, Propose
+from modules.planners.common import Guesses, MindsEye, Warm
+from modules.types import Focus, Plan, Propose, require
 
 
 class GradientPlanner:

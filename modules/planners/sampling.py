@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modules.planners.common import Guesses, MindsEye, Warm, require
-from modules.types import Focus, Plan, Propose
+from modules.planners.common import Guesses, MindsEye, Warm
+from modules.types import Focus, Plan, Propose, require
 
 
 class _Sampler:
@@ -93,7 +93,7 @@ class MPPI(_Sampler):
         """In standard deviations of the energies, so that it means the same under any cost."""
 
         def build(self, eye: MindsEye, propose: Propose) -> MPPI:
-            require(self, horizon=1, samples=1, steps=0, warm_steps=0)
+            require(self, horizon=1, samples=1, steps=0, warm_steps=0, temperature=1e-6)
             return MPPI(self, eye, propose)
 
     config: Config
