@@ -65,7 +65,7 @@ def test_progress_is_plain_lines_without_a_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "LINE_EVERY", 0.0)
     console = paper()
     out = report.Report(tmp_path, console)
-    with out.progress("world model", 1200, start=400) as progress:
+    with closing(out), out.progress("world model", 1200, start=400) as progress:
         progress.advance(10, prediction=torch.tensor(0.02123))
         progress.advance(790)
     first, last = console.file.getvalue().splitlines()
