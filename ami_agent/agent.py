@@ -30,12 +30,14 @@ class Agent(nn.Module):
         memory: Memory,
         configurator: Configurator,
         actors: Mapping[str, Mode],
+        planner: Mode,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.perception, self.world_model = perception, world_model
         self.cost, self.policy = cost, policy
         self.memory, self.configurator, self.actors = memory, configurator, actors
+        self.planner = planner  # what Mode-2 would do, whatever is then made of it
         self.shape: tuple[int, int, int] = perception.shape  # type: ignore[assignment]
         self.focus: Focus | None = None
 

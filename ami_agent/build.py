@@ -101,6 +101,7 @@ def build(
             config.planner.horizon, config.planner.steps, ("react", "plan")
         ),
         actors={"react": Reflex(policy), "plan": deliberate},
+        planner=planner,
     )
     return agent.to(device)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from modules.actor import Commit, Habit, NoHabit
+from modules.actor import Commit, Habit, NoHabit, Restless
 from modules.bounds import Ball, Bounds, Box
 from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
 from modules.planners.common import Guesses
@@ -342,3 +342,24 @@ def test_rest_can_be_left_in_every_direction(bounds):
     rest = torch.zeros(2)
     slope = torch.autograd.functional.jacobian(bounds.bound, rest)
     torch.testing.assert_close(slope, getattr(bounds, "radius", 1) * torch.eye(2))
+
+
+class Stubborn:
+    """Always the same plan, whose energy is told by the state."""
+
+    def reset(self, seed=0):
+        pass
+
+    def __call__(self, state, focus):
+        still = state.new_zeros(len(state), 1, 2)
+        return Plan(still, state[:, 0], {}, still, still[:, :0], still[:, None])
+
+
+def test_only_who_gains_nothing_and_is_far_from_content_gets_restless():
+    actor = Restless.Config(period=1).build(Stubborn(), Ball())
+    energy = torch.tensor([[9.0], [9.0], [1.0]])
+    assert not actor(energy, None).action.any()  # nothing was tried yet
+    second = actor(torch.tensor([[9.0], [8.0], [1.0]]), None).action
+    assert second[0].any()  # stuck
+    assert not second[1:].any()  # getting on; content
+    assert second.norm(dim=-1).max() <= 1

@@ -71,7 +71,7 @@ class Apprentice(GradientPupil):
         labels = []
         for _ in range(self.lesson.steps):
             state = self.agent.perceive(obs)
-            wise = self.agent.actors["plan"](state, focus).action
+            wise = self.agent.planner(state, focus).action
             labels.append(torch.cat([state, focus.goal, wise], 1))
             done = self._dare(state, focus, wise, turn, random)
             obs = seen(world.step(obs, done))
