@@ -14,7 +14,9 @@ from ami_agent.lessons import (
     Lesson,
     Live,
     NoLesson,
+    Practise,
     Predict,
+    Refine,
     Separate,
     ShortestPaths,
 )
@@ -54,6 +56,8 @@ class Config:
     objective: Predict = field(default_factory=Predict)
     teacher: Separate | Bootstrap | NoLesson = field(default_factory=Separate)
     paths: ShortestPaths | NoLesson = field(default_factory=NoLesson)
+    practice: Practise | NoLesson = field(default_factory=NoLesson)
+    refine: Refine | NoLesson = field(default_factory=NoLesson)
     distil: Distil | NoLesson = field(default_factory=Distil)
     evaluation: WorldConfig
     """The world in which the agent is judged: held-out layouts."""
@@ -66,8 +70,16 @@ def lessons(config: Config) -> dict[str, Lesson]:
         "objective": config.objective,
         "teacher": config.teacher,
         "paths": config.paths,
+        "practice": config.practice,
+        "refine": config.refine,
         "distil": config.distil,
     }
+
+
+def capacity(config: Config) -> int:
+    """Steps that memory must keep of each life: all that is lived, and where one life ends and
+    another begins."""
+    return sum(lesson.lives + 1 for lesson in lessons(config).values() if lesson.lives)
 
 
 def build(

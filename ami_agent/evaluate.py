@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
-from ami_agent.life import Act, Guides, Info, World, WorldConfig, live, oracle, walk
+from ami_agent.life import Act, Guides, Info, World, WorldConfig, live
+from ami_agent.players import Begin, aimless, mind, shortest
 from ami_agent.statistics import mean, rate
-from modules.configurator import Task
 from modules.types import UnusableInput
 
 EPISODES_FROM = 1_000_000
 """Seed of the first episode of every evaluation; no lesson lives in worlds of such seeds."""
 
 Results = dict[str, Any]
-Begin = Callable[[World, Info, int], Act]
-"""Meets worlds that have just been reset (with this seed) and says how it will act in them."""
 
 
 class Outcome(NamedTuple):
@@ -31,28 +29,6 @@ class Outcome(NamedTuple):
     final_success: Tensor  # [B] bool: at the last step
     returned: Tensor  # [B] sum of rewards
     steps: Tensor  # [B] steps until first success, NaN without
-
-
-def mind(agent: Agent, mode: str) -> Begin:
-    """The agent as a player."""
-
-    def begin(world: World, info: Info, seed: int) -> Act:
-        if "goal" not in info:
-            raise UnusableInput("this world names no goal in its info; the agent needs one")
-        agent.configure(Task(goal=world.tensor(info["goal"]), mode=mode), seed)
-        return lambda obs: agent.act(obs).action
-
-    return begin
-
-
-def aimless(world: World, info: Info, seed: int) -> Act:
-    """The random baseline."""
-    return walk(world)
-
-
-def shortest(world: World, info: Info, seed: int) -> Act:
-    """The oracle baseline."""
-    return oracle(world)
 
 
 def play(begin: Begin, world: World, seed: int) -> Outcome:

@@ -155,6 +155,13 @@ def world_model_loss(
     }
 
 
+def unroll_loss(level: Level, trajectory: Trajectory) -> Tensor:
+    """The same prediction where observations are states already, `[B, T + 1, D]`; scalar."""
+    assert isinstance(trajectory.obs, Tensor)
+    predicted = level.unroll(trajectory.obs[:, 0], trajectory.actions)
+    return objectives.prediction(predicted[:, 1:], trajectory.obs[:, 1:])
+
+
 class Multiplier(nn.Module):
     """The dual variable of a constraint, at least 0; it grows while the constraint is violated."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from ami_agent.build import Config
 from ami_agent.learning import Learning
-from ami_agent.lessons import Distil, Live, Predict, Separate, ShortestPaths
+from ami_agent.lessons import Distil, Live, Practise, Predict, Refine, Separate, ShortestPaths
 from ami_agent.life import WorldConfig
 from modules.actor import NoHabit, Restless
 from modules.bounds import Ball
@@ -68,6 +68,8 @@ def _map_state(recipe: str, variant: str, *, patch: int, stride: float) -> Confi
         critic=Critic.Config(distance=MapQuasimetric.Config()),
         teacher=Separate(together=32, learning=Learning(steps=1000, batch=128)),
         paths=ShortestPaths(),
+        practice=Practise(),
+        refine=Refine(),
         distil=Distil(rounds=3, worlds=96, steps=24, learning=Learning(steps=1500, batch=256)),
     )
 

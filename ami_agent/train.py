@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ami_agent import checkpoint, runs, settings
 from ami_agent.agent import Agent
-from ami_agent.build import Config, build, lessons
+from ami_agent.build import Config, build, capacity, lessons
 from ami_agent.learning import average, check_finite
 from ami_agent.lessons import Pupil
 from ami_agent.probe import examiner, verdict
@@ -88,7 +88,7 @@ class Training:
         world = config.world.build(1)
         self.agent = build(
             config, world.spec, seed=seed, device=device,
-            worlds=config.life.worlds, capacity=config.life.steps,
+            worlds=config.life.worlds, capacity=capacity(config),
         )  # fmt: skip
         world.close()
         self.reached = self._restore() if resume else Reached()
@@ -107,7 +107,8 @@ class Training:
             pupil.finish()
             self._note(name, time.monotonic() - began)
             self.reached = Reached(self.reached.updates, index + 1)
-            self._keep_memory(name)
+            if lesson.lives:
+                self._keep_memory()
             self._save({})
         shutil.rmtree(self.folder / "memory", ignore_errors=True)
         return self.agent.eval()
@@ -147,9 +148,9 @@ class Training:
         known["seconds"][name] = round(known["seconds"].get(name, 0) + seconds, 1)
         runs.write_json(self.folder / "manifest.json", known)
 
-    def _keep_memory(self, name: str) -> None:
-        if name == "life":
-            checkpoint.save(self.folder / "memory", self.agent.memory.state_dict(), {})
+    def _keep_memory(self) -> None:
+        facts = {"lesson": self.reached.lesson}
+        checkpoint.save(self.folder / "memory", self.agent.memory.state_dict(), facts)
 
     def _save(self, pupil: Mapping[str, Tensor]) -> None:
         tensors = {**runs.weights(self.agent), **{f"pupil.{k}": v for k, v in pupil.items()}}
@@ -165,15 +166,18 @@ class Training:
         newest = checkpoint.latest(self.folder)
         tensors, facts = checkpoint.load(newest, self.agent.device)
         runs.put_weights(self.agent, tensors, newest)
-        if facts["lesson"] > 0 and (self.folder / "memory").exists():
-            memory, _ = checkpoint.load(self.folder / "memory", "cpu")
+        lesson = facts["lesson"]
+        if lesson > 0 and (self.folder / "memory").exists():
+            memory, told = checkpoint.load(self.folder / "memory", "cpu")
             self.agent.memory.load_state_dict(memory)
+            if told["lesson"] > lesson:  # killed when a life was kept, but not yet that it was
+                return Reached(facts["updates"], told["lesson"])
         pupil = {
             name.removeprefix("pupil."): value
             for name, value in tensors.items()
             if name.startswith("pupil.")
         }
-        return Reached(facts["updates"], facts["lesson"], pupil)
+        return Reached(facts["updates"], lesson, pupil)
 
 
 def keep_freed_memory() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,18 +31,8 @@ class Windows(NamedTuple):
 class Memory:
     """The last `capacity` steps of each of B worlds, kept on one device."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """`capacity` counts steps per world, reset steps included."""
-
-        capacity: int = 10_000
-
-        def build(self, example: Transition, device: torch.device | str = "cpu") -> Memory:
-            """An empty memory for transitions like `example`."""
-            return Memory(self.capacity, example, device)
-
     def __init__(self, capacity: int, example: Transition, device: torch.device | str) -> None:
-        """`example` lends its shapes and types, not its values; leading dimension B."""
+        """`capacity` counts resets too; `example` `[B, ...]` lends shapes and types, no values."""
         if capacity < 1:
             raise UnusableInput(f"a memory needs a capacity of at least 1 step, not {capacity}")
         worlds, self._rows = len(example.action), capacity + 1
@@ -57,7 +46,13 @@ class Memory:
         self._episode[:, 0] = torch.arange(worlds, device=device)
         self._ended = torch.zeros(worlds, dtype=torch.bool, device=device)
         self._steps = 0
-        self._windows: dict[int, Windows] = {}
+        self._begun = 0  # the step with which the latest life began
+        self._windows: dict[tuple[int, bool], Windows] = {}
+
+    @property
+    def worlds(self) -> int:
+        """B, the number of lives that are kept."""
+        return len(self._ended)
 
     def __len__(self) -> int:
         """Transitions that can be recalled, over all worlds; steps that only reset don't count."""
@@ -77,25 +72,31 @@ class Memory:
         self._ended.copy_(lived.terminated | lived.truncated)
 
     def interrupt(self) -> None:
-        """The worlds were started afresh: what comes next does not follow from what came before."""
-        self._advance(torch.ones_like(self._ended))
+        """Another life begins: what comes next does not follow from what came before. It costs one
+        step of the capacity, unless nothing was lived yet."""
+        if self._steps:
+            self._advance(torch.ones_like(self._ended))
         self._ended.zero_()
+        self._begun = self._steps
+        self._windows.clear()
 
     def sample(
-        self, count: int, length: int, generator: torch.Generator, together: int = 1
-    ) -> Trajectory:
+        self, count: int, length: int, generator: torch.Generator, together: int = 1,
+        latest: bool = False,
+    ) -> Trajectory:  # fmt: skip
         """`count` stretches of `length` steps, uniform over all kept: obs [count, length + 1].
 
-        They come in runs of `together` from the same episode, each drawn anew from it.
+        They come in runs of `together` from the same episode, each drawn anew from it; if `latest`,
+        only from the life that began with the last interruption.
         UnusableInput if no episode has that many steps.
         """
         if together < 1 or count % together:
             raise UnusableInput(f"{count} stretches can't come in runs of {together}")
-        windows = self._find(length)
+        windows = self._find(length, latest)
         if not len(windows.end):
             raise UnusableInput(
-                f"memory has no stretch of {length} steps within one episode; "
-                f"the longest has {self._longest()}"
+                f"memory has no stretch of {length} steps within one episode"
+                f"{' of its latest life' if latest else ''}; the longest has {self._longest()}"
             )
         return self._read(windows.end[_draw(windows, count, together, generator)], length)
 
@@ -103,7 +104,7 @@ class Memory:
         """[E] int64: the numbers of the episodes of which at least `length` steps are kept."""
         windows = self._find(length)
         last = windows.end[windows.runs[1:] - 1]
-        return self._episode[last // self._rows, (last % self._rows + self._oldest()) % self._rows]
+        return self._episode[last // self._rows, (last + self._oldest()) % self._rows]
 
     def recall(self, episode: int | Tensor) -> Trajectory:
         """All that is kept of one episode, obs [1, T + 1, ...]; UnusableInput if nothing is."""
@@ -132,7 +133,7 @@ class Memory:
             "age": self._age[:, :filled],
             "episode": self._episode[:, :filled],
             "ended": self._ended,
-            "steps": torch.tensor([self._steps, self._rows - 1]),
+            "steps": torch.tensor([self._steps, self._rows - 1, self._begun]),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -140,7 +141,7 @@ class Memory:
         expected = {*self._store, "age", "episode", "ended", "steps"}
         if set(state) != expected:
             raise UnusableInput(f"memory needs {sorted(expected)}, was given {sorted(state)}")
-        steps, capacity = state["steps"].tolist()
+        steps, capacity, begun = state["steps"].tolist()
         if capacity != self._rows - 1:
             raise UnusableInput(f"memory keeps {self._rows - 1} steps, the saved one {capacity}")
         for name, part in self._store.items():
@@ -149,7 +150,7 @@ class Memory:
         self._age.zero_()[:, : state["age"].shape[1]] = state["age"].to(self._device)
         self._episode[:, : state["age"].shape[1]] = state["episode"].to(self._device)
         self._ended.copy_(state["ended"])
-        self._steps = steps
+        self._steps, self._begun = steps, begun
         self._windows.clear()
 
     def _write(self, step: int, parts: Mapping[str, Tensor]) -> None:
@@ -166,18 +167,18 @@ class Memory:
         self._steps += 1
         self._windows.clear()
 
-    def _find(self, length: int) -> Windows:
+    def _find(self, length: int, latest: bool = False) -> Windows:
         if length < 1:
             raise UnusableInput(f"a stretch has at least 1 step, not {length}")
-        if length not in self._windows:
-            self._windows[length] = self._search(length)
-        return self._windows[length]
+        if (length, latest) not in self._windows:
+            self._windows[length, latest] = self._search(length, self._begun if latest else 0)
+        return self._windows[length, latest]
 
-    def _search(self, length: int) -> Windows:
+    def _search(self, length: int, since: int) -> Windows:
         # An observation ends a stretch of T steps if its episode is at least T steps old there and
         # the ring still has the T rows before it.
         fits = (self._age >= length).roll(-self._oldest(), dims=1)
-        fits[:, :length] = False
+        fits[:, : max(length, since - self._oldest())] = False
         fits = fits.flatten()
         end = fits.nonzero().squeeze(1)
         # No window ends on the first observation of an episode, so episodes are runs of ends.
@@ -200,8 +201,8 @@ class Memory:
         )
 
     def _oldest(self) -> int:
-        """The row of the oldest step."""
-        return max(0, self._steps - self._rows + 1) % self._rows
+        """The oldest step that is kept; its row is that number modulo the rows."""
+        return max(0, self._steps - self._rows + 1)
 
     def _longest(self) -> int:
         kept = torch.arange(self._rows, device=self._device)

@@ -9,7 +9,7 @@ import torch
 
 from ami_agent import recipes
 from ami_agent.build import Config
-from ami_agent.lessons import Distil, Live, NoLesson
+from ami_agent.lessons import Distil, Live, NoLesson, Practise
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +29,7 @@ def small(config: Config, steps: int = 6) -> Config:
 
     steps_lived = max(24, config.objective.length + 1)
     paths = {} if isinstance(config.paths, NoLesson) else {"layouts": 2, "nodes": 20, "together": 4}
+    practice = config.practice if isinstance(config.practice, NoLesson) else Practise(steps=7)
     teacher = {"together": 4} if isinstance(config.teacher, recipes.Separate) else {}
     return replace(
         config,
@@ -36,6 +37,8 @@ def small(config: Config, steps: int = 6) -> Config:
         objective=shorter(config.objective),
         teacher=shorter(config.teacher, **teacher),
         paths=shorter(config.paths, **paths),
+        practice=practice,
+        refine=shorter(config.refine),
         distil=shorter(config.distil, rounds=2, worlds=4, steps=3)
         if isinstance(config.distil, Distil)
         else config.distil,

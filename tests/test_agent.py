@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.agent import Agent
-from ami_agent.build import Config, build, lessons
+from ami_agent.build import Config, build, capacity, lessons
 from ami_agent.lessons import Bootstrap, NoLesson
 from ami_agent.life import World, live
 from modules.configurator import Task
@@ -26,6 +26,8 @@ LEARNS = {
     "objective": {"perception", "world_model"},
     "teacher": {"cost"},
     "paths": {"cost"},
+    "practice": set(),
+    "refine": {"world_model"},
     "distil": {"policy"},
 }
 """Which boxes a lesson moves."""
@@ -34,8 +36,9 @@ LEARNS = {
 def mind(config: Config, worlds: int = 2, seed: int = 0) -> tuple[Agent, World]:
     """A fresh agent and the worlds it is to live in."""
     world = config.evaluation.build(worlds)
-    life = config.life
-    return build(config, world.spec, seed=seed, worlds=life.worlds, capacity=life.steps), world
+    return build(
+        config, world.spec, seed=seed, worlds=config.life.worlds, capacity=capacity(config)
+    ), world
 
 
 def waking(config: Config, mode: str, *, seed: int = 0, worlds: int = 2) -> tuple[Agent, Tensor]:

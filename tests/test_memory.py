@@ -38,7 +38,7 @@ def life(seed: int, worlds: int = 3, ends: float = 0.2) -> Iterator[Transition]:
 
 def lived(seed: int, steps: int, capacity: int, **how: float) -> Memory:
     transitions = list(islice(life(seed, **how), max(steps, 1)))
-    memory = Memory.Config(capacity=capacity).build(transitions[0])
+    memory = Memory(capacity, transitions[0], "cpu")
     for transition in transitions[:steps]:
         memory.remember(transition)
     return memory
@@ -144,6 +144,26 @@ def test_nothing_crosses_an_interruption():
     assert len(seen.episode.unique()) == 6
     with pytest.raises(UnusableInput, match="the longest has 6"):
         memory.sample(1, 7, dice())
+
+
+@pytest.mark.parametrize("steps", [2, 6, 30])
+@pytest.mark.parametrize("capacity", [20, 9])
+def test_the_latest_life_can_be_sampled_by_itself(steps, capacity):
+    memory = lived(seed=0, steps=steps, capacity=capacity, ends=0.0)
+    before = set(memory.episodes().tolist())
+    memory.interrupt()
+    with pytest.raises(UnusableInput, match="of its latest life"):
+        memory.sample(1, 1, dice(), latest=True)
+    for transition in islice(life(seed=1, ends=0.0), 5):
+        memory.remember(transition)
+    again = lived(seed=2, steps=1, capacity=capacity)
+    again.load_state_dict(memory.state_dict())
+    for kept in (memory, again, memory.translated(lambda obs: obs)):
+        seen = kept.sample(300, 2, dice(), latest=True)
+        assert_is_one_stretch(seen)
+        assert len(seen.episode.unique()) == 3
+        assert not before & set(seen.episode.tolist())
+        assert len(seen.obs[:, 0, 2].unique()) == 4  # all of its stretches
 
 
 def test_an_interruption_may_follow_an_end():

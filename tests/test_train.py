@@ -16,6 +16,7 @@ import torch
 
 import ami_agent as ami
 from ami_agent import checkpoint, runs
+from ami_agent.build import lessons
 from ami_agent.report import Silence
 from ami_agent.train import train
 from modules.targets import MovingAverage
@@ -41,7 +42,7 @@ def test_a_run_leaves_what_the_readme_names(tiny, tmp_path):
     train(tiny, out=tmp_path / "run", seed=5)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["seed"] == 5
-    assert set(manifest["seconds"]) == {"life", "objective", "teacher", "paths", "distil"}
+    assert set(manifest["seconds"]) == set(lessons(tiny))
     assert runs.config_of(tmp_path / "run") == tiny
     assert not (tmp_path / "run" / "memory").exists()
 
@@ -69,7 +70,7 @@ class KilledAt:
         return getattr(self.silence, name)
 
 
-@pytest.mark.parametrize("stage", ["objective", "teacher", "paths", "distil"])
+@pytest.mark.parametrize("stage", ["objective", "teacher", "paths", "practice", "refine", "distil"])
 def test_killed_and_resumed_ends_as_never_killed(stage, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 2)
     config = small(ami.recipes.two_rooms_random())

@@ -6,9 +6,9 @@ A lesson is a setting; `begin` makes the pupil that does it. A pupil takes one s
 
 from ami_agent.lessons.base import Idle, Lesson, NoLesson, Pupil
 from ami_agent.lessons.critic import Bootstrap, Separate, ShortestPaths
-from ami_agent.lessons.life import Live
+from ami_agent.lessons.life import Live, Practise
 from ami_agent.lessons.policy import Distil
-from ami_agent.lessons.world_model import Predict
+from ami_agent.lessons.world_model import Predict, Refine
 
 __all__ = [
     "Bootstrap",
@@ -17,8 +17,10 @@ __all__ = [
     "Lesson",
     "Live",
     "NoLesson",
+    "Practise",
     "Predict",
     "Pupil",
+    "Refine",
     "Separate",
     "ShortestPaths",
 ]

@@ -13,6 +13,7 @@ from ami_agent.life import WorldConfig
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
+    from modules.memory import Memory
 
 
 class Pupil(Protocol):
@@ -31,11 +32,21 @@ class Pupil(Protocol):
 class Lesson(Protocol):
     """What is to be learnt; `begin` gives the one who learns it."""
 
+    @property
+    def lives(self) -> int:
+        """Steps that it adds to each life in memory."""
+
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil: ...
 
 
+class Study:
+    """Any lesson that is taken without living."""
+
+    lives = 0
+
+
 @dataclass(frozen=True, kw_only=True)
-class NoLesson:
+class NoLesson(Study):
     """Nothing to learn here: the ablation of any lesson."""
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
@@ -58,6 +69,13 @@ class Idle:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Nothing was put away."""
+
+
+def as_states(agent: Agent) -> Memory:
+    """The same memory with states in the place of observations: perception learns no more, so
+    each is encoded once."""
+    agent.perception.eval()
+    return agent.memory.translated(lambda obs: agent.perceive(obs.to(agent.device)))
 
 
 class GradientPupil(Learner):

@@ -16,11 +16,10 @@ from ami_agent.learning import (
     taught_loss,
     temporal_difference_loss,
 )
-from ami_agent.lessons.base import GradientPupil, Pupil
+from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.life import WorldConfig
 from modules.cost import Critic, Quasimetric
 from modules.graph import hops, shortest_paths
-from modules.memory import Memory
 from modules.targets import MovingAverage
 from modules.types import UnusableInput, require
 
@@ -35,15 +34,8 @@ def critic_of(agent: Agent) -> Quasimetric:
     return agent.cost.critic.distance
 
 
-def as_states(agent: Agent) -> Memory:
-    """The same memory with states in the place of observations: perception learns no more, so
-    each is encoded once."""
-    agent.perception.eval()
-    return agent.memory.translated(lambda obs: agent.perceive(obs.to(agent.device)))
-
-
 @dataclass(frozen=True, kw_only=True)
-class Separate:
+class Separate(Study):
     """The critic by quasimetric reinforcement learning: apart as far as lived steps allow."""
 
     learning: Learning = field(default_factory=lambda: Learning(steps=1200, batch=256))
@@ -76,7 +68,7 @@ class Separate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bootstrap:
+class Bootstrap(Study):
     """The critic by temporal differences with goals met later in the same episode or at random."""
 
     learning: Learning = field(default_factory=lambda: Learning(steps=3000, batch=256))
@@ -107,7 +99,7 @@ class Bootstrap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShortestPaths:
+class ShortestPaths(Study):
     """The critic taught by dynamic programming: in every layout that memory knows, the remembered
     states are the nodes of a graph, and the pupil learns its shortest paths."""
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ami_agent.lessons.base import Pupil
-from ami_agent.life import WorldConfig, live, walk
+from ami_agent.life import World, WorldConfig, live
+from ami_agent.players import Begin, aimless, mind
 from modules.types import require
 
 if TYPE_CHECKING:
@@ -33,23 +34,56 @@ class Live:
     def __post_init__(self) -> None:
         require(self, worlds=1, steps=1)
 
+    @property
+    def lives(self) -> int:
+        return self.steps
+
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
-        return Explorer(self, agent, world, seed)
+        return Explorer(agent, world.build(self.worlds, "cpu", **self.options), self, aimless, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Practise:
+    """Mode-2 pursues goals in as many worlds as memory keeps, and remembers: plans lead to where
+    the world model is wrong in the plan's favour, and only what came of them can tell it so
+    (Ross & Bagnell 2012, model learning on the distribution of the policy it leads to)."""
+
+    steps: int = 24
+    """Steps lived in each world."""
+    options: dict[str, int | float | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self, steps=1)
+
+    @property
+    def lives(self) -> int:
+        return self.steps
+
+    def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        worlds = world.build(agent.memory.worlds, agent.device, **self.options)
+        return Explorer(agent.eval(), worlds, self, mind(agent, "plan"), seed)
 
 
 class Explorer:
-    """Walks and remembers. It begins anew when it is interrupted: the same seed walks the same."""
+    """Lives and remembers. It begins anew when it is interrupted: the same seed lives the same."""
 
-    def __init__(self, config: Live, agent: Agent, world: WorldConfig, seed: int) -> None:
-        self.total, self.step, self.agent = config.steps, 0, agent
-        self.world = world.build(config.worlds, "cpu", **config.options)
-        obs, _ = self.world.reset(seed)
-        self.life = live(walk(self.world), self.world, obs)
+    def __init__(
+        self, agent: Agent, world: World, lesson: Live | Practise, begin: Begin, seed: int
+    ) -> None:
+        self.total, self.step, self.agent, self.world = lesson.steps, 0, agent, world
+        self.begin, self.seed, self.ended = begin, seed, False
+        agent.memory.interrupt()
+        obs, info = world.reset(seed)
+        self.act = begin(world, info, seed)
+        self.life = live(lambda obs: self.act(obs), world, obs)
 
     def update(self) -> dict[str, Tensor]:
-        transition = next(self.life).transition
+        transition, info = next(self.life)
         self.agent.observe(transition)
         self.step += 1
+        if self.ended:  # that step only reset: whoever pursues a goal has another one now
+            self.act = self.begin(self.world, info, self.seed + self.step)
+        self.ended = bool((transition.terminated | transition.truncated).any())
         return {"worlds": torch.tensor(float(self.world.count))}
 
     def finish(self) -> None:

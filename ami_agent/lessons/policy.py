@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.learning import Learning, policy_loss
-from ami_agent.lessons.base import GradientPupil, Pupil
+from ami_agent.lessons.base import GradientPupil, Pupil, Study
 from ami_agent.life import WorldConfig, seen
 from modules.configurator import Task
 from modules.types import Focus, require
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distil:
+class Distil(Study):
     """Mode-2's plans become Mode-1's policy, over states that the policy itself would visit
     (relabelled as in DAgger, Ross et al. 2011)."""
 

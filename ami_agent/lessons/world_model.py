@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ami_agent.learning import Learning, world_model_loss
-from ami_agent.lessons.base import GradientPupil, Pupil
+from ami_agent.learning import Learning, unroll_loss, world_model_loss
+from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.life import WorldConfig
 from modules.objectives import Weights
 from modules.targets import Itself, MovingAverage
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(Study):
     """Perception and world model together: predict in representation space, don't collapse."""
 
     weights: Weights = field(default_factory=Weights)
@@ -55,6 +55,31 @@ class Predict:
             seed=seed,
             after=lambda: target.follow(agent.perception),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refine(Study):
+    """The dynamics alone go on learning, in states as they are by now: on all of memory, and as
+    much on the latest life. What a state means stays as it is, and so does the critic."""
+
+    learning: Learning = field(default_factory=lambda: Learning(steps=400, batch=128))
+    length: int = 5
+    """Steps unrolled, T."""
+
+    def __post_init__(self) -> None:
+        require(self, length=1)
+        self.learning.groups(2)
+
+    def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        memory, level, half = as_states(agent), agent.world_model.level(0), self.learning.batch // 2
+        device = agent.device
+
+        def loss(random: torch.Generator) -> dict[str, Tensor]:
+            drawn = (memory.sample(half, self.length, random, latest=new) for new in (False, True))
+            old, new = (unroll_loss(level, _to(batch, device)) for batch in drawn)
+            return {"prediction": old, "latest": new}
+
+        return GradientPupil(level, loss, self.learning, weights={}, seed=seed)
 
 
 def _to(batch: Trajectory, device: torch.device) -> Trajectory:
