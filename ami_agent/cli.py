@@ -69,7 +69,7 @@ def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str,
     report.say(f"{name}, seed {flags.seed}, on {device(flags.device)}, into {out}")
     agent = train(
         flags.config, out=out, seed=flags.seed, device=device(flags.device),
-        resume=flags.resume, report=report, save_every=flags.save_every,
+        resume=flags.resume, report=report, save_every=flags.save_every, curve=flags.curve,
     )  # fmt: skip
     results: dict[str, Results] = {}
     for mode in ("plan", "react"):

@@ -30,6 +30,8 @@ class TrainFlags:
     """Episodes of the evaluation at the end."""
     save_every: float = 60.0
     """Seconds between checkpoints."""
+    curve: int = 0
+    """Episodes in which Mode-2 is judged after every lesson; they take their time."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 

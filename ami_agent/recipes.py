@@ -37,9 +37,10 @@ def two_rooms() -> Config:
     )
 
 
-def _map_state(recipe: str, variant: str, *, patch: int, stride: float) -> Config:
+def _map_state(recipe: str, variant: str, *, patch: int, stride: float, practice: int) -> Config:
     """Layouts that differ by episode: a map state, variance within an episode, a critic taught by
-    dynamic programming. `stride`: the longest step of the walks, in pixels."""
+    dynamic programming. `stride`: the longest step of the walks, in
+    pixels; `practice`: steps of it, enough to meet the wall."""
     return Config(
         recipe=recipe,
         world=WorldConfig(id="ami/TwoRooms-v0", variant=variant, options={"layouts": "train"}),
@@ -68,7 +69,7 @@ def _map_state(recipe: str, variant: str, *, patch: int, stride: float) -> Confi
         critic=Critic.Config(distance=MapQuasimetric.Config()),
         teacher=Separate(together=32, learning=Learning(steps=1000, batch=128)),
         paths=ShortestPaths(),
-        practice=Practise(),
+        practice=Practise(steps=practice),
         refine=Refine(),
         distil=Distil(rounds=3, worlds=96, steps=24, learning=Learning(steps=1500, batch=256)),
     )
@@ -76,7 +77,7 @@ def _map_state(recipe: str, variant: str, *, patch: int, stride: float) -> Confi
 
 def two_rooms_random() -> Config:
     """Wall and door drawn per episode, 32x32 images; judged on layouts never seen."""
-    return _map_state("two-rooms-random", "random", patch=4, stride=1.45)
+    return _map_state("two-rooms-random", "random", patch=4, stride=1.45, practice=20)
 
 
 def eb_random() -> Config:
@@ -84,7 +85,7 @@ def eb_random() -> Config:
 
     The walks that fill memory take steps up to what the protocol allows when planning.
     """
-    return _map_state("two-rooms-eb-random", "eb-random", patch=8, stride=2.45)
+    return _map_state("two-rooms-eb-random", "eb-random", patch=8, stride=2.45, practice=48)
 
 
 RECIPES: Mapping[str, Callable[[], Config]] = {

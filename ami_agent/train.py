@@ -18,8 +18,10 @@ from torch import Tensor
 from ami_agent import checkpoint, runs, settings
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build, capacity, lessons
+from ami_agent.evaluate import EPISODES_FROM, play_many
 from ami_agent.learning import average, check_finite
 from ami_agent.lessons import Pupil
+from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.report import Report, Reporter
 from modules.types import UnusableInput
@@ -41,25 +43,27 @@ class Reached(NamedTuple):
 def train(
     config: Config, *, out: Path | str, seed: int = 0, device: torch.device | str = "cpu",
     resume: bool = False, report: Reporter | None = None, save_every: float = 60.0,
+    curve: int = 0,
 ) -> Agent:  # fmt: skip
     """Trains an agent in the run folder `out` and returns it.
 
     The seed decides everything: on a CPU, a run that was killed and resumed ends with the same
     weights as one that never was. `save_every`: seconds between checkpoints within a lesson.
+    `curve`: Mode-2 is judged in so many episodes after every lesson; what they take is not counted.
     """
     check(config, out, seed, resume)
     keep_freed_memory()
     if report is None:
         with closing(Report(Path(out), Console(quiet=True))) as quiet:
-            return _run(config, Path(out), seed, device, quiet, save_every, resume)
-    return _run(config, Path(out), seed, device, report, save_every, resume)
+            return _run(config, Path(out), seed, device, quiet, save_every, resume, curve)
+    return _run(config, Path(out), seed, device, report, save_every, resume, curve)
 
 
 def _run(
     config: Config, out: Path, seed: int, device: torch.device | str, report: Reporter,
-    save_every: float, resume: bool,
+    save_every: float, resume: bool, curve: int,
 ) -> Agent:  # fmt: skip
-    training = Training(config, out, seed, device, report, save_every, resume)
+    training = Training(config, out, seed, device, report, save_every, resume, curve)
     if not resume:
         runs.start(out, config, seed, str(device))
     return training.run()
@@ -81,10 +85,10 @@ class Training:
 
     def __init__(
         self, config: Config, run: Path, seed: int, device: torch.device | str,
-        report: Reporter, save_every: float, resume: bool,
+        report: Reporter, save_every: float, resume: bool, curve: int,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.seed, self.report = config, run, seed, report
-        self.save_every, self.saved = save_every, time.monotonic()
+        self.save_every, self.saved, self.curve = save_every, time.monotonic(), curve
         world = config.world.build(1)
         self.agent = build(
             config, world.spec, seed=seed, device=device,
@@ -110,6 +114,8 @@ class Training:
             if lesson.lives:
                 self._keep_memory()
             self._save({})
+            if self.curve and not lesson.lives and pupil.total:
+                self._judge(name)
         shutil.rmtree(self.folder / "memory", ignore_errors=True)
         return self.agent.eval()
 
@@ -142,6 +148,17 @@ class Training:
         marks = self.examine(self.agent)
         self.report.scalars("state", step, marks)
         self.report.say(f"{name} {step}: {verdict(marks) if step else 'nothing learnt yet'}")
+
+    def _judge(self, name: str) -> None:
+        outcome = play_many(
+            mind(self.agent.eval(), "plan"), self.config.evaluation, self.curve, EPISODES_FROM,
+            self.agent.device,
+        )  # fmt: skip
+        share = float(outcome.final_success.float().mean())
+        seconds = sum(runs.manifest_of(self.folder)["seconds"].values())
+        marks = {"seconds": seconds, "final_success": share}
+        self.report.scalars("curve", self.reached.updates, marks)
+        self.report.say(f"after {name}, {seconds:.0f} s: {100 * share:.0f} % of {self.curve}")
 
     def _note(self, name: str, seconds: float) -> None:
         known = runs.manifest_of(self.folder)

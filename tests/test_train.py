@@ -82,6 +82,24 @@ def test_killed_and_resumed_ends_as_never_killed(stage, tmp_path, monkeypatch):
     assert same_weights(whole, resumed)
 
 
+@pytest.mark.parametrize("life", ["life", "practice"])
+def test_killed_when_a_life_was_kept_but_no_checkpoint_says_so(life, tmp_path, monkeypatch):
+    config = small(ami.recipes.two_rooms_random())
+    whole = train(config, out=tmp_path / "whole", seed=1)
+    index, save = list(lessons(config)).index(life), training.Training._save
+
+    def killed(run, pupil):
+        if run.reached.lesson == index + 1:
+            raise Killed
+        save(run, pupil)
+
+    monkeypatch.setattr(training.Training, "_save", killed)
+    with pytest.raises(Killed):
+        train(config, out=tmp_path / "cut", seed=1)
+    monkeypatch.undo()
+    assert same_weights(whole, train(config, out=tmp_path / "cut", seed=1, resume=True))
+
+
 def test_a_process_killed_for_good_can_be_resumed(tiny, tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
