@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from ami_agent import runs
-from ami_agent.build import Config
+from ami_agent.build import Config, check_lessons
 from ami_agent.catalogue import choices
-from ami_agent.evaluate import evaluate
+from ami_agent.evaluate import judge
 from ami_agent.lessons import NoLesson
 from ami_agent.report import Report
 from ami_agent.statistics import rate
@@ -102,6 +102,8 @@ def study(
     """
     if seeds < 1:
         raise UnusableInput(f"--seeds is {seeds}; there must be at least 1")
+    for config in configs.values():
+        check_lessons(config)
     found: Study = {}
     for name, config in configs.items():
         folder = out / name.replace(" ", "-").replace("=", "-")
@@ -125,10 +127,7 @@ def _one(
     with closing(Report(run, console)) as report:
         report.say(f"== {run}")
         agent = train(config, out=run, seed=seed, device=device, resume=begun, report=report)
-    marks = {
-        mode: evaluate(agent, config.evaluation, mode=mode, episodes=episodes)
-        for mode in ("plan", "react")
-    }
+    marks = judge(agent, config.evaluation, episodes=episodes)
     runs.write_json(run / "eval.json", marks)
     return marks
 

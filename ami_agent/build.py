@@ -76,6 +76,26 @@ def lessons(config: Config) -> dict[str, Lesson]:
     }
 
 
+def check_lessons(config: Config) -> None:
+    """Raises UnusableInput for lessons that could not be taken, before the first one is."""
+    if isinstance(config.critic, NoCritic.Config):
+        for name in ("teacher", "paths"):
+            if not isinstance(getattr(config, name), NoLesson):
+                raise UnusableInput(
+                    f"an agent without a critic can't teach it: {name} must be NoLesson "
+                    "(on the command line, --without critic)"
+                )
+    steps = config.life.steps
+    if config.objective.length > steps:
+        raise UnusableInput(
+            f"objective.length is {config.objective.length}, but a life has {steps} steps"
+        )
+    if isinstance(config.paths, ShortestPaths) and config.paths.nodes > steps + 1:
+        raise UnusableInput(
+            f"paths.nodes is {config.paths.nodes}, but a life of {steps} steps has {steps + 1}"
+        )
+
+
 def capacity(config: Config) -> int:
     """Steps that memory must keep of each life: all that is lived, and where one life ends and
     another begins."""

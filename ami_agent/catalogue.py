@@ -20,6 +20,8 @@ def choices(kind: type = Config) -> dict[str, dict[str, type]]:
         members: list[Any] = [m for m in get_args(hint) if dataclasses.is_dataclass(m)]
         if members:
             found[name] = {_short(m): m for m in members}
+            for member in members:
+                found |= {f"{name}.{inner}": m for inner, m in choices(member).items()}
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             found |= {f"{name}.{inner}": m for inner, m in choices(hint).items()}
     return found

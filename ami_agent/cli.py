@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from ami_agent import ablate, catalogue, runs, settings
-from ami_agent.evaluate import EPISODES_FROM, Results, evaluate, rows
+from ami_agent.evaluate import EPISODES_FROM, Results, judge, rows
 from ami_agent.flags import AblateFlags, Device, EvalFlags, ProbeFlags, ShowFlags, TrainFlags
 from ami_agent.life import WorldConfig
 from ami_agent.probe import examiner, verdict
@@ -71,15 +71,9 @@ def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str,
         flags.config, out=out, seed=flags.seed, device=device(flags.device),
         resume=flags.resume, report=report, save_every=flags.save_every, curve=flags.curve,
     )  # fmt: skip
-    results: dict[str, Results] = {}
-    for mode in ("plan", "react"):
-        report.say(f"evaluating {mode}: {flags.episodes} episodes")
-        results[mode] = {
-            "recipe": name,
-            **evaluate(agent, flags.config.evaluation, mode=mode, episodes=flags.episodes),
-        }
+    found = judge(agent, flags.config.evaluation, episodes=flags.episodes, say=report.say)
     _picture(agent, flags.config.evaluation, report)
-    return results
+    return {mode: {"recipe": name, **marks} for mode, marks in found.items()}
 
 
 def _picture(agent: Any, world: WorldConfig, report: Report) -> None:
@@ -101,8 +95,11 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
         world = WorldConfig(id=flags.env)
     world = replace(world, variant=flags.variant or world.variant)
     agent = runs.load(name, device(flags.device))
-    found = evaluate(agent, world, mode=flags.mode, episodes=flags.episodes, seed=flags.seed)
-    results = {"recipe": config.recipe, **found}
+    found = judge(
+        agent, world, modes=(flags.mode,), episodes=flags.episodes, seed=flags.seed,
+        say=console.print,
+    )  # fmt: skip
+    results = {"recipe": config.recipe, **found[flags.mode]}
     _write(flags.json, results)
     console.print(table(f"{name}: {world.id} {world.variant}", *rows({flags.mode: results})))
 
@@ -113,6 +110,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(ShowFlags(), argv, "ami show DIR")
     _check_episodes(flags.episodes)
     config = runs.config_of(Path(name))
+    console.print(f"living and drawing {flags.episodes} episodes", highlight=False)
     page = show(
         runs.load(name, device(flags.device)), config.evaluation,
         Path(flags.out or Path(name) / "show"),
@@ -174,6 +172,8 @@ def _run(argv: Sequence[str], console: Console) -> None:
         raise UnusableInput(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     command, what, _ = COMMANDS[name]
     asked = bool(rest) and rest[0] in ("-h", "--help")
+    if not what and not asked and rest:
+        raise UnusableInput(f"ami {name} takes nothing more, but was given {rest[0]!r}")
     if what and not asked and (not rest or rest[0].startswith("-")):
         raise UnusableInput(f"ami {name} needs a {what} first: ami {name} {what} [--flag ...]")
     subject = "two-rooms" if asked and what == "RECIPE" else rest[0] if rest else ""

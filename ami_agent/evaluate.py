@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,7 +89,7 @@ def _timed(act: Act, times: list[float]) -> Act:
     def timed(obs: Tensor) -> Tensor:
         began = time.perf_counter()
         action = act(obs).cpu()  # the action is there only when the device is done
-        times.append(time.perf_counter() - began)
+        times.append((time.perf_counter() - began) / len(obs))
         return action
 
     return timed
@@ -103,10 +103,28 @@ def evaluate(
 
     `world`: settings, or the id of a world without any.
     """
+    (found,) = judge(agent, world, modes=(mode,), episodes=episodes, seed=seed).values()
+    return found
+
+
+def judge(
+    agent: Agent, world: WorldConfig | str, *, modes: Sequence[str] = ("plan", "react"),
+    episodes: int = 100, seed: int = EPISODES_FROM, say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Results]:  # fmt: skip
+    """The figures of each mode on the same episodes; `say` is told what is being done."""
     config = WorldConfig(id=world) if isinstance(world, str) else world
     if episodes < 1:
         raise UnusableInput(f"episodes is {episodes}; there must be at least 1")
-    agent.eval()
+    say(f"random motion and the oracle: {episodes} episodes")
+    known = {"baselines": baselines(config, episodes, seed)}
+    found = {}
+    for mode in modes:
+        say(f"mode {mode}: {episodes} episodes")
+        found[mode] = {**_marks(agent.eval(), config, mode, episodes, seed), **known}
+    return found
+
+
+def _marks(agent: Agent, config: WorldConfig, mode: str, episodes: int, seed: int) -> Results:
     times: list[float] = []
 
     def begin(world: World, info: Info, start: int) -> Act:
@@ -122,8 +140,7 @@ def evaluate(
         "episodes": episodes,
         **row(outcome),
         "ms_per_action": latency(agent, config, mode, seed),
-        "ms_per_action_batched": 1000 * float(np.median(times)) / min(100, episodes),
-        "baselines": baselines(config, episodes, seed),
+        "ms_per_action_batched": 1000 * float(np.median(times)),
     }
 
 

@@ -104,7 +104,9 @@ class Learner:
             kind, _, rest = name.partition(".")
             if kind == "slot":
                 index, _, moment = rest.partition(".")
-                slots.setdefault(int(index), {})[moment] = value
+                # AdamW counts its steps on the host
+                counted = value.cpu() if moment == "step" else value
+                slots.setdefault(int(index), {})[moment] = counted
             elif kind == "module":
                 module[rest] = value
         self.module.load_state_dict(module)

@@ -57,8 +57,8 @@ def check_free(run: Path) -> None:
 def start(run: Path, config: Config, seed: int, device: str) -> None:
     """A new run folder."""
     run.mkdir(parents=True, exist_ok=True)
-    write_json(run / "config.json", settings.to_json(config))
     write_json(run / "manifest.json", manifest(seed, device))
+    write_json(run / "config.json", settings.to_json(config))  # last: it makes the folder a run
 
 
 def check_same(run: Path, config: Config, seed: int) -> None:
@@ -125,10 +125,13 @@ def put_weights(agent: Agent, tensors: Mapping[str, Tensor], source: Path) -> No
         raise UnusableInput(f"{source} does not fit the settings of its run: {reason}") from None
 
 
-def load(run: Path | str, device: torch.device | str = "cpu") -> Agent:
-    """The agent of a run, ready to act."""
+def load(
+    run: Path | str, device: torch.device | str = "cpu", config: Config | None = None
+) -> Agent:
+    """The agent of a run, ready to act; `config` where it is to act in another way than it was
+    trained, with another planner for instance."""
     run = Path(run)
-    config = config_of(run)
+    config = config or config_of(run)
     world = config.world.build(1)
     agent = build(config, world.spec, device=device)
     world.close()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ami_agent import checkpoint, runs, settings
 from ami_agent.agent import Agent
-from ami_agent.build import Config, build, capacity, lessons
+from ami_agent.build import Config, build, capacity, check_lessons, lessons
 from ami_agent.evaluate import EPISODES_FROM, play_many
 from ami_agent.learning import average, check_finite
 from ami_agent.lessons import Pupil
@@ -72,6 +72,7 @@ def _run(
 def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
     """Raises UnusableInput if such a run can't be begun, or resumed, in this folder."""
     settings.to_json(config)
+    check_lessons(config)
     if not 0 <= seed < 2**31:
         raise UnusableInput(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
     if resume:
@@ -88,7 +89,8 @@ class Training:
         report: Reporter, save_every: float, resume: bool, curve: int,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.seed, self.report = config, run, seed, report
-        self.save_every, self.saved, self.curve = save_every, time.monotonic(), curve
+        self.save_every, self.curve = save_every, curve
+        self.saved = self.noted = time.monotonic()
         world = config.world.build(1)
         self.agent = build(
             config, world.spec, seed=seed, device=device,
@@ -103,13 +105,13 @@ class Training:
         for index, (name, lesson) in enumerate(lessons(self.config).items()):
             if index < self.reached.lesson:
                 continue
-            began = time.monotonic()
+            self.noted = time.monotonic()
             pupil = lesson.begin(self.agent, self.config.world, self.seed + 10_007 * (index + 1))
             if self.reached.pupil:
                 pupil.load_state_dict(self.reached.pupil)
             self._learn(index, name, pupil)
             pupil.finish()
-            self._note(name, time.monotonic() - began)
+            self._note(name)
             self.reached = Reached(self.reached.updates, index + 1)
             if lesson.lives:
                 self._keep_memory()
@@ -132,6 +134,7 @@ class Training:
                     self._log(name, pupil.step, recent)
                 if time.monotonic() - self.saved > self.save_every:
                     self._log(name, pupil.step, recent)
+                    self._note(name)
                     self._save(pupil.state_dict())
         if name in EXAMINED:
             self._examine(name, pupil.step)
@@ -160,7 +163,10 @@ class Training:
         self.report.scalars("curve", self.reached.updates, marks)
         self.report.say(f"after {name}, {seconds:.0f} s: {100 * share:.0f} % of {self.curve}")
 
-    def _note(self, name: str, seconds: float) -> None:
+    def _note(self, name: str) -> None:
+        """What the lesson took since it was last noted; what is lost in a kill is not counted."""
+        now = time.monotonic()
+        seconds, self.noted = now - self.noted, now
         known = runs.manifest_of(self.folder)
         known["seconds"][name] = round(known["seconds"].get(name, 0) + seconds, 1)
         runs.write_json(self.folder / "manifest.json", known)
@@ -184,7 +190,7 @@ class Training:
         tensors, facts = checkpoint.load(newest, self.agent.device)
         runs.put_weights(self.agent, tensors, newest)
         lesson = facts["lesson"]
-        if lesson > 0 and (self.folder / "memory").exists():
+        if 0 < lesson < len(lessons(self.config)) and (self.folder / "memory").exists():
             memory, told = checkpoint.load(self.folder / "memory", "cpu")
             self.agent.memory.load_state_dict(memory)
             if told["lesson"] > lesson:  # killed when a life was kept, but not yet that it was

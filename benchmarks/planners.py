@@ -12,9 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 import ami_agent as ami
-from ami_agent import checkpoint, runs
-from ami_agent.agent import Agent
-from ami_agent.build import Config, build
+from ami_agent import runs
+from ami_agent.build import Config
 from ami_agent.report import table
 from modules.actor import Calm, NoHabit, Restless
 from modules.planners import CEM, MPPI, GradientPlanner
@@ -38,16 +37,6 @@ def contestants(config: Config) -> dict[str, Config]:
     }
 
 
-def load(run: Path, config: Config) -> Agent:
-    """The agent of a run with the planner of `config`."""
-    world = config.world.build(1)
-    agent = build(config, world.spec)
-    world.close()
-    newest = checkpoint.latest(run)
-    runs.put_weights(agent, checkpoint.load(newest)[0], newest)
-    return agent.eval()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
@@ -58,7 +47,7 @@ def main() -> None:
     known = contestants(runs.config_of(flags.run))
     for name in flags.only or known:
         config = known[name]
-        agent = load(flags.run, config)
+        agent = ami.load(flags.run, config=config)
         found = ami.evaluate(agent, config.evaluation, episodes=flags.episodes)
         low, high = found["final_success"]["ci95"]
         share = f"{100 * found['final_success']['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"

@@ -17,6 +17,7 @@ from rich.console import Console
 import ami_agent as ami
 from ami_agent import runs
 from ami_agent.ablate import pooled
+from ami_agent.evaluate import judge
 from ami_agent.report import Report, table
 from ami_agent.statistics import mean
 
@@ -31,11 +32,7 @@ def one(name: str, seed: int, episodes: int, console: Console) -> dict[str, Any]
         report.say(f"== {run}")
         ami.train(config, out=run, seed=seed, report=report, resume=(run / "config.json").exists())
         report.close()
-    agent = ami.load(run)
-    marks = {
-        mode: ami.evaluate(agent, config.evaluation, mode=mode, episodes=episodes)
-        for mode in ("plan", "react")
-    }
+    marks = judge(ami.load(run), config.evaluation, episodes=episodes, say=console.print)
     runs.write_json(run / "eval.json", marks)
     return {**marks, "seconds": sum(runs.manifest_of(run)["seconds"].values())}
 

@@ -164,4 +164,8 @@ class Commit:
 
 def later(plan: Plan, step: int) -> Plan:
     """The same plan after `step` of its actions were carried out."""
-    return plan._replace(actions=plan.actions[:, step:], states=plan.states[:, step:])
+    return plan._replace(
+        actions=plan.actions[:, step:],
+        states=plan.states[:, step:],
+        considered=plan.considered[:, :, step:],
+    )

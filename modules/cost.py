@@ -12,7 +12,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from modules.types import Energy, Focus, Rollout, UnusableInput
+from modules.types import Energy, Focus, Rollout, Shape, UnusableInput
 
 
 def reach(rollout: Rollout, focus: Focus) -> Tensor:
@@ -28,9 +28,6 @@ def effort(rollout: Rollout, focus: Focus) -> Tensor:
 
 
 INTRINSIC: Mapping[str, Energy] = {"reach": reach, "effort": effort}
-
-
-Shape = tuple[int, int, int]
 
 
 class Quasimetric(nn.Module):

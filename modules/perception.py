@@ -11,9 +11,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from modules.types import UnusableInput
-
-Shape = tuple[int, int, int]
+from modules.types import Shape, UnusableInput
 
 
 def _check_image(shape: tuple[int, ...], patch: int) -> None:

@@ -19,6 +19,10 @@ Observation: TypeAlias = Tensor | Mapping[str, Tensor]
 """What the senses deliver: one tensor `[B, *O]`, or several by name (multi-modal)."""
 
 
+Shape: TypeAlias = tuple[int, int, int]
+"""How a flat state of D numbers folds into `[C, h, w]`; a vector is one by one."""
+
+
 class UnusableInput(ValueError):
     """What was given can't be used; the message names the thing, the value and what would do."""
 

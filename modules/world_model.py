@@ -14,9 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from modules.types import Rollout
-
-Shape = tuple[int, int, int]
+from modules.types import Rollout, Shape
 
 
 class Dynamics(Protocol):

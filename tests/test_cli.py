@@ -67,6 +67,11 @@ def refuse(capsys, *argv: object) -> str:
         (["ablate", "two-rooms", "--without", "soul"], "there are critic, "),
         (["ablate", "two-rooms", "--swap", "planner=magic"], "GradientPlanner, CEM, MPPI"),
         (["ablate", "two-rooms", "--swap", "planner=gradientplanner"], "changes nothing"),
+        (["ablate", "two-rooms", "--swap", "critic=nocritic"], "on the command line, --without"),
+        (["train", "two-rooms-random", "--paths.nodes", "900"], "a life of 640 steps has 641"),
+        (["train", "two-rooms", "--objective.length", "33"], "but a life has 32 steps"),
+        (["train", "two-rooms", "--refine", "yes"], "--refine"),
+        (["list", "everything"], "takes nothing more, but was given 'everything'"),
     ],
 )
 def test_bad_input_gets_one_line(argv, said, capsys, tmp_path, monkeypatch):
@@ -116,6 +121,7 @@ def test_list_names_recipes_and_what_can_stand_in_each_box(capsys):
     said = capsys.readouterr().out
     assert "two-rooms-eb-random" in said
     assert "GradientPlanner, CEM, MPPI" in said
+    assert "critic.distance" in said
 
 
 def test_probe_says_whether_the_state_is_alive(run, capsys, tmp_path):

@@ -306,6 +306,7 @@ def test_a_plan_half_carried_out_starts_where_one_is():
     carried_out(actor, 1)
     rest = actor(HERE[:1], focus(THERE[:1], horizon=4))
     assert rest.states[0].tolist() == [[0, 1], [0, 2], [0, 3], [0, 4]]
+    assert torch.equal(rest.considered[:, 0], rest.states)
     assert rest.actions[0].tolist() == [[0, 1], [0, 2], [0, 3]]
 
 

@@ -19,6 +19,7 @@ from ami_agent import checkpoint, runs
 from ami_agent.build import lessons
 from ami_agent.report import Silence
 from ami_agent.train import train
+from modules.planners import CEM
 from modules.targets import MovingAverage
 from modules.types import Diverged, UnusableInput
 from tests.conftest import small
@@ -50,6 +51,9 @@ def test_a_run_leaves_what_the_readme_names(tiny, tmp_path):
 def test_an_agent_comes_back_as_it_was(tiny, tmp_path):
     agent = train(tiny, out=tmp_path / "run")
     assert same_weights(agent, ami.load(tmp_path / "run"))
+    other = ami.load(tmp_path / "run", config=replace(tiny, planner=CEM.Config()))
+    assert same_weights(agent, other)
+    assert isinstance(other.planner, CEM)
 
 
 class Killed(Exception):

@@ -63,18 +63,21 @@ class Apprentice(GradientPupil):
         world = self.world_config.build(
             self.lesson.worlds, self.agent.device, **self.lesson.options
         )
-        obs, info = world.reset(seed)
-        self.agent.configure(Task(goal=world.tensor(info["goal"])), seed)
-        focus = self.agent.focus
-        assert focus is not None
         random = torch.Generator().manual_seed(seed)
-        labels = []
-        for _ in range(self.lesson.steps):
+        labels, fresh, ended = [], True, False
+        obs, info = world.reset(seed)
+        for step in range(self.lesson.steps):
+            if fresh:
+                self.agent.configure(Task(goal=world.tensor(info["goal"])), seed + step)
+            focus = self.agent.focus
+            assert focus is not None
             state = self.agent.perceive(obs)
             wise = self.agent.planner(state, focus).action
             labels.append(torch.cat([state, focus.goal, wise], 1))
-            done = self._dare(state, focus, wise, turn, random)
-            obs = seen(world.step(obs, done))
+            lived = world.step(obs, self._dare(state, focus, wise, turn, random))
+            obs, info = seen(lived), lived.info
+            over = lived.transition.terminated | lived.transition.truncated
+            fresh, ended = ended, bool(over.any())  # the step after an end is the one that resets
         world.close()
         return torch.cat(labels)
 
