@@ -13,7 +13,7 @@ from rich.console import Console
 from ami_agent import runs
 from ami_agent.build import Config, check_lessons
 from ami_agent.catalogue import choices
-from ami_agent.evaluate import judge
+from ami_agent.evaluate import EPISODES_FROM, judge
 from ami_agent.lessons import NoLesson
 from ami_agent.report import Report
 from ami_agent.statistics import rate
@@ -127,7 +127,8 @@ def _one(
     with closing(Report(run, console)) as report:
         report.say(f"== {run}")
         agent = train(config, out=run, seed=seed, device=device, resume=begun, report=report)
-    marks = judge(agent, config.evaluation, episodes=episodes)
+    found = judge(agent, config.evaluation, episodes=episodes, seed=EPISODES_FROM + 10_000 * seed)
+    marks = {mode: {"recipe": config.recipe, **figures} for mode, figures in found.items()}
     runs.write_json(run / "eval.json", marks)
     return marks
 

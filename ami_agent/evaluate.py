@@ -17,7 +17,7 @@ from ami_agent.statistics import mean, rate
 from modules.types import UnusableInput
 
 EPISODES_FROM = 1_000_000
-"""Seed of the first episode of every evaluation; no lesson lives in worlds of such seeds."""
+"""Seed of the first episode of an evaluation."""
 
 Results = dict[str, Any]
 
@@ -115,13 +115,13 @@ def judge(
     config = WorldConfig(id=world) if isinstance(world, str) else world
     if episodes < 1:
         raise UnusableInput(f"episodes is {episodes}; there must be at least 1")
-    say(f"random motion and the oracle: {episodes} episodes")
-    known = {"baselines": baselines(config, episodes, seed)}
     found = {}
     for mode in modes:
         say(f"mode {mode}: {episodes} episodes")
-        found[mode] = {**_marks(agent.eval(), config, mode, episodes, seed), **known}
-    return found
+        found[mode] = _marks(agent.eval(), config, mode, episodes, seed)
+    say(f"random motion and the oracle: {episodes} episodes")
+    known = {"baselines": baselines(config, episodes, seed)}
+    return {mode: {**marks, **known} for mode, marks in found.items()}
 
 
 def _marks(agent: Agent, config: WorldConfig, mode: str, episodes: int, seed: int) -> Results:
@@ -134,13 +134,14 @@ def _marks(agent: Agent, config: WorldConfig, mode: str, episodes: int, seed: in
     return {
         "env": config.id,
         "variant": config.variant,
+        "options": dict(config.options),
         "mode": mode,
         "device": str(agent.device),
         "seed": seed,
         "episodes": episodes,
         **row(outcome),
         "ms_per_action": latency(agent, config, mode, seed),
-        "ms_per_action_batched": 1000 * float(np.median(times)),
+        "ms_per_action_batched": 1000 * float(np.mean(times)),
     }
 
 

@@ -25,9 +25,14 @@ def mind(agent: Agent, mode: str) -> Begin:
     return begin
 
 
-def aimless(world: World, info: Info, seed: int) -> Act:
-    """The random baseline."""
+def wanderer(world: World, info: Info, seed: int) -> Act:
+    """Whoever gathers experience without a goal: the world's own walk, where it has one."""
     return walk(world)
+
+
+def aimless(world: World, info: Info, seed: int) -> Act:
+    """The random baseline: actions drawn uniformly from what can be done."""
+    return lambda obs: world.from_world(world.envs.action_space.sample())
 
 
 def shortest(world: World, info: Info, seed: int) -> Act:

@@ -26,7 +26,7 @@ def two_rooms() -> Config:
         world=WorldConfig(id="ami/TwoRooms-v0", variant="fixed"),
         evaluation=WorldConfig(id="ami/TwoRooms-v0", variant="fixed"),
         bounds=Ball(),
-        perception=VectorEncoder.Config(),
+        perception=VectorEncoder.Config(patch=8),
         world_model=WorldModel.Config(dynamics=VectorDynamics.Config(hidden=256)),
         configurator=Configurator.Config(reach=2.0),
         planner=GradientPlanner.Config(),

@@ -81,6 +81,12 @@ def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
         runs.check_free(Path(out))
 
 
+def lesson_seed(seed: int, index: int) -> int:
+    """Where a lesson's chance starts. World i of a lesson lives the life of this number + i, so the
+    lessons of one run, and of runs with other seeds, lie far apart."""
+    return (15_485_863 * seed + 10_007 * (index + 1)) % 2**30
+
+
 class Training:
     """One run on its way through its lessons."""
 
@@ -106,7 +112,7 @@ class Training:
             if index < self.reached.lesson:
                 continue
             self.noted = time.monotonic()
-            pupil = lesson.begin(self.agent, self.config.world, self.seed + 10_007 * (index + 1))
+            pupil = lesson.begin(self.agent, self.config.world, lesson_seed(self.seed, index))
             if self.reached.pupil:
                 pupil.load_state_dict(self.reached.pupil)
             self._learn(index, name, pupil)

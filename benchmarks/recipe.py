@@ -17,7 +17,7 @@ from rich.console import Console
 import ami_agent as ami
 from ami_agent import runs
 from ami_agent.ablate import pooled
-from ami_agent.evaluate import judge
+from ami_agent.evaluate import EPISODES_FROM, judge
 from ami_agent.report import Report, table
 from ami_agent.statistics import mean
 
@@ -32,7 +32,11 @@ def one(name: str, seed: int, episodes: int, console: Console) -> dict[str, Any]
         report.say(f"== {run}")
         ami.train(config, out=run, seed=seed, report=report, resume=(run / "config.json").exists())
         report.close()
-    marks = judge(ami.load(run), config.evaluation, episodes=episodes, say=console.print)
+    found = judge(
+        ami.load(run), config.evaluation, episodes=episodes,
+        seed=EPISODES_FROM + 10_000 * seed, say=console.print,
+    )  # fmt: skip
+    marks = {mode: {"recipe": name, **figures} for mode, figures in found.items()}
     runs.write_json(run / "eval.json", marks)
     return {**marks, "seconds": sum(runs.manifest_of(run)["seconds"].values())}
 

@@ -40,9 +40,9 @@ class Ball:
 
     def bound(self, free: Tensor) -> Tensor:
         """r u tanh|u| / |u|, `[..., A]`."""
-        # the root stays differentiable at rest, where |u| alone is not
-        length = (free.square().sum(-1, keepdim=True) + _TINY**2).sqrt()
-        return free * (self.radius * length.tanh() / length)
+        # held above zero, so that rest has a gradient as well
+        length = torch.linalg.vector_norm(free, dim=-1, keepdim=True).clamp_min(_TINY)
+        return free * (length.tanh() / length * self.radius)
 
     def free(self, actions: Tensor) -> Tensor:
         """The numbers that `bound` turns into these actions (the rim is drawn in a little)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ami_agent.lessons.base import Pupil
 from ami_agent.life import World, WorldConfig, live
-from ami_agent.players import Begin, aimless, mind
+from ami_agent.players import Begin, mind, wanderer
 from modules.types import require
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ class Live:
         return self.steps
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
-        return Explorer(agent, world.build(self.worlds, "cpu", **self.options), self, aimless, seed)
+        return Explorer(
+            agent, world.build(self.worlds, "cpu", **self.options), self, wanderer, seed
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
