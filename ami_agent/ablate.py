@@ -31,6 +31,7 @@ WITHOUT: Mapping[str, Change] = {
         configurator=replace(c.configurator, reach=c.configurator.reach or 1.0, critic=0.0),
     ),
     "paths": lambda c: replace(c, paths=NoLesson()),
+    "practice": lambda c: replace(c, practice=NoLesson(), refine=NoLesson()),
     "policy": lambda c: replace(c, distil=NoLesson(), habit=NoHabit.Config()),
     "habit": lambda c: replace(c, habit=NoHabit.Config()),
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
+from typing import Literal
 
 import torch
 
@@ -52,6 +53,9 @@ class Config:
     policy: Policy.Config = field(default_factory=Policy.Config)
     habit: Habit.Config | NoHabit.Config = field(default_factory=Habit.Config)
 
+    memory_device: Literal["cpu", "cuda"] = "cpu"
+    """Where memory is kept; images by the hundred thousand seldom fit beside the mind."""
+
     life: Live = field(default_factory=Live)
     objective: Predict = field(default_factory=Predict)
     teacher: Separate | Bootstrap | NoLesson = field(default_factory=Separate)
@@ -85,11 +89,15 @@ def check_lessons(config: Config) -> None:
                     f"an agent without a critic can't teach it: {name} must be NoLesson "
                     "(on the command line, --without critic)"
                 )
-    steps = config.life.steps
-    if config.objective.length > steps:
-        raise UnusableInput(
-            f"objective.length is {config.objective.length}, but a life has {steps} steps"
-        )
+    steps, practice = config.life.steps, config.practice.lives or config.life.steps
+    for name, lesson, most in (
+        ("objective", config.objective, steps),
+        ("teacher", config.teacher, steps),
+        ("refine", config.refine, practice),
+    ):
+        length = getattr(lesson, "length", 1)
+        if length > most:
+            raise UnusableInput(f"{name}.length is {length}, but a life has {most} steps")
     if isinstance(config.paths, ShortestPaths) and config.paths.nodes > steps + 1:
         raise UnusableInput(
             f"paths.nodes is {config.paths.nodes}, but a life of {steps} steps has {steps + 1}"
@@ -104,7 +112,7 @@ def capacity(config: Config) -> int:
 
 def build(
     config: Config, spec: Spec, *, seed: int = 0, device: torch.device | str = "cpu",
-    worlds: int = 1, capacity: int = 1, memory_device: torch.device | str = "cpu",
+    worlds: int = 1, capacity: int = 1,
 ) -> Agent:  # fmt: skip
     """The agent for bodies of this kind, with fresh weights that the seed alone decides.
 
@@ -121,14 +129,14 @@ def build(
         policy = config.policy.build(state_dim, spec.action_dim, bounds)
     eye = MindsEye(world_model.imagine, cost, bounds, spec.action_dim)
     planner = config.planner.build(eye, config.habit.build(policy, eye))
-    deliberate = Commit(config.temper.build(planner, bounds), config.execute)
+    deliberate = Commit(config.temper.build(planner, eye), config.execute)
     agent = Agent(
         spec=spec,
         perception=perception,
         world_model=world_model,
         cost=cost,
         policy=policy,
-        memory=Memory(capacity, _example(spec, worlds), memory_device),
+        memory=Memory(capacity, _example(spec, worlds), config.memory_device),
         configurator=config.configurator.build(
             config.planner.horizon, config.planner.steps, ("react", "plan")
         ),

@@ -53,10 +53,11 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(TrainFlags(config=recipe(name)), argv, f"ami train {name}")
     _check_episodes(flags.episodes)
     _check_target(flags.json)
+    if flags.curve < 0:
+        raise UnusableInput(f"--curve is {flags.curve}; it must be 0 (no curve) or more")
     out = Path(flags.out or Path("runs") / name / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
     device(flags.device)
-    flags.config.evaluation.build(1).close()
     with closing(Report(out, console)) as report:
         results = _train(name, flags, out, report)
     runs.write_json(out / "eval.json", results)
@@ -91,7 +92,7 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     _check_target(flags.json)
     config = runs.config_of(Path(name))
     world = config.evaluation
-    if flags.env:
+    if flags.env and flags.env != world.id:
         world = WorldConfig(id=flags.env)
     world = replace(world, variant=flags.variant or world.variant)
     agent = runs.load(name, device(flags.device))
@@ -122,6 +123,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(AblateFlags(config=recipe(name)), argv, f"ami ablate {name}")
     _check_episodes(flags.episodes)
+    _check_target(flags.json)
     variants = ablate.variants(flags.config, flags.without, flags.swap)
     out = Path(flags.out or Path("runs") / f"ablate-{name}")
     study = ablate.study(
@@ -134,6 +136,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(ProbeFlags(), argv, "ami probe DIR")
+    _check_target(flags.json)
     config = runs.config_of(Path(name))
     marks = examiner(config.evaluation, flags.seed)(runs.load(name, device(flags.device)))
     _write(flags.json, marks)

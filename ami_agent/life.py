@@ -92,17 +92,23 @@ class World:
             raise UnusableInput(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
         self.envs.action_space.seed(seed)
         obs, info = self.envs.reset(seed=seed, options=options or None)
-        return self.tensor(obs), info
+        return self._sensed(obs), info
 
     def step(self, obs: Tensor, action: Tensor) -> Lived:
         """`obs` is what the last step ended with; actions `[B, A]` in [-1, 1]."""
         next_obs, reward, terminated, truncated, info = self.envs.step(self.to_world(action))
         felt = self.tensor(np.asarray(reward, dtype=np.float32))[:, None]
         transition = Transition(
-            obs, action, felt, self.tensor(next_obs),
+            obs, action, felt, self._sensed(next_obs),
             self.tensor(terminated), self.tensor(truncated),
         )  # fmt: skip
         return Lived(transition, info)
+
+    def _sensed(self, obs: Any) -> Tensor:
+        sensed = self.tensor(obs)
+        if sensed.is_floating_point() and not sensed.isfinite().all():
+            raise UnusableInput("the world's observation holds NaN or infinity")
+        return sensed
 
     def tensor(self, array: Any) -> Tensor:
         return torch.as_tensor(array, device=self.device)

@@ -18,6 +18,9 @@ from modules.types import Diverged
 COLLAPSED = 0.1
 """A state whose features vary less than this, where VICReg asks for 1, tells nothing."""
 
+FLAT = 2.0
+"""A state of a lower effective rank can't say where in a plane something is."""
+
 
 class Probe(NamedTuple):
     """A linear read-out of the true factors, fitted by ridge regression."""
@@ -148,6 +151,12 @@ def verdict(marks: Mapping[str, float]) -> str:
         return (
             f"COLLAPSED: the state hardly varies (mean std {marks['std_mean']:.3f}); "
             "nothing can be planned in it. Is the variance term on?"
+        )
+    if marks["effective_rank"] < FLAT:
+        return (
+            f"COLLAPSED: the state varies along a line only (effective rank "
+            f"{marks['effective_rank']:.1f}); nothing can be planned in it. "
+            "Is the covariance term on?"
         )
     return (
         f"state alive: mean std {marks['std_mean']:.2f}, least {marks['std_min']:.2f}, "

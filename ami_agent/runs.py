@@ -50,7 +50,7 @@ def check_free(run: Path) -> None:
     """Raises UnusableInput if there is a run in this folder already, or a file in its place."""
     if run.is_file():
         raise UnusableInput(f"{run} is a file; a run needs a folder")
-    if (run / "config.json").exists():
+    if (run / "config.json").exists() or checkpoint.checkpoints(run):
         raise UnusableInput(f"{run} holds a run already: --resume it, or choose another --out")
 
 

@@ -21,6 +21,7 @@ from ami_agent.build import Config, build, capacity, check_lessons, lessons
 from ami_agent.evaluate import EPISODES_FROM, play_many
 from ami_agent.learning import average, check_finite
 from ami_agent.lessons import Pupil
+from ami_agent.life import Spec
 from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.report import Report, Reporter
@@ -73,12 +74,31 @@ def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
     """Raises UnusableInput if such a run can't be begun, or resumed, in this folder."""
     settings.to_json(config)
     check_lessons(config)
+    check_worlds(config)
     if not 0 <= seed < 2**31:
         raise UnusableInput(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
     if resume:
         runs.check_same(Path(out), config, seed)
     else:
         runs.check_free(Path(out))
+
+
+def check_worlds(config: Config) -> None:
+    """Raises UnusableInput unless the agent is judged with the senses and body it lives with."""
+    specs = []
+    for settings_ in (config.world, config.evaluation):
+        world = settings_.build(1)
+        specs.append(world.spec)
+        world.close()
+    if specs[0] != specs[1]:
+        raise UnusableInput(
+            f"the agent lives in a world of {_told(specs[0])} but is judged in one of "
+            f"{_told(specs[1])}: world and evaluation must be alike"
+        )
+
+
+def _told(spec: Spec) -> str:
+    return f"observations {spec.obs_shape} {spec.obs_dtype} and {spec.action_dim} actions"
 
 
 def lesson_seed(seed: int, index: int) -> int:
@@ -183,7 +203,11 @@ class Training:
 
     def _save(self, pupil: Mapping[str, Tensor]) -> None:
         tensors = {**runs.weights(self.agent), **{f"pupil.{k}": v for k, v in pupil.items()}}
-        facts = {"updates": self.reached.updates, "lesson": self.reached.lesson}
+        facts = {
+            "updates": self.reached.updates,
+            "lesson": self.reached.lesson,
+            "lessons": list(lessons(self.config)),
+        }
         checkpoint.save(checkpoint.place(self.folder, self.reached.updates), tensors, facts)
         checkpoint.prune(self.folder)
         self.saved = time.monotonic()
@@ -194,9 +218,14 @@ class Training:
             return Reached()
         newest = checkpoint.latest(self.folder)
         tensors, facts = checkpoint.load(newest, self.agent.device)
+        if facts.get("lessons") != list(lessons(self.config)):
+            raise UnusableInput(
+                f"{newest} is of another version, which took other lessons: it can be loaded, but "
+                "not resumed"
+            )
         runs.put_weights(self.agent, tensors, newest)
         lesson = facts["lesson"]
-        if 0 < lesson < len(lessons(self.config)) and (self.folder / "memory").exists():
+        if 0 < lesson < len(lessons(self.config)):
             memory, told = checkpoint.load(self.folder / "memory", "cpu")
             self.agent.memory.load_state_dict(memory)
             if told["lesson"] > lesson:  # killed when a life was kept, but not yet that it was

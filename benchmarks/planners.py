@@ -21,15 +21,15 @@ from modules.planners import CEM, MPPI, GradientPlanner
 
 def contestants(config: Config) -> dict[str, Config]:
     """The recipe's own planner as it is, and each planner without the policy's proposal."""
-    bare = replace(config, habit=NoHabit.Config())
+    bare, gradient = replace(config, habit=NoHabit.Config()), config.planner
+    if not isinstance(gradient, GradientPlanner.Config):
+        gradient = GradientPlanner.Config()
     return {
         "as trained": config,
         "as trained, restless": replace(config, temper=Restless.Config()),
         "as trained, calm": replace(config, temper=Calm.Config()),
-        "gradient": bare,
-        "gradient, cold start only": replace(
-            bare, planner=GradientPlanner.Config(carried=0, steps=8)
-        ),
+        "gradient": replace(bare, planner=gradient),
+        "gradient, cold start only": replace(bare, planner=replace(gradient, carried=0)),
         "CEM 64 x 4": replace(bare, planner=CEM.Config()),
         "MPPI 64 x 4": replace(bare, planner=MPPI.Config()),
         "CEM 200 x 6": replace(bare, planner=CEM.Config(samples=200, steps=6, warm_steps=6)),

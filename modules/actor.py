@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modules.bounds import Bounds
 from modules.planners.common import MindsEye
-from modules.types import Focus, Mode, Plan
+from modules.types import Focus, Mode, Plan, require
 
 
 class Policy(nn.Module):
@@ -100,7 +100,7 @@ class Calm:
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        def build(self, actor: Mode, bounds: Bounds) -> Mode:
+        def build(self, actor: Mode, eye: MindsEye) -> Mode:
             return actor
 
 
@@ -117,11 +117,14 @@ class Restless:
         content: float = 2.0
         """Energy below which there is nothing to gain; both in the units of the cost."""
 
-        def build(self, actor: Mode, bounds: Bounds) -> Mode:
-            return Restless(self, actor, bounds)
+        def __post_init__(self) -> None:
+            require(self, period=1)
 
-    def __init__(self, config: Config, actor: Mode, bounds: Bounds) -> None:
-        self.config, self.actor, self.bounds = config, actor, bounds
+        def build(self, actor: Mode, eye: MindsEye) -> Mode:
+            return Restless(self, actor, eye)
+
+    def __init__(self, config: Config, actor: Mode, eye: MindsEye) -> None:
+        self.config, self.actor, self.eye = config, actor, eye
         self.reset()
 
     def reset(self, seed: int = 0) -> None:
@@ -139,8 +142,11 @@ class Restless:
         stuck = (gained < self.config.progress) & (plan.energy > self.config.content)
         self.before = plan.energy
         noise = torch.randn(plan.action.shape, generator=self.random).to(plan.action)
-        first = torch.where(stuck[:, None], self.bounds.bound(2 * noise), plan.action)
-        return plan._replace(actions=torch.cat([first[:, None], plan.actions[:, 1:]], 1))
+        first = torch.where(stuck[:, None], self.eye.bounds.bound(2 * noise), plan.action)
+        actions = torch.cat([first[:, None], plan.actions[:, 1:]], 1)
+        # what the rest of the plan comes to after that: a plan never shows what it won't do
+        changed = self.eye.decide(state, actions[:, None], focus)
+        return changed._replace(subgoals=plan.subgoals, considered=plan.considered)
 
 
 class Commit:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modules.types import require
+
 _NEARLY_ONE = 0.999
 _TINY = 1e-6
 
@@ -37,6 +39,9 @@ class Ball:
 
     radius: float = 1.0
     """Below 1 it keeps the mind to actions as long as those that memory knows."""
+
+    def __post_init__(self) -> None:
+        require(self, radius=_TINY)
 
     def bound(self, free: Tensor) -> Tensor:
         """r u tanh|u| / |u|, `[..., A]`."""

@@ -11,7 +11,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from modules.types import Shape, UnusableInput
+from modules.types import Shape, UnusableInput, require
 
 
 def _check_image(shape: tuple[int, ...], patch: int) -> None:
@@ -56,6 +56,9 @@ class VectorEncoder(nn.Module):
         state: int = 32
         """D"""
 
+        def __post_init__(self) -> None:
+            require(self, patch=1, channels=1, hidden=1, state=1)
+
         def build(self, obs_shape: tuple[int, ...]) -> VectorEncoder:
             _check_image(obs_shape, self.patch)
             return VectorEncoder(self, (obs_shape[0], obs_shape[1], obs_shape[2]))
@@ -89,6 +92,9 @@ class MapEncoder(nn.Module):
         patch: int = 4
         channels: int = 16
         hidden: int = 32
+
+        def __post_init__(self) -> None:
+            require(self, patch=1, channels=1, hidden=1)
 
         def build(self, obs_shape: tuple[int, ...]) -> MapEncoder:
             _check_image(obs_shape, self.patch)

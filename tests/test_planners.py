@@ -357,10 +357,10 @@ class Stubborn:
 
 
 def test_only_who_gains_nothing_and_is_far_from_content_gets_restless():
-    actor = Restless.Config(period=1).build(Stubborn(), Ball())
-    energy = torch.tensor([[9.0], [9.0], [1.0]])
-    assert not actor(energy, None).action.any()  # nothing was tried yet
-    second = actor(torch.tensor([[9.0], [8.0], [1.0]]), None).action
-    assert second[0].any()  # stuck
-    assert not second[1:].any()  # getting on; content
-    assert second.norm(dim=-1).max() <= 1
+    actor, task = Restless.Config(period=1).build(Stubborn(), eye(Ball())), focus(torch.zeros(3, 2))
+    assert not actor(torch.tensor([[9.0, 0], [9.0, 0], [1.0, 0]]), task).action.any()  # no look yet
+    plan = actor(torch.tensor([[9.0, 0], [8.0, 0], [1.0, 0]]), task)
+    assert plan.action[0].any()  # stuck
+    assert not plan.action[1:].any()  # getting on; content
+    assert plan.action.norm(dim=-1).max() <= 1
+    torch.testing.assert_close(plan.states[:, 1], plan.states[:, 0] + plan.action)
