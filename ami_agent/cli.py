@@ -15,7 +15,15 @@ from rich.console import Console
 
 from ami_agent import ablate, catalogue, runs, settings
 from ami_agent.evaluate import EPISODES_FROM, Results, judge, rows
-from ami_agent.flags import AblateFlags, Device, EvalFlags, ProbeFlags, ShowFlags, TrainFlags
+from ami_agent.flags import (
+    AblateFlags,
+    Device,
+    EvalFlags,
+    ListFlags,
+    ProbeFlags,
+    ShowFlags,
+    TrainFlags,
+)
 from ami_agent.life import WorldConfig
 from ami_agent.probe import examiner, verdict
 from ami_agent.recipes import recipe
@@ -110,6 +118,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
 
     flags = settings.parse(ShowFlags(), argv, "ami show DIR")
     _check_episodes(flags.episodes)
+    _check_target(flags.json)
     config = runs.config_of(Path(name))
     console.print(f"living and drawing {flags.episodes} episodes", highlight=False)
     page = show(
@@ -117,6 +126,8 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
         Path(flags.out or Path(name) / "show"),
         episodes=flags.episodes, mode=flags.mode, seed=flags.seed,
     )  # fmt: skip
+    told = {"page": str(page), "mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
+    _write(flags.json, told)
     console.print(f"open {page}", soft_wrap=True)
 
 
@@ -146,7 +157,12 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 
 def list_command(name: str, argv: Sequence[str], console: Console) -> None:
-    for title, columns, entries in catalogue.tables():
+    flags = settings.parse(ListFlags(), argv, "ami list")
+    _check_target(flags.json)
+    tables = catalogue.tables()
+    told = {title: {row[0]: list(row[1:]) for row in rows_} for title, _, rows_ in tables}
+    _write(flags.json, told)
+    for title, columns, entries in tables:
         console.print(table(title, columns, entries))
 
 
@@ -175,12 +191,10 @@ def _run(argv: Sequence[str], console: Console) -> None:
         raise UnusableInput(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     command, what, _ = COMMANDS[name]
     asked = bool(rest) and rest[0] in ("-h", "--help")
-    if not what and not asked and rest:
-        raise UnusableInput(f"ami {name} takes nothing more, but was given {rest[0]!r}")
     if what and not asked and (not rest or rest[0].startswith("-")):
         raise UnusableInput(f"ami {name} needs a {what} first: ami {name} {what} [--flag ...]")
     subject = "two-rooms" if asked and what == "RECIPE" else rest[0] if rest else ""
-    command(subject, rest if asked else rest[1:], console)
+    command(subject, rest if asked or not what else rest[1:], console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

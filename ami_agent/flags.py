@@ -62,6 +62,16 @@ class ShowFlags:
     out: str = ""
     """Folder of the pictures; show/ in the run folder if not given."""
     device: Device = "auto"
+    json: str = ""
+    """A file that says where the page is and what it shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListFlags:
+    """Recipes, worlds, boxes and what can stand in each."""
+
+    json: str = ""
+    """A file for the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

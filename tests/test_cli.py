@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ami_agent as ami
-from ami_agent import checkpoint
+from ami_agent import checkpoint, cli
 from ami_agent.cli import main
 from ami_agent.train import train
 
@@ -71,7 +71,13 @@ def refuse(capsys, *argv: object) -> str:
         (["train", "two-rooms-random", "--paths.nodes", "900"], "a life of 640 steps has 641"),
         (["train", "two-rooms", "--objective.length", "33"], "but a life has 32 steps"),
         (["train", "two-rooms", "--refine", "yes"], "--refine"),
-        (["list", "everything"], "takes nothing more, but was given 'everything'"),
+        (["train", "two-rooms", "--curve", "-1"], "--curve is -1"),
+        (["train", "two-rooms", "--perception.patch", "0"], "patch is 0; it must be at least 1"),
+        (["train", "two-rooms", "--world.variant", "random"], "world and evaluation must be alike"),
+        (["train", "two-rooms-random", "--temper.period", "0"], "period is 0"),
+        (["train", "two-rooms-random", "--refine.length", "21"], "but a life has 20 steps"),
+        (["ablate", "two-rooms", "--json", "nowhere/told.json"], "a file in a folder that exists"),
+        (["list", "everything"], "everything"),
     ],
 )
 def test_bad_input_gets_one_line(argv, said, capsys, tmp_path, monkeypatch):
@@ -85,6 +91,41 @@ def test_a_flag_reaches_its_box(capsys, tmp_path):
         main(["train", "--help"])
     assert stop.value.code == 0
     assert "--planner.horizon" in capsys.readouterr().out
+
+
+def test_train_leaves_its_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(cli, "recipe", lambda name: tiny)
+    out, told = tmp_path / "run", tmp_path / "told.json"
+    argv = ["train", "two-rooms", "--out", out, "--json", told, "--episodes", "2", "--curve", "3"]
+    assert main([str(a) for a in argv]) == 0
+    assert "agent, react" in capsys.readouterr().out
+    figures = json.loads(told.read_text())
+    assert list(figures) == ["plan", "react"]
+    assert figures["plan"]["recipe"] == "two-rooms"
+    assert json.loads((out / "eval.json").read_text()) == figures
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    curve = [line for line in lines if line["stage"] == "curve"]
+    assert len(curve) == 3  # after the objective, the critic, the policy
+    assert [line["seconds"] for line in curve] == sorted(line["seconds"] for line in curve)
+    assert all(line["final_success"] in (0, 1 / 3, 2 / 3, 1) for line in curve)
+    board = EventAccumulator(str(out))
+    board.Reload()
+    assert board.Tags()["images"] == ["episode"]
+    assert main([str(a) for a in [*argv, "--resume"]]) == 0  # nothing is left to learn
+
+
+def test_show_leaves_a_page(run, tmp_path):
+    told = tmp_path / "told.json"
+    argv = ["show", run, "--episodes", "1", "--out", tmp_path / "show", "--json", told]
+    assert main([str(a) for a in argv]) == 0
+    page = Path(json.loads(told.read_text())["page"])
+    assert "<img" in page.read_text()
+
+
+def test_a_world_without_goals_is_refused(run, capsys):
+    assert "names no goal" in refuse(capsys, "eval", run, "--env", "Pendulum-v1")
 
 
 def test_eval_writes_the_figures_of_the_contract(run, tmp_path, capsys):
@@ -116,8 +157,9 @@ def test_the_same_seed_gives_the_same_figures(run, tmp_path):
     assert one == other
 
 
-def test_list_names_recipes_and_what_can_stand_in_each_box(capsys):
-    assert main(["list"]) == 0
+def test_list_names_recipes_and_what_can_stand_in_each_box(capsys, tmp_path):
+    assert main(["list", "--json", str(tmp_path / "told.json")]) == 0
+    assert "two-rooms" in json.loads((tmp_path / "told.json").read_text())["recipes"]
     said = capsys.readouterr().out
     assert "two-rooms-eb-random" in said
     assert "GradientPlanner, CEM, MPPI" in said
@@ -196,8 +238,6 @@ def test_a_full_disk_ends_a_run_in_one_line_and_spares_what_was_saved(tmp_path):
 
 
 def test_a_study_trains_every_variant_and_goes_on_where_it_was(tiny, tmp_path, capsys, monkeypatch):
-    from ami_agent import cli
-
     monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny, recipe="two-rooms"))
     argv = ["ablate", "two-rooms", "--without", "critic", "--swap", "planner=cem"]
     argv += [

@@ -19,7 +19,7 @@ from ami_agent.learning import (
     temporal_difference_loss,
 )
 from modules.bounds import Box
-from modules.cost import Cost, Critic, NoCritic, Quasimetric, effort, reach
+from modules.cost import Cost, Critic, MapQuasimetric, NoCritic, Quasimetric, effort, reach
 from modules.planners import MindsEye
 from modules.targets import MovingAverage
 from modules.types import Energy, Focus, Rollout, UnusableInput
@@ -33,6 +33,13 @@ def quasimetric(seed: int, dim: int = 3) -> Quasimetric:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Quasimetric.Config(hidden=16, groups=3, units=2).build((dim, 1, 1))
+
+
+def map_quasimetric(seed: int) -> Quasimetric:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = MapQuasimetric.Config(channels=4, hidden=16, groups=3, units=2)
+        return config.build((3, 2, 2))
 
 
 def focus(goal: Tensor, **weights: float) -> Focus:
@@ -51,10 +58,10 @@ HOME = torch.tensor([[1.0, 0.0]])
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 30))
-def test_no_detour_is_shorter_and_nothing_is_nearer_than_here(seed, scale):
-    distance = quasimetric(seed)
-    here, via, there = scale * normal(3, 40, 3, seed=seed)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 30), on_maps=st.booleans())
+def test_no_detour_is_shorter_and_nothing_is_nearer_than_here(seed, scale, on_maps):
+    distance, size = (map_quasimetric(seed), 12) if on_maps else (quasimetric(seed), 3)
+    here, via, there = scale * normal(3, 40, size, seed=seed)
     detour = distance(here, via) + distance(via, there)
     assert (distance(here, there) <= detour * (1 + 1e-5) + 1e-6).all()
     assert (distance(here, there) >= 0).all()

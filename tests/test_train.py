@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +19,9 @@ import torch
 import ami_agent as ami
 from ami_agent import checkpoint, runs
 from ami_agent.build import lessons
+from ami_agent.probe import verdict
 from ami_agent.report import Silence
-from ami_agent.train import train
+from ami_agent.train import lesson_seed, train
 from modules.planners import CEM
 from modules.targets import MovingAverage
 from modules.types import Diverged, UnusableInput
@@ -133,6 +136,39 @@ def test_resuming_with_other_settings_is_refused(tiny, tmp_path):
         train(tiny, out=tmp_path / "run")
 
 
+def test_what_is_left_of_a_run_is_never_mixed_with_another(tiny, tmp_path):
+    train(tiny, out=tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(UnusableInput, match="holds a run already"):
+        train(tiny, out=tmp_path / "run", seed=1)
+
+
+def test_a_run_of_another_version_can_be_loaded_but_not_resumed(tiny, tmp_path):
+    agent = train(tiny, out=tmp_path / "run")
+    newest = checkpoint.latest(tmp_path / "run")
+    tensors, facts = checkpoint.load(newest)
+    del facts["lessons"]
+    checkpoint.save(newest, tensors, facts)
+    assert same_weights(agent, ami.load(tmp_path / "run"))
+    with pytest.raises(UnusableInput, match="can be loaded, but not resumed"):
+        train(tiny, out=tmp_path / "run", resume=True)
+
+
+def test_a_run_whose_memory_is_gone_is_not_resumed(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 2)
+    with pytest.raises(Killed):
+        train(tiny, out=tmp_path / "run", report=KilledAt("teacher"), save_every=0)
+    shutil.rmtree(tmp_path / "run" / "memory")
+    with pytest.raises(UnusableInput, match="memory"):
+        train(tiny, out=tmp_path / "run", resume=True)
+
+
+def test_lessons_and_seeds_live_far_apart():
+    starts = sorted(lesson_seed(seed, lesson) for seed in range(60) for lesson in range(7))
+    assert min(b - a for a, b in itertools.pairwise(starts)) > 5000
+    assert 0 <= lesson_seed(2**31 - 1, 6) < 2**30
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 1)
     learning = replace(tiny.objective.learning, lr=1e30)
@@ -161,3 +197,10 @@ def test_a_collapsed_run_says_so(tiny, tmp_path):
     told = [text for text in said if text.startswith("objective")]
     assert "COLLAPSED" in told[-1]
     assert told[0] == "objective 0: nothing learnt yet"
+
+
+@pytest.mark.parametrize(
+    ("std", "rank", "said"), [(1, 20, "alive"), (0.05, 20, "hardly"), (1, 1.4, "along a line")]
+)
+def test_the_verdict_names_both_ways_to_collapse(std, rank, said):
+    assert said in verdict({"std_mean": std, "std_min": std, "effective_rank": rank})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import envs
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
 from envs.two_rooms.chance import draw, keys_of
-from envs.two_rooms.physics import is_free, place_in_room, slide, stop
+from envs.two_rooms.physics import is_free, place_in_room, rebound, slide, stop
 from envs.two_rooms.policies import next_waypoint
 from envs.two_rooms.states import conceive
 from envs.two_rooms.variants import table
@@ -73,7 +73,7 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
 
 
 @EVERY
-@pytest.mark.parametrize("contact", [stop, slide])
+@pytest.mark.parametrize("contact", [stop, slide, rebound])
 @pytest.mark.parametrize("length", [0.3, 3.0, 40.0, 1e4, 1e12])
 def test_a_dot_never_passes_the_wall_or_leaves_the_arena(variant, contact, length):
     variant = VARIANTS[variant]
@@ -83,8 +83,11 @@ def test_a_dot_never_passes_the_wall_or_leaves_the_arena(variant, contact, lengt
         move = length * (2 * uniform - 1)
         end = contact(variant.arena, start, move, layout)
         assert is_free(variant.arena, end, layout).all()
-        if contact is stop:  # a slide bends, so its chord may cut a corner
+        if contact is stop:  # the others bend, so their chord may cut a corner
             assert not crosses_solid(variant.arena, layout, start, end).any()
+        to_door = (start - layout).abs()[:, 1] - variant.arena.half_door
+        other_side = (start - layout)[:, 0] * (end - layout)[:, 0] < 0
+        assert (to_door <= move[:, 1].abs() + 1)[other_side].all()
         start = end
 
 

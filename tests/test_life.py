@@ -1,0 +1,106 @@
+"""Worlds that the mind can't live in are refused in one line that says what would do."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete
+
+import ami_agent as ami
+from ami_agent.life import WorldConfig
+from ami_agent.players import aimless, mind
+from modules.types import UnusableInput
+
+SIGHT = Box(0, 255, (2, 8, 8), np.uint8)
+REACH = Box(-1, 1, (2,), np.float32)
+
+
+class Room(gymnasium.Env):
+    """Any spaces one likes; its third observation is not a number, where it can be none."""
+
+    def __init__(self, observation_space=SIGHT, action_space=REACH) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.moments = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.moments += 1
+        obs = self.observation_space.sample()
+        if self.moments == 2 and obs.dtype == np.float32:
+            obs[0] = np.nan
+        return obs, 0.0, False, False, {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _known():
+    gymnasium.register("ami-test/Room-v0", entry_point=Room)
+    yield
+    del gymnasium.registry["ami-test/Room-v0"]
+
+
+def room(**spaces):
+    return WorldConfig(id="ami-test/Room-v0", options=spaces).build(2)
+
+
+@pytest.mark.parametrize(
+    ("spaces", "said"),
+    [
+        ({"observation_space": Dict(a=SIGHT)}, "needs a Box"),
+        ({"observation_space": Discrete(3)}, "needs a Box"),
+        ({"action_space": Discrete(3)}, "needs a one-dimensional Box"),
+        ({"action_space": Box(-1, 1, (2, 2))}, "needs a one-dimensional Box"),
+        ({"action_space": Box(-np.inf, np.inf, (2,))}, "no finite bounds"),
+    ],
+)
+def test_spaces_that_the_mind_cannot_handle_are_named(spaces, said):
+    with pytest.raises(UnusableInput, match=said):
+        room(**spaces)
+
+
+def test_an_observation_that_is_not_a_number_is_refused_on_arrival():
+    world = room(observation_space=Box(-1, 1, (3,), np.float32))
+    obs, info = world.reset(0)
+    act = aimless(world, info, 0)
+    obs = world.step(obs, act(obs)).transition.next_obs
+    with pytest.raises(UnusableInput, match="holds NaN"):
+        world.step(obs, act(obs))
+
+
+def test_a_world_without_a_goal_is_refused(tmp_path):
+    agent = ami.load("runs/reference/two-rooms")
+    world = room()
+    _, info = world.reset(0)
+    with pytest.raises(UnusableInput, match="names no goal"):
+        mind(agent, "plan")(world, info, 0)
+    with pytest.raises(UnusableInput, match="names no goal"):
+        ami.evaluate(agent, "ami-test/Room-v0", episodes=2)
+
+
+def test_random_motion_is_drawn_from_all_that_can_be_done_and_the_seed_decides_it():
+    world = WorldConfig(id="ami/TwoRooms-v0", variant="fixed").build(64)
+    drawn = []
+    for seed in (3, 3, 4):
+        obs, info = world.reset(seed)
+        act = aimless(world, info, seed)
+        drawn.append(torch.stack([act(obs) for _ in range(50)]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert drawn[0].abs().max() <= 1
+    assert drawn[0].mean().abs() < 0.05
+    assert drawn[0].std() == pytest.approx(3**-0.5, abs=0.05)
+
+
+def test_a_world_of_ours_is_made_without_importing_us_first():
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    code = "import gymnasium; gymnasium.make('ami_agent:ami/TwoRooms-v0').reset(seed=0)"
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True, timeout=120
+    )
