@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod
 from typing import Literal
 
 import torch
 
 from ami_agent.agent import Agent
 from ami_agent.lessons import (
+    Amortise,
     Bootstrap,
     Distil,
     Lesson,
@@ -22,7 +22,7 @@ from ami_agent.lessons import (
     ShortestPaths,
 )
 from ami_agent.life import Spec, WorldConfig
-from modules.actor import Calm, Commit, Habit, NoHabit, Policy, Reflex, Restless
+from modules.actor import Calm, Commit, Habit, MapPolicy, NoHabit, Policy, Reflex, Restless
 from modules.bounds import Ball, Box
 from modules.configurator import Configurator
 from modules.cost import Cost, Critic, NoCritic
@@ -50,7 +50,7 @@ class Config:
     """What the agent does when its plans get it nowhere."""
     execute: int = 1
     """Actions of a plan that are carried out before it is made anew."""
-    policy: Policy.Config = field(default_factory=Policy.Config)
+    policy: Policy.Config | MapPolicy.Config = field(default_factory=Policy.Config)
     habit: Habit.Config | NoHabit.Config = field(default_factory=Habit.Config)
 
     memory_device: Literal["cpu", "cuda"] = "cpu"
@@ -62,6 +62,7 @@ class Config:
     paths: ShortestPaths | NoLesson = field(default_factory=NoLesson)
     practice: Practise | NoLesson = field(default_factory=NoLesson)
     refine: Refine | NoLesson = field(default_factory=NoLesson)
+    amortise: Amortise | NoLesson = field(default_factory=NoLesson)
     distil: Distil | NoLesson = field(default_factory=Distil)
     evaluation: WorldConfig
     """The world in which the agent is judged: held-out layouts."""
@@ -76,6 +77,7 @@ def lessons(config: Config) -> dict[str, Lesson]:
         "paths": config.paths,
         "practice": config.practice,
         "refine": config.refine,
+        "amortise": config.amortise,
         "distil": config.distil,
     }
 
@@ -124,9 +126,9 @@ def build(
         torch.manual_seed(seed)
         perception = config.perception.build(spec.obs_shape)
         world_model = config.world_model.build(perception.shape, spec.action_dim)
-        state_dim, bounds = prod(perception.shape), config.bounds
+        bounds = config.bounds
         cost = Cost(config.critic.build(perception.shape))
-        policy = config.policy.build(state_dim, spec.action_dim, bounds)
+        policy = config.policy.build(perception.shape, spec.action_dim, bounds)
     eye = MindsEye(world_model.imagine, cost, bounds, spec.action_dim)
     planner = config.planner.build(eye, config.habit.build(policy, eye))
     deliberate = Commit(config.temper.build(planner, eye), config.execute)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from modules.bounds import Bounds
+from modules.layers import Neighbourhoods, mlp
 from modules.planners.common import MindsEye
-from modules.types import Focus, Mode, Plan, require
+from modules.types import Focus, Mode, Plan, Shape, require
 
 
 class Policy(nn.Module):
@@ -19,23 +21,30 @@ class Policy(nn.Module):
     class Config:
         hidden: int = 256
 
-        def build(self, state_dim: int, action_dim: int, bounds: Bounds) -> Policy:
-            return Policy(self, state_dim, action_dim, bounds)
+        def build(self, shape: Shape, action_dim: int, bounds: Bounds) -> Policy:
+            return Policy(mlp(3 * prod(shape), self.hidden, action_dim), action_dim, bounds)
 
-    def __init__(self, config: Config, state_dim: int, action_dim: int, bounds: Bounds) -> None:
+    def __init__(self, layers: nn.Module, action_dim: int, bounds: Bounds) -> None:
         super().__init__()
-        self.bounds, self.action_dim = bounds, action_dim
-        self.layers = nn.Sequential(
-            nn.Linear(3 * state_dim, config.hidden),
-            nn.SiLU(),
-            nn.Linear(config.hidden, config.hidden),
-            nn.SiLU(),
-            nn.Linear(config.hidden, action_dim),
-        )
+        self.layers, self.bounds, self.action_dim = layers, bounds, action_dim
 
     def forward(self, state: Tensor, goal: Tensor) -> Tensor:
         """States `[B, D]`, goals `[B, D]` -> actions `[B, A]` inside the bounds."""
         return self.bounds.bound(self.layers(torch.cat([state, goal, goal - state], -1)))
+
+
+class MapPolicy(Policy):
+    """The same for map states: neighbourhoods of state and goal are looked at before the whole."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        channels: int = 32
+        hidden: int = 256
+
+        def build(self, shape: Shape, action_dim: int, bounds: Bounds) -> MapPolicy:
+            both = (3 * shape[0], *shape[1:])  # flat maps one behind the other are their channels
+            layers = Neighbourhoods(both, self.channels, self.hidden, action_dim)
+            return MapPolicy(layers, action_dim, bounds)
 
 
 class Reflex:

@@ -12,6 +12,7 @@ from math import prod
 
 from torch import Tensor, nn
 
+from modules.layers import Neighbourhoods, mlp
 from modules.types import Energy, Focus, Rollout, Shape, UnusableInput
 
 
@@ -44,8 +45,8 @@ class Quasimetric(nn.Module):
         units: int = 8
 
         def build(self, shape: Shape) -> Quasimetric:
-            size = prod(shape)
-            return Quasimetric(_layers(size, self.hidden, self.groups * self.units), self.groups)
+            embed = mlp(prod(shape), self.hidden, self.groups * self.units)
+            return Quasimetric(embed, self.groups)
 
     def __init__(self, embed: nn.Module, groups: int) -> None:
         super().__init__()
@@ -72,38 +73,9 @@ class MapQuasimetric(Quasimetric):
         units: int = 8
 
         def build(self, shape: Shape) -> MapQuasimetric:
-            size = self.channels * shape[1] * shape[2]
-            layers = _layers(size, self.hidden, self.groups * self.units)
-            return MapQuasimetric(_Neighbourhoods(shape, self.channels, layers), self.groups)
-
-
-class _Neighbourhoods(nn.Module):
-    """`[..., D]`, folded into `[C, h, w]` -> two convolutions -> `[..., F]`."""
-
-    def __init__(self, shape: Shape, channels: int, layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Unflatten(-1, shape),
-            nn.Conv2d(shape[0], channels, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
-            layers,
-        )
-
-    def forward(self, state: Tensor) -> Tensor:
-        return self.layers(state.flatten(0, -2)).unflatten(0, state.shape[:-1])
-
-
-def _layers(size: int, hidden: int, out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(size, hidden),
-        nn.SiLU(),
-        nn.Linear(hidden, hidden),
-        nn.SiLU(),
-        nn.Linear(hidden, out),
-    )
+            size = self.groups * self.units
+            embed = Neighbourhoods(shape, self.channels, self.hidden, size)
+            return MapQuasimetric(embed, self.groups)
 
 
 class Critic(nn.Module):

@@ -30,6 +30,7 @@ def small(config: Config, steps: int = 6) -> Config:
     steps_lived = max(24, config.objective.length + 1)
     paths = {} if isinstance(config.paths, NoLesson) else {"layouts": 2, "nodes": 20, "together": 4}
     practice = config.practice if isinstance(config.practice, NoLesson) else Practise(steps=7)
+    amortise = {} if isinstance(config.amortise, NoLesson) else {"together": 4}
     teacher = {"together": 4} if isinstance(config.teacher, recipes.Separate) else {}
     return replace(
         config,
@@ -39,6 +40,7 @@ def small(config: Config, steps: int = 6) -> Config:
         paths=shorter(config.paths, **paths),
         practice=practice,
         refine=shorter(config.refine),
+        amortise=shorter(config.amortise, **amortise),
         distil=shorter(config.distil, rounds=2, worlds=4, steps=3)
         if isinstance(config.distil, Distil)
         else config.distil,

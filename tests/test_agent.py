@@ -28,6 +28,7 @@ LEARNS = {
     "paths": {"cost"},
     "practice": set(),
     "refine": {"world_model"},
+    "amortise": {"policy"},
     "distil": {"policy"},
 }
 """Which boxes a lesson moves."""

@@ -12,8 +12,9 @@ import ami_agent
 from ami_agent.shadow import HOME, check_shadows
 
 PACKAGES = ("modules", "envs", "ami_agent")
-SHARED = {"modules.types", "modules.bounds", "modules.planners.common"}
-"""What boxes may know of each other: the nouns, what a body can do, what planners share."""
+SHARED = {"modules.types", "modules.bounds", "modules.layers", "modules.planners.common"}
+"""What boxes may know of each other: the nouns, what a body can do, how layers are stacked, what
+planners share."""
 LONGEST = 260
 
 

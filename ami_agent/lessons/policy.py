@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,53 @@ from ami_agent.learning import Learning, policy_loss
 from ami_agent.lessons.base import GradientPupil, Pupil, Study
 from ami_agent.life import WorldConfig, seen
 from modules.configurator import Task
-from modules.types import Focus, require
+from modules.types import Focus, Rollout, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amortise(Study):
+    """The policy steers imagined futures from remembered states to remembered goals, and descends
+    the energy that Mode-2 descends: planning amortised over all situations, with gradients through
+    the world model (value gradients, Heess et al. 2015)."""
+
+    learning: Learning = field(default_factory=lambda: Learning(steps=1000, batch=128))
+    horizon: int = 3
+    """Imagined steps, H."""
+    together: int = 1
+    """So many states of one episode are each other's goals; 1: the whole batch, for worlds whose
+    layout never changes."""
+
+    def __post_init__(self) -> None:
+        require(self, horizon=1)
+        self.learning.groups(self.together)
+
+    def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        policy = agent.eval().policy
+        dynamics, cost = (  # copies, so that no gradient is computed for what doesn't learn
+            deepcopy(part).requires_grad_(False)
+            for part in (agent.world_model.level(0).dynamics, agent.cost)
+        )
+        group = self.together if self.together > 1 else self.learning.batch
+
+        def loss(random: torch.Generator) -> dict[str, Tensor]:
+            batch = agent.memory.sample(self.learning.batch, 1, random, self.together)
+            assert isinstance(batch.obs, Tensor)
+            with torch.no_grad():
+                state = agent.perceive(batch.obs[:, 0].to(agent.device))
+            goal = state.unflatten(0, (-1, group)).roll(1, 1).flatten(0, 1)
+            states, actions = [state], []
+            for _ in range(self.horizon):
+                actions.append(policy(states[-1], goal))
+                states.append(dynamics(states[-1], actions[-1]))
+            acted = torch.stack(actions, 1)[:, None]
+            future = Rollout(torch.stack(states, 1)[:, None], acted, acted[..., :0])
+            energies = cost(future, agent.configurator.focus(Task(goal=goal), goal))
+            return {name: energy.mean() for name, energy in energies.items()}
+
+        return GradientPupil(policy, loss, self.learning, weights={}, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)

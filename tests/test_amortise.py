@@ -1,0 +1,87 @@
+"""The policy learns from imagined futures what planning would find, and nothing else learns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ami_agent import recipes
+from ami_agent.agent import Agent
+from ami_agent.build import build, capacity, lessons
+from ami_agent.lessons import Amortise
+from ami_agent.lessons.base import as_states
+from modules.actor import MapPolicy
+from modules.bounds import Ball
+from modules.configurator import Task
+from modules.types import UnusableInput
+from tests.conftest import small
+
+
+def energy_of_habits(agent: Agent, horizon: int) -> float:
+    """Mean energy of what the policy would do, from states to goals of the same episodes."""
+    batch = as_states(agent).sample(256, 1, torch.Generator().manual_seed(9), together=4)
+    state = batch.obs[:, 0]
+    goal = state.unflatten(0, (-1, 4)).roll(1, 1).flatten(0, 1)
+    focus = agent.configurator.focus(Task(goal=goal, horizon=horizon), goal)
+    with torch.no_grad():
+        actions, here = [], state
+        for _ in range(horizon):
+            actions.append(agent.policy(here, goal))
+            here = agent.world_model.level(0).dynamics(here, actions[-1])
+        future = agent.world_model.imagine(state, torch.stack(actions, 1)[:, None])
+        return float(torch.stack(list(agent.cost(future, focus).values())).sum(0).mean())
+
+
+@pytest.mark.parametrize("recipe", ["two-rooms", "two-rooms-random"])
+def test_habits_get_better_in_imagination_and_only_the_policy_learns(recipe):
+    config = small(recipes.recipe(recipe), steps=2)
+    lesson = Amortise(together=4, horizon=3)
+    lesson = replace(lesson, learning=replace(lesson.learning, steps=60, batch=32, lr=3e-3))
+    config = replace(config, amortise=lesson)
+    world = config.world.build(1)
+    agent = build(config, world.spec, worlds=config.life.worlds, capacity=capacity(config))
+    dice = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # a world model in which actions matter
+        for parameter in agent.world_model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=dice))
+    for name in ("life", "amortise"):
+        pupil = lessons(config)[name].begin(agent, config.world, seed=1)
+        if name == "amortise":
+            before = {key: value.clone() for key, value in agent.state_dict().items()}
+            energy = energy_of_habits(agent, 3)
+        while pupil.step < pupil.total:
+            pupil.update()
+        pupil.finish()
+    assert energy_of_habits(agent, 3) < 0.98 * energy
+    after = agent.state_dict()
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {"policy"}
+    assert all(p.grad is None for p in agent.world_model.parameters())
+    assert all(p.grad is None for p in agent.cost.parameters())
+
+
+def test_a_policy_of_maps_sees_every_place_where_it_is():
+    shape = (2, 3, 4)
+    policy = MapPolicy.Config(channels=5, hidden=8).build(shape, 2, Ball())
+    seen = []
+    policy.layers.layers[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    state, goal = torch.zeros(1, 24), torch.zeros(1, 24)
+    state.view(1, *shape)[0, 1, 2, 3] = 7.0
+    goal.view(1, *shape)[0, 0, 1, 2] = 5.0
+    action = policy(state, goal)
+    assert action.shape == (1, 2)
+    assert action.norm() <= 1
+    (looked,) = seen
+    assert looked.shape == (1, 6, 3, 4)
+    assert looked[0, 1, 2, 3] == 7
+    assert looked[0, 2 + 0, 1, 2] == 5
+    assert looked[0, 4 + 0, 1, 2] == 5
+    assert looked[0, 4 + 1, 2, 3] == -7
+    assert looked.count_nonzero() == 4
+
+
+def test_groups_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(UnusableInput, match="groups of 3"):
+        Amortise(together=3)
