@@ -15,7 +15,7 @@ from ami_agent.shadow import check_shadows
 check_shadows()
 
 import envs as _envs  # noqa: E402, F401  registers ami/... with Gymnasium
-from ami_agent import recipes  # noqa: E402
+from ami_agent import boxes, lessons, recipes  # noqa: E402
 from ami_agent.agent import Agent  # noqa: E402
 from ami_agent.build import Config, build  # noqa: E402
 from ami_agent.evaluate import evaluate  # noqa: E402
@@ -35,8 +35,10 @@ __all__ = [
     "Transition",
     "UnusableInput",
     "WorldConfig",
+    "boxes",
     "build",
     "evaluate",
+    "lessons",
     "load",
     "recipes",
     "train",

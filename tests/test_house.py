@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ami_agent
+from ami_agent import catalogue
 from ami_agent.shadow import HOME, check_shadows
 
 PACKAGES = ("modules", "envs", "ami_agent")
@@ -112,6 +113,11 @@ def test_thinking_never_calls_backward(page):
 @EVERY_PAGE
 def test_pages_are_short(page):
     assert len(page.read_text().splitlines()) <= LONGEST
+
+
+def test_every_class_that_the_settings_name_is_offered():
+    known = {choice for box in catalogue.choices().values() for choice in box}
+    assert known <= {*ami_agent.boxes.__all__, *ami_agent.lessons.__all__}
 
 
 def test_all_that_is_offered_is_there():
