@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
-from ami_agent.life import Act, Guides, Info, World, WorldConfig, live
+from ami_agent.life import Act, Guides, Info, World, WorldConfig, live, seen
 from ami_agent.players import Begin, aimless, mind, shortest
 from ami_agent.statistics import mean, rate
 from modules.types import UnusableInput
@@ -73,15 +73,31 @@ def row(outcome: Outcome) -> Results:
 
 
 def latency(agent: Agent, config: WorldConfig, mode: str, seed: int, actions: int = 60) -> Results:
-    """Milliseconds of one whole `act` in one world, observation to action, after a warm-up."""
+    """Milliseconds in one world, after a warm-up: of one whole `act`, from observation to action,
+    and of the actor's part in it, from state to action; perception is the same for every mode."""
     world = config.build(1, agent.device)
     obs, info = world.reset(seed)
     act = mind(agent, mode)(world, info, seed)
     times: list[float] = []
-    for _, lived in zip(range(actions + 10), live(_timed(act, times), world, obs), strict=False):
-        del lived
+    decisions: list[float] = []
+
+    @torch.no_grad()
+    def decide(obs: Tensor) -> Tensor:
+        state = agent.perceive(obs)
+        state.cpu()  # the clock of the actor starts when perception is done
+        assert agent.focus is not None
+        focus, actor = agent.focus, agent.actors[mode]
+        return _timed(lambda state: actor(state, focus).action, decisions)(state)
+
+    for how in (_timed(act, times), decide):
+        for _, lived in zip(range(actions + 10), live(how, world, obs), strict=False):
+            obs = seen(lived)
     world.close()
-    p50, p95 = np.percentile(times[10:], [50, 95]) * 1000
+    return {"ms_per_action": _percentiles(times[10:]), "ms_per_decision": _percentiles(decisions)}
+
+
+def _percentiles(seconds: Sequence[float]) -> Results:
+    p50, p95 = np.percentile(seconds, [50, 95]) * 1000
     return {"p50": float(p50), "p95": float(p95)}
 
 
@@ -140,7 +156,7 @@ def _marks(agent: Agent, config: WorldConfig, mode: str, episodes: int, seed: in
         "seed": seed,
         "episodes": episodes,
         **row(outcome),
-        "ms_per_action": latency(agent, config, mode, seed),
+        **latency(agent, config, mode, seed),
         "ms_per_action_batched": 1000 * float(np.mean(times)),
     }
 

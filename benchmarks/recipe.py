@@ -54,12 +54,14 @@ def _told(found: list[dict[str, Any]], episodes: int) -> list[str]:
     final = [f["final_success"]["mean"] for f in found]
     steps = [f["steps"]["mean"] for f in found if f["steps"] is not None]
     ms = [f["ms_per_action"]["p50"] for f in found if "ms_per_action" in f]
+    actor = [f["ms_per_decision"]["p50"] for f in found if "ms_per_decision" in f]
     batched = [f["ms_per_action_batched"] for f in found if "ms_per_action" in f]
     return [
         pooled(final, episodes),
         " ".join(f"{100 * share:.1f}" for share in final),
         f"{mean(steps)['mean']:.1f}" if steps else "-",
         f"{mean(ms)['mean']:.2f}" if ms else "",
+        f"{mean(actor)['mean']:.2f}" if actor else "",
         f"{mean(batched)['mean']:.3f}" if batched else "",
     ]
 
@@ -71,7 +73,8 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200)
     flags, console = parser.parse_args(), Console(width=120)
     marks = [one(flags.recipe, seed, flags.episodes, console) for seed in range(flags.seeds)]
-    columns = ["who", "success at the last step", "by seed", "steps", "ms alone", "ms batched"]
+    speed = ["ms alone", "of these the actor", "ms batched"]
+    columns = ["who", "success at the last step", "by seed", "steps", *speed]
     title = f"{flags.recipe}: {flags.seeds} seeds, {flags.episodes} episodes each"
     console.print(table(title, columns, rows(marks)))
     console.print("training, seconds: " + " ".join(f"{m['seconds']:.0f}" for m in marks))

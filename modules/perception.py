@@ -33,11 +33,9 @@ class Patches(nn.Module):
         self.project = nn.Linear(channels * patch * patch, width)
 
     def forward(self, obs: Tensor) -> Tensor:
-        count, channels, high, wide = obs.shape
-        size, height, width = self.patch, high // self.patch, wide // self.patch
-        seen = obs[:, :, : height * size, : width * size]
-        pieces = seen.reshape(count, channels, height, size, width, size)
-        pieces = pieces.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [N, h, w, C p p], still bytes
+        size = self.patch
+        pieces = obs.unfold(2, size, size).unfold(3, size, size)  # [N, C, h, w, p, p]
+        pieces = pieces.permute(0, 2, 3, 1, 4, 5).flatten(3)  # [N, h, w, C p p], still bytes
         weight = self.project.weight
         return nn.functional.linear(
             pieces.to(weight.dtype), weight / 255, self.project.bias
