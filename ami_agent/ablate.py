@@ -32,7 +32,9 @@ WITHOUT: Mapping[str, Change] = {
     ),
     "paths": lambda c: replace(c, paths=NoLesson()),
     "practice": lambda c: replace(c, practice=NoLesson(), refine=NoLesson()),
-    "policy": lambda c: replace(c, distil=NoLesson(), habit=NoHabit.Config()),
+    "policy": lambda c: replace(
+        c, amortise=NoLesson(), distil=NoLesson(), habit=NoHabit.Config()
+    ),
     "habit": lambda c: replace(c, habit=NoHabit.Config()),
 }  # fmt: skip
 

@@ -39,8 +39,8 @@ def two_rooms() -> Config:
 
 def _map_state(recipe: str, variant: str, *, patch: int, stride: float, practice: int) -> Config:
     """Layouts that differ by episode: a map state, variance within an episode, a critic taught by
-    dynamic programming. `stride`: the longest step of the walks, in
-    pixels; `practice`: steps of it, enough to meet the wall."""
+    dynamic programming. `stride`: the longest step of the walks, in pixels; `practice`: steps of
+    it, enough to meet the wall."""
     return Config(
         recipe=recipe,
         world=WorldConfig(id="ami/TwoRooms-v0", variant=variant, options={"layouts": "train"}),

@@ -29,11 +29,9 @@ def _converter() -> cattrs.Converter:
     the field: no registry of classes."""
     converter = make_converter(forbid_extra_keys=True)
     for union in _unions(Config):
-        first, *_ = get_args(union)  # what a box was before there was a choice for it
         configure_tagged_union(
-            union, converter, tag_generator=lambda kind: kind.__qualname__, tag_name="is",
-            default=first,
-        )  # fmt: skip
+            union, converter, tag_generator=lambda kind: kind.__qualname__, tag_name="is"
+        )
     return converter
 
 

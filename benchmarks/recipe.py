@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200)
     flags, console = parser.parse_args(), Console(width=120)
     marks = [one(flags.recipe, seed, flags.episodes, console) for seed in range(flags.seeds)]
-    speed = ["ms alone", "of these the actor", "ms batched"]
+    speed = ["ms alone", "actor alone", "ms batched"]
     columns = ["who", "success at the last step", "by seed", "steps", *speed]
     title = f"{flags.recipe}: {flags.seeds} seeds, {flags.episodes} episodes each"
     console.print(table(title, columns, rows(marks)))

@@ -188,6 +188,14 @@ def test_settings_of_another_version_are_refused(own, capsys):
     assert "clairvoyance" in refuse(capsys, "eval", own)
 
 
+@pytest.mark.parametrize("named", [{"is": "Oracle.Config"}, {}])
+def test_a_class_that_no_box_knows_is_refused(named, own, capsys):
+    known = json.loads((own / "config.json").read_text())
+    known["policy"] = named
+    (own / "config.json").write_text(json.dumps(known))
+    assert "holds no settings of this version" in refuse(capsys, "eval", own)
+
+
 def test_weights_of_another_agent_are_refused(own, capsys):
     known = json.loads((own / "config.json").read_text())
     known["perception"]["state"] = 7
