@@ -1,4 +1,4 @@
-"""How fast the world lives: steps per second with images, batched against Gymnasium's own
+"""How fast the world lives: steps per second with observations, batched against Gymnasium's own
 vectorisation of the same world, side by side.
 
     python benchmarks/world_speed.py
@@ -16,6 +16,14 @@ from rich.console import Console
 import ami_agent  # noqa: F401  registers the worlds
 from ami_agent.report import table
 
+LIVES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"Two Rooms, {variant}": ("ami/TwoRooms-v0", {"variant": variant})
+        for variant in ("fixed", "random", "eb-random", "swm")
+    },
+    "Forage": ("ami/Forage-v0", {}),
+}
+
 
 def speed(envs: Any, seconds: float = 3.0) -> float:
     """Steps of single worlds per second, observations included."""
@@ -29,17 +37,15 @@ def speed(envs: Any, seconds: float = 3.0) -> float:
 
 def main() -> None:
     console, rows = Console(), []
-    for variant in ("fixed", "random", "eb-random", "swm"):
+    for name, (world, options) in LIVES.items():
         for worlds in (1, 64, 256):
             made = [
-                gymnasium.make_vec("ami/TwoRooms-v0", worlds, mode, variant=variant)
+                gymnasium.make_vec(world, worlds, mode, **options)
                 for mode in ("vector_entry_point", "sync")
             ]
             batched, sync = (speed(envs) for envs in made)
-            rows.append(
-                [variant, worlds, f"{batched:,.0f}", f"{sync:,.0f}", f"{batched / sync:.1f}"]
-            )
-    columns = ["variant", "worlds", "batched, steps/s", "SyncVectorEnv, steps/s", "ratio"]
+            rows.append([name, worlds, f"{batched:,.0f}", f"{sync:,.0f}", f"{batched / sync:.1f}"])
+    columns = ["world", "worlds", "batched, steps/s", "SyncVectorEnv, steps/s", "ratio"]
     console.print(table(f"{torch.get_num_threads()} threads", columns, rows))
 
 

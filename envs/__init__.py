@@ -5,10 +5,15 @@ from __future__ import annotations
 import gymnasium
 
 TWO_ROOMS = "ami/TwoRooms-v0"
+CUE_CORRIDOR = "ami/CueCorridor-v0"
+FORAGE = "ami/Forage-v0"
 
-if TWO_ROOMS not in gymnasium.registry:
-    gymnasium.register(
-        TWO_ROOMS,
-        entry_point="envs.two_rooms:TwoRoomsEnv",
-        vector_entry_point="envs.two_rooms:TwoRoomsVectorEnv",
-    )
+WORLDS = {
+    TWO_ROOMS: "envs.two_rooms:TwoRooms",
+    CUE_CORRIDOR: "envs.cue_corridor:CueCorridor",
+    FORAGE: "envs.forage:Forage",
+}
+
+for name, place in WORLDS.items():
+    if name not in gymnasium.registry:
+        gymnasium.register(name, entry_point=f"{place}Env", vector_entry_point=f"{place}VectorEnv")

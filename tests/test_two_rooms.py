@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import envs
+from envs.chance import draw, keys_of
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
-from envs.two_rooms.chance import draw, keys_of
 from envs.two_rooms.physics import is_free, place_in_room, rebound, slide, stop
 from envs.two_rooms.policies import next_waypoint
 from envs.two_rooms.states import conceive

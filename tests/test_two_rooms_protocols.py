@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
+from envs.chance import draw, keys_of, normal, von_mises
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
-from envs.two_rooms.chance import draw, keys_of, normal, von_mises
 from envs.two_rooms.policies import Wander
 from envs.two_rooms.states import begin, conceive, move
 from envs.two_rooms.variants import table

@@ -1,6 +1,6 @@
 """Two rooms, a wall, a door: find the way through."""
 
-from .exams import Exam
+from ..batched import Exam
 from .single import TwoRoomsEnv
 from .variants import VARIANTS, Variant
 from .worlds import TwoRoomsVectorEnv

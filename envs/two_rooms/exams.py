@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from .chance import draw, keys_of
+from ..batched import Exam
+from ..chance import draw, keys_of
 from .physics import Arena
 from .rendering import draw_walls, observe
 from .states import draw_layouts, to_factors
 from .variants import Variant
 
-Array: TypeAlias = np.ndarray | Tensor
-
 QUESTIONS = 64
 PUSHES = 5
-
-
-class Exam(NamedTuple):
-    """N dots, what is done to them, and where that leads."""
-
-    obs: Array  # [N, *O] uint8, before
-    actions: Array  # [N, H, A] in the action space's units
-    before: Array  # [N, 4] factors
-    after: Array  # [N, 4] factors, after H actions
 
 
 def beside_door(arena: Arena, layout: Tensor, uniform: Tensor) -> Tensor:
@@ -64,8 +51,7 @@ def exams(variant: Variant, rows: Tensor, seed: int) -> dict[str, Exam]:
     """Pushes "wall": against it; "door": through it. From 0.2 to 2 full steps before the wall."""
     uniform, _ = draw(keys_of(range(seed, seed + QUESTIONS), rows.device), 3)
     layout = draw_layouts(rows, uniform[:, 0])
-    step = variant.motion.bound * variant.motion.scale
-    x = layout[:, 0] - variant.arena.half_wall - step * (0.2 + 1.8 * uniform[:, 1])
+    x = layout[:, 0] - variant.arena.half_wall - variant.motion.reach * (0.2 + 1.8 * uniform[:, 1])
     heights = {"wall": beside_door, "door": in_door}
     return {
         name: push(variant, layout, torch.stack([x, y(variant.arena, layout, uniform[:, 2])], -1))

@@ -56,6 +56,11 @@ class Motion:
     shrink: Limit  # the same set of actions, reached by shortening and never by turning
     contact: Contact
 
+    @property
+    def reach(self) -> float:
+        """A full step, in pixels."""
+        return self.bound * self.scale
+
     def move(self, actions: Tensor) -> Tensor:
         """Actions [..., 2] -> the moves they ask for [..., 2], in pixels."""
         return self.limit(actions, self.bound) * self.scale
@@ -63,24 +68,6 @@ class Motion:
     def towards(self, move: Tensor) -> Tensor:
         """Wanted moves [..., 2] in pixels -> the longest actions [..., 2] on the way there."""
         return self.shrink(move / self.scale, self.bound)
-
-
-def clip_to_box(action: Tensor, bound: float) -> Tensor:
-    """Each coordinate by itself, so the direction may turn."""
-    return action.clamp(-bound, bound)
-
-
-def shrink_to_box(action: Tensor, bound: float) -> Tensor:
-    """Onto the box along its own direction."""
-    peak = action.abs().amax(-1, keepdim=True).clamp(min=bound)
-    return action / peak * bound
-
-
-def shrink_to_disk(action: Tensor, bound: float) -> Tensor:
-    """Onto the disk along its own direction."""
-    action = shrink_to_box(action, bound)  # first, so that no norm overflows
-    norm = action.norm(dim=-1, keepdim=True).clamp(min=bound)
-    return action / norm * bound
 
 
 def wall_boxes(arena: Arena, layout: Tensor) -> tuple[Tensor, Tensor]:

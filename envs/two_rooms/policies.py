@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .chance import draw, normal, truncated_normal, von_mises
+from ..chance import draw, normal, truncated_normal, von_mises
+from ..plane import direction
 from .physics import Arena, can_see, place_in_room
 
 FAR = 1e6
@@ -62,11 +63,6 @@ class Walker(Protocol):
     """One step of a walk: the new state of mind; its `last` is the move to make."""
 
     def __call__(self, arena: Arena, scene: Scene, walk: Walk, errands: float) -> Walk: ...
-
-
-def direction(angle: Tensor) -> Tensor:
-    """Angles [B] -> unit vectors [B, 2]."""
-    return torch.stack([angle.cos(), angle.sin()], -1)
 
 
 def set_out(position: Tensor, keys: Tensor) -> Walk:

@@ -9,13 +9,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .. import dot
+from ..picture import PICTURE, distance, ink
 from .physics import Arena
 
 Paint: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Walls and dot, each `[B, S, S]` uint8 -> observation `[B, C, S, S]` uint8."""
 
-PICTURE = 320  # pixels on a side of a picture made for people
-INK = {"wall": (45, 50, 60), "goal": (30, 150, 70), "dot": (30, 90, 220)}
+INK = {"wall": (45, 50, 60), "goal": (30, 150, 70), "dot": (30, 90, 220), "blob": (150, 70, 190)}
+FAINT = 0.35  # how much of a blob a person is shown
 
 
 def two_channels(walls: Tensor, dot: Tensor) -> Tensor:
@@ -56,12 +58,13 @@ def draw_walls(canvas: Canvas, arena: Arena, layout: Tensor) -> Tensor:
 
 
 def draw_dot(canvas: Canvas, position: Tensor) -> Tensor:
-    """Position [B, 2] -> [B, S, S] uint8: a Gaussian with peak 255."""
-    pixel = torch.arange(canvas.size, device=position.device)
-    offset = (pixel - position.unsqueeze(-1)) / canvas.dot_std  # [B, 2, S]
-    across, down = torch.exp(-0.5 * offset.square()).unbind(1)
-    half = torch.full((), 0.499, device=position.device)  # rounds, and keeps the peak a byte
-    return torch.addcmul(half, 255 * down[:, :, None], across[:, None, :]).to(torch.uint8)
+    """Position [B, 2] -> [B, S, S] uint8."""
+    return dot.draw_dot(position, canvas.size, canvas.dot_std)
+
+
+def draw_blobs(canvas: Canvas, places: Tensor) -> Tensor:
+    """Places [B, N, 2] -> [B, 1, S, S] uint8 with N dots."""
+    return dot.draw_dots(places, canvas.size, canvas.dot_std).unsqueeze(1)
 
 
 def observe(canvas: Canvas, walls: Tensor, position: Tensor) -> Tensor:
@@ -74,33 +77,22 @@ def to_picture(canvas: Canvas, position: Tensor) -> Tensor:
     return (position + 0.5) * (PICTURE / canvas.size) - 0.5
 
 
-def _cover(depth: Tensor) -> Tensor:
-    """How far inside a shape, in picture pixels -> how much of the pixel it covers."""
-    return (depth + 0.5).clamp(0, 1).unsqueeze(-1)
-
-
-def _ink(picture: Tensor, depth: Tensor, name: str) -> Tensor:
-    colour = torch.tensor(INK[name], dtype=picture.dtype, device=picture.device)
-    return torch.lerp(picture, colour, _cover(depth))
-
-
 def draw_picture(
-    canvas: Canvas, walls: Tensor, position: Tensor, goal: Tensor, radius: float
+    canvas: Canvas, walls: Tensor, position: Tensor, goal: Tensor, radius: float, blobs: Tensor
 ) -> Tensor:
-    """Walls [B, S, S], dot and goal [B, 2], success radius in pixels -> [B, 320, 320, 3] uint8."""
+    """Walls [B, S, S], dot and goal [B, 2], success radius in pixels, blobs [B, N, 2] -> picture
+    [B, 320, 320, 3] uint8."""
     zoom = PICTURE / canvas.size
+    disc = 1.2 * zoom * canvas.dot_std
     side = torch.arange(PICTURE, device=position.device)
     source = ((side + 0.5) / zoom).long().clamp(max=canvas.size - 1)
     picture = 255.0 - torch.zeros(len(position), PICTURE, PICTURE, 3, device=position.device)
+    for place in blobs.unbind(1):
+        blob = disc - distance(side, to_picture(canvas, place))
+        picture = ink(picture, blob.clamp(max=FAINT - 0.5), INK["blob"])
     solid = walls[:, source][:, :, source].float() / 255 - 0.5
-    picture = _ink(picture, solid, "wall")
-    ring = zoom * radius - _distance(side, to_picture(canvas, goal))
-    picture = _ink(picture, 1.5 - ring.abs(), "goal")
-    disc = zoom * 1.2 * canvas.dot_std - _distance(side, to_picture(canvas, position))
-    return _ink(picture, disc, "dot").round().to(torch.uint8)
-
-
-def _distance(side: Tensor, centre: Tensor) -> Tensor:
-    """Pixels along a side [N], centres [B, 2] -> distance of every pixel [B, N, N]."""
-    across, down = (side - centre.unsqueeze(-1)).unbind(1)  # [B, N]
-    return torch.hypot(across[:, None, :], down[:, :, None])
+    picture = ink(picture, solid, INK["wall"])
+    ring = zoom * radius - distance(side, to_picture(canvas, goal))
+    picture = ink(picture, 1.5 - ring.abs(), INK["goal"])
+    here = disc - distance(side, to_picture(canvas, position))
+    return ink(picture, here, INK["dot"]).round().to(torch.uint8)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .chance import draw, mix
+from ..chance import draw, mix
+from .background import Drift, drift, set_adrift
 from .physics import Arena, is_free, place_in_room, right_room_share
 from .policies import Scene, Walk, set_out
 from .rendering import draw_walls, observe
@@ -24,7 +25,8 @@ class State(NamedTuple):
     walk: Walk
     life: Tensor  # [B] int64: the luck that the next episode is made of
     walls: Tensor  # [B, S, S] uint8
-    goal_obs: Tensor  # [B, *O] uint8
+    goal_obs: Tensor  # [B, C, S, S] uint8
+    blobs: Drift
 
     @property
     def scene(self) -> Scene:
@@ -58,8 +60,9 @@ def conceive(variant: Variant, rows: Tensor, life: Tensor) -> Birth:
     return Birth(start, variant.goal(variant, start, layout, keys), layout)
 
 
-def begin(variant: Variant, birth: Birth, life: Tensor) -> State:
-    """The first moment of an episode; `life` [B] are the keys it was conceived from."""
+def begin(variant: Variant, birth: Birth, life: Tensor, distraction: int = 0) -> State:
+    """The first moment of an episode, with so many blobs in the background; `life` [B] are the keys
+    it was conceived from."""
     walls = draw_walls(variant.canvas, variant.arena, birth.layout)
     state = State(
         position=birth.position,
@@ -70,6 +73,7 @@ def begin(variant: Variant, birth: Birth, life: Tensor) -> State:
         life=mix(life ^ 2),
         walls=walls,
         goal_obs=observe(variant.canvas, walls, birth.goal),
+        blobs=set_adrift(variant.canvas, distraction, variant.motion.reach, mix(life ^ 4)),
     )
     return state._replace(ever=state.distance < variant.radius)
 
@@ -78,19 +82,8 @@ def move(variant: Variant, state: State, actions: Tensor) -> State:
     """Actions [B, 2] in the action space's units -> the state one step later."""
     wanted = variant.motion.move(actions)
     position = variant.motion.contact(variant.arena, state.position, wanted, state.layout)
-    state = state._replace(position=position)
+    state = state._replace(position=position, blobs=drift(variant.canvas, state.blobs))
     return state._replace(ever=state.ever | (state.distance < variant.radius))
-
-
-def put(old: State, new: State, where: Tensor) -> State:
-    """The old state with its rows `where` [N] replaced by those of the new one, [N, ...]."""
-
-    def each(a: Any, b: Any) -> Any:
-        if isinstance(a, Tensor):
-            return a.index_copy(0, where, b)
-        return Walk(*map(each, a, b))
-
-    return State(*map(each, old, new))
 
 
 def to_factors(arena: Arena, position: Tensor, layout: Tensor) -> Tensor:

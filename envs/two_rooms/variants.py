@@ -13,16 +13,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from .chance import draw, mix
+from ..chance import draw, mix
+from ..plane import clip_to_box, shrink_to_box, shrink_to_disk
 from .physics import (
     Arena,
     Contact,
     Motion,
-    clip_to_box,
     place_in_room,
     rebound,
-    shrink_to_box,
-    shrink_to_disk,
     slide,
 )
 from .policies import NoisyExpert, Scene, Walker, Wander, set_out

@@ -1,55 +1,29 @@
-"""Two Rooms for Gymnasium: many worlds stepped as one, and one world by itself."""
+"""Two Rooms for Gymnasium: many worlds stepped as one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from .chance import keys_of
-from .exams import Array, Exam, exams
+from ..batched import Array, BatchedEnv, Exam, Seen, pick, require
+from ..chance import keys_of
+from .background import Backdrop, Blobs, Nothing, set_adrift
+from .exams import exams
 from .policies import next_waypoint
 from .rendering import draw_picture, observe, to_picture
-from .states import State, begin, choose, conceive, from_factors, move, put, to_factors
+from .states import State, begin, choose, conceive, from_factors, move, to_factors
 from .variants import VARIANTS, Variant, table, wander
-
-Lived: TypeAlias = tuple[Array, Array, Array, Array, dict[str, Any]]
-Choice = TypeVar("Choice")
 
 FACTOR_NAMES = ("dot x", "dot y", "wall x", "door y")
 SPLITS = {name: name for name in ("all", "train", "test")}
 
 
-def _to_numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()
-
-
-def _as_is(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-OUTPUTS: dict[str, Callable[[Any], Array]] = {"numpy": _to_numpy, "torch": _as_is}
-
-
-def _pick(kind: str, name: str, choices: Mapping[str, Choice]) -> Choice:
-    if name not in choices:
-        raise ValueError(f"{kind} {name!r} is unknown; choose one of {', '.join(choices)}")
-    return choices[name]
-
-
-def _require(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; it must be at least {low} and at most {high}")
-
-
-def _obs_space(variant: Variant) -> spaces.Box:
+def _scene_space(variant: Variant) -> spaces.Box:
     canvas = variant.canvas
     return spaces.Box(0, 255, (canvas.channels, canvas.size, canvas.size), np.uint8)
 
@@ -59,17 +33,13 @@ def _action_space(variant: Variant) -> spaces.Box:
     return spaces.Box(-bound, bound, (2,), np.float32)
 
 
-class TwoRoomsVectorEnv(VectorEnv):
+class TwoRoomsVectorEnv(BatchedEnv[State]):
     """B worlds in one batch of tensors. World i of `reset(seed=n)` lives the life of seed n + i.
 
     Lengths are pixels. Actions that reach beyond the space are cut back to what the variant allows.
+    Options of reset: "factors" [B, 4] puts dots and layouts, "goal_factors" [B, 4] puts goals.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012  Gymnasium's own declaration
-        "render_modes": ["rgb_array"],
-        "render_fps": 10,
-        "autoreset_mode": AutoresetMode.NEXT_STEP,
-    }
     factor_names: ClassVar[tuple[str, ...]] = FACTOR_NAMES
 
     def __init__(
@@ -81,69 +51,38 @@ class TwoRoomsVectorEnv(VectorEnv):
         budget: int | None = None,
         errands: float | None = None,
         stride: float | None = None,
+        distraction: int = 0,
         device: str | torch.device = "cpu",
         output: str = "numpy",
         render_mode: str | None = None,
     ) -> None:
         """`budget` and `errands` stand in for the variant's own; `stride` for the walk's longest
-        step in pixels, with more long steps than in the published walks.
+        step in pixels, with more long steps than in the published walks. With a `distraction`, so
+        many blobs drift about in the background: observations and goals are then "scene", the
+        image that is otherwise all, and "background" [B, 1, S, S].
 
         Raises ValueError for a variant, layouts or output that don't exist, and for a number of
-        worlds, a budget, errands or a stride that make no sense.
+        worlds, a budget, errands, a stride or a distraction that make no sense.
         """
-        self.variant = _pick("variant", variant, VARIANTS)
+        self.variant = pick("variant", variant, VARIANTS)
+        require("distraction", distraction, 0, math.inf)
+        self.distraction = distraction
+        self._backdrop: Backdrop = Blobs(self.variant.canvas) if distraction else Nothing()
+        super().__init__(
+            num_envs,
+            self._backdrop.space(_scene_space(self.variant)),
+            _action_space(self.variant),
+            budget=self.variant.budget if budget is None else budget,
+            device=device,
+            output=output,
+            render_mode=render_mode,
+        )
         self.judged = self.variant.judged
-        self.budget = self.variant.budget if budget is None else budget
         self.errands = self.variant.errands if errands is None else errands
         self.walker = self.variant.walker if stride is None else wander(stride)
-        _require("num_envs", num_envs, 1, math.inf)
-        _require("budget", self.budget, 1, math.inf)
-        _require("errands", self.errands, 0, 1)
-        _require("stride", 1.0 if stride is None else stride, 1e-3, self.variant.arena.side)
-        self.num_envs, self.render_mode = num_envs, render_mode
-        self.device = torch.device(device)
-        self._rows = table(self.variant, _pick("layouts", layouts, SPLITS)).to(self.device)
-        self._out = _pick("output", output, OUTPUTS)
-        self.single_observation_space = _obs_space(self.variant)
-        self.single_action_space = _action_space(self.variant)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._elapsed = np.zeros(num_envs, dtype=np.int64)
-        self._broken = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
-        self._state: State | None = None
-
-    @property
-    def state(self) -> State:
-        """The worlds as they are. Raises RuntimeError before the first reset."""
-        if self._state is None:
-            raise RuntimeError("the worlds have no state yet: call reset first")
-        return self._state
-
-    def reset(
-        self,
-        *,
-        seed: int | Sequence[int] | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> tuple[Array, dict[str, Any]]:
-        """Options: "factors" [B, 4] puts dots and layouts, "goal_factors" [B, 4] puts goals."""
-        life = self._seeded(seed)
-        birth = choose(self.variant, conceive(self.variant, self._rows, life), options or {}, life)
-        self._state = begin(self.variant, birth, life)
-        self._elapsed = np.zeros_like(self._elapsed)
-        self._broken = torch.zeros_like(self._broken)
-        return self._observed(), self._infos()
-
-    def step(self, actions: Array) -> Lived:
-        """Where an episode ended one step ago, the action is ignored and a new one begins."""
-        over = self._elapsed >= self.budget
-        read = self._read(actions, over)
-        self._state = self._reborn(move(self.variant, self.state, read), over)
-        self._elapsed = np.where(over, 0, self._elapsed + 1)
-        reward = (self._within() & ~self._host(over)).float()
-        truncated = self._host(self._elapsed >= self.budget)
-        terminated = torch.zeros_like(truncated)
-        out = self._out
-        return self._observed(), out(reward), out(terminated), out(truncated), self._infos()
+        require("errands", self.errands, 0, 1)
+        require("stride", 1.0 if stride is None else stride, 1e-3, self.variant.arena.side)
+        self._rows = table(self.variant, pick("layouts", layouts, SPLITS)).to(self.device)
 
     def oracle(self) -> Array:
         """The longest allowed step along the shortest way to the goal, [B, 2]."""
@@ -161,15 +100,21 @@ class TwoRoomsVectorEnv(VectorEnv):
     def exams(self, seed: int = 0) -> dict[str, Exam]:
         """What this world asks of a world model: pushes against the "wall", through the "door"."""
         asked = exams(self.variant, self._rows, seed)
-        return {name: Exam(*map(self._out, exam)) for name, exam in asked.items()}
+        return {name: self._asked(self._behind(exam, seed)) for name, exam in asked.items()}
 
     def render(self) -> tuple[np.ndarray, ...]:
-        """A picture [320, 320, 3] of every world: dot blue, goal a green ring of success."""
+        """A picture [320, 320, 3] of every world: dot blue, goal a green ring of success, blobs in
+        the background pale violet."""
         state, variant = self.state, self.variant
         pictures = draw_picture(
-            variant.canvas, state.walls, state.position, state.goal, variant.radius
+            variant.canvas,
+            state.walls,
+            state.position,
+            state.goal,
+            variant.radius,
+            state.blobs.place,
         )
-        return tuple(_to_numpy(pictures))
+        return tuple(pictures.cpu().numpy())
 
     def picture_xy(self, factors: Array) -> Array:
         """Factors [..., 4] -> the dot's `(x, y)` in the picture's pixels, [..., 2]."""
@@ -177,60 +122,37 @@ class TwoRoomsVectorEnv(VectorEnv):
         position, _ = from_factors(self.variant.arena, read)
         return self._out(to_picture(self.variant.canvas, position))
 
-    def _seeded(self, seed: int | Sequence[int] | None) -> Tensor:
-        """The keys [B] of the coming episodes."""
-        if seed is None and self._state is not None:
-            return self._state.life
-        if isinstance(seed, Sequence):
-            return keys_of(seed, self.device)
-        super().reset(seed=seed)
-        first = int(self.np_random.integers(2**62)) if seed is None else int(seed)
-        return keys_of(range(first, first + self.num_envs), self.device)
+    def _begin(self, life: Tensor, options: dict[str, Any]) -> State:
+        birth = choose(self.variant, conceive(self.variant, self._rows, life), options, life)
+        return begin(self.variant, birth, life, self.distraction)
 
-    def _read(self, actions: Array, ignored: np.ndarray) -> Tensor:
-        read = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
-        if read.shape != (self.num_envs, 2):
-            raise ValueError(f"actions are {list(read.shape)}; needed is {[self.num_envs, 2]}")
-        self._broken = self._broken | ~(read.isfinite().all(-1) | self._host(ignored))
-        # Looking at an accelerator's numbers means waiting for it; there, once an episode will do.
-        if self.device.type == "cpu" or ignored.any():
-            self._refuse_broken()
-        return read.nan_to_num(0.0, 0.0, 0.0)
+    def _advance(self, state: State, actions: Tensor) -> State:
+        return move(self.variant, state, actions)
 
-    def _refuse_broken(self) -> None:
-        broken = self._broken.nonzero().flatten().tolist()
-        if broken:
-            raise ValueError(f"the action of world {broken[0]} is not finite")
+    def _reward(self, state: State) -> Tensor:
+        return self._within(state).float()
 
-    def _reborn(self, state: State, over: np.ndarray) -> State:
-        """The state with a new episode in the worlds [B] whose last one is over."""
-        if not over.any():
-            return state
-        where = self._host(np.flatnonzero(over))
-        life = state.life[where]
-        born = begin(self.variant, conceive(self.variant, self._rows, life), life)
-        return put(state, born, where)
+    def _within(self, state: State) -> Tensor:
+        return state.distance < self.variant.radius
 
-    def _host(self, array: np.ndarray) -> Tensor:
-        """From the host to the worlds' device."""
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+    def _observe(self, state: State) -> Seen:
+        scene = observe(self.variant.canvas, state.walls, state.position)
+        return self._backdrop.view(scene, state.blobs)
 
-    def _within(self) -> Tensor:
-        return self.state.distance < self.variant.radius
+    def _behind(self, exam: Exam, seed: int) -> Exam:
+        """The exam with some background behind what is seen in it."""
+        keys = keys_of(range(seed, seed + len(exam.obs)), self.device)
+        canvas, fastest = self.variant.canvas, self.variant.motion.reach
+        blobs = set_adrift(canvas, self.distraction, fastest, keys)
+        return exam._replace(obs=self._backdrop.view(exam.obs, blobs))
 
-    def _observed(self) -> Array:
-        return self._out(observe(self.variant.canvas, self.state.walls, self.state.position))
-
-    def _infos(self) -> dict[str, Any]:
-        state, arena = self.state, self.variant.arena
-        told = {
-            "goal": state.goal_obs,
+    def _tell(self, state: State) -> dict[str, Seen]:
+        arena = self.variant.arena
+        return {
+            "goal": self._backdrop.goal(state.goal_obs, state.blobs),
             "factors": to_factors(arena, state.position, state.layout),
             "goal_factors": to_factors(arena, state.goal, state.layout),
             "distance": state.distance,
             "success": state.ever,
-            "final_success": self._within(),
+            "final_success": self._within(state),
         }
-        told |= {f"_{name}": torch.ones_like(state.ever) for name in told}
-        # Copies, because users keep what they are told.
-        return {name: self._out(value.clone()) for name, value in told.items()}

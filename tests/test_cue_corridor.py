@@ -1,0 +1,252 @@
+"""What is true of the corridor whose cue is seen only at its start."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+import envs
+from envs.cue_corridor import CueCorridorVectorEnv
+
+COUNT = 1000
+
+
+def pixels(infos):
+    """Where the bodies are, [B, 2]."""
+    return infos["factors"][:, :2] * 32 - 0.5
+
+
+def lived(worlds, steps, seed, actions, options=None):
+    """What the worlds show and tell over some steps."""
+    told = [(*worlds.reset(seed=seed, options=options),)]
+    for step in range(steps):
+        obs, reward, terminated, truncated, infos = worlds.step(actions(step))
+        ends = {"terminated": terminated, "truncated": truncated}
+        told.append((obs, {**infos, "reward": reward, **ends}))
+    return told
+
+
+def first_episodes(worlds, act):
+    """Success [B] bool, steps to an arm's end [B], NaN without, and the last places [B, 2]."""
+    worlds.reset(seed=0)
+    success, steps = np.zeros(COUNT, bool), np.full(COUNT, np.nan)
+    going, places = np.ones(COUNT, bool), np.zeros((COUNT, 2))
+    for step in range(1, worlds.budget + 1):
+        _, _, terminated, truncated, infos = worlds.step(act())
+        places[going] = pixels(infos)[going]
+        success |= going & infos["success"]
+        steps[going & terminated] = step
+        going &= ~(terminated | truncated)
+    assert not going.any()
+    return success, steps, places
+
+
+def test_a_world_lives_the_same_life_alone_and_in_a_batch():
+    many, alone = CueCorridorVectorEnv(5), CueCorridorVectorEnv(1)
+    together = lived(many, 90, 40, lambda _: many.walk())
+    by_itself = lived(alone, 90, 43, lambda _: alone.walk())
+    assert sum(infos["terminated"][3] for _, infos in together[1:]) > 0
+    for (obs, infos), (own_obs, own_infos) in zip(together, by_itself, strict=True):
+        np.testing.assert_array_equal(obs[3], own_obs[0])
+        for name in own_infos:
+            np.testing.assert_array_equal(infos[name][3], own_infos[name][0], err_msg=name)
+
+
+def test_the_same_seed_walks_the_same_life_and_another_seed_another():
+    worlds = CueCorridorVectorEnv(4)
+    first, again, other = (
+        np.stack([pixels(i) for _, i in lived(worlds, 20, seed, lambda _: worlds.walk())])
+        for seed in (1, 1, 2**40)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max(axis=(0, 2)).min() > 0.5
+
+
+@pytest.mark.parametrize("visible", [False, True])
+def test_the_cue_is_told_in_the_first_fifth_of_the_stem_and_nowhere_else(visible):
+    def pair(cue):
+        worlds = CueCorridorVectorEnv(200, visible=visible)
+        _, born = worlds.reset(seed=3)
+        factors = np.concatenate([born["factors"][:, :2], np.full((200, 1), cue)], 1)
+        return lived(worlds, 40, 3, lambda _: worlds.walk(), {"factors": factors})
+
+    going, dark = np.ones(200, bool), 0
+    for (left, infos), (right, other) in zip(pair(0.0), pair(1.0), strict=True):
+        np.testing.assert_array_equal(pixels(infos)[going], pixels(other)[going])
+        told = (left != right).any(axis=(1, 2, 3))
+        lit = pixels(infos)[:, 1] > 30.5 - 24 / 5
+        np.testing.assert_array_equal(told[going], (lit | visible)[going])
+        dark += (going & ~lit).sum()
+        for end in ("terminated", "truncated"):
+            going = going & ~infos.get(end, np.zeros(200, bool))
+    assert dark > 3000
+
+
+def test_the_cue_is_a_bright_bar_on_its_side_of_the_bottom():
+    worlds = CueCorridorVectorEnv(64)
+    obs, infos = worlds.reset(seed=0)
+    assert worlds.observation_space.contains(obs)
+    right = infos["factors"][:, 2] == 1
+    assert 0 < right.sum() < 64
+    for picture, is_right in zip(obs[:, 2], right, strict=True):
+        bar = np.zeros((32, 32), bool)
+        bar[29:, slice(16, 32) if is_right else slice(0, 16)] = True
+        np.testing.assert_array_equal(picture, 255 * bar)
+
+
+def test_episodes_terminate_exactly_at_an_end_and_only_the_right_one_is_rewarded():
+    worlds = CueCorridorVectorEnv(COUNT, errands=1.0)
+    told = lived(worlds, 100, 0, lambda _: worlds.walk())
+    over, seen = np.zeros(COUNT, bool), set()
+    for _, infos in told[1:]:
+        x, cue = pixels(infos)[:, 0], infos["factors"][:, 2]
+        left, right = (x <= 2.5) & ~over, (x >= 28.5) & ~over
+        np.testing.assert_array_equal(infos["terminated"], left | right)
+        earned = np.where(cue == 1, right, left)
+        for name in ("reward", "score", "success", "final_success"):
+            np.testing.assert_array_equal(infos[name], earned, err_msg=name)
+        seen |= set(zip(left.tolist(), right.tolist(), cue.tolist(), strict=True))
+        over = infos["terminated"] | infos["truncated"]
+    assert len(seen) == 6
+
+
+def test_the_step_after_an_end_begins_a_new_episode_and_ignores_its_action():
+    worlds = CueCorridorVectorEnv(2)
+    factors = np.array([[0.5, 0.9, 1.0], [27.9 / 32, 0.1, 1.0]])
+    worlds.reset(seed=0, options={"factors": factors})
+    full = np.array([[0.0, 0.0], [1.0, 0.0]], np.float32)
+    while not worlds.step(full)[2][1]:
+        pass
+    full[1] = np.nan
+    obs, reward, terminated, truncated, infos = worlds.step(full)
+    assert not reward.any()
+    assert not terminated.any()
+    assert not truncated.any()
+    assert not infos["success"].any()
+    assert 27 <= pixels(infos)[1, 1] <= 30
+    assert obs[1, 2].any()
+    np.testing.assert_allclose(infos["factors"][0], factors[0])
+    begun = infos["factors"][1]
+    np.testing.assert_array_equal(worlds.step(np.zeros((2, 2), np.float32))[4]["factors"][1], begun)
+
+
+def test_who_stays_runs_out_of_time():
+    worlds = CueCorridorVectorEnv(3)
+    still = np.zeros((3, 2), np.float32)
+    told = lived(worlds, 82, 0, lambda _: still)[1:]
+    assert not any(infos["terminated"].any() or infos["reward"].any() for _, infos in told)
+    ends = [step for step, (_, infos) in enumerate(told, 1) if infos["truncated"].all()]
+    assert ends == [40, 81]
+
+
+def test_the_oracle_always_succeeds_and_soon():
+    worlds = CueCorridorVectorEnv(COUNT)
+    success, steps, _ = first_episodes(worlds, worlds.oracle)
+    assert success.all()
+    assert steps.max() <= 20
+    assert np.linalg.norm(worlds.oracle(), axis=1).max() <= 1.00001
+
+
+def test_who_ignores_the_cue_is_right_half_of_the_time():
+    worlds = CueCorridorVectorEnv(COUNT, errands=1.0)
+    up_and_right = np.array([[0.7, -0.7]], np.float32).repeat(COUNT, 0)
+    success, steps, _ = first_episodes(worlds, lambda: up_and_right)
+    assert not np.isnan(steps).any()
+    assert abs(success.mean() - 0.5) < 0.05
+    success, steps, _ = first_episodes(worlds, worlds.walk)
+    assert abs(success[~np.isnan(steps)].mean() - 0.5) < 0.05
+
+
+def test_neither_the_start_nor_the_episode_before_betrays_the_cue():
+    worlds = CueCorridorVectorEnv(COUNT, budget=1)
+    born = [i for _, i in lived(worlds, 6, 0, lambda _: worlds.walk())][::2]
+    cues = [infos["factors"][:, 2] for infos in born]
+    clues = [pixels(infos)[:, axis] for infos in born for axis in (0, 1)]
+    walk = worlds.state.walk  # nor does somebody's walk betray it
+    related = np.corrcoef([*cues, *clues, walk.right.numpy(), walk.errand.numpy()])
+    assert np.abs(related - np.eye(len(related))).max() < 0.1
+
+
+def test_walks_reach_either_arm_often_and_errands_say_how_often():
+    worlds = CueCorridorVectorEnv(COUNT)
+    _, steps, places = first_episodes(worlds, worlds.walk)
+    reached = ~np.isnan(steps)
+    assert 0.6 < reached.mean() < 0.9
+    assert abs((places[reached, 0] > 15.5).mean() - 0.5) < 0.05
+    assert np.ptp(places[~reached], axis=0).min() > 5  # the aimless get about as well
+    aimless = CueCorridorVectorEnv(COUNT, errands=0.0)
+    assert (~np.isnan(first_episodes(aimless, aimless.walk)[1])).mean() < 0.05
+
+
+def test_a_picture_shows_body_cue_and_ends():
+    worlds = CueCorridorVectorEnv(2, render_mode="rgb_array")
+    factors = np.array([[0.5, 0.93, 0.0], [0.5, 0.5, 1.0]])
+    worlds.reset(seed=0, options={"factors": factors})
+    lit, dark = (picture.astype(int) for picture in worlds.render())
+    assert lit.shape == (320, 320, 3)
+    places = worlds.picture_xy(factors).round().astype(int)
+    for picture, (x, y) in zip((lit, dark), places, strict=True):
+        assert picture[y, x, 2] - picture[y, x, 0] > 150
+    red, _, blue = (lit[310, 40] - dark[310, 280]).tolist()
+    assert red - blue > 50  # the cue that isn't seen is paler
+    for picture, right_end, wrong_end in ((lit, 20, 300), (dark, 300, 20)):
+        assert picture[30, right_end].argmax() == 1
+        assert picture[30, wrong_end].argmax() == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_gymnasium_accepts_the_world():
+    check_env(gymnasium.make(envs.CUE_CORRIDOR, render_mode="rgb_array").unwrapped)
+
+
+@pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
+def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
+    worlds = gymnasium.make_vec(envs.CUE_CORRIDOR, num_envs=3, vectorization_mode=mode)
+    obs, infos = worlds.reset(seed=8)
+    own_obs, own_infos = gymnasium.make(envs.CUE_CORRIDOR).reset(seed=10)
+    np.testing.assert_array_equal(obs[2], own_obs)
+    np.testing.assert_array_equal(infos["factors"][2], own_infos["factors"])
+    assert "goal" not in infos
+    assert CueCorridorVectorEnv.interoception_names == ()
+
+
+def test_torch_and_numpy_tell_the_same():
+    told = {}
+    for output in ("numpy", "torch"):
+        worlds = CueCorridorVectorEnv(2, output=output)
+        obs, _ = worlds.reset(seed=5)
+        told[output] = (obs, worlds.oracle(), *worlds.step(worlds.walk())[:4])
+    for tensor, array in zip(told["torch"], told["numpy"], strict=True):
+        assert isinstance(tensor, torch.Tensor)
+        np.testing.assert_array_equal(tensor.numpy(), array)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "named"),
+    [({"output": "jax"}, "torch"), ({"budget": 0}, "budget"), ({"errands": 1.5}, "errands")],
+)
+def test_unusable_settings_are_refused_by_name(settings_, named):
+    with pytest.raises(ValueError, match=named):
+        CueCorridorVectorEnv(1, **settings_)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ([0.2, 0.5, 0.0], "world 1 .* inside the wall"),
+        ([0.95, 0.1, 0.0], "world 1 .* arm's end"),
+        ([0.5, 0.5, 0.5], "cue must be 0"),
+        ([0.5, 1.5, 0.0], "fractions"),
+        ([0.5, np.nan, 0.0], "fractions"),
+    ],
+)
+def test_unusable_factors_are_refused_by_world(change, named):
+    factors = np.array([[0.5, 0.5, 0.0], change])
+    worlds = CueCorridorVectorEnv(2)
+    with pytest.raises(ValueError, match=named):
+        worlds.reset(options={"factors": factors})
+    with pytest.raises(ValueError, match="needed is"):
+        worlds.reset(options={"factors": factors[:1]})

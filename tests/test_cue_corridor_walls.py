@@ -1,0 +1,95 @@
+"""What is true of the walls of the corridor: where they are, and that nobody passes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from envs.cue_corridor import CueCorridorVectorEnv
+from envs.cue_corridor.corridor import is_free, slide
+
+
+def pixels(infos):
+    """Where the bodies are, [B, 2]."""
+    return infos["factors"][:, :2] * 32 - 0.5
+
+
+def clear(places, slack):
+    """[..., 2] -> [...] bool: in the T as drawn on paper, not as the physics has it."""
+    x, y = places[..., 0], places[..., 1]
+    stem = (abs(x - 15.5) <= 3 + slack) & (abs(y - 15.5) <= 15 + slack)
+    bar = (abs(x - 15.5) <= 15 + slack) & (abs(y - 3.5) <= 3 + slack)
+    return stem | bar
+
+
+def test_the_image_shows_the_body_where_it_is_and_the_walls_of_a_t():
+    worlds = CueCorridorVectorEnv(64)
+    worlds.reset(seed=1)
+    for _ in range(15):
+        obs, _, _, _, infos = worlds.step(worlds.walk())
+    dot, pixel = obs[:, 0].astype(float), np.arange(32)
+    seen = np.stack([(dot.sum(1) * pixel).sum(1), (dot.sum(2) * pixel).sum(1)], 1)
+    inner = (np.abs(pixels(infos) - 15.5) < 12).all(1)  # at the image's edge a dot is cut off
+    assert inner.sum() > 30
+    assert np.abs(seen / dot.sum((1, 2))[:, None] - pixels(infos))[inner].max() < 0.1
+    paper = clear(np.stack(np.meshgrid(pixel, pixel), -1), 0)
+    np.testing.assert_array_equal(obs[:, 1], np.broadcast_to(255 * ~paper, (64, 32, 32)))
+
+
+def starts_and_moves(count, longest):
+    """Free places, many of them close to a corner of the fork, and moves, [N, 2] each."""
+    rng = np.random.default_rng(0)
+    corner = np.array([[12.5, 6.5], [18.5, 6.5]])[rng.integers(2, size=count)]
+    near = corner + rng.normal(size=(count, 2)) * 10 ** rng.uniform(-3, 0.5, (count, 1))
+    start = np.concatenate([near, rng.uniform(0, 31, (count, 2)), corner]).astype(np.float32)
+    start = torch.from_numpy(start[clear(start, 0)])
+    angle = 2 * np.pi * torch.rand(len(start), generator=torch.Generator().manual_seed(0))
+    angle[::4] = (angle[::4] * 4 / np.pi).round() * np.pi / 4  # along the walls, and diagonally
+    length = longest * torch.from_numpy(rng.uniform(size=len(start)).astype(np.float32))
+    return start, length[:, None] * torch.stack([angle.cos(), angle.sin()], -1)
+
+
+@pytest.mark.parametrize("longest", [0.01, 2.0, 100.0, 1e12])
+def test_a_body_is_never_in_a_wall_however_far_it_is_pushed(longest):
+    start, move = starts_and_moves(5000, longest)
+    for _ in range(5):
+        start = slide(start, move)
+        assert clear(start, 0).all()
+        assert is_free(start).all()
+
+
+@pytest.mark.parametrize("longest", [0.05, 2.0])
+def test_a_body_goes_straight_where_it_can_and_cuts_no_corner(longest):
+    start, move = starts_and_moves(5000, longest)
+    arrived = (slide(start, move) - start - move).abs().amax(-1) < 1e-4
+    way = start + torch.linspace(0, 1, 401)[:, None, None] * move
+    assert arrived[clear(way, -1e-2).all(0)].all()  # looked at every 0.005 pixels
+    assert clear(way, 1e-3).all(0)[arrived].all()
+    assert 0.1 < arrived.float().mean() < 0.95
+
+
+def test_no_action_moves_further_than_a_full_step():
+    worlds = CueCorridorVectorEnv(1000)
+    _, infos = worlds.reset(seed=0)
+    actions = 1e30 * np.random.default_rng(0).normal(size=(1000, 2)).astype(np.float32)
+    moved = pixels(worlds.step(actions)[4]) - pixels(infos)
+    assert np.linalg.norm(moved, axis=1).max() <= 2.0001
+
+
+def test_the_exams_tell_a_wall_from_an_open_arm():
+    worlds = CueCorridorVectorEnv(1)
+    wall, way = (worlds.exams(seed=4)[name] for name in ("wall", "open"))
+    assert wall.obs.shape == (64, 3, 32, 32)
+    assert wall.actions.shape == (64, 5, 2)
+    moved = {n: (e.after - e.before)[:, 0] * 32 for n, e in (("wall", wall), ("open", way))}
+    assert 0.4 <= moved["wall"].min() < moved["wall"].max() <= 3
+    np.testing.assert_allclose(wall.after[:, 0], 19 / 32, rtol=1e-5)
+    np.testing.assert_allclose(moved["open"], 10, rtol=1e-5)
+    for exam in (wall, way):  # the same by living it
+        worlds = CueCorridorVectorEnv(64)
+        obs, _ = worlds.reset(seed=0, options={"factors": exam.before})
+        np.testing.assert_array_equal(obs, exam.obs)
+        for action in exam.actions.swapaxes(0, 1):
+            infos = worlds.step(action)[4]
+        np.testing.assert_allclose(infos["factors"], exam.after, atol=1e-6)

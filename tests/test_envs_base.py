@@ -1,0 +1,173 @@
+"""What is true of every world that lives in a batch, shown in the smallest one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+from torch import Tensor
+
+from envs.batched import BatchedEnv, Exam, put
+from envs.chance import draw, mix
+from envs.single import SingleEnv
+
+
+class Place(NamedTuple):
+    x: Tensor  # [B, 1]
+
+
+class Line(NamedTuple):
+    place: Place
+    life: Tensor
+
+
+class LineWorlds(BatchedEnv[Line]):
+    """A dot on a line that falls off beyond 1: seen by name, over when it fell."""
+
+    factor_names = ("x",)
+
+    def __init__(self, num_envs: int = 1, budget: int = 5, output: str = "numpy") -> None:
+        super().__init__(
+            num_envs,
+            spaces.Dict({"x": spaces.Box(-9, 9, (1,)), "far": spaces.Box(0, 9, (1,))}),
+            spaces.Box(-1, 1, (1,)),
+            budget=budget,
+            device="cpu",
+            output=output,
+            render_mode=None,
+        )
+
+    def _begin(self, life: Tensor, options: dict[str, Any]) -> Line:
+        return Line(Place(draw(life, 1)[0] + options.get("shift", 0)), mix(life))
+
+    def _advance(self, state: Line, actions: Tensor) -> Line:
+        return state._replace(place=Place(state.place.x + actions.clamp(-1, 1)))
+
+    def _observe(self, state: Line) -> dict[str, Tensor]:
+        return {"x": state.place.x.clone(), "far": state.place.x.abs()}
+
+    def _tell(self, state: Line) -> dict[str, Tensor]:
+        return {"factors": state.place.x}
+
+    def _reward(self, state: Line) -> Tensor:
+        return state.place.x[:, 0]
+
+    def _terminated(self, state: Line) -> np.ndarray:
+        return (state.place.x > 1)[:, 0].numpy()
+
+    def oracle(self) -> Any:
+        return self._out(-self.state.place.x)
+
+    def walk(self) -> Any:
+        return self._out(torch.ones(self.num_envs, 1))
+
+    def exams(self, seed: int = 0) -> dict[str, Exam]:
+        return {}
+
+    def picture_xy(self, factors: Any) -> Any:
+        return factors
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        return (np.zeros((320, 320, 3), np.uint8),) * self.num_envs
+
+
+def still(count):
+    return np.zeros((count, 1), np.float32)
+
+
+def test_a_world_that_ends_early_begins_anew_alone():
+    worlds = LineWorlds(3)
+    worlds.reset(seed=0, options={"shift": -2})
+    push = still(3)
+    push[1] = 1
+    ends = [worlds.step(push)[2].tolist() for _ in range(4)]
+    assert [end[1] for end in ends] == [False, False, True, False]
+    assert not any(end[0] or end[2] for end in ends)
+    worlds.reset(seed=0)
+    born = worlds.state.place.x.clone()
+    _, reward, terminated, truncated, _ = worlds.step(push)
+    assert terminated.tolist() == [False, True, False]
+    assert not truncated.any()
+    assert reward[1] > 1
+    _, reward, terminated, truncated, _ = worlds.step(push)  # ignored in world 1, which begins
+    assert not terminated.any()
+    assert reward[1] == 0
+    assert 0 <= worlds.state.place.x[1] < 1
+    assert worlds.state.place.x[1] != born[1]
+    assert torch.equal(worlds.state.place.x[[0, 2]], born[[0, 2]])
+    assert worlds._elapsed.tolist() == [2, 0, 2]
+
+
+def test_an_early_end_is_forgotten_by_a_reset():
+    worlds = LineWorlds(1)
+    worlds.reset(seed=0)
+    assert worlds.step(np.ones((1, 1), np.float32))[2].all()
+    obs, _ = worlds.reset(seed=0)
+    moved = worlds.step(np.full((1, 1), -1, np.float32))[0]
+    np.testing.assert_allclose(moved["x"], obs["x"] - 1)
+
+
+def test_a_step_that_begins_an_episode_never_ends_it():
+    class Fleeting(LineWorlds):
+        def _terminated(self, state: Line) -> np.ndarray:
+            return np.ones(self.num_envs, dtype=bool)
+
+    worlds = Fleeting(1)
+    worlds.reset(seed=0)
+    assert [bool(worlds.step(still(1))[2]) for _ in range(4)] == [True, False] * 2
+
+
+def test_views_by_name_are_the_space_of_the_batch():
+    worlds = LineWorlds(2)
+    obs, infos = worlds.reset(seed=0)
+    assert worlds.observation_space.contains(obs)
+    assert infos["_factors"].tolist() == [True, True]
+    told = infos["factors"].copy()
+    worlds.step(still(2) + 0.5)
+    np.testing.assert_array_equal(infos["factors"], told)  # what was told stays
+    worlds.reset(seed=0)[1]["factors"][:] = 9  # and may be written on
+    assert worlds.state.place.x.max() < 1
+    obs, _ = LineWorlds(2, output="torch").reset(seed=0)
+    assert isinstance(obs, dict)
+    assert all(isinstance(part, torch.Tensor) for part in obs.values())
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_one_world_by_itself_is_the_batch_of_one():
+    single, worlds = SingleEnv(LineWorlds(1)), LineWorlds(4)
+    check_env(single, skip_render_check=True)
+    own, own_infos = single.reset(seed=3)
+    obs, infos = worlds.reset(seed=0)
+    np.testing.assert_array_equal(own["x"], obs["x"][3])
+    np.testing.assert_array_equal(own_infos["factors"], infos["factors"][3])
+    assert single.factor_names == ("x",)
+    np.testing.assert_array_equal(single.oracle(), -own["x"])
+    obs, reward, terminated, truncated, _ = single.step(np.ones(1, np.float32))
+    assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
+    assert terminated
+    assert reward == obs["x"][0]
+
+
+def test_rows_are_put_where_they_belong_however_deep():
+    old = Line(Place(torch.zeros(3, 1)), torch.zeros(3, dtype=torch.int64))
+    new = Line(Place(torch.tensor([[5.0]])), torch.tensor([7]))
+    both = put(old, new, torch.tensor([2]))
+    assert both.place.x.flatten().tolist() == [0, 0, 5]
+    assert both.life.tolist() == [0, 0, 7]
+
+
+def test_unusable_seeds_and_actions_are_refused():
+    worlds = LineWorlds(2)
+    with pytest.raises(RuntimeError, match="reset"):
+        worlds.step(still(2))
+    with pytest.raises(ValueError, match="3 seeds for 2"):
+        worlds.reset(seed=[1, 2, 3])
+    worlds.reset(seed=0)
+    with pytest.raises(ValueError, match="needed is"):
+        worlds.step(still(3))
+    with pytest.raises(ValueError, match="world 1 is not finite"):
+        worlds.step(np.array([[0], [np.nan]], np.float32))

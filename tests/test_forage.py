@@ -1,0 +1,686 @@
+"""What is true of foraging, whoever lives there."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+import envs
+from envs.chance import draw, keys_of
+from envs.forage import TASKS, ForageEnv, ForageVectorEnv
+from envs.forage.experts import graze, sweep
+from envs.forage.layouts import draw_hazard, draw_layout
+from envs.forage.physics import distance, moved, towards
+from envs.forage.walks import somewhere
+
+CPU = torch.device("cpu")
+EVERY_TASK = pytest.mark.parametrize("task", TASKS)
+
+
+def layouts(count, split="all", seed=0):
+    return draw_layout(keys_of(range(seed, seed + count), CPU), split)
+
+
+def world(count=1, **settings):
+    """Worlds that tell in tensors, at the beginning of seed 0."""
+    worlds = ForageVectorEnv(count, output="torch", **settings)
+    return worlds, worlds.reset(seed=0)[1]
+
+
+def put(worlds, body, energy=0.5, growth=0.0, seed=0):
+    """The worlds anew, with bodies [B, 2] where a test wants them."""
+    rest = torch.tensor([energy, growth, growth]).expand(len(body), -1)
+    return worlds.reset(seed=seed, options={"factors": torch.cat([body, rest], -1)})[1]
+
+
+def rest(worlds):
+    return torch.zeros(worlds.num_envs, 2)
+
+
+def noise(step, start, count):
+    rng = [np.random.default_rng((step, start + i)) for i in range(count)]
+    return np.stack([r.uniform(-1.5, 1.5, 2) for r in rng]).astype(np.float32)
+
+
+def lived(worlds, steps, seed, act):
+    """What the worlds tell over some steps, actions too."""
+    obs, infos = worlds.reset(seed=seed)
+    told = [{**obs, **infos}]
+    for step in range(steps):
+        actions = act(step)
+        obs, reward, _, truncated, infos = worlds.step(actions)
+        ends = {"reward": reward, "truncated": truncated}
+        told.append({**obs, **infos, **ends, "actions": actions})
+    return told
+
+
+def beside(place, gap):
+    """Places [B, 2] a gap [B] or a number to the side that has more room."""
+    return place + torch.where(place < 0.5, gap, -gap) * torch.tensor([1.0, 0.0])
+
+
+def fortune(task, act, count=100):
+    """Mean score and summed damage [B] of an episode in which `act(worlds)` acts."""
+    worlds, infos = world(count, task=task)
+    for _ in range(worlds.budget):
+        *_, infos = worlds.step(act(worlds))
+    return infos["score"].mean().item(), infos["damage"]
+
+
+def at_random(worlds):
+    worlds.action_space.seed(int(worlds.state.record.steps[0]))
+    return worlds.action_space.sample()
+
+
+def straight(worlds):
+    return towards(worlds.state.layout.flag - worlds.state.body)
+
+
+@EVERY_TASK
+@pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
+def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, task):
+    many, alone = (ForageVectorEnv(n, task=task, budget=40, layouts="train") for n in (5, 1))
+    acts = {
+        "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
+        "walk": (lambda _: many.walk(), lambda _: alone.walk()),
+        "oracle": (lambda _: many.oracle(), lambda _: alone.oracle()),
+    }[who]
+    together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
+    for moment, own in zip(together, by_itself, strict=True):
+        for name in own:
+            np.testing.assert_array_equal(moment[name][3], own[name][0], err_msg=name)
+
+
+def test_the_same_seed_walks_the_same_life_and_another_seed_another():
+    worlds = ForageVectorEnv(4)
+    first, again, other = (
+        np.stack([t["factors"] for t in lived(worlds, 160, seed, lambda _: worlds.walk())])
+        for seed in (1, 1, 2**40)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max(axis=(0, 2)).min() > 0.05
+
+
+def test_every_episode_has_a_layout_of_its_own():
+    worlds, _ = world(3, budget=2)
+    flags = [worlds.state.layout.flag]
+    for _ in range(2):
+        for _ in range(3):
+            worlds.step(rest(worlds))
+        flags.append(worlds.state.layout.flag)
+    assert min(distance(a, b).min().item() for a, b in pairwise(flags)) > 0
+
+
+def test_the_hazard_lies_across_the_straight_way_and_leaves_its_ends_alone():
+    drawn = layouts(5000)
+    assert distance(drawn.start, drawn.flag).min() >= 0.6 - 1e-6
+    assert 0.14 <= drawn.radius.min() < 0.142
+    assert 0.198 < drawn.radius.max() <= 0.2
+    for end in (drawn.start, drawn.flag):
+        assert (distance(end, drawn.hazard) - drawn.radius).min() >= 0.04 - 1e-6
+        assert end.min() >= 0.05 - 1e-6
+        assert end.max() <= 0.95 + 1e-6
+    share = torch.linspace(0, 1, 501)[:, None, None]
+    way = drawn.start + share * (drawn.flag - drawn.start)
+    nearest = distance(way, drawn.hazard).amin(0)
+    assert (nearest <= drawn.radius / 2 + 1e-3).all()
+    assert (nearest / drawn.radius).max() > 0.45
+    assert drawn.hazard.min() >= 0
+    assert drawn.hazard.max() <= 1
+
+
+def test_food_keeps_its_distances():
+    drawn = layouts(5000)
+    assert drawn.food.min() >= 0.05 - 1e-6
+    assert drawn.food.max() <= 0.95 + 1e-6
+    away = distance(drawn.food, drawn.hazard[:, None]) - drawn.radius[:, None]
+    assert away.min() >= 0.05 - 1e-6
+    assert distance(drawn.food, drawn.flag[:, None]).min() >= 0.1 - 1e-6
+    assert drawn.food.shape == (5000, 2, 2)
+    assert distance(drawn.food[:, 0], drawn.food[:, 1]).min() >= 0.15 - 1e-6
+
+
+def test_train_and_test_never_share_a_layout_and_all_has_both():
+    def told(split, seed=0):
+        return {tuple(np.round(row, 6)) for row in torch.cat(layouts_flat(split, seed), -1).numpy()}
+
+    def layouts_flat(split, seed):
+        return [part.reshape(3000, -1) for part in layouts(3000, split, seed)]
+
+    train, test, both = told("train"), told("test"), told("all")
+    assert not train & test
+    assert both <= train | test
+    assert 0.4 < len(both & test) / len(both) < 0.6
+    gap = distance(layouts(3000, "train").flag, layouts(3000, "test").flag)
+    assert gap.median() > 0.3  # the same seed is no hint
+
+
+def test_splits_are_what_the_worlds_live_in():
+    keys = keys_of(range(50), CPU)
+    for split in ("train", "test"):
+        worlds, _ = world(50, layouts=split)
+        assert torch.equal(worlds.state.layout.flag, draw_layout(keys, split).flag)
+
+
+def test_an_episode_begins_as_promised():
+    _, infos = world(4000)
+    energy, growth = infos["factors"][:, 2], infos["factors"][:, 3:]
+    assert 0.3 <= energy.min() < 0.305
+    assert 0.795 < energy.max() < 0.8
+    assert 0.68 < (growth == 1).float().mean() < 0.72
+    young = growth[growth < 1]
+    assert 0.47 < young.mean() < 0.53
+    assert (infos["cells"] == 1).all()
+    assert not infos["damage"].any()
+    assert not infos["interoception"][:, 2].any()
+
+
+def test_a_step_costs_energy_and_nothing_else_gives_or_takes_but_food():
+    worlds, infos = world(64)
+    for step in range(149):
+        before, eaten = infos["interoception"][:, 0], infos["eaten"]
+        *_, infos = worlds.step(worlds.walk() if step % 2 else worlds.oracle())
+        energy, _, meal = infos["interoception"].unbind(-1)
+        torch.testing.assert_close(energy, ((before - 0.02).clamp(min=0) + 0.4 * meal).clamp(max=1))
+        torch.testing.assert_close(infos["eaten"], eaten + meal, atol=1e-5, rtol=0)
+    assert infos["eaten"].min() > 0
+
+
+def test_food_grows_by_a_fortieth_and_loses_the_larger_a_share_the_nearer_the_mouth():
+    worlds, infos = world(64)
+    food, eating = worlds.state.layout.food.double().numpy(), []
+    for step in range(149):
+        before = infos["factors"][:, 3:].double().numpy()
+        *_, infos = worlds.step(worlds.walk() if step % 3 else worlds.oracle())
+        body, _, growth = np.split(infos["factors"].double().numpy(), [2, 3], axis=-1)
+        grown = np.minimum(before + 1 / 40, 1)
+        bitten = grown * np.maximum(1 - np.linalg.norm(food - body[:, None], axis=-1) / 0.12, 0)
+        np.testing.assert_allclose(growth, grown - bitten, atol=1e-6)
+        np.testing.assert_allclose(infos["interoception"][:, 2], bitten.sum(-1), atol=1e-6)
+        assert growth.min() >= 0
+        assert growth.max() <= 1
+        eating.append(bitten.sum(-1) > 0)
+    assert 0.1 < np.mean(eating) < 0.9
+
+
+def test_energy_stays_between_nothing_and_full():
+    worlds, _ = world(1)
+    food = worlds.state.layout.food[:, 0]
+    put(worlds, food, energy=0.95, growth=1.0)
+    assert worlds.step(rest(worlds))[4]["interoception"][0, 0] == 1
+    put(worlds, worlds.state.layout.hazard, energy=0.01)
+    assert worlds.step(rest(worlds))[4]["interoception"][0, 0] == 0
+    put(worlds, food, energy=0.01)  # the little that grew feeds whoever has nothing
+    assert worlds.step(rest(worlds))[4]["interoception"][0, 0] == pytest.approx(0.4 / 40)
+
+
+def test_food_is_ripe_again_after_exactly_forty_steps_and_never_more_than_ripe():
+    worlds, _ = world(8)
+    put(worlds, worlds.state.layout.hazard, growth=0.0)  # from where no mouth reaches a food
+    grown = [worlds.step(rest(worlds))[4]["factors"][:, 3:] for _ in range(60)]
+    ramp = (torch.arange(1, 61) / 40).clamp(max=1)[:, None, None].expand(60, 8, 2)
+    torch.testing.assert_close(torch.stack(grown), ramp, atol=1e-6, rtol=0)
+    assert (grown[-1] == 1).all()
+
+
+def test_at_its_very_place_food_is_eaten_whole_and_then_as_it_grows():
+    worlds, _ = world(8)
+    put(worlds, worlds.state.layout.food[:, 1], growth=1.0)
+    for meal in [1.0] + [1 / 40] * 50:
+        *_, infos = worlds.step(rest(worlds))
+        torch.testing.assert_close(infos["interoception"][:, 2], torch.full((8,), meal))
+        assert (infos["factors"][:, 4] == 0).all()
+        assert (infos["factors"][:, 3] == 1).all()  # the other food is out of reach
+
+
+@pytest.mark.parametrize(
+    ("gap", "growth", "meal"),
+    [(0.03, 1.0, 0.75), (0.06, 0.475, 0.25), (0.09, 0.975, 0.25), (0.114, 1, 0.05), (0.121, 1, 0)],
+)
+def test_a_bite_is_a_share_of_what_has_grown_and_leaves_the_rest(gap, growth, meal):
+    worlds, _ = world(1)
+    put(worlds, beside(worlds.state.layout.food[:, 1], gap), growth=growth)
+    *_, infos = worlds.step(rest(worlds))
+    assert infos["interoception"][0, 2] == pytest.approx(meal, abs=1e-5)
+    grown = min(growth + 1 / 40, 1)
+    assert infos["factors"][0, 3:].tolist() == pytest.approx([grown, grown - meal], abs=1e-5)
+
+
+def test_between_two_foods_both_are_eaten():
+    food = layouts(200).food
+    gap = distance(food[:, 0], food[:, 1])
+    near = (gap < 0.2).nonzero().flatten().tolist()
+    worlds, _ = world(len(near))
+    put(worlds, food[near].mean(1), growth=1.0, seed=near)
+    *_, infos = worlds.step(rest(worlds))
+    share = 1 - gap[near] / 2 / 0.12
+    torch.testing.assert_close(infos["interoception"][:, 2], 2 * share, atol=1e-5, rtol=0)
+    left = 1 - share[:, None].expand(-1, 2)
+    torch.testing.assert_close(infos["factors"][:, 3:], left, atol=1e-5, rtol=0)
+    assert share.min() > 0.15
+
+
+@pytest.mark.parametrize(("share", "felt"), [(0.0, 1.0), (0.25, 0.75), (0.9, 0.1), (1.1, 0.0)])
+def test_damage_grows_from_the_edge_to_the_centre(share, felt):
+    worlds, _ = world(32)
+    layout = worlds.state.layout
+    inward = torch.where(layout.hazard < 0.5, 1, -1) / math.sqrt(2)
+    body = layout.hazard + share * layout.radius[:, None] * inward
+    infos = put(worlds, body)
+    for steps in range(3):  # where it rests it goes on hurting
+        torch.testing.assert_close(
+            infos["interoception"][:, 1], torch.full((32,), felt), atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            infos["damage"], torch.full((32,), steps * felt), atol=1e-4, rtol=0
+        )
+        *_, infos = worlds.step(rest(worlds))
+
+
+def test_the_hazard_is_where_picture_and_view_say():
+    worlds, _ = world(12)
+    obs, infos = worlds.reset(seed=5)
+    centre = obs["body"][:, :2] + obs["hazard"][:, :2]
+    torch.testing.assert_close(centre, worlds.state.layout.hazard)
+    put(worlds, torch.full((12, 2), 0.5), seed=5)
+    xy = worlds.picture_xy(torch.cat([centre, infos["factors"][:, 2:]], -1))
+    for i, picture in enumerate(worlds.render()):
+        red, green, blue = picture.astype(float).transpose(2, 0, 1)[:, :290]
+        hurts = (red > 220) & (green < 222) & (np.abs(green - blue) < 15)
+        down, across = np.nonzero(hurts)
+        reach = np.hypot(across - xy[i, 0].item(), down - xy[i, 1].item())
+        assert np.quantile(reach, 0.99) <= 272 * obs["hazard"][i, 2] + 1
+        assert len(reach) > 0.5 * math.pi * (272 * obs["hazard"][i, 2]) ** 2
+
+
+def test_the_view_leads_where_the_things_are():
+    worlds, _ = world(20)
+    for _ in range(30):
+        obs, *_ = worlds.step(worlds.walk())
+    state = worlds.state
+    torch.testing.assert_close(obs["body"], state.body)
+    torch.testing.assert_close(obs["energy"], state.energy[:, None])
+    torch.testing.assert_close(state.body[:, None] + obs["food"][..., :2], state.layout.food)
+    assert torch.equal(obs["food"][..., 2], state.growth)
+    torch.testing.assert_close(state.body + obs["flag"], state.layout.flag)
+    assert torch.equal(obs["hazard"][:, 2], state.layout.radius)
+
+
+def test_a_picture_shows_the_body_where_the_factors_say_and_how_much_food_has_grown():
+    worlds = ForageVectorEnv(6)
+    _, infos = worlds.reset(seed=0)
+    xy = np.round(worlds.picture_xy(infos["factors"])).astype(int)
+    for (x, y), picture in zip(xy, worlds.render(), strict=True):
+        assert picture.shape == (320, 320, 3)
+        assert picture.dtype == np.uint8
+        red, _, blue = picture[y, x].astype(int)
+        assert blue - red > 150
+    green = []
+    for growth in (0.0, 0.1, 0.5, 0.9, 1.0):
+        put(worlds, worlds.state.layout.hazard, growth=growth)
+        seen = np.stack(worlds.render())[:, :290].astype(int)
+        green.append(((seen[..., 1] - seen[..., 0]) > 60).sum() / 12)  # pixels of one food
+    assert green[-1] == pytest.approx(math.pi * 13**2, rel=0.05)
+    assert (np.diff(green) > [10, 100, 100, 10]).all()
+
+
+@pytest.mark.parametrize("growth", [[0.0, 1.0], [1.0, 0.0]])
+def test_a_picture_shows_each_food_as_it_is_grown(growth):
+    worlds, _ = world(6)
+    layout = worlds.state.layout
+    factors = torch.cat([layout.hazard, torch.tensor([[0.5, *growth]]).expand(6, -1)], -1)
+    worlds.reset(seed=0, options={"factors": factors})
+    xy = worlds.picture_xy(layout.food).round().int()
+    for picture, places in zip(worlds.render(), xy, strict=True):
+        green = [picture[y, x, 1] > 60 + int(picture[y, x, 0]) for x, y in places.tolist()]
+        assert green == [grown == 1 for grown in growth]
+
+
+def test_the_haze_about_food_is_as_wide_as_a_mouth_reaches():
+    worlds, _ = world(24)
+    layout = worlds.state.layout
+    put(worlds, layout.hazard)
+    for gap, hazy in ((0.105, True), (0.125, False)):
+        place = beside(layout.food[:, 0], gap)
+        alone = distance(place, layout.hazard) > layout.radius + 0.01
+        alone &= (distance(place, layout.flag) > 0.15) & (distance(place, layout.food[:, 1]) > 0.13)
+        assert alone.sum() > 8
+        x, y = worlds.picture_xy(place[alone]).round().int().T.tolist()
+        seen = np.stack(worlds.render())[alone.nonzero()[:, 0], y, x]
+        assert ((seen != [250, 248, 243]).any(-1) == hazy).all()
+
+
+def test_the_bar_is_as_long_as_the_energy():
+    worlds = ForageVectorEnv(1)
+    for energy in (0.25, 0.75):
+        put(worlds, torch.full((1, 2), 0.5), energy=energy)
+        row = worlds.render()[0][303, 24:296].astype(int)
+        coloured = (row.max(-1) - row.min(-1) > 40).mean()
+        assert coloured == pytest.approx(energy, abs=0.015)
+
+
+def test_the_body_moves_by_its_action_at_most_a_step_and_slides_at_borders():
+    worlds, _ = world(5)
+    put(worlds, torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.98, 0.5], [0.5, 0.5], [0.0, 1.0]]))
+    actions = [[0.5, -0.2], [3.0, 4.0], [0.8, 0.6], [3e38, -3e38], [-1.0, 0.0]]
+    worlds.step(torch.tensor(actions))
+    half = 0.05 / math.sqrt(2)
+    ends = [[0.525, 0.49], [0.53, 0.54], [1.0, 0.53], [0.5 + half, 0.5 - half], [0.0, 1.0]]
+    torch.testing.assert_close(worlds.state.body, torch.tensor(ends))
+
+
+def test_the_reward_is_being_at_the_flag_whatever_the_task():
+    for task in TASKS:
+        worlds, _ = world(2, task=task)
+        flag = worlds.state.layout.flag
+        put(worlds, torch.stack([flag[0], beside(flag, 0.1)[1]]))
+        assert worlds.step(rest(worlds))[1].tolist() == [1, 0]
+        assert worlds.step(towards(flag - worlds.state.body))[1].tolist() == [1, 1]
+
+
+def test_success_now_and_ever_are_told_apart():
+    worlds, _ = world(1, task="eat")
+    infos = put(worlds, torch.full((1, 2), 0.01), energy=0.51)
+    told = [(bool(infos["success"]), bool(infos["final_success"]))]
+    for _ in range(2):
+        *_, infos = worlds.step(rest(worlds))
+        told.append((bool(infos["success"]), bool(infos["final_success"])))
+    assert told == [(True, True), (True, False), (True, False)]
+
+
+def test_exploring_counts_cells_and_staying_counts_steps():
+    explore, _ = world(1, task="explore")
+    put(explore, torch.tensor([[0.01, 0.5]]))
+    scores = [explore.step(torch.tensor([[1.0, 0.0]]))[4]["score"].item() for _ in range(19)]
+    assert scores == [min(int((0.01 + 0.05 * (k + 1)) * 6), 5) + 1 for k in range(19)]
+    stay, _ = world(1, task="stay")
+    assert put(stay, torch.tensor([[0.5, 0.5]]))["score"] == 1
+    pushes = [[0.9, 0.0], [0.9, 0.0], [-0.9, 0.0], [0.0, 0.0]]
+    told = [stay.step(torch.tensor([p]))[4] for p in pushes]
+    assert [t["score"].item() for t in told] == pytest.approx([1, 0.5, 2 / 3, 0.75])
+    assert [bool(t["final_success"]) for t in told] == [True, False, True, True]
+
+
+@EVERY_TASK
+def test_the_oracle_is_far_better_than_chance(task):
+    oracle, _ = fortune(task, lambda worlds: worlds.oracle())
+    chance, _ = fortune(task, at_random)
+    least = {"eat": 8, "flag": 1, "explore": 36, "stay": 1}[task]
+    assert oracle >= least
+    assert chance < 0.25 * least
+
+
+@pytest.mark.parametrize(
+    ("steps", "growth", "chosen"),
+    [
+        ([4, 8], [1.0, 1.0], 0),  # both ripe: the nearer
+        ([1, 8], [0.0, 1.0], 1),  # nothing there yet: the ripe one
+        ([4, 16], [0.02, 0.03], 1),  # the way is time to grow
+        ([10, 40], [0.17, 1.0], 0),  # but not to grow beyond ripe
+    ],
+)
+def test_who_grazes_goes_where_most_will_have_grown_for_the_way(steps, growth, chosen):
+    worlds, _ = world(1)
+    side = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    layout = worlds.state.layout._replace(food=0.05 * torch.tensor(steps)[:, None] * side)
+    here = torch.zeros(1, 2)
+    state = worlds.state._replace(body=here, growth=torch.tensor([growth]), layout=layout)
+    torch.testing.assert_close(graze(state), side[:, chosen])
+
+
+def test_who_grazes_seldom_goes_hungry():
+    worlds, infos = world(200)
+    for _ in range(worlds.budget):
+        *_, infos = worlds.step(worlds.oracle())
+        assert infos["interoception"][:, 0].min() > 0
+    assert infos["final_success"].float().mean() > 0.95
+
+
+def test_the_way_round_the_hazard_is_painless_and_the_straight_way_is_not():
+    _, careful = fortune("flag", lambda worlds: worlds.oracle(), 1000)
+    score, careless = fortune("flag", straight, 1000)
+    assert score == 1
+    assert careful.max() < 0.1
+    assert careless.min() > 1
+
+
+def test_the_way_round_the_hazard_is_no_longer_than_the_other_way_round():
+    worlds, _ = world(300, task="flag")
+    layout, body = worlds.state.layout, worlds.state.body
+    arrived = torch.full((300,), 999)
+    for step in range(60):
+        *_, infos = worlds.step(worlds.oracle())
+        arrived = torch.where(infos["final_success"] & (arrived > step), step, arrived)
+    direct = distance(body, layout.flag)
+    quarter = math.pi / 2 * (layout.radius + 0.02)  # half the way round at the very most
+    usual = arrived.float() * 0.05 <= direct + 2 * quarter - layout.radius
+    assert usual.float().mean() > 0.97  # the rest has a border on the shorter side
+    assert arrived.max() < 60
+
+
+def test_a_walk_goes_everywhere_and_never_faster_than_a_body_can():
+    worlds, _ = world(200)
+    lengths = []
+    for _ in range(149):
+        actions = worlds.walk()
+        lengths.append(actions.norm(dim=-1))
+        *_, infos = worlds.step(actions)
+    length = torch.stack(lengths)
+    assert length.max() < 1.00001
+    assert 0.08 < (length == 0).float().mean() < 0.2
+    assert (length > 0.95).float().mean() > 0.25
+    assert (length < 0.5).float().mean() > 0.25
+    assert worlds.state.record.visited.float().mean(0).min() > 0.2
+    assert (infos["damage"] > 1).float().mean() > 0.6
+    assert (infos["eaten"] > 1).float().mean() > 0.7
+
+
+@pytest.mark.parametrize(
+    ("errands", "least", "most"), [(0.6, 0.1, 0.25), (1.0, 0.02, 0.08)], ids=["usual", "errands"]
+)
+def test_who_walks_presses_against_every_border_now_and_then(errands, least, most):
+    worlds, _ = world(200, errands=errands)
+    pressed = []
+    for _ in range(149):
+        actions = worlds.walk()
+        wish = worlds.state.body + 0.05 * actions
+        pressed.append(torch.cat([wish < 0, wish > 1], -1))
+        worlds.step(actions)
+    sides = torch.stack(pressed).float()  # [steps, B, 4]
+    assert least < sides.amax(-1).mean() < most
+    assert sides.mean((0, 1)).min() > least / 5
+    assert sides.amax((0, 2)).mean() > 0.4
+
+
+def test_only_errands_lead_to_the_heart_of_the_hazard():
+    deep = []
+    for errands in (0.0, 1.0):
+        worlds, _ = world(200, errands=errands)
+        for _ in range(100):
+            *_, infos = worlds.step(worlds.walk())
+            deep.append((infos["interoception"][:, 1] > 0.9).float().mean())
+    assert sum(deep[100:]) > 5 * sum(deep[:100])
+
+
+def test_the_exams_tell_a_border_from_the_open():
+    worlds = ForageVectorEnv(1, layouts="test")
+    border, free = (worlds.exams(seed=4)[name] for name in ("border", "open"))
+    space = gymnasium.vector.utils.batch_space(worlds.single_observation_space, 64)
+    assert space.contains(border.obs)
+    assert border.actions.shape == (64, 5, 2)
+    moved = {n: (e.after - e.before)[:, 0] for n, e in (("border", border), ("open", free))}
+    assert moved["border"].min() >= 0.2 * 0.05 - 1e-6
+    assert moved["border"].max() <= 2 * 0.05 + 1e-6
+    np.testing.assert_allclose(border.after[:, 0], 1)
+    np.testing.assert_allclose(moved["open"], 0.25, rtol=1e-5)
+    np.testing.assert_array_equal(border.obs["body"], border.before[:, :2])
+    np.testing.assert_array_equal(border.obs["flag"], worlds.exams(seed=4)["border"].obs["flag"])
+
+
+def test_views_stay_in_their_space():
+    worlds = ForageVectorEnv(32, budget=60)
+    for told in lived(worlds, 130, 0, lambda step: noise(step, 0, 32)):
+        assert worlds.observation_space.contains({name: told[name] for name in SPACES})
+        assert told["interoception"].dtype == np.float32
+        assert told["score"].dtype == np.float32
+
+
+SPACES = ("body", "energy", "food", "hazard", "flag")
+
+
+def test_episodes_end_when_the_budget_is_spent_and_feelings_begin_anew():
+    worlds, _ = world(3, budget=4)
+    ends = []
+    for _ in range(10):
+        obs, _, terminated, truncated, infos = worlds.step(worlds.oracle())
+        ends.append(truncated.all().item())
+        assert not terminated.any()
+        if len(ends) == 5:
+            torch.testing.assert_close(infos["interoception"][:, 0], obs["energy"][:, 0])
+            assert infos["interoception"][:, 0].min() >= 0.3
+            assert not infos["interoception"][:, 2].any()
+            assert not infos["eaten"].any()
+            assert (infos["cells"] == 1).all()
+    assert ends == [False, False, False, True, False] * 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("task", ["eat", "stay"])
+def test_gymnasium_accepts_the_world(task):
+    made = gymnasium.make(envs.FORAGE, task=task, render_mode="rgb_array").unwrapped
+    check_env(made)
+    assert isinstance(made, ForageEnv)
+    assert made.interoception_names == ("energy", "damage", "meal")
+    assert made.factor_names == ("body x", "body y", "energy", "food 1", "food 2")
+    shapes = {name: np.shape(part) for name, part in dict(made.reset(seed=0)[0]).items()}
+    assert shapes == {"body": (2,), "energy": (1,), "food": (2, 3), "hazard": (3,), "flag": (2,)}
+
+
+@pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
+def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
+    worlds = gymnasium.make_vec(envs.FORAGE, num_envs=3, vectorization_mode=mode, layouts="test")
+    obs, infos = worlds.reset(seed=8)
+    own, own_infos = gymnasium.make(envs.FORAGE, layouts="test").reset(seed=10)
+    for name in own:
+        np.testing.assert_array_equal(obs[name][2], own[name])
+    np.testing.assert_array_equal(infos["interoception"][2], own_infos["interoception"])
+    assert infos["_score"].all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"task": "sing"}, "eat, flag, explore, stay"),
+        ({"layouts": "some"}, "train"),
+        ({"output": "jax"}, "torch"),
+        ({"budget": 0}, "budget"),
+        ({"errands": 1.5}, "errands"),
+        ({"num_envs": 0}, "num_envs"),
+    ],
+)
+def test_unusable_settings_are_refused_by_name(settings, named):
+    with pytest.raises(ValueError, match=named):
+        ForageVectorEnv(**settings)
+
+
+@pytest.mark.parametrize("wrong", [1.2, -0.1, math.nan])
+def test_unusable_factors_are_refused_by_world(wrong):
+    worlds, infos = world(3)
+    factors = infos["factors"].clone()
+    with pytest.raises(ValueError, match=r"factors is \[2, 5\]; needed is \[3, 5\]"):
+        worlds.reset(options={"factors": factors[:2]})
+    factors[1, 4] = wrong
+    with pytest.raises(ValueError, match="world 1"):
+        worlds.reset(options={"factors": factors})
+
+
+def test_factors_put_back_give_the_same_moment_in_the_same_layout():
+    worlds, _ = world(4)
+    for _ in range(20):
+        obs, *_, infos = worlds.step(worlds.walk())
+    again, _ = worlds.reset(seed=0, options={"factors": infos["factors"]})
+    for name in obs:
+        torch.testing.assert_close(obs[name], again[name])
+
+
+def test_what_was_told_stays_as_it_was():
+    worlds = ForageVectorEnv(2)
+    obs, infos = worlds.reset(seed=0)
+    assert isinstance(obs, dict)
+    kept = {name: part.copy() for name, part in {**obs, **infos}.items()}
+    for _ in range(5):
+        worlds.step(worlds.oracle())
+    for name, part in {**obs, **infos}.items():
+        np.testing.assert_array_equal(part, kept[name], err_msg=name)
+
+
+def test_the_hazard_stays_in_the_arena_where_the_way_runs_along_a_border():
+    start, flag = torch.tensor([[0.05, 0.05]]), torch.tensor([[0.05, 0.95]])
+    for aside in (0.0, 0.999):
+        hazard, radius = draw_hazard(torch.tensor([[1.0, 0.5, aside]]), start, flag)
+        torch.testing.assert_close(hazard, torch.tensor([[0.15, 0.5]]), atol=1e-3, rtol=0)
+        torch.testing.assert_close(radius, torch.tensor([0.2]))
+
+
+def test_errands_lead_everywhere_and_to_food_twice_as_often():
+    drawn, uniform = layouts(8000), draw(keys_of(range(8000), CPU), 4)[0]
+    target = somewhere(drawn, uniform)
+    at_food = distance(drawn.food, target[:, None]) == 0
+    shares = [*at_food.float().mean(0).tolist()]
+    shares += [(distance(p, target) == 0).float().mean() for p in (drawn.flag, drawn.hazard)]
+    assert shares == pytest.approx([1 / 5] * 4, abs=0.02)
+    known = torch.cat([drawn.food, drawn.flag[:, None], drawn.hazard[:, None]], 1)
+    anywhere = target[(distance(known, target[:, None]) > 0).all(-1)]
+    assert len(anywhere) / 8000 == pytest.approx(1 / 5, abs=0.02)
+    for side in (0, 1):
+        low, middle, high = anywhere[:, side].quantile(torch.tensor([0.0, 0.5, 1.0])).tolist()
+        assert (low, middle, high) == pytest.approx((-0.6, 0.5, 1.6), abs=0.05)
+        assert min(low + 0.6, 1.6 - high) > 0
+
+
+def test_a_sweep_begins_in_the_nearest_corner():
+    worlds, _ = world(60, task="explore")
+    corner = (worlds.state.layout.start > 0.5).float()
+    state = worlds.state._replace(record=blank(worlds.state.record))
+    for _ in range(30):
+        state = state._replace(body=moved(state.body, sweep(state)))
+    middle = (corner * 5 + 0.5) / 6
+    torch.testing.assert_close(state.body, middle)
+
+
+def blank(record):
+    return record._replace(visited=torch.zeros_like(record.visited, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("gap", "there"), [(0.0599, True), (0.0601, False)])
+def test_the_flag_is_reached_within_its_ring(gap, there):
+    worlds, _ = world(16, task="flag")
+    flag = worlds.state.layout.flag
+    infos = put(worlds, beside(flag, gap))
+    assert (infos["final_success"] == there).all()
+
+
+def test_exploring_succeeds_with_29_cells():
+    worlds, _ = world(32, task="explore")
+    for _ in range(worlds.budget):
+        *_, infos = worlds.step(worlds.oracle())
+        assert ((infos["cells"] >= 29) == infos["final_success"]).all()
+
+
+def test_the_picture_frames_the_arena():
+    worlds, _ = world(1)
+    corners = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    (left, top), (right, bottom) = worlds.picture_xy(corners).round().int().tolist()
+    picture = worlds.render()[0][:290]
+    dark = (picture < 100).all(-1)
+    rows, columns = dark.mean(1) > 0.8, dark.mean(0) > 0.8
+    for line, first, last in ((rows, top, bottom), (columns, left, right)):
+        where = np.flatnonzero(line)
+        assert abs(where.min() - first) <= 3
+        assert abs(where.max() - last) <= 3
