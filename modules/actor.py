@@ -15,22 +15,30 @@ from modules.types import Focus, Mode, Plan, Shape, require
 
 
 class Policy(nn.Module):
-    """pi(s, g) -> the action that Mode-2 would have found after deliberation, in one pass."""
+    """pi(s, g, task) -> the action that Mode-2 would have found after deliberation, in one pass.
+
+    What is told of the task are the weights of some costs, `[B, W]`; W may be 0."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 256
 
-        def build(self, shape: Shape, action_dim: int, bounds: Bounds) -> Policy:
-            return Policy(mlp(3 * prod(shape), self.hidden, action_dim), action_dim, bounds)
+        def build(self, shape: Shape, action_dim: int, bounds: Bounds, told: int) -> Policy:
+            layers = mlp(3 * prod(shape) + told, self.hidden, action_dim)
+            return Policy(layers, action_dim, bounds)
 
     def __init__(self, layers: nn.Module, action_dim: int, bounds: Bounds) -> None:
         super().__init__()
         self.layers, self.bounds, self.action_dim = layers, bounds, action_dim
 
-    def forward(self, state: Tensor, goal: Tensor) -> Tensor:
-        """States `[B, D]`, goals `[B, D]` -> actions `[B, A]` inside the bounds."""
-        return self.bounds.bound(self.layers(torch.cat([state, goal, goal - state], -1)))
+    def forward(self, state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
+        """States, goals `[B, D]`, the task `[B, W]` -> actions `[B, A]` inside the bounds."""
+        known = torch.cat([state, goal, goal - state, self.spread(condition)], -1)
+        return self.bounds.bound(self.layers(known))
+
+    def spread(self, condition: Tensor) -> Tensor:
+        """The task `[B, W]` as numbers beside those of a state."""
+        return condition
 
 
 class MapPolicy(Policy):
@@ -41,10 +49,19 @@ class MapPolicy(Policy):
         channels: int = 32
         hidden: int = 256
 
-        def build(self, shape: Shape, action_dim: int, bounds: Bounds) -> MapPolicy:
-            both = (3 * shape[0], *shape[1:])  # flat maps one behind the other are their channels
+        def build(self, shape: Shape, action_dim: int, bounds: Bounds, told: int) -> MapPolicy:
+            # flat maps one behind the other are their channels
+            both = (3 * shape[0] + told, *shape[1:])
             layers = Neighbourhoods(both, self.channels, self.hidden, action_dim)
-            return MapPolicy(layers, action_dim, bounds)
+            return MapPolicy(layers, action_dim, bounds, shape[1] * shape[2])
+
+    def __init__(self, layers: nn.Module, action_dim: int, bounds: Bounds, places: int) -> None:
+        super().__init__(layers, action_dim, bounds)
+        self.places = places
+
+    def spread(self, condition: Tensor) -> Tensor:
+        """The same number in every place, one channel for each."""
+        return condition.repeat_interleave(self.places, -1)
 
 
 class Reflex:
@@ -60,12 +77,13 @@ class Reflex:
         """`[B, D]` -> a plan of one action."""
         now = state[:, None]
         return Plan(
-            actions=self.policy(state, focus.goal)[:, None],
+            actions=self.policy(state, focus.goal, focus.condition)[:, None],
             energy=state.new_full((len(state),), torch.nan),
             terms={},
             states=now,
             subgoals=now[:, :0],
             considered=now[:, None],
+            deliberated=torch.zeros(len(state), dtype=torch.bool, device=state.device),
         )
 
 
@@ -84,7 +102,8 @@ class Habit:
         """`[B, D]` -> `[B, 1, H, A]`"""
         actions = []
         for _ in range(focus.horizon):
-            actions.append(self.policy(state, focus.goal)[:, None, None])
+            action = self.policy(state, focus.goal, focus.condition)
+            actions.append(action[:, None, None])
             state = self.eye.imagine(state, actions[-1]).states[:, 0, -1]
         return torch.cat(actions, 2)
 

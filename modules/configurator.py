@@ -1,29 +1,65 @@
-"""Configurator: takes the task and sets every other box for it (LeCun 2022, 3.1.1)."""
+"""Configurator: takes the task and sets every other box for it (LeCun 2022, 3.1.1): the goal, the
+weights of the costs, limits on what may be felt, what perception attends to, the mode, the horizon
+and the budget of thought."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from modules.types import Focus, Observation, UnusableInput, require
+
+TO_GOAL = ("reach", "critic")
+"""Costs that mean nothing without a goal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is wanted, in the user's words."""
 
-    goal: Observation
-    """`[B, *O]`: what the senses would deliver if it were done."""
-    mode: str = "plan"
-    """"react" (Mode-1) or "plan" (Mode-2)."""
+    goal: Observation | None = None
+    """`[B, *O]`: what the senses would deliver if it were done; None where drives say it all."""
+    drives: Mapping[str, float] = field(default_factory=dict)
+    """How much each drive matters, by name: now, and as far as its critic foresees."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """How much of a drive may be felt at any step, by name, in its unit."""
+    attend: Mapping[str, float] = field(default_factory=dict)
+    """Gains of the senses that differ from the agent's own, by name; 0 shuts one out."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Cost weights that differ from the agent's own, by name."""
+    mode: str = "plan"
+    """"react" (Mode-1), "plan" (Mode-2) or "auto" (Mode-2 where it is worth it)."""
     horizon: int = 0
     """Imagined steps; 0 leaves it to the planner."""
     steps: int = 0
     """Planning budget: improvements of a cold plan; 0 leaves it to the planner."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """A task by name, as a recipe knows it: `ami eval DIR --task NAME`."""
+
+    aim: Literal["world", "here", "none"] = "none"
+    """The goal: what the world names, where the agent is when it is told, or none."""
+    drives: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
+    attend: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    horizon: int = 0
+    options: dict[str, int | float | str] = field(default_factory=dict)
+    """Keyword arguments of the world in which this task is judged."""
+
+    def task(self, goal: Observation | None, mode: str) -> Task:
+        """In the user's words."""
+        return Task(
+            goal=goal, drives=self.drives, limits=self.limits, attend=self.attend,
+            weights=self.weights, mode=mode, horizon=self.horizon,
+        )  # fmt: skip
 
 
 class Configurator:
@@ -37,33 +73,82 @@ class Configurator:
         """u: weight of the squared length of the actions."""
         critic: float = 1.0
         """v: weight of the steps still to go."""
+        attend: dict[str, float] = field(default_factory=dict)
+        """Gains of the senses, by name; 1 where none is named."""
+        told: tuple[str, ...] = ()
+        """Costs whose weights the policy is told, so that it knows the task."""
 
         def __post_init__(self) -> None:
             require(self, reach=0, effort=0, critic=0)
 
-        def build(self, horizon: int, steps: int, modes: tuple[str, ...]) -> Configurator:
-            return Configurator(self, horizon, steps, modes)
+        def build(
+            self, horizon: int, steps: int, modes: tuple[str, ...], senses: Sequence[str],
+            drives: Sequence[str], foreseen: Sequence[str],
+        ) -> Configurator:  # fmt: skip
+            return Configurator(self, horizon, steps, modes, senses, drives, foreseen)
 
-    def __init__(self, config: Config, horizon: int, steps: int, modes: tuple[str, ...]) -> None:
-        self.weights = {
-            "reach": config.reach,
-            "effort": config.effort,
-            "critic": config.critic,
-        }
+    def __init__(
+        self, config: Config, horizon: int, steps: int, modes: tuple[str, ...],
+        senses: Sequence[str], drives: Sequence[str], foreseen: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.weights = {name: getattr(config, name) for name in ("reach", "effort", "critic")}
         self.horizon, self.steps, self.modes = horizon, steps, modes
+        self.senses, self.drives, self.foreseen = senses, drives, foreseen
+        self.told = config.told
+        _check("gain of the sense", config.attend, senses)
+        self.gains = {**dict.fromkeys(senses, 1.0), **config.attend}
+
+    def primed(self, task: Task) -> dict[str, float]:
+        """Gains of the senses under this task, by name."""
+        _check("gain of the sense", task.attend, self.senses)
+        return {**self.gains, **task.attend}
+
+    def weigh(self, task: Task) -> dict[str, float]:
+        """Weights of the costs, by name: a drive's weight is also that of its critic."""
+        _check("weight of the drive", task.drives, self.drives)
+        own = {n: w for n, w in self.weights.items() if task.goal is not None or n not in TO_GOAL}
+        ahead = {f"critic_{n}": w for n, w in task.drives.items() if n in self.foreseen}
+        return {**own, **task.drives, **ahead, **task.weights}
 
     def focus(self, task: Task, goal: Tensor) -> Focus:
-        """The task and its goal as a state `[B, D]` -> what every box needs to know."""
+        """The task and its goal as a state `[B, D]` (any one state where it has none) -> what every
+        box needs to know."""
         if task.mode not in self.modes:
             raise UnusableInput(f"no mode {task.mode!r}; there are {', '.join(self.modes)}")
         if min(task.horizon, task.steps) < 0:
             raise UnusableInput(
                 f"horizon {task.horizon} and steps {task.steps} must be 0 (the default) or more"
             )
+        for name, most in task.limits.items():
+            if name not in self.drives:
+                raise UnusableInput(_unknown("limit of the drive", name, self.drives))
+            if not isfinite(most):
+                raise UnusableInput(f"the limit of {name!r} is {most}; it must be a finite number")
+        weights = self.weigh(task)
+        told = torch.tensor([float(weights.get(name, 0)) for name in self.told])
         return Focus(
             mode=task.mode,
             goal=goal,
-            weights={**self.weights, **task.weights},
+            weights=weights,
+            limits=dict(task.limits),
+            gains=self.primed(task),
+            condition=told.to(goal).expand(len(goal), -1),
             horizon=task.horizon or self.horizon,
             steps=task.steps or self.steps,
+            lived=goal[:, None][:, :0],
+            pace=goal.new_ones(len(goal)),
         )
+
+
+def _unknown(what: str, name: str, known: Sequence[str]) -> str:
+    choices = f"there are {', '.join(known)}" if known else "this agent has none"
+    return f"{what} {name!r}: {choices}"
+
+
+def _check(what: str, numbers: Mapping[str, float], known: Sequence[str]) -> None:
+    """Raises UnusableInput for a name that isn't known, and a number that is negative or NaN."""
+    for name, value in numbers.items():
+        if name not in known:
+            raise UnusableInput(_unknown(what, name, known))
+        if not 0 <= value < float("inf"):
+            raise UnusableInput(f"the {what} {name!r} is {value}; it must be 0 or more")

@@ -1,34 +1,26 @@
 """Cost: how much a state hurts. C(s) = sum_i u_i IC_i(s) + sum_j v_j TC_j(s) (LeCun 2022, 4.3).
 
-Intrinsic costs are functions: they have no parameters, so nothing can train them. The critic is a
-module and learns the intrinsic cost still to come, here as the number of steps to a goal.
+Intrinsic costs are functions: they have no parameters, so nothing can train them. The critics are
+modules and learn the intrinsic cost still to come: the number of steps to a goal, and for every
+drive (`drives.py`) what it will cost in the long run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
-from modules.layers import Neighbourhoods, mlp
-from modules.types import Energy, Focus, Rollout, Shape, UnusableInput
+from modules.drives import Drives
+from modules.intrinsic import INTRINSIC
+from modules.layers import InUnits, Neighbourhoods, mlp, sharp
+from modules.types import Energy, Focus, Rollout, Shape, UnusableInput, require
 
-
-def reach(rollout: Rollout, focus: Focus) -> Tensor:
-    """Not being at the goal: mean squared difference of state and goal, mean over the path;
-    `[B, P]`."""
-    difference = rollout.states[:, :, 1:] - focus.goal[:, None, None]  # [B, P, H, D]
-    return difference.square().mean((-2, -1))
-
-
-def effort(rollout: Rollout, focus: Focus) -> Tensor:
-    """Squared length of the actions, mean over the path; `[B, P]`."""
-    return rollout.actions.square().sum(-1).mean(-1)
-
-
-INTRINSIC: Mapping[str, Energy] = {"reach": reach, "effort": effort}
+Doubt = Callable[[Tensor, Tensor], Tensor]
+"""States `[..., D]`, actions `[..., A]` -> how little is known of what follows, `[...]`."""
 
 
 class Quasimetric(nn.Module):
@@ -111,20 +103,106 @@ class NoCritic(nn.Module):
         return 0 * rollout.actions.sum((-2, -1))  # has a gradient, as every energy has
 
 
+class Foresight(InUnits):
+    """A critic for every drive: V(s) = sum_k gamma^k c_k, the discounted intrinsic cost that is
+    still to come after state s, `[..., D]` -> `[..., W]` (LeCun 2022, 4.3; Sutton & Barto 2018,
+    3.5)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 256
+        discount: float = 0.97
+        """gamma"""
+
+        def __post_init__(self) -> None:
+            require(self, hidden=1, discount=0)
+            if not self.discount < 1:
+                raise UnusableInput(f"discount is {self.discount}; it must be below 1")
+
+        def build(self, shape: Shape, drives: int) -> Foresight:
+            layers = sharp(prod(shape), self.hidden, drives)
+            return Foresight(layers, drives, self.discount)
+
+    def __init__(self, layers: nn.Module, drives: int, discount: float) -> None:
+        super().__init__(layers, drives)
+        self.discount = discount
+
+
+class NoForesight(nn.Module):
+    """No drive is foreseen beyond the horizon."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        discount: float = 0.97
+
+        def build(self, shape: Shape, drives: int) -> NoForesight:
+            return NoForesight(self.discount)
+
+    def __init__(self, discount: float) -> None:
+        super().__init__()
+        self.discount = discount
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state[..., :0]
+
+
+LIMIT_PRICE = 100.0
+"""What exceeding a limit costs, per unit of its drive: more than anything else is worth."""
+
+
+class Body(nn.Module):
+    """What the drives make of an imagined future, and what the critics foresee at its end.
+
+    The estimate is the mean over k = 1..H of the k-step returns c_1 + .. + gamma^(k-1) c_k +
+    gamma^k V(s_k): so the first actions matter to every term, and a short plan is as good a guess
+    as a long one."""
+
+    def __init__(self, drives: Drives, foresight: Foresight | NoForesight) -> None:
+        super().__init__()
+        self.drives, self.foresight = drives, foresight
+        self.foreseen = drives.names if isinstance(foresight, Foresight) else ()
+
+    def names(self) -> list[str]:
+        """Every energy of the body: each drive, and each critic of one."""
+        return [*self.drives.names, *(f"critic_{name}" for name in self.foreseen)]
+
+    def forward(self, rollout: Rollout, limits: Mapping[str, float]) -> dict[str, Tensor]:
+        """Unweighted energies by name, each `[B, P]`, and how far each limit is exceeded."""
+        felt = self.drives(rollout.interoception)  # [B, P, H, W]
+        horizon = rollout.actions.shape[2]
+        step = torch.arange(horizon, device=felt.device, dtype=felt.dtype)
+        fade = self.foresight.discount**step
+        soon = torch.einsum("bphw,h->bpw", felt, fade * (1 - step / horizon))
+        late = self.foresight(rollout.states[:, :, 1:])
+        late = torch.einsum("bphw,h->bpw", late, fade * self.foresight.discount / horizon)
+        return {
+            **dict(zip(self.drives.names, soon.unbind(-1), strict=True)),
+            **dict(zip((f"critic_{n}" for n in self.foreseen), late.unbind(-1), strict=True)),
+            **{
+                f"limit {name}": (felt[..., self.drives.names.index(name)] - most).relu().sum(-1)
+                for name, most in limits.items()
+            },
+        }
+
+
 class Cost(nn.Module):
     """The weighted energies. The sum is for the optimiser, the names are for the reader."""
 
-    def __init__(self, critic: Critic | NoCritic) -> None:
+    def __init__(self, critic: Critic | NoCritic, body: Body, doubt: Doubt) -> None:
         super().__init__()
-        self.critic = critic
+        self.critic, self.body, self.doubt = critic, body, doubt
 
     def energies(self) -> dict[str, Energy]:
-        """Every energy there is, by the name of its weight."""
-        return {**INTRINSIC, "critic": self.critic}
+        """Every energy of states and actions, by the name of its weight."""
+        return {**INTRINSIC, "curiosity": self._curiosity, "critic": self.critic}
+
+    def names(self) -> list[str]:
+        """All that can have a weight."""
+        return [*self.energies(), *self.body.names()]
 
     def check(self, weights: Mapping[str, float]) -> None:
         """Raises UnusableInput for weights that name no energy, or are negative or not finite."""
-        names = list(self.energies())
+        names = self.names()
         for name, weight in weights.items():
             if name not in names:
                 raise UnusableInput(f"no cost is called {name!r}; there are {', '.join(names)}")
@@ -136,8 +214,16 @@ class Cost(nn.Module):
     def forward(self, rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
         """Weighted energies by name, each `[B, P]`; what has no weight is not computed."""
         energies = self.energies()
+        wanted = {name: weight for name, weight in focus.weights.items() if weight}
+        prices = {f"limit {name}": LIMIT_PRICE for name in focus.limits}
+        bodily = {n: w for n, w in {**wanted, **prices}.items() if n not in energies}
+        felt = self.body(rollout, focus.limits) if bodily else {}
         return {
-            name: weight * energies[name](rollout, focus)
-            for name, weight in focus.weights.items()
-            if weight
+            **{n: w * energies[n](rollout, focus) for n, w in wanted.items() if n in energies},
+            **{name: weight * felt[name] for name, weight in bodily.items()},
         }
+
+    def _curiosity(self, rollout: Rollout, focus: Focus) -> Tensor:
+        """Minus the disagreement of the world model's ensemble, mean over the path; `[B, P]`
+        (Plan2Explore, Sekar et al. 2020)."""
+        return -self.doubt(rollout.states[:, :, :-1], rollout.actions).mean(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from modules.types import Shape
@@ -14,6 +15,42 @@ def mlp(size: int, hidden: int, out: int) -> nn.Sequential:
         nn.SiLU(),
         nn.Linear(hidden, hidden),
         nn.SiLU(),
+        nn.Linear(hidden, out),
+    )
+
+
+class InUnits(nn.Module):
+    """Layers that answer `[..., N]` numbers, each in its own unit."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, layers: nn.Module, size: int) -> None:
+        super().__init__()
+        self.layers = layers
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    def adapt(self, answers: Tensor) -> None:
+        """Takes the units of what is to be answered, `[M, N]`, as its own."""
+        self.mean.copy_(answers.mean(0))
+        self.scale.copy_(answers.std(0).clamp_min(1e-3))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., N]`"""
+        return self.mean + self.scale * self.layers(state)
+
+
+def sharp(size: int, hidden: int, out: int) -> nn.Sequential:
+    """`[..., size]` -> three hidden layers with kinks -> `[..., out]`: for functions that change
+    within a small part of the state space, which smooth layers are slow to learn."""
+    return nn.Sequential(
+        nn.Linear(size, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
         nn.Linear(hidden, out),
     )
 

@@ -18,7 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from modules.types import Observation, Trajectory, Transition, UnusableInput
+from modules.types import Observation, Trajectory, Transition, UnusableInput, by_sense
+
+DEEDS = ("action", "interoception", "terminated")  # what is kept beside observations
 
 
 class Windows(NamedTuple):
@@ -115,14 +117,18 @@ class Memory:
             raise UnusableInput(f"memory keeps no step of episode {int(episode)}")
         return self._read(age.argmax()[None], length)
 
-    def translated(self, perceive: Callable[[Tensor], Tensor], batch: int = 1024) -> Memory:
-        """The same lives with `perceive(obs)` `[N, D]` in the place of observations, read-only."""
-        filled = min(self._steps + 1, self._rows)
-        flat = self._store["obs"][:filled].flatten(0, 1)
+    def translated(self, perceive: Callable[[Observation, Tensor], Tensor]) -> Memory:
+        """The same lives, read-only, with states in the place of observations: `perceive` is shown
+        `[B, *O]` of every step in the order they were lived, and which of B begin an episode."""
+        rows = range(self._oldest(), self._steps + 1)
+        senses = {name: part for name, part in self._store.items() if name not in DEEDS}
+        states: dict[int, Tensor] = {}
         with torch.no_grad():
-            states = torch.cat([perceive(part) for part in flat.split(batch)])
-        other = copy(self)
-        other._store = {**self._store, "obs": states.unflatten(0, (filled, -1))}
+            for row in (step % self._rows for step in rows):
+                now = _observation({name: part[row] for name, part in senses.items()})
+                states[row] = perceive(now, self._age[:, row] == 0)
+        other, seen = copy(self), torch.stack([states[row] for row in sorted(states)])
+        other._store = {"obs": seen, **{name: self._store[name] for name in DEEDS}}
         return other
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -193,12 +199,8 @@ class Memory:
         rows = (since[:, None] + self._oldest() + back) % self._rows  # [N, T + 1]
         index = rows * len(self._ended) + world[:, None]
         senses = {k: _take(v, index) for k, v in self._store.items() if k.startswith("obs")}
-        return Trajectory(
-            obs=_observation(senses),
-            actions=_take(self._store["action"], index[:, :-1]),
-            interoception=_take(self._store["interoception"], index[:, :-1]),
-            episode=self._episode[world, rows[:, -1]],
-        )
+        done, felt, over = (_take(self._store[name], index[:, :-1]) for name in DEEDS)
+        return Trajectory(_observation(senses), done, felt, over, self._episode[world, rows[:, -1]])
 
     def _oldest(self) -> int:
         """The oldest step that is kept; its row is that number modulo the rows."""
@@ -228,20 +230,18 @@ def _take(part: Tensor, index: Tensor) -> Tensor:
 
 
 def _senses(obs: Observation) -> dict[str, Tensor]:
-    if isinstance(obs, Tensor):
-        return {"obs": obs}
-    return {f"obs.{name}": part for name, part in obs.items()}
+    parts = by_sense(obs).items()
+    return {name if name == "obs" else f"obs.{name}": part for name, part in parts}
 
 
 def _observation(senses: Mapping[str, Tensor]) -> Observation:
     """What `_senses` took apart."""
-    if "obs" in senses:
-        return senses["obs"]
-    return {name.removeprefix("obs."): part for name, part in senses.items()}
+    named = {name.removeprefix("obs."): part for name, part in senses.items()}
+    return named.get("obs", named)
 
 
 def _deeds(lived: Transition) -> dict[str, Tensor]:
-    return {"action": lived.action, "interoception": lived.interoception}
+    return {name: getattr(lived, name) for name in DEEDS}
 
 
 def _check_like(name: str, wanted: Tensor, given: Tensor) -> None:

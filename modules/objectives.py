@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 _EPS = 1e-4
@@ -56,6 +57,18 @@ def inverse(guessed: Tensor, actions: Tensor) -> Tensor:
     return (guessed - actions).square().mean()
 
 
+def feeling(read: Tensor, felt: Tensor, scale: Tensor) -> Tensor:
+    """What is read off predicted states `[..., I]` is what was felt on arrival, each channel in its
+    own unit `[I]`; scalar. What can't be known is NaN, and nobody is asked for it."""
+    known = torch.where(felt.isnan(), read.detach(), felt)
+    return ((read - known) / scale).square().mean() if read.shape[-1] else read.sum()
+
+
+def doubt(expected: Tensor, change: Tensor) -> Tensor:
+    """Every member `[members, ..., D]` learns the change `[..., D]` by itself; scalar."""
+    return (expected - change).square().mean() if len(expected) else expected.sum()
+
+
 def within(states: Tensor, together: int) -> Tensor:
     """Takes from each state the mean of its episode: what never changes in an episode goes away.
 
@@ -76,3 +89,5 @@ class Weights:
     covariance_within: float = 0.0
     similarity: float = 12.0
     inverse: float = 1.0
+    feeling: float = 0.0
+    doubt: float = 0.0

@@ -1,25 +1,52 @@
 """Perception: what the senses deliver becomes a latent state.
 
-Two encoders, interchangeable: a vector state, and a map state that keeps *where* things are. Both
-hand out flat states `[B, D]` and say in `shape` how D folds into `[C, h, w]` (a vector is 1 by 1).
+Three encoders, interchangeable: a vector state from one image, a map state that keeps *where*
+things are, and a vector state from any number of senses, vectors, things and images. All hand out
+flat states `[B, D]` and say in `shape` how D folds into `[C, h, w]` (a vector is 1 by 1).
+
+Perception is primed by gains: how much of what a sense delivers comes through.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
-from modules.types import Shape, UnusableInput, require
+from modules.layers import mlp
+from modules.types import Gains, Observation, Shape, UnusableInput, by_sense, require
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""What each sense delivers, by name."""
 
 
-def _check_image(shape: tuple[int, ...], patch: int) -> None:
-    if len(shape) != 3 or min(shape[1:]) < patch:
+def _image(shapes: Shapes, patch: int) -> Shape:
+    """The shape of the one image there is; raises UnusableInput for anything else."""
+    found = [shape for shape in shapes.values() if _is_image(shape, patch)]
+    if len(shapes) != 1 or not found:
         raise UnusableInput(
-            f"observations of shape {shape} are no images [channels, height, width] "
+            f"observations of shape {_told(shapes)} are no images [channels, height, width] "
             f"of at least {patch} by {patch} pixels, which this perception needs"
         )
+    return found[0]  # type: ignore[return-value]
+
+
+def _is_image(shape: tuple[int, ...], patch: int) -> bool:
+    return len(shape) == 3 and min(shape[1:]) >= patch
+
+
+def _told(shapes: Shapes) -> str:
+    return " ".join(str(s) if n == "obs" else f"{n} {s}" for n, s in shapes.items())
+
+
+def amplify(part: Tensor, gain: float | Tensor) -> Tensor:
+    """`[B, ...]` times its gain, one number or `[B]`."""
+    if isinstance(gain, Tensor):
+        return part * gain.reshape(-1, *[1] * (part.ndim - 1))
+    return part if gain == 1 else part * gain
 
 
 class Patches(nn.Module):
@@ -57,9 +84,8 @@ class VectorEncoder(nn.Module):
         def __post_init__(self) -> None:
             require(self, patch=1, channels=1, hidden=1, state=1)
 
-        def build(self, obs_shape: tuple[int, ...]) -> VectorEncoder:
-            _check_image(obs_shape, self.patch)
-            return VectorEncoder(self, (obs_shape[0], obs_shape[1], obs_shape[2]))
+        def build(self, shapes: Shapes) -> VectorEncoder:
+            return VectorEncoder(self, _image(shapes, self.patch))
 
     def __init__(self, config: Config, obs_shape: Shape) -> None:
         super().__init__()
@@ -78,8 +104,9 @@ class VectorEncoder(nn.Module):
             nn.Linear(config.hidden, config.state),
         )
 
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.layers(obs)
+    def forward(self, obs: Observation, gains: Gains) -> Tensor:
+        (image,) = by_sense(obs).values()
+        return self.layers(amplify(image, gains.get("obs", 1)))
 
 
 class MapEncoder(nn.Module):
@@ -94,9 +121,8 @@ class MapEncoder(nn.Module):
         def __post_init__(self) -> None:
             require(self, patch=1, channels=1, hidden=1)
 
-        def build(self, obs_shape: tuple[int, ...]) -> MapEncoder:
-            _check_image(obs_shape, self.patch)
-            return MapEncoder(self, (obs_shape[0], obs_shape[1], obs_shape[2]))
+        def build(self, shapes: Shapes) -> MapEncoder:
+            return MapEncoder(self, _image(shapes, self.patch))
 
     def __init__(self, config: Config, obs_shape: Shape) -> None:
         super().__init__()
@@ -111,8 +137,111 @@ class MapEncoder(nn.Module):
             nn.Flatten(),
         )
 
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.layers(obs)
+    def forward(self, obs: Observation, gains: Gains) -> Tensor:
+        (image,) = by_sense(obs).values()
+        return self.layers(amplify(image, gains.get("obs", 1)))
 
 
-Perception = VectorEncoder | MapEncoder
+class ImageSense(nn.Sequential):
+    """Pixels `[B, C, S, S]` -> features `[B, F]`."""
+
+    def __init__(self, shape: tuple[int, ...], config: Senses.Config) -> None:
+        side = [-(-(pixels // config.patch) // 2) for pixels in shape[1:]]
+        super().__init__(
+            Patches(shape[0], config.patch, 16),
+            nn.SiLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(32 * prod(side), 2 * config.hidden),
+            nn.LayerNorm(2 * config.hidden),
+            nn.SiLU(),
+            nn.Linear(2 * config.hidden, config.image),
+        )
+        self.out = config.image
+
+
+class VectorSense(nn.Module):
+    """Numbers `[B, N]`, or a set of things alike `[B, K, N]` -> features `[B, F]` or `[B, K F]`:
+    the same layers for every thing."""
+
+    def __init__(self, shape: tuple[int, ...], config: Senses.Config) -> None:
+        super().__init__()
+        self.waves = Waves(shape[-1], config.waves, config.detail)
+        self.layers = mlp(self.waves.out, config.hidden, config.vector)
+        self.out = prod(shape[:-1]) * config.vector
+
+    def forward(self, part: Tensor) -> Tensor:
+        return self.layers(self.waves(part)).flatten(1)
+
+
+class Waves(nn.Module):
+    """Numbers `[..., N]` -> the numbers and waves of them at random wavelengths, `[..., N + 2 W]`:
+    a small difference becomes a large one, which a few layers alone are slow to learn (Fourier
+    features, Tancik et al. 2020)."""
+
+    directions: Tensor
+
+    def __init__(self, size: int, waves: int, detail: float) -> None:
+        super().__init__()
+        self.out = size + 2 * waves
+        self.register_buffer("directions", detail * torch.randn(size, waves))
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        numbers = numbers.to(self.directions.dtype)
+        phase = numbers @ self.directions
+        return torch.cat([numbers, phase.sin(), phase.cos()], -1)
+
+
+SENSES = {1: "a vector [N]", 2: "a set of things [K, N]", 3: "an image [channels, height, width]"}
+
+
+class Senses(nn.Module):
+    """Any number of senses by name, vectors, sets of things, images -> one vector state `[B, D]`.
+
+    Each has a part of the state to itself, so that none crowds out another; its gain scales that
+    part, and a sense of gain 0 is not there."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        patch: int = 8
+        """Pixels to a side of what the first layer sees of an image at once."""
+        hidden: int = 64
+        vector: int = 16
+        """Numbers of the state for a vector, and for each thing of a set."""
+        image: int = 32
+        """Numbers of the state for an image."""
+        waves: int = 16
+        """Waves in which vectors are seen."""
+        detail: float = 4.0
+        """Radians per unit of a vector: how fine they are."""
+
+        def __post_init__(self) -> None:
+            require(self, patch=1, hidden=1, vector=1, image=1, waves=0, detail=0)
+
+        def build(self, shapes: Shapes) -> Senses:
+            for name, shape in shapes.items():
+                if len(shape) not in SENSES or (len(shape) == 3 and min(shape[1:]) < self.patch):
+                    raise UnusableInput(
+                        f"{name!r} delivers {shape}; needed is {', '.join(SENSES.values())} of at "
+                        f"least {self.patch} by {self.patch} pixels"
+                    )
+            return Senses(self, shapes)
+
+    def __init__(self, config: Config, shapes: Shapes) -> None:
+        super().__init__()
+        self.senses = nn.ModuleDict(
+            {
+                name: (ImageSense if len(shape) == 3 else VectorSense)(shape, config)
+                for name, shape in shapes.items()
+            }
+        )
+        self.shape: Shape = (sum(sense.out for sense in self.senses.values()), 1, 1)  # type: ignore[misc]
+
+    def forward(self, obs: Observation, gains: Gains) -> Tensor:
+        parts = by_sense(obs)
+        heard = (amplify(s(parts[name]), gains.get(name, 1)) for name, s in self.senses.items())
+        return torch.cat(list(heard), 1)
+
+
+Perception = VectorEncoder | MapEncoder | Senses

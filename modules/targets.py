@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from modules.types import Gains, Observation
+
 
 class Itself(nn.Module):
     """The target is the state itself; its gradient is not stopped (as in PLDM and VICReg)."""
@@ -17,9 +19,9 @@ class Itself(nn.Module):
         def build(self, perception: nn.Module) -> Itself:
             return Itself()
 
-    def forward(self, obs: Tensor, states: Tensor) -> Tensor:
-        """Observations `[N, *O]` and their states `[N, D]` -> targets `[N, D]`."""
-        return states
+    def forward(self, obs: Observation, features: Tensor, gains: Gains) -> Tensor:
+        """Observations `[N, *O]` and their features `[N, D]` -> targets `[N, D]`."""
+        return features
 
     def follow(self, perception: nn.Module) -> None:
         """Nothing lags behind."""
@@ -41,8 +43,8 @@ class MovingAverage(nn.Module):
         self.average = AveragedModel(perception, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     @torch.no_grad()
-    def forward(self, obs: Tensor, states: Tensor) -> Tensor:
-        return self.average(obs)
+    def forward(self, obs: Observation, features: Tensor, gains: Gains) -> Tensor:
+        return self.average(obs, gains)
 
     def follow(self, perception: nn.Module) -> None:
         """Takes one small step towards the perception; to be called after each update."""

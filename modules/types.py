@@ -13,11 +13,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 Observation: TypeAlias = Tensor | Mapping[str, Tensor]
 """What the senses deliver: one tensor `[B, *O]`, or several by name (multi-modal)."""
 
+
+def each(change: Callable[[Tensor], Tensor], obs: Observation) -> Observation:
+    """The same change made to what every sense delivers."""
+    if isinstance(obs, Tensor):
+        return change(obs)
+    return {name: change(part) for name, part in obs.items()}
+
+
+def by_sense(obs: Observation) -> Mapping[str, Tensor]:
+    """What each sense delivers, by name; a mind with one sense calls it "obs"."""
+    return {"obs": obs} if isinstance(obs, Tensor) else obs
+
+
+def count_of(obs: Observation) -> int:
+    """B"""
+    return len(next(iter(by_sense(obs).values())))
+
+
+Gains: TypeAlias = Mapping[str, float | Tensor]
+"""How much of what a sense delivers comes through, by name; 1 where none is named. One number, or
+one for each observation `[B]`."""
 
 Shape: TypeAlias = tuple[int, int, int]
 """How a flat state of D numbers folds into `[C, h, w]`; a vector is one by one."""
@@ -56,25 +78,43 @@ class Trajectory(NamedTuple):
     obs: Observation  # [B, T + 1, *O]
     actions: Tensor  # [B, T, A]
     interoception: Tensor  # [B, T, I]
+    terminated: Tensor  # [B, T] bool: nothing is felt after this step
     episode: Tensor  # [B] which episode it was; equal numbers, same episode
+
+    @property
+    def states(self) -> Tensor:
+        """`[B, T + 1, D]`, where observations are states already."""
+        assert isinstance(self.obs, Tensor)
+        return self.obs
 
 
 class Focus(NamedTuple):
     """The Configurator's word to every other box. It travels with the data and mutates nothing."""
 
-    mode: str  # which actor acts: "react" or "plan"
-    goal: Tensor  # [B, D]
+    mode: str  # which actor acts: "react", "plan" or "auto"
+    goal: Tensor  # [B, D]; all zero where there is none
     weights: Mapping[str, float]  # u_i and v_j of every energy, by name
+    limits: Mapping[str, float]  # how much of a drive may be felt at any step, by name
+    gains: Mapping[str, float]  # priming: how much of what a sense delivers comes through, by name
+    condition: Tensor  # [B, W]: the weights of the drives; what the policy is told of the task
     horizon: int  # H: how far Mode-2 looks
     steps: int  # how many times Mode-2 may improve its proposals from cold
+    lived: Tensor  # [B, M, D]: this episode so far, as short-term memory holds it
+    pace: Tensor  # [B]: how far a full step leads in representation space
+
+    def of(self, worlds: Tensor) -> Focus:
+        """The same for some of the worlds only, `[N]` indices or a mask."""
+        parts = ("goal", "condition", "lived", "pace")
+        return self._replace(**{name: getattr(self, name)[worlds] for name in parts})
 
 
 class Rollout(NamedTuple):
-    """Imagined futures. Without latent variables Z is 0."""
+    """Imagined futures. Without latent variables Z is 0; a mind that feels nothing has I = 0."""
 
     states: Tensor  # [B, P, H + 1, D]
     actions: Tensor  # [B, P, H, A]
     latents: Tensor  # [B, P, H, Z]
+    interoception: Tensor  # [B, P, H, I]: what is felt on arrival
 
 
 class Plan(NamedTuple):
@@ -86,6 +126,13 @@ class Plan(NamedTuple):
     states: Tensor  # [B, H + 1, D]: what is hoped for; a reflex imagines nothing, H is 0
     subgoals: Tensor  # [B, L - 1, D]: what each level asked of the one below
     considered: Tensor  # [B, P, H + 1, D]: all the futures that were compared
+    deliberated: Tensor  # [B] bool: by Mode-2, not Mode-1
+
+    @property
+    def violation(self) -> Tensor:
+        """[B]: the price of limits that this plan exceeds; 0 where it keeps them all."""
+        prices = [term for name, term in self.terms.items() if name.startswith("limit ")]
+        return torch.stack(prices).sum(0) if prices else torch.zeros_like(self.energy)
 
     @property
     def action(self) -> Tensor:
@@ -94,9 +141,9 @@ class Plan(NamedTuple):
 
 
 class Perceive(Protocol):
-    """Observation `[B, *O]` -> state `[B, D]`."""
+    """Observation `[B, *O]` -> features `[B, D]`, each sense as strong as its gain says."""
 
-    def __call__(self, obs: Observation) -> Tensor: ...
+    def __call__(self, obs: Observation, gains: Gains) -> Tensor: ...
 
 
 class Imagine(Protocol):
@@ -133,6 +180,12 @@ class Mode(Actor, Protocol):
     """An actor that can be told that a new life begins, and where its chance starts."""
 
     def reset(self, seed: int = 0) -> None: ...
+
+
+class Planner(Mode, Protocol):
+    """Mode-2: it goes on from its last plan, unless it is told to forget it."""
+
+    def forget(self) -> None: ...
 
 
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]

@@ -7,14 +7,15 @@ how many steps of the level below one of its steps spans.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from modules.types import Rollout, Shape
+from modules.layers import InUnits, mlp, sharp
+from modules.types import Rollout, Shape, require
 
 
 class Dynamics(Protocol):
@@ -31,8 +32,21 @@ def _zero(layer: nn.Linear | nn.Conv2d) -> nn.Module:
     return layer
 
 
+class Film(nn.Module):
+    """Features `[N, F]`, each scaled and shifted as the action `[N, A]` says: products of state and
+    action, which sums alone are slow to learn (feature-wise modulation, Perez et al. 2018)."""
+
+    def __init__(self, action_dim: int, features: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(action_dim, 2 * features)
+
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        scale, shift = self.modulation(action).chunk(2, -1)
+        return nn.functional.silu(torch.addcmul(features + shift, features, scale))
+
+
 class VectorDynamics(nn.Module):
-    """s' = s + MLP(s, a) for vector states."""
+    """s' = s + MLP(s | a) for vector states; the action modulates every hidden layer."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -44,20 +58,19 @@ class VectorDynamics(nn.Module):
     def __init__(self, config: Config, shape: Shape, action_dim: int) -> None:
         super().__init__()
         state, hidden = prod(shape), config.hidden
-        self.change = nn.Sequential(
-            nn.Linear(state + action_dim, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            _zero(nn.Linear(hidden, state)),
-        )
+        self.look = nn.Linear(state, hidden)
+        self.mix = nn.Linear(hidden, hidden)
+        self.films = nn.ModuleList([Film(action_dim, hidden) for _ in range(2)])
+        self.change = _zero(nn.Linear(hidden, state))
         self.cause = nn.Sequential(
             nn.Linear(2 * state, hidden), nn.SiLU(), nn.Linear(hidden, action_dim)
         )
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """`[N, D]`, `[N, A]` -> `[N, D]`"""
-        return state + self.change(torch.cat([state, action], -1))
+        first, second = self.films
+        seen = first(self.look(state), action)
+        return state + self.change(second(self.mix(seen), action))
 
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., D]` -> `[..., A]`"""
@@ -66,8 +79,7 @@ class VectorDynamics(nn.Module):
 
 class MapDynamics(nn.Module):
     """s' = s + convolutions(s | a) for map states: what happens in a place depends on its
-    neighbourhood, the same in every place; the action enters by feature-wise modulation
-    (FiLM, Perez et al. 2018)."""
+    neighbourhood, the same in every place; the action modulates what is seen there."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -117,19 +129,113 @@ class Level(nn.Module):
         return torch.stack(states, 1)
 
 
+class Feeling(InUnits):
+    """What the body feels in a state: interoception read off the latent state. It is what an
+    intrinsic cost can be hard-wired to (LeCun 2022, 3.2 and 4.3)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 128
+
+        def __post_init__(self) -> None:
+            require(self, hidden=1)
+
+        def build(self, shape: Shape, channels: int) -> Feeling:
+            return Feeling(sharp(prod(shape), self.hidden, channels), channels)
+
+
+class Numb(nn.Module):
+    """Feels nothing: for minds whose costs are about states alone."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        def build(self, shape: Shape, channels: int) -> Numb:
+            return Numb()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones(0)
+
+    def adapt(self, felt: Tensor) -> None:
+        """Has no units."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state[..., :0]
+
+
+class Ensemble(nn.Module):
+    """Several small predictors of the next state, alike but for their beginnings: where they
+    disagree, the world is not known yet (Pathak et al. 2019; Plan2Explore, Sekar et al. 2020)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        members: int = 5
+        hidden: int = 64
+
+        def __post_init__(self) -> None:
+            require(self, members=2, hidden=1)
+
+        def build(self, shape: Shape, action_dim: int) -> Ensemble:
+            size = prod(shape)
+            return Ensemble(
+                [mlp(size + action_dim, self.hidden, size) for _ in range(self.members)]
+            )
+
+    def __init__(self, members: list[nn.Sequential]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        """`[..., D]`, `[..., A]` -> what each expects to change, `[members, ..., D]`."""
+        both = torch.cat([state, action], -1)
+        return torch.stack([member(both) for member in self.members])
+
+    def disagreement(self, state: Tensor, action: Tensor) -> Tensor:
+        """Variance over the members, mean over the dimensions of the state; `[...]`."""
+        return self(state, action).var(0).mean(-1)
+
+
+class Certain(nn.Module):
+    """Never in doubt: a mind without an ensemble."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        def build(self, shape: Shape, action_dim: int) -> Certain:
+            return Certain()
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        """No member expects anything, `[0, ..., D]`."""
+        return state.new_empty(0, *state.shape)
+
+    def disagreement(self, state: Tensor, action: Tensor) -> Tensor:
+        return 0 * action.sum(-1)  # has a gradient, as every energy has
+
+
 class WorldModel(nn.Module):
-    """All levels, finest first."""
+    """All levels, finest first; what is felt in a state; and how far predictions can be trusted."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         dynamics: VectorDynamics.Config | MapDynamics.Config
+        feeling: Feeling.Config | Numb.Config = field(default_factory=Numb.Config)
+        doubt: Ensemble.Config | Certain.Config = field(default_factory=Certain.Config)
 
-        def build(self, shape: Shape, action_dim: int) -> WorldModel:
-            return WorldModel([Level(self.dynamics.build(shape, action_dim))])
+        def build(self, shape: Shape, action_dim: int, channels: int) -> WorldModel:
+            return WorldModel(
+                [Level(self.dynamics.build(shape, action_dim))],
+                self.feeling.build(shape, channels),
+                self.doubt.build(shape, action_dim),
+                action_dim,
+            )
 
-    def __init__(self, levels: list[Level]) -> None:
+    def __init__(
+        self, levels: list[Level], feeling: Feeling | Numb, doubt: Ensemble | Certain,
+        action_dim: int,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.action_dim = action_dim
         self.levels = nn.ModuleList(levels)
+        self.feeling, self.doubt = feeling, doubt
 
     def level(self, index: int) -> Level:
         level = self.levels[index]
@@ -142,4 +248,13 @@ class WorldModel(nn.Module):
         start = state[:, None].expand(-1, proposals, -1).flatten(0, 1)  # [B * P, D]
         states = self.level(0).unroll(start, actions.flatten(0, 1))
         states = states.unflatten(0, (batch, proposals))
-        return Rollout(states, actions, actions[..., :0])
+        return Rollout(states, actions, actions[..., :0], self.feeling(states[:, :, 1:]))
+
+    def pace(self, state: Tensor) -> Tensor:
+        """How far a full step leads in representation space, mean over both ways of every
+        dimension of the action; `[B, D]` -> `[B]`."""
+        size = self.action_dim
+        ways = torch.eye(size, dtype=state.dtype, device=state.device)
+        steps = torch.cat([ways, -ways])[None, :, None].expand(len(state), -1, -1, -1)
+        ahead = self.imagine(state, steps).states
+        return (ahead[:, :, 1] - ahead[:, :, 0]).norm(dim=-1).mean(1)

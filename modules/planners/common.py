@@ -47,6 +47,7 @@ class MindsEye:
             states=pick(thought.rollout.states, best),
             subgoals=thought.rollout.states[:, 0, :0],
             considered=thought.rollout.states,
+            deliberated=torch.ones(len(state), dtype=torch.bool, device=state.device),
         )
 
 
@@ -81,9 +82,19 @@ class Guesses:
         """`[B, D]` -> actions `[B, count, H, A]`, the first of them rest."""
         free = self.noise(state, count, self.pieces)
         free[:, :1] = 0
-        piece = -(-focus.horizon // self.pieces)
-        held = self.eye.bounds.bound(free).repeat_interleave(piece, 2)
-        return held[:, :, : focus.horizon]
+        return self._hold(free, focus.horizon)
+
+    def held(self, state: Tensor, count: int, horizon: int, random: torch.Generator) -> Tensor:
+        """Guesses `[B, count, horizon, A]` from another chance, long ones too, the first rest."""
+        free = torch.randn(len(state), count, self.pieces, self.eye.action_dim, generator=random)
+        free = 2 * free.to(state)
+        free[:, :1] = 0
+        return self._hold(free, horizon)
+
+    def _hold(self, free: Tensor, horizon: int) -> Tensor:
+        """Pieces `[B, P, pieces, A]`, unbounded -> actions `[B, P, H, A]`."""
+        piece = -(-horizon // self.pieces)
+        return self.eye.bounds.bound(free).repeat_interleave(piece, 2)[:, :, :horizon]
 
 
 class Warm:

@@ -41,6 +41,10 @@ class GradientPlanner:
     def reset(self, seed: int = 0) -> None:
         """Forgets the last plan; the guesses that follow depend on the seed alone."""
         self.guess.seed(seed)
+        self.forget()
+
+    def forget(self) -> None:
+        """There is no last plan to go on from."""
         self.warm.clear()
 
     def __call__(self, state: Tensor, focus: Focus) -> Plan:

@@ -35,6 +35,10 @@ class _Sampler:
     def reset(self, seed: int = 0) -> None:
         """Forgets the last plan; the samples that follow depend on the seed alone."""
         self.guess.seed(seed)
+        self.forget()
+
+    def forget(self) -> None:
+        """There is no last plan to go on from."""
         self.warm.clear()
 
     def refit(self, actions: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:

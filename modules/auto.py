@@ -1,0 +1,105 @@
+"""Mode by need: react where the policy's own imagined future is as good as what deliberation is
+expected to find, else deliberate (LeCun 2022, 3.1: Mode-1 and Mode-2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from modules.layers import mlp
+from modules.planners.common import MindsEye
+from modules.types import Focus, Plan, Planner, Propose, Shape, require
+
+
+class Expectation(nn.Module):
+    """The energy of the plan that Mode-2 would find, learnt from the plans it found: state, goal
+    and what is told of the task `[B, ..]` -> `[B]`."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
+        told = torch.cat([state, goal, goal - state, condition], -1)
+        return self.mean + self.scale * self.layers(told).squeeze(-1)
+
+
+class Auto:
+    """Both modes as one actor. What deliberation is expected to gain over resting is the measure:
+    the policy is good enough where it gains all but `tolerance` of it."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 128
+        """Of the expectation."""
+        tolerance: float = 0.1
+        """Share of the expected gain that reacting may forgo."""
+        slack: float = 0.05
+        """Of one standard deviation of the energies of plans: what is too little to think about."""
+
+        def __post_init__(self) -> None:
+            require(self, hidden=1, tolerance=0, slack=0)
+
+        def expectation(self, shape: Shape, told: int) -> Expectation:
+            return Expectation(mlp(3 * prod(shape) + told, self.hidden, 1))
+
+        def build(
+            self, eye: MindsEye, habit: Propose, planner: Planner, expectation: Expectation
+        ) -> Auto:
+            return Auto(self, eye, habit, planner, expectation)
+
+    def __init__(
+        self, config: Config, eye: MindsEye, habit: Propose, planner: Planner,
+        expectation: Expectation,
+    ) -> None:  # fmt: skip
+        self.config, self.eye, self.habit = config, eye, habit
+        self.planner, self.expectation = planner, expectation
+
+    def reset(self, seed: int = 0) -> None:
+        """What is guessed from here on depends on the seed alone."""
+        self.planner.reset(seed)
+
+    def __call__(self, state: Tensor, focus: Focus) -> Plan:
+        """`[B, D]` -> the policy's own future, or a plan where that promises more."""
+        own = self.habit(state, focus)  # [B, 1, H, A]
+        plan = self.eye.decide(state, own, focus)._replace(
+            deliberated=torch.zeros(len(state), dtype=torch.bool, device=state.device)
+        )
+        poor = self._poor(state, plan.energy, own, focus).nonzero().squeeze(1)
+        if not len(poor):
+            return plan
+        self.planner.forget()  # what it planned last was for other worlds
+        return splice(plan, self.planner(state[poor], focus.of(poor)), poor)
+
+    def _poor(self, state: Tensor, energy: Tensor, own: Tensor, focus: Focus) -> Tensor:
+        """`[B]` bool: where reacting would forgo too much."""
+        expected = self.expectation(state, focus.goal, focus.condition)
+        resting = self.eye.look(state, torch.zeros_like(own), focus).energy[:, 0]
+        allowed = self.config.tolerance * (resting - expected).relu()
+        return energy > expected + allowed + self.config.slack * self.expectation.scale
+
+
+def splice(plan: Plan, other: Plan, worlds: Tensor) -> Plan:
+    """The plan of B worlds with that of `worlds` `[N]` put in; of the futures that were considered
+    only the first is shown for all."""
+
+    def put(into: Tensor, part: Tensor) -> Tensor:
+        return into.index_copy(0, worlds, part)
+
+    return Plan(
+        actions=put(plan.actions, other.actions),
+        energy=put(plan.energy, other.energy),
+        terms={name: put(term, other.terms[name]) for name, term in plan.terms.items()},
+        states=put(plan.states, other.states),
+        subgoals=put(plan.subgoals, other.subgoals),
+        considered=put(plan.considered, other.considered[:, :1]),
+        deliberated=put(plan.deliberated, other.deliberated),
+    )

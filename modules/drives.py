@@ -1,0 +1,80 @@
+"""Drives: intrinsic costs that are hard-wired to what the body feels (LeCun 2022, 3.2 and 4.3).
+
+A drive is a frozen, differentiable function of one interoceptive channel. It has no parameters, so
+nothing can train it; the world model only learns to predict what it is a function of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modules.types import UnusableInput
+
+SET_POINT = 1.0
+"""Energy at which there is no hunger."""
+
+
+def hunger(energy: Tensor) -> Tensor:
+    """Energy below the set point."""
+    return (SET_POINT - energy).relu()
+
+
+def pain(damage: Tensor) -> Tensor:
+    """Damage, as it is felt."""
+    return damage
+
+
+def taste(meal: Tensor) -> Tensor:
+    """Minus what is eaten."""
+    return -meal
+
+
+def reward(reward: Tensor) -> Tensor:
+    """Minus the reward of the world."""
+    return -reward
+
+
+@dataclass(frozen=True)
+class Drive:
+    """One intrinsic cost: which channel it feels, how, in which unit, and where it is from."""
+
+    channel: str
+    cost: Callable[[Tensor], Tensor]
+    unit: str
+    source: str
+
+
+DRIVES: Mapping[str, Drive] = {
+    "hunger": Drive("energy", hunger, "energy below the set point", "Keramati & Gutkin 2014"),
+    "pain": Drive("damage", pain, "damage of a step", "LeCun 2022, 4.3"),
+    "taste": Drive("meal", taste, "ripe foods", "Berridge 2004"),
+    "reward": Drive("reward", reward, "rewards of the world", "Sutton & Barto 2018, 3.2"),
+}
+
+
+class Drives:
+    """The drives of one body, which feels these channels."""
+
+    def __init__(self, names: Sequence[str], channels: Sequence[str]) -> None:
+        for name in names:
+            if name not in DRIVES:
+                raise UnusableInput(f"no drive is called {name!r}; there are {', '.join(DRIVES)}")
+            if DRIVES[name].channel not in channels:
+                raise UnusableInput(
+                    f"{name!r} feels {DRIVES[name].channel!r}, which this world does not declare; "
+                    f"it declares {', '.join(channels)}"
+                )
+        self.names = tuple(names)
+        self.columns = [channels.index(DRIVES[name].channel) for name in names]
+
+    def __call__(self, interoception: Tensor) -> Tensor:
+        """What is felt `[..., I]` -> what each drive makes of it, `[..., W]`."""
+        costs = [
+            DRIVES[name].cost(interoception[..., column])
+            for name, column in zip(self.names, self.columns, strict=True)
+        ]
+        return torch.stack(costs, -1) if costs else interoception[..., :0]

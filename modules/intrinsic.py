@@ -1,0 +1,47 @@
+"""Intrinsic costs of states and actions, hard-wired: functions without parameters, so nothing can
+train them (LeCun 2022, 4.3). Those of what the body feels are in `drives.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from modules.types import Energy, Focus, Rollout
+
+
+def reach(rollout: Rollout, focus: Focus) -> Tensor:
+    """Not being at the goal: mean squared difference of state and goal, mean over the path;
+    `[B, P]`."""
+    difference = rollout.states[:, :, 1:] - focus.goal[:, None, None]  # [B, P, H, D]
+    return difference.square().mean((-2, -1))
+
+
+def effort(rollout: Rollout, focus: Focus) -> Tensor:
+    """Squared length of the actions, mean over the path; `[B, P]`."""
+    return rollout.actions.square().sum(-1).mean(-1)
+
+
+def boredom(rollout: Rollout, focus: Focus) -> Tensor:
+    """Being where one has been in this episode, or will have been by then: likeness 1 / (1 + d^2)
+    to the nearest such state, d in strides, mean over the path; `[B, P]` (episodic novelty, Savinov
+    et al. 2019)."""
+    if not focus.lived.shape[1]:
+        return effort(rollout, focus) * 0
+    ahead = rollout.states[:, :, 1:]  # [B, P, H, D]
+    lived = torch.cdist(ahead, focus.lived[:, None])  # [B, P, H, L]
+    late = ahead.new_ones(2 * ahead.shape[2:3]).tril(-AGO).bool()
+    own = torch.cdist(ahead, ahead).masked_fill(~late, torch.inf)  # [B, P, H, H]
+    stride = (STRIDE * focus.pace[:, None, None]).clamp_min(1e-3)  # some expect to stay in place
+    far = torch.cat([lived, own], -1).amin(-1) / stride
+    return (1 / (1 + far.square())).mean(-1)
+
+
+STRIDE = 2.0
+"""Steps apart at which a state is half new."""
+
+AGO = 4
+"""Steps ahead of a state in its own path that count as past."""
+
+INTRINSIC: Mapping[str, Energy] = {"reach": reach, "effort": effort, "boredom": boredom}
