@@ -19,7 +19,8 @@ from ami_agent.report import Report
 from ami_agent.statistics import rate
 from ami_agent.train import train
 from modules.actor import NoHabit
-from modules.cost import NoCritic
+from modules.cost import NoCritic, NoForesight
+from modules.recall import NoRecall
 from modules.types import UnusableInput
 
 Study = dict[str, Any]
@@ -36,6 +37,22 @@ WITHOUT: Mapping[str, Change] = {
         c, amortise=NoLesson(), distil=NoLesson(), habit=NoHabit.Config()
     ),
     "habit": lambda c: replace(c, habit=NoHabit.Config()),
+    "memory": lambda c: replace(c, recall=NoRecall.Config()),
+    "priming": lambda c: replace(
+        c, configurator=replace(c.configurator, attend={}),
+        tasks={name: replace(task, attend={}) for name, task in c.tasks.items()},
+    ),
+    "foresight": lambda c: replace(
+        c, foresight=NoForesight.Config(), foresee=NoLesson(), review=NoLesson()
+    ),
+    "drives": lambda c: replace(
+        c, drives=(), foresight=NoForesight.Config(), foresee=NoLesson(), review=NoLesson(),
+        configurator=replace(c.configurator, told=(), reach=c.configurator.reach or 1.0),
+        tasks={
+            name: replace(task, drives={}, limits={}, weights=task.weights or {"effort": 1.0})
+            for name, task in c.tasks.items()
+        },
+    ),
 }  # fmt: skip
 
 

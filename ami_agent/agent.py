@@ -1,18 +1,33 @@
-"""The agent: six boxes and how a thought goes through them."""
+"""The agent: its boxes and how a thought goes through them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from ami_agent.life import Spec
 from modules.actor import Policy
-from modules.configurator import Configurator, Task
+from modules.auto import Expectation
+from modules.configurator import Assignment, Configurator, Task
 from modules.cost import Cost
 from modules.memory import Memory
-from modules.types import Focus, Mode, Observation, Plan, Transition, UnusableInput
+from modules.planners import MindsEye
+from modules.recall import LONGEST, Recall, ShortTerm
+from modules.types import (
+    Focus,
+    Gains,
+    Mode,
+    Observation,
+    Plan,
+    Planner,
+    Transition,
+    UnusableInput,
+    by_sense,
+    count_of,
+)
 from modules.world_model import WorldModel
 
 
@@ -24,43 +39,79 @@ class Agent(nn.Module):
         *,
         spec: Spec,
         perception: nn.Module,
+        recall: Recall,
         world_model: WorldModel,
         cost: Cost,
         policy: Policy,
+        expectation: Expectation,
         memory: Memory,
         configurator: Configurator,
         actors: Mapping[str, Mode],
-        planner: Mode,
+        planner: Planner,
+        eye: MindsEye,
+        assignments: Mapping[str, Assignment],
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.perception, self.world_model = perception, world_model
-        self.cost, self.policy = cost, policy
+        self.perception, self.recall, self.world_model = perception, recall, world_model
+        self.cost, self.policy, self.expectation = cost, policy, expectation
         self.memory, self.configurator, self.actors = memory, configurator, actors
-        self.planner = planner  # what Mode-2 would do, whatever is then made of it
+        self.planner, self.eye = planner, eye  # what Mode-2 would do, whatever is then made of it
+        self.assignments = assignments
         self.shape: tuple[int, int, int] = perception.shape  # type: ignore[assignment]
+        self.episode = ShortTerm(recall)
         self.focus: Focus | None = None
 
     @torch.no_grad()
     def configure(self, task: Task, seed: int = 0) -> None:
         """Takes a task, as often as one likes, in the middle of an episode too."""
-        self.check("goal", task.goal)
-        focus = self.configurator.focus(task, self.perceive(task.goal))
+        gains = self.configurator.primed(task)
+        if task.goal is None:
+            goal = torch.zeros(1, prod(self.shape))
+        else:
+            self.check("goal", task.goal)
+            goal = self.perceive(task.goal, gains)
+        focus = self.configurator.focus(task, goal.to(self.device))
         self.cost.check(focus.weights)
+        if self.focus is not None and focus.gains != self.focus.gains:
+            self.episode.begin()  # what was lived was seen with other eyes
         self.focus = focus
         for actor in self.actors.values():
             actor.reset(seed)
 
+    def assigned(self, task: str) -> Assignment:
+        """The task of that name, the first one where none is named."""
+        known = self.assignments
+        if task and task not in known:
+            raise UnusableInput(f"no task {task!r}; this agent knows {', '.join(known)}")
+        return known[task or next(iter(known))]
+
+    def begin(self, fresh: Tensor | None = None) -> None:
+        """An episode begins, in all worlds or in those of `fresh` `[B]`: nothing is recalled of
+        what was before."""
+        self.episode.begin(fresh)
+
     @torch.no_grad()
     def act(self, obs: Observation) -> Plan:
         """`[B, *O]` -> the plan whose first action the body should carry out."""
+        state, focus = self.attend(obs)
+        return self.actors[focus.mode](state, focus)
+
+    @torch.no_grad()
+    def attend(self, obs: Observation) -> tuple[Tensor, Focus]:
+        """`[B, *O]`, the next moment of the episode -> state `[B, D]`, and what is wanted in it."""
         if self.focus is None:
-            raise UnusableInput("the agent has no task yet: call configure(Task(goal=...)) first")
+            raise UnusableInput("the agent has no task yet: call configure(Task(...)) first")
         self.check("observation", obs)
-        if len(obs) != len(self.focus.goal):
-            raise UnusableInput(f"{len(obs)} observations, but {len(self.focus.goal)} goals")
-        state = self.perceive(obs)  # [B, D]
-        return self.actors[self.focus.mode](state, self.focus)
+        focus, worlds = self.focus, count_of(obs)
+        if len(focus.goal) not in (1, worlds):
+            raise UnusableInput(f"{worlds} observations, but {len(focus.goal)} goals")
+        bored = bool(focus.weights.get("boredom"))
+        state = self.episode.see(self.perception(obs, focus.gains), LONGEST if bored else 1)
+        focus = focus.of(torch.arange(worlds, device=state.device) % len(focus.goal))
+        if bored:
+            focus = focus._replace(lived=self.episode.lived(), pace=self.world_model.pace(state))
+        return state, focus
 
     @property
     def device(self) -> torch.device:
@@ -69,15 +120,29 @@ class Agent(nn.Module):
 
     def check(self, what: str, obs: Observation) -> None:
         """Raises UnusableInput for what this agent's senses can't have delivered."""
-        shape, kind = self.spec.obs_shape, self.spec.obs_dtype
-        if not isinstance(obs, Tensor) or obs.shape[1:] != shape or obs.dtype != kind:
-            found = f"{tuple(obs.shape)} {obs.dtype}" if isinstance(obs, Tensor) else type(obs)
-            raise UnusableInput(f"the {what} is {found}; it must be a batch of {shape} {kind}")
+        wanted, given = self.spec.senses, by_sense(obs)
+        fits = given.keys() == wanted.keys() and all(
+            isinstance(part, Tensor) and (part.shape[1:], part.dtype) == wanted[name]
+            for name, part in given.items()
+        )
+        if not fits:
+            raise UnusableInput(
+                f"the {what} is {_told(given)}; it must be a batch of {self.spec.told()}"
+            )
 
-    def perceive(self, obs: Observation) -> Tensor:
-        """`[B, *O]` -> `[B, D]`"""
-        return self.perception(obs)
+    def perceive(self, obs: Observation, gains: Gains | None = None) -> Tensor:
+        """`[B, *O]` -> `[B, D]`: what it would be if an episode began with it."""
+        features = self.perception(obs, self.configurator.gains if gains is None else gains)
+        state, _ = self.recall(features, self.recall.begin(features))
+        return state
 
     def observe(self, transition: Transition) -> None:
         """Remembers a step of life."""
         self.memory.remember(transition)
+
+
+def _told(parts: Mapping[str, object]) -> str:
+    def kind(part: object) -> str:
+        return f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else str(type(part))
+
+    return ", ".join(kind(p) if name == "obs" else f"{name} {kind(p)}" for name, p in parts.items())

@@ -2,23 +2,41 @@
 `dataclasses.replace(recipe, planner=boxes.CEM.Config())`."""
 
 from modules.actor import Calm, Habit, MapPolicy, NoHabit, Policy, Restless
+from modules.auto import Auto
 from modules.bounds import Ball, Box
-from modules.configurator import Configurator
-from modules.cost import Critic, MapQuasimetric, NoCritic, Quasimetric
+from modules.configurator import Assignment, Configurator
+from modules.cost import Critic, Foresight, MapQuasimetric, NoCritic, NoForesight, Quasimetric
 from modules.objectives import Weights
-from modules.perception import MapEncoder, VectorEncoder
+from modules.perception import MapEncoder, Senses, VectorEncoder
 from modules.planners import CEM, MPPI, GradientPlanner
+from modules.recall import Associative, Belief, NoRecall
 from modules.targets import Itself, MovingAverage
-from modules.world_model import MapDynamics, VectorDynamics, WorldModel
+from modules.world_model import (
+    Certain,
+    Ensemble,
+    Feeling,
+    MapDynamics,
+    Numb,
+    VectorDynamics,
+    WorldModel,
+)
 
 __all__ = [
     "CEM",
     "MPPI",
+    "Assignment",
+    "Associative",
+    "Auto",
     "Ball",
+    "Belief",
     "Box",
     "Calm",
+    "Certain",
     "Configurator",
     "Critic",
+    "Ensemble",
+    "Feeling",
+    "Foresight",
     "GradientPlanner",
     "Habit",
     "Itself",
@@ -28,10 +46,14 @@ __all__ = [
     "MapQuasimetric",
     "MovingAverage",
     "NoCritic",
+    "NoForesight",
     "NoHabit",
+    "NoRecall",
+    "Numb",
     "Policy",
     "Quasimetric",
     "Restless",
+    "Senses",
     "VectorDynamics",
     "VectorEncoder",
     "Weights",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from ami_agent.lessons import (
     Amortise,
     Bootstrap,
     Distil,
+    Foresee,
     Lesson,
     Live,
     NoLesson,
@@ -23,14 +25,17 @@ from ami_agent.lessons import (
 )
 from ami_agent.life import Spec, WorldConfig
 from modules.actor import Calm, Commit, Habit, MapPolicy, NoHabit, Policy, Reflex, Restless
+from modules.auto import Auto
 from modules.bounds import Ball, Box
-from modules.configurator import Configurator
-from modules.cost import Cost, Critic, NoCritic
+from modules.configurator import Assignment, Configurator
+from modules.cost import Body, Cost, Critic, Foresight, NoCritic, NoForesight
+from modules.drives import Drives
 from modules.memory import Memory
-from modules.perception import MapEncoder, VectorEncoder
+from modules.perception import MapEncoder, Senses, VectorEncoder
 from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
-from modules.types import Transition, UnusableInput
-from modules.world_model import WorldModel
+from modules.recall import Associative, Belief, NoRecall
+from modules.types import Mode, Transition, UnusableInput
+from modules.world_model import Numb, WorldModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +46,17 @@ class Config:
     world: WorldConfig
     bounds: Box | Ball = field(default_factory=Box)
     """What the body can do."""
-    perception: VectorEncoder.Config | MapEncoder.Config
+    perception: VectorEncoder.Config | MapEncoder.Config | Senses.Config
+    recall: NoRecall.Config | Belief.Config | Associative.Config = field(
+        default_factory=NoRecall.Config
+    )
+    """What of the episode so far the state may depend on."""
     world_model: WorldModel.Config
+    drives: tuple[str, ...] = ()
+    """Intrinsic costs of what the body feels, by name."""
     critic: Critic.Config | NoCritic.Config = field(default_factory=Critic.Config)
+    foresight: Foresight.Config | NoForesight.Config = field(default_factory=NoForesight.Config)
+    """The critics of the drives."""
     configurator: Configurator.Config = field(default_factory=Configurator.Config)
     planner: GradientPlanner.Config | CEM.Config | MPPI.Config
     temper: Calm.Config | Restless.Config = field(default_factory=Calm.Config)
@@ -52,6 +65,10 @@ class Config:
     """Actions of a plan that are carried out before it is made anew."""
     policy: Policy.Config | MapPolicy.Config = field(default_factory=Policy.Config)
     habit: Habit.Config | NoHabit.Config = field(default_factory=Habit.Config)
+    auto: Auto.Config = field(default_factory=Auto.Config)
+    """When to think."""
+    tasks: dict[str, Assignment] = field(default_factory=lambda: {"reach": Assignment(aim="world")})
+    """What the agent may be told to do, by name; the first one unless told."""
 
     memory_device: Literal["cpu", "cuda"] = "cpu"
     """Where memory is kept; images by the hundred thousand seldom fit beside the mind."""
@@ -60,8 +77,11 @@ class Config:
     objective: Predict = field(default_factory=Predict)
     teacher: Separate | Bootstrap | NoLesson = field(default_factory=Separate)
     paths: ShortestPaths | NoLesson = field(default_factory=NoLesson)
+    foresee: Foresee | NoLesson = field(default_factory=NoLesson)
     practice: Practise | NoLesson = field(default_factory=NoLesson)
     refine: Refine | NoLesson = field(default_factory=NoLesson)
+    review: Foresee | NoLesson = field(default_factory=NoLesson)
+    """The critics of the drives once more, on what practice has added."""
     amortise: Amortise | NoLesson = field(default_factory=NoLesson)
     distil: Distil | NoLesson = field(default_factory=Distil)
     evaluation: WorldConfig
@@ -75,8 +95,10 @@ def lessons(config: Config) -> dict[str, Lesson]:
         "objective": config.objective,
         "teacher": config.teacher,
         "paths": config.paths,
+        "foresee": config.foresee,
         "practice": config.practice,
         "refine": config.refine,
+        "review": config.review,
         "amortise": config.amortise,
         "distil": config.distil,
     }
@@ -91,13 +113,23 @@ def check_lessons(config: Config) -> None:
                     f"an agent without a critic can't teach it: {name} must be NoLesson "
                     "(on the command line, --without critic)"
                 )
+    able = config.drives and isinstance(config.foresight, Foresight.Config)
+    for name in ("foresee", "review"):
+        if isinstance(getattr(config, name), Foresee) and not able:
+            raise UnusableInput(f"{name} teaches critics of drives: it needs drives and foresight")
+    if config.drives and isinstance(config.world_model.feeling, Numb.Config):
+        raise UnusableInput(
+            f"drives {', '.join(config.drives)} are of what is felt, but world_model.feeling is "
+            "Numb"
+        )
     steps, practice = config.life.steps, config.practice.lives or config.life.steps
     for name, lesson, most in (
         ("objective", config.objective, steps),
         ("teacher", config.teacher, steps),
+        ("foresee", config.foresee, steps),
         ("refine", config.refine, practice),
     ):
-        length = getattr(lesson, "length", 1)
+        length = getattr(lesson, "length", 1) + getattr(lesson, "context", 0)
         if length > most:
             raise UnusableInput(f"{name}.length is {length}, but a life has {most} steps")
     if isinstance(config.paths, ShortestPaths) and config.paths.nodes > steps + 1:
@@ -122,34 +154,67 @@ def build(
     """
     if config.execute < 1:
         raise UnusableInput(f"execute is {config.execute}; at least 1 action must be carried out")
+    if not config.tasks:
+        raise UnusableInput("tasks is empty; an agent needs at least one task")
+    if isinstance(config.foresight, Foresight.Config) and not config.drives:
+        raise UnusableInput("foresight is of drives, and there are none; it must be NoForesight")
+    bounds, drives = config.bounds, Drives(config.drives, spec.interoception)
+    told = len(config.configurator.told)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        perception = config.perception.build(spec.obs_shape)
-        world_model = config.world_model.build(perception.shape, spec.action_dim)
-        bounds = config.bounds
-        cost = Cost(config.critic.build(perception.shape))
-        policy = config.policy.build(perception.shape, spec.action_dim, bounds)
+        perception = config.perception.build(spec.shapes)
+        shape = perception.shape
+        recall = config.recall.build(shape)
+        world_model = config.world_model.build(shape, spec.action_dim, len(spec.interoception))
+        body = Body(drives, config.foresight.build(shape, len(drives.names)))
+        cost = Cost(config.critic.build(shape), body, world_model.doubt.disagreement)
+        policy = config.policy.build(shape, spec.action_dim, bounds, told)
+        expectation = config.auto.expectation(shape, told)
     eye = MindsEye(world_model.imagine, cost, bounds, spec.action_dim)
-    planner = config.planner.build(eye, config.habit.build(policy, eye))
-    deliberate = Commit(config.temper.build(planner, eye), config.execute)
+    habit = config.habit.build(policy, eye)
+    planner, spontaneous = (config.planner.build(eye, habit) for _ in range(2))
+    actors: dict[str, Mode] = {
+        "react": Reflex(policy),
+        "plan": Commit(config.temper.build(planner, eye), config.execute),
+        "auto": config.auto.build(eye, Habit(policy, eye), spontaneous, expectation),
+    }
     agent = Agent(
         spec=spec,
         perception=perception,
+        recall=recall,
         world_model=world_model,
         cost=cost,
         policy=policy,
+        expectation=expectation,
         memory=Memory(capacity, _example(spec, worlds), config.memory_device),
         configurator=config.configurator.build(
-            config.planner.horizon, config.planner.steps, ("react", "plan")
+            config.planner.horizon, config.planner.steps, tuple(actors), tuple(spec.senses),
+            drives.names, body.foreseen,
         ),
-        actors={"react": Reflex(policy), "plan": deliberate},
+        actors=actors,
         planner=planner,
-    )
+        eye=eye,
+        assignments=config.tasks,
+    )  # fmt: skip
+    check_tasks(agent)
     return agent.to(device)
 
 
+def check_tasks(agent: Agent) -> None:
+    """Raises UnusableInput for a task that this agent could not be told."""
+    if agent.configurator.told:
+        agent.cost.check(dict.fromkeys(agent.configurator.told, 1.0))
+    for name, assignment in agent.assignments.items():
+        task = assignment.task(None if assignment.aim == "none" else agent.spec.blank(1), "plan")
+        try:
+            focus = agent.configurator.focus(task, torch.zeros(1, prod(agent.shape)))
+            agent.cost.check(focus.weights)
+        except UnusableInput as error:
+            raise UnusableInput(f"task {name!r}: {error}") from None
+
+
 def _example(spec: Spec, worlds: int) -> Transition:
-    obs = torch.empty(worlds, *spec.obs_shape, dtype=spec.obs_dtype)
+    obs = spec.blank(worlds)
     ended = torch.empty(worlds, dtype=torch.bool)
     return Transition(
         obs=obs,

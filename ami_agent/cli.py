@@ -105,12 +105,18 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     world = replace(world, variant=flags.variant or world.variant)
     agent = runs.load(name, device(flags.device))
     found = judge(
-        agent, world, modes=(flags.mode,), episodes=flags.episodes, seed=flags.seed,
-        say=console.print,
+        agent, world, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,
+        seed=flags.seed, say=console.print,
     )  # fmt: skip
     results = {"recipe": config.recipe, **found[flags.mode]}
     _write(flags.json, results)
-    console.print(table(f"{name}: {world.id} {world.variant}", *rows({flags.mode: results})))
+    title = f"{name}: {world.id} {world.variant} {results['task']}".replace("  ", " ")
+    console.print(table(title, *rows({flags.mode: results})))
+    if results["violated"]:
+        console.print(
+            f"no plan kept the task's limits in {100 * results['violated']:.1f} % of the moments: "
+            "there the least violation was chosen"
+        )
 
 
 def show_command(name: str, argv: Sequence[str], console: Console) -> None:
@@ -124,7 +130,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     page = show(
         runs.load(name, device(flags.device)), config.evaluation,
         Path(flags.out or Path(name) / "show"),
-        episodes=flags.episodes, mode=flags.mode, seed=flags.seed,
+        episodes=flags.episodes, mode=flags.mode, task=flags.task, seed=flags.seed,
     )  # fmt: skip
     told = {"page": str(page), "mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
     _write(flags.json, told)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
-from ami_agent.life import Act, Guides, Info, World, WorldConfig, live, seen
-from ami_agent.players import Begin, aimless, mind, shortest
+from ami_agent.life import Act, Guides, World, WorldConfig, ended, live, seen
+from ami_agent.players import Begin, Scene, aimless, mind, shortest
 from ami_agent.statistics import mean, rate
-from modules.types import UnusableInput
+from modules.configurator import Assignment
+from modules.types import Observation, Plan, UnusableInput
 
 EPISODES_FROM = 1_000_000
 """Seed of the first episode of an evaluation."""
@@ -27,8 +28,9 @@ class Outcome(NamedTuple):
 
     success: Tensor  # [B] bool: ever
     final_success: Tensor  # [B] bool: at the last step
-    returned: Tensor  # [B] sum of rewards
     steps: Tensor  # [B] steps until first success, NaN without
+    score: Tensor  # [B] the world's own at the last step, NaN where it has none
+    felt: Tensor  # [B, I] sum of what was felt; the first is the return
 
 
 def play(begin: Begin, world: World, seed: int) -> Outcome:
@@ -36,19 +38,21 @@ def play(begin: Begin, world: World, seed: int) -> Outcome:
     obs, info = world.reset(seed)
     going = torch.ones(world.count, dtype=torch.bool)
     success, final = torch.zeros_like(going), torch.zeros_like(going)
-    returned, steps = torch.zeros(world.count), torch.full((world.count,), torch.nan)
-    for step, lived in enumerate(live(begin(world, info, seed), world, obs), 1):
-        transition = lived.transition
+    steps, score = (torch.full((world.count,), torch.nan) for _ in range(2))
+    felt = torch.zeros(world.count, len(world.spec.interoception))
+    for step, lived in enumerate(live(begin(Scene(world, obs, info), seed), world, obs), 1):
         now = torch.as_tensor(lived.info["success"]).cpu() & going
         steps[now & ~success] = step
         success |= now
-        returned += transition.interoception[:, 0].cpu() * going
-        ended = (transition.terminated | transition.truncated).cpu() & going
-        final |= ended & torch.as_tensor(lived.info["final_success"]).cpu()
-        going &= ~ended
+        felt += lived.transition.interoception.cpu() * going[:, None]
+        over = ended(lived).cpu() & going
+        final |= over & torch.as_tensor(lived.info["final_success"]).cpu()
+        if "score" in lived.info:
+            score[over] = torch.as_tensor(lived.info["score"]).cpu()[over].float()
+        going &= ~over
         if not going.any():
             break
-    return Outcome(success, final, returned, steps)
+    return Outcome(success, final, steps, score, felt)
 
 
 def play_many(begin: Begin, config: WorldConfig, episodes: int, seed: int, device: Any) -> Outcome:
@@ -61,33 +65,37 @@ def play_many(begin: Begin, config: WorldConfig, episodes: int, seed: int, devic
     return Outcome(*(torch.cat(parts) for parts in zip(*outcomes, strict=True)))
 
 
-def row(outcome: Outcome) -> Results:
-    """An outcome as figures with 95 % intervals."""
-    arrived = outcome.steps[outcome.success]
+def row(outcome: Outcome, channels: Sequence[str]) -> Results:
+    """An outcome as figures with 95 % intervals; `felt`: by channel, the sum over an episode."""
+    arrived, scored = outcome.steps[outcome.success], not outcome.score.isnan().any()
     return {
         "success": rate(outcome.success),
         "final_success": rate(outcome.final_success),
-        "return": mean(outcome.returned),
+        "return": mean(outcome.felt[:, 0]),
         "steps": mean(arrived) if len(arrived) else None,
+        "score": mean(outcome.score) if scored else None,
+        "felt": {n: mean(f) for n, f in zip(channels[1:], outcome.felt.T[1:], strict=True)},
     }
 
 
-def latency(agent: Agent, config: WorldConfig, mode: str, seed: int, actions: int = 60) -> Results:
+def latency(
+    agent: Agent, config: WorldConfig, mode: str, assignment: Assignment, seed: int,
+    actions: int = 60,
+) -> Results:  # fmt: skip
     """Milliseconds in one world, after a warm-up: of one whole `act`, from observation to action,
     and of the actor's part in it, from state to action; perception is the same for every mode."""
     world = config.build(1, agent.device)
     obs, info = world.reset(seed)
-    act = mind(agent, mode)(world, info, seed)
+    act = mind(agent, mode, assignment)(Scene(world, obs, info), seed)
     times: list[float] = []
     decisions: list[float] = []
 
     @torch.no_grad()
-    def decide(obs: Tensor) -> Tensor:
-        state = agent.perceive(obs)
+    def decide(obs: Observation) -> Tensor:
+        state, focus = agent.attend(obs)
         state.cpu()  # the clock of the actor starts when perception is done
-        assert agent.focus is not None
-        focus, actor = agent.focus, agent.actors[mode]
-        return _timed(lambda state: actor(state, focus).action, decisions)(state)
+        actor = agent.actors[mode]
+        return _timed(lambda obs: actor(state, focus).action, decisions)(obs)
 
     for how in (_timed(act, times), decide):
         for _, lived in zip(range(actions + 10), live(how, world, obs), strict=False):
@@ -98,53 +106,67 @@ def latency(agent: Agent, config: WorldConfig, mode: str, seed: int, actions: in
 
 def _percentiles(seconds: Sequence[float]) -> Results:
     p50, p95 = np.percentile(seconds, [50, 95]) * 1000
-    return {"p50": float(p50), "p95": float(p95)}
+    whole = 1000 * float(np.mean(seconds))
+    return {"mean": whole, "p50": float(p50), "p95": float(p95)}
 
 
 def _timed(act: Act, times: list[float]) -> Act:
-    def timed(obs: Tensor) -> Tensor:
+    def timed(obs: Observation) -> Tensor:
         began = time.perf_counter()
         action = act(obs).cpu()  # the action is there only when the device is done
-        times.append((time.perf_counter() - began) / len(obs))
+        times.append((time.perf_counter() - began) / len(action))
         return action
 
     return timed
 
 
 def evaluate(
-    agent: Agent, world: WorldConfig | str, *, mode: str = "plan", episodes: int = 100,
-    seed: int = EPISODES_FROM,
+    agent: Agent, world: WorldConfig | str, *, mode: str = "plan", task: str = "",
+    episodes: int = 100, seed: int = EPISODES_FROM,
 ) -> Results:  # fmt: skip
     """The figures of `eval --json`; rates in [0, 1], milliseconds per action of one world.
 
-    `world`: settings, or the id of a world without any.
+    `world`: settings, or the id of a world without any; `task`: one of the agent's, by name.
     """
-    (found,) = judge(agent, world, modes=(mode,), episodes=episodes, seed=seed).values()
+    (found,) = judge(agent, world, modes=(mode,), task=task, episodes=episodes, seed=seed).values()
     return found
 
 
 def judge(
     agent: Agent, world: WorldConfig | str, *, modes: Sequence[str] = ("plan", "react"),
-    episodes: int = 100, seed: int = EPISODES_FROM, say: Callable[[str], None] = lambda text: None,
+    task: str = "", episodes: int = 100, seed: int = EPISODES_FROM,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Results]:  # fmt: skip
     """The figures of each mode on the same episodes; `say` is told what is being done."""
-    config = WorldConfig(id=world) if isinstance(world, str) else world
+    assignment = agent.assigned(task)
+    config = (WorldConfig(id=world) if isinstance(world, str) else world).under(assignment)
     if episodes < 1:
         raise UnusableInput(f"episodes is {episodes}; there must be at least 1")
     found = {}
     for mode in modes:
         say(f"mode {mode}: {episodes} episodes")
-        found[mode] = _marks(agent.eval(), config, mode, episodes, seed)
+        found[mode] = _marks(agent.eval(), config, mode, assignment, episodes, seed)
     say(f"random motion and the oracle: {episodes} episodes")
-    known = {"baselines": baselines(config, episodes, seed)}
+    known = {
+        "task": task or next(iter(agent.assignments)),
+        "baselines": baselines(config, episodes, seed),
+    }
     return {mode: {**marks, **known} for mode, marks in found.items()}
 
 
-def _marks(agent: Agent, config: WorldConfig, mode: str, episodes: int, seed: int) -> Results:
+def _marks(
+    agent: Agent, config: WorldConfig, mode: str, assignment: Assignment, episodes: int, seed: int
+) -> Results:
     times: list[float] = []
+    deliberated: list[Tensor] = []
+    violated: list[Tensor] = []
 
-    def begin(world: World, info: Info, start: int) -> Act:
-        return _timed(mind(agent, mode)(world, info, start), times)
+    def watch(plan: Plan) -> None:
+        deliberated.append(plan.deliberated)
+        violated.append(plan.violation > 0)
+
+    def begin(scene: Scene, start: int) -> Act:
+        return _timed(mind(agent, mode, assignment, watch)(scene, start), times)
 
     outcome = play_many(begin, config, episodes, seed, agent.device)
     return {
@@ -155,8 +177,10 @@ def _marks(agent: Agent, config: WorldConfig, mode: str, episodes: int, seed: in
         "device": str(agent.device),
         "seed": seed,
         "episodes": episodes,
-        **row(outcome),
-        **latency(agent, config, mode, seed),
+        **row(outcome, agent.spec.interoception),
+        "deliberated": float(torch.cat(deliberated).float().mean()),
+        "violated": float(torch.cat(violated).float().mean()),
+        **latency(agent, config, mode, assignment, seed),
         "ms_per_action_batched": 1000 * float(np.mean(times)),
     }
 
@@ -164,32 +188,43 @@ def _marks(agent: Agent, config: WorldConfig, mode: str, episodes: int, seed: in
 def baselines(config: WorldConfig, episodes: int, seed: int) -> Mapping[str, Any]:
     """Random motion, and the oracle where the world has one, on the same episodes."""
     world = config.build(1)
-    guided = isinstance(world.inner, Guides)
+    guided, channels = isinstance(world.inner, Guides), world.spec.interoception
     world.close()
     players = {"random": aimless, **({"oracle": shortest} if guided else {})}
-    rows = {name: row(play_many(p, config, episodes, seed, "cpu")) for name, p in players.items()}
-    return {"oracle": None, **rows}
+    outcomes = {n: play_many(p, config, episodes, seed, "cpu") for n, p in players.items()}
+    return {"oracle": None, **{name: row(o, channels) for name, o in outcomes.items()}}
 
 
 def rows(results: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table people read: each mode, then its baselines."""
-    columns = ["who", "success at the last step", "ever", "steps", "ms per action", "batched"]
-    told = [[f"agent, {m}", *_told(r), *_speed(r)] for m, r in results.items()]
+    """The table people read: each mode, then its baselines, beside each other, and a row for every
+    figure, so that none is cut where a terminal is narrow."""
     (first, *_) = results.values()
+    channels = [f"{channel} an episode" for channel in first["felt"]]
+    score = ["score"] if first["score"] is not None else []
+    known = ["success at the last step", "ever", "steps", *channels]
+    figures = [*score, *known, "deliberated", "ms per action", "batched"]
+    told = {f"agent, {m}": [*_told(r), *_speed(r)] for m, r in results.items()}
     named = {name: r for name, r in first["baselines"].items() if r is not None}
-    return columns, told + [[name, *_told(r), "", ""] for name, r in named.items()]
+    told |= {name: [*_told(r), "", "", ""] for name, r in named.items()}
+    return ["", *told], [list(row) for row in zip(figures, *told.values(), strict=True)]
 
 
 def _told(result: Results) -> list[str]:
     return [
+        *([f"{result['score']['mean']:.2f}"] if result["score"] is not None else []),
         _share(result["final_success"]),
         _share(result["success"]),
         "-" if result["steps"] is None else f"{result['steps']['mean']:.1f}",
+        *(f"{felt['mean']:.2f}" for felt in result["felt"].values()),
     ]
 
 
 def _speed(result: Results) -> list[str]:
-    return [f"{result['ms_per_action']['p50']:.2f}", f"{result['ms_per_action_batched']:.3f}"]
+    return [
+        f"{100 * result['deliberated']:.0f} %",
+        f"{result['ms_per_action']['p50']:.2f}",
+        f"{result['ms_per_action_batched']:.3f}",
+    ]
 
 
 def _share(estimate: Results) -> str:

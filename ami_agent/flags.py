@@ -11,7 +11,7 @@ from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM
 
 Device = Literal["auto", "cpu", "cuda"]
-Mode = Literal["react", "plan"]
+Mode = Literal["react", "plan", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,8 @@ class EvalFlags:
     """Success, steps and milliseconds per action, beside random motion and the oracle."""
 
     mode: Mode = "plan"
+    task: str = ""
+    """One of the recipe's tasks; its first one if not given."""
     episodes: int = 100
     seed: int = EPISODES_FROM
     """Episode i has seed + i."""
@@ -57,6 +59,8 @@ class ShowFlags:
     """Planning rollouts as pictures: per episode a PNG and a GIF, and a page for all."""
 
     mode: Mode = "plan"
+    task: str = ""
+    """One of the recipe's tasks; its first one if not given."""
     episodes: int = 3
     seed: int = EPISODES_FROM
     out: str = ""

@@ -7,7 +7,7 @@ beside Gymnasium's interface: the agent never needs it; baselines, probes and pi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
@@ -15,18 +15,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modules.types import Transition, UnusableInput
+from modules.configurator import Assignment
+from modules.types import Observation, Transition, UnusableInput
 
 Info: TypeAlias = Mapping[str, Any]
 
 
-class Spec(NamedTuple):
-    """What a body can sense and do."""
+class Sense(NamedTuple):
+    """What one sense delivers."""
 
-    obs_shape: tuple[int, ...]
-    obs_dtype: torch.dtype
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Spec(NamedTuple):
+    """What a body can sense, do and feel."""
+
+    senses: Mapping[str, Sense]  # a body with one sense calls it "obs"
     action_dim: int
-    interoception: tuple[str, ...]
+    interoception: tuple[str, ...]  # the reward, and whatever the world declares
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: sense.shape for name, sense in self.senses.items()}
+
+    def told(self) -> str:
+        """The senses, as a person would write them."""
+        named = [(n, f"{s.shape} {s.dtype}") for n, s in self.senses.items()]
+        return ", ".join(told if name == "obs" else f"{name} {told}" for name, told in named)
+
+    def blank(self, count: int) -> Observation:
+        """An observation `[count, *O]` of this kind, with no meaning."""
+        parts = {n: torch.zeros(count, *s.shape, dtype=s.dtype) for n, s in self.senses.items()}
+        return parts.get("obs", parts)
 
 
 class Lived(NamedTuple):
@@ -43,6 +64,14 @@ class Guides(Protocol):
 
     def walk(self) -> Any: ...
     def oracle(self) -> Any: ...
+
+
+@runtime_checkable
+class Feels(Protocol):
+    """A world that declares what a body feels beside the reward: `info["interoception"]`, `[B, I]`
+    at every reset and step."""
+
+    interoception_names: tuple[str, ...]
 
 
 @runtime_checkable
@@ -65,6 +94,10 @@ class WorldConfig:
     options: dict[str, int | float | str] = field(default_factory=dict)
     """Further keyword arguments of the world."""
 
+    def under(self, assignment: Assignment) -> WorldConfig:
+        """The same world, judging this task."""
+        return replace(self, options={**self.options, **assignment.options})
+
     def build(self, count: int, device: torch.device | str = "cpu", **options: Any) -> World:
         """`count` of these worlds; what `options` name replaces what the settings name."""
         variant = {"variant": self.variant} if self.variant else {}
@@ -86,29 +119,44 @@ class World:
         space = self.envs.single_action_space
         self.low, self.high = space.low, space.high  # type: ignore[attr-defined]
 
-    def reset(self, seed: int | None = None, **options: Any) -> tuple[Tensor, Info]:
+    def reset(self, seed: int | None = None, **options: Any) -> tuple[Observation, Info]:
         """World i starts the episode of seed + i; observation `[B, *O]`."""
         if seed is not None and not 0 <= seed < 2**31:
             raise UnusableInput(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
         self.envs.action_space.seed(seed)
         obs, info = self.envs.reset(seed=seed, options=options or None)
-        return self._sensed(obs), info
+        return self.sensed(obs), info
 
-    def step(self, obs: Tensor, action: Tensor) -> Lived:
+    def step(self, obs: Observation, action: Tensor) -> Lived:
         """`obs` is what the last step ended with; actions `[B, A]` in [-1, 1]."""
         next_obs, reward, terminated, truncated, info = self.envs.step(self.to_world(action))
-        felt = self.tensor(np.asarray(reward, dtype=np.float32))[:, None]
         transition = Transition(
-            obs, action, felt, self._sensed(next_obs),
+            obs, action, self._felt(reward, info), self.sensed(next_obs),
             self.tensor(terminated), self.tensor(truncated),
         )  # fmt: skip
         return Lived(transition, info)
 
-    def _sensed(self, obs: Any) -> Tensor:
-        sensed = self.tensor(obs)
-        if sensed.is_floating_point() and not sensed.isfinite().all():
-            raise UnusableInput("the world's observation holds NaN or infinity")
-        return sensed
+    def _felt(self, reward: Any, info: Info) -> Tensor:
+        """`[B, I]`, in the order of the names in the spec."""
+        felt = self.tensor(np.asarray(reward, dtype=np.float32))[:, None]
+        if len(self.spec.interoception) == 1:
+            return felt
+        return torch.cat([felt, self.tensor(info["interoception"]).float()], 1)
+
+    def sensed(self, obs: Any) -> Observation:
+        """What the world's senses deliver, as tensors; UnusableInput for what is not finite."""
+        sensed = {
+            k: self.tensor(v) for k, v in (obs if isinstance(obs, dict) else {"obs": obs}).items()
+        }
+        for name, part in sensed.items():
+            if part.is_floating_point() and not part.isfinite().all():
+                which = "" if name == "obs" else f" {name!r}"
+                raise UnusableInput(f"the world's observation{which} holds NaN or infinity")
+        return sensed if isinstance(obs, dict) else sensed["obs"]
+
+    def goal(self, info: Info) -> Observation | None:
+        """What the world names as its goal, `[B, *O]`."""
+        return self.sensed(info["goal"]) if "goal" in info else None
 
     def tensor(self, array: Any) -> Tensor:
         return torch.as_tensor(array, device=self.device)
@@ -135,28 +183,39 @@ class World:
 def _spec(envs: gymnasium.vector.VectorEnv) -> Spec:
     """Raises UnusableInput for spaces the mind can't handle, and says which would do."""
     obs, action = envs.single_observation_space, envs.single_action_space
-    if not isinstance(obs, gymnasium.spaces.Box):
-        raise UnusableInput(f"observations are {obs}; the agent needs a Box (images)")
+    parts = dict(obs.spaces) if isinstance(obs, gymnasium.spaces.Dict) else {"obs": obs}
+    for name, part in parts.items():
+        if not isinstance(part, gymnasium.spaces.Box):
+            which = "observations are" if name == "obs" else f"observation {name!r} is"
+            raise UnusableInput(f"{which} {part}; the agent needs a Box, or a Dict of Boxes")
     if not isinstance(action, gymnasium.spaces.Box) or len(action.shape) != 1:
         raise UnusableInput(f"actions are {action}; the agent needs a one-dimensional Box")
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
         raise UnusableInput(f"actions {action} have no finite bounds; the agent needs them")
-    dtype = torch.as_tensor(np.empty(0, dtype=obs.dtype)).dtype
-    return Spec(obs.shape, dtype, action.shape[0], ("reward",))
+    inner = envs.unwrapped
+    felt = tuple(inner.interoception_names) if isinstance(inner, Feels) else ()
+    senses = {
+        name: Sense(part.shape, torch.as_tensor(np.empty(0, dtype=part.dtype)).dtype)  # type: ignore[arg-type]
+        for name, part in parts.items()
+    }
+    return Spec(senses, action.shape[0], ("reward", *felt))
 
 
-def seen(lived: Lived) -> Tensor:
+def seen(lived: Lived) -> Observation:
     """`[B, *O]` what a step ended with."""
-    obs = lived.transition.next_obs
-    assert isinstance(obs, Tensor)
-    return obs
+    return lived.transition.next_obs
 
 
-Act: TypeAlias = Callable[[Tensor], Tensor]
+def ended(lived: Lived) -> Tensor:
+    """`[B]` bool: the episodes that were over with this step."""
+    return lived.transition.terminated | lived.transition.truncated
+
+
+Act: TypeAlias = Callable[[Observation], Tensor]
 """Observation `[B, *O]` -> action `[B, A]` in [-1, 1]."""
 
 
-def live(act: Act, world: World, obs: Tensor) -> Iterator[Lived]:
+def live(act: Act, world: World, obs: Observation) -> Iterator[Lived]:
     """Lives on from an observation, step by step, for ever; stopping is the listener's business.
 
     The step after an episode's end only resets: its action is ignored (Gymnasium's NEXT_STEP).

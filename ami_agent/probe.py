@@ -5,7 +5,7 @@ None of this is ever part of the agent: probes are fitted on frozen states, besi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ami_agent.agent import Agent
 from ami_agent.life import Examines, World, WorldConfig, live, seen, walk
-from modules.types import Diverged
+from modules.types import Diverged, Gains, Observation, by_sense, count_of, each
 
 COLLAPSED = 0.1
 """A state whose features vary less than this, where VICReg asks for 1, tells nothing."""
@@ -64,7 +64,7 @@ def spectrum(states: Tensor) -> dict[str, float]:
 class Sights(NamedTuple):
     """Observations whose truth is known."""
 
-    obs: Tensor  # [N, *O]
+    obs: Observation  # [N, *O]
     factors: Tensor  # [N, F]
 
 
@@ -76,7 +76,28 @@ def sights(world: World, steps: int, seed: int) -> Sights:
         views.append(seen(lived))
         known.append(lived.info["factors"])
     factors = torch.cat([world.tensor(f).float() for f in known])
-    return Sights(torch.cat(views), factors)
+    return Sights(joined(views), factors)
+
+
+def joined(views: Sequence[Observation]) -> Observation:
+    """Observations one after the other."""
+    parts = [by_sense(view) for view in views]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return whole["obs"] if isinstance(views[0], Tensor) else whole
+
+
+@torch.no_grad()
+def states_of(
+    agent: Agent, obs: Observation, gains: Gains | None = None, at_once: int = 512
+) -> Tensor:
+    """Observations `[N, *O]` -> what an agent makes of each as an episode's first, `[N, D]`;
+    `gains`: as a task primes it, its own where there are none."""
+    starts = range(0, count_of(obs), at_once)
+    parts = (
+        each(lambda part, i=i: part[i : i + at_once].to(agent.device), obs)  # type: ignore[misc]
+        for i in starts
+    )
+    return torch.cat([agent.perceive(part, gains) for part in parts]).cpu()
 
 
 class Examiner:
@@ -89,7 +110,7 @@ class Examiner:
         self.known, self.unknown = (sights(world, 5, seed + i) for i in (0, worlds))
         self.exams: Mapping[str, Any] = {
             name: exam._replace(
-                obs=world.tensor(exam.obs),
+                obs=world.sensed(exam.obs),
                 actions=world.from_world(exam.actions),
                 before=world.tensor(exam.before),
                 after=world.tensor(exam.after),
@@ -98,18 +119,14 @@ class Examiner:
         }
         world.close()
 
-    @torch.no_grad()
-    def states(self, agent: Agent, obs: Tensor) -> Tensor:
-        return torch.cat([agent.perceive(part.to(agent.device)) for part in obs.split(512)]).cpu()
-
-    def probe(self, agent: Agent) -> Probe:
+    def probe(self, agent: Agent, gains: Gains | None = None) -> Probe:
         """A read-out of this agent's states."""
-        return fit(self.states(agent, self.known.obs), self.known.factors)
+        return fit(states_of(agent, self.known.obs, gains), self.known.factors)
 
     def __call__(self, agent: Agent) -> dict[str, float]:
         """Collapse, the probe's error per factor (root mean square, in arenas), and each exam's
         imagined and true displacement along the first factor."""
-        states = self.states(agent, self.unknown.obs)
+        states = states_of(agent, self.unknown.obs)
         probe = self.probe(agent)
         error = (probe.read(states) - self.unknown.factors).square().mean(0).sqrt()
         errors = {f"error {name}": float(e) for name, e in zip(self.names, error, strict=True)}
@@ -119,7 +136,7 @@ class Examiner:
     def _sit(self, agent: Agent, probe: Probe) -> dict[str, float]:
         marks = {}
         for name, exam in self.exams.items():
-            start = agent.perceive(exam.obs.to(agent.device))
+            start = states_of(agent, exam.obs).to(agent.device)
             future = agent.world_model.imagine(start, exam.actions[:, None].to(agent.device))
             read = probe.read(future.states[:, 0].cpu())  # [N, H + 1, F]
             marks[f"{name} imagined"] = float((read[:, -1, 0] - read[:, 0, 0]).mean())
@@ -132,9 +149,7 @@ class Introspection:
 
     def __call__(self, agent: Agent) -> dict[str, float]:
         batch = agent.memory.sample(512, 1, torch.Generator().manual_seed(0))
-        assert isinstance(batch.obs, Tensor)
-        with torch.no_grad():
-            return spectrum(agent.perceive(batch.obs[:, 0].to(agent.device)).cpu())
+        return spectrum(states_of(agent, each(lambda part: part[:, 0], batch.obs)))
 
 
 def examiner(config: WorldConfig, seed: int) -> Examiner | Introspection:

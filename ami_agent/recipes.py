@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from ami_agent.build import Config
 from ami_agent.learning import Learning
-from ami_agent.lessons import Distil, Live, Practise, Predict, Refine, Separate, ShortestPaths
+from ami_agent.lessons import (
+    Distil,
+    Foresee,
+    Live,
+    NoLesson,
+    Practise,
+    Predict,
+    Refine,
+    Separate,
+    ShortestPaths,
+)
 from ami_agent.life import WorldConfig
 from modules.actor import NoHabit, Restless
 from modules.bounds import Ball
-from modules.configurator import Configurator
-from modules.cost import Critic, MapQuasimetric
+from modules.configurator import Assignment, Configurator
+from modules.cost import Critic, Foresight, MapQuasimetric, NoCritic
 from modules.objectives import Weights
-from modules.perception import MapEncoder, VectorEncoder
+from modules.perception import MapEncoder, Senses, VectorEncoder
 from modules.planners import GradientPlanner
+from modules.recall import Associative
 from modules.types import UnusableInput
-from modules.world_model import MapDynamics, VectorDynamics, WorldModel
+from modules.world_model import Feeling, MapDynamics, VectorDynamics, WorldModel
 
 
 def two_rooms() -> Config:
@@ -34,6 +46,118 @@ def two_rooms() -> Config:
         objective=Predict(learning=Learning(steps=1300, batch=128, lr=1.5e-3)),
         teacher=Separate(learning=Learning(steps=4000, batch=256)),
         distil=Distil(learning=Learning(steps=5000, batch=512, lr=2e-3), steps=32),
+    )
+
+
+def forage() -> Config:
+    """Energy, food that regrows, a hazard: one world model and four tasks, told by their drives."""
+    place = {"food": 0.0, "hazard": 0.0, "flag": 0.0, "energy": 0.0}
+    return Config(
+        recipe="forage",
+        world=WorldConfig(id="ami/Forage-v0", options={"layouts": "train"}),
+        evaluation=WorldConfig(id="ami/Forage-v0", options={"layouts": "test"}),
+        bounds=Ball(),
+        perception=Senses.Config(vector=12),
+        world_model=WorldModel.Config(
+            dynamics=VectorDynamics.Config(hidden=256), feeling=Feeling.Config()
+        ),
+        drives=("hunger", "pain", "taste", "reward"),
+        critic=NoCritic.Config(),
+        foresight=Foresight.Config(discount=0.95),
+        configurator=Configurator.Config(
+            critic=0.0, told=("hunger", "taste", "pain", "reward", "boredom", "reach")
+        ),
+        planner=GradientPlanner.Config(horizon=10),
+        tasks={
+            "eat": Assignment(drives={"taste": 1.0}, options={"task": "eat"}),
+            "flag": Assignment(drives={"reward": 1.0, "pain": 2.0}, options={"task": "flag"}),
+            "explore": Assignment(
+                weights={"boredom": 1.0}, attend=place, options={"task": "explore"}
+            ),
+            "stay": Assignment(
+                aim="here",
+                weights={"reach": 1.0, "effort": 0.05},
+                attend=place,
+                options={"task": "stay"},
+            ),
+        },
+        life=Live(worlds=1000, steps=205, options={"budget": 40}),
+        objective=Predict(
+            weights=Weights(
+                prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1, feeling=10
+            ),
+            learning=Learning(steps=4000, batch=128, lr=2e-3),
+            length=8,
+            primed=0.3,
+        ),
+        teacher=NoLesson(),
+        foresee=Foresee(
+            learning=Learning(steps=1800, batch=128, lr=2e-3),
+            trace=0.5,
+            expectile=0.5,
+            futures=12,
+            horizon=6,
+        ),
+        practice=Practise(steps=40),
+        refine=Refine(learning=Learning(steps=500, batch=128)),
+        review=Foresee(
+            learning=Learning(steps=700, batch=128),
+            trace=0.5,
+            expectile=0.5,
+            futures=12,
+            horizon=6,
+        ),
+        distil=Distil(rounds=8, worlds=64, steps=40, learning=Learning(steps=4000, batch=512)),
+    )
+
+
+def cue_corridor() -> Config:
+    """A cue seen only at the start says which arm is right: the state depends on what is recalled.
+
+    The other form of recall is `--swap recall=belief`, none at all `--without memory`."""
+    return Config(
+        recipe="cue-corridor",
+        world=WorldConfig(id="ami/CueCorridor-v0"),
+        evaluation=WorldConfig(id="ami/CueCorridor-v0"),
+        bounds=Ball(),
+        perception=VectorEncoder.Config(patch=4),
+        recall=Associative.Config(),
+        world_model=WorldModel.Config(
+            dynamics=VectorDynamics.Config(hidden=256), feeling=Feeling.Config()
+        ),
+        drives=("reward",),
+        critic=NoCritic.Config(),
+        foresight=Foresight.Config(discount=0.95),
+        configurator=Configurator.Config(critic=0.0),
+        planner=GradientPlanner.Config(),
+        tasks={"reward": Assignment(drives={"reward": 1.0})},
+        life=Live(worlds=2000, steps=40, options={"errands": 0.9}),
+        objective=Predict(
+            weights=Weights(
+                prediction=4, variance=8, covariance=4, similarity=0, inverse=2, feeling=4
+            ),
+            learning=Learning(steps=500, batch=64, lr=1.5e-3),
+            length=6,
+            context=16,
+        ),
+        teacher=NoLesson(),
+        foresee=Foresee(expectile=0.9, trace=0.7, learning=Learning(steps=2000, batch=256)),
+        distil=Distil(rounds=3, worlds=64, steps=30, learning=Learning(steps=1500, batch=256)),
+    )
+
+
+def two_rooms_distracted() -> Config:
+    """The one layout again, before a background in which things move that nothing can be done
+    about: the Configurator primes perception not to attend to it."""
+    world = WorldConfig(id="ami/TwoRooms-v0", variant="fixed", options={"distraction": 4})
+    base = two_rooms()
+    return replace(
+        base,
+        recipe="two-rooms-distracted",
+        world=world,
+        evaluation=world,
+        perception=Senses.Config(),
+        configurator=replace(base.configurator, attend={"background": 0.0}),
     )
 
 
@@ -92,6 +216,9 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "two-rooms": two_rooms,
     "two-rooms-random": two_rooms_random,
     "two-rooms-eb-random": eb_random,
+    "forage": forage,
+    "cue-corridor": cue_corridor,
+    "two-rooms-distracted": two_rooms_distracted,
 }
 
 

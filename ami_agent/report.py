@@ -148,7 +148,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     """The first column names the row and stands left, figures stand right; None is a dash."""
     drawn = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if number else "left")
+        drawn.add_column(column, justify="right" if number else "left", no_wrap=not number)
     for row in rows:
         drawn.add_row(*map(_cell, row))
     return drawn

@@ -128,6 +128,8 @@ def _narrow(default: Any) -> Any:
             hint = Annotated[marked] if marks else narrow
             fields.append((name, hint, dataclasses.field(default_factory=narrow)))
         else:
+            if isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
+                hint = Annotated[hint, tyro.conf.Suppress]  # no flags within a mapping
             fields.append((name, hint, dataclasses.field(default_factory=partial(copy, value))))
     return dataclasses.make_dataclass(
         kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ami_agent.learning import Learner
 from ami_agent.life import WorldConfig
+from modules.recall import ShortTerm
+from modules.types import Gains, Observation, each
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -71,11 +73,26 @@ class Idle:
         """Nothing was put away."""
 
 
-def as_states(agent: Agent) -> Memory:
+def primings(agent: Agent) -> list[dict[str, float]]:
+    """The ways in which perception is primed: the agent's own, and those of its tasks."""
+    own = agent.configurator.gains
+    ways = [own, *({**own, **task.attend} for task in agent.assignments.values())]
+    return [way for index, way in enumerate(ways) if way not in ways[:index]]
+
+
+def as_states(agent: Agent, gains: Gains | None = None) -> Memory:
     """The same memory with states in the place of observations: perception learns no more, so
     each is encoded once."""
+    primed = agent.configurator.gains if gains is None else gains
     agent.perception.eval()
-    return agent.memory.translated(lambda obs: agent.perceive(obs.to(agent.device)))
+    episode = ShortTerm(agent.recall)
+
+    def see(obs: Observation, fresh: Tensor) -> Tensor:
+        episode.begin(fresh)
+        here = each(lambda part: part.to(agent.device), obs)
+        return episode.see(agent.perception(here, primed))
+
+    return agent.memory.translated(see)
 
 
 class GradientPupil(Learner):

@@ -9,19 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ami_agent.learning import (
-    Learning,
-    Multiplier,
-    quasimetric_loss,
-    taught_loss,
-    temporal_difference_loss,
-)
+from ami_agent.learning import Learning
 from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.life import WorldConfig
+from ami_agent.losses import Multiplier, quasimetric_loss, taught_loss, temporal_difference_loss
 from modules.cost import Critic, Quasimetric
 from modules.graph import hops, shortest_paths
 from modules.targets import MovingAverage
-from modules.types import UnusableInput, require
+from modules.types import UnusableInput, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -56,8 +51,7 @@ class Separate(Study):
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
             batch = memory.sample(self.learning.batch, 1, random, self.together)
-            assert isinstance(batch.obs, Tensor)
-            state, next_state = batch.obs.unflatten(0, (-1, group)).unbind(2)
+            state, next_state = batch.states.unflatten(0, (-1, group)).unbind(2)
             return quasimetric_loss(
                 distance, price, state, next_state, far=self.far, slack=self.slack
             )
@@ -82,8 +76,7 @@ class Bootstrap(Study):
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
             batch = memory.sample(self.learning.batch, self.length, random)
-            states = batch.obs
-            assert isinstance(states, Tensor)
+            states = batch.states
             ahead = torch.randint(1, self.length + 1, (len(states),), generator=random)
             later = states[torch.arange(len(states)), ahead.to(states.device)]
             mixed = torch.rand(len(states), 1, generator=random).to(later) < 0.5
@@ -147,8 +140,8 @@ class Student(GradientPupil):
 
     def _graph(self, episode: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         path, nodes = self.agent.memory.recall(episode), self.lesson.nodes
-        assert isinstance(path.obs, Tensor)
-        seen = self.agent.perceive(path.obs[0, :nodes].to(self.agent.device))
+        device = self.agent.device
+        seen = self.agent.perceive(each(lambda part: part[0, :nodes].to(device), path.obs))
         actions = path.actions[0, : nodes - 1].to(seen)
         imagined = self.agent.world_model.level(0).dynamics(seen[:-1], actions)
         steps = shortest_paths(hops(self.teacher, seen, self.lesson.hop)).half()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ami_agent.lessons.base import Pupil
-from ami_agent.life import World, WorldConfig, live
-from ami_agent.players import Begin, mind, wanderer
+from ami_agent.life import World, WorldConfig, ended, live, seen
+from ami_agent.players import Begin, Scene, mind, wanderer
 from modules.types import require
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Live:
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         return Explorer(
-            agent, world.build(self.worlds, "cpu", **self.options), self, wanderer, seed
+            agent, world.build(self.worlds, "cpu", **self.options), self, [wanderer], seed
         )
 
 
@@ -52,6 +52,8 @@ class Practise:
 
     steps: int = 24
     """Steps lived in each world."""
+    tasks: tuple[str, ...] = ()
+    """Those of the agent's tasks that take turns; all of them if none is named."""
     options: dict[str, int | float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,29 +65,40 @@ class Practise:
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         worlds = world.build(agent.memory.worlds, agent.device, **self.options)
-        return Explorer(agent.eval(), worlds, self, mind(agent, "plan"), seed)
+        chosen = [agent.assigned(name) for name in self.tasks or agent.assignments]
+        tasks = [mind(agent, "plan", assignment) for assignment in chosen]
+        return Explorer(agent.eval(), worlds, self, tasks, seed)
 
 
 class Explorer:
-    """Lives and remembers. It begins anew when it is interrupted: the same seed lives the same."""
+    """Lives and remembers. Several players take turns, each for its part of the time. It begins
+    anew when it is interrupted: the same seed lives the same."""
 
     def __init__(
-        self, agent: Agent, world: World, lesson: Live | Practise, begin: Begin, seed: int
-    ) -> None:
+        self, agent: Agent, world: World, lesson: Live | Practise, players: Sequence[Begin],
+        seed: int,
+    ) -> None:  # fmt: skip
         self.total, self.step, self.agent, self.world = lesson.steps, 0, agent, world
-        self.begin, self.seed, self.ended = begin, seed, False
+        self.players, self.seed = players, seed
         agent.memory.interrupt()
         obs, info = world.reset(seed)
-        self.act = begin(world, info, seed)
+        self.over = torch.zeros(world.count, dtype=torch.bool)
+        self.scene = Scene(world, obs, info, ~self.over)
         self.life = live(lambda obs: self.act(obs), world, obs)
 
     def update(self) -> dict[str, Tensor]:
-        transition, info = next(self.life)
-        self.agent.observe(transition)
+        turn, before = (
+            step * len(self.players) // self.total for step in (self.step, self.step - 1)
+        )
+        assert self.scene.fresh is not None
+        if turn != before or self.scene.fresh.any():
+            self.act = self.players[turn](self.scene, self.seed + self.step)
+        lived = next(self.life)
+        self.agent.observe(lived.transition)
         self.step += 1
-        if self.ended:  # that step only reset: whoever pursues a goal has another one now
-            self.act = self.begin(self.world, info, self.seed + self.step)
-        self.ended = bool((transition.terminated | transition.truncated).any())
+        # the step after an end only resets: what it ends with is where an episode begins
+        self.scene = Scene(self.world, seen(lived), lived.info, self.over)
+        self.over = ended(lived).cpu()
         return {"worlds": torch.tensor(float(self.world.count))}
 
     def finish(self) -> None:

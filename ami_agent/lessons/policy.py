@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ami_agent.learning import Learning, policy_loss
+from ami_agent.learning import Learning
 from ami_agent.lessons.base import GradientPupil, Pupil, Study
-from ami_agent.life import WorldConfig, seen
-from modules.configurator import Task
-from modules.types import Focus, Rollout, require
+from ami_agent.life import WorldConfig, ended, seen
+from ami_agent.losses import policy_loss
+from ami_agent.players import Scene, task_of
+from modules.types import Focus, Observation, Rollout, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -39,28 +40,41 @@ class Amortise(Study):
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         policy = agent.eval().policy
-        dynamics, cost = (  # copies, so that no gradient is computed for what doesn't learn
+        dynamics, feeling, cost = (  # copies: no gradient is computed for what doesn't learn
             deepcopy(part).requires_grad_(False)
-            for part in (agent.world_model.level(0).dynamics, agent.cost)
+            for part in (agent.world_model.level(0).dynamics, agent.world_model.feeling, agent.cost)
         )
         group = self.together if self.together > 1 else self.learning.batch
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
             batch = agent.memory.sample(self.learning.batch, 1, random, self.together)
-            assert isinstance(batch.obs, Tensor)
-            with torch.no_grad():
-                state = agent.perceive(batch.obs[:, 0].to(agent.device))
-            goal = state.unflatten(0, (-1, group)).roll(1, 1).flatten(0, 1)
+            now = each(lambda part: part[:, 0].to(agent.device), batch.obs)
+            state, focus = _situation(agent, now, group, random)
             states, actions = [state], []
             for _ in range(self.horizon):
-                actions.append(policy(states[-1], goal))
+                actions.append(policy(states[-1], focus.goal, focus.condition))
                 states.append(dynamics(states[-1], actions[-1]))
-            acted = torch.stack(actions, 1)[:, None]
-            future = Rollout(torch.stack(states, 1)[:, None], acted, acted[..., :0])
-            energies = cost(future, agent.configurator.focus(Task(goal=goal), goal))
-            return {name: energy.mean() for name, energy in energies.items()}
+            acted, path = torch.stack(actions, 1)[:, None], torch.stack(states, 1)[:, None]
+            future = Rollout(path, acted, acted[..., :0], feeling(path[:, :, 1:]))
+            return {"energy": torch.stack(list(cost(future, focus).values())).sum(0).mean()}
 
         return GradientPupil(policy, loss, self.learning, weights={}, seed=seed)
+
+
+@torch.no_grad()
+def _situation(
+    agent: Agent, obs: Observation, group: int, random: torch.Generator
+) -> tuple[Tensor, Focus]:
+    """Observations `[B, *O]` as states under one of the agent's tasks, and that task, with goals:
+    where the world would name one, the neighbour in a group of so many; where the agent is to stay,
+    the state itself."""
+    tasks = list(agent.assignments.values())
+    chosen = tasks[int(torch.randint(len(tasks), (), generator=random))]
+    state = agent.perceive(obs, agent.configurator.primed(chosen.task(None, "plan")))
+    neighbour = state.unflatten(0, (-1, group)).roll(1, 1).flatten(0, 1)
+    goal = {"world": neighbour, "here": state, "none": torch.zeros_like(state)}[chosen.aim]
+    task = chosen.task(None if chosen.aim == "none" else obs, "plan")
+    return state, agent.configurator.focus(task, goal)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,68 +98,99 @@ class Distil(Study):
         return Apprentice(self, agent, world, seed)
 
 
+class Label(NamedTuple):
+    """What Mode-2 would have done in N states, and what it expected of that."""
+
+    state: Tensor  # [N, D]
+    goal: Tensor  # [N, D]
+    condition: Tensor  # [N, W]
+    action: Tensor  # [N, A]
+    energy: Tensor  # [N]
+
+
 class Apprentice(GradientPupil):
-    """Acts by itself, asks Mode-2 what it would have done, and learns that."""
+    """Acts by itself, asks Mode-2 what it would have done, and learns that; and what energy the
+    plans of Mode-2 have, to know where it is worth asking. The tasks take turns."""
 
     def __init__(self, config: Distil, agent: Agent, world: WorldConfig, seed: int) -> None:
         self.lesson, self.agent, self.seed = config, agent, seed
         self.world_config = world
-        self.labels: list[Tensor] = []  # of each round [N, D + D + A]
-        self.known = torch.empty(0)  # of all rounds
-        super().__init__(agent.policy, self._loss, config.learning, weights={}, seed=seed)
+        self.labels: list[Label] = []  # of each round
+        both = nn.ModuleList([agent.policy, agent.expectation])
+        super().__init__(both, self._loss, config.learning, weights={}, seed=seed)
 
     def update(self) -> dict[str, Tensor]:
         if self.step * self.lesson.rounds >= len(self.labels) * self.total:
-            self.labels.append(self._ask(len(self.labels)))
-            self.known = torch.cat(self.labels)
+            self._learn(*self.labels, self._ask(len(self.labels)))
         return super().update()
 
+    def _learn(self, *labels: Label) -> None:
+        """All labels there are by now."""
+        self.labels = list(labels)
+        self.known = Label(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
+        self.agent.expectation.mean.copy_(self.known.energy.mean())
+        self.agent.expectation.scale.copy_(self.known.energy.std(correction=0).clamp_min(1e-6))
+
     @torch.no_grad()
-    def _ask(self, turn: int) -> Tensor:
-        """One round of life under the policy; in the first, under Mode-2 itself."""
-        seed = self.seed + 1_000_003 * turn
+    def _ask(self, turn: int) -> Label:
+        """One round of life under the policy; in a task's first, under Mode-2 itself."""
+        seed, assignments = self.seed + 1_000_003 * turn, list(self.agent.assignments.values())
+        assignment = assignments[turn % len(assignments)]
         world = self.world_config.build(
             self.lesson.worlds, self.agent.device, **self.lesson.options
         )
         random = torch.Generator().manual_seed(seed)
-        labels, fresh, ended = [], True, False
+        labels: list[Label] = []
+        fresh = torch.ones(world.count, dtype=torch.bool)
+        over = ~fresh
         obs, info = world.reset(seed)
         for step in range(self.lesson.steps):
-            if fresh:
-                self.agent.configure(Task(goal=world.tensor(info["goal"])), seed + step)
-            focus = self.agent.focus
-            assert focus is not None
-            state = self.agent.perceive(obs)
-            wise = self.agent.planner(state, focus).action
-            labels.append(torch.cat([state, focus.goal, wise], 1))
-            lived = world.step(obs, self._dare(state, focus, wise, turn, random))
+            if fresh.any():
+                scene = Scene(world, obs, info, fresh)
+                self.agent.begin(fresh)
+                self.agent.configure(task_of(assignment, scene, "plan"), seed + step)
+            state, focus = self.agent.attend(obs)
+            plan = self.agent.planner(state, focus)
+            labels.append(Label(state, focus.goal, focus.condition, plan.action, plan.energy))
+            action = self._dare(labels[-1], turn >= len(assignments), random)
+            lived = world.step(obs, action)
             obs, info = seen(lived), lived.info
-            over = lived.transition.terminated | lived.transition.truncated
-            fresh, ended = ended, bool(over.any())  # the step after an end is the one that resets
+            fresh, over = over, ended(lived).cpu()  # the step after an end only resets
         world.close()
-        return torch.cat(labels)
+        return Label(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
 
-    def _dare(
-        self, state: Tensor, focus: Focus, wise: Tensor, turn: int, random: torch.Generator
-    ) -> Tensor:
-        own = self.agent.policy(state, focus.goal) if turn else wise
+    def _dare(self, label: Label, alone: bool, random: torch.Generator) -> Tensor:
+        policy = self.agent.policy
+        own = policy(label.state, label.goal, label.condition) if alone else label.action
         shake = torch.randn(own.shape, generator=random).to(own) * self.lesson.noise
-        return self.agent.policy.bounds.project(own + shake)
+        return policy.bounds.project(own + shake)
 
     def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
-        drawn = torch.randint(len(self.known), (self.lesson.learning.batch,), generator=random)
-        size = (self.known.shape[1] - self.agent.spec.action_dim) // 2
-        chosen = self.known[drawn.to(self.known.device)]
-        state, goal, action = chosen.split([size, size, self.agent.spec.action_dim], 1)
-        return policy_loss(self.module, state, goal, action)
+        size = (self.lesson.learning.batch,)
+        drawn = torch.randint(len(self.known.state), size, generator=random)
+        label = Label(*(part[drawn.to(part.device)] for part in self.known))
+        expectation = self.agent.expectation
+        expected = expectation(label.state, label.goal, label.condition)
+        surprise = (expected - label.energy) / expectation.scale
+        return {
+            **policy_loss(
+                self.agent.policy, label.state, label.goal, label.condition, label.action
+            ),
+            "expectation": surprise.square().mean(),
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
-        asked = {f"labels.{turn}": labels for turn, labels in enumerate(self.labels)}
+        asked = {
+            f"labels.{turn}.{name}": part
+            for turn, label in enumerate(self.labels)
+            for name, part in label._asdict().items()
+        }
         return {**super().state_dict(), **asked}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.labels = []
-        while (label := state.get(f"labels.{len(self.labels)}")) is not None:
-            self.labels.append(label)
-        self.known = torch.cat(self.labels)
+        labels: list[Label] = []
+        while f"labels.{len(labels)}.state" in state:
+            turn = f"labels.{len(labels)}."
+            labels.append(Label(*(state[turn + name] for name in Label._fields)))
+        self._learn(*labels)
         super().load_state_dict({k: v for k, v in state.items() if not k.startswith("labels")})

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ami_agent.learning import Learning, unroll_loss, world_model_loss
-from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
+from ami_agent.learning import Learning
+from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states, primings
 from ami_agent.life import WorldConfig
+from ami_agent.losses import unroll_loss, world_model_loss
 from modules.objectives import Weights
 from modules.targets import Itself, MovingAverage
-from modules.types import Trajectory, require
+from modules.types import Trajectory, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -27,28 +28,36 @@ class Predict(Study):
     learning: Learning = field(default_factory=lambda: Learning(steps=1200, batch=128))
     length: int = 8
     """Steps unrolled, T."""
+    context: int = 0
+    """Steps before these, of which recall makes what it can; from each of them a future of T steps
+    is unrolled as well."""
     together: int = 1
     """Windows that come from one episode, for the statistics within it."""
+    primed: float = 0.0
+    """Chance that a window is perceived as one of the agent's tasks primes perception for."""
     target: Itself.Config | MovingAverage.Config = field(default_factory=Itself.Config)
 
     def __post_init__(self) -> None:
-        require(self, length=1)
+        require(self, length=1, context=0, primed=0)
         self.learning.groups(self.together)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
-        target = self.target.build(agent.perception)
-        level = agent.world_model.level(0)
-        channels = agent.shape[0]
+        perception, target = agent.perception, self.target.build(agent.perception)
+        window = self.context + self.length
+        some = agent.memory.sample(4096, 1, torch.Generator().manual_seed(seed))
+        agent.world_model.feeling.adapt(some.interoception[:, 0].to(agent.device))  # type: ignore[operator]
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
-            batch = agent.memory.sample(self.learning.batch, self.length, random, self.together)
+            batch = agent.memory.sample(self.learning.batch, window, random, self.together)
+            batch, primed = self._primed(agent, _to(batch, agent.device), random)
             return world_model_loss(
-                _to(batch, next(level.parameters()).device), agent.perception, target, level,
-                channels=channels, together=self.together,
+                batch, lambda obs: perception(obs, primed), lambda obs, s: target(obs, s, primed),
+                agent.recall, agent.world_model,
+                channels=agent.shape[0], together=self.together, context=self.context,
             )  # fmt: skip
 
         return GradientPupil(
-            nn.ModuleList([agent.perception, agent.world_model, target]),
+            nn.ModuleList([agent.perception, agent.recall, agent.world_model, target]),
             loss,
             self.learning,
             weights=asdict(self.weights),
@@ -56,11 +65,30 @@ class Predict(Study):
             after=lambda: target.follow(agent.perception),
         )
 
+    def _primed(
+        self, agent: Agent, batch: Trajectory, random: torch.Generator
+    ) -> tuple[Trajectory, dict[str, float | Tensor]]:
+        """Gains by sense: those of a task in some windows, `[B * (T + 1)]`, the agent's own in the
+        rest. What was felt in the former, NaN by now, can't be known by who perceives so."""
+        own = agent.configurator.gains
+        if not self.primed:
+            return batch, dict(own)
+        ways = primings(agent)
+        windows, moments = len(batch.actions), batch.actions.shape[1] + 1
+        chosen = torch.randint(len(ways), (windows,), generator=random)
+        chosen[torch.rand(windows, generator=random) >= self.primed] = 0  # the agent's own
+        gains = {name: torch.tensor([way[name] for way in ways])[chosen] for name in own}
+        strange = (chosen > 0).to(batch.actions.device)[:, None, None]
+        return batch._replace(interoception=batch.interoception.masked_fill(strange, torch.nan)), {
+            name: g.to(batch.actions).repeat_interleave(moments) for name, g in gains.items()
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Refine(Study):
     """The dynamics alone go on learning, in states as they are by now: on all of memory, and as
-    much on the latest life. What a state means stays as it is, and so does the critic."""
+    much on the latest life, however perception is primed. What a state means stays as it is, and
+    so do the critics."""
 
     learning: Learning = field(default_factory=lambda: Learning(steps=400, batch=128))
     length: int = 5
@@ -71,19 +99,26 @@ class Refine(Study):
         self.learning.groups(2)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
-        memory, level, half = as_states(agent), agent.world_model.level(0), self.learning.batch // 2
-        device = agent.device
+        views = [as_states(agent, gains) for gains in primings(agent)]
+        model, half, device = agent.world_model, self.learning.batch // 2, agent.device
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
-            drawn = (memory.sample(half, self.length, random, latest=new) for new in (False, True))
-            old, new = (unroll_loss(level, _to(batch, device)) for batch in drawn)
-            return {"prediction": old, "latest": new}
+            view = int(torch.randint(len(views), (), generator=random))
+            drawn = (
+                views[view].sample(half, self.length, random, latest=new) for new in (False, True)
+            )
+            old, new = (unroll_loss(model, _to(batch, device)) for batch in drawn)
+            return {
+                "prediction": old["prediction"],
+                "latest": new["prediction"],
+                "feeling": (old["feeling"] + new["feeling"]) * (view == 0),
+                "doubt": old["doubt"] + new["doubt"],
+            }
 
-        return GradientPupil(level, loss, self.learning, weights={}, seed=seed)
+        return GradientPupil(model, loss, self.learning, weights={"feeling": 10.0}, seed=seed)
 
 
 def _to(batch: Trajectory, device: torch.device) -> Trajectory:
-    obs = batch.obs.to(device) if isinstance(batch.obs, Tensor) else batch.obs
     return Trajectory(
-        obs, batch.actions.to(device), batch.interoception.to(device), batch.episode.to(device)
+        each(lambda part: part.to(device), batch.obs), *(t.to(device) for t in batch[1:])
     )

@@ -22,7 +22,8 @@ __all__ = ["Drawn", "Episode", "picture", "show", "watch"]
 
 def show(
     agent: Agent, config: WorldConfig, out: Path, *,
-    episodes: int = 3, mode: str = "plan", seed: int = 0, report: Reporter | None = None,
+    episodes: int = 3, mode: str = "plan", task: str = "", seed: int = 0,
+    report: Reporter | None = None,
 ) -> Path:  # fmt: skip
     """Lives `episodes` episodes, of seeds `seed`, `seed` + 1, ..., and writes them into `out`:
     `episode-0.gif` and `episode-0.png`, ..., and `index.html`, whose path is returned.
@@ -33,10 +34,13 @@ def show(
 
     report = report or Silence()
     folder = _folder(out)
-    readout = ReadOut(agent, config, seed)
+    assignment = agent.assigned(task)
+    config = config.under(assignment)
+    readout = ReadOut(agent, config, seed, assignment)
+    lives = watch(agent, config, readout, episodes, mode, seed, assignment)
     chapters = []
     with report.progress("show", episodes) as bar:
-        for number, episode in enumerate(watch(agent, config, readout, episodes, mode, seed)):
+        for number, episode in enumerate(lives):
             frames = drawing.film(episode)
             sheet = drawing.sheet(episode, survey(agent, config, readout, episode))
             drawing.write_gif(folder / f"episode-{number}.gif", frames)
@@ -55,8 +59,9 @@ def picture(agent: Agent, config: WorldConfig, seed: int) -> np.ndarray:
     Raises UnusableInput for a world that can't be drawn."""
     from ami_agent.show import drawing
 
-    readout = ReadOut(agent, config, seed)
-    (episode,) = watch(agent, config, readout, 1, "plan", seed)
+    assignment = agent.assigned("")
+    readout = ReadOut(agent, config.under(assignment), seed, assignment)
+    (episode,) = watch(agent, config, readout, 1, "plan", seed, assignment)
     return drawing.sheet(episode, survey(agent, config, readout, episode))
 
 

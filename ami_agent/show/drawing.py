@@ -80,7 +80,7 @@ def caption(episode: Episode, step: int, *, brief: bool = False) -> str:
     """Step, energy of the chosen future, steps to go as the critic sees them."""
     moment = episode.moments[step]
     energy = [f"energy {sum(moment.terms.values()):.3g}"] if moment.terms and not brief else []
-    return " · ".join([f"step {step}", *energy, f"{moment.to_go:.0f} steps to go"])
+    return " · ".join([f"step {step}", *energy, f"{moment.to_go:.3g} {episode.unit}"])
 
 
 def draw_map(axes: Axes, episode: Episode, step: int, *, scale: float = 1.0) -> None:
@@ -123,7 +123,7 @@ def draw_energy(axes: Axes, episode: Episode, steps: list[int]) -> None:
         axes.fill_between(time, low, high, color=colour, alpha=0.75, lw=0,
                           label=f"energy of the chosen future: {name}")  # fmt: skip
     axes.plot(time, [moment.to_go for moment in moments], color=TEXT, lw=1.6, ls=(0, (4, 2)),
-              label="critic, here and now: steps to go")  # fmt: skip
+              label=f"critic, here and now: {episode.unit}")  # fmt: skip
     if episode.arrived is not None:
         axes.axvline(episode.arrived, color=ARRIVED, lw=1.4, label="first arrival")
     axes.plot(steps, np.zeros(len(steps)), "^", color=TEXT, ms=6, clip_on=False, zorder=9)
@@ -163,7 +163,7 @@ def draw_landscape(figure: Figure, axes: Axes, episode: Episode, landscape: Land
     _background(axes, ink(picture), zorder=3)
     axes.plot(*episode.path.T, color="white", lw=4, zorder=4, solid_capstyle="round")
     axes.plot(*episode.path.T, color=LIVED, lw=2, zorder=5, solid_capstyle="round")
-    axes.set_title("the critic's landscape: steps to go", size=10.5, color=TEXT, pad=0)
+    axes.set_title(f"the critic's landscape: {episode.unit}", size=10.5, color=TEXT, pad=0)
     left, bottom, width, height = axes.get_position().bounds
     place = (left + width + 0.005, bottom + 0.06 * height, 0.009, 0.88 * height)
     bar = figure.colorbar(heat, cax=figure.add_axes(place), ticks=MaxNLocator(6))

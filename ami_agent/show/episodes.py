@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ami_agent.agent import Agent
 from ami_agent.life import Examines, Lived, World, WorldConfig, live
-from ami_agent.probe import Examiner
-from modules.configurator import Task
-from modules.types import Focus, Plan, Rollout, UnusableInput
+from ami_agent.players import Scene, task_of
+from ami_agent.probe import Examiner, states_of
+from modules.configurator import Assignment
+from modules.types import Focus, Observation, Plan, Rollout, UnusableInput
 
 AT_ONCE = 4
 """Worlds lived in at once; every step of each keeps a picture."""
@@ -39,7 +40,7 @@ class Moment(NamedTuple):
     chosen: np.ndarray  # [H + 1, 2]; H is 0 for a reflex
     subgoals: np.ndarray  # [L - 1, 2]
     terms: Mapping[str, float]  # weighted energies of the chosen future; a reflex has none
-    to_go: float  # what the critic says of the present state, steps
+    to_go: float  # what the critics say of the present state, in their unit
 
 
 class Episode(NamedTuple):
@@ -53,6 +54,11 @@ class Episode(NamedTuple):
     stayed: bool  # success at the last step
     factors: np.ndarray  # [F]: how it began
     focus: Focus  # its goal is [1, D]
+
+    @property
+    def unit(self) -> str:
+        """Of what the critics say."""
+        return unit(self.focus)
 
     @property
     def verdict(self) -> str:
@@ -74,20 +80,24 @@ class Episode(NamedTuple):
 
 
 class ReadOut:
-    """Where the states of an agent are in a world's picture, by a linear probe on frozen states.
+    """Where the states of an agent, primed as its task says, are in a world's picture, by a linear
+    probe on frozen states.
 
     Raises UnusableInput for a world that can't be drawn."""
 
-    def __init__(self, agent: Agent, config: WorldConfig, seed: int) -> None:
+    def __init__(
+        self, agent: Agent, config: WorldConfig, seed: int, assignment: Assignment
+    ) -> None:
+        gains = agent.configurator.primed(assignment.task(None, "plan"))
         with closing(config.build(1)) as world:
             require_drawn(config, world)
             self.inner: Drawn = world.inner
         # far from the seeds that are shown: what is drawn was not fitted
         examiner = Examiner(config, seed + 1_000_000)
-        self.probe = examiner.probe(agent)
+        self.probe = examiner.probe(agent, gains)
         known, unknown = examiner.known.factors, examiner.unknown
         self.low, self.high = known.amin(0).numpy(), known.amax(0).numpy()  # [F]
-        missed = self.xy(unknown.factors) - self(examiner.states(agent, unknown.obs))
+        missed = self.xy(unknown.factors) - self(states_of(agent, unknown.obs, gains))
         self.error = float(np.sqrt(np.square(missed).sum(-1).mean()))
         """Root mean square distance of read and true places, on lives not fitted; pixels."""
 
@@ -114,8 +124,9 @@ def require_drawn(config: WorldConfig, world: World) -> None:
 
 
 def watch(
-    agent: Agent, config: WorldConfig, readout: ReadOut, episodes: int, mode: str, seed: int
-) -> Iterator[Episode]:
+    agent: Agent, config: WorldConfig, readout: ReadOut, episodes: int, mode: str, seed: int,
+    assignment: Assignment,
+) -> Iterator[Episode]:  # fmt: skip
     """The episodes of seeds `seed`, `seed` + 1, ..."""
     if episodes < 1:
         raise UnusableInput(f"episodes is {episodes}; it must be at least 1")
@@ -123,7 +134,7 @@ def watch(
     for first in range(0, episodes, AT_ONCE):
         count = min(AT_ONCE, episodes - first)
         with closing(config.build(count, agent.device, render_mode="rgb_array")) as world:
-            yield from _Watch(agent, world, readout, seed + first).live(config, mode)
+            yield from _Watch(agent, world, readout, seed + first).live(config, mode, assignment)
 
 
 class _Watch:
@@ -137,27 +148,28 @@ class _Watch:
         self.arrived: list[int | None] = [None] * world.count
         self.stayed = np.zeros(world.count, dtype=bool)
 
-    def live(self, config: WorldConfig, mode: str) -> list[Episode]:
-        goal, begun = self.world.tensor(self.info["goal"]), np.asarray(self.info["factors"])
-        self.agent.configure(Task(goal=goal, mode=mode), self.seed)
+    def live(self, config: WorldConfig, mode: str, assignment: Assignment) -> list[Episode]:
+        begun = np.asarray(self.info["factors"])
+        self.agent.begin()
+        scene = Scene(self.world, self.obs, self.info)
+        self.agent.configure(task_of(assignment, scene, mode), self.seed)
         for lived in live(self._act, self.world, self.obs):
             self._judge(lived)
             if not self.going.any():
                 break
         focus, name = _focus(self.agent), f"{config.id} {config.variant}".strip()
+        goals = focus.goal.expand(self.world.count, -1)
         return [
             Episode(
                 name, mode, self.seed + i, self.moments[i], self.arrived[i], bool(self.stayed[i]),
-                begun[i], focus._replace(goal=focus.goal[i : i + 1]),
+                begun[i], focus._replace(goal=goals[i : i + 1]),
             )
             for i in range(self.world.count)
         ]  # fmt: skip
 
-    def _act(self, obs: Tensor) -> Tensor:
-        with torch.no_grad():
-            state = self.agent.perceive(obs)
+    def _act(self, obs: Observation) -> Tensor:
         plan = self.agent.act(obs)
-        self._note(plan, critic(self.agent, state, _focus(self.agent)))
+        self._note(plan, critic(self.agent, plan.states[:, 0], _focus(self.agent)))
         return plan.action
 
     def _note(self, plan: Plan, to_go: np.ndarray) -> None:
@@ -190,10 +202,21 @@ def _focus(agent: Agent) -> Focus:
 
 @torch.no_grad()
 def critic(agent: Agent, states: Tensor, focus: Focus) -> np.ndarray:
-    """What the critic says of resting in states `[N, D]`: steps to go `[N]`."""
+    """What the critics that this focus weighs say of resting in states `[N, D]`: `[N]`; in its
+    `unit`."""
+    still = states[:, None, None].expand(-1, 1, 2, -1)
     rollout = Rollout(
-        states=states[:, None, None].expand(-1, 1, 2, -1),
+        states=still,
         actions=states.new_zeros(len(states), 1, 1, agent.spec.action_dim),
         latents=states.new_zeros(len(states), 1, 1, 0),
+        interoception=agent.world_model.feeling(still[:, :, 1:]),
     )
-    return agent.cost.critic(rollout, focus)[:, 0].cpu().numpy()
+    weights = {name: weight for name, weight in focus.weights.items() if "critic" in name}
+    terms = agent.cost(rollout, focus._replace(weights=weights, limits={}))
+    return sum(terms.values(), rollout.actions.sum((-2, -1)))[:, 0].cpu().numpy()
+
+
+def unit(focus: Focus) -> str:
+    """Of what `critic` says."""
+    drives = [n for n, w in focus.weights.items() if n.startswith("critic_") and w]
+    return "cost to come" if drives else "steps to go"

@@ -6,12 +6,12 @@ from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ami_agent.agent import Agent
 from ami_agent.life import World, WorldConfig
+from ami_agent.probe import joined, states_of
 from ami_agent.show.episodes import Episode, ReadOut, critic
+from modules.types import Observation
 
 SIDE = 41  # places along a side
 
@@ -34,11 +34,13 @@ def survey(
     if factors is None:
         return None
     with closing(config.build(1)) as world:
-        seen = [_put(world, place) for place in factors.reshape(-1, factors.shape[-1])]
+        seen = [
+            _put(world, place, episode.seed) for place in factors.reshape(-1, factors.shape[-1])
+        ]
     to_go = np.full(len(seen), np.nan, dtype=np.float32)
     free = [i for i, obs in enumerate(seen) if obs is not None]
     if free:
-        to_go[free] = _ask(agent, torch.cat([obs for obs in seen if obs is not None]), episode)
+        to_go[free] = _ask(agent, joined([obs for obs in seen if obs is not None]), episode)
     if len(np.unique(to_go[free])) < 2:
         return None
     return Landscape(readout.xy(factors), to_go.reshape(factors.shape[:-1]))
@@ -62,19 +64,20 @@ def _moves(readout: ReadOut, factors: np.ndarray, i: int, low: float, high: floa
     return not np.allclose(*readout.xy(both))
 
 
-def _put(world: World, factors: np.ndarray) -> Tensor | None:
+def _put(world: World, factors: np.ndarray, seed: int) -> Observation | None:
     """What is seen there, [1, *O]; None if the world refuses (inside a wall), or, as Gymnasium
     allows, ignores the wish."""
     try:
-        obs, info = world.reset(0, factors=factors[None])
+        obs, info = world.reset(seed, factors=factors[None])
     except ValueError:
         return None
     return obs if np.allclose(info["factors"][0], factors, atol=1e-3) else None
 
 
-@torch.no_grad()
-def _ask(agent: Agent, obs: Tensor, episode: Episode) -> np.ndarray:
-    """Observations [N, *O] -> steps to go [N]"""
-    states = torch.cat([agent.perceive(part.to(agent.device)) for part in obs.split(256)])
-    goal = episode.focus.goal.expand(len(states), -1)
-    return critic(agent, states, episode.focus._replace(goal=goal))
+def _ask(agent: Agent, obs: Observation, episode: Episode) -> np.ndarray:
+    """Observations [N, *O] -> what the critics say [N]"""
+    states = states_of(agent, obs, episode.focus.gains).to(agent.device)
+    goal, told = (
+        part.expand(len(states), -1) for part in (episode.focus.goal, episode.focus.condition[:1])
+    )
+    return critic(agent, states, episode.focus._replace(goal=goal, condition=told))

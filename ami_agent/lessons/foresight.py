@@ -1,0 +1,119 @@
+"""The critics of the drives learn what is still to come."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ami_agent.learning import Learning
+from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
+from ami_agent.life import WorldConfig
+from ami_agent.losses import foresight_loss, lambda_returns
+from modules.cost import Foresight
+from modules.planners.common import Guesses
+from modules.targets import MovingAverage
+from modules.types import UnusableInput, require
+
+if TYPE_CHECKING:
+    from ami_agent.agent import Agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foresee(Study):
+    """Pairs of a state and the intrinsic costs felt later, from memory: TD(lambda) towards a slow
+    copy (LeCun 2022, 4.3.2), and, where `futures` is not 0, from imagination as well: the cheapest
+    of some imagined futures is what a state promises (fitted value iteration)."""
+
+    learning: Learning = field(default_factory=lambda: Learning(steps=3000, batch=256))
+    length: int = 8
+    """Steps of life that a return is made of."""
+    trace: float = 0.8
+    """lambda"""
+    expectile: float = 0.8
+    """How much more a cost counts that was lower than foreseen than one that was higher; 0.5: as
+    much."""
+    lag: float = 0.98
+    """Decay of the slow copy."""
+    futures: int = 0
+    """Imagined futures from each state, P."""
+    horizon: int = 4
+    """Their steps, H."""
+
+    def __post_init__(self) -> None:
+        require(self, length=1, trace=0, expectile=0, lag=0, futures=0, horizon=1)
+
+    def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        return Foreseer(self, agent, seed)
+
+
+class Foreseer(GradientPupil):
+    """Logs how well what is foreseen agrees with what is felt: `correlation`, and `bias`, the mean
+    of foreseen minus felt."""
+
+    def __init__(self, config: Foresee, agent: Agent, seed: int) -> None:
+        foresight = agent.cost.body.foresight
+        if not isinstance(foresight, Foresight) or not agent.cost.body.drives.names:
+            raise UnusableInput("an agent without drives or foresight can't foresee them")
+        self.lesson, self.memory, self.drives = config, as_states(agent), agent.cost.body.drives
+        self.guess = Guesses(agent.eye)
+        self.model = deepcopy(agent.world_model).requires_grad_(False)
+        self._adapt(foresight)
+        self.foresight, self.slow = foresight, MovingAverage(foresight, config.lag)
+        self.agreement: dict[str, Tensor] = {}
+        super().__init__(
+            torch.nn.ModuleList([foresight, self.slow]), self._loss, config.learning, weights={},
+            seed=seed, after=lambda: self.slow.follow(foresight),
+        )  # fmt: skip
+
+    def _adapt(self, foresight: Foresight) -> None:
+        """From what was felt in some windows, as if it went on like that."""
+        some = self.memory.sample(4096, self.lesson.length, torch.Generator().manual_seed(0))
+        felt = self.drives(some.interoception)  # [N, T, W]
+        fade = foresight.discount ** torch.arange(self.lesson.length).to(felt)
+        returns = torch.einsum("ntw,t->nw", felt, fade)
+        foresight.adapt(returns / (1 - foresight.discount) / fade.sum())
+
+    def update(self) -> dict[str, Tensor]:
+        return {**super().update(), **self.agreement}
+
+    def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
+        batch = self.memory.sample(self.lesson.learning.batch, self.lesson.length, random)
+        states = batch.states
+        with torch.no_grad():
+            felt = self.drives(batch.interoception.to(states))
+            returns = lambda_returns(
+                felt, self.slow.average(states[:, 1:]), batch.terminated.to(states.device),
+                self.foresight.discount, self.lesson.trace,
+            )  # fmt: skip
+        foreseen = self.foresight(states[:, :-1])
+        self.agreement = _agreement(foreseen.detach(), returns)
+        scale = self.foresight.scale
+        terms = foresight_loss(foreseen / scale, returns / scale, self.lesson.expectile)
+        if self.lesson.futures:
+            promised = self._imagined(states[:, 0], random)
+            terms["imagined"] = ((foreseen[:, 0] - promised) / scale).square().mean()
+        return terms
+
+    @torch.no_grad()
+    def _imagined(self, state: Tensor, random: torch.Generator) -> Tensor:
+        """The cheapest of some futures for each drive by itself: `[B, D]` -> `[B, W]`"""
+        held = self.guess.held(state, self.lesson.futures, self.lesson.horizon, random)
+        future = self.model.imagine(state, held)
+        felt = self.drives(future.interoception)  # [B, P, H, W]
+        fade = self.foresight.discount ** torch.arange(self.lesson.horizon + 1).to(felt)
+        soon = torch.einsum("bphw,h->bpw", felt, fade[:-1])
+        return (soon + fade[-1] * self.slow.average(future.states[:, :, -1])).amin(1)
+
+
+def _agreement(foreseen: Tensor, felt: Tensor) -> dict[str, Tensor]:
+    """Mean over the drives of the correlation over all else, and of the difference."""
+    one, other = (part.flatten(0, -2) - part.flatten(0, -2).mean(0) for part in (foreseen, felt))
+    scale = (one.square().mean(0) * other.square().mean(0)).sqrt().clamp_min(1e-8)
+    return {
+        "correlation": ((one * other).mean(0) / scale).mean(),
+        "bias": (foreseen - felt).mean(),
+    }

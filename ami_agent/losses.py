@@ -1,0 +1,169 @@
+"""One pure loss per trainable box.
+
+A loss maps a batch to its terms by name, each a scalar tensor; the names are the names of the
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from modules import objectives
+from modules.cost import Quasimetric
+from modules.recall import NoRecall, recalled
+from modules.types import Observation, Trajectory, each
+from modules.world_model import WorldModel
+
+See = Callable[[Observation], Tensor]
+"""Observations `[N, *O]` -> features `[N, D]`."""
+
+
+def world_model_loss(
+    trajectory: Trajectory, perceive: See, target: Callable[[Observation, Tensor], Tensor],
+    recall: NoRecall, model: WorldModel, *, channels: int, together: int, context: int = 0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The joint-embedding prediction over several steps, and what keeps it from collapsing.
+
+    Over the batch every dimension must vary, so that in a map every place tells layouts apart;
+    within an episode every channel must, wherever it happens.
+    `together`: windows come in runs of so many from one episode, whose mean the terms named
+    `_within` take away. The states are encoded once; `target` says what is to be predicted. From
+    each of the first `context` + 1 states the rest of the window is unrolled, `context` steps less
+    than it is long.
+    """
+    actions, batch = trajectory.actions, trajectory.actions.shape[:2]
+    flat = each(lambda part: part.flatten(0, 1), trajectory.obs)
+    shape = (batch[0], batch[1] + 1)
+    features = perceive(flat)
+    states = recalled(recall, features.unflatten(0, shape))  # [B, T + 1, D]
+    targets = recalled(recall, target(flat, features).unflatten(0, shape))
+    guessed = model.level(0).dynamics.inverse(states[:, :-1], states[:, 1:])  # type: ignore[operator]
+    folded = objectives.fold(states, channels)
+    moving = objectives.fold(objectives.within(states, together), channels)
+    return {
+        **_unrolled(model, states, targets, actions, trajectory.interoception, context),
+        "variance": objectives.variance(states.flatten(0, 1)),
+        "covariance": objectives.covariance(folded),
+        "variance_within": objectives.variance(moving),
+        "covariance_within": objectives.covariance(moving),
+        "similarity": objectives.similarity(states),
+        "inverse": objectives.inverse(guessed, actions),
+    }
+
+
+def _unrolled(
+    model: WorldModel, states: Tensor, targets: Tensor, actions: Tensor, felt: Tensor, context: int
+) -> dict[str, Tensor]:
+    """Futures from each of the first `context` + 1 states: what they predict, what is felt in them,
+    and, for states as they are, what an ensemble would expect of one step."""
+    length = actions.shape[1] - context
+    ahead = (part.unfold(1, length, 1).movedim(-1, 2) for part in (actions, targets[:, 1:], felt))
+    acted, arrived, arrival = (part.flatten(0, 1) for part in ahead)  # [B * (context + 1), T, ..]
+    predicted = model.level(0).unroll(states[:, : context + 1].flatten(0, 1), acted)[:, 1:]
+    now, then = states.detach()[:, :-1], targets.detach()[:, 1:]
+    return {
+        "prediction": objectives.prediction(predicted, arrived),
+        "feeling": objectives.feeling(model.feeling(predicted), arrival, model.feeling.scale),
+        "doubt": objectives.doubt(model.doubt(now, actions), then - now),
+    }
+
+
+def unroll_loss(model: WorldModel, trajectory: Trajectory) -> dict[str, Tensor]:
+    """The same prediction where observations are states already, `[B, T + 1, D]`."""
+    states = trajectory.states
+    return _unrolled(model, states, states, trajectory.actions, trajectory.interoception, 0)
+
+
+class Multiplier(nn.Module):
+    """The dual variable of a constraint, at least 0; it grows while the constraint is violated."""
+
+    def __init__(self, start: float = 1.0, speed: float = 100.0) -> None:
+        super().__init__()
+        self.speed = speed
+        raw = torch.tensor(start).expm1().log() / speed
+        self.raw = nn.Parameter(raw)
+
+    def forward(self) -> Tensor:
+        return nn.functional.softplus(self.speed * self.raw)
+
+
+def quasimetric_loss(
+    distance: Quasimetric, multiplier: Multiplier, state: Tensor, next_state: Tensor, *,
+    far: float, slack: float,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Quasimetric RL (Wang et al. 2023, equation 10): push everything apart, but let no lived step
+    cost more than 1. States and next states `[..., B, D]`, drawn at random: a state's goal is its
+    neighbour among the B; `far` in steps."""
+    start, step = distance.embed(state), distance.embed(next_state)
+    apart = distance.between(start, start.roll(1, -2))  # [..., B]
+    push = nn.functional.softplus(far - apart, beta=0.1).mean()
+    violation = (distance.between(start, step) - 1).relu().square().mean() - slack**2
+    price = multiplier()
+    return {
+        "far": push,
+        "near": price.detach() * violation,
+        "price": -price * violation.detach(),
+    }
+
+
+def temporal_difference_loss(
+    distance: nn.Module, slow: nn.Module, state: Tensor, next_state: Tensor, goal: Tensor,
+) -> dict[str, Tensor]:  # fmt: skip
+    """d(s, g) = 1 + d(s', g), nothing to go once there; `slow` is a lagging copy.
+
+    Off-policy, so each lived step only promises an upper bound: errors downward weigh less, as in
+    expectile regression (IQL, Kostrikov et al. 2022).
+    """
+    with torch.no_grad():
+        there = (next_state - goal).square().sum(-1) < 1e-6
+        promised = 1 + slow(next_state, goal).masked_fill(there, 0)
+    error = distance(state, goal) - promised
+    weight = torch.where(error > 0, 0.9, 0.1)
+    return {"bellman": (weight * error.square()).mean()}
+
+
+def taught_loss(
+    distance: nn.Module, state: Tensor, goal: Tensor, steps: Tensor
+) -> dict[str, Tensor]:
+    """Regression on known steps to go `[B]`; relative, so that near goals are learnt as well.
+
+    Infinite steps, a goal that no known path leads to, teach nothing.
+    """
+    known = steps.isfinite()
+    steps = steps.masked_fill(~known, 0)
+    error = (distance(state, goal) - steps).square() / (1 + steps)
+    return {"taught": (error * known).sum() / known.sum().clamp_min(1)}
+
+
+def policy_loss(
+    policy: nn.Module, state: Tensor, goal: Tensor, condition: Tensor, action: Tensor
+) -> dict[str, Tensor]:
+    """Imitation of Mode-2's first action; states, goals `[B, D]`, what is told of the task
+    `[B, W]`, actions `[B, A]`."""
+    return {"imitation": (policy(state, goal, condition) - action).square().sum(-1).mean()}
+
+
+def lambda_returns(
+    cost: Tensor, ahead: Tensor, terminated: Tensor, discount: float, trace: float
+) -> Tensor:
+    """TD(lambda): what is still to come after each of T states, `[B, T, W]`, when `cost`
+    `[B, T, W]` is felt on arrival at the next, which promises `ahead` `[B, T, W]`; nothing comes
+    after an end, `terminated` `[B, T]` (Sutton & Barto 2018, 12.8)."""
+    goes_on = (~terminated).to(cost)[..., None] * discount
+    later, found = ahead[:, -1], []
+    for step in reversed(range(cost.shape[1])):
+        mixed = (1 - trace) * ahead[:, step] + trace * later
+        later = cost[:, step] + goes_on[:, step] * mixed
+        found.append(later)
+    return torch.stack(found[::-1], 1)
+
+
+def foresight_loss(predicted: Tensor, returns: Tensor, expectile: float) -> dict[str, Tensor]:
+    """Regression on returns, each `[..., W]`. Memory was lived for other ends, so what came cheaper
+    than expected counts `expectile` and what came dearer the rest (IQL, Kostrikov et al. 2022)."""
+    error = returns - predicted
+    weight = torch.where(error < 0, expectile, 1 - expectile)
+    return {"foresight": (weight * error.square()).mean()}
