@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.build import Config
 from ami_agent.lessons import Distil, Live, NoLesson, Practise
+from modules.types import Focus
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Tiny tensors: a second thread only waits for the first."""
     torch.set_num_threads(1)
+
+
+def wish(goal: Tensor, **told: Any) -> Focus:
+    """The Configurator's word about goals `[B, D]`, as plain as can be but for what is told."""
+    plain = Focus(
+        mode="plan", goal=goal, weights={}, limits={}, gains={}, condition=goal[:, :0],
+        horizon=3, steps=8, lived=goal[:, None][:, :0], pace=goal.new_ones(len(goal)),
+    )  # fmt: skip
+    return plain._replace(**told)
 
 
 def small(config: Config, steps: int = 6) -> Config:
@@ -27,7 +39,7 @@ def small(config: Config, steps: int = 6) -> Config:
         learning = replace(lesson.learning, steps=steps, batch=8, warmup=1)
         return replace(lesson, learning=learning, **changes)
 
-    steps_lived = max(24, config.objective.length + 1)
+    steps_lived = max(24, config.objective.context + config.objective.length + 1)
     paths = {} if isinstance(config.paths, NoLesson) else {"layouts": 2, "nodes": 20, "together": 4}
     practice = config.practice if isinstance(config.practice, NoLesson) else Practise(steps=7)
     amortise = {} if isinstance(config.amortise, NoLesson) else {"together": 4}
@@ -38,8 +50,10 @@ def small(config: Config, steps: int = 6) -> Config:
         objective=shorter(config.objective),
         teacher=shorter(config.teacher, **teacher),
         paths=shorter(config.paths, **paths),
+        foresee=shorter(config.foresee),
         practice=practice,
         refine=shorter(config.refine),
+        review=shorter(config.review),
         amortise=shorter(config.amortise, **amortise),
         distil=shorter(config.distil, rounds=2, worlds=4, steps=3)
         if isinstance(config.distil, Distil)

@@ -10,26 +10,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from ami_agent import recipes
+from ami_agent import players, recipes
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build, capacity, lessons
 from ami_agent.lessons import Bootstrap, NoLesson
 from ami_agent.life import World, live
+from ami_agent.players import Scene
 from modules.configurator import Task
 from modules.cost import NoCritic
-from modules.types import Plan, UnusableInput
+from modules.recall import Associative, Belief, NoRecall
+from modules.types import Observation, Plan, UnusableInput, by_sense
 from tests.conftest import small
 
-MODES = ("react", "plan")
+MODES = ("react", "plan", "auto")
 LEARNS = {
     "life": set(),
     "objective": {"perception", "world_model"},
     "teacher": {"cost"},
     "paths": {"cost"},
+    "foresee": {"cost"},
     "practice": set(),
     "refine": {"world_model"},
+    "review": {"cost"},
     "amortise": {"policy"},
-    "distil": {"policy"},
+    "distil": {"policy", "expectation"},
 }
 """Which boxes a lesson moves."""
 
@@ -42,12 +46,14 @@ def mind(config: Config, worlds: int = 2, seed: int = 0) -> tuple[Agent, World]:
     ), world
 
 
-def waking(config: Config, mode: str, *, seed: int = 0, worlds: int = 2) -> tuple[Agent, Tensor]:
+def waking(
+    config: Config, mode: str, *, seed: int = 0, worlds: int = 2
+) -> tuple[Agent, Observation]:
     """An agent that has seen where it is and been told where to go."""
     agent, world = mind(config, worlds)
     obs, info = world.reset(seed)
     awake(agent)
-    agent.configure(Task(goal=world.tensor(info["goal"]), mode=mode))
+    agent.configure(Task(goal=world.goal(info), mode=mode))
     return agent, obs
 
 
@@ -63,7 +69,7 @@ def life_of(config: Config, seed: int, mode: str, steps: int = 4) -> Tensor:
     """Actions `[T, B, A]`."""
     agent, world = mind(config, seed=seed)
     obs, info = world.reset(seed)
-    agent.configure(Task(goal=world.tensor(info["goal"]), mode=mode), seed)
+    agent.configure(Task(goal=world.goal(info), mode=mode), seed)
     lived = islice(live(lambda obs: agent.act(obs).action, world, obs), steps)
     return torch.stack([step.transition.action for step in lived])
 
@@ -91,8 +97,11 @@ def test_who_has_no_task_cannot_act(tiny):
 @pytest.mark.parametrize(
     ("wish", "complaint"),
     [
-        ({"mode": "sleep"}, "'sleep'; there are react, plan"),
-        ({"weights": {"hunger": 1.0}}, "'hunger'; there are reach, effort, critic"),
+        ({"mode": "sleep"}, "'sleep'; there are react, plan, auto"),
+        (
+            {"weights": {"hunger": 1.0}},
+            "'hunger'; there are reach, effort, boredom, curiosity, cri",
+        ),
         ({"horizon": -1}, "horizon -1"),
         ({"steps": -2}, "steps -2"),
     ],
@@ -119,18 +128,19 @@ def test_fresh_weights_depend_on_the_seed_alone_and_use_up_no_chance_of_others(t
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(6)
     torch.testing.assert_close(weights_of(mind(tiny, seed=3)[0]), first, rtol=0, atol=0)
-    assert moved(mind(tiny, seed=4)[0], first) == {"perception", "world_model", "cost", "policy"}
+    boxes = {"perception", "world_model", "cost", "policy", "expectation"}
+    assert moved(mind(tiny, seed=4)[0], first) == boxes
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_both_modes_answer_with_a_plan_that_the_body_can_carry_out(tiny, mode):
+def test_every_mode_answers_with_a_plan_that_the_body_can_carry_out(tiny, mode):
     agent, obs = waking(tiny, mode)
     plan = agent.act(obs)
     length = plan.actions.shape[1]
     assert plan.action.shape == (2, 2)
     assert plan.energy.shape == (2,)
     assert plan.states.shape[1] == plan.considered.shape[2]
-    assert plan.states.shape[1] == {"react": 1, "plan": length + 1}[mode]
+    assert plan.states.shape[1] == (1 if mode == "react" else length + 1)
     torch.testing.assert_close(plan.states[:, 0], agent.perceive(obs))
     torch.testing.assert_close(agent.policy.bounds.project(plan.actions), plan.actions)
     assert not plan.actions.requires_grad
@@ -174,9 +184,9 @@ def test_changing_the_mode_keeps_the_mind(tiny):
 def test_a_reflex_in_one_world_is_the_same_as_among_many(tiny):
     agent, obs = waking(tiny, "react", worlds=5)
     together = agent.act(obs).action
-    goal = agent.focus.goal
+    focus = agent.focus
     for world in range(5):
-        agent.focus = agent.focus._replace(goal=goal[world, None])
+        agent.focus = focus.of(torch.tensor([world]))
         torch.testing.assert_close(agent.act(obs[world, None]).action[0], together[world])
 
 
@@ -190,12 +200,37 @@ def test_every_recipe_takes_its_lessons_and_each_moves_its_own_boxes_only(name):
         while pupil.step < pupil.total:
             assert all(value.isfinite() for value in pupil.update().values())
         pupil.finish()
-        assert moved(agent, before) == (set() if isinstance(how, NoLesson) else LEARNS[lesson])
-    obs, info = world.reset(0)
+        assert moved(agent, before) == learns(config, lesson)
     for mode in MODES:
-        agent.configure(Task(goal=world.tensor(info["goal"]), mode=mode))
-        lived = islice(live(lambda obs: agent.act(obs).action, world, obs), 2)
-        assert all(step.transition.next_obs.shape == obs.shape for step in lived)
+        for assignment in agent.assignments.values():
+            obs, info = world.reset(0)
+            act = players.mind(agent, mode, assignment)(Scene(world, obs, info), 0)
+            for lived in islice(live(act, world, obs), 2):
+                assert shapes(lived.transition.next_obs) == shapes(obs)
+
+
+def learns(config: Config, lesson: str) -> set[str]:
+    """The boxes that a lesson of these settings moves."""
+    if isinstance(lessons(config)[lesson], NoLesson):
+        return set()
+    recalls = lesson == "objective" and not isinstance(config.recall, NoRecall.Config)
+    return LEARNS[lesson] | ({"recall"} if recalls else set())
+
+
+def shapes(obs: Observation) -> dict[str, torch.Size]:
+    return {name: part.shape for name, part in by_sense(obs).items()}
+
+
+@pytest.mark.parametrize("recall", [Belief.Config(hidden=4), Associative.Config(size=4)])
+def test_what_may_be_recalled_is_learnt_with_perception_and_by_nobody_else(tiny, recall):
+    config = replace(tiny, recall=recall, objective=replace(tiny.objective, context=2))
+    agent, before = taught(config, ("life", "objective"))
+    after = agent.state_dict()
+    assert moved(agent, before) == {"perception", "recall", "world_model"}
+    parts = {name for name in before if name.startswith("recall.")}
+    assert not any(torch.equal(before[name], after[name]) for name in parts)
+    assert moved(*taught(config, ("life", "teacher"))) == {"cost"}
+    assert moved(*taught(config, ("distil",))) == LEARNS["distil"]
 
 
 def taught(config: Config, names: tuple[str, ...]) -> tuple[Agent, dict[str, Tensor]]:
@@ -210,12 +245,12 @@ def taught(config: Config, names: tuple[str, ...]) -> tuple[Agent, dict[str, Ten
     return agent, before
 
 
-def test_distilling_moves_every_layer_of_the_policy(tiny):
+def test_distilling_moves_every_layer_of_the_policy_and_of_what_is_expected_of_plans(tiny):
     agent, before = taught(tiny, ("distil",))
     after = agent.state_dict()
-    policy = [name for name in before if name.startswith("policy.")]
-    assert policy
-    assert not any(torch.equal(before[name], after[name]) for name in policy)
+    learnt = [name for name in before if name.startswith(("policy.", "expectation."))]
+    assert {name.split(".")[0] for name in learnt} == {"policy", "expectation"}
+    assert not any(torch.equal(before[name], after[name]) for name in learnt)
 
 
 def test_bootstrapping_moves_only_the_critic(tiny):

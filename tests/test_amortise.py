@@ -23,14 +23,14 @@ def energies(agent: Agent, horizon: int) -> tuple[float, float]:
     """Mean energy of what the policy would do and of what Mode-2 finds, from states to goals of
     the same episodes."""
     batch = as_states(agent).sample(64, 1, torch.Generator().manual_seed(9), together=4)
-    state = batch.obs[:, 0]
+    state = batch.states[:, 0]
     goal = state.unflatten(0, (-1, 4)).roll(1, 1).flatten(0, 1)
     focus = agent.configurator.focus(Task(goal=goal, horizon=horizon, steps=20), goal)
     agent.planner.reset()
     with torch.no_grad():
         actions, here = [], state
         for _ in range(horizon):
-            actions.append(agent.policy(here, goal))
+            actions.append(agent.policy(here, goal, focus.condition))
             here = agent.world_model.level(0).dynamics(here, actions[-1])
         future = agent.world_model.imagine(state, torch.stack(actions, 1)[:, None])
         habits = torch.stack(list(agent.cost(future, focus).values())).sum(0)
@@ -69,22 +69,24 @@ def test_habits_get_better_in_imagination_and_only_the_policy_learns(recipe):
 
 def test_a_policy_of_maps_sees_every_place_where_it_is():
     shape = (2, 3, 4)
-    policy = MapPolicy.Config(channels=5, hidden=8).build(shape, 2, Ball())
+    policy = MapPolicy.Config(channels=5, hidden=8).build(shape, 2, Ball(), told=2)
     seen = []
     policy.layers.layers[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     state, goal = torch.zeros(1, 24), torch.zeros(1, 24)
     state.view(1, *shape)[0, 1, 2, 3] = 7.0
     goal.view(1, *shape)[0, 0, 1, 2] = 5.0
-    action = policy(state, goal)
+    action = policy(state, goal, torch.tensor([[0.0, 3.0]]))
     assert action.shape == (1, 2)
     assert action.norm() <= 1
     (looked,) = seen
-    assert looked.shape == (1, 6, 3, 4)
+    assert looked.shape == (1, 6 + 2, 3, 4)
     assert looked[0, 1, 2, 3] == 7
     assert looked[0, 2 + 0, 1, 2] == 5
     assert looked[0, 4 + 0, 1, 2] == 5
     assert looked[0, 4 + 1, 2, 3] == -7
-    assert looked.count_nonzero() == 4
+    assert looked[0, :6].count_nonzero() == 4
+    assert (looked[0, 6] == 0).all()  # what is told of the task is the same everywhere
+    assert (looked[0, 7] == 3).all()
 
 
 def test_groups_that_do_not_divide_the_batch_are_refused():

@@ -78,6 +78,9 @@ def refuse(capsys, *argv: object) -> str:
         (["train", "two-rooms-random", "--refine.length", "21"], "but a life has 20 steps"),
         (["ablate", "two-rooms", "--json", "nowhere/told.json"], "a file in a folder that exists"),
         (["list", "everything"], "everything"),
+        (["train", "two-rooms", "--drives", "greed"], "greed"),
+        (["train", "forage", "--drives", "hunger", "thirst"], "'thirst'; there are hunger, pain"),
+        (["train", "forage", "--foresight.discount", "1.0"], "discount is 1.0; it must be below 1"),
     ],
 )
 def test_bad_input_gets_one_line(argv, said, capsys, tmp_path, monkeypatch):
@@ -100,13 +103,15 @@ def test_train_leaves_its_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypa
     out, told = tmp_path / "run", tmp_path / "told.json"
     argv = ["train", "two-rooms", "--out", out, "--json", told, "--episodes", "2", "--curve", "3"]
     assert main([str(a) for a in argv]) == 0
-    assert "agent, react" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "react" in said
+    assert "…" not in said  # no figure is cut
     figures = json.loads(told.read_text())
     assert list(figures) == ["plan", "react"]
     assert figures["plan"]["recipe"] == "two-rooms"
     assert json.loads((out / "eval.json").read_text()) == figures
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    curve = [line for line in lines if line["stage"] == "curve"]
+    curve = [line for line in lines if line["stage"] == "curve/reach"]
     assert len(curve) == 3  # after the objective, the critic, the policy
     assert [line["seconds"] for line in curve] == sorted(line["seconds"] for line in curve)
     assert all(line["final_success"] in (0, 1 / 3, 2 / 3, 1) for line in curve)
@@ -136,13 +141,22 @@ def test_eval_writes_the_figures_of_the_contract(run, tmp_path, capsys):
     assert figures["env"] == "ami/TwoRooms-v0"
     assert figures["episodes"] == 3
     assert figures["mode"] == "react"
-    assert set(figures["ms_per_action"]) == {"p50", "p95"}
+    assert figures["task"] == "reach"
+    assert figures["deliberated"] == figures["violated"] == 0  # a reflex
+    assert figures["felt"] == {}
+    assert figures["score"] is None
+    assert set(figures["ms_per_action"]) == {"mean", "p50", "p95"}
     for who in (figures, figures["baselines"]["random"], figures["baselines"]["oracle"]):
         for figure in ("success", "final_success"):
             low, high = who[figure]["ci95"]
             assert 0 <= low <= who[figure]["mean"] <= high <= 1
     assert figures["baselines"]["oracle"]["final_success"]["mean"] == 1
     assert "oracle" in capsys.readouterr().out
+
+
+def test_a_task_that_the_agent_does_not_know_is_refused(run, capsys):
+    said = refuse(capsys, "eval", run, "--task", "fly", "--episodes", "2")
+    assert "no task 'fly'; this agent knows reach" in said
 
 
 def test_the_same_seed_gives_the_same_figures(run, tmp_path):

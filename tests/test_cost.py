@@ -10,19 +10,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ami_agent.learning import (
-    Learner,
-    Learning,
+from ami_agent.learning import Learner, Learning
+from ami_agent.losses import (
     Multiplier,
+    foresight_loss,
+    lambda_returns,
     quasimetric_loss,
     taught_loss,
     temporal_difference_loss,
 )
 from modules.bounds import Box
-from modules.cost import Cost, Critic, MapQuasimetric, NoCritic, Quasimetric, effort, reach
+from modules.cost import (
+    LIMIT_PRICE,
+    Body,
+    Cost,
+    Critic,
+    Foresight,
+    MapQuasimetric,
+    NoCritic,
+    NoForesight,
+    Quasimetric,
+)
+from modules.drives import DRIVES, Drives
+from modules.intrinsic import boredom, effort, reach
 from modules.planners import MindsEye
 from modules.targets import MovingAverage
 from modules.types import Energy, Focus, Rollout, UnusableInput
+from modules.world_model import Certain, Ensemble
+from tests.conftest import wish
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -43,11 +58,32 @@ def map_quasimetric(seed: int) -> Quasimetric:
 
 
 def focus(goal: Tensor, **weights: float) -> Focus:
-    return Focus(mode="plan", goal=goal, weights=weights, horizon=2, steps=1)
+    lived, pace = (
+        normal(len(goal), 4, goal.shape[1], seed=3).to(goal),
+        0.5 * goal.new_ones(len(goal)),
+    )
+    return wish(goal, weights=weights, lived=lived, pace=pace)
 
 
-def rollout(states: Tensor, actions: Tensor) -> Rollout:
-    return Rollout(states, actions, actions[..., :0])
+def rollout(states: Tensor, actions: Tensor, felt: Tensor | None = None) -> Rollout:
+    return Rollout(states, actions, actions[..., :0], actions[..., :0] if felt is None else felt)
+
+
+CHANNELS = ("reward", "energy", "damage")
+INSENTIENT = Body(Drives((), CHANNELS), NoForesight(0.9))
+
+
+def cost_of(critic: nn.Module, body: Body = INSENTIENT) -> Cost:
+    return Cost(critic, body, Certain().disagreement)
+
+
+def curiosity(double: bool) -> Energy:
+    """Of an ensemble over states of 3 and actions of 2."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        doubt = Ensemble.Config(members=3, hidden=4).build((3, 1, 1), 2)
+    doubt = doubt.double() if double else doubt
+    return Cost(NoCritic(), INSENTIENT, doubt.disagreement).energies()["curiosity"]
 
 
 A_PATH = rollout(
@@ -96,7 +132,10 @@ def test_the_critic_is_the_mean_distance_of_all_that_is_yet_to_come():
     torch.testing.assert_close(critic(A_PATH, focus(HOME))[0, 0], by_hand)
 
 
-@pytest.mark.parametrize("energy", [reach, effort, Critic(quasimetric(2)).double(), NoCritic()])
+@pytest.mark.parametrize(
+    "energy",
+    [reach, effort, boredom, curiosity(True), Critic(quasimetric(2)).double(), NoCritic()],
+)
 def test_an_energy_has_the_gradient_it_claims(energy: Energy):
     states = normal(2, 3, 4, 3).double().requires_grad_()
     actions = normal(2, 3, 3, 2, seed=1).double().requires_grad_()
@@ -108,15 +147,57 @@ def test_an_energy_has_the_gradient_it_claims(energy: Energy):
     assert torch.autograd.gradcheck(hurt, (states, actions))
 
 
-@pytest.mark.parametrize("energy", [reach, effort, Critic(quasimetric(2)), NoCritic()])
+@pytest.mark.parametrize(
+    "energy", [reach, effort, boredom, curiosity(False), Critic(quasimetric(2)), NoCritic()]
+)
 def test_every_future_is_judged_by_itself(energy: Energy):
     states, actions, goal = normal(2, 3, 5, 3), normal(2, 3, 4, 2), normal(2, 3, seed=1)
-    alone = energy(rollout(states[1:, 2:], actions[1:, 2:]), focus(goal[1:]))
-    torch.testing.assert_close(energy(rollout(states, actions), focus(goal))[1:, 2:], alone)
+    task = focus(goal)
+    alone = energy(rollout(states[1:, 2:], actions[1:, 2:]), task.of(torch.tensor([1])))
+    torch.testing.assert_close(energy(rollout(states, actions), task)[1:, 2:], alone)
+
+
+def test_boredom_is_likeness_to_the_nearest_of_what_was_lived_in_strides_of_two_steps():
+    task = focus(HOME)._replace(lived=torch.tensor([[[1.0, 3.0], [3.0, 4.0], [9.0, 9.0]]]))
+    near, there = 1 / (1 + (3 / (2 * 0.5)) ** 2), 1.0  # 3 away from the first; at the second
+    assert boredom(A_PATH, task).item() == pytest.approx((near + there) / 2)
+    assert boredom(A_PATH, task._replace(lived=task.lived[:, :0])).item() == 0
+
+
+def test_a_path_that_comes_back_to_where_it_will_have_been_is_boring():
+    there = torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0], [5, 0], [6, 0]])
+    task = focus(HOME)._replace(lived=torch.tensor([[[0.0, 0.0]]]), pace=torch.ones(1))
+    marks = []
+    for last in ((7.0, 0.0), (1.0, 0.0)):  # 7 from home, 4 from its own past; in its own past
+        states = torch.cat([torch.zeros(1, 2), there, torch.tensor([last])])[None, None]
+        path = rollout(states, torch.zeros(1, 1, 7, 2))
+        marks.append(boredom(path, task).item() * 7)
+    alike = [1 / (1 + (d / 2) ** 2) for d in (1, 2, 3, 4, 4, 4, 4)]
+    assert marks == pytest.approx([sum(alike), sum(alike[:-1]) + 1])
+
+
+def test_who_expects_no_step_to_lead_anywhere_is_bored_to_the_full():
+    still = A_PATH.states[:, :, :1].expand_as(A_PATH.states)
+    task = focus(HOME)._replace(lived=still[:, 0, :1], pace=torch.zeros(1))
+    assert boredom(A_PATH._replace(states=still), task).item() == 1
+
+
+def test_curiosity_is_minus_the_variance_of_what_the_members_expect():
+    class Says(nn.Module):
+        def __init__(self, times: float) -> None:
+            super().__init__()
+            self.times = times
+
+        def forward(self, both: Tensor) -> Tensor:
+            return self.times * both[..., :2]
+
+    doubt = Ensemble([Says(1.0), Says(3.0)])  # variance: twice the square of where one acts
+    known = Cost(NoCritic(), INSENTIENT, doubt.disagreement)(A_PATH, focus(HOME, curiosity=3.0))
+    assert known["curiosity"].item() == -3 * 2 * (9**2 + 9**2 + 1**2 + 0**2) / 4
 
 
 def test_the_sum_of_the_weighted_terms_is_the_energy():
-    cost = Cost(Critic(quasimetric(1, dim=2)))
+    cost = cost_of(Critic(quasimetric(1, dim=2)))
     eye = MindsEye(lambda state, actions: A_PATH, cost, Box(), 2)
     thought = eye.look(HOME, A_PATH.actions, focus(HOME, reach=2.0, effort=3.0, critic=0.5))
     steps = cost.critic(A_PATH, focus(HOME)).item()
@@ -133,7 +214,7 @@ class Unaffordable(nn.Module):
 
 
 def test_what_has_no_weight_is_not_computed():
-    cost = Cost(Unaffordable())
+    cost = cost_of(Unaffordable())
     assert list(cost(A_PATH, focus(HOME, reach=1.0, effort=0.0, critic=0.0))) == ["reach"]
     with pytest.raises(AssertionError, match="no weight"):
         cost(A_PATH, focus(HOME, critic=1.0))
@@ -144,27 +225,112 @@ def test_without_a_critic_there_is_no_foresight():
 
 
 def test_intrinsic_costs_have_nothing_that_could_be_trained():
-    assert list(Cost(NoCritic()).parameters()) == []
+    drives = Drives(tuple(DRIVES), [drive.channel for drive in DRIVES.values()])
+    assert list(cost_of(NoCritic(), Body(drives, NoForesight(0.9))).parameters()) == []
+
+
+class Promises(Foresight):
+    """Foresees as many of these numbers of a state as there are drives."""
+
+    def __init__(self, drives: int, discount: float) -> None:
+        super().__init__(nn.Identity(), drives, discount)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state[..., : len(self.mean)]
+
+
+def test_drives_by_hand():
+    felt = torch.tensor([[3.0, 0.2, 0.0], [-1.0, 1.5, 0.7]])  # reward, energy, damage
+    made = Drives(("pain", "hunger", "reward"), CHANNELS)(felt)
+    torch.testing.assert_close(made, torch.tensor([[0.0, 0.8, -3.0], [0.7, 0.0, 1.0]]))
+
+
+def test_what_a_drive_is_expected_to_cost_is_the_mean_of_the_returns_of_every_length():
+    discount, horizon = 0.9, 4
+    body = Body(Drives(("pain", "reward"), CHANNELS), Promises(2, discount))
+    states, felt = normal(2, 3, horizon + 1, 5), normal(2, 3, horizon, 3, seed=1)
+    known = body(rollout(states, normal(2, 3, horizon, 2), felt), {})
+    for drive, column, sign, name in ((0, 2, 1, "pain"), (1, 0, -1, "reward")):
+        cost, ahead = sign * felt[..., column], states[:, :, 1:, drive]
+        returns = [
+            sum(discount**j * cost[..., j] for j in range(k)) + discount**k * ahead[..., k - 1]
+            for k in range(1, horizon + 1)
+        ]
+        whole = torch.stack(returns).mean(0)
+        torch.testing.assert_close(known[name] + known[f"critic_{name}"], whole)
+    assert set(known) == {"pain", "reward", "critic_pain", "critic_reward"}
+
+
+def test_the_drives_and_their_critics_have_the_gradient_they_claim():
+    body = Body(Drives(("hunger", "pain"), CHANNELS), Promises(2, 0.9))
+    states = normal(1, 2, 4, 3).double().requires_grad_()
+    felt = normal(1, 2, 3, 3, seed=1).double().requires_grad_()
+
+    def hurt(states: Tensor, felt: Tensor) -> Tensor:
+        known = body(rollout(states, felt[..., :2], felt), {"pain": 0.3})
+        return torch.stack(list(known.values())).sum(0)
+
+    assert torch.autograd.gradcheck(hurt, (states, felt))
+
+
+def test_a_limit_is_priced_by_what_exceeds_it_at_any_step_and_else_free():
+    cost = cost_of(NoCritic(), Body(Drives(("pain",), CHANNELS), NoForesight(0.9)))
+    felt = torch.zeros(1, 2, 3, 3)
+    felt[0, :, :, 2] = torch.tensor([[0.5, 0.1, 0.6], [0.4, 0.0, 0.3]])
+    future = rollout(torch.zeros(1, 2, 4, 2), torch.zeros(1, 2, 3, 2), felt)
+    terms = cost(future, wish(HOME, weights={"effort": 1.0}, limits={"pain": 0.4}))
+    torch.testing.assert_close(terms["limit pain"], LIMIT_PRICE * torch.tensor([[0.1 + 0.2, 0.0]]))
+    assert set(terms) == {"effort", "limit pain"}
+
+
+def test_a_drive_that_nobody_knows_or_the_world_does_not_declare_is_refused_by_name():
+    with pytest.raises(UnusableInput, match=f"'greed'; there are {', '.join(DRIVES)}$"):
+        Drives(("greed",), CHANNELS)
+    with pytest.raises(
+        UnusableInput, match=r"'damage', which this world does not.*reward, energy$"
+    ):
+        Drives(("pain",), CHANNELS[:2])
+
+
+@pytest.mark.parametrize("trace", [0.0, 0.6, 1.0])
+def test_lambda_returns_mix_the_returns_of_every_length_and_nothing_comes_after_an_end(trace):
+    cost, ahead, discount = normal(1, 4, 1), normal(1, 4, 1, seed=1), 0.9
+    ended = torch.tensor([[False, False, True, False]])
+    found = lambda_returns(cost, ahead, ended, discount, trace)[0, :, 0]
+    c, v = cost[0, :, 0], ahead[0, :, 0]
+    third = c[2]
+    second = c[1] + discount * ((1 - trace) * v[1] + trace * third)
+    first = c[0] + discount * ((1 - trace) * v[0] + trace * second)
+    torch.testing.assert_close(found, torch.stack([first, second, third, c[3] + discount * v[3]]))
+
+
+def test_what_came_cheaper_than_foreseen_counts_for_more():
+    foreseen, felt = torch.tensor([[5.0], [5.0]]), torch.tensor([[3.0], [9.0]])
+    loss = foresight_loss(foreseen, felt, expectile=0.8)["foresight"].item()
+    assert loss == pytest.approx((0.8 * 2**2 + 0.2 * 4**2) / 2)
 
 
 @pytest.mark.parametrize(
     ("weights", "complaint"),
     [
-        ({"hunger": 1.0}, "'hunger'; there are reach, effort, critic"),
+        ({"hunger": 1.0}, "'hunger'; there are reach, effort, boredom, curiosity, critic$"),
         ({"reach": -1.0}, "'reach' is -1.0"),
         ({"critic": float("nan")}, "'critic' is nan"),
         ({"effort": float("inf")}, "'effort' is inf"),
+        ({"effort": 0.0}, "nothing is wanted"),
     ],
 )
 def test_weights_that_make_no_sense_are_refused_by_name(
     weights: Mapping[str, float], complaint: str
 ):
     with pytest.raises(UnusableInput, match=complaint):
-        Cost(NoCritic()).check(weights)
+        cost_of(NoCritic()).check(weights)
 
 
 def test_weights_that_make_sense_are_taken():
-    Cost(NoCritic()).check({"reach": 0.0, "effort": 2, "critic": 1.5})
+    cost_of(NoCritic()).check({"reach": 0.0, "effort": 2, "critic": 1.5})
+    felt = cost_of(NoCritic(), Body(Drives(("pain",), CHANNELS), Promises(1, 0.9)))
+    felt.check({"pain": 1.0, "critic_pain": 0.5, "boredom": 1, "curiosity": 2})
 
 
 def apart(state: Tensor, goal: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 import ami_agent as ami
 from ami_agent.life import WorldConfig
-from ami_agent.players import aimless, mind
+from ami_agent.players import Scene, aimless, mind
+from modules.configurator import Assignment
 from modules.types import UnusableInput
 
 SIGHT = Box(0, 255, (2, 8, 8), np.uint8)
@@ -50,7 +51,8 @@ def room(**spaces):
 @pytest.mark.parametrize(
     ("spaces", "said"),
     [
-        ({"observation_space": Dict(a=SIGHT)}, "needs a Box"),
+        ({"observation_space": Dict(a=SIGHT, b=Discrete(3))}, "'b' is Discrete.* needs a Box"),
+        ({"observation_space": Dict(a=Dict(b=SIGHT))}, "'a' is Dict.* needs a Box"),
         ({"observation_space": Discrete(3)}, "needs a Box"),
         ({"action_space": Discrete(3)}, "needs a one-dimensional Box"),
         ({"action_space": Box(-1, 1, (2, 2))}, "needs a one-dimensional Box"),
@@ -65,18 +67,31 @@ def test_spaces_that_the_mind_cannot_handle_are_named(spaces, said):
 def test_an_observation_that_is_not_a_number_is_refused_on_arrival():
     world = room(observation_space=Box(-1, 1, (3,), np.float32))
     obs, info = world.reset(0)
-    act = aimless(world, info, 0)
+    act = aimless(Scene(world, obs, info), 0)
     obs = world.step(obs, act(obs)).transition.next_obs
     with pytest.raises(UnusableInput, match="holds NaN"):
         world.step(obs, act(obs))
 
 
+def test_several_senses_arrive_by_name_as_they_are():
+    space = Dict(sight=SIGHT, touch=Box(-1, 1, (3,), np.float32))
+    world = room(observation_space=space)
+    assert world.spec.shapes == {"sight": (2, 8, 8), "touch": (3,)}
+    obs, info = world.reset(0)
+    act = aimless(Scene(world, obs, info), 0)
+    for seen in (obs, world.step(obs, act(obs)).transition.next_obs, world.spec.blank(2)):
+        assert {name: (tuple(part.shape), part.dtype) for name, part in seen.items()} == {
+            "sight": ((2, 2, 8, 8), torch.uint8),
+            "touch": ((2, 3), torch.float32),
+        }
+
+
 def test_a_world_without_a_goal_is_refused(tmp_path):
     agent = ami.load("runs/reference/two-rooms")
     world = room()
-    _, info = world.reset(0)
+    scene = Scene(world, *world.reset(0))
     with pytest.raises(UnusableInput, match="names no goal"):
-        mind(agent, "plan")(world, info, 0)
+        mind(agent, "plan", Assignment(aim="world"))(scene, 0)
     with pytest.raises(UnusableInput, match="names no goal"):
         ami.evaluate(agent, "ami-test/Room-v0", episodes=2)
 
@@ -86,7 +101,7 @@ def test_random_motion_is_drawn_from_all_that_can_be_done_and_the_seed_decides_i
     drawn = []
     for seed in (3, 3, 4):
         obs, info = world.reset(seed)
-        act = aimless(world, info, seed)
+        act = aimless(Scene(world, obs, info), seed)
         drawn.append(torch.stack([act(obs) for _ in range(50)]))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])

@@ -51,6 +51,7 @@ def assert_is_one_stretch(seen: Trajectory) -> None:
     assert (moment.diff(dim=1) == 1).all()
     torch.testing.assert_close(seen.actions, seen.obs[:, :-1])
     torch.testing.assert_close(seen.interoception, seen.obs[:, 1:])
+    assert not seen.terminated[:, :-1].any()
 
 
 def dice(seed: int = 0) -> torch.Generator:
@@ -158,7 +159,7 @@ def test_the_latest_life_can_be_sampled_by_itself(steps, capacity):
         memory.remember(transition)
     again = lived(seed=2, steps=1, capacity=capacity)
     again.load_state_dict(memory.state_dict())
-    for kept in (memory, again, memory.translated(lambda obs: obs)):
+    for kept in (memory, again, memory.translated(lambda obs, fresh: obs)):
         seen = kept.sample(300, 2, dice(), latest=True)
         assert_is_one_stretch(seen)
         assert len(seen.episode.unique()) == 3
@@ -190,8 +191,37 @@ def test_what_was_just_lived_can_be_sampled_at_once():
 def test_a_translation_tells_the_same_lives_in_other_words(steps):
     memory = lived(seed=7, steps=steps, capacity=20)
     ours = memory.sample(64, 2, dice())
-    theirs = memory.translated(lambda obs: obs[:, :2] + 9, batch=4).sample(64, 2, dice())
+    theirs = memory.translated(lambda obs, fresh: obs[:, :2] + 9).sample(64, 2, dice())
     torch.testing.assert_close(theirs, ours._replace(obs=ours.obs[..., :2] + 9))
+
+
+@pytest.mark.parametrize("steps", [7, 50])
+def test_a_translator_is_shown_every_kept_moment_in_order_and_told_where_episodes_begin(steps):
+    memory, shown = lived(seed=7, steps=steps, capacity=20), []
+
+    def look(obs: Tensor, fresh: Tensor) -> Tensor:
+        shown.append((obs.clone(), fresh.clone()))
+        return obs
+
+    memory.translated(look)
+    story = [t.obs for t in islice(life(seed=7), steps + 1)][-21:]
+    torch.testing.assert_close(torch.stack([obs for obs, _ in shown]), torch.stack(story))
+    for obs, fresh in shown:
+        assert torch.equal(fresh, obs[:, 2] == 0)
+
+
+def test_an_end_is_remembered_with_the_step_that_led_to_it_and_time_running_out_is_none():
+    story = list(islice(life(seed=3, ends=0.4), 40))
+    ends = {
+        tuple(step.next_obs[world].tolist())
+        for step in story
+        for world in step.terminated.nonzero().flatten()
+    }
+    seen = lived(seed=3, steps=40, capacity=40, ends=0.4).sample(4000, 1, dice())
+    arrived = [tuple(moment) for moment in seen.obs[:, 1].tolist()]
+    assert seen.terminated[:, 0].tolist() == [moment in ends for moment in arrived]
+    assert len(ends) > 10
+    assert any(step.truncated.any() for step in story)
 
 
 def several(seed: int) -> Iterator[Transition]:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ami_agent.learning import world_model_loss
+from ami_agent.losses import world_model_loss
 from modules import objectives
 from modules.objectives import Weights
-from modules.targets import Itself
+from modules.recall import NoRecall
 from modules.types import Trajectory
-from modules.world_model import Level
+from modules.world_model import Certain, Ensemble, Feeling, Level, Numb, WorldModel
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -102,14 +102,32 @@ class Line(nn.Module):
         return (next_state - state) / max(self.scale, 1e-9)
 
 
+def model(
+    scale: float, feeling: Feeling | Numb | None = None, doubt: Ensemble | Certain | None = None
+) -> WorldModel:
+    return WorldModel([Level(Line(scale))], feeling or Numb(), doubt or Certain(), 1)
+
+
+def walked(obs: Tensor, actions: Tensor, felt: Tensor | None = None) -> Trajectory:
+    """What was seen `[B, T + 1, O]` on the way of these actions, each in an episode of its own."""
+    never = torch.zeros(actions.shape[:2], dtype=torch.bool)
+    felt = torch.zeros(*actions.shape[:2], 1) if felt is None else felt
+    return Trajectory(obs, actions, felt, never, torch.arange(len(obs)))
+
+
+def loss(walk: Trajectory, scale: float, model: WorldModel, **how: int) -> dict[str, Tensor]:
+    """Of a mind that perceives what is seen times a scale, and whose targets are its states."""
+    return world_model_loss(
+        walk, lambda obs: scale * obs, lambda obs, features: features, NoRecall(), model, **how
+    )
+
+
 def loss_of_a_walk(scale: float) -> dict[str, Tensor]:
     """Of a mind that perceives positions on a plane, times a scale, and predicts perfectly."""
     actions = 0.1 * normal(64, 4, 2)
     start = normal(64, 1, 2, seed=1)
     obs = torch.cat([start, start + actions.cumsum(1)], 1)
-    walk = Trajectory(obs, actions, torch.zeros(64, 4, 1), torch.arange(64))
-    line = Level(Line(scale))
-    return world_model_loss(walk, lambda o: scale * o, Itself(), line, channels=2, together=4)
+    return loss(walked(obs, actions), scale, model(scale), channels=2, together=4)
 
 
 def total(terms: dict[str, Tensor]) -> float:
@@ -127,12 +145,48 @@ def test_who_knows_the_world_predicts_it_and_reads_its_actions():
 
 
 def test_what_is_predicted_is_every_step_after_the_first():
-    obs = torch.tensor([[[0.0], [1.0], [3.0]]])
-    walk = Trajectory(obs, torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), torch.zeros(1))
-    terms = world_model_loss(
-        walk, lambda o: 1 * o, Itself(), Level(Line(1.0)), channels=1, together=1
-    )
+    walk = walked(torch.tensor([[[0.0], [1.0], [3.0]]]), torch.zeros(1, 2, 1))
+    terms = loss(walk, 1.0, model(1.0), channels=1, together=1)
     assert terms["prediction"].item() == (1**2 + 3**2) / 2  # it expects to stay at 0
+
+
+def test_with_a_context_futures_of_one_length_are_predicted_from_each_of_its_states():
+    walk = walked(torch.tensor([[[0.0], [1.0], [3.0], [7.0]]]), torch.zeros(1, 3, 1))
+    terms = loss(walk, 1.0, model(1.0), channels=1, together=1, context=1)
+    assert terms["prediction"].item() == (1**2 + 3**2 + 2**2 + 6**2) / 4
+
+
+def test_what_is_felt_is_read_off_the_states_that_were_predicted():
+    felt = torch.tensor([[[5.0], [7.0]]])
+    walk = walked(torch.tensor([[[0.0], [1.0], [3.0]]]), torch.ones(1, 2, 1), felt)
+    terms = loss(walk, 1.0, model(1.0, feeling=Feeling(nn.Identity(), 1)), channels=1, together=1)
+    assert terms["feeling"].item() == ((5 - 1) ** 2 + (7 - 2) ** 2) / 2  # predicted: 1 and 2
+
+
+def test_what_is_felt_is_judged_in_its_own_unit():
+    felt = torch.tensor([[1.0, 100.0], [3.0, 500.0], [5.0, 900.0]])
+    feeling = Feeling(nn.Identity(), 2)
+    feeling.adapt(felt)
+    torch.testing.assert_close(feeling(torch.zeros(2)), torch.tensor([3.0, 500.0]))
+    missed = felt + torch.tensor([2.0, 400.0])  # by a standard deviation each
+    assert objectives.feeling(missed, felt, feeling.scale).item() == pytest.approx(1)
+
+
+def test_every_member_of_an_ensemble_expects_the_change_of_one_step():
+    class Says(nn.Module):
+        def __init__(self, change: float) -> None:
+            super().__init__()
+            self.change = change
+
+        def forward(self, both: Tensor) -> Tensor:
+            return 0 * both[..., :1] + self.change
+
+    walk = walked(torch.tensor([[[0.0], [1.0], [3.0]]]), torch.zeros(1, 2, 1))
+    doubt = Ensemble([Says(0.0), Says(1.0)])
+    terms = loss(walk, 1.0, model(1.0, doubt=doubt), channels=1, together=1)
+    assert terms["doubt"].item() == (1**2 + 2**2 + 0**2 + 1**2) / 4
+    nothing = loss(walk, 1.0, model(1.0), channels=1, together=1)
+    assert (nothing["doubt"].item(), nothing["feeling"].item()) == (0, 0)
 
 
 def test_a_constant_representation_is_punished():

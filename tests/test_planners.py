@@ -15,6 +15,7 @@ from modules.bounds import Ball, Bounds, Box
 from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
 from modules.planners.common import Guesses
 from modules.types import Evaluate, Focus, Imagine, Plan, Propose, Rollout
+from tests.conftest import wish
 
 Make = Callable[..., GradientPlanner | CEM | MPPI]
 
@@ -37,7 +38,12 @@ CARE = 1.0
 def glide(state: Tensor, actions: Tensor) -> Rollout:
     """The world s' = s + a."""
     start = state[:, None, None].expand(-1, actions.shape[1], 1, -1)
-    return Rollout(torch.cat([start, start + actions.cumsum(2)], 2), actions, actions[..., :0])
+    return insentient(torch.cat([start, start + actions.cumsum(2)], 2), actions)
+
+
+def insentient(states: Tensor, actions: Tensor) -> Rollout:
+    """A future in which nothing is felt."""
+    return Rollout(states, actions, latents=actions[..., :0], interoception=actions[..., :0])
 
 
 def miss_and_effort(rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
@@ -67,7 +73,7 @@ def planner(
 
 
 def focus(goal: Tensor, steps: int = 8, horizon: int = 3) -> Focus:
-    return Focus(mode="plan", goal=goal, weights={}, horizon=horizon, steps=steps)
+    return wish(goal, horizon=horizon, steps=steps)
 
 
 HERE = torch.tensor([[0.5, -0.3], [0.2, 0.9]])
@@ -140,7 +146,7 @@ class Spring(nn.Module):
         states = [state[:, None].expand(-1, actions.shape[1], -1)]
         for action in actions.unbind(2):
             states.append(self.push(states[-1]) + action)
-        return Rollout(torch.stack(states, 2), actions, actions[..., :0])
+        return insentient(torch.stack(states, 2), actions)
 
 
 class Taste(nn.Module):
@@ -223,6 +229,20 @@ def test_a_new_life_with_the_same_seed_makes_the_same_plans(kind):
     assert kind == "gradient" or not torch.equal(first, other)
 
 
+@everyone
+def test_who_forgets_the_last_plan_thinks_from_cold_and_chance_goes_on(kind):
+    mind, task = planner(kind, warm_steps=0, **THOROUGH[kind]), focus(THERE, STEPS[kind])
+    mind(-HERE, task)
+    mind.forget()
+    plan = mind(HERE, task)
+    torch.testing.assert_close(plan.actions, solved_by_hand(HERE, task), atol=0.02, rtol=0)
+    mind.forget()
+    hasty = mind(HERE, focus(THERE, steps=1))
+    mind.forget()
+    again = mind(HERE, focus(THERE, steps=1))
+    assert kind == "gradient" or not torch.equal(hasty.actions, again.actions)
+
+
 def test_another_seed_makes_other_guesses():
     guess = Guesses(eye())
     first = guess(HERE, focus(THERE), 4)
@@ -263,7 +283,7 @@ def test_a_bad_proposal_does_not_mislead(kind):
 
 
 def test_a_habit_is_what_the_policy_would_do_step_by_step():
-    def halve(state: Tensor, goal: Tensor) -> Tensor:
+    def halve(state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
         return (goal - state) / 2
 
     habit = Habit(halve, eye())(HERE, focus(THERE, horizon=3))
@@ -284,7 +304,13 @@ class Counting:
         step = torch.arange(task.horizon + 1.0)
         states = torch.stack([torch.full_like(step, self.plans), step], -1)[None]
         self.plans += 1
-        return Plan(states[:, :-1], torch.zeros(1), {}, states, states[:, :0], states[:, None])
+        return bare(states[:, :-1], torch.zeros(1), states)
+
+
+def bare(actions: Tensor, energy: Tensor, states: Tensor) -> Plan:
+    """A plan without terms or subgoals, beside which nothing else was considered."""
+    deliberated = torch.ones(len(energy), dtype=torch.bool)
+    return Plan(actions, energy, {}, states, states[:, :0], states[:, None], deliberated)
 
 
 def carried_out(actor: Commit, calls: int, horizon: int = 4) -> list[list[float]]:
@@ -353,7 +379,7 @@ class Stubborn:
 
     def __call__(self, state, focus):
         still = state.new_zeros(len(state), 1, 2)
-        return Plan(still, state[:, 0], {}, still, still[:, :0], still[:, None])
+        return bare(still, state[:, 0], still)
 
 
 def test_only_who_gains_nothing_and_is_far_from_content_gets_restless():

@@ -11,11 +11,11 @@ import torch
 from ami_agent import recipes
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build, capacity, lessons
-from ami_agent.learning import unroll_loss
 from ami_agent.lessons import Practise, Refine
 from ami_agent.lessons.base import as_states
 from ami_agent.life import live
-from ami_agent.players import mind
+from ami_agent.losses import unroll_loss
+from ami_agent.players import Scene, mind
 from modules.types import UnusableInput
 from tests.conftest import small
 
@@ -57,7 +57,7 @@ def test_what_is_remembered_is_what_mode_2_did(config):
     world = config.world.build(config.life.worlds)
     obs, info = world.reset(SEED)
     again = experienced(config)
-    act = mind(again.eval(), "plan")(world, info, SEED)
+    act = mind(again.eval(), "plan", config.tasks["reach"])(Scene(world, obs, info), SEED)
     story = [lived.transition for lived in islice(live(act, world, obs), config.practice.steps)]
     actions = torch.stack([step.action for step in story], 1)
     for episode in agent.memory.episodes()[1::2]:  # each world's second life
@@ -68,17 +68,18 @@ def test_what_is_remembered_is_what_mode_2_did(config):
 
 
 def test_a_new_episode_has_a_new_goal(config):
-    config = replace(config, practice=Practise(steps=5, options={"budget": 3}))
+    config = replace(config, practice=Practise(steps=6, options={"budget": 3}))
     agent = experienced(config, "life")
     pupil = config.practice.begin(agent, config.world, SEED)
-    goals = []
-    for _ in range(5):
+    goals, named = [], []  # with which each action was taken, and what the worlds named after it
+    for _ in range(6):
         pupil.update()
         goals.append(agent.focus.goal)
+        named.append(agent.perceive(pupil.world.goal(pupil.scene.info)))
     pupil.finish()
-    assert all(torch.equal(goals[0], goal) for goal in goals[:3])
-    assert not torch.equal(goals[2], goals[3])  # the step after the end resets
-    assert torch.equal(goals[3], goals[4])
+    assert all(torch.equal(goals[0], goal) for goal in [*goals[:3], named[0]])
+    assert not torch.equal(goals[2], goals[4])  # the step in between only resets
+    assert all(torch.equal(goals[4], goal) for goal in (goals[5], named[3]))
 
 
 def test_refining_learns_from_the_latest_life_and_leaves_perception_alone(config):
@@ -100,7 +101,7 @@ def test_refining_learns_from_the_latest_life_and_leaves_perception_alone(config
 @torch.no_grad()
 def error_on_practice(agent: Agent) -> float:
     batch = as_states(agent).sample(256, 5, torch.Generator().manual_seed(1), latest=True)
-    return float(unroll_loss(agent.world_model.level(0), batch))
+    return float(unroll_loss(agent.world_model, batch)["prediction"])
 
 
 def test_a_batch_that_has_no_half_is_refused(config):

@@ -22,11 +22,13 @@ from ami_agent.life import World, WorldConfig
 from ami_agent.recipes import two_rooms
 from ami_agent.show import drawing, landscape, picture, show, watch
 from ami_agent.show.episodes import Episode, ReadOut, critic
+from modules.configurator import Assignment
 from modules.cost import NoCritic
-from modules.types import UnusableInput
+from modules.types import Gains, UnusableInput
 
 STEPS = 4
 WORLD = replace(two_rooms().evaluation, options={"budget": STEPS})
+REACH = Assignment(aim="world")
 
 
 def newborn(**changes: object) -> Agent:
@@ -49,12 +51,12 @@ def agent() -> Agent:
 
 @pytest.fixture(scope="module")
 def readout(agent: Agent) -> ReadOut:
-    return ReadOut(agent, WORLD, 0)
+    return ReadOut(agent, WORLD, 0, REACH)
 
 
 @pytest.fixture(scope="module")
 def planned(agent: Agent, readout: ReadOut) -> list[Episode]:
-    return list(watch(agent, WORLD, readout, 6, "plan", 3))
+    return list(watch(agent, WORLD, readout, 6, "plan", 3, REACH))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def test_the_path_is_where_the_picture_has_the_body(planned):
 class Transparent(torch.nn.Module):
     """A state that is nothing but the pixels: linear read-outs of place are as good as can be."""
 
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+    def forward(self, obs: torch.Tensor, gains: Gains) -> torch.Tensor:
         seen = obs[:, 0].float()
         pixel = torch.arange(seen.shape[-1], dtype=torch.float32)
         total = seen.sum((1, 2))
@@ -113,8 +115,8 @@ class Transparent(torch.nn.Module):
 def test_a_chosen_future_begins_at_the_body_if_the_read_out_is_perfect():
     agent = newborn()
     agent.perception = Transparent()
-    readout = ReadOut(agent, WORLD, 0)
-    (episode,) = watch(agent, WORLD, readout, 1, "plan", 0)
+    readout = ReadOut(agent, WORLD, 0, REACH)
+    (episode,) = watch(agent, WORLD, readout, 1, "plan", 0, REACH)
     assert readout.error < 1.5
     for moment in episode.moments:
         assert np.linalg.norm(moment.chosen[0] - moment.place) < 4
@@ -128,7 +130,7 @@ def test_the_chosen_future_is_one_of_those_considered(planned):
 
 
 def test_a_reflex_draws_only_its_path(agent, readout):
-    (episode,) = watch(agent, WORLD, readout, 1, "react", 0)
+    (episode,) = watch(agent, WORLD, readout, 1, "react", 0, REACH)
     assert not episode.imagines
     assert not episode.moments[0].terms
     assert len(drawing.film(episode)) == STEPS

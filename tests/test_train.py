@@ -77,10 +77,18 @@ class KilledAt:
         return getattr(self.silence, name)
 
 
-@pytest.mark.parametrize("stage", ["objective", "teacher", "paths", "practice", "refine", "distil"])
-def test_killed_and_resumed_ends_as_never_killed(stage, tmp_path, monkeypatch):
+STAGES = {
+    "two-rooms-random": ("objective", "teacher", "paths", "practice", "refine", "distil"),
+    "forage": ("objective", "foresee", "review", "distil"),
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage"), [(name, stage) for name, stages in STAGES.items() for stage in stages]
+)
+def test_killed_and_resumed_ends_as_never_killed(recipe, stage, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 2)
-    config = small(ami.recipes.two_rooms_random())
+    config = small(ami.recipes.recipe(recipe))
     config = replace(config, objective=replace(config.objective, target=MovingAverage.Config()))
     whole = train(config, out=tmp_path / "whole", seed=1)
     with pytest.raises(Killed):
@@ -164,9 +172,10 @@ def test_a_run_whose_memory_is_gone_is_not_resumed(tiny, tmp_path, monkeypatch):
 
 
 def test_lessons_and_seeds_live_far_apart():
-    starts = sorted(lesson_seed(seed, lesson) for seed in range(60) for lesson in range(7))
+    names = list(lessons(ami.recipes.two_rooms()))
+    starts = sorted(lesson_seed(seed, lesson) for seed in range(60) for lesson in names)
     assert min(b - a for a, b in itertools.pairwise(starts)) > 5000
-    assert 0 <= lesson_seed(2**31 - 1, 6) < 2**30
+    assert all(0 <= lesson_seed(2**31 - 1, lesson) < 2**30 for lesson in names)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny, tmp_path, monkeypatch):

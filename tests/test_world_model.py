@@ -9,17 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
-from modules.perception import MapEncoder, Patches, VectorEncoder
+from modules.perception import MapEncoder, Patches, Senses, VectorEncoder
 from modules.targets import Itself, MovingAverage
-from modules.types import UnusableInput
-from modules.world_model import MapDynamics, VectorDynamics, WorldModel
+from modules.types import Gains, Observation, UnusableInput
+from modules.world_model import Ensemble, Feeling, MapDynamics, VectorDynamics, WorldModel
 
 ENCODERS = {
     "vector": VectorEncoder.Config(patch=4, channels=3, hidden=8, state=5),
     "map": MapEncoder.Config(patch=4, channels=2, hidden=4),
+    "senses": Senses.Config(patch=4, hidden=8, vector=4, image=5),
 }
 DYNAMICS = {"vector": VectorDynamics.Config(hidden=8), "map": MapDynamics.Config(hidden=4)}
 PIXELS = (2, 14, 14)  # three whole patches a side, and two pixels over
+FELT = 3  # I
 
 any_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 any_dynamics = pytest.mark.parametrize("dynamics", DYNAMICS)
@@ -43,7 +45,21 @@ def awake(module: nn.Module) -> nn.Module:
 
 
 def world_model(dynamics: str, shape: tuple[int, int, int] = (2, 3, 3)) -> WorldModel:
-    return awake(WorldModel.Config(dynamics=DYNAMICS[dynamics]).build(shape, 2))
+    return awake(fresh_model(dynamics, shape))
+
+
+def fresh_model(dynamics: str, shape: tuple[int, int, int]) -> WorldModel:
+    config = WorldModel.Config(
+        dynamics=DYNAMICS[dynamics],
+        feeling=Feeling.Config(hidden=4),
+        doubt=Ensemble.Config(members=2, hidden=4),
+    )
+    return config.build(shape, 2, FELT)
+
+
+def eyes(encoder: str) -> nn.Module:
+    """Who sees one picture."""
+    return awake(ENCODERS[encoder].build({"obs": PIXELS}))
 
 
 @any_dynamics
@@ -77,7 +93,7 @@ def test_proposals_are_imagined_as_if_each_were_alone(dynamics):
 
 @any_dynamics
 def test_a_world_model_that_knows_nothing_expects_no_change(dynamics):
-    fresh = WorldModel.Config(dynamics=DYNAMICS[dynamics]).build((2, 3, 3), 2)
+    fresh = fresh_model(dynamics, (2, 3, 3))
     states = fresh.imagine(normal(1, 18), normal(1, 1, 4, 2)).states
     assert torch.equal(states, states[:, :, :1].expand_as(states))
 
@@ -111,15 +127,20 @@ def test_on_a_map_the_same_happens_in_every_place():
 @any_encoder
 @any_dynamics
 def test_any_encoder_goes_with_any_dynamics(encoder, dynamics):
-    perception = awake(ENCODERS[encoder].build(PIXELS))
+    perception = eyes(encoder)
     model = world_model(dynamics, perception.shape)
-    state = perception(picture())
+    state, actions = perception(picture(), {}), normal(3, 2, 4, 2)
     assert state.shape == (3, prod(perception.shape))
-    future = model.imagine(state, normal(3, 2, 4, 2)).states
+    rollout = model.imagine(state, actions)
+    future = rollout.states
     assert future.shape == (3, 2, 5, state.shape[1])
+    assert rollout.interoception.shape == (3, 2, 4, FELT)
+    doubt = model.doubt.disagreement(future[:, :, :-1], actions)
+    assert doubt.shape == (3, 2, 4)
     guessed = model.level(0).dynamics.inverse(future[:, :, :-1], future[:, :, 1:])
     assert guessed.shape == (3, 2, 4, 2)
-    (future.square().sum() + guessed.square().sum()).backward()
+    parts = (future, guessed, rollout.interoception, doubt)
+    torch.stack([part.square().sum() for part in parts]).sum().backward()
     learnt = [*perception.parameters(), *model.parameters()]
     assert all(parameter.grad.abs().sum() > 0 for parameter in learnt)
 
@@ -140,39 +161,101 @@ def test_patches_are_a_convolution_over_pixels_from_0_to_1():
 
 @any_encoder
 def test_all_pixels_are_seen_but_those_beyond_the_last_patch(encoder):
-    perception = awake(ENCODERS[encoder].build(PIXELS)).double()
+    perception = eyes(encoder).double()
     for row, column, seen in ((0, 0, True), (11, 11, True), (12, 0, False), (0, 13, False)):
         other = picture(1)
         other[0, 1, row, column] ^= 128
-        assert torch.equal(perception(other), perception(picture(1))) != seen
+        assert torch.equal(perception(other, {}), perception(picture(1), {})) != seen
 
 
 @any_encoder
 def test_each_picture_is_seen_by_itself(encoder):
-    perception = awake(ENCODERS[encoder].build(PIXELS))
-    torch.testing.assert_close(perception(picture())[1], perception(picture()[1:2])[0])
+    perception = eyes(encoder)
+    torch.testing.assert_close(perception(picture(), {})[1], perception(picture()[1:2], {})[0])
 
 
 @any_encoder
 def test_a_map_keeps_places_and_a_vector_has_none(encoder):
-    shape = ENCODERS[encoder].build(PIXELS).shape
-    assert shape == {"vector": (5, 1, 1), "map": (2, 3, 3)}[encoder]
+    shape = ENCODERS[encoder].build({"obs": PIXELS}).shape
+    assert shape == {"vector": (5, 1, 1), "map": (2, 3, 3), "senses": (5, 1, 1)}[encoder]
 
 
-@any_encoder
+@pytest.mark.parametrize("encoder", ["vector", "map"])
 @pytest.mark.parametrize("shape", [(4,), (3, 8, 3), (2, 2, 2)])
 def test_what_is_no_picture_or_too_small_is_refused_by_name(encoder, shape):
     with pytest.raises(UnusableInput, match=rf"{str(shape)[1:-1]}.* at least 4 by 4"):
-        ENCODERS[encoder].build(shape)
+        ENCODERS[encoder].build({"obs": shape})
+
+
+@pytest.mark.parametrize("encoder", ["vector", "map"])
+def test_who_has_eyes_only_is_not_given_another_sense(encoder):
+    with pytest.raises(UnusableInput, match=r"touch \(7,\).*are no images"):
+        ENCODERS[encoder].build({"obs": PIXELS, "touch": (7,)})
+
+
+@pytest.mark.parametrize("shape", [(), (3, 8, 3), (2, 2, 2), (3, 8, 8, 1)])
+def test_what_is_no_sense_is_refused_by_name(shape):
+    with pytest.raises(UnusableInput, match=r"'left' delivers .* at least 4 by 4"):
+        ENCODERS["senses"].build({"right": PIXELS, "left": shape})
+
+
+def sensed(count: int = 3, seed: int = 0) -> dict[str, Tensor]:
+    touch, things = normal(count, 7, seed=seed), normal(count, 4, 3, seed=seed)
+    return {"sight": picture(count, seed), "touch": touch, "things": things}
+
+
+def body() -> nn.Module:
+    """Who sees a picture, feels seven numbers and knows of four things."""
+    shapes = {name: tuple(part.shape[1:]) for name, part in sensed().items()}
+    return awake(ENCODERS["senses"].build(shapes))
+
+
+def test_things_are_seen_alike_each_in_a_part_of_the_state_of_its_own():
+    perception, here, order = body(), sensed(), [2, 0, 3, 1]
+    state = perception(here, {})
+    turned = perception({**here, "things": here["things"][:, order]}, {})
+    parts, others = (s[:, -16:].unflatten(1, (4, 4)) for s in (state, turned))
+    torch.testing.assert_close(others, parts[:, order])
+    for thing in range(4):
+        moved = here["things"].clone()
+        moved[:, thing] += 1
+        change = perception({**here, "things": moved}, {}) - state
+        assert change[:, -16:].unflatten(1, (4, 4)).abs().amax((0, 2)).argmax() == thing
+        assert not change[:, :-16].any()
+
+
+def test_each_sense_changes_the_state_and_one_of_gain_0_cannot():
+    perception, here = body(), sensed()
+    for name in here:
+        other = {**here, name: sensed(seed=1)[name]}
+        for gain in (0.0, 0.5, 1.0):
+            same = torch.equal(perception(here, {name: gain}), perception(other, {name: gain}))
+            assert same == (gain == 0)
+
+
+def test_a_gain_may_differ_from_moment_to_moment():
+    perception, here, gains = body(), sensed(), torch.tensor([0.0, 0.5, 1.0])
+    together = perception(here, {"touch": gains})
+    for moment in range(3):
+        alone = {name: part[moment, None] for name, part in here.items()}
+        state = perception(alone, {"touch": float(gains[moment])})
+        torch.testing.assert_close(together[moment], state[0])
 
 
 def test_the_state_itself_is_a_target_through_which_learning_flows():
     state = normal(3, 4).requires_grad_()
-    assert Itself.Config().build(nn.Linear(4, 4))(normal(3, 4, seed=1), state) is state
+    assert Itself.Config().build(nn.Linear(4, 4))(normal(3, 4, seed=1), state, {}) is state
+
+
+class Straight(nn.Linear):
+    """Perceives a vector as it is, but for its weights."""
+
+    def forward(self, obs: Observation, gains: Gains) -> Tensor:
+        return super().forward(obs)
 
 
 def test_an_average_lags_behind_by_its_decay():
-    perception = nn.Linear(1, 1, bias=False)
+    perception = Straight(1, 1, bias=False)
     target = MovingAverage.Config(decay=0.9).build(perception)
     target.follow(perception)
     start = perception.weight.item()
@@ -180,16 +263,16 @@ def test_an_average_lags_behind_by_its_decay():
     one, seen = torch.ones(1, 1), []
     for _ in range(2):
         target.follow(perception)
-        seen.append(target(one, perception(one)).item() - start)
+        seen.append(target(one, perception(one, {}), {}).item() - start)
     assert seen == pytest.approx([0.1, 0.19], abs=1e-6)
 
 
 def test_an_average_is_not_moved_by_learning_and_passes_no_gradient_on():
-    perception = nn.Linear(4, 4)
+    perception = Straight(4, 4)
     target = MovingAverage.Config().build(perception)
     obs = normal(3, 4)
-    aim = target(obs, perception(obs))
-    torch.testing.assert_close(aim, perception(obs))
-    (perception(obs) - 2 * aim).square().sum().backward()
+    aim = target(obs, perception(obs, {}), {})
+    torch.testing.assert_close(aim, perception(obs, {}))
+    (perception(obs, {}) - 2 * aim).square().sum().backward()
     assert perception.weight.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in target.parameters())
