@@ -43,10 +43,10 @@ WITHOUT: Mapping[str, Change] = {
         tasks={name: replace(task, attend={}) for name, task in c.tasks.items()},
     ),
     "foresight": lambda c: replace(
-        c, foresight=NoForesight.Config(), foresee=NoLesson(), review=NoLesson()
+        c, foresight=NoForesight.Config(), foresee=NoLesson()
     ),
     "drives": lambda c: replace(
-        c, drives=(), foresight=NoForesight.Config(), foresee=NoLesson(), review=NoLesson(),
+        c, drives=(), foresight=NoForesight.Config(), foresee=NoLesson(),
         configurator=replace(c.configurator, told=(), reach=c.configurator.reach or 1.0),
         tasks={
             name: replace(task, drives={}, limits={}, weights=task.weights or {"effort": 1.0})

@@ -15,7 +15,7 @@ from modules.configurator import Assignment, Configurator, Task
 from modules.cost import Cost
 from modules.memory import Memory
 from modules.planners import MindsEye
-from modules.recall import LONGEST, Recall, ShortTerm
+from modules.recall import LONGEST, Landmarks, Recall, ShortTerm
 from modules.types import (
     Focus,
     Gains,
@@ -40,6 +40,7 @@ class Agent(nn.Module):
         spec: Spec,
         perception: nn.Module,
         recall: Recall,
+        landmarks: Landmarks,
         world_model: WorldModel,
         cost: Cost,
         policy: Policy,
@@ -54,6 +55,7 @@ class Agent(nn.Module):
         super().__init__()
         self.spec = spec
         self.perception, self.recall, self.world_model = perception, recall, world_model
+        self.landmarks = landmarks
         self.cost, self.policy, self.expectation = cost, policy, expectation
         self.memory, self.configurator, self.actors = memory, configurator, actors
         self.planner, self.eye = planner, eye  # what Mode-2 would do, whatever is then made of it
@@ -73,6 +75,8 @@ class Agent(nn.Module):
             goal = self.perceive(task.goal, gains)
         focus = self.configurator.focus(task, goal.to(self.device))
         self.cost.check(focus.weights)
+        if focus.weights.get("boredom"):
+            focus = focus._replace(known=self.perceive(self.landmarks.seen(), gains))
         if self.focus is not None and focus.gains != self.focus.gains:
             self.episode.begin()  # what was lived was seen with other eyes
         self.focus = focus

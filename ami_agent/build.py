@@ -33,8 +33,8 @@ from modules.drives import Drives
 from modules.memory import Memory
 from modules.perception import MapEncoder, Senses, VectorEncoder
 from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
-from modules.recall import Associative, Belief, NoRecall
-from modules.types import Mode, Transition, UnusableInput
+from modules.recall import Associative, Belief, Landmarks, NoRecall
+from modules.types import Mode, Transition, UnusableInput, require
 from modules.world_model import Numb, WorldModel
 
 
@@ -51,6 +51,8 @@ class Config:
         default_factory=NoRecall.Config
     )
     """What of the episode so far the state may depend on."""
+    landmarks: int = 0
+    """Moments of all lives that are kept to recognise imagined states by, K."""
     world_model: WorldModel.Config
     drives: tuple[str, ...] = ()
     """Intrinsic costs of what the body feels, by name."""
@@ -80,8 +82,6 @@ class Config:
     foresee: Foresee | NoLesson = field(default_factory=NoLesson)
     practice: Practise | NoLesson = field(default_factory=NoLesson)
     refine: Refine | NoLesson = field(default_factory=NoLesson)
-    review: Foresee | NoLesson = field(default_factory=NoLesson)
-    """The critics of the drives once more, on what practice has added."""
     amortise: Amortise | NoLesson = field(default_factory=NoLesson)
     distil: Distil | NoLesson = field(default_factory=Distil)
     evaluation: WorldConfig
@@ -98,7 +98,6 @@ def lessons(config: Config) -> dict[str, Lesson]:
         "foresee": config.foresee,
         "practice": config.practice,
         "refine": config.refine,
-        "review": config.review,
         "amortise": config.amortise,
         "distil": config.distil,
     }
@@ -114,9 +113,8 @@ def check_lessons(config: Config) -> None:
                     "(on the command line, --without critic)"
                 )
     able = config.drives and isinstance(config.foresight, Foresight.Config)
-    for name in ("foresee", "review"):
-        if isinstance(getattr(config, name), Foresee) and not able:
-            raise UnusableInput(f"{name} teaches critics of drives: it needs drives and foresight")
+    if isinstance(config.foresee, Foresee) and not able:
+        raise UnusableInput("foresee teaches critics of drives: it needs drives and foresight")
     if config.drives and isinstance(config.world_model.feeling, Numb.Config):
         raise UnusableInput(
             f"drives {', '.join(config.drives)} are of what is felt, but world_model.feeling is "
@@ -158,6 +156,7 @@ def build(
         raise UnusableInput("tasks is empty; an agent needs at least one task")
     if isinstance(config.foresight, Foresight.Config) and not config.drives:
         raise UnusableInput("foresight is of drives, and there are none; it must be NoForesight")
+    require(config, landmarks=0)
     bounds, drives = config.bounds, Drives(config.drives, spec.interoception)
     told = len(config.configurator.told)
     with torch.random.fork_rng(devices=[]):
@@ -182,6 +181,7 @@ def build(
         spec=spec,
         perception=perception,
         recall=recall,
+        landmarks=Landmarks(spec.blank(config.landmarks)),
         world_model=world_model,
         cost=cost,
         policy=policy,

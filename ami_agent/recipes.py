@@ -58,6 +58,7 @@ def forage() -> Config:
         evaluation=WorldConfig(id="ami/Forage-v0", options={"layouts": "test"}),
         bounds=Ball(),
         perception=Senses.Config(vector=12),
+        landmarks=400,
         world_model=WorldModel.Config(
             dynamics=VectorDynamics.Config(hidden=256), feeling=Feeling.Config()
         ),
@@ -86,22 +87,13 @@ def forage() -> Config:
             weights=Weights(
                 prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1, feeling=10
             ),
-            learning=Learning(steps=4000, batch=128, lr=2e-3),
+            learning=Learning(steps=5000, batch=128, lr=4e-3),
             length=8,
             primed=0.3,
         ),
         teacher=NoLesson(),
         foresee=Foresee(
-            learning=Learning(steps=1800, batch=128, lr=2e-3),
-            trace=0.5,
-            expectile=0.5,
-            futures=12,
-            horizon=6,
-        ),
-        practice=Practise(steps=40),
-        refine=Refine(learning=Learning(steps=500, batch=128)),
-        review=Foresee(
-            learning=Learning(steps=700, batch=128),
+            learning=Learning(steps=2400, batch=128, lr=2e-3),
             trace=0.5,
             expectile=0.5,
             futures=12,

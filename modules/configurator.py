@@ -136,6 +136,7 @@ class Configurator:
             horizon=task.horizon or self.horizon,
             steps=task.steps or self.steps,
             lived=goal[:, None][:, :0],
+            known=goal[:0],
             pace=goal.new_ones(len(goal)),
         )
 

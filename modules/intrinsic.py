@@ -23,18 +23,27 @@ def effort(rollout: Rollout, focus: Focus) -> Tensor:
     return rollout.actions.square().sum(-1).mean(-1)
 
 
+def recognised(states: Tensor, known: Tensor, width: Tensor) -> Tensor:
+    """States `[..., D]` as mixtures of those that are known, `[K, D]`, weighted by a Gaussian of
+    that width: a planner that looks for what is new would otherwise find what can't be."""
+    if not len(known):
+        return states
+    far = torch.cdist(states, known.expand(len(states), 1, -1, -1)) / width  # [..., K]
+    return torch.softmax(-far.square(), -1) @ known
+
+
 def boredom(rollout: Rollout, focus: Focus) -> Tensor:
     """Being where one has been in this episode, or will have been by then: likeness 1 / (1 + d^2)
     to the nearest such state, d in strides, mean over the path; `[B, P]` (episodic novelty, Savinov
     et al. 2019)."""
     if not focus.lived.shape[1]:
         return effort(rollout, focus) * 0
-    ahead = rollout.states[:, :, 1:]  # [B, P, H, D]
+    pace = focus.pace[:, None, None].clamp_min(1e-3)  # some expect to stay where they are
+    ahead = recognised(rollout.states[:, :, 1:], focus.known, pace[..., None] / 2)  # [B, P, H, D]
     lived = torch.cdist(ahead, focus.lived[:, None])  # [B, P, H, L]
     late = ahead.new_ones(2 * ahead.shape[2:3]).tril(-AGO).bool()
     own = torch.cdist(ahead, ahead).masked_fill(~late, torch.inf)  # [B, P, H, H]
-    stride = (STRIDE * focus.pace[:, None, None]).clamp_min(1e-3)  # some expect to stay in place
-    far = torch.cat([lived, own], -1).amin(-1) / stride
+    far = torch.cat([lived, own], -1).amin(-1) / (STRIDE * pace)
     return (1 / (1 + far.square())).mean(-1)
 
 

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from modules.types import Shape, require
+from modules.types import Observation, Shape, by_sense, require
 
 Trace: TypeAlias = tuple[Tensor, ...]
 
@@ -128,6 +128,37 @@ def recalled(recall: NoRecall, features: Tensor) -> Tensor:
         state, trace = recall(now, trace)
         states.append(state)
     return torch.stack(states, 1)
+
+
+class Landmarks(nn.Module):
+    """A few of all the moments that were ever lived: what there is to be recognised."""
+
+    filled: Tensor
+
+    def __init__(self, blank: Observation) -> None:
+        """Room for observations `[K, *O]` like these, none of them lived yet."""
+        super().__init__()
+        self.names = list(by_sense(blank))
+        for index, part in enumerate(by_sense(blank).values()):
+            self.register_buffer(f"sense_{index}", part)
+        self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def room(self) -> int:
+        """K"""
+        return len(self.get_buffer("sense_0"))
+
+    def keep(self, moments: Observation) -> None:
+        """These `[K, *O]` instead of those before."""
+        for index, name in enumerate(self.names):
+            self.get_buffer(f"sense_{index}").copy_(by_sense(moments)[name])
+        self.filled.fill_(True)
+
+    def seen(self) -> Observation:
+        """`[K, *O]`, or none `[0, *O]` before anything was lived."""
+        count = self.room if self.filled else 0
+        parts = {n: self.get_buffer(f"sense_{i}")[:count] for i, n in enumerate(self.names)}
+        return parts.get("obs", parts)
 
 
 class ShortTerm:

@@ -100,6 +100,7 @@ class Focus(NamedTuple):
     horizon: int  # H: how far Mode-2 looks
     steps: int  # how many times Mode-2 may improve its proposals from cold
     lived: Tensor  # [B, M, D]: this episode so far, as short-term memory holds it
+    known: Tensor  # [K, D]: states of former lives, K = 0 where none are kept
     pace: Tensor  # [B]: how far a full step leads in representation space
 
     def of(self, worlds: Tensor) -> Focus:

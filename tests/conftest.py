@@ -25,7 +25,8 @@ def wish(goal: Tensor, **told: Any) -> Focus:
     """The Configurator's word about goals `[B, D]`, as plain as can be but for what is told."""
     plain = Focus(
         mode="plan", goal=goal, weights={}, limits={}, gains={}, condition=goal[:, :0],
-        horizon=3, steps=8, lived=goal[:, None][:, :0], pace=goal.new_ones(len(goal)),
+        horizon=3, steps=8, lived=goal[:, None][:, :0], known=goal[:0],
+        pace=goal.new_ones(len(goal)),
     )  # fmt: skip
     return plain._replace(**told)
 
@@ -53,7 +54,6 @@ def small(config: Config, steps: int = 6) -> Config:
         foresee=shorter(config.foresee),
         practice=practice,
         refine=shorter(config.refine),
-        review=shorter(config.review),
         amortise=shorter(config.amortise, **amortise),
         distil=shorter(config.distil, rounds=2, worlds=4, steps=3)
         if isinstance(config.distil, Distil)

@@ -31,7 +31,6 @@ LEARNS = {
     "foresee": {"cost"},
     "practice": set(),
     "refine": {"world_model"},
-    "review": {"cost"},
     "amortise": {"policy"},
     "distil": {"policy", "expectation"},
 }
@@ -214,7 +213,8 @@ def learns(config: Config, lesson: str) -> set[str]:
     if isinstance(lessons(config)[lesson], NoLesson):
         return set()
     recalls = lesson == "objective" and not isinstance(config.recall, NoRecall.Config)
-    return LEARNS[lesson] | ({"recall"} if recalls else set())
+    keeps = config.landmarks and lesson in ("life", "practice")
+    return LEARNS[lesson] | ({"recall"} if recalls else set()) | ({"landmarks"} if keeps else set())
 
 
 def shapes(obs: Observation) -> dict[str, torch.Size]:

@@ -32,7 +32,7 @@ from modules.cost import (
     Quasimetric,
 )
 from modules.drives import DRIVES, Drives
-from modules.intrinsic import boredom, effort, reach
+from modules.intrinsic import boredom, effort, reach, recognised
 from modules.planners import MindsEye
 from modules.targets import MovingAverage
 from modules.types import Energy, Focus, Rollout, UnusableInput
@@ -174,6 +174,24 @@ def test_a_path_that_comes_back_to_where_it_will_have_been_is_boring():
         marks.append(boredom(path, task).item() * 7)
     alike = [1 / (1 + (d / 2) ** 2) for d in (1, 2, 3, 4, 4, 4, 4)]
     assert marks == pytest.approx([sum(alike), sum(alike[:-1]) + 1])
+
+
+def test_what_cannot_be_is_recognised_as_the_likest_of_what_is_known():
+    known = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    states = torch.tensor([[[[9.0, 0.5], [0.5, 0.0]]]])
+    near, between = recognised(states, known, torch.tensor(0.2))[0, 0]
+    assert near.tolist() == pytest.approx([1, 0], abs=1e-4)
+    assert between.tolist() == pytest.approx([0.5, 0], abs=1e-4)
+    assert recognised(states, known[:0], torch.tensor(0.2)) is states
+
+
+def test_nothing_is_new_about_what_cannot_be():
+    there = torch.tensor([[0.0, 0.0], [1, 0], [2, 0]])  # a corridor, lived from end to end
+    task = focus(HOME)._replace(lived=there[None], pace=torch.tensor([0.5]))
+    beyond = torch.tensor([[2.0, 0], [5, 0]]).expand(1, 1, 2, 2)
+    path = rollout(beyond, torch.zeros(1, 1, 1, 2))
+    assert boredom(path, task).item() == pytest.approx(1 / (1 + 3**2))
+    assert boredom(path, task._replace(known=there)).item() == pytest.approx(1)
 
 
 def test_who_expects_no_step_to_lead_anywhere_is_bored_to_the_full():

@@ -20,6 +20,7 @@ from modules.recall import (
     NOWHERE,
     Associative,
     Belief,
+    Landmarks,
     NoRecall,
     Recall,
     ShortTerm,
@@ -184,6 +185,29 @@ def test_a_world_recalls_the_same_whatever_the_others_live(form):
         together.append(terms[0].see(now))
         alone = torch.cat([t.see(now[i, None]) for i, t in enumerate(terms[1:])])
         torch.testing.assert_close(together[-1], alone)
+
+
+def test_landmarks_are_none_before_anything_was_lived_and_then_as_they_were_kept():
+    sight = torch.arange(5 * 8, dtype=torch.uint8).reshape(5, 2, 2, 2)
+    senses = {"touch": normal(5, 3), "sight": sight}
+    landmarks = Landmarks({name: torch.zeros_like(part) for name, part in senses.items()})
+    assert landmarks.room == 5
+    assert {name: len(part) for name, part in landmarks.seen().items()} == dict.fromkeys(senses, 0)
+    landmarks.keep(senses)
+    other = Landmarks({name: torch.zeros_like(part) for name, part in senses.items()})
+    other.load_state_dict(landmarks.state_dict())
+    for name, part in other.seen().items():
+        assert torch.equal(part, senses[name])
+
+
+def test_a_life_leaves_landmarks_by_which_an_explorer_recognises(tiny: Config):
+    agent = agent_of(replace(tiny, landmarks=7), "none")
+    explore = Assignment(weights={"boredom": 1.0}).task(None, "plan")
+    agent.configure(explore)
+    assert agent.focus.known.shape == (0, D)
+    agent.landmarks.keep(normal(7, 3))
+    agent.configure(explore)
+    torch.testing.assert_close(agent.focus.known, agent.perceive(normal(7, 3)))
 
 
 BODY = Spec({"obs": Sense((3,), torch.float32)}, 3, ("reward", "left", "right"))

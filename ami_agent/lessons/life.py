@@ -12,7 +12,7 @@ from torch import Tensor
 from ami_agent.lessons.base import Pupil
 from ami_agent.life import World, WorldConfig, ended, live, seen
 from ami_agent.players import Begin, Scene, mind, wanderer
-from modules.types import require
+from modules.types import each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -52,8 +52,6 @@ class Practise:
 
     steps: int = 24
     """Steps lived in each world."""
-    tasks: tuple[str, ...] = ()
-    """Those of the agent's tasks that take turns; all of them if none is named."""
     options: dict[str, int | float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,8 +63,7 @@ class Practise:
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         worlds = world.build(agent.memory.worlds, agent.device, **self.options)
-        chosen = [agent.assigned(name) for name in self.tasks or agent.assignments]
-        tasks = [mind(agent, "plan", assignment) for assignment in chosen]
+        tasks = [mind(agent, "plan", assignment) for assignment in agent.assignments.values()]
         return Explorer(agent.eval(), worlds, self, tasks, seed)
 
 
@@ -103,6 +100,10 @@ class Explorer:
 
     def finish(self) -> None:
         self.world.close()
+        landmarks, random = self.agent.landmarks, torch.Generator().manual_seed(self.seed)
+        if landmarks.room:
+            lived = self.agent.memory.sample(landmarks.room, 1, random)
+            landmarks.keep(each(lambda part: part[:, 0], lived.obs))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
