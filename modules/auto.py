@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import mlp
-from modules.planners.common import MindsEye
+from modules.planners.common import MindsEye, Thought, intended
 from modules.types import Focus, Plan, Planner, Propose, Shape, require
 
 
@@ -70,26 +70,29 @@ class Auto:
     def __call__(self, state: Tensor, focus: Focus) -> Plan:
         """`[B, D]` -> the policy's own future, or a plan where that promises more."""
         own = self.habit(state, focus)  # [B, 1, H, A]
-        plan = self.eye.decide(state, own, focus)._replace(
-            deliberated=torch.zeros(len(state), dtype=torch.bool, device=state.device)
+        thought = self.eye.look(state, torch.cat([own, torch.zeros_like(own)], 1), focus)
+        first = torch.zeros(len(state), dtype=torch.long, device=state.device)
+        plan = intended(thought, first)._replace(
+            considered=thought.rollout.states[:, :1], deliberated=first > 0
         )
-        poor = self._poor(state, plan.energy, own, focus).nonzero().squeeze(1)
+        poor = self._poor(state, thought, focus).nonzero().squeeze(1)
         if not len(poor):
             return plan
         self.planner.forget()  # what it planned last was for other worlds
         return splice(plan, self.planner(state[poor], focus.of(poor)), poor)
 
-    def _poor(self, state: Tensor, energy: Tensor, own: Tensor, focus: Focus) -> Tensor:
-        """`[B]` bool: where reacting would forgo too much."""
+    def _poor(self, state: Tensor, thought: Thought, focus: Focus) -> Tensor:
+        """`[B]` bool: where reacting, the first of these futures, would forgo too much of what
+        thinking is expected to gain over resting, the second."""
+        energy, resting = thought.energy.unbind(1)
         expected = self.expectation(state, focus.goal, focus.condition)
-        resting = self.eye.look(state, torch.zeros_like(own), focus).energy[:, 0]
         allowed = self.config.tolerance * (resting - expected).relu()
         return energy > expected + allowed + self.config.slack * self.expectation.scale
 
 
 def splice(plan: Plan, other: Plan, worlds: Tensor) -> Plan:
-    """The plan of B worlds with that of `worlds` `[N]` put in; of the futures that were considered
-    only the first is shown for all."""
+    """The plan of B worlds with that of `worlds` `[N]` put in; of all that was considered, only
+    what was chosen is shown."""
 
     def put(into: Tensor, part: Tensor) -> Tensor:
         return into.index_copy(0, worlds, part)
@@ -100,6 +103,6 @@ def splice(plan: Plan, other: Plan, worlds: Tensor) -> Plan:
         terms={name: put(term, other.terms[name]) for name, term in plan.terms.items()},
         states=put(plan.states, other.states),
         subgoals=put(plan.subgoals, other.subgoals),
-        considered=put(plan.considered, other.considered[:, :1]),
+        considered=put(plan.considered, other.states[:, None]),
         deliberated=put(plan.deliberated, other.deliberated),
     )

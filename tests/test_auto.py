@@ -125,12 +125,17 @@ def auto(
 
 
 def rows(plan: Plan, worlds: Tensor) -> Plan:
-    """The plan of some of the worlds, without the futures that were only considered."""
+    """The plan of some of the worlds."""
     parts: dict[str, Any] = {
         name: part[worlds] for name, part in plan._asdict().items() if isinstance(part, Tensor)
     }
     terms = {name: term[worlds] for name, term in plan.terms.items()}
-    return plan._replace(**{**parts, "terms": terms, "considered": plan.considered[worlds, :1]})
+    return plan._replace(**{**parts, "terms": terms})
+
+
+def chosen_only(plan: Plan) -> Plan:
+    """The plan without the futures that were only considered."""
+    return plan._replace(considered=plan.states[:, None])
 
 
 def assert_same(one: Plan, other: Plan) -> None:
@@ -168,7 +173,7 @@ def test_only_the_worlds_that_need_it_are_thought_about_and_as_if_they_were_alon
     assert torch.equal(plan.deliberated, LAZY)
     assert torch.equal(tape.asked[0], HERE[LAZY])
     alone = thinker(proposals=4)(HERE[LAZY], TASK.of(LAZY))
-    assert_same(rows(plan, LAZY), rows(alone, torch.arange(len(HERE[LAZY]))))
+    assert_same(rows(plan, LAZY), chosen_only(alone))
     own = EYE.decide(HERE, uneven(HERE, TASK), TASK)
     reflex = own._replace(deliberated=torch.zeros(WORLDS, dtype=torch.bool))
     assert_same(rows(plan, ~LAZY), rows(reflex, ~LAZY))
@@ -181,7 +186,7 @@ def test_every_thought_starts_from_cold():
     plan = actor(HERE, TASK)
     assert [len(state) for state in tape.asked] == [3, 3, 3]
     alone = thinker()(HERE[LAZY], TASK.of(LAZY))
-    assert_same(rows(plan, LAZY), rows(alone, torch.arange(len(HERE[LAZY]))))
+    assert_same(rows(plan, LAZY), chosen_only(alone))
 
 
 def test_what_a_plan_shows_is_of_its_own_world():
@@ -252,7 +257,7 @@ def test_splicing_keeps_the_worlds_apart_and_both_plans_as_they_were(seed, chose
     worlds = torch.tensor(sorted(chosen))
     into, part = plan_of(seed, 5, 1), plan_of(seed + 1, len(worlds), 4)
     whole = splice(into, part, worlds)
-    assert_same(rows(whole, worlds), rows(part, torch.arange(len(worlds))))
+    assert_same(rows(whole, worlds), chosen_only(part))
     others = torch.tensor([world for world in range(5) if world not in chosen], dtype=torch.long)
     assert_same(rows(whole, others), rows(into, others))
     assert_same(into, plan_of(seed, 5, 1))

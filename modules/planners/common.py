@@ -39,16 +39,21 @@ class MindsEye:
     def decide(self, state: Tensor, actions: Tensor, focus: Focus) -> Plan:
         """The best of these actions by energy, as a plan."""
         thought = self.look(state, actions, focus)
-        best = thought.energy.argmin(1)  # [B]
-        return Plan(
-            actions=pick(actions, best),
-            energy=pick(thought.energy, best),
-            terms={name: pick(term, best) for name, term in thought.terms.items()},
-            states=pick(thought.rollout.states, best),
-            subgoals=thought.rollout.states[:, 0, :0],
-            considered=thought.rollout.states,
-            deliberated=torch.ones(len(state), dtype=torch.bool, device=state.device),
-        )
+        return intended(thought, thought.energy.argmin(1))
+
+
+def intended(thought: Thought, index: Tensor) -> Plan:
+    """One of the imagined futures, `[B]`, as a plan."""
+    states, actions = thought.rollout.states, thought.rollout.actions
+    return Plan(
+        actions=pick(actions, index),
+        energy=pick(thought.energy, index),
+        terms={name: pick(term, index) for name, term in thought.terms.items()},
+        states=pick(states, index),
+        subgoals=states[:, 0, :0],
+        considered=states,
+        deliberated=torch.ones(len(states), dtype=torch.bool, device=states.device),
+    )
 
 
 def pick(proposals: Tensor, index: Tensor) -> Tensor:
