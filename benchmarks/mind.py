@@ -1,6 +1,6 @@
 """What each module of the mind is worth: one world model and four tasks, the price of pain, a
-memory that is needed, senses that are shut out, critics that look beyond the horizon, and thinking
-only where it pays.
+memory that is needed, senses that are shut out, critics that look beyond the horizon, thinking only
+where it pays, curiosity, and what is lost without each part.
 
     python benchmarks/mind.py --seeds 3 --episodes 100
     python benchmarks/mind.py --only tasks pain
@@ -21,10 +21,14 @@ from rich.console import Console
 
 import ami_agent as ami
 from ami_agent import ablate, runs
+from ami_agent.build import build
 from ami_agent.evaluate import EPISODES_FROM, judge, play_many
-from ami_agent.life import Act
-from ami_agent.players import Begin, Scene, mind
+from ami_agent.lessons import Live, Pupil
+from ami_agent.lessons.life import Explorer
+from ami_agent.life import Act, WorldConfig
+from ami_agent.players import Begin, Scene, aimless, mind
 from ami_agent.report import Report, table
+from modules.actor import NoHabit
 from modules.configurator import Assignment
 
 Row = list[str]
@@ -35,6 +39,7 @@ class Study:
 
     def __init__(self, seeds: int, episodes: int, console: Console) -> None:
         self.seeds, self.episodes, self.console = seeds, episodes, console
+        self.known: dict[str, list[Any]] = {}  # figures, by what was asked
 
     def config(self, name: str) -> ami.Config:
         """`recipe` or `recipe without part` or `recipe with box=choice`."""
@@ -67,21 +72,28 @@ class Study:
         return found
 
     def judged(self, name: str, task: str, mode: str = "plan", **changes: Any) -> list[Any]:
-        """The figures of every seed."""
-        world = self.config(name).evaluation
-        return [
-            judge(
-                agent, world, modes=(mode,), task=task, episodes=self.episodes,
-                seed=EPISODES_FROM + 10_000 * seed,
-            )[mode]
-            for seed, agent in enumerate(self.agents(name, **changes))
-        ]  # fmt: skip
+        """The figures of every seed, found once."""
+        world, asked = self.config(name).evaluation, repr((name, task, mode, changes))
+        if asked not in self.known:
+            self.known[asked] = [
+                judge(
+                    agent, world, modes=(mode,), task=task, episodes=self.episodes,
+                    seed=EPISODES_FROM + 10_000 * seed,
+                )[mode]
+                for seed, agent in enumerate(self.agents(name, **changes))
+            ]  # fmt: skip
+        return self.known[asked]
 
 
 def score(figures: Mapping[str, Any]) -> float:
     """The world's own measure, success where it has none."""
     measure = figures["score"] or figures["final_success"]
     return float(measure["mean"])
+
+
+def percent(figures: Mapping[str, Any]) -> float:
+    """The same, in percent of the oracle's."""
+    return 100 * score(figures) / score(figures["baselines"]["oracle"])
 
 
 def told(found: Sequence[float], digits: int = 2) -> str:
@@ -98,8 +110,8 @@ def tasks(study: Study) -> tuple[list[str], list[Row]]:
         oracle, random = (
             [score(f["baselines"][who]) for f in found] for who in ("oracle", "random")
         )
-        share = [100 * m / o for m, o in zip(mine, oracle, strict=True)]
-        rows.append([task, told(mine), told(oracle), told(random), told(share, 0)])
+        share = [percent(f) for f in found]
+        rows.append([task, told(mine), told(oracle), told(random), told(share, 1)])
     return ["task", "score", "oracle", "random", "% of the oracle's"], rows
 
 
@@ -166,19 +178,27 @@ def _successes(study: Study, names: Sequence[str], task: str) -> tuple[list[str]
     return ["agent", "success %"], rows
 
 
+def told_of(config: ami.Config, task: str, *, critics: bool, horizon: int = 0) -> dict[str, Any]:
+    """What to change after training: nothing, or a task's horizon and whether critics count."""
+    known = config.tasks[task]
+    blind = {f"critic_{drive}": 0.0 for drive in known.drives} or {"critic": 0.0, "reach": 1.0}
+    weights = known.weights if critics else {**known.weights, **blind}
+    changed = replace(known, weights=weights, horizon=horizon)
+    return {} if changed == known else {"tasks": {**config.tasks, task: changed}}
+
+
 def critic(study: Study) -> tuple[list[str], list[Row]]:
-    config, rows = study.config("forage"), []
-    for task in ("eat", "flag"):
-        known = config.tasks[task]
-        blind = replace(known, weights={f"critic_{name}": 0.0 for name in known.drives})
-        for name, assignment in {"with critics": known, "without": blind}.items():
+    rows = []
+    for name, task in (("forage", "eat"), ("forage", "flag"), ("two-rooms", "reach")):
+        config = study.config(name)
+        for critics in (True, False):
             marks = []
-            for horizon in (config.planner.horizon, config.planner.horizon // 2):
-                short = replace(assignment, horizon=horizon)
-                found = study.judged("forage", task, tasks={**config.tasks, task: short})
-                marks.append(told([score(f) for f in found]))
-            rows.append([task, name, *marks])
-    return ["task", "agent", "score, whole horizon", "half"], rows
+            for horizon in (0, config.planner.horizon // 2):
+                changes = told_of(config, task, critics=critics, horizon=horizon)
+                found = study.judged(name, task, **changes)
+                marks.append(told([percent(f) for f in found], 1))
+            rows.append([f"{name}, {task}", "with critics" if critics else "without", *marks])
+    return ["world", "agent", "% of the oracle's, whole horizon", "half"], rows
 
 
 def auto(study: Study) -> tuple[list[str], list[Row]]:
@@ -197,6 +217,95 @@ def auto(study: Study) -> tuple[list[str], list[Row]]:
     return ["world", "mode", "score", "success", "% deliberated", "ms alone", "ms batched"], rows
 
 
+def learnt(config: ami.Config, world: WorldConfig, by: Begin, seed: int) -> ami.Agent:
+    """An agent that learns from what `by` lived in its stead."""
+    body = world.build(1)
+    agent = build(
+        config, body.spec, seed=seed, worlds=config.life.worlds, capacity=config.life.steps + 1
+    )
+    body.close()
+    worlds = world.build(config.life.worlds, "cpu", **config.life.options)
+    pupils: list[Callable[[], Pupil]] = [
+        lambda: Explorer(agent, worlds, config.life, [by], seed),
+        lambda: config.objective.begin(agent, world, seed),
+        lambda: config.foresee.begin(agent, world, seed),
+    ]
+    for begin in pupils:
+        pupil = begin()
+        while pupil.step < pupil.total:
+            pupil.update()
+        pupil.finish()
+    return agent.eval()
+
+
+def curiosity(study: Study) -> tuple[list[str], list[Row]]:
+    """An agent that has lived by random action explores, and another learns from what it lived."""
+    whole = study.config("forage")
+    config = replace(
+        whole, life=Live(worlds=250, steps=160), distil=ami.lessons.NoLesson(),
+        objective=replace(whole.objective, learning=replace(whole.objective.learning, steps=2000)),
+        foresee=replace(whole.foresee, learning=replace(whole.foresee.learning, steps=1000)),
+    )  # fmt: skip
+    explore, found = whole.tasks["explore"], {"random action": [], "curiosity": []}
+    for seed in range(study.seeds):
+        first = learnt(config, config.world, aimless, seed)
+        curious = mind(first, "plan", explore)
+        agents = {"random action": first}
+        agents["curiosity"] = learnt(config, config.world, curious, seed)
+        world, start = config.evaluation.under(explore), EPISODES_FROM + 10_000 * seed
+        for (who, agent), by in zip(agents.items(), (aimless, curious), strict=True):
+            cells = float(play_many(by, world, study.episodes, start, "cpu").score.mean())
+            marks = [
+                percent(
+                    judge(
+                        agent, config.evaluation, modes=("plan",), task=task,
+                        episodes=study.episodes, seed=start,
+                    )["plan"]
+                )
+                for task in whole.tasks
+            ]  # fmt: skip
+            found[who].append([cells, *marks])
+    rows = [
+        [who, *(told(list(part), 1) for part in zip(*marks, strict=True))]
+        for who, marks in found.items()
+    ]
+    return ["lived by", "cells of 36", *(f"{task}, % of oracle" for task in whole.tasks)], rows
+
+
+def modules(study: Study) -> tuple[list[str], list[Row]]:
+    """What is lost without a part of the mind, in percent of the oracle's score. Parts that were
+    learnt with the rest are left out before training, the others only when the agent acts."""
+    config = study.config("forage")
+    first = next(iter(config.tasks.values()))
+    untold = {n: replace(first, options=task.options) for n, task in config.tasks.items()}
+    numb = {
+        n: replace(task, drives={}, weights=task.weights or {"effort": 1.0})
+        for n, task in config.tasks.items()
+    }
+    open_eyed = {n: replace(task, attend={}) for n, task in config.tasks.items()}
+    cases: list[tuple[str, str, str, str, dict[str, Any]]] = [
+        ("configurator", "forage", "flag", "forage", {"tasks": untold}),
+        ("configurator", "forage", "explore", "forage", {"tasks": untold}),
+        ("priming", "forage", "explore", "forage", {"tasks": open_eyed}),
+        ("priming", "forage", "stay", "forage", {"tasks": open_eyed}),
+        ("priming", "two-rooms-distracted", "reach", "two-rooms-distracted without priming", {}),
+        ("drives", "forage", "eat", "forage", {"tasks": numb}),
+        ("drives", "forage", "flag", "forage", {"tasks": numb}),
+        ("critics", "forage", "eat", "forage", told_of(config, "eat", critics=False)),
+        ("critics", "forage", "flag", "forage", told_of(config, "flag", critics=False)),
+        ("memory", "cue-corridor", "reward", "cue-corridor without memory", {}),
+        ("policy's warm start", "two-rooms", "reach", "two-rooms", {"habit": NoHabit.Config()}),
+        ("policy's warm start", "forage", "eat", "forage", {"habit": NoHabit.Config()}),
+    ]
+    rows = []
+    for part, name, task, other, changes in cases:
+        whole, less = study.judged(name, task), study.judged(other, task, **changes)
+        marks = [[percent(f) for f in found] for found in (whole, less)]
+        lost = [a - b for a, b in zip(*marks, strict=True)]
+        rows.append([part, f"{name}, {task}", *(told(m, 1) for m in (*marks, lost))])
+    return ["without", "world", "% of oracle, whole mind", "without it", "points lost"], rows
+
+
 CLAIMS: Mapping[str, Callable[[Study], tuple[list[str], list[Row]]]] = {
     "tasks": tasks,
     "pain": pain,
@@ -205,6 +314,8 @@ CLAIMS: Mapping[str, Callable[[Study], tuple[list[str], list[Row]]]] = {
     "priming": priming,
     "critic": critic,
     "auto": auto,
+    "curiosity": curiosity,
+    "modules": modules,
 }
 
 

@@ -28,8 +28,8 @@ def recognised(states: Tensor, known: Tensor, width: Tensor) -> Tensor:
     that width: a planner that looks for what is new would otherwise find what can't be."""
     if not len(known):
         return states
-    far = torch.cdist(states, known.expand(len(states), 1, -1, -1)) / width  # [..., K]
-    return torch.softmax(-far.square(), -1) @ known
+    far = torch.cdist(states.flatten(0, -2), known).unflatten(0, states.shape[:-1]) / width
+    return torch.softmax(-far.square(), -1) @ known  # of [..., K]
 
 
 def boredom(rollout: Rollout, focus: Focus) -> Tensor:
@@ -40,7 +40,8 @@ def boredom(rollout: Rollout, focus: Focus) -> Tensor:
         return effort(rollout, focus) * 0
     pace = focus.pace[:, None, None].clamp_min(1e-3)  # some expect to stay where they are
     ahead = recognised(rollout.states[:, :, 1:], focus.known, pace[..., None] / 2)  # [B, P, H, D]
-    lived = torch.cdist(ahead, focus.lived[:, None])  # [B, P, H, L]
+    shape = ahead.shape[1:3]
+    lived = torch.cdist(ahead.flatten(1, 2), focus.lived).unflatten(1, shape)  # [B, P, H, L]
     late = ahead.new_ones(2 * ahead.shape[2:3]).tril(-AGO).bool()
     own = torch.cdist(ahead, ahead).masked_fill(~late, torch.inf)  # [B, P, H, H]
     far = torch.cat([lived, own], -1).amin(-1) / (STRIDE * pace)
