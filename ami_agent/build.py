@@ -203,7 +203,10 @@ def build(
 def check_tasks(agent: Agent) -> None:
     """Raises UnusableInput for a task that this agent could not be told."""
     if agent.configurator.told:
-        agent.cost.check(dict.fromkeys(agent.configurator.told, 1.0))
+        try:
+            agent.cost.check(dict.fromkeys(agent.configurator.told, 1.0))
+        except UnusableInput as error:
+            raise UnusableInput(f"configurator.told: {error}") from None
     for name, assignment in agent.assignments.items():
         task = assignment.task(None if assignment.aim == "none" else agent.spec.blank(1), "plan")
         try:

@@ -239,6 +239,13 @@ def test_settings_that_make_no_sense_are_refused_by_name(setting, least):
         Foresee(**{setting: least - 1})
 
 
+@pytest.mark.parametrize("setting", ["trace", "expectile", "lag"])
+def test_shares_are_no_more_than_one(setting):
+    with pytest.raises(UnusableInput, match=f"{setting} is 1.5; it must be 1 or less"):
+        Foresee(**{setting: 1.5})
+    Foresee(**{setting: 1.0})
+
+
 class Table(nn.Module):
     """Foresees what a table says of a place, which is the state; `[..., 1]` -> `[..., 1]`."""
 

@@ -45,6 +45,9 @@ class Foresee(Study):
 
     def __post_init__(self) -> None:
         require(self, length=1, trace=0, expectile=0, lag=0, futures=0, horizon=1)
+        for name in ("trace", "expectile", "lag"):
+            if getattr(self, name) > 1:
+                raise UnusableInput(f"{name} is {getattr(self, name)}; it must be 1 or less")
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         return Foreseer(self, agent, seed)
