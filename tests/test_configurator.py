@@ -140,7 +140,10 @@ def test_who_has_no_drives_is_told_so(config):
             {"configurator": Configurator.Config(attend={"smell": 2.0})},
             "gain of the sense 'smell': there are sight, touch$",
         ),
-        ({"configurator": Configurator.Config(told=("fear",))}, "configurator.told: .*'fear'; there are reach, effort"),
+        (
+            {"configurator": Configurator.Config(told=("fear",))},
+            "configurator.told: .*'fear'; there are reach, effort",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_when_the_mind_is_built(config, changes, complaint):

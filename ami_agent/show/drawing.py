@@ -77,10 +77,11 @@ def key_steps(episode: Episode) -> list[int]:
 
 
 def caption(episode: Episode, step: int, *, brief: bool = False) -> str:
-    """Step, energy of the chosen future, steps to go as the critic sees them."""
+    """Step, energy of the chosen future, steps to go as the critic sees them, if there is one."""
     moment = episode.moments[step]
     energy = [f"energy {sum(moment.terms.values()):.3g}"] if moment.terms and not brief else []
-    return " · ".join([f"step {step}", *energy, f"{moment.to_go:.3g} {episode.unit}"])
+    ahead = [f"{moment.to_go:.3g} {episode.unit}"] if episode.unit else []
+    return " · ".join([f"step {step}", *energy, *ahead])
 
 
 def draw_map(axes: Axes, episode: Episode, step: int, *, scale: float = 1.0) -> None:
@@ -121,27 +122,33 @@ def draw_energy(axes: Axes, episode: Episode, steps: list[int]) -> None:
     moments, time = episode.moments, np.arange(len(episode.moments))
     for name, colour, low, high in _layers(moments):
         axes.fill_between(time, low, high, color=colour, alpha=0.75, lw=0,
-                          label=f"energy of the chosen future: {name}")  # fmt: skip
-    axes.plot(time, [moment.to_go for moment in moments], color=TEXT, lw=1.6, ls=(0, (4, 2)),
-              label=f"critic, here and now: {episode.unit}")  # fmt: skip
+                          label=f"chosen future: {name}")  # fmt: skip
+    if episode.unit:
+        axes.plot(time, [moment.to_go for moment in moments], color=TEXT, lw=1.6, ls=(0, (4, 2)),
+                  label=f"critic now: {episode.unit}")  # fmt: skip
     if episode.arrived is not None:
         axes.axvline(episode.arrived, color=ARRIVED, lw=1.4, label="first arrival")
-    axes.plot(steps, np.zeros(len(steps)), "^", color=TEXT, ms=6, clip_on=False, zorder=9)
-    axes.set(xlim=(0, len(time)), ylim=(0, None), xlabel="step (marked: the frames above)")
+    axes.plot(steps, np.zeros(len(steps)), "^", color=TEXT, ms=6, clip_on=False, zorder=9,
+              transform=axes.get_xaxis_transform())  # fmt: skip
+    lowest = axes.dataLim.ymin
+    axes.set(xlim=(0, len(time)), ylim=(min(0, 1.05 * lowest), None),
+             xlabel="step (marked: the frames above)")  # fmt: skip
     _tidy(axes)
 
 
 def _layers(moments: Sequence[Moment]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """Name, colour, floor [T] and ceiling [T] of every term of the energy, one on the other."""
-    floor = np.zeros(len(moments))
+    """Name, colour, inner and outer edge [T] of every term of the energy, one on the other: what
+    hurts above zero, what is welcome below."""
+    above, below = np.zeros((2, len(moments)))
     for name, colour in zip(moments[0].terms, cycle(TERMS)):
-        ceiling = floor + [moment.terms[name] for moment in moments]
-        yield name, colour, floor, ceiling
-        floor = ceiling
+        term = np.array([moment.terms[name] for moment in moments])
+        inner = np.where(term > 0, above, below)
+        yield name, colour, inner, inner + term
+        above, below = above + term.clip(min=0), below + term.clip(max=0)
 
 
 def _tidy(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize=9.5, labelcolor=TEXT, ncols=4, loc="lower left",
+    axes.legend(frameon=False, fontsize=9.5, labelcolor=TEXT, ncols=3, loc="lower left",
                 bbox_to_anchor=(0, 1), borderaxespad=0.3, handlelength=1.6)  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)

@@ -217,6 +217,8 @@ def critic(agent: Agent, states: Tensor, focus: Focus) -> np.ndarray:
 
 
 def unit(focus: Focus) -> str:
-    """Of what `critic` says."""
-    drives = [n for n, w in focus.weights.items() if n.startswith("critic_") and w]
-    return "cost to come" if drives else "steps to go"
+    """Of what `critic` says; empty where no critic has a weight."""
+    critics = [name for name, weight in focus.weights.items() if "critic" in name and weight]
+    if not critics:
+        return ""
+    return "steps to go" if critics == ["critic"] else "cost to come"
