@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.build import Config
+from ami_agent.cli import main
 from ami_agent.lessons import Distil, Live, NoLesson, Practise
 from modules.types import Focus
 
@@ -65,3 +66,13 @@ def small(config: Config, steps: int = 6) -> Config:
 def tiny() -> Config:
     """The default recipe, trained in a second."""
     return small(recipes.two_rooms())
+
+
+def refuse(capsys, *argv: object) -> str:
+    """The one line that such input is answered with; exit code 2."""
+    assert main([str(a) for a in argv]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ami: ")
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+    return said

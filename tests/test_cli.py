@@ -15,6 +15,7 @@ import ami_agent as ami
 from ami_agent import checkpoint, cli
 from ami_agent.cli import main
 from ami_agent.train import train
+from tests.conftest import refuse
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,16 +36,6 @@ def own(run, tmp_path) -> Path:
     import shutil
 
     return Path(shutil.copytree(run, tmp_path / "run"))
-
-
-def refuse(capsys, *argv: object) -> str:
-    """The one line that such input is answered with; exit code 2."""
-    assert main([str(a) for a in argv]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("ami: ")
-    assert said.count("\n") == 1
-    assert "Traceback" not in said
-    return said
 
 
 @pytest.mark.parametrize(

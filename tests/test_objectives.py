@@ -195,3 +195,14 @@ def test_a_constant_representation_is_punished():
     assert collapsed["variance"].item() == pytest.approx(0.99)
     assert collapsed["variance_within"].item() == pytest.approx(0.99)
     assert total(collapsed) > 2 * total(honest)
+
+
+def test_nobody_is_asked_for_what_cannot_be_known():
+    read, felt, scale = normal(4, 2).requires_grad_(), normal(4, 2, seed=1), torch.tensor([1.0, 2])
+    asked = objectives.feeling(read[:2], felt[:2], scale) / 2  # half of all there is
+    felt[2:] = torch.nan
+    term = objectives.feeling(read, felt, scale)
+    torch.testing.assert_close(term, asked)
+    (slope,) = torch.autograd.grad(term, read)
+    assert slope[:2].all()
+    assert not slope[2:].any()

@@ -12,7 +12,7 @@ from ami_agent import recipes
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build, capacity, lessons
 from ami_agent.lessons import Practise, Refine
-from ami_agent.lessons.base import as_states
+from ami_agent.lessons.base import as_states, primings
 from ami_agent.life import live
 from ami_agent.losses import unroll_loss
 from ami_agent.players import Scene, mind
@@ -114,3 +114,10 @@ def test_no_steps_are_refused(kind):
     name = {Practise: "steps", Refine: "length"}[kind]
     with pytest.raises(UnusableInput, match=f"{name} is 0"):
         kind(**{name: 0})
+
+
+def test_the_ways_of_perceiving_are_the_own_one_first_and_each_other_once():
+    agent = build(recipes.forage(), recipes.forage().world.build(1).spec)
+    own, place = primings(agent)  # explore and stay share theirs
+    assert own == dict.fromkeys(agent.spec.senses, 1.0)
+    assert place == {**dict.fromkeys(agent.spec.senses, 0.0), "body": 1.0}

@@ -21,7 +21,7 @@ from ami_agent.show import landscape
 from ami_agent.show.episodes import ReadOut, watch
 from ami_agent.train import train
 from modules.types import UnusableInput
-from tests.conftest import small
+from tests.conftest import refuse, small
 
 BUDGET = 10
 TASKS = ("eat", "flag", "explore", "stay")
@@ -49,16 +49,6 @@ def judged(run: Path, told: Path, *flags: object) -> dict[str, Any]:
     argv = ["eval", run, "--episodes", 2, "--json", told, *flags]
     assert main([str(a) for a in argv]) == 0
     return json.loads(told.read_text())
-
-
-def refuse(capsys, *argv: object) -> str:
-    """The one line that such input is answered with; exit code 2."""
-    assert main([str(a) for a in argv]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("ami: ")
-    assert said.count("\n") == 1
-    assert "Traceback" not in said
-    return said
 
 
 def assert_estimate(figure: dict[str, Any]) -> None:
