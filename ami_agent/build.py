@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
@@ -120,6 +121,8 @@ def check_lessons(config: Config) -> None:
             f"drives {', '.join(config.drives)} are of what is felt, but world_model.feeling is "
             "Numb"
         )
+    if isinstance(config.amortise, Amortise):
+        _check_amortised(config.tasks, config.amortise.tasks)
     steps, practice = config.life.steps, config.practice.lives or config.life.steps
     for name, lesson, most in (
         ("objective", config.objective, steps),
@@ -134,6 +137,18 @@ def check_lessons(config: Config) -> None:
         raise UnusableInput(
             f"paths.nodes is {config.paths.nodes}, but a life of {steps} steps has {steps + 1}"
         )
+
+
+def _check_amortised(tasks: Mapping[str, Assignment], named: Sequence[str]) -> None:
+    for name in named or tasks:
+        if name not in tasks:
+            raise UnusableInput(f"amortise.tasks names {name!r}; there are {', '.join(tasks)}")
+        if tasks[name].weights.get("boredom"):
+            fit = [n for n, task in tasks.items() if not task.weights.get("boredom")]
+            raise UnusableInput(
+                f"amortise can't practise {name!r}: boredom depends on what was lived before; "
+                f"amortise.tasks may name {', '.join(fit) or 'none of these tasks'}"
+            )
 
 
 def capacity(config: Config) -> int:
@@ -168,7 +183,7 @@ def build(
         body = Body(drives, config.foresight.build(shape, len(drives.names)))
         cost = Cost(config.critic.build(shape), body, world_model.doubt.disagreement)
         policy = config.policy.build(shape, spec.action_dim, bounds, told)
-        expectation = config.auto.expectation(shape, told)
+        expectation = config.auto.expectation(shape, len(config.tasks), told)
     eye = MindsEye(world_model.imagine, cost, bounds, spec.action_dim)
     habit = config.habit.build(policy, eye)
     planner, spontaneous = (config.planner.build(eye, habit) for _ in range(2))

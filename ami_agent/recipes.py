@@ -8,6 +8,7 @@ from dataclasses import replace
 from ami_agent.build import Config
 from ami_agent.learning import Learning
 from ami_agent.lessons import (
+    Amortise,
     Distil,
     Foresee,
     Live,
@@ -20,6 +21,7 @@ from ami_agent.lessons import (
 )
 from ami_agent.life import WorldConfig
 from modules.actor import NoHabit, Restless
+from modules.auto import Auto
 from modules.bounds import Ball
 from modules.configurator import Assignment, Configurator
 from modules.cost import Critic, Foresight, MapQuasimetric, NoCritic
@@ -99,7 +101,11 @@ def forage() -> Config:
             futures=12,
             horizon=6,
         ),
-        distil=Distil(rounds=8, worlds=64, steps=40, learning=Learning(steps=4000, batch=512)),
+        amortise=Amortise(
+            learning=Learning(steps=2500, batch=256, lr=2e-3), horizon=6, tasks=("eat", "flag")
+        ),
+        distil=Distil(rounds=8, worlds=64, steps=40, learning=Learning(steps=1500, batch=512)),
+        auto=Auto.Config(slack=0.3),
     )
 
 

@@ -16,20 +16,34 @@ from modules.types import Focus, Plan, Planner, Propose, Shape, require
 
 class Expectation(nn.Module):
     """The energy of the plan that Mode-2 would find, learnt from the plans it found: state, goal
-    and what is told of the task `[B, ..]` -> `[B]`."""
+    and what is told of the task `[B, ..]` -> `[B]`. The energies of K tasks differ by orders of
+    magnitude: each has its own mean and standard deviation, found by what is told of it."""
 
-    mean: Tensor
-    scale: Tensor
+    kinds: Tensor  # [K, W] what is told of each task; infinite where nothing was learnt of it
+    mean: Tensor  # [K]
+    scale: Tensor  # [K]
 
-    def __init__(self, layers: nn.Module) -> None:
+    def __init__(self, layers: nn.Module, tasks: int, told: int) -> None:
         super().__init__()
         self.layers = layers
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("kinds", torch.full((tasks, told), torch.inf))
+        self.register_buffer("mean", torch.zeros(tasks))
+        self.register_buffer("scale", torch.ones(tasks))
 
     def forward(self, state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
-        told = torch.cat([state, goal, goal - state, condition], -1)
-        return self.mean + self.scale * self.layers(told).squeeze(-1)
+        told, kind = torch.cat([state, goal, goal - state, condition], -1), self.kind(condition)
+        return self.mean[kind] + self.scale[kind] * self.layers(told).squeeze(-1)
+
+    def kind(self, condition: Tensor) -> Tensor:
+        """`[B, W]` -> the task that is told of most alike, `[B]`."""
+        return (condition[:, None] - self.kinds).abs().sum(-1).argmin(1)
+
+    @torch.no_grad()
+    def adapt(self, task: int, condition: Tensor, energy: Tensor) -> None:
+        """What is told of a task, `[W]`, and energies of its plans, `[N]`."""
+        self.kinds[task] = condition
+        self.mean[task] = energy.mean()
+        self.scale[task] = energy.std(correction=0).clamp_min(1e-6)
 
 
 class Auto:
@@ -43,13 +57,13 @@ class Auto:
         tolerance: float = 0.1
         """Share of the expected gain that reacting may forgo."""
         slack: float = 0.05
-        """Of one standard deviation of the energies of plans: what is too little to think about."""
+        """Of one standard deviation of the energies of such plans: too little to think about."""
 
         def __post_init__(self) -> None:
             require(self, hidden=1, tolerance=0, slack=0)
 
-        def expectation(self, shape: Shape, told: int) -> Expectation:
-            return Expectation(mlp(3 * prod(shape) + told, self.hidden, 1))
+        def expectation(self, shape: Shape, tasks: int, told: int) -> Expectation:
+            return Expectation(mlp(3 * prod(shape) + told, self.hidden, 1), tasks, told)
 
         def build(
             self, eye: MindsEye, habit: Propose, planner: Planner, expectation: Expectation
@@ -87,7 +101,8 @@ class Auto:
         energy, resting = thought.energy.unbind(1)
         expected = self.expectation(state, focus.goal, focus.condition)
         allowed = self.config.tolerance * (resting - expected).relu()
-        return energy > expected + allowed + self.config.slack * self.expectation.scale
+        slack = self.config.slack * self.expectation.scale[self.expectation.kind(focus.condition)]
+        return energy > expected + allowed + slack
 
 
 def splice(plan: Plan, other: Plan, worlds: Tensor) -> Plan:

@@ -250,7 +250,7 @@ def test_distilling_moves_every_layer_of_the_policy_and_of_what_is_expected_of_p
     after = agent.state_dict()
     learnt = [name for name in before if name.startswith(("policy.", "expectation."))]
     assert {name.split(".")[0] for name in learnt} == {"policy", "expectation"}
-    assert not any(torch.equal(before[name], after[name]) for name in learnt)
+    assert not any(torch.equal(before[name], after[name]) for name in learnt if after[name].numel())
 
 
 def test_bootstrapping_moves_only_the_critic(tiny):

@@ -9,14 +9,17 @@ import torch
 
 from ami_agent import recipes
 from ami_agent.agent import Agent
-from ami_agent.build import build, capacity, lessons
+from ami_agent.build import build, capacity, check_lessons, lessons
+from ami_agent.learning import Learning
 from ami_agent.lessons import Amortise
 from ami_agent.lessons.base import as_states
 from modules.actor import MapPolicy
 from modules.bounds import Ball
-from modules.configurator import Task
+from modules.configurator import Assignment, Task
 from modules.types import UnusableInput
 from tests.conftest import small
+
+LESSON = Amortise(horizon=2, learning=Learning(steps=12, batch=16, lr=1e-2, clip=1e6))
 
 
 def energies(agent: Agent, horizon: int) -> tuple[float, float]:
@@ -65,6 +68,59 @@ def test_habits_get_better_in_imagination_and_only_the_policy_learns(recipe):
     assert moved == {"policy"}
     assert all(p.grad is None for p in agent.world_model.parameters())
     assert all(p.grad is None for p in agent.cost.parameters())
+
+
+def test_a_task_of_large_costs_does_not_drown_the_others(tiny):
+    """The same lesson at a thousand times the energy takes the same steps."""
+
+    def taught(scale: float) -> dict[str, torch.Tensor]:
+        tasks = {"reach": Assignment(aim="world", weights={"reach": scale, "critic": 0.0})}
+        config = replace(tiny, tasks=tasks, amortise=LESSON)
+        world = config.world.build(1)
+        agent = build(config, world.spec, worlds=config.life.worlds, capacity=capacity(config))
+        for name in ("life", "amortise"):
+            pupil = lessons(config)[name].begin(agent, config.world, seed=1)
+            while pupil.step < pupil.total:
+                pupil.update()
+            pupil.finish()
+        return agent.policy.state_dict()
+
+    small_costs, large_costs = taught(1.0), taught(1000.0)
+    for name, value in small_costs.items():
+        torch.testing.assert_close(large_costs[name], value)
+
+
+def test_only_the_tasks_that_are_named_are_practised():
+    lesson = replace(LESSON, tasks=("eat",))
+    config = replace(small(recipes.forage(), steps=2), amortise=lesson)
+    world = config.world.build(1)
+    agent = build(config, world.spec, worlds=config.life.worlds, capacity=capacity(config))
+    asked, focus = set(), agent.configurator.focus
+
+    def spy(task, goal):
+        asked.add(tuple(task.drives.items()))
+        return focus(task, goal)
+
+    agent.configurator.focus = spy
+    life, practice = (
+        lessons(config)[name].begin(agent, config.world, seed=1) for name in ("life", "amortise")
+    )
+    for pupil in (life, practice):
+        while pupil.step < pupil.total:
+            pupil.update()
+    assert asked == {(("taste", 1.0),)}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        (("eat", "fly"), "amortise.tasks names 'fly'; there are eat, flag, explore, stay"),
+        ((), "can't practise 'explore'.*amortise.tasks may name eat, flag, stay"),
+    ],
+)
+def test_tasks_that_cannot_be_practised_are_refused_before_anything_is_learnt(tasks, said):
+    with pytest.raises(UnusableInput, match=said):
+        check_lessons(replace(recipes.forage(), amortise=Amortise(tasks=tasks)))
 
 
 def test_a_policy_of_maps_sees_every_place_where_it_is():

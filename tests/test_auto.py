@@ -77,7 +77,7 @@ class Says(nn.Module):
 
 def promise(energy: float) -> Expectation:
     """The same of every plan."""
-    return Expectation(Says(lambda told: torch.full((len(told),), energy)))
+    return Expectation(Says(lambda told: torch.full((len(told),), energy)), tasks=1, told=1)
 
 
 def knowing() -> Expectation:
@@ -87,7 +87,7 @@ def knowing() -> Expectation:
         way, weight = told[:, 4:6], told[:, 6]
         return weight / (3 + weight) * way.square().sum(-1)
 
-    return Expectation(Says(least))
+    return Expectation(Says(least), tasks=1, told=1)
 
 
 class Taped:
@@ -227,11 +227,36 @@ def test_habit_may_forgo_a_share_of_the_gain_and_what_is_too_little_to_think_abo
 
 
 def test_an_expectation_is_of_the_state_the_goal_and_what_is_told_in_its_unit():
-    expectation = Expectation(Says(lambda told: told @ torch.tensor([1.0, 10, 100, 1000])))
+    layers = Says(lambda told: told @ torch.tensor([1.0, 10, 100, 1000]))
+    expectation = Expectation(layers, tasks=1, told=1)
     expectation.mean.fill_(0.5)
     expectation.scale.fill_(2.0)
     state, goal, told = torch.tensor([[3.0]]), torch.tensor([[5.0]]), torch.tensor([[7.0]])
     assert expectation(state, goal, told).tolist() == [0.5 + 2 * (3 + 50 + 200 + 7000)]
+
+
+def test_what_is_expected_of_every_task_has_a_size_of_its_own():
+    expectation = Expectation(Says(lambda told: torch.ones(len(told))), tasks=3, told=2)
+    nothing = torch.zeros(2, 1)
+    assert expectation(nothing, nothing, torch.tensor([[0.0, 9.0], [1.0, 2.0]])).tolist() == [1, 1]
+    expectation.adapt(2, torch.tensor([0.0, 1.0]), torch.tensor([100.0, 300.0]))
+    assert (
+        expectation(nothing, nothing, torch.tensor([[0.0, 9.0], [5.0, 1.0]])).tolist() == [300] * 2
+    )
+    expectation.adapt(0, torch.tensor([4.0, 1.0]), torch.tensor([-1.0, -3.0]))
+    told = torch.tensor([[0.0, 1.0], [4.0, 1.0], [1.9, 1.0], [2.1, 1.0]])
+    here = torch.zeros(4, 1)
+    assert expectation(here, here, told).tolist() == [300, -1, 300, -1]  # the task told most alike
+
+
+def test_what_is_too_little_to_think_about_depends_on_the_task():
+    expectation = Expectation(Says(lambda told: torch.zeros(len(told))), tasks=2, told=1)
+    expectation.adapt(0, torch.zeros(1), torch.tensor([0.9, 1.1]))
+    expectation.adapt(1, torch.ones(1), torch.tensor([-9.0, 11.0]))
+    actor, _ = auto(expectation, rest, tolerance=0.0, slack=0.1)
+    far = wish(torch.tensor([[1.05, 0.0]] * 2), horizon=1, condition=torch.tensor([[0.0], [1.0]]))
+    # resting costs 1.1025: more than 1.01, less than 2
+    assert actor(torch.zeros(2, 2), far).deliberated.tolist() == [True, False]
 
 
 def plan_of(seed: int, worlds: int, proposals: int) -> Plan:
@@ -329,8 +354,9 @@ def test_what_is_expected_of_plans_is_learnt_from_the_plans_that_were_made(tiny)
     while pupil.step < pupil.total:
         pupil.update()
     state, goal, condition, _, energy = pupil.known
-    torch.testing.assert_close(agent.expectation.mean, energy.mean())
-    torch.testing.assert_close(agent.expectation.scale, energy.std(correction=0))
+    torch.testing.assert_close(agent.expectation.mean, energy.mean()[None])
+    torch.testing.assert_close(agent.expectation.scale, energy.std(correction=0)[None])
+    torch.testing.assert_close(agent.expectation.kinds, condition[:1])
     with torch.no_grad():
         expected = agent.expectation(state, goal, condition)
     missed = (expected - energy).square().mean() / energy.var()
@@ -342,4 +368,4 @@ def test_even_a_single_plan_teaches_something(tiny):
     agent, _ = mind(tiny, worlds=1)
     pupil = distil.begin(agent, tiny.world, seed=1)
     assert all(value.isfinite() for value in pupil.update().values())
-    torch.testing.assert_close(agent.expectation.mean, pupil.known.energy[0])
+    torch.testing.assert_close(agent.expectation.mean, pupil.known.energy)

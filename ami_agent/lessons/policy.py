@@ -15,6 +15,7 @@ from ami_agent.lessons.base import GradientPupil, Pupil, Study
 from ami_agent.life import WorldConfig, ended, seen
 from ami_agent.losses import policy_loss
 from ami_agent.players import Scene, task_of
+from modules.configurator import Assignment
 from modules.types import Focus, Observation, Rollout, each, require
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Amortise(Study):
     together: int = 1
     """So many states of one episode are each other's goals; 1: the whole batch, for worlds whose
     layout never changes."""
+    tasks: tuple[str, ...] = ()
+    """Those that are practised, by name; all where none is named. What a task costs must be plain
+    from a single moment: nothing has been lived here that boredom could be measured by."""
 
     def __post_init__(self) -> None:
         require(self, horizon=1)
@@ -45,31 +49,33 @@ class Amortise(Study):
             for part in (agent.world_model.level(0).dynamics, agent.world_model.feeling, agent.cost)
         )
         group = self.together if self.together > 1 else self.learning.batch
+        tasks = [agent.assigned(name) for name in self.tasks] or list(agent.assignments.values())
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
             batch = agent.memory.sample(self.learning.batch, 1, random, self.together)
             now = each(lambda part: part[:, 0].to(agent.device), batch.obs)
-            state, focus = _situation(agent, now, group, random)
+            chosen = tasks[int(torch.randint(len(tasks), (), generator=random))]
+            state, focus = _situation(agent, now, group, chosen)
             states, actions = [state], []
             for _ in range(self.horizon):
                 actions.append(policy(states[-1], focus.goal, focus.condition))
                 states.append(dynamics(states[-1], actions[-1]))
             acted, path = torch.stack(actions, 1)[:, None], torch.stack(states, 1)[:, None]
             future = Rollout(path, acted, acted[..., :0], feeling(path[:, :, 1:]))
-            return {"energy": torch.stack(list(cost(future, focus).values())).sum(0).mean()}
+            energy = torch.stack(list(cost(future, focus).values())).sum(0)
+            # in units of its own spread, or tasks with large costs would drown the others
+            return {"energy": (energy / energy.detach().std(correction=0).clamp_min(1e-6)).mean()}
 
         return GradientPupil(policy, loss, self.learning, weights={}, seed=seed)
 
 
 @torch.no_grad()
 def _situation(
-    agent: Agent, obs: Observation, group: int, random: torch.Generator
+    agent: Agent, obs: Observation, group: int, chosen: Assignment
 ) -> tuple[Tensor, Focus]:
-    """Observations `[B, *O]` as states under one of the agent's tasks, and that task, with goals:
-    where the world would name one, the neighbour in a group of so many; where the agent is to stay,
-    the state itself."""
-    tasks = list(agent.assignments.values())
-    chosen = tasks[int(torch.randint(len(tasks), (), generator=random))]
+    """Observations `[B, *O]` as states under a task, and that task, with goals: where the world
+    would name one, the neighbour in a group of so many; where the agent is to stay, the state
+    itself."""
     state = agent.perceive(obs, agent.configurator.primed(chosen.task(None, "plan")))
     neighbour = state.unflatten(0, (-1, group)).roll(1, 1).flatten(0, 1)
     goal = {"world": neighbour, "here": state, "none": torch.zeros_like(state)}[chosen.aim]
@@ -128,8 +134,10 @@ class Apprentice(GradientPupil):
         """All labels there are by now."""
         self.labels = list(labels)
         self.known = Label(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
-        self.agent.expectation.mean.copy_(self.known.energy.mean())
-        self.agent.expectation.scale.copy_(self.known.energy.std(correction=0).clamp_min(1e-6))
+        tasks = len(self.agent.assignments)
+        for task in range(min(tasks, len(labels))):
+            energy = torch.cat([label.energy for label in labels[task::tasks]])
+            self.agent.expectation.adapt(task, labels[task].condition[0], energy)
 
     @torch.no_grad()
     def _ask(self, turn: int) -> Label:
@@ -171,7 +179,8 @@ class Apprentice(GradientPupil):
         label = Label(*(part[drawn.to(part.device)] for part in self.known))
         expectation = self.agent.expectation
         expected = expectation(label.state, label.goal, label.condition)
-        surprise = (expected - label.energy) / expectation.scale
+        scale = expectation.scale[expectation.kind(label.condition)]
+        surprise = (expected - label.energy) / scale
         return {
             **policy_loss(
                 self.agent.policy, label.state, label.goal, label.condition, label.action
