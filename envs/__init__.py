@@ -7,11 +7,13 @@ import gymnasium
 TWO_ROOMS = "ami/TwoRooms-v0"
 CUE_CORRIDOR = "ami/CueCorridor-v0"
 FORAGE = "ami/Forage-v0"
+MAZE = "ami/Maze-v0"
 
 WORLDS = {
     TWO_ROOMS: "envs.two_rooms:TwoRooms",
     CUE_CORRIDOR: "envs.cue_corridor:CueCorridor",
     FORAGE: "envs.forage:Forage",
+    MAZE: "envs.maze:Maze",
 }
 
 for name, place in WORLDS.items():

@@ -1,0 +1,549 @@
+"""What is true of mazes, whoever lives there."""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from scipy import stats
+from scipy.sparse.csgraph import connected_components, shortest_path
+
+import envs
+from envs.chance import keys_of
+from envs.maze import MAPS, MazeEnv, MazeVectorEnv
+from envs.maze.goals import BANDS, pick_one
+from envs.maze.layouts import FAR, Drawn, draw_edges, half
+from envs.maze.maps import read_map
+from envs.maze.physics import cell
+
+CPU = torch.device("cpu")
+RADIUS = 0.15
+
+
+def mazes(count, size=5, loops=0.0, split="all", seed=0):
+    return Drawn(size, loops, split)(keys_of(range(seed, seed + count), CPU))
+
+
+def world(count=1, **settings):
+    """Worlds that tell in tensors, at the beginning of seed 0."""
+    worlds = MazeVectorEnv(count, output="torch", **settings)
+    return worlds, worlds.reset(seed=0)[1]
+
+
+def rest(worlds):
+    return torch.zeros(worlds.num_envs, 2)
+
+
+def noise(step, start, count):
+    rng = [np.random.default_rng((step // 5, start + i)) for i in range(count)]
+    return np.stack([r.uniform(-1.5, 1.5, 2) for r in rng]).astype(np.float32)
+
+
+def lived(worlds, steps, seed, act):
+    """What the worlds tell over some steps, actions too."""
+    obs, infos = worlds.reset(seed=seed)
+    told = [{"obs": obs, **infos}]
+    for step in range(steps):
+        actions = act(step)
+        obs, reward, _, truncated, infos = worlds.step(actions)
+        ends = {"reward": reward, "truncated": truncated, "actions": actions}
+        told.append({"obs": obs, **infos, **ends})
+    return told
+
+
+def graph(upright, level):
+    """Walls of one maze -> which cells are neighbours, [N, N], read off cell by cell."""
+    size = len(upright)
+    near = np.zeros((size * size, size * size), bool)
+    for row in range(size):
+        for column in range(size):
+            here = row * size + column
+            if column + 1 < size and not upright[row, column + 1]:
+                near[here, here + 1] = near[here + 1, here] = True
+            if row + 1 < size and not level[row + 1, column]:
+                near[here, here + size] = near[here + size, here] = True
+    return near
+
+
+def paths(maze, i):
+    return shortest_path(graph(maze.upright[i].numpy(), maze.level[i].numpy()), unweighted=True)
+
+
+def told_apart(maze):
+    """Every maze as something that can be compared."""
+    walls = torch.cat([maze.upright.flatten(1), maze.level.flatten(1)], -1)
+    return {row.tobytes() for row in walls.numpy()}
+
+
+@pytest.mark.parametrize("settings", [{"layouts": "train"}, {"map": "medium", "senses": "state"}])
+@pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
+def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, settings):
+    settings |= {"budget": 40, "goals": "medium", "errands": 0.5}
+    many, alone = (MazeVectorEnv(n, **settings) for n in (5, 1))
+    acts = {
+        "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
+        "walk": (lambda _: many.walk(), lambda _: alone.walk()),
+        "oracle": (lambda _: many.oracle(), lambda _: alone.oracle()),
+    }[who]
+    together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
+    for moment, own in zip(together, by_itself, strict=True):
+        for name in own:
+            np.testing.assert_array_equal(moment[name][3], own[name][0], err_msg=name)
+
+
+def test_the_same_seed_walks_the_same_life_and_another_seed_another():
+    worlds = MazeVectorEnv(4, budget=60)
+    first, again, other = (
+        np.stack([t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.walk())])
+        for seed in (1, 1, 2**40)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max(axis=(0, 2)).min() > 0.05
+
+
+def test_every_episode_has_a_maze_of_its_own_and_worlds_end_each_by_themselves():
+    worlds, _ = world(3, budget=2)
+    walls = [worlds.state.walls]
+    for _ in range(2):
+        for _ in range(3):
+            *_, truncated, _ = worlds.step(rest(worlds))
+        walls.append(worlds.state.walls)
+    assert not truncated.any()
+    assert all((a != b).flatten(1).any(-1).all() for a, b in [walls[:2], walls[1:], walls[::2]])
+    worlds._elapsed[1] = 1
+    kept = worlds.state
+    worlds.step(rest(worlds))
+    worlds.step(rest(worlds))
+    for part, old in zip(worlds.state.maze, kept.maze, strict=True):
+        assert torch.equal(part[[0, 2]], old[[0, 2]])
+    assert not torch.equal(worlds.state.maze.far[1], kept.maze.far[1])
+
+
+def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
+    worlds = MazeVectorEnv(2, budget=3)
+    _, born = worlds.reset(seed=0)
+    ends = []
+    for _ in range(8):
+        _, reward, terminated, truncated, infos = worlds.step(np.ones((2, 2), np.float32))
+        assert not terminated.any()
+        ends.append(bool(truncated.all()))
+        if ends[-1]:
+            np.testing.assert_array_equal(infos["goal_factors"], born["goal_factors"])
+            obs, reward, _, truncated, born = worlds.step(np.full((2, 2), np.nan, np.float32))
+            assert not truncated.any()
+            assert not reward.any()
+            assert not born["factors"][:, 2:].any()
+            np.testing.assert_array_equal(obs[:, 1], obs[:, 2])
+            assert (born["goal_factors"] != infos["goal_factors"])[:, :2].all()
+    assert ends == [False, False, True] * 2 + [False, False]
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 8, 15])
+def test_a_drawn_maze_has_exactly_one_way_from_each_cell_to_each(size):
+    maze = mazes(20, size)
+    openings = (~maze.upright).flatten(1).sum(-1) + (~maze.level).flatten(1).sum(-1)
+    assert (openings == size * size - 1).all()
+    for i in range(20):
+        near = graph(maze.upright[i].numpy(), maze.level[i].numpy())
+        assert connected_components(near)[0] == 1
+    for border in (maze.upright[..., [0, -1]], maze.level[:, [0, -1]]):
+        assert border.all()
+    assert not maze.solid.any()
+
+
+def test_mazes_are_of_all_kinds():
+    """Each of the 192 mazes of 3 by 3 cells is drawn, none of them often; walls everywhere."""
+    assert len(told_apart(mazes(6000, 3))) == 192
+    assert len(told_apart(mazes(3000, 5))) > 2990
+    maze = mazes(3000, 5)
+    for walls in (maze.upright[..., 1:-1], maze.level[:, 1:-1]):
+        share = walls.float().mean(0)
+        assert share.min() > 0.25
+        assert share.max() < 0.5
+    upright, level = (w.float().mean() for w in (maze.upright[..., 1:-1], maze.level[:, 1:-1]))
+    assert abs(upright - level) < 0.02
+    torch.testing.assert_close(upright + level, torch.tensor(0.8), atol=1e-3, rtol=0)
+
+
+def test_loops_open_a_share_of_the_walls_that_are_left():
+    keys = keys_of(range(2000), CPU)
+    tree, looped = (draw_edges(keys, 6, loops, "all") for loops in (0.0, 0.3))
+    assert (looped >= tree).all()
+    assert looped[~tree].float().mean() == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize(("size", "loops"), [(3, 0.0), (3, 0.9), (5, 0.0), (7, 0.3)])
+def test_train_and_test_never_share_a_maze_and_all_has_both(size, loops):
+    told = {s: told_apart(mazes(1500, size, loops, s)) for s in ("train", "test", "all")}
+    assert not told["train"] & told["test"]
+    assert min(len(told["train"]), len(told["test"])) > (5 if size == 3 else 1000)
+    if size == 3:
+        assert told["all"] <= told["train"] | told["test"]
+    if not loops:
+        share = half(draw_edges(keys_of(range(4000), CPU), size, loops, "all")).float().mean()
+        assert 0.4 < share < 0.6
+
+
+def test_splits_are_what_the_worlds_live_in():
+    for split in ("train", "test"):
+        worlds, _ = world(30, layouts=split, budget=1)
+        assert torch.equal(worlds.state.maze.upright, mazes(30, split=split).upright)
+        worlds.step(rest(worlds))
+        worlds.step(rest(worlds))
+        again = told_apart(worlds.state.maze)
+        other = {"train": "test", "test": "train"}[split]
+        assert not again & told_apart(mazes(2000, split=other))
+
+
+def test_a_numbered_maze_is_the_one_its_seed_begins_with_for_everyone_and_ever():
+    worlds, _ = world(4, maze=17, budget=2, layouts="test")
+    for _ in range(5):
+        for part, own in zip(worlds.state.maze, mazes(1, seed=17), strict=True):
+            assert torch.equal(part, own.expand_as(part))
+        worlds.step(rest(worlds))
+    assert len({tuple(p) for p in worlds.state.body.place.tolist()}) == 4
+    other, _ = world(1, maze=18)
+    assert not torch.equal(other.state.walls[0], worlds.state.walls[0])
+
+
+def test_known_maps_are_as_they_are_known():
+    for name, size, free, longest in (
+        *(("u", 3, 7, 6), ("medium", 6, 26, 11)),
+        *(("large", 10, 46, 19), ("four-rooms", 11, 104, 20)),
+    ):
+        maze = read_map(MAPS[name], CPU)
+        assert (maze.size, int((~maze.solid).sum())) == (size, free)
+        assert int(maze.longest) == longest
+        near = graph(maze.upright[0].numpy(), maze.level[0].numpy())
+        labels = connected_components(near)[1][~maze.solid.flatten().numpy()]
+        assert len(set(labels)) == 1
+        drawn = np.array([list(row) for row in MAPS[name].split()]) == "#"
+        np.testing.assert_array_equal(maze.solid[0], drawn)
+        free_pair = ~drawn[:, 1:] & ~drawn[:, :-1]
+        np.testing.assert_array_equal(~maze.upright[0, :, 1:-1], free_pair)
+        np.testing.assert_array_equal(~maze.level[0, 1:-1], ~drawn[1:] & ~drawn[:-1])
+
+
+@pytest.mark.parametrize(("size", "loops"), [(3, 0.0), (6, 0.0), (6, 0.3), (11, 0.1)])
+def test_ways_are_as_long_as_dijkstra_finds_them(size, loops):
+    maze = mazes(12, size, loops)
+    for i in range(12):
+        np.testing.assert_array_equal(maze.far[i], paths(maze, i))
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_ways_round_solid_cells_are_as_long_as_dijkstra_finds_them(name):
+    maze = read_map(MAPS[name], CPU)
+    far = paths(maze, 0)
+    np.testing.assert_array_equal(maze.far[0], np.where(np.isinf(far), FAR, far))
+
+
+def ends(worlds):
+    """Start and goal cells of the episodes, [B] each."""
+    size = worlds.mazes.size
+    return cell(worlds.state.body.place, size), cell(worlds.state.goal, size)
+
+
+SETTINGS = [{"size": 5}, {"size": 8, "loops": 0.2}, *({"map": name} for name in MAPS)]
+
+
+@pytest.mark.parametrize("goals", BANDS)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_goals_are_as_far_as_their_band_says(settings, goals):
+    worlds, infos = world(600, goals=goals, **settings)
+    maze, (start, goal) = worlds.state.maze, ends(worlds)
+    path = maze.far[torch.arange(600), start, goal].numpy()
+    np.testing.assert_array_equal(infos["path"], path)
+    longest = maze.longest.numpy()
+    far = np.array([max(math.ceil(3 * n / 5), min(4, n)) for n in longest.tolist()])
+    assert (path >= 1).all()
+    if goals == "short":
+        assert set(path.tolist()) == {1, 2, 3}
+    elif goals == "long":
+        assert (path >= far).all()
+        assert (path > 0.85 * longest).any()
+        assert (path == far).any()
+    elif goals == "medium" and settings != {"map": "u"}:
+        assert (path >= 4).all()
+        assert ((path < far) | (far <= 4)).all()
+        assert (path == far - 1).any()
+    elif goals == "medium":  # has no such pairs, so those that come nearest
+        assert set(path.tolist()) == {3, 4}
+    else:
+        assert (path == 1).any()
+        assert (path >= far).any()
+    solid = maze.solid.flatten(1)
+    assert not solid.gather(1, torch.stack([start, goal], 1)).any()
+
+
+def test_pairs_of_a_band_are_drawn_alike():
+    worlds, _ = world(20000, map="u", goals="long", senses="state")
+    start, goal = ends(worlds)
+    pairs, counts = np.unique((9 * start + goal).numpy(), return_counts=True)
+    far = worlds.state.maze.far[0].flatten()
+    np.testing.assert_array_equal(pairs, ((far >= 4) & (far < FAR)).nonzero().flatten())
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_places_fill_the_part_of_a_cell_that_is_free():
+    worlds, _ = world(4000, size=3)
+    for place in (worlds.state.body.place, worlds.state.goal):
+        share = ((place % 1) - RADIUS) / (1 - 2 * RADIUS)
+        assert share.min() >= -1e-6
+        assert share.max() <= 1 + 1e-6
+        for side in share.unbind(-1):
+            assert stats.kstest(side.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_one_of_many_is_picked_by_weight():
+    weight = torch.tensor([[0, 2, 0, 1, 1, 0]]).expand(8, -1)
+    uniform = torch.tensor([0, 0.2, 0.499, 0.5, 0.7, 0.75, 0.99, 1 - 2**-24])
+    assert pick_one(weight, uniform).tolist() == [1, 1, 1, 3, 3, 4, 4, 4]
+
+
+def put(worlds, place, goal, pace=(0.0, 0.0), **settings):
+    """The worlds anew, with bodies and goals at cells where a test wants them."""
+    size = worlds.mazes.size
+    body = [place[0] / size, place[1] / size, *pace]
+    goal = [goal[0] / size, goal[1] / size, 0, 0]
+    options = {"factors": [body], "goal_factors": [goal]}
+    return worlds.reset(seed=0, options=options, **settings)
+
+
+def test_success_remembers_and_final_success_does_not():
+    worlds, _ = world(1, map="four-rooms")
+    _, infos = put(worlds, (1.2, 2.5), (1.5, 2.5))
+    assert infos["success"].item()
+    told = [worlds.step(torch.tensor([[1.0, 0.0]])) for _ in range(8)]
+    near = [abs(float(t[4]["factors"][0, 0]) * 11 - 1.5) < 0.4 for t in told]
+    assert near == [True] * 5 + [False] * 3
+    assert [bool(t[4]["final_success"]) for t in told] == near
+    assert [float(t[1]) for t in told] == near
+    assert all(t[4]["success"] for t in told)
+
+
+def test_nearness_through_a_wall_is_no_success():
+    worlds, _ = world(1, map="u", senses="state")
+    _, infos = put(worlds, (2.5, 0.82), (2.5, 1.18))
+    assert infos["distance"].item() == pytest.approx(0.36, abs=1e-5)
+    assert infos["final_success"].item()
+    drawn, _ = world(1)
+    row, line = drawn.state.maze.upright[0, :, 1:-1].nonzero()[0].tolist()
+    _, infos = put(drawn, (line + 0.82, row + 0.5), (line + 1.18, row + 0.5))
+    assert infos["distance"].item() == pytest.approx(0.36, abs=1e-5)
+    assert infos["path"].item() >= 3
+    assert not infos["success"].item()
+    assert not infos["final_success"].item()
+
+
+@pytest.mark.parametrize(
+    ("settings", "pixels"),
+    [({"size": 5}, 32), ({"size": 3}, 20), ({"size": 15}, 92), ({"map": "medium"}, 40)],
+)
+def test_the_image_shows_walls_bodies_and_where_bodies_came_from(settings, pixels):
+    worlds = MazeVectorEnv(12, **settings)
+    obs, infos = worlds.reset(seed=1)
+    assert obs.shape == (12, 3, pixels, pixels)
+    assert worlds.observation_space.contains(obs)
+    np.testing.assert_array_equal(obs[:, 1], obs[:, 2])
+    size, places = worlds.mazes.size, [infos["factors"][:, :2]]
+    for step in range(20):
+        obs, *_, infos = worlds.step(noise(step, 0, 12))
+        places.append(infos["factors"][:, :2])
+        origin = (pixels - 6 * size - 1) // 2
+        for dot, place in ((obs[:, 1], places[-1]), (obs[:, 2], places[-2])):
+            bright = dot.reshape(12, -1).argmax(-1)
+            seen = np.stack([bright % pixels, bright // pixels], -1)
+            assert np.abs(seen - 6 * size * place - origin).max() <= 0.51
+            assert dot.max() > 190
+    walls = obs[:, 0, origin:, origin:]
+    maze = worlds.state.maze
+    for i in range(12):
+        for row in range(size):
+            np.testing.assert_array_equal(
+                walls[i, 6 * row + 3, : 6 * size + 1 : 6] == 255, maze.upright[i, row]
+            )
+            np.testing.assert_array_equal(
+                walls[i, : 6 * size + 1 : 6, 6 * row + 3] == 255, maze.level[i, :, row]
+            )
+        middles = walls[i, 3 : 6 * size : 6, 3 : 6 * size : 6] == 255
+        np.testing.assert_array_equal(middles, maze.solid[i])
+
+
+def test_the_goal_image_is_what_one_sees_on_arrival():
+    worlds = MazeVectorEnv(4)
+    _, infos = worlds.reset(seed=2)
+    obs, _ = worlds.reset(seed=2, options={"factors": infos["goal_factors"]})
+    np.testing.assert_allclose(obs.astype(int), infos["goal"].astype(int), atol=1)
+
+
+def test_the_state_is_place_and_velocity():
+    worlds = MazeVectorEnv(30, map="large", senses="state")
+    obs, infos = worlds.reset(seed=0)
+    assert not infos["goal"][:, 2:].any()
+    np.testing.assert_allclose(infos["goal"][:, :2], 2 * infos["goal_factors"][:, :2] - 1)
+    for step in range(60):
+        before = infos["factors"]
+        obs, *_, infos = worlds.step(noise(step, 0, 30))
+        assert worlds.observation_space.contains(obs)
+        factors = infos["factors"]
+        np.testing.assert_allclose(obs[:, :2], 2 * factors[:, :2] - 1, atol=1e-6)
+        np.testing.assert_allclose(obs[:, 2:], factors[:, 2:], atol=1e-6)
+        way, free = 10 * (factors - before)[:, :2], factors[:, 2:] != 0
+        np.testing.assert_allclose(way[free], 0.3 * factors[:, 2:][free], atol=1e-5)
+    assert np.abs(obs[:, 2:]).max() > 0.3
+
+
+def test_a_picture_shows_body_goal_and_walls_where_the_factors_say():
+    worlds = MazeVectorEnv(6, goals="long")
+    _, infos = worlds.reset(seed=0)
+    body, goal = (worlds.picture_xy(infos[name]) for name in ("factors", "goal_factors"))
+    maze, lines = worlds.state.maze, worlds.picture_xy(np.arange(6)[:, None].repeat(4, 1) / 5)[:, 0]
+    line, middle = lines.round().astype(int), ((lines[1:] + lines[:-1]) / 2).round().astype(int)
+    for i, picture in enumerate(worlds.render()):
+        assert picture.shape == (320, 320, 3)
+        assert picture.dtype == np.uint8
+        x, y = body[i].round().astype(int)
+        red, _, blue = picture[y, x].astype(int)
+        assert blue - red > 150
+        green = (picture[..., 1].astype(int) - picture[..., 0]) > 100
+        green &= picture[..., 2] < 150
+        down, across = np.nonzero(green)
+        reach = np.hypot(across - goal[i, 0], down - goal[i, 1])
+        assert np.quantile(reach, [0.05, 0.95]) == pytest.approx([24, 24], abs=2)
+        plain = np.ptp(picture, -1) < 30  # neither body nor ring
+        middles = np.ix_(middle, line)
+        dark = picture.max(-1) < 70
+        assert plain[middles].mean() > 0.8
+        assert (dark[middles] == maze.upright[i].numpy())[plain[middles]].all()
+        assert (maze.level[i].numpy() == dark.T[middles].T)[plain.T[middles].T].all()
+
+
+def test_torch_and_numpy_tell_the_same():
+    told = {}
+    for output in ("numpy", "torch"):
+        worlds = MazeVectorEnv(2, output=output)
+        obs, infos = worlds.reset(seed=5)
+        told[output] = (obs, infos["path"], worlds.oracle(), *worlds.step(worlds.walk())[:4])
+    for tensor, array in zip(told["torch"], told["numpy"], strict=True):
+        assert isinstance(tensor, torch.Tensor)
+        assert tensor.numpy().dtype == array.dtype
+        np.testing.assert_array_equal(tensor.numpy(), array)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("settings", [{}, {"map": "u", "senses": "state"}], ids=str)
+def test_gymnasium_accepts_the_world(settings):
+    made = gymnasium.make(envs.MAZE, render_mode="rgb_array", **settings).unwrapped
+    check_env(made)
+    assert isinstance(made, MazeEnv)
+    assert made.factor_names == ("body x", "body y", "velocity x", "velocity y")
+
+
+@pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
+def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
+    worlds = gymnasium.make_vec(envs.MAZE, num_envs=3, vectorization_mode=mode, layouts="test")
+    obs, infos = worlds.reset(seed=8)
+    own, own_infos = gymnasium.make(envs.MAZE, layouts="test").reset(seed=10)
+    np.testing.assert_array_equal(obs[2], own)
+    assert infos["path"][2] == own_infos["path"]
+    np.testing.assert_array_equal(infos["goal"][2], own_infos["goal"])
+    assert infos["_path"].all()
+
+
+def test_the_budget_is_six_steps_for_each_cell_of_the_longest_way():
+    settings = [{}, {"size": 9}, {"map": "u"}, {"map": "large"}, {"budget": 7}]
+    budgets = [MazeVectorEnv(1, **s).budget for s in settings]
+    assert budgets == [6 * 24, 6 * 80, 6 * 6, 6 * 19, 7]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"map": "labyrinth"}, "random, u, medium, large, four-rooms"),
+        ({"layouts": "some"}, "train"),
+        ({"goals": "far"}, "any, short, medium, long"),
+        ({"senses": "smell", "map": "u"}, "image, state"),
+        ({"senses": "state"}, "can't tell drawn mazes apart"),
+        ({"output": "jax"}, "torch"),
+        ({"size": 2}, "size"),
+        ({"size": 16}, "size"),
+        ({"loops": -0.1}, "loops"),
+        ({"loops": 1.0}, "loops"),
+        ({"map": "u", "loops": 0.1}, "is one maze"),
+        ({"map": "u", "maze": 1}, "is one maze"),
+        ({"budget": 0}, "budget"),
+        ({"errands": 1.5}, "errands"),
+        ({"num_envs": 0}, "num_envs"),
+    ],
+)
+def test_unusable_settings_are_refused_by_name(settings, named):
+    with pytest.raises(ValueError, match=named):
+        MazeVectorEnv(**settings)
+
+
+@pytest.mark.parametrize("name", ["factors", "goal_factors"])
+def test_unusable_factors_are_refused_by_name_and_world(name):
+    worlds, infos = world(3, map="medium")
+    good = infos["factors"].clone()
+    with pytest.raises(ValueError, match=rf"{name} is \[2, 4\]; needed is \[3, 4\]"):
+        worlds.reset(options={name: good[:2]})
+    for column, wrong, named in (
+        (0, 1.2, "fractions"),
+        (1, math.nan, "fractions"),
+        (2, -1.5, "terminal"),
+        (0, 0.02 / 6, "in world 1 .* wall"),
+    ):
+        factors = good.clone()
+        factors[1, column] = wrong
+        with pytest.raises(ValueError, match=f"{name}: .*{named}"):
+            worlds.reset(options={name: factors})
+    solid = good.clone()
+    solid[2, :2] = torch.tensor([2.5, 0.5]) / 6
+    with pytest.raises(ValueError, match="in world 2"):
+        worlds.reset(options={name: solid})
+
+
+def test_factors_put_back_give_the_same_moment_in_the_same_maze():
+    worlds, _ = world(4)
+    for _ in range(20):
+        obs, *_, infos = worlds.step(worlds.oracle())
+    again, told = worlds.reset(
+        seed=0, options={"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
+    )
+    torch.testing.assert_close(told["factors"], infos["factors"])
+    torch.testing.assert_close(told["goal_factors"], infos["goal_factors"])
+    assert (obs[:, :2].int() - again[:, :2].int()).abs().max() <= 1
+    free = (infos["factors"][:, 2:] != 0).all(-1)
+    assert (obs[free].int() - again[free].int()).abs().max() <= 1
+
+
+def test_where_a_user_puts_the_start_goals_are_in_the_band_as_near_as_can_be():
+    worlds, _ = world(500, map="u", goals="long")
+    factors = torch.tensor([[2.5, 1.5, 0, 0]]).expand(500, -1) / 3  # in the middle of the way
+    _, infos = worlds.reset(seed=0, options={"factors": factors})
+    assert set(infos["path"].tolist()) == {3}
+    assert len({tuple(c) for c in (3 * infos["goal_factors"][:, :2]).floor().tolist()}) == 2
+
+
+def test_what_was_told_stays_as_it_was():
+    worlds = MazeVectorEnv(2)
+    obs, infos = worlds.reset(seed=0)
+    kept = {name: part.copy() for name, part in {"obs": obs, **infos}.items()}
+    for _ in range(5):
+        worlds.step(worlds.oracle())
+    for name, part in {"obs": obs, **infos}.items():
+        np.testing.assert_array_equal(part, kept[name], err_msg=name)
+
+
+def test_unusable_actions_are_refused_by_world():
+    worlds = MazeVectorEnv(3)
+    worlds.reset(seed=0)
+    actions = np.zeros((3, 2), np.float32)
+    actions[2, 1] = np.inf
+    with pytest.raises(ValueError, match="world 2"):
+        worlds.step(actions)
