@@ -196,8 +196,8 @@ def test_the_oracle_reaches_nearer_goals_too(goals):
 
 
 def strolled(steps=50, **settings):
-    """Places and paces [steps, B, 2], actions too, of walks that have been under way for a while;
-    and how many cells each has been in, [B]."""
+    """Paces and actions [steps, B, 2] of walks that have been under way for a while, and how many
+    cells each has been in, [B]."""
     worlds = MazeVectorEnv(300, output="torch", budget=1000, **settings)
     worlds.reset(seed=0)
     told = []
