@@ -140,6 +140,7 @@ def check_lessons(config: Config) -> None:
 
 
 def _check_amortised(tasks: Mapping[str, Assignment], named: Sequence[str]) -> None:
+    """Raises UnusableInput for a task that isn't known, or depends on what was lived."""
     for name in named or tasks:
         if name not in tasks:
             raise UnusableInput(f"amortise.tasks names {name!r}; there are {', '.join(tasks)}")

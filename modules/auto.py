@@ -31,10 +31,14 @@ class Expectation(nn.Module):
         self.register_buffer("scale", torch.ones(tasks))
 
     def forward(self, state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
-        told, kind = torch.cat([state, goal, goal - state, condition], -1), self.kind(condition)
+        told, kind = torch.cat([state, goal, goal - state, condition], -1), self._kind(condition)
         return self.mean[kind] + self.scale[kind] * self.layers(told).squeeze(-1)
 
-    def kind(self, condition: Tensor) -> Tensor:
+    def spread(self, condition: Tensor) -> Tensor:
+        """`[B, W]` -> the standard deviation of the energies of such a task's plans, `[B]`."""
+        return self.scale[self._kind(condition)]
+
+    def _kind(self, condition: Tensor) -> Tensor:
         """`[B, W]` -> the task that is told of most alike, `[B]`."""
         return (condition[:, None] - self.kinds).abs().sum(-1).argmin(1)
 
@@ -101,7 +105,7 @@ class Auto:
         energy, resting = thought.energy.unbind(1)
         expected = self.expectation(state, focus.goal, focus.condition)
         allowed = self.config.tolerance * (resting - expected).relu()
-        slack = self.config.slack * self.expectation.scale[self.expectation.kind(focus.condition)]
+        slack = self.config.slack * self.expectation.spread(focus.condition)
         return energy > expected + allowed + slack
 
 

@@ -179,8 +179,7 @@ class Apprentice(GradientPupil):
         label = Label(*(part[drawn.to(part.device)] for part in self.known))
         expectation = self.agent.expectation
         expected = expectation(label.state, label.goal, label.condition)
-        scale = expectation.scale[expectation.kind(label.condition)]
-        surprise = (expected - label.energy) / scale
+        surprise = (expected - label.energy) / expectation.spread(label.condition)
         return {
             **policy_loss(
                 self.agent.policy, label.state, label.goal, label.condition, label.action
