@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
@@ -15,6 +14,7 @@ from ami_agent.lessons import (
     Bootstrap,
     Distil,
     Foresee,
+    Improve,
     Lesson,
     Live,
     NoLesson,
@@ -36,7 +36,7 @@ from modules.perception import MapEncoder, Senses, VectorEncoder
 from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
 from modules.recall import Associative, Belief, Landmarks, NoRecall
 from modules.types import Mode, Transition, UnusableInput, require
-from modules.world_model import Numb, WorldModel
+from modules.world_model import WorldModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,7 @@ class Config:
     practice: Practise | NoLesson = field(default_factory=NoLesson)
     refine: Refine | NoLesson = field(default_factory=NoLesson)
     amortise: Amortise | NoLesson = field(default_factory=NoLesson)
+    improve: Improve | NoLesson = field(default_factory=NoLesson)
     distil: Distil | NoLesson = field(default_factory=Distil)
     evaluation: WorldConfig
     """The world in which the agent is judged: held-out layouts."""
@@ -100,56 +101,9 @@ def lessons(config: Config) -> dict[str, Lesson]:
         "practice": config.practice,
         "refine": config.refine,
         "amortise": config.amortise,
+        "improve": config.improve,
         "distil": config.distil,
     }
-
-
-def check_lessons(config: Config) -> None:
-    """Raises UnusableInput for lessons that could not be taken, before the first one is."""
-    if isinstance(config.critic, NoCritic.Config):
-        for name in ("teacher", "paths"):
-            if not isinstance(getattr(config, name), NoLesson):
-                raise UnusableInput(
-                    f"an agent without a critic can't teach it: {name} must be NoLesson "
-                    "(on the command line, --without critic)"
-                )
-    able = config.drives and isinstance(config.foresight, Foresight.Config)
-    if isinstance(config.foresee, Foresee) and not able:
-        raise UnusableInput("foresee teaches critics of drives: it needs drives and foresight")
-    if config.drives and isinstance(config.world_model.feeling, Numb.Config):
-        raise UnusableInput(
-            f"drives {', '.join(config.drives)} are of what is felt, but world_model.feeling is "
-            "Numb"
-        )
-    if isinstance(config.amortise, Amortise):
-        _check_amortised(config.tasks, config.amortise.tasks)
-    steps, practice = config.life.steps, config.practice.lives or config.life.steps
-    for name, lesson, most in (
-        ("objective", config.objective, steps),
-        ("teacher", config.teacher, steps),
-        ("foresee", config.foresee, steps),
-        ("refine", config.refine, practice),
-    ):
-        length = getattr(lesson, "length", 1) + getattr(lesson, "context", 0)
-        if length > most:
-            raise UnusableInput(f"{name}.length is {length}, but a life has {most} steps")
-    if isinstance(config.paths, ShortestPaths) and config.paths.nodes > steps + 1:
-        raise UnusableInput(
-            f"paths.nodes is {config.paths.nodes}, but a life of {steps} steps has {steps + 1}"
-        )
-
-
-def _check_amortised(tasks: Mapping[str, Assignment], named: Sequence[str]) -> None:
-    """Raises UnusableInput for a task that isn't known, or depends on what was lived."""
-    for name in named or tasks:
-        if name not in tasks:
-            raise UnusableInput(f"amortise.tasks names {name!r}; there are {', '.join(tasks)}")
-        if tasks[name].weights.get("boredom"):
-            fit = [n for n, task in tasks.items() if not task.weights.get("boredom")]
-            raise UnusableInput(
-                f"amortise can't practise {name!r}: boredom depends on what was lived before; "
-                f"amortise.tasks may name {', '.join(fit) or 'none of these tasks'}"
-            )
 
 
 def capacity(config: Config) -> int:

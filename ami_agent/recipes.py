@@ -11,6 +11,7 @@ from ami_agent.lessons import (
     Amortise,
     Distil,
     Foresee,
+    Improve,
     Live,
     NoLesson,
     Practise,
@@ -103,6 +104,19 @@ def forage() -> Config:
         ),
         amortise=Amortise(
             learning=Learning(steps=2500, batch=256, lr=2e-3), horizon=6, tasks=("eat", "flag")
+        ),
+        improve=Improve(
+            rounds=2,
+            critics=Foresee(
+                learning=Learning(steps=600, batch=128),
+                trace=0.5,
+                expectile=0.5,
+                futures=8,
+                horizon=6,
+            ),
+            policy=Amortise(
+                learning=Learning(steps=1000, batch=256), horizon=6, tasks=("eat", "flag")
+            ),
         ),
         distil=Distil(rounds=8, worlds=64, steps=40, learning=Learning(steps=1500, batch=512)),
         auto=Auto.Config(slack=0.3),

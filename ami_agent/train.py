@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ami_agent import checkpoint, runs, settings
 from ami_agent.agent import Agent
-from ami_agent.build import Config, build, capacity, check_lessons, lessons
+from ami_agent.build import Config, build, capacity, lessons
+from ami_agent.checks import check_lessons, check_worlds
 from ami_agent.evaluate import EPISODES_FROM, play_many
 from ami_agent.learning import average, check_finite
 from ami_agent.lessons import Pupil
-from ami_agent.life import Spec
 from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.report import Report, Reporter
@@ -82,24 +82,6 @@ def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
         runs.check_same(Path(out), config, seed)
     else:
         runs.check_free(Path(out))
-
-
-def check_worlds(config: Config) -> None:
-    """Raises UnusableInput unless the agent is judged with the senses and body it lives with."""
-    specs = []
-    for settings_ in (config.world, config.evaluation):
-        world = settings_.build(1)
-        specs.append(world.spec)
-        world.close()
-    if specs[0] != specs[1]:
-        raise UnusableInput(
-            f"the agent lives in a world of {_told(specs[0])} but is judged in one of "
-            f"{_told(specs[1])}: world and evaluation must be alike"
-        )
-
-
-def _told(spec: Spec) -> str:
-    return f"observations {spec.told()} and {spec.action_dim} actions"
 
 
 def lesson_seed(seed: int, name: str) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import mlp
-from modules.planners.common import MindsEye, Thought, intended
+from modules.planners.common import MindsEye, Warm, intended
 from modules.types import Focus, Plan, Planner, Propose, Shape, require
 
 
@@ -52,7 +52,8 @@ class Expectation(nn.Module):
 
 class Auto:
     """Both modes as one actor. What deliberation is expected to gain over resting is the measure:
-    the policy is good enough where it gains all but `tolerance` of it."""
+    what the policy would do, or what was intended a step ago, is good enough where it gains all
+    but `tolerance` of it."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -80,29 +81,33 @@ class Auto:
     ) -> None:  # fmt: skip
         self.config, self.eye, self.habit = config, eye, habit
         self.planner, self.expectation = planner, expectation
+        self.intended = Warm()
 
     def reset(self, seed: int = 0) -> None:
-        """What is guessed from here on depends on the seed alone."""
+        """What is guessed from here on depends on the seed alone; nothing is intended yet."""
         self.planner.reset(seed)
+        self.intended.clear()
 
     def __call__(self, state: Tensor, focus: Focus) -> Plan:
-        """`[B, D]` -> the policy's own future, or a plan where that promises more."""
+        """`[B, D]` -> the policy's own future, or the rest of what was intended a step ago, or,
+        where neither is good enough, a new plan."""
         own = self.habit(state, focus)  # [B, 1, H, A]
-        thought = self.eye.look(state, torch.cat([own, torch.zeros_like(own)], 1), focus)
-        first = torch.zeros(len(state), dtype=torch.long, device=state.device)
-        plan = intended(thought, first)._replace(
-            considered=thought.rollout.states[:, :1], deliberated=first > 0
-        )
-        poor = self._poor(state, thought, focus).nonzero().squeeze(1)
-        if not len(poor):
-            return plan
-        self.planner.forget()  # what it planned last was for other worlds
-        return splice(plan, self.planner(state[poor], focus.of(poor)), poor)
+        kept = self.intended.start(state, focus, own.shape[-1])
+        thought = self.eye.look(state, torch.cat([torch.zeros_like(own), own, kept], 1), focus)
+        resting, best = thought.energy[:, 0], thought.energy[:, 1:].argmin(1) + 1
+        plan = intended(thought, best)
+        poor = self._poor(state, plan.energy, resting, focus)
+        plan = plan._replace(considered=plan.states[:, None], deliberated=poor)
+        worlds = poor.nonzero().squeeze(1)
+        if len(worlds):
+            self.planner.forget()  # what it planned last was for other worlds
+            plan = splice(plan, self.planner(state[worlds], focus.of(worlds)), worlds)
+        self.intended.keep(plan.actions[:, None])
+        return plan
 
-    def _poor(self, state: Tensor, thought: Thought, focus: Focus) -> Tensor:
-        """`[B]` bool: where reacting, the first of these futures, would forgo too much of what
-        thinking is expected to gain over resting, the second."""
-        energy, resting = thought.energy.unbind(1)
+    def _poor(self, state: Tensor, energy: Tensor, resting: Tensor, focus: Focus) -> Tensor:
+        """Energies `[B]` -> `[B]` bool: where it forgoes too much of what thinking is expected to
+        gain over resting."""
         expected = self.expectation(state, focus.goal, focus.condition)
         allowed = self.config.tolerance * (resting - expected).relu()
         slack = self.config.slack * self.expectation.spread(focus.condition)

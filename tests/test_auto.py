@@ -189,6 +189,44 @@ def test_every_thought_starts_from_cold():
     assert_same(rows(plan, LAZY), chosen_only(alone))
 
 
+def onward(plan: Plan) -> Tensor:
+    """Where the first action of a plan leads."""
+    return plan.states[:, 1]
+
+
+def test_what_was_thought_out_once_is_carried_on_without_another_thought():
+    """Of the best plan, what is left after a step is the best there is for what is left of the
+    way."""
+    actor, tape = auto(knowing(), rest, planner=thinker(steps=60, lr=0.05), slack=0.1)
+    first = actor(HERE, TASK)
+    assert first.deliberated.all()
+    then = actor(onward(first), TASK)
+    assert not then.deliberated.any()
+    assert len(tape.asked) == 1
+    kept = torch.cat([first.actions[:, 1:], first.actions[:, -1:]], 1)
+    assert torch.equal(then.actions, kept)
+    own = EYE.decide(onward(first), rest(HERE, TASK), TASK)
+    assert (then.energy < own.energy).all()
+
+
+def test_what_was_intended_gives_way_to_a_better_habit():
+    actor, _ = auto(promise(BIG), rest)
+    actor(HERE, TASK)
+    actor.habit = best
+    assert torch.equal(actor(HERE, TASK).actions, best(HERE, TASK)[:, 0])
+
+
+@pytest.mark.parametrize("elsewhere", [lambda actor: -HERE, lambda actor: actor.reset() or HERE])
+def test_what_was_intended_is_thought_out_anew_where_it_no_longer_serves(elsewhere):
+    """Somewhere else, or in another life."""
+    actor, tape = auto(knowing(), rest, planner=thinker(steps=60, lr=0.05))
+    actor(HERE, TASK)
+    state = elsewhere(actor)
+    plan = actor(state, TASK)
+    assert plan.deliberated.all()
+    assert len(tape.asked) == 2
+
+
 def test_what_a_plan_shows_is_of_its_own_world():
     plan = auto(knowing())[0](HERE, TASK)
     for world in range(WORLDS):

@@ -1,0 +1,97 @@
+"""What must fit together in a Config before its first lesson is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ami_agent.build import Config
+from ami_agent.lessons import Amortise, Improve, NoLesson, ShortestPaths
+from ami_agent.life import Spec
+from modules.configurator import Assignment
+from modules.cost import Foresight, NoCritic
+from modules.types import UnusableInput
+from modules.world_model import Numb
+
+
+def check_lessons(config: Config) -> None:
+    """Raises UnusableInput for lessons that could not be taken."""
+    _check_pupils(config)
+    _check_practised(config)
+    _check_lives(config)
+
+
+def _check_pupils(config: Config) -> None:
+    """Whoever is taught is there."""
+    if isinstance(config.critic, NoCritic.Config):
+        for name in ("teacher", "paths"):
+            if not isinstance(getattr(config, name), NoLesson):
+                raise UnusableInput(
+                    f"an agent without a critic can't teach it: {name} must be NoLesson "
+                    "(on the command line, --without critic)"
+                )
+    able = config.drives and isinstance(config.foresight, Foresight.Config)
+    for name in ("foresee", "improve"):
+        if not isinstance(getattr(config, name), NoLesson) and not able:
+            raise UnusableInput(f"{name} teaches critics of drives: it needs drives and foresight")
+    if config.drives and isinstance(config.world_model.feeling, Numb.Config):
+        raise UnusableInput(
+            f"drives {', '.join(config.drives)} are of what is felt, but world_model.feeling is "
+            "Numb"
+        )
+
+
+def _check_practised(config: Config) -> None:
+    """The tasks that are practised are known, and plain from a single moment."""
+    if isinstance(config.amortise, Amortise):
+        _check_tasks(config.tasks, "amortise", config.amortise)
+    if isinstance(config.improve, Improve):
+        _check_tasks(config.tasks, "improve.policy", config.improve.policy)
+
+
+def _check_tasks(tasks: Mapping[str, Assignment], lesson: str, policy: Amortise) -> None:
+    for name in policy.tasks or tasks:
+        if name not in tasks:
+            raise UnusableInput(f"{lesson}.tasks names {name!r}; there are {', '.join(tasks)}")
+        if tasks[name].weights.get("boredom"):
+            fit = [n for n, task in tasks.items() if not task.weights.get("boredom")]
+            raise UnusableInput(
+                f"{lesson} can't practise {name!r}: boredom depends on what was lived before; "
+                f"{lesson}.tasks may name {', '.join(fit) or 'none of these tasks'}"
+            )
+
+
+def _check_lives(config: Config) -> None:
+    """No stretch of life that is learnt from is longer than a life."""
+    steps, practice = config.life.steps, config.practice.lives or config.life.steps
+    for name, lesson, most in (
+        ("objective", config.objective, steps),
+        ("teacher", config.teacher, steps),
+        ("foresee", config.foresee, steps),
+        ("refine", config.refine, practice),
+        ("improve.critics", getattr(config.improve, "critics", NoLesson()), steps),
+    ):
+        length = getattr(lesson, "length", 1) + getattr(lesson, "context", 0)
+        if length > most:
+            raise UnusableInput(f"{name}.length is {length}, but a life has {most} steps")
+    if isinstance(config.paths, ShortestPaths) and config.paths.nodes > steps + 1:
+        raise UnusableInput(
+            f"paths.nodes is {config.paths.nodes}, but a life of {steps} steps has {steps + 1}"
+        )
+
+
+def check_worlds(config: Config) -> None:
+    """Raises UnusableInput unless the agent is judged with the senses and body it lives with."""
+    specs = []
+    for settings_ in (config.world, config.evaluation):
+        world = settings_.build(1)
+        specs.append(world.spec)
+        world.close()
+    if specs[0] != specs[1]:
+        raise UnusableInput(
+            f"the agent lives in a world of {_told(specs[0])} but is judged in one of "
+            f"{_told(specs[1])}: world and evaluation must be alike"
+        )
+
+
+def _told(spec: Spec) -> str:
+    return f"observations {spec.told()} and {spec.action_dim} actions"
