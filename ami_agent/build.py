@@ -139,13 +139,13 @@ def build(
         cost = Cost(config.critic.build(shape), body, world_model.doubt.disagreement)
         policy = config.policy.build(shape, spec.action_dim, bounds, told)
         expectation = config.auto.expectation(shape, len(config.tasks), told)
-    eye = MindsEye(world_model.imagine, cost, bounds, spec.action_dim)
+    eye = MindsEye(world_model.imagine, world_model.pursue, cost, bounds, spec.action_dim)
     habit = config.habit.build(policy, eye)
     planner, spontaneous = (config.planner.build(eye, habit) for _ in range(2))
     actors: dict[str, Mode] = {
         "react": Reflex(policy),
         "plan": Commit(config.temper.build(planner, eye), config.execute),
-        "auto": config.auto.build(eye, Habit(policy, eye), spontaneous, expectation),
+        "auto": config.auto.build(Habit(policy, eye), spontaneous, expectation, spec.action_dim),
     }
     agent = Agent(
         spec=spec,

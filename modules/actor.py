@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from modules.bounds import Bounds
 from modules.layers import Neighbourhoods, mlp
-from modules.planners.common import MindsEye
-from modules.types import Focus, Mode, Plan, Shape, require
+from modules.planners.common import MindsEye, Thought
+from modules.types import Focus, Mode, Plan, Rollout, Shape, require
 
 
 class Policy(nn.Module):
@@ -100,12 +100,18 @@ class Habit:
 
     def __call__(self, state: Tensor, focus: Focus) -> Tensor:
         """`[B, D]` -> `[B, 1, H, A]`"""
-        actions = []
-        for _ in range(focus.horizon):
-            action = self.policy(state, focus.goal, focus.condition)
-            actions.append(action[:, None, None])
-            state = self.eye.imagine(state, actions[-1]).states[:, 0, -1]
-        return torch.cat(actions, 2)
+        nothing = state.new_empty(len(state), 0, focus.horizon, self.eye.action_dim)
+        return self._pursue(state, nothing, focus).actions
+
+    def beside(self, state: Tensor, others: Tensor, focus: Focus) -> Thought:
+        """`[B, D]` -> the policy's own future, and beside it those of others `[B, P, H, A]`."""
+        return self.eye.weigh(self._pursue(state, others, focus), focus)
+
+    def _pursue(self, state: Tensor, others: Tensor, focus: Focus) -> Rollout:
+        def decide(state: Tensor) -> Tensor:
+            return self.policy(state, focus.goal, focus.condition)
+
+        return self.eye.pursue(state, decide, others)
 
 
 class NoHabit:

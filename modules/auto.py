@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from modules.layers import mlp
-from modules.planners.common import MindsEye, Warm, intended
-from modules.types import Focus, Plan, Planner, Propose, Shape, require
+from modules.planners.common import Thought, Warm, intended
+from modules.types import Focus, Plan, Planner, Shape, require
 
 
 class Expectation(nn.Module):
@@ -50,6 +51,12 @@ class Expectation(nn.Module):
         self.scale[task] = energy.std(correction=0).clamp_min(1e-6)
 
 
+class Compare(Protocol):
+    """A habit that imagines its own future, and others beside it."""
+
+    def beside(self, state: Tensor, others: Tensor, focus: Focus) -> Thought: ...
+
+
 class Auto:
     """Both modes as one actor. What deliberation is expected to gain over resting is the measure:
     what the policy would do, or what was intended a step ago, is good enough where it gains all
@@ -71,15 +78,15 @@ class Auto:
             return Expectation(mlp(3 * prod(shape) + told, self.hidden, 1), tasks, told)
 
         def build(
-            self, eye: MindsEye, habit: Propose, planner: Planner, expectation: Expectation
+            self, habit: Compare, planner: Planner, expectation: Expectation, action_dim: int
         ) -> Auto:
-            return Auto(self, eye, habit, planner, expectation)
+            return Auto(self, habit, planner, expectation, action_dim)
 
     def __init__(
-        self, config: Config, eye: MindsEye, habit: Propose, planner: Planner,
-        expectation: Expectation,
+        self, config: Config, habit: Compare, planner: Planner, expectation: Expectation,
+        action_dim: int,
     ) -> None:  # fmt: skip
-        self.config, self.eye, self.habit = config, eye, habit
+        self.config, self.habit, self.action_dim = config, habit, action_dim
         self.planner, self.expectation = planner, expectation
         self.intended = Warm()
 
@@ -91,12 +98,11 @@ class Auto:
     def __call__(self, state: Tensor, focus: Focus) -> Plan:
         """`[B, D]` -> the policy's own future, or the rest of what was intended a step ago, or,
         where neither is good enough, a new plan."""
-        own = self.habit(state, focus)  # [B, 1, H, A]
-        kept = self.intended.start(state, focus, own.shape[-1])
-        thought = self.eye.look(state, torch.cat([torch.zeros_like(own), own, kept], 1), focus)
-        resting, best = thought.energy[:, 0], thought.energy[:, 1:].argmin(1) + 1
-        plan = intended(thought, best)
-        poor = self._poor(state, plan.energy, resting, focus)
+        kept = self.intended.start(state, focus, self.action_dim)
+        rest = state.new_zeros(len(state), 1, focus.horizon, self.action_dim)
+        thought = self.habit.beside(state, torch.cat([kept, rest], 1), focus)
+        plan = intended(thought, thought.energy[:, :-1].argmin(1))
+        poor = self._poor(state, plan.energy, thought.energy[:, -1], focus)
         plan = plan._replace(considered=plan.states[:, None], deliberated=poor)
         worlds = poor.nonzero().squeeze(1)
         if len(worlds):

@@ -153,6 +153,17 @@ class Imagine(Protocol):
     def __call__(self, state: Tensor, actions: Tensor) -> Rollout: ...
 
 
+Decide: TypeAlias = Callable[[Tensor], Tensor]
+"""What somebody who decides as he goes would do: states `[B, D]` -> actions `[B, A]`."""
+
+
+class Pursue(Protocol):
+    """The future of somebody who decides as he goes, and beside it, in the same breath, those of
+    actions `[B, P, H, A]`; P may be 0."""
+
+    def __call__(self, state: Tensor, decide: Decide, others: Tensor) -> Rollout: ...
+
+
 class Energy(Protocol):
     """How much every imagined future would hurt, `[B, P]`, unweighted."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import InUnits, mlp, sharp
-from modules.types import Rollout, Shape, require
+from modules.types import Decide, Rollout, Shape, require
 
 
 class Dynamics(Protocol):
@@ -249,6 +249,19 @@ class WorldModel(nn.Module):
         states = self.level(0).unroll(start, actions.flatten(0, 1))
         states = states.unflatten(0, (batch, proposals))
         return Rollout(states, actions, actions[..., :0], self.feeling(states[:, :, 1:]))
+
+    def pursue(self, state: Tensor, decide: Decide, others: Tensor) -> Rollout:
+        """`[B, D]`, others `[B, P, H, A]` -> 1 + P futures at the finest level; in the first it is
+        decided in every state what to do there."""
+        futures = state[:, None].expand(-1, 1 + others.shape[1], -1)  # [B, 1 + P, D]
+        shape, states, actions = futures.shape[:2], [futures], []
+        for other in others.unbind(2):
+            own = decide(states[-1][:, 0])[:, None]
+            actions.append(torch.cat([own, other], 1))
+            ahead = self.level(0).dynamics(states[-1].flatten(0, 1), actions[-1].flatten(0, 1))
+            states.append(ahead.unflatten(0, shape))
+        path, acted = torch.stack(states, 2), torch.stack(actions, 2)
+        return Rollout(path, acted, acted[..., :0], self.feeling(path[:, :, 1:]))
 
     def pace(self, state: Tensor) -> Tensor:
         """How far a full step leads in representation space, mean over both ways of every

@@ -13,7 +13,7 @@ from ami_agent import recipes
 from ami_agent.build import Config
 from ami_agent.cli import main
 from ami_agent.lessons import Distil, Improve, Live, NoLesson, Practise
-from modules.types import Focus
+from modules.types import Decide, Focus, Imagine, Pursue, Rollout
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,19 @@ def wish(goal: Tensor, **told: Any) -> Focus:
         pace=goal.new_ones(len(goal)),
     )  # fmt: skip
     return plain._replace(**told)
+
+
+def stepwise(imagine: Imagine) -> Pursue:
+    """Deciding as one goes, one imagined step after the other."""
+
+    def pursue(state: Tensor, decide: Decide, others: Tensor) -> Rollout:
+        here, own = state, []
+        for _ in range(others.shape[2]):
+            own.append(decide(here))
+            here = imagine(here, own[-1][:, None, None]).states[:, 0, -1]
+        return imagine(state, torch.cat([torch.stack(own, 1)[:, None], others], 1))
+
+    return pursue
 
 
 def small(config: Config, steps: int = 6) -> Config:

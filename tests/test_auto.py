@@ -21,8 +21,9 @@ from ami_agent.players import Scene
 from modules.auto import Auto, Expectation, splice
 from modules.bounds import Box
 from modules.planners import CEM, GradientPlanner, MindsEye
+from modules.planners.common import Thought
 from modules.types import Focus, Plan, Planner, Propose, Rollout, UnusableInput
-from tests.conftest import small, wish
+from tests.conftest import small, stepwise, wish
 
 BIG = 1e6
 
@@ -40,7 +41,7 @@ def miss_and_effort(rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
     return {"miss": miss, "effort": focus.condition * rollout.actions.square().sum((-2, -1))}
 
 
-EYE = MindsEye(glide, miss_and_effort, Box(), 2)
+EYE = MindsEye(glide, stepwise(glide), miss_and_effort, Box(), 2)
 WORLDS = 6
 HERE = torch.tensor([[0.5, -0.3], [0.2, 0.9], [-0.4, 0.1], [0.9, 0.9], [-0.8, 0.3], [0.0, -0.6]])
 THERE = HERE.roll(1, 0) + torch.tensor([0.3, -0.5])
@@ -62,6 +63,16 @@ def rest(state: Tensor, focus: Focus) -> Tensor:
 def uneven(state: Tensor, focus: Focus) -> Tensor:
     """The best there is, but where it is lazy."""
     return torch.where(LAZY[:, None, None, None], rest(state, focus), best(state, focus))
+
+
+class By:
+    """Whose habit is a rule."""
+
+    def __init__(self, rule: Propose) -> None:
+        self.rule = rule
+
+    def beside(self, state: Tensor, others: Tensor, focus: Focus) -> Thought:
+        return EYE.look(state, torch.cat([self.rule(state, focus), others], 1), focus)
 
 
 class Says(nn.Module):
@@ -121,7 +132,7 @@ def auto(
     **how: Any,
 ) -> tuple[Auto, Taped]:
     tape = Taped(planner or thinker())
-    return Auto.Config(**how).build(EYE, habit, tape, expectation), tape
+    return Auto.Config(**how).build(By(habit), tape, expectation, 2), tape
 
 
 def rows(plan: Plan, worlds: Tensor) -> Plan:
@@ -212,7 +223,7 @@ def test_what_was_thought_out_once_is_carried_on_without_another_thought():
 def test_what_was_intended_gives_way_to_a_better_habit():
     actor, _ = auto(promise(BIG), rest)
     actor(HERE, TASK)
-    actor.habit = best
+    actor.habit = By(best)
     assert torch.equal(actor(HERE, TASK).actions, best(HERE, TASK)[:, 0])
 
 

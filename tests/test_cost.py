@@ -37,7 +37,7 @@ from modules.planners import MindsEye
 from modules.targets import MovingAverage
 from modules.types import Energy, Focus, Rollout, UnusableInput
 from modules.world_model import Certain, Ensemble
-from tests.conftest import wish
+from tests.conftest import stepwise, wish
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -216,7 +216,7 @@ def test_curiosity_is_minus_the_variance_of_what_the_members_expect():
 
 def test_the_sum_of_the_weighted_terms_is_the_energy():
     cost = cost_of(Critic(quasimetric(1, dim=2)))
-    eye = MindsEye(lambda state, actions: A_PATH, cost, Box(), 2)
+    eye = MindsEye(only := lambda state, actions: A_PATH, stepwise(only), cost, Box(), 2)
     thought = eye.look(HOME, A_PATH.actions, focus(HOME, reach=2.0, effort=3.0, critic=0.5))
     steps = cost.critic(A_PATH, focus(HOME)).item()
     terms = {name: term.item() for name, term in thought.terms.items()}

@@ -27,7 +27,7 @@ from modules.perception import Senses
 from modules.planners import CEM, GradientPlanner, MindsEye
 from modules.types import Focus, Gains, Plan, Rollout, Transition, UnusableInput
 from modules.world_model import Certain, Feeling, Numb, VectorDynamics, WorldModel
-from tests.conftest import wish
+from tests.conftest import stepwise, wish
 
 CHANNELS = ("reward", "damage")
 DISCOUNT = 0.8
@@ -311,6 +311,7 @@ def stairs(state: Tensor, actions: Tensor) -> Rollout:
 
 EYE = MindsEye(
     stairs,
+    stepwise(stairs),
     Cost(NoCritic(), body(("pain", "reward")), Certain().disagreement),
     Box(),
     1,

@@ -15,7 +15,7 @@ from modules.bounds import Ball, Bounds, Box
 from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
 from modules.planners.common import Guesses
 from modules.types import Evaluate, Focus, Imagine, Plan, Propose, Rollout
-from tests.conftest import wish
+from tests.conftest import stepwise, wish
 
 Make = Callable[..., GradientPlanner | CEM | MPPI]
 
@@ -63,7 +63,7 @@ def eye(
     imagine: Imagine = glide,
     evaluate: Evaluate = miss_and_effort,
 ) -> MindsEye:
-    return MindsEye(imagine, evaluate, bounds or Box(), 2)
+    return MindsEye(imagine, stepwise(imagine), evaluate, bounds or Box(), 2)
 
 
 def planner(

@@ -13,6 +13,7 @@ from modules.perception import MapEncoder, Patches, Senses, VectorEncoder
 from modules.targets import Itself, MovingAverage
 from modules.types import Gains, Observation, UnusableInput
 from modules.world_model import Ensemble, Feeling, MapDynamics, VectorDynamics, WorldModel
+from tests.conftest import stepwise
 
 ENCODERS = {
     "vector": VectorEncoder.Config(patch=4, channels=3, hidden=8, state=5),
@@ -89,6 +90,22 @@ def test_proposals_are_imagined_as_if_each_were_alone(dynamics):
         for proposal in range(4):
             only = model.imagine(state[world, None], actions[world, None, proposal, None]).states
             torch.testing.assert_close(together[world, proposal], only[0, 0])
+
+
+@any_dynamics
+@pytest.mark.parametrize("others", [0, 2])
+def test_deciding_as_one_goes_is_deciding_after_every_step_and_disturbs_nobody(dynamics, others):
+    model, state, given = world_model(dynamics), normal(3, 18), normal(3, others, 4, 2)
+
+    def decide(here: Tensor) -> Tensor:
+        return torch.tanh(here[:, :2] - here[:, 2:4])
+
+    found = model.pursue(state, decide, given)
+    torch.testing.assert_close(found, stepwise(model.imagine)(state, decide, given))
+    assert found.actions.shape == (3, 1 + others, 4, 2)
+    assert torch.equal(found.actions[:, 1:], given)
+    first, then = found.actions[:, 0, 0], found.actions[:, 0, 1]
+    assert not torch.allclose(first, then)
 
 
 @any_dynamics

@@ -70,7 +70,7 @@ class Foreseer(GradientPupil):
         self.lesson, self.memory, self.drives = config, as_states(agent), agent.cost.body.drives
         self.guess = Guesses(agent.eye)
         self.model = deepcopy(agent.world_model).requires_grad_(False)
-        self.habit = Habit(agent.policy, replace(agent.eye, imagine=self.model.imagine))
+        self.habit = Habit(agent.policy, replace(agent.eye, pursue=self.model.pursue))
         self.wanted = [partial(purpose, agent, task) for task in tasks]
         self._adapt(foresight)
         self.foresight, self.slow = foresight, MovingAverage(foresight, config.lag)

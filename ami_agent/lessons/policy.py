@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,8 +15,9 @@ from ami_agent.lessons.base import GradientPupil, Pupil, Study, purpose
 from ami_agent.life import WorldConfig, ended, seen
 from ami_agent.losses import policy_loss
 from ami_agent.players import Scene, task_of
+from modules.actor import Habit
 from modules.configurator import Assignment
-from modules.types import Rollout, each, require
+from modules.types import each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -48,10 +49,10 @@ class Amortise(Study):
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         policy = agent.eval().policy
-        dynamics, feeling, cost = (  # copies: no gradient is computed for what doesn't learn
-            deepcopy(part).requires_grad_(False)
-            for part in (agent.world_model.level(0).dynamics, agent.world_model.feeling, agent.cost)
-        )
+        # copies: no gradient is computed for what doesn't learn
+        model = deepcopy(agent.world_model).requires_grad_(False)
+        cost = deepcopy(agent.cost).requires_grad_(False)
+        habit = Habit(policy, replace(agent.eye, pursue=model.pursue, evaluate=cost))
         group = self.together if self.together > 1 else self.learning.batch
         tasks = self.practised(agent)
 
@@ -62,13 +63,8 @@ class Amortise(Study):
             with torch.no_grad():
                 state = agent.perceive(now, agent.configurator.primed(chosen.task(None, "plan")))
             focus = purpose(agent, chosen, state, group)
-            states, actions = [state], []
-            for _ in range(self.horizon):
-                actions.append(policy(states[-1], focus.goal, focus.condition))
-                states.append(dynamics(states[-1], actions[-1]))
-            acted, path = torch.stack(actions, 1)[:, None], torch.stack(states, 1)[:, None]
-            future = Rollout(path, acted, acted[..., :0], feeling(path[:, :, 1:]))
-            energy = torch.stack(list(cost(future, focus).values())).sum(0)
+            alone = state.new_empty(len(state), 0, self.horizon, agent.spec.action_dim)
+            energy = habit.beside(state, alone, focus).energy
             # in units of its own spread, or tasks with large costs would drown the others
             return {"energy": (energy / energy.detach().std(correction=0).clamp_min(1e-6)).mean()}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modules.bounds import Bounds
-from modules.types import Evaluate, Focus, Imagine, Plan, Rollout
+from modules.types import Evaluate, Focus, Imagine, Plan, Pursue, Rollout
 
 
 class Thought(NamedTuple):
@@ -25,13 +25,17 @@ class MindsEye:
     """The world model and the cost, seen as one function of actions."""
 
     imagine: Imagine
+    pursue: Pursue
     evaluate: Evaluate
     bounds: Bounds
     action_dim: int
 
     def look(self, state: Tensor, actions: Tensor, focus: Focus) -> Thought:
         """`[B, D]`, `[B, P, H, A]` -> what would come of it."""
-        rollout = self.imagine(state, actions)
+        return self.weigh(self.imagine(state, actions), focus)
+
+    def weigh(self, rollout: Rollout, focus: Focus) -> Thought:
+        """Futures, and how much each would hurt."""
         terms = self.evaluate(rollout, focus)
         energy = torch.stack(list(terms.values())).sum(0)
         return Thought(rollout, terms, energy)
