@@ -6,20 +6,13 @@ from modules.auto import Auto
 from modules.bounds import Ball, Box
 from modules.configurator import Assignment, Configurator
 from modules.cost import Critic, Foresight, MapQuasimetric, NoCritic, NoForesight, Quasimetric
+from modules.dynamics import MapDynamics, VectorDynamics
 from modules.objectives import Weights
 from modules.perception import MapEncoder, Senses, VectorEncoder
 from modules.planners import CEM, MPPI, GradientPlanner
 from modules.recall import Associative, Belief, NoRecall
 from modules.targets import Itself, MovingAverage
-from modules.world_model import (
-    Certain,
-    Ensemble,
-    Feeling,
-    MapDynamics,
-    Numb,
-    VectorDynamics,
-    WorldModel,
-)
+from modules.world_model import Certain, Ensemble, Feeling, Numb, WorldModel
 
 __all__ = [
     "CEM",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ami_agent.build import Config
-from ami_agent.lessons import Amortise, Improve, NoLesson, ShortestPaths
+from ami_agent.lessons import Amortise, Distil, Improve, NoLesson, ShortestPaths
 from ami_agent.life import Spec
 from modules.configurator import Assignment
 from modules.cost import Foresight, NoCritic
@@ -41,17 +41,24 @@ def _check_pupils(config: Config) -> None:
 
 
 def _check_practised(config: Config) -> None:
-    """The tasks that are practised are known, and plain from a single moment."""
+    """The tasks that are practised are known; those that are imagined, plain from one moment."""
+    if isinstance(config.distil, Distil):
+        _check_known(config.tasks, "distil.imitate", config.distil.imitate)
     if isinstance(config.amortise, Amortise):
-        _check_tasks(config.tasks, "amortise", config.amortise)
+        _check_imagined(config.tasks, "amortise", config.amortise)
     if isinstance(config.improve, Improve):
-        _check_tasks(config.tasks, "improve.policy", config.improve.policy)
+        _check_imagined(config.tasks, "improve.policy", config.improve.policy)
 
 
-def _check_tasks(tasks: Mapping[str, Assignment], lesson: str, policy: Amortise) -> None:
-    for name in policy.tasks or tasks:
+def _check_known(tasks: Mapping[str, Assignment], setting: str, named: Sequence[str]) -> None:
+    for name in named:
         if name not in tasks:
-            raise UnusableInput(f"{lesson}.tasks names {name!r}; there are {', '.join(tasks)}")
+            raise UnusableInput(f"{setting} names {name!r}; there are {', '.join(tasks)}")
+
+
+def _check_imagined(tasks: Mapping[str, Assignment], lesson: str, policy: Amortise) -> None:
+    _check_known(tasks, f"{lesson}.tasks", policy.tasks)
+    for name in policy.tasks or tasks:
         if tasks[name].weights.get("boredom"):
             fit = [n for n, task in tasks.items() if not task.weights.get("boredom")]
             raise UnusableInput(

@@ -26,12 +26,13 @@ from modules.auto import Auto
 from modules.bounds import Ball
 from modules.configurator import Assignment, Configurator
 from modules.cost import Critic, Foresight, MapQuasimetric, NoCritic
+from modules.dynamics import MapDynamics, VectorDynamics
 from modules.objectives import Weights
 from modules.perception import MapEncoder, Senses, VectorEncoder
 from modules.planners import GradientPlanner
 from modules.recall import Associative
 from modules.types import UnusableInput
-from modules.world_model import Feeling, MapDynamics, VectorDynamics, WorldModel
+from modules.world_model import Feeling, WorldModel
 
 
 def two_rooms() -> Config:
@@ -118,7 +119,13 @@ def forage() -> Config:
                 learning=Learning(steps=1000, batch=256), horizon=6, tasks=("eat", "flag")
             ),
         ),
-        distil=Distil(rounds=8, worlds=64, steps=40, learning=Learning(steps=1500, batch=512)),
+        distil=Distil(
+            rounds=8,
+            worlds=64,
+            steps=40,
+            learning=Learning(steps=1500, batch=512),
+            imitate=("explore", "stay"),
+        ),
         auto=Auto.Config(slack=0.3),
     )
 

@@ -106,7 +106,7 @@ class Auto:
         plan = plan._replace(considered=plan.states[:, None], deliberated=poor)
         worlds = poor.nonzero().squeeze(1)
         if len(worlds):
-            self.planner.forget()  # what it planned last was for other worlds
+            self.planner.resume(plan.actions[worlds, None])  # its last plan was for other worlds
             plan = splice(plan, self.planner(state[worlds], focus.of(worlds)), worlds)
         self.intended.keep(plan.actions[:, None])
         return plan

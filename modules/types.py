@@ -195,9 +195,9 @@ class Mode(Actor, Protocol):
 
 
 class Planner(Mode, Protocol):
-    """Mode-2: it goes on from its last plan, unless it is told to forget it."""
+    """Mode-2: it goes on from its last plan, unless it is told from what."""
 
-    def forget(self) -> None: ...
+    def resume(self, actions: Tensor) -> None: ...
 
 
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]

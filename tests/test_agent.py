@@ -32,6 +32,7 @@ LEARNS = {
     "practice": set(),
     "refine": {"world_model"},
     "amortise": {"policy"},
+    "improve": {"policy", "cost"},
     "distil": {"policy", "expectation"},
 }
 """Which boxes a lesson moves."""
@@ -251,6 +252,20 @@ def test_distilling_moves_every_layer_of_the_policy_and_of_what_is_expected_of_p
     learnt = [name for name in before if name.startswith(("policy.", "expectation."))]
     assert {name.split(".")[0] for name in learnt} == {"policy", "expectation"}
     assert not any(torch.equal(before[name], after[name]) for name in learnt if after[name].numel())
+
+
+@pytest.mark.parametrize("imitate", [(), ("stay",)])
+def test_where_nothing_is_to_be_imitated_the_policy_is_to_go_on_as_it_does(imitate):
+    config = small(recipes.forage(), steps=1)
+    planner = replace(config.planner, horizon=3, steps=2)
+    distil = replace(config.distil, imitate=imitate, rounds=4)
+    agent, _ = mind(replace(config, planner=planner))
+    pupil = distil.begin(agent, config.world, seed=1)
+    rounds = [pupil._ask(turn) for turn in range(4)]  # the policy has learnt nothing yet
+    for name, label in zip(config.tasks, rounds, strict=True):
+        own = agent.policy(label.state, label.goal, label.condition)
+        as_it_does = torch.allclose(label.action, own, atol=1e-6)
+        assert as_it_does == bool(imitate and name not in imitate)
 
 
 def test_bootstrapping_moves_only_the_critic(tiny):

@@ -129,6 +129,12 @@ def test_tasks_that_cannot_be_practised_are_refused_before_anything_is_learnt(ta
         check_lessons(replace(recipes.forage(), amortise=Amortise(tasks=tasks)))
 
 
+def test_tasks_to_imitate_are_known():
+    distil = replace(recipes.forage().distil, imitate=("stay", "fly"))
+    with pytest.raises(UnusableInput, match=r"distil\.imitate names 'fly'; there are eat, flag"):
+        check_lessons(replace(recipes.forage(), distil=distil))
+
+
 def test_a_policy_of_maps_sees_every_place_where_it_is():
     shape = (2, 3, 4)
     policy = MapPolicy.Config(channels=5, hidden=8).build(shape, 2, Ball(), told=2)

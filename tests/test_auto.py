@@ -107,12 +107,14 @@ class Taped:
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
         self.asked: list[Tensor] = []
+        self.given: list[Tensor] = []
 
     def reset(self, seed: int = 0) -> None:
         self.planner.reset(seed)
 
-    def forget(self) -> None:
-        self.planner.forget()
+    def resume(self, actions: Tensor) -> None:
+        self.given.append(actions)
+        self.planner.resume(actions)
 
     def __call__(self, state: Tensor, focus: Focus) -> Plan:
         self.asked.append(state)
@@ -173,7 +175,7 @@ def test_who_expects_more_of_thinking_than_of_habit_thinks_everywhere_as_well_as
     assert plan.deliberated.all()
     assert len(tape.asked) == 1
     everyone = torch.arange(WORLDS)
-    assert_same(plan, rows(thinker()(HERE, TASK), everyone))
+    assert_same(plan, chosen_only(after(uneven, thinker(), everyone)))
     own = EYE.decide(HERE, uneven(HERE, TASK), TASK).energy
     assert (plan.energy[LAZY] < own[LAZY]).all()
 
@@ -183,21 +185,21 @@ def test_only_the_worlds_that_need_it_are_thought_about_and_as_if_they_were_alon
     plan = actor(HERE, TASK)
     assert torch.equal(plan.deliberated, LAZY)
     assert torch.equal(tape.asked[0], HERE[LAZY])
-    alone = thinker(proposals=4)(HERE[LAZY], TASK.of(LAZY))
+    alone = after(rest, thinker(proposals=4), LAZY)
     assert_same(rows(plan, LAZY), chosen_only(alone))
     own = EYE.decide(HERE, uneven(HERE, TASK), TASK)
     reflex = own._replace(deliberated=torch.zeros(WORLDS, dtype=torch.bool))
     assert_same(rows(plan, ~LAZY), rows(reflex, ~LAZY))
 
 
-def test_every_thought_starts_from_cold():
-    actor, tape = auto(knowing(), planner=thinker(warm_steps=0))
-    for elsewhere in (0.5 * HERE, -HERE):
-        actor(elsewhere, TASK)
-    plan = actor(HERE, TASK)
-    assert [len(state) for state in tape.asked] == [3, 3, 3]
-    alone = thinker()(HERE[LAZY], TASK.of(LAZY))
-    assert_same(rows(plan, LAZY), chosen_only(alone))
+def test_every_thought_starts_from_the_best_that_would_be_done_without_it():
+    actor, tape = auto(promise(-BIG), planner=thinker(warm_steps=20, lr=0.05))
+    first = actor(HERE, TASK)
+    assert torch.equal(tape.given[0], uneven(HERE, TASK))
+    then, kept = onward(first), torch.cat([first.actions[:, 1:], first.actions[:, -1:]], 1)
+    actor(then, TASK)
+    chosen = torch.where(LAZY[:, None, None], kept, best(then, TASK)[:, 0])
+    assert torch.equal(tape.given[1][:, 0], chosen)
 
 
 def onward(plan: Plan) -> Tensor:
@@ -208,7 +210,7 @@ def onward(plan: Plan) -> Tensor:
 def test_what_was_thought_out_once_is_carried_on_without_another_thought():
     """Of the best plan, what is left after a step is the best there is for what is left of the
     way."""
-    actor, tape = auto(knowing(), rest, planner=thinker(steps=60, lr=0.05), slack=0.1)
+    actor, tape = auto(knowing(), rest, planner=thinker(warm_steps=60, lr=0.05), slack=0.1)
     first = actor(HERE, TASK)
     assert first.deliberated.all()
     then = actor(onward(first), TASK)
@@ -230,7 +232,7 @@ def test_what_was_intended_gives_way_to_a_better_habit():
 @pytest.mark.parametrize("elsewhere", [lambda actor: -HERE, lambda actor: actor.reset() or HERE])
 def test_what_was_intended_is_thought_out_anew_where_it_no_longer_serves(elsewhere):
     """Somewhere else, or in another life."""
-    actor, tape = auto(knowing(), rest, planner=thinker(steps=60, lr=0.05))
+    actor, tape = auto(knowing(), rest, planner=thinker(warm_steps=60, lr=0.05))
     actor(HERE, TASK)
     state = elsewhere(actor)
     plan = actor(state, TASK)
@@ -246,6 +248,12 @@ def test_what_a_plan_shows_is_of_its_own_world():
         alone = EYE.decide(HERE[this], mine.actions[:, None], TASK.of(this))
         assert_same(mine, alone._replace(deliberated=mine.deliberated))
         torch.testing.assert_close(mine.energy, mine.terms["miss"] + mine.terms["effort"])
+
+
+def after(habit: Propose, planner: Planner, worlds: Tensor) -> Plan:
+    """What is thought in some of the worlds from a habit on."""
+    planner.resume(habit(HERE, TASK)[worlds])
+    return planner(HERE[worlds], TASK.of(worlds))
 
 
 def half_way(share: float) -> Propose:

@@ -17,10 +17,11 @@ from ami_agent.life import Sense, Spec
 from ami_agent.players import Scene, task_of
 from modules.configurator import Assignment, Configurator, Task
 from modules.cost import Critic, Foresight, NoForesight
+from modules.dynamics import VectorDynamics
 from modules.perception import Senses
 from modules.recall import Belief
 from modules.types import UnusableInput
-from modules.world_model import Feeling, VectorDynamics, WorldModel
+from modules.world_model import Feeling, WorldModel
 
 BODY = Spec(
     {"sight": Sense((4,), torch.float32), "touch": Sense((3,), torch.float32)},

@@ -23,10 +23,11 @@ from modules.bounds import Box
 from modules.configurator import Assignment, Configurator
 from modules.cost import LIMIT_PRICE, Body, Cost, Foresight, NoCritic, NoForesight
 from modules.drives import Drives
+from modules.dynamics import VectorDynamics
 from modules.perception import Senses
 from modules.planners import CEM, GradientPlanner, MindsEye
 from modules.types import Focus, Gains, Plan, Rollout, Transition, UnusableInput
-from modules.world_model import Certain, Feeling, Numb, VectorDynamics, WorldModel
+from modules.world_model import Certain, Feeling, Numb, WorldModel
 from tests.conftest import stepwise, wish
 
 CHANNELS = ("reward", "damage")

@@ -19,6 +19,7 @@ planners share."""
 PARTS = {
     "modules.planners": {"modules.planners.gradient", "modules.planners.sampling"},
     "modules.cost": {"modules.drives", "modules.intrinsic"},
+    "modules.world_model": {"modules.dynamics"},
 }
 """Boxes of more than one page, and the pages that are nobody else's."""
 LONGEST = 260

@@ -79,7 +79,7 @@ class KilledAt:
 
 STAGES = {
     "two-rooms-random": ("objective", "teacher", "paths", "practice", "refine", "distil"),
-    "forage": ("objective", "foresee", "distil"),
+    "forage": ("objective", "foresee", "improve", "distil"),
 }
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
+from modules.dynamics import MapDynamics, VectorDynamics
 from modules.perception import MapEncoder, Patches, Senses, VectorEncoder
 from modules.targets import Itself, MovingAverage
 from modules.types import Gains, Observation, UnusableInput
-from modules.world_model import Ensemble, Feeling, MapDynamics, VectorDynamics, WorldModel
+from modules.world_model import Ensemble, Feeling, WorldModel
 from tests.conftest import stepwise
 
 ENCODERS = {

@@ -84,6 +84,10 @@ class Distil(Study):
     noise: float = 0.3
     """How far the policy's actions are shaken, so that it also meets states beside its way."""
     options: dict[str, int | float | str] = field(default_factory=dict)
+    imitate: tuple[str, ...] = ()
+    """Tasks in which the policy learns from the plans, by name; all where none is named. In the
+    others it goes on doing what it does (what `Amortise` taught it), and only what energy plans
+    have is learnt."""
 
     def __post_init__(self) -> None:
         require(self, rounds=1, worlds=1, steps=1, noise=0)
@@ -93,7 +97,7 @@ class Distil(Study):
 
 
 class Label(NamedTuple):
-    """What Mode-2 would have done in N states, and what it expected of that."""
+    """What is to be done in N states, and what Mode-2 would expect to come of thinking there."""
 
     state: Tensor  # [N, D]
     goal: Tensor  # [N, D]
@@ -103,8 +107,9 @@ class Label(NamedTuple):
 
 
 class Apprentice(GradientPupil):
-    """Acts by itself, asks Mode-2 what it would have done, and learns that; and what energy the
-    plans of Mode-2 have, to know where it is worth asking. The tasks take turns."""
+    """Acts by itself, asks Mode-2 what it would have done, and learns that where it is to imitate;
+    and what energy the plans of Mode-2 have, to know where it is worth asking. The tasks take
+    turns."""
 
     def __init__(self, config: Distil, agent: Agent, world: WorldConfig, seed: int) -> None:
         self.lesson, self.agent, self.seed = config, agent, seed
@@ -130,8 +135,9 @@ class Apprentice(GradientPupil):
     @torch.no_grad()
     def _ask(self, turn: int) -> Label:
         """One round of life under the policy; in a task's first, under Mode-2 itself."""
-        seed, assignments = self.seed + 1_000_003 * turn, list(self.agent.assignments.values())
-        assignment = assignments[turn % len(assignments)]
+        seed, assignments = self.seed + 1_000_003 * turn, list(self.agent.assignments.items())
+        name, assignment = assignments[turn % len(assignments)]
+        imitated = name in (self.lesson.imitate or self.agent.assignments)
         world = self.world_config.build(
             self.lesson.worlds, self.agent.device, **self.lesson.options
         )
@@ -147,19 +153,19 @@ class Apprentice(GradientPupil):
                 self.agent.configure(task_of(assignment, scene, "plan"), seed + step)
             state, focus = self.agent.attend(obs)
             plan = self.agent.planner(state, focus)
-            labels.append(Label(state, focus.goal, focus.condition, plan.action, plan.energy))
-            action = self._dare(labels[-1], turn >= len(assignments), random)
+            own = self.agent.policy(state, focus.goal, focus.condition)
+            wanted = plan.action if imitated else own
+            labels.append(Label(state, focus.goal, focus.condition, wanted, plan.energy))
+            action = self._dare(plan.action if turn < len(assignments) else own, random)
             lived = world.step(obs, action)
             obs, info = seen(lived), lived.info
             fresh, over = over, ended(lived).cpu()  # the step after an end only resets
         world.close()
         return Label(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
 
-    def _dare(self, label: Label, alone: bool, random: torch.Generator) -> Tensor:
-        policy = self.agent.policy
-        own = policy(label.state, label.goal, label.condition) if alone else label.action
-        shake = torch.randn(own.shape, generator=random).to(own) * self.lesson.noise
-        return policy.bounds.project(own + shake)
+    def _dare(self, action: Tensor, random: torch.Generator) -> Tensor:
+        shake = torch.randn(action.shape, generator=random).to(action) * self.lesson.noise
+        return self.agent.policy.bounds.project(action + shake)
 
     def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
         size = (self.lesson.learning.batch,)

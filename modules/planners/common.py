@@ -122,4 +122,9 @@ class Warm:
         return self.actions if fits else state.new_empty(len(state), 0, focus.horizon, action_dim)
 
     def keep(self, actions: Tensor) -> None:
-        self.actions = shift(actions)
+        """The plan that is carried out now."""
+        self.take(shift(actions))
+
+    def take(self, actions: Tensor) -> None:
+        """What is to be done from the next thought on."""
+        self.actions = actions

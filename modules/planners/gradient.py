@@ -41,11 +41,11 @@ class GradientPlanner:
     def reset(self, seed: int = 0) -> None:
         """Forgets the last plan; the guesses that follow depend on the seed alone."""
         self.guess.seed(seed)
-        self.forget()
-
-    def forget(self) -> None:
-        """There is no last plan to go on from."""
         self.warm.clear()
+
+    def resume(self, actions: Tensor) -> None:
+        """The next thought goes on from these, `[B, K, H, A]`, not from the last plan."""
+        self.warm.take(actions)
 
     def __call__(self, state: Tensor, focus: Focus) -> Plan:
         """`[B, D]` -> the best plan found; no gradient is left in any parameter."""

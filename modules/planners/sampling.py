@@ -35,11 +35,11 @@ class _Sampler:
     def reset(self, seed: int = 0) -> None:
         """Forgets the last plan; the samples that follow depend on the seed alone."""
         self.guess.seed(seed)
-        self.forget()
-
-    def forget(self) -> None:
-        """There is no last plan to go on from."""
         self.warm.clear()
+
+    def resume(self, actions: Tensor) -> None:
+        """The next thought goes on from these, `[B, K, H, A]`, not from the last plan."""
+        self.warm.take(actions)
 
     def refit(self, actions: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, P, H, A]`, `[B, P]` -> mean and standard deviation, each `[B, 1, H, A]`."""

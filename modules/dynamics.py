@@ -1,0 +1,108 @@
+"""Forward and inverse models of one step: the heart of every level of the world model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from modules.types import Shape
+
+
+class Dynamics(Protocol):
+    """Forward model s, a -> s' and inverse model s, s' -> a, over flat states."""
+
+    def __call__(self, state: Tensor, action: Tensor) -> Tensor: ...
+    def inverse(self, state: Tensor, next_state: Tensor) -> Tensor: ...
+
+
+def _zero(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    """A residual change that starts as no change makes long unrolls start stable."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+class Film(nn.Module):
+    """Features `[N, F]`, each scaled and shifted as the action `[N, A]` says: products of state and
+    action, which sums alone are slow to learn (feature-wise modulation, Perez et al. 2018)."""
+
+    def __init__(self, action_dim: int, features: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(action_dim, 2 * features)
+
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        scale, shift = self.modulation(action).chunk(2, -1)
+        return nn.functional.silu(torch.addcmul(features + shift, features, scale))
+
+
+class VectorDynamics(nn.Module):
+    """s' = s + MLP(s | a) for vector states; the action modulates every hidden layer."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 128
+
+        def build(self, shape: Shape, action_dim: int) -> VectorDynamics:
+            return VectorDynamics(self, shape, action_dim)
+
+    def __init__(self, config: Config, shape: Shape, action_dim: int) -> None:
+        super().__init__()
+        state, hidden = prod(shape), config.hidden
+        self.look = nn.Linear(state, hidden)
+        self.mix = nn.Linear(hidden, hidden)
+        self.films = nn.ModuleList([Film(action_dim, hidden) for _ in range(2)])
+        self.change = _zero(nn.Linear(hidden, state))
+        self.cause = nn.Sequential(
+            nn.Linear(2 * state, hidden), nn.SiLU(), nn.Linear(hidden, action_dim)
+        )
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        """`[N, D]`, `[N, A]` -> `[N, D]`"""
+        first, second = self.films
+        seen = first(self.look(state), action)
+        return state + self.change(second(self.mix(seen), action))
+
+    def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
+        """`[..., D]`, `[..., D]` -> `[..., A]`"""
+        return self.cause(torch.cat([state, next_state], -1))
+
+
+class MapDynamics(nn.Module):
+    """s' = s + convolutions(s | a) for map states: what happens in a place depends on its
+    neighbourhood, the same in every place; the action modulates what is seen there."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 64
+
+        def build(self, shape: Shape, action_dim: int) -> MapDynamics:
+            return MapDynamics(self, shape, action_dim)
+
+    def __init__(self, config: Config, shape: Shape, action_dim: int) -> None:
+        super().__init__()
+        self.shape, channels, hidden = shape, shape[0], config.hidden
+        self.look = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.film = nn.Linear(action_dim, 2 * hidden)
+        self.mix = nn.Conv2d(hidden, hidden, 1)
+        self.change = _zero(nn.Conv2d(hidden, channels, 3, padding=1))
+        self.compare = nn.Conv2d(2 * channels, hidden, 3, padding=1)
+        self.cause = nn.Linear(hidden, action_dim)
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        """`[N, D]`, `[N, A]` -> `[N, D]`"""
+        scale, shift = self.film(action)[..., None, None].chunk(2, dim=1)
+        seen = self.look(state.unflatten(-1, self.shape))
+        seen = nn.functional.silu(torch.addcmul(seen + shift, seen, scale))
+        return state + self.change(nn.functional.silu(self.mix(seen))).flatten(1)
+
+    def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
+        """`[..., D]`, `[..., D]` -> `[..., A]`"""
+        both = torch.cat(
+            [state.unflatten(-1, self.shape), next_state.unflatten(-1, self.shape)], -3
+        )
+        seen = nn.functional.silu(self.compare(both.flatten(0, -4)))
+        return self.cause(seen.sum((-2, -1))).unflatten(0, state.shape[:-1])
