@@ -5,7 +5,8 @@ where it pays, curiosity, and what is lost without each part.
     python benchmarks/mind.py --seeds 3 --episodes 100
     python benchmarks/mind.py --only tasks pain
 
-Agents are trained into runs/mind/NAME/SEED where they are not there yet.
+Agents are trained into runs/mind/NAME/SEED where they are not there yet, and figures found once are
+kept beside them: a command that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,93 +14,24 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from study import Study, first_episode, percent, score, told
 
 import ami_agent as ami
-from ami_agent import ablate, runs
 from ami_agent.build import build
-from ami_agent.evaluate import EPISODES_FROM, judge, play_many
+from ami_agent.evaluate import judge, play_many
 from ami_agent.lessons import Live, Pupil
 from ami_agent.lessons.life import Explorer
 from ami_agent.life import Act, WorldConfig
 from ami_agent.players import Begin, Scene, aimless, mind
-from ami_agent.report import Report, table
+from ami_agent.report import table
 from modules.actor import NoHabit
 from modules.configurator import Assignment
 
 Row = list[str]
-
-
-class Study:
-    """Agents by name and seed, and what they do in the same episodes."""
-
-    def __init__(self, seeds: int, episodes: int, console: Console) -> None:
-        self.seeds, self.episodes, self.console = seeds, episodes, console
-        self.known: dict[str, list[Any]] = {}  # figures, by what was asked
-
-    def config(self, name: str) -> ami.Config:
-        """`recipe` or `recipe without part` or `recipe with box=choice`."""
-        recipe, _, part = name.partition(" without ")
-        if part:
-            return ablate.without(ami.recipes.recipe(recipe), part)
-        recipe, _, phrase = name.partition(" with ")
-        config = ami.recipes.recipe(recipe)
-        return ablate.swap(config, phrase) if phrase else config
-
-    def run(self, name: str, seed: int) -> Path:
-        """The run folder, trained if it isn't yet."""
-        config, folder = self.config(name), name.replace(" ", "-").replace("=", "-")
-        run = Path("runs/mind") / folder / str(seed)
-        begun = (run / "config.json").exists()
-        if begun:
-            runs.check_same(run, config, seed)
-        report = Report(run, self.console)
-        report.say(f"== {run}")
-        ami.train(config, out=run, seed=seed, report=report, resume=begun)
-        report.close()
-        return run
-
-    def agents(self, name: str, **changes: Any) -> list[ami.Agent]:
-        """One of each seed, its settings changed after training."""
-        found = []
-        for seed in range(self.seeds):
-            run = self.run(name, seed)
-            found.append(ami.load(run, config=replace(runs.config_of(run), **changes)))
-        return found
-
-    def judged(self, name: str, task: str, mode: str = "plan", **changes: Any) -> list[Any]:
-        """The figures of every seed, found once."""
-        world, asked = self.config(name).evaluation, repr((name, task, mode, changes))
-        if asked not in self.known:
-            self.known[asked] = [
-                judge(
-                    agent, world, modes=(mode,), task=task, episodes=self.episodes,
-                    seed=EPISODES_FROM + 10_000 * seed,
-                )[mode]
-                for seed, agent in enumerate(self.agents(name, **changes))
-            ]  # fmt: skip
-        return self.known[asked]
-
-
-def score(figures: Mapping[str, Any]) -> float:
-    """The world's own measure, success where it has none."""
-    measure = figures["score"] or figures["final_success"]
-    return float(measure["mean"])
-
-
-def percent(figures: Mapping[str, Any]) -> float:
-    """The same, in percent of the oracle's."""
-    return 100 * score(figures) / score(figures["baselines"]["oracle"])
-
-
-def told(found: Sequence[float], digits: int = 2) -> str:
-    """The mean, and each seed by itself."""
-    each = " ".join(f"{value:.{digits}f}" for value in found)
-    return f"{sum(found) / len(found):.{digits}f} ({each})"
 
 
 def tasks(study: Study) -> tuple[list[str], list[Row]]:
@@ -150,11 +82,14 @@ def switching(agent: ami.Agent, first: Assignment, then: Assignment, at: int) ->
 def switch(study: Study) -> tuple[list[str], list[Row]]:
     config = study.config("forage")
     eat, flag = config.tasks["eat"], config.tasks["flag"]
-    world, found = config.evaluation.under(flag), []
-    for seed, agent in enumerate(study.agents("forage")):
+    world = config.evaluation.under(flag)
+
+    def find(agent: ami.Agent, start: int) -> tuple[float, float]:
         begin = switching(agent, eat, flag, at=75)
-        outcome = play_many(begin, world, study.episodes, EPISODES_FROM + 10_000 * seed, "cpu")
-        found.append((float(outcome.score.mean()), float(outcome.felt[:, 3].mean())))
+        outcome = play_many(begin, world, study.episodes, start, "cpu")
+        return float(outcome.score.mean()), float(outcome.felt[:, 3].mean())
+
+    found = study.of_agents("forage", f"{eat}, at 75 {flag}", find)
     return ["first", "from step 75", "eaten", "success at the flag"], [
         ["eat", "flag", told([f[1] for f in found]), told([f[0] for f in found])]
     ]
@@ -242,34 +177,45 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
     """An agent that has lived by random action explores, and another learns from what it lived."""
     whole = study.config("forage")
     config = replace(
-        whole, life=Live(worlds=250, steps=160), distil=ami.lessons.NoLesson(),
+        whole, life=Live(worlds=250, steps=160),
         objective=replace(whole.objective, learning=replace(whole.objective.learning, steps=2000)),
         foresee=replace(whole.foresee, learning=replace(whole.foresee.learning, steps=1000)),
     )  # fmt: skip
-    explore, found = whole.tasks["explore"], {"random action": [], "curiosity": []}
-    for seed in range(study.seeds):
-        first = learnt(config, config.world, aimless, seed)
-        curious = mind(first, "plan", explore)
-        agents = {"random action": first}
-        agents["curiosity"] = learnt(config, config.world, curious, seed)
-        world, start = config.evaluation.under(explore), EPISODES_FROM + 10_000 * seed
-        for (who, agent), by in zip(agents.items(), (aimless, curious), strict=True):
-            cells = float(play_many(by, world, study.episodes, start, "cpu").score.mean())
-            marks = [
-                percent(
-                    judge(
-                        agent, config.evaluation, modes=("plan",), task=task,
-                        episodes=study.episodes, seed=start,
-                    )["plan"]
-                )
-                for task in whole.tasks
-            ]  # fmt: skip
-            found[who].append([cells, *marks])
+    found = [
+        study.figure(
+            f"curiosity {seed} {study.episodes} {config}",
+            lambda seed=seed: _curious(study, config, seed),
+        )
+        for seed in study.seeds
+    ]
     rows = [
-        [who, *(told(list(part), 1) for part in zip(*marks, strict=True))]
-        for who, marks in found.items()
+        [who, *(told(list(part), 1) for part in zip(*(marks[who] for marks in found), strict=True))]
+        for who in found[0]
     ]
     return ["lived by", "cells of 36", *(f"{task}, % of oracle" for task in whole.tasks)], rows
+
+
+def _curious(study: Study, config: ami.Config, seed: int) -> dict[str, list[float]]:
+    """What each covers, and how well who learnt from its life does every task."""
+    explore, start = config.tasks["explore"], first_episode(seed)
+    first = learnt(config, config.world, aimless, seed)
+    curious = mind(first, "plan", explore)
+    second = learnt(config, config.world, curious, seed)
+    found = {}
+    for who, by, agent in (("random action", aimless, first), ("curiosity", curious, second)):
+        world = config.evaluation.under(explore)
+        cells = float(play_many(by, world, study.episodes, start, "cpu").score.mean())
+        marks = [
+            percent(
+                judge(
+                    agent, config.evaluation, modes=("plan",), task=task,
+                    episodes=study.episodes, seed=start,
+                )["plan"]
+            )
+            for task in config.tasks
+        ]  # fmt: skip
+        found[who] = [cells, *marks]
+    return found
 
 
 def modules(study: Study) -> tuple[list[str], list[Row]]:
@@ -303,6 +249,16 @@ def modules(study: Study) -> tuple[list[str], list[Row]]:
         marks = [[percent(f) for f in found] for found in (whole, less)]
         lost = [a - b for a, b in zip(*marks, strict=True)]
         rows.append([part, f"{name}, {task}", *(told(m, 1) for m in (*marks, lost))])
+    for name, task in (("two-rooms", "reach"), ("forage", "flag")):
+        reacting, thinking = (
+            [f["ms_per_action"]["mean"] for f in study.judged(name, task, mode)]
+            for mode in ("auto", "plan")
+        )
+        times = [b / a for a, b in zip(reacting, thinking, strict=True)]
+        took = [f"{told(ms, 1)} ms" for ms in (reacting, thinking)]
+        rows.append(
+            ["policy: always thinking", f"{name}, {task}", *took, f"{told(times, 1)} times"]
+        )
     return ["without", "world", "% of oracle, whole mind", "without it", "points lost"], rows
 
 
@@ -325,7 +281,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--only", nargs="*", choices=list(CLAIMS), default=list(CLAIMS))
     flags, console = parser.parse_args(), Console(width=140)
-    study = Study(flags.seeds, flags.episodes, console)
+    study = Study(range(flags.seeds), flags.episodes, console)
     for name in flags.only:
         title = f"{name}: mean ({flags.seeds} seeds), {flags.episodes} episodes each"
         console.print(table(title, *CLAIMS[name](study)))

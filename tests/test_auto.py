@@ -222,6 +222,18 @@ def test_what_was_thought_out_once_is_carried_on_without_another_thought():
     assert (then.energy < own.energy).all()
 
 
+def test_what_was_intended_is_what_is_left_of_it_a_step_later():
+    def uneven_steps(state: Tensor, focus: Focus) -> Tensor:
+        return best(state, focus) * torch.tensor([0.5, 1.0, 0.9])[:, None]
+
+    actor, _ = auto(promise(BIG), uneven_steps)
+    first = actor(HERE, TASK)
+    actor.habit = By(rest)
+    then = actor(onward(first), TASK)
+    left = torch.cat([first.actions[:, 1:], first.actions[:, -1:]], 1)
+    assert torch.equal(then.actions, left)
+
+
 def test_what_was_intended_gives_way_to_a_better_habit():
     actor, _ = auto(promise(BIG), rest)
     actor(HERE, TASK)

@@ -1,0 +1,113 @@
+"""A study: agents by name and seed, and what they do in the same episodes.
+
+Whatever was trained or found once is kept under runs/mind, so a study that was stopped goes on
+where it was. A figure is known by the weights it is of and by what was asked, not by the code that
+found it: after a change of the code, delete runs/mind/figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import ami_agent as ami
+from ami_agent import ablate, checkpoint, runs
+from ami_agent.evaluate import EPISODES_FROM, judge
+from ami_agent.report import Report
+
+HOME = Path("runs/mind")
+
+
+class Study:
+    """So many episodes with agents of these seeds."""
+
+    def __init__(self, seeds: Sequence[int], episodes: int, console: Console) -> None:
+        self.seeds, self.episodes, self.console = seeds, episodes, console
+
+    def config(self, name: str) -> ami.Config:
+        """`recipe` or `recipe without part` or `recipe with box=choice`."""
+        recipe, _, part = name.partition(" without ")
+        if part:
+            return ablate.without(ami.recipes.recipe(recipe), part)
+        recipe, _, phrase = name.partition(" with ")
+        config = ami.recipes.recipe(recipe)
+        return ablate.swap(config, phrase) if phrase else config
+
+    def run(self, name: str, seed: int) -> Path:
+        """The run folder, trained if it isn't yet."""
+        config, folder = self.config(name), name.replace(" ", "-").replace("=", "-")
+        run = HOME / folder / str(seed)
+        begun = (run / "config.json").exists()
+        if begun:
+            runs.check_same(run, config, seed)
+        report = Report(run, self.console)
+        report.say(f"== {run}")
+        ami.train(config, out=run, seed=seed, report=report, resume=begun)
+        report.close()
+        return run
+
+    def figure(self, asked: str, find: Callable[[], Any]) -> Any:
+        """What was found once for what is asked."""
+        kept = HOME / "figures" / f"{sha256(asked.encode()).hexdigest()[:16]}.json"
+        if not kept.exists():
+            found = find()
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            runs.write_json(kept, {"asked": asked, "found": found})
+        return runs.read_json(kept)["found"]
+
+    def of_agents(
+        self, name: str, asked: str, find: Callable[[ami.Agent, int], Any], **changes: Any
+    ) -> list[Any]:
+        """What is found of the agent of each seed, its settings changed after training. `find` is
+        told the seed of the first episode too."""
+        found = []
+        for seed in self.seeds:
+            run = self.run(name, seed)
+            weights = runs.read_json(checkpoint.latest(run) / "facts.json")["sha256"]
+            whole = repr((weights, asked, changes, self.episodes, seed))
+
+            def look(run: Path = run, start: int = first_episode(seed)) -> Any:
+                config = replace(runs.config_of(run), **changes)
+                return find(ami.load(run, config=config), start)
+
+            found.append(self.figure(whole, look))
+        return found
+
+    def judged(self, name: str, task: str, mode: str = "plan", **changes: Any) -> list[Any]:
+        """The figures of every seed."""
+        world = self.config(name).evaluation
+
+        def find(agent: ami.Agent, start: int) -> Any:
+            found = judge(
+                agent, world, modes=(mode,), task=task, episodes=self.episodes, seed=start
+            )
+            return found[mode]
+
+        return self.of_agents(name, f"{task} {mode}", find, **changes)
+
+
+def first_episode(seed: int) -> int:
+    """Its own episodes for every seed."""
+    return EPISODES_FROM + 10_000 * seed
+
+
+def score(figures: Mapping[str, Any]) -> float:
+    """The world's own measure, success where it has none."""
+    measure = figures["score"] or figures["final_success"]
+    return float(measure["mean"])
+
+
+def percent(figures: Mapping[str, Any]) -> float:
+    """The same, in percent of the oracle's."""
+    return 100 * score(figures) / score(figures["baselines"]["oracle"])
+
+
+def told(found: Sequence[float], digits: int = 2) -> str:
+    """The mean, and each seed by itself."""
+    each = " ".join(f"{value:.{digits}f}" for value in found)
+    return f"{sum(found) / len(found):.{digits}f} ({each})"
