@@ -35,7 +35,7 @@ WITHOUT: Mapping[str, Change] = {
     "paths": lambda c: replace(c, paths=NoLesson()),
     "practice": lambda c: replace(c, practice=NoLesson(), refine=NoLesson()),
     "policy": lambda c: replace(
-        c, amortise=NoLesson(), improve=NoLesson(), distil=NoLesson(), habit=NoHabit.Config()
+        c, amortise=NoLesson(), distil=NoLesson(), habit=NoHabit.Config()
     ),
     "habit": lambda c: replace(c, habit=NoHabit.Config()),
     "memory": lambda c: replace(c, recall=NoRecall.Config()),
@@ -44,10 +44,10 @@ WITHOUT: Mapping[str, Change] = {
         tasks={name: replace(task, attend={}) for name, task in c.tasks.items()},
     ),
     "foresight": lambda c: replace(
-        c, foresight=NoForesight.Config(), foresee=NoLesson(), improve=NoLesson()
+        c, foresight=NoForesight.Config(), foresee=NoLesson()
     ),
     "drives": lambda c: replace(
-        c, drives=(), foresight=NoForesight.Config(), foresee=NoLesson(), improve=NoLesson(),
+        c, drives=(), foresight=NoForesight.Config(), foresee=NoLesson(),
         configurator=replace(c.configurator, told=(), reach=c.configurator.reach or 1.0),
         tasks={
             name: replace(task, drives={}, limits={}, weights=task.weights or {"effort": 1.0})

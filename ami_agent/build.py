@@ -14,7 +14,6 @@ from ami_agent.lessons import (
     Bootstrap,
     Distil,
     Foresee,
-    Improve,
     Lesson,
     Live,
     NoLesson,
@@ -84,7 +83,6 @@ class Config:
     practice: Practise | NoLesson = field(default_factory=NoLesson)
     refine: Refine | NoLesson = field(default_factory=NoLesson)
     amortise: Amortise | NoLesson = field(default_factory=NoLesson)
-    improve: Improve | NoLesson = field(default_factory=NoLesson)
     distil: Distil | NoLesson = field(default_factory=Distil)
     evaluation: WorldConfig
     """The world in which the agent is judged: held-out layouts."""
@@ -101,7 +99,6 @@ def lessons(config: Config) -> dict[str, Lesson]:
         "practice": config.practice,
         "refine": config.refine,
         "amortise": config.amortise,
-        "improve": config.improve,
         "distil": config.distil,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ami_agent.build import Config
-from ami_agent.lessons import Amortise, Distil, Improve, NoLesson, ShortestPaths
+from ami_agent.lessons import Amortise, Distil, Foresee, NoLesson, ShortestPaths
 from ami_agent.life import Spec
 from modules.configurator import Assignment
 from modules.cost import Foresight, NoCritic
@@ -30,9 +30,8 @@ def _check_pupils(config: Config) -> None:
                     "(on the command line, --without critic)"
                 )
     able = config.drives and isinstance(config.foresight, Foresight.Config)
-    for name in ("foresee", "improve"):
-        if not isinstance(getattr(config, name), NoLesson) and not able:
-            raise UnusableInput(f"{name} teaches critics of drives: it needs drives and foresight")
+    if isinstance(config.foresee, Foresee) and not able:
+        raise UnusableInput("foresee teaches critics of drives: it needs drives and foresight")
     if config.drives and isinstance(config.world_model.feeling, Numb.Config):
         raise UnusableInput(
             f"drives {', '.join(config.drives)} are of what is felt, but world_model.feeling is "
@@ -45,9 +44,7 @@ def _check_practised(config: Config) -> None:
     if isinstance(config.distil, Distil):
         _check_known(config.tasks, "distil.imitate", config.distil.imitate)
     if isinstance(config.amortise, Amortise):
-        _check_imagined(config.tasks, "amortise", config.amortise)
-    if isinstance(config.improve, Improve):
-        _check_imagined(config.tasks, "improve.policy", config.improve.policy)
+        _check_imagined(config.tasks, config.amortise)
 
 
 def _check_known(tasks: Mapping[str, Assignment], setting: str, named: Sequence[str]) -> None:
@@ -56,14 +53,14 @@ def _check_known(tasks: Mapping[str, Assignment], setting: str, named: Sequence[
             raise UnusableInput(f"{setting} names {name!r}; there are {', '.join(tasks)}")
 
 
-def _check_imagined(tasks: Mapping[str, Assignment], lesson: str, policy: Amortise) -> None:
-    _check_known(tasks, f"{lesson}.tasks", policy.tasks)
-    for name in policy.tasks or tasks:
+def _check_imagined(tasks: Mapping[str, Assignment], amortise: Amortise) -> None:
+    _check_known(tasks, "amortise.tasks", amortise.tasks)
+    for name in amortise.tasks or tasks:
         if tasks[name].weights.get("boredom"):
             fit = [n for n, task in tasks.items() if not task.weights.get("boredom")]
             raise UnusableInput(
-                f"{lesson} can't practise {name!r}: boredom depends on what was lived before; "
-                f"{lesson}.tasks may name {', '.join(fit) or 'none of these tasks'}"
+                f"amortise can't practise {name!r}: boredom depends on what was lived before; "
+                f"amortise.tasks may name {', '.join(fit) or 'none of these tasks'}"
             )
 
 
@@ -75,7 +72,6 @@ def _check_lives(config: Config) -> None:
         ("teacher", config.teacher, steps),
         ("foresee", config.foresee, steps),
         ("refine", config.refine, practice),
-        ("improve.critics", getattr(config.improve, "critics", NoLesson()), steps),
     ):
         length = getattr(lesson, "length", 1) + getattr(lesson, "context", 0)
         if length > most:

@@ -119,10 +119,6 @@ def check_finite(stage: str, step: int, values: Mapping[str, float]) -> None:
 
 
 def average(history: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
-    """The mean of each value over the updates that told it; this is where the host waits for the
-    device."""
-    told: dict[str, list[Tensor]] = {}
-    for row in history:
-        for name, value in row.items():
-            told.setdefault(name, []).append(value)
-    return {name: float(torch.stack(values).mean()) for name, values in told.items()}
+    """The mean of each value over some updates; this is where the host waits for the device."""
+    rows = list(history)
+    return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}

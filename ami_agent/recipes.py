@@ -11,7 +11,6 @@ from ami_agent.lessons import (
     Amortise,
     Distil,
     Foresee,
-    Improve,
     Live,
     NoLesson,
     Practise,
@@ -105,19 +104,6 @@ def forage() -> Config:
         ),
         amortise=Amortise(
             learning=Learning(steps=2500, batch=256, lr=2e-3), horizon=6, tasks=("eat", "flag")
-        ),
-        improve=Improve(
-            rounds=2,
-            critics=Foresee(
-                learning=Learning(steps=600, batch=128),
-                trace=0.5,
-                expectile=0.5,
-                futures=8,
-                horizon=6,
-            ),
-            policy=Amortise(
-                learning=Learning(steps=1000, batch=256), horizon=6, tasks=("eat", "flag")
-            ),
         ),
         distil=Distil(
             rounds=8,

@@ -51,6 +51,32 @@ class Expectation(nn.Module):
         self.scale[task] = energy.std(correction=0).clamp_min(1e-6)
 
 
+class Promises:
+    """What thinking found in each of B worlds, and for how many steps it holds: to think again so
+    soon would find the same."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing was thought yet."""
+        self.energy = self.left = torch.empty(0)
+
+    def broken(self, energy: Tensor) -> Tensor:
+        """A step later, energies `[B]` -> `[B]` bool: where nothing holds any more, or what comes
+        is worse than what was found."""
+        if len(self.energy) != len(energy):
+            self.energy, self.left = torch.full_like(energy, -torch.inf), torch.zeros_like(energy)
+        self.left = self.left - 1
+        return (self.left < 0) | (energy > self.energy)
+
+    def make(self, worlds: Tensor, energy: Tensor) -> None:
+        """In some worlds, `[N]`, plans of these energies `[N]` were found."""
+        self.energy = self.energy.index_copy(0, worlds, energy)
+        self.left = self.left.index_fill(0, worlds, self.patience)
+
+
 class Compare(Protocol):
     """A habit that imagines its own future, and others beside it."""
 
@@ -60,7 +86,7 @@ class Compare(Protocol):
 class Auto:
     """Both modes as one actor. What deliberation is expected to gain over resting is the measure:
     what the policy would do, or what was intended a step ago, is good enough where it gains all
-    but `tolerance` of it."""
+    but `tolerance` of it, or as much as was found when it was last thought about."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -70,9 +96,11 @@ class Auto:
         """Share of the expected gain that reacting may forgo."""
         slack: float = 0.05
         """Of one standard deviation of the energies of such plans: too little to think about."""
+        patience: int = 5
+        """Steps for which a thought holds, unless what it found gets worse by more than `slack`."""
 
         def __post_init__(self) -> None:
-            require(self, hidden=1, tolerance=0, slack=0)
+            require(self, hidden=1, tolerance=0, slack=0, patience=0)
 
         def expectation(self, shape: Shape, tasks: int, told: int) -> Expectation:
             return Expectation(mlp(3 * prod(shape) + told, self.hidden, 1), tasks, told)
@@ -88,26 +116,29 @@ class Auto:
     ) -> None:  # fmt: skip
         self.config, self.habit, self.action_dim = config, habit, action_dim
         self.planner, self.expectation = planner, expectation
-        self.intended = Warm()
+        self.intended, self.promises = Warm(), Promises(config.patience)
 
     def reset(self, seed: int = 0) -> None:
         """What is guessed from here on depends on the seed alone; nothing is intended yet."""
         self.planner.reset(seed)
         self.intended.clear()
+        self.promises.clear()
 
     def __call__(self, state: Tensor, focus: Focus) -> Plan:
         """`[B, D]` -> the policy's own future, or the rest of what was intended a step ago, or,
         where neither is good enough, a new plan."""
         kept = self.intended.start(state, focus, self.action_dim)
         rest = state.new_zeros(len(state), 1, focus.horizon, self.action_dim)
-        thought = self.habit.beside(state, torch.cat([kept, rest], 1), focus)
-        plan = intended(thought, thought.energy[:, :-1].argmin(1))
-        poor = self._poor(state, plan.energy, thought.energy[:, -1], focus)
+        futures = self.habit.beside(state, torch.cat([kept, rest], 1), focus)
+        plan = intended(futures, futures.energy[:, :-1].argmin(1))
+        poor = self._poor(state, plan.energy, futures.energy[:, -1], focus)
         plan = plan._replace(considered=plan.states[:, None], deliberated=poor)
         worlds = poor.nonzero().squeeze(1)
         if len(worlds):
             self.planner.resume(plan.actions[worlds, None])  # its last plan was for other worlds
-            plan = splice(plan, self.planner(state[worlds], focus.of(worlds)), worlds)
+            thought = self.planner(state[worlds], focus.of(worlds))
+            self.promises.make(worlds, thought.energy)
+            plan = splice(plan, thought, worlds)
         self.intended.keep(plan.actions[:, None])
         return plan
 
@@ -117,7 +148,7 @@ class Auto:
         expected = self.expectation(state, focus.goal, focus.condition)
         allowed = self.config.tolerance * (resting - expected).relu()
         slack = self.config.slack * self.expectation.spread(focus.condition)
-        return energy > expected + allowed + slack
+        return (energy > expected + allowed + slack) & self.promises.broken(energy - slack)
 
 
 def splice(plan: Plan, other: Plan, worlds: Tensor) -> Plan:

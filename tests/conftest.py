@@ -12,7 +12,7 @@ from torch import Tensor
 from ami_agent import recipes
 from ami_agent.build import Config
 from ami_agent.cli import main
-from ami_agent.lessons import Distil, Improve, Live, NoLesson, Practise
+from ami_agent.lessons import Distil, Live, NoLesson, Practise
 from modules.types import Decide, Focus, Imagine, Pursue, Rollout
 
 
@@ -59,10 +59,6 @@ def small(config: Config, steps: int = 6) -> Config:
     practice = config.practice if isinstance(config.practice, NoLesson) else Practise(steps=7)
     amortise = {} if isinstance(config.amortise, NoLesson) else {"together": 4}
     teacher = {"together": 4} if isinstance(config.teacher, recipes.Separate) else {}
-    improve = config.improve
-    if isinstance(improve, Improve):
-        policy = shorter(improve.policy, together=4)
-        improve = replace(improve, critics=shorter(improve.critics), policy=policy)
     return replace(
         config,
         life=Live(worlds=8, steps=steps_lived, options=config.life.options),
@@ -73,7 +69,6 @@ def small(config: Config, steps: int = 6) -> Config:
         practice=practice,
         refine=shorter(config.refine),
         amortise=shorter(config.amortise, **amortise),
-        improve=improve,
         distil=shorter(config.distil, rounds=2, worlds=4, steps=3)
         if isinstance(config.distil, Distil)
         else config.distil,

@@ -32,7 +32,6 @@ LEARNS = {
     "practice": set(),
     "refine": {"world_model"},
     "amortise": {"policy"},
-    "improve": {"policy", "cost"},
     "distil": {"policy", "expectation"},
 }
 """Which boxes a lesson moves."""

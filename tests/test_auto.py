@@ -18,7 +18,7 @@ from ami_agent.agent import Agent
 from ami_agent.build import Config, build, capacity
 from ami_agent.life import World, live
 from ami_agent.players import Scene
-from modules.auto import Auto, Expectation, splice
+from modules.auto import Auto, Expectation, Promises, splice
 from modules.bounds import Box
 from modules.planners import CEM, GradientPlanner, MindsEye
 from modules.planners.common import Thought
@@ -193,7 +193,7 @@ def test_only_the_worlds_that_need_it_are_thought_about_and_as_if_they_were_alon
 
 
 def test_every_thought_starts_from_the_best_that_would_be_done_without_it():
-    actor, tape = auto(promise(-BIG), planner=thinker(warm_steps=20, lr=0.05))
+    actor, tape = auto(promise(-BIG), planner=thinker(warm_steps=20, lr=0.05), patience=0)
     first = actor(HERE, TASK)
     assert torch.equal(tape.given[0], uneven(HERE, TASK))
     then, kept = onward(first), torch.cat([first.actions[:, 1:], first.actions[:, -1:]], 1)
@@ -222,6 +222,41 @@ def test_what_was_thought_out_once_is_carried_on_without_another_thought():
     assert (then.energy < own.energy).all()
 
 
+def test_who_has_just_thought_lets_it_be_for_a_while():
+    """However much more is expected: what was found is all that would be found again."""
+    actor, tape = auto(promise(-BIG), patience=2, slack=10.0)
+    state, thought = HERE, []
+    for _ in range(7):
+        plan = actor(state, TASK)
+        thought.append(plan.deliberated.tolist())
+        state = onward(plan)
+    everywhere, nowhere = [True] * WORLDS, [False] * WORLDS
+    assert thought == [everywhere, nowhere, nowhere, everywhere, nowhere, nowhere, everywhere]
+    assert len(tape.asked) == 3
+
+
+def test_where_less_comes_of_it_than_was_found_it_is_thought_about_again_and_only_there():
+    actor, tape = auto(promise(-BIG), planner=thinker(warm_steps=60, lr=0.05), slack=0.01)
+    first = actor(HERE, TASK)
+    astray = torch.tensor([True, False, False, True, False, False])
+    state = torch.where(astray[:, None], 2 * HERE - THERE, onward(first))  # twice as far away
+    assert torch.equal(actor(state, TASK).deliberated, astray)
+    assert torch.equal(tape.asked[1], state[astray])
+
+
+@pytest.mark.parametrize(("worse", "thinks"), [(0.04, False), (0.06, True)])
+def test_a_little_less_than_was_found_is_forgiven(worse, thinks):
+    promises = Promises(patience=3)
+    promises.broken(torch.zeros(2))
+    promises.make(torch.tensor([1]), torch.tensor([2.0]))
+    task = wish(torch.zeros(2, 2), horizon=1, condition=torch.zeros(2, 1))
+    expectation = promise(-BIG)
+    actor, _ = auto(expectation, rest, slack=0.05, tolerance=0.0)
+    actor.promises = promises
+    away = torch.tensor([[0.0, 0.0], [(2.0 + worse) ** 0.5, 0.0]])
+    assert actor(away, task).deliberated.tolist() == [True, thinks]
+
+
 def test_what_was_intended_is_what_is_left_of_it_a_step_later():
     def uneven_steps(state: Tensor, focus: Focus) -> Tensor:
         return best(state, focus) * torch.tensor([0.5, 1.0, 0.9])[:, None]
@@ -241,9 +276,11 @@ def test_what_was_intended_gives_way_to_a_better_habit():
     assert torch.equal(actor(HERE, TASK).actions, best(HERE, TASK)[:, 0])
 
 
-@pytest.mark.parametrize("elsewhere", [lambda actor: -HERE, lambda actor: actor.reset() or HERE])
+@pytest.mark.parametrize(
+    "elsewhere", [lambda actor: 2 * HERE - THERE, lambda actor: actor.reset() or HERE]
+)
 def test_what_was_intended_is_thought_out_anew_where_it_no_longer_serves(elsewhere):
-    """Somewhere else, or in another life."""
+    """Farther away, or in another life."""
     actor, tape = auto(knowing(), rest, planner=thinker(warm_steps=60, lr=0.05))
     actor(HERE, TASK)
     state = elsewhere(actor)
@@ -372,7 +409,7 @@ def test_a_new_life_with_the_same_seed_makes_the_same_plans():
     assert torch.equal(first[:, ~LAZY], other[:, ~LAZY])
 
 
-@pytest.mark.parametrize("setting", ["hidden", "tolerance", "slack"])
+@pytest.mark.parametrize("setting", ["hidden", "tolerance", "slack", "patience"])
 def test_settings_that_make_no_sense_are_refused_by_name(setting):
     with pytest.raises(UnusableInput, match=f"{setting} is -1"):
         Auto.Config(**{setting: -1})
@@ -393,7 +430,8 @@ def mind(config: Config, worlds: int) -> tuple[Agent, World]:
 def forager() -> tuple[Agent, World]:
     config = small(recipes.forage())
     planner = replace(config.planner, horizon=4, steps=2)
-    return mind(replace(config, planner=planner), worlds=3)
+    config = replace(config, planner=planner, auto=replace(config.auto, patience=0))
+    return mind(config, worlds=3)
 
 
 @pytest.mark.parametrize(("expected", "thinks"), [(BIG, False), (-BIG, True)])

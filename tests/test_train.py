@@ -79,7 +79,7 @@ class KilledAt:
 
 STAGES = {
     "two-rooms-random": ("objective", "teacher", "paths", "practice", "refine", "distil"),
-    "forage": ("objective", "foresee", "improve", "distil"),
+    "forage": ("objective", "foresee", "amortise", "distil"),
 }
 
 

@@ -7,7 +7,6 @@ A lesson is a setting; `begin` makes the pupil that does it. A pupil takes one s
 from ami_agent.lessons.base import Idle, Lesson, NoLesson, Pupil
 from ami_agent.lessons.critic import Bootstrap, Separate, ShortestPaths
 from ami_agent.lessons.foresight import Foresee
-from ami_agent.lessons.iteration import Improve
 from ami_agent.lessons.life import Live, Practise
 from ami_agent.lessons.policy import Amortise, Distil
 from ami_agent.lessons.world_model import Predict, Refine
@@ -18,7 +17,6 @@ __all__ = [
     "Distil",
     "Foresee",
     "Idle",
-    "Improve",
     "Lesson",
     "Live",
     "NoLesson",

@@ -6,25 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import torch
 from torch import Tensor
 
 from ami_agent.learning import Learner
 from ami_agent.life import WorldConfig
 from modules.recall import ShortTerm
-from modules.types import Focus, Gains, Observation, each
+from modules.types import Gains, Observation, each
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
-    from modules.configurator import Assignment
     from modules.memory import Memory
 
 
 class Pupil(Protocol):
     """Something that learns step by step."""
 
-    @property
-    def step(self) -> int: ...
+    step: int
+
     @property
     def total(self) -> int: ...
     def update(self) -> dict[str, Tensor]: ...
@@ -80,16 +78,6 @@ def primings(agent: Agent) -> list[dict[str, float]]:
     own = agent.configurator.gains
     ways = [own, *({**own, **task.attend} for task in agent.assignments.values())]
     return [way for index, way in enumerate(ways) if way not in ways[:index]]
-
-
-def purpose(agent: Agent, chosen: Assignment, state: Tensor, group: int = 0) -> Focus:
-    """What is wanted in states `[B, D]` under a task: where the world would name a goal, to be
-    where the neighbour is in a group of so many (0: in the batch); where the agent is to stay, to
-    be here."""
-    neighbour = state.unflatten(0, (-1, group or len(state))).roll(1, 1).flatten(0, 1)
-    goal = {"world": neighbour, "here": state, "none": torch.zeros_like(state)}[chosen.aim]
-    task = chosen.task(None if chosen.aim == "none" else goal, "plan")
-    return agent.configurator.focus(task, goal)
 
 
 def as_states(agent: Agent, gains: Gains | None = None) -> Memory:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ami_agent.learning import Learning
-from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states, purpose
+from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.life import WorldConfig
 from ami_agent.losses import foresight_loss, lambda_returns
-from modules.actor import Habit
-from modules.configurator import Assignment
 from modules.cost import Foresight
 from modules.planners.common import Guesses
 from modules.targets import MovingAverage
@@ -59,19 +55,15 @@ class Foresee(Study):
 
 class Foreseer(GradientPupil):
     """Logs how well what is foreseen agrees with what is felt: `correlation`, and `bias`, the mean
-    of foreseen minus felt. Among the futures it imagines are those of the policy in `tasks`."""
+    of foreseen minus felt."""
 
-    def __init__(
-        self, config: Foresee, agent: Agent, seed: int, tasks: Sequence[Assignment] = ()
-    ) -> None:
+    def __init__(self, config: Foresee, agent: Agent, seed: int) -> None:
         foresight = agent.cost.body.foresight
         if not isinstance(foresight, Foresight) or not agent.cost.body.drives.names:
             raise UnusableInput("an agent without drives or foresight can't foresee them")
         self.lesson, self.memory, self.drives = config, as_states(agent), agent.cost.body.drives
         self.guess = Guesses(agent.eye)
         self.model = deepcopy(agent.world_model).requires_grad_(False)
-        self.habit = Habit(agent.policy, replace(agent.eye, pursue=self.model.pursue))
-        self.wanted = [partial(purpose, agent, task) for task in tasks]
         self._adapt(foresight)
         self.foresight, self.slow = foresight, MovingAverage(foresight, config.lag)
         self.agreement: dict[str, Tensor] = {}
@@ -113,9 +105,7 @@ class Foreseer(GradientPupil):
     def _imagined(self, state: Tensor, random: torch.Generator) -> Tensor:
         """The cheapest of some futures for each drive by itself: `[B, D]` -> `[B, W]`"""
         held = self.guess.held(state, self.lesson.futures, self.lesson.horizon, random)
-        focuses = [wanted(state)._replace(horizon=self.lesson.horizon) for wanted in self.wanted]
-        habits = [self.habit(state, focus) for focus in focuses]
-        future = self.model.imagine(state, torch.cat([held, *habits], 1))
+        future = self.model.imagine(state, held)
         felt = self.drives(future.interoception)  # [B, P, H, W]
         fade = self.foresight.discount ** torch.arange(self.lesson.horizon + 1).to(felt)
         soon = torch.einsum("bphw,h->bpw", felt, fade[:-1])

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ami_agent.learning import Learning
-from ami_agent.lessons.base import GradientPupil, Pupil, Study, purpose
+from ami_agent.lessons.base import GradientPupil, Pupil, Study
 from ami_agent.life import WorldConfig, ended, seen
 from ami_agent.losses import policy_loss
 from ami_agent.players import Scene, task_of
 from modules.actor import Habit
 from modules.configurator import Assignment
-from modules.types import each, require
+from modules.types import Focus, Observation, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -43,10 +43,6 @@ class Amortise(Study):
         require(self, horizon=1)
         self.learning.groups(self.together)
 
-    def practised(self, agent: Agent) -> list[Assignment]:
-        """The tasks that are practised."""
-        return [agent.assigned(name) for name in self.tasks] or list(agent.assignments.values())
-
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         policy = agent.eval().policy
         # copies: no gradient is computed for what doesn't learn
@@ -54,21 +50,33 @@ class Amortise(Study):
         cost = deepcopy(agent.cost).requires_grad_(False)
         habit = Habit(policy, replace(agent.eye, pursue=model.pursue, evaluate=cost))
         group = self.together if self.together > 1 else self.learning.batch
-        tasks = self.practised(agent)
+        tasks = [agent.assigned(name) for name in self.tasks] or list(agent.assignments.values())
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
             batch = agent.memory.sample(self.learning.batch, 1, random, self.together)
             now = each(lambda part: part[:, 0].to(agent.device), batch.obs)
             chosen = tasks[int(torch.randint(len(tasks), (), generator=random))]
-            with torch.no_grad():
-                state = agent.perceive(now, agent.configurator.primed(chosen.task(None, "plan")))
-            focus = purpose(agent, chosen, state, group)
+            state, focus = _situation(agent, now, group, chosen)
             alone = state.new_empty(len(state), 0, self.horizon, agent.spec.action_dim)
             energy = habit.beside(state, alone, focus).energy
             # in units of its own spread, or tasks with large costs would drown the others
             return {"energy": (energy / energy.detach().std(correction=0).clamp_min(1e-6)).mean()}
 
         return GradientPupil(policy, loss, self.learning, weights={}, seed=seed)
+
+
+@torch.no_grad()
+def _situation(
+    agent: Agent, obs: Observation, group: int, chosen: Assignment
+) -> tuple[Tensor, Focus]:
+    """Observations `[B, *O]` as states under a task, and that task, with goals: where the world
+    would name one, the neighbour in a group of so many; where the agent is to stay, the state
+    itself."""
+    state = agent.perceive(obs, agent.configurator.primed(chosen.task(None, "plan")))
+    neighbour = state.unflatten(0, (-1, group)).roll(1, 1).flatten(0, 1)
+    goal = {"world": neighbour, "here": state, "none": torch.zeros_like(state)}[chosen.aim]
+    task = chosen.task(None if chosen.aim == "none" else obs, "plan")
+    return state, agent.configurator.focus(task, goal)
 
 
 @dataclass(frozen=True, kw_only=True)
