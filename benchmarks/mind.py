@@ -23,12 +23,13 @@ from study import Study, first_episode, percent, score, told
 import ami_agent as ami
 from ami_agent.build import build
 from ami_agent.evaluate import judge, play_many
-from ami_agent.lessons import Live, Pupil
+from ami_agent.lessons import Live, NoLesson, Pupil
 from ami_agent.lessons.life import Explorer
 from ami_agent.life import Act, WorldConfig
 from ami_agent.players import Begin, Scene, aimless, mind
 from ami_agent.report import table
 from modules.actor import NoHabit
+from modules.auto import Auto
 from modules.configurator import Assignment
 
 Row = list[str]
@@ -180,6 +181,7 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
         whole, life=Live(worlds=250, steps=160),
         objective=replace(whole.objective, learning=replace(whole.objective.learning, steps=2000)),
         foresee=replace(whole.foresee, learning=replace(whole.foresee.learning, steps=1000)),
+        amortise=NoLesson(), distil=NoLesson(), auto=Auto.Config(),
     )  # fmt: skip
     found = [
         study.figure(
