@@ -138,7 +138,8 @@ def build(
         expectation = config.auto.expectation(shape, len(config.tasks), told)
     eye = MindsEye(world_model.imagine, world_model.pursue, cost, bounds, spec.action_dim)
     habit = config.habit.build(policy, eye)
-    planner, spontaneous = (config.planner.build(eye, habit) for _ in range(2))
+    planner = config.planner.build(eye, habit)
+    spontaneous = config.planner.build(eye, NoHabit(spec.action_dim))  # is told of the habit
     actors: dict[str, Mode] = {
         "react": Reflex(policy),
         "plan": Commit(config.temper.build(planner, eye), config.execute),

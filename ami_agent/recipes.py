@@ -112,7 +112,7 @@ def forage() -> Config:
             learning=Learning(steps=1500, batch=512),
             imitate=("explore", "stay"),
         ),
-        auto=Auto.Config(slack=0.3),
+        auto=Auto.Config(slack=0.1),
     )
 
 

@@ -33,6 +33,7 @@ from modules.auto import Auto
 from modules.configurator import Assignment
 
 Row = list[str]
+MODES = ("plan", "auto", "react")
 
 
 def tasks(study: Study) -> tuple[list[str], list[Row]]:
@@ -125,7 +126,7 @@ def told_of(config: ami.Config, task: str, *, critics: bool, horizon: int = 0) -
 
 def critic(study: Study) -> tuple[list[str], list[Row]]:
     rows = []
-    for name, task in (("forage", "eat"), ("forage", "flag"), ("two-rooms", "reach")):
+    for name, task in (("forage", "eat"), ("two-rooms", "reach")):
         config = study.config(name)
         for critics in (True, False):
             marks = []
@@ -140,8 +141,9 @@ def critic(study: Study) -> tuple[list[str], list[Row]]:
 def auto(study: Study) -> tuple[list[str], list[Row]]:
     rows = []
     for name, task in (("two-rooms", "reach"), ("forage", "eat"), ("forage", "flag")):
-        for mode in ("plan", "auto", "react"):
-            found = study.judged(name, task, mode)
+        by_mode = study.compared(name, task, MODES)
+        for mode in MODES:
+            found = [figures[mode] for figures in by_mode]
             figures = (
                 [score(f) for f in found],
                 [f["final_success"]["mean"] for f in found],
@@ -233,14 +235,10 @@ def modules(study: Study) -> tuple[list[str], list[Row]]:
     open_eyed = {n: replace(task, attend={}) for n, task in config.tasks.items()}
     cases: list[tuple[str, str, str, str, dict[str, Any]]] = [
         ("configurator", "forage", "flag", "forage", {"tasks": untold}),
-        ("configurator", "forage", "explore", "forage", {"tasks": untold}),
         ("priming", "forage", "explore", "forage", {"tasks": open_eyed}),
-        ("priming", "forage", "stay", "forage", {"tasks": open_eyed}),
         ("priming", "two-rooms-distracted", "reach", "two-rooms-distracted without priming", {}),
         ("drives", "forage", "eat", "forage", {"tasks": numb}),
-        ("drives", "forage", "flag", "forage", {"tasks": numb}),
         ("critics", "forage", "eat", "forage", told_of(config, "eat", critics=False)),
-        ("critics", "forage", "flag", "forage", told_of(config, "flag", critics=False)),
         ("memory", "cue-corridor", "reward", "cue-corridor without memory", {}),
         ("policy's warm start", "two-rooms", "reach", "two-rooms", {"habit": NoHabit.Config()}),
         ("policy's warm start", "forage", "eat", "forage", {"habit": NoHabit.Config()}),
@@ -252,9 +250,9 @@ def modules(study: Study) -> tuple[list[str], list[Row]]:
         lost = [a - b for a, b in zip(*marks, strict=True)]
         rows.append([part, f"{name}, {task}", *(told(m, 1) for m in (*marks, lost))])
     for name, task in (("two-rooms", "reach"), ("forage", "flag")):
+        by_mode = study.compared(name, task, MODES)
         reacting, thinking = (
-            [f["ms_per_action"]["mean"] for f in study.judged(name, task, mode)]
-            for mode in ("auto", "plan")
+            [f[mode]["ms_per_action"]["mean"] for f in by_mode] for mode in ("auto", "plan")
         )
         times = [b / a for a, b in zip(reacting, thinking, strict=True)]
         took = [f"{told(ms, 1)} ms" for ms in (reacting, thinking)]

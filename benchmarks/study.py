@@ -78,17 +78,18 @@ class Study:
             found.append(self.figure(whole, look))
         return found
 
-    def judged(self, name: str, task: str, mode: str = "plan", **changes: Any) -> list[Any]:
-        """The figures of every seed."""
+    def judged(self, name: str, task: str, **changes: Any) -> list[Any]:
+        """The figures of Mode-2, of every seed."""
+        return [found["plan"] for found in self.compared(name, task, ("plan",), **changes)]
+
+    def compared(self, name: str, task: str, modes: Sequence[str], **changes: Any) -> list[Any]:
+        """The figures of every seed by mode, one after the other in the same minutes."""
         world = self.config(name).evaluation
 
         def find(agent: ami.Agent, start: int) -> Any:
-            found = judge(
-                agent, world, modes=(mode,), task=task, episodes=self.episodes, seed=start
-            )
-            return found[mode]
+            return judge(agent, world, modes=modes, task=task, episodes=self.episodes, seed=start)
 
-        return self.of_agents(name, f"{task} {mode}", find, **changes)
+        return self.of_agents(name, f"{task} {' '.join(modes)}", find, **changes)
 
 
 def first_episode(seed: int) -> int:

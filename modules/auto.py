@@ -135,7 +135,8 @@ class Auto:
         plan = plan._replace(considered=plan.states[:, None], deliberated=poor)
         worlds = poor.nonzero().squeeze(1)
         if len(worlds):
-            self.planner.resume(plan.actions[worlds, None])  # its last plan was for other worlds
+            # its last plan was for other worlds; what would be done anyway is where thinking starts
+            self.planner.resume(futures.rollout.actions[worlds, :-1])
             thought = self.planner(state[worlds], focus.of(worlds))
             self.promises.make(worlds, thought.energy)
             plan = splice(plan, thought, worlds)
