@@ -234,6 +234,40 @@ def test_who_has_just_thought_lets_it_be_for_a_while():
     assert len(tape.asked) == 3
 
 
+def test_what_was_found_holds_in_its_own_world_for_its_own_time():
+    promises, worse, better = Promises(patience=2), torch.full((3,), 9.0), torch.full((3,), 1.0)
+    assert promises.broken(better).all()  # nothing was promised yet
+    promises.make(torch.tensor([1]), torch.tensor([5.0]))
+    assert promises.broken(better).tolist() == [True, False, True]
+    promises.make(torch.tensor([0, 2]), torch.tensor([0.5, 3.0]))
+    assert promises.broken(better).tolist() == [True, False, False]
+    assert promises.broken(better).tolist() == [True, True, False]  # its time is over
+    assert promises.broken(worse).all()
+    promises.make(torch.tensor([0, 1, 2]), better)
+    assert not promises.broken(better).any()
+    promises.clear()
+    assert promises.broken(better).all()
+
+
+def test_in_another_life_nothing_holds_of_what_was_found():
+    actor, _ = auto(promise(-BIG), slack=10.0)
+    thought = []
+    for begins in (False, False, True, False):
+        if begins:
+            actor.reset()
+        thought.append(bool(actor(HERE, TASK).deliberated.all()))
+    assert thought == [True, False, True, False]
+
+
+def test_what_was_found_is_remembered_where_it_was_thought_about():
+    """Much is expected where the policy is lazy, nothing elsewhere."""
+    rule = Says(lambda told: torch.where(LAZY, -BIG, BIG))
+    actor, tape = auto(Expectation(rule, tasks=1, told=1), slack=10.0)
+    assert torch.equal(actor(HERE, TASK).deliberated, LAZY)
+    assert not actor(HERE, TASK).deliberated.any()
+    assert len(tape.asked) == 1
+
+
 def test_where_less_comes_of_it_than_was_found_it_is_thought_about_again_and_only_there():
     actor, tape = auto(promise(-BIG), planner=thinker(warm_steps=60, lr=0.05), slack=0.01)
     first = actor(HERE, TASK)
@@ -449,6 +483,18 @@ def test_every_task_of_a_forager_can_be_done_as_need_be(forager, name, expected,
         torch.testing.assert_close(agent.policy.bounds.project(plan.actions), plan.actions)
         torch.testing.assert_close(torch.stack(list(plan.terms.values())).sum(0), plan.energy)
         assert plan.energy.isfinite().all()
+
+
+def test_the_policy_is_asked_once_for_every_imagined_step_though_it_is_thought_about(forager):
+    agent, world = forager
+    agent.expectation.mean.fill_(-BIG)
+    obs, info = world.reset(0)
+    act = players.mind(agent, "auto", agent.assignments["eat"])(Scene(world, obs, info), 0)
+    asked: list[Tensor] = []
+    handle = agent.policy.register_forward_hook(lambda policy, told, done: asked.append(done))
+    act(obs)
+    handle.remove()
+    assert len(asked) == 4
 
 
 def test_what_is_expected_of_plans_is_learnt_from_the_plans_that_were_made(tiny):
