@@ -8,6 +8,7 @@ found it: after a change of the code, delete runs/mind/figures.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -45,10 +46,9 @@ class Study:
         begun = (run / "config.json").exists()
         if begun:
             runs.check_same(run, config, seed)
-        report = Report(run, self.console)
-        report.say(f"== {run}")
-        ami.train(config, out=run, seed=seed, report=report, resume=begun)
-        report.close()
+        with closing(Report(run, self.console)) as report:
+            report.say(f"== {run}")
+            ami.train(config, out=run, seed=seed, report=report, resume=begun)
         return run
 
     def figure(self, asked: str, find: Callable[[], Any]) -> Any:

@@ -1,0 +1,77 @@
+"""A study that was stopped goes on where it was; no agent's figures are taken for another's."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import ami_agent as ami
+from ami_agent.shadow import HOME
+from tests.conftest import small
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Of two tiny agents, in an empty folder."""
+    monkeypatch.syspath_prepend(str(HOME / "benchmarks"))
+    sys.modules.pop("study", None)
+    import study
+
+    monkeypatch.setattr(study, "HOME", tmp_path)
+    monkeypatch.setattr(
+        ami.recipes, "recipe", lambda name: replace(small(ami.recipes.two_rooms()), recipe=name)
+    )
+    return study.Study([0, 1], 2, Console(quiet=True))
+
+
+def asked(study, what: str, **changes) -> tuple[list, list[int]]:
+    """What is found of every agent, and which were looked at."""
+    looked: list[int] = []
+
+    def find(agent, start: int) -> list[int]:
+        looked.append(start)
+        return [start, agent.planner.config.horizon]
+
+    return study.of_agents("two-rooms", what, find, **changes), looked
+
+
+def test_what_was_found_once_is_not_looked_for_again(study):
+    found, looked = asked(study, "this")
+    assert looked == [1_000_000, 1_010_000]
+    assert found == [[1_000_000, 8], [1_010_000, 8]]
+    assert asked(study, "this") == (found, [])
+
+
+def test_another_question_another_agent_or_other_episodes_are_looked_at_anew(study):
+    asked(study, "this")
+    planner = replace(ami.recipes.two_rooms().planner, horizon=3)
+    found, looked = asked(study, "this", planner=planner)
+    assert len(looked) == 2
+    assert [horizon for _, horizon in found] == [3, 3]
+    assert len(asked(study, "that")[1]) == 2
+    study.episodes = 3
+    assert len(asked(study, "this")[1]) == 2
+
+
+def test_weights_that_nobody_trained_are_refused_whatever_was_found(study):
+    asked(study, "this")
+    facts = next(Path(study.run("two-rooms", 1)).glob("checkpoints/*/facts.json"))
+    newest = max(facts.parent.parent.glob("*/facts.json"))
+    text = newest.read_text()
+    digest = text.split('"tensors.safetensors": "')[1][:64]
+    newest.write_text(text.replace(digest, "0" * 64))
+    with pytest.raises(ami.UnusableInput, match="checksum"):  # not the figures of other weights
+        asked(study, "this")
+
+
+def test_a_question_that_fails_leaves_no_figure(study):
+    def fail() -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        study.figure("what", fail)
+    assert study.figure("what", lambda: 7) == 7
