@@ -54,9 +54,9 @@ def pain(study: Study) -> tuple[list[str], list[Row]]:
     flag = config.tasks["flag"]
     brave = {name: weight for name, weight in flag.drives.items() if name != "pain"}
     fearless = replace(flag, drives=brave, limits={})
-    rows = []
-    for name, assignment in {"with the pain cost": flag, "without": fearless}.items():
-        found = study.judged("forage", "flag", tasks={**config.tasks, "flag": assignment})
+    rows, changed = [], {"tasks": {**config.tasks, "flag": fearless}}
+    for name, changes in {"with the pain cost": {}, "without": changed}.items():
+        found = study.judged("forage", "flag", **changes)
         damage = [f["felt"]["damage"]["mean"] for f in found]
         success = [100 * f["final_success"]["mean"] for f in found]
         rows.append([name, told(damage, 3), told(success, 1)])
