@@ -11,7 +11,7 @@ import ami_agent as ami
 
 @pytest.mark.slow
 def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
-    """Half of the recipe's updates; the full recipe's figures are in the README."""
+    """Half of the recipe's updates; the full recipe's figures are in docs/results.md."""
     config = ami.recipes.two_rooms()
     short = replace(config.objective.learning, steps=config.objective.learning.steps // 2)
     config = replace(config, objective=replace(config.objective, learning=short))
