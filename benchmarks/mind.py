@@ -226,7 +226,7 @@ def modules(study: Study) -> tuple[list[str], list[Row]]:
     """What is lost without a part of the mind, in percent of the oracle's score. Parts that were
     learnt with the rest are left out before training, the others only when the agent acts."""
     config = study.config("forage")
-    first = next(iter(config.tasks.values()))
+    plain, first = study.config("two-rooms"), next(iter(config.tasks.values()))
     untold = {n: replace(first, options=task.options) for n, task in config.tasks.items()}
     numb = {
         n: replace(task, drives={}, weights=task.weights or {"effort": 1.0})
@@ -238,6 +238,7 @@ def modules(study: Study) -> tuple[list[str], list[Row]]:
         ("priming", "forage", "explore", "forage", {"tasks": open_eyed}),
         ("priming", "two-rooms-distracted", "reach", "two-rooms-distracted without priming", {}),
         ("drives", "forage", "eat", "forage", {"tasks": numb}),
+        ("critic", "two-rooms", "reach", "two-rooms", told_of(plain, "reach", critics=False)),
         ("critics", "forage", "eat", "forage", told_of(config, "eat", critics=False)),
         ("memory", "cue-corridor", "reward", "cue-corridor without memory", {}),
         ("policy's warm start", "two-rooms", "reach", "two-rooms", {"habit": NoHabit.Config()}),

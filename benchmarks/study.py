@@ -29,6 +29,7 @@ class Study:
 
     def __init__(self, seeds: Sequence[int], episodes: int, console: Console) -> None:
         self.seeds, self.episodes, self.console = seeds, episodes, console
+        self.trained: dict[tuple[str, int], Path] = {}
 
     def config(self, name: str) -> ami.Config:
         """`recipe` or `recipe without part` or `recipe with box=choice`."""
@@ -41,6 +42,11 @@ class Study:
 
     def run(self, name: str, seed: int) -> Path:
         """The run folder, trained if it isn't yet."""
+        if (name, seed) not in self.trained:
+            self.trained[name, seed] = self._train(name, seed)
+        return self.trained[name, seed]
+
+    def _train(self, name: str, seed: int) -> Path:
         config, folder = self.config(name), name.replace(" ", "-").replace("=", "-")
         run = HOME / folder / str(seed)
         begun = (run / "config.json").exists()

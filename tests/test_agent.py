@@ -267,6 +267,23 @@ def test_where_nothing_is_to_be_imitated_the_policy_is_to_go_on_as_it_does(imita
         assert as_it_does == bool(imitate and name not in imitate)
 
 
+def test_after_a_first_round_under_mode_2_the_policy_lives_by_itself():
+    config = small(recipes.forage(), steps=1)
+    planner = replace(config.planner, horizon=3, steps=2)
+    agent, _ = mind(replace(config, planner=planner))
+    pupil = replace(config.distil, imitate=()).begin(agent, config.world, seed=1)
+    dare, dared = pupil._dare, []
+    pupil._dare = lambda action, random: dared.append(action) or dare(action, random)
+    tasks = len(config.tasks)
+    for turn in (0, tasks):
+        dared.clear()
+        label = pupil._ask(turn)
+        own = agent.policy(label.state, label.goal, label.condition)
+        assert not torch.allclose(label.action, own, atol=1e-3)
+        lived = label.action if turn < tasks else own
+        torch.testing.assert_close(torch.cat(dared), lived, atol=1e-6, rtol=0)
+
+
 def test_bootstrapping_moves_only_the_critic(tiny):
     learning = replace(tiny.teacher.learning, steps=2)
     config = replace(tiny, teacher=Bootstrap(learning=learning, length=4))
