@@ -21,6 +21,7 @@ from ami_agent.statistics import rate
 from ami_agent.train import train
 from modules.actor import NoHabit
 from modules.cost import NoCritic, NoForesight
+from modules.hierarchy import Flat
 from modules.recall import NoRecall
 from modules.types import UnusableInput
 
@@ -30,9 +31,11 @@ Change = Callable[[Config], Config]
 WITHOUT: Mapping[str, Change] = {
     "critic": lambda c: replace(
         c, critic=NoCritic.Config(), teacher=NoLesson(), paths=NoLesson(),
+        hierarchy=Flat.Config(), survey=NoLesson(),
         configurator=replace(c.configurator, reach=c.configurator.reach or 1.0, critic=0.0),
     ),
     "paths": lambda c: replace(c, paths=NoLesson()),
+    "hierarchy": lambda c: replace(c, hierarchy=Flat.Config(), survey=NoLesson()),
     "practice": lambda c: replace(c, practice=NoLesson(), refine=NoLesson()),
     "policy": lambda c: replace(
         c, amortise=NoLesson(), distil=NoLesson(), habit=NoHabit.Config()

@@ -13,6 +13,7 @@ from modules.actor import Policy
 from modules.auto import Expectation
 from modules.configurator import Assignment, Configurator, Task
 from modules.cost import Cost
+from modules.hierarchy import Hierarchy
 from modules.memory import Memory
 from modules.planners import MindsEye
 from modules.recall import LONGEST, Landmarks, Recall, ShortTerm
@@ -45,6 +46,7 @@ class Agent(nn.Module):
         cost: Cost,
         policy: Policy,
         expectation: Expectation,
+        hierarchy: Hierarchy,
         memory: Memory,
         configurator: Configurator,
         actors: Mapping[str, Mode],
@@ -57,6 +59,7 @@ class Agent(nn.Module):
         self.perception, self.recall, self.world_model = perception, recall, world_model
         self.landmarks = landmarks
         self.cost, self.policy, self.expectation = cost, policy, expectation
+        self.hierarchy = hierarchy
         self.memory, self.configurator, self.actors = memory, configurator, actors
         self.planner, self.eye = planner, eye  # what Mode-2 would do, whatever is then made of it
         self.assignments = assignments
@@ -80,6 +83,7 @@ class Agent(nn.Module):
         if self.focus is not None and focus.gains != self.focus.gains:
             self.episode.begin()  # what was lived was seen with other eyes
         self.focus = focus
+        self.hierarchy.reset()
         for actor in self.actors.values():
             actor.reset(seed)
 
@@ -115,7 +119,7 @@ class Agent(nn.Module):
         focus = focus.of(torch.arange(worlds, device=state.device) % len(focus.goal))
         if bored:
             focus = focus._replace(lived=self.episode.lived(), pace=self.world_model.pace(state))
-        return state, focus
+        return state, self.hierarchy(state, focus)
 
     @property
     def device(self) -> torch.device:

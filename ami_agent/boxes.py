@@ -5,8 +5,17 @@ from modules.actor import Calm, Habit, MapPolicy, NoHabit, Policy, Restless
 from modules.auto import Auto
 from modules.bounds import Ball, Box
 from modules.configurator import Assignment, Configurator
-from modules.cost import Critic, Foresight, MapQuasimetric, NoCritic, NoForesight, Quasimetric
-from modules.dynamics import MapDynamics, VectorDynamics
+from modules.cost import (
+    Critic,
+    Foresight,
+    MapQuasimetric,
+    NoCritic,
+    NoForesight,
+    Quasimetric,
+    WaveQuasimetric,
+)
+from modules.dynamics import MapDynamics, VectorDynamics, WaveDynamics
+from modules.hierarchy import Flat, LandmarkGraph
 from modules.objectives import Weights
 from modules.perception import MapEncoder, Senses, VectorEncoder
 from modules.planners import CEM, MPPI, GradientPlanner
@@ -29,10 +38,12 @@ __all__ = [
     "Critic",
     "Ensemble",
     "Feeling",
+    "Flat",
     "Foresight",
     "GradientPlanner",
     "Habit",
     "Itself",
+    "LandmarkGraph",
     "MapDynamics",
     "MapEncoder",
     "MapPolicy",
@@ -49,6 +60,8 @@ __all__ = [
     "Senses",
     "VectorDynamics",
     "VectorEncoder",
+    "WaveDynamics",
+    "WaveQuasimetric",
     "Weights",
     "WorldModel",
 ]

@@ -22,6 +22,7 @@ from ami_agent.lessons import (
     Refine,
     Separate,
     ShortestPaths,
+    Survey,
 )
 from ami_agent.life import Spec, WorldConfig
 from modules.actor import Calm, Commit, Habit, MapPolicy, NoHabit, Policy, Reflex, Restless
@@ -30,6 +31,7 @@ from modules.bounds import Ball, Box
 from modules.configurator import Assignment, Configurator
 from modules.cost import Body, Cost, Critic, Foresight, NoCritic, NoForesight
 from modules.drives import Drives
+from modules.hierarchy import Flat, LandmarkGraph
 from modules.memory import Memory
 from modules.perception import MapEncoder, Senses, VectorEncoder
 from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
@@ -60,6 +62,8 @@ class Config:
     foresight: Foresight.Config | NoForesight.Config = field(default_factory=NoForesight.Config)
     """The critics of the drives."""
     configurator: Configurator.Config = field(default_factory=Configurator.Config)
+    hierarchy: Flat.Config | LandmarkGraph.Config = field(default_factory=Flat.Config)
+    """The levels above the lowest."""
     planner: GradientPlanner.Config | CEM.Config | MPPI.Config
     temper: Calm.Config | Restless.Config = field(default_factory=Calm.Config)
     """What the agent does when its plans get it nowhere."""
@@ -82,6 +86,7 @@ class Config:
     foresee: Foresee | NoLesson = field(default_factory=NoLesson)
     practice: Practise | NoLesson = field(default_factory=NoLesson)
     refine: Refine | NoLesson = field(default_factory=NoLesson)
+    survey: Survey | NoLesson = field(default_factory=NoLesson)
     amortise: Amortise | NoLesson = field(default_factory=NoLesson)
     distil: Distil | NoLesson = field(default_factory=Distil)
     evaluation: WorldConfig
@@ -98,6 +103,7 @@ def lessons(config: Config) -> dict[str, Lesson]:
         "foresee": config.foresee,
         "practice": config.practice,
         "refine": config.refine,
+        "survey": config.survey,
         "amortise": config.amortise,
         "distil": config.distil,
     }
@@ -134,6 +140,8 @@ def build(
         world_model = config.world_model.build(shape, spec.action_dim, len(spec.interoception))
         body = Body(drives, config.foresight.build(shape, len(drives.names)))
         cost = Cost(config.critic.build(shape), body, world_model.doubt.disagreement)
+        distance = cost.critic.distance if isinstance(cost.critic, Critic) else None
+        hierarchy = config.hierarchy.build(prod(shape), distance)
         policy = config.policy.build(shape, spec.action_dim, bounds, told)
         expectation = config.auto.expectation(shape, len(config.tasks), told)
     eye = MindsEye(world_model.imagine, world_model.pursue, cost, bounds, spec.action_dim)
@@ -154,6 +162,7 @@ def build(
         cost=cost,
         policy=policy,
         expectation=expectation,
+        hierarchy=hierarchy,
         memory=Memory(capacity, _example(spec, worlds), config.memory_device),
         configurator=config.configurator.build(
             config.planner.horizon, config.planner.steps, tuple(actors), tuple(spec.senses),

@@ -9,6 +9,7 @@ from ami_agent.lessons import Amortise, Distil, Foresee, NoLesson, ShortestPaths
 from ami_agent.life import Spec
 from modules.configurator import Assignment
 from modules.cost import Foresight, NoCritic
+from modules.hierarchy import LandmarkGraph
 from modules.types import UnusableInput
 from modules.world_model import Numb
 
@@ -16,6 +17,7 @@ from modules.world_model import Numb
 def check_lessons(config: Config) -> None:
     """Raises UnusableInput for lessons that could not be taken."""
     _check_pupils(config)
+    _check_landmarks(config)
     _check_practised(config)
     _check_lives(config)
 
@@ -36,6 +38,26 @@ def _check_pupils(config: Config) -> None:
         raise UnusableInput(
             f"drives {', '.join(config.drives)} are of what is felt, but world_model.feeling is "
             "Numb"
+        )
+
+
+def _check_landmarks(config: Config) -> None:
+    """There are landmarks where somebody goes by them, and states to choose them from."""
+    if not isinstance(config.hierarchy, LandmarkGraph.Config):
+        if not isinstance(config.survey, NoLesson):
+            raise UnusableInput(
+                "survey chooses landmarks, and hierarchy has none: it must be LandmarkGraph, or "
+                "survey NoLesson (on the command line, --without hierarchy)"
+            )
+        return
+    if isinstance(config.critic, NoCritic.Config):
+        raise UnusableInput("hierarchy LandmarkGraph asks the critic how far landmarks are apart")
+    if isinstance(config.survey, NoLesson):
+        raise UnusableInput("hierarchy LandmarkGraph has no landmarks unless survey chooses them")
+    if config.survey.remembered < config.hierarchy.landmarks:
+        raise UnusableInput(
+            f"survey.remembered is {config.survey.remembered}, but {config.hierarchy.landmarks} "
+            "landmarks are to be chosen from them"
         )
 
 

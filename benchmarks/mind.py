@@ -155,8 +155,8 @@ def auto(study: Study) -> tuple[list[str], list[Row]]:
     return ["world", "mode", "score", "success", "% deliberated", "ms alone", "ms batched"], rows
 
 
-def learnt(config: ami.Config, world: WorldConfig, by: Begin, seed: int) -> ami.Agent:
-    """An agent that learns from what `by` lived in its stead."""
+def learnt(config: ami.Config, world: WorldConfig, by: Sequence[Begin], seed: int) -> ami.Agent:
+    """An agent that learns from what others lived in its stead, each for its part of the time."""
     body = world.build(1)
     agent = build(
         config, body.spec, seed=seed, worlds=config.life.worlds, capacity=config.life.steps + 1
@@ -164,7 +164,7 @@ def learnt(config: ami.Config, world: WorldConfig, by: Begin, seed: int) -> ami.
     body.close()
     worlds = world.build(config.life.worlds, "cpu", **config.life.options)
     pupils: list[Callable[[], Pupil]] = [
-        lambda: Explorer(agent, worlds, config.life, [by], seed),
+        lambda: Explorer(agent, worlds, config.life, by, seed),
         lambda: config.objective.begin(agent, world, seed),
         lambda: config.foresee.begin(agent, world, seed),
     ]
@@ -177,7 +177,8 @@ def learnt(config: ami.Config, world: WorldConfig, by: Begin, seed: int) -> ami.
 
 
 def curiosity(study: Study) -> tuple[list[str], list[Row]]:
-    """An agent that has lived by random action explores, and another learns from what it lived."""
+    """An agent that has lived by random action explores, and another learns from what it lived:
+    half of its life so, half by random action, in as many steps as the first."""
     whole = study.config("forage")
     config = replace(
         whole, life=Live(worlds=250, steps=160),
@@ -187,7 +188,7 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
     )  # fmt: skip
     found = [
         study.figure(
-            f"curiosity {seed} {study.episodes} {config}",
+            f"curiosity for half of the life {seed} {study.episodes} {config}",
             lambda seed=seed: _curious(study, config, seed),
         )
         for seed in study.seeds
@@ -202,9 +203,9 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
 def _curious(study: Study, config: ami.Config, seed: int) -> dict[str, list[float]]:
     """What each covers, and how well who learnt from its life does every task."""
     explore, start = config.tasks["explore"], first_episode(seed)
-    first = learnt(config, config.world, aimless, seed)
+    first = learnt(config, config.world, [aimless], seed)
     curious = mind(first, "plan", explore)
-    second = learnt(config, config.world, curious, seed)
+    second = learnt(config, config.world, [curious, aimless], seed)
     found = {}
     for who, by, agent in (("random action", aimless, first), ("curiosity", curious, second)):
         world = config.evaluation.under(explore)

@@ -81,7 +81,7 @@ class Reflex:
             energy=state.new_full((len(state),), torch.nan),
             terms={},
             states=now,
-            subgoals=now[:, :0],
+            hopes=focus.hopes,
             considered=now[:, None],
             deliberated=torch.zeros(len(state), dtype=torch.bool, device=state.device),
         )
@@ -180,7 +180,7 @@ class Restless:
         actions = torch.cat([first[:, None], plan.actions[:, 1:]], 1)
         # what the rest of the plan comes to after that: a plan never shows what it won't do
         changed = self.eye.decide(state, actions[:, None], focus)
-        return changed._replace(subgoals=plan.subgoals, considered=plan.considered)
+        return changed._replace(considered=plan.considered)
 
 
 class Commit:

@@ -130,7 +130,7 @@ class Auto:
         kept = self.intended.start(state, focus, self.action_dim)
         rest = state.new_zeros(len(state), 1, focus.horizon, self.action_dim)
         futures = self.habit.beside(state, torch.cat([kept, rest], 1), focus)
-        plan = intended(futures, futures.energy[:, :-1].argmin(1))
+        plan = intended(futures, futures.energy[:, :-1].argmin(1), focus)
         poor = self._poor(state, plan.energy, futures.energy[:, -1], focus)
         plan = plan._replace(considered=plan.states[:, None], deliberated=poor)
         worlds = poor.nonzero().squeeze(1)
@@ -164,7 +164,7 @@ def splice(plan: Plan, other: Plan, worlds: Tensor) -> Plan:
         energy=put(plan.energy, other.energy),
         terms={name: put(term, other.terms[name]) for name, term in plan.terms.items()},
         states=put(plan.states, other.states),
-        subgoals=put(plan.subgoals, other.subgoals),
+        hopes=put(plan.hopes, other.hopes),
         considered=put(plan.considered, other.states[:, None]),
         deliberated=put(plan.deliberated, other.deliberated),
     )

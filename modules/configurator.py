@@ -138,6 +138,7 @@ class Configurator:
             lived=goal[:, None][:, :0],
             known=goal[:0],
             pace=goal.new_ones(len(goal)),
+            hopes=goal[:, None, None][:, :0],
         )
 
 

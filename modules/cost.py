@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from modules.drives import Drives
 from modules.intrinsic import INTRINSIC
-from modules.layers import InUnits, Neighbourhoods, mlp, sharp
+from modules.layers import InUnits, Neighbourhoods, in_waves, mlp, sharp
 from modules.types import Energy, Focus, Rollout, Shape, UnusableInput, require
 
 Doubt = Callable[[Tensor, Tensor], Tensor]
@@ -54,6 +54,30 @@ class Quasimetric(nn.Module):
         return self.between(self.embed(state), self.embed(goal))
 
 
+class WaveQuasimetric(Quasimetric):
+    """The same distance, whose embedding looks at the state in waves: what is near in space may be
+    far on foot."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 256
+        groups: int = 8
+        units: int = 8
+        waves: int = 128
+        detail: float = 2.0
+        """Radians per unit of the state: how fine they are."""
+
+        def __post_init__(self) -> None:
+            require(self, hidden=1, groups=1, units=1, waves=1, detail=0)
+
+        def build(self, shape: Shape) -> WaveQuasimetric:
+            look = in_waves(prod(shape), self.waves, self.detail, self.hidden)
+            embed = nn.Sequential(
+                look, nn.SiLU(), mlp(self.hidden, self.hidden, self.groups * self.units)
+            )
+            return WaveQuasimetric(embed, self.groups)
+
+
 class MapQuasimetric(Quasimetric):
     """The same distance, whose embedding looks at neighbourhoods of a map state first."""
 
@@ -75,7 +99,7 @@ class Critic(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        distance: Quasimetric.Config | MapQuasimetric.Config = field(
+        distance: Quasimetric.Config | WaveQuasimetric.Config | MapQuasimetric.Config = field(
             default_factory=Quasimetric.Config
         )
 

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from modules.types import Shape
+from modules.layers import in_waves
+from modules.types import Shape, require
 
 
 class Dynamics(Protocol):
@@ -46,13 +47,16 @@ class VectorDynamics(nn.Module):
     class Config:
         hidden: int = 128
 
-        def build(self, shape: Shape, action_dim: int) -> VectorDynamics:
-            return VectorDynamics(self, shape, action_dim)
+        def __post_init__(self) -> None:
+            require(self, hidden=1)
 
-    def __init__(self, config: Config, shape: Shape, action_dim: int) -> None:
+        def build(self, shape: Shape, action_dim: int) -> VectorDynamics:
+            look = nn.Linear(prod(shape), self.hidden)
+            return VectorDynamics(look, self.hidden, prod(shape), action_dim)
+
+    def __init__(self, look: nn.Module, hidden: int, state: int, action_dim: int) -> None:
         super().__init__()
-        state, hidden = prod(shape), config.hidden
-        self.look = nn.Linear(state, hidden)
+        self.look = look
         self.mix = nn.Linear(hidden, hidden)
         self.films = nn.ModuleList([Film(action_dim, hidden) for _ in range(2)])
         self.change = _zero(nn.Linear(hidden, state))
@@ -69,6 +73,25 @@ class VectorDynamics(nn.Module):
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., D]` -> `[..., A]`"""
         return self.cause(torch.cat([state, next_state], -1))
+
+
+class WaveDynamics(VectorDynamics):
+    """The same, looking at the state in waves: for worlds whose walls are thin in a state that is
+    smooth. What is sharp is then what happens, not what is perceived."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 256
+        waves: int = 128
+        detail: float = 4.0
+        """Radians per unit of the state: how fine they are."""
+
+        def __post_init__(self) -> None:
+            require(self, hidden=1, waves=1, detail=0)
+
+        def build(self, shape: Shape, action_dim: int) -> WaveDynamics:
+            look = in_waves(prod(shape), self.waves, self.detail, self.hidden)
+            return WaveDynamics(look, self.hidden, prod(shape), action_dim)
 
 
 class MapDynamics(nn.Module):

@@ -55,6 +55,30 @@ def sharp(size: int, hidden: int, out: int) -> nn.Sequential:
     )
 
 
+class Waves(nn.Module):
+    """Numbers `[..., N]` -> the numbers and waves of them at random wavelengths, `[..., N + 2 W]`:
+    a small difference becomes a large one, which a few layers alone are slow to learn (Fourier
+    features, Tancik et al. 2020)."""
+
+    directions: Tensor
+
+    def __init__(self, size: int, waves: int, detail: float) -> None:
+        super().__init__()
+        self.out = size + 2 * waves
+        self.register_buffer("directions", detail * torch.randn(size, waves))
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        numbers = numbers.to(self.directions.dtype)
+        phase = numbers @ self.directions
+        return torch.cat([numbers, phase.sin(), phase.cos()], -1)
+
+
+def in_waves(size: int, waves: int, detail: float, out: int) -> nn.Sequential:
+    """`[..., size]` -> what is linear in numbers and waves of them, `[..., out]`"""
+    seen = Waves(size, waves, detail)
+    return nn.Sequential(seen, nn.Linear(seen.out, out))
+
+
 class Neighbourhoods(nn.Module):
     """Flat states `[..., D]`, folded into maps -> two convolutions, an MLP -> `[..., out]`."""
 

@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from modules.layers import mlp
+from modules.layers import Waves, mlp
 from modules.types import Gains, Observation, Shape, UnusableInput, by_sense, require
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -173,24 +173,6 @@ class VectorSense(nn.Module):
 
     def forward(self, part: Tensor) -> Tensor:
         return self.layers(self.waves(part)).flatten(1)
-
-
-class Waves(nn.Module):
-    """Numbers `[..., N]` -> the numbers and waves of them at random wavelengths, `[..., N + 2 W]`:
-    a small difference becomes a large one, which a few layers alone are slow to learn (Fourier
-    features, Tancik et al. 2020)."""
-
-    directions: Tensor
-
-    def __init__(self, size: int, waves: int, detail: float) -> None:
-        super().__init__()
-        self.out = size + 2 * waves
-        self.register_buffer("directions", detail * torch.randn(size, waves))
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        numbers = numbers.to(self.directions.dtype)
-        phase = numbers @ self.directions
-        return torch.cat([numbers, phase.sin(), phase.cos()], -1)
 
 
 SENSES = {1: "a vector [N]", 2: "a set of things [K, N]", 3: "an image [channels, height, width]"}

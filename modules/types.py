@@ -102,10 +102,11 @@ class Focus(NamedTuple):
     lived: Tensor  # [B, M, D]: this episode so far, as short-term memory holds it
     known: Tensor  # [K, D]: states of former lives, K = 0 where none are kept
     pace: Tensor  # [B]: how far a full step leads in representation space
+    hopes: Tensor  # [B, L - 1, H, D]: what the levels above plan, top first; `goal` comes from them
 
     def of(self, worlds: Tensor) -> Focus:
         """The same for some of the worlds only, `[N]` indices or a mask."""
-        parts = ("goal", "condition", "lived", "pace")
+        parts = ("goal", "condition", "lived", "pace", "hopes")
         return self._replace(**{name: getattr(self, name)[worlds] for name in parts})
 
 
@@ -125,7 +126,7 @@ class Plan(NamedTuple):
     energy: Tensor  # [B]
     terms: Mapping[str, Tensor]  # each [B]: the energy by name, already weighted
     states: Tensor  # [B, H + 1, D]: what is hoped for; a reflex imagines nothing, H is 0
-    subgoals: Tensor  # [B, L - 1, D]: what each level asked of the one below
+    hopes: Tensor  # [B, L - 1, H, D]: what the levels above plan, top first, in their strides
     considered: Tensor  # [B, P, H + 1, D]: all the futures that were compared
     deliberated: Tensor  # [B] bool: by Mode-2, not Mode-1
 
@@ -134,6 +135,11 @@ class Plan(NamedTuple):
         """[B]: the price of limits that this plan exceeds; 0 where it keeps them all."""
         prices = [term for name, term in self.terms.items() if name.startswith("limit ")]
         return torch.stack(prices).sum(0) if prices else torch.zeros_like(self.energy)
+
+    @property
+    def subgoals(self) -> Tensor:
+        """[B, L - 1, D]: what each level asked of the one below."""
+        return self.hopes[:, :, 0]
 
     @property
     def action(self) -> Tensor:

@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from modules.dynamics import MapDynamics, VectorDynamics
+from modules.dynamics import MapDynamics, VectorDynamics, WaveDynamics
 from modules.layers import InUnits, mlp, sharp
 from modules.types import Decide, Rollout, Shape, require
 
@@ -120,7 +120,7 @@ class WorldModel(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        dynamics: VectorDynamics.Config | MapDynamics.Config
+        dynamics: VectorDynamics.Config | WaveDynamics.Config | MapDynamics.Config
         feeling: Feeling.Config | Numb.Config = field(default_factory=Numb.Config)
         doubt: Ensemble.Config | Certain.Config = field(default_factory=Certain.Config)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ami_agent import recipes
 from ami_agent.build import Config
 from ami_agent.cli import main
-from ami_agent.lessons import Distil, Live, NoLesson, Practise
+from ami_agent.lessons import Distil, Live, NoLesson, Practise, Separate
+from modules.hierarchy import LandmarkGraph
 from modules.types import Decide, Focus, Imagine, Pursue, Rollout
 
 
@@ -27,7 +28,7 @@ def wish(goal: Tensor, **told: Any) -> Focus:
     plain = Focus(
         mode="plan", goal=goal, weights={}, limits={}, gains={}, condition=goal[:, :0],
         horizon=3, steps=8, lived=goal[:, None][:, :0], known=goal[:0],
-        pace=goal.new_ones(len(goal)),
+        pace=goal.new_ones(len(goal)), hopes=goal[:, None, None][:, :0],
     )  # fmt: skip
     return plain._replace(**told)
 
@@ -58,9 +59,12 @@ def small(config: Config, steps: int = 6) -> Config:
     paths = {} if isinstance(config.paths, NoLesson) else {"layouts": 2, "nodes": 20, "together": 4}
     practice = config.practice if isinstance(config.practice, NoLesson) else Practise(steps=7)
     amortise = {} if isinstance(config.amortise, NoLesson) else {"together": 4}
-    teacher = {"together": 4} if isinstance(config.teacher, recipes.Separate) else {}
+    teacher = {"together": 4} if isinstance(config.teacher, Separate) else {}
+    mapped = isinstance(config.hierarchy, LandmarkGraph.Config)
     return replace(
         config,
+        hierarchy=replace(config.hierarchy, **({"landmarks": 6, "hops": 3} if mapped else {})),
+        survey=replace(config.survey, **({"remembered": 40} if mapped else {})),
         life=Live(worlds=8, steps=steps_lived, options=config.life.options),
         objective=shorter(config.objective),
         teacher=shorter(config.teacher, **teacher),

@@ -31,6 +31,7 @@ LEARNS = {
     "foresee": {"cost"},
     "practice": set(),
     "refine": {"world_model"},
+    "survey": {"hierarchy"},
     "amortise": {"policy"},
     "distil": {"policy", "expectation"},
 }

@@ -409,7 +409,7 @@ def plan_of(seed: int, worlds: int, proposals: int) -> Plan:
         energy=drawn(),
         terms={"pain": drawn(), "limit pain": drawn().relu()},
         states=drawn(4, 5),
-        subgoals=drawn(1, 5),
+        hopes=drawn(1, 2, 5),
         considered=drawn(proposals, 4, 5),
         deliberated=drawn() > 0,
     )

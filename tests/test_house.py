@@ -20,6 +20,7 @@ PARTS = {
     "modules.planners": {"modules.planners.gradient", "modules.planners.sampling"},
     "modules.cost": {"modules.drives", "modules.intrinsic"},
     "modules.world_model": {"modules.dynamics"},
+    "modules.hierarchy": {"modules.graph"},
 }
 """Boxes of more than one page, and the pages that are nobody else's."""
 LONGEST = 260

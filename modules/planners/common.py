@@ -43,10 +43,10 @@ class MindsEye:
     def decide(self, state: Tensor, actions: Tensor, focus: Focus) -> Plan:
         """The best of these actions by energy, as a plan."""
         thought = self.look(state, actions, focus)
-        return intended(thought, thought.energy.argmin(1))
+        return intended(thought, thought.energy.argmin(1), focus)
 
 
-def intended(thought: Thought, index: Tensor) -> Plan:
+def intended(thought: Thought, index: Tensor, focus: Focus) -> Plan:
     """One of the imagined futures, `[B]`, as a plan."""
     states, actions = thought.rollout.states, thought.rollout.actions
     return Plan(
@@ -54,7 +54,7 @@ def intended(thought: Thought, index: Tensor) -> Plan:
         energy=pick(thought.energy, index),
         terms={name: pick(term, index) for name, term in thought.terms.items()},
         states=pick(states, index),
-        subgoals=states[:, 0, :0],
+        hopes=focus.hopes,
         considered=states,
         deliberated=torch.ones(len(states), dtype=torch.bool, device=states.device),
     )

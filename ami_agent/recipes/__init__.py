@@ -1,0 +1,34 @@
+"""Named settings, as functions. A variant is a `dataclasses.replace` away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ami_agent.build import Config
+from ami_agent.recipes.cue_corridor import cue_corridor
+from ami_agent.recipes.forage import forage
+from ami_agent.recipes.maze import maze
+from ami_agent.recipes.two_rooms import (
+    eb_random,
+    two_rooms,
+    two_rooms_distracted,
+    two_rooms_random,
+)
+from modules.types import UnusableInput
+
+RECIPES: Mapping[str, Callable[[], Config]] = {
+    "two-rooms": two_rooms,
+    "two-rooms-random": two_rooms_random,
+    "two-rooms-eb-random": eb_random,
+    "forage": forage,
+    "maze": maze,
+    "cue-corridor": cue_corridor,
+    "two-rooms-distracted": two_rooms_distracted,
+}
+
+
+def recipe(name: str) -> Config:
+    """The settings of that name; raises UnusableInput if there are none."""
+    if name not in RECIPES:
+        raise UnusableInput(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,144 @@
+"""Hierarchy: the levels above the lowest, which plan in strides of many steps (LeCun 2022, 4.7).
+
+What a level hopes for becomes a subgoal: the condition that the level below must satisfy. It takes
+the place of the goal in the focus, so that every mode pursues it, and knows nothing of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from modules.graph import shortest_paths
+from modules.types import Distance, Focus, UnusableInput, require
+
+TO_GOAL = ("reach", "critic")
+"""Costs of a goal; a focus without them has none to lead to."""
+
+
+class Hierarchy(Protocol):
+    """State `[B, D]` and focus -> the focus of the lowest level."""
+
+    def reset(self) -> None: ...
+    def __call__(self, state: Tensor, focus: Focus) -> Focus: ...
+
+
+class Flat(nn.Module):
+    """One level: the goal itself is what is pursued."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        def build(self, size: int, distance: Distance | None) -> Flat:
+            return Flat()
+
+    def reset(self) -> None:
+        """Hopes for nothing."""
+
+    def forward(self, state: Tensor, focus: Focus) -> Focus:
+        return focus
+
+
+class LandmarkGraph(nn.Module):
+    """A level that plans by dynamic programming over remembered states (search on the replay
+    buffer, Eysenbach et al. 2019; landmarks, Huang et al. 2019).
+
+    A hop from one to another of d steps, as the critic has it, costs d (1 + (d / hop)^2): near by
+    it can be trusted, and the further the less. The subgoal lies a stride along the cheapest way;
+    it is the goal itself where going there directly is no dearer, so short ways are flat."""
+
+    states: Tensor
+    steps: Tensor
+    price: Tensor
+    total: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        landmarks: int = 300
+        """K"""
+        hop: float = 2.0
+        """Steps from where on hops are distrusted."""
+        stride: float = 10.0
+        """Steps along the way at which the subgoal lies."""
+        ahead: int = 4
+        """Strides hoped for, H."""
+        hops: int = 32
+        """How many landmarks ahead the way is looked at."""
+        every: int = 1
+        """Steps of the level below for which a subgoal stands."""
+
+        def __post_init__(self) -> None:
+            require(self, landmarks=2, hop=1e-3, stride=1e-3, ahead=1, hops=1, every=1)
+
+        def build(self, size: int, distance: Distance | None) -> LandmarkGraph:
+            if distance is None:
+                raise UnusableInput(
+                    "hierarchy LandmarkGraph needs the critic's distance, and there is no critic"
+                )
+            return LandmarkGraph(self, size, distance)
+
+    def __init__(self, config: Config, size: int, distance: Distance) -> None:
+        super().__init__()
+        count = config.landmarks
+        self.config, self.between = config, distance
+        self.register_buffer("states", torch.zeros(count, size))
+        for name in ("steps", "price", "total"):
+            self.register_buffer(name, torch.zeros(count, count))
+        self.reset()
+
+    def reset(self) -> None:
+        """The next call plans."""
+        self.calls, self.hopes = 0, torch.empty(0, 0, 0)
+
+    def chart(self, states: Tensor) -> None:
+        """These `[K, D]` are the landmarks."""
+        steps = self.between(states[:, None], states[None])
+        self.states.copy_(states)
+        self.steps.copy_(steps)
+        self.price.copy_(self._priced(steps).fill_diagonal_(0))
+        self.total.copy_(shortest_paths(self.price))
+
+    def forward(self, state: Tensor, focus: Focus) -> Focus:
+        """`[B, D]` -> the same focus, the goal a stride ahead."""
+        if not any(focus.weights.get(name) for name in TO_GOAL):
+            return focus
+        if len(self.hopes) != len(state) or self.calls % self.config.every == 0:
+            self.hopes = self.plan(state, focus.goal)
+        self.calls += 1
+        return focus._replace(goal=self.hopes[:, 0], hopes=self.hopes[:, None])
+
+    def plan(self, state: Tensor, goal: Tensor) -> Tensor:
+        """States, goals `[B, D]` -> where the cheapest way leads, stride by stride `[B, H, D]`."""
+        last = self.between(self.states, goal[:, None])  # [B, K]
+        onward = self._priced(last)
+        to_go = (self.total + onward[:, None]).amin(-1)  # [B, K]
+        first = self.between(state[:, None], self.states)  # [B, K]
+        direct = self.between(state, goal)
+        price, node = (self._priced(first) + to_go).min(1)
+        there = self._priced(direct) <= price
+        gone = torch.where(there, direct, _at(first, node))
+        spots, ways = [torch.where(there[:, None], goal, self.states[node])], [gone]
+        for _ in range(self.config.hops - 1):
+            # never to itself, or the way would never go on
+            onto = self.price[node].scatter(1, node[:, None], torch.inf)
+            price, following = (onto + to_go).min(1)
+            arrives = _at(onward, node) <= price
+            walked = torch.where(arrives, _at(last, node), self.steps[node, following])
+            gone = torch.where(there, gone, gone + walked)
+            ways.append(gone)
+            there, node = there | arrives, torch.where(arrives, node, following)
+            spots.append(torch.where(there[:, None], goal, self.states[node]))
+        far = torch.arange(1, 1 + self.config.ahead, device=state.device) * self.config.stride
+        within = torch.stack(ways, 1)[:, None] <= far[:, None]  # [B, H, hops]
+        chosen = (within.sum(-1) - 1).clamp_min(0)
+        return torch.stack(spots, 1).take_along_dim(chosen[..., None], 1)
+
+    def _priced(self, steps: Tensor) -> Tensor:
+        return steps * (1 + (steps / self.config.hop).square())
+
+
+def _at(table: Tensor, column: Tensor) -> Tensor:
+    """`[B, K]`, `[B]` -> `[B]`"""
+    return table.gather(1, column[:, None])[:, 0]

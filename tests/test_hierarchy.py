@@ -1,0 +1,239 @@
+"""Where a level above leads: to landmarks that were lived, along the cheapest way, a stride at a
+time; and to the goal itself where that is no dearer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.csgraph import dijkstra
+from torch import Tensor
+
+from ami_agent import ablate, recipes
+from ami_agent.build import build, capacity
+from ami_agent.checks import check_lessons
+from ami_agent.lessons import NoLesson, Survey
+from ami_agent.train import train
+from modules.configurator import Task
+from modules.cost import NoCritic
+from modules.hierarchy import Flat, LandmarkGraph
+from modules.types import Focus, UnusableInput
+from tests.conftest import small, wish
+
+PLENTY = 40
+WALL = 3.0
+
+
+def straight(state: Tensor, goal: Tensor) -> Tensor:
+    """Steps as the crow flies."""
+    return (goal - state).square().sum(-1).sqrt()
+
+
+def walled(state: Tensor, goal: Tensor) -> Tensor:
+    """A wall on the line x = 3 that is open only above y = 4; far away it is not known of: a critic
+    that is right near by and wrong across."""
+    across = ((state[..., 0] - WALL) * (goal[..., 0] - WALL)) < 0
+    low = torch.minimum(state[..., 1], goal[..., 1]) < 4
+    far = straight(state, goal)
+    return far + 30 * (across & low & (far < 3))
+
+
+def graph(distance=straight, **told) -> LandmarkGraph:
+    config = LandmarkGraph.Config(**{"hop": 1.0, "stride": 2.0, "hops": PLENTY, **told})
+    return config.build(2, distance)
+
+
+def charted(states: Tensor, distance=straight, **told) -> LandmarkGraph:
+    level = graph(distance, landmarks=len(states), **told)
+    level.chart(states)
+    return level
+
+
+def lattice(width: int = 7, height: int = 6) -> Tensor:
+    x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="ij")
+    return torch.stack([x, y], -1).flatten(0, 1) + torch.tensor([0.1, 0.0])
+
+
+def wanting(goal: Tensor, **told) -> Focus:
+    return wish(goal, weights={"critic": 1.0}, **told)
+
+
+def priced(steps: Tensor, hop: float) -> Tensor:
+    return steps * (1 + (steps / hop) ** 2)
+
+
+def cheapest(start: Tensor, goal: Tensor, states: Tensor, hop: float, distance=straight) -> float:
+    """The price of the cheapest way, by scipy."""
+    every = torch.cat([start[None], states, goal[None]])
+    price = priced(distance(every[:, None], every[None]), hop).double().numpy()
+    return float(dijkstra(np.maximum(price, 1e-9), indices=0)[-1])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), hop=st.floats(0.3, 3))
+def test_the_way_that_is_hoped_for_is_the_cheapest(seed, hop):
+    dice = torch.Generator().manual_seed(seed)
+    states, ends = torch.rand(12, 2, generator=dice) * 4, torch.rand(2, 1, 2, generator=dice) * 4
+    level = charted(states, hop=hop, stride=0.02, ahead=1000)  # no landmark is passed over
+    start, goal = ends
+    way = [start[0], *level.plan(start, goal)[0]]
+    steps = torch.stack([straight(a, b) for a, b in pairwise(way)])
+    assert torch.equal(way[-1], goal[0])
+    price = float(priced(steps, hop).sum())
+    assert price == pytest.approx(cheapest(start[0], goal[0], states, hop), rel=1e-4)
+
+
+def test_hopes_lie_a_stride_apart_and_end_at_the_goal():
+    level = charted(lattice(), stride=2.0, ahead=5)
+    hopes = level.plan(torch.tensor([[0.0, 0.0]]), torch.tensor([[6.3, 0.0]]))[0]
+    assert hopes[-1].tolist() == pytest.approx([6.3, 0.0])
+    assert hopes[:3, 0].tolist() == pytest.approx([1.1, 3.1, 5.1])
+    assert hopes[:3, 1].abs().max() == 0
+
+
+def test_the_way_leads_around_a_wall_that_the_critic_only_knows_near_by():
+    start, goal = torch.tensor([[1.0, 0.0]]), torch.tensor([[5.0, 0.0]])
+    assert walled(start, goal) == 4  # flat, nothing is in the way
+    hopes = charted(lattice(), walled, ahead=40, stride=0.5).plan(start, goal)[0]
+    crossing = next(b for a, b in pairwise(hopes) if a[0] < WALL < b[0])
+    assert crossing[1] >= 4
+    assert torch.equal(hopes[-1], goal[0])
+
+
+def test_near_goals_are_pursued_directly():
+    level, goal = charted(lattice()), torch.tensor([[2.4, 2.4]])
+    focus = level(torch.tensor([[2.1, 2.0]]), wanting(goal))
+    assert torch.equal(focus.goal, goal)
+    assert torch.equal(focus.hopes, goal.expand(1, 1, 4, 2))
+
+
+def test_where_the_first_landmark_is_further_than_a_stride_it_is_the_subgoal():
+    level = charted(torch.tensor([[5.0, 0.0], [9.0, 0.0]]), stride=1.0)
+    assert level.plan(torch.zeros(1, 2), torch.tensor([[12.0, 0.0]]))[0, 0].tolist() == [5, 0]
+
+
+def test_worlds_do_not_mix():
+    dice = torch.Generator().manual_seed(0)
+    level = charted(lattice())
+    state, goal = torch.rand(2, 9, 2, generator=dice) * 6
+    together = level.plan(state, goal)
+    alone = [level.plan(state[i, None], goal[i, None])[0] for i in range(9)]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_a_subgoal_stands_as_long_as_it_is_told_to():
+    level, focus = charted(lattice(), every=3), wanting(torch.tensor([[6.0, 5.0]]))
+    places = [torch.tensor([[x, 0.0]]) for x in (0.0, 1.0, 2.0, 3.0, 4.0)]
+    goals = [level(place, focus).goal for place in places]
+    assert torch.equal(goals[0], goals[2])
+    assert torch.equal(goals[1], goals[2])
+    assert not torch.equal(goals[2], goals[3])
+    assert torch.equal(goals[3], level.plan(places[3], focus.goal)[:, 0])
+    level.reset()
+    assert torch.equal(level(places[1], focus).goal, level.plan(places[1], focus.goal)[:, 0])
+    two = wanting(focus.goal.expand(2, -1))
+    assert len(level(torch.cat(places[:2]), two).goal) == 2  # other worlds: planned anew
+
+
+def test_a_task_without_a_goal_is_led_nowhere():
+    level, focus = charted(lattice()), wish(torch.zeros(1, 2), weights={"pain": 1.0, "reach": 0.0})
+    assert level(torch.ones(1, 2), focus) is focus
+
+
+def test_flat_is_flat():
+    focus = wanting(torch.ones(2, 2))
+    assert Flat.Config().build(2, None)(torch.zeros(2, 2), focus) is focus
+    assert focus.hopes.shape[:2] == (2, 0)
+
+
+@pytest.mark.parametrize("setting", ["landmarks", "hop", "stride", "ahead", "hops", "every"])
+def test_settings_that_make_no_sense_are_refused_by_name(setting):
+    with pytest.raises(UnusableInput, match=f"{setting} is 0"):
+        LandmarkGraph.Config(**{setting: 0})
+
+
+@pytest.fixture
+def mazes():
+    return small(recipes.recipe("maze"))
+
+
+@torch.no_grad()
+def surveyed(config, seed: int = 0):
+    world = config.world.build(1)
+    agent = build(
+        config, world.spec, seed=seed, worlds=config.life.worlds, capacity=capacity(config)
+    )
+    pupil = config.life.begin(agent, config.world, seed)
+    while pupil.step < pupil.total:
+        pupil.update()
+    surveyor = config.survey.begin(agent, config.world, seed)
+    while surveyor.step < surveyor.total:
+        surveyor.update()
+    surveyor.finish()
+    return agent, surveyor
+
+
+def test_landmarks_are_remembered_states_each_far_from_those_before(mazes):
+    agent, surveyor = surveyed(mazes)
+    distance, states, chosen = agent.cost.critic.distance, surveyor.states, []
+    distance.requires_grad_(False)
+    for place in surveyor.chosen:
+        if chosen:
+            there = distance(states[chosen][:, None], states[None])
+            back = distance(states[None], states[chosen][:, None])
+            apart = torch.maximum(there, back).amin(0)
+            assert apart[place] == pytest.approx(float(apart.max()), abs=1e-5)
+        chosen.append(int(place))
+    assert torch.equal(agent.hierarchy.states, states[chosen])
+    torch.testing.assert_close(
+        agent.hierarchy.steps, distance(states[chosen][:, None], states[chosen][None])
+    )
+
+
+def test_a_landmark_is_chosen_once(mazes):
+    _, surveyor = surveyed(mazes)
+    assert len({int(place) for place in surveyor.chosen}) == mazes.hierarchy.landmarks
+
+
+def test_every_mode_pursues_the_subgoal_and_the_plan_tells_of_it(mazes):
+    agent, _ = surveyed(mazes)
+    world = mazes.evaluation.build(3, goals="long")
+    obs, info = world.reset(5)
+    for mode in ("react", "plan", "auto"):
+        agent.begin()
+        agent.configure(Task(goal=world.goal(info), mode=mode))
+        plan = agent.act(obs)
+        state = agent.perceive(obs)
+        hoped = agent.hierarchy.plan(state, agent.focus.goal)
+        assert torch.equal(plan.hopes, hoped[:, None])
+        assert torch.equal(plan.subgoals, hoped[:, None, 0])
+        # the one below is told of nothing else
+        told = agent.focus._replace(goal=hoped[:, 0], hopes=hoped[:, None])
+        agent.actors[mode].reset()
+        assert torch.equal(agent.actors[mode](state, told).actions, plan.actions)
+
+
+def test_landmarks_are_part_of_a_run(mazes, tmp_path):
+    agent = train(mazes, out=tmp_path / "run")
+    again = train(mazes, out=tmp_path / "run", resume=True)
+    assert agent.hierarchy.total.any()
+    for name in ("states", "steps", "price", "total"):
+        assert torch.equal(getattr(agent.hierarchy, name), getattr(again.hierarchy, name))
+
+
+def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_lived(mazes):
+    for changes, why in (
+        ({"survey": NoLesson()}, "no landmarks unless survey"),
+        ({"hierarchy": Flat.Config()}, "survey chooses landmarks"),
+        ({"survey": Survey(remembered=5)}, "survey.remembered is 5, but 6 landmarks"),
+        ({"critic": NoCritic.Config(), "teacher": NoLesson()}, "asks the critic"),
+    ):
+        with pytest.raises(UnusableInput, match=why):
+            check_lessons(replace(mazes, **changes))
+    for part in ("hierarchy", "critic"):
+        check_lessons(ablate.without(mazes, part))
