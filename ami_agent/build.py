@@ -140,8 +140,9 @@ def build(
         world_model = config.world_model.build(shape, spec.action_dim, len(spec.interoception))
         body = Body(drives, config.foresight.build(shape, len(drives.names)))
         cost = Cost(config.critic.build(shape), body, world_model.doubt.disagreement)
-        distance = cost.critic.distance if isinstance(cost.critic, Critic) else None
-        hierarchy = config.hierarchy.build(prod(shape), distance)
+        # as a function: the critic is a part of the cost alone
+        steps = cost.critic.distance.forward if isinstance(cost.critic, Critic) else None
+        hierarchy = config.hierarchy.build(prod(shape), steps)
         policy = config.policy.build(shape, spec.action_dim, bounds, told)
         expectation = config.auto.expectation(shape, len(config.tasks), told)
     eye = MindsEye(world_model.imagine, world_model.pursue, cost, bounds, spec.action_dim)
