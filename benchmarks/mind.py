@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,11 +85,10 @@ def switching(agent: ami.Agent, first: Assignment, then: Assignment, at: int) ->
 def switch(study: Study) -> tuple[list[str], list[Row]]:
     config = study.config("forage")
     eat, flag = config.tasks["eat"], config.tasks["flag"]
-    world = config.evaluation.under(flag)
 
-    def find(agent: ami.Agent, start: int) -> tuple[float, float]:
+    def find(agent: ami.Agent, world: WorldConfig, start: int) -> tuple[float, float]:
         begin = switching(agent, eat, flag, at=75)
-        outcome = play_many(begin, world, study.episodes, start, "cpu")
+        outcome = play_many(begin, world.under(flag), study.episodes, start, "cpu")
         return float(outcome.score.mean()), float(outcome.felt[:, 3].mean())
 
     found = study.of_agents("forage", f"{eat}, at 75 {flag}", find)
@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--only", nargs="*", choices=list(CLAIMS), default=list(CLAIMS))
     flags, console = parser.parse_args(), Console(width=140)
-    study = Study(range(flags.seeds), flags.episodes, console)
+    study = Study(Path("runs/mind"), range(flags.seeds), flags.episodes, console)
     for name in flags.only:
         title = f"{name}: mean ({flags.seeds} seeds), {flags.episodes} episodes each"
         console.print(table(title, *CLAIMS[name](study)))

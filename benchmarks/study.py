@@ -1,8 +1,8 @@
 """A study: agents by name and seed, and what they do in the same episodes.
 
-Whatever was trained or found once is kept under runs/mind, so a study that was stopped goes on
-where it was. A figure is known by the weights it is of and by what was asked, not by the code that
-found it: after a change of the code, delete runs/mind/figures.
+Whatever was trained or found once is kept in a folder, so a study that was stopped goes on where it
+was. A figure is known by the weights it is of and by what was asked, not by the code that found it:
+after a change of the code, delete `figures` in that folder.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from rich.console import Console
 import ami_agent as ami
 from ami_agent import ablate, checkpoint, runs
 from ami_agent.evaluate import EPISODES_FROM, judge
+from ami_agent.life import WorldConfig
 from ami_agent.report import Report
 
-HOME = Path("runs/mind")
+Look = Callable[[ami.Agent, WorldConfig, int], Any]
+"""An agent, the world it is judged in, the seed of the first episode -> what is found."""
 
 
 class Study:
-    """So many episodes with agents of these seeds."""
+    """So many episodes with agents of these seeds, whose runs are kept in the folder `home`."""
 
-    def __init__(self, seeds: Sequence[int], episodes: int, console: Console) -> None:
-        self.seeds, self.episodes, self.console = seeds, episodes, console
+    def __init__(self, home: Path, seeds: Sequence[int], episodes: int, console: Console) -> None:
+        self.home, self.seeds, self.episodes, self.console = home, seeds, episodes, console
         self.trained: dict[tuple[str, int], Path] = {}
 
     def config(self, name: str) -> ami.Config:
@@ -40,6 +42,10 @@ class Study:
         config = ami.recipes.recipe(recipe)
         return ablate.swap(config, phrase) if phrase else config
 
+    def of_seed(self, name: str, seed: int) -> ami.Config:
+        """The settings of one run; the world, too, may depend on its seed."""
+        return self.config(name)
+
     def run(self, name: str, seed: int) -> Path:
         """The run folder, trained if it isn't yet."""
         if (name, seed) not in self.trained:
@@ -47,8 +53,8 @@ class Study:
         return self.trained[name, seed]
 
     def _train(self, name: str, seed: int) -> Path:
-        config, folder = self.config(name), name.replace(" ", "-").replace("=", "-")
-        run = HOME / folder / str(seed)
+        config, folder = self.of_seed(name, seed), name.replace(" ", "-").replace("=", "-")
+        run = self.home / folder / str(seed)
         begun = (run / "config.json").exists()
         if begun:
             runs.check_same(run, config, seed)
@@ -59,18 +65,15 @@ class Study:
 
     def figure(self, asked: str, find: Callable[[], Any]) -> Any:
         """What was found once for what is asked."""
-        kept = HOME / "figures" / f"{sha256(asked.encode()).hexdigest()[:16]}.json"
+        kept = self.home / "figures" / f"{sha256(asked.encode()).hexdigest()[:16]}.json"
         if not kept.exists():
             found = find()
             kept.parent.mkdir(parents=True, exist_ok=True)
             runs.write_json(kept, {"asked": asked, "found": found})
         return runs.read_json(kept)["found"]
 
-    def of_agents(
-        self, name: str, asked: str, find: Callable[[ami.Agent, int], Any], **changes: Any
-    ) -> list[Any]:
-        """What is found of the agent of each seed, its settings changed after training. `find` is
-        told the seed of the first episode too."""
+    def of_agents(self, name: str, asked: str, find: Look, **changes: Any) -> list[Any]:
+        """What is found of the agent of each seed, its settings changed after training."""
         found = []
         for seed in self.seeds:
             run = self.run(name, seed)
@@ -79,7 +82,7 @@ class Study:
 
             def look(run: Path = run, start: int = first_episode(seed)) -> Any:
                 config = replace(runs.config_of(run), **changes)
-                return find(ami.load(run, config=config), start)
+                return find(ami.load(run, config=config), config.evaluation, start)
 
             found.append(self.figure(whole, look))
         return found
@@ -90,9 +93,8 @@ class Study:
 
     def compared(self, name: str, task: str, modes: Sequence[str], **changes: Any) -> list[Any]:
         """The figures of every seed by mode, one after the other in the same minutes."""
-        world = self.config(name).evaluation
 
-        def find(agent: ami.Agent, start: int) -> Any:
+        def find(agent: ami.Agent, world: WorldConfig, start: int) -> Any:
             return judge(agent, world, modes=modes, task=task, episodes=self.episodes, seed=start)
 
         return self.of_agents(name, f"{task} {' '.join(modes)}", find, **changes)

@@ -21,18 +21,17 @@ def study(tmp_path, monkeypatch):
     sys.modules.pop("study", None)
     import study
 
-    monkeypatch.setattr(study, "HOME", tmp_path)
     monkeypatch.setattr(
         ami.recipes, "recipe", lambda name: replace(small(ami.recipes.two_rooms()), recipe=name)
     )
-    return study.Study([0, 1], 2, Console(quiet=True))
+    return study.Study(tmp_path, [0, 1], 2, Console(quiet=True))
 
 
 def asked(study, what: str, **changes) -> tuple[list, list[int]]:
     """What is found of every agent, and which were looked at."""
     looked: list[int] = []
 
-    def find(agent, start: int) -> list[int]:
+    def find(agent, world, start: int) -> list[int]:
         looked.append(start)
         return [start, agent.planner.config.horizon]
 

@@ -23,8 +23,9 @@ from ami_agent.show.landscape import Landscape
 Corner: TypeAlias = Literal["upper center", "upper right"]
 
 LIVED, CHOSEN, CONSIDERED, ARRIVED = "#1e5adc", "#f0591a", "#8a63d2", "#1e9646"
+HOPED = "#0f8f83"
 TEXT, FAINT = "#22262e", "#767d8a"
-LEGEND = {"lived": LIVED, "chosen": CHOSEN, "considered": CONSIDERED}
+LEGEND = {"lived": LIVED, "chosen": CHOSEN, "considered": CONSIDERED, "subgoals": HOPED}
 TERMS = ("#f0591a", "#e8a317", "#17a08c", "#8a63d2", "#1e5adc")
 FADE = LinearSegmentedColormap.from_list("fade", ["#c9d8f8", LIVED])
 HEAT = LinearSegmentedColormap.from_list(
@@ -94,6 +95,7 @@ def draw_map(axes: Axes, episode: Episode, step: int, *, scale: float = 1.0) -> 
                                 linewidths=1.6 * scale, zorder=3)  # fmt: skip
     axes.add_collection(considered, autolim=False)
     _draw_chosen(axes, moment, scale)
+    _draw_hopes(axes, moment, scale)
 
 
 def _draw_path(axes: Axes, path: np.ndarray, width: float) -> None:
@@ -112,9 +114,15 @@ def _draw_chosen(axes: Axes, moment: Moment, scale: float) -> None:
     sizes = np.linspace(46, 22, len(x) - 1) * scale**2
     axes.scatter(x[1:], y[1:], s=sizes, color=CHOSEN, edgecolors="white",
                  linewidths=0.9 * scale, zorder=5)  # fmt: skip
-    x, y = moment.subgoals.T
-    axes.scatter(x, y, s=90 * scale**2, marker="D", facecolors="none",
-                 edgecolors=CHOSEN, linewidths=2 * scale, zorder=5)  # fmt: skip
+
+
+def _draw_hopes(axes: Axes, moment: Moment, scale: float) -> None:
+    """Of each level above a dotted line of what it hopes for; a diamond is the subgoal."""
+    for hopes in moment.hopes:
+        x, y = np.concatenate([moment.place[None], hopes]).T
+        axes.plot(x, y, color=HOPED, lw=1.6 * scale, ls=":", marker=".", ms=7 * scale, zorder=3)
+        axes.scatter(x[1:2], y[1:2], s=110 * scale**2, marker="D", facecolors="none",
+                     edgecolors=HOPED, linewidths=2 * scale, zorder=5)  # fmt: skip
 
 
 def draw_energy(axes: Axes, episode: Episode, steps: list[int]) -> None:
@@ -200,7 +208,7 @@ def _legend(
     handles = [
         Line2D([], [], color=colour, marker="o", ls="", label=name)
         for name, colour in LEGEND.items()
-        if name == "lived" or episode.imagines
+        if name == "lived" or (episode.hopes if name == "subgoals" else episode.imagines)
     ]
     figure.legend(
         handles=handles, loc=corner, bbox_to_anchor=place, borderaxespad=0, ncols=len(handles),

@@ -38,7 +38,7 @@ class Moment(NamedTuple):
     place: np.ndarray  # [2]: where the body truly is
     considered: np.ndarray  # [P, H + 1, 2]
     chosen: np.ndarray  # [H + 1, 2]; H is 0 for a reflex
-    subgoals: np.ndarray  # [L - 1, 2]
+    hopes: np.ndarray  # [L - 1, H, 2]: of the levels above, top first; subgoals come first
     terms: Mapping[str, float]  # weighted energies of the chosen future; a reflex has none
     to_go: float  # what the critics say of the present state, in their unit
 
@@ -72,6 +72,11 @@ class Episode(NamedTuple):
     def imagines(self) -> bool:
         """Whether there are futures to draw; a reflex has none."""
         return len(self.moments[0].chosen) > 1
+
+    @property
+    def hopes(self) -> bool:
+        """Whether there are levels above, with subgoals to draw."""
+        return len(self.moments[0].hopes) > 0
 
     @property
     def path(self) -> np.ndarray:
@@ -174,13 +179,13 @@ class _Watch:
 
     def _note(self, plan: Plan, to_go: np.ndarray) -> None:
         pictures, places = self.world.inner.render(), self.readout.xy(self.info["factors"])
-        imagined = (plan.considered, plan.states, plan.subgoals)
-        considered, chosen, subgoals = map(self.readout, imagined)
+        imagined = (plan.considered, plan.states, plan.hopes)
+        considered, chosen, hopes = map(self.readout, imagined)
         for i in np.flatnonzero(self.going):
             terms = {name: float(term[i]) for name, term in plan.terms.items()}
             self.moments[i].append(
                 Moment(
-                    np.asarray(pictures[i]), places[i], considered[i], chosen[i], subgoals[i],
+                    np.asarray(pictures[i]), places[i], considered[i], chosen[i], hopes[i],
                     terms, float(to_go[i]),
                 )
             )  # fmt: skip

@@ -1,0 +1,97 @@
+"""What a level above is worth: mazes by distance to the goal and by size, flat and from landmark to
+landmark, with critics that learnt for a short while and for a long one.
+
+    python benchmarks/hierarchy.py --seeds 3 --episodes 100
+    python benchmarks/hierarchy.py --only distance
+
+Flat and hierarchical is the same agent, without and with its upper level. Every seed has a maze of
+its own. Agents are trained into runs/hierarchy where they are not there yet, and figures found once
+are kept beside them: a command that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from study import Study, told
+
+import ami_agent as ami
+from ami_agent.boxes import Flat
+from ami_agent.evaluate import judge
+from ami_agent.lessons import NoLesson, Separate
+from ami_agent.life import WorldConfig
+from ami_agent.report import table
+
+Table = tuple[list[str], list[list[str]]]
+BANDS = ("short", "medium", "long")
+CRITICS = (400, 800, 1500, 6000)
+
+
+class Mazes(Study):
+    """Agents of names like "maze 800": a recipe, and updates of its critic."""
+
+    def of_seed(self, name: str, seed: int) -> ami.Config:
+        recipe, critic = name.split()
+        config = self.config(recipe)
+        world = replace(config.world, options={**config.world.options, "maze": seed})
+        assert isinstance(config.teacher, Separate)
+        learning = replace(config.teacher.learning, steps=int(critic))
+        return replace(
+            config, world=world, evaluation=world, distil=NoLesson(),
+            teacher=replace(config.teacher, learning=learning),
+        )  # fmt: skip
+
+    def reached(self, name: str, task: str, *, flat: bool) -> list[Any]:
+        """The figures of Mode-2, of every seed."""
+
+        def find(agent: ami.Agent, world: WorldConfig, start: int) -> Any:
+            if flat:
+                agent.hierarchy = Flat()
+            found = judge(
+                agent, world, modes=("plan",), task=task, episodes=self.episodes, seed=start
+            )
+            return found["plan"]
+
+        return self.of_agents(name, f"{task} {'flat' if flat else 'led'}", find)
+
+
+def by_distance(study: Mazes, recipe: str, critics: Sequence[int], bands: Sequence[str]) -> Table:
+    rows = []
+    for critic in critics:
+        for flat in (True, False):
+            found = {b: study.reached(f"{recipe} {critic}", b, flat=flat) for b in bands}
+            marks = [told([100 * f["final_success"]["mean"] for f in found[b]], 0) for b in bands]
+            ms = told([f["ms_per_action_batched"] for f in found["long"]])
+            oracle = [f["baselines"]["oracle"]["steps"]["mean"] for f in found["long"]]
+            who = "flat" if flat else "landmarks"
+            rows.append([str(critic), who, *marks, told(oracle, 0), ms])
+    columns = ["critic", "planner", *(f"{band} %" for band in bands)]
+    return [*columns, "steps of the oracle, long", "ms batched"], rows
+
+
+CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
+    "distance": lambda study: by_distance(study, "maze", CRITICS, BANDS),
+    "size 7": lambda study: by_distance(study, "maze-7", (3000,), ("short", "long")),
+    "size 9": lambda study: by_distance(study, "maze-9", (6000,), ("short", "long")),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--only", nargs="*", choices=list(CLAIMS), default=list(CLAIMS))
+    flags, console = parser.parse_args(), Console(width=140)
+    study = Mazes(Path("runs/hierarchy"), range(flags.seeds), flags.episodes, console)
+    for name in flags.only:
+        title = f"{name}: mean ({flags.seeds} seeds), {flags.episodes} episodes each"
+        console.print(table(title, *CLAIMS[name](study)))
+
+
+if __name__ == "__main__":
+    main()
