@@ -17,7 +17,7 @@ from modules.cost import (
 from modules.dynamics import MapDynamics, VectorDynamics, WaveDynamics
 from modules.hierarchy import Flat, LandmarkGraph
 from modules.objectives import Weights
-from modules.perception import MapEncoder, Senses, VectorEncoder
+from modules.perception import KeypointEncoder, MapEncoder, Senses, VectorEncoder
 from modules.planners import CEM, MPPI, GradientPlanner
 from modules.recall import Associative, Belief, NoRecall
 from modules.targets import Itself, MovingAverage
@@ -43,6 +43,7 @@ __all__ = [
     "GradientPlanner",
     "Habit",
     "Itself",
+    "KeypointEncoder",
     "LandmarkGraph",
     "MapDynamics",
     "MapEncoder",

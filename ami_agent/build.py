@@ -33,7 +33,7 @@ from modules.cost import Body, Cost, Critic, Foresight, NoCritic, NoForesight
 from modules.drives import Drives
 from modules.hierarchy import Flat, LandmarkGraph
 from modules.memory import Memory
-from modules.perception import MapEncoder, Senses, VectorEncoder
+from modules.perception import KeypointEncoder, MapEncoder, Senses, VectorEncoder
 from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
 from modules.recall import Associative, Belief, Landmarks, NoRecall
 from modules.types import Mode, Transition, UnusableInput, require
@@ -48,7 +48,7 @@ class Config:
     world: WorldConfig
     bounds: Box | Ball = field(default_factory=Box)
     """What the body can do."""
-    perception: VectorEncoder.Config | MapEncoder.Config | Senses.Config
+    perception: VectorEncoder.Config | MapEncoder.Config | KeypointEncoder.Config | Senses.Config
     recall: NoRecall.Config | Belief.Config | Associative.Config = field(
         default_factory=NoRecall.Config
     )

@@ -21,7 +21,7 @@ from rich.console import Console
 from study import Study, told
 
 import ami_agent as ami
-from ami_agent.boxes import Flat
+from ami_agent.boxes import Flat, NoHabit
 from ami_agent.evaluate import judge
 from ami_agent.lessons import NoLesson, Separate
 from ami_agent.life import WorldConfig
@@ -30,6 +30,7 @@ from ami_agent.report import table
 Table = tuple[list[str], list[list[str]]]
 BANDS = ("short", "medium", "long")
 CRITICS = (400, 800, 1500, 6000)
+"""Updates: for a short while, a longer one, as in the recipe, and long."""
 
 
 class Mazes(Study):
@@ -42,7 +43,7 @@ class Mazes(Study):
         assert isinstance(config.teacher, Separate)
         learning = replace(config.teacher.learning, steps=int(critic))
         return replace(
-            config, world=world, evaluation=world, distil=NoLesson(),
+            config, world=world, evaluation=world, distil=NoLesson(), habit=NoHabit.Config(),
             teacher=replace(config.teacher, learning=learning),
         )  # fmt: skip
 
@@ -76,6 +77,7 @@ def by_distance(study: Mazes, recipe: str, critics: Sequence[int], bands: Sequen
 
 CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
     "distance": lambda study: by_distance(study, "maze", CRITICS, BANDS),
+    "pixels": lambda study: by_distance(study, "maze-pixels", (1500,), ("short", "long")),
     "size 7": lambda study: by_distance(study, "maze-7", (3000,), ("short", "long")),
     "size 9": lambda study: by_distance(study, "maze-9", (6000,), ("short", "long")),
 }

@@ -18,6 +18,9 @@ SHARED = {"modules.types", "modules.bounds", "modules.layers", "modules.planners
 planners share."""
 PARTS = {
     "modules.planners": {"modules.planners.gradient", "modules.planners.sampling"},
+    "modules.perception": {"modules.perception.images", "modules.perception.senses"},
+    "modules.perception.images": {"modules.perception.common"},
+    "modules.perception.senses": {"modules.perception.common"},
     "modules.cost": {"modules.drives", "modules.intrinsic"},
     "modules.world_model": {"modules.dynamics"},
     "modules.hierarchy": {"modules.graph"},

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from ami_agent.build import Config
 from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage
-from ami_agent.recipes.maze import maze
+from ami_agent.recipes.maze import maze, maze_7, maze_9, maze_pixels
 from ami_agent.recipes.two_rooms import (
     eb_random,
     two_rooms,
@@ -22,6 +22,9 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "two-rooms-eb-random": eb_random,
     "forage": forage,
     "maze": maze,
+    "maze-pixels": maze_pixels,
+    "maze-7": maze_7,
+    "maze-9": maze_9,
     "cue-corridor": cue_corridor,
     "two-rooms-distracted": two_rooms_distracted,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ami_agent.build import Config
 from ami_agent.learning import Learning
 from ami_agent.lessons import Distil, Live, Predict, Separate, Survey
@@ -12,7 +14,7 @@ from modules.cost import Critic, WaveQuasimetric
 from modules.dynamics import WaveDynamics
 from modules.hierarchy import LandmarkGraph
 from modules.objectives import Weights
-from modules.perception import Senses
+from modules.perception import KeypointEncoder, Senses
 from modules.planners import GradientPlanner
 from modules.world_model import WorldModel
 
@@ -46,3 +48,46 @@ def maze() -> Config:
         survey=Survey(),
         distil=Distil(rounds=8, worlds=64, steps=30, learning=Learning(steps=3000, batch=256)),
     )
+
+
+def maze_pixels() -> Config:
+    """The same maze seen from above: points in the image and how they move make the state."""
+    base = maze()
+    world = replace(base.world, options={**base.world.options, "senses": "image"})
+    return replace(
+        base,
+        recipe="maze-pixels",
+        world=world,
+        evaluation=world,
+        perception=KeypointEncoder.Config(now=(0, 1), before=(0, 2)),
+    )
+
+
+def _larger(recipe: str, size: int, *, walks: int, steps: int, landmarks: int) -> Config:
+    """A maze of so many cells to a side; what is a unit of the state spans more cells."""
+    base, finer = maze(), size / 5
+    world = replace(base.world, options={**base.world.options, "size": size})
+    assert isinstance(base.teacher, Separate)
+    return replace(
+        base,
+        recipe=recipe,
+        world=world,
+        evaluation=world,
+        world_model=WorldModel.Config(dynamics=WaveDynamics.Config(waves=256, detail=3.5 * finer)),
+        critic=Critic.Config(distance=WaveQuasimetric.Config(waves=256, detail=2 * finer)),
+        hierarchy=LandmarkGraph.Config(landmarks=landmarks),
+        life=replace(base.life, worlds=walks),
+        objective=replace(base.objective, learning=replace(base.objective.learning, steps=steps)),
+        teacher=replace(base.teacher, learning=replace(base.teacher.learning, steps=steps)),
+        survey=Survey(remembered=20 * landmarks),
+    )
+
+
+def maze_7() -> Config:
+    """A maze of 7 by 7 cells."""
+    return _larger("maze-7", 7, walks=4000, steps=3000, landmarks=600)
+
+
+def maze_9() -> Config:
+    """A maze of 9 by 9 cells."""
+    return _larger("maze-9", 9, walks=8000, steps=6000, landmarks=900)

@@ -1,0 +1,97 @@
+"""Any number of senses become one vector state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from modules.layers import Waves, mlp
+from modules.perception.common import Patches, Shapes, amplify
+from modules.types import Gains, Observation, Shape, UnusableInput, by_sense, require
+
+
+class ImageSense(nn.Sequential):
+    """Pixels `[B, C, S, S]` -> features `[B, F]`."""
+
+    def __init__(self, shape: tuple[int, ...], config: Senses.Config) -> None:
+        side = [-(-(pixels // config.patch) // 2) for pixels in shape[1:]]
+        super().__init__(
+            Patches(shape[0], config.patch, 16),
+            nn.SiLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(32 * prod(side), 2 * config.hidden),
+            nn.LayerNorm(2 * config.hidden),
+            nn.SiLU(),
+            nn.Linear(2 * config.hidden, config.image),
+        )
+        self.out = config.image
+
+
+class VectorSense(nn.Module):
+    """Numbers `[B, N]`, or a set of things alike `[B, K, N]` -> features `[B, F]` or `[B, K F]`:
+    the same layers for every thing."""
+
+    def __init__(self, shape: tuple[int, ...], config: Senses.Config) -> None:
+        super().__init__()
+        self.waves = Waves(shape[-1], config.waves, config.detail)
+        self.layers = mlp(self.waves.out, config.hidden, config.vector)
+        self.out = prod(shape[:-1]) * config.vector
+
+    def forward(self, part: Tensor) -> Tensor:
+        return self.layers(self.waves(part)).flatten(1)
+
+
+SENSES = {1: "a vector [N]", 2: "a set of things [K, N]", 3: "an image [channels, height, width]"}
+
+
+class Senses(nn.Module):
+    """Any number of senses by name, vectors, sets of things, images -> one vector state `[B, D]`.
+
+    Each has a part of the state to itself, so that none crowds out another; its gain scales that
+    part, and a sense of gain 0 is not there."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        patch: int = 8
+        """Pixels to a side of what the first layer sees of an image at once."""
+        hidden: int = 64
+        vector: int = 16
+        """Numbers of the state for a vector, and for each thing of a set."""
+        image: int = 32
+        """Numbers of the state for an image."""
+        waves: int = 16
+        """Waves in which vectors are seen."""
+        detail: float = 4.0
+        """Radians per unit of a vector: how fine they are."""
+
+        def __post_init__(self) -> None:
+            require(self, patch=1, hidden=1, vector=1, image=1, waves=0, detail=0)
+
+        def build(self, shapes: Shapes) -> Senses:
+            for name, shape in shapes.items():
+                if len(shape) not in SENSES or (len(shape) == 3 and min(shape[1:]) < self.patch):
+                    raise UnusableInput(
+                        f"{name!r} delivers {shape}; needed is {', '.join(SENSES.values())} of at "
+                        f"least {self.patch} by {self.patch} pixels"
+                    )
+            return Senses(self, shapes)
+
+    def __init__(self, config: Config, shapes: Shapes) -> None:
+        super().__init__()
+        self.senses = nn.ModuleDict(
+            {
+                name: (ImageSense if len(shape) == 3 else VectorSense)(shape, config)
+                for name, shape in shapes.items()
+            }
+        )
+        self.shape: Shape = (sum(sense.out for sense in self.senses.values()), 1, 1)  # type: ignore[misc]
+
+    def forward(self, obs: Observation, gains: Gains) -> Tensor:
+        parts = by_sense(obs)
+        heard = (amplify(s(parts[name]), gains.get(name, 1)) for name, s in self.senses.items())
+        return torch.cat(list(heard), 1)
