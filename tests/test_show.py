@@ -24,6 +24,7 @@ from ami_agent.show import drawing, landscape, picture, show, watch
 from ami_agent.show.episodes import Episode, ReadOut, critic
 from modules.configurator import Assignment
 from modules.cost import NoCritic
+from modules.hierarchy import LandmarkGraph
 from modules.types import Gains, UnusableInput
 
 STEPS = 4
@@ -137,6 +138,20 @@ def test_a_reflex_draws_only_its_path(agent, readout):
     orange = np.array([240, 89, 26])
     sheet = drawing.sheet(episode, None)
     assert not (sheet == orange).all(-1).any()
+
+
+def test_what_a_level_above_hopes_for_is_drawn_and_a_flat_mind_hopes_for_nothing(planned):
+    agent = newborn(hierarchy=LandmarkGraph.Config(landmarks=12, hops=4, ahead=3))
+    obs, _ = WORLD.build(12).reset(0)
+    with torch.no_grad():
+        agent.hierarchy.chart(agent.perceive(obs))
+    readout = ReadOut(agent, WORLD, 0, REACH)
+    (episode,) = watch(agent, WORLD, readout, 1, "plan", 3, REACH)
+    assert episode.moments[0].hopes.shape == (1, 3, 2)
+    green = np.array([15, 143, 131])
+    assert (drawing.sheet(episode, None) == green).all(-1).any()
+    assert planned[0].moments[0].hopes.shape[0] == 0
+    assert not (drawing.sheet(planned[0], None) == green).all(-1).any()
 
 
 def test_key_frames_end_with_an_arrival_for_good(planned):
