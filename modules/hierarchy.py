@@ -19,6 +19,10 @@ TO_GOAL = ("reach", "critic")
 """Costs of a goal; a focus without them has none to lead to."""
 
 
+CHUNK = 64
+"""Last landmarks that are looked at in one go: [B, K, K] at once may be too large to hold."""
+
+
 class Hierarchy(Protocol):
     """State `[B, D]` and focus -> the focus of the lowest level."""
 
@@ -113,21 +117,22 @@ class LandmarkGraph(nn.Module):
         """States, goals `[B, D]` -> where the cheapest way leads, stride by stride `[B, H, D]`."""
         last = self.between(self.states, goal[:, None])  # [B, K]
         onward = self._priced(last)
-        to_go = (self.total + onward[:, None]).amin(-1)  # [B, K]
+        to_go = onward  # [B, K]
+        for total, left in zip(self.total.split(CHUNK, 1), onward.split(CHUNK, 1), strict=True):
+            to_go = torch.minimum(to_go, (total + left[:, None]).amin(-1))
         first = self.between(state[:, None], self.states)  # [B, K]
         direct = self.between(state, goal)
         price, node = (self._priced(first) + to_go).min(1)
         there = self._priced(direct) <= price
-        gone = torch.where(there, direct, _at(first, node))
-        spots, ways = [torch.where(there[:, None], goal, self.states[node])], [gone]
+        spots = [torch.where(there[:, None], goal, self.states[node])]
+        ways = [torch.where(there, direct, _at(first, node))]
         for _ in range(self.config.hops - 1):
             # never to itself, or the way would never go on
             onto = self.price[node].scatter(1, node[:, None], torch.inf)
             price, following = (onto + to_go).min(1)
             arrives = _at(onward, node) <= price
             walked = torch.where(arrives, _at(last, node), self.steps[node, following])
-            gone = torch.where(there, gone, gone + walked)
-            ways.append(gone)
+            ways.append(ways[-1] + walked)  # beyond the goal it leads nowhere else
             there, node = there | arrives, torch.where(arrives, node, following)
             spots.append(torch.where(there[:, None], goal, self.states[node]))
         far = torch.arange(1, 1 + self.config.ahead, device=state.device) * self.config.stride
