@@ -21,7 +21,7 @@ from rich.console import Console
 from study import Study, told
 
 import ami_agent as ami
-from ami_agent.boxes import Flat, NoHabit
+from ami_agent.boxes import CEM, MPPI, Flat, NoHabit
 from ami_agent.evaluate import judge
 from ami_agent.lessons import NoLesson, Separate
 from ami_agent.life import WorldConfig
@@ -47,7 +47,7 @@ class Mazes(Study):
             teacher=replace(config.teacher, learning=learning),
         )  # fmt: skip
 
-    def reached(self, name: str, task: str, *, flat: bool) -> list[Any]:
+    def reached(self, name: str, task: str, *, flat: bool, **changes: Any) -> list[Any]:
         """The figures of Mode-2, of every seed."""
 
         def find(agent: ami.Agent, world: WorldConfig, start: int) -> Any:
@@ -58,7 +58,7 @@ class Mazes(Study):
             )
             return found["plan"]
 
-        return self.of_agents(name, f"{task} {'flat' if flat else 'led'}", find)
+        return self.of_agents(name, f"{task} {'flat' if flat else 'led'}", find, **changes)
 
 
 def by_distance(study: Mazes, recipe: str, critics: Sequence[int], bands: Sequence[str]) -> Table:
@@ -75,8 +75,25 @@ def by_distance(study: Mazes, recipe: str, critics: Sequence[int], bands: Sequen
     return [*columns, "steps of the oracle, long", "ms batched"], rows
 
 
+def by_planner(study: Mazes) -> Table:
+    """Mode-2 of the same agents by gradient and by sampling, flat and led."""
+    rows = []
+    sampling = {"CEM 64 x 4": CEM.Config(), "MPPI 64 x 4": MPPI.Config()}
+    for who, changes in {
+        "gradient": {},
+        **{n: {"planner": p} for n, p in sampling.items()},
+    }.items():
+        for flat in (True, False):
+            found = [study.reached("maze 1500", b, flat=flat, **changes) for b in ("short", "long")]
+            marks = [told([100 * f["final_success"]["mean"] for f in band], 0) for band in found]
+            ms = told([f["ms_per_action_batched"] for f in found[1]])
+            rows.append([who, "flat" if flat else "landmarks", *marks, ms])
+    return ["planner", "above it", "short %", "long %", "ms batched"], rows
+
+
 CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
     "distance": lambda study: by_distance(study, "maze", CRITICS, BANDS),
+    "planners": by_planner,
     "pixels": lambda study: by_distance(study, "maze-pixels", (1500,), ("short", "long")),
     "size 7": lambda study: by_distance(study, "maze-7", (3000,), ("short", "long")),
     "size 9": lambda study: by_distance(study, "maze-9", (6000,), ("short", "long")),
