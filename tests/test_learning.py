@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import ami_agent as ami
+from ami_agent.lessons import NoLesson
 
 
 @pytest.mark.slow
@@ -22,3 +23,26 @@ def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
     assert plan["baselines"]["oracle"]["final_success"]["mean"] == 1
     assert plan["final_success"]["mean"] > 0.7
     assert react["final_success"]["mean"] > 0.6
+
+
+@pytest.mark.slow
+def test_a_level_above_leads_to_goals_that_a_flat_plan_does_not_reach(tmp_path):
+    """With a critic that learnt for ten seconds; the full figures are in docs/results.md."""
+    config = ami.recipes.maze()
+    shorter = replace(config.objective.learning, steps=1500)
+    briefly = replace(config.teacher.learning, steps=800)
+    config = replace(
+        config, objective=replace(config.objective, learning=shorter), distil=NoLesson(),
+        teacher=replace(config.teacher, learning=briefly), habit=ami.boxes.NoHabit.Config(),
+    )  # fmt: skip
+    agent = ami.train(config, out=tmp_path / "run", seed=0)
+
+    def reached() -> float:
+        found = ami.evaluate(agent, config.evaluation, task="long", episodes=40)
+        assert found["baselines"]["random"]["final_success"]["mean"] < 0.1
+        return float(found["final_success"]["mean"])
+
+    led = reached()
+    agent.hierarchy = ami.boxes.Flat()
+    assert led > 0.6
+    assert led > reached() + 0.15
