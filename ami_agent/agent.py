@@ -98,6 +98,7 @@ class Agent(nn.Module):
         """An episode begins, in all worlds or in those of `fresh` `[B]`: nothing is recalled of
         what was before."""
         self.episode.begin(fresh)
+        self.hierarchy.reset()
 
     @torch.no_grad()
     def act(self, obs: Observation) -> Plan:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ami_agent.build import Config
 from ami_agent.lessons import Amortise, Distil, Foresee, NoLesson, ShortestPaths
 from ami_agent.life import Spec
+from modules.actor import Restless
 from modules.configurator import Assignment
 from modules.cost import Foresight, NoCritic
 from modules.hierarchy import LandmarkGraph
@@ -54,6 +55,17 @@ def _check_landmarks(config: Config) -> None:
         raise UnusableInput("hierarchy LandmarkGraph asks the critic how far landmarks are apart")
     if isinstance(config.survey, NoLesson):
         raise UnusableInput("hierarchy LandmarkGraph has no landmarks unless survey chooses them")
+    if isinstance(config.temper, Restless.Config):
+        raise UnusableInput(
+            "temper Restless takes a subgoal that stays ahead for being stuck: with hierarchy "
+            "LandmarkGraph it must be Calm"
+        )
+    for name, task in config.tasks.items():
+        if {**config.configurator.attend, **task.attend} != config.configurator.attend:
+            raise UnusableInput(
+                f"task {name!r} primes perception otherwise than landmarks were perceived: with "
+                "hierarchy LandmarkGraph attend must be that of the configurator"
+            )
     if config.survey.remembered < config.hierarchy.landmarks:
         raise UnusableInput(
             f"survey.remembered is {config.survey.remembered}, but {config.hierarchy.landmarks} "

@@ -83,7 +83,8 @@ def latency(
     actions: int = 60,
 ) -> Results:  # fmt: skip
     """Milliseconds in one world, after a warm-up: of one whole `act`, from observation to action,
-    and of the actor's part in it, from state to action; perception is the same for every mode."""
+    and of the actor's part in it, from state to action; perception, and what levels above plan, is
+    the same for every mode."""
     world = config.build(1, agent.device)
     obs, info = world.reset(seed)
     act = mind(agent, mode, assignment)(Scene(world, obs, info), seed)

@@ -23,6 +23,10 @@ CHUNK = 64
 """Last landmarks that are looked at in one go: [B, K, K] at once may be too large to hold."""
 
 
+LEAST = 1e-3
+"""Price of a hop, at least."""
+
+
 class Hierarchy(Protocol):
     """State `[B, D]` and focus -> the focus of the lowest level."""
 
@@ -90,23 +94,30 @@ class LandmarkGraph(nn.Module):
         self.register_buffer("states", torch.zeros(count, size))
         for name in ("steps", "price", "total"):
             self.register_buffer(name, torch.zeros(count, count))
+        self.known = False
         self.reset()
 
     def reset(self) -> None:
         """The next call plans."""
         self.calls, self.hopes = 0, torch.empty(0, 0, 0)
 
+    def charted(self) -> bool:
+        """Whether there are landmarks yet; asked of the device only until there are."""
+        self.known = self.known or bool(self.total.any())
+        return self.known
+
     def chart(self, states: Tensor) -> None:
         """These `[K, D]` are the landmarks."""
         steps = self.between(states[:, None], states[None])
         self.states.copy_(states)
         self.steps.copy_(steps)
-        self.price.copy_(self._priced(steps).fill_diagonal_(0))
+        # nothing is for nothing but to stay, or two landmarks in one place would lead to each other
+        self.price.copy_(self._priced(steps).clamp_min(LEAST).fill_diagonal_(0))
         self.total.copy_(shortest_paths(self.price))
 
     def forward(self, state: Tensor, focus: Focus) -> Focus:
-        """`[B, D]` -> the same focus, the goal a stride ahead."""
-        if not any(focus.weights.get(name) for name in TO_GOAL):
+        """`[B, D]` -> the same focus, the goal a stride ahead; flat before there are landmarks."""
+        if not (any(focus.weights.get(name) for name in TO_GOAL) and self.charted()):
             return focus
         if len(self.hopes) != len(state) or self.calls % self.config.every == 0:
             self.hopes = self.plan(state, focus.goal)

@@ -19,7 +19,8 @@ from ami_agent.build import build, capacity
 from ami_agent.checks import check_lessons
 from ami_agent.lessons import NoLesson, Survey
 from ami_agent.train import train
-from modules.configurator import Task
+from modules.actor import Restless
+from modules.configurator import Assignment, Task
 from modules.cost import NoCritic
 from modules.hierarchy import Flat, LandmarkGraph
 from modules.types import Focus, UnusableInput
@@ -145,6 +146,19 @@ def test_a_task_without_a_goal_is_led_nowhere():
     assert level(torch.ones(1, 2), focus) is focus
 
 
+def test_before_there_are_landmarks_a_mind_is_flat():
+    level, focus = graph(landmarks=5), wanting(torch.ones(2, 2))
+    assert level(torch.zeros(2, 2), focus) is focus
+    level.chart(torch.rand(5, 2, generator=torch.Generator().manual_seed(0)))
+    assert level(torch.zeros(2, 2), focus).hopes.shape == (2, 1, 4, 2)
+
+
+def test_two_landmarks_in_one_place_do_not_hold_anybody():
+    states = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    hopes = charted(states, ahead=5, stride=1.0).plan(torch.zeros(1, 2), torch.tensor([[4.0, 0.0]]))
+    assert hopes[0, :, 0].tolist() == [1, 2, 3, 4, 4]
+
+
 def test_flat_is_flat():
     focus = wanting(torch.ones(2, 2))
     assert Flat.Config().build(2, None)(torch.zeros(2, 2), focus) is focus
@@ -231,6 +245,8 @@ def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_lived(mazes)
         ({"survey": NoLesson()}, "no landmarks unless survey"),
         ({"hierarchy": Flat.Config()}, "survey chooses landmarks"),
         ({"survey": Survey(remembered=5)}, "survey.remembered is 5, but 6 landmarks"),
+        ({"temper": Restless.Config()}, "temper Restless"),
+        ({"tasks": {"squint": Assignment(aim="world", attend={"obs": 0.5})}}, "task 'squint'"),
         ({"critic": NoCritic.Config(), "teacher": NoLesson()}, "asks the critic"),
     ):
         with pytest.raises(UnusableInput, match=why):

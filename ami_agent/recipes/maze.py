@@ -33,6 +33,7 @@ def maze() -> Config:
         critic=Critic.Config(distance=WaveQuasimetric.Config()),
         hierarchy=LandmarkGraph.Config(),
         planner=GradientPlanner.Config(proposals=2, carried=1),
+        # by distance for who is judged; the policy practises with goals at any
         tasks={
             "reach": Assignment(aim="world"),
             "short": Assignment(aim="world", options={"goals": "short"}),

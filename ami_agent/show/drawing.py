@@ -128,12 +128,14 @@ def _draw_hopes(axes: Axes, moment: Moment, scale: float) -> None:
 def draw_energy(axes: Axes, episode: Episode, steps: list[int]) -> None:
     """What the chosen future would cost, by term, and what the critic says of the present."""
     moments, time = episode.moments, np.arange(len(episode.moments))
+    aim = ", to the goal" if episode.hopes else ""
+    chosen = "to the subgoal" if episode.hopes else "chosen future"
     for name, colour, low, high in _layers(moments):
         axes.fill_between(time, low, high, color=colour, alpha=0.75, lw=0,
-                          label=f"chosen future: {name}")  # fmt: skip
+                          label=f"{chosen}: {name}")  # fmt: skip
     if episode.unit:
         axes.plot(time, [moment.to_go for moment in moments], color=TEXT, lw=1.6, ls=(0, (4, 2)),
-                  label=f"critic now: {episode.unit}")  # fmt: skip
+                  label=f"critic now{aim}: {episode.unit}")  # fmt: skip
     if episode.arrived is not None:
         axes.axvline(episode.arrived, color=ARRIVED, lw=1.4, label="first arrival")
     axes.plot(steps, np.zeros(len(steps)), "^", color=TEXT, ms=6, clip_on=False, zorder=9,
