@@ -94,7 +94,7 @@ def by_planner(study: Mazes) -> Table:
 CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
     "distance": lambda study: by_distance(study, "maze", CRITICS, BANDS),
     "planners": by_planner,
-    "pixels": lambda study: by_distance(study, "maze-pixels", (1500,), ("short", "long")),
+    "pixels": lambda study: by_distance(study, "maze-pixels", CRITICS[1:], ("short", "long")),
     "size 7": lambda study: by_distance(study, "maze-7", (3000,), ("short", "long")),
     "size 9": lambda study: by_distance(study, "maze-9", (6000,), ("short", "long")),
 }
