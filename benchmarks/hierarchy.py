@@ -11,23 +11,19 @@ are kept beside them: a command that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from study import Study, told
+from study import Study, Table, report, told
 
 import ami_agent as ami
 from ami_agent.boxes import CEM, MPPI, Flat, NoHabit
 from ami_agent.evaluate import judge
 from ami_agent.lessons import NoLesson, Separate
 from ami_agent.life import WorldConfig
-from ami_agent.report import table
 
-Table = tuple[list[str], list[list[str]]]
 BANDS = ("short", "medium", "long")
 CRITICS = (400, 800, 1500)
 """Updates: for a moment, for a short while, and as in the recipe."""
@@ -79,10 +75,8 @@ def by_planner(study: Mazes) -> Table:
     """Mode-2 of the same agents by gradient and by sampling, flat and led."""
     rows = []
     sampling = {"CEM 64 x 4": CEM.Config(), "MPPI 64 x 4": MPPI.Config()}
-    for who, changes in {
-        "gradient": {},
-        **{n: {"planner": p} for n, p in sampling.items()},
-    }.items():
+    swaps = {"gradient": {}, **{who: {"planner": planner} for who, planner in sampling.items()}}
+    for who, changes in swaps.items():
         for flat in (True, False):
             found = [study.reached("maze 1500", b, flat=flat, **changes) for b in ("short", "long")]
             marks = [told([100 * f["final_success"]["mean"] for f in band], 0) for band in found]
@@ -100,17 +94,5 @@ CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--only", nargs="*", choices=list(CLAIMS), default=list(CLAIMS))
-    flags, console = parser.parse_args(), Console(width=140)
-    study = Mazes(Path("runs/hierarchy"), range(flags.seeds), flags.episodes, console)
-    for name in flags.only:
-        title = f"{name}: mean ({flags.seeds} seeds), {flags.episodes} episodes each"
-        console.print(table(title, *CLAIMS[name](study)))
-
-
 if __name__ == "__main__":
-    main()
+    report(__doc__, Mazes, Path("runs/hierarchy"), CLAIMS)

@@ -11,15 +11,13 @@ kept beside them: a command that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from study import Study, first_episode, percent, score, told
+from study import Study, first_episode, percent, report, score, told
 
 import ami_agent as ami
 from ami_agent.build import build
@@ -28,7 +26,6 @@ from ami_agent.lessons import Live, NoLesson, Pupil
 from ami_agent.lessons.life import Explorer
 from ami_agent.life import Act, WorldConfig
 from ami_agent.players import Begin, Scene, aimless, mind
-from ami_agent.report import table
 from modules.actor import NoHabit
 from modules.auto import Auto
 from modules.configurator import Assignment
@@ -277,17 +274,5 @@ CLAIMS: Mapping[str, Callable[[Study], tuple[list[str], list[Row]]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--only", nargs="*", choices=list(CLAIMS), default=list(CLAIMS))
-    flags, console = parser.parse_args(), Console(width=140)
-    study = Study(Path("runs/mind"), range(flags.seeds), flags.episodes, console)
-    for name in flags.only:
-        title = f"{name}: mean ({flags.seeds} seeds), {flags.episodes} episodes each"
-        console.print(table(title, *CLAIMS[name](study)))
-
-
 if __name__ == "__main__":
-    main()
+    report(__doc__, Study, Path("runs/mind"), CLAIMS)

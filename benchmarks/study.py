@@ -7,12 +7,13 @@ after a change of the code, delete `figures` in that folder.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -20,7 +21,10 @@ import ami_agent as ami
 from ami_agent import ablate, checkpoint, runs
 from ami_agent.evaluate import EPISODES_FROM, judge
 from ami_agent.life import WorldConfig
-from ami_agent.report import Report
+from ami_agent.report import Report, table
+
+Table = tuple[list[str], list[list[str]]]
+"""Columns and rows."""
 
 Look = Callable[[ami.Agent, WorldConfig, int], Any]
 """An agent, the world it is judged in, the seed of the first episode -> what is found."""
@@ -100,6 +104,9 @@ class Study:
         return self.of_agents(name, f"{task} {' '.join(modes)}", find, **changes)
 
 
+S = TypeVar("S", bound=Study)
+
+
 def first_episode(seed: int) -> int:
     """Its own episodes for every seed."""
     return EPISODES_FROM + 10_000 * seed
@@ -120,3 +127,16 @@ def told(found: Sequence[float], digits: int = 2) -> str:
     """The mean, and each seed by itself."""
     each = " ".join(f"{value:.{digits}f}" for value in found)
     return f"{sum(found) / len(found):.{digits}f} ({each})"
+
+
+def report(doc: str, kind: type[S], home: Path, claims: Mapping[str, Callable[[S], Table]]) -> None:
+    """The command line of a study: the table of every claim, or of those named."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--only", nargs="*", choices=list(claims), default=list(claims))
+    flags, console = parser.parse_args(), Console(width=140)
+    study = kind(home, range(flags.seeds), flags.episodes, console)
+    for name in flags.only:
+        title = f"{name}: mean ({flags.seeds} seeds), {flags.episodes} episodes each"
+        console.print(table(title, *claims[name](study)))

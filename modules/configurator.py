@@ -12,10 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modules.types import Focus, Observation, UnusableInput, require
-
-TO_GOAL = ("reach", "critic")
-"""Costs that mean nothing without a goal."""
+from modules.types import TO_GOAL, Focus, Observation, UnusableInput, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,15 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from modules.graph import shortest_paths
-from modules.types import Distance, Focus, UnusableInput, require
-
-TO_GOAL = ("reach", "critic")
-"""Costs of a goal; a focus without them has none to lead to."""
-
+from modules.types import TO_GOAL, Distance, Focus, UnusableInput, require
 
 CHUNK = 64
 """Last landmarks that are looked at in one go: [B, K, K] at once may be too large to hold."""
-
 
 LEAST = 1e-3
 """Price of a hop, at least."""

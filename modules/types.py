@@ -41,6 +41,9 @@ Gains: TypeAlias = Mapping[str, float | Tensor]
 """How much of what a sense delivers comes through, by name; 1 where none is named. One number, or
 one for each observation `[B]`."""
 
+TO_GOAL = ("reach", "critic")
+"""Costs that mean nothing without a goal."""
+
 Shape: TypeAlias = tuple[int, int, int]
 """How a flat state of D numbers folds into `[C, h, w]`; a vector is one by one."""
 

@@ -53,10 +53,8 @@ class Surveyor:
     def update(self) -> dict[str, Tensor]:
         place = self.apart.argmax()
         here = self.embedded[place]
-        there, back = (
-            self.distance.between(here, self.embedded),
-            self.distance.between(self.embedded, here),
-        )
+        there = self.distance.between(here, self.embedded)
+        back = self.distance.between(self.embedded, here)
         self.apart = torch.minimum(self.apart, torch.maximum(there, back))
         self.chosen.append(place)
         self.step += 1

@@ -14,7 +14,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def image_of(shapes: Shapes, patch: int) -> Shape:
     """The shape of the one image there is; raises UnusableInput for anything else."""
-    found = [shape for shape in shapes.values() if _isimage_of(shape, patch)]
+    found = [shape for shape in shapes.values() if _is_image(shape, patch)]
     if len(shapes) != 1 or not found:
         raise UnusableInput(
             f"observations of shape {_told(shapes)} are no images [channels, height, width] "
@@ -23,7 +23,7 @@ def image_of(shapes: Shapes, patch: int) -> Shape:
     return found[0]  # type: ignore[return-value]
 
 
-def _isimage_of(shape: tuple[int, ...], patch: int) -> bool:
+def _is_image(shape: tuple[int, ...], patch: int) -> bool:
     return len(shape) == 3 and min(shape[1:]) >= patch
 
 

@@ -89,9 +89,9 @@ class MapEncoder(nn.Module):
 class KeypointEncoder(nn.Module):
     """Pixels `[B, C, S, S]` uint8 -> vector state `[B, D]`, by way of points: every feature map
     says where its feature is, as the mean place under a softmax over places (deep spatial
-    autoencoders, Finn et al. 2016). Where an observation shows two
-    moments, how the points have moved is seen too (latent flow, Shang et al. 2021): a small
-    difference of large numbers, which layers upon both moments are slow to find."""
+    autoencoders, Finn et al. 2016). Where an observation shows two moments, how the points have
+    moved is seen too (latent flow, Shang et al. 2021): a small difference of large numbers, which
+    layers upon both moments are slow to find."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
