@@ -22,7 +22,7 @@ from ami_agent.train import train
 from modules.actor import Restless
 from modules.configurator import Assignment, Task
 from modules.cost import NoCritic
-from modules.hierarchy import Flat, LandmarkGraph
+from modules.hierarchy import CHUNK, Flat, LandmarkGraph
 from modules.types import Focus, UnusableInput
 from tests.conftest import small, wish
 
@@ -79,7 +79,8 @@ def cheapest(start: Tensor, goal: Tensor, states: Tensor, hop: float, distance=s
 @given(seed=st.integers(0, 999), hop=st.floats(0.3, 3))
 def test_the_way_that_is_hoped_for_is_the_cheapest(seed, hop):
     dice = torch.Generator().manual_seed(seed)
-    states, ends = torch.rand(12, 2, generator=dice) * 4, torch.rand(2, 1, 2, generator=dice) * 4
+    count = int(torch.randint(2, 3 * CHUNK, (), generator=dice))
+    states, ends = torch.rand(count, 2, generator=dice) * 4, torch.rand(2, 1, 2, generator=dice) * 4
     level = charted(states, hop=hop, stride=0.02, ahead=1000)  # no landmark is passed over
     start, goal = ends
     way = [start[0], *level.plan(start, goal)[0]]
