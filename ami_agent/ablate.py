@@ -31,11 +31,13 @@ Change = Callable[[Config], Config]
 WITHOUT: Mapping[str, Change] = {
     "critic": lambda c: replace(
         c, critic=NoCritic.Config(), teacher=NoLesson(), paths=NoLesson(),
-        hierarchy=Flat.Config(), survey=NoLesson(),
+        hierarchy=Flat.Config(), ascend=NoLesson(), survey=NoLesson(),
         configurator=replace(c.configurator, reach=c.configurator.reach or 1.0, critic=0.0),
     ),
     "paths": lambda c: replace(c, paths=NoLesson()),
-    "hierarchy": lambda c: replace(c, hierarchy=Flat.Config(), survey=NoLesson()),
+    "hierarchy": lambda c: replace(
+        c, hierarchy=Flat.Config(), ascend=NoLesson(), survey=NoLesson()
+    ),
     "practice": lambda c: replace(c, practice=NoLesson(), refine=NoLesson()),
     "policy": lambda c: replace(
         c, amortise=NoLesson(), distil=NoLesson(), habit=NoHabit.Config()

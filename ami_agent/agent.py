@@ -83,7 +83,7 @@ class Agent(nn.Module):
         if self.focus is not None and focus.gains != self.focus.gains:
             self.episode.begin()  # what was lived was seen with other eyes
         self.focus = focus
-        self.hierarchy.reset()
+        self.hierarchy.reset(seed)
         for actor in self.actors.values():
             actor.reset(seed)
 

@@ -5,20 +5,16 @@ from modules.actor import Calm, Habit, MapPolicy, NoHabit, Policy, Restless
 from modules.auto import Auto
 from modules.bounds import Ball, Box
 from modules.configurator import Assignment, Configurator
-from modules.cost import (
-    Critic,
-    Foresight,
-    MapQuasimetric,
-    NoCritic,
-    NoForesight,
-    Quasimetric,
-    WaveQuasimetric,
-)
+from modules.cost import Critic, Foresight, NoCritic, NoForesight
+from modules.distance import MapQuasimetric, Quasimetric, WaveQuasimetric
 from modules.dynamics import MapDynamics, VectorDynamics, WaveDynamics
-from modules.hierarchy import Flat, LandmarkGraph
+from modules.hierarchy import Flat, LandmarkGraph, MacroLevels
+from modules.hierarchy.levels import UpperLevel
+from modules.latents import DiscreteLatent, GaussianLatent, NoLatent, SparseLatent
 from modules.objectives import Weights
 from modules.perception import KeypointEncoder, MapEncoder, Senses, VectorEncoder
-from modules.planners import CEM, MPPI, GradientPlanner
+from modules.planners import CEM, MPPI, Collocation, GradientPlanner
+from modules.planners.outlook import ManyFutures
 from modules.recall import Associative, Belief, NoRecall
 from modules.targets import Itself, MovingAverage
 from modules.world_model import Certain, Ensemble, Feeling, Numb, WorldModel
@@ -34,17 +30,22 @@ __all__ = [
     "Box",
     "Calm",
     "Certain",
+    "Collocation",
     "Configurator",
     "Critic",
+    "DiscreteLatent",
     "Ensemble",
     "Feeling",
     "Flat",
     "Foresight",
+    "GaussianLatent",
     "GradientPlanner",
     "Habit",
     "Itself",
     "KeypointEncoder",
     "LandmarkGraph",
+    "MacroLevels",
+    "ManyFutures",
     "MapDynamics",
     "MapEncoder",
     "MapPolicy",
@@ -53,12 +54,15 @@ __all__ = [
     "NoCritic",
     "NoForesight",
     "NoHabit",
+    "NoLatent",
     "NoRecall",
     "Numb",
     "Policy",
     "Quasimetric",
     "Restless",
     "Senses",
+    "SparseLatent",
+    "UpperLevel",
     "VectorDynamics",
     "VectorEncoder",
     "WaveDynamics",

@@ -11,6 +11,7 @@ import torch
 from ami_agent.agent import Agent
 from ami_agent.lessons import (
     Amortise,
+    Ascend,
     Bootstrap,
     Distil,
     Foresee,
@@ -31,10 +32,11 @@ from modules.bounds import Ball, Box
 from modules.configurator import Assignment, Configurator
 from modules.cost import Body, Cost, Critic, Foresight, NoCritic, NoForesight
 from modules.drives import Drives
-from modules.hierarchy import Flat, LandmarkGraph
+from modules.hierarchy import Flat, LandmarkGraph, MacroLevels
 from modules.memory import Memory
 from modules.perception import KeypointEncoder, MapEncoder, Senses, VectorEncoder
-from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
+from modules.planners import CEM, MPPI, Collocation, GradientPlanner, MindsEye
+from modules.planners.outlook import ManyFutures
 from modules.recall import Associative, Belief, Landmarks, NoRecall
 from modules.types import Mode, Transition, UnusableInput, require
 from modules.world_model import WorldModel
@@ -62,9 +64,13 @@ class Config:
     foresight: Foresight.Config | NoForesight.Config = field(default_factory=NoForesight.Config)
     """The critics of the drives."""
     configurator: Configurator.Config = field(default_factory=Configurator.Config)
-    hierarchy: Flat.Config | LandmarkGraph.Config = field(default_factory=Flat.Config)
+    hierarchy: Flat.Config | LandmarkGraph.Config | MacroLevels.Config = field(
+        default_factory=Flat.Config
+    )
     """The levels above the lowest."""
-    planner: GradientPlanner.Config | CEM.Config | MPPI.Config
+    planner: GradientPlanner.Config | Collocation.Config | CEM.Config | MPPI.Config
+    futures: ManyFutures.Config = field(default_factory=ManyFutures.Config)
+    """Of the same actions, where not all can be known."""
     temper: Calm.Config | Restless.Config = field(default_factory=Calm.Config)
     """What the agent does when its plans get it nowhere."""
     execute: int = 1
@@ -86,6 +92,7 @@ class Config:
     foresee: Foresee | NoLesson = field(default_factory=NoLesson)
     practice: Practise | NoLesson = field(default_factory=NoLesson)
     refine: Refine | NoLesson = field(default_factory=NoLesson)
+    ascend: Ascend | NoLesson = field(default_factory=NoLesson)
     survey: Survey | NoLesson = field(default_factory=NoLesson)
     amortise: Amortise | NoLesson = field(default_factory=NoLesson)
     distil: Distil | NoLesson = field(default_factory=Distil)
@@ -103,6 +110,7 @@ def lessons(config: Config) -> dict[str, Lesson]:
         "foresee": config.foresee,
         "practice": config.practice,
         "refine": config.refine,
+        "ascend": config.ascend,
         "survey": config.survey,
         "amortise": config.amortise,
         "distil": config.distil,
@@ -142,10 +150,11 @@ def build(
         cost = Cost(config.critic.build(shape), body, world_model.doubt.disagreement)
         # as a function: the critic is a part of the cost alone
         steps = cost.critic.distance.forward if isinstance(cost.critic, Critic) else None
-        hierarchy = config.hierarchy.build(prod(shape), steps)
+        hierarchy = config.hierarchy.build(shape, spec.action_dim, steps)
         policy = config.policy.build(shape, spec.action_dim, bounds, told)
         expectation = config.auto.expectation(shape, len(config.tasks), told)
-    eye = MindsEye(world_model.imagine, world_model.pursue, cost, bounds, spec.action_dim)
+    outlook = config.futures.build(world_model.level(0).latent.chances)
+    eye = MindsEye(world_model.imagine, world_model.pursue, cost, bounds, spec.action_dim, outlook)
     habit = config.habit.build(policy, eye)
     planner = config.planner.build(eye, habit)
     spontaneous = config.planner.build(eye, NoHabit(spec.action_dim))  # is told of the habit

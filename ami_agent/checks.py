@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ami_agent.build import Config
-from ami_agent.lessons import Amortise, Distil, Foresee, NoLesson, ShortestPaths
+from ami_agent.lessons import (
+    Amortise,
+    Ascend,
+    Distil,
+    Foresee,
+    NoLesson,
+    ShortestPaths,
+    Survey,
+)
 from ami_agent.life import Spec
 from modules.actor import Restless
 from modules.configurator import Assignment
 from modules.cost import Foresight, NoCritic
-from modules.hierarchy import LandmarkGraph
+from modules.hierarchy import LandmarkGraph, MacroLevels
 from modules.types import UnusableInput
 from modules.world_model import Numb
 
@@ -18,7 +26,7 @@ from modules.world_model import Numb
 def check_lessons(config: Config) -> None:
     """Raises UnusableInput for lessons that could not be taken."""
     _check_pupils(config)
-    _check_landmarks(config)
+    _check_hierarchy(config)
     _check_practised(config)
     _check_lives(config)
 
@@ -42,34 +50,60 @@ def _check_pupils(config: Config) -> None:
         )
 
 
-def _check_landmarks(config: Config) -> None:
-    """There are landmarks where somebody goes by them, and states to choose them from."""
-    if not isinstance(config.hierarchy, LandmarkGraph.Config):
-        if not isinstance(config.survey, NoLesson):
+def _check_hierarchy(config: Config) -> None:
+    """Whoever plans above has been taught by what suits it, and is understood below."""
+    kind = type(config.hierarchy).__qualname__.removesuffix(".Config")
+    for name, teaches in (("survey", "LandmarkGraph"), ("ascend", "MacroLevels")):
+        taught = not isinstance(getattr(config, name), NoLesson)
+        if taught and kind != teaches:
             raise UnusableInput(
-                "survey chooses landmarks, and hierarchy has none: it must be LandmarkGraph, or "
-                "survey NoLesson (on the command line, --without hierarchy)"
+                f"{name} teaches a {teaches}, and hierarchy is {kind}: it must be {teaches}, or "
+                f"{name} NoLesson (on the command line, --without hierarchy)"
             )
+        if kind == teaches and not taught:
+            raise UnusableInput(f"hierarchy {kind} knows nothing unless {name} teaches it")
+    if kind == "Flat":
         return
-    if isinstance(config.critic, NoCritic.Config):
-        raise UnusableInput("hierarchy LandmarkGraph asks the critic how far landmarks are apart")
-    if isinstance(config.survey, NoLesson):
-        raise UnusableInput("hierarchy LandmarkGraph has no landmarks unless survey chooses them")
     if isinstance(config.temper, Restless.Config):
         raise UnusableInput(
-            "temper Restless takes a subgoal that stays ahead for being stuck: with hierarchy "
-            "LandmarkGraph it must be Calm"
+            f"temper Restless takes a subgoal that stays ahead for being stuck: with hierarchy "
+            f"{kind} it must be Calm"
         )
     for name, task in config.tasks.items():
         if {**config.configurator.attend, **task.attend} != config.configurator.attend:
             raise UnusableInput(
-                f"task {name!r} primes perception otherwise than landmarks were perceived: with "
-                "hierarchy LandmarkGraph attend must be that of the configurator"
+                f"task {name!r} primes perception otherwise than the levels above perceived: with "
+                f"hierarchy {kind} attend must be that of the configurator"
             )
+    _check_landmarks(config)
+    _check_strides(config)
+
+
+def _check_landmarks(config: Config) -> None:
+    """There are states to choose landmarks from, and somebody who knows how far it is."""
+    if not isinstance(config.hierarchy, LandmarkGraph.Config):
+        return
+    if isinstance(config.critic, NoCritic.Config):
+        raise UnusableInput("hierarchy LandmarkGraph asks the critic how far landmarks are apart")
+    assert isinstance(config.survey, Survey)
     if config.survey.remembered < config.hierarchy.landmarks:
         raise UnusableInput(
             f"survey.remembered is {config.survey.remembered}, but {config.hierarchy.landmarks} "
             "landmarks are to be chosen from them"
+        )
+
+
+def _check_strides(config: Config) -> None:
+    """A life is long enough for the top level to learn from."""
+    if not isinstance(config.hierarchy, MacroLevels.Config):
+        return
+    assert isinstance(config.ascend, Ascend)
+    window = config.ascend.steps(config.hierarchy.strides)
+    if window > config.life.steps:
+        strides = " x ".join(map(str, config.hierarchy.strides))
+        raise UnusableInput(
+            f"ascend.length {config.ascend.length} in strides of {strides} takes {window} steps, "
+            f"but a life has {config.life.steps}: nothing for the top level to learn from"
         )
 
 

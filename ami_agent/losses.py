@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from modules import objectives
-from modules.cost import Quasimetric
+from modules.distance import Quasimetric
+from modules.hierarchy.levels import UpperLevel
 from modules.recall import NoRecall, recalled
 from modules.types import Observation, Trajectory, each
 from modules.world_model import WorldModel
@@ -23,7 +24,8 @@ See = Callable[[Observation], Tensor]
 
 def world_model_loss(
     trajectory: Trajectory, perceive: See, target: Callable[[Observation, Tensor], Tensor],
-    recall: NoRecall, model: WorldModel, *, channels: int, together: int, context: int = 0,
+    recall: NoRecall, model: WorldModel, random: torch.Generator, *, channels: int, together: int,
+    context: int = 0,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The joint-embedding prediction over several steps, and what keeps it from collapsing.
 
@@ -32,7 +34,7 @@ def world_model_loss(
     `together`: windows come in runs of so many from one episode, whose mean the terms named
     `_within` take away. The states are encoded once; `target` says what is to be predicted. From
     each of the first `context` + 1 states the rest of the window is unrolled, `context` steps less
-    than it is long.
+    than it is long. What can't be known of a step is inferred from the states it joins.
     """
     actions, batch = trajectory.actions, trajectory.actions.shape[:2]
     flat = each(lambda part: part.flatten(0, 1), trajectory.obs)
@@ -44,7 +46,7 @@ def world_model_loss(
     folded = objectives.fold(states, channels)
     moving = objectives.fold(objectives.within(states, together), channels)
     return {
-        **_unrolled(model, states, targets, actions, trajectory.interoception, context),
+        **_unrolled(model, states, targets, actions, trajectory.interoception, random, context),
         "variance": objectives.variance(states.flatten(0, 1)),
         "covariance": objectives.covariance(folded),
         "variance_within": objectives.variance(moving),
@@ -55,26 +57,36 @@ def world_model_loss(
 
 
 def _unrolled(
-    model: WorldModel, states: Tensor, targets: Tensor, actions: Tensor, felt: Tensor, context: int
-) -> dict[str, Tensor]:
+    model: WorldModel, states: Tensor, targets: Tensor, actions: Tensor, felt: Tensor,
+    random: torch.Generator, context: int,
+) -> dict[str, Tensor]:  # fmt: skip
     """Futures from each of the first `context` + 1 states: what they predict, what is felt in them,
     and, for states as they are, what an ensemble would expect of one step."""
-    length = actions.shape[1] - context
-    ahead = (part.unfold(1, length, 1).movedim(-1, 2) for part in (actions, targets[:, 1:], felt))
+    length, level = actions.shape[1] - context, model.level(0)
+    shape = (*actions.shape[:2], level.latent.chances)
+    chance = torch.rand(shape, generator=random)
+    before, after = states[:, :-1], targets[:, 1:]
+    inferred = level.latent.infer(before, actions, after, chance.to(states), level.dynamics)
+    ahead = (part.unfold(1, length, 1).movedim(-1, 2) for part in (inferred.acting, after, felt))
     acted, arrived, arrival = (part.flatten(0, 1) for part in ahead)  # [B * (context + 1), T, ..]
-    predicted = model.level(0).unroll(states[:, : context + 1].flatten(0, 1), acted)[:, 1:]
-    now, then = states.detach()[:, :-1], targets.detach()[:, 1:]
+    predicted = level.unroll(states[:, : context + 1].flatten(0, 1), acted)[:, 1:]
+    now, then = before.detach(), after.detach()
     return {
         "prediction": objectives.prediction(predicted, arrived),
         "feeling": objectives.feeling(model.feeling(predicted), arrival, model.feeling.scale),
         "doubt": objectives.doubt(model.doubt(now, actions), then - now),
+        "information": inferred.information,
+        "prior": inferred.prior,
     }
 
 
-def unroll_loss(model: WorldModel, trajectory: Trajectory) -> dict[str, Tensor]:
+def unroll_loss(
+    model: WorldModel, trajectory: Trajectory, random: torch.Generator
+) -> dict[str, Tensor]:
     """The same prediction where observations are states already, `[B, T + 1, D]`."""
     states = trajectory.states
-    return _unrolled(model, states, states, trajectory.actions, trajectory.interoception, 0)
+    felt = trajectory.interoception
+    return _unrolled(model, states, states, trajectory.actions, felt, random, 0)
 
 
 class Multiplier(nn.Module):
@@ -107,6 +119,29 @@ def quasimetric_loss(
         "near": price.detach() * violation,
         "price": -price * violation.detach(),
     }
+
+
+def level_loss(
+    level: UpperLevel, multiplier: Multiplier, states: Tensor, actions: Tensor, *,
+    far: float, slack: float,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
+    """A level above learns from T + 1 states `[B, T * stride + 1, D]` of the one below and what was
+    done in between `[B, T * stride, A]`: to predict in its own strides, what macro-actions there
+    are, how far it is. Returns the terms, and the same of this level: states `[B, T + 1, D]`,
+    macro-actions `[B, T, M]`."""
+    own = level.lift(states[:, :: level.stride])
+    macros = level.chunks(actions)
+    predicted = level.unroll(own[:, 0], macros)[:, 1:]
+    seen = own.detach()
+    now, then = seen[:, :-1].transpose(0, 1), seen[:, 1:].transpose(0, 1)  # [T, B, D]
+    terms = {
+        "prediction": objectives.prediction(predicted, own[:, 1:]),
+        "variance": objectives.variance(own.flatten(0, 1)),
+        "covariance": objectives.covariance(own.flatten(0, 1)),
+        "prior": level.macros(seen[:, :-1]).surprise(macros.detach()).mean(),
+        **quasimetric_loss(level.distance, multiplier, now, then, far=far, slack=slack),
+    }
+    return terms, own, macros
 
 
 def temporal_difference_loss(

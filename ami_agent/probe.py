@@ -18,8 +18,9 @@ from modules.types import Diverged, Gains, Observation, by_sense, count_of, each
 COLLAPSED = 0.1
 """A state whose features vary less than this, where VICReg asks for 1, tells nothing."""
 
-FLAT = 2.0
-"""A state of a lower effective rank can't say where in a plane something is."""
+FLAT = 1.5
+"""A state of a lower effective rank can't say where in a plane something is; one that is seen in a
+plane, but unevenly, has a little less than 2."""
 
 
 class Probe(NamedTuple):

@@ -19,12 +19,17 @@ from typing import Any
 from study import Study, Table, report, told
 
 import ami_agent as ami
-from ami_agent.boxes import CEM, MPPI, Flat, NoHabit
+from ami_agent.boxes import CEM, MPPI, Collocation, Flat, MacroLevels, NoHabit, UpperLevel
 from ami_agent.evaluate import judge
 from ami_agent.lessons import NoLesson, Separate
 from ami_agent.life import WorldConfig
 
 BANDS = ("short", "medium", "long")
+LEVELS = {
+    "shared": MacroLevels.Config(),
+    "own": MacroLevels.Config(level=UpperLevel.Config(size=16)),
+    "three": MacroLevels.Config(strides=(4, 3)),
+}
 CRITICS = (400, 800, 1500)
 """Updates: for a moment, for a short while, and as in the recipe."""
 
@@ -33,8 +38,10 @@ class Mazes(Study):
     """Agents of names like "maze 800": a recipe, and updates of its critic."""
 
     def of_seed(self, name: str, seed: int) -> ami.Config:
-        recipe, critic = name.split()
+        recipe, critic, *kind = name.split()
         config = self.config(recipe)
+        if kind:
+            config = replace(config, hierarchy=LEVELS[kind[0]])
         world = replace(config.world, options={**config.world.options, "maze": seed})
         assert isinstance(config.teacher, Separate)
         learning = replace(config.teacher.learning, steps=int(critic))
@@ -44,7 +51,7 @@ class Mazes(Study):
         )  # fmt: skip
 
     def reached(self, name: str, task: str, *, flat: bool, **changes: Any) -> list[Any]:
-        """The figures of Mode-2, of every seed."""
+        """The figures of Mode-2, of every seed; `changes` are of settings after training."""
 
         def find(agent: ami.Agent, world: WorldConfig, start: int) -> Any:
             if flat:
@@ -72,10 +79,15 @@ def by_distance(study: Mazes, recipe: str, critics: Sequence[int], bands: Sequen
 
 
 def by_planner(study: Mazes) -> Table:
-    """Mode-2 of the same agents by gradient and by sampling, flat and led."""
+    """Mode-2 of the same agents by gradient, by collocation and by sampling, flat and led."""
     rows = []
-    sampling = {"CEM 64 x 4": CEM.Config(), "MPPI 64 x 4": MPPI.Config()}
-    swaps = {"gradient": {}, **{who: {"planner": planner} for who, planner in sampling.items()}}
+    others = {
+        "collocation, horizon 8": Collocation.Config(horizon=8, steps=16, warm_steps=8, settle=4),
+        "collocation, horizon 24": Collocation.Config(proposals=2, warm_steps=8, settle=4),
+        "CEM 64 x 4": CEM.Config(),
+        "MPPI 64 x 4": MPPI.Config(),
+    }
+    swaps = {"gradient": {}, **{who: {"planner": planner} for who, planner in others.items()}}
     for who, changes in swaps.items():
         for flat in (True, False):
             found = [study.reached("maze 1500", b, flat=flat, **changes) for b in ("short", "long")]
@@ -85,8 +97,35 @@ def by_planner(study: Mazes) -> Table:
     return ["planner", "above it", "short %", "long %", "ms batched"], rows
 
 
+def by_level(study: Mazes) -> Table:
+    """Levels above that are learnt, beside none and beside landmarks, with the brief critic; the
+    prior is taken away, and subgoals are grounded, after training."""
+    briefly, shared = CRITICS[1], LEVELS["shared"]
+    learnt = f"maze-levels {briefly}"
+    runs: dict[str, tuple[str, bool, dict[str, Any]]] = {
+        "none": (f"maze {briefly}", True, {}),
+        "landmarks": (f"maze {briefly}", False, {}),
+        "learnt, shared states": (f"{learnt} shared", False, {}),
+        "the same without prior": (
+            f"{learnt} shared", False, {"hierarchy": replace(shared, prior=0.0)},
+        ),
+        "the same, grounded": (
+            f"{learnt} shared", False, {"hierarchy": replace(shared, grounded=True)},
+        ),
+        "learnt, states of its own": (f"{learnt} own", False, {}),
+        "two learnt levels": (f"{learnt} three", False, {}),
+    }  # fmt: skip
+    rows = []
+    for who, (name, flat, changes) in runs.items():
+        found = [study.reached(name, band, flat=flat, **changes) for band in ("short", "long")]
+        marks = [told([100 * f["final_success"]["mean"] for f in band], 0) for band in found]
+        rows.append([who, *marks, told([f["ms_per_action_batched"] for f in found[1]])])
+    return ["levels above", "short %", "long %", "ms batched"], rows
+
+
 CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
     "distance": lambda study: by_distance(study, "maze", CRITICS, BANDS),
+    "levels": by_level,
     "planners": by_planner,
     "pixels": lambda study: by_distance(study, "maze-pixels", CRITICS[1:], ("short", "long")),
     "size 7": lambda study: by_distance(study, "maze-7", (3000,), ("short", "long")),

@@ -8,12 +8,14 @@ TWO_ROOMS = "ami/TwoRooms-v0"
 CUE_CORRIDOR = "ami/CueCorridor-v0"
 FORAGE = "ami/Forage-v0"
 MAZE = "ami/Maze-v0"
+WINDY_ROOMS = "ami/WindyRooms-v0"
 
 WORLDS = {
     TWO_ROOMS: "envs.two_rooms:TwoRooms",
     CUE_CORRIDOR: "envs.cue_corridor:CueCorridor",
     FORAGE: "envs.forage:Forage",
     MAZE: "envs.maze:Maze",
+    WINDY_ROOMS: "envs.windy_rooms:WindyRooms",
 }
 
 for name, place in WORLDS.items():

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from modules.bounds import Bounds
 from modules.layers import Neighbourhoods, mlp
-from modules.planners.common import MindsEye, Thought
-from modules.types import Focus, Mode, Plan, Rollout, Shape, require
+from modules.planners.common import MindsEye
+from modules.planners.outlook import Thought
+from modules.types import Decide, Focus, Mode, Plan, Shape, require
 
 
 class Policy(nn.Module):
@@ -101,17 +102,22 @@ class Habit:
     def __call__(self, state: Tensor, focus: Focus) -> Tensor:
         """`[B, D]` -> `[B, 1, H, A]`"""
         nothing = state.new_empty(len(state), 0, focus.horizon, self.eye.action_dim)
-        return self._pursue(state, nothing, focus).actions
+        return self.eye.pursue(state, self._decide(focus), nothing).actions
 
     def beside(self, state: Tensor, others: Tensor, focus: Focus) -> Thought:
         """`[B, D]` -> the policy's own future, and beside it those of others `[B, P, H, A]`."""
-        return self.eye.weigh(self._pursue(state, others, focus), focus)
+        return self.eye.beside(state, self._decide(focus), others, focus)
 
-    def _pursue(self, state: Tensor, others: Tensor, focus: Focus) -> Rollout:
-        def decide(state: Tensor) -> Tensor:
-            return self.policy(state, focus.goal, focus.condition)
+    def _decide(self, focus: Focus) -> Decide:
+        def decide(states: Tensor) -> Tensor:
+            alike = len(states) // len(focus.goal)  # several futures of each world, side by side
+            goal, told = (
+                part.repeat_interleave(alike, 0) if alike > 1 else part
+                for part in (focus.goal, focus.condition)
+            )
+            return self.policy(states, goal, told)
 
-        return self.eye.pursue(state, decide, others)
+        return decide
 
 
 class NoHabit:

@@ -35,6 +35,9 @@ class Task:
     """Imagined steps; 0 leaves it to the planner."""
     steps: int = 0
     """Planning budget: improvements of a cold plan; 0 leaves it to the planner."""
+    tail: float | None = None
+    """The share of the worst futures that counts, where not all can be known: 1 is the mean of all,
+    0 the worst alone; None leaves it to the agent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class Assignment:
     attend: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     horizon: int = 0
+    tail: float | None = None
     options: dict[str, int | float | str] = field(default_factory=dict)
     """Keyword arguments of the world in which this task is judged."""
 
@@ -55,7 +59,7 @@ class Assignment:
         """In the user's words."""
         return Task(
             goal=goal, drives=self.drives, limits=self.limits, attend=self.attend,
-            weights=self.weights, mode=mode, horizon=self.horizon,
+            weights=self.weights, mode=mode, horizon=self.horizon, tail=self.tail,
         )  # fmt: skip
 
 
@@ -72,11 +76,14 @@ class Configurator:
         """v: weight of the steps still to go."""
         attend: dict[str, float] = field(default_factory=dict)
         """Gains of the senses, by name; 1 where none is named."""
+        tail: float = 1.0
+        """The share of the worst futures that counts: 1 is the mean of all, 0 the worst alone."""
         told: tuple[str, ...] = ()
         """Costs whose weights the policy is told, so that it knows the task."""
 
         def __post_init__(self) -> None:
             require(self, reach=0, effort=0, critic=0)
+            _check_tail(self.tail)
 
         def build(
             self, horizon: int, steps: int, modes: tuple[str, ...], senses: Sequence[str],
@@ -91,7 +98,7 @@ class Configurator:
         self.weights = {name: getattr(config, name) for name in ("reach", "effort", "critic")}
         self.horizon, self.steps, self.modes = horizon, steps, modes
         self.senses, self.drives, self.foreseen = senses, drives, foreseen
-        self.told = config.told
+        self.told, self.tail = config.told, config.tail
         _check("gain of the sense", config.attend, senses)
         self.gains = {**dict.fromkeys(senses, 1.0), **config.attend}
 
@@ -121,6 +128,8 @@ class Configurator:
                 raise UnusableInput(_unknown("limit of the drive", name, self.drives))
             if not isfinite(most):
                 raise UnusableInput(f"the limit of {name!r} is {most}; it must be a finite number")
+        tail = self.tail if task.tail is None else task.tail
+        _check_tail(tail)
         weights = self.weigh(task)
         told = torch.tensor([float(weights.get(name, 0)) for name in self.told])
         return Focus(
@@ -132,6 +141,7 @@ class Configurator:
             condition=told.to(goal).expand(len(goal), -1),
             horizon=task.horizon or self.horizon,
             steps=task.steps or self.steps,
+            tail=tail,
             lived=goal[:, None][:, :0],
             known=goal[:0],
             pace=goal.new_ones(len(goal)),
@@ -151,3 +161,8 @@ def _check(what: str, numbers: Mapping[str, float], known: Sequence[str]) -> Non
             raise UnusableInput(_unknown(what, name, known))
         if not 0 <= value < float("inf"):
             raise UnusableInput(f"the {what} {name!r} is {value}; it must be 0 or more")
+
+
+def _check_tail(tail: float) -> None:
+    if not 0 <= tail <= 1:
+        raise UnusableInput(f"tail is {tail}; it must be from 0, the worst alone, to 1, the mean")

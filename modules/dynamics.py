@@ -14,9 +14,10 @@ from modules.types import Shape, require
 
 
 class Dynamics(Protocol):
-    """Forward model s, a -> s' and inverse model s, s' -> a, over flat states."""
+    """Forward model s, a, z -> s' and inverse model s, s' -> a, over flat states; what acts on the
+    state, action and latent variable, comes as one, `[..., A + Z]`."""
 
-    def __call__(self, state: Tensor, action: Tensor) -> Tensor: ...
+    def __call__(self, state: Tensor, acting: Tensor) -> Tensor: ...
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor: ...
 
 
@@ -50,25 +51,27 @@ class VectorDynamics(nn.Module):
         def __post_init__(self) -> None:
             require(self, hidden=1)
 
-        def build(self, shape: Shape, action_dim: int) -> VectorDynamics:
+        def build(self, shape: Shape, action_dim: int, latent: int = 0) -> VectorDynamics:
             look = nn.Linear(prod(shape), self.hidden)
-            return VectorDynamics(look, self.hidden, prod(shape), action_dim)
+            return VectorDynamics(look, self.hidden, prod(shape), action_dim, latent)
 
-    def __init__(self, look: nn.Module, hidden: int, state: int, action_dim: int) -> None:
+    def __init__(
+        self, look: nn.Module, hidden: int, state: int, action_dim: int, latent: int
+    ) -> None:
         super().__init__()
         self.look = look
         self.mix = nn.Linear(hidden, hidden)
-        self.films = nn.ModuleList([Film(action_dim, hidden) for _ in range(2)])
+        self.films = nn.ModuleList([Film(action_dim + latent, hidden) for _ in range(2)])
         self.change = _zero(nn.Linear(hidden, state))
         self.cause = nn.Sequential(
             nn.Linear(2 * state, hidden), nn.SiLU(), nn.Linear(hidden, action_dim)
         )
 
-    def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        """`[N, D]`, `[N, A]` -> `[N, D]`"""
+    def forward(self, state: Tensor, acting: Tensor) -> Tensor:
+        """`[N, D]`, `[N, A + Z]` -> `[N, D]`"""
         first, second = self.films
-        seen = first(self.look(state), action)
-        return state + self.change(second(self.mix(seen), action))
+        seen = first(self.look(state), acting)
+        return state + self.change(second(self.mix(seen), acting))
 
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., D]` -> `[..., A]`"""
@@ -89,9 +92,9 @@ class WaveDynamics(VectorDynamics):
         def __post_init__(self) -> None:
             require(self, hidden=1, waves=1, detail=0)
 
-        def build(self, shape: Shape, action_dim: int) -> WaveDynamics:
+        def build(self, shape: Shape, action_dim: int, latent: int = 0) -> WaveDynamics:
             look = in_waves(prod(shape), self.waves, self.detail, self.hidden)
-            return WaveDynamics(look, self.hidden, prod(shape), action_dim)
+            return WaveDynamics(look, self.hidden, prod(shape), action_dim, latent)
 
 
 class MapDynamics(nn.Module):
@@ -102,22 +105,22 @@ class MapDynamics(nn.Module):
     class Config:
         hidden: int = 64
 
-        def build(self, shape: Shape, action_dim: int) -> MapDynamics:
-            return MapDynamics(self, shape, action_dim)
+        def build(self, shape: Shape, action_dim: int, latent: int = 0) -> MapDynamics:
+            return MapDynamics(self, shape, action_dim, latent)
 
-    def __init__(self, config: Config, shape: Shape, action_dim: int) -> None:
+    def __init__(self, config: Config, shape: Shape, action_dim: int, latent: int) -> None:
         super().__init__()
         self.shape, channels, hidden = shape, shape[0], config.hidden
         self.look = nn.Conv2d(channels, hidden, 3, padding=1)
-        self.film = nn.Linear(action_dim, 2 * hidden)
+        self.film = nn.Linear(action_dim + latent, 2 * hidden)
         self.mix = nn.Conv2d(hidden, hidden, 1)
         self.change = _zero(nn.Conv2d(hidden, channels, 3, padding=1))
         self.compare = nn.Conv2d(2 * channels, hidden, 3, padding=1)
         self.cause = nn.Linear(hidden, action_dim)
 
-    def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        """`[N, D]`, `[N, A]` -> `[N, D]`"""
-        scale, shift = self.film(action)[..., None, None].chunk(2, dim=1)
+    def forward(self, state: Tensor, acting: Tensor) -> Tensor:
+        """`[N, D]`, `[N, A + Z]` -> `[N, D]`"""
+        scale, shift = self.film(acting)[..., None, None].chunk(2, dim=1)
         seen = self.look(state.unflatten(-1, self.shape))
         seen = nn.functional.silu(torch.addcmul(seen + shift, seen, scale))
         return state + self.change(nn.functional.silu(self.mix(seen))).flatten(1)

@@ -60,8 +60,10 @@ def inverse(guessed: Tensor, actions: Tensor) -> Tensor:
 def feeling(read: Tensor, felt: Tensor, scale: Tensor) -> Tensor:
     """What is read off predicted states `[..., I]` is what was felt on arrival, each channel in its
     own unit `[I]`; scalar. What can't be known is NaN, and nobody is asked for it."""
+    if not read.shape[-1]:
+        return read.sum()  # who feels nothing is asked for nothing
     known = torch.where(felt.isnan(), read.detach(), felt)
-    return ((read - known) / scale).square().mean() if read.shape[-1] else read.sum()
+    return ((read - known) / scale).square().mean()
 
 
 def doubt(expected: Tensor, change: Tensor) -> Tensor:
@@ -91,3 +93,7 @@ class Weights:
     inverse: float = 1.0
     feeling: float = 0.0
     doubt: float = 0.0
+    information: float = 0.01
+    """Of a latent variable: nats that it tells of the next state."""
+    prior: float = 1.0
+    """How often what the latent variable tells comes, as the world model is to know it."""

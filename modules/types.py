@@ -102,6 +102,7 @@ class Focus(NamedTuple):
     condition: Tensor  # [B, W]: the weights of the drives; what the policy is told of the task
     horizon: int  # H: how far Mode-2 looks
     steps: int  # how many times Mode-2 may improve its proposals from cold
+    tail: float  # the share of the worst futures that counts: 1 is the mean, 0 the worst alone
     lived: Tensor  # [B, M, D]: this episode so far, as short-term memory holds it
     known: Tensor  # [K, D]: states of former lives, K = 0 where none are kept
     pace: Tensor  # [B]: how far a full step leads in representation space
@@ -130,7 +131,7 @@ class Plan(NamedTuple):
     terms: Mapping[str, Tensor]  # each [B]: the energy by name, already weighted
     states: Tensor  # [B, H + 1, D]: what is hoped for; a reflex imagines nothing, H is 0
     hopes: Tensor  # [B, L - 1, H, D]: what the levels above plan, top first, in their strides
-    considered: Tensor  # [B, P, H + 1, D]: all the futures that were compared
+    considered: Tensor  # [B, P * K, H + 1, D]: all the futures that were compared, K of a proposal
     deliberated: Tensor  # [B] bool: by Mode-2, not Mode-1
 
     @property
@@ -157,9 +158,10 @@ class Perceive(Protocol):
 
 
 class Imagine(Protocol):
-    """State `[B, D]` and actions `[B, P, H, A]` -> the futures they would lead to."""
+    """State `[B, D]` and actions `[B, P, H, A]` -> the futures they would lead to: the likeliest of
+    each, or K of each, one after the other, that depend on `chance` `[K, H, U]` in [0, 1)."""
 
-    def __call__(self, state: Tensor, actions: Tensor) -> Rollout: ...
+    def __call__(self, state: Tensor, actions: Tensor, chance: Tensor | None = None) -> Rollout: ...
 
 
 Decide: TypeAlias = Callable[[Tensor], Tensor]
@@ -168,9 +170,11 @@ Decide: TypeAlias = Callable[[Tensor], Tensor]
 
 class Pursue(Protocol):
     """The future of somebody who decides as he goes, and beside it, in the same breath, those of
-    actions `[B, P, H, A]`; P may be 0."""
+    actions `[B, P, H, A]`; P may be 0. Chance is as in `Imagine`."""
 
-    def __call__(self, state: Tensor, decide: Decide, others: Tensor) -> Rollout: ...
+    def __call__(
+        self, state: Tensor, decide: Decide, others: Tensor, chance: Tensor | None = None
+    ) -> Rollout: ...
 
 
 class Energy(Protocol):

@@ -7,30 +7,48 @@ how many steps of the level below one of its steps spans.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from modules.dynamics import MapDynamics, VectorDynamics, WaveDynamics
+from modules.latents import DiscreteLatent, GaussianLatent, Latent, NoLatent, SparseLatent
 from modules.layers import InUnits, mlp, sharp
 from modules.types import Decide, Rollout, Shape, require
 
 
 class Level(nn.Module):
-    """One time scale: a dynamics, and how many steps of the level below it strides over."""
+    """One time scale: a dynamics, what can't be known of its next state, and how many steps of the
+    level below it strides over."""
 
-    def __init__(self, dynamics: nn.Module, stride: int = 1) -> None:
+    def __init__(self, dynamics: nn.Module, latent: Latent, stride: int = 1) -> None:
         super().__init__()
-        self.dynamics, self.stride = dynamics, stride
+        self.dynamics, self.latent, self.stride = dynamics, latent, stride
 
-    def unroll(self, state: Tensor, actions: Tensor) -> Tensor:
-        """`[N, D]`, `[N, H, A]` -> `[N, H + 1, D]`: imagining H steps is stepping H times."""
+    def unroll(self, state: Tensor, acting: Tensor) -> Tensor:
+        """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: imagining H steps is stepping H times."""
         states = [state]
-        for action in actions.unbind(1):
-            states.append(self.dynamics(states[-1], action))
+        for act in acting.unbind(1):
+            states.append(self.dynamics(states[-1], act))
         return torch.stack(states, 1)
+
+    def step(self, state: Tensor, action: Tensor, chance: Tensor | None = None) -> Step:
+        """`[N, D]`, `[N, A]` -> the next state, the likeliest or the one of `chance` `[N, U]`."""
+        if chance is None:
+            acting = self.latent.likeliest(state, action)
+        else:
+            acting = self.latent.draw(state, action, chance)
+        return Step(self.dynamics(state, acting), acting)
+
+
+class Step(NamedTuple):
+    state: Tensor  # [N, D]
+    acting: Tensor  # [N, A + Z]
 
 
 class Feeling(InUnits):
@@ -121,12 +139,18 @@ class WorldModel(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         dynamics: VectorDynamics.Config | WaveDynamics.Config | MapDynamics.Config
+        latent: (
+            NoLatent.Config | GaussianLatent.Config | SparseLatent.Config | DiscreteLatent.Config
+        ) = field(default_factory=NoLatent.Config)
+        """What can't be known of the next state."""
         feeling: Feeling.Config | Numb.Config = field(default_factory=Numb.Config)
         doubt: Ensemble.Config | Certain.Config = field(default_factory=Certain.Config)
 
         def build(self, shape: Shape, action_dim: int, channels: int) -> WorldModel:
+            latent = self.latent.build(prod(shape), action_dim)
+            dynamics = self.dynamics.build(shape, action_dim, latent.size)
             return WorldModel(
-                [Level(self.dynamics.build(shape, action_dim))],
+                [Level(dynamics, latent)],
                 self.feeling.build(shape, channels),
                 self.doubt.build(shape, action_dim),
                 action_dim,
@@ -146,26 +170,49 @@ class WorldModel(nn.Module):
         assert isinstance(level, Level)
         return level
 
-    def imagine(self, state: Tensor, actions: Tensor) -> Rollout:
-        """`[B, D]`, `[B, P, H, A]` -> the futures at the finest level."""
-        batch, proposals = actions.shape[:2]
-        start = state[:, None].expand(-1, proposals, -1).flatten(0, 1)  # [B * P, D]
-        states = self.level(0).unroll(start, actions.flatten(0, 1))
-        states = states.unflatten(0, (batch, proposals))
-        return Rollout(states, actions, actions[..., :0], self.feeling(states[:, :, 1:]))
+    def imagine(self, state: Tensor, actions: Tensor, chance: Tensor | None = None) -> Rollout:
+        """`[B, D]`, `[B, P, H, A]` -> P futures at the finest level, the likeliest; or P * K, K of
+        each proposal one after the other, where there is chance `[K, H, U]`."""
+        return self._live(state, actions, chance, lambda states, others: others)
 
-    def pursue(self, state: Tensor, decide: Decide, others: Tensor) -> Rollout:
-        """`[B, D]`, others `[B, P, H, A]` -> 1 + P futures at the finest level; in the first it is
-        decided in every state what to do there."""
-        futures = state[:, None].expand(-1, 1 + others.shape[1], -1)  # [B, 1 + P, D]
-        shape, states, actions = futures.shape[:2], [futures], []
-        for other in others.unbind(2):
-            own = decide(states[-1][:, 0])[:, None]
-            actions.append(torch.cat([own, other], 1))
-            ahead = self.level(0).dynamics(states[-1].flatten(0, 1), actions[-1].flatten(0, 1))
-            states.append(ahead.unflatten(0, shape))
-        path, acted = torch.stack(states, 2), torch.stack(actions, 2)
-        return Rollout(path, acted, acted[..., :0], self.feeling(path[:, :, 1:]))
+    def pursue(
+        self, state: Tensor, decide: Decide, others: Tensor, chance: Tensor | None = None
+    ) -> Rollout:
+        """`[B, D]`, others `[B, P, H, A]` -> 1 + P futures at the finest level, K of each where
+        there is chance; in the first it is decided in every state what to do there."""
+        alike = 1 if chance is None else len(chance)
+
+        def choose(states: Tensor, others: Tensor) -> Tensor:
+            """`[B, 1 + P * K, D]`, `[B, P * K, A]` -> `[B, (1 + P) * K, A]`"""
+            own = decide(states[:, :alike].flatten(0, 1)).unflatten(0, (len(states), alike))
+            return torch.cat([own, others], 1)
+
+        return self._live(state, others, chance, choose, more=1)
+
+    def _live(
+        self, state: Tensor, actions: Tensor, chance: Tensor | None,
+        choose: Callable[[Tensor, Tensor], Tensor], more: int = 0,
+    ) -> Rollout:  # fmt: skip
+        """Futures of actions, and `more` that are not told; what is done, is chosen step by step
+        from the states by then."""
+        level, count = self.level(0), actions.shape[1] + more
+        if chance is not None:
+            actions = actions.repeat_interleave(len(chance), 1)
+            # [H, B * (P + more) * K, U]
+            draws: Any = chance.repeat(len(state) * count, 1, 1).unbind(1)
+            count *= len(chance)
+        else:
+            draws = repeat(None)
+        shape = (len(state), count)
+        states, acted = [state[:, None].expand(-1, count, -1)], []
+        for others, draw in zip(actions.unbind(2), draws, strict=False):
+            action = choose(states[-1], others)
+            ahead = level.step(states[-1].flatten(0, 1), action.flatten(0, 1), draw)
+            states.append(ahead.state.unflatten(0, shape))
+            acted.append(ahead.acting.unflatten(0, shape))
+        path, acting = torch.stack(states, 2), torch.stack(acted, 2)
+        actions, latents = acting.tensor_split([self.action_dim], -1)
+        return Rollout(path, actions, latents, self.feeling(path[:, :, 1:]))
 
     def pace(self, state: Tensor) -> Tensor:
         """How far a full step leads in representation space, mean over both ways of every

@@ -13,7 +13,7 @@ from ami_agent import recipes
 from ami_agent.build import Config
 from ami_agent.cli import main
 from ami_agent.lessons import Distil, Live, NoLesson, Practise, Separate
-from modules.hierarchy import LandmarkGraph
+from modules.hierarchy import LandmarkGraph, MacroLevels
 from modules.types import Decide, Focus, Imagine, Pursue, Rollout
 
 
@@ -27,7 +27,7 @@ def wish(goal: Tensor, **told: Any) -> Focus:
     """The Configurator's word about goals `[B, D]`, as plain as can be but for what is told."""
     plain = Focus(
         mode="plan", goal=goal, weights={}, limits={}, gains={}, condition=goal[:, :0],
-        horizon=3, steps=8, lived=goal[:, None][:, :0], known=goal[:0],
+        horizon=3, steps=8, tail=1.0, lived=goal[:, None][:, :0], known=goal[:0],
         pace=goal.new_ones(len(goal)), hopes=goal[:, None, None][:, :0],
     )  # fmt: skip
     return plain._replace(**told)
@@ -61,6 +61,8 @@ def small(config: Config, steps: int = 6) -> Config:
     amortise = {} if isinstance(config.amortise, NoLesson) else {"together": 4}
     teacher = {"together": 4} if isinstance(config.teacher, Separate) else {}
     mapped = isinstance(config.hierarchy, LandmarkGraph.Config)
+    if isinstance(config.hierarchy, MacroLevels.Config):
+        config = replace(config, hierarchy=replace(config.hierarchy, memories=40))
     return replace(
         config,
         hierarchy=replace(config.hierarchy, **({"landmarks": 6, "hops": 3} if mapped else {})),
@@ -70,6 +72,7 @@ def small(config: Config, steps: int = 6) -> Config:
         teacher=shorter(config.teacher, **teacher),
         paths=shorter(config.paths, **paths),
         foresee=shorter(config.foresee),
+        ascend=shorter(config.ascend),
         practice=practice,
         refine=shorter(config.refine),
         amortise=shorter(config.amortise, **amortise),

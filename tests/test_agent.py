@@ -31,6 +31,7 @@ LEARNS = {
     "foresee": {"cost"},
     "practice": set(),
     "refine": {"world_model"},
+    "ascend": {"hierarchy"},
     "survey": {"hierarchy"},
     "amortise": {"policy"},
     "distil": {"policy", "expectation"},

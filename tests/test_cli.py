@@ -56,7 +56,7 @@ def own(run, tmp_path) -> Path:
         (["eval", "nowhere"], "nowhere is no run folder"),
         (["eval"], "needs a DIR first"),
         (["ablate", "two-rooms", "--without", "soul"], "there are critic, "),
-        (["ablate", "two-rooms", "--swap", "planner=magic"], "GradientPlanner, CEM, MPPI"),
+        (["ablate", "two-rooms", "--swap", "planner=magic"], "GradientPlanner, Collocation, CEM"),
         (["ablate", "two-rooms", "--swap", "planner=gradientplanner"], "changes nothing"),
         (["ablate", "two-rooms", "--swap", "critic=nocritic"], "on the command line, --without"),
         (["train", "two-rooms-random", "--paths.nodes", "900"], "a life of 640 steps has 641"),
@@ -167,7 +167,7 @@ def test_list_names_recipes_and_what_can_stand_in_each_box(capsys, tmp_path):
     assert "two-rooms" in json.loads((tmp_path / "told.json").read_text())["recipes"]
     said = capsys.readouterr().out
     assert "two-rooms-eb-random" in said
-    assert "GradientPlanner, CEM, MPPI" in said
+    assert "GradientPlanner, Collocation, CEM, MPPI" in said
     assert "critic.distance" in said
 
 

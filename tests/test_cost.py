@@ -26,11 +26,10 @@ from modules.cost import (
     Cost,
     Critic,
     Foresight,
-    MapQuasimetric,
     NoCritic,
     NoForesight,
-    Quasimetric,
 )
+from modules.distance import MapQuasimetric, Quasimetric
 from modules.drives import DRIVES, Drives
 from modules.intrinsic import boredom, effort, reach, recognised
 from modules.planners import MindsEye

@@ -22,7 +22,8 @@ from ami_agent.train import train
 from modules.actor import Restless
 from modules.configurator import Assignment, Task
 from modules.cost import NoCritic
-from modules.hierarchy import CHUNK, Flat, LandmarkGraph
+from modules.hierarchy import Flat, LandmarkGraph
+from modules.hierarchy.landmarks import CHUNK
 from modules.types import Focus, UnusableInput
 from tests.conftest import small, wish
 
@@ -46,7 +47,7 @@ def walled(state: Tensor, goal: Tensor) -> Tensor:
 
 def graph(distance=straight, **told) -> LandmarkGraph:
     config = LandmarkGraph.Config(**{"hop": 1.0, "stride": 2.0, "hops": PLENTY, **told})
-    return config.build(2, distance)
+    return config.build((2, 1, 1), 2, distance)
 
 
 def charted(states: Tensor, distance=straight, **told) -> LandmarkGraph:
@@ -162,7 +163,7 @@ def test_two_landmarks_in_one_place_do_not_hold_anybody():
 
 def test_flat_is_flat():
     focus = wanting(torch.ones(2, 2))
-    assert Flat.Config().build(2, None)(torch.zeros(2, 2), focus) is focus
+    assert Flat.Config().build((2, 1, 1), 2, None)(torch.zeros(2, 2), focus) is focus
     assert focus.hopes.shape[:2] == (2, 0)
 
 
@@ -243,8 +244,8 @@ def test_landmarks_are_part_of_a_run(mazes, tmp_path):
 
 def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_lived(mazes):
     for changes, why in (
-        ({"survey": NoLesson()}, "no landmarks unless survey"),
-        ({"hierarchy": Flat.Config()}, "survey chooses landmarks"),
+        ({"survey": NoLesson()}, "knows nothing unless survey"),
+        ({"hierarchy": Flat.Config()}, "survey teaches a LandmarkGraph, and hierarchy is Flat"),
         ({"survey": Survey(remembered=5)}, "survey.remembered is 5, but 6 landmarks"),
         ({"temper": Restless.Config()}, "temper Restless"),
         ({"tasks": {"squint": Assignment(aim="world", attend={"obs": 0.5})}}, "task 'squint'"),

@@ -13,17 +13,42 @@ from ami_agent import catalogue
 from ami_agent.shadow import HOME, check_shadows
 
 PACKAGES = ("modules", "envs", "ami_agent")
-SHARED = {"modules.types", "modules.bounds", "modules.layers", "modules.planners.common"}
+SHARED = {
+    "modules.types",
+    "modules.bounds",
+    "modules.layers",
+    "modules.planners.common",
+    "modules.planners.outlook",
+}
 """What boxes may know of each other: the nouns, what a body can do, how layers are stacked, what
 planners share."""
 PARTS = {
-    "modules.planners": {"modules.planners.gradient", "modules.planners.sampling"},
+    "modules.planners": {
+        "modules.planners.collocation",
+        "modules.planners.gradient",
+        "modules.planners.sampling",
+    },
+    "modules.planners.collocation": {"modules.planners.gradient"},
     "modules.perception": {"modules.perception.images", "modules.perception.senses"},
     "modules.perception.images": {"modules.perception.common"},
     "modules.perception.senses": {"modules.perception.common"},
-    "modules.cost": {"modules.drives", "modules.intrinsic"},
-    "modules.world_model": {"modules.dynamics"},
-    "modules.hierarchy": {"modules.graph"},
+    "modules.latents": {
+        "modules.latents.common",
+        "modules.latents.continuous",
+        "modules.latents.discrete",
+    },
+    "modules.latents.continuous": {"modules.latents.common"},
+    "modules.latents.discrete": {"modules.latents.common"},
+    "modules.cost": {"modules.distance", "modules.drives", "modules.intrinsic"},
+    "modules.world_model": {"modules.dynamics", "modules.latents"},
+    "modules.hierarchy": {
+        "modules.hierarchy.common",
+        "modules.hierarchy.landmarks",
+        "modules.hierarchy.macros",
+    },
+    "modules.hierarchy.landmarks": {"modules.graph"},
+    "modules.hierarchy.levels": {"modules.distance", "modules.dynamics"},
+    "modules.hierarchy.macros": {"modules.hierarchy.levels", "modules.planners.gradient"},
 }
 """Boxes of more than one page, and the pages that are nobody else's."""
 LONGEST = 260

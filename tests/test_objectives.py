@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ami_agent.losses import world_model_loss
 from modules import objectives
+from modules.latents import NoLatent
 from modules.objectives import Weights
 from modules.recall import NoRecall
 from modules.types import Trajectory
@@ -105,7 +106,7 @@ class Line(nn.Module):
 def model(
     scale: float, feeling: Feeling | Numb | None = None, doubt: Ensemble | Certain | None = None
 ) -> WorldModel:
-    return WorldModel([Level(Line(scale))], feeling or Numb(), doubt or Certain(), 1)
+    return WorldModel([Level(Line(scale), NoLatent())], feeling or Numb(), doubt or Certain(), 1)
 
 
 def walked(obs: Tensor, actions: Tensor, felt: Tensor | None = None) -> Trajectory:
@@ -118,8 +119,9 @@ def walked(obs: Tensor, actions: Tensor, felt: Tensor | None = None) -> Trajecto
 def loss(walk: Trajectory, scale: float, model: WorldModel, **how: int) -> dict[str, Tensor]:
     """Of a mind that perceives what is seen times a scale, and whose targets are its states."""
     return world_model_loss(
-        walk, lambda obs: scale * obs, lambda obs, features: features, NoRecall(), model, **how
-    )
+        walk, lambda obs: scale * obs, lambda obs, features: features, NoRecall(), model,
+        torch.Generator(), **how,
+    )  # fmt: skip
 
 
 def loss_of_a_walk(scale: float) -> dict[str, Tensor]:

@@ -101,7 +101,7 @@ def test_refining_learns_from_the_latest_life_and_leaves_perception_alone(config
 @torch.no_grad()
 def error_on_practice(agent: Agent) -> float:
     batch = as_states(agent).sample(256, 5, torch.Generator().manual_seed(1), latest=True)
-    return float(unroll_loss(agent.world_model, batch)["prediction"])
+    return float(unroll_loss(agent.world_model, batch, torch.Generator())["prediction"])
 
 
 def test_a_batch_that_has_no_half_is_refused(config):

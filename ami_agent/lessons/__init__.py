@@ -7,13 +7,14 @@ A lesson is a setting; `begin` makes the pupil that does it. A pupil takes one s
 from ami_agent.lessons.base import Idle, Lesson, NoLesson, Pupil
 from ami_agent.lessons.critic import Bootstrap, Separate, ShortestPaths
 from ami_agent.lessons.foresight import Foresee
-from ami_agent.lessons.hierarchy import Survey
+from ami_agent.lessons.hierarchy import Ascend, Survey
 from ami_agent.lessons.life import Live, Practise
 from ami_agent.lessons.policy import Amortise, Distil
 from ami_agent.lessons.world_model import Predict, Refine
 
 __all__ = [
     "Amortise",
+    "Ascend",
     "Bootstrap",
     "Distil",
     "Foresee",

@@ -13,7 +13,8 @@ from ami_agent.learning import Learning
 from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.life import WorldConfig
 from ami_agent.losses import Multiplier, quasimetric_loss, taught_loss, temporal_difference_loss
-from modules.cost import Critic, Quasimetric
+from modules.cost import Critic
+from modules.distance import Quasimetric
 from modules.graph import hops, shortest_paths
 from modules.targets import MovingAverage
 from modules.types import UnusableInput, each, require
@@ -143,7 +144,7 @@ class Student(GradientPupil):
         device = self.agent.device
         seen = self.agent.perceive(each(lambda part: part[0, :nodes].to(device), path.obs))
         actions = path.actions[0, : nodes - 1].to(seen)
-        imagined = self.agent.world_model.level(0).dynamics(seen[:-1], actions)
+        imagined = self.agent.world_model.level(0).step(seen[:-1], actions).state
         steps = shortest_paths(hops(self.teacher, seen, self.lesson.hop)).half()
         return seen, torch.cat([seen[:1], imagined]), steps
 

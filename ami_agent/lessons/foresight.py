@@ -105,7 +105,7 @@ class Foreseer(GradientPupil):
     def _imagined(self, state: Tensor, random: torch.Generator) -> Tensor:
         """The cheapest of some futures for each drive by itself: `[B, D]` -> `[B, W]`"""
         held = self.guess.held(state, self.lesson.futures, self.lesson.horizon, random)
-        future = self.model.imagine(state, held)
+        future = self.model.imagine(state, held)  # the likeliest
         felt = self.drives(future.interoception)  # [B, P, H, W]
         fade = self.foresight.discount ** torch.arange(self.lesson.horizon + 1).to(felt)
         soon = torch.einsum("bphw,h->bpw", felt, fade[:-1])

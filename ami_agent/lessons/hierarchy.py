@@ -2,21 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ami_agent.lessons.base import Pupil, Study, as_states
+from ami_agent.learning import Learning
+from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.lessons.critic import critic_of
 from ami_agent.life import WorldConfig
-from modules.hierarchy import LandmarkGraph
+from ami_agent.losses import Multiplier, level_loss
+from modules.hierarchy import LandmarkGraph, MacroLevels
 from modules.types import UnusableInput, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ascend(Study):
+    """The levels above learn from states as the lowest perceives them, all at once: each to predict
+    in its own strides, which macro-actions life contains, and how far it is to goals."""
+
+    learning: Learning = field(default_factory=lambda: Learning(steps=1000, batch=128, lr=2e-3))
+    length: int = 3
+    """Steps of the top level that are unrolled, T."""
+    end_to_end: bool = True
+    """Whether what a level learns reaches the states and macro-actions of those below it."""
+    far: float = 12.0
+    """Distances much beyond this, in strides, are not pushed further."""
+    slack: float = 0.05
+    prediction: float = 10.0
+    variance: float = 4.0
+    covariance: float = 0.5
+    """Weights, beside those of prior and distance, which are 1."""
+
+    def __post_init__(self) -> None:
+        require(self, length=1, far=0, slack=0, prediction=0, variance=0, covariance=0)
+
+    def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        if not isinstance(agent.hierarchy, MacroLevels):
+            raise UnusableInput("ascend teaches levels above: hierarchy must be MacroLevels")
+        return Ascent(self, agent, agent.hierarchy, seed)
+
+    def steps(self, strides: Sequence[int]) -> int:
+        """Steps of life that one window spans."""
+        return self.length * prod(strides)
+
+
+class Ascent(GradientPupil):
+    """All levels above, and the price that each pays for steps that are too far."""
+
+    def __init__(self, lesson: Ascend, agent: Agent, levels: MacroLevels, seed: int) -> None:
+        self.lesson, self.levels = lesson, levels
+        self.memory = as_states(agent)
+        self.prices = nn.ModuleList([Multiplier() for _ in levels.above]).to(agent.device)
+        self.seed = seed
+        weights = {
+            f"{name} {index + 1}": getattr(lesson, name)
+            for name in ("prediction", "variance", "covariance")
+            for index in range(len(levels.above))
+        }
+        both = nn.ModuleList([levels.levels, self.prices])
+        super().__init__(both, self._loss, lesson.learning, weights=weights, seed=seed)
+
+    def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
+        lesson = self.lesson
+        window = lesson.steps(self.levels.config.strides)
+        batch = self.memory.sample(lesson.learning.batch, window, random)
+        states, actions = batch.states, batch.actions.to(batch.states)
+        found: dict[str, Tensor] = {}
+        for index, (above, price) in enumerate(zip(self.levels.above, self.prices, strict=True)):
+            assert isinstance(price, Multiplier)
+            terms, states, actions = level_loss(
+                above.level, price, states, actions, far=lesson.far, slack=lesson.slack
+            )
+            if not lesson.end_to_end:
+                states, actions = states.detach(), actions.detach()
+            found |= {f"{name} {index + 1}": term for name, term in terms.items()}
+        return found
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """What subgoals are looked up among."""
+        random = torch.Generator().manual_seed(self.seed)
+        kept = self.levels.remembered
+        kept.copy_(self.memory.sample(len(kept), 1, random).states[:, 0])
 
 
 @dataclass(frozen=True, kw_only=True)

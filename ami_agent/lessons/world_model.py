@@ -52,7 +52,7 @@ class Predict(Study):
             batch, primed = self._primed(agent, _to(batch, agent.device), random)
             return world_model_loss(
                 batch, lambda obs: perception(obs, primed), lambda obs, s: target(obs, s, primed),
-                agent.recall, agent.world_model,
+                agent.recall, agent.world_model, random,
                 channels=agent.shape[0], together=self.together, context=self.context,
             )  # fmt: skip
 
@@ -107,15 +107,18 @@ class Refine(Study):
             drawn = (
                 views[view].sample(half, self.length, random, latest=new) for new in (False, True)
             )
-            old, new = (unroll_loss(model, _to(batch, device)) for batch in drawn)
+            old, new = (unroll_loss(model, _to(batch, device), random) for batch in drawn)
             return {
                 "prediction": old["prediction"],
                 "latest": new["prediction"],
                 "feeling": (old["feeling"] + new["feeling"]) * (view == 0),
                 "doubt": old["doubt"] + new["doubt"],
+                "information": old["information"] + new["information"],
+                "prior": old["prior"] + new["prior"],
             }
 
-        return GradientPupil(model, loss, self.learning, weights={"feeling": 10.0}, seed=seed)
+        weights = {"feeling": 10.0, "information": 0.01}
+        return GradientPupil(model, loss, self.learning, weights=weights, seed=seed)
 
 
 def _to(batch: Trajectory, device: torch.device) -> Trajectory:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from ami_agent.build import Config
 from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage
-from ami_agent.recipes.maze import maze, maze_7, maze_9, maze_pixels
+from ami_agent.recipes.maze import maze, maze_7, maze_9, maze_levels, maze_pixels
 from ami_agent.recipes.two_rooms import (
     eb_random,
     two_rooms,
     two_rooms_distracted,
     two_rooms_random,
 )
+from ami_agent.recipes.windy_rooms import windy_rooms
 from modules.types import UnusableInput
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
@@ -22,11 +23,13 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "two-rooms-eb-random": eb_random,
     "forage": forage,
     "maze": maze,
+    "maze-levels": maze_levels,
     "maze-pixels": maze_pixels,
     "maze-7": maze_7,
     "maze-9": maze_9,
     "cue-corridor": cue_corridor,
     "two-rooms-distracted": two_rooms_distracted,
+    "windy-rooms": windy_rooms,
 }
 
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from ami_agent.build import Config
 from ami_agent.learning import Learning
-from ami_agent.lessons import Distil, Live, Predict, Separate, Survey
+from ami_agent.lessons import Ascend, Distil, Live, NoLesson, Predict, Separate, Survey
 from ami_agent.life import WorldConfig
 from modules.bounds import Ball
 from modules.configurator import Assignment
-from modules.cost import Critic, WaveQuasimetric
+from modules.cost import Critic
+from modules.distance import WaveQuasimetric
 from modules.dynamics import WaveDynamics
-from modules.hierarchy import LandmarkGraph
+from modules.hierarchy import LandmarkGraph, MacroLevels
 from modules.objectives import Weights
 from modules.perception import KeypointEncoder, Senses
 from modules.planners import GradientPlanner
@@ -49,6 +50,15 @@ def maze() -> Config:
         survey=Survey(),
         distil=Distil(rounds=8, worlds=64, steps=30, learning=Learning(steps=3000, batch=256)),
     )
+
+
+def maze_levels() -> Config:
+    """The same maze with a learnt level above, which plans macro-actions, in the place of
+    landmarks."""
+    return replace(
+        maze(), recipe="maze-levels", hierarchy=MacroLevels.Config(), survey=NoLesson(),
+        ascend=Ascend(),
+    )  # fmt: skip
 
 
 def maze_pixels() -> Config:

@@ -11,7 +11,8 @@ from ami_agent.life import WorldConfig
 from modules.actor import NoHabit, Restless
 from modules.bounds import Ball
 from modules.configurator import Configurator
-from modules.cost import Critic, MapQuasimetric
+from modules.cost import Critic
+from modules.distance import MapQuasimetric
 from modules.dynamics import MapDynamics, VectorDynamics
 from modules.objectives import Weights
 from modules.perception import MapEncoder, Senses, VectorEncoder

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from modules.bounds import Bounds
-from modules.types import Evaluate, Focus, Imagine, Plan, Pursue, Rollout
-
-
-class Thought(NamedTuple):
-    """Imagined futures and how much each would hurt."""
-
-    rollout: Rollout
-    terms: dict[str, Tensor]  # each [B, P]
-    energy: Tensor  # [B, P]
+from modules.planners.outlook import OneFuture, Outlook, Thought
+from modules.types import Decide, Evaluate, Focus, Imagine, Plan, Pursue, Rollout
 
 
 @dataclass(frozen=True)
@@ -29,16 +21,22 @@ class MindsEye:
     evaluate: Evaluate
     bounds: Bounds
     action_dim: int
+    outlook: Outlook = field(default_factory=OneFuture)
 
     def look(self, state: Tensor, actions: Tensor, focus: Focus) -> Thought:
         """`[B, D]`, `[B, P, H, A]` -> what would come of it."""
-        return self.weigh(self.imagine(state, actions), focus)
+        return self.weigh(self.imagine(state, actions, *self.outlook.chance(actions)), focus)
+
+    def beside(self, state: Tensor, decide: Decide, others: Tensor, focus: Focus) -> Thought:
+        """What would come of deciding as one goes, and beside it of others `[B, P, H, A]`."""
+        futures = self.pursue(state, decide, others, *self.outlook.chance(others))
+        return self.weigh(futures, focus)
 
     def weigh(self, rollout: Rollout, focus: Focus) -> Thought:
         """Futures, and how much each would hurt."""
         terms = self.evaluate(rollout, focus)
         energy = torch.stack(list(terms.values())).sum(0)
-        return Thought(rollout, terms, energy)
+        return self.outlook.sum_up(Thought(rollout, terms, energy, rollout.states), focus)
 
     def decide(self, state: Tensor, actions: Tensor, focus: Focus) -> Plan:
         """The best of these actions by energy, as a plan."""
@@ -55,7 +53,7 @@ def intended(thought: Thought, index: Tensor, focus: Focus) -> Plan:
         terms={name: pick(term, index) for name, term in thought.terms.items()},
         states=pick(states, index),
         hopes=focus.hopes,
-        considered=states,
+        considered=thought.futures,
         deliberated=torch.ones(len(states), dtype=torch.bool, device=states.device),
     )
 

@@ -1,47 +1,21 @@
-"""Hierarchy: the levels above the lowest, which plan in strides of many steps (LeCun 2022, 4.7).
-
-What a level hopes for becomes a subgoal: the condition that the level below must satisfy. It takes
-the place of the goal in the focus, so that every mode pursues it, and knows nothing of it.
-"""
+"""A level above that goes by a graph of remembered states."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from modules.graph import shortest_paths
-from modules.types import TO_GOAL, Distance, Focus, UnusableInput, require
+from modules.types import TO_GOAL, Distance, Focus, Shape, UnusableInput, require
 
 CHUNK = 64
 """Last landmarks that are looked at in one go: [B, K, K] at once may be too large to hold."""
 
 LEAST = 1e-3
 """Price of a hop, at least."""
-
-
-class Hierarchy(Protocol):
-    """State `[B, D]` and focus -> the focus of the lowest level."""
-
-    def reset(self) -> None: ...
-    def __call__(self, state: Tensor, focus: Focus) -> Focus: ...
-
-
-class Flat(nn.Module):
-    """One level: the goal itself is what is pursued."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        def build(self, size: int, distance: Distance | None) -> Flat:
-            return Flat()
-
-    def reset(self) -> None:
-        """Hopes for nothing."""
-
-    def forward(self, state: Tensor, focus: Focus) -> Focus:
-        return focus
 
 
 class LandmarkGraph(nn.Module):
@@ -75,12 +49,12 @@ class LandmarkGraph(nn.Module):
         def __post_init__(self) -> None:
             require(self, landmarks=2, hop=1e-3, stride=1e-3, ahead=1, hops=1, every=1)
 
-        def build(self, size: int, distance: Distance | None) -> LandmarkGraph:
+        def build(self, shape: Shape, action_dim: int, distance: Distance | None) -> LandmarkGraph:
             if distance is None:
                 raise UnusableInput(
                     "hierarchy LandmarkGraph needs the critic's distance, and there is no critic"
                 )
-            return LandmarkGraph(self, size, distance)
+            return LandmarkGraph(self, prod(shape), distance)
 
     def __init__(self, config: Config, size: int, distance: Distance) -> None:
         super().__init__()
@@ -92,7 +66,7 @@ class LandmarkGraph(nn.Module):
         self.known = False
         self.reset()
 
-    def reset(self) -> None:
+    def reset(self, seed: int = 0) -> None:
         """The next call plans."""
         self.calls, self.hopes = 0, torch.empty(0, 0, 0)
 

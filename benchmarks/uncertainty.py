@@ -1,0 +1,125 @@
+"""What it is worth to know what can't be known: windy rooms with a latent variable and without one,
+and with plans that fear the mean of what may come, its worst part, or the worst alone.
+
+    python benchmarks/uncertainty.py --seeds 3 --episodes 100
+    python benchmarks/uncertainty.py --only latents
+
+Every seed has a pit of its own. Success is to come to the goal at any step: gusts carry off whoever
+is there. Agents are trained into runs/uncertainty where they are not there yet, and figures found
+once are kept beside them: a command that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from study import Study, Table, report, told
+
+import ami_agent as ami
+from ami_agent.boxes import (
+    DiscreteLatent,
+    GaussianLatent,
+    ManyFutures,
+    NoHabit,
+    NoLatent,
+    SparseLatent,
+)
+from ami_agent.evaluate import Outcome, play_many
+from ami_agent.lessons import NoLesson
+from ami_agent.life import WorldConfig
+from ami_agent.players import Begin, aimless, mind, shortest
+
+LATENTS = {
+    "none": (NoLatent.Config(), 0.0),
+    "gaussian": (GaussianLatent.Config(), 0.01),
+    "sparse": (SparseLatent.Config(size=4), 0.001),
+    "discrete": (DiscreteLatent.Config(), 0.0),
+}
+"""And the weight of what they tell."""
+
+TAILS = {"mean": 1.0, "worst quarter": 0.25, "worst": 0.0}
+RARE = 0.05
+"""Chance of a gust in a step, where plans differ by what they fear."""
+
+
+class Winds(Study):
+    """Agents of names like "sparse 0.2": a latent variable, and the chance of a gust."""
+
+    def of_seed(self, name: str, seed: int) -> ami.Config:
+        latent, wind = name.split()
+        config = self.config("windy-rooms")
+        options = {**config.world.options, "layout": seed, "wind": float(wind)}
+        world = replace(config.world, options=options)
+        box, information = LATENTS[latent]
+        weights = replace(config.objective.weights, information=information)
+        return replace(
+            config, world=world, evaluation=world, distil=NoLesson(), habit=NoHabit.Config(),
+            world_model=replace(config.world_model, latent=box),
+            objective=replace(config.objective, weights=weights),
+        )  # fmt: skip
+
+    def lived(
+        self, name: str, who: str, begin: Callable[[ami.Agent], Begin], **changes: Any
+    ) -> Any:
+        """Of every seed: percent that came to the goal, that fell, steps, and milliseconds."""
+
+        def find(agent: ami.Agent, world: WorldConfig, start: int) -> Any:
+            began = time.perf_counter()
+            outcome = play_many(begin(agent), world, self.episodes, start, agent.device)
+            return figures(outcome, time.perf_counter() - began, world)
+
+        return self.of_agents(name, who, find, **changes)
+
+    def planned(self, name: str, tail: float, **changes: Any) -> list[Any]:
+        """Of Mode-2 that fears this share of the worst futures."""
+
+        def begin(agent: ami.Agent) -> Begin:
+            return mind(agent, "plan", replace(agent.assigned("reach"), tail=tail))
+
+        return self.lived(name, f"plan {tail}", begin, **changes)
+
+
+def figures(outcome: Outcome, seconds: float, world: WorldConfig) -> dict[str, float]:
+    inner = world.build(1)
+    actions = len(outcome.success) * inner.inner.budget
+    inner.close()
+    return {
+        "success": 100 * float(outcome.success.float().mean()),
+        "fell": 100 * float((outcome.felt[:, -1] > 0).float().mean()),
+        "steps": float(outcome.steps.nanmean()),
+        "ms": 1000 * seconds / actions,
+    }
+
+
+def row(*names: str, found: Any) -> list[str]:
+    keys = {"success": 0, "fell": 0, "steps": 1, "ms": 2}
+    return [*names, *(told([f[key] for f in found], digits) for key, digits in keys.items())]
+
+
+COLUMNS = ["success %", "fell %", "steps to the goal", "ms batched"]
+
+
+def by_latent(study: Winds) -> Table:
+    rows = [row(latent, found=study.planned(f"{latent} 0.2", 1.0)) for latent in LATENTS]
+    for who, player in (("random", aimless), ("oracle", shortest)):
+        rows.append(row(who, found=study.lived("none 0.2", who, lambda _, player=player: player)))
+    return ["latent variable", *COLUMNS], rows
+
+
+def by_fear(study: Winds) -> Table:
+    rows = [row("none", "mean", found=study.planned(f"none {RARE}", 1.0))]
+    many = {"futures": ManyFutures.Config(count=24)}
+    for who, tail in TAILS.items():
+        rows.append(row("sparse", who, found=study.planned(f"sparse {RARE}", tail, **many)))
+    return ["latent variable", "of what may come counts", *COLUMNS], rows
+
+
+CLAIMS: Mapping[str, Callable[[Winds], Table]] = {"latents": by_latent, "fear": by_fear}
+
+
+if __name__ == "__main__":
+    report(__doc__, Winds, Path("runs/uncertainty"), CLAIMS)

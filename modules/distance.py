@@ -1,0 +1,82 @@
+"""How far it is: distances in steps that critics are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor, nn
+
+from modules.layers import Neighbourhoods, in_waves, mlp
+from modules.types import Shape, require
+
+
+class Quasimetric(nn.Module):
+    """A distance that need not be symmetric but always obeys the triangle inequality.
+
+    d(s, g) = mean over groups of the max over units of relu(f(g) - f(s)); a simple relative of the
+    interval quasimetric embedding (Wang & Isola 2022).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 128
+        groups: int = 8
+        units: int = 8
+
+        def build(self, shape: Shape) -> Quasimetric:
+            embed = mlp(prod(shape), self.hidden, self.groups * self.units)
+            return Quasimetric(embed, self.groups)
+
+    def __init__(self, embed: nn.Module, groups: int) -> None:
+        super().__init__()
+        self.embed, self.groups = embed, groups
+
+    def between(self, start: Tensor, goal: Tensor) -> Tensor:
+        """Embedded states `[..., F]`, embedded goals `[..., F]` -> steps `[...]`."""
+        ahead = (goal - start).relu().unflatten(-1, (self.groups, -1))
+        return ahead.amax(-1).mean(-1)
+
+    def forward(self, state: Tensor, goal: Tensor) -> Tensor:
+        """States `[..., D]`, goals `[..., D]`, broadcast -> steps still to go `[...]`."""
+        return self.between(self.embed(state), self.embed(goal))
+
+
+class WaveQuasimetric(Quasimetric):
+    """The same distance, whose embedding looks at the state in waves: what is near in space may be
+    far on foot."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 256
+        groups: int = 8
+        units: int = 8
+        waves: int = 128
+        detail: float = 2.0
+        """Radians per unit of the state: how fine they are."""
+
+        def __post_init__(self) -> None:
+            require(self, hidden=1, groups=1, units=1, waves=1, detail=0)
+
+        def build(self, shape: Shape) -> WaveQuasimetric:
+            look = in_waves(prod(shape), self.waves, self.detail, self.hidden)
+            embed = nn.Sequential(
+                look, nn.SiLU(), mlp(self.hidden, self.hidden, self.groups * self.units)
+            )
+            return WaveQuasimetric(embed, self.groups)
+
+
+class MapQuasimetric(Quasimetric):
+    """The same distance, whose embedding looks at neighbourhoods of a map state first."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        channels: int = 32
+        hidden: int = 256
+        groups: int = 8
+        units: int = 8
+
+        def build(self, shape: Shape) -> MapQuasimetric:
+            size = self.groups * self.units
+            embed = Neighbourhoods(shape, self.channels, self.hidden, size)
+            return MapQuasimetric(embed, self.groups)

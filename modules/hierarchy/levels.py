@@ -1,0 +1,79 @@
+"""What a level above has learnt: its states, its macro-actions, and what they lead to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import log, pi, prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from modules.distance import Quasimetric, WaveQuasimetric
+from modules.dynamics import VectorDynamics, WaveDynamics
+from modules.layers import mlp
+from modules.types import Shape, require
+
+
+class Macros(NamedTuple):
+    """The macro-actions that life contains in some state, as normal numbers `[..., M]` each."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def surprise(self, macro: Tensor) -> Tensor:
+        """Nats, mean over M: how far beyond what life contains these are, `[...]`."""
+        off = (macro - self.mean) / self.scale
+        return ((off.square() + log(2 * pi)) / 2 + self.scale.log()).mean(-1)
+
+
+class UpperLevel(nn.Module):
+    """One level above another: a state u = lift(s), a macro-action m = chunk(a_1 .. a_k) that
+    stands for k actions of the level below, a predictor of the state they lead to, a prior p(m | u)
+    of those that life contains, and a distance in strides (H-JEPA; hierarchical world models)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        size: int = 0
+        """Numbers of its own state; 0: it shares that of the level below."""
+        macro: int = 4
+        """Numbers of a macro-action, M."""
+        hidden: int = 256
+        dynamics: VectorDynamics.Config | WaveDynamics.Config = field(
+            default_factory=WaveDynamics.Config
+        )
+        distance: Quasimetric.Config | WaveQuasimetric.Config = field(
+            default_factory=WaveQuasimetric.Config
+        )
+
+        def __post_init__(self) -> None:
+            require(self, size=0, macro=1, hidden=1)
+
+        def build(self, below: int, action_dim: int, stride: int) -> UpperLevel:
+            return UpperLevel(self, below, action_dim, stride)
+
+    def __init__(self, config: Config, below: int, action_dim: int, stride: int) -> None:
+        super().__init__()
+        self.size, self.macro, self.stride = config.size or below, config.macro, stride
+        self.lift = mlp(below, config.hidden, self.size) if config.size else nn.Identity()
+        self.chunk = nn.Sequential(mlp(stride * action_dim, config.hidden, self.macro), nn.Tanh())
+        shape: Shape = (self.size, 1, 1)
+        self.dynamics = config.dynamics.build(shape, self.macro)
+        self.distance = config.distance.build(shape)
+        self.ways = mlp(prod(shape), config.hidden, 2 * self.macro)
+
+    def macros(self, state: Tensor) -> Macros:
+        """Those that life contains in states `[..., D]`."""
+        mean, free = self.ways(state).chunk(2, -1)
+        return Macros(mean.tanh(), nn.functional.softplus(free) + 1e-2)
+
+    def chunks(self, actions: Tensor) -> Tensor:
+        """Actions of the level below `[..., T * stride, A]` -> macro-actions `[..., T, M]`."""
+        return self.chunk(actions.unflatten(-2, (-1, self.stride)).flatten(-2))
+
+    def unroll(self, state: Tensor, macros: Tensor) -> Tensor:
+        """`[N, D]`, `[N, H, M]` -> `[N, H + 1, D]`"""
+        states = [state]
+        for macro in macros.unbind(1):
+            states.append(self.dynamics(states[-1], macro))
+        return torch.stack(states, 1)

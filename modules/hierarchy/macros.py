@@ -1,0 +1,190 @@
+"""Levels above that plan by gradient: macro-actions under what the level has learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from modules.bounds import Box
+from modules.hierarchy.levels import UpperLevel
+from modules.planners.common import MindsEye
+from modules.planners.gradient import GradientPlanner
+from modules.types import (
+    TO_GOAL,
+    Decide,
+    Distance,
+    Focus,
+    Plan,
+    Rollout,
+    Shape,
+    UnusableInput,
+    require,
+)
+
+
+class Above:
+    """Mode-2 of a level above: the same planner, of macro-actions, toward a goal in its states."""
+
+    def __init__(self, config: MacroLevels.Config, level: UpperLevel) -> None:
+        self.level, self.config = level, config
+        eye = MindsEye(self.imagine, self.pursue, self.evaluate, Box(), level.macro)
+        self.planner = config.planner.build(eye, self.propose)
+        self.reset()
+
+    def reset(self, seed: int = 0) -> None:
+        self.planner.reset(seed)
+        self.random = torch.Generator().manual_seed(seed)
+
+    def __call__(self, state: Tensor, goal: Tensor, focus: Focus) -> Plan:
+        """States, goals `[B, D]` of this level -> a plan of this level."""
+        config = self.config.planner
+        plan = self.planner(
+            state, focus._replace(goal=goal, horizon=config.horizon, steps=config.steps)
+        )
+        # a step of the body later, a stride is far from over
+        self.planner.resume(plan.actions[:, None])
+        return plan
+
+    def imagine(self, state: Tensor, actions: Tensor, chance: Tensor | None = None) -> Rollout:
+        batch, count = actions.shape[:2]
+        start = state[:, None].expand(-1, count, -1).flatten(0, 1)
+        states = self.level.unroll(start, actions.flatten(0, 1)).unflatten(0, (batch, count))
+        return Rollout(states, actions, actions[..., :0], actions[..., :0])
+
+    def pursue(
+        self, state: Tensor, decide: Decide, others: Tensor, chance: Tensor | None = None
+    ) -> Rollout:
+        raise NotImplementedError  # nobody decides as he goes up here
+
+    def evaluate(self, rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
+        """Strides still to go, mean over the path; and macro-actions that life does not contain."""
+        states = rollout.states
+        surprise = self.level.macros(states[:, :, :-1]).surprise(rollout.actions)
+        to_go = self.level.distance(states[:, :, 1:], focus.goal[:, None, None])
+        return {"critic": to_go.mean(-1), "prior": self.config.prior * surprise.mean(-1)}
+
+    def propose(self, state: Tensor, focus: Focus) -> Tensor:
+        """`[B, D]` -> macro-actions as life contains them, `[B, P, H, M]`."""
+        count = self.config.proposals
+        here = state[:, None].expand(-1, count, -1).flatten(0, 1)
+        drawn = []
+        for _ in range(focus.horizon):
+            known = self.level.macros(here)
+            noise = torch.randn(known.mean.shape, generator=self.random).to(here)
+            drawn.append((known.mean + known.scale * noise).clamp(-1, 1))
+            here = self.level.dynamics(here, drawn[-1])
+        return torch.stack(drawn, 1).unflatten(0, (len(state), count))
+
+
+class MacroLevels(nn.Module):
+    """Learnt levels above the lowest (H-JEPA). From the top down, each plans macro-actions toward
+    what the level above hopes for, and the first state that it hopes for is the subgoal of the one
+    below. A level that is less than a stride away from its goal is skipped: near by, plans are
+    flat.
+
+    A level with states of its own hopes for something in those; the subgoal is then the remembered
+    state of the level below that comes nearest to it. So it is with shared states where it is to be
+    `grounded`: a hope that was never lived is none."""
+
+    remembered: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        strides: tuple[int, ...] = (6,)
+        """From the lowest up: steps of the level below that a step of each spans."""
+        level: UpperLevel.Config = field(default_factory=UpperLevel.Config)
+        planner: GradientPlanner.Config = field(
+            default_factory=lambda: GradientPlanner.Config(
+                horizon=2, steps=12, warm_steps=4, proposals=1, carried=1, lr=0.1
+            )
+        )
+        proposals: int = 4
+        """Drawn from the prior at every level, P."""
+        prior: float = 0.3
+        """Weight of macro-actions that life does not contain, in strides a nat."""
+        grounded: bool = False
+        """Whether subgoals are remembered states, where states are shared."""
+        memories: int = 2000
+        """States that subgoals are looked up among."""
+        every: int = 1
+        """Steps of the body for which a subgoal stands."""
+
+        def __post_init__(self) -> None:
+            require(self, proposals=0, prior=0, memories=1, every=1)
+            if not self.strides or min(self.strides) < 2:
+                raise UnusableInput(
+                    f"strides are {self.strides}; there must be one for each level above, and "
+                    "each at least 2"
+                )
+            if self.planner.horizon < 1:
+                raise UnusableInput("planner.horizon of a level above must be at least 1")
+
+        def build(self, shape: Shape, action_dim: int, distance: Distance | None) -> MacroLevels:
+            return MacroLevels(self, shape, action_dim)
+
+    def __init__(self, config: Config, shape: Shape, action_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        levels, below = [], (prod(shape), action_dim)
+        for stride in config.strides:
+            levels.append(config.level.build(*below, stride))
+            below = levels[-1].size, levels[-1].macro
+        self.levels = nn.ModuleList(levels)
+        self.above = [Above(config, level) for level in levels]
+        self.register_buffer("remembered", torch.zeros(config.memories, prod(shape)))
+        self.known = False
+        self.reset()
+
+    def reset(self, seed: int = 0) -> None:
+        """The next call plans."""
+        self.calls, self.hopes = 0, torch.empty(0, 0, 0, 0)
+        for above in self.above:
+            above.reset(seed)
+
+    def taught(self) -> bool:
+        """Whether there is anything to go by; asked of the device only until there is."""
+        self.known = self.known or bool(self.remembered.any())
+        return self.known
+
+    def forward(self, state: Tensor, focus: Focus) -> Focus:
+        """`[B, D]` -> the same focus, the goal a stride ahead; flat before anything was learnt."""
+        if not (any(focus.weights.get(name) for name in TO_GOAL) and self.taught()):
+            return focus
+        if len(self.hopes) != len(state) or self.calls % self.config.every == 0:
+            self.hopes = self.plan(state, focus)
+        self.calls += 1
+        return focus._replace(goal=self.hopes[:, -1, 0], hopes=self.hopes)
+
+    @torch.no_grad()
+    def plan(self, state: Tensor, focus: Focus) -> Tensor:
+        """`[B, D]` -> what each level hopes for, top first, in states of the lowest,
+        `[B, L - 1, H, D]`."""
+        goal, hopes = focus.goal, []
+        for index in reversed(range(len(self.above))):
+            above = self.above[index]
+            here, there = (self.lifted(part, index) for part in (state, goal))
+            plan = above(here, there, focus)
+            near = above.level.distance(here, there) <= 1  # [B]
+            hoped = torch.where(
+                near[:, None, None], goal[:, None], self.lowered(plan.states[:, 1:], index)
+            )
+            hopes.append(hoped)
+            goal = hoped[:, 0]
+        return torch.stack(hopes, 1)
+
+    def lifted(self, state: Tensor, index: int) -> Tensor:
+        """States of the lowest level -> those of a level above, `[..., D]` each."""
+        for above in self.above[: index + 1]:
+            state = above.level.lift(state)
+        return state
+
+    def lowered(self, hoped: Tensor, index: int) -> Tensor:
+        """States of a level above -> remembered states of the lowest that come nearest; or the
+        states themselves, where all levels share theirs."""
+        if not (self.config.grounded or self.config.level.size):
+            return hoped
+        apart = torch.cdist(hoped.flatten(0, -2), self.lifted(self.remembered, index))
+        return self.remembered[apart.argmin(-1)].unflatten(0, hoped.shape[:-1])

@@ -1,0 +1,12 @@
+"""Latent variables: what can't be known of the next state (LeCun 2022, 4.5 and 4.6).
+
+In training z is inferred from the state that followed, and how much it may tell of it is limited;
+in planning it is drawn. Chance comes in from outside, as uniform numbers in [0, 1): whoever draws
+decides what is random, and the same numbers are the same future.
+"""
+
+from modules.latents.common import Latent, NoLatent
+from modules.latents.continuous import GaussianLatent, SparseLatent
+from modules.latents.discrete import DiscreteLatent
+
+__all__ = ["DiscreteLatent", "GaussianLatent", "Latent", "NoLatent", "SparseLatent"]

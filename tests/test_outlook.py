@@ -1,0 +1,123 @@
+"""Several futures of the same actions: their mean, their worst, and what lies between."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from modules.bounds import Box
+from modules.planners import CEM, MPPI, GradientPlanner
+from modules.planners.common import MindsEye
+from modules.planners.outlook import ManyFutures, OneFuture, hypercube, worst
+from modules.types import Focus, Rollout, UnusableInput
+from tests.conftest import wish
+
+GUST, RARE = 1.0, 0.25
+COUNT = 8
+
+
+def imagine(state: Tensor, actions: Tensor, chance: Tensor | None = None) -> Rollout:
+    """A line; with a chance of `RARE` a step is a gust that throws down by `GUST`."""
+    if chance is None:
+        gusts = torch.zeros_like(actions)
+    else:
+        gusts = -GUST * (chance < RARE).to(actions).repeat(actions.shape[1], 1, 1)
+        actions = actions.repeat_interleave(len(chance), 1)
+    path = state[:, None, None] + (0.2 * actions + gusts).cumsum(2)
+    states = torch.cat([state[:, None, None].expand(-1, path.shape[1], -1, -1), path], 2)
+    return Rollout(states, actions, actions[..., :0], actions[..., :0])
+
+
+def evaluate(rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
+    """Two ways to be hurt: height is dear, and below -1 there is a pit."""
+    path = rollout.states[:, :, 1:, 0]
+    return {
+        "height": (path + 1).relu().mean(-1),
+        "pit": 10 * torch.sigmoid(20 * (-1 - path)).mean(-1),
+    }
+
+
+def eye(count: int = COUNT) -> MindsEye:
+    return MindsEye(imagine, None, evaluate, Box(), 1, ManyFutures(count, 1))  # type: ignore[arg-type]
+
+
+def focus(tail: float, horizon: int = 3) -> Focus:
+    return wish(torch.zeros(2, 1), tail=tail, horizon=horizon)
+
+
+STATE = torch.tensor([[0.0], [0.5]])
+
+
+def test_shares_of_the_worst():
+    energy = torch.tensor([[1.0, 4.0, 2.0, 3.0]])
+    assert worst(energy, 1.0).tolist() == [[0.25, 0.25, 0.25, 0.25]]
+    assert worst(energy, 0.5).tolist() == [[0, 0.5, 0, 0.5]]
+    assert worst(energy, 0.0).tolist() == [[0, 1, 0, 0]]
+    assert worst(energy, 0.375)[0].tolist() == pytest.approx([0, 2 / 3, 0, 1 / 3])
+
+
+def test_an_energy_is_that_of_its_futures_and_terms_add_up_to_it():
+    actions = torch.randn(2, 3, 3, 1).clamp(-1, 1)
+    chance = eye().outlook.chance(actions)[0]
+    futures = imagine(STATE, actions, chance)
+    each = sum(evaluate(futures, focus(1.0)).values()).unflatten(1, (3, COUNT))
+    for tail, energy in ((1.0, each.mean(-1)), (0.0, each.amax(-1))):
+        thought = eye().look(STATE, actions, focus(tail))
+        assert torch.allclose(thought.energy, energy)
+        assert torch.allclose(sum(thought.terms.values()), energy)
+        assert torch.equal(thought.futures, futures.states)
+    middle = eye().look(STATE, actions, focus(0.25)).energy
+    assert torch.allclose(middle, each.topk(2, -1).values.mean(-1))
+
+
+def test_what_is_shown_is_one_of_the_futures_that_hurts_about_as_much():
+    actions = torch.randn(2, 3, 3, 1).clamp(-1, 1)
+    thought = eye().look(STATE, actions, focus(0.0))
+    assert thought.rollout.states.shape == (2, 3, 4, 1)
+    assert torch.equal(thought.rollout.actions, actions)
+    shown = sum(evaluate(thought.rollout, focus(0.0)).values())
+    assert torch.allclose(shown, thought.energy)
+
+
+def test_the_same_chance_for_all_that_is_compared():
+    actions = torch.zeros(2, 3, 3, 1)
+    energy = eye().look(STATE, actions, focus(1.0)).energy
+    assert torch.equal(energy[:, 0], energy[:, 1])
+    assert torch.equal(eye().look(STATE, actions, focus(1.0)).energy, energy)
+
+
+def test_every_part_of_the_range_is_drawn_once():
+    drawn = hypercube(8, 5, 2)
+    assert drawn.shape == (8, 5, 2)
+    part = (8 * drawn).long()
+    assert torch.equal(part.sort(0).values, torch.arange(8)[:, None, None].expand_as(part))
+    assert len({tuple(order) for order in part[..., 0].T.tolist()}) > 1
+
+
+def test_where_all_can_be_known_one_future_is_enough():
+    assert isinstance(ManyFutures.Config().build(0), OneFuture)
+    assert isinstance(ManyFutures.Config().build(2), ManyFutures)
+    with pytest.raises(UnusableInput, match="count is 0"):
+        ManyFutures.Config(count=0)
+
+
+@pytest.mark.parametrize("planner", [GradientPlanner, CEM, MPPI])
+def test_the_more_the_worst_counts_the_higher_a_plan_keeps(planner):
+    """It is cheap to be low, but a gust throws who is low into the pit."""
+
+    def height(tail: float) -> Tensor:
+        made = planner.Config(horizon=3, steps=12).build(
+            eye(), lambda state, focus: state.new_empty(len(state), 0, focus.horizon, 1)
+        )
+        plan = made(STATE, focus(tail))
+        calm = imagine(STATE, plan.actions[:, None]).states[:, 0, 1:, 0]
+        assert plan.considered.shape[1] % COUNT == 0
+        return calm.mean()
+
+    careless = planner.Config(horizon=3, steps=12).build(
+        MindsEye(imagine, None, evaluate, Box(), 1),  # type: ignore[arg-type]
+        lambda state, focus: state.new_empty(len(state), 0, focus.horizon, 1),
+    )
+    blind = careless(STATE, focus(1.0)).states[:, 1:, 0].mean()
+    assert blind < height(1.0) < height(0.0) + 1e-3

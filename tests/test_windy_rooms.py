@@ -1,0 +1,582 @@
+"""What is true of Windy Rooms, whoever lives there."""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from scipy import stats
+
+import envs
+from envs.windy_rooms import WindyRoomsEnv, WindyRoomsVectorEnv
+from envs.windy_rooms.experts import round_pit
+from envs.windy_rooms.layouts import draw_pit
+from envs.windy_rooms.physics import Box, moved
+
+CPU = torch.device("cpu")
+ROOM = (0.17, 0.5)  # in the middle of the left room, where no gust meets anything
+EVERY_LAYOUT = pytest.mark.parametrize("layout", range(4))
+
+
+def world(count=1, **settings):
+    """Worlds that tell in tensors, at the beginning of seed 0."""
+    worlds = WindyRoomsVectorEnv(count, output="torch", **settings)
+    return worlds, worlds.reset(seed=0)[1]
+
+
+def put(worlds, body, goal=(0.9, 0.9)):
+    """The worlds anew, with bodies and goals where a test wants them."""
+    wanted = {"factors": body, "goal_factors": goal}
+    shape = (worlds.num_envs, 2)
+    options = {name: torch.as_tensor(place).expand(shape) for name, place in wanted.items()}
+    return worlds.reset(seed=0, options=options)[1]
+
+
+def rest(worlds):
+    return torch.zeros(worlds.num_envs, 2)
+
+
+def noise(step, start, count):
+    rng = [np.random.default_rng((step // 5, start + i)) for i in range(count)]
+    return np.stack([r.uniform(-1.5, 1.5, 2) for r in rng]).astype(np.float32)
+
+
+def lived(worlds, steps, seed, act):
+    """What the worlds tell over some steps, actions too."""
+    obs, infos = worlds.reset(seed=seed)
+    told = [{"obs": obs, **infos}]
+    for step in range(steps):
+        actions = act(step)
+        obs, reward, _, truncated, infos = worlds.step(actions)
+        ends = {"reward": reward, "truncated": truncated, "actions": actions}
+        told.append({"obs": obs, **infos, **ends})
+    return told
+
+
+def fortune(act, count=500, **settings):
+    """What the worlds tell at the end of an episode."""
+    worlds, infos = world(count, **settings)
+    for _ in range(worlds.budget):
+        *_, infos = worlds.step(act(worlds))
+    return infos
+
+
+def careless(worlds):
+    """The shorter way, at the pit's very border."""
+    return round_pit(worlds.pit, worlds.state.body, worlds.state.goal, clear=0.01)
+
+
+def gap_to(pit, place):
+    """Places [..., 2] -> how far they are from the pit [...]."""
+    return torch.maximum(pit.low - place, place - pit.high).clamp(min=0).norm(dim=-1)
+
+
+@pytest.mark.parametrize("senses", ["state", "image"])
+@pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
+def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, senses):
+    many, alone = (WindyRoomsVectorEnv(n, senses=senses, budget=40) for n in (5, 1))
+    acts = {
+        "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
+        "walk": (lambda _: many.walk(), lambda _: alone.walk()),
+        "oracle": (lambda _: many.oracle(), lambda _: alone.oracle()),
+    }[who]
+    together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
+    for moment, own in zip(together, by_itself, strict=True):
+        for name in own:
+            np.testing.assert_array_equal(moment[name][3], own[name][0], err_msg=name)
+
+
+def test_the_same_seed_walks_the_same_life_and_another_seed_another():
+    worlds = WindyRoomsVectorEnv(4)
+    first, again, other = (
+        np.stack([t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.walk())])
+        for seed in (1, 1, 2**40)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max(axis=(0, 2)).min() > 0.05
+
+
+def test_episodes_end_when_the_budget_is_spent_and_the_fallen_begin_anew():
+    worlds, _ = world(3, budget=4)
+    born = [put(worlds, worlds.pit.low + 0.05)]
+    ends = []
+    for _ in range(10):
+        _, reward, terminated, truncated, infos = worlds.step(rest(worlds))
+        assert not terminated.any()
+        ends.append(truncated.all().item())
+        if len(ends) in (5, 10):
+            born.append(infos)
+            assert not reward.any()
+    assert ends == [False, False, False, True, False] * 2
+    assert [told["fallen"].tolist() for told in born] == [[True] * 3, [False] * 3, [False] * 3]
+    assert (born[1]["goal_factors"] != born[2]["goal_factors"]).all()
+    assert WindyRoomsVectorEnv().budget == 60
+
+
+@pytest.mark.parametrize("count", [1000])
+def test_pits_differ_and_leave_wide_passes(count):
+    pits = [draw_pit(layout, CPU) for layout in range(count)]
+    low, high = torch.stack([p.low for p in pits]), torch.stack([p.high for p in pits])
+    drawn = torch.cat([high - low, (low + high) / 2], -1)
+    bounds = ((0.16, 0.24), (0.40, 0.50), (0.47, 0.53), (0.44, 0.56))
+    for side, (least, most) in zip(drawn.T.numpy(), bounds, strict=True):
+        assert stats.kstest(side, "uniform", (least, most - least)).pvalue > 1e-3
+    assert torch.minimum(low, 1 - high).min() >= 0.19 - 1e-6
+    assert world(2, layout=7)[0].pit.low.tolist() == pits[7].low.tolist()
+
+
+@EVERY_LAYOUT
+def test_start_and_goal_are_in_rooms_of_their_own_clear_of_pit_and_walls(layout):
+    worlds, infos = world(2000, layout=layout)
+    start, goal, pit = infos["factors"], infos["goal_factors"], worlds.pit
+    right = start[:, 0] > 0.5
+    for place, gap, side in ((start, 0.05, right), (goal, 0.12, ~right)):
+        beside = torch.where(side, place[:, 0] - pit.high[0], pit.low[0] - place[:, 0])
+        assert beside.min() > gap - 1e-6
+        assert torch.minimum(place, 1 - place).min() > 0.05 - 1e-6
+        for here, low, high in (
+            (place[side], [pit.high[0] + gap, 0.05], [0.95, 0.95]),
+            (place[~side], [0.05, 0.05], [pit.low[0] - gap, 0.95]),
+        ):
+            share = (here - torch.tensor(low)) / (torch.tensor(high) - torch.tensor(low))
+            assert all(stats.kstest(s.numpy(), "uniform").pvalue > 1e-3 for s in share.T)
+    assert right.float().mean() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(2000))
+    assert not infos["fallen"].any()
+    assert not infos["success"].any()
+
+
+def test_starts_anywhere_fill_all_the_floor_alike():
+    worlds, infos = world(20000, starts="anywhere")
+    pit, start = worlds.pit, infos["factors"]
+    assert not infos["fallen"].any()
+    grid = (torch.arange(400) + 0.5) / 400
+    floor = torch.cartesian_prod(grid, grid)
+    floor = floor[~pit.holds(floor)]
+    expected, seen = (
+        np.histogramdd(p.numpy(), bins=6, range=((0, 1), (0, 1)))[0].flatten()
+        for p in (floor, start)
+    )
+    assert stats.chisquare(seen, expected * len(start) / len(floor)).pvalue > 1e-3
+    other = infos["goal_factors"][:, 0] > 0.5
+    assert ((start[:, 0] < (pit.low + pit.high)[0] / 2) == other).all()
+
+
+def test_the_body_moves_by_its_action_at_most_a_step_and_walls_stop_it():
+    worlds, _ = world(5, wind=0.0)
+    put(worlds, torch.tensor([[0.2, 0.5], [0.2, 0.5], [0.98, 0.5], [0.2, 0.5], [0.0, 1.0]]))
+    worlds.step(torch.tensor([[0.5, -0.2], [3.0, 4.0], [0.8, 0.6], [3e38, -3e38], [-1.0, 0.0]]))
+    half = 0.05 / math.sqrt(2)
+    ends = [[0.225, 0.49], [0.23, 0.54], [1.0, 0.53], [0.2 + half, 0.5 - half], [0.0, 1.0]]
+    torch.testing.assert_close(worlds.state.body, torch.tensor(ends))
+
+
+@EVERY_LAYOUT
+def test_nobody_jumps_over_the_pit_or_any_corner_of_it(layout):
+    """Ways of the longest gust from about the pit, against each looked at in 2000 places."""
+    pit, rng = draw_pit(layout, CPU), torch.Generator().manual_seed(layout)
+    body = pit.low - 0.15 + torch.rand(3000, 2, generator=rng) * (pit.high - pit.low + 0.3)
+    body = body[~pit.holds(body)]
+    angle = 2 * math.pi * torch.rand(len(body), generator=rng)
+    move = 0.15 * torch.stack([angle.cos(), angle.sin()], -1)
+    path = body + torch.linspace(0, 1, 2001)[:, None, None] * move
+    inside = pit.holds(path)
+    crosses = inside.any(0)
+    end = moved(pit, body, move)
+    grazes = crosses != pit.holds(end)
+    assert grazes.float().mean() < 2e-3
+    passes = ~crosses & ~grazes
+    torch.testing.assert_close(end[passes], (body + move).clamp(0, 1)[passes])
+    corner = crosses & ~inside[-1]
+    assert corner.sum() > 30
+    assert pit.holds(end[corner & ~grazes]).all()
+    entry = path[inside.int().argmax(0), torch.arange(len(body))][crosses]
+    inner = pit.grown(-0.02)
+    within = torch.minimum(torch.maximum(entry, inner.low), inner.high)
+    torch.testing.assert_close(end[crosses], within, atol=2e-4, rtol=0)
+
+
+def test_the_pit_is_a_trap():
+    worlds, _ = world(64, wind=1.0, gust=0.15)
+    beside = torch.stack([worlds.pit.low[0] - 0.03, worlds.pit.low[1] + 0.2])
+    put(worlds, beside)
+    right = torch.tensor([1.0, 0.0]).expand(64, 2)
+    _, reward, terminated, _, infos = worlds.step(right)
+    assert infos["fallen"].all()
+    lies = infos["factors"]
+    torch.testing.assert_close(lies, (beside + torch.tensor([0.05, 0])).expand(64, 2))
+    for step in range(58):
+        _, reward, terminated, truncated, infos = worlds.step(torch.tensor(noise(step, 0, 64)))
+        assert torch.equal(infos["factors"], lies)
+        assert infos["fallen"].all()
+        assert (infos["interoception"] == 1).all()
+        assert not terminated.any()
+        assert not truncated.any()
+        assert not reward.any()
+
+
+def test_who_is_put_at_the_very_border_of_the_pit_lies_there():
+    worlds, _ = world(4, wind=1.0)
+    place = torch.stack([worlds.pit.low[0] + 0.005, worlds.pit.high[1] - 0.005])
+    put(worlds, place)
+    for _ in range(5):
+        *_, infos = worlds.step(torch.tensor([-1.0, 1.0]).expand(4, 2))
+        assert torch.equal(infos["factors"], place.expand(4, 2))
+
+
+def test_a_gust_comes_as_often_as_it_should_and_on_average_leads_nowhere():
+    count, wind, gust = 20000, 0.2, 0.1
+    worlds, _ = world(count)
+    put(worlds, ROOM)
+    steps = []
+    for _ in range(2):
+        before = worlds.state.body
+        steps.append(worlds.step(rest(worlds))[4]["factors"] - before)
+        worlds._state = worlds.state._replace(body=before)
+    for way in steps:
+        length = way.norm(dim=-1)
+        blown = length > 0
+        sigma = math.sqrt(wind * (1 - wind) / count)
+        assert blown.float().mean() == pytest.approx(wind, abs=4 * sigma)
+        torch.testing.assert_close(length[blown], torch.full_like(length[blown], gust))
+        assert way.mean(0).abs().max() < 4 * gust * math.sqrt(wind / 2 / count)
+        turn = torch.atan2(way[blown, 1], way[blown, 0]).numpy()
+        assert stats.kstest(turn, "uniform", (-math.pi, 2 * math.pi)).pvalue > 1e-3
+    both = [(way != 0).any(-1).float() for way in steps]
+    together = (both[0] * both[1]).mean().item()
+    assert together == pytest.approx(wind**2, abs=4 * wind / math.sqrt(count))
+
+
+@pytest.mark.parametrize(("wind", "share"), [(0.0, 0.0), (1.0, 1.0)])
+def test_wind_never_or_ever(wind, share):
+    worlds, _ = world(500, wind=wind)
+    put(worlds, ROOM)
+    *_, infos = worlds.step(rest(worlds))
+    moved_at_all = (infos["factors"] != torch.tensor(ROOM)).any(-1)
+    assert moved_at_all.float().mean() == share
+
+
+def test_the_wind_is_the_same_whatever_bodies_do():
+    """And after a body has fallen it goes on, so that no action shifts anybody's luck."""
+    left, right = (world(300, wind=0.5)[0] for _ in range(2))
+    put(left, ROOM), put(right, ROOM)
+    push = torch.tensor([1.0, 0.0]).expand(300, 2)
+    ends = [w.step(a)[4]["factors"] for w, a in ((left, rest(left)), (right, push))]
+    torch.testing.assert_close(ends[1] - ends[0], 0.05 * push, atol=1e-6, rtol=0)
+    for _ in range(40):
+        left.step(rest(left))
+        right.step(push)
+    assert right.state.fallen.float().mean() > 0.4
+    assert left.state.fallen.float().mean() < right.state.fallen.float().mean()
+    assert torch.equal(left.state.wind, right.state.wind)
+    middle = torch.tensor(ROOM).expand(300, 2)
+    for worlds in (left, right):
+        worlds._state = worlds.state._replace(body=middle, fallen=torch.zeros(300).bool())
+        worlds.step(rest(worlds))
+    assert torch.equal(left.state.body, right.state.body)
+    assert (left.state.body != middle).any()
+
+
+def test_who_fell_from_its_own_step_feels_no_gust():
+    worlds, _ = world(200, wind=1.0)
+    pit = worlds.pit
+    put(worlds, torch.stack([pit.low[0] - 0.04, pit.low[1] + 0.15]))
+    worlds.step(torch.tensor([1.0, 0.0]).expand(200, 2))
+    torch.testing.assert_close(worlds.state.body[:, 0], (pit.low[0] + 0.02).expand(200))
+    assert worlds.state.body[:, 1].std() < 1e-6
+
+
+def test_success_remembers_and_final_success_does_not():
+    worlds, _ = world(1, wind=0.0)
+    infos = put(worlds, (0.1, 0.145), goal=(0.1, 0.2))
+    told = [(0.0, infos["success"].item(), infos["final_success"].item())]
+    for _ in range(3):
+        _, reward, *_, infos = worlds.step(torch.tensor([[0.0, 1.0]]))
+        told.append((reward.item(), infos["success"].item(), infos["final_success"].item()))
+    assert told == [(0, True, True), (1, True, True), (1, True, True), (0, True, False)]
+    infos = put(worlds, (0.1, 0.139), goal=(0.1, 0.2))
+    assert not infos["success"].item()
+
+
+def test_nobody_arrives_by_falling():
+    worlds, _ = world(1, wind=0.0)
+    goal = torch.stack([worlds.pit.low[0] - 0.01, worlds.pit.low[1] + 0.1])
+    infos = put(worlds, goal + torch.tensor([0.03, 0.0]), goal)
+    assert infos["distance"].item() == pytest.approx(0.03, abs=1e-6)
+    assert infos["fallen"].item()
+    assert not infos["success"].item()
+
+
+@EVERY_LAYOUT
+def test_who_knows_the_wind_arrives_and_who_hugs_the_pit_falls(layout):
+    oracle = fortune(lambda worlds: worlds.oracle(), layout=layout)
+    assert oracle["success"].float().mean() >= 0.97
+    assert oracle["fallen"].float().mean() <= 0.03
+    calm = fortune(careless, wind=0.0, layout=layout)
+    assert calm["success"].all()
+    assert not calm["fallen"].any()
+
+
+def test_the_wind_is_worth_30_points_of_care():
+    careful, bold = (
+        torch.cat([fortune(act, layout=layout)["success"].float() for layout in range(4)])
+        for act in (lambda worlds: worlds.oracle(), careless)
+    )
+    assert careful.mean() - bold.mean() >= 0.3
+
+
+@EVERY_LAYOUT
+def test_in_calm_weather_the_oracle_keeps_clear_of_the_pit(layout):
+    worlds, infos = world(500, layout=layout, wind=0.0)
+    for _ in range(60):
+        before = gap_to(worlds.pit, infos["factors"])
+        *_, infos = worlds.step(worlds.oracle())
+        after = gap_to(worlds.pit, infos["factors"])
+        assert (after >= torch.minimum(before, torch.tensor(0.12 - 2e-3))).all()
+    assert infos["final_success"].all()
+
+
+@EVERY_LAYOUT
+def test_the_oracle_goes_the_shorter_way_round(layout):
+    worlds, infos = world(500, layout=layout, wind=0.0)
+    start, goal = infos["factors"], infos["goal_factors"]
+    zone, arrived, above = worlds.pit.grown(0.12), torch.full((500,), 99), torch.zeros(500).bool()
+    for step in range(60):
+        *_, infos = worlds.step(worlds.oracle())
+        x, y = infos["factors"].unbind(-1)
+        above |= ((x - 0.5).abs() < 0.05) & (y < worlds.pit.low[1])
+        arrived = torch.where(infos["final_success"] & (arrived > step), step + 1, arrived)
+    leftward = start[:, :1] > goal[:, :1]
+    left, right = torch.where(leftward, goal, start), torch.where(leftward, start, goal)
+    ways = []
+    for height in (zone.low[1], zone.high[1]):
+        one, other = (torch.stack([side, height]) for side in (zone.low[0], zone.high[0]))
+        onward = (other - one).norm() + (right - other).norm(dim=-1)
+        ways.append((left - one).norm(dim=-1) + onward)
+    differ = (ways[0] - ways[1]).abs() > 0.15
+    assert differ.sum() > 250
+    assert (above == (ways[0] < ways[1]))[differ].all()
+    # Two bends and leaving the pit's side cost a part of a step each, and that a little way too.
+    assert (0.05 * arrived <= torch.minimum(*ways) + 0.17).all()
+
+
+def test_a_walk_goes_everywhere_at_every_speed_and_sometimes_falls():
+    worlds, _ = world(500, starts="anywhere")
+    lengths, seen = [], []
+    for _ in range(60):
+        actions = worlds.walk()
+        lengths.append(actions.norm(dim=-1))
+        seen.append(worlds.step(actions)[4]["factors"])
+    length, places = torch.stack(lengths), torch.cat(seen)
+    assert length.max() < 1.00001
+    assert (length == 0).float().mean() == pytest.approx(0.1, abs=0.01)
+    assert (length > 0.95).float().mean() > 0.25
+    assert (length < 0.5).float().mean() > 0.25
+    free = places[~worlds.pit.holds(places)]
+    counts = np.histogramdd(free.numpy(), bins=5, range=((0, 1), (0, 1)))[0]
+    edges = np.delete(counts.flatten(), [11, 12, 13])  # all but where there is pit
+    assert edges.min() > 0.25 * edges.mean()
+    assert 0.25 < worlds.state.fallen.float().mean() < 0.6
+
+
+def test_a_heading_drifts():
+    worlds, _ = world(500, wind=0.0)
+    actions = torch.stack([worlds.walk() for _ in range(30)])
+    turn = torch.nn.functional.cosine_similarity
+    moving = actions.norm(dim=-1) > 0
+    for lag in (1, 5, 20):
+        both = moving[:-lag] & moving[lag:]
+        alike = turn(actions[:-lag], actions[lag:], -1)[both].mean()
+        assert alike == pytest.approx(0.893**lag, abs=0.04)  # von Mises noise of kappa 5
+
+
+def test_the_exams_are_calm_and_nobody_falls():
+    for layout in range(20):
+        worlds = WindyRoomsVectorEnv(1, wind=1.0, layout=layout, senses="image")
+        asked = worlds.exams(seed=4)
+        assert list(asked) == ["open", "edge"]
+        for name, exam in asked.items():
+            assert exam.actions.shape == (64, 5, 2)
+            assert exam.obs.shape == (64, 2, 32, 32)
+            np.testing.assert_allclose(exam.after - exam.before, [[0.25, 0]] * 64, atol=1e-6)
+            path = exam.before[:, None] + np.linspace(0, 1, 50)[:, None] * [0.25, 0]
+            gap = gap_to(worlds.pit, torch.tensor(path).float()).amin(-1)
+            least, most = {"open": (0.04, 1), "edge": (0.01, 0.05)}[name]
+            assert gap.min() >= least
+            assert gap.max() <= most
+            assert (path >= 0.04).all()
+            assert (path <= 0.96).all()
+        again, other = worlds.exams(seed=4)["edge"], worlds.exams(seed=99)["edge"]
+        np.testing.assert_array_equal(again.obs, asked["edge"].obs)
+        assert (other.before != again.before).any()
+
+
+def test_the_state_is_the_place_from_minus_one_to_one():
+    worlds = WindyRoomsVectorEnv(30)
+    obs, infos = worlds.reset(seed=0)
+    np.testing.assert_allclose(infos["goal"], 2 * infos["goal_factors"] - 1, atol=1e-6)
+    for step in range(60):
+        assert worlds.observation_space.contains(obs)
+        np.testing.assert_allclose(obs, 2 * infos["factors"] - 1, atol=1e-6)
+        obs, *_, infos = worlds.step(noise(step, 0, 30))
+
+
+def test_the_image_shows_body_and_pit_where_the_factors_say():
+    worlds = WindyRoomsVectorEnv(30, senses="image", layout=3)
+    low, high = (side.numpy() for side in worlds.pit)
+    obs, infos = worlds.reset(seed=1)
+    for step in range(30):
+        assert worlds.observation_space.contains(obs)
+        bright = obs[:, 0].reshape(30, -1).argmax(-1)
+        seen = np.stack([bright % 32, bright // 32], -1)
+        assert np.abs((seen - 1) / 29 - infos["factors"]).max() <= 0.51 / 29
+        down, across = np.nonzero(obs[0, 1])
+        assert (obs[:, 1] == obs[0, 1]).all()
+        assert set(np.unique(obs[:, 1])) == {0, 255}
+        assert np.abs((np.array([across.min(), down.min()]) - 1) / 29 - low).max() <= 1 / 29
+        assert np.abs((np.array([across.max(), down.max()]) - 1) / 29 - high).max() <= 1 / 29
+        obs, *_, infos = worlds.step(noise(step, 0, 30))
+
+
+def test_the_goal_image_is_what_one_sees_on_arrival():
+    worlds = WindyRoomsVectorEnv(4, senses="image")
+    _, infos = worlds.reset(seed=2)
+    obs, _ = worlds.reset(seed=2, options={"factors": infos["goal_factors"]})
+    np.testing.assert_array_equal(obs, infos["goal"])
+
+
+def test_a_picture_shows_body_goal_pit_and_walls_where_the_factors_say():
+    worlds = WindyRoomsVectorEnv(6, layout=2)
+    _, infos = worlds.reset(seed=0)
+    body, goal = (worlds.picture_xy(infos[name]) for name in ("factors", "goal_factors"))
+    low, high = (worlds.picture_xy(side) for side in worlds.pit)
+    for i, picture in enumerate(worlds.render()):
+        assert picture.shape == (320, 320, 3)
+        assert picture.dtype == np.uint8
+        dark = picture.max(-1) < 40
+        down, across = np.nonzero(dark)
+        assert [across.min(), down.min()] == pytest.approx(low.tolist(), abs=1.5)
+        assert [across.max(), down.max()] == pytest.approx(high.tolist(), abs=1.5)
+        assert dark[down.min() : down.max() + 1, across.min() : across.max() + 1].mean() > 0.98
+        x, y = body[i].round().astype(int)
+        assert int(picture[y, x, 2]) - picture[y, x, 0] > 150
+        green = (picture[..., 1].astype(int) - picture[..., 0]) > 100
+        green &= picture[..., 2] < 150
+        down, across = np.nonzero(green)
+        reach = np.hypot(across - goal[i, 0], down - goal[i, 1])
+        assert np.quantile(reach, [0.05, 0.95]) == pytest.approx([18, 18], abs=2)
+        wall = (picture == [45, 50, 60]).all(-1)
+        lines = np.flatnonzero(wall.mean(0) > 0.9)
+        assert (lines.min(), lines.max()) == pytest.approx((8, 311), abs=2)
+        assert (wall.T.mean(0) > 0.9).sum() == len(lines) == 6
+
+
+def test_torch_and_numpy_tell_the_same():
+    told = {}
+    for output in ("numpy", "torch"):
+        worlds = WindyRoomsVectorEnv(2, output=output)
+        obs, infos = worlds.reset(seed=5)
+        told[output] = (obs, infos["fallen"], worlds.oracle(), *worlds.step(worlds.walk())[:4])
+    for tensor, array in zip(told["torch"], told["numpy"], strict=True):
+        assert isinstance(tensor, torch.Tensor)
+        assert tensor.numpy().dtype == array.dtype
+        np.testing.assert_array_equal(tensor.numpy(), array)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("senses", ["state", "image"])
+def test_gymnasium_accepts_the_world(senses):
+    made = gymnasium.make(envs.WINDY_ROOMS, senses=senses, render_mode="rgb_array").unwrapped
+    check_env(made)
+    assert isinstance(made, WindyRoomsEnv)
+    assert made.factor_names == ("body x", "body y")
+    assert made.interoception_names == ("fallen",)
+    _, infos = made.reset(seed=0)
+    assert infos["interoception"].tolist() == [0]
+    assert infos["interoception"].dtype == np.float32
+    assert infos["fallen"] is False
+
+
+@pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
+def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
+    worlds = gymnasium.make_vec(envs.WINDY_ROOMS, num_envs=3, vectorization_mode=mode, layout=5)
+    obs, infos = worlds.reset(seed=8)
+    own, own_infos = gymnasium.make(envs.WINDY_ROOMS, layout=5).reset(seed=10)
+    np.testing.assert_array_equal(obs[2], own)
+    for name in ("goal", "interoception", "distance"):
+        np.testing.assert_array_equal(infos[name][2], own_infos[name])
+    assert infos["_fallen"].all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"layout": -1}, "layout"),
+        ({"wind": 1.1}, "wind"),
+        ({"wind": -0.1}, "wind"),
+        ({"gust": 0.16}, "gust"),
+        ({"gust": -0.01}, "gust"),
+        ({"gust": math.nan}, "gust"),
+        ({"starts": "here"}, "rooms, anywhere"),
+        ({"senses": "smell"}, "state, image"),
+        ({"output": "jax"}, "torch"),
+        ({"budget": 0}, "budget"),
+        ({"num_envs": 0}, "num_envs"),
+    ],
+)
+def test_unusable_settings_are_refused_by_name(settings, named):
+    with pytest.raises(ValueError, match=named):
+        WindyRoomsVectorEnv(**settings)
+
+
+@pytest.mark.parametrize("name", ["factors", "goal_factors"])
+@pytest.mark.parametrize("wrong", [1.2, -0.1, math.nan])
+def test_unusable_factors_are_refused_by_name_and_world(name, wrong):
+    worlds, infos = world(3)
+    given = infos[name].clone()
+    with pytest.raises(ValueError, match=rf"{name} is \[2, 2\]; needed is \[3, 2\]"):
+        worlds.reset(options={name: given[:2]})
+    given[1, 1] = wrong
+    with pytest.raises(ValueError, match=f"{name} of world 1"):
+        worlds.reset(options={name: given})
+
+
+def test_goals_in_the_pit_are_refused_and_bodies_are_not():
+    worlds, infos = world(3)
+    given = infos["goal_factors"].clone()
+    given[2] = (worlds.pit.low + worlds.pit.high) / 2
+    with pytest.raises(ValueError, match=r"in world 2 the goal .* in the pit"):
+        worlds.reset(options={"goal_factors": given})
+    _, infos = worlds.reset(options={"factors": given})
+    assert infos["fallen"].tolist() == [False, False, True]
+
+
+def test_factors_put_back_give_the_same_moment():
+    worlds, _ = world(20, senses="image")
+    for _ in range(30):
+        obs, *_, infos = worlds.step(worlds.walk())
+    options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
+    again, told = worlds.reset(seed=0, options=options)
+    assert infos["fallen"].any()
+    torch.testing.assert_close(obs, again)
+    for name in ("factors", "goal", "goal_factors", "fallen", "distance", "final_success"):
+        torch.testing.assert_close(told[name], infos[name])
+
+
+def test_what_was_told_stays_as_it_was():
+    worlds = WindyRoomsVectorEnv(2)
+    obs, infos = worlds.reset(seed=0)
+    kept = {name: part.copy() for name, part in {"obs": obs, **infos}.items()}
+    for _ in range(5):
+        worlds.step(worlds.oracle())
+    for name, part in {"obs": obs, **infos}.items():
+        np.testing.assert_array_equal(part, kept[name], err_msg=name)
+
+
+def test_a_box_holds_its_border():
+    box = Box(torch.tensor([0.25, 0.25]), torch.tensor([0.5, 0.75]))
+    places = torch.tensor([[0.25, 0.5], [0.5, 0.75], [0.2, 0.5], [0.3, 0.8]])
+    assert box.holds(places).tolist() == [True, True, False, False]
