@@ -22,6 +22,7 @@ from ami_agent.train import train
 from modules.actor import NoHabit
 from modules.cost import NoCritic, NoForesight
 from modules.hierarchy import Flat
+from modules.latents import NoLatent
 from modules.recall import NoRecall
 from modules.types import UnusableInput
 
@@ -37,6 +38,9 @@ WITHOUT: Mapping[str, Change] = {
     "paths": lambda c: replace(c, paths=NoLesson()),
     "hierarchy": lambda c: replace(
         c, hierarchy=Flat.Config(), ascend=NoLesson(), survey=NoLesson()
+    ),
+    "latent": lambda c: replace(
+        c, world_model=replace(c.world_model, latent=NoLatent.Config())
     ),
     "practice": lambda c: replace(c, practice=NoLesson(), refine=NoLesson()),
     "policy": lambda c: replace(

@@ -278,6 +278,18 @@ def test_one_goal_does_for_many_worlds_and_two_do_not_for_three(agent):
         agent.act(sensed(worlds=3))
 
 
+def test_the_task_says_which_share_of_the_worst_counts_or_leaves_it_to_the_agent(config):
+    agent = mind(replace(config, configurator=replace(config.configurator, tail=0.5)))
+    for told, counted in ((None, 0.5), (0.0, 0.0), (1.0, 1.0)):
+        agent.configure(replace(EAT, tail=told))
+        assert agent.focus.tail == counted
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UnusableInput, match="tail is"):
+            agent.configure(replace(EAT, tail=wrong))
+        with pytest.raises(UnusableInput, match="tail is"):
+            replace(config.configurator, tail=wrong)
+
+
 class Named:
     """Worlds that name a goal in their info."""
 
@@ -290,14 +302,14 @@ def test_an_assignment_is_a_task_in_the_worlds_where_it_is_given():
     given = {
         name: {"pain": float(next(numbers))} for name in ("drives", "limits", "attend", "weights")
     }
-    told = {**given, "mode": "auto", "horizon": 5}
+    told = {**given, "mode": "auto", "horizon": 5, "tail": 0.5}
     here, there = Scene(Named(), sensed(), {}), Scene(Named(), sensed(), {"goal": HOME})
     for aim, scene, goal in (
         ("none", there, None),
         ("here", there, there.obs),
         ("world", there, HOME),
     ):
-        task = task_of(Assignment(aim=aim, horizon=5, **given), scene, "auto")
+        task = task_of(Assignment(aim=aim, horizon=5, tail=0.5, **given), scene, "auto")
         assert task.goal is goal
         assert {name: getattr(task, name) for name in told} == told
     with pytest.raises(UnusableInput, match="names no goal"):

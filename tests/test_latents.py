@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ami_agent import boxes, recipes
+from ami_agent import ablate, boxes, build, recipes
 from ami_agent.losses import unroll_loss
 from modules.dynamics import VectorDynamics
 from modules.latents import DiscreteLatent, GaussianLatent, NoLatent, SparseLatent
@@ -183,4 +183,12 @@ def test_any_recipe_may_have_one(kind):
     latent = {"gaussian": "GaussianLatent", "sparse": "SparseLatent", "discrete": "DiscreteLatent"}
     box = getattr(boxes, latent[kind]).Config()
     model = replace(config.world_model, latent=box)
-    assert replace(config, world_model=model).world_model.latent == box
+    config = replace(config, world_model=model)
+    world = config.world.build(1)
+    agent = build(config, world.spec)
+    world.close()
+    plain = ablate.without(config, "latent")
+    assert plain.world_model.latent == NoLatent.Config()
+    assert agent.world_model.level(0).latent.size > 0
+    (told,) = agent.world_model.imagine(torch.zeros(1, 32), torch.zeros(1, 1, 2, 2)).latents
+    assert told.shape == (1, 2, agent.world_model.level(0).latent.size)

@@ -169,13 +169,20 @@ def _tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+HIGHEST = 4.0
+"""Top of the critic's scale, in medians of the landscape."""
+
+
 def draw_landscape(figure: Figure, axes: Axes, episode: Episode, landscape: Landscape) -> None:
     """Steps to go as colours and contours, with the path that was lived through them."""
     picture = episode.moments[0].picture
     x, y = np.moveaxis(landscape.xy, -1, 0)
     to_go = np.ma.masked_invalid(landscape.to_go)
-    levels = np.linspace(to_go.min(), to_go.max(), 25)
-    heat = axes.contourf(x, y, to_go, levels, cmap=HEAT, zorder=1)
+    # places from which nothing leads there would leave one colour for all others
+    highest = min(to_go.max(), to_go.min() + HIGHEST * np.ma.median(to_go - to_go.min()))
+    beyond = "max" if to_go.max() > highest else "neither"
+    levels = np.linspace(to_go.min(), highest, 25)
+    heat = axes.contourf(x, y, to_go, levels, cmap=HEAT, zorder=1, extend=beyond)
     axes.contour(x, y, to_go, levels[2:-1:2], colors="white", linewidths=0.5, alpha=0.7, zorder=2)
     _background(axes, ink(picture), zorder=3)
     axes.plot(*episode.path.T, color="white", lw=4, zorder=4, solid_capstyle="round")
