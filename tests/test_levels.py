@@ -122,6 +122,9 @@ def test_three_levels_hope_from_the_top_down():
     reach = (found.hopes[:, :, 0] - START[:, None]).norm(dim=-1)
     assert (reach[:, 0] > 1.5 * reach[:, 1]).all()  # the top looks further
     assert torch.equal(found.goal, found.hopes[:, 1, 0])
+    ready.reset()
+    again = ready.above[0](START, found.hopes[:, 0, 0], wanting())  # the first hope and no other
+    assert torch.equal(again.states[:, 1:], found.hopes[:, 1])
 
 
 def test_subgoals_are_remembered_where_a_level_has_its_own_states_or_is_to_be_grounded():
@@ -130,7 +133,10 @@ def test_subgoals_are_remembered_where_a_level_has_its_own_states_or_is_to_be_gr
         known = {tuple(state) for state in ready.remembered.tolist()}
         assert {tuple(state) for state in found.hopes.flatten(0, 2).tolist()} <= known
         assert (torch.cosine_similarity(found.goal - START, GOAL - START) > 0).all()
-    assert tuple(levels()(START, wanting()).goal[0].tolist()) not in known
+    hoped = levels()(START, wanting()).hopes  # by the same chance
+    near = (hoped[..., None, :] - ready.remembered).norm(dim=-1).amin(-1)
+    assert (near > 0).all()
+    torch.testing.assert_close((found.hopes - hoped).norm(dim=-1), near)
 
 
 def test_a_subgoal_stands_for_a_while():

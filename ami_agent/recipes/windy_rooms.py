@@ -57,5 +57,11 @@ def windy_rooms() -> Config:
         ),
         teacher=Separate(learning=Learning(steps=2500, batch=256, lr=2e-3)),
         survey=Survey(),
-        distil=Distil(rounds=4, worlds=64, steps=30, learning=Learning(steps=2000, batch=256)),
+        distil=Distil(
+            imitate=("reach",),
+            rounds=4,
+            worlds=64,
+            steps=30,
+            learning=Learning(steps=2000, batch=256),
+        ),
     )
