@@ -45,9 +45,9 @@ def taught(strides: tuple[int, ...] = (STRIDE,), size: int = 0) -> dict[str, Ten
     levels = made(strides, size)
     prices = [Multiplier() for _ in strides]
     parts = [*levels.parameters(), *(p for price in prices for p in price.parameters())]
-    optimiser, random = torch.optim.Adam(parts, 3e-3), torch.Generator().manual_seed(0)
+    optimiser, random = torch.optim.Adam(parts, 4e-3), torch.Generator().manual_seed(0)
     window = 3 * int(torch.tensor(strides).prod())
-    for _ in range(400):
+    for _ in range(250):
         states, actions = walks(64, window, random)
         total = torch.zeros(())
         for above, price in zip(levels.above, prices, strict=True):
