@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -19,6 +20,14 @@ class Dynamics(Protocol):
 
     def __call__(self, state: Tensor, acting: Tensor) -> Tensor: ...
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor: ...
+
+
+def unrolled(dynamics: Callable[[Tensor, Tensor], Tensor], state: Tensor, acting: Tensor) -> Tensor:
+    """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: imagining H steps is stepping H times."""
+    states = [state]
+    for act in acting.unbind(1):
+        states.append(dynamics(states[-1], act))
+    return torch.stack(states, 1)
 
 
 def _zero(layer: nn.Linear | nn.Conv2d) -> nn.Module:

@@ -1,8 +1,8 @@
 """World model: what would happen if. A joint-embedding predictive architecture (LeCun 2022, 4.4):
 it predicts states, never observations.
 
-The model is a list of levels, finest first. Each level has its own dynamics and its own stride:
-how many steps of the level below one of its steps spans.
+Here is the finest level, one step of the body at a time; those above it, which stride over many,
+are in `hierarchy/`.
 """
 
 from __future__ import annotations
@@ -16,26 +16,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.dynamics import MapDynamics, VectorDynamics, WaveDynamics
+from modules.dynamics import MapDynamics, VectorDynamics, WaveDynamics, unrolled
 from modules.latents import DiscreteLatent, GaussianLatent, Latent, NoLatent, SparseLatent
 from modules.layers import InUnits, mlp, sharp
 from modules.types import Decide, Rollout, Shape, require
 
 
 class Level(nn.Module):
-    """One time scale: a dynamics, what can't be known of its next state, and how many steps of the
-    level below it strides over."""
+    """One time scale: a dynamics, and what can't be known of its next state."""
 
-    def __init__(self, dynamics: nn.Module, latent: Latent, stride: int = 1) -> None:
+    def __init__(self, dynamics: nn.Module, latent: Latent) -> None:
         super().__init__()
-        self.dynamics, self.latent, self.stride = dynamics, latent, stride
+        self.dynamics, self.latent = dynamics, latent
 
     def unroll(self, state: Tensor, acting: Tensor) -> Tensor:
-        """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: imagining H steps is stepping H times."""
-        states = [state]
-        for act in acting.unbind(1):
-            states.append(self.dynamics(states[-1], act))
-        return torch.stack(states, 1)
+        """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`"""
+        return unrolled(self.dynamics, state, acting)
 
     def step(self, state: Tensor, action: Tensor, chance: Tensor | None = None) -> Step:
         """`[N, D]`, `[N, A]` -> the next state, the likeliest or the one of `chance` `[N, U]`."""

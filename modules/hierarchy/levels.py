@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import log, pi, prod
+from math import log, pi
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from modules.distance import Quasimetric, WaveQuasimetric
-from modules.dynamics import VectorDynamics, WaveDynamics
+from modules.dynamics import VectorDynamics, WaveDynamics, unrolled
 from modules.layers import mlp
 from modules.types import Shape, require
 
@@ -60,7 +59,7 @@ class UpperLevel(nn.Module):
         shape: Shape = (self.size, 1, 1)
         self.dynamics = config.dynamics.build(shape, self.macro)
         self.distance = config.distance.build(shape)
-        self.ways = mlp(prod(shape), config.hidden, 2 * self.macro)
+        self.ways = mlp(self.size, config.hidden, 2 * self.macro)
 
     def macros(self, state: Tensor) -> Macros:
         """Those that life contains in states `[..., D]`."""
@@ -73,7 +72,4 @@ class UpperLevel(nn.Module):
 
     def unroll(self, state: Tensor, macros: Tensor) -> Tensor:
         """`[N, D]`, `[N, H, M]` -> `[N, H + 1, D]`"""
-        states = [state]
-        for macro in macros.unbind(1):
-            states.append(self.dynamics(states[-1], macro))
-        return torch.stack(states, 1)
+        return unrolled(self.dynamics, state, macros)
