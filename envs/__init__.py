@@ -9,6 +9,8 @@ CUE_CORRIDOR = "ami/CueCorridor-v0"
 FORAGE = "ami/Forage-v0"
 MAZE = "ami/Maze-v0"
 WINDY_ROOMS = "ami/WindyRooms-v0"
+POINT_MAZE = "ami/PointMaze-v0"
+REACH = "ami/Reach-v0"
 
 WORLDS = {
     TWO_ROOMS: "envs.two_rooms:TwoRooms",
@@ -16,6 +18,8 @@ WORLDS = {
     FORAGE: "envs.forage:Forage",
     MAZE: "envs.maze:Maze",
     WINDY_ROOMS: "envs.windy_rooms:WindyRooms",
+    POINT_MAZE: "envs.point_maze:PointMaze",
+    REACH: "envs.reach:Reach",
 }
 
 for name, place in WORLDS.items():

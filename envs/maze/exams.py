@@ -9,7 +9,7 @@ from ..batched import Exam
 from ..chance import draw, keys_of, mix
 from .goals import pick_one
 from .layouts import Maze
-from .physics import RADIUS, TERMINAL, centre, moved, resting
+from .physics import RADIUS, TERMINAL, Physics, centre, resting
 from .rendering import draw_walls
 from .senses import Senses
 from .states import to_factors
@@ -38,7 +38,7 @@ def choices(maze: Maze) -> dict[str, Tensor]:
     return {"wall": torch.where(some, inner, wall), "open": ~walled & free}
 
 
-def push(maze: Maze, senses: Senses, chosen: Tensor, uniform: Tensor) -> Exam:
+def push(maze: Maze, physics: Physics, senses: Senses, chosen: Tensor, uniform: Tensor) -> Exam:
     """What five full actions from rest do to bodies before a side that may be chosen [N, cells, 4],
     from 0.05 of the terminal speed to all of it before where a wall would stop them."""
     side = pick_one(chosen.flatten(1).long(), uniform[:, 0])
@@ -48,7 +48,7 @@ def push(maze: Maze, senses: Senses, chosen: Tensor, uniform: Tensor) -> Exam:
     place = centre(side // 4, maze.size) + ahead * (0.5 - RADIUS - gap) + aside
     body = end = resting(place)
     for _ in range(PUSHES):
-        end = moved(maze, end, ahead)
+        end = physics.moved(maze, end, ahead)
     return Exam(
         obs=senses.sense(draw_walls(maze), body),
         actions=ahead[:, None].repeat(1, PUSHES, 1),
@@ -57,10 +57,11 @@ def push(maze: Maze, senses: Senses, chosen: Tensor, uniform: Tensor) -> Exam:
     )
 
 
-def exams(maze: Maze, senses: Senses, keys: Tensor) -> dict[str, Exam]:
+def exams(maze: Maze, physics: Physics, senses: Senses, keys: Tensor) -> dict[str, Exam]:
     """Mazes and keys [N] -> pushes against a "wall" and through what is "open"."""
     uniform, _ = draw(mix(keys ^ 8), 3)
-    return {name: push(maze, senses, may, uniform) for name, may in choices(maze).items()}
+    asked = choices(maze).items()
+    return {name: push(maze, physics, senses, may, uniform) for name, may in asked}
 
 
 def exam_keys(seed: int, device: torch.device) -> Tensor:

@@ -5,6 +5,7 @@ Positions are `(x, y)` in cells, y down. Walls are lines between cells and have 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,14 @@ class Body(NamedTuple):
     place: Tensor  # [B, 2]
     pace: Tensor  # [B, 2] cells a step
     before: Tensor  # [B, 2] the place one step earlier
+
+
+class Physics(NamedTuple):
+    """How bodies move in mazes, and where there is room for one."""
+
+    moved: Callable[[Maze, Body, Tensor], Body]  # actions [B, 2] -> bodies one step later
+    is_free: Callable[[Maze, Tensor], Tensor]  # places [B, 2] -> [B] bool
+    still: float  # cells a step; what a wall leaves of a pace towards it, at most
 
 
 def resting(place: Tensor) -> Body:
@@ -100,3 +109,6 @@ def is_free(maze: Maze, place: Tensor) -> Tensor:
     level = look(maze.level, bottom, left) | look(maze.level, bottom, right)
     walled = (left != right) & upright | (top != bottom) & level
     return within & ~walled & ~look(maze.solid, y.floor(), x.floor())
+
+
+SQUARES = Physics(moved, is_free, still=0.0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..chance import draw, mix
 from .goals import Band, draw_goal, draw_start, missed
 from .layouts import Maze
-from .physics import TERMINAL, Body, cell, inside, is_free, moved, resting
+from .physics import TERMINAL, Body, Physics, cell, inside, resting
 from .rendering import draw_walls
 from .senses import Senses
 from .walks import Walk, set_out
@@ -56,7 +56,9 @@ class Birth(NamedTuple):
     goal: Tensor  # [B, 2]
 
 
-def conceive(maze: Maze, band: Band, life: Tensor, options: dict[str, Any]) -> Birth:
+def conceive(
+    maze: Maze, physics: Physics, band: Band, life: Tensor, options: dict[str, Any]
+) -> Birth:
     """Keys [B] -> start and goal in the band, from each world's own luck; or where the user's
     options "factors" and "goal_factors" put them."""
     uniform, _ = draw(mix(life ^ 6), 6)
@@ -64,11 +66,11 @@ def conceive(maze: Maze, band: Band, life: Tensor, options: dict[str, Any]) -> B
     start = draw_start(off, uniform[:, 0])
     body = resting(inside(start, maze.size, uniform[:, 1:3]))
     if "factors" in options:
-        body = read_factors(maze, "factors", options["factors"])
+        body = read_factors(maze, physics, "factors", options["factors"])
         start = cell(body.place, maze.size)
     goal = inside(draw_goal(off, start, uniform[:, 3]), maze.size, uniform[:, 4:])
     if "goal_factors" in options:
-        goal = read_factors(maze, "goal_factors", options["goal_factors"]).place
+        goal = read_factors(maze, physics, "goal_factors", options["goal_factors"]).place
     return Birth(body, goal)
 
 
@@ -88,9 +90,9 @@ def begin(maze: Maze, birth: Birth, senses: Senses, life: Tensor) -> State:
     return state._replace(ever=state.there)
 
 
-def advance(state: State, actions: Tensor) -> State:
+def advance(physics: Physics, state: State, actions: Tensor) -> State:
     """Actions [B, 2] -> the state one step later."""
-    state = state._replace(body=moved(state.maze, state.body, actions))
+    state = state._replace(body=physics.moved(state.maze, state.body, actions))
     return state._replace(ever=state.ever | state.there)
 
 
@@ -99,7 +101,7 @@ def to_factors(size: int, body: Body) -> Tensor:
     return torch.cat([body.place / size, body.pace / TERMINAL], -1)
 
 
-def read_factors(maze: Maze, name: str, factors: object) -> Body:
+def read_factors(maze: Maze, physics: Physics, name: str, factors: object) -> Body:
     """What a user gave as `name` -> bodies; ValueError where it can't be factors of a free body."""
     read = torch.as_tensor(factors, dtype=torch.float32, device=maze.solid.device)
     count = len(maze.solid)
@@ -110,7 +112,7 @@ def read_factors(maze: Maze, name: str, factors: object) -> Body:
         raise ValueError(f"{name}: x and y must be fractions of the maze, each in [0, 1]")
     if not bool((read[:, 2:].abs() <= 1).all()):
         raise ValueError(f"{name}: velocities must be shares of the terminal speed, in [-1, 1]")
-    stuck = (~is_free(maze, place)).nonzero().flatten().tolist()
+    stuck = (~physics.is_free(maze, place)).nonzero().flatten().tolist()
     if stuck:
         given = [round(number, 3) for number in place[stuck[0]].tolist()]
         raise ValueError(f"{name}: in world {stuck[0]} the body at cell {given} is inside a wall")

@@ -13,7 +13,7 @@ from ..plane import direction
 from .experts import pursue
 from .goals import pick_one
 from .layouts import Maze
-from .physics import Body, cell, inside
+from .physics import Body, Physics, cell, inside
 
 KAPPA = 5.0  # of the drift of a heading, as published for Two Rooms (arXiv 2502.14819)
 REST = 0.1  # share of the stretches
@@ -75,18 +75,22 @@ def drift(heading: Tensor, uniform: Tensor) -> Tensor:
     return turned / turned.square().sum(-1, keepdim=True).sqrt()
 
 
-def bounce(heading: Tensor, pace: Tensor, uniform: Tensor) -> Tensor:
-    """Headings [B, 2], turned back where a wall has taken the pace [B, 2], now and then."""
-    turn = (pace == 0) & (uniform[:, None] < BOUNCE)
+def bounce(heading: Tensor, stopped: Tensor, uniform: Tensor) -> Tensor:
+    """Headings [B, 2], turned back along x, or y, where a wall has stopped a body [B, 2], now and
+    then."""
+    turn = stopped & (uniform[:, None] < BOUNCE)
     return torch.where(turn, -heading, heading)
 
 
-def stroll(walk: Walk, maze: Maze, body: Body, errands: float) -> tuple[Walk, Tensor]:
+def stroll(
+    walk: Walk, maze: Maze, physics: Physics, body: Body, errands: float
+) -> tuple[Walk, Tensor]:
     """One more step of a walk: the new state of mind, and the actions [B, 2]. A third of the
     actions are full, the rest of every strength down to a fifth."""
     walk = reconsider(walk, maze, body.place, errands)
     uniform, keys = draw(walk.keys, 3)
-    heading = drift(bounce(walk.heading, body.pace, uniform[:, 2]), uniform[:, 0])
+    stopped = body.pace.abs() <= physics.still
+    heading = drift(bounce(walk.heading, stopped, uniform[:, 2]), uniform[:, 0])
     strength = (SHORTEST + 1.2 * uniform[:, 1:2]).clamp(max=1)
     errand = walk.errand[:, None]
     actions = torch.where(errand, pursue(maze, body, walk.target), heading * strength)

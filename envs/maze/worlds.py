@@ -16,7 +16,7 @@ from .experts import pursue
 from .goals import BANDS
 from .layouts import SPLITS, Drawn, Given
 from .maps import MAPS, read_map
-from .physics import resting
+from .physics import SQUARES, Physics, resting
 from .rendering import draw_picture, to_picture
 from .senses import SENSES
 from .states import REACHED, State, advance, begin, conceive, to_factors
@@ -104,6 +104,7 @@ class MazeVectorEnv(BatchedEnv[State]):
         if senses == "state" and isinstance(self.mazes, Drawn):
             raise ValueError("senses 'state' can't tell drawn mazes apart; choose a maze or a map")
         self.senses = pick("senses", senses, SENSES)(self.mazes.size)
+        self.physics = self._physics()
         super().__init__(
             num_envs,
             self.senses.space(),
@@ -114,6 +115,10 @@ class MazeVectorEnv(BatchedEnv[State]):
             render_mode=render_mode,
         )
 
+    def _physics(self) -> Physics:
+        """What moves bodies in these mazes."""
+        return SQUARES
+
     def oracle(self) -> Array:
         """What one who knows the maze would do, [B, 2]."""
         state = self.state
@@ -122,14 +127,14 @@ class MazeVectorEnv(BatchedEnv[State]):
     def walk(self) -> Array:
         """One more step of each world's own walk, [B, 2]: drifting, on errands, at rest."""
         state = self.state
-        walk, actions = stroll(state.walk, state.maze, state.body, self.errands)
+        walk, actions = stroll(state.walk, state.maze, self.physics, state.body, self.errands)
         self._state = state._replace(walk=walk)
         return self._out(actions)
 
     def exams(self, seed: int = 0) -> dict[str, Exam]:
         """What this world asks of a world model: pushes against a "wall" and where it is "open"."""
         keys = exam_keys(seed, self.device)
-        asked = exams(self.mazes(keys), self.senses, keys)
+        asked = exams(self.mazes(keys), self.physics, self.senses, keys)
         return {name: self._asked(exam) for name, exam in asked.items()}
 
     def render(self) -> tuple[np.ndarray, ...]:
@@ -145,10 +150,11 @@ class MazeVectorEnv(BatchedEnv[State]):
 
     def _begin(self, life: Tensor, options: dict[str, Any]) -> State:
         maze = self.mazes(life)
-        return begin(maze, conceive(maze, self.band, life, options), self.senses, life)
+        birth = conceive(maze, self.physics, self.band, life, options)
+        return begin(maze, birth, self.senses, life)
 
     def _advance(self, state: State, actions: Tensor) -> State:
-        return advance(state, actions)
+        return advance(self.physics, state, actions)
 
     def _observe(self, state: State) -> Seen:
         return self.senses.sense(state.walls, state.body)

@@ -1,0 +1,32 @@
+"""Mazes with the physics of MuJoCo: a ball finds its way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ami_agent.build import Config
+from ami_agent.learning import Learning
+from ami_agent.lessons import Separate
+from ami_agent.life import WorldConfig
+from ami_agent.recipes.maze import maze
+
+
+def point_maze() -> Config:
+    """What is learnt in a maze, learnt from a ball that MuJoCo moves, in the maze "u"."""
+    world = WorldConfig(id="ami/PointMaze-v0", options={"map": "u", "senses": "state"})
+    return replace(maze(), recipe="point-maze", world=world, evaluation=world)
+
+
+def point_maze_medium() -> Config:
+    """The same in the maze "medium", of 6 by 6 cells; what is a unit of the state spans more."""
+    base = point_maze()
+    world = replace(base.world, options={**base.world.options, "map": "medium"})
+    return replace(
+        base,
+        recipe="point-maze-medium",
+        world=world,
+        evaluation=world,
+        life=replace(base.life, worlds=3000),
+        objective=replace(base.objective, learning=replace(base.objective.learning, steps=3000)),
+        teacher=Separate(learning=Learning(steps=2500, batch=256, lr=2e-3)),
+    )

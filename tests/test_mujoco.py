@@ -1,0 +1,81 @@
+"""What is true of worlds that MuJoCo moves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+import envs
+from ami_agent.life import WorldConfig
+from envs.chance import draw, keys_of
+from envs.mujoco import Simulator, compiled
+from envs.point_maze.walls import most, walls, written
+from modules.types import UnusableInput
+
+SIZE = 3
+
+
+def between(*gates):
+    """A ball in a maze of 3 by 3 cells with all walls but those upright ones."""
+    upright = torch.ones(SIZE, SIZE + 1, dtype=torch.bool)
+    for row, line in gates:
+        upright[row, line] = False
+    return compiled(written(SIZE, walls(upright, torch.ones(SIZE + 1, SIZE, dtype=torch.bool))))
+
+
+def anywhere(count):
+    """Places, velocities and forces, [count, 2] each."""
+    numbers, _ = draw(keys_of(range(count), torch.device("cpu")), 6)
+    place, speed, force = numbers.split(2, dim=-1)
+    return 0.2 + 0.6 * place + (SIZE * place).floor(), 6 * speed - 3, 2 * force - 1
+
+
+def stepped(model, place, speed, force, substeps):
+    """What MuJoCo itself makes of one world that begins just now."""
+    data = mujoco.MjData(model)
+    data.qpos[:], data.qvel[:], data.ctrl[:] = place, speed, force
+    mujoco.mj_step(model, data, substeps)
+    return np.concatenate([data.qpos, data.qvel]).astype(np.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_worlds_stepped_together_are_worlds_stepped_one_by_one(threads):
+    models = [between(), between((0, 1), (1, 2))] * 20
+    torch.set_num_threads(threads)
+    simulate = Simulator(models[0], 7)
+    torch.set_num_threads(1)
+    given = anywhere(40)
+    for _ in range(3):  # and nothing is left over for the next time
+        place, speed = simulate(models, *given)
+        for i, model in enumerate(models):
+            own = stepped(model, *(part[i] for part in given), 7)
+            np.testing.assert_array_equal(torch.cat([place[i], speed[i]]), own)
+
+
+def test_all_mazes_of_a_size_have_models_of_one_size():
+    """Or else what one thread remembers of one would not fit the next."""
+    every_other = (torch.arange(SIZE + 1) % 2 == 0).expand(SIZE, -1)
+    stand = [[], walls(every_other, every_other.T), walls(every_other.flip(-1), every_other.T)]
+    models = [between(), *(compiled(written(SIZE, some)) for some in stand)]
+    for name in ("nq", "nv", "ngeom", "nbvh", "nbvhstatic", "narena", "signature"):
+        assert len({getattr(model, name) for model in models}) == 1, name
+    assert models[0].ngeom == most(SIZE) + 1
+
+
+def test_worlds_are_known_without_mujoco():
+    quiet = "import sys, envs, envs.reach, envs.point_maze; sys.exit('mujoco' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", quiet], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", [envs.POINT_MAZE, envs.REACH])
+def test_one_line_says_what_is_lacking(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    with pytest.raises(UnusableInput, match=f"{name}' can't be made: ") as told:
+        WorldConfig(id=name).build(2)
+    assert str(told.value).endswith("this world needs MuJoCo: pip install 'ami-agent[mujoco]'")
+    assert "\n" not in str(told.value)
