@@ -17,7 +17,7 @@ demo: $(READY)  ## train the default recipe, evaluate both modes, draw what it w
 	$(BIN)/ami show runs/demo
 
 test: $(READY)  ## all tests, the few that train an agent too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 
 from modules.actor import Calm, Habit, MapPolicy, NoHabit, Policy, Restless
 from modules.auto import Auto
-from modules.bounds import Ball, Box
+from modules.bounds import Ball, Box, Choice
 from modules.configurator import Assignment, Configurator
 from modules.cost import Critic, Foresight, NoCritic, NoForesight
 from modules.distance import MapQuasimetric, Quasimetric, WaveQuasimetric
@@ -17,7 +17,7 @@ from modules.planners import CEM, MPPI, Collocation, GradientPlanner
 from modules.planners.outlook import ManyFutures
 from modules.recall import Associative, Belief, NoRecall
 from modules.targets import Itself, MovingAverage
-from modules.world_model import Certain, Ensemble, Feeling, Numb, WorldModel
+from modules.world_model import Certain, Ensemble, Feeling, Numb, StepFeeling, WorldModel
 
 __all__ = [
     "CEM",
@@ -30,6 +30,7 @@ __all__ = [
     "Box",
     "Calm",
     "Certain",
+    "Choice",
     "Collocation",
     "Configurator",
     "Critic",
@@ -62,6 +63,7 @@ __all__ = [
     "Restless",
     "Senses",
     "SparseLatent",
+    "StepFeeling",
     "UpperLevel",
     "VectorDynamics",
     "VectorEncoder",

@@ -15,6 +15,7 @@ from ami_agent.lessons import (
     Bootstrap,
     Distil,
     Foresee,
+    Interact,
     Lesson,
     Live,
     NoLesson,
@@ -28,7 +29,7 @@ from ami_agent.lessons import (
 from ami_agent.life import Spec, WorldConfig
 from modules.actor import Calm, Commit, Habit, MapPolicy, NoHabit, Policy, Reflex, Restless
 from modules.auto import Auto
-from modules.bounds import Ball, Box
+from modules.bounds import Ball, Box, Choice
 from modules.configurator import Assignment, Configurator
 from modules.cost import Body, Cost, Critic, Foresight, NoCritic, NoForesight
 from modules.drives import Drives
@@ -48,7 +49,7 @@ class Config:
 
     recipe: str
     world: WorldConfig
-    bounds: Box | Ball = field(default_factory=Box)
+    bounds: Box | Ball | Choice = field(default_factory=Box)
     """What the body can do."""
     perception: VectorEncoder.Config | MapEncoder.Config | KeypointEncoder.Config | Senses.Config
     recall: NoRecall.Config | Belief.Config | Associative.Config = field(
@@ -90,6 +91,7 @@ class Config:
     teacher: Separate | Bootstrap | NoLesson = field(default_factory=Separate)
     paths: ShortestPaths | NoLesson = field(default_factory=NoLesson)
     foresee: Foresee | NoLesson = field(default_factory=NoLesson)
+    interact: Interact | NoLesson = field(default_factory=NoLesson)
     practice: Practise | NoLesson = field(default_factory=NoLesson)
     refine: Refine | NoLesson = field(default_factory=NoLesson)
     ascend: Ascend | NoLesson = field(default_factory=NoLesson)
@@ -108,6 +110,7 @@ def lessons(config: Config) -> dict[str, Lesson]:
         "teacher": config.teacher,
         "paths": config.paths,
         "foresee": config.foresee,
+        "interact": config.interact,
         "practice": config.practice,
         "refine": config.refine,
         "ascend": config.ascend,
@@ -138,6 +141,10 @@ def build(
     if isinstance(config.foresight, Foresight.Config) and not config.drives:
         raise UnusableInput("foresight is of drives, and there are none; it must be NoForesight")
     require(config, landmarks=0)
+    if spec.choices != (config.bounds.sizes if isinstance(config.bounds, Choice) else ()):
+        raise UnusableInput(
+            f"this world's actions are {_chosen(spec.choices)}, but bounds are {config.bounds}"
+        )
     bounds, drives = config.bounds, Drives(config.drives, spec.interoception)
     told = len(config.configurator.told)
     with torch.random.fork_rng(devices=[]):
@@ -185,6 +192,11 @@ def build(
     )  # fmt: skip
     check_tasks(agent)
     return agent.to(device)
+
+
+def _chosen(sizes: tuple[int, ...]) -> str:
+    told = " and ".join(f"one of {size}" for size in sizes)
+    return f"choices ({told}; bounds must be Choice(sizes={sizes}))" if sizes else "numbers"
 
 
 def check_tasks(agent: Agent) -> None:

@@ -10,6 +10,7 @@ from ami_agent.lessons import (
     Ascend,
     Distil,
     Foresee,
+    Interact,
     NoLesson,
     ShortestPaths,
     Survey,
@@ -41,8 +42,9 @@ def _check_pupils(config: Config) -> None:
                     "(on the command line, --without critic)"
                 )
     able = config.drives and isinstance(config.foresight, Foresight.Config)
-    if isinstance(config.foresee, Foresee) and not able:
-        raise UnusableInput("foresee teaches critics of drives: it needs drives and foresight")
+    for name, teaches in (("foresee", Foresee), ("interact", Interact)):
+        if isinstance(getattr(config, name), teaches) and not able:
+            raise UnusableInput(f"{name} teaches critics of drives: it needs drives and foresight")
     if config.drives and isinstance(config.world_model.feeling, Numb.Config):
         raise UnusableInput(
             f"drives {', '.join(config.drives)} are of what is felt, but world_model.feeling is "

@@ -14,10 +14,12 @@ import torch
 from rich.console import Console
 
 from ami_agent import ablate, catalogue, runs, settings
+from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM, Results, judge, rows
 from ami_agent.flags import (
     AblateFlags,
     Device,
+    EnvFlags,
     EvalFlags,
     ListFlags,
     ProbeFlags,
@@ -26,7 +28,8 @@ from ami_agent.flags import (
 )
 from ami_agent.life import WorldConfig
 from ami_agent.probe import examiner, verdict
-from ami_agent.recipes import recipe
+from ami_agent.recipes import OPEN, recipe
+from ami_agent.recipes.gym import DEFAULT_WORLD
 from ami_agent.report import Report, table
 from ami_agent.train import check, train
 from modules.types import Diverged, UnusableInput
@@ -57,8 +60,18 @@ def _check_episodes(episodes: int) -> None:
         raise UnusableInput(f"--episodes is {episodes}; there must be at least 1")
 
 
+def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[str]]:
+    """The settings of that name, and the flags that are left; a recipe for any world takes from
+    them which world, `--env.id ID`."""
+    if name not in OPEN:
+        return recipe(name), list(argv)
+    flags, rest = settings.parse_known(EnvFlags(env=DEFAULT_WORLD), argv, program)
+    return OPEN[name](flags.env), rest
+
+
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
-    flags = settings.parse(TrainFlags(config=recipe(name)), argv, f"ami train {name}")
+    config, argv = _recipe(name, argv, f"ami train {name}")
+    flags = settings.parse(TrainFlags(config=config), argv, f"ami train {name}")
     _check_episodes(flags.episodes)
     _check_target(flags.json)
     if flags.curve < 0:
@@ -138,7 +151,8 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
-    flags = settings.parse(AblateFlags(config=recipe(name)), argv, f"ami ablate {name}")
+    config, argv = _recipe(name, argv, f"ami ablate {name}")
+    flags = settings.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
     _check_episodes(flags.episodes)
     _check_target(flags.json)
     variants = ablate.variants(flags.config, flags.without, flags.swap)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
-from ami_agent.life import Act, Guides, World, WorldConfig, ended, live, seen
+from ami_agent.latency import latency, timed
+from ami_agent.life import Act, Guides, Lived, World, WorldConfig, ended, live
 from ami_agent.players import Begin, Scene, aimless, mind, shortest
-from ami_agent.statistics import mean, rate
+from ami_agent.statistics import Estimate, mean, rate
 from modules.configurator import Assignment
-from modules.types import Observation, Plan, UnusableInput
+from modules.types import Plan, UnusableInput
 
 EPISODES_FROM = 1_000_000
 """Seed of the first episode of an evaluation."""
@@ -26,9 +26,10 @@ Results = dict[str, Any]
 class Outcome(NamedTuple):
     """How the first episode of each of B worlds went."""
 
-    success: Tensor  # [B] bool: ever
-    final_success: Tensor  # [B] bool: at the last step
+    success: Tensor  # [B] 1 or 0: ever; NaN where the world doesn't say
+    final_success: Tensor  # [B] 1 or 0: at the last step; NaN where the world doesn't say
     steps: Tensor  # [B] steps until first success, NaN without
+    length: Tensor  # [B] steps until the episode was over
     score: Tensor  # [B] the world's own at the last step, NaN where it has none
     felt: Tensor  # [B, I] sum of what was felt; the first is the return
 
@@ -37,22 +38,33 @@ def play(begin: Begin, world: World, seed: int) -> Outcome:
     """One episode in each world."""
     obs, info = world.reset(seed)
     going = torch.ones(world.count, dtype=torch.bool)
-    success, final = torch.zeros_like(going), torch.zeros_like(going)
-    steps, score = (torch.full((world.count,), torch.nan) for _ in range(2))
+    success, final, steps, score = (torch.full((world.count,), torch.nan) for _ in range(4))
+    length = torch.zeros(world.count)
     felt = torch.zeros(world.count, len(world.spec.interoception))
-    for step, lived in enumerate(live(begin(Scene(world, obs, info), seed), world, obs), 1):
-        now = torch.as_tensor(lived.info["success"]).cpu() & going
-        steps[now & ~success] = step
-        success |= now
+    act = begin(Scene(world, obs, info), seed)
+    for step, lived in enumerate(live(act, world, obs), 1):
+        now = succeeded(lived, "success")
+        steps[(now == 1) & going & (success != 1)] = step
+        success = torch.where(going, torch.fmax(success, now), success)
         felt += lived.transition.interoception.cpu() * going[:, None]
+        length += going
         over = ended(lived).cpu() & going
-        final |= over & torch.as_tensor(lived.info["final_success"]).cpu()
+        final[over] = succeeded(lived, "final_success")[over]
         if "score" in lived.info:
             score[over] = torch.as_tensor(lived.info["score"]).cpu()[over].float()
         going &= ~over
         if not going.any():
             break
-    return Outcome(success, final, steps, score, felt)
+    return Outcome(success, final, steps, length, score, felt)
+
+
+def succeeded(lived: Lived, name: str) -> Tensor:
+    """`[B]` 1 or 0, as the world says, by our name or the usual "is_success"; NaN if it doesn't."""
+    said = lived.info.get(name, lived.info.get("is_success"))
+    if said is None:
+        return torch.full((len(ended(lived)),), torch.nan)
+    plain = said if isinstance(said, Tensor) else np.asarray(said, dtype=np.float32)
+    return torch.as_tensor(plain).cpu().float()
 
 
 def play_many(begin: Begin, config: WorldConfig, episodes: int, seed: int, device: Any) -> Outcome:
@@ -67,58 +79,21 @@ def play_many(begin: Begin, config: WorldConfig, episodes: int, seed: int, devic
 
 def row(outcome: Outcome, channels: Sequence[str]) -> Results:
     """An outcome as figures with 95 % intervals; `felt`: by channel, the sum over an episode."""
-    arrived, scored = outcome.steps[outcome.success], not outcome.score.isnan().any()
+    arrived, scored = outcome.steps[outcome.success == 1], not outcome.score.isnan().any()
     return {
-        "success": rate(outcome.success),
-        "final_success": rate(outcome.final_success),
+        "success": _rate(outcome.success),
+        "final_success": _rate(outcome.final_success),
         "return": mean(outcome.felt[:, 0]),
+        "length": mean(outcome.length),
         "steps": mean(arrived) if len(arrived) else None,
         "score": mean(outcome.score) if scored else None,
         "felt": {n: mean(f) for n, f in zip(channels[1:], outcome.felt.T[1:], strict=True)},
     }
 
 
-def latency(
-    agent: Agent, config: WorldConfig, mode: str, assignment: Assignment, seed: int,
-    actions: int = 60,
-) -> Results:  # fmt: skip
-    """Milliseconds in one world, after a warm-up: of one whole `act`, from observation to action,
-    and of the actor's part in it, from state to action; perception, and what levels above plan, is
-    the same for every mode."""
-    world = config.build(1, agent.device)
-    obs, info = world.reset(seed)
-    act = mind(agent, mode, assignment)(Scene(world, obs, info), seed)
-    times: list[float] = []
-    decisions: list[float] = []
-
-    @torch.no_grad()
-    def decide(obs: Observation) -> Tensor:
-        state, focus = agent.attend(obs)
-        state.cpu()  # the clock of the actor starts when perception is done
-        actor = agent.actors[mode]
-        return _timed(lambda obs: actor(state, focus).action, decisions)(obs)
-
-    for how in (_timed(act, times), decide):
-        for _, lived in zip(range(actions + 10), live(how, world, obs), strict=False):
-            obs = seen(lived)
-    world.close()
-    return {"ms_per_action": _percentiles(times[10:]), "ms_per_decision": _percentiles(decisions)}
-
-
-def _percentiles(seconds: Sequence[float]) -> Results:
-    p50, p95 = np.percentile(seconds, [50, 95]) * 1000
-    whole = 1000 * float(np.mean(seconds))
-    return {"mean": whole, "p50": float(p50), "p95": float(p95)}
-
-
-def _timed(act: Act, times: list[float]) -> Act:
-    def timed(obs: Observation) -> Tensor:
-        began = time.perf_counter()
-        action = act(obs).cpu()  # the action is there only when the device is done
-        times.append((time.perf_counter() - began) / len(action))
-        return action
-
-    return timed
+def _rate(told: Tensor) -> Estimate | None:
+    """None where a world doesn't say."""
+    return None if told.isnan().any() else rate(told == 1)
 
 
 def evaluate(
@@ -167,7 +142,7 @@ def _marks(
         violated.append(plan.violation > 0)
 
     def begin(scene: Scene, start: int) -> Act:
-        return _timed(mind(agent, mode, assignment, watch)(scene, start), times)
+        return timed(mind(agent, mode, assignment, watch)(scene, start), times)
 
     outcome = play_many(begin, config, episodes, seed, agent.device)
     return {
@@ -202,7 +177,8 @@ def rows(results: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
     (first, *_) = results.values()
     channels = [f"{channel} an episode" for channel in first["felt"]]
     score = ["score"] if first["score"] is not None else []
-    known = ["success at the last step", "ever", "steps", *channels]
+    judged = ["success at the last step", "ever", "steps"] if first["success"] else []
+    known = [*judged, "return", *channels]
     figures = [*score, *known, "deliberated", "ms per action", "batched"]
     told = {f"agent, {m}": [*_told(r), *_speed(r)] for m, r in results.items()}
     named = {name: r for name, r in first["baselines"].items() if r is not None}
@@ -213,9 +189,8 @@ def rows(results: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
 def _told(result: Results) -> list[str]:
     return [
         *([f"{result['score']['mean']:.2f}"] if result["score"] is not None else []),
-        _share(result["final_success"]),
-        _share(result["success"]),
-        "-" if result["steps"] is None else f"{result['steps']['mean']:.1f}",
+        *_success(result),
+        _interval(result["return"]),
         *(f"{felt['mean']:.2f}" for felt in result["felt"].values()),
     ]
 
@@ -226,6 +201,18 @@ def _speed(result: Results) -> list[str]:
         f"{result['ms_per_action']['p50']:.2f}",
         f"{result['ms_per_action_batched']:.3f}",
     ]
+
+
+def _success(result: Results) -> list[str]:
+    if result["success"] is None:
+        return []
+    steps = "-" if result["steps"] is None else f"{result['steps']['mean']:.1f}"
+    return [_share(result["final_success"]), _share(result["success"]), steps]
+
+
+def _interval(estimate: Results) -> str:
+    known = estimate["ci95"]
+    return f"{estimate['mean']:.2f}" + (f" [{known[0]:.2f}, {known[1]:.2f}]" if known else "")
 
 
 def _share(estimate: Results) -> str:

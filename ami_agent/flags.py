@@ -9,9 +9,17 @@ import tyro
 
 from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM
+from ami_agent.life import WorldConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Mode = Literal["react", "plan", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvFlags:
+    """Which world, for recipes that are for any."""
+
+    env: WorldConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +39,8 @@ class TrainFlags:
     save_every: float = 60.0
     """Seconds between checkpoints."""
     curve: int = 0
-    """Episodes in which Mode-2 is judged after every lesson; they take their time."""
+    """Episodes in which Mode-2 is judged after every lesson, and whoever acts as it goes where life
+    and learning interleave; they take their time."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 

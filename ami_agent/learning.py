@@ -25,9 +25,11 @@ class Learning:
     warmup: int = 50
     clip: float = 2.0
     weight_decay: float = 0.01
+    last: float = 0.0
+    """Share of the rate that is left at the end."""
 
     def __post_init__(self) -> None:
-        require(self, steps=0, batch=1, lr=0, warmup=0, clip=0, weight_decay=0)
+        require(self, steps=0, batch=1, lr=0, warmup=0, clip=0, weight_decay=0, last=0)
 
     def groups(self, together: int) -> int:
         """How many groups of `together` a batch has; raises UnusableInput if it doesn't divide."""
@@ -55,14 +57,17 @@ class Learner:
         self.step = 0
         self.random = torch.Generator().manual_seed(seed)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        # one pass over all numbers; on a GPU its counts would have to live there as well
+        fused = all(p.device.type == "cpu" for p in self.parameters)
         self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=config.lr, weight_decay=config.weight_decay
+            self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None
         )
 
     def rate(self) -> float:
         """The learning rate of the coming step."""
         warm = min(1.0, (self.step + 1) / max(1, self.config.warmup))
-        return self.config.lr * warm * (1 + cos(pi * self.step / self.config.steps)) / 2
+        fall = (1 + cos(pi * self.step / self.config.steps)) / 2
+        return self.config.lr * warm * (self.config.last + (1 - self.config.last) * fall)
 
     def update(self) -> dict[str, Tensor]:
         """One step; the terms by name and `loss`, their weighted sum, still on the device."""

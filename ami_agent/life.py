@@ -8,24 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-import gymnasium
 import numpy as np
 import torch
+import tyro
 from torch import Tensor
 
+from ami_agent.deeds import deeds
+from ami_agent.senses import Sense, readers
+from ami_agent.vectors import Failed, Worlds, make
 from modules.configurator import Assignment
-from modules.types import Observation, Transition, UnusableInput
+from modules.types import ALIVE, Observation, Transition, UnusableInput, require
 
 Info: TypeAlias = Mapping[str, Any]
-
-
-class Sense(NamedTuple):
-    """What one sense delivers."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 class Spec(NamedTuple):
@@ -34,6 +30,7 @@ class Spec(NamedTuple):
     senses: Mapping[str, Sense]  # a body with one sense calls it "obs"
     action_dim: int
     interoception: tuple[str, ...]  # the reward, and whatever the world declares
+    choices: tuple[int, ...] = ()  # of how many one is chosen, for each choice; () where none is
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -86,13 +83,29 @@ class Examines(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """Which world, with which keyword arguments."""
+    """Which world, with which keyword arguments, and how it is lived in."""
 
     id: str
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Python modules (or files, x.py) whose import makes the world known to Gymnasium."""
     variant: str = ""
     """Its keyword argument `variant`, where it has one."""
-    options: dict[str, int | float | str] = field(default_factory=dict)
+    options: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Further keyword arguments of the world."""
+    limit: int = 0
+    """Steps after which time has run out; 0 leaves it to the world."""
+    repeat: int = 1
+    """Steps of the world for which an action is held; rewards add up."""
+    stack: int = 1
+    """Moments that are seen at once, the latest last."""
+    vector: Literal["auto", "sync", "async"] = "auto"
+    """How many worlds are stepped: as the world offers, one after the other, or each in a process
+    of its own."""
+    mortal: bool = False
+    """Whether the body feels that it lives on: a channel "alive", 0 where a life ends."""
+
+    def __post_init__(self) -> None:
+        require(self, limit=0, repeat=1, stack=1)
 
     def under(self, assignment: Assignment) -> WorldConfig:
         """The same world, judging this task."""
@@ -101,23 +114,27 @@ class WorldConfig:
     def build(self, count: int, device: torch.device | str = "cpu", **options: Any) -> World:
         """`count` of these worlds; what `options` name replaces what the settings name."""
         variant = {"variant": self.variant} if self.variant else {}
-        return World(self.id, count, torch.device(device), {**variant, **self.options, **options})
+        return World(self, count, torch.device(device), {**variant, **self.options, **options})
 
 
 class World:
     """B worlds as the mind meets them."""
 
     def __init__(
-        self, name: str, count: int, device: torch.device, options: Mapping[str, Any]
+        self, config: WorldConfig, count: int, device: torch.device, options: Mapping[str, Any]
     ) -> None:
-        try:
-            self.envs = gymnasium.make_vec(name, num_envs=count, **options)
-        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-            raise UnusableInput(f"world {name!r} can't be made: {error}") from error
-        self.count, self.device = count, device
-        self.spec = _spec(self.envs)
-        space = self.envs.single_action_space
-        self.low, self.high = space.low, space.high  # type: ignore[attr-defined]
+        self.envs: Worlds = make(
+            config.id, count, options, imports=config.imports, limit=config.limit,
+            repeat=config.repeat, stack=config.stack, vector=config.vector,
+        )  # fmt: skip
+        self.count, self.device, self.mortal = count, device, config.mortal
+        self.senses = readers(self.envs.single_observation_space, config.stack)
+        self.deeds = deeds(self.envs.single_action_space)
+        inner = self.envs.unwrapped
+        felt = tuple(inner.interoception_names) if isinstance(inner, Feels) else ()
+        senses = {name: reader.sense for name, reader in self.senses.items()}
+        alive = (ALIVE,) if config.mortal else ()
+        self.spec = Spec(senses, self.deeds.size, ("reward", *felt, *alive), self.deeds.choices)
 
     def reset(self, seed: int | None = None, **options: Any) -> tuple[Observation, Info]:
         """World i starts the episode of seed + i; observation `[B, *O]`."""
@@ -130,29 +147,37 @@ class World:
     def step(self, obs: Observation, action: Tensor) -> Lived:
         """`obs` is what the last step ended with; actions `[B, A]` in [-1, 1]."""
         next_obs, reward, terminated, truncated, info = self.envs.step(self.to_world(action))
+        over = self.tensor(terminated)
         transition = Transition(
-            obs, action, self._felt(reward, info), self.sensed(next_obs),
-            self.tensor(terminated), self.tensor(truncated),
+            obs, action, self._felt(reward, over, info), self.sensed(next_obs), over,
+            self.tensor(truncated),
         )  # fmt: skip
         return Lived(transition, info)
 
-    def _felt(self, reward: Any, info: Info) -> Tensor:
+    def _felt(self, reward: Any, over: Tensor, info: Info) -> Tensor:
         """`[B, I]`, in the order of the names in the spec."""
-        felt = self.tensor(np.asarray(reward, dtype=np.float32))[:, None]
-        if len(self.spec.interoception) == 1:
-            return felt
-        return torch.cat([felt, self.tensor(info["interoception"]).float()], 1)
+        felt = [self.tensor(np.asarray(reward, dtype=np.float32))[:, None]]
+        if len(self.spec.interoception) > 1 + self.mortal:
+            felt.append(self.tensor(info["interoception"]).float())
+        if self.mortal:
+            felt.append((~over).float()[:, None])
+        return torch.cat(felt, 1)
 
     def sensed(self, obs: Any) -> Observation:
-        """What the world's senses deliver, as tensors; UnusableInput for what is not finite."""
-        sensed = {
-            k: self.tensor(v) for k, v in (obs if isinstance(obs, dict) else {"obs": obs}).items()
-        }
-        for name, part in sensed.items():
+        """What the world's senses deliver, as tensors; UnusableInput for what is not finite, or far
+        outside its space."""
+        sensed: dict[str, Tensor] = {}
+        for name, reader in self.senses.items():
+            which = "" if name == "obs" else f" {name!r}"
+            part = sensed[name] = self.tensor(reader(obs))
             if part.is_floating_point() and not part.isfinite().all():
-                which = "" if name == "obs" else f" {name!r}"
-                raise UnusableInput(f"the world's observation{which} holds NaN or infinity")
-        return sensed if isinstance(obs, dict) else sensed["obs"]
+                raise Failed(f"the world's observation{which} holds NaN or infinity")
+            if (stray := reader.strays(obs)) is not None:
+                raise Failed(
+                    f"the world's observation{which} holds {stray:g}, outside its space "
+                    f"{reader.space}: mend the world, or its observation_space"
+                )
+        return sensed.get("obs", sensed)
 
     def goal(self, info: Info) -> Observation | None:
         """What the world names as its goal, `[B, *O]`."""
@@ -163,13 +188,11 @@ class World:
 
     def to_world(self, action: Tensor) -> np.ndarray:
         """Actions in [-1, 1] -> the world's units."""
-        share = (action.detach().cpu().numpy() + 1) / 2
-        return (self.low + share * (self.high - self.low)).astype(self.low.dtype)
+        return self.deeds.to_world(action.detach().cpu().numpy())
 
     def from_world(self, action: Any) -> Tensor:
         """The world's units -> actions in [-1, 1]."""
-        share = (np.asarray(action) - self.low) / (self.high - self.low)
-        return self.tensor((2 * share - 1).astype(np.float32))
+        return self.tensor(self.deeds.from_world(action))
 
     @property
     def inner(self) -> Any:
@@ -178,27 +201,6 @@ class World:
 
     def close(self) -> None:
         self.envs.close()
-
-
-def _spec(envs: gymnasium.vector.VectorEnv) -> Spec:
-    """Raises UnusableInput for spaces the mind can't handle, and says which would do."""
-    obs, action = envs.single_observation_space, envs.single_action_space
-    parts = dict(obs.spaces) if isinstance(obs, gymnasium.spaces.Dict) else {"obs": obs}
-    for name, part in parts.items():
-        if not isinstance(part, gymnasium.spaces.Box):
-            which = "observations are" if name == "obs" else f"observation {name!r} is"
-            raise UnusableInput(f"{which} {part}; the agent needs a Box, or a Dict of Boxes")
-    if not isinstance(action, gymnasium.spaces.Box) or len(action.shape) != 1:
-        raise UnusableInput(f"actions are {action}; the agent needs a one-dimensional Box")
-    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
-        raise UnusableInput(f"actions {action} have no finite bounds; the agent needs them")
-    inner = envs.unwrapped
-    felt = tuple(inner.interoception_names) if isinstance(inner, Feels) else ()
-    senses = {
-        name: Sense(part.shape, torch.as_tensor(np.empty(0, dtype=part.dtype)).dtype)  # type: ignore[arg-type]
-        for name, part in parts.items()
-    }
-    return Spec(senses, action.shape[0], ("reward", *felt))
 
 
 def seen(lived: Lived) -> Observation:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from modules import objectives
 from modules.distance import Quasimetric
+from modules.drives import Drives
 from modules.hierarchy.levels import UpperLevel
+from modules.planners.outlook import Thought
 from modules.recall import NoRecall, recalled
 from modules.types import Observation, Trajectory, each
 from modules.world_model import WorldModel
@@ -69,11 +71,13 @@ def _unrolled(
     inferred = level.latent.infer(before, actions, after, chance.to(states), level.dynamics)
     ahead = (part.unfold(1, length, 1).movedim(-1, 2) for part in (inferred.acting, after, felt))
     acted, arrived, arrival = (part.flatten(0, 1) for part in ahead)  # [B * (context + 1), T, ..]
-    predicted = level.unroll(states[:, : context + 1].flatten(0, 1), acted)[:, 1:]
+    path = level.unroll(states[:, : context + 1].flatten(0, 1), acted)
     now, then = before.detach(), after.detach()
+    read = model.feeling.of(path[:, :-1], acted[..., : model.action_dim], path[:, 1:])
     return {
-        "prediction": objectives.prediction(predicted, arrived),
-        "feeling": objectives.feeling(model.feeling(predicted), arrival, model.feeling.scale),
+        "prediction": objectives.prediction(path[:, 1:], arrived),
+        "change": objectives.change(path[:, 1:], arrived, then - now),
+        "feeling": objectives.feeling(read, arrival, model.feeling.scale),
         "doubt": objectives.doubt(model.doubt(now, actions), then - now),
         "information": inferred.information,
         "prior": inferred.prior,
@@ -182,18 +186,45 @@ def policy_loss(
 
 
 def lambda_returns(
-    cost: Tensor, ahead: Tensor, terminated: Tensor, discount: float, trace: float
+    cost: Tensor, ahead: Tensor, lives: Tensor, discount: float, trace: float
 ) -> Tensor:
     """TD(lambda): what is still to come after each of T states, `[B, T, W]`, when `cost`
-    `[B, T, W]` is felt on arrival at the next, which promises `ahead` `[B, T, W]`; nothing comes
-    after an end, `terminated` `[B, T]` (Sutton & Barto 2018, 12.8)."""
-    goes_on = (~terminated).to(cost)[..., None] * discount
+    `[B, T, W]` is felt on arrival at the next, which promises `ahead` `[B, T, W]`; that much only
+    as life goes on, `lives` `[B, T]`, from 0 to 1 (Sutton & Barto 2018, 12.8)."""
+    goes_on = lives.to(cost)[..., None] * discount
     later, found = ahead[:, -1], []
     for step in reversed(range(cost.shape[1])):
         mixed = (1 - trace) * ahead[:, step] + trace * later
         later = cost[:, step] + goes_on[:, step] * mixed
         found.append(later)
     return torch.stack(found[::-1], 1)
+
+
+SATURATED = 2.5
+"""Where an action that is bounded by tanh hardly moves any more: 99 % of the way."""
+
+
+def actor_critic_loss(
+    thought: Thought, free: Tensor, drives: Drives, foresight: nn.Module, slow: nn.Module,
+    trace: float,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Of the policy's own futures `[B, 1, H, ..]`: their energy, in units of its own spread, or a
+    task with large costs would take larger steps; how far its actions before they are bounded,
+    `free` `[B, A]`, are out where nothing is learnt any more; and what the states promise, against
+    what is felt from there on, weighed by the chance to be alive by then."""
+    energy, future = thought.energy, thought.rollout
+    with torch.no_grad():
+        felt = drives(future.interoception).flatten(0, 1)  # [B, H, W]
+        lives = drives.lives(future.interoception).flatten(0, 1)  # [B, H]
+        states = future.states.detach().flatten(0, 1)  # [B, H + 1, D]
+        returns = lambda_returns(felt, slow(states[:, 1:]), lives, foresight.discount, trace)  # type: ignore[arg-type]
+        alive = torch.cat([torch.ones_like(lives[:, :1]), lives[:, :-1]], 1).cumprod(1)
+    error = (foresight(states[:, :-1]) - returns) / foresight.scale  # type: ignore[operator]
+    return {
+        "energy": (energy / energy.detach().std(correction=0).clamp_min(1e-6)).mean(),
+        "excess": (free.abs() - SATURATED).relu().square().mean(),
+        "foresight": (alive[..., None] * error.square()).mean(),
+    }
 
 
 def foresight_loss(predicted: Tensor, returns: Tensor, expectile: float) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ None of this is ever part of the agent: probes are fitted on frozen states, besi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -146,11 +147,17 @@ class Examiner:
 
 
 class Introspection:
-    """All that can be said in a world that knows no truth: collapse, on what memory holds."""
+    """All that can be said in a world that knows no truth: collapse, on what aimless motion sees."""
+
+    def __init__(self, config: WorldConfig, seed: int, worlds: int = 16, steps: int = 31) -> None:
+        world = config.build(worlds)
+        obs, _ = world.reset(seed)
+        views = [obs, *(seen(lived) for lived in islice(live(walk(world), world, obs), steps))]
+        self.obs = joined(views)
+        world.close()
 
     def __call__(self, agent: Agent) -> dict[str, float]:
-        batch = agent.memory.sample(512, 1, torch.Generator().manual_seed(0))
-        return spectrum(states_of(agent, each(lambda part: part[:, 0], batch.obs)))
+        return spectrum(states_of(agent, self.obs))
 
 
 def examiner(config: WorldConfig, seed: int) -> Examiner | Introspection:
@@ -158,7 +165,7 @@ def examiner(config: WorldConfig, seed: int) -> Examiner | Introspection:
     world = config.build(1)
     known = isinstance(world.inner, Examines)
     world.close()
-    return Examiner(config, seed) if known else Introspection()
+    return Examiner(config, seed) if known else Introspection(config, seed)
 
 
 def verdict(marks: Mapping[str, float]) -> str:

@@ -102,17 +102,28 @@ def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
 
     Raises UnusableInput with one line for a flag or a value that won't do.
     """
+    return _widen(_parse(default, argv, program), default)
+
+
+def parse_known(default: Settings, argv: Sequence[str], program: str) -> tuple[Settings, list[str]]:
+    """The same, and the flags that are of something else."""
+    helping = [arg for arg in argv if arg in ("-h", "--help")]
+    asked = [arg for arg in argv if arg not in helping]
+    found, rest = _parse(default, asked, program, return_unknown_args=True)
+    return _widen(found, default), [*rest, *helping]
+
+
+def _parse(default: Any, argv: Sequence[str], program: str, **how: Any) -> Any:
     said, complaint = io.StringIO(), io.StringIO()
+    flags = (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complaint):
-            flags = (tyro.conf.FlagCreatePairsOff,)
-            found = tyro.cli(_narrow(default), args=list(argv), prog=program, config=flags)
+            return tyro.cli(_narrow(default), args=list(argv), prog=program, config=flags, **how)
     except SystemExit as stop:
         if stop.code:
             raise UnusableInput(_one_line(complaint.getvalue() or said.getvalue())) from None
         print(said.getvalue(), end="")  # --help
         raise
-    return _widen(found, default)
 
 
 def _narrow(default: Any) -> Any:

@@ -26,6 +26,7 @@ from ami_agent.lessons import Pupil
 from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.report import Report, Reporter
+from ami_agent.vectors import Failed
 from modules.types import UnusableInput
 
 LOG_EVERY = 50
@@ -137,9 +138,18 @@ class Training:
             while pupil.step < pupil.total:
                 if name in EXAMINED and pupil.step % EXAMINE_EVERY == 0:
                     self._examine(name, pupil.step)
-                recent.append(pupil.update())
+                try:
+                    recent.append(pupil.update())
+                except Failed:
+                    self._log(name, pupil.step, recent)
+                    self._save(pupil.state_dict())
+                    raise
                 bar.advance()
                 self.reached = Reached(self.reached.updates + 1, index)
+                if self.curve and pupil.milestone:
+                    self._note(name)
+                    self._judge(name, pupil.milestone)
+                    self.noted = time.monotonic()
                 if pupil.step % LOG_EVERY == 0 or pupil.step == pupil.total:
                     self._log(name, pupil.step, recent)
                 if time.monotonic() - self.saved > self.save_every:
@@ -162,22 +172,25 @@ class Training:
         self.report.scalars("state", step, marks)
         self.report.say(f"{name} {step}: {verdict(marks) if step else 'nothing learnt yet'}")
 
-    def _judge(self, name: str) -> None:
+    def _judge(self, name: str, mode: str = "plan") -> None:
         seconds = sum(runs.manifest_of(self.folder)["seconds"].values())
         for task, assignment in self.config.tasks.items():
             outcome = play_many(
-                mind(self.agent.eval(), "plan", assignment),
+                mind(self.agent.eval(), mode, assignment),
                 self.config.evaluation.under(assignment), self.curve, EPISODES_FROM,
                 self.agent.device,
             )  # fmt: skip
-            share, score = (
-                float(part.float().mean()) for part in (outcome.final_success, outcome.score)
-            )
-            marks = {"seconds": seconds, "final_success": share, "score": score}
-            self.report.scalars(f"curve/{task}", self.reached.updates, marks)
+            told = {
+                "final_success": outcome.final_success, "score": outcome.score,
+                "return": outcome.felt[:, 0],
+            }  # fmt: skip
+            marks = {n: float(part.mean()) for n, part in told.items() if not part.isnan().any()}
+            lived = {"seconds": seconds, "lived": float(self.agent.memory.lived)}
+            self.report.scalars(f"curve/{task}", self.reached.updates, {**lived, **marks})
+            said = ", ".join(f"{n} {value:.3g}" for n, value in marks.items())
             self.report.say(
-                f"after {name}, {seconds:.0f} s, {task}: {100 * share:.0f} % of {self.curve}, "
-                f"score {score:.2f}"
+                f"after {name}, {seconds:.0f} s, {self.agent.memory.lived} steps of life, {task}, "
+                f"{mode}: {said} (mean of {self.curve})"
             )
 
     def _note(self, name: str) -> None:

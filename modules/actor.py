@@ -34,8 +34,12 @@ class Policy(nn.Module):
 
     def forward(self, state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
         """States, goals `[B, D]`, the task `[B, W]` -> actions `[B, A]` inside the bounds."""
+        return self.bounds.bound(self.free(state, goal, condition))
+
+    def free(self, state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
+        """The same before they are bounded; where these are large, no gradient comes through."""
         known = torch.cat([state, goal, goal - state, self.spread(condition)], -1)
-        return self.bounds.bound(self.layers(known))
+        return self.layers(known)
 
     def spread(self, condition: Tensor) -> Tensor:
         """The task `[B, W]` as numbers beside those of a state."""

@@ -60,4 +60,29 @@ class Ball:
         return actions / (length / self.radius).clamp_min(1)
 
 
-Bounds = Box | Ball
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of several, for each of some choices: an action is 1 for what is chosen and 0 for the
+    rest. Chosen is the likeliest, and the gradient is that of its probability (straight-through,
+    Bengio et al. 2013; Jang et al. 2017)."""
+
+    sizes: tuple[int, ...]
+    """How many there are to choose from, for each choice."""
+
+    def bound(self, free: Tensor) -> Tensor:
+        """Any numbers `[..., A]`, taken for logits -> actions."""
+        likely = torch.cat([part.softmax(-1) for part in free.split(self.sizes, -1)], -1)
+        return self.project(likely) + (likely - likely.detach())
+
+    def free(self, actions: Tensor) -> Tensor:
+        """The numbers that `bound` turns into these actions, near enough to change one's mind."""
+        return actions.clone()
+
+    def project(self, actions: Tensor) -> Tensor:
+        """What these are likest, for each choice."""
+        parts = actions.split(self.sizes, -1)
+        hot = [torch.zeros_like(p).scatter(-1, p.argmax(-1, keepdim=True), 1.0) for p in parts]
+        return torch.cat(hot, -1)
+
+
+Bounds = Box | Ball | Choice

@@ -109,7 +109,7 @@ class Body(nn.Module):
 
     The estimate is the mean over k = 1..H of the k-step returns c_1 + .. + gamma^(k-1) c_k +
     gamma^k V(s_k): so the first actions matter to every term, and a short plan is as good a guess
-    as a long one."""
+    as a long one. A body that may die counts all that follows by its chance to be alive."""
 
     def __init__(self, drives: Drives, foresight: Foresight | NoForesight) -> None:
         super().__init__()
@@ -126,9 +126,11 @@ class Body(nn.Module):
         horizon = rollout.actions.shape[2]
         step = torch.arange(horizon, device=felt.device, dtype=felt.dtype)
         fade = self.foresight.discount**step
-        soon = torch.einsum("bphw,h->bpw", felt, fade * (1 - step / horizon))
+        after = self.drives.lives(rollout.interoception).cumprod(-1)  # [B, P, H]
+        before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1)
+        soon = torch.einsum("bphw,bph->bpw", felt, before * fade * (1 - step / horizon))
         late = self.foresight(rollout.states[:, :, 1:])
-        late = torch.einsum("bphw,h->bpw", late, fade * self.foresight.discount / horizon)
+        late = torch.einsum("bphw,bph->bpw", late, after * fade * self.foresight.discount / horizon)
         return {
             **dict(zip(self.drives.names, soon.unbind(-1), strict=True)),
             **dict(zip((f"critic_{n}" for n in self.foreseen), late.unbind(-1), strict=True)),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modules.types import UnusableInput
+from modules.types import ALIVE, UnusableInput
 
 SET_POINT = 1.0
 """Energy at which there is no hunger."""
@@ -70,6 +70,7 @@ class Drives:
                 )
         self.names = tuple(names)
         self.columns = [channels.index(DRIVES[name].channel) for name in names]
+        self.vital = [index for index, channel in enumerate(channels) if channel == ALIVE]
 
     def __call__(self, interoception: Tensor) -> Tensor:
         """What is felt `[..., I]` -> what each drive makes of it, `[..., W]`."""
@@ -78,3 +79,8 @@ class Drives:
             for name, column in zip(self.names, self.columns, strict=True)
         ]
         return torch.stack(costs, -1) if costs else interoception[..., :0]
+
+    def lives(self, interoception: Tensor) -> Tensor:
+        """What is felt `[..., I]` -> the chance that life goes on after it, `[...]`; 1 for a body
+        that can't die."""
+        return interoception[..., self.vital].clamp(0, 1).prod(-1)

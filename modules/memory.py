@@ -18,9 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from modules.types import Observation, Trajectory, Transition, UnusableInput, by_sense
-
-DEEDS = ("action", "interoception", "terminated")  # what is kept beside observations
+from modules.rows import DEEDS, check_finite, check_like, deeds, observation, senses, take
+from modules.types import Observation, Trajectory, Transition, UnusableInput
 
 
 class Windows(NamedTuple):
@@ -41,7 +40,7 @@ class Memory:
         self._device = torch.device(device)
         self._store = {
             name: torch.zeros((self._rows, *part.shape), dtype=part.dtype, device=device)
-            for name, part in {**_senses(example.obs), **_deeds(example)}.items()
+            for name, part in {**senses(example.obs), **deeds(example)}.items()
         }  # each [rows, B, ...]
         self._age = torch.zeros((worlds, self._rows), dtype=torch.int32, device=device)
         self._episode = torch.zeros((worlds, self._rows), dtype=torch.int64, device=device)
@@ -66,10 +65,10 @@ class Memory:
         The check makes the host wait for the device `lived` is on. Worlds take their actions from
         the host, so it waits at every step anyway.
         """
-        now = {**_senses(lived.obs), **_deeds(lived)}
-        _check_finite({**now, **{f"next {k}": v for k, v in _senses(lived.next_obs).items()}})
+        now = {**senses(lived.obs), **deeds(lived)}
+        check_finite({**now, **{f"next {k}": v for k, v in senses(lived.next_obs).items()}})
         self._write(self._steps, now)
-        self._write(self._steps + 1, _senses(lived.next_obs))
+        self._write(self._steps + 1, senses(lived.next_obs))
         self._advance(self._ended)
         self._ended.copy_(lived.terminated | lived.truncated)
 
@@ -98,9 +97,24 @@ class Memory:
         if not len(windows.end):
             raise UnusableInput(
                 f"memory has no stretch of {length} steps within one episode"
-                f"{' of its latest life' if latest else ''}; the longest has {self._longest()}"
+                f"{' of its latest life' if latest else ''}; the longest has {self.longest()}"
             )
         return self._read(windows.end[_draw(windows, count, together, generator)], length)
+
+    @property
+    def lived(self) -> int:
+        """Steps that were ever remembered, in all worlds."""
+        return self._steps * len(self._ended)
+
+    def deeds(self, steps: int) -> Tensor:
+        """`[T, B, A]`: what was done in the latest so many steps; fewer where fewer are kept."""
+        rows = torch.arange(max(self._oldest(), self._steps - steps), self._steps)
+        return self._store["action"][(rows % self._rows).to(self._device)]
+
+    def follows(self, obs: Observation) -> bool:
+        """Whether the newest observation `[B, *O]` is this one."""
+        row, here = self._steps % self._rows, self._device
+        return all(torch.equal(self._store[n][row], p.to(here)) for n, p in senses(obs).items())
 
     def episodes(self, length: int = 1) -> Tensor:
         """[E] int64: the numbers of the episodes of which at least `length` steps are kept."""
@@ -125,7 +139,7 @@ class Memory:
         states: dict[int, Tensor] = {}
         with torch.no_grad():
             for row in (step % self._rows for step in rows):
-                now = _observation({name: part[row] for name, part in senses.items()})
+                now = observation({name: part[row] for name, part in senses.items()})
                 states[row] = perceive(now, self._age[:, row] == 0)
         other, seen = copy(self), torch.stack([states[row] for row in sorted(states)])
         other._store = {"obs": seen, **{name: self._store[name] for name in DEEDS}}
@@ -151,7 +165,7 @@ class Memory:
         if capacity != self._rows - 1:
             raise UnusableInput(f"memory keeps {self._rows - 1} steps, the saved one {capacity}")
         for name, part in self._store.items():
-            _check_like(name, part[0], state[name][0])
+            check_like(name, part[0], state[name][0])
             part[: len(state[name])] = state[name].to(self._device)
         self._age.zero_()[:, : state["age"].shape[1]] = state["age"].to(self._device)
         self._episode[:, : state["age"].shape[1]] = state["episode"].to(self._device)
@@ -162,7 +176,7 @@ class Memory:
     def _write(self, step: int, parts: Mapping[str, Tensor]) -> None:
         for name, part in parts.items():
             row = self._store[name][step % self._rows]
-            _check_like(name, row, part)
+            check_like(name, row, part)
             row.copy_(part)
 
     def _advance(self, fresh: Tensor) -> None:
@@ -198,15 +212,16 @@ class Memory:
         back = torch.arange(-length, 1, device=self._device)
         rows = (since[:, None] + self._oldest() + back) % self._rows  # [N, T + 1]
         index = rows * len(self._ended) + world[:, None]
-        senses = {k: _take(v, index) for k, v in self._store.items() if k.startswith("obs")}
-        done, felt, over = (_take(self._store[name], index[:, :-1]) for name in DEEDS)
-        return Trajectory(_observation(senses), done, felt, over, self._episode[world, rows[:, -1]])
+        senses = {k: take(v, index) for k, v in self._store.items() if k.startswith("obs")}
+        done, felt, over = (take(self._store[name], index[:, :-1]) for name in DEEDS)
+        return Trajectory(observation(senses), done, felt, over, self._episode[world, rows[:, -1]])
 
     def _oldest(self) -> int:
         """The oldest step that is kept; its row is that number modulo the rows."""
         return max(0, self._steps - self._rows + 1)
 
-    def _longest(self) -> int:
+    def longest(self) -> int:
+        """Steps of the longest stretch within one episode."""
         kept = torch.arange(self._rows, device=self._device)
         return int(torch.minimum(self._age.roll(-self._oldest(), dims=1), kept).max())
 
@@ -220,41 +235,3 @@ def _draw(windows: Windows, count: int, together: int, generator: torch.Generato
     run = torch.searchsorted(windows.runs, leader.to(windows.runs.device), right=True)
     first, following = windows.runs[run - 1], windows.runs[run]
     return (first + (share.to(first.device) * (following - first)).long()).flatten()
-
-
-def _take(part: Tensor, index: Tensor) -> Tensor:
-    """[rows, B, ...] and index [N, T] into rows * B -> [N, T, ...]."""
-    each = part.shape[2:]
-    flat = part.view(part.shape[0] * part.shape[1], each.numel())  # 2-D is copied far faster
-    return flat.index_select(0, index.flatten().to(part.device)).view(*index.shape, *each)
-
-
-def _senses(obs: Observation) -> dict[str, Tensor]:
-    parts = by_sense(obs).items()
-    return {name if name == "obs" else f"obs.{name}": part for name, part in parts}
-
-
-def _observation(senses: Mapping[str, Tensor]) -> Observation:
-    """What `_senses` took apart."""
-    named = {name.removeprefix("obs."): part for name, part in senses.items()}
-    return named.get("obs", named)
-
-
-def _deeds(lived: Transition) -> dict[str, Tensor]:
-    return {name: getattr(lived, name) for name in DEEDS}
-
-
-def _check_like(name: str, wanted: Tensor, given: Tensor) -> None:
-    if (wanted.shape, wanted.dtype) != (given.shape, given.dtype):
-        raise UnusableInput(
-            f"memory keeps {name} as {wanted.dtype} {list(wanted.shape)}, "
-            f"was given {given.dtype} {list(given.shape)}"
-        )
-
-
-def _check_finite(parts: Mapping[str, Tensor]) -> None:
-    numbers = {name: part for name, part in parts.items() if part.is_floating_point()}
-    sound = torch.stack([part.isfinite().flatten(1).all(1) for part in numbers.values()])
-    if not sound.all():
-        which, world = (~sound).nonzero()[0].tolist()
-        raise UnusableInput(f"{list(numbers)[which]} of world {world} is not finite")

@@ -25,6 +25,13 @@ def prediction(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted - target).square().mean()
 
 
+def change(predicted: Tensor, target: Tensor, step: Tensor) -> Tensor:
+    """The same error, each dimension in units of how much it changes in a step, `[..., D]`: who
+    expects no change is off by about 1, however little a dimension moves; scalar."""
+    unit = step.detach().flatten(0, -2).square().mean(0).clamp_min(_EPS**2)
+    return ((predicted - target).square() / unit).mean()
+
+
 def variance(features: Tensor) -> Tensor:
     """Hinge that keeps each feature's standard deviation above 1; features `[N, C]` -> scalar.
 
@@ -85,6 +92,7 @@ class Weights:
     """One weight a term; zero leaves the term out of the sum but not out of the log."""
 
     prediction: float = 1.0
+    change: float = 0.0
     variance: float = 16.0
     covariance: float = 8.0
     variance_within: float = 0.0

@@ -41,6 +41,9 @@ Gains: TypeAlias = Mapping[str, float | Tensor]
 """How much of what a sense delivers comes through, by name; 1 where none is named. One number, or
 one for each observation `[B]`."""
 
+ALIVE = "alive"
+"""What a body feels that may die: 1 on arrival, 0 where its life ends there."""
+
 TO_GOAL = ("reach", "critic")
 """Costs that mean nothing without a goal."""
 

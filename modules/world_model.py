@@ -58,8 +58,38 @@ class Feeling(InUnits):
         def __post_init__(self) -> None:
             require(self, hidden=1)
 
-        def build(self, shape: Shape, channels: int) -> Feeling:
+        def build(self, shape: Shape, channels: int, action_dim: int) -> Feeling:
             return Feeling(sharp(prod(shape), self.hidden, channels), channels)
+
+    def of(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """What is felt of a step, `[..., D]`, `[..., A]`, `[..., D]` -> `[..., I]`: where it ended
+        says it all."""
+        return self(next_state)
+
+
+class StepFeeling(InUnits):
+    """What the body feels of a step: of where it led from where, and of what was done, as rewards
+    of most worlds are."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 128
+
+        def __post_init__(self) -> None:
+            require(self, hidden=1)
+
+        def build(self, shape: Shape, channels: int, action_dim: int) -> StepFeeling:
+            size = 2 * prod(shape) + action_dim
+            return StepFeeling(sharp(size, self.hidden, channels), channels)
+
+    def adapt(self, answers: Tensor) -> None:
+        """As ever; but what never varied so far may yet, and keeps the unit it has."""
+        super().adapt(answers)
+        self.scale.masked_fill_(answers.std(0) < 1e-6, 1.0)
+
+    def of(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """`[..., D]`, `[..., A]`, `[..., D]` -> `[..., I]`"""
+        return self(torch.cat([state, action, next_state], -1))
 
 
 class Numb(nn.Module):
@@ -67,7 +97,7 @@ class Numb(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        def build(self, shape: Shape, channels: int) -> Numb:
+        def build(self, shape: Shape, channels: int, action_dim: int) -> Numb:
             return Numb()
 
     def __init__(self) -> None:
@@ -77,7 +107,7 @@ class Numb(nn.Module):
     def adapt(self, felt: Tensor) -> None:
         """Has no units."""
 
-    def forward(self, state: Tensor) -> Tensor:
+    def of(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         return state[..., :0]
 
 
@@ -139,7 +169,9 @@ class WorldModel(nn.Module):
             NoLatent.Config | GaussianLatent.Config | SparseLatent.Config | DiscreteLatent.Config
         ) = field(default_factory=NoLatent.Config)
         """What can't be known of the next state."""
-        feeling: Feeling.Config | Numb.Config = field(default_factory=Numb.Config)
+        feeling: Feeling.Config | StepFeeling.Config | Numb.Config = field(
+            default_factory=Numb.Config
+        )
         doubt: Ensemble.Config | Certain.Config = field(default_factory=Certain.Config)
 
         def build(self, shape: Shape, action_dim: int, channels: int) -> WorldModel:
@@ -147,13 +179,13 @@ class WorldModel(nn.Module):
             dynamics = self.dynamics.build(shape, action_dim, latent.size)
             return WorldModel(
                 [Level(dynamics, latent)],
-                self.feeling.build(shape, channels),
+                self.feeling.build(shape, channels, action_dim),
                 self.doubt.build(shape, action_dim),
                 action_dim,
             )
 
     def __init__(
-        self, levels: list[Level], feeling: Feeling | Numb, doubt: Ensemble | Certain,
+        self, levels: list[Level], feeling: Feeling | StepFeeling | Numb, doubt: Ensemble | Certain,
         action_dim: int,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -208,7 +240,8 @@ class WorldModel(nn.Module):
             acted.append(ahead.acting.unflatten(0, shape))
         path, acting = torch.stack(states, 2), torch.stack(acted, 2)
         actions, latents = acting.tensor_split([self.action_dim], -1)
-        return Rollout(path, actions, latents, self.feeling(path[:, :, 1:]))
+        felt = self.feeling.of(path[:, :, :-1], actions, path[:, :, 1:])
+        return Rollout(path, actions, latents, felt)
 
     def pace(self, state: Tensor) -> Tensor:
         """How far a full step leads in representation space, mean over both ways of every

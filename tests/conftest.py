@@ -23,6 +23,11 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first: where several processes share the work, none is left alone with them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def wish(goal: Tensor, **told: Any) -> Focus:
     """The Configurator's word about goals `[B, D]`, as plain as can be but for what is told."""
     plain = Focus(

@@ -29,6 +29,7 @@ PARTS = {
         "modules.planners.sampling",
     },
     "modules.planners.collocation": {"modules.planners.gradient"},
+    "modules.memory": {"modules.rows"},
     "modules.perception": {"modules.perception.images", "modules.perception.senses"},
     "modules.perception.images": {"modules.perception.common"},
     "modules.perception.senses": {"modules.perception.common"},

@@ -8,6 +8,7 @@ from ami_agent.lessons.base import Idle, Lesson, NoLesson, Pupil
 from ami_agent.lessons.critic import Bootstrap, Separate, ShortestPaths
 from ami_agent.lessons.foresight import Foresee
 from ami_agent.lessons.hierarchy import Ascend, Survey
+from ami_agent.lessons.interact import Interact
 from ami_agent.lessons.life import Live, Practise
 from ami_agent.lessons.policy import Amortise, Distil
 from ami_agent.lessons.world_model import Predict, Refine
@@ -19,6 +20,7 @@ __all__ = [
     "Distil",
     "Foresee",
     "Idle",
+    "Interact",
     "Lesson",
     "Live",
     "NoLesson",

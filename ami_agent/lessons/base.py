@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 class Pupil(Protocol):
     """Something that learns step by step."""
 
-    step: int
+    @property
+    def step(self) -> int: ...
+    @property
+    def milestone(self) -> str:
+        """The mode in which it is worth judging the agent by now, if there is one."""
+        ...
 
     @property
     def total(self) -> int: ...
@@ -59,6 +64,7 @@ class Idle:
     """Learns nothing, at once."""
 
     total = step = 0
+    milestone = ""
 
     def update(self) -> dict[str, Tensor]:
         return {}
@@ -97,6 +103,8 @@ def as_states(agent: Agent, gains: Gains | None = None) -> Memory:
 
 class GradientPupil(Learner):
     """A Learner is a pupil whose lesson is as long as its schedule."""
+
+    milestone = ""
 
     @property
     def total(self) -> int:

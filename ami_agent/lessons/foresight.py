@@ -14,12 +14,14 @@ from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.life import WorldConfig
 from ami_agent.losses import foresight_loss, lambda_returns
 from modules.cost import Foresight
+from modules.drives import Drives
 from modules.planners.common import Guesses
 from modules.targets import MovingAverage
 from modules.types import UnusableInput, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
+    from modules.memory import Memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,32 +55,42 @@ class Foresee(Study):
         return Foreseer(self, agent, seed)
 
 
+def foresight_of(agent: Agent) -> Foresight:
+    """The critics that are to learn; raises UnusableInput if there are none."""
+    foresight = agent.cost.body.foresight
+    if not isinstance(foresight, Foresight) or not agent.cost.body.drives.names:
+        raise UnusableInput("an agent without drives or foresight can't foresee them")
+    return foresight
+
+
+def promise(foresight: Foresight, drives: Drives, memory: Memory, length: int) -> None:
+    """What the critics foresee to begin with, and their unit: from what was felt in some windows of
+    that length, as if it went on like that."""
+    some = memory.sample(4096, length, torch.Generator().manual_seed(0))
+    felt = drives(some.interoception)  # [N, T, W]
+    fade = foresight.discount ** torch.arange(length).to(felt)
+    returns = torch.einsum("ntw,t->nw", felt, fade)
+    foresight.adapt(returns / (1 - foresight.discount) / fade.sum())
+    # what was felt all the same, as a reward for every step alive, will not be so for ever
+    foresight.scale.copy_(torch.maximum(foresight.scale, 0.1 * foresight.mean.abs()))
+
+
 class Foreseer(GradientPupil):
     """Logs how well what is foreseen agrees with what is felt: `correlation`, and `bias`, the mean
     of foreseen minus felt."""
 
     def __init__(self, config: Foresee, agent: Agent, seed: int) -> None:
-        foresight = agent.cost.body.foresight
-        if not isinstance(foresight, Foresight) or not agent.cost.body.drives.names:
-            raise UnusableInput("an agent without drives or foresight can't foresee them")
+        foresight = foresight_of(agent)
         self.lesson, self.memory, self.drives = config, as_states(agent), agent.cost.body.drives
         self.guess = Guesses(agent.eye)
         self.model = deepcopy(agent.world_model).requires_grad_(False)
-        self._adapt(foresight)
+        promise(foresight, self.drives, self.memory, config.length)
         self.foresight, self.slow = foresight, MovingAverage(foresight, config.lag)
         self.agreement: dict[str, Tensor] = {}
         super().__init__(
             torch.nn.ModuleList([foresight, self.slow]), self._loss, config.learning, weights={},
             seed=seed, after=lambda: self.slow.follow(foresight),
         )  # fmt: skip
-
-    def _adapt(self, foresight: Foresight) -> None:
-        """From what was felt in some windows, as if it went on like that."""
-        some = self.memory.sample(4096, self.lesson.length, torch.Generator().manual_seed(0))
-        felt = self.drives(some.interoception)  # [N, T, W]
-        fade = foresight.discount ** torch.arange(self.lesson.length).to(felt)
-        returns = torch.einsum("ntw,t->nw", felt, fade)
-        foresight.adapt(returns / (1 - foresight.discount) / fade.sum())
 
     def update(self) -> dict[str, Tensor]:
         return {**super().update(), **self.agreement}
@@ -89,7 +101,7 @@ class Foreseer(GradientPupil):
         with torch.no_grad():
             felt = self.drives(batch.interoception.to(states))
             returns = lambda_returns(
-                felt, self.slow.average(states[:, 1:]), batch.terminated.to(states.device),
+                felt, self.slow.average(states[:, 1:]), ~batch.terminated.to(states.device),
                 self.foresight.discount, self.lesson.trace,
             )  # fmt: skip
         foreseen = self.foresight(states[:, :-1])

@@ -113,6 +113,8 @@ class Survey(Study):
 class Surveyor:
     """Chooses one landmark at every step; it begins anew when it is interrupted."""
 
+    milestone = ""
+
     def __init__(self, lesson: Survey, agent: Agent, graph: LandmarkGraph, seed: int) -> None:
         self.graph, self.distance = graph, critic_of(agent)
         self.total, self.step = graph.config.landmarks, 0

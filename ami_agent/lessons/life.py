@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,13 @@ from modules.types import each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
+
+
+class Lived(Protocol):
+    """A lesson of so many steps in each world."""
+
+    @property
+    def steps(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +78,10 @@ class Explorer:
     """Lives and remembers. Several players take turns, each for its part of the time. It begins
     anew when it is interrupted: the same seed lives the same."""
 
+    milestone = ""
+
     def __init__(
-        self, agent: Agent, world: World, lesson: Live | Practise, players: Sequence[Begin],
+        self, agent: Agent, world: World, lesson: Lived, players: Sequence[Begin],
         seed: int,
     ) -> None:  # fmt: skip
         self.total, self.step, self.agent, self.world = lesson.steps, 0, agent, world
@@ -89,7 +98,7 @@ class Explorer:
         )
         assert self.scene.fresh is not None
         if turn != before or self.scene.fresh.any():
-            self.act = self.players[turn](self.scene, self.seed + self.step)
+            self.attend()
         lived = next(self.life)
         self.agent.observe(lived.transition)
         self.step += 1
@@ -97,6 +106,31 @@ class Explorer:
         self.scene = Scene(self.world, seen(lived), lived.info, self.over)
         self.over = ended(lived).cpu()
         return {"worlds": torch.tensor(float(self.world.count))}
+
+    def attend(self) -> None:
+        """Who acts from here on looks around."""
+        turn = self.step * len(self.players) // self.total
+        self.act = self.players[turn](self.scene, self.seed + self.step)
+
+    def relive(self, steps: int) -> None:
+        """Brings the worlds to where memory left them, so many steps after the beginning, by doing
+        again what was done. Where that doesn't lead there, another life begins."""
+        obs, info = self.world.reset(self.seed)
+        over = torch.zeros(self.world.count, dtype=torch.bool)
+        fresh = ~over
+        for action in self.agent.memory.deeds(steps):
+            lived = self.world.step(obs, action.to(self.world.device))
+            obs, info = seen(lived), lived.info
+            fresh, over = over, ended(lived).cpu()
+        if not self.agent.memory.follows(obs):
+            self.agent.memory.interrupt()
+            obs, info = self.world.reset(self.seed + steps)
+            fresh, over = torch.ones_like(over), torch.zeros_like(over)
+        self.step, self.over = steps, over
+        self.scene = Scene(self.world, obs, info, fresh)
+        self.life = live(lambda obs: self.act(obs), self.world, obs)
+        if steps < self.total:
+            self.attend()
 
     def finish(self) -> None:
         self.world.close()

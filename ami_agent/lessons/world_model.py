@@ -45,6 +45,7 @@ class Predict(Study):
         perception, target = agent.perception, self.target.build(agent.perception)
         window = self.context + self.length
         some = agent.memory.sample(4096, 1, torch.Generator().manual_seed(seed))
+        agent.perception.adapt(each(lambda part: part[:, 0].to(agent.device), some.obs))  # type: ignore[operator]
         agent.world_model.feeling.adapt(some.interoception[:, 0].to(agent.device))  # type: ignore[operator]
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ami_agent.build import Config
+from ami_agent.life import WorldConfig
 from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage
+from ami_agent.recipes.gym import gym
 from ami_agent.recipes.maze import maze, maze_7, maze_9, maze_levels, maze_pixels
+from ami_agent.recipes.point_maze import point_maze, point_maze_medium
+from ami_agent.recipes.reach import reach
 from ami_agent.recipes.two_rooms import (
     eb_random,
     two_rooms,
@@ -30,7 +34,15 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "cue-corridor": cue_corridor,
     "two-rooms-distracted": two_rooms_distracted,
     "windy-rooms": windy_rooms,
+    "gym": gym,
+    "point-maze": point_maze,
+    "point-maze-medium": point_maze_medium,
+    "reach": reach,
 }
+
+
+OPEN: Mapping[str, Callable[[WorldConfig], Config]] = {"gym": gym}
+"""Those that are for any world."""
 
 
 def recipe(name: str) -> Config:

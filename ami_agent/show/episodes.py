@@ -210,11 +210,12 @@ def critic(agent: Agent, states: Tensor, focus: Focus) -> np.ndarray:
     """What the critics that this focus weighs say of resting in states `[N, D]`: `[N]`; in its
     `unit`."""
     still = states[:, None, None].expand(-1, 1, 2, -1)
+    rest = states.new_zeros(len(states), 1, 1, agent.spec.action_dim)
     rollout = Rollout(
         states=still,
-        actions=states.new_zeros(len(states), 1, 1, agent.spec.action_dim),
-        latents=states.new_zeros(len(states), 1, 1, 0),
-        interoception=agent.world_model.feeling(still[:, :, 1:]),
+        actions=rest,
+        latents=rest[..., :0],
+        interoception=agent.world_model.feeling.of(still[:, :, :-1], rest, still[:, :, 1:]),
     )
     weights = {name: weight for name, weight in focus.weights.items() if "critic" in name}
     terms = agent.cost(rollout, focus._replace(weights=weights, limits={}))

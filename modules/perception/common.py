@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from modules.types import Shape, UnusableInput
+from modules.types import Observation, Shape, UnusableInput
 
 Shapes = Mapping[str, tuple[int, ...]]
 """What each sense delivers, by name."""
@@ -36,6 +36,15 @@ def amplify(part: Tensor, gain: float | Tensor) -> Tensor:
     if isinstance(gain, Tensor):
         return part * gain.reshape(-1, *[1] * (part.ndim - 1))
     return part if gain == 1 else part * gain
+
+
+class Encoder(nn.Module):
+    """Observations `[B, *O]` -> states `[B, D]`; D folds into `shape`."""
+
+    shape: Shape
+
+    def adapt(self, obs: Observation) -> None:
+        """Takes observations `[N, *O]` as the unit of what is seen; most need none."""
 
 
 class Patches(nn.Module):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import mlp
-from modules.perception.common import Patches, Shapes, amplify, image_of
+from modules.perception.common import Encoder, Patches, Shapes, amplify, image_of
 from modules.types import Gains, Observation, Shape, UnusableInput, by_sense, require
 
 
-class VectorEncoder(nn.Module):
+class VectorEncoder(Encoder):
     """Pixels `[B, C, S, S]` uint8 -> vector state `[B, D]`."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class VectorEncoder(nn.Module):
         return self.layers(amplify(image, gains.get("obs", 1)))
 
 
-class MapEncoder(nn.Module):
+class MapEncoder(Encoder):
     """Pixels `[B, C, S, S]` uint8 -> map state `[B, D]`, D = C' h w; places keep their places."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class MapEncoder(nn.Module):
         return self.layers(amplify(image, gains.get("obs", 1)))
 
 
-class KeypointEncoder(nn.Module):
+class KeypointEncoder(Encoder):
     """Pixels `[B, C, S, S]` uint8 -> vector state `[B, D]`, by way of points: every feature map
     says where its feature is, as the mean place under a softmax over places (deep spatial
     autoencoders, Finn et al. 2016). Where an observation shows two moments, how the points have

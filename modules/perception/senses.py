@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import Waves, mlp
-from modules.perception.common import Patches, Shapes, amplify
+from modules.perception.common import Encoder, Patches, Shapes, amplify
 from modules.types import Gains, Observation, Shape, UnusableInput, by_sense, require
 
 
@@ -46,10 +46,33 @@ class VectorSense(nn.Module):
         return self.layers(self.waves(part)).flatten(1)
 
 
+class PlainSense(nn.Module):
+    """Numbers `[B, ...]` as they are, each in its own unit, `[B, F]`."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.out = prod(shape)
+        self.register_buffer("mean", torch.zeros(self.out))
+        self.register_buffer("scale", torch.ones(self.out))
+
+    def adapt(self, part: Tensor) -> None:
+        """Takes what is seen, `[N, ...]`, as its unit; what never varied keeps its own."""
+        numbers = part.flatten(1).to(self.mean)
+        scale = numbers.std(0)
+        self.mean.copy_(numbers.mean(0))
+        self.scale.copy_(torch.where(scale > 1e-6, scale, 1.0))
+
+    def forward(self, part: Tensor) -> Tensor:
+        return (part.flatten(1) - self.mean) / self.scale
+
+
 SENSES = {1: "a vector [N]", 2: "a set of things [K, N]", 3: "an image [channels, height, width]"}
 
 
-class Senses(nn.Module):
+class Senses(Encoder):
     """Any number of senses by name, vectors, sets of things, images -> one vector state `[B, D]`.
 
     Each has a part of the state to itself, so that none crowds out another; its gain scales that
@@ -61,7 +84,8 @@ class Senses(nn.Module):
         """Pixels to a side of what the first layer sees of an image at once."""
         hidden: int = 64
         vector: int = 16
-        """Numbers of the state for a vector, and for each thing of a set."""
+        """Numbers of the state for a vector, and for each thing of a set; 0: the numbers of the
+        sense themselves, in units of what was seen first."""
         image: int = 32
         """Numbers of the state for an image."""
         waves: int = 16
@@ -70,7 +94,7 @@ class Senses(nn.Module):
         """Radians per unit of a vector: how fine they are."""
 
         def __post_init__(self) -> None:
-            require(self, patch=1, hidden=1, vector=1, image=1, waves=0, detail=0)
+            require(self, patch=1, hidden=1, vector=0, image=1, waves=0, detail=0)
 
         def build(self, shapes: Shapes) -> Senses:
             for name, shape in shapes.items():
@@ -83,15 +107,22 @@ class Senses(nn.Module):
 
     def __init__(self, config: Config, shapes: Shapes) -> None:
         super().__init__()
-        self.senses = nn.ModuleDict(
-            {
-                name: (ImageSense if len(shape) == 3 else VectorSense)(shape, config)
-                for name, shape in shapes.items()
-            }
-        )
+        self.senses = nn.ModuleDict({n: _sense(shape, config) for n, shape in shapes.items()})
         self.shape: Shape = (sum(sense.out for sense in self.senses.values()), 1, 1)  # type: ignore[misc]
+
+    def adapt(self, obs: Observation) -> None:
+        """Takes observations `[N, *O]` as the unit of those senses that have one."""
+        for name, sense in self.senses.items():
+            if isinstance(sense, PlainSense):
+                sense.adapt(by_sense(obs)[name])
 
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
         parts = by_sense(obs)
         heard = (amplify(s(parts[name]), gains.get(name, 1)) for name, s in self.senses.items())
         return torch.cat(list(heard), 1)
+
+
+def _sense(shape: tuple[int, ...], config: Senses.Config) -> nn.Module:
+    if len(shape) == 3:
+        return ImageSense(shape, config)
+    return VectorSense(shape, config) if config.vector else PlainSense(shape)

@@ -54,12 +54,13 @@ class _Sampler:
         spread = torch.full_like(mean, self.config.spread)
         best = mean
         for _ in range(self.config.warm_steps if kept.shape[1] else focus.steps):
-            actions = torch.cat([best, mean, offered, self._draw(state, mean, spread)], 1)
+            likely = self.eye.bounds.project(mean)
+            actions = torch.cat([best, likely, offered, self._draw(state, mean, spread)], 1)
             energy = self.eye.look(state, actions, focus).energy
             mean, spread = self.refit(actions, energy)
             index = energy.argmin(1, keepdim=True)
             best = actions.take_along_dim(index[..., None, None], 1)
-        plan = self.eye.decide(state, torch.cat([best, mean], 1), focus)
+        plan = self.eye.decide(state, torch.cat([best, self.eye.bounds.project(mean)], 1), focus)
         self.warm.keep(plan.actions[:, None])
         return plan
 

@@ -1,0 +1,93 @@
+"""What a world lets a body do, as a mind's actions `[..., A]` in [-1, 1]."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+
+from modules.types import UnusableInput
+
+
+class Deeds(Protocol):
+    """Both ways between the mind's actions and the world's."""
+
+    size: int  # A
+    choices: tuple[int, ...]  # how many there are to choose from, for each choice; () where none
+
+    def to_world(self, action: np.ndarray) -> np.ndarray: ...
+    def from_world(self, action: Any) -> np.ndarray: ...
+
+
+class Forces:
+    """Numbers within bounds."""
+
+    choices: tuple[int, ...] = ()
+
+    def __init__(self, space: spaces.Box) -> None:
+        if not prod(space.shape):
+            raise UnusableInput(f"actions are {space}: there is nothing to do")
+        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+            raise UnusableInput(
+                f"actions {space} have no finite bounds; the agent needs them (gymnasium.wrappers."
+                "ClipAction or RescaleAction around the world gives it some)"
+            )
+        self.size, self.shape, self.dtype = prod(space.shape), space.shape, space.dtype
+        unit = np.result_type(space.dtype, np.float32)
+        self.low, self.high = space.low.astype(unit), space.high.astype(unit)
+
+    def to_world(self, action: np.ndarray) -> np.ndarray:
+        share = (action.reshape(*action.shape[:-1], *self.shape) + 1) / 2
+        told = self.low + share * (self.high - self.low)
+        return (told if np.issubdtype(self.dtype, np.floating) else told.round()).astype(self.dtype)
+
+    def from_world(self, action: Any) -> np.ndarray:
+        action = np.asarray(action)
+        share = (action - self.low) / np.maximum(self.high - self.low, 1e-12)
+        return (2 * share - 1).reshape(*_many(action, self.shape), -1).astype(np.float32)
+
+
+class Choices:
+    """One of several, or several of these: to each choice belongs a number, 1 for what is chosen
+    and 0 for the rest."""
+
+    def __init__(self, sizes: Any, start: Any, shape: tuple[int, ...], dtype: Any) -> None:
+        self.choices = tuple(int(n) for n in np.asarray(sizes).flatten())
+        self.size, self.shape, self.dtype = sum(self.choices), shape, dtype
+        self.start = np.asarray(start).flatten()
+        self.first = np.concatenate([[0], np.cumsum(self.choices)[:-1]]).astype(np.int64)
+
+    def to_world(self, action: np.ndarray) -> np.ndarray:
+        parts = np.split(action, self.first[1:], -1)
+        chosen = np.stack([part.argmax(-1) for part in parts], -1) + self.start
+        return chosen.reshape(*action.shape[:-1], *self.shape).astype(self.dtype)
+
+    def from_world(self, action: Any) -> np.ndarray:
+        many = _many(np.asarray(action), self.shape)
+        chosen = np.asarray(action).reshape(*many, -1) - self.start
+        hot = np.zeros((*many, self.size), np.float32)
+        np.put_along_axis(hot, chosen.astype(np.int64) + self.first, 1.0, -1)
+        return hot
+
+
+def _many(action: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How many actions of that shape there are."""
+    return action.shape[: action.ndim - len(shape)]
+
+
+def deeds(space: spaces.Space) -> Deeds:
+    """Raises UnusableInput for actions that the mind can't carry out."""
+    if isinstance(space, spaces.Box):
+        return Forces(space)
+    if isinstance(space, spaces.Discrete):
+        return Choices(space.n, space.start, (), space.dtype)
+    if isinstance(space, spaces.MultiDiscrete):
+        return Choices(space.nvec, space.start, space.shape, space.dtype)
+    if isinstance(space, spaces.MultiBinary):
+        return Choices([2] * prod(space.shape), 0, space.shape, space.dtype)
+    raise UnusableInput(
+        f"actions are {space}; the agent acts in Box, Discrete, MultiDiscrete and MultiBinary: "
+        "wrap the world so that it takes one of them (gymnasium.wrappers.TransformAction)"
+    )

@@ -1,0 +1,78 @@
+"""Any Gymnasium world: what the mind is made of is read off the world's spaces."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+
+from ami_agent.build import Config
+from ami_agent.learning import Learning
+from ami_agent.lessons import Interact, Live, NoLesson, Predict
+from ami_agent.life import Spec, WorldConfig
+from ami_agent.vectors import time_limit
+from modules.actor import Policy
+from modules.bounds import Box, Choice
+from modules.configurator import Assignment, Configurator
+from modules.cost import Foresight, NoCritic
+from modules.dynamics import VectorDynamics
+from modules.objectives import Weights
+from modules.perception import Senses
+from modules.planners import GradientPlanner
+from modules.world_model import StepFeeling, WorldModel
+
+PATIENCE = 1000
+"""Steps of an episode, where neither the world nor its user says how long one lasts."""
+
+
+DEFAULT_WORLD = WorldConfig(id="Pendulum-v1")
+
+
+def gym(world: WorldConfig = DEFAULT_WORLD) -> Config:
+    """Any Gymnasium world (`--env.id ID`): its reward is a drive, and life and learning
+    interleave."""
+    with closing(world.build(1)) as one:
+        spec = one.spec
+    limit = world.limit or (0 if time_limit(world.id) else PATIENCE)
+    world = replace(world, mortal=True, limit=limit)
+    learning = Learning(steps=0, batch=128, last=0.2)
+    return Config(
+        recipe="gym",
+        world=world,
+        evaluation=world,
+        bounds=Choice(sizes=spec.choices) if spec.choices else Box(),
+        perception=_perception(spec),
+        world_model=WorldModel.Config(
+            dynamics=VectorDynamics.Config(hidden=128), feeling=StepFeeling.Config(hidden=128)
+        ),
+        drives=("reward",),
+        critic=NoCritic.Config(),
+        foresight=Foresight.Config(hidden=128, discount=0.99),
+        configurator=Configurator.Config(critic=0.0),
+        planner=GradientPlanner.Config(horizon=6, proposals=2),
+        policy=Policy.Config(hidden=128),
+        tasks={"reward": Assignment(drives={"reward": 1.0})},
+        life=Live(worlds=1, steps=500),
+        objective=Predict(weights=_weights(spec), learning=replace(learning, steps=500), length=3),
+        teacher=NoLesson(),
+        interact=Interact(
+            objective=Predict(weights=_weights(spec), learning=learning, length=3),
+            noise=0.5 if spec.choices else 0.2,
+        ),
+        distil=NoLesson(),
+    )
+
+
+def _weights(spec: Spec) -> Weights:
+    """Numbers are states as they are and can't collapse: their errors count in units of how much
+    they change. What is made of pictures is learnt, and could."""
+    if all(len(shape) < 3 for shape in spec.shapes.values()):
+        return Weights(
+            prediction=0, change=1, variance=0, covariance=0, similarity=0, inverse=0, feeling=1
+        )
+    return Weights(prediction=20, variance=16, covariance=1, similarity=0, inverse=1, feeling=4)
+
+
+def _perception(spec: Spec) -> Senses.Config:
+    """Vectors are states as they are; pictures are looked at in about 8 by 8 patches."""
+    sides = [min(shape[1:]) for shape in spec.shapes.values() if len(shape) == 3]
+    return Senses.Config(vector=0, patch=max(1, min(sides) // 8) if sides else 8)

@@ -1,0 +1,188 @@
+"""What a world's observations are made of, as a mind's senses: every leaf of the space is one.
+
+Vectors and what can be written as one (numbers, choices, switches) arrive as float32, pictures as
+bytes `[channels, height, width]`, whatever their axes and numbers were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from modules.types import UnusableInput
+
+SMALL = 8
+"""Pixels to a side; what has fewer is no picture."""
+BEYOND = 0.01
+"""Share of its range by which a number may leave its space before it counts as a fault."""
+
+
+Path: TypeAlias = tuple[Any, ...]
+"""The keys that lead to a leaf."""
+
+
+class Sense(NamedTuple):
+    """What one sense delivers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Reader(NamedTuple):
+    """One leaf of an observation: where it is found, and what is made of it."""
+
+    path: Path
+    space: spaces.Space
+    sense: Sense
+    convert: Callable[[Any], Any]  # [B, *leaf] -> [B, *sense.shape]
+
+    def __call__(self, obs: Any) -> Any:
+        for key in self.path:
+            obs = obs[key]
+        return self.convert(obs)
+
+    def strays(self, obs: Any) -> float | None:
+        """A number of this leaf that is outside its space, if there is one."""
+        for key in self.path:
+            obs = obs[key]
+        if not isinstance(self.space, spaces.Box) or not isinstance(obs, np.ndarray):
+            return None
+        low, high = self.space.low, self.space.high
+        if not np.isfinite(low).any() and not np.isfinite(high).any():
+            return None
+        span = np.where(np.isfinite(low) & np.isfinite(high), high.astype(float) - low, np.abs(obs))
+        outside = (obs < low - BEYOND * span) | (obs > high + BEYOND * span)
+        return float(obs[outside][0]) if outside.any() else None
+
+
+def readers(space: spaces.Space, stack: int = 1) -> dict[str, Reader]:
+    """One for each leaf, by name; a world with one sense calls it "obs". `stack`: every leaf is so
+    many moments, one behind the other. Raises UnusableInput for what no sense can be made of."""
+    leaves = dict(_leaves(space))
+    if not leaves:
+        raise UnusableInput(f"observations are {space}: there is nothing to see")
+    if list(leaves) == [()]:
+        return {"obs": _reader("observations are", (), space, stack)}
+    found = {}
+    for path, leaf in leaves.items():
+        name = "/".join(str(key).replace(".", "_") for key in path)
+        name = "obs_" if name == "obs" else name  # "obs" alone is what a single sense is called
+        found[name] = _reader(f"observation {name!r} is", path, leaf, stack)
+    return found
+
+
+def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[tuple, spaces.Space]]:
+    parts: Mapping[Any, spaces.Space] | None = None
+    if isinstance(space, spaces.Dict):
+        parts = dict(space.spaces)
+    elif isinstance(space, spaces.Tuple):
+        parts = dict(enumerate(space.spaces))
+    if parts is None:
+        yield path, space
+        return
+    for key, part in parts.items():
+        yield from _leaves(part, (*path, key))
+
+
+def _reader(what: str, path: Path, space: spaces.Space, stack: int) -> Reader:
+    if isinstance(space, spaces.Box):
+        sense, convert = _box(what, space, stack)
+    elif isinstance(space, spaces.Discrete):
+        sense, convert = (
+            _vector(int(space.n)),
+            partial(_one_hot, sizes=[space.n], start=space.start),
+        )
+    elif isinstance(space, spaces.MultiDiscrete):
+        sizes, start = space.nvec.flatten(), space.start.flatten()
+        sense, convert = _vector(int(sizes.sum())), partial(_one_hot, sizes=sizes, start=start)
+    elif isinstance(space, spaces.MultiBinary):
+        sense, convert = _vector(prod(space.shape)), _flat
+    else:
+        raise UnusableInput(
+            f"{what} {space}; the agent sees Box, Discrete, MultiDiscrete, MultiBinary, and Dict "
+            "or Tuple of these: wrap the world so that it shows one of them "
+            "(gymnasium.wrappers.TransformObservation)"
+        )
+    return Reader(path, space, sense, convert)
+
+
+def _vector(size: int) -> Sense:
+    return Sense((size,), torch.float32)
+
+
+def _box(what: str, space: spaces.Box, stack: int) -> tuple[Sense, Callable[[Any], Any]]:
+    shape = space.shape
+    if not prod(shape):
+        raise UnusableInput(f"{what} {space}: there is nothing to see")
+    moments = stack if len(shape) > 1 and stack > 1 else 1
+    inner = shape[1:] if moments > 1 else shape
+    if _pictorial(inner, space.dtype):
+        return _picture(what, space, inner, moments)
+    if len(shape) == 2 and moments == 1 and space.dtype == np.float32:
+        return Sense(shape, torch.float32), _as_is  # a set of things alike
+    if len(shape) == 1 and space.dtype == np.float32:
+        return Sense(shape, torch.float32), _as_is
+    return _vector(prod(shape)), _flat
+
+
+def _pictorial(shape: tuple[int, ...], dtype: Any) -> bool:
+    if len(shape) == 2:
+        return dtype == np.uint8 and min(shape) >= SMALL
+    return len(shape) == 3 and sorted(shape)[1] >= SMALL
+
+
+def _picture(
+    what: str, space: spaces.Box, inner: tuple[int, ...], moments: int
+) -> tuple[Sense, Callable[[Any], Any]]:
+    """Channels are the shorter of the first and the last axis."""
+    last = len(inner) == 3 and inner[2] < inner[0]
+    if len(inner) == 2:
+        channels, height, width = (1, *inner)
+    else:
+        channels, height, width = (inner[2], *inner[:2]) if last else inner
+    low, high = float(space.low.min()), float(space.high.max())
+    whole = space.dtype == np.uint8
+    if not whole and not (np.isfinite(low) and np.isfinite(high) and high > low):
+        raise UnusableInput(f"{what} {space}, a picture without finite bounds; it needs some")
+    sense = Sense((moments * channels, height, width), torch.uint8)
+    if whole and not last and moments == 1 and len(inner) == 3:
+        return sense, _as_is
+    units = (0.0, 255.0) if whole else (low, high)
+    return sense, partial(_to_picture, shape=sense.shape, last=last, units=units)
+
+
+def _as_is(part: Any) -> Any:
+    return part
+
+
+def _flat(part: Any) -> np.ndarray:
+    part = np.asarray(part)
+    return part.reshape(len(part), -1).astype(np.float32)
+
+
+def _one_hot(part: Any, sizes: Any, start: Any) -> np.ndarray:
+    """`[B]` or `[B, K]` choices -> one of `sizes[k]` for each, one behind the other."""
+    chosen = np.asarray(part).reshape(len(part), -1) - start
+    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    hot = np.zeros((len(chosen), int(np.sum(sizes))), np.float32)
+    np.put_along_axis(hot, (chosen + first).astype(np.int64), 1.0, 1)
+    return hot
+
+
+def _to_picture(
+    part: Any, shape: tuple[int, ...], last: bool, units: tuple[float, float]
+) -> np.ndarray:
+    part = np.asarray(part)
+    if last:
+        part = np.moveaxis(part, -1, -3)
+    part = part.reshape(len(part), *shape)
+    if part.dtype == np.uint8:
+        return np.ascontiguousarray(part)
+    share = (part.astype(np.float32) - units[0]) / (units[1] - units[0])
+    return (255 * share.clip(0, 1)).round().astype(np.uint8)

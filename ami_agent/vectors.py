@@ -1,0 +1,169 @@
+"""Many worlds as Gymnasium steps them, made alike: whoever made them, after an episode's end the
+next step begins another, and its action is ignored (Gymnasium's NEXT_STEP)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.wrappers import FrameStackObservation, TimeLimit
+
+from modules.types import UnusableInput
+
+Worlds = VectorEnv
+
+
+class Failed(UnusableInput):
+    """A world broke its contract while somebody lived in it; what was learnt by then stands."""
+
+
+class Hold(gymnasium.Wrapper):
+    """An action is held for several steps; rewards add up, and an end ends it early."""
+
+    def __init__(self, env: gymnasium.Env, repeat: int) -> None:
+        super().__init__(env)
+        self.repeat = repeat
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        total = 0.0
+        for _ in range(self.repeat):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info
+
+
+class Guarded(VectorWrapper):
+    """What goes wrong inside is told in one line, by the one it happened to."""
+
+    def __init__(self, envs: VectorEnv, name: str) -> None:
+        super().__init__(envs)
+        self.name = name
+
+    def reset(self, **asked: Any) -> Any:
+        return self._tried("reset", lambda: self.env.reset(**asked))
+
+    def step(self, actions: Any) -> Any:
+        return self._tried("step", lambda: self.env.step(actions))
+
+    def _tried(self, what: str, do: Callable[[], Any]) -> Any:
+        try:
+            return do()
+        except (UnusableInput, KeyboardInterrupt):
+            raise
+        except Exception as error:  # anything may happen in a stranger's world
+            with contextlib.suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.env.close(terminate=True)
+            raise Failed(
+                f"world {self.name!r} failed in {what}: {type(error).__name__}: {error}"
+            ) from error
+
+
+class NextStep(VectorWrapper):
+    """For worlds that wait to be reset (DISABLED): what is over begins anew with the next step."""
+
+    def __init__(self, envs: VectorEnv) -> None:
+        super().__init__(envs)
+        self.over = np.zeros(envs.num_envs, dtype=bool)
+
+    def reset(self, **asked: Any) -> Any:
+        self.over[:] = False
+        return self.env.reset(**asked)
+
+    def step(self, actions: Any) -> Any:
+        fresh = self.over
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        if fresh.any():
+            obs, info = self.env.reset(options={"reset_mask": fresh})
+            reward, terminated, truncated = (
+                np.where(fresh, 0, part).astype(part.dtype)
+                for part in (reward, terminated, truncated)
+            )
+        self.over = np.asarray(terminated) | np.asarray(truncated)
+        return obs, reward, terminated, truncated, info
+
+
+def make(
+    name: str, count: int, options: Mapping[str, Any], *, imports: Sequence[str] = (),
+    limit: int = 0, repeat: int = 1, stack: int = 1, vector: str = "auto",
+) -> Worlds:  # fmt: skip
+    """`count` worlds of that id; UnusableInput where they can't be made."""
+    for module in imports:
+        bring(module)
+    wrappers: list[Callable[[Any], Any]] = []
+    if repeat > 1:
+        wrappers.append(partial(Hold, repeat=repeat))
+    if limit:
+        wrappers.append(partial(TimeLimit, max_episode_steps=limit))
+    if stack > 1:
+        wrappers.append(partial(FrameStackObservation, stack_size=stack))
+    how: dict[str, Any] = {}
+    if vector != "auto" or wrappers:
+        how = {"vectorization_mode": "async" if vector == "async" else "sync", "wrappers": wrappers}
+    try:
+        envs = gymnasium.make_vec(name, num_envs=count, **how, **options)
+    except gymnasium.error.NameNotFound as error:
+        hint = "" if imports else " If a package registers it, import that: --env.import NAME"
+        raise UnusableInput(f"world {name!r} can't be made: {error}{hint}") from error
+    except Exception as error:  # a stranger's code may raise anything
+        raise UnusableInput(
+            f"world {name!r} can't be made: {type(error).__name__}: {error}"
+        ) from error
+    return Guarded(_next_step(name, envs), name)
+
+
+def _next_step(name: str, envs: VectorEnv) -> VectorEnv:
+    mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+    mode = AutoresetMode(mode) if isinstance(mode, str) else mode
+    if mode == AutoresetMode.NEXT_STEP:
+        return envs
+    if mode == AutoresetMode.DISABLED:
+        return NextStep(envs)
+    envs.close()
+    raise UnusableInput(
+        f"world {name!r} resets within the step that ends an episode (SAME_STEP); the agent needs "
+        "NEXT_STEP: --env.vector sync makes it so, where the world can be had one by one"
+    )
+
+
+def bring(name: str) -> None:
+    """Imports a module by name, or a file by path; UnusableInput where that fails."""
+    path = Path(name)
+    try:
+        if path.suffix != ".py":
+            if "" not in sys.path:
+                sys.path.insert(0, "")  # as `python -m` would: what lies in the current folder
+            importlib.import_module(name)
+            return
+        if not path.is_file():
+            raise UnusableInput(f"no file {name} to import")
+        known = f"_ami_{path.stem}_{abs(hash(path.resolve()))}"
+        if known in sys.modules:
+            return
+        spec = importlib.util.spec_from_file_location(known, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[known] = module
+        spec.loader.exec_module(module)
+    except UnusableInput:
+        raise
+    except Exception as error:  # a stranger's code may raise anything
+        raise UnusableInput(f"{name} can't be imported: {type(error).__name__}: {error}") from error
+
+
+def time_limit(name: str) -> int | None:
+    """Steps after which time runs out, as the world was registered."""
+    return gymnasium.spec(name).max_episode_steps

@@ -1,0 +1,211 @@
+"""One who lives and learns: from what, that it can be put away, and that it gets better."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+import ami_agent as ami
+from ami_agent import checkpoint
+from ami_agent.build import build, capacity
+from ami_agent.learning import Learning
+from ami_agent.lessons import Interact, Live, Predict
+from ami_agent.life import WorldConfig
+from ami_agent.losses import lambda_returns
+from ami_agent.vectors import Failed
+from modules.bounds import Choice
+from modules.cost import Body, NoForesight
+from modules.drives import Drives
+from modules.types import Rollout, UnusableInput
+
+
+class Line(gymnasium.Env):
+    """A place on a line, which is left at 1; being near 0 is rewarded, and to go left or right (or
+    by so much) is all that can be done."""
+
+    observation_space = Box(-2, 2, (1,), np.float32)
+
+    def __init__(self, choices=False, luck=False, breaks_at=0) -> None:
+        self.choices, self.luck, self.breaks_at, self.moments = choices, luck, breaks_at, 0
+        self.action_space = Discrete(2) if choices else Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = float(self.np_random.uniform(-0.9, 0.9))
+        return np.array([self.place], np.float32), {}
+
+    def step(self, action):
+        self.moments += 1
+        if self.moments == self.breaks_at:
+            raise RuntimeError("the line broke")
+        move = 2 * int(action) - 1 if self.choices else float(action[0])
+        noise = np.random.default_rng().normal() if self.luck else 0.0
+        self.place += 0.1 * move + 0.01 * noise
+        over = abs(self.place) > 1
+        return np.array([self.place], np.float32), 1 - abs(self.place), over, False, {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _known():
+    gymnasium.register("ami-test/Line-v0", entry_point=Line, max_episode_steps=20)
+    yield
+    del gymnasium.registry["ami-test/Line-v0"]
+
+
+def recipe(steps=60, **options):
+    config = ami.recipes.gym(WorldConfig(id="ami-test/Line-v0", options=options))
+    learning = Learning(steps=0, batch=16)
+    return replace(
+        config,
+        life=Live(worlds=2, steps=40),
+        objective=replace(config.objective, learning=replace(learning, steps=4)),
+        interact=replace(
+            config.interact, steps=steps, ratio=0.5, judge=20, learning=learning,
+            objective=replace(config.interact.objective, learning=learning),
+        ),
+    )  # fmt: skip
+
+
+def pupil_of(config, lived=True):
+    world = config.world.build(1)
+    agent = build(config, world.spec, worlds=config.life.worlds, capacity=capacity(config))
+    world.close()
+    if lived:
+        life = config.life.begin(agent, config.world, 1)
+        for _ in range(config.life.steps):
+            life.update()
+        life.finish()
+    return config.interact.begin(agent, config.world, 2)
+
+
+def test_what_comes_after_death_does_not_count():
+    body = Body(Drives(("reward",), ("reward", "alive")), NoForesight(0.5))
+    felt = torch.tensor([[[[1.0, 1.0], [1.0, 0.25], [1.0, 1.0]]]])  # [B, P, H, I]
+    path = torch.zeros(1, 1, 4, 2)
+    rollout = Rollout(path, torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 0), felt)
+    # mean of the returns over 1, 2 and 3 steps: -1, -1 - 1/2, -1 - 1/2 - 1/4 of a quarter
+    by_hand = -(1 + 1.5 + 1.5 + 0.25 * 0.25) / 3
+    assert body(rollout, {})["reward"].item() == pytest.approx(by_hand)
+    immortal = Body(Drives(("reward",), ("reward",)), NoForesight(0.5))
+    endless = rollout._replace(interoception=felt[..., :1])
+    assert immortal(endless, {})["reward"].item() == pytest.approx(-(1 + 1.5 + 1.75) / 3)
+
+
+def test_a_return_by_hand_where_life_goes_on_by_chance():
+    cost = torch.tensor([[[1.0], [2.0]]])
+    ahead = torch.tensor([[[10.0], [20.0]]])
+    lives = torch.tensor([[0.5, 1.0]])
+    last = 2 + 0.9 * 20
+    first = 1 + 0.5 * 0.9 * (0.25 * 10 + 0.75 * last)
+    found = lambda_returns(cost, ahead, lives, 0.9, 0.75)
+    torch.testing.assert_close(found, torch.tensor([[[first], [last]]]))
+
+
+@pytest.mark.parametrize("choices", [False, True])
+def test_a_step_of_life_is_remembered_and_learnt_from(choices):
+    pupil = pupil_of(recipe(choices=choices))
+    before = {name: part.clone() for name, part in pupil.agent.state_dict().items()}
+    lived = pupil.agent.memory.lived
+    for _ in range(3):
+        news = pupil.update()
+    assert pupil.agent.memory.lived == lived + 3 * 2
+    assert {"model change", "model feeling", "actor energy", "actor foresight"} <= set(news)
+    moved = {n for n, part in pupil.agent.state_dict().items() if not part.equal(before[n])}
+    for box in ("world_model.levels", "world_model.feeling", "cost.body.foresight", "policy"):
+        assert any(name.startswith(box) for name in moved), box
+    done = pupil.agent.memory.deeds(3)
+    if choices:
+        assert (done.sum(-1) == 1).all()
+        assert set(done.unique().tolist()) == {0, 1}
+
+
+def test_the_policy_does_not_move_the_world_model_nor_the_critic_that_judges_it():
+    actor = pupil_of(recipe()).actor
+    agent = actor.agent
+    kept = {n: p.clone() for n, p in agent.world_model.named_parameters()}
+    slow = [p.clone() for p in actor.slow.parameters()]
+    actor.after = lambda: None
+    for _ in range(3):
+        actor.update()
+    assert all(p.equal(kept[n]) and p.grad is None for n, p in agent.world_model.named_parameters())
+    assert all(p.equal(q) for p, q in zip(actor.slow.parameters(), slow, strict=True))
+
+
+def test_put_away_and_taken_up_again_it_lives_and_learns_the_same(tmp_path):
+    config = recipe()
+    whole, first = pupil_of(config), pupil_of(config)
+    for _ in range(37):
+        whole.update()
+        first.update()
+    checkpoint.save(tmp_path / "put-away", first.state_dict(), {})
+    agent = first.agent.state_dict()
+    second = pupil_of(config)
+    second.agent.load_state_dict(agent)
+    second.load_state_dict(checkpoint.load(tmp_path / "put-away", "cpu")[0])
+    assert second.step == 37
+    for _ in range(23):
+        whole.update()
+        second.update()
+    for name, part in whole.agent.state_dict().items():
+        assert part.equal(second.agent.state_dict()[name]), name
+    assert torch.equal(whole.agent.memory.deeds(60), second.agent.memory.deeds(60))
+
+
+def test_where_the_world_can_not_be_brought_back_another_life_begins():
+    config = recipe(luck=True)
+    first, second = pupil_of(config), pupil_of(config)
+    for _ in range(7):
+        first.update()
+    state = {name: part.clone() for name, part in first.state_dict().items()}
+    second.load_state_dict(state)
+    second.update()
+    memory = second.agent.memory
+    joined = memory.sample(400, 1, torch.Generator().manual_seed(0))
+    assert (joined.states[:, 1] - joined.states[:, 0]).abs().max() < 0.2
+
+
+def test_what_was_learnt_is_kept_when_the_world_breaks(tmp_path):
+    config = recipe(breaks_at=45)
+    config = replace(config, life=replace(config.life, options={"breaks_at": 0}))
+    with pytest.raises(Failed, match="the line broke"):
+        ami.train(config, out=tmp_path / "run", seed=0)
+    tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"), "cpu")
+    assert 44 <= int(tensors["pupil.here.step"]) < 60  # a step that only resets breaks nothing
+    assert facts["lessons"][facts["lesson"]] == "interact"
+    assert ami.load(tmp_path / "run").spec.action_dim == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"bounds": Choice(sizes=(2,))}, "this world's actions are numbers"),
+        ({"drives": ()}, "foresight is of drives|needs drives"),
+    ],
+)
+def test_minds_that_do_not_fit_are_refused(changes, said, tmp_path):
+    with pytest.raises(UnusableInput, match=said):
+        ami.train(replace(recipe(), **changes), out=tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choices", [False, True])
+def test_it_learns_to_stay_where_it_is_rewarded(choices, tmp_path):
+    config = ami.recipes.gym(WorldConfig(id="ami-test/Line-v0", options={"choices": choices}))
+    config = replace(
+        config, life=Live(steps=200), interact=Interact(
+            steps=400, objective=Predict(
+                weights=config.objective.weights, learning=Learning(steps=0, batch=64), length=3
+            ),
+        ),
+    )  # fmt: skip
+    agent = ami.train(config, out=tmp_path / "run", seed=0)
+    found = ami.judge(agent, config.evaluation, episodes=50)
+    best = 20 - 0.05 * 20  # at 0 but for the way there, or for a step beside it
+    random = found["plan"]["baselines"]["random"]["return"]["mean"]
+    for mode in ("plan", "react"):
+        assert found[mode]["return"]["mean"] > max(0.85 * best, random + 3), mode

@@ -1,0 +1,152 @@
+"""Whatever a world shows and takes, the mind sees vectors and pictures and acts in numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ami_agent.deeds import deeds
+from ami_agent.senses import readers
+from modules.types import UnusableInput
+
+U8, F32, F64 = np.uint8, np.float32, np.float64
+
+
+def seen(space, obs, stack=1):
+    """What the senses make of a batch, by name."""
+    made = {name: reader(obs) for name, reader in readers(space, stack).items()}
+    for name, reader in readers(space, stack).items():
+        assert made[name].shape[1:] == reader.sense.shape
+        assert torch.as_tensor(made[name]).dtype == reader.sense.dtype
+    return made
+
+
+@pytest.mark.parametrize(
+    ("space", "shape", "dtype"),
+    [
+        (spaces.Box(-1, 1, (3,), F64), (3,), torch.float32),
+        (spaces.Box(-1, 1, (), F32), (1,), torch.float32),
+        (spaces.Box(0, 255, (6,), U8), (6,), torch.float32),
+        (spaces.Box(-1, 1, (4, 3), F32), (4, 3), torch.float32),
+        (spaces.Box(0, 255, (64, 48, 3), U8), (3, 64, 48), torch.uint8),
+        (spaces.Box(0, 255, (3, 64, 48), U8), (3, 64, 48), torch.uint8),
+        (spaces.Box(0, 255, (64, 48), U8), (1, 64, 48), torch.uint8),
+        (spaces.Box(0, 1, (20, 30, 4), F32), (4, 20, 30), torch.uint8),
+        (spaces.Box(-1, 1, (2, 5, 3, 2), F32), (60,), torch.float32),
+        (spaces.Discrete(4, start=-1), (4,), torch.float32),
+        (spaces.MultiDiscrete([2, 3]), (5,), torch.float32),
+        (spaces.MultiBinary([2, 2]), (4,), torch.float32),
+    ],
+)
+def test_every_leaf_becomes_a_vector_a_set_or_a_picture(space, shape, dtype):
+    (reader,) = readers(space).values()
+    assert reader.sense == (shape, dtype)
+    batch = batch_space(space, 5)
+    batch.seed(0)
+    seen(space, batch.sample())
+
+
+def test_a_picture_keeps_its_pixels_wherever_its_channels_were():
+    first = np.random.default_rng(0).integers(0, 255, (2, 3, 9, 10), U8)
+    last = np.moveaxis(first, 1, -1)
+    for obs in (first, last):
+        assert np.array_equal(seen(spaces.Box(0, 255, obs.shape[1:], U8), obs)["obs"], first)
+    share = last / np.float32(255)
+    assert np.array_equal(seen(spaces.Box(0, 1, last.shape[1:], F32), share)["obs"], first)
+    signed = 2 * share - 1
+    assert np.array_equal(seen(spaces.Box(-1, 1, last.shape[1:], F32), signed)["obs"], first)
+
+
+def test_moments_lie_behind_each_other_as_channels_or_as_numbers():
+    films = np.random.default_rng(0).integers(0, 255, (2, 4, 9, 10, 3), U8)
+    (made,) = seen(spaces.Box(0, 255, films.shape[1:], U8), films, stack=4).values()
+    assert np.array_equal(made[:, 3:6], np.moveaxis(films[:, 1], -1, 1))
+    paths = np.arange(24, dtype=F32).reshape(2, 4, 3)
+    (made,) = seen(spaces.Box(0, 99, (4, 3), F32), paths, stack=4).values()
+    assert np.array_equal(made, paths.reshape(2, 12))
+
+
+def test_parts_within_parts_are_senses_by_their_path():
+    space = spaces.Dict(
+        arm=spaces.Dict(angle=spaces.Box(-1, 1, (2,), F32), grip=spaces.Discrete(2)),
+        eyes=spaces.Tuple([spaces.Box(0, 255, (8, 8), U8), spaces.Box(0, 255, (8, 8), U8)]),
+        obs=spaces.MultiBinary(3),
+    )
+    batch = batch_space(space, 4)
+    batch.seed(1)
+    obs = batch.sample()
+    made = seen(space, obs)
+    assert set(made) == {"arm/angle", "arm/grip", "eyes/0", "eyes/1", "obs_"}
+    assert np.array_equal(made["eyes/1"][:, 0], obs["eyes"][1])
+    assert np.array_equal(made["arm/grip"].argmax(1), obs["arm"]["grip"])
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (spaces.Text(5), "observations are Text.*wrap the world"),
+        (spaces.Dict(a=spaces.Graph(spaces.Box(-1, 1, (2,)), None)), "'a' is Graph.*wrap"),
+        (spaces.Sequence(spaces.Discrete(2)), "Sequence.*wrap"),
+        (spaces.Box(-np.inf, np.inf, (16, 16, 3), F32), "without finite bounds"),
+        (spaces.Dict(), "nothing to see"),
+        (spaces.Box(-1, 1, (0,), F32), "nothing to see"),
+    ],
+)
+def test_what_no_sense_can_be_made_of_is_named_with_a_way_out(space, said):
+    with pytest.raises(UnusableInput, match=said):
+        readers(space)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "stray"), [([0.0, 1.009], None), ([0.0, 1.5], 1.5), ([-9.0, 0.0], -9.0)]
+)
+def test_a_number_far_outside_its_space_is_found(numbers, stray):
+    (reader,) = readers(spaces.Box(-1, 1, (2,), F32)).values()
+    found = reader.strays(np.array([[0.0, 0.0], numbers], F32))
+    assert found == (None if stray is None else pytest.approx(stray))
+    (open_ended,) = readers(spaces.Box(-np.inf, np.inf, (2,), F32)).values()
+    assert open_ended.strays(np.array([numbers], F32)) is None
+
+
+ACTIONS = [
+    spaces.Box(-2, 3, (2,), F32),
+    spaces.Box(np.array([[0, -1], [5, 2]]), np.array([[1, 1], [9, 4]]), dtype=F64),
+    spaces.Box(0, 10, (3,), np.int64),
+    spaces.Discrete(5, start=2),
+    spaces.MultiDiscrete([2, 4, 3], start=[0, 1, -1]),
+    spaces.MultiDiscrete([[2, 2], [3, 3]]),
+    spaces.MultiBinary(3),
+]
+
+
+@pytest.mark.parametrize("space", ACTIONS, ids=str)
+@given(seed=st.integers(0, 1000))
+def test_what_can_be_done_survives_the_way_into_the_mind_and_back(space, seed):
+    ways, batch = deeds(space), batch_space(space, 6)
+    batch.seed(seed)
+    done = batch.sample()
+    inside = ways.from_world(done)
+    assert inside.shape == (6, ways.size)
+    assert np.abs(inside).max() <= 1 + 1e-6
+    back = ways.to_world(inside)
+    assert back.dtype == batch.dtype
+    np.testing.assert_allclose(back, done, atol=1e-5)
+    assert batch.contains(np.clip(back, batch.low, batch.high) if hasattr(batch, "low") else back)
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (spaces.Box(-np.inf, np.inf, (2,)), "no finite bounds.*ClipAction"),
+        (spaces.Dict(a=spaces.Discrete(2)), "Dict.*wrap"),
+        (spaces.Text(3), "Text.*wrap"),
+    ],
+)
+def test_actions_that_can_not_be_carried_out_are_named_with_a_way_out(space, said):
+    with pytest.raises(UnusableInput, match=said):
+        deeds(space)
