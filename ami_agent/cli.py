@@ -66,7 +66,9 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
     if name not in OPEN:
         return recipe(name), list(argv)
     flags, rest = settings.parse_known(EnvFlags(env=DEFAULT_WORLD), argv, program)
-    return OPEN[name](flags.env), rest
+    # wherever the run is looked at later, what makes its world known is found
+    files = (Path(n).absolute() if n.endswith(".py") else n for n in flags.env.imports)
+    return OPEN[name](replace(flags.env, imports=tuple(map(str, files)))), rest
 
 
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
@@ -114,7 +116,7 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     config = runs.config_of(Path(name))
     world = config.evaluation
     if flags.env and flags.env != world.id:
-        world = WorldConfig(id=flags.env)
+        world = replace(world, id=flags.env, variant="", options={})
     world = replace(world, variant=flags.variant or world.variant)
     agent = runs.load(name, device(flags.device))
     found = judge(

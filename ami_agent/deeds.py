@@ -29,7 +29,9 @@ class Forces:
     def __init__(self, space: spaces.Box) -> None:
         if not prod(space.shape):
             raise UnusableInput(f"actions are {space}: there is nothing to do")
-        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        with np.errstate(over="ignore", invalid="ignore"):
+            span = space.high.astype(space.dtype) - space.low
+        if not np.isfinite(span).all():
             raise UnusableInput(
                 f"actions {space} have no finite bounds; the agent needs them (gymnasium.wrappers."
                 "ClipAction or RescaleAction around the world gives it some)"
@@ -40,7 +42,7 @@ class Forces:
 
     def to_world(self, action: np.ndarray) -> np.ndarray:
         share = (action.reshape(*action.shape[:-1], *self.shape) + 1) / 2
-        told = self.low + share * (self.high - self.low)
+        told = (self.low + share * (self.high - self.low)).clip(self.low, self.high)
         return (told if np.issubdtype(self.dtype, np.floating) else told.round()).astype(self.dtype)
 
     def from_world(self, action: Any) -> np.ndarray:

@@ -43,28 +43,32 @@ def play(begin: Begin, world: World, seed: int) -> Outcome:
     felt = torch.zeros(world.count, len(world.spec.interoception))
     act = begin(Scene(world, obs, info), seed)
     for step, lived in enumerate(live(act, world, obs), 1):
-        now = succeeded(lived, "success")
+        now = told_of(lived, "success", "is_success")
         steps[(now == 1) & going & (success != 1)] = step
         success = torch.where(going, torch.fmax(success, now), success)
         felt += lived.transition.interoception.cpu() * going[:, None]
         length += going
         over = ended(lived).cpu() & going
-        final[over] = succeeded(lived, "final_success")[over]
+        final[over] = told_of(lived, "final_success", "is_success")[over]
         if "score" in lived.info:
-            score[over] = torch.as_tensor(lived.info["score"]).cpu()[over].float()
+            score[over] = told_of(lived, "score")[over]
         going &= ~over
         if not going.any():
             break
     return Outcome(success, final, steps, length, score, felt)
 
 
-def succeeded(lived: Lived, name: str) -> Tensor:
-    """`[B]` 1 or 0, as the world says, by our name or the usual "is_success"; NaN if it doesn't."""
-    said = lived.info.get(name, lived.info.get("is_success"))
-    if said is None:
-        return torch.full((len(ended(lived)),), torch.nan)
-    plain = said if isinstance(said, Tensor) else np.asarray(said, dtype=np.float32)
-    return torch.as_tensor(plain).cpu().float()
+def told_of(lived: Lived, *names: str) -> Tensor:
+    """`[B]` numbers as the world tells them, under the first of these names that it knows; NaN
+    where it knows none, or tells what is no number."""
+    said = next((lived.info[name] for name in names if name in lived.info), None)
+    unknown = torch.full((len(ended(lived)),), torch.nan)
+    try:
+        plain = said if isinstance(said, Tensor) else np.asarray(said, dtype=np.float32)
+    except (TypeError, ValueError):
+        return unknown
+    told = torch.as_tensor(plain).cpu().float()
+    return told if told.shape == unknown.shape else unknown
 
 
 def play_many(begin: Begin, config: WorldConfig, episodes: int, seed: int, device: Any) -> Outcome:
@@ -118,10 +122,10 @@ def judge(
     config = (WorldConfig(id=world) if isinstance(world, str) else world).under(assignment)
     if episodes < 1:
         raise UnusableInput(f"episodes is {episodes}; there must be at least 1")
-    found = {}
+    found, channels = {}, _felt_in(config, agent)
     for mode in modes:
         say(f"mode {mode}: {episodes} episodes")
-        found[mode] = _marks(agent.eval(), config, mode, assignment, episodes, seed)
+        found[mode] = _marks(agent.eval(), config, mode, assignment, episodes, seed, channels)
     say(f"random motion and the oracle: {episodes} episodes")
     known = {
         "task": task or next(iter(agent.assignments)),
@@ -130,9 +134,22 @@ def judge(
     return {mode: {**marks, **known} for mode, marks in found.items()}
 
 
+def _felt_in(config: WorldConfig, agent: Agent) -> tuple[str, ...]:
+    """What is felt in that world; UnusableInput where the agent's senses or body don't fit it."""
+    world = config.build(1)
+    world.close()
+    mine, there = (
+        f"{spec.told()} and {spec.action_dim} actions" for spec in (agent.spec, world.spec)
+    )
+    if mine != there or agent.spec.choices != world.spec.choices:
+        raise UnusableInput(f"{config.id} has {there}, but the agent is made for {mine}")
+    return world.spec.interoception
+
+
 def _marks(
-    agent: Agent, config: WorldConfig, mode: str, assignment: Assignment, episodes: int, seed: int
-) -> Results:
+    agent: Agent, config: WorldConfig, mode: str, assignment: Assignment, episodes: int, seed: int,
+    channels: Sequence[str],
+) -> Results:  # fmt: skip
     times: list[float] = []
     deliberated: list[Tensor] = []
     violated: list[Tensor] = []
@@ -153,7 +170,7 @@ def _marks(
         "device": str(agent.device),
         "seed": seed,
         "episodes": episodes,
-        **row(outcome, agent.spec.interoception),
+        **row(outcome, channels),
         "deliberated": float(torch.cat(deliberated).float().mean()),
         "violated": float(torch.cat(violated).float().mean()),
         **latency(agent, config, mode, assignment, seed),

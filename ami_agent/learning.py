@@ -125,5 +125,8 @@ def check_finite(stage: str, step: int, values: Mapping[str, float]) -> None:
 
 def average(history: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
     """The mean of each value over some updates; this is where the host waits for the device."""
-    rows = list(history)
-    return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
+    found: dict[str, list[Tensor]] = {}
+    for row in history:
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+    return {name: float(torch.stack(values).mean()) for name, values in found.items()}

@@ -16,7 +16,7 @@ import tyro
 from torch import Tensor
 
 from ami_agent.deeds import deeds
-from ami_agent.senses import Sense, readers
+from ami_agent.senses import Sense, Stray, readers
 from ami_agent.vectors import Failed, Worlds, make
 from modules.configurator import Assignment
 from modules.types import ALIVE, Observation, Transition, UnusableInput, require
@@ -156,7 +156,10 @@ class World:
 
     def _felt(self, reward: Any, over: Tensor, info: Info) -> Tensor:
         """`[B, I]`, in the order of the names in the spec."""
-        felt = [self.tensor(np.asarray(reward, dtype=np.float32))[:, None]]
+        earned = np.asarray(reward, dtype=np.float32)
+        if not np.isfinite(earned).all():
+            raise Failed("the world's reward is NaN or infinite")
+        felt = [self.tensor(earned)[:, None]]
         if len(self.spec.interoception) > 1 + self.mortal:
             felt.append(self.tensor(info["interoception"]).float())
         if self.mortal:
@@ -169,14 +172,15 @@ class World:
         sensed: dict[str, Tensor] = {}
         for name, reader in self.senses.items():
             which = "" if name == "obs" else f" {name!r}"
-            part = sensed[name] = self.tensor(reader(obs))
+            try:
+                part = sensed[name] = self.tensor(reader(obs))
+            except Stray as stray:
+                raise Failed(
+                    f"the world's observation{which} holds {stray.number:g}, outside its space "
+                    f"{reader.space}: mend the world, or its observation_space"
+                ) from None
             if part.is_floating_point() and not part.isfinite().all():
                 raise Failed(f"the world's observation{which} holds NaN or infinity")
-            if (stray := reader.strays(obs)) is not None:
-                raise Failed(
-                    f"the world's observation{which} holds {stray:g}, outside its space "
-                    f"{reader.space}: mend the world, or its observation_space"
-                )
         return sensed.get("obs", sensed)
 
     def goal(self, info: Info) -> Observation | None:

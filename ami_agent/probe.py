@@ -147,7 +147,7 @@ class Examiner:
 
 
 class Introspection:
-    """All that can be said in a world that knows no truth: collapse, on what aimless motion sees."""
+    """All that can be said in a world that knows no truth: collapse, on what a walk sees."""
 
     def __init__(self, config: WorldConfig, seed: int, worlds: int = 16, steps: int = 31) -> None:
         world = config.build(worlds)

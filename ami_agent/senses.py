@@ -41,24 +41,45 @@ class Reader(NamedTuple):
     space: spaces.Space
     sense: Sense
     convert: Callable[[Any], Any]  # [B, *leaf] -> [B, *sense.shape]
+    limits: tuple[np.ndarray, np.ndarray] | None  # that no number may be beyond; None: all may be
 
     def __call__(self, obs: Any) -> Any:
+        """Raises Stray for a number far outside the space."""
         for key in self.path:
             obs = obs[key]
+        if self.limits is not None and isinstance(obs, np.ndarray):
+            low, high = self.limits
+            outside = (obs < low) | (obs > high)
+            if outside.any():
+                raise Stray(float(obs[outside][0]))
         return self.convert(obs)
 
-    def strays(self, obs: Any) -> float | None:
-        """A number of this leaf that is outside its space, if there is one."""
-        for key in self.path:
-            obs = obs[key]
-        if not isinstance(self.space, spaces.Box) or not isinstance(obs, np.ndarray):
-            return None
-        low, high = self.space.low, self.space.high
-        if not np.isfinite(low).any() and not np.isfinite(high).any():
-            return None
-        span = np.where(np.isfinite(low) & np.isfinite(high), high.astype(float) - low, np.abs(obs))
-        outside = (obs < low - BEYOND * span) | (obs > high + BEYOND * span)
-        return float(obs[outside][0]) if outside.any() else None
+
+class Stray(ValueError):
+    """A number outside its space."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _limits(space: spaces.Space) -> tuple[np.ndarray, np.ndarray] | None:
+    """What lies a little outside is rounding; what lies far outside is a fault."""
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(space.start), np.asarray(space.start + space.n - 1)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    if not isinstance(space, spaces.Box):
+        return None
+    if space.dtype == np.uint8 and not space.low.any() and (space.high == 255).all():
+        return None
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if not (np.isfinite(low).any() or np.isfinite(high).any()):
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        span = high - low
+    slack = BEYOND * np.where(np.isfinite(span), span, 1.0)
+    return low - slack, high + slack
 
 
 def readers(space: spaces.Space, stack: int = 1) -> dict[str, Reader]:
@@ -73,6 +94,8 @@ def readers(space: spaces.Space, stack: int = 1) -> dict[str, Reader]:
     for path, leaf in leaves.items():
         name = "/".join(str(key).replace(".", "_") for key in path)
         name = "obs_" if name == "obs" else name  # "obs" alone is what a single sense is called
+        if name in found:
+            raise UnusableInput(f"two parts of the observation would both be called {name!r}")
         found[name] = _reader(f"observation {name!r} is", path, leaf, stack)
     return found
 
@@ -109,7 +132,7 @@ def _reader(what: str, path: Path, space: spaces.Space, stack: int) -> Reader:
             "or Tuple of these: wrap the world so that it shows one of them "
             "(gymnasium.wrappers.TransformObservation)"
         )
-    return Reader(path, space, sense, convert)
+    return Reader(path, space, sense, convert, _limits(space))
 
 
 def _vector(size: int) -> Sense:

@@ -106,9 +106,12 @@ def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
 
 
 def parse_known(default: Settings, argv: Sequence[str], program: str) -> tuple[Settings, list[str]]:
-    """The same, and the flags that are of something else."""
+    """The same, and the flags that are of something else, a call for help among them."""
     helping = [arg for arg in argv if arg in ("-h", "--help")]
     asked = [arg for arg in argv if arg not in helping]
+    if helping:
+        with contextlib.suppress(SystemExit):
+            _parse(default, helping, program)
     found, rest = _parse(default, asked, program, return_unknown_args=True)
     return _widen(found, default), [*rest, *helping]
 

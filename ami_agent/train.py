@@ -125,6 +125,8 @@ class Training:
             self._note(name)
             self.reached = Reached(self.reached.updates, index + 1)
             if lesson.lives:
+                if learnt := pupil.state_dict():  # before memory says that this lesson is over
+                    self._save(learnt)
                 self._keep_memory()
             self._save({})
             if self.curve and not lesson.lives and pupil.total:
@@ -165,7 +167,8 @@ class Training:
             values = average(recent)
             recent.clear()
             check_finite(name, step, values)
-            self.report.scalars(name, step, values)
+            if values:
+                self.report.scalars(name, step, values)
 
     def _examine(self, name: str, step: int) -> None:
         marks = self.examine(self.agent)

@@ -86,13 +86,21 @@ class NextStep(VectorWrapper):
         fresh = self.over
         obs, reward, terminated, truncated, info = self.env.step(actions)
         if fresh.any():
-            obs, info = self.env.reset(options={"reset_mask": fresh})
+            obs, born = self.env.reset(options={"reset_mask": fresh})
+            info = {**info, **{name: _either(fresh, info.get(name), n) for name, n in born.items()}}
             reward, terminated, truncated = (
                 np.where(fresh, 0, part).astype(part.dtype)
                 for part in (reward, terminated, truncated)
             )
         self.over = np.asarray(terminated) | np.asarray(truncated)
         return obs, reward, terminated, truncated, info
+
+
+def _either(fresh: np.ndarray, lived: Any, born: Any) -> Any:
+    """What is told of each world by the step, or by the reset where it was one."""
+    if isinstance(lived, np.ndarray) and isinstance(born, np.ndarray) and lived.shape == born.shape:
+        return np.where(fresh.reshape(-1, *[1] * (lived.ndim - 1)), born, lived)
+    return born
 
 
 def make(
@@ -162,8 +170,3 @@ def bring(name: str) -> None:
         raise
     except Exception as error:  # a stranger's code may raise anything
         raise UnusableInput(f"{name} can't be imported: {type(error).__name__}: {error}") from error
-
-
-def time_limit(name: str) -> int | None:
-    """Steps after which time runs out, as the world was registered."""
-    return gymnasium.spec(name).max_episode_steps

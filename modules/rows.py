@@ -26,7 +26,7 @@ def senses(obs: Observation) -> dict[str, Tensor]:
 
 
 def observation(senses: Mapping[str, Tensor]) -> Observation:
-    """What `_senses` took apart."""
+    """What `senses` took apart."""
     named = {name.removeprefix("obs."): part for name, part in senses.items()}
     return named.get("obs", named)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -57,6 +58,7 @@ gymnasium.register("ami-test/Own-v0", entry_point=Own)
 TINY = (
     "--life.steps", 30, "--objective.learning.steps", 3, "--interact.steps", 12,
     "--interact.learning.batch", 8, "--interact.objective.learning.batch", 8, "--episodes", 2,
+    "--planner.horizon", 2, "--planner.steps", 1, "--planner.warm-steps", 1,
 )  # fmt: skip
 
 
@@ -68,6 +70,19 @@ def own(tmp_path, monkeypatch):
     gymnasium.registry.pop("ami-test/Own-v0", None)
 
 
+def test_the_world_in_the_readme_is_lived_in(tmp_path, monkeypatch):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_world\.py\n.*?)```", readme, re.DOTALL)
+    (tmp_path / "my_world.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    world = ("--env.import", "my_world.py", "--env.id", "my/Catch-v0")
+    assert ask("train", "gym", *world, "--out", "run", "--json", "found.json", *TINY) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["plan"]["length"]["mean"] == 11
+    assert found["plan"]["success"]["mean"] == found["plan"]["return"]["mean"]
+    del gymnasium.registry["my/Catch-v0"]
+
+
 def ask(*argv):
     return main([str(arg) for arg in argv])
 
@@ -76,7 +91,7 @@ def test_a_file_of_ones_own_is_all_it_takes(own, tmp_path, capsys):
     assert ask("train", "gym", *own, "--env.options", "lasts", 5, "--out", "run", *TINY) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["world"]["options"] == {"lasts": 5}
-    assert config["world"]["imports"] == ["own.py"]
+    assert config["world"]["imports"] == [str(tmp_path / "own.py")]
     agent = ami.load("run")
     assert set(agent.spec.senses) == {"place", "view"}
     assert agent.spec.choices == (2, 3)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ami_agent.deeds import deeds
-from ami_agent.senses import readers
+from ami_agent.senses import Stray, readers
 from modules.types import UnusableInput
 
 U8, F32, F64 = np.uint8, np.float32, np.float64
@@ -106,11 +106,39 @@ def test_what_no_sense_can_be_made_of_is_named_with_a_way_out(space, said):
     ("numbers", "stray"), [([0.0, 1.009], None), ([0.0, 1.5], 1.5), ([-9.0, 0.0], -9.0)]
 )
 def test_a_number_far_outside_its_space_is_found(numbers, stray):
-    (reader,) = readers(spaces.Box(-1, 1, (2,), F32)).values()
-    found = reader.strays(np.array([[0.0, 0.0], numbers], F32))
-    assert found == (None if stray is None else pytest.approx(stray))
+    obs = np.array([[0.0, 0.0], numbers], F32)
+    for low in ([-1, -1], [-1, -np.inf]):
+        (reader,) = readers(spaces.Box(np.array(low, F32), np.ones(2, F32))).values()
+        if stray is None:
+            assert np.array_equal(reader(obs), obs)
+        else:
+            with pytest.raises(Stray) as said:
+                reader(obs)
+            assert said.value.number == pytest.approx(stray)
     (open_ended,) = readers(spaces.Box(-np.inf, np.inf, (2,), F32)).values()
-    assert open_ended.strays(np.array([numbers], F32)) is None
+    assert np.array_equal(open_ended(obs), obs)
+
+
+@pytest.mark.parametrize(
+    ("space", "shown"),
+    [
+        (spaces.Discrete(3), [1, 5]),
+        (spaces.Discrete(3), [0, -1]),
+        (spaces.MultiDiscrete([3, 3]), [[4, 0]]),
+        (spaces.Box(0, 200, (8, 8, 3), U8), np.full((1, 8, 8, 3), 255, U8)),
+    ],
+)
+def test_a_choice_that_is_none_is_never_taken_for_another(space, shown):
+    (reader,) = readers(space).values()
+    with pytest.raises(Stray):
+        reader(np.array(shown))
+
+
+def test_two_parts_of_one_name_are_refused_rather_than_one_of_them_lost():
+    part = spaces.Box(-1, 1, (2,), F32)
+    for twice in ({"a.b": part, "a_b": part}, {"a/b": part, "a": spaces.Dict(b=part)}):
+        with pytest.raises(UnusableInput, match="both be called"):
+            readers(spaces.Dict(twice))
 
 
 ACTIONS = [
@@ -136,13 +164,21 @@ def test_what_can_be_done_survives_the_way_into_the_mind_and_back(space, seed):
     back = ways.to_world(inside)
     assert back.dtype == batch.dtype
     np.testing.assert_allclose(back, done, atol=1e-5)
-    assert batch.contains(np.clip(back, batch.low, batch.high) if hasattr(batch, "low") else back)
+    assert batch.contains(back)
+
+
+@pytest.mark.parametrize("high", [0.1, 0.7, 1.3, 2.9])
+def test_whoever_does_all_he_can_does_not_more_than_that(high):
+    space = spaces.Box(-high / 3, high, (1,), F32)
+    for most in (-1, 1):
+        assert space.contains(deeds(space).to_world(np.full((1, 1), most, F32))[0])
 
 
 @pytest.mark.parametrize(
     ("space", "said"),
     [
         (spaces.Box(-np.inf, np.inf, (2,)), "no finite bounds.*ClipAction"),
+        (spaces.Box(-3.4e38, 3.4e38, (2,)), "no finite bounds"),
         (spaces.Dict(a=spaces.Discrete(2)), "Dict.*wrap"),
         (spaces.Text(3), "Text.*wrap"),
     ],

@@ -14,7 +14,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from ami_agent.evaluate import play_many
 from ami_agent.life import WorldConfig, live, walk
+from ami_agent.players import aimless
 from ami_agent.vectors import Failed
 from modules.memory import Memory
 from modules.types import UnusableInput
@@ -65,12 +67,12 @@ class Waits(VectorEnv):
     def reset(self, *, seed=None, options=None):
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
         self.lives, self.moment = self.lives + mask, np.where(mask, 0, self.moment)
-        return self._seen(), {}
+        return self._seen(), {"success": np.zeros(self.num_envs, bool)}
 
     def step(self, actions):
         self.moment = self.moment + 1
         over = self.moment == 3 + np.arange(self.num_envs)
-        return self._seen(), self.moment.copy(), over, np.zeros_like(over), {}
+        return self._seen(), self.moment.copy(), over, np.zeros_like(over), {"success": over}
 
     def _seen(self):
         return np.stack([self.lives, self.moment], 1).astype(np.float32)
@@ -144,6 +146,16 @@ def test_the_pole_that_gymnasium_steps_in_batches_lives_as_one_that_it_steps_alo
             fresh = step.transition.terminated
             moved = following.transition.next_obs - following.transition.obs
             assert (moved[~fresh].abs() < 1).all()
+
+
+def test_what_a_world_tells_at_an_end_is_not_lost_where_another_begins_anew():
+    outcome = play_many(aimless, WorldConfig(id="ami-test/Waits-v0"), 3, 0, "cpu")
+    assert outcome.length.tolist() == [3, 4, 5]
+    assert outcome.success.tolist() == [1, 1, 1]
+    assert outcome.final_success.tolist() == [1, 1, 1]
+    unknown = play_many(aimless, WorldConfig(id="ami-test/Count-v0"), 3, 0, "cpu")
+    assert unknown.success.isnan().all()
+    assert unknown.felt[:, 0].tolist() == [1 + 2 + 3] * 3
 
 
 def test_time_that_runs_out_is_no_death_and_only_mortals_feel_it():

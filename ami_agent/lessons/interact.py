@@ -98,7 +98,8 @@ def daring(begin: Begin, noise: float, bounds: Bounds) -> Begin:
 
 class Interaction:
     """One who lives and learns. Put away in the middle of an episode, it brings the world back to
-    where it was by doing again what it did."""
+    where it was by doing again what it did. Who reacts, and recalls nothing of the episode, goes on
+    as if nothing had been; a planner thinks afresh."""
 
     def __init__(self, lesson: Interact, agent: Agent, world: WorldConfig, seed: int) -> None:
         self.lesson, self.agent, self.total, self.debt = lesson, agent, lesson.steps, 0.0
@@ -109,7 +110,6 @@ class Interaction:
         self.actor = ActorCritic(lesson, agent, assignment, updates, seed)
         player = daring(mind(agent, lesson.mode, assignment), lesson.noise, agent.policy.bounds)
         self.life = Explorer(agent, world.build(worlds, agent.device), lesson, [player], seed)
-        self.news: dict[str, Tensor] = {}
 
     @property
     def step(self) -> int:
@@ -125,11 +125,12 @@ class Interaction:
             self.life.attend()  # somebody may have asked the agent other things meanwhile
         self.life.update()
         self.debt += self.lesson.ratio * self.agent.memory.worlds
-        while self.debt >= 1 or not self.news:
+        news: dict[str, Tensor] = {}
+        while self.debt >= 1:
             learnt = {"model": self.model.update(), "actor": self.actor.update()}
-            self.news = {f"{who} {n}": v for who, part in learnt.items() for n, v in part.items()}
+            news = {f"{who} {n}": v for who, part in learnt.items() for n, v in part.items()}
             self.debt -= 1
-        return self.news
+        return news
 
     def finish(self) -> None:
         self.life.finish()

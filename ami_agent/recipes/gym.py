@@ -9,7 +9,6 @@ from ami_agent.build import Config
 from ami_agent.learning import Learning
 from ami_agent.lessons import Interact, Live, NoLesson, Predict
 from ami_agent.life import Spec, WorldConfig
-from ami_agent.vectors import time_limit
 from modules.actor import Policy
 from modules.bounds import Box, Choice
 from modules.configurator import Assignment, Configurator
@@ -31,9 +30,9 @@ def gym(world: WorldConfig = DEFAULT_WORLD) -> Config:
     """Any Gymnasium world (`--env.id ID`): its reward is a drive, and life and learning
     interleave."""
     with closing(world.build(1)) as one:
-        spec = one.spec
-    limit = world.limit or (0 if time_limit(world.id) else PATIENCE)
-    world = replace(world, mortal=True, limit=limit)
+        spec, known = one.spec, one.inner.spec
+    endless = known.max_episode_steps is None and known.entry_point is not None
+    world = replace(world, mortal=True, limit=world.limit or (PATIENCE if endless else 0))
     learning = Learning(steps=0, batch=128, last=0.2)
     return Config(
         recipe="gym",

@@ -107,19 +107,27 @@ class Senses(Encoder):
 
     def __init__(self, config: Config, shapes: Shapes) -> None:
         super().__init__()
-        self.senses = nn.ModuleDict({n: _sense(shape, config) for n, shape in shapes.items()})
+        self.names = {_key(name): name for name in shapes}
+        self.senses = nn.ModuleDict({_key(n): _sense(part, config) for n, part in shapes.items()})
         self.shape: Shape = (sum(sense.out for sense in self.senses.values()), 1, 1)  # type: ignore[misc]
 
     def adapt(self, obs: Observation) -> None:
         """Takes observations `[N, *O]` as the unit of those senses that have one."""
-        for name, sense in self.senses.items():
+        for key, sense in self.senses.items():
             if isinstance(sense, PlainSense):
-                sense.adapt(by_sense(obs)[name])
+                sense.adapt(by_sense(obs)[self.names[key]])
 
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
-        parts = by_sense(obs)
-        heard = (amplify(s(parts[name]), gains.get(name, 1)) for name, s in self.senses.items())
+        parts, names = by_sense(obs), self.names
+        heard = (
+            amplify(s(parts[names[k]]), gains.get(names[k], 1)) for k, s in self.senses.items()
+        )
         return torch.cat(list(heard), 1)
+
+
+def _key(name: str) -> str:
+    """What a module may be called: not as what every dictionary of modules can do."""
+    return f"sense {name}" if hasattr(nn.ModuleDict, name) else name
 
 
 def _sense(shape: tuple[int, ...], config: Senses.Config) -> nn.Module:
