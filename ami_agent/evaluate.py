@@ -49,7 +49,7 @@ def play(begin: Begin, world: World, seed: int) -> Outcome:
         felt += lived.transition.interoception.cpu() * going[:, None]
         length += going
         over = ended(lived).cpu() & going
-        final[over] = told_of(lived, "final_success", "is_success")[over]
+        final[over] = told_of(lived, "final_success", "is_success", "success")[over]
         if "score" in lived.info:
             score[over] = told_of(lived, "score")[over]
         going &= ~over
