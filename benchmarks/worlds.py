@@ -53,6 +53,8 @@ class Exam:
         return found
 
 
+WHO = ("ami", "sb3")
+
 EXAMS = {
     "Pendulum-v1": Exam(2000, 250, "SAC", 6000, 500, solved=-200.0),
     "CartPole-v1": Exam(3000, 250, "PPO", 50_000, 4096),
@@ -127,14 +129,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--only", choices=list(EXAMS), nargs="*", default=list(EXAMS))
-    parser.add_argument("--alone", action="store_true", help="without Stable-Baselines3")
+    parser.add_argument("--who", choices=WHO, nargs="*", default=WHO)
     parser.add_argument("--out", type=Path, default=Path("runs/worlds"))
     asked = parser.parse_args()
     rows = []
     for name in asked.only:
         exam, folder = EXAMS[name], asked.out / name
         threshold = exam.threshold(name)
-        for who in ("ami",) if asked.alone else ("ami", exam.baseline):
+        for who in ("ami" if who == "ami" else exam.baseline for who in asked.who):
             curves = []
             for seed in range(asked.seeds):
                 place = folder / f"{who}-{seed}-{asked.episodes}.json"

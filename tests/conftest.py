@@ -12,7 +12,7 @@ from torch import Tensor
 from ami_agent import recipes
 from ami_agent.build import Config
 from ami_agent.cli import main
-from ami_agent.lessons import Distil, Live, NoLesson, Practise, Separate
+from ami_agent.lessons import Distil, Interact, Live, NoLesson, Practise, Separate
 from modules.hierarchy import LandmarkGraph, MacroLevels
 from modules.types import Decide, Focus, Imagine, Pursue, Rollout
 
@@ -77,6 +77,9 @@ def small(config: Config, steps: int = 6) -> Config:
         teacher=shorter(config.teacher, **teacher),
         paths=shorter(config.paths, **paths),
         foresee=shorter(config.foresee),
+        interact=shorter(config.interact, steps=steps, objective=shorter(config.objective))
+        if isinstance(config.interact, Interact)
+        else config.interact,
         ascend=shorter(config.ascend),
         practice=practice,
         refine=shorter(config.refine),

@@ -29,6 +29,7 @@ LEARNS = {
     "teacher": {"cost"},
     "paths": {"cost"},
     "foresee": {"cost"},
+    "interact": {"world_model", "cost", "policy"},
     "practice": set(),
     "refine": {"world_model"},
     "ascend": {"hierarchy"},

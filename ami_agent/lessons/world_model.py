@@ -44,7 +44,8 @@ class Predict(Study):
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         perception, target = agent.perception, self.target.build(agent.perception)
         window = self.context + self.length
-        some = agent.memory.sample(4096, 1, torch.Generator().manual_seed(seed))
+        # the same whenever the same was lived: a unit that is taken again is the same unit
+        some = agent.memory.sample(4096, 1, torch.Generator().manual_seed(0))
         agent.perception.adapt(each(lambda part: part[:, 0].to(agent.device), some.obs))  # type: ignore[operator]
         agent.world_model.feeling.adapt(some.interoception[:, 0].to(agent.device))  # type: ignore[operator]
 
