@@ -120,8 +120,9 @@ def test_show_leaves_a_page(run, tmp_path):
     assert "<img" in page.read_text()
 
 
-def test_a_world_without_goals_is_refused(run, capsys):
-    assert "names no goal" in refuse(capsys, "eval", run, "--env", "Pendulum-v1")
+def test_a_world_of_another_kind_is_refused(run, capsys):
+    said = refuse(capsys, "eval", run, "--env", "Pendulum-v1")
+    assert "Pendulum-v1 has (3,) torch.float32 and 1 actions, but the agent is made for" in said
 
 
 def test_eval_writes_the_figures_of_the_contract(run, tmp_path, capsys):
@@ -218,7 +219,9 @@ def test_a_damaged_checkpoint_is_named(own, capsys):
 
 def test_a_world_that_the_agent_was_not_made_for_is_refused(run, capsys):
     said = refuse(capsys, "eval", run, "--variant", "random", "--episodes", "2")
-    assert "the goal is (2, 2, 32, 32) torch.uint8; it must be a batch of (2, 65, 65)" in said
+    assert (
+        "has (2, 32, 32) torch.uint8 and 2 actions, but the agent is made for (2, 65, 65)" in said
+    )
 
 
 def test_a_full_disk_ends_a_run_in_one_line_and_spares_what_was_saved(tmp_path):

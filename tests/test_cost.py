@@ -313,7 +313,7 @@ def test_a_drive_that_nobody_knows_or_the_world_does_not_declare_is_refused_by_n
 def test_lambda_returns_mix_the_returns_of_every_length_and_nothing_comes_after_an_end(trace):
     cost, ahead, discount = normal(1, 4, 1), normal(1, 4, 1, seed=1), 0.9
     ended = torch.tensor([[False, False, True, False]])
-    found = lambda_returns(cost, ahead, ended, discount, trace)[0, :, 0]
+    found = lambda_returns(cost, ahead, ~ended, discount, trace)[0, :, 0]
     c, v = cost[0, :, 0], ahead[0, :, 0]
     third = c[2]
     second = c[1] + discount * ((1 - trace) * v[1] + trace * third)

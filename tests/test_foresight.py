@@ -121,18 +121,18 @@ AHEAD = torch.tensor([10.0, 20.0, 30.0])[None, :, None]
 )
 def test_returns_of_a_chain_solved_by_hand(trace, end, by_hand):
     ended = torch.arange(3)[None] == (-1 if end is None else end)
-    assert lambda_returns(COSTS, AHEAD, ended, 0.5, trace).flatten().tolist() == by_hand
+    assert lambda_returns(COSTS, AHEAD, ~ended, 0.5, trace).flatten().tolist() == by_hand
 
 
 def test_every_life_and_every_drive_has_returns_of_its_own():
     costs, ahead = torch.cat([COSTS, -3 * COSTS]), torch.cat([AHEAD, AHEAD.square()])
     costs, ahead = torch.cat([costs, costs.flip(1)], -1), torch.cat([ahead, 2 * ahead], -1)
     ended = torch.tensor([[False, True, False], [False, False, False]])
-    whole = lambda_returns(costs, ahead, ended, 0.5, 0.7)
+    whole = lambda_returns(costs, ahead, ~ended, 0.5, 0.7)
     for life in range(2):
         for drive in range(2):
             part = (slice(life, life + 1), slice(None), slice(drive, drive + 1))
-            alone = lambda_returns(costs[part], ahead[part], ended[life, None], 0.5, 0.7)
+            alone = lambda_returns(costs[part], ahead[part], ~ended[life, None], 0.5, 0.7)
             torch.testing.assert_close(whole[part], alone)
 
 

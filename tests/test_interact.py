@@ -13,6 +13,7 @@ from gymnasium.spaces import Box, Discrete
 import ami_agent as ami
 from ami_agent import checkpoint
 from ami_agent.build import build, capacity
+from ami_agent.evaluate import judge
 from ami_agent.learning import Learning
 from ami_agent.lessons import Interact, Live, Predict
 from ami_agent.life import WorldConfig
@@ -205,7 +206,7 @@ def test_it_learns_to_stay_where_it_is_rewarded(choices, tmp_path):
         ),
     )  # fmt: skip
     agent = ami.train(config, out=tmp_path / "run", seed=0)
-    found = ami.judge(agent, config.evaluation, episodes=50)
+    found = judge(agent, config.evaluation, episodes=50)
     best = 20 - 0.05 * 20  # at 0 but for the way there, or for a step beside it
     random = found["plan"]["baselines"]["random"]["return"]["mean"]
     for mode in ("plan", "react"):
