@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ami_agent.evaluate import play_many
-from ami_agent.life import WorldConfig, live, walk
+from ami_agent.life import WorldConfig, ended, live, walk
 from ami_agent.players import aimless
 from ami_agent.vectors import Failed
 from modules.memory import Memory
@@ -121,6 +121,10 @@ def lived(world, steps, seed=0):
 def test_memory_never_joins_two_lives(config):
     world = config.build(3)
     steps = lived(world, 40)
+    for step, following in pairwise(steps):
+        fresh = ended(step)
+        assert not following.transition.interoception[fresh].any()
+        assert not ended(following)[fresh].any()
     memory = Memory(40, steps[0].transition, "cpu")
     for step in steps:
         memory.remember(step.transition)
