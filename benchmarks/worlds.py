@@ -56,7 +56,7 @@ class Exam:
 WHO = ("ami", "sb3")
 
 EXAMS = {
-    "Pendulum-v1": Exam(2000, 250, "SAC", 6000, 500, solved=-200.0),
+    "Pendulum-v1": Exam(3000, 250, "SAC", 6000, 500, solved=-200.0),
     "CartPole-v1": Exam(3000, 250, "PPO", 50_000, 4096),
     "InvertedPendulum-v5": Exam(3000, 250, "SAC", 12_000, 1000),
     "Reacher-v5": Exam(12_000, 1000, "SAC", 20_000, 2000),
