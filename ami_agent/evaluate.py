@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
-from ami_agent.latency import latency, timed
+from ami_agent.latency import Results, latency, timed
 from ami_agent.life import Act, Guides, Lived, World, WorldConfig, ended, live
 from ami_agent.players import Begin, Scene, aimless, mind, shortest
 from ami_agent.statistics import Estimate, mean, rate
@@ -19,8 +19,6 @@ from modules.types import Plan, UnusableInput
 
 EPISODES_FROM = 1_000_000
 """Seed of the first episode of an evaluation."""
-
-Results = dict[str, Any]
 
 
 class Outcome(NamedTuple):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from ami_agent.deeds import deeds
 from modules.types import UnusableInput
 
 SMALL = 8
@@ -116,14 +117,9 @@ def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[tuple, space
 def _reader(what: str, path: Path, space: spaces.Space, stack: int) -> Reader:
     if isinstance(space, spaces.Box):
         sense, convert = _box(what, space, stack)
-    elif isinstance(space, spaces.Discrete):
-        sense, convert = (
-            _vector(int(space.n)),
-            partial(_one_hot, sizes=[space.n], start=space.start),
-        )
-    elif isinstance(space, spaces.MultiDiscrete):
-        sizes, start = space.nvec.flatten(), space.start.flatten()
-        sense, convert = _vector(int(sizes.sum())), partial(_one_hot, sizes=sizes, start=start)
+    elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        chosen = deeds(space)  # a choice is seen as it is made
+        sense, convert = _vector(chosen.size), chosen.from_world
     elif isinstance(space, spaces.MultiBinary):
         sense, convert = _vector(prod(space.shape)), _flat
     else:
@@ -187,15 +183,6 @@ def _as_is(part: Any) -> Any:
 def _flat(part: Any) -> np.ndarray:
     part = np.asarray(part)
     return part.reshape(len(part), -1).astype(np.float32)
-
-
-def _one_hot(part: Any, sizes: Any, start: Any) -> np.ndarray:
-    """`[B]` or `[B, K]` choices -> one of `sizes[k]` for each, one behind the other."""
-    chosen = np.asarray(part).reshape(len(part), -1) - start
-    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    hot = np.zeros((len(chosen), int(np.sum(sizes))), np.float32)
-    np.put_along_axis(hot, (chosen + first).astype(np.int64), 1.0, 1)
-    return hot
 
 
 def _to_picture(
