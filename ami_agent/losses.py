@@ -219,7 +219,7 @@ def actor_critic_loss(
         states = future.states.detach().flatten(0, 1)  # [B, H + 1, D]
         returns = lambda_returns(felt, slow(states[:, 1:]), lives, foresight.discount, trace)  # type: ignore[arg-type]
         alive = torch.cat([torch.ones_like(lives[:, :1]), lives[:, :-1]], 1).cumprod(1)
-    error = (foresight(states[:, :-1]) - returns) / foresight.scale  # type: ignore[operator]
+    error = (foresight.every(states[:, :-1]) - returns) / foresight.scale  # type: ignore[operator]
     return {
         "energy": (energy / energy.detach().std(correction=0).clamp_min(1e-6)).mean(),
         "excess": (free.abs() - SATURATED).relu().square().mean(),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from modules.rows import DEEDS, check_finite, check_like, deeds, observation, senses, take
-from modules.types import Observation, Trajectory, Transition, UnusableInput
+from modules.types import Observation, Trajectory, Transition, UnusableInput, each
 
 
 class Windows(NamedTuple):
@@ -91,15 +91,20 @@ class Memory:
         only from the life that began with the last interruption.
         UnusableInput if no episode has that many steps.
         """
-        if together < 1 or count % together:
-            raise UnusableInput(f"{count} stretches can't come in runs of {together}")
-        windows = self._find(length, latest)
-        if not len(windows.end):
-            raise UnusableInput(
-                f"memory has no stretch of {length} steps within one episode"
-                f"{' of its latest life' if latest else ''}; the longest has {self.longest()}"
-            )
-        return self._read(windows.end[_draw(windows, count, together, generator)], length)
+        windows, drawn = self._drawn(count, length, generator, together, latest)
+        return self._read(windows.end[drawn], length)
+
+    def sample_ahead(
+        self, count: int, length: int, generator: torch.Generator, together: int = 1
+    ) -> tuple[Trajectory, Observation]:
+        """The same, and for each stretch what was seen `[count, *O]` at a moment drawn uniformly
+        from its last to the last that is kept of its episode."""
+        windows, drawn = self._drawn(count, length, generator, together)
+        share = torch.rand(count, dtype=torch.float64, generator=generator)
+        ends = windows.runs[torch.searchsorted(windows.runs, drawn, right=True)]
+        later = drawn + (share.to(drawn.device) * (ends - drawn)).long()
+        then = self._read(windows.end[later], 1).obs
+        return self._read(windows.end[drawn], length), each(lambda part: part[:, 1], then)
 
     @property
     def lived(self) -> int:
@@ -205,6 +210,21 @@ class Memory:
         heads = (fits[1:] & ~fits[:-1]).nonzero().squeeze(1) + 1
         bounds = torch.cat([heads, heads.new_tensor([len(fits)])])
         return Windows(end, torch.searchsorted(end, bounds))
+
+    def _drawn(
+        self, count: int, length: int, generator: torch.Generator, together: int,
+        latest: bool = False,
+    ) -> tuple[Windows, Tensor]:  # fmt: skip
+        """The windows there are, and the numbers of those that are drawn, `[count]`."""
+        if together < 1 or count % together:
+            raise UnusableInput(f"{count} stretches can't come in runs of {together}")
+        windows = self._find(length, latest)
+        if not len(windows.end):
+            raise UnusableInput(
+                f"memory has no stretch of {length} steps within one episode"
+                f"{' of its latest life' if latest else ''}; the longest has {self.longest()}"
+            )
+        return windows, _draw(windows, count, together, generator)
 
     def _read(self, end: Tensor, length: int) -> Trajectory:
         """`end` [N] as in Windows -> the N stretches of `length` steps which end there."""

@@ -27,8 +27,10 @@ def prediction(predicted: Tensor, target: Tensor) -> Tensor:
 
 def change(predicted: Tensor, target: Tensor, step: Tensor) -> Tensor:
     """The same error, each dimension in units of how much it changes in a step, `[..., D]`: who
-    expects no change is off by about 1, however little a dimension moves; scalar."""
-    unit = step.detach().flatten(0, -2).square().mean(0).clamp_min(_EPS**2)
+    expects no change is off by about 1, however little a dimension moves; scalar. What moves less
+    than a tenth of the mean, or not at all, is not magnified further."""
+    moved = step.detach().flatten(0, -2).square().mean(0)
+    unit = moved.clamp_min(0.01 * moved.mean() + _EPS**2)
     return ((predicted - target).square() / unit).mean()
 
 

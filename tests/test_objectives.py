@@ -208,3 +208,12 @@ def test_nobody_is_asked_for_what_cannot_be_known():
     (slope,) = torch.autograd.grad(term, read)
     assert slope[:2].all()
     assert not slope[2:].any()
+
+
+def test_errors_count_in_units_of_what_changes_and_what_never_does_is_not_blown_up():
+    step = torch.tensor([[2.0, 0.02, 0.0], [-2.0, -0.02, 0.0]])
+    target = torch.zeros(2, 3)
+    off = torch.tensor([[1.0, 0.01, 0.1], [1.0, 0.01, 0.1]])
+    floor = 0.01 * (4 + 0.0004) / 3
+    by_hand = (1 / 4 + 0.0001 / floor + 0.01 / floor) / 3
+    assert objectives.change(off, target, step).item() == pytest.approx(by_hand, rel=1e-4)

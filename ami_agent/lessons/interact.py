@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ami_agent.learning import Learning
 from ami_agent.lessons.base import GradientPupil, Pupil
 from ami_agent.lessons.foresight import foresight_of, promise
+from ami_agent.lessons.hindsight import Remembered, hindsight
 from ami_agent.lessons.life import Explorer
 from ami_agent.lessons.world_model import Predict
 from ami_agent.life import Act, WorldConfig
@@ -60,12 +61,15 @@ class Interact:
     """lambda"""
     lag: float = 0.95
     """Decay of the slow copy of the critic."""
+    hindsight: float = 0.0
+    """Share of what is remembered that is looked at as if its goal had been what was achieved later
+    in its episode; for worlds with goals of their own (`desired_goal`)."""
     judge: int = 1000
     """Steps in each world after which the agent may be judged (`--curve`)."""
 
     def __post_init__(self) -> None:
-        require(self, steps=1, ratio=0, noise=0, horizon=1, trace=0, lag=0, judge=1)
-        for name in ("trace", "lag"):
+        require(self, steps=1, ratio=0, noise=0, horizon=1, trace=0, lag=0, judge=1, hindsight=0)
+        for name in ("trace", "lag", "hindsight"):
             if getattr(self, name) > 1:
                 raise UnusableInput(f"{name} is {getattr(self, name)}; it must be 1 or less")
 
@@ -106,8 +110,9 @@ class Interaction:
         assignment, worlds = agent.assigned(lesson.task), agent.memory.worlds
         updates = int(lesson.steps * worlds * lesson.ratio) + 1
         of_model = replace(lesson.objective.learning, steps=updates)
-        self.model = replace(lesson.objective, learning=of_model).begin(agent, world, seed)
-        self.actor = ActorCritic(lesson, agent, assignment, updates, seed)
+        remembered = hindsight(agent.memory, lesson.hindsight, agent.spec, world)
+        self.model = replace(lesson.objective, learning=of_model).of(agent, remembered, seed)
+        self.actor = ActorCritic(lesson, agent, assignment, remembered, updates, seed)
         player = daring(mind(agent, lesson.mode, assignment), lesson.noise, agent.policy.bounds)
         self.life = Explorer(agent, world.build(worlds, agent.device), lesson, [player], seed)
 
@@ -163,11 +168,13 @@ class ActorCritic(GradientPupil):
     felt in them is what the critic learns to foresee (TD(lambda))."""
 
     def __init__(
-        self, lesson: Interact, agent: Agent, assignment: Assignment, updates: int, seed: int
-    ) -> None:
+        self, lesson: Interact, agent: Agent, assignment: Assignment, remembered: Remembered,
+        updates: int, seed: int,
+    ) -> None:  # fmt: skip
         if assignment.aim != "none":
             raise UnusableInput("interact learns a task of drives; its aim must be none")
-        self.lesson, self.agent, self.task = lesson, agent, assignment.task(None, "plan")
+        self.lesson, self.agent, self.remembered = lesson, agent, remembered
+        self.task = assignment.task(None, "plan")
         self.foresight, self.drives = foresight_of(agent), agent.cost.body.drives
         promise(self.foresight, self.drives, agent.memory, min(8, agent.memory.longest()))
         self.slow = MovingAverage(self.foresight, lesson.lag).requires_grad_(False)
@@ -191,7 +198,7 @@ class ActorCritic(GradientPupil):
         now = list(agent.world_model.state_dict().values())
         torch._foreach_copy_(list(self.model.state_dict().values()), now)
         with torch.no_grad():
-            batch = agent.memory.sample(self.lesson.learning.batch, 1, random)
+            batch = self.remembered.sample(self.lesson.learning.batch, 1, random)
             obs = each(lambda part: part[:, 0].to(agent.device), batch.obs)
             state = agent.perceive(obs, agent.configurator.primed(self.task))
         focus = agent.configurator.focus(self.task, torch.zeros_like(state))

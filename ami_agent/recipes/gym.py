@@ -8,6 +8,7 @@ from dataclasses import replace
 from ami_agent.build import Config
 from ami_agent.learning import Learning
 from ami_agent.lessons import Interact, Live, NoLesson, Predict
+from ami_agent.lessons.hindsight import conditioned
 from ami_agent.life import Spec, WorldConfig
 from modules.actor import Policy
 from modules.bounds import Box, Choice
@@ -45,7 +46,7 @@ def gym(world: WorldConfig = DEFAULT_WORLD) -> Config:
         ),
         drives=("reward",),
         critic=NoCritic.Config(),
-        foresight=Foresight.Config(hidden=128, discount=0.99),
+        foresight=Foresight.Config(hidden=128, discount=0.99, critics=2, norm=True),
         configurator=Configurator.Config(critic=0.0),
         planner=GradientPlanner.Config(horizon=6, proposals=2),
         policy=Policy.Config(hidden=128),
@@ -56,6 +57,7 @@ def gym(world: WorldConfig = DEFAULT_WORLD) -> Config:
         interact=Interact(
             objective=Predict(weights=_weights(spec), learning=learning, length=3),
             noise=0.5 if spec.choices else 0.2,
+            hindsight=0.8 if conditioned(spec) else 0.0,
         ),
         distil=NoLesson(),
     )
