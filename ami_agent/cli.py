@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ami_agent import ablate, catalogue, runs, settings
+from ami_agent import catalogue, runs, settings
+from ami_agent.ablate import Alone, Cluster, Crew, Processes, named, study, variants
+from ami_agent.ablate import rows as rows_of
 from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM, Results, judge, rows
 from ami_agent.flags import (
@@ -24,6 +26,7 @@ from ami_agent.flags import (
     ListFlags,
     ProbeFlags,
     ShowFlags,
+    StudyFlags,
     TrainFlags,
 )
 from ami_agent.life import WorldConfig
@@ -153,18 +156,28 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
-    config, argv = _recipe(name, argv, f"ami ablate {name}")
-    flags = settings.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
-    _check_episodes(flags.episodes)
+    if ".py:" in name:
+        flags, configs = settings.parse(StudyFlags(), argv, f"ami ablate {name}"), named(name)
+    else:
+        config, argv = _recipe(name, argv, f"ami ablate {name}")
+        flags = asked = settings.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
+        configs = variants(asked.config, asked.without, asked.swap)
     _check_target(flags.json)
-    variants = ablate.variants(flags.config, flags.without, flags.swap)
-    out = Path(flags.out or Path("runs") / f"ablate-{name}")
-    study = ablate.study(
-        variants, out=out, seeds=flags.seeds, episodes=flags.episodes,
-        device=device(flags.device), console=console,
+    crew: Crew = Processes(flags.workers) if flags.workers > 1 else Alone(console)
+    label = name.rpartition(":")[2]
+    out = Path(flags.out or Path("runs") / f"ablate-{label}")
+    done = study(
+        label, configs, out=out, seeds=flags.seeds, episodes=flags.episodes,
+        device=device(flags.device), crew=Cluster(flags.ray) if flags.ray else crew,
+        console=console,
     )  # fmt: skip
-    _write(flags.json, study)
-    console.print(table(f"{name}, {flags.seeds} seeds", *ablate.rows(study)))
+    _write(flags.json, done.told())
+    console.print(table(f"{label}, {flags.seeds} seeds", *rows_of(done)))
+    for sentence in done.sentences():
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    from ami_agent.ablate import page  # drawing is slow to import
+
+    console.print(f"open {page.write(out / 'index.html', done)}", soft_wrap=True)
 
 
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
