@@ -33,7 +33,7 @@ from ami_agent.life import WorldConfig
 from ami_agent.probe import examiner, verdict
 from ami_agent.recipes import OPEN, recipe
 from ami_agent.recipes.gym import DEFAULT_WORLD
-from ami_agent.report import Report, table
+from ami_agent.report import Report, Spoken, table
 from ami_agent.train import check, train
 from modules.types import Diverged, UnusableInput
 
@@ -149,6 +149,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
         runs.load(name, device(flags.device)), config.evaluation,
         Path(flags.out or Path(name) / "show"),
         episodes=flags.episodes, mode=flags.mode, task=flags.task, seed=flags.seed,
+        report=Spoken(console),
     )  # fmt: skip
     told = {"page": str(page), "mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
     _write(flags.json, told)

@@ -68,7 +68,8 @@ class EvalFlags:
 class ShowFlags:
     """Planning rollouts as pictures: per episode a PNG and a GIF, and a page for all."""
 
-    mode: Mode = "plan"
+    mode: Mode | Literal["both"] = "plan"
+    """"both": plan and react side by side, on the same seeds."""
     task: str = ""
     """One of the recipe's tasks; its first one if not given."""
     episodes: int = 3

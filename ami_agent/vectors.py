@@ -58,6 +58,9 @@ class Guarded(VectorWrapper):
     def step(self, actions: Any) -> Any:
         return self._tried("step", lambda: self.env.step(actions))
 
+    def render(self) -> Any:
+        return self._tried("render", self.env.render)
+
     def _tried(self, what: str, do: Callable[[], Any]) -> Any:
         try:
             return do()

@@ -117,7 +117,7 @@ def test_show_leaves_a_page(run, tmp_path):
     argv = ["show", run, "--episodes", "1", "--out", tmp_path / "show", "--json", told]
     assert main([str(a) for a in argv]) == 0
     page = Path(json.loads(told.read_text())["page"])
-    assert "<img" in page.read_text()
+    assert "seed 1000000: " in page.read_text()
 
 
 def test_a_world_of_another_kind_is_refused(run, capsys):
