@@ -113,8 +113,12 @@ class WorldConfig:
 
     def build(self, count: int, device: torch.device | str = "cpu", **options: Any) -> World:
         """`count` of these worlds; what `options` name replaces what the settings name."""
-        variant = {"variant": self.variant} if self.variant else {}
-        return World(self, count, torch.device(device), {**variant, **self.options, **options})
+        return World(self, count, torch.device(device), {**self.keywords, **options})
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The keyword arguments of the world."""
+        return {**({"variant": self.variant} if self.variant else {}), **self.options}
 
 
 class World:

@@ -110,13 +110,7 @@ def make(
     """`count` worlds of that id; UnusableInput where they can't be made."""
     for module in imports:
         bring(module)
-    wrappers: list[Callable[[Any], Any]] = []
-    if repeat > 1:
-        wrappers.append(partial(Hold, repeat=repeat))
-    if limit:
-        wrappers.append(partial(TimeLimit, max_episode_steps=limit))
-    if stack > 1:
-        wrappers.append(partial(FrameStackObservation, stack_size=stack))
+    wrappers = around(limit, repeat, stack)
     how: dict[str, Any] = {}
     if vector != "auto" or wrappers:
         how = {"vectorization_mode": "async" if vector == "async" else "sync", "wrappers": wrappers}
@@ -130,6 +124,18 @@ def make(
             f"world {name!r} can't be made: {type(error).__name__}: {error}"
         ) from error
     return Guarded(_next_step(name, envs), name)
+
+
+def around(limit: int, repeat: int, stack: int) -> list[Callable[[Any], Any]]:
+    """What is put around each single world, inner first."""
+    wrappers: list[Callable[[Any], Any]] = []
+    if repeat > 1:
+        wrappers.append(partial(Hold, repeat=repeat))
+    if limit:
+        wrappers.append(partial(TimeLimit, max_episode_steps=limit))
+    if stack > 1:
+        wrappers.append(partial(FrameStackObservation, stack_size=stack))
+    return wrappers
 
 
 def _next_step(name: str, envs: VectorEnv) -> VectorEnv:
