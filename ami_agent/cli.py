@@ -50,7 +50,7 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
     if name not in OPEN:
         return recipe(name), list(argv)
     flags, rest = settings.parse_known(EnvFlags(env=DEFAULT_WORLD), argv, program)
-    return OPEN[name](rooted(flags.env)), rest
+    return OPEN[name](rooted(flags.env), flags.data), rest
 
 
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
@@ -76,6 +76,7 @@ def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str,
     agent = train(
         flags.config, out=out, seed=flags.seed, device=device(flags.device),
         resume=flags.resume, report=report, save_every=flags.save_every, curve=flags.curve,
+        keep_memory=flags.keep_memory,
     )  # fmt: skip
     found = judge(agent, flags.config.evaluation, episodes=flags.episodes, say=report.say)
     _picture(agent, flags.config.evaluation, report)

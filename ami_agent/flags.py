@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +11,7 @@ import tyro
 
 from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM
+from ami_agent.lessons import Recorded
 from ami_agent.life import WorldConfig
 from modules.types import UnusableInput
 
@@ -20,9 +21,11 @@ Mode = Literal["react", "plan", "auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class EnvFlags:
-    """Which world, for recipes that are for any."""
+    """Which world, for recipes that are for any, and what is known of it."""
 
     env: WorldConfig
+    data: Recorded = field(default_factory=Recorded)
+    """What was recorded elsewhere, to learn from without living."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class TrainFlags:
     curve: int = 0
     """Episodes in which Mode-2 is judged after every lesson, and whoever acts as it goes where life
     and learning interleave; they take their time."""
+    keep_memory: bool = False
+    """Leave what was lived in the run folder, for others to learn from (`--data.run DIR`)."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 

@@ -13,20 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from modules.rows import DEEDS, check_finite, check_like, deeds, observation, senses, take
+from modules.rows import (
+    DEEDS,
+    Windows,
+    check_finite,
+    check_like,
+    deeds,
+    draw,
+    observation,
+    senses,
+    take,
+)
 from modules.types import Observation, Trajectory, Transition, UnusableInput
-
-
-class Windows(NamedTuple):
-    """All N stretches of one length, by world and time: those of one of E episodes lie together."""
-
-    end: Tensor  # [N] where the last observation lies: world * rows + steps since the oldest row
-    runs: Tensor  # [E + 1] number of the first window of every episode, and N
 
 
 class Memory:
@@ -72,6 +74,29 @@ class Memory:
         self._advance(self._ended)
         self._ended.copy_(lived.terminated | lived.truncated)
 
+    def recollect(self, lived: Trajectory) -> None:
+        """Add a whole episode that each of the B worlds lived elsewhere, obs `[B, T + 1, *O]`. It
+        costs one step more, unless it is the first; UnusableInput as for `remember`."""
+        parts = {
+            **senses(lived.obs), "action": lived.actions, "interoception": lived.interoception,
+            "terminated": lived.terminated,
+        }  # fmt: skip
+        check_finite(parts)
+        steps = lived.actions.shape[1]
+        if steps >= self._rows:
+            raise UnusableInput(f"memory keeps {self._rows - 1} steps, the episode has {steps}")
+        self.interrupt()
+        age = torch.arange(steps + 1, dtype=torch.int32, device=self._device)
+        rows = (age + self._steps) % self._rows
+        for name, part in parts.items():
+            told = part.transpose(0, 1).to(self._device)  # [T, B, ...]
+            check_like(name, self._store[name][0], told[0])
+            self._store[name][rows[: len(told)]] = told
+        self._age[:, rows] = age
+        self._episode[:, rows] = self._episode[:, rows[:1]]
+        self._steps += steps
+        self._ended.fill_(True)
+
     def interrupt(self) -> None:
         """Another life begins: what comes next does not follow from what came before. It costs one
         step of the capacity, unless nothing was lived yet."""
@@ -99,7 +124,7 @@ class Memory:
                 f"memory has no stretch of {length} steps within one episode"
                 f"{' of its latest life' if latest else ''}; the longest has {self.longest()}"
             )
-        return self._read(windows.end[_draw(windows, count, together, generator)], length)
+        return self._read(windows.end[draw(windows, count, together, generator)], length)
 
     @property
     def lived(self) -> int:
@@ -224,14 +249,3 @@ class Memory:
         """Steps of the longest stretch within one episode."""
         kept = torch.arange(self._rows, device=self._device)
         return int(torch.minimum(self._age.roll(-self._oldest(), dims=1), kept).max())
-
-
-def _draw(windows: Windows, count: int, together: int, generator: torch.Generator) -> Tensor:
-    """[count] numbers of windows. A window drawn uniformly brings its episode, and that `together`
-    windows drawn uniformly from it: each of them is then uniform over all."""
-    device, size = generator.device, (count // together, together)
-    leader = torch.randint(len(windows.end), (size[0], 1), generator=generator, device=device)
-    share = torch.rand(size, dtype=torch.float64, generator=generator, device=device)
-    run = torch.searchsorted(windows.runs, leader.to(windows.runs.device), right=True)
-    first, following = windows.runs[run - 1], windows.runs[run]
-    return (first + (share.to(first.device) * (following - first)).long()).flatten()

@@ -126,7 +126,7 @@ def test_a_step_of_life_is_remembered_and_learnt_from(choices):
 
 
 def test_the_policy_does_not_move_the_world_model_nor_the_critic_that_judges_it():
-    actor = pupil_of(recipe()).actor
+    actor = pupil_of(recipe()).mind.actor
     agent = actor.agent
     kept = {n: p.clone() for n, p in agent.world_model.named_parameters()}
     slow = [p.clone() for p in actor.slow.parameters()]
