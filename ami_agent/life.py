@@ -16,8 +16,9 @@ import tyro
 from torch import Tensor
 
 from ami_agent.deeds import deeds
+from ami_agent.guard import Failed
 from ami_agent.senses import Sense, Stray, readers
-from ami_agent.vectors import Failed, Worlds, make
+from ami_agent.vectors import Worlds, make
 from modules.configurator import Assignment
 from modules.types import ALIVE, Observation, Transition, UnusableInput, require
 

@@ -19,12 +19,12 @@ from ami_agent.agent import Agent
 from ami_agent.build import Config, build, capacity, lessons
 from ami_agent.checks import check_lessons, check_worlds
 from ami_agent.evaluate import EPISODES_FROM, play_many
+from ami_agent.guard import Failed
 from ami_agent.learning import average, check_finite, keep_freed_memory
 from ami_agent.lessons import Pupil
 from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.report import Report, Reporter
-from ami_agent.vectors import Failed
 from modules.types import UnusableInput
 
 LOG_EVERY = 50

@@ -98,12 +98,16 @@ class Memory:
         self._ended.fill_(True)
 
     def interrupt(self) -> None:
-        """Another life begins: what comes next does not follow from what came before. It costs one
-        step of the capacity, unless nothing was lived yet."""
+        """Another life begins, with all that `cut` does."""
+        self.cut()
+        self._begun = self._steps
+
+    def cut(self) -> None:
+        """What comes next does not follow from what came before. It costs one step of the capacity,
+        unless nothing was lived yet."""
         if self._steps:
             self._advance(torch.ones_like(self._ended))
         self._ended.zero_()
-        self._begun = self._steps
         self._windows.clear()
 
     def sample(

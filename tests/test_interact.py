@@ -14,11 +14,11 @@ import ami_agent as ami
 from ami_agent import checkpoint
 from ami_agent.build import build, capacity
 from ami_agent.evaluate import judge
+from ami_agent.guard import Failed
 from ami_agent.learning import Learning
 from ami_agent.lessons import Interact, Live, Predict
 from ami_agent.life import WorldConfig
 from ami_agent.losses import lambda_returns
-from ami_agent.vectors import Failed
 from modules.bounds import Choice
 from modules.cost import Body, NoForesight
 from modules.drives import Drives
