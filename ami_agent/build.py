@@ -21,7 +21,9 @@ from ami_agent.lessons import (
     NoLesson,
     Practise,
     Predict,
+    Recorded,
     Refine,
+    Rehearse,
     Separate,
     ShortestPaths,
     Survey,
@@ -86,12 +88,12 @@ class Config:
     memory_device: Literal["cpu", "cuda"] = "cpu"
     """Where memory is kept; images by the hundred thousand seldom fit beside the mind."""
 
-    life: Live = field(default_factory=Live)
+    life: Live | Recorded = field(default_factory=Live)
     objective: Predict = field(default_factory=Predict)
     teacher: Separate | Bootstrap | NoLesson = field(default_factory=Separate)
     paths: ShortestPaths | NoLesson = field(default_factory=NoLesson)
     foresee: Foresee | NoLesson = field(default_factory=NoLesson)
-    interact: Interact | NoLesson = field(default_factory=NoLesson)
+    interact: Interact | Rehearse | NoLesson = field(default_factory=NoLesson)
     practice: Practise | NoLesson = field(default_factory=NoLesson)
     refine: Refine | NoLesson = field(default_factory=NoLesson)
     ascend: Ascend | NoLesson = field(default_factory=NoLesson)
@@ -180,7 +182,7 @@ def build(
         policy=policy,
         expectation=expectation,
         hierarchy=hierarchy,
-        memory=Memory(capacity, _example(spec, worlds), config.memory_device),
+        memory=Memory(capacity, blank_step(spec, worlds), config.memory_device),
         configurator=config.configurator.build(
             config.planner.horizon, config.planner.steps, tuple(actors), tuple(spec.senses),
             drives.names, body.foreseen,
@@ -215,7 +217,8 @@ def check_tasks(agent: Agent) -> None:
             raise UnusableInput(f"task {name!r}: {error}") from None
 
 
-def _example(spec: Spec, worlds: int) -> Transition:
+def blank_step(spec: Spec, worlds: int) -> Transition:
+    """A step of life with no meaning: what memory is made to hold."""
     obs = spec.blank(worlds)
     ended = torch.empty(worlds, dtype=torch.bool)
     return Transition(

@@ -36,7 +36,7 @@ def tables() -> list[Table]:
     """Title, columns and rows of each."""
     worlds = sorted(name for name in gymnasium.registry if name.startswith("ami/"))
     return [
-        ("recipes", ["recipe", "what"], [(n, _first_line(f)) for n, f in RECIPES.items()]),
+        ("recipes", ["recipe", "what"], [(n, first_line(f)) for n, f in RECIPES.items()]),
         ("worlds", ["id"], [(name,) for name in worlds]),
         (
             "boxes",
@@ -46,5 +46,6 @@ def tables() -> list[Table]:
     ]
 
 
-def _first_line(what: Any) -> str:
+def first_line(what: Any) -> str:
+    """What something says it is."""
     return (what.__doc__ or "").split("\n\n")[0].replace("\n    ", " ")

@@ -12,6 +12,7 @@ from ami_agent.lessons import (
     Foresee,
     Interact,
     NoLesson,
+    Rehearse,
     ShortestPaths,
     Survey,
 )
@@ -42,7 +43,7 @@ def _check_pupils(config: Config) -> None:
                     "(on the command line, --without critic)"
                 )
     able = config.drives and isinstance(config.foresight, Foresight.Config)
-    for name, teaches in (("foresee", Foresee), ("interact", Interact)):
+    for name, teaches in (("foresee", Foresee), ("interact", (Interact, Rehearse))):
         if isinstance(getattr(config, name), teaches) and not able:
             raise UnusableInput(f"{name} teaches critics of drives: it needs drives and foresight")
     if config.drives and isinstance(config.world_model.feeling, Numb.Config):

@@ -10,17 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from ami_agent import catalogue, runs, settings
 from ami_agent.ablate import Alone, Cluster, Crew, Processes, named, study, variants
 from ami_agent.ablate import rows as rows_of
+from ami_agent.bench import BENCHES
 from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM, Results, judge, rows
 from ami_agent.flags import (
     AblateFlags,
-    Device,
+    BenchFlags,
     EnvFlags,
     EvalFlags,
     ListFlags,
@@ -28,6 +28,10 @@ from ami_agent.flags import (
     ShowFlags,
     StudyFlags,
     TrainFlags,
+    check_episodes,
+    check_target,
+    device,
+    rooted,
 )
 from ami_agent.life import WorldConfig
 from ami_agent.probe import examiner, verdict
@@ -38,29 +42,9 @@ from ami_agent.train import check, train
 from modules.types import Diverged, UnusableInput
 
 
-def device(name: Device) -> str:
-    """Raises UnusableInput where CUDA is asked for and not there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UnusableInput("--device cuda: PyTorch finds no CUDA device here; use cpu or auto")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
-
-
-def _check_target(path: str) -> None:
-    """Results must find their file when the work is done."""
-    if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
-        raise UnusableInput(f"--json {path}: a file in a folder that exists is needed")
-
-
 def _write(path: str, results: Mapping[str, Any]) -> None:
     if path:
         runs.write_json(Path(path), results)
-
-
-def _check_episodes(episodes: int) -> None:
-    if episodes < 1:
-        raise UnusableInput(f"--episodes is {episodes}; there must be at least 1")
 
 
 def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[str]]:
@@ -69,16 +53,14 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
     if name not in OPEN:
         return recipe(name), list(argv)
     flags, rest = settings.parse_known(EnvFlags(env=DEFAULT_WORLD), argv, program)
-    # wherever the run is looked at later, what makes its world known is found
-    files = (Path(n).absolute() if n.endswith(".py") else n for n in flags.env.imports)
-    return OPEN[name](replace(flags.env, imports=tuple(map(str, files)))), rest
+    return OPEN[name](rooted(flags.env), flags.data), rest
 
 
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     config, argv = _recipe(name, argv, f"ami train {name}")
     flags = settings.parse(TrainFlags(config=config), argv, f"ami train {name}")
-    _check_episodes(flags.episodes)
-    _check_target(flags.json)
+    check_episodes(flags.episodes)
+    check_target(flags.json)
     if flags.curve < 0:
         raise UnusableInput(f"--curve is {flags.curve}; it must be 0 (no curve) or more")
     out = Path(flags.out or Path("runs") / name / str(flags.seed))
@@ -97,6 +79,7 @@ def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str,
     agent = train(
         flags.config, out=out, seed=flags.seed, device=device(flags.device),
         resume=flags.resume, report=report, save_every=flags.save_every, curve=flags.curve,
+        keep_memory=flags.keep_memory,
     )  # fmt: skip
     found = judge(agent, flags.config.evaluation, episodes=flags.episodes, say=report.say)
     _picture(agent, flags.config.evaluation, report)
@@ -114,8 +97,8 @@ def _picture(agent: Any, world: WorldConfig, report: Report) -> None:
 
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(EvalFlags(), argv, "ami eval DIR")
-    _check_episodes(flags.episodes)
-    _check_target(flags.json)
+    check_episodes(flags.episodes)
+    check_target(flags.json)
     config = runs.config_of(Path(name))
     world = config.evaluation
     if flags.env and flags.env != world.id:
@@ -141,8 +124,8 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.show import show  # drawing is slow to import
 
     flags = settings.parse(ShowFlags(), argv, "ami show DIR")
-    _check_episodes(flags.episodes)
-    _check_target(flags.json)
+    check_episodes(flags.episodes)
+    check_target(flags.json)
     config = runs.config_of(Path(name))
     console.print(f"living and drawing {flags.episodes} episodes", highlight=False)
     page = show(
@@ -163,7 +146,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
         config, argv = _recipe(name, argv, f"ami ablate {name}")
         flags = asked = settings.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
         configs = variants(asked.config, asked.without, asked.swap)
-    _check_target(flags.json)
+    check_target(flags.json)
     crew: Crew = Processes(flags.workers) if flags.workers > 1 else Alone(console)
     label = name.rpartition(":")[2]
     out = Path(flags.out or Path("runs") / f"ablate-{label}")
@@ -183,7 +166,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(ProbeFlags(), argv, "ami probe DIR")
-    _check_target(flags.json)
+    check_target(flags.json)
     config = runs.config_of(Path(name))
     marks = examiner(config.evaluation, flags.seed)(runs.load(name, device(flags.device)))
     _write(flags.json, marks)
@@ -192,9 +175,24 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     console.print(verdict(marks))
 
 
+def bench_command(name: str, argv: Sequence[str], console: Console) -> None:
+    if not name:
+        flags = settings.parse(BenchFlags(), argv, "ami bench [NAME]")
+        told = {name: catalogue.first_line(bench) for name, bench in BENCHES.items()}
+        check_target(flags.json)
+        _write(flags.json, told)
+        console.print(table("ami bench NAME", ["name", "what"], list(told.items())))
+        return
+    if name not in BENCHES:
+        raise UnusableInput(f"no benchmark {name!r}; there are {', '.join(BENCHES)}")
+    bench = settings.parse(BENCHES[name], argv, f"ami bench {name}")
+    check_target(bench.json)
+    _write(bench.json, bench.run(console))
+
+
 def list_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(ListFlags(), argv, "ami list")
-    _check_target(flags.json)
+    check_target(flags.json)
     tables = catalogue.tables()
     told = {title: {row[0]: list(row[1:]) for row in rows_} for title, _, rows_ in tables}
     _write(flags.json, told)
@@ -209,6 +207,7 @@ COMMANDS: dict[str, tuple[Command, str, str]] = {
     "show": (show_command, "DIR", "what it was thinking, as pictures"),
     "ablate": (ablate_command, "RECIPE", "what each part is worth"),
     "probe": (probe_command, "DIR", "what the representation knows"),
+    "bench": (bench_command, "[NAME]", "speed and learning, side by side with references"),
     "list": (list_command, "", "recipes, worlds, boxes"),
 }
 
@@ -227,10 +226,11 @@ def _run(argv: Sequence[str], console: Console) -> None:
         raise UnusableInput(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     command, what, _ = COMMANDS[name]
     asked = bool(rest) and rest[0] in ("-h", "--help")
-    if what and not asked and (not rest or rest[0].startswith("-")):
+    named = bool(what and rest) and not rest[0].startswith("-")
+    if what.isalpha() and not asked and not named:
         raise UnusableInput(f"ami {name} needs a {what} first: ami {name} {what} [--flag ...]")
-    subject = "two-rooms" if asked and what == "RECIPE" else rest[0] if rest else ""
-    command(subject, rest if asked or not what else rest[1:], console)
+    subject = rest.pop(0) if named else "two-rooms" if what == "RECIPE" else ""
+    command(subject, rest, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

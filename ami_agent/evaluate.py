@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
+from ami_agent.guard import undisturbed
 from ami_agent.latency import Results, latency, timed
 from ami_agent.life import Act, Guides, Lived, World, WorldConfig, ended, live
 from ami_agent.players import Begin, Scene, aimless, mind, shortest
@@ -73,9 +76,8 @@ def play_many(begin: Begin, config: WorldConfig, episodes: int, seed: int, devic
     """As many episodes as asked for, up to 100 at once; episode i has seed `seed` + i."""
     outcomes = []
     for first in range(0, episodes, 100):
-        world = config.build(min(100, episodes - first), device)
-        outcomes.append(play(begin, world, seed + first))
-        world.close()
+        with closing(config.build(min(100, episodes - first), device)) as world:
+            outcomes.append(undisturbed(partial(play, begin, world, seed + first)))
     return Outcome(*(torch.cat(parts) for parts in zip(*outcomes, strict=True)))
 
 

@@ -1,16 +1,19 @@
-"""The flags of every command, as settings."""
+"""The flags of every command, as settings, and what must hold of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM
+from ami_agent.lessons import Recorded
 from ami_agent.life import WorldConfig
-from modules.types import require
+from modules.types import UnusableInput, require
 
 Device = Literal["auto", "cpu", "cuda"]
 Mode = Literal["react", "plan", "auto"]
@@ -18,9 +21,11 @@ Mode = Literal["react", "plan", "auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class EnvFlags:
-    """Which world, for recipes that are for any."""
+    """Which world, for recipes that are for any, and what is known of it."""
 
     env: WorldConfig
+    data: Recorded = field(default_factory=Recorded)
+    """What was recorded elsewhere, to learn from without living."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,8 @@ class TrainFlags:
     curve: int = 0
     """Episodes in which Mode-2 is judged after every lesson, and whoever acts as it goes where life
     and learning interleave; they take their time."""
+    keep_memory: bool = False
+    """Leave what was lived in the run folder, for others to learn from (`--data.run DIR`)."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -90,6 +97,14 @@ class ListFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchFlags:
+    """What can be compared with what; `ami bench NAME --help` tells how."""
+
+    json: str = ""
+    """A file for the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyFlags:
     """Trains and evaluates the Configs that a function returns, FILE.py:FUNCTION."""
 
@@ -128,3 +143,29 @@ class ProbeFlags:
     device: Device = "auto"
     json: str = ""
     """A file for the results."""
+
+
+def device(name: Device) -> str:
+    """Raises UnusableInput where CUDA is asked for and not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnusableInput("--device cuda: PyTorch finds no CUDA device here; use cpu or auto")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def check_target(path: str) -> None:
+    """Results must find their file when the work is done."""
+    if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+        raise UnusableInput(f"--json {path}: a file in a folder that exists is needed")
+
+
+def check_episodes(episodes: int) -> None:
+    if episodes < 1:
+        raise UnusableInput(f"--episodes is {episodes}; there must be at least 1")
+
+
+def rooted(world: WorldConfig) -> WorldConfig:
+    """The same world: what makes it known is found from any folder, whenever a run is looked at."""
+    files = (Path(n).absolute() if n.endswith(".py") else n for n in world.imports)
+    return replace(world, imports=tuple(map(str, files)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import cos, pi
@@ -130,3 +132,15 @@ def average(history: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
         for name, value in row.items():
             found.setdefault(name, []).append(value)
     return {name: float(torch.stack(values).mean()) for name, values in found.items()}
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep freed memory instead of handing it back: training on images is up to three
+    times slower where every batch is mapped anew."""
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_max = -1, -4
+    if hasattr(libc, "mallopt"):  # musl has none
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**30)

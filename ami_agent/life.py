@@ -16,8 +16,9 @@ import tyro
 from torch import Tensor
 
 from ami_agent.deeds import deeds
+from ami_agent.guard import Failed
 from ami_agent.senses import Sense, Stray, readers
-from ami_agent.vectors import Failed, Worlds, make
+from ami_agent.vectors import Worlds, make
 from modules.configurator import Assignment
 from modules.types import ALIVE, Observation, Transition, UnusableInput, require
 
@@ -113,8 +114,12 @@ class WorldConfig:
 
     def build(self, count: int, device: torch.device | str = "cpu", **options: Any) -> World:
         """`count` of these worlds; what `options` name replaces what the settings name."""
-        variant = {"variant": self.variant} if self.variant else {}
-        return World(self, count, torch.device(device), {**variant, **self.options, **options})
+        return World(self, count, torch.device(device), {**self.keywords, **options})
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The keyword arguments of the world."""
+        return {**({"variant": self.variant} if self.variant else {}), **self.options}
 
 
 class World:

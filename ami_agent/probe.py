@@ -6,6 +6,8 @@ None of this is ever part of the agent: probes are fitted on frozen states, besi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
+from ami_agent.guard import undisturbed
 from ami_agent.life import Examines, World, WorldConfig, live, seen, walk
 from modules.types import Diverged, Gains, Observation, by_sense, count_of, each
 
@@ -150,14 +153,16 @@ class Introspection:
     """All that can be said in a world that knows no truth: collapse, on what a walk sees."""
 
     def __init__(self, config: WorldConfig, seed: int, worlds: int = 16, steps: int = 31) -> None:
-        world = config.build(worlds)
-        obs, _ = world.reset(seed)
-        views = [obs, *(seen(lived) for lived in islice(live(walk(world), world, obs), steps))]
-        self.obs = joined(views)
-        world.close()
+        with closing(config.build(worlds)) as world:
+            self.obs = joined(undisturbed(partial(_views, world, seed, steps)))
 
     def __call__(self, agent: Agent) -> dict[str, float]:
         return spectrum(states_of(agent, self.obs))
+
+
+def _views(world: World, seed: int, steps: int) -> list[Observation]:
+    obs, _ = world.reset(seed)
+    return [obs, *(seen(lived) for lived in islice(live(walk(world), world, obs), steps))]
 
 
 def examiner(config: WorldConfig, seed: int) -> Examiner | Introspection:

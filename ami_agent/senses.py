@@ -64,7 +64,7 @@ class Stray(ValueError):
         self.number = number
 
 
-def _limits(space: spaces.Space) -> tuple[np.ndarray, np.ndarray] | None:
+def limits(space: spaces.Space) -> tuple[np.ndarray, np.ndarray] | None:
     """What lies a little outside is rounding; what lies far outside is a fault."""
     if isinstance(space, spaces.Discrete):
         return np.asarray(space.start), np.asarray(space.start + space.n - 1)
@@ -128,7 +128,7 @@ def _reader(what: str, path: Path, space: spaces.Space, stack: int) -> Reader:
             "or Tuple of these: wrap the world so that it shows one of them "
             "(gymnasium.wrappers.TransformObservation)"
         )
-    return Reader(path, space, sense, convert, _limits(space))
+    return Reader(path, space, sense, convert, limits(space))
 
 
 def _vector(size: int) -> Sense:

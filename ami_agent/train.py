@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
-import sys
 import time
 import zlib
 from collections.abc import Mapping
@@ -21,12 +19,12 @@ from ami_agent.agent import Agent
 from ami_agent.build import Config, build, capacity, lessons
 from ami_agent.checks import check_lessons, check_worlds
 from ami_agent.evaluate import EPISODES_FROM, play_many
-from ami_agent.learning import average, check_finite
+from ami_agent.guard import Failed
+from ami_agent.learning import average, check_finite, keep_freed_memory
 from ami_agent.lessons import Pupil
 from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.report import Report, Reporter
-from ami_agent.vectors import Failed
 from modules.types import UnusableInput
 
 LOG_EVERY = 50
@@ -46,29 +44,28 @@ class Reached(NamedTuple):
 def train(
     config: Config, *, out: Path | str, seed: int = 0, device: torch.device | str = "cpu",
     resume: bool = False, report: Reporter | None = None, save_every: float = 60.0,
-    curve: int = 0,
+    curve: int = 0, keep_memory: bool = False,
 ) -> Agent:  # fmt: skip
     """Trains an agent in the run folder `out` and returns it.
 
     The seed decides everything: on a CPU, a run that was killed and resumed ends with the same
     weights as one that never was. `save_every`: seconds between checkpoints within a lesson.
     `curve`: Mode-2 is judged in so many episodes after every lesson; what they take is not counted.
+    `keep_memory`: what was lived stays in the run folder.
     """
     check(config, out, seed, resume)
     keep_freed_memory()
     if report is None:
         with closing(Report(Path(out), Console(quiet=True))) as quiet:
-            return _run(config, Path(out), seed, device, quiet, save_every, resume, curve)
-    return _run(config, Path(out), seed, device, report, save_every, resume, curve)
-
-
-def _run(
-    config: Config, out: Path, seed: int, device: torch.device | str, report: Reporter,
-    save_every: float, resume: bool, curve: int,
-) -> Agent:  # fmt: skip
-    training = Training(config, out, seed, device, report, save_every, resume, curve)
+            return train(
+                config, out=out, seed=seed, device=device, resume=resume, report=quiet,
+                save_every=save_every, curve=curve, keep_memory=keep_memory,
+            )  # fmt: skip
+    training = Training(
+        config, Path(out), seed, device, report, save_every, resume, curve, keep_memory
+    )
     if not resume:
-        runs.start(out, config, seed, str(device))
+        runs.start(Path(out), config, seed, str(device))
     return training.run()
 
 
@@ -97,10 +94,10 @@ class Training:
 
     def __init__(
         self, config: Config, run: Path, seed: int, device: torch.device | str,
-        report: Reporter, save_every: float, resume: bool, curve: int,
+        report: Reporter, save_every: float, resume: bool, curve: int, keep_memory: bool,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.seed, self.report = config, run, seed, report
-        self.save_every, self.curve = save_every, curve
+        self.save_every, self.curve, self.keep_memory = save_every, curve, keep_memory
         self.saved = self.noted = time.monotonic()
         world = config.world.build(1)
         self.agent = build(
@@ -131,7 +128,8 @@ class Training:
             self._save({})
             if self.curve and not lesson.lives and pupil.total:
                 self._judge(name)
-        shutil.rmtree(self.folder / "memory", ignore_errors=True)
+        if not self.keep_memory:
+            shutil.rmtree(self.folder / "memory", ignore_errors=True)
         return self.agent.eval()
 
     def _learn(self, index: int, name: str, pupil: Pupil) -> None:
@@ -243,15 +241,3 @@ class Training:
             if name.startswith("pupil.")
         }
         return Reached(facts["updates"], lesson, pupil)
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep freed memory instead of handing it back: training on images is up to three
-    times slower where every batch is mapped anew."""
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    m_trim_threshold, m_mmap_max = -1, -4
-    if hasattr(libc, "mallopt"):  # musl has none
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**30)

@@ -3,11 +3,9 @@ next step begins another, and its action is ignored (Gymnasium's NEXT_STEP)."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,13 +17,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
 
+from ami_agent.guard import Guarded
 from modules.types import UnusableInput
 
 Worlds = VectorEnv
-
-
-class Failed(UnusableInput):
-    """A world broke its contract while somebody lived in it; what was learnt by then stands."""
 
 
 class Hold(gymnasium.Wrapper):
@@ -43,36 +38,6 @@ class Hold(gymnasium.Wrapper):
             if terminated or truncated:
                 break
         return obs, total, terminated, truncated, info
-
-
-class Guarded(VectorWrapper):
-    """What goes wrong inside is told in one line, by the one it happened to."""
-
-    def __init__(self, envs: VectorEnv, name: str) -> None:
-        super().__init__(envs)
-        self.name = name
-
-    def reset(self, **asked: Any) -> Any:
-        return self._tried("reset", lambda: self.env.reset(**asked))
-
-    def step(self, actions: Any) -> Any:
-        return self._tried("step", lambda: self.env.step(actions))
-
-    def render(self) -> Any:
-        return self._tried("render", self.env.render)
-
-    def _tried(self, what: str, do: Callable[[], Any]) -> Any:
-        try:
-            return do()
-        except (UnusableInput, KeyboardInterrupt):
-            raise
-        except Exception as error:  # anything may happen in a stranger's world
-            with contextlib.suppress(Exception), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.env.close(terminate=True)
-            raise Failed(
-                f"world {self.name!r} failed in {what}: {type(error).__name__}: {error}"
-            ) from error
 
 
 class NextStep(VectorWrapper):
@@ -114,6 +79,30 @@ def make(
     """`count` worlds of that id; UnusableInput where they can't be made."""
     for module in imports:
         bring(module)
+    wrappers = around(limit, repeat, stack)
+    how: dict[str, Any] = {}
+    if vector != "auto" or wrappers:
+        how = {"vectorization_mode": "async" if vector == "async" else "sync", "wrappers": wrappers}
+    return Guarded(name, partial(_made, name, count, how, options, bool(imports)))
+
+
+def _made(
+    name: str, count: int, how: Mapping[str, Any], options: Mapping[str, Any], imported: bool
+) -> VectorEnv:
+    try:
+        envs = gymnasium.make_vec(name, num_envs=count, **how, **options)
+    except gymnasium.error.NameNotFound as error:
+        hint = "" if imported else " If a package registers it, import that: --env.import NAME"
+        raise UnusableInput(f"world {name!r} can't be made: {error}{hint}") from error
+    except Exception as error:  # a stranger's code may raise anything
+        raise UnusableInput(
+            f"world {name!r} can't be made: {type(error).__name__}: {error}"
+        ) from error
+    return _next_step(name, envs)
+
+
+def around(limit: int, repeat: int, stack: int) -> list[Callable[[Any], Any]]:
+    """What is put around each single world, inner first."""
     wrappers: list[Callable[[Any], Any]] = []
     if repeat > 1:
         wrappers.append(partial(Hold, repeat=repeat))
@@ -121,19 +110,7 @@ def make(
         wrappers.append(partial(TimeLimit, max_episode_steps=limit))
     if stack > 1:
         wrappers.append(partial(FrameStackObservation, stack_size=stack))
-    how: dict[str, Any] = {}
-    if vector != "auto" or wrappers:
-        how = {"vectorization_mode": "async" if vector == "async" else "sync", "wrappers": wrappers}
-    try:
-        envs = gymnasium.make_vec(name, num_envs=count, **how, **options)
-    except gymnasium.error.NameNotFound as error:
-        hint = "" if imports else " If a package registers it, import that: --env.import NAME"
-        raise UnusableInput(f"world {name!r} can't be made: {error}{hint}") from error
-    except Exception as error:  # a stranger's code may raise anything
-        raise UnusableInput(
-            f"world {name!r} can't be made: {type(error).__name__}: {error}"
-        ) from error
-    return Guarded(_next_step(name, envs), name)
+    return wrappers
 
 
 def _next_step(name: str, envs: VectorEnv) -> VectorEnv:

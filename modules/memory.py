@@ -13,20 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from modules.rows import DEEDS, check_finite, check_like, deeds, observation, senses, take
+from modules.rows import (
+    DEEDS,
+    Windows,
+    ahead,
+    check_finite,
+    check_like,
+    deeds,
+    draw,
+    observation,
+    senses,
+    take,
+    windows,
+)
 from modules.types import Observation, Trajectory, Transition, UnusableInput, each
-
-
-class Windows(NamedTuple):
-    """All N stretches of one length, by world and time: those of one of E episodes lie together."""
-
-    end: Tensor  # [N] where the last observation lies: world * rows + steps since the oldest row
-    runs: Tensor  # [E + 1] number of the first window of every episode, and N
 
 
 class Memory:
@@ -72,13 +76,40 @@ class Memory:
         self._advance(self._ended)
         self._ended.copy_(lived.terminated | lived.truncated)
 
+    def recollect(self, lived: Trajectory) -> None:
+        """Add a whole episode that each of the B worlds lived elsewhere, obs `[B, T + 1, *O]`. It
+        costs one step more, unless it is the first; UnusableInput as for `remember`."""
+        parts = {
+            **senses(lived.obs), "action": lived.actions, "interoception": lived.interoception,
+            "terminated": lived.terminated,
+        }  # fmt: skip
+        check_finite(parts)
+        steps = lived.actions.shape[1]
+        if steps >= self._rows:
+            raise UnusableInput(f"memory keeps {self._rows - 1} steps, the episode has {steps}")
+        self.interrupt()
+        age = torch.arange(steps + 1, dtype=torch.int32, device=self._device)
+        rows = (age + self._steps) % self._rows
+        for name, part in parts.items():
+            told = part.transpose(0, 1).to(self._device)  # [T, B, ...]
+            check_like(name, self._store[name][0], told[0])
+            self._store[name][rows[: len(told)]] = told
+        self._age[:, rows] = age
+        self._episode[:, rows] = self._episode[:, rows[:1]]
+        self._steps += steps
+        self._ended.fill_(True)
+
     def interrupt(self) -> None:
-        """Another life begins: what comes next does not follow from what came before. It costs one
-        step of the capacity, unless nothing was lived yet."""
+        """Another life begins, with all that `cut` does."""
+        self.cut()
+        self._begun = self._steps
+
+    def cut(self) -> None:
+        """What comes next does not follow from what came before. It costs one step of the capacity,
+        unless nothing was lived yet."""
         if self._steps:
             self._advance(torch.ones_like(self._ended))
         self._ended.zero_()
-        self._begun = self._steps
         self._windows.clear()
 
     def sample(
@@ -91,20 +122,18 @@ class Memory:
         only from the life that began with the last interruption.
         UnusableInput if no episode has that many steps.
         """
-        windows, drawn = self._drawn(count, length, generator, together, latest)
-        return self._read(windows.end[drawn], length)
+        found = self._some(length, latest)
+        return self._read(found.end[draw(found, count, together, generator)], length)
 
     def sample_ahead(
         self, count: int, length: int, generator: torch.Generator, together: int = 1
     ) -> tuple[Trajectory, Observation]:
         """The same, and for each stretch what was seen `[count, *O]` at a moment drawn uniformly
         from its last to the last that is kept of its episode."""
-        windows, drawn = self._drawn(count, length, generator, together)
-        share = torch.rand(count, dtype=torch.float64, generator=generator)
-        ends = windows.runs[torch.searchsorted(windows.runs, drawn, right=True)]
-        later = drawn + (share.to(drawn.device) * (ends - drawn)).long()
-        then = self._read(windows.end[later], 1).obs
-        return self._read(windows.end[drawn], length), each(lambda part: part[:, 1], then)
+        found = self._some(length)
+        drawn = draw(found, count, together, generator)
+        then = self._read(found.end[ahead(found, drawn, generator)], 1).obs
+        return self._read(found.end[drawn], length), each(lambda part: part[:, 1], then)
 
     @property
     def lived(self) -> int:
@@ -196,35 +225,20 @@ class Memory:
         if length < 1:
             raise UnusableInput(f"a stretch has at least 1 step, not {length}")
         if (length, latest) not in self._windows:
-            self._windows[length, latest] = self._search(length, self._begun if latest else 0)
+            fits = (self._age >= length).roll(-self._oldest(), dims=1)
+            fits[:, : max(length, (self._begun if latest else 0) - self._oldest())] = False
+            self._windows[length, latest] = windows(fits)
         return self._windows[length, latest]
 
-    def _search(self, length: int, since: int) -> Windows:
-        # An observation ends a stretch of T steps if its episode is at least T steps old there and
-        # the ring still has the T rows before it.
-        fits = (self._age >= length).roll(-self._oldest(), dims=1)
-        fits[:, : max(length, since - self._oldest())] = False
-        fits = fits.flatten()
-        end = fits.nonzero().squeeze(1)
-        # No window ends on the first observation of an episode, so episodes are runs of ends.
-        heads = (fits[1:] & ~fits[:-1]).nonzero().squeeze(1) + 1
-        bounds = torch.cat([heads, heads.new_tensor([len(fits)])])
-        return Windows(end, torch.searchsorted(end, bounds))
-
-    def _drawn(
-        self, count: int, length: int, generator: torch.Generator, together: int,
-        latest: bool = False,
-    ) -> tuple[Windows, Tensor]:  # fmt: skip
-        """The windows there are, and the numbers of those that are drawn, `[count]`."""
-        if together < 1 or count % together:
-            raise UnusableInput(f"{count} stretches can't come in runs of {together}")
-        windows = self._find(length, latest)
-        if not len(windows.end):
+    def _some(self, length: int, latest: bool = False) -> Windows:
+        """The windows there are; UnusableInput if there are none."""
+        found = self._find(length, latest)
+        if not len(found.end):
             raise UnusableInput(
                 f"memory has no stretch of {length} steps within one episode"
                 f"{' of its latest life' if latest else ''}; the longest has {self.longest()}"
             )
-        return windows, _draw(windows, count, together, generator)
+        return found
 
     def _read(self, end: Tensor, length: int) -> Trajectory:
         """`end` [N] as in Windows -> the N stretches of `length` steps which end there."""
@@ -244,14 +258,3 @@ class Memory:
         """Steps of the longest stretch within one episode."""
         kept = torch.arange(self._rows, device=self._device)
         return int(torch.minimum(self._age.roll(-self._oldest(), dims=1), kept).max())
-
-
-def _draw(windows: Windows, count: int, together: int, generator: torch.Generator) -> Tensor:
-    """[count] numbers of windows. A window drawn uniformly brings its episode, and that `together`
-    windows drawn uniformly from it: each of them is then uniform over all."""
-    device, size = generator.device, (count // together, together)
-    leader = torch.randint(len(windows.end), (size[0], 1), generator=generator, device=device)
-    share = torch.rand(size, dtype=torch.float64, generator=generator, device=device)
-    run = torch.searchsorted(windows.runs, leader.to(windows.runs.device), right=True)
-    first, following = windows.runs[run - 1], windows.runs[run]
-    return (first + (share.to(first.device) * (following - first)).long()).flatten()

@@ -14,11 +14,11 @@ import ami_agent as ami
 from ami_agent import checkpoint
 from ami_agent.build import build, capacity
 from ami_agent.evaluate import judge
+from ami_agent.guard import Failed
 from ami_agent.learning import Learning
 from ami_agent.lessons import Interact, Live, Predict
 from ami_agent.life import WorldConfig
 from ami_agent.losses import lambda_returns
-from ami_agent.vectors import Failed
 from modules.bounds import Choice
 from modules.cost import Body, NoForesight
 from modules.drives import Drives
@@ -126,7 +126,7 @@ def test_a_step_of_life_is_remembered_and_learnt_from(choices):
 
 
 def test_the_policy_does_not_move_the_world_model_nor_the_critic_that_judges_it():
-    actor = pupil_of(recipe()).actor
+    actor = pupil_of(recipe()).mind.actor
     agent = actor.agent
     kept = {n: p.clone() for n, p in agent.world_model.named_parameters()}
     slow = [p.clone() for p in actor.slow.parameters()]

@@ -15,9 +15,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ami_agent.evaluate import play_many
+from ami_agent.guard import Failed
 from ami_agent.life import WorldConfig, ended, live, walk
 from ami_agent.players import aimless
-from ami_agent.vectors import Failed
 from modules.memory import Memory
 from modules.types import UnusableInput
 

@@ -11,6 +11,8 @@ from ami_agent.lessons.hierarchy import Ascend, Survey
 from ami_agent.lessons.interact import Interact
 from ami_agent.lessons.life import Live, Practise
 from ami_agent.lessons.policy import Amortise, Distil
+from ami_agent.lessons.recorded import Recorded
+from ami_agent.lessons.rehearse import Rehearse
 from ami_agent.lessons.world_model import Predict, Refine
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "Practise",
     "Predict",
     "Pupil",
+    "Recorded",
     "Refine",
+    "Rehearse",
     "Separate",
     "ShortestPaths",
     "Survey",

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ami_agent.learning import Learning
-from ami_agent.lessons.base import GradientPupil, Pupil
-from ami_agent.lessons.foresight import foresight_of, promise
-from ami_agent.lessons.hindsight import Remembered, hindsight
+from ami_agent.lessons.base import Pupil
 from ami_agent.lessons.life import Explorer
-from ami_agent.lessons.world_model import Predict
+from ami_agent.lessons.rehearse import Improve, Rehearsal, joined, part_of
 from ami_agent.life import Act, WorldConfig
-from ami_agent.losses import actor_critic_loss
 from ami_agent.players import Begin, Scene, mind
-from modules.actor import Habit
 from modules.bounds import Bounds
-from modules.configurator import Assignment
-from modules.cost import Body, Cost
-from modules.targets import MovingAverage
-from modules.types import Observation, UnusableInput, each, require
+from modules.types import Observation, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interact:
-    """The agent does what it has learnt so far, shaken a little; what comes of it is remembered;
-    the world model learns from memory, and in imagined futures policy and critic learn from each
-    other. The world model is differentiable, so the policy descends the energy of its own future
-    (value gradients, Heess et al. 2015; actor and critic in imagination, Hafner et al. 2020)."""
+class Interact(Improve):
+    """The agent does what it has learnt so far, shaken a little; what comes of it is remembered,
+    and it improves."""
 
     steps: int = 10_000
     """Steps lived in each world."""
@@ -45,33 +34,10 @@ class Interact:
     """Who acts."""
     noise: float = 0.2
     """How far actions are shaken."""
-    task: str = ""
-    """What it is to do; the agent's first task if not given."""
-    objective: Predict = field(
-        default_factory=lambda: Predict(learning=Learning(steps=0, batch=128, last=0.2))
-    )
-    """What the world model learns; for as many updates as there are here."""
-    learning: Learning = field(
-        default_factory=lambda: Learning(steps=0, batch=128, lr=7e-4, last=0.2)
-    )
-    """The same of policy and critic."""
-    horizon: int = 4
-    """Steps that they imagine, H."""
-    trace: float = 0.95
-    """lambda"""
-    lag: float = 0.95
-    """Decay of the slow copy of the critic."""
-    hindsight: float = 0.0
-    """Share of what is remembered that is looked at as if its goal had been what was achieved later
-    in its episode; for worlds with goals of their own (`desired_goal`)."""
-    judge: int = 1000
-    """Steps in each world after which the agent may be judged (`--curve`)."""
 
     def __post_init__(self) -> None:
-        require(self, steps=1, ratio=0, noise=0, horizon=1, trace=0, lag=0, judge=1, hindsight=0)
-        for name in ("trace", "lag", "hindsight"):
-            if getattr(self, name) > 1:
-                raise UnusableInput(f"{name} is {getattr(self, name)}; it must be 1 or less")
+        super().__post_init__()
+        require(self, steps=1, ratio=0, noise=0)
 
     @property
     def lives(self) -> int:
@@ -109,10 +75,7 @@ class Interaction:
         self.lesson, self.agent, self.total, self.debt = lesson, agent, lesson.steps, 0.0
         assignment, worlds = agent.assigned(lesson.task), agent.memory.worlds
         updates = int(lesson.steps * worlds * lesson.ratio) + 1
-        of_model = replace(lesson.objective.learning, steps=updates)
-        remembered = hindsight(agent.memory, lesson.hindsight, agent.spec, world)
-        self.model = replace(lesson.objective, learning=of_model).of(agent, remembered, seed)
-        self.actor = ActorCritic(lesson, agent, assignment, remembered, updates, seed)
+        self.mind = Rehearsal(lesson, agent, world, updates, seed)
         player = daring(mind(agent, lesson.mode, assignment), lesson.noise, agent.policy.bounds)
         self.life = Explorer(agent, world.build(worlds, agent.device), lesson, [player], seed)
 
@@ -132,8 +95,7 @@ class Interaction:
         self.debt += self.lesson.ratio * self.agent.memory.worlds
         news: dict[str, Tensor] = {}
         while self.debt >= 1:
-            learnt = {"model": self.model.update(), "actor": self.actor.update()}
-            news = {f"{who} {n}": v for who, part in learnt.items() for n, v in part.items()}
+            news = self.mind.update()
             self.debt -= 1
         return news
 
@@ -141,70 +103,13 @@ class Interaction:
         self.life.finish()
 
     def state_dict(self) -> dict[str, Tensor]:
-        parts = {
-            "model": self.model.state_dict(),
-            "actor": self.actor.state_dict(),
-            "memory": self.agent.memory.state_dict(),
-            "here": {"step": torch.tensor(self.step), "debt": torch.tensor(self.debt).double()},
-        }
-        return {f"{whose}.{n}": value for whose, part in parts.items() for n, value in part.items()}
+        here = {"step": torch.tensor(self.step), "debt": torch.tensor(self.debt).double()}
+        lived = joined({"memory": self.agent.memory.state_dict(), "here": here})
+        return {**self.mind.state_dict(), **lived}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        def part(whose: str) -> dict[str, Tensor]:
-            mine = {n: value for n, value in state.items() if n.startswith(f"{whose}.")}
-            return {n.removeprefix(f"{whose}."): value for n, value in mine.items()}
-
-        self.model.load_state_dict(part("model"))
-        self.actor.load_state_dict(part("actor"))
-        self.agent.memory.load_state_dict(part("memory"))
-        here = part("here")
+        self.mind.load_state_dict(state)
+        self.agent.memory.load_state_dict(part_of(state, "memory"))
+        here = part_of(state, "here")
         self.debt = float(here["debt"])
         self.life.relive(int(here["step"]))
-
-
-class ActorCritic(GradientPupil):
-    """From remembered states the policy steers imagined futures, under the world model as it is by
-    now. Their energy, judged by a slow copy of the critic, is what the policy descends; what is
-    felt in them is what the critic learns to foresee (TD(lambda))."""
-
-    def __init__(
-        self, lesson: Interact, agent: Agent, assignment: Assignment, remembered: Remembered,
-        updates: int, seed: int,
-    ) -> None:  # fmt: skip
-        if assignment.aim != "none":
-            raise UnusableInput("interact learns a task of drives; its aim must be none")
-        self.lesson, self.agent, self.remembered = lesson, agent, remembered
-        self.task = assignment.task(None, "plan")
-        self.foresight, self.drives = foresight_of(agent), agent.cost.body.drives
-        promise(self.foresight, self.drives, agent.memory, min(8, agent.memory.longest()))
-        self.slow = MovingAverage(self.foresight, lesson.lag).requires_grad_(False)
-        # a copy: no gradient is computed for what doesn't learn here
-        self.model = deepcopy(agent.world_model).requires_grad_(False)
-        slow: Any = self.slow.average.module
-        body = Body(self.drives, slow)
-        cost = Cost(agent.cost.critic, body, self.model.doubt.disagreement)
-        eye = replace(
-            agent.eye, imagine=self.model.imagine, pursue=self.model.pursue, evaluate=cost
-        )
-        self.habit = Habit(agent.policy, eye)
-        super().__init__(
-            nn.ModuleList([agent.policy, self.foresight, self.slow]), self._loss,
-            replace(lesson.learning, steps=updates), weights={}, seed=seed,
-            after=lambda: self.slow.follow(self.foresight),
-        )  # fmt: skip
-
-    def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
-        agent = self.agent
-        now = list(agent.world_model.state_dict().values())
-        torch._foreach_copy_(list(self.model.state_dict().values()), now)
-        with torch.no_grad():
-            batch = self.remembered.sample(self.lesson.learning.batch, 1, random)
-            obs = each(lambda part: part[:, 0].to(agent.device), batch.obs)
-            state = agent.perceive(obs, agent.configurator.primed(self.task))
-        focus = agent.configurator.focus(self.task, torch.zeros_like(state))
-        alone = state.new_empty(len(state), 0, self.lesson.horizon, agent.spec.action_dim)
-        thought = self.habit.beside(state, alone, focus._replace(horizon=self.lesson.horizon))
-        free = agent.policy.free(state, focus.goal, focus.condition)
-        return actor_critic_loss(
-            thought, free, self.drives, self.foresight, self.slow.average, self.lesson.trace
-        )

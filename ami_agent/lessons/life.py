@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ami_agent.guard import Died
 from ami_agent.lessons.base import Pupil
-from ami_agent.life import World, WorldConfig, ended, live, seen
+from ami_agent.life import Act, Info, Lived, World, WorldConfig, ended, live, seen
 from ami_agent.players import Begin, Scene, mind, wanderer
-from modules.types import each, require
+from modules.types import Observation, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
 
 
-class Lived(Protocol):
+class Lifelong(Protocol):
     """A lesson of so many steps in each world."""
 
     @property
@@ -79,18 +80,18 @@ class Explorer:
     anew when it is interrupted: the same seed lives the same."""
 
     milestone = ""
+    act: Act
+    scene: Scene
+    over: Tensor  # [B] bool: the episodes that the next step resets
 
     def __init__(
-        self, agent: Agent, world: World, lesson: Lived, players: Sequence[Begin],
+        self, agent: Agent, world: World, lesson: Lifelong, players: Sequence[Begin],
         seed: int,
     ) -> None:  # fmt: skip
         self.total, self.step, self.agent, self.world = lesson.steps, 0, agent, world
         self.players, self.seed = players, seed
         agent.memory.interrupt()
-        obs, info = world.reset(seed)
-        self.over = torch.zeros(world.count, dtype=torch.bool)
-        self.scene = Scene(world, obs, info, ~self.over)
-        self.life = live(lambda obs: self.act(obs), world, obs)
+        self._enter()
 
     def update(self) -> dict[str, Tensor]:
         turn, before = (
@@ -99,13 +100,34 @@ class Explorer:
         assert self.scene.fresh is not None
         if turn != before or self.scene.fresh.any():
             self.attend()
-        lived = next(self.life)
+        lived = self._next()
         self.agent.observe(lived.transition)
         self.step += 1
         # the step after an end only resets: what it ends with is where an episode begins
         self.scene = Scene(self.world, seen(lived), lived.info, self.over)
         self.over = ended(lived).cpu()
         return {"worlds": torch.tensor(float(self.world.count))}
+
+    def _next(self) -> Lived:
+        """A step. Where a world's process died, what was begun is cut and other episodes begin."""
+        while True:
+            try:
+                return next(self.life)
+            except Died:
+                self.agent.memory.cut()
+                self._enter()
+                self.attend()
+
+    def _enter(self) -> None:
+        """Episodes begin."""
+        obs, info = self.world.reset(self.seed + self.step)
+        none = torch.zeros(self.world.count, dtype=torch.bool)
+        self._go_on(obs, info, fresh=~none, over=none)
+
+    def _go_on(self, obs: Observation, info: Info, fresh: Tensor, over: Tensor) -> None:
+        """Life goes on from here; `[B]` where an episode begins, and where one is over."""
+        self.over, self.scene = over, Scene(self.world, obs, info, fresh)
+        self.life = live(lambda obs: self.act(obs), self.world, obs)
 
     def attend(self) -> None:
         """Who acts from here on looks around."""
@@ -115,22 +137,26 @@ class Explorer:
     def relive(self, steps: int) -> None:
         """Brings the worlds to where memory left them, so many steps after the beginning, by doing
         again what was done. Where that doesn't lead there, another life begins."""
+        self.step = steps
+        if not self._relived(steps):
+            self.agent.memory.cut()
+            self._enter()
+        if steps < self.total:
+            self.attend()
+
+    def _relived(self, steps: int) -> bool:
         obs, info = self.world.reset(self.seed)
         over = torch.zeros(self.world.count, dtype=torch.bool)
         fresh = ~over
-        for action in self.agent.memory.deeds(steps):
-            lived = self.world.step(obs, action.to(self.world.device))
-            obs, info = seen(lived), lived.info
-            fresh, over = over, ended(lived).cpu()
-        if not self.agent.memory.follows(obs):
-            self.agent.memory.interrupt()
-            obs, info = self.world.reset(self.seed + steps)
-            fresh, over = torch.ones_like(over), torch.zeros_like(over)
-        self.step, self.over = steps, over
-        self.scene = Scene(self.world, obs, info, fresh)
-        self.life = live(lambda obs: self.act(obs), self.world, obs)
-        if steps < self.total:
-            self.attend()
+        try:
+            for action in self.agent.memory.deeds(steps):
+                lived = self.world.step(obs, action.to(self.world.device))
+                obs, info = seen(lived), lived.info
+                fresh, over = over, ended(lived).cpu()
+        except Died:
+            return False
+        self._go_on(obs, info, fresh, over)
+        return self.agent.memory.follows(obs)
 
     def finish(self) -> None:
         self.world.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ami_agent.build import Config
+from ami_agent.lessons import Recorded
 from ami_agent.life import WorldConfig
 from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage
@@ -41,7 +42,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
 }
 
 
-OPEN: Mapping[str, Callable[[WorldConfig], Config]] = {"gym": gym}
+OPEN: Mapping[str, Callable[[WorldConfig, Recorded], Config]] = {"gym": gym}
 """Those that are for any world."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ami_agent.build import Config
 from ami_agent.learning import Learning
-from ami_agent.lessons import Interact, Live, NoLesson, Predict
+from ami_agent.lessons import Interact, Live, NoLesson, Predict, Recorded, Rehearse
 from ami_agent.lessons.hindsight import conditioned
 from ami_agent.life import Spec, WorldConfig
 from modules.actor import Policy
@@ -25,16 +25,20 @@ PATIENCE = 1000
 
 
 DEFAULT_WORLD = WorldConfig(id="Pendulum-v1")
+NOTHING = Recorded()
 
 
-def gym(world: WorldConfig = DEFAULT_WORLD) -> Config:
+def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
     """Any Gymnasium world (`--env.id ID`): its reward is a drive, and life and learning
-    interleave."""
-    with closing(world.build(1)) as one:
+    interleave; or, where there are data of it (`--data.minari ID`), all is learnt from these."""
+    with closing(replace(world, mortal=True).build(1)) as one:
         spec, known = one.spec, one.inner.spec
+        recorded = data.whole(one) if data != NOTHING else None
     endless = known.max_episode_steps is None and known.entry_point is not None
     world = replace(world, mortal=True, limit=world.limit or (PATIENCE if endless else 0))
     learning = Learning(steps=0, batch=128, last=0.2)
+    interleaved = Predict(weights=_weights(spec), learning=learning, length=3)
+    hindsight = 0.8 if conditioned(spec) else 0.0
     return Config(
         recipe="gym",
         world=world,
@@ -51,13 +55,13 @@ def gym(world: WorldConfig = DEFAULT_WORLD) -> Config:
         planner=GradientPlanner.Config(horizon=6, proposals=2),
         policy=Policy.Config(hidden=128),
         tasks={"reward": Assignment(drives={"reward": 1.0})},
-        life=Live(worlds=1, steps=500),
+        life=recorded or Live(worlds=1, steps=500),
         objective=Predict(weights=_weights(spec), learning=replace(learning, steps=500), length=3),
         teacher=NoLesson(),
-        interact=Interact(
-            objective=Predict(weights=_weights(spec), learning=learning, length=3),
-            noise=0.5 if spec.choices else 0.2,
-            hindsight=0.8 if conditioned(spec) else 0.0,
+        interact=Rehearse(objective=interleaved, hindsight=hindsight)
+        if recorded
+        else Interact(
+            objective=interleaved, hindsight=hindsight, noise=0.5 if spec.choices else 0.2
         ),
         distil=NoLesson(),
     )

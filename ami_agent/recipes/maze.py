@@ -79,6 +79,7 @@ def _larger(recipe: str, size: int, *, walks: int, steps: int, landmarks: int) -
     base, finer = maze(), size / 5
     world = replace(base.world, options={**base.world.options, "size": size})
     assert isinstance(base.teacher, Separate)
+    assert isinstance(base.life, Live)
     return replace(
         base,
         recipe=recipe,

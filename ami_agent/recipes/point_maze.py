@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ami_agent.build import Config
 from ami_agent.learning import Learning
-from ami_agent.lessons import Separate
+from ami_agent.lessons import Live, Separate
 from ami_agent.life import WorldConfig
 from ami_agent.recipes.maze import maze
 
@@ -20,6 +20,7 @@ def point_maze() -> Config:
 def point_maze_medium() -> Config:
     """The same in the maze "medium", of 6 by 6 cells; what is a unit of the state spans more."""
     base = point_maze()
+    assert isinstance(base.life, Live)
     world = replace(base.world, options={**base.world.options, "map": "medium"})
     return replace(
         base,

@@ -1,0 +1,112 @@
+"""Who else may live in a world: the algorithms of Stable-Baselines3, with its default settings."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from typing import Any, TypeAlias
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from ami_agent.evaluate import play
+from ami_agent.life import Act, World, WorldConfig
+from ami_agent.players import Begin, Scene
+from ami_agent.vectors import around, bring
+from modules.types import UnusableInput
+
+SMALLEST = 36
+"""Pixels to a side of the smallest picture that its convolutions fit into."""
+
+Curve: TypeAlias = list[tuple[int, float, float]]
+"""Steps of life, mean return of the judging episodes, seconds of training."""
+
+
+class Bare(World):
+    """Worlds as they are, for whoever reads their own observations and acts in their own units."""
+
+    def sensed(self, obs: Any) -> Any:
+        return obs
+
+    def to_world(self, action: Any) -> np.ndarray:
+        return np.asarray(action)
+
+
+def check_installed() -> None:
+    """Raises UnusableInput if Stable-Baselines3 isn't there."""
+    if find_spec("stable_baselines3") is None:
+        raise UnusableInput(
+            "stable-baselines3 is not installed: pip install 'ami-agent[baselines]', or compare "
+            "with nobody: --who ami"
+        )
+
+
+def alone(config: WorldConfig) -> gymnasium.Env:
+    """One of these worlds, as Gymnasium knows it."""
+    for module in config.imports:
+        bring(module)
+    env = gymnasium.make(config.id, **config.keywords)
+    for wrap in around(config.limit, config.repeat, config.stack):
+        env = wrap(env)
+    return env
+
+
+def learn(
+    who: str, config: WorldConfig, *, steps: int, every: int, seed: int, episodes: int, first: int,
+    device: str,
+) -> Curve:  # fmt: skip
+    """Judged after every so many steps in the episodes of seed `first` and on; UnusableInput where
+    who learns so can't live there."""
+    model, seconds = _model(who, config, seed, device), 0.0
+    curve: Curve = []
+    while model.num_timesteps < steps:
+        began = time.perf_counter()
+        model.learn(every, reset_num_timesteps=not curve)
+        seconds += time.perf_counter() - began
+        curve.append((model.num_timesteps, judged(model, config, episodes, first), seconds))
+    model.get_env().close()
+    return curve
+
+
+def _model(who: str, config: WorldConfig, seed: int, device: str) -> Any:
+    import stable_baselines3 as sb3  # an extra
+    from stable_baselines3.common.env_util import make_vec_env
+
+    kinds = {"sac": sb3.SAC, "td3": sb3.TD3, "ppo": sb3.PPO, "dqn": sb3.DQN}
+    envs = make_vec_env(lambda: alone(config), 1, seed=seed)
+    try:
+        return kinds[who](_policy(envs.observation_space), envs, seed=seed, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise UnusableInput(f"{who.upper()} can't live in {config.id}: {told}") from None
+
+
+def _policy(space: Any) -> str:
+    from stable_baselines3.common.preprocessing import is_image_space
+
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    large = is_image_space(space) and sorted(space.shape)[1] >= SMALLEST
+    return "CnnPolicy" if large else "MlpPolicy"
+
+
+def judged(model: Any, config: WorldConfig, episodes: int, first: int) -> float:
+    """The mean return of so many episodes, those in which the agent is judged."""
+    world = Bare(config, episodes, torch.device("cpu"), config.keywords)
+    outcome = play(_player(model), world, first)
+    world.close()
+    return float(outcome.felt[:, 0].mean())
+
+
+def _player(model: Any) -> Begin:
+    def begin(scene: Scene, seed: int) -> Act:
+        def act(obs: Any) -> Tensor:
+            chosen, _ = model.predict(obs, deterministic=True)
+            return torch.as_tensor(chosen)
+
+        return act
+
+    return begin

@@ -1,0 +1,169 @@
+"""What is learnt of a task from memory alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ami_agent.learning import Learning
+from ami_agent.lessons.base import GradientPupil, Pupil, Study
+from ami_agent.lessons.foresight import foresight_of, promise
+from ami_agent.lessons.hindsight import Remembered, hindsight
+from ami_agent.lessons.world_model import Predict
+from ami_agent.life import WorldConfig
+from ami_agent.losses import actor_critic_loss
+from modules.actor import Habit
+from modules.cost import Body, Cost
+from modules.targets import MovingAverage
+from modules.types import UnusableInput, each, require
+
+if TYPE_CHECKING:
+    from ami_agent.agent import Agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Improve:
+    """What is learnt of a task without living: the world model learns from memory, and in imagined
+    futures policy and critic learn from each other. The world model is differentiable, so the
+    policy descends the energy of its own future (value gradients, Heess et al. 2015; actor and
+    critic in imagination, Hafner et al. 2020)."""
+
+    task: str = ""
+    """What is to be done; the agent's first task if not given."""
+    objective: Predict = field(
+        default_factory=lambda: Predict(learning=Learning(steps=0, batch=128, last=0.2))
+    )
+    """What the world model learns; for as many updates as there are here."""
+    learning: Learning = field(
+        default_factory=lambda: Learning(steps=0, batch=128, lr=7e-4, last=0.2)
+    )
+    """The same of policy and critic."""
+    horizon: int = 4
+    """Steps that they imagine, H."""
+    trace: float = 0.95
+    """lambda"""
+    lag: float = 0.95
+    """Decay of the slow copy of the critic."""
+    hindsight: float = 0.0
+    """Share of what is remembered that is looked at as if its goal had been what was achieved later
+    in its episode; for worlds with goals of their own (`desired_goal`)."""
+    judge: int = 1000
+    """Steps in each world, or updates where nothing is lived, after which the agent may be judged
+    (`--curve`)."""
+
+    def __post_init__(self) -> None:
+        require(self, horizon=1, trace=0, lag=0, judge=1, hindsight=0)
+        for name in ("trace", "lag", "hindsight"):
+            if getattr(self, name) > 1:
+                raise UnusableInput(f"{name} is {getattr(self, name)}; it must be 1 or less")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearse(Improve, Study):
+    """The agent improves on what is remembered, whoever lived it, and lives no step itself."""
+
+    updates: int = 5000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, updates=1)
+
+    def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        return Rehearsal(self, agent, world, self.updates, seed)
+
+
+class Rehearsal:
+    """World model, policy and critic learn together, an update each at a time."""
+
+    def __init__(
+        self, lesson: Improve, agent: Agent, world: WorldConfig, updates: int, seed: int
+    ) -> None:
+        self.lesson, self.total = lesson, updates
+        of_model = replace(lesson.objective.learning, steps=updates)
+        remembered = hindsight(agent.memory, lesson.hindsight, agent.spec, world)
+        self.model = replace(lesson.objective, learning=of_model).of(agent, remembered, seed)
+        self.actor = ActorCritic(lesson, agent, remembered, updates, seed)
+
+    @property
+    def step(self) -> int:
+        return self.actor.step
+
+    @property
+    def milestone(self) -> str:
+        return "" if self.step % self.lesson.judge else "react"
+
+    def update(self) -> dict[str, Tensor]:
+        learnt = {"model": self.model.update(), "actor": self.actor.update()}
+        return {f"{who} {n}": v for who, part in learnt.items() for n, v in part.items()}
+
+    def finish(self) -> None:
+        """What was learnt is already in place."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return joined({"model": self.model.state_dict(), "actor": self.actor.state_dict()})
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict(part_of(state, "model"))
+        self.actor.load_state_dict(part_of(state, "actor"))
+
+
+class ActorCritic(GradientPupil):
+    """From remembered states the policy steers imagined futures, under the world model as it is by
+    now. Their energy, judged by a slow copy of the critic, is what the policy descends; what is
+    felt in them is what the critic learns to foresee (TD(lambda))."""
+
+    def __init__(
+        self, lesson: Improve, agent: Agent, remembered: Remembered, updates: int, seed: int
+    ) -> None:
+        assignment = agent.assigned(lesson.task)
+        if assignment.aim != "none":
+            raise UnusableInput("interact learns a task of drives; its aim must be none")
+        self.lesson, self.agent, self.remembered = lesson, agent, remembered
+        self.task = assignment.task(None, "plan")
+        self.foresight, self.drives = foresight_of(agent), agent.cost.body.drives
+        promise(self.foresight, self.drives, agent.memory, min(8, agent.memory.longest()))
+        self.slow = MovingAverage(self.foresight, lesson.lag).requires_grad_(False)
+        # a copy: no gradient is computed for what doesn't learn here
+        self.model = deepcopy(agent.world_model).requires_grad_(False)
+        slow: Any = self.slow.average.module
+        body = Body(self.drives, slow)
+        cost = Cost(agent.cost.critic, body, self.model.doubt.disagreement)
+        eye = replace(
+            agent.eye, imagine=self.model.imagine, pursue=self.model.pursue, evaluate=cost
+        )
+        self.habit = Habit(agent.policy, eye)
+        super().__init__(
+            nn.ModuleList([agent.policy, self.foresight, self.slow]), self._loss,
+            replace(lesson.learning, steps=updates), weights={}, seed=seed,
+            after=lambda: self.slow.follow(self.foresight),
+        )  # fmt: skip
+
+    def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
+        agent = self.agent
+        now = list(agent.world_model.state_dict().values())
+        torch._foreach_copy_(list(self.model.state_dict().values()), now)
+        with torch.no_grad():
+            batch = self.remembered.sample(self.lesson.learning.batch, 1, random)
+            obs = each(lambda part: part[:, 0].to(agent.device), batch.obs)
+            state = agent.perceive(obs, agent.configurator.primed(self.task))
+        focus = agent.configurator.focus(self.task, torch.zeros_like(state))
+        alone = state.new_empty(len(state), 0, self.lesson.horizon, agent.spec.action_dim)
+        thought = self.habit.beside(state, alone, focus._replace(horizon=self.lesson.horizon))
+        free = agent.policy.free(state, focus.goal, focus.condition)
+        return actor_critic_loss(
+            thought, free, self.drives, self.foresight, self.slow.average, self.lesson.trace
+        )
+
+
+def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{whose}.{n}": value for whose, part in parts.items() for n, value in part.items()}
+
+
+def part_of(state: Mapping[str, Tensor], whose: str) -> dict[str, Tensor]:
+    mine = {n: value for n, value in state.items() if n.startswith(f"{whose}.")}
+    return {n.removeprefix(f"{whose}."): value for n, value in mine.items()}

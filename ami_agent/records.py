@@ -1,0 +1,143 @@
+"""Life that was recorded: a Minari dataset, or the memory that a run has kept, as the mind would
+have sensed it in a world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ami_agent import checkpoint, runs
+from ami_agent.build import blank_step
+from ami_agent.life import World
+from ami_agent.senses import Stray, limits
+from modules.memory import Memory
+from modules.types import ALIVE, Trajectory, UnusableInput, each
+
+
+class Record(NamedTuple):
+    """Episodes that others lived."""
+
+    number: int
+    steps: int  # of all, and one between each two
+    episodes: Iterable[Trajectory]  # obs [1, T + 1, *O]
+
+
+def of_minari(name: str, world: World) -> Record:
+    """The dataset of that id; UnusableInput if it isn't on this machine, is empty, or of another
+    world. It is read as Minari stores it, without running code of its own."""
+    if find_spec("minari") is None:
+        raise UnusableInput("minari is not installed: pip install 'ami-agent[minari]'")
+    import minari  # an extra
+
+    known = minari.list_local_datasets()
+    if name not in known:
+        raise UnusableInput(f"no Minari dataset {name!r} on this machine; {_told(known)}")
+    if not {"observation_space", "action_space"} <= set(known[name]):
+        raise UnusableInput(f"dataset {name} doesn't say which spaces it is of")
+    found = _read(name, lambda: minari.load_dataset(name))
+    _check_spaces(name, found, world)
+    if not found.total_steps:
+        raise UnusableInput(f"dataset {name} is empty")
+    count = int(found.total_episodes)
+    return Record(count, int(found.total_steps) + count - 1, _episodes(name, found, world))
+
+
+def _told(known: Iterable[str]) -> str:
+    told = ", ".join(known)
+    return f"there are {told}" if told else "there are none (MINARI_DATASETS_PATH says where)"
+
+
+def _read(name: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception as error:  # a stranger's files may raise anything
+        raise UnusableInput(
+            f"dataset {name} can't be read: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_spaces(name: str, found: Any, world: World) -> None:
+    envs = world.envs
+    for what, there, here in (
+        ("observations", found.observation_space, envs.single_observation_space),
+        ("actions", found.action_space, envs.single_action_space),
+    ):
+        if there != here:
+            raise UnusableInput(f"{what} of dataset {name} are {there}, but the world's are {here}")
+    strange = [felt for felt in world.spec.interoception[1:] if felt != ALIVE]
+    if strange:
+        raise UnusableInput(
+            f"a body in this world feels {', '.join(strange)}, which no Minari dataset records"
+        )
+
+
+def _episodes(name: str, found: Any, world: World) -> Iterator[Trajectory]:
+    """Each as the mind would have sensed it; UnusableInput naming the first that can't be."""
+    for number in range(found.total_episodes):
+        episode = _read(name, partial(found.__getitem__, number))
+        try:
+            yield _trajectory(episode, world)
+        except UnusableInput as error:
+            raise UnusableInput(f"episode {number} of dataset {name}: {error}") from None
+
+
+def _trajectory(episode: Any, world: World) -> Trajectory:
+    steps = len(episode)
+    try:
+        obs = {n: torch.as_tensor(read(episode.observations)) for n, read in world.senses.items()}
+    except Stray as stray:
+        raise UnusableInput(f"an observation holds {stray.number:g}, outside its space") from None
+    over = torch.as_tensor(np.asarray(episode.terminations, dtype=bool))
+    felt = [torch.as_tensor(np.asarray(episode.rewards, dtype=np.float32))]
+    if world.mortal:
+        felt.append((~over).float())
+    told = Trajectory(
+        obs=obs.get("obs", obs), actions=_actions(episode.actions, world),
+        interoception=torch.stack(felt, -1), terminated=over, episode=torch.zeros(()),
+    )  # fmt: skip
+    seen, done = {len(part) for part in obs.values()}, {len(told.actions), len(over)}
+    if not steps or seen != {steps + 1} or done != {steps}:
+        raise UnusableInput(f"{steps} rewards, {done} actions and ends, {seen} observations")
+    for what, part in (*obs.items(), ("actions", told.actions), ("rewards", felt[0])):
+        if part.is_floating_point() and not part.isfinite().all():
+            raise UnusableInput(f"{what} holds NaN or infinity")
+    return Trajectory(each(lambda part: part[None], told.obs), *(part[None] for part in told[1:]))
+
+
+def _actions(told: Any, world: World) -> torch.Tensor:
+    """`[T, A]` in [-1, 1]; what was asked for beyond the bounds could not be done."""
+    low_high = limits(world.envs.single_action_space)
+    if world.deeds.choices and low_high:
+        strange = (told < low_high[0]) | (told > low_high[1])
+        if np.any(strange):
+            raise UnusableInput(f"an action is {np.asarray(told)[strange][0]}, outside its space")
+    return world.from_world(told).clamp(-1, 1)
+
+
+def of_run(folder: str, world: World) -> Record:
+    """What a run remembers; UnusableInput if it kept no memory, or of another kind of body."""
+    run = Path(folder)
+    with closing(runs.config_of(run).world.build(1)) as lived:
+        there, here = lived.spec, world.spec
+    if there != here:
+        raise UnusableInput(
+            f"run {folder} lived with observations {there.told()} and {there.action_dim} actions, "
+            f"but the world has {here.told()} and {here.action_dim}"
+        )
+    if not (run / "memory").is_dir():
+        raise UnusableInput(f"run {folder} has kept no memory: it needs --keep-memory")
+    kept, _ = checkpoint.load(run / "memory")
+    _, capacity, _ = kept["steps"].tolist()
+    memory = Memory(capacity, blank_step(there, len(kept["ended"])), "cpu")
+    memory.load_state_dict(kept)
+    numbers = memory.episodes()
+    if not len(numbers):
+        raise UnusableInput(f"run {folder} remembers no step")
+    return Record(len(numbers), len(memory) + len(numbers) - 1, map(memory.recall, numbers))
