@@ -83,7 +83,6 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     device(flags.device)
     with closing(Report(out, console)) as report:
         results = _train(name, flags, out, report)
-    runs.write_json(out / "eval.json", results)
     _write(flags.json, results)
     console.print(table(f"{name}, seed {flags.seed}", *rows(results)))
 
@@ -96,8 +95,10 @@ def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str,
         resume=flags.resume, report=report, save_every=flags.save_every, curve=flags.curve,
     )  # fmt: skip
     found = judge(agent, flags.config.evaluation, episodes=flags.episodes, say=report.say)
+    results = {mode: {"recipe": name, **marks} for mode, marks in found.items()}
+    runs.write_json(out / "eval.json", results)  # before strangers' code draws
     _picture(agent, flags.config.evaluation, report)
-    return {mode: {"recipe": name, **marks} for mode, marks in found.items()}
+    return results
 
 
 def _picture(agent: Any, world: WorldConfig, report: Report) -> None:
