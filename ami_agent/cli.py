@@ -68,7 +68,6 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     device(flags.device)
     with closing(Report(out, console)) as report:
         results = _train(name, flags, out, report)
-    runs.write_json(out / "eval.json", results)
     _write(flags.json, results)
     console.print(table(f"{name}, seed {flags.seed}", *rows(results)))
 
@@ -82,8 +81,10 @@ def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str,
         keep_memory=flags.keep_memory,
     )  # fmt: skip
     found = judge(agent, flags.config.evaluation, episodes=flags.episodes, say=report.say)
+    results = {mode: {"recipe": name, **marks} for mode, marks in found.items()}
+    runs.write_json(out / "eval.json", results)  # before strangers' code draws
     _picture(agent, flags.config.evaluation, report)
-    return {mode: {"recipe": name, **marks} for mode, marks in found.items()}
+    return results
 
 
 def _picture(agent: Any, world: WorldConfig, report: Report) -> None:

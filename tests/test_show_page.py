@@ -26,6 +26,7 @@ from ami_agent.show.scenes import Episode, seen
 from ami_agent.show.thoughts import came_true, falling, overheard, stepwise
 from ami_agent.show.views import Panel, ReadOut
 from modules.configurator import Assignment, Task
+from modules.hierarchy import LandmarkGraph
 from modules.latents import GaussianLatent
 from modules.planners import CEM
 
@@ -230,7 +231,7 @@ def test_who_deliberates_in_some_worlds_is_overheard_in_those(agent):
 def test_what_came_true_is_zero_if_foreseen_and_one_if_nothing_was_expected_to_move():
     states = np.cumsum(np.ones((6, 2)), 0)
     steps = [0, 1, 2, 3, 4, 5]
-    exact = np.stack([states[np.minimum(np.arange(t, t + 3), 5)] for t in steps])
+    exact = [states[np.minimum(np.arange(t, t + 3), 5)] for t in steps]
     found = came_true(exact, steps, states)
     np.testing.assert_allclose(found.ahead, 0)
     np.testing.assert_allclose(found.over_time[:5], 0)
@@ -246,6 +247,32 @@ def test_what_came_true_of_every_second_moment_is_measured_against_every_step():
     imagined = states[[0, 2, 4], None] + np.array([0.0, 1.0, 3.0])[:, None]  # a step too far at 2
     found = came_true(imagined, [0, 2, 4], states)
     np.testing.assert_allclose(found.ahead, [0, 0.5])
+
+
+def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
+    agent = newborn(execute=3)
+    readout = ReadOut(agent, WORLD, 0, REACH)
+    ((life,),) = watch(agent, WORLD, readout.camera, 1, ("plan",), 0, REACH, Silence())
+    assert [len(instant.chosen) for instant in life.instants] == [9, 8, 7, 9, 8]
+    assert [len(instant.thinking) > 1 for instant in life.instants] == [True, False, False, True,
+                                                                       False]  # fmt: skip
+    told = page.act(seen(life, readout), np.zeros((8, 8, 3), np.uint8))
+    assert [len(moment["ahead"]) for moment in told["moments"]] == [8, 7, 6, 8, 7]
+    assert None not in told["ahead"][:4]  # 5 steps were lived
+
+
+def test_what_levels_above_hope_for_can_be_toggled():
+    agent = newborn(hierarchy=LandmarkGraph.Config(landmarks=12, hops=4, ahead=3))
+    obs, _ = WORLD.build(12).reset(0)
+    with torch.no_grad():
+        agent.hierarchy.chart(agent.perceive(obs))
+    readout = ReadOut(agent, WORLD, 0, REACH)
+    lives = watch(agent, WORLD, readout.camera, 1, ("plan",), 3, REACH, Silence(), most=1)
+    ((life,),) = lives
+    assert len(life.states) == 1
+    told = page.act(seen(life, readout), np.zeros((8, 8, 3), np.uint8))
+    assert told["layers"][-1] == "hopes"
+    assert [len(hopes) for hopes in told["moments"][0]["hopes"]] == [2 * 3]
 
 
 @pytest.fixture(scope="module")

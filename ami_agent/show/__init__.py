@@ -24,6 +24,9 @@ __all__ = ["Drawn", "Episode", "Moment", "picture", "show", "watch"]
 MODES = {"both": ("plan", "react")}
 """Modes that are several, side by side."""
 
+PICTURED = 200
+"""Steps that a picture tells of, at most: it is made while somebody waits for something else."""
+
 
 def show(
     agent: Agent, config: WorldConfig, out: Path, *,
@@ -65,13 +68,16 @@ def show(
 
 
 def picture(agent: Agent, config: WorldConfig, seed: int) -> np.ndarray:
-    """The sheet of key frames of one planned episode, uint8 [h, w, 3]."""
+    """The sheet of key frames of one planned episode, of its beginning where it is long; uint8
+    [h, w, 3]."""
     from ami_agent.show import drawing
 
     assignment, silence = agent.assigned(""), Silence()
     config = config.under(assignment)
     eyes = gaze(agent, config, seed, assignment, silence.say)
-    ((life,),) = watch(agent, config, eyes.camera, 1, ("plan",), seed, assignment, silence)
+    ((life,),) = watch(
+        agent, config, eyes.camera, 1, ("plan",), seed, assignment, silence, most=PICTURED
+    )
     view = eyes.upon([life])
     return drawing.sheet(seen(life, view), view.landscape(agent, config, life))
 

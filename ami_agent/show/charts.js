@@ -1,4 +1,3 @@
-"use strict";
 // Charts of what was thought. Each function draws one of an act into `parent`; what changes with
 // time is drawn by what it returns.
 const TERMS = ["#f0591a", "#e8a317", "#17a08c", "#8a63d2", "#1e5adc"];
@@ -178,6 +177,10 @@ function energyFalling(act, parent) {
   return (n) => {
     const energy = act.moments[n].thinking;
     box.replaceChildren();
+    if (energy.length < 2) {
+      make("p", {}, box, "It goes on without thinking again.");
+      return;
+    }
     const from = energy[0], to = energy[energy.length - 1];
     const told = `thinking: ${brief(from)} to ${brief(to)} in ${energy.length} looks`;
     const least = Math.min(from, to), most = Math.max(from, to);
@@ -199,7 +202,7 @@ function foreseen(act, parent) {
 
 function foreseenAhead(act, parent) {
   const ahead = act.ahead, to = ahead.length;
-  const chart = new Chart(parent, "the same, by steps ahead", [210, 130],
+  const chart = new Chart(parent, "by steps ahead", [210, 130],
     [0.6, to + 0.4], [0, Math.max(1, ...finite(ahead))], "ahead");
   chart.curve([0.6, to + 0.4], [1, 1],
     { stroke: "var(--faint)", "stroke-dasharray": "5 3", "stroke-width": 1 });

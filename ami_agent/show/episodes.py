@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -94,9 +95,10 @@ def _steps(count: int) -> str:
 
 def watch(
     agent: Agent, config: WorldConfig, camera: Camera, episodes: int, modes: Sequence[str],
-    seed: int, assignment: Assignment, report: Reporter,
+    seed: int, assignment: Assignment, report: Reporter, most: int | None = None,
 ) -> Iterator[tuple[Life, ...]]:  # fmt: skip
-    """The lives of seeds `seed`, `seed` + 1, ..., each once in every mode."""
+    """The lives of seeds `seed`, `seed` + 1, ..., each once in every mode; of each at most so many
+    steps."""
     if episodes < 1:
         raise UnusableInput(f"episodes is {episodes}; it must be at least 1")
     agent.eval()
@@ -107,7 +109,7 @@ def watch(
             with closing(config.build(count, agent.device, **camera.options)) as world:
                 eyes = _Watch(agent, world, camera, seed + first)
                 with report.progress(f"live, {mode}", _longest(world)) as bar:
-                    lives.append(eyes.live(config, mode, assignment, bar))
+                    lives.append(eyes.live(config, mode, assignment, bar, most))
         yield from zip(*lives, strict=True)
 
 
@@ -135,12 +137,13 @@ class _Watch:
         self.returned = np.zeros(world.count)
 
     def live(
-        self, config: WorldConfig, mode: str, assignment: Assignment, bar: Progress
-    ) -> list[Life]:
+        self, config: WorldConfig, mode: str, assignment: Assignment, bar: Progress,
+        most: int | None,
+    ) -> list[Life]:  # fmt: skip
         self.agent.begin()
         scene = Scene(self.world, self.obs, self.info)
         self.agent.configure(task_of(assignment, scene, mode), self.seed)
-        for lived in live(self._act, self.world, self.obs):
+        for lived in islice(live(self._act, self.world, self.obs), most):
             self._judge(lived)
             bar.advance()
             if not self.going.any():
@@ -168,7 +171,7 @@ class _Watch:
         if self.step % self.every == 0:
             self._thin()
         if self.step % self.every == 0:
-            self._note(plan, focus, falling(looks, plan))
+            self._note(state, plan, focus, falling(looks, plan))
         self.step += 1
         return plan.action
 
@@ -180,9 +183,9 @@ class _Watch:
         for i in np.flatnonzero(self.going):
             self.instants[i] = self.instants[i][::2]
 
-    def _note(self, plan: Plan, focus: Focus, thinking: list[np.ndarray]) -> None:
+    def _note(self, state: Tensor, plan: Plan, focus: Focus, thinking: list[np.ndarray]) -> None:
         pictures, ahead = self.camera(self.world), stepwise(self.agent, plan, focus)
-        to_go = critic(self.agent, plan.states[:, 0], _focus(self.agent))
+        to_go = critic(self.agent, state, _focus(self.agent))
         considered, chosen, hopes = (p.cpu() for p in (plan.considered, plan.states, plan.hopes))
         for i in np.flatnonzero(self.going):
             self.instants[i].append(

@@ -98,7 +98,7 @@ class Act {
     make("p", {}, head, act.verdict + (act.every > 1 ? `; every ${act.every}th step is kept` : ""));
     const left = make("div", {}, box), right = make("div", {}, box);
     const panels = make("div", { class: "panels" }, left);
-    if (act.panels.length > 1) panels.classList.add("many");
+    if (act.panels.length > 1) box.classList.add("wide");
     this.stages = act.panels.map((panel) => new Stage(act, panel, panels));
     this.said = make("p", { class: "said" }, left);
     const cursors = [energyOverTime(act, right)];

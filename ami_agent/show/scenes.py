@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from ami_agent.show.episodes import Instant, Life
 from ami_agent.show.thoughts import CameTrue, came_true, unit
@@ -69,7 +68,7 @@ class Episode(NamedTuple):
 def seen(life: Life, view: View) -> Episode:
     """What the view shows of a life."""
     path = view.path(life)
-    imagined = torch.stack([instant.chosen for instant in life.instants]).numpy()
+    imagined = [instant.chosen.numpy() for instant in life.instants]
     steps = [instant.step for instant in life.instants]
     moments = [_moment(instant, path[instant.step], view) for instant in life.instants]
     return Episode(life, moments, path, came_true(imagined, steps, life.states.numpy()))

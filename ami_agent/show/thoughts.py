@@ -105,15 +105,15 @@ class CameTrue(NamedTuple):
     over_time: np.ndarray  # [N]: mean over k of what was imagined at each moment
 
 
-def came_true(imagined: np.ndarray, steps: Sequence[int], states: np.ndarray) -> CameTrue:
-    """Futures `[N, H + 1, D]` imagined at some steps of a life of states `[T, D]`."""
-    horizon = imagined.shape[1] - 1
-    when = np.asarray(steps)[:, None] + np.arange(1, horizon + 1)  # [N, H]
-    came = when < len(states)
-    later = states[np.minimum(when, len(states) - 1)]  # [N, H, D]
-    missed = np.where(came, np.linalg.norm(imagined[:, 1:] - later, axis=-1), np.nan)
-    moved = np.where(came, np.linalg.norm(later - states[np.asarray(steps)][:, None], axis=-1),
-                     np.nan)  # fmt: skip
+def came_true(futures: Sequence[np.ndarray], steps: Sequence[int], states: np.ndarray) -> CameTrue:
+    """Futures, each `[H + 1, D]`, imagined at some steps of a life of states `[T, D]`; H is less
+    where the rest of an earlier plan is carried out."""
+    horizon = max(len(future) for future in futures) - 1
+    missed, moved = np.full((2, len(futures), horizon), np.nan)
+    for n, (future, step) in enumerate(zip(futures, steps, strict=True)):
+        came = states[step + 1 : step + len(future)]  # [k, D]
+        missed[n, : len(came)] = np.linalg.norm(future[1 : 1 + len(came)] - came, axis=-1)
+        moved[n, : len(came)] = np.linalg.norm(came - states[step], axis=-1)
     by_k = mean_of(moved, 0)
     share = missed / np.where(by_k > 0, by_k, np.nan)
     return CameTrue(mean_of(share, 0), mean_of(share, 1))
