@@ -64,10 +64,11 @@ def why_dark(config: WorldConfig) -> str:
     """Why this world can't be seen, in one line; empty where it can."""
     _headless()
     try:
-        with warnings.catch_warnings(), closing(config.build(1, **Render().options)) as world:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Gymnasium's, of what is then told in our line
-            world.reset(0)
-            return _fault(world.inner.render())
+            with closing(config.build(1, **Render().options)) as world:
+                world.reset(0)
+                return _fault(world.inner.render())
     except NotImplementedError:
         return "it has no render()"
     except UnusableInput as error:
