@@ -13,8 +13,8 @@ from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states, primi
 from ami_agent.lessons.hindsight import Remembered
 from ami_agent.life import WorldConfig
 from ami_agent.losses import unroll_loss, world_model_loss
-from modules.objectives import Weights
-from modules.targets import Itself, MovingAverage
+from modules.objectives import OTHERS, Weights
+from modules.targets import Itself, MovingAverage, Stopped
 from modules.types import Trajectory, each, require
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ class Predict(Study):
     """Windows that come from one episode, for the statistics within it."""
     primed: float = 0.0
     """Chance that a window is perceived as one of the agent's tasks primes perception for."""
-    target: Itself.Config | MovingAverage.Config = field(default_factory=Itself.Config)
+    target: Itself.Config | MovingAverage.Config | Stopped.Config = field(
+        default_factory=Itself.Config
+    )
 
     def __post_init__(self) -> None:
         require(self, length=1, context=0, primed=0)
@@ -54,6 +56,8 @@ class Predict(Study):
         agent.perception.adapt(each(lambda part: part[:, 0].to(agent.device), some.obs))  # type: ignore[operator]
         agent.world_model.feeling.adapt(some.interoception[:, 0].to(agent.device))  # type: ignore[operator]
 
+        others = [name for name in OTHERS if getattr(self.weights, name)]
+
         def loss(random: torch.Generator) -> dict[str, Tensor]:
             batch = remembered.sample(self.learning.batch, window, random, self.together)
             batch, primed = self._primed(agent, _to(batch, agent.device), random)
@@ -61,6 +65,7 @@ class Predict(Study):
                 batch, lambda obs: perception(obs, primed), lambda obs, s: target(obs, s, primed),
                 agent.recall, agent.world_model, random,
                 channels=agent.shape[0], together=self.together, context=self.context,
+                others=others,
             )  # fmt: skip
 
         return GradientPupil(
