@@ -146,6 +146,18 @@ def test_pictures_are_written_in_the_way_that_takes_least_room():
         assert page._data(image, (kind, write)).startswith(f"data:image/{kind};base64,")
 
 
+def test_pictures_that_would_take_too_much_room_are_smaller(monkeypatch):
+    chance = np.random.default_rng(0)
+    noise = [[Panel("", chance.integers(0, 255, (200, 200, 3), np.uint8), False)] for _ in range(8)]
+    (whole,) = page._panels(noise)
+    monkeypatch.setattr(page, "ROOM", 40_000)
+    (small,) = page._panels(noise)
+    taken = [sum(map(len, panel["images"])) for panel in (whole, small)]
+    assert taken[0] > 100_000
+    assert taken[1] < 1.1 * 40_000 * 4 / 3  # three bytes are four letters
+    assert small["width"] == whole["width"] == 200  # what is drawn over it stays where it was
+
+
 def test_everything_that_can_be_used_has_a_name_for_who_cannot_see_it(parts):
     named = {"aria-label", "aria-pressed", "aria-labelledby"}
     for tag, attributes in parts.tags:

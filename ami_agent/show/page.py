@@ -20,8 +20,11 @@ from ami_agent.show.scenes import Episode, Moment
 
 Json: TypeAlias = dict[str, Any]
 
-SIDE = 400
-"""Of a picture in the page, pixels at most."""
+SIDE, SMALLEST = 400, 64
+"""Of a picture in the page, pixels at most and at least."""
+
+ROOM = 900_000
+"""Bytes that the pictures of one life may take; where they would take more, they are smaller."""
 
 NAMES = {
     "plan": "Mode-2: thinks before it acts",
@@ -94,8 +97,8 @@ def _panels(moments: Sequence[Sequence[Any]]) -> list[Json]:
     for panels in zip(*moments, strict=True):
         known: dict[bytes, int] = {}
         shown = [known.setdefault(panel.picture.tobytes(), len(known)) for panel in panels]
-        kept = [_small(panels[shown.index(n)].picture) for n in range(len(known))]
-        write = _smallest(kept[:: max(1, len(kept) // 4)])
+        kept = [Image.fromarray(panels[shown.index(n)].picture) for n in range(len(known))]
+        images, write = _fitting(kept)
         height, width = panels[0].picture.shape[:2]
         found.append(
             {
@@ -103,17 +106,11 @@ def _panels(moments: Sequence[Sequence[Any]]) -> list[Json]:
                 "width": width,
                 "height": height,
                 "overlaid": panels[0].overlaid,
-                "images": [_data(image, write) for image in kept],
+                "images": [_data(image, write) for image in images],
                 "shown": shown,
             }
         )
     return found
-
-
-def _small(picture: np.ndarray) -> Image.Image:
-    image = Image.fromarray(picture)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return image
 
 
 Write: TypeAlias = tuple[str, Callable[[Image.Image], bytes]]
@@ -131,7 +128,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _webp(image: Image.Image) -> bytes:
-    return _written(image, "WEBP", quality=80, method=4)
+    return _written(image, "WEBP", quality=75, method=4)
 
 
 def _webp_exact(image: Image.Image) -> bytes:
@@ -152,6 +149,25 @@ WRITERS: Sequence[Write] = [
 def _smallest(examples: Sequence[Image.Image]) -> Write:
     """The way to write pictures like these that takes the least room."""
     return min(WRITERS, key=lambda writer: sum(len(writer[1](image)) for image in examples))
+
+
+def _fitting(pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], Write]:
+    """Pictures as large as there is room for, and how they are best written."""
+    some, side = pictures[:: max(1, len(pictures) // 4)], float(min(SIDE, max(pictures[0].size)))
+    name, write = _smallest([_small(picture, side) for picture in some])
+
+    def taken() -> float:
+        return sum(len(write(_small(picture, side))) for picture in some) / len(some)
+
+    while side > SMALLEST and taken() * len(pictures) > ROOM:
+        side *= 0.85
+    return [_small(picture, side) for picture in pictures], (name, write)
+
+
+def _small(picture: Image.Image, side: float) -> Image.Image:
+    image = picture.copy()
+    image.thumbnail((round(side), round(side)), Image.Resampling.LANCZOS)
+    return image
 
 
 def _data(image: Image.Image, writer: Write) -> str:
