@@ -16,7 +16,7 @@ from modules.perception import KeypointEncoder, MapEncoder, Senses, VectorEncode
 from modules.planners import CEM, MPPI, Collocation, GradientPlanner
 from modules.planners.outlook import ManyFutures
 from modules.recall import Associative, Belief, NoRecall
-from modules.targets import Itself, MovingAverage
+from modules.targets import Itself, MovingAverage, Stopped
 from modules.world_model import Certain, Ensemble, Feeling, Numb, StepFeeling, WorldModel
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "Senses",
     "SparseLatent",
     "StepFeeling",
+    "Stopped",
     "UpperLevel",
     "VectorDynamics",
     "VectorEncoder",

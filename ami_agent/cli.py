@@ -12,7 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ami_agent import ablate, catalogue, runs, settings
+from ami_agent import catalogue, runs, settings
+from ami_agent.ablate import Alone, Cluster, Crew, Processes, named, study, variants
+from ami_agent.ablate import rows as rows_of
 from ami_agent.bench import BENCHES
 from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM, Results, judge, rows
@@ -24,6 +26,7 @@ from ami_agent.flags import (
     ListFlags,
     ProbeFlags,
     ShowFlags,
+    StudyFlags,
     TrainFlags,
     check_episodes,
     check_target,
@@ -34,7 +37,7 @@ from ami_agent.life import WorldConfig
 from ami_agent.probe import examiner, verdict
 from ami_agent.recipes import OPEN, recipe
 from ami_agent.recipes.gym import DEFAULT_WORLD
-from ami_agent.report import Report, table
+from ami_agent.report import Report, Spoken, table
 from ami_agent.train import check, train
 from modules.types import Diverged, UnusableInput
 
@@ -65,7 +68,6 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     device(flags.device)
     with closing(Report(out, console)) as report:
         results = _train(name, flags, out, report)
-    runs.write_json(out / "eval.json", results)
     _write(flags.json, results)
     console.print(table(f"{name}, seed {flags.seed}", *rows(results)))
 
@@ -79,8 +81,10 @@ def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str,
         keep_memory=flags.keep_memory,
     )  # fmt: skip
     found = judge(agent, flags.config.evaluation, episodes=flags.episodes, say=report.say)
+    results = {mode: {"recipe": name, **marks} for mode, marks in found.items()}
+    runs.write_json(out / "eval.json", results)  # before strangers' code draws
     _picture(agent, flags.config.evaluation, report)
-    return {mode: {"recipe": name, **marks} for mode, marks in found.items()}
+    return results
 
 
 def _picture(agent: Any, world: WorldConfig, report: Report) -> None:
@@ -129,6 +133,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
         runs.load(name, device(flags.device)), config.evaluation,
         Path(flags.out or Path(name) / "show"),
         episodes=flags.episodes, mode=flags.mode, task=flags.task, seed=flags.seed,
+        report=Spoken(console),
     )  # fmt: skip
     told = {"page": str(page), "mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
     _write(flags.json, told)
@@ -136,18 +141,28 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
-    config, argv = _recipe(name, argv, f"ami ablate {name}")
-    flags = settings.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
-    check_episodes(flags.episodes)
+    if ".py:" in name:
+        flags, configs = settings.parse(StudyFlags(), argv, f"ami ablate {name}"), named(name)
+    else:
+        config, argv = _recipe(name, argv, f"ami ablate {name}")
+        flags = asked = settings.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
+        configs = variants(asked.config, asked.without, asked.swap)
     check_target(flags.json)
-    variants = ablate.variants(flags.config, flags.without, flags.swap)
-    out = Path(flags.out or Path("runs") / f"ablate-{name}")
-    study = ablate.study(
-        variants, out=out, seeds=flags.seeds, episodes=flags.episodes,
-        device=device(flags.device), console=console,
+    crew: Crew = Processes(flags.workers) if flags.workers > 1 else Alone(console)
+    label = name.rpartition(":")[2]
+    out = Path(flags.out or Path("runs") / f"ablate-{label}")
+    done = study(
+        label, configs, out=out, seeds=flags.seeds, episodes=flags.episodes,
+        device=device(flags.device), crew=Cluster(flags.ray) if flags.ray else crew,
+        console=console,
     )  # fmt: skip
-    _write(flags.json, study)
-    console.print(table(f"{name}, {flags.seeds} seeds", *ablate.rows(study)))
+    _write(flags.json, done.told())
+    console.print(table(f"{label}, {flags.seeds} seeds", *rows_of(done)))
+    for sentence in done.sentences():
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    from ami_agent.ablate import page  # drawing is slow to import
+
+    console.print(f"open {page.write(out / 'index.html', done)}", soft_wrap=True)
 
 
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:

@@ -13,7 +13,7 @@ from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM
 from ami_agent.lessons import Recorded
 from ami_agent.life import WorldConfig
-from modules.types import UnusableInput
+from modules.types import UnusableInput, require
 
 Device = Literal["auto", "cpu", "cuda"]
 Mode = Literal["react", "plan", "auto"]
@@ -75,7 +75,8 @@ class EvalFlags:
 class ShowFlags:
     """Planning rollouts as pictures: per episode a PNG and a GIF, and a page for all."""
 
-    mode: Mode = "plan"
+    mode: Mode | Literal["both"] = "plan"
+    """"both": plan and react side by side, on the same seeds."""
     task: str = ""
     """One of the recipe's tasks; its first one if not given."""
     episodes: int = 3
@@ -104,20 +105,33 @@ class BenchFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateFlags:
-    """Trains and evaluates a recipe and its variants, one after another."""
+class StudyFlags:
+    """Trains and evaluates the Configs that a function returns, FILE.py:FUNCTION."""
+
+    seeds: int = 3
+    episodes: int = 100
+    workers: int = 1
+    """Runs at once, each in a process of its own."""
+    ray: str = ""
+    """Address of a Ray cluster that carries them out; "local" starts one on this machine."""
+    out: str = ""
+    """Folder of the study; runs/ablate-NAME if not given."""
+    device: Device = "auto"
+    json: str = ""
+    """A file for the results."""
+
+    def __post_init__(self) -> None:
+        require(self, seeds=1, episodes=1, workers=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateFlags(StudyFlags):
+    """Trains and evaluates a recipe and its variants."""
 
     without: tuple[str, ...] = ()
     """What to take away, each by itself."""
     swap: tuple[str, ...] = ()
     """What to put in place of another, as box=choice, each by itself."""
-    seeds: int = 3
-    episodes: int = 100
-    out: str = ""
-    """Folder of the study; runs/ablate-RECIPE if not given."""
-    device: Device = "auto"
-    json: str = ""
-    """A file for the results."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 

@@ -63,6 +63,9 @@ class Guarded(VectorWrapper):
         self.steps += 1
         return self._tried("step", lambda: self.env.step(actions))
 
+    def render(self) -> Any:
+        return self._tried("render", self.env.render)
+
     def _tried(self, what: str, do: Callable[[], Any]) -> Any:
         try:
             with _hush(self.env):

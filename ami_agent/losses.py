@@ -6,7 +6,7 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ See = Callable[[Observation], Tensor]
 def world_model_loss(
     trajectory: Trajectory, perceive: See, target: Callable[[Observation, Tensor], Tensor],
     recall: NoRecall, model: WorldModel, random: torch.Generator, *, channels: int, together: int,
-    context: int = 0,
+    context: int = 0, others: Collection[str] = (),
 ) -> dict[str, Tensor]:  # fmt: skip
     """The joint-embedding prediction over several steps, and what keeps it from collapsing.
 
@@ -36,7 +36,9 @@ def world_model_loss(
     `together`: windows come in runs of so many from one episode, whose mean the terms named
     `_within` take away. The states are encoded once; `target` says what is to be predicted. From
     each of the first `context` + 1 states the rest of the window is unrolled, `context` steps less
-    than it is long. What can't be known of a step is inferred from the states it joins.
+    than it is long. What can't be known of a step is inferred from the states it joins. `others`:
+    which terms of `objectives.OTHERS` are asked for; the two views that some of them compare are
+    the last state of a window as it was predicted and as it came.
     """
     actions, batch = trajectory.actions, trajectory.actions.shape[:2]
     flat = each(lambda part: part.flatten(0, 1), trajectory.obs)
@@ -47,8 +49,24 @@ def world_model_loss(
     guessed = model.level(0).dynamics.inverse(states[:, :-1], states[:, 1:])  # type: ignore[operator]
     folded = objectives.fold(states, channels)
     moving = objectives.fold(objectives.within(states, together), channels)
+    unrolled, path, arrived = _unrolled(
+        model, states, targets, actions, trajectory.interoception, random, context
+    )
+    views = path[:, -1], arrived[:, -1]
+    more: dict[str, Callable[[], Tensor]] = {
+        "redundancy": lambda: objectives.redundancy(
+            objectives.fold(views[0], channels), objectives.fold(views[1], channels)
+        ),
+        "gaussianity": lambda: objectives.gaussianity(
+            folded, objectives.directions(channels, random).to(folded)
+        ),
+        "contrast": lambda: objectives.contrast(*views),
+        "margin": lambda: objectives.margin(*views),
+        "straightness": lambda: objectives.straightness(states),
+    }
     return {
-        **_unrolled(model, states, targets, actions, trajectory.interoception, random, context),
+        **unrolled,
+        **{name: more[name]() for name in objectives.OTHERS if name in others},
         "variance": objectives.variance(states.flatten(0, 1)),
         "covariance": objectives.covariance(folded),
         "variance_within": objectives.variance(moving),
@@ -61,9 +79,10 @@ def world_model_loss(
 def _unrolled(
     model: WorldModel, states: Tensor, targets: Tensor, actions: Tensor, felt: Tensor,
     random: torch.Generator, context: int,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
     """Futures from each of the first `context` + 1 states: what they predict, what is felt in them,
-    and, for states as they are, what an ensemble would expect of one step."""
+    and, for states as they are, what an ensemble would expect of one step. Returns the terms, the
+    futures `[N, T + 1, D]` and what came, `[N, T, D]`."""
     length, level = actions.shape[1] - context, model.level(0)
     shape = (*actions.shape[:2], level.latent.chances)
     chance = torch.rand(shape, generator=random)
@@ -74,7 +93,7 @@ def _unrolled(
     path = level.unroll(states[:, : context + 1].flatten(0, 1), acted)
     now, then = before.detach(), after.detach()
     read = model.feeling.of(path[:, :-1], acted[..., : model.action_dim], path[:, 1:])
-    return {
+    terms = {
         "prediction": objectives.prediction(path[:, 1:], arrived),
         "change": objectives.change(path[:, 1:], arrived, then - now),
         "feeling": objectives.feeling(read, arrival, model.feeling.scale),
@@ -82,6 +101,7 @@ def _unrolled(
         "information": inferred.information,
         "prior": inferred.prior,
     }
+    return terms, path, arrived
 
 
 def unroll_loss(
@@ -90,7 +110,7 @@ def unroll_loss(
     """The same prediction where observations are states already, `[B, T + 1, D]`."""
     states = trajectory.states
     felt = trajectory.interoception
-    return _unrolled(model, states, states, trajectory.actions, felt, random, 0)
+    return _unrolled(model, states, states, trajectory.actions, felt, random, 0)[0]
 
 
 class Multiplier(nn.Module):
@@ -219,7 +239,7 @@ def actor_critic_loss(
         states = future.states.detach().flatten(0, 1)  # [B, H + 1, D]
         returns = lambda_returns(felt, slow(states[:, 1:]), lives, foresight.discount, trace)  # type: ignore[arg-type]
         alive = torch.cat([torch.ones_like(lives[:, :1]), lives[:, :-1]], 1).cumprod(1)
-    error = (foresight(states[:, :-1]) - returns) / foresight.scale  # type: ignore[operator]
+    error = (foresight.every(states[:, :-1]) - returns) / foresight.scale  # type: ignore[operator]
     return {
         "energy": (energy / energy.detach().std(correction=0).clamp_min(1e-6)).mean(),
         "excess": (free.abs() - SATURATED).relu().square().mean(),

@@ -85,29 +85,11 @@ class Silence:
         """Nothing."""
 
 
-class Report:
-    """Writes into a run folder and onto a console. A run that goes on appends."""
+class Spoken(Silence):
+    """Says it to a person, and keeps nothing."""
 
-    def __init__(self, folder: Path, console: Console) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._metrics = (folder / "metrics.jsonl").open("ab")
-        _drop_torn_line(folder / "metrics.jsonl")
-        self._board = SummaryWriter(str(folder))
-
-    def scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None:
-        """One line of `metrics.jsonl` and one point per value; what is not finite becomes null."""
-        numbers = {name: float(value) for name, value in values.items()}
-        tidy = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
-        line = {"stage": stage, "step": step, "time": time.time(), **tidy}
-        self._metrics.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._metrics.flush()
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{stage}/{name}", value, step)
-
-    def picture(self, tag: str, image: Tensor | np.ndarray, step: int) -> None:
-        """`image`: uint8 [H, W, 3]."""
-        self._board.add_image(tag, image, step, dataformats="HWC")
 
     def say(self, text: str) -> None:
         """One plain line."""
@@ -119,11 +101,6 @@ class Report:
         kind = self._bar if self._console.is_terminal else self._lines
         with kind(stage, total, start) as progress:
             yield progress
-
-    def close(self) -> None:
-        """Nothing can be said afterwards."""
-        self._metrics.close()
-        self._board.close()
 
     @contextmanager
     def _bar(self, stage: str, total: int, start: int) -> Iterator[Progress]:
@@ -142,6 +119,36 @@ class Report:
             self.say(f"{stage}  {done}/{total}  {news}")
 
         yield Progress(total, start, LINE_EVERY, show)
+
+
+class Report(Spoken):
+    """Writes into a run folder and onto a console. A run that goes on appends."""
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        super().__init__(console)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = (folder / "metrics.jsonl").open("ab")
+        _drop_torn_line(folder / "metrics.jsonl")
+        self._board = SummaryWriter(str(folder))
+
+    def scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None:
+        """One line of `metrics.jsonl` and one point per value; what is not finite becomes null."""
+        numbers = {name: float(value) for name, value in values.items()}
+        tidy = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
+        line = {"stage": stage, "step": step, "time": time.time(), **tidy}
+        self._metrics.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        self._metrics.flush()
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{stage}/{name}", value, step)
+
+    def picture(self, tag: str, image: Tensor | np.ndarray, step: int) -> None:
+        """`image`: uint8 [H, W, 3]."""
+        self._board.add_image(tag, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Nothing can be said afterwards."""
+        self._metrics.close()
+        self._board.close()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

@@ -53,6 +53,18 @@ def mean(values: Values, seed: int = 0) -> Estimate:
     return {"mean": float(numbers.mean()), "ci95": [float(interval.low), float(interval.high)]}
 
 
+def pooled(shares: Sequence[float], episodes: int) -> str:
+    """Success rates of several seeds -> one percentage with its 95 % interval."""
+    outcomes = [
+        o for s in shares for k in [round(s * episodes)] for o in [1] * k + [0] * (episodes - k)
+    ]
+    whole = rate(outcomes)
+    if whole["mean"] is None or whole["ci95"] is None:
+        return "-"
+    low, high = whole["ci95"]
+    return f"{100 * whole['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def _numbers(values: Values) -> np.ndarray:
     plain = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
     return np.asarray(plain, dtype=np.float64).reshape(-1)

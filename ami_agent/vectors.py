@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -126,26 +127,26 @@ def _next_step(name: str, envs: VectorEnv) -> VectorEnv:
     )
 
 
-def bring(name: str) -> None:
+def bring(name: str) -> ModuleType:
     """Imports a module by name, or a file by path; UnusableInput where that fails."""
     path = Path(name)
     try:
         if path.suffix != ".py":
             if "" not in sys.path:
                 sys.path.insert(0, "")  # as `python -m` would: what lies in the current folder
-            importlib.import_module(name)
-            return
+            return importlib.import_module(name)
         if not path.is_file():
             raise UnusableInput(f"no file {name} to import")
         known = f"_ami_{path.stem}_{abs(hash(path.resolve()))}"
         if known in sys.modules:
-            return
+            return sys.modules[known]
         spec = importlib.util.spec_from_file_location(known, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[known] = module
         spec.loader.exec_module(module)
+        return module
     except UnusableInput:
         raise
     except Exception as error:  # a stranger's code may raise anything

@@ -16,10 +16,9 @@ from rich.console import Console
 
 import ami_agent as ami
 from ami_agent import runs
-from ami_agent.ablate import pooled
 from ami_agent.evaluate import EPISODES_FROM, judge
 from ami_agent.report import Report, table
-from ami_agent.statistics import mean
+from ami_agent.statistics import mean, pooled
 
 
 def one(name: str, seed: int, episodes: int, console: Console) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from modules.distance import MapQuasimetric, Quasimetric, WaveQuasimetric
 from modules.drives import Drives
 from modules.intrinsic import INTRINSIC
-from modules.layers import InUnits, sharp
+from modules.layers import InUnits, Judges, sharp
 from modules.types import Energy, Focus, Rollout, Shape, UnusableInput, require
 
 Doubt = Callable[[Tensor, Tensor], Tensor]
@@ -60,26 +60,40 @@ class NoCritic(nn.Module):
 class Foresight(InUnits):
     """A critic for every drive: V(s) = sum_k gamma^k c_k, the discounted intrinsic cost that is
     still to come after state s, `[..., D]` -> `[..., W]` (LeCun 2022, 4.3; Sutton & Barto 2018,
-    3.5)."""
+    3.5). Of several that foresee it, the gloomiest is believed (clipped double Q-learning, Fujimoto
+    et al. 2018)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 256
         discount: float = 0.97
         """gamma"""
+        critics: int = 1
+        """How many foresee the same."""
+        norm: bool = False
+        """LayerNorm in every hidden layer: what is foreseen of strange states stays within bounds
+        (Ball et al. 2023)."""
 
         def __post_init__(self) -> None:
-            require(self, hidden=1, discount=0)
+            require(self, hidden=1, discount=0, critics=1)
             if not self.discount < 1:
                 raise UnusableInput(f"discount is {self.discount}; it must be below 1")
 
         def build(self, shape: Shape, drives: int) -> Foresight:
-            layers = sharp(prod(shape), self.hidden, drives)
-            return Foresight(layers, drives, self.discount)
+            size, hidden, norm = prod(shape), self.hidden, self.norm
+            judges = Judges(sharp(size, hidden, drives, norm) for _ in range(self.critics))
+            return Foresight(judges, drives, self.discount)
 
     def __init__(self, layers: nn.Module, drives: int, discount: float) -> None:
         super().__init__(layers, drives)
         self.discount = discount
+
+    def every(self, state: Tensor) -> Tensor:
+        """What each critic foresees, `[K, ..., W]`."""
+        return super().forward(state)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.every(state).amax(0)
 
 
 class NoForesight(nn.Module):

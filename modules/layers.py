@@ -41,18 +41,22 @@ class InUnits(nn.Module):
         return self.mean + self.scale * self.layers(state)
 
 
-def sharp(size: int, hidden: int, out: int) -> nn.Sequential:
+def sharp(size: int, hidden: int, out: int, norm: bool = False) -> nn.Sequential:
     """`[..., size]` -> three hidden layers with kinks -> `[..., out]`: for functions that change
-    within a small part of the state space, which smooth layers are slow to learn."""
-    return nn.Sequential(
-        nn.Linear(size, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, out),
-    )
+    within a small part of the state space, which smooth layers are slow to learn. `norm`: with
+    LayerNorm."""
+    layers: list[nn.Module] = []
+    for wide in (size, hidden, hidden):
+        normed = [nn.LayerNorm(hidden)] if norm else []
+        layers += [nn.Linear(wide, hidden), *normed, nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, out))
+
+
+class Judges(nn.ModuleList):
+    """Several that answer the same question, each in its own way, `[..., D]` -> `[K, ..., N]`."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        return torch.stack([judge(state) for judge in self])
 
 
 class Waves(nn.Module):

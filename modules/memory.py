@@ -20,6 +20,7 @@ from torch import Tensor
 from modules.rows import (
     DEEDS,
     Windows,
+    ahead,
     check_finite,
     check_like,
     deeds,
@@ -27,8 +28,9 @@ from modules.rows import (
     observation,
     senses,
     take,
+    windows,
 )
-from modules.types import Observation, Trajectory, Transition, UnusableInput
+from modules.types import Observation, Trajectory, Transition, UnusableInput, each
 
 
 class Memory:
@@ -120,15 +122,18 @@ class Memory:
         only from the life that began with the last interruption.
         UnusableInput if no episode has that many steps.
         """
-        if together < 1 or count % together:
-            raise UnusableInput(f"{count} stretches can't come in runs of {together}")
-        windows = self._find(length, latest)
-        if not len(windows.end):
-            raise UnusableInput(
-                f"memory has no stretch of {length} steps within one episode"
-                f"{' of its latest life' if latest else ''}; the longest has {self.longest()}"
-            )
-        return self._read(windows.end[draw(windows, count, together, generator)], length)
+        found = self._some(length, latest)
+        return self._read(found.end[draw(found, count, together, generator)], length)
+
+    def sample_ahead(
+        self, count: int, length: int, generator: torch.Generator, together: int = 1
+    ) -> tuple[Trajectory, Observation]:
+        """The same, and for each stretch what was seen `[count, *O]` at a moment drawn uniformly
+        from its last to the last that is kept of its episode."""
+        found = self._some(length)
+        drawn = draw(found, count, together, generator)
+        then = self._read(found.end[ahead(found, drawn, generator)], 1).obs
+        return self._read(found.end[drawn], length), each(lambda part: part[:, 1], then)
 
     @property
     def lived(self) -> int:
@@ -220,20 +225,20 @@ class Memory:
         if length < 1:
             raise UnusableInput(f"a stretch has at least 1 step, not {length}")
         if (length, latest) not in self._windows:
-            self._windows[length, latest] = self._search(length, self._begun if latest else 0)
+            fits = (self._age >= length).roll(-self._oldest(), dims=1)
+            fits[:, : max(length, (self._begun if latest else 0) - self._oldest())] = False
+            self._windows[length, latest] = windows(fits)
         return self._windows[length, latest]
 
-    def _search(self, length: int, since: int) -> Windows:
-        # An observation ends a stretch of T steps if its episode is at least T steps old there and
-        # the ring still has the T rows before it.
-        fits = (self._age >= length).roll(-self._oldest(), dims=1)
-        fits[:, : max(length, since - self._oldest())] = False
-        fits = fits.flatten()
-        end = fits.nonzero().squeeze(1)
-        # No window ends on the first observation of an episode, so episodes are runs of ends.
-        heads = (fits[1:] & ~fits[:-1]).nonzero().squeeze(1) + 1
-        bounds = torch.cat([heads, heads.new_tensor([len(fits)])])
-        return Windows(end, torch.searchsorted(end, bounds))
+    def _some(self, length: int, latest: bool = False) -> Windows:
+        """The windows there are; UnusableInput if there are none."""
+        found = self._find(length, latest)
+        if not len(found.end):
+            raise UnusableInput(
+                f"memory has no stretch of {length} steps within one episode"
+                f"{' of its latest life' if latest else ''}; the longest has {self.longest()}"
+            )
+        return found
 
     def _read(self, end: Tensor, length: int) -> Trajectory:
         """`end` [N] as in Windows -> the N stretches of `length` steps which end there."""

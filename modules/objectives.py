@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _EPS = 1e-4
 
@@ -27,8 +27,10 @@ def prediction(predicted: Tensor, target: Tensor) -> Tensor:
 
 def change(predicted: Tensor, target: Tensor, step: Tensor) -> Tensor:
     """The same error, each dimension in units of how much it changes in a step, `[..., D]`: who
-    expects no change is off by about 1, however little a dimension moves; scalar."""
-    unit = step.detach().flatten(0, -2).square().mean(0).clamp_min(_EPS**2)
+    expects no change is off by about 1, however little a dimension moves; scalar. What moves less
+    than a tenth of the mean, or not at all, is not magnified further."""
+    moved = step.detach().flatten(0, -2).square().mean(0)
+    unit = moved.clamp_min(0.01 * moved.mean() + _EPS**2)
     return ((predicted - target).square() / unit).mean()
 
 
@@ -78,6 +80,72 @@ def doubt(expected: Tensor, change: Tensor) -> Tensor:
     return (expected - change).square().mean() if len(expected) else expected.sum()
 
 
+def redundancy(one: Tensor, other: Tensor, price: float = 0.005) -> Tensor:
+    """Two views `[N, C]` of the same: each feature the same in both, and told by no other; a C-th
+    of the sum. `price`: lambda, what a correlation of different features costs.
+
+    Barlow Twins (Zbontar et al. 2021), equation 1.
+    """
+    views = [(view - view.mean(0)) / (view.var(0) + _EPS).sqrt() for view in (one, other)]
+    matrix = views[0].T @ views[1] / (len(one) - 1)  # [C, C]
+    same = (1 - matrix.diagonal()).square().sum()
+    different = matrix.square().sum() - matrix.diagonal().square().sum()
+    return (same + price * different) / one.shape[1]
+
+
+def gaussianity(features: Tensor, directions: Tensor) -> Tensor:
+    """How far features `[N, C]`, looked at along directions `[K, C]` of length 1, are from a
+    standard normal: the weighted squared distance of characteristic functions (Epps & Pulley 1983),
+    mean over directions; scalar.
+
+    SIGReg of LeJEPA (Balestriero & LeCun 2025), without its factor N.
+    """
+    point = torch.linspace(-5, 5, 17, dtype=features.dtype, device=features.device)
+    phase = (features @ directions.T)[..., None] * point  # [N, K, 17]
+    wanted = (-point.square() / 2).exp()
+    off = (phase.cos().mean(0) - wanted).square() + phase.sin().mean(0).square()
+    return torch.trapezoid(off * wanted, point).mean()
+
+
+def contrast(predicted: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:
+    """Of all targets `[N, D]`, the one that came must be most like what was predicted `[N, D]`;
+    scalar.
+
+    InfoNCE (van den Oord et al. 2018, equation 4), of cosines (NT-Xent, Chen et al. 2020).
+    """
+    one, other = (nn.functional.normalize(view, dim=-1) for view in (predicted, target))
+    right = torch.arange(len(one), device=one.device)
+    return nn.functional.cross_entropy(one @ other.T / temperature, right)
+
+
+def margin(predicted: Tensor, target: Tensor, wide: float = 1.0) -> Tensor:
+    """What was predicted `[N, D]` lies close to what came, and at least `wide` from what came in
+    the neighbouring window; distances are root mean squares over D; scalar.
+
+    The contrastive loss of Hadsell et al. 2006, equation 4: square in both of its arms.
+    """
+    near = (predicted - target).square().mean(-1)
+    far = ((predicted - target.roll(1, 0)).square().mean(-1) + _EPS**2).sqrt()
+    return (near + (wide - far).relu().square()).mean() / 2
+
+
+def straightness(states: Tensor) -> Tensor:
+    """One minus the cosine between steps that follow each other, `[B, T + 1, D]`: a path that is
+    straight in the world's own terms costs nothing; 0 where there are no two steps; scalar.
+
+    Perceptual straightening (Hénaff et al. 2019).
+    """
+    steps = states.diff(dim=1)
+    if steps.shape[1] < 2:
+        return 0 * states.sum()
+    return (1 - nn.functional.cosine_similarity(steps[:, 1:], steps[:, :-1], dim=-1)).mean()
+
+
+def directions(features: int, random: torch.Generator, count: int = 64) -> Tensor:
+    """`[K, C]` directions of length 1, drawn uniformly."""
+    return nn.functional.normalize(torch.randn(count, features, generator=random), dim=-1)
+
+
 def within(states: Tensor, together: int) -> Tensor:
     """Takes from each state the mean of its episode: what never changes in an episode goes away.
 
@@ -89,7 +157,8 @@ def within(states: Tensor, together: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """One weight a term; zero leaves the term out of the sum but not out of the log."""
+    """One weight a term; zero leaves the term out of the sum, but only those of `OTHERS` out of the
+    log."""
 
     prediction: float = 1.0
     change: float = 0.0
@@ -105,3 +174,12 @@ class Weights:
     """Of a latent variable: nats that it tells of the next state."""
     prior: float = 1.0
     """How often what the latent variable tells comes, as the world model is to know it."""
+    redundancy: float = 0.0
+    gaussianity: float = 0.0
+    contrast: float = 0.0
+    margin: float = 0.0
+    straightness: float = 0.0
+
+
+OTHERS = ("redundancy", "gaussianity", "contrast", "margin", "straightness")
+"""Terms that stand in for others, computed only where they have a weight."""

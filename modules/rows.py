@@ -22,6 +22,17 @@ class Windows(NamedTuple):
     runs: Tensor  # [E + 1] number of the first window of every episode, and N
 
 
+def windows(fits: Tensor) -> Windows:
+    """Where stretches end, `[B, rows]` bool, oldest first -> all of them. What is seen ends one of
+    T steps if its episode is at least T steps old there and the T rows before it are kept. None
+    ends on the first observation of an episode, so episodes are runs of ends."""
+    fits = fits.flatten()
+    end = fits.nonzero().squeeze(1)
+    heads = (fits[1:] & ~fits[:-1]).nonzero().squeeze(1) + 1
+    bounds = torch.cat([heads, heads.new_tensor([len(fits)])])
+    return Windows(end, torch.searchsorted(end, bounds))
+
+
 def take(part: Tensor, index: Tensor) -> Tensor:
     """[rows, B, ...] and index [N, T] into rows * B -> [N, T, ...]."""
     each = part.shape[2:]
@@ -63,9 +74,19 @@ def check_finite(parts: Mapping[str, Tensor]) -> None:
 def draw(windows: Windows, count: int, together: int, generator: torch.Generator) -> Tensor:
     """[count] numbers of windows. A window drawn uniformly brings its episode, and that `together`
     windows drawn uniformly from it: each of them is then uniform over all."""
+    if together < 1 or count % together:
+        raise UnusableInput(f"{count} stretches can't come in runs of {together}")
     device, size = generator.device, (count // together, together)
     leader = torch.randint(len(windows.end), (size[0], 1), generator=generator, device=device)
     share = torch.rand(size, dtype=torch.float64, generator=generator, device=device)
     run = torch.searchsorted(windows.runs, leader.to(windows.runs.device), right=True)
     first, following = windows.runs[run - 1], windows.runs[run]
     return (first + (share.to(first.device) * (following - first)).long()).flatten()
+
+
+def ahead(windows: Windows, drawn: Tensor, generator: torch.Generator) -> Tensor:
+    """For windows `[count]`, by number: others of the same episode, drawn uniformly from the same
+    one to the last."""
+    share = torch.rand(len(drawn), dtype=torch.float64, generator=generator)
+    ends = windows.runs[torch.searchsorted(windows.runs, drawn, right=True)]
+    return drawn + (share.to(drawn.device) * (ends - drawn)).long()

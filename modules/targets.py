@@ -27,6 +27,19 @@ class Itself(nn.Module):
         """Nothing lags behind."""
 
 
+class Stopped(Itself):
+    """The target is the state itself, and no gradient flows into it: the prediction alone moves
+    (SimSiam, Chen & He 2021)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        def build(self, perception: nn.Module) -> Stopped:
+            return Stopped()
+
+    def forward(self, obs: Observation, features: Tensor, gains: Gains) -> Tensor:
+        return features.detach()
+
+
 class MovingAverage(nn.Module):
     """The target is seen by an exponential moving average of the perception; no gradient flows
     into it (BYOL, Grill et al. 2020; I-JEPA, Assran et al. 2023)."""
@@ -51,4 +64,4 @@ class MovingAverage(nn.Module):
         self.average.update_parameters(perception)
 
 
-Target = Itself | MovingAverage
+Target = Itself | MovingAverage | Stopped

@@ -24,6 +24,7 @@ from modules.configurator import Assignment, Configurator
 from modules.cost import LIMIT_PRICE, Body, Cost, Foresight, NoCritic, NoForesight
 from modules.drives import Drives
 from modules.dynamics import VectorDynamics
+from modules.layers import Judges
 from modules.perception import Senses
 from modules.planners import CEM, GradientPlanner, MindsEye
 from modules.types import Focus, Gains, Plan, Rollout, Transition, UnusableInput
@@ -274,8 +275,24 @@ def body(drives: tuple[str, ...], values: Tensor | None = None) -> Body:
     """One that foresees these values, or nothing."""
     if values is None:
         return Body(Drives(drives, CHANNELS), NoForesight(DISCOUNT))
-    foresight = Foresight(Table(values), len(drives), DISCOUNT)
+    foresight = Foresight(Judges([Table(values)]), len(drives), DISCOUNT)
     return Body(Drives(drives, CHANNELS), foresight)
+
+
+def test_of_several_critics_the_gloomiest_is_believed_and_each_learns():
+    tables = Judges([Table(torch.tensor([1.0, 5.0])), Table(torch.tensor([2.0, 3.0]))])
+    both = Foresight(tables, 1, DISCOUNT)
+    places = torch.tensor([[0.0], [1.0]])
+    torch.testing.assert_close(both(places), torch.tensor([[2.0], [5.0]]))
+    assert both.every(places).shape == (2, 2, 1)
+    built = Foresight.Config(hidden=8, critics=3, norm=True).build((4, 1, 1), 2)
+    state = torch.randn(5, 4)
+    one, *others = built.every(state)
+    assert not any(one.equal(other) for other in others)
+    built.every(state).sum().backward()
+    assert all(p.grad is not None for p in built.parameters())
+    far = built(1e4 * state).abs().max()
+    assert far < 10 * built(state).abs().max().clamp_min(1)  # normed: strange states stay in bounds
 
 
 @pytest.mark.parametrize("horizon", range(1, 6))

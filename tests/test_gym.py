@@ -107,7 +107,9 @@ def test_a_file_of_ones_own_is_all_it_takes(own, tmp_path, capsys):
         ask("train", "gym", *own, "--env.options", "lasts", 5, "--out", "run", "--resume", *TINY)
         == 0
     )
-    assert "can't be shown" in refuse(capsys, "show", "run")
+    assert ask("show", "run", "--episodes", 1, "--mode", "both") == 0
+    assert "only of the agent's states" in capsys.readouterr().out
+    assert (tmp_path / "run" / "show" / "episode-0-react.gif").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from math import sqrt
+from math import exp, log, sqrt
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from modules import objectives
 from modules.latents import NoLatent
 from modules.objectives import Weights
 from modules.recall import NoRecall
+from modules.targets import Stopped
 from modules.types import Trajectory
 from modules.world_model import Certain, Ensemble, Feeling, Level, Numb, WorldModel
 
@@ -116,7 +118,7 @@ def walked(obs: Tensor, actions: Tensor, felt: Tensor | None = None) -> Trajecto
     return Trajectory(obs, actions, felt, never, torch.arange(len(obs)))
 
 
-def loss(walk: Trajectory, scale: float, model: WorldModel, **how: int) -> dict[str, Tensor]:
+def loss(walk: Trajectory, scale: float, model: WorldModel, **how: Any) -> dict[str, Tensor]:
     """Of a mind that perceives what is seen times a scale, and whose targets are its states."""
     return world_model_loss(
         walk, lambda obs: scale * obs, lambda obs, features: features, NoRecall(), model,
@@ -129,7 +131,8 @@ def loss_of_a_walk(scale: float) -> dict[str, Tensor]:
     actions = 0.1 * normal(64, 4, 2)
     start = normal(64, 1, 2, seed=1)
     obs = torch.cat([start, start + actions.cumsum(1)], 1)
-    return loss(walked(obs, actions), scale, model(scale), channels=2, together=4)
+    how = {"channels": 2, "together": 4, "others": objectives.OTHERS}
+    return loss(walked(obs, actions), scale, model(scale), **how)
 
 
 def total(terms: dict[str, Tensor]) -> float:
@@ -208,3 +211,82 @@ def test_nobody_is_asked_for_what_cannot_be_known():
     (slope,) = torch.autograd.grad(term, read)
     assert slope[:2].all()
     assert not slope[2:].any()
+
+
+def test_errors_count_in_units_of_what_changes_and_what_never_does_is_not_blown_up():
+    step = torch.tensor([[2.0, 0.02, 0.0], [-2.0, -0.02, 0.0]])
+    target = torch.zeros(2, 3)
+    off = torch.tensor([[1.0, 0.01, 0.1], [1.0, 0.01, 0.1]])
+    floor = 0.01 * (4 + 0.0004) / 3
+    by_hand = (1 / 4 + 0.0001 / floor + 0.01 / floor) / 3
+    assert objectives.change(off, target, step).item() == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_redundancy_by_hand():
+    one = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    assert objectives.redundancy(one, one).item() == pytest.approx(0, abs=1e-6)
+    assert objectives.redundancy(5 * one + 3, one).item() == pytest.approx(0, abs=1e-6)
+    # of two features that swap places each is as the other and unlike itself
+    assert objectives.redundancy(one, one.flip(1)).item() == pytest.approx(
+        (2 + 0.005 * 2) / 2, rel=1e-3
+    )
+    assert objectives.redundancy(one, 0 * one).item() == pytest.approx(1)  # collapsed
+
+
+def test_gaussianity_is_the_distance_of_characteristic_functions():
+    axes = torch.eye(2)
+    nothing = objectives.gaussianity(torch.zeros(8, 2), axes).item()
+    point = torch.linspace(-5, 5, 17)
+    wanted = (-point.square() / 2).exp()
+    by_hand = torch.trapezoid((1 - wanted).square() * wanted, point).item()
+    assert nothing == pytest.approx(by_hand, rel=1e-5)
+    many = normal(20_000, 2)
+    assert objectives.gaussianity(many, axes).item() < 1e-3 < nothing
+    for wrong in (3 * many, many + 2, many.abs()):
+        assert objectives.gaussianity(wrong, axes).item() > 0.05
+    drawn = objectives.directions(7, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(64))
+
+
+def test_contrast_by_hand():
+    ways = torch.eye(2)
+    right = 1 / 0.1
+    by_hand = log(1 + exp(-right))
+    assert objectives.contrast(3 * ways, ways).item() == pytest.approx(by_hand, rel=0.02)
+    assert objectives.contrast(ways.flip(0), ways).item() == pytest.approx(right, rel=1e-3)
+    same = torch.ones(2, 2)
+    assert objectives.contrast(same, same).item() == pytest.approx(log(2), rel=1e-4)
+
+
+def test_a_margin_by_hand():
+    target = torch.tensor([[0.0, 0.0], [0.6, 0.6]])
+    off = target + 0.1
+    near = 0.01
+    gaps = (1 - abs(0.1 - 0.6)) ** 2, (1 - abs(0.7 - 0.0)) ** 2
+    by_hand = (near + sum(gaps) / 2) / 2
+    assert objectives.margin(off, target).item() == pytest.approx(by_hand, rel=1e-4)
+    assert objectives.margin(10 * target, 10 * target).item() == pytest.approx(0, abs=1e-8)
+
+
+def test_straightness_by_hand():
+    straight = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]]])
+    corner = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 2.0], [1.0, 1.0]]])
+    assert objectives.straightness(straight).item() == pytest.approx(0, abs=1e-6)
+    assert objectives.straightness(corner).item() == pytest.approx((1 + 2) / 2)
+    assert objectives.straightness(straight[:, :2]).item() == 0
+
+
+def test_terms_that_stand_in_for_others_are_computed_only_where_they_are_asked_for():
+    walk = walked(normal(8, 3, 2), normal(8, 2, 2))
+    how = {"channels": 2, "together": 1}
+    asked = loss(walk, 1.0, model(1.0), **how, others=("gaussianity",))
+    assert set(asked) & set(objectives.OTHERS) == {"gaussianity"}
+    whole = loss(walk, 1.0, model(1.0), **how, others=objectives.OTHERS)
+    assert set(objectives.OTHERS) <= set(whole)
+    for name, value in asked.items():
+        assert value.equal(whole[name]) or name == "gaussianity", name
+
+
+def test_a_target_that_is_stopped_moves_nothing():
+    features = torch.ones(2, 3, requires_grad=True)
+    assert not Stopped.Config().build(nn.Identity())(features, features, {}).requires_grad

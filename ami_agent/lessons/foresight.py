@@ -104,13 +104,13 @@ class Foreseer(GradientPupil):
                 felt, self.slow.average(states[:, 1:]), ~batch.terminated.to(states.device),
                 self.foresight.discount, self.lesson.trace,
             )  # fmt: skip
-        foreseen = self.foresight(states[:, :-1])
-        self.agreement = _agreement(foreseen.detach(), returns)
+        foreseen = self.foresight.every(states[:, :-1])  # [K, B, T, W]
+        self.agreement = _agreement(foreseen.detach().amax(0), returns)
         scale = self.foresight.scale
         terms = foresight_loss(foreseen / scale, returns / scale, self.lesson.expectile)
         if self.lesson.futures:
             promised = self._imagined(states[:, 0], random)
-            terms["imagined"] = ((foreseen[:, 0] - promised) / scale).square().mean()
+            terms["imagined"] = ((foreseen[:, :, 0] - promised) / scale).square().mean()
         return terms
 
     @torch.no_grad()

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ami_agent.learning import Learning
 from ami_agent.lessons.base import GradientPupil, Pupil, Study
 from ami_agent.lessons.foresight import foresight_of, promise
+from ami_agent.lessons.hindsight import Remembered, hindsight
 from ami_agent.lessons.world_model import Predict
 from ami_agent.life import WorldConfig
 from ami_agent.losses import actor_critic_loss
 from modules.actor import Habit
-from modules.configurator import Assignment
 from modules.cost import Body, Cost
 from modules.targets import MovingAverage
 from modules.types import UnusableInput, each, require
@@ -49,13 +49,16 @@ class Improve:
     """lambda"""
     lag: float = 0.95
     """Decay of the slow copy of the critic."""
+    hindsight: float = 0.0
+    """Share of what is remembered that is looked at as if its goal had been what was achieved later
+    in its episode; for worlds with goals of their own (`desired_goal`)."""
     judge: int = 1000
     """Steps in each world, or updates where nothing is lived, after which the agent may be judged
     (`--curve`)."""
 
     def __post_init__(self) -> None:
-        require(self, horizon=1, trace=0, lag=0, judge=1)
-        for name in ("trace", "lag"):
+        require(self, horizon=1, trace=0, lag=0, judge=1, hindsight=0)
+        for name in ("trace", "lag", "hindsight"):
             if getattr(self, name) > 1:
                 raise UnusableInput(f"{name} is {getattr(self, name)}; it must be 1 or less")
 
@@ -82,8 +85,9 @@ class Rehearsal:
     ) -> None:
         self.lesson, self.total = lesson, updates
         of_model = replace(lesson.objective.learning, steps=updates)
-        self.model = replace(lesson.objective, learning=of_model).begin(agent, world, seed)
-        self.actor = ActorCritic(lesson, agent, agent.assigned(lesson.task), updates, seed)
+        remembered = hindsight(agent.memory, lesson.hindsight, agent.spec, world)
+        self.model = replace(lesson.objective, learning=of_model).of(agent, remembered, seed)
+        self.actor = ActorCritic(lesson, agent, remembered, updates, seed)
 
     @property
     def step(self) -> int:
@@ -114,11 +118,13 @@ class ActorCritic(GradientPupil):
     felt in them is what the critic learns to foresee (TD(lambda))."""
 
     def __init__(
-        self, lesson: Improve, agent: Agent, assignment: Assignment, updates: int, seed: int
+        self, lesson: Improve, agent: Agent, remembered: Remembered, updates: int, seed: int
     ) -> None:
+        assignment = agent.assigned(lesson.task)
         if assignment.aim != "none":
             raise UnusableInput("interact learns a task of drives; its aim must be none")
-        self.lesson, self.agent, self.task = lesson, agent, assignment.task(None, "plan")
+        self.lesson, self.agent, self.remembered = lesson, agent, remembered
+        self.task = assignment.task(None, "plan")
         self.foresight, self.drives = foresight_of(agent), agent.cost.body.drives
         promise(self.foresight, self.drives, agent.memory, min(8, agent.memory.longest()))
         self.slow = MovingAverage(self.foresight, lesson.lag).requires_grad_(False)
@@ -142,7 +148,7 @@ class ActorCritic(GradientPupil):
         now = list(agent.world_model.state_dict().values())
         torch._foreach_copy_(list(self.model.state_dict().values()), now)
         with torch.no_grad():
-            batch = agent.memory.sample(self.lesson.learning.batch, 1, random)
+            batch = self.remembered.sample(self.lesson.learning.batch, 1, random)
             obs = each(lambda part: part[:, 0].to(agent.device), batch.obs)
             state = agent.perceive(obs, agent.configurator.primed(self.task))
         focus = agent.configurator.focus(self.task, torch.zeros_like(state))

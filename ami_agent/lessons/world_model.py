@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ami_agent.learning import Learning
 from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states, primings
+from ami_agent.lessons.hindsight import Remembered
 from ami_agent.life import WorldConfig
 from ami_agent.losses import unroll_loss, world_model_loss
-from modules.objectives import Weights
-from modules.targets import Itself, MovingAverage
+from modules.objectives import OTHERS, Weights
+from modules.targets import Itself, MovingAverage, Stopped
 from modules.types import Trajectory, each, require
 
 if TYPE_CHECKING:
@@ -35,27 +36,36 @@ class Predict(Study):
     """Windows that come from one episode, for the statistics within it."""
     primed: float = 0.0
     """Chance that a window is perceived as one of the agent's tasks primes perception for."""
-    target: Itself.Config | MovingAverage.Config = field(default_factory=Itself.Config)
+    target: Itself.Config | MovingAverage.Config | Stopped.Config = field(
+        default_factory=Itself.Config
+    )
 
     def __post_init__(self) -> None:
         require(self, length=1, context=0, primed=0)
         self.learning.groups(self.together)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        return self.of(agent, agent.memory, seed)
+
+    def of(self, agent: Agent, remembered: Remembered, seed: int) -> Pupil:
+        """The one who learns it of what is remembered."""
         perception, target = agent.perception, self.target.build(agent.perception)
         window = self.context + self.length
         # the same whenever the same was lived: a unit that is taken again is the same unit
-        some = agent.memory.sample(4096, 1, torch.Generator().manual_seed(0))
+        some = remembered.sample(4096, 1, torch.Generator().manual_seed(0))
         agent.perception.adapt(each(lambda part: part[:, 0].to(agent.device), some.obs))  # type: ignore[operator]
         agent.world_model.feeling.adapt(some.interoception[:, 0].to(agent.device))  # type: ignore[operator]
 
+        others = [name for name in OTHERS if getattr(self.weights, name)]
+
         def loss(random: torch.Generator) -> dict[str, Tensor]:
-            batch = agent.memory.sample(self.learning.batch, window, random, self.together)
+            batch = remembered.sample(self.learning.batch, window, random, self.together)
             batch, primed = self._primed(agent, _to(batch, agent.device), random)
             return world_model_loss(
                 batch, lambda obs: perception(obs, primed), lambda obs, s: target(obs, s, primed),
                 agent.recall, agent.world_model, random,
                 channels=agent.shape[0], together=self.together, context=self.context,
+                others=others,
             )  # fmt: skip
 
         return GradientPupil(

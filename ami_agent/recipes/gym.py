@@ -8,6 +8,7 @@ from dataclasses import replace
 from ami_agent.build import Config
 from ami_agent.learning import Learning
 from ami_agent.lessons import Interact, Live, NoLesson, Predict, Recorded, Rehearse
+from ami_agent.lessons.hindsight import conditioned
 from ami_agent.life import Spec, WorldConfig
 from modules.actor import Policy
 from modules.bounds import Box, Choice
@@ -37,6 +38,7 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
     world = replace(world, mortal=True, limit=world.limit or (PATIENCE if endless else 0))
     learning = Learning(steps=0, batch=128, last=0.2)
     interleaved = Predict(weights=_weights(spec), learning=learning, length=3)
+    hindsight = 0.8 if conditioned(spec) else 0.0
     return Config(
         recipe="gym",
         world=world,
@@ -48,7 +50,7 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
         ),
         drives=("reward",),
         critic=NoCritic.Config(),
-        foresight=Foresight.Config(hidden=128, discount=0.99),
+        foresight=Foresight.Config(hidden=128, discount=0.99, critics=2, norm=True),
         configurator=Configurator.Config(critic=0.0),
         planner=GradientPlanner.Config(horizon=6, proposals=2),
         policy=Policy.Config(hidden=128),
@@ -56,9 +58,11 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
         life=recorded or Live(worlds=1, steps=500),
         objective=Predict(weights=_weights(spec), learning=replace(learning, steps=500), length=3),
         teacher=NoLesson(),
-        interact=Rehearse(objective=interleaved)
+        interact=Rehearse(objective=interleaved, hindsight=hindsight)
         if recorded
-        else Interact(objective=interleaved, noise=0.5 if spec.choices else 0.2),
+        else Interact(
+            objective=interleaved, hindsight=hindsight, noise=0.5 if spec.choices else 0.2
+        ),
         distil=NoLesson(),
     )
 

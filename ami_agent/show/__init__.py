@@ -1,7 +1,8 @@
 """An agent at work, as pictures: what it considered, what it chose, where it went.
 
 `show` writes for every episode a GIF and a sheet of key frames, and one self-contained page for
-all; `picture` is the sheet alone. A world takes part by offering `Drawn` and `life.Examines`.
+all; `picture` is the sheet alone. Any world will do: one that renders is seen as it is, and one
+that offers `Drawn` and `life.Examines` has what was imagined drawn into its picture.
 """
 
 from __future__ import annotations
@@ -13,11 +14,18 @@ import numpy as np
 from ami_agent.agent import Agent
 from ami_agent.life import WorldConfig
 from ami_agent.report import Reporter, Silence
-from ami_agent.show.episodes import Drawn, Episode, ReadOut, watch
-from ami_agent.show.landscape import survey
+from ami_agent.show.episodes import watch
+from ami_agent.show.scenes import Episode, Moment, seen
+from ami_agent.show.views import Drawn, gaze
 from modules.types import UnusableInput
 
-__all__ = ["Drawn", "Episode", "picture", "show", "watch"]
+__all__ = ["Drawn", "Episode", "Moment", "picture", "show", "watch"]
+
+MODES = {"both": ("plan", "react")}
+"""Modes that are several, side by side."""
+
+PICTURED = 200
+"""Steps that a picture tells of, at most: it is made while somebody waits for something else."""
 
 
 def show(
@@ -26,43 +34,52 @@ def show(
     report: Reporter | None = None,
 ) -> Path:  # fmt: skip
     """Lives `episodes` episodes, of seeds `seed`, `seed` + 1, ..., and writes them into `out`:
-    `episode-0.gif` and `episode-0.png`, ..., and `index.html`, whose path is returned.
+    `episode-0.gif` and `episode-0.png`, ..., and `index.html`, whose path is returned. `mode` is
+    one of the agent's, or "both": Mode-2 and Mode-1 on the same seeds, `episode-0-plan.gif` and
+    `episode-0-react.gif`, ....
 
-    Raises UnusableInput for a world that can't be drawn, an unknown mode, or an unusable `out`.
+    Raises UnusableInput for an unknown mode, or an unusable `out`.
     """
     from ami_agent.show import drawing, page  # here, because matplotlib takes its time
 
     report = report or Silence()
-    folder = _folder(out)
+    folder, modes = _folder(out), MODES.get(mode, (mode,))
     assignment = agent.assigned(task)
     config = config.under(assignment)
-    readout = ReadOut(agent, config, seed, assignment)
-    lives = watch(agent, config, readout, episodes, mode, seed, assignment)
+    eyes = gaze(agent, config, seed, assignment, report.say)
     chapters = []
-    with report.progress("show", episodes) as bar:
-        for number, episode in enumerate(lives):
-            frames = drawing.film(episode)
-            sheet = drawing.sheet(episode, survey(agent, config, readout, episode))
-            drawing.write_gif(folder / f"episode-{number}.gif", frames)
-            drawing.write_png(folder / f"episode-{number}.png", sheet)
-            chapters.append(page.Chapter(episode.verdict, frames, sheet))
-            bar.advance(frames=len(frames))
-    title = f"{episode.world}, mode {mode}"
-    written = page.write(folder / "index.html", title, chapters, readout.error)
-    report.say(f"pictures: {written}")
-    return written
+    lives = watch(agent, config, eyes.camera, episodes, modes, seed, assignment, report)
+    with report.progress("draw", episodes * len(modes)) as bar:
+        for number, same in enumerate(lives):
+            view = eyes.upon(same)
+            acts = []
+            landscape = view.landscape(agent, config, same[0])  # a goal's, whatever the mode
+            for life in same:
+                episode = seen(life, view)
+                name = f"episode-{number}" + (f"-{life.mode}" if len(modes) > 1 else "")
+                sheet = drawing.sheet(episode, landscape)
+                drawing.write_gif(folder / f"{name}.gif", drawing.film(episode))
+                drawing.write_png(folder / f"{name}.png", sheet)
+                acts.append(page.act(episode, sheet))
+                bar.advance()
+            chapters.append(page.Chapter(acts, view.told))
+    title = f"{life.world}: what it was thinking"
+    return page.write(folder / "index.html", title, chapters)
 
 
 def picture(agent: Agent, config: WorldConfig, seed: int) -> np.ndarray:
-    """The sheet of key frames of one planned episode, uint8 [h, w, 3].
-
-    Raises UnusableInput for a world that can't be drawn."""
+    """The sheet of key frames of one planned episode, of its beginning where it is long; uint8
+    [h, w, 3]."""
     from ami_agent.show import drawing
 
-    assignment = agent.assigned("")
-    readout = ReadOut(agent, config.under(assignment), seed, assignment)
-    (episode,) = watch(agent, config, readout, 1, "plan", seed, assignment)
-    return drawing.sheet(episode, survey(agent, config, readout, episode))
+    assignment, silence = agent.assigned(""), Silence()
+    config = config.under(assignment)
+    eyes = gaze(agent, config, seed, assignment, silence.say)
+    ((life,),) = watch(
+        agent, config, eyes.camera, 1, ("plan",), seed, assignment, silence, most=PICTURED
+    )
+    view = eyes.upon([life])
+    return drawing.sheet(seen(life, view), view.landscape(agent, config, life))
 
 
 def _folder(out: Path) -> Path:

@@ -1,9 +1,8 @@
-"""Moments and episodes as images. matplotlib's objects only: no window, no global state."""
+"""Episodes as images. matplotlib's objects only: no window, no global state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import cycle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -14,82 +13,124 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from ami_agent.show.episodes import Episode, Moment
+from ami_agent.show.charts import draw_came_true, draw_energy, draw_landscape
 from ami_agent.show.landscape import Landscape
+from ami_agent.show.paint import CHOSEN, CONSIDERED, FAINT, HOPED, LIVED, TEXT, background, fit
+from ami_agent.show.scenes import Episode, Moment
 
 Corner: TypeAlias = Literal["upper center", "upper right"]
 
-LIVED, CHOSEN, CONSIDERED, ARRIVED = "#1e5adc", "#f0591a", "#8a63d2", "#1e9646"
-HOPED = "#0f8f83"
-TEXT, FAINT = "#22262e", "#767d8a"
 LEGEND = {"lived": LIVED, "chosen": CHOSEN, "considered": CONSIDERED, "subgoals": HOPED}
-TERMS = ("#f0591a", "#e8a317", "#17a08c", "#8a63d2", "#1e5adc")
 FADE = LinearSegmentedColormap.from_list("fade", ["#c9d8f8", LIVED])
-HEAT = LinearSegmentedColormap.from_list(
-    "heat", ["#fff8e6", "#ffdf9e", "#fdb374", "#ec7f78", "#b9568c", "#6d3f8c", "#2f2a63"]
-)
 
-FRAME, DPI = (4.8, 5.3), 100  # inches; 480 x 530 pixels
+SIDE, DPI = 4.8, 100  # inches; 480 pixels
+SAID, NAMED = 0.25, 0.25  # inches below the panels, for the caption and for the legend
+FILM = 100  # frames, at most
 KEYS = 6  # frames on a sheet
 PACE, REST = 110, 1800  # milliseconds a frame is shown, and the last
 
 
 def film(episode: Episode) -> list[Image.Image]:
-    """One frame for every step, 480 x 530 pixels in 128 colours."""
+    """A frame, 480 pixels wide or twice that, for every moment; in 128 colours. Of a long life only
+    every n-th moment."""
+    every = -(-len(episode.moments) // FILM)
+    first = episode.moments[0].panels
+    wide, high = SIDE * len(first), SIDE + SAID
+    # what stays the same is drawn once, and pictures are not matplotlib's business: both cost most
+    figure, below = Figure((wide, high), dpi=DPI, facecolor="none"), Figure((wide, NAMED), dpi=DPI)
+    _legend(below, episode, (0.5, 0.9), "upper center", 9)
+    named, said = pixels(below), figure.text(0.5, 0.015, "", ha="center", color=TEXT, size=11)
+    over = {}
+    for number, panel in enumerate(first):
+        if panel.overlaid:
+            place = (number * SIDE / wide, SAID / high, SIDE / wide, SIDE / high)
+            over[number] = figure.add_axes(place)
+            fit(over[number], panel.picture)
     frames = []
-    for step in range(len(episode.moments)):
-        figure = Figure(FRAME, dpi=DPI, facecolor="white")
-        share = FRAME[0] / FRAME[1]
-        draw_map(figure.add_axes((0, 1 - share, 1, share)), episode, step)
-        figure.text(0.5, 0.065, caption(episode, step), ha="center", color=TEXT, size=11)
-        _legend(figure, episode, (0.5, 0.05), "upper center", 9)
-        frames.append(Image.fromarray(pixels(figure)).quantize(128, dither=Image.Dither.NONE))
+    for moment in episode.moments[::every]:
+        said.set_text(caption(episode, moment))
+        for axes in over.values():
+            for old in [*axes.lines, *axes.collections]:
+                old.remove()
+            draw_states(axes, episode, moment)
+        frame = Image.fromarray(np.vstack([_under(figure, moment), named]))
+        frames.append(frame.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
     return frames
 
 
+def _under(figure: Figure, moment: Moment) -> np.ndarray:
+    """The moment's pictures, side by side, under what is drawn in the figure; uint8 [h, w, 3]."""
+    drawn = Image.fromarray(_rgba(figure))
+    ground, side = Image.new("RGBA", drawn.size, "white"), round(SIDE * DPI)
+    for number, panel in enumerate(moment.panels):
+        picture = Image.fromarray(panel.picture)
+        share = side / max(picture.size)
+        fitted = picture.resize([max(1, round(n * share)) for n in picture.size])
+        inset = [(side - n) // 2 for n in fitted.size]
+        ground.paste(fitted, (number * side + inset[0], inset[1]))
+    return np.asarray(Image.alpha_composite(ground, drawn))[..., :3]
+
+
 def sheet(episode: Episode, landscape: Landscape | None) -> np.ndarray:
-    """Key frames, energy by term over time and, where there is one, the critic's landscape;
-    uint8 [h, w, 3]."""
-    figure = Figure((15, 7.6), dpi=110, facecolor="white")
-    figure.text(0.02, 0.945, f"{episode.world}, mode {episode.mode}", size=17, color=TEXT)
-    figure.text(0.02, 0.905, episode.verdict, size=13, color=FAINT)
-    _legend(figure, episode, (0.99, 0.985), "upper right", 12.5)
-    steps = key_steps(episode)
-    for column, step in enumerate(steps):
-        axes = figure.add_axes((0.014 + column * 0.1627, 0.525, 0.159, 0.3138))
-        draw_map(axes, episode, step, scale=0.75)
-        axes.set_title(caption(episode, step, brief=True), size=9.5, color=TEXT, pad=2)
-    wide = 0.93 if landscape is None else 0.57
-    draw_energy(figure.add_axes((0.04, 0.085, wide, 0.38)), episode, steps)
+    """Key frames, energy by term over time and, where there is one, the critic's landscape, or else
+    how much came true of what was imagined; uint8 [h, w, 3]."""
+    rows = len(episode.moments[0].panels)
+    high = 5.0 + 2.6 * rows
+    figure = Figure((15, high), dpi=110, facecolor="white")
+    figure.text(0.02, 1 - 0.42 / high, episode.title, size=17, color=TEXT)
+    figure.text(0.02, 1 - 0.72 / high, episode.verdict, size=13, color=FAINT)
+    _legend(figure, episode, (0.99, 1 - 0.11 / high), "upper right", 12.5)
+    moments = key_moments(episode)
+    for column, moment in enumerate(moments):
+        for row in range(rows):
+            bottom = 1 - (3.61 + 2.55 * row) / high
+            axes = figure.add_axes((0.014 + column * 0.1627, bottom, 0.159, 2.385 / high))
+            draw_panel(axes, episode, moment, row, scale=0.75)
+            if row == 0:
+                told = caption(episode, moment, brief=True)
+                axes.set_title(told, size=9.5, color=TEXT, pad=2)
+    wide = 0.57 if landscape is not None or episode.imagines else 0.93
+    steps = [moment.step for moment in moments]
+    draw_energy(figure.add_axes((0.04, 0.65 / high, wide, 2.89 / high)), episode, steps)
     if landscape is not None:
-        draw_landscape(figure, figure.add_axes((0.685, 0.04, 0.2330, 0.46)), episode, landscape)
+        place = (0.685, 0.3 / high, 0.2330, 3.5 / high)
+        draw_landscape(figure, figure.add_axes(place), episode, landscape)
+    elif episode.imagines:
+        draw_came_true(figure.add_axes((0.685, 0.65 / high, 0.29, 2.89 / high)), episode)
     return pixels(figure)
 
 
-def key_steps(episode: Episode) -> list[int]:
-    """Steps that tell the story: evenly spread, up to the arrival if it was for good."""
-    last = len(episode.moments) - 1
-    if episode.arrived is not None and episode.stayed:
-        last = min(last, episode.arrived)
-    return sorted({round(step) for step in np.linspace(0, last, KEYS)})
+def key_moments(episode: Episode) -> list[Moment]:
+    """Moments that tell the story: evenly spread, up to the arrival if it was for good."""
+    last, steps = len(episode.moments) - 1, episode.steps
+    if episode.life.arrived is not None and episode.life.stayed:
+        last = min(last, int(np.searchsorted(steps, episode.life.arrived)))
+    chosen = sorted({round(number) for number in np.linspace(0, last, KEYS)})
+    return [episode.moments[number] for number in chosen]
 
 
-def caption(episode: Episode, step: int, *, brief: bool = False) -> str:
+def caption(episode: Episode, moment: Moment, *, brief: bool = False) -> str:
     """Step, energy of the chosen future, steps to go as the critic sees them, if there is one."""
-    moment = episode.moments[step]
     energy = [f"energy {sum(moment.terms.values()):.3g}"] if moment.terms and not brief else []
-    ahead = [f"{moment.to_go:.3g} {episode.unit}"] if episode.unit else []
-    return " · ".join([f"step {step}", *energy, *ahead])
+    ahead = [f"{episode.unit} {moment.to_go:.3g}"] if episode.unit else []
+    return " · ".join([f"step {moment.step}", *energy, *ahead])
 
 
-def draw_map(axes: Axes, episode: Episode, step: int, *, scale: float = 1.0) -> None:
-    """The world's picture, what was lived, what was considered, and what was chosen."""
-    moment = episode.moments[step]
-    _background(axes, moment.picture)
-    _draw_path(axes, episode.path[: step + 1], 2.6 * scale)
+def draw_panel(
+    axes: Axes, episode: Episode, moment: Moment, number: int, *, scale: float = 1.0
+) -> None:
+    """One of a moment's panels: a picture, and over it, if it is to be overlaid, states."""
+    panel = moment.panels[number]
+    background(axes, panel.picture)
+    if panel.overlaid:
+        draw_states(axes, episode, moment, scale)
+
+
+def draw_states(axes: Axes, episode: Episode, moment: Moment, scale: float = 1.0) -> None:
+    """What was lived, what was considered, and what was chosen."""
+    _draw_path(axes, episode.path[: moment.step + 1], 2.6 * scale)
     alpha = float(np.clip(2 / np.sqrt(len(moment.considered)), 0.1, 0.5))
     considered = LineCollection(list(moment.considered), colors=CONSIDERED, alpha=alpha,
                                 linewidths=1.6 * scale, zorder=3)  # fmt: skip
@@ -105,6 +146,7 @@ def _draw_path(axes: Axes, path: np.ndarray, width: float) -> None:
     lived = LineCollection(list(pieces), colors=colours, linewidths=width, zorder=2,
                            capstyle="round")  # fmt: skip
     axes.add_collection(lived, autolim=False)
+    axes.plot(*path[-1:].T, "o", color=LIVED, ms=1.7 * width, zorder=2)
 
 
 def _draw_chosen(axes: Axes, moment: Moment, scale: float) -> None:
@@ -125,91 +167,6 @@ def _draw_hopes(axes: Axes, moment: Moment, scale: float) -> None:
                      edgecolors=HOPED, linewidths=2 * scale, zorder=5)  # fmt: skip
 
 
-def draw_energy(axes: Axes, episode: Episode, steps: list[int]) -> None:
-    """What the chosen future would cost, by term, and what the critic says of the present."""
-    moments, time = episode.moments, np.arange(len(episode.moments))
-    aim = ", to the goal" if episode.hopes else ""
-    chosen = "to the subgoal" if episode.hopes else "chosen future"
-    for name, colour, low, high in _layers(moments):
-        axes.fill_between(time, low, high, color=colour, alpha=0.75, lw=0,
-                          label=f"{chosen}: {name}")  # fmt: skip
-    if episode.unit:
-        axes.plot(time, [moment.to_go for moment in moments], color=TEXT, lw=1.6, ls=(0, (4, 2)),
-                  label=f"critic now{aim}: {episode.unit}")  # fmt: skip
-    if episode.arrived is not None:
-        axes.axvline(episode.arrived, color=ARRIVED, lw=1.4, label="first arrival")
-    axes.plot(steps, np.zeros(len(steps)), "^", color=TEXT, ms=6, clip_on=False, zorder=9,
-              transform=axes.get_xaxis_transform())  # fmt: skip
-    lowest = axes.dataLim.ymin
-    axes.set(xlim=(0, len(time)), ylim=(min(0, 1.05 * lowest), None),
-             xlabel="step (marked: the frames above)")  # fmt: skip
-    _tidy(axes)
-
-
-def _layers(moments: Sequence[Moment]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """Name, colour, inner and outer edge [T] of every term of the energy, one on the other: what
-    hurts above zero, what is welcome below."""
-    above, below = np.zeros((2, len(moments)))
-    for name, colour in zip(moments[0].terms, cycle(TERMS)):
-        term = np.array([moment.terms[name] for moment in moments])
-        inner = np.where(term > 0, above, below)
-        yield name, colour, inner, inner + term
-        above, below = above + term.clip(min=0), below + term.clip(max=0)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize=9.5, labelcolor=TEXT, ncols=3, loc="lower left",
-                bbox_to_anchor=(0, 1), borderaxespad=0.3, handlelength=1.6)  # fmt: skip
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=FAINT, labelsize=9.5)
-    axes.ticklabel_format(axis="y", scilimits=(-2, 4))
-    axes.xaxis.label.set(color=FAINT, size=10)
-    axes.grid(axis="y", color="#e6e8ec", lw=0.8)
-    axes.set_axisbelow(True)
-
-
-HIGHEST = 4.0
-"""Top of the critic's scale, in medians of the landscape."""
-
-
-def draw_landscape(figure: Figure, axes: Axes, episode: Episode, landscape: Landscape) -> None:
-    """Steps to go as colours and contours, with the path that was lived through them."""
-    picture = episode.moments[0].picture
-    x, y = np.moveaxis(landscape.xy, -1, 0)
-    to_go = np.ma.masked_invalid(landscape.to_go)
-    # places from which nothing leads there would leave one colour for all others
-    highest = min(to_go.max(), to_go.min() + HIGHEST * np.ma.median(to_go - to_go.min()))
-    beyond = "max" if to_go.max() > highest else "neither"
-    levels = np.linspace(to_go.min(), highest, 25)
-    heat = axes.contourf(x, y, to_go, levels, cmap=HEAT, zorder=1, extend=beyond)
-    axes.contour(x, y, to_go, levels[2:-1:2], colors="white", linewidths=0.5, alpha=0.7, zorder=2)
-    _background(axes, ink(picture), zorder=3)
-    axes.plot(*episode.path.T, color="white", lw=4, zorder=4, solid_capstyle="round")
-    axes.plot(*episode.path.T, color=LIVED, lw=2, zorder=5, solid_capstyle="round")
-    axes.set_title(f"the critic's landscape: {episode.unit}", size=10.5, color=TEXT, pad=0)
-    left, bottom, width, height = axes.get_position().bounds
-    place = (left + width + 0.005, bottom + 0.06 * height, 0.009, 0.88 * height)
-    bar = figure.colorbar(heat, cax=figure.add_axes(place), ticks=MaxNLocator(6))
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.ax.tick_params(colors=FAINT, labelsize=9, length=0)
-
-
-def ink(picture: np.ndarray) -> np.ndarray:
-    """The picture as [h, w, 4], its most common colour transparent: what is drawn on the ground."""
-    colours, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
-    far = np.abs(picture.astype(int) - colours[counts.argmax()]).max(-1)
-    cover = np.clip(far * 2, 0, 255).astype(np.uint8)
-    return np.dstack([picture, cover])
-
-
-def _background(axes: Axes, picture: np.ndarray, zorder: int = 0) -> None:
-    axes.imshow(picture, interpolation="bilinear", zorder=zorder)
-    height, width = picture.shape[:2]
-    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    axes.set_axis_off()
-
-
 def _legend(
     figure: Figure, episode: Episode, place: tuple[float, float], corner: Corner, size: float
 ) -> None:
@@ -227,12 +184,16 @@ def _legend(
 
 def pixels(figure: Figure) -> np.ndarray:
     """uint8 [h, w, 3]"""
+    return _rgba(figure)[..., :3].copy()
+
+
+def _rgba(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return np.asarray(canvas.buffer_rgba())
 
 
-def write_gif(path: Path, frames: list[Image.Image]) -> None:
+def write_gif(path: Path, frames: Sequence[Image.Image]) -> None:
     """Plays for ever, and rests on the last frame."""
     pace = [PACE] * (len(frames) - 1) + [REST]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=pace, loop=0)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ami_agent.agent import Agent
 from ami_agent.life import World, WorldConfig
 from ami_agent.probe import joined, states_of
-from ami_agent.show.episodes import Episode, ReadOut, critic
+from ami_agent.show.episodes import Life
+from ami_agent.show.thoughts import critic
 from modules.types import Observation
 
-SIDE = 41  # places along a side
+if TYPE_CHECKING:
+    from ami_agent.show.views import ReadOut
+
+SIDE = 31  # places along a side
 
 
 class Landscape(NamedTuple):
@@ -23,24 +27,21 @@ class Landscape(NamedTuple):
     to_go: np.ndarray  # [n, n] steps; NaN where the world lets nobody be
 
 
-def survey(
-    agent: Agent, config: WorldConfig, readout: ReadOut, episode: Episode
-) -> Landscape | None:
-    """The landscape of an episode's goal, all but the body as it was at the beginning.
+def survey(agent: Agent, config: WorldConfig, readout: ReadOut, life: Life) -> Landscape | None:
+    """The landscape of a life's goal, all but the body as it was at the beginning.
 
     None where there is none: the body doesn't move in a plane of two factors, can't be put
     anywhere, or the critic says the same of every place."""
-    factors = _grid(readout, episode.factors)
+    factors = _grid(readout, life.factors[0])
     if factors is None:
         return None
     with closing(config.build(1)) as world:
-        seen = [
-            _put(world, place, episode.seed) for place in factors.reshape(-1, factors.shape[-1])
-        ]
+        places = factors.reshape(-1, factors.shape[-1])
+        seen = [_put(world, place, life.seed) for place in places]
     to_go = np.full(len(seen), np.nan, dtype=np.float32)
     free = [i for i, obs in enumerate(seen) if obs is not None]
     if free:
-        to_go[free] = _ask(agent, joined([obs for obs in seen if obs is not None]), episode)
+        to_go[free] = _ask(agent, joined([obs for obs in seen if obs is not None]), life)
     if len(np.unique(to_go[free])) < 2:
         return None
     return Landscape(readout.xy(factors), to_go.reshape(factors.shape[:-1]))
@@ -74,10 +75,10 @@ def _put(world: World, factors: np.ndarray, seed: int) -> Observation | None:
     return obs if np.allclose(info["factors"][0], factors, atol=1e-3) else None
 
 
-def _ask(agent: Agent, obs: Observation, episode: Episode) -> np.ndarray:
+def _ask(agent: Agent, obs: Observation, life: Life) -> np.ndarray:
     """Observations [N, *O] -> what the critics say [N]"""
-    states = states_of(agent, obs, episode.focus.gains).to(agent.device)
+    states = states_of(agent, obs, life.focus.gains).to(agent.device)
     goal, told = (
-        part.expand(len(states), -1) for part in (episode.focus.goal, episode.focus.condition[:1])
+        part.expand(len(states), -1) for part in (life.focus.goal, life.focus.condition[:1])
     )
-    return critic(agent, states, episode.focus._replace(goal=goal, condition=told))
+    return critic(agent, states, life.focus._replace(goal=goal, condition=told))

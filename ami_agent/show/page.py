@@ -1,4 +1,5 @@
-"""One page for all episodes: images inside, a slider for each, nothing fetched from anywhere."""
+"""One page for all episodes: pictures inside, states drawn over them by the browser, nothing
+fetched from anywhere."""
 
 from __future__ import annotations
 
@@ -6,94 +7,189 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
+
+from ami_agent.show.scenes import Episode, Moment
+
+Json: TypeAlias = dict[str, Any]
+
+SIDE = 400
+"""Of a picture in the page, pixels at most."""
+
+NAMES = {
+    "plan": "Mode-2: thinks before it acts",
+    "react": "Mode-1: reacts, one pass",
+    "auto": "Both modes: thinks where it is worth it",
+}
 
 
 class Chapter(NamedTuple):
-    """What the page shows of one episode."""
+    """What the page shows of one seed: how it was lived in each mode, and how to look at it."""
 
-    title: str
-    frames: Sequence[Image.Image]
-    sheet: np.ndarray  # uint8 [h, w, 3]
-
-
-PAGE = Template("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>$title</title>
-<meta name="viewport" content="width=device-width">
-<style>
- body { font: 16px/1.5 system-ui, sans-serif; color: #22262e; max-width: 1180px;
-        margin: 2.5rem auto; padding: 0 1.5rem }
- h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 0 0 .6rem }
- p { color: #767d8a; max-width: 46rem }
- section { border-top: 1px solid #e6e8ec; padding: 1.6rem 0 }
- .life { display: flex; gap: .8rem; align-items: center; max-width: 480px }
- input { flex: 1; accent-color: #f0591a } img { max-width: 100%; display: block }
- button { font: inherit; width: 5rem; border: 1px solid #d5d8de; border-radius: 6px;
-          background: white; cursor: pointer } summary { cursor: pointer; color: #767d8a }
-</style>
-<h1>$title</h1>
-<p>At every step: the futures it considered (violet), the one it chose (orange, a dot for each
-imagined step), the way it really went (blue), and the goal as the world draws it. Imagined places
-are read out of latent states by a linear probe, which is wrong by $error pixels (root mean square,
-on lives it was not fitted to).</p>
-$chapters
-<script>
-for (const part of document.querySelectorAll("section")) {
-  const frames = JSON.parse(part.querySelector("script").textContent);
-  const image = part.querySelector("img"), bar = part.querySelector("input");
-  const button = part.querySelector("button");
-  let timer = 0;
-  const draw = () => { image.src = "data:image/png;base64," + frames[bar.value]; };
-  const stop = () => { clearInterval(timer); timer = 0; button.textContent = "Play"; };
-  const step = () => { if (+bar.value < frames.length - 1) { bar.value++; draw(); } else stop(); };
-  bar.oninput = () => { stop(); draw(); };
-  button.onclick = () => {
-    if (timer) return stop();
-    if (+bar.value == frames.length - 1) bar.value = 0;
-    timer = setInterval(step, 110); button.textContent = "Pause";
-  };
-  draw();
-}
-</script></html>
-""")
-
-CHAPTER = Template("""<section><h2>$title</h2>
-<img width="480" alt="the world, what was considered, chosen and lived">
-<div class="life"><button>Play</button>
-<input type="range" min="0" max="$last" value="0" aria-label="step"></div>
-<script type="application/json">$frames</script>
-<details open><summary>all at a glance</summary>
-<img src="data:image/png;base64,$sheet" alt="key frames, energy over time, the critic's landscape">
-</details></section>
-""")
+    acts: Sequence[Json]
+    told: str
 
 
-def write(path: Path, title: str, chapters: Sequence[Chapter], error: float) -> Path:
-    """`error`: of the read-out of imagined places, pixels. Returns `path`."""
-    text = "".join(map(_chapter, chapters))
-    path.write_text(
-        PAGE.substitute(title=html.escape(title), error=f"{error:.0f}", chapters=text),
-        encoding="utf-8",
-    )
+def act(episode: Episode, sheet: np.ndarray) -> Json:
+    """All that the page needs of an episode; `sheet`: uint8 [h, w, 3]."""
+    life, steps = episode.life, episode.steps.tolist()
+    return {
+        "mode": life.mode,
+        "seed": life.seed,
+        "name": NAMES.get(life.mode, f"mode {life.mode}"),
+        "verdict": life.verdict,
+        "length": len(life.states),
+        "every": steps[-1] - steps[-2] if len(steps) > 1 else 1,
+        "arrived": life.arrived,
+        "unit": episode.unit,
+        "layers": _layers(episode),
+        "terms": [_plain(name) for name in episode.moments[0].terms],
+        "ahead": _numbers(episode.truth.ahead),
+        "steps": steps,
+        "path": _points(episode.path),
+        "panels": _panels([moment.panels for moment in episode.moments]),
+        "moments": [
+            _moment(moment, float(missed))
+            for moment, missed in zip(episode.moments, episode.truth.over_time, strict=True)
+        ],
+        "sheet": _data(Image.fromarray(sheet), _smallest([Image.fromarray(sheet)])),
+    }
+
+
+def _layers(episode: Episode) -> list[str]:
+    """What can be drawn over it."""
+    imagined = ["chosen", "considered", "came"] if episode.imagines else []
+    return ["lived", *imagined, *(["hopes"] if episode.hopes else [])]
+
+
+def _plain(name: str) -> str:
+    """A term's name in plain words."""
+    return name.replace("critic_", "critic of ")
+
+
+def _moment(moment: Moment, missed: float) -> Json:
+    ahead = np.array(list(moment.ahead.values())).T  # [H, terms]
+    return {
+        "considered": [_points(future) for future in moment.considered],
+        "chosen": _points(moment.chosen),
+        "hopes": [_points(hopes) for hopes in moment.hopes],
+        "terms": _numbers(moment.terms.values()),
+        "ahead": [_numbers(step) for step in ahead],
+        "thinking": _numbers(moment.thinking),
+        "toGo": _number(moment.to_go),
+        "missed": _number(missed),
+    }
+
+
+def _panels(moments: Sequence[Sequence[Any]]) -> list[Json]:
+    """One for each panel of the moments; a picture that is seen again is kept once."""
+    found = []
+    for panels in zip(*moments, strict=True):
+        known: dict[bytes, int] = {}
+        shown = [known.setdefault(panel.picture.tobytes(), len(known)) for panel in panels]
+        kept = [_small(panels[shown.index(n)].picture) for n in range(len(known))]
+        write = _smallest(kept[:: max(1, len(kept) // 4)])
+        height, width = panels[0].picture.shape[:2]
+        found.append(
+            {
+                "name": panels[0].name,
+                "width": width,
+                "height": height,
+                "overlaid": panels[0].overlaid,
+                "images": [_data(image, write) for image in kept],
+                "shown": shown,
+            }
+        )
+    return found
+
+
+def _small(picture: np.ndarray) -> Image.Image:
+    image = Image.fromarray(picture)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return image
+
+
+Write: TypeAlias = tuple[str, Callable[[Image.Image], bytes]]
+
+
+def _written(image: Image.Image, kind: str, **how: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **how)
+    return file.getvalue()
+
+
+def _png(image: Image.Image) -> bytes:
+    few = image.quantize(128, dither=Image.Dither.NONE)
+    return _written(few, "PNG", optimize=True)
+
+
+def _webp(image: Image.Image) -> bytes:
+    return _written(image, "WEBP", quality=80, method=4)
+
+
+def _webp_exact(image: Image.Image) -> bytes:
+    return _written(image, "WEBP", lossless=True, method=2)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    return _written(image, "JPEG", quality=82, optimize=True)
+
+
+WRITERS: Sequence[Write] = [
+    ("png", _png),
+    ("jpeg", _jpeg),
+    *([("webp", _webp_exact), ("webp", _webp)] if features.check("webp") else []),
+]
+
+
+def _smallest(examples: Sequence[Image.Image]) -> Write:
+    """The way to write pictures like these that takes the least room."""
+    return min(WRITERS, key=lambda writer: sum(len(writer[1](image)) for image in examples))
+
+
+def _data(image: Image.Image, writer: Write) -> str:
+    kind, write = writer
+    return f"data:image/{kind};base64,{base64.b64encode(write(image)).decode()}"
+
+
+def _points(places: np.ndarray) -> list[float]:
+    """`[N, 2]` -> x, y, x, y, ..., to a tenth of a pixel."""
+    return [round(float(number), 1) for number in places.reshape(-1)]
+
+
+def _numbers(numbers: Any) -> list[float | None]:
+    return [_number(number) for number in numbers]
+
+
+def _number(number: float) -> float | None:
+    """Four digits; None for what is not finite, which JSON can't say."""
+    return float(f"{number:.4g}") if np.isfinite(number) else None
+
+
+def write(path: Path, title: str, chapters: Sequence[Chapter]) -> Path:
+    """Returns `path`."""
+    story: Mapping[str, Any] = {
+        "chapters": [
+            {"name": f"seed {chapter.acts[0]['seed']}", "told": chapter.told, "acts": chapter.acts}
+            for chapter in chapters
+        ]
+    }
+    # a script ends at the first </ that it holds, in whatever string
+    told = json.dumps(story, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    text = Template(_part("page.html")).substitute(
+        title=html.escape(title), style=_part("page.css"), story=told,
+        script=_part("charts.js") + _part("page.js"),
+    )  # fmt: skip
+    path.write_text(text, encoding="utf-8")
     return path
 
 
-def _chapter(chapter: Chapter) -> str:
-    return CHAPTER.substitute(
-        title=html.escape(chapter.title),
-        last=len(chapter.frames) - 1,
-        frames=json.dumps([_base64(frame) for frame in chapter.frames]),
-        sheet=_base64(Image.fromarray(chapter.sheet).quantize(256, dither=Image.Dither.NONE)),
-    )
-
-
-def _base64(image: Image.Image) -> str:
-    png = io.BytesIO()
-    image.save(png, "PNG", optimize=True)
-    return base64.b64encode(png.getvalue()).decode()
+def _part(name: str) -> str:
+    return files("ami_agent.show").joinpath(name).read_text(encoding="utf-8")

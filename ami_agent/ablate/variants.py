@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from ami_agent import runs
 from ami_agent.build import Config
 from ami_agent.catalogue import choices
-from ami_agent.checks import check_lessons
-from ami_agent.evaluate import EPISODES_FROM, judge
-from ami_agent.lessons import NoLesson
-from ami_agent.report import Report
-from ami_agent.statistics import rate
-from ami_agent.train import train
+from ami_agent.lessons import Interact, NoLesson, Predict
+from ami_agent.vectors import bring
 from modules.actor import NoHabit
 from modules.cost import NoCritic, NoForesight
 from modules.hierarchy import Flat
@@ -26,7 +17,6 @@ from modules.latents import NoLatent
 from modules.recall import NoRecall
 from modules.types import UnusableInput
 
-Study = dict[str, Any]
 Change = Callable[[Config], Config]
 
 WITHOUT: Mapping[str, Change] = {
@@ -67,9 +57,15 @@ WITHOUT: Mapping[str, Change] = {
 
 
 def _without_term(term: str) -> Change:
+    def less(lesson: Predict) -> Predict:
+        return replace(lesson, weights=replace(lesson.weights, **{term: 0.0}))
+
     def change(config: Config) -> Config:
-        weights = replace(config.objective.weights, **{term: 0.0})
-        return replace(config, objective=replace(config.objective, weights=weights))
+        changed = replace(config, objective=less(config.objective))
+        if isinstance(config.interact, Interact):
+            online = replace(config.interact, objective=less(config.interact.objective))
+            changed = replace(changed, interact=online)
+        return changed
 
     return change
 
@@ -122,73 +118,21 @@ def variants(config: Config, without_: Sequence[str], swaps: Sequence[str]) -> d
     }
 
 
-def study(
-    configs: Mapping[str, Config], *, out: Path, seeds: int, episodes: int, device: str,
-    console: Console,
-) -> Study:  # fmt: skip
-    """Trains and evaluates every variant with every seed; runs already finished are not repeated.
-
-    By variant, a list over seeds of {"plan": ..., "react": ...} as `evaluate` gives them.
-    """
-    if seeds < 1:
-        raise UnusableInput(f"--seeds is {seeds}; there must be at least 1")
-    for config in configs.values():
-        check_lessons(config)
-    found: Study = {}
-    for name, config in configs.items():
-        folder = out / name.replace(" ", "-").replace("=", "-")
-        found[name] = [
-            _one(config, folder / str(seed), seed, episodes, device, console)
-            for seed in range(seeds)
-        ]
-    runs.write_json(out / "study.json", found)
-    return found
-
-
-def _one(
-    config: Config, run: Path, seed: int, episodes: int, device: str, console: Console
-) -> dict[str, Any]:
-    if (run / "eval.json").exists():
-        runs.check_same(run, config, seed)
-        known = runs.read_json(run / "eval.json")
-        if known["plan"]["episodes"] == episodes:
-            return known
-    begun = (run / "config.json").exists()
-    with closing(Report(run, console)) as report:
-        report.say(f"== {run}")
-        agent = train(config, out=run, seed=seed, device=device, resume=begun, report=report)
-    found = judge(agent, config.evaluation, episodes=episodes, seed=EPISODES_FROM + 10_000 * seed)
-    marks = {mode: {"recipe": config.recipe, **figures} for mode, figures in found.items()}
-    runs.write_json(run / "eval.json", marks)
-    return marks
-
-
-def rows(study_: Study) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: success at the last step, all seeds pooled, and each seed by itself."""
-    columns = ["variant", "plan", "by seed", "react", "ms per action (plan, batched)"]
-    return columns, [[name, *_figures(marks)] for name, marks in study_.items()]
-
-
-def _figures(marks: Sequence[Mapping[str, Any]]) -> list[str]:
-    plan = [m["plan"]["final_success"]["mean"] for m in marks]
-    react = [m["react"]["final_success"]["mean"] for m in marks]
-    ms = [m["plan"]["ms_per_action_batched"] for m in marks]
-    episodes = marks[0]["plan"]["episodes"]
-    return [
-        pooled(plan, episodes),
-        " ".join(f"{100 * p:.0f}" for p in plan),
-        pooled(react, episodes),
-        f"{sum(ms) / len(ms):.2f}",
-    ]
-
-
-def pooled(shares: Sequence[float], episodes: int) -> str:
-    """Success rates of several seeds -> one percentage with its 95 % interval."""
-    outcomes = [
-        o for s in shares for k in [round(s * episodes)] for o in [1] * k + [0] * (episodes - k)
-    ]
-    whole = rate(outcomes)
-    if whole["mean"] is None or whole["ci95"] is None:
-        return "-"
-    low, high = whole["ci95"]
-    return f"{100 * whole['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+def named(place: str) -> dict[str, Config]:
+    """A study of one's own, `FILE.py:FUNCTION`: what the function returns, Configs by name, the
+    first of which the others are compared with. UnusableInput where it doesn't."""
+    file, _, name = place.rpartition(":")
+    function = getattr(bring(file), name, None)
+    if not callable(function):
+        raise UnusableInput(f"{file} has no function {name!r} that returns the Configs of a study")
+    found = function()
+    if not isinstance(found, Mapping) or not all(isinstance(c, Config) for c in found.values()):
+        raise UnusableInput(f"{place} must return Configs by name, not {type(found).__name__}")
+    if len(found) < 2:
+        raise UnusableInput(f"{place} returns {len(found)} Configs; a study compares at least 2")
+    configs = {str(variant): config for variant, config in found.items()}
+    (base, first), *others = configs.items()
+    for variant, config in others:
+        if config == first:
+            raise UnusableInput(f"{place}: {variant!r} is no different from {base!r}")
+    return configs

@@ -1,0 +1,16 @@
+"""What each part is worth: variants of a recipe, the same seeds and budget for all, and statistics.
+
+`variants.py` makes them, `jobs.py` carries them out, `study.py` gathers what came of it,
+`verdict.py` says what follows, `page.py` shows it.
+"""
+
+from __future__ import annotations
+
+from ami_agent.ablate.jobs import Alone, Cluster, Crew, Processes
+from ami_agent.ablate.study import Study, rows, study
+from ami_agent.ablate.variants import named, swap, variants, without
+
+__all__ = [
+    "Alone", "Cluster", "Crew", "Processes", "Study", "named", "rows", "study", "swap", "variants",
+    "without",
+]  # fmt: skip

@@ -1,0 +1,192 @@
+"""The runs of a study, and who carries them out: this process, several, or a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from rich.console import Console
+
+from ami_agent import runs
+from ami_agent.build import Config
+from ami_agent.evaluate import EPISODES_FROM, judge
+from ami_agent.report import Report
+from ami_agent.train import train
+from modules.types import UnusableInput
+
+LOG = "log.txt"
+"""What a run said, where it had no terminal to itself."""
+
+
+class Job(NamedTuple):
+    """One variant with one seed."""
+
+    variant: str
+    config: Config
+    run: Path
+    seed: int
+    episodes: int
+    device: str
+
+
+class Outcome(NamedTuple):
+    """What became of a job: figures by mode, as `evaluate` gives them, or why there are none."""
+
+    variant: str
+    seed: int
+    marks: Mapping[str, Any] | None
+    failure: str = ""
+
+
+def known(job: Job) -> Mapping[str, Any] | None:
+    """What was found before, for as many episodes; UnusableInput where the run is another."""
+    if not (job.run / "eval.json").exists():
+        return None
+    runs.check_same(job.run, job.config, job.seed)
+    marks = runs.read_json(job.run / "eval.json")
+    return marks if marks["plan"]["episodes"] == job.episodes else None
+
+
+def carry_out(job: Job, console: Console) -> Outcome:
+    """Trains, or goes on, and evaluates both modes. What goes wrong is told, not raised: the rest
+    of the study doesn't depend on it."""
+    try:
+        marks = known(job)
+        if marks is None:
+            begun = (job.run / "config.json").exists()
+            with closing(Report(job.run, console)) as report:
+                report.say(f"== {job.run}")
+                agent = train(
+                    job.config, out=job.run, seed=job.seed, device=job.device, resume=begun,
+                    report=report,
+                )  # fmt: skip
+            first = EPISODES_FROM + 10_000 * job.seed
+            found = judge(agent, job.config.evaluation, episodes=job.episodes, seed=first)
+            marks = {mode: {"recipe": job.config.recipe, **row} for mode, row in found.items()}
+            runs.write_json(job.run / "eval.json", marks)
+        return Outcome(job.variant, job.seed, marks)
+    except Exception as error:  # a variant may fail in any way
+        told = " ".join(str(error).split()) or type(error).__name__
+        kind = "" if isinstance(error, UnusableInput) else f"{type(error).__name__}: "
+        return Outcome(job.variant, job.seed, None, kind + told)
+
+
+class Crew(Protocol):
+    """Whoever carries out jobs, in whatever order."""
+
+    def work(self, jobs: Sequence[Job]) -> Iterator[Outcome]: ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One after another, in this process."""
+
+    console: Console
+
+    def work(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        for job in jobs:
+            yield carry_out(job, self.console)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Several at once, each in a process with its share of the cores."""
+
+    count: int
+
+    def work(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        for job in (yield from self._together(jobs, self.count)):  # one took all others with it
+            for dead in (yield from self._together([job], 1)):
+                yield Outcome(dead.variant, dead.seed, None, "its process died")
+
+    def _together(self, jobs: Sequence[Job], count: int) -> Generator[Outcome, None, list[Job]]:
+        """Returns those that were lost with their process."""
+        threads, lost = max(1, (os.cpu_count() or 1) // self.count), []
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(count, spawn, _at_work, (threads,)) as pool:
+            futures = {pool.submit(quietly, job): job for job in jobs}
+            for future in as_completed(futures):
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    lost.append(futures[future])
+        return lost
+
+
+def quietly(job: Job) -> Outcome:
+    """Carries out a job; what it says goes into a file beside its checkpoints."""
+    job.run.mkdir(parents=True, exist_ok=True)
+    with (job.run / LOG).open("a") as log:
+        return carry_out(job, Console(file=log, width=160))
+
+
+def _at_work(threads: int) -> None:
+    """A process keeps to its share of the cores, and does not outlive the study."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def leave(sentinel: int) -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=leave, args=(parent.sentinel,), daemon=True).start()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """As tasks of Ray: on a cluster whose nodes share the study's folder, or on this machine
+    ("local"), where Ray is started for it."""
+
+    address: str
+    patience: float = 10.0
+    """Seconds until an address that doesn't answer is given up."""
+
+    def work(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        ray = self._joined()
+        try:
+            task = ray.remote(num_cpus=1, max_retries=1)(quietly)
+            waiting = {task.remote(job._replace(run=job.run.absolute())): job for job in jobs}
+            while waiting:
+                (done, *_), _ = ray.wait(list(waiting))
+                job = waiting.pop(done)
+                try:
+                    yield ray.get(done)
+                except Exception as error:  # a node may be gone
+                    yield Outcome(job.variant, job.seed, None, f"Ray lost it: {error}")
+        finally:
+            ray.shutdown()
+
+    def _joined(self) -> Any:
+        """UnusableInput where there is no Ray, or nobody at the address."""
+        try:
+            import ray  # an extra
+        except ImportError:
+            raise UnusableInput("--ray needs Ray: pip install 'ami-agent[ray]'") from None
+        where: dict[str, Any] = {} if self.address == "local" else {"address": self._answering()}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+        return ray
+
+    def _answering(self) -> str:
+        """The address, if somebody listens there: Ray itself would wait for minutes."""
+        host, _, port = self.address.removeprefix("ray://").rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), self.patience).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise UnusableInput(
+                f"--ray {self.address}: no Ray cluster answers there ({error}); it must be "
+                "HOST:PORT, or local, which starts one on this machine"
+            ) from None
+        return self.address

@@ -1,0 +1,107 @@
+"""Pictures of worlds as they are, of any world that renders; and none of one that doesn't."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from gymnasium.error import DependencyNotInstalled
+from PIL import Image
+
+from ami_agent.life import World, WorldConfig
+from modules.types import UnusableInput
+
+Pictures: TypeAlias = tuple[np.ndarray, ...]
+"""What a world shows of itself at one moment: one picture `[h, w, 3]` uint8, or none."""
+
+WHOLE = 1 << 20
+"""A side that no picture has."""
+
+
+class Camera(Protocol):
+    """Takes pictures of worlds that were made with its options."""
+
+    options: Mapping[str, Any]
+
+    def __call__(self, world: World) -> list[Pictures]: ...
+
+
+class Dark:
+    """Nothing can be seen."""
+
+    options: Mapping[str, Any] = {}
+
+    def __call__(self, world: World) -> list[Pictures]:
+        return [() for _ in range(world.count)]
+
+
+class Render:
+    """What a world's `render` gives, made smaller where a side is longer than `side` pixels."""
+
+    options: Mapping[str, Any] = {"render_mode": "rgb_array"}
+
+    def __init__(self, side: int = WHOLE) -> None:
+        self.side = side
+
+    def __call__(self, world: World) -> list[Pictures]:
+        return [(self._small(np.asarray(picture)),) for picture in world.envs.render() or ()]
+
+    def _small(self, picture: np.ndarray) -> np.ndarray:
+        picture = picture[..., :3]
+        longest = max(picture.shape[:2])
+        if longest <= self.side:
+            return picture
+        height, width = (max(1, round(n * self.side / longest)) for n in picture.shape[:2])
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
+
+
+def why_dark(config: WorldConfig) -> str:
+    """Why this world can't be seen, in one line; empty where it can."""
+    _headless()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Gymnasium's, of what is then told in our line
+            with closing(config.build(1, **Render().options)) as world:
+                world.reset(0)
+                return _fault(world.inner.render())
+    except NotImplementedError:
+        return "it has no render()"
+    except UnusableInput as error:
+        return _blind(str(error))
+    except Exception as error:  # a stranger's code may raise anything
+        return _line(_told(error))
+
+
+def _headless() -> None:
+    """MuJoCo draws into a window's memory unless it is told to do without a window."""
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def _fault(pictures: Any) -> str:
+    if not pictures or pictures[0] is None:
+        return "its render() gives nothing in the mode rgb_array"
+    first = np.asarray(pictures[0])
+    if first.ndim != 3 or first.shape[2] not in (3, 4) or first.dtype != np.uint8:
+        return f"its render() gives {first.dtype} {first.shape}; pictures are uint8 (h, w, 3)"
+    return ""
+
+
+def _blind(error: str) -> str:
+    """A world that is made without `render_mode` lives, but shows nothing."""
+    return "it takes no render_mode" if "render_mode" in error else _line(error)
+
+
+def _told(error: Exception) -> str:
+    """What is missing says so by itself, and what to install."""
+    missing = isinstance(error, DependencyNotInstalled)
+    return str(error) if missing else f"{type(error).__name__}: {error}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

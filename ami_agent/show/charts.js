@@ -1,0 +1,210 @@
+// Charts of what was thought. Each function draws one of an act into `parent`; what changes with
+// time is drawn by what it returns.
+const TERMS = ["#f0591a", "#e8a317", "#17a08c", "#8a63d2", "#1e5adc"];
+
+// ---- making things
+
+function make(name, attributes, parent, text) {
+  const svg = "svg path circle line rect text g title".split(" ").includes(name);
+  const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name)
+    : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes || {})) made.setAttribute(key, value);
+  if (text !== undefined) made.textContent = text;
+  if (parent) parent.append(made);
+  return made;
+}
+
+const brief = (x) => x === null ? "" : String(+x.toPrecision(4));
+const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
+const finite = (numbers) => numbers.filter((x) => x !== null);
+
+// Points as one flat list [x, y, x, y, ...] -> what a path draws.
+function line(points) {
+  let d = "";
+  for (let i = 0; i < points.length; i += 2) d += (i ? "L" : "M") + points[i] + " " + points[i + 1];
+  return d;
+}
+
+function ticks(low, high, count) {
+  const rough = (high - low) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((n) => n * power >= rough * 0.999);
+  const found = [];
+  for (let x = Math.ceil(low / step) * step; x <= high + step * 1e-6; x += step) found.push(x);
+  return found;
+}
+
+// ---- charts
+
+const LEFT = 44, BOTTOM = 22, TOP = 6;
+
+class Chart {
+  // `low`, `high`: of what stands upright; across it goes from `from` to `to`.
+  constructor(parent, title, [wide, high], [from, to], [least, most], under) {
+    this.box = make("div", { class: "chart" }, parent);
+    this.title = make("h3", {}, this.box, title);
+    this.svg = make("svg", { viewBox: `0 0 ${wide} ${high}`, role: "img" }, this.box);
+    make("title", {}, this.svg, title);
+    this.wide = wide;
+    this.base = high - BOTTOM;
+    const pad = (most - least || 1) * 0.04;
+    this.least = least < 0 ? least - pad : least;
+    this.most = most > 0 ? most + pad : most;
+    if (this.most === this.least) this.most += 1;
+    this.x = (v) => LEFT + (wide - LEFT - 6) * (v - from) / (to - from || 1);
+    this.y = (v) => this.base - (this.base - TOP) * (v - this.least) / (this.most - this.least);
+    this.scale = make("g", {}, this.svg);
+    this.inner = make("g", {}, this.svg);
+    this.from = from; this.to = to;
+    this.under = under;
+    this.axes();
+  }
+
+  axes() {
+    for (const v of ticks(this.least, this.most, 3)) {
+      const y = this.y(v);
+      make("line", { x1: LEFT, x2: this.wide - 6, y1: y, y2: y, stroke: "var(--line)" }, this.scale);
+      make("text", { x: LEFT - 6, y: y + 4, "text-anchor": "end" }, this.scale, brief(v));
+    }
+    for (const v of ticks(this.from, this.to, 6)) {
+      if (!Number.isInteger(v) || this.x(v) > this.wide - 46) continue; // there it says of what
+      make("text", { x: this.x(v), y: this.base + 15, "text-anchor": "middle" }, this.scale, v);
+    }
+    make("text", { x: this.wide - 6, y: this.base + 15, "text-anchor": "end",
+      class: "under" }, this.scale, this.under);
+  }
+
+  curve(xs, ys, attributes) {
+    let d = "", pen = "M";
+    xs.forEach((x, i) => {
+      if (ys[i] === null) { pen = "M"; return; }
+      d += pen + this.x(x).toFixed(1) + " " + this.y(ys[i]).toFixed(1);
+      pen = "L";
+    });
+    return make("path", { d, fill: "none", "stroke-width": 1.8, ...attributes }, this.inner);
+  }
+
+  area(xs, inner, outer, colour) {
+    const there = xs.flatMap((x, i) => [this.x(x).toFixed(1), this.y(outer[i]).toFixed(1)]);
+    const back = xs.flatMap((x, i) => [this.x(x).toFixed(1), this.y(inner[i]).toFixed(1)]);
+    const pairs = [];
+    for (let i = back.length; i > 0; i -= 2) pairs.push(back[i - 2], back[i - 1]);
+    make("path", { d: line([...there, ...pairs]) + "Z", fill: colour, opacity: 0.8 }, this.inner);
+  }
+
+  upright(x, attributes) {
+    return make("line", { x1: this.x(x), x2: this.x(x), y1: TOP, y2: this.base, ...attributes },
+      this.inner);
+  }
+
+  // A line that stands where time is, and goes where one clicks.
+  cursor() {
+    const at = this.upright(this.from, { stroke: "var(--text)", "stroke-width": 1.2 });
+    this.svg.classList.add("seek");
+    this.svg.addEventListener("pointerdown", (event) => {
+      const box = this.svg.getBoundingClientRect();
+      const x = (event.clientX - box.left) / box.width * this.wide;
+      const share = (x - LEFT) / (this.wide - LEFT - 6);
+      stop();
+      seek(Math.round(this.from + share * (this.to - this.from)));
+    });
+    return (x) => { at.setAttribute("x1", this.x(x)); at.setAttribute("x2", this.x(x)); };
+  }
+}
+
+// Terms one on the other: what hurts above zero, what is welcome below -> [inner, outer] of each.
+function stacked(terms) {
+  let above = 0, below = 0;
+  return terms.map((term) => {
+    const inner = term > 0 ? above : below;
+    if (term > 0) above += term; else below += term;
+    return [inner, inner + term];
+  });
+}
+
+function ends(stacks, others) {
+  const all = [0, ...stacks.flat(2), ...finite(others)];
+  return [Math.min(...all), Math.max(...all)];
+}
+
+function energyOverTime(act, parent) {
+  const steps = act.steps, stacks = act.moments.map((m) => stacked(m.terms));
+  const toGo = act.moments.map((m) => m.toGo);
+  const imagines = act.terms.length > 0;
+  if (!imagines && !act.unit) return () => {};
+  const title = imagines ? "energy of the chosen future, by term" : "what the critic says";
+  const chart = new Chart(parent, title, [560, 170], [0, act.length],
+    ends(stacks, act.unit ? toGo : []), "step");
+  act.terms.forEach((name, n) => {
+    const [inner, outer] = [0, 1].map((side) => stacks.map((stack) => stack[n][side]));
+    chart.area(steps, inner, outer, TERMS[n % TERMS.length]);
+  });
+  if (act.unit) chart.curve(steps, toGo, { stroke: "var(--text)", "stroke-dasharray": "5 3" });
+  if (act.arrived !== null) {
+    chart.upright(act.arrived, { stroke: "var(--arrived)", "stroke-width": 1.6 });
+  }
+  const keys = make("p", {}, chart.box);
+  act.terms.forEach((name, n) => key(keys, name, TERMS[n % TERMS.length]));
+  if (act.unit) key(keys, `dashed: critic now, ${act.unit}`, "var(--text)");
+  if (act.arrived !== null) key(keys, "first success", "var(--arrived)");
+  return chart.cursor();
+}
+
+function key(parent, name, colour) {
+  make("span", { class: "key", style: `--ink: ${colour}` }, parent, name);
+}
+
+// What each imagined step by itself would cost, at one moment; the same scale at all moments.
+function energyAhead(act, parent) {
+  const horizon = act.moments[0].ahead.length;
+  const all = act.moments.map((m) => m.ahead.map(stacked));
+  const chart = new Chart(parent, "energy of each imagined step", [270, 130], [0.4, horizon + 0.6],
+    ends(all.flat(), []), "ahead");
+  return (n) => {
+    chart.inner.replaceChildren();
+    all[n].forEach((stack, k) => stack.forEach(([inner, outer], term) => {
+      const [a, b] = [chart.y(inner), chart.y(outer)];
+      const wide = chart.x(1.7) - chart.x(1);
+      make("rect", { x: chart.x(k + 1) - wide / 2, width: wide, y: Math.min(a, b),
+        height: Math.abs(a - b), fill: TERMS[term % TERMS.length], opacity: 0.85 }, chart.inner);
+    }));
+  };
+}
+
+// The energy of the best future known, look by look, at one moment; a scale for every moment.
+function energyFalling(act, parent) {
+  const box = make("div", {}, parent);
+  return (n) => {
+    const energy = act.moments[n].thinking;
+    box.replaceChildren();
+    if (energy.length < 2) {
+      make("p", {}, box, "It goes on without thinking again.");
+      return;
+    }
+    const from = energy[0], to = energy[energy.length - 1];
+    const told = `thinking: ${brief(from)} to ${brief(to)} in ${energy.length} looks`;
+    const least = Math.min(from, to), most = Math.max(from, to);
+    const chart = new Chart(box, told, [270, 130], [1, Math.max(2, energy.length)],
+      [least, Math.max(most, least + 0.005 * Math.abs(least))], "look");
+    chart.curve(energy.map((_, i) => i + 1), energy, { stroke: "var(--chosen)" });
+  };
+}
+
+function foreseen(act, parent) {
+  const missed = act.moments.map((m) => m.missed);
+  const over = new Chart(parent, "foreseen and come: how far apart", [350, 130],
+    [0, act.length], [0, Math.max(1, ...finite(missed))], "step");
+  const still = { stroke: "var(--faint)", "stroke-dasharray": "5 3", "stroke-width": 1 };
+  over.curve([0, act.length], [1, 1], still);
+  over.curve(act.steps, missed, { stroke: "var(--truth)" });
+  return over.cursor();
+}
+
+function foreseenAhead(act, parent) {
+  const ahead = act.ahead, to = ahead.length;
+  const chart = new Chart(parent, "by steps ahead", [210, 130],
+    [0.6, to + 0.4], [0, Math.max(1, ...finite(ahead))], "ahead");
+  chart.curve([0.6, to + 0.4], [1, 1],
+    { stroke: "var(--faint)", "stroke-dasharray": "5 3", "stroke-width": 1 });
+  chart.curve(ahead.map((_, i) => i + 1), ahead, { stroke: "var(--truth)" });
+}

@@ -1,0 +1,280 @@
+"""A study: the same for every variant, nothing lost, and no more said than follows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+from rich.console import Console
+from scipy import stats
+
+import ami_agent as ami
+from ami_agent import cli
+from ami_agent.ablate import Alone, Cluster, Processes, page, study, variants, without
+from ami_agent.ablate.verdict import (
+    Difference,
+    Measure,
+    detectable,
+    difference,
+    improvement,
+    interquartile,
+    seeds_for,
+    words,
+)
+from ami_agent.learning import Learning
+from ami_agent.lessons import Live
+from ami_agent.life import WorldConfig
+from modules.types import UnusableInput
+
+ROOT = Path(__file__).parents[1]
+RETURN = Measure("return", "return", 1.0)
+
+
+class Brittle(gymnasium.Env):
+    """A place on a line; it may break, or take its process with it."""
+
+    observation_space = Box(-2, 2, (1,), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, fault="") -> None:
+        self.fault = fault
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = float(self.np_random.uniform(-1, 1))
+        return np.array([self.place], np.float32), {}
+
+    def step(self, action):
+        if self.fault == "breaks":
+            raise RuntimeError("the line broke")
+        if self.fault == "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.place = float(np.clip(self.place + 0.1 * action[0], -1, 1))
+        return np.array([self.place], np.float32), 1 - abs(self.place), False, False, {}
+
+
+gymnasium.register("ami-test/Brittle-v0", entry_point=Brittle, max_episode_steps=10)
+
+
+def config_of(fault=""):
+    world = WorldConfig(id="ami-test/Brittle-v0", options={"fault": fault} if fault else {})
+    config = ami.recipes.gym(replace(world, imports=("tests.test_ablate",)))
+    learning = Learning(steps=2, batch=8)
+    return replace(
+        config,
+        life=Live(worlds=1, steps=30),
+        objective=replace(config.objective, learning=learning),
+        interact=replace(
+            config.interact, steps=3, learning=replace(learning, steps=0),
+            objective=replace(config.interact.objective, learning=replace(learning, steps=0)),
+        ),
+    )  # fmt: skip
+
+
+def run(configs, out, crew=None, seeds=2):
+    quiet = Console(quiet=True)
+    return study(
+        "lines", configs, out=out, seeds=seeds, episodes=2, device="cpu",
+        crew=crew or Alone(quiet), console=quiet,
+    )  # fmt: skip
+
+
+def test_the_middle_half_of_runs_by_hand():
+    found = interquartile([0, 10, 20, 30, 40, 50, 60, 1000])
+    assert found["mean"] == pytest.approx((20 + 30 + 40 + 50) / 4)
+    low, high = found["ci95"]
+    assert 0 <= low < found["mean"] < high
+    assert interquartile([3.0]) == {"mean": 3.0, "ci95": None}
+    assert interquartile([2.0, 2.0])["ci95"] == [2.0, 2.0]
+
+
+def test_the_chance_to_be_better_by_hand():
+    assert improvement([1, 3], [2, 3])["mean"] == pytest.approx((0 + 0 + 1 + 0.5) / 4)
+    assert improvement([5, 6, 7], [1, 2, 3]) == {"mean": 1.0, "ci95": [1.0, 1.0]}
+    assert improvement([5], [1])["ci95"] is None
+
+
+def test_differences_are_paired_by_seed():
+    base, variant = {0: 10.0, 1: 50.0, 2: 90.0, 7: 0.0}, {0: 8.0, 1: 47.0, 2: 86.0}
+    gap = difference(base, variant)
+    assert (gap.seeds, gap.mean) == (3, pytest.approx(-3.0))
+    assert gap.ci95 == pytest.approx((-3 - 4.3027 / 3**0.5, -3 + 4.3027 / 3**0.5), rel=1e-4)
+    assert gap.real
+    assert not difference(base, {0: 8.0, 1: 57.0, 2: 86.0}).real
+    assert difference({0: 1.0}, {0: 5.0}) == Difference(1, 4.0, None, None)
+
+
+def test_seeds_that_are_foretold_find_what_is_there_four_times_in_five():
+    for effect in (1.0, 2.0):
+        seeds = seeds_for(effect)
+        assert detectable(seeds) <= effect < detectable(seeds - 1)
+        drawn = effect + np.random.default_rng(0).standard_normal((4000, seeds))
+        found = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
+        assert 0.75 < found < 0.95
+    assert detectable(1) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("gap", "said"),
+    [
+        (Difference(3, -3.0, (-5.0, -1.0), 4), "3 return less than it [-5, -1] over 3 seeds: a re"),
+        (Difference(3, 3.0, (-5.0, 9.0), 40), "may do; about 40 seeds would tell one of this size"),
+        (Difference(1, 3.0, None, None), "with one seed, from which nothing follows"),
+        (Difference(0, None, None, None), "no seed of both finished"),
+        (Difference(3, 0.0, (0.0, 0.0), None), "no different from it"),
+    ],
+)
+def test_no_more_is_said_than_follows(gap, said):
+    assert said in words("without", gap, RETURN, "it")
+
+
+def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
+    configs = variants(config_of(), ("objective.feeling",), ())
+    done = run(configs, tmp_path)
+    told = json.loads((tmp_path / "study.json").read_text())
+    assert told["measure"] == "return"
+    assert list(told["variants"]) == ["gym", "without objective.feeling"]
+    for variant in told["variants"].values():
+        assert [r["seed"] for r in variant["runs"]] == [0, 1]
+        by_seed = [r["plan"]["return"]["mean"] for r in variant["runs"]]
+        assert variant["plan"]["by_seed"] == by_seed
+        assert variant["plan"]["interquartile_mean"]["mean"] == pytest.approx(sum(by_seed) / 2)
+    gone = told["variants"]["without objective.feeling"]["changes"]
+    assert gone == [
+        "objective.weights.feeling is 1, not 0.0",
+        "interact.objective.weights.feeling is 1, not 0.0",
+    ]
+    with (tmp_path / "study.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 2
+    one = next(r for r in rows if (r["variant"], r["seed"], r["mode"]) == ("gym", "1", "react"))
+    seen = told["variants"]["gym"]["runs"][1]["react"]["return"]["mean"]
+    assert float(one["return"]) == pytest.approx(seen)
+
+    class Text(HTMLParser):
+        seen: list[str]
+
+        def handle_data(self, data):
+            self.seen.append(data)
+
+    parser = Text()
+    parser.seen = []
+    parser.feed(page.write(tmp_path / "index.html", done).read_text())
+    text = " ".join(parser.seen)
+    for sentence in done.sentences():
+        assert sentence in text
+    assert "interact.objective.weights.feeling is 1, not 0.0" in text
+    assert (tmp_path / "study.png").stat().st_size > 5000
+    again = run(configs, tmp_path)
+    assert again.told() == done.told()
+
+
+def test_a_variant_that_fails_is_told_and_the_rest_goes_on_and_is_not_done_again(tmp_path):
+    configs = {"base": config_of(), "broken <b>": config_of("breaks")}
+    done = run(configs, tmp_path)
+    assert done.failures() == [
+        f"broken <b>, seed {seed} failed: world 'ami-test/Brittle-v0' failed in step: "
+        "RuntimeError: the line broke"
+        for seed in range(2)
+    ]
+    assert len(done.marks("base", "plan")) == 2
+    assert "broken <b>, Mode-2: no seed of both finished, so nothing can be said" in (
+        done.sentences()
+    )
+    written = page.write(tmp_path / "index.html", done).read_text()
+    assert "broken &lt;b&gt;" in written
+    assert "<b>" not in written
+    stamp = (tmp_path / "base" / "0" / "manifest.json").stat().st_mtime_ns
+    run(configs, tmp_path)
+    assert (tmp_path / "base" / "0" / "manifest.json").stat().st_mtime_ns == stamp
+    nothing = run({"broken": config_of("breaks"), "too": config_of("breaks")}, tmp_path / "other")
+    assert nothing.sentences()[0] == "no run finished"
+    page.write(tmp_path / "other" / "index.html", nothing)
+
+
+@pytest.mark.slow
+def test_processes_find_the_same_and_one_that_dies_takes_no_other_with_it(tmp_path):
+    configs = {"base": config_of(), "deadly": config_of("kills"), "cem": config_of()}
+    configs["cem"] = variants(configs["cem"], (), ("planner=cem",))["planner=cem"]
+    done = run(configs, tmp_path / "two", Processes(2), seeds=1)
+    assert done.failures() == ["deadly, seed 0 failed: its process died"]
+    del configs["deadly"]
+    alone = run(configs, tmp_path / "one", seeds=1)
+    for name in configs:
+        assert done.marks(name, "plan") == alone.marks(name, "plan")
+    assert "life" in (tmp_path / "two" / "base" / "0" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path):
+    argv = [
+        *(sys.executable, "-m", "ami_agent", "ablate", "gym", "--env.id", "CartPole-v1"),
+        *("--life.steps", "40", "--objective.learning.steps", "3", "--interact.steps", "20"),
+        *("--seeds", "2", "--episodes", "2", "--swap", "planner=cem"),
+    ]  # fmt: skip
+    whole = [*argv, "--out", str(tmp_path / "whole")]
+    subprocess.run(whole, check=True, capture_output=True, cwd=ROOT)
+    cut = [*argv, "--out", str(tmp_path / "cut")]
+    begun = subprocess.Popen(cut, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "cut" / "gym" / "0" / "eval.json").exists():
+        assert time.monotonic() < deadline
+        assert begun.poll() is None
+        time.sleep(0.05)
+    begun.kill()
+    begun.wait()
+    assert not (tmp_path / "cut" / "study.json").exists()
+    subprocess.run(cut, check=True, capture_output=True, cwd=ROOT)
+    one, other = (json.loads((tmp_path / n / "study.json").read_text()) for n in ("whole", "cut"))
+    for name, found in one["variants"].items():
+        for mode in ("plan", "react"):
+            assert found[mode] == other["variants"][name][mode]
+
+
+def test_a_study_of_one_s_own_is_a_function_in_a_file(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import replace\n"
+        "import ami_agent as ami\n"
+        "def same():\n"
+        "    return {'one': ami.recipes.two_rooms(), 'two': ami.recipes.two_rooms()}\n"
+        "def single():\n"
+        "    return {'one': ami.recipes.two_rooms()}\n"
+        "def text():\n"
+        "    return 'two rooms'\n"
+    )
+    for name, said in (
+        ("same", "'two' is no different from 'one'"),
+        ("single", "returns 1 Configs; a study compares at least 2"),
+        ("text", "must return Configs by name, not str"),
+        ("none", "has no function 'none' that returns the Configs of a study"),
+    ):
+        assert cli.main(["ablate", f"{file}:{name}"]) == 2
+        assert said in capsys.readouterr().err
+    assert cli.main(["ablate", f"{tmp_path / 'nowhere.py'}:same"]) == 2
+    assert "to import" in capsys.readouterr().err
+
+
+def test_terms_are_taken_from_the_online_objective_as_well():
+    config = without(config_of(), "objective.change")
+    assert config.objective.weights.change == config.interact.objective.weights.change == 0
+
+
+def test_nobody_at_the_address_is_told_at_once(tmp_path):
+    pytest.importorskip("ray", reason="Ray is an extra")
+    with pytest.raises(UnusableInput, match="no Ray cluster answers there"):
+        run({"one": config_of()}, tmp_path, Cluster("127.0.0.1:9"), seeds=1)
+    with pytest.raises(UnusableInput, match="it must be HOST:PORT, or local"):
+        run({"one": config_of()}, tmp_path, Cluster("somewhere"), seeds=1)

@@ -1,0 +1,298 @@
+"""The page tells all of a thought, in what the browser needs to draw it, and fetches nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ami_agent.agent import Agent
+from ami_agent.build import build
+from ami_agent.recipes import two_rooms
+from ami_agent.report import Silence
+from ami_agent.show import landscape, page, show
+from ami_agent.show.episodes import Life, watch
+from ami_agent.show.scenes import Episode, seen
+from ami_agent.show.thoughts import came_true, falling, overheard, stepwise
+from ami_agent.show.views import Panel, ReadOut
+from modules.configurator import Assignment, Task
+from modules.hierarchy import LandmarkGraph
+from modules.latents import GaussianLatent
+from modules.planners import CEM
+
+STEPS = 5
+WORLD = replace(two_rooms().evaluation, options={"budget": STEPS})
+REACH = Assignment(aim="world")
+
+
+def newborn(**changes: object) -> Agent:
+    return build(replace(two_rooms(), **changes), WORLD.build(1).spec)
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    torch.set_num_threads(1)
+    return newborn()
+
+
+@pytest.fixture(scope="module")
+def written(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(landscape, "SIDE", 5)
+        return show(agent, WORLD, tmp_path_factory.mktemp("show"), episodes=2, mode="both")
+
+
+class Parts(HTMLParser):
+    """The elements of a page, and what its scripts hold."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if not data.strip():
+            return
+        tag, attributes = self.tags[-1]
+        if tag == "script":
+            self.scripts[attributes.get("id") or "code"] = data
+
+    @property
+    def story(self) -> dict[str, Any]:
+        return json.loads(self.scripts["story"])
+
+
+@pytest.fixture(scope="module")
+def parts(written: Path) -> Parts:
+    return Parts(written.read_text(encoding="utf-8"))
+
+
+def test_the_page_fetches_nothing_and_is_small(written):
+    text = written.read_text(encoding="utf-8")
+    assert written.name == "index.html"
+    code = text.replace("http://www.w3.org/2000/svg", "")  # a name, not an address
+    assert not re.search(r"https?:|src=\"(?!data:)|<link|@import|url\(|fetch\(|import ", code)
+    assert len(text) < 1e6
+
+
+def test_both_modes_live_the_same_seeds_side_by_side(parts, written):
+    chapters = parts.story["chapters"]
+    assert [chapter["name"] for chapter in chapters] == ["seed 0", "seed 1"]
+    for number, chapter in enumerate(chapters):
+        assert [act["mode"] for act in chapter["acts"]] == ["plan", "react"]
+        assert [act["seed"] for act in chapter["acts"]] == [number, number]
+        first = [act["path"][:2] for act in chapter["acts"]]
+        assert first[0] == first[1]
+        for mode in ("plan", "react"):
+            assert (written.parent / f"episode-{number}-{mode}.gif").exists()
+
+
+def test_what_can_be_toggled_is_what_there_is(parts):
+    plan, react = parts.story["chapters"][0]["acts"]
+    assert plan["layers"] == ["lived", "chosen", "considered", "came"]
+    assert react["layers"] == ["lived"]
+    for n, moment in enumerate(plan["moments"]):
+        assert len(moment["chosen"]) == 2 * 9  # 8 imagined steps
+        assert all(len(future) == 2 * 9 for future in moment["considered"])
+        assert len(moment["considered"]) > 1
+        assert len(moment["ahead"]) == 8
+        assert len(moment["ahead"][0]) == len(plan["terms"]) == len(moment["terms"])
+        assert moment["thinking"][-1] == pytest.approx(sum(moment["terms"]), rel=1e-3)
+        assert (moment["missed"] is None) == (n == STEPS - 1)
+    assert all(not moment["ahead"] and not moment["thinking"] for moment in react["moments"])
+
+
+def test_frames_are_the_worlds_pictures_without_anything_drawn_over_them(parts):
+    act = parts.story["chapters"][1]["acts"][0]
+    (panel,) = act["panels"]
+    assert len(panel["shown"]) == len(act["steps"]) == STEPS
+    world = WORLD.build(1)
+    world.reset(1)
+    picture = world.inner.render()[0]
+    data = panel["images"][panel["shown"][0]].partition("base64,")[2]
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        gap = np.abs(np.asarray(image.convert("RGB")).astype(int) - picture)
+    assert gap.mean() < 2
+
+
+def test_a_picture_that_is_seen_again_is_kept_once():
+    pictures = [np.full((8, 8, 3), level, np.uint8) for level in (0, 90, 0, 90)]
+    (panel,) = page._panels([[Panel("the world", picture, True)] for picture in pictures])
+    assert panel["shown"] == [0, 1, 0, 1]
+    assert len(panel["images"]) == 2
+
+
+def test_pictures_are_written_in_the_way_that_takes_least_room():
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    flat = np.zeros((64, 64, 3), np.uint8)
+    for picture in (noise, flat):
+        image = Image.fromarray(picture)
+        kind, write = page._smallest([image])
+        assert len(write(image)) == min(len(other(image)) for _, other in page.WRITERS)
+        assert page._data(image, (kind, write)).startswith(f"data:image/{kind};base64,")
+
+
+def test_everything_that_can_be_used_has_a_name_for_who_cannot_see_it(parts):
+    named = {"aria-label", "aria-pressed", "aria-labelledby"}
+    for tag, attributes in parts.tags:
+        if tag in ("button", "input", "nav"):
+            assert named & attributes.keys(), (tag, attributes)
+        if tag == "html":
+            assert attributes["lang"] == "en"
+    assert "prefers-color-scheme: dark" in (Path(page.__file__).parent / "page.css").read_text()
+
+
+def test_nothing_that_is_told_can_end_the_script(tmp_path, parts):
+    act = {**parts.story["chapters"][0]["acts"][0], "verdict": "</script><script>alert(1)"}
+    out = page.write(tmp_path / "x.html", "<b>", [page.Chapter([act], "</script>")])
+    again = Parts(out.read_text(encoding="utf-8"))
+    assert [tag for tag, _ in again.tags].count("script") == 2
+    assert again.story["chapters"][0]["told"] == "</script>"
+    assert "b" not in [tag for tag, _ in again.tags]
+
+
+def test_the_parts_of_the_page_are_packaged():
+    home = Path(page.__file__).parent
+    project = (home.parent.parent / "pyproject.toml").read_text()
+    (told,) = re.findall(r'"ami_agent.show" = \[(.*)\]', project)
+    patterns = [pattern.strip(' "') for pattern in told.split(",")]
+    packed = {path for pattern in patterns for path in home.glob(pattern)}
+    others = {path for path in home.iterdir() if path.is_file() and path.suffix != ".py"}
+    assert packed == others
+    assert {path.name for path in packed} >= {"page.html", "page.css", "page.js", "charts.js"}
+
+
+# ---- what is told of a thought
+
+
+def thought(agent: Agent):
+    obs, _ = (world := WORLD.build(3)).reset(0)
+    agent.begin()
+    agent.configure(Task(goal=obs.flip(0), mode="plan"))
+    world.close()
+    with torch.no_grad():
+        state, focus = agent.attend(obs)
+        with overheard(agent) as looks:
+            plan = agent.actors["plan"](state, focus)
+    return plan, focus, looks
+
+
+def test_what_each_step_would_cost_adds_up_to_what_the_future_costs(agent):
+    plan, focus, _ = thought(agent)
+    ahead = stepwise(agent, plan, focus)
+    assert ahead.keys() == plan.terms.keys()
+    for name, energy in ahead.items():  # these terms are means over the path
+        assert energy.shape == (3, 8)
+        np.testing.assert_allclose(energy.mean(1), plan.terms[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"planner": CEM.Config(horizon=4)}])
+def test_thinking_is_overheard_and_ends_with_the_energy_of_the_plan(changes):
+    agent = newborn(**changes)
+    plan, _, looks = thought(agent)
+    assert len(looks) > 2
+    for world, energy in enumerate(falling(looks, plan)):
+        assert (np.diff(energy) <= 0).all()
+        assert energy[-1] == pytest.approx(float(plan.energy[world]), rel=1e-4)
+    assert not agent.cost._forward_hooks  # nobody listens any more
+
+
+def test_of_several_futures_what_counts_is_overheard():
+    recipe = two_rooms()
+    model = replace(recipe.world_model, latent=GaussianLatent.Config())
+    agent = newborn(world_model=model)
+    plan, _, looks = thought(agent)
+    assert plan.considered.shape[1] > looks[0].shape[1]
+    assert falling(looks, plan)[0][-1] == pytest.approx(float(plan.energy[0]), rel=1e-4)
+
+
+def test_who_deliberates_in_some_worlds_is_overheard_in_those(agent):
+    plan, _, _ = thought(agent)
+    plan = plan._replace(deliberated=torch.tensor([True, False, True]))
+    looks = [torch.tensor([[3.0], [5.0], [9.0]]), torch.tensor([[2.0, 4.0], [8.0, 7.0]])]
+    found = falling(looks, plan)
+    assert [energy.tolist() for energy in found] == [[3, 2], [5], [9, 7]]
+
+
+def test_what_came_true_is_zero_if_foreseen_and_one_if_nothing_was_expected_to_move():
+    states = np.cumsum(np.ones((6, 2)), 0)
+    steps = [0, 1, 2, 3, 4, 5]
+    exact = [states[np.minimum(np.arange(t, t + 3), 5)] for t in steps]
+    found = came_true(exact, steps, states)
+    np.testing.assert_allclose(found.ahead, 0)
+    np.testing.assert_allclose(found.over_time[:5], 0)
+    assert np.isnan(found.over_time[5])  # nothing came after it
+    still = np.repeat(states[:, None], 3, 1)
+    found = came_true(still, steps, states)
+    np.testing.assert_allclose(found.ahead, 1)
+    np.testing.assert_allclose(found.over_time[:5], 1)
+
+
+def test_what_came_true_of_every_second_moment_is_measured_against_every_step():
+    states = np.arange(7.0)[:, None]
+    imagined = states[[0, 2, 4], None] + np.array([0.0, 1.0, 3.0])[:, None]  # a step too far at 2
+    found = came_true(imagined, [0, 2, 4], states)
+    np.testing.assert_allclose(found.ahead, [0, 0.5])
+
+
+def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
+    agent = newborn(execute=3)
+    readout = ReadOut(agent, WORLD, 0, REACH)
+    ((life,),) = watch(agent, WORLD, readout.camera, 1, ("plan",), 0, REACH, Silence())
+    assert [len(instant.chosen) for instant in life.instants] == [9, 8, 7, 9, 8]
+    assert [len(instant.thinking) > 1 for instant in life.instants] == [True, False, False, True,
+                                                                       False]  # fmt: skip
+    told = page.act(seen(life, readout), np.zeros((8, 8, 3), np.uint8))
+    assert [len(moment["ahead"]) for moment in told["moments"]] == [8, 7, 6, 8, 7]
+    assert None not in told["ahead"][:4]  # 5 steps were lived
+
+
+def test_what_levels_above_hope_for_can_be_toggled():
+    agent = newborn(hierarchy=LandmarkGraph.Config(landmarks=12, hops=4, ahead=3))
+    obs, _ = WORLD.build(12).reset(0)
+    with torch.no_grad():
+        agent.hierarchy.chart(agent.perceive(obs))
+    readout = ReadOut(agent, WORLD, 0, REACH)
+    lives = watch(agent, WORLD, readout.camera, 1, ("plan",), 3, REACH, Silence(), most=1)
+    ((life,),) = lives
+    assert len(life.states) == 1
+    told = page.act(seen(life, readout), np.zeros((8, 8, 3), np.uint8))
+    assert told["layers"][-1] == "hopes"
+    assert [len(hopes) for hopes in told["moments"][0]["hopes"]] == [2 * 3]
+
+
+@pytest.fixture(scope="module")
+def life(agent: Agent) -> tuple[Life, Episode]:
+    readout = ReadOut(agent, WORLD, 0, REACH)
+    ((found,),) = watch(agent, WORLD, readout.camera, 1, ("plan",), 0, REACH, Silence())
+    return found, seen(found, readout)
+
+
+def test_what_is_lived_while_one_is_watched_is_what_is_lived_alone(agent, life):
+    found, _ = life
+    world = WORLD.build(1)
+    obs, info = world.reset(0)
+    agent.begin()
+    agent.configure(REACH.task(world.goal(info), "plan"), 0)
+    for state in found.states:
+        with torch.no_grad():
+            torch.testing.assert_close(agent.perceive(obs)[0], state, rtol=1e-3, atol=1e-4)
+        obs = world.step(obs, agent.act(obs).action).transition.next_obs
+
+
+def test_numbers_that_json_cannot_say_are_null():
+    assert page._numbers([1.23456, float("nan"), float("inf")]) == [1.235, None, None]
