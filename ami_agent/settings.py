@@ -69,7 +69,7 @@ def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def from_json(data: Any, source: str) -> Config:
     """The Config back; raises UnusableInput naming the first field that doesn't fit."""
     try:
-        return _converter().structure(data, Config)
+        return _converter().structure(_renewed(data), Config)
     except (
         cattrs.errors.BaseValidationError,
         AttributeError,
@@ -80,6 +80,13 @@ def from_json(data: Any, source: str) -> Config:
         raise UnusableInput(
             f"{source} holds no settings of this version: {_reason(error)}"
         ) from None
+
+
+def _renewed(data: Any) -> Any:
+    """Settings that were written down when life was always lived, in today's words."""
+    if isinstance(data, dict) and isinstance(data.get("life"), dict):
+        return {**data, "life": {"is": "Live", **data["life"]}}
+    return data
 
 
 def _reason(error: BaseException) -> str:

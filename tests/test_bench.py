@@ -19,6 +19,7 @@ from ami_agent.evaluate import play
 from ami_agent.learning import Learning
 from ami_agent.lessons import Live
 from ami_agent.life import WorldConfig
+from modules.types import UnusableInput
 from tests.conftest import refuse
 
 
@@ -127,7 +128,12 @@ def test_our_curve_tells_what_life_cost(tmp_path):
     curve = trial.curve(tmp_path, 0, Console(quiet=True))
     assert [steps for steps, _, _ in curve] == [30, 30 + 1 + 4, 30 + 1 + 8]
     assert all(8 <= mark <= 500 for _, mark, _ in curve)
-    assert (tmp_path / "ami-0-2.json").exists()
+    before = (tmp_path / "ami-0-2.json").stat().st_mtime_ns
+    assert trial.curve(tmp_path, 0, Console(quiet=True)) == curve
+    assert (tmp_path / "ami-0-2.json").stat().st_mtime_ns == before
+    calm = replace(config, interact=replace(config.interact, noise=0.1))
+    with pytest.raises(UnusableInput, match=r"other settings, interact.noise is 0.5, not 0.1"):
+        replace(trial, config=calm).curve(tmp_path, 0, Console(quiet=True))
     assert ami.load(tmp_path / "0").spec.choices == (2,)
 
 

@@ -124,6 +124,21 @@ def test_life_goes_on_in_other_episodes_and_memory_joins_none(caplog):
     pupil.finish()
 
 
+def test_what_is_drawn_at_random_goes_on_as_the_seed_wants_it():
+    def drawn(dies):
+        with closing(diary().build(2)) as world:
+            obs, _ = world.reset(3)
+            act = walk(world)
+            first = act(obs)
+            if dies:
+                kill(world, 0)
+                with pytest.raises(Died):
+                    world.step(obs, first)
+            return torch.stack([first, act(obs), act(obs)])
+
+    assert torch.equal(drawn(dies=True), drawn(dies=False))
+
+
 def test_whoever_does_not_expect_it_is_stopped_and_may_begin_again(caplog):
     with closing(diary().build(2)) as world:
         obs, _ = world.reset(0)

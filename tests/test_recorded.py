@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 
 import ami_agent as ami
-from ami_agent import checkpoint
+from ami_agent import checkpoint, settings
 from ami_agent.build import build, capacity
 from ami_agent.evaluate import judge
 from ami_agent.learning import Learning
@@ -343,6 +343,13 @@ def test_where_minari_or_its_files_are_missing_it_is_said(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "minari", None)  # as if it were not installed
     with pytest.raises(UnusableInput, match=r"pip install 'ami-agent\[minari\]'"):
         ask()
+
+
+def test_settings_from_before_there_were_records_are_still_read():
+    config = ami.recipes.gym(WorldConfig(id="ami-test/Line-v0"))
+    written = settings.to_json(config)
+    assert written["life"].pop("is") == "Live"
+    assert settings.from_json(written, "here") == config
 
 
 @pytest.mark.slow

@@ -130,11 +130,11 @@ class Trial:
     device: str
 
     def curve(self, home: Path, seed: int, console: Console) -> Curve:
-        """Found once; UnusableInput where what was found before is of another trial."""
+        """Found once; UnusableInput where what was found before is of another trial. A curve is
+        known by what was asked, not by the code that found it."""
         label = self.who if self.who in ("random", "ami") else self.who.upper()
         path = home / f"{label}-{seed}-{self.episodes}.json"
-        world = asdict(self.config.world)
-        asked = json.loads(json.dumps({"world": world, "steps": self.steps, "every": self.every}))
+        asked = json.loads(json.dumps(self._asked()))
         if not path.exists():
             found = self._found(home / str(seed), seed, console)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,9 +146,19 @@ class Trial:
             )
         return [tuple(point) for point in known["curve"]]  # type: ignore[misc]
 
+    def _asked(self) -> dict[str, Any]:
+        if self.who == "ami":
+            return settings.to_json(self._ours())
+        return {"world": asdict(self.config.world), "steps": self.steps, "every": self.every}
+
+    def _ours(self) -> Config:
+        interact = self.config.interact
+        assert isinstance(interact, Interact)
+        return replace(self.config, interact=replace(interact, steps=self.steps, judge=self.every))
+
     def _found(self, run: Path, seed: int, console: Console) -> Curve:
         if self.who == "ami":
-            return self._ours(run, seed, console)
+            return self._lived(run, seed, console)
         if self.who == "random":
             world = self.config.evaluation
             outcome = play_many(aimless, world, self.episodes, EPISODES_FROM, "cpu")
@@ -158,16 +168,12 @@ class Trial:
             episodes=self.episodes, first=EPISODES_FROM, device=self.device,
         )  # fmt: skip
 
-    def _ours(self, run: Path, seed: int, console: Console) -> Curve:
+    def _lived(self, run: Path, seed: int, console: Console) -> Curve:
         """Judged is Mode-1, which is who lives while all learn; after random motion Mode-2."""
-        interact = self.config.interact
-        assert isinstance(interact, Interact)
-        interact = replace(interact, steps=self.steps, judge=self.every)
-        config = replace(self.config, interact=interact)
         begun = (run / "config.json").exists()
         with closing(Report(run, console)) as report:
             train(
-                config, out=run, seed=seed, device=self.device, resume=begun, report=report,
+                self._ours(), out=run, seed=seed, device=self.device, resume=begun, report=report,
                 curve=self.episodes,
             )  # fmt: skip
         lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
