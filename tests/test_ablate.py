@@ -74,6 +74,7 @@ def config_of(fault=""):
     learning = Learning(steps=2, batch=8)
     return replace(
         config,
+        planner=replace(config.planner, horizon=2, steps=1, warm_steps=1),
         life=Live(worlds=1, steps=30),
         objective=replace(config.objective, learning=learning),
         interact=replace(
@@ -222,25 +223,25 @@ def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path):
     argv = [
         *(sys.executable, "-m", "ami_agent", "ablate", "gym", "--env.id", "CartPole-v1"),
         *("--life.steps", "40", "--objective.learning.steps", "3", "--interact.steps", "20"),
-        *("--seeds", "2", "--episodes", "2", "--swap", "planner=cem"),
+        *("--planner.steps", "1", "--planner.warm-steps", "1", "--seeds", "1", "--episodes", "2"),
+        *("--without", "objective.feeling", "--out", str(tmp_path)),
     ]  # fmt: skip
-    whole = [*argv, "--out", str(tmp_path / "whole")]
-    subprocess.run(whole, check=True, capture_output=True, cwd=ROOT)
-    cut = [*argv, "--out", str(tmp_path / "cut")]
-    begun = subprocess.Popen(cut, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
+    begun, first = subprocess.Popen(argv, **quiet), tmp_path / "gym" / "0" / "eval.json"
     deadline = time.monotonic() + 300
-    while not (tmp_path / "cut" / "gym" / "0" / "eval.json").exists():
+    while not first.exists():
         assert time.monotonic() < deadline
         assert begun.poll() is None
         time.sleep(0.05)
     begun.kill()
     begun.wait()
-    assert not (tmp_path / "cut" / "study.json").exists()
-    subprocess.run(cut, check=True, capture_output=True, cwd=ROOT)
-    one, other = (json.loads((tmp_path / n / "study.json").read_text()) for n in ("whole", "cut"))
-    for name, found in one["variants"].items():
-        for mode in ("plan", "react"):
-            assert found[mode] == other["variants"][name][mode]
+    assert not (tmp_path / "study.json").exists()
+    stamp, marks = first.stat().st_mtime_ns, json.loads(first.read_text())
+    subprocess.run(argv, check=True, **quiet)
+    assert first.stat().st_mtime_ns == stamp
+    told = json.loads((tmp_path / "study.json").read_text())
+    assert told["variants"]["gym"]["runs"] == [{"seed": 0, **marks}]
+    assert "plan" in told["variants"]["without objective.feeling"]["runs"][0]
 
 
 def test_a_study_of_one_s_own_is_a_function_in_a_file(tmp_path, capsys):
