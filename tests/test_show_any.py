@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import gymnasium
 import numpy as np
@@ -15,7 +16,7 @@ import ami_agent as ami
 from ami_agent.agent import Agent
 from ami_agent.build import build
 from ami_agent.life import WorldConfig
-from ami_agent.report import Silence
+from ami_agent.report import Progress, Silence
 from ami_agent.show import drawing, episodes, show
 from ami_agent.show.camera import Render, why_dark
 from ami_agent.show.episodes import Life, watch
@@ -132,13 +133,25 @@ def agent(_known: None) -> Agent:
 
 
 class Listener(Silence):
-    """Who notes what is said."""
+    """Who notes what is said, and how many things are under way at once: a terminal has room for
+    one bar."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.stages: list[str] = []
+        self.at_once = self.most = 0
 
     def say(self, text: str) -> None:
         self.said.append(text)
+
+    @contextmanager
+    def progress(self, stage: str, total: int, start: int = 0) -> Iterator[Progress]:
+        self.stages.append(stage)
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        with super().progress(stage, total, start) as bar:
+            yield bar
+        self.at_once -= 1
 
 
 def life_in(agent: Agent, world: WorldConfig, mode: str = "plan", count: int = 1) -> list[Life]:
@@ -156,6 +169,8 @@ def test_a_world_that_shows_nothing_is_told_of_in_one_line_and_its_states_are_sh
     assert listener.said == [
         "no picture of show-test/Blind-v0, only of the agent's states: it takes no render_mode"
     ]
+    assert listener.stages == ["live, plan", "draw seed 0"]
+    assert listener.most == 1
     assert page.exists()
     with Image.open(tmp_path / "episode-0.gif") as film:
         assert film.n_frames == LASTS

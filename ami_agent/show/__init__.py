@@ -49,11 +49,11 @@ def show(
     eyes = gaze(agent, config, seed, assignment, report.say)
     chapters = []
     lives = watch(agent, config, eyes.camera, episodes, modes, seed, assignment, report)
-    with report.progress("draw", episodes * len(modes)) as bar:
-        for number, same in enumerate(lives):
-            view = eyes.upon(same)
-            acts = []
-            landscape = view.landscape(agent, config, same[0])  # a goal's, whatever the mode
+    for number, same in enumerate(lives):
+        view = eyes.upon(same)
+        landscape = view.landscape(agent, config, same[0])  # a goal's, whatever the mode
+        acts = []
+        with report.progress(f"draw seed {same[0].seed}", len(same)) as bar:
             for life in same:
                 episode = seen(life, view)
                 name = f"episode-{number}" + (f"-{life.mode}" if len(modes) > 1 else "")
@@ -62,7 +62,7 @@ def show(
                 drawing.write_png(folder / f"{name}.png", sheet)
                 acts.append(page.act(episode, sheet))
                 bar.advance()
-            chapters.append(page.Chapter(acts, view.told))
+        chapters.append(page.Chapter(acts, view.told))
     title = f"{life.world}: what it was thinking"
     return page.write(folder / "index.html", title, chapters)
 
