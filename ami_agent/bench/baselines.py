@@ -40,6 +40,7 @@ class Exam:
     their_steps: int = 10_000
     their_every: int = 1000
     solved: float | None = None  # None: as the world registers it
+    ratio: float = 1.0  # of our updates to our steps
 
 
 EXAMS: Mapping[str, Exam] = {
@@ -48,7 +49,7 @@ EXAMS: Mapping[str, Exam] = {
     "InvertedPendulum-v5": Exam(steps=3000, every=250, their_steps=12_000, their_every=1000),
     "Reacher-v5": Exam(steps=12_000, every=1000, their_steps=20_000, their_every=2000),
     "HalfCheetah-v5": Exam(
-        steps=100_000, every=10_000, their_steps=100_000, their_every=10_000
+        steps=100_000, every=10_000, their_steps=100_000, their_every=10_000, ratio=0.5
     ),
 }  # fmt: skip
 
@@ -101,7 +102,7 @@ class Baselines:
         for who in self.who or ("random", "ami", suits):
             life = {"random": (0, 0), "ami": (exam.steps, exam.every)}
             steps, every = life.get(who, (exam.their_steps, exam.their_every))
-            trial = Trial(config, who, steps, every, self.episodes, device(self.device))
+            trial = Trial(config, who, steps, every, self.episodes, device(self.device), exam.ratio)
             console.print(f"{name}: {who}", highlight=False)
             home = Path(self.out) / name
             curves[who] = [trial.curve(home, seed, console) for seed in range(self.seeds)]
@@ -111,8 +112,8 @@ class Baselines:
         exam = EXAMS.get(name, Exam())
         registered = gymnasium.spec(name).reward_threshold if self.solved is None else None
         known = (self.solved, exam.solved, registered)
-        return Exam(
-            steps=self.steps or exam.steps, every=self.every or exam.every,
+        return replace(
+            exam, steps=self.steps or exam.steps, every=self.every or exam.every,
             their_steps=self.steps or exam.their_steps, their_every=self.every or exam.their_every,
             solved=next((mark for mark in known if mark is not None), None),
         )  # fmt: skip
@@ -128,6 +129,7 @@ class Trial:
     every: int
     episodes: int
     device: str
+    ratio: float = 1.0
 
     def curve(self, home: Path, seed: int, console: Console) -> Curve:
         """Found once; UnusableInput where what was found before is of another trial. A curve is
@@ -154,7 +156,8 @@ class Trial:
     def _ours(self) -> Config:
         interact = self.config.interact
         assert isinstance(interact, Interact)
-        return replace(self.config, interact=replace(interact, steps=self.steps, judge=self.every))
+        interact = replace(interact, steps=self.steps, judge=self.every, ratio=self.ratio)
+        return replace(self.config, interact=interact)
 
     def _found(self, run: Path, seed: int, console: Console) -> Curve:
         if self.who == "ami":

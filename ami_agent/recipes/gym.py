@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from math import prod
 
 from ami_agent.build import Config
 from ami_agent.learning import Learning
@@ -24,6 +25,9 @@ PATIENCE = 1000
 """Steps of an episode, where neither the world nor its user says how long one lasts."""
 
 
+MANY = 16
+"""Numbers seen and done, above which a body takes wider layers to know."""
+
 DEFAULT_WORLD = WorldConfig(id="Pendulum-v1")
 NOTHING = Recorded()
 
@@ -39,6 +43,7 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
     learning = Learning(steps=0, batch=128, last=0.2)
     interleaved = Predict(weights=_weights(spec), learning=learning, length=3)
     hindsight = 0.8 if conditioned(spec) else 0.0
+    hidden = 256 if _numbers(spec) > MANY else 128
     return Config(
         recipe="gym",
         world=world,
@@ -46,14 +51,14 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
         bounds=Choice(sizes=spec.choices) if spec.choices else Box(),
         perception=_perception(spec),
         world_model=WorldModel.Config(
-            dynamics=VectorDynamics.Config(hidden=128), feeling=StepFeeling.Config(hidden=128)
+            dynamics=VectorDynamics.Config(hidden=hidden), feeling=StepFeeling.Config(hidden=hidden)
         ),
         drives=("reward",),
         critic=NoCritic.Config(),
-        foresight=Foresight.Config(hidden=128, discount=0.99, critics=2, norm=True),
+        foresight=Foresight.Config(hidden=hidden, discount=0.99, critics=2, norm=True),
         configurator=Configurator.Config(critic=0.0),
         planner=GradientPlanner.Config(horizon=6, proposals=2),
-        policy=Policy.Config(hidden=128),
+        policy=Policy.Config(hidden=hidden),
         tasks={"reward": Assignment(drives={"reward": 1.0})},
         life=recorded or Live(worlds=1, steps=500),
         objective=Predict(weights=_weights(spec), learning=replace(learning, steps=500), length=3),
@@ -65,6 +70,12 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
         ),
         distil=NoLesson(),
     )
+
+
+def _numbers(spec: Spec) -> int:
+    """That are seen, pictures aside, and done."""
+    seen = (prod(shape) for shape in spec.shapes.values() if len(shape) < 3)
+    return sum(seen) + spec.action_dim
 
 
 def _weights(spec: Spec) -> Weights:
