@@ -1,4 +1,4 @@
-"""Reach: an arm with the physics of MuJoCo brings its fingertip to a place."""
+"""Push: a hand with the physics of MuJoCo pushes a block to a place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ami_agent.build import Config
 from ami_agent.learning import Learning
 from ami_agent.lessons import Distil, Live, Predict, Separate
 from ami_agent.life import WorldConfig
-from modules.bounds import Box
+from modules.bounds import Ball
 from modules.cost import Critic
 from modules.distance import WaveQuasimetric
 from modules.dynamics import WaveDynamics
@@ -17,23 +17,23 @@ from modules.world_model import WorldModel
 
 
 def push() -> Config:
-    """An arm that is known from random motion alone: two joints that throw one another about, and a
-    goal that is the arm at rest. Nothing is in the way, so one level will do."""
+    """A block that is known from play alone: what a hand does to it in touch, and how to come
+    round to its other side. A goal is the block in its place, the hand beside it."""
     world = WorldConfig(id="ami/Push-v0", options={"senses": "state"})
     return Config(
         recipe="push",
         world=world,
         evaluation=world,
-        bounds=Box(),
-        perception=Senses.Config(vector=6, waves=0),
+        bounds=Ball(),
+        perception=Senses.Config(vector=8, waves=0),
         world_model=WorldModel.Config(dynamics=WaveDynamics.Config(detail=1.0)),
         critic=Critic.Config(distance=WaveQuasimetric.Config(detail=1.0)),
-        planner=GradientPlanner.Config(horizon=6, proposals=2, carried=1),
-        life=Live(worlds=2000, steps=50, options={"budget": 50}),
+        planner=GradientPlanner.Config(horizon=8, proposals=2, carried=1),
+        life=Live(worlds=4000, steps=60, options={"errands": 0.85}),
         objective=Predict(
             weights=Weights(prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1),
-            learning=Learning(steps=2000, batch=128, lr=2e-3),
+            learning=Learning(steps=3000, batch=128, lr=2e-3),
         ),
-        teacher=Separate(learning=Learning(steps=2500, batch=256, lr=2e-3)),
-        distil=Distil(rounds=8, worlds=64, steps=30, learning=Learning(steps=2000, batch=256)),
+        teacher=Separate(learning=Learning(steps=8000, batch=256, lr=2e-3)),
+        distil=Distil(rounds=8, worlds=64, steps=50, learning=Learning(steps=3000, batch=256)),
     )

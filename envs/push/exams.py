@@ -34,7 +34,8 @@ def exams(
     """Full steps to the right of a hand that is beside the "block", straight against it, and of
     one that passes by in the "open"."""
     uniform, _ = draw(mix(keys_of(range(seed, seed + QUESTIONS), device) ^ 8), 2)
-    block = torch.lerp(*uniform.new_tensor(BLOCKS), uniform)
+    low, high = BLOCKS
+    block = low + (high - low) * uniform
     beside = block - uniform.new_tensor([TOUCH, 0.0])
     past = beside + uniform.new_tensor([0.0, OPEN])
     hands: dict[str, Tensor] = {"block": beside, "open": past}

@@ -37,6 +37,4 @@ def push(things: Things, goal: Tensor) -> Tensor:
     straight_on = strength * way + STRAIGHT * astray[:, None] * aside
     done = (length < CLOSE)[:, None]
     behind = (astray.abs() < AIM)[:, None]
-    return shrink_to_disk(
-        torch.where(done, -pace, torch.where(behind, straight_on, round_it)), 1.0
-    )
+    return shrink_to_disk(torch.where(done, -pace, torch.where(behind, straight_on, round_it)), 1.0)

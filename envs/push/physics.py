@@ -13,9 +13,15 @@ STEP = 0.1  # seconds
 SUBSTEPS = 10
 TICK = STEP / SUBSTEPS
 TERMINAL = 0.06  # a step; what a full action comes to where nothing is in the way
-KEPT = (0.6, 0.1)  # of a velocity from step to step, of hand and block
-MASS = (1.0, 0.3)
-DRAG = tuple(mass * (kept ** (-1 / SUBSTEPS) - 1) / TICK for mass, kept in zip(MASS, KEPT))
+MASS, BLOCK_MASS = 1.0, 0.3
+
+
+def drag(mass: float, kept: float) -> float:
+    """The friction by which a mass keeps such a share of its velocity from step to step."""
+    return mass * (kept ** (-1 / SUBSTEPS) - 1) / TICK
+
+
+DRAG, BLOCK_DRAG = drag(MASS, kept=0.6), drag(BLOCK_MASS, kept=0.1)
 
 MJCF = f"""
 <mujoco>
@@ -26,19 +32,19 @@ MJCF = f"""
   </default>
   <worldbody>
     <body>
-      <joint name="x" axis="1 0 0" damping="{DRAG[0]}" range="{HAND} {1 - HAND}"/>
-      <joint name="y" axis="0 1 0" damping="{DRAG[0]}" range="{HAND} {1 - HAND}"/>
-      <geom size="{HAND}" mass="{MASS[0]}"/>
+      <joint name="x" axis="1 0 0" damping="{DRAG}" range="{HAND} {1 - HAND}"/>
+      <joint name="y" axis="0 1 0" damping="{DRAG}" range="{HAND} {1 - HAND}"/>
+      <geom size="{HAND}" mass="{MASS}"/>
     </body>
     <body>
-      <joint name="block x" axis="1 0 0" damping="{DRAG[1]}" range="{RIM} {1 - RIM}"/>
-      <joint name="block y" axis="0 1 0" damping="{DRAG[1]}" range="{RIM} {1 - RIM}"/>
-      <geom size="{BLOCK}" mass="{MASS[1]}"/>
+      <joint name="block x" axis="1 0 0" damping="{BLOCK_DRAG}" range="{RIM} {1 - RIM}"/>
+      <joint name="block y" axis="0 1 0" damping="{BLOCK_DRAG}" range="{RIM} {1 - RIM}"/>
+      <geom size="{BLOCK}" mass="{BLOCK_MASS}"/>
     </body>
   </worldbody>
   <actuator>
-    <motor joint="x" gear="{DRAG[0] * TERMINAL / STEP}"/>
-    <motor joint="y" gear="{DRAG[0] * TERMINAL / STEP}"/>
+    <motor joint="x" gear="{DRAG * TERMINAL / STEP}"/>
+    <motor joint="y" gear="{DRAG * TERMINAL / STEP}"/>
   </actuator>
 </mujoco>
 """

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..chance import draw, mix
 from .physics import Table
 from .senses import SWIFT, Numbers, Sight
-from .things import BLOCK, HAND, RIM, TOUCH, Things, resting
+from .things import HAND, RIM, TOUCH, Things, resting
 from .walks import Walk, set_out
 
 REACHED = 0.06  # sides of the table; less than a block's radius, 3 cm where it is half a metre
