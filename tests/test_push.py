@@ -11,16 +11,11 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from ami_agent import recipes
-from ami_agent.agent import Agent
-from ami_agent.evaluate import evaluate
-from ami_agent.train import train
 from envs.chance import draw, keys_of
 from envs.plane import direction
 from envs.push import PushEnv, PushVectorEnv
 from envs.push.physics import Table
 from envs.push.things import Things, resting
-from tests.conftest import small
 
 CPU = torch.device("cpu")
 HAND, BLOCK, REACHED, TERMINAL, KEPT, SWIFT = 0.04, 0.07, 0.06, 0.06, 0.6, 0.08
@@ -317,12 +312,3 @@ def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(senses):
     together, alone = parts(worlds.reset(seed=8)[0]), parts(made.reset(seed=10)[0])
     for name, part in alone.items():
         np.testing.assert_array_equal(together[name][2], part)
-
-
-def test_the_recipe_trains_in_small_and_is_judged(tmp_path):
-    config = small(recipes.push())
-    agent = train(config, out=tmp_path / "run")
-    assert isinstance(agent, Agent)
-    told = evaluate(agent, config.evaluation, episodes=4)
-    assert told["baselines"]["oracle"]["final_success"]["mean"] == 1.0
-    assert told["baselines"]["random"]["final_success"]["mean"] == 0.0

@@ -106,8 +106,9 @@ def read_factors(name: str, factors: object, like: Tensor) -> Things:
     apart = (hand - block).norm(dim=-1) >= TOUCH - CLOSE
     wrong = (~(on_table & within_rim & apart)).nonzero().flatten().tolist()
     if wrong:
+        given = [round(number, 3) for number in place[wrong[0]].tolist()]
         raise ValueError(
             f"{name}: in world {wrong[0]} the hand must be on the table, the block within the rim, "
-            f"and both {TOUCH:.2f} apart; they are at {place[wrong[0]].tolist()}"
+            f"and both {TOUCH:.2f} apart; they are at {given}"
         )
     return Things(place, SWIFT * share, place - SWIFT * share)

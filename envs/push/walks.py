@@ -37,7 +37,7 @@ def set_out(keys: Tensor) -> Walk:
 def stroll(walk: Walk, things: Things, errands: float) -> tuple[Walk, Tensor]:
     """One more step: the new state of mind, and the actions [B, 2]. Every 4 to 14 steps another
     force, or, a share of the times, an errand to a place round the block: by the straight way, so
-    that half of them lead through it."""
+    that many of them lead through it."""
     uniform, keys = draw(walk.keys, 6)
     force = SHARPNESS * (2 * uniform[:, :2] - 1)
     far = TOUCH * (BEYOND[0] + (BEYOND[1] - BEYOND[0]) * uniform[:, 2:3])
