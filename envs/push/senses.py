@@ -39,17 +39,14 @@ class Sight:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Where the "hand" is, from -1 to 1, and how fast it moves; and where the "block" is, which
-    moves so little by itself that its place says all about it."""
+    """The places of hand and block, from -1 to 1, and how fast they move."""
 
-    def space(self) -> spaces.Dict:
-        sizes = {"hand": 4, "block": 2}
-        return spaces.Dict({n: spaces.Box(-1, 1, (size,), np.float32) for n, size in sizes.items()})
+    def space(self) -> spaces.Box:
+        return spaces.Box(-1, 1, (8,), np.float32)
 
-    def sense(self, things: Things) -> dict[str, Tensor]:
-        """[B, 4] and [B, 2]"""
-        moving = torch.cat([2 * things.hand - 1, things.pace[:, :2] / SWIFT], -1)
-        return {"hand": moving.clamp(-1, 1), "block": (2 * things.block - 1).clamp(-1, 1)}
+    def sense(self, things: Things) -> Tensor:
+        """[B, 8]"""
+        return torch.cat([2 * things.place - 1, things.pace / SWIFT], -1).clamp(-1, 1)
 
 
 SENSES: dict[str, type[Sight] | type[Numbers]] = {"state": Numbers, "image": Sight}

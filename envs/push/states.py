@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..chance import draw, mix
 from .physics import Table
-from .senses import SWIFT
+from .senses import SWIFT, Numbers, Sight
 from .things import HAND, RIM, TOUCH, Things, resting
 from .walks import Walk, set_out
 
@@ -29,6 +29,7 @@ class State(NamedTuple):
     ever: Tensor  # [B] bool: was there in this episode
     walk: Walk
     life: Tensor  # [B] int64: the luck that the next episode is made of
+    goal_obs: Tensor  # [B, *O]
 
     @property
     def distance(self) -> Tensor:
@@ -56,7 +57,7 @@ def pushed_to(block: Tensor, goal: Tensor) -> Things:
     return resting(goal - (TOUCH + GAP / 2) * way, goal)
 
 
-def begin(life: Tensor, options: dict[str, Any]) -> State:
+def begin(senses: Sight | Numbers, life: Tensor, options: dict[str, Any]) -> State:
     """The first moment of the episodes that keys [B] hold; a user's options "factors" and
     "goal_factors" put things and goals elsewhere."""
     uniform, _ = draw(mix(life ^ 6), 4 * TRIES + 2)
@@ -76,6 +77,7 @@ def begin(life: Tensor, options: dict[str, Any]) -> State:
         ever=torch.zeros_like(life, dtype=torch.bool),
         walk=set_out(mix(life ^ 1)),
         life=mix(life ^ 2),
+        goal_obs=senses.sense(goal),
     )
     return state._replace(ever=state.there)
 

@@ -13,7 +13,7 @@ from ..plane import direction, shrink_to_disk
 from .things import TOUCH, Things
 
 STRETCH = (4, 14)  # steps
-SHARPNESS = 1.5  # above 1, many forces are full
+SHARPNESS = 1.5  # above 1, forces are full now and then
 BEYOND = (0.5, 3.0)  # how far from the block errands lead, in lengths of a touch
 NEAR = 0.08  # from an errand's end, where a hand slows down
 
@@ -39,7 +39,7 @@ def stroll(walk: Walk, things: Things, errands: float) -> tuple[Walk, Tensor]:
     force, or, a share of the times, an errand to a place round the block: by the straight way, so
     that many of them lead through it."""
     uniform, keys = draw(walk.keys, 6)
-    force = SHARPNESS * (2 * uniform[:, :2] - 1)
+    force = (SHARPNESS * (2 * uniform[:, :2] - 1)).clamp(-1, 1)
     far = TOUCH * (BEYOND[0] + (BEYOND[1] - BEYOND[0]) * uniform[:, 2:3])
     place = things.block + far * direction(2 * math.pi * uniform[:, 3])
     stretch = STRETCH[0] + ((STRETCH[1] - STRETCH[0] + 1) * uniform[:, 4]).floor()
@@ -52,5 +52,5 @@ def stroll(walk: Walk, things: Things, errands: float) -> tuple[Walk, Tensor]:
         patience=torch.where(renew, stretch, walk.patience) - 1,
         keys=keys,
     )
-    there = (walk.place - things.hand) / NEAR
-    return walk, shrink_to_disk(torch.where(walk.errand[:, None], there, walk.force), 1.0)
+    there = shrink_to_disk((walk.place - things.hand) / NEAR, 1.0)
+    return walk, torch.where(walk.errand[:, None], there, walk.force)

@@ -54,10 +54,9 @@ class PushVectorEnv(BatchedEnv[State]):
         output: str = "numpy",
         render_mode: str | None = None,
     ) -> None:
-        """`senses` are the "state", a dictionary of "hand" [4], its place and how fast it moves,
-        and "block" [2], its place; or an "image" [4, 32, 32], hand, block, and both one step
-        earlier. `errands` is the share of stretches of `walk` that lead to some place round the
-        block.
+        """`senses` are the "state" [8], places of hand and block and how fast they move, or an
+        "image" [4, 32, 32], hand, block, and both one step earlier. `errands` is the share of
+        stretches of `walk` that lead to some place round the block.
 
         Raises ValueError for names that don't exist, and for numbers that make no sense;
         ImportError where there is no MuJoCo.
@@ -102,7 +101,7 @@ class PushVectorEnv(BatchedEnv[State]):
         return self._out(to_picture(torch.as_tensor(factors, dtype=torch.float32)[..., :2]))
 
     def _begin(self, life: Tensor, options: dict[str, Any]) -> State:
-        return begin(life, options)
+        return begin(self.senses, life, options)
 
     def _advance(self, state: State, actions: Tensor) -> State:
         return advance(self.table, state, actions)
@@ -115,7 +114,7 @@ class PushVectorEnv(BatchedEnv[State]):
 
     def _tell(self, state: State) -> dict[str, Seen]:
         return {
-            "goal": self.senses.sense(state.goal),
+            "goal": state.goal_obs,
             "factors": to_factors(state.things),
             "goal_factors": to_factors(state.goal),
             "distance": state.distance,
