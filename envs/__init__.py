@@ -11,6 +11,7 @@ MAZE = "ami/Maze-v0"
 WINDY_ROOMS = "ami/WindyRooms-v0"
 POINT_MAZE = "ami/PointMaze-v0"
 REACH = "ami/Reach-v0"
+PUSH = "ami/Push-v0"
 
 WORLDS = {
     TWO_ROOMS: "envs.two_rooms:TwoRooms",
@@ -20,6 +21,7 @@ WORLDS = {
     WINDY_ROOMS: "envs.windy_rooms:WindyRooms",
     POINT_MAZE: "envs.point_maze:PointMaze",
     REACH: "envs.reach:Reach",
+    PUSH: "envs.push:Push",
 }
 
 for name, place in WORLDS.items():

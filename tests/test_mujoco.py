@@ -68,11 +68,12 @@ def test_all_mazes_of_a_size_have_models_of_one_size():
 
 
 def test_worlds_are_known_without_mujoco():
-    quiet = "import sys, envs, envs.reach, envs.point_maze; sys.exit('mujoco' in sys.modules)"
+    worlds = "envs, envs.reach, envs.point_maze, envs.push"
+    quiet = f"import sys, {worlds}; sys.exit('mujoco' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", quiet], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", [envs.POINT_MAZE, envs.REACH])
+@pytest.mark.parametrize("name", [envs.POINT_MAZE, envs.REACH, envs.PUSH])
 def test_one_line_says_what_is_lacking(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(UnusableInput, match=f"{name}' can't be made: ") as told:

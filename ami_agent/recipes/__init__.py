@@ -12,6 +12,7 @@ from ami_agent.recipes.forage import forage
 from ami_agent.recipes.gym import gym
 from ami_agent.recipes.maze import maze, maze_7, maze_9, maze_levels, maze_pixels
 from ami_agent.recipes.point_maze import point_maze, point_maze_medium
+from ami_agent.recipes.push import push
 from ami_agent.recipes.reach import reach
 from ami_agent.recipes.two_rooms import (
     eb_random,
@@ -39,6 +40,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "point-maze": point_maze,
     "point-maze-medium": point_maze_medium,
     "reach": reach,
+    "push": push,
 }
 
 

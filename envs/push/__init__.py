@@ -1,0 +1,6 @@
+"""Push: a hand, moved by MuJoCo, pushes a block to a place on a table."""
+
+from .single import PushEnv
+from .worlds import PushVectorEnv
+
+__all__ = ["PushEnv", "PushVectorEnv"]

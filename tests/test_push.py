@@ -1,0 +1,297 @@
+"""What is true of a hand that pushes a block, whoever moves it."""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+import envs
+from envs.chance import draw, keys_of
+from envs.plane import direction
+from envs.push import PushEnv, PushVectorEnv
+from envs.push.physics import Table
+from envs.push.things import Things, resting
+
+CPU = torch.device("cpu")
+HAND, BLOCK, REACHED, TERMINAL, KEPT, SWIFT = 0.04, 0.07, 0.06, 0.06, 0.6, 0.08
+TOUCH = HAND + BLOCK
+
+
+def many(count, numbers=1, seed=0):
+    return draw(keys_of(range(seed, seed + count), CPU), numbers)[0]
+
+
+def begun(count, **settings):
+    worlds = PushVectorEnv(count, output="torch", **settings)
+    return worlds, *worlds.reset(seed=0)
+
+
+def lively(count):
+    """Things that move, some of them as they touch."""
+    block = 0.3 + 0.4 * many(count, 2)
+    off = TOUCH * (1 + 0.5 * many(count, 1, seed=9))
+    hand = block + off * direction(2 * math.pi * many(count, seed=7)[:, 0])
+    pace = SWIFT * (many(count, 4, seed=5) - 0.5)
+    place = torch.cat([hand, block], -1)
+    return Things(place, pace, place - pace)
+
+
+def acted(who, worlds, step):
+    drunk = 2 * many(worlds.num_envs, 2, 1000 * step) - 1
+    return {"oracle": worlds.oracle, "walk": worlds.walk, "random": lambda: drunk}[who]()
+
+
+def test_things_at_rest_stay_and_a_hand_in_the_open_comes_to_its_terminal_speed():
+    table, things = Table(), begun(50)[0].state.things
+    for a, b in zip(table(things, torch.zeros(50, 2)), things, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+    things = resting(torch.tensor([[0.1, 0.9]]), torch.tensor([[0.5, 0.5]]))
+    pace = 0.0
+    for _ in range(9):
+        before, things = things, table(things, torch.tensor([[5.0, 0.0]]))  # no more than 1
+        pace = KEPT * pace + (1 - KEPT) * TERMINAL
+        torch.testing.assert_close(things.pace, torch.tensor([[pace, 0, 0, 0]]))
+        torch.testing.assert_close(things.before, before.place)
+    assert things.hand[0, 0] > 0.4
+
+
+def test_a_block_moves_where_it_is_touched_and_nowhere_else():
+    worlds, *_ = begun(200)
+    touched = torch.zeros(200, dtype=torch.bool)
+    for step in range(60):
+        before = worlds.state.things
+        worlds.step(acted("walk", worlds, step))
+        after = worlds.state.things
+        way = after.block - before.block
+        # no hand comes nearer in a step than two steps' way
+        far = (before.hand - before.block).norm(dim=-1) > TOUCH + 2 * TERMINAL
+        still = before.pace[:, 2:].norm(dim=-1) < 1e-6
+        assert way[far & still].abs().max() < 1e-5
+        close = (after.hand - after.block).norm(dim=-1)
+        assert close.min() > TOUCH - 0.02  # they don't go through one another
+        moved = still & (way.norm(dim=-1) > 1e-3)
+        away = before.block - before.hand
+        assert ((away * way).sum(-1)[moved] > 0).all()  # it is pushed, never pulled
+        touched |= moved
+    assert touched.float().mean() > 0.7
+
+
+def test_a_push_through_the_middle_goes_straight_on_and_one_beside_it_aside():
+    table, block = Table(), torch.tensor([[0.4, 0.5]]).expand(3, 2)
+    beside = torch.tensor([[-TOUCH, 0.0], [-TOUCH, 0.05], [-TOUCH, -0.05]])
+    things = resting(block + beside, block)
+    for _ in range(6):
+        things = table(things, torch.tensor([[1.0, 0.0]]).expand(3, 2))
+    way = things.block - block
+    assert way[0, 0] > 0.1
+    assert way[0, 1].abs() < 1e-5
+    assert (way[1:, 0] > 0.02).all()
+    assert way[1, 1] < -0.02
+    torch.testing.assert_close(way[1] * torch.tensor([1.0, -1.0]), way[2], atol=1e-4, rtol=0)
+    assert things.pace[0, 0] < 0.75 * TERMINAL  # a block is heavy to push
+    for _ in range(4):
+        things = table(things, torch.zeros(3, 2))
+    assert things.pace[:, 2:].abs().max() < 0.002  # and soon comes to rest
+
+
+def test_without_a_push_motion_is_lost():
+    table, things = Table(), lively(100)
+    mass = torch.tensor([1.0, 1.0, 0.3, 0.3])
+    left = (mass * things.pace.square()).sum(-1)
+    for _ in range(12):
+        things = table(things, torch.zeros(100, 2))
+        now = (mass * things.pace.square()).sum(-1)
+        assert (now <= left + 1e-6).all()
+        left = now
+    assert left.max() < 1e-6
+
+
+def test_the_rim_stops_the_block_so_that_the_hand_fits_behind_it():
+    table, block = Table(), 0.2 + 0.6 * many(300, 2)
+    things = resting(torch.full((300, 2), 0.5), block)
+    outside = (things.hand - block).norm(dim=-1) > TOUCH
+    things = Things(*(part[outside] for part in things))
+    out = torch.nn.functional.normalize(things.block - 0.5, dim=-1)
+    for _ in range(40):
+        things = table(things, out)
+    assert things.block.min() > 0.16
+    assert things.block.max() < 0.84
+    assert (things.block - 0.5).abs().amax(-1).max() > 0.3
+    assert things.hand.min() > HAND - 0.02
+    gap = torch.minimum(things.block, 1 - things.block).amin(-1) - BLOCK
+    assert gap.min() > 2 * HAND
+
+
+def test_what_follows_depends_on_nothing_but_what_is_given():
+    things, push, table = lively(64), 2 * many(64, 2, seed=7) - 1, Table()
+    together = table(things, push)
+    for i in (0, 63):
+        for _ in range(2):
+            alone = table(Things(*(part[i : i + 1] for part in things)), push[i : i + 1])
+        assert all(torch.equal(a[0], b[i]) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("who", ["walk", "oracle"])
+def test_a_world_lives_the_same_life_alone_and_in_a_batch(who):
+    told = []
+    for count, seed in ((4, 40), (1, 43)):
+        worlds = PushVectorEnv(count, budget=30)
+        worlds.reset(seed=seed)
+        told.append([worlds.step(getattr(worlds, who)()) for _ in range(70)])
+    for together, alone in zip(*told, strict=True):
+        for a, b in zip(together[:4], alone[:4], strict=True):
+            np.testing.assert_array_equal(a[3], b[0])
+        for name in alone[4]:
+            np.testing.assert_array_equal(together[4][name][3], alone[4][name][0], err_msg=name)
+
+
+def test_episodes_begin_apart_and_goals_are_everywhere_within_the_rim():
+    worlds, _, infos = begun(3000)
+    things, goal = worlds.state.things, worlds.state.goal
+    for one in (things, goal):
+        assert (one.hand - one.block).norm(dim=-1).min() > TOUCH
+        assert ((one.hand - 0.5).abs() <= 0.5 - HAND + 1e-6).all()
+        assert ((one.block >= 0.2) & (one.block <= 0.8)).all()
+    assert infos["distance"].min() >= 0.2
+    assert not infos["success"].any()
+    assert 0.19 < goal.block.amin() < 0.21
+    assert 0.79 < goal.block.amax() < 0.81
+    assert (goal.block.mean(0) - 0.5).abs().max() < 0.02
+
+
+def test_the_goal_is_what_is_sensed_when_the_block_has_been_pushed_there():
+    for senses in ("state", "image"):
+        worlds, _, infos = begun(100, senses=senses)
+        state, factors = worlds.state, infos["goal_factors"]
+        obs, told = worlds.reset(seed=0, options={"factors": factors, "goal_factors": factors})
+        torch.testing.assert_close(obs, infos["goal"], atol=0, rtol=0)
+        assert told["success"].all()
+        _, reward, *_ = worlds.step(torch.zeros(100, 2))
+        assert (reward == 1).all()  # and all stays as it is
+        way, push = state.goal.block - state.things.block, state.goal.block - state.goal.hand
+        assert torch.cosine_similarity(way, push).min() > 1 - 1e-4
+
+
+def test_success_is_of_the_block_alone_and_exactly_within_the_tolerance():
+    worlds, _, infos = begun(64)
+    goal = infos["goal_factors"][:, 2:4]
+    inwards = torch.where(goal > 0.5, -1.0, 1.0) / 2**0.5
+    hand = torch.where(goal > 0.5, 0.1, 0.9)  # far from where the goal shows it
+    for share, there in ((0.999, True), (1.001, False)):
+        block = goal + share * REACHED * inwards
+        factors = torch.cat([hand, block, torch.zeros(64, 4)], -1)
+        options = {"factors": factors, "goal_factors": infos["goal_factors"]}
+        told = worlds.reset(seed=0, options=options)[1]
+        assert (told["final_success"] == there).all()
+        assert (worlds.step(torch.zeros(64, 2))[1] == float(there)).all()
+
+
+def test_the_oracle_pushes_the_block_there_and_nobody_else_does():
+    shares = {}
+    for who in ("oracle", "walk", "random"):
+        worlds, *_ = begun(300)
+        for step in range(worlds.budget):
+            _, reward, *_, infos = worlds.step(acted(who, worlds, step))
+            assert torch.equal(reward, infos["final_success"].float())
+        shares[who] = infos["final_success"].float().mean()
+    assert shares["oracle"] >= 0.97
+    assert shares["walk"] < 0.05
+    assert shares["random"] < 0.02
+
+
+def test_walks_play_with_the_block_and_errands_more_so():
+    pushed = {}
+    for errands in (0.0, 0.7):
+        worlds, *_ = begun(300, errands=errands)
+        moved = torch.zeros(300)
+        for _ in range(50):
+            before = worlds.state.things.block
+            worlds.step(worlds.walk())
+            moved += (worlds.state.things.block - before).norm(dim=-1) > 1e-3
+        pushed[errands] = (moved > 0).float().mean(), moved.mean() / 50
+    assert pushed[0.7][0] > 0.8
+    assert pushed[0.7][1] > 0.1
+    assert pushed[0.0][1] < 0.5 * pushed[0.7][1]
+
+
+def test_the_senses_say_where_things_are():
+    worlds, numbers = (PushVectorEnv(12, senses=s) for s in ("image", "state"))
+    worlds.reset(seed=1)
+    numbers.reset(seed=1)
+    for step in range(12):
+        push = (3 * many(12, 2, 1000 * (step // 4)) - 1.5).numpy()
+        obs, *_, infos = worlds.step(push)
+        state = numbers.step(push)[0]
+        assert worlds.observation_space.contains(obs)
+        assert numbers.observation_space.contains(state)
+        things = worlds.state.things
+        np.testing.assert_allclose((state[:, :4] + 1) / 2, things.place, atol=1e-6)
+        np.testing.assert_allclose(SWIFT * state[:, 4:], things.pace, atol=1e-6)
+        spots = torch.cat([things.place, things.before], -1).unflatten(-1, (4, 2))
+        grid = torch.arange(32.0)
+        for i in range(4):  # each a spot about its place
+            image = torch.from_numpy(obs[:, i]).float()
+            mass = image.sum((1, 2))
+            x, y = (image.sum(1) @ grid / mass, image.sum(2) @ grid / mass)
+            inner = ((spots[:, i] > 0.2) & (spots[:, i] < 0.8)).all(-1)
+            found = torch.stack([x, y], -1)[inner] / 31
+            torch.testing.assert_close(found, spots[:, i][inner], atol=0.01, rtol=0)
+    for place, picture in zip(worlds.picture_xy(infos["factors"]), worlds.render(), strict=True):
+        x, y = place.round().astype(int)
+        assert picture[y, x].astype(int)[2] - picture[y, x].astype(int)[0] > 150
+
+
+def test_factors_put_back_give_the_same_moment_and_others_are_refused():
+    worlds, *_ = begun(50)
+    for _ in range(20):
+        obs, *_, infos = worlds.step(worlds.walk())
+    options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
+    again, told = worlds.reset(seed=0, options=options)
+    torch.testing.assert_close(again, obs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(told["distance"], infos["distance"], atol=1e-6, rtol=0)
+    wrong = {
+        "apart": infos["factors"][7, [2, 3, 2, 3, 4, 5, 6, 7]],
+        "within the rim": torch.tensor([0.5, 0.5, 0.1, 0.5, 0, 0, 0, 0]),
+        "on the table": torch.tensor([1.0, 0.5, 0.5, 0.5, 0, 0, 0, 0]),
+        "velocities": torch.tensor([0.2, 0.5, 0.5, 0.5, 0, 1.2, 0, 0]),
+        "world 7": torch.tensor([0.2, 0.5, math.nan, 0.5, 0, 0, 0, 0]),
+    }
+    for named, row in wrong.items():
+        factors = infos["factors"].clone()
+        factors[7] = row
+        with pytest.raises(ValueError, match=f"goal_factors: .*{named}"):
+            worlds.reset(options={"goal_factors": factors})
+    with pytest.raises(ValueError, match=r"factors is \[2, 8\]; needed is \[50, 8\]"):
+        worlds.reset(options={"factors": infos["factors"][:2]})
+
+
+def test_the_exams_push_the_block_and_pass_it_by():
+    exams = PushVectorEnv(1).exams(seed=4)
+    way = {name: (exam.after - exam.before)[:, [0, 2]] for name, exam in exams.items()}
+    assert (exams["block"].actions == exams["open"].actions).all()
+    assert not way["open"][:, 1].any()
+    assert way["block"][:, 1].min() > 0.05
+    assert way["block"][:, 0].max() < 0.7 * way["open"][:, 0].min()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"senses": "smell"}, "state, image"), ({"budget": 0}, "budget"), ({"errands": 2}, "errands")],
+)
+def test_unusable_settings_are_refused_by_name(settings, named):
+    with pytest.raises(ValueError, match=named):
+        PushVectorEnv(**settings)
+
+
+@pytest.mark.parametrize("senses", ["state", "image"])
+def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(senses):
+    made = gymnasium.make(envs.PUSH, render_mode="rgb_array", senses=senses).unwrapped
+    check_env(made)
+    assert isinstance(made, PushEnv)
+    worlds = gymnasium.make_vec(envs.PUSH, num_envs=3, senses=senses)
+    np.testing.assert_array_equal(worlds.reset(seed=8)[0][2], made.reset(seed=10)[0])
