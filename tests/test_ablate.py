@@ -6,9 +6,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +20,7 @@ from scipy import stats
 import ami_agent as ami
 from ami_agent import cli
 from ami_agent.ablate import Alone, Cluster, Processes, page, study, variants, without
+from ami_agent.ablate.jobs import Job, carry_out
 from ami_agent.ablate.verdict import (
     Difference,
     Measure,
@@ -205,43 +203,39 @@ def test_a_variant_that_fails_is_told_and_the_rest_goes_on_and_is_not_done_again
     page.write(tmp_path / "other" / "index.html", nothing)
 
 
-@pytest.mark.slow
-def test_processes_find_the_same_and_one_that_dies_takes_no_other_with_it(tmp_path):
-    configs = {"base": config_of(), "deadly": config_of("kills"), "cem": config_of()}
-    configs["cem"] = variants(configs["cem"], (), ("planner=cem",))["planner=cem"]
-    done = run(configs, tmp_path / "two", Processes(2), seeds=1)
-    assert done.failures() == ["deadly, seed 0 failed: its process died"]
-    del configs["deadly"]
-    alone = run(configs, tmp_path / "one", seeds=1)
-    for name in configs:
-        assert done.marks(name, "plan") == alone.marks(name, "plan")
-    assert "life" in (tmp_path / "two" / "base" / "0" / "log.txt").read_text()
+class Interrupted:
+    """One who is called away after the first run."""
+
+    def work(self, jobs):
+        yield carry_out(jobs[0], Console(quiet=True))
+        raise KeyboardInterrupt
 
 
-@pytest.mark.slow
-def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path):
-    argv = [
-        *(sys.executable, "-m", "ami_agent", "ablate", "gym", "--env.id", "CartPole-v1"),
-        *("--life.steps", "40", "--objective.learning.steps", "3", "--interact.steps", "20"),
-        *("--planner.steps", "1", "--planner.warm-steps", "1", "--seeds", "1", "--episodes", "2"),
-        *("--without", "objective.feeling", "--out", str(tmp_path)),
-    ]  # fmt: skip
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
-    begun, first = subprocess.Popen(argv, **quiet), tmp_path / "gym" / "0" / "eval.json"
-    deadline = time.monotonic() + 300
-    while not first.exists():
-        assert time.monotonic() < deadline
-        assert begun.poll() is None
-        time.sleep(0.05)
-    begun.kill()
-    begun.wait()
-    assert not (tmp_path / "study.json").exists()
+def test_a_study_that_is_interrupted_goes_on_where_it_was(tmp_path):
+    configs = {"base": config_of(), "longer": replace(config_of(), execute=2)}
+    with pytest.raises(KeyboardInterrupt):
+        run(configs, tmp_path, Interrupted(), seeds=1)
+    first = tmp_path / "base" / "0" / "eval.json"
     stamp, marks = first.stat().st_mtime_ns, json.loads(first.read_text())
-    subprocess.run(argv, check=True, **quiet)
+    assert not (tmp_path / "study.json").exists()
+    done = run(configs, tmp_path, seeds=1)
     assert first.stat().st_mtime_ns == stamp
     told = json.loads((tmp_path / "study.json").read_text())
-    assert told["variants"]["gym"]["runs"] == [{"seed": 0, **marks}]
-    assert "plan" in told["variants"]["without objective.feeling"]["runs"][0]
+    assert told["variants"]["base"]["runs"] == [{"seed": 0, **marks}]
+    assert not done.failures()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_no_other_with_it(tmp_path):
+    configs = {"base": config_of(), "deadly": config_of("kills")}
+    done = run(configs, tmp_path / "two", Processes(2), seeds=1)
+    assert done.failures() == ["deadly, seed 0 failed: its process died"]
+    alone = carry_out(
+        Job("base", configs["base"], tmp_path / "one", 0, 2, "cpu"), Console(quiet=True)
+    )
+    assert alone.marks is not None
+    assert done.marks("base", "plan") == {0: RETURN.of(alone.marks["plan"])}
+    assert "life" in (tmp_path / "two" / "base" / "0" / "log.txt").read_text()
 
 
 def test_a_study_of_one_s_own_is_a_function_in_a_file(tmp_path, capsys):
