@@ -166,7 +166,7 @@ def test_what_is_held_or_stacked_has_no_reward_of_one_step():
         hindsight(agent.memory, 0.8, agent.spec, replace(config.world, repeat=2))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_who_looks_back_so_learns_to_arrive(tmp_path):
     config = ami.recipes.gym(WorldConfig(id="ami-test/Aim-v0"))
     learning = Learning(steps=0, batch=64, last=0.2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 
 import gymnasium
 import numpy as np
@@ -195,43 +194,23 @@ def test_minds_that_do_not_fit_are_refused(changes, said, tmp_path):
         ami.train(replace(recipe(), **changes), out=tmp_path / "run")
 
 
-@pytest.fixture(scope="module")
-def settled(tmp_path_factory):
-    """The figures of both modes after a short life, by whether it is of choices; found once."""
-
-    @cache
-    def settle(choices):
-        config = ami.recipes.gym(WorldConfig(id="ami-test/Line-v0", options={"choices": choices}))
-        config = replace(
-            config, life=Live(worlds=1, steps=200), interact=Interact(
-                steps=400, objective=Predict(
-                    weights=config.objective.weights, learning=Learning(steps=0, batch=64), length=3
-                ),
-            ),
-        )  # fmt: skip
-        agent = ami.train(config, out=tmp_path_factory.mktemp("line") / "run", seed=0)
-        return judge(agent, config.evaluation, episodes=50)
-
-    return settle
-
-
-CHOOSY = pytest.mark.xfail(
-    reason="Mode-1's choices are not sharp enough yet: 16.0, 11.4 and 17.7 by seed; Mode-2 does it"
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("choices", "mode"),
-    [
-        (False, "plan"),
-        (False, "react"),
-        (True, "plan"),
-        pytest.param(True, "react", marks=CHOOSY),
-    ],
-)
-def test_it_learns_to_stay_where_it_is_rewarded(choices, mode, settled):
-    found = settled(choices)
+@pytest.mark.parametrize("choices", [False, True])
+def test_it_learns_to_stay_where_it_is_rewarded(choices, tmp_path):
+    config = ami.recipes.gym(WorldConfig(id="ami-test/Line-v0", options={"choices": choices}))
+    config = replace(
+        config, life=Live(worlds=1, steps=200), interact=Interact(
+            steps=400, objective=Predict(
+                weights=config.objective.weights, learning=Learning(steps=0, batch=64), length=3
+            ),
+        ),
+    )  # fmt: skip
+    agent = ami.train(config, out=tmp_path / "run", seed=0)
+    found = judge(agent, config.evaluation, episodes=50)
     best = 20 - 0.05 * 20  # at 0 but for the way there, or for a step beside it
     random = found["plan"]["baselines"]["random"]["return"]["mean"]
-    assert found[mode]["return"]["mean"] > max(0.85 * best, random + 3)
+    enough = max(0.85 * best, random + 3)
+    assert found["plan"]["return"]["mean"] > enough
+    if choices and found["react"]["return"]["mean"] <= enough:
+        pytest.xfail("Mode-1's choices are not sharp enough yet: 16.0, 11.4 and 17.7 by seed")
+    assert found["react"]["return"]["mean"] > enough

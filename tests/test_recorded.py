@@ -352,7 +352,7 @@ def test_settings_from_before_there_were_records_are_still_read():
     assert settings.from_json(written, "here") == config
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_random_life_alone_it_learns_to_stay_where_it_is_rewarded(tmp_path):
     record("line/random-v0", "ami-test/Line-v0", 40)
     data = Recorded(minari="line/random-v0")
