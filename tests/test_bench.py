@@ -30,7 +30,7 @@ def ask(*argv):
 def test_without_a_name_the_names_are_told(tmp_path, capsys):
     assert ask("bench", "--json", tmp_path / "told.json") == 0
     told = json.loads((tmp_path / "told.json").read_text())
-    assert set(told) == {"baselines", "worlds"}
+    assert set(told) == {"baselines", "thoughts", "worlds"}
     said = capsys.readouterr().out
     assert all(name in said for name in told)
     assert ask("--help") == 0
@@ -40,8 +40,10 @@ def test_without_a_name_the_names_are_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("chess",), "no benchmark 'chess'; there are baselines, worlds"),
+        (("chess",), "no benchmark 'chess'; there are baselines, thoughts, worlds"),
         (("worlds", "--counts", "0"), "--counts"),
+        (("thoughts", "--counts", "0"), "--counts"),
+        (("thoughts", "--of", "nowhere"), "nowhere"),
         (("worlds", "--env.id", "NoSuch-v0"), "NoSuch"),
         (("baselines", "--env.id", "NoSuch-v0"), "NoSuch"),
         (("baselines", "--who", "alphazero"), "alphazero"),
@@ -66,6 +68,17 @@ def test_worlds_are_timed_in_every_way_that_they_can_be_had(tmp_path):
     swing = timed("Pendulum-v1", 2)
     assert swing["batched"] is None  # Gymnasium steps it one by one
     assert min(swing["sync"], swing["async"]) > 0
+
+
+def test_a_mind_is_timed_in_every_mode_alone_and_in_a_batch(tiny, tmp_path):
+    ami.train(tiny, out=tmp_path / "run")
+    flags = ("--of", tmp_path / "run", "--counts", 1, 32, "--seconds", 0.3)
+    assert ask("bench", "thoughts", *flags, "--json", tmp_path / "j") == 0
+    told = json.loads((tmp_path / "j").read_text())
+    assert list(told) == ["react", "plan"]
+    for mode in told.values():
+        assert mode["32"]["cpu"] > 2 * mode["1"]["cpu"] > 0  # a batch is thought of as one
+    assert told["react"]["1"]["cpu"] > told["plan"]["1"]["cpu"]
 
 
 def test_whoever_lives_in_a_world_is_judged_in_the_same_episodes():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import ami_agent as ami
+from ami_agent import recipes, runs
+from ami_agent.evaluate import judge
 from ami_agent.train import train
 from modules.configurator import Task
+from tests.conftest import small
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,3 +37,21 @@ def test_a_mind_on_a_gpu_acts_as_on_a_cpu(tiny, tmp_path, mode):
 def test_evaluation_runs_on_a_gpu(tiny, tmp_path):
     agent = train(tiny, out=tmp_path / "run", device="cuda")
     assert ami.evaluate(agent, tiny.evaluation, episodes=2)["device"].startswith("cuda")
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_learns_goes_on_and_acts_on_a_gpu(name, tmp_path):
+    config, run = small(recipes.recipe(name)), tmp_path / "run"
+    agent = train(config, out=run, device="cuda", save_every=0)
+    assert {p.device.type for p in agent.parameters()} == {"cuda"}
+    again = train(config, out=run, device="cuda", resume=True)
+    for n, tensor in runs.weights(agent).items():
+        assert torch.equal(tensor, runs.weights(again)[n]), n
+    short = replace(config.evaluation, limit=5)
+    for found in judge(agent, short, episodes=2, modes=("react", "plan", "auto")).values():
+        assert found["device"].startswith("cuda")
+
+
+def test_memory_may_live_on_the_gpu(tiny, tmp_path):
+    agent = train(replace(tiny, memory_device="cuda"), out=tmp_path / "run", device="cuda")
+    assert agent.memory.sample(3, 2, torch.Generator().manual_seed(0)).actions.is_cuda

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from ami_agent.bench.baselines import Baselines
+from ami_agent.bench.thoughts import Thoughts
 from ami_agent.bench.worlds import Speed
 
 
@@ -22,4 +23,8 @@ class Bench(Protocol):
     def run(self, console: Console) -> dict[str, Any]: ...
 
 
-BENCHES: Mapping[str, Bench] = {"baselines": Baselines(), "worlds": Speed()}
+BENCHES: Mapping[str, Bench] = {
+    "baselines": Baselines(),
+    "thoughts": Thoughts(),
+    "worlds": Speed(),
+}

@@ -1,0 +1,103 @@
+"""How many actions a mind finds in a second: by mode, by the number of worlds it acts in at once,
+and by device, all in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from ami_agent import runs
+from ami_agent.agent import Agent
+from ami_agent.evaluate import EPISODES_FROM
+from ami_agent.flags import Mode, device
+from ami_agent.life import WorldConfig
+from ami_agent.players import Scene, mind
+from ami_agent.report import table
+from modules.types import UnusableInput, require
+
+ROUNDS = 3
+"""Devices and modes take turns, so that what else the machine does slows all of them alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thoughts:
+    """Actions per second of a trained agent, from observation to action, on the CPU and, where
+    there is one, on the GPU; Mode-1 beside Mode-2."""
+
+    of: str = "runs/reference/two-rooms"
+    """Run folder of the agent."""
+    counts: tuple[int, ...] = (1, 64, 1024)
+    """Worlds that it acts in at once."""
+    modes: tuple[Mode, ...] = ("react", "plan")
+    seconds: float = 2.0
+    """Measured for each mode, count and device."""
+    json: str = ""
+    """A file for the results."""
+
+    def __post_init__(self) -> None:
+        require(self, seconds=0)
+        if not self.counts or min(self.counts) < 1:
+            raise UnusableInput(f"--counts {self.counts}: one or more numbers of at least 1")
+        if not self.modes:
+            raise UnusableInput("--modes names none; there are react, plan and auto")
+
+    def run(self, console: Console) -> dict[str, Any]:
+        """By mode and count, the actions per second on each device."""
+        folder = Path(self.of)
+        minds = {name: runs.load(folder, name).eval() for name in {"cpu": 0, device("auto"): 0}}
+        world = runs.config_of(folder).evaluation
+        found: dict[str, Any] = {mode: {} for mode in self.modes}
+        for mode, count in product(self.modes, self.counts):
+            console.print(f"{mode}, {count} at once", highlight=False)
+            thinking = {name: _rates(agent, world, mode, count) for name, agent in minds.items()}
+            found[mode][str(count)] = _alternating(thinking, self.seconds)
+        title = f"actions per second, {self.of}"
+        console.print(table(title, ["mode", "at once", *minds, "to cpu"], list(_rows(found))))
+        return found
+
+
+def _alternating(thinking: dict[str, Generator[float, float]], seconds: float) -> dict[str, float]:
+    """The median rate of each."""
+    rates: dict[str, list[float]] = {name: [] for name in thinking}
+    for rate in thinking.values():
+        next(rate)
+    for _ in range(ROUNDS):
+        for name, rate in thinking.items():
+            rates[name].append(rate.send(seconds / ROUNDS))
+    for rate in thinking.values():
+        rate.close()
+    return {name: median(those) for name, those in rates.items()}
+
+
+def _rates(
+    agent: Agent, config: WorldConfig, mode: str, count: int
+) -> Generator[float, float]:  # fmt: skip
+    """Actions per second, each time over as many seconds as it is sent; the worlds stand still."""
+    with closing(config.build(count, agent.device)) as world:
+        obs, info = world.reset(EPISODES_FROM)
+        assignment = agent.assigned("")
+        act = mind(agent, mode, assignment)(Scene(world, obs, info), EPISODES_FROM)
+        for _ in range(3):
+            act(obs).cpu()  # whatever is done only once
+        seconds = yield 0.0
+        while True:
+            actions, began = 0, time.perf_counter()
+            while not actions or time.perf_counter() - began < seconds:
+                act(obs).cpu()  # the action is there only when the device is done
+                actions += count
+            seconds = yield actions / (time.perf_counter() - began)
+
+
+def _rows(found: dict[str, Any]) -> Iterable[list[str]]:
+    for mode, counts in found.items():
+        for count, rates in counts.items():
+            ratio = list(rates.values())[-1] / rates["cpu"]
+            yield [mode, count, *(f"{rate:,.0f}" for rate in rates.values()), f"{ratio:.1f} x"]
