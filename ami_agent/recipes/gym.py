@@ -40,6 +40,7 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
         recorded = data.whole(one) if data != NOTHING else None
     endless = known.max_episode_steps is None and known.entry_point is not None
     world = replace(world, mortal=True, limit=world.limit or (PATIENCE if endless else 0))
+    lasts = world.limit or (known.max_episode_steps or PATIENCE) / world.repeat
     learning = Learning(steps=0, batch=128, last=0.2)
     interleaved = Predict(weights=_weights(spec), learning=learning, length=3)
     hindsight = 0.8 if conditioned(spec) else 0.0
@@ -55,7 +56,7 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
         ),
         drives=("reward",),
         critic=NoCritic.Config(),
-        foresight=Foresight.Config(hidden=hidden, discount=0.99, critics=2, norm=True),
+        foresight=Foresight.Config(hidden=hidden, discount=_discount(lasts), critics=2, norm=True),
         configurator=Configurator.Config(critic=0.0),
         planner=GradientPlanner.Config(horizon=6, proposals=2),
         policy=Policy.Config(hidden=hidden),
@@ -76,6 +77,12 @@ def _numbers(spec: Spec) -> int:
     """That are seen, pictures aside, and done."""
     seen = (prod(shape) for shape in spec.shapes.values() if len(shape) < 3)
     return sum(seen) + spec.action_dim
+
+
+def _discount(lasts: float) -> float:
+    """How far an episode of so many steps is to be foreseen: to a fifth of it, 1 / (1 - gamma),
+    within bounds (the heuristic of TD-MPC2, Hansen et al. 2024)."""
+    return min(max(1 - 5 / lasts, 0.95), 0.99)
 
 
 def _weights(spec: Spec) -> Weights:
