@@ -123,20 +123,23 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.show import show  # drawing is slow to import
+    from ami_agent.show.live import live
 
     flags = settings.parse(ShowFlags(), argv, "ami show DIR")
     check_episodes(flags.episodes)
     check_target(flags.json)
-    config = runs.config_of(Path(name))
+    agent, world = runs.load(name, device(flags.device)), runs.config_of(Path(name)).evaluation
+    asked: dict[str, Any] = {"mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
+    if flags.live:
+        lives = live(agent, world, console, task=flags.task, port=flags.port, **asked)
+        _write(flags.json, {**asked, "lives": [life.verdict for life in lives]})
+        return
     console.print(f"living and drawing {flags.episodes} episodes", highlight=False)
     page = show(
-        runs.load(name, device(flags.device)), config.evaluation,
-        Path(flags.out or Path(name) / "show"),
-        episodes=flags.episodes, mode=flags.mode, task=flags.task, seed=flags.seed,
-        report=Spoken(console),
+        agent, world, Path(flags.out or Path(name) / "show"),
+        task=flags.task, report=Spoken(console), **asked,
     )  # fmt: skip
-    told = {"page": str(page), "mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
-    _write(flags.json, told)
+    _write(flags.json, {"page": str(page), **asked})
     console.print(f"open {page}", soft_wrap=True)
 
 

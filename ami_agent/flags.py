@@ -81,6 +81,11 @@ class ShowFlags:
     """One of the recipe's tasks; its first one if not given."""
     episodes: int = 3
     seed: int = EPISODES_FROM
+    live: bool = False
+    """Draw each moment as it is lived, in the terminal and on a page of this machine, and write no
+    pictures."""
+    port: int = 0
+    """Of that page; one that is free if not given."""
     out: str = ""
     """Folder of the pictures; show/ in the run folder if not given."""
     device: Device = "auto"

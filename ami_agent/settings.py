@@ -7,6 +7,7 @@ import dataclasses
 import io
 import re
 import types
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import partial
@@ -124,6 +125,7 @@ def parse_known(default: Settings, argv: Sequence[str], program: str) -> tuple[S
 
 
 def _parse(default: Any, argv: Sequence[str], program: str, **how: Any) -> Any:
+    _check_once(argv)
     said, complaint = io.StringIO(), io.StringIO()
     flags = (tyro.conf.FlagCreatePairsOff,)
     try:
@@ -134,6 +136,16 @@ def _parse(default: Any, argv: Sequence[str], program: str, **how: Any) -> Any:
             raise UnusableInput(_one_line(complaint.getvalue() or said.getvalue())) from None
         print(said.getvalue(), end="")  # --help
         raise
+
+
+def _check_once(argv: Sequence[str]) -> None:
+    """Of a flag that is given twice only the last would count, and nobody would know."""
+    flags = Counter(arg.partition("=")[0].replace("_", "-") for arg in argv if arg[:2] == "--")
+    for flag, times in flags.items():
+        if times > 1:
+            raise UnusableInput(
+                f"{flag} is given {times} times; once will do, with all it is to say"
+            )
 
 
 def _narrow(default: Any) -> Any:

@@ -96,8 +96,9 @@ def test_whoever_lives_in_a_world_is_judged_in_the_same_episodes():
 
 def test_a_curve_is_found_once_and_of_another_task_it_is_refused(tmp_path, capsys):
     pytest.importorskip("stable_baselines3", reason="the extra `baselines` is not installed")
-    flags = ("--env.id", "CartPole-v1", "--who", "random", "ppo", "--seeds", 1, "--episodes", 3,
-             "--every", 100, "--out", tmp_path / "kept", "--json", tmp_path / "j")  # fmt: skip
+    world = ("--env.id", "CartPole-v1", "--seeds", 1, "--episodes", 3, "--every", 100, "--out",
+             tmp_path / "kept", "--json", tmp_path / "j")  # fmt: skip
+    flags = (*world, "--who", "random", "ppo")
     assert ask("bench", "baselines", *flags, "--steps", 300) == 0
     found = json.loads((tmp_path / "j").read_text())["CartPole-v1"]
     assert found["solved_at"] == 475
@@ -116,7 +117,7 @@ def test_a_curve_is_found_once_and_of_another_task_it_is_refused(tmp_path, capsy
     said = refuse(capsys, "bench", "baselines", *flags, "--steps", 400)
     assert "PPO-0-3.json was found with other settings, steps is 300, not 400" in said
     assert "SAC can't live in CartPole-v1" in refuse(
-        capsys, "bench", "baselines", *flags, "--who", "sac"
+        capsys, "bench", "baselines", *world, "--who", "sac"
     )
 
 

@@ -79,6 +79,14 @@ def test_bad_input_gets_one_line(argv, said, capsys, tmp_path, monkeypatch):
     assert said in refuse(capsys, *argv)
 
 
+def test_a_flag_that_is_given_twice_is_refused(capsys):
+    said = refuse(capsys, "ablate", "two-rooms", "--without", "critic", "--without=habit")
+    assert "--without is given 2 times; give it once" in said
+    assert "--env.id is given 2 times" in refuse(
+        capsys, "train", "gym", "--env.id", "Pendulum-v1", "--env.id", "CartPole-v1"
+    )
+
+
 def test_a_flag_reaches_its_box(capsys, tmp_path):
     assert "--out" in refuse(capsys, "train", "two-rooms", "--out")
     with pytest.raises(SystemExit) as stop:

@@ -11,7 +11,12 @@ from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage
 from ami_agent.recipes.gym import gym
 from ami_agent.recipes.maze import maze, maze_7, maze_9, maze_levels, maze_pixels
-from ami_agent.recipes.point_maze import point_maze, point_maze_medium
+from ami_agent.recipes.point_maze import (
+    point_maze,
+    point_maze_medium,
+    point_maze_medium_pixels,
+    point_maze_pixels,
+)
 from ami_agent.recipes.push import push
 from ami_agent.recipes.reach import reach
 from ami_agent.recipes.two_rooms import (
@@ -39,6 +44,8 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "gym": gym,
     "point-maze": point_maze,
     "point-maze-medium": point_maze_medium,
+    "point-maze-pixels": point_maze_pixels,
+    "point-maze-medium-pixels": point_maze_medium_pixels,
     "reach": reach,
     "push": push,
 }

@@ -63,11 +63,15 @@ def maze_levels() -> Config:
 
 def maze_pixels() -> Config:
     """The same maze seen from above: points in the image and how they move make the state."""
-    base = maze()
+    return from_above(maze(), "maze-pixels")
+
+
+def from_above(base: Config, recipe: str) -> Config:
+    """A recipe for a maze, of one who sees an image of it instead of where he is and how fast."""
     world = replace(base.world, options={**base.world.options, "senses": "image"})
     return replace(
         base,
-        recipe="maze-pixels",
+        recipe=recipe,
         world=world,
         evaluation=world,
         perception=KeypointEncoder.Config(now=(0, 1), before=(0, 2)),

@@ -8,7 +8,7 @@ from ami_agent.build import Config
 from ami_agent.learning import Learning
 from ami_agent.lessons import Live, Separate
 from ami_agent.life import WorldConfig
-from ami_agent.recipes.maze import maze
+from ami_agent.recipes.maze import from_above, maze
 
 
 def point_maze() -> Config:
@@ -31,3 +31,13 @@ def point_maze_medium() -> Config:
         objective=replace(base.objective, learning=replace(base.objective.learning, steps=3000)),
         teacher=Separate(learning=Learning(steps=2500, batch=256, lr=2e-3)),
     )
+
+
+def point_maze_pixels() -> Config:
+    """The maze "u" seen from above: points in the image and how they move make the state."""
+    return from_above(point_maze(), "point-maze-pixels")
+
+
+def point_maze_medium_pixels() -> Config:
+    """The maze "medium" seen from above."""
+    return from_above(point_maze_medium(), "point-maze-medium-pixels")

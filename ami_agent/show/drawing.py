@@ -25,7 +25,8 @@ Corner: TypeAlias = Literal["upper center", "upper right"]
 LEGEND = {"lived": LIVED, "chosen": CHOSEN, "considered": CONSIDERED, "subgoals": HOPED}
 FADE = LinearSegmentedColormap.from_list("fade", ["#c9d8f8", LIVED])
 
-SIDE, DPI = 4.8, 100  # inches; 480 pixels
+SIDE, DPI = 4.8, 100  # inches
+PANEL = round(SIDE * DPI)  # pixels
 SAID, NAMED = 0.25, 0.25  # inches below the panels, for the caption and for the legend
 FILM = 100  # frames, at most
 KEYS = 6  # frames on a sheet
@@ -63,7 +64,7 @@ def film(episode: Episode) -> list[Image.Image]:
 def _under(figure: Figure, moment: Moment) -> np.ndarray:
     """The moment's pictures, side by side, under what is drawn in the figure; uint8 [h, w, 3]."""
     drawn = Image.fromarray(_rgba(figure))
-    ground, side = Image.new("RGBA", drawn.size, "white"), round(SIDE * DPI)
+    ground, side = Image.new("RGBA", drawn.size, "white"), PANEL
     for number, panel in enumerate(moment.panels):
         picture = Image.fromarray(panel.picture)
         share = side / max(picture.size)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import islice
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -89,6 +90,14 @@ class Life(NamedTuple):
         return f"{reached} after {_steps(self.arrived)} {end}"
 
 
+Onlooker: TypeAlias = Callable[[Callable[[], Sequence[Life]]], None]
+"""Called at every moment with a way to ask for the lives so far."""
+
+
+def nobody(lives: Callable[[], Sequence[Life]]) -> None:
+    """Looks at lives when they are over."""
+
+
 def _steps(count: int) -> str:
     return f"{count} step" if count == 1 else f"{count} steps"
 
@@ -96,9 +105,10 @@ def _steps(count: int) -> str:
 def watch(
     agent: Agent, config: WorldConfig, camera: Camera, episodes: int, modes: Sequence[str],
     seed: int, assignment: Assignment, report: Reporter, most: int | None = None,
+    onlooker: Onlooker = nobody,
 ) -> Iterator[tuple[Life, ...]]:  # fmt: skip
     """The lives of seeds `seed`, `seed` + 1, ..., each once in every mode; of each at most so many
-    steps."""
+    steps. The onlooker is called as they live."""
     if episodes < 1:
         raise UnusableInput(f"episodes is {episodes}; it must be at least 1")
     agent.eval()
@@ -107,7 +117,7 @@ def watch(
         lives = []
         for mode in modes:
             with closing(config.build(count, agent.device, **camera.options)) as world:
-                eyes = _Watch(agent, world, camera, seed + first)
+                eyes = _Watch(agent, world, camera, seed + first, onlooker)
                 with report.progress(f"live, {mode}", _longest(world)) as bar:
                     lives.append(eyes.live(config, mode, assignment, bar, most))
         yield from zip(*lives, strict=True)
@@ -123,8 +133,11 @@ def _longest(world: World) -> int:
 class _Watch:
     """Lives in B worlds until the first episode of each is over, and takes notes."""
 
-    def __init__(self, agent: Agent, world: World, camera: Camera, seed: int) -> None:
+    def __init__(
+        self, agent: Agent, world: World, camera: Camera, seed: int, onlooker: Onlooker
+    ) -> None:
         self.agent, self.world, self.camera, self.seed = agent, world, camera, seed
+        self.onlooker = onlooker
         self.obs, self.info = world.reset(seed)
         self.step, self.every = 0, 1
         self.instants: list[list[Instant]] = [[] for _ in range(world.count)]
@@ -143,19 +156,25 @@ class _Watch:
         self.agent.begin()
         scene = Scene(self.world, self.obs, self.info)
         self.agent.configure(task_of(assignment, scene, mode), self.seed)
+        self.lives = partial(self._lives, config, mode, bool(assignment.drives))
         for lived in islice(live(self._act, self.world, self.obs), most):
             self._judge(lived)
             bar.advance()
             if not self.going.any():
                 break
+        return self.lives()
+
+    def _lives(self, config: WorldConfig, mode: str, driven: bool) -> list[Life]:
+        """So far, the present moment too."""
         focus, name = _focus(self.agent), f"{config.id} {config.variant}".strip()
         goals = focus.goal.expand(self.world.count, -1)
         states, factors = torch.stack(self.states, 1), np.stack(self.factors, 1)
+        length = np.minimum(self.length + self.going, len(self.states))
         return [
             Life(
-                name, mode, self.seed + i, self.instants[i], states[i, : self.length[i]],
-                factors[i, : self.length[i]], self.arrived[i], bool(self.stayed[i]),
-                bool(self.judged[i]), float(self.returned[i]), bool(assignment.drives),
+                name, mode, self.seed + i, self.instants[i], states[i, : length[i]],
+                factors[i, : length[i]], self.arrived[i], bool(self.stayed[i]),
+                bool(self.judged[i]), float(self.returned[i]), driven,
                 focus._replace(goal=goals[i : i + 1]),
             )
             for i in range(self.world.count)
@@ -195,6 +214,7 @@ class _Watch:
                     {name: term[i] for name, term in ahead.items()}, thinking[i], float(to_go[i]),
                 )
             )  # fmt: skip
+        self.onlooker(self.lives)
 
     def _judge(self, lived: Lived) -> None:
         self.info = lived.info

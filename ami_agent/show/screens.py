@@ -1,0 +1,209 @@
+"""Where what is drawn can be seen at once: a terminal, two pixels to a character, and a page that
+this machine serves to itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Condition, Thread
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from rich.color import Color
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.live import Live
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+
+from ami_agent.show.drawing import PANEL
+from modules.types import UnusableInput
+
+WIDE = 24
+"""Characters of a bar."""
+LEVELS = " ▁▂▃▄▅▆▇█"
+
+
+class Line(NamedTuple):
+    """A line of text, and behind it a bar for one number from 0 to 1, or a curve of several."""
+
+    text: str
+    shares: Sequence[float] = ()
+    colour: str = "default"
+
+    def drawn(self) -> str:
+        """Bar or curve, in characters."""
+        if len(self.shares) == 1:
+            return "█" * round(WIDE * self.shares[0])
+        return "".join(LEVELS[round(share * (len(LEVELS) - 1))] for share in self.shares)
+
+    def label(self) -> str:
+        """The text, as wide as all that have something behind them."""
+        return f"{self.text:32.32} " if self.shares else self.text
+
+
+class Blocks:
+    """A picture in a terminal, two pixels to a character."""
+
+    def __init__(self, picture: Image.Image, taken: int) -> None:
+        """`taken`: lines that are needed for something else."""
+        self.picture, self.taken = picture.convert("RGB"), taken
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        wide, high = self.picture.size
+        share = min(options.max_width / wide, 2 * max(1, console.height - self.taken) / high)
+        size = max(1, int(wide * share)), 2 * max(1, int(high * share / 2))
+        rows = np.asarray(self.picture.resize(size, Image.Resampling.BOX))
+        for upper, lower in zip(rows[::2], rows[1::2], strict=True):
+            for over, under in zip(upper.tolist(), lower.tolist(), strict=True):
+                style = Style(color=Color.from_rgb(*over), bgcolor=Color.from_rgb(*under))
+                yield Segment("▀", style)
+            yield Segment.line()
+
+
+class Terminal:
+    """Each moment in the place of the one before."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+
+    def show(self, picture: Image.Image, lines: Sequence[Line]) -> None:
+        """Below the picture the lines."""
+        texts: Iterable[RenderableType] = (
+            Text.assemble(line.label(), (line.drawn(), line.colour)) for line in lines
+        )
+        seen = picture.crop((0, 0, picture.width, PANEL))  # letters would be too small to read
+        self.live.update(Group(Blocks(seen, len(lines) + 2), *texts), refresh=True)
+
+
+class Lines:
+    """Where there is no terminal: a line for each moment."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def show(self, picture: Image.Image, lines: Sequence[Line]) -> None:
+        """What there is to read."""
+        told = "; ".join(line.text for line in lines)
+        self.console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def terminal(console: Console) -> Iterator[Terminal | Lines]:
+    """Whatever the console can do."""
+    if not console.is_terminal:
+        yield Lines(console)
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield Terminal(live)
+
+
+HTML = """<!doctype html><meta charset="utf-8"><title>as it lives</title>
+<style>body{font:15px system-ui;margin:2em auto;max-width:60em;background:Canvas;color:CanvasText;
+color-scheme:light dark}img{max-width:100%;border-radius:6px}pre{line-height:1.3}</style>
+<img src="picture" alt="what the agent considers, chooses and does"><pre id="told"></pre>
+<script>
+(async () => {
+  const reader = (await fetch("told")).body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const {value, done} = await reader.read();
+    if (done) break;
+    const parts = (text += value).split("\\f");
+    text = parts.pop();
+    if (parts.length) document.getElementById("told").innerHTML = parts.pop();
+  }
+})();
+</script>
+"""
+PARTED = "multipart/x-mixed-replace; boundary=moment"
+
+
+class Page:
+    """A page for the browsers of this machine alone; whoever opens it sees the present moment and
+    all that follow."""
+
+    def __init__(self, port: int) -> None:
+        """Raises UnusableInput where the port can't be had."""
+        self.news, self.moment, self.over = Condition(), 0, False
+        self.picture = self.text = b""
+        page = self
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                page.answer(self)
+
+            def log_message(self, *said: Any) -> None:
+                """Who looked is nobody's business."""
+
+        try:
+            self.server = ThreadingHTTPServer(("127.0.0.1", port), Answer)
+        except (OSError, OverflowError) as error:
+            told = getattr(error, "strerror", None) or "it must be from 0 to 65535"
+            raise UnusableInput(f"--port {port} can't be had: {told}") from None
+        self.server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self.server.server_port}/"
+
+    def __enter__(self) -> Page:
+        Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self.news:
+            self.over = True
+            self.news.notify_all()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def show(self, picture: Image.Image, lines: Sequence[Line]) -> None:
+        """To all that look."""
+        kept = io.BytesIO()
+        picture.convert("RGB").save(kept, "JPEG", quality=85)
+        rows = map(_html, lines)
+        with self.news:
+            self.picture, self.text = kept.getvalue(), "\n".join(rows).encode()
+            self.moment += 1
+            self.news.notify_all()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """The page, or one of its two streams."""
+        kinds = {"/": "text/html; charset=utf-8", "/picture": PARTED, "/told": "text/plain"}
+        if request.path not in kinds:
+            request.send_error(404)
+            return
+        request.send_response(200)
+        request.send_header("Content-Type", kinds[request.path])
+        request.send_header("Cache-Control", "no-store")
+        request.end_headers()
+        if request.path == "/":
+            request.wfile.write(HTML.encode())
+            return
+        try:
+            for picture, text in self._moments():
+                if request.path == "/told":
+                    request.wfile.write(text + b"\f")
+                else:
+                    head = f"--moment\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}"
+                    request.wfile.write(head.encode() + b"\r\n\r\n" + picture + b"\r\n")
+        except (BrokenPipeError, ConnectionResetError):
+            """Whoever looked has gone."""
+
+    def _moments(self) -> Iterator[tuple[bytes, bytes]]:
+        """The present one and each that follows, until all is over."""
+        shown = 0
+        while True:
+            with self.news:
+                while self.moment == shown:
+                    if self.over:
+                        return
+                    self.news.wait()
+                shown, now = self.moment, (self.picture, self.text)
+            yield now
+
+
+def _html(line: Line) -> str:
+    return f'{escape(line.label())}<span style="color:{line.colour}">{line.drawn()}</span>'
