@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict
+from rich.console import Console
 
 import ami_agent as ami
+from ami_agent.bench.baselines import Baselines, suiting
 from ami_agent.build import build, capacity
 from ami_agent.evaluate import judge
 from ami_agent.learning import Learning
@@ -179,3 +181,24 @@ def test_who_looks_back_so_learns_to_arrive(tmp_path):
     found = judge(agent, config.evaluation, modes=("react",), episodes=50)["react"]
     assert found["final_success"]["mean"] > 0.9
     assert found["baselines"]["random"]["final_success"]["mean"] < 0.2
+
+
+def test_who_else_learns_in_hindsight_is_judged_in_the_same_episodes(tmp_path):
+    pytest.importorskip("stable_baselines3", reason="the extra `baselines` is not installed")
+    bench = Baselines(
+        env=WorldConfig(id="ami-test/Aim-v0"), steps=1100, every=1100, seeds=1, episodes=5,
+        who=("random", "her"), out=str(tmp_path),
+    )  # fmt: skip
+    found = bench.run(Console(quiet=True))["ami-test/Aim-v0"]["curves"]
+    ((steps, mark, _),) = found["her"][0]
+    assert steps == 1100
+    assert 0 <= mark <= 30
+    plain = WorldConfig(id="Pendulum-v1")
+    with pytest.raises(UnusableInput, match="HER can't live in Pendulum-v1"):
+        replace(bench, env=plain, who=("her",)).run(Console(quiet=True))
+
+
+def test_the_rival_suits_the_world():
+    worlds = {"ami-test/Aim-v0": "her", "Pendulum-v1": "sac", "CartPole-v1": "ppo"}
+    for name, rival in worlds.items():
+        assert suiting(ami.recipes.gym(WorldConfig(id=name))) == rival

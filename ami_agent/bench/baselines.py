@@ -28,7 +28,7 @@ from ami_agent.train import train
 from modules.bounds import Choice
 from modules.types import UnusableInput, require
 
-Who = Literal["random", "ami", "sac", "td3", "ppo", "dqn"]
+Who = Literal["random", "ami", "sac", "td3", "ppo", "dqn", "her"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,9 @@ EXAMS: Mapping[str, Exam] = {
     "Pendulum-v1": Exam(steps=3000, every=250, their_steps=6000, their_every=500, solved=-200.0),
     "CartPole-v1": Exam(steps=3000, every=250, their_steps=50_000, their_every=4096),
     "InvertedPendulum-v5": Exam(steps=3000, every=250, their_steps=12_000, their_every=1000),
-    "Reacher-v5": Exam(steps=12_000, every=1000, their_steps=20_000, their_every=2000),
+    "Reacher-v5": Exam(steps=20_000, every=2000, their_steps=20_000, their_every=2000),
     "HalfCheetah-v5": Exam(
-        steps=100_000, every=10_000, their_steps=100_000, their_every=10_000, ratio=0.5
+        steps=30_000, every=3000, their_steps=100_000, their_every=10_000, ratio=0.5
     ),
 }  # fmt: skip
 
@@ -64,7 +64,8 @@ class Baselines:
     env: WorldConfig = field(default_factory=lambda: WorldConfig(id=""))
     """One world, any that Gymnasium knows."""
     who: tuple[Who, ...] = ()
-    """Who lives in it; if not given, random motion, this agent, and SAC or else PPO."""
+    """Who lives in it; if not given, random motion, this agent, and SAC, with HER where the world
+    has goals of its own, or PPO where actions are choices."""
     steps: int = 0
     """Steps of life; if not given, those of the world's exam, or 10000. This agent lives 500 of
     random motion before."""
@@ -97,7 +98,7 @@ class Baselines:
         if not self.who or set(self.who) - {"random", "ami"}:
             rivals.check_installed()
         exam = self._exam(name)
-        suits: Who = "ppo" if isinstance(config.bounds, Choice) else "sac"
+        suits = suiting(config)
         curves: dict[str, list[Curve]] = {}
         for who in self.who or ("random", "ami", suits):
             life = {"random": (0, 0), "ami": (exam.steps, exam.every)}
@@ -117,6 +118,14 @@ class Baselines:
             their_steps=self.steps or exam.their_steps, their_every=self.every or exam.their_every,
             solved=next((mark for mark in known if mark is not None), None),
         )  # fmt: skip
+
+
+def suiting(config: Config) -> Who:
+    """Who of Stable-Baselines3 suits a world."""
+    if isinstance(config.bounds, Choice):
+        return "ppo"
+    assert isinstance(config.interact, Interact)
+    return "her" if config.interact.hindsight else "sac"
 
 
 @dataclass(frozen=True)

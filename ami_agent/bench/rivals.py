@@ -21,6 +21,9 @@ from modules.types import UnusableInput
 SMALLEST = 36
 """Pixels to a side of the smallest picture that its convolutions fit into."""
 
+FIRST = 1000
+"""Steps, or an episode, before hindsight learns: it looks back on episodes that are over."""
+
 Curve: TypeAlias = list[tuple[int, float, float]]
 """Steps of life, mean return of the judging episodes, seconds of training."""
 
@@ -75,10 +78,17 @@ def _model(who: str, config: WorldConfig, seed: int, device: str) -> Any:
     import stable_baselines3 as sb3  # an extra
     from stable_baselines3.common.env_util import make_vec_env
 
-    kinds = {"sac": sb3.SAC, "td3": sb3.TD3, "ppo": sb3.PPO, "dqn": sb3.DQN}
+    kinds = {"sac": sb3.SAC, "td3": sb3.TD3, "ppo": sb3.PPO, "dqn": sb3.DQN, "her": sb3.SAC}
     envs = make_vec_env(lambda: alone(config), 1, seed=seed)
+    lasts = config.limit or envs.get_attr("spec")[0].max_episode_steps or 0
+    hindsight = {
+        "replay_buffer_class": sb3.HerReplayBuffer, "learning_starts": max(FIRST, lasts + 1)
+    }  # fmt: skip
     try:
-        return kinds[who](_policy(envs.observation_space), envs, seed=seed, device=device)
+        return kinds[who](
+            _policy(envs.observation_space), envs, seed=seed, device=device,
+            **(hindsight if who == "her" else {}),
+        )  # fmt: skip
     except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())
         raise UnusableInput(f"{who.upper()} can't live in {config.id}: {told}") from None
