@@ -20,6 +20,8 @@ from modules.recall import NoRecall, recalled
 from modules.types import Observation, Trajectory, each
 from modules.world_model import WorldModel
 
+NONE = torch.empty(0)
+
 See = Callable[[Observation], Tensor]
 """Observations `[N, *O]` -> features `[N, D]`."""
 
@@ -27,7 +29,7 @@ See = Callable[[Observation], Tensor]
 def world_model_loss(
     trajectory: Trajectory, perceive: See, target: Callable[[Observation, Tensor], Tensor],
     recall: NoRecall, model: WorldModel, random: torch.Generator, *, channels: int, together: int,
-    context: int = 0, others: Collection[str] = (),
+    context: int = 0, others: Collection[str] = (), kinds: Tensor = NONE,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The joint-embedding prediction over several steps, and what keeps it from collapsing.
 
@@ -38,7 +40,8 @@ def world_model_loss(
     each of the first `context` + 1 states the rest of the window is unrolled, `context` steps less
     than it is long. What can't be known of a step is inferred from the states it joins. `others`:
     which terms of `objectives.OTHERS` are asked for; the two views that some of them compare are
-    the last state of a window as it was predicted and as it came.
+    the last state of a window as it was predicted and as it came; `kinds` `[K, D]` are the
+    prototypes of one of them.
     """
     actions, batch = trajectory.actions, trajectory.actions.shape[:2]
     flat = each(lambda part: part.flatten(0, 1), trajectory.obs)
@@ -63,6 +66,7 @@ def world_model_loss(
         "contrast": lambda: objectives.contrast(*views),
         "margin": lambda: objectives.margin(*views),
         "straightness": lambda: objectives.straightness(states),
+        "prototypes": lambda: objectives.prototypes(*views, kinds),
     }
     return {
         **unrolled,

@@ -141,6 +141,35 @@ def straightness(states: Tensor) -> Tensor:
     return (1 - nn.functional.cosine_similarity(steps[:, 1:], steps[:, :-1], dim=-1)).mean()
 
 
+def prototypes(
+    predicted: Tensor, target: Tensor, kinds: Tensor, temperature: float = 0.1
+) -> Tensor:
+    """From what was predicted `[N, D]` is to be told to which of some learnt kinds `[K, D]` belongs
+    what came `[N, D]`, and the other way round; all kinds are met as often; scalar.
+
+    SwAV's swapped prediction (Caron et al. 2020, equations 1 and 2).
+    """
+    ways = nn.functional.normalize(kinds, dim=-1)
+    one, other = (nn.functional.normalize(v, dim=-1) @ ways.T for v in (predicted, target))
+    swapped = ((other, one), (one, other))
+    return torch.stack([
+        nn.functional.cross_entropy(likely / temperature, sinkhorn(seen))
+        for seen, likely in swapped
+    ]).mean()  # fmt: skip
+
+
+@torch.no_grad()
+def sinkhorn(alike: Tensor, sharpness: float = 20.0, rounds: int = 3) -> Tensor:
+    """How much N things belong to K kinds, from how alike they are `[N, K]`: every thing as a
+    whole, every kind as often as the others (Sinkhorn-Knopp; Caron et al. 2020, equation 3; Cuturi
+    2013)."""
+    share = (sharpness * (alike - alike.amax(1, keepdim=True))).exp()
+    for _ in range(rounds):
+        share = share / share.sum(0).clamp_min(_EPS**2)
+        share = share / share.sum(1, keepdim=True).clamp_min(_EPS**2)
+    return share
+
+
 def directions(features: int, random: torch.Generator, count: int = 64) -> Tensor:
     """`[K, C]` directions of length 1, drawn uniformly."""
     return nn.functional.normalize(torch.randn(count, features, generator=random), dim=-1)
@@ -179,7 +208,8 @@ class Weights:
     contrast: float = 0.0
     margin: float = 0.0
     straightness: float = 0.0
+    prototypes: float = 0.0
 
 
-OTHERS = ("redundancy", "gaussianity", "contrast", "margin", "straightness")
+OTHERS = ("redundancy", "gaussianity", "contrast", "margin", "straightness", "prototypes")
 """Terms that stand in for others, computed only where they have a weight."""

@@ -131,7 +131,7 @@ def loss_of_a_walk(scale: float) -> dict[str, Tensor]:
     actions = 0.1 * normal(64, 4, 2)
     start = normal(64, 1, 2, seed=1)
     obs = torch.cat([start, start + actions.cumsum(1)], 1)
-    how = {"channels": 2, "together": 4, "others": objectives.OTHERS}
+    how = {"channels": 2, "together": 4, "others": objectives.OTHERS, "kinds": torch.eye(2)}
     return loss(walked(obs, actions), scale, model(scale), **how)
 
 
@@ -268,6 +268,26 @@ def test_a_margin_by_hand():
     assert objectives.margin(10 * target, 10 * target).item() == pytest.approx(0, abs=1e-8)
 
 
+def test_prototypes_by_hand():
+    ways = torch.eye(2)
+    right = log(1 + exp(-1 / 0.1))  # each is of its own kind, and told to be
+    assert objectives.prototypes(3 * ways, ways, 2 * ways).item() == pytest.approx(right, rel=0.02)
+    wrong = right + 1 / 0.1
+    assert objectives.prototypes(ways.flip(0), ways, ways).item() == pytest.approx(wrong, rel=1e-3)
+    same = ways[:1].expand(2, -1)  # collapsed: both kinds must be met, and can't be told apart
+    between = (right + wrong) / 2
+    assert objectives.prototypes(same, same, ways).item() == pytest.approx(between, rel=1e-3)
+
+
+def test_every_kind_is_met_as_often_and_every_thing_is_whole():
+    random = torch.Generator().manual_seed(0)
+    alike = torch.rand(60, 4, generator=random) + torch.tensor([0.5, 0.0, 0.0, 0.0])
+    share = objectives.sinkhorn(alike, rounds=50)
+    torch.testing.assert_close(share.sum(1), torch.ones(60))
+    torch.testing.assert_close(share.sum(0), torch.full((4,), 15.0), atol=0.1, rtol=0)
+    assert objectives.sinkhorn(torch.tensor([[-1e9, 0.0]])).isfinite().all()
+
+
 def test_straightness_by_hand():
     straight = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]]])
     corner = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 2.0], [1.0, 1.0]]])
@@ -281,7 +301,7 @@ def test_terms_that_stand_in_for_others_are_computed_only_where_they_are_asked_f
     how = {"channels": 2, "together": 1}
     asked = loss(walk, 1.0, model(1.0), **how, others=("gaussianity",))
     assert set(asked) & set(objectives.OTHERS) == {"gaussianity"}
-    whole = loss(walk, 1.0, model(1.0), **how, others=objectives.OTHERS)
+    whole = loss(walk, 1.0, model(1.0), **how, others=objectives.OTHERS, kinds=torch.eye(2))
     assert set(objectives.OTHERS) <= set(whole)
     for name, value in asked.items():
         assert value.equal(whole[name]) or name == "gaussianity", name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,12 +14,15 @@ from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states, primi
 from ami_agent.lessons.hindsight import Remembered
 from ami_agent.life import WorldConfig
 from ami_agent.losses import unroll_loss, world_model_loss
-from modules.objectives import OTHERS, Weights
+from modules.objectives import OTHERS, Weights, directions
 from modules.targets import Itself, MovingAverage, Stopped
 from modules.types import Trajectory, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
+
+KINDS = 64
+"""Prototypes, where there are any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,9 @@ class Predict(Study):
         agent.world_model.feeling.adapt(some.interoception[:, 0].to(agent.device))  # type: ignore[operator]
 
         others = [name for name in OTHERS if getattr(self.weights, name)]
+        drawn = directions(prod(agent.shape), torch.Generator().manual_seed(seed), KINDS)
+        kinds = nn.Parameter(drawn.to(agent.device))
+        learnt = nn.ParameterList([kinds] if "prototypes" in others else [])
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
             batch = remembered.sample(self.learning.batch, window, random, self.together)
@@ -65,11 +72,11 @@ class Predict(Study):
                 batch, lambda obs: perception(obs, primed), lambda obs, s: target(obs, s, primed),
                 agent.recall, agent.world_model, random,
                 channels=agent.shape[0], together=self.together, context=self.context,
-                others=others,
+                others=others, kinds=kinds,
             )  # fmt: skip
 
         return GradientPupil(
-            nn.ModuleList([agent.perception, agent.recall, agent.world_model, target]),
+            nn.ModuleList([agent.perception, agent.recall, agent.world_model, target, learnt]),
             loss,
             self.learning,
             weights=asdict(self.weights),
