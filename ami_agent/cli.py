@@ -91,7 +91,9 @@ def _picture(agent: Any, world: WorldConfig, report: Report) -> None:
     from ami_agent.show import picture  # drawing is slow to import
 
     try:
-        report.picture("episode", picture(agent, world, EPISODES_FROM), 0)
+        sheet, film = picture(agent, world, EPISODES_FROM)
+        report.picture("episode", sheet, 0)
+        report.film("film", film, 0)
     except UnusableInput as error:
         report.say(f"no picture of an episode: {error}")
 
@@ -137,7 +139,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     console.print(f"living and drawing {flags.episodes} episodes", highlight=False)
     page = show(
         agent, world, Path(flags.out or Path(name) / "show"),
-        task=flags.task, report=Spoken(console), **asked,
+        task=flags.task, report=Spoken(console), mp4=flags.mp4, **asked,
     )  # fmt: skip
     _write(flags.json, {"page": str(page), **asked})
     console.print(f"open {page}", soft_wrap=True)

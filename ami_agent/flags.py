@@ -81,6 +81,8 @@ class ShowFlags:
     """One of the recipe's tasks; its first one if not given."""
     episodes: int = 3
     seed: int = EPISODES_FROM
+    mp4: bool = False
+    """Films as mp4 as well as GIF; needs ffmpeg (extra `film`)."""
     live: bool = False
     """Draw each moment as it is lived, in the terminal and on a page of this machine, and write no
     pictures."""

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -33,6 +34,7 @@ class Reporter(Protocol):
 
     def scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None: ...
     def picture(self, tag: str, image: Tensor | np.ndarray, step: int) -> None: ...
+    def film(self, tag: str, gif: bytes, step: int) -> None: ...
     def say(self, text: str) -> None: ...
     def progress(
         self, stage: str, total: int, start: int = 0
@@ -71,6 +73,9 @@ class Silence:
         """Nothing."""
 
     def picture(self, tag: str, image: Tensor | np.ndarray, step: int) -> None:
+        """Nothing."""
+
+    def film(self, tag: str, gif: bytes, step: int) -> None:
         """Nothing."""
 
     def say(self, text: str) -> None:
@@ -144,6 +149,12 @@ class Report(Spoken):
     def picture(self, tag: str, image: Tensor | np.ndarray, step: int) -> None:
         """`image`: uint8 [H, W, 3]."""
         self._board.add_image(tag, image, step, dataformats="HWC")
+
+    def film(self, tag: str, gif: bytes, step: int) -> None:
+        """Beside the pictures: TensorBoard plays a GIF as it is."""
+        shown = Summary.Image(encoded_image_string=gif, colorspace=3)
+        summary = Summary(value=[Summary.Value(tag=tag, image=shown)])
+        self._board._get_file_writer().add_summary(summary, step)
 
     def close(self) -> None:
         """Nothing can be said afterwards."""

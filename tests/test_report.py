@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ami_agent import report, statistics
+from ami_agent.show.files import gif
 from modules.types import UnusableInput
 
 
@@ -38,6 +40,8 @@ def test_scalars_reach_the_file_and_tensorboard(tmp_path):
     out = report.Report(tmp_path, paper())
     out.scalars("model", 3, {"loss": torch.tensor(0.5), "odd": math.nan})
     out.picture("plan", torch.zeros(4, 5, 3, dtype=torch.uint8), 3)
+    film = gif([Image.new("RGB", (6, 7), colour) for colour in ("red", "blue")])
+    out.film("film", film, 4)
     out.close()
     (line,) = told(tmp_path)
     assert line["time"] > 0
@@ -47,6 +51,8 @@ def test_scalars_reach_the_file_and_tensorboard(tmp_path):
     board = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in board.Scalars("model/loss")] == [(3, 0.5)]
     assert (board.Images("plan")[0].height, board.Images("plan")[0].width) == (4, 5)
+    (shown,) = board.Images("film")
+    assert (shown.step, shown.encoded_image_string) == (4, film)
 
 
 def test_a_run_that_goes_on_appends_behind_the_last_whole_line(tmp_path):
@@ -105,6 +111,7 @@ def test_silence_listens_to_everything_and_says_nothing(capsys):
     nobody = report.Silence()
     nobody.scalars("a", 1, {"b": 2.0})
     nobody.picture("a", np.zeros((1, 1, 3), np.uint8), 1)
+    nobody.film("a", b"", 1)
     nobody.say("a")
     with nobody.progress("a", 3) as progress:
         progress.advance(3, loss=1.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import re
+import subprocess
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
@@ -18,8 +21,9 @@ from ami_agent.build import build
 from ami_agent.life import World
 from ami_agent.recipes import two_rooms
 from ami_agent.report import Silence
-from ami_agent.show import drawing, landscape, picture, show
+from ami_agent.show import drawing, files, landscape, picture, show
 from ami_agent.show.episodes import watch
+from ami_agent.show.files import PACE, REST, ffmpeg, write_mp4
 from ami_agent.show.paint import ink
 from ami_agent.show.scenes import Episode, seen
 from ami_agent.show.thoughts import critic
@@ -232,8 +236,32 @@ def test_where_wishes_are_ignored_there_is_no_landscape(agent, planned, readout,
     assert landscape.survey(agent, WORLD, readout, planned[0].life) is None
 
 
+def test_films_as_mp4_play_as_long_as_the_gif(agent, tmp_path):
+    try:
+        program = ffmpeg()
+    except UnusableInput as error:
+        pytest.skip(str(error))
+    show(agent, WORLD, tmp_path, episodes=1, mp4=True)
+    asked = [program, "-i", str(tmp_path / "episode-0.mp4"), "-f", "null", "-"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=True).stderr
+    assert "h264" in told
+    assert "480x530" in told
+    assert int(re.findall(r"frame= *(\d+)", told)[-1]) == STEPS + REST // PACE
+    with pytest.raises(UnusableInput, match=r"nowhere/film.mp4 can't be written: .*No such file"):
+        write_mp4(tmp_path / "nowhere" / "film.mp4", [Image.new("RGB", (8, 8))], program)
+
+
+def test_without_ffmpeg_it_is_said_before_anything_is_lived(agent, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(files, "find_spec", lambda name: None)
+    with pytest.raises(UnusableInput, match=r"--mp4 needs ffmpeg: .*ami-agent\[film\]"):
+        show(agent, WORLD, tmp_path / "out", episodes=1, mp4=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_picture_for_tensorboard(agent):
-    image = picture(agent, WORLD, 0)
+    image, film = picture(agent, WORLD, 0)
+    assert Image.open(io.BytesIO(film)).n_frames > 1
     assert image.dtype == np.uint8
     assert image.shape[2] == 3
     assert image.std() > 10

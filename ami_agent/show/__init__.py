@@ -15,6 +15,7 @@ from ami_agent.agent import Agent
 from ami_agent.life import WorldConfig
 from ami_agent.report import Reporter, Silence
 from ami_agent.show.episodes import watch
+from ami_agent.show.files import ffmpeg, gif, write_mp4, write_png
 from ami_agent.show.scenes import Episode, Moment, seen
 from ami_agent.show.views import Drawn, gaze
 from modules.types import UnusableInput
@@ -31,18 +32,19 @@ PICTURED = 200
 def show(
     agent: Agent, config: WorldConfig, out: Path, *,
     episodes: int = 3, mode: str = "plan", task: str = "", seed: int = 0,
-    report: Reporter | None = None,
+    report: Reporter | None = None, mp4: bool = False,
 ) -> Path:  # fmt: skip
     """Lives `episodes` episodes, of seeds `seed`, `seed` + 1, ..., and writes them into `out`:
     `episode-0.gif` and `episode-0.png`, ..., and `index.html`, whose path is returned. `mode` is
     one of the agent's, or "both": Mode-2 and Mode-1 on the same seeds, `episode-0-plan.gif` and
-    `episode-0-react.gif`, ....
+    `episode-0-react.gif`, .... `mp4`: the films as mp4 as well.
 
-    Raises UnusableInput for an unknown mode, or an unusable `out`.
+    Raises UnusableInput for an unknown mode, an unusable `out`, or where there is no ffmpeg.
     """
     from ami_agent.show import drawing, page  # here, because matplotlib takes its time
 
     report = report or Silence()
+    program = ffmpeg() if mp4 else ""
     folder, modes = _folder(out), MODES.get(mode, (mode,))
     assignment = agent.assigned(task)
     config = config.under(assignment)
@@ -57,9 +59,11 @@ def show(
             for life in same:
                 episode = seen(life, view)
                 name = f"episode-{number}" + (f"-{life.mode}" if len(modes) > 1 else "")
-                sheet = drawing.sheet(episode, landscape)
-                drawing.write_gif(folder / f"{name}.gif", drawing.film(episode))
-                drawing.write_png(folder / f"{name}.png", sheet)
+                sheet, film = drawing.sheet(episode, landscape), drawing.film(episode)
+                (folder / f"{name}.gif").write_bytes(gif(film))
+                if program:
+                    write_mp4(folder / f"{name}.mp4", film, program)
+                write_png(folder / f"{name}.png", sheet)
                 acts.append(page.act(episode, sheet))
                 bar.advance()
         chapters.append(page.Chapter(acts, view.told))
@@ -67,9 +71,9 @@ def show(
     return page.write(folder / "index.html", title, chapters)
 
 
-def picture(agent: Agent, config: WorldConfig, seed: int) -> np.ndarray:
-    """The sheet of key frames of one planned episode, of its beginning where it is long; uint8
-    [h, w, 3]."""
+def picture(agent: Agent, config: WorldConfig, seed: int) -> tuple[np.ndarray, bytes]:
+    """The sheet of key frames of one planned episode, of its beginning where it is long, uint8
+    [h, w, 3]; and its film, a GIF."""
     from ami_agent.show import drawing
 
     assignment, silence = agent.assigned(""), Silence()
@@ -79,7 +83,9 @@ def picture(agent: Agent, config: WorldConfig, seed: int) -> np.ndarray:
         agent, config, eyes.camera, 1, ("plan",), seed, assignment, silence, most=PICTURED
     )
     view = eyes.upon([life])
-    return drawing.sheet(seen(life, view), view.landscape(agent, config, life))
+    episode = seen(life, view)
+    sheet = drawing.sheet(episode, view.landscape(agent, config, life))
+    return sheet, gif(drawing.film(episode))
 
 
 def _folder(out: Path) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -30,7 +28,6 @@ PANEL = round(SIDE * DPI)  # pixels
 SAID, NAMED = 0.25, 0.25  # inches below the panels, for the caption and for the legend
 FILM = 100  # frames, at most
 KEYS = 6  # frames on a sheet
-PACE, REST = 110, 1800  # milliseconds a frame is shown, and the last
 
 
 def film(episode: Episode) -> list[Image.Image]:
@@ -192,14 +189,3 @@ def _rgba(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())
-
-
-def write_gif(path: Path, frames: Sequence[Image.Image]) -> None:
-    """Plays for ever, and rests on the last frame."""
-    pace = [PACE] * (len(frames) - 1) + [REST]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pace, loop=0)
-
-
-def write_png(path: Path, image: np.ndarray) -> None:
-    """`image`: uint8 [h, w, 3]"""
-    Image.fromarray(image).save(path)
