@@ -157,7 +157,8 @@ class Cluster:
     def work(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         ray = self._joined()
         try:
-            task = ray.remote(num_cpus=1, max_retries=1)(quietly)
+            gpus = int(any(job.device != "cpu" for job in jobs))
+            task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(quietly)
             waiting = {task.remote(job._replace(run=job.run.absolute())): job for job in jobs}
             while waiting:
                 (done, *_), _ = ray.wait(list(waiting))

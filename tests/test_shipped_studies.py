@@ -1,0 +1,36 @@
+"""The studies of the objective that ship are what they say, and can be carried out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ami_agent.ablate.variants import named
+from ami_agent.train import check
+from tests.conftest import refuse
+
+FILE = Path(__file__).parent.parent / "benchmarks" / "objectives.py"
+
+
+@pytest.mark.parametrize("study", ["collapse", "terms", "fixed", "stand_ins"])
+def test_every_variant_can_be_trained_and_differs_in_the_objective_alone(study, tmp_path):
+    found = named(f"{FILE}:{study}")
+    base = next(iter(found.values()))
+    for name, config in found.items():
+        check(config, tmp_path / name, 0, False)
+        assert {**vars(config), "objective": 0} == {**vars(base), "objective": 0}, name
+
+
+def test_the_published_ablation_takes_one_term_at_a_time():
+    whole, *others = named(f"{FILE}:terms").values()
+    taken = [
+        [n for n, w in vars(whole.objective.weights).items() if w != vars(o.objective.weights)[n]]
+        for o in others
+    ]
+    assert taken == [["variance"], ["covariance"], ["similarity"], ["inverse"]]
+    assert all(vars(o.objective.weights)[n] == 0 for o, (n,) in zip(others, taken, strict=True))
+
+
+def test_they_are_asked_for_by_file_and_name(capsys):
+    assert "no function 'nothing'" in refuse(capsys, "ablate", f"{FILE}:nothing")
