@@ -47,7 +47,7 @@ EXAMS: Mapping[str, Exam] = {
     "Pendulum-v1": Exam(steps=3000, every=250, their_steps=6000, their_every=500, solved=-200.0),
     "CartPole-v1": Exam(steps=3000, every=250, their_steps=50_000, their_every=4096),
     "InvertedPendulum-v5": Exam(steps=3000, every=250, their_steps=12_000, their_every=1000),
-    "Reacher-v5": Exam(steps=20_000, every=2000, their_steps=20_000, their_every=2000),
+    "Reacher-v5": Exam(steps=12_000, every=1000, their_steps=20_000, their_every=2000),
     "HalfCheetah-v5": Exam(
         steps=30_000, every=3000, their_steps=100_000, their_every=10_000, ratio=0.5
     ),

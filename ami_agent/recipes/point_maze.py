@@ -9,6 +9,7 @@ from ami_agent.learning import Learning
 from ami_agent.lessons import Live, Separate
 from ami_agent.life import WorldConfig
 from ami_agent.recipes.maze import from_above, maze
+from modules.perception import KeypointEncoder
 
 
 def point_maze() -> Config:
@@ -35,9 +36,22 @@ def point_maze_medium() -> Config:
 
 def point_maze_pixels() -> Config:
     """The maze "u" seen from above: points in the image and how they move make the state."""
-    return from_above(point_maze(), "point-maze-pixels")
+    return _seen(point_maze(), "point-maze-pixels")
 
 
 def point_maze_medium_pixels() -> Config:
     """The maze "medium" seen from above."""
-    return from_above(point_maze_medium(), "point-maze-medium-pixels")
+    return _seen(point_maze_medium(), "point-maze-medium-pixels")
+
+
+def _seen(base: Config, recipe: str) -> Config:
+    """From above, with room in the state for velocities, and more reason to keep them: a ball that
+    is thrown back by walls moves less evenly than a body that slides along them, and four numbers
+    had come to hold bends of its place in place of its velocity."""
+    config = from_above(base, recipe)
+    assert isinstance(config.perception, KeypointEncoder.Config)
+    weights = replace(config.objective.weights, inverse=4)
+    return replace(
+        config, perception=replace(config.perception, state=6),
+        objective=replace(config.objective, weights=weights),
+    )  # fmt: skip
