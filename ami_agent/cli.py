@@ -17,7 +17,7 @@ from ami_agent.ablate import Alone, Cluster, Crew, Processes, named, study, vari
 from ami_agent.ablate import rows as rows_of
 from ami_agent.bench import BENCHES
 from ami_agent.build import Config
-from ami_agent.evaluate import EPISODES_FROM, Results, judge, rows
+from ami_agent.evaluate import Results, judge, rows
 from ami_agent.flags import (
     AblateFlags,
     BenchFlags,
@@ -33,7 +33,7 @@ from ami_agent.flags import (
     device,
     rooted,
 )
-from ami_agent.life import WorldConfig
+from ami_agent.priors import card
 from ami_agent.probe import examiner, verdict
 from ami_agent.recipes import OPEN, recipe
 from ami_agent.recipes.gym import DEFAULT_WORLD
@@ -74,6 +74,8 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str, Results]:
     """Trains, and evaluates both modes."""
+    from ami_agent.show import pictured  # drawing is slow to import
+
     report.say(f"{name}, seed {flags.seed}, on {device(flags.device)}, into {out}")
     agent = train(
         flags.config, out=out, seed=flags.seed, device=device(flags.device),
@@ -83,19 +85,8 @@ def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str,
     found = judge(agent, flags.config.evaluation, episodes=flags.episodes, say=report.say)
     results = {mode: {"recipe": name, **marks} for mode, marks in found.items()}
     runs.write_json(out / "eval.json", results)  # before strangers' code draws
-    _picture(agent, flags.config.evaluation, report)
+    pictured(agent, flags.config.evaluation, report)
     return results
-
-
-def _picture(agent: Any, world: WorldConfig, report: Report) -> None:
-    from ami_agent.show import picture  # drawing is slow to import
-
-    try:
-        sheet, film = picture(agent, world, EPISODES_FROM)
-        report.picture("episode", sheet, 0)
-        report.film("film", film, 0)
-    except UnusableInput as error:
-        report.say(f"no picture of an episode: {error}")
 
 
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
@@ -171,14 +162,18 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
+    from ami_agent.show.card import draw  # drawing is slow to import
+
     flags = settings.parse(ProbeFlags(), argv, "ami probe DIR")
     check_target(flags.json)
-    config = runs.config_of(Path(name))
-    marks = examiner(config.evaluation, flags.seed)(runs.load(name, device(flags.device)))
-    _write(flags.json, marks)
+    config, agent = runs.config_of(Path(name)), runs.load(name, device(flags.device)).eval()
+    marks, found = examiner(config.evaluation, flags.seed)(agent), card(agent, config, flags.seed)
+    _write(flags.json, {**marks, "priors": found.figures()})
     figures = [(label, f"{value:.3f}") for label, value in marks.items()]
     console.print(table(name, ["what", "figure"], figures))
+    console.print(found.table())
     console.print(verdict(marks))
+    console.print(f"open {draw(Path(name) / 'probe.png', found, name)}", soft_wrap=True)
 
 
 def bench_command(name: str, argv: Sequence[str], console: Console) -> None:

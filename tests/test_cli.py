@@ -184,6 +184,8 @@ def test_probe_says_whether_the_state_is_alive(run, capsys, tmp_path):
     assert main(["probe", str(run), "--json", str(tmp_path / "marks.json")]) == 0
     marks = json.loads((tmp_path / "marks.json").read_text())
     assert {"effective_rank", "error dot x", "wall imagined", "door true"} <= set(marks)
+    assert set(marks["priors"]["linear"]) == {"agent", "untrained", "seen"}
+    assert (run / "probe.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("file", ["config.json", "manifest.json"])

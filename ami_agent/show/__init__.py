@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ami_agent.agent import Agent
+from ami_agent.evaluate import EPISODES_FROM
 from ami_agent.life import WorldConfig
 from ami_agent.report import Reporter, Silence
 from ami_agent.show.episodes import watch
@@ -20,7 +21,7 @@ from ami_agent.show.scenes import Episode, Moment, seen
 from ami_agent.show.views import Drawn, gaze
 from modules.types import UnusableInput
 
-__all__ = ["Drawn", "Episode", "Moment", "picture", "show", "watch"]
+__all__ = ["Drawn", "Episode", "Moment", "picture", "pictured", "show", "watch"]
 
 MODES = {"both": ("plan", "react")}
 """Modes that are several, side by side."""
@@ -86,6 +87,16 @@ def picture(agent: Agent, config: WorldConfig, seed: int) -> tuple[np.ndarray, b
     episode = seen(life, view)
     sheet = drawing.sheet(episode, view.landscape(agent, config, life))
     return sheet, gif(drawing.film(episode))
+
+
+def pictured(agent: Agent, config: WorldConfig, report: Reporter) -> None:
+    """A planned episode, for whoever looks at a run; where it can't be drawn that is said."""
+    try:
+        sheet, film = picture(agent, config, EPISODES_FROM)
+        report.picture("episode", sheet, 0)
+        report.film("film", film, 0)
+    except UnusableInput as error:
+        report.say(f"no picture of an episode: {error}")
 
 
 def _folder(out: Path) -> Path:

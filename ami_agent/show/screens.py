@@ -189,7 +189,7 @@ class Page:
                 else:
                     head = f"--moment\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}"
                     request.wfile.write(head.encode() + b"\r\n\r\n" + picture + b"\r\n")
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError:
             """Whoever looked has gone."""
 
     def _moments(self) -> Iterator[tuple[bytes, bytes]]:
