@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ami_agent.priors import Card
 from ami_agent.show.drawing import pixels
@@ -21,11 +22,14 @@ ACROSS = 5
 def draw(path: Path, card: Card, title: str) -> Path:
     """Each prior as bars, how far ahead is foreseen, the spectrum of the state, and the state along
     its two main directions, coloured by each true factor."""
+    centred = (card.states - card.states.mean(0)).double().numpy()
+    _, values, directions = np.linalg.svd(centred, full_matrices=False)
+    plane = centred @ directions[:2].T
     drawings = [
         *((prior.name, lambda axes, p=prior: _bars(axes, p.marks)) for prior in card.priors),
         ("error by steps ahead", lambda axes: _ahead(axes, card)),
-        ("spectrum", lambda axes: _spectrum(axes, card)),
-        *((f"by {name}", lambda axes, n=n: _plane(axes, card, n))
+        ("spectrum", lambda axes: _spectrum(axes, values)),
+        *((f"by {name}", lambda axes, n=n: _plane(axes, plane, card.factors[:, n]))
           for n, name in enumerate(card.names)),
     ]  # fmt: skip
     down = -(-len(drawings) // ACROSS)
@@ -53,17 +57,12 @@ def _ahead(axes: Axes, card: Card) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _spectrum(axes: Axes, card: Card) -> None:
+def _spectrum(axes: Axes, values: np.ndarray) -> None:
     """Share of the variance that each direction has, the largest first."""
-    centred = (card.states - card.states.mean(0)).double().numpy()
-    values = np.linalg.svd(centred, compute_uv=False) ** 2
-    axes.semilogy(np.maximum(values / values.sum(), 1e-8), color=CHOSEN)
+    axes.semilogy(np.maximum(values**2 / np.square(values).sum(), 1e-8), color=CHOSEN)
 
 
-def _plane(axes: Axes, card: Card, factor: int) -> None:
-    centred = (card.states - card.states.mean(0)).double().numpy()
-    _, _, axes_of = np.linalg.svd(centred, full_matrices=False)
-    x, *rest = (centred @ axes_of[:2].T).T
-    y = rest[0] if rest else np.zeros_like(x)
-    axes.scatter(x, y, c=card.factors[:, factor].numpy(), s=4, cmap="viridis", linewidths=0)
+def _plane(axes: Axes, plane: np.ndarray, factor: Tensor) -> None:
+    """States `[N, 2]`, or `[N, 1]`, coloured by a factor `[N]`."""
+    axes.scatter(plane[:, 0], plane[:, -1], c=factor.numpy(), s=4, cmap="viridis", linewidths=0)
     axes.set(xticks=[], yticks=[])
