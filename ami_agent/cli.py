@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.show import show  # drawing is slow to import
-    from ami_agent.show.live import live
+    from ami_agent.show.live import live, stay
 
     flags = settings.parse(ShowFlags(), argv, "ami show DIR")
     check_episodes(flags.episodes)
@@ -124,7 +125,10 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     agent, world = runs.load(name, device(flags.device)), runs.config_of(Path(name)).evaluation
     asked: dict[str, Any] = {"mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
     if flags.live:
-        lives = live(agent, world, console, task=flags.task, port=flags.port, **asked)
+        lives = live(
+            agent, world, console, task=flags.task, port=flags.port, linger=partial(stay, console),
+            **asked,
+        )  # fmt: skip
         _write(flags.json, {**asked, "lives": [life.verdict for life in lives]})
         return
     console.print(f"living and drawing {flags.episodes} episodes", highlight=False)

@@ -94,6 +94,12 @@ class ShowFlags:
     json: str = ""
     """A file that says where the page is and what it shows."""
 
+    def __post_init__(self) -> None:
+        if self.live and (self.mp4 or self.out):
+            raise UnusableInput("--live writes no pictures: leave --mp4 and --out away")
+        if self.port and not self.live:
+            raise UnusableInput("--port is of the page that --live serves")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ListFlags:

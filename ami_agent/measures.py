@@ -66,9 +66,9 @@ def purity(weight: Tensor) -> float:
 
 
 def gap(states: Tensor, factors: Tensor) -> float:
-    """Mutual information gap (Chen et al. 2018), of numbers in bins that hold as many each: between
-    the number of the state that tells most of a factor and the next, as a share of what there is
-    to tell; mean over factors."""
+    """Mutual information gap (Chen et al. 2018), of numbers in bins that hold about as many
+    each: between the number of the state that tells most of a factor and the next, as a share of
+    what there is to tell; mean over factors."""
     codes, values = _binned(states), _binned(factors)
     gaps = []
     for value in values.T:
@@ -80,9 +80,10 @@ def gap(states: Tensor, factors: Tensor) -> float:
 
 
 def _binned(numbers: Tensor) -> Tensor:
-    """`[N, K]` -> the bin of each."""
-    rank = numbers.argsort(0).argsort(0)
-    return rank * BINS // len(numbers)
+    """`[N, K]` -> the bin of each; what is the same is in the same."""
+    shares = torch.linspace(0, 1, BINS + 1, dtype=numbers.dtype)[1:-1]
+    edges = numbers.quantile(shares, 0).T.contiguous()  # [K, BINS - 1]
+    return torch.searchsorted(edges, numbers.T.contiguous(), right=True).T
 
 
 def _shared(one: Tensor, other: Tensor) -> Tensor:

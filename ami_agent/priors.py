@@ -102,8 +102,9 @@ def _strolls(world: World, seed: int) -> Strolls:
 
 
 def _factors(info: Mapping[str, Any], world: World) -> Tensor:
-    known = info.get("factors")
-    return torch.empty(world.count, 0) if known is None else world.tensor(known).float().cpu()
+    if not isinstance(world.inner, Examines):
+        return torch.empty(world.count, 0)
+    return world.tensor(info["factors"]).float().cpu()
 
 
 def card(agent: Agent, config: Config, seed: int) -> Card:

@@ -143,9 +143,7 @@ def _check_once(argv: Sequence[str]) -> None:
     flags = Counter(arg.partition("=")[0].replace("_", "-") for arg in argv if arg[:2] == "--")
     for flag, times in flags.items():
         if times > 1:
-            raise UnusableInput(
-                f"{flag} is given {times} times; once will do, with all it is to say"
-            )
+            raise UnusableInput(f"{flag} is given {times} times; give it once, with all its values")
 
 
 def _narrow(default: Any) -> Any:

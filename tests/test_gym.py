@@ -169,3 +169,17 @@ def test_every_planner_chooses_whole(name):
     done = world.to_world(plan.action)
     assert np.array_equal(done, plan.action.argmax(-1).numpy())
     world.close()
+
+
+@pytest.mark.parametrize(
+    ("world", "discount"),
+    [
+        (WorldConfig(id="Pendulum-v1"), 0.975),  # 200 steps
+        (WorldConfig(id="Pendulum-v1", limit=150), 1 - 5 / 150),
+        (WorldConfig(id="Pendulum-v1", limit=1000), 0.975),  # its own time still runs out
+        (WorldConfig(id="Pendulum-v1", repeat=2), 0.95),
+        (WorldConfig(id="CartPole-v1"), 0.99),
+    ],
+)
+def test_how_far_is_foreseen_follows_from_how_long_an_episode_lasts(world, discount):
+    assert ami.recipes.gym(world).foresight.discount == pytest.approx(discount)

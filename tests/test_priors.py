@@ -77,6 +77,13 @@ def test_the_gap_is_wide_where_one_number_tells_and_none_where_two_do():
     assert measures.gap(factors[:, :1], factors[:, :1]) == pytest.approx(1)
 
 
+def test_what_is_the_same_tells_nothing_and_a_switch_is_told_by_whoever_knows_it():
+    cue = (uniform(3000, 1) > 0.5).float()
+    noise, dead = uniform(3000, 2, seed=1), torch.ones(3000, 3)
+    assert measures.gap(torch.cat([noise, dead], 1), cue) < 0.01
+    assert measures.gap(torch.cat([cue, noise, dead], 1), cue) > 0.98
+
+
 def test_what_is_foreseen_exactly_is_0_and_what_is_expected_to_rest_1():
     start, actions = uniform(6, 2), uniform(6, STEPS, 2, seed=1)
     states = torch.cat([start[:, None], start[:, None] + actions.cumsum(1)], 1)

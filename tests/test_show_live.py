@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import socket
+import struct
 import threading
 import urllib.request
 from contextlib import closing
@@ -20,8 +22,9 @@ import ami_agent as ami
 from ami_agent.build import build
 from ami_agent.cli import main
 from ami_agent.life import WorldConfig
-from ami_agent.show.live import live
-from ami_agent.show.screens import Blocks, Line, Page
+from ami_agent.show import screens
+from ami_agent.show.live import live, shares
+from ami_agent.show.screens import Blocks, Line, Page, terminal
 from tests.conftest import refuse
 
 LASTS = 4
@@ -41,7 +44,7 @@ def agent(tiny, world):
 def paper(terminal):
     return Console(
         file=io.StringIO(), force_terminal=terminal, width=60, height=24,
-        color_system="truecolor" if terminal else None,
+        color_system="truecolor" if terminal else None, _environ={"TERM": "xterm-256color"},
     )  # fmt: skip
 
 
@@ -62,7 +65,8 @@ def test_where_there_is_no_terminal_every_moment_is_a_line(agent, world):
 def test_what_is_watched_is_what_is_lived_alone(agent, world):
     (watched,) = live(agent, world, paper(False), episodes=1, seed=5)
     (again,) = live(agent, world, paper(True), episodes=1, seed=5)
-    assert len(watched.states) == len(watched.instants) == LASTS
+    assert len(watched.states) == LASTS
+    assert len(watched.instants) == 1  # who watched has seen the others
     assert torch.equal(watched.states, again.states)
 
 
@@ -110,7 +114,9 @@ def test_a_page_streams_every_moment_to_whoever_looks():
     assert b'<img src="picture"' in got[""][1]
     kind, stream = got["picture"]
     assert kind == "multipart/x-mixed-replace; boundary=moment"
-    pictures = [part.split(b"\r\n\r\n", 1)[1] for part in stream.split(b"--moment\r\n")[1:]]
+    nothing, *parts, rest = stream.split(b"--moment\r\n")
+    assert nothing == rest == b""  # a part ends where the next begins, so that it is shown at once
+    pictures = [part.split(b"\r\n\r\n", 1)[1] for part in parts]
     colours = [np.asarray(Image.open(io.BytesIO(p)).convert("RGB"))[0, 0] for p in pictures]
     assert colours[0][0] > 200 > colours[0][2]
     assert colours[-1][2] > 200 > colours[-1][0]
@@ -119,6 +125,62 @@ def test_a_page_streams_every_moment_to_whoever_looks():
     assert b"color:#123456" in first
     assert b"the last" in last
     assert rest == b""
+
+
+def test_the_present_is_sent_again_while_nothing_is_new(monkeypatch):
+    monkeypatch.setattr(screens, "AGAIN", 0.05)
+    with Page(0) as page:
+        page.show(Image.new("RGB", (8, 8)), [Line("now")])
+        with urllib.request.urlopen(page.address + "told", timeout=10) as reply:
+            sent = b""
+            while sent.count(b"\f") < 3:
+                sent += reply.read1()
+    first, *more, _ = sent.split(b"\f")
+    assert first.startswith(b"now")
+    assert set(more) == {first}
+
+
+def test_who_goes_in_the_middle_of_a_word_disturbs_nobody(capsys):
+    with Page(0) as page:
+        place = page.server.server_address
+        with socket.create_connection(place) as rude:
+            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            rude.sendall(b"GET / HT")
+        page.show(Image.new("RGB", (8, 8)), [])
+        with urllib.request.urlopen(page.address, timeout=10) as reply:
+            assert b"<img" in reply.read()
+    assert capsys.readouterr().err == ""
+
+
+def test_an_episode_ends_with_how_it_went(agent, world):
+    console = paper(False)
+    (life,) = live(agent, world, console, episodes=1, seed=5)
+    assert console.file.getvalue().splitlines()[-1] == life.verdict
+
+
+def test_the_page_is_there_until_nobody_lingers_and_who_interrupts_has_seen_enough(agent, world):
+    asked = []
+
+    def linger():
+        asked.append(1)
+        raise KeyboardInterrupt
+
+    assert len(live(agent, world, paper(False), episodes=1, seed=5, linger=linger)) == 1
+    assert asked == [1]
+
+
+def test_what_is_no_number_is_drawn_as_nothing():
+    assert shares([math.nan, -1.0, 0.5, math.inf]) == [0.0, 0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    "environment", [{"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}], ids=["dumb", "grey"]
+)
+def test_a_terminal_that_cannot_draw_gets_lines(environment):
+    console = Console(file=io.StringIO(), force_terminal=True, _environ=environment)
+    with terminal(console) as screen:
+        screen.show(Image.new("RGB", (8, 8)), [Line("what it thinks")])
+    assert console.file.getvalue() == "what it thinks\n"
 
 
 def test_other_addresses_are_not_there():
@@ -134,8 +196,11 @@ def test_by_the_command_and_what_it_refuses(tiny, world, tmp_path, capsys):
     assert len(json.loads((tmp_path / "told.json").read_text())["lives"]) == 1
     assert not (run / "show").exists()
     capsys.readouterr()
+    assert "--mp4 and --out" in refuse(capsys, *flags, "--mp4")
+    assert "--mp4 and --out" in refuse(capsys, *flags, "--out", tmp_path / "here")
+    assert "--port" in refuse(capsys, "show", run, "--port", 8000)
     assert "one mode, plan, react or auto" in refuse(capsys, *flags, "--mode", "both")
-    assert "--port 99999 can't be had" in refuse(capsys, *flags, "--port", 99999)
+    assert "--port is 99999; it must be from 0 to 65535" in refuse(capsys, *flags, "--port", 99999)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"--port {port} can't be had" in refuse(capsys, *flags, "--port", port)

@@ -158,6 +158,8 @@ class Cluster:
         ray = self._joined()
         try:
             gpus = int(any(job.device != "cpu" for job in jobs))
+            if gpus and not ray.cluster_resources().get("GPU"):
+                raise UnusableInput(f"--ray {self.address}: no GPU there; ask for --device cpu")
             task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(quietly)
             waiting = {task.remote(job._replace(run=job.run.absolute())): job for job in jobs}
             while waiting:

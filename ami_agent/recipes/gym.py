@@ -40,7 +40,8 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
         recorded = data.whole(one) if data != NOTHING else None
     endless = known.max_episode_steps is None and known.entry_point is not None
     world = replace(world, mortal=True, limit=world.limit or (PATIENCE if endless else 0))
-    lasts = world.limit or (known.max_episode_steps or PATIENCE) / world.repeat
+    limits = world.limit, (known.max_episode_steps or 0) / world.repeat
+    lasts = min(filter(None, limits), default=PATIENCE)
     learning = Learning(steps=0, batch=128, last=0.2)
     interleaved = Predict(weights=_weights(spec), learning=learning, length=3)
     hindsight = 0.8 if conditioned(spec) else 0.0

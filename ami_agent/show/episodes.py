@@ -195,7 +195,11 @@ class _Watch:
         return plan.action
 
     def _thin(self) -> None:
-        """A life that turns out long is told in less detail."""
+        """A life that turns out long is told in less detail; of one that is watched only the
+        present is kept."""
+        if self.onlooker is not nobody:
+            self.instants = [[] for _ in self.instants]
+            return
         if self.step < self.every * MOST:
             return
         self.every *= 2

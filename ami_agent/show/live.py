@@ -4,10 +4,13 @@ of this machine."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import cycle
+from threading import Event
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 from rich.console import Console
 
@@ -16,8 +19,8 @@ from ami_agent.life import WorldConfig
 from ami_agent.report import Silence, Spoken
 from ami_agent.show import drawing
 from ami_agent.show.episodes import Life, watch
-from ami_agent.show.paint import TERMS
-from ami_agent.show.scenes import Moment, seen
+from ami_agent.show.paint import FAINT, TERMS
+from ami_agent.show.scenes import Episode, Moment, seen
 from ami_agent.show.screens import Line, Page, terminal
 from ami_agent.show.views import gaze
 from modules.types import UnusableInput
@@ -35,9 +38,11 @@ class Screen(Protocol):
 def live(
     agent: Agent, config: WorldConfig, console: Console, *,
     episodes: int = 3, mode: str = "plan", task: str = "", seed: int = 0, port: int = 0,
+    linger: Callable[[], None] = lambda: None,
 ) -> list[Life]:  # fmt: skip
     """Shows the lives of seeds `seed`, `seed` + 1, ... while they are lived, one after the other,
-    and returns them. `port` of the page; 0 takes one that is free.
+    and returns them, of each the last moment. `port` of the page, 0 takes one that is free; it is
+    there until `linger` returns. Who interrupts has seen enough.
 
     Raises UnusableInput for an unknown mode or task, or a port that can't be had.
     """
@@ -56,32 +61,49 @@ def live(
 
         def look(so_far: Callable[[], Sequence[Life]]) -> None:
             (life,) = so_far()
-            episode = seen(life._replace(instants=life.instants[-1:]), view)
-            (picture,) = drawing.film(episode)
-            lines = [Line(f"seed {life.seed}, {drawing.caption(episode, episode.moments[0])}")]
-            for screen in screens:
-                screen.show(picture, [*lines, *told(episode.moments[0])])
+            episode = seen(life, view)
+            now = f"seed {life.seed}, {drawing.caption(episode, episode.moments[0])}"
+            show(episode, [Line(now), *told(episode.moments[0])])
 
-        for number in range(episodes):
-            ((life,),) = watch(
-                agent, config, eyes.camera, 1, (mode,), seed + number, assignment, Silence(),
-                onlooker=look,
-            )  # fmt: skip
-            report.say(life.verdict)
-            lives.append(life)
+        def show(episode: Episode, lines: Sequence[Line]) -> None:
+            (picture,) = drawing.film(episode)
+            for screen in screens:
+                screen.show(picture, lines)
+
+        with suppress(KeyboardInterrupt):
+            for number in range(episodes):
+                ((life,),) = watch(
+                    agent, config, eyes.camera, 1, (mode,), seed + number, assignment, Silence(),
+                    onlooker=look,
+                )  # fmt: skip
+                show(seen(life, view), [Line(life.verdict)])
+                lives.append(life)
+            linger()
     return lives
 
 
 def told(moment: Moment) -> list[Line]:
     """The energy of what was chosen, term by term, and how it fell while it was looked for."""
-    terms = moment.terms.items()
-    largest = max([abs(term) for _, term in terms], default=0.0) or 1.0
+    terms = {name: abs(term) for name, term in moment.terms.items()}
+    largest = max(terms.values(), default=0.0) or 1.0
     lines = [
-        Line(f"{name} {term:.3g}", [abs(term) / largest], colour)
-        for (name, term), colour in zip(terms, cycle(TERMS))
+        Line(f"{name} {moment.terms[name]:.3g}", shares([size / largest]), colour)
+        for (name, size), colour in zip(terms.items(), cycle(TERMS))
     ]
     if len(moment.thinking) > 1:
         low, high = moment.thinking.min(), moment.thinking.max()
-        fall = (moment.thinking - low) / (high - low or 1.0)
-        lines.append(Line(f"while thinking {high:.3g} to {low:.3g}", list(fall), "#767d8a"))
+        fall = shares((moment.thinking - low) / (high - low or 1.0))
+        lines.append(Line(f"while thinking {high:.3g} to {low:.3g}", fall, FAINT))
     return lines
+
+
+def shares(numbers: ArrayLike) -> list[float]:
+    """From 0 to 1, whatever an agent that has diverged may think."""
+    return np.nan_to_num(numbers).clip(0, 1).tolist()
+
+
+def stay(console: Console) -> None:
+    """Until somebody interrupts, where there is somebody."""
+    if console.is_terminal:
+        console.print("the page stays until Ctrl-C", highlight=False)
+        Event().wait()

@@ -25,6 +25,8 @@ from modules.types import UnusableInput
 
 WIDE = 24
 """Characters of a bar."""
+LABEL = 36
+"""Of what is written before it."""
 LEVELS = " ▁▂▃▄▅▆▇█"
 
 
@@ -42,8 +44,8 @@ class Line(NamedTuple):
         return "".join(LEVELS[round(share * (len(LEVELS) - 1))] for share in self.shares)
 
     def label(self) -> str:
-        """The text, as wide as all that have something behind them."""
-        return f"{self.text:32.32} " if self.shares else self.text
+        """The text, as wide as most that have something behind them."""
+        return f"{self.text:{LABEL}} " if self.shares else self.text
 
 
 class Blocks:
@@ -95,7 +97,7 @@ class Lines:
 @contextmanager
 def terminal(console: Console) -> Iterator[Terminal | Lines]:
     """Whatever the console can do."""
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal or console.no_color:
         yield Lines(console)
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -121,6 +123,18 @@ color-scheme:light dark}img{max-width:100%;border-radius:6px}pre{line-height:1.3
 </script>
 """
 PARTED = "multipart/x-mixed-replace; boundary=moment"
+AGAIN = 1.0
+"""Seconds after which the present moment is sent once more: some browsers show a picture only when
+the next has come."""
+
+
+class Server(ThreadingHTTPServer):
+    """Whoever looks may go at any time, in the middle of a word."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nobody else needs to know."""
 
 
 class Page:
@@ -141,11 +155,11 @@ class Page:
                 """Who looked is nobody's business."""
 
         try:
-            self.server = ThreadingHTTPServer(("127.0.0.1", port), Answer)
-        except (OSError, OverflowError) as error:
-            told = getattr(error, "strerror", None) or "it must be from 0 to 65535"
-            raise UnusableInput(f"--port {port} can't be had: {told}") from None
-        self.server.daemon_threads = True
+            self.server = Server(("127.0.0.1", port), Answer)
+        except OverflowError:
+            raise UnusableInput(f"--port is {port}; it must be from 0 to 65535") from None
+        except OSError as error:
+            raise UnusableInput(f"--port {port} can't be had: {error.strerror}") from None
         self.address = f"http://127.0.0.1:{self.server.server_port}/"
 
     def __enter__(self) -> Page:
@@ -182,27 +196,27 @@ class Page:
         if request.path == "/":
             request.wfile.write(HTML.encode())
             return
-        try:
-            for picture, text in self._moments():
-                if request.path == "/told":
-                    request.wfile.write(text + b"\f")
-                else:
-                    head = f"--moment\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}"
-                    request.wfile.write(head.encode() + b"\r\n\r\n" + picture + b"\r\n")
-        except OSError:
-            """Whoever looked has gone."""
+        if request.path == "/picture":
+            request.wfile.write(b"--moment\r\n")
+        for picture, text in self._moments():
+            if request.path == "/told":
+                request.wfile.write(text + b"\f")
+            else:
+                head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                request.wfile.write(head.encode() + picture + b"\r\n--moment\r\n")
 
     def _moments(self) -> Iterator[tuple[bytes, bytes]]:
         """The present one and each that follows, until all is over."""
         shown = 0
         while True:
             with self.news:
-                while self.moment == shown:
-                    if self.over:
-                        return
-                    self.news.wait()
+                if self.moment == shown and not self.over:
+                    self.news.wait(AGAIN)
+                if self.moment == shown and self.over:
+                    return
                 shown, now = self.moment, (self.picture, self.text)
-            yield now
+            if shown:
+                yield now
 
 
 def _html(line: Line) -> str:
