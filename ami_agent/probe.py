@@ -177,14 +177,14 @@ def verdict(marks: Mapping[str, float]) -> str:
     """The figures of `spectrum` in words."""
     if marks["std_mean"] < COLLAPSED:
         return (
-            f"COLLAPSED: the state hardly varies (mean std {marks['std_mean']:.3f}); "
-            "nothing can be planned in it. Is the variance term on?"
+            f"COLLAPSED: the state hardly varies (mean std {marks['std_mean']:.3f}); unless it "
+            "can be read all the same, nothing can be planned in it. Is the variance term on?"
         )
     if marks["effective_rank"] < FLAT:
         return (
             f"COLLAPSED: the state varies along a line only (effective rank "
-            f"{marks['effective_rank']:.1f}); nothing can be planned in it. "
-            "Is the covariance term on?"
+            f"{marks['effective_rank']:.1f}); unless it can be read all the same, nothing can "
+            "be planned in it. Is the covariance term on?"
         )
     return (
         f"state alive: mean std {marks['std_mean']:.2f}, least {marks['std_min']:.2f}, "

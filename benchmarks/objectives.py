@@ -37,13 +37,15 @@ def weighed(config: ami.Config, **weights: float) -> ami.Config:
 
 
 def collapse() -> Variants:
-    """VICReg without its variance collapses, and its covariance adds (Bardes et al. 2022)."""
-    base = planned(ami.recipes.two_rooms())
+    """VICReg without its variance collapses, and its covariance adds (Bardes et al. 2022); where
+    nothing else keeps what the body moves in the state, as inverse dynamics does."""
+    base = weighed(planned(ami.recipes.two_rooms()), inverse=0)
     return {
         "VICReg": base,
         "no covariance": weighed(base, covariance=0),
         "no variance": weighed(base, variance=0),
         "neither": weighed(base, variance=0, covariance=0),
+        "inverse dynamics alone": weighed(base, variance=0, covariance=0, inverse=1),
     }
 
 
