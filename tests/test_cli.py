@@ -116,7 +116,7 @@ def test_train_leaves_its_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypa
     assert all(line["final_success"] in (0, 1 / 3, 2 / 3, 1) for line in curve)
     board = EventAccumulator(str(out))
     board.Reload()
-    assert board.Tags()["images"] == ["episode"]
+    assert board.Tags()["images"] == ["episode", "film"]
     assert main([str(a) for a in [*argv, "--resume"]]) == 0  # nothing is left to learn
 
 

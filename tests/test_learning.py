@@ -25,7 +25,7 @@ def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
     assert react["final_success"]["mean"] > 0.6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_level_above_leads_to_goals_that_a_flat_plan_does_not_reach(tmp_path):
     """With a critic that learnt for ten seconds; the full figures are in docs/results.md."""
     config = ami.recipes.maze()
