@@ -92,8 +92,9 @@ def small(config: Config, steps: int = 6) -> Config:
 
 @pytest.fixture
 def tiny() -> Config:
-    """The default recipe, trained in a second."""
-    return small(recipes.two_rooms())
+    """The default recipe, trained in a second and judged in short episodes."""
+    config = small(recipes.two_rooms())
+    return replace(config, evaluation=replace(config.evaluation, options={"budget": 40}))
 
 
 def refuse(capsys, *argv: object) -> str:
