@@ -16,15 +16,13 @@ from rich.console import Console
 
 from ami_agent import runs
 from ami_agent.agent import Agent
+from ami_agent.bench.worlds import ROUNDS, check_counts
 from ami_agent.evaluate import EPISODES_FROM
 from ami_agent.flags import Mode, device
 from ami_agent.life import WorldConfig
 from ami_agent.players import Scene, mind
 from ami_agent.report import table
 from modules.types import UnusableInput, require
-
-ROUNDS = 3
-"""Devices and modes take turns, so that what else the machine does slows all of them alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +42,7 @@ class Thoughts:
 
     def __post_init__(self) -> None:
         require(self, seconds=0)
-        if not self.counts or min(self.counts) < 1:
-            raise UnusableInput(f"--counts {self.counts}: one or more numbers of at least 1")
+        check_counts(self.counts)
         if not self.modes:
             raise UnusableInput("--modes names none; there are react, plan and auto")
 

@@ -30,6 +30,11 @@ ROUNDS = 3
 """The ways take turns, so that what else the machine does meanwhile slows all of them alike."""
 
 
+def check_counts(counts: tuple[int, ...]) -> None:
+    if not counts or min(counts) < 1:
+        raise UnusableInput(f"--counts {counts}: one or more numbers of at least 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Speed:
     """Steps per second with observations, batched beside Gymnasium's SyncVectorEnv and
@@ -46,8 +51,7 @@ class Speed:
 
     def __post_init__(self) -> None:
         require(self, seconds=0)
-        if not self.counts or min(self.counts) < 1:
-            raise UnusableInput(f"--counts {self.counts}: one or more numbers of at least 1")
+        check_counts(self.counts)
 
     def run(self, console: Console) -> dict[str, Any]:
         """By world and count, the steps per second of each way; None where it can't be had."""
