@@ -18,6 +18,7 @@ from ami_agent.ablate import Alone, Cluster, Crew, Processes, named, study, vari
 from ami_agent.ablate import rows as rows_of
 from ami_agent.bench import BENCHES
 from ami_agent.build import Config
+from ami_agent.changes import asked
 from ami_agent.evaluate import Results, judge, rows
 from ami_agent.flags import (
     AblateFlags,
@@ -171,11 +172,13 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(ProbeFlags(), argv, "ami probe DIR")
     check_target(flags.json)
     config, agent = runs.config_of(Path(name)), runs.load(name, device(flags.device)).eval()
-    marks, found = examiner(config.evaluation, flags.seed)(agent), card(agent, config, flags.seed)
+    changes = asked(flags.changes, agent.spec)
+    marks = examiner(config.evaluation, flags.seed)(agent)
+    found = card(agent, config, flags.seed, changes)
     _write(flags.json, {**marks, "priors": found.figures()})
     figures = [(label, f"{value:.3f}") for label, value in marks.items()]
     console.print(table(name, ["what", "figure"], figures))
-    console.print(found.table())
+    console.print(*found.tables())
     console.print(verdict(marks))
     console.print(f"open {draw(Path(name) / 'probe.png', found, name)}", soft_wrap=True)
 

@@ -150,9 +150,12 @@ class AblateFlags(StudyFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeFlags:
-    """What the representation knows: collapse, linear read-outs, the push exams."""
+    """What the representation knows: collapse, read-outs, exams, and what is said of a good one."""
 
     seed: int = 0
+    changes: str = ""
+    """FILE.py:FUNCTION that returns changes of what is seen, by name, each a function of
+    observations; noise and, for pictures, shift, dim and mirror where none is given."""
     device: Device = "auto"
     json: str = ""
     """A file for the results."""

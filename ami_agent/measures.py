@@ -3,14 +3,20 @@ behind them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from math import log, sqrt
 
+import numpy as np
 import torch
+from scipy.cluster.vq import ClusterError, kmeans2
 from scipy.stats import spearmanr
 from torch import Tensor
 
 NEIGHBOURS = 5
 BINS = 20
+MOST, GROUPED = 8, 500
+"""Groups, and states that are put in groups, at most."""
 
 
 def explained(read: Tensor, true: Tensor) -> float:
@@ -92,3 +98,57 @@ def _shared(one: Tensor, other: Tensor) -> Tensor:
     joint = joint / joint.sum()
     apart = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
     return (joint * (joint / apart.clamp_min(1e-300)).clamp_min(1e-300).log()).sum()
+
+
+def groups(states: Tensor) -> tuple[float, Tensor]:
+    """How clearly some of the states fall into groups: the mean silhouette (Rousseeuw 1987) of the
+    best of k-means with 2 to 8 groups, 1 where groups are points and 0 where there are none; and
+    these states with their groups in the last column, `[n, D + 1]`."""
+    every = -(-len(states) // GROUPED)
+    some = states[::every].double()
+    apart, best = torch.cdist(some, some), (0.0, torch.zeros(len(some), dtype=torch.int64))
+    for count in range(2, min(MOST, len(some.unique(dim=0))) + 1):
+        try:
+            _, found = kmeans2(some.numpy(), count, minit="++", missing="raise", rng=0)
+        except ClusterError:  # a group lost all of its own to others
+            continue
+        group = torch.from_numpy(np.asarray(found)).long()
+        best = max(best, (silhouette(apart, group), group), key=lambda known: known[0])
+    return best[0], torch.cat([some, best[1][:, None]], 1)
+
+
+def silhouette(apart: Tensor, group: Tensor) -> float:
+    """Of distances `[N, N]` between what is in groups `[N]`: (b - a) / max(a, b), a to the others
+    of one's group and b to those of the nearest other one; who is alone counts as 0."""
+    member = torch.nn.functional.one_hot(group).to(apart)  # [N, K]
+    total, size = apart @ member, member.sum(0)
+    own = member.bool()
+    inside = total[own] / (size[group] - 1).clamp_min(1)
+    outside = (total / size).masked_fill(own, torch.inf).amin(1)
+    score = (outside - inside) / torch.maximum(outside, inside).clamp_min(1e-12)
+    return float(torch.where(size[group] > 1, score, 0).mean())
+
+
+def sameness(states: Tensor, changed: Tensor) -> float:
+    """How little a change moves states `[N, D]`: 1 minus the mean squared distance over that of two
+    states at random; 1 is invariance."""
+    moved = (changed - states).square().sum(1).mean()
+    return 1 - float(moved / (2 * states.var(0).sum()).clamp_min(1e-12))
+
+
+def followed(read: Tensor, changed: Tensor) -> float:
+    """Share of the variance of changed states `[N, D]` that was read from the states before the
+    change; 1 is equivariance, as far as it is linear (Lenc & Vedaldi 2015)."""
+    missed = (read - changed).square().sum(1).mean()
+    return 1 - float(missed / changed.var(0, correction=0).sum().clamp_min(1e-12))
+
+
+def overlap(slopes: Sequence[Tensor]) -> float:
+    """Of how several energies change with the state, each `[N, D]`: the cosine of the second
+    moments of two of them, mean over pairs; 1 where all care for the same directions, 0 where no
+    two share one."""
+    pairs = []
+    for one, other in combinations(slopes, 2):
+        own = (one @ one.T).norm() * (other @ other.T).norm()
+        pairs.append(float((one @ other.T).square().sum() / own.clamp_min(1e-30)))
+    return sum(pairs) / len(pairs)

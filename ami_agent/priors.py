@@ -1,162 +1,137 @@
 """The report card of a representation: what Bengio's priors say of a good one (Bengio, Courville &
 Vincent 2013, 3.1), each as one figure, beside a network that has learnt nothing and what is seen
-itself.
+itself. Levels above with states of their own are judged beside the lowest: depth.
 
 Nothing is fitted to what is judged: read-outs are fitted on some walks and judged on others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import islice
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
+from ami_agent import measures
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build
-from ami_agent.guard import undisturbed
-from ami_agent.life import Examines, World, WorldConfig, ended, live, seen, walk
-from ami_agent.measures import (
-    explained,
-    gap,
-    nearest,
-    purity,
-    slowness,
-    smoothness,
-    sparsity,
-)
-from ami_agent.probe import fit, joined, spectrum, states_of
+from ami_agent.cares import shared
+from ami_agent.changes import Change
+from ami_agent.life import Examines
+from ami_agent.probe import fit, spectrum, states_of
 from ami_agent.report import table
+from ami_agent.strolls import WORLDS, Line, Strolls, lines, strolls
 from modules.types import Observation, by_sense
 
-WORLDS, STEPS = 128, 12
 WIDEST = 256
 """Numbers that what is seen is projected to, where it has more (Johnson & Lindenstrauss 1984)."""
 
-
-class Strolls(NamedTuple):
-    """Walks of T steps through B worlds in which no episode ended meanwhile."""
-
-    obs: Observation  # [(T + 1) B, *O], moment by moment
-    factors: Tensor  # [T + 1, B, F]; F is 0 where the world doesn't say
-    actions: Tensor  # [B, T, A]
+Eye: TypeAlias = Callable[[Observation], Tensor]
+"""Observations `[N, *O]` -> what somebody makes of each, `[N, D]`."""
 
 
 class Prior(NamedTuple):
-    """One figure by who sees: the agent, an agent that has learnt nothing, the senses alone."""
+    """One figure by who sees: the agent, the levels above, an agent that has learnt nothing, the
+    senses alone; some can't be asked of all."""
 
     name: str
     told: str
     marks: Mapping[str, float]
 
 
+class Alone(NamedTuple):
+    """States `[N, D]` as one factor moves through `places` `[N]` and all others stay."""
+
+    name: str
+    states: Tensor
+    places: Tensor
+
+
 class Card(NamedTuple):
     """All that was found."""
 
     priors: Sequence[Prior]
-    ahead: Sequence[float]  # [T]: error of what is imagined k steps ahead; 1: nothing is foreseen
+    changes: Sequence[Prior]  # what changes of what is seen do
+    ahead: Mapping[str, Mapping[int, float]]  # by level and steps of the body: error of what is
+    # imagined so far ahead; 1: nothing is foreseen
     states: Tensor  # [N, D]: of the agent, on walks nothing was fitted to
     factors: Tensor  # [N, F]
     names: tuple[str, ...]  # of the factors
+    alone: Sequence[Alone]
+    grouped: Tensor  # [n, D + 1]: some of the states, and the group of each
 
-    def table(self) -> Table:
-        """Each prior, its figures and what they mean."""
-        rows = [[p.name, *p.marks.values(), p.told] for p in self.priors]
-        return table("what a good representation is like", ["", *self.priors[0].marks, ""], rows)
+    def tables(self) -> list[Table]:
+        """Each prior, its figures and what they mean; and what changes do."""
+        titled = {
+            "what a good representation is like": self.priors,
+            "when what is seen changes": self.changes,
+        }
+        return [_table(title, priors) for title, priors in titled.items()]
 
     def figures(self) -> dict[str, Any]:
         """For machines."""
-        return {**{p.name: dict(p.marks) for p in self.priors}, "ahead": list(self.ahead)}
+        told = {p.name: dict(p.marks) for p in (*self.priors, *self.changes)}
+        return {**told, "ahead": {who: dict(errors) for who, errors in self.ahead.items()}}
 
 
-def strolls(config: WorldConfig, seed: int) -> Strolls:
-    """What is seen on walks of worlds `seed` and on."""
-    with closing(config.build(WORLDS)) as world:
-        return undisturbed(partial(_strolls, world, seed))
+def _table(title: str, priors: Sequence[Prior]) -> Table:
+    who = list(priors[0].marks)
+    rows = [[p.name, *(p.marks.get(name, "") for name in who), p.told] for p in priors]
+    drawn = table(title, ["", *who, ""], rows)
+    drawn.columns[-1].justify = "left"
+    return drawn
 
 
-def _strolls(world: World, seed: int) -> Strolls:
-    obs, info = world.reset(seed)
-    views, actions = [obs], []
-    factors = [_factors(info, world)]
-    whole = torch.ones(world.count, dtype=torch.bool)
-    for lived in islice(live(walk(world), world, obs), STEPS):
-        views.append(seen(lived))
-        actions.append(lived.transition.action)
-        factors.append(_factors(lived.info, world))
-        whole &= ~ended(lived).cpu()
-    if not whole.any():
-        whole[:] = True  # lives shorter than that: resets are seen as steps
-    kept = whole.repeat(STEPS + 1).nonzero()[:, 0]
-    parts = {name: part[kept] for name, part in by_sense(joined(views)).items()}
-    return Strolls(
-        parts["obs"] if isinstance(obs, Tensor) else parts,
-        torch.stack(factors)[:, whole], torch.stack(actions, 1)[whole],
-    )  # fmt: skip
-
-
-def _factors(info: Mapping[str, Any], world: World) -> Tensor:
-    if not isinstance(world.inner, Examines):
-        return torch.empty(world.count, 0)
-    return world.tensor(info["factors"]).float().cpu()
-
-
-def card(agent: Agent, config: Config, seed: int) -> Card:
-    """The figures of an agent in the world it is judged in."""
+def card(agent: Agent, config: Config, seed: int, changes: Mapping[str, Change]) -> Card:
+    """The figures of an agent in the world it is judged in; `changes`: of what is seen, by name."""
     known, unknown = (strolls(config.evaluation, seed + i) for i in (0, WORLDS))
     with closing(config.evaluation.build(1)) as world:
         names = tuple(world.inner.factor_names) if isinstance(world.inner, Examines) else ()
+    drawn = lines(config.evaluation, unknown)
+    alone = [Alone(names[d.factor], states_of(agent, d.obs), d.places) for d in drawn]
     true = unknown.factors.flatten(0, 1)
     varies = true.amax(0) - true.amin(0) > 1e-6  # the others are nothing to be known
     names = tuple(name for name, does in zip(names, varies.tolist(), strict=True) if does)
     known, unknown = (s._replace(factors=s.factors[..., varies]) for s in (known, unknown))
+    otherwise = {n: (change(known.obs), change(unknown.obs)) for n, change in changes.items()}
+    for name, (_, obs) in otherwise.items():
+        agent.check(f"observation after the change {name!r}", obs)
     new = build(config, agent.spec, seed=seed + 1, device=agent.device, worlds=1, capacity=8)
-    eyes = {
-        "agent": partial(states_of, agent),
-        "untrained": partial(states_of, new.eval()),
+    sight: dict[str, Eye] = {
+        "agent": _minded(agent),
+        **{f"level {n}": _above(agent, rung.lift) for n, rung in enumerate(agent.hierarchy.rungs, 2)
+           if rung.own},
+        "untrained": _minded(new.eval()),
         "seen": partial(_plain, seed=seed),
+    }  # fmt: skip
+    marks = {who: _marks(eye, known, unknown, drawn) for who, eye in sight.items()}
+    for who, mind in {"agent": agent, "untrained": new}.items():
+        marks[who] |= shared(mind, unknown)
+    changed = {
+        who: dict(_changed(eye, known.obs, unknown.obs, otherwise)) for who, eye in sight.items()
     }
-    marks = {
-        who: _marks(eye(known.obs), eye(unknown.obs), known.factors, unknown.factors)
-        for who, eye in eyes.items()
-    }
-    priors = [
-        Prior(name, TOLD[name], {who: marks[who][name] for who in eyes}) for name in marks["agent"]
-    ]
     states = states_of(agent, unknown.obs)
-    ahead = foreseen(agent, states, unknown.actions)
-    return Card(priors, ahead, states, unknown.factors.flatten(0, 1), names)
+    return Card(
+        _priors(marks), _priors(changed), foreseen(agent, states, unknown.actions), states,
+        unknown.factors.flatten(0, 1), names, alone, measures.groups(states)[1],
+    )  # fmt: skip
 
 
-@torch.no_grad()
-def foreseen(agent: Agent, states: Tensor, actions: Tensor) -> list[float]:
-    """For k = 1..T the mean distance of what is imagined from what came, in units of how far states
-    move in that time."""
-    came = states.unflatten(0, (-1, len(actions))).transpose(0, 1)  # [B, T + 1, D]
-    start = came[:, 0].to(agent.device)
-    future = agent.world_model.imagine(start, actions[:, None].to(agent.device)).states[:, 0].cpu()
-    missed = (future - came)[:, 1:].norm(dim=-1).mean(0)
-    moved = (came[:, 1:] - came[:, :1]).norm(dim=-1).mean(0)
-    return (missed / moved.clamp_min(1e-9)).tolist()
+def _minded(agent: Agent) -> Eye:
+    return partial(states_of, agent)
 
 
-TOLD = {
-    "linear": "true factors read by a line, share of variance explained: 1 is all",
-    "neighbours": "the same by nearest neighbours; far above linear: known, but folded",
-    "smoothness": "states are as far apart as places are, rank correlation: 1 is always",
-    "slowness": "change in a step, share of all variance: small is slow",
-    "sparsity": "few numbers stand out at a time (Hoyer): 0 all alike, 1 one alone",
-    "dimensions": "effective rank: as many directions as matter",
-    "disentanglement": "a number tells of one factor alone (DCI): 1 is each",
-    "completeness": "a factor is told by one number alone (DCI): 1 is each",
-    "gap": "how much more the best number tells of a factor than the next (MIG)",
-}
+def _above(agent: Agent, lift: Callable[[Tensor], Tensor]) -> Eye:
+    @torch.no_grad()
+    def see(obs: Observation) -> Tensor:
+        return lift(states_of(agent, obs).to(agent.device)).cpu()
+
+    return see
 
 
 def _plain(obs: Observation, seed: int) -> Tensor:
@@ -168,27 +143,94 @@ def _plain(obs: Observation, seed: int) -> Tensor:
     return flat @ torch.randn(flat.shape[1], WIDEST, generator=random) / sqrt(WIDEST)
 
 
-def _marks(
-    known: Tensor, unknown: Tensor, truth: Tensor, true: Tensor
-) -> dict[str, float]:  # fmt: skip
-    """States `[N, D]` of walks that are fitted and of walks that are judged, and their factors
-    `[T + 1, B, F]`; what needs factors is left out where there are none."""
+def _priors(marks: Mapping[str, Mapping[str, float]]) -> list[Prior]:
+    return [
+        Prior(
+            name,
+            TOLD[name.rpartition(": ")[2]],
+            {w: m[name] for w, m in marks.items() if name in m},
+        )
+        for name in marks["agent"]
+    ]
+
+
+TOLD = {
+    "linear": "true factors read by a line, share of variance explained: 1 is all",
+    "neighbours": "the same by nearest neighbours; far above linear: known, but folded",
+    "smoothness": "states are as far apart as places are, rank correlation: 1 is always",
+    "one factor": "directions the state moves in as one factor moves alone: 1 is a line",
+    "slowness": "change in a step, share of all variance: small is slow",
+    "sparsity": "few numbers stand out at a time (Hoyer): 0 all alike, 1 one alone",
+    "dimensions": "effective rank: as many directions as matter",
+    "groups": "states fall into groups (silhouette): 1 is clear, 0 not at all",
+    "disentanglement": "a number tells of one factor alone (DCI): 1 is each",
+    "completeness": "a factor is told by one number alone (DCI): 1 is each",
+    "gap": "how much more the best number tells of a factor than the next (MIG)",
+    "shared": "tasks care for the same directions of the state: 1 is all, 0 is none",
+    "stays": "1: the state doesn't move; 0: as far as to any other",
+    "follows": "1: a line tells what becomes of it",
+}
+
+
+def _marks(eye: Eye, walked: Strolls, judged: Strolls, drawn: Sequence[Line]) -> dict[str, float]:
+    """Of walks that are fitted and walks that are judged; what needs factors is left out where
+    there are none."""
+    known, unknown, true = eye(walked.obs), eye(judged.obs), judged.factors
     found = {
-        "slowness": slowness(unknown.unflatten(0, true.shape[:2])),
-        "sparsity": sparsity(unknown),
+        "slowness": measures.slowness(unknown.unflatten(0, true.shape[:2])),
+        "sparsity": measures.sparsity(unknown),
         "dimensions": spectrum(unknown)["effective_rank"],
+        "groups": measures.groups(unknown)[0],
     }
+    if drawn:
+        ranks = [spectrum(eye(line.obs))["effective_rank"] for line in drawn]
+        found = {"one factor": sum(ranks) / len(ranks), **found}
     if not true.shape[-1]:
         return found
-    taught, asked = truth.flatten(0, 1), true.flatten(0, 1)
+    taught, asked = walked.factors.flatten(0, 1), true.flatten(0, 1)
     probe = fit(known, taught)
     weight = probe.weight.abs() * unknown.std(0)[:, None] / asked.std(0).clamp_min(1e-9)
     return {
-        "linear": explained(probe.read(unknown), asked),
-        "neighbours": explained(nearest(known, taught, unknown), asked),
-        "smoothness": smoothness(unknown, asked),
+        "linear": measures.explained(probe.read(unknown), asked),
+        "neighbours": measures.explained(measures.nearest(known, taught, unknown), asked),
+        "smoothness": measures.smoothness(unknown, asked),
         **found,
-        "disentanglement": purity(weight),
-        "completeness": purity(weight.T),
-        "gap": gap(unknown, asked),
+        "disentanglement": measures.purity(weight),
+        "completeness": measures.purity(weight.T),
+        "gap": measures.gap(unknown, asked),
     }
+
+
+def _changed(
+    eye: Eye, walked: Observation, judged: Observation,
+    otherwise: Mapping[str, tuple[Observation, Observation]],
+) -> Iterator[tuple[str, float]]:  # fmt: skip
+    """Invariance and equivariance, by change; `otherwise`: both, changed."""
+    known, unknown = eye(walked), eye(judged)
+    for name, (obs, asked) in otherwise.items():
+        changed = eye(asked)
+        yield f"{name}: stays", measures.sameness(unknown, changed)
+        read = fit(known, eye(obs)).read(unknown)
+        yield f"{name}: follows", measures.followed(read, changed)
+
+
+@torch.no_grad()
+def foreseen(agent: Agent, states: Tensor, actions: Tensor) -> dict[str, dict[int, float]]:
+    """By level and by steps of the body the mean distance of what is imagined from what came, in
+    units of how far states move in that time; states `[(T + 1) B, D]`, actions `[B, T, A]`."""
+    came = states.unflatten(0, (-1, len(actions))).transpose(0, 1).to(agent.device)  # [B, T + 1, D]
+    acts = actions.to(agent.device)
+    future = agent.world_model.imagine(came[:, 0], acts[:, None]).states[:, 0]
+    found = {"agent": _missed(future, came, 1)}
+    for level, rung in enumerate(agent.hierarchy.rungs, 2):
+        risen = rung.lift(came[:, :: rung.stride])
+        found[f"level {level}"] = _missed(rung.foresee(risen[:, 0], acts), risen, rung.stride)
+    return found
+
+
+def _missed(future: Tensor, came: Tensor, stride: int) -> dict[int, float]:
+    """Both `[B, N + 1, D]`."""
+    missed = (future - came)[:, 1:].norm(dim=-1).mean(0)
+    moved = (came[:, 1:] - came[:, :1]).norm(dim=-1).mean(0)
+    share = (missed / moved.clamp_min(1e-9)).tolist()
+    return {stride * step: error for step, error in enumerate(share, 1)}

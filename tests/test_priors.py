@@ -11,9 +11,14 @@ from torch import Tensor
 
 from ami_agent import measures, recipes
 from ami_agent.build import build
-from ami_agent.life import WorldConfig
-from ami_agent.priors import STEPS, TOLD, WORLDS, card, foreseen, strolls
-from modules.types import Rollout
+from ami_agent.cares import shared, slope
+from ami_agent.changes import asked
+from ami_agent.life import Spec, WorldConfig
+from ami_agent.priors import TOLD, card, foreseen
+from ami_agent.senses import Sense
+from ami_agent.strolls import FEWEST, LINES, PLACES, STEPS, WORLDS, lines, put, strolls
+from modules.hierarchy import Flat, MacroLevels
+from modules.types import Rollout, UnusableInput
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
@@ -84,12 +89,47 @@ def test_what_is_the_same_tells_nothing_and_a_switch_is_told_by_whoever_knows_it
     assert measures.gap(torch.cat([cue, noise, dead], 1), cue) > 0.98
 
 
+def test_a_silhouette_by_hand():
+    at = torch.tensor([[0.0], [1.0], [10.0], [11.0], [30.0]])
+    apart, group = torch.cdist(at, at), torch.tensor([0, 0, 1, 1, 2])
+    pair = 9.5 / 10.5 + 8.5 / 9.5  # who stands outside, who inside; both groups alike
+    assert measures.silhouette(apart, group) == pytest.approx(2 * pair / 5)  # alone is 0
+
+
+def test_what_falls_into_groups_is_told_from_what_does_not():
+    blobs = torch.cat([uniform(300, 2), 9 + uniform(300, 2, seed=1), uniform(300, 2, seed=2) - 9])
+    clear, grouped = measures.groups(blobs)
+    assert clear > 0.9
+    assert len(grouped[:, -1].unique()) == 3
+    assert (grouped[:, :-1] == blobs[::2]).all()
+    assert (
+        measures.groups(torch.randn(900, 200, generator=torch.Generator().manual_seed(0)))[0] < 0.1
+    )
+    assert measures.groups(torch.zeros(50, 3))[0] == 0
+
+
+def test_staying_and_following_by_hand():
+    states, other = uniform(4000, 3), uniform(4000, 3, seed=1)
+    assert measures.sameness(states, states) == 1
+    assert measures.sameness(states, other) == pytest.approx(0, abs=0.05)
+    assert measures.followed(other, other) == 1
+    assert measures.followed(other.mean(0).expand(4000, -1), other) == pytest.approx(0, abs=1e-3)
+
+
+def test_energies_overlap_as_far_as_they_change_along_the_same_directions():
+    x, y = torch.eye(2)[:1].repeat(9, 1), torch.eye(2)[1:].repeat(9, 1)
+    assert measures.overlap([x, -3 * x]) == pytest.approx(1)
+    assert measures.overlap([x, y]) == 0
+    assert measures.overlap([x, x, y]) == pytest.approx(1 / 3)  # one pair of three
+
+
 def test_what_is_foreseen_exactly_is_0_and_what_is_expected_to_rest_1():
     start, actions = uniform(6, 2), uniform(6, STEPS, 2, seed=1)
     states = torch.cat([start[:, None], start[:, None] + actions.cumsum(1)], 1)
 
     class Mind:
         device = torch.device("cpu")
+        hierarchy = Flat()
         moved = 1.0
 
         @property
@@ -102,9 +142,11 @@ def test_what_is_foreseen_exactly_is_0_and_what_is_expected_to_rest_1():
             return Rollout(path, acts, acts[..., :0], acts[..., :0])
 
     by_moment, mind = states.transpose(0, 1).flatten(0, 1), Mind()
-    assert foreseen(mind, by_moment, actions) == pytest.approx([0] * STEPS, abs=1e-5)
+    (found,) = foreseen(mind, by_moment, actions).values()
+    assert found == pytest.approx({step: 0 for step in range(1, STEPS + 1)}, abs=1e-5)
     mind.moved = 0.0
-    assert foreseen(mind, by_moment, actions) == pytest.approx([1] * STEPS)
+    (found,) = foreseen(mind, by_moment, actions).values()
+    assert found == pytest.approx({step: 1 for step in range(1, STEPS + 1)})
 
 
 def test_walks_in_which_an_episode_ends_are_left_out():
@@ -118,20 +160,143 @@ def test_walks_in_which_an_episode_ends_are_left_out():
     assert last.max() <= 0.21  # and none has fallen
 
 
+def test_along_a_line_one_factor_moves_and_no_other():
+    config = WorldConfig(id="ami/TwoRooms-v0", variant="random")
+    walked = strolls(config, 5)
+    found = lines(config, walked)
+    assert {line.factor for line in found} == {0, 1, 2, 3}
+    assert max([line.factor for line in found].count(n) for n in range(4)) <= LINES
+    across = next(line for line in found if line.factor == 0)
+    assert FEWEST <= len(across.obs) <= PLACES
+    assert (across.places.diff() > 0).all()
+    dot, walls = across.obs[:, 0].float(), across.obs[:, 1]
+    assert (walls == walls[0]).all()
+    place = (dot.sum(1) * torch.arange(dot.shape[-1])).sum(-1) / dot.sum((1, 2))
+    assert (place.diff() > 0).all()
+    rows = (dot.sum(2) * torch.arange(dot.shape[-2])).sum(-1) / dot.sum((1, 2))
+    assert rows == pytest.approx(rows[0].item(), abs=0.05)
+
+
+def test_who_can_not_be_put_somewhere_says_so():
+    config = WorldConfig(id="ami/TwoRooms-v0", variant="fixed")
+    world = config.build(1)
+    _, info = world.reset(3)
+    at = info["factors"][0].copy()
+    assert put(world, at, 3) is not None
+    at[0] = at[2]  # in the wall
+    at[1] = at[3] + 0.3 if at[3] < 0.5 else at[3] - 0.3
+    assert put(world, at, 3) is None
+    mute = WorldConfig(id="CartPole-v1")
+    assert lines(mute, strolls(mute, 0)) == []
+
+
+def test_pictures_shift_dim_and_are_mirrored_and_vectors_only_shaken():
+    spec = Spec(
+        {"eye": Sense((1, 2, 64), torch.uint8), "arm": Sense((3,), torch.float32)}, 1, ("reward",)
+    )
+    changes = asked("", spec)
+    assert list(changes) == ["noise", "shift", "dim", "mirror"]
+    eye = (255 * uniform(50, 1, 2, 64)).to(torch.uint8)
+    obs = {"eye": eye, "arm": uniform(50, 3)}
+    assert (changes["shift"](obs)["eye"][..., 2:] == eye[..., :-2]).all()
+    assert (changes["shift"](obs)["eye"][..., :2] == eye[..., :1]).all()
+    assert (changes["dim"](obs)["eye"].float() - 0.7 * eye.float()).abs().max() <= 0.5
+    assert (changes["mirror"](changes["mirror"](obs)["eye"]) == eye).all()
+    assert all((changes[name](obs)["arm"] == obs["arm"]).all() for name in list(changes)[1:])
+    shaken = changes["noise"](obs)
+    assert shaken["eye"].dtype == torch.uint8
+    off = (shaken["arm"] - obs["arm"]).std(0) / obs["arm"].std(0)
+    assert off == pytest.approx([0.05] * 3, rel=0.3)
+    assert (changes["noise"](obs)["arm"] == shaken["arm"]).all()  # the same chance every time
+    blind = asked("", spec._replace(senses={"arm": spec.senses["arm"]}))
+    assert list(blind) == ["noise"]
+
+
+def test_changes_of_ones_own_come_from_a_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def changes():\n    return {'upside down': lambda obs: obs.flip(-2)}\n"
+        "def none():\n    return {}\n"
+    )
+    spec = Spec({}, 1, ("reward",))
+    (name,), (change,) = zip(*asked(f"{file}:changes", spec).items(), strict=True)
+    assert name == "upside down"
+    assert change(torch.arange(3)[:, None]).flatten().tolist() == [2, 1, 0]
+    with pytest.raises(UnusableInput, match="no function 'nothing'"):
+        asked(f"{file}:nothing", spec)
+    with pytest.raises(UnusableInput, match="must return functions of observations"):
+        asked(f"{file}:none", spec)
+
+
+def test_tasks_of_different_drives_share_less_than_one_has_with_itself():
+    config = recipes.forage()
+    world = config.evaluation.build(1)
+    agent = build(config, world.spec, seed=3, device="cpu", worlds=1, capacity=8).eval()
+    walked = strolls(config.evaluation, 0)
+    slopes = {name: slope(agent, walked, task) for name, task in agent.assignments.items()}
+    assert all(s.shape == slopes["eat"].shape and s.any() for s in slopes.values())
+    found = shared(agent, walked)["shared"]
+    assert 0 < found < 1
+    agent.assignments = {"eat": agent.assignments["eat"]}
+    assert shared(agent, walked) == {}
+    assert agent.focus is None  # nothing was told to it
+
+
+def test_levels_with_states_of_their_own_are_judged_beside_the_lowest():
+    config = replace(
+        recipes.maze_levels(),
+        hierarchy=MacroLevels.Config(
+            strides=(3, 2), level=replace(MacroLevels.Config().level, size=5)
+        ),
+    )
+    world = config.evaluation.build(1)
+    agent = build(config, world.spec, seed=3, device="cpu", worlds=1, capacity=8).eval()
+    found = card(agent, config, 0, asked("", agent.spec))
+    who = ["agent", "level 2", "level 3", "untrained", "seen"]
+    assert all(list(p.marks) == who for p in (*found.priors, *found.changes))
+    assert list(found.ahead["level 2"]) == [3, 6, 9, 12]
+    assert list(found.ahead["level 3"]) == [6, 12]
+    flat = replace(config.hierarchy, level=replace(config.hierarchy.level, size=0))
+    agent = build(
+        replace(config, hierarchy=flat), world.spec, seed=3, device="cpu", worlds=1, capacity=8
+    )
+    assert [rung.own for rung in agent.hierarchy.rungs] == [False, False]
+
+
+def test_what_a_level_foresees_are_its_own_macro_actions():
+    levels = MacroLevels.Config(strides=(3, 2)).build((4, 1, 1), 2, None)
+    low, high = levels.rungs
+    assert (low.stride, high.stride) == (3, 6)
+    state, actions = uniform(7, 4), uniform(7, 14, 2, seed=1)
+    one, two = levels.levels
+    macros = one.chunks(actions[:, :12])
+    assert torch.equal(low.foresee(state, actions), one.unroll(state, macros))
+    assert torch.equal(high.foresee(state, actions), two.unroll(state, two.chunks(macros)))
+
+
 def test_a_card_tells_an_agent_from_one_that_has_learnt_nothing(tiny):
     with_world = replace(tiny, evaluation=replace(tiny.evaluation, options={"budget": 30}))
     world = with_world.evaluation.build(1)
     agent = build(with_world, world.spec, seed=3, device="cpu", worlds=1, capacity=8).eval()
-    found = card(agent, with_world, 0)
-    assert {prior.name for prior in found.priors} == set(TOLD)
+    found = card(agent, with_world, 0, asked("", agent.spec))
+    told = {prior.name for prior in found.priors}
+    assert told == set(TOLD) - {"stays", "follows", "shared"}  # there is one task
+    stays = {prior.name: prior.marks["agent"] for prior in found.changes}
+    assert stays["noise: stays"] > 0.8 > stays["mirror: stays"]
+    assert {line.name for line in found.alone} == {"dot x", "dot y"}
     assert found.names == ("dot x", "dot y")  # walls that never move are nothing to be known
     marks = {prior.name: prior.marks for prior in found.priors}
     assert all(list(mark) == ["agent", "untrained", "seen"] for mark in marks.values())
     assert 0.3 < marks["linear"]["seen"] < marks["neighbours"]["seen"] <= 1
-    assert len(found.ahead) == STEPS
+    assert list(found.ahead["agent"]) == [*range(1, STEPS + 1)]
     blind = recipes.gym(WorldConfig(id="Pendulum-v1"))
     world = blind.evaluation.build(1)
     agent = build(blind, world.spec, seed=3, device="cpu", worlds=1, capacity=8).eval()
-    found = card(agent, blind, 0)
-    assert [prior.name for prior in found.priors] == ["slowness", "sparsity", "dimensions"]
+    found = card(agent, blind, 0, asked("", agent.spec))
+    assert [prior.name for prior in found.priors] == [
+        "slowness",
+        "sparsity",
+        "dimensions",
+        "groups",
+    ]
     assert found.names == ()

@@ -12,6 +12,7 @@ from ami_agent.life import World, WorldConfig
 from ami_agent.probe import joined, states_of
 from ami_agent.show.episodes import Life
 from ami_agent.show.thoughts import critic
+from ami_agent.strolls import put
 from modules.types import Observation
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def survey(agent: Agent, config: WorldConfig, readout: ReadOut, life: Life) -> L
         return None
     with closing(config.build(1)) as world:
         places = factors.reshape(-1, factors.shape[-1])
-        seen = [_put(world, place, life.seed) for place in places]
+        seen = [_at(world, place, life.seed) for place in places]
     to_go = np.full(len(seen), np.nan, dtype=np.float32)
     free = [i for i, obs in enumerate(seen) if obs is not None]
     if free:
@@ -65,14 +66,10 @@ def _moves(readout: ReadOut, factors: np.ndarray, i: int, low: float, high: floa
     return not np.allclose(*readout.xy(both))
 
 
-def _put(world: World, factors: np.ndarray, seed: int) -> Observation | None:
-    """What is seen there, [1, *O]; None if the world refuses (inside a wall), or, as Gymnasium
-    allows, ignores the wish."""
-    try:
-        obs, info = world.reset(seed, factors=factors[None])
-    except ValueError:
-        return None
-    return obs if np.allclose(info["factors"][0], factors, atol=1e-3) else None
+def _at(world: World, factors: np.ndarray, seed: int) -> Observation | None:
+    """What is seen exactly there, [1, *O]; None where nobody can be put."""
+    sight = put(world, factors, seed)
+    return sight.obs if sight and np.allclose(sight.factors[0], factors, atol=1e-3) else None
 
 
 def _ask(agent: Agent, obs: Observation, life: Life) -> np.ndarray:

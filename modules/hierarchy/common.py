@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from modules.types import Distance, Focus, Shape
 
 
-class Hierarchy(Protocol):
-    """State `[B, D]` and focus -> the focus of the lowest level."""
+class Rung(NamedTuple):
+    """A learnt level above, for whoever wants to look at it."""
 
+    stride: int  # steps of the body that one of its own spans
+    own: bool  # whether its states are its own, not those of the level below
+    lift: Callable[[Tensor], Tensor]  # states of the lowest level `[..., D]` -> its own
+    foresee: Callable[[Tensor, Tensor], Tensor]
+    """Its states `[N, D]`, actions of the body `[N, T, A]` -> `[N, T // stride + 1, D]`."""
+
+
+class Hierarchy(Protocol):
+    """State `[B, D]` and focus -> the focus of the lowest level. `rungs`: what is learnt above it,
+    the lowest first."""
+
+    @property
+    def rungs(self) -> Sequence[Rung]: ...
     def reset(self, seed: int = 0) -> None: ...
     def __call__(self, state: Tensor, focus: Focus) -> Focus: ...
 
@@ -24,6 +38,8 @@ class Flat(nn.Module):
     class Config:
         def build(self, shape: Shape, action_dim: int, distance: Distance | None) -> Flat:
             return Flat()
+
+    rungs: Sequence[Rung] = ()
 
     def reset(self, seed: int = 0) -> None:
         """Hopes for nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.graph import shortest_paths
+from modules.hierarchy.common import Rung
 from modules.types import TO_GOAL, Distance, Focus, Shape, UnusableInput, require
 
 CHUNK = 64
@@ -26,6 +28,7 @@ class LandmarkGraph(nn.Module):
     it can be trusted, and the further the less. The subgoal lies a stride along the cheapest way;
     it is the goal itself where going there directly is no dearer, so short ways are flat."""
 
+    rungs: Sequence[Rung] = ()  # remembered, not learnt
     states: Tensor
     steps: Tensor
     price: Tensor

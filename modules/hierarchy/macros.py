@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from modules.bounds import Box
+from modules.hierarchy.common import Rung
 from modules.hierarchy.levels import UpperLevel
 from modules.planners.common import MindsEye
 from modules.planners.gradient import GradientPlanner
@@ -180,6 +183,28 @@ class MacroLevels(nn.Module):
         for above in self.above[: index + 1]:
             state = above.level.lift(state)
         return state
+
+    @property
+    def rungs(self) -> Sequence[Rung]:
+        """Every level above."""
+        strides, own = self.config.strides, bool(self.config.level.size)
+        return [
+            Rung(
+                prod(strides[: i + 1]),
+                own,
+                partial(self.lifted, index=i),
+                partial(self.foreseen, index=i),
+            )
+            for i in range(len(strides))
+        ]
+
+    def foreseen(self, state: Tensor, actions: Tensor, index: int) -> Tensor:
+        """States `[N, D]` of a level above and actions of the body `[N, T, A]` -> what it foresees
+        of them, `[N, T // stride + 1, D]`."""
+        for above in self.above[: index + 1]:
+            whole = actions.shape[1] // above.level.stride * above.level.stride
+            actions = above.level.chunks(actions[:, :whole])
+        return self.above[index].level.unroll(state, actions)
 
     def lowered(self, hoped: Tensor, index: int) -> Tensor:
         """States of a level above -> remembered states of the lowest that come nearest; or the
