@@ -12,6 +12,7 @@ WINDY_ROOMS = "ami/WindyRooms-v0"
 POINT_MAZE = "ami/PointMaze-v0"
 REACH = "ami/Reach-v0"
 PUSH = "ami/Push-v0"
+ANT_MAZE = "ami/AntMaze-v0"
 
 WORLDS = {
     TWO_ROOMS: "envs.two_rooms:TwoRooms",
@@ -22,6 +23,7 @@ WORLDS = {
     POINT_MAZE: "envs.point_maze:PointMaze",
     REACH: "envs.reach:Reach",
     PUSH: "envs.push:Push",
+    ANT_MAZE: "envs.ant_maze:AntMaze",
 }
 
 for name, place in WORLDS.items():

@@ -47,9 +47,13 @@ PARTS = {
         "modules.hierarchy.landmarks",
         "modules.hierarchy.macros",
     },
-    "modules.hierarchy.landmarks": {"modules.graph"},
+    "modules.hierarchy.landmarks": {"modules.graph", "modules.hierarchy.common"},
     "modules.hierarchy.levels": {"modules.distance", "modules.dynamics"},
-    "modules.hierarchy.macros": {"modules.hierarchy.levels", "modules.planners.gradient"},
+    "modules.hierarchy.macros": {
+        "modules.hierarchy.common",
+        "modules.hierarchy.levels",
+        "modules.planners.gradient",
+    },
 }
 """Boxes of more than one page, and the pages that are nobody else's."""
 LONGEST = 260

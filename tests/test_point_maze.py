@@ -121,14 +121,14 @@ def test_without_a_push_energy_is_lost_whatever_is_hit():
 def test_a_model_has_the_walls_of_its_maze_and_no_others():
     maze = mazes(40, size=3, loops=0.3)
     balls, many_walls = Balls(3), torch.cat([maze.upright.flatten(1), maze.level.flatten(1)], -1)
-    models = balls.models_of(maze)
+    models = balls.models(maze)
     assert len(set(map(id, models))) == len({tuple(row) for row in many_walls.tolist()})
     for model, row in zip(models, many_walls, strict=True):
         stand = model.geom_pos[:-1, 2] == 0
         sides = 2 * model.geom_size[:-1, :2][stand]
         assert sides.min() == pytest.approx(2 * WALL)
         assert sides.max(-1).sum() == pytest.approx(int(row.sum()))
-    assert balls.models_of(type(maze)(*(part[:2] for part in maze))) == models[:2]
+    assert balls.models(type(maze)(*(part[:2] for part in maze))) == models[:2]
     assert len(balls.models) <= 2  # the others are gone
 
 

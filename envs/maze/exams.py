@@ -9,7 +9,7 @@ from ..batched import Exam
 from ..chance import draw, keys_of, mix
 from .goals import pick_one
 from .layouts import Maze
-from .physics import RADIUS, TERMINAL, Physics, centre, resting
+from .physics import RADIUS, TERMINAL, Physics, centre
 from .rendering import draw_walls
 from .senses import Senses
 from .states import to_factors
@@ -46,7 +46,7 @@ def push(maze: Maze, physics: Physics, senses: Senses, chosen: Tensor, uniform: 
     gap = TERMINAL * (0.05 + 0.95 * uniform[:, 1:2])
     aside = (1 - 2 * RADIUS) * (uniform[:, 2:] - 0.5) * (1 - ahead.abs())
     place = centre(side // 4, maze.size) + ahead * (0.5 - RADIUS - gap) + aside
-    body = end = resting(place)
+    body = end = physics.put(place, torch.zeros_like(place))
     for _ in range(PUSHES):
         end = physics.moved(maze, end, ahead)
     return Exam(

@@ -6,7 +6,7 @@ Positions are `(x, y)` in cells, y down. Walls are lines between cells and have 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ KEPT = 0.8  # of a velocity, from step to step
 PUSH = 0.06  # what a full action adds to it
 TERMINAL = PUSH / (1 - KEPT)  # the speed, in cells a step, that full actions come to
 GRAZE = 1e-4  # as little as this into a wall is rounding
+REACHED = 0.4  # cells
 
 
 class Body(NamedTuple):
@@ -29,17 +30,37 @@ class Body(NamedTuple):
     before: Tensor  # [B, 2] the place one step earlier
 
 
-class Physics(NamedTuple):
-    """How bodies move in mazes, and where there is room for one."""
-
-    moved: Callable[[Maze, Body, Tensor], Body]  # actions [B, 2] -> bodies one step later
-    is_free: Callable[[Maze, Tensor], Tensor]  # places [B, 2] -> [B] bool
-    still: float  # cells a step; what a wall leaves of a pace towards it, at most
+def put(place: Tensor, pace: Tensor) -> Body:
+    """Bodies at places [B, 2] that move on at a pace [B, 2]."""
+    return Body(place, pace, place - pace)
 
 
 def resting(place: Tensor) -> Body:
     """Bodies at rest at places [B, 2]."""
-    return Body(place, torch.zeros_like(place), place)
+    return put(place, torch.zeros_like(place))
+
+
+class Moving(Protocol):
+    """What is true of a body whatever else it has; a NamedTuple of tensors."""
+
+    @property
+    def place(self) -> Tensor: ...
+    @property
+    def pace(self) -> Tensor: ...
+    @property
+    def before(self) -> Tensor: ...
+
+
+class Physics(NamedTuple):
+    """How bodies move in mazes, and where there is room for one."""
+
+    moved: Callable[[Maze, Any, Tensor], Any]  # actions [B, A] -> bodies one step later
+    is_free: Callable[[Maze, Tensor], Tensor]  # places [B, 2] -> [B] bool
+    still: float  # cells a step; what a wall leaves of a pace towards it, at most
+    put: Callable[[Tensor, Tensor], Any] = put  # places and paces [B, 2] -> bodies
+    slow: int = 1  # steps in which a body gets as far as a square of these mazes in one
+    reached: float = REACHED  # cells; nearer to the goal than this is there
+    wide: float = RADIUS  # cells; half of the room that a body takes
 
 
 def cell(place: Tensor, size: int) -> Tensor:
@@ -53,9 +74,10 @@ def centre(cells: Tensor, size: int) -> Tensor:
     return torch.stack([cells % size, cells // size], -1) + 0.5
 
 
-def inside(cells: Tensor, size: int, uniform: Tensor) -> Tensor:
-    """Cells [B], uniform [B, 2] -> places [B, 2] in them that are free whatever the walls."""
-    return centre(cells, size) + (1 - 2 * RADIUS) * (uniform - 0.5)
+def inside(cells: Tensor, size: int, uniform: Tensor, wide: float = RADIUS) -> Tensor:
+    """Cells [B], uniform [B, 2] -> places [B, 2] in them that are free whatever the walls, for
+    bodies of half that width."""
+    return centre(cells, size) + (1 - 2 * wide) * (uniform - 0.5)
 
 
 def moved(maze: Maze, body: Body, actions: Tensor) -> Body:

@@ -68,8 +68,11 @@ def to_picture(place: Tensor, size: int) -> Tensor:
     return FRAME - 0.5 + zoom(size) * place
 
 
-def draw_picture(maze: Maze, place: Tensor, goal: Tensor, radius: float) -> Tensor:
-    """Bodies and goals [B, 2], the radius of success in cells -> [B, 320, 320, 3] uint8."""
+def draw_picture(
+    maze: Maze, place: Tensor, goal: Tensor, radius: float, half: float = RADIUS
+) -> Tensor:
+    """Bodies, as wide as twice `half`, and goals [B, 2], the radius of success in cells -> [B, 320,
+    320, 3] uint8."""
     scale, side = zoom(maze.size), torch.arange(PICTURE, device=place.device)
     across = (side - FRAME + 0.5) / scale  # cells
     on_line = (across - across.round()).abs() * scale <= WALL
@@ -80,5 +83,5 @@ def draw_picture(maze: Maze, place: Tensor, goal: Tensor, radius: float) -> Tens
     picture = ink(picture, solid - 0.5, INK["wall"])
     ring = scale * radius - distance(side, to_picture(goal, maze.size))
     picture = ink(picture, 1.5 - ring.abs(), INK["goal"])
-    disc = max(LEAST, scale * RADIUS) - distance(side, to_picture(place, maze.size))
+    disc = max(LEAST, scale * half) - distance(side, to_picture(place, maze.size))
     return ink(picture, disc, INK["body"]).round().to(torch.uint8)

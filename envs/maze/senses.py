@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ class Senses(Protocol):
     def space(self) -> spaces.Box:
         """Of observations."""
 
-    def sense(self, walls: Tensor, body: Body) -> Tensor:
+    def sense(self, walls: Tensor, body: Any) -> Tensor:
         """Walls [B, S, S] as images show them -> observations [B, *O]."""
 
 

@@ -10,20 +10,20 @@ from torch import Tensor
 from ..chance import draw, mix
 from .goals import Band, draw_goal, draw_start, missed
 from .layouts import Maze
-from .physics import TERMINAL, Body, Physics, cell, inside, resting
+from .physics import TERMINAL, Moving, Physics, cell, inside
 from .rendering import draw_walls
 from .senses import Senses
 from .walks import Walk, set_out
 
-REACHED = 0.4  # cells; nearer to the goal than this is there,
-AROUND = 2  # unless there are more cells to go: then a wall is between
+AROUND = 2  # cells to go at most where one is there: with more a wall is between
 
 
 class State(NamedTuple):
     """Everything that B worlds are; on the worlds' device."""
 
-    body: Body
+    body: Moving
     goal: Tensor  # [B, 2]
+    reached: Tensor  # [B] cells; nearer to the goal than this is there
     maze: Maze
     ever: Tensor  # [B] bool: was there in this episode
     walk: Walk
@@ -39,7 +39,7 @@ class State(NamedTuple):
     @property
     def there(self) -> Tensor:
         """[B] bool: near the goal and on the same side of every wall."""
-        return (self.distance < REACHED) & (self.path <= AROUND)
+        return (self.distance < self.reached) & (self.path <= AROUND)
 
     @property
     def path(self) -> Tensor:
@@ -52,7 +52,7 @@ class State(NamedTuple):
 class Birth(NamedTuple):
     """How an episode begins, where chance leaves off and a user may choose instead."""
 
-    body: Body
+    body: Moving
     goal: Tensor  # [B, 2]
 
 
@@ -64,28 +64,30 @@ def conceive(
     uniform, _ = draw(mix(life ^ 6), 6)
     off = missed(maze, band)
     start = draw_start(off, uniform[:, 0])
-    body = resting(inside(start, maze.size, uniform[:, 1:3]))
+    place = inside(start, maze.size, uniform[:, 1:3], physics.wide)
+    body = physics.put(place, torch.zeros_like(place))
     if "factors" in options:
         body = read_factors(maze, physics, "factors", options["factors"])
         start = cell(body.place, maze.size)
-    goal = inside(draw_goal(off, start, uniform[:, 3]), maze.size, uniform[:, 4:])
+    goal = inside(draw_goal(off, start, uniform[:, 3]), maze.size, uniform[:, 4:], physics.wide)
     if "goal_factors" in options:
         goal = read_factors(maze, physics, "goal_factors", options["goal_factors"]).place
     return Birth(body, goal)
 
 
-def begin(maze: Maze, birth: Birth, senses: Senses, life: Tensor) -> State:
+def begin(maze: Maze, physics: Physics, birth: Birth, senses: Senses, life: Tensor) -> State:
     """The first moment of an episode; `life` [B] are the keys it was conceived from."""
     walls = draw_walls(maze)
     state = State(
         body=birth.body,
         goal=birth.goal,
+        reached=torch.full_like(birth.goal[:, 0], physics.reached),
         maze=maze,
         ever=torch.zeros_like(life, dtype=torch.bool),
         walk=set_out(birth.body.place, mix(life ^ 1)),
         life=mix(life ^ 2),
         walls=walls,
-        goal_obs=senses.sense(walls, resting(birth.goal)),
+        goal_obs=senses.sense(walls, physics.put(birth.goal, torch.zeros_like(birth.goal))),
     )
     return state._replace(ever=state.there)
 
@@ -96,12 +98,12 @@ def advance(physics: Physics, state: State, actions: Tensor) -> State:
     return state._replace(ever=state.ever | state.there)
 
 
-def to_factors(size: int, body: Body) -> Tensor:
+def to_factors(size: int, body: Moving) -> Tensor:
     """x and y as fractions of the maze, velocity as a share of the terminal speed, [B, 4]."""
     return torch.cat([body.place / size, body.pace / TERMINAL], -1)
 
 
-def read_factors(maze: Maze, physics: Physics, name: str, factors: object) -> Body:
+def read_factors(maze: Maze, physics: Physics, name: str, factors: object) -> Moving:
     """What a user gave as `name` -> bodies; ValueError where it can't be factors of a free body."""
     read = torch.as_tensor(factors, dtype=torch.float32, device=maze.solid.device)
     count = len(maze.solid)
@@ -116,4 +118,5 @@ def read_factors(maze: Maze, physics: Physics, name: str, factors: object) -> Bo
     if stuck:
         given = [round(number, 3) for number in place[stuck[0]].tolist()]
         raise ValueError(f"{name}: in world {stuck[0]} the body at cell {given} is inside a wall")
-    return Body(place, pace, place - pace)
+    body: Moving = physics.put(place, pace)
+    return body

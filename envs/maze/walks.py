@@ -13,7 +13,7 @@ from ..plane import direction
 from .experts import pursue
 from .goals import pick_one
 from .layouts import Maze
-from .physics import Body, Physics, cell, inside
+from .physics import Moving, Physics, cell, inside
 
 KAPPA = 5.0  # of the drift of a heading, as published for Two Rooms (arXiv 2502.14819)
 REST = 0.1  # share of the stretches
@@ -43,9 +43,9 @@ def set_out(place: Tensor, keys: Tensor) -> Walk:
     return Walk(heading, place, nothing > 0, nothing > 0, nothing, keys)
 
 
-def reconsider(walk: Walk, maze: Maze, place: Tensor, errands: float) -> Walk:
-    """Every 10 to 25 steps something else; a tenth of it rest, of the others `errands` errands to
-    any cell, which last until one is there, or tired of it."""
+def reconsider(walk: Walk, maze: Maze, place: Tensor, errands: float, slow: int) -> Walk:
+    """Every 10 to 25 steps something else, later where bodies are slow; a tenth of it rest, of the
+    others `errands` errands to any cell, which last until one is there, or tired of it."""
     uniform, keys = draw(walk.keys, 7)
     there = walk.errand & ((walk.target - place).norm(dim=-1) < REACHED)
     renew = (walk.patience <= 0) | there
@@ -62,36 +62,37 @@ def reconsider(walk: Walk, maze: Maze, place: Tensor, errands: float) -> Walk:
         torch.where(renew[:, None], target, walk.target),
         torch.where(renew, errand, walk.errand),
         torch.where(renew, rest, walk.rest),
-        torch.where(renew, stretch + ERRAND * way * errand, walk.patience) - 1,
+        torch.where(renew, slow * (stretch + ERRAND * way * errand), walk.patience) - 1,
         keys,
     )
 
 
-def drift(heading: Tensor, uniform: Tensor) -> Tensor:
+def drift(heading: Tensor, uniform: Tensor, slow: int) -> Tensor:
     """Headings [B, 2], uniform [B] -> headings turned a little."""
-    cos, sin = direction(von_mises(uniform, KAPPA)).unbind(-1)
+    cos, sin = direction(von_mises(uniform, slow * KAPPA)).unbind(-1)
     x, y = heading.unbind(-1)
     turned = torch.stack([x * cos - y * sin, x * sin + y * cos], -1)
     return turned / turned.square().sum(-1, keepdim=True).sqrt()
 
 
-def bounce(heading: Tensor, stopped: Tensor, uniform: Tensor) -> Tensor:
+def bounce(heading: Tensor, stopped: Tensor, uniform: Tensor, slow: int) -> Tensor:
     """Headings [B, 2], turned back along x, or y, where a wall has stopped a body [B, 2], now and
     then."""
-    turn = stopped & (uniform[:, None] < BOUNCE)
+    turn = stopped & (uniform[:, None] < BOUNCE / slow)
     return torch.where(turn, -heading, heading)
 
 
 def stroll(
-    walk: Walk, maze: Maze, physics: Physics, body: Body, errands: float
+    walk: Walk, maze: Maze, physics: Physics, body: Moving, errands: float
 ) -> tuple[Walk, Tensor]:
     """One more step of a walk: the new state of mind, and the actions [B, 2]. A third of the
     actions are full, the rest of every strength down to a fifth."""
-    walk = reconsider(walk, maze, body.place, errands)
+    slow = physics.slow
+    walk = reconsider(walk, maze, body.place, errands, slow)
     uniform, keys = draw(walk.keys, 3)
     stopped = body.pace.abs() <= physics.still
-    heading = drift(bounce(walk.heading, stopped, uniform[:, 2]), uniform[:, 0])
+    heading = drift(bounce(walk.heading, stopped, uniform[:, 2], slow), uniform[:, 0], slow)
     strength = (SHORTEST + 1.2 * uniform[:, 1:2]).clamp(max=1)
     errand = walk.errand[:, None]
-    actions = torch.where(errand, pursue(maze, body, walk.target), heading * strength)
+    actions = torch.where(errand, pursue(maze, body, walk.target, physics.wide), heading * strength)
     return walk._replace(heading=heading, keys=keys), actions * ~walk.rest[:, None]

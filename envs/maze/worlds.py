@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,8 +19,8 @@ from .layouts import SPLITS, Drawn, Given
 from .maps import MAPS, read_map
 from .physics import SQUARES, Physics, resting
 from .rendering import draw_picture, to_picture
-from .senses import SENSES
-from .states import REACHED, State, advance, begin, conceive, to_factors
+from .senses import SENSES, Senses
+from .states import State, advance, begin, conceive, to_factors
 from .walks import stroll
 
 FACTOR_NAMES = ("body x", "body y", "velocity x", "velocity y")
@@ -59,6 +60,8 @@ class MazeVectorEnv(BatchedEnv[State]):
     """
 
     factor_names: ClassVar[tuple[str, ...]] = FACTOR_NAMES
+    kinds: ClassVar[Mapping[str, Callable[[int], Senses]]] = SENSES
+    actions: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -103,13 +106,13 @@ class MazeVectorEnv(BatchedEnv[State]):
         self.mazes = _source(size, map, maze, loops, split, torch.device(device))
         if senses == "state" and isinstance(self.mazes, Drawn):
             raise ValueError("senses 'state' can't tell drawn mazes apart; choose a maze or a map")
-        self.senses = pick("senses", senses, SENSES)(self.mazes.size)
+        self.senses = pick("senses", senses, self.kinds)(self.mazes.size)
         self.physics = self._physics()
         super().__init__(
             num_envs,
             self.senses.space(),
-            spaces.Box(-1, 1, (2,), np.float32),
-            budget=PATIENCE * self.mazes.longest if budget is None else budget,
+            spaces.Box(-1, 1, (self.actions,), np.float32),
+            budget=PATIENCE * self.physics.slow * self.mazes.longest if budget is None else budget,
             device=device,
             output=output,
             render_mode=render_mode,
@@ -120,16 +123,21 @@ class MazeVectorEnv(BatchedEnv[State]):
         return SQUARES
 
     def oracle(self) -> Array:
-        """What one who knows the maze would do, [B, 2]."""
+        """What one who knows the maze would do, [B, A]."""
         state = self.state
-        return self._out(pursue(state.maze, state.body, state.goal))
+        wanted = pursue(state.maze, state.body, state.goal, self.physics.wide)
+        return self._out(self._carried_out(wanted))
 
     def walk(self) -> Array:
-        """One more step of each world's own walk, [B, 2]: drifting, on errands, at rest."""
+        """One more step of each world's own walk, [B, A]: drifting, on errands, at rest."""
         state = self.state
         walk, actions = stroll(state.walk, state.maze, self.physics, state.body, self.errands)
         self._state = state._replace(walk=walk)
-        return self._out(actions)
+        return self._out(self._carried_out(actions))
+
+    def _carried_out(self, wanted: Tensor) -> Tensor:
+        """What a square would do to go somewhere, [B, 2] -> actions [B, A]."""
+        return wanted
 
     def exams(self, seed: int = 0) -> dict[str, Exam]:
         """What this world asks of a world model: pushes against a "wall" and where it is "open"."""
@@ -140,7 +148,7 @@ class MazeVectorEnv(BatchedEnv[State]):
     def render(self) -> tuple[np.ndarray, ...]:
         """A picture [320, 320, 3] of every world: body blue, goal a green ring of success."""
         state = self.state
-        pictures = draw_picture(state.maze, state.body.place, state.goal, REACHED)
+        pictures = draw_picture(state.maze, state.body.place, state.goal, self.physics.reached)
         return tuple(pictures.cpu().numpy())
 
     def picture_xy(self, factors: Array) -> Array:
@@ -151,7 +159,7 @@ class MazeVectorEnv(BatchedEnv[State]):
     def _begin(self, life: Tensor, options: dict[str, Any]) -> State:
         maze = self.mazes(life)
         birth = conceive(maze, self.physics, self.band, life, options)
-        return begin(maze, birth, self.senses, life)
+        return begin(maze, self.physics, birth, self.senses, life)
 
     def _advance(self, state: State, actions: Tensor) -> State:
         return advance(self.physics, state, actions)

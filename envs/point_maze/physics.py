@@ -6,6 +6,7 @@ here, and what it keeps of a velocity and how fast it gets are the same.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ from ..maze.layouts import Maze
 from ..maze.physics import Body, Physics, cell
 from ..mujoco import Simulator, compiled
 from ..plane import shrink_to_disk
-from .walls import BALL, STEP, SUBSTEPS, WALL, walls, written
+from .walls import BALL, STEP, SUBSTEPS, WALL, Wall, walls, written
 
 if TYPE_CHECKING:
     from mujoco import MjModel
@@ -24,31 +25,37 @@ STILL = 0.01  # cells a step; what is left of a pace that leans on a wall
 DEEPEST = 0.03  # cells; how far contacts let a ball into a wall, at full speed
 
 
+class Models:
+    """The models of mazes, as they are asked for; the latest are kept, and no others."""
+
+    def __init__(self, build: Callable[[list[Wall]], MjModel]) -> None:
+        self.build = build
+        self.known: dict[bytes, MjModel] = {}
+
+    def __call__(self, maze: Maze) -> list[MjModel]:
+        """B mazes -> the model of each."""
+        upright, level = maze.upright.cpu(), maze.level.cpu()
+        told = torch.cat([upright.flatten(1), level.flatten(1)], -1).numpy()
+        names = [row.tobytes() for row in told]
+        models: dict[bytes, MjModel] = {}
+        for i, name in enumerate(names):
+            if name not in models:
+                models[name] = self.known.get(name) or self.build(walls(upright[i], level[i]))
+        self.known = models
+        return [models[name] for name in names]
+
+
 class Balls:
     """Balls in mazes of one size, each maze a model of its own."""
 
     def __init__(self, size: int) -> None:
         """Raises ImportError where there is no MuJoCo."""
-        self.simulator = Simulator(compiled(written(size, [])), SUBSTEPS)
-        self.models: dict[bytes, MjModel] = {}
-
-    def models_of(self, maze: Maze) -> list[MjModel]:
-        """The models of B mazes; the latest are kept, and no others."""
-        upright, level = maze.upright.cpu(), maze.level.cpu()
-        known = torch.cat([upright.flatten(1), level.flatten(1)], -1).numpy()
-        names = [row.tobytes() for row in known]
-        models: dict[bytes, MjModel] = {}
-        for i, name in enumerate(names):
-            if name not in models:
-                models[name] = self.models.get(name) or compiled(
-                    written(maze.size, walls(upright[i], level[i]))
-                )
-        self.models = models
-        return [models[name] for name in names]
+        self.models = Models(lambda stand: compiled(written(size, stand)))
+        self.simulator = Simulator(self.models.build([]), SUBSTEPS)
 
     def __call__(self, maze: Maze, body: Body, actions: Tensor) -> Body:
         """Actions [B, 2] -> bodies one step later."""
-        models, force = self.models_of(maze), shrink_to_disk(actions, 1.0)
+        models, force = self.models(maze), shrink_to_disk(actions, 1.0)
         place, speed = self.simulator(models, body.place, body.pace / STEP, force)
         return Body(place, STEP * speed, body.place)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..picture import PICTURE, distance, ink
+from ..picture import PICTURE, beside, distance, ink
 from .arms import joints
 
 SIZE = 32  # pixels of an image's side
@@ -23,19 +23,16 @@ def to_pixels(place: Tensor, size: int) -> Tensor:
     return (place / EDGE + 1) / 2 * (size - 1)
 
 
-def beside(angle: Tensor, size: int) -> Tensor:
+def beside_links(angle: Tensor, size: int) -> Tensor:
     """Arms [B, 2] -> how far every pixel is from the nearest point of its links, [B, S, S]."""
-    ends = to_pixels(pad(joints(angle), (0, 0, 1, 0)), size)  # shoulder, elbow, fingertip
-    start, way = ends[:, :-1, None, None], (ends[:, 1:] - ends[:, :-1])[:, :, None, None]
-    side = torch.arange(size, device=angle.device)
-    off = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1) - start  # [B, 2, S, S, 2]
-    share = ((off * way).sum(-1) / way.square().sum(-1)).clamp(0, 1)
-    return (off - share[..., None] * way).norm(dim=-1).amin(1)
+    points = to_pixels(pad(joints(angle), (0, 0, 1, 0)), size)  # shoulder, elbow, fingertip
+    ends = torch.stack([points[:, :-1], points[:, 1:]], 2)
+    return beside(torch.arange(size, device=angle.device), ends)
 
 
 def observe(angle: Tensor) -> Tensor:
     """Angles [B, 2] -> [B, S, S] uint8: an arm with soft edges."""
-    bright = torch.exp(-0.5 * (beside(angle, SIZE) / THIN).square())
+    bright = torch.exp(-0.5 * (beside_links(angle, SIZE) / THIN).square())
     return (255 * bright).round().to(torch.uint8)
 
 
@@ -43,7 +40,7 @@ def draw_picture(angle: Tensor, goal: Tensor, radius: float) -> Tensor:
     """Arms and goals [B, 2], the radius of success -> [B, 320, 320, 3] uint8."""
     side = torch.arange(PICTURE, device=angle.device)
     picture = 255.0 - torch.zeros(len(angle), PICTURE, PICTURE, 3, device=angle.device)
-    picture = ink(picture, LINE - beside(angle, PICTURE), INK["link"])
+    picture = ink(picture, LINE - beside_links(angle, PICTURE), INK["link"])
     elbow, tip = joints(angle).unbind(1)
     for place, colour in ((torch.zeros_like(tip), "joint"), (elbow, "joint"), (tip, "tip")):
         picture = ink(picture, JOINT - distance(side, to_pixels(place, PICTURE)), INK[colour])

@@ -1,0 +1,192 @@
+"""What is true of a quadruped in a maze. Some of it takes seconds: it has 29 numbers to move."""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+import envs
+from envs.ant_maze import AntMazeVectorEnv
+from envs.ant_maze.ants import STANDING, TOLD, feet, gait, heading, put
+from envs.ant_maze.physics import CELL, STEP, Ants, is_free
+from envs.chance import draw, keys_of
+from envs.maze import MAPS
+from envs.maze.layouts import Given
+from envs.maze.maps import read_map
+
+CPU = torch.device("cpu")
+
+
+def known(name, count):
+    return Given(read_map(MAPS[name], CPU))(torch.zeros(count))
+
+
+def standing(places):
+    return put(torch.tensor(places), torch.zeros(len(places), 2))
+
+
+def facing(ant, yaw):
+    """The same ants, turned."""
+    pose = ant.pose.clone()
+    pose[:, 1], pose[:, 4] = (yaw / 2).cos(), (yaw / 2).sin()
+    return ant._replace(pose=pose)
+
+
+def tilt(ant):
+    """[B] 1 upright, -1 on its back"""
+    _, x, y, _ = ant.pose[:, 1:5].unbind(-1)
+    return 1 - 2 * (x * x + y * y)
+
+
+@pytest.mark.filterwarnings("ignore:.*infinity")  # Ant-v5 knows no bounds either
+def test_the_world_is_as_gymnasium_wants_it():
+    one = gymnasium.make(envs.ANT_MAZE).unwrapped
+    check_env(one, skip_render_check=True)
+    assert one.observation_space.shape == (29,)
+    assert one.action_space.shape == (8,)
+
+
+def test_a_trot_goes_any_way_whatever_way_an_ant_faces():
+    ways = 2 * math.pi * torch.arange(8) / 8
+    wanted = torch.stack([ways.cos(), ways.sin()], -1)
+    ant = facing(standing([[2.5, 2.5]] * 8), torch.linspace(-3, 3, 8))
+    start, ants, maze = ant.place, Ants(11), known("four-rooms", 8)
+    for _ in range(100):
+        ant = ants(maze, ant, gait(ant, wanted))
+    moved = CELL * (ant.place - start)  # metres, in 5 seconds
+    along = (moved * wanted).sum(-1)
+    assert along.min() > 1.5
+    assert ((moved - along[:, None] * wanted).norm(dim=-1) < 0.5 * along).all()
+    assert tilt(ant).min() > 0.8
+
+
+def test_who_wants_to_go_nowhere_stands():
+    ant, ants, maze = standing([[1.5, 0.5]]), Ants(3), known("u", 1)
+    for _ in range(60):
+        ant = ants(maze, ant, gait(ant, torch.zeros(1, 2)))
+    assert CELL * (ant.place - torch.tensor([[1.5, 0.5]])).norm() < 0.05
+    assert ant.pose[0, 0] > 0.4
+
+
+def test_every_number_of_an_action_turns_its_own_joint_as_in_ant_v5():
+    like = gymnasium.make("Ant-v5").unwrapped.model
+    joints = [like.joint(like.actuator_trnid[k, 0]).qposadr[0] - 7 for k in range(8)]
+    assert list(TOLD) == joints
+    ants, ant = Ants(3), standing([[1.5, 0.5]] * 9)
+    push = torch.cat([torch.zeros(1, 8), 0.3 * torch.eye(8)])
+    spin = ants(known("u", 9), ant, push).spin[:, 4:]
+    turned = (spin[1:] - spin[0]).abs()
+    assert turned.argmax(-1).tolist() == joints
+    assert (spin[1:] - spin[0])[range(8), joints].min() > 0
+
+
+def test_walls_stop_ants_and_openings_let_them_pass():
+    asked = AntMazeVectorEnv(1).exams(3)
+    way = {name: CELL * 3 * np.linalg.norm((e.after - e.before)[:, :2], axis=-1)
+           for name, e in asked.items()}  # fmt: skip
+    assert np.quantile(way["open"], 0.1) > 0.7
+    assert way["wall"].max() < 1.2  # their feet are there before them
+    assert way["wall"].mean() < 0.5 * way["open"].mean()
+
+
+def test_an_exam_is_what_its_actions_lead_to():
+    exam = AntMazeVectorEnv(1).exams(3)["open"]
+    worlds = AntMazeVectorEnv(len(exam.before))
+    worlds.reset(seed=0, options={"factors": exam.before})
+    for step in range(exam.actions.shape[1]):
+        *_, info = worlds.step(exam.actions[:, step])
+    np.testing.assert_allclose(info["factors"], exam.after, atol=2e-3)
+
+
+def test_nobody_is_born_into_a_wall():
+    worlds = AntMazeVectorEnv(200)
+    worlds.reset(seed=5)
+    ant = worlds.ant
+    assert is_free(worlds.state.maze, ant.place).all()
+    assert is_free(worlds.state.maze, worlds.state.goal).all()
+    for _ in range(5):
+        worlds.step(np.zeros((200, 8), np.float32))
+    assert CELL * (worlds.ant.place - ant.place).norm(dim=-1).max() < 0.02  # nothing threw it
+
+
+def test_half_a_metre_from_the_goal_is_there_and_the_goal_tells_of_an_ant_that_stands():
+    worlds = AntMazeVectorEnv(2)
+    near, goal = np.zeros((2, 4)), np.zeros((2, 4))
+    goal[:, :2] = 1.5 / 3, 0.5 / 3
+    near[:, :2] = goal[:, :2]
+    near[:, 0] += np.array([0.48, 0.52]) / CELL / 3
+    obs, info = worlds.reset(seed=0, options={"factors": near, "goal_factors": goal})
+    assert info["final_success"].tolist() == [True, False]
+    told = info["goal"][0]
+    np.testing.assert_allclose(told[:2], [0, -2 / 3], atol=1e-6)
+    np.testing.assert_allclose(told[2:15], STANDING)
+    assert not told[15:].any()
+    assert (obs[:, 2:] == info["goal"][:, 2:]).all()
+    np.testing.assert_allclose(info["factors"], near, atol=1e-6)
+
+
+def test_a_user_who_puts_an_ant_into_a_wall_is_told():
+    worlds = AntMazeVectorEnv(1)
+    at = np.array([[0.5 / 3, 0.9 / 3, 0, 0]])
+    with pytest.raises(
+        ValueError, match=r"world 0 the body at cell \[0\.5, 0\.9\] is inside a wall"
+    ):
+        worlds.reset(seed=0, options={"factors": at})
+
+
+def test_velocities_are_seen_in_metres_a_second():
+    ant = put(torch.tensor([[1.5, 0.5]]), torch.tensor([[0.01, 0.0]]))
+    worlds = AntMazeVectorEnv(1)
+    seen = worlds.senses.sense(torch.zeros(1), ant)
+    assert seen[0, 15] == pytest.approx(0.01 * CELL / STEP)
+
+
+def test_a_world_lives_the_same_life_alone_and_in_a_batch():
+    batch, alone = AntMazeVectorEnv(3), AntMazeVectorEnv(1)
+    seen, _ = batch.reset(seed=7)
+    one, _ = alone.reset(seed=9)
+    for _ in range(40):
+        assert (seen[2] == one[0]).all()
+        seen = batch.step(batch.walk())[0]
+        one = alone.step(alone.walk())[0]
+
+
+def test_a_walk_is_shaken_and_leads_about():
+    worlds = AntMazeVectorEnv(12, errands=0.5)
+    worlds.reset(seed=1)
+    start = worlds.ant.place
+    steady = gait(worlds.ant, torch.zeros(12, 2))
+    assert (torch.from_numpy(worlds.walk()) != steady).any(-1).all()
+    for _ in range(200):
+        worlds.step(worlds.walk())
+    assert (worlds.ant.place - start).norm(dim=-1).median() > 0.25
+    assert (tilt(worlds.ant) > 0.5).float().mean() > 0.8
+
+
+def test_who_knows_the_maze_arrives():
+    worlds = AntMazeVectorEnv(12, goals="short")
+    worlds.reset(seed=4)
+    for _ in range(450):
+        *_, info = worlds.step(worlds.oracle())
+    assert info["final_success"].mean() >= 11 / 12
+    assert tilt(worlds.ant).min() > 0.8
+
+
+def test_it_is_drawn_with_its_legs():
+    worlds = AntMazeVectorEnv(1)
+    worlds.reset(seed=0)
+    ant, (picture,) = worlds.ant, worlds.render()
+    tips = ant.place[:, None] + feet(ant.pose)[:, :, 1] / CELL
+    for x, y in worlds.picture_xy(torch.cat([tips[0] / 3, 0 * tips[0]], -1)).round().astype(int):
+        assert np.abs(picture[y, x].astype(int) - [30, 90, 220]).max() < 60
+    assert feet(ant.pose).norm(dim=-1).max() < 1.0
+    tipped = draw(keys_of([1], CPU), 1)[0] * 0 + ant.pose
+    tipped[:, 1:5] = torch.tensor([0.0, 1.0, 0.0, 0.0])  # on its back: left is right
+    flipped = feet(ant.pose) * torch.tensor([1.0, -1.0])
+    torch.testing.assert_close(feet(tipped), flipped)
+    assert heading(facing(ant, torch.tensor([2.0])).pose) == pytest.approx(2.0)
