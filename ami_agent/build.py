@@ -24,6 +24,7 @@ from ami_agent.lessons import (
     Recorded,
     Refine,
     Rehearse,
+    Retrace,
     Separate,
     ShortestPaths,
     Survey,
@@ -98,6 +99,7 @@ class Config:
     refine: Refine | NoLesson = field(default_factory=NoLesson)
     ascend: Ascend | NoLesson = field(default_factory=NoLesson)
     survey: Survey | NoLesson = field(default_factory=NoLesson)
+    retrace: Retrace | NoLesson = field(default_factory=NoLesson)
     amortise: Amortise | NoLesson = field(default_factory=NoLesson)
     distil: Distil | NoLesson = field(default_factory=Distil)
     evaluation: WorldConfig
@@ -117,6 +119,7 @@ def lessons(config: Config) -> dict[str, Lesson]:
         "refine": config.refine,
         "ascend": config.ascend,
         "survey": config.survey,
+        "retrace": config.retrace,
         "amortise": config.amortise,
         "distil": config.distil,
     }

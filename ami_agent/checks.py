@@ -13,6 +13,7 @@ from ami_agent.lessons import (
     Interact,
     NoLesson,
     Rehearse,
+    Retrace,
     ShortestPaths,
     Survey,
 )
@@ -147,6 +148,10 @@ def _check_lives(config: Config) -> None:
         length = getattr(lesson, "length", 1) + getattr(lesson, "context", 0)
         if length > most:
             raise UnusableInput(f"{name}.length is {length}, but a life has {most} steps")
+    if isinstance(config.retrace, Retrace) and config.retrace.ahead > steps:
+        raise UnusableInput(
+            f"retrace.ahead is {config.retrace.ahead}, but a life has {steps} steps"
+        )
     if isinstance(config.paths, ShortestPaths) and config.paths.nodes > steps + 1:
         raise UnusableInput(
             f"paths.nodes is {config.paths.nodes}, but a life of {steps} steps has {steps + 1}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.bounds import Bounds
-from modules.layers import Neighbourhoods, mlp
+from modules.layers import Neighbourhoods, first_of, mlp
 from modules.planners.common import MindsEye
 from modules.planners.outlook import Thought
 from modules.types import Decide, Focus, Mode, Plan, Shape, require
@@ -23,14 +23,20 @@ class Policy(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 256
+        aims: int = 0
+        """Numbers of a goal, the first ones, that it looks at; 0: all."""
+
+        def __post_init__(self) -> None:
+            require(self, hidden=1, aims=0)
 
         def build(self, shape: Shape, action_dim: int, bounds: Bounds, told: int) -> Policy:
-            layers = mlp(3 * prod(shape) + told, self.hidden, action_dim)
-            return Policy(layers, action_dim, bounds)
+            size, aims = prod(shape), first_of(self.aims, shape) or prod(shape)
+            layers = mlp(size + 2 * aims + told, self.hidden, action_dim)
+            return Policy(layers, action_dim, bounds, aims)
 
-    def __init__(self, layers: nn.Module, action_dim: int, bounds: Bounds) -> None:
+    def __init__(self, layers: nn.Module, action_dim: int, bounds: Bounds, aims: int) -> None:
         super().__init__()
-        self.layers, self.bounds, self.action_dim = layers, bounds, action_dim
+        self.layers, self.bounds, self.action_dim, self.aims = layers, bounds, action_dim, aims
 
     def forward(self, state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
         """States, goals `[B, D]`, the task `[B, W]` -> actions `[B, A]` inside the bounds."""
@@ -38,7 +44,8 @@ class Policy(nn.Module):
 
     def free(self, state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
         """The same before they are bounded; where these are large, no gradient comes through."""
-        known = torch.cat([state, goal, goal - state, self.spread(condition)], -1)
+        aim, here = goal[..., : self.aims], state[..., : self.aims]
+        known = torch.cat([state, aim, aim - here, self.spread(condition)], -1)
         return self.layers(known)
 
     def spread(self, condition: Tensor) -> Tensor:
@@ -58,11 +65,11 @@ class MapPolicy(Policy):
             # flat maps one behind the other are their channels
             both = (3 * shape[0] + told, *shape[1:])
             layers = Neighbourhoods(both, self.channels, self.hidden, action_dim)
-            return MapPolicy(layers, action_dim, bounds, shape[1] * shape[2])
+            return MapPolicy(layers, action_dim, bounds, shape)
 
-    def __init__(self, layers: nn.Module, action_dim: int, bounds: Bounds, places: int) -> None:
-        super().__init__(layers, action_dim, bounds)
-        self.places = places
+    def __init__(self, layers: nn.Module, action_dim: int, bounds: Bounds, shape: Shape) -> None:
+        super().__init__(layers, action_dim, bounds, prod(shape))
+        self.places = shape[1] * shape[2]
 
     def spread(self, condition: Tensor) -> Tensor:
         """The same number in every place, one channel for each."""

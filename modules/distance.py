@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from modules.layers import Neighbourhoods, in_waves, mlp
+from modules.layers import First, Neighbourhoods, first_of, in_waves, mlp
 from modules.types import Shape, require
 
 
@@ -54,16 +54,19 @@ class WaveQuasimetric(Quasimetric):
         waves: int = 128
         detail: float = 2.0
         """Radians per unit of the state: how fine they are."""
+        aims: int = 0
+        """Numbers of the state, the first ones, that it is a distance of; 0: all. What a goal is
+        about may be less than a state tells: a place, whatever the legs do there."""
 
         def __post_init__(self) -> None:
-            require(self, hidden=1, groups=1, units=1, waves=1, detail=0)
+            require(self, hidden=1, groups=1, units=1, waves=1, detail=0, aims=0)
 
         def build(self, shape: Shape) -> WaveQuasimetric:
-            look = in_waves(prod(shape), self.waves, self.detail, self.hidden)
-            embed = nn.Sequential(
-                look, nn.SiLU(), mlp(self.hidden, self.hidden, self.groups * self.units)
-            )
-            return WaveQuasimetric(embed, self.groups)
+            aims = first_of(self.aims, shape)
+            look = in_waves(aims or prod(shape), self.waves, self.detail, self.hidden)
+            within = mlp(self.hidden, self.hidden, self.groups * self.units)
+            first = [First(aims)] if aims else []
+            return WaveQuasimetric(nn.Sequential(*first, look, nn.SiLU(), within), self.groups)
 
 
 class MapQuasimetric(Quasimetric):

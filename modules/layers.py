@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
-from modules.types import Shape
+from modules.types import Shape, UnusableInput
 
 
 def mlp(size: int, hidden: int, out: int) -> nn.Sequential:
@@ -17,6 +19,24 @@ def mlp(size: int, hidden: int, out: int) -> nn.Sequential:
         nn.SiLU(),
         nn.Linear(hidden, out),
     )
+
+
+def first_of(aims: int, shape: Shape) -> int:
+    """So many numbers of a state, where it has them; UnusableInput where it has fewer."""
+    if aims > prod(shape):
+        raise UnusableInput(f"aims is {aims}, but a state has {prod(shape)} numbers")
+    return aims
+
+
+class First(nn.Module):
+    """`[..., D]` -> the first so many numbers."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state[..., : self.count]
 
 
 class InUnits(nn.Module):

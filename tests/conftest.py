@@ -64,6 +64,7 @@ def small(config: Config, steps: int = 6) -> Config:
     paths = {} if isinstance(config.paths, NoLesson) else {"layouts": 2, "nodes": 20, "together": 4}
     practice = config.practice if isinstance(config.practice, NoLesson) else Practise(steps=7)
     amortise = {} if isinstance(config.amortise, NoLesson) else {"together": 4}
+    retrace = {} if isinstance(config.retrace, NoLesson) else {"ahead": 10}
     teacher = {"together": 4} if isinstance(config.teacher, Separate) else {}
     mapped = isinstance(config.hierarchy, LandmarkGraph.Config)
     if isinstance(config.hierarchy, MacroLevels.Config):
@@ -83,6 +84,7 @@ def small(config: Config, steps: int = 6) -> Config:
         ascend=shorter(config.ascend),
         practice=practice,
         refine=shorter(config.refine),
+        retrace=shorter(config.retrace, **retrace),
         amortise=shorter(config.amortise, **amortise),
         distil=shorter(config.distil, rounds=2, worlds=4, steps=3)
         if isinstance(config.distil, Distil)

@@ -34,7 +34,7 @@ WITHOUT: Mapping[str, Change] = {
     ),
     "practice": lambda c: replace(c, practice=NoLesson(), refine=NoLesson()),
     "policy": lambda c: replace(
-        c, amortise=NoLesson(), distil=NoLesson(), habit=NoHabit.Config()
+        c, retrace=NoLesson(), amortise=NoLesson(), distil=NoLesson(), habit=NoHabit.Config()
     ),
     "habit": lambda c: replace(c, habit=NoHabit.Config()),
     "memory": lambda c: replace(c, recall=NoRecall.Config()),

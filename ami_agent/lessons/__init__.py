@@ -10,7 +10,7 @@ from ami_agent.lessons.foresight import Foresee
 from ami_agent.lessons.hierarchy import Ascend, Survey
 from ami_agent.lessons.interact import Interact
 from ami_agent.lessons.life import Live, Practise
-from ami_agent.lessons.policy import Amortise, Distil
+from ami_agent.lessons.policy import Amortise, Distil, Retrace
 from ami_agent.lessons.recorded import Recorded
 from ami_agent.lessons.rehearse import Rehearse
 from ami_agent.lessons.world_model import Predict, Refine
@@ -32,6 +32,7 @@ __all__ = [
     "Recorded",
     "Refine",
     "Rehearse",
+    "Retrace",
     "Separate",
     "ShortestPaths",
     "Survey",

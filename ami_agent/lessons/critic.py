@@ -41,8 +41,11 @@ class Separate(Study):
     together: int = 1
     """So many states of one episode are pushed apart from each other; 1: the whole batch, for
     worlds whose layout never changes."""
+    length: int = 1
+    """Steps of life that are one step of the distance: more where a body is slow."""
 
     def __post_init__(self) -> None:
+        require(self, far=0, slack=0, length=1)
         self.learning.groups(self.together)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
@@ -51,8 +54,9 @@ class Separate(Study):
         group = self.together if self.together > 1 else self.learning.batch
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
-            batch = memory.sample(self.learning.batch, 1, random, self.together)
-            state, next_state = batch.states.unflatten(0, (-1, group)).unbind(2)
+            batch = memory.sample(self.learning.batch, self.length, random, self.together)
+            ends = batch.states[:, :: self.length]
+            state, next_state = ends.unflatten(0, (-1, group)).unbind(2)
             return quasimetric_loss(
                 distance, price, state, next_state, far=self.far, slack=self.slack
             )

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ami_agent.learning import Learning
-from ami_agent.lessons.base import GradientPupil, Pupil, Study
+from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.life import WorldConfig, ended, seen
 from ami_agent.losses import policy_loss
 from ami_agent.players import Scene, task_of
 from modules.actor import Habit
 from modules.configurator import Assignment
-from modules.types import Focus, Observation, each, require
+from modules.types import Focus, Observation, UnusableInput, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -77,6 +77,40 @@ def _situation(
     goal = {"world": neighbour, "here": state, "none": torch.zeros_like(state)}[chosen.aim]
     task = chosen.task(None if chosen.aim == "none" else obs, "plan")
     return state, agent.configurator.focus(task, goal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrace(Study):
+    """The policy learns to do again what was done on the way to somewhere: every state that
+    followed in memory is taken for the goal that it was (goal-conditioned behavioural cloning;
+    Ghosh et al. 2021). It knows no better way than what was lived, and no longer one."""
+
+    learning: Learning = field(default_factory=lambda: Learning(steps=3000, batch=256))
+    ahead: int = 20
+    """Steps by which such a goal followed, at most."""
+
+    def __post_init__(self) -> None:
+        require(self, ahead=1)
+
+    def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
+        memory, policy = as_states(agent), agent.policy
+        told = agent.configurator.told
+        tasks = [a for a in agent.assignments.values() if a.aim == "world"]
+        if not tasks:
+            raise UnusableInput("retrace teaches ways to goals, and no task has one")
+        weights = agent.configurator.weigh(tasks[0].task(agent.spec.blank(1), "react"))
+        condition = torch.tensor([[float(weights.get(name, 0)) for name in told]])
+
+        def loss(random: torch.Generator) -> dict[str, Tensor]:
+            batch = memory.sample(self.learning.batch, self.ahead, random)
+            states = batch.states
+            size = (len(states),)
+            later = torch.randint(1, self.ahead + 1, size, generator=random).to(states.device)
+            goal = states[torch.arange(len(states), device=states.device), later]
+            asked = condition.to(states).expand(len(states), -1)
+            return policy_loss(policy, states[:, 0], goal, asked, batch.actions[:, 0].to(states))
+
+        return GradientPupil(policy, loss, self.learning, weights={}, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)

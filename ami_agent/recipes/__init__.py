@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from ami_agent.build import Config
 from ami_agent.lessons import Recorded
 from ami_agent.life import WorldConfig
+from ami_agent.recipes.ant_maze import ant_maze
 from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage
 from ami_agent.recipes.gym import gym
@@ -48,6 +49,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "point-maze-medium-pixels": point_maze_medium_pixels,
     "reach": reach,
     "push": push,
+    "ant-maze": ant_maze,
 }
 
 
