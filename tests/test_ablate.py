@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from ami_agent.ablate.verdict import (
     seeds_for,
     words,
 )
+from ami_agent.agent import Agent
 from ami_agent.learning import Learning
 from ami_agent.lessons import Live
 from ami_agent.life import WorldConfig
@@ -236,6 +238,18 @@ def test_a_process_that_dies_takes_no_other_with_it(tmp_path):
     assert alone.marks is not None
     assert done.marks("base", "plan") == {0: RETURN.of(alone.marks["plan"])}
     assert "life" in (tmp_path / "two" / "base" / "0" / "log.txt").read_text()
+
+
+def test_nothing_of_a_run_is_kept_when_it_is_over(tiny, tmp_path):
+    """Agents and lessons know each other; of pixels, each run of a study holds gigabytes."""
+    gc.disable()  # as good as: there are too few objects for it to come by itself
+    try:
+        done = carry_out(Job("all", tiny, tmp_path, 0, 2, "cpu"), Console(quiet=True))
+        assert not done.failure
+        left = [kept for kept in gc.get_objects() if type(kept) is Agent]
+        assert not any(kept.memory.worlds == tiny.life.worlds for kept in left)
+    finally:
+        gc.enable()
 
 
 def test_a_study_of_one_s_own_is_a_function_in_a_file(tmp_path, capsys):

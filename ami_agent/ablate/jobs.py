@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -81,6 +82,10 @@ def carry_out(job: Job, console: Console) -> Outcome:
         told = " ".join(str(error).split()) or type(error).__name__
         kind = "" if isinstance(error, UnusableInput) else f"{type(error).__name__}: "
         return Outcome(job.variant, job.seed, None, kind + told)
+    finally:
+        # an agent and its lessons know each other, and hold gigabytes: who counts objects alone
+        # would let them lie until the next run has as many of its own
+        gc.collect()
 
 
 class Crew(Protocol):

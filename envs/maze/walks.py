@@ -44,8 +44,8 @@ def set_out(place: Tensor, keys: Tensor) -> Walk:
 
 
 def reconsider(walk: Walk, maze: Maze, place: Tensor, errands: float, slow: int) -> Walk:
-    """Every 10 to 25 steps something else, later where bodies are slow; a tenth of it rest, of the
-    others `errands` errands to any cell, which last until one is there, or tired of it."""
+    """Every 10 to 25 steps something else, later where bodies are slow; a tenth of the times rest,
+    of the others `errands` errands to any cell, which last until one is there, or tired of it."""
     uniform, keys = draw(walk.keys, 7)
     there = walk.errand & ((walk.target - place).norm(dim=-1) < REACHED)
     renew = (walk.patience <= 0) | there
@@ -56,13 +56,14 @@ def reconsider(walk: Walk, maze: Maze, place: Tensor, errands: float, slow: int)
     stretch = STRETCH[0] + ((STRETCH[1] - STRETCH[0] + 1) * uniform[:, 5]).floor()
     rows = torch.arange(len(to), device=to.device)
     way = maze.far[rows, cell(place, maze.size), to]
+    going = stretch + ERRAND * way * errand
     turned = direction(2 * math.pi * uniform[:, 6])
     return Walk(
         torch.where(renew[:, None], turned, walk.heading),
         torch.where(renew[:, None], target, walk.target),
         torch.where(renew, errand, walk.errand),
         torch.where(renew, rest, walk.rest),
-        torch.where(renew, slow * (stretch + ERRAND * way * errand), walk.patience) - 1,
+        torch.where(renew, torch.where(rest, stretch, slow * going), walk.patience) - 1,
         keys,
     )
 
