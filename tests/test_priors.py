@@ -13,7 +13,7 @@ from ami_agent import measures, recipes
 from ami_agent.build import build
 from ami_agent.cares import shared, slope
 from ami_agent.changes import asked
-from ami_agent.life import Spec, WorldConfig
+from ami_agent.life import Spec, World, WorldConfig
 from ami_agent.priors import TOLD, card, foreseen
 from ami_agent.senses import Sense
 from ami_agent.strolls import FEWEST, LINES, PLACES, STEPS, WORLDS, lines, put, strolls
@@ -175,6 +175,13 @@ def test_along_a_line_one_factor_moves_and_no_other():
     assert (place.diff() > 0).all()
     rows = (dot.sum(2) * torch.arange(dot.shape[-2])).sum(-1) / dot.sum((1, 2))
     assert rows == pytest.approx(rows[0].item(), abs=0.05)
+
+
+def test_where_the_wish_is_ignored_there_are_no_lines(monkeypatch):
+    config = WorldConfig(id="ami/TwoRooms-v0", variant="random")
+    walked, reset = strolls(config, 5), World.reset
+    monkeypatch.setattr(World, "reset", lambda self, seed, **wish: reset(self, seed + 1))
+    assert lines(config, walked) == []
 
 
 def test_who_can_not_be_put_somewhere_says_so():
