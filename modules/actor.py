@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.bounds import Bounds
-from modules.layers import Neighbourhoods, first_of, mlp
+from modules.layers import Neighbourhoods, first_of, mlp, sharp
 from modules.planners.common import MindsEye
 from modules.planners.outlook import Thought
 from modules.types import Decide, Focus, Mode, Plan, Shape, require
@@ -25,13 +25,16 @@ class Policy(nn.Module):
         hidden: int = 256
         aims: int = 0
         """Numbers of a goal, the first ones, that it looks at; 0: all."""
+        kinks: bool = False
+        """Three layers with kinks in the place of two smooth ones, for what has to be timed."""
 
         def __post_init__(self) -> None:
             require(self, hidden=1, aims=0)
 
         def build(self, shape: Shape, action_dim: int, bounds: Bounds, told: int) -> Policy:
             size, aims = prod(shape), first_of(self.aims, shape) or prod(shape)
-            layers = mlp(size + 2 * aims + told, self.hidden, action_dim)
+            stack = sharp if self.kinks else mlp
+            layers = stack(size + 2 * aims + told, self.hidden, action_dim)
             return Policy(layers, action_dim, bounds, aims)
 
     def __init__(self, layers: nn.Module, action_dim: int, bounds: Bounds, aims: int) -> None:

@@ -88,6 +88,8 @@ def test_a_goal_may_be_about_the_first_numbers_of_a_state():
         alike = torch.equal(distance(state, goal), distance(state, other))
         same = torch.equal(policy(state, goal, state[:, :0]), policy(state, other, state[:, :0]))
         assert alike == same == (aims == 2)
+    sharp = Policy.Config(kinks=True).build((5, 1, 1), 3, Box(), 0)
+    assert len([layer for layer in sharp.layers if isinstance(layer, torch.nn.ReLU)]) == 3
     assert not torch.equal(policy(other, goal, state[:, :0]), policy(goal, goal, state[:, :0]))
     for box in (WaveQuasimetric.Config(aims=6), Policy.Config(aims=6)):
         with pytest.raises(UnusableInput, match="aims is 6, but a state has 5 numbers"):

@@ -21,7 +21,7 @@ from .physics import ants
 from .rendering import draw_picture
 from .senses import SENSES
 
-SHAKEN = 0.3  # of the full torque, how far a walk's may be off
+SHAKEN = 0.15  # of the full torque, how far a walk's may be off
 
 
 class AntMazeVectorEnv(MazeVectorEnv):
