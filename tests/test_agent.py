@@ -34,6 +34,7 @@ LEARNS = {
     "refine": {"world_model"},
     "ascend": {"hierarchy"},
     "survey": {"hierarchy"},
+    "retrace": {"policy"},
     "amortise": {"policy"},
     "distil": {"policy", "expectation"},
 }
