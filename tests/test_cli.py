@@ -98,7 +98,8 @@ def test_a_flag_reaches_its_box(capsys, tmp_path):
 def test_train_leaves_its_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setattr(cli, "recipe", lambda name: tiny)
+    brief = replace(tiny.planner, horizon=3, steps=2, warm_steps=1)  # it thinks 700 times here
+    monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny, planner=brief))
     out, told = tmp_path / "run", tmp_path / "told.json"
     argv = ["train", "two-rooms", "--out", out, "--json", told, "--episodes", "2", "--curve", "3"]
     assert main([str(a) for a in argv]) == 0
