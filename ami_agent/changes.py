@@ -45,6 +45,15 @@ def _named(place: str) -> Mapping[str, Change]:
     return {str(change): of for change, of in found.items()}
 
 
+def seen_otherwise(name: str, change: Change, obs: Observation) -> Observation:
+    """What the change makes of it; UnusableInput where it fails."""
+    try:
+        return change(obs)
+    except Exception as error:  # a stranger's code may raise anything
+        told = f"{type(error).__name__}: {error}"
+        raise UnusableInput(f"the change {name!r} fails: {' '.join(told.split())}") from error
+
+
 def noisy(obs: Observation) -> Observation:
     """Every number a little off; the same chance every time."""
     random = torch.Generator().manual_seed(0)

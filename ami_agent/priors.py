@@ -21,7 +21,7 @@ from ami_agent import measures
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build
 from ami_agent.cares import shared
-from ami_agent.changes import Change
+from ami_agent.changes import Change, seen_otherwise
 from ami_agent.life import Examines
 from ami_agent.probe import fit, spectrum, states_of
 from ami_agent.report import table
@@ -98,7 +98,10 @@ def card(agent: Agent, config: Config, seed: int, changes: Mapping[str, Change])
     varies = true.amax(0) - true.amin(0) > 1e-6  # the others are nothing to be known
     names = tuple(name for name, does in zip(names, varies.tolist(), strict=True) if does)
     known, unknown = (s._replace(factors=s.factors[..., varies]) for s in (known, unknown))
-    otherwise = {n: (change(known.obs), change(unknown.obs)) for n, change in changes.items()}
+    otherwise = {
+        name: (seen_otherwise(name, change, known.obs), seen_otherwise(name, change, unknown.obs))
+        for name, change in changes.items()
+    }
     for name, (_, obs) in otherwise.items():
         agent.check(f"observation after the change {name!r}", obs)
     new = build(config, agent.spec, seed=seed + 1, device=agent.device, worlds=1, capacity=8)

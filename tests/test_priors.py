@@ -241,6 +241,19 @@ def test_changes_of_ones_own_come_from_a_file(tmp_path):
         asked(f"{file}:none", spec)
 
 
+def test_a_change_that_fails_or_makes_something_else_is_told(tiny):
+    world = tiny.evaluation.build(1)
+    agent = build(tiny, world.spec, seed=3, device="cpu", worlds=1, capacity=8).eval()
+    with pytest.raises(
+        UnusableInput, match=r"the change 'odd' fails: ZeroDivisionError: integer division"
+    ):
+        card(agent, tiny, 0, {"odd": lambda obs: obs / (1 // 0)})
+    with pytest.raises(
+        UnusableInput, match=r"after the change 'cut' is .*torch\.uint8; it must be"
+    ):
+        card(agent, tiny, 0, {"cut": lambda obs: obs[..., 1:]})
+
+
 def test_tasks_of_different_drives_share_less_than_one_has_with_itself():
     config = recipes.forage()
     world = config.evaluation.build(1)
