@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.life import Spec
-from ami_agent.vectors import bring
+from ami_agent.vectors import called
 from modules.types import Observation, UnusableInput, each
 
 Change: TypeAlias = Callable[[Observation], Observation]
@@ -35,11 +35,7 @@ def asked(place: str, spec: Spec) -> Mapping[str, Change]:
 
 def _named(place: str) -> Mapping[str, Change]:
     """UnusableInput where the function doesn't return any."""
-    file, _, name = place.rpartition(":")
-    function = getattr(bring(file), name, None)
-    if not callable(function):
-        raise UnusableInput(f"{file} has no function {name!r} that returns changes by name")
-    found = function()
+    found = called(place, "changes by name")
     if not (found and isinstance(found, Mapping) and all(map(callable, found.values()))):
         raise UnusableInput(f"{place} must return functions of observations, by name")
     return {str(change): of for change, of in found.items()}

@@ -151,3 +151,13 @@ def bring(name: str) -> ModuleType:
         raise
     except Exception as error:  # a stranger's code may raise anything
         raise UnusableInput(f"{name} can't be imported: {type(error).__name__}: {error}") from error
+
+
+def called(place: str, what: str) -> Any:
+    """What a function of somebody's file returns, `FILE.py:FUNCTION`; UnusableInput where there is
+    none. `what` it should return, in words."""
+    file, _, name = place.rpartition(":")
+    function = getattr(bring(file), name, None)
+    if not callable(function):
+        raise UnusableInput(f"{file} has no function {name!r} that returns {what}")
+    return function()

@@ -9,7 +9,7 @@ from typing import Any
 from ami_agent.build import Config
 from ami_agent.catalogue import choices
 from ami_agent.lessons import Interact, NoLesson, Predict
-from ami_agent.vectors import bring
+from ami_agent.vectors import called
 from modules.actor import NoHabit
 from modules.cost import NoCritic, NoForesight
 from modules.hierarchy import Flat
@@ -121,11 +121,7 @@ def variants(config: Config, without_: Sequence[str], swaps: Sequence[str]) -> d
 def named(place: str) -> dict[str, Config]:
     """A study of one's own, `FILE.py:FUNCTION`: what the function returns, Configs by name, the
     first of which the others are compared with. UnusableInput where it doesn't."""
-    file, _, name = place.rpartition(":")
-    function = getattr(bring(file), name, None)
-    if not callable(function):
-        raise UnusableInput(f"{file} has no function {name!r} that returns the Configs of a study")
-    found = function()
+    found = called(place, "the Configs of a study")
     if not isinstance(found, Mapping) or not all(isinstance(c, Config) for c in found.values()):
         raise UnusableInput(f"{place} must return Configs by name, not {type(found).__name__}")
     if len(found) < 2:
