@@ -12,7 +12,7 @@ from torch import Tensor
 from ..batched import Array, Exam
 from ..chance import draw, mix
 from ..maze import MazeVectorEnv
-from ..maze.exams import exam_keys
+from ..maze.layouts import Maze
 from ..maze.physics import Physics
 from ..maze.senses import Senses
 from .ants import Ant, gait
@@ -61,11 +61,9 @@ class AntMazeVectorEnv(MazeVectorEnv):
         uniform, _ = draw(mix(self.state.walk.keys ^ 1), self.actions)
         return self._out((torque + SHAKEN * (2 * uniform - 1)).clamp(-1, 1))
 
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
-        """What this world asks of a world model: a trot against a "wall" and where it is "open"."""
-        keys = exam_keys(seed, self.device)
-        asked = exams(self.mazes(keys), self.physics, self.senses, keys)
-        return {name: self._asked(exam) for name, exam in asked.items()}
+    def _asked_of(self, maze: Maze, keys: Tensor) -> dict[str, Exam]:
+        """Mazes and keys [N] -> a trot against a "wall" and one where it is "open"."""
+        return exams(maze, self.physics, self.senses, keys)
 
     def render(self) -> tuple[np.ndarray, ...]:
         """A picture [320, 320, 3] of every world: ants blue, goal a green ring of success."""

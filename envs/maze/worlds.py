@@ -15,7 +15,7 @@ from ..chance import keys_of
 from .exams import exam_keys, exams
 from .experts import pursue
 from .goals import BANDS
-from .layouts import SPLITS, Drawn, Given
+from .layouts import SPLITS, Drawn, Given, Maze
 from .maps import MAPS, read_map
 from .physics import SQUARES, Physics, resting
 from .rendering import draw_picture, to_picture
@@ -142,8 +142,12 @@ class MazeVectorEnv(BatchedEnv[State]):
     def exams(self, seed: int = 0) -> dict[str, Exam]:
         """What this world asks of a world model: pushes against a "wall" and where it is "open"."""
         keys = exam_keys(seed, self.device)
-        asked = exams(self.mazes(keys), self.physics, self.senses, keys)
+        asked = self._asked_of(self.mazes(keys), keys)
         return {name: self._asked(exam) for name, exam in asked.items()}
+
+    def _asked_of(self, maze: Maze, keys: Tensor) -> dict[str, Exam]:
+        """Mazes and keys [N] -> exams by name."""
+        return exams(maze, self.physics, self.senses, keys)
 
     def render(self) -> tuple[np.ndarray, ...]:
         """A picture [320, 320, 3] of every world: body blue, goal a green ring of success."""
