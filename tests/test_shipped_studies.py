@@ -13,7 +13,7 @@ from tests.conftest import refuse
 FILE = Path(__file__).parent.parent / "benchmarks" / "objectives.py"
 
 
-@pytest.mark.parametrize("study", ["collapse", "terms", "fixed", "stand_ins"])
+@pytest.mark.parametrize("study", ["collapse", "published", "terms", "fixed", "stand_ins"])
 def test_every_variant_can_be_trained_and_differs_in_the_objective_alone(study, tmp_path):
     found = named(f"{FILE}:{study}")
     base = next(iter(found.values()))
@@ -22,8 +22,9 @@ def test_every_variant_can_be_trained_and_differs_in_the_objective_alone(study, 
         assert {**vars(config), "objective": 0} == {**vars(base), "objective": 0}, name
 
 
-def test_the_published_ablation_takes_one_term_at_a_time():
-    whole, *others = named(f"{FILE}:terms").values()
+@pytest.mark.parametrize("study", ["published", "terms", "fixed"])
+def test_the_published_ablation_takes_one_term_at_a_time(study):
+    whole, *others = named(f"{FILE}:{study}").values()
     taken = [
         [n for n, w in vars(whole.objective.weights).items() if w != vars(o.objective.weights)[n]]
         for o in others
