@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +67,7 @@ class Agent(nn.Module):
         self.shape: tuple[int, int, int] = perception.shape  # type: ignore[assignment]
         self.episode = ShortTerm(recall)
         self.focus: Focus | None = None
+        self.seed = self.begun = 0  # of chance in thought; episodes since that was told
 
     @torch.no_grad()
     def configure(self, task: Task, seed: int = 0) -> None:
@@ -74,8 +76,8 @@ class Agent(nn.Module):
         if task.goal is None:
             goal = torch.zeros(1, prod(self.shape))
         else:
-            self.check("goal", task.goal)
-            goal = self.perceive(task.goal, gains)
+            wanted = self._sensed("goal", task.goal)
+            goal = self.perceive(wanted, gains)
         focus = self.configurator.focus(task, goal.to(self.device))
         self.cost.check(focus.weights)
         if focus.weights.get("boredom"):
@@ -83,9 +85,8 @@ class Agent(nn.Module):
         if self.focus is not None and focus.gains != self.focus.gains:
             self.episode.begin()  # what was lived was seen with other eyes
         self.focus = focus
-        self.hierarchy.reset(seed)
-        for actor in self.actors.values():
-            actor.reset(seed)
+        self.seed, self.begun = seed, 0
+        self._think_afresh(seed)
 
     def assigned(self, task: str) -> Assignment:
         """The task of that name, the first one where none is named."""
@@ -96,9 +97,15 @@ class Agent(nn.Module):
 
     def begin(self, fresh: Tensor | None = None) -> None:
         """An episode begins, in all worlds or in those of `fresh` `[B]`: nothing is recalled of
-        what was before."""
+        what was before, and nobody goes on with a plan."""
         self.episode.begin(fresh)
-        self.hierarchy.reset()
+        self.begun += 1
+        self._think_afresh(self.seed + self.begun)
+
+    def _think_afresh(self, seed: int) -> None:
+        self.hierarchy.reset(seed)
+        for actor in self.actors.values():
+            actor.reset(seed)
 
     @torch.no_grad()
     def act(self, obs: Observation) -> Plan:
@@ -111,7 +118,7 @@ class Agent(nn.Module):
         """`[B, *O]`, the next moment of the episode -> state `[B, D]`, and what is wanted in it."""
         if self.focus is None:
             raise UnusableInput("the agent has no task yet: call configure(Task(...)) first")
-        self.check("observation", obs)
+        obs = self._sensed("observation", obs)
         focus, worlds = self.focus, count_of(obs)
         if len(focus.goal) not in (1, worlds):
             raise UnusableInput(f"{worlds} observations, but {len(focus.goal)} goals")
@@ -138,6 +145,22 @@ class Agent(nn.Module):
             raise UnusableInput(
                 f"the {what} is {_told(given)}; it must be a batch of {self.spec.told()}"
             )
+
+    def _sensed(self, what: str, obs: Observation) -> Observation:
+        """The same as tensors, as Gymnasium's worlds deliver arrays; raises UnusableInput for what
+        this agent's senses can't have delivered."""
+        if isinstance(obs, np.ndarray):
+            obs = torch.as_tensor(obs, device=self.device)
+        elif isinstance(obs, Mapping):
+            parts = obs.items()
+            obs = {n: torch.as_tensor(p, device=self.device) if isinstance(p, np.ndarray) else p
+                   for n, p in parts}  # fmt: skip
+        elif not isinstance(obs, Tensor):
+            raise UnusableInput(
+                f"the {what} is a {type(obs).__name__}; it must be a batch of {self.spec.told()}"
+            )
+        self.check(what, obs)
+        return obs
 
     def perceive(self, obs: Observation, gains: Gains | None = None) -> Tensor:
         """`[B, *O]` -> `[B, D]`: what it would be if an episode began with it."""

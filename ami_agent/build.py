@@ -173,8 +173,10 @@ def build(
     actors: dict[str, Mode] = {
         "react": Reflex(policy),
         "plan": Commit(config.temper.build(planner, eye), config.execute),
-        "auto": config.auto.build(Habit(policy, eye), spontaneous, expectation, spec.action_dim),
     }
+    if not isinstance(config.distil, NoLesson):  # which teaches what to expect of thinking
+        sure = Habit(policy, eye)
+        actors["auto"] = config.auto.build(sure, spontaneous, expectation, spec.action_dim)
     agent = Agent(
         spec=spec,
         perception=perception,

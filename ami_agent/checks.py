@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 from ami_agent.build import Config
 from ami_agent.lessons import (
@@ -17,11 +18,14 @@ from ami_agent.lessons import (
     ShortestPaths,
     Survey,
 )
+from ami_agent.lessons.hindsight import earnings
+from ami_agent.lessons.rehearse import Improve
 from ami_agent.life import Spec
 from modules.actor import Restless
 from modules.configurator import Assignment
 from modules.cost import Foresight, NoCritic
 from modules.hierarchy import LandmarkGraph, MacroLevels
+from modules.recall import NoRecall
 from modules.types import UnusableInput
 from modules.world_model import Numb
 
@@ -29,6 +33,7 @@ from modules.world_model import Numb
 def check_lessons(config: Config) -> None:
     """Raises UnusableInput for lessons that could not be taken."""
     _check_pupils(config)
+    _check_recall(config)
     _check_hierarchy(config)
     _check_practised(config)
     _check_lives(config)
@@ -51,6 +56,23 @@ def _check_pupils(config: Config) -> None:
         raise UnusableInput(
             f"drives {', '.join(config.drives)} are of what is felt, but world_model.feeling is "
             "Numb"
+        )
+
+
+def _check_recall(config: Config) -> None:
+    """Where states depend on what is recalled, nobody learns from moments without a past."""
+    if isinstance(config.recall, NoRecall.Config):
+        return
+    kind = type(config.recall).__qualname__.removesuffix(".Config")
+    if isinstance(config.amortise, Amortise):
+        raise UnusableInput(
+            f"amortise imagines from single moments, and recall {kind} makes more of a moment: "
+            "amortise must be NoLesson, or recall NoRecall"
+        )
+    if isinstance(config.interact, Improve) and not config.interact.objective.context:
+        raise UnusableInput(
+            f"recall {kind} recalls what was before, but interact.objective.context is 0: it must "
+            "be the steps that there are to be recalled, at least 1"
         )
 
 
@@ -117,6 +139,8 @@ def _check_practised(config: Config) -> None:
         _check_known(config.tasks, "distil.imitate", config.distil.imitate)
     if isinstance(config.amortise, Amortise):
         _check_imagined(config.tasks, config.amortise)
+    if isinstance(config.interact, Improve) and config.interact.task:
+        _check_known(config.tasks, "interact.task", [config.interact.task])
 
 
 def _check_known(tasks: Mapping[str, Assignment], setting: str, named: Sequence[str]) -> None:
@@ -162,9 +186,10 @@ def check_worlds(config: Config) -> None:
     """Raises UnusableInput unless the agent is judged with the senses and body it lives with."""
     specs = []
     for settings_ in (config.world, config.evaluation):
-        world = settings_.build(1)
-        specs.append(world.spec)
-        world.close()
+        with closing(settings_.build(1)) as world:
+            specs.append(world.spec)
+    if isinstance(config.interact, Improve) and config.interact.hindsight:
+        earnings(specs[0], config.world)
     if specs[0] != specs[1]:
         raise UnusableInput(
             f"the agent lives in a world of {_told(specs[0])} but is judged in one of "

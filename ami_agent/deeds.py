@@ -10,6 +10,9 @@ from gymnasium import spaces
 
 from modules.types import UnusableInput
 
+MOST = 2**14
+"""Numbers that a choice may take: each has one of its own."""
+
 
 class Deeds(Protocol):
     """Both ways between the mind's actions and the world's."""
@@ -57,6 +60,12 @@ class Choices:
 
     def __init__(self, sizes: Any, start: Any, shape: tuple[int, ...], dtype: Any) -> None:
         self.choices = tuple(int(n) for n in np.asarray(sizes).flatten())
+        if sum(self.choices) > MOST:
+            raise UnusableInput(
+                f"{sum(self.choices)} things to choose from are more than the {MOST} that can be "
+                "told apart: wrap the world so that numbers, or several smaller choices, stand for "
+                "them"
+            )
         self.size, self.shape, self.dtype = sum(self.choices), shape, dtype
         self.start = np.asarray(start).flatten()
         self.first = np.concatenate([[0], np.cumsum(self.choices)[:-1]]).astype(np.int64)

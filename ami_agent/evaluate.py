@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
@@ -123,10 +123,11 @@ def judge(
     if episodes < 1:
         raise UnusableInput(f"episodes is {episodes}; there must be at least 1")
     found, channels = {}, _felt_in(config, agent)
+    told = f"{episodes} episode{'s' if episodes > 1 else ''}"
     for mode in modes:
-        say(f"mode {mode}: {episodes} episodes")
+        say(f"mode {mode}: {told}")
         found[mode] = _marks(agent.eval(), config, mode, assignment, episodes, seed, channels)
-    say(f"random motion and the oracle: {episodes} episodes")
+    say(f"random motion, and the oracle where there is one: {told}")
     known = {
         "task": task or next(iter(agent.assignments)),
         "baselines": baselines(config, episodes, seed),
@@ -151,17 +152,18 @@ def _marks(
     channels: Sequence[str],
 ) -> Results:  # fmt: skip
     times: list[float] = []
-    deliberated: list[Tensor] = []
-    violated: list[Tensor] = []
-
-    def watch(plan: Plan) -> None:
-        deliberated.append(plan.deliberated)
-        violated.append(plan.violation > 0)
+    plans: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the seed of a batch
 
     def begin(scene: Scene, start: int) -> Act:
+        heard = plans[start] = []
+
+        def watch(plan: Plan) -> None:
+            heard.append((plan.deliberated, plan.violation > 0))
+
         return timed(mind(agent, mode, assignment, watch)(scene, start), times)
 
     outcome = play_many(begin, config, episodes, seed, agent.device)
+    deliberated, violated = _shares(plans.values(), outcome.length)
     return {
         "env": config.id,
         "variant": config.variant,
@@ -171,11 +173,23 @@ def _marks(
         "seed": seed,
         "episodes": episodes,
         **row(outcome, channels),
-        "deliberated": float(torch.cat(deliberated).float().mean()),
-        "violated": float(torch.cat(violated).float().mean()),
+        "deliberated": deliberated,
+        "violated": violated,
         **latency(agent, config, mode, assignment, seed),
         "ms_per_action_batched": 1000 * float(np.mean(times)),
     }
+
+
+def _shares(plans: Iterable[Sequence[tuple[Tensor, Tensor]]], length: Tensor) -> list[float]:
+    """Of batches of worlds, one after the other, what was so at each step, `[B]`: its share of all
+    steps that were judged, as many as each world's episode has, `[episodes]`."""
+    sums, rest = torch.zeros(2), length
+    for heard in plans:
+        told = torch.stack([torch.stack(pair) for pair in heard]).cpu()  # [T, 2, B]
+        lasts, rest = rest.split([told.shape[2], len(rest) - told.shape[2]])
+        judged = torch.arange(len(told))[:, None] < lasts  # [T, B]
+        sums += (told & judged[:, None]).sum((0, 2))
+    return (sums / length.sum()).tolist()
 
 
 def baselines(config: WorldConfig, episodes: int, seed: int) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,6 +51,9 @@ class TrainFlags:
     keep_memory: bool = False
     """Leave what was lived in the run folder, for others to learn from (`--data.run DIR`)."""
     config: Annotated[Config, tyro.conf.arg(name="")]
+
+    def __post_init__(self) -> None:
+        require(self, save_every=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +176,11 @@ def device(name: Device) -> str:
 
 def check_target(path: str) -> None:
     """Results must find their file when the work is done."""
-    if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+    file = Path(path).resolve()
+    if path and (file.is_dir() or not file.parent.is_dir()):
         raise UnusableInput(f"--json {path}: a file in a folder that exists is needed")
+    if path and not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UnusableInput(f"--json {path}: nobody may write there")
 
 
 def check_episodes(episodes: int) -> None:

@@ -72,12 +72,13 @@ class Guarded(VectorWrapper):
                 return do()
         except (UnusableInput, KeyboardInterrupt):
             raise
-        except Exception as error:  # anything may happen in a stranger's world
+        except (Exception, SystemExit) as error:  # anything may happen in a stranger's world
             dead = _dead(self.env) if isinstance(error, (EOFError, OSError)) else ""
             _bury(self.env)
             if not dead:
                 raise Failed(
                     f"world {self.name!r} failed in {what}: {type(error).__name__}: {error}"
+                    f"{_hint(what, error)}"
                 ) from error
             self._count(dead)
         self.env = self.make()
@@ -89,6 +90,18 @@ class Guarded(VectorWrapper):
         self.deaths = [*self.deaths, self.steps][-TIMES:]
         if len(self.deaths) == TIMES and self.steps - self.deaths[0] < SOON:
             raise Failed(f"world {self.name!r}: {dead}, the third death within {SOON} steps")
+
+
+GIVES = {
+    "reset": "an observation and an info dict",
+    "step": "an observation, a reward, terminated, truncated and an info dict",
+}
+
+
+def _hint(what: str, error: BaseException) -> str:
+    """What Gymnasium's worlds return, where something else seems to have been."""
+    odd = "to unpack" in str(error) or "has no attribute 'items'" in str(error)
+    return f" (Gymnasium's {what} returns {GIVES[what]})" if odd and what in GIVES else ""
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
-from ami_agent.life import Act, WorldConfig, live, seen
-from ami_agent.players import Scene, mind
+from ami_agent.life import Act, World, WorldConfig, ended, live
+from ami_agent.players import Begin, Scene, mind
 from modules.configurator import Assignment
 from modules.types import Observation
 
@@ -26,9 +28,7 @@ def latency(
     """Milliseconds in one world, after a warm-up: of one whole `act`, from observation to action,
     and of the actor's part in it, from state to action; perception, and what levels above plan, is
     the same for every mode."""
-    world = config.build(1, agent.device)
-    obs, info = world.reset(seed)
-    act = mind(agent, mode, assignment)(Scene(world, obs, info), seed)
+    begin = mind(agent, mode, assignment)
     times: list[float] = []
     decisions: list[float] = []
 
@@ -39,11 +39,28 @@ def latency(
         actor = agent.actors[mode]
         return timed(lambda obs: actor(state, focus).action, decisions)(obs)
 
-    for how in (timed(act, times), decide):
-        for _, lived in zip(range(actions + 10), live(how, world, obs), strict=False):
-            obs = seen(lived)
-    world.close()
+    def whole(scene: Scene, start: int) -> Act:
+        return timed(begin(scene, start), times)
+
+    def part(scene: Scene, start: int) -> Act:
+        begin(scene, start)
+        return decide
+
+    with closing(config.build(1, agent.device)) as world:
+        for how in (whole, part):
+            _live(how, world, seed, actions + 10)
     return {"ms_per_action": _percentiles(times[10:]), "ms_per_decision": _percentiles(decisions)}
+
+
+def _live(begin: Begin, world: World, seed: int, steps: int) -> None:
+    """So many steps of one world, episode by episode."""
+    while steps > 0:
+        obs, info = world.reset(seed)
+        for lived in islice(live(begin(Scene(world, obs, info), seed), world, obs), steps):
+            steps -= 1
+            if ended(lived).any():
+                break
+        seed += 1
 
 
 def _percentiles(seconds: Sequence[float]) -> Results:

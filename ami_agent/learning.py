@@ -26,12 +26,13 @@ class Learning:
     lr: float = 1e-3
     warmup: int = 50
     clip: float = 2.0
+    """The norm that a gradient is shortened to."""
     weight_decay: float = 0.01
     last: float = 0.0
     """Share of the rate that is left at the end."""
 
     def __post_init__(self) -> None:
-        require(self, steps=0, batch=1, lr=0, warmup=0, clip=0, weight_decay=0, last=0)
+        require(self, steps=0, batch=1, lr=0, warmup=0, clip=1e-6, weight_decay=0, last=0)
 
     def groups(self, together: int) -> int:
         """How many groups of `together` a batch has; raises UnusableInput if it doesn't divide."""
@@ -75,6 +76,7 @@ class Learner:
         """One step; the terms by name and `loss`, their weighted sum, still on the device."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
+        self.module.train()  # who was judged meanwhile was not learning
         terms = self.loss(self.random)
         total = torch.stack([self.weights.get(k, 1.0) * term for k, term in terms.items()]).sum()
         self.optimiser.zero_grad(set_to_none=True)

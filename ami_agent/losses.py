@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modules import objectives
+from modules.actor import Policy
 from modules.distance import Quasimetric
 from modules.drives import Drives
 from modules.hierarchy.levels import UpperLevel
@@ -40,15 +41,16 @@ def world_model_loss(
     each of the first `context` + 1 states the rest of the window is unrolled, `context` steps less
     than it is long. What can't be known of a step is inferred from the states it joins. `others`:
     which terms of `objectives.OTHERS` are asked for; the two views that some of them compare are
-    the last state of a window as it was predicted and as it came; `kinds` `[K, D]` are the
-    prototypes of one of them.
+    the last state of a window as it was predicted and as it came; `kinds` `[K, D]`: prototypes.
     """
     actions, batch = trajectory.actions, trajectory.actions.shape[:2]
     flat = each(lambda part: part.flatten(0, 1), trajectory.obs)
     shape = (batch[0], batch[1] + 1)
     features = perceive(flat)
     states = recalled(recall, features.unflatten(0, shape))  # [B, T + 1, D]
-    targets = recalled(recall, target(flat, features).unflatten(0, shape))
+    aimed = target(flat, features)
+    with torch.set_grad_enabled(aimed.requires_grad):  # recall doesn't move what stands still
+        targets = recalled(recall, aimed.unflatten(0, shape))
     guessed = model.level(0).dynamics.inverse(states[:, :-1], states[:, 1:])  # type: ignore[operator]
     folded = objectives.fold(states, channels)
     moving = objectives.fold(objectives.within(states, together), channels)
@@ -56,10 +58,9 @@ def world_model_loss(
         model, states, targets, actions, trajectory.interoception, random, context
     )
     views = path[:, -1], arrived[:, -1]
+    one, other = (objectives.fold(view, channels) for view in views)
     more: dict[str, Callable[[], Tensor]] = {
-        "redundancy": lambda: objectives.redundancy(
-            objectives.fold(views[0], channels), objectives.fold(views[1], channels)
-        ),
+        "redundancy": lambda: objectives.redundancy(one, other),
         "gaussianity": lambda: objectives.gaussianity(
             folded, objectives.directions(channels, random).to(folded)
         ),
@@ -202,11 +203,11 @@ def taught_loss(
 
 
 def policy_loss(
-    policy: nn.Module, state: Tensor, goal: Tensor, condition: Tensor, action: Tensor
+    policy: Policy, state: Tensor, goal: Tensor, condition: Tensor, action: Tensor
 ) -> dict[str, Tensor]:
-    """Imitation of Mode-2's first action; states, goals `[B, D]`, what is told of the task
-    `[B, W]`, actions `[B, A]`."""
-    return {"imitation": (policy(state, goal, condition) - action).square().sum(-1).mean()}
+    """Imitation of Mode-2's first action `[B, A]`; states, goals `[B, D]`, the task `[B, W]`."""
+    missed = policy.bounds.missed(policy.free(state, goal, condition), action)
+    return {"imitation": missed.mean()}
 
 
 def lambda_returns(
@@ -240,9 +241,9 @@ def actor_critic_loss(
     with torch.no_grad():
         felt = drives(future.interoception).flatten(0, 1)  # [B, H, W]
         lives = drives.lives(future.interoception).flatten(0, 1)  # [B, H]
+        alive, _ = drives.alive(future.interoception.flatten(0, 1))
         states = future.states.detach().flatten(0, 1)  # [B, H + 1, D]
         returns = lambda_returns(felt, slow(states[:, 1:]), lives, foresight.discount, trace)  # type: ignore[arg-type]
-        alive = torch.cat([torch.ones_like(lives[:, :1]), lives[:, :-1]], 1).cumprod(1)
     error = (foresight.every(states[:, :-1]) - returns) / foresight.scale  # type: ignore[operator]
     return {
         "energy": (energy / energy.detach().std(correction=0).clamp_min(1e-6)).mean(),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
 from ami_agent.life import Act, Info, World, oracle, walk
 from modules.configurator import Assignment, Task
-from modules.types import Observation, Plan, UnusableInput
+from modules.types import Observation, Plan, UnusableInput, by_sense
 
 
 class Scene(NamedTuple):
@@ -26,12 +27,40 @@ Begin = Callable[[Scene, int], Act]
 """Meets worlds and says how it will act in them; the seed is its own chance."""
 
 
+class Errand:
+    """An assignment in worlds whose episodes end at different times."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.start: Observation | None = None  # [B, *O]: where each was when it was told
+
+    def task(self, scene: Scene, mode: str) -> Task:
+        """What is wanted in these worlds by now; UnusableInput where they should name a goal and
+        don't."""
+        self.start = _renewed(self.start, scene.obs, scene.fresh)
+        goals = {"world": scene.world.goal(scene.info), "here": self.start, "none": None}
+        if self.assignment.aim == "world" and goals["world"] is None:
+            raise UnusableInput("this world names no goal in its info; the agent needs one")
+        return self.assignment.task(goals[self.assignment.aim], mode)
+
+
+def _renewed(old: Observation | None, new: Observation, fresh: Tensor | None) -> Observation:
+    """The old one, new where `fresh` `[B]`."""
+    if old is None or fresh is None:
+        return new
+    before = by_sense(old)
+
+    def either(name: str, part: Tensor) -> Tensor:
+        where = fresh.to(part.device).reshape(-1, *[1] * (part.ndim - 1))
+        return torch.where(where, part, before[name])
+
+    parts = {name: either(name, part) for name, part in by_sense(new).items()}
+    return parts["obs"] if isinstance(new, Tensor) else parts
+
+
 def task_of(assignment: Assignment, scene: Scene, mode: str) -> Task:
-    """The assignment in these worlds; UnusableInput where they should name a goal and don't."""
-    goals = {"world": scene.world.goal(scene.info), "here": scene.obs, "none": None}
-    if assignment.aim == "world" and goals["world"] is None:
-        raise UnusableInput("this world names no goal in its info; the agent needs one")
-    return assignment.task(goals[assignment.aim], mode)
+    """The assignment where an episode begins in every world."""
+    return Errand(assignment).task(scene, mode)
 
 
 def mind(
@@ -41,10 +70,11 @@ def mind(
     watch: Callable[[Plan], None] = lambda plan: None,
 ) -> Begin:  # fmt: skip
     """The agent as a player; `watch` sees its plans."""
+    errand = Errand(assignment)
 
     def begin(scene: Scene, seed: int) -> Act:
         agent.begin(scene.fresh)
-        agent.configure(task_of(assignment, scene, mode), seed)
+        agent.configure(errand.task(scene, mode), seed)
 
         def act(obs: Observation) -> Tensor:
             plan = agent.act(obs)

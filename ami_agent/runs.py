@@ -30,9 +30,14 @@ PARTS = ("torch", "numpy", "gymnasium")
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    draft = path.with_suffix(".unfinished")
-    draft.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    """Whole or not at all; into what is no file, as a pipe, as it comes."""
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_file():
+        path.write_text(text)
+        return
+    draft = path.with_name(f".{path.name}.unfinished")
+    draft.write_text(text)
     draft.replace(path)
 
 
@@ -46,10 +51,16 @@ def read_json(path: Path) -> Any:
         raise UnusableInput(f"{path} is not readable as JSON: {error}") from None
 
 
+def check_folder(folder: Path) -> None:
+    """Raises UnusableInput where there can be no such folder."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UnusableInput(f"--out {folder}: {there} is no folder")
+
+
 def check_free(run: Path) -> None:
     """Raises UnusableInput if there is a run in this folder already, or a file in its place."""
-    if run.is_file():
-        raise UnusableInput(f"{run} is a file; a run needs a folder")
+    check_folder(run)
     if (run / "config.json").exists() or checkpoint.checkpoints(run):
         raise UnusableInput(f"{run} holds a run already: --resume it, or choose another --out")
 

@@ -140,16 +140,16 @@ class Training:
                     self._examine(name, pupil.step)
                 try:
                     recent.append(pupil.update())
+                    bar.advance()
+                    self.reached = Reached(self.reached.updates + 1, index)
+                    if self.curve and pupil.milestone:
+                        self._note(name)
+                        self._judge(name, pupil.milestone)
+                        self.noted = time.monotonic()
                 except Failed:
                     self._log(name, pupil.step, recent)
                     self._save(pupil.state_dict())
                     raise
-                bar.advance()
-                self.reached = Reached(self.reached.updates + 1, index)
-                if self.curve and pupil.milestone:
-                    self._note(name)
-                    self._judge(name, pupil.milestone)
-                    self.noted = time.monotonic()
                 if pupil.step % LOG_EVERY == 0 or pupil.step == pupil.total:
                     self._log(name, pupil.step, recent)
                 if time.monotonic() - self.saved > self.save_every:
@@ -228,6 +228,8 @@ class Training:
                 f"{newest} is of another version, which took other lessons: it can be loaded, but "
                 "not resumed"
             )
+        if not all(isinstance(facts.get(known), int) for known in ("updates", "lesson")):
+            raise UnusableInput(f"{newest} does not say where it was: it can't be resumed")
         runs.put_weights(self.agent, tensors, newest)
         lesson = facts["lesson"]
         if 0 < lesson < len(lessons(self.config)):

@@ -80,6 +80,12 @@ def make(
     for module in imports:
         bring(module)
     wrappers = around(limit, repeat, stack)
+    if wrappers and vector == "auto" and hasattr(_native(name), "walk"):
+        raise UnusableInput(
+            f"a limit, a repeat or a stack would step {name} one by one, without the walks, the "
+            "oracle and the feelings that it has for many; use its own options (its limit is "
+            "--world.options budget 30), or do without: --world.vector sync"
+        )
     how: dict[str, Any] = {}
     if vector != "auto" or wrappers:
         how = {"vectorization_mode": "async" if vector == "async" else "sync", "wrappers": wrappers}
@@ -94,11 +100,18 @@ def _made(
     except gymnasium.error.NameNotFound as error:
         hint = "" if imported else " If a package registers it, import that: --env.import NAME"
         raise UnusableInput(f"world {name!r} can't be made: {error}{hint}") from error
-    except Exception as error:  # a stranger's code may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
         raise UnusableInput(
             f"world {name!r} can't be made: {type(error).__name__}: {error}"
         ) from error
     return _next_step(name, envs)
+
+
+def _native(name: str) -> Any:
+    """What makes that world many at once by itself; None where nothing does."""
+    spec = gymnasium.registry.get(name)
+    entry = spec.vector_entry_point if spec else None
+    return gymnasium.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
 
 
 def around(limit: int, repeat: int, stack: int) -> list[Callable[[Any], Any]]:
@@ -143,21 +156,33 @@ def bring(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(known, path)
         assert spec is not None
         assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[known] = module
-        spec.loader.exec_module(module)
+        module = sys.modules[known] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[known]  # or the next who asks would get half of it
+            raise
         return module
     except UnusableInput:
         raise
-    except Exception as error:  # a stranger's code may raise anything
-        raise UnusableInput(f"{name} can't be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+        raise UnusableInput(
+            f"{name!r} can't be imported: {type(error).__name__}: {error}"
+        ) from error
 
 
 def called(place: str, what: str) -> Any:
     """What a function of somebody's file returns, `FILE.py:FUNCTION`; UnusableInput where there is
     none. `what` it should return, in words."""
     file, _, name = place.rpartition(":")
+    if not file:
+        raise UnusableInput(f"{place!r} must be FILE.py:FUNCTION, a function that returns {what}")
     function = getattr(bring(file), name, None)
     if not callable(function):
         raise UnusableInput(f"{file} has no function {name!r} that returns {what}")
-    return function()
+    try:
+        return function()
+    except UnusableInput:
+        raise
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+        raise UnusableInput(f"{place} failed: {type(error).__name__}: {error}") from error

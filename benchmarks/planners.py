@@ -38,7 +38,7 @@ def contestants(config: Config) -> dict[str, Config]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--only", nargs="*", default=[], help="names of rows; all if not given")

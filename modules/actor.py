@@ -195,7 +195,7 @@ class Restless:
         gained = self.before.to(plan.energy) - plan.energy  # [B]
         stuck = (gained < self.config.progress) & (plan.energy > self.config.content)
         self.before = plan.energy
-        noise = torch.randn(plan.action.shape, generator=self.random).to(plan.action)
+        noise = torch.randn(plan.action.shape[-1], generator=self.random).to(plan.action)
         first = torch.where(stuck[:, None], self.eye.bounds.bound(2 * noise), plan.action)
         actions = torch.cat([first[:, None], plan.actions[:, 1:]], 1)
         # what the rest of the plan comes to after that: a plan never shows what it won't do

@@ -16,8 +16,21 @@ _NEARLY_ONE = 0.999
 _TINY = 1e-6
 
 
+class _Smooth:
+    """Actions that may be any within the bounds."""
+
+    def bound(self, free: Tensor) -> Tensor:
+        """Any numbers `[..., A]` -> actions inside."""
+        raise NotImplementedError
+
+    def missed(self, free: Tensor, wanted: Tensor) -> Tensor:
+        """How far what becomes of these numbers is from the wanted actions, both `[..., A]`:
+        squared distance, `[...]`."""
+        return (self.bound(free) - wanted).square().sum(-1)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Box:
+class Box(_Smooth):
     """Every dimension in [-1, 1] by itself."""
 
     def bound(self, free: Tensor) -> Tensor:
@@ -34,7 +47,7 @@ class Box:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ball:
+class Ball(_Smooth):
     """The whole action vector is no longer than `radius`: one length in any direction."""
 
     radius: float = 1.0
@@ -73,6 +86,12 @@ class Choice:
         """Any numbers `[..., A]`, taken for logits -> actions."""
         likely = torch.cat([part.softmax(-1) for part in free.split(self.sizes, -1)], -1)
         return self.project(likely) + (likely - likely.detach())
+
+    def missed(self, free: Tensor, wanted: Tensor) -> Tensor:
+        """How unlikely these logits make the wanted actions, both `[..., A]`: cross-entropy, sum
+        over the choices, `[...]`. A distance would be 0 as soon as the right one is likeliest."""
+        likely = torch.cat([part.log_softmax(-1) for part in free.split(self.sizes, -1)], -1)
+        return -(wanted * likely).sum(-1)
 
     def free(self, actions: Tensor) -> Tensor:
         """The numbers that `bound` turns into these actions, near enough to change one's mind."""

@@ -140,8 +140,7 @@ class Body(nn.Module):
         horizon = rollout.actions.shape[2]
         step = torch.arange(horizon, device=felt.device, dtype=felt.dtype)
         fade = self.foresight.discount**step
-        after = self.drives.lives(rollout.interoception).cumprod(-1)  # [B, P, H]
-        before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1)
+        before, after = self.drives.alive(rollout.interoception)  # [B, P, H]
         soon = torch.einsum("bphw,bph->bpw", felt, before * fade * (1 - step / horizon))
         late = self.foresight(rollout.states[:, :, 1:])
         late = torch.einsum("bphw,bph->bpw", late, after * fade * self.foresight.discount / horizon)
@@ -149,8 +148,9 @@ class Body(nn.Module):
             **dict(zip(self.drives.names, soon.unbind(-1), strict=True)),
             **dict(zip((f"critic_{n}" for n in self.foreseen), late.unbind(-1), strict=True)),
             **{
-                f"limit {name}": (felt[..., self.drives.names.index(name)] - most).relu().sum(-1)
+                f"limit {name}": (before * (felt[..., column] - most).relu()).sum(-1)
                 for name, most in limits.items()
+                for column in [self.drives.names.index(name)]
             },
         }
 

@@ -84,3 +84,9 @@ class Drives:
         """What is felt `[..., I]` -> the chance that life goes on after it, `[...]`; 1 for a body
         that can't die."""
         return interoception[..., self.vital].clamp(0, 1).prod(-1)
+
+    def alive(self, interoception: Tensor) -> tuple[Tensor, Tensor]:
+        """What is felt in H steps `[..., H, I]` -> the chances to be alive before each and after
+        it, both `[..., H]`."""
+        after = self.lives(interoception).cumprod(-1)
+        return torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1), after

@@ -52,9 +52,11 @@ class InUnits(nn.Module):
         self.register_buffer("scale", torch.ones(size))
 
     def adapt(self, answers: Tensor) -> None:
-        """Takes the units of what is to be answered, `[M, N]`, as its own."""
+        """Takes the units of what is to be answered, `[M, N]`, as its own. What never varied so far
+        may yet, and has the unit 1."""
+        spread = answers.std(0)
         self.mean.copy_(answers.mean(0))
-        self.scale.copy_(answers.std(0).clamp_min(1e-3))
+        self.scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
     def forward(self, state: Tensor) -> Tensor:
         """`[..., D]` -> `[..., N]`"""

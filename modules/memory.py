@@ -236,7 +236,7 @@ class Memory:
         if not len(found.end):
             raise UnusableInput(
                 f"memory has no stretch of {length} steps within one episode"
-                f"{' of its latest life' if latest else ''}; the longest has {self.longest()}"
+                f"{' of its latest life' if latest else ''}; a length of {self.longest()} would do"
             )
         return found
 

@@ -59,7 +59,7 @@ def require(settings: object, **least: float) -> None:
     """Raises UnusableInput naming the first setting that is less than it must be."""
     for name, bound in least.items():
         value = vars(settings)[name]
-        if value < bound:
+        if not value >= bound:  # NaN is less than nothing
             raise UnusableInput(f"{name} is {value}; it must be at least {bound}")
 
 
@@ -102,7 +102,7 @@ class Focus(NamedTuple):
     weights: Mapping[str, float]  # u_i and v_j of every energy, by name
     limits: Mapping[str, float]  # how much of a drive may be felt at any step, by name
     gains: Mapping[str, float]  # priming: how much of what a sense delivers comes through, by name
-    condition: Tensor  # [B, W]: the weights of the drives; what the policy is told of the task
+    condition: Tensor  # [B, W]: the weights of some costs; what the policy is told of the task
     horizon: int  # H: how far Mode-2 looks
     steps: int  # how many times Mode-2 may improve its proposals from cold
     tail: float  # the share of the worst futures that counts: 1 is the mean, 0 the worst alone
@@ -152,12 +152,6 @@ class Plan(NamedTuple):
     def action(self) -> Tensor:
         """[B, A]: the only one that leaves the mind."""
         return self.actions[:, 0]
-
-
-class Perceive(Protocol):
-    """Observation `[B, *O]` -> features `[B, D]`, each sense as strong as its gain says."""
-
-    def __call__(self, obs: Observation, gains: Gains) -> Tensor: ...
 
 
 class Imagine(Protocol):

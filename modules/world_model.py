@@ -82,11 +82,6 @@ class StepFeeling(InUnits):
             size = 2 * prod(shape) + action_dim
             return StepFeeling(sharp(size, self.hidden, channels), channels)
 
-    def adapt(self, answers: Tensor) -> None:
-        """As ever; but what never varied so far may yet, and keeps the unit it has."""
-        super().adapt(answers)
-        self.scale.masked_fill_(answers.std(0) < 1e-6, 1.0)
-
     def of(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., A]`, `[..., D]` -> `[..., I]`"""
         return self(torch.cat([state, action, next_state], -1))

@@ -19,7 +19,7 @@ from rich.console import Console
 from scipy import stats
 
 import ami_agent as ami
-from ami_agent import cli
+from ami_agent import cli, recipes
 from ami_agent.ablate import Alone, Cluster, Processes, page, study, variants, without
 from ami_agent.ablate.jobs import Job, carry_out
 from ami_agent.ablate.verdict import (
@@ -34,9 +34,10 @@ from ami_agent.ablate.verdict import (
 )
 from ami_agent.agent import Agent
 from ami_agent.learning import Learning
-from ami_agent.lessons import Live
+from ami_agent.lessons import Live, Rehearse
 from ami_agent.life import WorldConfig
 from modules.types import UnusableInput
+from tests.conftest import refuse
 
 ROOT = Path(__file__).parents[1]
 RETURN = Measure("return", "return", 1.0)
@@ -287,3 +288,17 @@ def test_nobody_at_the_address_is_told_at_once(tmp_path):
         run({"one": config_of()}, tmp_path, Cluster("127.0.0.1:9"), seeds=1)
     with pytest.raises(UnusableInput, match="it must be HOST:PORT, or local"):
         run({"one": config_of()}, tmp_path, Cluster("somewhere"), seeds=1)
+
+
+def test_terms_are_taken_from_what_is_learnt_of_data_as_well():
+    config = recipes.recipe("gym")
+    offline = replace(config, interact=Rehearse(objective=config.interact.objective))
+    assert without(offline, "objective.change").interact.objective.weights.change == 0
+
+
+def test_a_folder_that_can_not_be_is_told_before_anything_is_trained(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    said = refuse(
+        capsys, "ablate", "two-rooms", "--without", "critic", "--out", tmp_path / "file" / "x"
+    )
+    assert f"{tmp_path / 'file'} is no folder" in said

@@ -16,7 +16,8 @@ from ami_agent.build import Config, build, capacity, lessons
 from ami_agent.lessons import Bootstrap, NoLesson
 from ami_agent.life import World, live
 from ami_agent.players import Scene
-from modules.configurator import Task
+from modules.actor import NoHabit, Restless
+from modules.configurator import Assignment, Task
 from modules.cost import NoCritic
 from modules.recall import Associative, Belief, NoRecall
 from modules.types import Observation, Plan, UnusableInput, by_sense
@@ -204,7 +205,7 @@ def test_every_recipe_takes_its_lessons_and_each_moves_its_own_boxes_only(name):
             assert all(value.isfinite() for value in pupil.update().values())
         pupil.finish()
         assert moved(agent, before) == learns(config, lesson)
-    for mode in MODES:
+    for mode in agent.actors:
         for assignment in agent.assignments.values():
             obs, info = world.reset(0)
             act = players.mind(agent, mode, assignment)(Scene(world, obs, info), 0)
@@ -339,3 +340,49 @@ def weigh(**weights: float) -> Callable[[Config], Config]:
 def test_without_a_critic_one_can_still_plan(tiny, ablation):
     agent, obs = waking(ablation(replace(tiny, critic=NoCritic.Config())), "plan")
     assert agent.act(obs).energy.isfinite().all()
+
+
+def test_arrays_are_taken_as_gymnasium_delivers_them(tiny):
+    agent, world = mind(tiny)
+    obs, info = world.reset(0)
+    agent.configure(Task(goal=world.goal(info)))
+    told = agent.act(obs)
+    agent.configure(Task(goal=world.goal(info).numpy()))
+    assert same(agent.act(obs.numpy()), told)
+    with pytest.raises(UnusableInput, match="observation is a list; it must be a batch of"):
+        agent.act([1, 2])
+
+
+def test_where_an_episode_begins_nobody_goes_on_with_a_plan(tiny):
+    agent, obs = waking(replace(tiny, execute=3, habit=NoHabit.Config()), "plan")
+    agent.begin()
+    first = agent.act(obs)
+    agent.act(obs)
+    assert agent.actors["plan"].left
+    agent.begin()
+    assert agent.act(obs).actions.shape == first.actions.shape  # a whole plan, not the rest of one
+
+
+def test_who_is_to_stay_stays_where_it_was_when_it_was_told_whatever_begins_elsewhere(tiny):
+    world = tiny.evaluation.build(3)
+    obs, info = world.reset(0)
+    errand = players.Errand(Assignment(aim="here"))
+    errand.task(Scene(world, obs, info), "plan")
+    fresh = torch.tensor([False, True, False])
+    goal = errand.task(Scene(world, obs + 1, info, fresh), "plan").goal
+    assert torch.equal(goal, torch.where(fresh[:, None, None, None], obs + 1, obs))
+
+
+def test_what_is_thought_in_one_world_does_not_depend_on_how_many_others_there_are(tiny):
+    """The chance in it is the same in all."""
+    config = replace(tiny, habit=NoHabit.Config(), temper=Restless.Config(content=0.0))
+    agent, world = mind(config, worlds=5)
+    obs, info = world.reset(0)
+    awake(agent)
+    goal = world.goal(info)
+    plans = []
+    for worlds in ([0, 1, 2, 3, 4], [3]):
+        agent.begin()
+        agent.configure(Task(goal=goal[worlds]), seed=4)
+        plans.append([agent.act(obs[worlds]).actions[-1 if worlds == [3] else 3] for _ in range(4)])
+    torch.testing.assert_close(plans[0], plans[1], atol=1e-4, rtol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -521,3 +522,12 @@ def test_even_a_single_plan_teaches_something(tiny):
     pupil = distil.begin(agent, tiny.world, seed=1)
     assert all(value.isfinite() for value in pupil.update().values())
     torch.testing.assert_close(agent.expectation.mean, pupil.known.energy)
+
+
+def test_nobody_thinks_as_need_be_who_was_never_taught_what_to_expect():
+    config = recipes.recipe("gym")
+    with closing(config.world.build(1)) as world:
+        agent = build(config, world.spec)
+        assert tuple(agent.actors) == ("react", "plan")
+        with pytest.raises(UnusableInput, match="'auto'; there are react, plan"):
+            agent.configure(config.tasks["reward"].task(None, "auto"))

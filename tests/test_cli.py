@@ -14,6 +14,7 @@ import pytest
 import ami_agent as ami
 from ami_agent import checkpoint, cli
 from ami_agent.cli import main
+from ami_agent.runs import write_json
 from ami_agent.train import train
 from tests.conftest import refuse
 
@@ -293,3 +294,25 @@ def test_the_run_that_ships_goes_through_the_door(tmp_path):
         argv = ["eval", str(shipped), "--mode", mode, "--episodes", "20", "--json", str(told)]
         assert main(argv) == 0
         assert json.loads(told.read_text())["final_success"]["mean"] >= 0.9
+
+
+def test_results_go_into_a_pipe_as_into_a_file_and_touch_nothing_else(tmp_path):
+    precious, target, link, pipe = (tmp_path / n for n in ("a.unfinished", "b", "link", "pipe"))
+    precious.write_text("mine")
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert precious.read_text() == "mine"
+    link.symlink_to(target)
+    write_json(link, {"a": 1})
+    assert link.is_symlink()
+    assert json.loads(target.read_text()) == {"a": 1}
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, {"a": 1})
+    assert json.loads(os.read(reader, 100)) == {"a": 1}
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1"])
+def test_seconds_that_never_come_are_refused(seconds, capsys):
+    assert "save_every" in refuse(capsys, "train", "two-rooms", "--save-every", seconds)

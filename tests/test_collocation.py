@@ -399,3 +399,13 @@ def test_a_seed_means_the_same_on_another_device():
 def test_settings_that_mean_nothing_are_refused_by_name(name, value):
     with pytest.raises(UnusableInput, match=rf"^{name} is {value}"):
         replace(Collocation.Config(), **{name: value}).build(eye(), NoHabit(2))
+
+
+def test_only_thoughts_about_what_may_come_are_overheard():
+    """A virtual future is none: no energy of it may be shown as one that was found."""
+    heard = []
+    mind = eye()
+    mind.listeners.append(lambda thought: heard.append(thought.energy))
+    plan = planner(mind, settle=3)(HERE, focus(steps=4))
+    assert heard
+    assert torch.stack([energy.amin(1) for energy in heard]).amin(0).allclose(plan.energy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,10 +25,10 @@ from modules.configurator import Assignment, Configurator
 from modules.cost import LIMIT_PRICE, Body, Cost, Foresight, NoCritic, NoForesight
 from modules.drives import Drives
 from modules.dynamics import VectorDynamics
-from modules.layers import Judges
+from modules.layers import InUnits, Judges
 from modules.perception import Senses
 from modules.planners import CEM, GradientPlanner, MindsEye
-from modules.types import Focus, Gains, Plan, Rollout, Transition, UnusableInput
+from modules.types import ALIVE, Focus, Gains, Plan, Rollout, Transition, UnusableInput
 from modules.world_model import Certain, Feeling, Numb, WorldModel
 from tests.conftest import stepwise, wish
 
@@ -178,10 +179,10 @@ class Whim(WorldModel):
 )
 def test_the_cheapest_future_that_can_be_imagined_is_what_a_state_promises(futures, by_hand):
     """For each drive by itself. The only future imagined of one is rest, and what memory felt
-    dearer counts for nothing at an expectile of 1."""
+    dearer counts for nothing at an expectile of 1; with memory alone it has to count."""
     agent = settled(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
     agent.world_model = Whim()
-    take(agent, lesson(futures=futures, expectile=1.0, horizon=3))
+    take(agent, lesson(futures=futures, expectile=1.0 if futures else 0.8, horizon=3))
     wanted = FOREVER * torch.tensor(by_hand).expand(2, -1)
     torch.testing.assert_close(foreseen(agent, 2), wanted, rtol=0.05, atol=0.05)
 
@@ -386,3 +387,44 @@ def test_violation_is_0_exactly_where_every_limit_holds_at_every_step(felt, most
     assert (plan.violation.item() == 0) == all(kept.values())
     assert {name: plan.terms[f"limit {name}"].item() == 0 for name in most} == kept
     assert set(plan.terms) == {"effort", *(f"limit {name}" for name in most)}
+
+
+def test_nothing_is_promised_after_death_and_no_limit_broken():
+    """Of a future in which the second step is the last."""
+    channels = ("reward", "damage", ALIVE)
+    drives = Drives(("pain",), channels)
+    felt = torch.tensor([[0.0, 1.0, 1.0], [0.0, 2.0, 0.0], [0.0, 4.0, 1.0]]).expand(1, 1, 3, 3)
+    before, after = drives.alive(felt)
+    assert before.tolist() == [[[1, 1, 0]]]
+    assert after.tolist() == [[[1, 0, 0]]]
+    future = Rollout(
+        torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 0), felt
+    )
+    body = Body(drives, NoForesight(DISCOUNT))
+    assert body(future, {"pain": 1.0})["limit pain"].item() == 1  # by the second step alone
+
+    agent = settled(torch.zeros(2, 2))
+    pupil = lesson(futures=1, horizon=3).begin(agent, NOWHERE, seed=1)
+    pupil.drives, pupil.model = drives, Certainly(future)
+    wild = lambda states: states.new_full((*states.shape[:-1], 1), 100.0)  # noqa: E731
+    pupil.slow = SimpleNamespace(average=wild)
+    promised = pupil._imagined(torch.zeros(1, 2), torch.Generator())
+    torch.testing.assert_close(promised, torch.tensor([[1 + DISCOUNT * 2]]))
+
+
+class Certainly(nn.Module):
+    """Imagines one future, whatever is done."""
+
+    def __init__(self, future: Rollout) -> None:
+        super().__init__()
+        self.future = future
+
+    def imagine(self, state: Tensor, actions: Tensor) -> Rollout:
+        return self.future
+
+
+def test_a_reward_that_was_never_met_can_still_be_learnt():
+    layers = InUnits(nn.Linear(1, 2), 2)
+    layers.adapt(torch.stack([torch.zeros(50), torch.linspace(0, 1e-3, 50)], 1))
+    assert layers.scale[0] == 1
+    assert 1e-4 < layers.scale[1] < 1e-3  # what is small is told in its own unit

@@ -48,7 +48,7 @@ def test_every_recipe_learns_goes_on_and_acts_on_a_gpu(name, tmp_path):
     for n, tensor in runs.weights(agent).items():
         assert torch.equal(tensor, runs.weights(again)[n]), n
     short = replace(config.evaluation, limit=5)
-    for found in judge(agent, short, episodes=2, modes=("react", "plan", "auto")).values():
+    for found in judge(agent, short, episodes=2, modes=tuple(agent.actors)).values():
         assert found["device"].startswith("cuda")
 
 

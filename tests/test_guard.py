@@ -262,3 +262,36 @@ def test_a_run_is_told_in_one_line_and_ends_well(tmp_path):
     assert ended.stderr == (
         f"world '{gymnasium_id}': worker 0 died (SIGKILL); restarted, all 1 begin anew\n"
     )
+
+
+class Ancient(gymnasium.Env):
+    """Of another time: four values of a step."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, False, {}
+
+
+class Leaving(Ancient):
+    def step(self, action):
+        raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(Ancient, "step returns an observation, a reward, terminated"), (Leaving, "SystemExit: 0")],
+)
+def test_a_world_of_another_time_and_one_that_leaves_are_told_in_a_line(kind, said):
+    gymnasium.register("ami-test/Odd-v0", entry_point=kind, disable_env_checker=True)
+    try:
+        with closing(WorldConfig(id="ami-test/Odd-v0").build(1)) as world:
+            obs, _ = world.reset(0)
+            with pytest.raises(Failed, match=said):
+                world.step(obs, torch.zeros(1, 1))
+    finally:
+        del gymnasium.registry["ami-test/Odd-v0"]

@@ -183,3 +183,17 @@ def test_every_planner_chooses_whole(name):
 )
 def test_how_far_is_foreseen_follows_from_how_long_an_episode_lasts(world, discount):
     assert ami.recipes.gym(world).foresight.discount == pytest.approx(discount)
+
+
+def test_who_imitates_a_choice_goes_on_until_it_is_sure():
+    """The right one is likeliest already, by little: there is still something to learn."""
+    bounds = Choice(sizes=(2, 3))
+    free = torch.tensor([[0.1, 0.0, 0.0, 0.0, 0.2]], requires_grad=True)
+    wanted = bounds.bound(free.detach())
+    missed = bounds.missed(free, wanted)
+    by_hand = -free[0, :2].log_softmax(0)[0] - free[0, 2:].log_softmax(0)[2]
+    torch.testing.assert_close(missed, by_hand[None])
+    (slope,) = torch.autograd.grad(missed.sum(), free)
+    assert (slope.abs() > 0.1).all()
+    numbers = Box().missed(torch.tensor([[0.3, 0.0]]), torch.tensor([[0.0, 1.0]]))
+    torch.testing.assert_close(numbers, torch.tensor([0.3]).tanh().square() + 1)

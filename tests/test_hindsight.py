@@ -16,10 +16,12 @@ import ami_agent as ami
 from ami_agent.bench.baselines import Baselines, suiting
 from ami_agent.build import build, capacity
 from ami_agent.evaluate import judge
+from ami_agent.guard import Failed
 from ami_agent.learning import Learning
 from ami_agent.lessons import Live
-from ami_agent.lessons.hindsight import hindsight
+from ami_agent.lessons.hindsight import Hindsight, hindsight
 from ami_agent.life import WorldConfig
+from ami_agent.train import check
 from modules.types import UnusableInput
 
 NEAR = 0.05
@@ -202,3 +204,26 @@ def test_the_rival_suits_the_world():
     worlds = {"ami-test/Aim-v0": "her", "Pendulum-v1": "sac", "CartPole-v1": "ppo"}
     for name, rival in worlds.items():
         assert suiting(ami.recipes.gym(WorldConfig(id=name))) == rival
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda *goals: 1 / 0, "failed with 2 goals at once: ZeroDivisionError"),
+        (lambda one, other, info: np.full(len(one), np.nan), "answers with NaN"),
+    ],
+)
+def test_a_world_that_can_not_say_what_goals_are_worth_is_told_in_a_line(answer, said):
+    with pytest.raises(Failed, match=said):
+        Hindsight(None, 0.5, answer).rewards(torch.zeros(1, 2, 1), torch.ones(1, 2, 1))
+
+
+def test_what_hindsight_needs_is_asked_before_anything_is_lived(tmp_path):
+    config = ami.recipes.gym(WorldConfig(id="ami-test/Aim-v0", options={"fault": "mute"}))
+    assert config.interact.hindsight == 0  # by itself, where a world does not say
+    wanted = replace(config, interact=replace(config.interact, hindsight=0.5))
+    with pytest.raises(UnusableInput, match="has no compute_reward"):
+        check(wanted, tmp_path, 0, False)
+    nonsense = replace(config, interact=replace(config.interact, task="fly"))
+    with pytest.raises(UnusableInput, match=r"interact\.task names 'fly'; there are reward"):
+        check(nonsense, tmp_path, 0, False)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
 import ami_agent as ami
+from ami_agent.learning import Learner, Learning
 from ami_agent.lessons import NoLesson
+from modules.types import UnusableInput
 
 
 @pytest.mark.slow
@@ -46,3 +50,24 @@ def test_a_level_above_leads_to_goals_that_a_flat_plan_does_not_reach(tmp_path):
     agent.hierarchy = ami.boxes.Flat()
     assert led > 0.6
     assert led > reached() + 0.15
+
+
+def test_who_was_judged_meanwhile_goes_on_learning_as_before():
+    module = nn.Sequential(nn.Linear(2, 1), nn.Dropout(0.5))
+    told = []
+
+    def loss(random: torch.Generator) -> dict[str, torch.Tensor]:
+        told.append(module.training)
+        return {"all": module(torch.ones(1, 2)).square().mean()}
+
+    learner = Learner(module, loss, Learning(steps=2, batch=1), weights={}, seed=0)
+    module.eval()
+    learner.update()
+    assert told == [True]
+
+
+def test_a_gradient_is_never_shortened_to_nothing():
+    with pytest.raises(UnusableInput, match="clip is 0; it must be at least 1e-06"):
+        Learning(steps=1, batch=1, clip=0)
+    with pytest.raises(UnusableInput, match="lr is nan"):
+        Learning(steps=1, batch=1, lr=float("nan"))

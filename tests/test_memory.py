@@ -143,7 +143,7 @@ def test_nothing_crosses_an_interruption():
     seen = memory.sample(300, 3, dice())
     assert_is_one_stretch(seen)
     assert len(seen.episode.unique()) == 6
-    with pytest.raises(UnusableInput, match="the longest has 6"):
+    with pytest.raises(UnusableInput, match="a length of 6 would do"):
         memory.sample(1, 7, dice())
 
 

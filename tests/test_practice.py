@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 
@@ -121,3 +122,13 @@ def test_the_ways_of_perceiving_are_the_own_one_first_and_each_other_once():
     own, place = primings(agent)  # explore and stay share theirs
     assert own == dict.fromkeys(agent.spec.senses, 1.0)
     assert place == {**dict.fromkeys(agent.spec.senses, 0.0), "body": 1.0}
+
+
+def test_a_first_round_that_could_not_be_lived_to_its_end_is_begun_anew(tiny):
+    with closing(tiny.world.build(1)) as world:
+        agent = build(tiny, world.spec)
+    pupil = tiny.distil.begin(agent, tiny.world, 0)
+    kept = pupil.state_dict()
+    again = tiny.distil.begin(agent, tiny.world, 0)
+    again.load_state_dict(kept)
+    assert not again.labels

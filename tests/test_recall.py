@@ -10,10 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
+from ami_agent import recipes
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build
+from ami_agent.checks import check_lessons
+from ami_agent.learning import Learning
+from ami_agent.lessons import Amortise, Interact, NoLesson, Predict, Rehearse
 from ami_agent.lessons.base import as_states
 from ami_agent.life import Sense, Spec
+from ami_agent.losses import world_model_loss
 from modules.configurator import Assignment
 from modules.perception import Senses
 from modules.recall import (
@@ -27,7 +32,8 @@ from modules.recall import (
     recalled,
     renew,
 )
-from modules.types import Transition
+from modules.targets import Itself, Stopped
+from modules.types import ALIVE, Trajectory, Transition, UnusableInput
 from tests.test_memory import life
 
 D, MOMENTS = 4, 3
@@ -286,3 +292,55 @@ def test_the_same_sight_is_another_state_after_another_past(tiny, form):
         states.append(state)
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
     assert not torch.allclose(states[0], states[2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"amortise": Amortise()}, "amortise imagines from single moments, and recall Belief"),
+        ({"interact": Interact(steps=4)}, "interact.objective.context is 0"),
+        ({"interact": Rehearse(updates=4)}, "interact.objective.context is 0"),
+    ],
+)
+def test_nobody_who_recalls_learns_from_moments_without_a_past(changes, complaint):
+    config = replace(recipes.recipe("gym"), recall=Belief.Config(), interact=NoLesson())
+    check_lessons(config)
+    with pytest.raises(UnusableInput, match=complaint):
+        check_lessons(replace(config, **changes))
+
+
+@who_recalls
+def test_what_is_imagined_begins_in_states_as_they_are_lived_in(form):
+    config = replace(recipes.recipe("gym"), recall=FORMS[form])
+    agent = build(config, BODY._replace(interoception=("reward", "left", ALIVE)), worlds=3,
+                  capacity=40)  # fmt: skip
+    awake(agent.recall)
+    for step in islice(life(seed=3, ends=0.1), 30):
+        agent.observe(step)
+    eight = Learning(steps=0, batch=8)
+    lesson = Rehearse(updates=1, learning=eight, objective=Predict(context=3, learning=eight))
+    actor = lesson.begin(agent, config.world, 0).actor
+    with torch.no_grad():
+        states = actor._remembered(torch.Generator().manual_seed(3))
+        window = agent.memory.sample(8, 3, torch.Generator().manual_seed(3))
+        features = agent.perception(window.obs.flatten(0, 1), agent.configurator.gains)
+        lived = recalled(agent.recall, features.unflatten(0, (8, 4)))[:, -1]
+        torch.testing.assert_close(states, lived)
+        assert not torch.allclose(states, agent.perceive(window.obs[:, -1]))
+
+
+def test_a_target_without_gradient_has_none_through_what_is_recalled(tiny):
+    """The recall moves with the states, and what is to be predicted stands still."""
+    recall, asked = recall_of("belief"), []
+    recall.register_forward_hook(lambda module, told, found: asked.append(found[0].requires_grad))
+    model = tiny.world_model.build((D, 1, 1), 2, 1)
+    batch = Trajectory(normal(4, 4, D), normal(4, 3, 2), torch.zeros(4, 3, 1),
+                       torch.zeros(4, 3, dtype=torch.bool), torch.arange(4))  # fmt: skip
+    for target, flows in ((Itself(), [True, True]), (Stopped(), [True, False])):
+        asked.clear()
+        world_model_loss(
+            batch, lambda obs: obs.clone().requires_grad_(),
+            lambda obs, seen, target=target: target(obs, seen, {}), recall, model,
+            torch.Generator(), channels=D, together=1,
+        )  # fmt: skip
+        assert [asked[0], asked[-1]] == flows

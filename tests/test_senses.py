@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ami_agent.deeds import deeds
 from ami_agent.senses import Stray, readers
+from modules.perception import Senses
 from modules.types import UnusableInput
 
 U8, F32, F64 = np.uint8, np.float32, np.float64
@@ -186,3 +187,15 @@ def test_whoever_does_all_he_can_does_not_more_than_that(high):
 def test_actions_that_can_not_be_carried_out_are_named_with_a_way_out(space, said):
     with pytest.raises(UnusableInput, match=said):
         deeds(space)
+
+
+def test_a_sense_may_be_called_anything():
+    names = ("training", "", "forward", "a b", "type", "state_dict")
+    perception = Senses.Config(vector=4).build(dict.fromkeys(names, (2,)))
+    obs = {name: torch.ones(3, 2) for name in names}
+    assert perception(obs, {}).shape == (3, 4 * len(names))
+
+
+def test_more_than_can_be_told_apart_is_refused_by_number():
+    with pytest.raises(UnusableInput, match="10000000 things to choose from are more than"):
+        deeds(spaces.Discrete(10**7))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import gymnasium
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 import ami_agent as ami
 from ami_agent.agent import Agent
 from ami_agent.build import build
+from ami_agent.guard import Failed
 from ami_agent.life import WorldConfig
 from ami_agent.report import Progress, Silence
 from ami_agent.show import drawing, episodes, show
@@ -315,3 +316,25 @@ def test_two_modes_share_a_plane(agent):
 def test_a_world_that_breaks_while_it_is_drawn_is_refused_in_one_line(agent):
     with pytest.raises(ami.UnusableInput, match="failed in render: ZeroDivisionError"):
         life_in(agent, of(Fading))
+
+
+class Fading(Pictured):
+    """After a while nothing is to be seen any more."""
+
+    def render(self):
+        return None if self.steps == 2 else super().render()
+
+
+def test_a_world_that_fades_away_is_told_in_a_line():
+    gymnasium.register("ami-test/Fading-v0", entry_point=Fading)
+    config = WorldConfig(id="ami-test/Fading-v0")
+    assert not why_dark(config)
+    with closing(config.build(1, **Render().options)) as world:
+        world.reset(0)
+        camera = Render()
+        for _ in range(2):
+            assert camera(world)[0]
+            world.envs.step(world.envs.action_space.sample())
+        with pytest.raises(Failed, match=r"can no longer be drawn: its render\(\) gives nothing"):
+            camera(world)
+    del gymnasium.registry["ami-test/Fading-v0"]

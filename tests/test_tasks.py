@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.build import Config, build
 from ami_agent.cli import main
+from ami_agent.evaluate import _shares
+from ami_agent.latency import latency
 from ami_agent.life import WorldConfig
 from ami_agent.report import Silence
 from ami_agent.runs import load
@@ -170,3 +173,26 @@ def test_a_world_in_which_drives_feel_nothing_gets_one_line(capsys, tmp_path, mo
     monkeypatch.setattr("ami_agent.cli.recipe", lambda name: two_rooms_as_forage())
     said = refuse(capsys, "train", "forage", "--out", tmp_path / "run")
     assert "'hunger' feels 'energy', which this world does not declare; it declares reward" in said
+
+
+def test_only_the_steps_of_an_episode_are_judged():
+    """Of two worlds the first is over after one step, the second after three."""
+
+    def so(*told: bool) -> Tensor:
+        return torch.tensor(told)
+
+    heard = [(so(True, True), so(False, False)), (so(True, False), so(True, False)),
+             (so(True, False), so(True, True))]  # fmt: skip
+    more = [(so(False), so(True))]
+    assert _shares([heard, more], torch.tensor([1.0, 3.0, 1.0])) == pytest.approx([2 / 5, 2 / 5])
+
+
+def test_the_clock_of_one_world_alone_runs_in_episodes_that_are_judged(forager, monkeypatch):
+    """Each has been told its task, however short they are."""
+    agent = load(forager)
+    told = []
+    begin = agent.begin
+    monkeypatch.setattr(agent, "begin", lambda fresh=None: (told.append(1), begin(fresh)))
+    world = replace(brief(recipes.forage()).evaluation, options={"budget": 20})
+    latency(agent, world, "react", agent.assigned("flag"), 0, actions=30)
+    assert len(told) == 2 * 2  # 40 steps each way, 20 to an episode

@@ -18,6 +18,7 @@ from ami_agent.evaluate import play_many
 from ami_agent.guard import Failed
 from ami_agent.life import WorldConfig, ended, live, walk
 from ami_agent.players import aimless
+from ami_agent.vectors import called, make
 from modules.memory import Memory
 from modules.types import UnusableInput
 
@@ -242,3 +243,25 @@ def test_a_world_of_the_old_kind_and_one_that_lies_about_its_space_are_told_apar
     for shown, said in ((np.nan, "holds NaN"), (5e6, "holds 5e.06, outside its space")):
         with pytest.raises(Failed, match=said):
             lived(WorldConfig(id="ami-test/Count-v0", options={"shows": shown}).build(1), 3)
+
+
+@pytest.mark.parametrize("told", [{"limit": 30}, {"repeat": 2}, {"stack": 2}])
+def test_what_would_hide_what_our_worlds_offer_is_refused_but_for_who_asks_for_it(told):
+    with pytest.raises(UnusableInput, match=r"one by one, without the walks.*budget 30"):
+        make("ami/TwoRooms-v0", 2, {}, **told)
+    make("ami/TwoRooms-v0", 2, {}, vector="sync", **told).close()
+    make("CartPole-v1", 2, {}, **told).close()  # is many by itself, and has nothing to hide
+
+
+@pytest.mark.parametrize("text", ["raise ValueError('oh')", "import sys; sys.exit(0)"])
+def test_a_function_of_somebody_s_that_fails_is_told_in_a_line(tmp_path, text):
+    file = tmp_path / "own.py"
+    file.write_text(f"def make():\n    {text}\n")
+    with pytest.raises(UnusableInput, match=r"own\.py:make failed: (ValueError: oh|SystemExit: 0)"):
+        called(f"{file}:make", "settings")
+    file = tmp_path / "other_own.py"
+    file.write_text(text)
+    with pytest.raises(UnusableInput, match=r"own\.py' can't be imported: (ValueError|SystemExit)"):
+        called(f"{file}:make", "settings")
+    with pytest.raises(UnusableInput, match=r"'foo' must be FILE\.py:FUNCTION"):
+        called("foo", "settings")

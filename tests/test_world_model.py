@@ -305,3 +305,10 @@ def test_an_average_is_not_moved_by_learning_and_passes_no_gradient_on():
     (perception(obs, {}) - 2 * aim).square().sum().backward()
     assert perception.weight.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in target.parameters())
+
+
+@any_encoder
+def test_the_gain_of_a_picture_goes_by_the_name_of_its_sense(encoder):
+    look = awake(ENCODERS[encoder].build({"view": PIXELS}))
+    view = {"view": torch.randint(0, 255, (3, *PIXELS), dtype=torch.uint8)}
+    assert not torch.allclose(look(view, {"view": 0.0}), look(view, {"view": 1.0}))

@@ -131,6 +131,7 @@ def study(
     Raises UnusableInput for settings that can't be, and folders that hold something else."""
     if seeds < 1:
         raise UnusableInput(f"--seeds is {seeds}; there must be at least 1")
+    runs.check_folder(out)
     for config in configs.values():
         check_lessons(config)
     jobs = [
@@ -175,8 +176,9 @@ def _foretell(console: Console, seeds: int, jobs: int, left: int) -> None:
         able = "one seed has no interval: nothing will follow from a difference"
     else:
         able = (
-            f"{seeds} seeds tell differences of {detectable(seeds):.2g} times their spread between "
-            f"seeds; as large as the spread takes {seeds_for(1.0)}, half as large {seeds_for(0.5)}"
+            f"{seeds} seeds tell a difference from chance where it is {detectable(seeds):.2g} times "
+            f"the spread between seeds; one as large as the spread takes {seeds_for(1.0)} seeds, "
+            f"half as large {seeds_for(0.5)}"
         )
     done = f", {jobs - left} of them finished before" if left < jobs else ""
     console.print(f"{jobs} runs{done}; {able}", highlight=False, soft_wrap=True)

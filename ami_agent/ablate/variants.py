@@ -8,7 +8,8 @@ from typing import Any
 
 from ami_agent.build import Config
 from ami_agent.catalogue import choices
-from ami_agent.lessons import Interact, NoLesson, Predict
+from ami_agent.lessons import NoLesson, Predict
+from ami_agent.lessons.rehearse import Improve
 from ami_agent.vectors import called
 from modules.actor import NoHabit
 from modules.cost import NoCritic, NoForesight
@@ -62,7 +63,7 @@ def _without_term(term: str) -> Change:
 
     def change(config: Config) -> Config:
         changed = replace(config, objective=less(config.objective))
-        if isinstance(config.interact, Interact):
+        if isinstance(config.interact, Improve):
             online = replace(config.interact, objective=less(config.interact.objective))
             changed = replace(changed, interact=online)
         return changed

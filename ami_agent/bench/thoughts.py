@@ -3,20 +3,18 @@ and by device, all in one run."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
 
 from ami_agent import runs
 from ami_agent.agent import Agent
-from ami_agent.bench.worlds import ROUNDS, check_counts
+from ami_agent.bench.turns import ROUNDS, check_counts, in_turns, per_second
 from ami_agent.evaluate import EPISODES_FROM
 from ami_agent.flags import Mode, device
 from ami_agent.life import WorldConfig
@@ -54,43 +52,30 @@ class Thoughts:
         found: dict[str, Any] = {mode: {} for mode in self.modes}
         for mode, count in product(self.modes, self.counts):
             console.print(f"{mode}, {count} at once", highlight=False)
-            thinking = {name: _rates(agent, world, mode, count) for name, agent in minds.items()}
-            found[mode][str(count)] = _alternating(thinking, self.seconds)
+            found[mode][str(count)] = in_turns(
+                {
+                    name: _rates(agent, world, mode, count, self.seconds / ROUNDS)
+                    for name, agent in minds.items()
+                }
+            )
         title = f"actions per second, {self.of}"
         console.print(table(title, ["mode", "at once", *minds, "to cpu"], list(_rows(found))))
         return found
 
 
-def _alternating(thinking: dict[str, Generator[float, float]], seconds: float) -> dict[str, float]:
-    """The median rate of each."""
-    rates: dict[str, list[float]] = {name: [] for name in thinking}
-    for rate in thinking.values():
-        next(rate)
-    for _ in range(ROUNDS):
-        for name, rate in thinking.items():
-            rates[name].append(rate.send(seconds / ROUNDS))
-    for rate in thinking.values():
-        rate.close()
-    return {name: median(those) for name, those in rates.items()}
-
-
 def _rates(
-    agent: Agent, config: WorldConfig, mode: str, count: int
-) -> Generator[float, float]:  # fmt: skip
-    """Actions per second, each time over as many seconds as it is sent; the worlds stand still."""
+    agent: Agent, config: WorldConfig, mode: str, count: int, seconds: float
+) -> Generator[float]:
+    """Actions per second, again and again; the worlds stand still."""
     with closing(config.build(count, agent.device)) as world:
         obs, info = world.reset(EPISODES_FROM)
-        assignment = agent.assigned("")
-        act = mind(agent, mode, assignment)(Scene(world, obs, info), EPISODES_FROM)
-        for _ in range(3):
-            act(obs).cpu()  # whatever is done only once
-        seconds = yield 0.0
-        while True:
-            actions, began = 0, time.perf_counter()
-            while not actions or time.perf_counter() - began < seconds:
-                act(obs).cpu()  # the action is there only when the device is done
-                actions += count
-            seconds = yield actions / (time.perf_counter() - began)
+        act = mind(agent, mode, agent.assigned(""))(Scene(world, obs, info), EPISODES_FROM)
+
+        def think() -> int:
+            act(obs).cpu()  # the action is there only when the device is done
+            return count
+
+        yield from per_second(think, seconds)
 
 
 def _rows(found: dict[str, Any]) -> Iterable[list[str]]:

@@ -3,17 +3,16 @@ process of its own. Our single worlds are batches of one, with all that a batch 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import cycle
-from statistics import median
 from typing import Any, Literal
 
 import gymnasium
 from rich.console import Console
 
+from ami_agent.bench.turns import ROUNDS, check_counts, in_turns, per_second
 from ami_agent.flags import rooted
 from ami_agent.life import WorldConfig
 from ami_agent.report import table
@@ -26,13 +25,6 @@ WAYS: Mapping[str, Literal["auto", "sync", "async"]] = {
     "async": "async",
 }
 """How worlds are stepped, and what the settings call it."""
-ROUNDS = 3
-"""The ways take turns, so that what else the machine does meanwhile slows all of them alike."""
-
-
-def check_counts(counts: tuple[int, ...]) -> None:
-    if not counts or min(counts) < 1:
-        raise UnusableInput(f"--counts {counts}: one or more numbers of at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,29 +74,22 @@ class Speed:
             if batched or way != "batched":
                 world = replace(config, vector=kind).build(count)
                 living[way] = _rates(world.envs, self.seconds / ROUNDS)
-        rates: dict[str, list[float]] = {way: [] for way in living}
-        for _ in range(ROUNDS):
-            for way, rate in living.items():
-                rates[way].append(next(rate))
-        for rate in living.values():
-            rate.close()
-        return {way: median(rates[way]) if way in rates else None for way in WAYS}
+        found = in_turns(living)
+        return {way: found.get(way) for way in WAYS}
 
 
 def _rates(envs: Worlds, seconds: float) -> Generator[float]:
-    """Steps of single worlds per second, measured again and again while life goes on."""
+    """Steps of single worlds per second, again and again while life goes on."""
     with closing(envs):
         envs.action_space.seed(0)
         envs.reset(seed=0)
         actions = cycle([envs.action_space.sample() for _ in range(32)])
-        for _ in range(3):
-            envs.step(next(actions))  # whatever is done only once
-        while True:
-            steps, began = 0, time.perf_counter()
-            while not steps or time.perf_counter() - began < seconds:
-                envs.step(next(actions))
-                steps += envs.num_envs
-            yield steps / (time.perf_counter() - began)
+
+        def step() -> int:
+            envs.step(next(actions))
+            return envs.num_envs
+
+        yield from per_second(step, seconds)
 
 
 def _rows(found: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

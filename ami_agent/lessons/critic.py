@@ -16,6 +16,7 @@ from ami_agent.losses import Multiplier, quasimetric_loss, taught_loss, temporal
 from modules.cost import Critic
 from modules.distance import Quasimetric
 from modules.graph import hops, shortest_paths
+from modules.recall import recalled
 from modules.targets import MovingAverage
 from modules.types import UnusableInput, each, require
 
@@ -146,7 +147,9 @@ class Student(GradientPupil):
     def _graph(self, episode: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         path, nodes = self.agent.memory.recall(episode), self.lesson.nodes
         device = self.agent.device
-        seen = self.agent.perceive(each(lambda part: part[0, :nodes].to(device), path.obs))
+        obs = each(lambda part: part[0, :nodes].to(device), path.obs)
+        features = self.agent.perception(obs, self.agent.configurator.gains)
+        seen = recalled(self.agent.recall, features[None])[0]  # an episode, from its beginning
         actions = path.actions[0, : nodes - 1].to(seen)
         imagined = self.agent.world_model.level(0).step(seen[:-1], actions).state
         steps = shortest_paths(hops(self.teacher, seen, self.lesson.hop)).half()

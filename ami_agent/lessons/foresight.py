@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ami_agent.learning import Learning
 from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
+from ami_agent.lessons.hindsight import Remembered
 from ami_agent.life import WorldConfig
 from ami_agent.losses import foresight_loss, lambda_returns
 from modules.cost import Foresight
@@ -21,7 +22,6 @@ from modules.types import UnusableInput, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
-    from modules.memory import Memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def foresight_of(agent: Agent) -> Foresight:
     return foresight
 
 
-def promise(foresight: Foresight, drives: Drives, memory: Memory, length: int) -> None:
+def promise(foresight: Foresight, drives: Drives, memory: Remembered, length: int) -> None:
     """What the critics foresee to begin with, and their unit: from what was felt in some windows of
     that length, as if it went on like that."""
     some = memory.sample(4096, length, torch.Generator().manual_seed(0))
@@ -120,8 +120,10 @@ class Foreseer(GradientPupil):
         future = self.model.imagine(state, held)  # the likeliest
         felt = self.drives(future.interoception)  # [B, P, H, W]
         fade = self.foresight.discount ** torch.arange(self.lesson.horizon + 1).to(felt)
-        soon = torch.einsum("bphw,h->bpw", felt, fade[:-1])
-        return (soon + fade[-1] * self.slow.average(future.states[:, :, -1])).amin(1)
+        before, after = self.drives.alive(future.interoception)  # [B, P, H]
+        soon = torch.einsum("bphw,bph->bpw", felt, before * fade[:-1])
+        late = fade[-1] * after[..., -1:] * self.slow.average(future.states[:, :, -1])
+        return (soon + late).amin(1)
 
 
 def _agreement(foreseen: Tensor, felt: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ami_agent.life import Spec, World, WorldConfig
+from ami_agent.guard import Failed
+from ami_agent.life import Spec, WorldConfig
 from modules.memory import Memory
 from modules.types import Trajectory, UnusableInput, by_sense
 
@@ -56,12 +57,20 @@ class Hindsight:
     def rewards(self, achieved: Tensor, wanted: Tensor) -> Tensor:
         """`[N, T, G]` twice -> what the world would have given, `[N, T]`"""
         one, other = (part.flatten(0, 1).cpu().numpy() for part in (achieved, wanted))
-        earned = np.asarray(self.earn(one, other, {}), dtype=np.float32)
+        try:
+            earned = np.asarray(self.earn(one, other, {}), dtype=np.float32)
+        except Exception as error:  # a stranger's code may raise anything
+            raise Failed(
+                f"the world's compute_reward failed with {len(one)} goals at once: "
+                f"{type(error).__name__}: {error}; --interact.hindsight 0 does without"
+            ) from error
         if earned.shape != one.shape[:1]:
             raise UnusableInput(
                 f"the world's compute_reward answers {one.shape} goals with {earned.shape} "
                 f"rewards; it must take many at once and answer ({len(one)},)"
             )
+        if not np.isfinite(earned).all():
+            raise Failed("the world's compute_reward answers with NaN or infinity")
         return torch.from_numpy(earned).unflatten(0, achieved.shape[:2]).to(achieved.device)
 
     def check(self) -> None:
@@ -83,15 +92,7 @@ def hindsight(memory: Memory, share: float, spec: Spec, config: WorldConfig) -> 
     """Memory, looked at so if `share` is not 0; UnusableInput for a world without such goals."""
     if not share:
         return memory
-    if not conditioned(spec):
-        raise UnusableInput(
-            f"hindsight needs a world whose observations are a Dict with {WANTED!r} and "
-            f"{ACHIEVED!r}, two vectors alike; {config.id} shows {spec.told()}"
-        )
-    if config.repeat > 1 or config.stack > 1:
-        raise UnusableInput("hindsight knows the reward of one step, seen once: no repeat or stack")
-    with closing(replace(config, vector="sync").build(1)) as world:
-        seen = Hindsight(memory, share, earnings(world, config.id))
+    seen = Hindsight(memory, share, earnings(spec, config))
     seen.check()
     return seen
 
@@ -102,12 +103,29 @@ def conditioned(spec: Spec) -> bool:
     return shapes[0] == shapes[1] and shapes[0] is not None and len(shapes[0]) == 1
 
 
-def earnings(world: World, name: str) -> Earn:
-    """How one of these worlds rewards goals; UnusableInput if it doesn't say."""
-    one = world.inner.envs[0].unwrapped
+def rewarded(spec: Spec, config: WorldConfig) -> bool:
+    """Whether a world has goals, and says how it rewards them."""
+    try:
+        earnings(spec, config)
+    except UnusableInput:
+        return False
+    return True
+
+
+def earnings(spec: Spec, config: WorldConfig) -> Earn:
+    """How a world rewards goals; UnusableInput where it has none, or doesn't say."""
+    if not conditioned(spec):
+        raise UnusableInput(
+            f"hindsight needs a world whose observations are a Dict with {WANTED!r} and "
+            f"{ACHIEVED!r}, two vectors alike; {config.id} shows {spec.told()}"
+        )
+    if config.repeat > 1 or config.stack > 1:
+        raise UnusableInput("hindsight knows the reward of one step, seen once: no repeat or stack")
+    with closing(replace(config, vector="sync").build(1)) as world:
+        one = world.inner.envs[0].unwrapped
     if not callable(getattr(one, "compute_reward", None)):
         raise UnusableInput(
-            f"{name} has no compute_reward(achieved, desired, info): hindsight can't know what "
-            "another goal would have been worth; --interact.hindsight 0 does without"
+            f"{config.id} has no compute_reward(achieved, desired, info): hindsight can't know "
+            "what another goal would have been worth; --interact.hindsight 0 does without"
         )
     return one.compute_reward

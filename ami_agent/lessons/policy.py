@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ami_agent.guard import undisturbed
 from ami_agent.learning import Learning
 from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.life import WorldConfig, ended, seen
 from ami_agent.losses import policy_loss
-from ami_agent.players import Scene, task_of
+from ami_agent.players import Errand, Scene
 from modules.actor import Habit
 from modules.configurator import Assignment
 from modules.types import Focus, Observation, UnusableInput, each, require
@@ -162,7 +164,8 @@ class Apprentice(GradientPupil):
 
     def update(self) -> dict[str, Tensor]:
         if self.step * self.lesson.rounds >= len(self.labels) * self.total:
-            self._learn(*self.labels, self._ask(len(self.labels)))
+            asked = undisturbed(partial(self._ask, len(self.labels)))
+            self._learn(*self.labels, asked)
         return super().update()
 
     def _learn(self, *labels: Label) -> None:
@@ -185,6 +188,7 @@ class Apprentice(GradientPupil):
         )
         random = torch.Generator().manual_seed(seed)
         labels: list[Label] = []
+        errand = Errand(assignment)
         fresh = torch.ones(world.count, dtype=torch.bool)
         over = ~fresh
         obs, info = world.reset(seed)
@@ -192,7 +196,7 @@ class Apprentice(GradientPupil):
             if fresh.any():
                 scene = Scene(world, obs, info, fresh)
                 self.agent.begin(fresh)
-                self.agent.configure(task_of(assignment, scene, "plan"), seed + step)
+                self.agent.configure(errand.task(scene, "plan"), seed + step)
             state, focus = self.agent.attend(obs)
             plan = self.agent.planner(state, focus)
             own = self.agent.policy(state, focus.goal, focus.condition)
@@ -236,5 +240,6 @@ class Apprentice(GradientPupil):
         while f"labels.{len(labels)}.state" in state:
             turn = f"labels.{len(labels)}."
             labels.append(Label(*(state[turn + name] for name in Label._fields)))
-        self._learn(*labels)
+        if labels:  # else the first round could not be lived to its end
+            self._learn(*labels)
         super().load_state_dict({k: v for k, v in state.items() if not k.startswith("labels")})

@@ -19,6 +19,7 @@ from ami_agent.life import WorldConfig
 from ami_agent.losses import actor_critic_loss
 from modules.actor import Habit
 from modules.cost import Body, Cost
+from modules.recall import recalled
 from modules.targets import MovingAverage
 from modules.types import UnusableInput, each, require
 
@@ -126,7 +127,7 @@ class ActorCritic(GradientPupil):
         self.lesson, self.agent, self.remembered = lesson, agent, remembered
         self.task = assignment.task(None, "plan")
         self.foresight, self.drives = foresight_of(agent), agent.cost.body.drives
-        promise(self.foresight, self.drives, agent.memory, min(8, agent.memory.longest()))
+        promise(self.foresight, self.drives, remembered, min(8, agent.memory.longest()))
         self.slow = MovingAverage(self.foresight, lesson.lag).requires_grad_(False)
         # a copy: no gradient is computed for what doesn't learn here
         self.model = deepcopy(agent.world_model).requires_grad_(False)
@@ -148,9 +149,7 @@ class ActorCritic(GradientPupil):
         now = list(agent.world_model.state_dict().values())
         torch._foreach_copy_(list(self.model.state_dict().values()), now)
         with torch.no_grad():
-            batch = self.remembered.sample(self.lesson.learning.batch, 1, random)
-            obs = each(lambda part: part[:, 0].to(agent.device), batch.obs)
-            state = agent.perceive(obs, agent.configurator.primed(self.task))
+            state = self._remembered(random)
         focus = agent.configurator.focus(self.task, torch.zeros_like(state))
         alone = state.new_empty(len(state), 0, self.lesson.horizon, agent.spec.action_dim)
         thought = self.habit.beside(state, alone, focus._replace(horizon=self.lesson.horizon))
@@ -158,6 +157,14 @@ class ActorCritic(GradientPupil):
         return actor_critic_loss(
             thought, free, self.drives, self.foresight, self.slow.average, self.lesson.trace
         )
+
+    def _remembered(self, random: torch.Generator) -> Tensor:
+        """States `[B, D]`, each with what recall makes of the moments before it."""
+        agent, context = self.agent, self.lesson.objective.context
+        batch = self.remembered.sample(self.lesson.learning.batch, max(1, context), random)
+        obs = each(lambda part: part[:, : context + 1].flatten(0, 1).to(agent.device), batch.obs)
+        features = agent.perception(obs, agent.configurator.primed(self.task))
+        return recalled(agent.recall, features.unflatten(0, (-1, context + 1)))[:, -1]
 
 
 def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from math import prod
 from ami_agent.build import Config
 from ami_agent.learning import Learning
 from ami_agent.lessons import Interact, Live, NoLesson, Predict, Recorded, Rehearse
-from ami_agent.lessons.hindsight import conditioned
+from ami_agent.lessons.hindsight import rewarded
 from ami_agent.life import Spec, WorldConfig
 from modules.actor import Policy
 from modules.bounds import Box, Choice
@@ -44,7 +44,7 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
     lasts = min(filter(None, limits), default=PATIENCE)
     learning = Learning(steps=0, batch=128, last=0.2)
     interleaved = Predict(weights=_weights(spec), learning=learning, length=3)
-    hindsight = 0.8 if conditioned(spec) else 0.0
+    hindsight = 0.8 if rewarded(spec, world) else 0.0
     hidden = 256 if _numbers(spec) > MANY else 128
     return Config(
         recipe="gym",

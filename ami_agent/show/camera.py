@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from PIL import Image
 
+from ami_agent.guard import Failed
 from ami_agent.life import World, WorldConfig
 from modules.types import UnusableInput
 
@@ -49,7 +50,10 @@ class Render:
         self.side = side
 
     def __call__(self, world: World) -> list[Pictures]:
-        return [(self._small(np.asarray(picture)),) for picture in world.envs.render() or ()]
+        pictures = world.envs.render() or ()
+        if fault := _fault(pictures):
+            raise Failed(f"the world can no longer be drawn: {fault}")
+        return [(self._small(np.asarray(picture)),) for picture in pictures]
 
     def _small(self, picture: np.ndarray) -> np.ndarray:
         picture = picture[..., :3]
@@ -84,11 +88,13 @@ def _headless() -> None:
 
 
 def _fault(pictures: Any) -> str:
-    if not pictures or pictures[0] is None:
+    if not pictures or any(picture is None for picture in pictures):
         return "its render() gives nothing in the mode rgb_array"
-    first = np.asarray(pictures[0])
-    if first.ndim != 3 or first.shape[2] not in (3, 4) or first.dtype != np.uint8:
-        return f"its render() gives {first.dtype} {first.shape}; pictures are uint8 (h, w, 3)"
+    for picture in map(np.asarray, pictures):
+        right = picture.ndim == 3 and picture.shape[2] in (3, 4) and picture.dtype == np.uint8
+        if not right or not picture.size:
+            told = f"{picture.dtype} {picture.shape}"
+            return f"its render() gives {told}; pictures are uint8 (h, w, 3)"
     return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,19 +22,14 @@ def overheard(agent: Agent) -> Iterator[list[Tensor]]:
     planners need not know that anybody listens."""
     looks: list[Tensor] = []
 
-    def hear(cost: Any, asked: tuple[Rollout, Focus], said: dict[str, Tensor]) -> None:
-        rollout, focus = asked
-        terms = {name: term.detach() for name, term in said.items()}
-        energy = torch.stack(list(terms.values())).sum(0)
-        thought = Thought(Rollout(*(part.detach() for part in rollout)), terms, energy,
-                          rollout.states.detach())  # fmt: skip
-        looks.append(agent.eye.outlook.sum_up(thought, focus).energy)
+    def listen(thought: Thought) -> None:
+        looks.append(thought.energy.detach())
 
-    handle = agent.cost.register_forward_hook(hear)
+    agent.eye.listeners.append(listen)
     try:
         yield looks
     finally:
-        handle.remove()
+        agent.eye.listeners.remove(listen)
 
 
 def falling(looks: Sequence[Tensor], plan: Plan) -> list[np.ndarray]:

@@ -49,8 +49,8 @@ class VectorEncoder(Encoder):
         )
 
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
-        (image,) = by_sense(obs).values()
-        return self.layers(amplify(image, gains.get("obs", 1)))
+        ((name, image),) = by_sense(obs).items()
+        return self.layers(amplify(image, gains.get(name, 1)))
 
 
 class MapEncoder(Encoder):
@@ -82,8 +82,8 @@ class MapEncoder(Encoder):
         )
 
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
-        (image,) = by_sense(obs).values()
-        return self.layers(amplify(image, gains.get("obs", 1)))
+        ((name, image),) = by_sense(obs).items()
+        return self.layers(amplify(image, gains.get(name, 1)))
 
 
 class KeypointEncoder(Encoder):
@@ -145,8 +145,8 @@ class KeypointEncoder(Encoder):
         self.layers = mlp(2 * config.points * moments, config.hidden, config.state)
 
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
-        (image,) = by_sense(obs).values()
-        seen = amplify(image, gains.get("obs", 1)).to(self.sharpness.dtype) / 255
+        ((name, image),) = by_sense(obs).items()
+        seen = amplify(image, gains.get(name, 1)).to(self.sharpness.dtype) / 255
         points = self.points(seen[:, self.now])
         if not self.before:
             return self.layers(points)

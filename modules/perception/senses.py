@@ -126,8 +126,8 @@ class Senses(Encoder):
 
 
 def _key(name: str) -> str:
-    """What a module may be called: not as what every dictionary of modules can do."""
-    return f"sense {name}" if hasattr(nn.ModuleDict, name) else name
+    """What a module may be called: not as what every dictionary of modules can do or has."""
+    return f"sense {name}" if not name or hasattr(nn.ModuleDict(), name) else name
 
 
 def _sense(shape: tuple[int, ...], config: Senses.Config) -> nn.Module:

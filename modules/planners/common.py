@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,8 @@ class MindsEye:
     bounds: Bounds
     action_dim: int
     outlook: Outlook = field(default_factory=OneFuture)
+    listeners: list[Callable[[Thought], None]] = field(default_factory=list)
+    """Told of every thought about futures that may come."""
 
     def look(self, state: Tensor, actions: Tensor, focus: Focus) -> Thought:
         """`[B, D]`, `[B, P, H, A]` -> what would come of it."""
@@ -36,7 +39,10 @@ class MindsEye:
         """Futures, and how much each would hurt."""
         terms = self.evaluate(rollout, focus)
         energy = torch.stack(list(terms.values())).sum(0)
-        return self.outlook.sum_up(Thought(rollout, terms, energy, rollout.states), focus)
+        thought = self.outlook.sum_up(Thought(rollout, terms, energy, rollout.states), focus)
+        for listen in self.listeners:
+            listen(thought)
+        return thought
 
     def decide(self, state: Tensor, actions: Tensor, focus: Focus) -> Plan:
         """The best of these actions by energy, as a plan."""
@@ -70,7 +76,8 @@ def shift(actions: Tensor) -> Tensor:
 
 class Guesses:
     """First guesses that are constant over a piece of the horizon: a body that trembles gets
-    nowhere. Drawn on the host, so that a seed means the same guesses on every device."""
+    nowhere. Drawn on the host, so that a seed means the same guesses on every device, and once for
+    all worlds, so that what is thought in one does not depend on how many others there are."""
 
     def __init__(self, eye: MindsEye, pieces: int = 2) -> None:
         self.eye, self.pieces = eye, pieces
@@ -81,15 +88,15 @@ class Guesses:
         self.random = torch.Generator().manual_seed(seed)
 
     def noise(self, state: Tensor, count: int, length: int) -> Tensor:
-        """Standard normal numbers `[B, count, length, A]` where the state lives."""
-        shape = (len(state), count, length, self.eye.action_dim)
+        """Standard normal numbers `[1, count, length, A]` where the state lives."""
+        shape = (1, count, length, self.eye.action_dim)
         return torch.randn(shape, generator=self.random).to(state, non_blocking=True)
 
     def __call__(self, state: Tensor, focus: Focus, count: int) -> Tensor:
         """`[B, D]` -> actions `[B, count, H, A]`, the first of them rest."""
         free = self.noise(state, count, self.pieces)
         free[:, :1] = 0
-        return self._hold(free, focus.horizon)
+        return self._hold(free, focus.horizon).expand(len(state), -1, -1, -1)
 
     def held(self, state: Tensor, count: int, horizon: int, random: torch.Generator) -> Tensor:
         """Guesses `[B, count, horizon, A]` from another chance, long ones too, the first rest."""
