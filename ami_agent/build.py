@@ -42,7 +42,7 @@ from modules.perception import KeypointEncoder, MapEncoder, Senses, VectorEncode
 from modules.planners import CEM, MPPI, Collocation, GradientPlanner, MindsEye
 from modules.planners.outlook import ManyFutures
 from modules.recall import Associative, Belief, Landmarks, NoRecall
-from modules.types import Mode, Transition, UnusableInput, require
+from modules.types import Distance, Mode, Transition, UnusableInput, require
 from modules.world_model import WorldModel
 
 
@@ -160,8 +160,9 @@ def build(
         world_model = config.world_model.build(shape, spec.action_dim, len(spec.interoception))
         body = Body(drives, config.foresight.build(shape, len(drives.names)))
         cost = Cost(config.critic.build(shape), body, world_model.doubt.disagreement)
-        # as a function: the critic is a part of the cost alone
-        steps = cost.critic.distance.forward if isinstance(cost.critic, Critic) else None
+        far = cost.critic.distance if isinstance(cost.critic, Critic) else None
+        # as functions: the critic is a part of the cost alone
+        steps = Distance(far.embed, far.between) if far else None
         hierarchy = config.hierarchy.build(shape, spec.action_dim, steps)
         policy = config.policy.build(shape, spec.action_dim, bounds, told)
         expectation = config.auto.expectation(shape, len(config.tasks), told)

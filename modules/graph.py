@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from modules.types import Distance
 
-
-def hops(distance: Distance, states: Tensor, longest: float) -> Tensor:
+def hops(distance: Callable[[Tensor, Tensor], Tensor], states: Tensor, longest: float) -> Tensor:
     """States `[N, D]`, lived one after the other -> the price of each hop `[N, N]` in steps.
 
     A hop is a lived step (price at most 1) or a pair that `distance` calls at most `longest`

@@ -210,5 +210,8 @@ class Planner(Mode, Protocol):
     def resume(self, actions: Tensor) -> None: ...
 
 
-Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""From states `[..., D]` to goals `[..., D]` (broadcast): steps still to go, `[...]`."""
+class Distance(NamedTuple):
+    """Steps still to go from states to goals, as functions: whoever learns them keeps them."""
+
+    embed: Callable[[Tensor], Tensor]  # what is made of either, `[..., D]` -> `[..., F]`
+    between: Callable[[Tensor, Tensor], Tensor]  # of these, broadcast -> `[...]`

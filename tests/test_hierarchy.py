@@ -24,7 +24,7 @@ from modules.configurator import Assignment, Task
 from modules.cost import NoCritic
 from modules.hierarchy import Flat, LandmarkGraph
 from modules.hierarchy.landmarks import CHUNK
-from modules.types import Focus, UnusableInput
+from modules.types import Distance, Focus, UnusableInput
 from tests.conftest import small, wish
 
 PLENTY = 40
@@ -47,7 +47,7 @@ def walled(state: Tensor, goal: Tensor) -> Tensor:
 
 def graph(distance=straight, **told) -> LandmarkGraph:
     config = LandmarkGraph.Config(**{"hop": 1.0, "stride": 2.0, "hops": PLENTY, **told})
-    return config.build((2, 1, 1), 2, distance)
+    return config.build((2, 1, 1), 2, Distance(lambda state: state, distance))
 
 
 def charted(states: Tensor, distance=straight, **told) -> LandmarkGraph:
@@ -255,3 +255,22 @@ def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_lived(mazes)
             check_lessons(replace(mazes, **changes))
     for part in ("hierarchy", "critic"):
         check_lessons(ablate.without(mazes, part))
+
+
+def test_landmarks_are_looked_at_once_in_an_episode():
+    """And again in the next: the critic may have learnt meanwhile."""
+    seen = []
+
+    def embed(states: Tensor) -> Tensor:
+        seen.append(len(states))
+        return states
+
+    level = LandmarkGraph.Config(landmarks=42).build((2, 1, 1), 2, Distance(embed, straight))
+    level.chart(lattice())
+    start, goal = torch.tensor([[0.0, 0.0]]), torch.tensor([[6.0, 5.0]])
+    for _ in range(2):
+        seen.clear()
+        level.reset()
+        first, again = (level.plan(start, goal) for _ in range(2))
+        assert torch.equal(first, again)
+        assert sorted(seen) == [1, 1, 1, 1, 42]

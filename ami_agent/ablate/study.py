@@ -176,8 +176,8 @@ def _foretell(console: Console, seeds: int, jobs: int, left: int) -> None:
         able = "one seed has no interval: nothing will follow from a difference"
     else:
         able = (
-            f"{seeds} seeds tell a difference from chance where it is {detectable(seeds):.2g} times "
-            f"the spread between seeds; one as large as the spread takes {seeds_for(1.0)} seeds, "
+            f"{seeds} seeds tell a difference from chance where it is {detectable(seeds):.2g} "
+            f"times the spread between seeds; one as large as the spread takes {seeds_for(1.0)}, "
             f"half as large {seeds_for(0.5)}"
         )
     done = f", {jobs - left} of them finished before" if left < jobs else ""

@@ -62,7 +62,7 @@ class LandmarkGraph(nn.Module):
     def __init__(self, config: Config, size: int, distance: Distance) -> None:
         super().__init__()
         count = config.landmarks
-        self.config, self.between = config, distance
+        self.config, self.distance = config, distance
         self.register_buffer("states", torch.zeros(count, size))
         for name in ("steps", "price", "total"):
             self.register_buffer(name, torch.zeros(count, count))
@@ -70,8 +70,9 @@ class LandmarkGraph(nn.Module):
         self.reset()
 
     def reset(self, seed: int = 0) -> None:
-        """The next call plans."""
+        """The next call plans, with the critic as it is by then."""
         self.calls, self.hopes = 0, torch.empty(0, 0, 0)
+        self.embedded: Tensor | None = None  # the landmarks, [K, F]
 
     def charted(self) -> bool:
         """Whether there are landmarks yet; asked of the device only until there are."""
@@ -80,7 +81,9 @@ class LandmarkGraph(nn.Module):
 
     def chart(self, states: Tensor) -> None:
         """These `[K, D]` are the landmarks."""
-        steps = self.between(states[:, None], states[None])
+        known = self.distance.embed(states)
+        steps = self.distance.between(known[:, None], known)
+        self.embedded = None
         self.states.copy_(states)
         self.steps.copy_(steps)
         # nothing is for nothing but to stay, or two landmarks in one place would lead to each other
@@ -98,17 +101,20 @@ class LandmarkGraph(nn.Module):
 
     def plan(self, state: Tensor, goal: Tensor) -> Tensor:
         """States, goals `[B, D]` -> where the cheapest way leads, stride by stride `[B, H, D]`."""
-        last = self.between(self.states, goal[:, None])  # [B, K]
+        if self.embedded is None:
+            self.embedded = self.distance.embed(self.states).detach()
+        here, there = self.distance.embed(state), self.distance.embed(goal)
+        last = self.distance.between(self.embedded, there[:, None])  # [B, K]
         onward = self._priced(last)
         to_go = onward  # [B, K]
         for total, left in zip(self.total.split(CHUNK, 1), onward.split(CHUNK, 1), strict=True):
             to_go = torch.minimum(to_go, (total + left[:, None]).amin(-1))
-        first = self.between(state[:, None], self.states)  # [B, K]
-        direct = self.between(state, goal)
+        first = self.distance.between(here[:, None], self.embedded)  # [B, K]
+        direct = self.distance.between(here, there)
         price, node = (self._priced(first) + to_go).min(1)
-        there = self._priced(direct) <= price
-        spots = [torch.where(there[:, None], goal, self.states[node])]
-        ways = [torch.where(there, direct, _at(first, node))]
+        arrived = self._priced(direct) <= price
+        spots = [torch.where(arrived[:, None], goal, self.states[node])]
+        ways = [torch.where(arrived, direct, _at(first, node))]
         for _ in range(self.config.hops - 1):
             # never to itself, or the way would never go on
             onto = self.price[node].scatter(1, node[:, None], torch.inf)
@@ -116,8 +122,8 @@ class LandmarkGraph(nn.Module):
             arrives = _at(onward, node) <= price
             walked = torch.where(arrives, _at(last, node), self.steps[node, following])
             ways.append(ways[-1] + walked)  # beyond the goal it leads nowhere else
-            there, node = there | arrives, torch.where(arrives, node, following)
-            spots.append(torch.where(there[:, None], goal, self.states[node]))
+            arrived, node = arrived | arrives, torch.where(arrives, node, following)
+            spots.append(torch.where(arrived[:, None], goal, self.states[node]))
         far = torch.arange(1, 1 + self.config.ahead, device=state.device) * self.config.stride
         within = torch.stack(ways, 1)[:, None] <= far[:, None]  # [B, H, hops]
         chosen = (within.sum(-1) - 1).clamp_min(0)
