@@ -15,7 +15,14 @@ from ami_agent.agent import Agent
 from ami_agent.build import Config, build
 from ami_agent.checks import check_lessons
 from ami_agent.learning import Learning
-from ami_agent.lessons import Amortise, Interact, NoLesson, Predict, Rehearse
+from ami_agent.lessons import (
+    Amortise,
+    Interact,
+    NoLesson,
+    Predict,
+    Rehearse,
+    ShortestPaths,
+)
 from ami_agent.lessons.base import as_states
 from ami_agent.life import Sense, Spec
 from ami_agent.losses import world_model_loss
@@ -344,3 +351,14 @@ def test_a_target_without_gradient_has_none_through_what_is_recalled(tiny):
             torch.Generator(), channels=D, together=1,
         )  # fmt: skip
         assert [asked[0], asked[-1]] == flows
+
+
+@who_recalls
+def test_shortest_paths_lead_through_states_as_they_are_lived_in(tiny, form):
+    agent = agent_of(tiny, form)
+    for step in islice(life(seed=3, ends=0), 30):
+        agent.observe(step)
+    student = ShortestPaths(nodes=12, layouts=2, together=4).begin(agent, tiny.world, 0)
+    remembered = as_states(agent)
+    for episode, seen in zip(student._episodes(), student.seen, strict=True):
+        torch.testing.assert_close(seen, remembered.recall(episode).states[0, :12])

@@ -261,7 +261,8 @@ def test_a_function_of_somebody_s_that_fails_is_told_in_a_line(tmp_path, text):
         called(f"{file}:make", "settings")
     file = tmp_path / "other_own.py"
     file.write_text(text)
-    with pytest.raises(UnusableInput, match=r"own\.py' can't be imported: (ValueError|SystemExit)"):
-        called(f"{file}:make", "settings")
+    for _ in range(2):  # nobody gets half of it the second time
+        with pytest.raises(UnusableInput, match=r"own\.py' can't be imported: (Value|SystemExit)"):
+            called(f"{file}:make", "settings")
     with pytest.raises(UnusableInput, match=r"'foo' must be FILE\.py:FUNCTION"):
         called("foo", "settings")
