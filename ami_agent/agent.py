@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,18 +150,19 @@ class Agent(nn.Module):
     def _sensed(self, what: str, obs: Observation) -> Observation:
         """The same as tensors, as Gymnasium's worlds deliver arrays; raises UnusableInput for what
         this agent's senses can't have delivered."""
-        if isinstance(obs, np.ndarray):
-            obs = torch.as_tensor(obs, device=self.device)
-        elif isinstance(obs, Mapping):
-            parts = obs.items()
-            obs = {n: torch.as_tensor(p, device=self.device) if isinstance(p, np.ndarray) else p
-                   for n, p in parts}  # fmt: skip
-        elif not isinstance(obs, Tensor):
+        if not isinstance(obs, (Tensor, np.ndarray, Mapping)):
             raise UnusableInput(
                 f"the {what} is a {type(obs).__name__}; it must be a batch of {self.spec.told()}"
             )
-        self.check(what, obs)
-        return obs
+
+        def tensor(part: Any) -> Any:
+            array = isinstance(part, np.ndarray)
+            return torch.as_tensor(part, device=self.device) if array else part
+
+        parts = {n: tensor(part) for n, part in obs.items()} if isinstance(obs, Mapping) else None
+        sensed: Observation = tensor(obs) if parts is None else parts
+        self.check(what, sensed)
+        return sensed
 
     def perceive(self, obs: Observation, gains: Gains | None = None) -> Tensor:
         """`[B, *O]` -> `[B, D]`: what it would be if an episode began with it."""
