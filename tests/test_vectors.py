@@ -216,7 +216,10 @@ def test_what_is_in_a_file_is_known_once_it_is_imported(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (WorldConfig(id="CartPole-v1", imports=("no_such_module",)), "no_such_module can't be imp"),
+        (
+            WorldConfig(id="CartPole-v1", imports=("no_such_module",)),
+            "'no_such_module' can't be imp",
+        ),
         (WorldConfig(id="CartPole-v1", imports=("no_such.py",)), "no file no_such.py"),
         (WorldConfig(id="ami-test/Count-v0", options={"colour": 3}), "can't be made.*colour"),
         (WorldConfig(id="ami-test/Joined-v0"), "SAME_STEP.*--env.vector sync"),
