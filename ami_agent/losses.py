@@ -58,9 +58,10 @@ def world_model_loss(
         model, states, targets, actions, trajectory.interoception, random, context
     )
     views = path[:, -1], arrived[:, -1]
-    one, other = (objectives.fold(view, channels) for view in views)
     more: dict[str, Callable[[], Tensor]] = {
-        "redundancy": lambda: objectives.redundancy(one, other),
+        "redundancy": lambda: objectives.redundancy(
+            objectives.fold(views[0], channels), objectives.fold(views[1], channels)
+        ),
         "gaussianity": lambda: objectives.gaussianity(
             folded, objectives.directions(channels, random).to(folded)
         ),
@@ -206,8 +207,7 @@ def policy_loss(
     policy: Policy, state: Tensor, goal: Tensor, condition: Tensor, action: Tensor
 ) -> dict[str, Tensor]:
     """Imitation of Mode-2's first action `[B, A]`; states, goals `[B, D]`, the task `[B, W]`."""
-    missed = policy.bounds.missed(policy.free(state, goal, condition), action)
-    return {"imitation": missed.mean()}
+    return {"imitation": policy.bounds.missed(policy.free(state, goal, condition), action).mean()}
 
 
 def lambda_returns(

@@ -37,7 +37,8 @@ class Errand:
     def task(self, scene: Scene, mode: str) -> Task:
         """What is wanted in these worlds by now; UnusableInput where they should name a goal and
         don't."""
-        self.start = _renewed(self.start, scene.obs, scene.fresh)
+        if self.assignment.aim == "here":  # nobody else needs what was seen then
+            self.start = _renewed(self.start, scene.obs, scene.fresh)
         goals = {"world": scene.world.goal(scene.info), "here": self.start, "none": None}
         if self.assignment.aim == "world" and goals["world"] is None:
             raise UnusableInput("this world names no goal in its info; the agent needs one")
