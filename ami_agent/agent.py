@@ -105,6 +105,7 @@ class Agent(nn.Module):
 
     def _think_afresh(self, seed: int) -> None:
         self.hierarchy.reset(seed)
+        self.eye.outlook.reset(seed)
         for actor in self.actors.values():
             actor.reset(seed)
 
@@ -112,6 +113,7 @@ class Agent(nn.Module):
     def act(self, obs: Observation) -> Plan:
         """`[B, *O]` -> the plan whose first action the body should carry out."""
         state, focus = self.attend(obs)
+        self.eye.outlook.renew()
         return self.actors[focus.mode](state, focus)
 
     @torch.no_grad()

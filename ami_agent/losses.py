@@ -125,8 +125,7 @@ class Multiplier(nn.Module):
     def __init__(self, start: float = 1.0, speed: float = 100.0) -> None:
         super().__init__()
         self.speed = speed
-        raw = torch.tensor(start).expm1().log() / speed
-        self.raw = nn.Parameter(raw)
+        self.raw = nn.Parameter(torch.tensor(start).expm1().log() / speed)
 
     def forward(self) -> Tensor:
         return nn.functional.softplus(self.speed * self.raw)
@@ -152,23 +151,24 @@ def quasimetric_loss(
 
 
 def level_loss(
-    level: UpperLevel, multiplier: Multiplier, states: Tensor, actions: Tensor, *,
-    far: float, slack: float,
+    level: UpperLevel, multiplier: Multiplier, states: Tensor, actions: Tensor,
+    random: torch.Generator, *, far: float, slack: float,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
-    """A level above learns from T + 1 states `[B, T * stride + 1, D]` of the one below and what was
-    done in between `[B, T * stride, A]`: to predict in its own strides, what macro-actions there
-    are, how far it is. Returns the terms, and the same of this level: states `[B, T + 1, D]`,
-    macro-actions `[B, T, M]`."""
-    own = level.lift(states[:, :: level.stride])
-    macros = level.chunks(actions)
-    predicted = level.unroll(own[:, 0], macros)[:, 1:]
-    seen = own.detach()
-    now, then = seen[:, :-1].transpose(0, 1), seen[:, 1:].transpose(0, 1)  # [T, B, D]
+    """A level above learns from states `[B, T * stride + 1, D]` of the one below and what was done
+    `[B, T * stride, A]`: to predict in its own strides, what macro-actions there are, how far it
+    is. Returns the terms, and its own states `[B, T + 1, D]` and macro-actions `[B, T, M]`."""
+    own, macros = level.lift(states[:, :: level.stride]), level.chunks(actions)
+    before, after, model = own[:, :-1], own[:, 1:], level.model.level(0)
+    chance = torch.rand((*macros.shape[:2], model.latent.chances), generator=random).to(own)
+    inferred = model.latent.infer(before, macros, after, chance, model.dynamics)
+    now, then = (part.detach().transpose(0, 1) for part in (before, after))  # [T, B, D]
     terms = {
-        "prediction": objectives.prediction(predicted, own[:, 1:]),
+        "prediction": objectives.prediction(model.unroll(own[:, 0], inferred.acting)[:, 1:], after),
         "variance": objectives.variance(own.flatten(0, 1)),
         "covariance": objectives.covariance(own.flatten(0, 1)),
-        "prior": level.macros(seen[:, :-1]).surprise(macros.detach()).mean(),
+        "information": inferred.information,
+        "foresight": inferred.prior,
+        "prior": level.macros(before.detach()).surprise(macros.detach()).mean(),
         **quasimetric_loss(level.distance, multiplier, now, then, far=far, slack=slack),
     }
     return terms, own, macros

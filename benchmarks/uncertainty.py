@@ -22,13 +22,16 @@ from study import Study, Table, report, told
 import ami_agent as ami
 from ami_agent.boxes import (
     DiscreteLatent,
+    Flat,
     GaussianLatent,
+    MacroLevels,
     NoHabit,
     NoLatent,
     SparseLatent,
+    UpperLevel,
 )
 from ami_agent.evaluate import Outcome, play_many
-from ami_agent.lessons import NoLesson
+from ami_agent.lessons import Ascend, NoLesson
 from ami_agent.life import WorldConfig
 from ami_agent.players import Begin, aimless, mind, shortest
 
@@ -44,17 +47,32 @@ TAILS = {"mean": 1.0, "worst": 0.0}
 WINDS = (0.2, 0.4)
 """Chances of a gust in a step."""
 
-RARE = 0.05
-"""The same, where plans differ by what they fear."""
+RARE, WADE = 0.1, 0.03
+"""The same, where plans differ by what they fear; and a pit that one gets out of in a dozen steps,
+so that a short way along its edge is a gamble: where a fall is the end, nobody takes it."""
+
+ABOVE = {
+    "above": MacroLevels.Config(strides=(4,)),
+    "unsure": MacroLevels.Config(
+        strides=(4,), level=UpperLevel.Config(latent=SparseLatent.Config(size=4))
+    ),
+}
+"""Learnt levels above, one that strides where it expects to and one that knows it can't tell."""
 
 
 class Winds(Study):
-    """Agents of names like "sparse 0.2": a latent variable, and the chance of a gust."""
+    """Agents of names like "sparse 0.2": a latent variable, and the chance of a gust; then how fast
+    one wades in the pit, and a learnt level above in the place of landmarks."""
 
     def of_seed(self, name: str, seed: int) -> ami.Config:
-        latent, wind = name.split()
+        latent, wind, *more = name.split()
         config = self.config("windy-rooms")
         options = {**config.world.options, "layout": seed, "wind": float(wind)}
+        for part in more:
+            if part in ABOVE:
+                config = replace(config, hierarchy=ABOVE[part], survey=NoLesson(), ascend=Ascend())
+            else:
+                options["wade"] = float(part)
         world = replace(config.world, options=options)
         box, information = LATENTS[latent]
         weights = replace(config.objective.weights, information=information)
@@ -76,13 +94,16 @@ class Winds(Study):
 
         return self.of_agents(name, who, find, **changes)
 
-    def planned(self, name: str, tail: float, **changes: Any) -> list[Any]:
+    def planned(self, name: str, tail: float, *, flat: bool = False, **changes: Any) -> list[Any]:
         """Of Mode-2 that fears this share of the worst futures."""
 
         def begin(agent: ami.Agent) -> Begin:
+            if flat:
+                agent.hierarchy = Flat()
             return mind(agent, "plan", replace(agent.assigned("reach"), tail=tail))
 
-        return self.lived(name, f"plan {tail}", begin, **changes)
+        who = f"plan {tail} flat" if flat else f"plan {tail}"
+        return self.lived(name, who, begin, **changes)
 
 
 def figures(outcome: Outcome, seconds: float, world: WorldConfig) -> dict[str, float]:
@@ -125,17 +146,36 @@ def by_latent(study: Winds) -> Table:
 
 
 def by_fear(study: Winds) -> Table:
-    """The mean of what may come, and the worst of it, where gusts are rare."""
-    rows = [row("none", "mean", found=study.planned(f"none {RARE}", 1.0))]
+    """The mean of what may come, and the worst of it, where gusts are rare and falls cost time."""
+    rows = [row("none", "mean", found=study.planned(f"none {RARE} {WADE}", 1.0))]
     for who, tail in TAILS.items():
-        rows.append(row("sparse", who, found=study.planned(f"sparse {RARE}", tail)))
+        rows.append(row("sparse", who, found=study.planned(f"sparse {RARE} {WADE}", tail)))
+    known = study.lived(f"none {RARE} {WADE}", "oracle", lambda _: shortest)
+    rows.append(row("oracle", "", found=known))
     return ["latent variable", "of what may come counts", *COLUMNS], rows
+
+
+def by_level(study: Winds) -> Table:
+    """What is above one and the same lowest level: nothing, landmarks, and learnt levels without
+    and with a latent variable of their own."""
+    sparse = f"sparse {WINDS[1]}"
+    runs: dict[str, tuple[str, bool]] = {
+        "none": (sparse, True),
+        "landmarks": (sparse, False),
+        "learnt": (f"{sparse} above", False),
+        "learnt, with a latent variable": (f"{sparse} unsure", False),
+    }
+    rows = [
+        row(who, found=study.planned(name, 1.0, flat=flat)) for who, (name, flat) in runs.items()
+    ]
+    return ["level above", *COLUMNS], rows
 
 
 CLAIMS: Mapping[str, Callable[[Winds], Table]] = {
     "winds": by_wind,
     "fear": by_fear,
     "latents": by_latent,
+    "levels": by_level,
 }
 
 

@@ -48,7 +48,12 @@ PARTS = {
         "modules.hierarchy.macros",
     },
     "modules.hierarchy.landmarks": {"modules.graph", "modules.hierarchy.common"},
-    "modules.hierarchy.levels": {"modules.distance", "modules.dynamics"},
+    "modules.hierarchy.levels": {
+        "modules.distance",
+        "modules.dynamics",
+        "modules.latents",
+        "modules.world_model",
+    },
     "modules.hierarchy.macros": {
         "modules.hierarchy.common",
         "modules.hierarchy.levels",

@@ -20,11 +20,13 @@ from modules.distance import Quasimetric
 from modules.dynamics import VectorDynamics
 from modules.hierarchy import Flat, MacroLevels
 from modules.hierarchy.levels import Macros, UpperLevel
+from modules.latents import NoLatent, SparseLatent
 from modules.types import UnusableInput
 from tests.conftest import small, wish
 
 STRIDE = 4
 STEP = 0.1
+NONE = NoLatent.Config()
 SMALL = UpperLevel.Config(
     macro=2, hidden=32, dynamics=VectorDynamics.Config(hidden=32),
     distance=Quasimetric.Config(hidden=32),
@@ -52,7 +54,7 @@ def taught(strides: tuple[int, ...] = (STRIDE,), size: int = 0) -> dict[str, Ten
         total = torch.zeros(())
         for above, price in zip(levels.above, prices, strict=True):
             terms, states, actions = level_loss(
-                above.level, price, states, actions, far=20, slack=0.05
+                above.level, price, states, actions, random, far=20, slack=0.05
             )
             total = total + 10 * terms.pop("prediction") + sum(terms.values())
         optimiser.zero_grad()
@@ -62,9 +64,14 @@ def taught(strides: tuple[int, ...] = (STRIDE,), size: int = 0) -> dict[str, Ten
     return levels.state_dict()
 
 
-def made(strides: tuple[int, ...] = (STRIDE,), size: int = 0, **told: object) -> MacroLevels:
+Latents = NoLatent.Config | SparseLatent.Config
+
+
+def made(
+    strides: tuple[int, ...] = (STRIDE,), size: int = 0, latent: Latents = NONE, **told: object
+) -> MacroLevels:
     torch.manual_seed(0)
-    level = replace(SMALL, size=size)
+    level = replace(SMALL, size=size, latent=latent)
     config = MacroLevels.Config(strides=strides, level=level, memories=200, **told)
     return config.build((2, 1, 1), 2, None)
 
@@ -89,10 +96,10 @@ def test_a_macro_action_stands_for_a_chunk_of_actions():
     macros = level.chunks(actions)
     assert macros.shape == (200, 3, 2)
     assert macros.abs().max() <= 1
-    ahead = level.unroll(states[:, 0], macros)
+    ahead = level.model.level(0).unroll(states[:, 0], macros)
     error = (ahead - states[:, ::STRIDE]).norm(dim=-1)[:, 1:].mean()
     assert error < 0.3 * STRIDE * STEP
-    other = level.unroll(states[:, 0], macros.roll(1, 0))
+    other = level.model.level(0).unroll(states[:, 0], macros.roll(1, 0))
     assert (other - states[:, ::STRIDE]).norm(dim=-1)[:, 1:].mean() > 3 * error
 
 
@@ -178,6 +185,46 @@ def test_flat_where_there_is_no_goal_and_before_anything_was_learnt():
     assert made()(START, focus) is focus
 
 
+def test_what_cannot_be_known_of_a_stride_is_told_by_a_latent_variable_of_the_level():
+    """A gust now and then in the middle of a stride: what came of it tells, plans imagine it."""
+
+    def gusty(latent: Latents, steps: int = 300) -> tuple[MacroLevels, float]:
+        ready = made(latent=latent)
+        (above,), price = ready.above, Multiplier()
+        parts = [*ready.parameters(), *price.parameters()]
+        optimiser, random = torch.optim.Adam(parts, 4e-3), torch.Generator().manual_seed(0)
+        for _ in range(steps):
+            states, actions = walks(128, 3 * STRIDE, random)
+            blows = torch.rand(128, 3, 1, generator=random) < 0.3
+            gust = STRIDE * STEP * blows * torch.randn(128, 3, 2, generator=random).sign()
+            states[:, 1:] += gust.repeat_interleave(STRIDE, 1).cumsum(1)
+            terms, *_ = level_loss(above.level, price, states, actions, random, far=20, slack=0.05)
+            missed = float(terms["prediction"].detach())
+            total = 10 * terms.pop("prediction") + 1e-3 * terms.pop("information")
+            optimiser.zero_grad()
+            (total + sum(terms.values())).backward()
+            optimiser.step()
+        ready.remembered.copy_(walks(200, 3, random)[0][:, 0])
+        return ready.eval(), missed
+
+    known, error = gusty(SparseLatent.Config(size=2))
+    blind, blind_error = gusty(NoLatent.Config())
+    assert error < 0.3 * blind_error
+    seen: dict[str, Tensor] = {}
+    for name, ready in (("known", known), ("blind", blind)):
+        (above,) = ready.above
+        seen[name] = above(START, GOAL, wanting()).considered  # [B, P * K, H + 1, D]
+    count = MacroLevels.Config().futures.count
+    assert seen["known"].shape[1] == count * seen["blind"].shape[1]
+    spread = seen["known"][:, :, 1].unflatten(1, (-1, count)).std(2)
+    assert spread.mean() > 0.2 * STRIDE * STEP
+    focus = wanting()
+    mean, worst = (
+        known.above[0](START, GOAL, focus._replace(tail=tail)).energy for tail in (1.0, 0.0)
+    )
+    assert (worst > mean).all()
+
+
 def test_planning_above_leaves_no_gradient():
     ready = levels()
     ready(START, wanting())
@@ -231,7 +278,7 @@ def test_what_a_level_learns_reaches_those_below_it_or_not(end_to_end):
     lesson = replace(config.ascend, end_to_end=end_to_end)
     assert isinstance(lesson, Ascend)
     pupil = lesson.begin(agent, config.world, 0)
-    nn.init.normal_(agent.hierarchy.above[1].level.dynamics.change.weight)
+    nn.init.normal_(agent.hierarchy.above[1].level.model.level(0).dynamics.change.weight)
     terms = pupil.loss(torch.Generator().manual_seed(0))
     assert {"prediction 1", "prediction 2", "far 2", "prior 1"} <= set(terms)
     terms["prediction 2"].backward()

@@ -87,8 +87,27 @@ def test_the_same_chance_for_all_that_is_compared():
     assert torch.equal(eye().look(STATE, actions, focus(1.0)).energy, energy)
 
 
+def test_another_moment_has_another_chance_and_a_seed_the_same_ones():
+    outlook, longer = eye().outlook, torch.zeros(1, 1, 5, 1)
+
+    def drawn() -> list[Tensor]:
+        found = []
+        for _ in range(3):
+            outlook.renew()
+            found += [outlook.chance(torch.zeros(1, 1, 3, 1))[0], outlook.chance(longer)[0]]
+        return found
+
+    outlook.reset(1)
+    first = drawn()
+    assert torch.equal(outlook.chance(longer)[0], first[-1])  # until the moment is over
+    assert len({float(chance.sum()) for chance in first}) == len(first)
+    for seed, same in ((1, True), (2, False)):
+        outlook.reset(seed)
+        assert torch.equal(drawn()[0], first[0]) == same
+
+
 def test_every_part_of_the_range_is_drawn_once():
-    drawn = hypercube(8, 5, 2)
+    drawn = hypercube(8, 5, 2, torch.Generator().manual_seed(0))
     assert drawn.shape == (8, 5, 2)
     part = (8 * drawn).long()
     assert torch.equal(part.sort(0).values, torch.arange(8)[:, None, None].expand_as(part))

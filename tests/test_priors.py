@@ -296,8 +296,9 @@ def test_what_a_level_foresees_are_its_own_macro_actions():
     state, actions = uniform(7, 4), uniform(7, 14, 2, seed=1)
     one, two = levels.levels
     macros = one.chunks(actions[:, :12])
-    assert torch.equal(low.foresee(state, actions), one.unroll(state, macros))
-    assert torch.equal(high.foresee(state, actions), two.unroll(state, two.chunks(macros)))
+    assert torch.equal(low.foresee(state, actions), one.model.level(0).unroll(state, macros))
+    beyond = two.model.level(0).unroll(state, two.chunks(macros))
+    assert torch.equal(high.foresee(state, actions), beyond)
 
 
 def test_a_card_tells_an_agent_from_one_that_has_learnt_nothing(tiny):

@@ -117,6 +117,19 @@ def test_episodes_end_when_the_budget_is_spent_and_the_fallen_begin_anew():
     assert WindyRoomsVectorEnv().budget == 60
 
 
+@pytest.mark.parametrize("wind", [0.0, 1.0])
+def test_who_can_wade_gets_on_by_a_share_of_a_step_and_no_gust_helps(wind):
+    worlds, _ = world(1, wade=0.1, wind=wind)
+    left = worlds.pit.low[0]
+    put(worlds, torch.stack([left + 0.0125, torch.tensor(0.5)]))
+    seen = [worlds.step(torch.tensor([[-1.0, 0.0]]))[-1] for _ in range(2)]
+    at = [infos["factors"][0, 0].item() - left.item() for infos in seen]
+    assert at == pytest.approx([0.0075, 0.0025], abs=1e-6)
+    assert all(infos["fallen"] for infos in seen)
+    if not wind:
+        assert not worlds.step(torch.tensor([[-1.0, 0.0]]))[-1]["fallen"]
+
+
 @pytest.mark.parametrize("count", [1000])
 def test_pits_differ_and_leave_wide_passes(count):
     pits = [draw_pit(layout, CPU) for layout in range(count)]
@@ -520,6 +533,8 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
         ({"gust": 0.16}, "gust"),
         ({"gust": -0.01}, "gust"),
         ({"gust": math.nan}, "gust"),
+        ({"wade": -0.1}, "wade"),
+        ({"wade": 1.1}, "wade"),
         ({"starts": "here"}, "rooms, anywhere"),
         ({"senses": "smell"}, "state, image"),
         ({"output": "jax"}, "torch"),

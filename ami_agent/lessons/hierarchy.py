@@ -38,10 +38,13 @@ class Ascend(Study):
     prediction: float = 10.0
     variance: float = 4.0
     covariance: float = 0.5
-    """Weights, beside those of prior and distance, which are 1."""
+    information: float = 0.001
+    """Weights, beside those of prior and distance, which are 1; that of information is for what a
+    level's latent variable tells, where it has one."""
 
     def __post_init__(self) -> None:
         require(self, length=1, far=0, slack=0, prediction=0, variance=0, covariance=0)
+        require(self, information=0)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         if not isinstance(agent.hierarchy, MacroLevels):
@@ -63,7 +66,7 @@ class Ascent(GradientPupil):
         self.seed = seed
         weights = {
             f"{name} {index + 1}": getattr(lesson, name)
-            for name in ("prediction", "variance", "covariance")
+            for name in ("prediction", "variance", "covariance", "information")
             for index in range(len(levels.above))
         }
         both = nn.ModuleList([levels.levels, self.prices])
@@ -78,7 +81,7 @@ class Ascent(GradientPupil):
         for index, (above, price) in enumerate(zip(self.levels.above, self.prices, strict=True)):
             assert isinstance(price, Multiplier)
             terms, states, actions = level_loss(
-                above.level, price, states, actions, far=lesson.far, slack=lesson.slack
+                above.level, price, states, actions, random, far=lesson.far, slack=lesson.slack
             )
             if not lesson.end_to_end:
                 states, actions = states.detach(), actions.detach()

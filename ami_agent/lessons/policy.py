@@ -60,6 +60,7 @@ class Amortise(Study):
             chosen = tasks[int(torch.randint(len(tasks), (), generator=random))]
             state, focus = _situation(agent, now, group, chosen)
             alone = state.new_empty(len(state), 0, self.horizon, agent.spec.action_dim)
+            habit.eye.outlook.reset(int(torch.randint(2**31, (), generator=random)))
             energy = habit.beside(state, alone, focus).energy
             # in units of its own spread, or tasks with large costs would drown the others
             return {"energy": (energy / energy.detach().std(correction=0).clamp_min(1e-6)).mean()}

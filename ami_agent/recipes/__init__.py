@@ -25,6 +25,7 @@ from ami_agent.recipes.two_rooms import (
     two_rooms,
     two_rooms_distracted,
     two_rooms_random,
+    two_rooms_slow,
 )
 from ami_agent.recipes.windy_rooms import windy_rooms
 from modules.types import UnusableInput
@@ -33,6 +34,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "two-rooms": two_rooms,
     "two-rooms-random": two_rooms_random,
     "two-rooms-eb-random": eb_random,
+    "two-rooms-slow": two_rooms_slow,
     "forage": forage,
     "maze": maze,
     "maze-levels": maze_levels,

@@ -6,16 +6,26 @@ from dataclasses import replace
 
 from ami_agent.build import Config
 from ami_agent.learning import Learning
-from ami_agent.lessons import Distil, Live, Practise, Predict, Refine, Separate, ShortestPaths
+from ami_agent.lessons import (
+    Distil,
+    Live,
+    Practise,
+    Predict,
+    Refine,
+    Separate,
+    ShortestPaths,
+    Survey,
+)
 from ami_agent.life import WorldConfig
 from modules.actor import NoHabit, Restless
 from modules.bounds import Ball
 from modules.configurator import Configurator
 from modules.cost import Critic
-from modules.distance import MapQuasimetric
-from modules.dynamics import MapDynamics, VectorDynamics
+from modules.distance import MapQuasimetric, WaveQuasimetric
+from modules.dynamics import MapDynamics, VectorDynamics, WaveDynamics
+from modules.hierarchy import LandmarkGraph
 from modules.objectives import Weights
-from modules.perception import MapEncoder, Senses, VectorEncoder
+from modules.perception import KeypointEncoder, MapEncoder, Senses, VectorEncoder
 from modules.planners import GradientPlanner
 from modules.world_model import WorldModel
 
@@ -35,6 +45,32 @@ def two_rooms() -> Config:
         objective=Predict(learning=Learning(steps=1300, batch=128, lr=1.5e-3)),
         teacher=Separate(learning=Learning(steps=4000, batch=256)),
         distil=Distil(learning=Learning(steps=5000, batch=512, lr=2e-3), steps=32),
+    )
+
+
+def two_rooms_slow() -> Config:
+    """The one layout for a dot ten times as slow: goals are a hundred steps away and more, and are
+    reached from landmark to landmark. A point in the image makes the state, as steps of a seventh
+    of a pixel need it; the critic counts in strides of ten steps."""
+    base = two_rooms()
+    world = WorldConfig(id="ami/TwoRooms-v0", variant="slow")
+    return replace(
+        base,
+        recipe="two-rooms-slow",
+        world=world,
+        evaluation=world,
+        perception=KeypointEncoder.Config(state=2),
+        world_model=WorldModel.Config(dynamics=WaveDynamics.Config()),
+        critic=Critic.Config(distance=WaveQuasimetric.Config()),
+        planner=GradientPlanner.Config(proposals=2, carried=1),
+        hierarchy=LandmarkGraph.Config(hop=1.0, stride=2.0),
+        life=Live(worlds=1000, steps=64, options={"budget": 64, "errands": 0.3}),
+        objective=Predict(
+            weights=Weights(prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1),
+            learning=Learning(steps=1300, batch=128, lr=2e-3),
+        ),
+        teacher=Separate(length=10, learning=Learning(steps=2000, batch=256, lr=2e-3)),
+        survey=Survey(),
     )
 
 

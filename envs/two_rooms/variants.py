@@ -119,18 +119,27 @@ _FIXED = replace(
     errands=0.1,
 )
 
+_RANDOM = replace(
+    _FIXED,
+    arena=Arena(low=1, high=30, wall_width=2, half_door=3),
+    canvas=Canvas(size=32, border=(0, 0), dot_std=1.0, channels=2, paint=two_channels),
+    motion=_disk(0.05 * 29, slide),
+    layouts=_grid(range(10, 22), range(6, 26)),
+    radius=0.06 * 29,
+    budget=60,
+    walker=wander(0.05 * 29),
+    errands=0.35,
+)
+
 VARIANTS: dict[str, Variant] = {
     "fixed": _FIXED,
-    "random": replace(
-        _FIXED,
-        arena=Arena(low=1, high=30, wall_width=2, half_door=3),
-        canvas=Canvas(size=32, border=(0, 0), dot_std=1.0, channels=2, paint=two_channels),
-        motion=_disk(0.05 * 29, slide),
-        layouts=_grid(range(10, 22), range(6, 26)),
-        radius=0.06 * 29,
-        budget=60,
-        walker=wander(0.05 * 29),
-        errands=0.35,
+    "random": _RANDOM,
+    "slow": replace(
+        _RANDOM,
+        motion=_disk(0.005 * 29, slide),
+        layouts=((16, 10),),
+        budget=300,
+        walker=wander(0.005 * 29),
     ),
     "eb-fixed": _EB_FIXED,
     "eb-random": replace(_EB_FIXED, layouts=_grid(range(20, 45), range(10, 55))),

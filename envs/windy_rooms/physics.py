@@ -59,7 +59,7 @@ def share_to(box: Box, start: Tensor, end: Tensor) -> Tensor:
 
 def moved(pit: Box, body: Tensor, move: Tensor) -> Tensor:
     """Bodies and moves [B, 2] -> bodies; walls stop them, the pit swallows whoever crosses its
-    border, and nobody comes out."""
+    border, and nobody is moved out of it."""
     end = (body + move).clamp(0, 1)
     share = share_to(pit, body, end)
     inside = pit.grown(-DEPTH)
@@ -69,6 +69,9 @@ def moved(pit: Box, body: Tensor, move: Tensor) -> Tensor:
     return torch.where(pit.holds(body)[:, None], body, end)
 
 
-def stepped(pit: Box, body: Tensor, actions: Tensor) -> Tensor:
-    """Bodies and actions [B, 2] -> bodies one step later, in calm weather."""
-    return moved(pit, body, STEP * shrink_to_disk(actions, 1.0))
+def stepped(pit: Box, body: Tensor, actions: Tensor, wade: float = 0.0) -> Tensor:
+    """Bodies and actions [B, 2] -> bodies one step later, in calm weather. Who is in the pit moves
+    by `wade` of a step, and may come out."""
+    move = STEP * shrink_to_disk(actions, 1.0)
+    waded = (body + wade * move).clamp(0, 1)
+    return torch.where(pit.holds(body)[:, None], waded, moved(pit, body, move))

@@ -63,10 +63,10 @@ def begin(pit: Box, starts: Starts, senses: Senses, life: Tensor, options: dict[
     return state._replace(ever=state.there)
 
 
-def advance(pit: Box, wind: Wind, state: State, actions: Tensor) -> State:
+def advance(pit: Box, wind: Wind, wade: float, state: State, actions: Tensor) -> State:
     """Actions [B, 2] -> the state one step later: first the body's own step, then the wind's."""
     gust, keys = wind.blow(state.wind)
-    body = moved(pit, stepped(pit, state.body, actions), gust)
+    body = moved(pit, stepped(pit, state.body, actions, wade), gust)
     state = state._replace(body=body, fallen=pit.holds(body), wind=keys)
     return state._replace(ever=state.ever | state.there)
 

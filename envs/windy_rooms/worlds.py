@@ -30,8 +30,8 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
     A body in the unit square moves by 0.05 times its action, cut back to length 1. Then, now and
     then, a gust of wind throws it in any direction, on average nowhere. Walls stop bodies. Amid
     them is a pit, with a room on either side and a pass above and below: whoever crosses its border
-    has fallen, and stays there for the rest of the episode. Starts are in one room, goals in the
-    other.
+    has fallen, and stays there for the rest of the episode, unless it can wade. Starts are in one
+    room, goals in the other.
 
     Episodes end when the budget is spent and never before. The reward is 1 for every step that ends
     nearer than 0.06 to the goal, else 0. Felt (`info["interoception"]`) is "fallen", 1 in the pit,
@@ -48,6 +48,7 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
         layout: int = 0,
         wind: float = 0.2,
         gust: float = 0.1,
+        wade: float = 0.0,
         starts: str = "rooms",
         senses: str = "state",
         budget: int = BUDGET,
@@ -56,15 +57,18 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
         render_mode: str | None = None,
     ) -> None:
         """`layout` is the number that the pit, one for all, is drawn from. `wind` is the chance of
-        a gust in a step and `gust` its length. `starts` are in "rooms", or "anywhere" but in the
-        pit. `senses` are the "state" [2], x and y from -1 to 1, or an "image" [2, 32, 32], body and
-        pit.
+        a gust in a step and `gust` its length. `wade` is the share of a step that whoever is in the
+        pit still moves by: 0, and nobody comes out. `starts` are in "rooms", or "anywhere" but in
+        the pit. `senses` are the "state" [2], x and y from -1 to 1, or an "image" [2, 32, 32], body
+        and pit.
 
         Raises ValueError for names that don't exist, and for numbers that make no sense.
         """
         require("layout", layout, 0, math.inf)
         require("wind", wind, 0, 1)
         require("gust", gust, 0, LONGEST_GUST)
+        require("wade", wade, 0, 1)
+        self.wade = wade
         self.wind, self.starts = Wind(wind, gust), pick("starts", starts, STARTS)
         self.pit = draw_pit(layout, torch.device(device))
         self.senses = pick("senses", senses, SENSES)(self.pit)
@@ -109,7 +113,7 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
         return begin(self.pit, self.starts, self.senses, life, options)
 
     def _advance(self, state: State, actions: Tensor) -> State:
-        return advance(self.pit, self.wind, state, actions)
+        return advance(self.pit, self.wind, self.wade, state, actions)
 
     def _observe(self, state: State) -> Tensor:
         return self.senses.sense(state.body)

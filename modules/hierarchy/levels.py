@@ -9,9 +9,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from modules.distance import Quasimetric, WaveQuasimetric
-from modules.dynamics import VectorDynamics, WaveDynamics, unrolled
+from modules.dynamics import VectorDynamics, WaveDynamics
+from modules.latents import DiscreteLatent, GaussianLatent, NoLatent, SparseLatent
 from modules.layers import mlp
 from modules.types import Shape, require
+from modules.world_model import WorldModel
 
 
 class Macros(NamedTuple):
@@ -28,8 +30,8 @@ class Macros(NamedTuple):
 
 class UpperLevel(nn.Module):
     """One level above another: a state u = lift(s), a macro-action m = chunk(a_1 .. a_k) that
-    stands for k actions of the level below, a predictor of the state they lead to, a prior p(m | u)
-    of those that life contains, and a distance in strides (H-JEPA; hierarchical world models)."""
+    stands for k actions of the level below, a world model of what they lead to, a prior p(m | u) of
+    those that life contains, and a distance in strides (H-JEPA; hierarchical world models)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -41,6 +43,10 @@ class UpperLevel(nn.Module):
         dynamics: VectorDynamics.Config | WaveDynamics.Config = field(
             default_factory=WaveDynamics.Config
         )
+        latent: (
+            NoLatent.Config | GaussianLatent.Config | SparseLatent.Config | DiscreteLatent.Config
+        ) = field(default_factory=NoLatent.Config)
+        """What can't be known of where a stride leads."""
         distance: Quasimetric.Config | WaveQuasimetric.Config = field(
             default_factory=WaveQuasimetric.Config
         )
@@ -57,7 +63,8 @@ class UpperLevel(nn.Module):
         self.lift = mlp(below, config.hidden, self.size) if config.size else nn.Identity()
         self.chunk = nn.Sequential(mlp(stride * action_dim, config.hidden, self.macro), nn.Tanh())
         shape: Shape = (self.size, 1, 1)
-        self.dynamics = config.dynamics.build(shape, self.macro)
+        within = WorldModel.Config(dynamics=config.dynamics, latent=config.latent)
+        self.model = within.build(shape, self.macro, 0)
         self.distance = config.distance.build(shape)
         self.ways = mlp(self.size, config.hidden, 2 * self.macro)
 
@@ -69,7 +76,3 @@ class UpperLevel(nn.Module):
     def chunks(self, actions: Tensor) -> Tensor:
         """Actions of the level below `[..., T * stride, A]` -> macro-actions `[..., T, M]`."""
         return self.chunk(actions.unflatten(-2, (-1, self.stride)).flatten(-2))
-
-    def unroll(self, state: Tensor, macros: Tensor) -> Tensor:
-        """`[N, D]`, `[N, H, M]` -> `[N, H + 1, D]`"""
-        return unrolled(self.dynamics, state, macros)

@@ -15,9 +15,9 @@ from modules.hierarchy.common import Rung
 from modules.hierarchy.levels import UpperLevel
 from modules.planners.common import MindsEye
 from modules.planners.gradient import GradientPlanner
+from modules.planners.outlook import ManyFutures
 from modules.types import (
     TO_GOAL,
-    Decide,
     Distance,
     Focus,
     Plan,
@@ -33,34 +33,27 @@ class Above:
 
     def __init__(self, config: MacroLevels.Config, level: UpperLevel) -> None:
         self.level, self.config = level, config
-        eye = MindsEye(self.imagine, self.pursue, self.evaluate, Box(), level.macro)
+        model = level.model
+        self.outlook = config.futures.build(model.level(0).latent.chances)
+        eye = MindsEye(model.imagine, model.pursue, self.evaluate, Box(), level.macro, self.outlook)
         self.planner = config.planner.build(eye, self.propose)
         self.reset()
 
     def reset(self, seed: int = 0) -> None:
         self.planner.reset(seed)
+        self.outlook.reset(seed)
         self.random = torch.Generator().manual_seed(seed)
 
     def __call__(self, state: Tensor, goal: Tensor, focus: Focus) -> Plan:
         """States, goals `[B, D]` of this level -> a plan of this level."""
         config = self.config.planner
+        self.outlook.renew()
         plan = self.planner(
             state, focus._replace(goal=goal, horizon=config.horizon, steps=config.steps)
         )
         # a step of the body later, a stride is far from over
         self.planner.resume(plan.actions[:, None])
         return plan
-
-    def imagine(self, state: Tensor, actions: Tensor, chance: Tensor | None = None) -> Rollout:
-        batch, count = actions.shape[:2]
-        start = state[:, None].expand(-1, count, -1).flatten(0, 1)
-        states = self.level.unroll(start, actions.flatten(0, 1)).unflatten(0, (batch, count))
-        return Rollout(states, actions, actions[..., :0], actions[..., :0])
-
-    def pursue(
-        self, state: Tensor, decide: Decide, others: Tensor, chance: Tensor | None = None
-    ) -> Rollout:
-        raise NotImplementedError  # nobody decides as he goes up here
 
     def evaluate(self, rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
         """Strides still to go, mean over the path; and macro-actions that life does not contain."""
@@ -78,7 +71,7 @@ class Above:
             known = self.level.macros(here)
             noise = torch.randn(known.mean.shape, generator=self.random).to(here)
             drawn.append((known.mean + known.scale * noise).clamp(-1, 1))
-            here = self.level.dynamics(here, drawn[-1])
+            here = self.level.model.level(0).step(here, drawn[-1]).state
         return torch.stack(drawn, 1).unflatten(0, (len(state), count))
 
 
@@ -104,6 +97,8 @@ class MacroLevels(nn.Module):
                 horizon=2, steps=12, warm_steps=4, proposals=1, carried=1, lr=0.1
             )
         )
+        futures: ManyFutures.Config = field(default_factory=lambda: ManyFutures.Config(count=8))
+        """Imagined of the same macro-actions, where a level has a latent variable."""
         proposals: int = 4
         """Drawn from the prior at every level, P."""
         prior: float = 0.3
@@ -204,7 +199,7 @@ class MacroLevels(nn.Module):
         for above in self.above[: index + 1]:
             whole = actions.shape[1] // above.level.stride * above.level.stride
             actions = above.level.chunks(actions[:, :whole])
-        return self.above[index].level.unroll(state, actions)
+        return self.above[index].level.model.imagine(state, actions[:, None]).states[:, 0]
 
     def lowered(self, hoped: Tensor, index: int) -> Tensor:
         """States of a level above -> remembered states of the lowest that come nearest; or the

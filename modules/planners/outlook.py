@@ -23,6 +23,12 @@ class Thought(NamedTuple):
 class Outlook(Protocol):
     """How many futures are imagined of the same actions, and how they are summed up."""
 
+    def reset(self, seed: int) -> None:
+        """What is drawn from here on depends on the seed alone."""
+
+    def renew(self) -> None:
+        """Another moment, another chance: what is drawn next is drawn anew."""
+
     def chance(self, actions: Tensor) -> tuple[Tensor, ...]:
         """For actions `[..., H, A]`: what is drawn `[K, H, U]`; nothing where all can be known."""
 
@@ -32,6 +38,12 @@ class Outlook(Protocol):
 
 class OneFuture:
     """All can be known."""
+
+    def reset(self, seed: int) -> None:
+        """Nothing is drawn."""
+
+    def renew(self) -> None:
+        """Nothing is drawn."""
 
     def chance(self, actions: Tensor) -> tuple[Tensor, ...]:
         return ()
@@ -43,7 +55,8 @@ class OneFuture:
 class ManyFutures:
     """K futures of the same actions, the same chance for all that is compared: a proposal is never
     better for its luck (common random numbers; Glasserman 2003, 4.1). Of each number that is drawn,
-    every K-th part of its range is met once (Latin hypercube, McKay et al. 1979)."""
+    every K-th part of its range is met once (Latin hypercube, McKay et al. 1979). In the next
+    moment it is another chance, so that what is rare is thought of now and then."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -59,13 +72,21 @@ class ManyFutures:
 
     def __init__(self, count: int, chances: int) -> None:
         self.count, self.chances = count, chances
-        self.drawn = torch.empty(count, 0, chances)
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        self.random = torch.Generator().manual_seed(seed)
+        self.renew()
+
+    def renew(self) -> None:
+        self.drawn: dict[int, Tensor] = {}  # by horizon
 
     def chance(self, actions: Tensor) -> tuple[Tensor, ...]:
         horizon = actions.shape[-2]
-        if self.drawn.shape[1] != horizon or self.drawn.device != actions.device:
-            self.drawn = hypercube(self.count, horizon, self.chances).to(actions)
-        return (self.drawn.to(actions.dtype),)
+        if horizon not in self.drawn:
+            drawn = hypercube(self.count, horizon, self.chances, self.random)
+            self.drawn[horizon] = drawn.to(actions, non_blocking=True)
+        return (self.drawn[horizon],)
 
     def sum_up(self, thought: Thought, focus: Focus) -> Thought:
         """Every energy is the mean of the worst `focus.tail` of its futures (conditional value at
@@ -91,9 +112,8 @@ class ManyFutures:
         )
 
 
-def hypercube(count: int, horizon: int, chances: int) -> Tensor:
-    """Numbers in [0, 1), `[K, H, U]`, the same whenever they are asked for."""
-    random = torch.Generator().manual_seed(0)
+def hypercube(count: int, horizon: int, chances: int, random: torch.Generator) -> Tensor:
+    """Numbers in [0, 1), `[K, H, U]`."""
     shape = (count, horizon, chances)
     order = torch.rand(shape, generator=random).argsort(0)
     return (order + torch.rand(shape, generator=random)) / count
