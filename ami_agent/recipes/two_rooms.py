@@ -62,9 +62,10 @@ def two_rooms_slow() -> Config:
         perception=KeypointEncoder.Config(state=2),
         world_model=WorldModel.Config(dynamics=WaveDynamics.Config()),
         critic=Critic.Config(distance=WaveQuasimetric.Config()),
-        planner=GradientPlanner.Config(proposals=2, carried=1),
-        hierarchy=LandmarkGraph.Config(hop=1.0, stride=2.0),
-        life=Live(worlds=1000, steps=64, options={"budget": 64, "errands": 0.3}),
+        planner=GradientPlanner.Config(horizon=12, proposals=2, carried=1),
+        hierarchy=LandmarkGraph.Config(),
+        # long enough to come through the door: where few do, the critic takes it for a wall
+        life=Live(worlds=250, steps=256, options={"budget": 256, "errands": 0.5}),
         objective=Predict(
             weights=Weights(prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1),
             learning=Learning(steps=1300, batch=128, lr=2e-3),

@@ -1,4 +1,4 @@
-"""Which two rooms: the published tasks that share the name, and two of our own.
+"""Which two rooms: the published tasks that share the name, and our own.
 
 Lengths are pixels of the variant's own image.
 """
@@ -138,7 +138,7 @@ VARIANTS: dict[str, Variant] = {
         _RANDOM,
         motion=_disk(0.005 * 29, slide),
         layouts=((16, 10),),
-        budget=300,
+        budget=350,
         walker=wander(0.005 * 29),
     ),
     "eb-fixed": _EB_FIXED,
