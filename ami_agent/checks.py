@@ -117,6 +117,10 @@ def _check_landmarks(config: Config) -> None:
             f"survey.remembered is {config.survey.remembered}, but {config.hierarchy.landmarks} "
             "landmarks are to be chosen from them"
         )
+    if config.survey.length > config.life.steps:
+        raise UnusableInput(
+            f"survey.length is {config.survey.length}, but a life has {config.life.steps} steps"
+        )
 
 
 def _check_strides(config: Config) -> None:

@@ -52,8 +52,13 @@ def graph(distance=straight, **told) -> LandmarkGraph:
 
 def charted(states: Tensor, distance=straight, **told) -> LandmarkGraph:
     level = graph(distance, landmarks=len(states), **told)
-    level.chart(states)
+    level.chart(states, every_hop(states))
     return level
+
+
+def every_hop(states: Tensor) -> Tensor:
+    """Life has been from everywhere to everywhere."""
+    return states[torch.cartesian_prod(*[torch.arange(len(states))] * 2)]
 
 
 def lattice(width: int = 7, height: int = 6) -> Tensor:
@@ -108,6 +113,31 @@ def test_the_way_leads_around_a_wall_that_the_critic_only_knows_near_by():
     assert torch.equal(hopes[-1], goal[0])
 
 
+def test_a_hop_that_nobody_has_made_is_not_taken_for_a_short_one():
+    """The critic knows of no wall at all; whoever lived here went round it."""
+    states = lattice()
+    steps = (states[:, None] - states).norm(dim=-1)
+    blocked = ((states[:, None, 0] - WALL) * (states[:, 0] - WALL) < 0) & (
+        torch.minimum(states[:, None, 1], states[:, 1]) < 4
+    )
+    pairs = ((steps < 1.5) & ~blocked).nonzero()
+    start, goal = torch.tensor([[0.1, 0.0]]), torch.tensor([[6.1, 0.0]])
+    highest = {}
+    for unlived in (1.0, 10.0):
+        level = graph(landmarks=len(states), unlived=unlived, ahead=8, stride=1.5, hop=0.5)
+        level.chart(states, states[pairs])
+        times = (level.price / priced(steps, 0.5)).nan_to_num(1.0)
+        never = (
+            torch.ones_like(blocked)
+            .fill_diagonal_(False)
+            .index_put(tuple(pairs.T), torch.tensor(False))
+        )
+        torch.testing.assert_close(times, 1 + (unlived - 1) * never)
+        highest[unlived] = float(level.plan(start, goal)[0, :, 1].max())
+    assert highest[1.0] == 0
+    assert highest[10.0] >= 4
+
+
 def test_near_goals_are_pursued_directly():
     level, goal = charted(lattice()), torch.tensor([[2.4, 2.4]])
     focus = level(torch.tensor([[2.1, 2.0]]), wanting(goal))
@@ -151,7 +181,8 @@ def test_a_task_without_a_goal_is_led_nowhere():
 def test_before_there_are_landmarks_a_mind_is_flat():
     level, focus = graph(landmarks=5), wanting(torch.ones(2, 2))
     assert level(torch.zeros(2, 2), focus) is focus
-    level.chart(torch.rand(5, 2, generator=torch.Generator().manual_seed(0)))
+    states = torch.rand(5, 2, generator=torch.Generator().manual_seed(0))
+    level.chart(states, states[None])
     assert level(torch.zeros(2, 2), focus).hopes.shape == (2, 1, 4, 2)
 
 
@@ -167,7 +198,9 @@ def test_flat_is_flat():
     assert focus.hopes.shape[:2] == (2, 0)
 
 
-@pytest.mark.parametrize("setting", ["landmarks", "hop", "stride", "ahead", "hops", "every"])
+@pytest.mark.parametrize(
+    "setting", ["landmarks", "hop", "unlived", "stride", "ahead", "hops", "every"]
+)
 def test_settings_that_make_no_sense_are_refused_by_name(setting):
     with pytest.raises(UnusableInput, match=f"{setting} is 0"):
         LandmarkGraph.Config(**{setting: 0})
@@ -247,6 +280,7 @@ def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_lived(mazes)
         ({"survey": NoLesson()}, "knows nothing unless survey"),
         ({"hierarchy": Flat.Config()}, "survey teaches a LandmarkGraph, and hierarchy is Flat"),
         ({"survey": Survey(remembered=5)}, "survey.remembered is 5, but 6 landmarks"),
+        ({"survey": Survey(length=99)}, "survey.length is 99, but a life has"),
         ({"temper": Restless.Config()}, "temper Restless"),
         ({"tasks": {"squint": Assignment(aim="world", attend={"obs": 0.5})}}, "task 'squint'"),
         ({"critic": NoCritic.Config(), "teacher": NoLesson()}, "asks the critic"),
@@ -266,7 +300,7 @@ def test_landmarks_are_looked_at_once_in_an_episode():
         return states
 
     level = LandmarkGraph.Config(landmarks=42).build((2, 1, 1), 2, Distance(embed, straight))
-    level.chart(lattice())
+    level.chart(lattice(), lattice()[None])
     start, goal = torch.tensor([[0.0, 0.0]]), torch.tensor([[6.0, 5.0]])
     for _ in range(2):
         seen.clear()

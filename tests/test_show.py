@@ -154,7 +154,8 @@ def test_what_a_level_above_hopes_for_is_drawn_and_a_flat_mind_hopes_for_nothing
     agent = newborn(hierarchy=LandmarkGraph.Config(landmarks=12, hops=4, ahead=3))
     obs, _ = WORLD.build(12).reset(0)
     with torch.no_grad():
-        agent.hierarchy.chart(agent.perceive(obs))
+        states = agent.perceive(obs)
+    agent.hierarchy.chart(states, states[None])
     (episode,) = lived(agent, ReadOut(agent, WORLD, 0, REACH), 1, "plan", 3)
     assert episode.moments[0].hopes.shape == (1, 3, 2)
     green = np.array([15, 143, 131])

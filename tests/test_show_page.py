@@ -277,7 +277,8 @@ def test_what_levels_above_hope_for_can_be_toggled():
     agent = newborn(hierarchy=LandmarkGraph.Config(landmarks=12, hops=4, ahead=3))
     obs, _ = WORLD.build(12).reset(0)
     with torch.no_grad():
-        agent.hierarchy.chart(agent.perceive(obs))
+        states = agent.perceive(obs)
+    agent.hierarchy.chart(states, states[None])
     readout = ReadOut(agent, WORLD, 0, REACH)
     lives = watch(agent, WORLD, readout.camera, 1, ("plan",), 3, REACH, Silence(), most=1)
     ((life,),) = lives

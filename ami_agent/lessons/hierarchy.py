@@ -103,9 +103,13 @@ class Survey(Study):
 
     remembered: int = 6000
     """States there are to choose from."""
+    walks: int = 3000
+    """Stretches of life that tell which hops were made."""
+    length: int = 8
+    """Steps of each."""
 
     def __post_init__(self) -> None:
-        require(self, remembered=1)
+        require(self, remembered=1, walks=1, length=1)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         if not isinstance(agent.hierarchy, LandmarkGraph):
@@ -122,8 +126,10 @@ class Surveyor:
         self.graph, self.distance = graph, critic_of(agent)
         self.total, self.step = graph.config.landmarks, 0
         random = torch.Generator().manual_seed(seed)
+        memory = as_states(agent)
         with torch.no_grad():
-            self.states = as_states(agent).sample(lesson.remembered, 1, random).states[:, 0]
+            self.states = memory.sample(lesson.remembered, 1, random).states[:, 0]
+            self.walks = memory.sample(lesson.walks, lesson.length, random).states
             self.embedded = self.distance.embed(self.states)
         self.apart = self.states.new_full((lesson.remembered,), torch.inf)
         self.chosen: list[Tensor] = []
@@ -141,7 +147,7 @@ class Surveyor:
 
     @torch.no_grad()
     def finish(self) -> None:
-        self.graph.chart(self.states[torch.stack(self.chosen)])
+        self.graph.chart(self.states[torch.stack(self.chosen)], self.walks)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}

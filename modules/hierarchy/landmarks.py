@@ -25,8 +25,9 @@ class LandmarkGraph(nn.Module):
     buffer, Eysenbach et al. 2019; landmarks, Huang et al. 2019).
 
     A hop from one to another of d steps, as the critic has it, costs d (1 + (d / hop)^2): near by
-    it can be trusted, and the further the less. The subgoal lies a stride along the cheapest way;
-    it is the goal itself where going there directly is no dearer, so short ways are flat."""
+    it can be trusted, and the further the less. A hop that nobody has ever made is dearer still: it
+    may lead through a wall. The subgoal lies a stride along the cheapest way; it is the goal itself
+    where going there directly is no dearer, so short ways are flat."""
 
     rungs: Sequence[Rung] = ()  # remembered, not learnt
     states: Tensor
@@ -40,6 +41,8 @@ class LandmarkGraph(nn.Module):
         """K"""
         hop: float = 2.0
         """Steps from where on hops are distrusted."""
+        unlived: float = 4.0
+        """How many times as dear a hop is that nobody has made."""
         stride: float = 10.0
         """Steps along the way at which the subgoal lies."""
         ahead: int = 4
@@ -50,7 +53,8 @@ class LandmarkGraph(nn.Module):
         """Steps of the level below for which a subgoal stands."""
 
         def __post_init__(self) -> None:
-            require(self, landmarks=2, hop=1e-3, stride=1e-3, ahead=1, hops=1, every=1)
+            require(self, landmarks=2, hop=1e-3, unlived=1)
+            require(self, stride=1e-3, ahead=1, hops=1, every=1)
 
         def build(self, shape: Shape, action_dim: int, distance: Distance | None) -> LandmarkGraph:
             if distance is None:
@@ -79,16 +83,32 @@ class LandmarkGraph(nn.Module):
         self.known = self.known or bool(self.total.any())
         return self.known
 
-    def chart(self, states: Tensor) -> None:
-        """These `[K, D]` are the landmarks."""
+    @torch.no_grad()
+    def chart(self, states: Tensor, walks: Tensor) -> None:
+        """These `[K, D]` are the landmarks. Stretches of life `[N, T, D]` tell which hops were
+        made: from the landmark nearest to a state to the one nearest to a later state."""
         known = self.distance.embed(states)
         steps = self.distance.between(known[:, None], known)
         self.embedded = None
         self.states.copy_(states)
         self.steps.copy_(steps)
+        price = torch.where(self._lived(known, walks), 1, self.config.unlived) * self._priced(steps)
         # nothing is for nothing but to stay, or two landmarks in one place would lead to each other
-        self.price.copy_(self._priced(steps).clamp_min(LEAST).fill_diagonal_(0))
+        self.price.copy_(price.clamp_min(LEAST).fill_diagonal_(0))
         self.total.copy_(shortest_paths(self.price))
+
+    def _lived(self, known: Tensor, walks: Tensor) -> Tensor:
+        """`[K, F]`, `[N, T, D]` -> which hops were made, `[K, K]` bool."""
+        nearest = torch.cat(
+            [
+                torch.cdist(self.distance.embed(part), known).argmin(-1)
+                for part in walks.split(CHUNK)
+            ]
+        )  # [N, T]
+        made = torch.zeros_like(self.price, dtype=torch.bool)
+        for later in range(1, nearest.shape[1]):
+            made[nearest[:, :-later], nearest[:, later:]] = True
+        return made
 
     def forward(self, state: Tensor, focus: Focus) -> Focus:
         """`[B, D]` -> the same focus, the goal a stride ahead; flat before there are landmarks."""
