@@ -138,6 +138,61 @@ def test_a_hop_that_nobody_has_made_is_not_taken_for_a_short_one():
     assert highest[10.0] >= 4
 
 
+def pushed(place: Tensor, subgoal: Tensor, pace: float = 0.4) -> Tensor:
+    """Straight ahead, as far as the wall on the line x = 3 lets it, `[B, 2]` each."""
+    way = subgoal - place
+    step = place + way * (pace / way.norm(dim=-1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
+    crosses = ((place[:, 0] - WALL) * (step[:, 0] - WALL) < 0) & (step[:, 1] < 4)
+    return torch.where(crosses[:, None], place, step)
+
+
+def walked(patience: int, start: Tensor, goal: Tensor, steps: int = 200) -> list[Tensor]:
+    """Where a body comes by a critic that knows of no wall, and landmarks between which nobody
+    went through it."""
+    states = lattice()
+    near = (states[:, None] - states).norm(dim=-1) < 1.5
+    across = ((states[:, None, 0] - WALL) * (states[:, 0] - WALL) < 0) & (
+        torch.minimum(states[:, None, 1], states[:, 1]) < 4
+    )
+    level = graph(landmarks=len(states), patience=patience, unlived=100.0)
+    level.chart(states, states[(near & ~across).nonzero()])
+    way = [start]
+    for _ in range(steps):
+        way.append(pushed(way[-1], level(way[-1], wanting(goal)).goal))
+    return way
+
+
+def test_who_gets_nowhere_looks_for_another_way():
+    start, goal = torch.tensor([[2.7, 2.0]]), torch.tensor([[5.0, 2.0]])
+    held, free = (walked(patience, start, goal)[-1] for patience in (1000, 4))
+    assert held[0, 0] < WALL
+    assert torch.equal(free, goal)
+
+
+def test_what_is_known_against_a_map_is_known_in_that_world_alone():
+    start = torch.tensor([[2.7, 2.0], [1.0, 5.0]])
+    goal = torch.tensor([[5.0, 2.0], [5.0, 5.0]])
+    both, alone = walked(4, start, goal, 60), walked(4, start[1:], goal[1:], 60)
+    assert all(torch.equal(a[1:], b) for a, b in zip(both, alone, strict=True))
+    level = charted(lattice(), patience=4)
+    for _ in range(40):
+        level(start, wanting(goal))  # nobody moves at all
+    assert (level.trust.debt.amax(-1) > 0).all()
+    level.reset()
+    first = charted(lattice(), patience=4)(start, wanting(goal)).hopes
+    assert torch.equal(level(start, wanting(goal)).hopes, first)
+
+
+def test_who_is_there_or_gets_on_has_nothing_against_the_map():
+    start, goal = torch.tensor([[1.0, 5.0]]), torch.tensor([[5.0, 5.0]])
+    level, place = charted(lattice(), patience=4), start
+    for _ in range(60):
+        place = pushed(place, level(place, wanting(goal)).goal)
+    assert torch.equal(place, goal)
+    assert not level.trust.debt.any()
+    assert not level.trust.closely.any()
+
+
 def test_near_goals_are_pursued_directly():
     level, goal = charted(lattice()), torch.tensor([[2.4, 2.4]])
     focus = level(torch.tensor([[2.1, 2.0]]), wanting(goal))
@@ -199,7 +254,7 @@ def test_flat_is_flat():
 
 
 @pytest.mark.parametrize(
-    "setting", ["landmarks", "hop", "unlived", "stride", "ahead", "hops", "every"]
+    "setting", ["landmarks", "hop", "unlived", "stride", "ahead", "hops", "every", "patience"]
 )
 def test_settings_that_make_no_sense_are_refused_by_name(setting):
     with pytest.raises(UnusableInput, match=f"{setting} is 0"):

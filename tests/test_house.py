@@ -47,7 +47,11 @@ PARTS = {
         "modules.hierarchy.landmarks",
         "modules.hierarchy.macros",
     },
-    "modules.hierarchy.landmarks": {"modules.graph", "modules.hierarchy.common"},
+    "modules.hierarchy.landmarks": {
+        "modules.graph",
+        "modules.hierarchy.common",
+        "modules.hierarchy.patience",
+    },
     "modules.hierarchy.levels": {
         "modules.distance",
         "modules.dynamics",

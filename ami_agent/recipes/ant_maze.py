@@ -32,7 +32,7 @@ def ant_maze() -> Config:
         perception=Senses.Config(vector=0),
         world_model=WorldModel.Config(dynamics=VectorDynamics.Config(hidden=256)),
         critic=Critic.Config(distance=WaveQuasimetric.Config(aims=2)),
-        hierarchy=LandmarkGraph.Config(landmarks=200, hop=2.0, stride=2.0),
+        hierarchy=LandmarkGraph.Config(landmarks=200, hop=2.0, stride=2.0, patience=80),
         planner=GradientPlanner.Config(horizon=8, proposals=1, carried=1),
         policy=Policy.Config(hidden=512, aims=2, kinks=True),
         tasks={
@@ -48,7 +48,7 @@ def ant_maze() -> Config:
             learning=Learning(steps=1500, batch=128, lr=2e-3),
         ),
         teacher=Separate(length=10, learning=Learning(steps=2500, batch=256, lr=2e-3)),
-        survey=Survey(),
+        survey=Survey(walks=1000, length=40),
         retrace=Retrace(ahead=40, learning=Learning(steps=5000, batch=512, lr=1e-3)),
         distil=NoLesson(),
     )

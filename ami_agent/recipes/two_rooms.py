@@ -63,7 +63,7 @@ def two_rooms_slow() -> Config:
         world_model=WorldModel.Config(dynamics=WaveDynamics.Config()),
         critic=Critic.Config(distance=WaveQuasimetric.Config()),
         planner=GradientPlanner.Config(horizon=12, proposals=2, carried=1),
-        hierarchy=LandmarkGraph.Config(),
+        hierarchy=LandmarkGraph.Config(patience=10),
         # long enough to come through the door: where few do, the critic takes it for a wall
         life=Live(worlds=250, steps=256, options={"budget": 256, "errands": 0.5}),
         objective=Predict(
@@ -71,7 +71,7 @@ def two_rooms_slow() -> Config:
             learning=Learning(steps=1300, batch=128, lr=2e-3),
         ),
         teacher=Separate(length=10, learning=Learning(steps=2000, batch=256, lr=2e-3)),
-        survey=Survey(),
+        survey=Survey(walks=600, length=40),
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modules.graph import shortest_paths
 from modules.hierarchy.common import Rung
+from modules.hierarchy.patience import LITTLE, Trust, trusted
 from modules.types import TO_GOAL, Distance, Focus, Shape, UnusableInput, require
 
 CHUNK = 64
@@ -27,7 +28,8 @@ class LandmarkGraph(nn.Module):
     A hop from one to another of d steps, as the critic has it, costs d (1 + (d / hop)^2): near by
     it can be trusted, and the further the less. A hop that nobody has ever made is dearer still: it
     may lead through a wall. The subgoal lies a stride along the cheapest way; it is the goal itself
-    where going there directly is no dearer, so short ways are flat."""
+    where going there directly is no dearer, so short ways are flat. Who gets nowhere looks for
+    another way (`Trust`)."""
 
     rungs: Sequence[Rung] = ()  # remembered, not learnt
     states: Tensor
@@ -51,10 +53,12 @@ class LandmarkGraph(nn.Module):
         """How many landmarks ahead the way is looked at."""
         every: int = 1
         """Steps of the level below for which a subgoal stands."""
+        patience: int = 8
+        """Plans after which whoever has got nowhere looks for another way."""
 
         def __post_init__(self) -> None:
             require(self, landmarks=2, hop=1e-3, unlived=1)
-            require(self, stride=1e-3, ahead=1, hops=1, every=1)
+            require(self, stride=1e-3, ahead=1, hops=1, every=1, patience=1)
 
         def build(self, shape: Shape, action_dim: int, distance: Distance | None) -> LandmarkGraph:
             if distance is None:
@@ -77,6 +81,7 @@ class LandmarkGraph(nn.Module):
         """The next call plans, with the critic as it is by then."""
         self.calls, self.hopes = 0, torch.empty(0, 0, 0)
         self.embedded: Tensor | None = None  # the landmarks, [K, F]
+        self.trust: Trust | None = None
 
     def charted(self) -> bool:
         """Whether there are landmarks yet; asked of the device only until there are."""
@@ -114,16 +119,37 @@ class LandmarkGraph(nn.Module):
         """`[B, D]` -> the same focus, the goal a stride ahead; flat before there are landmarks."""
         if not (any(focus.weights.get(name) for name in TO_GOAL) and self.charted()):
             return focus
-        if len(self.hopes) != len(state) or self.calls % self.config.every == 0:
-            self.hopes = self.plan(state, focus.goal)
+        if len(self.hopes) != len(state):
+            self.reset()
+        if self.calls % self.config.every == 0:
+            self.hopes = self._led(state, focus.goal)
         self.calls += 1
         return focus._replace(goal=self.hopes[:, 0], hopes=self.hopes[:, None])
 
     def plan(self, state: Tensor, goal: Tensor) -> Tensor:
         """States, goals `[B, D]` -> where the cheapest way leads, stride by stride `[B, H, D]`."""
+        here = self.distance.embed(state)
+        return self._way(here, goal, trusted(here, len(self.states)))[0]
+
+    def _led(self, state: Tensor, goal: Tensor) -> Tensor:
+        """The same, by a map that is repaired where it led nowhere."""
+        here, between = self.distance.embed(state), self.distance.between
+        trust = self.trust or trusted(here, len(self.states))
+        planned = self.calls // self.config.every
+        if planned and planned % self.config.patience == 0:
+            moved, left = between(trust.before, here), between(here, self.distance.embed(goal))
+            hop = self.config.hop
+            trust = trust.repaired(here, moved, left > hop, self.steps < hop)
+        hopes, chosen = self._way(here, goal, trust)
+        self.trust = trust._replace(chosen=chosen)
+        return hopes
+
+    def _way(self, here: Tensor, goal: Tensor, trust: Trust) -> tuple[Tensor, Tensor]:
+        """From embedded states `[B, F]` to goals `[B, D]`: the way `[B, H, D]`, and its first hop
+        `[B]`, K where it leads straight to the goal."""
         if self.embedded is None:
             self.embedded = self.distance.embed(self.states).detach()
-        here, there = self.distance.embed(state), self.distance.embed(goal)
+        there = self.distance.embed(goal)
         last = self.distance.between(self.embedded, there[:, None])  # [B, K]
         onward = self._priced(last)
         to_go = onward  # [B, K]
@@ -131,8 +157,9 @@ class LandmarkGraph(nn.Module):
             to_go = torch.minimum(to_go, (total + left[:, None]).amin(-1))
         first = self.distance.between(here[:, None], self.embedded)  # [B, K]
         direct = self.distance.between(here, there)
-        price, node = (self._priced(first) + to_go).min(1)
-        arrived = self._priced(direct) <= price
+        price, node = (trust.debt[:, :-1] + self._priced(first) + to_go).min(1)
+        arrived = trust.debt[:, -1] + self._priced(direct) <= price
+        chosen = torch.where(arrived, len(self.states), node)
         spots = [torch.where(arrived[:, None], goal, self.states[node])]
         ways = [torch.where(arrived, direct, _at(first, node))]
         for _ in range(self.config.hops - 1):
@@ -144,10 +171,12 @@ class LandmarkGraph(nn.Module):
             ways.append(ways[-1] + walked)  # beyond the goal it leads nowhere else
             arrived, node = arrived | arrives, torch.where(arrives, node, following)
             spots.append(torch.where(arrived[:, None], goal, self.states[node]))
-        far = torch.arange(1, 1 + self.config.ahead, device=state.device) * self.config.stride
-        within = torch.stack(ways, 1)[:, None] <= far[:, None]  # [B, H, hops]
-        chosen = (within.sum(-1) - 1).clamp_min(0)
-        return torch.stack(spots, 1).take_along_dim(chosen[..., None], 1)
+        far = torch.arange(1, 1 + self.config.ahead, device=here.device) * self.config.stride
+        walked = torch.stack(ways, 1)  # [B, hops]
+        index = ((walked[:, None] <= far[:, None]).sum(-1) - 1).clamp_min(0)  # [B, H]
+        following = (walked <= LITTLE).sum(-1).clamp_max(self.config.hops - 1)
+        index[:, 0] = torch.where(trust.closely, following, index[:, 0])
+        return torch.stack(spots, 1).take_along_dim(index[..., None], 1), chosen
 
     def _priced(self, steps: Tensor) -> Tensor:
         return steps * (1 + (steps / self.config.hop).square())
