@@ -72,7 +72,9 @@ def small(config: Config, steps: int = 6) -> Config:
     return replace(
         config,
         hierarchy=replace(config.hierarchy, **({"landmarks": 6, "hops": 3} if mapped else {})),
-        survey=replace(config.survey, **({"remembered": 40} if mapped else {})),
+        survey=replace(
+            config.survey, **({"remembered": 40, "walks": 20, "length": 8} if mapped else {})
+        ),
         life=Live(worlds=8, steps=steps_lived, options=config.life.options),
         objective=shorter(config.objective),
         teacher=shorter(config.teacher, **teacher),

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ami_agent import build, recipes
 from modules.bounds import Box
+from modules.configurator import Task
 from modules.planners import CEM, MPPI, GradientPlanner
 from modules.planners.common import MindsEye
 from modules.planners.outlook import ManyFutures, OneFuture, hypercube, worst
 from modules.types import Focus, Rollout, UnusableInput
-from tests.conftest import wish
+from tests.conftest import small, wish
 
 GUST, RARE = 1.0, 0.25
 COUNT = 8
@@ -104,6 +106,26 @@ def test_another_moment_has_another_chance_and_a_seed_the_same_ones():
     for seed, same in ((1, True), (2, False)):
         outlook.reset(seed)
         assert torch.equal(drawn()[0], first[0]) == same
+
+
+def test_every_act_has_another_chance_and_an_episode_the_same_ones_again():
+    config = small(recipes.recipe("windy-rooms"))
+    world = config.evaluation.build(2)
+    agent = build(config, world.spec)
+    obs, info = world.reset(0)
+    world.close()
+
+    def chances() -> list[Tensor]:
+        agent.configure(Task(goal=world.goal(info), mode="plan"), 3)
+        drawn = []
+        for _ in range(2):
+            agent.act(obs)
+            drawn.append(agent.eye.outlook.chance(torch.zeros(1, 1, 6, 2))[0])
+        return drawn
+
+    first, second = chances()
+    assert not torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(chances(), (first, second), strict=True))
 
 
 def test_every_part_of_the_range_is_drawn_once():
