@@ -160,3 +160,22 @@ def test_a_policy_of_maps_sees_every_place_where_it_is():
 def test_groups_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(UnusableInput, match="groups of 3"):
         Amortise(together=3)
+
+
+def test_every_update_has_another_chance_and_a_seed_the_same_ones():
+    config = small(recipes.recipe("windy-rooms"), steps=2)
+    world = config.world.build(1)
+    agent = build(config, world.spec, worlds=config.life.worlds, capacity=capacity(config))
+    world.close()
+    living = config.life.begin(agent, config.world, 0)
+    while living.step < living.total:
+        living.update()
+    pupil = replace(LESSON, together=4).begin(agent, config.world, 0)
+
+    def chance(seed: int) -> torch.Tensor:
+        pupil.loss(torch.Generator().manual_seed(seed))
+        return agent.eye.outlook.chance(torch.zeros(1, 0, LESSON.horizon, 2))[0]
+
+    first, other, again = chance(1), chance(2), chance(1)
+    assert not torch.equal(first, other)
+    assert torch.equal(first, again)

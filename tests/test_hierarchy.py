@@ -24,6 +24,7 @@ from modules.configurator import Assignment, Task
 from modules.cost import NoCritic
 from modules.hierarchy import Flat, LandmarkGraph
 from modules.hierarchy.landmarks import CHUNK
+from modules.hierarchy.patience import trusted
 from modules.types import Distance, Focus, UnusableInput
 from tests.conftest import small, wish
 
@@ -136,6 +137,43 @@ def test_a_hop_that_nobody_has_made_is_not_taken_for_a_short_one():
         highest[unlived] = float(level.plan(start, goal)[0, :, 1].max())
     assert highest[1.0] == 0
     assert highest[10.0] >= 4
+
+
+def test_a_hop_is_made_one_way_and_may_take_several_steps():
+    states = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    level = graph(landmarks=4, unlived=5.0)
+    level.chart(states, states[:3][None] + 0.1)  # one walk, past the first three
+    times = (level.price / priced(level.steps, 1.0)).nan_to_num(1.0)
+    assert times.round().tolist() == [[1, 1, 1, 5], [5, 1, 1, 5], [5, 5, 1, 5], [5, 5, 5, 1]]
+
+
+def test_whoever_gets_nowhere_goes_closely_and_then_owes_for_what_it_chose_and_what_is_beside():
+    here = torch.zeros(3, 2)
+    beside = torch.eye(4).bool()
+    beside[1, 2] = True
+    fresh = trusted(here, 4)._replace(chosen=torch.tensor([1, 4, 1]))
+    none, far = torch.zeros(3), torch.tensor([True, True, True])
+    moved = torch.tensor([0.0, 0.0, 1.0])
+    once = fresh.repaired(here, moved, far, beside)
+    assert once.closely.tolist() == [True, True, False]
+    assert not once.debt.any()
+    twice = once.repaired(here, none, far, beside)
+    assert twice.closely.all()
+    assert (twice.debt > 0).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0] * 5]
+    on = twice.repaired(here, torch.ones(3), far, beside)
+    torch.testing.assert_close(on.debt, twice.debt / 2)
+    assert not twice.repaired(here, torch.ones(3), ~far, beside).debt.any()
+
+
+def test_whoever_goes_closely_goes_to_the_next_landmark_that_it_is_not_at():
+    start, goal = torch.tensor([[1.1, 2.0]]), torch.tensor([[6.1, 2.0]])
+    level = charted(lattice(), stride=3.0)
+    assert level(start, wanting(goal)).goal.tolist() == [pytest.approx([4.1, 2.0])]
+    assert not level.trust.closely.any()
+    level.trust = level.trust._replace(closely=torch.tensor([True]))
+    found = level(start, wanting(goal))
+    assert found.goal.tolist() == [pytest.approx([2.1, 2.0])]
+    assert found.hopes[0, 0, 1].tolist() == goal[0].tolist()  # the others as ever
 
 
 def pushed(place: Tensor, subgoal: Tensor, pace: float = 0.4) -> Tensor:

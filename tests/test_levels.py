@@ -188,7 +188,7 @@ def test_flat_where_there_is_no_goal_and_before_anything_was_learnt():
 def test_what_cannot_be_known_of_a_stride_is_told_by_a_latent_variable_of_the_level():
     """A gust now and then in the middle of a stride: what came of it tells, plans imagine it."""
 
-    def gusty(latent: Latents, steps: int = 300) -> tuple[MacroLevels, float]:
+    def gusty(latent: Latents, steps: int = 300) -> tuple[MacroLevels, float, float]:
         ready = made(latent=latent)
         (above,), price = ready.above, Multiplier()
         parts = [*ready.parameters(), *price.parameters()]
@@ -199,16 +199,17 @@ def test_what_cannot_be_known_of_a_stride_is_told_by_a_latent_variable_of_the_le
             gust = STRIDE * STEP * blows * torch.randn(128, 3, 2, generator=random).sign()
             states[:, 1:] += gust.repeat_interleave(STRIDE, 1).cumsum(1)
             terms, *_ = level_loss(above.level, price, states, actions, random, far=20, slack=0.05)
-            missed = float(terms["prediction"].detach())
+            missed, information = (float(terms[n].detach()) for n in ("prediction", "information"))
             total = 10 * terms.pop("prediction") + 1e-3 * terms.pop("information")
             optimiser.zero_grad()
             (total + sum(terms.values())).backward()
             optimiser.step()
         ready.remembered.copy_(walks(200, 3, random)[0][:, 0])
-        return ready.eval(), missed
+        return ready.eval(), missed, information
 
-    known, error = gusty(SparseLatent.Config(size=2))
-    blind, blind_error = gusty(NoLatent.Config())
+    known, error, told = gusty(SparseLatent.Config(size=2))
+    blind, blind_error, nothing = gusty(NoLatent.Config())
+    assert told > nothing == 0
     assert error < 0.3 * blind_error
     seen: dict[str, Tensor] = {}
     for name, ready in (("known", known), ("blind", blind)):
@@ -218,6 +219,17 @@ def test_what_cannot_be_known_of_a_stride_is_told_by_a_latent_variable_of_the_le
     assert seen["known"].shape[1] == count * seen["blind"].shape[1]
     spread = seen["known"][:, :, 1].unflatten(1, (-1, count)).std(2)
     assert spread.mean() > 0.2 * STRIDE * STEP
+    (above,) = known.above
+    chances = []
+    for seed in (1, 1, 2):
+        above.reset(seed)
+        for _ in range(2):
+            above(START, GOAL, wanting())
+            chances.append(float(above.outlook.chance(torch.zeros(1, 1, 2, 2))[0].sum()))
+    first, second, *rest = chances
+    assert first != second
+    assert rest[:2] == [first, second]
+    assert rest[2] not in (first, second)
     focus = wanting()
     mean, worst = (
         known.above[0](START, GOAL, focus._replace(tail=tail)).energy for tail in (1.0, 0.0)
