@@ -104,12 +104,15 @@ def fixed() -> Variants:
 
 
 def stand_ins() -> Variants:
-    """In the place of variance and covariance: other objectives, or other targets."""
-    base = planned(ami.recipes.two_rooms())
+    """In the place of variance and covariance: other objectives, or other targets; where nothing
+    else keeps the body in the state. What only its targets keep from collapsing has no temporal
+    similarity, whose gradient goes both ways."""
+    base = collapse()["VICReg"]
     bare = weighed(base, variance=0, covariance=0)
 
     def aimed(target: boxes.MovingAverage.Config | boxes.Stopped.Config) -> ami.Config:
-        return replace(bare, objective=replace(bare.objective, target=target))
+        alone = weighed(bare, similarity=0)
+        return replace(alone, objective=replace(alone.objective, target=target))
 
     return {
         "VICReg": base,

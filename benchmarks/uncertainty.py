@@ -47,9 +47,10 @@ TAILS = {"mean": 1.0, "worst": 0.0}
 WINDS = (0.2, 0.4)
 """Chances of a gust in a step."""
 
-RARE, WADE = 0.1, 0.03
-"""The same, where plans differ by what they fear; and a pit that one gets out of in a dozen steps,
-so that a short way along its edge is a gamble: where a fall is the end, nobody takes it."""
+GAMBLE = "0.1 0.06 ledge"
+"""Where plans differ by what they fear: the same, a pit that one gets out of in seven steps, and a
+short way past it on a ledge, from which a fall is likely enough to be feared and too rare to cost
+as much as the detour. Where a fall is the end, nobody takes it."""
 
 ABOVE = {
     "above": MacroLevels.Config(strides=(4,)),
@@ -62,7 +63,8 @@ ABOVE = {
 
 class Winds(Study):
     """Agents of names like "sparse 0.2": a latent variable, and the chance of a gust; then how fast
-    one wades in the pit, and a learnt level above in the place of landmarks."""
+    one wades in the pit, what passes there are, and a learnt level above in the place of
+    landmarks."""
 
     def of_seed(self, name: str, seed: int) -> ami.Config:
         latent, wind, *more = name.split()
@@ -71,6 +73,8 @@ class Winds(Study):
         for part in more:
             if part in ABOVE:
                 config = replace(config, hierarchy=ABOVE[part], survey=NoLesson(), ascend=Ascend())
+            elif part == "ledge":
+                options["passes"] = part
             else:
                 options["wade"] = float(part)
         world = replace(config.world, options=options)
@@ -147,10 +151,10 @@ def by_latent(study: Winds) -> Table:
 
 def by_fear(study: Winds) -> Table:
     """The mean of what may come, and the worst of it, where gusts are rare and falls cost time."""
-    rows = [row("none", "mean", found=study.planned(f"none {RARE} {WADE}", 1.0))]
+    rows = [row("none", "mean", found=study.planned(f"none {GAMBLE}", 1.0))]
     for who, tail in TAILS.items():
-        rows.append(row("sparse", who, found=study.planned(f"sparse {RARE} {WADE}", tail)))
-    known = study.lived(f"none {RARE} {WADE}", "oracle", lambda _: shortest)
+        rows.append(row("sparse", who, found=study.planned(f"sparse {GAMBLE}", tail)))
+    known = study.lived(f"none {GAMBLE}", "oracle", lambda _: shortest)
     rows.append(row("oracle", "", found=known))
     return ["latent variable", "of what may come counts", *COLUMNS], rows
 

@@ -14,7 +14,7 @@ from scipy import stats
 import envs
 from envs.windy_rooms import WindyRoomsEnv, WindyRoomsVectorEnv
 from envs.windy_rooms.experts import round_pit
-from envs.windy_rooms.layouts import draw_pit
+from envs.windy_rooms.layouts import PASSES, draw_pit
 from envs.windy_rooms.physics import Box, moved
 
 CPU = torch.device("cpu")
@@ -341,6 +341,41 @@ def test_the_wind_is_worth_30_points_of_care():
     assert careful.mean() - bold.mean() >= 0.3
 
 
+def test_a_ledge_is_narrower_than_a_gust_and_start_and_goal_lie_on_either_side():
+    pits = [draw_pit(layout, CPU, PASSES["ledge"]) for layout in range(1000)]
+    top, bottom = (torch.stack([side[1] for side in sides]) for sides in zip(*pits, strict=True))
+    assert top.min() > 0.05 - 1e-6
+    assert top.max() < 0.07 + 1e-6 < 0.1
+    assert bottom.max() < 1 - 2 * 0.19
+    worlds, infos = world(2000, passes="ledge", layout=3)
+    assert torch.equal(worlds.pit.low, pits[3].low)
+    start, goal = infos["factors"], infos["goal_factors"]
+    assert (((start - 0.5) * (goal - 0.5))[:, 0] < 0).all()
+    for height in (start[:, 1], goal[:, 1]):
+        assert stats.kstest(height.numpy(), "uniform", (0.05, 0.1)).pvalue > 1e-3
+
+
+@EVERY_LAYOUT
+@pytest.mark.parametrize("wind", [0.0, 0.1])
+def test_a_ledge_is_the_short_way_and_a_gamble_that_who_knows_the_wind_does_not_take(layout, wind):
+    fell, steps = {}, {}
+    for who, act in (("oracle", lambda worlds: worlds.oracle()), ("careless", careless)):
+        worlds, infos = world(500, passes="ledge", layout=layout, wind=wind)
+        first, above = torch.full((500,), math.nan), torch.zeros(500).bool()
+        for step in range(60):
+            *_, infos = worlds.step(act(worlds))
+            new = infos["final_success"] & first.isnan()
+            first = torch.where(new, torch.tensor(step + 1.0), first)
+            x, y = infos["factors"].unbind(-1)
+            above |= ((x - 0.5).abs() < 0.05) & (y < worlds.pit.low[1])
+        fell[who], steps[who] = infos["fallen"].float().mean().item(), first.nanmean().item()
+        share = above.float().mean()
+        assert share > 0.8 if who == "careless" else share < 0.01
+    assert fell["oracle"] <= 0.01
+    assert fell["careless"] == 0 if not wind else 0.15 < fell["careless"] < 0.3
+    assert steps["oracle"] - steps["careless"] > 6
+
+
 @EVERY_LAYOUT
 def test_in_calm_weather_the_oracle_keeps_clear_of_the_pit(layout):
     worlds, infos = world(500, layout=layout, wind=0.0)
@@ -536,6 +571,7 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
         ({"wade": -0.1}, "wade"),
         ({"wade": 1.1}, "wade"),
         ({"starts": "here"}, "rooms, anywhere"),
+        ({"passes": "none"}, "wide, ledge"),
         ({"senses": "smell"}, "state, image"),
         ({"output": "jax"}, "torch"),
         ({"budget": 0}, "budget"),

@@ -14,10 +14,9 @@ ACROSS = ((0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0))  # corners wit
 
 
 def zone_around(pit: Box, goal: Tensor, clear: float) -> Box:
-    """Where not to go: so near the pit, unless a goal [B, 2] is nearer, or a wall."""
+    """Where not to go: so near the pit, unless a goal [B, 2] is nearer."""
     gap = torch.maximum(pit.low - goal, goal - pit.high).amax(-1, keepdim=True)
-    zone = pit.grown(gap.clamp(0, clear))
-    return Box(zone.low.clamp(min=0), zone.high.clamp(max=1))
+    return pit.grown(gap.clamp(0, clear))
 
 
 def next_corner(zone: Box, body: Tensor, goal: Tensor) -> Tensor:
@@ -31,7 +30,8 @@ def next_corner(zone: Box, body: Tensor, goal: Tensor) -> Tensor:
     leave = (corners - there).norm(dim=-1) + FAR * (share_to(core, corners, there) < 1)
     beside = torch.cdist(corners, corners) + FAR * leave.new_tensor(ACROSS)
     reach = (corners - here).norm(dim=-1)
-    blocked = (share_to(core, here, corners) < 1) | (reach < CLOSE)
+    outside = ((corners < 0) | (corners > 1)).any(-1)  # a pass that is too narrow
+    blocked = (share_to(core, here, corners) < 1) | (reach < CLOSE) | outside
     way = reach + FAR * blocked + (beside + leave[:, None]).amin(-1)
     return corners[torch.arange(len(body), device=body.device), way.argmin(-1)]
 

@@ -12,7 +12,7 @@ from ..chance import draw
 from ..plane import direction, shrink_to_disk
 
 STEP = 0.05  # how far a full action moves the body
-LONGEST_GUST = 0.15  # less than from any wall to the pit: none meets both
+LONGEST_GUST = 0.15  # less than a wide pass: there none meets both wall and pit
 DEPTH = 0.02  # how far inside the pit's border the fallen lie
 TINY = 1e-9
 
@@ -59,7 +59,8 @@ def share_to(box: Box, start: Tensor, end: Tensor) -> Tensor:
 
 def moved(pit: Box, body: Tensor, move: Tensor) -> Tensor:
     """Bodies and moves [B, 2] -> bodies; walls stop them, the pit swallows whoever crosses its
-    border, and nobody is moved out of it."""
+    border, and nobody is moved out of it. Where a wall stops a move, its whole way is taken to lead
+    straight to where it ends."""
     end = (body + move).clamp(0, 1)
     share = share_to(pit, body, end)
     inside = pit.grown(-DEPTH)

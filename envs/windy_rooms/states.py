@@ -39,14 +39,16 @@ class State(NamedTuple):
         return (self.distance < REACHED) & ~self.fallen
 
 
-def begin(pit: Box, starts: Starts, senses: Senses, life: Tensor, options: dict[str, Any]) -> State:
+def begin(
+    pit: Box, starts: Starts, bottom: float, senses: Senses, life: Tensor, options: dict[str, Any]
+) -> State:
     """The first moment of the episodes that keys [B] hold; a user's options "factors" and
     "goal_factors" put bodies and goals elsewhere."""
     uniform, _ = draw(mix(life ^ 6), 5)
-    body = draw_start(pit, starts, uniform[:, :3])
+    body = draw_start(pit, starts, bottom, uniform[:, :3])
     if "factors" in options:
         body = read_factors("factors", options["factors"], life)
-    goal = draw_goal(pit, body, uniform[:, 3:])
+    goal = draw_goal(pit, body, bottom, uniform[:, 3:])
     if "goal_factors" in options:
         goal = read_factors("goal_factors", options["goal_factors"], life)
         require_floor(pit, goal)

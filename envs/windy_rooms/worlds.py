@@ -13,7 +13,7 @@ from torch import Tensor
 from ..batched import Array, BatchedEnv, Exam, Seen, pick, require
 from .exams import exams
 from .experts import round_pit
-from .layouts import STARTS, draw_pit
+from .layouts import PASSES, STARTS, draw_pit
 from .physics import LONGEST_GUST, Wind
 from .rendering import draw_picture, to_picture
 from .senses import SENSES
@@ -46,6 +46,7 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
         num_envs: int = 1,
         *,
         layout: int = 0,
+        passes: str = "wide",
         wind: float = 0.2,
         gust: float = 0.1,
         wade: float = 0.0,
@@ -56,7 +57,9 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
         output: str = "numpy",
         render_mode: str | None = None,
     ) -> None:
-        """`layout` is the number that the pit, one for all, is drawn from. `wind` is the chance of
+        """`layout` is the number that the pit, one for all, is drawn from. `passes` beside it are
+        both "wide", or the upper one is a "ledge" narrower than the default gust: near by, starts
+        and goals lie above, and a gamble where the detour below is none. `wind` is the chance of
         a gust in a step and `gust` its length. `wade` is the share of a step that whoever is in the
         pit still moves by: 0, and nobody comes out. `starts` are in "rooms", or "anywhere" but in
         the pit. `senses` are the "state" [2], x and y from -1 to 1, or an "image" [2, 32, 32], body
@@ -70,7 +73,8 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
         require("wade", wade, 0, 1)
         self.wade = wade
         self.wind, self.starts = Wind(wind, gust), pick("starts", starts, STARTS)
-        self.pit = draw_pit(layout, torch.device(device))
+        self.passes = pick("passes", passes, PASSES)
+        self.pit = draw_pit(layout, torch.device(device), self.passes)
         self.senses = pick("senses", senses, SENSES)(self.pit)
         super().__init__(
             num_envs,
@@ -110,7 +114,7 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
         return self._out(to_picture(torch.as_tensor(factors, dtype=torch.float32)))
 
     def _begin(self, life: Tensor, options: dict[str, Any]) -> State:
-        return begin(self.pit, self.starts, self.senses, life, options)
+        return begin(self.pit, self.starts, self.passes.bottom, self.senses, life, options)
 
     def _advance(self, state: State, actions: Tensor) -> State:
         return advance(self.pit, self.wind, self.wade, state, actions)
