@@ -63,7 +63,7 @@ class Progress:
     def _pace(self, now: float) -> str:
         rate = (self._done - self._start) / max(now - self._began, 1e-9)
         left = max(self._total - self._done, 0) / max(rate, 1e-9)
-        return f"{rate:.3g}/s  {_duration(left)} left"
+        return f"{rate:.3g}/s  {duration(left)} left"
 
 
 class Silence:
@@ -182,7 +182,7 @@ def _pair(item: tuple[str, Number]) -> str:
     return f"{item[0]} {float(item[1]):.3g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """65 s, 12 min, 3.4 h: as precise as an estimate deserves."""
     if seconds < 120:
         return f"{seconds:.0f} s"

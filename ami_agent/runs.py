@@ -94,6 +94,14 @@ def manifest_of(run: Path) -> dict[str, Any]:
     return known
 
 
+def seconds_of(run: Path) -> float:
+    """That its lessons took; raises UnusableInput if nobody knows."""
+    each = manifest_of(run).get("seconds")
+    if not isinstance(each, dict) or not all(isinstance(s, int | float) for s in each.values()):
+        raise UnusableInput(f"{run / 'manifest.json'} tells no seconds of its lessons")
+    return float(sum(each.values()))
+
+
 def manifest(seed: int, device: str) -> dict[str, Any]:
     """What one has to know to get the same numbers again."""
     return {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import gc
+import io
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -229,6 +231,36 @@ def test_a_study_that_is_interrupted_goes_on_where_it_was(tmp_path):
 
 
 @pytest.mark.slow
+def test_how_long_it_takes_is_told_before_and_after(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def said(out, seeds=2):
+        heard = Console(record=True, file=io.StringIO(), width=200)
+        study(
+            "lines", {"all": config_of()}, out=out, seeds=seeds, episodes=2, device="cpu",
+            crew=Alone(heard), console=heard,
+        )  # fmt: skip
+        return heard.export_text()
+
+    first = said(tmp_path / "first")
+    assert "no finished run of gym tells how long it takes; the first will" in first
+    worked, taken, at_once = re.search(
+        r"(\d+) s of work in (\d+) s: (\d\.\d+) at a time", first
+    ).groups()  # fmt: skip
+    assert int(worked) <= int(taken)
+    assert 0.5 < float(at_once) <= 1
+    for number, seconds in enumerate([[10.0, 0.5], [20.0, 0.5], "forged"]):
+        elsewhere = tmp_path / "runs" / "gym" / str(number)
+        elsewhere.mkdir(parents=True)
+        lessons = dict(zip("ab", seconds, strict=True)) if number < 2 else seconds
+        (elsewhere / "manifest.json").write_text(json.dumps({"seed": 0, "seconds": lessons}))
+        (elsewhere / "eval.json").write_text("{}")
+    assert "about 31 s of training, as runs/gym/0 and 1 more took 16 s" in said(tmp_path / "other")
+    again = said(tmp_path / "first", seeds=3)
+    assert re.search(r"of training, as \S+first/all/0 and 1 more took", again)
+    assert "of work" not in said(tmp_path / "first", seeds=3)
+
+
 def test_a_process_that_dies_takes_no_other_with_it(tmp_path):
     configs = {"base": config_of(), "deadly": config_of("kills")}
     done = run(configs, tmp_path / "two", Processes(2), seeds=1)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import socket
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -49,6 +50,8 @@ class Outcome(NamedTuple):
     seed: int
     marks: Mapping[str, Any] | None
     failure: str = ""
+    seconds: float = 0.0
+    """That it took now; none where it was known before."""
 
 
 def known(job: Job) -> Mapping[str, Any] | None:
@@ -63,6 +66,8 @@ def known(job: Job) -> Mapping[str, Any] | None:
 def carry_out(job: Job, console: Console) -> Outcome:
     """Trains, or goes on, and evaluates both modes. What goes wrong is told, not raised: the rest
     of the study doesn't depend on it."""
+    began = time.monotonic()
+    marks, failure = None, ""
     try:
         marks = known(job)
         if marks is None:
@@ -77,15 +82,15 @@ def carry_out(job: Job, console: Console) -> Outcome:
             found = judge(agent, job.config.evaluation, episodes=job.episodes, seed=first)
             marks = {mode: {"recipe": job.config.recipe, **row} for mode, row in found.items()}
             runs.write_json(job.run / "eval.json", marks)
-        return Outcome(job.variant, job.seed, marks)
     except Exception as error:  # a variant may fail in any way
         told = " ".join(str(error).split()) or type(error).__name__
         kind = "" if isinstance(error, UnusableInput) else f"{type(error).__name__}: "
-        return Outcome(job.variant, job.seed, None, kind + told)
+        marks, failure = None, kind + told
     finally:
         # an agent and its lessons know each other, and hold gigabytes: who counts objects alone
         # would let them lie until the next run has as many of its own
         gc.collect()
+    return Outcome(job.variant, job.seed, marks, failure, time.monotonic() - began)
 
 
 class Crew(Protocol):

@@ -1,34 +1,26 @@
-"""A study: variants by seeds, each run in a folder, and what follows from them."""
+"""What a study found, and how it is told: to people in a table and sentences, to machines."""
 
 from __future__ import annotations
 
 import csv
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from ami_agent import runs, settings
-from ami_agent.ablate.jobs import Crew, Job, Outcome, known
+from ami_agent import settings
+from ami_agent.ablate.jobs import Outcome
 from ami_agent.ablate.verdict import (
     Difference,
     Measure,
-    detectable,
     difference,
     improvement,
     interquartile,
     measure_of,
-    seeds_for,
     words,
 )
 from ami_agent.build import Config
-from ami_agent.checks import check_lessons
 from ami_agent.statistics import Estimate
-from modules.types import UnusableInput
 
 MODES = ("plan", "react")
 
@@ -120,89 +112,11 @@ class Study:
         }
 
 
-def study(
-    name: str, configs: Mapping[str, Config], *, out: Path, seeds: int, episodes: int, device: str,
-    crew: Crew, console: Console,
-) -> Study:  # fmt: skip
-    """Trains and evaluates every variant with every seed, seed by seed, so that a study that is
-    stopped early compares all; runs already finished are not repeated. Writes study.json and
-    study.csv into `out`.
-
-    Raises UnusableInput for settings that can't be, and folders that hold something else."""
-    if seeds < 1:
-        raise UnusableInput(f"--seeds is {seeds}; there must be at least 1")
-    runs.check_folder(out)
-    for config in configs.values():
-        check_lessons(config)
-    jobs = [
-        Job(variant, config, out / folder(variant) / str(seed), seed, episodes, device)
-        for seed in range(seeds)
-        for variant, config in configs.items()
-    ]
-    before = {(j.variant, j.seed): known(j) for j in jobs}
-    left = [j for j in jobs if before[j.variant, j.seed] is None]
-    _foretell(console, seeds, len(jobs), len(left))
-    for job in left:
-        if (job.run / "config.json").exists():
-            runs.check_same(job.run, job.config, job.seed)
-    found = {key: Outcome(*key, marks) for key, marks in before.items() if marks is not None}
-    began = time.monotonic()
-    for count, outcome in enumerate(crew.work(left), 1):
-        found[outcome.variant, outcome.seed] = outcome
-        _progress(console, outcome, count, len(left), time.monotonic() - began)
-    outcomes = {name: [found[name, seed] for seed in range(seeds)] for name in configs}
-    seconds = {
-        variant: [_seconds(out / folder(variant) / str(o.seed)) for o in each if o.marks]
-        for variant, each in outcomes.items()
-    }
-    done = Study(name, configs, seeds, outcomes, seconds)
-    runs.write_json(out / "study.json", done.told())
-    _write_csv(out / "study.csv", done)
-    return done
-
-
-def folder(variant: str) -> str:
-    """What a variant's runs lie in."""
-    return "".join(c if c.isalnum() or c in "._+" else "-" for c in variant)
-
-
-def _seconds(run: Path) -> float:
-    return sum(runs.manifest_of(run)["seconds"].values())
-
-
-def _foretell(console: Console, seeds: int, jobs: int, left: int) -> None:
-    """What so many seeds can tell, before anything is spent."""
-    if seeds == 1:
-        able = "one seed has no interval: nothing will follow from a difference"
-    else:
-        able = (
-            f"{seeds} seeds tell a difference from chance where it is {detectable(seeds):.2g} "
-            f"times the spread between seeds; one as large as the spread takes {seeds_for(1.0)}, "
-            f"half as large {seeds_for(0.5)}"
-        )
-    done = f", {jobs - left} of them finished before" if left < jobs else ""
-    console.print(f"{jobs} runs{done}; {able}", highlight=False, soft_wrap=True)
-
-
-def _progress(console: Console, outcome: Outcome, count: int, total: int, seconds: float) -> None:
-    said = f"failed: {outcome.failure}"
-    if outcome.marks is not None:
-        measure = measure_of(outcome.marks["plan"])
-        marks = (f"{mode} {measure.of(outcome.marks[mode]):.3g}" for mode in MODES)
-        said = f"{', '.join(marks)} {measure.unit}"
-    left = ceil(seconds / count * (total - count) / 60)
-    console.print(
-        f"{count} of {total}: {outcome.variant}, seed {outcome.seed}: {said}"
-        + (f"; about {left} min left" if count < total else ""),
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
-
-
 COLUMNS = ("variant", "seed", "mode", "success", "final_success", "score", "return", "steps",
            "length", "ms_per_action_batched", "failure")  # fmt: skip
 
 
-def _write_csv(path: Path, done: Study) -> None:
+def write_csv(path: Path, done: Study) -> None:
     draft = path.with_suffix(".unfinished")
     with draft.open("w", newline="") as file:
         rows = csv.writer(file)
