@@ -155,7 +155,7 @@ def test_what_a_level_above_hopes_for_is_drawn_and_a_flat_mind_hopes_for_nothing
     obs, _ = WORLD.build(12).reset(0)
     with torch.no_grad():
         states = agent.perceive(obs)
-    agent.hierarchy.chart(states, states[None])
+    agent.hierarchy.chart(states, states[None], states[:, None])
     (episode,) = lived(agent, ReadOut(agent, WORLD, 0, REACH), 1, "plan", 3)
     assert episode.moments[0].hopes.shape == (1, 3, 2)
     green = np.array([15, 143, 131])

@@ -16,6 +16,8 @@ from ami_agent.lessons.critic import critic_of
 from ami_agent.life import WorldConfig
 from ami_agent.losses import Multiplier, level_loss
 from modules.hierarchy import LandmarkGraph, MacroLevels
+from modules.hierarchy.landmarks import CHUNK
+from modules.planners.outlook import hypercube
 from modules.types import UnusableInput, require
 
 if TYPE_CHECKING:
@@ -123,14 +125,17 @@ class Surveyor:
     milestone = ""
 
     def __init__(self, lesson: Survey, agent: Agent, graph: LandmarkGraph, seed: int) -> None:
-        self.graph, self.distance = graph, critic_of(agent)
+        self.graph, self.distance, self.model = graph, critic_of(agent), agent.world_model
         self.total, self.step = graph.config.landmarks, 0
         random = torch.Generator().manual_seed(seed)
         memory = as_states(agent)
         with torch.no_grad():
-            self.states = memory.sample(lesson.remembered, 1, random).states[:, 0]
+            lived = memory.sample(lesson.remembered, 1, random)
+            self.states, self.actions = lived.states[:, 0], lived.actions[:, 0]
             self.walks = memory.sample(lesson.walks, lesson.length, random).states
             self.embedded = self.distance.embed(self.states)
+        chances = self.model.level(0).latent.chances
+        self.chance = hypercube(graph.config.futures if chances else 1, 1, chances, random)
         self.apart = self.states.new_full((lesson.remembered,), torch.inf)
         self.chosen: list[Tensor] = []
 
@@ -147,7 +152,16 @@ class Surveyor:
 
     @torch.no_grad()
     def finish(self) -> None:
-        self.graph.chart(self.states[torch.stack(self.chosen)], self.walks)
+        chosen = torch.stack(self.chosen)
+        futures = torch.cat([self._futures(part) for part in chosen.split(CHUNK)])
+        self.graph.chart(self.states[chosen], self.walks, futures)
+
+    def _futures(self, chosen: Tensor) -> Tensor:
+        """Where landmarks `[K]` may lead when what was done there is done again, `[K, F, D]`, with
+        the same chance for all; `[K, 1, D]` where all can be known."""
+        actions = self.actions[chosen][:, None, None].to(self.states)
+        ahead = self.model.imagine(self.states[chosen], actions, self.chance.to(self.states))
+        return ahead.states[:, :, 1]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +22,30 @@ LEAST = 1e-3
 """Price of a hop, at least."""
 
 
+class Map(NamedTuple):
+    """The landmarks for who fears as much as it does."""
+
+    price: Tensor  # [K, K] of each hop
+    total: Tensor  # [K, K] of the cheapest way
+    luck: Tensor  # [K] steps that luck costs in a step there
+
+
 class LandmarkGraph(nn.Module):
     """A level that plans by dynamic programming over remembered states (search on the replay
     buffer, Eysenbach et al. 2019; landmarks, Huang et al. 2019).
 
     A hop from one to another of d steps, as the critic has it, costs d (1 + (d / hop)^2): near by
     it can be trusted, and the further the less. A hop that nobody has ever made is dearer still: it
-    may lead through a wall. The subgoal lies a stride along the cheapest way; it is the goal itself
+    may lead through a wall. And where luck may throw one back, in its pit for instance, every step
+    costs as much more as the way back is long, on the mean or at the worst as the task has it. The
+    subgoal lies a stride along the cheapest way; it is the goal itself
     where going there directly is no dearer, so short ways are flat. Who gets nowhere looks for
     another way (`Trust`)."""
 
     rungs: Sequence[Rung] = ()  # remembered, not learnt
     states: Tensor
     steps: Tensor
+    setbacks: Tensor
     price: Tensor
     total: Tensor
 
@@ -53,12 +65,14 @@ class LandmarkGraph(nn.Module):
         """How many landmarks ahead the way is looked at."""
         every: int = 1
         """Steps of the level below for which a subgoal stands."""
+        futures: int = 256
+        """How many next states of each landmark tell what luck may cost there, F."""
         patience: int = 8
         """Plans after which whoever has got nowhere looks for another way."""
 
         def __post_init__(self) -> None:
             require(self, landmarks=2, hop=1e-3, unlived=1)
-            require(self, stride=1e-3, ahead=1, hops=1, every=1, patience=1)
+            require(self, stride=1e-3, ahead=1, hops=1, every=1, futures=1, patience=1)
 
         def build(self, shape: Shape, action_dim: int, distance: Distance | None) -> LandmarkGraph:
             if distance is None:
@@ -72,6 +86,7 @@ class LandmarkGraph(nn.Module):
         count = config.landmarks
         self.config, self.distance = config, distance
         self.register_buffer("states", torch.zeros(count, size))
+        self.register_buffer("setbacks", torch.zeros(count, config.futures))
         for name in ("steps", "price", "total"):
             self.register_buffer(name, torch.zeros(count, count))
         self.known = False
@@ -82,6 +97,7 @@ class LandmarkGraph(nn.Module):
         self.calls, self.hopes = 0, torch.empty(0, 0, 0)
         self.embedded: Tensor | None = None  # the landmarks, [K, F]
         self.trust: Trust | None = None
+        self.feared: dict[float, Map] = {}  # by the share of the worst that counts
 
     def charted(self) -> bool:
         """Whether there are landmarks yet; asked of the device only until there are."""
@@ -89,18 +105,22 @@ class LandmarkGraph(nn.Module):
         return self.known
 
     @torch.no_grad()
-    def chart(self, states: Tensor, walks: Tensor) -> None:
+    def chart(self, states: Tensor, walks: Tensor, futures: Tensor) -> None:
         """These `[K, D]` are the landmarks. Stretches of life `[N, T, D]` tell which hops were
-        made: from the landmark nearest to a state to the one nearest to a later state."""
+        made: from the landmark nearest to a state to the one nearest to a later state. `futures`
+        `[K, F, D]`: where each landmark may lead in one and the same step; `[K, 1, D]` where all
+        can be known."""
         known = self.distance.embed(states)
         steps = self.distance.between(known[:, None], known)
-        self.embedded = None
+        self.embedded, self.feared = None, {}
         self.states.copy_(states)
         self.steps.copy_(steps)
+        back = self.distance.between(self.distance.embed(futures), known[:, None])  # [K, F]
+        self.setbacks.copy_((back - back.amin(1, keepdim=True)).sort(1, descending=True).values)
         price = torch.where(self._lived(known, walks), 1, self.config.unlived) * self._priced(steps)
         # nothing is for nothing but to stay, or two landmarks in one place would lead to each other
         self.price.copy_(price.clamp_min(LEAST).fill_diagonal_(0))
-        self.total.copy_(shortest_paths(self.price))
+        self.total.copy_(shortest_paths(self._feared(self._luck(1.0))))
 
     def _lived(self, known: Tensor, walks: Tensor) -> Tensor:
         """`[K, F]`, `[N, T, D]` -> which hops were made, `[K, K]` bool."""
@@ -122,16 +142,35 @@ class LandmarkGraph(nn.Module):
         if len(self.hopes) != len(state):
             self.reset()
         if self.calls % self.config.every == 0:
-            self.hopes = self._led(state, focus.goal)
+            self.hopes = self._led(state, focus.goal, self._map(focus.tail))
         self.calls += 1
         return focus._replace(goal=self.hopes[:, 0], hopes=self.hopes[:, None])
 
-    def plan(self, state: Tensor, goal: Tensor) -> Tensor:
-        """States, goals `[B, D]` -> where the cheapest way leads, stride by stride `[B, H, D]`."""
+    def plan(self, state: Tensor, goal: Tensor, tail: float = 1.0) -> Tensor:
+        """States, goals `[B, D]` -> where the cheapest way leads, stride by stride `[B, H, D]`,
+        when the worst share `tail` of what may come counts."""
         here = self.distance.embed(state)
-        return self._way(here, goal, trusted(here, len(self.states)))[0]
+        return self._way(here, goal, trusted(here, len(self.states)), self._map(tail))[0]
 
-    def _led(self, state: Tensor, goal: Tensor) -> Tensor:
+    def _map(self, tail: float) -> Map:
+        """For who fears so much; found once an episode."""
+        if tail not in self.feared:
+            luck = self._luck(tail)
+            price = self._feared(luck)
+            total = self.total if tail == 1 else shortest_paths(price)
+            self.feared[tail] = Map(price, total, luck)
+        return self.feared[tail]
+
+    def _luck(self, tail: float) -> Tensor:
+        """`[K]`"""
+        return self.setbacks[:, : max(1, round(tail * self.config.futures))].mean(1)
+
+    def _feared(self, luck: Tensor) -> Tensor:
+        """The price of every hop, `[K, K]`: who leaps over a place does not land there, so the
+        worse of its two ends counts for all of it."""
+        return self.price + self.steps * torch.maximum(luck[:, None], luck)
+
+    def _led(self, state: Tensor, goal: Tensor, known: Map) -> Tensor:
         """The same, by a map that is repaired where it led nowhere."""
         here, between = self.distance.embed(state), self.distance.between
         trust = self.trust or trusted(here, len(self.states))
@@ -140,11 +179,11 @@ class LandmarkGraph(nn.Module):
             moved, left = between(trust.before, here), between(here, self.distance.embed(goal))
             hop = self.config.hop
             trust = trust.repaired(here, moved, left > hop, self.steps < hop)
-        hopes, chosen = self._way(here, goal, trust)
+        hopes, chosen = self._way(here, goal, trust, known)
         self.trust = trust._replace(chosen=chosen)
         return hopes
 
-    def _way(self, here: Tensor, goal: Tensor, trust: Trust) -> tuple[Tensor, Tensor]:
+    def _way(self, here: Tensor, goal: Tensor, trust: Trust, known: Map) -> tuple[Tensor, Tensor]:
         """From embedded states `[B, F]` to goals `[B, D]`: the way `[B, H, D]`, and its first hop
         `[B]`, K where it leads straight to the goal."""
         if self.embedded is None:
@@ -153,18 +192,19 @@ class LandmarkGraph(nn.Module):
         last = self.distance.between(self.embedded, there[:, None])  # [B, K]
         onward = self._priced(last)
         to_go = onward  # [B, K]
-        for total, left in zip(self.total.split(CHUNK, 1), onward.split(CHUNK, 1), strict=True):
+        for total, left in zip(known.total.split(CHUNK, 1), onward.split(CHUNK, 1), strict=True):
             to_go = torch.minimum(to_go, (total + left[:, None]).amin(-1))
         first = self.distance.between(here[:, None], self.embedded)  # [B, K]
         direct = self.distance.between(here, there)
-        price, node = (trust.debt[:, :-1] + self._priced(first) + to_go).min(1)
+        leaving = self._priced(first) + first * known.luck
+        price, node = (trust.debt[:, :-1] + leaving + to_go).min(1)
         arrived = trust.debt[:, -1] + self._priced(direct) <= price
         chosen = torch.where(arrived, len(self.states), node)
         spots = [torch.where(arrived[:, None], goal, self.states[node])]
         ways = [torch.where(arrived, direct, _at(first, node))]
         for _ in range(self.config.hops - 1):
             # never to itself, or the way would never go on
-            onto = self.price[node].scatter(1, node[:, None], torch.inf)
+            onto = known.price[node].scatter(1, node[:, None], torch.inf)
             price, following = (onto + to_go).min(1)
             arrives = _at(onward, node) <= price
             walked = torch.where(arrives, _at(last, node), self.steps[node, following])
