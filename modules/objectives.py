@@ -147,10 +147,15 @@ def prototypes(
     """From what was predicted `[N, D]` is to be told to which of some learnt kinds `[K, D]` belongs
     what came `[N, D]`, and the other way round; all kinds are met as often; scalar.
 
-    SwAV's swapped prediction (Caron et al. 2020, equations 1 and 2).
+    SwAV's swapped prediction (Caron et al. 2020, equations 1 and 2). Each view is centred first, as
+    by the batch normalisation of its projector: states that hardly differ yet, far from the origin,
+    would all be of one kind, and stay so.
     """
     ways = nn.functional.normalize(kinds, dim=-1)
-    one, other = (nn.functional.normalize(v, dim=-1) @ ways.T for v in (predicted, target))
+    one, other = (
+        nn.functional.normalize(view - view.mean(0), dim=-1) @ ways.T
+        for view in (predicted, target)
+    )
     swapped = ((other, one), (one, other))
     return torch.stack([
         nn.functional.cross_entropy(likely / temperature, sinkhorn(seen))

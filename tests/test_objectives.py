@@ -270,13 +270,14 @@ def test_a_margin_by_hand():
 
 def test_prototypes_by_hand():
     ways = torch.eye(2)
-    right = log(1 + exp(-1 / 0.1))  # each is of its own kind, and told to be
-    assert objectives.prototypes(3 * ways, ways, 2 * ways).item() == pytest.approx(right, rel=0.02)
-    wrong = right + 1 / 0.1
+    # each is of its own kind, and told to be; from the mean of both, their cosines are +-sqrt(1/2)
+    right = log(1 + exp(-(2**0.5) / 0.1))
+    found = objectives.prototypes(3 * ways + 7, ways, 2 * ways).item()
+    assert found == pytest.approx(right, rel=0.02, abs=1e-7)
+    wrong = right + 2**0.5 / 0.1
     assert objectives.prototypes(ways.flip(0), ways, ways).item() == pytest.approx(wrong, rel=1e-3)
     same = ways[:1].expand(2, -1)  # collapsed: both kinds must be met, and can't be told apart
-    between = (right + wrong) / 2
-    assert objectives.prototypes(same, same, ways).item() == pytest.approx(between, rel=1e-3)
+    assert objectives.prototypes(same, same, ways).item() == pytest.approx(log(2), rel=1e-3)
 
 
 def test_every_kind_is_met_as_often_and_every_thing_is_whole():
