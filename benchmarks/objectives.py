@@ -105,13 +105,14 @@ def fixed() -> Variants:
 
 def stand_ins() -> Variants:
     """In the place of variance and covariance: other objectives, or other targets; where nothing
-    else keeps the body in the state. What only its targets keep from collapsing has no temporal
-    similarity, whose gradient goes both ways."""
+    else keeps the body in the state. What only its targets keep from collapsing agrees in direction
+    alone with them, as published, and hardly in length; and it has no temporal similarity, whose
+    gradient goes both ways."""
     base = collapse()["VICReg"]
     bare = weighed(base, variance=0, covariance=0)
 
     def aimed(target: boxes.MovingAverage.Config | boxes.Stopped.Config) -> ami.Config:
-        alone = weighed(bare, similarity=0)
+        alone = weighed(bare, similarity=0, prediction=0.1, agreement=1)
         return replace(alone, objective=replace(alone.objective, target=target))
 
     return {

@@ -129,6 +129,17 @@ def margin(predicted: Tensor, target: Tensor, wide: float = 1.0) -> Tensor:
     return (near + (wide - far).relu().square()).mean() / 2
 
 
+def agreement(predicted: Tensor, target: Tensor) -> Tensor:
+    """What was predicted `[N, D]` points the way of what came `[N, D]`, however long either is; 0
+    where it does, 4 where it points the other way; scalar.
+
+    BYOL (Grill et al. 2020, equation 2), and with a stopped gradient SimSiam (Chen & He 2021,
+    equation 1). Each view is centred first, as by the batch normalisation of their projectors.
+    """
+    views = [nn.functional.normalize(view - view.mean(0), dim=-1) for view in (predicted, target)]
+    return (views[0] - views[1]).square().sum(-1).mean()
+
+
 def straightness(states: Tensor) -> Tensor:
     """One minus the cosine between steps that follow each other, `[B, T + 1, D]`: a path that is
     straight in the world's own terms costs nothing; 0 where there are no two steps; scalar.
@@ -214,7 +225,10 @@ class Weights:
     margin: float = 0.0
     straightness: float = 0.0
     prototypes: float = 0.0
+    agreement: float = 0.0
 
 
-OTHERS = ("redundancy", "gaussianity", "contrast", "margin", "straightness", "prototypes")
+OTHERS = (
+    "redundancy", "gaussianity", "contrast", "margin", "straightness", "prototypes", "agreement",
+)  # fmt: skip
 """Terms that stand in for others, computed only where they have a weight."""

@@ -117,7 +117,7 @@ def test_imports_are_read_as_python_reads_them():
         "envs.single",
         "envs.two_rooms.worlds",
     }
-    assert "modules.objectives" in ours(HOME / "ami_agent/losses.py")
+    assert "modules.objectives" in ours(HOME / "ami_agent/losses/world_model.py")
 
 
 def test_the_nouns_know_nobody():

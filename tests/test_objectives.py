@@ -289,6 +289,14 @@ def test_every_kind_is_met_as_often_and_every_thing_is_whole():
     assert objectives.sinkhorn(torch.tensor([[-1e9, 0.0]])).isfinite().all()
 
 
+def test_agreement_by_hand():
+    ways = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    assert objectives.agreement(3 * ways + 7, ways).item() == pytest.approx(0, abs=1e-6)
+    assert objectives.agreement(-ways, ways).item() == pytest.approx(4)
+    assert objectives.agreement(ways.roll(1, 0), ways).item() == pytest.approx(2)  # right angles
+    assert objectives.agreement(0 * ways, ways).item() == pytest.approx(1)  # collapsed
+
+
 def test_straightness_by_hand():
     straight = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]]])
     corner = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 2.0], [1.0, 1.0]]])

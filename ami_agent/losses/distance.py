@@ -1,0 +1,94 @@
+"""What critics of distance learn, and the levels above, which have one each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from modules import objectives
+from modules.distance import Quasimetric
+from modules.hierarchy.levels import UpperLevel
+
+
+class Multiplier(nn.Module):
+    """The dual variable of a constraint, at least 0; it grows while the constraint is violated."""
+
+    def __init__(self, start: float = 1.0, speed: float = 100.0) -> None:
+        super().__init__()
+        self.speed = speed
+        self.raw = nn.Parameter(torch.tensor(start).expm1().log() / speed)
+
+    def forward(self) -> Tensor:
+        return nn.functional.softplus(self.speed * self.raw)
+
+
+def quasimetric_loss(
+    distance: Quasimetric, multiplier: Multiplier, state: Tensor, next_state: Tensor, *,
+    far: float, slack: float,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Quasimetric RL (Wang et al. 2023, equation 10): push everything apart, but let no lived step
+    cost more than 1. States and next states `[..., B, D]`, drawn at random: a state's goal is its
+    neighbour among the B; `far` in steps."""
+    start, step = distance.embed(state), distance.embed(next_state)
+    apart = distance.between(start, start.roll(1, -2))  # [..., B]
+    push = nn.functional.softplus(far - apart, beta=0.1).mean()
+    violation = (distance.between(start, step) - 1).relu().square().mean() - slack**2
+    price = multiplier()
+    return {
+        "far": push,
+        "near": price.detach() * violation,
+        "price": -price * violation.detach(),
+    }
+
+
+def level_loss(
+    level: UpperLevel, multiplier: Multiplier, states: Tensor, actions: Tensor,
+    random: torch.Generator, *, far: float, slack: float,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
+    """A level above learns from states `[B, T * stride + 1, D]` of the one below and what was done
+    `[B, T * stride, A]`: to predict in its own strides, what macro-actions there are, how far it
+    is. Returns the terms, and its own states `[B, T + 1, D]` and macro-actions `[B, T, M]`."""
+    own, macros = level.lift(states[:, :: level.stride]), level.chunks(actions)
+    before, after, model = own[:, :-1], own[:, 1:], level.model.level(0)
+    chance = torch.rand((*macros.shape[:2], model.latent.chances), generator=random).to(own)
+    inferred = model.latent.infer(before, macros, after, chance, model.dynamics)
+    now, then = (part.detach().transpose(0, 1) for part in (before, after))  # [T, B, D]
+    terms = {
+        "prediction": objectives.prediction(model.unroll(own[:, 0], inferred.acting)[:, 1:], after),
+        "variance": objectives.variance(own.flatten(0, 1)),
+        "covariance": objectives.covariance(own.flatten(0, 1)),
+        "information": inferred.information,
+        "foresight": inferred.prior,
+        "prior": level.macros(before.detach()).surprise(macros.detach()).mean(),
+        **quasimetric_loss(level.distance, multiplier, now, then, far=far, slack=slack),
+    }
+    return terms, own, macros
+
+
+def temporal_difference_loss(
+    distance: nn.Module, slow: nn.Module, state: Tensor, next_state: Tensor, goal: Tensor,
+) -> dict[str, Tensor]:  # fmt: skip
+    """d(s, g) = 1 + d(s', g), nothing to go once there; `slow` is a lagging copy.
+
+    Off-policy, so each lived step only promises an upper bound: errors downward weigh less, as in
+    expectile regression (IQL, Kostrikov et al. 2022).
+    """
+    with torch.no_grad():
+        there = (next_state - goal).square().sum(-1) < 1e-6
+        promised = 1 + slow(next_state, goal).masked_fill(there, 0)
+    error = distance(state, goal) - promised
+    weight = torch.where(error > 0, 0.9, 0.1)
+    return {"bellman": (weight * error.square()).mean()}
+
+
+def taught_loss(
+    distance: nn.Module, state: Tensor, goal: Tensor, steps: Tensor
+) -> dict[str, Tensor]:
+    """Regression on known steps to go `[B]`; relative, so that near goals are learnt as well.
+
+    Infinite steps, a goal that no known path leads to, teach nothing.
+    """
+    known = steps.isfinite()
+    steps = steps.masked_fill(~known, 0)
+    error = (distance(state, goal) - steps).square() / (1 + steps)
+    return {"taught": (error * known).sum() / known.sum().clamp_min(1)}

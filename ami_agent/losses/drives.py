@@ -1,0 +1,67 @@
+"""What the policy learns, and the critics of drives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from modules.actor import Policy
+from modules.drives import Drives
+from modules.planners.outlook import Thought
+
+
+def policy_loss(
+    policy: Policy, state: Tensor, goal: Tensor, condition: Tensor, action: Tensor
+) -> dict[str, Tensor]:
+    """Imitation of Mode-2's first action `[B, A]`; states, goals `[B, D]`, the task `[B, W]`."""
+    return {"imitation": policy.bounds.missed(policy.free(state, goal, condition), action).mean()}
+
+
+def lambda_returns(
+    cost: Tensor, ahead: Tensor, lives: Tensor, discount: float, trace: float
+) -> Tensor:
+    """TD(lambda): what is still to come after each of T states, `[B, T, W]`, when `cost`
+    `[B, T, W]` is felt on arrival at the next, which promises `ahead` `[B, T, W]`; that much only
+    as life goes on, `lives` `[B, T]`, from 0 to 1 (Sutton & Barto 2018, 12.8)."""
+    goes_on = lives.to(cost)[..., None] * discount
+    later, found = ahead[:, -1], []
+    for step in reversed(range(cost.shape[1])):
+        mixed = (1 - trace) * ahead[:, step] + trace * later
+        later = cost[:, step] + goes_on[:, step] * mixed
+        found.append(later)
+    return torch.stack(found[::-1], 1)
+
+
+SATURATED = 2.5
+"""Where an action that is bounded by tanh hardly moves any more: 99 % of the way."""
+
+
+def actor_critic_loss(
+    thought: Thought, free: Tensor, drives: Drives, foresight: nn.Module, slow: nn.Module,
+    trace: float,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Of the policy's own futures `[B, 1, H, ..]`: their energy, in units of its own spread, or a
+    task with large costs would take larger steps; how far its actions before they are bounded,
+    `free` `[B, A]`, are out where nothing is learnt any more; and what the states promise, against
+    what is felt from there on, weighed by the chance to be alive by then."""
+    energy, future = thought.energy, thought.rollout
+    with torch.no_grad():
+        felt = drives(future.interoception).flatten(0, 1)  # [B, H, W]
+        lives = drives.lives(future.interoception).flatten(0, 1)  # [B, H]
+        alive, _ = drives.alive(future.interoception.flatten(0, 1))
+        states = future.states.detach().flatten(0, 1)  # [B, H + 1, D]
+        returns = lambda_returns(felt, slow(states[:, 1:]), lives, foresight.discount, trace)  # type: ignore[arg-type]
+    error = (foresight.every(states[:, :-1]) - returns) / foresight.scale  # type: ignore[operator]
+    return {
+        "energy": (energy / energy.detach().std(correction=0).clamp_min(1e-6)).mean(),
+        "excess": (free.abs() - SATURATED).relu().square().mean(),
+        "foresight": (alive[..., None] * error.square()).mean(),
+    }
+
+
+def foresight_loss(predicted: Tensor, returns: Tensor, expectile: float) -> dict[str, Tensor]:
+    """Regression on returns, each `[..., W]`. Memory was lived for other ends, so what came cheaper
+    than expected counts `expectile` and what came dearer the rest (IQL, Kostrikov et al. 2022)."""
+    error = returns - predicted
+    weight = torch.where(error < 0, expectile, 1 - expectile)
+    return {"foresight": (weight * error.square()).mean()}
