@@ -75,6 +75,7 @@ class Winds(Study):
                 config = replace(config, hierarchy=ABOVE[part], survey=NoLesson(), ascend=Ascend())
             elif part == "ledge":
                 options["passes"] = part
+                config = _finer(config)
             else:
                 options["wade"] = float(part)
         world = replace(config.world, options=options)
@@ -108,6 +109,18 @@ class Winds(Study):
 
         who = f"plan {tail} flat" if flat else f"plan {tail}"
         return self.lived(name, who, begin, **changes)
+
+
+def _finer(config: ami.Config) -> ami.Config:
+    """A world model that can tell where on a ledge it is, an eighth as wide as pits are high."""
+    model, learning = config.world_model, config.objective.learning
+    sharp = replace(model.dynamics, waves=64, detail=4.0)
+    longer = replace(learning, steps=2 * learning.steps)
+    return replace(
+        config,
+        world_model=replace(model, dynamics=sharp),
+        objective=replace(config.objective, learning=longer),
+    )
 
 
 def figures(outcome: Outcome, seconds: float, world: WorldConfig) -> dict[str, float]:

@@ -237,6 +237,42 @@ def test_what_cannot_be_known_of_a_stride_is_told_by_a_latent_variable_of_the_le
     assert (worst > mean).all()
 
 
+def test_what_macro_actions_can_tell_is_left_to_them():
+    """Who may learn the whole stride from its latent variable has no use for macro-actions, and no
+    say in where one leads."""
+
+    def steering(information: float, steps: int = 300) -> float:
+        """How much of what moves is told by the right macro-action and not by another one."""
+        ready = made(latent=SparseLatent.Config(size=4))
+        level, price = ready.above[0].level, Multiplier()
+        parts = [*ready.parameters(), *price.parameters()]
+        optimiser, random = torch.optim.Adam(parts, 4e-3), torch.Generator().manual_seed(0)
+        for _ in range(steps):
+            states, actions = windy(random)
+            terms, *_ = level_loss(level, price, states, actions, random, far=20, slack=0.05)
+            total = 10 * terms.pop("prediction") + information * terms.pop("information")
+            optimiser.zero_grad()
+            (total + sum(terms.values())).backward()
+            optimiser.step()
+        states, actions = windy(random)
+        macros = level.chunks(actions)[:, 0]
+        missed = [
+            (level.model.level(0).step(states[:, 0], told).state - states[:, STRIDE]).square().sum()
+            for told in (macros, macros.roll(1, 0))
+        ]
+        return float(((missed[1] - missed[0]) / missed[1]).detach())
+
+    def windy(random: torch.Generator) -> tuple[Tensor, Tensor]:
+        states, actions = walks(128, 3 * STRIDE, random)
+        gust = STEP * torch.randn(128, 3, 2, generator=random)
+        states[:, 1:] += gust.repeat_interleave(STRIDE, 1).cumsum(1)
+        return states, actions
+
+    both = steering(Ascend().information), steering(0.001)
+    print("XX", both)
+    assert both[0] > 2 * both[1]
+
+
 def test_planning_above_leaves_no_gradient():
     ready = levels()
     ready(START, wanting())

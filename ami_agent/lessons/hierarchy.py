@@ -40,9 +40,10 @@ class Ascend(Study):
     prediction: float = 10.0
     variance: float = 4.0
     covariance: float = 0.5
-    information: float = 0.001
+    information: float = 0.3
     """Weights, beside those of prior and distance, which are 1; that of information is for what a
-    level's latent variable tells, where it has one."""
+    level's latent variable tells, where it has one: told cheaply, it would tell what the
+    macro-action should, and whoever draws it would have no say in where a stride leads."""
 
     def __post_init__(self) -> None:
         require(self, length=1, far=0, slack=0, prediction=0, variance=0, covariance=0)
