@@ -268,9 +268,8 @@ def test_what_macro_actions_can_tell_is_left_to_them():
         states[:, 1:] += gust.repeat_interleave(STRIDE, 1).cumsum(1)
         return states, actions
 
-    both = steering(Ascend().information), steering(0.001)
-    print("XX", both)
-    assert both[0] > 2 * both[1]
+    assert steering(Ascend().information) > 0.3
+    assert steering(0.001) < 0.1
 
 
 def test_planning_above_leaves_no_gradient():
