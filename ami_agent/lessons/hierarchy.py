@@ -132,7 +132,8 @@ class Surveyor:
         memory = as_states(agent)
         with torch.no_grad():
             lived = memory.sample(lesson.remembered, 1, random)
-            self.states, self.actions = lived.states[:, 0], lived.actions[:, 0]
+            self.states = lived.states[:, 0]
+            self.actions = lived.actions[:, 0].to(self.states)  # memory may lie elsewhere
             self.walks = memory.sample(lesson.walks, lesson.length, random).states
             self.embedded = self.distance.embed(self.states)
         chances = self.model.level(0).latent.chances
@@ -160,7 +161,7 @@ class Surveyor:
     def _futures(self, chosen: Tensor) -> Tensor:
         """Where landmarks `[K]` may lead when what was done there is done again, `[K, F, D]`, with
         the same chance for all; `[K, 1, D]` where all can be known."""
-        actions = self.actions[chosen][:, None, None].to(self.states)
+        actions = self.actions[chosen][:, None, None]
         ahead = self.model.imagine(self.states[chosen], actions, self.chance.to(self.states))
         return ahead.states[:, :, 1]
 
