@@ -19,6 +19,7 @@ from PIL import Image
 from ami_agent.agent import Agent
 from ami_agent.build import build
 from ami_agent.life import World
+from ami_agent.probe import Examiner
 from ami_agent.recipes import two_rooms
 from ami_agent.report import Silence
 from ami_agent.show import drawing, files, landscape, picture, show
@@ -132,6 +133,27 @@ def test_a_chosen_future_begins_at_the_body_if_the_read_out_is_perfect():
     for moment in episode.moments:
         assert np.linalg.norm(moment.chosen[0] - moment.place) < 4
         assert np.linalg.norm(moment.considered[:, 0] - moment.place, axis=-1).max() < 4
+
+
+class Bent(Transparent):
+    """The same, of which no straight line reads the places."""
+
+    def forward(self, obs, gains):
+        return super().forward(obs, gains).sub(0.5).mul(6).tanh()
+
+
+def test_what_is_known_is_read_as_it_is_however_bent_states_are():
+    agent = newborn()
+    agent.perception = Bent()
+    readout = ReadOut(agent, WORLD, 0, REACH)
+    examiner = Examiner(WORLD, 1_000_000)
+    places, straight = readout.xy(examiner.known.factors), readout.probe.read(readout.known)
+    assert np.abs(readout(readout.known) - places).mean() < 0.5
+    off = np.linalg.norm(readout.xy(straight) - places, axis=-1)
+    assert readout.error < 0.6 * np.sqrt(np.square(off).mean())
+    shaped = readout(readout.known[:6].unflatten(0, (2, 3)))
+    np.testing.assert_allclose(shaped, places[:6].reshape(2, 3, 2), atol=1)
+    np.testing.assert_allclose(readout(readout.known[0]), places[0], atol=1)
 
 
 def test_the_chosen_future_is_one_of_those_considered(planned):

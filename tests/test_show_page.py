@@ -278,7 +278,7 @@ def test_what_levels_above_hope_for_can_be_toggled():
     obs, _ = WORLD.build(12).reset(0)
     with torch.no_grad():
         states = agent.perceive(obs)
-    agent.hierarchy.chart(states, states[None])
+    agent.hierarchy.chart(states, states[None], states[:, None])
     readout = ReadOut(agent, WORLD, 0, REACH)
     lives = watch(agent, WORLD, readout.camera, 1, ("plan",), 3, REACH, Silence(), most=1)
     ((life,),) = lives

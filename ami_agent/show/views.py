@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ami_agent.agent import Agent
 from ami_agent.life import Examines, WorldConfig
-from ami_agent.probe import Examiner, states_of
+from ami_agent.probe import Examiner, fit, states_of
 from ami_agent.show.camera import Camera, Dark, Pictures, Render, why_dark
 from ami_agent.show.episodes import Life
 from ami_agent.show.landscape import Landscape, survey
@@ -73,9 +73,17 @@ class Gaze(Protocol):
     def upon(self, lives: Sequence[Life]) -> View: ...
 
 
+NEIGHBOURS = 4
+"""Known states by whose errors a linear read-out is put right."""
+
+AT_ONCE = 4096
+"""States that are read in one go: from each to all that are known is a large table."""
+
+
 class ReadOut:
-    """Where the states of an agent, primed as its task says, are in a world's picture, by a linear
-    probe on frozen states."""
+    """Where the states of an agent, primed as its task says, are in a world's picture: by a linear
+    probe on frozen states, put right by what it misses in the known states that are nearest. Far
+    from all that is known it is as wrong as they are, and no further."""
 
     def __init__(
         self, agent: Agent, config: WorldConfig, seed: int, assignment: Assignment
@@ -86,15 +94,17 @@ class ReadOut:
             self.inner: Drawn = world.inner
         # far from the seeds that are shown: what is drawn was not fitted
         examiner = Examiner(config, seed + 1_000_000)
-        self.probe = examiner.probe(agent, gains)
-        known, unknown = examiner.known.factors, examiner.unknown
-        self.low, self.high = known.amin(0).numpy(), known.amax(0).numpy()  # [F]
+        factors, unknown = examiner.known.factors, examiner.unknown
+        self.known = states_of(agent, examiner.known.obs, gains)  # [N, D]
+        self.probe = fit(self.known, factors)
+        self.missed = factors - self.probe.read(self.known)  # [N, F]
+        self.low, self.high = factors.amin(0).numpy(), factors.amax(0).numpy()  # [F]
         missed = self.xy(unknown.factors) - self(states_of(agent, unknown.obs, gains))
         self.error = float(np.sqrt(np.square(missed).sum(-1).mean()))
         """Root mean square distance of read and true places, on lives not fitted; pixels."""
         self.told = (
-            "Imagined places are read out of the agent's states by a linear probe. On lives it was "
-            f"not fitted to it is wrong by {self.error:.0f} pixels (root mean square)."
+            "Imagined places are read out of the agent's states by a probe. On lives it was not "
+            f"fitted to it is wrong by {self.error:.0f} pixels (root mean square)."
         )
 
     def upon(self, lives: Sequence[Life]) -> View:
@@ -105,7 +115,15 @@ class ReadOut:
         return np.asarray(self.inner.picture_xy(np.asarray(factors)))
 
     def __call__(self, states: Tensor) -> np.ndarray:
-        return self.xy(self.probe.read(states.detach().cpu()))
+        each = states.detach().cpu().reshape(-1, states.shape[-1])
+        read = torch.cat([self._read(some) for some in each.split(AT_ONCE)])
+        return self.xy(read.reshape(*states.shape[:-1], read.shape[-1]))
+
+    def _read(self, states: Tensor) -> Tensor:
+        """`[N, D]` -> factors `[N, F]`"""
+        apart, near = torch.cdist(states, self.known).topk(NEIGHBOURS, largest=False)
+        weight = nn.functional.normalize(1 / apart.clamp_min(1e-6), p=1, dim=-1)
+        return self.probe.read(states) + (weight[..., None] * self.missed[near]).sum(-2)
 
     def path(self, life: Life) -> np.ndarray:
         """True places, not read ones."""
