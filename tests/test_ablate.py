@@ -22,8 +22,8 @@ from scipy import stats
 
 import ami_agent as ami
 from ami_agent import cli, recipes
-from ami_agent.ablate import Alone, Cluster, Processes, page, study, variants, without
-from ami_agent.ablate.jobs import Job, carry_out
+from ami_agent.ablate import Alone, Cluster, Processes, Study, page, study, variants, without
+from ami_agent.ablate.jobs import Job, Outcome, carry_out
 from ami_agent.ablate.verdict import (
     Difference,
     Measure,
@@ -42,7 +42,7 @@ from modules.types import UnusableInput
 from tests.conftest import refuse
 
 ROOT = Path(__file__).parents[1]
-RETURN = Measure("return", "return", 1.0)
+RETURN = Measure("return", "return", 1.0, "the sum of rewards")
 
 
 class Brittle(gymnasium.Env):
@@ -137,11 +137,42 @@ def test_seeds_that_are_foretold_find_what_is_there_four_times_in_five():
         (Difference(3, 3.0, (-5.0, 9.0), 40), "may do; about 40 seeds would tell one of this size"),
         (Difference(1, 3.0, None, None), "with one seed, from which nothing follows"),
         (Difference(0, None, None, None), "no seed of both finished"),
-        (Difference(3, 0.0, (0.0, 0.0), None), "no different from it"),
+        (Difference(3, 0.0, (0.0, 0.0), None), "no different from it in any seed"),
+        (
+            Difference(3, 0.0, (-2.0, 2.0), None),
+            "no different from it on the mean [-2, 2] over 3 seeds: no more",
+        ),
     ],
 )
 def test_no_more_is_said_than_follows(gap, said):
     assert said in words("without", gap, RETURN, "it")
+
+
+def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
+    """Where no policy is taught, Mode-1 is as bad in every variant."""
+
+    def marks(plan: float, react: float):
+        return {
+            mode: {"score": None, "final_success": {"mean": share}, "episodes": 10}
+            for mode, share in (("plan", plan), ("react", react))
+        }
+
+    reached = {"whole": (1.0, 0.0), "less": (0.5, 0.0), "least": (0.0, 0.0)}
+    outcomes = {
+        name: [Outcome(name, seed, marks(*shares)) for seed in range(2)]
+        for name, shares in reached.items()
+    }
+    done = Study("some", dict.fromkeys(reached, config_of()), 2, outcomes, {})
+    first, second, same = done.sentences()
+    assert (
+        first
+        == "less, Mode-2: 50 points of success less than whole [-50, -50] over 2 seeds: "
+        + ("a real difference")
+    )
+    assert second.startswith("least, Mode-2: 100 points")
+    assert same == "Mode-1: no variant is different from whole in any seed"
+    outcomes["least"][1] = Outcome("least", 1, marks(0.0, 0.1))
+    assert sum("Mode-1" in sentence for sentence in done.sentences()) == 2
 
 
 def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):

@@ -27,18 +27,19 @@ PAGE = Template("""<!doctype html>
  @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e6ea; --faint: #989fac; --line: #3a3f48 } body { background: #1b1e23 }
   img { background: white; border-radius: 8px } }
- body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); max-width: 960px;
+ body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); max-width: 1080px;
         margin: 2.5rem auto; padding: 0 1.5rem }
  h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem }
  p, li.chance, summary { color: var(--faint) } li { margin: .3rem 0 } img { max-width: 100% }
- .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
- th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line);
+ .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
+ th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line);
           white-space: nowrap } code { font-size: .85rem }
 </style>
 <h1>$title</h1>
 <p>$about</p>
 <h2>What each variant is worth</h2>
 <ul>$sentences</ul>
+<p>In grey: what chance alone may do.</p>
 <h2>At a glance</h2>
 <img src="data:image/png;base64,$plot" alt="$alt">
 <h2>Figures</h2>
@@ -59,9 +60,12 @@ def write(path: Path, study: Study) -> Path:
     path.with_name("study.png").write_bytes(picture)
     first = next((o.marks for each in study.outcomes.values() for o in each if o.marks), None)
     episodes = first["plan"]["episodes"] if first else 0
+    world, measure = study.configs[study.base].evaluation, study.measure
     about = (
-        f"{len(study.configs)} variants, {study.seeds} seeds, {episodes} judging episodes a run. "
-        f"The base is {study.base}."
+        f"{len(study.configs)} variants of an agent in {world.id} {world.variant}".rstrip() + ", "
+        f"{study.seeds} seeds, {episodes} judging episodes a run. The base is {study.base}. Mode-2 "
+        "plans at every step, Mode-1 reacts as its policy has learnt to."
+        + (f" Judged by {measure.key.replace('_', ' ')}: {measure.told}." if measure else "")
     )
     path.write_text(
         PAGE.substitute(

@@ -65,12 +65,23 @@ class Study:
         measure = self.measure
         if measure is None:
             return ["no run finished", *self.failures()]
+        names = list(self.configs)[1:]
+        alike = [
+            mode
+            for mode in MODES
+            if len(names) > 1 and all(self.gap(name, mode).none for name in names)
+        ]
         said = [
             words(f"{name}, Mode-{2 - index}", self.gap(name, mode), measure, self.base)
-            for name in list(self.configs)[1:]
+            for name in names
             for index, mode in enumerate(MODES)
+            if mode not in alike
         ]
-        return [*said, *self.failures()]
+        same = [
+            f"Mode-{2 - MODES.index(mode)}: no variant is different from {self.base} in any seed"
+            for mode in alike
+        ]
+        return [*said, *same, *self.failures()]
 
     def failures(self) -> list[str]:
         return [

@@ -25,15 +25,22 @@ class Measure(NamedTuple):
     key: str
     unit: str
     scale: float
+    told: str
+    """What it is, for who never saw the world."""
 
     def of(self, marks: Mapping[str, Any]) -> float:
         return self.scale * marks[self.key]["mean"]
 
 
 MEASURES = (
-    Measure("score", "score", 1.0),
-    Measure("final_success", "points of success", 100.0),
-    Measure("return", "return", 1.0),
+    Measure("score", "score", 1.0, "what the world counts in an episode"),
+    Measure(
+        "final_success",
+        "points of success",
+        100.0,
+        "percent of the episodes at whose last step the task is fulfilled",
+    ),
+    Measure("return", "return", 1.0, "the sum of an episode's rewards"),
 )
 """The first that a world tells of is what it is about."""
 
@@ -86,6 +93,11 @@ class Difference(NamedTuple):
     needed: int | None  # seeds that would tell a difference as large as this one
 
     @property
+    def none(self) -> bool:
+        """Whether no seed tells any difference."""
+        return self.mean == 0 and self.ci95 in (None, (0.0, 0.0))
+
+    @property
     def real(self) -> bool:
         """Whether the interval leaves chance out."""
         return self.ci95 is not None and (self.ci95[0] > 0 or self.ci95[1] < 0)
@@ -123,9 +135,10 @@ def words(name: str, gap: Difference, measure: Measure, base: str) -> str:
     """What a variant is worth beside the base, as one sentence."""
     if gap.mean is None:
         return f"{name}: no seed of both finished, so nothing can be said"
-    if not gap.mean:
+    if gap.none:
         return f"{name}: no different from {base} in any seed"
     size = f"{abs(gap.mean):.3g} {measure.unit} {'less' if gap.mean < 0 else 'more'} than {base}"
+    size = size if gap.mean else f"no different from {base} on the mean"
     if gap.ci95 is None:
         return f"{name}: {size} with one seed, from which nothing follows"
     span = f"[{gap.ci95[0]:.3g}, {gap.ci95[1]:.3g}] over {gap.seeds} seeds"
