@@ -159,7 +159,7 @@ class Surveyor:
         self.graph.chart(self.states[chosen], self.walks, futures)
 
     def _futures(self, chosen: Tensor) -> Tensor:
-        """Where landmarks `[K]` may lead when what was done there is done again, `[K, F, D]`, with
+        """Where landmarks `[K]` may lead when what was done there is done again, `[K, J, D]`, with
         the same chance for all; `[K, 1, D]` where all can be known."""
         actions = self.actions[chosen][:, None, None]
         ahead = self.model.imagine(self.states[chosen], actions, self.chance.to(self.states))

@@ -37,10 +37,11 @@ class LandmarkGraph(nn.Module):
     A hop from one to another of d steps, as the critic has it, costs d (1 + (d / hop)^2): near by
     it can be trusted, and the further the less. A hop that nobody has ever made is dearer still: it
     may lead through a wall. And where luck may throw one back, in its pit for instance, every step
-    costs as much more as the way back is long, on the mean or at the worst as the task has it. The
-    subgoal lies a stride along the cheapest way; it is the goal itself
-    where going there directly is no dearer, so short ways are flat. Who gets nowhere looks for
-    another way (`Trust`)."""
+    costs as much more as the way back is long, on the mean or at the worst as the task has it.
+
+    The subgoal lies a stride along the cheapest way; it is the goal itself where going there
+    directly is no dearer, so short ways are flat. Who gets nowhere looks for another way
+    (`Trust`)."""
 
     rungs: Sequence[Rung] = ()  # remembered, not learnt
     states: Tensor
@@ -66,7 +67,7 @@ class LandmarkGraph(nn.Module):
         every: int = 1
         """Steps of the level below for which a subgoal stands."""
         futures: int = 256
-        """How many next states of each landmark tell what luck may cost there, F."""
+        """How many next states of each landmark tell what luck may cost there, J."""
         patience: int = 8
         """Plans after which whoever has got nowhere looks for another way."""
 
@@ -108,14 +109,14 @@ class LandmarkGraph(nn.Module):
     def chart(self, states: Tensor, walks: Tensor, futures: Tensor) -> None:
         """These `[K, D]` are the landmarks. Stretches of life `[N, T, D]` tell which hops were
         made: from the landmark nearest to a state to the one nearest to a later state. `futures`
-        `[K, F, D]`: where each landmark may lead in one and the same step; `[K, 1, D]` where all
+        `[K, J, D]`: where each landmark may lead in one and the same step; `[K, 1, D]` where all
         can be known."""
         known = self.distance.embed(states)
         steps = self.distance.between(known[:, None], known)
         self.embedded, self.feared = None, {}
         self.states.copy_(states)
         self.steps.copy_(steps)
-        back = self.distance.between(self.distance.embed(futures), known[:, None])  # [K, F]
+        back = self.distance.between(self.distance.embed(futures), known[:, None])  # [K, J]
         self.setbacks.copy_((back - back.amin(1, keepdim=True)).sort(1, descending=True).values)
         price = torch.where(self._lived(known, walks), 1, self.config.unlived) * self._priced(steps)
         # nothing is for nothing but to stay, or two landmarks in one place would lead to each other
