@@ -188,8 +188,8 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
         assert variant["plan"]["interquartile_mean"]["mean"] == pytest.approx(sum(by_seed) / 2)
     gone = told["variants"]["without objective.feeling"]["changes"]
     assert gone == [
-        "objective.weights.feeling is 1, not 0.0",
-        "interact.objective.weights.feeling is 1, not 0.0",
+        "objective.weights.feeling is 0.0, not 1",
+        "interact.objective.weights.feeling is 0.0, not 1",
     ]
     with (tmp_path / "study.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -210,7 +210,7 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
     text = " ".join(parser.seen)
     for sentence in done.sentences():
         assert sentence in text
-    assert "interact.objective.weights.feeling is 1, not 0.0" in text
+    assert "interact.objective.weights.feeling is 0.0, not 1" in text
     assert (tmp_path / "study.png").stat().st_size > 5000
     again = run(configs, tmp_path)
     assert again.told() == done.told()

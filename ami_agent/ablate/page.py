@@ -47,7 +47,9 @@ PAGE = Template("""<!doctype html>
 <p>Interquartile means over seeds with 95 % bootstrap intervals; differences are paired by seed,
 with Student's interval; the chance to be better is that of one run beside one of the base, ties
 counting half (Agarwal et al. 2021). Every variant had the same seeds, lives, updates and judging
-episodes.</p>
+episodes. Of three seeds the interquartile mean is the mean, and the bootstrap interval goes from
+the worst to the best: it shows the spread. Whether a difference is real is told by Student's
+interval, which is wide where seeds are few, even where all of them lost.</p>
 <h2>What differs</h2>
 $changes
 </html>

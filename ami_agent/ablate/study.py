@@ -56,9 +56,10 @@ class Study:
         return difference(self.marks(self.base, mode), self.marks(variant, mode))
 
     def changes(self, variant: str) -> list[str]:
-        """The settings in which a variant differs from the base."""
+        """The settings in which a variant differs from the base: what each is, not what it is
+        there."""
         base, other = (settings.to_json(self.configs[n]) for n in (self.base, variant))
-        return settings.differences(base, other)
+        return settings.differences(other, base)
 
     def sentences(self) -> list[str]:
         """What each variant is worth, and what failed."""
