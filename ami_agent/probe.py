@@ -124,9 +124,9 @@ class Examiner:
         }
         world.close()
 
-    def probe(self, agent: Agent, gains: Gains | None = None) -> Probe:
+    def probe(self, agent: Agent) -> Probe:
         """A read-out of this agent's states."""
-        return fit(states_of(agent, self.known.obs, gains), self.known.factors)
+        return fit(states_of(agent, self.known.obs), self.known.factors)
 
     def __call__(self, agent: Agent) -> dict[str, float]:
         """Collapse, the probe's error per factor (root mean square, in arenas), and each exam's

@@ -174,7 +174,7 @@ class Training:
         self.report.say(f"{name} {step}: {verdict(marks) if step else 'nothing learnt yet'}")
 
     def _judge(self, name: str, mode: str = "plan") -> None:
-        seconds = sum(runs.manifest_of(self.folder)["seconds"].values())
+        seconds = runs.seconds_of(self.folder)
         for task, assignment in self.config.tasks.items():
             outcome = play_many(
                 mind(self.agent.eval(), mode, assignment),

@@ -164,11 +164,8 @@ def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
     }
     done = Study("some", dict.fromkeys(reached, config_of()), 2, outcomes, {})
     first, second, same = done.sentences()
-    assert (
-        first
-        == "less, Mode-2: 50 points of success less than whole [-50, -50] over 2 seeds: "
-        + ("a real difference")
-    )
+    assert first.startswith("less, Mode-2: 50 points of success less than whole [-50, -50]")
+    assert first.endswith("a real difference")
     assert second.startswith("least, Mode-2: 100 points")
     assert same == "Mode-1: no variant is different from whole in any seed"
     outcomes["least"][1] = Outcome("least", 1, marks(0.0, 0.1))

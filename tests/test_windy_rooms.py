@@ -376,6 +376,18 @@ def test_a_ledge_is_the_short_way_and_a_gamble_that_who_knows_the_wind_does_not_
     assert steps["oracle"] - steps["careless"] > 6
 
 
+def test_who_stands_on_the_ledge_and_knows_the_wind_leaves_it():
+    """By the nearest way that leads anywhere, which the wall beside it does not."""
+    worlds, _ = world(4, passes="ledge", wind=0.0)
+    (left, _), (right, _) = worlds.pit.low.tolist(), worlds.pit.high.tolist()
+    across = torch.linspace(left + 0.01, right - 0.01, 4)
+    put(worlds, torch.stack([across, torch.tensor([0.0, 0.02, 0.03, 0.05])], -1), goal=(0.9, 0.1))
+    for _ in range(60):
+        *_, infos = worlds.step(worlds.oracle())
+    assert infos["success"].all()
+    assert not infos["fallen"].any()
+
+
 @EVERY_LAYOUT
 def test_in_calm_weather_the_oracle_keeps_clear_of_the_pit(layout):
     worlds, infos = world(500, layout=layout, wind=0.0)

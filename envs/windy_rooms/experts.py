@@ -27,19 +27,21 @@ def next_corner(zone: Box, body: Tensor, goal: Tensor) -> Tensor:
     corners = corners.unflatten(-1, (4, 2))
     core = Box(*(side[:, None] for side in zone.grown(-CLOSE)))
     here, there = body[:, None], goal[:, None]
+    outside = ((corners < 0) | (corners > 1)).any(-1)  # the pass beside it is too narrow
     leave = (corners - there).norm(dim=-1) + FAR * (share_to(core, corners, there) < 1)
+    leave = leave + FAR * outside
     beside = torch.cdist(corners, corners) + FAR * leave.new_tensor(ACROSS)
     reach = (corners - here).norm(dim=-1)
-    outside = ((corners < 0) | (corners > 1)).any(-1)  # a pass that is too narrow
     blocked = (share_to(core, here, corners) < 1) | (reach < CLOSE) | outside
     way = reach + FAR * blocked + (beside + leave[:, None]).amin(-1)
     return corners[torch.arange(len(body), device=body.device), way.argmin(-1)]
 
 
 def way_out(zone: Box, body: Tensor) -> Tensor:
-    """Bodies [B, 2] inside -> the nearest places [B, 2] on the zone's border."""
-    out = torch.cat([zone.low, zone.high], -1) - body.repeat(1, 2)  # [B, 4]
-    nearest = out.abs().argmin(-1, keepdim=True)
+    """Bodies [B, 2] inside -> the nearest places [B, 2] on the zone's border, in the world."""
+    border = torch.cat([zone.low, zone.high], -1)  # [B, 4]
+    out = border - body.repeat(1, 2)
+    nearest = (out.abs() + FAR * ((border < 0) | (border > 1))).argmin(-1, keepdim=True)
     step = torch.zeros_like(out).scatter(-1, nearest, out.gather(-1, nearest))
     return body + step[:, :2] + step[:, 2:]
 

@@ -60,7 +60,7 @@ def in_rooms(pit: Box, bottom: float) -> tuple[Box, Tensor]:
     return rooms(pit, START_GAP, bottom), pit.low.new_ones(2)
 
 
-def anywhere(pit: Box, bottom: float) -> tuple[Box, Tensor]:
+def anywhere(pit: Box, _: float) -> tuple[Box, Tensor]:
     """All that is not pit: left and right of it, above and below it."""
     (left, top), (right, bottom) = pit.low.tolist(), pit.high.tolist()
     low = pit.low.new_tensor([[0, 0], [right, 0], [left, 0], [left, bottom]])

@@ -58,9 +58,9 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
         render_mode: str | None = None,
     ) -> None:
         """`layout` is the number that the pit, one for all, is drawn from. `passes` beside it are
-        both "wide", or the upper one is a "ledge" narrower than the default gust: near by, starts
-        and goals lie above, and a gamble where the detour below is none. `wind` is the chance of
-        a gust in a step and `gust` its length. `wade` is the share of a step that whoever is in the
+        both "wide"; or the upper one is a "ledge", narrower than the default gust: the short way,
+        as starts in rooms and goals then lie beside it, and a gamble. `wind` is the chance of a
+        gust in a step and `gust` its length. `wade` is the share of a step that whoever is in the
         pit still moves by: 0, and nobody comes out. `starts` are in "rooms", or "anywhere" but in
         the pit. `senses` are the "state" [2], x and y from -1 to 1, or an "image" [2, 32, 32], body
         and pit.
