@@ -144,6 +144,24 @@ def test_the_way_is_a_gamble_on_the_mean_and_none_where_the_worst_counts():
         level.reset()
 
 
+def test_nothing_of_another_chart_is_kept():
+    start, goal = torch.tensor([[0.1, 0.0]]), torch.tensor([[6.1, 0.0]])
+    risky = lattice()[:, None].repeat(1, 4, 1)
+    risky[:, 0, 1] -= 8.0 * (lattice() == torch.tensor([3.1, 0.0])).all(-1)
+    plans = []
+    for blown in (lattice()[:, None], risky):
+        level = graph(landmarks=len(lattice()), futures=4, ahead=40, stride=0.5)
+        level.chart(lattice(), every_hop(lattice()), blown)
+        plans.append((level.plan(start, goal, 0.0), level.state_dict()))
+    (calm, weights), (careful, _) = plans
+    assert not torch.equal(calm, careful)
+    level.load_state_dict(weights)
+    level.reset()
+    assert torch.equal(level.plan(start, goal, 0.0), calm)
+    level.chart(lattice(), every_hop(lattice()), risky)
+    assert torch.equal(level.plan(start, goal, 0.0), careful)
+
+
 def test_what_luck_may_cost_is_what_it_costs_beside_the_luckiest():
     """However far a step leads by itself, where all can be known nothing is feared."""
     states = lattice()

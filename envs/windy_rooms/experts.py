@@ -28,11 +28,11 @@ def next_corner(zone: Box, body: Tensor, goal: Tensor) -> Tensor:
     core = Box(*(side[:, None] for side in zone.grown(-CLOSE)))
     here, there = body[:, None], goal[:, None]
     outside = ((corners < 0) | (corners > 1)).any(-1)  # the pass beside it is too narrow
-    leave = (corners - there).norm(dim=-1) + FAR * (share_to(core, corners, there) < 1)
-    leave = leave + FAR * outside
+    hidden = (share_to(core, corners, there) < 1) | outside
+    leave = (corners - there).norm(dim=-1) + FAR * hidden
     beside = torch.cdist(corners, corners) + FAR * leave.new_tensor(ACROSS)
     reach = (corners - here).norm(dim=-1)
-    blocked = (share_to(core, here, corners) < 1) | (reach < CLOSE) | outside
+    blocked = (share_to(core, here, corners) < 1) | (reach < CLOSE)
     way = reach + FAR * blocked + (beside + leave[:, None]).amin(-1)
     return corners[torch.arange(len(body), device=body.device), way.argmin(-1)]
 

@@ -113,7 +113,7 @@ class LandmarkGraph(nn.Module):
         can be known."""
         known = self.distance.embed(states)
         steps = self.distance.between(known[:, None], known)
-        self.embedded, self.feared = None, {}
+        self.reset()  # no way of another chart
         self.states.copy_(states)
         self.steps.copy_(steps)
         back = self.distance.between(self.distance.embed(futures), known[:, None])  # [K, J]
