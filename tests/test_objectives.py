@@ -316,6 +316,15 @@ def test_terms_that_stand_in_for_others_are_computed_only_where_they_are_asked_f
         assert value.equal(whole[name]) or name == "gaussianity", name
 
 
+@pytest.mark.parametrize("name", objectives.OTHERS)
+def test_a_term_is_the_function_of_its_name(name, monkeypatch):
+    monkeypatch.setattr(objectives, name, lambda *views: torch.tensor(7.0))
+    walk = walked(normal(8, 3, 2), normal(8, 2, 2))
+    how = {"channels": 2, "together": 1, "kinds": torch.eye(2)}
+    found = loss(walk, 1.0, model(1.0), **how, others=objectives.OTHERS)
+    assert [other for other in objectives.OTHERS if found[other] == 7] == [name]
+
+
 def test_a_target_that_is_stopped_moves_nothing():
     features = torch.ones(2, 3, requires_grad=True)
     assert not Stopped.Config().build(nn.Identity())(features, features, {}).requires_grad
