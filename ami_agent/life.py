@@ -139,6 +139,8 @@ class World:
         felt = tuple(inner.interoception_names) if isinstance(inner, Feels) else ()
         senses = {name: reader.sense for name, reader in self.senses.items()}
         alive = (ALIVE,) if config.mortal else ()
+        self.about = str(self.envs.metadata.get("about", ""))
+        """What a person sees here and what is asked of the agent, where the world says so."""
         self.spec = Spec(senses, self.deeds.size, ("reward", *felt, *alive), self.deeds.choices)
 
     def reset(self, seed: int | None = None, **options: Any) -> tuple[Observation, Info]:

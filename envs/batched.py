@@ -92,6 +92,8 @@ class BatchedEnv(VectorEnv, ABC, Generic[S]):
         "render_fps": 10,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
+    about: str
+    """What a person sees here and what is asked of the agent, for who never saw this world."""
     factor_names: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -110,6 +112,7 @@ class BatchedEnv(VectorEnv, ABC, Generic[S]):
         require("num_envs", num_envs, 1, math.inf)
         require("budget", budget, 1, math.inf)
         self.num_envs, self.budget, self.render_mode = num_envs, budget, render_mode
+        self.metadata = {**self.metadata, "about": self.about}
         self.device = torch.device(device)
         self._out = pick("output", output, OUTPUTS)
         self.single_observation_space = obs_space

@@ -37,6 +37,7 @@ class SingleEnv(gym.Env, Generic[W]):
     def __init__(self, worlds: W) -> None:
         """`worlds` is a batch of one."""
         self._worlds, self.render_mode = worlds, worlds.render_mode
+        self.metadata = {**self.metadata, "about": worlds.about}
         self.observation_space = worlds.single_observation_space
         self.action_space = worlds.single_action_space
 

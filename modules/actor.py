@@ -98,6 +98,7 @@ class Reflex:
             states=now,
             hopes=focus.hopes,
             considered=now[:, None],
+            energies=state.new_full((len(state), 1), torch.nan),
             deliberated=torch.zeros(len(state), dtype=torch.bool, device=state.device),
         )
 
@@ -200,7 +201,7 @@ class Restless:
         actions = torch.cat([first[:, None], plan.actions[:, 1:]], 1)
         # what the rest of the plan comes to after that: a plan never shows what it won't do
         changed = self.eye.decide(state, actions[:, None], focus)
-        return changed._replace(considered=plan.considered)
+        return changed._replace(considered=plan.considered, energies=plan.energies)
 
 
 class Commit:

@@ -132,7 +132,9 @@ class Auto:
         futures = self.habit.beside(state, torch.cat([kept, rest], 1), focus)
         plan = intended(futures, futures.energy[:, :-1].argmin(1), focus)
         poor = self._poor(state, plan.energy, futures.energy[:, -1], focus)
-        plan = plan._replace(considered=plan.states[:, None], deliberated=poor)
+        plan = plan._replace(
+            considered=plan.states[:, None], energies=plan.energy[:, None], deliberated=poor
+        )
         worlds = poor.nonzero().squeeze(1)
         if len(worlds):
             # its last plan was for other worlds; what would be done anyway is where thinking starts
@@ -166,5 +168,6 @@ def splice(plan: Plan, other: Plan, worlds: Tensor) -> Plan:
         states=put(plan.states, other.states),
         hopes=put(plan.hopes, other.hopes),
         considered=put(plan.considered, other.states[:, None]),
+        energies=put(plan.energies, other.energy[:, None]),
         deliberated=put(plan.deliberated, other.deliberated),
     )

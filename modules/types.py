@@ -135,6 +135,7 @@ class Plan(NamedTuple):
     states: Tensor  # [B, H + 1, D]: what is hoped for; a reflex imagines nothing, H is 0
     hopes: Tensor  # [B, L - 1, H, D]: what the levels above plan, top first, in their strides
     considered: Tensor  # [B, P * K, H + 1, D]: all the futures that were compared, K of a proposal
+    energies: Tensor  # [B, P]: how much each proposal should hurt
     deliberated: Tensor  # [B] bool: by Mode-2, not Mode-1
 
     @property

@@ -149,7 +149,7 @@ def rows(plan: Plan, worlds: Tensor) -> Plan:
 
 def chosen_only(plan: Plan) -> Plan:
     """The plan without the futures that were only considered."""
-    return plan._replace(considered=plan.states[:, None])
+    return plan._replace(considered=plan.states[:, None], energies=plan.energy[:, None])
 
 
 def assert_same(one: Plan, other: Plan) -> None:
@@ -412,6 +412,7 @@ def plan_of(seed: int, worlds: int, proposals: int) -> Plan:
         states=drawn(4, 5),
         hopes=drawn(1, 2, 5),
         considered=drawn(proposals, 4, 5),
+        energies=drawn(proposals),
         deliberated=drawn() > 0,
     )
 

@@ -313,7 +313,10 @@ class Counting:
 def bare(actions: Tensor, energy: Tensor, states: Tensor) -> Plan:
     """A plan without terms or subgoals, beside which nothing else was considered."""
     deliberated = torch.ones(len(energy), dtype=torch.bool)
-    return Plan(actions, energy, {}, states, states[:, None][:, :0], states[:, None], deliberated)
+    return Plan(
+        actions, energy, {}, states, states[:, None][:, :0], states[:, None], energy[:, None],
+        deliberated,
+    )  # fmt: skip
 
 
 def carried_out(actor: Commit, calls: int, horizon: int = 4) -> list[list[float]]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -113,7 +117,10 @@ def test_what_can_be_toggled_is_what_there_is(parts):
         assert len(moment["ahead"][0]) == len(plan["terms"]) == len(moment["terms"])
         assert moment["thinking"][-1] == pytest.approx(sum(moment["terms"]), rel=1e-3)
         assert (moment["missed"] is None) == (n == STEPS - 1)
+        assert min(moment["energies"]) == pytest.approx(sum(moment["terms"]), rel=1e-3)
+        assert len(moment["energies"]) == len(moment["considered"])
     assert all(not moment["ahead"] and not moment["thinking"] for moment in react["moments"])
+    assert all(moment["energies"] == [None] for moment in react["moments"])
 
 
 def test_frames_are_the_worlds_pictures_without_anything_drawn_over_them(parts):
@@ -170,11 +177,90 @@ def test_everything_that_can_be_used_has_a_name_for_who_cannot_see_it(parts):
 
 def test_nothing_that_is_told_can_end_the_script(tmp_path, parts):
     act = {**parts.story["chapters"][0]["acts"][0], "verdict": "</script><script>alert(1)"}
-    out = page.write(tmp_path / "x.html", "<b>", [page.Chapter([act], "</script>")])
+    view = SimpleNamespace(told="</script>", error=0.0)
+    out = page.write(tmp_path / "x.html", "<b>", "<i>", [page.Chapter([act], view)])
     again = Parts(out.read_text(encoding="utf-8"))
     assert [tag for tag, _ in again.tags].count("script") == 2
     assert again.story["chapters"][0]["told"] == "</script>"
-    assert "b" not in [tag for tag, _ in again.tags]
+    assert not {"b", "i"} & {tag for tag, _ in again.tags}
+
+
+def test_the_critics_landscape_can_be_laid_over_the_world(parts):
+    chapter = parts.story["chapters"][0]
+    (shade,) = chapter["shades"]
+    assert shade["low"] < shade["high"]
+    assert shade["unit"] == "steps to go"
+    with Image.open(io.BytesIO(base64.b64decode(shade["image"].partition("base64,")[2]))) as image:
+        cover = np.asarray(image.convert("RGBA"))[..., 3]
+    assert cover.shape == (320, 320)
+    assert cover.max() > 200
+    assert cover[2, 2] == 0  # outside the walls the critic was not asked
+    assert chapter["error"] > 0
+
+
+def test_the_world_says_what_there_is_to_see(written):
+    assert "Two rooms are joined by one door" in written.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arrived", "stayed", "driven", "until"),
+    [(None, False, False, 50), (18, True, False, 23), (48, True, False, 50),
+     (18, False, False, 50), (18, True, True, 50)],
+)  # fmt: skip
+def test_what_rests_where_it_was_to_go_is_shown_no_further(life, arrived, stayed, driven, until):
+    found, _ = life
+    states = torch.zeros(50, 2)
+    changed = found._replace(arrived=arrived, stayed=stayed, driven=driven, states=states)
+    assert changed.until == until
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), "")
+
+DRIVEN = """<script type="module">
+const told = [], by = (id) => document.getElementById(id), wrong = [];
+addEventListener("error", (event) => wrong.push(event.message));
+try {
+  by("whole").click();
+  for (const button of by("chapters").children) {
+    button.click();
+    for (const at of [0, 3, 4]) {
+      by("time").value = at;
+      by("time").dispatchEvent(new Event("input"));
+      told.push([...document.querySelectorAll(".said")].map((said) => said.textContent));
+    }
+  }
+  const drawn = () => document.querySelectorAll(".stage path").length;
+  for (const box of document.querySelectorAll("#layers input")) {
+    const before = drawn();
+    box.click();
+    told.push([box.id, drawn() - before]);
+  }
+} catch (error) { wrong.push(String(error)); }
+document.body.innerHTML = "";
+document.body.textContent = JSON.stringify({ told, wrong });
+</script></body>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs a browser: chromium or chrome")
+def test_in_a_browser_time_can_be_dragged_and_layers_taken_away(written, parts, tmp_path):
+    driven = tmp_path / "driven.html"
+    driven.write_text(written.read_text(encoding="utf-8").replace("</body>", DRIVEN), "utf-8")
+    argv = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}",
+            "--virtual-time-budget=2000", "--dump-dom", driven.as_uri()]  # fmt: skip
+    dom = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = json.loads(html.unescape(dom.partition("<body>")[2].partition("</body>")[0]))
+    assert found["wrong"] == []
+    *moments, lived, chosen, considered, came, landscape = found["told"]
+    assert len(moments) == 2 * 3
+    for (plan, react), at in zip(moments, (0, 3, 4) * 2, strict=True):
+        assert plan.startswith(f"After {at} of 5 steps. It compares ")
+        assert re.search(r"costs [\d.]+ = reach [\d.]+ \+ critic [\d.]+, the others", plan)
+        assert "The critic expects" in react
+        assert "imagines nothing" in react
+    assert [name for name, _ in (lived, chosen, considered, came, landscape)] == [
+        f"layer-{name}" for name in ("lived", "chosen", "considered", "came", "landscape")
+    ]
+    assert all(gone < 0 for _, gone in (lived, chosen, considered, came))
 
 
 def test_the_parts_of_the_page_are_packaged():

@@ -55,6 +55,7 @@ def show(
     for number, same in enumerate(lives):
         view = eyes.upon(same)
         landscape = view.landscape(agent, config, same[0])  # a goal's, whatever the mode
+        shades = [] if landscape is None else [page.shade(landscape, drawing.shade(landscape))]
         acts = []
         with report.progress(f"draw seed {same[0].seed}", len(same)) as bar:
             for life in same:
@@ -67,9 +68,9 @@ def show(
                 write_png(folder / f"{name}.png", sheet)
                 acts.append(page.act(episode, sheet))
                 bar.advance()
-        chapters.append(page.Chapter(acts, view.told))
+        chapters.append(page.Chapter(acts, view, shades))
     title = f"{life.world}: what it was thinking"
-    return page.write(folder / "index.html", title, chapters)
+    return page.write(folder / "index.html", title, life.about, chapters)
 
 
 def picture(agent: Agent, config: WorldConfig, seed: int) -> tuple[np.ndarray, bytes]:

@@ -14,10 +14,6 @@ function make(name, attributes, parent, text) {
   return made;
 }
 
-const brief = (x) => x === null ? "" : String(+x.toPrecision(4));
-const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
-const finite = (numbers) => numbers.filter((x) => x !== null);
-
 // Points as one flat list [x, y, x, y, ...] -> what a path draws.
 function line(points) {
   let d = "";
@@ -37,6 +33,7 @@ function ticks(low, high, count) {
 // ---- charts
 
 const LEFT = 44, BOTTOM = 22, TOP = 6;
+const SMALL = [160, 104];
 
 class Chart {
   // `low`, `high`: of what stands upright; across it goes from `from` to `to`.
@@ -67,7 +64,8 @@ class Chart {
       make("text", { x: LEFT - 6, y: y + 4, "text-anchor": "end" }, this.scale, brief(v));
     }
     for (const v of ticks(this.from, this.to, 6)) {
-      if (!Number.isInteger(v) || this.x(v) > this.wide - 46) continue; // there it says of what
+      const room = 14 + 6 * this.under.length; // there it says of what
+      if (!Number.isInteger(v) || this.x(v) > this.wide - room) continue;
       make("text", { x: this.x(v), y: this.base + 15, "text-anchor": "middle" }, this.scale, v);
     }
     make("text", { x: this.wide - 6, y: this.base + 15, "text-anchor": "end",
@@ -90,6 +88,12 @@ class Chart {
     const pairs = [];
     for (let i = back.length; i > 0; i -= 2) pairs.push(back[i - 2], back[i - 1]);
     make("path", { d: line([...there, ...pairs]) + "Z", fill: colour, opacity: 0.8 }, this.inner);
+  }
+
+  bar(x, inner, outer, colour) {
+    const [a, b] = [this.y(inner), this.y(outer)], wide = this.x(1.7) - this.x(1);
+    return make("rect", { x: this.x(x) - wide / 2, width: wide, y: Math.min(a, b),
+      height: Math.abs(a - b), fill: colour, opacity: 0.85 }, this.inner);
   }
 
   upright(x, attributes) {
@@ -132,21 +136,25 @@ function energyOverTime(act, parent) {
   const toGo = act.moments.map((m) => m.toGo);
   const imagines = act.terms.length > 0;
   if (!imagines && !act.unit) return () => {};
-  const title = imagines ? "energy of the chosen future, by term" : "what the critic says";
-  const chart = new Chart(parent, title, [560, 170], [0, act.length],
-    ends(stacks, act.unit ? toGo : []), "step");
+  const title = imagines ? "what the chosen future would cost: its energy, by term"
+    : "what the critic expects";
+  const took = act.unit === "steps to go" && act.arrived !== null;
+  const chart = new Chart(parent, title, [560, 170], [0, act.end],
+    ends(stacks, [...(act.unit ? toGo : []), ...(took ? [act.arrived] : [])]), "step");
   act.terms.forEach((name, n) => {
     const [inner, outer] = [0, 1].map((side) => stacks.map((stack) => stack[n][side]));
     chart.area(steps, inner, outer, TERMS[n % TERMS.length]);
   });
   if (act.unit) chart.curve(steps, toGo, { stroke: "var(--text)", "stroke-dasharray": "5 3" });
+  if (took) chart.curve([0, act.arrived], [act.arrived, 0], { stroke: "var(--arrived)" });
   if (act.arrived !== null) {
     chart.upright(act.arrived, { stroke: "var(--arrived)", "stroke-width": 1.6 });
   }
   const keys = make("p", {}, chart.box);
   act.terms.forEach((name, n) => key(keys, name, TERMS[n % TERMS.length]));
-  if (act.unit) key(keys, `dashed: critic now, ${act.unit}`, "var(--text)");
-  if (act.arrived !== null) key(keys, "first success", "var(--arrived)");
+  if (act.unit) key(keys, `dashed: what the critic expects, ${act.unit}`, "var(--text)");
+  if (took) key(keys, `steps it really took; upright: ${act.reached}`, "var(--arrived)");
+  else if (act.arrived !== null) key(keys, act.reached, "var(--arrived)");
   return chart.cursor();
 }
 
@@ -154,56 +162,64 @@ function key(parent, name, colour) {
   make("span", { class: "key", style: `--ink: ${colour}` }, parent, name);
 }
 
+// The energy of each future that was in the running, the chosen one first.
+function compared(act, parent) {
+  const all = act.moments.map((m) => [sum(m.terms), ...rivals(m)]);
+  const most = Math.max(...all.map((energies) => energies.length));
+  const chart = new Chart(parent, "what was compared", SMALL, [0.4, most + 0.6],
+    ends([], all.flat()), "future");
+  return (n) => {
+    chart.inner.replaceChildren();
+    all[n].forEach((energy, k) => chart.bar(k + 1, 0, energy,
+      k ? "var(--considered)" : "var(--chosen)"));
+  };
+}
+
 // What each imagined step by itself would cost, at one moment; the same scale at all moments.
 function energyAhead(act, parent) {
   const horizon = act.moments[0].ahead.length;
   const all = act.moments.map((m) => m.ahead.map(stacked));
-  const chart = new Chart(parent, "energy of each imagined step", [270, 130], [0.4, horizon + 0.6],
+  const chart = new Chart(parent, "the chosen, by step", SMALL, [0.4, horizon + 0.6],
     ends(all.flat(), []), "ahead");
   return (n) => {
     chart.inner.replaceChildren();
-    all[n].forEach((stack, k) => stack.forEach(([inner, outer], term) => {
-      const [a, b] = [chart.y(inner), chart.y(outer)];
-      const wide = chart.x(1.7) - chart.x(1);
-      make("rect", { x: chart.x(k + 1) - wide / 2, width: wide, y: Math.min(a, b),
-        height: Math.abs(a - b), fill: TERMS[term % TERMS.length], opacity: 0.85 }, chart.inner);
-    }));
+    all[n].forEach((stack, k) => stack.forEach(([inner, outer], term) =>
+      chart.bar(k + 1, inner, outer, TERMS[term % TERMS.length])));
   };
 }
 
-// The energy of the best future known, look by look, at one moment; a scale for every moment.
+// How much less the best future known costs than the first looked at, look by look; one scale for
+// all moments.
 function energyFalling(act, parent) {
-  const box = make("div", {}, parent);
+  const all = act.moments.map((m) => m.thinking.map((energy) => energy - m.thinking[0]));
+  const longest = Math.max(2, ...all.map((gained) => gained.length));
+  const least = Math.min(0, ...all.flat());
+  const chart = new Chart(parent, "what thinking gained", SMALL, [1, longest],
+    [least || -1, 0], "look");
   return (n) => {
-    const energy = act.moments[n].thinking;
-    box.replaceChildren();
-    if (energy.length < 2) {
-      make("p", {}, box, "It goes on without thinking again.");
-      return;
-    }
-    const from = energy[0], to = energy[energy.length - 1];
-    const told = `thinking: ${brief(from)} to ${brief(to)} in ${energy.length} looks`;
-    const least = Math.min(from, to), most = Math.max(from, to);
-    const chart = new Chart(box, told, [270, 130], [1, Math.max(2, energy.length)],
-      [least, Math.max(most, least + 0.005 * Math.abs(least))], "look");
-    chart.curve(energy.map((_, i) => i + 1), energy, { stroke: "var(--chosen)" });
+    chart.inner.replaceChildren();
+    const gained = all[n].length > 1 ? all[n] : [];
+    chart.curve(gained.map((_, i) => i + 1), gained,
+      { stroke: "var(--chosen)", "stroke-width": 2.4 });
+    chart.title.textContent = gained.length
+      ? `thinking: ${rough(gained[gained.length - 1])}` : "no thinking here";
   };
 }
 
 function foreseen(act, parent) {
   const missed = act.moments.map((m) => m.missed);
-  const over = new Chart(parent, "foreseen and come: how far apart", [350, 130],
-    [0, act.length], [0, Math.max(1, ...finite(missed))], "step");
+  const over = new Chart(parent, `imagined and come, ${count(act.ahead.length, "step")}: how far apart`,
+    [350, 130], [0, act.end], [0, Math.max(1, ...finite(missed))], "step");
   const still = { stroke: "var(--faint)", "stroke-dasharray": "5 3", "stroke-width": 1 };
-  over.curve([0, act.length], [1, 1], still);
+  over.curve([0, act.end], [1, 1], still);
   over.curve(act.steps, missed, { stroke: "var(--truth)" });
   return over.cursor();
 }
 
 function foreseenAhead(act, parent) {
   const ahead = act.ahead, to = ahead.length;
-  const chart = new Chart(parent, "by steps ahead", [210, 130],
-    [0.6, to + 0.4], [0, Math.max(1, ...finite(ahead))], "ahead");
+  const chart = new Chart(parent, "by how far ahead, mean", [210, 130],
+    [0.6, to + 0.4], [0, Math.max(1, ...finite(ahead))], "steps ahead");
   chart.curve([0.6, to + 0.4], [1, 1],
     { stroke: "var(--faint)", "stroke-dasharray": "5 3", "stroke-width": 1 });
   chart.curve(ahead.map((_, i) => i + 1), ahead, { stroke: "var(--truth)" });

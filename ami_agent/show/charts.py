@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -14,9 +15,8 @@ from ami_agent.show.landscape import Landscape
 from ami_agent.show.paint import ARRIVED, CHOSEN, FAINT, LIVED, TEXT, background, ink, layers
 from ami_agent.show.scenes import Episode
 
-HEAT = LinearSegmentedColormap.from_list(
-    "heat", ["#fff8e6", "#ffdf9e", "#fdb374", "#ec7f78", "#b9568c", "#6d3f8c", "#2f2a63"]
-)
+COLOURS = ("#fff8e6", "#ffdf9e", "#fdb374", "#ec7f78", "#b9568c", "#6d3f8c", "#2f2a63")
+HEAT = LinearSegmentedColormap.from_list("heat", list(COLOURS))
 
 
 def draw_energy(axes: Axes, episode: Episode, steps: Sequence[int]) -> None:
@@ -31,7 +31,7 @@ def draw_energy(axes: Axes, episode: Episode, steps: Sequence[int]) -> None:
         axes.plot(time, [moment.to_go for moment in moments], color=TEXT, lw=1.6, ls=(0, (4, 2)),
                   label=f"critic now{aim}: {episode.unit}")  # fmt: skip
     if episode.life.arrived is not None:
-        axes.axvline(episode.life.arrived, color=ARRIVED, lw=1.4, label="first arrival")
+        axes.axvline(episode.life.arrived, color=ARRIVED, lw=1.4, label=episode.life.reached)
     axes.plot(steps, np.zeros(len(steps)), "^", color=TEXT, ms=6, clip_on=False, zorder=9,
               transform=axes.get_xaxis_transform())  # fmt: skip
     lowest = axes.dataLim.ymin
@@ -67,21 +67,32 @@ HIGHEST = 4.0
 """Top of the critic's scale, in medians of the landscape."""
 
 
-def draw_landscape(figure: Figure, axes: Axes, episode: Episode, landscape: Landscape) -> None:
-    """Steps to go as colours and contours, with the path that was lived through them."""
-    picture = episode.moments[0].panels[0].picture
+def draw_heat(axes: Axes, landscape: Landscape) -> QuadContourSet:
+    """What the critic says of every place, as colours and contours."""
     x, y = np.moveaxis(landscape.xy, -1, 0)
-    to_go = np.ma.masked_invalid(landscape.to_go)
-    # places from which nothing leads there would leave one colour for all others
-    highest = min(to_go.max(), to_go.min() + HIGHEST * np.ma.median(to_go - to_go.min()))
-    beyond = "max" if to_go.max() > highest else "neither"
-    levels = np.linspace(to_go.min(), highest, 25)
+    to_go, (low, high) = np.ma.masked_invalid(landscape.to_go), ends(landscape)
+    levels = np.linspace(low, high, 25)
+    beyond = "max" if to_go.max() > high else "neither"
     heat = axes.contourf(x, y, to_go, levels, cmap=HEAT, zorder=1, extend=beyond)
     axes.contour(x, y, to_go, levels[2:-1:2], colors="white", linewidths=0.5, alpha=0.7, zorder=2)
-    background(axes, ink(picture), zorder=3)
+    return heat
+
+
+def ends(landscape: Landscape) -> tuple[float, float]:
+    """What the lightest and the darkest colour say: places from which nothing leads there would
+    leave one colour for all others."""
+    to_go = np.ma.masked_invalid(landscape.to_go)
+    low = float(to_go.min())
+    return low, min(float(to_go.max()), low + HIGHEST * float(np.ma.median(to_go - low)))
+
+
+def draw_landscape(figure: Figure, axes: Axes, episode: Episode, landscape: Landscape) -> None:
+    """Steps to go as colours and contours, with the path that was lived through them."""
+    heat = draw_heat(axes, landscape)
+    background(axes, ink(landscape.picture), zorder=3)
     axes.plot(*episode.path.T, color="white", lw=4, zorder=4, solid_capstyle="round")
     axes.plot(*episode.path.T, color=LIVED, lw=2, zorder=5, solid_capstyle="round")
-    axes.set_title(f"the critic's landscape: {episode.unit}", size=10.5, color=TEXT, pad=0)
+    axes.set_title(f"the critic's landscape: {landscape.unit}", size=10.5, color=TEXT, pad=0)
     left, bottom, width, height = axes.get_position().bounds
     place = (left + width + 0.005, bottom + 0.06 * height, 0.009, 0.88 * height)
     bar = figure.colorbar(heat, cax=figure.add_axes(place), ticks=MaxNLocator(6))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from ami_agent.show.charts import draw_came_true, draw_energy, draw_landscape
+from ami_agent.show.charts import draw_came_true, draw_energy, draw_heat, draw_landscape
 from ami_agent.show.landscape import Landscape
 from ami_agent.show.paint import CHOSEN, CONSIDERED, FAINT, HOPED, LIVED, TEXT, background, fit
 from ami_agent.show.scenes import Episode, Moment
@@ -98,6 +98,16 @@ def sheet(episode: Episode, landscape: Landscape | None) -> np.ndarray:
     elif episode.imagines:
         draw_came_true(figure.add_axes((0.685, 0.65 / high, 0.29, 2.89 / high)), episode)
     return pixels(figure)
+
+
+def shade(landscape: Landscape) -> np.ndarray:
+    """The critic's landscape alone, to be laid over the world's picture; uint8 [h, w, 4]."""
+    high, wide = landscape.picture.shape[:2]
+    figure = Figure((wide / DPI, high / DPI), dpi=DPI, facecolor="none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    draw_heat(axes, landscape)
+    fit(axes, landscape.picture)
+    return _rgba(figure)
 
 
 def key_moments(episode: Episode) -> list[Moment]:

@@ -40,6 +40,9 @@ class Timed(Protocol):
     budget: int
 
 
+REST = 5
+"""Steps that are still worth a look after an arrival for good."""
+
 SUCCESS = {False: ("did not arrive", "arrived"), True: ("did not succeed", "succeeded")}
 """Without drives and with them."""
 
@@ -49,7 +52,8 @@ class Instant(NamedTuple):
 
     step: int
     pictures: Pictures
-    considered: Tensor  # [P, H + 1, D]
+    considered: Tensor  # [P * K, H + 1, D]
+    energies: np.ndarray  # [P]: of each proposal
     chosen: Tensor  # [H + 1, D]; H is 0 for a reflex
     hopes: Tensor  # [L - 1, H, D]: of the levels above, top first; subgoals come first
     terms: Mapping[str, float]  # weighted energies of the chosen future; a reflex has none
@@ -62,6 +66,7 @@ class Life(NamedTuple):
     """One life from its first moment to its last."""
 
     world: str
+    about: str  # what a person sees there and what is asked of the agent, where the world says so
     mode: str
     seed: int
     instants: Sequence[Instant]
@@ -82,12 +87,23 @@ class Life(NamedTuple):
             return f"seed {self.seed}: {earned}"
         return f"seed {self.seed}: {self._arrival()}" + (f"; {earned}" if self.driven else "")
 
+    @property
+    def reached(self) -> str:
+        """What its first success is called."""
+        return SUCCESS[self.driven][1]
+
+    @property
+    def until(self) -> int:
+        """Steps after which nothing more happens: who came to rest where it was to go stays
+        there."""
+        rests = self.stayed and not self.driven and self.arrived is not None
+        return min(len(self.states), (self.arrived or 0) + REST) if rests else len(self.states)
+
     def _arrival(self) -> str:
-        missed, reached = SUCCESS[self.driven]
         if self.arrived is None:
-            return f"{missed} in {_steps(len(self.states))}"
+            return f"{SUCCESS[self.driven][0]} in {_steps(len(self.states))}"
         end = "and stayed" if self.stayed else "and left again"
-        return f"{reached} after {_steps(self.arrived)} {end}"
+        return f"{self.reached} after {_steps(self.arrived)} {end}"
 
 
 Onlooker: TypeAlias = Callable[[Callable[[], Sequence[Life]]], None]
@@ -172,9 +188,9 @@ class _Watch:
         length = np.minimum(self.length + self.going, len(self.states))
         return [
             Life(
-                name, mode, self.seed + i, self.instants[i], states[i, : length[i]],
-                factors[i, : length[i]], self.arrived[i], bool(self.stayed[i]),
-                bool(self.judged[i]), float(self.returned[i]), driven,
+                name, self.world.about, mode, self.seed + i, self.instants[i],
+                states[i, : length[i]], factors[i, : length[i]], self.arrived[i],
+                bool(self.stayed[i]), bool(self.judged[i]), float(self.returned[i]), driven,
                 focus._replace(goal=goals[i : i + 1]),
             )
             for i in range(self.world.count)
@@ -210,10 +226,11 @@ class _Watch:
         pictures, ahead = self.camera(self.world), stepwise(self.agent, plan, focus)
         to_go = critic(self.agent, state, _focus(self.agent))
         considered, chosen, hopes = (p.cpu() for p in (plan.considered, plan.states, plan.hopes))
+        energies = plan.energies.cpu().numpy()
         for i in np.flatnonzero(self.going):
             self.instants[i].append(
                 Instant(
-                    self.step, pictures[i], considered[i], chosen[i], hopes[i],
+                    self.step, pictures[i], considered[i], energies[i], chosen[i], hopes[i],
                     {name: float(term[i]) for name, term in plan.terms.items()},
                     {name: term[i] for name, term in ahead.items()}, thinking[i], float(to_go[i]),
                 )

@@ -11,7 +11,7 @@ from ami_agent.agent import Agent
 from ami_agent.life import World, WorldConfig
 from ami_agent.probe import joined, states_of
 from ami_agent.show.episodes import Life
-from ami_agent.show.thoughts import critic
+from ami_agent.show.thoughts import critic, unit
 from ami_agent.strolls import put
 from modules.types import Observation
 
@@ -25,7 +25,9 @@ class Landscape(NamedTuple):
     """A grid of places and what the critic says of them."""
 
     xy: np.ndarray  # [n, n, 2] pixels of the picture
-    to_go: np.ndarray  # [n, n] steps; NaN where the world lets nobody be
+    to_go: np.ndarray  # [n, n]; NaN where the world lets nobody be
+    unit: str  # of these
+    picture: np.ndarray  # [h, w, 3] uint8: the world at the beginning
 
 
 def survey(agent: Agent, config: WorldConfig, readout: ReadOut, life: Life) -> Landscape | None:
@@ -45,7 +47,9 @@ def survey(agent: Agent, config: WorldConfig, readout: ReadOut, life: Life) -> L
         to_go[free] = _ask(agent, joined([obs for obs in seen if obs is not None]), life)
     if len(np.unique(to_go[free])) < 2:
         return None
-    return Landscape(readout.xy(factors), to_go.reshape(factors.shape[:-1]))
+    (picture, *_) = life.instants[0].pictures
+    grid = to_go.reshape(factors.shape[:-1])
+    return Landscape(readout.xy(factors), grid, unit(life.focus), picture)
 
 
 def _grid(readout: ReadOut, factors: np.ndarray) -> np.ndarray | None:

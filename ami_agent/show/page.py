@@ -16,7 +16,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, features
 
+from ami_agent.show.charts import COLOURS, ends
+from ami_agent.show.landscape import Landscape
 from ami_agent.show.scenes import Episode, Moment
+from ami_agent.show.views import View
 
 Json: TypeAlias = dict[str, Any]
 
@@ -25,6 +28,8 @@ SIDE, SMALLEST = 400, 64
 
 ROOM = 900_000
 """Bytes that the pictures of one life may take; where they would take more, they are smaller."""
+
+SCRIPTS = ("words.js", "charts.js", "stage.js", "page.js")
 
 NAMES = {
     "plan": "Mode-2: thinks before it acts",
@@ -37,7 +42,8 @@ class Chapter(NamedTuple):
     """What the page shows of one seed: how it was lived in each mode, and how to look at it."""
 
     acts: Sequence[Json]
-    told: str
+    view: View
+    shades: Sequence[Json] = ()  # what can be laid over the world, from below to above
 
 
 def act(episode: Episode, sheet: np.ndarray) -> Json:
@@ -50,7 +56,9 @@ def act(episode: Episode, sheet: np.ndarray) -> Json:
         "verdict": life.verdict,
         "length": len(life.states),
         "every": steps[-1] - steps[-2] if len(steps) > 1 else 1,
+        "until": life.until,
         "arrived": life.arrived,
+        "reached": life.reached,
         "unit": episode.unit,
         "layers": _layers(episode),
         "terms": [_plain(name) for name in episode.moments[0].terms],
@@ -64,6 +72,13 @@ def act(episode: Episode, sheet: np.ndarray) -> Json:
         ],
         "sheet": _data(Image.fromarray(sheet), _smallest([Image.fromarray(sheet)])),
     }
+
+
+def shade(landscape: Landscape, drawn: np.ndarray) -> Json:
+    """What the critic says of every place; `drawn`: uint8 [h, w, 4]."""
+    low, high = ends(landscape)
+    return {"image": _data(Image.fromarray(drawn), ("png", _png)), "colours": COLOURS,
+            "low": _number(low), "high": _number(high), "unit": landscape.unit}  # fmt: skip
 
 
 def _layers(episode: Episode) -> list[str]:
@@ -81,6 +96,7 @@ def _moment(moment: Moment, missed: float) -> Json:
     ahead = np.array(list(moment.ahead.values())).T  # [H, terms]
     return {
         "considered": [_points(future) for future in moment.considered],
+        "energies": _numbers(moment.energies),
         "chosen": _points(moment.chosen),
         "hopes": [_points(hopes) for hopes in moment.hopes],
         "terms": _numbers(moment.terms.values()),
@@ -189,19 +205,20 @@ def _number(number: float) -> float | None:
     return float(f"{number:.4g}") if np.isfinite(number) else None
 
 
-def write(path: Path, title: str, chapters: Sequence[Chapter]) -> Path:
+def write(path: Path, title: str, about: str, chapters: Sequence[Chapter]) -> Path:
     """Returns `path`."""
     story: Mapping[str, Any] = {
         "chapters": [
-            {"name": f"seed {chapter.acts[0]['seed']}", "told": chapter.told, "acts": chapter.acts}
-            for chapter in chapters
+            {"name": f"seed {acts[0]['seed']}", "told": view.told, "error": _number(view.error),
+             "shades": shades, "acts": acts}
+            for acts, view, shades in chapters
         ]
-    }
+    }  # fmt: skip
     # a script ends at the first </ that it holds, in whatever string
     told = json.dumps(story, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
     text = Template(_part("page.html")).substitute(
-        title=html.escape(title), style=_part("page.css"), story=told,
-        script=_part("charts.js") + _part("page.js"),
+        title=html.escape(title), about=html.escape(about), style=_part("page.css"), story=told,
+        script="".join(map(_part, SCRIPTS)),
     )  # fmt: skip
     path.write_text(text, encoding="utf-8")
     return path

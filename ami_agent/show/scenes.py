@@ -18,7 +18,8 @@ class Moment(NamedTuple):
     step: int
     panels: Sequence[Panel]
     place: np.ndarray  # [2]: where the body truly is
-    considered: np.ndarray  # [P, H + 1, 2]
+    considered: np.ndarray  # [P * K, H + 1, 2]
+    energies: np.ndarray  # [P]: of each proposal; NaN of a reflex
     chosen: np.ndarray  # [H + 1, 2]; H is 0 for a reflex
     hopes: np.ndarray  # [L - 1, H, 2]: of the levels above, top first; subgoals come first
     terms: Mapping[str, float]  # weighted energies of the chosen future; a reflex has none
@@ -77,6 +78,6 @@ def seen(life: Life, view: View) -> Episode:
 def _moment(instant: Instant, place: np.ndarray, view: View) -> Moment:
     return Moment(
         instant.step, view.panels(instant.pictures), place, view(instant.considered),
-        view(instant.chosen), view(instant.hopes), instant.terms, instant.ahead, instant.thinking,
-        instant.to_go,
+        instant.energies, view(instant.chosen), view(instant.hopes), instant.terms, instant.ahead,
+        instant.thinking, instant.to_go,
     )  # fmt: skip

@@ -51,6 +51,7 @@ class View(Protocol):
     """Where states are, and on what they are drawn."""
 
     told: str  # what somebody who looks at it must know
+    error: float  # pixels by which imagined places are wrong, root mean square
 
     def __call__(self, states: Tensor) -> np.ndarray:
         """`[..., D]` -> places `[..., 2]` in pixels of the panels that are overlaid."""
@@ -103,8 +104,9 @@ class ReadOut:
         self.error = float(np.sqrt(np.square(missed).sum(-1).mean()))
         """Root mean square distance of read and true places, on lives not fitted; pixels."""
         self.told = (
-            "Imagined places are read out of the agent's states by a probe. On lives it was not "
-            f"fitted to it is wrong by {self.error:.0f} pixels (root mean square)."
+            "Where the body has been and where it went is true; what was imagined is read out of "
+            "the agent's states by a probe. On lives it was not fitted to it is wrong by "
+            f"{self.error:.0f} pixels (root mean square)."
         )
 
     def upon(self, lives: Sequence[Life]) -> View:
@@ -150,6 +152,8 @@ class Abstract:
 class Plane:
     """The first two principal components of the states of some lives, each as wide as it needs to
     be to show what was lived and what was chosen."""
+
+    error = 0.0
 
     def __init__(self, lives: Sequence[Life]) -> None:
         states = torch.cat([life.states for life in lives]).double()

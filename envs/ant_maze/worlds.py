@@ -35,6 +35,7 @@ class AntMazeVectorEnv(MazeVectorEnv):
     its back stays there until the budget is spent.
     """
 
+    moves: ClassVar[str] = "An ant, a body on four legs (blue),"
     kinds: ClassVar[Mapping[str, Callable[[int], Senses]]] = SENSES
     actions: ClassVar[int] = 8
 

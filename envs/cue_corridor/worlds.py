@@ -26,6 +26,10 @@ class CueCorridorVectorEnv(BatchedEnv[State]):
     the unit disk are shortened to it. Option of reset: "factors" [B, 3] puts bodies and cues.
     """
 
+    about = (
+        "A body (blue) walks up a corridor that forks. A cue (amber) says which arm is the right "
+        "one, and is seen near the start alone."
+    )
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y", "cue")
     interoception_names: ClassVar[tuple[str, ...]] = ()
 

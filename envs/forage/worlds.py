@@ -54,6 +54,10 @@ class ForageVectorEnv(BatchedEnv[State]):
     energies and growths; the layout stays the seed's.
     """
 
+    about = (
+        "A body (blue) lives on food (green), which grows back where it was eaten, and is hurt "
+        "near the hazard (red). The bar below is its energy; the flag is a place to go to."
+    )
     factor_names: ClassVar[tuple[str, ...]] = FACTOR_NAMES
     interoception_names: ClassVar[tuple[str, ...]] = ("energy", "damage", "meal")
 

@@ -59,6 +59,7 @@ class MazeVectorEnv(BatchedEnv[State]):
     stay the seed's.
     """
 
+    moves: ClassVar[str] = "A body (blue) that keeps its momentum"
     factor_names: ClassVar[tuple[str, ...]] = FACTOR_NAMES
     kinds: ClassVar[Mapping[str, Callable[[int], Senses]]] = SENSES
     actions: ClassVar[int] = 2
@@ -104,7 +105,11 @@ class MazeVectorEnv(BatchedEnv[State]):
         split = pick("layouts", layouts, {name: name for name in SPLITS})
         self.errands, self.band = errands, pick("goals", goals, BANDS)
         self.mazes = _source(size, map, maze, loops, split, torch.device(device))
-        if senses == "state" and isinstance(self.mazes, Drawn):
+        drawn = isinstance(self.mazes, Drawn)
+        self.about = f"{self.moves} is to find its way between walls to a goal (green ring). " + (
+            "Every episode has a maze of its own." if drawn else "The maze is always the same."
+        )
+        if senses == "state" and drawn:
             raise ValueError("senses 'state' can't tell drawn mazes apart; choose a maze or a map")
         self.senses = pick("senses", senses, self.kinds)(self.mazes.size)
         self.physics = self._physics()

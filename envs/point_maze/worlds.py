@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ..maze import MazeVectorEnv
 from ..maze.physics import Physics
 from .physics import ball
@@ -16,6 +18,8 @@ class PointMazeVectorEnv(MazeVectorEnv):
     full action comes to 0.3 cells a step. Walls throw it back a little, and it rolls round their
     ends.
     """
+
+    moves: ClassVar[str] = "A ball (blue)"
 
     def _physics(self) -> Physics:
         return ball(self.mazes.size)

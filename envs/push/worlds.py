@@ -41,6 +41,7 @@ class PushVectorEnv(BatchedEnv[State]):
     half a metre. Options of reset: "factors" [B, 8] puts things, "goal_factors" [B, 8] puts goals.
     """
 
+    about = "A hand (blue) is to push a block (yellow) to a goal (green ring)."
     factor_names: ClassVar[tuple[str, ...]] = FACTOR_NAMES
 
     def __init__(

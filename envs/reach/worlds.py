@@ -42,6 +42,7 @@ class ReachVectorEnv(BatchedEnv[State]):
     [B, 6] puts goals.
     """
 
+    about = "An arm of two links is to bring its fingertip (blue) to a goal (green ring)."
     factor_names: ClassVar[tuple[str, ...]] = FACTOR_NAMES
 
     def __init__(

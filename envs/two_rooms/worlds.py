@@ -28,6 +28,15 @@ def _scene_space(variant: Variant) -> spaces.Box:
     return spaces.Box(0, 255, (canvas.channels, canvas.size, canvas.size), np.uint8)
 
 
+def _about(variant: Variant) -> str:
+    same = len(variant.layouts) == 1
+    where = "the same in every episode" if same else "elsewhere in every episode"
+    return (
+        "A dot (blue) is to go to a goal (green ring). Two rooms are joined by one door; wall and "
+        f"door are {where}."
+    )
+
+
 def _action_space(variant: Variant) -> spaces.Box:
     bound = variant.motion.bound
     return spaces.Box(-bound, bound, (2,), np.float32)
@@ -68,6 +77,7 @@ class TwoRoomsVectorEnv(BatchedEnv[State]):
         require("distraction", distraction, 0, math.inf)
         self.distraction = distraction
         self._backdrop: Backdrop = Blobs(self.variant.canvas) if distraction else Nothing()
+        self.about = _about(self.variant)
         super().__init__(
             num_envs,
             self._backdrop.space(_scene_space(self.variant)),

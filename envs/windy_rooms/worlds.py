@@ -38,6 +38,10 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
     else 0. Options of reset: "factors" [B, 2] puts bodies, "goal_factors" [B, 2] puts goals.
     """
 
+    about = (
+        "A body (blue) is to go from one room to a goal (green ring) in the other, past a pit "
+        "(dark) between them. Gusts of wind throw it about; who falls into the pit stays there."
+    )
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y")
     interoception_names: ClassVar[tuple[str, ...]] = ("fallen",)
 

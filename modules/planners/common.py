@@ -60,6 +60,7 @@ def intended(thought: Thought, index: Tensor, focus: Focus) -> Plan:
         states=pick(states, index),
         hopes=focus.hopes,
         considered=thought.futures,
+        energies=thought.energy,
         deliberated=torch.ones(len(states), dtype=torch.bool, device=states.device),
     )
 
