@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from ami_agent import catalogue, runs, settings
-from ami_agent.ablate import Alone, Cluster, Crew, Processes, named, study, variants
+from ami_agent.ablate import Alone, Cluster, Crew, Processes, named, question, study, variants
 from ami_agent.ablate import rows as rows_of
 from ami_agent.bench import BENCHES
 from ami_agent.build import Config
@@ -146,8 +146,8 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
         flags, configs = settings.parse(StudyFlags(), argv, f"ami ablate {name}"), named(name)
     else:
         config, argv = _recipe(name, argv, f"ami ablate {name}")
-        flags = asked = settings.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
-        configs = variants(asked.config, asked.without, asked.swap)
+        flags = parts = settings.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
+        configs = variants(parts.config, parts.without, parts.swap)
     check_target(flags.json)
     crew: Crew = Processes(flags.workers) if flags.workers > 1 else Alone(console)
     label = name.rpartition(":")[2]
@@ -155,7 +155,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     done = study(
         label, configs, out=out, seeds=flags.seeds, episodes=flags.episodes,
         device=device(flags.device), crew=Cluster(flags.ray) if flags.ray else crew,
-        console=console,
+        console=console, asked=question(name),
     )  # fmt: skip
     _write(flags.json, done.told())
     console.print(table(f"{label}, {flags.seeds} seeds", *rows_of(done)))

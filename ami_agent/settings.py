@@ -97,9 +97,11 @@ def _reason(error: BaseException) -> str:
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two pieces of plain data differ, one phrase each."""
+    """Where two pieces of plain data differ, one phrase each; of two that are not of the same kind
+    no more than the kinds."""
     if isinstance(one, dict) and isinstance(other, dict):
-        names = dict.fromkeys([*one, *other])
+        same = one.get("is") == other.get("is")
+        names = dict.fromkeys([*one, *other] if same else ["is"])
         return [d for n in names for d in differences(one.get(n), other.get(n), f"{path}.{n}")]
     return [] if one == other else [f"{path.lstrip('.')} is {one!r}, not {other!r}"]
 

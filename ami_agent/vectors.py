@@ -171,15 +171,21 @@ def bring(name: str) -> ModuleType:
         ) from error
 
 
-def called(place: str, what: str) -> Any:
-    """What a function of somebody's file returns, `FILE.py:FUNCTION`; UnusableInput where there is
-    none. `what` it should return, in words."""
+def function_of(place: str, what: str) -> Callable[[], Any]:
+    """A function of somebody's file, `FILE.py:FUNCTION`; UnusableInput where there is none. `what`
+    it should return, in words."""
     file, _, name = place.rpartition(":")
     if not file:
         raise UnusableInput(f"{place!r} must be FILE.py:FUNCTION, a function that returns {what}")
     function = getattr(bring(file), name, None)
     if not callable(function):
         raise UnusableInput(f"{file} has no function {name!r} that returns {what}")
+    return function  # type: ignore[no-any-return]
+
+
+def called(place: str, what: str) -> Any:
+    """What that function returns."""
+    function = function_of(place, what)
     try:
         return function()
     except UnusableInput:

@@ -206,26 +206,47 @@ class Weights:
     log."""
 
     prediction: float = 1.0
+    """States that were foretold are near those that came."""
     change: float = 0.0
+    """The same, each dimension in units of how much it changes in a step."""
     variance: float = 16.0
+    """Each feature of the state differs from moment to moment (VICReg). Without it, and with
+    nothing in its place, all moments may get one and the same state: a collapse."""
     covariance: float = 8.0
+    """Different features tell different things (VICReg)."""
     variance_within: float = 0.0
+    """Variance within each episode, not only between episodes."""
     covariance_within: float = 0.0
+    """Covariance within each episode."""
     similarity: float = 12.0
+    """Moments that follow each other have states that are near."""
     inverse: float = 1.0
+    """The action can be read off the two states that it joins (inverse dynamics)."""
     feeling: float = 0.0
+    """What the body felt can be read off the states."""
     doubt: float = 0.0
+    """Several small models foretell each step, and where they differ is what is not known yet."""
     information: float = 0.01
     """Of a latent variable: nats that it tells of the next state."""
     prior: float = 1.0
     """How often what the latent variable tells comes, as the world model is to know it."""
     redundancy: float = 0.0
+    """In place of variance and covariance: features of what was foretold and of what came agree,
+    each with its like alone (Barlow Twins)."""
     gaussianity: float = 0.0
+    """In place of variance and covariance: states are spread as a normal distribution (SIGReg)."""
     contrast: float = 0.0
+    """In place of variance and covariance: what came is told from what came elsewhere (InfoNCE)."""
     margin: float = 0.0
+    """In place of variance and covariance: states of different moments are so far apart at
+    least."""
     straightness: float = 0.0
+    """Three moments in a row lie on a straight line."""
     prototypes: float = 0.0
+    """In place of variance and covariance: what was foretold and what came belong to the same of
+    some prototypes, all of which are used alike (SwAV)."""
     agreement: float = 0.0
+    """States that were foretold point where those that came do, however long (BYOL, SimSiam)."""
 
 
 OTHERS = (

@@ -35,8 +35,9 @@ from ami_agent.ablate.verdict import (
     words,
 )
 from ami_agent.agent import Agent
+from ami_agent.glossary import meaning
 from ami_agent.learning import Learning
-from ami_agent.lessons import Live, Rehearse
+from ami_agent.lessons import Live, NoLesson, Rehearse
 from ami_agent.life import WorldConfig
 from modules.types import UnusableInput
 from tests.conftest import refuse
@@ -117,6 +118,8 @@ def test_differences_are_paired_by_seed():
     assert gap.ci95 == pytest.approx((-3 - 4.3027 / 3**0.5, -3 + 4.3027 / 3**0.5), rel=1e-4)
     assert gap.real
     assert not difference(base, {0: 8.0, 1: 57.0, 2: 86.0}).real
+    within = difference(base, variant, 5.0).ci95
+    assert within == pytest.approx((-5.0, -3 + 4.3027 / 3**0.5), rel=1e-4)
     assert difference({0: 1.0}, {0: 5.0}) == Difference(1, 4.0, None, None)
 
 
@@ -153,7 +156,7 @@ def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
 
     def marks(plan: float, react: float):
         return {
-            mode: {"score": None, "final_success": {"mean": share}, "episodes": 10}
+            mode: {"score": None, "final_success": {"mean": share}, "episodes": 10, "baselines": {}}
             for mode, share in (("plan", plan), ("react", react))
         }
 
@@ -162,12 +165,22 @@ def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
         name: [Outcome(name, seed, marks(*shares)) for seed in range(2)]
         for name, shares in reached.items()
     }
-    done = Study("some", dict.fromkeys(reached, config_of()), 2, outcomes, {})
+    done = Study(
+        "some", dict.fromkeys(reached, config_of()), 2, outcomes, dict.fromkeys(reached, ())
+    )
     first, second, same = done.sentences()
     assert first.startswith("less, Mode-2: 50 points of success less than whole [-50, -50]")
     assert first.endswith("a real difference")
     assert second.startswith("least, Mode-2: 100 points")
     assert same == "Mode-1: no variant is different from whole in any seed"
+    written = page.write(tmp_path / "index.html", done).read_text()
+    assert f"{same}." in written
+    assert "Nothing teaches it" not in written  # `interact` does
+    untaught = replace(config_of(), interact=NoLesson(), distil=NoLesson())
+    bare = replace(done, configs=dict.fromkeys(reached, untaught), asked="What for?\n\nFor <this>.")
+    written = page.write(tmp_path / "index.html", bare).read_text()
+    assert f"{same}. Nothing teaches it in this study" in written
+    assert 'What for?</p><p class="asked">For &lt;this&gt;.</p>' in written
     outcomes["least"][1] = Outcome("least", 1, marks(0.0, 0.1))
     assert sum("Mode-1" in sentence for sentence in done.sentences()) == 2
 
@@ -206,7 +219,11 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
     parser.feed(page.write(tmp_path / "index.html", done).read_text())
     text = " ".join(parser.seen)
     for sentence in done.sentences():
-        assert sentence in text
+        assert sentence.removeprefix("without objective.feeling, ") in text
+    assert meaning(configs["gym"], "objective.weights.feeling") in text
+    assert "it says nothing of itself" in text  # the world
+    by_chance = done.outcomes["gym"][0].marks["plan"]["baselines"]["random"]["return"]["mean"]
+    assert f"In the same episodes reach: actions by chance, {by_chance:.3g}." in text
     assert "interact.objective.weights.feeling is 0.0, not 1" in text
     assert (tmp_path / "study.png").stat().st_size > 5000
     again = run(configs, tmp_path)

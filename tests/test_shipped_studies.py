@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ami_agent.ablate.variants import named
+import ami_agent as ami
+from ami_agent.ablate.variants import named, question
+from ami_agent.glossary import meaning
+from ami_agent.settings import differences, to_json
 from ami_agent.train import check
 from tests.conftest import refuse
 
@@ -31,6 +34,25 @@ def test_the_published_ablation_takes_one_term_at_a_time(study):
     ]
     assert taken == [["variance"], ["covariance"], ["similarity"], ["inverse"]]
     assert all(vars(o.objective.weights)[n] == 0 for o, (n,) in zip(others, taken, strict=True))
+
+
+@pytest.mark.parametrize("study", ["collapse", "stand_ins", "published"])
+def test_what_is_asked_and_what_each_setting_means_is_told(study):
+    assert len(question(f"{FILE}:{study}")) > 50
+    base, *others = named(f"{FILE}:{study}").values()
+    for other in others:
+        changes = differences(to_json(other), to_json(base))
+        assert changes
+        for change in changes:
+            assert meaning(other, change.partition(" is ")[0]), change
+
+
+def test_what_stands_beside_a_setting_is_what_it_means():
+    config = ami.recipes.two_rooms()
+    assert "(inverse dynamics)" in meaning(config, "objective.weights.inverse")
+    assert meaning(config, "planner.is").startswith("Adam on the actions of several proposals")
+    assert meaning(config, "world.options.budget") == "Further keyword arguments of the world."
+    assert meaning(config, "nothing.of.that") == ""
 
 
 def test_they_are_asked_for_by_file_and_name(capsys):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from ami_agent.ablate.course import study
 from ami_agent.ablate.jobs import Alone, Cluster, Crew, Processes
 from ami_agent.ablate.study import Study, rows
-from ami_agent.ablate.variants import named, swap, variants, without
+from ami_agent.ablate.variants import named, question, swap, variants, without
 
 __all__ = [
-    "Alone", "Cluster", "Crew", "Processes", "Study", "named", "rows", "study", "swap", "variants",
-    "without",
+    "Alone", "Cluster", "Crew", "Processes", "Study", "named", "question", "rows", "study",
+    "swap", "variants", "without",
 ]  # fmt: skip

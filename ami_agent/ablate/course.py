@@ -24,7 +24,7 @@ from modules.types import UnusableInput
 
 def study(
     name: str, configs: Mapping[str, Config], *, out: Path, seeds: int, episodes: int, device: str,
-    crew: Crew, console: Console,
+    crew: Crew, console: Console, asked: str = "",
 ) -> Study:  # fmt: skip
     """Trains and evaluates every variant with every seed, seed by seed, so that a study that is
     stopped early compares all; runs already finished are not repeated. Writes study.json and
@@ -61,7 +61,7 @@ def study(
         variant: [runs.seconds_of(out / folder(variant) / str(o.seed)) for o in each if o.marks]
         for variant, each in outcomes.items()
     }
-    done = Study(name, configs, seeds, outcomes, seconds)
+    done = Study(name, configs, seeds, outcomes, seconds, asked)
     runs.write_json(out / "study.json", done.told())
     write_csv(out / "study.csv", done)
     return done

@@ -6,89 +6,131 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ami_agent.ablate.study import MODES, SHOWN, Study, rows
-from ami_agent.ablate.verdict import interquartile
+from ami_agent.ablate.study import ALL, LABEL, MODES, Study, each, rows
+from ami_agent.ablate.verdict import Measure, interquartile
+from ami_agent.build import Config, lessons
+from ami_agent.glossary import meaning
+from ami_agent.learning import Learning
+from ami_agent.lessons import NoLesson
 
 INK = {"plan": "#f0591a", "react": "#5b53c8"}
-LABEL = {"plan": "Mode-2, plans", "react": "Mode-1, reacts"}
-
-PAGE = Template("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>$title</title>
-<meta name="viewport" content="width=device-width">
-<style>
- :root { color-scheme: light dark; --ink: #22262e; --faint: #767d8a; --line: #e6e8ec }
- @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e6ea; --faint: #989fac; --line: #3a3f48 } body { background: #1b1e23 }
-  img { background: white; border-radius: 8px } }
- body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); max-width: 1080px;
-        margin: 2.5rem auto; padding: 0 1.5rem }
- h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem }
- p, li.chance, summary { color: var(--faint) } li { margin: .3rem 0 } img { max-width: 100% }
- .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem }
- th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line);
-          white-space: nowrap } code { font-size: .85rem }
-</style>
-<h1>$title</h1>
-<p>$about</p>
-<h2>What each variant is worth</h2>
-<ul>$sentences</ul>
-<p>In grey: what chance alone may do.</p>
-<h2>At a glance</h2>
-<img src="data:image/png;base64,$plot" alt="$alt">
-<h2>Figures</h2>
-<div class="wide">$table</div>
-<p>Interquartile means over seeds with 95 % bootstrap intervals; differences are paired by seed,
-with Student's interval; the chance to be better is that of one run beside one of the base, ties
-counting half (Agarwal et al. 2021). Every variant had the same seeds, lives, updates and judging
-episodes. Of three seeds the interquartile mean is the mean, and the bootstrap interval goes from
-the worst to the best: it shows the spread. Whether a difference is real is told by Student's
-interval, which is wide where seeds are few, even where all of them lost.</p>
-<h2>What differs</h2>
-$changes
-</html>
-""")
+DOES = {"plan": "plans", "react": "reacts"}
 
 
 def write(path: Path, study: Study) -> Path:
     """Writes the page, and its picture beside it; returns `path`."""
     picture = plot(study)
     path.with_name("study.png").write_bytes(picture)
-    first = next((o.marks for each in study.outcomes.values() for o in each if o.marks), None)
-    episodes = first["plan"]["episodes"] if first else 0
-    world, measure = study.configs[study.base].evaluation, study.measure
-    about = (
-        f"{len(study.configs)} variants of an agent in {world.id} {world.variant}".rstrip() + ", "
-        f"{study.seeds} seeds, {episodes} judging episodes a run. The base is {study.base}. Mode-2 "
-        "plans at every step, Mode-1 reacts as its policy has learnt to."
-        + (f" Judged by {measure.key.replace('_', ' ')}: {measure.told}." if measure else "")
-    )
+    asked = study.asked.strip().split("\n\n") if study.asked else []
+    variants = "".join(_variant(study, name) for name in study.configs)
+    failures = "".join(f"<p>{html.escape(one)}</p>" for one in study.failures())
+    page = files("ami_agent.ablate").joinpath("page.html").read_text(encoding="utf-8")
     path.write_text(
-        PAGE.substitute(
+        Template(page).substitute(
             title=html.escape(f"Study: {study.name}"),
-            about=html.escape(about),
-            sentences="".join(_item(sentence) for sentence in study.sentences()),
+            asked="".join(f'<p class="asked">{html.escape(part)}</p>' for part in asked),
+            about=html.escape(_about(study)),
+            base=html.escape(study.base),
+            variants=variants + _alike(study) + failures,
             plot=base64.b64encode(picture).decode(),
             alt=html.escape(
                 "figures of every variant with intervals: the table below in a picture"
             ),
-            table=_table(*rows(study, (*SHOWN, "by seed", "better than the base", "seconds"))),
-            changes="".join(_changes(study, name) for name in list(study.configs)[1:]),
+            table=_table(*rows(study, ALL)),
         ),
         encoding="utf-8",
     )
     return path
 
 
-def _item(sentence: str) -> str:
-    kind = ' class="chance"' if "chance may do" in sentence else ""
-    return f"<li{kind}>{html.escape(sentence)}</li>"
+def _about(study: Study) -> str:
+    """What was done, for who never saw the world."""
+    config, measure = study.configs[study.base], study.measure
+    if measure is None:
+        return "No run finished."
+    first = next(o.marks for each in study.outcomes.values() for o in each if o.marks)["plan"]
+    with closing(config.evaluation.build(1)) as world:
+        scene = world.about
+    named = f"The world, {config.evaluation.id} {config.evaluation.variant}".rstrip()
+    steps = f" of {first['length']['mean']:.3g} steps on the mean" if first.get("length") else ""
+    learning = {name: getattr(each, "learning", None) for name, each in lessons(config).items()}
+    learnt = [f"{n} {how.steps}" for n, how in learning.items() if isinstance(how, Learning)]
+    return (
+        f"{named}: {scene or 'it says nothing of itself.'} {len(study.configs)} variants of an "
+        f"agent, {study.seeds} seeds of each, trained anew with every seed (updates: "
+        f"{', '.join(learnt)}) and judged in {first['episodes']} episodes{steps} by "
+        f"{measure.key.replace('_', ' ')}: {measure.told}. {_beside(first, measure)}"
+    )
+
+
+def _beside(marks: Mapping[str, Any], measure: Measure) -> str:
+    """What the same episodes come to without the agent."""
+    who = {"random": "actions by chance", "oracle": "one who knows the world"}
+    found = {said: marks["baselines"].get(name) for name, said in who.items()}
+    reach = [f"{said}, {measure.of(each):.3g}" for said, each in found.items() if each]
+    return f"In the same episodes reach: {'; '.join(reach)}." if reach else ""
+
+
+def _variant(study: Study, name: str) -> str:
+    """One variant: what it is, what it reached, and what that says."""
+    reached = f"<p>{html.escape(_reached(study, name))}</p>"
+    if name == study.base:
+        return f"<section><h3>{html.escape(name)}, the base</h3>{reached}</section>"
+    base, config, changes = study.configs[study.base], study.configs[name], study.changes(name)
+    differs = "".join(_change(base, config, change) for change in changes)
+    worth = "".join(map(_sentence, study.worth(name)))
+    title = f"<h3>{html.escape(name)}</h3><ul>{differs}</ul>"
+    return f"<section>{title}{reached}{worth}</section>"
+
+
+def _reached(study: Study, name: str) -> str:
+    if study.measure is None:
+        return "failed"
+    parts = []
+    for mode in MODES:
+        marks = list(study.marks(name, mode).values())
+        unit = study.measure.unit
+        figure = f"{sum(marks) / len(marks):.3g} {unit}" if marks else "nothing"
+        seeds = f" (by seed {each(marks)})" if marks else ""
+        parts.append(f"{LABEL[mode]}: {figure}{seeds}")
+    return "; ".join(parts)
+
+
+def _change(base: Config, config: Config, phrase: str) -> str:
+    """A setting that differs, and what it means."""
+    path = phrase.partition(" is ")[0]
+    told = meaning(config, path) or meaning(base, path)
+    return f"<li><code>{html.escape(phrase)}</code> <span>{html.escape(told)}</span></li>"
+
+
+def _sentence(sentence: str) -> str:
+    kind = ' class="chance"' if "chance may do" in sentence else ' class="asked"'
+    return f"<p{kind}>{html.escape(sentence)}</p>"
+
+
+def _alike(study: Study) -> str:
+    if study.measure is None:
+        return ""
+    untaught = all(
+        isinstance(lessons(config)[name], NoLesson)
+        for config in study.configs.values()
+        for name in ("interact", "retrace", "amortise", "distil")
+    )
+    why = " Nothing teaches it in this study, so it acts as it was born." if untaught else ""
+    return "".join(
+        f"<p>{html.escape(sentence)}.{why if mode == 'react' else ''}</p>"
+        for mode, sentence in zip(study.alike, study.same(), strict=True)
+    )
 
 
 def _table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -97,11 +139,6 @@ def _table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body
     )
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
-
-
-def _changes(study: Study, name: str) -> str:
-    said = "".join(f"<li><code>{html.escape(one)}</code></li>" for one in study.changes(name))
-    return f"<details><summary>{html.escape(name)}</summary><ul>{said}</ul></details>"
 
 
 def plot(study: Study) -> bytes:
@@ -119,9 +156,9 @@ def plot(study: Study) -> bytes:
                 continue
             low, high = found["ci95"] or (found["mean"], found["mean"])
             axes.plot([low, high], [place, place], color=INK[mode], lw=2.5, solid_capstyle="round")
-            axes.plot(marks, [place] * len(marks), "o", color=INK[mode], ms=3.5, alpha=0.45, mew=0)
-            label = LABEL[mode] if name == study.base else None
-            axes.plot(found["mean"], place, "o", color=INK[mode], ms=7, label=label)
+            label = f"{LABEL[mode]}, {DOES[mode]}" if name == study.base else None
+            axes.plot(found["mean"], place, "o", color=INK[mode], ms=8, label=label)
+            axes.plot(marks, [place] * len(marks), "o", color="white", mec=INK[mode], ms=4)
     axes.set_yticks(places, names)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(axis="x", color="#e6e8ec")

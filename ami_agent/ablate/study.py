@@ -22,7 +22,8 @@ from ami_agent.ablate.verdict import (
 from ami_agent.build import Config
 from ami_agent.statistics import Estimate
 
-MODES = ("plan", "react")
+LABEL = {"plan": "Mode-2", "react": "Mode-1"}
+MODES = tuple(LABEL)
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Study:
     seeds: int
     outcomes: Mapping[str, Sequence[Outcome]]  # by variant, in the order of the seeds
     seconds: Mapping[str, Sequence[float]]  # of training, by variant, of runs that finished
+    asked: str = ""  # what it is to find out
 
     @property
     def base(self) -> str:
@@ -53,7 +55,9 @@ class Study:
         return {o.seed: measure.of(o.marks[mode]) for o in self.outcomes[variant] if o.marks}
 
     def gap(self, variant: str, mode: str) -> Difference:
-        return difference(self.marks(self.base, mode), self.marks(variant, mode))
+        measure = self.measure
+        assert measure is not None
+        return difference(self.marks(self.base, mode), self.marks(variant, mode), measure.most)
 
     def changes(self, variant: str) -> list[str]:
         """The settings in which a variant differs from the base: what each is, not what it is
@@ -66,23 +70,37 @@ class Study:
         measure = self.measure
         if measure is None:
             return ["no run finished", *self.failures()]
+        said = [
+            f"{name}, {sentence}"
+            for name in list(self.configs)[1:]
+            for sentence in self.worth(name)
+        ]
+        return [*said, *self.same(), *self.failures()]
+
+    def same(self) -> list[str]:
+        """A sentence for each mode that tells no variant apart."""
+        return [
+            f"{LABEL[mode]}: no variant is different from {self.base} in any seed"
+            for mode in self.alike
+        ]
+
+    def worth(self, variant: str) -> list[str]:
+        """A sentence for each mode that tells variants apart."""
+        measure = self.measure
+        if measure is None:
+            return []
+        modes = [mode for mode in MODES if mode not in self.alike]
+        return [words(LABEL[m], self.gap(variant, m), measure, self.base) for m in modes]
+
+    @property
+    def alike(self) -> list[str]:
+        """The modes in which no variant is different in any seed."""
         names = list(self.configs)[1:]
-        alike = [
+        return [
             mode
             for mode in MODES
             if len(names) > 1 and all(self.gap(name, mode).none for name in names)
         ]
-        said = [
-            words(f"{name}, Mode-{2 - index}", self.gap(name, mode), measure, self.base)
-            for name in names
-            for index, mode in enumerate(MODES)
-            if mode not in alike
-        ]
-        same = [
-            f"Mode-{2 - MODES.index(mode)}: no variant is different from {self.base} in any seed"
-            for mode in alike
-        ]
-        return [*said, *same, *self.failures()]
 
     def failures(self) -> list[str]:
         return [
@@ -106,6 +124,7 @@ class Study:
             variants[name] = found
         return {
             "study": self.name,
+            "asked": self.asked,
             "base": self.base,
             "seeds": self.seeds,
             "measure": measure.key if measure else None,
@@ -144,8 +163,10 @@ def _plain(figure: Any) -> Any:
     return figure["mean"] if isinstance(figure, Mapping) else figure
 
 
-SHOWN = ("plan", "react", "beside the base")
+SHOWN = (*LABEL.values(), "Mode-2 beside the base")
 """What a terminal has room for."""
+
+ALL = (*SHOWN, "Mode-2 by seed", "chance that Mode-2 is better", "training, s")
 
 
 def rows(done: Study, shown: Sequence[str] = SHOWN) -> tuple[list[str], list[list[str]]]:
@@ -157,7 +178,7 @@ def rows(done: Study, shown: Sequence[str] = SHOWN) -> tuple[list[str], list[lis
 def cells(done: Study, name: str) -> dict[str, str]:
     """All figures of a variant as text, by what they are."""
     if done.measure is None:
-        return dict.fromkeys((*SHOWN, "by seed", "better than the base", "seconds"), "failed")
+        return dict.fromkeys(ALL, "failed")
     plan, react = (list(done.marks(name, mode).values()) for mode in MODES)
     gap, seconds = done.gap(name, "plan"), done.seconds[name]
     beside = "-"
@@ -165,14 +186,20 @@ def cells(done: Study, name: str) -> dict[str, str]:
         span = f"{gap.mean:+.3g} [{gap.ci95[0]:.3g}, {gap.ci95[1]:.3g}]"
         beside = span if gap.real else f"{span}, chance may do"
     better = improvement(plan, list(done.marks(done.base, "plan").values()))
-    return {
-        "plan": told(interquartile(plan)),
-        "react": told(interquartile(react)),
-        "beside the base": beside,
-        "by seed": " ".join(f"{mark:.3g}" for mark in plan),
-        "better than the base": "-" if name == done.base else told(better),
-        "seconds": f"{sum(seconds) / len(seconds):.0f}" if seconds else "-",
-    }
+    figures = (
+        told(interquartile(plan)),
+        told(interquartile(react)),
+        beside,
+        each(plan),
+        "-" if name == done.base else told(better),
+        f"{sum(seconds) / len(seconds):.0f}" if seconds else "-",
+    )
+    return dict(zip(ALL, figures, strict=True))
+
+
+def each(marks: Sequence[float]) -> str:
+    """What was reached, seed by seed."""
+    return " ".join(f"{mark:.3g}" for mark in marks)
 
 
 def told(found: Estimate) -> str:

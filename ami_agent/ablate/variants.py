@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -10,7 +11,7 @@ from ami_agent.build import Config
 from ami_agent.catalogue import choices
 from ami_agent.lessons import NoLesson, Predict
 from ami_agent.lessons.rehearse import Improve
-from ami_agent.vectors import called
+from ami_agent.vectors import called, function_of
 from modules.actor import NoHabit
 from modules.cost import NoCritic, NoForesight
 from modules.hierarchy import Flat
@@ -119,10 +120,21 @@ def variants(config: Config, without_: Sequence[str], swaps: Sequence[str]) -> d
     }
 
 
+STUDY = "the Configs of a study"
+
+
+def question(name: str) -> str:
+    """What a study asks: that of a recipe what its parts are worth; one's own, `FILE.py:FUNCTION`,
+    what the docstring of its function says, if there is one."""
+    if ".py:" not in name:
+        return f"What is each of these parts worth to an agent of the recipe {name}?"
+    return inspect.getdoc(function_of(name, STUDY)) or ""
+
+
 def named(place: str) -> dict[str, Config]:
     """A study of one's own, `FILE.py:FUNCTION`: what the function returns, Configs by name, the
     first of which the others are compared with. UnusableInput where it doesn't."""
-    found = called(place, "the Configs of a study")
+    found = called(place, STUDY)
     if not isinstance(found, Mapping) or not all(isinstance(c, Config) for c in found.values()):
         raise UnusableInput(f"{place} must return Configs by name, not {type(found).__name__}")
     if len(found) < 2:

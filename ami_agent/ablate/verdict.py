@@ -7,7 +7,7 @@ interquartile means, bootstrap intervals over runs, and the probability of impro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
+from math import ceil, inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ class Measure(NamedTuple):
     scale: float
     told: str
     """What it is, for who never saw the world."""
+    most: float = inf
+    """How far two figures can be apart."""
 
     def of(self, marks: Mapping[str, Any]) -> float:
         return self.scale * marks[self.key]["mean"]
@@ -39,6 +41,7 @@ MEASURES = (
         "points of success",
         100.0,
         "percent of the episodes at whose last step the task is fulfilled",
+        100.0,
     ),
     Measure("return", "return", 1.0, "the sum of an episode's rewards"),
 )
@@ -103,8 +106,11 @@ class Difference(NamedTuple):
         return self.ci95 is not None and (self.ci95[0] > 0 or self.ci95[1] < 0)
 
 
-def difference(base: Mapping[int, float], variant: Mapping[int, float]) -> Difference:
-    """Figures by seed; only seeds that both have count."""
+def difference(
+    base: Mapping[int, float], variant: Mapping[int, float], most: float = inf
+) -> Difference:
+    """Figures by seed; only seeds that both have count. No two are further apart than `most`: what
+    the interval would hold beyond that can't be."""
     both = sorted(set(base) & set(variant))
     gaps = np.array([variant[seed] - base[seed] for seed in both])
     if len(gaps) < 2:
@@ -112,7 +118,8 @@ def difference(base: Mapping[int, float], variant: Mapping[int, float]) -> Diffe
     mean, spread = float(gaps.mean()), float(gaps.std(ddof=1))
     half = float(stats.t.ppf(0.975, len(gaps) - 1)) * spread / len(gaps) ** 0.5
     needed = seeds_for(abs(mean) / spread) if spread > 0 and mean else None
-    return Difference(len(gaps), mean, (mean - half, mean + half), needed)
+    span = max(mean - half, -most), min(mean + half, most)
+    return Difference(len(gaps), mean, span, needed)
 
 
 def detectable(seeds: int) -> float:

@@ -1,0 +1,37 @@
+"""What settings mean, in the words that stand beside them in the code."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import is_dataclass
+from typing import Any
+
+import docstring_parser
+
+from ami_agent.build import Config
+
+
+def meaning(config: Config, path: str) -> str:
+    """What is said of the setting `part.of.path`: of a field, or of what holds it where that is a
+    mapping, what stands below it in the code; of a choice of class (`path.is`) the first paragraph
+    that stands in it; empty where nothing is."""
+    holder: Any = config
+    for name in path.split("."):
+        inner = getattr(holder, name, None)
+        if not is_dataclass(inner):
+            return _first(_said(type(holder), name))
+        holder = inner
+    return ""
+
+
+def _said(kind: type, name: str) -> str | None:
+    if name == "is":  # of the settings of a class, the class itself
+        owner = kind.__qualname__.rpartition(".")[0] or kind.__qualname__
+        return getattr(sys.modules[kind.__module__], owner).__doc__  # type: ignore[no-any-return]
+    fields = docstring_parser.parse_from_object(kind).params
+    return next((field.description for field in fields if field.arg_name == name), None)
+
+
+def _first(text: str | None) -> str:
+    """The first paragraph, on one line."""
+    return " ".join((text or "").partition("\n\n")[0].split())
