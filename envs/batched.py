@@ -92,7 +92,7 @@ class BatchedEnv(VectorEnv, ABC, Generic[S]):
         "render_fps": 10,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
-    about: str
+    about: str = ""
     """What a person sees here and what is asked of the agent, for who never saw this world."""
     factor_names: ClassVar[tuple[str, ...]]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import gymnasium
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from gymnasium.spaces import Box, Dict, Text
 import ami_agent as ami
 from ami_agent.life import WorldConfig
 from ami_agent.players import Scene, aimless, mind
+from envs import WORLDS
 from modules.configurator import Assignment
 from modules.types import UnusableInput
 
@@ -20,6 +23,8 @@ REACH = Box(-1, 1, (2,), np.float32)
 
 class Room(gymnasium.Env):
     """Any spaces one likes; its third observation is not a number, where it can be none."""
+
+    metadata = {"render_modes": [], "about": "A room <b>."}  # noqa: RUF012
 
     def __init__(self, observation_space=SIGHT, action_space=REACH) -> None:
         self.observation_space, self.action_space = observation_space, action_space
@@ -119,3 +124,28 @@ def test_a_world_of_ours_is_made_without_importing_us_first():
     subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True, timeout=120
     )
+
+
+@pytest.mark.parametrize("vector", ["auto", "sync", "async"])
+def test_what_a_world_says_of_itself_is_known_however_it_is_stepped(vector):
+    config = WorldConfig(id="ami-test/Room-v0", vector=vector)
+    with closing(config.build(2)) as world:
+        assert world.about == "A room <b>."
+
+
+@pytest.mark.parametrize("name", sorted(WORLDS))
+def test_every_world_of_ours_says_what_there_is_to_see(name):
+    pytest.importorskip("mujoco")
+    alone = WorldConfig(id=name, vector="sync")
+    with closing(WorldConfig(id=name).build(2)) as many, closing(alone.build(1)) as one:
+        assert many.about == one.about
+        assert "(blue)" in many.about
+
+
+def test_worlds_say_whether_they_are_always_the_same():
+    def about(name, **options):
+        with closing(WorldConfig(id=name, options=options).build(1)) as world:
+            return world.about
+
+    assert about("ami/Maze-v0", maze=3) != about("ami/Maze-v0")
+    assert about("ami/TwoRooms-v0", variant="fixed") != about("ami/TwoRooms-v0", variant="random")
