@@ -90,18 +90,31 @@ class Config:
     """Where memory is kept; images by the hundred thousand seldom fit beside the mind."""
 
     life: Live | Recorded = field(default_factory=Live)
+    """What is lived, or had from others, to learn from."""
     objective: Predict = field(default_factory=Predict)
+    """Perception and world model learn to foretell states that don't collapse."""
     teacher: Separate | Bootstrap | NoLesson = field(default_factory=Separate)
+    """The critic learns how many steps it is from any state to any other."""
     paths: ShortestPaths | NoLesson = field(default_factory=NoLesson)
+    """What the critic thinks is near is corrected by the shortest ways over what was lived."""
     foresee: Foresee | NoLesson = field(default_factory=NoLesson)
+    """The critics of the drives learn what is to be felt."""
     interact: Interact | Rehearse | NoLesson = field(default_factory=NoLesson)
+    """Life and learning interleave."""
     practice: Practise | NoLesson = field(default_factory=NoLesson)
+    """Mode-2 lives by its own plans, to see what comes of them."""
     refine: Refine | NoLesson = field(default_factory=NoLesson)
+    """World model and critic learn from that as well."""
     ascend: Ascend | NoLesson = field(default_factory=NoLesson)
+    """The levels above learn macro-actions, and what they lead to."""
     survey: Survey | NoLesson = field(default_factory=NoLesson)
+    """Landmarks are chosen, and what it costs to get from each to each."""
     retrace: Retrace | NoLesson = field(default_factory=NoLesson)
+    """The policy learns to do what life did on the way to where it came."""
     amortise: Amortise | NoLesson = field(default_factory=NoLesson)
+    """The policy learns, through the world model, what lowers the cost."""
     distil: Distil | NoLesson = field(default_factory=Distil)
+    """Mode-2's plans become Mode-1's policy."""
     evaluation: WorldConfig
     """The world in which the agent is judged: held-out layouts."""
 

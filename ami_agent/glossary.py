@@ -16,12 +16,13 @@ def meaning(config: Config, path: str) -> str:
     mapping, what stands below it in the code; of a choice of class (`path.is`) the first paragraph
     that stands in it; empty where nothing is."""
     holder: Any = config
-    for name in path.split("."):
+    *outer, last = path.split(".")
+    for name in outer:
         inner = getattr(holder, name, None)
         if not is_dataclass(inner):
             return _first(_said(type(holder), name))
         holder = inner
-    return ""
+    return _first(_said(type(holder), last))
 
 
 def _said(kind: type, name: str) -> str | None:

@@ -14,6 +14,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,17 @@ def seconds_of(run: Path) -> float:
     if not isinstance(each, dict) or not all(isinstance(s, int | float) for s in each.values()):
         raise UnusableInput(f"{run / 'manifest.json'} tells no seconds of its lessons")
     return float(sum(each.values()))
+
+
+def last(run: Path, stage: str) -> dict[str, Any]:
+    """The figures of that stage that were logged last; none where there are none."""
+    found: dict[str, Any] = {}
+    with suppress(OSError), (run / "metrics.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            with suppress(ValueError, AttributeError):  # a torn line, or another's
+                told = json.loads(line)
+                found = told if told.get("stage") == stage else found
+    return found
 
 
 def manifest(seed: int, device: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from ami_agent.glossary import meaning
 from ami_agent.learning import Learning
 from ami_agent.lessons import Live, NoLesson, Rehearse
 from ami_agent.life import WorldConfig
+from ami_agent.runs import last
 from modules.types import UnusableInput
 from tests.conftest import refuse
 
@@ -180,7 +181,7 @@ def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
     bare = replace(done, configs=dict.fromkeys(reached, untaught), asked="What for?\n\nFor <this>.")
     written = page.write(tmp_path / "index.html", bare).read_text()
     assert f"{same}. Nothing teaches it in this study" in written
-    assert 'What for?</p><p class="asked">For &lt;this&gt;.</p>' in written
+    assert 'What for?</p><p class="told">For &lt;this&gt;.</p>' in written
     outcomes["least"][1] = Outcome("least", 1, marks(0.0, 0.1))
     assert sum("Mode-1" in sentence for sentence in done.sentences()) == 2
 
@@ -223,9 +224,16 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
     assert meaning(configs["gym"], "objective.weights.feeling") in text
     assert "it says nothing of itself" in text  # the world
     by_chance = done.outcomes["gym"][0].marks["plan"]["baselines"]["random"]["return"]["mean"]
-    assert f"In the same episodes reach: actions by chance, {by_chance:.3g}." in text
+    assert f"In the same episodes reach: random actions, {by_chance:.3g}." in text
     assert "interact.objective.weights.feeling is 0.0, not 1" in text
     assert (tmp_path / "study.png").stat().st_size > 5000
+    spread = last(tmp_path / "gym" / "1", "state")["std_mean"]
+    assert done.trained["gym"][1].state["std_mean"] == spread > 0
+    both = (run.state["std_mean"] for run in done.trained["gym"])
+    assert f"spread of states {sum(both) / 2:.2f}; effective rank" in text
+    assert last(tmp_path / "gym" / "1", "nothing") == last(tmp_path, "state") == {}
+    steps = configs["gym"].objective.learning.steps
+    assert f", {steps} updates:  {meaning(configs['gym'], 'objective')}" in text
     again = run(configs, tmp_path)
     assert again.told() == done.told()
 
@@ -244,7 +252,7 @@ def test_a_variant_that_fails_is_told_and_the_rest_goes_on_and_is_not_done_again
     )
     written = page.write(tmp_path / "index.html", done).read_text()
     assert "broken &lt;b&gt;" in written
-    assert "<b>" not in written
+    assert "broken <b>" not in written
     stamp = (tmp_path / "base" / "0" / "manifest.json").stat().st_mtime_ns
     run(configs, tmp_path)
     assert (tmp_path / "base" / "0" / "manifest.json").stat().st_mtime_ns == stamp

@@ -129,7 +129,7 @@ def test_a_chosen_future_begins_at_the_body_if_the_read_out_is_perfect():
     readout = ReadOut(agent, WORLD, 0, REACH)
     (episode,) = lived(agent, readout, 1, "plan", 0)
     assert readout.error < 1.5
-    assert f"wrong by {readout.error:.0f} pixels" in readout.told
+    assert f"wrong by {readout.error:.2g} pixels" in readout.told
     for moment in episode.moments:
         assert np.linalg.norm(moment.chosen[0] - moment.place) < 4
         assert np.linalg.norm(moment.considered[:, 0] - moment.place, axis=-1).max() < 4

@@ -26,6 +26,7 @@ from ami_agent.recipes import two_rooms
 from ami_agent.report import Silence
 from ami_agent.show import landscape, page, show
 from ami_agent.show.episodes import Life, watch
+from ami_agent.show.paint import colours
 from ami_agent.show.scenes import Episode, seen
 from ami_agent.show.thoughts import came_true, falling, overheard, stepwise
 from ami_agent.show.views import Panel, ReadOut
@@ -117,10 +118,14 @@ def test_what_can_be_toggled_is_what_there_is(parts):
         assert len(moment["ahead"][0]) == len(plan["terms"]) == len(moment["terms"])
         assert moment["thinking"][-1] == pytest.approx(sum(moment["terms"]), rel=1e-3)
         assert (moment["missed"] is None) == (n == STEPS - 1)
-        assert min(moment["energies"]) == pytest.approx(sum(moment["terms"]), rel=1e-3)
-        assert len(moment["energies"]) == len(moment["considered"])
+        assert moment["compared"] == len(moment["considered"])
+        numbers, energies = zip(*moment["rivals"], strict=True)
+        assert list(energies) == sorted(energies)
+        assert energies[0] >= 0.999 * sum(moment["terms"])
+        (chosen,) = {*range(moment["compared"])} - {*numbers}
+        assert moment["considered"][chosen] == moment["chosen"]
     assert all(not moment["ahead"] and not moment["thinking"] for moment in react["moments"])
-    assert all(moment["energies"] == [None] for moment in react["moments"])
+    assert all(moment["rivals"] == [] for moment in react["moments"])
 
 
 def test_frames_are_the_worlds_pictures_without_anything_drawn_over_them(parts):
@@ -178,7 +183,7 @@ def test_everything_that_can_be_used_has_a_name_for_who_cannot_see_it(parts):
 def test_nothing_that_is_told_can_end_the_script(tmp_path, parts):
     act = {**parts.story["chapters"][0]["acts"][0], "verdict": "</script><script>alert(1)"}
     view = SimpleNamespace(told="</script>", error=0.0)
-    out = page.write(tmp_path / "x.html", "<b>", "<i>", [page.Chapter([act], view)])
+    out = page.write(tmp_path / "x.html", "<b>", ["<i>"], [page.Chapter([act], view)])
     again = Parts(out.read_text(encoding="utf-8"))
     assert [tag for tag, _ in again.tags].count("script") == 2
     assert again.story["chapters"][0]["told"] == "</script>"
@@ -217,61 +222,84 @@ def test_what_rests_where_it_was_to_go_is_shown_no_further(life, arrived, stayed
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), "")
 
 DRIVEN = """<script type="module">
-const told = [], by = (id) => document.getElementById(id), wrong = [];
+const by = (id) => document.getElementById(id), wrong = [], found = {};
 addEventListener("error", (event) => wrong.push(event.message));
+const at = (step) => {
+  by("time").value = step;
+  by("time").dispatchEvent(new Event("input"));
+  return [...document.querySelectorAll(".said")].map((said) => said.textContent);
+};
+const drawn = () => document.querySelectorAll(".stage path, .stage circle").length;
 try {
+  const [first, second] = by("chapters").children;
+  found.last = [by("time").max];
   by("whole").click();
-  for (const button of by("chapters").children) {
-    button.click();
-    for (const at of [0, 3, 4]) {
-      by("time").value = at;
-      by("time").dispatchEvent(new Event("input"));
-      told.push([...document.querySelectorAll(".said")].map((said) => said.textContent));
-    }
-  }
-  const drawn = () => document.querySelectorAll(".stage path").length;
-  for (const box of document.querySelectorAll("#layers input")) {
+  found.last.push(by("time").max);
+  found.first = [0, 3, 4].map(at);
+  second.click();
+  found.second = [0, 3, 4].map(at);
+  const bar = document.querySelectorAll(".three rect")[1];
+  bar.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
+  found.pointed = [...document.querySelectorAll(".pointed")].map((one) => one.textContent);
+  found.layers = [...document.querySelectorAll("#layers input")].map((box) => {
     const before = drawn();
     box.click();
-    told.push([box.id, drawn() - before]);
-  }
+    return [box.id, drawn() - before];
+  });
 } catch (error) { wrong.push(String(error)); }
-document.body.innerHTML = "";
-document.body.textContent = JSON.stringify({ told, wrong });
+document.body.textContent = JSON.stringify({ ...found, wrong });
 </script></body>"""
+
+
+def in_a_browser(page: Path, home: Path) -> dict[str, Any]:
+    """What is found where the page is used."""
+    driven = home / "driven.html"
+    driven.write_text(page.read_text(encoding="utf-8").replace("</body>", DRIVEN), "utf-8")
+    argv = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={home}",
+            "--virtual-time-budget=2000", "--dump-dom", driven.as_uri()]  # fmt: skip
+    dom = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
+    return json.loads(html.unescape(dom.partition("<body>")[2].partition("</body>")[0]))
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs a browser: chromium or chrome")
 def test_in_a_browser_time_can_be_dragged_and_layers_taken_away(written, parts, tmp_path):
-    driven = tmp_path / "driven.html"
-    driven.write_text(written.read_text(encoding="utf-8").replace("</body>", DRIVEN), "utf-8")
-    argv = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}",
-            "--virtual-time-budget=2000", "--dump-dom", driven.as_uri()]  # fmt: skip
-    dom = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = json.loads(html.unescape(dom.partition("<body>")[2].partition("</body>")[0]))
+    found = in_a_browser(written, tmp_path)
     assert found["wrong"] == []
-    *moments, lived, chosen, considered, came, landscape = found["told"]
-    assert len(moments) == 2 * 3
-    for (plan, react), at in zip(moments, (0, 3, 4) * 2, strict=True):
-        assert plan.startswith(f"After {at} of 5 steps. It compares ")
-        assert re.search(r"costs [\d.]+ = reach [\d.]+ \+ critic [\d.]+, the others", plan)
-        assert "The critic expects" in react
-        assert "imagines nothing" in react
-    assert [name for name, _ in (lived, chosen, considered, came, landscape)] == [
-        f"layer-{name}" for name in ("lived", "chosen", "considered", "came", "landscape")
-    ]
-    assert all(gone < 0 for _, gone in (lived, chosen, considered, came))
+    for number, chapter in enumerate(("first", "second")):
+        moments = parts.story["chapters"][number]["acts"][0]["moments"]
+        for (plan, react), step in zip(found[chapter], (0, 3, 4), strict=True):
+            count = moments[step]["compared"]
+            assert plan.startswith(f"After {step} of 5 steps. It compares {count} series of 8 act")
+            cost = sum(moments[step]["terms"])
+            chosen, reach, critic, others = re.search(
+                r"costs ([\d.]+) = reach ([\d.]+) \+ critic ([\d.]+), the others ([\d.]+)", plan
+            ).groups()  # fmt: skip
+            assert float(chosen) == pytest.approx(cost, rel=0.01)
+            assert float(reach) + float(critic) == pytest.approx(cost, rel=0.02)
+            assert float(others.rstrip(".")) >= float(chosen)
+            assert "imagines nothing" in react
+            assert react.endswith("steps to the goal; it never comes there.")
+    bar, line = sorted(found["pointed"])
+    assert bar == line  # the same energy is said of both
+    gone = dict(found["layers"])
+    assert list(gone) == [f"layer-{n}" for n in (*LAYERS, "landscape")]
+    assert all(gone[f"layer-{name}"] < 0 for name in LAYERS)
 
 
-def test_the_parts_of_the_page_are_packaged():
-    home = Path(page.__file__).parent
-    project = (home.parent.parent / "pyproject.toml").read_text()
-    (told,) = re.findall(r'"ami_agent.show" = \[(.*)\]', project)
-    patterns = [pattern.strip(' "') for pattern in told.split(",")]
-    packed = {path for pattern in patterns for path in home.glob(pattern)}
-    others = {path for path in home.iterdir() if path.is_file() and path.suffix != ".py"}
-    assert packed == others
-    assert {path.name for path in packed} >= {"page.html", "page.css", "page.js", "charts.js"}
+LAYERS = ("lived", "chosen", "considered", "came")
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs a browser: chromium or chrome")
+def test_a_page_stops_where_nothing_more_happens_and_says_how_long_it_took(parts, tmp_path):
+    acts = [{**act, "arrived": 3, "until": 3} for act in parts.story["chapters"][0]["acts"]]
+    view = SimpleNamespace(told="", error=0.0)
+    out = page.write(tmp_path / "x.html", "", [], [page.Chapter(acts, view)] * 2)
+    found = in_a_browser(out, tmp_path)
+    assert found["wrong"] == []
+    assert found["last"] == ["2", "4"]
+    (start, _), (there, _), _ = found["first"]
+    assert start.endswith("steps to the goal; it is to take 3 more.")
+    assert there.endswith("It has arrived.")
 
 
 # ---- what is told of a thought
@@ -372,6 +400,7 @@ def test_what_levels_above_hope_for_can_be_toggled():
     told = page.act(seen(life, readout), np.zeros((8, 8, 3), np.uint8))
     assert told["layers"][-1] == "hopes"
     assert [len(hopes) for hopes in told["moments"][0]["hopes"]] == [2 * 3]
+    assert "landmarks" in agent.hierarchy.about
 
 
 @pytest.fixture(scope="module")
@@ -391,6 +420,21 @@ def test_what_is_lived_while_one_is_watched_is_what_is_lived_alone(agent, life):
         with torch.no_grad():
             torch.testing.assert_close(agent.perceive(obs)[0], state, rtol=1e-3, atol=1e-4)
         obs = world.step(obs, agent.act(obs).action).transition.next_obs
+
+
+def test_a_first_action_in_the_place_of_another_was_not_among_those_compared(life):
+    _, episode = life
+    moment = episode.moments[0]
+    changed = moment._replace(energies=np.array([5.0, np.nan, 3.0]), terms={"reach": 9.0})
+    assert page._rivals(changed) == [[2, 3.0], [0, 5.0]]
+    among = moment._replace(energies=np.array([5.0, 2.0, 3.0]), terms={"reach": 3.000001})
+    assert page._rivals(among) == [[1, 2.0], [0, 5.0]]
+
+
+def test_terms_have_the_same_colour_wherever_they_are_shown():
+    alone, beside = colours(["critic"]), colours(["effort", "reach", "critic", "pain"])
+    assert alone["critic"] == beside["critic"]
+    assert len({*beside.values()}) == 4
 
 
 def test_numbers_that_json_cannot_say_are_null():

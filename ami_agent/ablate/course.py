@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ami_agent import runs
 from ami_agent.ablate.jobs import Crew, Job, Outcome, known
-from ami_agent.ablate.study import MODES, Study, write_csv
+from ami_agent.ablate.study import MODES, Study, Trained, write_csv
 from ami_agent.ablate.verdict import detectable, measure_of, seeds_for
 from ami_agent.build import Config
 from ami_agent.checks import check_lessons
@@ -57,11 +57,11 @@ def study(
     if left:
         _account(console, worked, time.monotonic() - began)
     outcomes = {name: [found[name, seed] for seed in range(seeds)] for name in configs}
-    seconds = {
-        variant: [runs.seconds_of(out / folder(variant) / str(o.seed)) for o in each if o.marks]
+    trained = {
+        variant: [Trained.of(out / folder(variant) / str(o.seed)) for o in each if o.marks]
         for variant, each in outcomes.items()
     }
-    done = Study(name, configs, seeds, outcomes, seconds, asked)
+    done = Study(name, configs, seeds, outcomes, trained, asked)
     runs.write_json(out / "study.json", done.told())
     write_csv(out / "study.csv", done)
     return done

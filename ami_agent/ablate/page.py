@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ami_agent.ablate.study import ALL, LABEL, MODES, Study, each, rows
+from ami_agent.ablate.study import ALL, LABEL, MODES, Study, cells, each, rows
 from ami_agent.ablate.verdict import Measure, interquartile
 from ami_agent.build import Config, lessons
 from ami_agent.glossary import meaning
@@ -38,9 +38,10 @@ def write(path: Path, study: Study) -> Path:
     path.write_text(
         Template(page).substitute(
             title=html.escape(f"Study: {study.name}"),
-            asked="".join(f'<p class="asked">{html.escape(part)}</p>' for part in asked),
+            asked="".join(f'<p class="told">{html.escape(part)}</p>' for part in asked),
             about=html.escape(_about(study)),
             base=html.escape(study.base),
+            lessons=_lessons(study.configs[study.base]),
             variants=variants + _alike(study) + failures,
             plot=base64.b64encode(picture).decode(),
             alt=html.escape(
@@ -63,19 +64,17 @@ def _about(study: Study) -> str:
         scene = world.about
     named = f"The world, {config.evaluation.id} {config.evaluation.variant}".rstrip()
     steps = f" of {first['length']['mean']:.3g} steps on the mean" if first.get("length") else ""
-    learning = {name: getattr(each, "learning", None) for name, each in lessons(config).items()}
-    learnt = [f"{n} {how.steps}" for n, how in learning.items() if isinstance(how, Learning)]
     return (
         f"{named}: {scene or 'it says nothing of itself.'} {len(study.configs)} variants of an "
-        f"agent, {study.seeds} seeds of each, trained anew with every seed (updates: "
-        f"{', '.join(learnt)}) and judged in {first['episodes']} episodes{steps} by "
+        f"agent, {study.seeds} seeds of each; every seed is trained anew and judged in "
+        f"{first['episodes']} episodes{steps}, by "
         f"{measure.key.replace('_', ' ')}: {measure.told}. {_beside(first, measure)}"
     )
 
 
 def _beside(marks: Mapping[str, Any], measure: Measure) -> str:
     """What the same episodes come to without the agent."""
-    who = {"random": "actions by chance", "oracle": "one who knows the world"}
+    who = {"random": "random actions", "oracle": "one who knows the world"}
     found = {said: marks["baselines"].get(name) for name, said in who.items()}
     reach = [f"{said}, {measure.of(each):.3g}" for said, each in found.items() if each]
     return f"In the same episodes reach: {'; '.join(reach)}." if reach else ""
@@ -83,7 +82,7 @@ def _beside(marks: Mapping[str, Any], measure: Measure) -> str:
 
 def _variant(study: Study, name: str) -> str:
     """One variant: what it is, what it reached, and what that says."""
-    reached = f"<p>{html.escape(_reached(study, name))}</p>"
+    reached = f'<p class="told">{html.escape(_reached(study, name))}</p>'
     if name == study.base:
         return f"<section><h3>{html.escape(name)}, the base</h3>{reached}</section>"
     base, config, changes = study.configs[study.base], study.configs[name], study.changes(name)
@@ -103,7 +102,9 @@ def _reached(study: Study, name: str) -> str:
         figure = f"{sum(marks) / len(marks):.3g} {unit}" if marks else "nothing"
         seeds = f" (by seed {each(marks)})" if marks else ""
         parts.append(f"{LABEL[mode]}: {figure}{seeds}")
-    return "; ".join(parts)
+    states = {what: cells(study, name)[what] for what in ("spread of states", "effective rank")}
+    known = [f"{what} {figure}" for what, figure in states.items() if figure != "-"]
+    return "; ".join([*parts, *known])
 
 
 def _change(base: Config, config: Config, phrase: str) -> str:
@@ -113,9 +114,22 @@ def _change(base: Config, config: Config, phrase: str) -> str:
     return f"<li><code>{html.escape(phrase)}</code> <span>{html.escape(told)}</span></li>"
 
 
+def _lessons(config: Config) -> str:
+    """What is learnt, one after the other, and in how many updates."""
+    rows = []
+    for name, lesson in lessons(config).items():
+        learning = getattr(lesson, "learning", None)
+        count = f", {learning.steps} updates" if isinstance(learning, Learning) else ""
+        if not isinstance(lesson, NoLesson):
+            said = html.escape(meaning(config, name))
+            rows.append(f"<li><b>{html.escape(name)}</b>{count}: <span>{said}</span></li>")
+    return f"<ul>{''.join(rows)}</ul>"
+
+
 def _sentence(sentence: str) -> str:
-    kind = ' class="chance"' if "chance may do" in sentence else ' class="asked"'
-    return f"<p{kind}>{html.escape(sentence)}</p>"
+    kind, told = ("maybe", "may be chance") if "chance may do" in sentence else ("real", "real")
+    told = told if "real difference" in sentence or kind == "maybe" else "not known"
+    return f'<p class="told"><b class="{kind}">{told}</b> {html.escape(sentence)}</p>'
 
 
 def _alike(study: Study) -> str:

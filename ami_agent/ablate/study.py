@@ -6,9 +6,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ami_agent import settings
+from ami_agent import runs, settings
 from ami_agent.ablate.jobs import Outcome
 from ami_agent.ablate.verdict import (
     Difference,
@@ -26,6 +26,17 @@ LABEL = {"plan": "Mode-2", "react": "Mode-1"}
 MODES = tuple(LABEL)
 
 
+class Trained(NamedTuple):
+    """What is known of a run beside what it reached."""
+
+    seconds: float  # of training
+    state: Mapping[str, Any]  # what was said last of its states; nothing where nobody looked
+
+    @classmethod
+    def of(cls, run: Path) -> Trained:
+        return cls(runs.seconds_of(run), runs.last(run, "state"))
+
+
 @dataclass(frozen=True)
 class Study:
     """What was found; the first variant is the base that the others are compared with."""
@@ -34,7 +45,7 @@ class Study:
     configs: Mapping[str, Config]
     seeds: int
     outcomes: Mapping[str, Sequence[Outcome]]  # by variant, in the order of the seeds
-    seconds: Mapping[str, Sequence[float]]  # of training, by variant, of runs that finished
+    trained: Mapping[str, Sequence[Trained]]  # by variant, of runs that finished
     asked: str = ""  # what it is to find out
 
     @property
@@ -166,7 +177,10 @@ def _plain(figure: Any) -> Any:
 SHOWN = (*LABEL.values(), "Mode-2 beside the base")
 """What a terminal has room for."""
 
-ALL = (*SHOWN, "Mode-2 by seed", "chance that Mode-2 is better", "training, s")
+ALL = (
+    *SHOWN, "Mode-2 by seed", "probability of improvement", "spread of states",
+    "effective rank", "training, s",
+)  # fmt: skip
 
 
 def rows(done: Study, shown: Sequence[str] = SHOWN) -> tuple[list[str], list[list[str]]]:
@@ -180,7 +194,7 @@ def cells(done: Study, name: str) -> dict[str, str]:
     if done.measure is None:
         return dict.fromkeys(ALL, "failed")
     plan, react = (list(done.marks(name, mode).values()) for mode in MODES)
-    gap, seconds = done.gap(name, "plan"), done.seconds[name]
+    gap, trained = done.gap(name, "plan"), done.trained[name]
     beside = "-"
     if name != done.base and gap.ci95 is not None:
         span = f"{gap.mean:+.3g} [{gap.ci95[0]:.3g}, {gap.ci95[1]:.3g}]"
@@ -192,9 +206,17 @@ def cells(done: Study, name: str) -> dict[str, str]:
         beside,
         each(plan),
         "-" if name == done.base else told(better),
-        f"{sum(seconds) / len(seconds):.0f}" if seconds else "-",
+        _mean([run.state.get("std_mean") for run in trained], 2),
+        _mean([run.state.get("effective_rank") for run in trained], 1),
+        _mean([run.seconds for run in trained], 0),
     )
     return dict(zip(ALL, figures, strict=True))
+
+
+def _mean(found: Sequence[float | None], digits: int) -> str:
+    """Of what is known."""
+    known = [number for number in found if number is not None]
+    return f"{sum(known) / len(known):.{digits}f}" if known else "-"
 
 
 def each(marks: Sequence[float]) -> str:

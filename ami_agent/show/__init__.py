@@ -70,7 +70,8 @@ def show(
                 bar.advance()
         chapters.append(page.Chapter(acts, view, shades))
     title = f"{life.world}: what it was thinking"
-    return page.write(folder / "index.html", title, life.about, chapters)
+    about = [life.about, agent.hierarchy.about]
+    return page.write(folder / "index.html", title, about, chapters)
 
 
 def picture(agent: Agent, config: WorldConfig, seed: int) -> tuple[np.ndarray, bytes]:

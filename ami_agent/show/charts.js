@@ -1,6 +1,5 @@
 // Charts of what was thought. Each function draws one of an act into `parent`; what changes with
 // time is drawn by what it returns.
-const TERMS = ["#f0591a", "#e8a317", "#17a08c", "#8a63d2", "#1e5adc"];
 
 // ---- making things
 
@@ -64,7 +63,7 @@ class Chart {
       make("text", { x: LEFT - 6, y: y + 4, "text-anchor": "end" }, this.scale, brief(v));
     }
     for (const v of ticks(this.from, this.to, 6)) {
-      const room = 14 + 6 * this.under.length; // there it says of what
+      const room = this.under ? 14 + 6 * this.under.length : 0; // there it says of what
       if (!Number.isInteger(v) || this.x(v) > this.wide - room) continue;
       make("text", { x: this.x(v), y: this.base + 15, "text-anchor": "middle" }, this.scale, v);
     }
@@ -131,47 +130,77 @@ function ends(stacks, others) {
   return [Math.min(...all), Math.max(...all)];
 }
 
+// Energy and critic over time, on one scale where both are about the goal.
 function energyOverTime(act, parent) {
+  const led = act.layers.includes("hopes"), both = !led && act.terms.length > 0;
+  const move = [];
+  if (act.terms.length) move.push(energyOf(act, parent, led, both && act.unit));
+  if (act.unit && !both) move.push(criticOf(act, parent));
+  return (step) => move.forEach((each) => each(step));
+}
+
+function energyOf(act, parent, led, critic) {
   const steps = act.steps, stacks = act.moments.map((m) => stacked(m.terms));
-  const toGo = act.moments.map((m) => m.toGo);
-  const imagines = act.terms.length > 0;
-  if (!imagines && !act.unit) return () => {};
-  const title = imagines ? "what the chosen future would cost: its energy, by term"
-    : "what the critic expects";
-  const took = act.unit === "steps to go" && act.arrived !== null;
+  const title = `what the chosen future would cost${led ? ", to the subgoal" : ""}: energy by term`;
   const chart = new Chart(parent, title, [560, 170], [0, act.end],
-    ends(stacks, [...(act.unit ? toGo : []), ...(took ? [act.arrived] : [])]), "step");
+    ends(stacks, critic ? expectations(act) : []), "step");
   act.terms.forEach((name, n) => {
     const [inner, outer] = [0, 1].map((side) => stacks.map((stack) => stack[n][side]));
-    chart.area(steps, inner, outer, TERMS[n % TERMS.length]);
+    chart.area(steps, inner, outer, act.colours[n]);
   });
-  if (act.unit) chart.curve(steps, toGo, { stroke: "var(--text)", "stroke-dasharray": "5 3" });
-  if (took) chart.curve([0, act.arrived], [act.arrived, 0], { stroke: "var(--arrived)" });
-  if (act.arrived !== null) {
-    chart.upright(act.arrived, { stroke: "var(--arrived)", "stroke-width": 1.6 });
-  }
   const keys = make("p", {}, chart.box);
-  act.terms.forEach((name, n) => key(keys, name, TERMS[n % TERMS.length]));
-  if (act.unit) key(keys, `dashed: what the critic expects, ${act.unit}`, "var(--text)");
-  if (took) key(keys, `steps it really took; upright: ${act.reached}`, "var(--arrived)");
-  else if (act.arrived !== null) key(keys, act.reached, "var(--arrived)");
+  act.terms.forEach((name, n) => key(keys, name, act.colours[n]));
+  if (critic) expect(act, chart, keys); else arrival(act, chart, keys);
   return chart.cursor();
+}
+
+function criticOf(act, parent) {
+  const chart = new Chart(parent, "what the critic expects to the goal", [560, 130], [0, act.end],
+    ends([], expectations(act)), "step");
+  expect(act, chart, make("p", {}, chart.box));
+  return chart.cursor();
+}
+
+// Steps to the goal can be counted when it is over.
+const counted = (act) => act.unit === "steps to go" && act.arrived !== null;
+const expectations = (act) =>
+  [...act.moments.map((m) => m.toGo), ...(counted(act) ? [act.arrived] : [])];
+
+function expect(act, chart, keys) {
+  chart.curve(act.steps, act.moments.map((m) => m.toGo),
+    { stroke: "var(--text)", "stroke-dasharray": "5 3" });
+  key(keys, `dashed: what the critic expects, ${act.unit}`, "var(--text)");
+  if (counted(act)) {
+    chart.curve([0, act.arrived], [act.arrived, 0], { stroke: "var(--arrived)" });
+    key(keys, "steps it really took", "var(--arrived)");
+  }
+  arrival(act, chart, keys);
+}
+
+function arrival(act, chart, keys) {
+  if (act.arrived === null) return;
+  chart.upright(act.arrived, { stroke: "var(--arrived)", "stroke-width": 1.6 });
+  key(keys, `upright: ${act.reached}`, "var(--arrived)");
 }
 
 function key(parent, name, colour) {
   make("span", { class: "key", style: `--ink: ${colour}` }, parent, name);
 }
 
-// The energy of each future that was in the running, the chosen one first.
+// The energy of each future that was in the running, the chosen one first; its line in the picture
+// is found by its number.
 function compared(act, parent) {
-  const all = act.moments.map((m) => [sum(m.terms), ...rivals(m)]);
+  const all = act.moments.map((m) => [["chosen", sum(m.terms)], ...m.rivals]);
   const most = Math.max(...all.map((energies) => energies.length));
   const chart = new Chart(parent, "what was compared", SMALL, [0.4, most + 0.6],
-    ends([], all.flat()), "future");
+    ends([], all.flat().map(([, energy]) => energy)), "");
   return (n) => {
     chart.inner.replaceChildren();
-    all[n].forEach((energy, k) => chart.bar(k + 1, 0, energy,
-      k ? "var(--considered)" : "var(--chosen)"));
+    all[n].forEach(([future, energy], k) => {
+      const bar = chart.bar(k + 1, 0, energy, k ? "var(--considered)" : "var(--chosen)");
+      bar.dataset.future = future;
+      make("title", {}, bar, `energy ${brief(energy)}`);
+    });
   };
 }
 
@@ -184,7 +213,7 @@ function energyAhead(act, parent) {
   return (n) => {
     chart.inner.replaceChildren();
     all[n].forEach((stack, k) => stack.forEach(([inner, outer], term) =>
-      chart.bar(k + 1, inner, outer, TERMS[term % TERMS.length])));
+      chart.bar(k + 1, inner, outer, act.colours[term])));
   };
 }
 
@@ -208,8 +237,8 @@ function energyFalling(act, parent) {
 
 function foreseen(act, parent) {
   const missed = act.moments.map((m) => m.missed);
-  const over = new Chart(parent, `imagined and come, ${count(act.ahead.length, "step")}: how far apart`,
-    [350, 130], [0, act.end], [0, Math.max(1, ...finite(missed))], "step");
+  const title = `imagined and come, ${count(act.ahead.length, "step")}: how far apart`;
+  const over = new Chart(parent, title, [350, 130], [0, act.end], [0, Math.max(1, ...finite(missed))], "step");
   const still = { stroke: "var(--faint)", "stroke-dasharray": "5 3", "stroke-width": 1 };
   over.curve([0, act.end], [1, 1], still);
   over.curve(act.steps, missed, { stroke: "var(--truth)" });

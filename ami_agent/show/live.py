@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from itertools import cycle
 from threading import Event
 from typing import Protocol
 
@@ -19,7 +18,7 @@ from ami_agent.life import WorldConfig
 from ami_agent.report import Silence, Spoken
 from ami_agent.show import drawing
 from ami_agent.show.episodes import Life, watch
-from ami_agent.show.paint import FAINT, TERMS
+from ami_agent.show.paint import FAINT, colours
 from ami_agent.show.scenes import Episode, Moment, seen
 from ami_agent.show.screens import Line, Page, terminal
 from ami_agent.show.views import gaze
@@ -88,7 +87,7 @@ def told(moment: Moment) -> list[Line]:
     largest = max(terms.values(), default=0.0) or 1.0
     lines = [
         Line(f"{name} {moment.terms[name]:.3g}", shares([size / largest]), colour)
-        for (name, size), colour in zip(terms.items(), cycle(TERMS))
+        for (name, size), colour in zip(terms.items(), colours(terms).values(), strict=True)
     ]
     if len(moment.thinking) > 1:
         low, high = moment.thinking.min(), moment.thinking.max()

@@ -124,6 +124,13 @@ by("whole").addEventListener("change", () => {
 });
 time.addEventListener("input", () => { stop(); seek(time.value); });
 play.addEventListener("click", toggle);
+// A future that is pointed at, as a line or as a bar, stands out as both.
+document.addEventListener("pointerover", (event) => {
+  const { future } = event.target.dataset, act = event.target.closest(".act");
+  for (const one of document.querySelectorAll(".pointed")) one.classList.remove("pointed");
+  if (future === undefined || !act) return;
+  for (const one of act.querySelectorAll(`[data-future="${future}"]`)) one.classList.add("pointed");
+});
 document.addEventListener("keydown", (event) => {
   if (event.altKey || event.ctrlKey || event.metaKey || event.target === time) return;
   const moves = { ArrowLeft: -time.step, ArrowRight: +time.step, Home: -1e9, End: 1e9 };

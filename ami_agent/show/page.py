@@ -18,6 +18,7 @@ from PIL import Image, features
 
 from ami_agent.show.charts import COLOURS, ends
 from ami_agent.show.landscape import Landscape
+from ami_agent.show.paint import colours
 from ami_agent.show.scenes import Episode, Moment
 from ami_agent.show.views import View
 
@@ -28,6 +29,9 @@ SIDE, SMALLEST = 400, 64
 
 ROOM = 900_000
 """Bytes that the pictures of one life may take; where they would take more, they are smaller."""
+
+CLOSE = 1e-4
+"""Share of an energy by which what was chosen may differ from itself, computed twice."""
 
 SCRIPTS = ("words.js", "charts.js", "stage.js", "page.js")
 
@@ -62,6 +66,7 @@ def act(episode: Episode, sheet: np.ndarray) -> Json:
         "unit": episode.unit,
         "layers": _layers(episode),
         "terms": [_plain(name) for name in episode.moments[0].terms],
+        "colours": list(colours(episode.moments[0].terms).values()),
         "ahead": _numbers(episode.truth.ahead),
         "steps": steps,
         "path": _points(episode.path),
@@ -96,7 +101,8 @@ def _moment(moment: Moment, missed: float) -> Json:
     ahead = np.array(list(moment.ahead.values())).T  # [H, terms]
     return {
         "considered": [_points(future) for future in moment.considered],
-        "energies": _numbers(moment.energies),
+        "compared": len(moment.energies),
+        "rivals": _rivals(moment),
         "chosen": _points(moment.chosen),
         "hopes": [_points(hopes) for hopes in moment.hopes],
         "terms": _numbers(moment.terms.values()),
@@ -105,6 +111,17 @@ def _moment(moment: Moment, missed: float) -> Json:
         "toGo": _number(moment.to_go),
         "missed": _number(missed),
     }
+
+
+def _rivals(moment: Moment) -> list[list[float | None]]:
+    """What was compared but not chosen, the cheapest first: its number and its energy."""
+    energies, chosen = moment.energies, sum(moment.terms.values())
+    gaps = np.abs(energies - chosen)
+    # a first action that was taken in the place of another is none of those compared
+    among = bool((gaps <= CLOSE * (abs(chosen) + 1)).any())
+    own = int(np.nanargmin(gaps)) if among else -1
+    order = [n for n in np.argsort(energies, kind="stable").tolist() if n != own]
+    return [[n, _number(energies[n])] for n in order if np.isfinite(energies[n])]
 
 
 def _panels(moments: Sequence[Sequence[Any]]) -> list[Json]:
@@ -205,8 +222,8 @@ def _number(number: float) -> float | None:
     return float(f"{number:.4g}") if np.isfinite(number) else None
 
 
-def write(path: Path, title: str, about: str, chapters: Sequence[Chapter]) -> Path:
-    """Returns `path`."""
+def write(path: Path, title: str, about: Sequence[str], chapters: Sequence[Chapter]) -> Path:
+    """`about`: paragraphs, those that are not empty are told. Returns `path`."""
     story: Mapping[str, Any] = {
         "chapters": [
             {"name": f"seed {acts[0]['seed']}", "told": view.told, "error": _number(view.error),
@@ -216,8 +233,9 @@ def write(path: Path, title: str, about: str, chapters: Sequence[Chapter]) -> Pa
     }  # fmt: skip
     # a script ends at the first </ that it holds, in whatever string
     told = json.dumps(story, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    said = "".join(f"<p>{html.escape(part)}</p>" for part in about if part)
     text = Template(_part("page.html")).substitute(
-        title=html.escape(title), about=html.escape(about), style=_part("page.css"), story=told,
+        title=html.escape(title), about=said, style=_part("page.css"), story=told,
         script="".join(map(_part, SCRIPTS)),
     )  # fmt: skip
     path.write_text(text, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -13,14 +13,21 @@ from ami_agent.show.scenes import Moment
 LIVED, CHOSEN, CONSIDERED, ARRIVED = "#1e5adc", "#f0591a", "#8a63d2", "#1e9646"
 HOPED = "#0f8f83"
 TEXT, FAINT = "#22262e", "#767d8a"
-TERMS = ("#f0591a", "#e8a317", "#17a08c", "#8a63d2", "#1e5adc")
+TERMS = {"reach": "#c2497f", "critic": "#e8a317"}
+OTHERS = ("#17a08c", "#8a63d2", "#1e5adc", "#f0591a", "#7a8c2e")
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """Of terms by name: those that most agents have are the same wherever they are shown."""
+    others = cycle(OTHERS)
+    return {name: TERMS.get(name) or next(others) for name in names}
 
 
 def layers(moments: Sequence[Moment]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
     """Name, colour, inner and outer edge [N] of every term of the energy, one on the other: what
     hurts above zero, what is welcome below."""
     above, below = np.zeros((2, len(moments)))
-    for name, colour in zip(moments[0].terms, cycle(TERMS)):
+    for name, colour in colours(moments[0].terms).items():
         term = np.array([moment.terms[name] for moment in moments])
         inner = np.where(term > 0, above, below)
         yield name, colour, inner, inner + term

@@ -64,24 +64,38 @@ class Stage {
     const strokes = {
       lived: [[line(past), 2.6, 0.4], [line(past.slice(late)), 2.6, 1]],
       came: [[line(path.slice(2 * step, 2 * (step + horizon) + 2)), 2.4, 0.95]],
-      considered: [[moment.considered.map(line).join(""), 1.6, this.faint(moment)]],
+      considered: moment.considered.map((future) => [line(future), 1.8, this.faint(moment)]),
       chosen: [[line(moment.chosen), 2.4, 1]],
       hopes: [[moment.hopes.map((hopes) => line([...past.slice(-2), ...hopes])).join(""), 1.8, 1]],
     };
     for (const id of ORDER.filter((layer) => on[layer])) {
       for (const [d, width, opacity] of strokes[id]) this.stroke(id, d, width, opacity);
     }
+    this.name(moment);
     if (on.lived) this.dots("lived", past.slice(-2), () => 5);
     if (on.chosen) this.dots("chosen", moment.chosen.slice(2), (k) => 4.2 - 1.6 * k / horizon);
     if (on.hopes) moment.hopes.forEach((hopes) => this.diamond(hopes));
   }
 
   faint(moment) {
-    return Math.min(0.55, Math.max(0.12, 2 / Math.sqrt(moment.considered.length)));
+    return Math.min(0.8, Math.max(0.12, 2.4 / Math.sqrt(moment.considered.length)));
+  }
+
+  // Lines of what was considered are known by the number of their series of actions; of each there
+  // may be several futures.
+  name(moment) {
+    const lines = [...this.svg.querySelectorAll('[data-layer="considered"]')];
+    const each = lines.length / moment.compared, energies = new Map(moment.rivals);
+    lines.forEach((drawn, k) => {
+      const future = Math.floor(k / each), known = energies.has(future);
+      drawn.dataset.future = known ? future : "chosen";
+      make("title", {}, drawn, `energy ${brief(known ? energies.get(future) : sum(moment.terms))}`);
+    });
   }
 
   stroke(id, d, width, opacity) {
-    make("path", { d, fill: "none", stroke: `var(--${id})`, "stroke-width": width, opacity,
+    make("path", { d, fill: "none", "data-layer": id, stroke: `var(--${id})`,
+      "stroke-width": width, opacity,
       "stroke-linecap": "round", "stroke-linejoin": "round", "vector-effect": "non-scaling-stroke",
       ...(DOTTED.has(id) ? { "stroke-dasharray": "1 5" } : {}) }, this.svg);
   }

@@ -6,18 +6,12 @@ const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 const finite = (numbers) => numbers.filter((x) => x !== null);
 
 // The energies of all that was compared but was not chosen, the lowest first.
-function rivals(moment) {
-  const chosen = sum(moment.terms), energies = finite(moment.energies).sort((a, b) => a - b);
-  const gaps = energies.map((energy) => Math.abs(energy - chosen));
-  energies.splice(gaps.indexOf(Math.min(...gaps)), 1);
-  return energies;
-}
+const rivals = (moment) => moment.rivals.map(([, energy]) => energy);
 
 function told(act, n) {
   const moment = act.moments[n], step = act.steps[n];
   return [`After ${step} of ${count(act.length, "step")}.`, ...thought(act, moment),
-    ...(moment.hopes.length ? ["It aims at the subgoal, the diamond."] : []),
-    ...expected(act, moment, step)].join(" ");
+    ...led(act, moment, step), ...expected(act, moment, step)].join(" ");
 }
 
 function thought(act, moment) {
@@ -25,17 +19,24 @@ function thought(act, moment) {
   if (!horizon) return ["It reacts, and imagines nothing."];
   const terms = act.terms.map((name, k) => `${name} ${rough(moment.terms[k])}`);
   const parts = terms.length > 1 ? ` = ${terms.join(" + ")}` : "";
-  const cost = `${rough(sum(moment.terms))}${parts}`;
+  const cost = `${brief(sum(moment.terms))}${parts}`;
   if (moment.thinking.length < 2) {
     return [`It goes on without thinking again: what it means to do costs ${cost}.`];
   }
-  return [`It compares ${count(others.length + 1, "series")} of ${count(horizon, "action")}.`,
-    `The cheapest future costs ${cost}${others.length ? `, the others ${range(others)}` : ""}.`];
+  return [`It compares ${count(moment.compared, "series")} of ${count(horizon, "action")}.`,
+    `The chosen future costs ${cost}${beside(others)}.`];
 }
 
-function range(numbers) {
-  const [least, most] = [Math.min(...numbers), Math.max(...numbers)].map(rough);
-  return least === most ? least : `${least} to ${most}`;
+function led(act, moment, step) {
+  if (!moment.hopes.length || (act.arrived !== null && step >= act.arrived)) return [];
+  const ahead = moment.hopes[moment.hopes.length - 1].length / 2;
+  return [`It aims at the subgoal, the diamond, the first of ${ahead} on the way that are drawn.`];
+}
+
+function beside(others) {
+  const [least, most] = [Math.min(...others), Math.max(...others)].map(brief);
+  if (!others.length) return "";
+  return others.length === 1 ? `, the other ${least}` : `, the others ${least} to ${most}`;
 }
 
 function expected(act, moment, step) {
@@ -43,6 +44,7 @@ function expected(act, moment, step) {
   if (act.unit !== "steps to go") {
     return act.unit ? [`The critic: ${act.unit} ${rough(moment.toGo)}.`] : [];
   }
-  const came = act.arrived === null ? "it never came there" : `it took ${act.arrived - step}`;
+  const came = act.arrived === null ? "it never comes there"
+    : `it is to take ${act.arrived - step} more`;
   return [`The critic expects ${rough(moment.toGo)} steps to the goal; ${came}.`];
 }

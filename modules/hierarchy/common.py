@@ -23,7 +23,9 @@ class Rung(NamedTuple):
 
 class Hierarchy(Protocol):
     """State `[B, D]` and focus -> the focus of the lowest level. `rungs`: what is learnt above it,
-    the lowest first."""
+    the lowest first. `about`: how it finds subgoals, for who looks at them."""
+
+    about: str
 
     @property
     def rungs(self) -> Sequence[Rung]: ...
@@ -40,6 +42,7 @@ class Flat(nn.Module):
             return Flat()
 
     rungs: Sequence[Rung] = ()
+    about = ""
 
     def reset(self, seed: int = 0) -> None:
         """Hopes for nothing."""

@@ -44,6 +44,11 @@ class LandmarkGraph(nn.Module):
     (`Trust`)."""
 
     rungs: Sequence[Rung] = ()  # remembered, not learnt
+    about = (
+        "The level above keeps landmarks, places where life has been, with what it costs to get "
+        "from each to each. It takes the cheapest way over them to the goal. The next places on it "
+        "are drawn; the first, a stride away, is the subgoal that the level below plans for."
+    )
     states: Tensor
     steps: Tensor
     setbacks: Tensor

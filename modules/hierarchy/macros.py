@@ -86,6 +86,11 @@ class MacroLevels(nn.Module):
     `grounded`: a hope that was never lived is none."""
 
     remembered: Tensor
+    about = (
+        "Levels above stride over several steps at once and plan as the lowest does, from the top "
+        "down. What each hopes for is drawn; the first of it is the subgoal that the level below "
+        "plans for."
+    )
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
