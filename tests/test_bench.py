@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from math import inf
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 
 import ami_agent as ami
+from ami_agent.bench import rivals
 from ami_agent.bench.baselines import EXAMS, Baselines, Trial, solved
 from ami_agent.bench.rivals import Bare
 from ami_agent.cli import main
@@ -163,3 +165,21 @@ def test_what_was_kept_without_its_task_still_counts(tmp_path):
     assert solved(curve, found["solved_at"]) == (1501, 49.0)
     assert solved(curve, inf) is None
     assert set(EXAMS) >= {"CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "Reacher-v5"}
+
+
+def test_who_learns_is_looked_at_without_his_life_being_cut_into_pieces(monkeypatch):
+    """DQN explores less and less over the first tenth of its life, not of every piece of it."""
+    pytest.importorskip("stable_baselines3", reason="the extra `baselines` is not installed")
+    rates = []
+    monkeypatch.setattr(
+        rivals, "judged", lambda model, *_: rates.append(model.exploration_rate) or 0.0
+    )
+    curve = rivals.learn(
+        "dqn", WorldConfig(id="CartPole-v1"), steps=104, every=4, seed=0, episodes=1, first=0,
+        device="cpu",
+    )  # fmt: skip
+    assert [steps for steps, _, _ in curve] == list(range(4, 105, 4))
+    assert rates[0] == pytest.approx(1 - 0.95 * 4 / 10.4)
+    assert rates[1] == pytest.approx(1 - 0.95 * 8 / 10.4)
+    assert rates[2:] == pytest.approx([0.05] * 24)
+    assert all(before < after for (_, _, before), (_, _, after) in pairwise(curve))

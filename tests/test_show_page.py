@@ -291,14 +291,15 @@ LAYERS = ("lived", "chosen", "considered", "came")
 
 @pytest.mark.skipif(not BROWSER, reason="needs a browser: chromium or chrome")
 def test_a_page_stops_where_nothing_more_happens_and_says_how_long_it_took(parts, tmp_path):
-    acts = [{**act, "arrived": 3, "until": 3} for act in parts.story["chapters"][0]["acts"]]
+    acts = [{**act, "arrived": 4, "until": 4} for act in parts.story["chapters"][0]["acts"]]
     view = SimpleNamespace(told="", error=0.0)
     out = page.write(tmp_path / "x.html", "", [], [page.Chapter(acts, view)] * 2)
     found = in_a_browser(out, tmp_path)
     assert found["wrong"] == []
-    assert found["last"] == ["2", "4"]
-    (start, _), (there, _), _ = found["first"]
-    assert start.endswith("steps to the goal; it is to take 3 more.")
+    assert found["last"] == ["3", "4"]
+    (start, _), (near, _), (there, _) = found["first"]
+    assert start.endswith("steps to the goal; it is to take 4 more.")
+    assert near.endswith("steps to the goal; it is to take 1 more.")
     assert there.endswith("It has arrived.")
 
 

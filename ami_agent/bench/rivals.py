@@ -61,15 +61,38 @@ def learn(
     who: str, config: WorldConfig, *, steps: int, every: int, seed: int, episodes: int, first: int,
     device: str,
 ) -> Curve:  # fmt: skip
-    """Judged after every so many steps in the episodes of seed `first` and on; UnusableInput where
-    who learns so can't live there."""
-    model, seconds = _model(who, config, seed, device), 0.0
+    """Judged after every so many steps, and what was learnt from them, in the episodes of seed
+    `first` and on; UnusableInput where who learns so can't live there."""
+    from stable_baselines3.common.callbacks import BaseCallback  # an extra
+
+    model = _model(who, config, seed, device)
     curve: Curve = []
-    while model.num_timesteps < steps:
+
+    class Judge(BaseCallback):
+        """Looks on at one life, in which exploration fades as its length has it: cut into pieces,
+        it would fade in each."""
+
         began = time.perf_counter()
-        model.learn(every, reset_num_timesteps=not curve)
-        seconds += time.perf_counter() - began
-        curve.append((model.num_timesteps, judged(model, config, episodes, first), seconds))
+
+        def _on_rollout_start(self) -> None:
+            lived = curve[-1][0] if curve else 0
+            if self.num_timesteps >= lived + every:
+                self._look()
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_training_end(self) -> None:
+            if not curve or curve[-1][0] < self.num_timesteps:
+                self._look()
+
+        def _look(self) -> None:
+            now = time.perf_counter()
+            found = judged(model, config, episodes, first)
+            curve.append((self.num_timesteps, found, now - self.began))
+            self.began += time.perf_counter() - now
+
+    model.learn(steps, callback=Judge())
     model.get_env().close()
     return curve
 
