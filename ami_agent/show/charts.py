@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from ami_agent.show.landscape import Landscape
 from ami_agent.show.paint import ARRIVED, CHOSEN, FAINT, LIVED, TEXT, background, ink, layers
 from ami_agent.show.scenes import Episode
+from ami_agent.show.thoughts import TO_GO
 
 COLOURS = ("#fff8e6", "#ffdf9e", "#fdb374", "#ec7f78", "#b9568c", "#6d3f8c", "#2f2a63")
 HEAT = LinearSegmentedColormap.from_list("heat", list(COLOURS))
@@ -30,12 +31,15 @@ def draw_energy(axes: Axes, episode: Episode, steps: Sequence[int]) -> None:
     if episode.unit:
         axes.plot(time, [moment.to_go for moment in moments], color=TEXT, lw=1.6, ls=(0, (4, 2)),
                   label=f"critic now{aim}: {episode.unit}")  # fmt: skip
-    if episode.life.arrived is not None:
-        axes.axvline(episode.life.arrived, color=ARRIVED, lw=1.4, label=episode.life.reached)
+    arrived, until = episode.life.arrived, episode.life.until
+    if arrived is not None:
+        axes.axvline(arrived, color=ARRIVED, lw=1.4, label=episode.life.reached)
+        if episode.unit == TO_GO:
+            axes.plot([0, arrived], [arrived, 0], color=ARRIVED, lw=1.4, label="steps it took")
     axes.plot(steps, np.zeros(len(steps)), "^", color=TEXT, ms=6, clip_on=False, zorder=9,
               transform=axes.get_xaxis_transform())  # fmt: skip
     lowest = axes.dataLim.ymin
-    axes.set(xlim=(0, len(episode.path)), ylim=(min(0, 1.05 * lowest), None),
+    axes.set(xlim=(0, until), ylim=(min(0, 1.05 * lowest), None),
              xlabel="step (marked: the frames above)")  # fmt: skip
     _tidy(axes)
     axes.ticklabel_format(axis="y", scilimits=(-2, 4))

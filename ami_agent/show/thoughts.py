@@ -15,6 +15,9 @@ from ami_agent.agent import Agent
 from modules.planners.outlook import Thought
 from modules.types import Focus, Plan, Rollout
 
+TO_GO = "steps to go"
+"""What a critic of the goal alone counts."""
+
 
 @contextmanager
 def overheard(agent: Agent) -> Iterator[list[Tensor]]:
@@ -88,7 +91,7 @@ def unit(focus: Focus) -> str:
     critics = [name for name, weight in focus.weights.items() if "critic" in name and weight]
     if not critics:
         return ""
-    return "steps to go" if critics == ["critic"] else "cost to come"
+    return TO_GO if critics == ["critic"] else "cost to come"
 
 
 class CameTrue(NamedTuple):
