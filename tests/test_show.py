@@ -23,6 +23,7 @@ from ami_agent.probe import Examiner
 from ami_agent.recipes import two_rooms
 from ami_agent.report import Silence
 from ami_agent.show import drawing, files, landscape, picture, show
+from ami_agent.show.charts import ends
 from ami_agent.show.episodes import watch
 from ami_agent.show.files import PACE, REST, ffmpeg, write_mp4
 from ami_agent.show.paint import ink
@@ -246,6 +247,14 @@ def test_the_landscape_is_the_critic_at_each_place(agent, readout, planned):
         there = critic(agent, agent.perceive(obs), life.focus)
     np.testing.assert_allclose(there, surveyed.to_go[row, column], rtol=1e-3)
     np.testing.assert_allclose(readout.xy(factors), surveyed.xy[row, column], atol=1e-3)
+
+
+def test_places_from_which_nothing_leads_to_the_goal_leave_colours_to_all_others():
+    to_go = np.array([[1.0, 2.0, 3.0], [4.0, np.nan, 1000.0], [2.0, 3.0, 3.0]])
+    found = landscape.Landscape(np.zeros((3, 3, 2)), to_go, "", np.zeros((4, 4, 3), np.uint8))
+    assert ends(found) == (1.0, 1 + 4 * 2.0)  # the median is 3, 2 above the least
+    even = found._replace(to_go=np.arange(9.0).reshape(3, 3))
+    assert ends(even) == (0.0, 8.0)
 
 
 def test_without_a_critic_there_is_no_landscape(planned, readout):
