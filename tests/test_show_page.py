@@ -388,20 +388,20 @@ def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
     assert None not in told["ahead"][:4]  # 5 steps were lived
 
 
-def test_what_levels_above_hope_for_can_be_toggled():
+def test_what_levels_above_hope_for_is_drawn_and_how_they_find_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(landscape, "SIDE", 5)
     agent = newborn(hierarchy=LandmarkGraph.Config(landmarks=12, hops=4, ahead=3))
     obs, _ = WORLD.build(12).reset(0)
     with torch.no_grad():
         states = agent.perceive(obs)
     agent.hierarchy.chart(states, states[None], states[:, None])
-    readout = ReadOut(agent, WORLD, 0, REACH)
-    lives = watch(agent, WORLD, readout.camera, 1, ("plan",), 3, REACH, Silence(), most=1)
-    ((life,),) = lives
-    assert len(life.states) == 1
-    told = page.act(seen(life, readout), np.zeros((8, 8, 3), np.uint8))
-    assert told["layers"][-1] == "hopes"
-    assert [len(hopes) for hopes in told["moments"][0]["hopes"]] == [2 * 3]
-    assert "landmarks" in agent.hierarchy.about
+    out = show(agent, replace(WORLD, options={"budget": 1}), tmp_path, episodes=1, seed=3)
+    parts = Parts(out.read_text(encoding="utf-8"))
+    (chapter,) = parts.story["chapters"]
+    (act,) = chapter["acts"]
+    assert act["layers"][-1] == "hopes"
+    assert [len(hopes) for hopes in act["moments"][0]["hopes"]] == [2 * 3]
+    assert html.escape(LandmarkGraph.about) in out.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
