@@ -152,6 +152,12 @@ def test_no_more_is_said_than_follows(gap, said):
     assert said in words("without", gap, RETURN, "it")
 
 
+def test_what_follows_is_told_in_a_word():
+    gaps = [(None, None), (3.0, None), (0.0, (0.0, 0.0)), (0.0, (-2.0, 2.0)), (2.0, (1.0, 3.0))]
+    labels = [Difference(3, mean, ci95, None).label for mean, ci95 in gaps]
+    assert labels == ["not known", "not known", "none", "may be chance", "real"]
+
+
 def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
     """Where no policy is taught, Mode-1 is as bad in every variant."""
 
@@ -176,6 +182,7 @@ def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
     assert same == "Mode-1: no variant is different from whole in any seed"
     written = page.write(tmp_path / "index.html", done).read_text()
     assert f"{same}." in written
+    assert '<b class="real">real</b> Mode-2: 50 points of success less' in written
     assert "Nothing teaches it" not in written  # `interact` does
     untaught = replace(config_of(), interact=NoLesson(), distil=NoLesson())
     bare = replace(done, configs=dict.fromkeys(reached, untaught), asked="What for?\n\nFor <this>.")

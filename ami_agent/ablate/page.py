@@ -75,8 +75,9 @@ def _about(study: Study) -> str:
 def _beside(marks: Mapping[str, Any], measure: Measure) -> str:
     """What the same episodes come to without the agent."""
     who = {"random": "random actions", "oracle": "one who knows the world"}
-    found = {said: marks["baselines"].get(name) for name, said in who.items()}
-    reach = [f"{said}, {measure.of(each):.3g}" for said, each in found.items() if each]
+    found = {said: marks["baselines"].get(name, {}) for name, said in who.items()}
+    known = {said: each for said, each in found.items() if each.get(measure.key)}
+    reach = [f"{said}, {measure.of(each):.3g}" for said, each in known.items()]
     return f"In the same episodes reach: {'; '.join(reach)}." if reach else ""
 
 
@@ -87,7 +88,10 @@ def _variant(study: Study, name: str) -> str:
         return f"<section><h3>{html.escape(name)}, the base</h3>{reached}</section>"
     base, config, changes = study.configs[study.base], study.configs[name], study.changes(name)
     differs = "".join(_change(base, config, change) for change in changes)
-    worth = "".join(map(_sentence, study.worth(name)))
+    worth = "".join(
+        _sentence(sentence, study.gap(name, mode).label)
+        for mode, sentence in study.worth(name).items()
+    )
     title = f"<h3>{html.escape(name)}</h3><ul>{differs}</ul>"
     return f"<section>{title}{reached}{worth}</section>"
 
@@ -126,10 +130,9 @@ def _lessons(config: Config) -> str:
     return f"<ul>{''.join(rows)}</ul>"
 
 
-def _sentence(sentence: str) -> str:
-    kind, told = ("maybe", "may be chance") if "chance may do" in sentence else ("real", "real")
-    told = told if "real difference" in sentence or kind == "maybe" else "not known"
-    return f'<p class="told"><b class="{kind}">{told}</b> {html.escape(sentence)}</p>'
+def _sentence(sentence: str, label: str) -> str:
+    kind = ' class="real"' if label == "real" else ""
+    return f'<p class="told"><b{kind}>{label}</b> {html.escape(sentence)}</p>'
 
 
 def _alike(study: Study) -> str:

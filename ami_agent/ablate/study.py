@@ -84,7 +84,7 @@ class Study:
         said = [
             f"{name}, {sentence}"
             for name in list(self.configs)[1:]
-            for sentence in self.worth(name)
+            for sentence in self.worth(name).values()
         ]
         return [*said, *self.same(), *self.failures()]
 
@@ -95,13 +95,13 @@ class Study:
             for mode in self.alike
         ]
 
-    def worth(self, variant: str) -> list[str]:
+    def worth(self, variant: str) -> dict[str, str]:
         """A sentence for each mode that tells variants apart."""
         measure = self.measure
         if measure is None:
-            return []
+            return {}
         modes = [mode for mode in MODES if mode not in self.alike]
-        return [words(LABEL[m], self.gap(variant, m), measure, self.base) for m in modes]
+        return {m: words(LABEL[m], self.gap(variant, m), measure, self.base) for m in modes}
 
     @property
     def alike(self) -> list[str]:

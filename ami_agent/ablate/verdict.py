@@ -105,6 +105,15 @@ class Difference(NamedTuple):
         """Whether the interval leaves chance out."""
         return self.ci95 is not None and (self.ci95[0] > 0 or self.ci95[1] < 0)
 
+    @property
+    def label(self) -> str:
+        """What follows, in a word or two."""
+        if self.ci95 is None:
+            return "not known"
+        if self.none:
+            return "none"
+        return "real" if self.real else "may be chance"
+
 
 def difference(
     base: Mapping[int, float], variant: Mapping[int, float], most: float = inf
