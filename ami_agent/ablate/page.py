@@ -75,7 +75,7 @@ def _about(study: Study) -> str:
 def _beside(marks: Mapping[str, Any], measure: Measure) -> str:
     """What the same episodes come to without the agent."""
     who = {"random": "random actions", "oracle": "one who knows the world"}
-    found = {said: marks["baselines"].get(name, {}) for name, said in who.items()}
+    found = {said: marks["baselines"].get(name) or {} for name, said in who.items()}
     known = {said: each for said, each in found.items() if each.get(measure.key)}
     reach = [f"{said}, {measure.of(each):.3g}" for said, each in known.items()]
     return f"In the same episodes reach: {'; '.join(reach)}." if reach else ""
