@@ -115,6 +115,9 @@ def _change(base: Config, config: Config, phrase: str) -> str:
     """A setting that differs, and what it means."""
     path = phrase.partition(" is ")[0]
     told = meaning(config, path) or meaning(base, path)
+    if path.endswith(".is"):  # of one class in the place of another, what the place is for as well
+        told = f"{meaning(base, path.removesuffix('.is'))} {told}"
+        phrase = phrase.replace(".is is ", " is ").replace(".Config'", "'")
     return f"<li><code>{html.escape(phrase)}</code> <span>{html.escape(told)}</span></li>"
 
 
