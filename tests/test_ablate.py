@@ -183,6 +183,10 @@ def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
     written = page.write(tmp_path / "index.html", done).read_text()
     assert f"{same}." in written
     assert '<b class="real">real</b> Mode-2: 50 points of success less' in written
+    pairs = written.partition("Beside each other")[2].partition("Figures")[0]
+    assert pairs.count("<table>") == 1  # of the mode that tells any apart
+    assert '<tr><th>least</th><td><b class="real">-100</b> [-100, -100]</td>' in pairs
+    assert '<td><b class="real">-50</b> [-50, -50]</td><td></td></tr>' in pairs
     assert "Nothing teaches it" not in written  # `interact` does
     untaught = replace(config_of(), interact=NoLesson(), distil=NoLesson())
     bare = replace(done, configs=dict.fromkeys(reached, untaught), asked="What for?\n\nFor <this>.")

@@ -272,7 +272,7 @@ def test_in_a_browser_time_can_be_dragged_and_layers_taken_away(written, parts, 
             assert plan.startswith(f"After {step} of 5 steps. It compares {count} series of 8 act")
             cost = sum(moments[step]["terms"])
             chosen, reach, critic, others = re.search(
-                r"costs ([\d.]+) = reach ([\d.]+) \+ critic ([\d.]+), the others ([\d.]+)", plan
+                r"costs ([\d.]+) = reach ([\d.]+) \+ critic ([\d.]+), the others ([\d.]+)[, ]", plan
             ).groups()  # fmt: skip
             assert float(chosen) == pytest.approx(cost, rel=0.01)
             assert float(reach) + float(critic) == pytest.approx(cost, rel=0.02)

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ami_agent.ablate.study import ALL, LABEL, MODES, Study, cells, each, rows
-from ami_agent.ablate.verdict import Measure, interquartile
+from ami_agent.ablate.verdict import Difference, Measure, interquartile
 from ami_agent.build import Config, lessons
 from ami_agent.glossary import meaning
 from ami_agent.learning import Learning
@@ -47,6 +47,7 @@ def write(path: Path, study: Study) -> Path:
             alt=html.escape(
                 "figures of every variant with intervals: the table below in a picture"
             ),
+            pairs=_pairs(study),
             table=_table(*rows(study, ALL)),
         ),
         encoding="utf-8",
@@ -92,8 +93,34 @@ def _variant(study: Study, name: str) -> str:
         _sentence(sentence, study.gap(name, mode).label)
         for mode, sentence in study.worth(name).items()
     )
-    title = f"<h3>{html.escape(name)}</h3><ul>{differs}</ul>"
+    together = "<p>All of this at once: what follows is of it together.</p>"
+    title = f"<h3>{html.escape(name)}</h3><ul>{differs}</ul>{together if len(changes) > 1 else ''}"
     return f"<section>{title}{reached}{worth}</section>"
+
+
+def _pairs(study: Study) -> str:
+    """Each variant beside each other, in the modes that tell any apart."""
+    names, tables = list(study.configs), []
+    if study.measure is None or len(names) < 3:
+        return ""
+    for mode in (mode for mode in MODES if mode not in study.alike):
+        gaps = [[study.gap(name, mode, other) for other in names] for name in names]
+        body = "".join(
+            f"<tr><th>{html.escape(name)}</th>{''.join(map(_gap, row))}</tr>"
+            for name, row in zip(names, gaps, strict=True)
+        )
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        tables.append(f"<table><tr><th>{LABEL[mode]}</th>{head}</tr>{body}</table>")
+    told = "<p>By how much the row is better than the column; real differences stand out.</p>"
+    return f"<h2>Beside each other</h2>{told}<div class='wide'>{'<br>'.join(tables)}</div>"
+
+
+def _gap(gap: Difference) -> str:
+    if gap.mean is None or gap.none:
+        return "<td></td>"
+    kind = ' class="real"' if gap.real else ""
+    span = f"[{gap.ci95[0]:.3g}, {gap.ci95[1]:.3g}]" if gap.ci95 else ""
+    return f"<td><b{kind}>{gap.mean:+.3g}</b> {span}</td>"
 
 
 def _reached(study: Study, name: str) -> str:

@@ -65,10 +65,11 @@ class Study:
         assert measure is not None
         return {o.seed: measure.of(o.marks[mode]) for o in self.outcomes[variant] if o.marks}
 
-    def gap(self, variant: str, mode: str) -> Difference:
-        measure = self.measure
+    def gap(self, variant: str, mode: str, beside: str = "") -> Difference:
+        """Of a variant beside another, or beside the base."""
+        measure, other = self.measure, beside or self.base
         assert measure is not None
-        return difference(self.marks(self.base, mode), self.marks(variant, mode), measure.most)
+        return difference(self.marks(other, mode), self.marks(variant, mode), measure.most)
 
     def changes(self, variant: str) -> list[str]:
         """The settings in which a variant differs from the base: what each is, not what it is
@@ -178,8 +179,7 @@ SHOWN = (*LABEL.values(), "Mode-2 beside the base")
 """What a terminal has room for."""
 
 ALL = (
-    *SHOWN, "Mode-2 by seed", "probability of improvement", "spread of states",
-    "effective rank", "training, s",
+    *SHOWN, "probability of improvement", "spread of states", "effective rank", "training, s",
 )  # fmt: skip
 
 
@@ -204,7 +204,6 @@ def cells(done: Study, name: str) -> dict[str, str]:
         told(interquartile(plan)),
         told(interquartile(react)),
         beside,
-        each(plan),
         "-" if name == done.base else told(better),
         _mean([run.state.get("std_mean") for run in trained], 2),
         _mean([run.state.get("effective_rank") for run in trained], 1),

@@ -231,7 +231,7 @@ function energyFalling(act, parent) {
     chart.curve(gained.map((_, i) => i + 1), gained,
       { stroke: "var(--chosen)", "stroke-width": 2.4 });
     chart.title.textContent = gained.length
-      ? `thinking: ${rough(gained[gained.length - 1])}` : "no thinking here";
+      ? `thinking gained ${rough(gained[gained.length - 1])}` : "no thinking here";
   };
 }
 

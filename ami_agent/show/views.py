@@ -105,8 +105,8 @@ class ReadOut:
         """Root mean square distance of read and true places, on lives not fitted; pixels."""
         self.told = (
             "Where the body has been and where it went is true; what was imagined is read out of "
-            "the agent's states by a probe, a regression from states to places. In episodes that "
-            f"it was not fitted to it is wrong by {self.error:.2g} pixels (root mean square)."
+            "the agent's states by a probe, a regression from states to places, which is wrong by "
+            f"{self.error:.2g} pixels (root mean square) in other episodes than it was fitted to."
         )
 
     def upon(self, lives: Sequence[Life]) -> View:

@@ -24,19 +24,26 @@ function thought(act, moment) {
     return [`It goes on without thinking again: what it means to do costs ${cost}.`];
   }
   return [`It compares ${count(moment.compared, "series")} of ${count(horizon, "action")}.`,
-    `The chosen future costs ${cost}${beside(others)}.`];
+    `The chosen future costs ${cost}${beside(others)}.`,
+    ...(moment.missed === null ? [] : [`What came differs from it by ${rough(moment.missed)} of ` +
+      "how far its states move."])];
 }
 
 function led(act, moment, step) {
   if (!moment.hopes.length || (act.arrived !== null && step >= act.arrived)) return [];
-  const ahead = moment.hopes[moment.hopes.length - 1].length / 2;
-  return [`It aims at the subgoal, the diamond, the first of ${ahead} on the way that are drawn.`];
+  const hopes = moment.hopes[moment.hopes.length - 1], places = new Set();
+  for (let i = 0; i < hopes.length; i += 2) {
+    places.add(`${Math.round(hopes[i])} ${Math.round(hopes[i + 1])}`);
+  }
+  const first = places.size > 1 ? `, the first of ${places.size} that are drawn` : "";
+  return [`It aims at the subgoal, the diamond${first}.`];
 }
 
 function beside(others) {
-  const [least, most] = [Math.min(...others), Math.max(...others)].map(brief);
-  if (!others.length) return "";
-  return others.length === 1 ? `, the other ${least}` : `, the others ${least} to ${most}`;
+  const each = others.map(brief), last = each.pop();
+  if (last === undefined) return "";
+  if (!each.length) return `, the other ${last}`;
+  return `, the others ${each.length < 6 ? `${each.join(", ")} and` : `${each[0]} to`} ${last}`;
 }
 
 function expected(act, moment, step) {
