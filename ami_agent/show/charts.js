@@ -155,7 +155,7 @@ function energyOf(act, parent, led, critic) {
 }
 
 function criticOf(act, parent) {
-  const chart = new Chart(parent, "what the critic expects to the goal", [560, 130], [0, act.end],
+  const chart = new Chart(parent, `what the critic expects: ${act.unit}`, [560, 130], [0, act.end],
     ends([], expectations(act)), "step");
   expect(act, chart, make("p", {}, chart.box));
   return chart.cursor();
