@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ami_agent.ablate.study import ALL, LABEL, MODES, Study, cells, each, rows
+from ami_agent.ablate.study import ALL, LABEL, MODES, Study, each, rows, spectrum
 from ami_agent.ablate.verdict import Difference, Measure, interquartile
 from ami_agent.build import Config, lessons
 from ami_agent.glossary import meaning
@@ -133,8 +133,8 @@ def _reached(study: Study, name: str) -> str:
         figure = f"{sum(marks) / len(marks):.3g} {unit}" if marks else "nothing"
         seeds = f" (by seed {each(marks)})" if marks else ""
         parts.append(f"{LABEL[mode]}: {figure}{seeds}")
-    states = {what: cells(study, name)[what] for what in ("spread of states", "effective rank")}
-    known = [f"{what} {figure}" for what, figure in states.items() if figure != "-"]
+    states = spectrum(study, name).items()
+    known = [f"{what} {figure}" for what, figure in states if figure != "-"]
     return "; ".join([*parts, *known])
 
 

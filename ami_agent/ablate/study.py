@@ -194,7 +194,7 @@ def cells(done: Study, name: str) -> dict[str, str]:
     if done.measure is None:
         return dict.fromkeys(ALL, "failed")
     plan, react = (list(done.marks(name, mode).values()) for mode in MODES)
-    gap, trained = done.gap(name, "plan"), done.trained[name]
+    gap, seconds = done.gap(name, "plan"), [run.seconds for run in done.trained[name]]
     beside = "-"
     if name != done.base and gap.ci95 is not None:
         span = f"{gap.mean:+.3g} [{gap.ci95[0]:.3g}, {gap.ci95[1]:.3g}]"
@@ -205,11 +205,19 @@ def cells(done: Study, name: str) -> dict[str, str]:
         told(interquartile(react)),
         beside,
         "-" if name == done.base else told(better),
-        _mean([run.state.get("std_mean") for run in trained], 2),
-        _mean([run.state.get("effective_rank") for run in trained], 1),
-        _mean([run.seconds for run in trained], 0),
+        *spectrum(done, name).values(),
+        _mean(seconds, 0),
     )
     return dict(zip(ALL, figures, strict=True))
+
+
+def spectrum(done: Study, name: str) -> dict[str, str]:
+    """What is known of a variant's states, mean over its runs."""
+    states = [run.state for run in done.trained[name]]
+    return {
+        "spread of states": _mean([state.get("std_mean") for state in states], 2),
+        "effective rank": _mean([state.get("effective_rank") for state in states], 1),
+    }
 
 
 def _mean(found: Sequence[float | None], digits: int) -> str:
