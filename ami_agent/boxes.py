@@ -6,13 +6,14 @@ from modules.auto import Auto
 from modules.bounds import Ball, Box, Choice
 from modules.configurator import Assignment, Configurator
 from modules.cost import Critic, Foresight, NoCritic, NoForesight
-from modules.distance import MapQuasimetric, Quasimetric, WaveQuasimetric
-from modules.dynamics import MapDynamics, VectorDynamics, WaveDynamics
-from modules.hierarchy import Flat, LandmarkGraph, MacroLevels
+from modules.distance import GlanceQuasimetric, MapQuasimetric, Quasimetric, WaveQuasimetric
+from modules.dynamics import GlanceDynamics, MapDynamics, VectorDynamics, WaveDynamics
+from modules.hierarchy import Flat, ImaginedGraph, LandmarkGraph, MacroLevels
 from modules.hierarchy.levels import UpperLevel
 from modules.latents import DiscreteLatent, GaussianLatent, NoLatent, SparseLatent
+from modules.layers import Glance
 from modules.objectives import Weights
-from modules.perception import KeypointEncoder, MapEncoder, Senses, VectorEncoder
+from modules.perception import KeypointEncoder, MapEncoder, SceneEncoder, Senses, VectorEncoder
 from modules.planners import CEM, MPPI, Collocation, GradientPlanner
 from modules.planners.outlook import ManyFutures
 from modules.recall import Associative, Belief, NoRecall
@@ -40,8 +41,12 @@ __all__ = [
     "Flat",
     "Foresight",
     "GaussianLatent",
+    "Glance",
+    "GlanceDynamics",
+    "GlanceQuasimetric",
     "GradientPlanner",
     "Habit",
+    "ImaginedGraph",
     "Itself",
     "KeypointEncoder",
     "LandmarkGraph",
@@ -61,6 +66,7 @@ __all__ = [
     "Policy",
     "Quasimetric",
     "Restless",
+    "SceneEncoder",
     "Senses",
     "SparseLatent",
     "StepFeeling",

@@ -36,9 +36,9 @@ from modules.bounds import Ball, Box, Choice
 from modules.configurator import Assignment, Configurator
 from modules.cost import Body, Cost, Critic, Foresight, NoCritic, NoForesight
 from modules.drives import Drives
-from modules.hierarchy import Flat, LandmarkGraph, MacroLevels
+from modules.hierarchy import Flat, ImaginedGraph, LandmarkGraph, MacroLevels
 from modules.memory import Memory
-from modules.perception import KeypointEncoder, MapEncoder, Senses, VectorEncoder
+from modules.perception import KeypointEncoder, MapEncoder, SceneEncoder, Senses, VectorEncoder
 from modules.planners import CEM, MPPI, Collocation, GradientPlanner, MindsEye
 from modules.planners.outlook import ManyFutures
 from modules.recall import Associative, Belief, Landmarks, NoRecall
@@ -54,7 +54,13 @@ class Config:
     world: WorldConfig
     bounds: Box | Ball | Choice = field(default_factory=Box)
     """What the body can do."""
-    perception: VectorEncoder.Config | MapEncoder.Config | KeypointEncoder.Config | Senses.Config
+    perception: (
+        VectorEncoder.Config
+        | MapEncoder.Config
+        | KeypointEncoder.Config
+        | SceneEncoder.Config
+        | Senses.Config
+    )
     recall: NoRecall.Config | Belief.Config | Associative.Config = field(
         default_factory=NoRecall.Config
     )
@@ -68,8 +74,8 @@ class Config:
     foresight: Foresight.Config | NoForesight.Config = field(default_factory=NoForesight.Config)
     """The critics of the drives."""
     configurator: Configurator.Config = field(default_factory=Configurator.Config)
-    hierarchy: Flat.Config | LandmarkGraph.Config | MacroLevels.Config = field(
-        default_factory=Flat.Config
+    hierarchy: Flat.Config | LandmarkGraph.Config | ImaginedGraph.Config | MacroLevels.Config = (
+        field(default_factory=Flat.Config)
     )
     """The levels above the lowest."""
     planner: GradientPlanner.Config | Collocation.Config | CEM.Config | MPPI.Config
@@ -176,7 +182,10 @@ def build(
         far = cost.critic.distance if isinstance(cost.critic, Critic) else None
         # as functions: the critic is a part of the cost alone
         steps = Distance(far.embed, far.between) if far else None
-        hierarchy = config.hierarchy.build(shape, spec.action_dim, steps)
+        hierarchy = config.hierarchy.build(
+            shape, spec.action_dim, steps,
+            lambda state, free: world_model.imagine(state, bounds.bound(free)).states[:, :, 1:],
+        )  # fmt: skip
         policy = config.policy.build(shape, spec.action_dim, bounds, told)
         expectation = config.auto.expectation(shape, len(config.tasks), told)
     outlook = config.futures.build(world_model.level(0).latent.chances)

@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from modules.distance import MapQuasimetric, Quasimetric, WaveQuasimetric
+from modules.distance import GlanceQuasimetric, MapQuasimetric, Quasimetric, WaveQuasimetric
 from modules.drives import Drives
 from modules.intrinsic import INTRINSIC
 from modules.layers import InUnits, Judges, sharp
@@ -29,9 +29,12 @@ class Critic(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        distance: Quasimetric.Config | WaveQuasimetric.Config | MapQuasimetric.Config = field(
-            default_factory=Quasimetric.Config
-        )
+        distance: (
+            Quasimetric.Config
+            | WaveQuasimetric.Config
+            | GlanceQuasimetric.Config
+            | MapQuasimetric.Config
+        ) = field(default_factory=Quasimetric.Config)
 
         def build(self, shape: Shape) -> Critic:
             return Critic(self.distance.build(shape))

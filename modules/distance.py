@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from torch import Tensor, nn
 
-from modules.layers import First, Neighbourhoods, first_of, in_waves, mlp
+from modules.layers import First, Glance, Neighbourhoods, first_of, in_waves, mlp
 from modules.types import Shape, require
 
 
@@ -83,3 +83,22 @@ class MapQuasimetric(Quasimetric):
             size = self.groups * self.units
             embed = Neighbourhoods(shape, self.channels, self.hidden, size)
             return MapQuasimetric(embed, self.groups)
+
+
+class GlanceQuasimetric(Quasimetric):
+    """The same distance in scenes, whose embedding looks at what is around that which moves."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 256
+        groups: int = 8
+        units: int = 8
+        glance: Glance.Config = field(default_factory=lambda: Glance.Config(reach=6))
+
+        def __post_init__(self) -> None:
+            require(self, hidden=1, groups=1, units=1)
+
+        def build(self, shape: Shape) -> GlanceQuasimetric:
+            glance = self.glance.build(shape)
+            within = mlp(glance.out, self.hidden, self.groups * self.units)
+            return GlanceQuasimetric(nn.Sequential(glance, within), self.groups)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from modules.layers import in_waves
+from modules.layers import Glance, in_waves
 from modules.types import Shape, require
 
 
@@ -51,7 +51,8 @@ class Film(nn.Module):
 
 
 class VectorDynamics(nn.Module):
-    """s' = s + MLP(s | a) for vector states; the action modulates every hidden layer."""
+    """s' = s + MLP(s | a) for vector states; the action modulates every hidden layer. What moves is
+    the first `moving` numbers of a state, the rest stays as it is."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -65,26 +66,28 @@ class VectorDynamics(nn.Module):
             return VectorDynamics(look, self.hidden, prod(shape), action_dim, latent)
 
     def __init__(
-        self, look: nn.Module, hidden: int, state: int, action_dim: int, latent: int
+        self, look: nn.Module, hidden: int, moving: int, action_dim: int, latent: int
     ) -> None:
         super().__init__()
-        self.look = look
+        self.look, self.moving = look, moving
         self.mix = nn.Linear(hidden, hidden)
         self.films = nn.ModuleList([Film(action_dim + latent, hidden) for _ in range(2)])
-        self.change = _zero(nn.Linear(hidden, state))
+        self.change = _zero(nn.Linear(hidden, moving))
         self.cause = nn.Sequential(
-            nn.Linear(2 * state, hidden), nn.SiLU(), nn.Linear(hidden, action_dim)
+            nn.Linear(2 * moving, hidden), nn.SiLU(), nn.Linear(hidden, action_dim)
         )
 
     def forward(self, state: Tensor, acting: Tensor) -> Tensor:
         """`[N, D]`, `[N, A + Z]` -> `[N, D]`"""
         first, second = self.films
         seen = first(self.look(state), acting)
-        return state + self.change(second(self.mix(seen), acting))
+        change = self.change(second(self.mix(seen), acting))
+        return state + nn.functional.pad(change, (0, state.shape[-1] - self.moving))
 
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., D]` -> `[..., A]`"""
-        return self.cause(torch.cat([state, next_state], -1))
+        both = state[..., : self.moving], next_state[..., : self.moving]
+        return self.cause(torch.cat(both, -1))
 
 
 class WaveDynamics(VectorDynamics):
@@ -104,6 +107,24 @@ class WaveDynamics(VectorDynamics):
         def build(self, shape: Shape, action_dim: int, latent: int = 0) -> WaveDynamics:
             look = in_waves(prod(shape), self.waves, self.detail, self.hidden)
             return WaveDynamics(look, self.hidden, prod(shape), action_dim, latent)
+
+
+class GlanceDynamics(VectorDynamics):
+    """The same for scenes, looking at what is around that which moves: what walls do is learnt once
+    for all places and all layouts."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int = 256
+        glance: Glance.Config = field(default_factory=Glance.Config)
+
+        def __post_init__(self) -> None:
+            require(self, hidden=1)
+
+        def build(self, shape: Shape, action_dim: int, latent: int = 0) -> GlanceDynamics:
+            glance = self.glance.build(shape)
+            look = nn.Sequential(glance, nn.Linear(glance.out, self.hidden))
+            return GlanceDynamics(look, self.hidden, glance.moving, action_dim, latent)
 
 
 class MapDynamics(nn.Module):

@@ -28,3 +28,28 @@ def shortest_paths(price: Tensor) -> Tensor:
         torch.add(best[..., :, via, None], best[..., via, None, :], out=detour)
         torch.minimum(best, detour, out=best)
     return best
+
+
+def distrusted(steps: Tensor, hop: float) -> Tensor:
+    """What hops of so many steps cost: near by a distance can be trusted, and the further the less;
+    d (1 + (d / hop)^2)."""
+    return steps * (1 + (steps / hop).square())
+
+
+def cheapest(price: Tensor, last: Tensor) -> Tensor:
+    """Prices of hops `[..., N, N]` and from each to the goal `[..., N]` -> price of the cheapest
+    way from each to the goal `[..., N]` (Bellman-Ford)."""
+    to_go = last
+    for _ in range(price.shape[-1]):
+        before = to_go
+        to_go = torch.minimum(last, (price + before[..., None, :]).amin(-1))
+        if torch.equal(to_go, before):
+            break
+    return to_go
+
+
+def strides(walked: Tensor, stride: float, count: int) -> Tensor:
+    """Steps from the start to each spot of a way `[B, N]` -> the last spot within one stride, two,
+    ... of it, `[B, count]`; the first where even that is farther."""
+    far = torch.arange(1, 1 + count, device=walked.device) * stride
+    return ((walked[:, None] <= far[:, None]).sum(-1) - 1).clamp_min(0)

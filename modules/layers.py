@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from math import prod
+from dataclasses import dataclass
+from math import isqrt, prod
 
 import torch
 from torch import Tensor, nn
 
-from modules.types import Shape, UnusableInput
+from modules.types import Shape, UnusableInput, require
 
 
 def mlp(size: int, hidden: int, out: int) -> nn.Sequential:
@@ -122,3 +123,57 @@ class Neighbourhoods(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         return self.layers(state.flatten(0, -2)).unflatten(0, state.shape[:-1])
+
+
+SPREAD = 2.0
+"""How much larger than from -1 to 1 the places of a scene are told: they vary by about 1, as all
+that is learnt is meant to."""
+
+
+class Glance(nn.Module):
+    """What moves in a scene, and what its map shows around it. A scene is a flat state `[..., D]`:
+    x and y of each point, how they move, then the map `[C, S, S]` of what stays (`SceneEncoder`).
+    Seen from where one is, a wall is the same wherever it stands (a glimpse, Mnih et al. 2014;
+    sampled between the places of the map, as spatial transformers do, Jaderberg et al. 2015)."""
+
+    around: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        points: int = 1
+        """Of the scene."""
+        channels: int = 4
+        """Of its map, C."""
+        reach: int = 2
+        """Places of the map that are seen to every side of a point."""
+
+        def __post_init__(self) -> None:
+            require(self, points=1, channels=1, reach=0)
+
+        def build(self, shape: Shape) -> Glance:
+            side = isqrt(max(0, prod(shape) - 4 * self.points) // self.channels)
+            if side < 2 or 4 * self.points + self.channels * side**2 != prod(shape):
+                raise UnusableInput(
+                    f"a state of {prod(shape)} numbers is no scene of {self.points} points and a "
+                    f"map of {self.channels} channels; perception must be a SceneEncoder of both"
+                )
+            return Glance(self, side)
+
+    def __init__(self, config: Config, side: int) -> None:
+        super().__init__()
+        self.map, self.moving = (config.channels, side, side), 4 * config.points
+        steps = torch.arange(-config.reach, config.reach + 1) * (2 / (side - 1))
+        across = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)
+        self.register_buffer("around", across.flatten(0, 1))  # [R, 2], in halves of the map
+        self.out = self.moving + config.points * config.channels * len(self.around)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., out]`, what moves first"""
+        flat = state.flatten(0, -2)
+        moving, still = flat.split([self.moving, flat.shape[-1] - self.moving], -1)
+        place = moving[:, : self.moving // 2].unflatten(-1, (2, -1)).mT / SPREAD  # [N, K, 2]
+        seen = nn.functional.grid_sample(
+            still.unflatten(-1, self.map), place[:, :, None] + self.around,
+            align_corners=True, padding_mode="border",
+        )  # fmt: skip
+        return torch.cat([moving, seen.flatten(1)], -1).unflatten(0, state.shape[:-1])

@@ -211,6 +211,11 @@ class Planner(Mode, Protocol):
     def resume(self, actions: Tensor) -> None: ...
 
 
+Ahead: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""States `[N, D]` and any numbers `[N, P, H, A]`, which are bounded to actions -> where these lead,
+`[N, P, H, D]`."""
+
+
 class Distance(NamedTuple):
     """Steps still to go from states to goals, as functions: whoever learns them keeps them."""
 

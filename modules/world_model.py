@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.dynamics import MapDynamics, VectorDynamics, WaveDynamics, unrolled
+from modules.dynamics import (
+    GlanceDynamics,
+    MapDynamics,
+    VectorDynamics,
+    WaveDynamics,
+    unrolled,
+)
 from modules.latents import DiscreteLatent, GaussianLatent, Latent, NoLatent, SparseLatent
 from modules.layers import InUnits, mlp, sharp
 from modules.types import Decide, Rollout, Shape, require
@@ -159,7 +165,9 @@ class WorldModel(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        dynamics: VectorDynamics.Config | WaveDynamics.Config | MapDynamics.Config
+        dynamics: (
+            VectorDynamics.Config | WaveDynamics.Config | GlanceDynamics.Config | MapDynamics.Config
+        )
         latent: (
             NoLatent.Config | GaussianLatent.Config | SparseLatent.Config | DiscreteLatent.Config
         ) = field(default_factory=NoLatent.Config)

@@ -51,6 +51,11 @@ def stepwise(imagine: Imagine) -> Pursue:
     return pursue
 
 
+def unasked(state, free):
+    """What a level is told of where actions lead, when it has no business to ask."""
+    raise AssertionError("nobody was to ask where actions lead")
+
+
 def small(config: Config, steps: int = 6) -> Config:
     """The same boxes and lessons, with a handful of updates each."""
 

@@ -26,7 +26,7 @@ from modules.hierarchy import Flat, LandmarkGraph
 from modules.hierarchy.landmarks import CHUNK
 from modules.hierarchy.patience import trusted
 from modules.types import Distance, Focus, UnusableInput
-from tests.conftest import small, wish
+from tests.conftest import small, unasked, wish
 
 PLENTY = 40
 WALL = 3.0
@@ -48,7 +48,7 @@ def walled(state: Tensor, goal: Tensor) -> Tensor:
 
 def graph(distance=straight, **told) -> LandmarkGraph:
     config = LandmarkGraph.Config(**{"hop": 1.0, "stride": 2.0, "hops": PLENTY, **told})
-    return config.build((2, 1, 1), 2, Distance(lambda state: state, distance))
+    return config.build((2, 1, 1), 2, Distance(lambda state: state, distance), unasked)
 
 
 def charted(states: Tensor, distance=straight, **told) -> LandmarkGraph:
@@ -344,7 +344,7 @@ def test_two_landmarks_in_one_place_do_not_hold_anybody():
 
 def test_flat_is_flat():
     focus = wanting(torch.ones(2, 2))
-    assert Flat.Config().build((2, 1, 1), 2, None)(torch.zeros(2, 2), focus) is focus
+    assert Flat.Config().build((2, 1, 1), 2, None, unasked)(torch.zeros(2, 2), focus) is focus
     assert focus.hopes.shape[:2] == (2, 0)
 
 
@@ -470,7 +470,9 @@ def test_landmarks_are_looked_at_once_in_an_episode():
         seen.append(len(states))
         return states
 
-    level = LandmarkGraph.Config(landmarks=42).build((2, 1, 1), 2, Distance(embed, straight))
+    level = LandmarkGraph.Config(landmarks=42).build(
+        (2, 1, 1), 2, Distance(embed, straight), unasked
+    )
     level.chart(lattice(), lattice()[None], lattice()[:, None])
     start, goal = torch.tensor([[0.0, 0.0]]), torch.tensor([[6.0, 5.0]])
     for _ in range(2):

@@ -30,8 +30,13 @@ PARTS = {
     },
     "modules.planners.collocation": {"modules.planners.gradient"},
     "modules.memory": {"modules.rows"},
-    "modules.perception": {"modules.perception.images", "modules.perception.senses"},
+    "modules.perception": {
+        "modules.perception.images",
+        "modules.perception.scene",
+        "modules.perception.senses",
+    },
     "modules.perception.images": {"modules.perception.common"},
+    "modules.perception.scene": {"modules.perception.common", "modules.perception.images"},
     "modules.perception.senses": {"modules.perception.common"},
     "modules.latents": {
         "modules.latents.common",
@@ -44,9 +49,11 @@ PARTS = {
     "modules.world_model": {"modules.dynamics", "modules.latents"},
     "modules.hierarchy": {
         "modules.hierarchy.common",
+        "modules.hierarchy.imagined",
         "modules.hierarchy.landmarks",
         "modules.hierarchy.macros",
     },
+    "modules.hierarchy.imagined": {"modules.graph", "modules.hierarchy.common"},
     "modules.hierarchy.landmarks": {
         "modules.graph",
         "modules.hierarchy.common",

@@ -36,8 +36,8 @@ def bright() -> KeypointEncoder:
     """One feature: what is bright."""
     eyes = seer(1, points=1, channels=1, stride=1, kernel=3)
     with torch.no_grad():
-        eyes.sharpness.fill_(1.0)
-        for layer in (eyes.look[0], eyes.look[2]):
+        eyes.points.sharpness.fill_(1.0)
+        for layer in (eyes.points.look[0], eyes.points.look[2]):
             layer.weight.zero_()
             layer.bias.zero_()
             layer.weight[0, 0, layer.weight.shape[2] // 2, layer.weight.shape[3] // 2] = 1.0

@@ -22,7 +22,7 @@ from modules.hierarchy import Flat, MacroLevels
 from modules.hierarchy.levels import Macros, UpperLevel
 from modules.latents import NoLatent, SparseLatent
 from modules.types import UnusableInput
-from tests.conftest import small, wish
+from tests.conftest import small, unasked, wish
 
 STRIDE = 4
 STEP = 0.1
@@ -73,7 +73,7 @@ def made(
     torch.manual_seed(0)
     level = replace(SMALL, size=size, latent=latent)
     config = MacroLevels.Config(strides=strides, level=level, memories=200, **told)
-    return config.build((2, 1, 1), 2, None)
+    return config.build((2, 1, 1), 2, None, unasked)
 
 
 def levels(strides: tuple[int, ...] = (STRIDE,), size: int = 0, **told: object) -> MacroLevels:

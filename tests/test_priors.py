@@ -19,6 +19,7 @@ from ami_agent.senses import Sense
 from ami_agent.strolls import FEWEST, LINES, PLACES, STEPS, WORLDS, lines, put, strolls
 from modules.hierarchy import Flat, MacroLevels
 from modules.types import Rollout, UnusableInput
+from tests.conftest import unasked
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
@@ -290,7 +291,7 @@ def test_levels_with_states_of_their_own_are_judged_beside_the_lowest():
 
 
 def test_what_a_level_foresees_are_its_own_macro_actions():
-    levels = MacroLevels.Config(strides=(3, 2)).build((4, 1, 1), 2, None)
+    levels = MacroLevels.Config(strides=(3, 2)).build((4, 1, 1), 2, None, unasked)
     low, high = levels.rungs
     assert (low.stride, high.stride) == (3, 6)
     state, actions = uniform(7, 4), uniform(7, 14, 2, seed=1)

@@ -11,7 +11,14 @@ from ami_agent.recipes.ant_maze import ant_maze
 from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage
 from ami_agent.recipes.gym import gym
-from ami_agent.recipes.maze import maze, maze_7, maze_9, maze_levels, maze_pixels
+from ami_agent.recipes.maze import (
+    maze,
+    maze_7,
+    maze_9,
+    maze_levels,
+    maze_pixels,
+    maze_random,
+)
 from ami_agent.recipes.point_maze import (
     point_maze,
     point_maze_medium,
@@ -41,6 +48,7 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "maze-pixels": maze_pixels,
     "maze-7": maze_7,
     "maze-9": maze_9,
+    "maze-random": maze_random,
     "cue-corridor": cue_corridor,
     "two-rooms-distracted": two_rooms_distracted,
     "windy-rooms": windy_rooms,

@@ -6,16 +6,25 @@ from dataclasses import replace
 
 from ami_agent.build import Config
 from ami_agent.learning import Learning
-from ami_agent.lessons import Ascend, Distil, Live, NoLesson, Predict, Separate, Survey
+from ami_agent.lessons import (
+    Ascend,
+    Distil,
+    Live,
+    NoLesson,
+    Predict,
+    Separate,
+    ShortestPaths,
+    Survey,
+)
 from ami_agent.life import WorldConfig
 from modules.bounds import Ball
 from modules.configurator import Assignment
 from modules.cost import Critic
-from modules.distance import WaveQuasimetric
-from modules.dynamics import WaveDynamics
-from modules.hierarchy import LandmarkGraph, MacroLevels
+from modules.distance import GlanceQuasimetric, WaveQuasimetric
+from modules.dynamics import GlanceDynamics, WaveDynamics
+from modules.hierarchy import ImaginedGraph, LandmarkGraph, MacroLevels
 from modules.objectives import Weights
-from modules.perception import KeypointEncoder, Senses
+from modules.perception import KeypointEncoder, SceneEncoder, Senses
 from modules.planners import GradientPlanner
 from modules.world_model import WorldModel
 
@@ -107,3 +116,41 @@ def maze_7() -> Config:
 def maze_9() -> Config:
     """A maze of 9 by 9 cells."""
     return _larger("maze-9", 9, walks=8000, steps=6000, landmarks=900)
+
+
+def maze_random() -> Config:
+    """A maze for every episode, of 3 by 3 cells, seen from above and judged in mazes never seen:
+    what walls do and how far it is around them is learnt once for all mazes, and the landmarks of
+    this one are imagined."""
+    return _unseen("maze-random", 3)
+
+
+def _unseen(recipe: str, size: int) -> Config:
+    """Mazes of so many cells to a side, one for each episode. Prediction and variance are means
+    over all numbers of a state, of which those of the body, and they alone move, are few."""
+    base, numbers = maze(), 400 * (size / 3) ** 2
+    world = WorldConfig(id="ami/Maze-v0", options={"size": size, "layouts": "train"})
+    return replace(
+        base,
+        recipe=recipe,
+        world=world,
+        evaluation=replace(world, options={**world.options, "layouts": "test"}),
+        perception=SceneEncoder.Config(),
+        world_model=WorldModel.Config(dynamics=GlanceDynamics.Config()),
+        critic=Critic.Config(distance=GlanceQuasimetric.Config()),
+        hierarchy=ImaginedGraph.Config(),
+        life=Live(worlds=300, steps=640, options={"budget": 640, "errands": 0.7}),
+        objective=Predict(
+            weights=Weights(
+                prediction=2.5 * numbers, variance=numbers, covariance=0, similarity=0, inverse=1
+            ),
+            learning=Learning(steps=2500, batch=64, lr=2e-3),
+            length=6,
+        ),
+        teacher=Separate(together=32, learning=Learning(steps=600, batch=256, lr=2e-3)),
+        # joined is only what is nearer than two bodies with a wall between can be
+        paths=ShortestPaths(
+            hop=0.8, together=64, learning=Learning(steps=3000, batch=512, lr=2e-3)
+        ),
+        survey=NoLesson(),
+    )

@@ -5,7 +5,8 @@ the place of the goal in the focus, so that every mode pursues it, and knows not
 """
 
 from modules.hierarchy.common import Flat, Hierarchy
+from modules.hierarchy.imagined import ImaginedGraph
 from modules.hierarchy.landmarks import LandmarkGraph
 from modules.hierarchy.macros import MacroLevels
 
-__all__ = ["Flat", "Hierarchy", "LandmarkGraph", "MacroLevels"]
+__all__ = ["Flat", "Hierarchy", "ImaginedGraph", "LandmarkGraph", "MacroLevels"]

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from modules.types import Distance, Focus, Shape
+from modules.types import Ahead, Distance, Focus, Shape
 
 
 class Rung(NamedTuple):
@@ -38,7 +38,9 @@ class Flat(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        def build(self, shape: Shape, action_dim: int, distance: Distance | None) -> Flat:
+        def build(
+            self, shape: Shape, action_dim: int, distance: Distance | None, ahead: Ahead
+        ) -> Flat:
             return Flat()
 
     rungs: Sequence[Rung] = ()

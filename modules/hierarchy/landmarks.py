@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.graph import shortest_paths
+from modules.graph import distrusted, shortest_paths, strides
 from modules.hierarchy.common import Rung
 from modules.hierarchy.patience import LITTLE, Trust, trusted
-from modules.types import TO_GOAL, Distance, Focus, Shape, UnusableInput, require
+from modules.types import TO_GOAL, Ahead, Distance, Focus, Shape, UnusableInput, require
 
 CHUNK = 64
 """Last landmarks that are looked at in one go: [B, K, K] at once may be too large to hold."""
@@ -80,7 +80,9 @@ class LandmarkGraph(nn.Module):
             require(self, landmarks=2, hop=1e-3, unlived=1)
             require(self, stride=1e-3, ahead=1, hops=1, every=1, futures=1, patience=1)
 
-        def build(self, shape: Shape, action_dim: int, distance: Distance | None) -> LandmarkGraph:
+        def build(
+            self, shape: Shape, action_dim: int, distance: Distance | None, ahead: Ahead
+        ) -> LandmarkGraph:
             if distance is None:
                 raise UnusableInput(
                     "hierarchy LandmarkGraph needs the critic's distance, and there is no critic"
@@ -217,15 +219,14 @@ class LandmarkGraph(nn.Module):
             ways.append(ways[-1] + walked)  # beyond the goal it leads nowhere else
             arrived, node = arrived | arrives, torch.where(arrives, node, following)
             spots.append(torch.where(arrived[:, None], goal, self.states[node]))
-        far = torch.arange(1, 1 + self.config.ahead, device=here.device) * self.config.stride
         walked = torch.stack(ways, 1)  # [B, hops]
-        index = ((walked[:, None] <= far[:, None]).sum(-1) - 1).clamp_min(0)  # [B, H]
+        index = strides(walked, self.config.stride, self.config.ahead)  # [B, H]
         following = (walked <= LITTLE).sum(-1).clamp_max(self.config.hops - 1)
         index[:, 0] = torch.where(trust.closely, following, index[:, 0])
         return torch.stack(spots, 1).take_along_dim(index[..., None], 1), chosen
 
     def _priced(self, steps: Tensor) -> Tensor:
-        return steps * (1 + (steps / self.config.hop).square())
+        return distrusted(steps, self.config.hop)
 
 
 def _at(table: Tensor, column: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from modules.planners.gradient import GradientPlanner
 from modules.planners.outlook import ManyFutures
 from modules.types import (
     TO_GOAL,
+    Ahead,
     Distance,
     Focus,
     Plan,
@@ -125,7 +126,9 @@ class MacroLevels(nn.Module):
             if self.planner.horizon < 1:
                 raise UnusableInput("planner.horizon of a level above must be at least 1")
 
-        def build(self, shape: Shape, action_dim: int, distance: Distance | None) -> MacroLevels:
+        def build(
+            self, shape: Shape, action_dim: int, distance: Distance | None, ahead: Ahead
+        ) -> MacroLevels:
             return MacroLevels(self, shape, action_dim)
 
     def __init__(self, config: Config, shape: Shape, action_dim: int) -> None:

@@ -86,6 +86,33 @@ class MapEncoder(Encoder):
         return self.layers(amplify(image, gains.get(name, 1)))
 
 
+class Points(nn.Module):
+    """Images `[B, C, S, S]` from 0 to 1 -> x and y, from -1 to 1, of several features: the mean
+    place of each under a softmax over places (deep spatial autoencoders, Finn et al. 2016)."""
+
+    def __init__(self, seen: int, channels: int, points: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.look = nn.Sequential(
+            nn.Conv2d(seen, channels, kernel, stride, kernel // 2),
+            nn.SiLU(),
+            nn.Conv2d(channels, points, 1),
+        )
+        self.sharpness = nn.Parameter(torch.full((points, 1), 3.0))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`[B, 2 * points]`, x of all of them first"""
+        maps = self.look(image)
+        size = maps.shape[-2:]
+        loud = nn.functional.layer_norm(maps.flatten(2), (size.numel(),))
+        there = (self.sharpness * loud).softmax(-1).unflatten(-1, size)
+        across, down = there.sum(-2), there.sum(-1)  # [B, points, width], [B, points, height]
+        x, y = (
+            share @ torch.linspace(-1, 1, share.shape[-1], dtype=share.dtype, device=share.device)
+            for share in (across, down)
+        )
+        return torch.cat([x, y], -1)
+
+
 class KeypointEncoder(Encoder):
     """Pixels `[B, C, S, S]` uint8 -> vector state `[B, D]`, by way of points: every feature map
     says where its feature is, as the mean place under a softmax over places (deep spatial
@@ -133,35 +160,17 @@ class KeypointEncoder(Encoder):
         self.shape: Shape = (config.state, 1, 1)
         self.now = list(config.now or range(obs_shape[0]))
         self.before, self.motion = list(config.before), config.motion
-        self.look = nn.Sequential(
-            nn.Conv2d(
-                len(self.now), config.channels, config.kernel, config.stride, config.kernel // 2
-            ),
-            nn.SiLU(),
-            nn.Conv2d(config.channels, config.points, 1),
+        self.points = Points(
+            len(self.now), config.channels, config.points, config.kernel, config.stride
         )
-        self.sharpness = nn.Parameter(torch.full((config.points, 1), 3.0))
         moments = 2 if self.before else 1
         self.layers = mlp(2 * config.points * moments, config.hidden, config.state)
 
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
         ((name, image),) = by_sense(obs).items()
-        seen = amplify(image, gains.get(name, 1)).to(self.sharpness.dtype) / 255
+        seen = amplify(image, gains.get(name, 1)).to(self.points.sharpness.dtype) / 255
         points = self.points(seen[:, self.now])
         if not self.before:
             return self.layers(points)
         moved = self.motion * (points - self.points(seen[:, self.before]))
         return self.layers(torch.cat([points, moved], -1))
-
-    def points(self, image: Tensor) -> Tensor:
-        """`[B, C, S, S]` -> x and y of every feature, from -1 to 1, `[B, 2 * points]`"""
-        maps = self.look(image)
-        size = maps.shape[-2:]
-        loud = nn.functional.layer_norm(maps.flatten(2), (size.numel(),))
-        there = (self.sharpness * loud).softmax(-1).unflatten(-1, size)
-        across, down = there.sum(-2), there.sum(-1)  # [B, points, width], [B, points, height]
-        x, y = (
-            share @ torch.linspace(-1, 1, share.shape[-1], dtype=share.dtype, device=share.device)
-            for share in (across, down)
-        )
-        return torch.cat([x, y], -1)

@@ -1,0 +1,186 @@
+"""A level above that goes by a graph of imagined states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modules.graph import cheapest, distrusted, strides
+from modules.hierarchy.common import Rung
+from modules.types import TO_GOAL, Ahead, Distance, Focus, Shape, UnusableInput, require
+
+CHUNK = 16
+"""Landmarks that all else is compared with in one go: all at once may be too much to hold."""
+
+LEAST = 1e-3
+"""Price of a hop, at least."""
+
+
+class ImaginedGraph(nn.Module):
+    """A level that plans as `LandmarkGraph` does, in places where nobody has been: when an episode
+    begins, its landmarks grow in imagination from where it is, as a tree grows into open space
+    (RRT, LaValle 1998; search with a learnt model, Ichter & Pavone 2019). The world model is asked
+    where many ways lead from the newest landmarks, and some that come out far from all there are
+    become landmarks as well. Then the cheapest way over them to the goal is found by dynamic
+    programming, where a hop of d steps, as the critic has it, costs d (1 + (d / hop)^2). Nothing
+    is remembered but what is true of all places: what actions do, and how far it is near by."""
+
+    rungs: Sequence[Rung] = ()  # imagined, not learnt
+    about = (
+        "When an episode begins, the level above imagines where its body could go from here, step "
+        "by step, and keeps some of these places as landmarks. It takes the cheapest way over them "
+        "to the goal. The next places on it are drawn; the first, a stride away, is the subgoal "
+        "that the level below plans for."
+    )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        landmarks: int = 97
+        """K, that where it is among them."""
+        grow: int = 8
+        """How many become landmarks at a time."""
+        ways: int = 12
+        """Imagined from each of them."""
+        length: int = 6
+        """Steps of each, an action that is held."""
+        apart: float = 2.0
+        """Steps between landmarks, there or back, at least, while there is anything so far."""
+        waiting: int = 64
+        """Imagined states that may still become landmarks when others have."""
+        hop: float = 2.0
+        """Steps from where on hops are distrusted."""
+        stride: float = 10.0
+        """Steps along the way at which the subgoal lies."""
+        ahead: int = 4
+        """Strides hoped for, H."""
+        hops: int = 32
+        """How many landmarks ahead the way is looked at."""
+
+        def __post_init__(self) -> None:
+            require(self, landmarks=2, grow=1, ways=1, length=1, apart=0, waiting=1)
+            require(self, hop=1e-3, stride=1e-3, ahead=1, hops=1)
+
+        def build(
+            self, shape: Shape, action_dim: int, distance: Distance | None, ahead: Ahead
+        ) -> ImaginedGraph:
+            if distance is None:
+                raise UnusableInput(
+                    "hierarchy ImaginedGraph needs the critic's distance, and there is no critic"
+                )
+            return ImaginedGraph(self, action_dim, distance, ahead)
+
+    def __init__(self, config: Config, action_dim: int, distance: Distance, ahead: Ahead) -> None:
+        super().__init__()
+        self.config, self.action_dim = config, action_dim
+        self.distance, self.ahead = distance, ahead
+        self.reset()
+
+    def reset(self, seed: int = 0) -> None:
+        """The next call imagines landmarks; what chance does in that depends on the seed alone."""
+        self.seed = seed
+        self.landmarks = torch.empty(0, 0, 0)  # [B, K, D]
+
+    def forward(self, state: Tensor, focus: Focus) -> Focus:
+        """`[B, D]` -> the same focus, the goal a stride ahead."""
+        if not any(focus.weights.get(name) for name in TO_GOAL):
+            return focus
+        if len(self.landmarks) != len(state):
+            self.chart(state, focus.goal)
+        hopes = self._way(self.distance.embed(state), focus.goal)
+        return focus._replace(goal=hopes[:, 0], hopes=hopes[:, None])
+
+    @torch.no_grad()
+    def chart(self, state: Tensor, goal: Tensor) -> None:
+        """Landmarks are imagined from states `[B, D]`, and the price of the way from each to goals
+        `[B, D]`."""
+        between = self.distance.between
+        self.landmarks = self._grown(state)
+        self.embedded = self.distance.embed(self.landmarks)  # [B, K, F]
+        self.steps = torch.cat(
+            [
+                between(part[:, :, None], self.embedded[:, None])
+                for part in self.embedded.split(CHUNK, 1)
+            ],
+            1,
+        )  # [B, K, K]
+        self.last = between(self.embedded, self.distance.embed(goal)[:, None])  # [B, K]
+        self.onward = distrusted(self.last, self.config.hop)
+        # never to itself, or the way would never go on
+        price = distrusted(self.steps, self.config.hop).clamp_min(LEAST)
+        price.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+        self.price, self.to_go = price, cheapest(price, self.onward)
+
+    def _grown(self, state: Tensor) -> Tensor:
+        """`[B, D]` -> `[B, K, D]`. Chance is the same in all worlds, so that what is imagined in
+        one does not depend on how many others there are."""
+        config, rows = self.config, torch.arange(len(state), device=state.device)[:, None]
+        random = torch.Generator().manual_seed(self.seed)
+        found = fresh = state[:, None]
+        known = self.distance.embed(found)
+        waiting, seen = found[:, :0], known[:, :0]
+        while found.shape[1] < config.landmarks:
+            outcome = self._fan(fresh, random)
+            waiting = torch.cat([waiting, outcome], 1)  # [B, W, D]
+            seen = torch.cat([seen, self.distance.embed(outcome)], 1)
+            apart = self._apart(seen, known)  # [B, W]
+            chosen = []
+            for _ in range(min(config.grow, config.landmarks - found.shape[1])):
+                chosen.append(self._choice(apart, random).argmax(1, keepdim=True))
+                apart = torch.minimum(apart, self._apart(seen, seen[rows, chosen[-1]]))
+            index = torch.cat(chosen, 1)
+            fresh = waiting[rows, index]
+            found, known = torch.cat([found, fresh], 1), torch.cat([known, seen[rows, index]], 1)
+            kept = self._choice(apart, random).topk(min(config.waiting, apart.shape[1])).indices
+            waiting, seen = waiting[rows, kept], seen[rows, kept]
+        return found
+
+    def _fan(self, state: Tensor, random: torch.Generator) -> Tensor:
+        """`[B, N, D]` -> where some ways lead from each, half way and at their end, `[B, M, D]`."""
+        config = self.config
+        shape = (state.shape[1], config.ways, 1, self.action_dim)
+        free = torch.randn(shape, generator=random).to(state, non_blocking=True)
+        held = free.expand(-1, -1, config.length, -1).repeat(len(state), 1, 1, 1)
+        path = self.ahead(state.flatten(0, 1), held)  # [B * N, ways, length, D]
+        marks = [config.length // 2, config.length - 1]
+        return path[:, :, marks].flatten(1, 2).unflatten(0, state.shape[:2]).flatten(1, 2)
+
+    def _apart(self, seen: Tensor, known: Tensor) -> Tensor:
+        """`[B, W, F]`, `[B, K, F]` -> steps to the nearest of these, there or back, `[B, W]`."""
+        between, here = self.distance.between, seen[:, :, None]
+        nearest = seen.new_full(seen.shape[:2], torch.inf)
+        for part in known[:, None].split(CHUNK, 2):
+            apart = torch.maximum(between(here, part), between(part, here)).amin(-1)
+            nearest = torch.minimum(nearest, apart)
+        return nearest
+
+    def _choice(self, apart: Tensor, random: torch.Generator) -> Tensor:
+        """The larger the sooner, `[B, W]`: any of those that are far enough, for the very farthest
+        are where imagination errs; and where there are none, the farthest."""
+        luck = torch.rand(apart.shape[1], generator=random).to(apart, non_blocking=True)
+        return torch.where(
+            apart >= self.config.apart, 1 + luck, apart / (self.config.apart + LEAST)
+        )
+
+    def _way(self, here: Tensor, goal: Tensor) -> Tensor:
+        """From embedded states `[B, F]` to goals `[B, D]`: the way, stride by stride, `[B, H, D]`;
+        the goal itself where going there directly is no dearer."""
+        config, between = self.config, self.distance.between
+        rows = torch.arange(len(here), device=here.device)
+        first = between(here[:, None], self.embedded)  # [B, K]
+        direct = between(here, self.distance.embed(goal))
+        price, node = (distrusted(first, config.hop) + self.to_go).min(1)
+        arrived = distrusted(direct, config.hop) <= price
+        spots = [torch.where(arrived[:, None], goal, self.landmarks[rows, node])]
+        ways = [torch.where(arrived, direct, first[rows, node])]
+        for _ in range(config.hops - 1):
+            price, following = (self.price[rows, node] + self.to_go).min(1)
+            arrives = self.onward[rows, node] <= price
+            hop = torch.where(arrives, self.last[rows, node], self.steps[rows, node, following])
+            ways.append(ways[-1] + hop)  # beyond the goal it leads nowhere else
+            arrived, node = arrived | arrives, torch.where(arrives, node, following)
+            spots.append(torch.where(arrived[:, None], goal, self.landmarks[rows, node]))
+        index = strides(torch.stack(ways, 1), config.stride, config.ahead)
+        return torch.stack(spots, 1).take_along_dim(index[..., None], 1)

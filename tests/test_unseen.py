@@ -1,0 +1,316 @@
+"""Places never seen: a scene is what moves before what stays, dynamics glance at what is around,
+and landmarks are imagined."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse.csgraph import dijkstra
+from torch import Tensor
+
+from ami_agent import recipes
+from ami_agent.build import build
+from ami_agent.checks import check_lessons
+from ami_agent.train import train
+from modules.actor import Restless
+from modules.configurator import Task
+from modules.distance import GlanceQuasimetric
+from modules.dynamics import GlanceDynamics
+from modules.graph import cheapest, distrusted
+from modules.hierarchy import ImaginedGraph
+from modules.layers import SPREAD, Glance
+from modules.perception import SceneEncoder
+from modules.types import Distance, UnusableInput
+from tests.conftest import small, wish
+from tests.test_hierarchy import straight
+
+SIDE, CHANNELS = 6, 2
+GLANCE = Glance.Config(channels=CHANNELS, reach=1)
+SHAPE = (4 + CHANNELS * SIDE**2, 1, 1)
+STEP = 0.5
+
+
+def scene(column: float, row: float, still: Tensor) -> Tensor:
+    """A body at rest at a place of the map `[C, S, S]` -> state `[1, D]`."""
+    place = torch.tensor([column, row]) / (SIDE - 1) * 2 - 1
+    return torch.cat([SPREAD * place, torch.zeros(2), still.flatten()])[None]
+
+
+def still(seed: int = 0) -> Tensor:
+    return torch.randn(CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_glance_sees_the_map_around_the_body():
+    glance, around = GLANCE.build(SHAPE), still()
+    seen = glance(scene(2, 3, around))[0]
+    assert seen[:4].tolist() == pytest.approx(scene(2, 3, around)[0, :4].tolist())
+    torch.testing.assert_close(seen[4:], around[:, 2:5, 1:4].flatten(), atol=1e-5, rtol=0)
+    between = glance(scene(2.5, 3, around))[0, 4:]
+    half = (around[:, 2:5, 1:4] + around[:, 2:5, 2:5]).flatten() / 2
+    torch.testing.assert_close(between, half, atol=1e-5, rtol=0)
+
+
+def test_a_glance_takes_any_batch_and_tells_which_way_more_is_to_be_seen():
+    glance = GLANCE.build(SHAPE)
+    rising = torch.arange(SIDE).float().expand(CHANNELS, SIDE, SIDE)  # from column to column
+    state = scene(2.3, 3, rising).requires_grad_()
+    glance(state)[:, 4:].sum().backward()
+    assert state.grad[0, 0] > 0.1 > abs(float(state.grad[0, 1]))
+    many = scene(1, 1, still()).expand(3, 5, -1)
+    assert glance(many).shape == (3, 5, glance.out)
+    assert torch.equal(glance(many)[2, 4], glance(many[0, :1])[0])
+
+
+@pytest.mark.parametrize("shape", [(4 + 2 * 35, 1, 1), (4, 1, 1), (2, 1, 1)])
+def test_what_is_no_scene_is_refused(shape):
+    for config in (GlanceDynamics.Config(glance=GLANCE), GlanceQuasimetric.Config(glance=GLANCE)):
+        with pytest.raises(UnusableInput, match=f"a state of {shape[0]} numbers is no scene"):
+            config.build(shape, 2) if isinstance(config, GlanceDynamics.Config) else config.build(
+                shape
+            )
+
+
+def lively() -> GlanceDynamics:
+    torch.manual_seed(0)
+    model = GlanceDynamics.Config(hidden=16, glance=GLANCE).build(SHAPE, 2)
+    torch.nn.init.normal_(model.change.weight)
+    return model
+
+
+def test_what_stays_stays_and_only_what_is_near_matters():
+    model, act = lively(), torch.tensor([[0.3, -1.0]])
+    before = scene(1, 1, still())
+    after = model(before, act)
+    assert torch.equal(after[:, 4:], before[:, 4:])
+    assert not torch.equal(after[:, :4], before[:, :4])
+    far, near = still().clone(), still().clone()
+    far[:, :, 3:] += 5  # beyond the glance from column 1
+    near[:, 1, 2] += 5
+    assert torch.equal(model(scene(1, 1, far), act)[:, :4], after[:, :4])
+    assert not torch.allclose(model(scene(1, 1, near), act)[:, :4], after[:, :4])
+    # what was done is read off what moved
+    assert model.inverse(before, after).shape == (1, 2)
+    assert torch.equal(model.inverse(before, after), model.inverse(before, after + 0))
+    torch.testing.assert_close(
+        model.inverse(before, after),
+        model.inverse(scene(1, 1, far), torch.cat([after[:, :4], before[:, 4:]], 1)),
+    )
+
+
+def test_how_far_it_is_depends_on_what_is_around_both_ends():
+    torch.manual_seed(0)
+    distance = GlanceQuasimetric.Config(glance=GLANCE).build(SHAPE)
+    start, goal = scene(1, 1, still()), scene(4, 4, still())
+    other = still().clone()
+    other[:, 4, 4] += 3
+    assert distance(start, goal) >= 0
+    assert distance(start, start) == 0
+    assert distance(start, goal) != distance(start, scene(4, 4, other))
+
+
+def eyes(**told) -> SceneEncoder:
+    torch.manual_seed(0)
+    return SceneEncoder.Config(**told).build({"obs": (3, 12, 12)})
+
+
+def image(seed: int) -> Tensor:
+    return torch.randint(256, (3, 12, 12), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def test_a_scene_is_what_moves_and_then_what_stays():
+    see = eyes(channels=2)
+    assert see.shape == (4 + 2 * 6 * 6, 1, 1)
+    one, moved, walled = image(0), image(0), image(0)
+    moved[1:] = image(1)[1:]
+    walled[0] = image(2)[0]
+    here, there, elsewhere = see(torch.stack([one, moved, walled]), {})
+    assert torch.equal(here[4:], there[4:])
+    assert not torch.allclose(here[:4], there[:4])
+    assert torch.equal(here[:4], elsewhere[:4])
+    assert not torch.allclose(here[4:], elsewhere[4:])
+    rest = one.clone()
+    rest[2] = rest[1]
+    assert see(rest[None], {})[0, 2:4].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("told", "shape", "said"),
+    [
+        ({"now": (1,), "before": ()}, (3, 12, 12), "now has 1 channels, before 0 and still 1"),
+        ({"still": ()}, (3, 12, 12), "still 0"),
+        ({"still": (3,)}, (3, 12, 12), "channel 3 of an image that has 3"),
+        ({}, (3, 12, 16), "an image of 12 by 16; it must be a square"),
+        ({}, (4,), "no images"),
+        ({"stride": 0}, (3, 12, 12), "stride is 0"),
+    ],
+)
+def test_what_cannot_be_seen_as_a_scene_is_refused(told, shape, said):
+    with pytest.raises(UnusableInput, match=said):
+        SceneEncoder.Config(**told).build({"obs": shape})
+
+
+# A world of points in the square from 0 to 6, with a wall on the line x = 3 that is open above
+# y = 4, or not at all; a step leads half a unit on, and nobody comes through the wall.
+
+
+def walking(gate: float):
+    def ahead(state: Tensor, free: Tensor) -> Tensor:
+        place, path = state[:, None].expand(-1, free.shape[1], -1), []
+        for act in (free / free.norm(dim=-1, keepdim=True).clamp_min(1)).unbind(2):
+            onward = (place + STEP * act).clamp(0, 6)
+            crossed = (place[..., 0] < 3) != (onward[..., 0] < 3)
+            stopped = crossed & (torch.minimum(place[..., 1], onward[..., 1]) < gate)
+            place = torch.where(stopped[..., None], place, onward)
+            path.append(place)
+        return torch.stack(path, 2)
+
+    return ahead
+
+
+def near_by(state: Tensor, goal: Tensor) -> Tensor:
+    """Steps as the crow flies, but for the wall, of which is known what is near."""
+    across = ((state[..., 0] < 3) != (goal[..., 0] < 3)) & (
+        torch.minimum(state[..., 1], goal[..., 1]) < 4
+    )
+    far = straight(state, goal) / STEP
+    return far + 30 * (across & (far < 7))
+
+
+def imagining(gate: float = 4, distance=near_by, **told) -> ImaginedGraph:
+    config = ImaginedGraph.Config(**{"landmarks": 97, "apart": 1.0, "stride": 3.0, **told})
+    return config.build((2, 1, 1), 2, Distance(lambda state: state, distance), walking(gate))
+
+
+START, GOAL = torch.tensor([[1.0, 1.0]]), torch.tensor([[5.0, 1.0]])
+
+
+def wanting(goal: Tensor):
+    return wish(goal, weights={"critic": 1.0})
+
+
+def test_landmarks_are_where_imagination_leads_and_nowhere_else():
+    level = imagining()
+    level.chart(START, GOAL)
+    places = level.landmarks[0]
+    assert places.shape == (97, 2)
+    assert torch.equal(places[0], START[0])
+    for x, y in ((0.5, 5.5), (0.5, 0.5), (5.5, 0.5), (5.5, 5.5)):  # all over
+        assert straight(places, torch.tensor([x, y])).min() < 1.5
+    closed = imagining(gate=7)
+    closed.chart(START, GOAL)
+    assert (closed.landmarks[..., 0] < 3).all()
+    # spread: none are nearer than told while there is anything as far
+    few = imagining(landmarks=9, apart=2.0, grow=2)
+    few.chart(START, GOAL)
+    steps = near_by(few.landmarks[0][:, None], few.landmarks[0]).fill_diagonal_(torch.inf)
+    assert steps.min() >= 2.0
+
+
+def test_the_way_leads_round_the_wall():
+    level = imagining()
+    state = START
+    passed = []
+    for _ in range(60):
+        goal = level(state, wanting(GOAL)).goal
+        assert straight(state, goal) > 0
+        onward = (goal - state) / straight(state, goal)[:, None].clamp_min(STEP)
+        state = walking(4)(state, onward[:, None, None])[:, 0, 0]
+        passed.append(state)
+        if straight(state, GOAL) < STEP:
+            break
+    way = torch.cat(passed)
+    assert straight(state, GOAL) < STEP
+    assert way[:, 1].max() > 4  # through the gate
+    # as the crow flies, nobody gets there
+    assert torch.equal(imagining(landmarks=2)(START, wanting(GOAL)).goal, GOAL)
+
+
+def test_the_price_of_the_way_is_the_cheapest():
+    level = imagining()
+    level.chart(START, GOAL)
+    every = torch.cat([level.landmarks[0], GOAL])
+    price = distrusted(near_by(every[:, None], every), level.config.hop).clamp_min(1e-9)
+    known = dijkstra(price.double().numpy().T, indices=len(every) - 1)[:-1]
+    np.testing.assert_allclose(level.to_go[0].numpy(), known, rtol=1e-3, atol=0.1)
+
+
+def test_the_cheapest_way_is_found_whatever_the_order():
+    line = torch.full((4, 4), torch.inf)
+    line[3, 1] = line[1, 0] = line[0, 2] = 1.0
+    last = torch.tensor([torch.inf, torch.inf, 1.0, 50.0])
+    assert cheapest(line, last).tolist() == [2.0, 3.0, 1.0, 4.0]
+    assert cheapest(line[None], last[None])[0].tolist() == [2.0, 3.0, 1.0, 4.0]
+
+
+def test_worlds_do_not_mix_and_a_seed_imagines_the_same():
+    starts = torch.tensor([[2.0, 1.0], [5.0, 5.0], [0.5, 3.0]])
+    goals = torch.tensor([[4.0, 1.0], [0.5, 0.5], [5.5, 3.0]])
+    level, alone = imagining(), imagining()
+    together = level(starts, wanting(goals))
+    for world in range(3):
+        alone.reset(0)
+        own = alone(starts[world : world + 1], wanting(goals[world : world + 1]))
+        torch.testing.assert_close(own.goal[0], together.goal[world])
+        torch.testing.assert_close(alone.landmarks[0], level.landmarks[world])
+    level.reset(1)
+    level(starts, wanting(goals))
+    assert not torch.equal(level.landmarks[0, 1:], alone.landmarks[0, 1:])
+
+
+def test_landmarks_stand_for_an_episode():
+    level = imagining()
+    level(START, wanting(GOAL))
+    first = level.landmarks
+    level(START + 0.3, wanting(GOAL))
+    assert level.landmarks is first
+    level.reset()
+    level(START + 0.3, wanting(GOAL))
+    assert not torch.equal(level.landmarks, first)
+
+
+def test_near_goals_are_pursued_directly_and_none_where_there_is_none():
+    level = imagining()
+    near = START + torch.tensor([[0.0, 0.4]])
+    assert torch.equal(level(START, wanting(near)).goal, near)
+    idle = wish(GOAL, weights={"effort": 1.0})
+    assert level(START, idle) is idle
+
+
+def test_without_a_critic_nobody_knows_how_far_landmarks_are_apart():
+    with pytest.raises(UnusableInput, match="ImaginedGraph needs the critic's distance"):
+        ImaginedGraph.Config().build((2, 1, 1), 2, None, walking(4))
+
+
+@pytest.mark.parametrize(
+    "setting", ["landmarks", "grow", "ways", "length", "waiting", "hop", "stride", "ahead", "hops"]
+)
+def test_a_level_of_nothing_is_refused(setting):
+    with pytest.raises(UnusableInput, match=f"{setting} is 0"):
+        ImaginedGraph.Config(**{setting: 0})
+
+
+def test_the_recipe_learns_and_hopes(tmp_path):
+    config = small(recipes.recipe("maze-random"))
+    agent = train(config, out=tmp_path / "run", seed=0)
+    world = config.evaluation.build(3, goals="long")
+    obs, info = world.reset(0)
+    agent.configure(Task(goal=world.goal(info)))
+    plan = agent.act(obs)
+    assert plan.hopes.shape == (3, 1, 4, agent.shape[0])
+    assert plan.subgoals.shape == (3, 1, agent.shape[0])
+
+
+def test_restlessness_is_no_match_for_subgoals():
+    config = replace(small(recipes.recipe("maze-random")), temper=Restless.Config())
+    with pytest.raises(UnusableInput, match="with hierarchy ImaginedGraph it must be Calm"):
+        check_lessons(config)
+
+
+def test_layouts_of_training_are_not_those_of_the_judge():
+    config = recipes.recipe("maze-random")
+    assert config.world.options["layouts"] == "train"
+    assert config.evaluation.options["layouts"] == "test"
+    assert isinstance(build(config, config.world.build(1).spec).hierarchy, ImaginedGraph)
