@@ -5,7 +5,8 @@ landmark, with critics that learnt for a short while and for a long one.
     python benchmarks/hierarchy.py --only distance
 
 Flat and hierarchical is the same agent, without and with its upper level. Every seed has a maze of
-its own, but for "slow": two rooms, and a dot that takes a hundred steps or more. Agents are trained
+its own, but for "unseen", every episode one that was never seen in training, and for "slow": two
+rooms, and a dot that takes a hundred steps or more. Agents are trained
 into runs/hierarchy where they are not there yet, and figures found once are kept beside them: a
 command that was stopped goes on where it was.
 """
@@ -44,11 +45,15 @@ class Mazes(Study):
         if kind:
             config = replace(config, hierarchy=LEVELS[kind[0]])
         own = {"maze": seed} if "maze" in config.world.options else {}
-        world = replace(config.world, options={**config.world.options, **own})
+
+        def owned(world: WorldConfig) -> WorldConfig:
+            return replace(world, options={**world.options, **own})
+
         assert isinstance(config.teacher, Separate)
         learning = replace(config.teacher.learning, steps=int(critic))
         return replace(
-            config, world=world, evaluation=world, distil=NoLesson(), habit=NoHabit.Config(),
+            config, world=owned(config.world), evaluation=owned(config.evaluation),
+            distil=NoLesson(), habit=NoHabit.Config(),
             teacher=replace(config.teacher, learning=learning),
         )  # fmt: skip
 
@@ -131,6 +136,7 @@ CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
     "planners": by_planner,
     "pixels": lambda study: by_distance(study, "maze-pixels", CRITICS[1:], ("short", "long")),
     "size 7": lambda study: by_distance(study, "maze-7", (3000,), ("short", "long")),
+    "unseen": lambda study: by_distance(study, "maze-random", (600,), BANDS),
     "slow": lambda study: by_distance(study, "two-rooms-slow", (2000,), ("reach",)),
     "size 9": lambda study: by_distance(study, "maze-9", (6000,), ("short", "long")),
 }

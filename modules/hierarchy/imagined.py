@@ -18,6 +18,9 @@ CHUNK = 16
 LEAST = 1e-3
 """Price of a hop, at least."""
 
+LITTLE = 0.5
+"""Steps; who is nearer than this is there."""
+
 
 class ImaginedGraph(nn.Module):
     """A level that plans as `LandmarkGraph` does, in places where nobody has been: when an episode
@@ -182,5 +185,9 @@ class ImaginedGraph(nn.Module):
             ways.append(ways[-1] + hop)  # beyond the goal it leads nowhere else
             arrived, node = arrived | arrives, torch.where(arrives, node, following)
             spots.append(torch.where(arrived[:, None], goal, self.landmarks[rows, node]))
-        index = strides(torch.stack(ways, 1), config.stride, config.ahead)
+        walked = torch.stack(ways, 1)
+        # where it is already is no subgoal, however far the next landmark is
+        index = strides(walked, config.stride, config.ahead)
+        index = torch.maximum(index, (walked <= LITTLE).sum(1, keepdim=True))
+        index = index.clamp_max(config.hops - 1)
         return torch.stack(spots, 1).take_along_dim(index[..., None], 1)
