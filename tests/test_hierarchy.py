@@ -217,6 +217,8 @@ def test_whoever_gets_nowhere_goes_closely_and_then_owes_for_what_it_chose_and_w
     twice = once.repaired(here, none, far, beside)
     assert twice.closely.all()
     assert (twice.debt > 0).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0] * 5]
+    own = once.repaired(here, none, far, beside.expand(3, 4, 4))  # landmarks of its own in each
+    assert torch.equal(own.debt, twice.debt)
     on = twice.repaired(here, torch.ones(3), far, beside)
     torch.testing.assert_close(on.debt, twice.debt / 2)
     assert not twice.repaired(here, torch.ones(3), ~far, beside).debt.any()

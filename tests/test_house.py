@@ -53,7 +53,11 @@ PARTS = {
         "modules.hierarchy.landmarks",
         "modules.hierarchy.macros",
     },
-    "modules.hierarchy.imagined": {"modules.graph", "modules.hierarchy.common"},
+    "modules.hierarchy.imagined": {
+        "modules.graph",
+        "modules.hierarchy.common",
+        "modules.hierarchy.patience",
+    },
     "modules.hierarchy.landmarks": {
         "modules.graph",
         "modules.hierarchy.common",

@@ -271,6 +271,21 @@ def test_landmarks_stand_for_an_episode():
     assert not torch.equal(level.landmarks, first)
 
 
+def test_who_gets_nowhere_goes_closely_and_then_another_way():
+    level = imagining(stride=3.0, patience=2)
+    tried = [level(START, wanting(GOAL)).goal for _ in range(40)]  # whatever it is told
+    away = [float(straight(START, goal)) for goal in tried]
+    assert len({round(step, 3) for step in away[:2]}) == 1
+    assert away[2] < away[0]  # the next landmark, not a stride ahead
+    assert len({tuple(goal[0].tolist()) for goal in tried}) > 3
+    lively = imagining(stride=3.0, patience=2)
+    first = lively(START, wanting(GOAL)).goal
+    for moved in (1.0, 2.0, 3.0):  # who gets on has nothing against the map
+        lively(START + torch.tensor([[0.0, moved]]), wanting(GOAL))
+    assert not lively.trust.debt.any()
+    assert torch.equal(lively(START, wanting(GOAL)).goal, first)
+
+
 def test_near_goals_are_pursued_directly_and_none_where_there_is_none():
     level = imagining()
     near = START + torch.tensor([[0.0, 0.4]])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from modules.graph import cheapest, distrusted, strides
 from modules.hierarchy.common import Rung
+from modules.hierarchy.patience import LITTLE, Trust, trusted
 from modules.types import TO_GOAL, Ahead, Distance, Focus, Shape, UnusableInput, require
 
 CHUNK = 16
@@ -18,18 +19,16 @@ CHUNK = 16
 LEAST = 1e-3
 """Price of a hop, at least."""
 
-LITTLE = 0.5
-"""Steps; who is nearer than this is there."""
-
 
 class ImaginedGraph(nn.Module):
     """A level that plans as `LandmarkGraph` does, in places where nobody has been: when an episode
     begins, its landmarks grow in imagination from where it is, as a tree grows into open space
-    (RRT, LaValle 1998; search with a learnt model, Ichter & Pavone 2019). The world model is asked
-    where many ways lead from the newest landmarks, and some that come out far from all there are
-    become landmarks as well. Then the cheapest way over them to the goal is found by dynamic
-    programming, where a hop of d steps, as the critic has it, costs d (1 + (d / hop)^2). Nothing
-    is remembered but what is true of all places: what actions do, and how far it is near by."""
+    (RRT, LaValle 1998; in a learnt state, Ichter & Pavone 2019). The world model is asked where
+    many ways lead from the newest landmarks, and some that come out far from all there are become
+    landmarks as well. Then the cheapest way over them to the goal is found by dynamic programming,
+    where a hop of d steps, as the critic has it, costs d (1 + (d / hop)^2). Who gets nowhere looks
+    for another way (`Trust`). Nothing is remembered but what is true of all places: what actions
+    do, and how far it is near by."""
 
     rungs: Sequence[Rung] = ()  # imagined, not learnt
     about = (
@@ -61,10 +60,12 @@ class ImaginedGraph(nn.Module):
         """Strides hoped for, H."""
         hops: int = 32
         """How many landmarks ahead the way is looked at."""
+        patience: int = 8
+        """Plans after which whoever has got nowhere looks for another way."""
 
         def __post_init__(self) -> None:
             require(self, landmarks=2, grow=1, ways=1, length=1, apart=0, waiting=1)
-            require(self, hop=1e-3, stride=1e-3, ahead=1, hops=1)
+            require(self, hop=1e-3, stride=1e-3, ahead=1, hops=1, patience=1)
 
         def build(
             self, shape: Shape, action_dim: int, distance: Distance | None, ahead: Ahead
@@ -83,7 +84,7 @@ class ImaginedGraph(nn.Module):
 
     def reset(self, seed: int = 0) -> None:
         """The next call imagines landmarks; what chance does in that depends on the seed alone."""
-        self.seed = seed
+        self.seed, self.calls = seed, 0
         self.landmarks = torch.empty(0, 0, 0)  # [B, K, D]
 
     def forward(self, state: Tensor, focus: Focus) -> Focus:
@@ -92,7 +93,12 @@ class ImaginedGraph(nn.Module):
             return focus
         if len(self.landmarks) != len(state):
             self.chart(state, focus.goal)
-        hopes = self._way(self.distance.embed(state), focus.goal)
+        here, there = self.distance.embed(state), self.distance.embed(focus.goal)
+        if self.calls and self.calls % self.config.patience == 0:
+            self.trust = self._repaired(here, there)
+        self.calls += 1
+        hopes, chosen = self._way(here, focus.goal, there)
+        self.trust = self.trust._replace(chosen=chosen)
         return focus._replace(goal=hopes[:, 0], hopes=hopes[:, None])
 
     @torch.no_grad()
@@ -101,6 +107,7 @@ class ImaginedGraph(nn.Module):
         `[B, D]`."""
         between = self.distance.between
         self.landmarks = self._grown(state)
+        self.trust = trusted(self.distance.embed(state), self.config.landmarks)
         self.embedded = self.distance.embed(self.landmarks)  # [B, K, F]
         self.steps = torch.cat(
             [
@@ -167,15 +174,23 @@ class ImaginedGraph(nn.Module):
             apart >= self.config.apart, 1 + luck, apart / (self.config.apart + LEAST)
         )
 
-    def _way(self, here: Tensor, goal: Tensor) -> Tensor:
-        """From embedded states `[B, F]` to goals `[B, D]`: the way, stride by stride, `[B, H, D]`;
-        the goal itself where going there directly is no dearer."""
-        config, between = self.config, self.distance.between
+    def _repaired(self, here: Tensor, there: Tensor) -> Trust:
+        """Who has got nowhere trusts the hop that it took less."""
+        between, hop = self.distance.between, self.config.hop
+        moved = between(self.trust.before, here)
+        return self.trust.repaired(here, moved, between(here, there) > hop, self.steps < hop)
+
+    def _way(self, here: Tensor, goal: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """From embedded states `[B, F]` to goals `[B, D]`, embedded `[B, F]`: the way, stride by
+        stride, `[B, H, D]`, the goal itself where going there directly is no dearer; and its first
+        hop `[B]`, K where it leads straight to the goal."""
+        config, between, trust = self.config, self.distance.between, self.trust
         rows = torch.arange(len(here), device=here.device)
-        first = between(here[:, None], self.embedded)  # [B, K]
-        direct = between(here, self.distance.embed(goal))
-        price, node = (distrusted(first, config.hop) + self.to_go).min(1)
-        arrived = distrusted(direct, config.hop) <= price
+        first, direct = between(here[:, None], self.embedded), between(here, there)
+        leaving = trust.debt[:, :-1] + distrusted(first, config.hop)
+        price, node = (leaving + self.to_go).min(1)
+        arrived = trust.debt[:, -1] + distrusted(direct, config.hop) <= price
+        chosen = torch.where(arrived, first.shape[1], node)
         spots = [torch.where(arrived[:, None], goal, self.landmarks[rows, node])]
         ways = [torch.where(arrived, direct, first[rows, node])]
         for _ in range(config.hops - 1):
@@ -188,6 +203,7 @@ class ImaginedGraph(nn.Module):
         walked = torch.stack(ways, 1)
         # where it is already is no subgoal, however far the next landmark is
         index = strides(walked, config.stride, config.ahead)
-        index = torch.maximum(index, (walked <= LITTLE).sum(1, keepdim=True))
-        index = index.clamp_max(config.hops - 1)
-        return torch.stack(spots, 1).take_along_dim(index[..., None], 1)
+        following = (walked <= LITTLE).sum(1).clamp_max(config.hops - 1)
+        index = torch.maximum(index, following[:, None])
+        index[:, 0] = torch.where(trust.closely, following, index[:, 0])
+        return torch.stack(spots, 1).take_along_dim(index[..., None], 1), chosen

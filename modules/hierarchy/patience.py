@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DEBT = 8.0
 """Steps by which a first hop becomes dearer that led nowhere."""
@@ -25,12 +25,16 @@ class Trust(NamedTuple):
 
     def repaired(self, here: Tensor, moved: Tensor, away: Tensor, beside: Tensor) -> Trust:
         """Now at `[B, F]`, after so many steps; `away` `[B]` bool from the goal; `beside` `[K, K]`
-        bool says which landmarks are. Who gets nowhere follows its way more closely; if that was so
-        already, it takes the first hop, and those beside it, for dearer than it did, until another
-        way is cheaper. Who gets on forgets it by and by, and who is nearly there at once."""
+        bool, or `[B, K, K]`, says which landmarks are. Who gets nowhere follows its way more
+        closely; if that was so already, it takes the first hop, and those beside it, for dearer
+        than it did, until another way is cheaper. Who gets on forgets it by and by, and who is
+        nearly there at once."""
         nowhere = (moved < LITTLE) & away
-        same = torch.block_diag(beside, beside.new_ones(1, 1)).bool()  # [K + 1, K + 1]
-        blamed = same[self.chosen] & (nowhere & self.closely)[:, None]
+        same = nn.functional.pad(beside, (0, 1, 0, 1))  # what leads to the goal is beside itself
+        same[..., -1, -1] = True
+        rows = torch.arange(len(here), device=here.device)
+        alike = same.expand(len(here), -1, -1)[rows, self.chosen]  # [B, K + 1]
+        blamed = alike & (nowhere & self.closely)[:, None]
         debt = self.debt * (0.5 + 0.5 * nowhere)[:, None] * away[:, None] + DEBT * blamed
         return self._replace(before=here, closely=nowhere, debt=debt)
 
