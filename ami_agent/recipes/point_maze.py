@@ -9,13 +9,23 @@ from ami_agent.learning import Learning
 from ami_agent.lessons import Live, Separate
 from ami_agent.life import WorldConfig
 from ami_agent.recipes.maze import from_above, maze
+from modules.cost import Critic
+from modules.distance import WaveQuasimetric
 from modules.perception import KeypointEncoder
 
 
 def point_maze() -> Config:
     """What is learnt in a maze, learnt from a ball that MuJoCo moves, in the maze "u"."""
     world = WorldConfig(id="ami/PointMaze-v0", options={"map": "u", "senses": "state"})
-    return replace(maze(), recipe="point-maze", world=world, evaluation=world)
+    return replace(
+        maze(), recipe="point-maze", world=world, evaluation=world, critic=_critic(detail=5)
+    )
+
+
+def _critic(detail: float) -> Critic.Config:
+    """A critic that looks in such waves. In coarser ones it took all places across the lanes of "u"
+    for one, and whoever was to stop in the middle stopped at a wall."""
+    return Critic.Config(distance=WaveQuasimetric.Config(detail=detail))
 
 
 def point_maze_medium() -> Config:
@@ -28,6 +38,7 @@ def point_maze_medium() -> Config:
         recipe="point-maze-medium",
         world=world,
         evaluation=world,
+        critic=_critic(detail=2),  # its lanes are as wide, but many
         life=replace(base.life, worlds=3000),
         objective=replace(base.objective, learning=replace(base.objective.learning, steps=3000)),
         teacher=Separate(learning=Learning(steps=2500, batch=256, lr=2e-3)),
@@ -36,7 +47,7 @@ def point_maze_medium() -> Config:
 
 def point_maze_pixels() -> Config:
     """The maze "u" seen from above: points in the image and how they move make the state."""
-    return _seen(point_maze(), "point-maze-pixels")
+    return replace(_seen(point_maze(), "point-maze-pixels"), critic=_critic(detail=7))
 
 
 def point_maze_medium_pixels() -> Config:
