@@ -203,7 +203,7 @@ def test_landmarks_are_where_imagination_leads_and_nowhere_else():
     closed.chart(START, GOAL)
     assert (closed.landmarks[..., 0] < 3).all()
     # spread: none are nearer than told while there is anything as far
-    few = imagining(landmarks=9, apart=2.0, grow=2)
+    few = imagining(landmarks=9, apart=2.0, grow=8, ways=60)
     few.chart(START, GOAL)
     steps = near_by(few.landmarks[0][:, None], few.landmarks[0]).fill_diagonal_(torch.inf)
     assert steps.min() >= 2.0
@@ -255,9 +255,10 @@ def test_worlds_do_not_mix_and_a_seed_imagines_the_same():
         own = alone(starts[world : world + 1], wanting(goals[world : world + 1]))
         torch.testing.assert_close(own.goal[0], together.goal[world])
         torch.testing.assert_close(alone.landmarks[0], level.landmarks[world])
+    once = level.landmarks
     level.reset(1)
     level(starts, wanting(goals))
-    assert not torch.equal(level.landmarks[0, 1:], alone.landmarks[0, 1:])
+    assert not torch.equal(level.landmarks[:, 1:], once[:, 1:])
 
 
 def test_landmarks_stand_for_an_episode():
@@ -284,6 +285,14 @@ def test_who_gets_nowhere_goes_closely_and_then_another_way():
         lively(START + torch.tensor([[0.0, moved]]), wanting(GOAL))
     assert not lively.trust.debt.any()
     assert torch.equal(lively(START, wanting(GOAL)).goal, first)
+
+
+def test_who_can_not_go_straight_to_the_goal_goes_another_way():
+    blind, near = straight, torch.tensor([[2.2, 1.0]])  # two steps and more, whatever is between
+    level = imagining(distance=lambda state, goal: blind(state, goal) / STEP, patience=2)
+    tried = [level(START, wanting(near)).goal for _ in range(20)]
+    assert torch.equal(tried[0], near)
+    assert not all(torch.equal(goal, near) for goal in tried)
 
 
 def test_near_goals_are_pursued_directly_and_none_where_there_is_none():
