@@ -88,8 +88,8 @@ class ImaginedGraph(nn.Module):
         self.landmarks = torch.empty(0, 0, 0)  # [B, K, D]
 
     def forward(self, state: Tensor, focus: Focus) -> Focus:
-        """`[B, D]` -> the same focus, the goal a stride ahead; landmarks, and what it costs from them
-        to the goals, stand until `reset`."""
+        """`[B, D]` -> the same focus, the goal a stride ahead; landmarks, and what it costs from
+        them to the goals, stand until `reset`."""
         if not any(focus.weights.get(name) for name in TO_GOAL):
             return focus
         if len(self.landmarks) != len(state):
