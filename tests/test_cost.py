@@ -404,6 +404,22 @@ def test_the_price_of_a_step_rises_while_it_counts_for_more_than_one(step, rises
     assert terms["near"].item() == pytest.approx(max(step - 1, 0) ** 2 - 0.05**2, abs=1e-5)
 
 
+def test_a_push_that_fades_is_the_harder_the_nearer():
+    distance = quasimetric(0, dim=6)
+    distance.embed = nn.Identity()
+
+    def push(apart: float, fading: bool) -> float:
+        state = torch.tensor([0.0, apart]).expand(6, 2).T.clone().requires_grad_()
+        terms = quasimetric_loss(
+            distance, Multiplier(), state, state.detach(), far=30, slack=0.05, fading=fading
+        )
+        terms["far"].backward()
+        return float(state.grad[1].sum())
+
+    assert push(0.5, False) / push(10, False) == pytest.approx(1, abs=0.1)
+    assert push(0.5, True) / push(10, True) == pytest.approx(11 / 1.5, rel=0.01)
+
+
 LENGTH = 8
 """Places of a line, a step apart."""
 
@@ -441,19 +457,22 @@ def likeness(learnt: Tensor) -> float:
     return torch.corrcoef(torch.stack([learnt.flatten(), TRUE.flatten()]))[0, 1].item()
 
 
-def separated(ways: tuple[int, ...]) -> Tensor:
+def separated(ways: tuple[int, ...], fading: bool = False) -> Tensor:
     distance, price = quasimetric(0, dim=1), Multiplier()
 
     def loss(random: torch.Generator) -> dict[str, Tensor]:
         state, next_state, _ = walks(random, ways)
-        return quasimetric_loss(distance, price, state, next_state, far=30, slack=0.05)
+        return quasimetric_loss(
+            distance, price, state, next_state, far=30, slack=0.05, fading=fading
+        )
 
     learn([distance, price], loss, 500)
     return table(distance)
 
 
-def test_pushed_apart_as_far_as_steps_allow_a_line_gets_its_true_distances():
-    learnt = separated((-1, 1))
+@pytest.mark.parametrize("fading", [False, True])
+def test_pushed_apart_as_far_as_steps_allow_a_line_gets_its_true_distances(fading):
+    learnt = separated((-1, 1), fading)
     assert (learnt[TRUE == 1] < 1.2).all()
     assert learnt[0, -1].item() == pytest.approx(LENGTH - 1, abs=1)
     assert learnt[-1, 0].item() == pytest.approx(LENGTH - 1, abs=1)

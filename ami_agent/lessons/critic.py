@@ -39,6 +39,9 @@ class Separate(Study):
     far: float = 30.0
     """Distances much beyond this, in steps, are not pushed further."""
     slack: float = 0.05
+    fading: bool = False
+    """Whether states are pushed apart the harder the nearer they are, `far` being how hard: two
+    dead ends of one crossing are as far from all else, and are told apart by this."""
     together: int = 1
     """So many states of one episode are pushed apart from each other; 1: the whole batch, for
     worlds whose layout never changes."""
@@ -59,8 +62,9 @@ class Separate(Study):
             ends = batch.states[:, :: self.length]
             state, next_state = ends.unflatten(0, (-1, group)).unbind(2)
             return quasimetric_loss(
-                distance, price, state, next_state, far=self.far, slack=self.slack
-            )
+                distance, price, state, next_state, far=self.far, slack=self.slack,
+                fading=self.fading,
+            )  # fmt: skip
 
         return GradientPupil(
             nn.ModuleList([distance, price]), loss, self.learning, weights={}, seed=seed

@@ -24,14 +24,17 @@ class Multiplier(nn.Module):
 
 def quasimetric_loss(
     distance: Quasimetric, multiplier: Multiplier, state: Tensor, next_state: Tensor, *,
-    far: float, slack: float,
+    far: float, slack: float, fading: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Quasimetric RL (Wang et al. 2023, equation 10): push everything apart, but let no lived step
     cost more than 1. States and next states `[..., B, D]`, drawn at random: a state's goal is its
-    neighbour among the B; `far` in steps."""
+    neighbour among the B; `far` in steps. A push may fade with the distance, as 1 / (1 + d): the
+    best distances are the same, the largest that steps allow, but what lies near is sorted out
+    first."""
     start, step = distance.embed(state), distance.embed(next_state)
     apart = distance.between(start, start.roll(1, -2))  # [..., B]
-    push = nn.functional.softplus(far - apart, beta=0.1).mean()
+    steady = nn.functional.softplus(far - apart, beta=0.1)
+    push = (-far * apart.log1p() if fading else steady).mean()
     violation = (distance.between(start, step) - 1).relu().square().mean() - slack**2
     price = multiplier()
     return {

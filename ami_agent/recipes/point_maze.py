@@ -41,7 +41,7 @@ def point_maze_medium() -> Config:
         critic=_critic(detail=2),  # its lanes are as wide, but many
         life=replace(base.life, worlds=3000),
         objective=replace(base.objective, learning=replace(base.objective.learning, steps=3000)),
-        teacher=Separate(learning=Learning(steps=2500, batch=256, lr=2e-3)),
+        teacher=Separate(fading=True, learning=Learning(steps=2500, batch=256, lr=2e-3)),
     )
 
 
