@@ -33,12 +33,11 @@ def quasimetric_loss(
     first."""
     start, step = distance.embed(state), distance.embed(next_state)
     apart = distance.between(start, start.roll(1, -2))  # [..., B]
-    steady = nn.functional.softplus(far - apart, beta=0.1)
-    push = (-far * apart.log1p() if fading else steady).mean()
+    pushed = -far * apart.log1p() if fading else nn.functional.softplus(far - apart, beta=0.1)
     violation = (distance.between(start, step) - 1).relu().square().mean() - slack**2
     price = multiplier()
     return {
-        "far": push,
+        "far": pushed.mean(),
         "near": price.detach() * violation,
         "price": -price * violation.detach(),
     }

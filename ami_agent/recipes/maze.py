@@ -122,17 +122,11 @@ def maze_random() -> Config:
     """A maze for every episode, of 3 by 3 cells, seen from above and judged in mazes never seen:
     what walls do and how far it is around them is learnt once for all mazes, and the landmarks of
     this one are imagined."""
-    return _unseen("maze-random", 3)
-
-
-def _unseen(recipe: str, size: int) -> Config:
-    """Mazes of so many cells to a side, one for each episode. Prediction and variance are means
-    over all numbers of a state, of which those of the body, and they alone move, are few."""
-    base, numbers = maze(), 400 * (size / 3) ** 2
-    world = WorldConfig(id="ami/Maze-v0", options={"size": size, "layouts": "train"})
+    base, numbers = maze(), 400  # of the map, beside 4 that move
+    world = WorldConfig(id="ami/Maze-v0", options={"size": 3, "layouts": "train"})
     return replace(
         base,
-        recipe=recipe,
+        recipe="maze-random",
         world=world,
         evaluation=replace(world, options={**world.options, "layouts": "test"}),
         perception=SceneEncoder.Config(),
@@ -141,6 +135,7 @@ def _unseen(recipe: str, size: int) -> Config:
         hierarchy=ImaginedGraph.Config(),
         life=Live(worlds=300, steps=640, options={"budget": 640, "errands": 0.7}),
         objective=Predict(
+            # these two are means over all numbers, and the few that move are to count
             weights=Weights(
                 prediction=2.5 * numbers, variance=numbers, covariance=0, similarity=0, inverse=1
             ),
