@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Legs(NamedTuple):
+    """How long hops are, and what they cost whoever takes them."""
+
+    steps: Tensor
+    price: Tensor
 
 
 def hops(distance: Callable[[Tensor, Tensor], Tensor], states: Tensor, longest: float) -> Tensor:
@@ -46,6 +54,32 @@ def cheapest(price: Tensor, last: Tensor) -> Tensor:
         if torch.equal(to_go, before):
             break
     return to_go
+
+
+def way(
+    leaving: Legs, direct: Legs, onward: Legs, last: Legs, to_go: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """The cheapest way of each of B over K nodes to its goal: the nodes `[B, count]`, K for the
+    goal itself, which is reached where no other hop is cheaper, and how many steps it has gone by
+    each, `[B, count]`. Beyond the goal it stays there. `leaving` `[B, K]` leads to each node,
+    `direct` `[B]` to the goal, `onward` `[K, K]` or `[B, K, K]` from node to node, `last` `[B, K]`
+    from each to the goal; `to_go` `[B, K]` is the price of all that is left from there."""
+    size, rows = to_go.shape[1], torch.arange(len(to_go), device=to_go.device)
+    price, node = (leaving.price + to_go).min(1)
+    arrived = direct.price <= price
+    nodes = [torch.where(arrived, size, node)]
+    walked = [torch.where(arrived, direct.steps, leaving.steps[rows, node])]
+    steps, prices = (part.expand(len(rows), -1, -1) for part in onward)
+    for _ in range(count - 1):
+        # never to itself, or the way would never go on
+        onto = prices[rows, node].scatter(1, node[:, None], torch.inf)
+        price, following = (onto + to_go).min(1)
+        arrives = last.price[rows, node] <= price
+        hop = torch.where(arrives, last.steps[rows, node], steps[rows, node, following])
+        walked.append(walked[-1] + hop)
+        arrived, node = arrived | arrives, torch.where(arrives, node, following)
+        nodes.append(torch.where(arrived, size, node))
+    return torch.stack(nodes, 1), torch.stack(walked, 1)
 
 
 def strides(walked: Tensor, stride: float, count: int) -> Tensor:

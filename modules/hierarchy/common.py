@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from modules.types import Ahead, Distance, Focus, Shape
@@ -51,3 +52,11 @@ class Flat(nn.Module):
 
     def forward(self, state: Tensor, focus: Focus) -> Focus:
         return focus
+
+
+def spots(landmarks: Tensor, nodes: Tensor, goal: Tensor) -> Tensor:
+    """Landmarks `[K, D]` or `[B, K, D]`, nodes `[B, H]`, K for the goal, goals `[B, D]` -> where
+    these are, `[B, H, D]`."""
+    count, rows = landmarks.shape[-2], torch.arange(len(nodes), device=nodes.device)[:, None]
+    found = landmarks.expand(len(nodes), -1, -1)[rows, nodes.clamp_max(count - 1)]
+    return torch.where((nodes == count)[..., None], goal[:, None], found)

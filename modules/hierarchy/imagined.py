@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modules.graph import cheapest, distrusted, strides
-from modules.hierarchy.common import Rung
+from modules.graph import Legs, cheapest, distrusted, strides, way
+from modules.hierarchy.common import Rung, spots
 from modules.hierarchy.patience import LITTLE, Trust, trusted
 from modules.types import TO_GOAL, Ahead, Distance, Focus, Shape, UnusableInput, require
 
@@ -119,10 +119,8 @@ class ImaginedGraph(nn.Module):
         )  # [B, K, K]
         self.last = between(self.embedded, self.distance.embed(goal)[:, None])  # [B, K]
         self.onward = distrusted(self.last, self.config.hop)
-        # never to itself, or the way would never go on
-        price = distrusted(self.steps, self.config.hop).clamp_min(LEAST)
-        price.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-        self.price, self.to_go = price, cheapest(price, self.onward)
+        self.price = distrusted(self.steps, self.config.hop).clamp_min(LEAST)
+        self.to_go = cheapest(self.price, self.onward)
 
     def _grown(self, state: Tensor) -> Tensor:
         """`[B, D]` -> `[B, K, D]`. Chance is the same in all worlds, so that what is imagined in
@@ -186,25 +184,15 @@ class ImaginedGraph(nn.Module):
         stride, `[B, H, D]`, the goal itself where going there directly is no dearer; and its first
         hop `[B]`, K where it leads straight to the goal."""
         config, between, trust = self.config, self.distance.between, self.trust
-        rows = torch.arange(len(here), device=here.device)
         first, direct = between(here[:, None], self.embedded), between(here, there)
-        leaving = trust.debt[:, :-1] + distrusted(first, config.hop)
-        price, node = (leaving + self.to_go).min(1)
-        arrived = trust.debt[:, -1] + distrusted(direct, config.hop) <= price
-        chosen = torch.where(arrived, first.shape[1], node)
-        spots = [torch.where(arrived[:, None], goal, self.landmarks[rows, node])]
-        ways = [torch.where(arrived, direct, first[rows, node])]
-        for _ in range(config.hops - 1):
-            price, following = (self.price[rows, node] + self.to_go).min(1)
-            arrives = self.onward[rows, node] <= price
-            hop = torch.where(arrives, self.last[rows, node], self.steps[rows, node, following])
-            ways.append(ways[-1] + hop)  # beyond the goal it leads nowhere else
-            arrived, node = arrived | arrives, torch.where(arrives, node, following)
-            spots.append(torch.where(arrived[:, None], goal, self.landmarks[rows, node]))
-        walked = torch.stack(ways, 1)
+        nodes, walked = way(
+            Legs(first, trust.debt[:, :-1] + distrusted(first, config.hop)),
+            Legs(direct, trust.debt[:, -1] + distrusted(direct, config.hop)),
+            Legs(self.steps, self.price), Legs(self.last, self.onward), self.to_go, config.hops,
+        )  # fmt: skip
         # where it is already is no subgoal, however far the next landmark is
         index = strides(walked, config.stride, config.ahead)
         following = (walked <= LITTLE).sum(1).clamp_max(config.hops - 1)
         index = torch.maximum(index, following[:, None])
         index[:, 0] = torch.where(trust.closely, following, index[:, 0])
-        return torch.stack(spots, 1).take_along_dim(index[..., None], 1), chosen
+        return spots(self.landmarks, nodes.gather(1, index), goal), nodes[:, 0]

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.graph import distrusted, shortest_paths, strides
-from modules.hierarchy.common import Rung
+from modules.graph import Legs, distrusted, shortest_paths, strides, way
+from modules.hierarchy.common import Rung, spots
 from modules.hierarchy.patience import LITTLE, Trust, trusted
 from modules.types import TO_GOAL, Ahead, Distance, Focus, Shape, UnusableInput, require
 
@@ -204,31 +204,15 @@ class LandmarkGraph(nn.Module):
             to_go = torch.minimum(to_go, (total + left[:, None]).amin(-1))
         first = self.distance.between(here[:, None], self.embedded)  # [B, K]
         direct = self.distance.between(here, there)
-        leaving = self._priced(first) + first * known.luck
-        price, node = (trust.debt[:, :-1] + leaving + to_go).min(1)
-        arrived = trust.debt[:, -1] + self._priced(direct) <= price
-        chosen = torch.where(arrived, len(self.states), node)
-        spots = [torch.where(arrived[:, None], goal, self.states[node])]
-        ways = [torch.where(arrived, direct, _at(first, node))]
-        for _ in range(self.config.hops - 1):
-            # never to itself, or the way would never go on
-            onto = known.price[node].scatter(1, node[:, None], torch.inf)
-            price, following = (onto + to_go).min(1)
-            arrives = _at(onward, node) <= price
-            walked = torch.where(arrives, _at(last, node), self.steps[node, following])
-            ways.append(ways[-1] + walked)  # beyond the goal it leads nowhere else
-            arrived, node = arrived | arrives, torch.where(arrives, node, following)
-            spots.append(torch.where(arrived[:, None], goal, self.states[node]))
-        walked = torch.stack(ways, 1)  # [B, hops]
+        leaving = trust.debt[:, :-1] + self._priced(first) + first * known.luck
+        nodes, walked = way(
+            Legs(first, leaving), Legs(direct, trust.debt[:, -1] + self._priced(direct)),
+            Legs(self.steps, known.price), Legs(last, onward), to_go, self.config.hops,
+        )  # fmt: skip
         index = strides(walked, self.config.stride, self.config.ahead)  # [B, H]
         following = (walked <= LITTLE).sum(-1).clamp_max(self.config.hops - 1)
         index[:, 0] = torch.where(trust.closely, following, index[:, 0])
-        return torch.stack(spots, 1).take_along_dim(index[..., None], 1), chosen
+        return spots(self.states, nodes.gather(1, index), goal), nodes[:, 0]
 
     def _priced(self, steps: Tensor) -> Tensor:
         return distrusted(steps, self.config.hop)
-
-
-def _at(table: Tensor, column: Tensor) -> Tensor:
-    """`[B, K]`, `[B]` -> `[B]`"""
-    return table.gather(1, column[:, None])[:, 0]
