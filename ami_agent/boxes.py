@@ -9,7 +9,7 @@ from modules.cost import Critic, Foresight, NoCritic, NoForesight
 from modules.distance import GlanceQuasimetric, MapQuasimetric, Quasimetric, WaveQuasimetric
 from modules.dynamics import GlanceDynamics, MapDynamics, VectorDynamics, WaveDynamics
 from modules.hierarchy import Flat, ImaginedGraph, LandmarkGraph, MacroLevels
-from modules.hierarchy.levels import UpperLevel
+from modules.hierarchy.levels import InStrides, UpperLevel
 from modules.latents import DiscreteLatent, GaussianLatent, NoLatent, SparseLatent
 from modules.layers import Glance
 from modules.objectives import Weights
@@ -47,6 +47,7 @@ __all__ = [
     "GradientPlanner",
     "Habit",
     "ImaginedGraph",
+    "InStrides",
     "Itself",
     "KeypointEncoder",
     "LandmarkGraph",

@@ -21,9 +21,20 @@ from typing import Any
 from study import Study, Table, report, told
 
 import ami_agent as ami
-from ami_agent.boxes import CEM, MPPI, Collocation, Flat, MacroLevels, NoHabit, UpperLevel
+from ami_agent.boxes import (
+    CEM,
+    MPPI,
+    Collocation,
+    Flat,
+    Glance,
+    GlanceDynamics,
+    InStrides,
+    MacroLevels,
+    NoHabit,
+    UpperLevel,
+)
 from ami_agent.evaluate import judge
-from ami_agent.lessons import NoLesson, Separate
+from ami_agent.lessons import Ascend, NoLesson, Separate
 from ami_agent.life import WorldConfig
 
 BANDS = ("short", "medium", "long")
@@ -31,7 +42,15 @@ LEVELS = {
     "shared": MacroLevels.Config(),
     "own": MacroLevels.Config(level=UpperLevel.Config(size=16)),
     "three": MacroLevels.Config(strides=(4, 3)),
+    "scene": MacroLevels.Config(
+        level=UpperLevel.Config(
+            dynamics=GlanceDynamics.Config(glance=Glance.Config(reach=4)),
+            distance=InStrides.Config(),
+        )
+    ),
 }
+SCENES = Ascend(prediction=1000, variance=0, covariance=0)
+"""Of a level that shares the states of scenes: 4 of their 404 numbers move."""
 CRITICS = (400, 800, 1500)
 """Updates: for a moment, for a short while, and as in the recipe."""
 
@@ -44,6 +63,8 @@ class Mazes(Study):
         config = self.config(recipe)
         if kind:
             config = replace(config, hierarchy=LEVELS[kind[0]])
+        if kind == ["scene"]:
+            config = replace(config, ascend=SCENES)
         own = {"maze": seed} if "maze" in config.world.options else {}
 
         def owned(world: WorldConfig) -> WorldConfig:
@@ -71,15 +92,21 @@ class Mazes(Study):
         return self.of_agents(name, f"{task} {'flat' if flat else 'led'}", find, **changes)
 
 
-def by_distance(study: Mazes, recipe: str, critics: Sequence[int], bands: Sequence[str]) -> Table:
+def by_distance(
+    study: Mazes, recipe: str, critics: Sequence[int], bands: Sequence[str],
+    learnt: Sequence[str] = (),
+) -> Table:  # fmt: skip
+    """Flat, led by landmarks, and by learnt levels of these kinds."""
     rows = []
     for critic in critics:
-        for flat in (True, False):
-            found = {b: study.reached(f"{recipe} {critic}", b, flat=flat) for b in bands}
+        name = f"{recipe} {critic}"
+        ways = {"flat": (name, True), "landmarks": (name, False)}
+        ways |= {f"learnt, {kind}": (f"{name} {kind}", False) for kind in learnt}
+        for who, (agent, flat) in ways.items():
+            found = {b: study.reached(agent, b, flat=flat) for b in bands}
             marks = [told([100 * f["final_success"]["mean"] for f in found[b]], 0) for b in bands]
             ms = told([f["ms_per_action_batched"] for f in found[bands[-1]]])
             oracle = [f["baselines"]["oracle"]["steps"]["mean"] for f in found[bands[-1]]]
-            who = "flat" if flat else "landmarks"
             rows.append([str(critic), who, *marks, told(oracle, 0), ms])
     columns = ["critic", "planner", *(f"{band} %" for band in bands)]
     return [*columns, f"steps of the oracle, {bands[-1]}", "ms batched"], rows
@@ -136,7 +163,7 @@ CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
     "planners": by_planner,
     "pixels": lambda study: by_distance(study, "maze-pixels", CRITICS[1:], ("short", "long")),
     "size 7": lambda study: by_distance(study, "maze-7", (3000,), ("short", "long")),
-    "unseen": lambda study: by_distance(study, "maze-random", (600,), BANDS),
+    "unseen": lambda study: by_distance(study, "maze-random", (600,), BANDS, ["scene"]),
     "slow": lambda study: by_distance(study, "two-rooms-slow", (2000,), ("reach",)),
     "size 9": lambda study: by_distance(study, "maze-9", (6000,), ("short", "long")),
 }

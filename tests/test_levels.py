@@ -19,9 +19,9 @@ from modules.configurator import Task
 from modules.distance import Quasimetric
 from modules.dynamics import VectorDynamics
 from modules.hierarchy import Flat, MacroLevels
-from modules.hierarchy.levels import Macros, UpperLevel
+from modules.hierarchy.levels import InStrides, Macros, UpperLevel
 from modules.latents import NoLatent, SparseLatent
-from modules.types import UnusableInput
+from modules.types import Distance, UnusableInput
 from tests.conftest import small, unasked, wish
 
 STRIDE = 4
@@ -76,6 +76,22 @@ def made(
     return config.build((2, 1, 1), 2, None, unasked)
 
 
+def metres(state: Tensor, goal: Tensor) -> Tensor:
+    """What a perfect critic knows of that plane."""
+    return (state - goal).norm(dim=-1) / STEP
+
+
+def borrowing(strides: tuple[int, ...] = (STRIDE,), size: int = 0, **told: object) -> MacroLevels:
+    """What they have learnt, but for distances: these are the critic's."""
+    torch.manual_seed(0)
+    level = replace(SMALL, size=size, distance=InStrides.Config())
+    config = MacroLevels.Config(strides=strides, level=level, memories=200, **told)
+    ready = config.build((2, 1, 1), 2, Distance(lambda state: state, metres), unasked)
+    known = {k: part for k, part in taught(strides).items() if ".distance." not in k}
+    ready.load_state_dict(known)
+    return ready.eval()
+
+
 def levels(strides: tuple[int, ...] = (STRIDE,), size: int = 0, **told: object) -> MacroLevels:
     ready = made(strides, size, **told)
     ready.load_state_dict(taught(strides, size))
@@ -120,6 +136,37 @@ def test_near_by_the_goal_itself_is_pursued():
     found = levels()(START, wanting(close))
     assert torch.equal(found.goal, close)
     assert torch.equal(found.hopes[:, 0], close[:, None].expand(-1, 2, -1))
+
+
+def test_distances_may_be_the_critics_in_strides():
+    ready = borrowing((STRIDE, 3))
+    own = [above.level.distance(START, GOAL) for above in ready.above]
+    torch.testing.assert_close(own[0], metres(START, GOAL) / STRIDE)
+    torch.testing.assert_close(own[1], metres(START, GOAL) / STRIDE / 3)
+    found = borrowing()(START, wanting())
+    way = found.goal - START
+    assert (torch.cosine_similarity(way, GOAL - START) > 0.8).all()
+    assert ((way.norm(dim=-1) - STRIDE * STEP).abs() < 0.8 * STRIDE * STEP).all()
+    close = START + 0.02
+    assert torch.equal(borrowing()(START, wanting(close)).goal, close)
+
+
+def test_of_the_critics_distance_a_level_learns_nothing():
+    (above,) = borrowing().above
+    states, actions = walks(8, 3 * STRIDE, torch.Generator().manual_seed(0))
+    price, random = Multiplier(), torch.Generator().manual_seed(0)
+    terms, _, _ = level_loss(above.level, price, states, actions, random, far=20, slack=0.05)
+    assert {"prediction", "prior"} <= set(terms)
+    assert not {"far", "near", "price"} & set(terms)
+    assert not list(above.level.distance.parameters())
+
+
+def test_the_critics_distance_needs_a_critic_and_its_states():
+    level = replace(SMALL, distance=InStrides.Config())
+    with pytest.raises(UnusableInput, match="there must be a critic"):
+        MacroLevels.Config(level=level).build((2, 1, 1), 2, None, unasked)
+    with pytest.raises(UnusableInput, match=r"level\.size 3 must be 0"):
+        borrowing(size=3)
 
 
 def test_three_levels_hope_from_the_top_down():

@@ -55,16 +55,20 @@ def level_loss(
     chance = torch.rand((*macros.shape[:2], model.latent.chances), generator=random).to(own)
     inferred = model.latent.infer(before, macros, after, chance, model.dynamics)
     now, then = (part.detach().transpose(0, 1) for part in (before, after))  # [T, B, D]
-    terms = {
+    far_off = (
+        quasimetric_loss(level.distance, multiplier, now, then, far=far, slack=slack)
+        if isinstance(level.distance, Quasimetric)
+        else {}  # it is the critic's
+    )
+    return {
         "prediction": objectives.prediction(model.unroll(own[:, 0], inferred.acting)[:, 1:], after),
         "variance": objectives.variance(own.flatten(0, 1)),
         "covariance": objectives.covariance(own.flatten(0, 1)),
         "information": inferred.information,
         "foresight": inferred.prior,
         "prior": level.macros(before.detach()).surprise(macros.detach()).mean(),
-        **quasimetric_loss(level.distance, multiplier, now, then, far=far, slack=slack),
-    }
-    return terms, own, macros
+        **far_off,
+    }, own, macros  # fmt: skip
 
 
 def temporal_difference_loss(

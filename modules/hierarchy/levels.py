@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from modules.distance import Quasimetric, WaveQuasimetric
-from modules.dynamics import VectorDynamics, WaveDynamics
+from modules.distance import GlanceQuasimetric, Quasimetric, WaveQuasimetric
+from modules.dynamics import GlanceDynamics, VectorDynamics, WaveDynamics
 from modules.latents import DiscreteLatent, GaussianLatent, NoLatent, SparseLatent
 from modules.layers import mlp
-from modules.types import Shape, require
+from modules.types import Distance, UnusableInput, require
 from modules.world_model import WorldModel
 
 
@@ -28,6 +28,23 @@ class Macros(NamedTuple):
         return ((off.square() + log(2 * pi)) / 2 + self.scale.log()).mean(-1)
 
 
+class InStrides(nn.Module):
+    """The distance of the critic, which knows states of the lowest level, told in strides of
+    another that shares them: nothing of it is learnt again."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Has no settings."""
+
+    def __init__(self, steps: Distance, span: int) -> None:
+        super().__init__()
+        self.steps, self.span = steps, span
+
+    def forward(self, state: Tensor, goal: Tensor) -> Tensor:
+        """States `[..., D]`, goals `[..., D]`, broadcast -> strides still to go `[...]`."""
+        return self.steps.between(self.steps.embed(state), self.steps.embed(goal)) / self.span
+
+
 class UpperLevel(nn.Module):
     """One level above another: a state u = lift(s), a macro-action m = chunk(a_1 .. a_k) that
     stands for k actions of the level below, a world model of what they lead to, a prior p(m | u) of
@@ -40,32 +57,48 @@ class UpperLevel(nn.Module):
         macro: int = 4
         """Numbers of a macro-action, M."""
         hidden: int = 256
-        dynamics: VectorDynamics.Config | WaveDynamics.Config = field(
+        dynamics: VectorDynamics.Config | WaveDynamics.Config | GlanceDynamics.Config = field(
             default_factory=WaveDynamics.Config
         )
         latent: (
             NoLatent.Config | GaussianLatent.Config | SparseLatent.Config | DiscreteLatent.Config
         ) = field(default_factory=NoLatent.Config)
         """What can't be known of where a stride leads."""
-        distance: Quasimetric.Config | WaveQuasimetric.Config = field(
-            default_factory=WaveQuasimetric.Config
-        )
+        distance: (
+            Quasimetric.Config | WaveQuasimetric.Config | GlanceQuasimetric.Config
+            | InStrides.Config
+        ) = field(default_factory=WaveQuasimetric.Config)  # fmt: skip
 
         def __post_init__(self) -> None:
             require(self, size=0, macro=1, hidden=1)
 
-        def build(self, below: int, action_dim: int, stride: int) -> UpperLevel:
-            return UpperLevel(self, below, action_dim, stride)
+        def build(
+            self, below: int, action_dim: int, stride: int, span: int, steps: Distance | None
+        ) -> UpperLevel:
+            """Above states of so many numbers and actions of so many; `span` steps of the body are
+            one of its strides, and the critic tells `steps` to go, where there is one."""
+            size = self.size or below
+            if not isinstance(self.distance, InStrides.Config):
+                distance: nn.Module = self.distance.build((size, 1, 1))
+            elif steps is None or self.size:
+                raise UnusableInput(
+                    "hierarchy.level.distance InStrides is the critic's, of states of the lowest "
+                    f"level; there must be a critic, and level.size {self.size} must be 0"
+                )
+            else:
+                distance = InStrides(steps, span)
+            return UpperLevel(self, below, action_dim, stride, distance)
 
-    def __init__(self, config: Config, below: int, action_dim: int, stride: int) -> None:
+    def __init__(
+        self, config: Config, below: int, action_dim: int, stride: int, distance: nn.Module
+    ) -> None:
         super().__init__()
         self.size, self.macro, self.stride = config.size or below, config.macro, stride
         self.lift = mlp(below, config.hidden, self.size) if config.size else nn.Identity()
         self.chunk = nn.Sequential(mlp(stride * action_dim, config.hidden, self.macro), nn.Tanh())
-        shape: Shape = (self.size, 1, 1)
         within = WorldModel.Config(dynamics=config.dynamics, latent=config.latent)
-        self.model = within.build(shape, self.macro, 0)
-        self.distance = config.distance.build(shape)
+        self.model = within.build((self.size, 1, 1), self.macro, 0)
+        self.distance = distance
         self.ways = mlp(self.size, config.hidden, 2 * self.macro)
 
     def macros(self, state: Tensor) -> Macros:

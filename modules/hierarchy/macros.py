@@ -129,14 +129,17 @@ class MacroLevels(nn.Module):
         def build(
             self, shape: Shape, action_dim: int, distance: Distance | None, ahead: Ahead
         ) -> MacroLevels:
-            return MacroLevels(self, shape, action_dim)
+            return MacroLevels(self, shape, action_dim, distance)
 
-    def __init__(self, config: Config, shape: Shape, action_dim: int) -> None:
+    def __init__(
+        self, config: Config, shape: Shape, action_dim: int, distance: Distance | None
+    ) -> None:
         super().__init__()
         self.config = config
-        levels, below = [], (prod(shape), action_dim)
+        levels, below, span = [], (prod(shape), action_dim), 1
         for stride in config.strides:
-            levels.append(config.level.build(*below, stride))
+            span *= stride
+            levels.append(config.level.build(*below, stride, span, distance))
             below = levels[-1].size, levels[-1].macro
         self.levels = nn.ModuleList(levels)
         self.above = [Above(config, level) for level in levels]
