@@ -150,6 +150,7 @@ class MacroLevels(nn.Module):
     def reset(self, seed: int = 0) -> None:
         """The next call plans."""
         self.calls, self.hopes = 0, torch.empty(0, 0, 0, 0)
+        self.memories: dict[int, Tensor] = {}  # what is remembered, in states of a level above
         for above in self.above:
             above.reset(seed)
 
@@ -217,5 +218,7 @@ class MacroLevels(nn.Module):
         states themselves, where all levels share theirs."""
         if not (self.config.grounded or self.config.level.size):
             return hoped
-        apart = torch.cdist(hoped.flatten(0, -2), self.lifted(self.remembered, index))
+        if index not in self.memories:
+            self.memories[index] = self.lifted(self.remembered, index)
+        apart = torch.cdist(hoped.flatten(0, -2), self.memories[index])
         return self.remembered[apart.argmin(-1)].unflatten(0, hoped.shape[:-1])
