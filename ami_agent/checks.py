@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 
-from ami_agent.build import Config
+from ami_agent.build import Config, build
 from ami_agent.lessons import (
     Amortise,
     Ascend,
@@ -18,7 +18,7 @@ from ami_agent.lessons import (
     ShortestPaths,
     Survey,
 )
-from ami_agent.lessons.hindsight import earnings
+from ami_agent.lessons.hindsight import check_earnings
 from ami_agent.lessons.rehearse import Improve
 from ami_agent.life import Spec
 from modules.actor import Restless
@@ -186,6 +186,12 @@ def _check_lives(config: Config) -> None:
         )
 
 
+def check_built(config: Config) -> None:
+    """Raises UnusableInput where its boxes don't fit each other, or its world."""
+    with closing(config.world.build(1)) as world:
+        build(config, world.spec)
+
+
 def check_worlds(config: Config) -> None:
     """Raises UnusableInput unless the agent is judged with the senses and body it lives with."""
     specs = []
@@ -193,7 +199,7 @@ def check_worlds(config: Config) -> None:
         with closing(settings_.build(1)) as world:
             specs.append(world.spec)
     if isinstance(config.interact, Improve) and config.interact.hindsight:
-        earnings(specs[0], config.world)
+        check_earnings(specs[0], config.world)
     if specs[0] != specs[1]:
         raise UnusableInput(
             f"the agent lives in a world of {_told(specs[0])} but is judged in one of "
@@ -202,4 +208,4 @@ def check_worlds(config: Config) -> None:
 
 
 def _told(spec: Spec) -> str:
-    return f"observations {spec.told()} and {spec.action_dim} actions"
+    return f"observations {spec.told()}, {spec.done()} and feelings {', '.join(spec.interoception)}"

@@ -159,11 +159,11 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     )  # fmt: skip
     _write(flags.json, done.told())
     console.print(table(f"{label}, {flags.seeds} seeds", *rows_of(done)))
-    for sentence in done.sentences():
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    console.print("\n".join(done.sentences()), markup=False, highlight=False, soft_wrap=True)
     from ami_agent.ablate import page  # drawing is slow to import
 
     console.print(f"open {page.write(out / 'index.html', done)}", soft_wrap=True)
+    done.check(out)
 
 
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:

@@ -14,6 +14,10 @@ MOST = 2**14
 """Numbers that a choice may take: each has one of its own."""
 
 
+WHOLE = 2**24
+"""Whole numbers from the lowest to the highest action; more can't be told apart."""
+
+
 class Deeds(Protocol):
     """Both ways between the mind's actions and the world's."""
 
@@ -32,16 +36,18 @@ class Forces:
     def __init__(self, space: spaces.Box) -> None:
         if not prod(space.shape):
             raise UnusableInput(f"actions are {space}: there is nothing to do")
-        with np.errstate(over="ignore", invalid="ignore"):
-            span = space.high.astype(space.dtype) - space.low
-        if not np.isfinite(span).all():
-            raise UnusableInput(
-                f"actions {space} have no finite bounds; the agent needs them (gymnasium.wrappers."
-                "ClipAction or RescaleAction around the world gives it some)"
-            )
         self.size, self.shape, self.dtype = prod(space.shape), space.shape, space.dtype
         unit = np.result_type(space.dtype, np.float32)
         self.low, self.high = space.low.astype(unit), space.high.astype(unit)
+        with np.errstate(over="ignore", invalid="ignore"):
+            span = self.high - self.low
+        whole = not np.issubdtype(self.dtype, np.floating)
+        if not np.isfinite(span).all() or (whole and (span > WHOLE).any()):
+            raise UnusableInput(
+                f"actions {space} have no bounds, or bounds too far apart; the agent needs some: "
+                "gymnasium.wrappers.TransformAction(env, lambda a: a, Box(low, high)) around the "
+                "world gives it some"
+            )
 
     def to_world(self, action: np.ndarray) -> np.ndarray:
         share = (action.reshape(*action.shape[:-1], *self.shape) + 1) / 2

@@ -139,10 +139,8 @@ def _felt_in(config: WorldConfig, agent: Agent) -> tuple[str, ...]:
     """What is felt in that world; UnusableInput where the agent's senses or body don't fit it."""
     world = config.build(1)
     world.close()
-    mine, there = (
-        f"{spec.told()} and {spec.action_dim} actions" for spec in (agent.spec, world.spec)
-    )
-    if mine != there or agent.spec.choices != world.spec.choices:
+    mine, there = (f"{spec.told()} and {spec.done()}" for spec in (agent.spec, world.spec))
+    if mine != there:
         raise UnusableInput(f"{config.id} has {there}, but the agent is made for {mine}")
     return world.spec.interoception
 
@@ -175,7 +173,7 @@ def _marks(
         **row(outcome, channels),
         "deliberated": deliberated,
         "violated": violated,
-        **latency(agent, config, mode, assignment, seed),
+        **undisturbed(partial(latency, agent, config, mode, assignment, seed)),
         "ms_per_action_batched": 1000 * float(np.mean(times)),
     }
 

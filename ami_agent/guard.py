@@ -98,10 +98,20 @@ GIVES = {
 }
 
 
+ODD = {
+    "array element with a sequence": "a reward is one number, terminated and truncated are True or "
+    "False",
+    "array is the wrong shape": "its observation is not of its observation_space",
+    "wrong dimensionality": "its observation is not of its observation_space",
+}
+"""What Gymnasium says of what doesn't fit, and what it means."""
+
+
 def _hint(what: str, error: BaseException) -> str:
     """What Gymnasium's worlds return, where something else seems to have been."""
-    odd = "to unpack" in str(error) or "has no attribute 'items'" in str(error)
-    return f" (Gymnasium's {what} returns {GIVES[what]})" if odd and what in GIVES else ""
+    if what in GIVES and any(odd in str(error) for odd in ("to unpack", "attribute 'items'")):
+        return f" (Gymnasium's {what} returns {GIVES[what]})"
+    return next((f" ({hint})" for odd, hint in ODD.items() if odd in str(error)), "")
 
 
 @contextlib.contextmanager

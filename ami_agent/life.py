@@ -7,6 +7,7 @@ beside Gymnasium's interface: the agent never needs it; baselines, probes and pi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ami_agent.deeds import deeds
 from ami_agent.guard import Failed
-from ami_agent.senses import Sense, Stray, readers
+from ami_agent.senses import Sense, readers, told_by
 from ami_agent.vectors import Worlds, make
 from modules.configurator import Assignment
 from modules.types import ALIVE, Observation, Transition, UnusableInput, require
@@ -41,6 +42,11 @@ class Spec(NamedTuple):
         """The senses, as a person would write them."""
         named = [(n, f"{s.shape} {s.dtype}") for n, s in self.senses.items()]
         return ", ".join(told if name == "obs" else f"{name} {told}" for name, told in named)
+
+    def done(self) -> str:
+        """The actions, likewise."""
+        sizes = " and ".join(f"one of {size}" for size in self.choices)
+        return f"choices of {sizes}" if sizes else f"{self.action_dim} numbers to act with"
 
     def blank(self, count: int) -> Observation:
         """An observation `[count, *O]` of this kind, with no meaning."""
@@ -165,7 +171,7 @@ class World:
         """`[B, I]`, in the order of the names in the spec."""
         earned = np.asarray(reward, dtype=np.float32)
         if not np.isfinite(earned).all():
-            raise Failed("the world's reward is NaN or infinite")
+            raise Failed("the world's reward is NaN, None or infinite")
         felt = [self.tensor(earned)[:, None]]
         if len(self.spec.interoception) > 1 + self.mortal:
             felt.append(self.tensor(info["interoception"]).float())
@@ -173,26 +179,18 @@ class World:
             felt.append((~over).float()[:, None])
         return torch.cat(felt, 1)
 
-    def sensed(self, obs: Any) -> Observation:
-        """What the world's senses deliver, as tensors; UnusableInput for what is not finite, or far
-        outside its space."""
-        sensed: dict[str, Tensor] = {}
-        for name, reader in self.senses.items():
-            which = "" if name == "obs" else f" {name!r}"
-            try:
-                part = sensed[name] = self.tensor(reader(obs))
-            except Stray as stray:
-                raise Failed(
-                    f"the world's observation{which} holds {stray.number:g}, outside its space "
-                    f"{reader.space}: mend the world, or its observation_space"
-                ) from None
-            if part.is_floating_point() and not part.isfinite().all():
-                raise Failed(f"the world's observation{which} holds NaN or infinity")
+    def sensed(self, obs: Any, what: str = "observation") -> Observation:
+        """What the world's senses deliver, as tensors; UnusableInput for what is not finite, far
+        outside its space or of another kind."""
+        parts = told_by(self.senses, obs, f"the world's {what}").items()
+        sensed = {name: part.to(self.device) for name, part in parts}
         return sensed.get("obs", sensed)
 
-    def goal(self, info: Info) -> Observation | None:
-        """What the world names as its goal, `[B, *O]`."""
-        return self.sensed(info["goal"]) if "goal" in info else None
+    def goal(self, info: Info) -> Observation:
+        """What the world names as its goal, `[B, *O]`; UnusableInput where it names none."""
+        if "goal" not in info:
+            raise UnusableInput("this world names no goal in its info; the agent needs one")
+        return self.sensed(info["goal"], "goal, info['goal'],")
 
     def tensor(self, array: Any) -> Tensor:
         return torch.as_tensor(array, device=self.device)
@@ -211,7 +209,9 @@ class World:
         return self.envs.unwrapped
 
     def close(self) -> None:
-        self.envs.close()
+        """Whatever a stranger's world does when it is asked to end, it ends."""
+        with suppress(Exception):
+            self.envs.close()
 
 
 def seen(lived: Lived) -> Observation:

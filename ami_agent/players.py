@@ -11,7 +11,7 @@ from torch import Tensor
 from ami_agent.agent import Agent
 from ami_agent.life import Act, Info, World, oracle, walk
 from modules.configurator import Assignment, Task
-from modules.types import Observation, Plan, UnusableInput, by_sense
+from modules.types import Observation, Plan, by_sense
 
 
 class Scene(NamedTuple):
@@ -39,10 +39,12 @@ class Errand:
         don't."""
         if self.assignment.aim == "here":  # nobody else needs what was seen then
             self.start = _renewed(self.start, scene.obs, scene.fresh)
-        goals = {"world": scene.world.goal(scene.info), "here": self.start, "none": None}
-        if self.assignment.aim == "world" and goals["world"] is None:
-            raise UnusableInput("this world names no goal in its info; the agent needs one")
-        return self.assignment.task(goals[self.assignment.aim], mode)
+        goal = self.start
+        if (
+            self.assignment.aim == "world"
+        ):  # what a world that is asked for none calls so is its own
+            goal = scene.world.goal(scene.info)
+        return self.assignment.task(goal, mode)
 
 
 def _renewed(old: Observation | None, new: Observation, fresh: Tensor | None) -> Observation:

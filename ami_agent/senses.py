@@ -14,8 +14,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from ami_agent.deeds import deeds
+from ami_agent.guard import Failed
 from modules.types import UnusableInput
 
 SMALL = 8
@@ -101,6 +103,29 @@ def readers(space: spaces.Space, stack: int = 1) -> dict[str, Reader]:
     return found
 
 
+def told_by(senses: Mapping[str, Reader], obs: Any, what: str) -> dict[str, Tensor]:
+    """What each reads off observations, `[B, *O]`; Failed where these are not what they should
+    be."""
+    found = {}
+    for name, reader in senses.items():
+        told = what if name == "obs" else f"{what} {name!r}"
+        try:
+            part = found[name] = torch.as_tensor(reader(obs))
+            fits = part.shape[1:] == reader.sense.shape
+        except Stray as stray:
+            raise Failed(
+                f"{told} holds {stray.number:g}, outside its space {reader.space}: mend the world, "
+                "or its observation_space"
+            ) from None
+        except (TypeError, ValueError, LookupError, RuntimeError):
+            fits = False
+        if not fits:
+            raise Failed(f"{told} is not of its space {reader.space}")
+        if part.is_floating_point() and not part.isfinite().all():
+            raise Failed(f"{told} holds NaN or infinity")
+    return found
+
+
 def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[tuple, spaces.Space]]:
     parts: Mapping[Any, spaces.Space] | None = None
     if isinstance(space, spaces.Dict):
@@ -141,6 +166,8 @@ def _box(what: str, space: spaces.Box, stack: int) -> tuple[Sense, Callable[[Any
         raise UnusableInput(f"{what} {space}: there is nothing to see")
     moments = stack if len(shape) > 1 and stack > 1 else 1
     inner = shape[1:] if moments > 1 else shape
+    if len(inner) > 3 and _pictorial(inner[-3:], space.dtype):  # stacked by the world itself
+        moments, inner = moments * prod(inner[:-3]), inner[-3:]
     if _pictorial(inner, space.dtype):
         return _picture(what, space, inner, moments)
     if len(shape) == 2 and moments == 1 and space.dtype == np.float32:

@@ -83,8 +83,8 @@ def make(
     if wrappers and vector == "auto" and hasattr(_native(name), "walk"):
         raise UnusableInput(
             f"a limit, a repeat or a stack would step {name} one by one, without the walks, the "
-            "oracle and the feelings that it has for many; use its own options (its limit is "
-            "--world.options budget 30), or do without: --world.vector sync"
+            "oracle and the feelings that it has for many; use its own keyword arguments (its "
+            "limit is `budget`: --env.options budget 30), or do without them: vector sync"
         )
     how: dict[str, Any] = {}
     if vector != "auto" or wrappers:

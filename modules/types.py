@@ -11,6 +11,7 @@ into `[C, h, w]` for themselves, so that nobody else has to know.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -56,11 +57,12 @@ class UnusableInput(ValueError):
 
 
 def require(settings: object, **least: float) -> None:
-    """Raises UnusableInput naming the first setting that is less than it must be."""
+    """Raises UnusableInput naming the first setting that is less than it must be, or infinite."""
     for name, bound in least.items():
         value = vars(settings)[name]
-        if not value >= bound:  # NaN is less than nothing
-            raise UnusableInput(f"{name} is {value}; it must be at least {bound}")
+        if not bound <= value < inf:  # NaN is less than nothing
+            limit = "finite" if value == inf else f"at least {bound}"
+            raise UnusableInput(f"{name} is {value}; it must be {limit}")
 
 
 class Diverged(ArithmeticError):

@@ -282,9 +282,28 @@ class Leaving(Ancient):
         raise SystemExit(0)
 
 
+class Paying(Ancient):
+    """Its reward is no number."""
+
+    def step(self, action):
+        return np.zeros(1, np.float32), np.array([1.0]), False, False, {}
+
+
+class Growing(Ancient):
+    """Its observation is of another shape."""
+
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, False, False, {}
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [(Ancient, "step returns an observation, a reward, terminated"), (Leaving, "SystemExit: 0")],
+    [
+        (Ancient, "step returns an observation, a reward, terminated"),
+        (Leaving, "SystemExit: 0"),
+        (Paying, "a reward is one number"),
+        (Growing, "observation is not of its observation_space"),
+    ],
 )
 def test_a_world_of_another_time_and_one_that_leaves_are_told_in_a_line(kind, said):
     gymnasium.register("ami-test/Odd-v0", entry_point=kind, disable_env_checker=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ami_agent.build import build
 from ami_agent.cli import main
 from ami_agent.life import WorldConfig
 from modules.bounds import Box, Choice
+from modules.types import UnusableInput
 from tests.conftest import refuse
 
 OWN = '''
@@ -126,6 +128,61 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_begun(flags, said, tmp_
     told = refuse(capsys, "train", "gym", "--out", tmp_path / "run", *flags)
     assert re.search(said, told)
     assert not (tmp_path / "run").exists()
+
+
+STRANGE = """
+import gymnasium
+import numpy as np
+
+
+class Strange(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.moment = 0
+        return np.zeros(3, np.float32), {"goal": np.zeros(2)}
+
+    def step(self, action):
+        self.moment += 1
+        return np.zeros(3, np.float32), 0.0, self.moment == 9, False, {"factors": {"a": 1}}
+
+    def close(self):
+        raise RuntimeError("will not end")
+
+
+gymnasium.register("ami-test/Strange-v0", entry_point=Strange)
+"""
+
+
+def test_what_a_world_tells_beside_gymnasium_s_interface_is_its_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "strange.py").write_text(STRANGE)
+    monkeypatch.chdir(tmp_path)
+    world = ("--env.import", "strange.py", "--env.id", "ami-test/Strange-v0")
+    try:
+        assert ask("train", "gym", *world, "--out", "run", *TINY) == 0
+        assert ask("show", "run", "--episodes", 1) == 0
+    finally:
+        gymnasium.registry.pop("ami-test/Strange-v0", None)
+
+
+def test_what_a_world_calls_its_goal_must_be_one_where_goals_are_pursued():
+    with closing(WorldConfig(id="CartPole-v1").build(1)) as world:
+        with pytest.raises(UnusableInput, match="names no goal in its info"):
+            world.goal({})
+        for goal in (np.zeros((1, 2)), "left", {"x": 1}, np.zeros(1)):
+            with pytest.raises(UnusableInput, match=r"goal, info\['goal'\], is not of its space"):
+                world.goal({"goal": goal})
+
+
+def test_a_choice_and_a_number_are_told_apart_where_an_agent_does_not_fit(own, capsys):
+    assert ask("train", "gym", *own, "--out", "run", *TINY) == 0
+    capsys.readouterr()
+    assert ask("eval", "run", "--env", "Pendulum-v1", "--episodes", 1) == 2
+    told = capsys.readouterr().err
+    assert "1 numbers to act with" in told
+    assert "choices of one of 2 and one of 3" in told
 
 
 def test_the_recipe_reads_off_the_spaces_what_the_mind_is_made_of():

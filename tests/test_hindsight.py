@@ -224,6 +224,12 @@ def test_what_hindsight_needs_is_asked_before_anything_is_lived(tmp_path):
     wanted = replace(config, interact=replace(config.interact, hindsight=0.5))
     with pytest.raises(UnusableInput, match="has no compute_reward"):
         check(wanted, tmp_path, 0, False)
+    for fault, said in (("single", r"with \(\) rewards; .*axis -1"), ("moody", "in 100 % of the")):
+        world = WorldConfig(id="ami-test/Aim-v0", options={"fault": fault})
+        wrong = ami.recipes.gym(world)
+        with pytest.raises(UnusableInput, match=f"{said}.*--interact.hindsight 0 does without"):
+            check(wrong, tmp_path, 0, False)
+        check(replace(wrong, interact=replace(wrong.interact, hindsight=0.0)), tmp_path, 0, False)
     nonsense = replace(config, interact=replace(config.interact, task="fly"))
     with pytest.raises(UnusableInput, match=r"interact\.task names 'fly'; there are reward"):
         check(nonsense, tmp_path, 0, False)

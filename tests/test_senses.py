@@ -72,6 +72,18 @@ def test_moments_lie_behind_each_other_as_channels_or_as_numbers():
     assert np.array_equal(made, paths.reshape(2, 12))
 
 
+def test_pictures_that_the_world_itself_stacks_are_one_picture():
+    films = np.random.default_rng(0).integers(0, 255, (2, 4, 9, 10, 3), U8)
+    space = spaces.Box(0, 255, films.shape[1:], U8)
+    (alone,) = seen(space, films).values()
+    assert alone.shape == (2, 12, 9, 10)
+    (told,) = seen(space, films, stack=4).values()
+    assert np.array_equal(alone, told)
+    again = films[:, None].repeat(2, 1)  # and once more
+    (twice,) = seen(spaces.Box(0, 255, again.shape[1:], U8), again, stack=2).values()
+    assert np.array_equal(twice, np.concatenate([alone, alone], 1))
+
+
 def test_parts_within_parts_are_senses_by_their_path():
     space = spaces.Dict(
         arm=spaces.Dict(angle=spaces.Box(-1, 1, (2,), F32), grip=spaces.Discrete(2)),
@@ -178,8 +190,9 @@ def test_whoever_does_all_he_can_does_not_more_than_that(high):
 @pytest.mark.parametrize(
     ("space", "said"),
     [
-        (spaces.Box(-np.inf, np.inf, (2,)), "no finite bounds.*ClipAction"),
-        (spaces.Box(-3.4e38, 3.4e38, (2,)), "no finite bounds"),
+        (spaces.Box(-np.inf, np.inf, (2,)), "no bounds.*TransformAction"),
+        (spaces.Box(-3.4e38, 3.4e38, (2,)), "bounds too far apart"),
+        (spaces.Box(0, 2**63 - 1, (1,), np.int64), "bounds too far apart"),
         (spaces.Dict(a=spaces.Discrete(2)), "Dict.*wrap"),
         (spaces.Text(3), "Text.*wrap"),
     ],
@@ -187,6 +200,12 @@ def test_whoever_does_all_he_can_does_not_more_than_that(high):
 def test_actions_that_can_not_be_carried_out_are_named_with_a_way_out(space, said):
     with pytest.raises(UnusableInput, match=said):
         deeds(space)
+
+
+def test_switches_may_be_told_as_a_box():
+    told = deeds(spaces.Box(0, 1, (2,), bool)).to_world(np.array([[-1.0, 1.0], [0.4, -0.4]]))
+    assert told.dtype == bool
+    assert told.tolist() == [[False, True], [True, False]]
 
 
 def test_a_sense_may_be_called_anything():

@@ -17,7 +17,7 @@ from ami_agent.ablate.jobs import Crew, Job, Outcome, known
 from ami_agent.ablate.study import MODES, Study, Trained, write_csv
 from ami_agent.ablate.verdict import detectable, measure_of, seeds_for
 from ami_agent.build import Config
-from ami_agent.checks import check_lessons
+from ami_agent.checks import check_built, check_lessons
 from ami_agent.report import duration
 from modules.types import UnusableInput
 
@@ -36,6 +36,7 @@ def study(
     runs.check_folder(out)
     for config in configs.values():
         check_lessons(config)
+        check_built(config)
     jobs = [
         Job(variant, config, out / folder(variant) / str(seed), seed, episodes, device)
         for seed in range(seeds)

@@ -21,6 +21,7 @@ from ami_agent.ablate.verdict import (
 )
 from ami_agent.build import Config
 from ami_agent.statistics import Estimate
+from modules.types import UnusableInput
 
 LABEL = {"plan": "Mode-2", "react": "Mode-1"}
 MODES = tuple(LABEL)
@@ -58,6 +59,11 @@ class Study:
         done = (o.marks["plan"] for each in self.outcomes.values() for o in each if o.marks)
         first = next(done, None)
         return None if first is None else measure_of(first)
+
+    def check(self, out: Path) -> None:
+        """Raises UnusableInput where no run finished."""
+        if self.measure is None:
+            raise UnusableInput(f"no run finished; why is in {out / 'study.json'}")
 
     def marks(self, variant: str, mode: str) -> dict[int, float]:
         """What was reached, by seed."""

@@ -9,12 +9,12 @@ from typing import Any
 
 from ami_agent.build import Config
 from ami_agent.catalogue import choices
-from ami_agent.lessons import NoLesson, Predict
+from ami_agent.lessons import Ascend, NoLesson, Predict, Survey
 from ami_agent.lessons.rehearse import Improve
 from ami_agent.vectors import called, function_of
 from modules.actor import NoHabit
 from modules.cost import NoCritic, NoForesight
-from modules.hierarchy import Flat
+from modules.hierarchy import Flat, LandmarkGraph, MacroLevels
 from modules.latents import NoLatent
 from modules.recall import NoRecall
 from modules.types import UnusableInput
@@ -22,7 +22,7 @@ from modules.types import UnusableInput
 Change = Callable[[Config], Config]
 
 WITHOUT: Mapping[str, Change] = {
-    "critic": lambda c: replace(
+    "critic": lambda c: c if isinstance(c.critic, NoCritic.Config) else replace(
         c, critic=NoCritic.Config(), teacher=NoLesson(), paths=NoLesson(),
         hierarchy=Flat.Config(), ascend=NoLesson(), survey=NoLesson(),
         configurator=replace(c.configurator, reach=c.configurator.reach or 1.0, critic=0.0),
@@ -96,7 +96,21 @@ def swap(config: Config, phrase: str) -> Config:
     if choice.lower() not in named:
         raise UnusableInput(f"--swap {phrase!r}: {box} may be {', '.join(boxes[box])}")
     changed = _replace_at(config, box.split("."), named[choice.lower()]())
+    if box == "hierarchy":
+        changed = _taught(changed)
     return _changed(config, changed, f"--swap {phrase}")
+
+
+def _taught(config: Config) -> Config:
+    """With the lessons that its hierarchy needs, and no others."""
+    above = config.hierarchy
+    survey = config.survey if isinstance(config.survey, Survey) else Survey()
+    ascend = config.ascend if isinstance(config.ascend, Ascend) else Ascend()
+    return replace(
+        config,
+        survey=survey if isinstance(above, LandmarkGraph.Config) else NoLesson(),
+        ascend=ascend if isinstance(above, MacroLevels.Config) else NoLesson(),
+    )
 
 
 def _replace_at(settings: Any, path: Sequence[str], value: Any) -> Any:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,6 +84,8 @@ class Baselines:
     """A file for the results."""
 
     def __post_init__(self) -> None:
+        if self.solved is not None and not isfinite(self.solved):
+            raise UnusableInput(f"solved is {self.solved}; it must be a mean return")
         require(self, steps=0, every=0, seeds=1)
         check_episodes(self.episodes)
 
@@ -151,6 +154,8 @@ class Trial:
             path.parent.mkdir(parents=True, exist_ok=True)
             runs.write_json(path, {"asked": asked, "curve": found})
         known = runs.read_json(path)
+        if not isinstance(known, dict) or not _is_curve(known.get("curve")):
+            raise UnusableInput(f"{path} holds no curve: remove it, and it is found again")
         if differing := settings.differences(known.get("asked", asked), asked):
             raise UnusableInput(
                 f"{path} was found with other settings, {differing[0]}: choose another --out"
@@ -191,6 +196,15 @@ class Trial:
         lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         rows = [line for line in lines if line["stage"].startswith("curve/")]
         return [(int(row["lived"]), row["return"], row["seconds"]) for row in rows]
+
+
+def _is_curve(found: object) -> bool:
+    """Whether it is points of three numbers, one at least."""
+    return isinstance(found, list) and bool(found) and all(
+        isinstance(point, list) and len(point) == 3
+        and all(isinstance(number, (int, float)) for number in point)
+        for point in found
+    )  # fmt: skip
 
 
 def solved(curve: Curve, threshold: float | None) -> tuple[int, float] | None:

@@ -31,7 +31,7 @@ Curve: TypeAlias = list[tuple[int, float, float]]
 class Bare(World):
     """Worlds as they are, for whoever reads their own observations and acts in their own units."""
 
-    def sensed(self, obs: Any) -> Any:
+    def sensed(self, obs: Any, what: str = "") -> Any:
         return obs
 
     def to_world(self, action: Any) -> np.ndarray:

@@ -56,6 +56,8 @@ class Speed:
                 if self.env.id:
                     raise
                 console.print(f"{name} is left out: {error}", highlight=False, soft_wrap=True)
+        if not found:
+            raise UnusableInput("no world could be measured")
         console.print(table("steps of single worlds per second", *_rows(found)))
         return found
 

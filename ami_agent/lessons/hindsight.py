@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 
 from ami_agent.guard import Failed
-from ami_agent.life import Spec, WorldConfig
+from ami_agent.life import Spec, WorldConfig, ended, live, seen, walk
 from modules.memory import Memory
 from modules.types import Trajectory, UnusableInput, by_sense
 
 WANTED, ACHIEVED = "desired_goal", "achieved_goal"
 """How Gymnasium's goal-conditioned worlds name them."""
+WITHOUT = "--interact.hindsight 0 does without"
+TRIED = 64
+"""Steps after which it is plain how a world rewards."""
 
 Earn = Callable[[np.ndarray, np.ndarray, dict[str, Any]], Any]
 """A world's `compute_reward`: achieved and desired goals `[N, G]` -> rewards `[N]`."""
@@ -56,36 +60,62 @@ class Hindsight:
 
     def rewards(self, achieved: Tensor, wanted: Tensor) -> Tensor:
         """`[N, T, G]` twice -> what the world would have given, `[N, T]`"""
-        one, other = (part.flatten(0, 1).cpu().numpy() for part in (achieved, wanted))
-        try:
-            earned = np.asarray(self.earn(one, other, {}), dtype=np.float32)
-        except Exception as error:  # a stranger's code may raise anything
-            raise Failed(
-                f"the world's compute_reward failed with {len(one)} goals at once: "
-                f"{type(error).__name__}: {error}; --interact.hindsight 0 does without"
-            ) from error
-        if earned.shape != one.shape[:1]:
-            raise UnusableInput(
-                f"the world's compute_reward answers {one.shape} goals with {earned.shape} "
-                f"rewards; it must take many at once and answer ({len(one)},)"
-            )
-        if not np.isfinite(earned).all():
-            raise Failed("the world's compute_reward answers with NaN or infinity")
-        return torch.from_numpy(earned).unflatten(0, achieved.shape[:2]).to(achieved.device)
+        earned = _told(self.earn, *(part.flatten(0, 1) for part in (achieved, wanted)))
+        return earned.unflatten(0, achieved.shape[:2]).to(achieved.device)
 
     def check(self) -> None:
         """Raises UnusableInput where rewards that were lived are not what `compute_reward` says."""
         lived = self.memory.sample(1024, 1, torch.Generator().manual_seed(0))
         obs = by_sense(lived.obs)
         told = self.rewards(obs[ACHIEVED][:, 1:], obs[WANTED][:, :-1])[:, 0]
-        felt = lived.interoception[:, 0, 0]
-        wrong = float(((told - felt).abs() > 1e-3 * (1 + felt.abs())).float().mean())
-        if wrong > 0.02:
-            raise UnusableInput(
-                f"in {100 * wrong:.0f} % of the steps the world's reward is not what its "
-                "compute_reward says of the goals: without hindsight (--interact.hindsight 0) it "
-                "can be learnt in"
-            )
+        _compare(told, lived.interoception[:, 0, 0])
+
+
+def _told(earn: Earn, achieved: Tensor, wanted: Tensor) -> Tensor:
+    """`[N, G]` twice -> `[N]`; UnusableInput where the world can't tell."""
+    one, other = achieved.cpu().numpy(), wanted.cpu().numpy()
+    try:
+        earned = np.asarray(earn(one, other, {}), dtype=np.float32)
+    except Exception as error:  # a stranger's code may raise anything
+        raise Failed(
+            f"the world's compute_reward failed with {len(one)} goals at once: "
+            f"{type(error).__name__}: {error}; {WITHOUT}"
+        ) from error
+    if earned.shape != one.shape[:1]:
+        raise UnusableInput(
+            f"the world's compute_reward answers {one.shape} goals with {earned.shape} rewards; "
+            f"it must take many at once and answer ({len(one)},) (a norm along axis -1, for "
+            f"instance); {WITHOUT}"
+        )
+    if not np.isfinite(earned).all():
+        raise Failed(f"the world's compute_reward answers with NaN or infinity; {WITHOUT}")
+    return torch.from_numpy(earned)
+
+
+def _compare(told: Tensor, felt: Tensor) -> None:
+    """Rewards `[N]` as `compute_reward` has them and as they were lived."""
+    wrong = float(((told - felt).abs() > 1e-3 * (1 + felt.abs())).float().mean())
+    if wrong > 0.02:
+        raise UnusableInput(
+            f"in {100 * wrong:.0f} % of the steps the world's reward is not what its "
+            f"compute_reward says of the goals; {WITHOUT}"
+        )
+
+
+def check_earnings(spec: Spec, config: WorldConfig) -> None:
+    """Lives a little, before anything is learnt: UnusableInput where rewards that are lived are not
+    what `compute_reward` says, or it says nothing."""
+    earn, achieved, wanted, felt = earnings(spec, config), [], [], []
+    with closing(config.build(1)) as world:
+        obs, _ = world.reset(0)
+        over = torch.zeros(1, dtype=torch.bool)
+        for lived in islice(live(walk(world), world, obs), TRIED):
+            if not over.any():  # the step after an end only resets
+                achieved.append(by_sense(seen(lived))[ACHIEVED])
+                wanted.append(by_sense(lived.transition.obs)[WANTED])
+                felt.append(lived.transition.interoception[:, 0])
+            over = ended(lived)
+    _compare(_told(earn, torch.cat(achieved), torch.cat(wanted)), torch.cat(felt))
 
 
 def hindsight(memory: Memory, share: float, spec: Spec, config: WorldConfig) -> Remembered:
@@ -126,6 +156,6 @@ def earnings(spec: Spec, config: WorldConfig) -> Earn:
     if not callable(getattr(one, "compute_reward", None)):
         raise UnusableInput(
             f"{config.id} has no compute_reward(achieved, desired, info): hindsight can't know "
-            "what another goal would have been worth; --interact.hindsight 0 does without"
+            f"what another goal would have been worth; {WITHOUT}"
         )
     return one.compute_reward

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ami_agent.agent import Agent
 from ami_agent.evaluate import told_of
-from ami_agent.life import Lived, World, WorldConfig, ended, live
+from ami_agent.guard import undisturbed
+from ami_agent.life import Examines, Lived, World, WorldConfig, ended, live
 from ami_agent.players import Scene, task_of
 from ami_agent.report import Progress, Reporter
 from ami_agent.show.camera import Camera, Pictures
@@ -128,14 +129,16 @@ def watch(
     if episodes < 1:
         raise UnusableInput(f"episodes is {episodes}; it must be at least 1")
     agent.eval()
-    for first in range(0, episodes, AT_ONCE):
+
+    def seen(mode: str, first: int) -> list[Life]:
         count = min(AT_ONCE, episodes - first)
-        lives = []
-        for mode in modes:
-            with closing(config.build(count, agent.device, **camera.options)) as world:
-                eyes = _Watch(agent, world, camera, seed + first, onlooker)
-                with report.progress(f"live, {mode}", _longest(world)) as bar:
-                    lives.append(eyes.live(config, mode, assignment, bar, most))
+        with closing(config.build(count, agent.device, **camera.options)) as world:
+            eyes = _Watch(agent, world, camera, seed + first, onlooker)
+            with report.progress(f"live, {mode}", _longest(world)) as bar:
+                return eyes.live(config, mode, assignment, bar, most)
+
+    for first in range(0, episodes, AT_ONCE):
+        lives = [undisturbed(partial(seen, mode, first)) for mode in modes]
         yield from zip(*lives, strict=True)
 
 
@@ -202,7 +205,8 @@ class _Watch:
         with overheard(self.agent) as looks:
             plan = self.agent.actors[focus.mode](state, focus)
         self.states.append(state.cpu())
-        self.factors.append(np.asarray(self.info.get("factors", np.empty((len(state), 0)))))
+        told = self.info if isinstance(self.world.inner, Examines) else {}  # or it is their own
+        self.factors.append(np.asarray(told.get("factors", [[]] * len(state))))
         if self.step % self.every == 0:
             self._thin()
         if self.step % self.every == 0:
