@@ -35,6 +35,7 @@ from ami_agent.ablate.verdict import (
     words,
 )
 from ami_agent.agent import Agent
+from ami_agent.checks import check_lessons
 from ami_agent.glossary import meaning
 from ami_agent.learning import Learning
 from ami_agent.lessons import Live, NoLesson, Rehearse
@@ -269,6 +270,9 @@ def test_a_variant_that_fails_is_told_and_the_rest_goes_on_and_is_not_done_again
     assert (tmp_path / "base" / "0" / "manifest.json").stat().st_mtime_ns == stamp
     nothing = run({"broken": config_of("breaks"), "too": config_of("breaks")}, tmp_path / "other")
     assert nothing.sentences()[0] == "no run finished"
+    with pytest.raises(UnusableInput, match=r"no run finished; why is in .*study\.json"):
+        nothing.check(tmp_path / "other")
+    done.check(tmp_path)
     page.write(tmp_path / "other" / "index.html", nothing)
 
 
@@ -371,6 +375,28 @@ def test_a_study_of_one_s_own_is_a_function_in_a_file(tmp_path, capsys):
         assert said in capsys.readouterr().err
     assert cli.main(["ablate", f"{tmp_path / 'nowhere.py'}:same"]) == 2
     assert "to import" in capsys.readouterr().err
+
+
+def test_a_level_above_is_swapped_with_the_lessons_that_it_needs():
+    maze, levels = recipes.recipe("maze"), recipes.recipe("maze-levels")
+    for base, name in ((maze, "MacroLevels"), (levels, "LandmarkGraph"), (levels, "ImaginedGraph"),
+                       (maze, "Flat")):  # fmt: skip
+        swapped = variants(base, (), (f"hierarchy={name}",))[f"hierarchy={name}"]
+        assert type(swapped.hierarchy).__qualname__ == f"{name}.Config"
+        check_lessons(swapped)
+    assert variants(maze, (), ("hierarchy=Flat",))["hierarchy=Flat"] == without(maze, "hierarchy")
+
+
+def test_what_is_not_there_can_not_be_taken_away():
+    with pytest.raises(UnusableInput, match="--without critic changes nothing in gym"):
+        without(recipes.gym(WorldConfig(id="CartPole-v1")), "critic")
+
+
+def test_boxes_that_do_not_fit_are_told_before_anything_is_trained(tmp_path):
+    base = recipes.gym(WorldConfig(id="CartPole-v1"))
+    with pytest.raises(UnusableInput, match="bounds are Box"):
+        run(variants(base, (), ("bounds=Box",)), tmp_path / "study")
+    assert not (tmp_path / "study" / "gym").exists()
 
 
 def test_terms_are_taken_from_the_online_objective_as_well():

@@ -50,6 +50,9 @@ def test_without_a_name_the_names_are_told(tmp_path, capsys):
         (("baselines", "--env.id", "NoSuch-v0"), "NoSuch"),
         (("baselines", "--who", "alphazero"), "alphazero"),
         (("baselines", "--episodes", "0"), "--episodes is 0"),
+        (("worlds", "--seconds", "inf"), "seconds is inf; it must be finite"),
+        (("worlds", "--env.import", "nosuch.py"), "no world could be measured"),
+        (("baselines", "--solved", "nan"), "solved is nan"),
         (("baselines", "--json", "nowhere/told.json"), "a file in a folder that exists"),
     ],
 )
@@ -147,6 +150,13 @@ def test_our_curve_tells_what_life_cost(tmp_path):
     before = (tmp_path / "ami-0-2.json").stat().st_mtime_ns
     assert trial.curve(tmp_path, 0, Console(quiet=True)) == curve
     assert (tmp_path / "ami-0-2.json").stat().st_mtime_ns == before
+    kept = tmp_path / "ami-0-2.json"
+    for spoilt in ([], {"curve": []}, {"curve": [["a", 1, 2]]}, {"curve": [[1, 2]]}):
+        found = kept.read_text()
+        kept.write_text(json.dumps(spoilt))
+        with pytest.raises(UnusableInput, match=r"ami-0-2\.json holds no curve"):
+            trial.curve(tmp_path, 0, Console(quiet=True))
+        kept.write_text(found)
     calm = replace(config, interact=replace(config.interact, noise=0.1))
     with pytest.raises(UnusableInput, match=r"other settings, interact.noise is 0.5, not 0.1"):
         replace(trial, config=calm).curve(tmp_path, 0, Console(quiet=True))
