@@ -113,7 +113,6 @@ class Agent(nn.Module):
     def act(self, obs: Observation) -> Plan:
         """`[B, *O]` -> the plan whose first action the body should carry out."""
         state, focus = self.attend(obs)
-        self.eye.outlook.renew()
         return self.actors[focus.mode](state, focus)
 
     @torch.no_grad()
@@ -121,6 +120,7 @@ class Agent(nn.Module):
         """`[B, *O]`, the next moment of the episode -> state `[B, D]`, and what is wanted in it."""
         if self.focus is None:
             raise UnusableInput("the agent has no task yet: call configure(Task(...)) first")
+        self.eye.outlook.renew()
         obs = self._sensed("observation", obs)
         focus, worlds = self.focus, count_of(obs)
         if len(focus.goal) not in (1, worlds):

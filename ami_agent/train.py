@@ -25,6 +25,7 @@ from ami_agent.lessons import Pupil
 from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.report import Report, Reporter
+from modules.recall import ShortTerm
 from modules.types import UnusableInput
 
 LOG_EVERY = 50
@@ -120,10 +121,10 @@ class Training:
             self._learn(index, name, pupil)
             pupil.finish()
             self._note(name)
+            if lesson.lives and (learnt := pupil.state_dict()):
+                self._save(learnt)  # before memory says that this lesson is over
             self.reached = Reached(self.reached.updates, index + 1)
             if lesson.lives:
-                if learnt := pupil.state_dict():  # before memory says that this lesson is over
-                    self._save(learnt)
                 self._keep_memory()
             self._save({})
             if self.curve and not lesson.lives and pupil.total:
@@ -174,6 +175,8 @@ class Training:
         self.report.say(f"{name} {step}: {verdict(marks) if step else 'nothing learnt yet'}")
 
     def _judge(self, name: str, mode: str = "plan") -> None:
+        # whoever lives meanwhile goes on with what it recalls
+        living, self.agent.episode = self.agent.episode, ShortTerm(self.agent.recall)
         seconds = runs.seconds_of(self.folder)
         for task, assignment in self.config.tasks.items():
             outcome = play_many(
@@ -193,6 +196,7 @@ class Training:
                 f"after {name}, {seconds:.0f} s, {self.agent.memory.lived} steps of life, {task}, "
                 f"{mode}: {said} (mean of {self.curve})"
             )
+        self.agent.episode = living
 
     def _note(self, name: str) -> None:
         """What the lesson took since it was last noted; what is lost in a kill is not counted."""

@@ -53,9 +53,11 @@ class NextStep(VectorWrapper):
 
     def step(self, actions: Any) -> Any:
         fresh = self.over
+        if fresh.any():  # Gymnasium's own refuse to step what is over; what is born so takes a step
+            self.env.reset(options={"reset_mask": fresh.copy()})
         obs, reward, terminated, truncated, info = self.env.step(actions)
         if fresh.any():
-            obs, born = self.env.reset(options={"reset_mask": fresh})
+            obs, born = self.env.reset(options={"reset_mask": fresh.copy()})
             info = {**info, **{name: _either(fresh, info.get(name), n) for name, n in born.items()}}
             reward, terminated, truncated = (
                 np.where(fresh, 0, part).astype(part.dtype)

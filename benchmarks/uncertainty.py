@@ -140,7 +140,7 @@ def row(*names: str, found: Any) -> list[str]:
     return [*names, *(told([f[key] for f in found], digits) for key, digits in keys.items())]
 
 
-COLUMNS = ["success %", "fell %", "steps to the goal", "ms batched"]
+COLUMNS = ["success %", "fell %", "steps to the goal", "ms a step, world and all"]
 
 
 def by_wind(study: Winds) -> Table:

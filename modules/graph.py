@@ -76,7 +76,7 @@ def way(
         price, following = (onto + to_go).min(1)
         arrives = last.price[rows, node] <= price
         hop = torch.where(arrives, last.steps[rows, node], steps[rows, node, following])
-        walked.append(walked[-1] + hop)
+        walked.append(walked[-1] + hop * ~arrived)
         arrived, node = arrived | arrives, torch.where(arrives, node, following)
         nodes.append(torch.where(arrived, size, node))
     return torch.stack(nodes, 1), torch.stack(walked, 1)

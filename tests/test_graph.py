@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import floyd_warshall
 from torch import Tensor
 
-from modules.graph import hops, shortest_paths
+from modules.graph import Legs, cheapest, hops, shortest_paths, way
 
 INF = float("inf")
 
@@ -82,3 +82,18 @@ def test_what_cannot_be_reached_stays_infinitely_far():
     lived_apart = torch.tensor([[0.0], [10.0], [20.0]])
     way_back = shortest_paths(hops(gap, lived_apart, longest=1)).tril(-1)
     assert (way_back[[1, 2, 2], [0, 0, 1]] == INF).all()
+
+
+def test_a_way_leads_from_node_to_node_and_ends_at_the_goal():
+    # 0 -> 1 -> 2 -> the goal, a step each; all else is far
+    steps = torch.full((3, 3), 9.0).fill_diagonal_(0)
+    steps[0, 1] = steps[1, 2] = 1
+    last = torch.tensor([[9.0, 9.0, 1.0]] * 2)
+    leaving, direct = torch.tensor([[1.0, 9.0, 9.0]] * 2), torch.tensor([20.0, 0.5])
+    to_go = cheapest(steps, last)
+    legs = [Legs(part, part) for part in (leaving, direct, steps, last)]
+    nodes, walked = way(*legs, to_go, 6)
+    assert nodes.tolist() == [[0, 1, 2, 3, 3, 3], [3] * 6]
+    assert walked.tolist() == [[1, 2, 3, 4, 4, 4], [0.5] * 6]
+    each = [legs[0], legs[1], Legs(steps.expand(2, 3, 3), steps.expand(2, 3, 3)), legs[3]]
+    assert all(map(torch.equal, way(*each, to_go, 6), (nodes, walked)))

@@ -12,16 +12,19 @@ from gymnasium.spaces import Box, Discrete
 
 import ami_agent as ami
 from ami_agent import checkpoint
-from ami_agent.build import build, capacity
+from ami_agent.build import build, capacity, lessons
 from ami_agent.evaluate import judge
 from ami_agent.guard import Failed
 from ami_agent.learning import Learning
 from ami_agent.lessons import Interact, Live, Predict
 from ami_agent.life import WorldConfig
 from ami_agent.losses import lambda_returns
+from ami_agent.train import Training
 from modules.bounds import Choice
 from modules.cost import Body, NoForesight
 from modules.drives import Drives
+from modules.latents import NoLatent, SparseLatent
+from modules.recall import Belief
 from modules.types import Rollout, UnusableInput
 
 
@@ -137,9 +140,12 @@ def test_the_policy_does_not_move_the_world_model_nor_the_critic_that_judges_it(
     assert all(p.equal(q) for p, q in zip(actor.slow.parameters(), slow, strict=True))
 
 
-@pytest.mark.parametrize("ratio", [0.5, 0.2])
-def test_put_away_and_taken_up_again_it_lives_and_learns_the_same(ratio, tmp_path):
+@pytest.mark.parametrize(
+    ("ratio", "latent"), [(0.5, NoLatent), (0.2, NoLatent), (0.5, SparseLatent)]
+)
+def test_put_away_and_taken_up_again_it_lives_and_learns_the_same(ratio, latent, tmp_path):
     config = recipe(ratio=ratio)
+    config = replace(config, world_model=replace(config.world_model, latent=latent.Config()))
     whole, first = pupil_of(config), pupil_of(config)
     for _ in range(35):
         whole.update()
@@ -156,6 +162,57 @@ def test_put_away_and_taken_up_again_it_lives_and_learns_the_same(ratio, tmp_pat
     for name, part in whole.agent.state_dict().items():
         assert part.equal(second.agent.state_dict()[name]), name
     assert torch.equal(whole.agent.memory.deeds(60), second.agent.memory.deeds(60))
+
+
+@pytest.mark.parametrize("moment", ["_keep_memory", "_save"])
+def test_killed_when_its_life_was_over_it_has_lived_as_long(moment, tmp_path, monkeypatch):
+    config = recipe(steps=12)
+    whole = ami.train(config, out=tmp_path / "whole", keep_memory=True)
+    index = list(lessons(config)).index("interact")
+    do = getattr(Training, moment)
+
+    def killed(run, *said):
+        if run.reached.lesson == index + 1:
+            raise KeyboardInterrupt
+        do(run, *said)
+
+    monkeypatch.setattr(Training, moment, killed)
+    with pytest.raises(KeyboardInterrupt):
+        ami.train(config, out=tmp_path / "cut", keep_memory=True)
+    monkeypatch.undo()
+    again = ami.train(config, out=tmp_path / "cut", keep_memory=True, resume=True)
+    assert again.memory.lived == whole.memory.lived
+    assert torch.equal(again.memory.deeds(60), whole.memory.deeds(60))
+    for name, part in whole.state_dict().items():
+        assert part.equal(again.state_dict()[name]), name
+
+
+def test_what_is_imagined_depends_on_chance_that_is_another_at_every_update():
+    config = recipe()
+    config = replace(config, world_model=replace(config.world_model, latent=SparseLatent.Config()))
+    pupil = pupil_of(config)
+    outlook = pupil.mind.actor.habit.eye.outlook
+    assert outlook is not pupil.agent.eye.outlook
+    drawn = []
+    for _ in range(3):
+        pupil.mind.update()
+        drawn.append(next(iter(outlook.drawn.values())))
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+
+
+def test_who_recalls_lives_the_same_whether_it_is_judged_meanwhile_or_not(tmp_path):
+    config = recipe(steps=41)
+    online = replace(config.interact.objective, context=2)
+    config = replace(
+        config, recall=Belief.Config(), objective=replace(config.objective, context=2),
+        interact=replace(config.interact, objective=online),
+    )  # fmt: skip
+    alone = ami.train(config, out=tmp_path / "alone")
+    for episodes in (2, 3):  # as many as it lives, and others
+        judged = ami.train(config, out=tmp_path / str(episodes), curve=episodes)
+        for name, part in alone.state_dict().items():
+            assert part.equal(judged.state_dict()[name]), name
 
 
 def test_where_the_world_can_not_be_brought_back_another_life_begins():

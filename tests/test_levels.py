@@ -131,6 +131,13 @@ def test_what_is_hoped_for_lies_a_stride_ahead_on_the_way_to_the_goal():
     assert (far[:, -1] < far[:, 0]).all()
 
 
+def test_what_is_hoped_for_depends_on_no_other_world():
+    alone = levels()(START[:1], wanting(GOAL[:1])).hopes
+    many = levels()(START[[0, 1, 0]], wanting(GOAL[[0, 1, 0]])).hopes
+    torch.testing.assert_close(many[0], alone[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(many[2], alone[0], atol=1e-4, rtol=0)
+
+
 def test_near_by_the_goal_itself_is_pursued():
     close = START + 0.02
     found = levels()(START, wanting(close))

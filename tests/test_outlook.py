@@ -108,7 +108,8 @@ def test_another_moment_has_another_chance_and_a_seed_the_same_ones():
         assert torch.equal(drawn()[0], first[0]) == same
 
 
-def test_every_act_has_another_chance_and_an_episode_the_same_ones_again():
+@pytest.mark.parametrize("how", ["act", "attend"])
+def test_every_act_has_another_chance_and_an_episode_the_same_ones_again(how):
     config = small(recipes.recipe("windy-rooms"))
     world = config.evaluation.build(2)
     agent = build(config, world.spec)
@@ -119,7 +120,7 @@ def test_every_act_has_another_chance_and_an_episode_the_same_ones_again():
         agent.configure(Task(goal=world.goal(info), mode="plan"), 3)
         drawn = []
         for _ in range(2):
-            agent.act(obs)
+            getattr(agent, how)(obs)  # whoever asks an actor itself attends first
             drawn.append(agent.eye.outlook.chance(torch.zeros(1, 1, 6, 2))[0])
         return drawn
 
@@ -134,6 +135,12 @@ def test_every_part_of_the_range_is_drawn_once():
     part = (8 * drawn).long()
     assert torch.equal(part.sort(0).values, torch.arange(8)[:, None, None].expand_as(part))
     assert len({tuple(order) for order in part[..., 0].T.tolist()}) > 1
+
+
+def test_what_is_drawn_is_less_than_one_whatever_is_rounded(monkeypatch):
+    most = 1 - 2**-24
+    monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.full(shape, most))
+    assert hypercube(16, 1, 1, torch.Generator()).max() == most
 
 
 def test_where_all_can_be_known_one_future_is_enough():

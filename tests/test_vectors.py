@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ami_agent.evaluate import play_many
@@ -83,6 +83,11 @@ class Joined(Waits):
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
 
+def strict(num_envs=1):
+    """Gymnasium's own that want to be reset: they refuse to step what is over."""
+    return SyncVectorEnv([Count] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
 class OldStyle(Count):
     def step(self, action):
         return super().step(action)[:4]
@@ -97,8 +102,9 @@ def _known():
         gymnasium.register(f"ami-test/{name}-v0", entry_point=kind)
     for batch in (Waits, Joined):
         gymnasium.register(f"ami-test/{batch.__name__}-v0", vector_entry_point=batch)
+    gymnasium.register("ami-test/Strict-v0", vector_entry_point=strict)
     yield
-    for name in (*KINDS, "Waits", "Joined"):
+    for name in (*KINDS, "Waits", "Joined", "Strict"):
         del gymnasium.registry[f"ami-test/{name}-v0"]
 
 
@@ -116,6 +122,7 @@ def lived(world, steps, seed=0):
         WorldConfig(id="ami-test/Count-v0", vector="sync", limit=2),
         WorldConfig(id="ami-test/Count-v0", vector="async"),
         WorldConfig(id="ami-test/Waits-v0"),
+        WorldConfig(id="ami-test/Strict-v0"),
     ],
     ids=str,
 )

@@ -135,8 +135,10 @@ class ActorCritic(GradientPupil):
         body = Body(self.drives, slow)
         cost = Cost(agent.cost.critic, body, self.model.doubt.disagreement)
         eye = replace(
-            agent.eye, imagine=self.model.imagine, pursue=self.model.pursue, evaluate=cost
-        )
+            agent.eye, imagine=self.model.imagine, pursue=self.model.pursue, evaluate=cost,
+            outlook=deepcopy(agent.eye.outlook),  # whoever acts draws from the agent's own
+        )  # fmt: skip
+        self.seed = seed
         self.habit = Habit(agent.policy, eye)
         super().__init__(
             nn.ModuleList([agent.policy, self.foresight, self.slow]), self._loss,
@@ -152,6 +154,7 @@ class ActorCritic(GradientPupil):
             state = self._remembered(random)
         focus = agent.configurator.focus(self.task, torch.zeros_like(state))
         alone = state.new_empty(len(state), 0, self.lesson.horizon, agent.spec.action_dim)
+        self.habit.eye.outlook.reset(self.seed + self.step)
         thought = self.habit.beside(state, alone, focus._replace(horizon=self.lesson.horizon))
         free = agent.policy.free(state, focus.goal, focus.condition)
         return actor_critic_loss(

@@ -70,7 +70,8 @@ class Above:
         drawn = []
         for _ in range(focus.horizon):
             known = self.level.macros(here)
-            noise = torch.randn(known.mean.shape, generator=self.random).to(here)
+            noise = torch.randn(count, self.level.macro, generator=self.random).to(here)
+            noise = noise.repeat(len(state), 1)  # no world's depends on how many others there are
             drawn.append((known.mean + known.scale * noise).clamp(-1, 1))
             here = self.level.model.level(0).step(here, drawn[-1]).state
         return torch.stack(drawn, 1).unflatten(0, (len(state), count))

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from modules.types import Focus, Rollout, require
 
+BELOW_ONE = 1 - 2**-24
+"""The largest number of single precision that is less than 1."""
+
 
 class Thought(NamedTuple):
     """Imagined futures and how much each would hurt."""
@@ -116,7 +119,8 @@ def hypercube(count: int, horizon: int, chances: int, random: torch.Generator) -
     """Numbers in [0, 1), `[K, H, U]`."""
     shape = (count, horizon, chances)
     order = torch.rand(shape, generator=random).argsort(0)
-    return (order + torch.rand(shape, generator=random)) / count
+    within = (order + torch.rand(shape, generator=random)) / count
+    return within.clamp_max(BELOW_ONE)  # the sum may be rounded up
 
 
 def worst(energy: Tensor, tail: float) -> Tensor:
