@@ -59,7 +59,7 @@ def room(**spaces):
         ({"observation_space": Dict(a=SIGHT, b=Text(3))}, "'b' is Text.*the agent sees Box"),
         ({"observation_space": Text(3)}, "observations are Text.*the agent sees Box"),
         ({"action_space": Text(3)}, "actions are Text.*the agent acts in Box"),
-        ({"action_space": Box(-np.inf, np.inf, (2,))}, "no finite bounds"),
+        ({"action_space": Box(-np.inf, np.inf, (2,))}, "have no bounds"),
     ],
 )
 def test_spaces_that_the_mind_cannot_handle_are_named(spaces, said):

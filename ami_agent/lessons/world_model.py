@@ -16,7 +16,7 @@ from ami_agent.life import WorldConfig
 from ami_agent.losses import unroll_loss, world_model_loss
 from modules.objectives import OTHERS, Weights, directions
 from modules.targets import Itself, MovingAverage, Stopped
-from modules.types import Trajectory, each, require
+from modules.types import Trajectory, UnusableInput, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -54,7 +54,13 @@ class Predict(Study):
     def of(self, agent: Agent, remembered: Remembered, seed: int) -> Pupil:
         """The one who learns it of what is remembered."""
         perception, target = agent.perception, self.target.build(agent.perception)
-        window = self.context + self.length
+        window, lasts = self.context + self.length, agent.memory.longest()
+        if lasts < window:
+            raise UnusableInput(
+                f"{window} steps are to be foreseen, but no episode of this life lasts longer than "
+                f"{lasts}: --objective.length {lasts} and, where it is learnt as life goes on, "
+                f"--interact.objective.length {lasts}"
+            )
         # the same whenever the same was lived: a unit that is taken again is the same unit
         some = remembered.sample(4096, 1, torch.Generator().manual_seed(0))
         agent.perception.adapt(each(lambda part: part[:, 0].to(agent.device), some.obs))  # type: ignore[operator]
