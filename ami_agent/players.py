@@ -40,9 +40,7 @@ class Errand:
         if self.assignment.aim == "here":  # nobody else needs what was seen then
             self.start = _renewed(self.start, scene.obs, scene.fresh)
         goal = self.start
-        if (
-            self.assignment.aim == "world"
-        ):  # what a world that is asked for none calls so is its own
+        if self.assignment.aim == "world":  # else whatever the world calls so is its own affair
             goal = scene.world.goal(scene.info)
         return self.assignment.task(goal, mode)
 

@@ -206,7 +206,7 @@ def test_who_recalls_lives_the_same_whether_it_is_judged_meanwhile_or_not(tmp_pa
     online = replace(config.interact.objective, context=2)
     config = replace(
         config, recall=Belief.Config(), objective=replace(config.objective, context=2),
-        interact=replace(config.interact, objective=online),
+        interact=replace(config.interact, objective=online, judge=7),  # amid episodes of 20 steps
     )  # fmt: skip
     alone = ami.train(config, out=tmp_path / "alone")
     for episodes in (2, 3):  # as many as it lives, and others
