@@ -26,7 +26,7 @@ FORMAT = 1
 TENSORS, FACTS = "tensors.safetensors", "facts.json"
 UNFINISHED, REPLACED = ".unfinished", ".replaced"
 MIB = 2**20
-OTHER = (
+WRONG_SUM = (
     "its checksum is not the one it was written with (remove its folder, and the checkpoint before "
     "it counts, if there is one)"
 )
@@ -169,7 +169,7 @@ def _read_facts(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if version != FORMAT:
         raise UnusableInput(f"{path} has format {version}; this version reads format {FORMAT}")
     if _sha256_of(facts) != sums.get(FACTS):
-        raise UnusableInput(f"{path} is damaged: {OTHER}")
+        raise UnusableInput(f"{path} is damaged: {WRONG_SUM}")
     return facts, sums
 
 
@@ -182,7 +182,7 @@ def _check_tensors(path: Path, checksum: str | None) -> None:
     except (SafetensorError, OSError) as error:
         raise UnusableInput(f"{path} is not a whole safetensors file ({error})") from error
     if _sha256(path) != checksum:
-        raise UnusableInput(f"{path} is damaged: {OTHER}")
+        raise UnusableInput(f"{path} is damaged: {WRONG_SUM}")
 
 
 def _sha256(path: Path) -> str:
