@@ -26,6 +26,9 @@ from ami_agent.learning import Learning
 from ami_agent.lessons import Live
 from ami_agent.life import WorldConfig, live, walk
 from ami_agent.players import aimless
+from ami_agent.report import Silence
+from ami_agent.show.camera import Dark
+from ami_agent.show.episodes import watch
 
 ROOT = Path(__file__).parent.parent
 
@@ -193,6 +196,26 @@ def test_an_evaluation_begins_again_and_finds_the_same(tmp_path, caplog):
     caplog.set_level(logging.CRITICAL)
     with pytest.raises(Failed, match="third death within 100 steps"):
         play_many(aimless, diary(dies_at=5), 3, 0, "cpu")
+
+
+def test_a_death_while_a_thought_is_timed_or_watched_ends_nothing(tiny, tmp_path, monkeypatch):
+    agent = ami.train(tiny, out=tmp_path / "run")
+    for name in ("ami_agent.evaluate.latency", "ami_agent.show.episodes._longest"):
+        module, _, function = name.rpartition(".")
+        find, deaths = getattr(sys.modules[module], function), ["worker 0 died"]
+
+        def dies(*told, find=find, deaths=deaths):
+            if deaths:
+                raise Died(deaths.pop())
+            return find(*told)
+
+        monkeypatch.setattr(sys.modules[module], function, dies)
+    assert ami.evaluate(agent, tiny.evaluation, episodes=2)["ms_per_action"]["mean"] > 0
+    (lives,) = watch(
+        agent, tiny.evaluation, Dark(), 1, ("react",), 0,
+        agent.assigned(""), Silence(),
+    )  # fmt: skip
+    assert len(lives[0].states) > 0
 
 
 def test_put_away_after_a_death_it_is_taken_up_in_other_episodes():

@@ -200,6 +200,14 @@ def test_subgoals_are_remembered_where_a_level_has_its_own_states_or_is_to_be_gr
     torch.testing.assert_close((found.hopes - hoped).norm(dim=-1), near)
 
 
+def test_what_is_remembered_anew_is_looked_up_in_the_next_episode():
+    ready = levels(size=3)
+    before = ready(START, wanting()).goal
+    ready.remembered.copy_(ready.remembered.roll(1, 0))  # the same, in another order
+    ready.reset()
+    assert torch.equal(ready(START, wanting()).goal, before)
+
+
 def test_a_subgoal_stands_for_a_while():
     ready = levels(every=3)
     first = ready(START, wanting()).goal
