@@ -29,8 +29,8 @@ class Macros(NamedTuple):
 
 
 class InStrides(nn.Module):
-    """The distance of the critic, which knows states of the lowest level, told in strides of
-    another that shares them: nothing of it is learnt again."""
+    """The distance of the critic, which knows states of the lowest level and counts in steps of the
+    body, told in strides of a level that shares them: nothing of it is learnt again."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
