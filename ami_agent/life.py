@@ -46,7 +46,7 @@ class Spec(NamedTuple):
     def done(self) -> str:
         """The actions, likewise."""
         sizes = " and ".join(f"one of {size}" for size in self.choices)
-        return f"choices of {sizes}" if sizes else f"{self.action_dim} numbers to act with"
+        return f"choices of {sizes}" if sizes else f"{self.action_dim} actions"
 
     def blank(self, count: int) -> Observation:
         """An observation `[count, *O]` of this kind, with no meaning."""
@@ -187,9 +187,7 @@ class World:
         return sensed.get("obs", sensed)
 
     def goal(self, info: Info) -> Observation:
-        """What the world names as its goal, `[B, *O]`; UnusableInput where it names none."""
-        if "goal" not in info:
-            raise UnusableInput("this world names no goal in its info; the agent needs one")
+        """What the world names as its goal, `[B, *O]`; UnusableInput where it is no observation."""
         return self.sensed(info["goal"], "goal, info['goal'],")
 
     def tensor(self, array: Any) -> Tensor:

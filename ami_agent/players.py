@@ -11,7 +11,7 @@ from torch import Tensor
 from ami_agent.agent import Agent
 from ami_agent.life import Act, Info, World, oracle, walk
 from modules.configurator import Assignment, Task
-from modules.types import Observation, Plan, by_sense
+from modules.types import Observation, Plan, UnusableInput, by_sense
 
 
 class Scene(NamedTuple):
@@ -41,6 +41,8 @@ class Errand:
             self.start = _renewed(self.start, scene.obs, scene.fresh)
         goal = self.start
         if self.assignment.aim == "world":  # else whatever the world calls so is its own affair
+            if "goal" not in scene.info:
+                raise UnusableInput("this world names no goal in its info; the agent needs one")
             goal = scene.world.goal(scene.info)
         return self.assignment.task(goal, mode)
 
