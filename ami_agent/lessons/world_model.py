@@ -56,10 +56,11 @@ class Predict(Study):
         perception, target = agent.perception, self.target.build(agent.perception)
         window, lasts = self.context + self.length, agent.memory.longest()
         if lasts < window:
+            fits = max(1, lasts - self.context)
             raise UnusableInput(
                 f"{window} steps are to be foreseen, but no episode of this life lasts longer than "
-                f"{lasts}: --objective.length {lasts} and, where it is learnt as life goes on, "
-                f"--interact.objective.length {lasts}"
+                f"{lasts}: --objective.length {fits} and, where it is learnt as life goes on, "
+                f"--interact.objective.length {fits}"
             )
         # the same whenever the same was lived: a unit that is taken again is the same unit
         some = remembered.sample(4096, 1, torch.Generator().manual_seed(0))
