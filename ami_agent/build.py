@@ -42,7 +42,7 @@ from modules.perception import KeypointEncoder, MapEncoder, SceneEncoder, Senses
 from modules.planners import CEM, MPPI, Collocation, GradientPlanner, MindsEye
 from modules.planners.outlook import ManyFutures
 from modules.recall import Associative, Belief, Landmarks, NoRecall
-from modules.types import Distance, Mode, Transition, UnusableInput, require
+from modules.types import HORIZON, BadSetting, Distance, Mode, Transition, UnusableInput, require
 from modules.world_model import WorldModel
 
 
@@ -124,6 +124,11 @@ class Config:
     evaluation: WorldConfig
     """The world in which the agent is judged: held-out layouts."""
 
+    def __post_init__(self) -> None:
+        require(self, landmarks=(0, 1_000_000), execute=HORIZON)
+        if not 0 < len(self.recipe) <= 200:
+            raise BadSetting("recipe", self.recipe, "a name of 1 to 200 characters")
+
 
 def lessons(config: Config) -> dict[str, Lesson]:
     """What is learnt, in order, by the name it has in the settings."""
@@ -158,13 +163,10 @@ def build(
 
     `worlds` and `capacity`: how many lives its memory keeps, and how many steps of each.
     """
-    if config.execute < 1:
-        raise UnusableInput(f"execute is {config.execute}; at least 1 action must be carried out")
     if not config.tasks:
         raise UnusableInput("tasks is empty; an agent needs at least one task")
     if isinstance(config.foresight, Foresight.Config) and not config.drives:
         raise UnusableInput("foresight is of drives, and there are none; it must be NoForesight")
-    require(config, landmarks=0)
     if spec.choices != (config.bounds.sizes if isinstance(config.bounds, Choice) else ()):
         raise UnusableInput(
             f"this world's actions are {_chosen(spec.choices)}, but bounds are {config.bounds}"

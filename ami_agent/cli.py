@@ -30,7 +30,6 @@ from ami_agent.flags import (
     ShowFlags,
     StudyFlags,
     TrainFlags,
-    check_episodes,
     check_target,
     device,
     rooted,
@@ -61,10 +60,7 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     config, argv = _recipe(name, argv, f"ami train {name}")
     flags = settings.parse(TrainFlags(config=config), argv, f"ami train {name}")
-    check_episodes(flags.episodes)
     check_target(flags.json)
-    if flags.curve < 0:
-        raise UnusableInput(f"--curve is {flags.curve}; it must be 0 (no curve) or more")
     out = Path(flags.out or Path("runs") / name / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
     device(flags.device)
@@ -93,7 +89,6 @@ def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str,
 
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = settings.parse(EvalFlags(), argv, "ami eval DIR")
-    check_episodes(flags.episodes)
     check_target(flags.json)
     config = runs.config_of(Path(name))
     world = config.evaluation
@@ -121,7 +116,6 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.show.live import live, stay
 
     flags = settings.parse(ShowFlags(), argv, "ami show DIR")
-    check_episodes(flags.episodes)
     check_target(flags.json)
     agent, world = runs.load(name, device(flags.device)), runs.config_of(Path(name)).evaluation
     asked: dict[str, Any] = {"mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}

@@ -14,7 +14,7 @@ from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM
 from ami_agent.lessons import Recorded
 from ami_agent.life import WorldConfig
-from modules.types import UnusableInput, require
+from modules.types import EPISODES, SEEDS, UnusableInput, require
 
 Device = Literal["auto", "cpu", "cuda"]
 Mode = Literal["react", "plan", "auto"]
@@ -53,7 +53,7 @@ class TrainFlags:
     config: Annotated[Config, tyro.conf.arg(name="")]
 
     def __post_init__(self) -> None:
-        require(self, save_every=0)
+        require(self, seed=SEEDS, episodes=EPISODES, save_every=(0.0, 1e9), curve=(0, EPISODES[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,9 @@ class EvalFlags:
     device: Device = "auto"
     json: str = ""
     """A file for the results."""
+
+    def __post_init__(self) -> None:
+        require(self, episodes=EPISODES, seed=SEEDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,7 @@ class ShowFlags:
     """A file that says where the page is and what it shows."""
 
     def __post_init__(self) -> None:
+        require(self, episodes=EPISODES, seed=SEEDS, port=(0, 65_535))
         if self.live and (self.mp4 or self.out):
             raise UnusableInput("--live writes no pictures: leave --mp4 and --out away")
         if self.port and not self.live:
@@ -138,7 +142,7 @@ class StudyFlags:
     """A file for the results."""
 
     def __post_init__(self) -> None:
-        require(self, seeds=1, episodes=1, workers=1)
+        require(self, seeds=(1, 10_000), episodes=EPISODES, workers=(1, 1000))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +168,9 @@ class ProbeFlags:
     json: str = ""
     """A file for the results."""
 
+    def __post_init__(self) -> None:
+        require(self, seed=SEEDS)
+
 
 def device(name: Device) -> str:
     """Raises UnusableInput where CUDA is asked for and not there."""
@@ -181,11 +188,6 @@ def check_target(path: str) -> None:
         raise UnusableInput(f"--json {path}: a file in a folder that exists is needed")
     if path and not os.access(file if file.exists() else file.parent, os.W_OK):
         raise UnusableInput(f"--json {path}: nobody may write there")
-
-
-def check_episodes(episodes: int) -> None:
-    if episodes < 1:
-        raise UnusableInput(f"--episodes is {episodes}; there must be at least 1")
 
 
 def rooted(world: WorldConfig) -> WorldConfig:

@@ -11,7 +11,7 @@ from math import cos, pi
 import torch
 from torch import Tensor, nn
 
-from modules.types import Diverged, UnusableInput, require
+from modules.types import BATCH, FRACTION, RATE, STEPS, Diverged, UnusableInput, require
 
 Loss = Callable[[torch.Generator], dict[str, Tensor]]
 """Draws its own batch with the generator it is given; so a seed decides everything."""
@@ -32,7 +32,8 @@ class Learning:
     """Share of the rate that is left at the end."""
 
     def __post_init__(self) -> None:
-        require(self, steps=0, batch=1, lr=0, warmup=0, clip=1e-6, weight_decay=0, last=0)
+        require(self, steps=STEPS, batch=BATCH, lr=RATE, warmup=STEPS, clip=(1e-6, 1e12))
+        require(self, weight_decay=RATE, last=FRACTION)
 
     def groups(self, together: int) -> int:
         """How many groups of `together` a batch has; raises UnusableInput if it doesn't divide."""

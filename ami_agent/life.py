@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ami_agent.deeds import deeds
 from ami_agent.guard import Failed
+from ami_agent.options import Options, check_options
 from ami_agent.senses import Sense, readers, told_by
 from ami_agent.vectors import Worlds, make
 from modules.configurator import Assignment
-from modules.types import ALIVE, Observation, Transition, UnusableInput, require
+from modules.types import ALIVE, STEPS, Observation, Transition, UnusableInput, require
 
 Info: TypeAlias = Mapping[str, Any]
 
@@ -97,8 +98,9 @@ class WorldConfig:
     """Python modules (or files, x.py) whose import makes the world known to Gymnasium."""
     variant: str = ""
     """Its keyword argument `variant`, where it has one."""
-    options: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Further keyword arguments of the world."""
+    options: Options = field(default_factory=dict)
+    """Further keyword arguments of the environment, as pairs NAME VALUE; a VALUE may be JSON
+    ('[8, 8]', null, '"8"' for a text). None, if nothing or `none` follows."""
     limit: int = 0
     """Steps after which time has run out; 0 leaves it to the world."""
     repeat: int = 1
@@ -112,7 +114,8 @@ class WorldConfig:
     """Whether the body feels that it lives on: a channel "alive", 0 where a life ends."""
 
     def __post_init__(self) -> None:
-        require(self, limit=0, repeat=1, stack=1)
+        require(self, limit=STEPS, repeat=(1, 10_000), stack=(1, 1000))
+        check_options(self.options)
 
     def under(self, assignment: Assignment) -> WorldConfig:
         """The same world, judging this task."""

@@ -20,7 +20,8 @@ from cattrs.preconf.json import make_converter
 from cattrs.strategies import configure_tagged_union
 
 from ami_agent.build import Config
-from modules.types import UnusableInput
+from ami_agent.options import Unparsed, parse_options
+from modules.types import BadSetting, UnusableInput
 
 Settings = TypeVar("Settings")
 
@@ -112,7 +113,7 @@ def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
 
     Raises UnusableInput with one line for a flag or a value that won't do.
     """
-    return _widen(_parse(default, argv, program), default)
+    return _widen(_parse(default, argv, program), default, "--")
 
 
 def parse_known(default: Settings, argv: Sequence[str], program: str) -> tuple[Settings, list[str]]:
@@ -123,7 +124,7 @@ def parse_known(default: Settings, argv: Sequence[str], program: str) -> tuple[S
         with contextlib.suppress(SystemExit):
             _parse(default, helping, program)
     found, rest = _parse(default, asked, program, return_unknown_args=True)
-    return _widen(found, default), [*rest, *helping]
+    return _widen(found, default, "--"), [*rest, *helping]
 
 
 def _parse(default: Any, argv: Sequence[str], program: str, **how: Any) -> Any:
@@ -165,17 +166,59 @@ def _narrow(default: Any) -> Any:
                 hint = Annotated[hint, tyro.conf.Suppress]  # no flags within a mapping
             fields.append((name, hint, dataclasses.field(default_factory=partial(copy, value))))
     return dataclasses.make_dataclass(
-        kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True
-    )
+        kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True,
+        namespace={"__post_init__": _unchecked},
+    )  # fmt: skip
 
 
-def _widen(found: Any, default: Any) -> Any:
-    """The same values in the class of `default`."""
+def _unchecked(settings: Any) -> None:
+    """Values are checked in `_widen`, where it is known which flag they come from."""
+
+
+def _widen(found: Any, default: Any, path: str) -> Any:
+    """The same values in the class of `default`, whose flags begin with `path`; UnusableInput,
+    which names the flag, for values that this class refuses."""
     values = {}
+    hints = get_type_hints(type(default), include_extras=True)
     for field in dataclasses.fields(default):
         value, before = getattr(found, field.name), getattr(default, field.name)
-        values[field.name] = _widen(value, before) if dataclasses.is_dataclass(before) else value
-    return type(default)(**values)
+        if dataclasses.is_dataclass(before):
+            name = _flag_name(field.name, hints[field.name])
+            value = _widen(value, before, f"{path}{name}." if name else path)
+        elif isinstance(value, Unparsed):
+            try:
+                value = parse_options(value)
+            except UnusableInput as error:
+                raise UnusableInput(f"{path}{field.name}: {error}") from None
+        values[field.name] = value
+    try:
+        return type(default)(**values)
+    except BadSetting as error:
+        name, _, rest = error.name.partition(" ")  # a key of a dict follows its name
+        flag = _flag_name(name, hints.get(name)) + f" {rest}".rstrip()
+        raise BadSetting(f"{path}{flag}", error.value, error.right) from None
+    except UnusableInput as error:
+        where = f"{path.rstrip('.')}: " if path.strip("-") else ""
+        raise UnusableInput(f"{where}{error}") from None
+
+
+def _flag_name(name: str, hint: Any) -> str:
+    """What a field is called on the command line."""
+    marks = hint.__metadata__ if get_origin(hint) is Annotated else ()
+    given = [mark.name for mark in marks if isinstance(getattr(mark, "name", None), str)]
+    return given[0] if given else name.replace("_", "-")
+
+
+PLAINER = {
+    r"^Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)": (
+        r"\1 is \2; it must be a whole number"
+    ),
+    r"^Error parsing (--\S+): could not convert string to float: (.*)": (
+        r"\1 is \2; it must be a number"
+    ),
+    r"^Error parsing (--\S+)": r"\1",
+}
+"""What the parser says, and the same without Python's names for it."""
 
 
 def _one_line(box: str) -> str:
@@ -185,4 +228,6 @@ def _one_line(box: str) -> str:
     told = [" ".join(p.split()) for p in paragraphs]
     message = next((text for text in told if ":" in text), " ".join(told))
     meant = re.search(r"Perhaps you meant:\s*(--\S+)", " ".join(told))
+    for pattern, plain in PLAINER.items():
+        message = re.sub(pattern, plain, message)
     return message + (f" (perhaps you meant {meant[1]}?)" if meant else "")

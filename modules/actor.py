@@ -12,7 +12,7 @@ from modules.bounds import Bounds
 from modules.layers import Neighbourhoods, first_of, mlp, sharp
 from modules.planners.common import MindsEye
 from modules.planners.outlook import Thought
-from modules.types import Decide, Focus, Mode, Plan, Shape, require
+from modules.types import FRACTION, HORIZON, WIDTH, Decide, Focus, Mode, Plan, Shape, require
 
 
 class Policy(nn.Module):
@@ -29,7 +29,7 @@ class Policy(nn.Module):
         """Three layers with kinks in the place of two smooth ones, for what has to be timed."""
 
         def __post_init__(self) -> None:
-            require(self, hidden=1, aims=0)
+            require(self, hidden=WIDTH, aims=(0, 65_536))
 
         def build(self, shape: Shape, action_dim: int, bounds: Bounds, told: int) -> Policy:
             size, aims = prod(shape), first_of(self.aims, shape) or prod(shape)
@@ -63,6 +63,9 @@ class MapPolicy(Policy):
     class Config:
         channels: int = 32
         hidden: int = 256
+
+        def __post_init__(self) -> None:
+            require(self, channels=WIDTH, hidden=WIDTH)
 
         def build(self, shape: Shape, action_dim: int, bounds: Bounds, told: int) -> MapPolicy:
             # flat maps one behind the other are their channels
@@ -173,7 +176,7 @@ class Restless:
         """Energy below which there is nothing to gain; both in the units of the cost."""
 
         def __post_init__(self) -> None:
-            require(self, period=1)
+            require(self, period=HORIZON, progress=FRACTION, content=(0.0, 1e12))
 
         def build(self, actor: Mode, eye: MindsEye) -> Mode:
             return Restless(self, actor, eye)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modules.layers import mlp
 from modules.planners.common import Thought, Warm, intended
-from modules.types import Focus, Plan, Planner, Shape, require
+from modules.types import FRACTION, STEPS, WIDTH, Focus, Plan, Planner, Shape, require
 
 
 class Expectation(nn.Module):
@@ -100,7 +100,7 @@ class Auto:
         """Steps for which a thought holds, unless what it found gets worse by more than `slack`."""
 
         def __post_init__(self) -> None:
-            require(self, hidden=1, tolerance=0, slack=0, patience=0)
+            require(self, hidden=WIDTH, tolerance=FRACTION, slack=(0.0, 1e3), patience=STEPS)
 
         def expectation(self, shape: Shape, tasks: int, told: int) -> Expectation:
             return Expectation(mlp(3 * prod(shape) + told, self.hidden, 1), tasks, told)

@@ -54,7 +54,7 @@ class Ball(_Smooth):
     """Below 1 it keeps the mind to actions as long as those that memory knows."""
 
     def __post_init__(self) -> None:
-        require(self, radius=_TINY)
+        require(self, radius=(_TINY, 1e3))
 
     def bound(self, free: Tensor) -> Tensor:
         """r u tanh|u| / |u|, `[..., A]`."""

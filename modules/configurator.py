@@ -7,12 +7,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from modules.types import TO_GOAL, Focus, Observation, UnusableInput, require
+from modules.types import (
+    FRACTION,
+    HORIZON,
+    TO_GOAL,
+    WEIGHT,
+    Focus,
+    Observation,
+    UnusableInput,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +61,14 @@ class Assignment:
     weights: dict[str, float] = field(default_factory=dict)
     horizon: int = 0
     tail: float | None = None
-    options: dict[str, int | float | str] = field(default_factory=dict)
-    """Keyword arguments of the world in which this task is judged."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment in which this task is evaluated."""
+
+    def __post_init__(self) -> None:
+        require(self, drives=WEIGHT, limits=(-1e12, 1e12), attend=WEIGHT, weights=WEIGHT)
+        require(self, horizon=(0, HORIZON[1]))
+        if self.tail is not None:
+            require(self, tail=FRACTION)
 
     def task(self, goal: Observation | None, mode: str) -> Task:
         """In the user's words."""
@@ -82,8 +97,7 @@ class Configurator:
         """Costs whose weights the policy is told, so that it knows the task."""
 
         def __post_init__(self) -> None:
-            require(self, reach=0, effort=0, critic=0)
-            _check_tail(self.tail)
+            require(self, reach=WEIGHT, effort=WEIGHT, critic=WEIGHT, attend=WEIGHT, tail=FRACTION)
 
         def build(
             self, horizon: int, steps: int, modes: tuple[str, ...], senses: Sequence[str],

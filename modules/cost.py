@@ -18,7 +18,17 @@ from modules.distance import GlanceQuasimetric, MapQuasimetric, Quasimetric, Wav
 from modules.drives import Drives
 from modules.intrinsic import INTRINSIC
 from modules.layers import InUnits, Judges, sharp
-from modules.types import Energy, Focus, Rollout, Shape, UnusableInput, require
+from modules.types import (
+    FRACTION,
+    WIDTH,
+    BadSetting,
+    Energy,
+    Focus,
+    Rollout,
+    Shape,
+    UnusableInput,
+    require,
+)
 
 Doubt = Callable[[Tensor, Tensor], Tensor]
 """States `[..., D]`, actions `[..., A]` -> how little is known of what follows, `[...]`."""
@@ -60,6 +70,12 @@ class NoCritic(nn.Module):
         return 0 * rollout.actions.sum((-2, -1))  # has a gradient, as every energy has
 
 
+def _check_discount(config: Foresight.Config | NoForesight.Config) -> None:
+    require(config, discount=FRACTION)
+    if config.discount == 1:
+        raise BadSetting("discount", config.discount, "from 0 to less than 1")
+
+
 class Foresight(InUnits):
     """A critic for every drive: V(s) = sum_k gamma^k c_k, the discounted intrinsic cost that is
     still to come after state s, `[..., D]` -> `[..., W]` (LeCun 2022, 4.3; Sutton & Barto 2018,
@@ -78,9 +94,8 @@ class Foresight(InUnits):
         (Ball et al. 2023)."""
 
         def __post_init__(self) -> None:
-            require(self, hidden=1, discount=0, critics=1)
-            if not self.discount < 1:
-                raise UnusableInput(f"discount is {self.discount}; it must be below 1")
+            require(self, hidden=WIDTH, critics=(1, 100))
+            _check_discount(self)
 
         def build(self, shape: Shape, drives: int) -> Foresight:
             size, hidden, norm = prod(shape), self.hidden, self.norm
@@ -105,6 +120,9 @@ class NoForesight(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         discount: float = 0.97
+
+        def __post_init__(self) -> None:
+            _check_discount(self)
 
         def build(self, shape: Shape, drives: int) -> NoForesight:
             return NoForesight(self.discount)

@@ -8,7 +8,7 @@ from math import prod
 from torch import Tensor, nn
 
 from modules.layers import First, Glance, Neighbourhoods, first_of, in_waves, mlp
-from modules.types import Shape, require
+from modules.types import WIDTH, Shape, require
 
 
 class Quasimetric(nn.Module):
@@ -23,6 +23,9 @@ class Quasimetric(nn.Module):
         hidden: int = 128
         groups: int = 8
         units: int = 8
+
+        def __post_init__(self) -> None:
+            require(self, hidden=WIDTH, groups=WIDTH, units=WIDTH)
 
         def build(self, shape: Shape) -> Quasimetric:
             embed = mlp(prod(shape), self.hidden, self.groups * self.units)
@@ -59,7 +62,8 @@ class WaveQuasimetric(Quasimetric):
         about may be less than a state tells: a place, whatever the legs do there."""
 
         def __post_init__(self) -> None:
-            require(self, hidden=1, groups=1, units=1, waves=1, detail=0, aims=0)
+            require(self, hidden=WIDTH, groups=WIDTH, units=WIDTH, waves=WIDTH)
+            require(self, detail=(0.0, 1e6), aims=(0, 65_536))
 
         def build(self, shape: Shape) -> WaveQuasimetric:
             aims = first_of(self.aims, shape)
@@ -79,6 +83,9 @@ class MapQuasimetric(Quasimetric):
         groups: int = 8
         units: int = 8
 
+        def __post_init__(self) -> None:
+            require(self, channels=WIDTH, hidden=WIDTH, groups=WIDTH, units=WIDTH)
+
         def build(self, shape: Shape) -> MapQuasimetric:
             size = self.groups * self.units
             embed = Neighbourhoods(shape, self.channels, self.hidden, size)
@@ -96,7 +103,7 @@ class GlanceQuasimetric(Quasimetric):
         glance: Glance.Config = field(default_factory=lambda: Glance.Config(reach=6))
 
         def __post_init__(self) -> None:
-            require(self, hidden=1, groups=1, units=1)
+            require(self, hidden=WIDTH, groups=WIDTH, units=WIDTH)
 
         def build(self, shape: Shape) -> GlanceQuasimetric:
             glance = self.glance.build(shape)

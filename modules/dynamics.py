@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import Glance, in_waves
-from modules.types import Shape, require
+from modules.types import WIDTH, Shape, require
 
 
 class Dynamics(Protocol):
@@ -59,7 +59,7 @@ class VectorDynamics(nn.Module):
         hidden: int = 128
 
         def __post_init__(self) -> None:
-            require(self, hidden=1)
+            require(self, hidden=WIDTH)
 
         def build(self, shape: Shape, action_dim: int, latent: int = 0) -> VectorDynamics:
             look = nn.Linear(prod(shape), self.hidden)
@@ -102,7 +102,7 @@ class WaveDynamics(VectorDynamics):
         """Radians per unit of the state: how fine they are."""
 
         def __post_init__(self) -> None:
-            require(self, hidden=1, waves=1, detail=0)
+            require(self, hidden=WIDTH, waves=WIDTH, detail=(0.0, 1e6))
 
         def build(self, shape: Shape, action_dim: int, latent: int = 0) -> WaveDynamics:
             look = in_waves(prod(shape), self.waves, self.detail, self.hidden)
@@ -119,7 +119,7 @@ class GlanceDynamics(VectorDynamics):
         glance: Glance.Config = field(default_factory=Glance.Config)
 
         def __post_init__(self) -> None:
-            require(self, hidden=1)
+            require(self, hidden=WIDTH)
 
         def build(self, shape: Shape, action_dim: int, latent: int = 0) -> GlanceDynamics:
             glance = self.glance.build(shape)
@@ -134,6 +134,9 @@ class MapDynamics(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 64
+
+        def __post_init__(self) -> None:
+            require(self, hidden=WIDTH)
 
         def build(self, shape: Shape, action_dim: int, latent: int = 0) -> MapDynamics:
             return MapDynamics(self, shape, action_dim, latent)

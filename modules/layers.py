@@ -8,7 +8,7 @@ from math import isqrt, prod
 import torch
 from torch import Tensor, nn
 
-from modules.types import Shape, UnusableInput, require
+from modules.types import WIDTH, Shape, UnusableInput, require
 
 
 def mlp(size: int, hidden: int, out: int) -> nn.Sequential:
@@ -148,7 +148,7 @@ class Glance(nn.Module):
         """Places of the map that are seen to every side of a point."""
 
         def __post_init__(self) -> None:
-            require(self, points=1, channels=1, reach=0)
+            require(self, points=WIDTH, channels=WIDTH, reach=(0, 1000))
 
         def build(self, shape: Shape) -> Glance:
             side = isqrt(max(0, prod(shape) - 4 * self.points) // self.channels)

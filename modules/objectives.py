@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from modules.types import WEIGHT, require
+
 _EPS = 1e-4
 
 
@@ -247,6 +249,9 @@ class Weights:
     some prototypes, all of which are used alike (SwAV)."""
     agreement: float = 0.0
     """States that were foretold point where those that came do, however long (BYOL, SimSiam)."""
+
+    def __post_init__(self) -> None:
+        require(self, **dict.fromkeys(vars(self), WEIGHT))
 
 
 OTHERS = (

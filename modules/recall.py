@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from modules.types import Observation, Shape, by_sense, require
+from modules.types import HORIZON, WIDTH, Observation, Shape, by_sense, require
 
 Trace: TypeAlias = tuple[Tensor, ...]
 
@@ -54,7 +54,7 @@ class Belief(NoRecall):
         hidden: int = 64
 
         def __post_init__(self) -> None:
-            require(self, hidden=1)
+            require(self, hidden=WIDTH)
 
         def build(self, shape: Shape) -> Belief:
             return Belief(prod(shape), self.hidden)
@@ -84,7 +84,7 @@ class Associative(NoRecall):
         """Numbers of a key and of a value."""
 
         def __post_init__(self) -> None:
-            require(self, moments=1, size=1)
+            require(self, moments=HORIZON, size=WIDTH)
 
         def build(self, shape: Shape) -> Associative:
             return Associative(prod(shape), self)

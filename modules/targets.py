@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from modules.types import Gains, Observation
+from modules.types import FRACTION, Gains, Observation, require
 
 
 class Itself(nn.Module):
@@ -47,6 +47,9 @@ class MovingAverage(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         decay: float = 0.99
+
+        def __post_init__(self) -> None:
+            require(self, decay=FRACTION)
 
         def build(self, perception: nn.Module) -> MovingAverage:
             return MovingAverage(perception, self.decay)

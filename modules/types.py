@@ -11,7 +11,6 @@ into `[C, h, w]` for themselves, so that nobody else has to know.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import inf
 from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -56,13 +55,69 @@ class UnusableInput(ValueError):
     """What was given can't be used; the message names the thing, the value and what would do."""
 
 
-def require(settings: object, **least: float) -> None:
-    """Raises UnusableInput naming the first setting that is less than it must be, or infinite."""
-    for name, bound in least.items():
+class BadSetting(UnusableInput):
+    """The value of one setting makes no sense. `name` is the setting's name in its own dataclass;
+    whoever knows where this dataclass stands names the whole path."""
+
+    def __init__(self, name: str, value: object, right: str) -> None:
+        super().__init__(f"{name} is {_short(value)}; it must be {right}")
+        self.name, self.value, self.right = name, value, right
+
+
+Range: TypeAlias = "tuple[int, int] | tuple[float, float]"
+"""Lowest and highest value of a number; two ints: the number must be an int as well."""
+
+SEEDS: Range = (0, 2**31 - 1)
+STEPS: Range = (0, 1_000_000_000)
+ENV_STEPS: Range = (1, 1_000_000_000)
+"""Steps or updates of which there must be one at least."""
+ITERATIONS: Range = (0, 100_000)
+"""Iterations of a planner."""
+EPISODES: Range = (1, 1_000_000)
+BATCH: Range = (1, 1_000_000)
+WIDTH: Range = (1, 65_536)
+"""Units of a layer, channels of a map, dimensions of a state."""
+HORIZON: Range = (1, 10_000)
+WEIGHT: Range = (0.0, 1e6)
+"""Weight of a loss term or of a cost."""
+FRACTION: Range = (0.0, 1.0)
+"""Fractions, probabilities, decays of moving averages."""
+RATE: Range = (0.0, 10.0)
+"""Learning rates."""
+MANY = 1000
+"""Numbers in one setting."""
+
+
+def require(settings: object, **ranges: Range) -> None:
+    """Raises BadSetting for the first number outside its range, of another type, NaN or infinite.
+    Of a tuple every element must be in the range, of a dict every value."""
+    for name, (low, high) in ranges.items():
         value = vars(settings)[name]
-        if not bound <= value < inf:  # NaN is less than nothing
-            limit = "finite" if value == inf else f"at least {bound}"
-            raise UnusableInput(f"{name} is {value}; it must be {limit}")
+        parts: list[tuple[str, object]] = [(name, value)]
+        if isinstance(value, (tuple, list)):
+            parts = [(name, part) for part in value]
+            if len(value) > MANY:
+                raise BadSetting(name, value, f"at most {MANY} numbers")
+        elif isinstance(value, Mapping):
+            parts = [(f"{name} {key}", part) for key, part in value.items()]
+        whole = isinstance(low, int)
+        for label, part in parts:
+            number = isinstance(part, int if whole else (int, float)) and not isinstance(part, bool)
+            if not number or not low <= part <= high:  # type: ignore[operator]  # NaN is outside
+                kind = "a whole number " if whole else ""
+                raise BadSetting(label, part, f"{kind}from {_plain(low)} to {_plain(high)}")
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        return "too large to print"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 class Diverged(ArithmeticError):

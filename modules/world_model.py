@@ -25,7 +25,7 @@ from modules.dynamics import (
 )
 from modules.latents import DiscreteLatent, GaussianLatent, Latent, NoLatent, SparseLatent
 from modules.layers import InUnits, mlp, sharp
-from modules.types import Decide, Rollout, Shape, require
+from modules.types import WIDTH, Decide, Rollout, Shape, require
 
 
 class Level(nn.Module):
@@ -62,7 +62,7 @@ class Feeling(InUnits):
         hidden: int = 128
 
         def __post_init__(self) -> None:
-            require(self, hidden=1)
+            require(self, hidden=WIDTH)
 
         def build(self, shape: Shape, channels: int, action_dim: int) -> Feeling:
             return Feeling(sharp(prod(shape), self.hidden, channels), channels)
@@ -82,7 +82,7 @@ class StepFeeling(InUnits):
         hidden: int = 128
 
         def __post_init__(self) -> None:
-            require(self, hidden=1)
+            require(self, hidden=WIDTH)
 
         def build(self, shape: Shape, channels: int, action_dim: int) -> StepFeeling:
             size = 2 * prod(shape) + action_dim
@@ -122,7 +122,7 @@ class Ensemble(nn.Module):
         hidden: int = 64
 
         def __post_init__(self) -> None:
-            require(self, members=2, hidden=1)
+            require(self, members=(2, 100), hidden=WIDTH)
 
         def build(self, shape: Shape, action_dim: int) -> Ensemble:
             size = prod(shape)

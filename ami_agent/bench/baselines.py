@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from ami_agent.bench import rivals
 from ami_agent.bench.rivals import Curve
 from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM, play_many
-from ami_agent.flags import Device, check_episodes, device, rooted
+from ami_agent.flags import Device, device, rooted
 from ami_agent.lessons import Interact
 from ami_agent.life import WorldConfig
 from ami_agent.players import aimless
@@ -27,7 +26,7 @@ from ami_agent.recipes.gym import gym
 from ami_agent.report import Report, table
 from ami_agent.train import train
 from modules.bounds import Choice
-from modules.types import UnusableInput, require
+from modules.types import EPISODES, STEPS, UnusableInput, require
 
 Who = Literal["random", "ami", "sac", "td3", "ppo", "dqn", "her"]
 
@@ -84,10 +83,9 @@ class Baselines:
     """A file for the results."""
 
     def __post_init__(self) -> None:
-        if self.solved is not None and not isfinite(self.solved):
-            raise UnusableInput(f"solved is {self.solved}; it must be a mean return")
-        require(self, steps=0, every=0, seeds=1)
-        check_episodes(self.episodes)
+        if self.solved is not None:
+            require(self, solved=(-1e12, 1e12))
+        require(self, steps=STEPS, every=STEPS, seeds=(1, 10_000), episodes=EPISODES)
 
     def run(self, console: Console) -> dict[str, Any]:
         """By world: the threshold, and by who the curve of each seed."""

@@ -39,7 +39,7 @@ class Thoughts:
     """A file for the results."""
 
     def __post_init__(self) -> None:
-        require(self, seconds=0)
+        require(self, seconds=(0.0, 1e6), counts=(1, 1_000_000))
         check_counts(self.counts)
         if not self.modes:
             raise UnusableInput("--modes names none; there are react, plan and auto")

@@ -42,7 +42,7 @@ class Speed:
     """A file for the results."""
 
     def __post_init__(self) -> None:
-        require(self, seconds=0)
+        require(self, seconds=(0.0, 1e6), counts=(1, 1_000_000))
         check_counts(self.counts)
 
     def run(self, console: Console) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from modules.distance import Quasimetric
 from modules.graph import hops, shortest_paths
 from modules.recall import recalled
 from modules.targets import MovingAverage
-from modules.types import UnusableInput, each, require
+from modules.types import BATCH, FRACTION, HORIZON, UnusableInput, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -49,7 +49,7 @@ class Separate(Study):
     """Steps of life that are one step of the distance: more where a body is slow."""
 
     def __post_init__(self) -> None:
-        require(self, far=0, slack=0, length=1)
+        require(self, far=(0.0, 1e6), slack=(0.0, 1e3), together=BATCH, length=HORIZON)
         self.learning.groups(self.together)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
@@ -79,6 +79,9 @@ class Bootstrap(Study):
     lag: float = 0.99
     length: int = 16
     """How much later in the episode a goal may lie."""
+
+    def __post_init__(self) -> None:
+        require(self, lag=FRACTION, length=HORIZON)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         memory, distance = as_states(agent), critic_of(agent)
@@ -119,7 +122,8 @@ class ShortestPaths(Study):
     """Share of the states that are predicted from the one before instead of perceived."""
 
     def __post_init__(self) -> None:
-        require(self, layouts=1, nodes=2)
+        require(self, layouts=(1, 1_000_000), nodes=(2, 100_000), together=BATCH)
+        require(self, hop=(0.0, 1e6), imagined=FRACTION)
         self.learning.groups(self.together)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:

@@ -18,7 +18,7 @@ from modules.cost import Foresight
 from modules.drives import Drives
 from modules.planners.common import Guesses
 from modules.targets import MovingAverage
-from modules.types import UnusableInput, require
+from modules.types import FRACTION, HORIZON, UnusableInput, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -46,10 +46,8 @@ class Foresee(Study):
     """Their steps, H."""
 
     def __post_init__(self) -> None:
-        require(self, length=1, trace=0, expectile=0, lag=0, futures=0, horizon=1)
-        for name in ("trace", "expectile", "lag"):
-            if getattr(self, name) > 1:
-                raise UnusableInput(f"{name} is {getattr(self, name)}; it must be 1 or less")
+        require(self, length=HORIZON, trace=FRACTION, expectile=FRACTION, lag=FRACTION)
+        require(self, futures=(0, 1_000_000), horizon=HORIZON)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         return Foreseer(self, agent, seed)

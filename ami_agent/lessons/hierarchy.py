@@ -18,7 +18,7 @@ from ami_agent.losses import Multiplier, level_loss
 from modules.hierarchy import LandmarkGraph, MacroLevels
 from modules.hierarchy.landmarks import CHUNK
 from modules.planners.outlook import hypercube
-from modules.types import UnusableInput, require
+from modules.types import HORIZON, WEIGHT, UnusableInput, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -46,8 +46,8 @@ class Ascend(Study):
     macro-action should, and whoever draws it would have no say in where a stride leads."""
 
     def __post_init__(self) -> None:
-        require(self, length=1, far=0, slack=0, prediction=0, variance=0, covariance=0)
-        require(self, information=0)
+        require(self, length=HORIZON, far=(0.0, 1e6), slack=(0.0, 1e3), prediction=WEIGHT)
+        require(self, variance=WEIGHT, covariance=WEIGHT, information=WEIGHT)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         if not isinstance(agent.hierarchy, MacroLevels):
@@ -112,7 +112,7 @@ class Survey(Study):
     """Steps of each."""
 
     def __post_init__(self) -> None:
-        require(self, remembered=1, walks=1, length=1)
+        require(self, remembered=(1, 10_000_000), walks=(1, 10_000_000), length=HORIZON)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         if not isinstance(agent.hierarchy, LandmarkGraph):

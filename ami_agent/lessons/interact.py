@@ -15,7 +15,7 @@ from ami_agent.lessons.rehearse import Improve, Rehearsal, joined, part_of
 from ami_agent.life import Act, WorldConfig
 from ami_agent.players import Begin, Scene, mind
 from modules.bounds import Bounds
-from modules.types import Observation, require
+from modules.types import ENV_STEPS, Observation, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -37,7 +37,7 @@ class Interact(Improve):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, steps=1, ratio=0, noise=0)
+        require(self, steps=ENV_STEPS, ratio=(0.0, 1e3), noise=(0.0, 1e3))
 
     @property
     def lives(self) -> int:

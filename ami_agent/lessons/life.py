@@ -12,8 +12,9 @@ from torch import Tensor
 from ami_agent.guard import Died
 from ami_agent.lessons.base import Pupil
 from ami_agent.life import Act, Info, Lived, World, WorldConfig, ended, live, seen
+from ami_agent.options import Options, check_options
 from ami_agent.players import Begin, Scene, mind, wanderer
-from modules.types import Observation, each, require
+from modules.types import ENV_STEPS, Observation, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -36,11 +37,12 @@ class Live:
     worlds: int = 1500
     steps: int = 64
     """Steps lived in each world."""
-    options: dict[str, int | float | str] = field(default_factory=dict)
-    """Keyword arguments of the world that hold for this lesson only."""
+    options: Options = field(default_factory=dict)
+    """Keyword arguments of the environment that hold for this stage only."""
 
     def __post_init__(self) -> None:
-        require(self, worlds=1, steps=1)
+        require(self, worlds=(1, 1_000_000), steps=ENV_STEPS)
+        check_options(self.options)
 
     @property
     def lives(self) -> int:
@@ -60,10 +62,11 @@ class Practise:
 
     steps: int = 24
     """Steps lived in each world."""
-    options: dict[str, int | float | str] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self, steps=1)
+        require(self, steps=ENV_STEPS)
+        check_options(self.options)
 
     @property
     def lives(self) -> int:

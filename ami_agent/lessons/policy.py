@@ -16,10 +16,20 @@ from ami_agent.learning import Learning
 from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.life import WorldConfig, ended, seen
 from ami_agent.losses import policy_loss
+from ami_agent.options import Options, check_options
 from ami_agent.players import Errand, Scene
 from modules.actor import Habit
 from modules.configurator import Assignment
-from modules.types import Focus, Observation, UnusableInput, each, require
+from modules.types import (
+    BATCH,
+    ENV_STEPS,
+    HORIZON,
+    Focus,
+    Observation,
+    UnusableInput,
+    each,
+    require,
+)
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -42,7 +52,7 @@ class Amortise(Study):
     from a single moment: nothing has been lived here that boredom could be measured by."""
 
     def __post_init__(self) -> None:
-        require(self, horizon=1)
+        require(self, horizon=HORIZON, together=BATCH)
         self.learning.groups(self.together)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
@@ -93,7 +103,7 @@ class Retrace(Study):
     """Steps by which such a goal followed, at most."""
 
     def __post_init__(self) -> None:
-        require(self, ahead=1)
+        require(self, ahead=HORIZON)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         memory, policy = as_states(agent), agent.policy
@@ -128,14 +138,16 @@ class Distil(Study):
     """Steps lived in each world and round; each is labelled by Mode-2."""
     noise: float = 0.3
     """How far the policy's actions are shaken, so that it also meets states beside its way."""
-    options: dict[str, int | float | str] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     imitate: tuple[str, ...] = ()
     """Tasks in which the policy learns from the plans, by name; all where none is named. In the
     others it goes on doing what it does (what `Amortise` taught it), and only what energy plans
     have is learnt."""
 
     def __post_init__(self) -> None:
-        require(self, rounds=1, worlds=1, steps=1, noise=0)
+        require(self, rounds=(1, 100_000), worlds=(1, 1_000_000), steps=ENV_STEPS)
+        require(self, noise=(0.0, 1e3))
+        check_options(self.options)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         return Apprentice(self, agent, world, seed)

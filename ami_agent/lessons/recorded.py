@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ami_agent.lessons.base import Pupil
 from ami_agent.life import World, WorldConfig
-from modules.types import UnusableInput, require
+from modules.types import STEPS, UnusableInput, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -30,7 +30,7 @@ class Recorded:
     last. All, if not given."""
 
     def __post_init__(self) -> None:
-        require(self, steps=0)
+        require(self, steps=STEPS)
         if self.minari and self.run:
             raise UnusableInput(f"data are of minari {self.minari} or of run {self.run}, not both")
 

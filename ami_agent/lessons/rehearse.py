@@ -21,7 +21,7 @@ from modules.actor import Habit
 from modules.cost import Body, Cost
 from modules.recall import recalled
 from modules.targets import MovingAverage
-from modules.types import UnusableInput, each, require
+from modules.types import ENV_STEPS, FRACTION, HORIZON, UnusableInput, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -58,10 +58,8 @@ class Improve:
     (`--curve`)."""
 
     def __post_init__(self) -> None:
-        require(self, horizon=1, trace=0, lag=0, judge=1, hindsight=0)
-        for name in ("trace", "lag", "hindsight"):
-            if getattr(self, name) > 1:
-                raise UnusableInput(f"{name} is {getattr(self, name)}; it must be 1 or less")
+        require(self, horizon=HORIZON, trace=FRACTION, lag=FRACTION, hindsight=FRACTION)
+        require(self, judge=ENV_STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +70,7 @@ class Rehearse(Improve, Study):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, updates=1)
+        require(self, updates=ENV_STEPS)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
         return Rehearsal(self, agent, world, self.updates, seed)

@@ -16,7 +16,7 @@ from ami_agent.life import WorldConfig
 from ami_agent.losses import unroll_loss, world_model_loss
 from modules.objectives import OTHERS, Weights, directions
 from modules.targets import Itself, MovingAverage, Stopped
-from modules.types import Trajectory, UnusableInput, each, require
+from modules.types import BATCH, FRACTION, HORIZON, Trajectory, UnusableInput, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -45,7 +45,7 @@ class Predict(Study):
     )
 
     def __post_init__(self) -> None:
-        require(self, length=1, context=0, primed=0)
+        require(self, length=HORIZON, context=(0, HORIZON[1]), together=BATCH, primed=FRACTION)
         self.learning.groups(self.together)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
@@ -121,7 +121,7 @@ class Refine(Study):
     """Steps unrolled, T."""
 
     def __post_init__(self) -> None:
-        require(self, length=1)
+        require(self, length=HORIZON)
         self.learning.groups(2)
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:

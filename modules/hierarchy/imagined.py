@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from modules.graph import Legs, cheapest, distrusted, strides, way
 from modules.hierarchy.common import Rung, spots
 from modules.hierarchy.patience import LITTLE, Trust, trusted
-from modules.types import TO_GOAL, Ahead, Distance, Focus, Shape, UnusableInput, require
+from modules.types import (
+    ENV_STEPS,
+    HORIZON,
+    TO_GOAL,
+    Ahead,
+    Distance,
+    Focus,
+    Shape,
+    UnusableInput,
+    require,
+)
 
 CHUNK = 16
 """Landmarks that all else is compared with in one go: all at once may be too much to hold."""
@@ -64,8 +74,10 @@ class ImaginedGraph(nn.Module):
         """Plans after which whoever has got nowhere looks for another way."""
 
         def __post_init__(self) -> None:
-            require(self, landmarks=2, grow=1, ways=1, length=1, apart=0, waiting=1)
-            require(self, hop=1e-3, stride=1e-3, ahead=1, hops=1, patience=1)
+            many = (1, 100_000)
+            require(self, landmarks=(2, 100_000), grow=many, ways=many, length=HORIZON)
+            require(self, apart=(0.0, 1e6), waiting=many, hop=(1e-3, 1e6), stride=(1e-3, 1e6))
+            require(self, ahead=HORIZON, hops=many, patience=ENV_STEPS)
 
         def build(
             self, shape: Shape, action_dim: int, distance: Distance | None, ahead: Ahead

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from modules.graph import Legs, distrusted, shortest_paths, strides, way
 from modules.hierarchy.common import Rung, spots
 from modules.hierarchy.patience import LITTLE, Trust, trusted
-from modules.types import TO_GOAL, Ahead, Distance, Focus, Shape, UnusableInput, require
+from modules.types import (
+    ENV_STEPS,
+    HORIZON,
+    TO_GOAL,
+    Ahead,
+    Distance,
+    Focus,
+    Shape,
+    UnusableInput,
+    require,
+)
 
 CHUNK = 64
 """Last landmarks that are looked at in one go: [B, K, K] at once may be too large to hold."""
@@ -77,8 +87,10 @@ class LandmarkGraph(nn.Module):
         """Plans after which whoever has got nowhere looks for another way."""
 
         def __post_init__(self) -> None:
-            require(self, landmarks=2, hop=1e-3, unlived=1)
-            require(self, stride=1e-3, ahead=1, hops=1, every=1, futures=1, patience=1)
+            many = (1, 100_000)
+            require(self, landmarks=(2, 100_000), hop=(1e-3, 1e6), unlived=(1.0, 1e6))
+            require(self, stride=(1e-3, 1e6), ahead=HORIZON, hops=many, every=HORIZON)
+            require(self, futures=many, patience=ENV_STEPS)
 
         def build(
             self, shape: Shape, action_dim: int, distance: Distance | None, ahead: Ahead

@@ -12,7 +12,7 @@ from modules.distance import GlanceQuasimetric, Quasimetric, WaveQuasimetric
 from modules.dynamics import GlanceDynamics, VectorDynamics, WaveDynamics
 from modules.latents import DiscreteLatent, GaussianLatent, NoLatent, SparseLatent
 from modules.layers import mlp
-from modules.types import Distance, UnusableInput, require
+from modules.types import WIDTH, Distance, UnusableInput, require
 from modules.world_model import WorldModel
 
 
@@ -70,7 +70,7 @@ class UpperLevel(nn.Module):
         ) = field(default_factory=WaveQuasimetric.Config)  # fmt: skip
 
         def __post_init__(self) -> None:
-            require(self, size=0, macro=1, hidden=1)
+            require(self, size=(0, 65_536), macro=WIDTH, hidden=WIDTH)
 
         def build(
             self, below: int, action_dim: int, stride: int, span: int, steps: Distance | None

@@ -17,14 +17,16 @@ from modules.planners.common import MindsEye
 from modules.planners.gradient import GradientPlanner
 from modules.planners.outlook import ManyFutures
 from modules.types import (
+    HORIZON,
     TO_GOAL,
+    WEIGHT,
     Ahead,
+    BadSetting,
     Distance,
     Focus,
     Plan,
     Rollout,
     Shape,
-    UnusableInput,
     require,
 )
 
@@ -77,6 +79,9 @@ class Above:
         return torch.stack(drawn, 1).unflatten(0, (len(state), count))
 
 
+MOST_LEVELS = 8
+
+
 class MacroLevels(nn.Module):
     """Learnt levels above the lowest (H-JEPA). From the top down, each plans macro-actions toward
     what the level above hopes for, and the first state that it hopes for is the subgoal of the one
@@ -118,14 +123,12 @@ class MacroLevels(nn.Module):
         """Steps of the body for which a subgoal stands."""
 
         def __post_init__(self) -> None:
-            require(self, proposals=0, prior=0, memories=1, every=1)
-            if not self.strides or min(self.strides) < 2:
-                raise UnusableInput(
-                    f"strides are {self.strides}; there must be one for each level above, and "
-                    "each at least 2"
-                )
-            if self.planner.horizon < 1:
-                raise UnusableInput("planner.horizon of a level above must be at least 1")
+            require(self, proposals=(0, 100_000), prior=WEIGHT, memories=(1, 10_000_000))
+            require(self, every=HORIZON)
+            if not 1 <= len(self.strides) <= MOST_LEVELS:
+                right = f"one number for each level above, from 1 to {MOST_LEVELS} of them"
+                raise BadSetting("strides", self.strides, right)
+            require(self, strides=(2, 10_000))
 
         def build(
             self, shape: Shape, action_dim: int, distance: Distance | None, ahead: Ahead

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modules.latents.common import Dynamics, Inferred
 from modules.layers import mlp
-from modules.types import require
+from modules.types import WIDTH, require
 
 _EDGE = 1e-6
 
@@ -40,7 +40,7 @@ class GaussianLatent(_Informed):
         hidden: int = 64
 
         def __post_init__(self) -> None:
-            require(self, size=1, hidden=1)
+            require(self, size=WIDTH, hidden=WIDTH)
 
         def build(self, state: int, action_dim: int) -> GaussianLatent:
             return GaussianLatent(state, action_dim, self.hidden, self.size)
@@ -111,7 +111,7 @@ class SparseLatent(_Informed):
         """Inferred z that are kept to be drawn."""
 
         def __post_init__(self) -> None:
-            require(self, size=1, hidden=1, remembered=1)
+            require(self, size=WIDTH, hidden=WIDTH, remembered=(1, 10_000_000))
 
         def build(self, state: int, action_dim: int) -> SparseLatent:
             return SparseLatent(self, state, action_dim)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modules.latents.common import Dynamics, Inferred
 from modules.layers import mlp
-from modules.types import require
+from modules.types import WIDTH, require
 
 
 class DiscreteLatent(nn.Module):
@@ -27,7 +27,7 @@ class DiscreteLatent(nn.Module):
         hidden: int = 64
 
         def __post_init__(self) -> None:
-            require(self, cases=2, hidden=1, noise=1e-4)
+            require(self, cases=(2, 65_536), hidden=WIDTH, noise=(1e-4, 1e3))
 
         def build(self, state: int, action_dim: int) -> DiscreteLatent:
             return DiscreteLatent(self, state, action_dim)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modules.layers import mlp
 from modules.perception.common import Encoder, Patches, Shapes, amplify, image_of
-from modules.types import Gains, Observation, Shape, UnusableInput, by_sense, require
+from modules.types import WIDTH, Gains, Observation, Shape, UnusableInput, by_sense, require
 
 
 class VectorEncoder(Encoder):
@@ -26,7 +26,7 @@ class VectorEncoder(Encoder):
         """D"""
 
         def __post_init__(self) -> None:
-            require(self, patch=1, channels=1, hidden=1, state=1)
+            require(self, patch=WIDTH, channels=WIDTH, hidden=WIDTH, state=WIDTH)
 
         def build(self, shapes: Shapes) -> VectorEncoder:
             return VectorEncoder(self, image_of(shapes, self.patch))
@@ -63,7 +63,7 @@ class MapEncoder(Encoder):
         hidden: int = 32
 
         def __post_init__(self) -> None:
-            require(self, patch=1, channels=1, hidden=1)
+            require(self, patch=WIDTH, channels=WIDTH, hidden=WIDTH)
 
         def build(self, shapes: Shapes) -> MapEncoder:
             return MapEncoder(self, image_of(shapes, self.patch))
@@ -138,7 +138,8 @@ class KeypointEncoder(Encoder):
         """D"""
 
         def __post_init__(self) -> None:
-            require(self, kernel=1, stride=1, channels=1, points=1, motion=0, hidden=1, state=1)
+            require(self, kernel=WIDTH, stride=WIDTH, channels=WIDTH, points=WIDTH, hidden=WIDTH)
+            require(self, motion=(0.0, 1e6), state=WIDTH, now=(0, 65_535), before=(0, 65_535))
             if self.before and len(self.before) != len(self.now):
                 raise UnusableInput(
                     f"now has {len(self.now)} channels and before {len(self.before)}; one moment "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from modules.layers import SPREAD
 from modules.perception.common import Encoder, Shapes, amplify, image_of
 from modules.perception.images import Points
-from modules.types import Gains, Observation, Shape, UnusableInput, by_sense, require
+from modules.types import WIDTH, Gains, Observation, Shape, UnusableInput, by_sense, require
 
 KERNEL = 5
 """Pixels to a side of what a point is found by."""
@@ -41,7 +41,8 @@ class SceneEncoder(Encoder):
         """Pixels between the places of the map."""
 
         def __post_init__(self) -> None:
-            require(self, points=1, motion=0, hidden=1, channels=1, stride=1)
+            require(self, points=WIDTH, motion=(0.0, 1e6), hidden=WIDTH, channels=WIDTH)
+            require(self, stride=WIDTH, now=(0, 65_535), before=(0, 65_535), still=(0, 65_535))
             if not len(self.now) == len(self.before) >= 1 or not self.still:
                 raise UnusableInput(
                     f"now has {len(self.now)} channels, before {len(self.before)} and still "

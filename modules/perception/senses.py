@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modules.layers import Waves, mlp
 from modules.perception.common import Encoder, Patches, Shapes, amplify
-from modules.types import Gains, Observation, Shape, UnusableInput, by_sense, require
+from modules.types import WIDTH, Gains, Observation, Shape, UnusableInput, by_sense, require
 
 
 class ImageSense(nn.Sequential):
@@ -94,7 +94,8 @@ class Senses(Encoder):
         """Radians per unit of a vector: how fine they are."""
 
         def __post_init__(self) -> None:
-            require(self, patch=1, hidden=1, vector=0, image=1, waves=0, detail=0)
+            require(self, patch=WIDTH, hidden=WIDTH, vector=(0, 65_536), image=WIDTH)
+            require(self, waves=(0, 65_536), detail=(0.0, 1e6))
 
         def build(self, shapes: Shapes) -> Senses:
             for name, shape in shapes.items():

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from modules.planners.common import Guesses, MindsEye, Warm
 from modules.planners.gradient import better
-from modules.types import TO_GOAL, Focus, Plan, Propose, Rollout, UnusableInput, require
+from modules.types import (
+    FRACTION,
+    HORIZON,
+    ITERATIONS,
+    TO_GOAL,
+    Focus,
+    Plan,
+    Propose,
+    Rollout,
+    require,
+)
 
 _TINY = 1e-8
 
@@ -82,13 +92,14 @@ class Collocation:
         """Standard deviation of what is added to the virtual states after every improvement, in
         full steps; it fades to 0 before each sync."""
 
+        def __post_init__(self) -> None:
+            require(self, horizon=HORIZON, proposals=(1, 1_000_000), carried=(0, 1_000_000))
+            require(self, steps=ITERATIONS, warm_steps=ITERATIONS, settle=ITERATIONS)
+            require(self, sync=(1, ITERATIONS[1]), lr=(0.0, 100.0), state_lr=(0.0, 100.0))
+            require(self, weight=(_TINY, 1e6), last_weight=(_TINY, 1e6), noise=(0.0, 1e3))
+            require(self, through=FRACTION, shaping=FRACTION, straight=FRACTION)
+
         def build(self, eye: MindsEye, propose: Propose) -> Collocation:
-            require(self, horizon=1, proposals=1, steps=0, warm_steps=0, carried=0, sync=1)
-            require(self, settle=0, lr=0, state_lr=0, weight=_TINY, last_weight=_TINY, noise=0)
-            require(self, through=0, shaping=0, straight=0)
-            for name in ("through", "shaping", "straight"):
-                if vars(self)[name] > 1:
-                    raise UnusableInput(f"{name} is {vars(self)[name]}; it must be at most 1")
             return Collocation(self, eye, propose)
 
     def __init__(self, config: Config, eye: MindsEye, propose: Propose) -> None:

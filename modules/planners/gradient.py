@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modules.planners.common import Guesses, MindsEye, Warm
-from modules.types import Focus, Plan, Propose, require
+from modules.types import HORIZON, ITERATIONS, Focus, Plan, Propose, require
 
 
 class GradientPlanner:
@@ -30,8 +30,11 @@ class GradientPlanner:
         lr: float = 0.2
         """Adam's step on the unbounded actions, which saturate near 1."""
 
+        def __post_init__(self) -> None:
+            require(self, horizon=HORIZON, proposals=(1, 1_000_000), carried=(0, 1_000_000))
+            require(self, steps=ITERATIONS, warm_steps=ITERATIONS, lr=(0.0, 100.0))
+
         def build(self, eye: MindsEye, propose: Propose) -> GradientPlanner:
-            require(self, horizon=1, proposals=1, steps=0, warm_steps=0, carried=0)
             return GradientPlanner(self, eye, propose)
 
     def __init__(self, config: Config, eye: MindsEye, propose: Propose) -> None:

@@ -67,7 +67,7 @@ class ManyFutures:
         """K"""
 
         def __post_init__(self) -> None:
-            require(self, count=1)
+            require(self, count=(1, 100_000))
 
         def build(self, chances: int) -> Outlook:
             """`chances`: U, how many numbers one step draws; 0 where all can be known."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modules.planners.common import Guesses, MindsEye, Warm
-from modules.types import Focus, Plan, Propose, require
+from modules.types import HORIZON, ITERATIONS, Focus, Plan, Propose, require
 
 
 class _Sampler:
@@ -27,6 +27,10 @@ class _Sampler:
         """P"""
         spread: float = 0.7
         """First standard deviation, in actions of length 1."""
+
+        def __post_init__(self) -> None:
+            require(self, horizon=HORIZON, steps=ITERATIONS, warm_steps=ITERATIONS)
+            require(self, samples=(1, 1_000_000), spread=(0.0, 1e3))
 
     def __init__(self, config: Config, eye: MindsEye, propose: Propose) -> None:
         self.config, self.eye, self.propose = config, eye, propose
@@ -76,8 +80,11 @@ class CEM(_Sampler):
     class Config(_Sampler.Config):
         elite: int = 8
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            require(self, elite=(1, 1_000_000))
+
         def build(self, eye: MindsEye, propose: Propose) -> CEM:
-            require(self, horizon=1, samples=1, steps=0, warm_steps=0, elite=1)
             return CEM(self, eye, propose)
 
     config: Config
@@ -97,8 +104,11 @@ class MPPI(_Sampler):
         temperature: float = 0.2
         """In standard deviations of the energies, so that it means the same under any cost."""
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            require(self, temperature=(1e-6, 1e6))
+
         def build(self, eye: MindsEye, propose: Propose) -> MPPI:
-            require(self, horizon=1, samples=1, steps=0, warm_steps=0, temperature=1e-6)
             return MPPI(self, eye, propose)
 
     config: Config
