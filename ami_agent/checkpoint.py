@@ -71,6 +71,17 @@ def load(
     return load_file(home / TENSORS, device=str(device)), facts
 
 
+def contents(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The facts of a checkpoint and the names of its tensors, which are not loaded."""
+    home = _present(folder)
+    facts, _ = _read_facts(home / FACTS)
+    try:
+        with safe_open(home / TENSORS, framework="pt") as tensors:
+            return facts, list(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise UnusableInput(f"{home / TENSORS} is not readable ({error})") from None
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     folder = run / "checkpoints"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 
-from ami_agent.build import Config, build
+from ami_agent import settings
+from ami_agent.build import Config, lessons
 from ami_agent.lessons import (
     Amortise,
     Ascend,
     Distil,
     Foresee,
     Interact,
+    Live,
     NoLesson,
+    Practise,
     Rehearse,
     Retrace,
     ShortestPaths,
@@ -20,7 +24,8 @@ from ami_agent.lessons import (
 )
 from ami_agent.lessons.hindsight import check_earnings
 from ami_agent.lessons.rehearse import Improve
-from ami_agent.life import Spec
+from ami_agent.life import Spec, WorldConfig
+from ami_agent.sizing import check_size
 from modules.actor import Restless
 from modules.configurator import Assignment
 from modules.cost import Foresight, NoCritic
@@ -28,6 +33,28 @@ from modules.hierarchy import LandmarkGraph, MacroLevels
 from modules.recall import NoRecall
 from modules.types import UnusableInput
 from modules.world_model import Numb
+
+
+def check_config(config: Config) -> None:
+    """Raises UnusableInput for what can be known to fail before any time is spent on training:
+    settings, stages, environments and memory."""
+    settings.to_json(config)
+    check_lessons(config)
+    spec = check_worlds(config)
+    _check_goal(config)
+    check_size(config, spec)
+
+
+def check_all(configs: Mapping[str, Config]) -> None:
+    """The same for every variant of a study; names all that can't be trained."""
+    faults = {}
+    for name, config in configs.items():
+        try:
+            check_config(config)
+        except UnusableInput as error:
+            faults[name] = f"{name}: {error}"
+    if faults:
+        raise UnusableInput("; ".join(faults.values()))
 
 
 def check_lessons(config: Config) -> None:
@@ -143,8 +170,18 @@ def _check_practised(config: Config) -> None:
         _check_known(config.tasks, "distil.imitate", config.distil.imitate)
     if isinstance(config.amortise, Amortise):
         _check_imagined(config.tasks, config.amortise)
-    if isinstance(config.interact, Improve) and config.interact.task:
-        _check_known(config.tasks, "interact.task", [config.interact.task])
+    if isinstance(config.interact, Improve):
+        if config.interact.task:
+            _check_known(config.tasks, "interact.task", [config.interact.task])
+        name = config.interact.task or next(iter(config.tasks), "")
+        if name and config.tasks[name].aim != "none":
+            raise UnusableInput(
+                f"interact learns a task of drives, but the aim of {name!r} is "
+                f"{config.tasks[name].aim!r}; it must be 'none'"
+            )
+    goals = any(task.aim == "world" for task in config.tasks.values())
+    if isinstance(config.retrace, Retrace) and not goals:
+        raise UnusableInput("retrace teaches ways to goals, and no task has one")
 
 
 def _check_known(tasks: Mapping[str, Assignment], setting: str, named: Sequence[str]) -> None:
@@ -186,24 +223,62 @@ def _check_lives(config: Config) -> None:
         )
 
 
-def check_built(config: Config) -> None:
-    """Raises UnusableInput where its boxes don't fit each other, or its world."""
-    with closing(config.world.build(1)) as world:
-        build(config, world.spec)
-
-
-def check_worlds(config: Config) -> None:
-    """Raises UnusableInput unless the agent is judged with the senses and body it lives with."""
-    specs = []
-    for settings_ in (config.world, config.evaluation):
-        with closing(settings_.build(1)) as world:
-            specs.append(world.spec)
+def check_worlds(config: Config) -> Spec:
+    """Raises UnusableInput unless every environment that a stage, a task or the evaluation makes
+    can be made, and has the spaces of the first; returns those."""
+    spec = _spec_of(config.world)
     if isinstance(config.interact, Improve) and config.interact.hindsight:
-        check_earnings(specs[0], config.world)
-    if specs[0] != specs[1]:
+        check_earnings(spec, config.world)
+    tried = [config.world]
+    for setting, world in _environments(config):
+        if world in tried:
+            continue
+        tried.append(world)
+        try:
+            other = _spec_of(world)
+        except UnusableInput as error:
+            raise UnusableInput(
+                f"{setting}: {error}" if setting != "evaluation" else error
+            ) from None
+        if other != spec:
+            raise UnusableInput(
+                f"the agent lives in a world of {_told(spec)} but is judged in one of "
+                f"{_told(other)}: world and evaluation must be alike"
+                if setting == "evaluation"
+                else f"{setting}: the environment has {_told(other)}, but without these options "
+                f"{_told(spec)}"
+            )
+    return spec
+
+
+def _environments(config: Config) -> Iterator[tuple[str, WorldConfig]]:
+    """Every environment but the first, by the setting that makes it another."""
+    yield "evaluation", config.evaluation
+    for name, stage in lessons(config).items():
+        if isinstance(stage, (Live, Practise, Distil)) and stage.options:
+            options = {**config.world.options, **stage.options}
+            yield f"--{name}.options", replace(config.world, options=options)
+    for name, task in config.tasks.items():
+        if task.options:
+            yield f"task {name!r}, options", config.evaluation.under(task)
+
+
+def _spec_of(config: WorldConfig) -> Spec:
+    with closing(config.build(1)) as world:
+        return world.spec
+
+
+def _check_goal(config: Config) -> None:
+    """Where a task has the goal that the environment names, the environment names one."""
+    aims = [name for name, task in config.tasks.items() if task.aim == "world"]
+    if not aims:
+        return
+    with closing(config.world.build(1)) as world:
+        _, info = world.reset(0)
+    if "goal" not in info:
         raise UnusableInput(
-            f"the agent lives in a world of {_told(specs[0])} but is judged in one of "
-            f"{_told(specs[1])}: world and evaluation must be alike"
+            f"task {aims[0]!r} has the goal that the environment names in info['goal'], and "
+            f"{config.world.id} names none there"
         )
 
 

@@ -39,6 +39,7 @@ from ami_agent.probe import examiner, verdict
 from ami_agent.recipes import OPEN, recipe
 from ami_agent.recipes.gym import DEFAULT_WORLD
 from ami_agent.report import Report, Spoken, table
+from ami_agent.resources import allocation_failure
 from ami_agent.train import check, train
 from modules.types import Diverged, UnusableInput
 
@@ -244,6 +245,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except (Diverged, OSError) as error:
         return _complain(error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not (failure := allocation_failure(error)):
+            raise
+        return _complain(failure, 1)
     except KeyboardInterrupt:
         return _complain("interrupted; what was checkpointed is kept", 1)
     return 0

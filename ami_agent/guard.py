@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from gymnasium import logger as gymnasium_says
 from gymnasium.vector import AsyncVectorEnv, VectorEnv, VectorWrapper
 
+from ami_agent.graphics import gl_hint
 from modules.types import UnusableInput
 
 TIMES, SOON = 3, 100
@@ -111,7 +112,8 @@ def _hint(what: str, error: BaseException) -> str:
     """What Gymnasium's worlds return, where something else seems to have been."""
     if what in GIVES and any(odd in str(error) for odd in ("to unpack", "attribute 'items'")):
         return f" (Gymnasium's {what} returns {GIVES[what]})"
-    return next((f" ({hint})" for odd, hint in ODD.items() if odd in str(error)), "")
+    meant = next((f" ({hint})" for odd, hint in ODD.items() if odd in str(error)), "")
+    return meant or gl_hint(error)
 
 
 @contextlib.contextmanager

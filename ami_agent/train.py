@@ -14,10 +14,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ami_agent import checkpoint, runs, settings
+from ami_agent import checkpoint, runs
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build, capacity, lessons
-from ami_agent.checks import check_lessons, check_worlds
+from ami_agent.checks import check_config
 from ami_agent.evaluate import EPISODES_FROM, play_many
 from ami_agent.guard import Failed
 from ami_agent.learning import average, check_finite, keep_freed_memory
@@ -25,6 +25,7 @@ from ami_agent.lessons import Pupil
 from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.report import Report, Reporter
+from ami_agent.resuming import adopt, check_resumable
 from modules.recall import ShortTerm
 from modules.types import UnusableInput
 
@@ -65,20 +66,21 @@ def train(
     training = Training(
         config, Path(out), seed, device, report, save_every, resume, curve, keep_memory
     )
-    if not resume:
+    if resume:
+        for change in adopt(Path(out), config):
+            report.say(f"changed for a stage that has not begun: {change}")
+    else:
         runs.start(Path(out), config, seed, str(device))
     return training.run()
 
 
 def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
     """Raises UnusableInput if such a run can't be begun, or resumed, in this folder."""
-    settings.to_json(config)
-    check_lessons(config)
-    check_worlds(config)
+    check_config(config)
     if not 0 <= seed < 2**31:
         raise UnusableInput(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
     if resume:
-        runs.check_same(Path(out), config, seed)
+        check_resumable(Path(out), config, seed)
     else:
         runs.check_free(Path(out))
 

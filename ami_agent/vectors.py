@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
 
+from ami_agent.graphics import choose_gl_backend, gl_hint
 from ami_agent.guard import Guarded
 from modules.types import UnusableInput
 
@@ -79,6 +80,7 @@ def make(
     limit: int = 0, repeat: int = 1, stack: int = 1, vector: str = "auto",
 ) -> Worlds:  # fmt: skip
     """`count` worlds of that id; UnusableInput where they can't be made."""
+    choose_gl_backend()
     for module in imports:
         bring(module)
     wrappers = around(limit, repeat, stack)
@@ -104,7 +106,7 @@ def _made(
         raise UnusableInput(f"world {name!r} can't be made: {error}{hint}") from error
     except (Exception, SystemExit) as error:  # a stranger's code may raise anything
         raise UnusableInput(
-            f"world {name!r} can't be made: {type(error).__name__}: {error}"
+            f"world {name!r} can't be made: {type(error).__name__}: {error}{gl_hint(error)}"
         ) from error
     return _next_step(name, envs)
 
@@ -144,6 +146,7 @@ def _next_step(name: str, envs: VectorEnv) -> VectorEnv:
 
 def bring(name: str) -> ModuleType:
     """Imports a module by name, or a file by path; UnusableInput where that fails."""
+    choose_gl_backend()  # the module may import MuJoCo
     path = Path(name)
     try:
         if path.suffix != ".py":

@@ -17,7 +17,7 @@ from ami_agent.ablate.jobs import Crew, Job, Outcome, known
 from ami_agent.ablate.study import MODES, Study, Trained, write_csv
 from ami_agent.ablate.verdict import detectable, measure_of, seeds_for
 from ami_agent.build import Config
-from ami_agent.checks import check_built, check_lessons
+from ami_agent.checks import check_all
 from ami_agent.report import duration
 from modules.types import UnusableInput
 
@@ -34,9 +34,7 @@ def study(
     if seeds < 1:
         raise UnusableInput(f"--seeds is {seeds}; there must be at least 1")
     runs.check_folder(out)
-    for config in configs.values():
-        check_lessons(config)
-        check_built(config)
+    check_all(configs)
     jobs = [
         Job(variant, config, out / folder(variant) / str(seed), seed, episodes, device)
         for seed in range(seeds)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import closing
@@ -13,6 +11,7 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from PIL import Image
 
+from ami_agent.graphics import choose_gl_backend, gl_hint
 from ami_agent.guard import Failed
 from ami_agent.life import World, WorldConfig
 from modules.types import UnusableInput
@@ -66,7 +65,7 @@ class Render:
 
 def why_dark(config: WorldConfig) -> str:
     """Why this world can't be seen, in one line; empty where it can."""
-    _headless()
+    choose_gl_backend()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Gymnasium's, of what is then told in our line
@@ -78,13 +77,7 @@ def why_dark(config: WorldConfig) -> str:
     except UnusableInput as error:
         return _blind(str(error))
     except Exception as error:  # a stranger's code may raise anything
-        return _line(_told(error))
-
-
-def _headless() -> None:
-    """MuJoCo draws into a window's memory unless it is told to do without a window."""
-    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        os.environ.setdefault("MUJOCO_GL", "egl")
+        return _line(f"{_told(error)}{gl_hint(error)}")
 
 
 def _fault(pictures: Any) -> str:

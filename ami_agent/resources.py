@@ -1,0 +1,102 @@
+"""What this machine has: memory that is free, and allocations that failed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from modules.types import UnusableInput
+
+GIB = 2**30
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int | None:
+    """Bytes that this process can still allocate: what the machine, its control groups and the
+    limit on its address space leave; None where nothing says so (only Linux does)."""
+    limits = [*_machine(), *_control_groups(), *_address_space()]
+    return max(0, min(limits)) if limits else None
+
+
+def _machine() -> Iterator[int]:
+    with suppress(OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+        if found:
+            yield 1024 * int(found[1])
+
+
+def _control_groups() -> Iterator[int]:
+    """Of this process' group and every group above it, version 2 and version 1."""
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            if not controllers:
+                yield from _group(CGROUPS, name, "memory.max", "memory.current")
+            elif "memory" in controllers.split(","):
+                files = "memory.limit_in_bytes", "memory.usage_in_bytes"
+                yield from _group(CGROUPS / "memory", name, *files)
+
+
+def _group(root: Path, name: str, limit: str, usage: str) -> Iterator[int]:
+    here = root / name.lstrip("/")
+    for folder in (here, *here.parents):
+        if not folder.is_relative_to(root):
+            return
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            most = int((folder / limit).read_text())
+            used = int((folder / usage).read_text())
+            cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+            yield most - used + (int(cached[1]) if cached else 0)
+
+
+def _address_space() -> Iterator[int]:
+    if sys.platform != "linux":
+        return
+    import resource  # of POSIX alone
+
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most == resource.RLIM_INFINITY:
+        return
+    with suppress(OSError):
+        found = re.search(r"^VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+        if found:
+            yield most - 1024 * int(found[1])
+
+
+def check_memory(needed: float, what: str, smaller: str) -> None:
+    """Raises UnusableInput where `what` needs more bytes than there are; `smaller`: the settings
+    that would have to be."""
+    free = available_memory()
+    if free is not None and needed > free:
+        raise UnusableInput(
+            f"{what} would take about {in_words(needed)}, and {in_words(free)} of memory are "
+            f"free: make {smaller} smaller"
+        )
+
+
+def in_words(size: float) -> str:
+    return f"{size / GIB:.3g} GiB" if size >= GIB / 10 else f"{size / 2**20:.3g} MiB"
+
+
+SMALLER = (
+    "make a batch (--*.learning.batch), the layers (--*.hidden), the planner (--planner.proposals "
+    "or .samples, .horizon), the number of environments (--life.worlds, --distil.worlds) or the "
+    "replay buffer (--life.steps, --interact.steps) smaller"
+)
+
+
+def allocation_failure(error: BaseException) -> str:
+    """One line about an allocation that failed; empty where the error is of another kind."""
+    text = " ".join(str(error).split())
+    failed = isinstance(error, MemoryError) or re.search(
+        r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory", text
+    )
+    if not failed:
+        return ""
+    wanted = re.search(r"(?:[Tt]ried to allocate|allocate) ([\d.]+ ?\w*)", text)
+    where = "the GPU has" if "CUDA" in text else "there is"
+    much = f" to allocate {wanted[1]}" if wanted else ""
+    return f"more memory was needed than {where}{much}: {SMALLER}"
