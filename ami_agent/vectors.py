@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,9 @@ from ami_agent.guard import Guarded
 from modules.types import UnusableInput
 
 Worlds = VectorEnv
+
+RESERVED = frozenset(inspect.signature(gymnasium.make_vec).parameters) - {"kwargs"}
+"""Names that an environment's keyword arguments can't have."""
 
 
 class Hold(gymnasium.Wrapper):
@@ -79,6 +83,11 @@ def make(
     limit: int = 0, repeat: int = 1, stack: int = 1, vector: str = "auto",
 ) -> Worlds:  # fmt: skip
     """`count` worlds of that id; UnusableInput where they can't be made."""
+    if taken := [option for option in options if option in RESERVED]:
+        raise UnusableInput(
+            f"option {taken[0]!r} of environment {name!r} is a parameter of gymnasium.make_vec and "
+            "none of the environment; how environments are stepped is set by --env.vector"
+        )
     for module in imports:
         bring(module)
     wrappers = around(limit, repeat, stack)
@@ -99,7 +108,7 @@ def _made(
 ) -> VectorEnv:
     try:
         envs = gymnasium.make_vec(name, num_envs=count, **how, **options)
-    except gymnasium.error.NameNotFound as error:
+    except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound) as error:
         hint = "" if imported else " If a package registers it, import that: --env.import NAME"
         raise UnusableInput(f"world {name!r} can't be made: {error}{hint}") from error
     except (Exception, SystemExit) as error:  # a stranger's code may raise anything
