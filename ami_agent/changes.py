@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ami_agent.life import Spec
 from ami_agent.vectors import called
-from modules.types import Observation, UnusableInput, each
+from modules.types import Observation, UnusableInput, by_sense, each
 
 Change: TypeAlias = Callable[[Observation], Observation]
 """Observation `[B, *O]` -> the same seen otherwise, of the same kind."""
@@ -42,12 +42,29 @@ def _named(place: str) -> Mapping[str, Change]:
 
 
 def seen_otherwise(name: str, change: Change, obs: Observation) -> Observation:
-    """What the change makes of it; UnusableInput where it fails."""
+    """What the change makes of it; UnusableInput where it fails, or returns another kind of
+    observation."""
     try:
-        return change(obs)
-    except Exception as error:  # a stranger's code may raise anything
+        changed = change(obs)
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
         told = f"{type(error).__name__}: {error}"
         raise UnusableInput(f"the change {name!r} fails: {' '.join(told.split())}") from error
+    if _kinds(changed) != _kinds(obs):
+        raise UnusableInput(
+            f"the change {name!r} returns {_kinds(changed)}; it must return {_kinds(obs)}"
+        )
+    floats = [part for part in by_sense(changed).values() if part.is_floating_point()]
+    if not all(part.isfinite().all() for part in floats):
+        raise UnusableInput(f"the change {name!r} returns NaN or infinity")
+    return changed
+
+
+def _kinds(obs: object) -> str:
+    """What an observation is: shape and dtype of every part."""
+    if isinstance(obs, Mapping):
+        parts = sorted(f"{name!r}: {_kinds(part)}" for name, part in obs.items())
+        return f"{{{', '.join(parts)}}}"
+    return f"{tuple(obs.shape)} {obs.dtype}" if isinstance(obs, Tensor) else type(obs).__name__
 
 
 def noisy(obs: Observation) -> Observation:

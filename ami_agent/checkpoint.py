@@ -10,22 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ami_agent import files
 from modules.types import UnusableInput
 
 FORMAT = 1
 TENSORS, FACTS = "tensors.safetensors", "facts.json"
 UNFINISHED, REPLACED = ".unfinished", ".replaced"
 MIB = 2**20
+_STEP = re.compile(r"step-\d{8,12}\Z")
 WRONG_SUM = (
     "its checksum is not the one it was written with (remove its folder, and the checkpoint before "
     "it counts, if there is one)"
@@ -62,31 +65,35 @@ def save(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) 
 
 
 def load(
-    folder: Path, device: torch.device | str = "cpu"
+    folder: Path, device: torch.device | str = "cpu", prefix: str = ""
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, on `device`, and the facts of a checkpoint; UnusableInput if it is not whole."""
+    """The tensors, on `device`, and the facts of a checkpoint; UnusableInput if it is not whole.
+    Of the tensors those whose names begin with `prefix`."""
     home = _present(folder)
     facts, sums = _read_facts(home / FACTS)
-    _check_tensors(home / TENSORS, sums.get(TENSORS))
-    return load_file(home / TENSORS, device=str(device)), facts
+    files.tensor_shapes(home / TENSORS)  # before the checksum of what may be no file of tensors
+    if _sha256(home / TENSORS) != sums.get(TENSORS):
+        raise UnusableInput(f"{home / TENSORS} is damaged: {WRONG_SUM}")
+    return files.read_tensors(home / TENSORS, device, prefix), facts
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Those of the tensors of a checkpoint, by name, without reading any."""
+    return files.tensor_shapes(_present(folder) / TENSORS)
 
 
 def contents(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The facts of a checkpoint and the names of its tensors, which are not loaded."""
     home = _present(folder)
     facts, _ = _read_facts(home / FACTS)
-    try:
-        with safe_open(home / TENSORS, framework="pt") as tensors:
-            return facts, list(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise UnusableInput(f"{home / TENSORS} is not readable ({error})") from None
+    return facts, list(files.tensor_shapes(home / TENSORS))
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     folder = run / "checkpoints"
     replaced = {folder / p.name[1:].removesuffix(REPLACED) for p in folder.glob(f".*{REPLACED}")}
-    return sorted({*folder.glob("step-*"), *replaced})
+    return sorted(place for place in {*folder.glob("step-*"), *replaced} if _STEP.match(place.name))
 
 
 def latest(run: Path) -> Path:
@@ -170,30 +177,20 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_facts(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The facts and the checksums."""
-    if not path.is_file():
-        raise UnusableInput(f"{path} is missing: {path.parent} is no checkpoint")
+    data = files.read_bytes(path, files.JSON_LIMIT)
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-        version, facts, sums = whole["format"], whole["facts"], dict(whole["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnusableInput(f"{path} is damaged: it does not hold the JSON of facts") from error
+        whole = files.decoded(data)
+    except ValueError as error:
+        raise UnusableInput(f"{path} is damaged: it is no JSON ({error})") from None
+    known = whole if isinstance(whole, dict) else {}
+    version, facts, sums = (known.get(part) for part in ("format", "facts", "sha256"))
+    if not isinstance(facts, dict) or not isinstance(sums, dict):
+        raise UnusableInput(f"{path} is damaged: it holds no facts of a checkpoint")
     if version != FORMAT:
         raise UnusableInput(f"{path} has format {version}; this version reads format {FORMAT}")
     if _sha256_of(facts) != sums.get(FACTS):
         raise UnusableInput(f"{path} is damaged: {WRONG_SUM}")
     return facts, sums
-
-
-def _check_tensors(path: Path, checksum: str | None) -> None:
-    if not path.is_file():
-        raise UnusableInput(f"{path} is missing: the checkpoint is not whole")
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise UnusableInput(f"{path} is not a whole safetensors file ({error})") from error
-    if _sha256(path) != checksum:
-        raise UnusableInput(f"{path} is damaged: {WRONG_SUM}")
 
 
 def _sha256(path: Path) -> str:

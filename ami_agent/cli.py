@@ -30,10 +30,12 @@ from ami_agent.flags import (
     ShowFlags,
     StudyFlags,
     TrainFlags,
+    aliased,
     check_target,
     device,
     rooted,
 )
+from ami_agent.life import WorldConfig
 from ami_agent.priors import card
 from ami_agent.probe import examiner, verdict
 from ami_agent.recipes import OPEN, recipe
@@ -89,14 +91,11 @@ def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str,
 
 
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
-    flags = settings.parse(EvalFlags(), argv, "ami eval DIR")
+    flags = settings.parse(EvalFlags(), aliased(argv), "ami eval DIR")
     check_target(flags.json)
-    config = runs.config_of(Path(name))
-    world = config.evaluation
-    if flags.env and flags.env != world.id:
-        world = replace(world, id=flags.env, variant="", options={})
-    world = replace(world, variant=flags.variant or world.variant)
-    agent = runs.load(name, device(flags.device))
+    config = runs.config_of(Path(name), flags.imports, flags.trust)
+    world = _evaluated_in(config, flags.env, flags.variant)
+    agent = runs.load(name, device(flags.device), config)
     found = judge(
         agent, world, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,
         seed=flags.seed, say=console.print,
@@ -112,13 +111,23 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
         )
 
 
+def _evaluated_in(config: Config, env: str, variant: str) -> WorldConfig:
+    """The environment of an evaluation, where the flags may name another."""
+    world = config.evaluation
+    if env and env != world.id:
+        world = replace(world, id=env, variant="", options={})
+    return replace(world, variant=variant or world.variant)
+
+
 def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.show import show  # drawing is slow to import
     from ami_agent.show.live import live, stay
 
-    flags = settings.parse(ShowFlags(), argv, "ami show DIR")
+    flags = settings.parse(ShowFlags(), aliased(argv), "ami show DIR")
     check_target(flags.json)
-    agent, world = runs.load(name, device(flags.device)), runs.config_of(Path(name)).evaluation
+    config = runs.config_of(Path(name), flags.imports, flags.trust)
+    world = _evaluated_in(config, flags.env, flags.variant)
+    agent = runs.load(name, device(flags.device), config)
     asked: dict[str, Any] = {"mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
     if flags.live:
         lives = live(
@@ -164,9 +173,10 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.show.card import draw  # drawing is slow to import
 
-    flags = settings.parse(ProbeFlags(), argv, "ami probe DIR")
+    flags = settings.parse(ProbeFlags(), aliased(argv), "ami probe DIR")
     check_target(flags.json)
-    config, agent = runs.config_of(Path(name)), runs.load(name, device(flags.device)).eval()
+    config = runs.config_of(Path(name), flags.imports, flags.trust)
+    agent = runs.load(name, device(flags.device), config)
     changes = asked(flags.changes, agent.spec)
     marks = examiner(config.evaluation, flags.seed)(agent)
     found = card(agent, config, flags.seed, changes)
@@ -255,5 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(what: object, code: int) -> int:
-    print(f"ami: {' '.join(str(what).split())}", file=sys.stderr)
+    line = " ".join(str(what).split())  # and nothing that a terminal would obey
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    print(f"ami: {plain}", file=sys.stderr)
     return code

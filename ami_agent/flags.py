@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM
 from ami_agent.lessons import Recorded
 from ami_agent.life import WorldConfig
+from ami_agent.trust import absolute
 from modules.types import EPISODES, SEEDS, UnusableInput, require
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -57,7 +59,28 @@ class TrainFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalFlags:
+class FolderFlags:
+    """What of the code that a run folder names may be imported."""
+
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Files (x.py) and modules that make the environments known, also as --env.import. A run folder
+    imports nothing by itself."""
+    trust: bool = False
+    """Import whatever the run folder names."""
+
+
+ALIASES = {"--env.id": "--env", "--env.import": "--import"}
+"""Flags of `train` that mean the same where a run folder is read."""
+
+
+def aliased(argv: Sequence[str]) -> list[str]:
+    """The same flags by the names they have for a run folder."""
+    split = [arg.partition("=") for arg in argv]
+    return [ALIASES.get(flag, flag) + sign + value for flag, sign, value in split]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalFlags(FolderFlags):
     """Success, steps and milliseconds per action, beside random motion and the oracle."""
 
     mode: Mode = "plan"
@@ -67,7 +90,7 @@ class EvalFlags:
     seed: int = EPISODES_FROM
     """Episode i has seed + i."""
     env: str = ""
-    """Another world than the one the recipe is judged in."""
+    """Another environment than the one the recipe is evaluated in, also as --env.id."""
     variant: str = ""
     """Another variant of it."""
     device: Device = "auto"
@@ -79,7 +102,7 @@ class EvalFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowFlags:
+class ShowFlags(FolderFlags):
     """Planning rollouts as pictures: per episode a PNG and a GIF, and a page for all."""
 
     mode: Mode | Literal["both"] = "plan"
@@ -88,6 +111,10 @@ class ShowFlags:
     """One of the recipe's tasks; its first one if not given."""
     episodes: int = 3
     seed: int = EPISODES_FROM
+    env: str = ""
+    """Another environment than the one the recipe is evaluated in, also as --env.id."""
+    variant: str = ""
+    """Another variant of it."""
     mp4: bool = False
     """Films as mp4 as well as GIF; needs ffmpeg (extra `film`)."""
     live: bool = False
@@ -157,7 +184,7 @@ class AblateFlags(StudyFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeFlags:
+class ProbeFlags(FolderFlags):
     """What the representation knows: collapse, read-outs, exams, and what is said of a good one."""
 
     seed: int = 0
@@ -192,5 +219,4 @@ def check_target(path: str) -> None:
 
 def rooted(world: WorldConfig) -> WorldConfig:
     """The same world: what makes it known is found from any folder, whenever a run is looked at."""
-    files = (Path(n).absolute() if n.endswith(".py") else n for n in world.imports)
-    return replace(world, imports=tuple(map(str, files)))
+    return replace(world, imports=tuple(map(absolute, world.imports)))

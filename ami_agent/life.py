@@ -121,7 +121,7 @@ class WorldConfig:
         """The same world, judging this task."""
         return replace(self, options={**self.options, **assignment.options})
 
-    def build(self, count: int, device: torch.device | str = "cpu", **options: Any) -> World:
+    def build(self, count: int, device: torch.device | str = "cpu", /, **options: Any) -> World:
         """`count` of these worlds; what `options` name replaces what the settings name."""
         return World(self, count, torch.device(device), {**self.keywords, **options})
 
@@ -142,6 +142,7 @@ class World:
             repeat=config.repeat, stack=config.stack, vector=config.vector,
         )  # fmt: skip
         self.count, self.device, self.mortal = count, device, config.mortal
+        self.imports = config.imports  # which the user has named
         self.senses = readers(self.envs.single_observation_space, config.stack)
         self.deeds = deeds(self.envs.single_action_space)
         inner = self.envs.unwrapped

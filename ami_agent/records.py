@@ -124,7 +124,8 @@ def _actions(told: Any, world: World) -> torch.Tensor:
 def of_run(folder: str, world: World) -> Record:
     """What a run remembers; UnusableInput if it kept no memory, or of another kind of body."""
     run = Path(folder)
-    with closing(runs.config_of(run).world.build(1)) as lived:
+    config = runs.config_of(run, world.imports, flag="--env.import")
+    with closing(config.world.build(1)) as lived:
         there, here = lived.spec, world.spec
     if there != here:
         raise UnusableInput(

@@ -11,23 +11,33 @@ eval.json       the last evaluation
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ami_agent import checkpoint, settings
+from ami_agent import checkpoint, files, settings
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build
+from ami_agent.ceiling import MIB, Ceiling
+from ami_agent.files import is_number
+from ami_agent.life import Spec
+from ami_agent.trust import trusted
 from modules.types import UnusableInput
 
 PARTS = ("torch", "numpy", "gymnasium")
+PREFIX = "agent."
+"""Of the names that an agent's weights have in a checkpoint."""
+SLACK = 256 * MIB
+"""Of what an agent takes beside its weights."""
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -43,13 +53,10 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises UnusableInput if the file is missing or no JSON."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UnusableInput(f"{path.parent} is no run folder: it has no {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise UnusableInput(f"{path} is not readable as JSON: {error}") from None
+    """Raises UnusableInput if a run folder has no such file, or it can't be read as JSON."""
+    if not os.path.lexists(path):
+        raise UnusableInput(f"{path.parent} is no run folder: it has no {path.name}")
+    return files.read_json(path)
 
 
 def check_folder(folder: Path) -> None:
@@ -75,43 +82,50 @@ def start(run: Path, config: Config, seed: int, device: str) -> None:
 
 def check_same(run: Path, config: Config, seed: int) -> None:
     """Raises UnusableInput unless the run was started with the same settings and seed."""
-    before = settings.to_json(config_of(run))
+    before = settings.to_json(settings_of(run))
     differing = settings.differences(before, settings.to_json(config))
     differing += settings.differences({"seed": manifest_of(run)["seed"]}, {"seed": seed})
     if differing:
         raise UnusableInput(f"{run} can't be resumed with other settings: {differing[0]}")
 
 
-def config_of(run: Path) -> Config:
-    """The settings a run was started with."""
+def settings_of(run: Path) -> Config:
+    """The settings a run was started with, as they are written: to be compared, not to be built,
+    which might import what they name."""
     return settings.from_json(read_json(run / "config.json"), str(run / "config.json"))
+
+
+def config_of(
+    run: Path, imports: Sequence[str] = (), trust: bool = False, flag: str = "--import"
+) -> Config:
+    """The settings a run was started with. UnusableInput where they name code that the user did
+    not name (`imports`: files x.py or modules) or trust; `flag` is where the user names it."""
+    return trusted(settings_of(run), run, imports, trust, flag)
 
 
 def manifest_of(run: Path) -> dict[str, Any]:
     """Seed, device and versions of a run; raises UnusableInput if they are not there."""
-    known = read_json(run / "manifest.json")
-    if not isinstance(known, dict) or not isinstance(known.get("seed"), int):
-        raise UnusableInput(f"{run / 'manifest.json'} names no seed")
-    return known
+    known, source = read_json(run / "manifest.json"), run / "manifest.json"
+    seed = known.get("seed") if isinstance(known, dict) else None
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise UnusableInput(f"{source} names no seed: it must be a number from 0 to {2**31 - 1}")
+    each = known.get("seconds")
+    if not isinstance(each, dict) or not all(map(is_number, each.values())):
+        raise UnusableInput(f"{source} tells no seconds of its stages: they must be numbers")
+    return known  # type: ignore[no-any-return]
 
 
 def seconds_of(run: Path) -> float:
-    """That its lessons took; raises UnusableInput if nobody knows."""
-    each = manifest_of(run).get("seconds")
-    if not isinstance(each, dict) or not all(isinstance(s, int | float) for s in each.values()):
-        raise UnusableInput(f"{run / 'manifest.json'} tells no seconds of its lessons")
-    return float(sum(each.values()))
+    """That its stages took; raises UnusableInput if it is not written down."""
+    return float(sum(manifest_of(run)["seconds"].values()))
 
 
 def last(run: Path, stage: str) -> dict[str, Any]:
     """The figures of that stage that were logged last; none where there are none."""
-    found: dict[str, Any] = {}
-    with suppress(OSError), (run / "metrics.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            with suppress(ValueError, AttributeError):  # a torn line, or another's
-                told = json.loads(line)
-                found = told if told.get("stage") == stage else found
-    return found
+    with suppress(UnusableInput):
+        rows = files.read_figures(run / "metrics.jsonl", stage)
+        return next((row for row in reversed(rows) if row["stage"] == stage), {})
+    return {}
 
 
 def manifest(seed: int, device: str) -> dict[str, Any]:
@@ -143,30 +157,67 @@ def _commit() -> str | None:
 
 def weights(agent: Agent) -> dict[str, Tensor]:
     """The agent's weights as a checkpoint names them."""
-    return {f"agent.{name}": value for name, value in agent.state_dict().items()}
+    return {PREFIX + name: value for name, value in agent.state_dict().items()}
+
+
+def check_weights(agent: Agent, shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """Raises UnusableInput unless these are the shapes of all the agent's weights."""
+    mine = {name: tuple(value.shape) for name, value in weights(agent).items()}
+    there = {name: shape for name, shape in shapes.items() if name.startswith(PREFIX)}
+    for name in [*mine, *there]:
+        if mine.get(name) != there.get(name):
+            raise UnusableInput(
+                f"{source} does not fit the settings of its run: {name} is "
+                f"{there.get(name, 'missing')}, and must be {mine.get(name, 'left out')}"
+            )
 
 
 def put_weights(agent: Agent, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """The reverse of `weights`; raises UnusableInput if they are of another agent."""
-    mine = {k.removeprefix("agent."): v for k, v in tensors.items() if k.startswith("agent.")}
-    try:
-        agent.load_state_dict(mine)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise UnusableInput(f"{source} does not fit the settings of its run: {reason}") from None
+    """The reverse of `weights`; raises UnusableInput if they are of another agent or not finite."""
+    check_weights(agent, {name: tuple(value.shape) for name, value in tensors.items()}, source)
+    mine, own = {k: v for k, v in tensors.items() if k.startswith(PREFIX)}, weights(agent)
+    for name, value in mine.items():
+        if value.dtype != own[name].dtype:
+            raise UnusableInput(f"{source}: {name} is {value.dtype}, and must be {own[name].dtype}")
+    learnt = {PREFIX + name for name, _ in agent.named_parameters()}
+    for name, value in mine.items():
+        # a buffer may hold infinity, as the price of a way that there is not; no weight may
+        files.check_finite(source, name, value if name in learnt else value[~value.isinf()])
+    agent.load_state_dict({name.removeprefix(PREFIX): value for name, value in mine.items()})
 
 
 def load(
-    run: Path | str, device: torch.device | str = "cpu", config: Config | None = None
-) -> Agent:
+    run: Path | str, device: torch.device | str = "cpu", config: Config | None = None, *,
+    imports: Sequence[str] = (), trust: bool = False,
+) -> Agent:  # fmt: skip
     """The agent of a run, ready to act; `config` where it is to act in another way than it was
-    trained, with another planner for instance."""
+    trained, with another planner for instance.
+
+    Nothing that the folder names is imported unless it is among `imports` (files x.py or modules),
+    or the folder is trusted (`trust`) with all that it names.
+    """
     run = Path(run)
-    config = config or config_of(run)
-    world = config.world.build(1)
-    agent = build(config, world.spec, device=device)
-    world.close()
+    config = config or config_of(run, imports, trust)
     newest = checkpoint.latest(run)
-    tensors, _ = checkpoint.load(newest, device)
+    shapes = checkpoint.shapes(newest)
+    with closing(config.world.build(1)) as world:
+        agent = _built(config, world.spec, shapes, run)
+    check_weights(agent, shapes, newest)
+    tensors, _ = checkpoint.load(newest, prefix=PREFIX)
     put_weights(agent, tensors, newest)
-    return agent.eval()
+    return agent.to(device).eval()
+
+
+def _built(config: Config, spec: Spec, shapes: Mapping[str, tuple[int, ...]], run: Path) -> Agent:
+    """The agent of these settings, which takes no more memory than its checkpoint tells."""
+    told = 8 * sum(prod(shape) for shape in shapes.values())
+    try:
+        with Ceiling(SLACK + 2 * told, f"the agent of {run / 'config.json'}"):
+            return build(config, spec)
+    except UnusableInput:
+        raise
+    except Exception as error:  # settings of another's making may fail anywhere
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UnusableInput(
+            f"{run / 'config.json'} holds settings of which no agent can be built ({reason})"
+        ) from error

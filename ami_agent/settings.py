@@ -8,13 +8,14 @@ import io
 import re
 import types
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from functools import partial
+from functools import cache, partial
 from math import isfinite
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import cattrs
+import cattrs.v
 import tyro
 from cattrs.preconf.json import make_converter
 from cattrs.strategies import configure_tagged_union
@@ -26,15 +27,55 @@ from modules.types import BadSetting, UnusableInput
 Settings = TypeVar("Settings")
 
 
+@cache
 def _converter() -> cattrs.Converter:
     """Each of several possible classes is written down by its name, and found again by the type of
     the field: no registry of classes."""
     converter = make_converter(forbid_extra_keys=True)
+    for kind in (bool, int, float, str):
+        converter.register_structure_hook(kind, _plain)
+    converter.register_structure_hook_factory(
+        lambda kind: get_origin(kind) in (tuple, dict), partial(_container, converter)
+    )
     for union in _unions(Config):
         configure_tagged_union(
             union, converter, tag_generator=lambda kind: kind.__qualname__, tag_name="is"
         )
     return converter
+
+
+def _plain(value: Any, kind: type) -> Any:
+    """The value of a field that is no container, of just its kind: half a step is no step, and True
+    is no number. A whole number may stand for a float."""
+    allowed = (int, float) if kind is float else (kind,)
+    if type(value) not in allowed or (kind is float and not isfinite(value)):
+        raise UnusableInput(f"{_shown(value)} is given, and {KINDS[kind]} is needed")
+    return kind(value)
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+
+
+def _container(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any], Any]:
+    """Structures a list or an object where it is one: text would pass for a list of letters."""
+    several = get_args(kind)
+
+    def listed(value: Any, _: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise UnusableInput(f"{_shown(value)} is given, and a list is needed")
+        return tuple(converter.structure(part, several[0]) for part in value)
+
+    def named(value: Any, _: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise UnusableInput(f"{_shown(value)} is given, and an object is needed")
+        return {name: converter.structure(part, several[1]) for name, part in value.items()}
+
+    return listed if get_origin(kind) is tuple else named
+
+
+def _shown(value: Any) -> str:
+    """The value, shortened."""
+    return told if len(told := repr(value)) <= 60 else f"{told[:60]}..."
 
 
 def _unions(kind: type) -> list[Any]:
@@ -72,13 +113,7 @@ def from_json(data: Any, source: str) -> Config:
     """The Config back; raises UnusableInput naming the first field that doesn't fit."""
     try:
         return _converter().structure(_renewed(data), Config)
-    except (
-        cattrs.errors.BaseValidationError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # what another wrote may fail anywhere
         raise UnusableInput(
             f"{source} holds no settings of this version: {_reason(error)}"
         ) from None
@@ -93,8 +128,17 @@ def _renewed(data: Any) -> Any:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, cattrs.errors.BaseValidationError):
-        return "; ".join(cattrs.transform_error(error))
+        first, *more = cattrs.transform_error(error, "", _message)
+        first = f"{first.rpartition(' @ ')[2].lstrip('.')}: {first.rpartition(' @ ')[0]}"
+        return f"{first} (and {len(more)} more)" if more else first
     return f"{type(error).__name__} {error}"
+
+
+def _message(error: BaseException, kind: type | None) -> str:
+    """What is wrong with one field."""
+    if isinstance(error, UnusableInput):
+        return str(error)
+    return cattrs.v.format_exception(error, kind)
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,9 @@ from ami_agent.guard import Guarded
 from modules.types import UnusableInput
 
 Worlds = VectorEnv
+
+RESERVED = frozenset(inspect.signature(gymnasium.make_vec).parameters) - {"kwargs"}
+"""Names that an environment's keyword arguments can't have."""
 
 
 class Hold(gymnasium.Wrapper):
@@ -81,6 +85,11 @@ def make(
 ) -> Worlds:  # fmt: skip
     """`count` worlds of that id; UnusableInput where they can't be made."""
     choose_gl_backend()
+    if taken := [option for option in options if option in RESERVED]:
+        raise UnusableInput(
+            f"option {taken[0]!r} of environment {name!r} is a parameter of gymnasium.make_vec and "
+            "none of the environment; how environments are stepped is set by --env.vector"
+        )
     for module in imports:
         bring(module)
     wrappers = around(limit, repeat, stack)
@@ -101,7 +110,7 @@ def _made(
 ) -> VectorEnv:
     try:
         envs = gymnasium.make_vec(name, num_envs=count, **how, **options)
-    except gymnasium.error.NameNotFound as error:
+    except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound) as error:
         hint = "" if imported else " If a package registers it, import that: --env.import NAME"
         raise UnusableInput(f"world {name!r} can't be made: {error}{hint}") from error
     except (Exception, SystemExit) as error:  # a stranger's code may raise anything

@@ -24,10 +24,13 @@ from rich.console import Console
 from ami_agent import runs
 from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM, judge
+from ami_agent.files import is_number
 from ami_agent.report import Report
 from ami_agent.train import train
 from modules.types import UnusableInput
 
+ESTIMATES = ("success", "final_success", "score", "return", "steps", "length")
+"""Figures with an interval; None where an environment doesn't report them."""
 LOG = "log.txt"
 """What a run said, where it had no terminal to itself."""
 
@@ -59,8 +62,34 @@ def known(job: Job) -> Mapping[str, Any] | None:
     if not (job.run / "eval.json").exists():
         return None
     runs.check_same(job.run, job.config, job.seed)
-    marks = runs.read_json(job.run / "eval.json")
+    runs.seconds_of(job.run)  # which the study tells of every run that finished
+    marks = results(job.run / "eval.json")
     return marks if marks["plan"]["episodes"] == job.episodes else None
+
+
+def results(path: Path) -> Mapping[str, Any]:
+    """The figures of an evaluation by mode, as `evaluate` writes them; UnusableInput where the file
+    holds anything else."""
+    found = runs.read_json(path)
+    for mode in ("plan", "react"):
+        marks = found.get(mode) if isinstance(found, dict) else None
+        if not isinstance(marks, dict) or not _are_results(marks):
+            raise UnusableInput(
+                f"{path} holds no figures of mode {mode}: remove it, and the run is evaluated again"
+            )
+    return found  # type: ignore[no-any-return]
+
+
+def _are_results(marks: Mapping[str, Any]) -> bool:
+    known = [marks.get(figure) for figure in ESTIMATES]
+    estimates = [one for one in known if one is not None]
+    return (
+        is_number(marks.get("episodes"))
+        and is_number(marks.get("ms_per_action_batched"))
+        and marks.get("return") is not None
+        and set(ESTIMATES) <= marks.keys()
+        and all(isinstance(one, dict) and is_number(one.get("mean")) for one in estimates)
+    )
 
 
 def carry_out(job: Job, console: Console) -> Outcome:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import gymnasium
 from rich.console import Console
 
-from ami_agent import runs, settings
+from ami_agent import files, runs, settings
 from ami_agent.bench import rivals
 from ami_agent.bench.rivals import Curve
 from ami_agent.build import Config
@@ -191,8 +191,7 @@ class Trial:
                 self._ours(), out=run, seed=seed, device=self.device, resume=begun, report=report,
                 curve=self.episodes,
             )  # fmt: skip
-        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-        rows = [line for line in lines if line["stage"].startswith("curve/")]
+        rows = files.read_figures(run / "metrics.jsonl", "curve/")
         return [(int(row["lived"]), row["return"], row["seconds"]) for row in rows]
 
 
@@ -200,7 +199,7 @@ def _is_curve(found: object) -> bool:
     """Whether it is points of three numbers, one at least."""
     return isinstance(found, list) and bool(found) and all(
         isinstance(point, list) and len(point) == 3
-        and all(isinstance(number, (int, float)) for number in point)
+        and all(map(files.is_number, point))
         for point in found
     )  # fmt: skip
 

@@ -8,8 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from rich.console import Console
 
 from ami_agent import runs
@@ -30,6 +31,10 @@ class Thoughts:
 
     of: str = "runs/reference/two-rooms"
     """Run folder of the agent."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Files (x.py) and modules that make its environments known."""
+    trust: bool = False
+    """Import whatever the run folder names."""
     counts: tuple[int, ...] = (1, 64, 1024)
     """Worlds that it acts in at once."""
     modes: tuple[Mode, ...] = ("react", "plan")
@@ -47,8 +52,9 @@ class Thoughts:
     def run(self, console: Console) -> dict[str, Any]:
         """By mode and count, the actions per second on each device."""
         folder = Path(self.of)
-        minds = {name: runs.load(folder, name).eval() for name in {"cpu": 0, device("auto"): 0}}
-        world = runs.config_of(folder).evaluation
+        config = runs.config_of(folder, self.imports, self.trust)
+        minds = {name: runs.load(folder, name, config) for name in {"cpu": 0, device("auto"): 0}}
+        world = config.evaluation
         found: dict[str, Any] = {mode: {} for mode in self.modes}
         for mode, count in product(self.modes, self.counts):
             console.print(f"{mode}, {count} at once", highlight=False)

@@ -1,0 +1,185 @@
+"""Reading files that anybody may have written. A file is read only where it is a regular file of a
+bounded size; JSON only where its depth and its numbers are bounded. Whatever is wrong is one line
+(UnusableInput) that names the file and what would be right."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections import Counter
+from contextlib import suppress
+from math import isfinite
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from modules.types import UnusableInput
+
+MIB, GIB = 2**20, 2**30
+JSON_LIMIT, LOG_LIMIT, HEADER_LIMIT = 16 * MIB, 64 * MIB, 4 * MIB
+"""Bytes of a JSON file, of a file of JSON lines, and of a safetensors header."""
+DEPTH = 64
+"""Of lists and objects in each other."""
+INTEGERS = 2**63
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file, open for reading; UnusableInput where it is missing, closed to us, or a folder, a
+    pipe, a socket or a device, whose reading might never end."""
+    try:
+        _check_regular(path, os.stat(path))  # a device is not even opened
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        _check_regular(path, os.fstat(handle))
+        return os.fdopen(handle, "rb")
+    except FileNotFoundError:
+        raise UnusableInput(f"{path} is missing") from None
+    except OSError as error:
+        raise UnusableInput(f"{path} can't be read: {error.strerror or error}") from None
+    except ValueError as error:  # a name that no file can have
+        raise UnusableInput(f"{str(path)!r} can't be read: {error}") from None
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
+        raise UnusableInput(f"{path} is {kind}; it must be a regular file")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """All of a file of at most `limit` bytes."""
+    with open_regular(path) as file:
+        try:
+            found = file.read(limit + 1)
+        except (OSError, MemoryError) as error:
+            raise UnusableInput(f"{path} can't be read: {error}") from None
+    if len(found) > limit:
+        raise UnusableInput(f"{path} has more than {limit // MIB} MiB, the most such a file may")
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; UnusableInput where a number is not finite or a name stands twice."""
+    return parse_json(read_bytes(path, JSON_LIMIT), path)
+
+
+def parse_json(data: bytes, source: Path) -> Any:
+    """The same of its bytes."""
+    try:
+        return decoded(data)
+    except ValueError as error:
+        raise UnusableInput(f"{source} is not readable as JSON: {error}") from None
+
+
+def decoded(data: bytes) -> Any:
+    """The same; ValueError where it is no JSON or exceeds the bounds."""
+    try:
+        found = json.loads(
+            data.decode("utf-8-sig"), parse_constant=_constant, parse_int=_integer,
+            parse_float=_number, object_pairs_hook=_object,
+        )  # fmt: skip
+        _check_depth(found)
+        json.dumps(found, ensure_ascii=False).encode()  # refuses half of a surrogate pair
+    except RecursionError:
+        raise ValueError(f"lists and objects go deeper than {DEPTH}") from None
+    except MemoryError:
+        raise ValueError("it takes more memory than there is") from None
+    return found
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) >= INTEGERS:
+        raise ValueError(f"the integer {digits[:20]} is too large: it must be less than 2**63")
+    return int(digits)
+
+
+def _number(digits: str) -> float:
+    found = float(digits)
+    if not isfinite(found):
+        raise ValueError(f"the number {digits[:20]} is too large")
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the name {twice!r} stands twice in an object")
+    return found
+
+
+def _check_depth(found: Any) -> None:
+    level = [found]
+    for _ in range(DEPTH + 1):
+        containers = [part for part in level if isinstance(part, (dict, list))]
+        if not containers:
+            return
+        level = [p for c in containers for p in (c.values() if isinstance(c, dict) else c)]
+    raise RecursionError
+
+
+def read_figures(path: Path, stage: str) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl` whose stage begins so, oldest first. What is no such line
+    (half of one, another program's) is passed over, and so is what is no number in one."""
+    found, word = [], json.dumps(stage)[:-1].encode()
+    for line in read_bytes(path, LOG_LIMIT).split(b"\n"):
+        if word in line:
+            with suppress(UnusableInput):
+                told = parse_json(line, path)
+                if isinstance(told, dict) and str(told.get("stage")).startswith(stage):
+                    figures = {n: v for n, v in told.items() if v is None or is_number(v)}
+                    found.append({"stage": told["stage"], **figures})
+    return found
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a safetensors file, by name: what its header says, which fits the length of
+    the file; nothing else is read. UnusableInput where it is no such file."""
+    with open_regular(path) as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > HEADER_LIMIT:
+        raise UnusableInput(f"{path} is not a whole safetensors file (a header of {size} bytes)")
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+        raise UnusableInput(f"{path} is not a whole safetensors file ({error})") from None
+
+
+def read_tensors(path: Path, device: torch.device | str, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors whose names begin so, on `device`; UnusableInput where they don't fit into it."""
+    shapes = tensor_shapes(path)
+    size, memory = path.stat().st_size, _memory()
+    if not prefix and size > memory:
+        raise UnusableInput(
+            f"{path} takes {size / GIB:.1f} GiB, and this machine has {memory / GIB:.1f} GiB"
+        )
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as tensors:
+            return {name: tensors.get_tensor(name) for name in shapes if name.startswith(prefix)}
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
+        told = " ".join(str(error).split())
+        raise UnusableInput(f"{path} can't be read into memory ({told})") from None
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Raises UnusableInput where a tensor of that file holds NaN or an infinity."""
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise UnusableInput(f"{path}: {name} holds NaN or infinity; its numbers must be finite")
