@@ -108,11 +108,14 @@ class WorldConfig:
     vector: Literal["auto", "sync", "async"] = "auto"
     """How many worlds are stepped: as the world offers, one after the other, or each in a process
     of its own."""
+    step_timeout: float = 300.0
+    """Seconds after which a call of the environment's code that has not returned ends the run, with
+    all that was learnt saved; 0 is no limit."""
     mortal: bool = False
     """Whether the body feels that it lives on: a channel "alive", 0 where a life ends."""
 
     def __post_init__(self) -> None:
-        require(self, limit=0, repeat=1, stack=1)
+        require(self, limit=0, repeat=1, stack=1, step_timeout=0)
 
     def under(self, assignment: Assignment) -> WorldConfig:
         """The same world, judging this task."""
@@ -137,6 +140,7 @@ class World:
         self.envs: Worlds = make(
             config.id, count, options, imports=config.imports, limit=config.limit,
             repeat=config.repeat, stack=config.stack, vector=config.vector,
+            timeout=config.step_timeout,
         )  # fmt: skip
         self.count, self.device, self.mortal = count, device, config.mortal
         self.senses = readers(self.envs.single_observation_space, config.stack)
