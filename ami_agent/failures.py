@@ -37,6 +37,14 @@ class Failed(UnusableInput):
     stands."""
 
 
+class FailedInReset(Failed):
+    """Before anything was stepped."""
+
+
+class NotMade(UnusableInput):
+    """The environment's constructor failed."""
+
+
 class Died(Failed):
     """All environments were made anew, as the process of one died: no episode goes on, and they
     must be reset."""

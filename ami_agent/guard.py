@@ -13,7 +13,7 @@ from gymnasium import logger as gymnasium_says
 from gymnasium.vector import AsyncVectorEnv, VectorEnv, VectorWrapper
 
 from ami_agent.autoreset import SameStepFound
-from ami_agent.failures import Died, Failed, described, is_interrupt, location
+from ami_agent.failures import Died, Failed, FailedInReset, described, is_interrupt, location
 from ami_agent.subenvs import end
 from ami_agent.watchdog import TimedOut, time_limit
 from modules.types import UnusableInput
@@ -78,12 +78,12 @@ class Guarded(VectorWrapper):
             _bury(self.env, kill_only=True)
 
     def _made(self) -> VectorEnv:
-        """Raises UnusableInput."""
+        """Raises NotMade, or Failed where it does not return."""
         try:
             with time_limit(self.timeout, self._late("its constructor")):
                 return self.make()
         except TimedOut as late:
-            raise UnusableInput(f"{self._late('its constructor')}{location(late)}") from late
+            raise Failed(f"{self._late('its constructor')}{location(late)}") from late
 
     @contextlib.contextmanager
     def _watched(self, what: str) -> Iterator[None]:
@@ -117,7 +117,8 @@ class Guarded(VectorWrapper):
             dead = _dead(self.env) if isinstance(error, (EOFError, OSError)) else ""
             _bury(self.env)
             if not dead:
-                raise Failed(
+                kind = FailedInReset if what == "reset" else Failed
+                raise kind(
                     f"world {self.name!r} failed in {what}: {described(error)}{_hint(what, error)}"
                 ) from error
             self._count(dead)

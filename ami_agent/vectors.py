@@ -3,9 +3,12 @@ resets, and its action is ignored (Gymnasium's NEXT_STEP)."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import os
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -21,13 +24,16 @@ from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
 
 from ami_agent.autoreset import as_next_step
-from ami_agent.failures import described, is_interrupt
+from ami_agent.failures import NotMade, described, is_interrupt
 from ami_agent.guard import Guarded, quiet_workers
 from ami_agent.subenvs import AsyncEnvs, SingleEnv, SyncEnvs
 from ami_agent.watchdog import TimedOut
 from modules.types import UnusableInput
 
 Worlds = VectorEnv
+
+FEW = 16
+"""Environments stepped one by one that are opened at once, where their number is free."""
 
 
 class Hold(gymnasium.Wrapper):
@@ -68,8 +74,7 @@ class EnvFactory:
             self.parts = cloudpickle.loads(self.parts)
         spec, options, wrappers = self.parts
         if spec.entry_point is None:
-            made = gymnasium.make_vec(deepcopy(spec), num_envs=1, **options)
-            env: gymnasium.Env = SingleEnv(spec.id, made)
+            env: gymnasium.Env = SingleEnv(spec.id, _make_vec(deepcopy(spec), 1, options))
         else:
             env = gymnasium.make(deepcopy(spec), **options)
         for wrapper in wrappers:
@@ -104,11 +109,11 @@ def _made(name: str, make: Callable[[], VectorEnv], imported: bool) -> VectorEnv
         raise
     except gymnasium.error.NameNotFound as error:
         hint = "" if imported else " If a package registers it, import that: --env.import NAME"
-        raise UnusableInput(f"world {name!r} can't be made: {error}{hint}") from error
+        raise NotMade(f"world {name!r} can't be made: {error}{hint}") from error
     except BaseException as error:  # a stranger's code may raise anything
         if is_interrupt(error) or isinstance(error, TimedOut):
             raise
-        raise UnusableInput(f"world {name!r} can't be made: {described(error)}") from error
+        raise NotMade(f"world {name!r} can't be made: {described(error)}") from error
 
 
 def _batch(
@@ -118,8 +123,15 @@ def _batch(
     spec = gymnasium.registry.get(name)
     if spec is not None and spec.vector_entry_point is None:
         return singles()
-    envs = gymnasium.make_vec(name, num_envs=count, **options)
+    envs = _make_vec(name, count, options)
     return as_next_step(name, envs, partial(_made, name, singles, True))
+
+
+def _make_vec(spec: str | EnvSpec, count: int, options: Mapping[str, Any]) -> VectorEnv:
+    with warnings.catch_warnings():
+        # of what `as_next_step` understands or speaks of by itself
+        warnings.filterwarnings("ignore", message=".*(AutoresetMode|autoreset_mode)")
+        return gymnasium.make_vec(spec, num_envs=count, **options)
 
 
 def _singles(
@@ -141,6 +153,30 @@ def _spec(name: str) -> EnvSpec:
     if name in gymnasium.registry:
         return gymnasium.registry[name]
     return _find_spec(name)  # "module:Name-v0", or the latest version of "Name"
+
+
+def at_once(
+    name: str, wanted: int, *, imports: Sequence[str] = (), limit: int = 0, repeat: int = 1,
+    stack: int = 1, vector: str = "auto",
+) -> int:  # fmt: skip
+    """How many of these environments are opened at once where `wanted` would do: all of a batch,
+    few of those that are stepped one by one, and one for each core of those in processes."""
+    for module in imports:
+        bring(module)
+    if vector == "async":
+        return min(wanted, cores())
+    batched = vector == "auto" and not around(limit, repeat, stack) and _native(name) is not None
+    return wanted if batched else min(wanted, FEW)
+
+
+def cores() -> int:
+    """That this process may use."""
+    known = sys.platform == "linux"
+    count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # a container's share, by its control group
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
 
 
 def _native(name: str) -> Any:
