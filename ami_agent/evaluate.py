@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +21,8 @@ from modules.types import Plan, UnusableInput
 
 EPISODES_FROM = 1_000_000
 """Seed of the first episode of an evaluation."""
+MOST_STEPS = 100_000
+"""Steps of an episode after which an evaluation gives up, where nobody says how long one lasts."""
 
 
 class Outcome(NamedTuple):
@@ -56,6 +57,11 @@ def play(begin: Begin, world: World, seed: int) -> Outcome:
         going &= ~over
         if not going.any():
             break
+        if step == MOST_STEPS and not world.limited:
+            raise UnusableInput(
+                f"no end of an episode within {step} steps, and the environment states no limit: "
+                "set one (--env.limit STEPS)"
+            )
     return Outcome(success, final, steps, length, score, felt)
 
 
@@ -73,11 +79,14 @@ def told_of(lived: Lived, *names: str) -> Tensor:
 
 
 def play_many(begin: Begin, config: WorldConfig, episodes: int, seed: int, device: Any) -> Outcome:
-    """As many episodes as asked for, up to 100 at once; episode i has seed `seed` + i."""
-    outcomes = []
-    for first in range(0, episodes, 100):
-        with closing(config.build(min(100, episodes - first), device)) as world:
-            outcomes.append(undisturbed(partial(play, begin, world, seed + first)))
+    """As many episodes as asked for, up to 100 at once; episode i has seed `seed` + i, however many
+    environments can be open."""
+    outcomes, first, most = [], 0, 100
+    while first < episodes:
+        play_next = partial(play, begin, seed=seed + first)
+        most, outcome = config.use(min(most, episodes - first), play_next, device)
+        outcomes.append(outcome)
+        first += most
     return Outcome(*(torch.cat(parts) for parts in zip(*outcomes, strict=True)))
 
 

@@ -7,24 +7,37 @@ beside Gymnasium's interface: the agent never needs it; baselines, probes and pi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from functools import partial
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    runtime_checkable,
+)
 
 import numpy as np
 import torch
 import tyro
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from torch import Tensor
 
 from ami_agent.deeds import deeds
-from ami_agent.guard import Failed
+from ami_agent.failures import Failed, FailedInReset, NotMade
+from ami_agent.guard import undisturbed
 from ami_agent.options import Options, check_options
 from ami_agent.senses import Sense, readers, told_by
-from ami_agent.vectors import Worlds, make
+from ami_agent.vectors import Worlds, at_once, make
 from modules.configurator import Assignment
 from modules.types import ALIVE, STEPS, Observation, Transition, UnusableInput, require
 
 Info: TypeAlias = Mapping[str, Any]
+Result = TypeVar("Result")
 
 
 class Spec(NamedTuple):
@@ -110,11 +123,14 @@ class WorldConfig:
     vector: Literal["auto", "sync", "async"] = "auto"
     """How many worlds are stepped: as the world offers, one after the other, or each in a process
     of its own."""
+    step_timeout: float = 300.0
+    """Seconds after which a call of the environment's code that has not returned ends the run, with
+    all that was learnt saved; 0 is no limit."""
     mortal: bool = False
     """Whether the body feels that it lives on: a channel "alive", 0 where a life ends."""
 
     def __post_init__(self) -> None:
-        require(self, limit=STEPS, repeat=(1, 10_000), stack=(1, 1000))
+        require(self, limit=STEPS, repeat=(1, 10_000), stack=(1, 1000), step_timeout=(0.0, 1e6))
         check_options(self.options)
 
     def under(self, assignment: Assignment) -> WorldConfig:
@@ -124,6 +140,30 @@ class WorldConfig:
     def build(self, count: int, device: torch.device | str = "cpu", /, **options: Any) -> World:
         """`count` of these worlds; what `options` name replaces what the settings name."""
         return World(self, count, torch.device(device), {**self.keywords, **options})
+
+    def at_once(self, wanted: int) -> int:
+        """How many of these environments are opened at once at most, where `wanted` are to play."""
+        return at_once(
+            self.id, wanted, imports=self.imports, limit=self.limit, repeat=self.repeat,
+            stack=self.stack, vector=self.vector,
+        )  # fmt: skip
+
+    def use(
+        self, wanted: int, use: Callable[[World], Result], device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> tuple[int, Result]:  # fmt: skip
+        """Opens as many environments as there may be, up to `wanted`, does this in them and closes
+        them: their number, and what came of it. Fewer where more can't be opened; done from the
+        beginning again where a process died."""
+        count = self.at_once(wanted)
+        while True:
+            try:
+                with closing(self.build(count, device, **options)) as world:
+                    return count, undisturbed(partial(use, world))
+            except (NotMade, FailedInReset):
+                if count == 1:
+                    raise
+            count //= 2
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -140,15 +180,29 @@ class World:
         self.envs: Worlds = make(
             config.id, count, options, imports=config.imports, limit=config.limit,
             repeat=config.repeat, stack=config.stack, vector=config.vector,
+            timeout=config.step_timeout,
         )  # fmt: skip
         self.count, self.device, self.mortal = count, device, config.mortal
         self.imports = config.imports  # which the user has named
+        try:
+            self._understand(config)
+        except BaseException:
+            self.close()  # there may be an environment of which only one can be open
+            raise
+
+    def _understand(self, config: WorldConfig) -> None:
+        """UnusableInput for spaces that the agent can't handle."""
         self.senses = readers(self.envs.single_observation_space, config.stack)
         self.deeds = deeds(self.envs.single_action_space)
         inner = self.envs.unwrapped
         felt = tuple(inner.interoception_names) if isinstance(inner, Feels) else ()
         senses = {name: reader.sense for name, reader in self.senses.items()}
         alive = (ALIVE,) if config.mortal else ()
+        self.batched = not isinstance(self.inner, (SyncVectorEnv, AsyncVectorEnv))
+        """Whether they are stepped as one, by code of their own."""
+        spec = self.inner.spec
+        self.limited = bool(config.limit or (spec and spec.max_episode_steps))
+        """Whether it is known that episodes end."""
         self.about = str(self.envs.metadata.get("about", ""))
         """What a person sees here and what is asked of the agent, where the world says so."""
         self.spec = Spec(senses, self.deeds.size, ("reward", *felt, *alive), self.deeds.choices)

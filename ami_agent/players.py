@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
+from ami_agent.autoreset import batched
 from ami_agent.life import Act, Info, World, oracle, walk
 from modules.configurator import Assignment, Task
 from modules.types import Observation, Plan, UnusableInput, by_sense
@@ -95,8 +97,17 @@ def wanderer(scene: Scene, seed: int) -> Act:
 
 
 def aimless(scene: Scene, seed: int) -> Act:
-    """The random baseline: actions drawn uniformly from what can be done."""
-    return lambda obs: scene.world.from_world(scene.world.envs.action_space.sample())
+    """The random baseline: actions drawn uniformly from what can be done. Of environments that are
+    stepped one by one each has its own seed, so that it does the same however many are open."""
+    world = scene.world
+    if world.batched:
+        return lambda obs: world.from_world(world.envs.action_space.sample())
+    alone = [deepcopy(world.envs.single_action_space) for _ in range(world.count)]
+    for number, space in enumerate(alone):
+        space.seed(seed + number)
+    return lambda obs: world.from_world(
+        batched(world.envs.single_action_space, [space.sample() for space in alone])
+    )
 
 
 def shortest(scene: Scene, seed: int) -> Act:

@@ -6,7 +6,6 @@ None of this is ever part of the agent: probes are fitted on frozen states, besi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
-from ami_agent.guard import undisturbed
 from ami_agent.life import Examines, World, WorldConfig, live, seen, walk
 from modules.types import Diverged, Gains, Observation, by_sense, count_of, each
 
@@ -153,8 +151,15 @@ class Introspection:
     """All that can be said in a world that knows no truth: collapse, on what a walk sees."""
 
     def __init__(self, config: WorldConfig, seed: int, worlds: int = 16, steps: int = 31) -> None:
-        with closing(config.build(worlds)) as world:
-            self.obs = joined(undisturbed(partial(_views, world, seed, steps)))
+        views: list[Observation] = []
+        first = 0
+        while first < worlds:
+            count, found = config.use(
+                worlds - first, partial(_views, seed=seed + first, steps=steps)
+            )
+            views += found
+            first += count
+        self.obs = joined(views)
 
     def __call__(self, agent: Agent) -> dict[str, float]:
         return spectrum(states_of(agent, self.obs))

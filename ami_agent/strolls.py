@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ami_agent.guard import undisturbed
 from ami_agent.life import Examines, World, WorldConfig, ended, live, seen, walk
 from ami_agent.probe import Sights, joined
 from modules.types import Observation, by_sense
@@ -40,13 +39,38 @@ class Line(NamedTuple):
     places: Tensor  # [N], in order
 
 
+class _Walk(NamedTuple):
+    """Of T steps in B environments."""
+
+    views: list[Observation]  # T + 1, each [B, *O]
+    factors: Tensor  # [T + 1, B, F]
+    actions: Tensor  # [B, T, A]
+    whole: Tensor  # [B] bool: no episode ended meanwhile
+
+
 def strolls(config: WorldConfig, seed: int) -> Strolls:
     """What is seen on walks of worlds `seed` and on."""
-    with closing(config.build(WORLDS)) as world:
-        return undisturbed(partial(_strolls, world, seed))
+    walks: list[_Walk] = []
+    first = 0
+    while first < WORLDS:
+        count, found = config.use(WORLDS - first, partial(_walk, seed=seed + first))
+        walks.append(found)
+        first += count
+    views = [joined(same) for same in zip(*(w.views for w in walks), strict=True)]
+    whole = torch.cat([w.whole for w in walks])
+    if not whole.any():
+        whole[:] = True  # lives shorter than that: resets are seen as steps
+    kept = whole.repeat(STEPS + 1).nonzero()[:, 0]
+    parts = {name: part[kept] for name, part in by_sense(joined(views)).items()}
+    return Strolls(
+        parts["obs"] if isinstance(views[0], Tensor) else parts,
+        torch.cat([w.factors for w in walks], 1)[:, whole],
+        torch.cat([w.actions for w in walks])[whole],
+        seed + whole.nonzero()[:, 0],
+    )
 
 
-def _strolls(world: World, seed: int) -> Strolls:
+def _walk(world: World, seed: int) -> _Walk:
     obs, info = world.reset(seed)
     views, actions = [obs], []
     factors = [_factors(info, world)]
@@ -56,15 +80,7 @@ def _strolls(world: World, seed: int) -> Strolls:
         actions.append(lived.transition.action)
         factors.append(_factors(lived.info, world))
         whole &= ~ended(lived).cpu()
-    if not whole.any():
-        whole[:] = True  # lives shorter than that: resets are seen as steps
-    kept = whole.repeat(STEPS + 1).nonzero()[:, 0]
-    parts = {name: part[kept] for name, part in by_sense(joined(views)).items()}
-    return Strolls(
-        parts["obs"] if isinstance(obs, Tensor) else parts,
-        torch.stack(factors)[:, whole], torch.stack(actions, 1)[whole],
-        seed + whole.nonzero()[:, 0],
-    )  # fmt: skip
+    return _Walk(views, torch.stack(factors), torch.stack(actions, 1), whole)
 
 
 def _factors(info: Mapping[str, Any], world: World) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +19,11 @@ from ami_agent import checkpoint, runs
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build, capacity, lessons
 from ami_agent.checks import check_config
-from ami_agent.evaluate import EPISODES_FROM, play_many
-from ami_agent.guard import Failed
+from ami_agent.evaluate import EPISODES_FROM, Outcome, play_many
+from ami_agent.failures import Failed, FailedInReset, NotMade
 from ami_agent.learning import average, check_finite, keep_freed_memory
 from ami_agent.lessons import Pupil
+from ami_agent.lessons.base import HoldsEnvs
 from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.report import Report, Reporter
@@ -92,6 +94,20 @@ def lesson_seed(seed: int, name: str) -> int:
     return zlib.crc32(f"{seed} {name}".encode()) % 2**30
 
 
+def _beside(pupil: Pupil | None, play: Callable[[], Outcome]) -> Outcome:
+    """Plays while a learner's environments are open; where no other can be opened beside them, they
+    are closed meanwhile."""
+    try:
+        return play()
+    except (NotMade, FailedInReset):
+        if not isinstance(pupil, HoldsEnvs):
+            raise
+    pupil.close_envs()
+    outcome = play()
+    pupil.reopen_envs()
+    return outcome
+
+
 class Training:
     """One run on its way through its lessons."""
 
@@ -147,7 +163,7 @@ class Training:
                     self.reached = Reached(self.reached.updates + 1, index)
                     if self.curve and pupil.milestone:
                         self._note(name)
-                        self._judge(name, pupil.milestone)
+                        self._judge(name, pupil.milestone, pupil)
                         self.noted = time.monotonic()
                 except Failed:
                     self._log(name, pupil.step, recent)
@@ -176,16 +192,17 @@ class Training:
         self.report.scalars("state", step, marks)
         self.report.say(f"{name} {step}: {verdict(marks) if step else 'nothing learnt yet'}")
 
-    def _judge(self, name: str, mode: str = "plan") -> None:
+    def _judge(self, name: str, mode: str = "plan", pupil: Pupil | None = None) -> None:
         # whoever lives meanwhile goes on with what it recalls
         living, self.agent.episode = self.agent.episode, ShortTerm(self.agent.recall)
         seconds = runs.seconds_of(self.folder)
         for task, assignment in self.config.tasks.items():
-            outcome = play_many(
-                mind(self.agent.eval(), mode, assignment),
+            play = partial(
+                play_many, mind(self.agent.eval(), mode, assignment),
                 self.config.evaluation.under(assignment), self.curve, EPISODES_FROM,
                 self.agent.device,
             )  # fmt: skip
+            outcome = _beside(pupil, play)
             told = {
                 "final_success": outcome.final_success, "score": outcome.score,
                 "return": outcome.felt[:, 0],

@@ -1,31 +1,43 @@
-"""Many worlds as Gymnasium steps them, made alike: whoever made them, after an episode's end the
-next step begins another, and its action is ignored (Gymnasium's NEXT_STEP)."""
+"""Environments as Gymnasium steps them, made alike: after an episode's end the next step only
+resets, and its action is ignored (Gymnasium's NEXT_STEP)."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
+import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
 import gymnasium
-import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.envs.registration import EnvSpec, _find_spec
+from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
 
+from ami_agent.autoreset import as_next_step
+from ami_agent.failures import NotMade, described, is_interrupt
 from ami_agent.graphics import choose_gl_backend, gl_hint
-from ami_agent.guard import Guarded
+from ami_agent.guard import Guarded, quiet_workers
+from ami_agent.subenvs import AsyncEnvs, SingleEnv, SyncEnvs
+from ami_agent.watchdog import TimedOut
 from modules.types import UnusableInput
 
 Worlds = VectorEnv
 
 RESERVED = frozenset(inspect.signature(gymnasium.make_vec).parameters) - {"kwargs"}
 """Names that an environment's keyword arguments can't have."""
+FEW = 16
+"""Environments stepped one by one that are opened at once, where their number is free."""
 
 
 class Hold(gymnasium.Wrapper):
@@ -45,43 +57,38 @@ class Hold(gymnasium.Wrapper):
         return obs, total, terminated, truncated, info
 
 
-class NextStep(VectorWrapper):
-    """For worlds that wait to be reset (DISABLED): what is over begins anew with the next step."""
+class EnvFactory:
+    """Makes one environment. A worker process that knows nothing of this one (start methods spawn
+    and forkserver) imports what registers it before anything else is unpickled."""
 
-    def __init__(self, envs: VectorEnv) -> None:
-        super().__init__(envs)
-        self.over = np.zeros(envs.num_envs, dtype=bool)
+    def __init__(
+        self, spec: EnvSpec, imports: Sequence[str], options: Mapping[str, Any],
+        wrappers: Sequence[Callable[[Any], Any]],
+    ) -> None:  # fmt: skip
+        files = (str(Path(n).absolute()) if n.endswith(".py") else n for n in imports)
+        self.imports, self.parts = tuple(files), (deepcopy(spec), dict(options), list(wrappers))
 
-    def reset(self, **asked: Any) -> Any:
-        self.over[:] = False
-        return self.env.reset(**asked)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"imports": self.imports, "parts": cloudpickle.dumps(self.parts)}
 
-    def step(self, actions: Any) -> Any:
-        fresh = self.over
-        if fresh.any():  # Gymnasium's own refuse to step what is over; what is born so takes a step
-            self.env.reset(options={"reset_mask": fresh.copy()})
-        obs, reward, terminated, truncated, info = self.env.step(actions)
-        if fresh.any():
-            obs, born = self.env.reset(options={"reset_mask": fresh.copy()})
-            info = {**info, **{name: _either(fresh, info.get(name), n) for name, n in born.items()}}
-            reward, terminated, truncated = (
-                np.where(fresh, 0, part).astype(part.dtype)
-                for part in (reward, terminated, truncated)
-            )
-        self.over = np.asarray(terminated) | np.asarray(truncated)
-        return obs, reward, terminated, truncated, info
-
-
-def _either(fresh: np.ndarray, lived: Any, born: Any) -> Any:
-    """What is told of each world by the step, or by the reset where it was one."""
-    if isinstance(lived, np.ndarray) and isinstance(born, np.ndarray) and lived.shape == born.shape:
-        return np.where(fresh.reshape(-1, *[1] * (lived.ndim - 1)), born, lived)
-    return born
+    def __call__(self) -> gymnasium.Env:
+        for module in self.imports:
+            bring(module)
+        if isinstance(self.parts, bytes):
+            self.parts = cloudpickle.loads(self.parts)
+        spec, options, wrappers = self.parts
+        if spec.entry_point is None:
+            env: gymnasium.Env = SingleEnv(spec.id, _make_vec(deepcopy(spec), 1, options))
+        else:
+            env = gymnasium.make(deepcopy(spec), **options)
+        for wrapper in wrappers:
+            env = wrapper(env)
+        return env
 
 
 def make(
     name: str, count: int, options: Mapping[str, Any], *, imports: Sequence[str] = (),
-    limit: int = 0, repeat: int = 1, stack: int = 1, vector: str = "auto",
+    limit: int = 0, repeat: int = 1, stack: int = 1, vector: str = "auto", timeout: float = 0.0,
 ) -> Worlds:  # fmt: skip
     """`count` worlds of that id; UnusableInput where they can't be made."""
     choose_gl_backend()
@@ -99,25 +106,88 @@ def make(
             "oracle and the feelings that it has for many; use its own keyword arguments (its "
             "limit is `budget`: --env.options budget 30), or do without them: vector sync"
         )
-    how: dict[str, Any] = {}
-    if vector != "auto" or wrappers:
-        how = {"vectorization_mode": "async" if vector == "async" else "sync", "wrappers": wrappers}
-    return Guarded(name, partial(_made, name, count, how, options, bool(imports)))
+    batched = vector == "auto" and not wrappers
+    singles = partial(_singles, name, count, imports, options, wrappers, vector)
+    how = partial(_batch, name, count, options, singles) if batched else singles
+    return Guarded(name, partial(_made, name, how, bool(imports)), timeout)
 
 
-def _made(
-    name: str, count: int, how: Mapping[str, Any], options: Mapping[str, Any], imported: bool
-) -> VectorEnv:
+def _made(name: str, make: Callable[[], VectorEnv], imported: bool) -> VectorEnv:
     try:
-        envs = gymnasium.make_vec(name, num_envs=count, **how, **options)
+        return make()
+    except UnusableInput:
+        raise
     except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound) as error:
         hint = "" if imported else " If a package registers it, import that: --env.import NAME"
-        raise UnusableInput(f"world {name!r} can't be made: {error}{hint}") from error
-    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
-        raise UnusableInput(
-            f"world {name!r} can't be made: {type(error).__name__}: {error}{gl_hint(error)}"
-        ) from error
-    return _next_step(name, envs)
+        raise NotMade(f"world {name!r} can't be made: {error}{hint}") from error
+    except BaseException as error:  # a stranger's code may raise anything
+        if is_interrupt(error) or isinstance(error, TimedOut):
+            raise
+        reason = f"{described(error)}{gl_hint(error)}"
+        raise NotMade(f"world {name!r} can't be made: {reason}") from error
+
+
+def _batch(
+    name: str, count: int, options: Mapping[str, Any], singles: Callable[[], VectorEnv]
+) -> VectorEnv:
+    """As the environment offers it; one by one where it offers no batch."""
+    spec = gymnasium.registry.get(name)
+    if spec is not None and spec.vector_entry_point is None:
+        return singles()
+    envs = _make_vec(name, count, options)
+    return as_next_step(name, envs, partial(_made, name, singles, True))
+
+
+def _make_vec(spec: str | EnvSpec, count: int, options: Mapping[str, Any]) -> VectorEnv:
+    with warnings.catch_warnings():
+        # of what `as_next_step` understands or speaks of by itself
+        warnings.filterwarnings("ignore", message=".*(AutoresetMode|autoreset_mode)")
+        return gymnasium.make_vec(spec, num_envs=count, **options)
+
+
+def _singles(
+    name: str, count: int, imports: Sequence[str], options: Mapping[str, Any],
+    wrappers: Sequence[Callable[[Any], Any]], vector: str,
+) -> VectorEnv:  # fmt: skip
+    """Stepped one by one, or each in a process of its own."""
+    spec = _spec(name)
+    factories = [EnvFactory(spec, imports, options, wrappers)] * count
+    with quiet_workers(vector == "async"):
+        envs = AsyncEnvs(factories) if vector == "async" else SyncEnvs(factories)
+    envs.spec = deepcopy(spec)
+    envs.spec.kwargs |= options
+    return envs
+
+
+def _spec(name: str) -> EnvSpec:
+    """Raises what Gymnasium says of an id that it does not know."""
+    if name in gymnasium.registry:
+        return gymnasium.registry[name]
+    return _find_spec(name)  # "module:Name-v0", or the latest version of "Name"
+
+
+def at_once(
+    name: str, wanted: int, *, imports: Sequence[str] = (), limit: int = 0, repeat: int = 1,
+    stack: int = 1, vector: str = "auto",
+) -> int:  # fmt: skip
+    """How many of these environments are opened at once where `wanted` would do: all of a batch,
+    few of those that are stepped one by one, and one for each core of those in processes."""
+    for module in imports:
+        bring(module)
+    if vector == "async":
+        return min(wanted, cores())
+    batched = vector == "auto" and not around(limit, repeat, stack) and _native(name) is not None
+    return wanted if batched else min(wanted, FEW)
+
+
+def cores() -> int:
+    """That this process may use."""
+    known = sys.platform == "linux"
+    count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # a container's share, by its control group
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
 
 
 def _native(name: str) -> Any:
@@ -139,20 +209,6 @@ def around(limit: int, repeat: int, stack: int) -> list[Callable[[Any], Any]]:
     return wrappers
 
 
-def _next_step(name: str, envs: VectorEnv) -> VectorEnv:
-    mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-    mode = AutoresetMode(mode) if isinstance(mode, str) else mode
-    if mode == AutoresetMode.NEXT_STEP:
-        return envs
-    if mode == AutoresetMode.DISABLED:
-        return NextStep(envs)
-    envs.close()
-    raise UnusableInput(
-        f"world {name!r} resets within the step that ends an episode (SAME_STEP); the agent needs "
-        "NEXT_STEP: --env.vector sync makes it so, where the world can be had one by one"
-    )
-
-
 def bring(name: str) -> ModuleType:
     """Imports a module by name, or a file by path; UnusableInput where that fails."""
     choose_gl_backend()  # the module may import MuJoCo
@@ -164,13 +220,15 @@ def bring(name: str) -> ModuleType:
             return importlib.import_module(name)
         if not path.is_file():
             raise UnusableInput(f"no file {name} to import")
-        known = f"_ami_{path.stem}_{abs(hash(path.resolve()))}"
+        # the same name in every process: worker processes find by it what they are sent
+        known = f"_ami_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
         if known in sys.modules:
             return sys.modules[known]
         spec = importlib.util.spec_from_file_location(known, path)
         assert spec is not None
         assert spec.loader is not None
         module = sys.modules[known] = importlib.util.module_from_spec(spec)
+        _find_neighbours(path.resolve().parent)
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -180,9 +238,14 @@ def bring(name: str) -> ModuleType:
     except UnusableInput:
         raise
     except (Exception, SystemExit) as error:  # a stranger's code may raise anything
-        raise UnusableInput(
-            f"{name!r} can't be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise UnusableInput(f"{name!r} can't be imported: {described(error)}") from error
+
+
+def _find_neighbours(folder: Path) -> None:
+    """A file may import its neighbours, then and later. Their folder comes last, so that it hides
+    no package."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def function_of(place: str, what: str) -> Callable[[], Any]:
@@ -205,4 +268,4 @@ def called(place: str, what: str) -> Any:
     except UnusableInput:
         raise
     except (Exception, SystemExit) as error:  # a stranger's code may raise anything
-        raise UnusableInput(f"{place} failed: {type(error).__name__}: {error}") from error
+        raise UnusableInput(f"{place} failed: {described(error)}") from error

@@ -229,7 +229,6 @@ def test_what_is_in_a_file_is_known_once_it_is_imported(tmp_path):
         ),
         (WorldConfig(id="CartPole-v1", imports=("no_such.py",)), "no file no_such.py"),
         (WorldConfig(id="ami-test/Count-v0", options={"colour": 3}), "can't be made.*colour"),
-        (WorldConfig(id="ami-test/Joined-v0"), "SAME_STEP.*--env.vector sync"),
         (WorldConfig(id="not an id"), "can't be made"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -34,6 +34,15 @@ class Pupil(Protocol):
     def finish(self) -> None: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@runtime_checkable
+class HoldsEnvs(Protocol):
+    """A learner whose environments stay open between its updates."""
+
+    def close_envs(self) -> None: ...
+    def reopen_envs(self) -> None:
+        """Other episodes begin; those that were under way are cut."""
 
 
 class Lesson(Protocol):

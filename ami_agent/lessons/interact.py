@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -77,7 +78,8 @@ class Interaction:
         updates = int(lesson.steps * worlds * lesson.ratio) + 1
         self.mind = Rehearsal(lesson, agent, world, updates, seed)
         player = daring(mind(agent, lesson.mode, assignment), lesson.noise, agent.policy.bounds)
-        self.life = Explorer(agent, world.build(worlds, agent.device), lesson, [player], seed)
+        self.build = partial(world.build, worlds, agent.device)
+        self.life = Explorer(agent, self.build(), lesson, [player], seed)
 
     @property
     def step(self) -> int:
@@ -98,6 +100,13 @@ class Interaction:
             news = self.mind.update()
             self.debt -= 1
         return news
+
+    def close_envs(self) -> None:
+        self.life.world.close()
+
+    def reopen_envs(self) -> None:
+        self.life.world = self.build()
+        self.life.start_over()
 
     def finish(self) -> None:
         self.life.finish()

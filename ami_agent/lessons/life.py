@@ -117,9 +117,13 @@ class Explorer:
             try:
                 return next(self.life)
             except Died:
-                self.agent.memory.cut()
-                self._enter()
-                self.attend()
+                self.start_over()
+
+    def start_over(self) -> None:
+        """Other episodes begin; those that were under way are cut."""
+        self.agent.memory.cut()
+        self._enter()
+        self.attend()
 
     def _enter(self) -> None:
         """Episodes begin."""

@@ -38,7 +38,7 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
     with closing(replace(world, mortal=True).build(1)) as one:
         spec, known = one.spec, one.inner.spec
         recorded = data.whole(one) if data != NOTHING else None
-    endless = known.max_episode_steps is None and known.entry_point is not None
+    endless = known.max_episode_steps is None
     world = replace(world, mortal=True, limit=world.limit or (PATIENCE if endless else 0))
     limits = world.limit, (known.max_episode_steps or 0) / world.repeat
     lasts = min(filter(None, limits), default=PATIENCE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ami_agent.agent import Agent
 from ami_agent.evaluate import told_of
-from ami_agent.guard import undisturbed
 from ami_agent.life import Examines, Lived, World, WorldConfig, ended, live
 from ami_agent.players import Scene, task_of
 from ami_agent.report import Progress, Reporter
@@ -130,16 +128,22 @@ def watch(
         raise UnusableInput(f"episodes is {episodes}; it must be at least 1")
     agent.eval()
 
-    def seen(mode: str, first: int) -> list[Life]:
-        count = min(AT_ONCE, episodes - first)
-        with closing(config.build(count, agent.device, **camera.options)) as world:
-            eyes = _Watch(agent, world, camera, seed + first, onlooker)
-            with report.progress(f"live, {mode}", _longest(world)) as bar:
-                return eyes.live(config, mode, assignment, bar, most)
+    def seen(world: World, mode: str, first: int) -> list[Life]:
+        eyes = _Watch(agent, world, camera, seed + first, onlooker)
+        with report.progress(f"live, {mode}", _longest(world)) as bar:
+            return eyes.live(config, mode, assignment, bar, most)
 
-    for first in range(0, episodes, AT_ONCE):
-        lives = [undisturbed(partial(seen, mode, first)) for mode in modes]
-        yield from zip(*lives, strict=True)
+    first, count = 0, AT_ONCE
+    while first < episodes:
+        lives = []
+        for mode in modes:
+            count, found = config.use(
+                min(count, episodes - first), partial(seen, mode=mode, first=first),
+                agent.device, **camera.options,
+            )  # fmt: skip
+            lives.append(found)
+        yield from zip(*lives, strict=False)  # fewer may have been open for a later mode
+        first += count
 
 
 def _longest(world: World) -> int:

@@ -1,0 +1,261 @@
+"""A batch may reset its sub-environments with the next step, within the step or not at all: the
+replay buffer holds the same transitions, and a batch that does not do what it declares is refused
+in one line."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from enum import Enum
+from functools import partial
+from itertools import islice, pairwise
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from ami_agent.evaluate import play_many
+from ami_agent.guard import Died, Failed
+from ami_agent.life import WorldConfig, ended, live, walk
+from ami_agent.players import aimless
+from modules.memory import Memory
+from modules.types import UnusableInput
+
+OBS, ACTION = spaces.Box(-1e6, 1e6, (2,), np.float32), spaces.Discrete(2)
+MODES = tuple(AutoresetMode)
+
+
+class Episode(gymnasium.Env):
+    """Shows the number of its episode and of its step; the seed decides how long episodes last."""
+
+    observation_space, action_space = OBS, ACTION
+
+    def __init__(self, as_dict=False) -> None:
+        self.as_dict, self.episodes = as_dict, 0
+        if as_dict:
+            self.observation_space = spaces.Dict(here=OBS, there=spaces.Discrete(3))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episodes, self.steps = self.episodes + 1, 0
+        self.lasts = int(self.np_random.integers(1, 5))
+        return self._obs(), {"success": 0.0, "goal": self.episodes}
+
+    def step(self, action):
+        self.steps += 1
+        done = self.steps == self.lasts
+        info = {"success": float(done), "goal": self.episodes}
+        return self._obs(), 10.0 + self.steps, done, False, info
+
+    def _obs(self):
+        here = np.array([self.episodes, self.steps], np.float32)
+        return {"here": here, "there": self.steps % 3} if self.as_dict else here
+
+
+class Simulator(VectorEnv):
+    """A batch that is none of Gymnasium's own classes, and may be silent on its mode or lie."""
+
+    def __init__(self, envs, told, old_names) -> None:
+        self.envs, self.old_names, self.num_envs = envs, old_names, envs.num_envs
+        self.metadata = {"autoreset_mode": told} if told else {}
+        self.single_observation_space = envs.single_observation_space
+        self.single_action_space = envs.single_action_space
+        self.observation_space, self.action_space = envs.observation_space, envs.action_space
+
+    def reset(self, *, seed=None, options=None):
+        return self.envs.reset(seed=seed, options=options)
+
+    def step(self, actions):
+        *found, info = self.envs.step(actions)
+        if self.old_names and "final_obs" in info:
+            info["final_observation"], info["_final_observation"] = (
+                info.pop(n) for n in ("final_obs", "_final_obs")
+            )
+            last = info["final_info"]
+            pairs = zip(last["success"], last["goal"], strict=True)
+            each = [{"success": success, "goal": goal} for success, goal in pairs]
+            info["final_info"] = np.array(each, dtype=object)
+        return *found, info
+
+
+def batch(
+    num_envs=1,
+    mode=AutoresetMode.NEXT_STEP,
+    told=None,
+    kind=SyncVectorEnv,
+    as_dict=False,
+    old=False,
+):
+    envs = kind([partial(Episode, as_dict)] * num_envs, autoreset_mode=mode)
+    return envs if told is None else Simulator(envs, told, old)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered():
+    gymnasium.register("ami-test/Batch-v0", vector_entry_point=batch)
+    gymnasium.register("ami-test/Episode-v0", entry_point=Episode)
+    yield
+    for name in ("Batch", "Episode"):
+        del gymnasium.registry[f"ami-test/{name}-v0"]
+
+
+def config(**options):
+    return WorldConfig(id="ami-test/Batch-v0", options=options)
+
+
+def steps_of(config, count, steps, seed=3):
+    with closing(config.build(count)) as world:
+        obs, _ = world.reset(seed)
+        return list(islice(live(walk(world), world, obs), steps))
+
+
+def transitions(config, count=1, steps=30):
+    """What is kept, and what the info said of it."""
+    found = steps_of(config, count, steps)
+    return [
+        [*(part.tolist() for part in step.transition[2:]), *map(list, _told(step))]
+        for step in found
+    ]
+
+
+def _told(step):
+    return step.info["success"], step.info["goal"]
+
+
+REFERENCE = WorldConfig(id="ami-test/Episode-v0", vector="sync")
+
+
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+@pytest.mark.parametrize("mode", MODES)
+def test_gymnasium_batches_of_every_mode_keep_the_same_transitions(kind, mode):
+    expected = transitions(REFERENCE, 3)
+    assert transitions(config(mode=mode, kind=kind), 3) == expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("declares", [True, False])
+def test_other_batches_of_one_keep_the_same_transitions_declared_or_not(mode, declares):
+    if mode is AutoresetMode.DISABLED and not declares:
+        return  # such a batch refuses to be stepped on: nothing is kept in silence
+    told = mode if declares else ""
+    assert transitions(config(mode=mode, told=told)) == transitions(REFERENCE)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_no_transition_joins_two_episodes_in_batches_of_several(mode, as_dict):
+    built = config(mode=mode, told=mode, as_dict=as_dict).build(3)
+    with closing(built) as world:
+        memory, found = None, []
+        while len(found) < 60:
+            obs, _ = world.reset(3)
+            try:
+                for step in live(walk(world), world, obs):
+                    memory = memory or Memory(200, step.transition, "cpu")
+                    memory.remember(step.transition)
+                    found.append(step)
+                    if len(found) >= 60:
+                        break
+            except Died:
+                memory.cut()
+    drawn = memory.sample(900, 1, torch.Generator().manual_seed(0))
+    states = drawn.obs["here"] if as_dict else drawn.obs
+    before, after = states[:, 0], states[:, 1]
+    assert torch.equal(before[:, 0], after[:, 0])
+    assert torch.equal(before[:, 1] + 1, after[:, 1])
+    assert torch.equal(drawn.interoception[:, 0, 0], 10 + after[:, 1])
+    assert drawn.terminated.any()
+    assert before[:, 1].min() == 0  # episodes begin with what the reset gave
+    for step, following in pairwise(found[-20:]):
+        assert not ended(following)[ended(step)].any()
+
+
+def test_names_of_gymnasium_before_1_0_are_read_too():
+    same = config(mode=AutoresetMode.SAME_STEP, told="", old=True)
+    found = steps_of(same, 1, 30)
+    for step, expected in zip(found, steps_of(REFERENCE, 1, 30), strict=True):
+        for part, other in zip(step.transition, expected.transition, strict=True):
+            assert torch.equal(part, other) or part is step.transition.action
+        assert step.info["success"][0] == expected.info["success"][0]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_evaluation_is_the_same_in_every_mode(count):
+    found = [
+        play_many(aimless, c, count, 0, "cpu")
+        for c in (REFERENCE, *(config(mode=m, told=m) for m in MODES))
+    ]
+    for outcome in found[1:]:
+        for part, other in zip(outcome, found[0], strict=True):
+            torch.testing.assert_close(part, other, equal_nan=True)
+    assert found[0].final_success.tolist() == [1] * count
+
+
+class Other(Enum):
+    SAME_STEP = 1
+
+
+@pytest.mark.parametrize("told", ["SameStep", "same_step", "AutoresetMode.SAME_STEP", Other(1)])
+def test_a_mode_is_declared_by_its_name_its_value_or_an_enum(told):
+    same = config(mode=AutoresetMode.SAME_STEP, told=told)
+    assert transitions(same, 1) == transitions(REFERENCE, 1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "told", "said"),
+    [
+        ("SameStep", "NextStep", r"declares autoreset_mode NextStep, but its final_obs"),
+        ("SameStep", "Disabled", r"declares autoreset_mode Disabled, but its final_obs"),
+        ("NextStep", "SameStep", r"declares autoreset_mode SameStep, but gives no final_obs"),
+        ("NextStep", "sometimes", r"declares autoreset_mode 'sometimes'.*NextStep, SameStep, Dis"),
+    ],
+)
+def test_a_batch_that_declares_one_mode_and_does_another_is_refused(mode, told, said):
+    with pytest.raises(UnusableInput, match=said) as caught:
+        steps_of(config(mode=mode, told=told), 1, 30)
+    assert "\n" not in str(caught.value)
+
+
+class Silent(VectorEnv):
+    """Resets within the step, and says nothing of it; or resets all where a mask names one."""
+
+    def __init__(self, num_envs=1, disabled=False) -> None:
+        self.num_envs, self.disabled = num_envs, disabled
+        self.metadata = {"autoreset_mode": "Disabled"} if disabled else {}
+        self.single_observation_space, self.single_action_space = OBS, ACTION
+        self.observation_space = batch_space(OBS, num_envs)
+        self.action_space = batch_space(ACTION, num_envs)
+        self.at = np.zeros(num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        self.at = -np.arange(self.num_envs)
+        return self._obs(), {}
+
+    def step(self, actions):
+        self.at = self.at + 1
+        done = self.at == 4
+        if not self.disabled:
+            self.at[done] = 0
+        return self._obs(), np.ones(self.num_envs), done, np.zeros_like(done), {}
+
+    def _obs(self):
+        return np.stack([self.at, self.at], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("disabled", "count", "said"),
+    [
+        (False, 1, "declares no mode, but the step after an episode's end gives reward 1"),
+        (True, 2, r"Disabled, but its reset changes sub-environments that .*reset_mask"),
+    ],
+)
+def test_what_can_only_be_seen_in_the_step_after_an_end_is_refused_there(disabled, count, said):
+    gymnasium.register("ami-test/Silent-v0", vector_entry_point=Silent)
+    try:
+        with pytest.raises(Failed, match=said):
+            steps_of(WorldConfig(id="ami-test/Silent-v0", options={"disabled": disabled}), count, 9)
+    finally:
+        del gymnasium.registry["ami-test/Silent-v0"]

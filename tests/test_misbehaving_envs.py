@@ -1,0 +1,400 @@
+"""Environments that hang, end the process, exist only once, only as a batch or in a file of their
+own: each is stepped correctly, or ends in one line that names it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+import ami_agent as ami
+from ami_agent.checkpoint import checkpoints
+from ami_agent.evaluate import play_many
+from ami_agent.failures import FailedInReset, NotMade
+from ami_agent.guard import Died, Failed
+from ami_agent.learning import Learning
+from ami_agent.lessons import Live
+from ami_agent.life import WorldConfig, live, walk
+from ami_agent.players import aimless
+from ami_agent.vectors import bring, cores
+from modules.types import UnusableInput
+
+ROOT = Path(__file__).parent.parent
+OBS, ACTION = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(2)
+
+
+class Plain(gymnasium.Env):
+    """The seed decides what it shows; it ends after some steps."""
+
+    observation_space, action_space = OBS, ACTION
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._obs(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._obs(), float(action), False, self.steps == 5, {}
+
+    def _obs(self):
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32)
+
+
+class Faulty(Plain):
+    """Does something else after some steps."""
+
+    def __init__(self, fault="", at=2, where="step", once="") -> None:
+        self.fault, self.at, self.where, self.once, self.calls = fault, at, where, once, 0
+        if where == "init":
+            self._fail()
+
+    def reset(self, *, seed=None, options=None):
+        if self.where == "reset":
+            self._fail()
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.calls += 1
+        if self.where == "step" and self.calls >= self.at:
+            self._fail()
+        return super().step(action)
+
+    def _fail(self):
+        if self.fault == "sleeps":
+            time.sleep(1000)
+        while self.fault == "spins":
+            try:
+                time.monotonic()
+            except Exception:
+                continue
+        if self.fault == "asserts":
+            raise AssertionError
+        if self.fault == "leaves":
+            sys.exit(3)
+        if self.fault == "interrupts":
+            raise KeyboardInterrupt
+        if self.fault == "dies":
+            os._exit(0)
+        if self.fault == "ctrl-c":
+            signal.raise_signal(signal.SIGINT)
+
+
+class Single(Plain):
+    """There can be one at a time, or a few: the next one is refused by its constructor or reset."""
+
+    open = 0
+
+    def __init__(self, most=1, where="init") -> None:
+        self.most, self.where, self.holds = most, where, False
+        if where == "init":
+            self._hold()
+
+    def reset(self, *, seed=None, options=None):
+        if self.where == "reset":
+            self._hold()
+        return super().reset(seed=seed)
+
+    def close(self):
+        Single.open -= self.holds
+        self.holds = False
+
+    def _hold(self):
+        if not self.holds and Single.open >= self.most:
+            raise OSError("the port is in use")
+        Single.open += not self.holds
+        self.holds = True
+
+
+class Endless(VectorEnv):
+    """Exists as a batch only, and never ends."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(self, num_envs=1) -> None:
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = OBS, ACTION
+        self.observation_space = batch_space(OBS, num_envs)
+        self.action_space = batch_space(ACTION, num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._obs(), {}
+
+    def step(self, actions):
+        no = np.zeros(self.num_envs, bool)
+        return self._obs(), np.ones(self.num_envs), no, no, {}
+
+    def _obs(self):
+        return self.np_random.uniform(-1, 1, (self.num_envs, 2)).astype(np.float32)
+
+
+KINDS = (Plain, Faulty, Single)
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    for kind in KINDS:
+        gymnasium.register(f"ami-test/{kind.__name__}-v0", entry_point=kind)
+    gymnasium.register("ami-test/Endless-v0", vector_entry_point=Endless)
+    Single.open = 0
+    yield
+    for name in (*(kind.__name__ for kind in KINDS), "Endless"):
+        del gymnasium.registry[f"ami-test/{name}-v0"]
+
+
+def faulty(fault, vector="auto", timeout=0.5, **options):
+    return WorldConfig(
+        id="ami-test/Faulty-v0", vector=vector, step_timeout=timeout,
+        options={"fault": fault, **options},
+    )  # fmt: skip
+
+
+def run(config, steps=9, count=1):
+    with closing(config.build(count)) as world:
+        obs, _ = world.reset(0)
+        return list(islice(live(walk(world), world, obs), steps))
+
+
+@pytest.mark.parametrize("fault", ["sleeps", "spins"])
+@pytest.mark.parametrize("where", ["init", "reset", "step"])
+def test_a_call_that_does_not_return_is_named_with_its_line(fault, where):
+    began = time.monotonic()
+    name = "its constructor" if where == "init" else where
+    said = (
+        rf"Faulty-v0': {name} did not return within 0\.5 s \(--env\.step-timeout\) "
+        r"\(test_misbehaving_envs\.py:\d+\)$"
+    )
+    with pytest.raises(Failed, match=said):
+        run(faulty(fault, where=where))
+    assert time.monotonic() - began < 4
+
+
+def test_a_worker_that_does_not_return_is_named_and_ended():
+    config = faulty("spins", "async", timeout=2)
+    with closing(config.build(2)) as world:
+        workers = world.inner.processes
+        obs, _ = world.reset(0)
+        with pytest.raises(Failed, match=r"step did not return within 2 s .*\(worker 0, 1\)"):
+            for _ in live(walk(world), world, obs):
+                pass
+        assert not any(worker.is_alive() for worker in workers)
+
+
+def test_no_limit_and_a_call_in_time_raise_nothing():
+    assert len(run(faulty("", timeout=0))) == 9
+    assert len(run(faulty("", timeout=0.5))) == 9
+    with pytest.raises(UnusableInput, match="step_timeout is -1"):
+        faulty("", timeout=-1)
+
+
+def test_what_was_learnt_before_a_step_that_does_not_return_is_saved(tmp_path):
+    few = Learning(steps=2, batch=8)
+    config = ami.recipes.gym(faulty("sleeps", at=50, timeout=0.5))
+    objective = replace(config.objective, learning=few)
+    config = replace(
+        config, life=Live(worlds=1, steps=40), objective=objective,
+        interact=replace(config.interact, steps=30, learning=few, objective=objective),
+    )  # fmt: skip
+    config = replace(config, evaluation=config.world)
+    with pytest.raises(Failed, match="did not return within"):
+        ami.train(config, out=tmp_path / "run", save_every=1e6)
+    assert checkpoints(tmp_path / "run")
+
+
+def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp_path):
+    program = tmp_path / "stuck.py"
+    program.write_text(
+        textwrap.dedent("""
+            import ctypes, gymnasium
+            from ami_agent import watchdog
+            from ami_agent.life import WorldConfig
+            from tests.test_misbehaving_envs import Plain
+
+            class Stuck(Plain):
+                def step(self, action):
+                    libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+                    libc.pthread_mutex_lock(lock)
+                    libc.pthread_mutex_lock(lock)  # for ever, whatever signals come
+
+            watchdog.GRACE = 0.5
+            gymnasium.register("test/Stuck-v0", entry_point=Stuck)
+            world = WorldConfig(id="test/Stuck-v0", step_timeout=0.5).build(1)
+            world.reset(0)
+            world.envs.step(world.envs.action_space.sample())
+        """)
+    )
+    ended = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=100, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "\nami: environment 'test/Stuck-v0': step did not return within 0.5 s "
+        "(--env.step-timeout); what was checkpointed is kept\n"
+    )
+
+
+@pytest.mark.parametrize("vector", ["auto", "async"])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("asserts", "AssertionError"), ("leaves", "SystemExit: 3"), ("interrupts", "KeyboardInterr")],
+)
+def test_what_an_environment_raises_is_named_with_file_and_line(vector, fault, said):
+    at = rf"{said}\w* \(test_misbehaving_envs\.py:\d+\)$"
+    with pytest.raises(Failed, match=f"failed in step: {at}"):
+        run(faulty(fault, vector, timeout=60))
+    with pytest.raises(NotMade, match=f"can't be made: {at}"):
+        run(faulty(fault, vector, timeout=60, where="init"))
+
+
+def test_ctrl_c_in_a_step_is_still_an_interruption():
+    with pytest.raises(KeyboardInterrupt):
+        run(faulty("ctrl-c"))
+
+
+def test_a_worker_whose_environment_ends_the_process_is_named():
+    with pytest.raises(Died, match=r"worker 0 died \(exit code 0\)"):
+        run(faulty("dies", "async", timeout=60))
+
+
+def test_where_one_can_be_made_and_not_its_neighbours_none_stays_open():
+    with pytest.raises(NotMade, match=r"OSError: the port is in use \(test_misbehaving"):
+        WorldConfig(id="ami-test/Single-v0", vector="sync").build(3)
+    assert Single.open == 0
+
+
+@pytest.mark.parametrize("where", ["init", "reset"])
+@pytest.mark.parametrize("most", [1, 3])
+def test_an_evaluation_is_the_same_however_many_can_be_open(most, where):
+    single = WorldConfig(id="ami-test/Single-v0", options={"most": most, "where": where})
+    found = play_many(aimless, single, 7, 11, "cpu")
+    expected = play_many(aimless, WorldConfig(id="ami-test/Plain-v0"), 7, 11, "cpu")
+    for part, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, other, equal_nan=True)
+    assert Single.open == 0
+
+
+def test_an_environment_that_can_not_be_opened_at_all_says_so():
+    with pytest.raises((NotMade, FailedInReset), match="the port is in use"):
+        play_many(aimless, WorldConfig(id="ami-test/Single-v0", options={"most": 0}), 4, 0, "cpu")
+
+
+def test_as_many_are_opened_as_the_machine_bears():
+    plain, processes = (WorldConfig(id="ami-test/Plain-v0", vector=v) for v in ("auto", "async"))
+    assert plain.at_once(100) == 16
+    assert processes.at_once(100) == cores() <= (os.cpu_count() or 1)
+    assert WorldConfig(id="CartPole-v1").at_once(100) == 100  # a batch of its own
+    assert WorldConfig(id="CartPole-v1", limit=9).at_once(100) == 16
+    assert WorldConfig(id="ami/TwoRooms-v0").at_once(100) == 100
+
+
+def test_training_evaluates_as_it_goes_where_only_one_can_be_open(tmp_path):
+    few = Learning(steps=2, batch=8)
+    config = ami.recipes.gym(WorldConfig(id="ami-test/Single-v0"))
+    objective = replace(config.objective, learning=few)
+    config = replace(
+        config, life=Live(worlds=1, steps=40), objective=objective,
+        interact=replace(
+            config.interact, steps=20, judge=8, ratio=0.1, learning=few, objective=objective
+        ),
+    )  # fmt: skip
+    agent = ami.train(config, out=tmp_path / "run", curve=2)
+    assert Single.open == 0
+    memory = agent.memory
+    assert memory.lived >= 40 + 20
+    assert len(memory.episodes(5)) > 4
+    ami.evaluate(agent, config.evaluation, episodes=2, mode="react")
+    assert Single.open == 0
+
+
+@pytest.mark.parametrize("vector", ["auto", "sync", "async"])
+def test_a_limit_ends_episodes_of_what_exists_as_a_batch_only(vector):
+    config = WorldConfig(id="ami-test/Endless-v0", limit=3, vector=vector)
+    steps = [step.transition for step in run(config, 8, 2)]
+    assert [step.truncated.tolist() for step in steps] == [[i in (2, 6)] * 2 for i in range(8)]
+    assert not steps[3].interoception.any()  # only resets
+    assert play_many(aimless, config, 3, 0, "cpu").length.tolist() == [3] * 3
+
+
+def test_an_episode_without_end_names_the_limit_to_set(monkeypatch):
+    monkeypatch.setattr(sys.modules["ami_agent.evaluate"], "MOST_STEPS", 200)
+    with pytest.raises(UnusableInput, match=r"no end of an episode within 200 .*--env\.limit"):
+        play_many(aimless, WorldConfig(id="ami-test/Endless-v0"), 3, 0, "cpu")
+    assert ami.recipes.gym(WorldConfig(id="ami-test/Endless-v0")).world.limit == 1000
+
+
+FILE = """
+import gymnasium
+import neighbour_of_own
+
+class Own(neighbour_of_own.Base):
+    class Told(str):
+        "Known by this file only."
+
+    def reset(self, *, seed=None, options=None):
+        from late_neighbour_of_own import INFO
+
+        obs, info = super().reset(seed=seed)
+        return obs, {**info, "told": self.Told(INFO)}
+
+gymnasium.register("test/Own-v0", entry_point=Own)
+"""
+
+
+def test_a_file_with_neighbours_is_known_to_workers_however_they_start(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "own.py").write_text(FILE)
+    (home / "late_neighbour_of_own.py").write_text("INFO = 'late'\n")
+    (home / "random.py").write_text("raise AssertionError('hides the standard library')\n")
+    (home / "neighbour_of_own.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import PendulumEnv as Base\n"
+    )
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+            import multiprocessing
+            from ami_agent.life import WorldConfig
+
+            if __name__ == "__main__":
+                config = WorldConfig(id="test/Own-v0", imports=("home/own.py",), vector="async")
+                for method in ("spawn", "forkserver"):
+                    multiprocessing.set_start_method(method, force=True)
+                    world = config.build(1)
+                    obs, info = world.reset(0)
+                    world.envs.step(world.envs.action_space.sample())
+                    world.close()
+                    print(method, info["told"][0], tuple(obs.shape))
+        """)
+    )
+    ended = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert (ended.stdout, ended.stderr) == ("spawn late (1, 3)\nforkserver late (1, 3)\n", "")
+
+
+def test_a_file_s_folder_comes_last_on_the_path(tmp_path):
+    (tmp_path / "own_alone.py").write_text("import json\n")
+    (tmp_path / "json.py").write_text("raise AssertionError\n")
+    path = list(sys.path)
+    try:
+        bring(str(tmp_path / "own_alone.py"))
+        assert sys.path == [*path, str(tmp_path)]
+    finally:
+        sys.path[:] = path
