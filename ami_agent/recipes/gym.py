@@ -36,10 +36,12 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
     """Any Gymnasium world (`--env.id ID`): its reward is a drive, and life and learning
     interleave; or, where there are data of it (`--data.minari ID`), all is learnt from these."""
     with closing(replace(world, mortal=True).build(1)) as one:
-        spec, known = one.spec, one.inner.spec
-        recorded = data.whole(one) if data != NOTHING else None
+        known = one.inner.spec
     endless = known.max_episode_steps is None and known.entry_point is not None
     world = replace(world, mortal=True, limit=world.limit or (PATIENCE if endless else 0))
+    with closing(world.build(1)) as one:  # a limit may lead to another version of it
+        spec = one.spec
+        recorded = data.whole(one) if data != NOTHING else None
     limits = world.limit, (known.max_episode_steps or 0) / world.repeat
     lasts = min(filter(None, limits), default=PATIENCE)
     learning = Learning(steps=0, batch=128, last=0.2)
@@ -97,6 +99,6 @@ def _weights(spec: Spec) -> Weights:
 
 
 def _perception(spec: Spec) -> Senses.Config:
-    """Vectors are states as they are; pictures are looked at in about 8 by 8 patches."""
-    sides = [min(shape[1:]) for shape in spec.shapes.values() if len(shape) == 3]
-    return Senses.Config(vector=0, patch=max(1, min(sides) // 8) if sides else 8)
+    """Vectors are states as they are; every picture is looked at in about 8 by 8 patches."""
+    pictures = any(len(shape) == 3 for shape in spec.shapes.values())
+    return Senses.Config(vector=0, patch=0 if pictures else 8)
