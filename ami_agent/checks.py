@@ -193,7 +193,8 @@ def check_built(config: Config) -> None:
 
 
 def check_worlds(config: Config) -> None:
-    """Raises UnusableInput unless the agent is judged with the senses and body it lives with."""
+    """Raises UnusableInput unless the agent is judged with the senses and body it lives with, and
+    can be built for them."""
     specs = []
     for settings_ in (config.world, config.evaluation):
         with closing(settings_.build(1)) as world:
@@ -205,6 +206,7 @@ def check_worlds(config: Config) -> None:
             f"the agent lives in a world of {_told(specs[0])} but is judged in one of "
             f"{_told(specs[1])}: world and evaluation must be alike"
         )
+    build(config, specs[0])
 
 
 def _told(spec: Spec) -> str:

@@ -72,7 +72,7 @@ class Reader(NamedTuple):
             obs = obs[key]
         part = obs if isinstance(obs, Tensor) else np.asarray(obs)
         if tuple(part.shape[1:]) != self.space.shape:
-            raise ValueError(f"shape {tuple(part.shape[1:])}, not {self.space.shape}")
+            raise ValueError(f"its shape is {tuple(part.shape[1:])}, not {self.space.shape}")
         if self.bounds is not None and isinstance(part, np.ndarray):
             part = self._bounded(part, self.bounds, what)
         return self.convert(part)
@@ -254,7 +254,7 @@ def told_by(senses: Mapping[str, Reader], obs: Any, what: str) -> dict[str, Tens
         told = _called(reader.env, what, name)
         try:
             part = found[name] = torch.as_tensor(reader(obs, what))
-            fits = part.shape[1:] == reader.sense.shape
+            fits, why = part.shape[1:] == reader.sense.shape, ""
         except Stray as stray:
             box = isinstance(reader.space, spaces.Box)
             other = ", or --env.out-of-bounds pass or clip" if box else ""
@@ -262,10 +262,10 @@ def told_by(senses: Mapping[str, Reader], obs: Any, what: str) -> dict[str, Tens
                 f"{told} holds {stray}, outside its space {reader.space}: mend the environment, or "
                 f"its observation_space{other}"
             ) from None
-        except (TypeError, ValueError, LookupError, RuntimeError, AttributeError):
-            fits = False
+        except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
+            fits, why = False, f": {error}"
         if not fits:
-            raise Failed(f"{told} is not of its space {reader.space}")
+            raise Failed(f"{told} is not of its space {reader.space}{why}")
         if part.is_floating_point() and not part.isfinite().all():
             raise Failed(f"{told} holds NaN or infinity")
     return found
@@ -400,7 +400,7 @@ def _as_bytes(part: Any) -> Any:
         return part
     made = part.astype(np.uint8)
     if (made != part).any():
-        raise ValueError("no bytes")
+        raise ValueError("it holds numbers that are no bytes")
     return made
 
 

@@ -7,24 +7,38 @@ import logging
 import re
 from contextlib import closing
 from dataclasses import replace
+from io import StringIO
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from rich.console import Console
 
 import ami_agent as ami
 from ami_agent import senses
 from ami_agent.build import build
 from ami_agent.guard import Failed
 from ami_agent.life import WorldConfig
+from ami_agent.report import Report
 from ami_agent.senses import ignored, readers, told_by
+from ami_agent.train import Training
 from modules.perception import Senses, VectorEncoder
 from modules.types import UnusableInput
+from tests.conftest import refuse, small
 
 U8, F32, F64 = np.uint8, np.float32, np.float64
 Box = spaces.Box
+PLANE = """
+import gymnasium
+import numpy as np
+from tests.test_observation_spaces import Shows
+
+space = gymnasium.spaces.Box(0, 1, (84, 84), np.float32)
+gymnasium.register("ami-test/Plane-v0", entry_point=lambda: Shows(space))
+"""
 
 
 class Shows(gymnasium.Env):
@@ -133,8 +147,7 @@ def test_the_layout_can_be_set(shape, layout, sense):
     assert readers(space, layouts={"obs": layout})["obs"].sense.shape == sense
     array = np.random.default_rng(0).uniform(size=(2, *shape)).astype(F32)
     (found,) = read(space, array, layouts={"obs": layout}).values()
-    channels = found.flatten(1).sort(1).values
-    torch.testing.assert_close(channels, torch.as_tensor(array).flatten(1).sort(1).values)
+    assert np.array_equal(np.sort(found.flatten(1)), np.sort(array.reshape(2, -1)))
     if layout == "channels-last" and len(shape) == 3:
         assert np.array_equal(found[:, 1], array[..., 1])
 
@@ -297,10 +310,9 @@ def test_a_number_outside_its_box_is_clipped_or_refused_by_setting(shows, caplog
         obs, _ = world.reset(0)
         obs = world.step(obs, torch.zeros(1, 2)).transition.next_obs
         assert obs.abs().max() == 1.5
-    with closing(WorldConfig(id=name, out_of_bounds="refuse").build(1)) as world:
-        with pytest.raises(Failed, match=said):
-            obs, _ = world.reset(0)
-            world.step(obs, torch.zeros(1, 2))
+    refused = WorldConfig(id=name, out_of_bounds="refuse").build(1)
+    with closing(refused) as world, pytest.raises(Failed, match=said):
+        world.step(world.reset(0)[0], torch.zeros(1, 2))
 
 
 def test_rounding_is_no_reason_to_warn(caplog):
@@ -413,3 +425,71 @@ def test_what_says_something_is_left_out_only_when_asked(part, said):
     (left,) = ignored(space, {"odd": "ignore"})
     assert left.summary == "ignored, as asked"
     assert set(readers(spaces.Dict(place=PARTS["place"], odd=Words()))) == {"place"}
+
+
+class Batch(gymnasium.vector.VectorEnv):
+    """Shows a frame of its own making, as Atari's vector version does."""
+
+    metadata: ClassVar = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
+
+    def __init__(self, num_envs, stack_num=1):
+        self.num_envs = num_envs
+        self.single_observation_space = Box(0, 255, (stack_num, 12, 12), U8)
+        self.single_action_space = spaces.Discrete(2)
+        self.action_space = spaces.MultiDiscrete([2] * num_envs)
+
+
+@pytest.fixture
+def two_versions():
+    name = "ami-test/TwoVersions-v0"
+    gymnasium.register(
+        name, entry_point=lambda: Shows(Box(0, 255, (21, 16, 3), U8)), vector_entry_point=Batch
+    )
+    yield name
+    gymnasium.registry.pop(name)
+
+
+def test_a_flag_that_swaps_the_vector_version_for_another_picture_says_so(two_versions):
+    def said(**flags):
+        with closing(WorldConfig(id=two_versions, **flags).build(1)) as world:
+            return world.obs_summary()
+
+    assert said() == ["obs: image, 12x12, 1 channel, uint8, channels first"]
+    for flags in ({"stack": 4}, {"limit": 50, "repeat": 2}):
+        image, told = said(**flags)
+        assert "21x16" in image
+        for flag, value in flags.items():
+            assert f"--env.{flag} {value}" in told
+        assert (
+            "its own vector version, which is used without, shows Box(0, 255, (1, 12, 12)" in told
+        )
+    assert len(said(stack=4, vector="sync")) == 1
+
+
+def test_the_recipe_s_own_limit_swaps_nothing(two_versions):
+    config = ami.recipes.gym(WorldConfig(id=two_versions))
+    assert config.world.limit == 0
+    assert config.perception.patch == 0
+
+
+def test_what_was_understood_is_said_as_training_starts(shows, tmp_path):
+    config = small(ami.recipes.gym(WorldConfig(id=shows(Box(0, 1, (84, 84), F32)))), 1)
+    said = Console(file=StringIO(), width=200)
+    with closing(Report(tmp_path, said)) as report:
+        Training(config, tmp_path, 0, "cpu", report, 60.0, False, 0, False)
+    assert said.file.getvalue() == "obs: image, 84x84, 1 channel, float32, channels last\n"
+
+
+def test_too_many_parameters_are_refused_before_a_run_is_begun(tmp_path, monkeypatch, capsys):
+    (tmp_path / "plane.py").write_text(PLANE)
+    monkeypatch.chdir(tmp_path)
+    world = ("--env.import", "plane.py", "--env.id", "ami-test/Plane-v0")
+    try:
+        said = refuse(
+            capsys, "train", "gym", *world, "--out", "run", "--max-parameters", 10**6,
+            "--env.obs-layout", "obs", "vector",
+        )  # fmt: skip
+        assert "due to observation 'obs', (7056,)" in said
+        assert not (tmp_path / "run").exists()
+    finally:
+        gymnasium.registry.pop("ami-test/Plane-v0", None)

@@ -35,13 +35,13 @@ NOTHING = Recorded()
 def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
     """Any Gymnasium world (`--env.id ID`): its reward is a drive, and life and learning
     interleave; or, where there are data of it (`--data.minari ID`), all is learnt from these."""
-    with closing(replace(world, mortal=True).build(1)) as one:
-        known = one.inner.spec
-    endless = known.max_episode_steps is None and known.entry_point is not None
-    world = replace(world, mortal=True, limit=world.limit or (PATIENCE if endless else 0))
-    with closing(world.build(1)) as one:  # a limit may lead to another version of it
-        spec = one.spec
+    world = replace(world, mortal=True)
+    with closing(world.build(1)) as one:
+        spec, known = one.spec, one.inner.spec
         recorded = data.whole(one) if data != NOTHING else None
+    endless = known.max_episode_steps is None and known.entry_point is not None
+    if endless and not world.limit:
+        world = _limited(world, spec)
     limits = world.limit, (known.max_episode_steps or 0) / world.repeat
     lasts = min(filter(None, limits), default=PATIENCE)
     learning = Learning(steps=0, batch=128, last=0.2)
@@ -74,6 +74,14 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
         ),
         distil=NoLesson(),
     )
+
+
+def _limited(world: WorldConfig, spec: Spec) -> WorldConfig:
+    """With a time limit; without, where single environments, which alone can have one, would show
+    something else than the environment's own vector version."""
+    limited = replace(world, limit=PATIENCE)
+    with closing(limited.build(1)) as one:
+        return limited if one.spec == spec else world
 
 
 def _numbers(spec: Spec) -> int:
