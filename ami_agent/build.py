@@ -45,6 +45,9 @@ from modules.recall import Associative, Belief, Landmarks, NoRecall
 from modules.types import HORIZON, BadSetting, Distance, Mode, Transition, UnusableInput, require
 from modules.world_model import WorldModel
 
+LARGE = 10_000
+"""Numbers of an observation from which on an agent's parameters are counted before they exist."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -123,9 +126,12 @@ class Config:
     """Mode-2's plans become Mode-1's policy."""
     evaluation: WorldConfig
     """The world in which the agent is judged: held-out layouts."""
+    max_parameters: int = 50_000_000
+    """Parameters of the whole agent above which it is not built: large observations that are read
+    as vectors take many."""
 
     def __post_init__(self) -> None:
-        require(self, landmarks=(0, 1_000_000), execute=HORIZON)
+        require(self, landmarks=(0, 1_000_000), execute=HORIZON, max_parameters=(1, 10**12))
         if not 0 < len(self.recipe) <= 200:
             raise BadSetting("recipe", self.recipe, "a name of 1 to 200 characters")
 
@@ -163,6 +169,40 @@ def build(
 
     `worlds` and `capacity`: how many lives its memory keeps, and how many steps of each.
     """
+    if sum(prod(shape) for shape in spec.shapes.values()) > LARGE:
+        with torch.device("meta"):  # shapes alone, before there are any numbers
+            check_parameters(_build(config, spec, 0, 1, 1), config)
+    agent = _build(config, spec, seed, worlds, capacity)
+    check_parameters(agent, config)
+    check_tasks(agent)
+    return agent.to(device)
+
+
+def check_parameters(agent: Agent, config: Config) -> None:
+    """Raises UnusableInput for an agent that has more parameters than it may have."""
+    count = _parameters(agent)
+    if count <= config.max_parameters:
+        return
+    with torch.device("meta"):
+        spared = {
+            name: count - _parameters(_build(config, agent.spec.without_size_of(name), 0, 1, 1))
+            for name in agent.spec.senses
+        }
+    name = max(spared, key=lambda name: spared[name])
+    raise UnusableInput(
+        f"an agent for this environment would have {count:,} parameters, more than max_parameters "
+        f"{config.max_parameters:,}; {spared[name]:,} of them are due to observation {name!r}, "
+        f"{agent.spec.shapes[name]}: read it otherwise (--env.obs-layout {name} channels-last), "
+        f"leave it out (--env.obs-layout {name} ignore), make it smaller (gymnasium.wrappers."
+        f"ResizeObservation), or allow for them (--max-parameters {count})"
+    )
+
+
+def _parameters(agent: Agent) -> int:
+    return sum(part.numel() for part in agent.parameters())
+
+
+def _build(config: Config, spec: Spec, seed: int, worlds: int, capacity: int) -> Agent:
     if not config.tasks:
         raise UnusableInput("tasks is empty; an agent needs at least one task")
     if isinstance(config.foresight, Foresight.Config) and not config.drives:
@@ -202,7 +242,7 @@ def build(
     if not isinstance(config.distil, NoLesson):  # which teaches what to expect of thinking
         sure = Habit(policy, eye)
         actors["auto"] = config.auto.build(sure, spontaneous, expectation, spec.action_dim)
-    agent = Agent(
+    return Agent(
         spec=spec,
         perception=perception,
         recall=recall,
@@ -222,8 +262,6 @@ def build(
         eye=eye,
         assignments=config.tasks,
     )  # fmt: skip
-    check_tasks(agent)
-    return agent.to(device)
 
 
 def _chosen(sizes: tuple[int, ...]) -> str:

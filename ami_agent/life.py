@@ -24,15 +24,17 @@ from typing import (
 import numpy as np
 import torch
 import tyro
+from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from torch import Tensor
 
 from ami_agent.deeds import deeds
 from ami_agent.failures import Failed, FailedInReset, NotMade
 from ami_agent.guard import undisturbed
+from ami_agent.layouts import Layout
 from ami_agent.options import Options, check_options
-from ami_agent.senses import Sense, readers, told_by
-from ami_agent.vectors import Worlds, at_once, make
+from ami_agent.senses import OutOfBounds, Sense, ignored, readers, told_by
+from ami_agent.vectors import Worlds, at_once, make, own_vector_space
 from modules.configurator import Assignment
 from modules.types import ALIVE, STEPS, Observation, Transition, UnusableInput, require
 
@@ -61,6 +63,10 @@ class Spec(NamedTuple):
         """The actions, likewise."""
         sizes = " and ".join(f"one of {size}" for size in self.choices)
         return f"choices of {sizes}" if sizes else f"{self.action_dim} actions"
+
+    def without_size_of(self, name: str) -> Spec:
+        """The same, but for one observation that is a single number."""
+        return self._replace(senses={**self.senses, name: Sense((1,), torch.float32)})
 
     def blank(self, count: int) -> Observation:
         """An observation `[count, *O]` of this kind, with no meaning."""
@@ -126,6 +132,12 @@ class WorldConfig:
     step_timeout: float = 300.0
     """Seconds after which a call of the environment's code that has not returned ends the run, with
     all that was learnt saved; 0 is no limit."""
+    obs_layout: dict[str, Layout] = field(default_factory=dict)
+    """How arrays of observations are read, by name ("obs" where there is but one), where it is not
+    as guessed from their shapes."""
+    out_of_bounds: OutOfBounds = "pass"
+    """What becomes of numbers outside the Box of an observation: they are used as they are, with a
+    warning, clipped to it, or end the run."""
     mortal: bool = False
     """Whether the body feels that it lives on: a channel "alive", 0 where a life ends."""
 
@@ -182,6 +194,7 @@ class World:
             repeat=config.repeat, stack=config.stack, vector=config.vector,
             timeout=config.step_timeout,
         )  # fmt: skip
+        self.config, self.options = config, options
         self.count, self.device, self.mortal = count, device, config.mortal
         self.imports = config.imports  # which the user has named
         try:
@@ -192,7 +205,12 @@ class World:
 
     def _understand(self, config: WorldConfig) -> None:
         """UnusableInput for spaces that the agent can't handle."""
-        self.senses = readers(self.envs.single_observation_space, config.stack)
+        space = self.envs.single_observation_space
+        self.senses = readers(
+            space, config.stack, layouts=config.obs_layout, out_of_bounds=config.out_of_bounds,
+            env=config.id,
+        )  # fmt: skip
+        self.ignored = ignored(space, config.obs_layout, config.id)
         self.deeds = deeds(self.envs.single_action_space)
         inner = self.envs.unwrapped
         felt = tuple(inner.interoception_names) if isinstance(inner, Feels) else ()
@@ -213,11 +231,13 @@ class World:
             raise UnusableInput(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
         self.envs.action_space.seed(seed)
         obs, info = self.envs.reset(seed=seed, options=options or None)
+        self._check_ignored(obs)
         return self.sensed(obs), info
 
     def step(self, obs: Observation, action: Tensor) -> Lived:
         """`obs` is what the last step ended with; actions `[B, A]` in [-1, 1]."""
         next_obs, reward, terminated, truncated, info = self.envs.step(self.to_world(action))
+        self._check_ignored(next_obs)
         over = self.tensor(terminated)
         transition = Transition(
             obs, action, self._felt(reward, over, info), self.sensed(next_obs), over,
@@ -238,11 +258,45 @@ class World:
         return torch.cat(felt, 1)
 
     def sensed(self, obs: Any, what: str = "observation") -> Observation:
-        """What the world's senses deliver, as tensors; UnusableInput for what is not finite, far
-        outside its space or of another kind."""
-        parts = told_by(self.senses, obs, f"the world's {what}").items()
+        """What the environment returned, as tensors; UnusableInput for what is not finite, of
+        another kind, or outside its space where that is refused."""
+        parts = told_by(self.senses, obs, what).items()
         sensed = {name: part.to(self.device) for name, part in parts}
         return sensed.get("obs", sensed)
+
+    def _check_ignored(self, obs: Any) -> None:
+        for part in self.ignored:
+            part.check(obs)
+
+    def obs_summary(self) -> list[str]:
+        """How every part of an observation is read, a line each."""
+        read = [f"{name}: {part.summary}" for name, part in self.senses.items()]
+        left = [f"{part.name}: {part.summary}" for part in self.ignored]
+        return [*read, *left, *self._other_version()]
+
+    def _other_version(self) -> list[str]:
+        """That the environment's own version for many at once, which shows something else, is not
+        in use."""
+        config = self.config
+        around = {"limit": config.limit, "repeat": config.repeat - 1, "stack": config.stack - 1}
+        flags = [f"--env.{name} {getattr(config, name)}" for name in around if around[name]]
+        if config.vector != "auto" or not flags:
+            return []
+        own, here = own_vector_space(config.id, self.options), self.envs.single_observation_space
+        if own is None or own == here or (config.stack > 1 and own == self._unstacked()):
+            return []
+        return [
+            f"{config.id}: with {' and '.join(flags)} it is stepped one by one and shows {here}; "
+            f"its own vector version, which is used without, shows {own} and has options of its "
+            "own (--env.options)"
+        ]
+
+    def _unstacked(self) -> spaces.Space | None:
+        """What a single moment shows, where an observation is one array."""
+        stacked = self.envs.single_observation_space
+        if not isinstance(stacked, spaces.Box):
+            return None
+        return spaces.Box(stacked.low[0], stacked.high[0], dtype=stacked.dtype.type)
 
     def goal(self, info: Info) -> Observation:
         """What the world names as its goal, `[B, *O]`; UnusableInput where it is no observation."""

@@ -93,7 +93,9 @@ def _trajectory(episode: Any, world: World) -> Trajectory:
     try:
         obs = {n: torch.as_tensor(read(episode.observations)) for n, read in world.senses.items()}
     except Stray as stray:
-        raise UnusableInput(f"an observation holds {stray.number:g}, outside its space") from None
+        raise UnusableInput(f"an observation holds {stray}, outside its space") from None
+    except (TypeError, ValueError, LookupError) as error:
+        raise UnusableInput(f"observations are not of their space: {error}") from None
     over = torch.as_tensor(np.asarray(episode.terminations, dtype=bool))
     felt = [torch.as_tensor(np.asarray(episode.rewards, dtype=np.float32))]
     if world.mortal:

@@ -1,15 +1,19 @@
-"""What a world's observations are made of, as a mind's senses: every leaf of the space is one.
+"""What an environment's observations are made of: every leaf of its observation space is one part,
+read in one way from its space.
 
-Vectors and what can be written as one (numbers, choices, switches) arrive as float32, pictures as
-bytes `[channels, height, width]`, whatever their axes and numbers were.
+Vectors, and what can be written as one (numbers, choices, switches), are float32. Pictures are
+`[channels, height, width]`: bytes stay bytes, all other numbers are float32 as they are, which the
+encoder puts in units of what was seen.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,16 +22,19 @@ from torch import Tensor
 
 from ami_agent.deeds import deeds
 from ami_agent.guard import Failed
+from ami_agent.layouts import Layout, Picture, guess, picture
 from modules.types import UnusableInput
 
-SMALL = 8
-"""Pixels to a side; what has fewer is no picture."""
-BEYOND = 0.01
-"""Share of its range by which a number may leave its space before it counts as a fault."""
+ROUNDING = 1e-5
+"""Share of its range by which a number may leave its space by rounding alone."""
 
-
+OutOfBounds: TypeAlias = Literal["pass", "clip", "refuse"]
+"""What becomes of a finite number outside its Box."""
 Path: TypeAlias = tuple[Any, ...]
 """The keys that lead to a leaf."""
+
+log = logging.getLogger(__name__)
+_warned: set[tuple[str, ...]] = set()  # of this process: an environment is built many times
 
 
 class Sense(NamedTuple):
@@ -37,6 +44,14 @@ class Sense(NamedTuple):
     dtype: torch.dtype
 
 
+class Bounds(NamedTuple):
+    """Of a space, and how far rounding may lead beyond them."""
+
+    low: np.ndarray
+    high: np.ndarray
+    slack: np.ndarray
+
+
 class Reader(NamedTuple):
     """One leaf of an observation: where it is found, and what is made of it."""
 
@@ -44,63 +59,191 @@ class Reader(NamedTuple):
     space: spaces.Space
     sense: Sense
     convert: Callable[[Any], Any]  # [B, *leaf] -> [B, *sense.shape]
-    limits: tuple[np.ndarray, np.ndarray] | None  # that no number may be beyond; None: all may be
+    bounds: Bounds | None  # None: no number can be outside
+    out_of_bounds: OutOfBounds
+    summary: str  # how it is read, for a person
+    name: str = "obs"
+    env: str = ""
 
-    def __call__(self, obs: Any) -> Any:
-        """Raises Stray for a number far outside the space."""
+    def __call__(self, obs: Any, what: str = "observation") -> Any:
+        """Raises Stray for a number outside the space where that is refused, ValueError for another
+        shape. `what` the observation is called in a warning."""
         for key in self.path:
             obs = obs[key]
-        if self.limits is not None and isinstance(obs, np.ndarray):
-            low, high = self.limits
-            outside = (obs < low) | (obs > high)
-            if outside.any():
-                raise Stray(float(obs[outside][0]))
-        return self.convert(obs)
+        part = obs if isinstance(obs, Tensor) else np.asarray(obs)
+        if tuple(part.shape[1:]) != self.space.shape:
+            raise ValueError(f"its shape is {tuple(part.shape[1:])}, not {self.space.shape}")
+        if self.bounds is not None and isinstance(part, np.ndarray):
+            part = self._bounded(part, self.bounds, what)
+        return self.convert(part)
+
+    def _bounded(self, part: np.ndarray, bounds: Bounds, what: str) -> np.ndarray:
+        """NaN and infinities are left to be refused as such."""
+        outside = (part < bounds.low - bounds.slack) | (part > bounds.high + bounds.slack)
+        if not outside.any() or not np.isfinite(part).all():
+            return part
+        first = tuple(np.argwhere(outside)[0].tolist())
+        value, index = part[first], first[1:]
+        low, high = (np.broadcast_to(edge, part.shape[1:])[index] for edge in bounds[:2])
+        beyond = f"below its low {low:g}" if value < low else f"above its high {high:g}"
+        stray = Stray(float(value), beyond, index)
+        if self.out_of_bounds == "refuse" or not isinstance(self.space, spaces.Box):
+            raise stray
+        self._warn(stray, what)
+        if self.out_of_bounds == "pass":
+            return part
+        return np.clip(part, self.space.low, self.space.high).astype(part.dtype)
+
+    def _warn(self, stray: Stray, what: str) -> None:
+        """Once for each observation of an environment."""
+        done = {"pass": "used as it is", "clip": "clipped"}[self.out_of_bounds]
+        other = {"pass": "clip or refuse", "clip": "pass or refuse"}[self.out_of_bounds]
+        _warn_once(
+            (self.env, what, self.name),
+            f"{_called(self.env, what, self.name)} holds {stray}: this and whatever follows is "
+            f"{done} (--env.out-of-bounds {other})",
+        )
 
 
 class Stray(ValueError):
     """A number outside its space."""
 
-    def __init__(self, number: float) -> None:
-        super().__init__(number)
+    def __init__(self, number: float, beyond: str, index: tuple[int, ...] = ()) -> None:
+        at = f" at {list(index)}" if index else ""
+        super().__init__(f"{number:g}{at}, {beyond}")
         self.number = number
 
 
+class Ignored:
+    """A leaf that no encoder can read and that carries nothing while it stays the same: a text, or
+    an array without numbers."""
+
+    def __init__(self, path: Path, name: str, space: spaces.Space, env: str, asked: bool) -> None:
+        self.path, self.name, self.space, self.env, self.asked = path, name, space, env, asked
+        self.first: Any = None
+
+    @property
+    def summary(self) -> str:
+        """Why it is ignored, for a person."""
+        if self.asked:
+            return "ignored, as asked"
+        if isinstance(self.space, spaces.Box):
+            return "ignored: it holds no number"
+        return f"ignored: the agent reads no text ({type(self.space).__name__})"
+
+    def check(self, obs: Any) -> None:
+        """Warns once where it is not the same text all the time."""
+        if self.asked or isinstance(self.space, spaces.Box):
+            return
+        for key in self.path:
+            obs = obs[key]
+        for text in obs:
+            self.first = text if self.first is None else self.first
+            if text != self.first:
+                _warn_once(
+                    (self.env, "text", self.name),
+                    f"{_called(self.env, 'observation', self.name)} varies ({self.first!r}, then "
+                    f"{text!r}), and the agent reads no text: what depends on it can't be learnt",
+                )
+                return
+
+
+def _warn_once(key: tuple[str, ...], message: str) -> None:
+    if key not in _warned:
+        _warned.add(key)
+        log.warning(message)
+
+
+def _called(env: str, what: str, name: str) -> str:
+    told = what if name == "obs" else f"{what} {name!r}"
+    return f"environment {env!r}: {told}" if env else told
+
+
 def limits(space: spaces.Space) -> tuple[np.ndarray, np.ndarray] | None:
-    """What lies a little outside is rounding; what lies far outside is a fault."""
+    """The lowest and the highest numbers of a space; None where there are none."""
     if isinstance(space, spaces.Discrete):
         return np.asarray(space.start), np.asarray(space.start + space.n - 1)
     if isinstance(space, spaces.MultiDiscrete):
         return space.start, space.start + space.nvec - 1
+    if isinstance(space, spaces.MultiBinary):
+        return np.zeros(space.shape, np.int8), np.ones(space.shape, np.int8)
     if not isinstance(space, spaces.Box):
         return None
     if space.dtype == np.uint8 and not space.low.any() and (space.high == 255).all():
         return None
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    if not (np.isfinite(low).any() or np.isfinite(high).any()):
+    if space.dtype == np.bool_:
         return None
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    return (low, high) if np.isfinite(low).any() or np.isfinite(high).any() else None
+
+
+def _bounds(space: spaces.Space) -> Bounds | None:
+    """Between numbers that the space allows there is room for rounding, not for other numbers."""
+    found = limits(space)
+    if found is None:
+        return None
+    low, high = found
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        return Bounds(low, high, np.zeros(()))
     with np.errstate(over="ignore", invalid="ignore"):
         span = high - low
-    slack = BEYOND * np.where(np.isfinite(span), span, 1.0)
-    return low - slack, high + slack
+        size = np.maximum(np.where(np.isfinite(low), abs(low), abs(high)), 1.0)
+    return Bounds(low, high, ROUNDING * np.where(np.isfinite(span), span, size))
 
 
-def readers(space: spaces.Space, stack: int = 1) -> dict[str, Reader]:
-    """One for each leaf, by name; a world with one sense calls it "obs". `stack`: every leaf is so
-    many moments, one behind the other. Raises UnusableInput for what no sense can be made of."""
-    leaves = dict(_leaves(space))
-    if not leaves:
-        raise UnusableInput(f"observations are {space}: there is nothing to see")
-    if list(leaves) == [()]:
-        return {"obs": _reader("observations are", (), space, stack)}
+def readers(
+    space: spaces.Space, stack: int = 1, *, layouts: Mapping[str, Layout] | None = None,
+    out_of_bounds: OutOfBounds = "pass", env: str = "",
+) -> dict[str, Reader]:  # fmt: skip
+    """One for each leaf, by name; an observation of one leaf is called "obs". `stack`: every leaf
+    is so many moments, one behind the other. Raises UnusableInput for what can't be read."""
+    layouts = layouts or {}
+    leaves = _named(space)
+    if unknown := [name for name in layouts if name not in leaves]:
+        raise UnusableInput(
+            f"obs_layout names {unknown[0]!r}; the observations are {', '.join(leaves) or 'none'}"
+        )
     found = {}
-    for path, leaf in leaves.items():
-        name = "/".join(str(key).replace(".", "_") for key in path)
-        name = "obs_" if name == "obs" else name  # "obs" alone is what a single sense is called
-        if name in found:
-            raise UnusableInput(f"two parts of the observation would both be called {name!r}")
-        found[name] = _reader(f"observation {name!r} is", path, leaf, stack)
+    for name, (path, leaf) in leaves.items():
+        layout = layouts.get(name, "auto")
+        if not _is_ignored(leaf, layout, alone=len(leaves) == 1):
+            what = "observations are" if not path else f"observation {name!r} is"
+            read = _reader(what, path, leaf, stack, layout)
+            found[name] = read._replace(name=name, env=env, out_of_bounds=out_of_bounds)
+    if not found:
+        raise UnusableInput(f"observations are {space}: there is nothing to see")
     return found
+
+
+def ignored(
+    space: spaces.Space, layouts: Mapping[str, Layout] | None = None, env: str = ""
+) -> list[Ignored]:
+    """The leaves that `readers` leaves out."""
+    leaves, layouts = _named(space), layouts or {}
+    return [
+        Ignored(path, name, leaf, env, layouts.get(name) == "ignore")
+        for name, (path, leaf) in leaves.items()
+        if _is_ignored(leaf, layouts.get(name, "auto"), alone=len(leaves) == 1)
+    ]
+
+
+def _is_ignored(leaf: spaces.Space, layout: Layout, alone: bool) -> bool:
+    if layout == "ignore":
+        return True
+    if alone:
+        return False
+    return not prod(leaf.shape) if isinstance(leaf, spaces.Box) else _is_text(leaf)
+
+
+def _is_text(space: spaces.Space) -> bool:
+    """Also of a space that is its author's own kind."""
+    if isinstance(space, spaces.Text):
+        return True
+    if type(space).__module__.startswith("gymnasium."):
+        return False
+    with suppress(Exception):  # a stranger's code may raise anything
+        return isinstance(space.sample(), str)
+    return False
 
 
 def told_by(senses: Mapping[str, Reader], obs: Any, what: str) -> dict[str, Tensor]:
@@ -108,21 +251,38 @@ def told_by(senses: Mapping[str, Reader], obs: Any, what: str) -> dict[str, Tens
     be."""
     found = {}
     for name, reader in senses.items():
-        told = what if name == "obs" else f"{what} {name!r}"
+        told = _called(reader.env, what, name)
         try:
-            part = found[name] = torch.as_tensor(reader(obs))
-            fits = part.shape[1:] == reader.sense.shape
+            part = found[name] = torch.as_tensor(reader(obs, what))
+            fits, why = part.shape[1:] == reader.sense.shape, ""
         except Stray as stray:
+            box = isinstance(reader.space, spaces.Box)
+            other = ", or --env.out-of-bounds pass or clip" if box else ""
             raise Failed(
-                f"{told} holds {stray.number:g}, outside its space {reader.space}: mend the world, "
-                "or its observation_space"
+                f"{told} holds {stray}, outside its space {reader.space}: mend the environment, or "
+                f"its observation_space{other}"
             ) from None
-        except (TypeError, ValueError, LookupError, RuntimeError):
-            fits = False
+        except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
+            fits, why = False, f": {error}"
         if not fits:
-            raise Failed(f"{told} is not of its space {reader.space}")
+            raise Failed(f"{told} is not of its space {reader.space}{why}")
         if part.is_floating_point() and not part.isfinite().all():
             raise Failed(f"{told} holds NaN or infinity")
+    return found
+
+
+def _named(space: spaces.Space) -> dict[str, tuple[Path, spaces.Space]]:
+    """The leaves of a space by name; UnusableInput for two of the same."""
+    leaves = dict(_leaves(space))
+    if list(leaves) == [()]:
+        return {"obs": ((), space)}
+    found: dict[str, tuple[Path, spaces.Space]] = {}
+    for path, leaf in leaves.items():
+        name = "/".join(str(key).replace(".", "_") for key in path)
+        name = "obs_" if name == "obs" else name  # "obs" alone is what a single leaf is called
+        if name in found:
+            raise UnusableInput(f"two parts of the observation would both be called {name!r}")
+        found[name] = (path, leaf)
     return found
 
 
@@ -139,68 +299,80 @@ def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[tuple, space
         yield from _leaves(part, (*path, key))
 
 
-def _reader(what: str, path: Path, space: spaces.Space, stack: int) -> Reader:
+def _reader(what: str, path: Path, space: spaces.Space, stack: int, layout: Layout) -> Reader:
     if isinstance(space, spaces.Box):
-        sense, convert = _box(what, space, stack)
+        sense, convert, summary = _box(what, space, stack, layout)
+    elif layout != "auto":
+        raise UnusableInput(
+            f"{what} {space}, which can't be read as {layout}: obs_layout is for a Box, and to "
+            "ignore what is not needed"
+        )
     elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         chosen = deeds(space)  # a choice is seen as it is made
         sense, convert = _vector(chosen.size), chosen.from_world
+        summary = f"one-hot, {chosen.size} numbers"
     elif isinstance(space, spaces.MultiBinary):
         sense, convert = _vector(prod(space.shape)), _flat
+        summary = f"vector, {prod(space.shape)} switches"
     else:
         raise UnusableInput(
             f"{what} {space}; the agent sees Box, Discrete, MultiDiscrete, MultiBinary, and Dict "
             "or Tuple of these: wrap the world so that it shows one of them "
-            "(gymnasium.wrappers.TransformObservation)"
+            "(gymnasium.wrappers.TransformObservation), or leave a part of a Dict out "
+            "(--env.obs-layout NAME ignore)"
         )
-    return Reader(path, space, sense, convert, limits(space))
+    return Reader(path, space, sense, convert, _bounds(space), "pass", summary)
 
 
 def _vector(size: int) -> Sense:
     return Sense((size,), torch.float32)
 
 
-def _box(what: str, space: spaces.Box, stack: int) -> tuple[Sense, Callable[[Any], Any]]:
+def _box(
+    what: str, space: spaces.Box, stack: int, layout: Layout
+) -> tuple[Sense, Callable[[Any], Any], str]:
     shape = space.shape
     if not prod(shape):
         raise UnusableInput(f"{what} {space}: there is nothing to see")
     moments = stack if len(shape) > 1 and stack > 1 else 1
     inner = shape[1:] if moments > 1 else shape
-    if len(inner) > 3 and _pictorial(inner[-3:], space.dtype):  # stacked by the world itself
-        moments, inner = moments * prod(inner[:-3]), inner[-3:]
-    if _pictorial(inner, space.dtype):
-        return _picture(what, space, inner, moments)
-    if len(shape) == 2 and moments == 1 and space.dtype == np.float32:
-        return Sense(shape, torch.float32), _as_is  # a set of things alike
-    if len(shape) == 1 and space.dtype == np.float32:
-        return Sense(shape, torch.float32), _as_is
-    return _vector(prod(shape)), _flat
+    if layout == "auto":
+        layout = guess(space, inner)
+        layout = "vector" if layout == "set" and moments > 1 else layout
+    if layout in ("channels-last", "channels-first"):
+        axes = picture(f"{what} {space}", inner, moments, layout)
+        return *_picture(space, axes), axes.summary().format(space.dtype)
+    if layout == "set":
+        if len(shape) != 2:
+            raise UnusableInput(f"{what} {space}, no set of things alike: that has 2 axes")
+        told = f"set, {shape[0]} things of {shape[1]} numbers each, {space.dtype}"
+        convert = _as_is if space.dtype == np.float32 else _as_floats
+        return Sense(shape, torch.float32), convert, told
+    of_shape = f" (shape {shape})" if len(shape) > 1 else ""
+    numbers = f"{prod(shape)} number{'s' if prod(shape) > 1 else ''}"
+    convert = _as_is if len(shape) == 1 and space.dtype == np.float32 else _flat
+    return _vector(prod(shape)), convert, f"vector, {numbers}{of_shape}, {space.dtype}"
 
 
-def _pictorial(shape: tuple[int, ...], dtype: Any) -> bool:
-    if len(shape) == 2:
-        return dtype == np.uint8 and min(shape) >= SMALL
-    return len(shape) == 3 and sorted(shape)[1] >= SMALL
+def _picture(space: spaces.Box, axes: Picture) -> tuple[Sense, Callable[[Any], Any]]:
+    if space.dtype not in (np.uint8, np.bool_):
+        convert = partial(_to_floats, shape=axes.shape, last=axes.last, origin=_origin(space))
+        return Sense(axes.shape, torch.float32), convert
+    if space.dtype == np.uint8 and not axes.last and space.shape == axes.shape:
+        return Sense(axes.shape, torch.uint8), _as_bytes
+    convert = partial(_to_bytes, shape=axes.shape, last=axes.last)
+    return Sense(axes.shape, torch.uint8), convert
 
 
-def _picture(
-    what: str, space: spaces.Box, inner: tuple[int, ...], moments: int
-) -> tuple[Sense, Callable[[Any], Any]]:
-    """Channels are the shorter of the first and the last axis."""
-    last = len(inner) == 3 and inner[2] < inner[0]
-    if len(inner) == 2:
-        channels, height, width = (1, *inner)
-    else:
-        channels, height, width = (inner[2], *inner[:2]) if last else inner
-    low, high = float(space.low.min()), float(space.high.max())
-    whole = space.dtype == np.uint8
-    if not whole and not (np.isfinite(low) and np.isfinite(high) and high > low):
-        raise UnusableInput(f"{what} {space}, a picture without finite bounds; it needs some")
-    sense = Sense((moments * channels, height, width), torch.uint8)
-    if whole and not last and moments == 1 and len(inner) == 3:
-        return sense, _as_is
-    units = (0.0, 255.0) if whole else (low, high)
-    return sense, partial(_to_picture, shape=sense.shape, last=last, units=units)
+def _origin(space: spaces.Box) -> np.ndarray | None:
+    """What is taken off the numbers of a picture where their bounds lie closer together than they
+    are large, and float32 could not tell them apart."""
+    if np.can_cast(space.dtype, np.float32) or space.dtype == np.uint64:
+        return None
+    whole = np.issubdtype(space.dtype, np.integer)
+    with np.errstate(over="ignore", invalid="ignore"):
+        close = abs(space.low.astype(float)) > space.high.astype(float) - space.low.astype(float)
+    return np.where(close, space.low, 0).astype(np.int64 if whole else np.float64)
 
 
 def _as_is(part: Any) -> Any:
@@ -212,14 +384,35 @@ def _flat(part: Any) -> np.ndarray:
     return part.reshape(len(part), -1).astype(np.float32)
 
 
-def _to_picture(
-    part: Any, shape: tuple[int, ...], last: bool, units: tuple[float, float]
+def _as_floats(part: Any) -> np.ndarray:
+    return np.asarray(part).astype(np.float32)
+
+
+def _channels_first(part: np.ndarray, shape: tuple[int, ...], last: bool) -> np.ndarray:
+    if last and part.ndim > 3:  # of two axes there are no channels to move
+        part = np.moveaxis(part, -1, -3)
+    return part.reshape(len(part), *shape)
+
+
+def _as_bytes(part: Any) -> Any:
+    """Raises ValueError for numbers that are no bytes."""
+    if isinstance(part, Tensor) or part.dtype == np.uint8:
+        return part
+    made = part.astype(np.uint8)
+    if (made != part).any():
+        raise ValueError("it holds numbers that are no bytes")
+    return made
+
+
+def _to_bytes(part: Any, shape: tuple[int, ...], last: bool) -> np.ndarray:
+    part = _channels_first(np.asarray(part), shape, last)
+    part = 255 * part.astype(np.uint8) if part.dtype == np.bool_ else _as_bytes(part)
+    return np.ascontiguousarray(part)
+
+
+def _to_floats(
+    part: Any, shape: tuple[int, ...], last: bool, origin: np.ndarray | None
 ) -> np.ndarray:
     part = np.asarray(part)
-    if last:
-        part = np.moveaxis(part, -1, -3)
-    part = part.reshape(len(part), *shape)
-    if part.dtype == np.uint8:
-        return np.ascontiguousarray(part)
-    share = (part.astype(np.float32) - units[0]) / (units[1] - units[0])
-    return (255 * share.clip(0, 1)).round().astype(np.uint8)
+    part = part if origin is None else part - origin
+    return np.ascontiguousarray(_channels_first(part, shape, last), np.float32)

@@ -119,6 +119,8 @@ class Training:
         self.save_every, self.curve, self.keep_memory = save_every, curve, keep_memory
         self.saved = self.noted = time.monotonic()
         world = config.world.build(1)
+        for line in world.obs_summary():
+            report.say(line)
         self.agent = build(
             config, world.spec, seed=seed, device=device,
             worlds=config.life.worlds, capacity=capacity(config),

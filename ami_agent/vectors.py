@@ -21,6 +21,7 @@ from typing import Any
 import cloudpickle
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, _find_spec
+from gymnasium.spaces import Space
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
 
@@ -195,6 +196,18 @@ def _native(name: str) -> Any:
     spec = gymnasium.registry.get(name)
     entry = spec.vector_entry_point if spec else None
     return gymnasium.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+
+
+def own_vector_space(name: str, options: Mapping[str, Any]) -> Space | None:
+    """What that environment shows of each of many if it steps them itself; None where it doesn't,
+    or not with these options."""
+    if _native(name) is None:
+        return None
+    try:
+        with contextlib.closing(gymnasium.make_vec(name, num_envs=1, **options)) as envs:
+            return envs.single_observation_space
+    except (Exception, SystemExit):  # a stranger's code may raise anything
+        return None
 
 
 def around(limit: int, repeat: int, stack: int) -> list[Callable[[Any], Any]]:

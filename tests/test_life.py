@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Text
+from gymnasium.spaces import Box, Dict, Sequence, Text
 
 import ami_agent as ami
 from ami_agent.life import WorldConfig
@@ -56,7 +56,10 @@ def room(**spaces):
 @pytest.mark.parametrize(
     ("spaces", "said"),
     [
-        ({"observation_space": Dict(a=SIGHT, b=Text(3))}, "'b' is Text.*the agent sees Box"),
+        (
+            {"observation_space": Dict(a=SIGHT, b=Sequence(SIGHT))},
+            "'b' is Sequence.*the agent sees Box",
+        ),
         ({"observation_space": Text(3)}, "observations are Text.*the agent sees Box"),
         ({"action_space": Text(3)}, "actions are Text.*the agent acts in Box"),
         ({"action_space": Box(-np.inf, np.inf, (2,))}, "have no bounds"),

@@ -37,7 +37,7 @@ def seen(space, obs, stack=1):
         (spaces.Box(0, 255, (64, 48, 3), U8), (3, 64, 48), torch.uint8),
         (spaces.Box(0, 255, (3, 64, 48), U8), (3, 64, 48), torch.uint8),
         (spaces.Box(0, 255, (64, 48), U8), (1, 64, 48), torch.uint8),
-        (spaces.Box(0, 1, (20, 30, 4), F32), (4, 20, 30), torch.uint8),
+        (spaces.Box(0, 1, (20, 30, 4), F32), (4, 20, 30), torch.float32),
         (spaces.Box(-1, 1, (2, 5, 3, 2), F32), (60,), torch.float32),
         (spaces.Discrete(4, start=-1), (4,), torch.float32),
         (spaces.MultiDiscrete([2, 3]), (5,), torch.float32),
@@ -58,9 +58,9 @@ def test_a_picture_keeps_its_pixels_wherever_its_channels_were():
     for obs in (first, last):
         assert np.array_equal(seen(spaces.Box(0, 255, obs.shape[1:], U8), obs)["obs"], first)
     share = last / np.float32(255)
-    assert np.array_equal(seen(spaces.Box(0, 1, last.shape[1:], F32), share)["obs"], first)
-    signed = 2 * share - 1
-    assert np.array_equal(seen(spaces.Box(-1, 1, last.shape[1:], F32), signed)["obs"], first)
+    for low, numbers in ((0, share), (-1, 2 * share - 1)):
+        (made,) = seen(spaces.Box(low, 1, last.shape[1:], F32), numbers).values()
+        assert np.array_equal(made, np.moveaxis(numbers, -1, 1))
 
 
 def test_moments_lie_behind_each_other_as_channels_or_as_numbers():
@@ -105,7 +105,6 @@ def test_parts_within_parts_are_senses_by_their_path():
         (spaces.Text(5), "observations are Text.*wrap the world"),
         (spaces.Dict(a=spaces.Graph(spaces.Box(-1, 1, (2,)), None)), "'a' is Graph.*wrap"),
         (spaces.Sequence(spaces.Discrete(2)), "Sequence.*wrap"),
-        (spaces.Box(-np.inf, np.inf, (16, 16, 3), F32), "without finite bounds"),
         (spaces.Dict(), "nothing to see"),
         (spaces.Box(-1, 1, (0,), F32), "nothing to see"),
     ],
@@ -116,12 +115,13 @@ def test_what_no_sense_can_be_made_of_is_named_with_a_way_out(space, said):
 
 
 @pytest.mark.parametrize(
-    ("numbers", "stray"), [([0.0, 1.009], None), ([0.0, 1.5], 1.5), ([-9.0, 0.0], -9.0)]
+    ("numbers", "stray"), [([0.0, 1.000005], None), ([0.0, 1.5], 1.5), ([-9.0, 0.0], -9.0)]
 )
 def test_a_number_far_outside_its_space_is_found(numbers, stray):
     obs = np.array([[0.0, 0.0], numbers], F32)
     for low in ([-1, -1], [-1, -np.inf]):
-        (reader,) = readers(spaces.Box(np.array(low, F32), np.ones(2, F32))).values()
+        space = spaces.Box(np.array(low, F32), np.ones(2, F32))
+        (reader,) = readers(space, out_of_bounds="refuse").values()
         if stray is None:
             assert np.array_equal(reader(obs), obs)
         else:
@@ -142,7 +142,7 @@ def test_a_number_far_outside_its_space_is_found(numbers, stray):
     ],
 )
 def test_a_choice_that_is_none_is_never_taken_for_another(space, shown):
-    (reader,) = readers(space).values()
+    (reader,) = readers(space, out_of_bounds="refuse").values()
     with pytest.raises(Stray):
         reader(np.array(shown))
 

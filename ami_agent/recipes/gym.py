@@ -35,11 +35,12 @@ NOTHING = Recorded()
 def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
     """Any Gymnasium world (`--env.id ID`): its reward is a drive, and life and learning
     interleave; or, where there are data of it (`--data.minari ID`), all is learnt from these."""
-    with closing(replace(world, mortal=True).build(1)) as one:
+    world = replace(world, mortal=True)
+    with closing(world.build(1)) as one:
         spec, known = one.spec, one.inner.spec
         recorded = data.whole(one) if data != NOTHING else None
-    endless = known.max_episode_steps is None
-    world = replace(world, mortal=True, limit=world.limit or (PATIENCE if endless else 0))
+    if known.max_episode_steps is None and not world.limit:
+        world = _limited(world, spec)
     limits = world.limit, (known.max_episode_steps or 0) / world.repeat
     lasts = min(filter(None, limits), default=PATIENCE)
     learning = Learning(steps=0, batch=128, last=0.2)
@@ -74,6 +75,14 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
     )
 
 
+def _limited(world: WorldConfig, spec: Spec) -> WorldConfig:
+    """With a time limit; without, where single environments, which alone can have one, would show
+    something else than the environment's own vector version."""
+    limited = replace(world, limit=PATIENCE)
+    with closing(limited.build(1)) as one:
+        return limited if one.spec == spec else world
+
+
 def _numbers(spec: Spec) -> int:
     """That are seen, pictures aside, and done."""
     seen = (prod(shape) for shape in spec.shapes.values() if len(shape) < 3)
@@ -97,6 +106,6 @@ def _weights(spec: Spec) -> Weights:
 
 
 def _perception(spec: Spec) -> Senses.Config:
-    """Vectors are states as they are; pictures are looked at in about 8 by 8 patches."""
-    sides = [min(shape[1:]) for shape in spec.shapes.values() if len(shape) == 3]
-    return Senses.Config(vector=0, patch=max(1, min(sides) // 8) if sides else 8)
+    """Vectors are states as they are; every picture is looked at in about 8 by 8 patches."""
+    pictures = any(len(shape) == 3 for shape in spec.shapes.values())
+    return Senses.Config(vector=0, patch=0 if pictures else 8)

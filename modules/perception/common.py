@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from modules.types import Observation, Shape, UnusableInput
 
 Shapes = Mapping[str, tuple[int, ...]]
 """What each sense delivers, by name."""
+
+BYTES = 255.0
+"""The range of bytes."""
+FEW = 32
+"""Bytes whose values lie closer together than this use a small part of their range: symbols, a
+mask, depth in metres."""
+ADAPTED = 256
+"""Pictures that the range of a channel is taken from."""
 
 
 def image_of(shapes: Shapes, patch: int) -> Shape:
@@ -47,6 +56,11 @@ class Encoder(nn.Module):
         """Takes observations `[N, *O]` as the unit of what is seen; most need none."""
 
 
+def in_bytes(image: Tensor) -> Tensor:
+    """Pixels `[B, C, S, S]` of floats from 0 to 1 in the range of bytes, which stay as they are."""
+    return 255 * image if image.is_floating_point() else image
+
+
 class Patches(nn.Module):
     """The first layer of both: every patch of `[N, C, S, S]` uint8 pixels by itself -> `[N, C', h,
     w]`. A matrix product over bytes rearranged is several times faster than a strided convolution,
@@ -58,10 +72,48 @@ class Patches(nn.Module):
         self.project = nn.Linear(channels * patch * patch, width)
 
     def forward(self, obs: Tensor) -> Tensor:
-        size = self.patch
-        pieces = obs.unfold(2, size, size).unfold(3, size, size)  # [N, C, h, w, p, p]
-        pieces = pieces.permute(0, 2, 3, 1, 4, 5).flatten(3)  # [N, h, w, C p p], still bytes
-        weight = self.project.weight
+        pieces, weight = self.pieces(obs), self.project.weight
         return nn.functional.linear(
             pieces.to(weight.dtype), weight / 255, self.project.bias
         ).permute(0, 3, 1, 2)
+
+    def pieces(self, obs: Tensor) -> Tensor:
+        """`[N, h, w, C p p]`, of the kind they were."""
+        size = self.patch
+        pieces = obs.unfold(2, size, size).unfold(3, size, size)  # [N, C, h, w, p, p]
+        return pieces.permute(0, 2, 3, 1, 4, 5).flatten(3)
+
+
+class ScaledPatches(Patches):
+    """The same of pixels of any kind, every channel in its own unit: from 0 to 1 within the range
+    that was seen. Bytes keep the range of bytes, unless they use but a small part of it."""
+
+    low: Tensor
+    span: Tensor
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__(channels, patch, width)
+        self.register_buffer("low", torch.zeros(channels))
+        self.register_buffer("span", torch.full((channels,), BYTES))
+
+    def adapt(self, obs: Tensor) -> None:
+        """Takes pixels `[N, C, S, S]` as the range of each channel."""
+        pixels = obs[:ADAPTED].movedim(1, 0).flatten(1)
+        low, high = pixels.amin(1).to(self.low), pixels.amax(1).to(self.low)
+        span = high - low
+        if obs.is_floating_point():  # what never varied so far may yet, by about its own size
+            span = torch.where(span > 0, span, torch.where(low == 0, 1.0, low.abs()))
+        else:
+            few = (span > 0) & (span < FEW)
+            low, span = torch.where(few, low, 0.0), torch.where(few, span, BYTES)
+        self.low.copy_(low)
+        self.span.copy_(span)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        pieces, size = self.pieces(obs), self.patch**2
+        low, span = (unit.repeat_interleave(size) for unit in (self.low, self.span))
+        weight, bias = self.project.weight / span, self.project.bias
+        if obs.is_floating_point():  # where low is large beside span, a product would lose it
+            return nn.functional.linear(pieces - low, weight, bias).permute(0, 3, 1, 2)
+        less = bias - weight @ low
+        return nn.functional.linear(pieces.to(weight.dtype), weight, less).permute(0, 3, 1, 2)

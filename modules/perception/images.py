@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import mlp
-from modules.perception.common import Encoder, Patches, Shapes, amplify, image_of
+from modules.perception.common import Encoder, Patches, Shapes, amplify, image_of, in_bytes
 from modules.types import WIDTH, Gains, Observation, Shape, UnusableInput, by_sense, require
 
 
@@ -50,7 +50,7 @@ class VectorEncoder(Encoder):
 
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
         ((name, image),) = by_sense(obs).items()
-        return self.layers(amplify(image, gains.get(name, 1)))
+        return self.layers(amplify(in_bytes(image), gains.get(name, 1)))
 
 
 class MapEncoder(Encoder):
@@ -83,7 +83,7 @@ class MapEncoder(Encoder):
 
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
         ((name, image),) = by_sense(obs).items()
-        return self.layers(amplify(image, gains.get(name, 1)))
+        return self.layers(amplify(in_bytes(image), gains.get(name, 1)))
 
 
 class Points(nn.Module):
@@ -169,7 +169,7 @@ class KeypointEncoder(Encoder):
 
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
         ((name, image),) = by_sense(obs).items()
-        seen = amplify(image, gains.get(name, 1)).to(self.points.sharpness.dtype) / 255
+        seen = amplify(in_bytes(image), gains.get(name, 1)).to(self.points.sharpness.dtype) / 255
         points = self.points(seen[:, self.now])
         if not self.before:
             return self.layers(points)

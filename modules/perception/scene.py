@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import SPREAD
-from modules.perception.common import Encoder, Shapes, amplify, image_of
+from modules.perception.common import Encoder, Shapes, amplify, image_of, in_bytes
 from modules.perception.images import Points
 from modules.types import WIDTH, Gains, Observation, Shape, UnusableInput, by_sense, require
 
@@ -77,7 +77,7 @@ class SceneEncoder(Encoder):
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
         ((name, image),) = by_sense(obs).items()
         config, dtype = self.config, self.points.sharpness.dtype
-        seen = amplify(image, gains.get(name, 1)).to(dtype) / 255
+        seen = amplify(in_bytes(image), gains.get(name, 1)).to(dtype) / 255
         now, before = (self.points(seen[:, list(c)]) for c in (config.now, config.before))
         still = self.map(seen[:, list(config.still)])
         return torch.cat([SPREAD * now, config.motion * (now - before), still], 1)

@@ -9,17 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import Waves, mlp
-from modules.perception.common import Encoder, Patches, Shapes, amplify
+from modules.perception.common import Encoder, ScaledPatches, Shapes, amplify
 from modules.types import WIDTH, Gains, Observation, Shape, UnusableInput, by_sense, require
+
+LONG = 64
+"""Patches to the longer side of a picture."""
 
 
 class ImageSense(nn.Sequential):
     """Pixels `[B, C, S, S]` -> features `[B, F]`."""
 
     def __init__(self, shape: tuple[int, ...], config: Senses.Config) -> None:
-        side = [-(-(pixels // config.patch) // 2) for pixels in shape[1:]]
+        patch = config.patch or patch_of(shape[1:])
+        side = [-(-(pixels // patch) // 2) for pixels in shape[1:]]
         super().__init__(
-            Patches(shape[0], config.patch, 16),
+            ScaledPatches(shape[0], patch, 16),
             nn.SiLU(),
             nn.Conv2d(16, 32, 3, stride=2, padding=1),
             nn.SiLU(),
@@ -30,6 +34,17 @@ class ImageSense(nn.Sequential):
             nn.Linear(2 * config.hidden, config.image),
         )
         self.out = config.image
+
+    def adapt(self, part: Tensor) -> None:
+        """Takes pictures `[N, C, S, S]` as the range of every channel."""
+        self[0].adapt(part)  # type: ignore[operator]
+
+
+def patch_of(sides: tuple[int, ...]) -> int:
+    """About 8 patches to the shorter side, and so few to the longer one that the layers above stay
+    small."""
+    shorter, longer = min(sides), max(sides)
+    return max(1, shorter // 8, min(shorter, longer // LONG))
 
 
 class VectorSense(nn.Module):
@@ -81,7 +96,8 @@ class Senses(Encoder):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         patch: int = 8
-        """Pixels to a side of what the first layer sees of an image at once."""
+        """Pixels to a side of what the first layer sees of an image at once; 0: about an eighth of
+        the shorter side of each image."""
         hidden: int = 64
         vector: int = 16
         """Numbers of the state for a vector, and for each thing of a set; 0: the numbers of the
@@ -94,7 +110,7 @@ class Senses(Encoder):
         """Radians per unit of a vector: how fine they are."""
 
         def __post_init__(self) -> None:
-            require(self, patch=WIDTH, hidden=WIDTH, vector=(0, 65_536), image=WIDTH)
+            require(self, patch=(0, 65_536), hidden=WIDTH, vector=(0, 65_536), image=WIDTH)
             require(self, waves=(0, 65_536), detail=(0.0, 1e6))
 
         def build(self, shapes: Shapes) -> Senses:
@@ -102,7 +118,7 @@ class Senses(Encoder):
                 if len(shape) not in SENSES or (len(shape) == 3 and min(shape[1:]) < self.patch):
                     raise UnusableInput(
                         f"{name!r} delivers {shape}; needed is {', '.join(SENSES.values())} of at "
-                        f"least {self.patch} by {self.patch} pixels"
+                        f"least {self.patch} by {self.patch} pixels (perception.patch)"
                     )
             return Senses(self, shapes)
 
@@ -115,7 +131,7 @@ class Senses(Encoder):
     def adapt(self, obs: Observation) -> None:
         """Takes observations `[N, *O]` as the unit of those senses that have one."""
         for key, sense in self.senses.items():
-            if isinstance(sense, PlainSense):
+            if isinstance(sense, PlainSense | ImageSense):
                 sense.adapt(by_sense(obs)[self.names[key]])
 
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
