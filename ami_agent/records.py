@@ -95,9 +95,9 @@ def _trajectory(episode: Any, world: World) -> Trajectory:
     except Stray as stray:
         raise UnusableInput(f"an observation holds {stray.number:g}, outside its space") from None
     over = torch.as_tensor(np.asarray(episode.terminations, dtype=bool))
-    felt = [torch.as_tensor(np.asarray(episode.rewards, dtype=np.float32))]
+    felt = [torch.as_tensor(np.asarray(episode.rewards, dtype=np.float64))]
     if world.mortal:
-        felt.append((~over).float())
+        felt.append((~over).double())
     told = Trajectory(
         obs=obs.get("obs", obs), actions=_actions(episode.actions, world),
         interoception=torch.stack(felt, -1), terminated=over, episode=torch.zeros(()),

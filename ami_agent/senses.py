@@ -1,7 +1,8 @@
 """What a world's observations are made of, as a mind's senses: every leaf of the space is one.
 
-Vectors and what can be written as one (numbers, choices, switches) arrive as float32, pictures as
-bytes `[channels, height, width]`, whatever their axes and numbers were.
+Vectors and what can be written as one (numbers, choices, switches) arrive as float32, or as float64
+where float32 would cut them; pictures as bytes `[channels, height, width]`, whatever their axes and
+numbers were.
 """
 
 from __future__ import annotations
@@ -156,8 +157,15 @@ def _reader(what: str, path: Path, space: spaces.Space, stack: int) -> Reader:
     return Reader(path, space, sense, convert, limits(space))
 
 
-def _vector(size: int) -> Sense:
-    return Sense((size,), torch.float32)
+def _vector(size: int, dtype: torch.dtype = torch.float32) -> Sense:
+    return Sense((size,), dtype)
+
+
+def _precision(dtype: Any) -> torch.dtype:
+    """Of numbers of that type until they are centred: float32 cuts float64 and large integers, a
+    clock in seconds since 1970 to steps of two minutes."""
+    exact = np.can_cast(dtype, np.float32)
+    return torch.float32 if exact else torch.float64
 
 
 def _box(what: str, space: spaces.Box, stack: int) -> tuple[Sense, Callable[[Any], Any]]:
@@ -174,7 +182,8 @@ def _box(what: str, space: spaces.Box, stack: int) -> tuple[Sense, Callable[[Any
         return Sense(shape, torch.float32), _as_is  # a set of things alike
     if len(shape) == 1 and space.dtype == np.float32:
         return Sense(shape, torch.float32), _as_is
-    return _vector(prod(shape)), _flat
+    precision = _precision(space.dtype)
+    return _vector(prod(shape), precision), partial(_flat, double=precision == torch.float64)
 
 
 def _pictorial(shape: tuple[int, ...], dtype: Any) -> bool:
@@ -207,9 +216,9 @@ def _as_is(part: Any) -> Any:
     return part
 
 
-def _flat(part: Any) -> np.ndarray:
+def _flat(part: Any, double: bool = False) -> np.ndarray:
     part = np.asarray(part)
-    return part.reshape(len(part), -1).astype(np.float32)
+    return part.reshape(len(part), -1).astype(np.float64 if double else np.float32)
 
 
 def _to_picture(
