@@ -19,6 +19,7 @@ from modules.hierarchy import Hierarchy
 from modules.memory import Memory
 from modules.planners import MindsEye
 from modules.recall import LONGEST, Landmarks, Recall, ShortTerm
+from modules.rows import holds
 from modules.types import (
     Focus,
     Gains,
@@ -141,7 +142,9 @@ class Agent(nn.Module):
         """Raises UnusableInput for what this agent's senses can't have delivered."""
         wanted, given = self.spec.senses, by_sense(obs)
         fits = given.keys() == wanted.keys() and all(
-            isinstance(part, Tensor) and (part.shape[1:], part.dtype) == wanted[name]
+            isinstance(part, Tensor)
+            and part.shape[1:] == wanted[name].shape
+            and holds(wanted[name].dtype, part.dtype)
             for name, part in given.items()
         )
         if not fits:

@@ -292,7 +292,7 @@ def blank_step(spec: Spec, worlds: int) -> Transition:
     return Transition(
         obs=obs,
         action=torch.empty(worlds, spec.action_dim),
-        interoception=torch.empty(worlds, len(spec.interoception)),
+        interoception=torch.empty(worlds, len(spec.interoception), dtype=torch.float64),
         next_obs=obs,
         terminated=ended,
         truncated=ended,

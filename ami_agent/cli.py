@@ -181,7 +181,7 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     marks = examiner(config.evaluation, flags.seed)(agent)
     found = card(agent, config, flags.seed, changes)
     _write(flags.json, {**marks, "priors": found.figures()})
-    figures = [(label, f"{value:.3f}") for label, value in marks.items()]
+    figures = [(label, f"{value:.4g}") for label, value in marks.items()]
     console.print(table(name, ["what", "figure"], figures))
     console.print(*found.tables())
     console.print(verdict(marks))

@@ -15,6 +15,7 @@ from ami_agent.guard import undisturbed
 from ami_agent.latency import Results, latency, timed
 from ami_agent.life import Act, Guides, Lived, World, WorldConfig, ended, live
 from ami_agent.players import Begin, Scene, aimless, mind, shortest
+from ami_agent.report import figure
 from ami_agent.statistics import Estimate, mean, rate
 from modules.configurator import Assignment
 from modules.types import Plan, UnusableInput
@@ -42,7 +43,7 @@ def play(begin: Begin, world: World, seed: int) -> Outcome:
     going = torch.ones(world.count, dtype=torch.bool)
     success, final, steps, score = (torch.full((world.count,), torch.nan) for _ in range(4))
     length = torch.zeros(world.count)
-    felt = torch.zeros(world.count, len(world.spec.interoception))
+    felt = torch.zeros(world.count, len(world.spec.interoception), dtype=torch.float64)
     act = begin(Scene(world, obs, info), seed)
     for step, lived in enumerate(live(act, world, obs), 1):
         now = told_of(lived, "success", "is_success")
@@ -226,10 +227,10 @@ def rows(results: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
 
 def _told(result: Results) -> list[str]:
     return [
-        *([f"{result['score']['mean']:.2f}"] if result["score"] is not None else []),
+        *([figure(result["score"]["mean"])] if result["score"] is not None else []),
         *_success(result),
         _interval(result["return"]),
-        *(f"{felt['mean']:.2f}" for felt in result["felt"].values()),
+        *(figure(felt["mean"]) for felt in result["felt"].values()),
     ]
 
 
@@ -250,7 +251,8 @@ def _success(result: Results) -> list[str]:
 
 def _interval(estimate: Results) -> str:
     known = estimate["ci95"]
-    return f"{estimate['mean']:.2f}" + (f" [{known[0]:.2f}, {known[1]:.2f}]" if known else "")
+    mean = figure(estimate["mean"], known)
+    return f"{mean} [{', '.join(figure(end, known) for end in known)}]" if known else mean
 
 
 def _share(estimate: Results) -> str:

@@ -34,7 +34,7 @@ from ami_agent.guard import undisturbed
 from ami_agent.layouts import Layout
 from ami_agent.options import Options, check_options
 from ami_agent.senses import OutOfBounds, Sense, ignored, readers, told_by
-from ami_agent.vectors import Worlds, at_once, make, own_vector_space
+from ami_agent.vectors import Worlds, at_once, make, own_limit, own_vector_space
 from modules.configurator import Assignment
 from modules.types import ALIVE, STEPS, Observation, Transition, UnusableInput, require
 
@@ -225,6 +225,20 @@ class World:
         """What a person sees here and what is asked of the agent, where the world says so."""
         self.spec = Spec(senses, self.deeds.size, ("reward", *felt, *alive), self.deeds.choices)
 
+    def limit(self, config: WorldConfig) -> tuple[float, str]:
+        """Steps of the agent after which an episode is truncated, at the latest, and what says so;
+        0 where nothing does."""
+        spec = self.inner.spec
+        known = {"--env.limit": float(config.limit)}
+        if spec is not None and spec.max_episode_steps:
+            known["max_episode_steps of its registration"] = spec.max_episode_steps / config.repeat
+        else:
+            steps, name = own_limit(self.envs)
+            known[f"{name} of the environment"] = steps / config.repeat
+        found = {source: steps for source, steps in known.items() if steps}
+        source = min(found, key=lambda name: found[name], default="")
+        return found.get(source, 0), source
+
     def reset(self, seed: int | None = None, **options: Any) -> tuple[Observation, Info]:
         """World i starts the episode of seed + i; observation `[B, *O]`."""
         if seed is not None and not 0 <= seed < 2**31:
@@ -247,14 +261,14 @@ class World:
 
     def _felt(self, reward: Any, over: Tensor, info: Info) -> Tensor:
         """`[B, I]`, in the order of the names in the spec."""
-        earned = np.asarray(reward, dtype=np.float32)
+        earned = np.asarray(reward, dtype=np.float64)  # until a constant part is taken away
         if not np.isfinite(earned).all():
             raise Failed("the world's reward is NaN, None or infinite")
         felt = [self.tensor(earned)[:, None]]
         if len(self.spec.interoception) > 1 + self.mortal:
-            felt.append(self.tensor(info["interoception"]).float())
+            felt.append(self.tensor(info["interoception"]).double())
         if self.mortal:
-            felt.append((~over).float()[:, None])
+            felt.append((~over).double()[:, None])
         return torch.cat(felt, 1)
 
     def sensed(self, obs: Any, what: str = "observation") -> Observation:

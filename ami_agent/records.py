@@ -97,9 +97,9 @@ def _trajectory(episode: Any, world: World) -> Trajectory:
     except (TypeError, ValueError, LookupError) as error:
         raise UnusableInput(f"observations are not of their space: {error}") from None
     over = torch.as_tensor(np.asarray(episode.terminations, dtype=bool))
-    felt = [torch.as_tensor(np.asarray(episode.rewards, dtype=np.float32))]
+    felt = [torch.as_tensor(np.asarray(episode.rewards, dtype=np.float64))]
     if world.mortal:
-        felt.append((~over).float())
+        felt.append((~over).double())
     told = Trajectory(
         obs=obs.get("obs", obs), actions=_actions(episode.actions, world),
         interoception=torch.stack(felt, -1), terminated=over, episode=torch.zeros(()),

@@ -182,6 +182,20 @@ def _pair(item: tuple[str, Number]) -> str:
     return f"{item[0]} {float(item[1]):.3g}"
 
 
+def figure(value: float, span: Sequence[float] | None = None) -> str:
+    """A number as people read it: two decimals, or as many as its first two digits need, and those
+    in which the ends of its interval `span` differ; with an exponent where it is tiny or huge."""
+    wide = span[1] - span[0] if span else 0.0
+    size = max(abs(value), wide)
+    if not math.isfinite(size) or not size:
+        return f"{value:.2f}"
+    least = min(filter(None, (abs(value), wide)))
+    decimals = 1 - math.floor(math.log10(least))
+    if 1e-3 <= size < 1e7:
+        return f"{value:.{min(max(2, decimals), 12)}f}"
+    return f"{value:.{min(max(3, math.floor(math.log10(size)) + decimals + 1), 15)}g}"
+
+
 def duration(seconds: float) -> str:
     """65 s, 12 min, 3.4 h: as precise as an estimate deserves."""
     if seconds < 120:

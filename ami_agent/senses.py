@@ -1,7 +1,8 @@
 """What an environment's observations are made of: every leaf of its observation space is one part,
 read in one way from its space.
 
-Vectors, and what can be written as one (numbers, choices, switches), are float32. Pictures are
+Vectors, and what can be written as one (numbers, choices, switches), are float32, or float64 where
+float32 would cut them. Pictures are
 `[channels, height, width]`: bytes stay bytes, all other numbers are float32 as they are, which the
 encoder puts in units of what was seen.
 """
@@ -324,8 +325,15 @@ def _reader(what: str, path: Path, space: spaces.Space, stack: int, layout: Layo
     return Reader(path, space, sense, convert, _bounds(space), "pass", summary)
 
 
-def _vector(size: int) -> Sense:
-    return Sense((size,), torch.float32)
+def _vector(size: int, dtype: torch.dtype = torch.float32) -> Sense:
+    return Sense((size,), dtype)
+
+
+def _precision(dtype: Any) -> torch.dtype:
+    """Of numbers of that type until they are centred: float32 cuts float64 and large integers, a
+    clock in seconds since 1970 to steps of two minutes."""
+    exact = np.can_cast(dtype, np.float32)
+    return torch.float32 if exact else torch.float64
 
 
 def _box(
@@ -350,8 +358,10 @@ def _box(
         return Sense(shape, torch.float32), convert, told
     of_shape = f" (shape {shape})" if len(shape) > 1 else ""
     numbers = f"{prod(shape)} number{'s' if prod(shape) > 1 else ''}"
-    convert = _as_is if len(shape) == 1 and space.dtype == np.float32 else _flat
-    return _vector(prod(shape)), convert, f"vector, {numbers}{of_shape}, {space.dtype}"
+    precision = _precision(space.dtype)
+    plain = len(shape) == 1 and space.dtype == np.float32
+    convert = _as_is if plain else partial(_flat, double=precision == torch.float64)
+    return _vector(prod(shape), precision), convert, f"vector, {numbers}{of_shape}, {space.dtype}"
 
 
 def _picture(space: spaces.Box, axes: Picture) -> tuple[Sense, Callable[[Any], Any]]:
@@ -379,9 +389,9 @@ def _as_is(part: Any) -> Any:
     return part
 
 
-def _flat(part: Any) -> np.ndarray:
+def _flat(part: Any, double: bool = False) -> np.ndarray:
     part = np.asarray(part)
-    return part.reshape(len(part), -1).astype(np.float32)
+    return part.reshape(len(part), -1).astype(np.float64 if double else np.float32)
 
 
 def _as_floats(part: Any) -> np.ndarray:

@@ -24,10 +24,13 @@ from ami_agent.failures import Failed, FailedInReset, NotMade
 from ami_agent.learning import average, check_finite, keep_freed_memory
 from ami_agent.lessons import Pupil
 from ami_agent.lessons.base import HoldsEnvs
+from ami_agent.lessons.foresight import longest_episode
+from ami_agent.lessons.life import EPISODE_METRICS
 from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.report import Report, Reporter
 from ami_agent.resuming import adopt, check_resumable
+from modules.cost import Foresight
 from modules.recall import ShortTerm
 from modules.types import UnusableInput
 
@@ -121,6 +124,7 @@ class Training:
         world = config.world.build(1)
         for line in world.obs_summary():
             report.say(line)
+        self.limit = world.limit(config.world)
         self.agent = build(
             config, world.spec, seed=seed, device=device,
             worlds=config.life.worlds, capacity=capacity(config),
@@ -131,16 +135,23 @@ class Training:
 
     def run(self) -> Agent:
         """Takes every lesson that is left."""
+        self._say_limit()
         for index, (name, lesson) in enumerate(lessons(self.config).items()):
             if index < self.reached.lesson:
                 continue
             self.noted = time.monotonic()
+            discount = self.agent.cost.body.foresight.discount
             pupil = lesson.begin(self.agent, self.config.world, lesson_seed(self.seed, name))
+            if not discount and (found := self.agent.cost.body.foresight.discount):
+                steps = longest_episode(self.agent.memory)
+                self.report.say(f"discount {found:.3g}, for episodes of {steps} steps as collected")
             if self.reached.pupil:
                 pupil.load_state_dict(self.reached.pupil)
             self._learn(index, name, pupil)
             pupil.finish()
             self._note(name)
+            if lesson.lives and "reward" in self.config.drives:
+                self._say_constant_reward()
             if lesson.lives and (learnt := pupil.state_dict()):
                 self._save(learnt)  # before memory says that this lesson is over
             self.reached = Reached(self.reached.updates, index + 1)
@@ -155,13 +166,15 @@ class Training:
 
     def _learn(self, index: int, name: str, pupil: Pupil) -> None:
         recent: list[dict[str, Tensor]] = []
+        shown: dict[str, Tensor] = {}  # of the episode that was done last
         with self.report.progress(name, pupil.total, pupil.step) as bar:
             while pupil.step < pupil.total:
                 if name in EXAMINED and pupil.step % EXAMINE_EVERY == 0:
                     self._examine(name, pupil.step)
                 try:
                     recent.append(pupil.update())
-                    bar.advance()
+                    shown |= {n: v for n, v in recent[-1].items() if n in EPISODE_METRICS}
+                    bar.advance(1, **shown)
                     self.reached = Reached(self.reached.updates + 1, index)
                     if self.curve and pupil.milestone:
                         self._note(name)
@@ -179,6 +192,34 @@ class Training:
                     self._save(pupil.state_dict())
         if name in EXAMINED:
             self._examine(name, pupil.step)
+
+    def _say_limit(self) -> None:
+        """How long episodes last and how far they are foreseen, and what says so."""
+        foresight = self.agent.cost.body.foresight
+        if not isinstance(foresight, Foresight):
+            return
+        limit, source = self.limit
+        stated = "nothing states how long an episode lasts"
+        if limit:
+            stated = f"an episode lasts at most {limit:g} steps ({source})"
+        gamma = (
+            f"discount {foresight.discount:.3g}"
+            if foresight.discount
+            else "the discount follows from the episodes that are collected first"
+        )
+        self.report.say(f"{stated}; {gamma}")
+
+    def _say_constant_reward(self) -> None:
+        rewards = self.agent.memory.values("interoception")[:, 0]
+        if not len(rewards) or rewards.amin() < rewards.amax():
+            return
+        said = f"the reward was {float(rewards[0]):.6g} at each of {len(rewards):,} steps"
+        ends = rewards[0] != 0 and bool(self.agent.memory.values("terminated").any())
+        self.report.say(
+            f"{said}: only how long an episode lasts can be learnt from"
+            if ends
+            else f"{said}: nothing to learn from yet"
+        )
 
     def _log(self, name: str, step: int, recent: list[dict[str, Tensor]]) -> None:
         """Also the guard before every checkpoint: what is not finite is never saved."""

@@ -20,9 +20,11 @@ from typing import Any
 
 import cloudpickle
 import gymnasium
+import numpy as np
+from gymnasium import Env
 from gymnasium.envs.registration import EnvSpec, _find_spec
 from gymnasium.spaces import Space
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
 
 from ami_agent.autoreset import as_next_step
@@ -220,6 +222,25 @@ def around(limit: int, repeat: int, stack: int) -> list[Callable[[Any], Any]]:
     if stack > 1:
         wrappers.append(partial(FrameStackObservation, stack_size=stack))
     return wrappers
+
+
+LIMITS = ("max_episode_steps", "max_steps", "_max_episode_steps")
+"""Attributes by which environments that truncate episodes themselves call their limit."""
+
+
+def own_limit(envs: VectorEnv) -> tuple[int, str]:
+    """Steps after which the environment says that it truncates an episode, and the attribute that
+    says so; 0 where none does."""
+    inner = envs.unwrapped
+    env = inner.envs[0] if isinstance(inner, SyncVectorEnv) else inner
+    for name in LIMITS:
+        try:
+            value = env.get_wrapper_attr(name) if isinstance(env, Env) else getattr(env, name)
+        except Exception:  # a property of a stranger's environment may raise anything
+            continue
+        if isinstance(value, int | np.integer) and value > 1:
+            return int(value), name
+    return 0, ""
 
 
 def bring(name: str) -> ModuleType:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import mlp
-from modules.planners.common import Thought, Warm, intended
+from modules.planners.common import Thought, Warm, intended, spread_of
 from modules.types import FRACTION, STEPS, WIDTH, Focus, Plan, Planner, Shape, require
 
 
@@ -48,7 +48,7 @@ class Expectation(nn.Module):
         """What is told of a task, `[W]`, and energies of its plans, `[N]`."""
         self.kinds[task] = condition
         self.mean[task] = energy.mean()
-        self.scale[task] = energy.std(correction=0).clamp_min(1e-6)
+        self.scale[task] = spread_of(energy)
 
 
 class Promises:

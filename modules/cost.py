@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,13 +81,22 @@ class Foresight(InUnits):
     """A critic for every drive: V(s) = sum_k gamma^k c_k, the discounted intrinsic cost that is
     still to come after state s, `[..., D]` -> `[..., W]` (LeCun 2022, 4.3; Sutton & Barto 2018,
     3.5). Of several that foresee it, the gloomiest is believed (clipped double Q-learning, Fujimoto
-    et al. 2018)."""
+    et al. 2018).
+
+    Where a constant part of the reward is taken away from every step (`InUnits.offset`), it is
+    taken away from all that follows the end of an episode as well: `terminal`, `[W]`. So what is
+    foreseen is the same but for a constant, and no policy is better or worse for it."""
+
+    terminal: Tensor
+    gamma: Tensor  # the discount as it is saved
+    STILL = 0.1
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         hidden: int = 256
         discount: float = 0.97
-        """gamma"""
+        """gamma; 0: taken from the length of the episodes that were collected, when the critics
+        begin to learn, and saved with their weights."""
         critics: int = 1
         """How many foresee the same."""
         norm: bool = False
@@ -105,6 +115,35 @@ class Foresight(InUnits):
     def __init__(self, layers: nn.Module, drives: int, discount: float) -> None:
         super().__init__(layers, drives)
         self.discount = discount
+        self.from_episodes = not discount
+        """Whether the discount is taken from the length of episodes."""
+        self.register_buffer("terminal", torch.zeros(drives))
+        self.register_buffer("gamma", torch.tensor(discount, dtype=torch.float64))
+
+    def look_ahead(self, discount: float) -> None:
+        """Takes a discount."""
+        self.discount = discount
+        self.gamma.fill_(discount)
+
+    def end(self, shift: Tensor, mortal: bool) -> None:
+        """Every step is dearer by `shift` `[W]`, so the end of an episode is by all that would have
+        followed; `mortal`: episodes do end, and the unit must hold that."""
+        self.terminal.copy_(shift / (1 - self.discount))
+        if mortal:
+            self.scale.copy_(torch.maximum(self.scale, self.STILL * self.terminal.abs()))
+
+    def follow(self, grown: Tensor, shift: Tensor, mortal: bool) -> None:
+        """The costs of a step are in other units, so many times larger `[W]`, and dearer by
+        `shift`: what is foreseen changes by what that comes to, and by nothing else."""
+        before, terminal = self.scale.clone(), self.terminal.clone()
+        self.scale.mul_(grown)
+        self.end(shift, mortal)
+        self.mean.add_(self.terminal - terminal)
+        self.rescale(self.scale / before)
+
+    def shift(self) -> Tensor:
+        """How much dearer every step is than the drives alone say, `[W]`."""
+        return self.terminal * (1 - self.discount)
 
     def every(self, state: Tensor) -> Tensor:
         """What each critic foresees, `[K, ..., W]`."""
@@ -112,6 +151,13 @@ class Foresight(InUnits):
 
     def forward(self, state: Tensor) -> Tensor:
         return self.every(state).amax(0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Weights of before 0.2 know neither; a discount that is a setting stays what it is."""
+        for name, buffer in (("terminal", self.terminal), ("gamma", self.gamma)):
+            state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(buffer) + buffer)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.look_ahead(float(self.gamma) if self.from_episodes else self.discount)
 
 
 class NoForesight(nn.Module):
@@ -155,23 +201,38 @@ class Body(nn.Module):
         """Every energy of the body: each drive, and each critic of one."""
         return [*self.drives.names, *(f"critic_{name}" for name in self.foreseen)]
 
+    def centred(self, channels: int) -> Tensor:
+        """`[I]` bool: the channels of which a constant part may be taken away. Without critics none
+        may: nothing would say what it is worth that an episode goes on."""
+        free = self.drives.centred(channels)
+        return free if self.foreseen else torch.zeros_like(free)
+
     def forward(self, rollout: Rollout, limits: Mapping[str, float]) -> dict[str, Tensor]:
         """Unweighted energies by name, each `[B, P]`, and how far each limit is exceeded."""
         felt = self.drives(rollout.interoception)  # [B, P, H, W]
         horizon = rollout.actions.shape[2]
         step = torch.arange(horizon, device=felt.device, dtype=felt.dtype)
         fade = self.foresight.discount**step
+        dearer = (
+            self.foresight.shift()
+            if isinstance(self.foresight, Foresight)
+            else felt.new_zeros(felt.shape[-1])
+        )
         before, after = self.drives.alive(rollout.interoception)  # [B, P, H]
         soon = torch.einsum("bphw,bph->bpw", felt, before * fade * (1 - step / horizon))
         late = self.foresight(rollout.states[:, :, 1:])
         late = torch.einsum("bphw,bph->bpw", late, after * fade * self.foresight.discount / horizon)
+        if isinstance(self.foresight, Foresight):
+            ending = (before - after) * fade * self.foresight.discount * (1 - step / horizon)
+            late = late + ending.sum(-1, keepdim=True) * self.foresight.terminal
         return {
             **dict(zip(self.drives.names, soon.unbind(-1), strict=True)),
             **dict(zip((f"critic_{n}" for n in self.foreseen), late.unbind(-1), strict=True)),
             **{
                 f"limit {name}": (before * (felt[..., column] - most).relu()).sum(-1)
-                for name, most in limits.items()
+                for name, limit in limits.items()
                 for column in [self.drives.names.index(name)]
+                for most in [limit + dearer[column]]
             },
         }
 

@@ -56,6 +56,10 @@ DRIVES: Mapping[str, Drive] = {
 }
 
 
+CENTRED = ("reward",)
+"""Drives that are linear in their channel and hold for every step."""
+
+
 class Drives:
     """The drives of one body, which feels these channels."""
 
@@ -79,6 +83,18 @@ class Drives:
             for name, column in zip(self.names, self.columns, strict=True)
         ]
         return torch.stack(costs, -1) if costs else interoception[..., :0]
+
+    def centred(self, channels: int) -> Tensor:
+        """`[I]` bool: the channels of which a constant part may be taken away, for what a drive
+        makes of it is a constant as well."""
+        columns = dict(zip(self.names, self.columns, strict=True))
+        centred = [columns[name] for name in CENTRED if name in columns]
+        return torch.tensor([channel in centred for channel in range(channels)])
+
+    def shift(self, offset: Tensor) -> Tensor:
+        """How much dearer every step becomes when the offset `[I]` is taken away from
+        interoception, `[W]`."""
+        return self(-offset) - self(torch.zeros_like(offset))
 
     def lives(self, interoception: Tensor) -> Tensor:
         """What is felt `[..., I]` -> the chance that life goes on after it, `[...]`; 1 for a body

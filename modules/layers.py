@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt, prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,28 +41,123 @@ class First(nn.Module):
         return state[..., : self.count]
 
 
+def mean_and_spread(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """`[M, N]` -> mean and standard deviation of each number, `[N]` float64. The spread is 0 where
+    a number does not vary by more than its own rounding, whatever its size."""
+    if not numbers.is_floating_point():
+        numbers = numbers.double()
+    exact, mean, spread = numbers.double(), numbers.mean(0).double(), numbers.std(0).double()
+    sound = (spread > 1e-15) & (spread < 1e15)  # beyond, squares leave the range of float32
+    mean = torch.where(sound, mean, exact.mean(0))
+    spread = torch.where(sound, spread, exact.std(0))
+    rounding = 4 * torch.finfo(numbers.dtype).eps * exact.abs().amax(0)
+    return mean, torch.where(spread > rounding, spread, 0.0)
+
+
+FAR = 100.0
+"""In units of a number: one that is further from its mean than this has left its unit, and so has
+one that never is further from it than one such part of the unit."""
+LARGE = 10.0
+"""How many times its spread a mean must be to be taken away from a number: it would drown it."""
+
+
+def renewed(away: Tensor, spread: Tensor, scale: Tensor, unseen: Tensor) -> Tensor:
+    """The units of numbers, `[N]`, that are at most `away` from their means and have this spread:
+    `scale`, unless they have left it. `unseen`: those that had not varied when `scale` was found;
+    these take all that they have varied by, so that a rare reward is about 1."""
+    left = (spread > 0) & ((away > FAR * scale) | (away < scale / FAR))
+    unit = torch.where(unseen, away, torch.maximum(spread, away / LARGE))
+    return torch.where(left, unit, scale)
+
+
 class InUnits(nn.Module):
     """Layers that answer `[..., N]` numbers, each in its own unit."""
 
     mean: Tensor
     scale: Tensor
+    offset: Tensor  # [N] float64: taken away from the targets before they are cut to float32
+
+    STILL = 1.0
+    """The unit of a number that never varied, in units of its size."""
 
     def __init__(self, layers: nn.Module, size: int) -> None:
         super().__init__()
         self.layers = layers
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
+        self.register_buffer("offset", torch.zeros(size, dtype=torch.float64))
 
-    def adapt(self, answers: Tensor) -> None:
-        """Takes the units of what is to be answered, `[M, N]`, as its own. What never varied so far
-        may yet, and has the unit 1."""
-        spread = answers.std(0)
-        self.mean.copy_(answers.mean(0))
-        self.scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
+    def adapt(self, answers: Tensor, centred: Tensor | None = None) -> None:
+        """Takes the units of the targets `[M, N]` as its own. What never varied so far may yet, and
+        its unit is its own size, or 1 where it is 0. Of the numbers in `centred`, `[N]` bool, a
+        mean that is large beside the spread becomes the offset."""
+        self.offset.zero_()
+        if centred is not None:
+            mean, spread = mean_and_spread(answers.double())
+            self.offset.copy_(torch.where(centred & _large(mean, spread), mean, 0.0))
+        mean, spread = mean_and_spread(self.relative(answers))
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(spread > 0, spread, self._still()))
+
+    def relative(self, answers: Tensor) -> Tensor:
+        """Targets `[..., N]` of any precision as they are learnt: less the offset."""
+        return (answers.double() - self.offset).to(self.mean.dtype)
+
+    def renew(self, answers: Tensor, centred: Tensor) -> Tensor:
+        """Takes new units for those numbers that the targets `[M, N]` have left. Where a unit
+        grows, what is answered stays the same (PopArt, van Hasselt et al. 2016). Returns how many
+        times larger each unit is, `[N]`."""
+        answers = answers.double()
+        mean, spread = mean_and_spread(answers)
+        unseen = (self.scale == self._still()) | (self.scale == 0)
+        drowned = centred & (self.offset == 0) & _large(mean, spread)
+        constant = torch.where(unseen, self.mean.double(), mean)
+        offset = torch.where(drowned, constant, self.offset)
+        middle = torch.where(drowned, 0.0, self.mean)
+        away = (answers - offset - middle.double()).abs().amax(0)
+        was = torch.where(drowned, 0.0, self.scale.double())  # too coarse: a unit of 0 is left
+        unit = renewed(away, spread, was, unseen).to(self.scale.dtype)
+        self.offset.copy_(offset)
+        self.mean.copy_(middle)
+        unit = torch.where((spread == 0) & ~centred & self.offset.any(), 0.0, unit)
+        grown = torch.where((unit > 0) & (self.scale > 0), unit / self.scale, 1.0)
+        self.scale.copy_(unit)
+        self.rescale(grown)
+        return grown
+
+    def rescale(self, grown: Tensor) -> None:
+        """Makes the outputs of the layers as much smaller as units have grown, `[N]`. What was as
+        good as nothing in units that were too large stays so in smaller ones."""
+        heads = self.layers if isinstance(self.layers, Judges) else [self.layers]
+        with torch.no_grad():
+            for head in heads:
+                last = [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]
+                last.weight.div_(grown.clamp_min(1)[:, None])
+                last.bias.div_(grown.clamp_min(1))
+
+    def unit(self) -> Tensor:
+        """What errors are divided by, `[N]`: an answer that can't be wrong has none."""
+        return torch.where(self.scale > 0, self.scale, 1.0)
+
+    def _still(self) -> Tensor:
+        """The units of numbers that never varied, `[N]`. Beside an offset they are 0: the end of an
+        episode costs all that the offset is worth from then on, so the least doubt about what was
+        always 1 would drown the rest."""
+        size = torch.where(self.mean == 0, 1.0, self.STILL * self.mean.abs())
+        return torch.where(self.offset.any(), 0.0, size)
 
     def forward(self, state: Tensor) -> Tensor:
         """`[..., D]` -> `[..., N]`"""
         return self.mean + self.scale * self.layers(state)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Weights of before 0.2 know no offset."""
+        state_dict.setdefault(f"{prefix}offset", torch.zeros_like(self.offset))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _large(mean: Tensor, spread: Tensor) -> Tensor:
+    return (spread > 0) & (mean.abs() > LARGE * spread)
 
 
 def sharp(size: int, hidden: int, out: int, norm: bool = False) -> nn.Sequential:

@@ -93,7 +93,7 @@ class Memory:
         for name, part in parts.items():
             told = part.transpose(0, 1).to(self._device)  # [T, B, ...]
             check_like(name, self._store[name][0], told[0])
-            self._store[name][rows[: len(told)]] = told
+            self._store[name][rows[: len(told)]] = told.to(self._store[name].dtype)
         self._age[:, rows] = age
         self._episode[:, rows] = self._episode[:, rows[:1]]
         self._steps += steps
@@ -134,6 +134,18 @@ class Memory:
         drawn = draw(found, count, together, generator)
         then = self._read(found.end[ahead(found, drawn, generator)], 1).obs
         return self._read(found.end[drawn], length), each(lambda part: part[:, 1], then)
+
+    def has_ended(self) -> bool:
+        """Whether any episode that is kept has ended, or was cut."""
+        kept = self._age.roll(-self._oldest(), dims=1)[:, : self._steps - self._oldest() + 1]
+        return bool((kept[:, 1:] == 0).any() or self._ended.any())
+
+    def values(self, name: str) -> Tensor:
+        """What is kept under that name, of every transition, oldest first in each world:
+        `[N, ...]`. The observations are those that actions were taken on."""
+        end = self._find(1).end
+        rows = (end % self._rows - 1 + self._oldest()) % self._rows
+        return take(self._store[name], (rows * len(self._ended) + end // self._rows)[:, None])[:, 0]
 
     @property
     def lived(self) -> int:

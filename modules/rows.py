@@ -55,8 +55,15 @@ def deeds(lived: Transition) -> dict[str, Tensor]:
     return {name: getattr(lived, name) for name in DEEDS}
 
 
+def holds(wanted: torch.dtype, given: torch.dtype) -> bool:
+    """Whether numbers of the one type are kept exactly as those of the other: float32 as float64
+    too."""
+    wider = wanted.is_floating_point and given.is_floating_point
+    return wanted == given or (wider and torch.promote_types(wanted, given) == wanted)
+
+
 def check_like(name: str, wanted: Tensor, given: Tensor) -> None:
-    if (wanted.shape, wanted.dtype) != (given.shape, given.dtype):
+    if wanted.shape != given.shape or not holds(wanted.dtype, given.dtype):
         raise UnusableInput(
             f"memory keeps {name} as {wanted.dtype} {list(wanted.shape)}, "
             f"was given {given.dtype} {list(given.shape)}"

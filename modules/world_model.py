@@ -99,14 +99,24 @@ class Numb(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         def build(self, shape: Shape, channels: int, action_dim: int) -> Numb:
-            return Numb()
+            return Numb(channels)
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 0) -> None:
         super().__init__()
-        self.scale = torch.ones(0)
+        self.offset = torch.zeros(channels)
 
-    def adapt(self, felt: Tensor) -> None:
+    def adapt(self, felt: Tensor, centred: Tensor | None = None) -> None:
         """Has no units."""
+
+    def renew(self, felt: Tensor, centred: Tensor) -> Tensor:
+        """Has no units."""
+        return torch.ones(felt.shape[-1], device=felt.device)
+
+    def relative(self, felt: Tensor) -> Tensor:
+        return felt.to(torch.get_default_dtype())
+
+    def unit(self) -> Tensor:
+        return torch.ones(0)
 
     def of(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         return state[..., :0]

@@ -30,7 +30,7 @@ def seen(space, obs, stack=1):
 @pytest.mark.parametrize(
     ("space", "shape", "dtype"),
     [
-        (spaces.Box(-1, 1, (3,), F64), (3,), torch.float32),
+        (spaces.Box(-1, 1, (3,), F64), (3,), torch.float64),
         (spaces.Box(-1, 1, (), F32), (1,), torch.float32),
         (spaces.Box(0, 255, (6,), U8), (6,), torch.float32),
         (spaces.Box(-1, 1, (4, 3), F32), (4, 3), torch.float32),

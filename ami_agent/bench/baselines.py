@@ -23,7 +23,7 @@ from ami_agent.lessons import Interact
 from ami_agent.life import WorldConfig
 from ami_agent.players import aimless
 from ami_agent.recipes.gym import gym
-from ami_agent.report import Report, table
+from ami_agent.report import Report, figure, table
 from ami_agent.train import train
 from modules.bounds import Choice
 from modules.types import EPISODES, STEPS, UnusableInput, require
@@ -223,7 +223,7 @@ def _rows(found: Mapping[str, Any]) -> list[list[str]]:
             never = "-" if threshold is None else "not"
             steps = [never if end is None else str(end[0]) for end in ends]
             seconds = ["-" if end is None else f"{end[1]:.0f}" for end in ends]
-            last = [f"{curve[-1][1]:.1f} at {curve[-1][0]}" for curve in curves]
+            last = [f"{figure(curve[-1][1])} at {curve[-1][0]}" for curve in curves]
             mark = "-" if threshold is None else f"{threshold:g}"
             rows.append([name, mark, who, *(", ".join(part) for part in (steps, seconds, last))])
     return rows

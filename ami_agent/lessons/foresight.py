@@ -15,13 +15,13 @@ from ami_agent.lessons.hindsight import Remembered
 from ami_agent.life import WorldConfig
 from ami_agent.losses import foresight_loss, lambda_returns
 from modules.cost import Foresight
-from modules.drives import Drives
 from modules.planners.common import Guesses
 from modules.targets import MovingAverage
 from modules.types import FRACTION, HORIZON, UnusableInput, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
+    from modules.memory import Memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +61,36 @@ def foresight_of(agent: Agent) -> Foresight:
     return foresight
 
 
-def promise(foresight: Foresight, drives: Drives, memory: Remembered, length: int) -> None:
+def promise(agent: Agent, memory: Remembered, length: int) -> None:
     """What the critics foresee to begin with, and their unit: from what was felt in some windows of
     that length, as if it went on like that."""
+    foresight, drives = foresight_of(agent), agent.cost.body.drives
+    if not foresight.discount:
+        foresight.look_ahead(discount_for(longest_episode(agent.memory)))
     some = memory.sample(4096, length, torch.Generator().manual_seed(0))
-    felt = drives(some.interoception)  # [N, T, W]
+    feeling = agent.world_model.feeling
+    felt = drives(feeling.relative(some.interoception.to(agent.device)))  # [N, T, W]
     fade = foresight.discount ** torch.arange(length).to(felt)
     returns = torch.einsum("ntw,t->nw", felt, fade)
     foresight.adapt(returns / (1 - foresight.discount) / fade.sum())
     # what was felt all the same, as a reward for every step alive, will not be so for ever
     foresight.scale.copy_(torch.maximum(foresight.scale, 0.1 * foresight.mean.abs()))
+    foresight.end(drives.shift(feeling.offset), bool(some.terminated.any()))
+
+
+EPISODE_STEPS = 1000
+"""Steps of an episode, where nothing says how long one lasts."""
+
+
+def longest_episode(memory: Memory) -> int:
+    """Steps of the longest episode that was collected; EPISODE_STEPS where none has ended."""
+    return memory.longest() if memory.has_ended() else EPISODE_STEPS
+
+
+def discount_for(steps: float) -> float:
+    """How far an episode of so many steps is to be foreseen: to a fifth of it, 1 / (1 - gamma),
+    within bounds (the heuristic of TD-MPC2, Hansen et al. 2024)."""
+    return min(max(1 - 5 / steps, 0.95), 0.99)
 
 
 class Foreseer(GradientPupil):
@@ -82,7 +102,7 @@ class Foreseer(GradientPupil):
         self.lesson, self.memory, self.drives = config, as_states(agent), agent.cost.body.drives
         self.guess = Guesses(agent.eye)
         self.model = deepcopy(agent.world_model).requires_grad_(False)
-        promise(foresight, self.drives, self.memory, config.length)
+        promise(agent, self.memory, config.length)
         self.foresight, self.slow = foresight, MovingAverage(foresight, config.lag)
         self.agreement: dict[str, Tensor] = {}
         super().__init__(
@@ -97,10 +117,10 @@ class Foreseer(GradientPupil):
         batch = self.memory.sample(self.lesson.learning.batch, self.lesson.length, random)
         states = batch.states
         with torch.no_grad():
-            felt = self.drives(batch.interoception.to(states))
+            felt = self.drives(self.model.feeling.relative(batch.interoception.to(states.device)))
             returns = lambda_returns(
                 felt, self.slow.average(states[:, 1:]), ~batch.terminated.to(states.device),
-                self.foresight.discount, self.lesson.trace,
+                self.foresight.discount, self.lesson.trace, self.foresight.terminal,
             )  # fmt: skip
         foreseen = self.foresight.every(states[:, :-1])  # [K, B, T, W]
         self.agreement = _agreement(foreseen.detach().amax(0), returns)
@@ -121,13 +141,15 @@ class Foreseer(GradientPupil):
         before, after = self.drives.alive(future.interoception)  # [B, P, H]
         soon = torch.einsum("bphw,bph->bpw", felt, before * fade[:-1])
         late = fade[-1] * after[..., -1:] * self.slow.average(future.states[:, :, -1])
+        ending = ((before - after) * fade[1:]).sum(-1, keepdim=True)
+        late = late + ending * self.foresight.terminal
         return (soon + late).amin(1)
 
 
 def _agreement(foreseen: Tensor, felt: Tensor) -> dict[str, Tensor]:
     """Mean over the drives of the correlation over all else, and of the difference."""
     one, other = (part.flatten(0, -2) - part.flatten(0, -2).mean(0) for part in (foreseen, felt))
-    scale = (one.square().mean(0) * other.square().mean(0)).sqrt().clamp_min(1e-8)
+    scale = (one.square().mean(0) * other.square().mean(0)).sqrt().clamp_min(1e-30)
     return {
         "correlation": ((one * other).mean(0) / scale).mean(),
         "bias": (foreseen - felt).mean(),

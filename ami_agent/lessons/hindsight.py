@@ -75,7 +75,7 @@ def _told(earn: Earn, achieved: Tensor, wanted: Tensor) -> Tensor:
     """`[N, G]` twice -> `[N]`; UnusableInput where the world can't tell."""
     one, other = achieved.cpu().numpy(), wanted.cpu().numpy()
     try:
-        earned = np.asarray(earn(one, other, {}), dtype=np.float32)
+        earned = np.asarray(earn(one, other, {}), dtype=np.float64)
     except Exception as error:  # a stranger's code may raise anything
         raise Failed(
             f"the world's compute_reward failed with {len(one)} goals at once: "
@@ -94,7 +94,8 @@ def _told(earn: Earn, achieved: Tensor, wanted: Tensor) -> Tensor:
 
 def _compare(told: Tensor, felt: Tensor) -> None:
     """Rewards `[N]` as `compute_reward` has them and as they were lived."""
-    wrong = float(((told - felt).abs() > 1e-3 * (1 + felt.abs())).float().mean())
+    size = min(1.0, float(felt.abs().amax())) or 1.0
+    wrong = float(((told - felt).abs() > 1e-3 * (size + felt.abs())).float().mean())
     if wrong > 0.02:
         raise UnusableInput(
             f"in {100 * wrong:.0f} % of the steps the world's reward is not what its "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.lessons.base import Pupil
-from ami_agent.lessons.life import Explorer
+from ami_agent.lessons.life import EPISODE_METRICS, Explorer
 from ami_agent.lessons.rehearse import Improve, Rehearsal, joined, part_of
 from ami_agent.life import Act, WorldConfig
 from ami_agent.players import Begin, Scene, mind
@@ -20,6 +20,10 @@ from modules.types import ENV_STEPS, Observation, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
+
+
+UNITS_EVERY = 10
+"""Steps in each env between two looks at whether numbers and rewards have left their units."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +97,15 @@ class Interaction:
         """One step of life in every world, and what is learnt after it."""
         if self.milestone:
             self.life.attend()  # somebody may have asked the agent other things meanwhile
-        self.life.update()
+        found = self.life.update()
+        if self.step % UNITS_EVERY == 0:
+            self.mind.actor.renew_units()
         self.debt += self.lesson.ratio * self.agent.memory.worlds
         news: dict[str, Tensor] = {}
         while self.debt >= 1:
             news = self.mind.update()
             self.debt -= 1
-        return news
+        return {**news, **{name: found[name] for name in EPISODE_METRICS if name in found}}
 
     def close_envs(self) -> None:
         self.life.world.close()
@@ -113,6 +119,7 @@ class Interaction:
 
     def state_dict(self) -> dict[str, Tensor]:
         here = {"step": torch.tensor(self.step), "debt": torch.tensor(self.debt).double()}
+        here |= self.life.episodes.state_dict()
         lived = joined({"memory": self.agent.memory.state_dict(), "here": here})
         return {**self.mind.state_dict(), **lived}
 
@@ -121,4 +128,5 @@ class Interaction:
         self.agent.memory.load_state_dict(part_of(state, "memory"))
         here = part_of(state, "here")
         self.debt = float(here["debt"])
-        self.life.relive(int(here["step"]))
+        if self.life.relive(int(here["step"])):
+            self.life.episodes.load_state_dict(here)

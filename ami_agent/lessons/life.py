@@ -14,7 +14,7 @@ from ami_agent.lessons.base import Pupil
 from ami_agent.life import Act, Info, Lived, World, WorldConfig, ended, live, seen
 from ami_agent.options import Options, check_options
 from ami_agent.players import Begin, Scene, mind, wanderer
-from modules.types import ENV_STEPS, Observation, each, require
+from modules.types import ENV_STEPS, Observation, Transition, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -78,6 +78,37 @@ class Practise:
         return Explorer(agent.eval(), worlds, self, tasks, seed)
 
 
+EPISODE_METRICS = ("episode_return", "episode_length")
+
+
+class RunningEpisodes:
+    """Return and length so far of the episodes that num_envs environments are in, `[B]`."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.returns = torch.zeros(num_envs, dtype=torch.float64)
+        self.lengths = torch.zeros(num_envs, dtype=torch.float64)
+
+    def add(self, transition: Transition, reset_mask: Tensor) -> dict[str, Tensor]:
+        """Adds a step; where `reset_mask` `[B]`, it only reset. Returns the means over the episodes
+        that are done with it, if any is."""
+        reward = transition.interoception[:, 0].cpu().double()
+        self.returns = (self.returns + reward).masked_fill(reset_mask, 0)
+        self.lengths = (self.lengths + 1).masked_fill(reset_mask, 0)
+        done = (transition.terminated | transition.truncated).cpu()
+        if not done.any():
+            return {}
+        found = (self.returns[done].mean(), self.lengths[done].mean())
+        return dict(zip(EPISODE_METRICS, found, strict=True))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"returns": self.returns, "lengths": self.lengths}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """A checkpoint of before 0.2 has neither: the episode is counted from here on."""
+        self.returns = state.get("returns", self.returns).cpu()
+        self.lengths = state.get("lengths", self.lengths).cpu()
+
+
 class Explorer:
     """Lives and remembers. Several players take turns, each for its part of the time. It begins
     anew when it is interrupted: the same seed lives the same."""
@@ -105,11 +136,12 @@ class Explorer:
             self.attend()
         lived = self._next()
         self.agent.observe(lived.transition)
+        metrics = self.episodes.add(lived.transition, self.over)
         self.step += 1
         # the step after an end only resets: what it ends with is where an episode begins
         self.scene = Scene(self.world, seen(lived), lived.info, self.over)
         self.over = ended(lived).cpu()
-        return {"worlds": torch.tensor(float(self.world.count))}
+        return {"worlds": torch.tensor(float(self.world.count)), **metrics}
 
     def _next(self) -> Lived:
         """A step. Where a world's process died, what was begun is cut and other episodes begin."""
@@ -133,6 +165,7 @@ class Explorer:
 
     def _go_on(self, obs: Observation, info: Info, fresh: Tensor, over: Tensor) -> None:
         """Life goes on from here; `[B]` where an episode begins, and where one is over."""
+        self.episodes = RunningEpisodes(self.world.count)
         self.over, self.scene = over, Scene(self.world, obs, info, fresh)
         self.life = live(lambda obs: self.act(obs), self.world, obs)
 
@@ -141,15 +174,18 @@ class Explorer:
         turn = self.step * len(self.players) // self.total
         self.act = self.players[turn](self.scene, self.seed + self.step)
 
-    def relive(self, steps: int) -> None:
+    def relive(self, steps: int) -> bool:
         """Brings the worlds to where memory left them, so many steps after the beginning, by doing
-        again what was done. Where that doesn't lead there, another life begins."""
+        again what was done. Where that doesn't lead there, other episodes begin; returns whether it
+        does."""
         self.step = steps
-        if not self._relived(steps):
+        relived = self._relived(steps)
+        if not relived:
             self.agent.memory.cut()
             self._enter()
         if steps < self.total:
             self.attend()
+        return relived
 
     def _relived(self, steps: int) -> bool:
         obs, info = self.world.reset(self.seed)

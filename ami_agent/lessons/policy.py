@@ -20,6 +20,7 @@ from ami_agent.options import Options, check_options
 from ami_agent.players import Errand, Scene
 from modules.actor import Habit
 from modules.configurator import Assignment
+from modules.planners.common import spread_of
 from modules.types import (
     BATCH,
     ENV_STEPS,
@@ -73,7 +74,7 @@ class Amortise(Study):
             habit.eye.outlook.reset(int(torch.randint(2**31, (), generator=random)))
             energy = habit.beside(state, alone, focus).energy
             # in units of its own spread, or tasks with large costs would drown the others
-            return {"energy": (energy / energy.detach().std(correction=0).clamp_min(1e-6)).mean()}
+            return {"energy": (energy / spread_of(energy)).mean()}
 
         return GradientPupil(policy, loss, self.learning, weights={}, seed=seed)
 

@@ -19,6 +19,7 @@ from ami_agent.life import WorldConfig
 from ami_agent.losses import actor_critic_loss
 from modules.actor import Habit
 from modules.cost import Body, Cost
+from modules.perception import Senses
 from modules.recall import recalled
 from modules.targets import MovingAverage
 from modules.types import ENV_STEPS, FRACTION, HORIZON, UnusableInput, each, require
@@ -125,7 +126,7 @@ class ActorCritic(GradientPupil):
         self.lesson, self.agent, self.remembered = lesson, agent, remembered
         self.task = assignment.task(None, "plan")
         self.foresight, self.drives = foresight_of(agent), agent.cost.body.drives
-        promise(self.foresight, self.drives, remembered, min(8, agent.memory.longest()))
+        promise(agent, remembered, min(8, agent.memory.longest()))
         self.slow = MovingAverage(self.foresight, lesson.lag).requires_grad_(False)
         # a copy: no gradient is computed for what doesn't learn here
         self.model = deepcopy(agent.world_model).requires_grad_(False)
@@ -143,6 +144,24 @@ class ActorCritic(GradientPupil):
             replace(lesson.learning, steps=updates), weights={}, seed=seed,
             after=lambda: self.slow.follow(self.foresight),
         )  # fmt: skip
+
+    @torch.no_grad()
+    def renew_units(self) -> None:
+        """Takes new units where what was collected by now has left the old ones: numbers, rewards
+        or an end of episodes that were not met before."""
+        agent, device = self.agent, self.agent.device
+        if isinstance(agent.perception, Senses):
+            for name, branch in agent.perception.standardised().items():
+                stored = "obs" if name == "obs" else f"obs.{name}"
+                branch.renew(agent.memory.values(stored).to(device))
+        felt = agent.memory.values("interoception").to(device)
+        feeling: Any = agent.world_model.feeling
+        slow: Any = self.slow.average.module
+        grown = feeling.renew(felt, agent.cost.body.centred(felt.shape[-1]).to(device))
+        shift = self.drives.shift(feeling.offset)
+        mortal = bool(agent.memory.values("terminated").any())
+        for critic in (self.foresight, slow):
+            critic.follow(grown[self.drives.columns], shift, mortal)
 
     def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
         agent = self.agent

@@ -65,7 +65,9 @@ class Predict(Study):
         # the same whenever the same was lived: a unit that is taken again is the same unit
         some = remembered.sample(4096, 1, torch.Generator().manual_seed(0))
         agent.perception.adapt(each(lambda part: part[:, 0].to(agent.device), some.obs))  # type: ignore[operator]
-        agent.world_model.feeling.adapt(some.interoception[:, 0].to(agent.device))  # type: ignore[operator]
+        felt = some.interoception[:, 0].to(agent.device)
+        centred = agent.cost.body.centred(felt.shape[-1]).to(felt.device)
+        agent.world_model.feeling.adapt(felt, centred)
 
         others = [name for name in OTHERS if getattr(self.weights, name)]
         drawn = directions(prod(agent.shape), torch.Generator().manual_seed(seed), KINDS)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from modules.actor import Policy
+from modules.cost import Foresight
 from modules.drives import Drives
+from modules.planners.common import spread_of
 from modules.planners.outlook import Thought
 
 
@@ -18,12 +20,16 @@ def policy_loss(
 
 
 def lambda_returns(
-    cost: Tensor, ahead: Tensor, lives: Tensor, discount: float, trace: float
-) -> Tensor:
+    cost: Tensor, ahead: Tensor, lives: Tensor, discount: float, trace: float,
+    terminal: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """TD(lambda): what is still to come after each of T states, `[B, T, W]`, when `cost`
     `[B, T, W]` is felt on arrival at the next, which promises `ahead` `[B, T, W]`; that much only
-    as life goes on, `lives` `[B, T]`, from 0 to 1 (Sutton & Barto 2018, 12.8)."""
+    as life goes on, `lives` `[B, T]`, from 0 to 1 (Sutton & Barto 2018, 12.8). `terminal`: the
+    value of an episode's end, `[W]`; 0 if not given."""
     goes_on = lives.to(cost)[..., None] * discount
+    if terminal is not None:
+        cost = cost + (discount - goes_on) * terminal
     later, found = ahead[:, -1], []
     for step in reversed(range(cost.shape[1])):
         mixed = (1 - trace) * ahead[:, step] + trace * later
@@ -37,7 +43,7 @@ SATURATED = 2.5
 
 
 def actor_critic_loss(
-    thought: Thought, free: Tensor, drives: Drives, foresight: nn.Module, slow: nn.Module,
+    thought: Thought, free: Tensor, drives: Drives, foresight: Foresight, slow: nn.Module,
     trace: float,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Of the policy's own futures `[B, 1, H, ..]`: their energy, in units of its own spread, or a
@@ -50,10 +56,12 @@ def actor_critic_loss(
         lives = drives.lives(future.interoception).flatten(0, 1)  # [B, H]
         alive, _ = drives.alive(future.interoception.flatten(0, 1))
         states = future.states.detach().flatten(0, 1)  # [B, H + 1, D]
-        returns = lambda_returns(felt, slow(states[:, 1:]), lives, foresight.discount, trace)  # type: ignore[arg-type]
-    error = (foresight.every(states[:, :-1]) - returns) / foresight.scale  # type: ignore[operator]
+        returns = lambda_returns(
+            felt, slow(states[:, 1:]), lives, foresight.discount, trace, foresight.terminal
+        )
+    error = (foresight.every(states[:, :-1]) - returns) / foresight.scale
     return {
-        "energy": (energy / energy.detach().std(correction=0).clamp_min(1e-6)).mean(),
+        "energy": (energy / spread_of(energy)).mean(),
         "excess": (free.abs() - SATURATED).relu().square().mean(),
         "foresight": (alive[..., None] * error.square()).mean(),
     }

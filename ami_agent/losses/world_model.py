@@ -83,6 +83,7 @@ def _unrolled(
     futures `[N, T + 1, D]` and what came, `[N, T, D]`."""
     length, level = actions.shape[1] - context, model.level(0)
     shape = (*actions.shape[:2], level.latent.chances)
+    felt = model.feeling.relative(felt)
     chance = torch.rand(shape, generator=random)
     before, after = states[:, :-1], targets[:, 1:]
     inferred = level.latent.infer(before, actions, after, chance.to(states), level.dynamics)
@@ -94,7 +95,7 @@ def _unrolled(
     terms = {
         "prediction": objectives.prediction(path[:, 1:], arrived),
         "change": objectives.change(path[:, 1:], arrived, then - now),
-        "feeling": objectives.feeling(read, arrival, model.feeling.scale),
+        "feeling": objectives.feeling(read, arrival, model.feeling.unit()),
         "doubt": objectives.doubt(model.doubt(now, actions), then - now),
         "information": inferred.information,
         "prior": inferred.prior,

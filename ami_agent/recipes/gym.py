@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
-from math import prod
+from math import ceil, prod
 
 from ami_agent.build import Config
 from ami_agent.learning import Learning
 from ami_agent.lessons import Interact, Live, NoLesson, Predict, Recorded, Rehearse
+from ami_agent.lessons.foresight import EPISODE_STEPS, discount_for
 from ami_agent.lessons.hindsight import rewarded
 from ami_agent.life import Spec, WorldConfig
 from modules.actor import Policy
@@ -20,10 +21,6 @@ from modules.objectives import Weights
 from modules.perception import Senses
 from modules.planners import GradientPlanner
 from modules.world_model import StepFeeling, WorldModel
-
-PATIENCE = 1000
-"""Steps of an episode, where neither the world nor its user says how long one lasts."""
-
 
 MANY = 16
 """Numbers seen and done, above which a body takes wider layers to know."""
@@ -38,11 +35,10 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
     world = replace(world, mortal=True)
     with closing(world.build(1)) as one:
         spec, known = one.spec, one.inner.spec
+        lasts, _ = one.limit(world)
         recorded = data.whole(one) if data != NOTHING else None
-    if known.max_episode_steps is None and not world.limit:
-        world = _limited(world, spec)
-    limits = world.limit, (known.max_episode_steps or 0) / world.repeat
-    lasts = min(filter(None, limits), default=PATIENCE)
+    if not known.max_episode_steps and not world.limit:
+        world = _limited(world, spec, max(EPISODE_STEPS, ceil(lasts)))
     learning = Learning(steps=0, batch=128, last=0.2)
     interleaved = Predict(weights=_weights(spec), learning=learning, length=3)
     hindsight = 0.8 if rewarded(spec, world) else 0.0
@@ -58,7 +54,9 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
         ),
         drives=("reward",),
         critic=NoCritic.Config(),
-        foresight=Foresight.Config(hidden=hidden, discount=_discount(lasts), critics=2, norm=True),
+        foresight=Foresight.Config(
+            hidden=hidden, discount=discount_for(lasts) if lasts else 0, critics=2, norm=True
+        ),
         configurator=Configurator.Config(critic=0.0),
         planner=GradientPlanner.Config(horizon=6, proposals=2),
         policy=Policy.Config(hidden=hidden),
@@ -75,10 +73,10 @@ def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
     )
 
 
-def _limited(world: WorldConfig, spec: Spec) -> WorldConfig:
+def _limited(world: WorldConfig, spec: Spec, limit: int) -> WorldConfig:
     """With a time limit; without, where single environments, which alone can have one, would show
     something else than the environment's own vector version."""
-    limited = replace(world, limit=PATIENCE)
+    limited = replace(world, limit=limit)
     with closing(limited.build(1)) as one:
         return limited if one.spec == spec else world
 
@@ -87,12 +85,6 @@ def _numbers(spec: Spec) -> int:
     """That are seen, pictures aside, and done."""
     seen = (prod(shape) for shape in spec.shapes.values() if len(shape) < 3)
     return sum(seen) + spec.action_dim
-
-
-def _discount(lasts: float) -> float:
-    """How far an episode of so many steps is to be foreseen: to a fifth of it, 1 / (1 - gamma),
-    within bounds (the heuristic of TD-MPC2, Hansen et al. 2024)."""
-    return min(max(1 - 5 / lasts, 0.95), 0.99)
 
 
 def _weights(spec: Spec) -> Weights:

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from modules.layers import Waves, mlp
+from modules.layers import LARGE, Waves, mean_and_spread, mlp, renewed
 from modules.perception.common import Encoder, ScaledPatches, Shapes, amplify
 from modules.types import WIDTH, Gains, Observation, Shape, UnusableInput, by_sense, require
 
@@ -62,7 +62,8 @@ class VectorSense(nn.Module):
 
 
 class PlainSense(nn.Module):
-    """Numbers `[B, ...]` as they are, each in its own unit, `[B, F]`."""
+    """Numbers `[B, ...]` as they are, each in its own unit, `[B, F]`. They are centred in the
+    precision in which they come: a clock of seconds since 1970 has none left in float32."""
 
     mean: Tensor
     scale: Tensor
@@ -70,18 +71,30 @@ class PlainSense(nn.Module):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.out = prod(shape)
-        self.register_buffer("mean", torch.zeros(self.out))
-        self.register_buffer("scale", torch.ones(self.out))
+        self.register_buffer("mean", torch.zeros(self.out, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(self.out, dtype=torch.float64))
 
     def adapt(self, part: Tensor) -> None:
-        """Takes what is seen, `[N, ...]`, as its unit; what never varied keeps its own."""
-        numbers = part.flatten(1).to(self.mean)
-        scale = numbers.std(0)
-        self.mean.copy_(numbers.mean(0))
-        self.scale.copy_(torch.where(scale > 1e-6, scale, 1.0))
+        """Takes observations `[N, ...]` as the unit; what never varied keeps its own."""
+        mean, spread = mean_and_spread(part.flatten(1))
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(spread > 0, spread, 1.0))
+
+    def renew(self, part: Tensor) -> None:
+        """Takes new units for those numbers that observations `[N, ...]` have left."""
+        numbers = part.flatten(1).double()
+        mean, spread = mean_and_spread(numbers)
+        away, centre_away = (numbers - self.mean).abs().amax(0), (numbers - mean).abs().amax(0)
+        left = renewed(away, spread, self.scale, self.scale == 1) != self.scale
+        unit = torch.where(self.scale == 1, centre_away, torch.maximum(spread, centre_away / LARGE))
+        self.mean.copy_(torch.where(left, mean, self.mean))
+        self.scale.copy_(torch.where(left, unit, self.scale))
 
     def forward(self, part: Tensor) -> Tensor:
-        return (part.flatten(1) - self.mean) / self.scale
+        numbers = part.flatten(1)
+        numbers = numbers if numbers.is_floating_point() else numbers.double()
+        centred = (numbers - self.mean.to(numbers)) / self.scale.to(numbers)
+        return centred.to(torch.get_default_dtype())
 
 
 SENSES = {1: "a vector [N]", 2: "a set of things [K, N]", 3: "an image [channels, height, width]"}
@@ -133,6 +146,11 @@ class Senses(Encoder):
         for key, sense in self.senses.items():
             if isinstance(sense, PlainSense | ImageSense):
                 sense.adapt(by_sense(obs)[self.names[key]])
+
+    def standardised(self) -> dict[str, PlainSense]:
+        """The branches that have a unit for each number, by the name of what they read."""
+        found = {self.names[key]: branch for key, branch in self.senses.items()}
+        return {name: b for name, b in found.items() if isinstance(b, PlainSense)}
 
     def forward(self, obs: Observation, gains: Gains) -> Tensor:
         parts, names = by_sense(obs), self.names

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from modules.planners.common import Guesses, MindsEye, Warm
+from modules.planners.common import Guesses, MindsEye, Warm, epsilon
 from modules.planners.gradient import better
 from modules.types import (
     FRACTION,
@@ -247,10 +247,13 @@ class Adam:
         self.lr, self.count = lr, 0
         self.momentum: Tensor | float = 0.0
         self.scale: Tensor | float = 0.0
+        self.small: Tensor | float = 1e-8
 
     def __call__(self, slope: Tensor) -> Tensor:
         self.count += 1
+        if self.count == 1:
+            self.small = epsilon(slope)
         self.momentum = 0.9 * self.momentum + 0.1 * slope
         self.scale = 0.999 * self.scale + 0.001 * slope.square()
-        unbiased = (self.scale / (1 - 0.999**self.count)).sqrt() + 1e-8
+        unbiased = (self.scale / (1 - 0.999**self.count)).sqrt() + self.small
         return self.lr / (1 - 0.9**self.count) * self.momentum / unbiased

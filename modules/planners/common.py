@@ -65,6 +65,22 @@ def intended(thought: Thought, index: Tensor, focus: Focus) -> Plan:
     )
 
 
+def spread_of(energy: Tensor, dim: int | None = None) -> Tensor:
+    """The standard deviation of energies, in whatever unit they are; where they don't differ, what
+    the rounding of them is."""
+    energy = energy.detach()
+    size = energy.abs().amax() if dim is None else energy.abs().amax(dim, keepdim=True)
+    spread = energy.std(correction=0) if dim is None else energy.std(dim, keepdim=True)
+    return torch.maximum(spread, torch.finfo(energy.dtype).eps * size).clamp_min(1e-30)
+
+
+def epsilon(slope: Tensor) -> Tensor:
+    """Adam's epsilon for slopes `[B, ...]`: 1e-8, or less where all slopes of a world are so small
+    that their unit must be (rewards of 1e-6 for instance)."""
+    largest = slope.flatten(1).abs().amax(1).reshape(-1, *[1] * (slope.ndim - 1))
+    return 1e-8 * torch.where(largest < 1e-5, largest.clamp_min(1e-25), 1.0)
+
+
 def pick(proposals: Tensor, index: Tensor) -> Tensor:
     """`[B, P, ...]`, `[B]` -> `[B, ...]`: one proposal per world."""
     return proposals[torch.arange(len(index), device=index.device), index]

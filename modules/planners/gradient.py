@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modules.planners.common import Guesses, MindsEye, Warm
+from modules.planners.common import Guesses, MindsEye, Warm, epsilon
 from modules.types import HORIZON, ITERATIONS, Focus, Plan, Propose, require
 
 
@@ -67,13 +67,15 @@ class GradientPlanner:
         """From `[B, P, H, A]` downhill -> the best seen of each proposal, its energy `[B, P]`."""
         free = self.eye.bounds.free(first)
         momentum, scale = torch.zeros_like(free), torch.zeros_like(free)
+        small: Tensor | float = 1e-8
         best, lowest = first, first.new_full(first.shape[:2], torch.inf)
         for step in range(1, steps + 1):
             actions, energy, slope = self._slope(state, free, focus)
             best, lowest = better(best, lowest, actions, energy)
+            small = epsilon(slope) if step == 1 else small
             momentum = momentum.lerp(slope, 0.1)
             scale = scale.lerp(slope.square(), 0.001)
-            unbiased = (scale / (1 - 0.999**step)).sqrt() + 1e-8
+            unbiased = (scale / (1 - 0.999**step)).sqrt() + small
             free = free - self.config.lr / (1 - 0.9**step) * momentum / unbiased
         actions = self.eye.bounds.bound(free)
         return better(best, lowest, actions, self.eye.look(state, actions, focus).energy)

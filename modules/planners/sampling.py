@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modules.planners.common import Guesses, MindsEye, Warm
+from modules.planners.common import Guesses, MindsEye, Warm, spread_of
 from modules.types import HORIZON, ITERATIONS, Focus, Plan, Propose, require
 
 
@@ -114,7 +114,7 @@ class MPPI(_Sampler):
     config: Config
 
     def refit(self, actions: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
-        scale = energy.std(1, keepdim=True).clamp_min(1e-8) * self.config.temperature
+        scale = spread_of(energy, 1) * self.config.temperature
         weight = (-energy / scale).softmax(1)[..., None, None]  # [B, P, 1, 1]
         mean = (weight * actions).sum(1, keepdim=True)
         variance = (weight * (actions - mean).square()).sum(1, keepdim=True)

@@ -1,0 +1,362 @@
+"""Learning does not depend on the units of observations and rewards, nor on a constant part of
+them; episode limits are found and said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+import ami_agent as ami
+from ami_agent import runs
+from ami_agent.build import Config
+from ami_agent.lessons import Interact, Live
+from ami_agent.lessons.foresight import discount_for
+from ami_agent.life import WorldConfig
+from ami_agent.losses import lambda_returns
+from ami_agent.report import Silence, figure
+from ami_agent.senses import readers
+from modules.bounds import Box
+from modules.cost import Body, Foresight
+from modules.drives import Drives
+from modules.layers import InUnits
+from modules.perception.senses import PlainSense
+from modules.planners import GradientPlanner, MindsEye
+from modules.planners.common import spread_of
+from modules.types import Focus, Rollout
+
+
+class Scales(gymnasium.Env):
+    """One number, shown in units of `unit` and shifted, says which of two actions earns `k`; every
+    step earns `off`. `late`: a second number, of no use, that is 0 for 260 steps."""
+
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    steps = 0
+
+    def __init__(self, k=1.0, off=0.0, unit=1.0, shift=0.0, late=0.0, own=0, dies=False):
+        self.k, self.off, self.unit, self.shift, self.late = k, off, unit, shift, late
+        self.dies = dies
+        if own:
+            self.max_steps = own
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.look(), {}
+
+    def look(self):
+        self.sign = self.np_random.choice([-1.0, 1.0])
+        extra = self.late * self.np_random.uniform() if self.steps > 260 else 0.0
+        return np.array([self.sign * self.unit + self.shift, extra])
+
+    def step(self, action):
+        right = float((action == 1) == (self.sign > 0))
+        self.t += 1
+        Scales.steps += 1
+        over = self.t == 10
+        reward = self.k * right + self.off
+        ends = over and self.dies
+        return self.look(), reward, ends, over and not ends, {"is_success": bool(right)}
+
+
+class Said(Silence):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _known():
+    Scales.steps = 0
+    if "ami-test/Scales-v0" not in gymnasium.registry:
+        gymnasium.register("ami-test/Scales-v0", entry_point=Scales)
+
+
+def config_of(steps: int = 0, updates: int = 3, batch: int = 8, **options) -> Config:
+    config = ami.recipes.gym(WorldConfig(id="ami-test/Scales-v0", options=options))
+    assert isinstance(config.interact, Interact)
+    objective, interact = config.objective, config.interact
+    return replace(
+        config,
+        life=Live(worlds=1, steps=200 if steps > 50 else 40),
+        objective=replace(objective, learning=replace(objective.learning, steps=updates)),
+        interact=replace(
+            interact, steps=steps or 16, learning=replace(interact.learning, batch=batch),
+            objective=replace(
+                interact.objective, learning=replace(interact.objective.learning, batch=batch)
+            ),
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [
+        (np.float64, torch.float64),
+        (np.int64, torch.float64),
+        (np.int32, torch.float64),
+        (np.float32, torch.float32),
+        (np.uint8, torch.float32),
+        (np.int16, torch.float32),
+    ],
+)
+def test_numbers_arrive_in_a_precision_that_holds_them(dtype, kept):
+    (reader,) = readers(spaces.Box(0, 100, (2,), dtype)).values()
+    assert reader.sense.dtype == kept
+    assert torch.as_tensor(reader(np.zeros((1, 2), dtype))).dtype == kept
+
+
+@pytest.mark.parametrize(
+    ("shift", "unit"), [(0, 1e-8), (0, 1e8), (1.7e9, 1), (1e9, 10), (0, 1e-30), (0, 1e30), (5, 0.1)]
+)
+def test_observations_are_standardised_whatever_their_unit(shift, unit):
+    plain = torch.randn(500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one, other = PlainSense((3,)), PlainSense((3,))
+    one.adapt(plain)
+    other.adapt(shift + unit * plain)
+    torch.testing.assert_close(other(shift + unit * plain), one(plain), atol=1e-4, rtol=1e-3)
+    assert other(shift + unit * plain).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_is_no_signal(dtype):
+    constant = torch.full((100, 1), 1e6, dtype=dtype)
+    constant[::2] *= 1 + torch.finfo(dtype).eps
+    branch = PlainSense((1,))
+    branch.adapt(constant)
+    assert branch.scale.item() == 1
+
+
+@pytest.mark.parametrize("size", [1e6, 1e-6])
+def test_a_number_that_varies_late_takes_its_unit_and_the_others_keep_theirs(size):
+    random = torch.Generator().manual_seed(0)
+    early = torch.randn(500, 2, generator=random)
+    early[:, 1] = 0
+    branch = PlainSense((2,))
+    branch.adapt(early)
+    mean, scale = branch.mean.clone(), branch.scale.clone()
+    branch.renew(early)
+    assert torch.equal(branch.scale, scale)
+    late = torch.randn(100, 2, generator=random)
+    late[:, 1] = size * torch.rand(100, generator=random)
+    branch.renew(torch.cat([early, late]))
+    assert branch.mean[0] == mean[0]
+    assert branch.scale[0] == scale[0]
+    shown = branch(late)[:, 1]
+    assert shown.abs().max() < 10
+    assert shown.std() > 0.1
+
+
+def test_targets_are_centred_before_they_lose_their_precision():
+    rewards = 10 + 1e-6 * (torch.arange(100, dtype=torch.float64)[:, None] % 2)
+    layers = InUnits(nn.Linear(1, 1), 1)
+    layers.adapt(rewards, torch.tensor([True]))
+    relative = layers.relative(rewards)
+    assert relative.dtype == torch.float32
+    assert relative.max() - relative.min() == pytest.approx(1e-6, rel=1e-4)
+    assert layers.scale.item() == pytest.approx(5e-7, rel=0.02)
+    layers.adapt(rewards, torch.tensor([False]))
+    assert layers.offset.item() == 0
+
+
+@pytest.mark.parametrize(("rare", "unit"), [(1e6, 1e6), (1e-6, 1e-6), (1.0, 1.0)])
+def test_a_rare_reward_becomes_the_unit_of_rewards_that_were_0(rare, unit):
+    rewards = torch.zeros(300, 1, dtype=torch.float64)
+    layers = InUnits(nn.Linear(1, 1), 1)
+    layers.adapt(rewards, torch.tensor([True]))
+    rewards[7] = rare
+    layers.renew(rewards, torch.tensor([True]))
+    assert layers.scale.item() == pytest.approx(unit)
+    assert layers.mean.item() == layers.offset.item() == 0
+
+
+def test_where_a_unit_grows_what_is_answered_stays_the_same():
+    layers = InUnits(nn.Linear(1, 2), 2)
+    layers.adapt(torch.tensor([[1.0, 1.0], [2.0, 3.0]]))
+    state = torch.randn(5, 1)
+    before = layers(state)
+    grown = layers.renew(torch.tensor([[1.0, 1.0], [5000.0, 3.0]]), torch.zeros(2).bool())
+    assert grown[0] > 100
+    assert grown[1] == 1
+    torch.testing.assert_close(layers(state), before)
+
+
+def test_a_constant_that_is_found_to_vary_is_taken_away_and_an_end_pays_for_it():
+    """`alive` never varied: it must not be doubted where an end is worth hundreds of steps."""
+    felt = torch.full((300, 2), 10.0, dtype=torch.float64)
+    felt[:, 1] = 1
+    layers = InUnits(nn.Linear(1, 2), 2)
+    layers.adapt(felt)
+    centred = torch.tensor([True, False])
+    felt[5, 0] = 11
+    layers.renew(felt, centred)
+    assert layers.offset.tolist() == [10, 0]
+    assert layers.scale.tolist() == [1, 0]
+    assert torch.equal(layers(torch.randn(4, 1))[:, 1], torch.ones(4))
+    felt[9, 1] = 0
+    layers.renew(felt, centred)
+    assert layers.scale.tolist() == [1, 1]
+
+
+class Given(Foresight):
+    """A critic that answers what the state is."""
+
+    def __init__(self, discount: float) -> None:
+        super().__init__(nn.Identity(), 1, discount)
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        return state
+
+
+def test_a_constant_reward_changes_no_comparison_even_where_episodes_end():
+    constant, discount = 10.0, 0.9
+    random = torch.Generator().manual_seed(0)
+    states = torch.randn(2, 7, 6, 1, generator=random)
+    felt = torch.rand(2, 7, 5, 2, generator=random)  # reward and alive
+    drives = Drives(("reward",), ("reward", "alive"))
+    whole, centred = Body(drives, Given(discount)), Body(drives, Given(discount))
+    worth = constant / (1 - discount)
+    nothing = torch.empty(2, 7, 5, 0)
+    plain = felt + torch.tensor([constant, 0.0])
+    centred.foresight.end(drives.shift(torch.tensor([constant, 0.0])), mortal=False)
+    one = whole(Rollout(states, nothing, nothing, plain), {"reward": 2.0})
+    other = centred(Rollout(states + worth, nothing, nothing, felt), {"reward": 2.0})
+    limits = one.pop("limit reward"), other.pop("limit reward")
+    torch.testing.assert_close(*limits, atol=1e-4, rtol=1e-4)
+    sums = [sum(terms.values()) for terms in (one, other)]
+    torch.testing.assert_close(sums[1] - worth, sums[0], atol=1e-3, rtol=1e-4)
+
+    cost, lives, ahead = -plain[..., 0][0, :, :, None], plain[0, :, :, 1], states[0, :, 1:]
+    returns = lambda_returns(cost, ahead, lives, discount, 0.8)
+    shifted = lambda_returns(
+        cost + constant, ahead + worth, lives, discount, 0.8, torch.tensor([worth])
+    )
+    torch.testing.assert_close(shifted - worth, returns, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-6, 1e6])
+def test_planning_does_not_depend_on_the_unit_of_the_energy(unit):
+    def eye(unit: float) -> MindsEye:
+        def imagine(state, actions, chance=None):
+            states = state[:, None, None].expand(*actions.shape[:3], -1)
+            return Rollout(states, actions, actions[..., :0], actions[..., :0])
+
+        def evaluate(rollout, focus):
+            return {"miss": unit * (rollout.actions - 0.3).square().sum((-1, -2))}
+
+        return MindsEye(imagine, imagine, evaluate, Box(), 2)
+
+    found = []
+    for each in (1.0, unit):
+        planner = GradientPlanner.Config(horizon=3, steps=8).build(
+            eye(each), lambda state, focus: state.new_empty(len(state), 0, 3, 2)
+        )
+        state = torch.zeros(1, 2)
+        focus = Focus(
+            "plan", state, {}, {}, {}, state, 3, 8, 1.0, state[:, None], state,
+            torch.zeros(1), state.new_empty(1, 0, 3, 2),
+        )  # fmt: skip
+        found.append(planner(state, focus).actions)
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-3)
+    assert spread_of(unit * torch.tensor([1.0, 3.0])) == pytest.approx(unit)
+
+
+@pytest.mark.parametrize(
+    ("value", "span", "shown"),
+    [
+        (10.0, (10.0, 10.0), "10.00"),
+        (0.58, (0.5, 0.66), "0.58"),
+        (5.8e-6, (5e-6, 6.6e-6), "5.8e-06"),
+        (0.0123, None, "0.012"),
+        (100.0000077, (100.000005, 100.00001), "100.0000077"),
+        (1.23e7, None, "1.23e+07"),
+        (0.0, None, "0.00"),
+        (-217.346, (-300.0, -150.0), "-217.35"),
+    ],
+)
+def test_figures_show_digits_that_say_something(value, span, shown):
+    assert figure(value, span) == shown
+
+
+@pytest.mark.parametrize(
+    ("world", "discount"),
+    [
+        (WorldConfig(id="ami-test/Scales-v0", options={"own": 125}), 0.96),  # its own max_steps
+        (WorldConfig(id="ami-test/Scales-v0", options={"own": 250}, repeat=2), 0.96),
+        (WorldConfig(id="ami-test/Scales-v0", limit=125), 0.96),
+        (WorldConfig(id="ami-test/Scales-v0"), 0),  # from the episodes that are collected
+    ],
+)
+def test_an_episode_limit_is_read_where_one_is_stated(world, discount):
+    config = ami.recipes.gym(world)
+    assert config.foresight.discount == pytest.approx(discount)
+    assert config.world.limit == world.limit or config.world.limit == 1000
+
+
+def test_a_limit_that_nothing_states_is_learnt_said_saved_and_kept(tmp_path):
+    said = Said()
+    agent = ami.train(config_of(), out=tmp_path / "run", report=said)
+    assert discount_for(10) == 0.95 == agent.cost.body.foresight.discount
+    assert any("discount follows from the episodes" in line for line in said.lines)
+    assert "discount 0.95, for episodes of 10 steps as collected" in said.lines
+    assert runs.load(tmp_path / "run").cost.body.foresight.discount == 0.95
+
+
+def test_training_episodes_are_logged(tmp_path):
+    config = config_of(off=1.0, k=0.0)
+    ami.train(config, out=tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for stage in ("life", "interact"):
+        (last,) = [row for row in rows if row["stage"] == stage]
+        assert last["episode_return"] == last["episode_length"] == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "end"),
+    [
+        ({"k": 0.0}, "the reward was 0 at each of 37 steps: nothing to learn from yet"),
+        (
+            {"k": 0.0, "off": 1e-6, "dies": True},
+            "the reward was 1e-06 at each of 37 steps: only how long an episode lasts can be "
+            "learnt from",
+        ),
+    ],
+)
+def test_a_reward_that_never_varied_is_said(tmp_path, options, end):
+    said = Said()
+    ami.train(config_of(**options), out=tmp_path / "run", report=said)
+    assert end in said.lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"unit": 1e-8, "k": 1e-6},
+        {"shift": 1.7e9, "off": 10.0},
+        {"k": 1e-6, "off": 10.0},
+        {"unit": 1e8, "k": 1e6},
+        {"late": 1e6},
+    ],
+)
+def test_both_modes_learn_in_every_unit(tmp_path, options, seed):
+    config = config_of(steps=300, updates=200, batch=64, **options)
+    agent = ami.train(config, out=tmp_path / "run", seed=seed)
+    for mode in ("plan", "react"):
+        found = ami.evaluate(agent, config.evaluation, mode=mode, episodes=10)
+        right = (found["return"]["mean"] / 10 - options.get("off", 0)) / options.get("k", 1)
+        assert right == pytest.approx(1, abs=0.05), mode
