@@ -82,12 +82,9 @@ def told_of(lived: Lived, *names: str) -> Tensor:
 def play_many(begin: Begin, config: WorldConfig, episodes: int, seed: int, device: Any) -> Outcome:
     """As many episodes as asked for, up to 100 at once; episode i has seed `seed` + i, however many
     environments can be open."""
-    outcomes, first, most = [], 0, 100
-    while first < episodes:
-        play_next = partial(play, begin, seed=seed + first)
-        most, outcome = config.use(min(most, episodes - first), play_next, device)
-        outcomes.append(outcome)
-        first += most
+    outcomes = config.in_turns(
+        episodes, lambda world, first: play(begin, world, seed + first), device, 100
+    )
     return Outcome(*(torch.cat(parts) for parts in zip(*outcomes, strict=True)))
 
 

@@ -26,6 +26,7 @@ _NOT_ENVS = tuple(
         Path(torch.__file__).parent,
     )
 )
+_OURS = f"{_HERE / 'ami_agent'}{os.sep}"
 _ENVS = f"{_GYMNASIUM / 'envs'}{os.sep}"
 _REGISTRATION = f"{_ENVS}registration.py"
 _STDLIB = f"{sysconfig.get_path('stdlib')}{os.sep}"
@@ -82,13 +83,15 @@ def described(error: BaseException) -> str:
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether somebody pressed Ctrl-C. What the environment's code raises itself by the same name
-    comes from a `raise` statement of its own; an interruption comes between statements."""
-    if not isinstance(error, KeyboardInterrupt) or error.__traceback__ is None:
-        return isinstance(error, KeyboardInterrupt)
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    code = last.tb_frame.f_code
-    raised = code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return not (raised and _is_env_code(code.co_filename))
+    """Whether a signal interrupted the environment's code (Ctrl-C). What that code raises by itself
+    under the same name comes from a `raise` statement of its own."""
+    if isinstance(error, Exception) or error.__traceback__ is None:
+        return False
+    frame = error.__traceback__
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    code = frame.tb_frame.f_code
+    if code.co_filename.startswith(_OURS):  # a handler of ours
+        return True
+    raised = code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return isinstance(error, KeyboardInterrupt) and not (raised and _is_env_code(code.co_filename))

@@ -160,22 +160,26 @@ class WorldConfig:
             stack=self.stack, vector=self.vector,
         )  # fmt: skip
 
-    def use(
-        self, wanted: int, use: Callable[[World], Result], device: torch.device | str = "cpu",
-        **options: Any,
-    ) -> tuple[int, Result]:  # fmt: skip
-        """Opens as many environments as there may be, up to `wanted`, does this in them and closes
-        them: their number, and what came of it. Fewer where more can't be opened; done from the
-        beginning again where a process died."""
-        count = self.at_once(wanted)
-        while True:
+    def in_turns(
+        self, wanted: int, use: Callable[[World, int], Result],
+        device: torch.device | str = "cpu", at_most: int = 0, /, **options: Any,
+    ) -> Iterator[Result]:  # fmt: skip
+        """What comes of `use(environments, first)` in as many environments at a time as can be open
+        (`at_most`, if given), until it was done in `wanted`: `first` of them came before. It begins
+        again where a process died."""
+        first, count = 0, self.at_once(min(wanted, at_most or wanted))
+        while first < wanted:
+            count = min(count, wanted - first)
             try:
                 with closing(self.build(count, device, **options)) as world:
-                    return count, undisturbed(partial(use, world))
-            except (NotMade, FailedInReset):
+                    result = undisturbed(partial(use, world, first))
+            except (NotMade, FailedInReset):  # there may be fewer of them at a time
                 if count == 1:
                     raise
-            count //= 2
+                count //= 2
+                continue
+            yield result
+            first += count
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -334,7 +338,7 @@ class World:
 
     def close(self) -> None:
         """Whatever a stranger's world does when it is asked to end, it ends."""
-        with suppress(Exception):
+        with suppress(Exception, SystemExit):
             self.envs.close()
 
 

@@ -6,7 +6,6 @@ None of this is ever part of the agent: probes are fitted on frozen states, besi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -151,15 +150,8 @@ class Introspection:
     """All that can be said in a world that knows no truth: collapse, on what a walk sees."""
 
     def __init__(self, config: WorldConfig, seed: int, worlds: int = 16, steps: int = 31) -> None:
-        views: list[Observation] = []
-        first = 0
-        while first < worlds:
-            count, found = config.use(
-                worlds - first, partial(_views, seed=seed + first, steps=steps)
-            )
-            views += found
-            first += count
-        self.obs = joined(views)
+        views = config.in_turns(worlds, lambda world, first: _views(world, seed + first, steps))
+        self.obs = joined([view for part in views for view in part])
 
     def __call__(self, agent: Agent) -> dict[str, float]:
         return spectrum(states_of(agent, self.obs))

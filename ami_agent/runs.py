@@ -38,6 +38,8 @@ PREFIX = "agent."
 """Of the names that an agent's weights have in a checkpoint."""
 SLACK = 256 * MIB
 """Of what an agent takes beside its weights."""
+CHANGEABLE = ("world.step_timeout ", "evaluation.step_timeout ")
+"""Settings that may be others on a resume: none changes what is learnt."""
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -84,6 +86,7 @@ def check_same(run: Path, config: Config, seed: int) -> None:
     """Raises UnusableInput unless the run was started with the same settings and seed."""
     before = settings.to_json(settings_of(run))
     differing = settings.differences(before, settings.to_json(config))
+    differing = [told for told in differing if not told.startswith(CHANGEABLE)]
     differing += settings.differences({"seed": manifest_of(run)["seed"]}, {"seed": seed})
     if differing:
         raise UnusableInput(f"{run} can't be resumed with other settings: {differing[0]}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -50,12 +49,7 @@ class _Walk(NamedTuple):
 
 def strolls(config: WorldConfig, seed: int) -> Strolls:
     """What is seen on walks of worlds `seed` and on."""
-    walks: list[_Walk] = []
-    first = 0
-    while first < WORLDS:
-        count, found = config.use(WORLDS - first, partial(_walk, seed=seed + first))
-        walks.append(found)
-        first += count
+    walks = list(config.in_turns(WORLDS, lambda world, first: _walk(world, seed + first)))
     views = [joined(same) for same in zip(*(w.views for w in walks), strict=True)]
     whole = torch.cat([w.whole for w in walks])
     if not whole.any():

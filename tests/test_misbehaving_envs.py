@@ -31,6 +31,7 @@ from ami_agent.learning import Learning
 from ami_agent.lessons import Live
 from ami_agent.life import WorldConfig, live, walk
 from ami_agent.players import aimless
+from ami_agent.runs import check_same
 from ami_agent.vectors import bring, cores
 from modules.types import UnusableInput
 
@@ -205,16 +206,19 @@ def test_no_limit_and_a_call_in_time_raise_nothing():
 
 def test_what_was_learnt_before_a_step_that_does_not_return_is_saved(tmp_path):
     few = Learning(steps=2, batch=8)
-    config = ami.recipes.gym(faulty("sleeps", at=50, timeout=0.5))
+    config = ami.recipes.gym(faulty("sleeps", at=42, timeout=0.5))
     objective = replace(config.objective, learning=few)
     config = replace(
         config, life=Live(worlds=1, steps=40), objective=objective,
-        interact=replace(config.interact, steps=30, learning=few, objective=objective),
+        interact=replace(
+            config.interact, steps=60, ratio=0.05, learning=few, objective=objective
+        ),
     )  # fmt: skip
-    config = replace(config, evaluation=config.world)
     with pytest.raises(Failed, match="did not return within"):
         ami.train(config, out=tmp_path / "run", save_every=1e6)
     assert checkpoints(tmp_path / "run")
+    patient = replace(config.world, step_timeout=60.0)
+    check_same(tmp_path / "run", replace(config, world=patient, evaluation=patient), 0)
 
 
 def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp_path):

@@ -48,7 +48,7 @@ class Count(gymnasium.Env):
         return self._seen(), float(self.moment), over and self.dies, over and not self.dies, {}
 
     def _seen(self):
-        shown = self.lives if self.shows is None or self.moment < 2 else self.shows
+        shown = self.lives if self.shows is None or self.moment < 2 else float(self.shows)
         return np.array([shown, self.moment], np.float32)
 
 
@@ -251,7 +251,7 @@ def test_a_world_of_the_old_kind_and_one_that_lies_about_its_space_are_told_apar
         lived(WorldConfig(id="ami-test/OldStyle-v0").build(1), 1)
     for shown, said in ((np.nan, "holds NaN"), (5e6, "holds 5e.06.* outside its space")):
         config = WorldConfig(
-            id="ami-test/Count-v0", options={"shows": shown}, out_of_bounds="refuse"
+            id="ami-test/Count-v0", options={"shows": str(shown)}, out_of_bounds="refuse"
         )
         with pytest.raises(Failed, match=said):
             lived(config.build(1), 3)

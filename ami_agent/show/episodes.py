@@ -128,22 +128,17 @@ def watch(
         raise UnusableInput(f"episodes is {episodes}; it must be at least 1")
     agent.eval()
 
-    def seen(world: World, mode: str, first: int) -> list[Life]:
+    def seen(mode: str, world: World, first: int) -> list[Life]:
         eyes = _Watch(agent, world, camera, seed + first, onlooker)
         with report.progress(f"live, {mode}", _longest(world)) as bar:
             return eyes.live(config, mode, assignment, bar, most)
 
-    first, count = 0, AT_ONCE
-    while first < episodes:
-        lives = []
-        for mode in modes:
-            count, found = config.use(
-                min(count, episodes - first), partial(seen, mode=mode, first=first),
-                agent.device, **camera.options,
-            )  # fmt: skip
-            lives.append(found)
-        yield from zip(*lives, strict=False)  # fewer may have been open for a later mode
-        first += count
+    def lives(mode: str) -> Iterator[Life]:
+        watched = partial(seen, mode)
+        for together in config.in_turns(episodes, watched, agent.device, AT_ONCE, **camera.options):
+            yield from together
+
+    return zip(*map(lives, modes), strict=True)
 
 
 def _longest(world: World) -> int:
