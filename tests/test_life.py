@@ -50,7 +50,7 @@ def _known():
 
 
 def room(**spaces):
-    return WorldConfig(id="ami-test/Room-v0", options=spaces).build(2)
+    return WorldConfig(id="ami-test/Room-v0").build(2, **spaces)
 
 
 @pytest.mark.parametrize(
