@@ -222,6 +222,19 @@ def test_close_bounds_far_from_zero_survive_single_precision():
     assert len(read(whole, array.astype(np.int64) - 1_700_000_000 + 2**40)["obs"].unique()) == 100
 
 
+@pytest.mark.parametrize(("dtype", "low"), [(F32, 10_000), (np.uint16, 60_000), (U8, 240)])
+def test_a_small_range_far_from_zero_is_scaled_from_0_to_1(dtype, low):
+    share = np.random.default_rng(0).integers(0, 2, (64, 16, 16, 1))
+    obs, perception = encoded(Box(0, low + 10, (16, 16, 1), dtype), (low + share).astype(dtype))
+    patches = perception.senses["obs"][0]
+    with torch.no_grad():
+        found = patches(obs["obs"])
+        patches.low.zero_()
+        patches.span.fill_(255)
+        usual = patches(torch.as_tensor(255 * share.astype(U8)).movedim(-1, 1))
+    torch.testing.assert_close(found, usual, atol=1e-3, rtol=1e-3)
+
+
 def test_bytes_that_use_their_range_are_scaled_as_ever():
     array = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3)).astype(U8)
     obs, perception = encoded(Box(0, 255, (16, 16, 3), U8), array)
