@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from copy import deepcopy
 from typing import NamedTuple
@@ -104,7 +105,8 @@ def aimless(scene: Scene, seed: int) -> Act:
         return lambda obs: world.from_world(world.envs.action_space.sample())
     alone = [deepcopy(world.envs.single_action_space) for _ in range(world.count)]
     for number, space in enumerate(alone):
-        space.seed(seed + number)
+        # not the environment's own seed: what it draws first would be the action it wants
+        space.seed(zlib.crc32(f"random actions {seed + number}".encode()))
     return lambda obs: world.from_world(
         batched(world.envs.single_action_space, [space.sample() for space in alone])
     )
