@@ -17,9 +17,9 @@ class Ceiling(TorchFunctionMode):
     """Raises UnusableInput where tensors that are made of nothing (weights, buffers) take more than
     `most` bytes together: such memory is claimed, and not yet filled."""
 
-    def __init__(self, most: int, what: str) -> None:
+    def __init__(self, most: int) -> None:
         super().__init__()
-        self.most, self.what, self.taken = most, what, 0
+        self.most, self.taken = most, 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -29,7 +29,7 @@ class Ceiling(TorchFunctionMode):
             self.taken += made.nbytes
             if self.taken > self.most:
                 raise UnusableInput(
-                    f"{self.what} would take more than {self.most // MIB} MiB of weights, and its "
-                    "checkpoint holds fewer: the sizes in the settings must be those of the weights"
+                    f"the agent would take more than {self.most // MIB} MiB, and its checkpoint "
+                    "holds less: the sizes in the settings must be those of the weights"
                 )
         return made

@@ -72,7 +72,7 @@ def load(
     home = _present(folder)
     facts, sums = _read_facts(home / FACTS)
     files.tensor_shapes(home / TENSORS)  # before the checksum of what may be no file of tensors
-    if _sha256(home / TENSORS) != sums.get(TENSORS):
+    if files.checksum(home / TENSORS) != sums.get(TENSORS):
         raise UnusableInput(f"{home / TENSORS} is damaged: {WRONG_SUM}")
     return files.read_tensors(home / TENSORS, device, prefix), facts
 
@@ -140,7 +140,7 @@ def _clean(parent: Path) -> None:
 def _write(draft: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     save_file(_separate(tensors), draft / TENSORS)
     _sync(draft / TENSORS)
-    sums = {TENSORS: _sha256(draft / TENSORS), FACTS: _sha256_of(facts)}
+    sums = {TENSORS: files.checksum(draft / TENSORS), FACTS: _sha256_of(facts)}
     whole = {"format": FORMAT, "sha256": sums, "facts": facts}
     (draft / FACTS).write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     _sync(draft / FACTS)
@@ -191,14 +191,6 @@ def _read_facts(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if _sha256_of(facts) != sums.get(FACTS):
         raise UnusableInput(f"{path} is damaged: {WRONG_SUM}")
     return facts, sums
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(MIB):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _sha256_of(facts: Mapping[str, Any]) -> str:

@@ -4,11 +4,13 @@ bounded size; JSON only where its depth and its numbers are bounded. Whatever is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +27,8 @@ JSON_LIMIT, LOG_LIMIT, HEADER_LIMIT = 16 * MIB, 64 * MIB, 4 * MIB
 DEPTH = 64
 """Of lists and objects in each other."""
 INTEGERS = 2**63
+SPARSE = 100
+"""Bytes of a file for each that it takes on the disk."""
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -51,11 +55,8 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """All of a file of at most `limit` bytes."""
-    with open_regular(path) as file:
-        try:
-            found = file.read(limit + 1)
-        except (OSError, MemoryError) as error:
-            raise UnusableInput(f"{path} can't be read: {error}") from None
+    with open_regular(path) as file, _told(path, "can't be read"):
+        found = file.read(limit + 1)
     if len(found) > limit:
         raise UnusableInput(f"{path} has more than {limit // MIB} MiB, the most such a file may")
     return found
@@ -147,36 +148,71 @@ def is_number(value: object) -> bool:
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The tensors of a safetensors file, by name: what its header says, which fits the length of
     the file; nothing else is read. UnusableInput where it is no such file."""
-    with open_regular(path) as file:
-        size = int.from_bytes(file.read(8), "little")
-    if size > HEADER_LIMIT:
-        raise UnusableInput(f"{path} is not a whole safetensors file (a header of {size} bytes)")
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, MemoryError) as error:
-        raise UnusableInput(f"{path} is not a whole safetensors file ({error})") from None
+    with open_regular(path) as file, _told(path, "is not a whole safetensors file"):
+        length = int.from_bytes(file.read(8), "little")
+        if length > HEADER_LIMIT:
+            raise ValueError(f"a header of {length} bytes")
+        _check_size(path, os.fstat(file.fileno()))
+    with _told(path, "is not a whole safetensors file"), safe_open(path, framework="pt") as found:
+        return {name: tuple(found.get_slice(name).get_shape()) for name in found.keys()}  # noqa: SIM118
 
 
 def read_tensors(path: Path, device: torch.device | str, prefix: str = "") -> dict[str, Tensor]:
     """The tensors whose names begin so, on `device`; UnusableInput where they don't fit into it."""
-    shapes = tensor_shapes(path)
-    size, memory = path.stat().st_size, _memory()
-    if not prefix and size > memory:
-        raise UnusableInput(
-            f"{path} takes {size / GIB:.1f} GiB, and this machine has {memory / GIB:.1f} GiB"
+    names = [name for name in tensor_shapes(path) if name.startswith(prefix)]
+    with (
+        _told(path, "can't be read into memory"),
+        safe_open(path, framework="pt", device=str(device)) as found,
+    ):
+        return {name: found.get_tensor(name) for name in names}
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open_regular(path) as file, _told(path, "can't be read"):
+        digest = hashlib.sha256()
+        while chunk := file.read(MIB):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+def _check_size(path: Path, found: os.stat_result) -> None:
+    """Raises ValueError for what is larger than memory, or is little but holes."""
+    memory = _memory()
+    if found.st_size > memory:
+        raise ValueError(
+            f"it has {found.st_size / GIB:.1f} GiB, and this machine a memory of "
+            f"{memory / GIB:.1f} GiB"
         )
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as tensors:
-            return {name: tensors.get_tensor(name) for name in shapes if name.startswith(prefix)}
-    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
-        told = " ".join(str(error).split())
-        raise UnusableInput(f"{path} can't be read into memory ({told})") from None
+    if found.st_size > SPARSE * max(512 * found.st_blocks, MIB):
+        raise ValueError(f"of its {found.st_size / GIB:.1f} GiB next to nothing is on the disk")
 
 
 def _memory() -> int:
-    """Bytes of memory of this machine."""
+    """Bytes that this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """What was read from `path` is put into its place; whatever doesn't fit is one line."""
+    try:
+        yield
+    except UnusableInput:
+        raise
+    except Exception as error:  # what another wrote may fail anywhere
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UnusableInput(f"{path} does not fit its settings ({reason[:300]})") from error
+
+
+@contextmanager
+def _told(path: Path, what: str) -> Iterator[None]:
+    """Whatever a library says of a file becomes one line."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnusableInput(f"{path} {what} ({reason[:200]})") from None
 
 
 def check_finite(path: Path, name: str, tensor: Tensor) -> None:

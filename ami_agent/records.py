@@ -3,7 +3,7 @@ have sensed it in a world."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ami_agent import checkpoint, runs
+from ami_agent import checkpoint, minari_files, runs
 from ami_agent.build import blank_step
+from ami_agent.files import check_finite, fitting
 from ami_agent.life import World
 from ami_agent.senses import Stray, limits
 from modules.memory import Memory
@@ -36,7 +37,10 @@ def of_minari(name: str, world: World) -> Record:
         raise UnusableInput("minari is not installed: pip install 'ami-agent[minari]'")
     import minari  # an extra
 
-    known = minari.list_local_datasets()
+    home = Path(_read(name, lambda: minari.storage.get_dataset_path(name))) / "data"
+    if home.is_dir():
+        _check_files(name, home)
+    known = _read(name, minari.list_local_datasets)
     if name not in known:
         raise UnusableInput(f"no Minari dataset {name!r} on this machine; {_told(known)}")
     if not {"observation_space", "action_space"} <= set(known[name]):
@@ -47,6 +51,13 @@ def of_minari(name: str, world: World) -> Record:
         raise UnusableInput(f"dataset {name} is empty")
     count = int(found.total_episodes)
     return Record(count, int(found.total_steps) + count - 1, _episodes(name, found, world))
+
+
+def _check_files(name: str, home: Path) -> None:
+    try:
+        minari_files.check(home)
+    except UnusableInput as error:
+        raise UnusableInput(f"dataset {name} can't be read: {error}") from None
 
 
 def _told(known: Iterable[str]) -> str:
@@ -123,6 +134,24 @@ def _actions(told: Any, world: World) -> torch.Tensor:
     return world.from_world(told).clamp(-1, 1)
 
 
+BY_ENV = ("age", "episode", "done")
+"""Parts of a replay buffer whose first dimension is the environment, and whose second the step."""
+
+
+def _check_kept(source: Path, kept: Mapping[str, torch.Tensor]) -> None:
+    """Raises UnusableInput unless these are the parts of one replay buffer, of finite numbers."""
+    age, ended, steps = (kept.get(name, torch.empty(0)) for name in ("age", "ended", "steps"))
+    sizes = (len(ended), age.shape[-1])
+    rows = {name: part for name, part in kept.items() if name not in ("ended", "steps")}
+    fits = age.ndim == 2 and steps.shape == (3,) and not steps.is_floating_point()
+    for name, part in rows.items():
+        first_two = tuple(part.shape[:2])
+        fits &= (first_two if name in BY_ENV else first_two[::-1]) == sizes
+        check_finite(source, name, part)
+    if not fits or int(steps.min()) < 0:
+        raise UnusableInput(f"{source} holds no replay buffer: its parts are of different sizes")
+
+
 def of_run(folder: str, world: World) -> Record:
     """What a run remembers; UnusableInput if it kept no memory, or of another kind of body."""
     run = Path(folder)
@@ -137,10 +166,14 @@ def of_run(folder: str, world: World) -> Record:
     if not (run / "memory").is_dir():
         raise UnusableInput(f"run {folder} has kept no memory: it needs --keep-memory")
     kept, _ = checkpoint.load(run / "memory")
-    _, capacity, _ = kept["steps"].tolist()
-    memory = Memory(capacity, blank_step(there, len(kept["ended"])), "cpu")
-    memory.load_state_dict(kept)
-    numbers = memory.episodes()
+    _check_kept(run / "memory", kept)
+    steps, capacity, begun = kept["steps"].tolist()
+    capacity = min(capacity, kept["age"].shape[1])  # of rows that were never filled none is made
+    kept["steps"] = torch.tensor([steps, capacity, begun])
+    with fitting(run / "memory"):
+        memory = Memory(capacity, blank_step(there, len(kept["ended"])), "cpu")
+        memory.load_state_dict(kept)
+        numbers = memory.episodes()
     if not len(numbers):
         raise UnusableInput(f"run {folder} remembers no step")
     return Record(len(numbers), len(memory) + len(numbers) - 1, map(memory.recall, numbers))

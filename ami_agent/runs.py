@@ -29,7 +29,6 @@ from ami_agent.agent import Agent
 from ami_agent.build import Config, build
 from ami_agent.ceiling import MIB, Ceiling
 from ami_agent.files import is_number
-from ami_agent.life import Spec
 from ami_agent.trust import trusted
 from modules.types import UnusableInput
 
@@ -203,24 +202,23 @@ def load(
     config = config or config_of(run, imports, trust)
     newest = checkpoint.latest(run)
     shapes = checkpoint.shapes(newest)
-    with closing(config.world.build(1)) as world:
-        agent = _built(config, world.spec, shapes, run)
+    agent = _built(config, shapes, run)
     check_weights(agent, shapes, newest)
     tensors, _ = checkpoint.load(newest, prefix=PREFIX)
     put_weights(agent, tensors, newest)
     return agent.to(device).eval()
 
 
-def _built(config: Config, spec: Spec, shapes: Mapping[str, tuple[int, ...]], run: Path) -> Agent:
+def _built(config: Config, shapes: Mapping[str, tuple[int, ...]], run: Path) -> Agent:
     """The agent of these settings, which takes no more memory than its checkpoint tells."""
-    told = 8 * sum(prod(shape) for shape in shapes.values())
+    told, source = 8 * sum(map(prod, shapes.values())), run / "config.json"
     try:
-        with Ceiling(SLACK + 2 * told, f"the agent of {run / 'config.json'}"):
-            return build(config, spec)
-    except UnusableInput:
-        raise
+        with closing(config.world.build(1)) as world, Ceiling(SLACK + 2 * told):
+            return build(config, world.spec)
+    except UnusableInput as error:
+        raise UnusableInput(f"{source}: {error}") from error
     except Exception as error:  # settings of another's making may fail anywhere
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UnusableInput(
-            f"{run / 'config.json'} holds settings of which no agent can be built ({reason})"
+            f"{source} holds settings of which no agent can be built ({reason})"
         ) from error

@@ -21,6 +21,7 @@ from ami_agent.build import Config, build, capacity, lessons
 from ami_agent.checks import check_config
 from ami_agent.evaluate import EPISODES_FROM, Outcome, play_many
 from ami_agent.failures import Failed, FailedInReset, NotMade
+from ami_agent.files import fitting
 from ami_agent.learning import average, check_finite, keep_freed_memory
 from ami_agent.lessons import Pupil
 from ami_agent.lessons.base import HoldsEnvs
@@ -130,7 +131,8 @@ class Training:
             worlds=config.life.worlds, capacity=capacity(config),
         )  # fmt: skip
         world.close()
-        self.reached = self._restore() if resume else Reached()
+        with fitting(self.folder / "checkpoints"):
+            self.reached = self._restore() if resume else Reached()
         self.examine = examiner(config.evaluation, seed)
 
     def run(self) -> Agent:
@@ -146,7 +148,8 @@ class Training:
                 steps = longest_episode(self.agent.memory)
                 self.report.say(f"discount {found:.3g}, for episodes of {steps} steps as collected")
             if self.reached.pupil:
-                pupil.load_state_dict(self.reached.pupil)
+                with fitting(self.folder / "checkpoints"):
+                    pupil.load_state_dict(self.reached.pupil)
             self._learn(index, name, pupil)
             pupil.finish()
             self._note(name)

@@ -192,7 +192,12 @@ class Trial:
                 curve=self.episodes,
             )  # fmt: skip
         rows = files.read_figures(run / "metrics.jsonl", "curve/")
-        return [(int(row["lived"]), row["return"], row["seconds"]) for row in rows]
+        told = [row for row in rows if all(files.is_number(row.get(part)) for part in POINT)]
+        return [(int(row["lived"]), row["return"], row["seconds"]) for row in told]
+
+
+POINT = ("lived", "return", "seconds")
+"""Of a curve, as the metrics name its parts."""
 
 
 def _is_curve(found: object) -> bool:

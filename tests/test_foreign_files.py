@@ -1,0 +1,400 @@
+"""Files of a run folder that somebody else wrote, or something damaged: each is read, or refused in
+one line. Nothing else is raised, nothing hangs, and no memory is taken for what isn't there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ami_agent as ami
+from ami_agent import checkpoint, files, runs
+from ami_agent.ablate.jobs import Job, known, results
+from ami_agent.build import blank_step
+from ami_agent.changes import seen_otherwise
+from ami_agent.life import live, walk
+from ami_agent.records import of_run
+from modules.memory import Memory
+from modules.types import UnusableInput
+
+SHIPPED = Path(__file__).parent.parent / "runs/reference/two-rooms"
+MEMORY = 6 * 2**30
+"""Bytes of address space for a process that loads mutated folders; libraries take most of it."""
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run folder that may be harmed."""
+    return Path(shutil.copytree(SHIPPED, tmp_path / "run"))
+
+
+# --- mutations -----------------------------------------------------------------------------------
+
+HUGE = ["9" * 5000, "1e999", "-1e999", "NaN", "Infinity", "9" * 19, "1e300", "-1", "0", "2.5"]
+PLAIN: list[Any] = [None, True, False, 0, -1, 2.5, 1e18, 2**62, "", "x", "\ud800", "\x1b[31m", [],
+                    {}, [[]], ["a"], {"is": "x"}, "a" * 10_000]  # fmt: skip
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value within plain data."""
+    parts = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
+    return [path, *(found for name, part in parts for found in places(part, (*path, name)))]
+
+
+def changed(data: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """The same with another value in one place."""
+    if not path:
+        return value
+    copy = data.copy()
+    copy[path[0]] = changed(data[path[0]], path[1:], value) if path[1:] else value
+    return copy
+
+
+def json_text(text: str, dice: random.Random) -> str:
+    """The text of a JSON file, with one value, name or piece of it replaced."""
+    data = json.loads(text)
+    path = dice.choice(places(data))
+    kind = dice.randrange(6)
+    if kind == 0:
+        return json.dumps(changed(data, path, "@@")).replace('"@@"', dice.choice(HUGE))
+    if kind == 1:
+        depth = dice.choice([70, 2000, 100_000])
+        return json.dumps(changed(data, path, "@@")).replace('"@@"', "[" * depth + "]" * depth)
+    if kind == 2 and path and isinstance(path[-1], str):
+        holder = data
+        for name in path[:-1]:
+            holder = holder[name]
+        value = holder.pop(path[-1])
+        if dice.random() < 0.6:
+            holder[dice.choice(["extra", path[-1] + "_", "is", ""])] = value
+        return json.dumps(data)
+    if kind == 3 and path and isinstance(path[-1], str):
+        again = json.dumps(path[-1])
+        return text.replace(f"{again}:", f"{again}: 1, {again}:", 1)
+    return json.dumps(changed(data, path, dice.choice(PLAIN)))
+
+
+def json_file(path: Path, dice: random.Random) -> None:
+    mutant = json_text(path.read_text(), dice)
+    path.write_bytes(mutant.encode("utf-8", "surrogatepass"))
+    if path.name == checkpoint.FACTS and dice.random() < 0.5:
+        signed(path.parent)
+
+
+def signed(home: Path) -> None:
+    """Whoever writes the tensors can write their checksums too."""
+    try:
+        whole = json.loads((home / checkpoint.FACTS).read_text())
+        tensors = (home / checkpoint.TENSORS).read_bytes()
+        facts = json.dumps(whole["facts"], sort_keys=True).encode()
+        whole["sha256"] = {
+            checkpoint.TENSORS: hashlib.sha256(tensors).hexdigest(),
+            checkpoint.FACTS: hashlib.sha256(facts).hexdigest(),
+        }
+        (home / checkpoint.FACTS).write_text(json.dumps(whole))
+    except (ValueError, TypeError, KeyError, OSError, RecursionError):
+        pass  # it is damaged beyond that
+
+
+def tensors_header(path: Path, dice: random.Random) -> None:
+    """The header says something else; the numbers are as they were."""
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    header, rest = whole[8 : 8 + size].decode(), whole[8 + size :]
+    if dice.random() < 0.3:
+        size = dice.choice([0, 2**31, 2**62, len(whole), size - 1, size + 9])
+    else:
+        header = json_text(header, dice)
+        for _ in range(dice.randrange(2)):
+            header = header.replace("F32", dice.choice(["F64", "I64", "BF16", "U8", "X"]), 1)
+        size = len(header.encode("utf-8", "surrogatepass"))
+    path.write_bytes(size.to_bytes(8, "little") + header.encode("utf-8", "surrogatepass") + rest)
+    signed(path.parent)
+
+
+def tensors_values(path: Path, dice: random.Random) -> None:
+    """Whole tensors of other numbers, shapes, kinds or names."""
+    tensors = load_file(path)
+    name = dice.choice(sorted(tensors))
+    value = tensors[name].clone()
+    odd = value.double().flatten()
+    odd[:1] = dice.choice([torch.nan, torch.inf])
+    kinds = [
+        odd.to(value.dtype if value.is_floating_point() else torch.float32).view(value.shape),
+        value.double(), value.to(torch.int32), value.half(), value[None], value.flatten()[:0],
+        torch.zeros(3, 1, 2), value.bool(), torch.ones(()), value.flatten().repeat(2),
+    ]  # fmt: skip
+    if dice.random() < 0.2:
+        tensors[dice.choice(["agent.", "pupil.x", "", f"{name}.x"])] = tensors.pop(name)
+    else:
+        tensors[name] = dice.choice(kinds)
+    save_file({n: t.contiguous() for n, t in tensors.items()}, path)
+    signed(path.parent)
+
+
+def any_bytes(path: Path, dice: random.Random) -> None:
+    """Cut, flipped, doubled, emptied, or other bytes in their place."""
+    whole = bytearray(path.read_bytes())
+    kind, place = dice.randrange(6), dice.randrange(max(len(whole), 1))
+    if kind == 0:
+        whole = whole[:place]
+    elif kind == 1:
+        for _ in range(dice.choice([1, 8])):
+            whole[dice.randrange(len(whole))] ^= 1 << dice.randrange(8)
+    elif kind == 2:
+        whole = bytearray(dice.choice([b"", b"\xef\xbb\xbf", b"\x00" * 64, b"\xff\xfe{}"]))
+    elif kind == 3:
+        whole += dice.choice([b"}", b"\n{}", b"\x00" * 100, bytes(whole[:100])])
+    elif kind == 4:
+        whole[place : place + 4] = dice.choice([b"\xc0\x80", b'"', b"[[[[", b"\\ud800", b"1e999"])
+    else:
+        whole = bytearray(b"\xef\xbb\xbf") + whole
+    path.write_bytes(whole)
+    if dice.random() < 0.5 and "checkpoints" in path.parts:
+        signed(path.parent)
+
+
+def other_kind(path: Path, dice: random.Random) -> None:
+    """Not a file at all, or one that nobody could hold."""
+    path.unlink()
+    kind = dice.randrange(6)
+    if kind == 0:
+        os.mkfifo(path)
+    elif kind == 1:
+        path.symlink_to(path)
+    elif kind == 2:
+        path.mkdir()
+    elif kind == 3:
+        path.symlink_to(dice.choice(["/dev/zero", "/dev/stdin", "/proc/self/mem", "nowhere"]))
+    elif kind == 4:
+        with path.open("wb") as file:
+            file.truncate(2**40)  # of holes
+
+
+Read = Callable[[Path], object]
+READERS: dict[str, list[Read]] = {
+    "config.json": [ami.load, lambda run: runs.check_same(run, runs.settings_of(SHIPPED), 0)],
+    "manifest.json": [runs.manifest_of, runs.seconds_of],
+    "metrics.jsonl": [lambda run: runs.last(run, "state")],
+    "eval.json": [lambda run: results(run / "eval.json")],
+    checkpoint.FACTS: [ami.load, lambda run: checkpoint.load(checkpoint.latest(run))],
+    checkpoint.TENSORS: [ami.load, lambda run: checkpoint.load(checkpoint.latest(run))],
+}
+"""What reads each file of a run folder."""
+
+
+def mutate(run: Path, dice: random.Random) -> tuple[str, str]:
+    """Harms one file of a run folder; returns how, and which."""
+    name = dice.choice([*READERS, "config.json", checkpoint.TENSORS])
+    within = next((run / "checkpoints").iterdir()) / name
+    path = within if within.exists() else run / name
+    harms = [any_bytes, other_kind]
+    if path.suffix == ".json":
+        harms += [json_file] * 4
+    if name == checkpoint.TENSORS:
+        harms += [tensors_header, tensors_values] * 2
+    harm = dice.choice(harms)
+    harm(path, dice)
+    return harm.__name__, name
+
+
+def campaign(where: Path, seeds: range) -> tuple[int, list[str]]:
+    """How many readings were refused, and what was raised or said otherwise than it should be."""
+    refused, wrong = 0, []
+    for seed in seeds:
+        run = Path(shutil.copytree(SHIPPED, where / str(seed)))
+        how, name = mutate(run, random.Random(seed))
+        for number, read in enumerate(READERS[name]):
+            try:
+                read(run)
+            except UnusableInput as error:
+                refused += 1
+                if "\n" in str(error) or len(str(error)) > 2000 or str(run) not in str(error):
+                    wrong.append(f"{seed} {how} {name} {number}: {error}")
+            except BaseException as error:
+                wrong.append(f"{seed} {how} {name} {number}: {type(error).__name__}: {error}")
+        shutil.rmtree(run)
+    return refused, wrong
+
+
+WITHIN = f"""
+import json, pathlib, resource, sys, torch
+resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
+torch.set_num_threads(1)
+from tests.test_foreign_files import campaign
+print(json.dumps(campaign(pathlib.Path(sys.argv[1]), range(int(sys.argv[2])))))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_mutated_folders_are_read_or_refused_in_one_line_within_memory(tmp_path):
+    """More of the same: another range of seeds."""
+    told = subprocess.run(
+        [sys.executable, "-c", WITHIN, str(tmp_path), "100"], cwd=SHIPPED.parents[2],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    found, mebibytes = told.stdout.splitlines()
+    refused, wrong = json.loads(found)
+    assert wrong == []
+    assert refused > 80
+    assert int(mebibytes) < 2048
+
+
+def edited(run: Path, *path: Any, to: Any) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(changed(config, path, to)))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("planner", "horizon"), 2.5, r"planner\.horizon: 2\.5 is given, and a whole number"),
+        (("planner", "horizon"), True, r"planner\.horizon: True is given, and a whole number"),
+        (("planner", "lr"), "1", r"planner\.lr: '1' is given, and a finite number"),
+        (("objective", "learning", "batch"), 0, r"objective\.learning: batch is 0"),
+        (("world", "id"), 7, r"world\.id: 7 is given, and text"),
+        (("world", "imports"), "abc", r"world\.imports: 'abc' is given, and a list"),
+        (("world", "options"), [], r"world\.options: \[\] is given, and an object"),
+        (("world", "more"), 1, "more"),
+        (("policy", "hidden"), 40_000, "the agent would take more than|policy"),
+    ],
+)
+def test_settings_of_a_file_are_held_to_the_bounds_of_flags(run, path, value, said):
+    edited(run, *path, to=value)
+    with pytest.raises(UnusableInput, match=said) as refusal:
+        ami.load(run)
+    assert str(run / "config.json") in str(refusal.value)
+
+
+def test_a_whole_number_may_stand_for_a_float(run):
+    edited(run, "planner", "lr", to=1)
+    assert runs.config_of(run).planner.lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100 + "]" * 100, "deeper than 64"),
+        ("[" * 10**6, "deeper than 64"),
+        ("9" * 10_000, "too large"),
+        ("1e999", "too large"),
+        ("NaN", "NaN is no number"),
+        ('{"a": 1, "a": 2}', "'a' stands twice"),
+        ('"\\ud800"', "surrogates"),
+        ("", "not readable as JSON"),
+    ],
+)
+def test_json_has_bounds(tmp_path, text, said):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UnusableInput, match=said):
+        files.read_json(tmp_path / "x.json")
+
+
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(run):
+    config = run / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert runs.config_of(run) == runs.config_of(SHIPPED)
+
+
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(files.JSON_LIMIT + 1)
+    for name, said in (
+        ("pipe", "a pipe, a socket or a device"), ("loop", "symbolic links"), (".", "a folder"),
+        ("large", "more than 16 MiB"), ("none", "is missing"), ("n\0ul", "can't be read"),
+    ):  # fmt: skip
+        with pytest.raises(UnusableInput, match=said):
+            files.read_json(tmp_path / name)
+    with pytest.raises(UnusableInput, match="device"):
+        files.read_json(Path("/dev/zero"))
+
+
+def test_tensors_of_holes_are_not_even_summed_up(run):
+    """Gigabytes that a header declares, of which nothing is on the disk."""
+    home = checkpoint.latest(run)
+    size = files._memory() // 2
+    header = json.dumps({"pupil.x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    with (home / checkpoint.TENSORS).open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header.encode())
+        file.truncate(8 + len(header) + size)
+    with pytest.raises(UnusableInput, match="next to nothing is on the disk"):
+        checkpoint.load(home)
+
+
+def test_weights_are_finite(run):
+    home = checkpoint.latest(run)
+    tensors, facts = checkpoint.load(home)
+    name = next(name for name, value in tensors.items() if value.ndim == 2)
+    tensors[name][0, 0] = torch.nan
+    checkpoint.save(home, tensors, facts)
+    with pytest.raises(UnusableInput, match=f"{name} holds NaN or infinity"):
+        ami.load(run)
+
+
+def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, tiny):
+    """The rows that it says there are, are not made before they are there."""
+    runs.start(tmp_path / "run", tiny, 0, "cpu")
+    with closing(tiny.world.build(2)) as world:
+        memory = Memory(9, blank_step(world.spec, 2), "cpu")
+        for lived in islice(live(walk(world), world, world.reset(0)[0]), 6):
+            memory.remember(lived.transition)
+        kept, facts = memory.state_dict(), {}
+        checkpoint.save(tmp_path / "run" / "memory", kept, facts)
+        steps, _, begun = kept["steps"].tolist()
+        honest = of_run(str(tmp_path / "run"), world)
+        claimed = {**kept, "steps": torch.tensor([steps, 2**40, begun])}
+        checkpoint.save(tmp_path / "run" / "memory", claimed, facts)
+        assert of_run(str(tmp_path / "run"), world).steps == honest.steps == 13
+        for harm in (
+            {"ended": torch.zeros(10**6, dtype=torch.bool)}, {"steps": torch.tensor([1, -1, 0])},
+            {"action": kept["action"][:1]}, {"interoception": kept["interoception"] / 0},
+            {"age": kept["age"][0]}, {"steps": torch.zeros(3)},
+        ):  # fmt: skip
+            checkpoint.save(tmp_path / "run" / "memory", {**kept, **harm}, facts)
+            with pytest.raises(UnusableInput, match=str(tmp_path / "run")):
+                of_run(str(tmp_path / "run"), world)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda obs: None, "returns NoneType; it must return"),
+        (lambda obs: obs[:, :1], "it must return"),
+        (lambda obs: obs.double(), "it must return"),
+        (lambda obs: {"obs": obs}, "it must return"),
+        (lambda obs: obs / 0, "NaN or infinity"),
+        (lambda obs: sys.exit(3), "fails: SystemExit"),
+    ],
+)
+def test_changes_return_observations_of_the_same_kind(change, said):
+    with pytest.raises(UnusableInput, match=said):
+        seen_otherwise("odd", change, torch.zeros(2, 3))
+
+
+def test_an_evaluation_that_is_damaged_is_told_before_a_study_begins(run):
+    (run / "eval.json").write_text('{"plan": {"episodes": 2}}')
+    job = Job("one", runs.settings_of(SHIPPED), run, 0, 2, "cpu")
+    with pytest.raises(UnusableInput, match="no figures of mode plan: remove it"):
+        known(job)

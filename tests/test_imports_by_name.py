@@ -1,0 +1,239 @@
+"""A run folder is not a program: what its config.json names is imported only where the user names
+it too."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from contextlib import closing
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import gymnasium
+import pytest
+
+import ami_agent as ami
+from ami_agent import checkpoint, recipes, runs, trust
+from ami_agent.bench.thoughts import Thoughts
+from ami_agent.build import Config, build
+from ami_agent.cli import main
+from ami_agent.life import WorldConfig
+from modules.types import UnusableInput
+from tests.conftest import refuse
+
+SHIPPED = Path(__file__).parent.parent / "runs/reference/two-rooms"
+LINE = """
+from pathlib import Path
+import gymnasium, numpy as np
+
+with (Path(__file__).parent / "imported").open("a") as mark:
+    mark.write(f"{__file__}\\n")
+
+
+class Line(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = float(self.np_random.uniform(-0.9, 0.9))
+        return np.array([self.place], np.float32), {}
+
+    def step(self, action):
+        self.place = float(np.clip(self.place + 0.1 * float(action[0]), -1, 1))
+        return np.array([self.place], np.float32), 1 - abs(self.place), False, False, {}
+
+
+gymnasium.register("ami-named/Line-v0", entry_point=Line, max_episode_steps=5)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch, tmp_path):
+    """No test knows what another has imported."""
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    yield
+    gymnasium.registry.pop("ami-named/Line-v0", None)
+    for name in set(sys.modules) - before:
+        if "line" in name or name.startswith("_ami_"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    """A stranger's file, which leaves a mark where it is imported."""
+    path = tmp_path / "theirs" / "line.py"
+    path.parent.mkdir()
+    path.write_text(LINE)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, file) -> Path:
+    """The folder of a run in the environment of that file; the file was not imported by this
+    process, as far as can be seen."""
+    world = WorldConfig(id="ami-named/Line-v0", imports=(str(file),))
+    config = recipes.gym(world)
+    with closing(config.world.build(1)) as made:
+        agent = build(config, made.spec)
+    runs.start(tmp_path / "run", config, 0, "cpu")
+    checkpoint.save(checkpoint.place(tmp_path / "run", 1), runs.weights(agent), {"lesson": 1})
+    gymnasium.registry.pop("ami-named/Line-v0")
+    for name in [n for n, m in sys.modules.items() if getattr(m, "__file__", "") == str(file)]:
+        del sys.modules[name]
+    (file.parent / "imported").unlink()
+    return tmp_path / "run"
+
+
+def rewritten(run: Path, **changes: object) -> Path:
+    """The run with other settings of both environments."""
+    config = json.loads((run / "config.json").read_text())
+    for world in ("world", "evaluation"):
+        config[world] |= changes
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+def imported(folder: Path) -> bool:
+    return (folder / "imported").exists()
+
+
+@pytest.mark.parametrize("command", ["eval", "show", "probe"])
+def test_a_folder_imports_nothing_and_says_what_it_needs(capsys, run, file, command):
+    said = refuse(capsys, command, run)
+    assert f"{run} needs code" in said
+    assert f"--import {file}" in said
+    assert not imported(file.parent)
+
+
+def test_nothing_else_that_reads_a_folder_imports(capsys, run, file):
+    with pytest.raises(UnusableInput, match=re.escape(f'imports=("{file}",)')):
+        ami.load(run)
+    with pytest.raises(UnusableInput, match="--import"):
+        Thoughts(of=str(run)).run(None)  # type: ignore[arg-type]
+    (run / "memory").mkdir()
+    said = refuse(
+        capsys, "train", "gym", "--env.id", "Pendulum-v1", "--data.run", run, "--out", "other"
+    )
+    assert f"--env.import {file}" in said
+    assert not imported(file.parent)
+
+
+@pytest.mark.parametrize("flag", ["--import", "--env.import"])
+def test_what_is_named_is_imported(run, file, flag):
+    assert main(["eval", str(run), "--episodes", "1", "--mode", "react", flag, str(file)]) == 0
+    assert imported(file.parent)
+
+
+def test_a_file_of_the_same_name_elsewhere_will_do(tmp_path, run, file):
+    here = Path(shutil.copytree(file.parent, tmp_path / "mine")) / "line.py"
+    agent = ami.load(run, imports=("mine/line.py",))
+    assert agent.spec.action_dim == 1
+    assert (here.parent / "imported").read_text() == f"{here}\n"
+    assert not imported(file.parent)
+    config = runs.config_of(run, imports=(str(here),))
+    assert config.world.imports == config.evaluation.imports == (str(here),)
+
+
+def test_another_file_won_t_do_and_what_is_missing_is_said(tmp_path, run, file):
+    (tmp_path / "other.py").write_text("")
+    with pytest.raises(UnusableInput, match=r"--import \S+line\.py ") as refusal:
+        ami.load(run, imports=("other.py",))
+    assert "other.py" not in str(refusal.value)
+
+
+def test_a_folder_may_be_trusted(run, file):
+    assert ami.load(run, trust=True).spec.action_dim == 1
+    assert imported(file.parent)
+
+
+def test_what_this_process_has_imported_by_itself_needs_no_naming(run, file):
+    ami.load(run, imports=(str(file),))
+    assert ami.load(run).spec.action_dim == 1
+
+
+def test_a_module_before_a_colon_is_an_import(tmp_path, run, file, monkeypatch):
+    shutil.copy(file, tmp_path / "line_module.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    rewritten(run, id="line_module:ami-named/Line-v0", imports=[])
+    with pytest.raises(UnusableInput, match=r"--import line_module "):
+        ami.load(run)
+    assert not imported(tmp_path)
+    assert ami.load(run, imports=("line_module",)).spec.action_dim == 1
+    assert imported(tmp_path)
+    assert runs.config_of(run, imports=("line_module",)).world.id == "ami-named/Line-v0"
+
+
+def test_packages_are_named_too(run):
+    rewritten(run, id="MiniGrid-Empty-5x5-v0", imports=["no_such_minigrid.envs"])
+    with pytest.raises(UnusableInput, match=r"--import no_such_minigrid\.envs "):
+        ami.load(run)
+    config = runs.config_of(run, imports=("no_such_minigrid",))
+    assert config.world.imports == ("no_such_minigrid", "no_such_minigrid.envs")
+
+
+def test_an_environment_within_an_environment_is_an_import(run):
+    rewritten(run, id="GymV26Environment-v0", imports=[], options={"env_id": "antigravity:X"})
+    with pytest.raises(UnusableInput, match=r"--import antigravity "):
+        ami.load(run)
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "option", [{"vectorization_mode": "async"}, {"wrappers": "os:system"}, {"num_envs": 3}]
+)
+def test_options_are_no_parameters_of_gymnasium_itself(run, option):
+    rewritten(run, id="Pendulum-v1", imports=[], options=option)
+    with pytest.raises(UnusableInput, match=f"option '{next(iter(option))}' of environment"):
+        ami.load(run)
+
+
+def test_our_own_environments_and_gymnasium_s_need_no_naming():
+    assert ami.load(SHIPPED).spec.action_dim == 2
+    for name in ("CartPole-v1", "ami/Maze-v0"):
+        config = runs.settings_of(SHIPPED)
+        world = WorldConfig(id=name)
+        config = replace(config, world=world, evaluation=world)
+        assert trust.trusted(config, SHIPPED, (), False) == config
+
+
+def test_another_environment_is_named_as_in_training(run, file, capsys):
+    line = ("--episodes", "1", "--mode", "react", "--env.import", file)
+    assert main(["eval", str(run), "--env", "ami-named/Line-v0", *map(str, line)]) == 0
+    assert main(["eval", str(run), "--env.id", "ami-named/Line-v0", *map(str, line)]) == 0
+    said = refuse(capsys, "eval", run, "--env", "x", "--env.id", "y", "--import", file)
+    assert "--env is given 2 times" in said
+
+
+def test_a_missing_namespace_has_the_hint_that_a_missing_name_has(capsys):
+    for name in ("nowhere/Thing-v0", "NoSuchThing-v0"):
+        said = refuse(capsys, "train", "gym", "--env.id", name, "--out", "other")
+        assert "import that: --env.import NAME" in said
+
+
+def test_settings_name_no_environment_elsewhere():
+    """Whose imports would have to be named as well."""
+
+    def worlds(kind: type) -> list[str]:
+        found = []
+        for field in fields(kind):
+            hint = get_type_hints(kind)[field.name]
+            for part in (hint, *get_args(hint)):
+                if part is WorldConfig:
+                    found.append(field.name)
+                elif is_dataclass(part):
+                    found += [f"{field.name}.{name}" for name in worlds(part)]
+        return found
+
+    assert worlds(Config) == ["world", "evaluation"]
+
+
+def test_a_terminal_obeys_no_name_of_a_stranger(capsys, run):
+    rewritten(run, imports=["\x1b[2Jevil.py"])
+    said = refuse(capsys, "eval", run)
+    assert "\x1b" not in said
+    assert r"\x1b[2Jevil.py" in said
