@@ -29,6 +29,7 @@ from ami_agent.agent import Agent
 from ami_agent.build import Config, build
 from ami_agent.ceiling import MIB, Ceiling
 from ami_agent.files import is_number
+from ami_agent.sizing import check_planning
 from ami_agent.trust import trusted
 from modules.types import UnusableInput
 
@@ -214,7 +215,9 @@ def _built(config: Config, shapes: Mapping[str, tuple[int, ...]], run: Path) -> 
     told, source = 8 * sum(map(prod, shapes.values())), run / "config.json"
     try:
         with closing(config.world.build(1)) as world, Ceiling(SLACK + 2 * told):
-            return build(config, world.spec)
+            agent = build(config, world.spec)
+            check_planning(config, world.spec, agent)
+            return agent
     except UnusableInput as error:
         raise UnusableInput(f"{source}: {error}") from error
     except Exception as error:  # settings of another's making may fail anywhere

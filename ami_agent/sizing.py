@@ -4,6 +4,7 @@ without storage (torch's meta device), and the outputs of its layers are counted
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -12,7 +13,16 @@ from torch import Tensor, nn
 
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build, capacity
-from ami_agent.lessons import Distil, Foresee, Interact, Practise, Retrace, ShortestPaths, Survey
+from ami_agent.lessons import (
+    Distil,
+    Foresee,
+    Interact,
+    NoLesson,
+    Practise,
+    Retrace,
+    ShortestPaths,
+    Survey,
+)
 from ami_agent.lessons.rehearse import Improve
 from ami_agent.life import Spec
 from ami_agent.resources import check_memory
@@ -20,6 +30,8 @@ from modules.hierarchy import ImaginedGraph, LandmarkGraph
 from modules.planners import CEM, MPPI, Collocation
 from modules.types import Shape
 
+AT_ONCE = 100
+"""Episodes of an evaluation."""
 FLOAT = 4
 COPIES = 4
 """Of every weight: the weight, its gradient and the two moments of AdamW."""
@@ -51,6 +63,14 @@ def check_size(config: Config, spec: Spec) -> Agent:
         f"{together[0].settings}, or {together[1].settings},",
     )
     return agent
+
+
+def check_planning(config: Config, spec: Spec, agent: Agent) -> None:
+    """Raises UnusableInput where an evaluation would take more memory than is free: as many plans
+    at once as it has episodes at once."""
+    alone = replace(config, distil=NoLesson(), practice=NoLesson(), interact=NoLesson())
+    plan = next(_plans(alone, spec, agent, _imagined(agent)))
+    check_memory(AT_ONCE * plan.size, f"{AT_ONCE} plans at once", plan.settings)
 
 
 def _size(part: Part) -> float:

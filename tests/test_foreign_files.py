@@ -276,6 +276,7 @@ def edited(run: Path, *path: Any, to: Any) -> None:
         (("world", "imports"), "abc", r"world\.imports: 'abc' is given, and a list"),
         (("world", "options"), [], r"world\.options: \[\] is given, and an object"),
         (("world", "more"), 1, "more"),
+        (("planner", "proposals"), 2**62, "planner"),
         (("policy", "hidden"), 40_000, "the agent would take more than|policy"),
     ],
 )
