@@ -48,12 +48,20 @@ def _plain(value: Any, kind: type) -> Any:
     """The value of a field that is no container, of just its kind: half a step is no step, and True
     is no number. A whole number may stand for a float."""
     allowed = (int, float) if kind is float else (kind,)
-    if type(value) not in allowed or (kind is float and not isfinite(value)):
+    beyond = (kind is float and not isfinite(value)) if type(value) in allowed else True
+    if beyond or (kind is str and len(value) > LONGEST):
         raise UnusableInput(f"{_shown(value)} is given, and {KINDS[kind]} is needed")
     return kind(value)
 
 
-KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+LONGEST = 1000
+"""Characters of a text."""
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: f"text of at most {LONGEST} characters",
+}
 
 
 def _container(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any], Any]:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ami_agent as ami
-from ami_agent import checkpoint, files, runs
+from ami_agent import checkpoint, files, minari_files, runs
 from ami_agent.ablate.jobs import Job, known, results
 from ami_agent.build import blank_step
 from ami_agent.changes import seen_otherwise
@@ -399,3 +399,43 @@ def test_an_evaluation_that_is_damaged_is_told_before_a_study_begins(run):
     job = Job("one", runs.settings_of(SHIPPED), run, 0, 2, "cpu")
     with pytest.raises(UnusableInput, match="no figures of mode plan: remove it"):
         known(job)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda file: None, ""),
+        (
+            lambda file: file.create_dataset("episode_0/infos", (2**40,), "u1", chunks=True),
+            "claims",
+        ),
+        (lambda file: file.create_dataset("episode_1/rewards", data=[1.0]), "holds 4"),
+        (lambda file: file.__setitem__("more", h5py().ExternalLink("/etc/passwd", "/")), "link"),
+        (lambda file: file.__setitem__("more", h5py().SoftLink("/episode_0")), "link"),
+    ],
+)
+def test_arrays_of_a_dataset_are_on_the_disk_and_in_its_own_file(tmp_path, harm, said):
+    facts = {"total_steps": 3, "total_episodes": 1, "data_format": "hdf5"}
+    (tmp_path / "metadata.json").write_text(json.dumps(facts))
+    with h5py().File(tmp_path / "main_data.hdf5", "w") as file:
+        file.create_dataset("episode_0/rewards", data=[1.0, 2.0, 3.0])
+        harm(file)
+    if not said:
+        minari_files.check(tmp_path)
+        return
+    with pytest.raises(UnusableInput, match=said):
+        minari_files.check(tmp_path)
+
+
+def h5py() -> Any:
+    return pytest.importorskip("h5py", reason="the extra `minari` is not installed")
+
+
+def test_a_dataset_is_regular_files(tmp_path):
+    (tmp_path / "metadata.json").write_text('{"total_steps": 1, "total_episodes": 1}')
+    os.mkfifo(tmp_path / "part.arrow")
+    with pytest.raises(UnusableInput, match="a pipe"):
+        minari_files.check(tmp_path)
+    (tmp_path / "metadata.json").write_text('{"total_steps": 1.5, "total_episodes": 1}')
+    with pytest.raises(UnusableInput, match="total_steps: it must be a whole number"):
+        minari_files.check(tmp_path)
