@@ -198,8 +198,10 @@ def fitting(path: Path) -> Iterator[None]:
     """What was read from `path` is put into its place; whatever doesn't fit is one line."""
     try:
         yield
-    except UnusableInput:
-        raise
+    except UnusableInput as error:
+        if str(path.parent) in str(error):
+            raise
+        raise UnusableInput(f"{path}: {error}") from error
     except Exception as error:  # what another wrote may fail anywhere
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UnusableInput(f"{path} does not fit its settings ({reason[:300]})") from error
