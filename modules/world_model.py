@@ -112,6 +112,10 @@ class Numb(nn.Module):
         """Has no units."""
         return torch.ones(felt.shape[-1], device=felt.device)
 
+    def strays(self, felt: Tensor) -> Tensor:
+        """Has no units."""
+        return torch.zeros((), dtype=torch.bool)
+
     def relative(self, felt: Tensor) -> Tensor:
         return felt.to(torch.get_default_dtype())
 
