@@ -254,7 +254,7 @@ def test_values_are_those_of_transitions_and_of_no_reset():
         obs, after = torch.tensor([[k]]), torch.tensor([[k + 1]])
         return Transition(obs, torch.zeros(1, 1), obs.double() / 10, after, *flags)
 
-    memory = Memory(5, step(0), "cpu")
+    memory = Memory(5, step(0.0), "cpu")
     for k in range(7):
         memory.remember(step(float(k), over=k == 2))
     assert memory.values("obs").flatten().tolist() == [2, 4, 5, 6]
