@@ -230,7 +230,7 @@ def test_a_constant_reward_changes_no_comparison_even_where_episodes_end():
     worth = constant / (1 - discount)
     nothing = torch.empty(2, 7, 5, 0)
     plain = felt + torch.tensor([constant, 0.0])
-    centred.foresight.end(drives.shift(torch.tensor([constant, 0.0])), mortal=False)
+    centred.foresight.end(torch.tensor([constant]), mortal=False)
     one = whole(Rollout(states, nothing, nothing, plain), {"reward": 2.0})
     other = centred(Rollout(states + worth, nothing, nothing, felt), {"reward": 2.0})
     limits = one.pop("limit reward"), other.pop("limit reward")

@@ -166,7 +166,7 @@ class ActorCritic(GradientPupil):
             branch.renew(kept(name))
         felt = kept("interoception")
         grown = feeling.renew(felt, agent.cost.body.centred(felt.shape[-1]).to(device))
-        shift = self.drives.shift(feeling.offset)
+        shift = self.drives.shift(feeling.relative, torch.zeros_like(felt[0]))
         mortal = bool(kept("terminated").any())
         for critic in (self.foresight, slow):
             critic.follow(grown[self.drives.columns], shift, mortal)
