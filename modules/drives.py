@@ -91,10 +91,10 @@ class Drives:
         centred = [columns[name] for name in CENTRED if name in columns]
         return torch.tensor([channel in centred for channel in range(channels)])
 
-    def shift(self, offset: Tensor) -> Tensor:
-        """How much dearer every step becomes when the offset `[I]` is taken away from
-        interoception, `[W]`."""
-        return self(-offset) - self(torch.zeros_like(offset))
+    def shift(self, relative: Callable[[Tensor], Tensor], nothing: Tensor) -> Tensor:
+        """How much dearer every step becomes when interoception is made `relative`, `[W]`;
+        `nothing` is felt, `[I]`."""
+        return self(relative(nothing)) - self(nothing)
 
     def lives(self, interoception: Tensor) -> Tensor:
         """What is felt `[..., I]` -> the chance that life goes on after it, `[...]`; 1 for a body

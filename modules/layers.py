@@ -125,6 +125,10 @@ class InUnits(nn.Module):
         self.rescale(grown)
         return grown
 
+    def strays(self, answers: Tensor) -> Tensor:
+        """Whether any of the targets `[M, N]` is far outside its unit."""
+        return ((self.relative(answers) - self.mean).abs() > FAR * self.scale).any()
+
     def rescale(self, grown: Tensor) -> None:
         """Makes the outputs of the layers as much smaller as units have grown, `[N]`. What was as
         good as nothing in units that were too large stays so in smaller ones."""

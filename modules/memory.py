@@ -140,10 +140,12 @@ class Memory:
         kept = self._age.roll(-self._oldest(), dims=1)[:, : self._steps - self._oldest() + 1]
         return bool((kept[:, 1:] == 0).any() or self._ended.any())
 
-    def values(self, name: str) -> Tensor:
-        """What is kept under that name, of every transition, oldest first in each world:
-        `[N, ...]`. The observations are those that actions were taken on."""
+    def values(self, name: str, latest: int = 0) -> Tensor:
+        """What is kept under that name, of every transition, oldest first in each world, or of
+        those in the `latest` steps: `[N, ...]`. The observations are those that were acted on."""
         end = self._find(1).end
+        if latest:
+            end = end[end % self._rows > self._steps - self._oldest() - latest]
         rows = (end % self._rows - 1 + self._oldest()) % self._rows
         return take(self._store[name], (rows * len(self._ended) + end // self._rows)[:, None])[:, 0]
 

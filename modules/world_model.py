@@ -99,11 +99,7 @@ class Numb(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         def build(self, shape: Shape, channels: int, action_dim: int) -> Numb:
-            return Numb(channels)
-
-    def __init__(self, channels: int = 0) -> None:
-        super().__init__()
-        self.offset = torch.zeros(channels)
+            return Numb()
 
     def adapt(self, felt: Tensor, centred: Tensor | None = None) -> None:
         """Has no units."""
@@ -111,6 +107,10 @@ class Numb(nn.Module):
     def renew(self, felt: Tensor, centred: Tensor) -> Tensor:
         """Has no units."""
         return torch.ones(felt.shape[-1], device=felt.device)
+
+    def strays(self, felt: Tensor) -> Tensor:
+        """Has no units."""
+        return torch.zeros((), dtype=torch.bool)
 
     def relative(self, felt: Tensor) -> Tensor:
         return felt.to(torch.get_default_dtype())

@@ -26,10 +26,11 @@ from modules.bounds import Box
 from modules.cost import Body, Foresight
 from modules.drives import Drives
 from modules.layers import InUnits
+from modules.memory import Memory
 from modules.perception.senses import PlainSense
 from modules.planners import GradientPlanner, MindsEye
 from modules.planners.common import spread_of
-from modules.types import Focus, Rollout
+from modules.types import Focus, Rollout, Transition
 
 
 class Scales(gymnasium.Env):
@@ -229,7 +230,7 @@ def test_a_constant_reward_changes_no_comparison_even_where_episodes_end():
     worth = constant / (1 - discount)
     nothing = torch.empty(2, 7, 5, 0)
     plain = felt + torch.tensor([constant, 0.0])
-    centred.foresight.end(drives.shift(torch.tensor([constant, 0.0])), mortal=False)
+    centred.foresight.end(torch.tensor([constant]), mortal=False)
     one = whole(Rollout(states, nothing, nothing, plain), {"reward": 2.0})
     other = centred(Rollout(states + worth, nothing, nothing, felt), {"reward": 2.0})
     limits = one.pop("limit reward"), other.pop("limit reward")
@@ -243,6 +244,23 @@ def test_a_constant_reward_changes_no_comparison_even_where_episodes_end():
         cost + constant, ahead + worth, lives, discount, 0.8, torch.tensor([worth])
     )
     torch.testing.assert_close(shifted - worth, returns, atol=1e-3, rtol=1e-4)
+
+
+def test_values_are_those_of_transitions_and_of_no_reset():
+    """The third step only resets; the buffer holds 5 steps of the 7."""
+
+    def step(k: float, over: bool = False) -> Transition:
+        flags = torch.tensor([over]), torch.tensor([False])
+        obs, after = torch.tensor([[k]]), torch.tensor([[k + 1]])
+        return Transition(obs, torch.zeros(1, 1), obs.double() / 10, after, *flags)
+
+    memory = Memory(5, step(0.0), "cpu")
+    for k in range(7):
+        memory.remember(step(float(k), over=k == 2))
+    assert memory.values("obs").flatten().tolist() == [2, 4, 5, 6]
+    assert memory.values("interoception", latest=2).flatten().tolist() == pytest.approx([0.5, 0.6])
+    assert memory.values("terminated").flatten().tolist() == [True, False, False, False]
+    assert memory.has_ended()
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1e-6, 1e6])

@@ -69,13 +69,15 @@ def promise(agent: Agent, memory: Remembered, length: int) -> None:
         foresight.look_ahead(discount_for(longest_episode(agent.memory)))
     some = memory.sample(4096, length, torch.Generator().manual_seed(0))
     feeling = agent.world_model.feeling
-    felt = drives(feeling.relative(some.interoception.to(agent.device)))  # [N, T, W]
+    interoception = some.interoception.to(agent.device)
+    felt = drives(feeling.relative(interoception))  # [N, T, W]
     fade = foresight.discount ** torch.arange(length).to(felt)
     returns = torch.einsum("ntw,t->nw", felt, fade)
     foresight.adapt(returns / (1 - foresight.discount) / fade.sum())
     # what was felt all the same, as a reward for every step alive, will not be so for ever
     foresight.scale.copy_(torch.maximum(foresight.scale, 0.1 * foresight.mean.abs()))
-    foresight.end(drives.shift(feeling.offset), bool(some.terminated.any()))
+    shift = drives.shift(feeling.relative, torch.zeros_like(interoception[0, 0]))
+    foresight.end(shift, bool(some.terminated.any()))
 
 
 EPISODE_STEPS = 1000

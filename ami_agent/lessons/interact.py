@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 UNITS_EVERY = 10
-"""Steps in each env between two looks at whether numbers and rewards have left their units."""
+"""Steps in each env between two looks at whether the latest numbers and rewards have left their
+units. Looks at all that is kept become rarer as it grows, so that they cost the same per step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,10 @@ class Interaction:
             self.life.attend()  # somebody may have asked the agent other things meanwhile
         found = self.life.update()
         if self.step % UNITS_EVERY == 0:
-            self.mind.actor.renew_units()
+            whole = (
+                self.step % (UNITS_EVERY * 2 ** max(0, (self.step // 200).bit_length() - 1)) == 0
+            )
+            self.mind.actor.renew_units(UNITS_EVERY, whole)
         self.debt += self.lesson.ratio * self.agent.memory.worlds
         news: dict[str, Tensor] = {}
         while self.debt >= 1:

@@ -146,20 +146,28 @@ class ActorCritic(GradientPupil):
         )  # fmt: skip
 
     @torch.no_grad()
-    def renew_units(self) -> None:
+    def renew_units(self, latest: int, whole: bool) -> None:
         """Takes new units where what was collected by now has left the old ones: numbers, rewards
-        or an end of episodes that were not met before."""
+        or an end of episodes that were not met before. Looks at all that is kept if `whole`, or
+        where the `latest` steps stray."""
         agent, device = self.agent, self.agent.device
-        if isinstance(agent.perception, Senses):
-            for name, branch in agent.perception.standardised().items():
-                stored = "obs" if name == "obs" else f"obs.{name}"
-                branch.renew(agent.memory.values(stored).to(device))
-        felt = agent.memory.values("interoception").to(device)
         feeling: Any = agent.world_model.feeling
         slow: Any = self.slow.average.module
+        known = agent.perception.standardised() if isinstance(agent.perception, Senses) else {}
+        branches = {"obs" if n == "obs" else f"obs.{n}": branch for n, branch in known.items()}
+
+        def kept(name: str, latest: int = 0) -> Tensor:
+            return agent.memory.values(name, latest).to(device)
+
+        strays = [branch.strays(kept(name, latest)) for name, branch in branches.items()]
+        if not whole and not any([*strays, feeling.strays(kept("interoception", latest))]):
+            return
+        for name, branch in branches.items():
+            branch.renew(kept(name))
+        felt = kept("interoception")
         grown = feeling.renew(felt, agent.cost.body.centred(felt.shape[-1]).to(device))
-        shift = self.drives.shift(feeling.offset)
-        mortal = bool(agent.memory.values("terminated").any())
+        shift = self.drives.shift(feeling.relative, torch.zeros_like(felt[0]))
+        mortal = bool(kept("terminated").any())
         for critic in (self.foresight, slow):
             critic.follow(grown[self.drives.columns], shift, mortal)
 

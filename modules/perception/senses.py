@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from modules.layers import LARGE, Waves, mean_and_spread, mlp, renewed
+from modules.layers import FAR, LARGE, Waves, mean_and_spread, mlp, renewed
 from modules.perception.common import Encoder, ScaledPatches, Shapes, amplify
 from modules.types import WIDTH, Gains, Observation, Shape, UnusableInput, by_sense, require
 
@@ -89,6 +89,10 @@ class PlainSense(nn.Module):
         unit = torch.where(self.scale == 1, centre_away, torch.maximum(spread, centre_away / LARGE))
         self.mean.copy_(torch.where(left, mean, self.mean))
         self.scale.copy_(torch.where(left, unit, self.scale))
+
+    def strays(self, part: Tensor) -> Tensor:
+        """Whether any number of observations `[N, ...]` is far outside its unit."""
+        return (self(part).abs() > FAR).any()
 
     def forward(self, part: Tensor) -> Tensor:
         numbers = part.flatten(1)
