@@ -114,7 +114,9 @@ def test_stages_that_a_task_does_not_suit_are_refused_at_once(tiny):
     forage = recipes.forage()
     aims = {"reach": Assignment(aim="world", weights={"effort": 1.0})}
     with pytest.raises(UnusableInput, match="the aim of 'reach' is 'world'; it must be 'none'"):
-        check_config(replace(forage, tasks=aims, interact=Interact(), distil=NoLesson()))
+        check_config(
+            replace(forage, tasks=aims, interact=Interact(), distil=NoLesson(), amortise=NoLesson())
+        )
 
 
 def test_every_variant_is_tried_and_all_that_fail_are_named(tiny, tmp_path):
