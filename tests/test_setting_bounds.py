@@ -221,7 +221,7 @@ LARGE = [
     ("--life.worlds", "1000000", "the replay buffer would take about"),
     ("--objective.learning.batch", "1000000", "a batch of objective would take about"),
     ("--planner.proposals", "1000000", "planning would take about"),
-    ("--perception.state", "65536", "the agent's weights with their gradients and moments"),
+    ("--planner.horizon", "10000", "planning would take about"),
     ("--distil.worlds", "1000000", "planning would take about"),
 ]
 
@@ -233,8 +233,15 @@ def test_what_is_larger_than_memory_is_refused_before_it_is_allocated(
     monkeypatch.setattr(resources, "available_memory", lambda: 2 * 2**30)
     line = refuse(capsys, "train", "two-rooms", "--out", tmp_path / "run", flag, value)
     assert said in line
-    assert "of memory are free: make --" in line or "make the layers (--" in line
+    assert "of memory are free: make --" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_layers_that_are_too_wide_are_named_as_the_cause(capsys, tmp_path):
+    flags_ = ["--perception.state", "65536"]
+    line = refuse(capsys, "train", "two-rooms", "--out", tmp_path / "run", *flags_)
+    assert "an agent of these layers would have" in line
+    assert "make layers narrower" in line
 
 
 def test_available_memory_is_what_this_machine_has():
