@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint clean
+LOWEST := .venv-lowest
+PACKAGES := ami_agent modules envs tests benchmarks
+
+.PHONY: demo test test-lowest lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,10 +22,19 @@ demo: $(READY)  ## train the default recipe, evaluate both modes, draw what it w
 test: $(READY)  ## all tests, the few that train an agent too
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-lint: $(READY)  ## style and types
+$(LOWEST)/ready: pyproject.toml constraints-lowest.txt
+	python3.11 -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
+	touch $@
+
+test-lowest: $(LOWEST)/ready  ## the tests with the lowest versions that are allowed, on Python 3.11
+	$(LOWEST)/bin/python -m pytest --numprocesses auto --dist worksteal -m 'not slow and not long'
+
+lint: $(READY)  ## style, types, and nothing that Python 3.10 lacks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vermin --quiet --no-tips --target=3.10- --violations --exclude long $(PACKAGES)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(LOWEST) build *.egg-info

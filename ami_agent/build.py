@@ -178,17 +178,30 @@ def build(
     return agent.to(device)
 
 
+def _spared(agent: Agent, config: Config, name: str) -> int:
+    """Parameters that are due to the size of that observation; 0 where there is no agent that does
+    without it."""
+    try:
+        with torch.device("meta"):
+            smaller = _build(config, agent.spec.without_size_of(name), 0, 1, 1)
+    except UnusableInput:
+        return 0
+    return _parameters(agent) - _parameters(smaller)
+
+
 def check_parameters(agent: Agent, config: Config) -> None:
     """Raises UnusableInput for an agent that has more parameters than it may have."""
     count = _parameters(agent)
     if count <= config.max_parameters:
         return
-    with torch.device("meta"):
-        spared = {
-            name: count - _parameters(_build(config, agent.spec.without_size_of(name), 0, 1, 1))
-            for name in agent.spec.senses
-        }
+    spared = {name: _spared(agent, config, name) for name in agent.spec.senses}
     name = max(spared, key=lambda name: spared[name])
+    if 2 * spared[name] < count:
+        raise UnusableInput(
+            f"an agent of these layers would have {count:,} parameters, more than max_parameters "
+            f"{config.max_parameters:,}: make layers narrower (--*.hidden, .state, .channels, "
+            f".waves, .members), or allow for them (--max-parameters {count})"
+        )
     raise UnusableInput(
         f"an agent for this environment would have {count:,} parameters, more than max_parameters "
         f"{config.max_parameters:,}; {spared[name]:,} of them are due to observation {name!r}, "

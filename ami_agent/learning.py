@@ -32,7 +32,7 @@ class Learning:
     """Share of the rate that is left at the end."""
 
     def __post_init__(self) -> None:
-        require(self, steps=STEPS, batch=BATCH, lr=RATE, warmup=STEPS, clip=(1e-6, 1e12))
+        require(self, steps=STEPS, batch=BATCH, lr=RATE, warmup=(0, 1_000_000), clip=(1e-6, 1e12))
         require(self, weight_decay=RATE, last=FRACTION)
 
     def groups(self, together: int) -> int:

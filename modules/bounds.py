@@ -82,6 +82,9 @@ class Choice:
     sizes: tuple[int, ...]
     """How many there are to choose from, for each choice."""
 
+    def __post_init__(self) -> None:
+        require(self, sizes=(1, 1_000_000))
+
     def bound(self, free: Tensor) -> Tensor:
         """Any numbers `[..., A]`, taken for logits -> actions."""
         likely = torch.cat([part.softmax(-1) for part in free.split(self.sizes, -1)], -1)

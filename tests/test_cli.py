@@ -64,7 +64,10 @@ def own(run, tmp_path) -> Path:
         (["train", "two-rooms", "--objective.length", "33"], "but a life has 32 steps"),
         (["train", "two-rooms", "--refine", "yes"], "--refine"),
         (["train", "two-rooms", "--curve", "-1"], "--curve is -1"),
-        (["train", "two-rooms", "--perception.patch", "0"], "patch is 0; it must be at least 1"),
+        (
+            ["train", "two-rooms", "--perception.patch", "0"],
+            "--perception.patch is 0; it must be a whole number from 1",
+        ),
         (["train", "two-rooms", "--world.variant", "random"], "world and evaluation must be alike"),
         (["train", "two-rooms-random", "--temper.period", "0"], "period is 0"),
         (["train", "two-rooms-random", "--refine.length", "21"], "but a life has 20 steps"),
@@ -72,7 +75,10 @@ def own(run, tmp_path) -> Path:
         (["list", "everything"], "everything"),
         (["train", "two-rooms", "--drives", "greed"], "greed"),
         (["train", "forage", "--drives", "hunger", "thirst"], "'thirst'; there are hunger, pain"),
-        (["train", "forage", "--foresight.discount", "1.0"], "discount is 1.0; it must be below 1"),
+        (
+            ["train", "forage", "--foresight.discount", "1.0"],
+            "discount is 1.0; it must be from 0 to less than 1",
+        ),
     ],
 )
 def test_bad_input_gets_one_line(argv, said, capsys, tmp_path, monkeypatch):

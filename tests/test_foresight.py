@@ -246,7 +246,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(setting, least):
 
 @pytest.mark.parametrize("setting", ["trace", "expectile", "lag"])
 def test_shares_are_no_more_than_one(setting):
-    with pytest.raises(UnusableInput, match=f"{setting} is 1.5; it must be 1 or less"):
+    with pytest.raises(UnusableInput, match=f"{setting} is 1.5; it must be from 0 to 1$"):
         Foresee(**{setting: 1.5})
     Foresee(**{setting: 1.0})
 

@@ -1,0 +1,322 @@
+"""Every number in the settings has both bounds, and sizes fit into memory."""
+
+from __future__ import annotations
+
+import math
+import types
+from contextlib import closing
+from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from ami_agent import flags, recipes, resources, settings
+from ami_agent.bench import BENCHES
+from ami_agent.build import Config
+from ami_agent.checks import check_lessons
+from ami_agent.flags import EnvFlags, TrainFlags
+from ami_agent.learning import Learning
+from ami_agent.lessons.rehearse import Improve
+from ami_agent.life import WorldConfig
+from ami_agent.resources import allocation_failure, available_memory, check_memory
+from ami_agent.sizing import check_size
+from modules.configurator import Assignment
+from modules.types import BadSetting, UnusableInput
+from tests.conftest import refuse
+
+COMMANDS = [kind for kind in vars(flags).values() if isinstance(kind, type) and is_dataclass(kind)]
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may have, Annotated and unions taken apart."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(part for each in get_args(hint) for part in members(each))
+    return (hint,)
+
+
+def settings_classes() -> list[type]:
+    """Every dataclass that a flag, a file or a Python user can fill, found by reflection."""
+    found: dict[type, None] = {}
+
+    def visit(kind: type) -> None:
+        if kind in found:
+            return
+        found[kind] = None
+        for hint in get_type_hints(kind).values():
+            for part in members(hint):
+                for inner in (part, *get_args(part)):
+                    if is_dataclass(inner):
+                        visit(inner)  # type: ignore[arg-type]
+
+    for kind in (Config, EnvFlags, Improve, *COMMANDS, *map(type, BENCHES.values())):
+        visit(kind)
+    return list(found)
+
+
+def numbers(kind: type) -> list[tuple[str, Any]]:
+    """Fields that hold numbers: the type of one, and how a value is made of it."""
+    found = []
+    for name, hint in get_type_hints(kind).items():
+        for part in members(hint):
+            if part in (int, float):
+                found.append((name, part, lambda number: number))
+            elif get_origin(part) is tuple and get_args(part)[0] in (int, float):
+                found.append((name, get_args(part)[0], lambda number: (number,)))
+            elif get_origin(part) is dict and get_args(part)[1] in (int, float):
+                found.append((name, get_args(part)[1], lambda number: {"name": number}))
+    return [(name, (part, wrap)) for name, part, wrap in found]
+
+
+def example(kind: type) -> Any:
+    """One with valid values, whatever has no default included."""
+    hints, given_ = get_type_hints(kind), {}
+    for field in fields(kind):
+        if field.default is MISSING and field.default_factory is MISSING:
+            (part, *_) = members(hints[field.name])
+            plain = {int: 1, float: 1.0, str: "name"}
+            if part is Config:
+                given_[field.name] = recipes.two_rooms()
+            elif get_origin(part) is tuple:
+                given_[field.name] = (2,)
+            else:
+                given_[field.name] = plain[part] if part in plain else example(part)
+    return kind(**given_)
+
+
+EVERY = [(kind, name, made) for kind in settings_classes() for name, made in numbers(kind)]
+
+
+def test_reflection_finds_the_numbers():
+    assert len(EVERY) > 250
+    assert {name for kind, name, _ in EVERY if kind is Learning} == {
+        "steps", "batch", "lr", "warmup", "clip", "weight_decay", "last"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", settings_classes(), ids=lambda kind: kind.__qualname__)
+def test_every_number_has_a_type_and_both_bounds(kind):
+    whole = example(kind)
+    for name, (part, wrap) in numbers(kind):
+        bad = [math.nan, math.inf, -math.inf, 1e30, -1e30, 10**400, True, "3"]
+        bad += [2.5] if part is int else []
+        for number in bad:
+            with pytest.raises(BadSetting) as told:
+                replace(whole, **{name: wrap(number)})
+            assert str(told.value).startswith(name), f"{kind.__qualname__}.{name} takes {number}"
+            assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--objective.learning.lr", "-1", "is -1.0; it must be from 0 to 10"),
+        ("--objective.weights.variance", "-1", "it must be from 0 to 1e+06"),
+        ("--planner.horizon", "0", "is 0; it must be a whole number from 1 to 10000"),
+        ("--planner.horizon", "2.5", "is '2.5'; it must be a whole number"),
+        ("--objective.learning.warmup", "1000000000000", "it must be a whole number from 0 to"),
+        ("--objective.primed", "1.5", "is 1.5; it must be from 0 to 1"),
+        ("--foresight.discount", "1", "it must be from 0 to less than 1"),
+        ("--episodes", "0", "it must be a whole number from 1 to 1000000"),
+        ("--save-every", "nan", "is nan; it must be from 0 to 1e+09"),
+        ("--seed", "-1", "is -1; it must be a whole number from 0 to 2147483647"),
+        ("--recipe", "", "is ''; it must be a name of 1 to 200 characters"),
+    ],
+)
+def test_messages_name_the_flag_as_it_stands_in_the_recipe(flag, value, said, capsys, tmp_path):
+    line = refuse(capsys, "train", "forage", "--out", tmp_path / "run", flag, value)
+    assert flag in line
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_keys_of_mappings_are_named_as_they_are_given(capsys):
+    line = refuse(capsys, "train", "two-rooms", "--configurator.attend", "obs", "-2")
+    assert "--configurator.attend obs is -2.0; it must be from 0 to 1e+06" in line
+
+
+def test_an_assignment_has_bounds_too():
+    with pytest.raises(BadSetting, match=r"drives pain is -1; it must be from 0"):
+        Assignment(drives={"pain": -1})
+    with pytest.raises(BadSetting, match=r"tail is 2"):
+        Assignment(tail=2.0)
+
+
+def parsed(*words: str) -> dict[str, Any]:
+    found, rest = settings.parse_known(
+        EnvFlags(env=WorldConfig(id="x", options={"old": 1})), ["--env.options", *words], "test"
+    )
+    assert rest == []
+    return found.env.options
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ([], {}),
+        (["none"], {}),
+        (["a", "[8, 8]", "b", '{"c": {"d": [1]}}'], {"a": [8, 8], "b": {"c": {"d": [1]}}}),
+        (["n", "null", "m", "None"], {"n": None, "m": None}),
+        (["t", "true", "f", "False"], {"t": True, "f": False}),
+        (["i", "-1", "x", "1e-3", "y", ".5"], {"i": -1, "x": 1e-3, "y": 0.5}),
+        (["s", '"8"', "w", "train", "e", '""'], {"s": "8", "w": "train", "e": ""}),
+    ],
+)  # fmt: skip
+def test_options_can_be_emptied_and_hold_any_json(words, options):
+    assert parsed(*words) == options
+    assert [type(value) for value in parsed(*words).values()] == [*map(type, options.values())]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["size"], "'size' has no value"),
+        (["a", "1", "a", "2"], "'a' is given 2 times"),
+        (["a", "[1"], "is no JSON"),
+        (["a", "[" * 5000], "no JSON|deep"),
+        (["a", "[" * 12 + "]" * 12], "nested at most 8 deep"),
+        (["a", '{"b": 1, "b": 2}'], "a name is given twice"),
+        (["a", "nan"], "finite"),
+        (["a", "9" * 5000], "finite"),
+        (["", "1"], "each with a name"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused_in_one_line(words, said):
+    with pytest.raises(UnusableInput, match=said) as told:
+        parsed(*words)
+    assert str(told.value).startswith("--env.options")
+    assert "\n" not in str(told.value)
+
+
+def test_options_are_the_same_after_they_were_written_down():
+    options = {"size": [8, 8], "config": {"a": None, "b": [True, 1, 1.0, "1"]}, "empty": {}}
+    config = recipes.two_rooms()
+    config = replace(config, world=replace(config.world, options=options))
+    again = settings.from_json(settings.to_json(config), "here")
+    assert again == config
+    assert repr(again.world.options) == repr(options)
+    with pytest.raises(BadSetting, match=r"options size is \(8, 8\); it must be None, a bool"):
+        WorldConfig(id="x", options={"size": (8, 8)})
+
+
+def spec_of(config: Config) -> Any:
+    with closing(config.world.build(1)) as world:
+        return world.spec
+
+
+SPECS = {name: cache(lambda name=name: spec_of(recipes.recipe(name))) for name in recipes.RECIPES}
+
+
+@pytest.mark.parametrize("name", ["two-rooms", "two-rooms-random", "maze", "maze-levels", "forage"])
+def test_recipes_fit_into_memory_and_nothing_is_allocated_to_know_it(name):
+    agent = check_size(recipes.recipe(name), SPECS[name]())
+    assert all(part.is_meta for part in agent.parameters())
+
+
+LARGE = [
+    ("--life.worlds", "1000000", "the replay buffer would take about"),
+    ("--objective.learning.batch", "1000000", "a batch of objective would take about"),
+    ("--planner.proposals", "1000000", "planning would take about"),
+    ("--planner.horizon", "10000", "planning would take about"),
+    ("--distil.worlds", "1000000", "planning would take about"),
+]
+
+
+@pytest.mark.parametrize(("flag", "value", "said"), LARGE)
+def test_what_is_larger_than_memory_is_refused_before_it_is_allocated(
+    flag, value, said, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(resources, "available_memory", lambda: 2 * 2**30)
+    line = refuse(capsys, "train", "two-rooms", "--out", tmp_path / "run", flag, value)
+    assert said in line
+    assert "of memory are free: make --" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_layers_that_are_too_wide_are_named_as_the_cause(capsys, tmp_path):
+    flags_ = ["--perception.state", "65536"]
+    line = refuse(capsys, "train", "two-rooms", "--out", tmp_path / "run", *flags_)
+    assert "an agent of these layers would have" in line
+    assert "make layers narrower" in line
+
+
+def test_available_memory_is_what_this_machine_has():
+    free = available_memory()
+    if free is None:
+        pytest.skip("this system does not say")
+    assert 2**20 < free < 2**50
+    check_memory(free / 2, "half of it", "nothing")
+    with pytest.raises(UnusableInput, match="all of it would take about"):
+        check_memory(2**60, "all of it", "anything")
+
+
+def test_allocation_failures_are_one_line():
+    with pytest.raises(RuntimeError) as told:
+        torch.empty(2**60, dtype=torch.uint8)
+    line = allocation_failure(told.value)
+    assert line.startswith("more memory was needed than there is")
+    assert "\n" not in line
+    assert allocation_failure(MemoryError())
+    assert allocation_failure(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+    assert not allocation_failure(RuntimeError("shapes don't match"))
+    assert not allocation_failure(ValueError("x"))
+
+
+FUZZED = ("two-rooms", "maze", "maze-levels", "forage")
+ODD = ["-1", "0", "1", "1e9", "1e30", "nan", "inf", "-inf", "2.5", "", "-0.0", "9" * 30, "65536"]
+
+
+@cache
+def numeric_flags(name: str) -> list[str]:
+    """Every flag of a recipe that holds one number."""
+    found = []
+
+    def visit(part: Any, path: str) -> None:
+        for field in fields(part):
+            value = getattr(part, field.name)
+            label = f"{path}{field.name.replace('_', '-')}"
+            if is_dataclass(value):
+                visit(value, f"{label}." if field.name != "config" else path)
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                found.append(label)
+
+    visit(TrainFlags(config=recipes.recipe(name)), "--")
+    return found
+
+
+def tried(name: str, changes: list[tuple[str, str]]) -> None:
+    """What `ami train` does before it makes anything; UnusableInput is the only way out of it."""
+    words = [word for change in changes for word in change]
+    found = settings.parse(TrainFlags(config=recipes.recipe(name)), words, f"ami train {name}")
+    settings.to_json(found.config)
+    check_lessons(found.config)
+    check_size(found.config, SPECS[name]())
+
+
+@st.composite
+def mutations(draw: Any) -> tuple[str, list[tuple[str, str]]]:
+    name = draw(st.sampled_from(FUZZED))
+    flags_ = st.sampled_from(numeric_flags(name))
+    chosen = draw(st.lists(flags_, min_size=1, max_size=3, unique=True))
+    values = st.one_of(st.sampled_from(ODD), st.integers().map(str), st.floats().map(str))
+    return name, [(flag, draw(values)) for flag in chosen]
+
+
+@hypothesis_settings(
+    max_examples=25, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+@given(mutations())
+def test_no_flag_is_answered_with_a_traceback(mutation):
+    name, changes = mutation
+    said = "accepted"
+    try:
+        tried(name, changes)
+    except UnusableInput as error:
+        said = str(error)
+    assert said
+    assert "\n" not in said
