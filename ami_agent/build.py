@@ -30,6 +30,7 @@ from ami_agent.lessons import (
     Survey,
 )
 from ami_agent.life import Spec, WorldConfig
+from ami_agent.resources import in_words
 from modules.actor import Calm, Commit, Habit, MapPolicy, NoHabit, Policy, Reflex, Restless
 from modules.auto import Auto
 from modules.bounds import Ball, Box, Choice
@@ -161,6 +162,25 @@ def capacity(config: Config) -> int:
     return sum(lesson.lives + 1 for lesson in lessons(config).values() if lesson.lives)
 
 
+def buffer_size(config: Config, spec: Spec) -> int:
+    """Bytes that the replay buffer of a run takes."""
+    example, stack = blank_step(spec, 1), config.world.stack
+    return config.life.worlds * Memory.size(capacity(config), example, stack)
+
+
+def buffer_in_words(config: Config, spec: Spec) -> str:
+    """The same as a line for people: how many steps, of what, how much memory."""
+    stack = config.world.stack
+    kept = []
+    for name, (shape, dtype) in spec.senses.items():
+        size = "x".join(map(str, (shape[0] // stack, *shape[1:])))
+        kept.append(f"{'' if name == 'obs' else f'{name} '}{size} {str(dtype)[6:]}")
+    frames = f" (one of {stack} frames; the stack is rebuilt when it is read)" if stack > 1 else ""
+    steps = capacity(config) * config.life.worlds
+    size = in_words(buffer_size(config, spec))
+    return f"replay buffer: {steps:,} steps of {', '.join(kept)}{frames} = {size}"
+
+
 def build(
     config: Config, spec: Spec, *, seed: int = 0, device: torch.device | str = "cpu",
     worlds: int = 1, capacity: int = 1,
@@ -265,7 +285,9 @@ def _build(config: Config, spec: Spec, seed: int, worlds: int, capacity: int) ->
         policy=policy,
         expectation=expectation,
         hierarchy=hierarchy,
-        memory=Memory(capacity, blank_step(spec, worlds), config.memory_device),
+        memory=Memory(
+            capacity, blank_step(spec, worlds), config.memory_device, config.world.stack
+        ),
         configurator=config.configurator.build(
             config.planner.horizon, config.planner.steps, tuple(actors), tuple(spec.senses),
             drives.names, body.foreseen,

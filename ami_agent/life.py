@@ -256,10 +256,10 @@ class World:
         """`obs` is what the last step ended with; actions `[B, A]` in [-1, 1]."""
         next_obs, reward, terminated, truncated, info = self.envs.step(self.to_world(action))
         self._check_ignored(next_obs)
-        over = self.tensor(terminated)
+        over = self.tensor(terminated).clone()
         transition = Transition(
             obs, action, self._felt(reward, over, info), self.sensed(next_obs), over,
-            self.tensor(truncated),
+            self.tensor(truncated).clone(),
         )  # fmt: skip
         return Lived(transition, info)
 
@@ -276,10 +276,15 @@ class World:
         return torch.cat(felt, 1)
 
     def sensed(self, obs: Any, what: str = "observation") -> Observation:
-        """What the environment returned, as tensors; UnusableInput for what is not finite, of
-        another kind, or outside its space where that is refused."""
-        parts = told_by(self.senses, obs, what).items()
-        sensed = {name: part.to(self.device) for name, part in parts}
+        """What the environment returned, as tensors that share no memory with its arrays, which it
+        may go on writing into; UnusableInput for what is not finite, of another kind, or outside
+        its space where that is refused."""
+        sensed = {}
+        for name, part in told_by(self.senses, obs, what).items():
+            leaf = obs
+            for key in self.senses[name].path:
+                leaf = leaf[key]
+            sensed[name] = owned(part.to(self.device), leaf)
         return sensed.get("obs", sensed)
 
     def _check_ignored(self, obs: Any) -> None:
@@ -340,6 +345,17 @@ class World:
         """Whatever a stranger's world does when it is asked to end, it ends."""
         with suppress(Exception, SystemExit):
             self.envs.close()
+
+
+def owned(part: Tensor, source: Any) -> Tensor:
+    """The same numbers, copied where they still are those of `source`, an array or a tensor."""
+    if isinstance(source, Tensor):
+        shared = part.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
+    elif isinstance(source, np.ndarray):
+        shared = part.device.type == "cpu" and np.may_share_memory(part.numpy(), source)
+    else:  # what converts itself into an array may hand out its own
+        shared = part.device.type == "cpu" and not isinstance(source, (list, tuple, int, float))
+    return part.clone() if shared else part
 
 
 def seen(lived: Lived) -> Observation:

@@ -121,7 +121,8 @@ def _trajectory(episode: Any, world: World) -> Trajectory:
     for what, part in (*obs.items(), ("actions", told.actions), ("rewards", felt[0])):
         if part.is_floating_point() and not part.isfinite().all():
             raise UnusableInput(f"{what} holds NaN or infinity")
-    return Trajectory(each(lambda part: part[None], told.obs), *(part[None] for part in told[1:]))
+    whole = {name: getattr(told, name)[None] for name in Trajectory._fields[1:5]}
+    return told._replace(obs=each(lambda part: part[None], told.obs), **whole)
 
 
 def _actions(told: Any, world: World) -> torch.Tensor:
@@ -171,9 +172,12 @@ def of_run(folder: str, world: World) -> Record:
     capacity = min(capacity, kept["age"].shape[1])  # of rows that were never filled none is made
     kept["steps"] = torch.tensor([steps, capacity, begun])
     with fitting(run / "memory"):
-        memory = Memory(capacity, blank_step(there, len(kept["ended"])), "cpu")
+        stack = config.world.stack
+        memory = Memory(capacity, blank_step(there, len(kept["ended"])), "cpu", stack)
         memory.load_state_dict(kept)
         numbers = memory.episodes()
     if not len(numbers):
         raise UnusableInput(f"run {folder} remembers no step")
-    return Record(len(numbers), len(memory) + len(numbers) - 1, map(memory.recall, numbers))
+    # of an episode whose beginning is overwritten, older frames are kept in rows of their own
+    steps = len(memory) + len(numbers) - 1 + (stack - 1) * memory.worlds
+    return Record(len(numbers), steps, map(memory.recall, numbers))

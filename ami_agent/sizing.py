@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ami_agent.agent import Agent
-from ami_agent.build import Config, build, capacity
+from ami_agent.build import Config, buffer_size, build, capacity
 from ami_agent.lessons import (
     Distil,
     Foresee,
@@ -86,9 +86,9 @@ def _lasting(config: Config, spec: Spec, agent: Agent) -> Iterator[Part]:
         "the agent's weights with their gradients and moments", COPIES * learnt + kept,
         "the layers (--*.hidden, .channels, .state, .waves, .members) or --landmarks",
     )  # fmt: skip
-    step = _of_observation(spec) + FLOAT * (spec.action_dim + len(spec.interoception)) + 13
+    states = rows * worlds * FLOAT * prod(agent.shape)  # those that stages encode once
     yield Part(
-        "the replay buffer", rows * worlds * step + (rows * worlds * FLOAT * prod(agent.shape)),
+        "the replay buffer", buffer_size(config, spec) + states,
         "--life.worlds, --life.steps or --interact.steps",
     )  # fmt: skip
     if isinstance(config.survey, Survey) and isinstance(config.hierarchy, LandmarkGraph.Config):

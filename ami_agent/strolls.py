@@ -80,7 +80,7 @@ def _walk(world: World, seed: int) -> _Walk:
 def _factors(info: Mapping[str, Any], world: World) -> Tensor:
     if not isinstance(world.inner, Examines):
         return torch.empty(world.count, 0)
-    return world.tensor(info["factors"]).float().cpu()
+    return world.tensor(info["factors"]).float().cpu().clone()
 
 
 def put(world: World, factors: np.ndarray, seed: int) -> Sights | None:

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from ami_agent import checkpoint, runs
 from ami_agent.agent import Agent
-from ami_agent.build import Config, build, capacity, lessons
+from ami_agent.build import (
+    Config,
+    buffer_in_words,
+    build,
+    capacity,
+    lessons,
+)
 from ami_agent.checks import check_config
 from ami_agent.evaluate import EPISODES_FROM, Outcome, play_many
 from ami_agent.failures import Failed, FailedInReset, NotMade
@@ -126,6 +132,7 @@ class Training:
         for line in world.obs_summary():
             report.say(line)
         self.limit = world.limit(config.world)
+        report.say(buffer_in_words(config, world.spec))
         self.agent = build(
             config, world.spec, seed=seed, device=device,
             worlds=config.life.worlds, capacity=capacity(config),

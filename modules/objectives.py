@@ -7,6 +7,7 @@ map is a sample of its channels (as in VICRegL, Bardes et al. 2022).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,14 @@ from torch import Tensor, nn
 from modules.types import WEIGHT, require
 
 _EPS = 1e-4
+
+Choose = Callable[[Tensor], Tensor]
+"""Of `[B, T, D]`, what counts, `[..., D]`."""
+
+
+def all_of(part: Tensor) -> Tensor:
+    """Everything counts."""
+    return part
 
 
 def fold(states: Tensor, channels: int) -> Tensor:
@@ -55,12 +64,13 @@ def covariance(features: Tensor) -> Tensor:
     return off_diagonal / features.shape[1]
 
 
-def similarity(states: Tensor) -> Tensor:
-    """Slowness: states `[B, T + 1, D]` that follow each other lie close; scalar.
+def similarity(states: Tensor, keep: Choose = all_of) -> Tensor:
+    """Slowness: states `[B, T + 1, D]` that follow each other lie close; scalar. `keep`: the steps
+    between them that count.
 
     The temporal similarity of PLDM (Sobal et al. 2025).
     """
-    return (states[:, 1:] - states[:, :-1]).square().mean()
+    return keep(states[:, 1:] - states[:, :-1]).square().mean()
 
 
 def inverse(guessed: Tensor, actions: Tensor) -> Tensor:
@@ -142,16 +152,18 @@ def agreement(predicted: Tensor, target: Tensor) -> Tensor:
     return (views[0] - views[1]).square().sum(-1).mean()
 
 
-def straightness(states: Tensor) -> Tensor:
+def straightness(states: Tensor, keep: Choose = all_of) -> Tensor:
     """One minus the cosine between steps that follow each other, `[B, T + 1, D]`: a path that is
-    straight in the world's own terms costs nothing; 0 where there are no two steps; scalar.
+    straight in the world's own terms costs nothing; 0 where there are no two steps; scalar. `keep`:
+    the T - 1 pairs of steps that count.
 
     Perceptual straightening (Hénaff et al. 2019).
     """
     steps = states.diff(dim=1)
-    if steps.shape[1] < 2:
+    before, after = keep(steps[:, :-1]), keep(steps[:, 1:])
+    if not before.numel():
         return 0 * states.sum()
-    return (1 - nn.functional.cosine_similarity(steps[:, 1:], steps[:, :-1], dim=-1)).mean()
+    return (1 - nn.functional.cosine_similarity(after, before, dim=-1)).mean()
 
 
 def prototypes(
@@ -193,13 +205,18 @@ def directions(features: int, random: torch.Generator, count: int = 64) -> Tenso
     return nn.functional.normalize(torch.randn(count, features, generator=random), dim=-1)
 
 
-def within(states: Tensor, together: int) -> Tensor:
+def within(states: Tensor, together: int, valid: Tensor | None = None) -> Tensor:
     """Takes from each state the mean of its episode: what never changes in an episode goes away.
 
-    `[B, T + 1, D]`, windows in runs of `together` from one episode -> the same shape.
+    `[B, T + 1, D]`, windows in runs of `together` from one episode -> the same shape. `valid`
+    `[B, T + 1]`: the states that count; all, where it is None.
     """
     runs = states.unflatten(0, (-1, together))
-    return (runs - runs.mean((1, 2), keepdim=True)).flatten(0, 1)
+    if valid is None:
+        return (runs - runs.mean((1, 2), keepdim=True)).flatten(0, 1)
+    known = valid.to(states.device).unflatten(0, (-1, together))[..., None]
+    total = torch.where(known, runs, 0).sum((1, 2), keepdim=True)
+    return (runs - total / known.sum((1, 2), keepdim=True)).flatten(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

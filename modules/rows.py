@@ -1,9 +1,9 @@
-"""What memory keeps of a step of B worlds: parts by name, and nothing that is not a number; and
-which stretches of steps there are to draw from."""
+"""What the replay buffer keeps of a step of B environments: parts by name, and nothing that is not
+a number; and which windows of steps there are to draw from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,22 +15,60 @@ DEEDS = ("action", "interoception", "terminated")
 """What is kept beside observations."""
 
 
+class Parts(NamedTuple):
+    """What is read of each window of T steps; of the rest, no step is."""
+
+    obs: Collection[str] | None = None
+    """Parts of the observation, by name; None: all."""
+    actions: bool = True
+    interoception: bool = True
+
+
+ALL, SEEN = Parts(), Parts(actions=False, interoception=False)
+
+
 class Windows(NamedTuple):
-    """All N stretches of one length, by world and time: those of one of E episodes lie together."""
+    """All N windows of one length, by environment and time: those of one of E episodes lie
+    together."""
 
-    end: Tensor  # [N] where the last observation lies: world * rows + steps since the oldest row
+    start: Tensor  # [N] where the first observation lies: env * columns + rows since the oldest
     runs: Tensor  # [E + 1] number of the first window of every episode, and N
+    padded: bool  # whether some reach beyond the end of their episode
+    fraction: Tensor  # scalar: the fraction of the steps kept that lie in some window
 
 
-def windows(fits: Tensor) -> Windows:
-    """Where stretches end, `[B, rows]` bool, oldest first -> all of them. What is seen ends one of
-    T steps if its episode is at least T steps old there and the T rows before it are kept. None
-    ends on the first observation of an episode, so episodes are runs of ends."""
+def windows(age: Tensor, done: Tensor, length: int, since: int = 0, pad: bool = True) -> Windows:
+    """Where windows of `length` steps begin, from column `since` on. Rows of B environments,
+    `[B, rows]`, oldest first: the age of each in its episode, and whether the environment said
+    there that the episode is done. A window lies within its episode. Only an episode that is done
+    and shorter than a window is padded, if `pad`, so that one begins with each of its steps.
+
+    None begins with the last observation of an episode, so episodes are runs of beginnings."""
+    taken = age[:, 1:] >= 1  # whether a step leads from this row to the next
+    full = torch.zeros_like(done)
+    full[:, :-length] = age[:, length:] >= length
+    taken[:, :since], full[:, :since] = False, False
+    covered = full.sum() + len(_heads(full)) * (length - 1)
+    ends = done & (age >= 1) & (age < length)
+    padded = pad and bool(ends.any())
+    if padded:
+        short = torch.zeros_like(done)
+        for back in range(1, length):
+            short[:, :-back] |= ends[:, back:] & (age[:, back:] >= back)
+        short[:, :since] = False
+        covered = covered + short.sum()
+        full |= short
+    start = full.flatten().nonzero().squeeze(1)
+    bounds = torch.cat([_heads(full), start.new_tensor([full.numel()])])
+    fraction = covered / taken.sum().clamp_min(1)
+    return Windows(start, torch.searchsorted(start, bounds), padded, fraction)
+
+
+def _heads(fits: Tensor) -> Tensor:
+    """`[B, rows]` bool -> where runs of True begin, flat; no row ends with True."""
     fits = fits.flatten()
-    end = fits.nonzero().squeeze(1)
-    heads = (fits[1:] & ~fits[:-1]).nonzero().squeeze(1) + 1
-    bounds = torch.cat([heads, heads.new_tensor([len(fits)])])
-    return Windows(end, torch.searchsorted(end, bounds))
+    before = torch.cat([fits.new_zeros(1), fits[:-1]])
+    return (fits & ~before).nonzero().squeeze(1)
 
 
 def take(part: Tensor, index: Tensor) -> Tensor:
@@ -62,6 +100,31 @@ def holds(wanted: torch.dtype, given: torch.dtype) -> bool:
     return wanted == given or (wider and torch.promote_types(wanted, given) == wanted)
 
 
+def newest(name: str, part: Tensor, stack: int) -> Tensor:
+    """Observations `[B, stack * F, ...]` that are stacks of frames, the latest last -> the latest
+    frame `[B, F, ...]`; UnusableInput where they can't be taken apart."""
+    if part.shape[1] % stack:
+        raise UnusableInput(f"{name} {list(part.shape)} is no stack of {stack} frames")
+    return part[:, part.shape[1] - part.shape[1] // stack :]
+
+
+def check_stacks(
+    name: str, obs: Tensor, next_obs: Tensor, first: Tensor, resets: Tensor, stack: int
+) -> None:
+    """Raises UnusableInput where older frames could not be rebuilt from the rows before: `first`
+    `[B]`, episodes that begin with `obs`, and `resets` `[B]`, those that begin with `next_obs`,
+    hold one frame only; elsewhere `next_obs` is `obs` and a new frame."""
+    size = obs.shape[1] // stack
+    shift = (-1, *[1] * (obs.ndim - 1))
+    alike = torch.where(resets.view(shift), next_obs[:, size:], obs[:, size:])
+    begun = torch.where(first.view(shift), obs[:, size:], obs[:, :-size])
+    if not (next_obs[:, :-size].equal(alike) and obs[:, :-size].equal(begun)):
+        raise UnusableInput(
+            f"{name} is not a stack of {stack} frames, the latest last, that begins with the first "
+            "frame repeated (as FrameStackObservation's with padding_type reset)"
+        )
+
+
 def check_like(name: str, wanted: Tensor, given: Tensor) -> None:
     if wanted.shape != given.shape or not holds(wanted.dtype, given.dtype):
         raise UnusableInput(
@@ -84,7 +147,7 @@ def draw(windows: Windows, count: int, together: int, generator: torch.Generator
     if together < 1 or count % together:
         raise UnusableInput(f"{count} stretches can't come in runs of {together}")
     device, size = generator.device, (count // together, together)
-    leader = torch.randint(len(windows.end), (size[0], 1), generator=generator, device=device)
+    leader = torch.randint(len(windows.start), (size[0], 1), generator=generator, device=device)
     share = torch.rand(size, dtype=torch.float64, generator=generator, device=device)
     run = torch.searchsorted(windows.runs, leader.to(windows.runs.device), right=True)
     first, following = windows.runs[run - 1], windows.runs[run]

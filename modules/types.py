@@ -136,19 +136,38 @@ class Transition(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """Stretches of life, each inside a single episode: what learning reads from memory."""
+    """Windows of steps, each inside a single episode: what the replay buffer samples.
+
+    A window that begins in an episode shorter than itself is padded: after the end it repeats the
+    last observation, with actions and interoception of 0, and `valid` is False."""
 
     obs: Observation  # [B, T + 1, *O]
     actions: Tensor  # [B, T, A]
     interoception: Tensor  # [B, T, I]
     terminated: Tensor  # [B, T] bool: nothing is felt after this step
     episode: Tensor  # [B] which episode it was; equal numbers, same episode
+    valid: Tensor | None = None  # [B, T] bool: which steps were taken; None where all were
 
     @property
     def states(self) -> Tensor:
         """`[B, T + 1, D]`, where observations are states already."""
         assert isinstance(self.obs, Tensor)
         return self.obs
+
+    @property
+    def lasts(self) -> Tensor:
+        """`[B]` int64: the number of valid steps of each window, at least 1."""
+        count, length = self.terminated.shape
+        if self.valid is None:
+            return torch.full((count,), length, device=self.terminated.device)
+        return self.valid.sum(1)
+
+    def later(self, steps: Tensor) -> Tensor:
+        """Numbers of steps `[B]`, from 1 to T -> the same where the windows are whole, else some
+        from 1 to the number of valid steps."""
+        if self.valid is None:
+            return steps
+        return (steps - 1) % self.lasts.to(steps.device) + 1
 
 
 class Focus(NamedTuple):

@@ -167,12 +167,9 @@ def test_what_a_world_tells_beside_gymnasium_s_interface_is_its_own(tmp_path, mo
         gymnasium.registry.pop("ami-test/Strange-v0", None)
 
 
-def test_episodes_of_one_step_are_learnt_from_by_who_looks_one_step_ahead(own, capsys):
+def test_episodes_of_one_step_are_learnt_from_without_a_flag(own, capsys):
     world = (*own, "--env.options", "lasts", 1)
-    told = refuse(capsys, "train", "gym", *world, "--out", "run", *TINY)
-    assert "no episode of this life lasts longer than 1: --objective.length 1 and" in told
-    ahead = ("--objective.length", 1, "--interact.objective.length", 1)
-    assert ask("train", "gym", *world, "--out", "other", *TINY, *ahead) == 0
+    assert ask("train", "gym", *world, "--out", "run", *TINY) == 0
 
 
 def test_what_a_world_calls_its_goal_must_be_one_where_goals_are_pursued():

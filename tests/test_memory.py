@@ -48,10 +48,15 @@ def assert_is_one_stretch(seen: Trajectory) -> None:
     world, episode, moment = seen.obs.unbind(-1)  # each [N, T + 1]
     assert (world == world[:, :1]).all()
     assert (episode == episode[:, :1]).all()
-    assert (moment.diff(dim=1) == 1).all()
-    torch.testing.assert_close(seen.actions, seen.obs[:, :-1])
-    torch.testing.assert_close(seen.interoception, seen.obs[:, 1:])
-    assert not seen.terminated[:, :-1].any()
+    valid = torch.ones_like(seen.terminated) if seen.valid is None else seen.valid
+    assert valid[:, 0].all()
+    assert (valid[:, :-1] | ~valid[:, 1:]).all()  # nothing is valid beyond an end
+    assert (moment.diff(dim=1) == valid).all()  # beyond an end the last observation is repeated
+    known = valid[..., None]
+    torch.testing.assert_close(seen.actions, seen.obs[:, :-1] * known)
+    torch.testing.assert_close(seen.interoception, seen.obs[:, 1:] * known)
+    assert not (seen.terminated[:, :-1] & valid[:, 1:]).any()
+    assert not (seen.terminated & ~valid).any()
 
 
 def dice(seed: int = 0) -> torch.Generator:
@@ -63,11 +68,16 @@ def windows_by_hand(seed: int, steps: int, capacity: int, length: int) -> set[tu
     found = set()
     story = list(islice(life(seed), steps))[-capacity:]
     for world in range(3):
-        acted = [t.action[world] for t in story]
-        for start in range(len(story) - length + 1):
-            stretch = acted[start : start + length]
-            if all(action[2] >= 0 for action in stretch):
-                found.add(tuple(int(n) for n in stretch[0]))
+        for start in range(len(story)):
+            window, done = [], False
+            for step in story[start : start + length]:
+                if step.action[world, 2] < 0 or done:
+                    break
+                window.append(step)
+                done = bool(step.terminated[world] | step.truncated[world])
+            short = done and window[-1].next_obs[world, 2] < length
+            if len(window) == length or short:
+                found.add(tuple(int(n) for n in window[0].action[world]))
     return found
 
 

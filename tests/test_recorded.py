@@ -152,6 +152,7 @@ def remembering(config):
 @pytest.mark.parametrize("room", [300, 31])
 def test_an_episode_at_once_is_remembered_as_one_that_was_lived_step_by_step(room):
     steps = list(islice(life(3, worlds=1), 60))
+    steps[-1] = steps[-1]._replace(truncated=~steps[-1].terminated)  # an episode that is done
     lived, told, episode = Memory(room, steps[0], "cpu"), Memory(room, steps[0], "cpu"), []
     over = False
     for step in steps:
@@ -169,8 +170,7 @@ def test_an_episode_at_once_is_remembered_as_one_that_was_lived_step_by_step(roo
             episode = []
     for length in (1, 3):
         windows = [m.sample(500, length, torch.Generator().manual_seed(0)) for m in (lived, told)]
-        for one, other in zip(*windows, strict=True):
-            assert torch.equal(one, other)
+        torch.testing.assert_close(*(w._replace(valid=w.lasts) for w in windows), rtol=0, atol=0)
         assert_is_one_stretch(windows[1])
     assert len(lived) == len(told)
     following = steps[0]._replace(obs=steps[-1].next_obs)
@@ -257,7 +257,7 @@ def test_a_run_learns_from_what_another_has_lived(tmp_path):
     assert len(heir.memory) == len(one.memory) > 100
     for mine, theirs in zip(heir.memory.episodes(), one.memory.episodes(), strict=True):
         kept, lived = heir.memory.recall(mine), one.memory.recall(theirs)
-        for part, other in zip(kept[:-1], lived[:-1], strict=True):
+        for part, other in zip(kept[:4], lived[:4], strict=True):
             assert torch.equal(part, other)
     ami.train(config, out=tmp_path / "other", seed=0)
     with pytest.raises(UnusableInput, match=r"other has kept no memory.*--keep-memory"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -16,6 +18,11 @@ from modules.types import Gains, Observation, each
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
     from modules.memory import Memory
+
+log = logging.getLogger(__name__)
+
+WHOLE = 0.995
+"""Of the recorded steps, the fraction that is worth no word when it is drawn."""
 
 
 class Pupil(Protocol):
@@ -114,10 +121,27 @@ class GradientPupil(Learner):
     """A Learner is a pupil whose lesson is as long as its schedule."""
 
     milestone = ""
+    fraction: Callable[[], Tensor] | None = None
 
     @property
     def total(self) -> int:
         return self.config.steps
+
+    def draws(self, memory: Memory, who: str, length: int, latest: bool = False) -> None:
+        """Logs which fraction of the recorded steps windows of that length can hold, and says so
+        where some are in none. `who` learns from them, in words."""
+        self.fraction = partial(memory.fraction, length, latest)
+        drawn = float(self.fraction())
+        if drawn < WHOLE:
+            log.warning(
+                f"{who}: windows of {length} steps hold {100 * drawn:.1f} % of the recorded steps; "
+                "the other steps are of episodes that were broken off, still run or are partly "
+                "overwritten, and have fewer"
+            )
+
+    def update(self) -> dict[str, Tensor]:
+        metrics = super().update()
+        return {**metrics, "drawn_fraction": self.fraction()} if self.fraction else metrics
 
     def finish(self) -> None:
         """What was learnt is already in place."""

@@ -59,16 +59,20 @@ class Separate(Study):
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
             batch = memory.sample(self.learning.batch, self.length, random, self.together)
-            ends = batch.states[:, :: self.length]
+            states = batch.states
+            last = states[torch.arange(len(states)), batch.lasts.to(states.device)]
+            ends = torch.stack([states[:, 0], last], 1)
             state, next_state = ends.unflatten(0, (-1, group)).unbind(2)
             return quasimetric_loss(
                 distance, price, state, next_state, far=self.far, slack=self.slack,
                 fading=self.fading,
             )  # fmt: skip
 
-        return GradientPupil(
+        pupil = GradientPupil(
             nn.ModuleList([distance, price]), loss, self.learning, weights={}, seed=seed
         )
+        pupil.draws(memory, "the critic", self.length)
+        return pupil
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +95,19 @@ class Bootstrap(Study):
             batch = memory.sample(self.learning.batch, self.length, random)
             states = batch.states
             ahead = torch.randint(1, self.length + 1, (len(states),), generator=random)
-            later = states[torch.arange(len(states)), ahead.to(states.device)]
+            later = states[torch.arange(len(states)), batch.later(ahead).to(states.device)]
             mixed = torch.rand(len(states), 1, generator=random).to(later) < 0.5
             goal = torch.where(mixed, later, later.roll(1, 0))
             return temporal_difference_loss(
                 distance, slow.average.module, states[:, 0], states[:, 1], goal
             )
 
-        return GradientPupil(
+        pupil = GradientPupil(
             nn.ModuleList([distance, slow]), loss, self.learning, weights={}, seed=seed,
             after=lambda: slow.follow(distance),
         )  # fmt: skip
+        pupil.draws(memory, "the critic", self.length)
+        return pupil
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ from ami_agent.learning import Learning
 from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.lessons.hindsight import Remembered
 from ami_agent.life import WorldConfig
-from ami_agent.losses import foresight_loss, lambda_returns
+from ami_agent.losses import Keep, foresight_loss, lambda_returns
 from modules.cost import Foresight
+from modules.memory import Parts
 from modules.planners.common import Guesses
 from modules.targets import MovingAverage
 from modules.types import FRACTION, HORIZON, UnusableInput, require
@@ -67,13 +68,19 @@ def promise(agent: Agent, memory: Remembered, length: int) -> None:
     foresight, drives = foresight_of(agent), agent.cost.body.drives
     if not foresight.discount:
         foresight.look_ahead(discount_for(longest_episode(agent.memory)))
-    some = memory.sample(4096, length, torch.Generator().manual_seed(0))
+    some = memory.sample(
+        4096, length, torch.Generator().manual_seed(0), parts=Parts(obs=(), actions=False)
+    )
     feeling = agent.world_model.feeling
     interoception = some.interoception.to(agent.device)
     felt = drives(feeling.relative(interoception))  # [N, T, W]
     fade = foresight.discount ** torch.arange(length).to(felt)
-    returns = torch.einsum("ntw,t->nw", felt, fade)
-    foresight.adapt(returns / (1 - foresight.discount) / fade.sum())
+    if some.valid is None:
+        returns, lasts = torch.einsum("ntw,t->nw", felt, fade), fade.sum()
+    else:
+        counted = fade * some.valid.to(felt.device)
+        returns, lasts = torch.einsum("ntw,nt->nw", felt, counted), counted.sum(1, keepdim=True)
+    foresight.adapt(returns / (1 - foresight.discount) / lasts)
     # what was felt all the same, as a reward for every step alive, will not be so for ever
     foresight.scale.copy_(torch.maximum(foresight.scale, 0.1 * foresight.mean.abs()))
     shift = drives.shift(feeling.relative, torch.zeros_like(interoception[0, 0]))
@@ -111,26 +118,29 @@ class Foreseer(GradientPupil):
             torch.nn.ModuleList([foresight, self.slow]), self._loss, config.learning, weights={},
             seed=seed, after=lambda: self.slow.follow(foresight),
         )  # fmt: skip
+        self.draws(self.memory, "the value critics", config.length)
 
     def update(self) -> dict[str, Tensor]:
         return {**super().update(), **self.agreement}
 
     def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
         batch = self.memory.sample(self.lesson.learning.batch, self.lesson.length, random)
-        states = batch.states
+        states, keep = batch.states, Keep(batch.valid)
         with torch.no_grad():
             felt = self.drives(self.model.feeling.relative(batch.interoception.to(states.device)))
             returns = lambda_returns(
                 felt, self.slow.average(states[:, 1:]), ~batch.terminated.to(states.device),
-                self.foresight.discount, self.lesson.trace, self.foresight.terminal,
+                self.foresight.discount, self.lesson.trace, self.foresight.terminal, batch.valid,
             )  # fmt: skip
-        foreseen = self.foresight.every(states[:, :-1])  # [K, B, T, W]
+            returns = keep(returns)
+        foreseen = self.foresight.every(keep(states[:, :-1]))  # [K, B, T, W], or [K, N, W]
         self.agreement = _agreement(foreseen.detach().amax(0), returns)
         scale = self.foresight.scale
         terms = foresight_loss(foreseen / scale, returns / scale, self.lesson.expectile)
         if self.lesson.futures:
             promised = self._imagined(states[:, 0], random)
-            terms["imagined"] = ((foreseen[:, :, 0] - promised) / scale).square().mean()
+            first = foreseen[:, :, 0] if batch.valid is None else self.foresight.every(states[:, 0])
+            terms["imagined"] = ((first - promised) / scale).square().mean()
         return terms
 
     @torch.no_grad()

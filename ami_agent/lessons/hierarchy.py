@@ -14,7 +14,7 @@ from ami_agent.learning import Learning
 from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states
 from ami_agent.lessons.critic import critic_of
 from ami_agent.life import WorldConfig
-from ami_agent.losses import Multiplier, level_loss
+from ami_agent.losses import Multiplier, in_strides, level_loss
 from modules.hierarchy import LandmarkGraph, MacroLevels
 from modules.hierarchy.landmarks import CHUNK
 from modules.planners.outlook import hypercube
@@ -65,6 +65,12 @@ class Ascent(GradientPupil):
     def __init__(self, lesson: Ascend, agent: Agent, levels: MacroLevels, seed: int) -> None:
         self.lesson, self.levels = lesson, levels
         self.memory = as_states(agent)
+        span, longest = prod(levels.config.strides), agent.memory.longest()
+        if longest < span:
+            raise UnusableInput(
+                f"one stride of the top level takes {span} steps, but no episode has more than "
+                f"{longest}: --hierarchy.strides must be shorter"
+            )
         self.prices = nn.ModuleList([Multiplier() for _ in levels.above]).to(agent.device)
         self.seed = seed
         weights = {
@@ -74,18 +80,21 @@ class Ascent(GradientPupil):
         }
         both = nn.ModuleList([levels.levels, self.prices])
         super().__init__(both, self._loss, lesson.learning, weights=weights, seed=seed)
+        self.draws(self.memory, "the levels above", lesson.steps(levels.config.strides))
 
     def _loss(self, random: torch.Generator) -> dict[str, Tensor]:
         lesson = self.lesson
         window = lesson.steps(self.levels.config.strides)
         batch = self.memory.sample(lesson.learning.batch, window, random)
-        states, actions = batch.states, batch.actions.to(batch.states)
+        states, actions, valid = batch.states, batch.actions.to(batch.states), batch.valid
         found: dict[str, Tensor] = {}
         for index, (above, price) in enumerate(zip(self.levels.above, self.prices, strict=True)):
             assert isinstance(price, Multiplier)
+            valid = in_strides(valid, above.level.stride)
             terms, states, actions = level_loss(
-                above.level, price, states, actions, random, far=lesson.far, slack=lesson.slack
-            )
+                above.level, price, states, actions, random, far=lesson.far, slack=lesson.slack,
+                valid=valid,
+            )  # fmt: skip
             if not lesson.end_to_end:
                 states, actions = states.detach(), actions.detach()
             found |= {f"{name} {index + 1}": term for name, term in terms.items()}
@@ -138,6 +147,7 @@ class Surveyor:
             self.embedded = self.distance.embed(self.states)
         chances = self.model.level(0).latent.chances
         self.chance = hypercube(graph.config.futures if chances else 1, 1, chances, random)
+        self.drawn = memory.fraction(lesson.length)
         self.apart = self.states.new_full((lesson.remembered,), torch.inf)
         self.chosen: list[Tensor] = []
 
@@ -150,7 +160,7 @@ class Surveyor:
         self.apart = torch.minimum(self.apart, torch.maximum(there, back))
         self.chosen.append(place)
         self.step += 1
-        return {"apart": self.apart.max()}
+        return {"apart": self.apart.max(), "drawn_fraction": self.drawn}
 
     @torch.no_grad()
     def finish(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ami_agent.guard import Failed
 from ami_agent.life import Spec, WorldConfig, ended, live, seen, walk
-from modules.memory import Memory
+from modules.memory import ALL, Memory, Parts
 from modules.types import Trajectory, UnusableInput, by_sense
 
 WANTED, ACHIEVED = "desired_goal", "achieved_goal"
@@ -31,8 +31,9 @@ class Remembered(Protocol):
     """Whatever stretches of life can be drawn from."""
 
     def sample(
-        self, count: int, length: int, generator: torch.Generator, together: int = 1
-    ) -> Trajectory: ...
+        self, count: int, length: int, generator: torch.Generator, together: int = 1, *,
+        parts: Parts = ALL,
+    ) -> Trajectory: ...  # fmt: skip
 
 
 class Hindsight:
@@ -45,17 +46,24 @@ class Hindsight:
         self.memory, self.share, self.earn = memory, share, earn
 
     def sample(
-        self, count: int, length: int, generator: torch.Generator, together: int = 1
-    ) -> Trajectory:
-        lived, later = self.memory.sample_ahead(count, length, generator, together)
+        self, count: int, length: int, generator: torch.Generator, together: int = 1, *,
+        parts: Parts = ALL,
+    ) -> Trajectory:  # fmt: skip
+        needed = parts.obs if parts.obs is None else {*parts.obs, WANTED, ACHIEVED}
+        lived, later = self.memory.sample_ahead(
+            count, length, generator, together, parts._replace(obs=needed)
+        )
         obs = dict(by_sense(lived.obs))
         taken = torch.rand(count, generator=generator) < self.share
         taken = taken.to(lived.actions.device)
         goal = by_sense(later)[ACHIEVED]
         wanted = torch.where(taken[:, None, None], goal[:, None], obs[WANTED])
-        earned = self.rewards(obs[ACHIEVED][:, 1:], wanted[:, :-1])
-        felt = lived.interoception.clone()
-        felt[..., 0] = torch.where(taken[:, None], earned, felt[..., 0])
+        felt = lived.interoception
+        if parts.interoception:
+            earned = self.rewards(obs[ACHIEVED][:, 1:], wanted[:, :-1])
+            given = taken[:, None] if lived.valid is None else taken[:, None] & lived.valid
+            felt = felt.clone()
+            felt[..., 0] = torch.where(given, earned, felt[..., 0])
         return lived._replace(obs={**obs, WANTED: wanted}, interoception=felt)
 
     def rewards(self, achieved: Tensor, wanted: Tensor) -> Tensor:

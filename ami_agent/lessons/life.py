@@ -14,6 +14,7 @@ from ami_agent.lessons.base import Pupil
 from ami_agent.life import Act, Info, Lived, World, WorldConfig, ended, live, seen
 from ami_agent.options import Options, check_options
 from ami_agent.players import Begin, Scene, mind, wanderer
+from modules.memory import SEEN
 from modules.types import ENV_STEPS, Observation, Transition, each, require
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class Explorer:
         self.world.close()
         landmarks, random = self.agent.landmarks, torch.Generator().manual_seed(self.seed)
         if landmarks.room:
-            lived = self.agent.memory.sample(landmarks.room, 1, random)
+            lived = self.agent.memory.sample(landmarks.room, 1, random, parts=SEEN)
             landmarks.keep(each(lambda part: part[:, 0], lived.obs))
 
     def state_dict(self) -> dict[str, Tensor]:

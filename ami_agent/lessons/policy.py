@@ -20,6 +20,7 @@ from ami_agent.options import Options, check_options
 from ami_agent.players import Errand, Scene
 from modules.actor import Habit
 from modules.configurator import Assignment
+from modules.memory import SEEN
 from modules.planners.common import spread_of
 from modules.types import (
     BATCH,
@@ -66,7 +67,7 @@ class Amortise(Study):
         tasks = [agent.assigned(name) for name in self.tasks] or list(agent.assignments.values())
 
         def loss(random: torch.Generator) -> dict[str, Tensor]:
-            batch = agent.memory.sample(self.learning.batch, 1, random, self.together)
+            batch = agent.memory.sample(self.learning.batch, 1, random, self.together, parts=SEEN)
             now = each(lambda part: part[:, 0].to(agent.device), batch.obs)
             chosen = tasks[int(torch.randint(len(tasks), (), generator=random))]
             state, focus = _situation(agent, now, group, chosen)
@@ -119,12 +120,15 @@ class Retrace(Study):
             batch = memory.sample(self.learning.batch, self.ahead, random)
             states = batch.states
             size = (len(states),)
-            later = torch.randint(1, self.ahead + 1, size, generator=random).to(states.device)
+            later = torch.randint(1, self.ahead + 1, size, generator=random)
+            later = batch.later(later).to(states.device)
             goal = states[torch.arange(len(states), device=states.device), later]
             asked = condition.to(states).expand(len(states), -1)
             return policy_loss(policy, states[:, 0], goal, asked, batch.actions[:, 0].to(states))
 
-        return GradientPupil(policy, loss, self.learning, weights={}, seed=seed)
+        pupil = GradientPupil(policy, loss, self.learning, weights={}, seed=seed)
+        pupil.draws(memory, "the policy", self.ahead)
+        return pupil
 
 
 @dataclass(frozen=True, kw_only=True)

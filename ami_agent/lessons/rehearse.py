@@ -19,6 +19,7 @@ from ami_agent.life import WorldConfig
 from ami_agent.losses import actor_critic_loss
 from modules.actor import Habit
 from modules.cost import Body, Cost
+from modules.memory import SEEN
 from modules.perception import Senses
 from modules.recall import recalled
 from modules.targets import MovingAverage
@@ -189,10 +190,20 @@ class ActorCritic(GradientPupil):
     def _remembered(self, random: torch.Generator) -> Tensor:
         """States `[B, D]`, each with what recall makes of the moments before it."""
         agent, context = self.agent, self.lesson.objective.context
-        batch = self.remembered.sample(self.lesson.learning.batch, max(1, context), random)
+        batch = self.remembered.sample(
+            self.lesson.learning.batch, max(1, context), random,
+            parts=SEEN,
+        )  # fmt: skip
         obs = each(lambda part: part[:, : context + 1].flatten(0, 1).to(agent.device), batch.obs)
         features = agent.perception(obs, agent.configurator.primed(self.task))
-        return recalled(agent.recall, features.unflatten(0, (-1, context + 1)))[:, -1]
+        states = recalled(agent.recall, features.unflatten(0, (-1, context + 1)))
+        if batch.valid is None:
+            return states[:, -1]
+        # of a window that its episode's end cuts short, any state from which a step was taken
+        lasts = batch.lasts
+        some = (torch.rand(len(lasts), generator=random).to(lasts.device) * lasts).long()
+        step = torch.where(batch.valid[:, -1], context, some).to(states.device)
+        return states[torch.arange(len(states), device=states.device), step]
 
 
 def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
@@ -14,9 +15,20 @@ from ami_agent.lessons.base import GradientPupil, Pupil, Study, as_states, primi
 from ami_agent.lessons.hindsight import Remembered
 from ami_agent.life import WorldConfig
 from ami_agent.losses import unroll_loss, world_model_loss
+from modules.memory import Parts
 from modules.objectives import OTHERS, Weights, directions
 from modules.targets import Itself, MovingAverage, Stopped
-from modules.types import BATCH, FRACTION, HORIZON, Trajectory, UnusableInput, each, require
+from modules.types import (
+    BATCH,
+    FRACTION,
+    HORIZON,
+    Observation,
+    Trajectory,
+    UnusableInput,
+    by_sense,
+    each,
+    require,
+)
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -54,18 +66,18 @@ class Predict(Study):
     def of(self, agent: Agent, remembered: Remembered, seed: int) -> Pupil:
         """The one who learns it of what is remembered."""
         perception, target = agent.perception, self.target.build(agent.perception)
-        window, lasts = self.context + self.length, agent.memory.longest()
-        if lasts < window:
-            fits = max(1, lasts - self.context)
+        window = self.context + self.length
+        if not agent.memory.fraction(window):
+            fits = max(1, agent.memory.longest() - self.context)
             raise UnusableInput(
-                f"{window} steps are to be foreseen, but no episode of this life lasts longer than "
-                f"{lasts}: --objective.length {fits} and, where it is learnt as life goes on, "
-                f"--interact.objective.length {fits}"
+                f"the world model learns from windows of {window} steps, but no episode has so "
+                f"many, and none has ended: --objective.length {fits} and, where it is learnt as "
+                f"life goes on, --interact.objective.length {fits}"
             )
         # the same whenever the same was lived: a unit that is taken again is the same unit
-        some = remembered.sample(4096, 1, torch.Generator().manual_seed(0))
-        agent.perception.adapt(each(lambda part: part[:, 0].to(agent.device), some.obs))  # type: ignore[operator]
-        felt = some.interoception[:, 0].to(agent.device)
+        agent.perception.adapt(_adapted_to(agent, remembered))  # type: ignore[operator]
+        felt = _some(remembered, 4096, Parts(obs=(), actions=False)).interoception
+        felt = felt[:, 0].to(agent.device)
         centred = agent.cost.body.centred(felt.shape[-1]).to(felt.device)
         agent.world_model.feeling.adapt(felt, centred)
 
@@ -84,7 +96,7 @@ class Predict(Study):
                 others=others, kinds=kinds,
             )  # fmt: skip
 
-        return GradientPupil(
+        pupil = GradientPupil(
             nn.ModuleList([agent.perception, agent.recall, agent.world_model, target, learnt]),
             loss,
             self.learning,
@@ -92,6 +104,8 @@ class Predict(Study):
             seed=seed,
             after=lambda: target.follow(agent.perception),
         )
+        pupil.draws(agent.memory, "the world model", window)
+        return pupil
 
     def _primed(
         self, agent: Agent, batch: Trajectory, random: torch.Generator
@@ -146,10 +160,29 @@ class Refine(Study):
             }
 
         weights = {"feeling": 10.0, "information": 0.01}
-        return GradientPupil(model, loss, self.learning, weights=weights, seed=seed)
+        pupil = GradientPupil(model, loss, self.learning, weights=weights, seed=seed)
+        pupil.draws(views[0], "the world model", self.length)
+        return pupil
+
+
+def _some(remembered: Remembered, count: int, parts: Parts) -> Trajectory:
+    """Steps that are the same whenever the same was collected."""
+    return remembered.sample(count, 1, torch.Generator().manual_seed(0), parts=parts)
+
+
+def _adapted_to(agent: Agent, remembered: Remembered) -> Observation:
+    """What perception takes its units from: pictures are many bytes, and few will do."""
+    counts: Mapping[str, int] = agent.perception.adapts  # type: ignore[assignment]
+    found: dict[str, Tensor] = {}
+    for count in sorted(set(counts.values())):
+        names = [name for name, number in counts.items() if number == count]
+        obs = by_sense(_some(remembered, count, Parts(names, False, False)).obs)
+        found |= {name: obs[name][:, 0].to(agent.device) for name in names}
+    return found.get("obs", found)
 
 
 def _to(batch: Trajectory, device: torch.device) -> Trajectory:
-    return Trajectory(
-        each(lambda part: part.to(device), batch.obs), *(t.to(device) for t in batch[1:])
-    )
+    """The mask stays where it is: what it tells is asked for by the host."""
+    obs = each(lambda part: part.to(device), batch.obs)
+    rest = {name: getattr(batch, name).to(device) for name in Trajectory._fields[1:5]}
+    return batch._replace(obs=obs, **rest)

@@ -19,12 +19,15 @@ from ami_agent.losses.drives import (
     lambda_returns,
     policy_loss,
 )
+from ami_agent.losses.padding import Keep, in_strides
 from ami_agent.losses.world_model import unroll_loss, world_model_loss
 
 __all__ = [
+    "Keep",
     "Multiplier",
     "actor_critic_loss",
     "foresight_loss",
+    "in_strides",
     "lambda_returns",
     "level_loss",
     "policy_loss",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ami_agent.losses.padding import Keep, with_first
 from modules import objectives
 from modules.distance import Quasimetric
 from modules.hierarchy.levels import UpperLevel
@@ -43,30 +44,42 @@ def quasimetric_loss(
     }
 
 
+LEVEL_TERMS = ("prediction", "variance", "covariance", "information", "foresight", "prior")
+
+
 def level_loss(
     level: UpperLevel, multiplier: Multiplier, states: Tensor, actions: Tensor,
-    random: torch.Generator, *, far: float, slack: float,
+    random: torch.Generator, *, far: float, slack: float, valid: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
     """A level above learns from states `[B, T * stride + 1, D]` of the one below and what was done
     `[B, T * stride, A]`: to predict in its own strides, what macro-actions there are, how far it
-    is. Returns the terms, and its own states `[B, T + 1, D]` and macro-actions `[B, T, M]`."""
+    is. Returns the terms, and its own states `[B, T + 1, D]` and macro-actions `[B, T, M]`. Of
+    windows that are padded only the strides that are `valid` `[B, T]` count."""
     own, macros = level.lift(states[:, :: level.stride]), level.chunks(actions)
-    before, after, model = own[:, :-1], own[:, 1:], level.model.level(0)
+    model = level.model.level(0)
     chance = torch.rand((*macros.shape[:2], model.latent.chances), generator=random).to(own)
-    inferred = model.latent.infer(before, macros, after, chance, model.dynamics)
-    now, then = (part.detach().transpose(0, 1) for part in (before, after))  # [T, B, D]
+    taken, seen = Keep(valid), Keep(None if valid is None else with_first(valid))
+    before, after, done = taken(own[:, :-1]), taken(own[:, 1:]), taken(macros)
+    if not len(before):  # no stride of this batch is whole
+        return dict.fromkeys(LEVEL_TERMS, 0 * (own.sum() + macros.sum())), own, macros
+    inferred = model.latent.infer(before, done, after, taken(chance), model.dynamics)
+    now, then = before.detach(), after.detach()
+    if valid is None:
+        now, then = now.transpose(0, 1), then.transpose(0, 1)  # [T, B, D]
+    ahead = model.unroll(own[:, 0], taken.back(inferred.acting))[:, 1:]
+    every = seen(own).flatten(0, -2)
     far_off = (
         quasimetric_loss(level.distance, multiplier, now, then, far=far, slack=slack)
         if isinstance(level.distance, Quasimetric)
         else {}  # it is the critic's
     )
     return {
-        "prediction": objectives.prediction(model.unroll(own[:, 0], inferred.acting)[:, 1:], after),
-        "variance": objectives.variance(own.flatten(0, 1)),
-        "covariance": objectives.covariance(own.flatten(0, 1)),
+        "prediction": objectives.prediction(taken(ahead), after),
+        "variance": objectives.variance(every),
+        "covariance": objectives.covariance(every),
         "information": inferred.information,
         "foresight": inferred.prior,
-        "prior": level.macros(before.detach()).surprise(macros.detach()).mean(),
+        "prior": level.macros(before.detach()).surprise(done.detach()).mean(),
         **far_off,
     }, own, macros  # fmt: skip
 

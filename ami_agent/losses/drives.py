@@ -21,17 +21,21 @@ def policy_loss(
 
 def lambda_returns(
     cost: Tensor, ahead: Tensor, lives: Tensor, discount: float, trace: float,
-    terminal: Tensor | None = None,
+    terminal: Tensor | None = None, valid: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """TD(lambda): what is still to come after each of T states, `[B, T, W]`, when `cost`
     `[B, T, W]` is felt on arrival at the next, which promises `ahead` `[B, T, W]`; that much only
     as life goes on, `lives` `[B, T]`, from 0 to 1 (Sutton & Barto 2018, 12.8). `terminal`: the
-    value of an episode's end, `[W]`; 0 if not given."""
+    value of an episode's end, `[W]`; 0 if not given. Where windows are padded, `valid` `[B, T]`,
+    nothing is taken from beyond their last valid step."""
     goes_on = lives.to(cost)[..., None] * discount
     if terminal is not None:
         cost = cost + (discount - goes_on) * terminal
     later, found = ahead[:, -1], []
     for step in reversed(range(cost.shape[1])):
+        if valid is not None and step + 1 < cost.shape[1]:
+            goes_beyond = valid[:, step + 1, None].to(cost.device)
+            later = torch.where(goes_beyond, later, ahead[:, step])
         mixed = (1 - trace) * ahead[:, step] + trace * later
         later = cost[:, step] + goes_on[:, step] * mixed
         found.append(later)

@@ -58,7 +58,7 @@ class Render:
         picture = picture[..., :3]
         longest = max(picture.shape[:2])
         if longest <= self.side:
-            return picture
+            return picture.copy()  # the environment may draw the next one into the same array
         height, width = (max(1, round(n * self.side / longest)) for n in picture.shape[:2])
         return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
 

@@ -205,7 +205,7 @@ class _Watch:
             plan = self.agent.actors[focus.mode](state, focus)
         self.states.append(state.cpu())
         told = self.info if isinstance(self.world.inner, Examines) else {}  # or it is their own
-        self.factors.append(np.asarray(told.get("factors", [[]] * len(state))))
+        self.factors.append(np.array(told.get("factors", [[]] * len(state))))
         if self.step % self.every == 0:
             self._thin()
         if self.step % self.every == 0:

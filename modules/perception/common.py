@@ -52,6 +52,11 @@ class Encoder(nn.Module):
 
     shape: Shape
 
+    @property
+    def adapts(self) -> Mapping[str, int]:
+        """The parts of an observation that `adapt` reads, by name, and of how many observations."""
+        return {}
+
     def adapt(self, obs: Observation) -> None:
         """Takes observations `[N, *O]` as the unit of what is seen; most need none."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import FAR, LARGE, Waves, mean_and_spread, mlp, renewed
-from modules.perception.common import Encoder, ScaledPatches, Shapes, amplify
+from modules.perception.common import ADAPTED, Encoder, ScaledPatches, Shapes, amplify
 from modules.types import WIDTH, Gains, Observation, Shape, UnusableInput, by_sense, require
 
 LONG = 64
@@ -101,6 +102,9 @@ class PlainSense(nn.Module):
         return centred.to(torch.get_default_dtype())
 
 
+NUMBERS = 4096
+"""Observations that numbers take their unit from."""
+
 SENSES = {1: "a vector [N]", 2: "a set of things [K, N]", 3: "an image [channels, height, width]"}
 
 
@@ -144,6 +148,12 @@ class Senses(Encoder):
         self.names = {_key(name): name for name in shapes}
         self.senses = nn.ModuleDict({_key(n): _sense(part, config) for n, part in shapes.items()})
         self.shape: Shape = (sum(sense.out for sense in self.senses.values()), 1, 1)  # type: ignore[misc]
+
+    @property
+    def adapts(self) -> Mapping[str, int]:
+        counts = {PlainSense: NUMBERS, ImageSense: ADAPTED}
+        found = {name: counts.get(type(self.senses[key]), 0) for key, name in self.names.items()}
+        return {name: count for name, count in found.items() if count}
 
     def adapt(self, obs: Observation) -> None:
         """Takes observations `[N, *O]` as the unit of those senses that have one."""

@@ -1,0 +1,260 @@
+"""The replay buffer keeps one frame of a stack, and gives back the stacks that were observed."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import ami_agent as ami
+from ami_agent.build import blank_step, buffer_in_words, buffer_size
+from ami_agent.lessons import Live
+from ami_agent.life import WorldConfig, live, walk
+from ami_agent.train import train
+from modules.memory import SEEN, Memory, Parts
+from modules.types import Trajectory, Transition, UnusableInput, by_sense
+
+Step = tuple[Tensor, Tensor, Tensor, Tensor, bool, bool]
+
+
+def dice(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def history(seed: int, steps: int, envs: int, stack: int, longest: int) -> list[Transition]:
+    """Steps of environments that show the last `stack` frames `[2, 3]`, as
+    FrameStackObservation does; episodes have random lengths from 1 on."""
+    rng = np.random.default_rng(seed)
+    frames = [deque(maxlen=stack) for _ in range(envs)]
+
+    def frame(first: bool, env: int) -> torch.Tensor:
+        now = torch.from_numpy(rng.integers(0, 256, (2, 3), dtype=np.uint8))
+        for _ in range(stack if first else 1):
+            frames[env].append(now)
+        return torch.cat(list(frames[env]))
+
+    left = rng.integers(1, longest + 1, envs)
+    obs = torch.stack([frame(True, env) for env in range(envs)])
+    over, found = np.zeros(envs, bool), []
+    for _ in range(steps):
+        resets, over = over, np.zeros(envs, bool)
+        left = np.where(resets, rng.integers(1, longest + 1, envs), left - 1)
+        over = ~resets & (left == 0)
+        following = torch.stack([frame(bool(resets[env]), env) for env in range(envs)])
+        ended = torch.from_numpy(over)
+        died = ended & torch.from_numpy(rng.random(envs) < 0.5)
+        action = torch.from_numpy(rng.random((envs, 1)).astype(np.float32))
+        found.append(Transition(obs, action, action + 1, following, died, ended & ~died))
+        obs = following
+    return found
+
+
+def episodes(steps: list[Transition], env: int) -> list[list[tuple[int, Transition]]]:
+    """The steps of one environment by episode, without those that only reset."""
+    found, over = [[]], False
+    for number, step in enumerate(steps):
+        if over:
+            found.append([])
+        else:
+            found[-1].append((number, step))
+        over = bool(step.terminated[env] | step.truncated[env])
+    return found
+
+
+def expected(
+    steps: list[Transition], envs: int, capacity: int, length: int
+) -> dict[tuple, Trajectory]:
+    """All windows by the number of their first step and environment."""
+    found, oldest = {}, len(steps) - capacity
+    for env in range(envs):
+        for episode in episodes(steps, env):
+            done = episode and bool(episode[-1][1].terminated[env] | episode[-1][1].truncated[env])
+            short = done and len(episode) < length
+            for start, (number, _) in enumerate(episode):
+                window = [step for _, step in episode[start : start + length]]
+                if number >= oldest and (len(window) == length or short):
+                    obs = torch.stack([window[0].obs[env], *(s.next_obs[env] for s in window)])
+                    parts = ("action", "interoception", "terminated")
+                    rest = (torch.stack([getattr(s, n)[env] for s in window]) for n in parts)
+                    found[number, env] = Trajectory(obs, *rest, torch.zeros(()))
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), steps=st.integers(1, 40), envs=st.integers(1, 3),
+    stack=st.integers(1, 5), capacity=st.integers(1, 25), length=st.integers(1, 6),
+    longest=st.integers(1, 9), saved=st.booleans(),
+)  # fmt: skip
+def test_a_window_is_what_was_experienced_bit_for_bit(
+    seed, steps, envs, stack, capacity, length, longest, saved
+):
+    taken = history(seed, steps, envs, stack, longest)
+    memory = Memory(capacity, taken[0], "cpu", stack)
+    for step in taken:
+        memory.remember(step)
+    if saved:
+        again = Memory(capacity, taken[0], "cpu", stack)
+        again.load_state_dict({name: part.clone() for name, part in memory.state_dict().items()})
+        memory = again
+    wanted = expected(taken, envs, capacity, length)
+    if not wanted:
+        with pytest.raises(UnusableInput):
+            memory.sample(4, length, dice())
+        return
+    drawn = memory.sample(30 * len(wanted), length, dice(seed))
+    by_action = {(float(w.actions[0, 0]), len(w.actions)): w for w in wanted.values()}
+    met = set()
+    for index, lasts in enumerate(drawn.lasts.tolist()):
+        found = by_action[float(drawn.actions[index, 0, 0]), lasts]
+        met.add((float(found.actions[0, 0]), lasts))
+        assert torch.equal(drawn.obs[index, : lasts + 1], found.obs)
+        assert torch.equal(drawn.actions[index, :lasts], found.actions)
+        assert torch.equal(drawn.interoception[index, :lasts], found.interoception)
+        assert torch.equal(drawn.terminated[index, :lasts], found.terminated)
+        beyond = drawn.obs[index, lasts + 1 :]
+        assert torch.equal(beyond, found.obs[-1:].expand_as(beyond))
+        assert not drawn.actions[index, lasts:].any()
+        assert not drawn.interoception[index, lasts:].any()
+    assert len(met) == len(by_action)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), stack=st.integers(2, 4), capacity=st.integers(6, 40))
+def test_whole_episodes_go_from_one_buffer_to_another_even_without_their_beginning(
+    seed, stack, capacity
+):
+    taken = history(seed, 40, 1, stack, 20)
+    one = Memory(capacity, taken[0], "cpu", stack)
+    for step in taken:
+        one.remember(step)
+    numbers = one.episodes()
+    other = Memory(capacity + 3 * len(numbers) + stack, taken[0], "cpu", stack)
+    for number in numbers:
+        other.recollect(one.recall(number))
+    assert len(other) == len(one)
+    for mine, theirs in zip(other.episodes(), numbers, strict=True):
+        for part, like in zip(other.recall(mine)[:4], one.recall(theirs)[:4], strict=True):
+            assert torch.equal(part, like)
+    seen = []
+    states = one.translated(lambda obs, fresh: seen.append(obs) or obs[:, :, 0].float())
+    kept = [taken[0].obs, *(step.next_obs for step in taken)][-capacity - 1 :]
+    assert torch.equal(torch.stack(seen), torch.stack(kept))
+    drawn, told = (m.sample(50, 1, dice()) for m in (one, states))
+    assert torch.equal(told.states, drawn.obs[..., 0].float())
+
+
+class Shown(gymnasium.Env):
+    """Two kinds of observations at once."""
+
+    observation_space = Dict(
+        picture=Box(0, 255, (8, 9, 3), np.uint8), numbers=Box(-9, 9, (2,), np.float32),
+        kind=Discrete(3),
+    )  # fmt: skip
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(1, 6))
+        return self.look(), {}
+
+    def step(self, action):
+        self.left -= 1
+        return self.look(), 1.0, self.left == 0, False, {}
+
+    def look(self):
+        random = self.np_random
+        return {
+            "picture": random.integers(0, 256, (8, 9, 3), dtype=np.uint8),
+            "numbers": random.uniform(-9, 9, 2).astype(np.float32),
+            "kind": int(random.integers(3)),
+        }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _known():
+    gymnasium.register("ami-test/Shown-v0", entry_point=Shown)
+    yield
+    del gymnasium.registry["ami-test/Shown-v0"]
+
+
+@pytest.mark.parametrize("stack", [1, 2, 4])
+def test_stacks_of_gymnasium_s_wrapper_come_back_as_they_were(stack):
+    world = WorldConfig(id="ami-test/Shown-v0", stack=stack, mortal=True).build(2)
+    obs, _ = world.reset(0)
+    whole = Memory(60, blank_step(world.spec, 2), "cpu")
+    frames = Memory(60, blank_step(world.spec, 2), "cpu", stack)
+    for _, lived in zip(range(90), live(walk(world), world, obs), strict=False):
+        whole.remember(lived.transition)
+        frames.remember(lived.transition)
+    for length in (1, 3):
+        one, other = (m.sample(200, length, dice(), 2) for m in (whole, frames))
+        assert torch.equal(one.lasts, other.lasts)
+        for name, part in by_sense(one.obs).items():
+            assert torch.equal(part, by_sense(other.obs)[name]), name
+    sizes = [sum(p.nbytes for n, p in m.state_dict().items() if n.startswith("obs"))
+             for m in (whole, frames)]  # fmt: skip
+    assert sizes[1] < 1.1 * sizes[0] / stack
+
+
+def test_what_is_no_stack_of_frames_is_refused():
+    taken = history(0, 5, 1, 3, 9)
+    memory = Memory(9, taken[0], "cpu", 3)
+    memory.remember(taken[0])
+    with pytest.raises(UnusableInput, match="not a stack of 3 frames"):
+        memory.remember(taken[1]._replace(next_obs=taken[3].next_obs))
+    fresh = Memory(9, taken[0], "cpu", 3)
+    with pytest.raises(UnusableInput, match="begins with the first frame repeated"):
+        fresh.remember(taken[2])
+    with pytest.raises(UnusableInput, match="no stack of 4 frames"):
+        Memory(9, taken[0], "cpu", 4)
+
+
+def test_only_what_is_asked_for_is_read():
+    taken = history(0, 20, 2, 2, 9)
+    named = [
+        step._replace(obs={"eye": step.obs, "hand": step.action},
+                      next_obs={"eye": step.next_obs, "hand": step.action}) for step in taken
+    ]  # fmt: skip
+    memory = Memory(30, named[0], "cpu")
+    for step in named:
+        memory.remember(step)
+    whole = memory.sample(50, 2, dice())
+    hand = memory.sample(50, 2, dice(), parts=Parts(obs=("hand",), actions=False))
+    assert set(hand.obs) == {"hand"}
+    assert torch.equal(hand.obs["hand"], whole.obs["hand"])
+    assert torch.equal(hand.interoception, whole.interoception)
+    assert hand.actions.shape == (50, 0, 1)
+    seen = memory.sample(50, 2, dice(), parts=SEEN)
+    assert torch.equal(seen.obs["eye"], whole.obs["eye"])
+    assert not seen.interoception.numel()
+
+
+def test_the_memory_that_a_buffer_takes_is_known_and_said_before_it_is_taken(tmp_path):
+    config = ami.recipes.gym(WorldConfig(id="ami-test/Shown-v0", stack=4))
+    world = config.world.build(1)
+    example = blank_step(world.spec, 2)
+    memory = Memory(50, example, "cpu", 4)
+    taken = {**memory._store, "age": memory._age, "episode": memory._episode, "d": memory._done}
+    assert Memory.size(50, example, 4) == sum(part.nbytes for part in taken.values())
+    said = buffer_in_words(config, world.spec)
+    steps = config.life.steps + config.interact.steps + 2
+    assert f"replay buffer: {steps:,} steps of " in said
+    assert "3x8x9 uint8" in said
+    assert said.endswith("MiB")
+    assert buffer_size(config, world.spec) == Memory.size(steps, blank_step(world.spec, 1), 4)
+
+
+def test_a_buffer_larger_than_this_machine_is_refused_in_one_line(tmp_path):
+    config = ami.recipes.gym(WorldConfig(id="ami-test/Shown-v0"))
+    config = replace(config, life=Live(worlds=1, steps=10**9))
+    with pytest.raises(UnusableInput, match=r"the replay buffer would take about .*--life\.steps"):
+        train(config, out=tmp_path / "run")
