@@ -26,7 +26,7 @@ class Record(NamedTuple):
 
     number: int
     steps: int  # of all, and one between each two
-    episodes: Iterable[Trajectory]  # obs [1, T + 1, *O]
+    episodes: Callable[[int], Iterator[Trajectory]]  # from that one on; obs [1, T + 1, *O]
 
 
 def of_minari(name: str, world: World) -> Record:
@@ -46,7 +46,8 @@ def of_minari(name: str, world: World) -> Record:
     if not found.total_steps:
         raise UnusableInput(f"dataset {name} is empty")
     count = int(found.total_episodes)
-    return Record(count, int(found.total_steps) + count - 1, _episodes(name, found, world))
+    episodes = partial(_episodes, name, found, world)
+    return Record(count, int(found.total_steps) + count - 1, episodes)
 
 
 def _told(known: Iterable[str]) -> str:
@@ -78,9 +79,9 @@ def _check_spaces(name: str, found: Any, world: World) -> None:
         )
 
 
-def _episodes(name: str, found: Any, world: World) -> Iterator[Trajectory]:
+def _episodes(name: str, found: Any, world: World, first: int) -> Iterator[Trajectory]:
     """Each as the mind would have sensed it; UnusableInput naming the first that can't be."""
-    for number in range(found.total_episodes):
+    for number in range(first, found.total_episodes):
         episode = _read(name, partial(found.__getitem__, number))
         try:
             yield _trajectory(episode, world)
@@ -143,4 +144,5 @@ def of_run(folder: str, world: World) -> Record:
     numbers = memory.episodes()
     if not len(numbers):
         raise UnusableInput(f"run {folder} remembers no step")
-    return Record(len(numbers), len(memory) + len(numbers) - 1, map(memory.recall, numbers))
+    steps = len(memory) + len(numbers) - 1
+    return Record(len(numbers), steps, lambda first: map(memory.recall, numbers[first:]))
