@@ -138,7 +138,10 @@ def _clean(parent: Path) -> None:
 
 
 def _write(draft: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    (draft / TENSORS).touch()
+    mode = (draft / TENSORS).stat().st_mode  # as the umask has it; safetensors' own is 0600
     save_file(_separate(tensors), draft / TENSORS)
+    (draft / TENSORS).chmod(mode)
     _sync(draft / TENSORS)
     sums = {TENSORS: files.checksum(draft / TENSORS), FACTS: _sha256_of(facts)}
     whole = {"format": FORMAT, "sha256": sums, "facts": facts}

@@ -3,11 +3,13 @@ failed (1); nothing that was learnt is lost."""
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from rich.console import Console
 
 from ami_agent import catalogue, runs, settings
 from ami_agent.ablate import Alone, Cluster, Crew, Processes, named, question, study, variants
-from ami_agent.ablate import rows as rows_of
+from ami_agent.ablate import show as show_study
 from ami_agent.bench import BENCHES
 from ami_agent.build import Config
 from ami_agent.changes import asked
-from ami_agent.evaluate import Results, judge, rows
+from ami_agent.evaluate import judge, rows
 from ami_agent.flags import (
     AblateFlags,
     BenchFlags,
@@ -35,13 +37,15 @@ from ami_agent.flags import (
     device,
     rooted,
 )
+from ami_agent.interrupt import Interrupted, end, handled
 from ami_agent.life import WorldConfig
 from ami_agent.priors import card
 from ami_agent.probe import examiner, verdict
 from ami_agent.recipes import OPEN, recipe
 from ami_agent.recipes.gym import DEFAULT_WORLD
-from ami_agent.report import Report, Spoken, table
+from ami_agent.report import Report, Spoken, one_line, print_table, say
 from ami_agent.resources import allocation_failure
+from ami_agent.run_lock import owned
 from ami_agent.train import check, train
 from modules.types import Diverged, UnusableInput
 
@@ -49,6 +53,19 @@ from modules.types import Diverged, UnusableInput
 def _write(path: str, results: Mapping[str, Any]) -> None:
     if path:
         runs.write_json(Path(path), results)
+
+
+def _all(*steps: Callable[[], None]) -> None:
+    """Takes every step, and raises the first error of the disk at the end: what one file can't hold
+    another can."""
+    errors: list[OSError] = []
+    for step in steps:
+        try:
+            step()
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[str]]:
@@ -67,14 +84,12 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     out = Path(flags.out or Path("runs") / name / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
     device(flags.device)
-    with closing(Report(out, console)) as report:
-        results = _train(name, flags, out, report)
-    _write(flags.json, results)
-    console.print(table(f"{name}, seed {flags.seed}", *rows(results)))
+    with owned(out), closing(Report(out, console)) as report:
+        _train(name, flags, out, report, console)
 
 
-def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str, Results]:
-    """Trains, and evaluates both modes."""
+def _train(name: str, flags: TrainFlags, out: Path, report: Report, console: Console) -> None:
+    """Trains, and evaluates both modes; the figures are printed before they are written."""
     from ami_agent.show import pictured  # drawing is slow to import
 
     report.say(f"{name}, seed {flags.seed}, on {device(flags.device)}, into {out}")
@@ -85,9 +100,12 @@ def _train(name: str, flags: TrainFlags, out: Path, report: Report) -> dict[str,
     )  # fmt: skip
     found = judge(agent, flags.config.evaluation, episodes=flags.episodes, say=report.say)
     results = {mode: {"recipe": name, **marks} for mode, marks in found.items()}
-    runs.write_json(out / "eval.json", results)  # before strangers' code draws
-    pictured(agent, flags.config.evaluation, report)
-    return results
+    print_table(console, f"{name}, seed {flags.seed}", *rows(results))
+    _all(
+        lambda: runs.write_json(out / "eval.json", results),
+        lambda: _write(flags.json, results),
+        lambda: pictured(agent, flags.config.evaluation, report),  # last: it calls strangers' code
+    )
 
 
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
@@ -98,17 +116,18 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     agent = runs.load(name, device(flags.device), config)
     found = judge(
         agent, world, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,
-        seed=flags.seed, say=console.print,
+        seed=flags.seed, say=partial(say, console),
     )  # fmt: skip
     results = {"recipe": config.recipe, **found[flags.mode]}
-    _write(flags.json, results)
-    title = f"{name}: {world.id} {world.variant} {results['task']}".replace("  ", " ")
-    console.print(table(title, *rows({flags.mode: results})))
+    title = " ".join(filter(None, (world.id, world.variant, results["task"])))
+    print_table(console, f"{name}: {title}", *rows({flags.mode: results}))
     if results["violated"]:
-        console.print(
+        say(
+            console,
             f"no plan kept the task's limits in {100 * results['violated']:.1f} % of the moments: "
-            "there the least violation was chosen"
+            "there the least violation was chosen",
         )
+    _write(flags.json, results)
 
 
 def _evaluated_in(config: Config, env: str, variant: str) -> WorldConfig:
@@ -136,13 +155,13 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
         )  # fmt: skip
         _write(flags.json, {**asked, "lives": [life.verdict for life in lives]})
         return
-    console.print(f"living and drawing {flags.episodes} episodes", highlight=False)
+    say(console, f"living and drawing {flags.episodes} episodes")
     page = show(
         agent, world, Path(flags.out or Path(name) / "show"),
         task=flags.task, report=Spoken(console), mp4=flags.mp4, **asked,
     )  # fmt: skip
+    say(console, f"open {page}")
     _write(flags.json, {"page": str(page), **asked})
-    console.print(f"open {page}", soft_wrap=True)
 
 
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
@@ -161,12 +180,13 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
         device=device(flags.device), crew=Cluster(flags.ray) if flags.ray else crew,
         console=console, asked=question(name),
     )  # fmt: skip
-    _write(flags.json, done.told())
-    console.print(table(f"{label}, {flags.seeds} seeds", *rows_of(done)))
-    console.print("\n".join(done.sentences()), markup=False, highlight=False, soft_wrap=True)
+    show_study(console, done)
     from ami_agent.ablate import page  # drawing is slow to import
 
-    console.print(f"open {page.write(out / 'index.html', done)}", soft_wrap=True)
+    _all(
+        lambda: _write(flags.json, done.told()),
+        lambda: say(console, f"open {page.write(out / 'index.html', done)}"),
+    )
     done.check(out)
 
 
@@ -180,12 +200,14 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     changes = asked(flags.changes, agent.spec)
     marks = examiner(config.evaluation, flags.seed)(agent)
     found = card(agent, config, flags.seed, changes)
-    _write(flags.json, {**marks, "priors": found.figures()})
     figures = [(label, f"{value:.4g}") for label, value in marks.items()]
-    console.print(table(name, ["what", "figure"], figures))
+    print_table(console, name, ["what", "figure"], figures)
     console.print(*found.tables())
-    console.print(verdict(marks))
-    console.print(f"open {draw(Path(name) / 'probe.png', found, name)}", soft_wrap=True)
+    say(console, verdict(marks))
+    _all(
+        lambda: _write(flags.json, {**marks, "priors": found.figures()}),
+        lambda: say(console, f"open {draw(Path(name) / 'probe.png', found, name)}"),
+    )
 
 
 def bench_command(name: str, argv: Sequence[str], console: Console) -> None:
@@ -193,8 +215,8 @@ def bench_command(name: str, argv: Sequence[str], console: Console) -> None:
         flags = settings.parse(BenchFlags(), argv, "ami bench [NAME]")
         told = {name: catalogue.first_line(bench) for name, bench in BENCHES.items()}
         check_target(flags.json)
+        print_table(console, "ami bench NAME", ["name", "what"], list(told.items()))
         _write(flags.json, told)
-        console.print(table("ami bench NAME", ["name", "what"], list(told.items())))
         return
     if name not in BENCHES:
         raise UnusableInput(f"no benchmark {name!r}; there are {', '.join(BENCHES)}")
@@ -208,9 +230,9 @@ def list_command(name: str, argv: Sequence[str], console: Console) -> None:
     check_target(flags.json)
     tables = catalogue.tables()
     told = {title: {row[0]: list(row[1:]) for row in rows_} for title, _, rows_ in tables}
-    _write(flags.json, told)
     for title, columns, entries in tables:
-        console.print(table(title, columns, entries))
+        print_table(console, title, columns, entries)
+    _write(flags.json, told)
 
 
 Command = Callable[[str, Sequence[str], Console], None]
@@ -248,9 +270,12 @@ def _run(argv: Sequence[str], console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold what a terminal can't show
+        sys.stdout.reconfigure(errors="backslashreplace")
     console = Console()
     try:
-        _run(sys.argv[1:] if argv is None else argv, console)
+        with handled():
+            _run(sys.argv[1:] if argv is None else argv, console)
     except UnusableInput as error:
         return _complain(error, 2)
     except (Diverged, OSError) as error:
@@ -259,13 +284,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (failure := allocation_failure(error)):
             raise
         return _complain(failure, 1)
-    except KeyboardInterrupt:
-        return _complain("interrupted; what was checkpointed is kept", 1)
+    except KeyboardInterrupt as error:
+        end([child for child in active_children() if child.daemon], 0.0)
+        said = error.said if isinstance(error, Interrupted) else "interrupted"
+        return _complain(said, 1)
     return 0
 
 
 def _complain(what: object, code: int) -> int:
-    line = " ".join(str(what).split())  # and nothing that a terminal would obey
-    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    print(f"ami: {plain}", file=sys.stderr)
+    print(f"ami: {one_line(what)}", file=sys.stderr)
     return code

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from gymnasium import logger as gymnasium_says
 from gymnasium.vector import AsyncVectorEnv, VectorEnv, VectorWrapper
 
+from ami_agent import interrupt
 from ami_agent.autoreset import SameStepFound
 from ami_agent.failures import Died, Failed, FailedInReset, described, is_interrupt, location
 from ami_agent.graphics import gl_hint
@@ -25,6 +26,8 @@ TIMES, SOON = 3, 100
 """So many deaths within so many steps are no accident."""
 PATIENCE = 5.0
 """Seconds in which a process whose pipe is broken should be gone."""
+ENDED = 0.3
+"""Seconds after the death of a worker in which a signal to this process is that of its end."""
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +120,8 @@ class Guarded(VectorWrapper):
                 raise
             dead = _dead(self.env) if isinstance(error, (EOFError, OSError)) else ""
             _bury(self.env)
+            if dead and interrupt.waits(ENDED):
+                interrupt.stop()  # a signal that ends this process ended its workers first
             if not dead:
                 kind = FailedInReset if what == "reset" else Failed
                 raise kind(

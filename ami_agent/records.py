@@ -27,7 +27,7 @@ class Record(NamedTuple):
 
     number: int
     steps: int  # of all, and one between each two
-    episodes: Iterable[Trajectory]  # obs [1, T + 1, *O]
+    episodes: Callable[[int], Iterator[Trajectory]]  # from that one on; obs [1, T + 1, *O]
 
 
 def of_minari(name: str, world: World) -> Record:
@@ -50,7 +50,8 @@ def of_minari(name: str, world: World) -> Record:
     if not found.total_steps:
         raise UnusableInput(f"dataset {name} is empty")
     count = int(found.total_episodes)
-    return Record(count, int(found.total_steps) + count - 1, _episodes(name, found, world))
+    episodes = partial(_episodes, name, found, world)
+    return Record(count, int(found.total_steps) + count - 1, episodes)
 
 
 def _check_files(name: str, home: Path) -> None:
@@ -89,9 +90,9 @@ def _check_spaces(name: str, found: Any, world: World) -> None:
         )
 
 
-def _episodes(name: str, found: Any, world: World) -> Iterator[Trajectory]:
+def _episodes(name: str, found: Any, world: World, first: int) -> Iterator[Trajectory]:
     """Each as the mind would have sensed it; UnusableInput naming the first that can't be."""
-    for number in range(found.total_episodes):
+    for number in range(first, found.total_episodes):
         episode = _read(name, partial(found.__getitem__, number))
         try:
             yield _trajectory(episode, world)
@@ -180,4 +181,4 @@ def of_run(folder: str, world: World) -> Record:
         raise UnusableInput(f"run {folder} remembers no step")
     # of an episode whose beginning is overwritten, older frames are kept in rows of their own
     steps = len(memory) + len(numbers) - 1 + (stack - 1) * memory.worlds
-    return Record(len(numbers), steps, map(memory.recall, numbers))
+    return Record(len(numbers), steps, lambda first: map(memory.recall, numbers[first:]))

@@ -7,26 +7,32 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from ami_agent.atomic import NotWritten, not_written
 
 Number: TypeAlias = float | Tensor
 """A float, or a tensor of one element that is read only when it is shown."""
 
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 BAR_EVERY = 0.2  # seconds between looks of the bar
+METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents.*"
 
 
 class Reporter(Protocol):
@@ -39,6 +45,14 @@ class Reporter(Protocol):
     def progress(
         self, stage: str, total: int, start: int = 0
     ) -> AbstractContextManager[Progress]: ...
+    def position(self) -> Mapping[str, int]:
+        """Bytes of each file of the log, all of it written out: a checkpoint keeps them."""
+        ...
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Cuts the log back to a position of it; nothing was logged since it was opened."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -86,6 +100,13 @@ class Silence:
         """A progress nobody sees."""
         yield Progress(total, start, math.inf, lambda done, news: None)
 
+    def position(self) -> Mapping[str, int]:
+        """Nothing is written."""
+        return {}
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Nothing is written."""
+
     def close(self) -> None:
         """Nothing."""
 
@@ -98,7 +119,7 @@ class Spoken(Silence):
 
     def say(self, text: str) -> None:
         """One plain line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
     @contextmanager
     def progress(self, stage: str, total: int, start: int = 0) -> Iterator[Progress]:
@@ -109,7 +130,10 @@ class Spoken(Silence):
 
     @contextmanager
     def _bar(self, stage: str, total: int, start: int) -> Iterator[Progress]:
-        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[news]}")]
+        columns = [
+            TextColumn("{task.description}", markup=False), BarColumn(),
+            TextColumn("{task.fields[news]}", markup=False),
+        ]  # fmt: skip
         with Bars(*columns, console=self._console) as bars:
             task = bars.add_task(stage, total=total, completed=start, news="")
 
@@ -127,55 +151,128 @@ class Spoken(Silence):
 
 
 class Report(Spoken):
-    """Writes into a run folder and onto a console. A run that goes on appends."""
+    """Writes into a run folder and onto a console. A run that is resumed cuts its log back to its
+    checkpoint and appends. What can't be written raises NotWritten."""
 
     def __init__(self, folder: Path, console: Console) -> None:
         super().__init__(console)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = (folder / "metrics.jsonl").open("ab")
-        _drop_torn_line(folder / "metrics.jsonl")
-        self._board = SummaryWriter(str(folder))
+        self._folder, self._path = folder, folder / METRICS
+        self._writer: SummaryWriter | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._metrics = self._path.open("ab")
+            _cut(self._path, self._path.stat().st_size)
+        except OSError as error:
+            raise not_written(self._path, error) from error
 
     def scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None:
         """One line of `metrics.jsonl` and one point per value; what is not finite becomes null."""
         numbers = {name: float(value) for name, value in values.items()}
         tidy = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
         line = {"stage": stage, "step": step, "time": time.time(), **tidy}
-        self._metrics.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._metrics.flush()
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{stage}/{name}", value, step)
+        try:
+            self._metrics.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise not_written(self._path, error) from error
+        with self._board() as board:
+            for name, value in numbers.items():
+                board.add_scalar(f"{stage}/{name}", value, step)
 
     def picture(self, tag: str, image: Tensor | np.ndarray, step: int) -> None:
         """`image`: uint8 [H, W, 3]."""
-        self._board.add_image(tag, image, step, dataformats="HWC")
+        with self._board() as board:
+            board.add_image(tag, image, step, dataformats="HWC")
 
     def film(self, tag: str, gif: bytes, step: int) -> None:
         """Beside the pictures: TensorBoard plays a GIF as it is."""
         shown = Summary.Image(encoded_image_string=gif, colorspace=3)
         summary = Summary(value=[Summary.Value(tag=tag, image=shown)])
-        self._board._get_file_writer().add_summary(summary, step)
+        with self._board() as board:
+            board._get_file_writer().add_summary(summary, step)
+
+    def position(self) -> Mapping[str, int]:
+        """Of `metrics.jsonl` and all event files of TensorBoard."""
+        if self._writer is not None:
+            with self._board() as board:
+                board.flush()
+        return {path.name: path.stat().st_size for path in self._files()}
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Event files that were begun later are removed."""
+        try:
+            for path in self._files():
+                if path.name in position or path == self._path:
+                    _cut(path, position.get(path.name, 0))
+                else:
+                    path.unlink()
+        except OSError as error:
+            raise not_written(self._folder, error) from error
 
     def close(self) -> None:
         """Nothing can be said afterwards."""
-        self._metrics.close()
-        self._board.close()
+        with suppress(OSError):  # what could not be written raised when it was
+            self._metrics.close()
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
+
+    def _files(self) -> list[Path]:
+        return [self._path, *sorted(self._folder.glob(EVENTS))]
+
+    @contextmanager
+    def _board(self) -> Iterator[SummaryWriter]:
+        """TensorBoard's writer, whose file is made when it is needed."""
+        try:
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self._folder))
+            yield self._writer
+        except OSError as error:
+            if isinstance(error, NotWritten):
+                raise
+            raise not_written(self._folder / EVENTS, error) from error
+
+
+def one_line(text: object) -> str:
+    """The text in one line: line breaks become spaces, other control characters and the bytes of
+    odd file names are written as escapes."""
+    joined = re.sub(r"[ \t]*[\r\n]+[ \t]*", " ", str(text)).strip()
+    return "".join(c if c.isprintable() else _escaped(c) for c in joined)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def say(console: Console, text: object) -> None:
+    """Prints lines as they are: nothing in a name, a path or a message of a stranger is markup."""
+    lines = "\n".join(map(one_line, str(text).split("\n")))
+    console.print(lines, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """The first column names the row and stands left, figures stand right; None is a dash."""
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=Text(one_line(title)) if title else None, title_justify="left")
     for number, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if number else "left", no_wrap=not number)
+        justify: JustifyMethod = "right" if number else "left"
+        drawn.add_column(Text(one_line(column)), justify=justify, no_wrap=not number)
     for row in rows:
         drawn.add_row(*map(_cell, row))
     return drawn
 
 
-def _cell(value: object) -> str:
+def print_table(
+    console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
+    """A table below a title that is never broken: it may name a path."""
+    say(console, title)
+    console.print(table("", columns, rows))
+
+
+def _cell(value: object) -> Text:
     if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+        return Text("-")
+    return Text(f"{value:.3g}" if isinstance(value, float) else one_line(value))
 
 
 def _pair(item: tuple[str, Number]) -> str:
@@ -203,8 +300,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _drop_torn_line(path: Path) -> None:
-    """A killed run may have left half a line, which would spoil the next one."""
-    written = path.read_bytes()
+def _cut(path: Path, size: int) -> None:
+    """Shortens a file to so many bytes; of lines, to whole ones: a killed process may have left
+    half a line, which would spoil the next one."""
     with path.open("r+b") as file:
-        file.truncate(written.rfind(b"\n") + 1)
+        size = min(size, os.fstat(file.fileno()).st_size)
+        file.seek(0)
+        if path.name == METRICS:
+            size = file.read(size).rfind(b"\n") + 1
+        file.truncate(size)

@@ -4,7 +4,9 @@ config.json     the complete settings
 manifest.json   seed, device, versions, commit, seconds per lesson
 metrics.jsonl   every logged figure; TensorBoard's events beside it
 checkpoints/    weights (safetensors and JSON, checksummed)
-memory/         what was lived, while there are lessons that still need it
+replay/         the replay buffer in chunks, while there are stages that still need it
+memory/         the replay buffer, where it is to be kept
+.lock           which process is at work here, while one is
 eval.json       the last evaluation
 """
 
@@ -24,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ami_agent import checkpoint, files, settings
+from ami_agent import atomic, checkpoint, files, settings
 from ami_agent.agent import Agent
 from ami_agent.build import Config, build
 from ami_agent.ceiling import MIB, Ceiling
@@ -43,15 +45,8 @@ CHANGEABLE = ("world.step_timeout ", "evaluation.step_timeout ")
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Whole or not at all; into what is no file, as a pipe, as it comes."""
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-    path = path.resolve()  # a link stays one
-    if path.exists() and not path.is_file():
-        path.write_text(text)
-        return
-    draft = path.with_name(f".{path.name}.unfinished")
-    draft.write_text(text)
-    draft.replace(path)
+    """Whole or not at all; into what is no file, as a pipe, as it comes. Raises NotWritten."""
+    atomic.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

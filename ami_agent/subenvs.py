@@ -12,6 +12,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import _async_worker
 from gymnasium.vector.utils import iterate
 
+from ami_agent import interrupt
 from ami_agent.autoreset import NextStepAutoreset, autoreset_mode, batched, row_of
 from ami_agent.failures import EnvFailed, described, is_interrupt
 
@@ -134,7 +135,9 @@ def _worker(
     index: int, factory: Callable[[], gymnasium.Env], pipe: Any, parent_pipe: Any,
     shared_memory: Any, errors: Any, *others: Any,
 ) -> None:  # fmt: skip
-    """Gymnasium's, but an environment that can't be made says why."""
+    """Gymnasium's, but an environment that can't be made says why, and Ctrl-C is for the parent,
+    which ends it."""
+    interrupt.alone()
     try:
         env = _located(factory)
     except EnvFailed as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,26 +17,24 @@ from torch import Tensor
 
 from ami_agent import checkpoint, runs
 from ami_agent.agent import Agent
-from ami_agent.build import (
-    Config,
-    buffer_in_words,
-    build,
-    capacity,
-    lessons,
-)
+from ami_agent.atomic import NotWritten, clean
+from ami_agent.build import Config, buffer_in_words, build, capacity, lessons
 from ami_agent.checks import check_config
 from ami_agent.evaluate import EPISODES_FROM, Outcome, play_many
 from ami_agent.failures import Failed, FailedInReset, NotMade
 from ami_agent.files import fitting
+from ami_agent.interrupt import Interrupted, deferred, keyboard
 from ami_agent.learning import average, check_finite, keep_freed_memory
-from ami_agent.lessons import Pupil
+from ami_agent.lessons import Lesson, Pupil
 from ami_agent.lessons.base import HoldsEnvs
 from ami_agent.lessons.foresight import longest_episode
 from ami_agent.lessons.life import EPISODE_METRICS
 from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
+from ami_agent.replay import Chunks, head
 from ami_agent.report import Report, Reporter
 from ami_agent.resuming import adopt, check_resumable
+from ami_agent.run_lock import owned
 from modules.cost import Foresight
 from modules.recall import ShortTerm
 from modules.types import UnusableInput
@@ -48,11 +46,13 @@ EXAMINED = {"objective"}
 
 
 class Reached(NamedTuple):
-    """How far a run has come: updates in all, the lesson it is in, its pupil's state."""
+    """How far a run has come: updates in all, the stage it is in, and that stage's own state."""
 
     updates: int = 0
     lesson: int = 0
     pupil: Mapping[str, Tensor] = {}
+    recent: Sequence[Mapping[str, Tensor]] = ()  # figures that were not logged yet
+    looked: Mapping[str, int] = {}  # what was evaluated in this stage, and at which step last
 
 
 def train(
@@ -63,27 +63,33 @@ def train(
     """Trains an agent in the run folder `out` and returns it.
 
     The seed decides everything: on a CPU, a run that was killed and resumed ends with the same
-    weights as one that never was. `save_every`: seconds between checkpoints within a lesson.
-    `curve`: Mode-2 is judged in so many episodes after every lesson; what they take is not counted.
-    `keep_memory`: what was lived stays in the run folder.
+    weights and the same log as one that never was. `save_every`: seconds between checkpoints within
+    a stage. `curve`: Mode-2 is judged in so many episodes after every lesson; what they take is not
+    counted. `keep_memory`: the replay buffer stays in the run folder.
+
+    One process at a time trains in a folder; UnusableInput names the other. Ctrl-C saves a
+    checkpoint and raises Interrupted, a KeyboardInterrupt.
     """
     check(config, out, seed, resume)
     keep_freed_memory()
-    if report is None:
-        with closing(Report(Path(out), Console(quiet=True))) as quiet:
-            return train(
-                config, out=out, seed=seed, device=device, resume=resume, report=quiet,
-                save_every=save_every, curve=curve, keep_memory=keep_memory,
-            )  # fmt: skip
-    training = Training(
-        config, Path(out), seed, device, report, save_every, resume, curve, keep_memory
-    )
-    if resume:
-        for change in adopt(Path(out), config):
-            report.say(f"changed for a stage that has not begun: {change}")
-    else:
-        runs.start(Path(out), config, seed, str(device))
-    return training.run()
+    with owned(Path(out)), keyboard():
+        if report is None:
+            with closing(Report(Path(out), Console(quiet=True))) as quiet:
+                return train(
+                    config, out=out, seed=seed, device=device, resume=resume, report=quiet,
+                    save_every=save_every, curve=curve, keep_memory=keep_memory,
+                )  # fmt: skip
+        check_folder(config, Path(out), seed, resume)  # again, now that it has one owner
+        clean(Path(out))
+        training = Training(
+            config, Path(out), seed, device, report, save_every, resume, curve, keep_memory
+        )
+        if resume:
+            for change in adopt(Path(out), config):
+                report.say(f"changed for a stage that has not begun: {change}")
+        else:
+            runs.start(Path(out), config, seed, str(device))
+        return training.run()
 
 
 def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
@@ -91,10 +97,15 @@ def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
     check_config(config)
     if not 0 <= seed < 2**31:
         raise UnusableInput(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
+    check_folder(config, Path(out), seed, resume)
+
+
+def check_folder(config: Config, out: Path, seed: int, resume: bool) -> None:
+    """Raises UnusableInput where the folder holds another run, or none to be resumed."""
     if resume:
-        check_resumable(Path(out), config, seed)
+        check_resumable(out, config, seed)
     else:
-        runs.check_free(Path(out))
+        runs.check_free(out)
 
 
 def lesson_seed(seed: int, name: str) -> int:
@@ -119,7 +130,7 @@ def _beside(pupil: Pupil | None, play: Callable[[], Outcome]) -> Outcome:
 
 
 class Training:
-    """One run on its way through its lessons."""
+    """One run on its way through its stages."""
 
     def __init__(
         self, config: Config, run: Path, seed: int, device: torch.device | str,
@@ -128,6 +139,10 @@ class Training:
         self.config, self.folder, self.seed, self.report = config, run, seed, report
         self.save_every, self.curve, self.keep_memory = save_every, curve, keep_memory
         self.saved = self.noted = time.monotonic()
+        self.seconds: dict[str, float] = {}
+        self.chunks = Chunks(run / "replay")
+        self.start: dict[str, Tensor] = {}  # of the replay buffer, when the stage began
+        self.needed: list[dict[str, Tensor]] = []  # by the checkpoints that are kept
         world = config.world.build(1)
         for line in world.obs_summary():
             report.say(line)
@@ -140,68 +155,101 @@ class Training:
         world.close()
         with fitting(self.folder / "checkpoints"):
             self.reached = self._restore() if resume else Reached()
+        self.recent = [dict(row) for row in self.reached.recent]
+        self.looked = dict(self.reached.looked)
         self.examine = examiner(config.evaluation, seed)
 
     def run(self) -> Agent:
-        """Takes every lesson that is left."""
+        """Takes every stage that is left; raises Interrupted saying what was saved."""
         self._say_limit()
-        for index, (name, lesson) in enumerate(lessons(self.config).items()):
-            if index < self.reached.lesson:
-                continue
-            self.noted = time.monotonic()
-            discount = self.agent.cost.body.foresight.discount
-            pupil = lesson.begin(self.agent, self.config.world, lesson_seed(self.seed, name))
-            if not discount and (found := self.agent.cost.body.foresight.discount):
-                steps = longest_episode(self.agent.memory)
-                self.report.say(f"discount {found:.3g}, for episodes of {steps} steps as collected")
-            if self.reached.pupil:
-                with fitting(self.folder / "checkpoints"):
-                    pupil.load_state_dict(self.reached.pupil)
-            self._learn(index, name, pupil)
+        try:
+            for index, (name, lesson) in enumerate(lessons(self.config).items()):
+                if index >= self.reached.lesson:
+                    self._stage(index, name, lesson)
+            self._end()
+        except Interrupted as stop:
+            raise Interrupted(f"{stop.said}; {self._kept()}") from None
+        return self.agent.eval()
+
+    def _stage(self, index: int, name: str, lesson: Lesson) -> None:
+        self.noted = time.monotonic()
+        taken_up = self.reached.pupil
+        if not taken_up:
+            self.start = head(self.agent.memory.state_dict())
+        discount = self.agent.cost.body.foresight.discount
+        pupil = lesson.begin(self.agent, self.config.world, lesson_seed(self.seed, name))
+        if not discount and (found := self.agent.cost.body.foresight.discount):
+            steps = longest_episode(self.agent.memory)
+            self.report.say(f"discount {found:.3g}, for episodes of {steps} steps as collected")
+        if taken_up:
+            with fitting(self.folder / "checkpoints"):
+                pupil.load_state_dict(taken_up)
+        self._learn(index, name, pupil)
+        judged = bool(self.curve and not lesson.lives and pupil.total)
+        if judged:
+            self._save_stage(pupil)  # an evaluation takes its time, and may be interrupted
+        with deferred():
             pupil.finish()
             self._note(name)
             if lesson.lives and "reward" in self.config.drives:
                 self._say_constant_reward()
-            if lesson.lives and (learnt := pupil.state_dict()):
-                self._save(learnt)  # before memory says that this lesson is over
+        if judged:
+            self._judge(name)
+        with deferred():
+            self.recent, self.looked = [], {}
             self.reached = Reached(self.reached.updates, index + 1)
             if lesson.lives:
                 self._keep_memory()
+            self.start = head(self.agent.memory.state_dict())
             self._save({})
-            if self.curve and not lesson.lives and pupil.total:
-                self._judge(name)
-        if not self.keep_memory:
-            shutil.rmtree(self.folder / "memory", ignore_errors=True)
-        return self.agent.eval()
 
     def _learn(self, index: int, name: str, pupil: Pupil) -> None:
-        recent: list[dict[str, Tensor]] = []
-        shown: dict[str, Tensor] = {}  # of the episode that was done last
-        with self.report.progress(name, pupil.total, pupil.step) as bar:
-            while pupil.step < pupil.total:
-                if name in EXAMINED and pupil.step % EXAMINE_EVERY == 0:
-                    self._examine(name, pupil.step)
-                try:
-                    recent.append(pupil.update())
-                    shown |= {n: v for n, v in recent[-1].items() if n in EPISODE_METRICS}
-                    bar.advance(1, **shown)
-                    self.reached = Reached(self.reached.updates + 1, index)
-                    if self.curve and pupil.milestone:
-                        self._note(name)
-                        self._judge(name, pupil.milestone, pupil)
-                        self.noted = time.monotonic()
-                except Failed:
-                    self._log(name, pupil.step, recent)
-                    self._save(pupil.state_dict())
-                    raise
-                if pupil.step % LOG_EVERY == 0 or pupil.step == pupil.total:
-                    self._log(name, pupil.step, recent)
-                if time.monotonic() - self.saved > self.save_every:
-                    self._log(name, pupil.step, recent)
-                    self._note(name)
-                    self._save(pupil.state_dict())
-        if name in EXAMINED:
-            self._examine(name, pupil.step)
+        self.reached = Reached(self.reached.updates, index)
+        self.shown: dict[str, Tensor] = {}  # of the episode that was done last
+        try:
+            if pupil.step % LOG_EVERY == 0:
+                self._log(name, pupil.step)  # what could not be written when it was due
+            with self.report.progress(name, pupil.total, pupil.step) as bar:
+                while pupil.step < pupil.total:
+                    self._look(name, pupil)
+                    with deferred():
+                        self._update(name, pupil)
+                        bar.advance(1, **self.shown)
+            self._look(name, pupil)
+        except (Failed, NotWritten):
+            self._save_stage(pupil)
+            raise
+        except Interrupted as stop:
+            if not stop.abrupt:
+                self._save_stage(pupil)
+            raise
+
+    def _look(self, name: str, pupil: Pupil) -> None:
+        """What is evaluated at this step of a stage, once."""
+        step = pupil.step
+        if name in EXAMINED and (step % EXAMINE_EVERY == 0 or step == pupil.total):
+            self._once("examine", step, lambda: self._examine(name, step))
+        mode = pupil.milestone if self.curve and step else ""
+        if mode:
+            self._note(name)
+            self._once("judge", step, lambda: self._judge(name, mode, pupil))
+            self.noted = time.monotonic()
+
+    def _once(self, what: str, step: int, do: Callable[[], None]) -> None:
+        """A checkpoint may be taken up between an evaluation and the update after it."""
+        if self.looked.get(what) != step:
+            do()
+            self.looked[what] = step
+
+    def _update(self, name: str, pupil: Pupil) -> None:
+        self.recent.append(pupil.update())
+        self.shown |= {n: v for n, v in self.recent[-1].items() if n in EPISODE_METRICS}
+        self.reached = Reached(self.reached.updates + 1, self.reached.lesson)
+        if pupil.step % LOG_EVERY == 0 or pupil.step == pupil.total:
+            self._log(name, pupil.step)
+        if time.monotonic() - self.saved > self.save_every:
+            self._note(name)
+            self._save_stage(pupil)
 
     def _say_limit(self) -> None:
         """How long episodes last and how far they are foreseen, and what says so."""
@@ -231,71 +279,119 @@ class Training:
             else f"{said}: nothing to learn from yet"
         )
 
-    def _log(self, name: str, step: int, recent: list[dict[str, Tensor]]) -> None:
-        """Also the guard before every checkpoint: what is not finite is never saved."""
-        if recent:
-            values = average(recent)
-            recent.clear()
+    def _log(self, name: str, step: int) -> None:
+        if self.recent:
+            values = average(self.recent)
             check_finite(name, step, values)
             if values:
                 self.report.scalars(name, step, values)
+            self.recent.clear()
+
+    def _save_stage(self, pupil: Pupil) -> None:
+        """A checkpoint within a stage, of those that can be taken up; what is not finite is never
+        saved."""
+        check_finite(list(lessons(self.config))[self.reached.lesson], pupil.step,
+                     average(self.recent))  # fmt: skip
+        state = pupil.state_dict()
+        if state:
+            self._save(state)
+        self.saved = time.monotonic()
 
     def _examine(self, name: str, step: int) -> None:
         marks = self.examine(self.agent)
-        self.report.scalars("state", step, marks)
-        self.report.say(f"{name} {step}: {verdict(marks) if step else 'nothing learnt yet'}")
+        with deferred():
+            self.report.scalars("state", step, marks)
+            self.report.say(f"{name} {step}: {verdict(marks) if step else 'nothing learnt yet'}")
+            self.looked["examine"] = step
 
     def _judge(self, name: str, mode: str = "plan", pupil: Pupil | None = None) -> None:
         # whoever lives meanwhile goes on with what it recalls
         living, self.agent.episode = self.agent.episode, ShortTerm(self.agent.recall)
-        seconds = runs.seconds_of(self.folder)
-        for task, assignment in self.config.tasks.items():
-            play = partial(
-                play_many, mind(self.agent.eval(), mode, assignment),
-                self.config.evaluation.under(assignment), self.curve, EPISODES_FROM,
-                self.agent.device,
-            )  # fmt: skip
-            outcome = _beside(pupil, play)
-            told = {
-                "final_success": outcome.final_success, "score": outcome.score,
-                "return": outcome.felt[:, 0],
-            }  # fmt: skip
-            marks = {n: float(part.mean()) for n, part in told.items() if not part.isnan().any()}
-            lived = {"seconds": seconds, "lived": float(self.agent.memory.lived)}
-            self.report.scalars(f"curve/{task}", self.reached.updates, {**lived, **marks})
-            said = ", ".join(f"{n} {value:.3g}" for n, value in marks.items())
-            self.report.say(
-                f"after {name}, {seconds:.0f} s, {self.agent.memory.lived} steps of life, {task}, "
-                f"{mode}: {said} (mean of {self.curve})"
-            )
+        seconds, steps = sum(self.seconds.values()), self.agent.memory.lived
+        found = {task: self._marks(mode, task, pupil) for task in self.config.tasks}
         self.agent.episode = living
+        with deferred():  # all of it is logged, or nothing
+            for task, marks in found.items():
+                lived = {"seconds": seconds, "lived": float(steps)}
+                self.report.scalars(f"curve/{task}", self.reached.updates, {**lived, **marks})
+                said = ", ".join(f"{n} {value:.3g}" for n, value in marks.items())
+                self.report.say(
+                    f"after {name}, {seconds:.0f} s, {steps} steps of life, {task}, {mode}: {said} "
+                    f"(mean of {self.curve})"
+                )
+
+    def _marks(self, mode: str, task: str, pupil: Pupil | None) -> dict[str, float]:
+        """The means of some episodes of a task."""
+        assignment = self.config.tasks[task]
+        play = partial(
+            play_many, mind(self.agent.eval(), mode, assignment),
+            self.config.evaluation.under(assignment), self.curve, EPISODES_FROM, self.agent.device,
+        )  # fmt: skip
+        outcome = _beside(pupil, play)
+        told = {
+            "final_success": outcome.final_success, "score": outcome.score,
+            "return": outcome.felt[:, 0],
+        }  # fmt: skip
+        return {n: float(part.mean()) for n, part in told.items() if not part.isnan().any()}
 
     def _note(self, name: str) -> None:
-        """What the lesson took since it was last noted; what is lost in a kill is not counted."""
+        """What the stage took since it was last noted; what is lost in a kill is not counted."""
         now = time.monotonic()
         seconds, self.noted = now - self.noted, now
-        known = runs.manifest_of(self.folder)
-        known["seconds"][name] = round(known["seconds"].get(name, 0) + seconds, 1)
-        runs.write_json(self.folder / "manifest.json", known)
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def _keep_memory(self) -> None:
-        facts = {"lesson": self.reached.lesson}
-        checkpoint.save(self.folder / "memory", self.agent.memory.state_dict(), facts)
+        """What is new in the replay buffer; the checkpoint that follows says that it counts."""
+        self.chunks.save(self.agent.memory.state_dict())
 
     def _save(self, pupil: Mapping[str, Tensor]) -> None:
-        tensors = {**runs.weights(self.agent), **{f"pupil.{k}": v for k, v in pupil.items()}}
+        """The replay buffer's new steps first, then all else; the manifest tells the same."""
+        self._keep_memory()
+        memory = head(self.agent.memory.state_dict())
+        tensors = {
+            **runs.weights(self.agent),
+            **_named("pupil", {k: v for k, v in pupil.items() if not k.startswith("memory.")}),
+            **_named("buffer", memory), **_named("start", self.start if pupil else {}),
+            **_named("recent", _stacked(self.recent)),
+        }  # fmt: skip
         facts = {
-            "updates": self.reached.updates,
-            "lesson": self.reached.lesson,
-            "lessons": list(lessons(self.config)),
-        }
+            "updates": self.reached.updates, "lesson": self.reached.lesson,
+            "lessons": list(lessons(self.config)), "seconds": _rounded(self.seconds),
+            "log": dict(self.report.position()), "looked": self.looked,
+        }  # fmt: skip
         checkpoint.save(checkpoint.place(self.folder, self.reached.updates), tensors, facts)
         checkpoint.prune(self.folder)
+        self.needed = [*self.needed, memory, self.start][-4:]  # two checkpoints are kept
+        self.chunks.prune(self.needed)
+        self._tell_seconds()
         self.saved = time.monotonic()
 
+    def _tell_seconds(self) -> None:
+        known = {**runs.manifest_of(self.folder), "seconds": _rounded(self.seconds)}
+        runs.write_json(self.folder / "manifest.json", known)
+
+    def _end(self) -> None:
+        """Of the replay buffer stays what is to be kept."""
+        if self.keep_memory and self.chunks.folder.exists():
+            facts = {"lesson": self.reached.lesson}
+            checkpoint.save(self.folder / "memory", self.agent.memory.state_dict(), facts)
+        elif not self.keep_memory:
+            shutil.rmtree(self.folder / "memory", ignore_errors=True)
+        shutil.rmtree(self.chunks.folder, ignore_errors=True)
+
+    def _kept(self) -> str:
+        """Where a run that was interrupted will go on."""
+        found = checkpoint.checkpoints(self.folder)
+        if not found:
+            return f"{self.folder} had no checkpoint yet"
+        return f"{self.folder} is saved up to update {int(found[-1].name[5:])}, --resume goes on"
+
     def _restore(self) -> Reached:
-        """From the newest checkpoint, if there is one yet."""
+        """From the newest checkpoint, if there is one yet; the log is cut back to it."""
         if not checkpoint.checkpoints(self.folder):
+            self.report.rewind({})
+            self.chunks.cut(0)
+            self._tell_seconds()
             return Reached()
         newest = checkpoint.latest(self.folder)
         tensors, facts = checkpoint.load(newest, self.agent.device)
@@ -307,15 +403,60 @@ class Training:
         if not all(isinstance(facts.get(known), int) for known in ("updates", "lesson")):
             raise UnusableInput(f"{newest} does not say where it was: it can't be resumed")
         runs.put_weights(self.agent, tensors, newest)
-        lesson = facts["lesson"]
-        if 0 < lesson < len(lessons(self.config)):
-            memory, told = checkpoint.load(self.folder / "memory", "cpu")
-            self.agent.memory.load_state_dict(memory)
-            if told["lesson"] > lesson:  # killed when a life was kept, but not yet that it was
-                return Reached(facts["updates"], told["lesson"])
-        pupil = {
-            name.removeprefix("pupil."): value
-            for name, value in tensors.items()
-            if name.startswith("pupil.")
-        }
-        return Reached(facts["updates"], lesson, pupil)
+        pupil = {**_part("pupil", tensors), **self._restore_memory(facts["lesson"], tensors)}
+        if "log" in facts:  # older versions did not know
+            self.report.rewind(facts["log"])
+            self.seconds = {name: float(took) for name, took in facts["seconds"].items()}
+            self._tell_seconds()
+        else:
+            self.seconds = dict(runs.manifest_of(self.folder)["seconds"])
+        recent, looked = _rows(_part("recent", tensors)), facts.get("looked", {})
+        return Reached(facts["updates"], facts["lesson"], pupil, recent, looked)
+
+    def _restore_memory(self, lesson: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The buffer becomes what it was when the stage began; returned is what it was since, for
+        the stage to take up."""
+        now, start = ({n: t.cpu() for n, t in _part(p, tensors).items()} for p in PARTS)
+        steps = int(now["steps"][0]) if now else 0
+        self.start, memory = start, self.agent.memory
+        if lesson >= len(lessons(self.config)) and not self.chunks.folder.exists():
+            return {}  # it is all over
+        self.chunks.cut(steps)
+        if not now and lesson and (self.folder / "memory").is_dir():  # of an older version
+            memory.load_state_dict(checkpoint.load(self.folder / "memory", "cpu")[0])
+            self.chunks.saved = 0
+            self.start = head(memory.state_dict())
+            return {}
+        middle = any(name.startswith("pupil.") for name in tensors)
+        begun = start if middle else now
+        if begun:
+            memory.load_state_dict(self.chunks.load(begun))
+        return _named("memory", self.chunks.load(now)) if middle and steps else {}
+
+
+PARTS = ("buffer", "start")
+"""Of a checkpoint: the replay buffer at that moment, and when the stage began."""
+
+
+def _named(whose: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{whose}.{name}": part for name, part in parts.items()}
+
+
+def _part(whose: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    mine = {n: value for n, value in tensors.items() if n.startswith(f"{whose}.")}
+    return {n.removeprefix(f"{whose}."): value for n, value in mine.items()}
+
+
+def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Figures of some updates -> by name, one after the other."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: torch.stack([row[name] for row in rows if name in row]) for name in names}
+
+
+def _rows(stacked: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The reverse, but for updates that lack a figure: their mean is the same."""
+    return [{name: value} for name, values in stacked.items() for value in values]
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(took, 1) for name, took in seconds.items()}

@@ -6,12 +6,12 @@ came of it, `verdict.py` says what follows, `page.py` shows it.
 
 from __future__ import annotations
 
-from ami_agent.ablate.course import study
+from ami_agent.ablate.course import show, study
 from ami_agent.ablate.jobs import Alone, Cluster, Crew, Processes
 from ami_agent.ablate.study import Study, rows
 from ami_agent.ablate.variants import named, question, swap, variants, without
 
 __all__ = [
-    "Alone", "Cluster", "Crew", "Processes", "Study", "named", "question", "rows", "study",
-    "swap", "variants", "without",
+    "Alone", "Cluster", "Crew", "Processes", "Study", "named", "question", "rows", "show",
+    "study", "swap", "variants", "without",
 ]  # fmt: skip

@@ -3,9 +3,11 @@ it starts, as it goes on and when it is done."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -14,11 +16,13 @@ from rich.console import Console
 
 from ami_agent import runs
 from ami_agent.ablate.jobs import Crew, Job, Outcome, known
-from ami_agent.ablate.study import MODES, Study, Trained, write_csv
+from ami_agent.ablate.study import MODES, Study, Trained, rows, write
 from ami_agent.ablate.verdict import detectable, measure_of, seeds_for
 from ami_agent.build import Config
 from ami_agent.checks import check_all
-from ami_agent.report import duration
+from ami_agent.interrupt import Interrupted
+from ami_agent.report import duration, print_table, say
+from ami_agent.run_lock import owned
 from modules.types import UnusableInput
 
 
@@ -28,15 +32,25 @@ def study(
 ) -> Study:  # fmt: skip
     """Trains and evaluates every variant with every seed, seed by seed, so that a study that is
     stopped early compares all; runs already finished are not repeated. Writes study.json and
-    study.csv into `out`.
+    study.csv into `out`; where they can't be written, prints what was found.
 
-    Raises UnusableInput for settings that can't be, and folders that hold something else."""
+    Raises UnusableInput for settings that can't be, folders that hold something else, and where
+    another process is at work in `out`."""
     if seeds < 1:
         raise UnusableInput(f"--seeds is {seeds}; there must be at least 1")
     runs.check_folder(out)
     check_all(configs)
+    with owned(out):
+        return _study(name, configs, out, seeds, episodes, device, crew, console, asked)
+
+
+def _study(
+    name: str, configs: Mapping[str, Config], out: Path, seeds: int, episodes: int, device: str,
+    crew: Crew, console: Console, asked: str,
+) -> Study:  # fmt: skip
+    homes = {variant: out / folder for variant, folder in folders(configs).items()}
     jobs = [
-        Job(variant, config, out / folder(variant) / str(seed), seed, episodes, device)
+        Job(variant, config, homes[variant] / str(seed), seed, episodes, device)
         for seed in range(seeds)
         for variant, config in configs.items()
     ]
@@ -49,26 +63,65 @@ def study(
             runs.check_same(job.run, job.config, job.seed)
     found = {key: Outcome(*key, marks) for key, marks in before.items() if marks is not None}
     began, worked = time.monotonic(), 0.0
-    for count, outcome in enumerate(crew.work(left), 1):
-        found[outcome.variant, outcome.seed] = outcome
-        worked += outcome.seconds
-        _progress(console, outcome, count, len(left), time.monotonic() - began)
+    try:
+        with closing(crew.work(left)) as outcomes_:
+            for count, outcome in enumerate(outcomes_, 1):
+                found[outcome.variant, outcome.seed] = outcome
+                worked += outcome.seconds
+                _progress(console, outcome, count, len(left), time.monotonic() - began)
+    except Interrupted as stop:
+        finished = sum(1 for outcome in found.values() if outcome.marks is not None)
+        raise Interrupted(
+            f"{stop.said.partition(';')[0]}; {finished} of {len(jobs)} runs in {out} are "
+            "finished, and the same command goes on with the rest"
+        ) from stop
     if left:
         _account(console, worked, time.monotonic() - began)
     outcomes = {name: [found[name, seed] for seed in range(seeds)] for name in configs}
     trained = {
-        variant: [Trained.of(out / folder(variant) / str(o.seed)) for o in each if o.marks]
+        variant: [Trained.of(homes[variant] / str(o.seed)) for o in each if o.marks]
         for variant, each in outcomes.items()
     }
     done = Study(name, configs, seeds, outcomes, trained, asked)
-    runs.write_json(out / "study.json", done.told())
-    write_csv(out / "study.csv", done)
+    try:
+        write(out, done)
+    except OSError:
+        show(console, done)
+        raise
     return done
 
 
-def folder(variant: str) -> str:
-    """What a variant's runs lie in."""
-    return "".join(c if c.isalnum() or c in "._+" else "-" for c in variant)
+def show(console: Console, done: Study) -> None:
+    """What was found, for people."""
+    print_table(console, f"{done.name}, {done.seeds} seeds", *rows(done))
+    say(console, "\n".join(done.sentences()))
+
+
+LONGEST = 100
+"""Characters of a folder's name that come from a variant's."""
+TAKEN = {"", ".", "..", "index.html", "study.json", "study.csv", "study.png"}
+"""What no folder of a variant can be called."""
+
+
+def folders(variants: Iterable[str]) -> dict[str, str]:
+    """What the runs of each variant lie in: its name without what a path can't hold. Where that is
+    no name, or another variant's (on file systems that ignore case, too), the later one's folder
+    has a checksum of its name as well."""
+    found: dict[str, str] = {}
+    taken = set(TAKEN)
+    for variant in variants:
+        plain = "".join(c if c.isalnum() or c in "._+" else "-" for c in variant)
+        name = plain[:LONGEST]
+        if name != plain or _alike(name) in taken:
+            checksum = hashlib.sha256(variant.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+            name = f"{name.lstrip('.')}-{checksum}"
+        taken.add(_alike(name))
+        found[variant] = name
+    return found
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def _foretell(console: Console, seeds: int, jobs: int, left: int) -> None:
@@ -82,7 +135,7 @@ def _foretell(console: Console, seeds: int, jobs: int, left: int) -> None:
             f"half as large {seeds_for(0.5)}"
         )
     done = f", {jobs - left} of them finished before" if left < jobs else ""
-    console.print(f"{jobs} runs{done}; {able}", highlight=False, soft_wrap=True)
+    say(console, f"{jobs} runs{done}; {able}")
 
 
 def _estimate(console: Console, known: Sequence[Job], left: Sequence[Job]) -> None:
@@ -102,24 +155,22 @@ def _estimate(console: Console, known: Sequence[Job], left: Sequence[Job]) -> No
         said = f"about {duration(each * len(left))} of training, as {who} took {duration(each)}"
     else:
         said = f"no finished run of {recipe} tells how long it takes; the first will"
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    say(console, said)
 
 
 def _account(console: Console, worked: float, seconds: float) -> None:
     """Where the time went: what is not work is the study's own, or waiting for the last run."""
     said = f"{duration(worked)} of work in {duration(seconds)}: {worked / seconds:.2f} at a time"
-    console.print(said, highlight=False, soft_wrap=True)
+    say(console, said)
 
 
 def _progress(console: Console, outcome: Outcome, count: int, total: int, seconds: float) -> None:
     said = f"failed: {outcome.failure}"
     if outcome.marks is not None:
+        unwritten = f"; {outcome.failure}" if outcome.failure else ""
         measure = measure_of(outcome.marks["plan"])
         marks = (f"{mode} {measure.of(outcome.marks[mode]):.3g}" for mode in MODES)
-        said = f"{', '.join(marks)} {measure.unit}"
+        said = f"{', '.join(marks)} {measure.unit}{unwritten}"
     left = ceil(seconds / count * (total - count) / 60)
-    console.print(
-        f"{count} of {total}: {outcome.variant}, seed {outcome.seed}: {said}"
-        + (f"; about {left} min left" if count < total else ""),
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    ahead = f"; about {left} min left" if count < total else ""
+    say(console, f"{count} of {total}: {outcome.variant}, seed {outcome.seed}: {said}{ahead}")

@@ -6,25 +6,28 @@ import gc
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from rich.console import Console
 
 from ami_agent import runs
+from ami_agent.atomic import NotWritten
 from ami_agent.build import Config
 from ami_agent.evaluate import EPISODES_FROM, judge
 from ami_agent.files import is_number
+from ami_agent.interrupt import LAST, alone, end, handled
 from ami_agent.report import Report
 from ami_agent.train import train
 from modules.types import UnusableInput
@@ -111,6 +114,8 @@ def carry_out(job: Job, console: Console) -> Outcome:
             found = judge(agent, job.config.evaluation, episodes=job.episodes, seed=first)
             marks = {mode: {"recipe": job.config.recipe, **row} for mode, row in found.items()}
             runs.write_json(job.run / "eval.json", marks)
+    except NotWritten as error:  # what was found by then counts
+        failure = str(error)
     except Exception as error:  # a variant may fail in any way
         told = " ".join(str(error).split()) or type(error).__name__
         kind = "" if isinstance(error, UnusableInput) else f"{type(error).__name__}: "
@@ -122,10 +127,14 @@ def carry_out(job: Job, console: Console) -> Outcome:
     return Outcome(job.variant, job.seed, marks, failure, time.monotonic() - began)
 
 
+Work: TypeAlias = Generator[Outcome, None, None]
+"""What comes of jobs, as it comes; closing it ends the jobs that are under way."""
+
+
 class Crew(Protocol):
     """Whoever carries out jobs, in whatever order."""
 
-    def work(self, jobs: Sequence[Job]) -> Iterator[Outcome]: ...
+    def work(self, jobs: Sequence[Job]) -> Work: ...
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ class Alone:
 
     console: Console
 
-    def work(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    def work(self, jobs: Sequence[Job]) -> Work:
         for job in jobs:
             yield carry_out(job, self.console)
 
@@ -145,7 +154,7 @@ class Processes:
 
     count: int
 
-    def work(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    def work(self, jobs: Sequence[Job]) -> Work:
         for job in (yield from self._together(jobs, self.count)):  # one took all others with it
             for dead in (yield from self._together([job], 1)):
                 yield Outcome(dead.variant, dead.seed, None, "its process died")
@@ -155,24 +164,39 @@ class Processes:
         threads, lost = max(1, (os.cpu_count() or 1) // self.count), []
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(count, spawn, _at_work, (threads,)) as pool:
-            futures = {pool.submit(quietly, job): job for job in jobs}
-            for future in as_completed(futures):
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    lost.append(futures[future])
+            futures = {pool.submit(_interruptible, job): job for job in jobs}
+            try:
+                for future in as_completed(futures):
+                    try:
+                        yield future.result()
+                    except BrokenProcessPool:
+                        lost.append(futures[future])
+            except (KeyboardInterrupt, GeneratorExit):
+                pool.shutdown(wait=False, cancel_futures=True)
+                end([child for child in multiprocessing.active_children() if not child.daemon])
+                raise
         return lost
 
 
 def quietly(job: Job) -> Outcome:
     """Carries out a job; what it says goes into a file beside its checkpoints."""
     job.run.mkdir(parents=True, exist_ok=True)
-    with (job.run / LOG).open("a") as log:
+    with (job.run / LOG).open("a", errors="backslashreplace") as log:
         return carry_out(job, Console(file=log, width=160))
+
+
+def _interruptible(job: Job) -> Outcome:
+    """In a process of a study: a signal saves a checkpoint and ends the process."""
+    try:
+        with handled():
+            return quietly(job)
+    except KeyboardInterrupt:
+        os._exit(1)
 
 
 def _at_work(threads: int) -> None:
     """A process keeps to its share of the cores, and does not outlive the study."""
+    alone()
     torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -193,14 +217,14 @@ class Cluster:
     patience: float = 10.0
     """Seconds until an address that doesn't answer is given up."""
 
-    def work(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        ray = self._joined()
+    def work(self, jobs: Sequence[Job]) -> Work:
+        ray, waiting = self._joined(), {}
         try:
             gpus = int(any(job.device != "cpu" for job in jobs))
             if gpus and not ray.cluster_resources().get("GPU"):
                 raise UnusableInput(f"--ray {self.address}: no GPU there; ask for --device cpu")
-            task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(quietly)
-            waiting = {task.remote(job._replace(run=job.run.absolute())): job for job in jobs}
+            run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(quietly)
+            waiting = {run.remote(job._replace(run=job.run.absolute())): job for job in jobs}
             while waiting:
                 (done, *_), _ = ray.wait(list(waiting))
                 job = waiting.pop(done)
@@ -208,6 +232,11 @@ class Cluster:
                     yield ray.get(done)
                 except Exception as error:  # a node may be gone
                     yield Outcome(job.variant, job.seed, None, f"Ray lost it: {error}")
+        except (KeyboardInterrupt, GeneratorExit):
+            for task in waiting:
+                ray.cancel(task)  # raises KeyboardInterrupt where it runs
+            ray.wait(list(waiting), num_returns=len(waiting), timeout=LAST)
+            raise
         finally:
             ray.shutdown()
 
@@ -218,7 +247,10 @@ class Cluster:
         except ImportError:
             raise UnusableInput("--ray needs Ray: pip install 'ami-agent[ray]'") from None
         where: dict[str, Any] = {} if self.address == "local" else {"address": self._answering()}
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray puts its own there
         return ray
 
     def _answering(self) -> str:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from ami_agent.ablate.study import ALL, LABEL, MODES, Study, each, rows, spectrum
 from ami_agent.ablate.verdict import Difference, Measure, interquartile
+from ami_agent.atomic import write_bytes, write_text
 from ami_agent.build import Config, lessons
 from ami_agent.glossary import meaning
 from ami_agent.learning import Learning
@@ -30,12 +31,13 @@ DOES = {"plan": "plans", "react": "reacts"}
 def write(path: Path, study: Study) -> Path:
     """Writes the page, and its picture beside it; returns `path`."""
     picture = plot(study)
-    path.with_name("study.png").write_bytes(picture)
+    write_bytes(path.with_name("study.png"), picture)
     asked = study.asked.strip().split("\n\n") if study.asked else []
     variants = "".join(_variant(study, name) for name in study.configs)
     failures = "".join(f"<p>{html.escape(one)}</p>" for one in study.failures())
     page = files("ami_agent.ablate").joinpath("page.html").read_text(encoding="utf-8")
-    path.write_text(
+    write_text(
+        path,
         Template(page).substitute(
             title=html.escape(f"Study: {study.name}"),
             asked="".join(f'<p class="told">{html.escape(part)}</p>' for part in asked),
@@ -50,7 +52,6 @@ def write(path: Path, study: Study) -> Path:
             pairs=_pairs(study),
             table=_table(*rows(study, ALL)),
         ),
-        encoding="utf-8",
     )
     return path
 
@@ -206,7 +207,7 @@ def plot(study: Study) -> bytes:
             label = f"{LABEL[mode]}, {DOES[mode]}" if name == study.base else None
             axes.plot(found["mean"], place, "o", color=INK[mode], ms=8, label=label)
             axes.plot(marks, [place] * len(marks), "o", color="white", mec=INK[mode], ms=4)
-    axes.set_yticks(places, names)
+    axes.set_yticks(places, names, parse_math=False)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(axis="x", color="#e6e8ec")
     axes.set_axisbelow(True)

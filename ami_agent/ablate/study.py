@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ami_agent.ablate.verdict import (
     measure_of,
     words,
 )
+from ami_agent.atomic import write_text
 from ami_agent.build import Config
 from ami_agent.statistics import Estimate
 from modules.types import UnusableInput
@@ -165,16 +167,17 @@ COLUMNS = ("variant", "seed", "mode", "success", "final_success", "score", "retu
            "length", "ms_per_action_batched", "failure")  # fmt: skip
 
 
-def write_csv(path: Path, done: Study) -> None:
-    draft = path.with_suffix(".unfinished")
-    with draft.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(COLUMNS)
-        for outcome in (o for each in done.outcomes.values() for o in each):
-            for mode, marks in (outcome.marks or {"": {}}).items():
-                figures = (_plain(marks.get(key)) for key in COLUMNS[3:-1])
-                rows.writerow([outcome.variant, outcome.seed, mode, *figures, outcome.failure])
-    draft.replace(path)
+def write(out: Path, done: Study) -> None:
+    """Writes study.json and study.csv; raises NotWritten."""
+    runs.write_json(out / "study.json", done.told())
+    table = io.StringIO(newline="")
+    rows = csv.writer(table)
+    rows.writerow(COLUMNS)
+    for outcome in (o for each in done.outcomes.values() for o in each):
+        for mode, marks in (outcome.marks or {"": {}}).items():
+            figures = (_plain(marks.get(key)) for key in COLUMNS[3:-1])
+            rows.writerow([outcome.variant, outcome.seed, mode, *figures, outcome.failure])
+    write_text(out / "study.csv", table.getvalue())
 
 
 def _plain(figure: Any) -> Any:

@@ -23,7 +23,7 @@ from ami_agent.lessons import Interact
 from ami_agent.life import WorldConfig
 from ami_agent.players import aimless
 from ami_agent.recipes.gym import gym
-from ami_agent.report import Report, figure, table
+from ami_agent.report import Report, figure, print_table, say
 from ami_agent.train import train
 from modules.bounds import Choice
 from modules.types import EPISODES, STEPS, UnusableInput, require
@@ -91,7 +91,7 @@ class Baselines:
         """By world: the threshold, and by who the curve of each seed."""
         worlds = [self.env.id] if self.env.id else list(EXAMS)
         found = {name: self._contest(name, console) for name in worlds}
-        console.print(table("steps of life until a world is solved", COLUMNS, _rows(found)))
+        print_table(console, "steps of life until a world is solved", COLUMNS, _rows(found))
         return found
 
     def _contest(self, name: str, console: Console) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Baselines:
             life = {"random": (0, 0), "ami": (exam.steps, exam.every)}
             steps, every = life.get(who, (exam.their_steps, exam.their_every))
             trial = Trial(config, who, steps, every, self.episodes, device(self.device), exam.ratio)
-            console.print(f"{name}: {who}", highlight=False)
+            say(console, f"{name}: {who}")
             home = Path(self.out) / name
             curves[who] = [trial.curve(home, seed, console) for seed in range(self.seeds)]
         return {"solved_at": exam.solved, "curves": curves}

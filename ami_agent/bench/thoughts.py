@@ -20,7 +20,7 @@ from ami_agent.evaluate import EPISODES_FROM
 from ami_agent.flags import Mode, device
 from ami_agent.life import WorldConfig
 from ami_agent.players import Scene, mind
-from ami_agent.report import table
+from ami_agent.report import print_table, say
 from modules.types import UnusableInput, require
 
 
@@ -57,7 +57,7 @@ class Thoughts:
         world = config.evaluation
         found: dict[str, Any] = {mode: {} for mode in self.modes}
         for mode, count in product(self.modes, self.counts):
-            console.print(f"{mode}, {count} at once", highlight=False)
+            say(console, f"{mode}, {count} at once")
             found[mode][str(count)] = in_turns(
                 {
                     name: _rates(agent, world, mode, count, self.seconds / ROUNDS)
@@ -65,7 +65,7 @@ class Thoughts:
                 }
             )
         title = f"actions per second, {self.of}"
-        console.print(table(title, ["mode", "at once", *minds, "to cpu"], list(_rows(found))))
+        print_table(console, title, ["mode", "at once", *minds, "to cpu"], list(_rows(found)))
         return found
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from ami_agent.bench.turns import ROUNDS, check_counts, in_turns, per_second
 from ami_agent.flags import rooted
 from ami_agent.life import WorldConfig
-from ami_agent.report import table
+from ami_agent.report import print_table, say
 from ami_agent.vectors import Worlds
 from modules.types import UnusableInput, require
 
@@ -55,10 +55,10 @@ class Speed:
             except UnusableInput as error:
                 if self.env.id:
                     raise
-                console.print(f"{name} is left out: {error}", highlight=False, soft_wrap=True)
+                say(console, f"{name} is left out: {error}")
         if not found:
             raise UnusableInput("no world could be measured")
-        console.print(table("steps of single worlds per second", *_rows(found)))
+        print_table(console, "steps of single worlds per second", *_rows(found))
         return found
 
     def _configs(self) -> list[WorldConfig]:
@@ -68,7 +68,7 @@ class Speed:
         return [replace(self.env, id=name) for name in ours]
 
     def _speeds(self, config: WorldConfig, count: int, console: Console) -> dict[str, float | None]:
-        console.print(f"{config.id}, {count} at once", highlight=False)
+        say(console, f"{config.id}, {count} at once")
         spec = gymnasium.registry.get(config.id)
         batched = spec is None or spec.vector_entry_point is not None
         living: dict[str, Generator[float]] = {}

@@ -50,7 +50,7 @@ class Live:
         return self.steps
 
     def begin(self, agent: Agent, world: WorldConfig, seed: int) -> Pupil:
-        return Explorer(
+        return RandomCollector(
             agent, world.build(self.worlds, "cpu", **self.options), self, [wanderer], seed
         )
 
@@ -111,8 +111,9 @@ class RunningEpisodes:
 
 
 class Explorer:
-    """Lives and remembers. Several players take turns, each for its part of the time. It begins
-    anew when it is interrupted: the same seed lives the same."""
+    """Lives and remembers. Several players take turns, each for its part of the time. Planners keep
+    a part of their plans that no checkpoint holds, so it begins anew when it is interrupted: the
+    same seed lives the same."""
 
     milestone = ""
     act: Act
@@ -194,6 +195,7 @@ class Explorer:
         fresh = ~over
         try:
             for action in self.agent.memory.deeds(steps):
+                self._before_replayed(obs)
                 lived = self.world.step(obs, action.to(self.world.device))
                 obs, info = seen(lived), lived.info
                 fresh, over = over, ended(lived).cpu()
@@ -201,6 +203,9 @@ class Explorer:
             return False
         self._go_on(obs, info, fresh, over)
         return self.agent.memory.follows(obs)
+
+    def _before_replayed(self, obs: Observation) -> None:
+        """Before each action that is done again: what else it took to choose it."""
 
     def finish(self) -> None:
         self.world.close()
@@ -214,3 +219,29 @@ class Explorer:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Begins anew."""
+
+
+class RandomCollector(Explorer):
+    """Fills the replay buffer with random behaviour. A checkpoint holds what was collected so far;
+    taken up again, the same actions bring the environments back to where they were. Where they
+    don't (an environment with randomness of its own), the buffer is kept and other episodes
+    begin."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        memory = {f"memory.{n}": part for n, part in self.agent.memory.state_dict().items()}
+        here = {"step": torch.tensor(self.step), **self.episodes.state_dict()}
+        return {**memory, **{f"here.{name}": part for name, part in here.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        memory, here = (
+            {n.removeprefix(whose): p for n, p in state.items() if n.startswith(whose)}
+            for whose in ("memory.", "here.")
+        )
+        self.agent.memory.load_state_dict(memory)
+        self.step = 0
+        self.attend()
+        if self.relive(int(here["step"])):
+            self.episodes.load_state_dict(here)
+
+    def _before_replayed(self, obs: Observation) -> None:
+        self.act(obs)  # the behaviour has random numbers of its own, drawn again as they were

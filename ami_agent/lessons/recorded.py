@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ami_agent.lessons.base import Pupil
@@ -60,14 +61,15 @@ class Recorded:
 
 
 class Recollection:
-    """One episode at a time. It begins anew when it is interrupted."""
+    """One episode at a time. A checkpoint holds those that were read so far."""
 
     milestone = ""
 
     def __init__(self, agent: Agent, world: World, lesson: Recorded) -> None:
         record = lesson.record(world)
         self.agent, self.world, self.step, self.total = agent, world, 0, record.number
-        self.episodes = iter(record.episodes)
+        self.record = record
+        self.episodes = record.episodes(0)
 
     def update(self) -> dict[str, Tensor]:
         self.agent.memory.recollect(next(self.episodes))
@@ -78,7 +80,11 @@ class Recollection:
         self.world.close()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {}
+        memory = {f"memory.{n}": part for n, part in self.agent.memory.state_dict().items()}
+        return {**memory, "here.step": torch.tensor(self.step)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Begins anew."""
+        memory = {n.removeprefix("memory."): p for n, p in state.items() if n != "here.step"}
+        self.agent.memory.load_state_dict(memory)
+        self.step = int(state["here.step"])
+        self.episodes = self.record.episodes(self.step)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ami_agent.agent import Agent
+from ami_agent.atomic import write_bytes
 from ami_agent.evaluate import EPISODES_FROM
 from ami_agent.life import WorldConfig
 from ami_agent.report import Reporter, Silence
@@ -62,7 +63,7 @@ def show(
                 episode = seen(life, view)
                 name = f"episode-{number}" + (f"-{life.mode}" if len(modes) > 1 else "")
                 sheet, film = drawing.sheet(episode, landscape), drawing.film(episode)
-                (folder / f"{name}.gif").write_bytes(gif(film))
+                write_bytes(folder / f"{name}.gif", gif(film))
                 if program:
                     write_mp4(folder / f"{name}.mp4", film, program)
                 write_png(folder / f"{name}.png", sheet)

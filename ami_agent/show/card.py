@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ami_agent.priors import Card
+from ami_agent.report import one_line
 from ami_agent.show.drawing import pixels
 from ami_agent.show.files import write_png
 from ami_agent.show.paint import CHOSEN, FAINT, HOPED, LIVED, TEXT
@@ -42,10 +43,11 @@ def draw(path: Path, card: Card, title: str) -> Path:
     ]  # fmt: skip
     down = -(-len(drawings) // ACROSS)
     figure = Figure((3 * ACROSS, 2.6 * down + 0.6), dpi=100, facecolor="white", layout="tight")
-    figure.suptitle(title, color=TEXT, x=0.01, y=0.995, ha="left", size=14)
+    figure.suptitle(one_line(title), color=TEXT, x=0.01, y=0.995, ha="left", size=14,
+                    parse_math=False)  # fmt: skip
     for number, (name, drawn) in enumerate(drawings, 1):
         axes = figure.add_subplot(down, ACROSS, number)
-        axes.set_title(name, size=10, color=TEXT)
+        axes.set_title(name, size=10, color=TEXT, parse_math=False)
         axes.tick_params(labelsize=8, colors=FAINT)
         axes.spines[["top", "right"]].set_visible(False)
         drawn(axes)

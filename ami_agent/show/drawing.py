@@ -77,8 +77,8 @@ def sheet(episode: Episode, landscape: Landscape | None) -> np.ndarray:
     rows = len(episode.moments[0].panels)
     high = 5.0 + 2.6 * rows
     figure = Figure((15, high), dpi=110, facecolor="white")
-    figure.text(0.02, 1 - 0.42 / high, episode.title, size=17, color=TEXT)
-    figure.text(0.02, 1 - 0.72 / high, episode.verdict, size=13, color=FAINT)
+    figure.text(0.02, 1 - 0.42 / high, episode.title, size=17, color=TEXT, parse_math=False)
+    figure.text(0.02, 1 - 0.72 / high, episode.verdict, size=13, color=FAINT, parse_math=False)
     _legend(figure, episode, (0.99, 1 - 0.11 / high), "upper right", 12.5)
     moments = key_moments(episode)
     for column, moment in enumerate(moments):

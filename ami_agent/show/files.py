@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ami_agent.atomic import replacing
 from modules.types import UnusableInput
 
 PACE, REST = 110, 1800  # milliseconds a frame is shown, and the last
@@ -28,7 +29,8 @@ def gif(frames: Sequence[Image.Image]) -> bytes:
 
 def write_png(path: Path, image: np.ndarray) -> None:
     """`image`: uint8 [h, w, 3]"""
-    Image.fromarray(image).save(path)
+    with replacing(path) as draft:
+        Image.fromarray(image).save(draft, "PNG")
 
 
 def ffmpeg() -> str:
@@ -53,9 +55,11 @@ def write_mp4(path: Path, frames: Sequence[Image.Image], program: str) -> None:
     argv = [
         program, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24",
         "-s", f"{wide}x{high}", "-framerate", f"{1000 / PACE:.3f}", "-i", "-",
-        "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", str(path),
+        "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", "-f", "mp4",
     ]  # fmt: skip
-    done = subprocess.run(argv, input=pixels, capture_output=True, check=False)
-    if done.returncode:
-        told = " ".join(done.stderr.decode(errors="replace").split()) or "ffmpeg said nothing"
-        raise UnusableInput(f"{path} can't be written: {told}")
+    with replacing(path) as draft:
+        film = [*argv, f"file:{draft}"]  # or a path with a colon would be a protocol
+        done = subprocess.run(film, input=pixels, capture_output=True, check=False)
+        if done.returncode:
+            told = " ".join(done.stderr.decode(errors="replace").split()) or "ffmpeg said nothing"
+            raise UnusableInput(f"{path} can't be written: {told}")

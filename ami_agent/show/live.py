@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ami_agent.agent import Agent
 from ami_agent.life import WorldConfig
-from ami_agent.report import Silence, Spoken
+from ami_agent.report import Silence, Spoken, say
 from ami_agent.show import drawing
 from ami_agent.show.episodes import Life, watch
 from ami_agent.show.paint import FAINT, colours
@@ -104,5 +104,5 @@ def shares(numbers: ArrayLike) -> list[float]:
 def stay(console: Console) -> None:
     """Until somebody interrupts, where there is somebody."""
     if console.is_terminal:
-        console.print("the page stays until Ctrl-C", highlight=False)
+        say(console, "the page stays until Ctrl-C")
         Event().wait()

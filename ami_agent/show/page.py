@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, features
 
+from ami_agent.atomic import write_text
 from ami_agent.show.charts import COLOURS, ends
 from ami_agent.show.landscape import Landscape
 from ami_agent.show.paint import colours
@@ -238,7 +239,7 @@ def write(path: Path, title: str, about: Sequence[str], chapters: Sequence[Chapt
         title=html.escape(title), about=said, style=_part("page.css"), story=told,
         script="".join(map(_part, SCRIPTS)),
     )  # fmt: skip
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

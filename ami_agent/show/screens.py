@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Condition, Thread
+from threading import BoundedSemaphore, Condition, Thread
+from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,7 +111,12 @@ color-scheme:light dark}img{max-width:100%;border-radius:6px}pre{line-height:1.3
 <img src="picture" alt="what the agent considers, chooses and does"><pre id="told"></pre>
 <script>
 (async () => {
-  const reader = (await fetch("told")).body.pipeThrough(new TextDecoderStream()).getReader();
+  const answer = await fetch("told");
+  if (!answer.ok) {
+    document.getElementById("told").textContent = await answer.text();
+    return;
+  }
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const {value, done} = await reader.read();
@@ -128,13 +134,87 @@ AGAIN = 1.0
 the next has come."""
 
 
+MOST_STREAMS, MOST_CONNECTIONS = 64, 256
+"""Streams that are served at once, and connections that are answered at once."""
+MOST_BYTES, SECONDS = 16_384, 5.0
+"""Of a request's head; and that a connection may take to send it, or to take what it is sent."""
+BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
+
+
 class Server(ThreadingHTTPServer):
-    """Whoever looks may go at any time, in the middle of a word."""
+    """A thread for each connection, and a bound on both; whoever looks may go at any time, in the
+    middle of a word."""
 
     daemon_threads = True
+    request_queue_size = MOST_CONNECTIONS
+
+    def __init__(self, port: int, handler: type[Handler]) -> None:
+        self.room = BoundedSemaphore(MOST_CONNECTIONS)
+        self.streams = BoundedSemaphore(MOST_STREAMS)
+        super().__init__(("127.0.0.1", port), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread where there is room, else the answer is that there is none."""
+        if not self.room.acquire(blocking=False):
+            with suppress(OSError):
+                request.setblocking(False)
+                request.send(BUSY)
+                request.recv(MOST_BYTES)  # what is left unread would undo the answer
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self.room.release()
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nobody else needs to know."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request, whose head is short and comes at once. A page of another site that finds
+    this machine under a name of its own (DNS rebinding) gets nothing: its Host is not ours."""
+
+    timeout = SECONDS
+    page: Page
+    server: Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BytesIO(self._head())  # type: ignore[assignment]
+
+    def _head(self) -> bytes:
+        head, until = b"", monotonic() + SECONDS
+        with suppress(OSError):
+            while b"\r\n\r\n" not in head and b"\n\n" not in head and len(head) < MOST_BYTES:
+                self.connection.settimeout(max(0.01, until - monotonic()))
+                part = self.connection.recv(4096)
+                if not part:
+                    break
+                head += part
+            self.connection.settimeout(SECONDS)
+        return head[:MOST_BYTES]
+
+    def do_GET(self) -> None:
+        if self.headers.get("Host", "").lower() not in self._hosts():
+            self.send_error(403, "this page is for browsers of this machine alone")
+            return
+        self.page.answer(self)
+
+    def _hosts(self) -> set[str]:
+        port = self.server.server_port
+        names = ("localhost", "127.0.0.1", "[::1]")
+        return {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())
+
+    def log_message(self, *said: Any) -> None:
+        """Who looked is nobody's business."""
 
 
 class Page:
@@ -145,17 +225,8 @@ class Page:
         """Raises UnusableInput where the port can't be had."""
         self.news, self.moment, self.over = Condition(), 0, False
         self.picture = self.text = b""
-        page = self
-
-        class Answer(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                page.answer(self)
-
-            def log_message(self, *said: Any) -> None:
-                """Who looked is nobody's business."""
-
         try:
-            self.server = Server(("127.0.0.1", port), Answer)
+            self.server = Server(port, type("PageHandler", (Handler,), {"page": self}))
         except OverflowError:
             raise UnusableInput(f"--port is {port}; it must be from 0 to 65535") from None
         except OSError as error:
@@ -183,19 +254,34 @@ class Page:
             self.moment += 1
             self.news.notify_all()
 
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        """The page, or one of its two streams."""
+    def answer(self, request: Handler) -> None:
+        """The page, or one of its two streams, of which there are so many at most."""
         kinds = {"/": "text/html; charset=utf-8", "/picture": PARTED, "/told": "text/plain"}
         if request.path not in kinds:
             request.send_error(404)
-            return
+        elif request.path == "/":
+            self._send(request, kinds["/"])
+            request.wfile.write(HTML.encode())
+        elif request.server.streams.acquire(blocking=False):
+            try:
+                self._send(request, kinds[request.path])
+                self._stream(request)
+            finally:
+                request.server.streams.release()
+        else:
+            request.send_response(503)
+            request.send_header("Retry-After", "5")
+            request.end_headers()
+            request.wfile.write(f"{MOST_STREAMS} streams are open, and no more are served".encode())
+
+    def _send(self, request: Handler, kind: str) -> None:
         request.send_response(200)
-        request.send_header("Content-Type", kinds[request.path])
+        request.send_header("Content-Type", kind)
         request.send_header("Cache-Control", "no-store")
         request.end_headers()
-        if request.path == "/":
-            request.wfile.write(HTML.encode())
-            return
+
+    def _stream(self, request: Handler) -> None:
+        """Whoever takes too long for a moment is left; who is slow misses some."""
         if request.path == "/picture":
             request.wfile.write(b"--moment\r\n")
         for picture, text in self._moments():

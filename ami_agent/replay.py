@@ -1,0 +1,116 @@
+"""The replay buffer of a run on the disk: chunks of steps, each a checkpoint of its own, so that
+saving costs what is new. A checkpoint of the run says how many steps count."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ami_agent import checkpoint
+from modules.types import UnusableInput
+
+BY_ENV = ("age", "episode")
+"""Parts whose rows are the second dimension; of all others they are the first."""
+HEAD = ("ended", "steps")
+"""Parts that are no rows: small, and saved with every checkpoint of the run."""
+
+
+def head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a buffer's state what is no row, as it is now; nothing where nothing was collected."""
+    taken = {name: state[name].detach().cpu().clone() for name in HEAD}
+    return taken if int(taken["steps"][0]) else {}
+
+
+class Chunks:
+    """The chunks in a folder. Row k holds the observation k and what followed from it; the last row
+    of a chunk holds an observation alone, and is the first of the next chunk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.saved = 0  # steps that the chunks reach to
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        """What is new in the state of a buffer; raises CheckpointNotWritten."""
+        steps, capacity, _ = state["steps"].tolist()
+        if steps <= self.saved:
+            return
+        first = max(self.saved, steps - capacity)
+        rows = torch.arange(first, steps + 1) % (capacity + 1)
+        parts = {name: _rows(name, part, rows) for name, part in state.items() if name not in HEAD}
+        checkpoint.save(self.folder / f"{first:012d}-{steps:012d}", parts, {})
+        self.saved = steps
+
+    def prune(self, heads: Sequence[Mapping[str, Tensor]]) -> None:
+        """Removes what the buffer needs at none of these moments."""
+        needed = [_span(part["steps"]) for part in heads if part]
+        for first, last in self._chunks():
+            if not any(first <= till and last >= since for since, till in needed):
+                self._remove(first, last)
+
+    def load(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of the buffer at a checkpoint; UnusableInput where chunks are missing."""
+        since, till = _span(heads["steps"])
+        capacity, reached = int(heads["steps"][1]), since
+        state: dict[str, Tensor] = {}
+        for first, last in self._chunks():
+            if first > reached or last <= since or first >= till:
+                continue
+            parts, _ = checkpoint.load(self._place(first, last), "cpu")
+            here = torch.arange(max(first, since), min(last, till) + 1)
+            for name, part in parts.items():
+                if name not in state:
+                    state[name] = _blank(name, part, min(till, capacity) + 1)
+                _put(name, state[name], here % (capacity + 1), _rows(name, part, here - first))
+            reached = max(reached, last)
+        if reached < till:
+            raise UnusableInput(
+                f"{self.folder} holds the replay buffer up to step {reached} of {till}: the run "
+                "can't be resumed without the rest"
+            )
+        return {**state, **{name: part.clone() for name, part in heads.items()}}
+
+    def cut(self, steps: int) -> None:
+        """Removes what was saved after a checkpoint of so many steps."""
+        for first, last in self._chunks():
+            if first >= steps:
+                self._remove(first, last)
+        self.saved = steps
+
+    def _chunks(self) -> list[tuple[int, int]]:
+        """First and last step of each, in order."""
+        names = (path.name.split("-") for path in self.folder.glob("*-*"))
+        whole = [n for n in names if len(n) == 2 and all(part.isdecimal() for part in n)]
+        return sorted((int(first), int(last)) for first, last in whole)
+
+    def _place(self, first: int, last: int) -> Path:
+        return self.folder / f"{first:012d}-{last:012d}"
+
+    def _remove(self, first: int, last: int) -> None:
+        shutil.rmtree(self._place(first, last), ignore_errors=True)
+
+
+def _span(steps: Tensor) -> tuple[int, int]:
+    """The oldest step that a buffer keeps, and its newest."""
+    newest, capacity, _ = steps.tolist()
+    return max(0, newest - capacity), newest
+
+
+def _rows(name: str, part: Tensor, rows: Tensor) -> Tensor:
+    return part.index_select(1 if name in BY_ENV else 0, rows.to(part.device))
+
+
+def _blank(name: str, like: Tensor, rows: int) -> Tensor:
+    shape = list(like.shape)
+    shape[1 if name in BY_ENV else 0] = rows
+    return torch.zeros(shape, dtype=like.dtype)
+
+
+def _put(name: str, whole: Tensor, rows: Tensor, part: Tensor) -> None:
+    if name in BY_ENV:
+        whole[:, rows] = part
+    else:
+        whole[rows] = part

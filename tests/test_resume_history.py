@@ -1,0 +1,197 @@
+"""A run that is killed and resumed has one history: the weights and the log of one that never was
+killed, and a board that tells the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+import ami_agent as ami
+from ami_agent import checkpoint, report
+from ami_agent.build import build
+from ami_agent.replay import Chunks, head
+from ami_agent.report import Report
+from ami_agent.train import Training
+from modules.memory import Memory
+from modules.types import Transition, UnusableInput
+from tests.kills import KINDS, board, check_same, kill, line, rows
+
+QUIET = Console(quiet=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_at_a_random_moment_changes_nothing(kind, tmp_path):
+    kill(kind, 1, tmp_path, random.Random(kind))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hundred_kills_change_nothing(kind, tmp_path):
+    assert kill(kind, 17, tmp_path, random.Random(kind)) >= 10
+
+
+class Stopped(Exception):
+    """Ends a run at a certain moment."""
+
+
+@pytest.mark.parametrize(("method", "when"), [("_log", 5), ("_save", 4), ("_keep_memory", 9)])
+def test_ended_between_any_two_writes_it_has_one_history(method, when, tmp_path, monkeypatch):
+    config = line(40, 110, 2)
+    ami.train(config, out=tmp_path / "whole")
+    calls, do = [], getattr(Training, method)
+
+    def stopped(self, *given):
+        calls.append(1)
+        if len(calls) == when:
+            raise Stopped
+        do(self, *given)
+
+    monkeypatch.setattr(Training, method, stopped)
+    with pytest.raises(Stopped):
+        ami.train(config, out=tmp_path / "cut", save_every=0.02)
+    monkeypatch.undo()
+    manifest = tmp_path / "cut" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "seconds": {"life": 1e9}}))
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as log:
+        log.write('{"stage": "torn')
+    ami.train(config, out=tmp_path / "cut", resume=True)
+    check_same("collect", tmp_path / "whole", tmp_path / "cut")
+    assert json.loads(manifest.read_text())["seconds"]["life"] < 1e6
+
+
+def test_a_log_is_cut_back_to_its_checkpoint(tmp_path):
+    first = Report(tmp_path, QUIET)
+    for step in (1, 2):
+        first.scalars("stage", step, {"loss": step})
+    position = dict(first.position())
+    first.scalars("stage", 3, {"loss": 3})
+    first.close()
+    later = Report(tmp_path, QUIET)  # a process that was killed before the next checkpoint
+    later.scalars("stage", 4, {"loss": 4})
+    later.close()
+    second = Report(tmp_path, QUIET)
+    second.rewind(position)
+    second.scalars("stage", 3, {"loss": 30})
+    second.close()
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+    assert board(tmp_path) == {"stage/loss": [(1, 1.0), (2, 2.0), (3, 30.0)]}
+    assert sum(path.match(report.EVENTS) for path in tmp_path.iterdir()) == 2
+
+
+def test_a_log_that_was_cut_by_somebody_else_is_cut_to_whole_lines(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"stage": "a", "step": 1}\n{"stage": "a", "step": 2}\n'
+    )
+    out = Report(tmp_path, QUIET)
+    out.rewind({"metrics.jsonl": 30})
+    assert len(rows(tmp_path)) == 1
+    out.rewind({"metrics.jsonl": 10**9})
+    assert len(rows(tmp_path)) == 1
+    out.close()
+
+
+def buffer(capacity: int = 10) -> Memory:
+    obs = torch.zeros(2, 3)
+    over = torch.zeros(2, dtype=torch.bool)
+    return Memory(capacity, Transition(obs, obs[:, :1], obs[:, :2], obs, over, over), "cpu")
+
+
+def fill(memory: Memory, steps: int) -> None:
+    for _ in range(steps):
+        at = float(memory._steps)
+        obs, then = (torch.full((2, 3), at + later) for later in (0, 1))
+        over = torch.tensor([at % 4 == 3, False])
+        felt = torch.full((2, 2), at)
+        memory.remember(Transition(obs, obs[:, :1], felt, then, over, torch.zeros_like(over)))
+
+
+def test_a_buffer_is_saved_in_chunks_of_what_is_new_and_only_what_is_needed_stays(tmp_path):
+    memory, chunks = buffer(), Chunks(tmp_path)
+    for steps in (3, 0, 4, 1, 9, 25):
+        fill(memory, steps)
+        before = {path.name for path in tmp_path.iterdir()}
+        chunks.save(memory.state_dict())
+        now = head(memory.state_dict())
+        chunks.prune([now])
+        new = {path.name for path in tmp_path.iterdir()} - before
+        assert len(new) == (steps > 0)
+        kept = sum(len(checkpoint.load(tmp_path / name)[0]["obs"]) for name in os.listdir(tmp_path))
+        assert kept <= 2 * 11
+        again = buffer()
+        again.load_state_dict(Chunks(tmp_path).load(now))
+        assert len(again) == len(memory)
+        for number in memory.episodes():
+            one, other = memory.recall(number), again.recall(number)
+            assert all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
+
+
+def test_what_was_saved_after_the_checkpoint_does_not_count(tmp_path):
+    memory, chunks = buffer(), Chunks(tmp_path)
+    fill(memory, 4)
+    chunks.save(memory.state_dict())
+    then = head(memory.state_dict())
+    fill(memory, 3)
+    chunks.save(memory.state_dict())
+    resumed = Chunks(tmp_path)
+    resumed.cut(4)
+    assert len(os.listdir(tmp_path)) == 1
+    again = buffer()
+    again.load_state_dict(resumed.load(then))
+    assert torch.equal(again.deeds(4), memory.deeds(7)[:4])
+    with pytest.raises(UnusableInput, match="up to step 4 of 7"):
+        resumed.load(head(memory.state_dict()))
+
+
+def test_collected_steps_are_kept_though_the_environment_can_not_be_brought_back(tmp_path):
+    config = line(30)
+    world = replace(config.world, id="ami-test/Restless-v0")
+    config = replace(config, world=world, evaluation=world)
+    stage = config.life
+
+    def collector():
+        with_world = config.world.build(1)
+        agent = build(config, with_world.spec, worlds=2, capacity=80)
+        with_world.close()
+        return stage.begin(agent, config.world, 1)
+
+    first, second = collector(), collector()
+    for _ in range(9):
+        first.update()
+    second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
+    assert second.step == 9
+    assert torch.equal(second.agent.memory.deeds(10)[:9], first.agent.memory.deeds(9))
+    second.update()
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path, monkeypatch):
+    config, run = line(), tmp_path / "run"
+    whole = ami.train(config, out=tmp_path / "whole")
+
+    update = Training._update
+
+    def stopped(self, name, pupil):
+        if name == "interact":
+            raise Stopped
+        update(self, name, pupil)
+
+    monkeypatch.setattr(Training, "_update", stopped)
+    with pytest.raises(Stopped):
+        ami.train(config, out=run)
+    monkeypatch.undo()
+    newest = checkpoint.latest(run)
+    tensors, facts = checkpoint.load(newest)
+    chunks = Chunks(run / "replay")
+    heads = {n.removeprefix("buffer."): t for n, t in tensors.items() if n.startswith("buffer.")}
+    checkpoint.save(run / "memory", chunks.load(heads), {"lesson": 1})
+    agent = {name: part for name, part in tensors.items() if name.startswith("agent.")}
+    known = {name: facts[name] for name in ("updates", "lesson", "lessons")}
+    checkpoint.save(newest, agent, known)
+    resumed = ami.train(config, out=run, resume=True)
+    for name, part in whole.state_dict().items():
+        assert torch.equal(part, resumed.state_dict()[name]), name

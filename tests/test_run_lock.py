@@ -1,0 +1,217 @@
+"""A folder has one owner, files are written whole and with the umask's permissions, names are
+printed as they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import ami_agent as ami
+from ami_agent import atomic, checkpoint, cli, report
+from ami_agent.ablate.course import folders
+from ami_agent.cli import main
+from ami_agent.run_lock import LOCK, owned
+from modules.types import UnusableInput
+from tests.conftest import refuse
+from tests.kills import child, line
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def other(tmp_path):
+    """The id of another process that owns tmp_path / "run"."""
+    pid = owner(tmp_path)
+    yield pid
+    with suppress(ProcessLookupError):
+        end(pid)
+
+
+def owner(folder: Path, forks: bool = False) -> int:
+    """A process that owns folder / "run"; it may have a child that outlives it."""
+
+    def own() -> None:
+        with owned(folder / "run"):
+            (folder / "child").write_text(str(os.fork() if forks else 0))
+            (folder / "ready").touch()
+            time.sleep(60)
+
+    pid, until = child(own, folder / "log.txt"), time.monotonic() + 30
+    while not (folder / "ready").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    return pid
+
+
+def end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def test_a_second_process_is_refused_and_a_kill_releases_the_folder(other, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "metrics.jsonl").write_text('{"half a line')
+    said = refuse(capsys, "train", "two-rooms", "--out", run)
+    assert f"{run} is in use by process {other} on " in said
+    assert (run / "metrics.jsonl").read_text() == '{"half a line'  # nothing of it was touched
+    with pytest.raises(UnusableInput, match=f"in use by process {other}"):
+        ami.train(line(), out=run)
+    end(other)
+    with owned(run), owned(run):  # the same process may ask again
+        assert json.loads((run / LOCK).read_text())["pid"] == os.getpid()
+    assert not (run / LOCK).exists()
+
+
+def test_a_study_has_one_owner(other, tmp_path, capsys):
+    argv = ("ablate", "two-rooms", "--without", "critic", "--seeds", 1, "--out", tmp_path / "run")
+    assert f"in use by process {other}" in refuse(capsys, *argv)
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path):
+    parent = owner(tmp_path, forks=True)
+    end(parent)
+    with owned(tmp_path / "run"):
+        pass
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
+def test_where_nothing_came_of_it_no_folder_is_left(tmp_path):
+    with pytest.raises(UnusableInput), owned(tmp_path / "run"):
+        raise UnusableInput("nothing")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lock_that_holds_anything_names_nobody(tmp_path, other):
+    (tmp_path / "run" / LOCK).write_bytes(b"[" * 5000)
+    with pytest.raises(UnusableInput, match="in use by another process"), owned(tmp_path / "run"):
+        pass
+
+
+def test_two_that_write_the_same_file_do_not_meet(tmp_path):
+    path = tmp_path / "eval.json"
+    with atomic.replacing(path) as one, atomic.replacing(path) as other_:
+        one.write_text("one")
+        other_.write_text("other")
+    assert path.read_text() == "one"  # the later to be done
+    with pytest.raises(atomic.NotWritten, match=f"{path} was not written: No space"):  # noqa: SIM117
+        with atomic.replacing(path):
+            raise OSError(28, "No space left on device")
+    assert [p.name for p in tmp_path.iterdir()] == ["eval.json"]
+
+
+def test_drafts_of_killed_processes_are_removed_and_those_of_living_ones_are_not(tmp_path):
+    old, new = (tmp_path / f".{name}{atomic.DRAFT}" for name in ("old", "new"))
+    old.touch()
+    new.touch()
+    os.utime(old, (0, time.time() - 2 * atomic.STALE))
+    atomic.clean(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [new.name]
+
+
+def test_a_name_of_any_length_is_written(tmp_path):
+    path = tmp_path / ("n" * 250 + ".json")
+    atomic.write_text(path, "\udcff")
+    assert path.read_text() == "\\udcff"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o002, 0o664), (0o027, 0o640)])
+def test_files_follow_the_umask(mask, mode, tmp_path):
+    before = os.umask(mask)
+    try:
+        checkpoint.save(tmp_path / "c", {"w": torch.zeros(3)}, {})
+        atomic.write_text(tmp_path / "a.json", "{}")
+        out = report.Report(tmp_path, Console(quiet=True))
+        out.scalars("stage", 1, {"loss": 1.0})
+        out.close()
+        with owned(tmp_path):
+            files = [path for path in tmp_path.rglob("*") if path.is_file()]
+            assert len(files) == 6
+            assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
+    finally:
+        os.umask(before)
+
+
+def test_every_variant_has_a_folder_of_its_own():
+    names = ["a/b", "a-b", "A-b", "a b", "..", "", "study.json", "x" * 300, "x" * 301, "ok"]
+    found = folders(names)
+    assert found["a/b"] == "a-b"  # as before: studies that have begun go on
+    assert found["ok"] == "ok"
+    assert len({folder.casefold() for folder in found.values()}) == len(names)
+    assert all(f and f not in (".", "..", "study.json") and len(f) < 120 for f in found.values())
+    assert folders(["without objective.variance", "planner=CEM"]) == {
+        "without objective.variance": "without-objective.variance", "planner=CEM": "planner-CEM",
+    }  # fmt: skip
+
+
+ODD = ("lr[seed=1]", "x[", "[/b]", ":smile: [red]", "two  spaces", "a\nb\x1b[31m", "\udcff")
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_names_are_printed_as_they_are(name):
+    paper = Console(file=io.StringIO(), width=20)
+    plain = name.replace("\n", " ").replace("\x1b", "\\x1b").replace("\udcff", "\\udcff")
+    out = report.Spoken(paper)
+    out.say(name.replace("\n", " "))
+    report.print_table(paper, name, ["a", name], [[name, 1.0]])
+    with out.progress(name, 2) as bar:
+        bar.advance(2)
+    said = paper.file.getvalue()
+    assert said.count(plain) >= 2
+    assert "\x1b" not in said
+    bars = report.Spoken(Console(file=io.StringIO(), force_terminal=True, width=80))
+    with bars.progress(name, 2) as bar:
+        bar.advance(2)
+
+
+def test_a_run_in_a_folder_with_brackets(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny, recipe="two-rooms"))
+    monkeypatch.chdir(tmp_path)
+    run = "lr[seed=1]/[/b]"
+    assert main(["train", "two-rooms", "--out", run, "--episodes", "1"]) == 0
+    assert f"into {run}\n" in capsys.readouterr().out
+    assert main(["eval", run, "--episodes", "1", "--mode", "react"]) == 0
+    assert f"{run}: ami/TwoRooms-v0 " in capsys.readouterr().out
+    assert "lr[x] is no run folder" in refuse(capsys, "eval", "lr[x]", "--episodes", "1")
+
+
+FULL = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import ami_agent as ami
+from ami_agent import cli, runs
+from tests.kills import child, line
+written = runs.write_json
+def full(path, data):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    written(path, data)
+run = sys.argv[2]
+ami.train(line(), out=run)
+runs.write_json = full
+sys.exit(cli.main(["eval", run, "--episodes", "1", "--mode", "react", "--json", run + "/e.json"]))
+"""
+
+
+def test_the_table_is_printed_though_its_file_can_not_be_written(tmp_path):
+    argv = [sys.executable, "-c", FULL, str(ROOT), str(tmp_path / "run")]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1, ended.stderr
+    assert "agent, react" in ended.stdout
+    assert f"ami: {tmp_path / 'run' / 'e.json'} was not written: File too large" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    names = os.listdir(tmp_path / "run")
+    assert "e.json" not in names
+    assert not [name for name in names if name.endswith(atomic.DRAFT)]

@@ -1,0 +1,297 @@
+"""SIGINT, SIGTERM and SIGHUP end a command in one line, with a checkpoint, and leave nothing
+running; the page that is served stays within its bounds."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from contextlib import closing, redirect_stderr, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import ami_agent as ami
+from ami_agent import checkpoint, cli, interrupt
+from ami_agent.interrupt import Interrupted, deferred, handled
+from ami_agent.life import WorldConfig
+from ami_agent.show import screens
+from ami_agent.show.screens import Line, Page
+from tests.kills import child, config_of, line, rows
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def command(config, run: Path, *flags: str) -> int:
+    """`ami train` of these settings, in a process and a group of its own, with what a shell
+    gives."""
+
+    def do() -> None:
+        os.setpgid(0, 0)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        torch.set_num_threads(1)
+        cli.recipe = lambda name: config  # type: ignore[assignment]
+        errors = io.StringIO()
+        with redirect_stderr(errors):
+            code = cli.main(["train", "two-rooms", "--out", str(run), "--episodes", "1", *flags])
+        run.with_name("said").write_text(f"{code}\n{errors.getvalue()}")
+
+    return child(do, run.with_name("log.txt"))
+
+
+def until(there, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def logged(run: Path, stage: str):
+    return lambda: (
+        (run / "metrics.jsonl").exists() and any(row["stage"] == stage for row in rows(run))
+    )
+
+
+def ended(pid: int, run: Path) -> tuple[int, str]:
+    """The exit code of the command and what it said on stderr."""
+    os.waitpid(pid, 0)
+    assert not (run.with_name("log.txt")).exists(), run.with_name("log.txt").read_text()
+    code, said = run.with_name("said").read_text().split("\n", 1)
+    return int(code), said
+
+
+def left_in_group(group: int) -> list[int]:
+    """Processes of that group; of workers, which have groups of their own, see below."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_saves_a_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(number, tmp_path):
+    config, run = line(60, 2500), tmp_path / "run"
+    pid = command(config, run)
+    until(logged(run, "objective"))
+    os.kill(pid, number)
+    code, said = ended(pid, run)
+    assert code == 1
+    assert said.startswith(f"ami: interrupted by {number.name}; {run} is saved up to update ")
+    assert said.count("\n") == 1
+    _, facts = checkpoint.load(checkpoint.latest(run))
+    assert 60 < facts["updates"] < 2560
+    assert facts["lesson"] == 1
+    tensors, _ = checkpoint.load(checkpoint.latest(run))
+    assert int(tensors["pupil.step"]) == facts["updates"] - 60
+
+
+def test_what_was_interrupted_ends_as_what_was_not(tmp_path):
+    config, run = config_of("interact"), tmp_path / "run"
+    pid = command(config, run)
+    until(logged(run, "interact"))
+    os.kill(pid, signal.SIGTERM)
+    assert ended(pid, run)[0] == 1
+    resumed = ami.train(config, out=run, resume=True)
+    whole = ami.train(config, out=tmp_path / "whole")
+    for name, part in whole.state_dict().items():
+        assert torch.equal(part, resumed.state_dict()[name]), name
+    assert rows(run) == rows(tmp_path / "whole")
+
+
+def test_workers_of_environments_say_nothing_and_end(tmp_path):
+    world = WorldConfig(id="ami-test/Killed-v0", imports=("tests.kills",), vector="async")
+    config, run = replace(line(100_000), world=world), tmp_path / "run"
+    pid = command(config, run, "--save-every", "0.2")
+    until(lambda: checkpoint.checkpoints(run))
+    workers = [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    assert len(workers) == 2
+    os.killpg(pid, signal.SIGINT)  # as Ctrl-C does
+    code, said = ended(pid, run)
+    assert (code, said.count("\n")) == (1, 1)
+    assert "interrupted by SIGINT" in said
+    assert not left_in_group(pid)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_what_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handled():
+            os.kill(os.getpid(), signal.SIGHUP)  # nohup
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_waits_for_the_end_of_an_update_but_not_for_ever(monkeypatch):
+    monkeypatch.setattr(interrupt, "GRACE", 0.2)
+    done = []
+
+    def update(seconds: float) -> None:
+        with handled(), deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(seconds)
+            done.append(1)
+
+    with pytest.raises(Interrupted) as stop:
+        update(0)
+    assert (done, stop.value.abrupt) == ([1], False)
+    with pytest.raises(Interrupted) as stop:
+        update(30)
+    assert (done, stop.value.abrupt) == ([1], True)
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    def stubborn() -> None:
+        os.dup2(os.open(tmp_path / "said", os.O_CREAT | os.O_WRONLY), 2)
+        with handled(), deferred():
+            (tmp_path / "ready").touch()
+            until(lambda: False, 60)
+
+    pid = child(stubborn, tmp_path / "log.txt")
+    until((tmp_path / "ready").exists)
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGTERM)  # the same one, as `timeout` sends it
+    time.sleep(2 * interrupt.TWICE)
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    began = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert time.monotonic() - began < interrupt.GRACE / 2
+    assert (tmp_path / "said").read_text() == "ami: interrupted twice: ended at once\n"
+
+
+STUDY = """
+from dataclasses import replace
+from tests.kills import line
+def configs():
+    return {"base": line(100_000), "slower": replace(line(100_000), execute=2)}
+"""
+
+
+def test_the_processes_of_a_study_save_and_end(tmp_path):
+    (tmp_path / "study.py").write_text(STUDY)
+    out = tmp_path / "out"
+
+    def do() -> None:
+        os.setpgid(0, 0)
+        errors = io.StringIO()
+        argv = ["ablate", f"{tmp_path / 'study.py'}:configs", "--workers", "2", "--seeds", "1"]
+        with redirect_stderr(errors):
+            code = cli.main([*argv, "--out", str(out)])
+        (tmp_path / "said").write_text(f"{code}\n{errors.getvalue()}")
+
+    pid = child(do, tmp_path / "log.txt")
+    logs = [out / name / "0" / "metrics.jsonl" for name in ("base", "slower")]
+    until(lambda: all(log.exists() for log in logs), 120)
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.killpg(pid, signal.SIGINT)
+    code, said = ended(pid, out)
+    assert (code, said.count("\n")) == (1, 1)
+    assert f"interrupted by SIGINT; 0 of 2 runs in {out} are finished" in said
+    assert not any(Path(f"/proc/{process}").exists() for process in children)
+    assert all(checkpoint.checkpoints(log.parent) for log in logs)
+
+
+# the page
+
+
+def ask(address, head: bytes) -> bytes:
+    with socket.create_connection(address, timeout=10) as client:
+        client.sendall(head)
+        with suppress(OSError):
+            return client.recv(4096)
+    return b""
+
+
+def test_the_page_is_there_for_this_machine_alone():
+    with Page(0) as page:
+        port = page.server.server_port
+        page.show(Image.new("RGB", (8, 8)), [Line("now")])
+        for host, answer in (
+            (f"localhost:{port}", b"200"), (f"127.0.0.1:{port}", b"200"), (f"[::1]:{port}", b"200"),
+            (f"LOCALHOST:{port}", b"200"), ("evil.example", b"403"),
+            (f"evil.example:{port}", b"403"), (f"localhost:{port + 1}", b"403"),
+            ("localhost", b"403"), ("", b"403"),
+        ):  # fmt: skip
+            for path in ("/", "/told", "/picture"):
+                head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+                assert ask(page.server.server_address, head)[9:12] == answer, (host, path)
+        assert ask(page.server.server_address, b"GET / HTTP/1.0\r\n\r\n")[9:12] == b"403"
+
+
+def test_200_readers_get_an_answer_each():
+    answers: list[bytes] = []
+    with Page(0) as page:
+        page.show(Image.new("RGB", (8, 8)), [Line("now")])
+        head = f"GET /told HTTP/1.1\r\nHost: 127.0.0.1:{page.server.server_port}\r\n\r\n".encode()
+        began = time.monotonic()
+        clients = [socket.create_connection(page.server.server_address, 10) for _ in range(200)]
+        for client in clients:
+            client.sendall(head)
+        for client in clients:
+            with closing(client.makefile("rb")) as reply:
+                answers.append(reply.readline())
+        page.show(Image.new("RGB", (8, 8)), [Line("then")])  # nobody holds up what is shown
+        assert time.monotonic() - began < 10
+        for client in clients:
+            client.close()
+        until(lambda: page.server.streams.acquire(blocking=False), 10)  # there is room again
+    assert len(answers) == 200
+    assert sum(b" 200 " in answer for answer in answers) == screens.MOST_STREAMS
+    assert all(b" 200 " in answer or b" 503 " in answer for answer in answers)
+
+
+def test_more_connections_than_there_is_room_for_are_answered_too(monkeypatch):
+    monkeypatch.setattr(screens, "MOST_CONNECTIONS", 3)
+    with Page(0) as page:
+        silent = [socket.create_connection(page.server.server_address, 10) for _ in range(3)]
+        until(lambda: threading.active_count() > 3, 10)
+        with socket.create_connection(page.server.server_address, timeout=10) as one_more:
+            assert b" 503 " in one_more.recv(4096)
+        for client in silent:
+            client.close()
+
+
+def test_who_is_slow_to_ask_or_asks_for_too_long_is_left(monkeypatch):
+    monkeypatch.setattr(screens, "SECONDS", 0.3)
+    with Page(0) as page:
+        with socket.create_connection(page.server.server_address, timeout=10) as slow:
+            began = time.monotonic()
+            with suppress(OSError):
+                while time.monotonic() - began < 5:
+                    slow.sendall(b"G")  # a byte now and then keeps nobody's thread
+                    time.sleep(0.05)
+            assert time.monotonic() - began < 5
+        head = b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 5000 + b"\r\n"
+        assert b" 200 " not in ask(page.server.server_address, head)
+        page.show(Image.new("RGB", (8, 8)), [Line("now")])
+        with urllib.request.urlopen(page.address, timeout=10) as reply:
+            assert b"<img" in reply.read()
+
+
+def test_a_reader_who_stops_reading_holds_up_nobody(monkeypatch):
+    monkeypatch.setattr(screens, "SECONDS", 0.3)
+    big = Image.effect_noise((1200, 1200), 100).convert("RGB")
+    with Page(0) as page:
+        head = f"GET /picture HTTP/1.1\r\nHost: 127.0.0.1:{page.server.server_port}\r\n\r\n"
+        with socket.create_connection(page.server.server_address, timeout=10) as lazy:
+            lazy.sendall(head.encode())
+            until(lambda: page.server.streams._value < screens.MOST_STREAMS, 10)
+            began = time.monotonic()
+            while page.server.streams._value < screens.MOST_STREAMS or page.moment < 8:
+                page.show(big, [])
+                assert time.monotonic() - began < 20
