@@ -74,12 +74,11 @@ class Sights(NamedTuple):
 def sights(world: World, steps: int, seed: int) -> Sights:
     """Walks through the worlds and notes what was seen and where."""
     obs, info = world.reset(seed)
-    views, known = [obs], [info["factors"]]
+    views, known = [obs], [world.factors(info)]
     for _, lived in zip(range(steps), live(walk(world), world, obs), strict=False):
         views.append(seen(lived))
-        known.append(lived.info["factors"])
-    factors = torch.cat([world.tensor(f).float() for f in known])
-    return Sights(joined(views), factors)
+        known.append(world.factors(lived.info))
+    return Sights(joined(views), torch.cat(known))
 
 
 def joined(views: Sequence[Observation]) -> Observation:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ami_agent import checkpoint, runs
 from ami_agent.agent import Agent
+from ami_agent.arguments import check_count, check_device, check_is, check_number, check_path
 from ami_agent.build import Config, build, capacity, lessons
 from ami_agent.checks import check_config
 from ami_agent.evaluate import EPISODES_FROM, Outcome, play_many
@@ -30,8 +32,8 @@ from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.report import Report, Reporter
 from ami_agent.resuming import adopt, check_resumable
+from ami_agent.spaces import check_same_spaces
 from modules.cost import Foresight
-from modules.recall import ShortTerm
 from modules.types import UnusableInput
 
 LOG_EVERY = 50
@@ -61,6 +63,9 @@ def train(
     `keep_memory`: what was lived stays in the run folder.
     """
     check(config, out, seed, resume)
+    check_device(device)
+    check_count("curve", curve, 0)
+    check_number("save_every", save_every, 0, inf)
     keep_freed_memory()
     if report is None:
         with closing(Report(Path(out), Console(quiet=True))) as quiet:
@@ -75,19 +80,27 @@ def train(
         for change in adopt(Path(out), config):
             report.say(f"changed for a stage that has not begun: {change}")
     else:
-        runs.start(Path(out), config, seed, str(device))
+        runs.start(Path(out), config, seed, str(device), training.agent.spec)
     return training.run()
 
 
 def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
     """Raises UnusableInput if such a run can't be begun, or resumed, in this folder."""
+    check_is("config", config, Config)
+    check_path("out", out)
+    check_count("seed", seed, 0)
     check_config(config)
-    if not 0 <= seed < 2**31:
-        raise UnusableInput(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
     if resume:
         check_resumable(Path(out), config, seed)
+        check_resumed(Path(out), config)
     else:
         runs.check_free(Path(out))
+
+
+def check_resumed(run: Path, config: Config) -> None:
+    """Raises UnusableInput where the environment is no longer that of the run."""
+    with closing(config.world.build(1)) as world:
+        check_same_spaces(runs.spec_of(run, config), world.spec, config.world)
 
 
 def lesson_seed(seed: int, name: str) -> int:
@@ -236,16 +249,16 @@ class Training:
         self.report.say(f"{name} {step}: {verdict(marks) if step else 'nothing learnt yet'}")
 
     def _judge(self, name: str, mode: str = "plan", pupil: Pupil | None = None) -> None:
-        # whoever lives meanwhile goes on with what it recalls
-        living, self.agent.episode = self.agent.episode, ShortTerm(self.agent.recall)
         seconds = runs.seconds_of(self.folder)
         for task, assignment in self.config.tasks.items():
+            controller = self.agent.controller(self.curve)  # training goes on undisturbed
             play = partial(
-                play_many, mind(self.agent.eval(), mode, assignment),
+                play_many, mind(self.agent.eval(), mode, assignment, controller=controller),
                 self.config.evaluation.under(assignment), self.curve, EPISODES_FROM,
                 self.agent.device,
             )  # fmt: skip
             outcome = _beside(pupil, play)
+            outcome = outcome.settled(outcome.reports_success)
             told = {
                 "final_success": outcome.final_success, "score": outcome.score,
                 "return": outcome.felt[:, 0],
@@ -258,7 +271,6 @@ class Training:
                 f"after {name}, {seconds:.0f} s, {self.agent.memory.lived} steps of life, {task}, "
                 f"{mode}: {said} (mean of {self.curve})"
             )
-        self.agent.episode = living
 
     def _note(self, name: str) -> None:
         """What the lesson took since it was last noted; what is lost in a kill is not counted."""
