@@ -7,7 +7,6 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -22,16 +21,14 @@ from ami_agent.arguments import check_count, check_device, check_is, check_numbe
 from ami_agent.atomic import NotWritten, clean
 from ami_agent.build import Config, buffer_in_words, build, capacity, lessons
 from ami_agent.checks import check_config
-from ami_agent.evaluate import EPISODES_FROM, Outcome, play_many
-from ami_agent.failures import Failed, FailedInReset, NotMade
+from ami_agent.curve import curve_metrics
+from ami_agent.failures import Failed
 from ami_agent.files import fitting
 from ami_agent.interrupt import Interrupted, deferred, keyboard
 from ami_agent.learning import average, check_finite, keep_freed_memory
 from ami_agent.lessons import Lesson, Pupil
-from ami_agent.lessons.base import HoldsEnvs
 from ami_agent.lessons.foresight import longest_episode
 from ami_agent.lessons.life import EPISODE_METRICS
-from ami_agent.players import mind
 from ami_agent.probe import examiner, verdict
 from ami_agent.replay import Chunks, head
 from ami_agent.report import Report, Reporter
@@ -126,20 +123,6 @@ def lesson_seed(seed: int, name: str) -> int:
     lessons of one run, and of runs with other seeds, lie far apart; and another lesson in the list
     changes none."""
     return zlib.crc32(f"{seed} {name}".encode()) % 2**30
-
-
-def _beside(pupil: Pupil | None, play: Callable[[], Outcome]) -> Outcome:
-    """Plays while a learner's environments are open; where no other can be opened beside them, they
-    are closed meanwhile."""
-    try:
-        return play()
-    except (NotMade, FailedInReset):
-        if not isinstance(pupil, HoldsEnvs):
-            raise
-    pupil.close_envs()
-    outcome = play()
-    pupil.reopen_envs()
-    return outcome
 
 
 class Training:
@@ -319,7 +302,10 @@ class Training:
 
     def _judge(self, name: str, mode: str = "plan", pupil: Pupil | None = None) -> None:
         seconds, steps = sum(self.seconds.values()), self.agent.memory.lived
-        found = {task: self._marks(mode, task, pupil) for task in self.config.tasks}
+        found = {
+            task: curve_metrics(self.agent, self.config, task, mode, self.curve, pupil)
+            for task in self.config.tasks
+        }
         with deferred():  # all of it is logged, or nothing
             for task, marks in found.items():
                 lived = {"seconds": seconds, "lived": float(steps)}
@@ -329,22 +315,6 @@ class Training:
                     f"after {name}, {seconds:.0f} s, {steps} steps of life, {task}, {mode}: {said} "
                     f"(mean of {self.curve})"
                 )
-
-    def _marks(self, mode: str, task: str, pupil: Pupil | None) -> dict[str, float]:
-        """The means of some episodes of a task."""
-        assignment = self.config.tasks[task]
-        controller = self.agent.controller(self.curve)  # training goes on undisturbed
-        play = partial(
-            play_many, mind(self.agent.eval(), mode, assignment, controller=controller),
-            self.config.evaluation.under(assignment), self.curve, EPISODES_FROM, self.agent.device,
-        )  # fmt: skip
-        outcome = _beside(pupil, play)
-        outcome = outcome.settled(outcome.reports_success)
-        told = {
-            "final_success": outcome.final_success, "score": outcome.score,
-            "return": outcome.felt[:, 0],
-        }  # fmt: skip
-        return {n: float(part.mean()) for n, part in told.items() if not part.isnan().any()}
 
     def _note(self, name: str) -> None:
         """What the stage took since it was last noted; what is lost in a kill is not counted."""
