@@ -72,9 +72,9 @@ def own(tmp_path, monkeypatch):
     gymnasium.registry.pop("ami-test/Own-v0", None)
 
 
-def test_the_world_in_the_readme_is_lived_in(tmp_path, monkeypatch):
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(# my_world\.py\n.*?)```", readme, re.DOTALL)
+def test_the_environment_in_the_documentation_can_be_trained_in(tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "environments.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_world\.py\n.*?)```", page, re.DOTALL)
     (tmp_path / "my_world.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     world = ("--env.import", "my_world.py", "--env.id", "my/Catch-v0")
