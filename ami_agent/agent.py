@@ -1,8 +1,13 @@
-"""The agent: its boxes and how a thought goes through them."""
+"""The agent: its components, and how an observation becomes a plan.
+
+What an episode changes is held by a `Controller`, any number of them for one agent. The methods
+`configure`, `begin`, `attend` and `act` of the agent itself are those of its own controller, which
+takes observations as the agent's encoders do, not as an environment delivers them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -10,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ami_agent import carry
+from ami_agent.controller import Controller
 from ami_agent.life import Spec
 from modules.actor import Policy
 from modules.auto import Expectation
@@ -27,6 +34,7 @@ from modules.types import (
     Observation,
     Plan,
     Planner,
+    Stateful,
     Transition,
     UnusableInput,
     by_sense,
@@ -35,8 +43,10 @@ from modules.types import (
 from modules.world_model import WorldModel
 
 
-class Agent(nn.Module):
+class Agent(nn.Module, Stateful):
     """A mind for B worlds at once."""
+
+    episode_state = ("focus", "seed", "begun")
 
     def __init__(
         self,
@@ -71,6 +81,32 @@ class Agent(nn.Module):
         self.focus: Focus | None = None
         self.seed = self.begun = 0  # of chance in thought; episodes since that was told
 
+    def controller(
+        self, num_envs: int | None = None, task: Task | None = None, seed: int = 0
+    ) -> Controller:
+        """Acts on what an environment delivers, and holds all that its episodes change.
+
+        `num_envs`: how many environments step together, so that observations are batches as
+        `gymnasium.make_vec` delivers them; None for a single environment, whose observations and
+        actions have no batch axis. `seed`: of the random streams of planning."""
+        return Controller(self, num_envs, task, seed)
+
+    def stateful_parts(self) -> list[Stateful]:
+        """The components that an episode changes."""
+        roots = (self.episode, self.hierarchy, self.eye.outlook, self.actors, self.planner)
+        return [self, *carry.stateful_parts(roots)]
+
+    @contextmanager
+    def undone_by_errors(self) -> Iterator[None]:
+        """What fails in here leaves all that an episode changes as it was."""
+        parts = self.stateful_parts()
+        before = carry.copied(carry.taken(parts))
+        try:
+            yield
+        except BaseException:
+            carry.put(parts, before)
+            raise
+
     @torch.no_grad()
     def configure(self, task: Task, seed: int = 0) -> None:
         """Takes a task, as often as one likes, in the middle of an episode too."""
@@ -80,6 +116,12 @@ class Agent(nn.Module):
         else:
             wanted = self._sensed("goal", task.goal)
             goal = self.perceive(wanted, gains)
+            if not goal.isfinite().all():
+                env = int((~goal.isfinite().all(-1)).nonzero()[0])
+                raise UnusableInput(
+                    f"the goal of environment {env} leads to a state that is not finite: its "
+                    "numbers are too large for this agent"
+                )
         focus = self.configurator.focus(task, goal.to(self.device))
         self.cost.check(focus.weights)
         if focus.weights.get("boredom"):
@@ -104,6 +146,12 @@ class Agent(nn.Module):
         self.begun += 1
         self._think_afresh(self.seed + self.begun)
 
+    def start_afresh(self) -> None:
+        """As it is when it is built: without a task, in no episode."""
+        self.focus, self.seed, self.begun = None, 0, 0
+        self.episode.begin()
+        self._think_afresh(0)
+
     def _think_afresh(self, seed: int) -> None:
         self.hierarchy.reset(seed)
         self.eye.outlook.reset(seed)
@@ -112,9 +160,26 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: Observation) -> Plan:
-        """`[B, *O]` -> the plan whose first action the body should carry out."""
-        state, focus = self.attend(obs)
-        return self.actors[focus.mode](state, focus)
+        """`[B, *O]` -> the plan whose first action the body should carry out; UnusableInput for an
+        observation from which no finite plan comes, which leaves the episode as it was."""
+        with self.undone_by_errors():
+            state, focus = self.attend(obs)
+            plan = self.actors[focus.mode](state, focus)
+            self._check_finite(state, plan)
+        return plan
+
+    def _check_finite(self, state: Tensor, plan: Plan) -> None:
+        sound = state.isfinite().all(-1) & plan.actions.isfinite().flatten(1).all(1)
+        sound &= plan.energy.isfinite() | ~plan.deliberated  # Mode-1 claims no energy
+        if sound.all():
+            return
+        if not all(weights.isfinite().all() for weights in self.parameters()):
+            raise UnusableInput("the agent's weights are not finite: its training diverged")
+        env = int((~sound).nonzero()[0])
+        raise UnusableInput(
+            f"the observation of environment {env} leads to a state or a plan that is not finite: "
+            "its numbers are too large for this agent"
+        )
 
     @torch.no_grad()
     def attend(self, obs: Observation) -> tuple[Tensor, Focus]:
@@ -161,8 +226,12 @@ class Agent(nn.Module):
             )
 
         def tensor(part: Any) -> Any:
-            array = isinstance(part, np.ndarray)
-            return torch.as_tensor(part, device=self.device) if array else part
+            if not isinstance(part, (np.ndarray, Tensor)):
+                return part
+            try:
+                return torch.as_tensor(part).detach().to(self.device)
+            except (TypeError, ValueError):  # strings, objects, another byte order
+                return part
 
         parts = {n: tensor(part) for n, part in obs.items()} if isinstance(obs, Mapping) else None
         sensed: Observation = tensor(obs) if parts is None else parts

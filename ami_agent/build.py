@@ -312,8 +312,9 @@ def check_tasks(agent: Agent) -> None:
         except UnusableInput as error:
             raise UnusableInput(f"configurator.told: {error}") from None
     for name, assignment in agent.assignments.items():
-        task = assignment.task(None if assignment.aim == "none" else agent.spec.blank(1), "plan")
         try:
+            goal = None if assignment.aim == "none" else agent.spec.blank(1)
+            task = assignment.task(goal, "plan")
             focus = agent.configurator.focus(task, torch.zeros(1, prod(agent.shape)))
             agent.cost.check(focus.weights)
         except UnusableInput as error:

@@ -26,6 +26,7 @@ from ami_agent.lessons.hindsight import check_earnings
 from ami_agent.lessons.rehearse import Improve
 from ami_agent.life import Spec, WorldConfig
 from ami_agent.sizing import check_size
+from ami_agent.spaces import check_same_spaces
 from modules.actor import Restless
 from modules.configurator import Assignment
 from modules.cost import Foresight, NoCritic
@@ -240,14 +241,11 @@ def check_worlds(config: Config) -> Spec:
             raise UnusableInput(
                 f"{setting}: {error}" if setting != "evaluation" else error
             ) from None
-        if other != spec:
-            raise UnusableInput(
-                f"the agent lives in a world of {_told(spec)} but is judged in one of "
-                f"{_told(other)}: world and evaluation must be alike"
-                if setting == "evaluation"
-                else f"{setting}: the environment has {_told(other)}, but without these options "
-                f"{_told(spec)}"
-            )
+        try:
+            check_same_spaces(spec, other, world)
+        except UnusableInput as error:
+            alike = "world and evaluation must be alike" if setting == "evaluation" else setting
+            raise UnusableInput(f"{alike}: {error}") from None
     return spec
 
 
@@ -280,7 +278,3 @@ def _check_goal(config: Config) -> None:
             f"task {aims[0]!r} has the goal that the environment names in info['goal'], and "
             f"{config.world.id} names none there"
         )
-
-
-def _told(spec: Spec) -> str:
-    return f"observations {spec.told()}, {spec.done()} and feelings {', '.join(spec.interoception)}"

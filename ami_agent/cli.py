@@ -113,6 +113,8 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     check_target(flags.json)
     config = runs.config_of(Path(name), flags.imports, flags.trust)
     world = _evaluated_in(config, flags.env, flags.variant)
+    if flags.accept_other_spaces:
+        world = replace(world, accept_other_spaces=True)
     agent = runs.load(name, device(flags.device), config)
     found = judge(
         agent, world, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,

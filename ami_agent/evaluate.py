@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ami_agent import infos
 from ami_agent.agent import Agent
+from ami_agent.arguments import check_count, check_is
 from ami_agent.guard import undisturbed
 from ami_agent.latency import Results, latency, timed
 from ami_agent.life import Act, Guides, Lived, World, WorldConfig, ended, live
 from ami_agent.players import Begin, Scene, aimless, mind, shortest
 from ami_agent.report import figure
+from ami_agent.spaces import check_same_spaces
 from ami_agent.statistics import Estimate, mean, rate
 from modules.configurator import Assignment
 from modules.types import Plan, UnusableInput
@@ -26,15 +29,33 @@ MOST_STEPS = 100_000
 """Steps of an episode after which an evaluation gives up, where nobody says how long one lasts."""
 
 
+SUCCESS_NAMES = ("success", "is_success")
+FINAL_SUCCESS_NAMES = ("final_success", "is_success", "success")
+"""Entries of an info that say whether the task is done, the first that an environment reports."""
+
+
 class Outcome(NamedTuple):
     """How the first episode of each of B worlds went."""
 
-    success: Tensor  # [B] 1 or 0: ever; NaN where the world doesn't say
-    final_success: Tensor  # [B] 1 or 0: at the last step; NaN where the world doesn't say
+    success: Tensor  # [B] 1 or 0: ever; NaN where the environment never reported it
+    final_success: Tensor  # [B] 1 or 0: as it was reported last; NaN likewise
     steps: Tensor  # [B] steps until first success, NaN without
     length: Tensor  # [B] steps until the episode was over
-    score: Tensor  # [B] the world's own at the last step, NaN where it has none
+    score: Tensor  # [B] the world's own, as it was reported last; NaN where it has none
     felt: Tensor  # [B, I] sum of what was felt; the first is the return
+
+    @property
+    def reports_success(self) -> bool:
+        """Whether any episode said whether its task was done."""
+        return not (self.success.isnan() & self.final_success.isnan()).all()
+
+    def settled(self, reports_success: bool) -> Outcome:
+        """Of an environment that reports success, an episode that never did was none."""
+        if not reports_success:
+            return self
+        return self._replace(
+            success=self.success.nan_to_num(0.0), final_success=self.final_success.nan_to_num(0.0)
+        )
 
 
 def play(begin: Begin, world: World, seed: int) -> Outcome:
@@ -46,16 +67,15 @@ def play(begin: Begin, world: World, seed: int) -> Outcome:
     felt = torch.zeros(world.count, len(world.spec.interoception), dtype=torch.float64)
     act = begin(Scene(world, obs, info), seed)
     for step, lived in enumerate(live(act, world, obs), 1):
-        now = told_of(lived, "success", "is_success")
+        now = told_of(lived, *SUCCESS_NAMES)
         steps[(now == 1) & going & (success != 1)] = step
         success = torch.where(going, torch.fmax(success, now), success)
         felt += lived.transition.interoception.cpu() * going[:, None]
         length += going
-        over = ended(lived).cpu() & going
-        final[over] = told_of(lived, "final_success", "is_success", "success")[over]
-        if "score" in lived.info:
-            score[over] = told_of(lived, "score")[over]
-        going &= ~over
+        for latest, names in ((final, FINAL_SUCCESS_NAMES), (score, ("score",))):
+            reported = told_of(lived, *names)
+            latest.copy_(torch.where(going & ~reported.isnan(), reported, latest))
+        going &= ~ended(lived).cpu()
         if not going.any():
             break
         if step == MOST_STEPS and not world.limited:
@@ -67,16 +87,9 @@ def play(begin: Begin, world: World, seed: int) -> Outcome:
 
 
 def told_of(lived: Lived, *names: str) -> Tensor:
-    """`[B]` numbers as the world tells them, under the first of these names that it knows; NaN
-    where it knows none, or tells what is no number."""
-    said = next((lived.info[name] for name in names if name in lived.info), None)
-    unknown = torch.full((len(ended(lived)),), torch.nan)
-    try:
-        plain = said if isinstance(said, Tensor) else np.asarray(said, dtype=np.float32)
-    except (TypeError, ValueError):
-        return unknown
-    told = torch.as_tensor(plain).cpu().float()
-    return told if told.shape == unknown.shape else unknown
+    """`[B]` numbers under the first of these names that an environment reported at this step; NaN
+    where it reported none, or what is no number."""
+    return infos.numbers(lived.info, names, ended(lived))
 
 
 def play_many(begin: Begin, config: WorldConfig, episodes: int, seed: int, device: Any) -> Outcome:
@@ -88,8 +101,10 @@ def play_many(begin: Begin, config: WorldConfig, episodes: int, seed: int, devic
     return Outcome(*(torch.cat(parts) for parts in zip(*outcomes, strict=True)))
 
 
-def row(outcome: Outcome, channels: Sequence[str]) -> Results:
-    """An outcome as figures with 95 % intervals; `felt`: by channel, the sum over an episode."""
+def row(outcome: Outcome, channels: Sequence[str], reports_success: bool) -> Results:
+    """An outcome as figures with 95 % intervals; `felt`: by channel, the sum over an episode.
+    `reports_success`: whether the environment ever says that a task is done."""
+    outcome = outcome.settled(reports_success)
     arrived, scored = outcome.steps[outcome.success == 1], not outcome.score.isnan().any()
     return {
         "success": _rate(outcome.success),
@@ -103,7 +118,7 @@ def row(outcome: Outcome, channels: Sequence[str]) -> Results:
 
 
 def _rate(told: Tensor) -> Estimate | None:
-    """None where a world doesn't say."""
+    """None where the environment never reported it."""
     return None if told.isnan().any() else rate(told == 1)
 
 
@@ -125,37 +140,55 @@ def judge(
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Results]:  # fmt: skip
     """The figures of each mode on the same episodes; `say` is told what is being done."""
+    check_is("agent", agent, Agent)
+    check_is("world", world, WorldConfig, str)
+    check_count("episodes", episodes, 1)
+    check_count("seed", seed, 0)
+    check_is("task", task, str)
     assignment = agent.assigned(task)
     config = (WorldConfig(id=world) if isinstance(world, str) else world).under(assignment)
-    if episodes < 1:
-        raise UnusableInput(f"episodes is {episodes}; there must be at least 1")
-    found, channels = {}, _felt_in(config, agent)
+    outcomes, figures, channels = {}, {}, _felt_in(config, agent)
     told = f"{episodes} episode{'s' if episodes > 1 else ''}"
     for mode in modes:
         say(f"mode {mode}: {told}")
-        found[mode] = _marks(agent.eval(), config, mode, assignment, episodes, seed, channels)
+        played = _played(agent.eval(), config, mode, assignment, episodes, seed)
+        outcomes[mode], figures[mode] = played
     say(f"random motion, and the oracle where there is one: {told}")
-    known = {
-        "task": task or next(iter(agent.assignments)),
-        "baselines": baselines(config, episodes, seed),
+    others = baselines(config, episodes, seed)
+    known = any(o.reports_success for o in (*outcomes.values(), *others.values()))
+    rows = {name: row(outcome, channels, known) for name, outcome in others.items()}
+    return {
+        mode: {
+            "env": config.id,
+            "variant": config.variant,
+            "options": dict(config.options),
+            "mode": mode,
+            "device": str(agent.device),
+            "seed": seed,
+            "episodes": episodes,
+            **row(outcomes[mode], channels, known),
+            **figures[mode],
+            "task": task or next(iter(agent.assignments)),
+            "baselines": {"oracle": None, **rows},
+        }
+        for mode in outcomes
     }
-    return {mode: {**marks, **known} for mode, marks in found.items()}
 
 
 def _felt_in(config: WorldConfig, agent: Agent) -> tuple[str, ...]:
-    """What is felt in that world; UnusableInput where the agent's senses or body don't fit it."""
+    """What is felt in that world; UnusableInput where it is not one that the agent is made for."""
     world = config.build(1)
     world.close()
-    mine, there = (f"{spec.told()} and {spec.done()}" for spec in (agent.spec, world.spec))
-    if mine != there:
-        raise UnusableInput(f"{config.id} has {there}, but the agent is made for {mine}")
+    check_same_spaces(agent.spec, world.spec, config)
     return world.spec.interoception
 
 
-def _marks(
-    agent: Agent, config: WorldConfig, mode: str, assignment: Assignment, episodes: int, seed: int,
-    channels: Sequence[str],
-) -> Results:  # fmt: skip
+def _played(
+    agent: Agent, config: WorldConfig, mode: str, assignment: Assignment, episodes: int, seed: int
+) -> tuple[Outcome, Results]:
+    """How the episodes went, and figures of how the agent acted in them. It acts in episodes of
+    their own: whatever it does elsewhere goes on undisturbed."""
+    controller = agent.controller(1)
     times: list[float] = []
     plans: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the seed of a batch
 
@@ -165,19 +198,11 @@ def _marks(
         def watch(plan: Plan) -> None:
             heard.append((plan.deliberated, plan.violation > 0))
 
-        return timed(mind(agent, mode, assignment, watch)(scene, start), times)
+        return timed(mind(agent, mode, assignment, watch, controller)(scene, start), times)
 
     outcome = play_many(begin, config, episodes, seed, agent.device)
     deliberated, violated = _shares(plans.values(), outcome.length)
-    return {
-        "env": config.id,
-        "variant": config.variant,
-        "options": dict(config.options),
-        "mode": mode,
-        "device": str(agent.device),
-        "seed": seed,
-        "episodes": episodes,
-        **row(outcome, channels),
+    return outcome, {
         "deliberated": deliberated,
         "violated": violated,
         **undisturbed(partial(latency, agent, config, mode, assignment, seed)),
@@ -197,17 +222,16 @@ def _shares(plans: Iterable[Sequence[tuple[Tensor, Tensor]]], length: Tensor) ->
     return (sums / length.sum()).tolist()
 
 
-def baselines(config: WorldConfig, episodes: int, seed: int) -> Mapping[str, Any]:
+def baselines(config: WorldConfig, episodes: int, seed: int) -> dict[str, Outcome]:
     """Random motion, and the oracle where the world has one, on the same episodes."""
     world = config.build(1)
-    guided, channels = isinstance(world.inner, Guides), world.spec.interoception
+    guided = isinstance(world.inner, Guides)
     world.close()
     players = {"random": aimless, **({"oracle": shortest} if guided else {})}
-    outcomes = {n: play_many(p, config, episodes, seed, "cpu") for n, p in players.items()}
-    return {"oracle": None, **{name: row(o, channels) for name, o in outcomes.items()}}
+    return {name: play_many(p, config, episodes, seed, "cpu") for name, p in players.items()}
 
 
-def rows(results: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
+def rows(results: dict[str, Results]) -> tuple[list[str], list[list[str]]]:
     """The table people read: each mode, then its baselines, beside each other, and a row for every
     figure, so that none is cut where a terminal is narrow."""
     (first, *_) = results.values()

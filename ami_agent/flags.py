@@ -93,6 +93,8 @@ class EvalFlags(FolderFlags):
     """Another environment than the one the recipe is evaluated in, also as --env.id."""
     variant: str = ""
     """Another variant of it."""
+    accept_other_spaces: bool = False
+    """Evaluate although the bounds of actions or observations are not those of training."""
     device: Device = "auto"
     json: str = ""
     """A file for the results."""

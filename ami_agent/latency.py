@@ -28,16 +28,18 @@ def latency(
     """Milliseconds in one world, after a warm-up: of one whole `act`, from observation to action,
     and of the actor's part in it, from state to action; perception, and what levels above plan, is
     the same for every mode."""
-    begin = mind(agent, mode, assignment)
+    controller = agent.controller(1)  # what the agent does elsewhere goes on undisturbed
+    begin = mind(agent, mode, assignment, controller=controller)
     times: list[float] = []
     decisions: list[float] = []
 
     @torch.no_grad()
     def decide(obs: Observation) -> Tensor:
-        state, focus = agent.attend(obs)
-        state.cpu()  # the clock of the actor starts when perception is done
-        actor = agent.actors[mode]
-        return timed(lambda obs: actor(state, focus).action, decisions)(obs)
+        with controller.active():
+            state, focus = agent.attend(obs)
+            state.cpu()  # the clock of the actor starts when perception is done
+            actor = agent.actors[mode]
+            return timed(lambda obs: actor(state, focus).action, decisions)(obs)
 
     def whole(scene: Scene, start: int) -> Act:
         return timed(begin(scene, start), times)

@@ -28,12 +28,13 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from torch import Tensor
 
-from ami_agent.deeds import deeds
+from ami_agent import infos
 from ami_agent.failures import Failed, FailedInReset, NotMade
 from ami_agent.guard import undisturbed
+from ami_agent.interface import Interface
 from ami_agent.layouts import Layout
 from ami_agent.options import Options, check_options
-from ami_agent.senses import OutOfBounds, Sense, ignored, readers, told_by
+from ami_agent.senses import OutOfBounds, Sense, ignored, told_by
 from ami_agent.vectors import Worlds, at_once, make, own_limit, own_vector_space
 from modules.configurator import Assignment
 from modules.types import ALIVE, STEPS, Observation, Transition, UnusableInput, require
@@ -49,6 +50,7 @@ class Spec(NamedTuple):
     action_dim: int
     interoception: tuple[str, ...]  # the reward, and whatever the world declares
     choices: tuple[int, ...] = ()  # of how many one is chosen, for each choice; () where none is
+    interface: Interface | None = None  # the environment's spaces, where it was made of some
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -72,6 +74,13 @@ class Spec(NamedTuple):
         """An observation `[count, *O]` of this kind, with no meaning."""
         parts = {n: torch.zeros(count, *s.shape, dtype=s.dtype) for n, s in self.senses.items()}
         return parts.get("obs", parts)
+
+
+def spec_of(interface: Interface, interoception: tuple[str, ...]) -> Spec:
+    """The spec of an environment with these spaces and signals."""
+    senses = {name: reader.sense for name, reader in interface.senses.items()}
+    deeds = interface.deeds
+    return Spec(senses, deeds.size, interoception, deeds.choices, interface)
 
 
 class Lived(NamedTuple):
@@ -140,10 +149,19 @@ class WorldConfig:
     warning, clipped to it, or end the run."""
     mortal: bool = False
     """Whether the body feels that it lives on: a channel "alive", 0 where a life ends."""
+    accept_other_spaces: bool = False
+    """Whether an agent may be evaluated here that was trained with other bounds of actions or
+    observations: its actions then stand for the same share of these bounds."""
 
     def __post_init__(self) -> None:
         require(self, limit=STEPS, repeat=(1, 10_000), stack=(1, 1000), step_timeout=(0.0, 1e6))
         check_options(self.options)
+
+    def interface(self, observation: spaces.Space, action: spaces.Space) -> Interface:
+        """How these spaces are read and acted in; UnusableInput where they can't be."""
+        return Interface(
+            observation, action, self.stack, self.obs_layout, self.out_of_bounds, self.id
+        )
 
     def under(self, assignment: Assignment) -> WorldConfig:
         """The same world, judging this task."""
@@ -210,15 +228,11 @@ class World:
     def _understand(self, config: WorldConfig) -> None:
         """UnusableInput for spaces that the agent can't handle."""
         space = self.envs.single_observation_space
-        self.senses = readers(
-            space, config.stack, layouts=config.obs_layout, out_of_bounds=config.out_of_bounds,
-            env=config.id,
-        )  # fmt: skip
+        interface = config.interface(space, self.envs.single_action_space)
+        self.senses, self.deeds = interface.senses, interface.deeds
         self.ignored = ignored(space, config.obs_layout, config.id)
-        self.deeds = deeds(self.envs.single_action_space)
         inner = self.envs.unwrapped
         felt = tuple(inner.interoception_names) if isinstance(inner, Feels) else ()
-        senses = {name: reader.sense for name, reader in self.senses.items()}
         alive = (ALIVE,) if config.mortal else ()
         self.batched = not isinstance(self.inner, (SyncVectorEnv, AsyncVectorEnv))
         """Whether they are stepped as one, by code of their own."""
@@ -227,7 +241,7 @@ class World:
         """Whether it is known that episodes end."""
         self.about = str(self.envs.metadata.get("about", ""))
         """What a person sees here and what is asked of the agent, where the world says so."""
-        self.spec = Spec(senses, self.deeds.size, ("reward", *felt, *alive), self.deeds.choices)
+        self.spec = spec_of(interface, ("reward", *felt, *alive))
 
     def limit(self, config: WorldConfig) -> tuple[float, str]:
         """Steps of the agent after which an episode is truncated, at the latest, and what says so;
@@ -270,7 +284,11 @@ class World:
             raise Failed("the world's reward is NaN, None or infinite")
         felt = [self.tensor(earned)[:, None]]
         if len(self.spec.interoception) > 1 + self.mortal:
-            felt.append(self.tensor(info["interoception"]).double())
+            width = len(self.spec.interoception) - 1 - self.mortal
+            declared = self.tensor(infos.table(info, "interoception", self.count, width)).double()
+            if not declared.isfinite().all():
+                raise Failed("info['interoception'] of the environment holds NaN or infinity")
+            felt.append(declared)
         if self.mortal:
             felt.append((~over).double()[:, None])
         return torch.cat(felt, 1)
@@ -322,8 +340,22 @@ class World:
         return spaces.Box(stacked.low[0], stacked.high[0], dtype=stacked.dtype.type)
 
     def goal(self, info: Info) -> Observation:
-        """What the world names as its goal, `[B, *O]`; UnusableInput where it is no observation."""
-        return self.sensed(info["goal"], "goal, info['goal'],")
+        """What the world names as its goal, `[B, *O]`; UnusableInput where it is no observation.
+        Where an environment named none, the goal of another stands in its place."""
+        told = infos.reported(info, "goal", self.count)
+        if not told.any():
+            raise UnusableInput("this world names no goal in its info; the agent needs one")
+        try:
+            goal = infos.filled(info, "goal", self.envs.single_observation_space, told)
+        except (IndexError, TypeError, ValueError):
+            goal = None
+        return self.sensed(goal, "goal, info['goal'],")
+
+    def factors(self, info: Info) -> Tensor:
+        """`[B, F]`, of an environment that Examines."""
+        names = self.inner.factor_names
+        # a copy: the environment may go on writing into what it delivered
+        return self.tensor(infos.table(info, "factors", self.count, len(names))).float().clone()
 
     def tensor(self, array: Any) -> Tensor:
         return torch.as_tensor(array, device=self.device)

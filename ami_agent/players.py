@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from ami_agent.agent import Agent
 from ami_agent.autoreset import batched
+from ami_agent.controller import Controller
+from ami_agent.infos import reported
 from ami_agent.life import Act, Info, World, oracle, walk
 from modules.configurator import Assignment, Task
-from modules.types import Observation, Plan, UnusableInput, by_sense
+from modules.types import Observation, Plan, UnusableInput, by_sense, count_of
 
 
 class Scene(NamedTuple):
@@ -36,6 +39,7 @@ class Errand:
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
         self.start: Observation | None = None  # [B, *O]: where each was when it was told
+        self.goal: Observation | None = None  # [B, *O]: what each environment named last
 
     def task(self, scene: Scene, mode: str) -> Task:
         """What is wanted in these worlds by now; UnusableInput where they should name a goal and
@@ -44,10 +48,24 @@ class Errand:
             self.start = _renewed(self.start, scene.obs, scene.fresh)
         goal = self.start
         if self.assignment.aim == "world":  # else whatever the world calls so is its own affair
-            if "goal" not in scene.info:
-                raise UnusableInput("this world names no goal in its info; the agent needs one")
-            goal = scene.world.goal(scene.info)
+            goal = self.goal = self._named(scene)
         return self.assignment.task(goal, mode)
+
+    def _named(self, scene: Scene) -> Observation:
+        """The goal that each environment named last; some name it only when an episode begins."""
+        named = torch.as_tensor(reported(scene.info, "goal", count_of(scene.obs)))
+        if named.all() or (self.goal is None and not named.any()):
+            return scene.world.goal(scene.info)
+        unnamed = ~named if self.goal is None or scene.fresh is None else ~named & scene.fresh.cpu()
+        if unnamed.any():
+            raise UnusableInput(
+                f"environment {int(unnamed.nonzero()[0])} names no goal in the info of its reset; "
+                "the agent needs one"
+            )
+        assert self.goal is not None
+        if not named.any():
+            return self.goal
+        return _renewed(self.goal, scene.world.goal(scene.info), named)
 
 
 def _renewed(old: Observation | None, new: Observation, fresh: Tensor | None) -> Observation:
@@ -74,16 +92,19 @@ def mind(
     mode: str,
     assignment: Assignment,
     watch: Callable[[Plan], None] = lambda plan: None,
+    controller: Controller | None = None,
 ) -> Begin:  # fmt: skip
-    """The agent as a player; `watch` sees its plans."""
+    """The agent as a player; `watch` sees its plans. Without a controller it acts as the agent's
+    own, whose episodes it ends."""
     errand = Errand(assignment)
 
     def begin(scene: Scene, seed: int) -> Act:
-        agent.begin(scene.fresh)
-        agent.configure(errand.task(scene, mode), seed)
+        with controller.active() if controller else nullcontext():
+            agent.begin(scene.fresh)
+            agent.configure(errand.task(scene, mode), seed)
 
         def act(obs: Observation) -> Tensor:
-            plan = agent.act(obs)
+            plan = controller.plan(obs) if controller else agent.act(obs)
             watch(plan)
             return plan.action
 

@@ -73,10 +73,10 @@ class Sights(NamedTuple):
 def sights(world: World, steps: int, seed: int) -> Sights:
     """Walks through the worlds and notes what was seen and where."""
     obs, info = world.reset(seed)
-    views, known = [obs], [world.tensor(info["factors"]).float().clone()]
+    views, known = [obs], [world.factors(info)]
     for _, lived in zip(range(steps), live(walk(world), world, obs), strict=False):
         views.append(seen(lived))
-        known.append(world.tensor(lived.info["factors"]).float().clone())
+        known.append(world.factors(lived.info))
     return Sights(joined(views), torch.cat(known))
 
 

@@ -4,7 +4,6 @@ have sensed it in a world."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ami_agent import checkpoint, minari_files, runs
+from ami_agent import checkpoint, minari_files, runs, spaces
 from ami_agent.build import blank_step
 from ami_agent.files import check_finite, fitting
 from ami_agent.life import World
@@ -158,12 +157,10 @@ def of_run(folder: str, world: World) -> Record:
     """What a run remembers; UnusableInput if it kept no memory, or of another kind of body."""
     run = Path(folder)
     config = runs.config_of(run, world.imports, flag="--env.import")
-    with closing(config.world.build(1)) as lived:
-        there, here = lived.spec, world.spec
-    if there != here:
+    there, here = runs.spec_of(run, config), world.spec
+    if found := next(spaces.differences(there, here), None):
         raise UnusableInput(
-            f"run {folder} lived with observations {there.told()} and {there.action_dim} actions, "
-            f"but the world has {here.told()} and {here.action_dim}"
+            f"run {folder} was trained with {found.one}, but the environment here has {found.two}"
         )
     if not (run / "memory").is_dir():
         raise UnusableInput(f"run {folder} has kept no memory: it needs --keep-memory")

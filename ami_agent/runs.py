@@ -1,6 +1,7 @@
 """Run folders: what a run leaves behind, and how an agent comes back from it.
 
 config.json     the complete settings
+spaces.json     the environment's spaces, with which the agent was trained
 manifest.json   seed, device, versions, commit, seconds per lesson
 metrics.jsonl   every logged figure; TensorBoard's events beside it
 checkpoints/    weights (safetensors and JSON, checksummed)
@@ -26,15 +27,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ami_agent import atomic, checkpoint, files, settings
+from ami_agent import atomic, checkpoint, files, settings, spaces
 from ami_agent.agent import Agent
+from ami_agent.arguments import check_device, check_path
 from ami_agent.build import Config, build
 from ami_agent.ceiling import MIB, Ceiling
 from ami_agent.files import is_number
+from ami_agent.life import Spec
 from ami_agent.sizing import check_planning
 from ami_agent.trust import trusted
 from modules.types import UnusableInput
 
+SPACES = "spaces.json"
 PARTS = ("torch", "numpy", "gymnasium")
 PREFIX = "agent."
 """Of the names that an agent's weights have in a checkpoint."""
@@ -70,9 +74,11 @@ def check_free(run: Path) -> None:
         raise UnusableInput(f"{run} holds a run already: --resume it, or choose another --out")
 
 
-def start(run: Path, config: Config, seed: int, device: str) -> None:
-    """A new run folder."""
+def start(run: Path, config: Config, seed: int, device: str, spec: Spec | None = None) -> None:
+    """A new run folder; `spec`: of the environment that the agent is trained in."""
     run.mkdir(parents=True, exist_ok=True)
+    if spec is not None and (written := spaces.to_json(spec)):
+        write_json(run / SPACES, written)
     write_json(run / "manifest.json", manifest(seed, device))
     write_json(run / "config.json", settings.to_json(config))  # last: it makes the folder a run
 
@@ -99,6 +105,15 @@ def config_of(
     """The settings a run was started with. UnusableInput where they name code that the user did
     not name (`imports`: files x.py or modules) or trust; `flag` is where the user names it."""
     return trusted(settings_of(run), run, imports, trust, flag)
+
+
+def spec_of(run: Path, config: Config) -> Spec:
+    """The spec of the environment that the run was trained in: as the run wrote it down, or, where
+    it is of a version that didn't, as the environment has it today."""
+    if (run / SPACES).exists():
+        return spaces.from_json(read_json(run / SPACES), config.world, str(run / SPACES))
+    with closing(config.world.build(1)) as world:
+        return world.spec
 
 
 def manifest_of(run: Path) -> dict[str, Any]:
@@ -194,6 +209,8 @@ def load(
     Nothing that the folder names is imported unless it is among `imports` (files x.py or modules),
     or the folder is trusted (`trust`) with all that it names.
     """
+    check_path("run", run)
+    check_device(device)
     run = Path(run)
     config = config or config_of(run, imports, trust)
     newest = checkpoint.latest(run)
@@ -209,9 +226,10 @@ def _built(config: Config, shapes: Mapping[str, tuple[int, ...]], run: Path) -> 
     """The agent of these settings, which takes no more memory than its checkpoint tells."""
     told, source = 8 * sum(map(prod, shapes.values())), run / "config.json"
     try:
-        with closing(config.world.build(1)) as world, Ceiling(SLACK + 2 * told):
-            agent = build(config, world.spec)
-            check_planning(config, world.spec, agent)
+        spec = spec_of(run, config)
+        with Ceiling(SLACK + 2 * told):
+            agent = build(config, spec)
+            check_planning(config, spec, agent)
             return agent
     except UnusableInput as error:
         raise UnusableInput(f"{source}: {error}") from error

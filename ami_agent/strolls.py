@@ -80,7 +80,7 @@ def _walk(world: World, seed: int) -> _Walk:
 def _factors(info: Mapping[str, Any], world: World) -> Tensor:
     if not isinstance(world.inner, Examines):
         return torch.empty(world.count, 0)
-    return world.tensor(info["factors"]).float().cpu().clone()
+    return world.factors(info).cpu()
 
 
 def put(world: World, factors: np.ndarray, seed: int) -> Sights | None:
@@ -90,7 +90,7 @@ def put(world: World, factors: np.ndarray, seed: int) -> Sights | None:
         obs, info = world.reset(seed, factors=factors[None])
     except ValueError:
         return None
-    return Sights(obs, world.tensor(info["factors"]).float().cpu())
+    return Sights(obs, world.factors(info).cpu())
 
 
 def lines(config: WorldConfig, walked: Strolls) -> list[Line]:

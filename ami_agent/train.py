@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ami_agent import checkpoint, runs
 from ami_agent.agent import Agent
+from ami_agent.arguments import check_count, check_device, check_is, check_number, check_path
 from ami_agent.atomic import NotWritten, clean
 from ami_agent.build import Config, buffer_in_words, build, capacity, lessons
 from ami_agent.checks import check_config
@@ -35,8 +37,8 @@ from ami_agent.replay import Chunks, head
 from ami_agent.report import Report, Reporter
 from ami_agent.resuming import adopt, check_resumable
 from ami_agent.run_lock import owned
+from ami_agent.spaces import check_same_spaces
 from modules.cost import Foresight
-from modules.recall import ShortTerm
 from modules.types import UnusableInput
 
 LOG_EVERY = 50
@@ -71,6 +73,9 @@ def train(
     checkpoint and raises Interrupted, a KeyboardInterrupt.
     """
     check(config, out, seed, resume)
+    check_device(device)
+    check_count("curve", curve, 0)
+    check_number("save_every", save_every, 0, inf)
     keep_freed_memory()
     with owned(Path(out)), keyboard():
         if report is None:
@@ -88,15 +93,16 @@ def train(
             for change in adopt(Path(out), config):
                 report.say(f"changed for a stage that has not begun: {change}")
         else:
-            runs.start(Path(out), config, seed, str(device))
+            runs.start(Path(out), config, seed, str(device), training.agent.spec)
         return training.run()
 
 
 def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
     """Raises UnusableInput if such a run can't be begun, or resumed, in this folder."""
+    check_is("config", config, Config)
+    check_path("out", out)
+    check_count("seed", seed, 0)
     check_config(config)
-    if not 0 <= seed < 2**31:
-        raise UnusableInput(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
     check_folder(config, Path(out), seed, resume)
 
 
@@ -104,8 +110,15 @@ def check_folder(config: Config, out: Path, seed: int, resume: bool) -> None:
     """Raises UnusableInput where the folder holds another run, or none to be resumed."""
     if resume:
         check_resumable(out, config, seed)
+        check_resumed(out, config)
     else:
         runs.check_free(out)
+
+
+def check_resumed(run: Path, config: Config) -> None:
+    """Raises UnusableInput where the environment is no longer that of the run."""
+    with closing(config.world.build(1)) as world:
+        check_same_spaces(runs.spec_of(run, config), world.spec, config.world)
 
 
 def lesson_seed(seed: int, name: str) -> int:
@@ -305,11 +318,8 @@ class Training:
             self.looked["examine"] = step
 
     def _judge(self, name: str, mode: str = "plan", pupil: Pupil | None = None) -> None:
-        # whoever lives meanwhile goes on with what it recalls
-        living, self.agent.episode = self.agent.episode, ShortTerm(self.agent.recall)
         seconds, steps = sum(self.seconds.values()), self.agent.memory.lived
         found = {task: self._marks(mode, task, pupil) for task in self.config.tasks}
-        self.agent.episode = living
         with deferred():  # all of it is logged, or nothing
             for task, marks in found.items():
                 lived = {"seconds": seconds, "lived": float(steps)}
@@ -323,11 +333,13 @@ class Training:
     def _marks(self, mode: str, task: str, pupil: Pupil | None) -> dict[str, float]:
         """The means of some episodes of a task."""
         assignment = self.config.tasks[task]
+        controller = self.agent.controller(self.curve)  # training goes on undisturbed
         play = partial(
-            play_many, mind(self.agent.eval(), mode, assignment),
+            play_many, mind(self.agent.eval(), mode, assignment, controller=controller),
             self.config.evaluation.under(assignment), self.curve, EPISODES_FROM, self.agent.device,
         )  # fmt: skip
         outcome = _beside(pupil, play)
+        outcome = outcome.settled(outcome.reports_success)
         told = {
             "final_success": outcome.final_success, "score": outcome.score,
             "return": outcome.felt[:, 0],

@@ -12,7 +12,18 @@ from modules.bounds import Bounds
 from modules.layers import Neighbourhoods, first_of, mlp, sharp
 from modules.planners.common import MindsEye
 from modules.planners.outlook import Thought
-from modules.types import FRACTION, HORIZON, WIDTH, Decide, Focus, Mode, Plan, Shape, require
+from modules.types import (
+    FRACTION,
+    HORIZON,
+    WIDTH,
+    Decide,
+    Focus,
+    Mode,
+    Plan,
+    Shape,
+    Stateful,
+    require,
+)
 
 
 class Policy(nn.Module):
@@ -162,9 +173,11 @@ class Calm:
             return actor
 
 
-class Restless:
+class Restless(Stateful):
     """Where plans are followed and nothing gets better, the model is wrong about this place: one
     random action, and then the plans have their chance again."""
+
+    episode_state = ("random", "calls", "before")
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -207,8 +220,10 @@ class Restless:
         return changed._replace(considered=plan.considered, energies=plan.energies)
 
 
-class Commit:
+class Commit(Stateful):
     """Carries out several actions of a plan before it is made anew."""
+
+    episode_state = ("left",)
 
     def __init__(self, actor: Mode, execute: int) -> None:
         self.actor, self.execute = actor, execute

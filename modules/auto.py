@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modules.layers import mlp
 from modules.planners.common import Thought, Warm, intended, spread_of
-from modules.types import FRACTION, STEPS, WIDTH, Focus, Plan, Planner, Shape, require
+from modules.types import FRACTION, STEPS, WIDTH, Focus, Plan, Planner, Shape, Stateful, require
 
 
 class Expectation(nn.Module):
@@ -51,9 +51,11 @@ class Expectation(nn.Module):
         self.scale[task] = spread_of(energy)
 
 
-class Promises:
+class Promises(Stateful):
     """What thinking found in each of B worlds, and for how many steps it holds: to think again so
     soon would find the same."""
+
+    episode_state = ("energy", "left")
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
@@ -83,7 +85,7 @@ class Compare(Protocol):
     def beside(self, state: Tensor, others: Tensor, focus: Focus) -> Thought: ...
 
 
-class Auto:
+class Auto(Stateful):
     """Both modes as one actor. What deliberation is expected to gain over resting is the measure:
     what the policy would do, or what was intended a step ago, is good enough where it gains all
     but `tolerance` of it, or as much as was found when it was last thought about."""

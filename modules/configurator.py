@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,9 @@ from modules.types import (
     UnusableInput,
     require,
 )
+
+FARTHEST, MOST_STEPS = 1000, 10_000
+"""The longest horizon and the largest planning budget that a task may ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,26 @@ class Task:
     tail: float | None = None
     """The share of the worst futures that counts, where not all can be known: 1 is the mean of all,
     0 the worst alone; None leaves it to the agent."""
+
+    def __post_init__(self) -> None:
+        """Raises UnusableInput for what is no number where one is needed."""
+        for what in ("drives", "limits", "attend", "weights"):
+            given = getattr(self, what)
+            if not isinstance(given, Mapping) or not all(isinstance(n, str) for n in given):
+                raise UnusableInput(f"{what} are {given!r}; they must be a dict by name")
+            for name, value in given.items():
+                if not _is_number(value):
+                    raise UnusableInput(f"{what} {name!r} is {value!r}; it must be a number")
+        for what, most in (("horizon", FARTHEST), ("steps", MOST_STEPS)):
+            value = getattr(self, what)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise UnusableInput(f"{what} is {value!r}; it must be a whole number")
+            if int(value) > most:
+                raise UnusableInput(f"{what} is {value}; it must be at most {most}")
+        if self.tail is not None and not _is_number(self.tail):
+            raise UnusableInput(f"tail is {self.tail!r}; it must be a number from 0 to 1, or None")
+        if not isinstance(self.mode, str):
+            raise UnusableInput(f"mode is {self.mode!r}; it must be the name of one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +152,19 @@ class Configurator:
         ahead = {f"critic_{n}": w for n, w in task.drives.items() if n in self.foreseen}
         return {**own, **task.drives, **ahead, **task.weights}
 
+    def check_pursued(self, task: Task) -> None:
+        """Raises UnusableInput for a task that needs a goal and has none."""
+        weights = self.weigh(task)
+        if task.goal is not None:
+            return
+        for name in TO_GOAL:
+            if weights.get(name):
+                raise UnusableInput(f"the weight of {name!r} needs a goal, and the task has none")
+        if any(weights.values()) and not any([*task.drives.values(), *task.weights.values()]):
+            raise UnusableInput(
+                "the task has no goal and weighs no drive: give it a goal, drives or weights"
+            )
+
     def focus(self, task: Task, goal: Tensor) -> Focus:
         """The task and its goal as a state `[B, D]` (any one state where it has none) -> what every
         box needs to know."""
@@ -161,6 +198,10 @@ class Configurator:
             pace=goal.new_ones(len(goal)),
             hopes=goal[:, None, None][:, :0],
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:

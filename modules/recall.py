@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from modules.types import HORIZON, WIDTH, Observation, Shape, by_sense, require
+from modules.types import HORIZON, WIDTH, Observation, Shape, Stateful, by_sense, require
 
 Trace: TypeAlias = tuple[Tensor, ...]
 
@@ -161,8 +161,10 @@ class Landmarks(nn.Module):
         return parts.get("obs", parts)
 
 
-class ShortTerm:
+class ShortTerm(Stateful):
     """What an agent keeps of the episodes that it is in, one in each of B worlds."""
+
+    episode_state = ("trace", "states")
 
     def __init__(self, recall: NoRecall) -> None:
         self.recall = recall

@@ -11,7 +11,7 @@ into `[C, h, w]` for themselves, so that nobody else has to know.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -124,6 +124,14 @@ class Diverged(ArithmeticError):
     """A number that must be finite is not; learning can't go on from here."""
 
 
+class Stateful:
+    """A component that acting changes: these attributes are all that an episode changes in it.
+    `reset` gives each of them a new value and never alters the old one in place, so that a
+    controller can put its own values in the place of another's."""
+
+    episode_state: ClassVar[tuple[str, ...]] = ()
+
+
 class Transition(NamedTuple):
     """One step of life in B worlds. `interoception` is what the body feels on arrival."""
 
@@ -213,6 +221,7 @@ class Plan(NamedTuple):
     considered: Tensor  # [B, P * K, H + 1, D]: all the futures that were compared, K of a proposal
     energies: Tensor  # [B, P]: how much each proposal should hurt
     deliberated: Tensor  # [B] bool: by Mode-2, not Mode-1
+    env_action: Any = None  # what `env.step` takes, in the plans of a Controller; else None
 
     @property
     def violation(self) -> Tensor:

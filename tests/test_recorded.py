@@ -262,7 +262,7 @@ def test_a_run_learns_from_what_another_has_lived(tmp_path):
     ami.train(config, out=tmp_path / "other", seed=0)
     with pytest.raises(UnusableInput, match=r"other has kept no memory.*--keep-memory"):
         offline("ami-test/Line-v0", Recorded(run=str(tmp_path / "other")))
-    with pytest.raises(UnusableInput, match=r"lived with observations \(1,\).*but the world has"):
+    with pytest.raises(UnusableInput, match=r"trained with \(1,\).*environment here has"):
         offline("Pendulum-v1", Recorded(run=str(tmp_path / "one")))
 
 

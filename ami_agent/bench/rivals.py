@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 
@@ -12,6 +13,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from ami_agent.bench.translation import (
+    Plain,
+    Translated,
+    check_action,
+    plain_actions,
+    plain_observations,
+)
 from ami_agent.evaluate import play
 from ami_agent.life import Act, World, WorldConfig
 from ami_agent.players import Begin, Scene
@@ -29,13 +37,25 @@ Curve: TypeAlias = list[tuple[int, float, float]]
 
 
 class Bare(World):
-    """Worlds as they are, for whoever reads their own observations and acts in their own units."""
+    """Environments with the plain spaces that an algorithm is trained with (`Translated`)."""
+
+    who = "the algorithm"
+
+    @cached_property
+    def observe(self) -> Plain:
+        return plain_observations(self.envs.single_observation_space)
+
+    @cached_property
+    def choose(self) -> Plain:
+        return plain_actions(self.envs.single_action_space)
 
     def sensed(self, obs: Any, what: str = "") -> Any:
-        return obs
+        return self.observe.convert(obs)
 
     def to_world(self, action: Any) -> np.ndarray:
-        return np.asarray(action)
+        taken = self.choose.convert(action)
+        check_action(taken, self.envs.action_space, self.who)
+        return taken
 
 
 def check_installed() -> None:
@@ -102,7 +122,7 @@ def _model(who: str, config: WorldConfig, seed: int, device: str) -> Any:
     from stable_baselines3.common.env_util import make_vec_env
 
     kinds = {"sac": sb3.SAC, "td3": sb3.TD3, "ppo": sb3.PPO, "dqn": sb3.DQN, "her": sb3.SAC}
-    envs = make_vec_env(lambda: alone(config), 1, seed=seed)
+    envs = make_vec_env(lambda: Translated(alone(config), who.upper()), 1, seed=seed)
     lasts = config.limit or envs.get_attr("spec")[0].max_episode_steps or 0
     hindsight = {
         "replay_buffer_class": sb3.HerReplayBuffer, "learning_starts": max(FIRST, lasts + 1)

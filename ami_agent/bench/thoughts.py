@@ -75,7 +75,8 @@ def _rates(
     """Actions per second, again and again; the worlds stand still."""
     with closing(config.build(count, agent.device)) as world:
         obs, info = world.reset(EPISODES_FROM)
-        act = mind(agent, mode, agent.assigned(""))(Scene(world, obs, info), EPISODES_FROM)
+        begin = mind(agent, mode, agent.assigned(""), controller=agent.controller(count))
+        act = begin(Scene(world, obs, info), EPISODES_FROM)
 
         def think() -> int:
             act(obs).cpu()  # the action is there only when the device is done

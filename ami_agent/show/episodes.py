@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ami_agent.agent import Agent
-from ami_agent.evaluate import told_of
+from ami_agent.evaluate import FINAL_SUCCESS_NAMES, SUCCESS_NAMES, told_of
 from ami_agent.life import Examines, Lived, World, WorldConfig, ended, live
 from ami_agent.players import Scene, task_of
 from ami_agent.report import Progress, Reporter
 from ami_agent.show.camera import Camera, Pictures
 from ami_agent.show.thoughts import critic, falling, overheard, stepwise
+from ami_agent.spaces import check_same_spaces
 from modules.configurator import Assignment
 from modules.types import Focus, Observation, Plan, UnusableInput
 
@@ -129,6 +130,7 @@ def watch(
     agent.eval()
 
     def seen(mode: str, world: World, first: int) -> list[Life]:
+        check_same_spaces(agent.spec, world.spec, config)
         eyes = _Watch(agent, world, camera, seed + first, onlooker)
         with report.progress(f"live, {mode}", _longest(world)) as bar:
             return eyes.live(config, mode, assignment, bar, most)
@@ -192,7 +194,7 @@ class _Watch:
             Life(
                 name, self.world.about, mode, self.seed + i, self.instants[i],
                 states[i, : length[i]], factors[i, : length[i]], self.arrived[i],
-                bool(self.stayed[i]), bool(self.judged[i]), float(self.returned[i]), driven,
+                bool(self.stayed[i]), bool(self.judged.any()), float(self.returned[i]), driven,
                 focus._replace(goal=goals[i : i + 1]),
             )
             for i in range(self.world.count)
@@ -204,8 +206,9 @@ class _Watch:
         with overheard(self.agent) as looks:
             plan = self.agent.actors[focus.mode](state, focus)
         self.states.append(state.cpu())
-        told = self.info if isinstance(self.world.inner, Examines) else {}  # or it is their own
-        self.factors.append(np.array(told.get("factors", [[]] * len(state))))
+        known = isinstance(self.world.inner, Examines)
+        factors = self.world.factors(self.info).cpu() if known else torch.empty(len(state), 0)
+        self.factors.append(factors.numpy())
         if self.step % self.every == 0:
             self._thin()
         if self.step % self.every == 0:
@@ -244,13 +247,14 @@ class _Watch:
         self.info = lived.info
         self.length += self.going
         self.returned += lived.transition.interoception[:, 0].cpu().numpy() * self.going
-        ever = told_of(lived, "success", "is_success").numpy()
-        final = told_of(lived, "final_success", "is_success", "success").numpy()
+        ever = told_of(lived, *SUCCESS_NAMES).numpy()
+        final = told_of(lived, *FINAL_SUCCESS_NAMES).numpy()
         for i in np.flatnonzero(self.going):
             self.judged[i] |= bool(np.isfinite(ever[i]))
             if self.arrived[i] is None and ever[i] == 1:
                 self.arrived[i] = int(self.length[i])
-            self.stayed[i] = final[i] == 1
+            if np.isfinite(final[i]):
+                self.stayed[i] = final[i] == 1
         self.going &= ~ended(lived).cpu().numpy()
 
 

@@ -19,6 +19,7 @@ from modules.types import (
     Distance,
     Focus,
     Shape,
+    Stateful,
     UnusableInput,
     require,
 )
@@ -30,7 +31,7 @@ LEAST = 1e-3
 """Price of a hop, at least."""
 
 
-class ImaginedGraph(nn.Module):
+class ImaginedGraph(nn.Module, Stateful):
     """A level that plans as `LandmarkGraph` does, in places where nobody has been: when an episode
     begins, its landmarks grow in imagination from where it is, as a tree grows into open space
     (RRT, LaValle 1998; in a learnt state, Ichter & Pavone 2019). The world model is asked where
@@ -40,6 +41,10 @@ class ImaginedGraph(nn.Module):
     for another way (`Trust`). Nothing is remembered but what is true of all places: what actions
     do, and how far it is near by."""
 
+    episode_state = (
+        "seed", "calls", "landmarks", "trust", "embedded", "steps", "last", "onward", "price",
+        "to_go",
+    )  # fmt: skip
     rungs: Sequence[Rung] = ()  # imagined, not learnt
     about = (
         "When an episode begins, the level above imagines where its body could go from here, step "

@@ -21,6 +21,7 @@ from modules.types import (
     Distance,
     Focus,
     Shape,
+    Stateful,
     UnusableInput,
     require,
 )
@@ -40,7 +41,7 @@ class Map(NamedTuple):
     luck: Tensor  # [K] steps that luck costs in a step there
 
 
-class LandmarkGraph(nn.Module):
+class LandmarkGraph(nn.Module, Stateful):
     """A level that plans by dynamic programming over remembered states (search on the replay
     buffer, Eysenbach et al. 2019; landmarks, Huang et al. 2019).
 
@@ -53,6 +54,7 @@ class LandmarkGraph(nn.Module):
     directly is no dearer, so short ways are flat. Who gets nowhere looks for another way
     (`Trust`)."""
 
+    episode_state = ("calls", "hopes", "embedded", "trust", "feared")
     rungs: Sequence[Rung] = ()  # remembered, not learnt
     about = (
         "The level above keeps landmarks, places where life has been, with what it costs to get "

@@ -27,12 +27,15 @@ from modules.types import (
     Plan,
     Rollout,
     Shape,
+    Stateful,
     require,
 )
 
 
-class Above:
+class Above(Stateful):
     """Mode-2 of a level above: the same planner, of macro-actions, toward a goal in its states."""
+
+    episode_state = ("random",)
 
     def __init__(self, config: MacroLevels.Config, level: UpperLevel) -> None:
         self.level, self.config = level, config
@@ -82,7 +85,7 @@ class Above:
 MOST_LEVELS = 8
 
 
-class MacroLevels(nn.Module):
+class MacroLevels(nn.Module, Stateful):
     """Learnt levels above the lowest (H-JEPA). From the top down, each plans macro-actions toward
     what the level above hopes for, and the first state that it hopes for is the subgoal of the one
     below. A level that is less than a stride away from its goal is skipped: near by, plans are
@@ -92,6 +95,7 @@ class MacroLevels(nn.Module):
     state of the level below that comes nearest to it. So it is with shared states where it is to be
     `grounded`: a hope that was never lived is none."""
 
+    episode_state = ("calls", "hopes", "memories")
     remembered: Tensor
     about = (
         "Levels above stride over several steps at once and plan as the lowest does, from the top "

@@ -22,6 +22,7 @@ from modules.types import (
     Plan,
     Propose,
     Rollout,
+    Stateful,
     require,
 )
 
@@ -42,7 +43,7 @@ class Scale(NamedTuple):
     worth: Tensor  # [B, 1]: energy that it would bring to have every moment a full step further
 
 
-class Collocation:
+class Collocation(Stateful):
     """Adam on virtual states and on actions, of several proposals at once, down
 
         E(s, a) / worth + weight * sum_t |F(s_t, a_t) - s_{t+1}|^2 / pace^2,
@@ -52,6 +53,8 @@ class Collocation:
 
     Now and then, and at the end, the actions alone go on down the energy of what they really lead
     to; by that energy the best actions ever seen win, so that no plan claims a virtual future."""
+
+    episode_state = ("random",)
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modules.bounds import Bounds
 from modules.planners.outlook import OneFuture, Outlook, Thought
-from modules.types import Decide, Evaluate, Focus, Imagine, Plan, Pursue, Rollout
+from modules.types import Decide, Evaluate, Focus, Imagine, Plan, Pursue, Rollout, Stateful
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,12 @@ def shift(actions: Tensor) -> Tensor:
     return torch.cat([actions[:, :, 1:], actions[:, :, -1:]], 2)
 
 
-class Guesses:
+class Guesses(Stateful):
     """First guesses that are constant over a piece of the horizon: a body that trembles gets
     nowhere. Drawn on the host, so that a seed means the same guesses on every device, and once for
     all worlds, so that what is thought in one does not depend on how many others there are."""
+
+    episode_state = ("random",)
 
     def __init__(self, eye: MindsEye, pieces: int = 2) -> None:
         self.eye, self.pieces = eye, pieces
@@ -128,8 +130,10 @@ class Guesses:
         return self.eye.bounds.bound(free).repeat_interleave(piece, 2)[:, :, :horizon]
 
 
-class Warm:
+class Warm(Stateful):
     """What is left of the last plan, one step later: `[B, K, H, A]`; K is 0 before the first."""
+
+    episode_state = ("actions",)
 
     def __init__(self) -> None:
         self.clear()

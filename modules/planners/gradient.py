@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from modules.planners.common import Guesses, MindsEye, Warm, epsilon
-from modules.types import HORIZON, ITERATIONS, Focus, Plan, Propose, require
+from modules.types import HORIZON, ITERATIONS, Focus, Plan, Propose, Stateful, require
 
 
-class GradientPlanner:
+class GradientPlanner(Stateful):
     """Adam on the actions of several proposals at once; the best actions ever seen win."""
 
     @dataclass(frozen=True, kw_only=True)

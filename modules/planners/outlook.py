@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from modules.types import Focus, Rollout, require
+from modules.types import Focus, Rollout, Stateful, require
 
 BELOW_ONE = 1 - 2**-24
 """The largest number of single precision that is less than 1."""
@@ -55,11 +55,13 @@ class OneFuture:
         return thought
 
 
-class ManyFutures:
+class ManyFutures(Stateful):
     """K futures of the same actions, the same chance for all that is compared: a proposal is never
     better for its luck (common random numbers; Glasserman 2003, 4.1). Of each number that is drawn,
     every K-th part of its range is met once (Latin hypercube, McKay et al. 1979). In the next
     moment it is another chance, so that what is rare is thought of now and then."""
+
+    episode_state = ("random", "drawn")
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from modules.planners.common import Guesses, MindsEye, Warm, spread_of
-from modules.types import HORIZON, ITERATIONS, Focus, Plan, Propose, require
+from modules.types import HORIZON, ITERATIONS, Focus, Plan, Propose, Stateful, require
 
 
-class _Sampler:
+class _Sampler(Stateful):
     """A Gaussian over action sequences, refitted to its better samples a few times.
 
     What "better samples" means is `refit`, the one thing in which the planners differ.

@@ -1,0 +1,149 @@
+"""An environment for algorithms that know Gymnasium's spaces in their plainest form alone: choices
+that count from 0, one axis, no nesting, single precision. What they choose is translated back, and
+checked: an action outside the environment's own space is an error, not a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from torch import nn
+
+from modules.types import UnusableInput
+
+Path: TypeAlias = tuple[Any, ...]
+
+
+class Plain(NamedTuple):
+    """A plain space, and the function to it (observations) or from it (actions); with any number of
+    leading batch axes."""
+
+    space: spaces.Space
+    convert: Callable[[Any], Any]
+
+
+def plain_observations(space: spaces.Space) -> Plain:
+    """What an algorithm observes where an environment has this observation space."""
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return _plain(space)
+    parts: dict[str, tuple[Path, Plain]] = {}
+    for path, leaf in _leaves(space):
+        name = "/".join(str(key).replace(".", "_") for key in path)
+        name += "_" if not name or hasattr(nn.ModuleDict, name) else ""  # it keeps networks by name
+        if name in parts:
+            raise UnusableInput(f"two parts of the observation would both be called {name!r}")
+        parts[name] = (path, _plain(leaf))
+
+    def convert(obs: Any) -> dict[str, Any]:
+        return {name: plain.convert(_at(obs, path)) for name, (path, plain) in parts.items()}
+
+    return Plain(spaces.Dict({name: plain.space for name, (_, plain) in parts.items()}), convert)
+
+
+def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from _leaves(part, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, part in enumerate(space.spaces):
+            yield from _leaves(part, (*path, index))
+    elif not isinstance(space, spaces.Text):  # which no algorithm reads
+        yield path, space
+
+
+def _at(obs: Any, path: Path) -> Any:
+    for key in path:
+        obs = obs[key]
+    return obs
+
+
+def _plain(space: spaces.Space) -> Plain:
+    if isinstance(space, spaces.Discrete):
+        start = space.start
+        return Plain(spaces.Discrete(space.n), lambda part: np.asarray(part) - start)
+    if isinstance(space, spaces.MultiDiscrete):
+        return Plain(
+            spaces.MultiDiscrete(space.nvec.flatten()),
+            lambda part: _flat(np.asarray(part) - space.start, space),
+        )
+    if isinstance(space, spaces.Box) and not space.shape:
+        low, high = (float(bound) for bound in (space.low, space.high))
+        return Plain(spaces.Box(low, high, (1,), space.dtype.type), lambda part: _flat(part, space))
+    return Plain(space, lambda part: part)
+
+
+def _flat(part: Any, space: spaces.Space) -> np.ndarray:
+    array = np.asarray(part)
+    lead = array.shape[: array.ndim - len(space.shape or ())]
+    return array.reshape(*lead, -1)
+
+
+def plain_actions(space: spaces.Space) -> Plain:
+    """What an algorithm chooses where an environment has this action space, and the way back."""
+    if isinstance(space, spaces.Discrete):
+        kind, start = np.dtype(space.dtype), space.start
+        return Plain(spaces.Discrete(space.n), lambda a: (np.asarray(a) + start).astype(kind))
+    if isinstance(space, spaces.MultiDiscrete):
+        return Plain(
+            spaces.MultiDiscrete(space.nvec.flatten()),
+            lambda a: (_folded(a, space.shape) + space.start).astype(space.dtype),
+        )
+    if isinstance(space, spaces.MultiBinary):
+        return Plain(
+            spaces.MultiBinary(prod(space.shape)),
+            lambda a: _folded(a, space.shape).astype(space.dtype),
+        )
+    if isinstance(space, spaces.Box) and (space.dtype != np.float32 or not space.shape):
+        size = space.shape or (1,)
+        low, high = (b.reshape(size).astype(np.float32) for b in (space.low, space.high))
+        return Plain(spaces.Box(low, high, size, np.float32), lambda a: _held(a, space))
+    return Plain(space, lambda a: np.asarray(a))
+
+
+def _folded(action: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(action)
+    return array.reshape((*array.shape[:-1], *shape))
+
+
+def _held(action: Any, space: spaces.Box) -> np.ndarray:
+    """In the space's dtype, whole numbers where it has those, not beyond its bounds by rounding."""
+    array = _folded(action, space.shape) if not space.shape else np.asarray(action)
+    if space.dtype.kind != "f":
+        array = array.astype(np.float64).round()
+    return np.asarray(np.clip(array, space.low, space.high), space.dtype)
+
+
+def check_action(action: Any, space: spaces.Space, who: str) -> None:
+    """Raises UnusableInput for an action that the environment does not take."""
+    if not space.contains(action):
+        told = " ".join(str(action).split())
+        raise UnusableInput(
+            f"{who} chose {told[:80]}, which is not in the environment's action space {space}"
+        )
+
+
+class Translated(gymnasium.Wrapper):
+    """The environment with plain spaces."""
+
+    def __init__(self, env: gymnasium.Env, who: str) -> None:
+        super().__init__(env)
+        self.who = who
+        self.observe, self.act = (
+            plain_observations(env.observation_space),
+            plain_actions(env.action_space),
+        )
+        self.observation_space, self.action_space = self.observe.space, self.act.space
+
+    def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(**how)
+        return self.observe.convert(obs), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        taken = self.act.convert(action)
+        check_action(taken, self.env.action_space, self.who)
+        obs, reward, terminated, truncated, info = self.env.step(taken)
+        return self.observe.convert(obs), reward, terminated, truncated, info

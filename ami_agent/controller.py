@@ -1,0 +1,120 @@
+"""One agent in a loop of one's own: a Controller acts on what a Gymnasium environment delivers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ami_agent import carry
+from ami_agent.arguments import check_count
+from modules.configurator import Task
+from modules.types import Observation, Plan, UnusableInput
+
+if TYPE_CHECKING:
+    from ami_agent.agent import Agent
+    from ami_agent.interface import Interface
+
+
+class Controller:
+    """Holds everything that its episodes change: short-term memory, warm starts, the rest of plans
+    that are carried out open loop, feedback on edges, random streams. The weights are the agent's.
+    Controllers of one agent don't disturb each other, if they act one after the other.
+
+        controller = agent.controller(num_envs=2, task=ami.Task(goal=info["goal"]))
+        plan = controller.act(obs)  # plan.env_action is what env.step takes
+        controller.reset(done)  # before the first observation of new episodes is acted on
+    """
+
+    def __init__(
+        self, agent: Agent, num_envs: int | None, task: Task | None = None, seed: int = 0
+    ) -> None:
+        if num_envs is not None:
+            check_count("num_envs", num_envs, 1)
+        check_count("seed", seed, 0)
+        self.agent, self.num_envs, self.seed = agent, num_envs, seed
+        parts = agent.stateful_parts()
+        before = carry.taken(parts)
+        try:
+            agent.start_afresh()
+            self._carry = carry.taken(parts)
+        finally:
+            carry.put(parts, before)
+        if task is not None:
+            self.set_task(task)
+
+    def set_task(self, task: Task, seed: int | None = None) -> None:
+        """Takes a task, in the middle of an episode too: plans are made anew, the short-term memory
+        stays. Its goal is an observation as the environment delivers it, one for each environment
+        or one for all. UnusableInput for a task that this agent can't pursue; the old one stays."""
+        if not isinstance(task, Task):
+            raise UnusableInput(f"the task is a {type(task).__name__}; it must be an ami.Task")
+        if seed is not None:
+            check_count("seed", seed, 0)
+            self.seed = seed
+        if task.goal is not None:
+            sizes = None if self.num_envs is None else {self.num_envs, 1}
+            task = replace(task, goal=self._interface().read(task.goal, sizes, "goal"))
+        self.agent.configurator.check_pursued(task)
+        with self.active():
+            self.agent.configure(task, self.seed)
+
+    def reset(self, done: Any = None) -> None:
+        """Episodes begin, in all environments or where `done` `[B]` bool says so: the short-term
+        memory of those is emptied, and all plans are made anew."""
+        mask = None if done is None else self._mask(done)
+        if mask is None or mask.any():
+            with self.active():
+                self.agent.begin(mask)
+
+    def act(self, obs: Any) -> Plan:
+        """What `env.reset` or `env.step` returned -> the plan; its `env_action` is what `env.step`
+        takes. UnusableInput for what is not of the observation space or not finite; the controller
+        then goes on as if it had not been asked."""
+        interface = self._interface()
+        sizes = None if self.num_envs is None else {self.num_envs}
+        read = interface.read(obs, sizes)
+        with self.active():
+            plan = self.agent.act(read)
+        env_action = interface.env_action(plan.action, batch=self.num_envs is not None)
+        return plan._replace(env_action=env_action)
+
+    def plan(self, obs: Observation) -> Plan:
+        """As `act`, for observations as the agent's encoders take them, `[B, *O]`."""
+        with self.active():
+            return self.agent.act(obs)
+
+    @contextmanager
+    def active(self) -> Iterator[Agent]:
+        """The agent, with this controller's state in the place of its own."""
+        parts = self.agent.stateful_parts()
+        before = carry.taken(parts)
+        carry.put(parts, self._carry)
+        try:
+            yield self.agent
+        finally:
+            self._carry = carry.taken(parts)
+            carry.put(parts, before)
+
+    def _interface(self) -> Interface:
+        known = self.agent.spec.interface
+        if known is None:
+            raise UnusableInput(
+                "this agent was built without an environment's spaces, so it can't read what an "
+                "environment delivers: build it with the spec of an environment"
+            )
+        return known
+
+    def _mask(self, done: Any) -> Tensor:
+        found = done.detach().cpu().numpy() if isinstance(done, Tensor) else np.asarray(done)
+        wanted = () if self.num_envs is None else (self.num_envs,)
+        if found.dtype != np.bool_ or found.shape != wanted:
+            raise UnusableInput(
+                f"done is {found.dtype} of shape {found.shape}; it must be bool of shape {wanted}"
+            )
+        return torch.as_tensor(found.reshape(-1))

@@ -1,0 +1,341 @@
+"""What infos say of an environment counts for it alone, at the steps at which they say it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from typing import ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+import ami_agent as ami
+from ami_agent import infos
+from ami_agent.bench.rivals import Bare
+from ami_agent.bench.translation import Translated, check_action, plain_actions, plain_observations
+from ami_agent.build import build
+from ami_agent.evaluate import Outcome, play, play_many, row
+from ami_agent.guard import Failed
+from ami_agent.life import World, WorldConfig
+from ami_agent.players import Errand, Scene, aimless
+from modules.configurator import Assignment
+from modules.types import UnusableInput
+
+f32 = np.float32
+
+
+class Report(gymnasium.Env):
+    """Ends after 4 steps; its seed says whether it succeeds, its options what it reports."""
+
+    observation_space = spaces.Box(-10, 10, (1,), f32)
+    action_space = spaces.Box(-1, 1, (1,), f32)
+
+    def __init__(self, how="always", key="is_success"):
+        self.how, self.key = how, key
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.good = 0, (seed or 0) % 2 == 0
+        return np.zeros(1, f32), {}
+
+    def step(self, action):
+        self.t += 1
+        done = self.good and self.t >= 2
+        reports = {
+            "always": {self.key: done},
+            "successes": {self.key: True} if done and self.t == 2 else {},
+            "last": {self.key: done} if self.t == 4 else {},
+            "numbers": {self.key: f32(done)},
+            "arrays": {self.key: np.array([done])},
+            "objects": {self.key: done if self.t > 1 else None},
+            "strings": {self.key: "yes"},
+            "lists": {self.key: [1, 2]},
+            "nothing": {},
+        }
+        return np.zeros(1, f32), 0.0, False, self.t == 4, reports[self.how]
+
+
+gymnasium.register("ami-test/Report-v0", entry_point=Report)
+
+
+def found(how: str, **options) -> Outcome:
+    config = WorldConfig(id="ami-test/Report-v0", options={"how": how, **options})
+    return play_many(aimless, config, 5, 10, "cpu")
+
+
+@pytest.mark.parametrize("key", ["is_success", "success"])
+@pytest.mark.parametrize("how", ["always", "successes", "last", "numbers", "arrays", "objects"])
+def test_success_counts_for_the_environment_that_reports_it_and_elsewhere_is_none(how, key):
+    outcome = found(how, key=key)
+    results = row(outcome, ("reward",), outcome.reports_success)
+    assert results["success"]["mean"] == pytest.approx(3 / 5)
+    assert results["final_success"]["mean"] == pytest.approx(3 / 5)
+    assert results["steps"]["mean"] == (4 if how == "last" else 2)
+
+
+@pytest.mark.parametrize("how", ["strings", "lists", "nothing"])
+def test_what_is_no_success_is_no_rate(how):
+    outcome = found(how)
+    assert not outcome.reports_success
+    assert row(outcome, ("reward",), outcome.reports_success)["success"] is None
+
+
+def test_who_never_succeeds_where_only_success_is_reported_has_a_rate_of_none():
+    """Somebody else succeeded, so the environment does report it."""
+    outcome = found("successes")
+    none = Outcome(*(part[1::2] for part in outcome))
+    assert none.success.isnan().all()
+    assert row(none, ("reward",), True)["success"]["mean"] == 0
+    assert row(none, ("reward",), False)["success"] is None
+
+
+def test_an_evaluation_shows_a_rate_where_only_success_is_reported():
+    config = WorldConfig(id="ami-test/Report-v0", options={"how": "successes"}, mortal=True)
+    recipe = ami.recipes.gym(replace(config, limit=9))
+    with closing(config.build(1)) as world:
+        agent = build(recipe, world.spec).eval()
+    results = ami.evaluate(agent, replace(config, limit=9), mode="react", episodes=4, seed=10)
+    assert results["success"]["mean"] == results["baselines"]["random"]["success"]["mean"] == 0.5
+
+
+def test_numbers_are_read_by_masks_and_of_ends_from_final_info():
+    over = torch.tensor([True, False, True])
+    info = {
+        "success": np.array([False, True, False]), "_success": np.array([True, True, False]),
+        "final_info": {"success": np.array([True, False, False]),
+                       "_success": np.array([True, False, False])},
+    }  # fmt: skip
+    told = infos.numbers(info, ("success",), over)
+    assert told[:2].tolist() == [1, 1]
+    assert told[2].isnan()
+    before_1_0 = np.array([{"success": 1}, None, {}], dtype=object)
+    told = infos.numbers({**info, "final_info": before_1_0}, ("success",), over)
+    assert told[:2].tolist() == [1, 1]
+    assert infos.numbers({"a": np.arange(3)}, ("b", "a"), over).tolist() == [0, 1, 2]
+    assert infos.numbers({"a": torch.arange(3)}, ("a",), over).tolist() == [0, 1, 2]
+    for odd in ("yes", None, 3, np.zeros(2), [1, 2], np.array(["a"] * 3), object(), {"a": 1}):
+        assert infos.numbers({"a": odd}, ("a",), over).isnan().all()
+
+
+def test_a_batch_that_resets_within_the_step_reports_the_ends_of_episodes():
+    class Once(Report):
+        def step(self, action):
+            obs, reward, terminated, truncated, info = super().step(action)
+            return obs, reward, terminated, truncated, info if truncated else {}
+
+    envs = SyncVectorEnv([Once, Once], autoreset_mode=AutoresetMode.SAME_STEP)
+    envs.reset(seed=[2, 3])
+    for _ in range(4):
+        _, _, terminated, truncated, info = envs.step(np.zeros((2, 1), f32))
+    over = torch.as_tensor(terminated | truncated)
+    assert infos.numbers(info, ("is_success",), over).tolist() == [1, 0]
+
+
+class Goals(gymnasium.Env):
+    """Names its goal when an episode begins, and not later; episodes differ in length."""
+
+    observation_space = spaces.Box(1, 100, (1,), f32)
+    action_space = spaces.Box(-1, 1, (1,), f32)
+
+    def __init__(self, form="array"):
+        self.form = form
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.number = 0, seed if seed is not None else self.number + 10
+        goal = np.full(1, self.number, f32)
+        return np.ones(1, f32), {"goal": goal if self.form == "array" else goal.tolist()}
+
+    def step(self, action):
+        self.t += 1
+        return np.ones(1, f32), 0.0, False, self.t == self.number, {}
+
+
+gymnasium.register("ami-test/Goals-v0", entry_point=Goals)
+
+
+@pytest.mark.parametrize("form", ["array", "list"])
+def test_a_goal_named_when_an_episode_begins_stands_until_the_next_begins(form):
+    with closing(WorldConfig(id="ami-test/Goals-v0", options={"form": form}).build(2)) as world:
+        obs, info = world.reset(2)  # goals 2 and 3, after as many steps
+        errand = Errand(Assignment(aim="world"))
+        assert errand.task(Scene(world, obs, info), "plan").goal.tolist() == [[2], [3]]
+        step = world.step(obs, torch.zeros(2, 1))
+        scene = Scene(world, obs, step.info, torch.zeros(2, dtype=torch.bool))
+        assert errand.task(scene, "plan").goal.tolist() == [[2], [3]]
+        for _ in range(2):
+            step = world.step(obs, torch.zeros(2, 1))
+        scene = Scene(world, obs, step.info, torch.tensor([True, False]))
+        assert errand.task(scene, "plan").goal.tolist() == [[12], [3]]
+        nothing = Scene(world, obs, {}, torch.tensor([False, True]))
+        with pytest.raises(UnusableInput, match="environment 1 names no goal"):
+            errand.task(nothing, "plan")
+
+
+class Declares(VectorEnv):
+    """A batch that declares a signal, and reports what its options say."""
+
+    metadata: ClassVar = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    interoception_names = ("hunger",)
+    factor_names = ("x",)
+
+    def __init__(self, num_envs=1, report=None):
+        self.num_envs, self.report = num_envs, report
+        self.single_observation_space = spaces.Box(-1, 1, (1,), f32)
+        self.single_action_space = spaces.Box(-1, 1, (1,), f32)
+        self.observation_space = spaces.Box(-1, 1, (num_envs, 1), f32)
+        self.action_space = spaces.Box(-1, 1, (num_envs, 1), f32)
+
+    def exams(self, seed=0):
+        return {}
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((self.num_envs, 1), f32), REPORTS[self.report]
+
+    def step(self, actions):
+        zero, no = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
+        return np.zeros((self.num_envs, 1), f32), zero, no, no, REPORTS[self.report]
+
+
+gymnasium.register("ami-test/Declares-v0", vector_entry_point=Declares)
+HALF = np.full((2, 1), 0.5)
+REPORTS = {
+    "right": {"interoception": HALF, "factors": HALF},
+    "missing": {},
+    "for one": {"interoception": HALF, "_interoception": np.array([True, False])},
+    "flat": {"interoception": np.zeros(2)},
+    "nan": {"interoception": np.full((2, 1), np.nan)},
+    "object": {"interoception": np.array([[None], [None]])},
+    "string": {"interoception": "hungry"},
+    "none": {"interoception": None},
+}
+
+
+def declares(report: str) -> World:
+    return WorldConfig(id="ami-test/Declares-v0", options={"report": report}).build(2)
+
+
+@pytest.mark.parametrize(
+    ("report", "complaint"),
+    [
+        ("missing", r"info\['interoception'\] of the environment 0 is missing; it must be there"),
+        ("for one", r"info\['interoception'\] of the environment 1 is missing"),
+        ("none", "environment 0 is missing"),
+        ("flat", r"is of shape \(2,\); it must be of shape \(2, 1\)"),
+        ("string", r"is a str; it must be of shape \(2, 1\)"),
+        ("object", "holds object; it must hold numbers"),
+        ("nan", "holds NaN or infinity"),
+    ],
+)
+def test_a_declared_signal_that_is_not_reported_is_one_line(report, complaint):
+    with closing(declares(report)) as world:
+        obs, _ = world.reset(0)
+        with pytest.raises(Failed, match=complaint):
+            world.step(obs, torch.zeros(2, 1))
+
+
+def test_declared_signals_and_factors_are_read_as_they_are():
+    with closing(declares("right")) as world:
+        obs, info = world.reset(0)
+        lived = world.step(obs, torch.zeros(2, 1))
+        assert lived.transition.interoception.tolist() == [[0, 0.5], [0, 0.5]]
+        assert world.factors(info).tolist() == [[0.5], [0.5]]
+        with pytest.raises(Failed, match=r"info\['factors'\] of the environment 0 is missing"):
+            world.factors({})
+
+
+RIVALS = {
+    "choices": (spaces.Discrete(3, start=7), spaces.Discrete(3), 1, 8),
+    "several": (
+        spaces.MultiDiscrete([2, 3], start=[1, 10]), spaces.MultiDiscrete([2, 3]), [1, 2], [2, 12],
+    ),
+    "folded": (
+        spaces.MultiDiscrete(np.array([[2, 3], [4, 2]])), spaces.MultiDiscrete([2, 3, 4, 2]),
+        [1, 2, 3, 0], [[1, 2], [3, 0]],
+    ),
+    "switches": (
+        spaces.MultiBinary((2, 2)), spaces.MultiBinary(4), [1, 0, 0, 1], [[1, 0], [0, 1]],
+    ),
+    "whole": (spaces.Box(-3, 8, (2,), np.int64), spaces.Box(-3, 8, (2,), f32), [1.6, 9], [2, 8]),
+    "short": (
+        spaces.Box(-1, 1, (1,), np.float16), spaces.Box(-1, 1, (1,), f32), [1.01], [1],
+    ),
+    "scalar": (spaces.Box(0, 2, (), f32), spaces.Box(0, 2, (1,), f32), [1.5], 1.5),
+    "plain": (spaces.Box(-1, 1, (2,), f32), spaces.Box(-1, 1, (2,), f32), [1, -1], [1, -1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RIVALS)
+def test_rivals_choose_in_plain_spaces_and_act_in_those_of_the_environment(case):
+    space, plain, chosen, taken = RIVALS[case]
+    found = plain_actions(space)
+    assert found.space == plain
+    chosen = np.asarray(chosen, plain.dtype)
+    for action, wanted in ((chosen, taken), (np.stack([chosen, chosen]), [taken, taken])):
+        acted = found.convert(action)
+        assert acted.tolist() == wanted
+        assert acted.dtype == space.dtype
+    check_action(found.convert(chosen), space, "PPO")
+    for _ in range(5):
+        check_action(found.convert(found.space.sample()), space, "PPO")
+
+
+def test_rivals_observe_in_plain_spaces():
+    space = spaces.Dict(
+        a=spaces.Tuple([spaces.Discrete(3, start=-1), spaces.MultiDiscrete([[2, 3]])]),
+        forward=spaces.Box(0, 1, (), f32),
+        word=spaces.Text(4),
+    )
+    found = plain_observations(space)
+    assert set(found.space.spaces) == {"a/0", "a/1", "forward_"}
+    for _ in range(5):
+        assert found.space.contains(found.convert(space.sample()))
+    same = spaces.Dict(
+        observation=spaces.Box(0, 1, (2,), f32), desired_goal=spaces.Box(0, 1, (2,), f32)
+    )
+    assert plain_observations(same).space == same
+
+
+class Named(gymnasium.Env):
+    """Three choices, 7, 8 and 9; 9 earns 1."""
+
+    observation_space = spaces.Discrete(2, start=5)
+    action_space = spaces.Discrete(3, start=7)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return 5, {}
+
+    def step(self, action):
+        self.t += 1
+        assert self.action_space.contains(action)
+        return 6, float(action == 9), False, self.t == 5, {}
+
+
+gymnasium.register("ami-test/Named-v0", entry_point=Named)
+
+
+def test_rivals_are_trained_and_evaluated_in_the_same_spaces():
+    env = Translated(Named(), "PPO")
+    assert env.reset(seed=0)[0] == 0
+    assert env.step(2)[:2] == (1, 1.0)
+    with pytest.raises(
+        UnusableInput, match=r"PPO chose 10, which is not in .*Discrete\(3, start=7"
+    ):
+        env.step(3)
+    config = WorldConfig(id="ami-test/Named-v0")
+    with closing(Bare(config, 2, torch.device("cpu"), config.keywords)) as bare:
+        seen = []
+
+        def begin(scene, seed):
+            return lambda obs: (seen.append(obs.tolist()), torch.tensor([2, 0]))[1]
+
+        assert play(begin, bare, 0).felt[:, 0].tolist() == [5, 0]
+        assert seen[:2] == [[0, 0], [1, 1]]
+        with pytest.raises(UnusableInput, match=r"the algorithm chose .* not in the env"):
+            bare.to_world(torch.tensor([3, 0]))

@@ -1,0 +1,613 @@
+"""An agent in a loop of one's own: a Controller takes what Gymnasium delivers and gives what `step`
+takes; what is wrong is refused in one line, and leaves the controller as it was."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from dataclasses import replace
+from itertools import product
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import ami_agent as ami
+from ami_agent import carry, recipes, runs
+from ami_agent import spaces as written
+from ami_agent.agent import Agent
+from ami_agent.build import Config, build
+from ami_agent.interface import Interface
+from ami_agent.life import WorldConfig
+from ami_agent.players import Scene, mind
+from modules.actor import Restless
+from modules.hierarchy import ImaginedGraph, LandmarkGraph, MacroLevels
+from modules.planners import CEM, MPPI, Collocation, GradientPlanner
+from modules.planners.outlook import ManyFutures
+from modules.recall import Associative, Belief
+from modules.types import Plan, UnusableInput
+from tests.conftest import small
+
+Box, Discrete, MultiDiscrete = spaces.Box, spaces.Discrete, spaces.MultiDiscrete
+MultiBinary, Dict, Tuple = spaces.MultiBinary, spaces.Dict, spaces.Tuple
+f16, f32, f64, u8 = np.float16, np.float32, np.float64, np.uint8
+
+VECTOR, PUSH = Box(-1, 1, (2,), f32), Box(-1, 1, (1,), f32)
+CASES = {
+    "discrete": (Discrete(5, start=-2), Discrete(3, start=7)),
+    "multi-discrete": (
+        MultiDiscrete(np.array([[3, 4], [2, 5]])), MultiDiscrete([2, 3], start=[1, 10]),
+    ),
+    "multi-binary": (MultiBinary((2, 3)), MultiBinary((2, 2))),
+    "scalars": (Box(0, 1, (), f32), Box(0, 1, (), f32)),
+    "float64": (Box(-1, 1, (3,), f64), Box(-1, 1, (2,), f64)),
+    "float16": (Box(-1, 1, (3,), f16), Box(-1, 1, (2,), f16)),
+    "integers": (Box(-100, 100, (3,), np.int64), Box(-3, 8, (2,), np.int8)),
+    "booleans": (Box(0, 1, (4,), np.bool_), Box(np.array([-3, 0], f32), np.array([3, 9], f32))),
+    "channels-last": (Box(0, 255, (16, 12, 3), u8), PUSH),
+    "grey": (Box(0, 255, (16, 12, 1), u8), PUSH),
+    "nested": (
+        Dict(
+            a=Tuple([Box(-1, 1, (2,), f32), Discrete(3)]),
+            b=Dict(c=Tuple([MultiBinary(2), Box(0, 255, (8, 8, 3), u8)])),
+        ),
+        PUSH,
+    ),
+}  # fmt: skip
+
+
+class Sampled(gymnasium.Env):
+    """Shows samples of its observation space, and checks its actions."""
+
+    def __init__(self, case: str) -> None:
+        self.observation_space, self.action_space = CASES[case]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(np.asarray(action))
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+gymnasium.register("ami-test/Sampled-v0", entry_point=Sampled)
+REWARD = ami.Task(drives={"reward": 1.0})
+
+
+def gym_agent(case: str) -> Agent:
+    config = ami.recipes.gym(WorldConfig(id="ami-test/Sampled-v0", options={"case": case}))
+    with closing(config.world.build(1)) as world:
+        return build(config, world.spec).eval()
+
+
+@pytest.fixture(scope="module")
+def vector_agent() -> Agent:
+    return gym_agent("float64")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_controller_takes_what_environments_deliver_and_gives_what_they_take(case):
+    agent = gym_agent(case)
+    envs = gymnasium.make_vec(
+        "ami-test/Sampled-v0", num_envs=2, vectorization_mode="sync", case=case
+    )
+    env = gymnasium.make("ami-test/Sampled-v0", disable_env_checker=True, case=case)
+    for mode in ("react", "plan"):
+        for env_or_envs, count in ((envs, 2), (env, None)):
+            obs, _ = env_or_envs.reset(seed=0)
+            controller = agent.controller(num_envs=count, task=replace(REWARD, mode=mode))
+            for _ in range(2):
+                plan = controller.act(obs)
+                assert env_or_envs.action_space.contains(plan.env_action)
+                obs, *_ = env_or_envs.step(plan.env_action)
+
+
+def test_a_discrete_action_of_one_environment_is_an_integer():
+    env = gymnasium.make("CartPole-v1")
+    config = ami.recipes.gym(WorldConfig(id="CartPole-v1"))
+    with closing(config.world.build(1)) as world:
+        controller = build(config, world.spec).controller(task=REWARD)
+    action = controller.act(env.reset(seed=0)[0]).env_action
+    assert isinstance(action, np.integer)
+    assert int(action) in (0, 1)
+
+
+def test_arrays_and_tensors_of_any_float_dtype_and_byte_order_are_the_same_observation(
+    vector_agent,
+):
+    obs = np.array([[0.5, -0.25, 0.125], [1, 0, -1]])
+    plans = [
+        vector_agent.controller(num_envs=2, task=REWARD).act(form)
+        for form in (
+            obs, obs.astype(f32), obs.astype(">f8"), obs.astype(">f4"), obs.tolist(),
+            torch.tensor(obs), torch.tensor(obs, dtype=torch.bfloat16), np.asfortranarray(obs),
+            torch.tensor(obs, requires_grad=True), obs[::-1][::-1], torch.tensor(obs.T.copy()).T,
+        )
+    ]  # fmt: skip
+    assert all(torch.equal(plan.actions, plans[0].actions) for plan in plans)
+
+
+GOOD = np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]])
+
+
+def spoilt(value: float) -> np.ndarray:
+    bad = GOOD.copy()
+    bad[1, 2] = value
+    return bad
+
+
+BAD = {
+    "nan": (spoilt(np.nan), "observation of environment 1 holds NaN"),
+    "infinity": (spoilt(-np.inf), "observation of environment 1 holds NaN or infinity"),
+    "beyond single precision": (spoilt(1e300), "observation of environment 1 .*holds"),
+    "list with nan": ([[0.0, 0.0, 0.0], [0.0, float("nan"), 0.0]], "environment 1 holds NaN"),
+    "strings": (GOOD.astype(str), "observation is an array of <U.*numbers of float64"),
+    "objects": (GOOD.astype(object), "observation is an array of object"),
+    "complex": (GOOD.astype(complex), "observation is an array of complex128"),
+    "none": (None, "observation is an array of object"),
+    "ragged": ([[0.0], [0.0, 1.0]], "observation is a list that is no array"),
+    "sparse": (torch.tensor(GOOD).to_sparse(), "observation is a sparse"),
+    "meta": (torch.zeros(2, 3, device="meta"), "observation is an array of torch.float32"),
+    "masked": (np.ma.masked_array(GOOD, GOOD > 0.2), "observation is a masked array"),
+    "too few": (GOOD[:1], r"of shape \(1, 3\); it must be \(2, 3\)"),
+    "too many": (np.zeros((3, 3)), r"of shape \(3, 3\); it must be \(2, 3\)"),
+    "no batch": (GOOD[0], r"of shape \(3,\); it must be \(2, 3\)"),
+    "too wide": (np.zeros((2, 4)), r"of shape \(2, 4\); it must be \(2, 3\)"),
+    "dict": ({"obs": GOOD}, "observation is an array of object"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("mode", ["react", "plan"])
+def test_what_is_no_observation_is_refused_in_one_line_and_changes_nothing(
+    vector_agent, case, mode
+):
+    bad, complaint = BAD[case]
+    one, other = (
+        vector_agent.controller(num_envs=2, task=replace(REWARD, mode=mode), seed=3)
+        for _ in range(2)
+    )
+    for step in range(3):
+        with pytest.raises(UnusableInput, match=complaint) as caught:
+            one.act(bad)
+        assert "\n" not in str(caught.value)
+        assert same(one.act(GOOD + step / 10), other.act(GOOD + step / 10))
+
+
+@pytest.fixture(scope="module")
+def unbounded_agent() -> Agent:
+    """It remembers, and its observations have no bounds."""
+    config = ami.recipes.gym(WorldConfig(id="Pendulum-v1"))
+    with closing(config.world.build(1)) as world:
+        agent = build(replace(config, recall=Belief.Config(hidden=4)), world.spec).eval()
+    interface = Interface(Box(-np.inf, np.inf, (3,), f32), agent.spec.interface.action_space)
+    agent.spec = agent.spec._replace(interface=interface)
+    return agent
+
+
+@pytest.mark.parametrize("mode", ["react", "plan"])
+def test_numbers_that_overflow_in_the_agent_are_refused_and_change_nothing(unbounded_agent, mode):
+    task = replace(REWARD, mode=mode)
+    one, other = (unbounded_agent.controller(2, task) for _ in range(2))
+    for step in range(3):
+        with pytest.raises(UnusableInput, match="environment 1 holds a number beyond"):
+            one.act(spoilt(3e38).astype(f32))
+        assert same(one.act(GOOD + step / 10), other.act(GOOD + step / 10))
+
+
+def test_a_plan_that_is_not_finite_is_refused_and_changes_nothing(unbounded_agent):
+    unbounded_agent.configure(REWARD)
+    plans = []
+    for spoils in (False, True):
+        unbounded_agent.begin()
+        unbounded_agent.configure(REWARD)
+        plans.append([])
+        for step in range(3):
+            if spoils:
+                with pytest.raises(UnusableInput, match=r"environment 1 .*not finite"):
+                    unbounded_agent.act(torch.tensor(spoilt(3e38)).float())
+            plans[-1].append(unbounded_agent.act(torch.tensor(GOOD + step / 10).float()))
+    assert all(same(*pair) for pair in zip(*plans, strict=True))
+
+
+def test_weights_that_are_not_finite_are_not_blamed_on_the_observation():
+    agent = gym_agent("float64")
+    with torch.no_grad():
+        next(agent.policy.parameters()).fill_(torch.nan)
+    with pytest.raises(UnusableInput, match="the agent's weights are not finite"):
+        agent.controller(2, replace(REWARD, mode="react")).act(GOOD)
+
+
+def same(one: Plan, other: Plan) -> bool:
+    return (
+        torch.equal(one.actions, other.actions)
+        and torch.equal(one.considered, other.considered)
+        and np.array_equal(one.env_action, other.env_action)
+    )
+
+
+@pytest.mark.parametrize(
+    ("obs", "complaint"),
+    [
+        ({"a": (np.zeros((2, 2)), np.zeros(2, int))}, "observation lacks 'b'; it must be a dict"),
+        ([1, 2], "observation is a list; it must be a dict of 'a', 'b'"),
+        ({"a": np.zeros(2), "b": 0}, "observation 'a' is an array.*it must be a tuple of 2 parts"),
+        ({"a": 0, "b": 0, "c": 0}, "observation also has 'c'"),
+    ],
+)
+def test_parts_that_are_missing_or_too_many_are_named(obs, complaint):
+    controller = gym_agent("nested").controller(num_envs=2, task=REWARD)
+    with pytest.raises(UnusableInput, match=complaint):
+        controller.act(obs)
+
+
+def test_whole_numbers_out_of_range_and_floats_for_them_are_refused():
+    controller = gym_agent("channels-last").controller(task=REWARD)
+    with pytest.raises(UnusableInput, match="holds a number that is none of Box"):
+        controller.act(np.full((16, 12, 3), 300))
+    with pytest.raises(UnusableInput, match=r"array of float64.*must hold whole numbers"):
+        controller.act(np.zeros((16, 12, 3)))
+    assert controller.act(np.full((16, 12, 3), 200)).env_action.shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("wish", "complaint"),
+    [
+        ({"drives": {"hunger": 1.0}}, "drive 'hunger': there are reward"),
+        ({"drives": {"reward": -1.0}}, "'reward' is -1.0; it must be 0 or more"),
+        ({"drives": {"reward": float("nan")}}, "'reward' is nan; it must be 0 or more"),
+        ({"drives": {"reward": "much"}}, "drives 'reward' is 'much'; it must be a number"),
+        ({"drives": ["reward"]}, r"drives are \['reward'\]; they must be a dict by name"),
+        ({"weights": {1: 1.0}}, "weights are .* they must be a dict by name"),
+        ({"weights": {"reach": 1.0}}, "weight of 'reach' needs a goal, and the task has none"),
+        ({"drives": {}}, "no goal|nothing is wanted"),
+        ({"limits": {"reward": float("inf")}}, "limit of 'reward' is inf"),
+        ({"attend": {"obs": None}}, "attend 'obs' is None; it must be a number"),
+        ({"mode": "sleep"}, "no mode 'sleep'; there are"),
+        ({"mode": 3}, "mode is 3; it must be the name of one"),
+        ({"horizon": 10**9}, "horizon is 1000000000; it must be at most"),
+        ({"horizon": 2.5}, "horizon is 2.5; it must be a whole number"),
+        ({"horizon": -1}, "horizon -1"),
+        ({"steps": 10**9}, "steps is 1000000000; it must be at most"),
+        ({"steps": "many"}, "steps is 'many'; it must be a whole number"),
+        ({"tail": 1.5}, "tail is 1.5; it must be from 0"),
+        ({"tail": float("nan")}, "tail is nan; it must be from 0"),
+        ({"tail": "worst"}, "tail is 'worst'; it must be a number from 0 to 1"),
+        ({"goal": GOOD[:, :2]}, r"goal is of shape \(2, 2\); it must be \(1, 3\) or \(2, 3\)"),
+        ({"goal": spoilt(np.nan)}, "goal of environment 1 holds NaN"),
+        ({"goal": "home"}, "goal is an array of <U4"),
+    ],
+)
+def test_an_odd_task_is_refused_in_one_line_and_the_old_one_stays(vector_agent, wish, complaint):
+    controller = vector_agent.controller(num_envs=2, task=REWARD)
+    with pytest.raises(UnusableInput, match=complaint) as caught:
+        controller.set_task(ami.Task(**{"drives": {"reward": 1.0}, **wish}))
+    assert "\n" not in str(caught.value)
+    assert same(controller.act(GOOD), vector_agent.controller(2, REWARD).act(GOOD))
+
+
+def test_what_is_no_task_mask_or_number_of_environments_is_refused(vector_agent):
+    with pytest.raises(UnusableInput, match=r"the task is a dict; it must be an ami\.Task"):
+        vector_agent.controller(task={"goal": None})
+    for odd in (0, -1, 2.5, "2", True):
+        with pytest.raises(UnusableInput, match="num_envs is"):
+            vector_agent.controller(num_envs=odd)
+    with pytest.raises(UnusableInput, match="seed is -1"):
+        vector_agent.controller(seed=-1)
+    controller = vector_agent.controller(num_envs=2, task=REWARD)
+    for mask in ([True], [0, 1], "yes", [[True, False]]):
+        with pytest.raises(UnusableInput, match=r"done is .*it must be bool of shape \(2,\)"):
+            controller.reset(mask)
+    with pytest.raises(UnusableInput, match="no task yet"):
+        vector_agent.controller(num_envs=2).act(GOOD)
+
+
+HOPS = {"hops": 3}
+KINDS = {
+    "gradient": {},
+    "cem": {"planner": CEM.Config(horizon=3, samples=8, elite=2)},
+    "mppi": {"planner": MPPI.Config(horizon=3, samples=8)},
+    "collocation": {"planner": Collocation.Config(horizon=3, steps=2, warm_steps=1, settle=1)},
+    "restless": {"temper": Restless.Config(period=2, content=0.0)},
+    "committed": {"execute": 2},
+    "belief": {"recall": Belief.Config(hidden=4)},
+    "associative": {"recall": Associative.Config(moments=3, size=4)},
+    "landmarks": {"hierarchy": LandmarkGraph.Config(landmarks=5, patience=1, **HOPS)},
+    "imagined": {
+        "hierarchy": ImaginedGraph.Config(landmarks=5, ways=3, length=2, patience=1, **HOPS)
+    },
+    "levels": {"hierarchy": MacroLevels.Config(strides=(2,), memories=8)},
+}
+
+
+def goal_agent(config: Config, kind: str) -> Agent:
+    """A small agent of that kind with weights that mean something to each other."""
+    changes = KINDS[kind]
+    planner = changes.get("planner", GradientPlanner.Config(horizon=3, steps=2, warm_steps=1))
+    with closing(config.evaluation.build(1)) as world:
+        agent = build(replace(config, **{**changes, "planner": planner}), world.spec).eval()
+    dice = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weights in agent.parameters():
+            weights.add_(0.05 * torch.randn(weights.shape, generator=dice))
+    states = torch.randn(8, agent.perceive(agent.spec.blank(1)).shape[1], generator=dice)
+    if isinstance(agent.hierarchy, LandmarkGraph):
+        agent.hierarchy.chart(states[:5], states[None], states[:5, None])
+    if isinstance(agent.hierarchy, MacroLevels):
+        agent.hierarchy.remembered.copy_(states)
+    return agent
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    small_one = small(recipes.two_rooms())
+    return replace(small_one, evaluation=replace(small_one.evaluation, options={"budget": 40}))
+
+
+def lived(agent: Agent, obs, goal, seed: int, mode: str, steps: int = 4):
+    """A controller that yields plan after plan, with a partial reset and a new task between."""
+    controller = agent.controller(num_envs=2, task=ami.Task(goal=goal, mode=mode), seed=seed)
+    for step in range(steps):
+        yield controller.act(obs.roll(step, -1))
+        if step == 1:
+            controller.reset(torch.tensor([True, False]))
+        if step == 2:
+            controller.set_task(ami.Task(goal=goal.flip(0), mode=mode))
+
+
+@pytest.mark.parametrize(("kind", "mode"), [*product(KINDS, ["plan"]), ("gradient", "auto")])
+def test_interleaved_controllers_plan_as_each_does_alone(config, kind, mode):
+    agent = goal_agent(config, kind)
+    agent.expectation.kinds.zero_()
+    with closing(config.evaluation.build(2)) as world:
+        obs, info = world.reset(0)
+        goal = world.goal(info)
+    alone = [list(lived(agent, obs, goal, seed, mode)) for seed in (1, 2)]
+    agent.configure(ami.Task(goal=goal[:1], mode=mode), seed=5)  # a third, the agent's own
+    agent.act(obs[:1])
+    own = carry.copied(carry.taken(agent.stateful_parts()))
+    together = zip(*(lived(agent, obs, goal, seed, mode) for seed in (1, 2)), strict=True)
+    for step, plans in enumerate(together):
+        for seed in (0, 1):
+            assert same(plans[seed], alone[seed][step])
+    if (
+        mode == "plan" and kind != "cem"
+    ):  # the seeds count, so that streams that were mixed up would be seen
+        assert not torch.equal(alone[0][0].considered, alone[1][0].considered)
+    assert equal(own, carry.copied(carry.taken(agent.stateful_parts())))
+
+
+def equal(one, other) -> bool:
+    if isinstance(one, torch.Generator):
+        return torch.equal(one.get_state(), other.get_state())
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[n], other[n]) for n in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_acting_changes_is_declared_as_the_state_of_an_episode(config, kind):
+    """Whatever a component keeps beside that would be shared by all controllers."""
+    agent = goal_agent(config, kind)
+    with closing(config.evaluation.build(2)) as world:
+        obs, info = world.reset(0)
+        agent.configure(ami.Task(goal=world.goal(info)))
+    agent.act(obs)
+    parts = agent.stateful_parts()
+    rest = [{n: v for n, v in vars(part).items() if n not in part.episode_state} for part in parts]
+    seen = carry.copied(rest)
+    for _ in range(3):
+        agent.act(obs)
+    agent.begin(torch.tensor([True, False]))
+    agent.act(obs)
+    for part, before in zip(parts, seen, strict=True):
+        for name, value in before.items():
+            assert vars(part)[name] is value or equal(vars(part)[name], value), (part, name)
+
+
+def test_the_random_streams_of_imagined_futures_belong_to_a_controller():
+    outlook = ManyFutures(4, 2)
+    parts = carry.stateful_parts([outlook])
+    before = carry.copied(carry.taken(parts))
+    first = outlook.chance(torch.zeros(3, 1))[0]
+    carry.put(parts, before)
+    assert torch.equal(outlook.chance(torch.zeros(3, 1))[0], first)
+
+
+def test_an_evaluation_in_between_changes_nothing(config):
+    agent = goal_agent(config, "belief")
+    with closing(config.evaluation.build(2)) as world:
+        obs, info = world.reset(0)
+        goal = world.goal(info)
+        scene = Scene(world, obs, info)
+        plans = []
+        for evaluated in (False, True):
+            acts = [mind(agent, "plan", agent.assigned(""))(scene, 3)]  # as in training
+            controller = agent.controller(2, ami.Task(goal=goal), seed=1)
+            found = [acts[0](obs), controller.act(obs).action]
+            if evaluated:
+                ami.evaluate(agent, config.evaluation, episodes=2)
+            plans.append([*found, acts[0](obs), controller.act(obs).action])
+    assert all(torch.equal(*pair) for pair in zip(*plans, strict=True))
+
+
+def test_where_no_episode_ends_plans_go_on(config):
+    agent = goal_agent(config, "gradient")
+    with closing(config.evaluation.build(2)) as world:
+        obs, info = world.reset(0)
+        task = ami.Task(goal=world.goal(info))
+    one, other = (agent.controller(2, task) for _ in range(2))
+    one.act(obs), other.act(obs)
+    one.reset(np.zeros(2, bool))
+    assert same(one.act(obs), other.act(obs))
+    one.reset(np.array([False, True]))
+    assert not same(one.act(obs), other.act(obs))
+
+
+@pytest.mark.parametrize(
+    ("wish", "complaint"),
+    [
+        ({"episodes": 0}, "episodes is 0; it must be from 1"),
+        ({"episodes": -1}, "episodes is -1"),
+        ({"episodes": 2.5}, "episodes is 2.5; it must be a whole number"),
+        ({"episodes": "5"}, "episodes is '5'; it must be a whole number"),
+        ({"episodes": True}, "episodes is True; it must be a whole number"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": "0"}, "seed is '0'"),
+        ({"task": "fly"}, "no task 'fly'"),
+        ({"task": 3}, "task is a int; it must be str"),
+        ({"mode": "sleep"}, "no mode 'sleep'"),
+    ],
+)
+def test_odd_arguments_of_evaluate_are_refused(vector_agent, wish, complaint):
+    world = WorldConfig(id="ami-test/Sampled-v0", options={"case": "float64"}, mortal=True, limit=3)
+    with pytest.raises(UnusableInput, match=complaint):
+        ami.evaluate(vector_agent, world, **{"episodes": 1, "mode": "react", **wish})
+
+
+def test_odd_arguments_of_load_train_and_evaluate_are_refused(tmp_path, vector_agent, config):
+    for odd, complaint in (
+        (tmp_path / "nowhere", "is no run folder"), (3, "run is 3; it must be a path"),
+        ("a\0b", "it must be a path"), (None, "run is None; it must be a path"),
+    ):  # fmt: skip
+        with pytest.raises(UnusableInput, match=complaint):
+            ami.load(odd)
+    with pytest.raises(UnusableInput, match="device is 'abacus'"):
+        ami.load(tmp_path, device="abacus")
+    with pytest.raises(UnusableInput, match=r"agent is a str; it must be ami\.Agent"):
+        ami.evaluate("agent", "CartPole-v1")
+    with pytest.raises(UnusableInput, match="world is a int"):
+        ami.evaluate(vector_agent, 5)
+    for wish, complaint in (
+        ({"config": "two-rooms"}, "config is a str; it must be ami.Config"),
+        ({"out": 5}, "out is 5; it must be a path"), ({"seed": 1.5}, "seed is 1.5"),
+        ({"curve": -1}, "curve is -1"), ({"save_every": "often"}, "save_every is 'often'"),
+        ({"save_every": float("nan")}, "save_every is nan"), ({"device": "gpu9"}, "device is"),
+    ):  # fmt: skip
+        with pytest.raises(UnusableInput, match=complaint):
+            ami.train(**{"config": config, "out": tmp_path / "run", **wish})
+    assert not (tmp_path / "run").exists()
+
+
+SPACES = [
+    *[space for pair in CASES.values() for space in pair],
+    Box(np.array([-np.inf, 0.1]), np.array([3, np.inf]), dtype=f64),
+    Box(-(2**62), 2**62, (2,), np.int64),
+    MultiBinary(4),
+    Dict({"z": VECTOR, "a.b": spaces.Text(5, min_length=2, charset="ab")}),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_spaces_are_written_down_without_loss(space):
+    text = json.dumps(written._written(space), allow_nan=False)
+    again = written._read(json.loads(text))
+    assert again == space
+    assert type(again) is type(space)
+    assert again.dtype == space.dtype
+    if isinstance(space, Box):
+        assert (again.low == space.low).all()
+        assert (again.high == space.high).all()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {}, [], None, 3, {"observation": {"is": "Box"}, "action": {}, "interoception": []},
+        {"interoception": ["reward"], "observation": {"is": "Sun"}, "action": {"is": "Sun"}},
+        {"interoception": "reward", "observation": {"is": "MultiBinary", "n": 2}},
+        {"interoception": ["reward"], "observation": {"is": "MultiBinary", "n": [10**9, 10**9]}},
+        {"interoception": ["reward"], "observation": {"is": "Discrete", "n": -1, "start": 0,
+                                                      "dtype": "int64"}},
+        {"interoception": ["reward"], "observation": {"is": "Box", "shape": [2], "low": [0, "x"],
+                                                      "high": 1, "dtype": "float32"}},
+    ],
+)  # fmt: skip
+def test_a_damaged_file_of_spaces_is_refused_in_one_line(damage):
+    with pytest.raises(UnusableInput, match=r"spaces\.json") as caught:
+        written.from_json(damage, WorldConfig(id="x"), "spaces.json")
+    assert "\n" not in str(caught.value)
+
+
+class Bounded(gymnasium.Env):
+    """Its spaces are what its options say."""
+
+    def __init__(self, strength=1.0, sight=1.0, dtype="float32"):
+        self.observation_space = Box(-sight, sight, (2,), np.dtype(dtype).type)
+        self.action_space = Box(-strength, strength, (1,), f32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(2, self.observation_space.dtype), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(2, self.observation_space.dtype), 0.0, False, self.t == 2, {}
+
+
+gymnasium.register("ami-test/Bounded-v0", entry_point=Bounded)
+BOUNDED = WorldConfig(id="ami-test/Bounded-v0", mortal=True, limit=5)
+ELSEWHERE = {
+    "strength": ({"strength": 100.0}, r"actions from \[-100.\] to \[100.\].*trained.*from \[-1.\]"),
+    "sight": ({"sight": 5.0}, r"observations from \[-5.\] to \[5.\].*trained with .*from \[-1.\]"),
+    "dtype": ({"dtype": "float64"}, "float64, but the agent is made for .*float32"),
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_an_agent_is_not_evaluated_where_the_spaces_differ_unless_that_is_asked_for(case):
+    options, complaint = ELSEWHERE[case]
+    config = ami.recipes.gym(BOUNDED)
+    with closing(config.world.build(1)) as world:
+        agent = build(config, world.spec).eval()
+    other = replace(config.world, options=options)
+    with pytest.raises(UnusableInput, match=complaint) as caught:
+        ami.evaluate(agent, other, mode="react", episodes=1)
+    assert "\n" not in str(caught.value)
+    accepted = replace(other, accept_other_spaces=True)
+    if case == "dtype":
+        with pytest.raises(UnusableInput, match=complaint):
+            ami.evaluate(agent, accepted, mode="react", episodes=1)
+    else:
+        assert ami.evaluate(agent, accepted, mode="react", episodes=1)["return"]["mean"] == 0.0
+
+
+def test_training_is_refused_where_it_would_be_evaluated_with_other_bounds(tmp_path):
+    config = ami.recipes.gym(BOUNDED)
+    evaluation = replace(config.evaluation, options={"strength": 100.0})
+    with pytest.raises(UnusableInput, match=r"must be alike: .*actions from \[-100.\]"):
+        ami.train(replace(config, evaluation=evaluation), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_signals_that_differ_in_name_or_order_are_refused():
+    config = ami.recipes.gym(BOUNDED)
+    with closing(config.world.build(1)) as world:
+        spec = world.spec
+    swapped = spec._replace(interoception=("alive", "reward"))
+    with pytest.raises(UnusableInput, match=r"interoception reward, alive, but .* alive, reward"):
+        written.check_same_spaces(swapped, spec, config.world)
+    written.check_same_spaces(spec, spec, config.world)
+
+
+def test_a_run_keeps_the_spaces_of_its_environment(tmp_path):
+    """So that it is loaded without the environment, and not resumed in another."""
+    config = ami.recipes.gym(BOUNDED)
+    with closing(config.world.build(1)) as world:
+        spec = world.spec
+    runs.start(tmp_path / "run", config, 0, "cpu", spec)
+    gone = replace(config, world=replace(config.world, id="ami-test/Gone-v0"))
+    assert runs.spec_of(tmp_path / "run", gone) == spec
+    path = tmp_path / "run" / runs.SPACES
+    path.write_text(path.read_text().replace("1.0", "2.0"))
+    with pytest.raises(UnusableInput, match=r"actions from \[-1.\] .*trained with .*\[-2.\]"):
+        ami.train(config, out=tmp_path / "run", resume=True)
