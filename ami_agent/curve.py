@@ -1,5 +1,4 @@
-"""Learning curves: an agent is evaluated while it is trained, and the training goes on as if it had not
-been."""
+"""Learning curves: an agent is evaluated while it is trained, and the training goes on undisturbed"""
 
 from __future__ import annotations
 

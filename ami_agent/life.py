@@ -354,6 +354,7 @@ class World:
     def factors(self, info: Info) -> Tensor:
         """`[B, F]`, of an environment that Examines."""
         names = self.inner.factor_names
+        # a copy: the environment may go on writing into what it delivered
         return self.tensor(infos.table(info, "factors", self.count, len(names))).float().clone()
 
     def tensor(self, array: Any) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from modules.types import (
     FRACTION,
     HORIZON,
+    ITERATIONS,
     TO_GOAL,
     WEIGHT,
     Focus,
@@ -61,7 +62,7 @@ class Task:
             for name, value in given.items():
                 if not _is_number(value):
                     raise UnusableInput(f"{what} {name!r} is {value!r}; it must be a number")
-        for what, most in (("horizon", FARTHEST), ("steps", MOST_STEPS)):
+        for what, most in (("horizon", HORIZON[1]), ("steps", ITERATIONS[1])):
             value = getattr(self, what)
             if isinstance(value, bool) or not isinstance(value, Integral):
                 raise UnusableInput(f"{what} is {value!r}; it must be a whole number")

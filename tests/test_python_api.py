@@ -559,7 +559,7 @@ BOUNDED = WorldConfig(id="ami-test/Bounded-v0", mortal=True, limit=5)
 ELSEWHERE = {
     "strength": ({"strength": 100.0}, r"actions from \[-100.\] to \[100.\].*trained.*from \[-1.\]"),
     "sight": ({"sight": 5.0}, r"observations from \[-5.\] to \[5.\].*trained with .*from \[-1.\]"),
-    "dtype": ({"dtype": "float64"}, "float64, but the agent is made for .*float32"),
+    "dtype": ({"dtype": "float64"}, r"float64.*, but the agent is made for .*float32"),
 }
 
 
