@@ -1,5 +1,4 @@
-"""Learning curves: an agent is evaluated while it is trained, and the training goes on undisturbed"""
-
+"""Learning curves: an agent is evaluated while it is trained, and the training is not disturbed."""
 from __future__ import annotations
 
 from collections.abc import Callable

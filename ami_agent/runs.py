@@ -215,17 +215,18 @@ def load(
     config = config or config_of(run, imports, trust)
     newest = checkpoint.latest(run)
     shapes = checkpoint.shapes(newest)
-    agent = _built(config, spec_of(run, config), shapes, run)
+    agent = _built(config, shapes, run)
     check_weights(agent, shapes, newest)
     tensors, _ = checkpoint.load(newest, prefix=PREFIX)
     put_weights(agent, tensors, newest)
     return agent.to(device).eval()
 
 
-def _built(config: Config, spec: Spec, shapes: Mapping[str, tuple[int, ...]], run: Path) -> Agent:
+def _built(config: Config, shapes: Mapping[str, tuple[int, ...]], run: Path) -> Agent:
     """The agent of these settings, which takes no more memory than its checkpoint tells."""
     told, source = 8 * sum(map(prod, shapes.values())), run / "config.json"
     try:
+        spec = spec_of(run, config)
         with Ceiling(SLACK + 2 * told):
             agent = build(config, spec)
             check_planning(config, spec, agent)
