@@ -1,4 +1,5 @@
 """Learning curves: an agent is evaluated while it is trained, and the training is not disturbed."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ from ami_agent.build import blank_step
 from ami_agent.files import check_finite, fitting
 from ami_agent.life import World
 from ami_agent.senses import Stray, limits
-from modules.memory import Memory
+from modules.memory import BY_ENV, Memory
 from modules.types import ALIVE, Trajectory, UnusableInput, each
 
 
@@ -135,10 +135,6 @@ def _actions(told: Any, world: World) -> torch.Tensor:
     return world.from_world(told).clamp(-1, 1)
 
 
-BY_ENV = ("age", "episode", "done")
-"""Parts of a replay buffer whose first dimension is the environment, and whose second the step."""
-
-
 def _check_kept(source: Path, kept: Mapping[str, torch.Tensor]) -> None:
     """Raises UnusableInput unless these are the parts of one replay buffer, of finite numbers."""
     age, ended, steps = (kept.get(name, torch.empty(0)) for name in ("age", "ended", "steps"))
@@ -167,11 +163,13 @@ def of_run(folder: str, world: World) -> Record:
     kept, _ = checkpoint.load(run / "memory")
     _check_kept(run / "memory", kept)
     steps, capacity, begun = kept["steps"].tolist()
-    capacity = min(capacity, kept["age"].shape[1])  # of rows that were never filled none is made
+    stack = config.world.stack
+    # of rows that were never filled none is made
+    capacity = max(stack, min(capacity, kept["age"].shape[1]))
     kept["steps"] = torch.tensor([steps, capacity, begun])
     with fitting(run / "memory"):
-        stack = config.world.stack
-        memory = Memory(capacity, blank_step(there, len(kept["ended"])), "cpu", stack)
+        example = blank_step(there, len(kept["ended"]))
+        memory = Memory(capacity + 1 - stack, example, "cpu", stack)
         memory.load_state_dict(kept)
         numbers = memory.episodes()
     if not len(numbers):

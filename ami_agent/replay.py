@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from ami_agent import checkpoint
+from modules.memory import BY_ENV
 from modules.types import UnusableInput
 
-BY_ENV = ("age", "episode")
-"""Parts whose rows are the second dimension; of all others they are the first."""
 HEAD = ("ended", "steps")
 """Parts that are no rows: small, and saved with every checkpoint of the run."""
 

@@ -39,7 +39,10 @@ from modules.rows import (
 )
 from modules.types import Observation, Trajectory, Transition, UnusableInput, each
 
-__all__ = ["ALL", "SEEN", "Memory", "Parts"]
+__all__ = ["ALL", "BY_ENV", "SEEN", "Memory", "Parts"]
+
+BY_ENV = ("age", "episode", "done")
+"""Parts of a state whose rows are the second dimension; of all others they are the first."""
 
 
 class Memory:
@@ -260,7 +263,7 @@ class Memory:
             "episode": self._episode[:, :filled],
             "done": self._done[:, :filled],
             "ended": self._ended,
-            "steps": torch.tensor([self._steps, self._capacity, self._begun]),
+            "steps": torch.tensor([self._steps, self._rows - 1, self._begun]),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -268,9 +271,9 @@ class Memory:
         expected = {*self._store, "age", "episode", "ended", "steps"}
         if set(state) - {"done"} != expected:  # memories of older versions don't have it
             raise UnusableInput(f"memory needs {sorted(expected)}, was given {sorted(state)}")
-        steps, capacity, begun = state["steps"].tolist()
-        if capacity != self._capacity:
-            raise UnusableInput(f"memory keeps {self._capacity} steps, the saved one {capacity}")
+        steps, kept, begun = state["steps"].tolist()
+        if kept != self._rows - 1:
+            raise UnusableInput(f"memory keeps {self._rows - 1} steps, the saved one {kept}")
         for name, part in self._store.items():
             check_like(name, part[0], state[name][0])
             part[: len(state[name])] = state[name].to(self._device)
