@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor, nn
 
 import ami_agent as ami
-from ami_agent.build import build, capacity
+from ami_agent.build import build
 from ami_agent.learning import Learning
 from ami_agent.lessons import Bootstrap, Foresee, Interact, Live, NoLesson, Separate
 from ami_agent.lessons.foresight import promise
@@ -428,8 +428,3 @@ def test_pictures_that_are_drawn_into_one_array_are_kept_as_they_were():
     camera = Render()
     kept = [camera(Drawn)[0][0] for _ in range(3)]
     assert [int(picture[0, 0, 0]) for picture in kept] == [1, 2, 3]
-
-
-def test_a_full_run_keeps_as_many_steps_as_it_said():
-    config = recipe()
-    assert capacity(config) == 30 + 1 + 3 + 1
