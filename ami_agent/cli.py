@@ -294,5 +294,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(what: object, code: int) -> int:
-    print(f"ami: {one_line(what)}", file=sys.stderr)
+    print(f"ami: {one_line(str(what).strip())}", file=sys.stderr)
     return code

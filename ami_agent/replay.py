@@ -19,9 +19,11 @@ HEAD = ("ended", "steps")
 
 
 def head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a buffer's state what is no row, as it is now; nothing where nothing was collected."""
+    """Of a buffer's state what is no row, as it is now, and how many rows are filled; nothing where
+    nothing was collected."""
     taken = {name: state[name].detach().cpu().clone() for name in HEAD}
-    return taken if int(taken["steps"][0]) else {}
+    filled = torch.tensor(state["age"].shape[1])
+    return {**taken, "rows": filled} if int(taken["steps"][0]) else {}
 
 
 class Chunks:
@@ -34,26 +36,26 @@ class Chunks:
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         """What is new in the state of a buffer; raises CheckpointNotWritten."""
-        steps, capacity, _ = state["steps"].tolist()
+        steps, filled = int(state["steps"][0]), state["age"].shape[1]
         if steps <= self.saved:
             return
-        first = max(self.saved, steps - capacity)
-        rows = torch.arange(first, steps + 1) % (capacity + 1)
+        first = max(self.saved, steps + 1 - filled)
+        rows = torch.arange(first, steps + 1) % filled  # a ring, once all of it is filled
         parts = {name: _rows(name, part, rows) for name, part in state.items() if name not in HEAD}
         checkpoint.save(self.folder / f"{first:012d}-{steps:012d}", parts, {})
         self.saved = steps
 
     def prune(self, heads: Sequence[Mapping[str, Tensor]]) -> None:
         """Removes what the buffer needs at none of these moments."""
-        needed = [_span(part["steps"]) for part in heads if part]
+        needed = [_span(part) for part in heads if part]
         for first, last in self._chunks():
             if not any(first <= till and last >= since for since, till in needed):
                 self._remove(first, last)
 
     def load(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state of the buffer at a checkpoint; UnusableInput where chunks are missing."""
-        since, till = _span(heads["steps"])
-        capacity, reached = int(heads["steps"][1]), since
+        (since, till), filled = _span(heads), int(heads["rows"])
+        reached = since
         state: dict[str, Tensor] = {}
         for first, last in self._chunks():
             if first > reached or last <= since or first >= till:
@@ -62,15 +64,15 @@ class Chunks:
             here = torch.arange(max(first, since), min(last, till) + 1)
             for name, part in parts.items():
                 if name not in state:
-                    state[name] = _blank(name, part, min(till, capacity) + 1)
-                _put(name, state[name], here % (capacity + 1), _rows(name, part, here - first))
+                    state[name] = _blank(name, part, filled)
+                _put(name, state[name], here % filled, _rows(name, part, here - first))
             reached = max(reached, last)
         if reached < till:
             raise UnusableInput(
                 f"{self.folder} holds the replay buffer up to step {reached} of {till}: the run "
                 "can't be resumed without the rest"
             )
-        return {**state, **{name: part.clone() for name, part in heads.items()}}
+        return {**state, **{name: heads[name].clone() for name in HEAD}}
 
     def cut(self, steps: int) -> None:
         """Removes what was saved after a checkpoint of so many steps."""
@@ -92,10 +94,10 @@ class Chunks:
         shutil.rmtree(self._place(first, last), ignore_errors=True)
 
 
-def _span(steps: Tensor) -> tuple[int, int]:
-    """The oldest step that a buffer keeps, and its newest."""
-    newest, capacity, _ = steps.tolist()
-    return max(0, newest - capacity), newest
+def _span(heads: Mapping[str, Tensor]) -> tuple[int, int]:
+    """The oldest step that a buffer keeps a row of, and its newest."""
+    newest = int(heads["steps"][0])
+    return newest + 1 - int(heads["rows"]), newest
 
 
 def _rows(name: str, part: Tensor, rows: Tensor) -> Tensor:

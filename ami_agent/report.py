@@ -236,7 +236,7 @@ class Report(Spoken):
 def one_line(text: object) -> str:
     """The text in one line: line breaks become spaces, other control characters and the bytes of
     odd file names are written as escapes."""
-    joined = re.sub(r"[ \t]*[\r\n]+[ \t]*", " ", str(text)).strip()
+    joined = re.sub(r"[ \t]*[\r\n]+[ \t]*", " ", str(text))
     return "".join(c if c.isprintable() else _escaped(c) for c in joined)
 
 

@@ -29,6 +29,7 @@ from ami_agent.learning import average, check_finite, keep_freed_memory
 from ami_agent.lessons import Lesson, Pupil
 from ami_agent.lessons.foresight import longest_episode
 from ami_agent.lessons.life import EPISODE_METRICS
+from ami_agent.lessons.rehearse import joined, part_of
 from ami_agent.probe import examiner, verdict
 from ami_agent.replay import Chunks, head
 from ami_agent.report import Report, Reporter
@@ -330,11 +331,11 @@ class Training:
         """The replay buffer's new steps first, then all else; the manifest tells the same."""
         self._keep_memory()
         memory = head(self.agent.memory.state_dict())
+        own = {name: part for name, part in pupil.items() if not name.startswith("memory.")}
         tensors = {
             **runs.weights(self.agent),
-            **_named("pupil", {k: v for k, v in pupil.items() if not k.startswith("memory.")}),
-            **_named("buffer", memory), **_named("start", self.start if pupil else {}),
-            **_named("recent", _stacked(self.recent)),
+            **joined({"pupil": own, "buffer": memory, "start": self.start if pupil else {}}),
+            **joined({"recent": _stacked(self.recent)}),
         }  # fmt: skip
         facts = {
             "updates": self.reached.updates, "lesson": self.reached.lesson,
@@ -385,20 +386,20 @@ class Training:
         if not all(isinstance(facts.get(known), int) for known in ("updates", "lesson")):
             raise UnusableInput(f"{newest} does not say where it was: it can't be resumed")
         runs.put_weights(self.agent, tensors, newest)
-        pupil = {**_part("pupil", tensors), **self._restore_memory(facts["lesson"], tensors)}
+        pupil = {**part_of(tensors, "pupil"), **self._restore_memory(facts["lesson"], tensors)}
         if "log" in facts:  # older versions did not know
             self.report.rewind(facts["log"])
             self.seconds = {name: float(took) for name, took in facts["seconds"].items()}
             self._tell_seconds()
         else:
             self.seconds = dict(runs.manifest_of(self.folder)["seconds"])
-        recent, looked = _rows(_part("recent", tensors)), facts.get("looked", {})
+        recent, looked = _rows(part_of(tensors, "recent")), facts.get("looked", {})
         return Reached(facts["updates"], facts["lesson"], pupil, recent, looked)
 
     def _restore_memory(self, lesson: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The buffer becomes what it was when the stage began; returned is what it was since, for
         the stage to take up."""
-        now, start = ({n: t.cpu() for n, t in _part(p, tensors).items()} for p in PARTS)
+        now, start = ({n: t.cpu() for n, t in part_of(tensors, p).items()} for p in PARTS)
         steps = int(now["steps"][0]) if now else 0
         self.start, memory = start, self.agent.memory
         if lesson >= len(lessons(self.config)) and not self.chunks.folder.exists():
@@ -413,20 +414,11 @@ class Training:
         begun = start if middle else now
         if begun:
             memory.load_state_dict(self.chunks.load(begun))
-        return _named("memory", self.chunks.load(now)) if middle and steps else {}
+        return joined({"memory": self.chunks.load(now)}) if middle and steps else {}
 
 
 PARTS = ("buffer", "start")
 """Of a checkpoint: the replay buffer at that moment, and when the stage began."""
-
-
-def _named(whose: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{whose}.{name}": part for name, part in parts.items()}
-
-
-def _part(whose: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    mine = {n: value for n, value in tensors.items() if n.startswith(f"{whose}.")}
-    return {n.removeprefix(f"{whose}."): value for n, value in mine.items()}
 
 
 def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -45,9 +45,12 @@ def owner(folder: Path, forks: bool = False) -> int:
 
     def own() -> None:
         with owned(folder / "run"):
-            (folder / "child").write_text(str(os.fork() if forks else 0))
-            (folder / "ready").touch()
+            heir = os.fork() if forks else -1
+            if heir:
+                (folder / "child").write_text(str(heir))
+                (folder / "ready").touch()
             time.sleep(60)
+            os._exit(0)
 
     pid, until = child(own, folder / "log.txt"), time.monotonic() + 30
     while not (folder / "ready").exists() and time.monotonic() < until:
@@ -82,10 +85,14 @@ def test_a_study_has_one_owner(other, tmp_path, capsys):
 
 def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path):
     parent = owner(tmp_path, forks=True)
-    end(parent)
-    with owned(tmp_path / "run"):
-        pass
-    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+    heir = int((tmp_path / "child").read_text())
+    assert heir > 1
+    try:
+        end(parent)
+        with owned(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(heir, signal.SIGKILL)
 
 
 def test_where_nothing_came_of_it_no_folder_is_left(tmp_path):

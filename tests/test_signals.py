@@ -21,7 +21,6 @@ from PIL import Image
 import ami_agent as ami
 from ami_agent import checkpoint, cli, interrupt
 from ami_agent.interrupt import Interrupted, deferred, handled
-from ami_agent.life import WorldConfig
 from ami_agent.show import screens
 from ami_agent.show.screens import Line, Page
 from tests.kills import child, config_of, line, rows
@@ -111,8 +110,8 @@ def test_what_was_interrupted_ends_as_what_was_not(tmp_path):
 
 
 def test_workers_of_environments_say_nothing_and_end(tmp_path):
-    world = WorldConfig(id="ami-test/Killed-v0", imports=("tests.kills",), vector="async")
-    config, run = replace(line(100_000), world=world), tmp_path / "run"
+    config, run = line(100_000), tmp_path / "run"
+    config = replace(config, world=replace(config.world, vector="async"))
     pid = command(config, run, "--save-every", "0.2")
     until(lambda: checkpoint.checkpoints(run))
     workers = [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -195,14 +194,14 @@ def test_the_processes_of_a_study_save_and_end(tmp_path):
         (tmp_path / "said").write_text(f"{code}\n{errors.getvalue()}")
 
     pid = child(do, tmp_path / "log.txt")
-    logs = [out / name / "0" / "metrics.jsonl" for name in ("base", "slower")]
-    until(lambda: all(log.exists() for log in logs), 120)
+    logs = [out / name / "0" / "log.txt" for name in ("base", "slower")]
+    until(lambda: all(log.exists() and "life  " in log.read_text() for log in logs), 120)
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     os.killpg(pid, signal.SIGINT)
     code, said = ended(pid, out)
     assert (code, said.count("\n")) == (1, 1)
     assert f"interrupted by SIGINT; 0 of 2 runs in {out} are finished" in said
-    assert not any(Path(f"/proc/{process}").exists() for process in children)
+    until(lambda: not any(Path(f"/proc/{process}").exists() for process in children), 10)
     assert all(checkpoint.checkpoints(log.parent) for log in logs)
 
 
