@@ -25,7 +25,7 @@ from ami_agent.curve import curve_metrics
 from ami_agent.failures import Failed
 from ami_agent.files import fitting
 from ami_agent.interrupt import Interrupted, deferred, keyboard
-from ami_agent.learning import average, check_finite, keep_freed_memory
+from ami_agent.learning import average, check_finite, keep_freed_memory, stacked, unstacked
 from ami_agent.lessons import Lesson, Pupil
 from ami_agent.lessons.foresight import longest_episode
 from ami_agent.lessons.life import EPISODE_METRICS
@@ -321,7 +321,7 @@ class Training:
         """What the stage took since it was last noted; what is lost in a kill is not counted."""
         now = time.monotonic()
         seconds, self.noted = now - self.noted, now
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
 
     def _keep_memory(self) -> None:
         """What is new in the replay buffer; the checkpoint that follows says that it counts."""
@@ -335,11 +335,11 @@ class Training:
         tensors = {
             **runs.weights(self.agent),
             **joined({"pupil": own, "buffer": memory, "start": self.start if pupil else {}}),
-            **joined({"recent": _stacked(self.recent)}),
+            **joined({"recent": stacked(self.recent)}),
         }  # fmt: skip
         facts = {
             "updates": self.reached.updates, "lesson": self.reached.lesson,
-            "lessons": list(lessons(self.config)), "seconds": _rounded(self.seconds),
+            "lessons": list(lessons(self.config)), "seconds": self.seconds,
             "log": dict(self.report.position()), "looked": self.looked,
         }  # fmt: skip
         checkpoint.save(checkpoint.place(self.folder, self.reached.updates), tensors, facts)
@@ -350,7 +350,7 @@ class Training:
         self.saved = time.monotonic()
 
     def _tell_seconds(self) -> None:
-        known = {**runs.manifest_of(self.folder), "seconds": _rounded(self.seconds)}
+        known = {**runs.manifest_of(self.folder), "seconds": self.seconds}
         runs.write_json(self.folder / "manifest.json", known)
 
     def _end(self) -> None:
@@ -393,7 +393,7 @@ class Training:
             self._tell_seconds()
         else:
             self.seconds = dict(runs.manifest_of(self.folder)["seconds"])
-        recent, looked = _rows(part_of(tensors, "recent")), facts.get("looked", {})
+        recent, looked = unstacked(part_of(tensors, "recent")), facts.get("looked", {})
         return Reached(facts["updates"], facts["lesson"], pupil, recent, looked)
 
     def _restore_memory(self, lesson: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -411,26 +411,10 @@ class Training:
             self.start = head(memory.state_dict())
             return {}
         middle = any(name.startswith("pupil.") for name in tensors)
-        begun = start if middle else now
-        if begun:
+        if begun := start if middle else now:
             memory.load_state_dict(self.chunks.load(begun))
         return joined({"memory": self.chunks.load(now)}) if middle and steps else {}
 
 
 PARTS = ("buffer", "start")
 """Of a checkpoint: the replay buffer at that moment, and when the stage began."""
-
-
-def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Figures of some updates -> by name, one after the other."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: torch.stack([row[name] for row in rows if name in row]) for name in names}
-
-
-def _rows(stacked: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The reverse, but for updates that lack a figure: their mean is the same."""
-    return [{name: value} for name, values in stacked.items() for value in values]
-
-
-def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(took, 1) for name, took in seconds.items()}
