@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -32,7 +32,7 @@ from ami_agent.lessons.life import EPISODE_METRICS
 from ami_agent.lessons.rehearse import joined, part_of
 from ami_agent.probe import examiner, verdict
 from ami_agent.replay import Chunks, head
-from ami_agent.report import Report, Reporter
+from ami_agent.report import Report, Reporter, one_line
 from ami_agent.resuming import adopt, check_resumable
 from ami_agent.run_lock import owned
 from ami_agent.spaces import check_same_spaces
@@ -386,6 +386,16 @@ class Training:
         if not all(isinstance(facts.get(known), int) for known in ("updates", "lesson")):
             raise UnusableInput(f"{newest} does not say where it was: it can't be resumed")
         runs.put_weights(self.agent, tensors, newest)
+        try:
+            return self._restored(tensors, facts)
+        except UnusableInput:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UnusableInput(
+                f"{newest} does not say where it was: it can't be resumed ({one_line(error)})"
+            ) from error
+
+    def _restored(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Reached:
         pupil = {**part_of(tensors, "pupil"), **self._restore_memory(facts["lesson"], tensors)}
         if "log" in facts:  # older versions did not know
             self.report.rewind(facts["log"])
@@ -393,7 +403,7 @@ class Training:
             self._tell_seconds()
         else:
             self.seconds = dict(runs.manifest_of(self.folder)["seconds"])
-        recent, looked = unstacked(part_of(tensors, "recent")), facts.get("looked", {})
+        recent, looked = unstacked(part_of(tensors, "recent")), dict(facts.get("looked", {}))
         return Reached(facts["updates"], facts["lesson"], pupil, recent, looked)
 
     def _restore_memory(self, lesson: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -402,6 +412,7 @@ class Training:
         now, start = ({n: t.cpu() for n, t in part_of(tensors, p).items()} for p in PARTS)
         steps = int(now["steps"][0]) if now else 0
         self.start, memory = start, self.agent.memory
+        most = capacity(self.config) + self.config.world.stack
         if lesson >= len(lessons(self.config)) and not self.chunks.folder.exists():
             return {}  # it is all over
         self.chunks.cut(steps)
@@ -412,8 +423,8 @@ class Training:
             return {}
         middle = any(name.startswith("pupil.") for name in tensors)
         if begun := start if middle else now:
-            memory.load_state_dict(self.chunks.load(begun))
-        return joined({"memory": self.chunks.load(now)}) if middle and steps else {}
+            memory.load_state_dict(self.chunks.load(begun, most))
+        return joined({"memory": self.chunks.load(now, most)}) if middle and steps else {}
 
 
 PARTS = ("buffer", "start")
