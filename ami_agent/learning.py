@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -135,6 +135,17 @@ def average(history: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
         for name, value in row.items():
             found.setdefault(name, []).append(value)
     return {name: float(torch.stack(values).mean()) for name, values in found.items()}
+
+
+def stacked(history: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Figures of some updates -> by name, one after the other: what a checkpoint can hold."""
+    names = dict.fromkeys(name for row in history for name in row)
+    return {name: torch.stack([row[name] for row in history if name in row]) for name in names}
+
+
+def unstacked(figures: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Updates whose average is the same."""
+    return [{name: value} for name, values in figures.items() for value in values]
 
 
 def keep_freed_memory() -> None:

@@ -52,9 +52,12 @@ class Chunks:
             if not any(first <= till and last >= since for since, till in needed):
                 self._remove(first, last)
 
-    def load(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state of the buffer at a checkpoint; UnusableInput where chunks are missing."""
+    def load(self, heads: Mapping[str, Tensor], most: int) -> dict[str, Tensor]:
+        """The state of the buffer at a checkpoint; UnusableInput where chunks are missing, or it
+        has more than `most` rows."""
         (since, till), filled = _span(heads), int(heads["rows"])
+        if not 0 < filled <= min(most, till + 1):
+            raise UnusableInput(f"{self.folder}: a replay buffer of {filled} rows, not {most}")
         reached = since
         state: dict[str, Tensor] = {}
         for first, last in self._chunks():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -25,14 +25,14 @@ from ami_agent.curve import curve_metrics
 from ami_agent.failures import Failed
 from ami_agent.files import fitting
 from ami_agent.interrupt import Interrupted, deferred, keyboard
-from ami_agent.learning import average, check_finite, keep_freed_memory
+from ami_agent.learning import average, check_finite, keep_freed_memory, stacked, unstacked
 from ami_agent.lessons import Lesson, Pupil
 from ami_agent.lessons.foresight import longest_episode
 from ami_agent.lessons.life import EPISODE_METRICS
 from ami_agent.lessons.rehearse import joined, part_of
 from ami_agent.probe import examiner, verdict
 from ami_agent.replay import Chunks, head
-from ami_agent.report import Report, Reporter
+from ami_agent.report import Report, Reporter, one_line
 from ami_agent.resuming import adopt, check_resumable
 from ami_agent.run_lock import owned
 from ami_agent.spaces import check_same_spaces
@@ -321,7 +321,7 @@ class Training:
         """What the stage took since it was last noted; what is lost in a kill is not counted."""
         now = time.monotonic()
         seconds, self.noted = now - self.noted, now
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
 
     def _keep_memory(self) -> None:
         """What is new in the replay buffer; the checkpoint that follows says that it counts."""
@@ -335,11 +335,11 @@ class Training:
         tensors = {
             **runs.weights(self.agent),
             **joined({"pupil": own, "buffer": memory, "start": self.start if pupil else {}}),
-            **joined({"recent": _stacked(self.recent)}),
+            **joined({"recent": stacked(self.recent)}),
         }  # fmt: skip
         facts = {
             "updates": self.reached.updates, "lesson": self.reached.lesson,
-            "lessons": list(lessons(self.config)), "seconds": _rounded(self.seconds),
+            "lessons": list(lessons(self.config)), "seconds": self.seconds,
             "log": dict(self.report.position()), "looked": self.looked,
         }  # fmt: skip
         checkpoint.save(checkpoint.place(self.folder, self.reached.updates), tensors, facts)
@@ -350,7 +350,7 @@ class Training:
         self.saved = time.monotonic()
 
     def _tell_seconds(self) -> None:
-        known = {**runs.manifest_of(self.folder), "seconds": _rounded(self.seconds)}
+        known = {**runs.manifest_of(self.folder), "seconds": self.seconds}
         runs.write_json(self.folder / "manifest.json", known)
 
     def _end(self) -> None:
@@ -386,6 +386,16 @@ class Training:
         if not all(isinstance(facts.get(known), int) for known in ("updates", "lesson")):
             raise UnusableInput(f"{newest} does not say where it was: it can't be resumed")
         runs.put_weights(self.agent, tensors, newest)
+        try:
+            return self._restored(tensors, facts)
+        except UnusableInput:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UnusableInput(
+                f"{newest} does not say where it was: it can't be resumed ({one_line(error)})"
+            ) from error
+
+    def _restored(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Reached:
         pupil = {**part_of(tensors, "pupil"), **self._restore_memory(facts["lesson"], tensors)}
         if "log" in facts:  # older versions did not know
             self.report.rewind(facts["log"])
@@ -393,7 +403,7 @@ class Training:
             self._tell_seconds()
         else:
             self.seconds = dict(runs.manifest_of(self.folder)["seconds"])
-        recent, looked = _rows(part_of(tensors, "recent")), facts.get("looked", {})
+        recent, looked = unstacked(part_of(tensors, "recent")), dict(facts.get("looked", {}))
         return Reached(facts["updates"], facts["lesson"], pupil, recent, looked)
 
     def _restore_memory(self, lesson: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -402,6 +412,7 @@ class Training:
         now, start = ({n: t.cpu() for n, t in part_of(tensors, p).items()} for p in PARTS)
         steps = int(now["steps"][0]) if now else 0
         self.start, memory = start, self.agent.memory
+        most = capacity(self.config) + self.config.world.stack
         if lesson >= len(lessons(self.config)) and not self.chunks.folder.exists():
             return {}  # it is all over
         self.chunks.cut(steps)
@@ -411,26 +422,10 @@ class Training:
             self.start = head(memory.state_dict())
             return {}
         middle = any(name.startswith("pupil.") for name in tensors)
-        begun = start if middle else now
-        if begun:
-            memory.load_state_dict(self.chunks.load(begun))
-        return joined({"memory": self.chunks.load(now)}) if middle and steps else {}
+        if begun := start if middle else now:
+            memory.load_state_dict(self.chunks.load(begun, most))
+        return joined({"memory": self.chunks.load(now, most)}) if middle and steps else {}
 
 
 PARTS = ("buffer", "start")
 """Of a checkpoint: the replay buffer at that moment, and when the stage began."""
-
-
-def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Figures of some updates -> by name, one after the other."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: torch.stack([row[name] for row in rows if name in row]) for name in names}
-
-
-def _rows(stacked: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The reverse, but for updates that lack a figure: their mean is the same."""
-    return [{name: value} for name, values in stacked.items() for value in values]
-
-
-def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(took, 1) for name, took in seconds.items()}

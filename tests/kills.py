@@ -134,7 +134,10 @@ def board(run: Path) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        tag: [
+            (event.step, event.value)
+            for event in sorted(events.Scalars(tag), key=lambda event: event.wall_time)
+        ]
         for tag in events.Tags()["scalars"]
         if not tag.endswith("/seconds")
     }

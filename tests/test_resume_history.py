@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -130,7 +131,7 @@ def test_a_buffer_is_saved_in_chunks_of_what_is_new_and_only_what_is_needed_stay
         kept = sum(len(checkpoint.load(tmp_path / name)[0]["obs"]) for name in os.listdir(tmp_path))
         assert kept <= 2 * (10 + stack)
         again = buffer(10, stack)
-        again.load_state_dict(Chunks(tmp_path).load(now))
+        again.load_state_dict(Chunks(tmp_path).load(now, 10 + stack))
         assert len(again) == len(memory)
         for number in memory.episodes():
             one, other = memory.recall(number), again.recall(number)
@@ -148,10 +149,10 @@ def test_what_was_saved_after_the_checkpoint_does_not_count(tmp_path):
     resumed.cut(4)
     assert len(os.listdir(tmp_path)) == 1
     again = buffer()
-    again.load_state_dict(resumed.load(then))
+    again.load_state_dict(resumed.load(then, 11))
     assert torch.equal(again.deeds(4), memory.deeds(7)[:4])
     with pytest.raises(UnusableInput, match="up to step 4 of 7"):
-        resumed.load(head(memory.state_dict()))
+        resumed.load(head(memory.state_dict()), 11)
 
 
 def test_collected_steps_are_kept_though_the_environment_can_not_be_brought_back(tmp_path):
@@ -175,6 +176,30 @@ def test_collected_steps_are_kept_though_the_environment_can_not_be_brought_back
     second.update()
 
 
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [("log", 3), ("log", {"metrics.jsonl": "x"}), ("seconds", []), ("looked", 1), ("rows", 10**15)],
+)
+def test_a_checkpoint_that_says_odd_things_is_refused_in_one_line(fact, value, ended, tmp_path):
+    run = shutil.copytree(ended, tmp_path / "run")
+    newest = checkpoint.latest(run)
+    tensors, facts = checkpoint.load(newest)
+    if fact == "rows":
+        (run / "replay").mkdir()
+        tensors["buffer.rows"] = torch.tensor(value)
+    checkpoint.save(newest, tensors, {**facts, fact: value})
+    with pytest.raises(UnusableInput, match=r"does not say where it was|a replay buffer of 1"):
+        ami.train(line(), out=run, resume=True)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A run that has come to its end."""
+    run = tmp_path_factory.mktemp("ended") / "run"
+    ami.train(line(), out=run)
+    return run
+
+
 def test_a_run_of_an_older_version_goes_on(tmp_path, monkeypatch):
     config, run = line(), tmp_path / "run"
     whole = ami.train(config, out=tmp_path / "whole")
@@ -194,7 +219,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, monkeypatch):
     tensors, facts = checkpoint.load(newest)
     chunks = Chunks(run / "replay")
     heads = {n.removeprefix("buffer."): t for n, t in tensors.items() if n.startswith("buffer.")}
-    checkpoint.save(run / "memory", chunks.load(heads), {"lesson": 1})
+    checkpoint.save(run / "memory", chunks.load(heads, 1000), {"lesson": 1})
     agent = {name: part for name, part in tensors.items() if name.startswith("agent.")}
     known = {name: facts[name] for name in ("updates", "lesson", "lessons")}
     checkpoint.save(newest, agent, known)
