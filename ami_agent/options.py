@@ -1,5 +1,5 @@
 """Keyword arguments of an environment as settings: any JSON value by name, on the command line as
-pairs NAME VALUE."""
+pairs NAME VALUE that stand beside the recipe's own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ LARGEST = 10_000
 WORDS: Mapping[str, Any] = {"True": True, "False": False, "None": None}
 
 
-def parse_options(words: Sequence[str]) -> dict[str, Any]:
-    """Pairs NAME VALUE; no word at all, or "none" alone, is no keyword argument."""
-    if list(words) == ["none"]:
-        return {}
+def parse_options(words: Sequence[str], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Pairs NAME VALUE beside those of `default`, or in their place; "none" before them takes the
+    defaults away, and no word at all too."""
+    kept = {} if not words or words[0] == "none" else default
+    words = words[1:] if words[:1] == ["none"] else words
     if len(words) % 2:
         raise UnusableInput(
             f"{words[-1]!r} has no value; write NAME VALUE NAME VALUE ..., or none for no option"
@@ -31,7 +32,23 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
     for name in names:
         if names.count(name) > 1:
             raise UnusableInput(f"{name!r} is given {names.count(name)} times")
-    return {name: _parse_value(name, text) for name, text in zip(names, words[1::2], strict=True)}
+    given = zip(names, words[1::2], strict=True)
+    return {**kept, **{name: _parse_value(name, text) for name, text in given}}
+
+
+def joined_pairs(argv: Sequence[str]) -> list[str]:
+    """`--env.options.NAME VALUE`, a flag for each, becomes `--env.options NAME VALUE ...`."""
+    rest: list[str] = []
+    pairs: dict[str, list[str]] = {}
+    words = iter(argv)
+    for word in words:
+        flag, _, value = word.partition("=")
+        path, found, name = flag.partition(".options.")
+        if not (found and path.startswith("--") and name):
+            rest.append(word)
+            continue
+        pairs.setdefault(f"{path}.options", []).extend([name, value or next(words, "")])
+    return [*rest, *(word for flag, named in pairs.items() for word in (flag, *named))]
 
 
 def _parse_value(name: str, text: str) -> Any:

@@ -21,7 +21,7 @@ from cattrs.preconf.json import make_converter
 from cattrs.strategies import configure_tagged_union
 
 from ami_agent.build import Config
-from ami_agent.options import Unparsed, parse_options
+from ami_agent.options import Unparsed, joined_pairs, parse_options
 from modules.types import BadSetting, UnusableInput
 
 Settings = TypeVar("Settings")
@@ -180,6 +180,7 @@ def parse_known(default: Settings, argv: Sequence[str], program: str) -> tuple[S
 
 
 def _parse(default: Any, argv: Sequence[str], program: str, **how: Any) -> Any:
+    argv = joined_pairs(argv)
     _check_once(argv)
     said, complaint = io.StringIO(), io.StringIO()
     flags = (tyro.conf.FlagCreatePairsOff,)
@@ -239,7 +240,7 @@ def _widen(found: Any, default: Any, path: str) -> Any:
             value = _widen(value, before, f"{path}{name}." if name else path)
         elif isinstance(value, Unparsed):
             try:
-                value = parse_options(value)
+                value = parse_options(value, before)
             except UnusableInput as error:
                 raise UnusableInput(f"{path}{field.name}: {error}") from None
         values[field.name] = value

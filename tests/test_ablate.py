@@ -255,7 +255,7 @@ def test_a_variant_that_fails_is_told_and_the_rest_goes_on_and_is_not_done_again
     done = run(configs, tmp_path)
     assert done.failures() == [
         f"broken <b>, seed {seed} failed: world 'ami-test/Brittle-v0' failed in step: "
-        "RuntimeError: the line broke"
+        "RuntimeError: the line broke (test_ablate.py:67)"
         for seed in range(2)
     ]
     assert len(done.marks("base", "plan")) == 2

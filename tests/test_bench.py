@@ -50,7 +50,7 @@ def test_without_a_name_the_names_are_told(tmp_path, capsys):
         (("baselines", "--env.id", "NoSuch-v0"), "NoSuch"),
         (("baselines", "--who", "alphazero"), "alphazero"),
         (("baselines", "--episodes", "0"), "--episodes is 0"),
-        (("worlds", "--seconds", "inf"), "seconds is inf; it must be finite"),
+        (("worlds", "--seconds", "inf"), "--seconds is inf; it must be from 0"),
         (("worlds", "--env.import", "nosuch.py"), "no world could be measured"),
         (("baselines", "--solved", "nan"), "solved is nan"),
         (("baselines", "--json", "nowhere/told.json"), "a file in a folder that exists"),

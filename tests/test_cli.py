@@ -321,4 +321,4 @@ def test_results_go_into_a_pipe_as_into_a_file_and_touch_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("seconds", ["nan", "-1"])
 def test_seconds_that_never_come_are_refused(seconds, capsys):
-    assert "save_every" in refuse(capsys, "train", "two-rooms", "--save-every", seconds)
+    assert "--save-every is" in refuse(capsys, "train", "two-rooms", "--save-every", seconds)

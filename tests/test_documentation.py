@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +20,10 @@ BLOCKS = [
 @pytest.mark.parametrize("code", BLOCKS)
 def test_every_python_block_runs(code, monkeypatch):
     monkeypatch.chdir(ROOT)
+    known = set(gymnasium.registry)
     exec(compile(code, "documentation", "exec"), {"__name__": "documentation"})
+    for name in set(gymnasium.registry) - known:
+        del gymnasium.registry[name]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

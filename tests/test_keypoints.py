@@ -105,7 +105,7 @@ def test_place_and_speed_can_be_learnt():
     [
         ({"now": (0, 1), "before": (2,)}, "now has 2 channels and before 1"),
         ({"now": (0, 3)}, "channel 3 of an image that has 3"),
-        ({"now": (0,), "before": (-1,)}, "channel -1 of an image that has 3"),
+        ({"now": (0,), "before": (-1,)}, "before is -1; it must be a whole number from 0"),
         ({"points": 0}, "points is 0"),
     ],
 )

@@ -250,7 +250,7 @@ def test_a_change_that_fails_or_makes_something_else_is_told(tiny):
     ):
         card(agent, tiny, 0, {"odd": lambda obs: obs / (1 // 0)})
     with pytest.raises(
-        UnusableInput, match=r"after the change 'cut' is .*torch\.uint8; it must be"
+        UnusableInput, match=r"the change 'cut' returns .*torch\.uint8; it must return"
     ):
         card(agent, tiny, 0, {"cut": lambda obs: obs[..., 1:]})
 

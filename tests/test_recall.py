@@ -332,7 +332,10 @@ def test_what_is_imagined_begins_in_states_as_they_are_lived_in(form):
         window = agent.memory.sample(8, 3, torch.Generator().manual_seed(3))
         features = agent.perception(window.obs.flatten(0, 1), agent.configurator.gains)
         lived = recalled(agent.recall, features.unflatten(0, (8, 4)))[:, -1]
-        torch.testing.assert_close(states, lived)
+        assert window.valid is not None
+        whole = window.valid[:, -1]  # of windows that an end cuts short, another state is drawn
+        assert whole.any()
+        torch.testing.assert_close(states[whole], lived[whole])
         assert not torch.allclose(states, agent.perceive(window.obs[:, -1]))
 
 

@@ -158,7 +158,6 @@ def parsed(*words: str) -> dict[str, Any]:
     ("words", "options"),
     [
         ([], {}),
-        (["none"], {}),
         (["a", "[8, 8]", "b", '{"c": {"d": [1]}}'], {"a": [8, 8], "b": {"c": {"d": [1]}}}),
         (["n", "null", "m", "None"], {"n": None, "m": None}),
         (["t", "true", "f", "False"], {"t": True, "f": False}),
@@ -167,8 +166,23 @@ def parsed(*words: str) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_options_can_be_emptied_and_hold_any_json(words, options):
-    assert parsed(*words) == options
-    assert [type(value) for value in parsed(*words).values()] == [*map(type, options.values())]
+    assert parsed("none", *words) == options
+    found = parsed("none", *words).values()
+    assert [type(value) for value in found] == [*map(type, options.values())]
+
+
+def test_options_stand_beside_those_of_the_recipe_unless_these_are_taken_away():
+    assert parsed("new", "2") == {"old": 1, "new": 2}
+    assert parsed("old", "2") == {"old": 2}
+    assert parsed("none", "new", "2") == {"new": 2}
+    assert parsed() == {}
+
+
+def test_an_option_may_have_a_flag_of_its_own():
+    default = EnvFlags(env=WorldConfig(id="x", options={"old": 1}))
+    argv = ["--env.options.new", "2", "--env.options.old=3", "--env.id", "y"]
+    found = settings.parse(default, argv, "test").env
+    assert (found.id, found.options) == ("y", {"old": 3, "new": 2})
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,9 @@ def test_by_the_command_and_what_it_refuses(tiny, world, tmp_path, capsys):
     assert "--mp4 and --out" in refuse(capsys, *flags, "--out", tmp_path / "here")
     assert "--port" in refuse(capsys, "show", run, "--port", 8000)
     assert "one mode, plan, react or auto" in refuse(capsys, *flags, "--mode", "both")
-    assert "--port is 99999; it must be from 0 to 65535" in refuse(capsys, *flags, "--port", 99999)
+    assert "--port is 99999; it must be a whole number from 0 to 65535" in refuse(
+        capsys, *flags, "--port", 99999
+    )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"--port {port} can't be had" in refuse(capsys, *flags, "--port", port)

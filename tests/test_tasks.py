@@ -135,7 +135,9 @@ def test_pictures_show_a_mind_where_it_is_whatever_its_task_primes_it_for(forage
 
 def two_rooms_as_forage() -> Config:
     world = WorldConfig(id="ami/TwoRooms-v0", variant="fixed")
-    return replace(recipes.forage(), world=world, evaluation=world)
+    forage = recipes.forage()
+    tasks = {name: replace(task, options={}) for name, task in forage.tasks.items()}
+    return replace(forage, world=world, evaluation=world, tasks=tasks)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WHOLE = 0.995
+WHOLE = 0.9
 """Of the recorded steps, the fraction that is worth no word when it is drawn."""
 
 
