@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import ami_agent as ami
@@ -19,7 +19,7 @@ from ami_agent.build import build
 from ami_agent.life import WorldConfig
 from modules.types import UnusableInput
 
-EXAMPLES = int(os.environ.get("AMI_FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("AMI_FUZZ_EXAMPLES", "150"))
 FLOATS, INTS = (np.float16, np.float32, np.float64), (np.int8, np.uint8, np.int32, np.int64)
 BOUNDED = settings(
     max_examples=EXAMPLES, deadline=timedelta(seconds=10), derandomize=True,
@@ -103,7 +103,12 @@ class Sampled(gymnasium.Env):
 
 @pytest.fixture(autouse=True)
 def _registered():
-    gymnasium.register("fuzz/Sampled-v0", entry_point=lambda: Sampled(), max_episode_steps=20)
+    gymnasium.register(
+        "fuzz/Sampled-v0",
+        entry_point=lambda: Sampled(),
+        max_episode_steps=20,
+        disable_env_checker=True,
+    )
     yield
     del gymnasium.registry["fuzz/Sampled-v0"]
 
@@ -119,7 +124,9 @@ def test_an_agent_is_built_for_the_spaces_and_acts_or_one_line_says_why_not(obse
     except UnusableInput as error:
         if "\n" in str(error):
             pytest.fail(str(error))
+        event("refused")
         return
+    event("built")
     env = gymnasium.make("fuzz/Sampled-v0")
     obs, _ = env.reset(seed=0)
     controller = agent.controller(

@@ -15,8 +15,8 @@ import pytest
 
 TINY = (
     "--life.steps", 40, "--objective.learning.steps", 3, "--interact.steps", 40,
-    "--interact.learning.batch", 8, "--interact.objective.learning.batch", 8, "--planner.horizon", 2, "--planner.steps", 1,
-    "--planner.warm-steps", 1, "--save-every", 0.2,
+    "--interact.learning.batch", 8, "--interact.objective.learning.batch", 8,
+    "--planner.horizon", 2, "--planner.steps", 1, "--planner.warm-steps", 1, "--save-every", 0.2,
 )  # fmt: skip
 ENVS = {
     "FrozenLake-v1": ("", ()),
