@@ -40,27 +40,28 @@ class Windows(NamedTuple):
 def windows(age: Tensor, done: Tensor, length: int, since: int = 0, pad: bool = True) -> Windows:
     """Where windows of `length` steps begin, from column `since` on. Rows of B environments,
     `[B, rows]`, oldest first: the age of each in its episode, and whether the environment said
-    there that the episode is done. A window lies within its episode. Only an episode that is done
-    and shorter than a window is padded, if `pad`, so that one begins with each of its steps.
+    there that the episode is done. A window lies within its episode. Where some episode is done and
+    shorter than a window, windows are padded, if `pad`: one begins with each step of every episode
+    that is done.
 
     None begins with the last observation of an episode, so episodes are runs of beginnings."""
-    taken = age[:, 1:] >= 1  # whether a step leads from this row to the next
     full = torch.zeros_like(done)
     full[:, :-length] = age[:, length:] >= length
-    taken[:, :since], full[:, :since] = False, False
-    covered = full.sum() + len(_heads(full)) * (length - 1)
-    ends = done & (age >= 1) & (age < length)
-    padded = pad and bool(ends.any())
+    full[:, :since] = False
+    heads = _heads(full)
+    covered = full.sum() + len(heads) * (length - 1)
+    padded = pad and bool((done & (age >= 1) & (age < length)).any())
     if padded:
-        short = torch.zeros_like(done)
-        for back in range(1, length):
-            short[:, :-back] |= ends[:, back:] & (age[:, back:] >= back)
-        short[:, :since] = False
-        covered = covered + short.sum()
-        full |= short
+        whole, covers = full.clone(), full.clone()
+        for later in range(1, length):
+            covers[:, later:] |= whole[:, :-later]
+            full[:, :-later] |= done[:, later:] & (age[:, later:] >= later)
+        full[:, :since] = False
+        covered, heads = (covers | full).sum(), _heads(full)
     start = full.flatten().nonzero().squeeze(1)
-    bounds = torch.cat([_heads(full), start.new_tensor([full.numel()])])
-    fraction = covered / taken.sum().clamp_min(1)
+    bounds = torch.cat([heads, start.new_tensor([full.numel()])])
+    taken = (age[:, 1 + since :] >= 1).sum()  # steps, each leading from a row to the next
+    fraction = covered / taken.clamp_min(1)
     return Windows(start, torch.searchsorted(start, bounds), padded, fraction)
 
 

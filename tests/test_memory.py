@@ -65,7 +65,7 @@ def dice(seed: int = 0) -> torch.Generator:
 
 def windows_by_hand(seed: int, steps: int, capacity: int, length: int) -> set[tuple[int, ...]]:
     """(world, episode, time of the first observation) of all there are, one by one."""
-    found = set()
+    whole, padded, short_ones = set(), set(), False
     story = list(islice(life(seed), steps))[-capacity:]
     for world in range(3):
         for start in range(len(story)):
@@ -75,10 +75,15 @@ def windows_by_hand(seed: int, steps: int, capacity: int, length: int) -> set[tu
                     break
                 window.append(step)
                 done = bool(step.terminated[world] | step.truncated[world])
-            short = done and window[-1].next_obs[world, 2] < length
-            if len(window) == length or short:
-                found.add(tuple(int(n) for n in window[0].action[world]))
-    return found
+            if not window:
+                continue
+            first = tuple(int(n) for n in window[0].action[world])
+            if len(window) == length:
+                whole.add(first)
+            if done:
+                padded.add(first)
+                short_ones |= bool(window[-1].next_obs[world, 2] < length)
+    return whole | padded if short_ones else whole
 
 
 @settings(max_examples=60, deadline=None)

@@ -73,18 +73,21 @@ def expected(
     steps: list[Transition], envs: int, capacity: int, length: int
 ) -> dict[tuple, Trajectory]:
     """All windows by the number of their first step and environment."""
-    found, oldest = {}, len(steps) - capacity
+    found, padded, oldest, short_ones = {}, {}, len(steps) - capacity, False
     for env in range(envs):
         for episode in episodes(steps, env):
             done = episode and bool(episode[-1][1].terminated[env] | episode[-1][1].truncated[env])
-            short = done and len(episode) < length
             for start, (number, _) in enumerate(episode):
                 window = [step for _, step in episode[start : start + length]]
-                if number >= oldest and (len(window) == length or short):
-                    obs = torch.stack([window[0].obs[env], *(s.next_obs[env] for s in window)])
-                    parts = ("action", "interoception", "terminated")
-                    rest = (torch.stack([getattr(s, n)[env] for s in window]) for n in parts)
-                    found[number, env] = Trajectory(obs, *rest, torch.zeros(()))
+                if number < oldest or not (done or len(window) == length):
+                    continue
+                obs = torch.stack([window[0].obs[env], *(s.next_obs[env] for s in window)])
+                parts = ("action", "interoception", "terminated")
+                rest = (torch.stack([getattr(s, n)[env] for s in window]) for n in parts)
+                kept = found if len(window) == length else padded
+                kept[number, env] = Trajectory(obs, *rest, torch.zeros(()))
+                short_ones |= done and len(episode) < length
+    found |= padded if short_ones else {}
     return found
 
 

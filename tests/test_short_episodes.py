@@ -72,9 +72,7 @@ def test_every_step_of_short_episodes_is_drawn_and_the_terminal_one_too():
     memory = of_lengths(*lengths)
     drawn = memory.sample(4000, 4, dice())
     first = {tuple(start) for start in drawn.obs[:, 0].int().tolist()}
-    short = {(e, s) for e, n in enumerate(lengths) if n < 4 for s in range(n)}
-    long = {(e, s) for e, n in enumerate(lengths) if n >= 4 for s in range(n - 3)}
-    assert first == short | long
+    assert first == {(e, s) for e, n in enumerate(lengths) for s in range(n)}
     counts = drawn.obs[:, 0].unique(dim=0, return_counts=True)[1]
     assert counts.min() > 0.6 * counts.float().mean()
     taken = {
@@ -118,6 +116,10 @@ def test_what_is_still_running_or_was_broken_off_is_not_taken_for_a_short_episod
     assert not (drawn.obs[:, 0, 0] == 9).any()
     assert memory.fraction(4) == pytest.approx(8 / 10)
     assert memory.fraction(2) == 1
+    assert {tuple(start) for start in drawn.obs[:, 0].int().tolist()} == {
+        *((0, s) for s in range(2)),
+        *((1, s) for s in range(6)),
+    }
     again = of_lengths(1)
     again.load_state_dict({n: part.clone() for n, part in memory.state_dict().items()})
     assert again.fraction(4) == pytest.approx(8 / 10)
