@@ -157,7 +157,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
         )  # fmt: skip
         _write(flags.json, {**asked, "lives": [life.verdict for life in lives]})
         return
-    say(console, f"living and drawing {flags.episodes} episodes")
+    say(console, f"The agent acts in {flags.episodes} episodes, and the viewer draws them.")
     page = show(
         agent, world, Path(flags.out or Path(name) / "show"),
         task=flags.task, report=Spoken(console), mp4=flags.mp4, **asked,

@@ -251,11 +251,13 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
 
 
 def test_a_variant_that_fails_is_told_and_the_rest_goes_on_and_is_not_done_again(tmp_path):
+    source = Path(__file__).read_text().splitlines()
+    line = 1 + next(n for n, text in enumerate(source) if "the line broke" in text)
     configs = {"base": config_of(), "broken <b>": config_of("breaks")}
     done = run(configs, tmp_path)
     assert done.failures() == [
         f"broken <b>, seed {seed} failed: world 'ami-test/Brittle-v0' failed in step: "
-        "RuntimeError: the line broke (test_ablate.py:67)"
+        f"RuntimeError: the line broke (test_ablate.py:{line})"
         for seed in range(2)
     ]
     assert len(done.marks("base", "plan")) == 2
