@@ -80,6 +80,8 @@ class Agent(nn.Module, Stateful):
         self.episode = ShortTerm(recall)
         self.focus: Focus | None = None
         self.seed = self.begun = 0  # of chance in thought; episodes since that was told
+        self._roots: tuple[object, ...] = ()
+        self._parts: list[Stateful] = []
 
     def controller(
         self, num_envs: int | None = None, task: Task | None = None, seed: int = 0
@@ -93,8 +95,12 @@ class Agent(nn.Module, Stateful):
 
     def stateful_parts(self) -> list[Stateful]:
         """The components that an episode changes."""
-        roots = (self.episode, self.hierarchy, self.eye.outlook, self.actors, self.planner)
-        return [self, *carry.stateful_parts(roots)]
+        roots = (
+            self.episode, self.hierarchy, self.eye.outlook, self.planner, *self.actors.values()
+        )  # fmt: skip
+        if self._roots != roots:  # they are looked for once: every action needs them
+            self._roots, self._parts = roots, [self, *carry.stateful_parts(roots)]
+        return self._parts
 
     @contextmanager
     def undone_by_errors(self) -> Iterator[None]:
