@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,27 @@ def available_memory() -> int | None:
     return max(0, min(limits)) if limits else None
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    known = sys.platform == "linux"
+    count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(1, min([count, *map(int, _quotas())]))
+
+
+def _quotas() -> Iterator[float]:
+    """Cores that this process' control group and every group above it may keep busy, version 2 and
+    version 1."""
+    for root, name in _own_groups("cpu"):
+        for folder in _upwards(root, name):
+            with suppress(OSError, ValueError):  # no such file, or "max"
+                quota, period = (folder / "cpu.max").read_text().split()
+                yield int(quota) / int(period)
+            with suppress(OSError, ValueError):
+                quota = (folder / "cpu.cfs_quota_us").read_text()
+                if int(quota) > 0:  # -1: no limit
+                    yield int(quota) / int((folder / "cpu.cfs_period_us").read_text())
+
+
 def _machine() -> Iterator[int]:
     with suppress(OSError):
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
@@ -30,26 +52,34 @@ def _machine() -> Iterator[int]:
 
 def _control_groups() -> Iterator[int]:
     """Of this process' group and every group above it, version 2 and version 1."""
+    for root, name in _own_groups("memory"):
+        for folder in _upwards(root, name):
+            yield from _group(folder, "memory.max", "memory.current")
+            yield from _group(folder, "memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _own_groups(controller: str) -> Iterator[tuple[Path, str]]:
+    """Where the controller's hierarchy of groups is mounted, and this process' group in it."""
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, name = line.split(":", 2)
             if not controllers:
-                yield from _group(CGROUPS, name, "memory.max", "memory.current")
-            elif "memory" in controllers.split(","):
-                files = "memory.limit_in_bytes", "memory.usage_in_bytes"
-                yield from _group(CGROUPS / "memory", name, *files)
+                yield CGROUPS, name
+            elif controller in controllers.split(","):
+                yield CGROUPS / controller, name
 
 
-def _group(root: Path, name: str, limit: str, usage: str) -> Iterator[int]:
+def _upwards(root: Path, name: str) -> Iterator[Path]:
     here = root / name.lstrip("/")
-    for folder in (here, *here.parents):
-        if not folder.is_relative_to(root):
-            return
-        with suppress(OSError, ValueError):  # no such file, or "max"
-            most = int((folder / limit).read_text())
-            used = int((folder / usage).read_text())
-            cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
-            yield most - used + (int(cached[1]) if cached else 0)
+    yield from (folder for folder in (here, *here.parents) if folder.is_relative_to(root))
+
+
+def _group(folder: Path, limit: str, usage: str) -> Iterator[int]:
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        most = int((folder / limit).read_text())
+        used = int((folder / usage).read_text())
+        cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+        yield most - used + (int(cached[1]) if cached else 0)
 
 
 def _address_space() -> Iterator[int]:

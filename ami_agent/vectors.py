@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
-import os
 import sys
 import warnings
 import zlib
@@ -31,6 +30,7 @@ from ami_agent.autoreset import as_next_step
 from ami_agent.failures import NotMade, described, is_interrupt
 from ami_agent.graphics import choose_gl_backend, gl_hint
 from ami_agent.guard import Guarded, quiet_workers
+from ami_agent.resources import cores
 from ami_agent.subenvs import AsyncEnvs, SingleEnv, SyncEnvs
 from ami_agent.watchdog import TimedOut
 from modules.types import UnusableInput
@@ -181,16 +181,6 @@ def at_once(
         return min(wanted, cores())
     batched = vector == "auto" and not around(limit, repeat, stack) and _native(name) is not None
     return wanted if batched else min(wanted, FEW)
-
-
-def cores() -> int:
-    """That this process may use."""
-    known = sys.platform == "linux"
-    count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # a container's share, by its control group
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        count = min(count, max(1, int(quota) // int(period)))
-    return count
 
 
 def _native(name: str) -> Any:

@@ -23,6 +23,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 import ami_agent as ami
+from ami_agent import resources
 from ami_agent.checkpoint import checkpoints
 from ami_agent.evaluate import play_many
 from ami_agent.failures import FailedInReset, NotMade
@@ -31,8 +32,9 @@ from ami_agent.learning import Learning
 from ami_agent.lessons import Live
 from ami_agent.life import WorldConfig, live, walk
 from ami_agent.players import aimless
+from ami_agent.resources import cores
 from ami_agent.runs import check_same
-from ami_agent.vectors import bring, cores
+from ami_agent.vectors import bring
 from modules.types import UnusableInput
 
 ROOT = Path(__file__).parent.parent
@@ -402,3 +404,13 @@ def test_a_file_s_folder_comes_last_on_the_path(tmp_path):
         assert sys.path == [*path, str(tmp_path)]
     finally:
         sys.path[:] = path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
+def test_the_cores_of_a_container_are_those_its_control_groups_leave(tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "CGROUPS", tmp_path)
+    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert cores() == 8
+    for quota, left in (("300000 100000", 3), ("50000 100000", 1), ("max 100000", 8)):
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+        assert cores() == left

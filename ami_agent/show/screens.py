@@ -4,6 +4,7 @@ this machine serves to itself."""
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from html import escape
@@ -137,6 +138,7 @@ the next has come."""
 MOST_STREAMS, MOST_CONNECTIONS = 64, 256
 """Streams that are served at once, and connections that are answered at once."""
 MOST_BYTES, SECONDS = 16_384, 5.0
+HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Of a request's head; and that a connection may take to send it, or to take what it is sent."""
 BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
 
@@ -203,15 +205,12 @@ class Handler(BaseHTTPRequestHandler):
         return head[:MOST_BYTES]
 
     def do_GET(self) -> None:
-        if self.headers.get("Host", "").lower() not in self._hosts():
+        # any port: an SSH tunnel may have another at its other end
+        host = re.sub(r":\d+$", "", self.headers.get("Host", "").lower())
+        if host not in HOSTS:
             self.send_error(403, "this page is for browsers of this machine alone")
             return
         self.page.answer(self)
-
-    def _hosts(self) -> set[str]:
-        port = self.server.server_port
-        names = ("localhost", "127.0.0.1", "[::1]")
-        return {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())
 
     def log_message(self, *said: Any) -> None:
         """Who looked is nobody's business."""
