@@ -14,6 +14,8 @@ from modules.types import require
 
 _NEARLY_ONE = 0.999
 _TINY = 1e-6
+MAX_ALTERNATIVES = 64
+"""Options of all choices together, up to which each is tried when a policy is improved."""
 
 
 class _Smooth:
@@ -95,6 +97,17 @@ class Choice:
         over the choices, `[...]`. A distance would be 0 as soon as the right one is likeliest."""
         likely = torch.cat([part.log_softmax(-1) for part in free.split(self.sizes, -1)], -1)
         return -(wanted * likely).sum(-1)
+
+    def alternatives(self, actions: Tensor) -> Tensor:
+        """Actions `[B, A]` -> the same with one choice replaced by each of its options,
+        `[B, A, A]`; none, `[B, 0, A]`, where there are more than MAX_ALTERNATIVES."""
+        width = actions.shape[-1]
+        if width > MAX_ALTERNATIVES:
+            return actions[:, None][:, :0]
+        index = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
+        same_choice = (index[:, None] == index).to(actions.device)
+        replaced = torch.eye(width).to(actions)
+        return torch.where(same_choice, replaced, actions[:, None])
 
     def free(self, actions: Tensor) -> Tensor:
         """The numbers that `bound` turns into these actions, near enough to change one's mind."""

@@ -16,14 +16,15 @@ from ami_agent.lessons.foresight import foresight_of, promise
 from ami_agent.lessons.hindsight import Remembered, hindsight
 from ami_agent.lessons.world_model import Predict
 from ami_agent.life import WorldConfig
-from ami_agent.losses import actor_critic_loss
+from ami_agent.losses import actor_critic_loss, choice_loss
 from modules.actor import Habit
+from modules.bounds import Choice
 from modules.cost import Body, Cost
 from modules.memory import SEEN
 from modules.perception import Senses
 from modules.recall import recalled
 from modules.targets import MovingAverage
-from modules.types import ENV_STEPS, FRACTION, HORIZON, UnusableInput, each, require
+from modules.types import ENV_STEPS, FRACTION, HORIZON, Focus, UnusableInput, each, require
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -183,9 +184,23 @@ class ActorCritic(GradientPupil):
         self.habit.eye.outlook.reset(self.seed + self.step)
         thought = self.habit.beside(state, alone, focus._replace(horizon=self.lesson.horizon))
         free = agent.policy.free(state, focus.goal, focus.condition)
-        return actor_critic_loss(
+        losses = actor_critic_loss(
             thought, free, self.drives, self.foresight, self.slow.average, self.lesson.trace
         )
+        return {**losses, **self._choice_loss(state, free, focus)}
+
+    def _choice_loss(self, state: Tensor, free: Tensor, focus: Focus) -> dict[str, Tensor]:
+        """What the policy learns from one imagined step of every option; nothing where actions are
+        numbers."""
+        bounds = self.agent.policy.bounds
+        if not isinstance(bounds, Choice):
+            return {}
+        with torch.no_grad():
+            options = bounds.alternatives(bounds.project(free))
+            if not options.shape[1]:
+                return {}
+            imagined = self.habit.eye.look(state, options[:, :, None], focus._replace(horizon=1))
+        return choice_loss(free, imagined.energy, bounds.sizes)
 
     def _remembered(self, random: torch.Generator) -> Tensor:
         """States `[B, D]`, each with what recall makes of the moments before it."""

@@ -15,6 +15,7 @@ from ami_agent.losses.distance import (
 )
 from ami_agent.losses.drives import (
     actor_critic_loss,
+    choice_loss,
     foresight_loss,
     lambda_returns,
     policy_loss,
@@ -26,6 +27,7 @@ __all__ = [
     "Keep",
     "Multiplier",
     "actor_critic_loss",
+    "choice_loss",
     "foresight_loss",
     "in_strides",
     "lambda_returns",

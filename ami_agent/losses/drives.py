@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +71,25 @@ def actor_critic_loss(
         "excess": (free.abs() - SATURATED).relu().square().mean(),
         "foresight": (alive[..., None] * error.square()).mean(),
     }
+
+
+CHOICE_TEMPERATURE = 0.2
+"""Of the softmin over options, in standard deviations of their energies."""
+
+
+def choice_loss(free: Tensor, energy: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Cross-entropy of the policy's logits `[B, A]` to the softmin of the energies `[B, A]` of all
+    options, one choice of these sizes at a time (the improved policy of MPO, Abdolmaleki et al.
+    2018, with every action listed). Its gradient does not vanish where the policy is sure of an
+    option that the critic holds to be wrong, as that of straight-through probabilities does."""
+    parts = energy.split(tuple(sizes), -1)
+    advantage = torch.cat([part - part.mean(-1, keepdim=True) for part in parts], -1)
+    unit = advantage.square().mean().sqrt().clamp_min(1e-30)
+    losses = []
+    for logits, gain in zip(free.split(sizes, -1), advantage.split(sizes, -1), strict=True):
+        target = (-gain / (CHOICE_TEMPERATURE * unit)).softmax(-1)
+        losses.append(-(target * logits.log_softmax(-1)).sum(-1))
+    return {"choice": torch.stack(losses).sum(0).mean()}
 
 
 def foresight_loss(predicted: Tensor, returns: Tensor, expectile: float) -> dict[str, Tensor]:
