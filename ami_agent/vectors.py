@@ -103,7 +103,7 @@ def make(
     for module in imports:
         bring(module)
     wrappers = around(limit, repeat, stack)
-    if wrappers and vector == "auto" and hasattr(_native(name), "walk"):
+    if wrappers and vector == "auto" and hasattr(_native(name), "behaviour_action"):
         raise UnusableInput(
             f"a limit, a repeat or a stack would step {name} one by one, without the walks, the "
             "oracle and the feelings that it has for many; use its own keyword arguments (its "

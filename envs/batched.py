@@ -34,13 +34,13 @@ class Living(Protocol):
 S = TypeVar("S", bound=Living)
 
 
-class Exam(NamedTuple):
+class DynamicsTest(NamedTuple):
     """N bodies, what is done to them, and where that leads, by the true physics."""
 
     obs: Any  # Obs [N, *O], before
     actions: Array  # [N, H, A] in the action space's units
-    before: Array  # [N, F] factors
-    after: Array  # [N, F] factors, after H actions
+    start_factors: Array  # [N, F] factors
+    end_factors: Array  # [N, F] factors, after H actions
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:
@@ -92,7 +92,7 @@ class BatchedEnv(VectorEnv, ABC, Generic[S]):
         "render_fps": 10,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
-    about: str = ""
+    description: str = ""
     """What a person sees here and what is asked of the agent, for who never saw this world."""
     factor_names: ClassVar[tuple[str, ...]]
 
@@ -112,7 +112,7 @@ class BatchedEnv(VectorEnv, ABC, Generic[S]):
         require("num_envs", num_envs, 1, math.inf)
         require("budget", budget, 1, math.inf)
         self.num_envs, self.budget, self.render_mode = num_envs, budget, render_mode
-        self.metadata = {**self.metadata, "about": self.about}
+        self.metadata = {**self.metadata, "description": self.description}
         self.device = torch.device(device)
         self._out = pick("output", output, OUTPUTS)
         self.single_observation_space = obs_space
@@ -149,19 +149,19 @@ class BatchedEnv(VectorEnv, ABC, Generic[S]):
         return np.zeros(self.num_envs, dtype=bool)
 
     @abstractmethod
-    def oracle(self) -> Array:
+    def expert_action(self) -> Array:
         """What one who knows the world would do, [B, A]."""
 
     @abstractmethod
-    def walk(self) -> Array:
+    def behaviour_action(self) -> Array:
         """One more step of each world's own walk, [B, A]."""
 
     @abstractmethod
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
         """What this world asks of a world model, by name."""
 
     @abstractmethod
-    def picture_xy(self, factors: Array) -> Array:
+    def factors_to_pixels(self, factors: Array) -> Array:
         """Factors [..., F] -> the body's `(x, y)` in the picture's pixels, [..., 2]."""
 
     @abstractmethod
@@ -247,9 +247,9 @@ class BatchedEnv(VectorEnv, ABC, Generic[S]):
     def _observed(self) -> Obs:
         return self._show(self._observe(self.state))
 
-    def _asked(self, exam: Exam) -> Exam:
+    def _asked(self, exam: DynamicsTest) -> DynamicsTest:
         """An exam as the user wants it."""
-        return Exam(self._show(exam.obs), *map(self._out, exam[1:]))
+        return DynamicsTest(self._show(exam.obs), *map(self._out, exam[1:]))
 
     def _infos(self) -> dict[str, Any]:
         told = {name: self._show(copied(value)) for name, value in self._tell(self.state).items()}

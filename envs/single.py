@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import gymnasium as gym
 import numpy as np
 
-from .batched import Array, BatchedEnv, Exam, Obs
+from .batched import Array, BatchedEnv, DynamicsTest, Obs
 
 W = TypeVar("W", bound=BatchedEnv[Any])
 
@@ -37,7 +37,7 @@ class SingleEnv(gym.Env, Generic[W]):
     def __init__(self, worlds: W) -> None:
         """`worlds` is a batch of one."""
         self._worlds, self.render_mode = worlds, worlds.render_mode
-        self.metadata = {**self.metadata, "about": worlds.about}
+        self.metadata = {**self.metadata, "description": worlds.description}
         self.observation_space = worlds.single_observation_space
         self.action_space = worlds.single_action_space
 
@@ -57,20 +57,20 @@ class SingleEnv(gym.Env, Generic[W]):
         ended = bool(terminated[0]), bool(truncated[0])
         return _first(obs), float(reward[0]), *ended, _alone(infos)
 
-    def oracle(self) -> Array:
+    def expert_action(self) -> Array:
         """What one who knows the world would do, [A]."""
-        return self._worlds.oracle()[0]
+        return self._worlds.expert_action()[0]
 
-    def walk(self) -> Array:
+    def behaviour_action(self) -> Array:
         """One more step of the world's own walk, [A]."""
-        return self._worlds.walk()[0]
+        return self._worlds.behaviour_action()[0]
 
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
-        return self._worlds.exams(seed)
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
+        return self._worlds.dynamics_tests(seed)
 
-    def picture_xy(self, factors: Array) -> Array:
+    def factors_to_pixels(self, factors: Array) -> Array:
         """Factors [..., F] -> the body's `(x, y)` in the picture's pixels, [..., 2]."""
-        return self._worlds.picture_xy(factors)
+        return self._worlds.factors_to_pixels(factors)
 
     def render(self) -> np.ndarray:
         """A picture for people, [320, 320, 3] uint8."""

@@ -86,8 +86,8 @@ def test_every_number_of_an_action_turns_its_own_joint_as_in_ant_v5():
 
 
 def test_walls_stop_ants_and_openings_let_them_pass():
-    asked = AntMazeVectorEnv(1).exams(3)
-    way = {name: CELL * 3 * np.linalg.norm((e.after - e.before)[:, :2], axis=-1)
+    asked = AntMazeVectorEnv(1).dynamics_tests(3)
+    way = {name: CELL * 3 * np.linalg.norm((e.end_factors - e.start_factors)[:, :2], axis=-1)
            for name, e in asked.items()}  # fmt: skip
     assert np.quantile(way["open"], 0.1) > 0.7
     assert way["wall"].max() < 1.2  # their feet are there before them
@@ -95,12 +95,12 @@ def test_walls_stop_ants_and_openings_let_them_pass():
 
 
 def test_an_exam_is_what_its_actions_lead_to():
-    exam = AntMazeVectorEnv(1).exams(3)["open"]
-    worlds = AntMazeVectorEnv(len(exam.before))
-    worlds.reset(seed=0, options={"factors": exam.before})
+    exam = AntMazeVectorEnv(1).dynamics_tests(3)["open"]
+    worlds = AntMazeVectorEnv(len(exam.start_factors))
+    worlds.reset(seed=0, options={"factors": exam.start_factors})
     for step in range(exam.actions.shape[1]):
         *_, info = worlds.step(exam.actions[:, step])
-    np.testing.assert_allclose(info["factors"], exam.after, atol=2e-3)
+    np.testing.assert_allclose(info["factors"], exam.end_factors, atol=2e-3)
 
 
 def test_nobody_is_born_into_a_wall():
@@ -152,8 +152,8 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch():
     one, _ = alone.reset(seed=9)
     for _ in range(40):
         assert (seen[2] == one[0]).all()
-        seen = batch.step(batch.walk())[0]
-        one = alone.step(alone.walk())[0]
+        seen = batch.step(batch.behaviour_action())[0]
+        one = alone.step(alone.behaviour_action())[0]
 
 
 def test_a_walk_is_shaken_and_leads_about():
@@ -161,9 +161,9 @@ def test_a_walk_is_shaken_and_leads_about():
     worlds.reset(seed=1)
     start = worlds.ant.place
     steady = gait(worlds.ant, torch.zeros(12, 2))
-    assert (torch.from_numpy(worlds.walk()) != steady).any(-1).all()
+    assert (torch.from_numpy(worlds.behaviour_action()) != steady).any(-1).all()
     for _ in range(200):
-        worlds.step(worlds.walk())
+        worlds.step(worlds.behaviour_action())
     assert (worlds.ant.place - start).norm(dim=-1).median() > 0.25
     assert (tilt(worlds.ant) > 0.5).float().mean() > 0.8
 
@@ -172,7 +172,7 @@ def test_who_knows_the_maze_arrives():
     worlds = AntMazeVectorEnv(12, goals="short")
     worlds.reset(seed=4)
     for _ in range(450):
-        *_, info = worlds.step(worlds.oracle())
+        *_, info = worlds.step(worlds.expert_action())
     assert info["final_success"].mean() >= 11 / 12
     assert tilt(worlds.ant).min() > 0.8
 
@@ -182,7 +182,9 @@ def test_it_is_drawn_with_its_legs():
     worlds.reset(seed=0)
     ant, (picture,) = worlds.ant, worlds.render()
     tips = ant.place[:, None] + feet(ant.pose)[:, :, 1] / CELL
-    for x, y in worlds.picture_xy(torch.cat([tips[0] / 3, 0 * tips[0]], -1)).round().astype(int):
+    for x, y in (
+        worlds.factors_to_pixels(torch.cat([tips[0] / 3, 0 * tips[0]], -1)).round().astype(int)
+    ):
         assert np.abs(picture[y, x].astype(int) - [30, 90, 220]).max() < 60
     assert feet(ant.pose).norm(dim=-1).max() < 1.0
     tipped = draw(keys_of([1], CPU), 1)[0] * 0 + ant.pose

@@ -27,15 +27,15 @@ def drifting(worlds, steps, seed=0):
     worlds.reset(seed=seed)
     for _ in range(steps):
         places.append(worlds.state.blobs.place.numpy())
-        worlds.step(worlds.walk())
+        worlds.step(worlds.behaviour_action())
     return np.stack(places)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_scene_is_what_is_seen_without_distraction(variant):
     plain, busy = (TwoRoomsVectorEnv(3, variant=variant, budget=9, distraction=n) for n in (0, 4))
-    alone = lived(plain, 25, 7, lambda _: plain.walk())
-    behind = lived(busy, 25, 7, lambda _: busy.walk())
+    alone = lived(plain, 25, 7, lambda _: plain.behaviour_action())
+    behind = lived(busy, 25, 7, lambda _: busy.behaviour_action())
     for (obs, infos), (both, others) in zip(alone, behind, strict=True):
         np.testing.assert_array_equal(obs, both["scene"])
         np.testing.assert_array_equal(infos.pop("goal"), others.pop("goal")["scene"])
@@ -45,8 +45,8 @@ def test_the_scene_is_what_is_seen_without_distraction(variant):
 
 def test_a_distracted_world_lives_the_same_life_alone_and_in_a_batch():
     many, alone = (TwoRoomsVectorEnv(n, distraction=3, budget=7) for n in (5, 1))
-    together = lived(many, 17, 40, lambda _: many.walk())
-    by_itself = lived(alone, 17, 43, lambda _: alone.walk())
+    together = lived(many, 17, 40, lambda _: many.behaviour_action())
+    by_itself = lived(alone, 17, 43, lambda _: alone.behaviour_action())
     for (obs, infos), (own_obs, own_infos) in zip(together, by_itself, strict=True):
         for seen, own in ((obs, own_obs), (infos["goal"], own_infos["goal"])):
             assert sorted(seen) == sorted(own) == ["background", "scene"]
@@ -124,7 +124,7 @@ def test_a_blob_looks_like_the_dot(variant):
 
 def test_blobs_live_through_an_episode_and_the_goal_shows_another_moment():
     worlds = TwoRoomsVectorEnv(8, distraction=2, budget=5)
-    told = lived(worlds, 11, 0, lambda _: worlds.walk())
+    told = lived(worlds, 11, 0, lambda _: worlds.behaviour_action())
     goals = np.stack([infos["goal"]["background"] for _, infos in told])
     views = np.stack([obs["background"] for obs, _ in told])
     for episode in (slice(0, 6), slice(6, 12)):
@@ -136,10 +136,10 @@ def test_blobs_live_through_an_episode_and_the_goal_shows_another_moment():
 
 def test_the_exams_are_sat_before_some_background():
     plain, busy = (TwoRoomsVectorEnv(2, variant="random", distraction=n) for n in (0, 3))
-    for name, exam in busy.exams(seed=4).items():
+    for name, exam in busy.dynamics_tests(seed=4).items():
         assert exam.obs["background"].shape == (64, 1, 32, 32)
         assert len(np.unique(exam.obs["background"], axis=0)) == 64
-        np.testing.assert_array_equal(exam.obs["scene"], plain.exams(seed=4)[name].obs)
+        np.testing.assert_array_equal(exam.obs["scene"], plain.dynamics_tests(seed=4)[name].obs)
 
 
 def test_a_picture_shows_the_blobs_faintly():
@@ -184,7 +184,7 @@ def test_what_was_told_stays():
     _, infos = worlds.reset(seed=0)
     infos["goal"]["background"].zero_()
     infos["goal"]["scene"].zero_()
-    again = worlds.step(worlds.walk())[4]["goal"]
+    again = worlds.step(worlds.behaviour_action())[4]["goal"]
     assert again["background"].any()
     assert again["scene"].any()
 

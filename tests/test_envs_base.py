@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
-from envs.batched import BatchedEnv, Exam, put
+from envs.batched import BatchedEnv, DynamicsTest, put
 from envs.chance import draw, mix
 from envs.single import SingleEnv
 
@@ -59,16 +59,16 @@ class LineWorlds(BatchedEnv[Line]):
     def _terminated(self, state: Line) -> np.ndarray:
         return (state.place.x > 1)[:, 0].numpy()
 
-    def oracle(self) -> Any:
+    def expert_action(self) -> Any:
         return self._out(-self.state.place.x)
 
-    def walk(self) -> Any:
+    def behaviour_action(self) -> Any:
         return self._out(torch.ones(self.num_envs, 1))
 
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
         return {}
 
-    def picture_xy(self, factors: Any) -> Any:
+    def factors_to_pixels(self, factors: Any) -> Any:
         return factors
 
     def render(self) -> tuple[np.ndarray, ...]:
@@ -145,7 +145,7 @@ def test_one_world_by_itself_is_the_batch_of_one():
     np.testing.assert_array_equal(own["x"], obs["x"][3])
     np.testing.assert_array_equal(own_infos["factors"], infos["factors"][3])
     assert single.factor_names == ("x",)
-    np.testing.assert_array_equal(single.oracle(), -own["x"])
+    np.testing.assert_array_equal(single.expert_action(), -own["x"])
     obs, reward, terminated, truncated, _ = single.step(np.ones(1, np.float32))
     assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
     assert terminated

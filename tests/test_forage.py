@@ -88,8 +88,8 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, task):
     many, alone = (ForageVectorEnv(n, task=task, budget=40, layouts="train") for n in (5, 1))
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
-        "walk": (lambda _: many.walk(), lambda _: alone.walk()),
-        "oracle": (lambda _: many.oracle(), lambda _: alone.oracle()),
+        "walk": (lambda _: many.behaviour_action(), lambda _: alone.behaviour_action()),
+        "oracle": (lambda _: many.expert_action(), lambda _: alone.expert_action()),
     }[who]
     together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
     for moment, own in zip(together, by_itself, strict=True):
@@ -100,7 +100,9 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, task):
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
     worlds = ForageVectorEnv(4)
     first, again, other = (
-        np.stack([t["factors"] for t in lived(worlds, 160, seed, lambda _: worlds.walk())])
+        np.stack(
+            [t["factors"] for t in lived(worlds, 160, seed, lambda _: worlds.behaviour_action())]
+        )
         for seed in (1, 1, 2**40)
     )
     np.testing.assert_array_equal(first, again)
@@ -185,7 +187,7 @@ def test_a_step_costs_energy_and_nothing_else_gives_or_takes_but_food():
     worlds, infos = world(64)
     for step in range(149):
         before, eaten = infos["interoception"][:, 0], infos["eaten"]
-        *_, infos = worlds.step(worlds.walk() if step % 2 else worlds.oracle())
+        *_, infos = worlds.step(worlds.behaviour_action() if step % 2 else worlds.expert_action())
         energy, _, meal = infos["interoception"].unbind(-1)
         torch.testing.assert_close(energy, ((before - 0.02).clamp(min=0) + 0.4 * meal).clamp(max=1))
         torch.testing.assert_close(infos["eaten"], eaten + meal, atol=1e-5, rtol=0)
@@ -197,7 +199,7 @@ def test_food_grows_by_a_fortieth_and_loses_the_larger_a_share_the_nearer_the_mo
     food, eating = worlds.state.layout.food.double().numpy(), []
     for step in range(149):
         before = infos["factors"][:, 3:].double().numpy()
-        *_, infos = worlds.step(worlds.walk() if step % 3 else worlds.oracle())
+        *_, infos = worlds.step(worlds.behaviour_action() if step % 3 else worlds.expert_action())
         body, _, growth = np.split(infos["factors"].double().numpy(), [2, 3], axis=-1)
         grown = np.minimum(before + 1 / 40, 1)
         bitten = grown * np.maximum(1 - np.linalg.norm(food - body[:, None], axis=-1) / 0.12, 0)
@@ -289,7 +291,7 @@ def test_the_hazard_is_where_picture_and_view_say():
     centre = obs["body"][:, :2] + obs["hazard"][:, :2]
     torch.testing.assert_close(centre, worlds.state.layout.hazard)
     put(worlds, torch.full((12, 2), 0.5), seed=5)
-    xy = worlds.picture_xy(torch.cat([centre, infos["factors"][:, 2:]], -1))
+    xy = worlds.factors_to_pixels(torch.cat([centre, infos["factors"][:, 2:]], -1))
     for i, picture in enumerate(worlds.render()):
         red, green, blue = picture.astype(float).transpose(2, 0, 1)[:, :290]
         hurts = (red > 220) & (green < 222) & (np.abs(green - blue) < 15)
@@ -302,7 +304,7 @@ def test_the_hazard_is_where_picture_and_view_say():
 def test_the_view_leads_where_the_things_are():
     worlds, _ = world(20)
     for _ in range(30):
-        obs, *_ = worlds.step(worlds.walk())
+        obs, *_ = worlds.step(worlds.behaviour_action())
     state = worlds.state
     torch.testing.assert_close(obs["body"], state.body)
     torch.testing.assert_close(obs["energy"], state.energy[:, None])
@@ -315,7 +317,7 @@ def test_the_view_leads_where_the_things_are():
 def test_a_picture_shows_the_body_where_the_factors_say_and_how_much_food_has_grown():
     worlds = ForageVectorEnv(6)
     _, infos = worlds.reset(seed=0)
-    xy = np.round(worlds.picture_xy(infos["factors"])).astype(int)
+    xy = np.round(worlds.factors_to_pixels(infos["factors"])).astype(int)
     for (x, y), picture in zip(xy, worlds.render(), strict=True):
         assert picture.shape == (320, 320, 3)
         assert picture.dtype == np.uint8
@@ -336,7 +338,7 @@ def test_a_picture_shows_each_food_as_it_is_grown(growth):
     layout = worlds.state.layout
     factors = torch.cat([layout.hazard, torch.tensor([[0.5, *growth]]).expand(6, -1)], -1)
     worlds.reset(seed=0, options={"factors": factors})
-    xy = worlds.picture_xy(layout.food).round().int()
+    xy = worlds.factors_to_pixels(layout.food).round().int()
     for picture, places in zip(worlds.render(), xy, strict=True):
         green = [picture[y, x, 1] > 60 + int(picture[y, x, 0]) for x, y in places.tolist()]
         assert green == [grown == 1 for grown in growth]
@@ -351,7 +353,7 @@ def test_the_haze_about_food_is_as_wide_as_a_mouth_reaches():
         alone = distance(place, layout.hazard) > layout.radius + 0.01
         alone &= (distance(place, layout.flag) > 0.15) & (distance(place, layout.food[:, 1]) > 0.13)
         assert alone.sum() > 8
-        x, y = worlds.picture_xy(place[alone]).round().int().T.tolist()
+        x, y = worlds.factors_to_pixels(place[alone]).round().int().T.tolist()
         seen = np.stack(worlds.render())[alone.nonzero()[:, 0], y, x]
         assert ((seen != [250, 248, 243]).any(-1) == hazy).all()
 
@@ -409,7 +411,7 @@ def test_exploring_counts_cells_and_staying_counts_steps():
 
 @EVERY_TASK
 def test_the_oracle_is_far_better_than_chance(task):
-    oracle, _ = fortune(task, lambda worlds: worlds.oracle())
+    oracle, _ = fortune(task, lambda worlds: worlds.expert_action())
     chance, _ = fortune(task, at_random)
     least = {"eat": 8, "flag": 1, "explore": 36, "stay": 1}[task]
     assert oracle >= least
@@ -437,13 +439,13 @@ def test_who_grazes_goes_where_most_will_have_grown_for_the_way(steps, growth, c
 def test_who_grazes_seldom_goes_hungry():
     worlds, infos = world(200)
     for _ in range(worlds.budget):
-        *_, infos = worlds.step(worlds.oracle())
+        *_, infos = worlds.step(worlds.expert_action())
         assert infos["interoception"][:, 0].min() > 0
     assert infos["final_success"].float().mean() > 0.95
 
 
 def test_the_way_round_the_hazard_is_painless_and_the_straight_way_is_not():
-    _, careful = fortune("flag", lambda worlds: worlds.oracle(), 1000)
+    _, careful = fortune("flag", lambda worlds: worlds.expert_action(), 1000)
     score, careless = fortune("flag", straight, 1000)
     assert score == 1
     assert careful.max() < 0.1
@@ -455,7 +457,7 @@ def test_the_way_round_the_hazard_is_no_longer_than_the_other_way_round():
     layout, body = worlds.state.layout, worlds.state.body
     arrived = torch.full((300,), 999)
     for step in range(60):
-        *_, infos = worlds.step(worlds.oracle())
+        *_, infos = worlds.step(worlds.expert_action())
         arrived = torch.where(infos["final_success"] & (arrived > step), step, arrived)
     direct = distance(body, layout.flag)
     quarter = math.pi / 2 * (layout.radius + 0.02)  # half the way round at the very most
@@ -468,7 +470,7 @@ def test_a_walk_goes_everywhere_and_never_faster_than_a_body_can():
     worlds, _ = world(200)
     lengths = []
     for _ in range(149):
-        actions = worlds.walk()
+        actions = worlds.behaviour_action()
         lengths.append(actions.norm(dim=-1))
         *_, infos = worlds.step(actions)
     length = torch.stack(lengths)
@@ -488,7 +490,7 @@ def test_who_walks_presses_against_every_border_now_and_then(errands, least, mos
     worlds, _ = world(200, errands=errands)
     pressed = []
     for _ in range(149):
-        actions = worlds.walk()
+        actions = worlds.behaviour_action()
         wish = worlds.state.body + 0.05 * actions
         pressed.append(torch.cat([wish < 0, wish > 1], -1))
         worlds.step(actions)
@@ -503,24 +505,28 @@ def test_only_errands_lead_to_the_heart_of_the_hazard():
     for errands in (0.0, 1.0):
         worlds, _ = world(200, errands=errands)
         for _ in range(100):
-            *_, infos = worlds.step(worlds.walk())
+            *_, infos = worlds.step(worlds.behaviour_action())
             deep.append((infos["interoception"][:, 1] > 0.9).float().mean())
     assert sum(deep[100:]) > 5 * sum(deep[:100])
 
 
 def test_the_exams_tell_a_border_from_the_open():
     worlds = ForageVectorEnv(1, layouts="test")
-    border, free = (worlds.exams(seed=4)[name] for name in ("border", "open"))
+    border, free = (worlds.dynamics_tests(seed=4)[name] for name in ("border", "open"))
     space = gymnasium.vector.utils.batch_space(worlds.single_observation_space, 64)
     assert space.contains(border.obs)
     assert border.actions.shape == (64, 5, 2)
-    moved = {n: (e.after - e.before)[:, 0] for n, e in (("border", border), ("open", free))}
+    moved = {
+        n: (e.end_factors - e.start_factors)[:, 0] for n, e in (("border", border), ("open", free))
+    }
     assert moved["border"].min() >= 0.2 * 0.05 - 1e-6
     assert moved["border"].max() <= 2 * 0.05 + 1e-6
-    np.testing.assert_allclose(border.after[:, 0], 1)
+    np.testing.assert_allclose(border.end_factors[:, 0], 1)
     np.testing.assert_allclose(moved["open"], 0.25, rtol=1e-5)
-    np.testing.assert_array_equal(border.obs["body"], border.before[:, :2])
-    np.testing.assert_array_equal(border.obs["flag"], worlds.exams(seed=4)["border"].obs["flag"])
+    np.testing.assert_array_equal(border.obs["body"], border.start_factors[:, :2])
+    np.testing.assert_array_equal(
+        border.obs["flag"], worlds.dynamics_tests(seed=4)["border"].obs["flag"]
+    )
 
 
 def test_views_stay_in_their_space():
@@ -538,7 +544,7 @@ def test_episodes_end_when_the_budget_is_spent_and_feelings_begin_anew():
     worlds, _ = world(3, budget=4)
     ends = []
     for _ in range(10):
-        obs, _, terminated, truncated, infos = worlds.step(worlds.oracle())
+        obs, _, terminated, truncated, infos = worlds.step(worlds.expert_action())
         ends.append(truncated.all().item())
         assert not terminated.any()
         if len(ends) == 5:
@@ -603,7 +609,7 @@ def test_unusable_factors_are_refused_by_world(wrong):
 def test_factors_put_back_give_the_same_moment_in_the_same_layout():
     worlds, _ = world(4)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.walk())
+        obs, *_, infos = worlds.step(worlds.behaviour_action())
     again, _ = worlds.reset(seed=0, options={"factors": infos["factors"]})
     for name in obs:
         torch.testing.assert_close(obs[name], again[name])
@@ -615,7 +621,7 @@ def test_what_was_told_stays_as_it_was():
     assert isinstance(obs, dict)
     kept = {name: part.copy() for name, part in {**obs, **infos}.items()}
     for _ in range(5):
-        worlds.step(worlds.oracle())
+        worlds.step(worlds.expert_action())
     for name, part in {**obs, **infos}.items():
         np.testing.assert_array_equal(part, kept[name], err_msg=name)
 
@@ -669,14 +675,14 @@ def test_the_flag_is_reached_within_its_ring(gap, there):
 def test_exploring_succeeds_with_29_cells():
     worlds, _ = world(32, task="explore")
     for _ in range(worlds.budget):
-        *_, infos = worlds.step(worlds.oracle())
+        *_, infos = worlds.step(worlds.expert_action())
         assert ((infos["cells"] >= 29) == infos["final_success"]).all()
 
 
 def test_the_picture_frames_the_arena():
     worlds, _ = world(1)
     corners = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    (left, top), (right, bottom) = worlds.picture_xy(corners).round().int().tolist()
+    (left, top), (right, bottom) = worlds.factors_to_pixels(corners).round().int().tolist()
     picture = worlds.render()[0][:290]
     dark = (picture < 100).all(-1)
     rows, columns = dark.mean(1) > 0.8, dark.mean(0) > 0.8

@@ -24,7 +24,7 @@ REACH = Box(-1, 1, (2,), np.float32)
 class Room(gymnasium.Env):
     """Any spaces one likes; its third observation is not a number, where it can be none."""
 
-    metadata = {"render_modes": [], "about": "A room <b>."}  # noqa: RUF012
+    metadata = {"render_modes": [], "description": "A room <b>."}  # noqa: RUF012
 
     def __init__(self, observation_space=SIGHT, action_space=REACH) -> None:
         self.observation_space, self.action_space = observation_space, action_space

@@ -86,8 +86,8 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, settings):
     many, alone = (MazeVectorEnv(n, **settings) for n in (5, 1))
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
-        "walk": (lambda _: many.walk(), lambda _: alone.walk()),
-        "oracle": (lambda _: many.oracle(), lambda _: alone.oracle()),
+        "walk": (lambda _: many.behaviour_action(), lambda _: alone.behaviour_action()),
+        "oracle": (lambda _: many.expert_action(), lambda _: alone.expert_action()),
     }[who]
     together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
     for moment, own in zip(together, by_itself, strict=True):
@@ -98,7 +98,9 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, settings):
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
     worlds = MazeVectorEnv(4, budget=60)
     first, again, other = (
-        np.stack([t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.walk())])
+        np.stack(
+            [t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.behaviour_action())]
+        )
         for seed in (1, 1, 2**40)
     )
     np.testing.assert_array_equal(first, again)
@@ -401,8 +403,11 @@ def test_the_state_is_place_and_velocity():
 def test_a_picture_shows_body_goal_and_walls_where_the_factors_say():
     worlds = MazeVectorEnv(6, goals="long")
     _, infos = worlds.reset(seed=0)
-    body, goal = (worlds.picture_xy(infos[name]) for name in ("factors", "goal_factors"))
-    maze, lines = worlds.state.maze, worlds.picture_xy(np.arange(6)[:, None].repeat(4, 1) / 5)[:, 0]
+    body, goal = (worlds.factors_to_pixels(infos[name]) for name in ("factors", "goal_factors"))
+    maze, lines = (
+        worlds.state.maze,
+        worlds.factors_to_pixels(np.arange(6)[:, None].repeat(4, 1) / 5)[:, 0],
+    )
     line, middle = lines.round().astype(int), ((lines[1:] + lines[:-1]) / 2).round().astype(int)
     for i, picture in enumerate(worlds.render()):
         assert picture.shape == (320, 320, 3)
@@ -428,7 +433,12 @@ def test_torch_and_numpy_tell_the_same():
     for output in ("numpy", "torch"):
         worlds = MazeVectorEnv(2, output=output)
         obs, infos = worlds.reset(seed=5)
-        told[output] = (obs, infos["path"], worlds.oracle(), *worlds.step(worlds.walk())[:4])
+        told[output] = (
+            obs,
+            infos["path"],
+            worlds.expert_action(),
+            *worlds.step(worlds.behaviour_action())[:4],
+        )
     for tensor, array in zip(told["torch"], told["numpy"], strict=True):
         assert isinstance(tensor, torch.Tensor)
         assert tensor.numpy().dtype == array.dtype
@@ -511,7 +521,7 @@ def test_unusable_factors_are_refused_by_name_and_world(name):
 def test_factors_put_back_give_the_same_moment_in_the_same_maze():
     worlds, _ = world(4)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.oracle())
+        obs, *_, infos = worlds.step(worlds.expert_action())
     again, told = worlds.reset(
         seed=0, options={"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
     )
@@ -535,7 +545,7 @@ def test_what_was_told_stays_as_it_was():
     obs, infos = worlds.reset(seed=0)
     kept = {name: part.copy() for name, part in {"obs": obs, **infos}.items()}
     for _ in range(5):
-        worlds.step(worlds.oracle())
+        worlds.step(worlds.expert_action())
     for name, part in {"obs": obs, **infos}.items():
         np.testing.assert_array_equal(part, kept[name], err_msg=name)
 

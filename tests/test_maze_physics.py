@@ -174,7 +174,7 @@ def test_the_oracle_reaches_the_farthest_goals_and_stays(settings):
     _, infos = worlds.reset(seed=0)
     path, arrived = infos["path"], torch.full((200,), worlds.budget)
     for step in range(worlds.budget):
-        actions = worlds.oracle()
+        actions = worlds.expert_action()
         assert actions.norm(dim=-1).max() <= 1.00001
         _, reward, *_, infos = worlds.step(actions)
         there = infos["final_success"]
@@ -191,7 +191,7 @@ def test_the_oracle_reaches_nearer_goals_too(goals):
     worlds = MazeVectorEnv(400, size=7, goals=goals, output="torch")
     worlds.reset(seed=0)
     for _ in range(worlds.budget // 2):
-        *_, infos = worlds.step(worlds.oracle())
+        *_, infos = worlds.step(worlds.expert_action())
     assert infos["final_success"].float().mean() >= 0.99
 
 
@@ -202,7 +202,7 @@ def strolled(steps=50, **settings):
     worlds.reset(seed=0)
     told = []
     for _ in range(30 + steps):
-        actions = worlds.walk()
+        actions = worlds.behaviour_action()
         worlds.step(actions)
         told.append(torch.stack([*worlds.state.body[:2], actions]))
     places, paces, actions = torch.stack(told, 1)[:, 30:]
@@ -231,7 +231,7 @@ def test_asking_where_one_would_walk_leaves_the_body_alone():
     worlds = MazeVectorEnv(3, errands=0.5)
     _, infos = worlds.reset(seed=0)
     for _ in range(5):
-        worlds.walk()
+        worlds.behaviour_action()
     *_, after = worlds.step(np.zeros((3, 2), np.float32))
     np.testing.assert_array_equal(after["factors"], infos["factors"])
 
@@ -239,29 +239,31 @@ def test_asking_where_one_would_walk_leaves_the_body_alone():
 @pytest.mark.parametrize("settings", [{"layouts": "test"}, {"size": 3}, {"map": "u"}], ids=str)
 def test_the_exams_tell_a_wall_from_an_opening(settings):
     worlds = MazeVectorEnv(1, **settings)
-    wall, opening = (worlds.exams(seed=4)[name] for name in ("wall", "open"))
+    wall, opening = (worlds.dynamics_tests(seed=4)[name] for name in ("wall", "open"))
     space = worlds.single_observation_space.shape
     for exam in (wall, opening):
         assert exam.obs.shape == (64, *space)
         assert exam.actions.shape == (64, 5, 2)
         np.testing.assert_array_equal(np.abs(exam.actions).sum(-1), 1)
-        assert not exam.before[:, 2:].any()
+        assert not exam.start_factors[:, 2:].any()
     size = worlds.mazes.size
     moved = {}
     for name, exam in (("wall", wall), ("open", opening)):
-        way = size * (exam.after - exam.before)[:, :2]
+        way = size * (exam.end_factors - exam.start_factors)[:, :2]
         moved[name] = (way * exam.actions[:, 0]).sum(-1)
         np.testing.assert_allclose(way, moved[name][:, None] * exam.actions[:, 0], atol=1e-5)
     assert moved["wall"].min() > 0.01
     assert moved["wall"].max() <= TERMINAL + 1e-5
-    assert not np.abs(wall.after[:, 2:]).any()
-    cells = [size * e[:, :2] // 1 for e in (wall.before, wall.after)]
+    assert not np.abs(wall.end_factors[:, 2:]).any()
+    cells = [size * e[:, :2] // 1 for e in (wall.start_factors, wall.end_factors)]
     np.testing.assert_array_equal(*cells)
     free = PUSH * sum(1 - KEPT**k for k in range(1, 6)) / (1 - KEPT)
     np.testing.assert_allclose(moved["open"], free, rtol=1e-4)
-    crossed = (size * opening.after[:, :2] // 1 - size * opening.before[:, :2] // 1).sum(-1)
+    crossed = (
+        size * opening.end_factors[:, :2] // 1 - size * opening.start_factors[:, :2] // 1
+    ).sum(-1)
     np.testing.assert_array_equal(np.abs(crossed), 1)
     assert len(np.unique(wall.actions[:, 0], axis=0)) >= (2 if size > 3 else 1)
-    np.testing.assert_array_equal(wall.obs, worlds.exams(seed=4)["wall"].obs)
-    beyond = size * wall.before[:, :2] + wall.actions[:, 0]
+    np.testing.assert_array_equal(wall.obs, worlds.dynamics_tests(seed=4)["wall"].obs)
+    beyond = size * wall.start_factors[:, :2] + wall.actions[:, 0]
     assert ((beyond > 0) & (beyond < size)).all()  # between two cells, not the maze's border

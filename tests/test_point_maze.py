@@ -167,7 +167,7 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch():
     for count, seed in ((4, 40), (1, 43)):
         worlds = PointMazeVectorEnv(count, size=3, budget=30, errands=0.5)
         worlds.reset(seed=seed)
-        told.append([worlds.step(worlds.walk()) for _ in range(70)])
+        told.append([worlds.step(worlds.behaviour_action()) for _ in range(70)])
     for together, alone in zip(*told, strict=True):
         for a, b in zip(together[:4], alone[:4], strict=True):
             np.testing.assert_array_equal(a[3], b[0])
@@ -184,7 +184,7 @@ def test_the_oracle_arrives_and_stays_and_a_drunkard_does_not(settings):
         worlds = PointMazeVectorEnv(60, goals="long", output="torch", **settings)
         worlds.reset(seed=0)
         for step in range(worlds.budget):
-            act = worlds.oracle() if who == "oracle" else 2 * many(60, 2, 1000 * step) - 1
+            act = worlds.expert_action() if who == "oracle" else 2 * many(60, 2, 1000 * step) - 1
             *_, infos = worlds.step(act)
         shares[who] = infos["final_success"].float().mean()
     assert shares["oracle"] >= 0.98
@@ -224,7 +224,7 @@ def test_factors_put_back_give_the_same_moment():
     worlds = PointMazeVectorEnv(50, size=3, output="torch")
     worlds.reset(seed=0)
     for _ in range(20):
-        *_, infos = worlds.step(worlds.walk())
+        *_, infos = worlds.step(worlds.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
     _, told = worlds.reset(seed=0, options=options)
     torch.testing.assert_close(told["factors"], infos["factors"])
@@ -236,8 +236,10 @@ def test_factors_put_back_give_the_same_moment():
 def test_the_exams_tell_a_wall_from_an_opening():
     worlds = PointMazeVectorEnv(1, map="u")
     moved = {}
-    for name, exam in worlds.exams(seed=4).items():
-        moved[name] = (3 * (exam.after - exam.before)[:, :2] * exam.actions[:, 0]).sum(-1)
+    for name, exam in worlds.dynamics_tests(seed=4).items():
+        moved[name] = (3 * (exam.end_factors - exam.start_factors)[:, :2] * exam.actions[:, 0]).sum(
+            -1
+        )
     assert moved["wall"].max() < TERMINAL + 0.03
     assert moved["open"].min() > 0.55
 

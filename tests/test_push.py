@@ -211,7 +211,7 @@ def test_walks_play_with_the_block_and_errands_more_so():
         moved = torch.zeros(300)
         for _ in range(50):
             before = worlds.state.things.block
-            worlds.step(worlds.walk())
+            worlds.step(worlds.behaviour_action())
             moved += (worlds.state.things.block - before).norm(dim=-1) > 1e-3
         pushed[errands] = (moved > 0).float().mean(), moved.mean() / 50
     assert pushed[0.7][0] > 0.8
@@ -241,7 +241,9 @@ def test_the_senses_say_where_things_are():
             inner = ((spots[:, i] > 0.2) & (spots[:, i] < 0.8)).all(-1)
             found = torch.stack([x, y], -1)[inner] / 31
             torch.testing.assert_close(found, spots[:, i][inner], atol=0.01, rtol=0)
-    for place, picture in zip(worlds.picture_xy(infos["factors"]), worlds.render(), strict=True):
+    for place, picture in zip(
+        worlds.factors_to_pixels(infos["factors"]), worlds.render(), strict=True
+    ):
         x, y = place.round().astype(int)
         assert picture[y, x].astype(int)[2] - picture[y, x].astype(int)[0] > 150
 
@@ -249,7 +251,7 @@ def test_the_senses_say_where_things_are():
 def test_factors_put_back_give_the_same_moment_and_others_are_refused():
     worlds, *_ = begun(50)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.walk())
+        obs, *_, infos = worlds.step(worlds.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
     again, told = worlds.reset(seed=0, options=options)
     torch.testing.assert_close(again, obs, atol=1e-6, rtol=0)
@@ -271,8 +273,8 @@ def test_factors_put_back_give_the_same_moment_and_others_are_refused():
 
 
 def test_the_exams_push_the_block_and_pass_it_by():
-    exams = PushVectorEnv(1).exams(seed=4)
-    way = {name: (exam.after - exam.before)[:, [0, 2]] for name, exam in exams.items()}
+    exams = PushVectorEnv(1).dynamics_tests(seed=4)
+    way = {name: (exam.end_factors - exam.start_factors)[:, [0, 2]] for name, exam in exams.items()}
     assert (exams["block"].actions == exams["open"].actions).all()
     assert not way["open"][:, 1].any()
     assert way["block"][:, 1].min() > 0.05

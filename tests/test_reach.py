@@ -203,7 +203,9 @@ def test_the_senses_say_where_the_arm_is():
                     x, y = ((place / 1.05 + 1) * 15.5).round().long().T
                     assert image[np.arange(12), y, x].min() > 150
             assert image.reshape(12, -1).mean(-1).max() < 25  # and dark elsewhere
-    for place, picture in zip(worlds.picture_xy(infos["factors"]), worlds.render(), strict=True):
+    for place, picture in zip(
+        worlds.factors_to_pixels(infos["factors"]), worlds.render(), strict=True
+    ):
         x, y = place.round().astype(int)
         assert picture[y, x].astype(int)[2] - picture[y, x].astype(int)[0] > 150
 
@@ -212,7 +214,7 @@ def test_factors_put_back_give_the_same_moment_and_others_are_refused():
     worlds = ReachVectorEnv(50, output="torch")
     worlds.reset(seed=0)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.walk())
+        obs, *_, infos = worlds.step(worlds.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
     again, told = worlds.reset(seed=0, options=options)
     torch.testing.assert_close(again, obs, atol=1e-5, rtol=0)
@@ -228,11 +230,11 @@ def test_factors_put_back_give_the_same_moment_and_others_are_refused():
 
 
 def test_the_exams_move_the_fingertip_to_the_right():
-    for name, exam in ReachVectorEnv(1).exams(seed=4).items():
+    for name, exam in ReachVectorEnv(1).dynamics_tests(seed=4).items():
         column = ("shoulder", "elbow").index(name)
         assert (np.abs(exam.actions[..., column]) == 1).all()
         assert not exam.actions[..., 1 - column].any()
-        assert (exam.after - exam.before)[:, 0].mean() > 0.05
+        assert (exam.end_factors - exam.start_factors)[:, 0].mean() > 0.05
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,9 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(variant):
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
     worlds = TwoRoomsVectorEnv(4, variant="random")
     first, again, other = (
-        np.stack([i["factors"] for _, i in lived(worlds, 30, seed, lambda _: worlds.walk())])
+        np.stack(
+            [i["factors"] for _, i in lived(worlds, 30, seed, lambda _: worlds.behaviour_action())]
+        )
         for seed in (1, 1, 2**40)
     )
     np.testing.assert_array_equal(first, again)
@@ -146,7 +148,7 @@ def test_the_oracle_of_a_world_succeeds_and_keeps_to_the_disk():
     worlds = TwoRoomsVectorEnv(64, variant="random")
     worlds.reset(seed=0)
     for _ in range(worlds.budget):
-        action = worlds.oracle()
+        action = worlds.expert_action()
         assert np.linalg.norm(action, axis=1).max() <= 1.00001
         _, reward, _, truncated, infos = worlds.step(action)
     assert infos["success"].all()
@@ -258,21 +260,23 @@ def test_the_goal_image_is_what_one_sees_on_arrival():
 @EVERY
 def test_the_exams_tell_a_wall_from_a_door(variant):
     worlds = TwoRoomsVectorEnv(1, variant=variant, layouts="test")
-    wall, door = (worlds.exams(seed=4)[name] for name in ("wall", "door"))
+    wall, door = (worlds.dynamics_tests(seed=4)[name] for name in ("wall", "door"))
     assert wall.obs.shape == (64, *worlds.single_observation_space.shape)
     assert wall.actions.shape == (64, 5, 2)
     step = worlds.variant.motion.bound * worlds.variant.motion.scale / worlds.variant.arena.side
-    moved = {n: (e.after - e.before)[:, 0] for n, e in (("wall", wall), ("door", door))}
+    moved = {
+        n: (e.end_factors - e.start_factors)[:, 0] for n, e in (("wall", wall), ("door", door))
+    }
     assert moved["wall"].max() <= 2.0001 * step
     np.testing.assert_allclose(moved["door"], 5 * step, rtol=1e-3)
-    assert (wall.after[:, 0] < wall.after[:, 2]).all()
-    np.testing.assert_array_equal(wall.obs, worlds.exams(seed=4)["wall"].obs)
+    assert (wall.end_factors[:, 0] < wall.end_factors[:, 2]).all()
+    np.testing.assert_array_equal(wall.obs, worlds.dynamics_tests(seed=4)["wall"].obs)
 
 
 def test_a_picture_shows_dot_and_goal_where_the_factors_say():
     worlds = TwoRoomsVectorEnv(3, variant="random")
     _, infos = worlds.reset(seed=0)
-    xy = worlds.picture_xy(infos["factors"]).round().astype(int)
+    xy = worlds.factors_to_pixels(infos["factors"]).round().astype(int)
     for (x, y), picture in zip(xy, worlds.render(), strict=True):
         assert picture.shape == (320, 320, 3)
         assert picture.dtype == np.uint8
@@ -285,7 +289,7 @@ def test_torch_and_numpy_tell_the_same():
     for output in ("numpy", "torch"):
         worlds = TwoRoomsVectorEnv(2, output=output)
         obs, _ = worlds.reset(seed=5)
-        told[output] = (obs, worlds.oracle(), *worlds.step(worlds.walk())[:4])
+        told[output] = (obs, worlds.expert_action(), *worlds.step(worlds.behaviour_action())[:4])
     for tensor, array in zip(told["torch"], told["numpy"], strict=True):
         assert isinstance(tensor, torch.Tensor)
         np.testing.assert_array_equal(tensor.numpy(), array)

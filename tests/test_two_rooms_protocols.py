@@ -180,6 +180,6 @@ def test_a_walk_leaves_the_agents_own_life_alone():
     worlds = TwoRoomsVectorEnv(3, variant="fixed")
     _, infos = worlds.reset(seed=0)
     for _ in range(5):
-        worlds.walk()
+        worlds.behaviour_action()
     _, _, _, _, after = worlds.step(np.zeros((3, 2), np.float32))
     np.testing.assert_allclose(after["factors"], infos["factors"], atol=1e-6)

@@ -81,8 +81,8 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, senses):
     many, alone = (WindyRoomsVectorEnv(n, senses=senses, budget=40) for n in (5, 1))
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
-        "walk": (lambda _: many.walk(), lambda _: alone.walk()),
-        "oracle": (lambda _: many.oracle(), lambda _: alone.oracle()),
+        "walk": (lambda _: many.behaviour_action(), lambda _: alone.behaviour_action()),
+        "oracle": (lambda _: many.expert_action(), lambda _: alone.expert_action()),
     }[who]
     together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
     for moment, own in zip(together, by_itself, strict=True):
@@ -93,7 +93,9 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, senses):
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
     worlds = WindyRoomsVectorEnv(4)
     first, again, other = (
-        np.stack([t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.walk())])
+        np.stack(
+            [t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.behaviour_action())]
+        )
         for seed in (1, 1, 2**40)
     )
     np.testing.assert_array_equal(first, again)
@@ -325,7 +327,7 @@ def test_nobody_arrives_by_falling():
 
 @EVERY_LAYOUT
 def test_who_knows_the_wind_arrives_and_who_hugs_the_pit_falls(layout):
-    oracle = fortune(lambda worlds: worlds.oracle(), layout=layout)
+    oracle = fortune(lambda worlds: worlds.expert_action(), layout=layout)
     assert oracle["success"].float().mean() >= 0.97
     assert oracle["fallen"].float().mean() <= 0.03
     calm = fortune(careless, wind=0.0, layout=layout)
@@ -336,7 +338,7 @@ def test_who_knows_the_wind_arrives_and_who_hugs_the_pit_falls(layout):
 def test_the_wind_is_worth_30_points_of_care():
     careful, bold = (
         torch.cat([fortune(act, layout=layout)["success"].float() for layout in range(4)])
-        for act in (lambda worlds: worlds.oracle(), careless)
+        for act in (lambda worlds: worlds.expert_action(), careless)
     )
     assert careful.mean() - bold.mean() >= 0.3
 
@@ -359,7 +361,7 @@ def test_a_ledge_is_narrower_than_a_gust_and_start_and_goal_lie_on_either_side()
 @pytest.mark.parametrize("wind", [0.0, 0.1])
 def test_a_ledge_is_the_short_way_and_a_gamble_that_who_knows_the_wind_does_not_take(layout, wind):
     fell, steps = {}, {}
-    for who, act in (("oracle", lambda worlds: worlds.oracle()), ("careless", careless)):
+    for who, act in (("oracle", lambda worlds: worlds.expert_action()), ("careless", careless)):
         worlds, infos = world(500, passes="ledge", layout=layout, wind=wind)
         first, above = torch.full((500,), math.nan), torch.zeros(500).bool()
         for step in range(60):
@@ -383,7 +385,7 @@ def test_who_stands_on_the_ledge_and_knows_the_wind_leaves_it():
     across = torch.linspace(left + 0.01, right - 0.01, 4)
     put(worlds, torch.stack([across, torch.tensor([0.0, 0.02, 0.03, 0.05])], -1), goal=(0.9, 0.1))
     for _ in range(60):
-        *_, infos = worlds.step(worlds.oracle())
+        *_, infos = worlds.step(worlds.expert_action())
     assert infos["success"].all()
     assert not infos["fallen"].any()
 
@@ -393,7 +395,7 @@ def test_in_calm_weather_the_oracle_keeps_clear_of_the_pit(layout):
     worlds, infos = world(500, layout=layout, wind=0.0)
     for _ in range(60):
         before = gap_to(worlds.pit, infos["factors"])
-        *_, infos = worlds.step(worlds.oracle())
+        *_, infos = worlds.step(worlds.expert_action())
         after = gap_to(worlds.pit, infos["factors"])
         assert (after >= torch.minimum(before, torch.tensor(0.12 - 2e-3))).all()
     assert infos["final_success"].all()
@@ -405,7 +407,7 @@ def test_the_oracle_goes_the_shorter_way_round(layout):
     start, goal = infos["factors"], infos["goal_factors"]
     zone, arrived, above = worlds.pit.grown(0.12), torch.full((500,), 99), torch.zeros(500).bool()
     for step in range(60):
-        *_, infos = worlds.step(worlds.oracle())
+        *_, infos = worlds.step(worlds.expert_action())
         x, y = infos["factors"].unbind(-1)
         above |= ((x - 0.5).abs() < 0.05) & (y < worlds.pit.low[1])
         arrived = torch.where(infos["final_success"] & (arrived > step), step + 1, arrived)
@@ -427,7 +429,7 @@ def test_a_walk_goes_everywhere_at_every_speed_and_sometimes_falls():
     worlds, _ = world(500, starts="anywhere")
     lengths, seen = [], []
     for _ in range(60):
-        actions = worlds.walk()
+        actions = worlds.behaviour_action()
         lengths.append(actions.norm(dim=-1))
         seen.append(worlds.step(actions)[4]["factors"])
     length, places = torch.stack(lengths), torch.cat(seen)
@@ -444,7 +446,7 @@ def test_a_walk_goes_everywhere_at_every_speed_and_sometimes_falls():
 
 def test_a_heading_drifts():
     worlds, _ = world(500, wind=0.0)
-    actions = torch.stack([worlds.walk() for _ in range(30)])
+    actions = torch.stack([worlds.behaviour_action() for _ in range(30)])
     turn = torch.nn.functional.cosine_similarity
     moving = actions.norm(dim=-1) > 0
     for lag in (1, 5, 20):
@@ -456,22 +458,24 @@ def test_a_heading_drifts():
 def test_the_exams_are_calm_and_nobody_falls():
     for layout in range(20):
         worlds = WindyRoomsVectorEnv(1, wind=1.0, layout=layout, senses="image")
-        asked = worlds.exams(seed=4)
+        asked = worlds.dynamics_tests(seed=4)
         assert list(asked) == ["open", "edge"]
         for name, exam in asked.items():
             assert exam.actions.shape == (64, 5, 2)
             assert exam.obs.shape == (64, 2, 32, 32)
-            np.testing.assert_allclose(exam.after - exam.before, [[0.25, 0]] * 64, atol=1e-6)
-            path = exam.before[:, None] + np.linspace(0, 1, 50)[:, None] * [0.25, 0]
+            np.testing.assert_allclose(
+                exam.end_factors - exam.start_factors, [[0.25, 0]] * 64, atol=1e-6
+            )
+            path = exam.start_factors[:, None] + np.linspace(0, 1, 50)[:, None] * [0.25, 0]
             gap = gap_to(worlds.pit, torch.tensor(path).float()).amin(-1)
             least, most = {"open": (0.04, 1), "edge": (0.01, 0.05)}[name]
             assert gap.min() >= least
             assert gap.max() <= most
             assert (path >= 0.04).all()
             assert (path <= 0.96).all()
-        again, other = worlds.exams(seed=4)["edge"], worlds.exams(seed=99)["edge"]
+        again, other = worlds.dynamics_tests(seed=4)["edge"], worlds.dynamics_tests(seed=99)["edge"]
         np.testing.assert_array_equal(again.obs, asked["edge"].obs)
-        assert (other.before != again.before).any()
+        assert (other.start_factors != again.start_factors).any()
 
 
 def test_the_state_is_the_place_from_minus_one_to_one():
@@ -511,8 +515,8 @@ def test_the_goal_image_is_what_one_sees_on_arrival():
 def test_a_picture_shows_body_goal_pit_and_walls_where_the_factors_say():
     worlds = WindyRoomsVectorEnv(6, layout=2)
     _, infos = worlds.reset(seed=0)
-    body, goal = (worlds.picture_xy(infos[name]) for name in ("factors", "goal_factors"))
-    low, high = (worlds.picture_xy(side) for side in worlds.pit)
+    body, goal = (worlds.factors_to_pixels(infos[name]) for name in ("factors", "goal_factors"))
+    low, high = (worlds.factors_to_pixels(side) for side in worlds.pit)
     for i, picture in enumerate(worlds.render()):
         assert picture.shape == (320, 320, 3)
         assert picture.dtype == np.uint8
@@ -539,7 +543,12 @@ def test_torch_and_numpy_tell_the_same():
     for output in ("numpy", "torch"):
         worlds = WindyRoomsVectorEnv(2, output=output)
         obs, infos = worlds.reset(seed=5)
-        told[output] = (obs, infos["fallen"], worlds.oracle(), *worlds.step(worlds.walk())[:4])
+        told[output] = (
+            obs,
+            infos["fallen"],
+            worlds.expert_action(),
+            *worlds.step(worlds.behaviour_action())[:4],
+        )
     for tensor, array in zip(told["torch"], told["numpy"], strict=True):
         assert isinstance(tensor, torch.Tensor)
         assert tensor.numpy().dtype == array.dtype
@@ -620,7 +629,7 @@ def test_goals_in_the_pit_are_refused_and_bodies_are_not():
 def test_factors_put_back_give_the_same_moment():
     worlds, _ = world(20, senses="image")
     for _ in range(30):
-        obs, *_, infos = worlds.step(worlds.walk())
+        obs, *_, infos = worlds.step(worlds.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
     again, told = worlds.reset(seed=0, options=options)
     assert infos["fallen"].any()
@@ -634,7 +643,7 @@ def test_what_was_told_stays_as_it_was():
     obs, infos = worlds.reset(seed=0)
     kept = {name: part.copy() for name, part in {"obs": obs, **infos}.items()}
     for _ in range(5):
-        worlds.step(worlds.oracle())
+        worlds.step(worlds.expert_action())
     for name, part in {"obs": obs, **infos}.items():
         np.testing.assert_array_equal(part, kept[name], err_msg=name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batched import Exam
+from ..batched import DynamicsTest
 from ..chance import draw, mix
 from ..maze.exams import WAYS, choices
 from ..maze.goals import pick_one
@@ -20,7 +20,9 @@ STEPS = 40
 NEAR = 0.1  # cells, how much further from a side than it must an ant begins at most
 
 
-def trot(maze: Maze, physics: Physics, senses: Senses, chosen: Tensor, uniform: Tensor) -> Exam:
+def trot(
+    maze: Maze, physics: Physics, senses: Senses, chosen: Tensor, uniform: Tensor
+) -> DynamicsTest:
     """What two seconds of a trot do to ants that stand before a side that may be chosen [N, cells,
     4]."""
     side = pick_one(chosen.flatten(1).long(), uniform[:, 0])
@@ -33,15 +35,15 @@ def trot(maze: Maze, physics: Physics, senses: Senses, chosen: Tensor, uniform: 
     for _ in range(STEPS):
         actions.append(gait(end, ahead))
         end = physics.moved(maze, end, actions[-1])
-    return Exam(
+    return DynamicsTest(
         obs=senses.sense(draw_walls(maze), body),
         actions=torch.stack(actions, 1),
-        before=to_factors(maze.size, body),
-        after=to_factors(maze.size, end),
+        start_factors=to_factors(maze.size, body),
+        end_factors=to_factors(maze.size, end),
     )
 
 
-def exams(maze: Maze, physics: Physics, senses: Senses, keys: Tensor) -> dict[str, Exam]:
+def exams(maze: Maze, physics: Physics, senses: Senses, keys: Tensor) -> dict[str, DynamicsTest]:
     """Mazes and keys [N] -> trots against a "wall" and through what is "open"."""
     uniform, _ = draw(mix(keys ^ 8), 3)
     return {name: trot(maze, physics, senses, may, uniform) for name, may in choices(maze).items()}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batched import Array, Exam
+from ..batched import Array, DynamicsTest
 from ..chance import draw, mix
 from ..maze import MazeVectorEnv
 from ..maze.layouts import Maze
@@ -56,13 +56,13 @@ class AntMazeVectorEnv(MazeVectorEnv):
         self._state = self.state._replace(body=self.ant._replace(clock=clock))
         return gait(self.ant, wanted)
 
-    def walk(self) -> Array:
+    def behaviour_action(self) -> Array:
         """One more step of each world's own walk, [B, 8]: as in a maze, at a trot, shaken."""
-        torque = torch.as_tensor(super().walk(), device=self.device)
+        torque = torch.as_tensor(super().behaviour_action(), device=self.device)
         uniform, _ = draw(mix(self.state.walk.keys ^ 1), self.actions)
         return self._out((torque + SHAKEN * (2 * uniform - 1)).clamp(-1, 1))
 
-    def _asked_of(self, maze: Maze, keys: Tensor) -> dict[str, Exam]:
+    def _asked_of(self, maze: Maze, keys: Tensor) -> dict[str, DynamicsTest]:
         """Mazes and keys [N] -> a trot against a "wall" and one where it is "open"."""
         return exams(maze, self.physics, self.senses, keys)
 

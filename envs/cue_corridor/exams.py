@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batched import Exam
+from ..batched import DynamicsTest
 from ..chance import draw, keys_of
 from .corridor import FORK, LEFT, LIT, RIGHT, STEP, TOP, is_lit, slide
 from .rendering import observe
@@ -32,21 +32,21 @@ def before_arm(uniform: Tensor) -> Tensor:
     return torch.stack([x, y], -1)
 
 
-def push(state: State, visible: bool) -> Exam:
+def push(state: State, visible: bool) -> DynamicsTest:
     """What five full steps to the right do to bodies [N]."""
     actions = torch.tensor([1.0, 0.0], device=state.life.device).repeat(len(state.life), PUSHES, 1)
     end = state.position
     for action in actions.unbind(1):
         end = slide(end, STEP * action)
-    return Exam(
+    return DynamicsTest(
         obs=observe(state.position, state.cue, is_lit(state.position) | visible),
         actions=actions,
-        before=state.factors,
-        after=state._replace(position=end).factors,
+        start_factors=state.factors,
+        end_factors=state._replace(position=end).factors,
     )
 
 
-def exams(seed: int, device: torch.device, visible: bool) -> dict[str, Exam]:
+def exams(seed: int, device: torch.device, visible: bool) -> dict[str, DynamicsTest]:
     """Pushes "wall": against the stem's wall; "open": from the junction into the right arm."""
     keys = keys_of(range(seed, seed + QUESTIONS), device)
     uniform, _ = draw(keys, 2)

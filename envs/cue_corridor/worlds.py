@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..batched import Array, BatchedEnv, Exam, Seen, require
+from ..batched import Array, BatchedEnv, DynamicsTest, Seen, require
 from ..plane import shrink_to_disk
 from .corridor import SIZE, STEP, is_lit, slide
 from .exams import exams
@@ -26,7 +26,7 @@ class CueCorridorVectorEnv(BatchedEnv[State]):
     the unit disk are shortened to it. Option of reset: "factors" [B, 3] puts bodies and cues.
     """
 
-    about = (
+    description = (
         "A body (blue) walks up a corridor that forks. A cue (amber) says which arm is the right "
         "one, and is seen near the start alone."
     )
@@ -62,18 +62,18 @@ class CueCorridorVectorEnv(BatchedEnv[State]):
         require("errands", errands, 0, 1)
         self.errands, self.visible = errands, visible
 
-    def oracle(self) -> Array:
+    def expert_action(self) -> Array:
         """The longest allowed step up the stem or into the cued arm, [B, 2]."""
         state = self.state
         return self._towards(next_waypoint(state.position, state.cue) - state.position)
 
-    def walk(self) -> Array:
+    def behaviour_action(self) -> Array:
         """One more step of each world's own walk, which takes no notice of the cue, [B, 2]."""
         walk = wander(self.state.position, self.state.walk)
         self._state = self.state._replace(walk=walk)
         return self._towards(walk.last)
 
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
         """What this world asks of a world model: pushes to the right, against the "wall" of the
         stem and into the "open" arm."""
         asked = exams(seed, self.device, self.visible)
@@ -86,7 +86,7 @@ class CueCorridorVectorEnv(BatchedEnv[State]):
         pictures = draw_picture(state.position, state.cue, self._seen(state))
         return tuple(pictures.cpu().numpy())
 
-    def picture_xy(self, factors: Array) -> Array:
+    def factors_to_pixels(self, factors: Array) -> Array:
         """Factors [..., 3] -> the body's `(x, y)` in the picture's pixels, [..., 2]."""
         return self._out(to_picture(torch.as_tensor(factors, dtype=torch.float32)))
 

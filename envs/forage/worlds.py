@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..batched import Array, BatchedEnv, Exam, pick, require
+from ..batched import Array, BatchedEnv, DynamicsTest, pick, require
 from .exams import exams
 from .layouts import SPLITS
 from .physics import FOODS
@@ -54,7 +54,7 @@ class ForageVectorEnv(BatchedEnv[State]):
     energies and growths; the layout stays the seed's.
     """
 
-    about = (
+    description = (
         "A body (blue) lives on food (green), which grows back where it was eaten, and is hurt "
         "near the hazard (red). The bar below is its energy; the flag is a place to go to."
     )
@@ -77,7 +77,7 @@ class ForageVectorEnv(BatchedEnv[State]):
 
         `layouts` are drawn without end; those of "train" and "test" come from two halves of all
         luck, told apart by one bit of it, and so are never the same. `errands` is the share of
-        errands among the stretches of `walk` that aren't rest.
+        errands among the stretches of `behaviour_action` that aren't rest.
 
         Raises ValueError for a task, layouts or output that don't exist, and for a number of
         worlds, a budget or errands that make no sense.
@@ -95,18 +95,18 @@ class ForageVectorEnv(BatchedEnv[State]):
             render_mode=render_mode,
         )
 
-    def oracle(self) -> Array:
+    def expert_action(self) -> Array:
         """What an expert in the task would do, [B, 2]. Only the flag's minds the hazard."""
         return self._out(self.task.expert(self.state))
 
-    def walk(self) -> Array:
+    def behaviour_action(self) -> Array:
         """One more step of each world's own walk, [B, 2]: drifting, on errands, at rest."""
         state = self.state
         walk, actions = stroll(state.walk, state.body, state.layout, self.errands)
         self._state = state._replace(walk=walk)
         return self._out(actions)
 
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
         """What this world asks of a world model: pushes against the "border", in the "open"."""
         asked = exams(self._split, seed, self.device)
         return {name: self._asked(exam) for name, exam in asked.items()}
@@ -117,7 +117,7 @@ class ForageVectorEnv(BatchedEnv[State]):
         with a mark at one half."""
         return tuple(draw_picture(self.state).cpu().numpy())
 
-    def picture_xy(self, factors: Array) -> Array:
+    def factors_to_pixels(self, factors: Array) -> Array:
         """Factors [..., 5] -> the body's `(x, y)` in the picture's pixels, [..., 2]."""
         return self._out(to_picture(torch.as_tensor(factors, dtype=torch.float32)[..., :2]))
 

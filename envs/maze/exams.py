@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batched import Exam
+from ..batched import DynamicsTest
 from ..chance import draw, keys_of, mix
 from .goals import pick_one
 from .layouts import Maze
@@ -38,7 +38,9 @@ def choices(maze: Maze) -> dict[str, Tensor]:
     return {"wall": torch.where(some, inner, wall), "open": ~walled & free}
 
 
-def push(maze: Maze, physics: Physics, senses: Senses, chosen: Tensor, uniform: Tensor) -> Exam:
+def push(
+    maze: Maze, physics: Physics, senses: Senses, chosen: Tensor, uniform: Tensor
+) -> DynamicsTest:
     """What five full actions from rest do to bodies before a side that may be chosen [N, cells, 4],
     from 0.05 of the terminal speed to all of it before where a wall would stop them."""
     side = pick_one(chosen.flatten(1).long(), uniform[:, 0])
@@ -49,15 +51,15 @@ def push(maze: Maze, physics: Physics, senses: Senses, chosen: Tensor, uniform: 
     body = end = physics.put(place, torch.zeros_like(place))
     for _ in range(PUSHES):
         end = physics.moved(maze, end, ahead)
-    return Exam(
+    return DynamicsTest(
         obs=senses.sense(draw_walls(maze), body),
         actions=ahead[:, None].repeat(1, PUSHES, 1),
-        before=to_factors(maze.size, body),
-        after=to_factors(maze.size, end),
+        start_factors=to_factors(maze.size, body),
+        end_factors=to_factors(maze.size, end),
     )
 
 
-def exams(maze: Maze, physics: Physics, senses: Senses, keys: Tensor) -> dict[str, Exam]:
+def exams(maze: Maze, physics: Physics, senses: Senses, keys: Tensor) -> dict[str, DynamicsTest]:
     """Mazes and keys [N] -> pushes against a "wall" and through what is "open"."""
     uniform, _ = draw(mix(keys ^ 8), 3)
     asked = choices(maze).items()

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..batched import Array, BatchedEnv, Exam, Seen, pick, require
+from ..batched import Array, BatchedEnv, DynamicsTest, Seen, pick, require
 from ..chance import keys_of
 from .exams import exam_keys, exams
 from .experts import pursue
@@ -95,7 +95,7 @@ class MazeVectorEnv(BatchedEnv[State]):
         `senses` are an "image" [3, S, S], walls, body, and body one step earlier, or, where the
         maze is one and the same, the "state" [4], position from -1 to 1 and velocity as in the
         factors. `budget` is by default 6 steps for each cell of the longest way there can be.
-        `errands` is the share of errands to any cell among the stretches of `walk`.
+        `errands` is the share of errands to any cell among the stretches of `behaviour_action`.
 
         Raises ValueError for names that don't exist, and for numbers that make no sense.
         """
@@ -106,8 +106,9 @@ class MazeVectorEnv(BatchedEnv[State]):
         self.errands, self.band = errands, pick("goals", goals, BANDS)
         self.mazes = _source(size, map, maze, loops, split, torch.device(device))
         drawn = isinstance(self.mazes, Drawn)
-        self.about = f"{self.moves} is to find its way between walls to a goal (green ring). " + (
-            "Every episode has a maze of its own." if drawn else "The maze is always the same."
+        self.description = (
+            f"{self.moves} is to find its way between walls to a goal (green ring). "
+            + ("Every episode has a maze of its own." if drawn else "The maze is always the same.")
         )
         if senses == "state" and drawn:
             raise ValueError("senses 'state' can't tell drawn mazes apart; choose a maze or a map")
@@ -127,13 +128,13 @@ class MazeVectorEnv(BatchedEnv[State]):
         """What moves bodies in these mazes."""
         return SQUARES
 
-    def oracle(self) -> Array:
+    def expert_action(self) -> Array:
         """What one who knows the maze would do, [B, A]."""
         state = self.state
         wanted = pursue(state.maze, state.body, state.goal, self.physics.wide)
         return self._out(self._carried_out(wanted))
 
-    def walk(self) -> Array:
+    def behaviour_action(self) -> Array:
         """One more step of each world's own walk, [B, A]: drifting, on errands, at rest."""
         state = self.state
         walk, actions = stroll(state.walk, state.maze, self.physics, state.body, self.errands)
@@ -144,13 +145,13 @@ class MazeVectorEnv(BatchedEnv[State]):
         """What a square would do to go somewhere, [B, 2] -> actions [B, A]."""
         return wanted
 
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
         """What this world asks of a world model: pushes against a "wall" and where it is "open"."""
         keys = exam_keys(seed, self.device)
         asked = self._asked_of(self.mazes(keys), keys)
         return {name: self._asked(exam) for name, exam in asked.items()}
 
-    def _asked_of(self, maze: Maze, keys: Tensor) -> dict[str, Exam]:
+    def _asked_of(self, maze: Maze, keys: Tensor) -> dict[str, DynamicsTest]:
         """Mazes and keys [N] -> exams by name."""
         return exams(maze, self.physics, self.senses, keys)
 
@@ -160,7 +161,7 @@ class MazeVectorEnv(BatchedEnv[State]):
         pictures = draw_picture(state.maze, state.body.place, state.goal, self.physics.reached)
         return tuple(pictures.cpu().numpy())
 
-    def picture_xy(self, factors: Array) -> Array:
+    def factors_to_pixels(self, factors: Array) -> Array:
         """Factors [..., 4] -> the body's `(x, y)` in the picture's pixels, [..., 2]."""
         size, read = self.mazes.size, torch.as_tensor(factors, dtype=torch.float32)
         return self._out(to_picture(size * read[..., :2], size))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batched import Exam
+from ..batched import DynamicsTest
 from ..chance import draw, keys_of, mix
 from .physics import Table
 from .senses import Numbers, Sight
@@ -19,18 +19,18 @@ BLOCKS = (0.3, 0.6)  # where blocks are, in both directions
 OPEN = 0.15  # so much further down a hand passes by
 
 
-def push(table: Table, senses: Sight | Numbers, start: Things) -> Exam:
+def push(table: Table, senses: Sight | Numbers, start: Things) -> DynamicsTest:
     """What five full steps to the right do to things at rest."""
     end = start
     actions = start.place.new_tensor([1.0, 0.0]).repeat(len(start.place), PUSHES, 1)
     for action in actions.unbind(1):
         end = table(end, action)
-    return Exam(senses.sense(start), actions, to_factors(start), to_factors(end))
+    return DynamicsTest(senses.sense(start), actions, to_factors(start), to_factors(end))
 
 
 def exams(
     table: Table, senses: Sight | Numbers, seed: int, device: torch.device
-) -> dict[str, Exam]:
+) -> dict[str, DynamicsTest]:
     """Full steps to the right of a hand that is beside the "block", straight against it, and of
     one that passes by in the "open"."""
     uniform, _ = draw(mix(keys_of(range(seed, seed + QUESTIONS), device) ^ 8), 2)

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..batched import Array, BatchedEnv, Exam, Seen, pick, require
+from ..batched import Array, BatchedEnv, DynamicsTest, Seen, pick, require
 from .exams import exams
 from .experts import push
 from .physics import Table
@@ -41,7 +41,7 @@ class PushVectorEnv(BatchedEnv[State]):
     half a metre. Options of reset: "factors" [B, 8] puts things, "goal_factors" [B, 8] puts goals.
     """
 
-    about = "A hand (blue) is to push a block (yellow) to a goal (green ring)."
+    description = "A hand (blue) is to push a block (yellow) to a goal (green ring)."
     factor_names: ClassVar[tuple[str, ...]] = FACTOR_NAMES
 
     def __init__(
@@ -57,7 +57,7 @@ class PushVectorEnv(BatchedEnv[State]):
     ) -> None:
         """`senses` are the "state" [8], places of hand and block and how fast they move, or an
         "image" [4, 32, 32], hand, block, and both one step earlier. `errands` is the share of
-        stretches of `walk` that lead to some place round the block.
+        stretches of `behaviour_action` that lead to some place round the block.
 
         Raises ValueError for names that don't exist, and for numbers that make no sense;
         ImportError where there is no MuJoCo.
@@ -75,18 +75,18 @@ class PushVectorEnv(BatchedEnv[State]):
             render_mode=render_mode,
         )
 
-    def oracle(self) -> Array:
+    def expert_action(self) -> Array:
         """What one who knows how to push would do, [B, 2]."""
         return self._out(push(self.state.things, self.state.goal.block))
 
-    def walk(self) -> Array:
+    def behaviour_action(self) -> Array:
         """One more step of each world's own walk, [B, 2]: forces held for a while, and errands to
         and through the block."""
         walk, actions = stroll(self.state.walk, self.state.things, self.errands)
         self._state = self.state._replace(walk=walk)
         return self._out(actions)
 
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
         """What this world asks of a world model: pushes against the "block", and in the "open"."""
         asked = exams(self.table, self.senses, seed, self.device)
         return {name: self._asked(exam) for name, exam in asked.items()}
@@ -97,7 +97,7 @@ class PushVectorEnv(BatchedEnv[State]):
         pictures = draw_picture(self.state.things, self.state.goal.block, REACHED)
         return tuple(pictures.cpu().numpy())
 
-    def picture_xy(self, factors: Array) -> Array:
+    def factors_to_pixels(self, factors: Array) -> Array:
         """Factors [..., 8] -> the hand's `(x, y)` in the picture's pixels, [..., 2]."""
         return self._out(to_picture(torch.as_tensor(factors, dtype=torch.float32)[..., :2]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batched import Exam
+from ..batched import DynamicsTest
 from ..chance import draw, keys_of, mix
 from .arms import fingertip, joints, resting
 from .physics import Arms
@@ -16,16 +16,18 @@ QUESTIONS = 64
 PUSHES = 5
 
 
-def push(arms: Arms, senses: Sight | Numbers, angle: Tensor, action: Tensor) -> Exam:
+def push(arms: Arms, senses: Sight | Numbers, angle: Tensor, action: Tensor) -> DynamicsTest:
     """What five times an action [N, 2] does to resting arms [N, 2]."""
     arm = end = resting(angle)
     for _ in range(PUSHES):
         end = arms(end, action)
     actions = action[:, None].repeat(1, PUSHES, 1)
-    return Exam(senses.sense(arm), actions, to_factors(arm), to_factors(end))
+    return DynamicsTest(senses.sense(arm), actions, to_factors(arm), to_factors(end))
 
 
-def exams(arms: Arms, senses: Sight | Numbers, seed: int, device: torch.device) -> dict[str, Exam]:
+def exams(
+    arms: Arms, senses: Sight | Numbers, seed: int, device: torch.device
+) -> dict[str, DynamicsTest]:
     """A full torque on one joint alone, the "shoulder" or the "elbow", to the side that takes the
     fingertip to the right."""
     uniform, _ = draw(mix(keys_of(range(seed, seed + QUESTIONS), device) ^ 8), 2)

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..batched import Array, BatchedEnv, Exam, Seen, pick
+from ..batched import Array, BatchedEnv, DynamicsTest, Seen, pick
 from ..picture import PICTURE
 from .arms import fingertip, resting
 from .exams import exams
@@ -42,7 +42,7 @@ class ReachVectorEnv(BatchedEnv[State]):
     [B, 6] puts goals.
     """
 
-    about = "An arm of two links is to bring its fingertip (blue) to a goal (green ring)."
+    description = "An arm of two links is to bring its fingertip (blue) to a goal (green ring)."
     factor_names: ClassVar[tuple[str, ...]] = FACTOR_NAMES
 
     def __init__(
@@ -73,17 +73,17 @@ class ReachVectorEnv(BatchedEnv[State]):
             render_mode=render_mode,
         )
 
-    def oracle(self) -> Array:
+    def expert_action(self) -> Array:
         """What one who knows the arm would do, [B, 2]."""
         return self._out(bring(self.state.arm, fingertip(self.state.goal)))
 
-    def walk(self) -> Array:
+    def behaviour_action(self) -> Array:
         """One more step of each world's own walk, [B, 2]: torques held for a while, and rest."""
         walk, actions = stroll(self.state.walk)
         self._state = self.state._replace(walk=walk)
         return self._out(actions)
 
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
         """What this world asks of a world model: a torque on the "shoulder", or on the "elbow"."""
         asked = exams(self.arms, self.senses, seed, self.device)
         return {name: self._asked(exam) for name, exam in asked.items()}
@@ -94,7 +94,7 @@ class ReachVectorEnv(BatchedEnv[State]):
         pictures = draw_picture(self.state.arm.angle, fingertip(self.state.goal), REACHED)
         return tuple(pictures.cpu().numpy())
 
-    def picture_xy(self, factors: Array) -> Array:
+    def factors_to_pixels(self, factors: Array) -> Array:
         """Factors [..., 6] -> the fingertip's `(x, y)` in the picture's pixels, [..., 2]."""
         read = torch.as_tensor(factors, dtype=torch.float32)
         return self._out(to_pixels(2 * read[..., :2] - 1, PICTURE))

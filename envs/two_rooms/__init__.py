@@ -1,8 +1,8 @@
 """Two rooms, a wall, a door: find the way through."""
 
-from ..batched import Exam
+from ..batched import DynamicsTest
 from .single import TwoRoomsEnv
 from .variants import VARIANTS, Variant
 from .worlds import TwoRoomsVectorEnv
 
-__all__ = ["VARIANTS", "Exam", "TwoRoomsEnv", "TwoRoomsVectorEnv", "Variant"]
+__all__ = ["VARIANTS", "DynamicsTest", "TwoRoomsEnv", "TwoRoomsVectorEnv", "Variant"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batched import Exam
+from ..batched import DynamicsTest
 from ..chance import draw, keys_of
 from .physics import Arena
 from .rendering import draw_walls, observe
@@ -31,7 +31,7 @@ def in_door(arena: Arena, layout: Tensor, uniform: Tensor) -> Tensor:
     return layout[:, 1] + 0.8 * arena.half_door * (2 * uniform - 1)
 
 
-def push(variant: Variant, layout: Tensor, position: Tensor) -> Exam:
+def push(variant: Variant, layout: Tensor, position: Tensor) -> DynamicsTest:
     """What five full steps to the right do to dots [N, 2]."""
     arena, canvas = variant.arena, variant.canvas
     actions = torch.tensor([variant.motion.bound, 0.0], device=layout.device)
@@ -39,15 +39,15 @@ def push(variant: Variant, layout: Tensor, position: Tensor) -> Exam:
     end = position
     for action in actions.unbind(1):
         end = variant.motion.contact(arena, end, variant.motion.move(action), layout)
-    return Exam(
+    return DynamicsTest(
         obs=observe(canvas, draw_walls(canvas, arena, layout), position),
         actions=actions,
-        before=to_factors(arena, position, layout),
-        after=to_factors(arena, end, layout),
+        start_factors=to_factors(arena, position, layout),
+        end_factors=to_factors(arena, end, layout),
     )
 
 
-def exams(variant: Variant, rows: Tensor, seed: int) -> dict[str, Exam]:
+def exams(variant: Variant, rows: Tensor, seed: int) -> dict[str, DynamicsTest]:
     """Pushes "wall": against it; "door": through it. From 0.2 to 2 full steps before the wall."""
     uniform, _ = draw(keys_of(range(seed, seed + QUESTIONS), rows.device), 3)
     layout = draw_layouts(rows, uniform[:, 0])

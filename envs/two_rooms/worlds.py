@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..batched import Array, BatchedEnv, Exam, Seen, pick, require
+from ..batched import Array, BatchedEnv, DynamicsTest, Seen, pick, require
 from ..chance import keys_of
 from .background import Backdrop, Blobs, Nothing, set_adrift
 from .exams import exams
@@ -77,7 +77,7 @@ class TwoRoomsVectorEnv(BatchedEnv[State]):
         require("distraction", distraction, 0, math.inf)
         self.distraction = distraction
         self._backdrop: Backdrop = Blobs(self.variant.canvas) if distraction else Nothing()
-        self.about = _about(self.variant)
+        self.description = _about(self.variant)
         super().__init__(
             num_envs,
             self._backdrop.space(_scene_space(self.variant)),
@@ -94,20 +94,20 @@ class TwoRoomsVectorEnv(BatchedEnv[State]):
         require("stride", 1.0 if stride is None else stride, 1e-3, self.variant.arena.side)
         self._rows = table(self.variant, pick("layouts", layouts, SPLITS)).to(self.device)
 
-    def oracle(self) -> Array:
+    def expert_action(self) -> Array:
         """The longest allowed step along the shortest way to the goal, [B, 2]."""
         state = self.state
         waypoint = next_waypoint(self.variant.arena, state.position, state.goal, state.layout)
         return self._out(self.variant.motion.towards(waypoint - state.position))
 
-    def walk(self) -> Array:
+    def behaviour_action(self) -> Array:
         """One more step of each world's own aimless walk, [B, 2]."""
         state = self.state
         walk = self.walker(self.variant.arena, state.scene, state.walk, self.errands)
         self._state = state._replace(walk=walk)
         return self._out(self.variant.motion.towards(walk.last))
 
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
         """What this world asks of a world model: pushes against the "wall", through the "door"."""
         asked = exams(self.variant, self._rows, seed)
         return {name: self._asked(self._behind(exam, seed)) for name, exam in asked.items()}
@@ -126,7 +126,7 @@ class TwoRoomsVectorEnv(BatchedEnv[State]):
         )
         return tuple(pictures.cpu().numpy())
 
-    def picture_xy(self, factors: Array) -> Array:
+    def factors_to_pixels(self, factors: Array) -> Array:
         """Factors [..., 4] -> the dot's `(x, y)` in the picture's pixels, [..., 2]."""
         read = torch.as_tensor(factors, dtype=torch.float32)
         position, _ = from_factors(self.variant.arena, read)
@@ -149,7 +149,7 @@ class TwoRoomsVectorEnv(BatchedEnv[State]):
         scene = observe(self.variant.canvas, state.walls, state.position)
         return self._backdrop.view(scene, state.blobs)
 
-    def _behind(self, exam: Exam, seed: int) -> Exam:
+    def _behind(self, exam: DynamicsTest, seed: int) -> DynamicsTest:
         """The exam with some background behind what is seen in it."""
         keys = keys_of(range(seed, seed + len(exam.obs)), self.device)
         canvas, fastest = self.variant.canvas, self.variant.motion.reach

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batched import Exam
+from ..batched import DynamicsTest
 from ..chance import draw, keys_of
 from .layouts import RIM, spread
 from .physics import STEP, Box, stepped
@@ -16,16 +16,16 @@ PUSHES = 5
 GAPS = (0.01, 0.05)  # between the pit and who walks along it
 
 
-def push(pit: Box, senses: Senses, halfway: Tensor) -> Exam:
+def push(pit: Box, senses: Senses, halfway: Tensor) -> DynamicsTest:
     """What five full steps to the right do to bodies that should come through [N, 2] halfway."""
     actions = halfway.new_tensor([1.0, 0.0]).repeat(len(halfway), PUSHES, 1)
     before = after = halfway - PUSHES / 2 * STEP * actions[:, 0]
     for action in actions.unbind(1):
         after = stepped(pit, after, action)
-    return Exam(senses.sense(before), actions, before, after)
+    return DynamicsTest(senses.sense(before), actions, before, after)
 
 
-def exams(pit: Box, senses: Senses, seed: int) -> dict[str, Exam]:
+def exams(pit: Box, senses: Senses, seed: int) -> dict[str, DynamicsTest]:
     """Pushes in the "open" middle of a room, and at the "edge", along an end of the pit and
     beyond it."""
     uniform, _ = draw(keys_of(range(seed, seed + QUESTIONS), pit.low.device), 3)

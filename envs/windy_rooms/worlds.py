@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..batched import Array, BatchedEnv, Exam, Seen, pick, require
+from ..batched import Array, BatchedEnv, DynamicsTest, Seen, pick, require
 from .exams import exams
 from .experts import round_pit
 from .layouts import PASSES, STARTS, draw_pit
@@ -38,7 +38,7 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
     else 0. Options of reset: "factors" [B, 2] puts bodies, "goal_factors" [B, 2] puts goals.
     """
 
-    about = (
+    description = (
         "A body (blue) is to go from one room to a goal (green ring) in the other, past a pit "
         "(dark) between them. Gusts of wind throw it about; who falls into the pit stays there."
     )
@@ -90,18 +90,18 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
             render_mode=render_mode,
         )
 
-    def oracle(self) -> Array:
+    def expert_action(self) -> Array:
         """What one who knows the world would do, [B, 2]: no single gust is its downfall."""
         state = self.state
         return self._out(round_pit(self.pit, state.body, state.goal, self.wind.length + CLEAR))
 
-    def walk(self) -> Array:
+    def behaviour_action(self) -> Array:
         """One more step of each world's own walk, which takes no notice of the pit, [B, 2]."""
         walk, actions = stroll(self.state.walk)
         self._state = self.state._replace(walk=walk)
         return self._out(actions)
 
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
         """What this world asks of a world model: pushes in the "open" and along the pit's "edge",
         while there is no wind."""
         asked = exams(self.pit, self.senses, seed)
@@ -113,7 +113,7 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
         pictures = draw_picture(self.pit, self.state.body, self.state.goal, REACHED)
         return tuple(pictures.cpu().numpy())
 
-    def picture_xy(self, factors: Array) -> Array:
+    def factors_to_pixels(self, factors: Array) -> Array:
         """Factors [..., 2] -> the body's `(x, y)` in the picture's pixels, [..., 2]."""
         return self._out(to_picture(torch.as_tensor(factors, dtype=torch.float32)))
 
