@@ -125,7 +125,7 @@ def _finer(config: ami.Config) -> ami.Config:
 
 def figures(outcome: Outcome, seconds: float, world: WorldConfig) -> dict[str, float]:
     inner = world.build(1)
-    actions = len(outcome.success) * inner.inner.budget
+    actions = len(outcome.success) * inner.inner.max_episode_steps
     inner.close()
     return {
         "success": 100 * float(outcome.success.float().mean()),

@@ -102,16 +102,20 @@ class BatchedEnv(VectorEnv, ABC, Generic[S]):
         obs_space: spaces.Space,
         action_space: spaces.Box,
         *,
-        budget: int,
+        max_episode_steps: int,
         device: str | torch.device,
         output: str,
         render_mode: str | None,
     ) -> None:
         """Raises ValueError for an output that doesn't exist, and for a number of worlds or a
-        budget below one."""
+        max_episode_steps below one."""
         require("num_envs", num_envs, 1, math.inf)
-        require("budget", budget, 1, math.inf)
-        self.num_envs, self.budget, self.render_mode = num_envs, budget, render_mode
+        require("max_episode_steps", max_episode_steps, 1, math.inf)
+        self.num_envs, self.max_episode_steps, self.render_mode = (
+            num_envs,
+            max_episode_steps,
+            render_mode,
+        )
         self.metadata = {**self.metadata, "description": self.description}
         self.device = torch.device(device)
         self._out = pick("output", output, OUTPUTS)
@@ -120,7 +124,7 @@ class BatchedEnv(VectorEnv, ABC, Generic[S]):
         self.observation_space = batch_space(obs_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
-        self._ended = np.zeros(num_envs, dtype=bool)  # before the budget was spent
+        self._ended = np.zeros(num_envs, dtype=bool)  # before the max_episode_steps was spent
         self._broken = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._state: S | None = None
 
@@ -145,7 +149,7 @@ class BatchedEnv(VectorEnv, ABC, Generic[S]):
         """The reward [B] of having come to this state."""
 
     def _terminated(self, state: S) -> np.ndarray:
-        """[B] bool, on the host: which worlds are over before their budget is spent."""
+        """[B] bool, on the host: which worlds are over before their max_episode_steps is spent."""
         return np.zeros(self.num_envs, dtype=bool)
 
     @abstractmethod
@@ -187,14 +191,14 @@ class BatchedEnv(VectorEnv, ABC, Generic[S]):
 
     def step(self, actions: Array) -> Lived:
         """Where an episode ended one step ago, the action is ignored and a new one begins."""
-        over = self._ended | (self._elapsed >= self.budget)
+        over = self._ended | (self._elapsed >= self.max_episode_steps)
         read = self._read(actions, over)
         state = self._state = self._reborn(self._advance(self.state, read), over)
         self._elapsed = np.where(over, 0, self._elapsed + 1)
         self._ended = self._terminated(state) & ~over
         reward = torch.where(self._host(over), 0.0, self._reward(state))
         terminated = self._out(self._host(self._ended))
-        truncated = self._out(self._host(self._elapsed >= self.budget))
+        truncated = self._out(self._host(self._elapsed >= self.max_episode_steps))
         return self._observed(), self._out(reward), terminated, truncated, self._infos()
 
     def _seeded(self, seed: int | Sequence[int] | None) -> Tensor:

@@ -34,7 +34,7 @@ def first_episodes(worlds, act):
     worlds.reset(seed=0)
     success, steps = np.zeros(COUNT, bool), np.full(COUNT, np.nan)
     going, places = np.ones(COUNT, bool), np.zeros((COUNT, 2))
-    for step in range(1, worlds.budget + 1):
+    for step in range(1, worlds.max_episode_steps + 1):
         _, _, terminated, truncated, infos = worlds.step(act())
         places[going] = pixels(infos)[going]
         success |= going & infos["success"]
@@ -163,7 +163,7 @@ def test_who_ignores_the_cue_is_right_half_of_the_time():
 
 
 def test_neither_the_start_nor_the_episode_before_betrays_the_cue():
-    worlds = CueCorridorVectorEnv(COUNT, budget=1)
+    worlds = CueCorridorVectorEnv(COUNT, max_episode_steps=1)
     born = [i for _, i in lived(worlds, 6, 0, lambda _: worlds.behaviour_action())][::2]
     cues = [infos["factors"][:, 2] for infos in born]
     clues = [pixels(infos)[:, axis] for infos in born for axis in (0, 1)]
@@ -228,7 +228,11 @@ def test_torch_and_numpy_tell_the_same():
 
 @pytest.mark.parametrize(
     ("settings_", "named"),
-    [({"output": "jax"}, "torch"), ({"budget": 0}, "budget"), ({"errands": 1.5}, "errands")],
+    [
+        ({"output": "jax"}, "torch"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
+        ({"errands": 1.5}, "errands"),
+    ],
 )
 def test_unusable_settings_are_refused_by_name(settings_, named):
     with pytest.raises(ValueError, match=named):

@@ -33,7 +33,9 @@ def drifting(worlds, steps, seed=0):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_scene_is_what_is_seen_without_distraction(variant):
-    plain, busy = (TwoRoomsVectorEnv(3, variant=variant, budget=9, distraction=n) for n in (0, 4))
+    plain, busy = (
+        TwoRoomsVectorEnv(3, variant=variant, max_episode_steps=9, distraction=n) for n in (0, 4)
+    )
     alone = lived(plain, 25, 7, lambda _: plain.behaviour_action())
     behind = lived(busy, 25, 7, lambda _: busy.behaviour_action())
     for (obs, infos), (both, others) in zip(alone, behind, strict=True):
@@ -44,7 +46,7 @@ def test_the_scene_is_what_is_seen_without_distraction(variant):
 
 
 def test_a_distracted_world_lives_the_same_life_alone_and_in_a_batch():
-    many, alone = (TwoRoomsVectorEnv(n, distraction=3, budget=7) for n in (5, 1))
+    many, alone = (TwoRoomsVectorEnv(n, distraction=3, max_episode_steps=7) for n in (5, 1))
     together = lived(many, 17, 40, lambda _: many.behaviour_action())
     by_itself = lived(alone, 17, 43, lambda _: alone.behaviour_action())
     for (obs, infos), (own_obs, own_infos) in zip(together, by_itself, strict=True):
@@ -57,7 +59,7 @@ def test_a_distracted_world_lives_the_same_life_alone_and_in_a_batch():
 def test_nothing_that_the_body_does_moves_the_background():
     backgrounds = []
     for action in (-1.0, 1.0):
-        worlds = TwoRoomsVectorEnv(4, distraction=2, budget=10)
+        worlds = TwoRoomsVectorEnv(4, distraction=2, max_episode_steps=10)
         push = np.full((4, 2), action, np.float32)
         told = lived(worlds, 25, 3, lambda _, push=push: push)
         backgrounds.append(np.stack([obs["background"] for obs, _ in told]))
@@ -82,7 +84,7 @@ def test_the_background_betrays_neither_dot_nor_goal():
 
 @pytest.mark.parametrize(("variant", "count"), [("random", 50), ("swm", 4)])
 def test_blobs_go_straight_and_are_thrown_back_at_the_borders(variant, count):
-    worlds = TwoRoomsVectorEnv(count, variant=variant, distraction=3, budget=200)
+    worlds = TwoRoomsVectorEnv(count, variant=variant, distraction=3, max_episode_steps=200)
     worlds.reset(seed=0)
     pace, far = worlds.state.blobs.pace.numpy(), worlds.variant.canvas.size - 1
     places = drifting(worlds, 150)
@@ -123,7 +125,7 @@ def test_a_blob_looks_like_the_dot(variant):
 
 
 def test_blobs_live_through_an_episode_and_the_goal_shows_another_moment():
-    worlds = TwoRoomsVectorEnv(8, distraction=2, budget=5)
+    worlds = TwoRoomsVectorEnv(8, distraction=2, max_episode_steps=5)
     told = lived(worlds, 11, 0, lambda _: worlds.behaviour_action())
     goals = np.stack([infos["goal"]["background"] for _, infos in told])
     views = np.stack([obs["background"] for obs, _ in told])
@@ -180,7 +182,7 @@ def test_observations_and_goals_are_in_the_space(mode):
 
 
 def test_what_was_told_stays():
-    worlds = TwoRoomsVectorEnv(2, distraction=1, output="torch", budget=2)
+    worlds = TwoRoomsVectorEnv(2, distraction=1, output="torch", max_episode_steps=2)
     _, infos = worlds.reset(seed=0)
     infos["goal"]["background"].zero_()
     infos["goal"]["scene"].zero_()

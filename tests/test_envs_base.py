@@ -30,12 +30,14 @@ class LineWorlds(BatchedEnv[Line]):
 
     factor_names = ("x",)
 
-    def __init__(self, num_envs: int = 1, budget: int = 5, output: str = "numpy") -> None:
+    def __init__(
+        self, num_envs: int = 1, max_episode_steps: int = 5, output: str = "numpy"
+    ) -> None:
         super().__init__(
             num_envs,
             spaces.Dict({"x": spaces.Box(-9, 9, (1,)), "far": spaces.Box(0, 9, (1,))}),
             spaces.Box(-1, 1, (1,)),
-            budget=budget,
+            max_episode_steps=max_episode_steps,
             device="cpu",
             output=output,
             render_mode=None,

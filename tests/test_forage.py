@@ -68,7 +68,7 @@ def beside(place, gap):
 def fortune(task, act, count=100):
     """Mean score and summed damage [B] of an episode in which `act(worlds)` acts."""
     worlds, infos = world(count, task=task)
-    for _ in range(worlds.budget):
+    for _ in range(worlds.max_episode_steps):
         *_, infos = worlds.step(act(worlds))
     return infos["score"].mean().item(), infos["damage"]
 
@@ -85,7 +85,9 @@ def straight(worlds):
 @EVERY_TASK
 @pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, task):
-    many, alone = (ForageVectorEnv(n, task=task, budget=40, layouts="train") for n in (5, 1))
+    many, alone = (
+        ForageVectorEnv(n, task=task, max_episode_steps=40, layouts="train") for n in (5, 1)
+    )
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
         "walk": (lambda _: many.behaviour_action(), lambda _: alone.behaviour_action()),
@@ -110,7 +112,7 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
 
 
 def test_every_episode_has_a_layout_of_its_own():
-    worlds, _ = world(3, budget=2)
+    worlds, _ = world(3, max_episode_steps=2)
     flags = [worlds.state.layout.flag]
     for _ in range(2):
         for _ in range(3):
@@ -438,7 +440,7 @@ def test_who_grazes_goes_where_most_will_have_grown_for_the_way(steps, growth, c
 
 def test_who_grazes_seldom_goes_hungry():
     worlds, infos = world(200)
-    for _ in range(worlds.budget):
+    for _ in range(worlds.max_episode_steps):
         *_, infos = worlds.step(worlds.expert_action())
         assert infos["interoception"][:, 0].min() > 0
     assert infos["final_success"].float().mean() > 0.95
@@ -530,7 +532,7 @@ def test_the_exams_tell_a_border_from_the_open():
 
 
 def test_views_stay_in_their_space():
-    worlds = ForageVectorEnv(32, budget=60)
+    worlds = ForageVectorEnv(32, max_episode_steps=60)
     for told in lived(worlds, 130, 0, lambda step: noise(step, 0, 32)):
         assert worlds.observation_space.contains({name: told[name] for name in SPACES})
         assert told["interoception"].dtype == np.float32
@@ -541,7 +543,7 @@ SPACES = ("body", "energy", "food", "hazard", "flag")
 
 
 def test_episodes_end_when_the_budget_is_spent_and_feelings_begin_anew():
-    worlds, _ = world(3, budget=4)
+    worlds, _ = world(3, max_episode_steps=4)
     ends = []
     for _ in range(10):
         obs, _, terminated, truncated, infos = worlds.step(worlds.expert_action())
@@ -585,7 +587,7 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
         ({"task": "sing"}, "eat, flag, explore, stay"),
         ({"layouts": "some"}, "train"),
         ({"output": "jax"}, "torch"),
-        ({"budget": 0}, "budget"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
         ({"errands": 1.5}, "errands"),
         ({"num_envs": 0}, "num_envs"),
     ],
@@ -674,7 +676,7 @@ def test_the_flag_is_reached_within_its_ring(gap, there):
 
 def test_exploring_succeeds_with_29_cells():
     worlds, _ = world(32, task="explore")
-    for _ in range(worlds.budget):
+    for _ in range(worlds.max_episode_steps):
         *_, infos = worlds.step(worlds.expert_action())
         assert ((infos["cells"] >= 29) == infos["final_success"]).all()
 

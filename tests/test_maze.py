@@ -82,7 +82,7 @@ def told_apart(maze):
 @pytest.mark.parametrize("settings", [{"layouts": "train"}, {"map": "medium", "senses": "state"}])
 @pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, settings):
-    settings |= {"budget": 40, "goals": "medium", "errands": 0.5}
+    settings |= {"max_episode_steps": 40, "goals": "medium", "errands": 0.5}
     many, alone = (MazeVectorEnv(n, **settings) for n in (5, 1))
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
@@ -96,7 +96,7 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, settings):
 
 
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
-    worlds = MazeVectorEnv(4, budget=60)
+    worlds = MazeVectorEnv(4, max_episode_steps=60)
     first, again, other = (
         np.stack(
             [t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.behaviour_action())]
@@ -108,7 +108,7 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
 
 
 def test_every_episode_has_a_maze_of_its_own_and_worlds_end_each_by_themselves():
-    worlds, _ = world(3, budget=2)
+    worlds, _ = world(3, max_episode_steps=2)
     walls = [worlds.state.walls]
     for _ in range(2):
         for _ in range(3):
@@ -126,7 +126,7 @@ def test_every_episode_has_a_maze_of_its_own_and_worlds_end_each_by_themselves()
 
 
 def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
-    worlds = MazeVectorEnv(2, budget=3)
+    worlds = MazeVectorEnv(2, max_episode_steps=3)
     _, born = worlds.reset(seed=0)
     ends = []
     for _ in range(8):
@@ -192,7 +192,7 @@ def test_train_and_test_never_share_a_maze_and_all_has_both(size, loops):
 
 def test_splits_are_what_the_worlds_live_in():
     for split in ("train", "test"):
-        worlds, _ = world(30, layouts=split, budget=1)
+        worlds, _ = world(30, layouts=split, max_episode_steps=1)
         assert torch.equal(worlds.state.maze.upright, mazes(30, split=split).upright)
         worlds.step(rest(worlds))
         worlds.step(rest(worlds))
@@ -202,7 +202,7 @@ def test_splits_are_what_the_worlds_live_in():
 
 
 def test_a_numbered_maze_is_the_one_its_seed_begins_with_for_everyone_and_ever():
-    worlds, _ = world(4, maze=17, budget=2, layouts="test")
+    worlds, _ = world(4, maze=17, max_episode_steps=2, layouts="test")
     for _ in range(5):
         for part, own in zip(worlds.state.maze, mazes(1, seed=17), strict=True):
             assert torch.equal(part, own.expand_as(part))
@@ -466,8 +466,8 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
 
 
 def test_the_budget_is_six_steps_for_each_cell_of_the_longest_way():
-    settings = [{}, {"size": 9}, {"map": "u"}, {"map": "large"}, {"budget": 7}]
-    budgets = [MazeVectorEnv(1, **s).budget for s in settings]
+    settings = [{}, {"size": 9}, {"map": "u"}, {"map": "large"}, {"max_episode_steps": 7}]
+    budgets = [MazeVectorEnv(1, **s).max_episode_steps for s in settings]
     assert budgets == [6 * 24, 6 * 80, 6 * 6, 6 * 19, 7]
 
 
@@ -486,7 +486,7 @@ def test_the_budget_is_six_steps_for_each_cell_of_the_longest_way():
         ({"loops": 1.0}, "loops"),
         ({"map": "u", "loops": 0.1}, "is one maze"),
         ({"map": "u", "maze": 1}, "is one maze"),
-        ({"budget": 0}, "budget"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
         ({"errands": 1.5}, "errands"),
         ({"num_envs": 0}, "num_envs"),
     ],

@@ -172,8 +172,8 @@ MAZES += [{"map": name} for name in MAPS]
 def test_the_oracle_reaches_the_farthest_goals_and_stays(settings):
     worlds = MazeVectorEnv(200, goals="long", output="torch", **settings)
     _, infos = worlds.reset(seed=0)
-    path, arrived = infos["path"], torch.full((200,), worlds.budget)
-    for step in range(worlds.budget):
+    path, arrived = infos["path"], torch.full((200,), worlds.max_episode_steps)
+    for step in range(worlds.max_episode_steps):
         actions = worlds.expert_action()
         assert actions.norm(dim=-1).max() <= 1.00001
         _, reward, *_, infos = worlds.step(actions)
@@ -190,7 +190,7 @@ def test_the_oracle_reaches_the_farthest_goals_and_stays(settings):
 def test_the_oracle_reaches_nearer_goals_too(goals):
     worlds = MazeVectorEnv(400, size=7, goals=goals, output="torch")
     worlds.reset(seed=0)
-    for _ in range(worlds.budget // 2):
+    for _ in range(worlds.max_episode_steps // 2):
         *_, infos = worlds.step(worlds.expert_action())
     assert infos["final_success"].float().mean() >= 0.99
 
@@ -198,7 +198,7 @@ def test_the_oracle_reaches_nearer_goals_too(goals):
 def strolled(steps=50, **settings):
     """Paces and actions [steps, B, 2] of walks that have been under way for a while, and how many
     cells each has been in, [B]."""
-    worlds = MazeVectorEnv(300, output="torch", budget=1000, **settings)
+    worlds = MazeVectorEnv(300, output="torch", max_episode_steps=1000, **settings)
     worlds.reset(seed=0)
     told = []
     for _ in range(30 + steps):

@@ -165,7 +165,7 @@ def test_where_there_is_room_for_a_square_there_is_room_for_a_ball():
 def test_a_world_lives_the_same_life_alone_and_in_a_batch():
     told = []
     for count, seed in ((4, 40), (1, 43)):
-        worlds = PointMazeVectorEnv(count, size=3, budget=30, errands=0.5)
+        worlds = PointMazeVectorEnv(count, size=3, max_episode_steps=30, errands=0.5)
         worlds.reset(seed=seed)
         told.append([worlds.step(worlds.behaviour_action()) for _ in range(70)])
     for together, alone in zip(*told, strict=True):
@@ -183,7 +183,7 @@ def test_the_oracle_arrives_and_stays_and_a_drunkard_does_not(settings):
     for who in ("oracle", "random"):
         worlds = PointMazeVectorEnv(60, goals="long", output="torch", **settings)
         worlds.reset(seed=0)
-        for step in range(worlds.budget):
+        for step in range(worlds.max_episode_steps):
             act = worlds.expert_action() if who == "oracle" else 2 * many(60, 2, 1000 * step) - 1
             *_, infos = worlds.step(act)
         shares[who] = infos["final_success"].float().mean()
@@ -247,7 +247,11 @@ def test_the_exams_tell_a_wall_from_an_opening():
 def test_unusable_settings_are_refused_by_name():
     for settings, named in (
         *(({"map": "labyrinth"}, "random, u, medium"), ({"senses": "state"}, "can't tell")),
-        *(({"size": 2}, "size"), ({"goals": "far"}, "any, short"), ({"budget": 0}, "budget")),
+        *(
+            ({"size": 2}, "size"),
+            ({"goals": "far"}, "any, short"),
+            ({"max_episode_steps": 0}, "max_episode_steps"),
+        ),
     ):
         with pytest.raises(ValueError, match=named):
             PointMazeVectorEnv(**settings)

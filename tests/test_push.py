@@ -140,7 +140,7 @@ def test_what_follows_depends_on_nothing_but_what_is_given():
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(who):
     told = []
     for count, seed in ((4, 40), (1, 43)):
-        worlds = PushVectorEnv(count, budget=30)
+        worlds = PushVectorEnv(count, max_episode_steps=30)
         worlds.reset(seed=seed)
         told.append([worlds.step(getattr(worlds, who)()) for _ in range(70)])
     for together, alone in zip(*told, strict=True):
@@ -195,7 +195,7 @@ def test_the_oracle_pushes_the_block_there_and_nobody_else_does():
     shares = {}
     for who in ("oracle", "walk", "random"):
         worlds, *_ = begun(300)
-        for step in range(worlds.budget):
+        for step in range(worlds.max_episode_steps):
             _, reward, *_, infos = worlds.step(acted(who, worlds, step))
             assert torch.equal(reward, infos["final_success"].float())
         shares[who] = infos["final_success"].float().mean()
@@ -283,7 +283,11 @@ def test_the_exams_push_the_block_and_pass_it_by():
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [({"senses": "smell"}, "state, image"), ({"budget": 0}, "budget"), ({"errands": 2}, "errands")],
+    [
+        ({"senses": "smell"}, "state, image"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
+        ({"errands": 2}, "errands"),
+    ],
 )
 def test_unusable_settings_are_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=named):

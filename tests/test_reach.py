@@ -154,7 +154,7 @@ def test_what_follows_depends_on_nothing_but_what_is_given():
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(who):
     told = []
     for count, seed in ((4, 40), (1, 43)):
-        worlds = ReachVectorEnv(count, budget=30)
+        worlds = ReachVectorEnv(count, max_episode_steps=30)
         worlds.reset(seed=seed)
         told.append([worlds.step(getattr(worlds, who)()) for _ in range(70)])
     for together, alone in zip(*told, strict=True):
@@ -169,7 +169,7 @@ def test_the_oracle_reaches_and_rests_there_and_nobody_else_does():
     for who in ("oracle", "walk", "random"):
         worlds = ReachVectorEnv(300, output="torch")
         worlds.reset(seed=0)
-        for step in range(worlds.budget):
+        for step in range(worlds.max_episode_steps):
             drunk = 2 * many(300, 2, 1000 * step) - 1
             acts = {"oracle": worlds.oracle, "walk": worlds.walk, "random": lambda d=drunk: d}
             _, reward, *_, infos = worlds.step(acts[who]())
@@ -238,7 +238,8 @@ def test_the_exams_move_the_fingertip_to_the_right():
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"senses": "smell"}, "state, image"), ({"budget": 0}, "budget")]
+    ("settings", "named"),
+    [({"senses": "smell"}, "state, image"), ({"max_episode_steps": 0}, "max_episode_steps")],
 )
 def test_unusable_settings_are_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=named):

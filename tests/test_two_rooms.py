@@ -52,8 +52,8 @@ def noise(step, start, count):
 
 @pytest.mark.parametrize("variant", ["fixed", "eb-random"])
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(variant):
-    many = TwoRoomsVectorEnv(5, variant=variant, budget=7)
-    alone = TwoRoomsVectorEnv(1, variant=variant, budget=7)
+    many = TwoRoomsVectorEnv(5, variant=variant, max_episode_steps=7)
+    alone = TwoRoomsVectorEnv(1, variant=variant, max_episode_steps=7)
     together = lived(many, 17, 40, lambda step: noise(step, 0, 5))
     by_itself = lived(alone, 17, 43, lambda step: noise(step, 3, 1))
     for (obs, infos), (own_obs, own_infos) in zip(together, by_itself, strict=True):
@@ -137,7 +137,7 @@ def test_the_oracle_always_arrives_well_before_time_runs_out(variant):
     uniform, _ = draw(keys, 3)
     position = place_in_room(variant.arena, layouts, uniform[:, 0] < 0.5, uniform[:, 1:])
     goal = variant.goal(variant, position, layouts, keys)
-    for _ in range(variant.budget * 3 // 4):
+    for _ in range(variant.max_episode_steps * 3 // 4):
         waypoint = next_waypoint(variant.arena, position, goal, layouts)
         move = variant.motion.move(variant.motion.towards(waypoint - position))
         position = variant.motion.contact(variant.arena, position, move, layouts)
@@ -147,7 +147,7 @@ def test_the_oracle_always_arrives_well_before_time_runs_out(variant):
 def test_the_oracle_of_a_world_succeeds_and_keeps_to_the_disk():
     worlds = TwoRoomsVectorEnv(64, variant="random")
     worlds.reset(seed=0)
-    for _ in range(worlds.budget):
+    for _ in range(worlds.max_episode_steps):
         action = worlds.expert_action()
         assert np.linalg.norm(action, axis=1).max() <= 1.00001
         _, reward, _, truncated, infos = worlds.step(action)
@@ -178,7 +178,7 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
 
 
 def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
-    worlds = TwoRoomsVectorEnv(2, budget=3)
+    worlds = TwoRoomsVectorEnv(2, max_episode_steps=3)
     _, born = worlds.reset(seed=0)
     full = np.ones((2, 2), dtype=np.float32)
     ends = []
@@ -198,7 +198,7 @@ def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
 
 
 def test_worlds_end_and_begin_each_by_themselves():
-    worlds = TwoRoomsVectorEnv(3, budget=4)
+    worlds = TwoRoomsVectorEnv(3, max_episode_steps=4)
     worlds.reset(seed=0)
     worlds._elapsed[1] = 2
     told = [worlds.step(np.zeros((3, 2), np.float32))[3].tolist() for _ in range(5)]
@@ -301,7 +301,7 @@ def test_torch_and_numpy_tell_the_same():
         ({"variant": "three-rooms"}, "eb-random"),
         ({"layouts": "some"}, "train"),
         ({"output": "jax"}, "torch"),
-        ({"budget": 0}, "budget"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
         ({"errands": 1.5}, "errands"),
     ],
 )

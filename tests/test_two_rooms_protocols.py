@@ -45,7 +45,7 @@ def on_a_walk(errands):
 
 
 PUBLISHED = {
-    # size channels std low high width half reach  radius judged budget layouts first errands
+    # size channels std low high width half reach  radius judged steps layouts first errands
     "pldm": (65, 2, 1.3, 4, 60, 3, 4, 2.45, 2**0.5, "ever", 200, 1, (32, 10), 0.6),
     "eb-fixed": (65, 2, 1.3, 4, 60, 3, 4, 2.45, 4.5, "final", 200, 1, (32, 18), 0.35),
     "eb-random": (65, 2, 1.3, 4, 60, 3, 4, 2.45, 4.5, "final", 200, 25 * 45, (20, 10), 0.35),
@@ -63,7 +63,7 @@ def test_the_numbers_of_each_protocol(name):
     numbers = (
         *(canvas.size, canvas.channels, canvas.dot_std, arena.low, arena.high),
         *(arena.wall_width, arena.half_door, motion.bound * motion.scale),
-        *(variant.radius, variant.judged, variant.budget),
+        *(variant.radius, variant.judged, variant.max_episode_steps),
         *(len(variant.layouts), variant.layouts[0], variant.errands),
     )
     for number, published in zip(numbers, PUBLISHED[name], strict=True):

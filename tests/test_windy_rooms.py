@@ -60,7 +60,7 @@ def lived(worlds, steps, seed, act):
 def fortune(act, count=500, **settings):
     """What the worlds tell at the end of an episode."""
     worlds, infos = world(count, **settings)
-    for _ in range(worlds.budget):
+    for _ in range(worlds.max_episode_steps):
         *_, infos = worlds.step(act(worlds))
     return infos
 
@@ -78,7 +78,7 @@ def gap_to(pit, place):
 @pytest.mark.parametrize("senses", ["state", "image"])
 @pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, senses):
-    many, alone = (WindyRoomsVectorEnv(n, senses=senses, budget=40) for n in (5, 1))
+    many, alone = (WindyRoomsVectorEnv(n, senses=senses, max_episode_steps=40) for n in (5, 1))
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
         "walk": (lambda _: many.behaviour_action(), lambda _: alone.behaviour_action()),
@@ -103,7 +103,7 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
 
 
 def test_episodes_end_when_the_budget_is_spent_and_the_fallen_begin_anew():
-    worlds, _ = world(3, budget=4)
+    worlds, _ = world(3, max_episode_steps=4)
     born = [put(worlds, worlds.pit.low + 0.05)]
     ends = []
     for _ in range(10):
@@ -116,7 +116,7 @@ def test_episodes_end_when_the_budget_is_spent_and_the_fallen_begin_anew():
     assert ends == [False, False, False, True, False] * 2
     assert [told["fallen"].tolist() for told in born] == [[True] * 3, [False] * 3, [False] * 3]
     assert (born[1]["goal_factors"] != born[2]["goal_factors"]).all()
-    assert WindyRoomsVectorEnv().budget == 60
+    assert WindyRoomsVectorEnv().max_episode_steps == 60
 
 
 @pytest.mark.parametrize("wind", [0.0, 1.0])
@@ -595,7 +595,7 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
         ({"passes": "none"}, "wide, ledge"),
         ({"senses": "smell"}, "state, image"),
         ({"output": "jax"}, "torch"),
-        ({"budget": 0}, "budget"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
         ({"num_envs": 0}, "num_envs"),
     ],
 )

@@ -40,7 +40,7 @@ def ant_maze() -> Config:
             "short": Assignment(aim="world", options={"goals": "short"}),
             "long": Assignment(aim="world", options={"goals": "long"}),
         },
-        life=Live(worlds=200, steps=600, options={"budget": 600, "errands": 0.6}),
+        life=Live(worlds=200, steps=600, options={"max_episode_steps": 600, "errands": 0.6}),
         objective=Predict(
             weights=Weights(
                 prediction=0, change=1, variance=0, covariance=0, similarity=0, inverse=0

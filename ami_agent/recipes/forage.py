@@ -50,7 +50,7 @@ def forage() -> Config:
                 options={"task": "stay"},
             ),
         },
-        life=Live(worlds=1000, steps=205, options={"budget": 40}),
+        life=Live(worlds=1000, steps=205, options={"max_episode_steps": 40}),
         objective=Predict(
             weights=Weights(
                 prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1, feeling=10

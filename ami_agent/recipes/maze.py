@@ -50,7 +50,7 @@ def maze() -> Config:
             "medium": Assignment(aim="world", options={"goals": "medium"}),
             "long": Assignment(aim="world", options={"goals": "long"}),
         },
-        life=Live(worlds=2000, steps=50, options={"budget": 50}),
+        life=Live(worlds=2000, steps=50, options={"max_episode_steps": 50}),
         objective=Predict(
             weights=Weights(prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1),
             learning=Learning(steps=2000, batch=128, lr=2e-3),
@@ -133,7 +133,7 @@ def maze_random() -> Config:
         world_model=WorldModel.Config(dynamics=GlanceDynamics.Config()),
         critic=Critic.Config(distance=GlanceQuasimetric.Config()),
         hierarchy=ImaginedGraph.Config(),
-        life=Live(worlds=300, steps=640, options={"budget": 640, "errands": 0.7}),
+        life=Live(worlds=300, steps=640, options={"max_episode_steps": 640, "errands": 0.7}),
         objective=Predict(
             # these two are means over all numbers, and the few that move are to count
             weights=Weights(

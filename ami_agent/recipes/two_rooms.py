@@ -41,7 +41,7 @@ def two_rooms() -> Config:
         world_model=WorldModel.Config(dynamics=VectorDynamics.Config(hidden=256)),
         configurator=Configurator.Config(reach=2.0),
         planner=GradientPlanner.Config(),
-        life=Live(worlds=1500, steps=32, options={"budget": 32, "errands": 0.5}),
+        life=Live(worlds=1500, steps=32, options={"max_episode_steps": 32, "errands": 0.5}),
         objective=Predict(learning=Learning(steps=1300, batch=128, lr=1.5e-3)),
         teacher=Separate(learning=Learning(steps=4000, batch=256)),
         distil=Distil(learning=Learning(steps=5000, batch=512, lr=2e-3), steps=32),
@@ -65,7 +65,7 @@ def two_rooms_slow() -> Config:
         planner=GradientPlanner.Config(horizon=12, proposals=2, carried=1),
         hierarchy=LandmarkGraph.Config(patience=10),
         # long enough to come through the door: where few do, the critic takes it for a wall
-        life=Live(worlds=250, steps=256, options={"budget": 256, "errands": 0.5}),
+        life=Live(worlds=250, steps=256, options={"max_episode_steps": 256, "errands": 0.5}),
         objective=Predict(
             weights=Weights(prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1),
             learning=Learning(steps=1300, batch=128, lr=2e-3),
@@ -104,7 +104,11 @@ def _map_state(recipe: str, variant: str, *, patch: int, stride: float, practice
         planner=GradientPlanner.Config(proposals=2, carried=1),
         temper=Restless.Config(),
         habit=NoHabit.Config(),
-        life=Live(worlds=320, steps=640, options={"budget": 640, "errands": 0.7, "stride": stride}),
+        life=Live(
+            worlds=320,
+            steps=640,
+            options={"max_episode_steps": 640, "errands": 0.7, "stride": stride},
+        ),
         objective=Predict(
             weights=Weights(
                 prediction=4,

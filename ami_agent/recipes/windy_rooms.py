@@ -42,7 +42,7 @@ def windy_rooms() -> Config:
             "reach": Assignment(aim="world"),
             "careful": Assignment(aim="world", tail=0.0),
         },
-        life=Live(worlds=2000, steps=50, options={"budget": 50, "starts": "anywhere"}),
+        life=Live(worlds=2000, steps=50, options={"max_episode_steps": 50, "starts": "anywhere"}),
         objective=Predict(
             weights=Weights(
                 prediction=10,

@@ -32,7 +32,7 @@ class AntMazeVectorEnv(MazeVectorEnv):
     twentieth of a second. Nearer than half a metre to the goal is there. The goal tells of an ant
     that stands there. Who knows the maze, and the worlds' own walk, trot from cell to cell, 0.4 to
     0.9 metres a second, the way they are turned; on a walk torques are shaken. An ant that falls on
-    its back stays there until the budget is spent.
+    its back stays there until the max_episode_steps is spent.
     """
 
     moves: ClassVar[str] = "An ant, a body on four legs (blue),"
@@ -43,7 +43,7 @@ class AntMazeVectorEnv(MazeVectorEnv):
         self, num_envs: int = 1, *, map: str = "u", senses: str = "state", **settings: Any
     ) -> None:
         """`senses` are the "state" [29]: position from -1 to 1, height, orientation and joints, and
-        the velocities of these. `budget` is by default 144 steps for each cell of the longest way.
+        the velocities of these. `max_episode_steps` is by default 144 steps for each cell of the longest way.
         """
         super().__init__(num_envs, map=map, senses=senses, **settings)
 

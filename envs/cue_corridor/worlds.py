@@ -37,7 +37,7 @@ class CueCorridorVectorEnv(BatchedEnv[State]):
         self,
         num_envs: int = 1,
         *,
-        budget: int = 40,
+        max_episode_steps: int = 40,
         errands: float = 0.8,
         visible: bool = False,
         device: str | torch.device = "cpu",
@@ -47,14 +47,14 @@ class CueCorridorVectorEnv(BatchedEnv[State]):
         """`errands` is the chance that a walk goes, for a whole episode, into an arm of its own
         choice, and not nowhere.
 
-        Raises ValueError for an output that doesn't exist, and for a number of worlds, a budget
+        Raises ValueError for an output that doesn't exist, and for a number of worlds, a max_episode_steps
         or errands that make no sense.
         """
         super().__init__(
             num_envs,
             spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8),
             spaces.Box(-1, 1, (2,), np.float32),
-            budget=budget,
+            max_episode_steps=max_episode_steps,
             device=device,
             output=output,
             render_mode=render_mode,

@@ -50,7 +50,7 @@ class ForageVectorEnv(BatchedEnv[State]):
     how much was eaten in this step.
 
     The reward is 1 for every step that ends at the flag, else 0, whatever the task. Episodes end
-    when the budget is spent and never before. Option of reset: "factors" [B, 5] puts bodies,
+    when the max_episode_steps is spent and never before. Option of reset: "factors" [B, 5] puts bodies,
     energies and growths; the layout stays the seed's.
     """
 
@@ -67,7 +67,7 @@ class ForageVectorEnv(BatchedEnv[State]):
         *,
         task: str = "eat",
         layouts: str = "all",
-        budget: int = BUDGET,
+        max_episode_steps: int = BUDGET,
         errands: float = 0.6,
         device: str | torch.device = "cpu",
         output: str = "numpy",
@@ -80,7 +80,7 @@ class ForageVectorEnv(BatchedEnv[State]):
         errands among the stretches of `behaviour_action` that aren't rest.
 
         Raises ValueError for a task, layouts or output that don't exist, and for a number of
-        worlds, a budget or errands that make no sense.
+        worlds, a max_episode_steps or errands that make no sense.
         """
         self.task, self.errands = pick("task", task, TASKS), errands
         self._split = pick("layouts", layouts, {name: name for name in SPLITS})
@@ -89,7 +89,7 @@ class ForageVectorEnv(BatchedEnv[State]):
             num_envs,
             _obs_space(),
             spaces.Box(-1, 1, (2,), np.float32),
-            budget=budget,
+            max_episode_steps=max_episode_steps,
             device=device,
             output=output,
             render_mode=render_mode,

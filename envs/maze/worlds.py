@@ -27,7 +27,7 @@ FACTOR_NAMES = ("body x", "body y", "velocity x", "velocity y")
 RANDOM = "random"
 SIZES = (3, 15)
 LOOPS = 0.9  # at most: without any walls, all mazes are one
-PATIENCE = 6  # steps of a budget for each cell of the longest way; at full speed a cell takes 3.3
+PATIENCE = 6  # steps of a max_episode_steps for each cell of the longest way; at full speed a cell takes 3.3
 
 
 def _source(
@@ -51,7 +51,7 @@ class MazeVectorEnv(BatchedEnv[State]):
     0.15, keeps 0.8 of its velocity from step to step and its action, cut back to length 1, adds
     0.06 of itself: 0.3 cells a step is as fast as it gets. Walls stop it, and it slides along them.
 
-    Episodes end when the budget is spent and never before. The reward is 1 for every step that ends
+    Episodes end when the max_episode_steps is spent and never before. The reward is 1 for every step that ends
     nearer than 0.4 cells to the goal with no wall between. Told are, among others, "distance",
     straight to the goal, and "path", cells to go. Factors are x and y as fractions of the maze's
     side, in [0, 1], and the velocity as a share of the terminal speed, in [-1, 1]. Options of
@@ -75,7 +75,7 @@ class MazeVectorEnv(BatchedEnv[State]):
         loops: float = 0.0,
         goals: str = "any",
         senses: str = "image",
-        budget: int | None = None,
+        max_episode_steps: int | None = None,
         errands: float = 0.0,
         device: str | torch.device = "cpu",
         output: str = "numpy",
@@ -94,7 +94,7 @@ class MazeVectorEnv(BatchedEnv[State]):
 
         `senses` are an "image" [3, S, S], walls, body, and body one step earlier, or, where the
         maze is one and the same, the "state" [4], position from -1 to 1 and velocity as in the
-        factors. `budget` is by default 6 steps for each cell of the longest way there can be.
+        factors. `max_episode_steps` is by default 6 steps for each cell of the longest way there can be.
         `errands` is the share of errands to any cell among the stretches of `behaviour_action`.
 
         Raises ValueError for names that don't exist, and for numbers that make no sense.
@@ -118,7 +118,9 @@ class MazeVectorEnv(BatchedEnv[State]):
             num_envs,
             self.senses.space(),
             spaces.Box(-1, 1, (self.actions,), np.float32),
-            budget=PATIENCE * self.physics.slow * self.mazes.longest if budget is None else budget,
+            max_episode_steps=PATIENCE * self.physics.slow * self.mazes.longest
+            if max_episode_steps is None
+            else max_episode_steps,
             device=device,
             output=output,
             render_mode=render_mode,

@@ -36,7 +36,7 @@ class PushVectorEnv(BatchedEnv[State]):
 
     The goal is a place for the block; where the hand is doesn't matter. What the goal tells is a
     moment in which the block has been pushed there by the straight way, the hand right behind it.
-    Episodes end when the budget is spent and never before. The reward is 1 for every step that ends
+    Episodes end when the max_episode_steps is spent and never before. The reward is 1 for every step that ends
     with the block nearer to its goal than 0.06, which is less than its radius: 3 cm on a table of
     half a metre. Options of reset: "factors" [B, 8] puts things, "goal_factors" [B, 8] puts goals.
     """
@@ -49,7 +49,7 @@ class PushVectorEnv(BatchedEnv[State]):
         num_envs: int = 1,
         *,
         senses: str = "state",
-        budget: int = BUDGET,
+        max_episode_steps: int = BUDGET,
         errands: float = 0.7,
         device: str | torch.device = "cpu",
         output: str = "numpy",
@@ -69,7 +69,7 @@ class PushVectorEnv(BatchedEnv[State]):
             num_envs,
             self.senses.space(),
             spaces.Box(-1, 1, (2,), np.float32),
-            budget=budget,
+            max_episode_steps=max_episode_steps,
             device=device,
             output=output,
             render_mode=render_mode,

@@ -37,7 +37,7 @@ class ReachVectorEnv(BatchedEnv[State]):
 
     The goal is a place for the fingertip, and what it tells is an arm at rest whose fingertip is
     there; another arm may reach it too, its elbow bent to the other side. Episodes end when the
-    budget is spent and never before. The reward is 1 for every step that ends nearer to the goal
+    max_episode_steps is spent and never before. The reward is 1 for every step that ends nearer to the goal
     than 0.05 of the arm's length. Options of reset: "factors" [B, 6] puts arms, "goal_factors"
     [B, 6] puts goals.
     """
@@ -50,7 +50,7 @@ class ReachVectorEnv(BatchedEnv[State]):
         num_envs: int = 1,
         *,
         senses: str = "state",
-        budget: int = BUDGET,
+        max_episode_steps: int = BUDGET,
         device: str | torch.device = "cpu",
         output: str = "numpy",
         render_mode: str | None = None,
@@ -67,7 +67,7 @@ class ReachVectorEnv(BatchedEnv[State]):
             num_envs,
             self.senses.space(),
             spaces.Box(-1, 1, (2,), np.float32),
-            budget=budget,
+            max_episode_steps=max_episode_steps,
             device=device,
             output=output,
             render_mode=render_mode,

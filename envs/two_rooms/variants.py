@@ -41,7 +41,7 @@ class Variant:
     goal: GoalRule
     radius: float  # success is being nearer to the goal than this
     judged: Literal["final", "ever"]  # at the last step, or at any
-    budget: int  # steps in an episode
+    max_episode_steps: int  # steps in an episode
     walker: Walker
     errands: float  # chance that a stretch of a walk is an errand to the other room
 
@@ -103,7 +103,7 @@ _EB_FIXED = Variant(
     goal=in_opposite_room,
     radius=4.5,
     judged="final",
-    budget=200,
+    max_episode_steps=200,
     walker=Wander(),
     errands=0.35,
 )
@@ -114,7 +114,7 @@ _FIXED = replace(
     motion=_disk(0.05 * 56, slide),
     layouts=((32, 20),),
     radius=0.06 * 56,
-    budget=50,
+    max_episode_steps=50,
     walker=wander(0.05 * 56),
     errands=0.1,
 )
@@ -126,7 +126,7 @@ _RANDOM = replace(
     motion=_disk(0.05 * 29, slide),
     layouts=_grid(range(10, 22), range(6, 26)),
     radius=0.06 * 29,
-    budget=60,
+    max_episode_steps=60,
     walker=wander(0.05 * 29),
     errands=0.35,
 )
@@ -138,7 +138,7 @@ VARIANTS: dict[str, Variant] = {
         _RANDOM,
         motion=_disk(0.005 * 29, slide),
         layouts=((16, 10),),
-        budget=350,
+        max_episode_steps=350,
         walker=wander(0.005 * 29),
     ),
     "eb-fixed": _EB_FIXED,
@@ -158,7 +158,7 @@ VARIANTS: dict[str, Variant] = {
         goal=WhereWalkLeads(steps=25),
         radius=16,
         judged="ever",
-        budget=50,
+        max_episode_steps=50,
         walker=NoisyExpert(reach=5.0),
         errands=1.0,
     ),

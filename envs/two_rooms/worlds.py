@@ -57,7 +57,7 @@ class TwoRoomsVectorEnv(BatchedEnv[State]):
         *,
         variant: str = "fixed",
         layouts: str = "all",
-        budget: int | None = None,
+        max_episode_steps: int | None = None,
         errands: float | None = None,
         stride: float | None = None,
         distraction: int = 0,
@@ -65,13 +65,13 @@ class TwoRoomsVectorEnv(BatchedEnv[State]):
         output: str = "numpy",
         render_mode: str | None = None,
     ) -> None:
-        """`budget` and `errands` stand in for the variant's own; `stride` for the walk's longest
+        """`max_episode_steps` and `errands` stand in for the variant's own; `stride` for the walk's longest
         step in pixels, with more long steps than in the published walks. With a `distraction`, so
         many blobs drift about in the background: observations and goals are then "scene", the
         image that is otherwise all, and "background" [B, 1, S, S].
 
         Raises ValueError for a variant, layouts or output that don't exist, and for a number of
-        worlds, a budget, errands, a stride or a distraction that make no sense.
+        worlds, a max_episode_steps, errands, a stride or a distraction that make no sense.
         """
         self.variant = pick("variant", variant, VARIANTS)
         require("distraction", distraction, 0, math.inf)
@@ -82,7 +82,9 @@ class TwoRoomsVectorEnv(BatchedEnv[State]):
             num_envs,
             self._backdrop.space(_scene_space(self.variant)),
             _action_space(self.variant),
-            budget=self.variant.budget if budget is None else budget,
+            max_episode_steps=self.variant.max_episode_steps
+            if max_episode_steps is None
+            else max_episode_steps,
             device=device,
             output=output,
             render_mode=render_mode,

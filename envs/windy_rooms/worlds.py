@@ -33,7 +33,7 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
     has fallen, and stays there for the rest of the episode, unless it can wade. Starts are in one
     room, goals in the other.
 
-    Episodes end when the budget is spent and never before. The reward is 1 for every step that ends
+    Episodes end when the max_episode_steps is spent and never before. The reward is 1 for every step that ends
     nearer than 0.06 to the goal, else 0. Felt (`info["interoception"]`) is "fallen", 1 in the pit,
     else 0. Options of reset: "factors" [B, 2] puts bodies, "goal_factors" [B, 2] puts goals.
     """
@@ -56,7 +56,7 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
         wade: float = 0.0,
         starts: str = "rooms",
         senses: str = "state",
-        budget: int = BUDGET,
+        max_episode_steps: int = BUDGET,
         device: str | torch.device = "cpu",
         output: str = "numpy",
         render_mode: str | None = None,
@@ -84,7 +84,7 @@ class WindyRoomsVectorEnv(BatchedEnv[State]):
             num_envs,
             self.senses.space(),
             spaces.Box(-1, 1, (2,), np.float32),
-            budget=budget,
+            max_episode_steps=max_episode_steps,
             device=device,
             output=output,
             render_mode=render_mode,
