@@ -19,7 +19,7 @@ from modules.world_model import WorldModel
 def push() -> Config:
     """A block that is known from play alone: what a hand does to it in touch, and how to come
     round to its other side. A goal is the block in its place, the hand beside it."""
-    world = WorldConfig(id="ami/Push-v0", options={"senses": "state"})
+    world = WorldConfig(id="ami/Push-v0", options={"obs_type": "state"})
     return Config(
         recipe="push",
         world=world,

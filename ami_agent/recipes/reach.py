@@ -19,7 +19,7 @@ from modules.world_model import WorldModel
 def reach() -> Config:
     """An arm that is known from random motion alone: two joints that throw one another about, and a
     goal that is the arm at rest. Nothing is in the way, so one level will do."""
-    world = WorldConfig(id="ami/Reach-v0", options={"senses": "state"})
+    world = WorldConfig(id="ami/Reach-v0", options={"obs_type": "state"})
     return Config(
         recipe="reach",
         world=world,

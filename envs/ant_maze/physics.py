@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..maze.layouts import Maze
 from ..maze.physics import Physics, cell
-from ..mujoco import MISSING, Simulator
+from ..mujoco import MUJOCO_MISSING, Simulator
 from ..point_maze.physics import Models, gaps
 from ..point_maze.walls import SPARE, WALL, Wall, most
 from .ants import Ant, put
@@ -35,7 +35,7 @@ def walled(size: int, stand: list[Wall]) -> MjModel:
     try:
         import mujoco
     except ImportError as error:
-        raise ImportError(MISSING) from error
+        raise ImportError(MUJOCO_MISSING) from error
     spec = mujoco.MjSpec.from_file(str(MODEL))
     for wall in [*stand, *[SPARE] * (most(size) - len(stand))]:
         box = spec.worldbody.add_geom()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..maze.layouts import Maze
 from ..maze.physics import Body, Physics, cell
-from ..mujoco import Simulator, compiled
+from ..mujoco import Simulator, compile_model
 from ..plane import shrink_to_disk
 from .walls import BALL, STEP, SUBSTEPS, WALL, Wall, walls, written
 
@@ -50,7 +50,7 @@ class Balls:
 
     def __init__(self, size: int) -> None:
         """Raises ImportError where there is no MuJoCo."""
-        self.models = Models(lambda stand: compiled(written(size, stand)))
+        self.models = Models(lambda stand: compile_model(written(size, stand)))
         self.simulator = Simulator(self.models.build([]), SUBSTEPS)
 
     def __call__(self, maze: Maze, body: Body, actions: Tensor) -> Body:
