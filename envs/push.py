@@ -178,12 +178,10 @@ class TablePhysics:
         return TableState(position, STEP * velocity, table.position)
 
 
-def sample_apart(
-    bounds: tuple[float, float], other: Tensor, min_distance: float, u: Tensor
-) -> Tensor:
+def sample_apart(bounds: tuple[float, float], other: Tensor, gap: float, u: Tensor) -> Tensor:
     """Uniform [B, 2 K] -> positions [B, 2] in a square, at least so far from the others [B, 2]."""
     candidates = between(u.unflatten(-1, (-1, 2)), bounds)
-    far = (candidates - other[:, None]).norm(dim=-1) >= min_distance
+    far = (candidates - other[:, None]).norm(dim=-1) >= gap
     first = far.int().argmax(-1)  # that no candidate is far happens once in millions of episodes
     return candidates[torch.arange(len(other), device=other.device), first]
 
@@ -196,8 +194,7 @@ def pushed_to(block: Tensor, goal: Tensor) -> TableState:
 
 
 def to_factors(table: TableState) -> Tensor:
-    """The positions of hand and block, and their velocities in units of `VELOCITY_SCALE`,
-    [B, 8]."""
+    """Positions of hand and block, their velocities in units of `VELOCITY_SCALE`, [B, 8]."""
     return torch.cat([table.position, table.velocity / VELOCITY_SCALE], -1)
 
 
@@ -228,8 +225,8 @@ def expert_action(table: TableState, goal: Tensor) -> Tensor:
     to_goal = goal - table.block
     ahead = torch.atan2(to_goal[:, 1], to_goal[:, 0])
     from_block = table.hand - table.block
-    off = torch.atan2(from_block[:, 1], from_block[:, 0]) - ahead - torch.pi
-    off = wrap_angle(off)  # [B] radians from behind the block
+    angle = torch.atan2(from_block[:, 1], from_block[:, 0])
+    off = wrap_angle(angle - ahead - torch.pi)  # [B] radians from behind the block
     velocity = table.velocity[:, :2] / TERMINAL
 
     turned = off - off.clamp(-GO_ROUND_ANGLE, GO_ROUND_ANGLE)
@@ -292,11 +289,9 @@ def draw_frames(table: TableState, goal: Tensor) -> Tensor:
     frames = draw.blend(frames, depth_in_table(pixels, 0) + EDGE_WIDTH, draw.WALL_COLOUR)
     frames = draw.blend(frames, depth_in_table(pixels, 0), RIM_COLOUR)
     frames = draw.blend(frames, depth_in_table(pixels, RIM - BLOCK_RADIUS), draw.WHITE)
-    bodies = (
-        (table.block, BLOCK_RADIUS, BLOCK_COLOUR),
-        (table.hand, HAND_RADIUS, draw.AGENT_COLOUR),
-    )
-    for position, radius, colour in bodies:
+    block = table.block, BLOCK_RADIUS, BLOCK_COLOUR
+    hand = table.hand, HAND_RADIUS, draw.AGENT_COLOUR
+    for position, radius, colour in (block, hand):
         distance = draw.pixel_distance(pixels, to_pixels(position))
         frames = draw.blend(frames, TABLE_SIDE * radius - distance, colour)
     distance = draw.pixel_distance(pixels, to_pixels(goal))

@@ -100,7 +100,7 @@ def test_the_cue_is_a_bright_bar_on_its_side_of_the_bottom():
 
 
 def test_episodes_terminate_exactly_at_an_end_and_only_the_right_one_is_rewarded():
-    worlds = CueCorridorVectorEnv(COUNT, errands=1.0)
+    worlds = CueCorridorVectorEnv(COUNT, directed_fraction=1.0)
     told = lived(worlds, 100, 0, lambda _: worlds.behaviour_action())
     over, seen = np.zeros(COUNT, bool), set()
     for _, infos in told[1:]:
@@ -146,19 +146,19 @@ def test_who_stays_runs_out_of_time():
 
 def test_the_oracle_always_succeeds_and_soon():
     worlds = CueCorridorVectorEnv(COUNT)
-    success, steps, _ = first_episodes(worlds, worlds.oracle)
+    success, steps, _ = first_episodes(worlds, worlds.expert_action)
     assert success.all()
     assert steps.max() <= 20
     assert np.linalg.norm(worlds.expert_action(), axis=1).max() <= 1.00001
 
 
 def test_who_ignores_the_cue_is_right_half_of_the_time():
-    worlds = CueCorridorVectorEnv(COUNT, errands=1.0)
+    worlds = CueCorridorVectorEnv(COUNT, directed_fraction=1.0)
     up_and_right = np.array([[0.7, -0.7]], np.float32).repeat(COUNT, 0)
     success, steps, _ = first_episodes(worlds, lambda: up_and_right)
     assert not np.isnan(steps).any()
     assert abs(success.mean() - 0.5) < 0.05
-    success, steps, _ = first_episodes(worlds, worlds.walk)
+    success, steps, _ = first_episodes(worlds, worlds.behaviour_action)
     assert abs(success[~np.isnan(steps)].mean() - 0.5) < 0.05
 
 
@@ -167,19 +167,19 @@ def test_neither_the_start_nor_the_episode_before_betrays_the_cue():
     born = [i for _, i in lived(worlds, 6, 0, lambda _: worlds.behaviour_action())][::2]
     cues = [infos["factors"][:, 2] for infos in born]
     clues = [pixels(infos)[:, axis] for infos in born for axis in (0, 1)]
-    walk = worlds.state.walk  # nor does somebody's walk betray it
-    related = np.corrcoef([*cues, *clues, walk.right.numpy(), walk.errand.numpy()])
+    walk = worlds.state.behaviour  # nor does somebody's walk betray it
+    related = np.corrcoef([*cues, *clues, walk.right.numpy(), walk.directed.numpy()])
     assert np.abs(related - np.eye(len(related))).max() < 0.1
 
 
 def test_walks_reach_either_arm_often_and_errands_say_how_often():
     worlds = CueCorridorVectorEnv(COUNT)
-    _, steps, places = first_episodes(worlds, worlds.walk)
+    _, steps, places = first_episodes(worlds, worlds.behaviour_action)
     reached = ~np.isnan(steps)
     assert 0.6 < reached.mean() < 0.9
     assert abs((places[reached, 0] > 15.5).mean() - 0.5) < 0.05
     assert np.ptp(places[~reached], axis=0).min() > 5  # the aimless get about as well
-    aimless = CueCorridorVectorEnv(COUNT, errands=0.0)
+    aimless = CueCorridorVectorEnv(COUNT, directed_fraction=0.0)
     assert (~np.isnan(first_episodes(aimless, aimless.walk)[1])).mean() < 0.05
 
 
@@ -231,7 +231,7 @@ def test_torch_and_numpy_tell_the_same():
     [
         ({"output": "jax"}, "torch"),
         ({"max_episode_steps": 0}, "max_episode_steps"),
-        ({"errands": 1.5}, "errands"),
+        ({"directed_fraction": 1.5}, "directed_fraction"),
     ],
 )
 def test_unusable_settings_are_refused_by_name(settings_, named):
@@ -242,8 +242,8 @@ def test_unusable_settings_are_refused_by_name(settings_, named):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ([0.2, 0.5, 0.0], "world 1 .* inside the wall"),
-        ([0.95, 0.1, 0.0], "world 1 .* arm's end"),
+        ([0.2, 0.5, 0.0], "environment 1 .* inside the wall"),
+        ([0.95, 0.1, 0.0], "environment 1 .* arm's end"),
         ([0.5, 0.5, 0.5], "cue must be 0"),
         ([0.5, 1.5, 0.0], "fractions"),
         ([0.5, np.nan, 0.0], "fractions"),

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.cue_corridor import CueCorridorVectorEnv
-from envs.cue_corridor.corridor import is_free, slide
+from envs.cue_corridor import CueCorridorVectorEnv, is_free, slide
 
 
 def pixels(infos):
@@ -88,10 +87,10 @@ def test_the_exams_tell_a_wall_from_an_open_arm():
     assert 0.4 <= moved["wall"].min() < moved["wall"].max() <= 3
     np.testing.assert_allclose(wall.end_factors[:, 0], 19 / 32, rtol=1e-5)
     np.testing.assert_allclose(moved["open"], 10, rtol=1e-5)
-    for exam in (wall, way):  # the same by living it
+    for test in (wall, way):  # the same by living it
         worlds = CueCorridorVectorEnv(64)
-        obs, _ = worlds.reset(seed=0, options={"factors": exam.start_factors})
-        np.testing.assert_array_equal(obs, exam.obs)
-        for action in exam.actions.swapaxes(0, 1):
+        obs, _ = worlds.reset(seed=0, options={"factors": test.start_factors})
+        np.testing.assert_array_equal(obs, test.obs)
+        for action in test.actions.swapaxes(0, 1):
             infos = worlds.step(action)[4]
-        np.testing.assert_allclose(infos["factors"], exam.end_factors, atol=1e-6)
+        np.testing.assert_allclose(infos["factors"], test.end_factors, atol=1e-6)
