@@ -170,7 +170,7 @@ def to_factors(state: State) -> Tensor:
 
 
 def place_at(state: State, factors: object) -> State:
-    """The state with a user's factors [B, 3]. Raises ValueError where no episode can begin there."""
+    """The state with a user's factors [B, 3]. Raises ValueError where no episode can begin."""
     read = read_factors("factors", factors, (len(state.cue), 3), state.cue.device)
     if not bool(((read >= 0) & (read <= 1)).all()):
         raise ValueError("factors must be fractions of the image, each in [0, 1]")

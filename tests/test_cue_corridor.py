@@ -180,7 +180,7 @@ def test_walks_reach_either_arm_often_and_errands_say_how_often():
     assert abs((places[reached, 0] > 15.5).mean() - 0.5) < 0.05
     assert np.ptp(places[~reached], axis=0).min() > 5  # the aimless get about as well
     aimless = CueCorridorVectorEnv(COUNT, directed_fraction=0.0)
-    assert (~np.isnan(first_episodes(aimless, aimless.walk)[1])).mean() < 0.05
+    assert (~np.isnan(first_episodes(aimless, aimless.behaviour_action)[1])).mean() < 0.05
 
 
 def test_a_picture_shows_body_cue_and_ends():
