@@ -12,19 +12,17 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs.chance import draw, keys_of
 from envs.forage import TASKS, ForageEnv, ForageVectorEnv
-from envs.forage.experts import graze, sweep
-from envs.forage.layouts import draw_hazard, draw_layout
-from envs.forage.physics import distance, moved, towards
-from envs.forage.walks import somewhere
+from envs.forage.dynamics import distance, move, sample_hazard, sample_layout, to_action
+from envs.forage.policies import expert_eat, expert_explore, sample_target
+from envs.rng import keys_from_seeds, uniform
 
 CPU = torch.device("cpu")
 EVERY_TASK = pytest.mark.parametrize("task", TASKS)
 
 
 def layouts(count, split="all", seed=0):
-    return draw_layout(keys_of(range(seed, seed + count), CPU), split)
+    return sample_layout(keys_from_seeds(range(seed, seed + count), CPU), split)
 
 
 def world(count=1, **settings):
@@ -79,14 +77,14 @@ def at_random(worlds):
 
 
 def straight(worlds):
-    return towards(worlds.state.layout.flag - worlds.state.body)
+    return to_action(worlds.state.layout.flag - worlds.state.position)
 
 
 @EVERY_TASK
 @pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, task):
     many, alone = (
-        ForageVectorEnv(n, task=task, max_episode_steps=40, layouts="train") for n in (5, 1)
+        ForageVectorEnv(n, task=task, max_episode_steps=40, split="train") for n in (5, 1)
     )
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
@@ -166,10 +164,10 @@ def test_train_and_test_never_share_a_layout_and_all_has_both():
 
 
 def test_splits_are_what_the_worlds_live_in():
-    keys = keys_of(range(50), CPU)
+    keys = keys_from_seeds(range(50), CPU)
     for split in ("train", "test"):
-        worlds, _ = world(50, layouts=split)
-        assert torch.equal(worlds.state.layout.flag, draw_layout(keys, split).flag)
+        worlds, _ = world(50, split=split)
+        assert torch.equal(worlds.state.layout.flag, sample_layout(keys, split).flag)
 
 
 def test_an_episode_begins_as_promised():
@@ -308,11 +306,11 @@ def test_the_view_leads_where_the_things_are():
     for _ in range(30):
         obs, *_ = worlds.step(worlds.behaviour_action())
     state = worlds.state
-    torch.testing.assert_close(obs["body"], state.body)
+    torch.testing.assert_close(obs["body"], state.position)
     torch.testing.assert_close(obs["energy"], state.energy[:, None])
-    torch.testing.assert_close(state.body[:, None] + obs["food"][..., :2], state.layout.food)
+    torch.testing.assert_close(state.position[:, None] + obs["food"][..., :2], state.layout.food)
     assert torch.equal(obs["food"][..., 2], state.growth)
-    torch.testing.assert_close(state.body + obs["flag"], state.layout.flag)
+    torch.testing.assert_close(state.position + obs["flag"], state.layout.flag)
     assert torch.equal(obs["hazard"][:, 2], state.layout.radius)
 
 
@@ -376,7 +374,7 @@ def test_the_body_moves_by_its_action_at_most_a_step_and_slides_at_borders():
     worlds.step(torch.tensor(actions))
     half = 0.05 / math.sqrt(2)
     ends = [[0.525, 0.49], [0.53, 0.54], [1.0, 0.53], [0.5 + half, 0.5 - half], [0.0, 1.0]]
-    torch.testing.assert_close(worlds.state.body, torch.tensor(ends))
+    torch.testing.assert_close(worlds.state.position, torch.tensor(ends))
 
 
 def test_the_reward_is_being_at_the_flag_whatever_the_task():
@@ -385,7 +383,7 @@ def test_the_reward_is_being_at_the_flag_whatever_the_task():
         flag = worlds.state.layout.flag
         put(worlds, torch.stack([flag[0], beside(flag, 0.1)[1]]))
         assert worlds.step(rest(worlds))[1].tolist() == [1, 0]
-        assert worlds.step(towards(flag - worlds.state.body))[1].tolist() == [1, 1]
+        assert worlds.step(to_action(flag - worlds.state.position))[1].tolist() == [1, 1]
 
 
 def test_success_now_and_ever_are_told_apart():
@@ -434,8 +432,8 @@ def test_who_grazes_goes_where_most_will_have_grown_for_the_way(steps, growth, c
     side = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     layout = worlds.state.layout._replace(food=0.05 * torch.tensor(steps)[:, None] * side)
     here = torch.zeros(1, 2)
-    state = worlds.state._replace(body=here, growth=torch.tensor([growth]), layout=layout)
-    torch.testing.assert_close(graze(state), side[:, chosen])
+    state = worlds.state._replace(position=here, growth=torch.tensor([growth]), layout=layout)
+    torch.testing.assert_close(expert_eat(state), side[:, chosen])
 
 
 def test_who_grazes_seldom_goes_hungry():
@@ -456,7 +454,7 @@ def test_the_way_round_the_hazard_is_painless_and_the_straight_way_is_not():
 
 def test_the_way_round_the_hazard_is_no_longer_than_the_other_way_round():
     worlds, _ = world(300, task="flag")
-    layout, body = worlds.state.layout, worlds.state.body
+    layout, body = worlds.state.layout, worlds.state.position
     arrived = torch.full((300,), 999)
     for step in range(60):
         *_, infos = worlds.step(worlds.expert_action())
@@ -486,14 +484,16 @@ def test_a_walk_goes_everywhere_and_never_faster_than_a_body_can():
 
 
 @pytest.mark.parametrize(
-    ("errands", "least", "most"), [(0.6, 0.1, 0.25), (1.0, 0.02, 0.08)], ids=["usual", "errands"]
+    ("directed_fraction", "least", "most"),
+    [(0.6, 0.1, 0.25), (1.0, 0.02, 0.08)],
+    ids=["usual", "directed"],
 )
-def test_who_walks_presses_against_every_border_now_and_then(errands, least, most):
-    worlds, _ = world(200, errands=errands)
+def test_who_walks_presses_against_every_border_now_and_then(directed_fraction, least, most):
+    worlds, _ = world(200, directed_fraction=directed_fraction)
     pressed = []
     for _ in range(149):
         actions = worlds.behaviour_action()
-        wish = worlds.state.body + 0.05 * actions
+        wish = worlds.state.position + 0.05 * actions
         pressed.append(torch.cat([wish < 0, wish > 1], -1))
         worlds.step(actions)
     sides = torch.stack(pressed).float()  # [steps, B, 4]
@@ -504,8 +504,8 @@ def test_who_walks_presses_against_every_border_now_and_then(errands, least, mos
 
 def test_only_errands_lead_to_the_heart_of_the_hazard():
     deep = []
-    for errands in (0.0, 1.0):
-        worlds, _ = world(200, errands=errands)
+    for directed_fraction in (0.0, 1.0):
+        worlds, _ = world(200, directed_fraction=directed_fraction)
         for _ in range(100):
             *_, infos = worlds.step(worlds.behaviour_action())
             deep.append((infos["interoception"][:, 1] > 0.9).float().mean())
@@ -513,7 +513,7 @@ def test_only_errands_lead_to_the_heart_of_the_hazard():
 
 
 def test_the_exams_tell_a_border_from_the_open():
-    worlds = ForageVectorEnv(1, layouts="test")
+    worlds = ForageVectorEnv(1, split="test")
     border, free = (worlds.dynamics_tests(seed=4)[name] for name in ("border", "open"))
     space = gymnasium.vector.utils.batch_space(worlds.single_observation_space, 64)
     assert space.contains(border.obs)
@@ -572,9 +572,9 @@ def test_gymnasium_accepts_the_world(task):
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
-    worlds = gymnasium.make_vec(envs.FORAGE, num_envs=3, vectorization_mode=mode, layouts="test")
+    worlds = gymnasium.make_vec(envs.FORAGE, num_envs=3, vectorization_mode=mode, split="test")
     obs, infos = worlds.reset(seed=8)
-    own, own_infos = gymnasium.make(envs.FORAGE, layouts="test").reset(seed=10)
+    own, own_infos = gymnasium.make(envs.FORAGE, split="test").reset(seed=10)
     for name in own:
         np.testing.assert_array_equal(obs[name][2], own[name])
     np.testing.assert_array_equal(infos["interoception"][2], own_infos["interoception"])
@@ -585,10 +585,10 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
     ("settings", "named"),
     [
         ({"task": "sing"}, "eat, flag, explore, stay"),
-        ({"layouts": "some"}, "train"),
+        ({"split": "some"}, "train"),
         ({"output": "jax"}, "torch"),
         ({"max_episode_steps": 0}, "max_episode_steps"),
-        ({"errands": 1.5}, "errands"),
+        ({"directed_fraction": 1.5}, "directed_fraction"),
         ({"num_envs": 0}, "num_envs"),
     ],
 )
@@ -604,7 +604,7 @@ def test_unusable_factors_are_refused_by_world(wrong):
     with pytest.raises(ValueError, match=r"factors is \[2, 5\]; needed is \[3, 5\]"):
         worlds.reset(options={"factors": factors[:2]})
     factors[1, 4] = wrong
-    with pytest.raises(ValueError, match="world 1"):
+    with pytest.raises(ValueError, match="environment 1"):
         worlds.reset(options={"factors": factors})
 
 
@@ -631,14 +631,14 @@ def test_what_was_told_stays_as_it_was():
 def test_the_hazard_stays_in_the_arena_where_the_way_runs_along_a_border():
     start, flag = torch.tensor([[0.05, 0.05]]), torch.tensor([[0.05, 0.95]])
     for aside in (0.0, 0.999):
-        hazard, radius = draw_hazard(torch.tensor([[1.0, 0.5, aside]]), start, flag)
+        hazard, radius = sample_hazard(torch.tensor([[1.0, 0.5, aside]]), start, flag)
         torch.testing.assert_close(hazard, torch.tensor([[0.15, 0.5]]), atol=1e-3, rtol=0)
         torch.testing.assert_close(radius, torch.tensor([0.2]))
 
 
 def test_errands_lead_everywhere_and_to_food_twice_as_often():
-    drawn, uniform = layouts(8000), draw(keys_of(range(8000), CPU), 4)[0]
-    target = somewhere(drawn, uniform)
+    drawn, u = layouts(8000), uniform(keys_from_seeds(range(8000), CPU), 4)[0]
+    target = sample_target(drawn, u)
     at_food = distance(drawn.food, target[:, None]) == 0
     shares = [*at_food.float().mean(0).tolist()]
     shares += [(distance(p, target) == 0).float().mean() for p in (drawn.flag, drawn.hazard)]
@@ -657,9 +657,9 @@ def test_a_sweep_begins_in_the_nearest_corner():
     corner = (worlds.state.layout.start > 0.5).float()
     state = worlds.state._replace(record=blank(worlds.state.record))
     for _ in range(30):
-        state = state._replace(body=moved(state.body, sweep(state)))
+        state = state._replace(position=move(state.position, expert_explore(state)))
     middle = (corner * 5 + 0.5) / 6
-    torch.testing.assert_close(state.body, middle)
+    torch.testing.assert_close(state.position, middle)
 
 
 def blank(record):

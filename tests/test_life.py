@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Dict, Sequence, Text
 import ami_agent as ami
 from ami_agent.life import WorldConfig
 from ami_agent.players import Scene, aimless, mind
-from envs import WORLDS
+from envs import ENVS
 from modules.configurator import Assignment
 from modules.types import UnusableInput
 
@@ -136,7 +136,7 @@ def test_what_a_world_says_of_itself_is_known_however_it_is_stepped(vector):
         assert world.about == "A room <b>."
 
 
-@pytest.mark.parametrize("name", sorted(WORLDS))
+@pytest.mark.parametrize("name", sorted(ENVS))
 def test_every_world_of_ours_says_what_there_is_to_see(name):
     pytest.importorskip("mujoco")
     alone = WorldConfig(id=name, vector="sync")

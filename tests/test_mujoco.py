@@ -13,7 +13,7 @@ import torch
 import envs
 from ami_agent.life import WorldConfig
 from envs.mujoco import Simulator, compile_model
-from envs.point_maze.walls import most, walls, written
+from envs.point_maze import max_boxes, to_mjcf, wall_boxes
 from envs.rng import keys_from_seeds, uniform
 from modules.types import UnusableInput
 
@@ -26,7 +26,7 @@ def between(*gates):
     for row, line in gates:
         upright[row, line] = False
     return compile_model(
-        written(SIZE, walls(upright, torch.ones(SIZE + 1, SIZE, dtype=torch.bool)))
+        to_mjcf(SIZE, wall_boxes(upright, torch.ones(SIZE + 1, SIZE, dtype=torch.bool)))
     )
 
 
@@ -62,11 +62,15 @@ def test_worlds_stepped_together_are_worlds_stepped_one_by_one(threads):
 def test_all_mazes_of_a_size_have_models_of_one_size():
     """Or else what one thread remembers of one would not fit the next."""
     every_other = (torch.arange(SIZE + 1) % 2 == 0).expand(SIZE, -1)
-    stand = [[], walls(every_other, every_other.T), walls(every_other.flip(-1), every_other.T)]
-    models = [between(), *(compile_model(written(SIZE, some)) for some in stand)]
+    stand = [
+        [],
+        wall_boxes(every_other, every_other.T),
+        wall_boxes(every_other.flip(-1), every_other.T),
+    ]
+    models = [between(), *(compile_model(to_mjcf(SIZE, some)) for some in stand)]
     for name in ("nq", "nv", "ngeom", "nbvh", "nbvhstatic", "narena", "signature"):
         assert len({getattr(model, name) for model in models}) == 1, name
-    assert models[0].ngeom == most(SIZE) + 1
+    assert models[0].ngeom == max_boxes(SIZE) + 1
 
 
 def test_worlds_are_known_without_mujoco():

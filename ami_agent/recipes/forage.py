@@ -22,8 +22,8 @@ def forage() -> Config:
     place = {"food": 0.0, "hazard": 0.0, "flag": 0.0, "energy": 0.0}
     return Config(
         recipe="forage",
-        world=WorldConfig(id="ami/Forage-v0", options={"layouts": "train"}),
-        evaluation=WorldConfig(id="ami/Forage-v0", options={"layouts": "test"}),
+        world=WorldConfig(id="ami/Forage-v0", options={"split": "train"}),
+        evaluation=WorldConfig(id="ami/Forage-v0", options={"split": "test"}),
         bounds=Ball(),
         perception=Senses.Config(vector=12),
         landmarks=400,

@@ -42,7 +42,9 @@ def windy_rooms() -> Config:
             "reach": Assignment(aim="world"),
             "careful": Assignment(aim="world", tail=0.0),
         },
-        life=Live(worlds=2000, steps=50, options={"max_episode_steps": 50, "start_region": "anywhere"}),
+        life=Live(
+            worlds=2000, steps=50, options={"max_episode_steps": 50, "start_region": "anywhere"}
+        ),
         objective=Predict(
             weights=Weights(
                 prediction=10,
