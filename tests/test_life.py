@@ -150,5 +150,5 @@ def test_worlds_say_whether_they_are_always_the_same():
         with closing(WorldConfig(id=name, options=options).build(1)) as world:
             return world.about
 
-    assert about("ami/Maze-v0", maze=3) != about("ami/Maze-v0")
+    assert about("ami/Maze-v0", maze_seed=3) != about("ami/Maze-v0")
     assert about("ami/TwoRooms-v0", variant="fixed") != about("ami/TwoRooms-v0", variant="random")
