@@ -291,8 +291,8 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
     """
 
     description = (
-        "A body (blue) walks up a corridor that forks. A cue (amber) says which arm is the right "
-        "one, and is seen near the start alone."
+        "A point mass (blue) goes up a corridor that forks. A cue (amber) says which arm is the "
+        "right one, and is visible near the start alone."
     )
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y", "cue")
     interoception_names: ClassVar[tuple[str, ...]] = ()

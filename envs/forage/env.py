@@ -125,8 +125,8 @@ class ForageVectorEnv(TorchVectorEnv[State]):
     """
 
     description = (
-        "A body (blue) lives on food (green), which grows back where it was eaten, and is hurt "
-        "near the hazard (red). The bar below is its energy; the flag is a place to go to."
+        "The agent (blue) eats food (green), which grows back where it was eaten, and is damaged "
+        "near the hazard (red). The bar below is its energy; the flag is a position to go to."
     )
     factor_names: ClassVar[tuple[str, ...]] = FACTOR_NAMES
     interoception_names: ClassVar[tuple[str, ...]] = ("energy", "damage", "meal")

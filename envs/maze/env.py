@@ -212,7 +212,7 @@ class MazeVectorEnv(GoalVectorEnv[State]):
     tests: full actions against a "wall", and where it is "open".
     """
 
-    body_name: ClassVar[str] = "A body (blue) that keeps its momentum"
+    body_name: ClassVar[str] = "A point mass (blue) with momentum"
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y", "velocity x", "velocity y")
     obs_types: ClassVar[Mapping[str, Callable[[int], ObsType]]] = OBS_TYPES
     action_dim: ClassVar[int] = 2

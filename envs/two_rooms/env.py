@@ -154,7 +154,7 @@ def check_free(arena: Arena, name: str, position: Tensor, layout: Tensor) -> Non
     check_rows(
         is_free(arena, position, layout),
         lambda i: (
-            f"{name}: in environment {i} the dot at {rounded(position[i], 2)} px is inside the wall"
+            f"{name}: in environment {i} the point mass at {rounded(position[i], 2)} px is inside the wall"
         ),
     )
 
@@ -197,7 +197,7 @@ def describe(variant: Variant) -> str:
     fixed = len(variant.layouts) == 1
     where = "the same in every episode" if fixed else "elsewhere in every episode"
     return (
-        "A dot (blue) is to go to a goal (green ring). Two rooms are joined by one door; wall and "
+        "A point mass (blue) is to go to a goal (green ring). Two rooms are joined by one door; wall and "
         f"door are {where}."
     )
 

@@ -154,8 +154,8 @@ class WindyRoomsVectorEnv(GoalVectorEnv[State]):
     """
 
     description = (
-        "A body (blue) is to go from one room to a goal (green ring) in the other, past a pit "
-        "(dark) between them. Gusts of wind throw it about; who falls into the pit stays there."
+        "A point mass (blue) is to go from one room to a goal (green ring) in the other, past a "
+        "pit (dark) between them. Gusts of wind move it; if it falls into the pit, it stays there."
     )
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y")
     interoception_names: ClassVar[tuple[str, ...]] = ("fallen",)
