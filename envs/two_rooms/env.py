@@ -197,8 +197,8 @@ def describe(variant: Variant) -> str:
     fixed = len(variant.layouts) == 1
     where = "the same in every episode" if fixed else "elsewhere in every episode"
     return (
-        "A point mass (blue) is to go to a goal (green ring). Two rooms are joined by one door; wall and "
-        f"door are {where}."
+        "A point mass (blue) is to go to a goal (green ring). Two rooms are joined by one door; "
+        f"wall and door are {where}."
     )
 
 
