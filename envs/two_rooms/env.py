@@ -154,7 +154,8 @@ def check_free(arena: Arena, name: str, position: Tensor, layout: Tensor) -> Non
     check_rows(
         is_free(arena, position, layout),
         lambda i: (
-            f"{name}: in environment {i} the point mass at {rounded(position[i], 2)} px is inside the wall"
+            f"{name}: in environment {i} the point mass at {rounded(position[i], 2)} px "
+            "is inside the wall"
         ),
     )
 
