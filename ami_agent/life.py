@@ -95,8 +95,8 @@ class Guides(Protocol):
     """A world with walks of its own: aimless ones to remember, and the shortest to the goal.
     Both return actions `[B, A]` in the world's units."""
 
-    def walk(self) -> Any: ...
-    def oracle(self) -> Any: ...
+    def behaviour_action(self) -> Any: ...
+    def expert_action(self) -> Any: ...
 
 
 @runtime_checkable
@@ -114,7 +114,7 @@ class Examines(Protocol):
 
     factor_names: tuple[str, ...]
 
-    def exams(self, seed: int = 0) -> Mapping[str, Any]: ...
+    def dynamics_tests(self, seed: int = 0) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +239,7 @@ class World:
         spec = self.inner.spec
         self.limited = bool(config.limit or (spec and spec.max_episode_steps))
         """Whether it is known that episodes end."""
-        self.about = str(self.envs.metadata.get("about", ""))
+        self.about = str(self.envs.metadata.get("description", ""))
         """What a person sees here and what is asked of the agent, where the world says so."""
         self.spec = spec_of(interface, ("reward", *felt, *alive))
 
@@ -418,10 +418,10 @@ def live(act: Act, world: World, obs: Observation) -> Iterator[Lived]:
 def walk(world: World) -> Act:
     """Aimless motion: the world's own, where it has one, else uniform over its actions."""
     if isinstance(world.inner, Guides):
-        return lambda obs: world.from_world(world.inner.walk())
+        return lambda obs: world.from_world(world.inner.behaviour_action())
     return lambda obs: world.from_world(world.envs.action_space.sample())
 
 
 def oracle(world: World) -> Act:
     """The shortest way to the goal; only for worlds that know it."""
-    return lambda obs: world.from_world(world.inner.oracle())
+    return lambda obs: world.from_world(world.inner.expert_action())

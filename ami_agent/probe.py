@@ -113,10 +113,10 @@ class Examiner:
             name: exam._replace(
                 obs=world.sensed(exam.obs),
                 actions=world.from_world(exam.actions),
-                before=world.tensor(exam.before),
-                after=world.tensor(exam.after),
+                start_factors=world.tensor(exam.start_factors),
+                end_factors=world.tensor(exam.end_factors),
             )
-            for name, exam in world.inner.exams(seed).items()
+            for name, exam in world.inner.dynamics_tests(seed).items()
         }
         world.close()
 
@@ -141,7 +141,9 @@ class Examiner:
             future = agent.world_model.imagine(start, exam.actions[:, None].to(agent.device))
             read = probe.read(future.states[:, 0].cpu())  # [N, H + 1, F]
             marks[f"{name} imagined"] = float((read[:, -1, 0] - read[:, 0, 0]).mean())
-            marks[f"{name} true"] = float((exam.after[:, 0] - exam.before[:, 0]).mean())
+            marks[f"{name} true"] = float(
+                (exam.end_factors[:, 0] - exam.start_factors[:, 0]).mean()
+            )
         return marks
 
 

@@ -103,11 +103,12 @@ def make(
     for module in imports:
         bring(module)
     wrappers = around(limit, repeat, stack)
-    if wrappers and vector == "auto" and hasattr(_native(name), "walk"):
+    if wrappers and vector == "auto" and hasattr(_native(name), "behaviour_action"):
         raise UnusableInput(
             f"a limit, a repeat or a stack would step {name} one by one, without the walks, the "
             "oracle and the feelings that it has for many; use its own keyword arguments (its "
-            "limit is `budget`: --env.options budget 30), or do without them: vector sync"
+            "limit is `max_episode_steps`: --env.options max_episode_steps 30), or do without "
+            "them: vector sync"
         )
     batched = vector == "auto" and not wrappers
     singles = partial(_singles, name, count, imports, options, wrappers, vector)

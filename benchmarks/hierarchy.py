@@ -65,7 +65,7 @@ class Mazes(Study):
             config = replace(config, hierarchy=LEVELS[kind[0]])
         if kind == ["scene"]:
             config = replace(config, ascend=SCENES)
-        own = {"maze": seed} if "maze" in config.world.options else {}
+        own = {"maze_seed": seed} if "maze_seed" in config.world.options else {}
 
         def owned(world: WorldConfig) -> WorldConfig:
             return replace(world, options={**world.options, **own})

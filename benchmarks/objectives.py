@@ -75,7 +75,7 @@ def published() -> Variants:
     is inverse dynamics, and a weight of 1 on our smaller actions leaves the dot out of the state.
     """
     base = planned(ami.recipes.two_rooms_random())
-    walks = {"budget": 64, "errands": 0.5, "stride": 1.45}
+    walks = {"max_episode_steps": 64, "directed_fraction": 0.5, "max_step": 1.45}
     whole = replace(
         base,
         perception=boxes.VectorEncoder.Config(patch=4, channels=32, hidden=256, state=64),

@@ -69,15 +69,15 @@ class Winds(Study):
     def of_seed(self, name: str, seed: int) -> ami.Config:
         latent, wind, *more = name.split()
         config = self.config("windy-rooms")
-        options = {**config.world.options, "layout": seed, "wind": float(wind)}
+        options = {**config.world.options, "layout_seed": seed, "gust_prob": float(wind)}
         for part in more:
             if part in ABOVE:
                 config = replace(config, hierarchy=ABOVE[part], survey=NoLesson(), ascend=Ascend())
             elif part == "ledge":
-                options["passes"] = part
+                options["pit_layout"] = part
                 config = _finer(config)
             else:
-                options["wade"] = float(part)
+                options["pit_mobility"] = float(part)
         world = replace(config.world, options=options)
         box, information = LATENTS[latent]
         weights = replace(config.objective.weights, information=information)
@@ -125,7 +125,7 @@ def _finer(config: ami.Config) -> ami.Config:
 
 def figures(outcome: Outcome, seconds: float, world: WorldConfig) -> dict[str, float]:
     inner = world.build(1)
-    actions = len(outcome.success) * inner.inner.budget
+    actions = len(outcome.success) * inner.inner.max_episode_steps
     inner.close()
     return {
         "success": 100 * float(outcome.success.float().mean()),

@@ -1,4 +1,4 @@
-"""Worlds. Importing this package makes their ids known to Gymnasium."""
+"""Environments. Importing this package registers their ids with Gymnasium."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REACH = "ami/Reach-v0"
 PUSH = "ami/Push-v0"
 ANT_MAZE = "ami/AntMaze-v0"
 
-WORLDS = {
+ENVS = {
     TWO_ROOMS: "envs.two_rooms:TwoRooms",
     CUE_CORRIDOR: "envs.cue_corridor:CueCorridor",
     FORAGE: "envs.forage:Forage",
@@ -25,7 +25,12 @@ WORLDS = {
     PUSH: "envs.push:Push",
     ANT_MAZE: "envs.ant_maze:AntMaze",
 }
+"""Ids -> module and class, whose name goes on with `Env` or `VectorEnv`."""
 
-for name, place in WORLDS.items():
-    if name not in gymnasium.registry:
-        gymnasium.register(name, entry_point=f"{place}Env", vector_entry_point=f"{place}VectorEnv")
+for env_id, entry_point in ENVS.items():
+    if env_id not in gymnasium.registry:
+        gymnasium.register(
+            env_id,
+            entry_point=f"{entry_point}Env",
+            vector_entry_point=f"{entry_point}VectorEnv",
+        )

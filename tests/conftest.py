@@ -103,7 +103,7 @@ def small(config: Config, steps: int = 6) -> Config:
 def tiny() -> Config:
     """The default recipe, trained in a second and judged in short episodes."""
     config = small(recipes.two_rooms())
-    return replace(config, evaluation=replace(config.evaluation, options={"budget": 40}))
+    return replace(config, evaluation=replace(config.evaluation, options={"max_episode_steps": 40}))
 
 
 def refuse(capsys, *argv: object) -> str:

@@ -11,23 +11,32 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs.ant_maze import AntMazeVectorEnv
-from envs.ant_maze.ants import STANDING, TOLD, feet, gait, heading, put
-from envs.ant_maze.physics import CELL, STEP, Ants, is_free
-from envs.chance import draw, keys_of
+from envs.ant_maze import (
+    ACTION_JOINTS,
+    CELL,
+    STANDING,
+    STEP,
+    AntMazeVectorEnv,
+    AntPhysics,
+    heading,
+    is_free,
+    knees_and_feet,
+    place_at,
+    trot_controller,
+)
 from envs.maze import MAPS
-from envs.maze.layouts import Given
-from envs.maze.maps import read_map
+from envs.maze.dynamics import FixedMaze, read_map
+from envs.rng import keys_from_seeds, uniform
 
 CPU = torch.device("cpu")
 
 
 def known(name, count):
-    return Given(read_map(MAPS[name], CPU))(torch.zeros(count))
+    return FixedMaze(read_map(MAPS[name], CPU))(torch.zeros(count))
 
 
 def standing(places):
-    return put(torch.tensor(places), torch.zeros(len(places), 2))
+    return place_at(torch.tensor(places), torch.zeros(len(places), 2))
 
 
 def facing(ant, yaw):
@@ -55,10 +64,10 @@ def test_a_trot_goes_any_way_whatever_way_an_ant_faces():
     ways = 2 * math.pi * torch.arange(8) / 8
     wanted = torch.stack([ways.cos(), ways.sin()], -1)
     ant = facing(standing([[2.5, 2.5]] * 8), torch.linspace(-3, 3, 8))
-    start, ants, maze = ant.place, Ants(11), known("four-rooms", 8)
+    start, ants, maze = ant.position, AntPhysics(11), known("four-rooms", 8)
     for _ in range(100):
-        ant = ants(maze, ant, gait(ant, wanted))
-    moved = CELL * (ant.place - start)  # metres, in 5 seconds
+        ant = ants(maze, ant, trot_controller(ant, wanted))
+    moved = CELL * (ant.position - start)  # metres, in 5 seconds
     along = (moved * wanted).sum(-1)
     assert along.min() > 1.5
     assert ((moved - along[:, None] * wanted).norm(dim=-1) < 0.5 * along).all()
@@ -66,28 +75,28 @@ def test_a_trot_goes_any_way_whatever_way_an_ant_faces():
 
 
 def test_who_wants_to_go_nowhere_stands():
-    ant, ants, maze = standing([[1.5, 0.5]]), Ants(3), known("u", 1)
+    ant, ants, maze = standing([[1.5, 0.5]]), AntPhysics(3), known("u", 1)
     for _ in range(60):
-        ant = ants(maze, ant, gait(ant, torch.zeros(1, 2)))
-    assert CELL * (ant.place - torch.tensor([[1.5, 0.5]])).norm() < 0.05
+        ant = ants(maze, ant, trot_controller(ant, torch.zeros(1, 2)))
+    assert CELL * (ant.position - torch.tensor([[1.5, 0.5]])).norm() < 0.05
     assert ant.pose[0, 0] > 0.4
 
 
 def test_every_number_of_an_action_turns_its_own_joint_as_in_ant_v5():
     like = gymnasium.make("Ant-v5").unwrapped.model
     joints = [like.joint(like.actuator_trnid[k, 0]).qposadr[0] - 7 for k in range(8)]
-    assert list(TOLD) == joints
-    ants, ant = Ants(3), standing([[1.5, 0.5]] * 9)
+    assert list(ACTION_JOINTS) == joints
+    ants, ant = AntPhysics(3), standing([[1.5, 0.5]] * 9)
     push = torch.cat([torch.zeros(1, 8), 0.3 * torch.eye(8)])
-    spin = ants(known("u", 9), ant, push).spin[:, 4:]
+    spin = ants(known("u", 9), ant, push).pose_velocity[:, 4:]
     turned = (spin[1:] - spin[0]).abs()
     assert turned.argmax(-1).tolist() == joints
     assert (spin[1:] - spin[0])[range(8), joints].min() > 0
 
 
 def test_walls_stop_ants_and_openings_let_them_pass():
-    asked = AntMazeVectorEnv(1).exams(3)
-    way = {name: CELL * 3 * np.linalg.norm((e.after - e.before)[:, :2], axis=-1)
+    asked = AntMazeVectorEnv(1).dynamics_tests(3)
+    way = {name: CELL * 3 * np.linalg.norm((e.end_factors - e.start_factors)[:, :2], axis=-1)
            for name, e in asked.items()}  # fmt: skip
     assert np.quantile(way["open"], 0.1) > 0.7
     assert way["wall"].max() < 1.2  # their feet are there before them
@@ -95,23 +104,25 @@ def test_walls_stop_ants_and_openings_let_them_pass():
 
 
 def test_an_exam_is_what_its_actions_lead_to():
-    exam = AntMazeVectorEnv(1).exams(3)["open"]
-    worlds = AntMazeVectorEnv(len(exam.before))
-    worlds.reset(seed=0, options={"factors": exam.before})
+    exam = AntMazeVectorEnv(1).dynamics_tests(3)["open"]
+    worlds = AntMazeVectorEnv(len(exam.start_factors))
+    worlds.reset(seed=0, options={"factors": exam.start_factors})
     for step in range(exam.actions.shape[1]):
         *_, info = worlds.step(exam.actions[:, step])
-    np.testing.assert_allclose(info["factors"], exam.after, atol=2e-3)
+    np.testing.assert_allclose(info["factors"], exam.end_factors, atol=2e-3)
 
 
 def test_nobody_is_born_into_a_wall():
     worlds = AntMazeVectorEnv(200)
     worlds.reset(seed=5)
-    ant = worlds.ant
-    assert is_free(worlds.state.maze, ant.place).all()
+    ant = worlds.state.body
+    assert is_free(worlds.state.maze, ant.position).all()
     assert is_free(worlds.state.maze, worlds.state.goal).all()
     for _ in range(5):
         worlds.step(np.zeros((200, 8), np.float32))
-    assert CELL * (worlds.ant.place - ant.place).norm(dim=-1).max() < 0.02  # nothing threw it
+    assert (
+        CELL * (worlds.state.body.position - ant.position).norm(dim=-1).max() < 0.02
+    )  # nothing threw it
 
 
 def test_half_a_metre_from_the_goal_is_there_and_the_goal_tells_of_an_ant_that_stands():
@@ -134,15 +145,15 @@ def test_a_user_who_puts_an_ant_into_a_wall_is_told():
     worlds = AntMazeVectorEnv(1)
     at = np.array([[0.5 / 3, 0.9 / 3, 0, 0]])
     with pytest.raises(
-        ValueError, match=r"world 0 the body at cell \[0\.5, 0\.9\] is inside a wall"
+        ValueError, match=r"environment 0 the body at cell \[0\.5, 0\.9\] is inside a wall"
     ):
         worlds.reset(seed=0, options={"factors": at})
 
 
 def test_velocities_are_seen_in_metres_a_second():
-    ant = put(torch.tensor([[1.5, 0.5]]), torch.tensor([[0.01, 0.0]]))
+    ant = place_at(torch.tensor([[1.5, 0.5]]), torch.tensor([[0.01, 0.0]]))
     worlds = AntMazeVectorEnv(1)
-    seen = worlds.senses.sense(torch.zeros(1), ant)
+    seen = worlds.obs_type.observe(torch.zeros(1), ant)
     assert seen[0, 15] == pytest.approx(0.01 * CELL / STEP)
 
 
@@ -152,41 +163,43 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch():
     one, _ = alone.reset(seed=9)
     for _ in range(40):
         assert (seen[2] == one[0]).all()
-        seen = batch.step(batch.walk())[0]
-        one = alone.step(alone.walk())[0]
+        seen = batch.step(batch.behaviour_action())[0]
+        one = alone.step(alone.behaviour_action())[0]
 
 
 def test_a_walk_is_shaken_and_leads_about():
-    worlds = AntMazeVectorEnv(12, errands=0.5)
+    worlds = AntMazeVectorEnv(12, directed_fraction=0.5)
     worlds.reset(seed=1)
-    start = worlds.ant.place
-    steady = gait(worlds.ant, torch.zeros(12, 2))
-    assert (torch.from_numpy(worlds.walk()) != steady).any(-1).all()
+    start = worlds.state.body.position
+    steady = trot_controller(worlds.state.body, torch.zeros(12, 2))
+    assert (torch.from_numpy(worlds.behaviour_action()) != steady).any(-1).all()
     for _ in range(200):
-        worlds.step(worlds.walk())
-    assert (worlds.ant.place - start).norm(dim=-1).median() > 0.25
-    assert (tilt(worlds.ant) > 0.5).float().mean() > 0.8
+        worlds.step(worlds.behaviour_action())
+    assert (worlds.state.body.position - start).norm(dim=-1).median() > 0.25
+    assert (tilt(worlds.state.body) > 0.5).float().mean() > 0.8
 
 
 def test_who_knows_the_maze_arrives():
-    worlds = AntMazeVectorEnv(12, goals="short")
+    worlds = AntMazeVectorEnv(12, goal_distance="short")
     worlds.reset(seed=4)
     for _ in range(450):
-        *_, info = worlds.step(worlds.oracle())
+        *_, info = worlds.step(worlds.expert_action())
     assert info["final_success"].mean() >= 11 / 12
-    assert tilt(worlds.ant).min() > 0.8
+    assert tilt(worlds.state.body).min() > 0.8
 
 
 def test_it_is_drawn_with_its_legs():
     worlds = AntMazeVectorEnv(1)
     worlds.reset(seed=0)
-    ant, (picture,) = worlds.ant, worlds.render()
-    tips = ant.place[:, None] + feet(ant.pose)[:, :, 1] / CELL
-    for x, y in worlds.picture_xy(torch.cat([tips[0] / 3, 0 * tips[0]], -1)).round().astype(int):
+    ant, (picture,) = worlds.state.body, worlds.render()
+    tips = ant.position[:, None] + knees_and_feet(ant.pose)[:, :, 1] / CELL
+    for x, y in (
+        worlds.factors_to_pixels(torch.cat([tips[0] / 3, 0 * tips[0]], -1)).round().astype(int)
+    ):
         assert np.abs(picture[y, x].astype(int) - [30, 90, 220]).max() < 60
-    assert feet(ant.pose).norm(dim=-1).max() < 1.0
-    tipped = draw(keys_of([1], CPU), 1)[0] * 0 + ant.pose
+    assert knees_and_feet(ant.pose).norm(dim=-1).max() < 1.0
+    tipped = uniform(keys_from_seeds([1], CPU), 1)[0] * 0 + ant.pose
     tipped[:, 1:5] = torch.tensor([0.0, 1.0, 0.0, 0.0])  # on its back: left is right
-    flipped = feet(ant.pose) * torch.tensor([1.0, -1.0])
-    torch.testing.assert_close(feet(tipped), flipped)
+    flipped = knees_and_feet(ant.pose) * torch.tensor([1.0, -1.0])
+    torch.testing.assert_close(knees_and_feet(tipped), flipped)
     assert heading(facing(ant, torch.tensor([2.0])).pose) == pytest.approx(2.0)

@@ -34,7 +34,7 @@ def first_episodes(worlds, act):
     worlds.reset(seed=0)
     success, steps = np.zeros(COUNT, bool), np.full(COUNT, np.nan)
     going, places = np.ones(COUNT, bool), np.zeros((COUNT, 2))
-    for step in range(1, worlds.budget + 1):
+    for step in range(1, worlds.max_episode_steps + 1):
         _, _, terminated, truncated, infos = worlds.step(act())
         places[going] = pixels(infos)[going]
         success |= going & infos["success"]
@@ -46,8 +46,8 @@ def first_episodes(worlds, act):
 
 def test_a_world_lives_the_same_life_alone_and_in_a_batch():
     many, alone = CueCorridorVectorEnv(5), CueCorridorVectorEnv(1)
-    together = lived(many, 90, 40, lambda _: many.walk())
-    by_itself = lived(alone, 90, 43, lambda _: alone.walk())
+    together = lived(many, 90, 40, lambda _: many.behaviour_action())
+    by_itself = lived(alone, 90, 43, lambda _: alone.behaviour_action())
     assert sum(infos["terminated"][3] for _, infos in together[1:]) > 0
     for (obs, infos), (own_obs, own_infos) in zip(together, by_itself, strict=True):
         np.testing.assert_array_equal(obs[3], own_obs[0])
@@ -58,7 +58,9 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch():
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
     worlds = CueCorridorVectorEnv(4)
     first, again, other = (
-        np.stack([pixels(i) for _, i in lived(worlds, 20, seed, lambda _: worlds.walk())])
+        np.stack(
+            [pixels(i) for _, i in lived(worlds, 20, seed, lambda _: worlds.behaviour_action())]
+        )
         for seed in (1, 1, 2**40)
     )
     np.testing.assert_array_equal(first, again)
@@ -71,7 +73,7 @@ def test_the_cue_is_told_in_the_first_fifth_of_the_stem_and_nowhere_else(visible
         worlds = CueCorridorVectorEnv(200, visible=visible)
         _, born = worlds.reset(seed=3)
         factors = np.concatenate([born["factors"][:, :2], np.full((200, 1), cue)], 1)
-        return lived(worlds, 40, 3, lambda _: worlds.walk(), {"factors": factors})
+        return lived(worlds, 40, 3, lambda _: worlds.behaviour_action(), {"factors": factors})
 
     going, dark = np.ones(200, bool), 0
     for (left, infos), (right, other) in zip(pair(0.0), pair(1.0), strict=True):
@@ -98,8 +100,8 @@ def test_the_cue_is_a_bright_bar_on_its_side_of_the_bottom():
 
 
 def test_episodes_terminate_exactly_at_an_end_and_only_the_right_one_is_rewarded():
-    worlds = CueCorridorVectorEnv(COUNT, errands=1.0)
-    told = lived(worlds, 100, 0, lambda _: worlds.walk())
+    worlds = CueCorridorVectorEnv(COUNT, directed_fraction=1.0)
+    told = lived(worlds, 100, 0, lambda _: worlds.behaviour_action())
     over, seen = np.zeros(COUNT, bool), set()
     for _, infos in told[1:]:
         x, cue = pixels(infos)[:, 0], infos["factors"][:, 2]
@@ -144,41 +146,41 @@ def test_who_stays_runs_out_of_time():
 
 def test_the_oracle_always_succeeds_and_soon():
     worlds = CueCorridorVectorEnv(COUNT)
-    success, steps, _ = first_episodes(worlds, worlds.oracle)
+    success, steps, _ = first_episodes(worlds, worlds.expert_action)
     assert success.all()
     assert steps.max() <= 20
-    assert np.linalg.norm(worlds.oracle(), axis=1).max() <= 1.00001
+    assert np.linalg.norm(worlds.expert_action(), axis=1).max() <= 1.00001
 
 
 def test_who_ignores_the_cue_is_right_half_of_the_time():
-    worlds = CueCorridorVectorEnv(COUNT, errands=1.0)
+    worlds = CueCorridorVectorEnv(COUNT, directed_fraction=1.0)
     up_and_right = np.array([[0.7, -0.7]], np.float32).repeat(COUNT, 0)
     success, steps, _ = first_episodes(worlds, lambda: up_and_right)
     assert not np.isnan(steps).any()
     assert abs(success.mean() - 0.5) < 0.05
-    success, steps, _ = first_episodes(worlds, worlds.walk)
+    success, steps, _ = first_episodes(worlds, worlds.behaviour_action)
     assert abs(success[~np.isnan(steps)].mean() - 0.5) < 0.05
 
 
 def test_neither_the_start_nor_the_episode_before_betrays_the_cue():
-    worlds = CueCorridorVectorEnv(COUNT, budget=1)
-    born = [i for _, i in lived(worlds, 6, 0, lambda _: worlds.walk())][::2]
+    worlds = CueCorridorVectorEnv(COUNT, max_episode_steps=1)
+    born = [i for _, i in lived(worlds, 6, 0, lambda _: worlds.behaviour_action())][::2]
     cues = [infos["factors"][:, 2] for infos in born]
     clues = [pixels(infos)[:, axis] for infos in born for axis in (0, 1)]
-    walk = worlds.state.walk  # nor does somebody's walk betray it
-    related = np.corrcoef([*cues, *clues, walk.right.numpy(), walk.errand.numpy()])
+    walk = worlds.state.behaviour  # nor does somebody's walk betray it
+    related = np.corrcoef([*cues, *clues, walk.right.numpy(), walk.directed.numpy()])
     assert np.abs(related - np.eye(len(related))).max() < 0.1
 
 
 def test_walks_reach_either_arm_often_and_errands_say_how_often():
     worlds = CueCorridorVectorEnv(COUNT)
-    _, steps, places = first_episodes(worlds, worlds.walk)
+    _, steps, places = first_episodes(worlds, worlds.behaviour_action)
     reached = ~np.isnan(steps)
     assert 0.6 < reached.mean() < 0.9
     assert abs((places[reached, 0] > 15.5).mean() - 0.5) < 0.05
     assert np.ptp(places[~reached], axis=0).min() > 5  # the aimless get about as well
-    aimless = CueCorridorVectorEnv(COUNT, errands=0.0)
-    assert (~np.isnan(first_episodes(aimless, aimless.walk)[1])).mean() < 0.05
+    aimless = CueCorridorVectorEnv(COUNT, directed_fraction=0.0)
+    assert (~np.isnan(first_episodes(aimless, aimless.behaviour_action)[1])).mean() < 0.05
 
 
 def test_a_picture_shows_body_cue_and_ends():
@@ -187,7 +189,7 @@ def test_a_picture_shows_body_cue_and_ends():
     worlds.reset(seed=0, options={"factors": factors})
     lit, dark = (picture.astype(int) for picture in worlds.render())
     assert lit.shape == (320, 320, 3)
-    places = worlds.picture_xy(factors).round().astype(int)
+    places = worlds.factors_to_pixels(factors).round().astype(int)
     for picture, (x, y) in zip((lit, dark), places, strict=True):
         assert picture[y, x, 2] - picture[y, x, 0] > 150
     red, _, blue = (lit[310, 40] - dark[310, 280]).tolist()
@@ -218,7 +220,7 @@ def test_torch_and_numpy_tell_the_same():
     for output in ("numpy", "torch"):
         worlds = CueCorridorVectorEnv(2, output=output)
         obs, _ = worlds.reset(seed=5)
-        told[output] = (obs, worlds.oracle(), *worlds.step(worlds.walk())[:4])
+        told[output] = (obs, worlds.expert_action(), *worlds.step(worlds.behaviour_action())[:4])
     for tensor, array in zip(told["torch"], told["numpy"], strict=True):
         assert isinstance(tensor, torch.Tensor)
         np.testing.assert_array_equal(tensor.numpy(), array)
@@ -226,7 +228,11 @@ def test_torch_and_numpy_tell_the_same():
 
 @pytest.mark.parametrize(
     ("settings_", "named"),
-    [({"output": "jax"}, "torch"), ({"budget": 0}, "budget"), ({"errands": 1.5}, "errands")],
+    [
+        ({"output": "jax"}, "torch"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
+        ({"directed_fraction": 1.5}, "directed_fraction"),
+    ],
 )
 def test_unusable_settings_are_refused_by_name(settings_, named):
     with pytest.raises(ValueError, match=named):
@@ -236,8 +242,8 @@ def test_unusable_settings_are_refused_by_name(settings_, named):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ([0.2, 0.5, 0.0], "world 1 .* inside the wall"),
-        ([0.95, 0.1, 0.0], "world 1 .* arm's end"),
+        ([0.2, 0.5, 0.0], "environment 1 .* inside the wall"),
+        ([0.95, 0.1, 0.0], "environment 1 .* arm's end"),
         ([0.5, 0.5, 0.5], "cue must be 0"),
         ([0.5, 1.5, 0.0], "fractions"),
         ([0.5, np.nan, 0.0], "fractions"),

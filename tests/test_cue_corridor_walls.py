@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.cue_corridor import CueCorridorVectorEnv
-from envs.cue_corridor.corridor import is_free, slide
+from envs.cue_corridor import CueCorridorVectorEnv, is_free, slide
 
 
 def pixels(infos):
@@ -27,7 +26,7 @@ def test_the_image_shows_the_body_where_it_is_and_the_walls_of_a_t():
     worlds = CueCorridorVectorEnv(64)
     worlds.reset(seed=1)
     for _ in range(15):
-        obs, _, _, _, infos = worlds.step(worlds.walk())
+        obs, _, _, _, infos = worlds.step(worlds.behaviour_action())
     dot, pixel = obs[:, 0].astype(float), np.arange(32)
     seen = np.stack([(dot.sum(1) * pixel).sum(1), (dot.sum(2) * pixel).sum(1)], 1)
     inner = (np.abs(pixels(infos) - 15.5) < 12).all(1)  # at the image's edge a dot is cut off
@@ -79,17 +78,19 @@ def test_no_action_moves_further_than_a_full_step():
 
 def test_the_exams_tell_a_wall_from_an_open_arm():
     worlds = CueCorridorVectorEnv(1)
-    wall, way = (worlds.exams(seed=4)[name] for name in ("wall", "open"))
+    wall, way = (worlds.dynamics_tests(seed=4)[name] for name in ("wall", "open"))
     assert wall.obs.shape == (64, 3, 32, 32)
     assert wall.actions.shape == (64, 5, 2)
-    moved = {n: (e.after - e.before)[:, 0] * 32 for n, e in (("wall", wall), ("open", way))}
+    moved = {
+        n: (e.end_factors - e.start_factors)[:, 0] * 32 for n, e in (("wall", wall), ("open", way))
+    }
     assert 0.4 <= moved["wall"].min() < moved["wall"].max() <= 3
-    np.testing.assert_allclose(wall.after[:, 0], 19 / 32, rtol=1e-5)
+    np.testing.assert_allclose(wall.end_factors[:, 0], 19 / 32, rtol=1e-5)
     np.testing.assert_allclose(moved["open"], 10, rtol=1e-5)
-    for exam in (wall, way):  # the same by living it
+    for test in (wall, way):  # the same by living it
         worlds = CueCorridorVectorEnv(64)
-        obs, _ = worlds.reset(seed=0, options={"factors": exam.before})
-        np.testing.assert_array_equal(obs, exam.obs)
-        for action in exam.actions.swapaxes(0, 1):
+        obs, _ = worlds.reset(seed=0, options={"factors": test.start_factors})
+        np.testing.assert_array_equal(obs, test.obs)
+        for action in test.actions.swapaxes(0, 1):
             infos = worlds.step(action)[4]
-        np.testing.assert_allclose(infos["factors"], exam.after, atol=1e-6)
+        np.testing.assert_allclose(infos["factors"], test.end_factors, atol=1e-6)

@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 
 import envs
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
-from envs.two_rooms.rendering import draw_dot
+from envs.two_rooms.render import draw_dot
 
 
 def lived(worlds, steps, seed, actions):
@@ -26,16 +26,19 @@ def drifting(worlds, steps, seed=0):
     places = []
     worlds.reset(seed=seed)
     for _ in range(steps):
-        places.append(worlds.state.blobs.place.numpy())
-        worlds.step(worlds.walk())
+        places.append(worlds.state.distractors.position.numpy())
+        worlds.step(worlds.behaviour_action())
     return np.stack(places)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_scene_is_what_is_seen_without_distraction(variant):
-    plain, busy = (TwoRoomsVectorEnv(3, variant=variant, budget=9, distraction=n) for n in (0, 4))
-    alone = lived(plain, 25, 7, lambda _: plain.walk())
-    behind = lived(busy, 25, 7, lambda _: busy.walk())
+    plain, busy = (
+        TwoRoomsVectorEnv(3, variant=variant, max_episode_steps=9, num_distractors=n)
+        for n in (0, 4)
+    )
+    alone = lived(plain, 25, 7, lambda _: plain.behaviour_action())
+    behind = lived(busy, 25, 7, lambda _: busy.behaviour_action())
     for (obs, infos), (both, others) in zip(alone, behind, strict=True):
         np.testing.assert_array_equal(obs, both["scene"])
         np.testing.assert_array_equal(infos.pop("goal"), others.pop("goal")["scene"])
@@ -44,9 +47,9 @@ def test_the_scene_is_what_is_seen_without_distraction(variant):
 
 
 def test_a_distracted_world_lives_the_same_life_alone_and_in_a_batch():
-    many, alone = (TwoRoomsVectorEnv(n, distraction=3, budget=7) for n in (5, 1))
-    together = lived(many, 17, 40, lambda _: many.walk())
-    by_itself = lived(alone, 17, 43, lambda _: alone.walk())
+    many, alone = (TwoRoomsVectorEnv(n, num_distractors=3, max_episode_steps=7) for n in (5, 1))
+    together = lived(many, 17, 40, lambda _: many.behaviour_action())
+    by_itself = lived(alone, 17, 43, lambda _: alone.behaviour_action())
     for (obs, infos), (own_obs, own_infos) in zip(together, by_itself, strict=True):
         for seen, own in ((obs, own_obs), (infos["goal"], own_infos["goal"])):
             assert sorted(seen) == sorted(own) == ["background", "scene"]
@@ -57,7 +60,7 @@ def test_a_distracted_world_lives_the_same_life_alone_and_in_a_batch():
 def test_nothing_that_the_body_does_moves_the_background():
     backgrounds = []
     for action in (-1.0, 1.0):
-        worlds = TwoRoomsVectorEnv(4, distraction=2, budget=10)
+        worlds = TwoRoomsVectorEnv(4, num_distractors=2, max_episode_steps=10)
         push = np.full((4, 2), action, np.float32)
         told = lived(worlds, 25, 3, lambda _, push=push: push)
         backgrounds.append(np.stack([obs["background"] for obs, _ in told]))
@@ -65,10 +68,13 @@ def test_nothing_that_the_body_does_moves_the_background():
 
 
 def test_the_background_betrays_neither_dot_nor_goal():
-    worlds = TwoRoomsVectorEnv(2000, variant="random", distraction=1)
+    worlds = TwoRoomsVectorEnv(2000, variant="random", num_distractors=1)
     _, infos = worlds.reset(seed=0)
     knows = np.concatenate([infos["factors"], infos["goal_factors"][:, :2]], 1)
-    place, pace = worlds.state.blobs.place[:, 0].numpy(), worlds.state.blobs.pace[:, 0].numpy()
+    place, pace = (
+        worlds.state.distractors.position[:, 0].numpy(),
+        worlds.state.distractors.velocity[:, 0].numpy(),
+    )
     pixel = np.arange(32)
     goal = infos["goal"]["background"][:, 0].astype(float)
     there = np.stack([goal.max(1).argmax(1), goal.max(2).argmax(1)], 1)
@@ -82,9 +88,9 @@ def test_the_background_betrays_neither_dot_nor_goal():
 
 @pytest.mark.parametrize(("variant", "count"), [("random", 50), ("swm", 4)])
 def test_blobs_go_straight_and_are_thrown_back_at_the_borders(variant, count):
-    worlds = TwoRoomsVectorEnv(count, variant=variant, distraction=3, budget=200)
+    worlds = TwoRoomsVectorEnv(count, variant=variant, num_distractors=3, max_episode_steps=200)
     worlds.reset(seed=0)
-    pace, far = worlds.state.blobs.pace.numpy(), worlds.variant.canvas.size - 1
+    pace, far = worlds.state.distractors.velocity.numpy(), worlds.variant.canvas.size - 1
     places = drifting(worlds, 150)
     assert places.min() >= 0
     assert places.max() <= far
@@ -94,9 +100,9 @@ def test_blobs_go_straight_and_are_thrown_back_at_the_borders(variant, count):
 
 
 def test_every_heading_is_taken_at_speeds_up_to_a_full_step():
-    worlds = TwoRoomsVectorEnv(500, variant="random", distraction=4)
+    worlds = TwoRoomsVectorEnv(500, variant="random", num_distractors=4)
     worlds.reset(seed=0)
-    pace = worlds.state.blobs.pace.flatten(0, 1).numpy()
+    pace = worlds.state.distractors.velocity.flatten(0, 1).numpy()
     full = worlds.variant.motion.bound * worlds.variant.motion.scale
     speed = np.linalg.norm(pace, axis=1) / full
     assert np.abs(np.quantile(speed, [0, 0.25, 0.5, 0.75, 1]) - np.linspace(0, 1, 5)).max() < 0.05
@@ -104,27 +110,29 @@ def test_every_heading_is_taken_at_speeds_up_to_a_full_step():
     quadrants = np.histogram(np.arctan2(pace[:, 1], pace[:, 0]), 8, (-np.pi, np.pi))[0]
     assert quadrants.min() > 200
     assert np.abs(pace.mean(0) / full).max() < 0.04  # the fast ones go everywhere too
-    among = np.corrcoef(worlds.state.blobs.pace[:, :, 0].numpy().T)  # each has its own
+    among = np.corrcoef(worlds.state.distractors.velocity[:, :, 0].numpy().T)  # each has its own
     assert np.abs(among - np.eye(4)).max() < 0.15
 
 
 @pytest.mark.parametrize("variant", ["fixed", "swm"])
 def test_a_blob_looks_like_the_dot(variant):
-    worlds = TwoRoomsVectorEnv(6, variant=variant, distraction=1)
+    worlds = TwoRoomsVectorEnv(6, variant=variant, num_distractors=1)
     obs, _ = worlds.reset(seed=0)
-    own = draw_dot(worlds.variant.canvas, worlds.state.blobs.place[:, 0]).numpy()
+    own = draw_dot(worlds.variant.canvas, worlds.state.distractors.position[:, 0]).numpy()
     np.testing.assert_array_equal(obs["background"][:, 0], own)
-    many = TwoRoomsVectorEnv(6, variant=variant, distraction=40)
+    many = TwoRoomsVectorEnv(6, variant=variant, num_distractors=40)
     obs, _ = many.reset(seed=0)
-    parts = [draw_dot(many.variant.canvas, p).numpy() for p in many.state.blobs.place.unbind(1)]
+    parts = [
+        draw_dot(many.variant.canvas, p).numpy() for p in many.state.distractors.position.unbind(1)
+    ]
     over = obs["background"][:, 0] - np.sum(parts, 0, int).clip(max=255)
     assert np.abs(over).max() <= 10  # each part is rounded
     assert np.abs(over.mean()) < 1
 
 
 def test_blobs_live_through_an_episode_and_the_goal_shows_another_moment():
-    worlds = TwoRoomsVectorEnv(8, distraction=2, budget=5)
-    told = lived(worlds, 11, 0, lambda _: worlds.walk())
+    worlds = TwoRoomsVectorEnv(8, num_distractors=2, max_episode_steps=5)
+    told = lived(worlds, 11, 0, lambda _: worlds.behaviour_action())
     goals = np.stack([infos["goal"]["background"] for _, infos in told])
     views = np.stack([obs["background"] for obs, _ in told])
     for episode in (slice(0, 6), slice(6, 12)):
@@ -135,20 +143,20 @@ def test_blobs_live_through_an_episode_and_the_goal_shows_another_moment():
 
 
 def test_the_exams_are_sat_before_some_background():
-    plain, busy = (TwoRoomsVectorEnv(2, variant="random", distraction=n) for n in (0, 3))
-    for name, exam in busy.exams(seed=4).items():
+    plain, busy = (TwoRoomsVectorEnv(2, variant="random", num_distractors=n) for n in (0, 3))
+    for name, exam in busy.dynamics_tests(seed=4).items():
         assert exam.obs["background"].shape == (64, 1, 32, 32)
         assert len(np.unique(exam.obs["background"], axis=0)) == 64
-        np.testing.assert_array_equal(exam.obs["scene"], plain.exams(seed=4)[name].obs)
+        np.testing.assert_array_equal(exam.obs["scene"], plain.dynamics_tests(seed=4)[name].obs)
 
 
 def test_a_picture_shows_the_blobs_faintly():
-    plain, busy = (TwoRoomsVectorEnv(6, variant="random", distraction=n) for n in (0, 3))
+    plain, busy = (TwoRoomsVectorEnv(6, variant="random", num_distractors=n) for n in (0, 3))
     for worlds in (plain, busy):
         worlds.reset(seed=0)
     zoom = 320 / 32
     for place, without, picture in zip(
-        busy.state.blobs.place.numpy(), plain.render(), busy.render(), strict=True
+        busy.state.distractors.position.numpy(), plain.render(), busy.render(), strict=True
     ):
         changed = without.astype(int) - picture.astype(int)
         assert 0 < changed.max() < 130
@@ -161,17 +169,17 @@ def test_a_picture_shows_the_blobs_faintly():
 @pytest.mark.filterwarnings("ignore:.*recommend using a symmetric and normalized space")
 @pytest.mark.filterwarnings("error")
 def test_gymnasium_accepts_the_distracted_world():
-    check_env(gymnasium.make(envs.TWO_ROOMS, distraction=2, render_mode="rgb_array").unwrapped)
+    check_env(gymnasium.make(envs.TWO_ROOMS, num_distractors=2, render_mode="rgb_array").unwrapped)
 
 
 @pytest.mark.parametrize("mode", [None, "sync"])
 def test_observations_and_goals_are_in_the_space(mode):
     worlds = gymnasium.make_vec(
-        envs.TWO_ROOMS, num_envs=3, vectorization_mode=mode, variant="random", distraction=2
+        envs.TWO_ROOMS, num_envs=3, vectorization_mode=mode, variant="random", num_distractors=2
     )
     obs, infos = worlds.reset(seed=8)
     assert worlds.observation_space.contains(obs)
-    single = gymnasium.make(envs.TWO_ROOMS, variant="random", distraction=2)
+    single = gymnasium.make(envs.TWO_ROOMS, variant="random", num_distractors=2)
     own, own_infos = single.reset(seed=10)
     for part in ("scene", "background"):
         np.testing.assert_array_equal(obs[part][2], own[part])
@@ -180,15 +188,15 @@ def test_observations_and_goals_are_in_the_space(mode):
 
 
 def test_what_was_told_stays():
-    worlds = TwoRoomsVectorEnv(2, distraction=1, output="torch", budget=2)
+    worlds = TwoRoomsVectorEnv(2, num_distractors=1, output="torch", max_episode_steps=2)
     _, infos = worlds.reset(seed=0)
     infos["goal"]["background"].zero_()
     infos["goal"]["scene"].zero_()
-    again = worlds.step(worlds.walk())[4]["goal"]
+    again = worlds.step(worlds.behaviour_action())[4]["goal"]
     assert again["background"].any()
     assert again["scene"].any()
 
 
 def test_a_negative_distraction_is_refused():
-    with pytest.raises(ValueError, match="distraction"):
-        TwoRoomsVectorEnv(1, distraction=-1)
+    with pytest.raises(ValueError, match="num_distractors"):
+        TwoRoomsVectorEnv(1, num_distractors=-1)

@@ -11,9 +11,9 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
-from envs.batched import BatchedEnv, Exam, put
-from envs.chance import draw, mix
-from envs.single import SingleEnv
+from envs.rng import splitmix64, uniform
+from envs.single_env import SingleEnv
+from envs.vector_env import DynamicsTest, TorchVectorEnv, scatter
 
 
 class Place(NamedTuple):
@@ -22,35 +22,39 @@ class Place(NamedTuple):
 
 class Line(NamedTuple):
     place: Place
-    life: Tensor
+    next_key: Tensor
+    behaviour: Tensor
 
 
-class LineWorlds(BatchedEnv[Line]):
+class LineWorlds(TorchVectorEnv[Line]):
     """A dot on a line that falls off beyond 1: seen by name, over when it fell."""
 
     factor_names = ("x",)
 
-    def __init__(self, num_envs: int = 1, budget: int = 5, output: str = "numpy") -> None:
+    def __init__(
+        self, num_envs: int = 1, max_episode_steps: int = 5, output: str = "numpy"
+    ) -> None:
         super().__init__(
             num_envs,
             spaces.Dict({"x": spaces.Box(-9, 9, (1,)), "far": spaces.Box(0, 9, (1,))}),
             spaces.Box(-1, 1, (1,)),
-            budget=budget,
+            max_episode_steps=max_episode_steps,
             device="cpu",
             output=output,
             render_mode=None,
         )
 
-    def _begin(self, life: Tensor, options: dict[str, Any]) -> Line:
-        return Line(Place(draw(life, 1)[0] + options.get("shift", 0)), mix(life))
+    def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> Line:
+        place = Place(uniform(keys, 1)[0] + options.get("shift", 0))
+        return Line(place, splitmix64(keys), keys)
 
-    def _advance(self, state: Line, actions: Tensor) -> Line:
+    def _step_state(self, state: Line, actions: Tensor) -> Line:
         return state._replace(place=Place(state.place.x + actions.clamp(-1, 1)))
 
     def _observe(self, state: Line) -> dict[str, Tensor]:
         return {"x": state.place.x.clone(), "far": state.place.x.abs()}
 
-    def _tell(self, state: Line) -> dict[str, Tensor]:
+    def _info(self, state: Line) -> dict[str, Tensor]:
         return {"factors": state.place.x}
 
     def _reward(self, state: Line) -> Tensor:
@@ -59,20 +63,24 @@ class LineWorlds(BatchedEnv[Line]):
     def _terminated(self, state: Line) -> np.ndarray:
         return (state.place.x > 1)[:, 0].numpy()
 
-    def oracle(self) -> Any:
-        return self._out(-self.state.place.x)
+    def _expert(self, state: Line) -> Tensor:
+        return -state.place.x
 
-    def walk(self) -> Any:
-        return self._out(torch.ones(self.num_envs, 1))
+    def _behave(self, state: Line) -> tuple[Tensor, Tensor]:
+        return state.behaviour, torch.ones(self.num_envs, 1)
 
-    def exams(self, seed: int = 0) -> dict[str, Exam]:
+    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
         return {}
 
-    def picture_xy(self, factors: Any) -> Any:
+    def _to_pixels(self, factors: Tensor) -> Tensor:
         return factors
 
-    def render(self) -> tuple[np.ndarray, ...]:
-        return (np.zeros((320, 320, 3), np.uint8),) * self.num_envs
+    def _draw(self, state: Line) -> Tensor:
+        return torch.zeros(self.num_envs, 320, 320, 3, dtype=torch.uint8)
+
+
+class LineEnv(SingleEnv[LineWorlds]):
+    vector_env = LineWorlds
 
 
 def still(count):
@@ -99,7 +107,7 @@ def test_a_world_that_ends_early_begins_anew_alone():
     assert 0 <= worlds.state.place.x[1] < 1
     assert worlds.state.place.x[1] != born[1]
     assert torch.equal(worlds.state.place.x[[0, 2]], born[[0, 2]])
-    assert worlds._elapsed.tolist() == [2, 0, 2]
+    assert worlds._steps.tolist() == [2, 0, 2]
 
 
 def test_an_early_end_is_forgotten_by_a_reset():
@@ -138,14 +146,14 @@ def test_views_by_name_are_the_space_of_the_batch():
 
 @pytest.mark.filterwarnings("ignore:.*")
 def test_one_world_by_itself_is_the_batch_of_one():
-    single, worlds = SingleEnv(LineWorlds(1)), LineWorlds(4)
+    single, worlds = LineEnv(), LineWorlds(4)
     check_env(single, skip_render_check=True)
     own, own_infos = single.reset(seed=3)
     obs, infos = worlds.reset(seed=0)
     np.testing.assert_array_equal(own["x"], obs["x"][3])
     np.testing.assert_array_equal(own_infos["factors"], infos["factors"][3])
     assert single.factor_names == ("x",)
-    np.testing.assert_array_equal(single.oracle(), -own["x"])
+    np.testing.assert_array_equal(single.expert_action(), -own["x"])
     obs, reward, terminated, truncated, _ = single.step(np.ones(1, np.float32))
     assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
     assert terminated
@@ -153,21 +161,21 @@ def test_one_world_by_itself_is_the_batch_of_one():
 
 
 def test_rows_are_put_where_they_belong_however_deep():
-    old = Line(Place(torch.zeros(3, 1)), torch.zeros(3, dtype=torch.int64))
-    new = Line(Place(torch.tensor([[5.0]])), torch.tensor([7]))
-    both = put(old, new, torch.tensor([2]))
+    old = Line(Place(torch.zeros(3, 1)), torch.zeros(3, dtype=torch.int64), torch.zeros(3))
+    new = Line(Place(torch.tensor([[5.0]])), torch.tensor([7]), torch.zeros(1))
+    both = scatter(old, new, torch.tensor([2]))
     assert both.place.x.flatten().tolist() == [0, 0, 5]
-    assert both.life.tolist() == [0, 0, 7]
+    assert both.next_key.tolist() == [0, 0, 7]
 
 
 def test_unusable_seeds_and_actions_are_refused():
     worlds = LineWorlds(2)
     with pytest.raises(RuntimeError, match="reset"):
         worlds.step(still(2))
-    with pytest.raises(ValueError, match="3 seeds for 2"):
+    with pytest.raises(ValueError, match="3 seeds for 2 environments"):
         worlds.reset(seed=[1, 2, 3])
     worlds.reset(seed=0)
     with pytest.raises(ValueError, match="needed is"):
         worlds.step(still(3))
-    with pytest.raises(ValueError, match="world 1 is not finite"):
+    with pytest.raises(ValueError, match="environment 1 is not finite"):
         worlds.step(np.array([[0], [np.nan]], np.float32))

@@ -12,19 +12,17 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs.chance import draw, keys_of
 from envs.forage import TASKS, ForageEnv, ForageVectorEnv
-from envs.forage.experts import graze, sweep
-from envs.forage.layouts import draw_hazard, draw_layout
-from envs.forage.physics import distance, moved, towards
-from envs.forage.walks import somewhere
+from envs.forage.dynamics import distance, move, sample_hazard, sample_layout, to_action
+from envs.forage.policies import expert_eat, expert_explore, sample_target
+from envs.rng import keys_from_seeds, uniform
 
 CPU = torch.device("cpu")
 EVERY_TASK = pytest.mark.parametrize("task", TASKS)
 
 
 def layouts(count, split="all", seed=0):
-    return draw_layout(keys_of(range(seed, seed + count), CPU), split)
+    return sample_layout(keys_from_seeds(range(seed, seed + count), CPU), split)
 
 
 def world(count=1, **settings):
@@ -68,7 +66,7 @@ def beside(place, gap):
 def fortune(task, act, count=100):
     """Mean score and summed damage [B] of an episode in which `act(worlds)` acts."""
     worlds, infos = world(count, task=task)
-    for _ in range(worlds.budget):
+    for _ in range(worlds.max_episode_steps):
         *_, infos = worlds.step(act(worlds))
     return infos["score"].mean().item(), infos["damage"]
 
@@ -79,17 +77,19 @@ def at_random(worlds):
 
 
 def straight(worlds):
-    return towards(worlds.state.layout.flag - worlds.state.body)
+    return to_action(worlds.state.layout.flag - worlds.state.position)
 
 
 @EVERY_TASK
 @pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, task):
-    many, alone = (ForageVectorEnv(n, task=task, budget=40, layouts="train") for n in (5, 1))
+    many, alone = (
+        ForageVectorEnv(n, task=task, max_episode_steps=40, split="train") for n in (5, 1)
+    )
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
-        "walk": (lambda _: many.walk(), lambda _: alone.walk()),
-        "oracle": (lambda _: many.oracle(), lambda _: alone.oracle()),
+        "walk": (lambda _: many.behaviour_action(), lambda _: alone.behaviour_action()),
+        "oracle": (lambda _: many.expert_action(), lambda _: alone.expert_action()),
     }[who]
     together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
     for moment, own in zip(together, by_itself, strict=True):
@@ -100,7 +100,9 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, task):
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
     worlds = ForageVectorEnv(4)
     first, again, other = (
-        np.stack([t["factors"] for t in lived(worlds, 160, seed, lambda _: worlds.walk())])
+        np.stack(
+            [t["factors"] for t in lived(worlds, 160, seed, lambda _: worlds.behaviour_action())]
+        )
         for seed in (1, 1, 2**40)
     )
     np.testing.assert_array_equal(first, again)
@@ -108,7 +110,7 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
 
 
 def test_every_episode_has_a_layout_of_its_own():
-    worlds, _ = world(3, budget=2)
+    worlds, _ = world(3, max_episode_steps=2)
     flags = [worlds.state.layout.flag]
     for _ in range(2):
         for _ in range(3):
@@ -162,10 +164,10 @@ def test_train_and_test_never_share_a_layout_and_all_has_both():
 
 
 def test_splits_are_what_the_worlds_live_in():
-    keys = keys_of(range(50), CPU)
+    keys = keys_from_seeds(range(50), CPU)
     for split in ("train", "test"):
-        worlds, _ = world(50, layouts=split)
-        assert torch.equal(worlds.state.layout.flag, draw_layout(keys, split).flag)
+        worlds, _ = world(50, split=split)
+        assert torch.equal(worlds.state.layout.flag, sample_layout(keys, split).flag)
 
 
 def test_an_episode_begins_as_promised():
@@ -185,7 +187,7 @@ def test_a_step_costs_energy_and_nothing_else_gives_or_takes_but_food():
     worlds, infos = world(64)
     for step in range(149):
         before, eaten = infos["interoception"][:, 0], infos["eaten"]
-        *_, infos = worlds.step(worlds.walk() if step % 2 else worlds.oracle())
+        *_, infos = worlds.step(worlds.behaviour_action() if step % 2 else worlds.expert_action())
         energy, _, meal = infos["interoception"].unbind(-1)
         torch.testing.assert_close(energy, ((before - 0.02).clamp(min=0) + 0.4 * meal).clamp(max=1))
         torch.testing.assert_close(infos["eaten"], eaten + meal, atol=1e-5, rtol=0)
@@ -197,7 +199,7 @@ def test_food_grows_by_a_fortieth_and_loses_the_larger_a_share_the_nearer_the_mo
     food, eating = worlds.state.layout.food.double().numpy(), []
     for step in range(149):
         before = infos["factors"][:, 3:].double().numpy()
-        *_, infos = worlds.step(worlds.walk() if step % 3 else worlds.oracle())
+        *_, infos = worlds.step(worlds.behaviour_action() if step % 3 else worlds.expert_action())
         body, _, growth = np.split(infos["factors"].double().numpy(), [2, 3], axis=-1)
         grown = np.minimum(before + 1 / 40, 1)
         bitten = grown * np.maximum(1 - np.linalg.norm(food - body[:, None], axis=-1) / 0.12, 0)
@@ -289,7 +291,7 @@ def test_the_hazard_is_where_picture_and_view_say():
     centre = obs["body"][:, :2] + obs["hazard"][:, :2]
     torch.testing.assert_close(centre, worlds.state.layout.hazard)
     put(worlds, torch.full((12, 2), 0.5), seed=5)
-    xy = worlds.picture_xy(torch.cat([centre, infos["factors"][:, 2:]], -1))
+    xy = worlds.factors_to_pixels(torch.cat([centre, infos["factors"][:, 2:]], -1))
     for i, picture in enumerate(worlds.render()):
         red, green, blue = picture.astype(float).transpose(2, 0, 1)[:, :290]
         hurts = (red > 220) & (green < 222) & (np.abs(green - blue) < 15)
@@ -302,20 +304,20 @@ def test_the_hazard_is_where_picture_and_view_say():
 def test_the_view_leads_where_the_things_are():
     worlds, _ = world(20)
     for _ in range(30):
-        obs, *_ = worlds.step(worlds.walk())
+        obs, *_ = worlds.step(worlds.behaviour_action())
     state = worlds.state
-    torch.testing.assert_close(obs["body"], state.body)
+    torch.testing.assert_close(obs["body"], state.position)
     torch.testing.assert_close(obs["energy"], state.energy[:, None])
-    torch.testing.assert_close(state.body[:, None] + obs["food"][..., :2], state.layout.food)
+    torch.testing.assert_close(state.position[:, None] + obs["food"][..., :2], state.layout.food)
     assert torch.equal(obs["food"][..., 2], state.growth)
-    torch.testing.assert_close(state.body + obs["flag"], state.layout.flag)
+    torch.testing.assert_close(state.position + obs["flag"], state.layout.flag)
     assert torch.equal(obs["hazard"][:, 2], state.layout.radius)
 
 
 def test_a_picture_shows_the_body_where_the_factors_say_and_how_much_food_has_grown():
     worlds = ForageVectorEnv(6)
     _, infos = worlds.reset(seed=0)
-    xy = np.round(worlds.picture_xy(infos["factors"])).astype(int)
+    xy = np.round(worlds.factors_to_pixels(infos["factors"])).astype(int)
     for (x, y), picture in zip(xy, worlds.render(), strict=True):
         assert picture.shape == (320, 320, 3)
         assert picture.dtype == np.uint8
@@ -336,7 +338,7 @@ def test_a_picture_shows_each_food_as_it_is_grown(growth):
     layout = worlds.state.layout
     factors = torch.cat([layout.hazard, torch.tensor([[0.5, *growth]]).expand(6, -1)], -1)
     worlds.reset(seed=0, options={"factors": factors})
-    xy = worlds.picture_xy(layout.food).round().int()
+    xy = worlds.factors_to_pixels(layout.food).round().int()
     for picture, places in zip(worlds.render(), xy, strict=True):
         green = [picture[y, x, 1] > 60 + int(picture[y, x, 0]) for x, y in places.tolist()]
         assert green == [grown == 1 for grown in growth]
@@ -351,7 +353,7 @@ def test_the_haze_about_food_is_as_wide_as_a_mouth_reaches():
         alone = distance(place, layout.hazard) > layout.radius + 0.01
         alone &= (distance(place, layout.flag) > 0.15) & (distance(place, layout.food[:, 1]) > 0.13)
         assert alone.sum() > 8
-        x, y = worlds.picture_xy(place[alone]).round().int().T.tolist()
+        x, y = worlds.factors_to_pixels(place[alone]).round().int().T.tolist()
         seen = np.stack(worlds.render())[alone.nonzero()[:, 0], y, x]
         assert ((seen != [250, 248, 243]).any(-1) == hazy).all()
 
@@ -372,7 +374,7 @@ def test_the_body_moves_by_its_action_at_most_a_step_and_slides_at_borders():
     worlds.step(torch.tensor(actions))
     half = 0.05 / math.sqrt(2)
     ends = [[0.525, 0.49], [0.53, 0.54], [1.0, 0.53], [0.5 + half, 0.5 - half], [0.0, 1.0]]
-    torch.testing.assert_close(worlds.state.body, torch.tensor(ends))
+    torch.testing.assert_close(worlds.state.position, torch.tensor(ends))
 
 
 def test_the_reward_is_being_at_the_flag_whatever_the_task():
@@ -381,7 +383,7 @@ def test_the_reward_is_being_at_the_flag_whatever_the_task():
         flag = worlds.state.layout.flag
         put(worlds, torch.stack([flag[0], beside(flag, 0.1)[1]]))
         assert worlds.step(rest(worlds))[1].tolist() == [1, 0]
-        assert worlds.step(towards(flag - worlds.state.body))[1].tolist() == [1, 1]
+        assert worlds.step(to_action(flag - worlds.state.position))[1].tolist() == [1, 1]
 
 
 def test_success_now_and_ever_are_told_apart():
@@ -409,7 +411,7 @@ def test_exploring_counts_cells_and_staying_counts_steps():
 
 @EVERY_TASK
 def test_the_oracle_is_far_better_than_chance(task):
-    oracle, _ = fortune(task, lambda worlds: worlds.oracle())
+    oracle, _ = fortune(task, lambda worlds: worlds.expert_action())
     chance, _ = fortune(task, at_random)
     least = {"eat": 8, "flag": 1, "explore": 36, "stay": 1}[task]
     assert oracle >= least
@@ -430,20 +432,20 @@ def test_who_grazes_goes_where_most_will_have_grown_for_the_way(steps, growth, c
     side = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     layout = worlds.state.layout._replace(food=0.05 * torch.tensor(steps)[:, None] * side)
     here = torch.zeros(1, 2)
-    state = worlds.state._replace(body=here, growth=torch.tensor([growth]), layout=layout)
-    torch.testing.assert_close(graze(state), side[:, chosen])
+    state = worlds.state._replace(position=here, growth=torch.tensor([growth]), layout=layout)
+    torch.testing.assert_close(expert_eat(state), side[:, chosen])
 
 
 def test_who_grazes_seldom_goes_hungry():
     worlds, infos = world(200)
-    for _ in range(worlds.budget):
-        *_, infos = worlds.step(worlds.oracle())
+    for _ in range(worlds.max_episode_steps):
+        *_, infos = worlds.step(worlds.expert_action())
         assert infos["interoception"][:, 0].min() > 0
     assert infos["final_success"].float().mean() > 0.95
 
 
 def test_the_way_round_the_hazard_is_painless_and_the_straight_way_is_not():
-    _, careful = fortune("flag", lambda worlds: worlds.oracle(), 1000)
+    _, careful = fortune("flag", lambda worlds: worlds.expert_action(), 1000)
     score, careless = fortune("flag", straight, 1000)
     assert score == 1
     assert careful.max() < 0.1
@@ -452,10 +454,10 @@ def test_the_way_round_the_hazard_is_painless_and_the_straight_way_is_not():
 
 def test_the_way_round_the_hazard_is_no_longer_than_the_other_way_round():
     worlds, _ = world(300, task="flag")
-    layout, body = worlds.state.layout, worlds.state.body
+    layout, body = worlds.state.layout, worlds.state.position
     arrived = torch.full((300,), 999)
     for step in range(60):
-        *_, infos = worlds.step(worlds.oracle())
+        *_, infos = worlds.step(worlds.expert_action())
         arrived = torch.where(infos["final_success"] & (arrived > step), step, arrived)
     direct = distance(body, layout.flag)
     quarter = math.pi / 2 * (layout.radius + 0.02)  # half the way round at the very most
@@ -468,7 +470,7 @@ def test_a_walk_goes_everywhere_and_never_faster_than_a_body_can():
     worlds, _ = world(200)
     lengths = []
     for _ in range(149):
-        actions = worlds.walk()
+        actions = worlds.behaviour_action()
         lengths.append(actions.norm(dim=-1))
         *_, infos = worlds.step(actions)
     length = torch.stack(lengths)
@@ -482,14 +484,16 @@ def test_a_walk_goes_everywhere_and_never_faster_than_a_body_can():
 
 
 @pytest.mark.parametrize(
-    ("errands", "least", "most"), [(0.6, 0.1, 0.25), (1.0, 0.02, 0.08)], ids=["usual", "errands"]
+    ("directed_fraction", "least", "most"),
+    [(0.6, 0.1, 0.25), (1.0, 0.02, 0.08)],
+    ids=["usual", "directed"],
 )
-def test_who_walks_presses_against_every_border_now_and_then(errands, least, most):
-    worlds, _ = world(200, errands=errands)
+def test_who_walks_presses_against_every_border_now_and_then(directed_fraction, least, most):
+    worlds, _ = world(200, directed_fraction=directed_fraction)
     pressed = []
     for _ in range(149):
-        actions = worlds.walk()
-        wish = worlds.state.body + 0.05 * actions
+        actions = worlds.behaviour_action()
+        wish = worlds.state.position + 0.05 * actions
         pressed.append(torch.cat([wish < 0, wish > 1], -1))
         worlds.step(actions)
     sides = torch.stack(pressed).float()  # [steps, B, 4]
@@ -500,31 +504,35 @@ def test_who_walks_presses_against_every_border_now_and_then(errands, least, mos
 
 def test_only_errands_lead_to_the_heart_of_the_hazard():
     deep = []
-    for errands in (0.0, 1.0):
-        worlds, _ = world(200, errands=errands)
+    for directed_fraction in (0.0, 1.0):
+        worlds, _ = world(200, directed_fraction=directed_fraction)
         for _ in range(100):
-            *_, infos = worlds.step(worlds.walk())
+            *_, infos = worlds.step(worlds.behaviour_action())
             deep.append((infos["interoception"][:, 1] > 0.9).float().mean())
     assert sum(deep[100:]) > 5 * sum(deep[:100])
 
 
 def test_the_exams_tell_a_border_from_the_open():
-    worlds = ForageVectorEnv(1, layouts="test")
-    border, free = (worlds.exams(seed=4)[name] for name in ("border", "open"))
+    worlds = ForageVectorEnv(1, split="test")
+    border, free = (worlds.dynamics_tests(seed=4)[name] for name in ("border", "open"))
     space = gymnasium.vector.utils.batch_space(worlds.single_observation_space, 64)
     assert space.contains(border.obs)
     assert border.actions.shape == (64, 5, 2)
-    moved = {n: (e.after - e.before)[:, 0] for n, e in (("border", border), ("open", free))}
+    moved = {
+        n: (e.end_factors - e.start_factors)[:, 0] for n, e in (("border", border), ("open", free))
+    }
     assert moved["border"].min() >= 0.2 * 0.05 - 1e-6
     assert moved["border"].max() <= 2 * 0.05 + 1e-6
-    np.testing.assert_allclose(border.after[:, 0], 1)
+    np.testing.assert_allclose(border.end_factors[:, 0], 1)
     np.testing.assert_allclose(moved["open"], 0.25, rtol=1e-5)
-    np.testing.assert_array_equal(border.obs["body"], border.before[:, :2])
-    np.testing.assert_array_equal(border.obs["flag"], worlds.exams(seed=4)["border"].obs["flag"])
+    np.testing.assert_array_equal(border.obs["body"], border.start_factors[:, :2])
+    np.testing.assert_array_equal(
+        border.obs["flag"], worlds.dynamics_tests(seed=4)["border"].obs["flag"]
+    )
 
 
 def test_views_stay_in_their_space():
-    worlds = ForageVectorEnv(32, budget=60)
+    worlds = ForageVectorEnv(32, max_episode_steps=60)
     for told in lived(worlds, 130, 0, lambda step: noise(step, 0, 32)):
         assert worlds.observation_space.contains({name: told[name] for name in SPACES})
         assert told["interoception"].dtype == np.float32
@@ -535,10 +543,10 @@ SPACES = ("body", "energy", "food", "hazard", "flag")
 
 
 def test_episodes_end_when_the_budget_is_spent_and_feelings_begin_anew():
-    worlds, _ = world(3, budget=4)
+    worlds, _ = world(3, max_episode_steps=4)
     ends = []
     for _ in range(10):
-        obs, _, terminated, truncated, infos = worlds.step(worlds.oracle())
+        obs, _, terminated, truncated, infos = worlds.step(worlds.expert_action())
         ends.append(truncated.all().item())
         assert not terminated.any()
         if len(ends) == 5:
@@ -564,9 +572,9 @@ def test_gymnasium_accepts_the_world(task):
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
-    worlds = gymnasium.make_vec(envs.FORAGE, num_envs=3, vectorization_mode=mode, layouts="test")
+    worlds = gymnasium.make_vec(envs.FORAGE, num_envs=3, vectorization_mode=mode, split="test")
     obs, infos = worlds.reset(seed=8)
-    own, own_infos = gymnasium.make(envs.FORAGE, layouts="test").reset(seed=10)
+    own, own_infos = gymnasium.make(envs.FORAGE, split="test").reset(seed=10)
     for name in own:
         np.testing.assert_array_equal(obs[name][2], own[name])
     np.testing.assert_array_equal(infos["interoception"][2], own_infos["interoception"])
@@ -577,10 +585,10 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
     ("settings", "named"),
     [
         ({"task": "sing"}, "eat, flag, explore, stay"),
-        ({"layouts": "some"}, "train"),
+        ({"split": "some"}, "train"),
         ({"output": "jax"}, "torch"),
-        ({"budget": 0}, "budget"),
-        ({"errands": 1.5}, "errands"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
+        ({"directed_fraction": 1.5}, "directed_fraction"),
         ({"num_envs": 0}, "num_envs"),
     ],
 )
@@ -596,14 +604,14 @@ def test_unusable_factors_are_refused_by_world(wrong):
     with pytest.raises(ValueError, match=r"factors is \[2, 5\]; needed is \[3, 5\]"):
         worlds.reset(options={"factors": factors[:2]})
     factors[1, 4] = wrong
-    with pytest.raises(ValueError, match="world 1"):
+    with pytest.raises(ValueError, match="environment 1"):
         worlds.reset(options={"factors": factors})
 
 
 def test_factors_put_back_give_the_same_moment_in_the_same_layout():
     worlds, _ = world(4)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.walk())
+        obs, *_, infos = worlds.step(worlds.behaviour_action())
     again, _ = worlds.reset(seed=0, options={"factors": infos["factors"]})
     for name in obs:
         torch.testing.assert_close(obs[name], again[name])
@@ -615,7 +623,7 @@ def test_what_was_told_stays_as_it_was():
     assert isinstance(obs, dict)
     kept = {name: part.copy() for name, part in {**obs, **infos}.items()}
     for _ in range(5):
-        worlds.step(worlds.oracle())
+        worlds.step(worlds.expert_action())
     for name, part in {**obs, **infos}.items():
         np.testing.assert_array_equal(part, kept[name], err_msg=name)
 
@@ -623,14 +631,14 @@ def test_what_was_told_stays_as_it_was():
 def test_the_hazard_stays_in_the_arena_where_the_way_runs_along_a_border():
     start, flag = torch.tensor([[0.05, 0.05]]), torch.tensor([[0.05, 0.95]])
     for aside in (0.0, 0.999):
-        hazard, radius = draw_hazard(torch.tensor([[1.0, 0.5, aside]]), start, flag)
+        hazard, radius = sample_hazard(torch.tensor([[1.0, 0.5, aside]]), start, flag)
         torch.testing.assert_close(hazard, torch.tensor([[0.15, 0.5]]), atol=1e-3, rtol=0)
         torch.testing.assert_close(radius, torch.tensor([0.2]))
 
 
 def test_errands_lead_everywhere_and_to_food_twice_as_often():
-    drawn, uniform = layouts(8000), draw(keys_of(range(8000), CPU), 4)[0]
-    target = somewhere(drawn, uniform)
+    drawn, u = layouts(8000), uniform(keys_from_seeds(range(8000), CPU), 4)[0]
+    target = sample_target(drawn, u)
     at_food = distance(drawn.food, target[:, None]) == 0
     shares = [*at_food.float().mean(0).tolist()]
     shares += [(distance(p, target) == 0).float().mean() for p in (drawn.flag, drawn.hazard)]
@@ -649,9 +657,9 @@ def test_a_sweep_begins_in_the_nearest_corner():
     corner = (worlds.state.layout.start > 0.5).float()
     state = worlds.state._replace(record=blank(worlds.state.record))
     for _ in range(30):
-        state = state._replace(body=moved(state.body, sweep(state)))
+        state = state._replace(position=move(state.position, expert_explore(state)))
     middle = (corner * 5 + 0.5) / 6
-    torch.testing.assert_close(state.body, middle)
+    torch.testing.assert_close(state.position, middle)
 
 
 def blank(record):
@@ -668,15 +676,15 @@ def test_the_flag_is_reached_within_its_ring(gap, there):
 
 def test_exploring_succeeds_with_29_cells():
     worlds, _ = world(32, task="explore")
-    for _ in range(worlds.budget):
-        *_, infos = worlds.step(worlds.oracle())
+    for _ in range(worlds.max_episode_steps):
+        *_, infos = worlds.step(worlds.expert_action())
         assert ((infos["cells"] >= 29) == infos["final_success"]).all()
 
 
 def test_the_picture_frames_the_arena():
     worlds, _ = world(1)
     corners = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    (left, top), (right, bottom) = worlds.picture_xy(corners).round().int().tolist()
+    (left, top), (right, bottom) = worlds.factors_to_pixels(corners).round().int().tolist()
     picture = worlds.render()[0][:290]
     dark = (picture < 100).all(-1)
     rows, columns = dark.mean(1) > 0.8, dark.mean(0) > 0.8

@@ -48,7 +48,9 @@ def test_every_recipe_learns_goes_on_and_acts_on_a_gpu(name, tmp_path):
     for n, tensor in runs.weights(agent).items():
         assert torch.equal(tensor, runs.weights(again)[n]), n
     ours = config.evaluation.id.startswith("ami/")
-    brief = {"options": {**config.evaluation.options, "budget": 5}} if ours else {"limit": 5}
+    brief = (
+        {"options": {**config.evaluation.options, "max_episode_steps": 5}} if ours else {"limit": 5}
+    )
     short = replace(config.evaluation, **brief)
     for found in judge(agent, short, episodes=2, modes=tuple(agent.actors)).values():
         assert found["device"].startswith("cuda")

@@ -424,7 +424,7 @@ def test_what_luck_may_cost_is_imagined_by_the_world_model(mazes):
 
 def test_every_mode_pursues_the_subgoal_and_the_plan_tells_of_it(mazes):
     agent, _ = surveyed(mazes)
-    world = mazes.evaluation.build(3, goals="long")
+    world = mazes.evaluation.build(3, goal_distance="long")
     obs, info = world.reset(5)
     for mode in ("react", "plan", "auto"):
         agent.begin()

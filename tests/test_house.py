@@ -124,9 +124,10 @@ BOXES = pytest.mark.parametrize("page", sources("modules"), ids=name_of)
 
 def test_imports_are_read_as_python_reads_them():
     assert "modules.types" in ours(HOME / "modules/cost.py")
-    assert ours(HOME / "envs/two_rooms/single.py") == {
-        "envs.single",
-        "envs.two_rooms.worlds",
+    assert ours(HOME / "envs/two_rooms/policies.py") == {
+        "envs.geometry",
+        "envs.rng",
+        "envs.two_rooms.dynamics",
     }
     assert "modules.objectives" in ours(HOME / "ami_agent/losses/world_model.py")
 

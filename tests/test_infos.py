@@ -190,7 +190,7 @@ class Declares(VectorEnv):
         self.observation_space = spaces.Box(-1, 1, (num_envs, 1), f32)
         self.action_space = spaces.Box(-1, 1, (num_envs, 1), f32)
 
-    def exams(self, seed=0):
+    def dynamics_tests(self, seed=0):
         return {}
 
     def reset(self, *, seed=None, options=None):

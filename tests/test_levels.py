@@ -403,7 +403,7 @@ def test_learnt_levels_are_part_of_a_run_and_of_every_plan(tmp_path):
     assert agent.hierarchy.remembered.any()
     for name, value in agent.hierarchy.state_dict().items():
         assert torch.equal(value, again.hierarchy.state_dict()[name])
-    world = config.evaluation.build(3, goals="long")
+    world = config.evaluation.build(3, goal_distance="long")
     obs, info = world.reset(5)
     for mode in ("react", "plan", "auto"):
         agent.begin()

@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Dict, Sequence, Text
 import ami_agent as ami
 from ami_agent.life import WorldConfig
 from ami_agent.players import Scene, aimless, mind
-from envs import WORLDS
+from envs import ENVS
 from modules.configurator import Assignment
 from modules.types import UnusableInput
 
@@ -24,7 +24,7 @@ REACH = Box(-1, 1, (2,), np.float32)
 class Room(gymnasium.Env):
     """Any spaces one likes; its third observation is not a number, where it can be none."""
 
-    metadata = {"render_modes": [], "about": "A room <b>."}  # noqa: RUF012
+    metadata = {"render_modes": [], "description": "A room <b>."}  # noqa: RUF012
 
     def __init__(self, observation_space=SIGHT, action_space=REACH) -> None:
         self.observation_space, self.action_space = observation_space, action_space
@@ -136,7 +136,7 @@ def test_what_a_world_says_of_itself_is_known_however_it_is_stepped(vector):
         assert world.about == "A room <b>."
 
 
-@pytest.mark.parametrize("name", sorted(WORLDS))
+@pytest.mark.parametrize("name", sorted(ENVS))
 def test_every_world_of_ours_says_what_there_is_to_see(name):
     pytest.importorskip("mujoco")
     alone = WorldConfig(id=name, vector="sync")
@@ -150,5 +150,5 @@ def test_worlds_say_whether_they_are_always_the_same():
         with closing(WorldConfig(id=name, options=options).build(1)) as world:
             return world.about
 
-    assert about("ami/Maze-v0", maze=3) != about("ami/Maze-v0")
+    assert about("ami/Maze-v0", maze_seed=3) != about("ami/Maze-v0")
     assert about("ami/TwoRooms-v0", variant="fixed") != about("ami/TwoRooms-v0", variant="random")

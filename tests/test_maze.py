@@ -13,19 +13,25 @@ from scipy import stats
 from scipy.sparse.csgraph import connected_components, shortest_path
 
 import envs
-from envs.chance import keys_of
 from envs.maze import MAPS, MazeEnv, MazeVectorEnv
-from envs.maze.goals import BANDS, pick_one
-from envs.maze.layouts import FAR, Drawn, draw_edges, half
-from envs.maze.maps import read_map
-from envs.maze.physics import cell
+from envs.maze.dynamics import (
+    BANDS,
+    UNREACHABLE,
+    SampledMaze,
+    cell_of,
+    half_of,
+    read_map,
+    sample_index,
+    sample_split_edges,
+)
+from envs.rng import keys_from_seeds
 
 CPU = torch.device("cpu")
 RADIUS = 0.15
 
 
-def mazes(count, size=5, loops=0.0, split="all", seed=0):
-    return Drawn(size, loops, split)(keys_of(range(seed, seed + count), CPU))
+def mazes(count, size=5, loop_prob=0.0, split="all", seed=0):
+    return SampledMaze(size, loop_prob, split)(keys_from_seeds(range(seed, seed + count), CPU))
 
 
 def world(count=1, **settings):
@@ -70,24 +76,26 @@ def graph(upright, level):
 
 
 def paths(maze, i):
-    return shortest_path(graph(maze.upright[i].numpy(), maze.level[i].numpy()), unweighted=True)
+    return shortest_path(
+        graph(maze.vertical_walls[i].numpy(), maze.horizontal_walls[i].numpy()), unweighted=True
+    )
 
 
 def told_apart(maze):
     """Every maze as something that can be compared."""
-    walls = torch.cat([maze.upright.flatten(1), maze.level.flatten(1)], -1)
+    walls = torch.cat([maze.vertical_walls.flatten(1), maze.horizontal_walls.flatten(1)], -1)
     return {row.tobytes() for row in walls.numpy()}
 
 
-@pytest.mark.parametrize("settings", [{"layouts": "train"}, {"map": "medium", "senses": "state"}])
+@pytest.mark.parametrize("settings", [{"split": "train"}, {"map": "medium", "obs_type": "state"}])
 @pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, settings):
-    settings |= {"budget": 40, "goals": "medium", "errands": 0.5}
+    settings |= {"max_episode_steps": 40, "goal_distance": "medium", "directed_fraction": 0.5}
     many, alone = (MazeVectorEnv(n, **settings) for n in (5, 1))
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
-        "walk": (lambda _: many.walk(), lambda _: alone.walk()),
-        "oracle": (lambda _: many.oracle(), lambda _: alone.oracle()),
+        "walk": (lambda _: many.behaviour_action(), lambda _: alone.behaviour_action()),
+        "oracle": (lambda _: many.expert_action(), lambda _: alone.expert_action()),
     }[who]
     together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
     for moment, own in zip(together, by_itself, strict=True):
@@ -96,9 +104,11 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, settings):
 
 
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
-    worlds = MazeVectorEnv(4, budget=60)
+    worlds = MazeVectorEnv(4, max_episode_steps=60)
     first, again, other = (
-        np.stack([t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.walk())])
+        np.stack(
+            [t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.behaviour_action())]
+        )
         for seed in (1, 1, 2**40)
     )
     np.testing.assert_array_equal(first, again)
@@ -106,7 +116,7 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
 
 
 def test_every_episode_has_a_maze_of_its_own_and_worlds_end_each_by_themselves():
-    worlds, _ = world(3, budget=2)
+    worlds, _ = world(3, max_episode_steps=2)
     walls = [worlds.state.walls]
     for _ in range(2):
         for _ in range(3):
@@ -114,17 +124,17 @@ def test_every_episode_has_a_maze_of_its_own_and_worlds_end_each_by_themselves()
         walls.append(worlds.state.walls)
     assert not truncated.any()
     assert all((a != b).flatten(1).any(-1).all() for a, b in [walls[:2], walls[1:], walls[::2]])
-    worlds._elapsed[1] = 1
+    worlds._steps[1] = 1
     kept = worlds.state
     worlds.step(rest(worlds))
     worlds.step(rest(worlds))
     for part, old in zip(worlds.state.maze, kept.maze, strict=True):
         assert torch.equal(part[[0, 2]], old[[0, 2]])
-    assert not torch.equal(worlds.state.maze.far[1], kept.maze.far[1])
+    assert not torch.equal(worlds.state.maze.path_length[1], kept.maze.path_length[1])
 
 
 def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
-    worlds = MazeVectorEnv(2, budget=3)
+    worlds = MazeVectorEnv(2, max_episode_steps=3)
     _, born = worlds.reset(seed=0)
     ends = []
     for _ in range(8):
@@ -145,12 +155,14 @@ def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
 @pytest.mark.parametrize("size", [3, 4, 5, 8, 15])
 def test_a_drawn_maze_has_exactly_one_way_from_each_cell_to_each(size):
     maze = mazes(20, size)
-    openings = (~maze.upright).flatten(1).sum(-1) + (~maze.level).flatten(1).sum(-1)
+    openings = (~maze.vertical_walls).flatten(1).sum(-1) + (~maze.horizontal_walls).flatten(1).sum(
+        -1
+    )
     assert (openings == size * size - 1).all()
     for i in range(20):
-        near = graph(maze.upright[i].numpy(), maze.level[i].numpy())
+        near = graph(maze.vertical_walls[i].numpy(), maze.horizontal_walls[i].numpy())
         assert connected_components(near)[0] == 1
-    for border in (maze.upright[..., [0, -1]], maze.level[:, [0, -1]]):
+    for border in (maze.vertical_walls[..., [0, -1]], maze.horizontal_walls[:, [0, -1]]):
         assert border.all()
     assert not maze.solid.any()
 
@@ -160,38 +172,44 @@ def test_mazes_are_of_all_kinds():
     assert len(told_apart(mazes(6000, 3))) == 192
     assert len(told_apart(mazes(3000, 5))) > 2990
     maze = mazes(3000, 5)
-    for walls in (maze.upright[..., 1:-1], maze.level[:, 1:-1]):
+    for walls in (maze.vertical_walls[..., 1:-1], maze.horizontal_walls[:, 1:-1]):
         share = walls.float().mean(0)
         assert share.min() > 0.25
         assert share.max() < 0.5
-    upright, level = (w.float().mean() for w in (maze.upright[..., 1:-1], maze.level[:, 1:-1]))
+    upright, level = (
+        w.float().mean() for w in (maze.vertical_walls[..., 1:-1], maze.horizontal_walls[:, 1:-1])
+    )
     assert abs(upright - level) < 0.02
     torch.testing.assert_close(upright + level, torch.tensor(0.8), atol=1e-3, rtol=0)
 
 
 def test_loops_open_a_share_of_the_walls_that_are_left():
-    keys = keys_of(range(2000), CPU)
-    tree, looped = (draw_edges(keys, 6, loops, "all") for loops in (0.0, 0.3))
+    keys = keys_from_seeds(range(2000), CPU)
+    tree, looped = (sample_split_edges(keys, 6, loop_prob, "all") for loop_prob in (0.0, 0.3))
     assert (looped >= tree).all()
     assert looped[~tree].float().mean() == pytest.approx(0.3, abs=0.01)
 
 
-@pytest.mark.parametrize(("size", "loops"), [(3, 0.0), (3, 0.9), (5, 0.0), (7, 0.3)])
-def test_train_and_test_never_share_a_maze_and_all_has_both(size, loops):
-    told = {s: told_apart(mazes(1500, size, loops, s)) for s in ("train", "test", "all")}
+@pytest.mark.parametrize(("size", "loop_prob"), [(3, 0.0), (3, 0.9), (5, 0.0), (7, 0.3)])
+def test_train_and_test_never_share_a_maze_and_all_has_both(size, loop_prob):
+    told = {s: told_apart(mazes(1500, size, loop_prob, s)) for s in ("train", "test", "all")}
     assert not told["train"] & told["test"]
     assert min(len(told["train"]), len(told["test"])) > (5 if size == 3 else 1000)
     if size == 3:
         assert told["all"] <= told["train"] | told["test"]
-    if not loops:
-        share = half(draw_edges(keys_of(range(4000), CPU), size, loops, "all")).float().mean()
+    if not loop_prob:
+        share = (
+            half_of(sample_split_edges(keys_from_seeds(range(4000), CPU), size, loop_prob, "all"))
+            .float()
+            .mean()
+        )
         assert 0.4 < share < 0.6
 
 
 def test_splits_are_what_the_worlds_live_in():
     for split in ("train", "test"):
-        worlds, _ = world(30, layouts=split, budget=1)
-        assert torch.equal(worlds.state.maze.upright, mazes(30, split=split).upright)
+        worlds, _ = world(30, split=split, max_episode_steps=1)
+        assert torch.equal(worlds.state.maze.vertical_walls, mazes(30, split=split).vertical_walls)
         worlds.step(rest(worlds))
         worlds.step(rest(worlds))
         again = told_apart(worlds.state.maze)
@@ -200,13 +218,13 @@ def test_splits_are_what_the_worlds_live_in():
 
 
 def test_a_numbered_maze_is_the_one_its_seed_begins_with_for_everyone_and_ever():
-    worlds, _ = world(4, maze=17, budget=2, layouts="test")
+    worlds, _ = world(4, maze_seed=17, max_episode_steps=2, split="test")
     for _ in range(5):
         for part, own in zip(worlds.state.maze, mazes(1, seed=17), strict=True):
             assert torch.equal(part, own.expand_as(part))
         worlds.step(rest(worlds))
-    assert len({tuple(p) for p in worlds.state.body.place.tolist()}) == 4
-    other, _ = world(1, maze=18)
+    assert len({tuple(p) for p in worlds.state.body.position.tolist()}) == 4
+    other, _ = world(1, maze_seed=18)
     assert not torch.equal(other.state.walls[0], worlds.state.walls[0])
 
 
@@ -218,45 +236,45 @@ def test_known_maps_are_as_they_are_known():
         maze = read_map(MAPS[name], CPU)
         assert (maze.size, int((~maze.solid).sum())) == (size, free)
         assert int(maze.longest) == longest
-        near = graph(maze.upright[0].numpy(), maze.level[0].numpy())
+        near = graph(maze.vertical_walls[0].numpy(), maze.horizontal_walls[0].numpy())
         labels = connected_components(near)[1][~maze.solid.flatten().numpy()]
         assert len(set(labels)) == 1
         drawn = np.array([list(row) for row in MAPS[name].split()]) == "#"
         np.testing.assert_array_equal(maze.solid[0], drawn)
         free_pair = ~drawn[:, 1:] & ~drawn[:, :-1]
-        np.testing.assert_array_equal(~maze.upright[0, :, 1:-1], free_pair)
-        np.testing.assert_array_equal(~maze.level[0, 1:-1], ~drawn[1:] & ~drawn[:-1])
+        np.testing.assert_array_equal(~maze.vertical_walls[0, :, 1:-1], free_pair)
+        np.testing.assert_array_equal(~maze.horizontal_walls[0, 1:-1], ~drawn[1:] & ~drawn[:-1])
 
 
-@pytest.mark.parametrize(("size", "loops"), [(3, 0.0), (6, 0.0), (6, 0.3), (11, 0.1)])
-def test_ways_are_as_long_as_dijkstra_finds_them(size, loops):
-    maze = mazes(12, size, loops)
+@pytest.mark.parametrize(("size", "loop_prob"), [(3, 0.0), (6, 0.0), (6, 0.3), (11, 0.1)])
+def test_ways_are_as_long_as_dijkstra_finds_them(size, loop_prob):
+    maze = mazes(12, size, loop_prob)
     for i in range(12):
-        np.testing.assert_array_equal(maze.far[i], paths(maze, i))
+        np.testing.assert_array_equal(maze.path_length[i], paths(maze, i))
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_ways_round_solid_cells_are_as_long_as_dijkstra_finds_them(name):
     maze = read_map(MAPS[name], CPU)
     far = paths(maze, 0)
-    np.testing.assert_array_equal(maze.far[0], np.where(np.isinf(far), FAR, far))
+    np.testing.assert_array_equal(maze.path_length[0], np.where(np.isinf(far), UNREACHABLE, far))
 
 
 def ends(worlds):
     """Start and goal cells of the episodes, [B] each."""
     size = worlds.mazes.size
-    return cell(worlds.state.body.place, size), cell(worlds.state.goal, size)
+    return cell_of(worlds.state.body.position, size), cell_of(worlds.state.goal, size)
 
 
-SETTINGS = [{"size": 5}, {"size": 8, "loops": 0.2}, *({"map": name} for name in MAPS)]
+SETTINGS = [{"size": 5}, {"size": 8, "loop_prob": 0.2}, *({"map": name} for name in MAPS)]
 
 
 @pytest.mark.parametrize("goals", BANDS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_goals_are_as_far_as_their_band_says(settings, goals):
-    worlds, infos = world(600, goals=goals, **settings)
+    worlds, infos = world(600, goal_distance=goals, **settings)
     maze, (start, goal) = worlds.state.maze, ends(worlds)
-    path = maze.far[torch.arange(600), start, goal].numpy()
+    path = maze.path_length[torch.arange(600), start, goal].numpy()
     np.testing.assert_array_equal(infos["path"], path)
     longest = maze.longest.numpy()
     far = np.array([max(math.ceil(3 * n / 5), min(4, n)) for n in longest.tolist()])
@@ -281,17 +299,17 @@ def test_goals_are_as_far_as_their_band_says(settings, goals):
 
 
 def test_pairs_of_a_band_are_drawn_alike():
-    worlds, _ = world(20000, map="u", goals="long", senses="state")
+    worlds, _ = world(20000, map="u", goal_distance="long", obs_type="state")
     start, goal = ends(worlds)
     pairs, counts = np.unique((9 * start + goal).numpy(), return_counts=True)
-    far = worlds.state.maze.far[0].flatten()
-    np.testing.assert_array_equal(pairs, ((far >= 4) & (far < FAR)).nonzero().flatten())
+    far = worlds.state.maze.path_length[0].flatten()
+    np.testing.assert_array_equal(pairs, ((far >= 4) & (far < UNREACHABLE)).nonzero().flatten())
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_places_fill_the_part_of_a_cell_that_is_free():
     worlds, _ = world(4000, size=3)
-    for place in (worlds.state.body.place, worlds.state.goal):
+    for place in (worlds.state.body.position, worlds.state.goal):
         share = ((place % 1) - RADIUS) / (1 - 2 * RADIUS)
         assert share.min() >= -1e-6
         assert share.max() <= 1 + 1e-6
@@ -301,11 +319,11 @@ def test_places_fill_the_part_of_a_cell_that_is_free():
 
 def test_one_of_many_is_picked_by_weight():
     weight = torch.tensor([[0, 2, 0, 1, 1, 0]]).expand(8, -1)
-    uniform = torch.tensor([0, 0.2, 0.499, 0.5, 0.7, 0.75, 0.99, 1 - 2**-24])
-    assert pick_one(weight, uniform).tolist() == [1, 1, 1, 3, 3, 4, 4, 4]
+    u = torch.tensor([0, 0.2, 0.499, 0.5, 0.7, 0.75, 0.99, 1 - 2**-24])
+    assert sample_index(weight, u).tolist() == [1, 1, 1, 3, 3, 4, 4, 4]
 
 
-def put(worlds, place, goal, pace=(0.0, 0.0), **settings):
+def place_at(worlds, place, goal, pace=(0.0, 0.0), **settings):
     """The worlds anew, with bodies and goals at cells where a test wants them."""
     size = worlds.mazes.size
     body = [place[0] / size, place[1] / size, *pace]
@@ -316,7 +334,7 @@ def put(worlds, place, goal, pace=(0.0, 0.0), **settings):
 
 def test_success_remembers_and_final_success_does_not():
     worlds, _ = world(1, map="four-rooms")
-    _, infos = put(worlds, (1.2, 2.5), (1.5, 2.5))
+    _, infos = place_at(worlds, (1.2, 2.5), (1.5, 2.5))
     assert infos["success"].item()
     told = [worlds.step(torch.tensor([[1.0, 0.0]])) for _ in range(8)]
     near = [abs(float(t[4]["factors"][0, 0]) * 11 - 1.5) < 0.4 for t in told]
@@ -327,13 +345,13 @@ def test_success_remembers_and_final_success_does_not():
 
 
 def test_nearness_through_a_wall_is_no_success():
-    worlds, _ = world(1, map="u", senses="state")
-    _, infos = put(worlds, (2.5, 0.82), (2.5, 1.18))
+    worlds, _ = world(1, map="u", obs_type="state")
+    _, infos = place_at(worlds, (2.5, 0.82), (2.5, 1.18))
     assert infos["distance"].item() == pytest.approx(0.36, abs=1e-5)
     assert infos["final_success"].item()
     drawn, _ = world(1)
-    row, line = drawn.state.maze.upright[0, :, 1:-1].nonzero()[0].tolist()
-    _, infos = put(drawn, (line + 0.82, row + 0.5), (line + 1.18, row + 0.5))
+    row, line = drawn.state.maze.vertical_walls[0, :, 1:-1].nonzero()[0].tolist()
+    _, infos = place_at(drawn, (line + 0.82, row + 0.5), (line + 1.18, row + 0.5))
     assert infos["distance"].item() == pytest.approx(0.36, abs=1e-5)
     assert infos["path"].item() >= 3
     assert not infos["success"].item()
@@ -365,10 +383,10 @@ def test_the_image_shows_walls_bodies_and_where_bodies_came_from(settings, pixel
     for i in range(12):
         for row in range(size):
             np.testing.assert_array_equal(
-                walls[i, 6 * row + 3, : 6 * size + 1 : 6] == 255, maze.upright[i, row]
+                walls[i, 6 * row + 3, : 6 * size + 1 : 6] == 255, maze.vertical_walls[i, row]
             )
             np.testing.assert_array_equal(
-                walls[i, : 6 * size + 1 : 6, 6 * row + 3] == 255, maze.level[i, :, row]
+                walls[i, : 6 * size + 1 : 6, 6 * row + 3] == 255, maze.horizontal_walls[i, :, row]
             )
         middles = walls[i, 3 : 6 * size : 6, 3 : 6 * size : 6] == 255
         np.testing.assert_array_equal(middles, maze.solid[i])
@@ -382,7 +400,7 @@ def test_the_goal_image_is_what_one_sees_on_arrival():
 
 
 def test_the_state_is_place_and_velocity():
-    worlds = MazeVectorEnv(30, map="large", senses="state")
+    worlds = MazeVectorEnv(30, map="large", obs_type="state")
     obs, infos = worlds.reset(seed=0)
     assert not infos["goal"][:, 2:].any()
     np.testing.assert_allclose(infos["goal"][:, :2], 2 * infos["goal_factors"][:, :2] - 1)
@@ -399,10 +417,13 @@ def test_the_state_is_place_and_velocity():
 
 
 def test_a_picture_shows_body_goal_and_walls_where_the_factors_say():
-    worlds = MazeVectorEnv(6, goals="long")
+    worlds = MazeVectorEnv(6, goal_distance="long")
     _, infos = worlds.reset(seed=0)
-    body, goal = (worlds.picture_xy(infos[name]) for name in ("factors", "goal_factors"))
-    maze, lines = worlds.state.maze, worlds.picture_xy(np.arange(6)[:, None].repeat(4, 1) / 5)[:, 0]
+    body, goal = (worlds.factors_to_pixels(infos[name]) for name in ("factors", "goal_factors"))
+    maze, lines = (
+        worlds.state.maze,
+        worlds.factors_to_pixels(np.arange(6)[:, None].repeat(4, 1) / 5)[:, 0],
+    )
     line, middle = lines.round().astype(int), ((lines[1:] + lines[:-1]) / 2).round().astype(int)
     for i, picture in enumerate(worlds.render()):
         assert picture.shape == (320, 320, 3)
@@ -419,8 +440,8 @@ def test_a_picture_shows_body_goal_and_walls_where_the_factors_say():
         middles = np.ix_(middle, line)
         dark = picture.max(-1) < 70
         assert plain[middles].mean() > 0.8
-        assert (dark[middles] == maze.upright[i].numpy())[plain[middles]].all()
-        assert (maze.level[i].numpy() == dark.T[middles].T)[plain.T[middles].T].all()
+        assert (dark[middles] == maze.vertical_walls[i].numpy())[plain[middles]].all()
+        assert (maze.horizontal_walls[i].numpy() == dark.T[middles].T)[plain.T[middles].T].all()
 
 
 def test_torch_and_numpy_tell_the_same():
@@ -428,7 +449,12 @@ def test_torch_and_numpy_tell_the_same():
     for output in ("numpy", "torch"):
         worlds = MazeVectorEnv(2, output=output)
         obs, infos = worlds.reset(seed=5)
-        told[output] = (obs, infos["path"], worlds.oracle(), *worlds.step(worlds.walk())[:4])
+        told[output] = (
+            obs,
+            infos["path"],
+            worlds.expert_action(),
+            *worlds.step(worlds.behaviour_action())[:4],
+        )
     for tensor, array in zip(told["torch"], told["numpy"], strict=True):
         assert isinstance(tensor, torch.Tensor)
         assert tensor.numpy().dtype == array.dtype
@@ -436,7 +462,7 @@ def test_torch_and_numpy_tell_the_same():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("settings", [{}, {"map": "u", "senses": "state"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"map": "u", "obs_type": "state"}], ids=str)
 def test_gymnasium_accepts_the_world(settings):
     made = gymnasium.make(envs.MAZE, render_mode="rgb_array", **settings).unwrapped
     check_env(made)
@@ -446,9 +472,9 @@ def test_gymnasium_accepts_the_world(settings):
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
-    worlds = gymnasium.make_vec(envs.MAZE, num_envs=3, vectorization_mode=mode, layouts="test")
+    worlds = gymnasium.make_vec(envs.MAZE, num_envs=3, vectorization_mode=mode, split="test")
     obs, infos = worlds.reset(seed=8)
-    own, own_infos = gymnasium.make(envs.MAZE, layouts="test").reset(seed=10)
+    own, own_infos = gymnasium.make(envs.MAZE, split="test").reset(seed=10)
     np.testing.assert_array_equal(obs[2], own)
     assert infos["path"][2] == own_infos["path"]
     np.testing.assert_array_equal(infos["goal"][2], own_infos["goal"])
@@ -456,8 +482,8 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
 
 
 def test_the_budget_is_six_steps_for_each_cell_of_the_longest_way():
-    settings = [{}, {"size": 9}, {"map": "u"}, {"map": "large"}, {"budget": 7}]
-    budgets = [MazeVectorEnv(1, **s).budget for s in settings]
+    settings = [{}, {"size": 9}, {"map": "u"}, {"map": "large"}, {"max_episode_steps": 7}]
+    budgets = [MazeVectorEnv(1, **s).max_episode_steps for s in settings]
     assert budgets == [6 * 24, 6 * 80, 6 * 6, 6 * 19, 7]
 
 
@@ -465,19 +491,19 @@ def test_the_budget_is_six_steps_for_each_cell_of_the_longest_way():
     ("settings", "named"),
     [
         ({"map": "labyrinth"}, "random, u, medium, large, four-rooms"),
-        ({"layouts": "some"}, "train"),
-        ({"goals": "far"}, "any, short, medium, long"),
-        ({"senses": "smell", "map": "u"}, "image, state"),
-        ({"senses": "state"}, "can't tell drawn mazes apart"),
+        ({"split": "some"}, "train"),
+        ({"goal_distance": "far"}, "any, short, medium, long"),
+        ({"obs_type": "smell", "map": "u"}, "image, state"),
+        ({"obs_type": "state"}, "can't tell drawn mazes apart"),
         ({"output": "jax"}, "torch"),
         ({"size": 2}, "size"),
         ({"size": 16}, "size"),
-        ({"loops": -0.1}, "loops"),
-        ({"loops": 1.0}, "loops"),
-        ({"map": "u", "loops": 0.1}, "is one maze"),
-        ({"map": "u", "maze": 1}, "is one maze"),
-        ({"budget": 0}, "budget"),
-        ({"errands": 1.5}, "errands"),
+        ({"loop_prob": -0.1}, "loop_prob"),
+        ({"loop_prob": 1.0}, "loop_prob"),
+        ({"map": "u", "loop_prob": 0.1}, "is one maze"),
+        ({"map": "u", "maze_seed": 1}, "is one maze"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
+        ({"directed_fraction": 1.5}, "directed_fraction"),
         ({"num_envs": 0}, "num_envs"),
     ],
 )
@@ -496,7 +522,7 @@ def test_unusable_factors_are_refused_by_name_and_world(name):
         (0, 1.2, "fractions"),
         (1, math.nan, "fractions"),
         (2, -1.5, "terminal"),
-        (0, 0.02 / 6, "in world 1 .* wall"),
+        (0, 0.02 / 6, "in environment 1 .* wall"),
     ):
         factors = good.clone()
         factors[1, column] = wrong
@@ -504,14 +530,14 @@ def test_unusable_factors_are_refused_by_name_and_world(name):
             worlds.reset(options={name: factors})
     solid = good.clone()
     solid[2, :2] = torch.tensor([2.5, 0.5]) / 6
-    with pytest.raises(ValueError, match="in world 2"):
+    with pytest.raises(ValueError, match="in environment 2"):
         worlds.reset(options={name: solid})
 
 
 def test_factors_put_back_give_the_same_moment_in_the_same_maze():
     worlds, _ = world(4)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.oracle())
+        obs, *_, infos = worlds.step(worlds.expert_action())
     again, told = worlds.reset(
         seed=0, options={"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
     )
@@ -523,7 +549,7 @@ def test_factors_put_back_give_the_same_moment_in_the_same_maze():
 
 
 def test_where_a_user_puts_the_start_goals_are_in_the_band_as_near_as_can_be():
-    worlds, _ = world(500, map="u", goals="long")
+    worlds, _ = world(500, map="u", goal_distance="long")
     factors = torch.tensor([[2.5, 1.5, 0, 0]]).expand(500, -1) / 3  # in the middle of the way
     _, infos = worlds.reset(seed=0, options={"factors": factors})
     assert set(infos["path"].tolist()) == {3}
@@ -535,7 +561,7 @@ def test_what_was_told_stays_as_it_was():
     obs, infos = worlds.reset(seed=0)
     kept = {name: part.copy() for name, part in {"obs": obs, **infos}.items()}
     for _ in range(5):
-        worlds.step(worlds.oracle())
+        worlds.step(worlds.expert_action())
     for name, part in {"obs": obs, **infos}.items():
         np.testing.assert_array_equal(part, kept[name], err_msg=name)
 
@@ -545,5 +571,5 @@ def test_unusable_actions_are_refused_by_world():
     worlds.reset(seed=0)
     actions = np.zeros((3, 2), np.float32)
     actions[2, 1] = np.inf
-    with pytest.raises(ValueError, match="world 2"):
+    with pytest.raises(ValueError, match="environment 2"):
         worlds.step(actions)

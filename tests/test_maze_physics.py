@@ -6,23 +6,30 @@ import numpy as np
 import pytest
 import torch
 
-from envs.chance import draw, keys_of
 from envs.maze import MAPS, MazeVectorEnv
-from envs.maze.exams import WAYS
-from envs.maze.layouts import Drawn
-from envs.maze.maps import read_map
-from envs.maze.physics import Body, cell, inside, is_free, moved, resting
+from envs.maze.dynamics import (
+    PointState,
+    SampledMaze,
+    at_rest,
+    cell_of,
+    is_free,
+    read_map,
+    sample_in_cell,
+    step_points,
+)
+from envs.maze.env import DIRECTIONS
+from envs.rng import keys_from_seeds, uniform
 
 CPU = torch.device("cpu")
 RADIUS, KEPT, PUSH, TERMINAL = 0.15, 0.8, 0.06, 0.3
 
 
 def many(count, numbers=1, seed=0):
-    return draw(keys_of(range(seed, seed + count), CPU), numbers)[0]
+    return uniform(keys_from_seeds(range(seed, seed + count), CPU), numbers)[0]
 
 
-def mazes(count, size=5, loops=0.0):
-    return Drawn(size, loops, "all")(keys_of(range(count), CPU))
+def mazes(count, size=5, loop_prob=0.0):
+    return SampledMaze(size, loop_prob, "all")(keys_from_seeds(range(count), CPU))
 
 
 def overlaps(maze, place, radius=RADIUS - 2e-4):
@@ -35,8 +42,8 @@ def overlaps(maze, place, radius=RADIUS - 2e-4):
         return (low < start + torch.tensor(length)).all(-1) & (high > start).all(-1)
 
     row, line = torch.meshgrid(torch.arange(size), torch.arange(size + 1), indexing="ij")
-    upright = maze.upright & meets(torch.stack([line, row], -1), [0, 1])
-    level = maze.level & meets(torch.stack([row, line], -1).transpose(0, 1), [1, 0])
+    upright = maze.vertical_walls & meets(torch.stack([line, row], -1), [0, 1])
+    level = maze.horizontal_walls & meets(torch.stack([row, line], -1).transpose(0, 1), [1, 0])
     column = torch.stack(torch.meshgrid(*[torch.arange(size)] * 2, indexing="xy"), -1)
     solid = maze.solid & meets(column, [1, 1])
     outside = ((place < radius) | (place > size - radius)).any(-1)
@@ -46,51 +53,51 @@ def overlaps(maze, place, radius=RADIUS - 2e-4):
 def one(name, place, pace=(0.0, 0.0)):
     """A body in a map that many know."""
     place, pace = torch.tensor([place]), torch.tensor([pace])
-    return read_map(MAPS[name], CPU), Body(place, pace, place)
+    return read_map(MAPS[name], CPU), PointState(place, pace, place)
 
 
 def pushed(maze, body, action, steps):
     for _ in range(steps):
-        body = moved(maze, body, torch.tensor([action]))
+        body = step_points(maze, body, torch.tensor([action]))
     return body
 
 
-@pytest.mark.parametrize("loops", [0.0, 0.6])
+@pytest.mark.parametrize("loop_prob", [0.0, 0.6])
 @pytest.mark.parametrize("hold", [1, 12])
-def test_no_body_is_ever_in_a_wall(loops, hold):
+def test_no_body_is_ever_in_a_wall(loop_prob, hold):
     """100 000 steps, of a new action each or of held ones, which press into corners and reach the
     terminal speed."""
-    maze = mazes(500, loops=loops)
-    body = resting(inside((25 * many(500)[:, 0]).long(), 5, many(500, 2, seed=9)))
+    maze = mazes(500, loop_prob=loop_prob)
+    body = at_rest(sample_in_cell((25 * many(500)[:, 0]).long(), 5, many(500, 2, seed=9)))
     fastest = torch.zeros(())
     for step in range(200):
         actions = 3 * many(500, 2, seed=1000 * (step // hold)) - 1.5
-        body = moved(maze, body, actions)
-        assert not overlaps(maze, body.place).any()
-        assert is_free(maze, body.place).all()
-        fastest = torch.maximum(fastest, body.pace.norm(dim=-1).max())
+        body = step_points(maze, body, actions)
+        assert not overlaps(maze, body.position).any()
+        assert is_free(maze, body.position).all()
+        fastest = torch.maximum(fastest, body.velocity.norm(dim=-1).max())
     assert fastest <= TERMINAL + 1e-6
     assert fastest > (0.15, 0.28)[hold > 1]
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_nor_in_a_solid_cell(name):
-    worlds = MazeVectorEnv(200, map=name, output="torch", senses="state")
+    worlds = MazeVectorEnv(200, map=name, output="torch", obs_type="state")
     worlds.reset(seed=0)
     for step in range(300):
         worlds.step(3 * many(200, 2, seed=1000 * (step // 8)) - 1.5)
-        assert not overlaps(worlds.state.maze, worlds.state.body.place).any()
+        assert not overlaps(worlds.state.maze, worlds.state.body.position).any()
 
 
 def test_the_way_of_a_body_never_leads_through_a_wall():
     """From step to step a body comes into a neighbouring cell that is open to it, or stays."""
     maze = mazes(400)
-    body = resting(inside((25 * many(400)[:, 0]).long(), 5, many(400, 2, seed=9)))
+    body = at_rest(sample_in_cell((25 * many(400)[:, 0]).long(), 5, many(400, 2, seed=9)))
     rows, far = torch.arange(400), []
     for step in range(250):
-        here = cell(body.place, 5)
-        body = moved(maze, body, 3 * many(400, 2, seed=1000 * (step // 10)) - 1.5)
-        far.append(maze.far[rows, here, cell(body.place, 5)])
+        here = cell_of(body.position, 5)
+        body = step_points(maze, body, 3 * many(400, 2, seed=1000 * (step // 10)) - 1.5)
+        far.append(maze.path_length[rows, here, cell_of(body.position, 5)])
     assert torch.stack(far).max() <= 2  # 2: round the end of a wall, through the corner's opening
     assert (torch.stack(far) == 1).sum() > 3000
 
@@ -110,71 +117,73 @@ def test_momentum_is_kept_and_pushes_add_to_it():
     maze, body = one("four-rooms", (0.5, 2.5))
     place, pace = 0.5, 0.0
     for action in (1.0, 1.0, 0.5, 0.0, 0.0, -1.0):
-        body = moved(maze, body, torch.tensor([[action, 0.0]]))
+        body = step_points(maze, body, torch.tensor([[action, 0.0]]))
         before, pace = place, KEPT * pace + PUSH * action
         place += pace
-        torch.testing.assert_close(body.place, torch.tensor([[place, 2.5]]))
-        torch.testing.assert_close(body.pace, torch.tensor([[pace, 0.0]]))
-        torch.testing.assert_close(body.before, torch.tensor([[before, 2.5]]))
+        torch.testing.assert_close(body.position, torch.tensor([[place, 2.5]]))
+        torch.testing.assert_close(body.velocity, torch.tensor([[pace, 0.0]]))
+        torch.testing.assert_close(body.previous_position, torch.tensor([[before, 2.5]]))
 
 
 def test_full_actions_come_to_the_terminal_speed_and_longer_ones_are_no_more():
     maze, body = one("four-rooms", (0.3, 2.5))
-    assert pushed(maze, body, [9.0, 0.0], 28).pace[0, 0] == pytest.approx(TERMINAL, rel=3e-3)
-    step = pushed(maze, body, [5.0, 5.0], 1).pace
+    assert pushed(maze, body, [9.0, 0.0], 28).velocity[0, 0] == pytest.approx(TERMINAL, rel=3e-3)
+    step = pushed(maze, body, [5.0, 5.0], 1).velocity
     torch.testing.assert_close(step, torch.full((1, 2), PUSH / 2**0.5))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", DIRECTIONS)
 def test_a_wall_stops_a_body_where_they_touch_and_lets_it_slide(way):
     """Against every side of a maze without inner walls, at a slant."""
     maze, ahead = read_map("....\n" * 4, CPU), torch.tensor(way)
     slant = 0.9 * ahead + 0.4 * ahead.flip(0)
-    body = pushed(maze, resting(torch.tensor([[2.0, 2.0]])), slant.tolist(), 12)
+    body = pushed(maze, at_rest(torch.tensor([[2.0, 2.0]])), slant.tolist(), 12)
     axis = int(ahead.abs().argmax())
     side = 4 - RADIUS if ahead.sum() > 0 else RADIUS
-    assert body.place[0, axis] == pytest.approx(side, abs=1e-6)
-    assert body.pace[0, axis] == 0
-    assert body.pace[0, 1 - axis].abs() > 0.1
+    assert body.position[0, axis] == pytest.approx(side, abs=1e-6)
+    assert body.velocity[0, axis] == 0
+    assert body.velocity[0, 1 - axis].abs() > 0.1
 
 
 def test_who_was_stopped_starts_from_rest():
     maze, body = one("u", (0.5, 0.5))
     body = pushed(maze, body, [0.0, 1.0], 10)
-    assert body.pace.tolist() == [[0, 0]]
-    assert body.place[0, 1] == pytest.approx(1 - RADIUS, abs=1e-6)
-    assert pushed(maze, body, [0.0, -1.0], 1).pace[0, 1] == pytest.approx(-PUSH)
+    assert body.velocity.tolist() == [[0, 0]]
+    assert body.position[0, 1] == pytest.approx(1 - RADIUS, abs=1e-6)
+    assert pushed(maze, body, [0.0, -1.0], 1).velocity[0, 1] == pytest.approx(-PUSH)
 
 
 @pytest.mark.parametrize("y", [0.9, 1.1])
 def test_the_end_of_a_wall_stops_a_body_that_straddles_its_line(y):
     """In a maze whose only inner wall is level, from (1, 1) to (2, 1)."""
     open_maze = read_map("...\n...\n...", CPU)
-    level = open_maze.level.clone()
+    level = open_maze.horizontal_walls.clone()
     level[:, 1, 1] = True
-    maze, start = open_maze._replace(level=level), torch.tensor([[0.4, y]])
-    body = pushed(maze, resting(start), [1.0, 0.0], 20)
-    assert body.place[0, 0] == pytest.approx(1 - RADIUS, abs=1e-6)
+    maze, start = open_maze._replace(horizontal_walls=level), torch.tensor([[0.4, y]])
+    body = pushed(maze, at_rest(start), [1.0, 0.0], 20)
+    assert body.position[0, 0] == pytest.approx(1 - RADIUS, abs=1e-6)
     beside = torch.tensor([[0.4, 1.0 + 1.6 * (y - 1)]])
-    assert pushed(maze, resting(beside), [1.0, 0.0], 20).place[0, 0] > 2
-    body = pushed(maze, resting(torch.tensor([[2.6, y]])), [-1.0, 0.0], 20)
-    assert body.place[0, 0] == pytest.approx(2 + RADIUS, abs=1e-6)
-    turned = maze._replace(upright=maze.level.mT, level=maze.upright.mT)
-    body = pushed(turned, resting(start.flip(1)), [0.0, 1.0], 20)
-    assert body.place[0, 1] == pytest.approx(1 - RADIUS, abs=1e-6)
+    assert pushed(maze, at_rest(beside), [1.0, 0.0], 20).position[0, 0] > 2
+    body = pushed(maze, at_rest(torch.tensor([[2.6, y]])), [-1.0, 0.0], 20)
+    assert body.position[0, 0] == pytest.approx(2 + RADIUS, abs=1e-6)
+    turned = maze._replace(
+        vertical_walls=maze.horizontal_walls.mT, horizontal_walls=maze.vertical_walls.mT
+    )
+    body = pushed(turned, at_rest(start.flip(1)), [0.0, 1.0], 20)
+    assert body.position[0, 1] == pytest.approx(1 - RADIUS, abs=1e-6)
 
 
-MAZES = [{"size": 5}, {"size": 7}, {"size": 9}, {"size": 7, "loops": 0.3}]
+MAZES = [{"size": 5}, {"size": 7}, {"size": 9}, {"size": 7, "loop_prob": 0.3}]
 MAZES += [{"map": name} for name in MAPS]
 
 
 @pytest.mark.parametrize("settings", MAZES, ids=str)
 def test_the_oracle_reaches_the_farthest_goals_and_stays(settings):
-    worlds = MazeVectorEnv(200, goals="long", output="torch", **settings)
+    worlds = MazeVectorEnv(200, goal_distance="long", output="torch", **settings)
     _, infos = worlds.reset(seed=0)
-    path, arrived = infos["path"], torch.full((200,), worlds.budget)
-    for step in range(worlds.budget):
-        actions = worlds.oracle()
+    path, arrived = infos["path"], torch.full((200,), worlds.max_episode_steps)
+    for step in range(worlds.max_episode_steps):
+        actions = worlds.expert_action()
         assert actions.norm(dim=-1).max() <= 1.00001
         _, reward, *_, infos = worlds.step(actions)
         there = infos["final_success"]
@@ -188,35 +197,35 @@ def test_the_oracle_reaches_the_farthest_goals_and_stays(settings):
 
 @pytest.mark.parametrize("goals", ["short", "medium", "any"])
 def test_the_oracle_reaches_nearer_goals_too(goals):
-    worlds = MazeVectorEnv(400, size=7, goals=goals, output="torch")
+    worlds = MazeVectorEnv(400, size=7, goal_distance=goals, output="torch")
     worlds.reset(seed=0)
-    for _ in range(worlds.budget // 2):
-        *_, infos = worlds.step(worlds.oracle())
+    for _ in range(worlds.max_episode_steps // 2):
+        *_, infos = worlds.step(worlds.expert_action())
     assert infos["final_success"].float().mean() >= 0.99
 
 
 def strolled(steps=50, **settings):
     """Paces and actions [steps, B, 2] of walks that have been under way for a while, and how many
     cells each has been in, [B]."""
-    worlds = MazeVectorEnv(300, output="torch", budget=1000, **settings)
+    worlds = MazeVectorEnv(300, output="torch", max_episode_steps=1000, **settings)
     worlds.reset(seed=0)
     told = []
     for _ in range(30 + steps):
-        actions = worlds.walk()
+        actions = worlds.behaviour_action()
         worlds.step(actions)
         told.append(torch.stack([*worlds.state.body[:2], actions]))
     places, paces, actions = torch.stack(told, 1)[:, 30:]
     seen = torch.zeros(300, worlds.mazes.size**2, dtype=torch.bool)
     for place in places:
-        seen[torch.arange(300), cell(place, worlds.mazes.size)] = True
+        seen[torch.arange(300), cell_of(place, worlds.mazes.size)] = True
     return paces, actions, seen.sum(-1).float()
 
 
 def test_a_walk_explores_nearby_and_errands_lead_further():
     paces, actions, cells = strolled()
-    _, _, errands = strolled(errands=1.0)
+    _, _, directed_fraction = strolled(directed_fraction=1.0)
     assert 2 <= cells.median() <= 4
-    assert errands.median() >= 2 * cells.median()
+    assert directed_fraction.median() >= 2 * cells.median()
     strength = actions.norm(dim=-1)
     assert strength.max() < 1.00001
     assert 0.05 < (strength == 0).float().mean() < 0.2
@@ -228,40 +237,42 @@ def test_a_walk_explores_nearby_and_errands_lead_further():
 
 
 def test_asking_where_one_would_walk_leaves_the_body_alone():
-    worlds = MazeVectorEnv(3, errands=0.5)
+    worlds = MazeVectorEnv(3, directed_fraction=0.5)
     _, infos = worlds.reset(seed=0)
     for _ in range(5):
-        worlds.walk()
+        worlds.behaviour_action()
     *_, after = worlds.step(np.zeros((3, 2), np.float32))
     np.testing.assert_array_equal(after["factors"], infos["factors"])
 
 
-@pytest.mark.parametrize("settings", [{"layouts": "test"}, {"size": 3}, {"map": "u"}], ids=str)
+@pytest.mark.parametrize("settings", [{"split": "test"}, {"size": 3}, {"map": "u"}], ids=str)
 def test_the_exams_tell_a_wall_from_an_opening(settings):
     worlds = MazeVectorEnv(1, **settings)
-    wall, opening = (worlds.exams(seed=4)[name] for name in ("wall", "open"))
+    wall, opening = (worlds.dynamics_tests(seed=4)[name] for name in ("wall", "open"))
     space = worlds.single_observation_space.shape
     for exam in (wall, opening):
         assert exam.obs.shape == (64, *space)
         assert exam.actions.shape == (64, 5, 2)
         np.testing.assert_array_equal(np.abs(exam.actions).sum(-1), 1)
-        assert not exam.before[:, 2:].any()
+        assert not exam.start_factors[:, 2:].any()
     size = worlds.mazes.size
     moved = {}
     for name, exam in (("wall", wall), ("open", opening)):
-        way = size * (exam.after - exam.before)[:, :2]
+        way = size * (exam.end_factors - exam.start_factors)[:, :2]
         moved[name] = (way * exam.actions[:, 0]).sum(-1)
         np.testing.assert_allclose(way, moved[name][:, None] * exam.actions[:, 0], atol=1e-5)
     assert moved["wall"].min() > 0.01
     assert moved["wall"].max() <= TERMINAL + 1e-5
-    assert not np.abs(wall.after[:, 2:]).any()
-    cells = [size * e[:, :2] // 1 for e in (wall.before, wall.after)]
+    assert not np.abs(wall.end_factors[:, 2:]).any()
+    cells = [size * e[:, :2] // 1 for e in (wall.start_factors, wall.end_factors)]
     np.testing.assert_array_equal(*cells)
     free = PUSH * sum(1 - KEPT**k for k in range(1, 6)) / (1 - KEPT)
     np.testing.assert_allclose(moved["open"], free, rtol=1e-4)
-    crossed = (size * opening.after[:, :2] // 1 - size * opening.before[:, :2] // 1).sum(-1)
+    crossed = (
+        size * opening.end_factors[:, :2] // 1 - size * opening.start_factors[:, :2] // 1
+    ).sum(-1)
     np.testing.assert_array_equal(np.abs(crossed), 1)
     assert len(np.unique(wall.actions[:, 0], axis=0)) >= (2 if size > 3 else 1)
-    np.testing.assert_array_equal(wall.obs, worlds.exams(seed=4)["wall"].obs)
-    beyond = size * wall.before[:, :2] + wall.actions[:, 0]
+    np.testing.assert_array_equal(wall.obs, worlds.dynamics_tests(seed=4)["wall"].obs)
+    beyond = size * wall.start_factors[:, :2] + wall.actions[:, 0]
     assert ((beyond > 0) & (beyond < size)).all()  # between two cells, not the maze's border

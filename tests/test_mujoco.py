@@ -12,9 +12,9 @@ import torch
 
 import envs
 from ami_agent.life import WorldConfig
-from envs.chance import draw, keys_of
-from envs.mujoco import Simulator, compiled
-from envs.point_maze.walls import most, walls, written
+from envs.mujoco import Simulator, compile_model
+from envs.point_maze import max_boxes, to_mjcf, wall_boxes
+from envs.rng import keys_from_seeds, uniform
 from modules.types import UnusableInput
 
 SIZE = 3
@@ -25,12 +25,14 @@ def between(*gates):
     upright = torch.ones(SIZE, SIZE + 1, dtype=torch.bool)
     for row, line in gates:
         upright[row, line] = False
-    return compiled(written(SIZE, walls(upright, torch.ones(SIZE + 1, SIZE, dtype=torch.bool))))
+    return compile_model(
+        to_mjcf(SIZE, wall_boxes(upright, torch.ones(SIZE + 1, SIZE, dtype=torch.bool)))
+    )
 
 
 def anywhere(count):
     """Places, velocities and forces, [count, 2] each."""
-    numbers, _ = draw(keys_of(range(count), torch.device("cpu")), 6)
+    numbers, _ = uniform(keys_from_seeds(range(count), torch.device("cpu")), 6)
     place, speed, force = numbers.split(2, dim=-1)
     return 0.2 + 0.6 * place + (SIZE * place).floor(), 6 * speed - 3, 2 * force - 1
 
@@ -60,11 +62,15 @@ def test_worlds_stepped_together_are_worlds_stepped_one_by_one(threads):
 def test_all_mazes_of_a_size_have_models_of_one_size():
     """Or else what one thread remembers of one would not fit the next."""
     every_other = (torch.arange(SIZE + 1) % 2 == 0).expand(SIZE, -1)
-    stand = [[], walls(every_other, every_other.T), walls(every_other.flip(-1), every_other.T)]
-    models = [between(), *(compiled(written(SIZE, some)) for some in stand)]
+    stand = [
+        [],
+        wall_boxes(every_other, every_other.T),
+        wall_boxes(every_other.flip(-1), every_other.T),
+    ]
+    models = [between(), *(compile_model(to_mjcf(SIZE, some)) for some in stand)]
     for name in ("nq", "nv", "ngeom", "nbvh", "nbvhstatic", "narena", "signature"):
         assert len({getattr(model, name) for model in models}) == 1, name
-    assert models[0].ngeom == most(SIZE) + 1
+    assert models[0].ngeom == max_boxes(SIZE) + 1
 
 
 def test_worlds_are_known_without_mujoco():
@@ -78,5 +84,5 @@ def test_one_line_says_what_is_lacking(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(UnusableInput, match=f"{name}' can't be made: ") as told:
         WorldConfig(id=name).build(2)
-    assert "this world needs MuJoCo: pip install 'ami-agent[mujoco]'" in str(told.value)
+    assert "this environment needs MuJoCo: pip install 'ami-agent[mujoco]'" in str(told.value)
     assert "\n" not in str(told.value)

@@ -9,37 +9,42 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs.chance import draw, keys_of
+from envs.geometry import direction
 from envs.maze import MAPS
-from envs.maze.layouts import Drawn, Given
-from envs.maze.maps import read_map
-from envs.maze.physics import Body, cell, inside, resting
-from envs.maze.physics import is_free as has_room_for_a_square
-from envs.plane import direction
-from envs.point_maze import PointMazeVectorEnv
-from envs.point_maze.physics import Balls, is_free
+from envs.maze.dynamics import (
+    FixedMaze,
+    PointState,
+    SampledMaze,
+    at_rest,
+    cell_of,
+    read_map,
+    sample_in_cell,
+)
+from envs.maze.dynamics import is_free as has_room_for_a_square
+from envs.point_maze import BallPhysics, PointMazeVectorEnv, is_free
+from envs.rng import keys_from_seeds, uniform
 
 CPU = torch.device("cpu")
 BALL, WALL, KEPT, PUSH, TERMINAL = 0.12, 0.03, 0.8, 0.06, 0.3
 
 
 def many(count, numbers=1, seed=0):
-    return draw(keys_of(range(seed, seed + count), CPU), numbers)[0]
+    return uniform(keys_from_seeds(range(seed, seed + count), CPU), numbers)[0]
 
 
-def mazes(count, size=4, loops=0.0):
-    return Drawn(size, loops, "all")(keys_of(range(count), CPU))
+def mazes(count, size=4, loop_prob=0.0):
+    return SampledMaze(size, loop_prob, "all")(keys_from_seeds(range(count), CPU))
 
 
 def scattered(count):
-    """Balls at rest in mazes of 4 by 4 cells."""
-    return resting(inside((16 * many(count)[:, 0]).long(), 4, many(count, 2, seed=9)))
+    """BallPhysics at rest in mazes of 4 by 4 cells."""
+    return at_rest(sample_in_cell((16 * many(count)[:, 0]).long(), 4, many(count, 2, seed=9)))
 
 
 def gaps(maze, place):
     """[B] how far places are from the nearest wall's surface, each wall looked at by itself."""
     size, nearest = maze.size, torch.full((len(place),), torch.inf)
-    for lines, flip in ((maze.upright, False), (maze.level.mT, True)):
+    for lines, flip in ((maze.vertical_walls, False), (maze.horizontal_walls.mT, True)):
         x, y = (place.flip(-1) if flip else place).unbind(-1)
         for lane in range(size):
             for line in range(size + 1):
@@ -51,7 +56,7 @@ def gaps(maze, place):
 
 
 def known(name, count=1):
-    return Given(read_map(MAPS[name], CPU))(torch.zeros(count))
+    return FixedMaze(read_map(MAPS[name], CPU))(torch.zeros(count))
 
 
 @pytest.mark.parametrize("hold", [1, 12])
@@ -59,16 +64,16 @@ def test_no_ball_ever_comes_through_a_wall(hold):
     """12 000 steps, of a new action each or of held ones, which press into corners and reach the
     terminal speed."""
     maze, rows = mazes(120), torch.arange(120)
-    body, balls = scattered(120), Balls(4)
+    body, balls = scattered(120), BallPhysics(4)
     fastest, crossed = torch.zeros(()), 0
     for step in range(100):
-        here = cell(body.place, 4)
+        here = cell_of(body.position, 4)
         body = balls(maze, body, 3 * many(120, 2, seed=1000 * (step // hold)) - 1.5)
-        far = maze.far[rows, here, cell(body.place, 4)]
+        far = maze.path_length[rows, here, cell_of(body.position, 4)]
         assert far.max() <= 2  # 2: round the end of a wall, through the corner's opening
-        assert gaps(maze, body.place).min() > BALL - 0.03
-        assert is_free(maze, body.place).all()
-        fastest = torch.maximum(fastest, body.pace.norm(dim=-1).max())
+        assert gaps(maze, body.position).min() > BALL - 0.03
+        assert is_free(maze, body.position).all()
+        fastest = torch.maximum(fastest, body.velocity.norm(dim=-1).max())
         crossed += int((far > 0).sum())
     assert crossed > 250
     assert (0.15, 0.28)[hold > 1] < fastest <= TERMINAL + 1e-5
@@ -76,51 +81,54 @@ def test_no_ball_ever_comes_through_a_wall(hold):
 
 @pytest.mark.parametrize("angle", [0.0, 0.3, 1.0])
 def test_a_wall_stops_a_ball_at_every_speed(angle):
-    balls, maze = Balls(11), known("four-rooms", 96)
+    balls, maze = BallPhysics(11), known("four-rooms", 96)
     speed, gap = (0.01 + 0.29 * torch.linspace(0, 1, 16)).repeat(6), many(96)[:, 0] * 0.3
     place = torch.stack([11 - BALL - WALL - gap, torch.full((96,), 0.5)], -1)
     way = direction(torch.tensor(angle))
-    told = [Body(place, speed[:, None] * way, place)]
+    told = [PointState(place, speed[:, None] * way, place)]
     for _ in range(12):
         told.append(balls(maze, told[-1], way.expand(96, 2)))
-    assert max(body.place[:, 0].max() for body in told) < 11 - WALL - BALL + 0.03
-    towards = torch.stack([body.pace[:, 0] for body in told])
+    assert max(body.position[:, 0].max() for body in told) < 11 - WALL - BALL + 0.03
+    towards = torch.stack([body.velocity[:, 0] for body in told])
     assert towards.min() > -0.12 * TERMINAL  # it is thrown back by little
     assert towards[-1].abs().max() < 0.01
-    along = told[-1].pace[:, 1]  # and nothing is lost along the wall
+    along = told[-1].velocity[:, 1]  # and nothing is lost along the wall
     free = KEPT**12 * speed * way[1] + TERMINAL * (1 - KEPT**12) * way[1]
     torch.testing.assert_close(along, free, atol=1e-4, rtol=1e-4)
 
 
 def test_momentum_is_kept_and_pushes_add_to_it():
-    balls, body, pace = Balls(11), resting(torch.tensor([[1.5, 2.5]])), 0.0
+    balls, body, pace = BallPhysics(11), at_rest(torch.tensor([[1.5, 2.5]])), 0.0
     for action in (1.0, 1.0, 0.5, 0.0, 0.0, -1.0, -3.0):
-        start = body.place
+        start = body.position
         body = balls(known("four-rooms"), body, torch.tensor([[action, 0.0]]))
         tenth = [KEPT ** (k / 10) for k in range(1, 11)]
         pull = TERMINAL * max(action, -1)  # the speed that the action would come to
         way = sum(pull + (pace - pull) * share for share in tenth) / 10
         pace = KEPT * pace + PUSH * max(action, -1)
-        torch.testing.assert_close(body.pace, torch.tensor([[pace, 0.0]]))
-        torch.testing.assert_close(body.place, start + torch.tensor([[way, 0.0]]))
-        torch.testing.assert_close(body.before, start)
+        torch.testing.assert_close(body.velocity, torch.tensor([[pace, 0.0]]))
+        torch.testing.assert_close(body.position, start + torch.tensor([[way, 0.0]]))
+        torch.testing.assert_close(body.previous_position, start)
 
 
 def test_without_a_push_energy_is_lost_whatever_is_hit():
     maze = mazes(200)
-    body, balls = scattered(200), Balls(4)
-    body = body._replace(pace=0.42 * (many(200, 2, seed=5) - 0.5))
-    energy = body.pace.square().sum(-1)
+    body, balls = scattered(200), BallPhysics(4)
+    body = body._replace(velocity=0.42 * (many(200, 2, seed=5) - 0.5))
+    energy = body.velocity.square().sum(-1)
     for _ in range(25):
         body = balls(maze, body, torch.zeros(200, 2))
         energy = KEPT**2 * energy  # what a ball has that hits nothing
-        assert (body.pace.square().sum(-1) <= energy + 1e-6).all()
-    assert body.pace.abs().max() < 1e-3
+        assert (body.velocity.square().sum(-1) <= energy + 1e-6).all()
+    assert body.velocity.abs().max() < 1e-3
 
 
 def test_a_model_has_the_walls_of_its_maze_and_no_others():
-    maze = mazes(40, size=3, loops=0.3)
-    balls, many_walls = Balls(3), torch.cat([maze.upright.flatten(1), maze.level.flatten(1)], -1)
+    maze = mazes(40, size=3, loop_prob=0.3)
+    balls, many_walls = (
+        BallPhysics(3),
+        torch.cat([maze.vertical_walls.flatten(1), maze.horizontal_walls.flatten(1)], -1),
+    )
     models = balls.models(maze)
     assert len(set(map(id, models))) == len({tuple(row) for row in many_walls.tolist()})
     for model, row in zip(models, many_walls, strict=True):
@@ -129,22 +137,25 @@ def test_a_model_has_the_walls_of_its_maze_and_no_others():
         assert sides.min() == pytest.approx(2 * WALL)
         assert sides.max(-1).sum() == pytest.approx(int(row.sum()))
     assert balls.models(type(maze)(*(part[:2] for part in maze))) == models[:2]
-    assert len(balls.models.known) <= 2  # the others are gone
+    assert len(balls.models.models) <= 2  # the others are gone
 
 
 def test_what_follows_depends_on_nothing_but_what_is_given():
     """Not on who else moves, how many at once, what was before, or who does the work."""
     maze = mazes(64)
-    body = scattered(64)._replace(pace=0.4 * many(64, 2, seed=5) - 0.2)
+    body = scattered(64)._replace(velocity=0.4 * many(64, 2, seed=5) - 0.2)
     push = 2 * many(64, 2, seed=7) - 1
-    balls = Balls(4)
+    balls = BallPhysics(4)
     together = balls(maze, body, push)
     torch.set_num_threads(2)
-    shared = Balls(4)(maze, body, push)
+    shared = BallPhysics(4)(maze, body, push)
     torch.set_num_threads(1)
     for i in (0, 31, 63):
         row = slice(i, i + 1)
-        own, to = type(maze)(*(part[row] for part in maze)), Body(*(part[row] for part in body))
+        own, to = (
+            type(maze)(*(part[row] for part in maze)),
+            PointState(*(part[row] for part in body)),
+        )
         for _ in range(3):
             alone = balls(own, to, push[row])
         for a, b, c in zip(alone, together, shared, strict=True):
@@ -158,16 +169,16 @@ def test_where_there_is_room_for_a_square_there_is_room_for_a_ball():
         free, gap = is_free(maze, place), gaps(maze, place)
         assert (free >= has_room_for_a_square(maze, place)).all()
         assert (gap[free] >= BALL - 0.0301).all()
-        solid = maze.solid.flatten(1)[torch.arange(4000), cell(place, maze.size)]
+        solid = maze.solid.flatten(1)[torch.arange(4000), cell_of(place, maze.size)]
         assert not free[solid | ((place < 0) | (place > maze.size)).any(-1)].any()
 
 
 def test_a_world_lives_the_same_life_alone_and_in_a_batch():
     told = []
     for count, seed in ((4, 40), (1, 43)):
-        worlds = PointMazeVectorEnv(count, size=3, budget=30, errands=0.5)
+        worlds = PointMazeVectorEnv(count, size=3, max_episode_steps=30, directed_fraction=0.5)
         worlds.reset(seed=seed)
-        told.append([worlds.step(worlds.walk()) for _ in range(70)])
+        told.append([worlds.step(worlds.behaviour_action()) for _ in range(70)])
     for together, alone in zip(*told, strict=True):
         for a, b in zip(together[:4], alone[:4], strict=True):
             np.testing.assert_array_equal(a[3], b[0])
@@ -176,15 +187,15 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"map": "u"}, {"map": "medium"}, {"size": 4, "loops": 0.2}], ids=str
+    "settings", [{"map": "u"}, {"map": "medium"}, {"size": 4, "loop_prob": 0.2}], ids=str
 )
 def test_the_oracle_arrives_and_stays_and_a_drunkard_does_not(settings):
     shares = {}
     for who in ("oracle", "random"):
-        worlds = PointMazeVectorEnv(60, goals="long", output="torch", **settings)
+        worlds = PointMazeVectorEnv(60, goal_distance="long", output="torch", **settings)
         worlds.reset(seed=0)
-        for step in range(worlds.budget):
-            act = worlds.oracle() if who == "oracle" else 2 * many(60, 2, 1000 * step) - 1
+        for step in range(worlds.max_episode_steps):
+            act = worlds.expert_action() if who == "oracle" else 2 * many(60, 2, 1000 * step) - 1
             *_, infos = worlds.step(act)
         shares[who] = infos["final_success"].float().mean()
     assert shares["oracle"] >= 0.98
@@ -202,7 +213,7 @@ def test_success_is_near_the_goal():
 
 
 def test_the_senses_say_where_the_ball_is():
-    worlds, numbers = (PointMazeVectorEnv(12, map="medium", senses=s) for s in ("image", "state"))
+    worlds, numbers = (PointMazeVectorEnv(12, map="medium", obs_type=s) for s in ("image", "state"))
     obs, infos = worlds.reset(seed=1)
     numbers.reset(seed=1)
     places = [infos["factors"][:, :2]]
@@ -224,34 +235,40 @@ def test_factors_put_back_give_the_same_moment():
     worlds = PointMazeVectorEnv(50, size=3, output="torch")
     worlds.reset(seed=0)
     for _ in range(20):
-        *_, infos = worlds.step(worlds.walk())
+        *_, infos = worlds.step(worlds.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
     _, told = worlds.reset(seed=0, options=options)
     torch.testing.assert_close(told["factors"], infos["factors"])
     options["factors"][7, :2] = torch.tensor([0.1, 1.5]) / 3
-    with pytest.raises(ValueError, match=r"world 7 .* inside a wall"):
+    with pytest.raises(ValueError, match=r"environment 7 .* inside a wall"):
         worlds.reset(seed=0, options=options)
 
 
 def test_the_exams_tell_a_wall_from_an_opening():
     worlds = PointMazeVectorEnv(1, map="u")
     moved = {}
-    for name, exam in worlds.exams(seed=4).items():
-        moved[name] = (3 * (exam.after - exam.before)[:, :2] * exam.actions[:, 0]).sum(-1)
+    for name, exam in worlds.dynamics_tests(seed=4).items():
+        moved[name] = (3 * (exam.end_factors - exam.start_factors)[:, :2] * exam.actions[:, 0]).sum(
+            -1
+        )
     assert moved["wall"].max() < TERMINAL + 0.03
     assert moved["open"].min() > 0.55
 
 
 def test_unusable_settings_are_refused_by_name():
     for settings, named in (
-        *(({"map": "labyrinth"}, "random, u, medium"), ({"senses": "state"}, "can't tell")),
-        *(({"size": 2}, "size"), ({"goals": "far"}, "any, short"), ({"budget": 0}, "budget")),
+        *(({"map": "labyrinth"}, "random, u, medium"), ({"obs_type": "state"}, "can't tell")),
+        *(
+            ({"size": 2}, "size"),
+            ({"goal_distance": "far"}, "any, short"),
+            ({"max_episode_steps": 0}, "max_episode_steps"),
+        ),
     ):
         with pytest.raises(ValueError, match=named):
             PointMazeVectorEnv(**settings)
 
 
-@pytest.mark.parametrize("settings", [{}, {"map": "u", "senses": "state"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"map": "u", "obs_type": "state"}], ids=str)
 def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(settings):
     made = gymnasium.make(envs.POINT_MAZE, render_mode="rgb_array", **settings).unwrapped
     check_env(made)

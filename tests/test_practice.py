@@ -69,7 +69,7 @@ def test_what_is_remembered_is_what_mode_2_did(config):
 
 
 def test_a_new_episode_has_a_new_goal(config):
-    config = replace(config, practice=Practise(steps=6, options={"budget": 3}))
+    config = replace(config, practice=Practise(steps=6, options={"max_episode_steps": 3}))
     agent = experienced(config, "life")
     pupil = config.practice.begin(agent, config.world, SEED)
     goals, named = [], []  # with which each action was taken, and what the worlds named after it

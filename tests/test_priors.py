@@ -303,7 +303,9 @@ def test_what_a_level_foresees_are_its_own_macro_actions():
 
 
 def test_a_card_tells_an_agent_from_one_that_has_learnt_nothing(tiny):
-    with_world = replace(tiny, evaluation=replace(tiny.evaluation, options={"budget": 30}))
+    with_world = replace(
+        tiny, evaluation=replace(tiny.evaluation, options={"max_episode_steps": 30})
+    )
     world = with_world.evaluation.build(1)
     agent = build(with_world, world.spec, seed=3, device="cpu", worlds=1, capacity=8).eval()
     found = card(agent, with_world, 0, asked("", agent.spec))

@@ -11,19 +11,17 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs.chance import draw, keys_of
-from envs.plane import direction
-from envs.push import PushEnv, PushVectorEnv
-from envs.push.physics import Table
-from envs.push.things import Things, resting
+from envs.geometry import direction
+from envs.push import PushEnv, PushVectorEnv, TablePhysics, TableState, at_rest
+from envs.rng import keys_from_seeds, uniform
 
 CPU = torch.device("cpu")
-HAND, BLOCK, REACHED, TERMINAL, KEPT, SWIFT = 0.04, 0.07, 0.06, 0.06, 0.6, 0.08
+HAND, BLOCK, REACHED, TERMINAL, KEPT, VELOCITY_SCALE = 0.04, 0.07, 0.06, 0.06, 0.6, 0.08
 TOUCH = HAND + BLOCK
 
 
 def many(count, numbers=1, seed=0):
-    return draw(keys_of(range(seed, seed + count), CPU), numbers)[0]
+    return uniform(keys_from_seeds(range(seed, seed + count), CPU), numbers)[0]
 
 
 def begun(count, **settings):
@@ -32,45 +30,50 @@ def begun(count, **settings):
 
 
 def lively(count):
-    """Things that move, some of them as they touch."""
+    """TableState that move, some of them as they touch."""
     block = 0.3 + 0.4 * many(count, 2)
     off = TOUCH * (1 + 0.5 * many(count, 1, seed=9))
     hand = block + off * direction(2 * math.pi * many(count, seed=7)[:, 0])
-    pace = SWIFT * (many(count, 4, seed=5) - 0.5)
-    place = torch.cat([hand, block], -1)
-    return Things(place, pace, place - pace)
+    velocity = VELOCITY_SCALE * (many(count, 4, seed=5) - 0.5)
+    position = torch.cat([hand, block], -1)
+    return TableState(position, velocity, position - velocity)
 
 
 def acted(who, worlds, step):
     drunk = 2 * many(worlds.num_envs, 2, 1000 * step) - 1
-    return {"oracle": worlds.oracle, "walk": worlds.walk, "random": lambda: drunk}[who]()
+    acts = {
+        "oracle": worlds.expert_action,
+        "walk": worlds.behaviour_action,
+        "random": lambda: drunk,
+    }
+    return acts[who]()
 
 
 def test_things_at_rest_stay_and_a_hand_in_the_open_comes_to_its_terminal_speed():
-    table, things = Table(), begun(50)[0].state.things
-    for a, b in zip(table(things, torch.zeros(50, 2)), things, strict=True):
+    physics, table = TablePhysics(), begun(50)[0].state.table
+    for a, b in zip(physics(table, torch.zeros(50, 2)), table, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
-    things = resting(torch.tensor([[0.1, 0.9]]), torch.tensor([[0.5, 0.5]]))
-    pace = 0.0
+    table = at_rest(torch.tensor([[0.1, 0.9]]), torch.tensor([[0.5, 0.5]]))
+    velocity = 0.0
     for _ in range(9):
-        before, things = things, table(things, torch.tensor([[5.0, 0.0]]))  # no more than 1
-        pace = KEPT * pace + (1 - KEPT) * TERMINAL
-        torch.testing.assert_close(things.pace, torch.tensor([[pace, 0, 0, 0]]))
-        torch.testing.assert_close(things.before, before.place)
-    assert things.hand[0, 0] > 0.4
+        before, table = table, physics(table, torch.tensor([[5.0, 0.0]]))  # no more than 1
+        velocity = KEPT * velocity + (1 - KEPT) * TERMINAL
+        torch.testing.assert_close(table.velocity, torch.tensor([[velocity, 0, 0, 0]]))
+        torch.testing.assert_close(table.previous_position, before.position)
+    assert table.hand[0, 0] > 0.4
 
 
 def test_a_block_moves_where_it_is_touched_and_nowhere_else():
     worlds, *_ = begun(200)
     touched = torch.zeros(200, dtype=torch.bool)
     for step in range(60):
-        before = worlds.state.things
+        before = worlds.state.table
         worlds.step(acted("walk", worlds, step))
-        after = worlds.state.things
+        after = worlds.state.table
         way = after.block - before.block
         # no hand comes nearer in a step than two steps' way
         far = (before.hand - before.block).norm(dim=-1) > TOUCH + 2 * TERMINAL
-        still = before.pace[:, 2:].norm(dim=-1) < 1e-6
+        still = before.velocity[:, 2:].norm(dim=-1) < 1e-6
         assert way[far & still].abs().max() < 1e-5
         close = (after.hand - after.block).norm(dim=-1)
         assert close.min() > TOUCH - 0.02  # they don't go through one another
@@ -82,65 +85,65 @@ def test_a_block_moves_where_it_is_touched_and_nowhere_else():
 
 
 def test_a_push_through_the_middle_goes_straight_on_and_one_beside_it_aside():
-    table, block = Table(), torch.tensor([[0.4, 0.5]]).expand(3, 2)
+    physics, block = TablePhysics(), torch.tensor([[0.4, 0.5]]).expand(3, 2)
     beside = torch.tensor([[-TOUCH, 0.0], [-TOUCH, 0.05], [-TOUCH, -0.05]])
-    things = resting(block + beside, block)
+    table = at_rest(block + beside, block)
     for _ in range(6):
-        things = table(things, torch.tensor([[1.0, 0.0]]).expand(3, 2))
-    way = things.block - block
+        table = physics(table, torch.tensor([[1.0, 0.0]]).expand(3, 2))
+    way = table.block - block
     assert way[0, 0] > 0.1
     assert way[0, 1].abs() < 1e-5
     assert (way[1:, 0] > 0.02).all()
     assert way[1, 1] < -0.02
     torch.testing.assert_close(way[1] * torch.tensor([1.0, -1.0]), way[2], atol=1e-4, rtol=0)
-    assert things.pace[0, 0] < 0.75 * TERMINAL  # a block is heavy to push
+    assert table.velocity[0, 0] < 0.75 * TERMINAL  # a block is heavy to push
     for _ in range(4):
-        things = table(things, torch.zeros(3, 2))
-    assert things.pace[:, 2:].abs().max() < 0.002  # and soon comes to rest
+        table = physics(table, torch.zeros(3, 2))
+    assert table.velocity[:, 2:].abs().max() < 0.002  # and soon comes to rest
 
 
 def test_without_a_push_motion_is_lost():
-    table, things = Table(), lively(100)
+    physics, table = TablePhysics(), lively(100)
     mass = torch.tensor([1.0, 1.0, 0.3, 0.3])
-    left = (mass * things.pace.square()).sum(-1)
+    left = (mass * table.velocity.square()).sum(-1)
     for _ in range(12):
-        things = table(things, torch.zeros(100, 2))
-        now = (mass * things.pace.square()).sum(-1)
+        table = physics(table, torch.zeros(100, 2))
+        now = (mass * table.velocity.square()).sum(-1)
         assert (now <= left + 1e-6).all()
         left = now
     assert left.max() < 1e-6
 
 
 def test_the_rim_stops_the_block_so_that_the_hand_fits_behind_it():
-    table, block = Table(), 0.2 + 0.6 * many(300, 2)
-    things = resting(torch.full((300, 2), 0.5), block)
-    outside = (things.hand - block).norm(dim=-1) > TOUCH
-    things = Things(*(part[outside] for part in things))
-    out = torch.nn.functional.normalize(things.block - 0.5, dim=-1)
+    physics, block = TablePhysics(), 0.2 + 0.6 * many(300, 2)
+    table = at_rest(torch.full((300, 2), 0.5), block)
+    outside = (table.hand - block).norm(dim=-1) > TOUCH
+    table = TableState(*(part[outside] for part in table))
+    out = torch.nn.functional.normalize(table.block - 0.5, dim=-1)
     for _ in range(40):
-        things = table(things, out)
-    assert things.block.min() > 0.16
-    assert things.block.max() < 0.84
-    assert (things.block - 0.5).abs().amax(-1).max() > 0.3
-    assert things.hand.min() > HAND - 0.02
-    gap = torch.minimum(things.block, 1 - things.block).amin(-1) - BLOCK
+        table = physics(table, out)
+    assert table.block.min() > 0.16
+    assert table.block.max() < 0.84
+    assert (table.block - 0.5).abs().amax(-1).max() > 0.3
+    assert table.hand.min() > HAND - 0.02
+    gap = torch.minimum(table.block, 1 - table.block).amin(-1) - BLOCK
     assert gap.min() > 2 * HAND
 
 
 def test_what_follows_depends_on_nothing_but_what_is_given():
-    things, push, table = lively(64), 2 * many(64, 2, seed=7) - 1, Table()
-    together = table(things, push)
+    table, push, physics = lively(64), 2 * many(64, 2, seed=7) - 1, TablePhysics()
+    together = physics(table, push)
     for i in (0, 63):
         for _ in range(2):
-            alone = table(Things(*(part[i : i + 1] for part in things)), push[i : i + 1])
+            alone = physics(TableState(*(part[i : i + 1] for part in table)), push[i : i + 1])
         assert all(torch.equal(a[0], b[i]) for a, b in zip(alone, together, strict=True))
 
 
-@pytest.mark.parametrize("who", ["walk", "oracle"])
+@pytest.mark.parametrize("who", ["behaviour_action", "expert_action"])
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(who):
     told = []
     for count, seed in ((4, 40), (1, 43)):
-        worlds = PushVectorEnv(count, budget=30)
+        worlds = PushVectorEnv(count, max_episode_steps=30)
         worlds.reset(seed=seed)
         told.append([worlds.step(getattr(worlds, who)()) for _ in range(70)])
     for together, alone in zip(*told, strict=True):
@@ -152,8 +155,8 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(who):
 
 def test_episodes_begin_apart_and_goals_are_everywhere_within_the_rim():
     worlds, _, infos = begun(3000)
-    things, goal = worlds.state.things, worlds.state.goal
-    for one in (things, goal):
+    table, goal = worlds.state.table, worlds.state.goal
+    for one in (table, goal):
         assert (one.hand - one.block).norm(dim=-1).min() > TOUCH
         assert ((one.hand - 0.5).abs() <= 0.5 - HAND + 1e-6).all()
         assert ((one.block >= 0.2) & (one.block <= 0.8)).all()
@@ -165,15 +168,15 @@ def test_episodes_begin_apart_and_goals_are_everywhere_within_the_rim():
 
 
 def test_the_goal_is_what_is_sensed_when_the_block_has_been_pushed_there():
-    for senses in ("state", "image"):
-        worlds, _, infos = begun(100, senses=senses)
+    for obs_type in ("state", "image"):
+        worlds, _, infos = begun(100, obs_type=obs_type)
         state, factors = worlds.state, infos["goal_factors"]
         obs, told = worlds.reset(seed=0, options={"factors": factors, "goal_factors": factors})
         torch.testing.assert_close(obs, infos["goal"], atol=0, rtol=0)
         assert told["success"].all()
         _, reward, *_ = worlds.step(torch.zeros(100, 2))
         assert (reward == 1).all()  # and all stays as it is
-        way, push = state.goal.block - state.things.block, state.goal.block - state.goal.hand
+        way, push = state.goal.block - state.table.block, state.goal.block - state.goal.hand
         assert torch.cosine_similarity(way, push).min() > 1 - 1e-4
 
 
@@ -195,7 +198,7 @@ def test_the_oracle_pushes_the_block_there_and_nobody_else_does():
     shares = {}
     for who in ("oracle", "walk", "random"):
         worlds, *_ = begun(300)
-        for step in range(worlds.budget):
+        for step in range(worlds.max_episode_steps):
             _, reward, *_, infos = worlds.step(acted(who, worlds, step))
             assert torch.equal(reward, infos["final_success"].float())
         shares[who] = infos["final_success"].float().mean()
@@ -206,21 +209,21 @@ def test_the_oracle_pushes_the_block_there_and_nobody_else_does():
 
 def test_walks_play_with_the_block_and_errands_more_so():
     pushed = {}
-    for errands in (0.0, 0.7):
-        worlds, *_ = begun(300, errands=errands)
+    for directed_fraction in (0.0, 0.7):
+        worlds, *_ = begun(300, directed_fraction=directed_fraction)
         moved = torch.zeros(300)
         for _ in range(50):
-            before = worlds.state.things.block
-            worlds.step(worlds.walk())
-            moved += (worlds.state.things.block - before).norm(dim=-1) > 1e-3
-        pushed[errands] = (moved > 0).float().mean(), moved.mean() / 50
+            before = worlds.state.table.block
+            worlds.step(worlds.behaviour_action())
+            moved += (worlds.state.table.block - before).norm(dim=-1) > 1e-3
+        pushed[directed_fraction] = (moved > 0).float().mean(), moved.mean() / 50
     assert pushed[0.7][0] > 0.8
     assert pushed[0.7][1] > 0.1
     assert pushed[0.0][1] < 0.5 * pushed[0.7][1]
 
 
 def test_the_senses_say_where_things_are():
-    worlds, numbers = (PushVectorEnv(12, senses=s) for s in ("image", "state"))
+    worlds, numbers = (PushVectorEnv(12, obs_type=s) for s in ("image", "state"))
     worlds.reset(seed=1)
     numbers.reset(seed=1)
     for step in range(12):
@@ -229,27 +232,29 @@ def test_the_senses_say_where_things_are():
         state = numbers.step(push)[0]
         assert worlds.observation_space.contains(obs)
         assert numbers.observation_space.contains(state)
-        things = worlds.state.things
-        np.testing.assert_allclose((state[:, :4] + 1) / 2, things.place, atol=1e-6)
-        np.testing.assert_allclose(SWIFT * state[:, 4:], things.pace, atol=1e-6)
-        spots = torch.cat([things.place, things.before], -1).unflatten(-1, (4, 2))
+        table = worlds.state.table
+        np.testing.assert_allclose((state[:, :4] + 1) / 2, table.position, atol=1e-6)
+        np.testing.assert_allclose(VELOCITY_SCALE * state[:, 4:], table.velocity, atol=1e-6)
+        spots = torch.cat([table.position, table.previous_position], -1).unflatten(-1, (4, 2))
         grid = torch.arange(32.0)
-        for i in range(4):  # each a spot about its place
+        for i in range(4):  # each a spot about its position
             image = torch.from_numpy(obs[:, i]).float()
             mass = image.sum((1, 2))
             x, y = (image.sum(1) @ grid / mass, image.sum(2) @ grid / mass)
             inner = ((spots[:, i] > 0.2) & (spots[:, i] < 0.8)).all(-1)
             found = torch.stack([x, y], -1)[inner] / 31
             torch.testing.assert_close(found, spots[:, i][inner], atol=0.01, rtol=0)
-    for place, picture in zip(worlds.picture_xy(infos["factors"]), worlds.render(), strict=True):
-        x, y = place.round().astype(int)
+    for position, picture in zip(
+        worlds.factors_to_pixels(infos["factors"]), worlds.render(), strict=True
+    ):
+        x, y = position.round().astype(int)
         assert picture[y, x].astype(int)[2] - picture[y, x].astype(int)[0] > 150
 
 
 def test_factors_put_back_give_the_same_moment_and_others_are_refused():
     worlds, *_ = begun(50)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.walk())
+        obs, *_, infos = worlds.step(worlds.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
     again, told = worlds.reset(seed=0, options=options)
     torch.testing.assert_close(again, obs, atol=1e-6, rtol=0)
@@ -259,7 +264,7 @@ def test_factors_put_back_give_the_same_moment_and_others_are_refused():
         "within the rim": torch.tensor([0.5, 0.5, 0.1, 0.5, 0, 0, 0, 0]),
         "on the table": torch.tensor([1.0, 0.5, 0.5, 0.5, 0, 0, 0, 0]),
         "velocities": torch.tensor([0.2, 0.5, 0.5, 0.5, 0, 1.2, 0, 0]),
-        "world 7": torch.tensor([0.2, 0.5, math.nan, 0.5, 0, 0, 0, 0]),
+        "environment 7": torch.tensor([0.2, 0.5, math.nan, 0.5, 0, 0, 0, 0]),
     }
     for named, row in wrong.items():
         factors = infos["factors"].clone()
@@ -271,9 +276,9 @@ def test_factors_put_back_give_the_same_moment_and_others_are_refused():
 
 
 def test_the_exams_push_the_block_and_pass_it_by():
-    exams = PushVectorEnv(1).exams(seed=4)
-    way = {name: (exam.after - exam.before)[:, [0, 2]] for name, exam in exams.items()}
-    assert (exams["block"].actions == exams["open"].actions).all()
+    tests = PushVectorEnv(1).dynamics_tests(seed=4)
+    way = {name: (test.end_factors - test.start_factors)[:, [0, 2]] for name, test in tests.items()}
+    assert (tests["block"].actions == tests["open"].actions).all()
     assert not way["open"][:, 1].any()
     assert way["block"][:, 1].min() > 0.05
     assert way["block"][:, 0].max() < 0.7 * way["open"][:, 0].min()
@@ -281,17 +286,21 @@ def test_the_exams_push_the_block_and_pass_it_by():
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [({"senses": "smell"}, "state, image"), ({"budget": 0}, "budget"), ({"errands": 2}, "errands")],
+    [
+        ({"obs_type": "smell"}, "state, image"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
+        ({"directed_fraction": 2}, "directed_fraction"),
+    ],
 )
 def test_unusable_settings_are_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=named):
         PushVectorEnv(**settings)
 
 
-@pytest.mark.parametrize("senses", ["state", "image"])
-def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(senses):
-    made = gymnasium.make(envs.PUSH, render_mode="rgb_array", senses=senses).unwrapped
+@pytest.mark.parametrize("obs_type", ["state", "image"])
+def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(obs_type):
+    made = gymnasium.make(envs.PUSH, render_mode="rgb_array", obs_type=obs_type).unwrapped
     check_env(made)
     assert isinstance(made, PushEnv)
-    worlds = gymnasium.make_vec(envs.PUSH, num_envs=3, senses=senses)
+    worlds = gymnasium.make_vec(envs.PUSH, num_envs=3, obs_type=obs_type)
     np.testing.assert_array_equal(worlds.reset(seed=8)[0][2], made.reset(seed=10)[0])

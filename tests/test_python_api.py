@@ -345,7 +345,9 @@ def goal_agent(config: Config, kind: str) -> Agent:
 @pytest.fixture(scope="module")
 def config() -> Config:
     small_one = small(recipes.two_rooms())
-    return replace(small_one, evaluation=replace(small_one.evaluation, options={"budget": 40}))
+    return replace(
+        small_one, evaluation=replace(small_one.evaluation, options={"max_episode_steps": 40})
+    )
 
 
 def lived(agent: Agent, obs, goal, seed: int, mode: str, steps: int = 4):

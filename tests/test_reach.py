@@ -12,32 +12,43 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs
-from envs.chance import draw, keys_of
-from envs.reach import ReachEnv, ReachVectorEnv
-from envs.reach.arms import BEND, Arm, bent, fingertip, joints, reaching, resting
-from envs.reach.physics import MJCF, Arms
-from envs.reach.states import draw_angles, draw_goal
+from envs.reach import (
+    MAX_BEND,
+    MJCF,
+    ArmPhysics,
+    ArmState,
+    ReachEnv,
+    ReachVectorEnv,
+    angles_from_points,
+    at_rest,
+    fingertip,
+    inverse_kinematics,
+    joint_positions,
+    sample_angles,
+    sample_goal,
+)
+from envs.rng import keys_from_seeds, uniform
 
 CPU = torch.device("cpu")
-TERMINAL, SWIFT = 0.3, 0.9
+TERMINAL, VELOCITY_SCALE = 0.3, 0.9
 
 
 def many(count, numbers=1, seed=0):
-    return draw(keys_of(range(seed, seed + count), CPU), numbers)[0]
+    return uniform(keys_from_seeds(range(seed, seed + count), CPU), numbers)[0]
 
 
 def lively(count):
-    """Arms that move."""
-    angle, pace = draw_angles(many(count, 2)), 0.6 * many(count, 2, seed=5) - 0.3
-    return Arm(angle, pace, angle - pace)
+    """ArmPhysics that move."""
+    angle, velocity = sample_angles(many(count, 2)), 0.6 * many(count, 2, seed=5) - 0.3
+    return ArmState(angle, velocity, angle - velocity)
 
 
 def energy(arm):
     """[B] of their motion, as MuJoCo reckons it: half the speed times mass times the speed."""
     model = mujoco.MjModel.from_xml_string(MJCF)
     data, told = mujoco.MjData(model), []
-    for angle, pace in zip(arm.angle, arm.pace, strict=True):
-        data.qpos[:], data.qvel[:] = angle, 10 * pace
+    for angle, velocity in zip(arm.angle, arm.velocity, strict=True):
+        data.qpos[:], data.qvel[:] = angle, 10 * velocity
         mujoco.mj_forward(model, data)
         mass = np.zeros((2, 2))
         for i, one in enumerate(np.eye(2)):
@@ -48,8 +59,8 @@ def energy(arm):
 
 def test_elbow_and_fingertip_are_where_mujoco_puts_them():
     model = mujoco.MjModel.from_xml_string(MJCF)
-    data, angle = mujoco.MjData(model), draw_angles(many(50, 2))
-    for own, pair in zip(joints(angle), angle, strict=True):
+    data, angle = mujoco.MjData(model), sample_angles(many(50, 2))
+    for own, pair in zip(joint_positions(angle), angle, strict=True):
         data.qpos[:] = pair
         mujoco.mj_kinematics(model, data)
         elbow, way = data.xpos[2], data.xmat[2].reshape(3, 3)[:, 0]
@@ -58,24 +69,26 @@ def test_elbow_and_fingertip_are_where_mujoco_puts_them():
 
 
 def test_angles_reach_for_places_with_the_elbow_to_either_side():
-    angle = draw_angles(many(2000, 2))
+    angle = sample_angles(many(2000, 2))
     place = fingertip(angle)
     for side in (-1.0, 1.0):
-        found = reaching(place, torch.full((2000,), side))
+        found = inverse_kinematics(place, torch.full((2000,), side))
         torch.testing.assert_close(fingertip(found), place, atol=1e-5, rtol=0)
         assert (side * found[:, 1] >= 0).all()
-        assert (found[:, 1].abs() <= BEND).all()
+        assert (found[:, 1].abs() <= MAX_BEND).all()
         assert (found[:, 0].abs() <= math.pi + 1e-6).all()
-    torch.testing.assert_close(bent(*joints(angle).unbind(1)), angle, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        angles_from_points(*joint_positions(angle).unbind(1)), angle, atol=1e-4, rtol=0
+    )
     far = torch.tensor([[3.0, 4.0], [0.0, 0.01]])  # out of reach: as near as may be
-    near = fingertip(reaching(far, torch.ones(2)))
+    near = fingertip(inverse_kinematics(far, torch.ones(2)))
     torch.testing.assert_close(near[0], far[0] / 5, atol=1e-3, rtol=0)
-    assert near[1].norm().item() == pytest.approx(math.cos(BEND / 2), abs=1e-5)
+    assert near[1].norm().item() == pytest.approx(math.cos(MAX_BEND / 2), abs=1e-5)
 
 
 def test_goals_are_everywhere_in_reach_but_not_where_the_fingertip_is():
-    tip = fingertip(draw_angles(many(5000, 2)))
-    angle = draw_goal(tip, many(5000, 17, seed=3))
+    tip = fingertip(sample_angles(many(5000, 2)))
+    angle = sample_goal(tip, many(5000, 17, seed=3))
     place = fingertip(angle)
     assert (place - tip).norm(dim=-1).min() >= 0.25 - 1e-5
     reach = place.norm(dim=-1)
@@ -85,9 +98,9 @@ def test_goals_are_everywhere_in_reach_but_not_where_the_fingertip_is():
     assert place.mean(0).abs().max() < 0.05
 
 
-@pytest.mark.parametrize("senses", ["state", "image"])
-def test_the_goal_is_what_is_sensed_when_the_fingertip_is_there(senses):
-    worlds = ReachVectorEnv(200, senses=senses, output="torch")
+@pytest.mark.parametrize("obs_type", ["state", "image"])
+def test_the_goal_is_what_is_sensed_when_the_fingertip_is_there(obs_type):
+    worlds = ReachVectorEnv(200, obs_type=obs_type, output="torch")
     _, infos = worlds.reset(seed=2)
     obs, told = worlds.reset(seed=2, options={"factors": infos["goal_factors"]})
     torch.testing.assert_close(obs.float(), infos["goal"].float(), atol=1, rtol=0)
@@ -104,7 +117,7 @@ def test_the_goal_is_what_is_sensed_when_the_fingertip_is_there(senses):
 
 
 def test_an_arm_at_rest_stays_and_one_that_moves_slows_down():
-    arms, arm = Arms(), resting(draw_angles(many(50, 2)))
+    arms, arm = ArmPhysics(), at_rest(sample_angles(many(50, 2)))
     for a, b in zip(arms(arm, torch.zeros(50, 2)), arm, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
     arm = lively(60)
@@ -118,43 +131,43 @@ def test_an_arm_at_rest_stays_and_one_that_moves_slows_down():
 
 
 def test_a_shoulder_comes_to_the_terminal_speed_and_one_link_throws_the_other():
-    arms, start = Arms(), resting(torch.zeros(1, 2))
+    arms, start = ArmPhysics(), at_rest(torch.zeros(1, 2))
     thrown = arms(start, torch.tensor([[1.0, 0.0]]))
-    assert thrown.pace[0, 0] > 0.1
-    assert thrown.pace[0, 1] < -0.1
-    torch.testing.assert_close(thrown.before, start.angle)
+    assert thrown.velocity[0, 0] > 0.1
+    assert thrown.velocity[0, 1] < -0.1
+    torch.testing.assert_close(thrown.previous_angle, start.angle)
     arm = start
     for _ in range(120):
         arm = arms(arm, torch.tensor([[5.0, 0.0]]))  # no more than 1
         assert arm.angle[0, 0].abs() <= math.pi + 1e-6  # all the way round
-    assert arm.pace[0].tolist() == pytest.approx([TERMINAL, 0], abs=0.01)
+    assert arm.velocity[0].tolist() == pytest.approx([TERMINAL, 0], abs=0.01)
 
 
 def test_an_elbow_bends_so_far_and_no_further():
-    arms, arm = Arms(), lively(300)
+    arms, arm = ArmPhysics(), lively(300)
     widest = torch.zeros(())
     for step in range(100):
         torque = (4 * many(300, 2, seed=1000 * (step // 10)) - 2).clamp(-1, 1)
         arm = arms(arm, torque)
         widest = torch.maximum(widest, arm.angle[:, 1].abs().max())
-        assert arm.pace.abs().max() < SWIFT
-    assert BEND - 0.01 < widest < BEND + 0.06
+        assert arm.velocity.abs().max() < VELOCITY_SCALE
+    assert MAX_BEND - 0.01 < widest < MAX_BEND + 0.06
 
 
 def test_what_follows_depends_on_nothing_but_what_is_given():
-    arm, torque, arms = lively(64), 2 * many(64, 2, seed=7) - 1, Arms()
+    arm, torque, arms = lively(64), 2 * many(64, 2, seed=7) - 1, ArmPhysics()
     together = arms(arm, torque)
     for i in (0, 63):
         for _ in range(2):
-            alone = arms(Arm(*(part[i : i + 1] for part in arm)), torque[i : i + 1])
+            alone = arms(ArmState(*(part[i : i + 1] for part in arm)), torque[i : i + 1])
         assert all(torch.equal(a[0], b[i]) for a, b in zip(alone, together, strict=True))
 
 
-@pytest.mark.parametrize("who", ["walk", "oracle"])
+@pytest.mark.parametrize("who", ["behaviour_action", "expert_action"])
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(who):
     told = []
     for count, seed in ((4, 40), (1, 43)):
-        worlds = ReachVectorEnv(count, budget=30)
+        worlds = ReachVectorEnv(count, max_episode_steps=30)
         worlds.reset(seed=seed)
         told.append([worlds.step(getattr(worlds, who)()) for _ in range(70)])
     for together, alone in zip(*told, strict=True):
@@ -169,9 +182,13 @@ def test_the_oracle_reaches_and_rests_there_and_nobody_else_does():
     for who in ("oracle", "walk", "random"):
         worlds = ReachVectorEnv(300, output="torch")
         worlds.reset(seed=0)
-        for step in range(worlds.budget):
+        for step in range(worlds.max_episode_steps):
             drunk = 2 * many(300, 2, 1000 * step) - 1
-            acts = {"oracle": worlds.oracle, "walk": worlds.walk, "random": lambda d=drunk: d}
+            acts = {
+                "oracle": worlds.expert_action,
+                "walk": worlds.behaviour_action,
+                "random": lambda d=drunk: d,
+            }
             _, reward, *_, infos = worlds.step(acts[who]())
             assert torch.equal(reward, infos["final_success"].float())
         shares[who] = infos["final_success"].float().mean()
@@ -183,7 +200,7 @@ def test_the_oracle_reaches_and_rests_there_and_nobody_else_does():
 
 
 def test_the_senses_say_where_the_arm_is():
-    worlds, numbers = (ReachVectorEnv(12, senses=s) for s in ("image", "state"))
+    worlds, numbers = (ReachVectorEnv(12, obs_type=s) for s in ("image", "state"))
     worlds.reset(seed=1)
     numbers.reset(seed=1)
     for step in range(12):
@@ -192,18 +209,22 @@ def test_the_senses_say_where_the_arm_is():
         state = numbers.step(torque)[0]
         assert worlds.observation_space.contains(obs)
         assert numbers.observation_space.contains(state)
-        now, before = worlds.state.arm.angle, worlds.state.arm.before
+        now, before = worlds.state.arm.angle, worlds.state.arm.previous_angle
         np.testing.assert_allclose(state[:, :2], now.cos(), atol=1e-6)
         np.testing.assert_allclose(state[:, 2:4], now.sin(), atol=1e-6)
-        np.testing.assert_allclose(SWIFT * state[:, 4:], worlds.state.arm.pace, atol=1e-5)
+        np.testing.assert_allclose(
+            VELOCITY_SCALE * state[:, 4:], worlds.state.arm.velocity, atol=1e-5
+        )
         for image, angle in ((obs[:, 0], now), (obs[:, 1], before)):
-            elbow, tip = joints(angle).unbind(1)
+            elbow, tip = joint_positions(angle).unbind(1)
             for share in torch.linspace(0, 1, 5):  # bright along both links
                 for place in (share * elbow, torch.lerp(elbow, tip, share)):
                     x, y = ((place / 1.05 + 1) * 15.5).round().long().T
                     assert image[np.arange(12), y, x].min() > 150
             assert image.reshape(12, -1).mean(-1).max() < 25  # and dark elsewhere
-    for place, picture in zip(worlds.picture_xy(infos["factors"]), worlds.render(), strict=True):
+    for place, picture in zip(
+        worlds.factors_to_pixels(infos["factors"]), worlds.render(), strict=True
+    ):
         x, y = place.round().astype(int)
         assert picture[y, x].astype(int)[2] - picture[y, x].astype(int)[0] > 150
 
@@ -212,13 +233,13 @@ def test_factors_put_back_give_the_same_moment_and_others_are_refused():
     worlds = ReachVectorEnv(50, output="torch")
     worlds.reset(seed=0)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.walk())
+        obs, *_, infos = worlds.step(worlds.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
     again, told = worlds.reset(seed=0, options=options)
     torch.testing.assert_close(again, obs, atol=1e-5, rtol=0)
     torch.testing.assert_close(told["distance"], infos["distance"], atol=1e-5, rtol=0)
-    for column, wrong, named in ((0, 0.9, "world 7 no arm"), (5, 1.2, "velocities"),
-                                 (2, math.nan, "world 7 no arm")):  # fmt: skip
+    for column, wrong, named in ((0, 0.9, "environment 7 no arm"), (5, 1.2, "velocities"),
+                                 (2, math.nan, "environment 7 no arm")):  # fmt: skip
         factors = infos["factors"].clone()
         factors[7, column] = wrong
         with pytest.raises(ValueError, match=f"goal_factors: .*{named}"):
@@ -228,25 +249,26 @@ def test_factors_put_back_give_the_same_moment_and_others_are_refused():
 
 
 def test_the_exams_move_the_fingertip_to_the_right():
-    for name, exam in ReachVectorEnv(1).exams(seed=4).items():
+    for name, test in ReachVectorEnv(1).dynamics_tests(seed=4).items():
         column = ("shoulder", "elbow").index(name)
-        assert (np.abs(exam.actions[..., column]) == 1).all()
-        assert not exam.actions[..., 1 - column].any()
-        assert (exam.after - exam.before)[:, 0].mean() > 0.05
+        assert (np.abs(test.actions[..., column]) == 1).all()
+        assert not test.actions[..., 1 - column].any()
+        assert (test.end_factors - test.start_factors)[:, 0].mean() > 0.05
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"senses": "smell"}, "state, image"), ({"budget": 0}, "budget")]
+    ("settings", "named"),
+    [({"obs_type": "smell"}, "state, image"), ({"max_episode_steps": 0}, "max_episode_steps")],
 )
 def test_unusable_settings_are_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=named):
         ReachVectorEnv(**settings)
 
 
-@pytest.mark.parametrize("senses", ["state", "image"])
-def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(senses):
-    made = gymnasium.make(envs.REACH, render_mode="rgb_array", senses=senses).unwrapped
+@pytest.mark.parametrize("obs_type", ["state", "image"])
+def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(obs_type):
+    made = gymnasium.make(envs.REACH, render_mode="rgb_array", obs_type=obs_type).unwrapped
     check_env(made)
     assert isinstance(made, ReachEnv)
-    worlds = gymnasium.make_vec(envs.REACH, num_envs=3, senses=senses)
+    worlds = gymnasium.make_vec(envs.REACH, num_envs=3, obs_type=obs_type)
     np.testing.assert_array_equal(worlds.reset(seed=8)[0][2], made.reset(seed=10)[0])

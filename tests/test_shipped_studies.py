@@ -51,7 +51,9 @@ def test_what_stands_beside_a_setting_is_what_it_means():
     config = ami.recipes.two_rooms()
     assert "(inverse dynamics)" in meaning(config, "objective.weights.inverse")
     assert meaning(config, "planner.is").startswith("Adam on the actions of several proposals")
-    assert meaning(config, "world.options.budget").startswith("Further keyword arguments")
+    assert meaning(config, "world.options.max_episode_steps").startswith(
+        "Further keyword arguments"
+    )
     assert meaning(config, "nothing.of.that") == ""
 
 

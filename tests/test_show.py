@@ -36,7 +36,7 @@ from modules.hierarchy import LandmarkGraph
 from modules.types import Gains, UnusableInput
 
 STEPS = 4
-WORLD = replace(two_rooms().evaluation, options={"budget": STEPS})
+WORLD = replace(two_rooms().evaluation, options={"max_episode_steps": STEPS})
 REACH = Assignment(aim="world")
 
 

@@ -32,7 +32,7 @@ LASTS = 4
 
 @pytest.fixture
 def world():
-    return WorldConfig(id="ami/TwoRooms-v0", options={"budget": LASTS})
+    return WorldConfig(id="ami/TwoRooms-v0", options={"max_episode_steps": LASTS})
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from modules.latents import GaussianLatent
 from modules.planners import CEM
 
 STEPS = 5
-WORLD = replace(two_rooms().evaluation, options={"budget": STEPS})
+WORLD = replace(two_rooms().evaluation, options={"max_episode_steps": STEPS})
 REACH = Assignment(aim="world")
 
 
@@ -395,7 +395,9 @@ def test_what_levels_above_hope_for_is_drawn_and_how_they_find_it_is_told(tmp_pa
     with torch.no_grad():
         states = agent.perceive(obs)
     agent.hierarchy.chart(states, states[None], states[:, None])
-    out = show(agent, replace(WORLD, options={"budget": 1}), tmp_path, episodes=1, seed=3)
+    out = show(
+        agent, replace(WORLD, options={"max_episode_steps": 1}), tmp_path, episodes=1, seed=3
+    )
     parts = Parts(out.read_text(encoding="utf-8"))
     (chapter,) = parts.story["chapters"]
     (act,) = chapter["acts"]

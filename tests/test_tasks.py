@@ -37,7 +37,9 @@ FELT = {"energy", "damage", "meal"}
 
 def brief(config: Config) -> Config:
     """Short episodes, short thoughts."""
-    world = replace(config.evaluation, options={**config.evaluation.options, "budget": BUDGET})
+    world = replace(
+        config.evaluation, options={**config.evaluation.options, "max_episode_steps": BUDGET}
+    )
     planner = replace(config.planner, horizon=3, steps=2, warm_steps=1)
     return replace(small(config), evaluation=world, planner=planner)
 
@@ -68,7 +70,7 @@ def assert_estimate(figure: dict[str, Any]) -> None:
 def test_eval_judges_the_task_it_is_told(forager, tmp_path, capsys, task):
     found = judged(forager, tmp_path / "eval.json", "--task", task)
     assert (found["recipe"], found["task"]) == ("forage", task)
-    assert found["options"] == {"layouts": "test", "budget": BUDGET, "task": task}
+    assert found["options"] == {"split": "test", "max_episode_steps": BUDGET, "task": task}
     assert found["deliberated"] == 1
     assert found["violated"] == 0
     assert set(found["baselines"]) == {"random", "oracle"}
@@ -159,7 +161,7 @@ def test_drives_that_nobody_knows_or_this_body_cannot_feel_are_refused(config, c
     [
         (["--drives", "hunger", "greed"], "no drive is called 'greed'; there are hunger, pain"),
         (["--drives", "pain"], "no cost is called 'hunger'; there are reach, effort"),
-        (["--world.options.layouts", "moon"], "choose one of all, train, test"),
+        (["--world.options.split", "moon"], "choose one of all, train, test"),
         (["--objective.primed", "-1"], "primed is -1"),
         (["--auto.tolerance", "-1"], "tolerance is -1"),
         (["--foresee.length", "300"], "foresee.length is 300, but a life has 205 steps"),
@@ -195,6 +197,6 @@ def test_the_clock_of_one_world_alone_runs_in_episodes_that_are_judged(forager, 
     told = []
     begin = agent.begin
     monkeypatch.setattr(agent, "begin", lambda fresh=None: (told.append(1), begin(fresh)))
-    world = replace(brief(recipes.forage()).evaluation, options={"budget": 20})
+    world = replace(brief(recipes.forage()).evaluation, options={"max_episode_steps": 20})
     latency(agent, world, "react", agent.assigned("flag"), 0, actions=30)
     assert len(told) == 2 * 2  # 40 steps each way, 20 to an episode

@@ -157,7 +157,7 @@ def test_a_stage_that_has_not_begun_may_be_changed_on_resume(tiny, tmp_path):
     run = tmp_path / "run"
     assert isinstance(tiny.distil, Distil)
     stopped(tiny, run, "distil")
-    changed = replace(tiny, distil=replace(tiny.distil, steps=4, options={"budget": 30}))
+    changed = replace(tiny, distil=replace(tiny.distil, steps=4, options={"max_episode_steps": 30}))
     agent = train(changed, out=run, resume=True)
     assert runs.config_of(run) == changed
     notes = runs.manifest_of(run)["changed on resume"]

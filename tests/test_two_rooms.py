@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import envs
-from envs.chance import draw, keys_of
+from envs.rng import keys_from_seeds, uniform
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
-from envs.two_rooms.physics import is_free, place_in_room, rebound, slide, stop
+from envs.two_rooms.dynamics import is_free, rebound, sample_in_room, slide, stop
+from envs.two_rooms.env import sample_initial
 from envs.two_rooms.policies import next_waypoint
-from envs.two_rooms.states import conceive
-from envs.two_rooms.variants import table
+from envs.two_rooms.variants import layout_table
 
 CPU = torch.device("cpu")
 EVERY = pytest.mark.parametrize("variant", VARIANTS)
@@ -33,7 +33,9 @@ def crosses_solid(arena, layout, start, end):
 
 
 def births(variant, count, seed=0):
-    return conceive(variant, table(variant, "all"), keys_of(range(seed, seed + count), CPU))
+    return sample_initial(
+        variant, layout_table(variant, "all"), keys_from_seeds(range(seed, seed + count), CPU)
+    )
 
 
 def lived(worlds, steps, seed, actions):
@@ -52,8 +54,8 @@ def noise(step, start, count):
 
 @pytest.mark.parametrize("variant", ["fixed", "eb-random"])
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(variant):
-    many = TwoRoomsVectorEnv(5, variant=variant, budget=7)
-    alone = TwoRoomsVectorEnv(1, variant=variant, budget=7)
+    many = TwoRoomsVectorEnv(5, variant=variant, max_episode_steps=7)
+    alone = TwoRoomsVectorEnv(1, variant=variant, max_episode_steps=7)
     together = lived(many, 17, 40, lambda step: noise(step, 0, 5))
     by_itself = lived(alone, 17, 43, lambda step: noise(step, 3, 1))
     for (obs, infos), (own_obs, own_infos) in zip(together, by_itself, strict=True):
@@ -65,7 +67,9 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(variant):
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
     worlds = TwoRoomsVectorEnv(4, variant="random")
     first, again, other = (
-        np.stack([i["factors"] for _, i in lived(worlds, 30, seed, lambda _: worlds.walk())])
+        np.stack(
+            [i["factors"] for _, i in lived(worlds, 30, seed, lambda _: worlds.behaviour_action())]
+        )
         for seed in (1, 1, 2**40)
     )
     np.testing.assert_array_equal(first, again)
@@ -79,8 +83,8 @@ def test_a_dot_never_passes_the_wall_or_leaves_the_arena(variant, contact, lengt
     variant = VARIANTS[variant]
     start, _, layout = births(variant, 300)
     for step in range(8):
-        uniform, _ = draw(keys_of(range(300 * step, 300 * step + 300), CPU), 2)
-        move = length * (2 * uniform - 1)
+        u, _ = uniform(keys_from_seeds(range(300 * step, 300 * step + 300), CPU), 2)
+        move = length * (2 * u - 1)
         end = contact(variant.arena, start, move, layout)
         assert is_free(variant.arena, end, layout).all()
         if contact is stop:  # the others bend, so their chord may cut a corner
@@ -129,15 +133,15 @@ def test_no_action_moves_further_than_the_variant_allows(action):
 @EVERY
 def test_the_oracle_always_arrives_well_before_time_runs_out(variant):
     variant = VARIANTS[variant]
-    rows = table(variant, "all")
+    rows = layout_table(variant, "all")
     layouts = rows.repeat(-(-300 // len(rows)), 1)  # every layout, 300 episodes at least
-    keys = keys_of(range(len(layouts)), CPU)
-    uniform, _ = draw(keys, 3)
-    position = place_in_room(variant.arena, layouts, uniform[:, 0] < 0.5, uniform[:, 1:])
+    keys = keys_from_seeds(range(len(layouts)), CPU)
+    u, _ = uniform(keys, 3)
+    position = sample_in_room(variant.arena, layouts, u[:, 0] < 0.5, u[:, 1:])
     goal = variant.goal(variant, position, layouts, keys)
-    for _ in range(variant.budget * 3 // 4):
+    for _ in range(variant.max_episode_steps * 3 // 4):
         waypoint = next_waypoint(variant.arena, position, goal, layouts)
-        move = variant.motion.move(variant.motion.towards(waypoint - position))
+        move = variant.motion.move(variant.motion.to_action(waypoint - position))
         position = variant.motion.contact(variant.arena, position, move, layouts)
     assert (position - goal).norm(dim=-1).max() < 0.01
 
@@ -145,8 +149,8 @@ def test_the_oracle_always_arrives_well_before_time_runs_out(variant):
 def test_the_oracle_of_a_world_succeeds_and_keeps_to_the_disk():
     worlds = TwoRoomsVectorEnv(64, variant="random")
     worlds.reset(seed=0)
-    for _ in range(worlds.budget):
-        action = worlds.oracle()
+    for _ in range(worlds.max_episode_steps):
+        action = worlds.expert_action()
         assert np.linalg.norm(action, axis=1).max() <= 1.00001
         _, reward, _, truncated, infos = worlds.step(action)
     assert infos["success"].all()
@@ -165,10 +169,10 @@ def test_gymnasium_accepts_the_world(variant):
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
     worlds = gymnasium.make_vec(
-        envs.TWO_ROOMS, num_envs=3, vectorization_mode=mode, variant="random", layouts="test"
+        envs.TWO_ROOMS, num_envs=3, vectorization_mode=mode, variant="random", split="test"
     )
     obs, infos = worlds.reset(seed=8)
-    single = gymnasium.make(envs.TWO_ROOMS, variant="random", layouts="test")
+    single = gymnasium.make(envs.TWO_ROOMS, variant="random", split="test")
     own_obs, own_infos = single.reset(seed=10)
     np.testing.assert_array_equal(obs[2], own_obs)
     np.testing.assert_allclose(infos["distance"][2], own_infos["distance"], rtol=1e-6)
@@ -176,7 +180,7 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
 
 
 def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
-    worlds = TwoRoomsVectorEnv(2, budget=3)
+    worlds = TwoRoomsVectorEnv(2, max_episode_steps=3)
     _, born = worlds.reset(seed=0)
     full = np.ones((2, 2), dtype=np.float32)
     ends = []
@@ -190,15 +194,17 @@ def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
             assert not truncated.any()
             assert not reward.any()
             goal = worlds.state.goal
-            start = conceive(worlds.variant, table(worlds.variant, "all"), keys_of([0, 1], CPU))
+            start = sample_initial(
+                worlds.variant, layout_table(worlds.variant, "all"), keys_from_seeds([0, 1], CPU)
+            )
             assert not torch.equal(goal, start.goal)
     assert ends == [False, False, True] * 2 + [False, False]
 
 
 def test_worlds_end_and_begin_each_by_themselves():
-    worlds = TwoRoomsVectorEnv(3, budget=4)
+    worlds = TwoRoomsVectorEnv(3, max_episode_steps=4)
     worlds.reset(seed=0)
-    worlds._elapsed[1] = 2
+    worlds._steps[1] = 2
     told = [worlds.step(np.zeros((3, 2), np.float32))[3].tolist() for _ in range(5)]
     middle = [False, True, False, False, False]
     others = [False, False, False, True, False]
@@ -217,12 +223,14 @@ def test_success_remembers_and_final_success_does_not():
 
 @pytest.mark.parametrize("name", ["random", "eb-random"])
 def test_held_out_layouts_are_never_trained_on(name):
-    rows = {s: {tuple(r) for r in table(VARIANTS[name], s).tolist()} for s in ("train", "test")}
+    rows = {
+        s: {tuple(r) for r in layout_table(VARIANTS[name], s).tolist()} for s in ("train", "test")
+    }
     assert not rows["train"] & rows["test"]
     assert len(rows["train"] | rows["test"]) == len(VARIANTS[name].layouts)
     assert 0.15 < len(rows["test"]) / len(VARIANTS[name].layouts) < 0.25
     for split in rows:
-        worlds = TwoRoomsVectorEnv(200, variant=name, layouts=split)
+        worlds = TwoRoomsVectorEnv(200, variant=name, split=split)
         worlds.reset(seed=3)
         drawn = {tuple(r) for r in worlds.state.layout.tolist()}
         assert drawn <= rows[split]
@@ -257,22 +265,24 @@ def test_the_goal_image_is_what_one_sees_on_arrival():
 
 @EVERY
 def test_the_exams_tell_a_wall_from_a_door(variant):
-    worlds = TwoRoomsVectorEnv(1, variant=variant, layouts="test")
-    wall, door = (worlds.exams(seed=4)[name] for name in ("wall", "door"))
+    worlds = TwoRoomsVectorEnv(1, variant=variant, split="test")
+    wall, door = (worlds.dynamics_tests(seed=4)[name] for name in ("wall", "door"))
     assert wall.obs.shape == (64, *worlds.single_observation_space.shape)
     assert wall.actions.shape == (64, 5, 2)
     step = worlds.variant.motion.bound * worlds.variant.motion.scale / worlds.variant.arena.side
-    moved = {n: (e.after - e.before)[:, 0] for n, e in (("wall", wall), ("door", door))}
+    moved = {
+        n: (e.end_factors - e.start_factors)[:, 0] for n, e in (("wall", wall), ("door", door))
+    }
     assert moved["wall"].max() <= 2.0001 * step
     np.testing.assert_allclose(moved["door"], 5 * step, rtol=1e-3)
-    assert (wall.after[:, 0] < wall.after[:, 2]).all()
-    np.testing.assert_array_equal(wall.obs, worlds.exams(seed=4)["wall"].obs)
+    assert (wall.end_factors[:, 0] < wall.end_factors[:, 2]).all()
+    np.testing.assert_array_equal(wall.obs, worlds.dynamics_tests(seed=4)["wall"].obs)
 
 
 def test_a_picture_shows_dot_and_goal_where_the_factors_say():
     worlds = TwoRoomsVectorEnv(3, variant="random")
     _, infos = worlds.reset(seed=0)
-    xy = worlds.picture_xy(infos["factors"]).round().astype(int)
+    xy = worlds.factors_to_pixels(infos["factors"]).round().astype(int)
     for (x, y), picture in zip(xy, worlds.render(), strict=True):
         assert picture.shape == (320, 320, 3)
         assert picture.dtype == np.uint8
@@ -285,7 +295,7 @@ def test_torch_and_numpy_tell_the_same():
     for output in ("numpy", "torch"):
         worlds = TwoRoomsVectorEnv(2, output=output)
         obs, _ = worlds.reset(seed=5)
-        told[output] = (obs, worlds.oracle(), *worlds.step(worlds.walk())[:4])
+        told[output] = (obs, worlds.expert_action(), *worlds.step(worlds.behaviour_action())[:4])
     for tensor, array in zip(told["torch"], told["numpy"], strict=True):
         assert isinstance(tensor, torch.Tensor)
         np.testing.assert_array_equal(tensor.numpy(), array)
@@ -295,10 +305,10 @@ def test_torch_and_numpy_tell_the_same():
     ("settings_", "named"),
     [
         ({"variant": "three-rooms"}, "eb-random"),
-        ({"layouts": "some"}, "train"),
+        ({"split": "some"}, "train"),
         ({"output": "jax"}, "torch"),
-        ({"budget": 0}, "budget"),
-        ({"errands": 1.5}, "errands"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
+        ({"directed_fraction": 1.5}, "directed_fraction"),
     ],
 )
 def test_unusable_settings_are_refused_by_name(settings_, named):
@@ -311,12 +321,12 @@ def test_unusable_actions_and_options_are_refused_by_world():
     worlds.reset(seed=0)
     actions = np.zeros((3, 2), np.float32)
     actions[2, 1] = np.inf
-    with pytest.raises(ValueError, match="world 2"):
+    with pytest.raises(ValueError, match="environment 2"):
         worlds.step(actions)
     in_wall = np.tile([0.2, 0.9, 0.5, 0.3], (3, 1))
     in_wall[1, 0] = 0.5
     for options, named in (
-        ({"factors": in_wall}, "world 1"),
+        ({"factors": in_wall}, "environment 1"),
         ({"factors": in_wall[:2]}, "factors"),
         ({"factors": in_wall * 2}, "fractions"),
         ({"goal_factors": in_wall}, "goal_factors"),

@@ -7,45 +7,45 @@ import pytest
 import torch
 from scipy import stats
 
-from envs.chance import draw, keys_of, normal, von_mises
+from envs.rng import keys_from_seeds, normal, uniform, von_mises
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
+from envs.two_rooms.env import reset_state, sample_initial, step_state
 from envs.two_rooms.policies import Wander
-from envs.two_rooms.states import begin, conceive, move
-from envs.two_rooms.variants import table
+from envs.two_rooms.variants import layout_table
 
 CPU = torch.device("cpu")
 
 
 def many(count, numbers=1, seed=0):
-    return draw(keys_of(range(seed, seed + count), CPU), numbers)[0]
+    return uniform(keys_from_seeds(range(seed, seed + count), CPU), numbers)[0]
 
 
 def rollout(name, count, steps, act):
     """States of `count` worlds under the actions of `act(state, step)`, without any images."""
     variant = VARIANTS[name]
-    rows, life = table(variant, "all"), keys_of(range(count), CPU)
-    state = begin(variant, conceive(variant, rows, life), life)
+    rows, life = layout_table(variant, "all"), keys_from_seeds(range(count), CPU)
+    state = reset_state(variant, sample_initial(variant, rows, life), life)
     for step in range(steps):
         state, actions = act(variant, state, step)
-        state = move(variant, state, actions)
+        state = step_state(variant, state, actions)
         yield state
 
 
 def at_random(variant, state, step):
-    uniform = many(len(state.life), 2, seed=10**6 * (step + 1))
-    return state, variant.motion.bound * (2 * uniform - 1)
+    u = many(len(state.next_key), 2, seed=10**6 * (step + 1))
+    return state, variant.motion.bound * (2 * u - 1)
 
 
-def on_a_walk(errands):
+def on_a_walk(directed_fraction):
     def act(variant, state, _):
-        walk = variant.walker(variant.arena, state.scene, state.walk, errands)
-        return state._replace(walk=walk), variant.motion.towards(walk.last)
+        walk = variant.behaviour(variant.arena, state.scene, state.behaviour, directed_fraction)
+        return state._replace(behaviour=walk), variant.motion.to_action(walk.last_move)
 
     return act
 
 
 PUBLISHED = {
-    # size channels std low high width half reach  radius judged budget layouts first errands
+    # size channels std low high width half reach  radius success_at steps layouts first directed
     "pldm": (65, 2, 1.3, 4, 60, 3, 4, 2.45, 2**0.5, "ever", 200, 1, (32, 10), 0.6),
     "eb-fixed": (65, 2, 1.3, 4, 60, 3, 4, 2.45, 4.5, "final", 200, 1, (32, 18), 0.35),
     "eb-random": (65, 2, 1.3, 4, 60, 3, 4, 2.45, 4.5, "final", 200, 25 * 45, (20, 10), 0.35),
@@ -63,8 +63,8 @@ def test_the_numbers_of_each_protocol(name):
     numbers = (
         *(canvas.size, canvas.channels, canvas.dot_std, arena.low, arena.high),
         *(arena.wall_width, arena.half_door, motion.bound * motion.scale),
-        *(variant.radius, variant.judged, variant.budget),
-        *(len(variant.layouts), variant.layouts[0], variant.errands),
+        *(variant.goal_radius, variant.success_at, variant.max_episode_steps),
+        *(len(variant.layouts), variant.layouts[0], variant.directed_fraction),
     )
     for number, published in zip(numbers, PUBLISHED[name], strict=True):
         assert number == (pytest.approx(published) if isinstance(published, float) else published)
@@ -94,7 +94,9 @@ def test_a_dot_is_thrown_back_from_the_wall_in_pldm_and_slides_along_it_in_swm()
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n != "swm"])
 def test_starts_fill_both_rooms_and_goals_lie_in_the_other(name):
     variant = VARIANTS[name]
-    start, goal, layout = conceive(variant, table(variant, "all"), keys_of(range(4000), CPU))
+    start, goal, layout = sample_initial(
+        variant, layout_table(variant, "all"), keys_from_seeds(range(4000), CPU)
+    )
     right = start[:, 0] > layout[:, 0]
     assert 0.45 < right.float().mean() < 0.55
     assert ((goal[:, 0] > layout[:, 0]) != right).all()
@@ -109,7 +111,9 @@ def test_starts_fill_both_rooms_and_goals_lie_in_the_other(name):
 
 def test_the_goal_of_swm_is_25_noisy_steps_away():
     variant = VARIANTS["swm"]
-    start, goal, _ = conceive(variant, table(variant, "all"), keys_of(range(500), CPU))
+    start, goal, _ = sample_initial(
+        variant, layout_table(variant, "all"), keys_from_seeds(range(500), CPU)
+    )
     distance = (start - goal).norm(dim=-1)
     assert distance.max() <= 25 * 5 * 2**0.5
     assert 25 < distance.mean() < 75
@@ -118,27 +122,27 @@ def test_the_goal_of_swm_is_25_noisy_steps_away():
 def test_a_random_policy_sometimes_succeeds_in_swm_and_hardly_ever_in_pldm():
     """Published for swm: about 26 %, from its own recorded episodes."""
     *_, last = rollout("swm", 300, 50, at_random)
-    assert 0.1 < last.ever.float().mean() < 0.35
+    assert 0.1 < last.succeeded.float().mean() < 0.35
     *_, last = rollout("pldm", 300, 200, at_random)
-    assert last.ever.float().mean() < 0.05
+    assert last.succeeded.float().mean() < 0.05
 
 
 def test_steps_of_a_walk_are_von_mises_turns_of_truncated_normal_length():
-    uniform = many(20000, 2)
-    turns = von_mises(uniform[:, 0], 5.0).numpy()
+    u = many(20000, 2)
+    turns = von_mises(u[:, 0], 5.0).numpy()
     assert stats.kstest(turns, stats.vonmises(5.0).cdf).pvalue > 1e-3
-    lengths = Wander().length(uniform[:, 1]).numpy()
+    lengths = Wander().length(u[:, 1]).numpy()
     assert stats.kstest(lengths, stats.truncnorm(-2, 2, loc=1, scale=0.4).cdf).pvalue > 1e-3
     assert lengths.min() >= 0.2
     assert lengths.max() <= 1.8
-    assert stats.kstest(normal(uniform[:, 0]).numpy(), "norm").pvalue > 1e-3
+    assert stats.kstest(normal(u[:, 0]).numpy(), "norm").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", ["eb-fixed", "eb-random", "pldm"])
 def test_a_walk_turns_and_steps_as_published(name):
-    states = list(rollout(name, 400, 20, on_a_walk(errands=0.0)))
-    moves = torch.stack([s.walk.last for s in states]).double()  # [T, B, 2]
-    lengths = moves.norm(dim=-1) / VARIANTS[name].walker.mean
+    states = list(rollout(name, 400, 20, on_a_walk(directed_fraction=0.0)))
+    moves = torch.stack([s.behaviour.last_move for s in states]).double()  # [T, B, 2]
+    lengths = moves.norm(dim=-1) / VARIANTS[name].behaviour.mean
     assert lengths.mean() == pytest.approx(1.0, abs=0.02)
     assert lengths.min() > 0.19
     assert lengths.max() < 1.81
@@ -149,8 +153,8 @@ def test_a_walk_turns_and_steps_as_published(name):
 
 
 def test_errands_cross_and_aimless_walks_seldom_do():
-    def crossings(errands):
-        states = list(rollout("eb-fixed", 200, 100, on_a_walk(errands)))
+    def crossings(directed_fraction):
+        states = list(rollout("eb-fixed", 200, 100, on_a_walk(directed_fraction)))
         right = torch.stack([s.position[:, 0] > s.layout[:, 0] for s in states])
         return (right != right[0]).any(0).float().mean().item()
 
@@ -161,14 +165,14 @@ def test_errands_cross_and_aimless_walks_seldom_do():
 
 def test_every_other_errand_of_our_own_worlds_runs_against_the_wall():
     *_, last = rollout("fixed", 400, 30, on_a_walk(1.0))
-    assert 0.3 < last.walk.blind.float().mean() < 0.7
+    assert 0.3 < last.behaviour.ignores_walls.float().mean() < 0.7
     against = (last.position[:, 0] - last.layout[:, 0]).abs() < 3
-    assert against[last.walk.blind].float().mean() > 0.2
+    assert against[last.behaviour.ignores_walls].float().mean() > 0.2
 
 
 def test_swm_noise_and_repeats_are_those_of_its_expert():
     states = list(rollout("swm", 300, 20, on_a_walk(1.0)))
-    moves = torch.stack([s.walk.last for s in states]) / 5
+    moves = torch.stack([s.behaviour.last_move for s in states]) / 5
     assert moves.abs().max() <= 1
     repeated = (moves[1:] == moves[:-1]).all(-1).float().mean()
     clipped_twice = 0.22  # two corners of the box, by chance the same
@@ -180,6 +184,6 @@ def test_a_walk_leaves_the_agents_own_life_alone():
     worlds = TwoRoomsVectorEnv(3, variant="fixed")
     _, infos = worlds.reset(seed=0)
     for _ in range(5):
-        worlds.walk()
+        worlds.behaviour_action()
     _, _, _, _, after = worlds.step(np.zeros((3, 2), np.float32))
     np.testing.assert_allclose(after["factors"], infos["factors"], atol=1e-6)

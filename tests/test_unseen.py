@@ -336,7 +336,7 @@ def test_a_level_of_nothing_is_refused(setting):
 def test_the_recipe_learns_and_hopes(tmp_path):
     config = small(recipes.recipe("maze-random"))
     agent = train(config, out=tmp_path / "run", seed=0)
-    world = config.evaluation.build(3, goals="long")
+    world = config.evaluation.build(3, goal_distance="long")
     obs, info = world.reset(0)
     agent.configure(Task(goal=world.goal(info)))
     plan = agent.act(obs)
@@ -352,6 +352,6 @@ def test_restlessness_is_no_match_for_subgoals():
 
 def test_layouts_of_training_are_not_those_of_the_judge():
     config = recipes.recipe("maze-random")
-    assert config.world.options["layouts"] == "train"
-    assert config.evaluation.options["layouts"] == "test"
+    assert config.world.options["split"] == "train"
+    assert config.evaluation.options["split"] == "test"
     assert isinstance(build(config, config.world.build(1).spec).hierarchy, ImaginedGraph)

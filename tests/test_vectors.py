@@ -259,7 +259,7 @@ def test_a_world_of_the_old_kind_and_one_that_lies_about_its_space_are_told_apar
 
 @pytest.mark.parametrize("told", [{"limit": 30}, {"repeat": 2}, {"stack": 2}])
 def test_what_would_hide_what_our_worlds_offer_is_refused_but_for_who_asks_for_it(told):
-    with pytest.raises(UnusableInput, match=r"one by one, without the walks.*budget 30"):
+    with pytest.raises(UnusableInput, match=r"one by one, without the walks.*max_episode_steps 30"):
         make("ami/TwoRooms-v0", 2, {}, **told)
     make("ami/TwoRooms-v0", 2, {}, vector="sync", **told).close()
     make("CartPole-v1", 2, {}, **told).close()  # is many by itself, and has nothing to hide

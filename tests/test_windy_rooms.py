@@ -13,9 +13,8 @@ from scipy import stats
 
 import envs
 from envs.windy_rooms import WindyRoomsEnv, WindyRoomsVectorEnv
-from envs.windy_rooms.experts import round_pit
-from envs.windy_rooms.layouts import PASSES, draw_pit
-from envs.windy_rooms.physics import Box, moved
+from envs.windy_rooms.dynamics import PIT_LAYOUTS, Box, move_and_fall, sample_pit
+from envs.windy_rooms.policies import expert_action
 
 CPU = torch.device("cpu")
 ROOM = (0.17, 0.5)  # in the middle of the left room, where no gust meets anything
@@ -60,14 +59,14 @@ def lived(worlds, steps, seed, act):
 def fortune(act, count=500, **settings):
     """What the worlds tell at the end of an episode."""
     worlds, infos = world(count, **settings)
-    for _ in range(worlds.budget):
+    for _ in range(worlds.max_episode_steps):
         *_, infos = worlds.step(act(worlds))
     return infos
 
 
 def careless(worlds):
     """The shorter way, at the pit's very border."""
-    return round_pit(worlds.pit, worlds.state.body, worlds.state.goal, clear=0.01)
+    return expert_action(worlds.pit, worlds.state.position, worlds.state.goal, gap=0.01)
 
 
 def gap_to(pit, place):
@@ -75,14 +74,14 @@ def gap_to(pit, place):
     return torch.maximum(pit.low - place, place - pit.high).clamp(min=0).norm(dim=-1)
 
 
-@pytest.mark.parametrize("senses", ["state", "image"])
+@pytest.mark.parametrize("obs_type", ["state", "image"])
 @pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, senses):
-    many, alone = (WindyRoomsVectorEnv(n, senses=senses, budget=40) for n in (5, 1))
+def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, obs_type):
+    many, alone = (WindyRoomsVectorEnv(n, obs_type=obs_type, max_episode_steps=40) for n in (5, 1))
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
-        "walk": (lambda _: many.walk(), lambda _: alone.walk()),
-        "oracle": (lambda _: many.oracle(), lambda _: alone.oracle()),
+        "walk": (lambda _: many.behaviour_action(), lambda _: alone.behaviour_action()),
+        "oracle": (lambda _: many.expert_action(), lambda _: alone.expert_action()),
     }[who]
     together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
     for moment, own in zip(together, by_itself, strict=True):
@@ -93,7 +92,9 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, senses):
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
     worlds = WindyRoomsVectorEnv(4)
     first, again, other = (
-        np.stack([t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.walk())])
+        np.stack(
+            [t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.behaviour_action())]
+        )
         for seed in (1, 1, 2**40)
     )
     np.testing.assert_array_equal(first, again)
@@ -101,7 +102,7 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
 
 
 def test_episodes_end_when_the_budget_is_spent_and_the_fallen_begin_anew():
-    worlds, _ = world(3, budget=4)
+    worlds, _ = world(3, max_episode_steps=4)
     born = [put(worlds, worlds.pit.low + 0.05)]
     ends = []
     for _ in range(10):
@@ -114,12 +115,12 @@ def test_episodes_end_when_the_budget_is_spent_and_the_fallen_begin_anew():
     assert ends == [False, False, False, True, False] * 2
     assert [told["fallen"].tolist() for told in born] == [[True] * 3, [False] * 3, [False] * 3]
     assert (born[1]["goal_factors"] != born[2]["goal_factors"]).all()
-    assert WindyRoomsVectorEnv().budget == 60
+    assert WindyRoomsVectorEnv().max_episode_steps == 60
 
 
 @pytest.mark.parametrize("wind", [0.0, 1.0])
 def test_who_can_wade_gets_on_by_a_share_of_a_step_and_no_gust_helps(wind):
-    worlds, _ = world(1, wade=0.1, wind=wind)
+    worlds, _ = world(1, pit_mobility=0.1, gust_prob=wind)
     left = worlds.pit.low[0]
     put(worlds, torch.stack([left + 0.0125, torch.tensor(0.5)]))
     seen = [worlds.step(torch.tensor([[-1.0, 0.0]]))[-1] for _ in range(2)]
@@ -132,19 +133,19 @@ def test_who_can_wade_gets_on_by_a_share_of_a_step_and_no_gust_helps(wind):
 
 @pytest.mark.parametrize("count", [1000])
 def test_pits_differ_and_leave_wide_passes(count):
-    pits = [draw_pit(layout, CPU) for layout in range(count)]
+    pits = [sample_pit(layout, CPU) for layout in range(count)]
     low, high = torch.stack([p.low for p in pits]), torch.stack([p.high for p in pits])
     drawn = torch.cat([high - low, (low + high) / 2], -1)
     bounds = ((0.16, 0.24), (0.40, 0.50), (0.47, 0.53), (0.44, 0.56))
     for side, (least, most) in zip(drawn.T.numpy(), bounds, strict=True):
         assert stats.kstest(side, "uniform", (least, most - least)).pvalue > 1e-3
     assert torch.minimum(low, 1 - high).min() >= 0.19 - 1e-6
-    assert world(2, layout=7)[0].pit.low.tolist() == pits[7].low.tolist()
+    assert world(2, layout_seed=7)[0].pit.low.tolist() == pits[7].low.tolist()
 
 
 @EVERY_LAYOUT
 def test_start_and_goal_are_in_rooms_of_their_own_clear_of_pit_and_walls(layout):
-    worlds, infos = world(2000, layout=layout)
+    worlds, infos = world(2000, layout_seed=layout)
     start, goal, pit = infos["factors"], infos["goal_factors"], worlds.pit
     right = start[:, 0] > 0.5
     for place, gap, side in ((start, 0.05, right), (goal, 0.12, ~right)):
@@ -163,12 +164,12 @@ def test_start_and_goal_are_in_rooms_of_their_own_clear_of_pit_and_walls(layout)
 
 
 def test_starts_anywhere_fill_all_the_floor_alike():
-    worlds, infos = world(20000, starts="anywhere")
+    worlds, infos = world(20000, start_region="anywhere")
     pit, start = worlds.pit, infos["factors"]
     assert not infos["fallen"].any()
     grid = (torch.arange(400) + 0.5) / 400
     floor = torch.cartesian_prod(grid, grid)
-    floor = floor[~pit.holds(floor)]
+    floor = floor[~pit.contains(floor)]
     expected, seen = (
         np.histogramdd(p.numpy(), bins=6, range=((0, 1), (0, 1)))[0].flatten()
         for p in (floor, start)
@@ -179,41 +180,41 @@ def test_starts_anywhere_fill_all_the_floor_alike():
 
 
 def test_the_body_moves_by_its_action_at_most_a_step_and_walls_stop_it():
-    worlds, _ = world(5, wind=0.0)
+    worlds, _ = world(5, gust_prob=0.0)
     put(worlds, torch.tensor([[0.2, 0.5], [0.2, 0.5], [0.98, 0.5], [0.2, 0.5], [0.0, 1.0]]))
     worlds.step(torch.tensor([[0.5, -0.2], [3.0, 4.0], [0.8, 0.6], [3e38, -3e38], [-1.0, 0.0]]))
     half = 0.05 / math.sqrt(2)
     ends = [[0.225, 0.49], [0.23, 0.54], [1.0, 0.53], [0.2 + half, 0.5 - half], [0.0, 1.0]]
-    torch.testing.assert_close(worlds.state.body, torch.tensor(ends))
+    torch.testing.assert_close(worlds.state.position, torch.tensor(ends))
 
 
 @EVERY_LAYOUT
 def test_nobody_jumps_over_the_pit_or_any_corner_of_it(layout):
     """Ways of the longest gust from about the pit, against each looked at in 2000 places."""
-    pit, rng = draw_pit(layout, CPU), torch.Generator().manual_seed(layout)
+    pit, rng = sample_pit(layout, CPU), torch.Generator().manual_seed(layout)
     body = pit.low - 0.15 + torch.rand(3000, 2, generator=rng) * (pit.high - pit.low + 0.3)
-    body = body[~pit.holds(body)]
+    body = body[~pit.contains(body)]
     angle = 2 * math.pi * torch.rand(len(body), generator=rng)
     move = 0.15 * torch.stack([angle.cos(), angle.sin()], -1)
     path = body + torch.linspace(0, 1, 2001)[:, None, None] * move
-    inside = pit.holds(path)
+    inside = pit.contains(path)
     crosses = inside.any(0)
-    end = moved(pit, body, move)
-    grazes = crosses != pit.holds(end)
+    end = move_and_fall(pit, body, move)
+    grazes = crosses != pit.contains(end)
     assert grazes.float().mean() < 2e-3
     passes = ~crosses & ~grazes
     torch.testing.assert_close(end[passes], (body + move).clamp(0, 1)[passes])
     corner = crosses & ~inside[-1]
     assert corner.sum() > 30
-    assert pit.holds(end[corner & ~grazes]).all()
+    assert pit.contains(end[corner & ~grazes]).all()
     entry = path[inside.int().argmax(0), torch.arange(len(body))][crosses]
-    inner = pit.grown(-0.02)
+    inner = pit.expanded(-0.02)
     within = torch.minimum(torch.maximum(entry, inner.low), inner.high)
     torch.testing.assert_close(end[crosses], within, atol=2e-4, rtol=0)
 
 
 def test_the_pit_is_a_trap():
-    worlds, _ = world(64, wind=1.0, gust=0.15)
+    worlds, _ = world(64, gust_prob=1.0, gust_length=0.15)
     beside = torch.stack([worlds.pit.low[0] - 0.03, worlds.pit.low[1] + 0.2])
     put(worlds, beside)
     right = torch.tensor([1.0, 0.0]).expand(64, 2)
@@ -232,7 +233,7 @@ def test_the_pit_is_a_trap():
 
 
 def test_who_is_put_at_the_very_border_of_the_pit_lies_there():
-    worlds, _ = world(4, wind=1.0)
+    worlds, _ = world(4, gust_prob=1.0)
     place = torch.stack([worlds.pit.low[0] + 0.005, worlds.pit.high[1] - 0.005])
     put(worlds, place)
     for _ in range(5):
@@ -246,9 +247,9 @@ def test_a_gust_comes_as_often_as_it_should_and_on_average_leads_nowhere():
     put(worlds, ROOM)
     steps = []
     for _ in range(2):
-        before = worlds.state.body
+        before = worlds.state.position
         steps.append(worlds.step(rest(worlds))[4]["factors"] - before)
-        worlds._state = worlds.state._replace(body=before)
+        worlds._state = worlds.state._replace(position=before)
     for way in steps:
         length = way.norm(dim=-1)
         blown = length > 0
@@ -265,7 +266,7 @@ def test_a_gust_comes_as_often_as_it_should_and_on_average_leads_nowhere():
 
 @pytest.mark.parametrize(("wind", "share"), [(0.0, 0.0), (1.0, 1.0)])
 def test_wind_never_or_ever(wind, share):
-    worlds, _ = world(500, wind=wind)
+    worlds, _ = world(500, gust_prob=wind)
     put(worlds, ROOM)
     *_, infos = worlds.step(rest(worlds))
     moved_at_all = (infos["factors"] != torch.tensor(ROOM)).any(-1)
@@ -274,7 +275,7 @@ def test_wind_never_or_ever(wind, share):
 
 def test_the_wind_is_the_same_whatever_bodies_do():
     """And after a body has fallen it goes on, so that no action shifts anybody's luck."""
-    left, right = (world(300, wind=0.5)[0] for _ in range(2))
+    left, right = (world(300, gust_prob=0.5)[0] for _ in range(2))
     put(left, ROOM), put(right, ROOM)
     push = torch.tensor([1.0, 0.0]).expand(300, 2)
     ends = [w.step(a)[4]["factors"] for w, a in ((left, rest(left)), (right, push))]
@@ -284,26 +285,26 @@ def test_the_wind_is_the_same_whatever_bodies_do():
         right.step(push)
     assert right.state.fallen.float().mean() > 0.4
     assert left.state.fallen.float().mean() < right.state.fallen.float().mean()
-    assert torch.equal(left.state.wind, right.state.wind)
+    assert torch.equal(left.state.wind_key, right.state.wind_key)
     middle = torch.tensor(ROOM).expand(300, 2)
     for worlds in (left, right):
-        worlds._state = worlds.state._replace(body=middle, fallen=torch.zeros(300).bool())
+        worlds._state = worlds.state._replace(position=middle, fallen=torch.zeros(300).bool())
         worlds.step(rest(worlds))
-    assert torch.equal(left.state.body, right.state.body)
-    assert (left.state.body != middle).any()
+    assert torch.equal(left.state.position, right.state.position)
+    assert (left.state.position != middle).any()
 
 
 def test_who_fell_from_its_own_step_feels_no_gust():
-    worlds, _ = world(200, wind=1.0)
+    worlds, _ = world(200, gust_prob=1.0)
     pit = worlds.pit
     put(worlds, torch.stack([pit.low[0] - 0.04, pit.low[1] + 0.15]))
     worlds.step(torch.tensor([1.0, 0.0]).expand(200, 2))
-    torch.testing.assert_close(worlds.state.body[:, 0], (pit.low[0] + 0.02).expand(200))
-    assert worlds.state.body[:, 1].std() < 1e-6
+    torch.testing.assert_close(worlds.state.position[:, 0], (pit.low[0] + 0.02).expand(200))
+    assert worlds.state.position[:, 1].std() < 1e-6
 
 
 def test_success_remembers_and_final_success_does_not():
-    worlds, _ = world(1, wind=0.0)
+    worlds, _ = world(1, gust_prob=0.0)
     infos = put(worlds, (0.1, 0.145), goal=(0.1, 0.2))
     told = [(0.0, infos["success"].item(), infos["final_success"].item())]
     for _ in range(3):
@@ -315,7 +316,7 @@ def test_success_remembers_and_final_success_does_not():
 
 
 def test_nobody_arrives_by_falling():
-    worlds, _ = world(1, wind=0.0)
+    worlds, _ = world(1, gust_prob=0.0)
     goal = torch.stack([worlds.pit.low[0] - 0.01, worlds.pit.low[1] + 0.1])
     infos = put(worlds, goal + torch.tensor([0.03, 0.0]), goal)
     assert infos["distance"].item() == pytest.approx(0.03, abs=1e-6)
@@ -325,29 +326,29 @@ def test_nobody_arrives_by_falling():
 
 @EVERY_LAYOUT
 def test_who_knows_the_wind_arrives_and_who_hugs_the_pit_falls(layout):
-    oracle = fortune(lambda worlds: worlds.oracle(), layout=layout)
+    oracle = fortune(lambda worlds: worlds.expert_action(), layout_seed=layout)
     assert oracle["success"].float().mean() >= 0.97
     assert oracle["fallen"].float().mean() <= 0.03
-    calm = fortune(careless, wind=0.0, layout=layout)
+    calm = fortune(careless, gust_prob=0.0, layout_seed=layout)
     assert calm["success"].all()
     assert not calm["fallen"].any()
 
 
 def test_the_wind_is_worth_30_points_of_care():
     careful, bold = (
-        torch.cat([fortune(act, layout=layout)["success"].float() for layout in range(4)])
-        for act in (lambda worlds: worlds.oracle(), careless)
+        torch.cat([fortune(act, layout_seed=layout)["success"].float() for layout in range(4)])
+        for act in (lambda worlds: worlds.expert_action(), careless)
     )
     assert careful.mean() - bold.mean() >= 0.3
 
 
 def test_a_ledge_is_narrower_than_a_gust_and_start_and_goal_lie_on_either_side():
-    pits = [draw_pit(layout, CPU, PASSES["ledge"]) for layout in range(1000)]
+    pits = [sample_pit(layout, CPU, PIT_LAYOUTS["ledge"]) for layout in range(1000)]
     top, bottom = (torch.stack([side[1] for side in sides]) for sides in zip(*pits, strict=True))
     assert top.min() > 0.05 - 1e-6
     assert top.max() < 0.07 + 1e-6 < 0.1
     assert bottom.max() < 1 - 2 * 0.19
-    worlds, infos = world(2000, passes="ledge", layout=3)
+    worlds, infos = world(2000, pit_layout="ledge", layout_seed=3)
     assert torch.equal(worlds.pit.low, pits[3].low)
     start, goal = infos["factors"], infos["goal_factors"]
     assert (((start - 0.5) * (goal - 0.5))[:, 0] < 0).all()
@@ -359,8 +360,8 @@ def test_a_ledge_is_narrower_than_a_gust_and_start_and_goal_lie_on_either_side()
 @pytest.mark.parametrize("wind", [0.0, 0.1])
 def test_a_ledge_is_the_short_way_and_a_gamble_that_who_knows_the_wind_does_not_take(layout, wind):
     fell, steps = {}, {}
-    for who, act in (("oracle", lambda worlds: worlds.oracle()), ("careless", careless)):
-        worlds, infos = world(500, passes="ledge", layout=layout, wind=wind)
+    for who, act in (("oracle", lambda worlds: worlds.expert_action()), ("careless", careless)):
+        worlds, infos = world(500, pit_layout="ledge", layout_seed=layout, gust_prob=wind)
         first, above = torch.full((500,), math.nan), torch.zeros(500).bool()
         for step in range(60):
             *_, infos = worlds.step(act(worlds))
@@ -378,22 +379,22 @@ def test_a_ledge_is_the_short_way_and_a_gamble_that_who_knows_the_wind_does_not_
 
 def test_who_stands_on_the_ledge_and_knows_the_wind_leaves_it():
     """By the nearest way that leads anywhere, which the wall beside it does not."""
-    worlds, _ = world(4, passes="ledge", wind=0.0)
+    worlds, _ = world(4, pit_layout="ledge", gust_prob=0.0)
     (left, _), (right, _) = worlds.pit.low.tolist(), worlds.pit.high.tolist()
     across = torch.linspace(left + 0.01, right - 0.01, 4)
     put(worlds, torch.stack([across, torch.tensor([0.0, 0.02, 0.03, 0.05])], -1), goal=(0.9, 0.1))
     for _ in range(60):
-        *_, infos = worlds.step(worlds.oracle())
+        *_, infos = worlds.step(worlds.expert_action())
     assert infos["success"].all()
     assert not infos["fallen"].any()
 
 
 @EVERY_LAYOUT
 def test_in_calm_weather_the_oracle_keeps_clear_of_the_pit(layout):
-    worlds, infos = world(500, layout=layout, wind=0.0)
+    worlds, infos = world(500, layout_seed=layout, gust_prob=0.0)
     for _ in range(60):
         before = gap_to(worlds.pit, infos["factors"])
-        *_, infos = worlds.step(worlds.oracle())
+        *_, infos = worlds.step(worlds.expert_action())
         after = gap_to(worlds.pit, infos["factors"])
         assert (after >= torch.minimum(before, torch.tensor(0.12 - 2e-3))).all()
     assert infos["final_success"].all()
@@ -401,11 +402,15 @@ def test_in_calm_weather_the_oracle_keeps_clear_of_the_pit(layout):
 
 @EVERY_LAYOUT
 def test_the_oracle_goes_the_shorter_way_round(layout):
-    worlds, infos = world(500, layout=layout, wind=0.0)
+    worlds, infos = world(500, layout_seed=layout, gust_prob=0.0)
     start, goal = infos["factors"], infos["goal_factors"]
-    zone, arrived, above = worlds.pit.grown(0.12), torch.full((500,), 99), torch.zeros(500).bool()
+    zone, arrived, above = (
+        worlds.pit.expanded(0.12),
+        torch.full((500,), 99),
+        torch.zeros(500).bool(),
+    )
     for step in range(60):
-        *_, infos = worlds.step(worlds.oracle())
+        *_, infos = worlds.step(worlds.expert_action())
         x, y = infos["factors"].unbind(-1)
         above |= ((x - 0.5).abs() < 0.05) & (y < worlds.pit.low[1])
         arrived = torch.where(infos["final_success"] & (arrived > step), step + 1, arrived)
@@ -424,10 +429,10 @@ def test_the_oracle_goes_the_shorter_way_round(layout):
 
 
 def test_a_walk_goes_everywhere_at_every_speed_and_sometimes_falls():
-    worlds, _ = world(500, starts="anywhere")
+    worlds, _ = world(500, start_region="anywhere")
     lengths, seen = [], []
     for _ in range(60):
-        actions = worlds.walk()
+        actions = worlds.behaviour_action()
         lengths.append(actions.norm(dim=-1))
         seen.append(worlds.step(actions)[4]["factors"])
     length, places = torch.stack(lengths), torch.cat(seen)
@@ -435,7 +440,7 @@ def test_a_walk_goes_everywhere_at_every_speed_and_sometimes_falls():
     assert (length == 0).float().mean() == pytest.approx(0.1, abs=0.01)
     assert (length > 0.95).float().mean() > 0.25
     assert (length < 0.5).float().mean() > 0.25
-    free = places[~worlds.pit.holds(places)]
+    free = places[~worlds.pit.contains(places)]
     counts = np.histogramdd(free.numpy(), bins=5, range=((0, 1), (0, 1)))[0]
     edges = np.delete(counts.flatten(), [11, 12, 13])  # all but where there is pit
     assert edges.min() > 0.25 * edges.mean()
@@ -443,8 +448,8 @@ def test_a_walk_goes_everywhere_at_every_speed_and_sometimes_falls():
 
 
 def test_a_heading_drifts():
-    worlds, _ = world(500, wind=0.0)
-    actions = torch.stack([worlds.walk() for _ in range(30)])
+    worlds, _ = world(500, gust_prob=0.0)
+    actions = torch.stack([worlds.behaviour_action() for _ in range(30)])
     turn = torch.nn.functional.cosine_similarity
     moving = actions.norm(dim=-1) > 0
     for lag in (1, 5, 20):
@@ -455,23 +460,25 @@ def test_a_heading_drifts():
 
 def test_the_exams_are_calm_and_nobody_falls():
     for layout in range(20):
-        worlds = WindyRoomsVectorEnv(1, wind=1.0, layout=layout, senses="image")
-        asked = worlds.exams(seed=4)
+        worlds = WindyRoomsVectorEnv(1, gust_prob=1.0, layout_seed=layout, obs_type="image")
+        asked = worlds.dynamics_tests(seed=4)
         assert list(asked) == ["open", "edge"]
-        for name, exam in asked.items():
-            assert exam.actions.shape == (64, 5, 2)
-            assert exam.obs.shape == (64, 2, 32, 32)
-            np.testing.assert_allclose(exam.after - exam.before, [[0.25, 0]] * 64, atol=1e-6)
-            path = exam.before[:, None] + np.linspace(0, 1, 50)[:, None] * [0.25, 0]
+        for name, test in asked.items():
+            assert test.actions.shape == (64, 5, 2)
+            assert test.obs.shape == (64, 2, 32, 32)
+            np.testing.assert_allclose(
+                test.end_factors - test.start_factors, [[0.25, 0]] * 64, atol=1e-6
+            )
+            path = test.start_factors[:, None] + np.linspace(0, 1, 50)[:, None] * [0.25, 0]
             gap = gap_to(worlds.pit, torch.tensor(path).float()).amin(-1)
             least, most = {"open": (0.04, 1), "edge": (0.01, 0.05)}[name]
             assert gap.min() >= least
             assert gap.max() <= most
             assert (path >= 0.04).all()
             assert (path <= 0.96).all()
-        again, other = worlds.exams(seed=4)["edge"], worlds.exams(seed=99)["edge"]
+        again, other = worlds.dynamics_tests(seed=4)["edge"], worlds.dynamics_tests(seed=99)["edge"]
         np.testing.assert_array_equal(again.obs, asked["edge"].obs)
-        assert (other.before != again.before).any()
+        assert (other.start_factors != again.start_factors).any()
 
 
 def test_the_state_is_the_place_from_minus_one_to_one():
@@ -485,7 +492,7 @@ def test_the_state_is_the_place_from_minus_one_to_one():
 
 
 def test_the_image_shows_body_and_pit_where_the_factors_say():
-    worlds = WindyRoomsVectorEnv(30, senses="image", layout=3)
+    worlds = WindyRoomsVectorEnv(30, obs_type="image", layout_seed=3)
     low, high = (side.numpy() for side in worlds.pit)
     obs, infos = worlds.reset(seed=1)
     for step in range(30):
@@ -502,17 +509,17 @@ def test_the_image_shows_body_and_pit_where_the_factors_say():
 
 
 def test_the_goal_image_is_what_one_sees_on_arrival():
-    worlds = WindyRoomsVectorEnv(4, senses="image")
+    worlds = WindyRoomsVectorEnv(4, obs_type="image")
     _, infos = worlds.reset(seed=2)
     obs, _ = worlds.reset(seed=2, options={"factors": infos["goal_factors"]})
     np.testing.assert_array_equal(obs, infos["goal"])
 
 
 def test_a_picture_shows_body_goal_pit_and_walls_where_the_factors_say():
-    worlds = WindyRoomsVectorEnv(6, layout=2)
+    worlds = WindyRoomsVectorEnv(6, layout_seed=2)
     _, infos = worlds.reset(seed=0)
-    body, goal = (worlds.picture_xy(infos[name]) for name in ("factors", "goal_factors"))
-    low, high = (worlds.picture_xy(side) for side in worlds.pit)
+    body, goal = (worlds.factors_to_pixels(infos[name]) for name in ("factors", "goal_factors"))
+    low, high = (worlds.factors_to_pixels(side) for side in worlds.pit)
     for i, picture in enumerate(worlds.render()):
         assert picture.shape == (320, 320, 3)
         assert picture.dtype == np.uint8
@@ -539,7 +546,12 @@ def test_torch_and_numpy_tell_the_same():
     for output in ("numpy", "torch"):
         worlds = WindyRoomsVectorEnv(2, output=output)
         obs, infos = worlds.reset(seed=5)
-        told[output] = (obs, infos["fallen"], worlds.oracle(), *worlds.step(worlds.walk())[:4])
+        told[output] = (
+            obs,
+            infos["fallen"],
+            worlds.expert_action(),
+            *worlds.step(worlds.behaviour_action())[:4],
+        )
     for tensor, array in zip(told["torch"], told["numpy"], strict=True):
         assert isinstance(tensor, torch.Tensor)
         assert tensor.numpy().dtype == array.dtype
@@ -547,9 +559,9 @@ def test_torch_and_numpy_tell_the_same():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("senses", ["state", "image"])
-def test_gymnasium_accepts_the_world(senses):
-    made = gymnasium.make(envs.WINDY_ROOMS, senses=senses, render_mode="rgb_array").unwrapped
+@pytest.mark.parametrize("obs_type", ["state", "image"])
+def test_gymnasium_accepts_the_world(obs_type):
+    made = gymnasium.make(envs.WINDY_ROOMS, obs_type=obs_type, render_mode="rgb_array").unwrapped
     check_env(made)
     assert isinstance(made, WindyRoomsEnv)
     assert made.factor_names == ("body x", "body y")
@@ -562,9 +574,11 @@ def test_gymnasium_accepts_the_world(senses):
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
-    worlds = gymnasium.make_vec(envs.WINDY_ROOMS, num_envs=3, vectorization_mode=mode, layout=5)
+    worlds = gymnasium.make_vec(
+        envs.WINDY_ROOMS, num_envs=3, vectorization_mode=mode, layout_seed=5
+    )
     obs, infos = worlds.reset(seed=8)
-    own, own_infos = gymnasium.make(envs.WINDY_ROOMS, layout=5).reset(seed=10)
+    own, own_infos = gymnasium.make(envs.WINDY_ROOMS, layout_seed=5).reset(seed=10)
     np.testing.assert_array_equal(obs[2], own)
     for name in ("goal", "interoception", "distance"):
         np.testing.assert_array_equal(infos[name][2], own_infos[name])
@@ -574,19 +588,19 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"layout": -1}, "layout"),
-        ({"wind": 1.1}, "wind"),
-        ({"wind": -0.1}, "wind"),
-        ({"gust": 0.16}, "gust"),
-        ({"gust": -0.01}, "gust"),
-        ({"gust": math.nan}, "gust"),
-        ({"wade": -0.1}, "wade"),
-        ({"wade": 1.1}, "wade"),
-        ({"starts": "here"}, "rooms, anywhere"),
-        ({"passes": "none"}, "wide, ledge"),
-        ({"senses": "smell"}, "state, image"),
+        ({"layout_seed": -1}, "layout_seed"),
+        ({"gust_prob": 1.1}, "gust_prob"),
+        ({"gust_prob": -0.1}, "gust_prob"),
+        ({"gust_length": 0.16}, "gust_length"),
+        ({"gust_length": -0.01}, "gust_length"),
+        ({"gust_length": math.nan}, "gust_length"),
+        ({"pit_mobility": -0.1}, "pit_mobility"),
+        ({"pit_mobility": 1.1}, "pit_mobility"),
+        ({"start_region": "here"}, "rooms, anywhere"),
+        ({"pit_layout": "none"}, "wide, ledge"),
+        ({"obs_type": "smell"}, "state, image"),
         ({"output": "jax"}, "torch"),
-        ({"budget": 0}, "budget"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
         ({"num_envs": 0}, "num_envs"),
     ],
 )
@@ -603,7 +617,7 @@ def test_unusable_factors_are_refused_by_name_and_world(name, wrong):
     with pytest.raises(ValueError, match=rf"{name} is \[2, 2\]; needed is \[3, 2\]"):
         worlds.reset(options={name: given[:2]})
     given[1, 1] = wrong
-    with pytest.raises(ValueError, match=f"{name} of world 1"):
+    with pytest.raises(ValueError, match=f"{name} of environment 1"):
         worlds.reset(options={name: given})
 
 
@@ -611,16 +625,16 @@ def test_goals_in_the_pit_are_refused_and_bodies_are_not():
     worlds, infos = world(3)
     given = infos["goal_factors"].clone()
     given[2] = (worlds.pit.low + worlds.pit.high) / 2
-    with pytest.raises(ValueError, match=r"in world 2 the goal .* in the pit"):
+    with pytest.raises(ValueError, match=r"in environment 2 the goal .* in the pit"):
         worlds.reset(options={"goal_factors": given})
     _, infos = worlds.reset(options={"factors": given})
     assert infos["fallen"].tolist() == [False, False, True]
 
 
 def test_factors_put_back_give_the_same_moment():
-    worlds, _ = world(20, senses="image")
+    worlds, _ = world(20, obs_type="image")
     for _ in range(30):
-        obs, *_, infos = worlds.step(worlds.walk())
+        obs, *_, infos = worlds.step(worlds.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
     again, told = worlds.reset(seed=0, options=options)
     assert infos["fallen"].any()
@@ -634,7 +648,7 @@ def test_what_was_told_stays_as_it_was():
     obs, infos = worlds.reset(seed=0)
     kept = {name: part.copy() for name, part in {"obs": obs, **infos}.items()}
     for _ in range(5):
-        worlds.step(worlds.oracle())
+        worlds.step(worlds.expert_action())
     for name, part in {"obs": obs, **infos}.items():
         np.testing.assert_array_equal(part, kept[name], err_msg=name)
 
@@ -642,4 +656,4 @@ def test_what_was_told_stays_as_it_was():
 def test_a_box_holds_its_border():
     box = Box(torch.tensor([0.25, 0.25]), torch.tensor([0.5, 0.75]))
     places = torch.tensor([[0.25, 0.5], [0.5, 0.75], [0.2, 0.5], [0.3, 0.8]])
-    assert box.holds(places).tolist() == [True, True, False, False]
+    assert box.contains(places).tolist() == [True, True, False, False]

@@ -37,7 +37,7 @@ def cue_corridor() -> Config:
         configurator=Configurator.Config(critic=0.0),
         planner=GradientPlanner.Config(),
         tasks={"reward": Assignment(drives={"reward": 1.0})},
-        life=Live(worlds=2000, steps=40, options={"errands": 0.9}),
+        life=Live(worlds=2000, steps=40, options={"directed_fraction": 0.9}),
         objective=Predict(
             weights=Weights(
                 prediction=4, variance=8, covariance=4, similarity=0, inverse=2, feeling=4

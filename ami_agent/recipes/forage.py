@@ -22,8 +22,8 @@ def forage() -> Config:
     place = {"food": 0.0, "hazard": 0.0, "flag": 0.0, "energy": 0.0}
     return Config(
         recipe="forage",
-        world=WorldConfig(id="ami/Forage-v0", options={"layouts": "train"}),
-        evaluation=WorldConfig(id="ami/Forage-v0", options={"layouts": "test"}),
+        world=WorldConfig(id="ami/Forage-v0", options={"split": "train"}),
+        evaluation=WorldConfig(id="ami/Forage-v0", options={"split": "test"}),
         bounds=Ball(),
         perception=Senses.Config(vector=12),
         landmarks=400,
@@ -50,7 +50,7 @@ def forage() -> Config:
                 options={"task": "stay"},
             ),
         },
-        life=Live(worlds=1000, steps=205, options={"budget": 40}),
+        life=Live(worlds=1000, steps=205, options={"max_episode_steps": 40}),
         objective=Predict(
             weights=Weights(
                 prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1, feeling=10

@@ -32,7 +32,7 @@ from modules.world_model import WorldModel
 def maze() -> Config:
     """One maze of 5 by 5 cells, known from short walks: far goals are reached from landmark to
     landmark of a level above. What is perceived is smooth, what walls do is sharp."""
-    world = WorldConfig(id="ami/Maze-v0", options={"size": 5, "maze": 0, "senses": "state"})
+    world = WorldConfig(id="ami/Maze-v0", options={"size": 5, "maze_seed": 0, "obs_type": "state"})
     return Config(
         recipe="maze",
         world=world,
@@ -46,11 +46,11 @@ def maze() -> Config:
         # by distance for who is judged; the policy practises with goals at any
         tasks={
             "reach": Assignment(aim="world"),
-            "short": Assignment(aim="world", options={"goals": "short"}),
-            "medium": Assignment(aim="world", options={"goals": "medium"}),
-            "long": Assignment(aim="world", options={"goals": "long"}),
+            "short": Assignment(aim="world", options={"goal_distance": "short"}),
+            "medium": Assignment(aim="world", options={"goal_distance": "medium"}),
+            "long": Assignment(aim="world", options={"goal_distance": "long"}),
         },
-        life=Live(worlds=2000, steps=50, options={"budget": 50}),
+        life=Live(worlds=2000, steps=50, options={"max_episode_steps": 50}),
         objective=Predict(
             weights=Weights(prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1),
             learning=Learning(steps=2000, batch=128, lr=2e-3),
@@ -77,7 +77,7 @@ def maze_pixels() -> Config:
 
 def from_above(base: Config, recipe: str) -> Config:
     """A recipe for a maze, of one who sees an image of it instead of where he is and how fast."""
-    world = replace(base.world, options={**base.world.options, "senses": "image"})
+    world = replace(base.world, options={**base.world.options, "obs_type": "image"})
     return replace(
         base,
         recipe=recipe,
@@ -123,17 +123,19 @@ def maze_random() -> Config:
     what walls do and how far it is around them is learnt once for all mazes, and the landmarks of
     this one are imagined."""
     base, numbers = maze(), 400  # of the map, beside 4 that move
-    world = WorldConfig(id="ami/Maze-v0", options={"size": 3, "layouts": "train"})
+    world = WorldConfig(id="ami/Maze-v0", options={"size": 3, "split": "train"})
     return replace(
         base,
         recipe="maze-random",
         world=world,
-        evaluation=replace(world, options={**world.options, "layouts": "test"}),
+        evaluation=replace(world, options={**world.options, "split": "test"}),
         perception=SceneEncoder.Config(),
         world_model=WorldModel.Config(dynamics=GlanceDynamics.Config()),
         critic=Critic.Config(distance=GlanceQuasimetric.Config()),
         hierarchy=ImaginedGraph.Config(),
-        life=Live(worlds=300, steps=640, options={"budget": 640, "errands": 0.7}),
+        life=Live(
+            worlds=300, steps=640, options={"max_episode_steps": 640, "directed_fraction": 0.7}
+        ),
         objective=Predict(
             # these two are means over all numbers, and the few that move are to count
             weights=Weights(

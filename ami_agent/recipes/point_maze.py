@@ -16,7 +16,7 @@ from modules.perception import KeypointEncoder
 
 def point_maze() -> Config:
     """What is learnt in a maze, learnt from a ball that MuJoCo moves, in the maze "u"."""
-    world = WorldConfig(id="ami/PointMaze-v0", options={"map": "u", "senses": "state"})
+    world = WorldConfig(id="ami/PointMaze-v0", options={"map": "u", "obs_type": "state"})
     return replace(
         maze(), recipe="point-maze", world=world, evaluation=world, critic=_critic(detail=5)
     )

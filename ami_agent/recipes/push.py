@@ -19,7 +19,7 @@ from modules.world_model import WorldModel
 def push() -> Config:
     """A block that is known from play alone: what a hand does to it in touch, and how to come
     round to its other side. A goal is the block in its place, the hand beside it."""
-    world = WorldConfig(id="ami/Push-v0", options={"senses": "state"})
+    world = WorldConfig(id="ami/Push-v0", options={"obs_type": "state"})
     return Config(
         recipe="push",
         world=world,
@@ -29,7 +29,7 @@ def push() -> Config:
         world_model=WorldModel.Config(dynamics=WaveDynamics.Config(detail=1.0)),
         critic=Critic.Config(distance=WaveQuasimetric.Config(detail=1.0)),
         planner=GradientPlanner.Config(horizon=8, proposals=2, carried=1),
-        life=Live(worlds=3000, steps=50, options={"budget": 50}),
+        life=Live(worlds=3000, steps=50, options={"max_episode_steps": 50}),
         objective=Predict(
             weights=Weights(prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1),
             learning=Learning(steps=3000, batch=128, lr=2e-3),

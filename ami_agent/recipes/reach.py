@@ -19,7 +19,7 @@ from modules.world_model import WorldModel
 def reach() -> Config:
     """An arm that is known from random motion alone: two joints that throw one another about, and a
     goal that is the arm at rest. Nothing is in the way, so one level will do."""
-    world = WorldConfig(id="ami/Reach-v0", options={"senses": "state"})
+    world = WorldConfig(id="ami/Reach-v0", options={"obs_type": "state"})
     return Config(
         recipe="reach",
         world=world,
@@ -29,7 +29,7 @@ def reach() -> Config:
         world_model=WorldModel.Config(dynamics=WaveDynamics.Config(detail=1.0)),
         critic=Critic.Config(distance=WaveQuasimetric.Config(detail=1.0)),
         planner=GradientPlanner.Config(horizon=6, proposals=2, carried=1),
-        life=Live(worlds=2000, steps=50, options={"budget": 50}),
+        life=Live(worlds=2000, steps=50, options={"max_episode_steps": 50}),
         objective=Predict(
             weights=Weights(prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1),
             learning=Learning(steps=2000, batch=128, lr=2e-3),

@@ -41,7 +41,9 @@ def two_rooms() -> Config:
         world_model=WorldModel.Config(dynamics=VectorDynamics.Config(hidden=256)),
         configurator=Configurator.Config(reach=2.0),
         planner=GradientPlanner.Config(),
-        life=Live(worlds=1500, steps=32, options={"budget": 32, "errands": 0.5}),
+        life=Live(
+            worlds=1500, steps=32, options={"max_episode_steps": 32, "directed_fraction": 0.5}
+        ),
         objective=Predict(learning=Learning(steps=1300, batch=128, lr=1.5e-3)),
         teacher=Separate(learning=Learning(steps=4000, batch=256)),
         distil=Distil(learning=Learning(steps=5000, batch=512, lr=2e-3), steps=32),
@@ -65,7 +67,9 @@ def two_rooms_slow() -> Config:
         planner=GradientPlanner.Config(horizon=12, proposals=2, carried=1),
         hierarchy=LandmarkGraph.Config(patience=10),
         # long enough to come through the door: where few do, the critic takes it for a wall
-        life=Live(worlds=250, steps=256, options={"budget": 256, "errands": 0.5}),
+        life=Live(
+            worlds=250, steps=256, options={"max_episode_steps": 256, "directed_fraction": 0.5}
+        ),
         objective=Predict(
             weights=Weights(prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1),
             learning=Learning(steps=1300, batch=128, lr=2e-3),
@@ -78,7 +82,7 @@ def two_rooms_slow() -> Config:
 def two_rooms_distracted() -> Config:
     """The one layout again, before a background in which things move that nothing can be done
     about: the Configurator primes perception not to attend to it."""
-    world = WorldConfig(id="ami/TwoRooms-v0", variant="fixed", options={"distraction": 4})
+    world = WorldConfig(id="ami/TwoRooms-v0", variant="fixed", options={"num_distractors": 4})
     base = two_rooms()
     return replace(
         base,
@@ -96,15 +100,19 @@ def _map_state(recipe: str, variant: str, *, patch: int, stride: float, practice
     it, enough to meet the wall."""
     return Config(
         recipe=recipe,
-        world=WorldConfig(id="ami/TwoRooms-v0", variant=variant, options={"layouts": "train"}),
-        evaluation=WorldConfig(id="ami/TwoRooms-v0", variant=variant, options={"layouts": "test"}),
+        world=WorldConfig(id="ami/TwoRooms-v0", variant=variant, options={"split": "train"}),
+        evaluation=WorldConfig(id="ami/TwoRooms-v0", variant=variant, options={"split": "test"}),
         bounds=Ball(),
         perception=MapEncoder.Config(patch=patch),
         world_model=WorldModel.Config(dynamics=MapDynamics.Config()),
         planner=GradientPlanner.Config(proposals=2, carried=1),
         temper=Restless.Config(),
         habit=NoHabit.Config(),
-        life=Live(worlds=320, steps=640, options={"budget": 640, "errands": 0.7, "stride": stride}),
+        life=Live(
+            worlds=320,
+            steps=640,
+            options={"max_episode_steps": 640, "directed_fraction": 0.7, "max_step": stride},
+        ),
         objective=Predict(
             weights=Weights(
                 prediction=4,

@@ -23,7 +23,7 @@ from modules.world_model import WorldModel
 def windy_rooms() -> Config:
     """Two rooms on either side of a pit, and gusts of wind that come by chance: a latent variable
     of the world model stands for them, and plans are judged by what may come of them."""
-    world = WorldConfig(id="ami/WindyRooms-v0", options={"layout": 0, "senses": "state"})
+    world = WorldConfig(id="ami/WindyRooms-v0", options={"layout_seed": 0, "obs_type": "state"})
     return Config(
         recipe="windy-rooms",
         world=world,
@@ -42,7 +42,9 @@ def windy_rooms() -> Config:
             "reach": Assignment(aim="world"),
             "careful": Assignment(aim="world", tail=0.0),
         },
-        life=Live(worlds=2000, steps=50, options={"budget": 50, "starts": "anywhere"}),
+        life=Live(
+            worlds=2000, steps=50, options={"max_episode_steps": 50, "start_region": "anywhere"}
+        ),
         objective=Predict(
             weights=Weights(
                 prediction=10,

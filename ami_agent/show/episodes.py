@@ -37,7 +37,7 @@ LONG = 1000
 class Timed(Protocol):
     """A world that says after how many steps an episode is over."""
 
-    budget: int
+    max_episode_steps: int
 
 
 REST = 5
@@ -145,7 +145,7 @@ def watch(
 
 def _longest(world: World) -> int:
     if isinstance(world.inner, Timed):
-        return world.inner.budget
+        return world.inner.max_episode_steps
     known = world.envs.spec
     return (known.max_episode_steps if known else None) or LONG
 

@@ -32,11 +32,11 @@ MARGIN = 0.08
 @runtime_checkable
 class Drawn(Protocol):
     """A world that a person can look at: `render` gives a picture `[h, w, 3]` uint8 of each of B
-    worlds, `picture_xy` says where in it, `(x, y)` in pixels `[..., 2]`, a body of these factors
-    `[..., F]` would be."""
+    worlds, `factors_to_pixels` says where in it, `(x, y)` in pixels `[..., 2]`, a body of these
+    factors `[..., F]` would be."""
 
     def render(self) -> Sequence[np.ndarray]: ...
-    def picture_xy(self, factors: Any) -> Any: ...
+    def factors_to_pixels(self, factors: Any) -> Any: ...
 
 
 class Panel(NamedTuple):
@@ -114,7 +114,7 @@ class ReadOut:
 
     def xy(self, factors: Any) -> np.ndarray:
         """True factors `[..., F]` -> places `[..., 2]`"""
-        return np.asarray(self.inner.picture_xy(np.asarray(factors)))
+        return np.asarray(self.inner.factors_to_pixels(np.asarray(factors)))
 
     def __call__(self, states: Tensor) -> np.ndarray:
         each = states.detach().cpu().reshape(-1, states.shape[-1])

@@ -1,7 +1,6 @@
-"""Forage: eat before you starve, and mind the place that hurts."""
+"""Forage: the agent eats before its energy runs out, and keeps away from a hazard."""
 
-from .single import ForageEnv
-from .tasks import TASKS
-from .worlds import ForageVectorEnv
+from .dynamics import TASKS
+from .env import ForageEnv, ForageVectorEnv
 
 __all__ = ["TASKS", "ForageEnv", "ForageVectorEnv"]

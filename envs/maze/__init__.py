@@ -1,7 +1,6 @@
-"""Maze: a body with momentum finds its way between walls."""
+"""Maze: a point mass with momentum finds its way between walls to a goal."""
 
-from .maps import MAPS
-from .single import MazeEnv
-from .worlds import MazeVectorEnv
+from .dynamics import MAPS
+from .env import MazeEnv, MazeVectorEnv
 
 __all__ = ["MAPS", "MazeEnv", "MazeVectorEnv"]

@@ -1,8 +1,6 @@
-"""Two rooms, a wall, a door: find the way through."""
+"""Two Rooms: a point mass goes through the door in a wall to a goal."""
 
-from ..batched import Exam
-from .single import TwoRoomsEnv
+from .env import TwoRoomsEnv, TwoRoomsVectorEnv
 from .variants import VARIANTS, Variant
-from .worlds import TwoRoomsVectorEnv
 
-__all__ = ["VARIANTS", "Exam", "TwoRoomsEnv", "TwoRoomsVectorEnv", "Variant"]
+__all__ = ["VARIANTS", "TwoRoomsEnv", "TwoRoomsVectorEnv", "Variant"]

@@ -1,4 +1,4 @@
-"""Somebody to move the dot: one who knows the way, and ones who gather experience."""
+"""The expert, which takes the shortest path, and the behaviour policies of the published data."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..chance import draw, normal, truncated_normal, von_mises
-from ..plane import direction
-from .physics import Arena, can_see, place_in_room
+from ..geometry import direction
+from ..rng import normal, truncated_normal, uniform, von_mises
+from .dynamics import Arena, is_visible, sample_in_room
 
-FAR = 1e6
-REACHED = 0.05  # pixels
+BLOCKED = 1e6  # the length of a path that isn't open
+AT_WAYPOINT = 0.05  # pixels
 
 
 def door_posts(arena: Arena, layout: Tensor) -> Tensor:
-    """Layout [B, 2] -> [B, 4, 2]: the points around which a way through the door may bend."""
+    """Layout [B, 2] -> [B, 4, 2]: the points at which a path through the door may bend."""
     margin = min(1.0, arena.half_door / 3)
     across, along = arena.half_wall + margin, arena.half_door - margin
     left, right = layout[:, 0] - across, layout[:, 0] + across
@@ -28,89 +28,95 @@ def door_posts(arena: Arena, layout: Tensor) -> Tensor:
 
 
 def next_waypoint(arena: Arena, start: Tensor, goal: Tensor, layout: Tensor) -> Tensor:
-    """[B, 2] each -> [B, 2]: where the shortest way first bends, or the goal where it doesn't."""
-    posts, around = door_posts(arena, layout), layout[:, None]
+    """[B, 2] each -> [B, 2]: where the shortest path first bends, or the goal if it is straight."""
+    posts, layouts = door_posts(arena, layout), layout[:, None]
     here, there = start[:, None], goal[:, None]
-    leave = (posts - there).norm(dim=-1)  # [B, 4]
-    leave = torch.where(can_see(arena, posts, there, around), leave, FAR)
-    onward = (torch.cdist(posts, posts) + leave[:, None]).amin(-1)
-    reach = (posts - here).norm(dim=-1)
-    usable = can_see(arena, here, posts, around) & (reach > REACHED)
-    best = (torch.where(usable, reach, FAR) + onward).argmin(-1)
+    to_goal = (posts - there).norm(dim=-1)  # [B, 4]
+    to_goal = torch.where(is_visible(arena, posts, there, layouts), to_goal, BLOCKED)
+    onward = (torch.cdist(posts, posts) + to_goal[:, None]).amin(-1)
+    to_post = (posts - here).norm(dim=-1)
+    usable = is_visible(arena, here, posts, layouts) & (to_post > AT_WAYPOINT)
+    best = (torch.where(usable, to_post, BLOCKED) + onward).argmin(-1)
     bend = posts[torch.arange(len(best), device=best.device), best]
-    return torch.where(can_see(arena, start, goal, layout)[:, None], goal, bend)
+    return torch.where(is_visible(arena, start, goal, layout)[:, None], goal, bend)
 
 
-class Walk(NamedTuple):
-    """What somebody who walks has in mind, in each of B worlds."""
+class BehaviourState(NamedTuple):
+    """What the behaviour policy does in B environments."""
 
-    last: Tensor  # [B, 2] the last move asked for, in pixels
-    target: Tensor  # [B, 2] where the errand leads
-    errand: Tensor  # [B] bool: on an errand, or aimless
-    blind: Tensor  # [B] bool: the errand goes straight on, door or no door
-    patience: Tensor  # [B] steps until something else comes to mind
+    last_move: Tensor  # [B, 2] pixels, before any contact
+    target: Tensor  # [B, 2] where a directed policy goes
+    directed: Tensor  # [B] bool: to the target, or wandering
+    ignores_walls: Tensor  # [B] bool: straight to the target, into the wall
+    steps_left: Tensor  # [B] until it is drawn anew what the policy does
     keys: Tensor  # [B] int64
 
 
 class Scene(NamedTuple):
-    """What a walker can know about B worlds."""
+    """What a behaviour policy knows about B environments."""
 
     position: Tensor  # [B, 2]
     layout: Tensor  # [B, 2]
 
 
-class Walker(Protocol):
-    """One step of a walk: the new state of mind; its `last` is the move to make."""
+class BehaviourPolicy(Protocol):
+    """One step of a behaviour policy: its next state, whose `last_move` is the move to make."""
 
-    def __call__(self, arena: Arena, scene: Scene, walk: Walk, errands: float) -> Walk: ...
-
-
-def set_out(position: Tensor, keys: Tensor) -> Walk:
-    """Nothing in mind yet but a heading."""
-    uniform, keys = draw(keys, 1)
-    nothing = torch.zeros_like(uniform[:, 0])
-    heading = direction(2 * math.pi * uniform[:, 0])
-    return Walk(heading, position, nothing > 0, nothing > 0, nothing, keys)
+    def __call__(
+        self, arena: Arena, scene: Scene, behaviour: BehaviourState, directed_fraction: float
+    ) -> BehaviourState: ...
 
 
-def reconsider(
-    arena: Arena, scene: Scene, walk: Walk, errands: float, errand_steps: float, blind: float
-) -> Walk:
-    """Every 20 to 40 steps, or on arrival: an errand to the other room with chance `errands`.
+def init_behaviour(position: Tensor, keys: Tensor) -> BehaviourState:
+    """A behaviour policy as an episode begins, with a heading."""
+    u, keys = uniform(keys, 1)
+    zero = torch.zeros_like(u[:, 0])
+    heading = direction(2 * math.pi * u[:, 0])
+    return BehaviourState(heading, position, zero > 0, zero > 0, zero, keys)
 
-    An errand lasts until it is done, or `errand_steps` at most; a share `blind` of them goes
-    straight on, meets the wall, and is given up like an aimless walk.
-    """
-    uniform, keys = draw(walk.keys, 5)
-    near = (walk.target - scene.position).norm(dim=-1) < 0.05 * arena.side
-    renew = (walk.patience <= 0) | (walk.errand & near)
-    errand = torch.where(renew, uniform[:, 0] < errands, walk.errand)
-    aimless_steps = 20 + (21 * uniform[:, 1]).floor()
-    blinded = torch.where(renew, uniform[:, 2] < blind, walk.blind) & errand
-    patience = torch.where(errand & ~blinded, errand_steps, aimless_steps)
-    right = scene.position[:, 0] < scene.layout[:, 0]
-    place = place_in_room(arena, scene.layout, right, uniform[:, 3:])
-    return Walk(
-        walk.last,
-        torch.where(renew[:, None], place, walk.target),
-        errand,
-        blinded,
-        torch.where(renew, patience, walk.patience) - 1,
-        keys,
+
+def resample(
+    arena: Arena,
+    scene: Scene,
+    behaviour: BehaviourState,
+    directed_fraction: float,
+    directed_steps: float,
+    ignoring_fraction: float,
+) -> BehaviourState:
+    """Every 20 to 40 steps, or on arrival, the policy is drawn anew: with probability
+    `directed_fraction` it goes to a position in the other room, until it arrives or for
+    `directed_steps`; else it wanders. `ignoring_fraction` of the directed ones go straight on, meet
+    the wall, and last as long as wandering."""
+    u, keys = uniform(behaviour.keys, 5)
+    arrived = (behaviour.target - scene.position).norm(dim=-1) < 0.05 * arena.side
+    renew = (behaviour.steps_left <= 0) | (behaviour.directed & arrived)
+    directed = torch.where(renew, u[:, 0] < directed_fraction, behaviour.directed)
+    wander_steps = 20 + (21 * u[:, 1]).floor()
+    ignoring = torch.where(renew, u[:, 2] < ignoring_fraction, behaviour.ignores_walls) & directed
+    steps = torch.where(directed & ~ignoring, directed_steps, wander_steps)
+    to_right = scene.position[:, 0] < scene.layout[:, 0]
+    target = sample_in_room(arena, scene.layout, to_right, u[:, 3:])
+    return BehaviourState(
+        last_move=behaviour.last_move,
+        target=torch.where(renew[:, None], target, behaviour.target),
+        directed=directed,
+        ignores_walls=ignoring,
+        steps_left=torch.where(renew, steps, behaviour.steps_left) - 1,
+        keys=keys,
     )
 
 
-def aim(arena: Arena, scene: Scene, walk: Walk) -> Tensor:
-    """The direction [B, 2] somebody without noise would take: the errand's, or the last one."""
-    waypoint = next_waypoint(arena, scene.position, walk.target, scene.layout)
-    goal = torch.where(walk.blind[:, None], walk.target, waypoint)
-    ahead = torch.where(walk.errand[:, None], goal - scene.position, walk.last)
+def noiseless_direction(arena: Arena, scene: Scene, behaviour: BehaviourState) -> Tensor:
+    """The direction [B, 2] to the target of a directed policy, or of the last move."""
+    waypoint = next_waypoint(arena, scene.position, behaviour.target, scene.layout)
+    target = torch.where(behaviour.ignores_walls[:, None], behaviour.target, waypoint)
+    ahead = torch.where(behaviour.directed[:, None], target - scene.position, behaviour.last_move)
     return ahead / ahead.norm(dim=-1, keepdim=True).clamp(min=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wander:
-    """A heading that drifts by von Mises noise and steps of truncated normal length.
+    """A heading that drifts by von Mises noise, and steps of truncated normal length.
 
     Source of the form: PLDM, arXiv 2502.14819. Lengths in pixels.
     """
@@ -120,38 +126,46 @@ class Wander:
     std: float = 0.4
     low: float = 0.2
     high: float = 1.8
-    blind: float = 0.0
-    """Share of the errands that take no notice of the wall."""
+    ignoring_fraction: float = 0.0
+    """Of the directed policies, how many take no notice of the wall."""
 
-    def __call__(self, arena: Arena, scene: Scene, walk: Walk, errands: float) -> Walk:
-        walk = reconsider(arena, scene, walk, errands, 4 * arena.side / self.mean, self.blind)
-        uniform, keys = draw(walk.keys, 2)
-        ahead = aim(arena, scene, walk)
-        heading = torch.atan2(ahead[:, 1], ahead[:, 0]) + von_mises(uniform[:, 0], self.kappa)
-        move = direction(heading) * self.length(uniform[:, 1:])
-        return walk._replace(last=move, keys=keys)
+    def __call__(
+        self, arena: Arena, scene: Scene, behaviour: BehaviourState, directed_fraction: float
+    ) -> BehaviourState:
+        steps = 4 * arena.side / self.mean
+        behaviour = resample(
+            arena, scene, behaviour, directed_fraction, steps, self.ignoring_fraction
+        )
+        u, keys = uniform(behaviour.keys, 2)
+        ahead = noiseless_direction(arena, scene, behaviour)
+        heading = torch.atan2(ahead[:, 1], ahead[:, 0]) + von_mises(u[:, 0], self.kappa)
+        move = direction(heading) * self.length(u[:, 1:])
+        return behaviour._replace(last_move=move, keys=keys)
 
-    def length(self, uniform: Tensor) -> Tensor:
+    def length(self, u: Tensor) -> Tensor:
         """Uniform [...] in [0, 1) -> lengths of steps [...]."""
-        return truncated_normal(uniform, mean=self.mean, std=self.std, low=self.low, high=self.high)
+        return truncated_normal(u, mean=self.mean, std=self.std, low=self.low, high=self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyExpert:
-    """One who knows the way and whose hand shakes; sometimes it repeats its last move.
+    """An expert with noise on its moves, which sometimes repeats its last move.
 
     Source of the form and the noise: stable-worldmodel, arXiv 2605.21800. Noise is per coordinate,
-    in units of the full step; moves are clipped to the box of `reach` pixels.
+    in units of the full step; moves are clipped to the box of `full_step` pixels.
     """
 
-    reach: float
+    full_step: float
     noise: float = 2.0
     repeat: float = 0.05
 
-    def __call__(self, arena: Arena, scene: Scene, walk: Walk, errands: float) -> Walk:
-        walk = reconsider(arena, scene, walk, errands, 40 * arena.side / self.reach, 0.0)
-        uniform, keys = draw(walk.keys, 3)
-        shaken = aim(arena, scene, walk) + self.noise * normal(uniform[:, :2])
-        move = shaken.clamp(-1, 1) * self.reach
-        again = uniform[:, 2:] < self.repeat
-        return walk._replace(last=torch.where(again, walk.last, move), keys=keys)
+    def __call__(
+        self, arena: Arena, scene: Scene, behaviour: BehaviourState, directed_fraction: float
+    ) -> BehaviourState:
+        steps = 40 * arena.side / self.full_step
+        behaviour = resample(arena, scene, behaviour, directed_fraction, steps, 0.0)
+        u, keys = uniform(behaviour.keys, 3)
+        noisy = noiseless_direction(arena, scene, behaviour) + self.noise * normal(u[:, :2])
+        move = noisy.clamp(-1, 1) * self.full_step
+        move = torch.where(u[:, 2:] < self.repeat, behaviour.last_move, move)
+        return behaviour._replace(last_move=move, keys=keys)

@@ -1,4 +1,4 @@
-"""Which two rooms: the published tasks that share the name, and our own.
+"""The variants: the published tasks of that name, and our own.
 
 Lengths are pixels of the variant's own image.
 """
@@ -13,64 +13,58 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from ..chance import draw, mix
-from ..plane import clip_to_box, shrink_to_box, shrink_to_disk
-from .physics import (
-    Arena,
-    Contact,
-    Motion,
-    place_in_room,
-    rebound,
-    slide,
-)
-from .policies import NoisyExpert, Scene, Walker, Wander, set_out
-from .rendering import Canvas, red_on_white, two_channels
+from ..geometry import clip_to_box, shrink_to_box, shrink_to_disk
+from ..rng import splitmix64, uniform
+from .dynamics import Arena, Contact, Motion, rebound, sample_in_room, slide
+from .policies import BehaviourPolicy, NoisyExpert, Scene, Wander, init_behaviour
+from .render import Canvas, red_on_white, two_channels
 
-GoalRule: TypeAlias = Callable[["Variant", Tensor, Tensor, Tensor], Tensor]
+GoalSampler: TypeAlias = Callable[["Variant", Tensor, Tensor, Tensor], Tensor]
 """Variant, starts `[B, 2]`, layouts `[B, 2]`, keys `[B]` -> goals `[B, 2]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A protocol: the world, the task and how it is judged."""
+    """A protocol: the environment, the task and how it is evaluated."""
 
     arena: Arena
     canvas: Canvas
     motion: Motion
     layouts: tuple[tuple[int, int], ...]  # (wall x, door y)
-    goal: GoalRule
-    radius: float  # success is being nearer to the goal than this
-    judged: Literal["final", "ever"]  # at the last step, or at any
-    budget: int  # steps in an episode
-    walker: Walker
-    errands: float  # chance that a stretch of a walk is an errand to the other room
+    goal: GoalSampler
+    goal_radius: float  # nearer to the goal than this, it counts as reached
+    success_at: Literal["final", "ever"]  # the last step, or any
+    max_episode_steps: int
+    behaviour: BehaviourPolicy
+    directed_fraction: float  # how often the behaviour policy goes into the other room
 
 
-def in_opposite_room(variant: Variant, start: Tensor, layout: Tensor, keys: Tensor) -> Tensor:
-    """A uniform place on the other side of the wall."""
-    uniform, _ = draw(keys, 2)
-    return place_in_room(variant.arena, layout, start[:, 0] < layout[:, 0], uniform)
+def goal_in_other_room(variant: Variant, start: Tensor, layout: Tensor, keys: Tensor) -> Tensor:
+    """A uniform position on the other side of the wall."""
+    u, _ = uniform(keys, 2)
+    return sample_in_room(variant.arena, layout, start[:, 0] < layout[:, 0], u)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhereWalkLeads:
-    """The place that the variant's own walker, on an errand, reaches after some steps."""
+class GoalFromRollout:
+    """The position that the variant's behaviour policy, directed, reaches after some steps."""
 
     steps: int
 
     def __call__(self, variant: Variant, start: Tensor, layout: Tensor, keys: Tensor) -> Tensor:
-        walk, position = set_out(start, keys), start
+        behaviour, position = init_behaviour(start, keys), start
         for _ in range(self.steps):
             scene = Scene(position, layout)
-            walk = variant.walker(variant.arena, scene, walk, 1.0)
-            position = variant.motion.contact(variant.arena, position, walk.last, layout)
+            behaviour = variant.behaviour(variant.arena, scene, behaviour, 1.0)
+            move = behaviour.last_move
+            position = variant.motion.contact(variant.arena, position, move, layout)
         return position
 
 
-def table(variant: Variant, split: str) -> Tensor:
+def layout_table(variant: Variant, split: str) -> Tensor:
     """The layouts [N, 2] of a split. About a fifth are kept for "test"; a single one is in all."""
     rows = torch.tensor(variant.layouts)
-    held_out = mix(mix(rows[:, 0]) + rows[:, 1]) % 5 == 0
+    held_out = splitmix64(splitmix64(rows[:, 0]) + rows[:, 1]) % 5 == 0
     keep = {"all": held_out | True, "train": ~held_out, "test": held_out}[split]
     return rows[keep | (len(rows) == 1)].float()
 
@@ -85,11 +79,16 @@ def _disk(scale: float, contact: Contact, bound: float = 1.0) -> Motion:
     )
 
 
-def wander(longest: float) -> Wander:
-    """Steps up to the longest, more of them long than in the published walks, since long steps are
-    what a planner takes; and every other errand against the wall, to learn what a wall is."""
+def wander(max_step: float) -> Wander:
+    """Steps up to `max_step` pixels, more of them long than in the published data, since a planner
+    takes long steps; and every other directed policy goes straight into the wall, so that the data
+    show what a wall is."""
     return Wander(
-        mean=0.7 * longest, std=0.4 * longest, low=0.05 * longest, high=longest, blind=0.5
+        mean=0.7 * max_step,
+        std=0.4 * max_step,
+        low=0.05 * max_step,
+        high=max_step,
+        ignoring_fraction=0.5,
     )
 
 
@@ -100,12 +99,12 @@ _EB_FIXED = Variant(
     canvas=_TWO_CHANNELS_65,
     motion=_disk(1.0, rebound, bound=2.45),
     layouts=((32, 18),),
-    goal=in_opposite_room,
-    radius=4.5,
-    judged="final",
-    budget=200,
-    walker=Wander(),
-    errands=0.35,
+    goal=goal_in_other_room,
+    goal_radius=4.5,
+    success_at="final",
+    max_episode_steps=200,
+    behaviour=Wander(),
+    directed_fraction=0.35,
 )
 
 _FIXED = replace(
@@ -113,10 +112,10 @@ _FIXED = replace(
     arena=Arena(low=4, high=60, wall_width=3, half_door=5),
     motion=_disk(0.05 * 56, slide),
     layouts=((32, 20),),
-    radius=0.06 * 56,
-    budget=50,
-    walker=wander(0.05 * 56),
-    errands=0.1,
+    goal_radius=0.06 * 56,
+    max_episode_steps=50,
+    behaviour=wander(0.05 * 56),
+    directed_fraction=0.1,
 )
 
 _RANDOM = replace(
@@ -125,10 +124,10 @@ _RANDOM = replace(
     canvas=Canvas(size=32, border=(0, 0), dot_std=1.0, channels=2, paint=two_channels),
     motion=_disk(0.05 * 29, slide),
     layouts=_grid(range(10, 22), range(6, 26)),
-    radius=0.06 * 29,
-    budget=60,
-    walker=wander(0.05 * 29),
-    errands=0.35,
+    goal_radius=0.06 * 29,
+    max_episode_steps=60,
+    behaviour=wander(0.05 * 29),
+    directed_fraction=0.35,
 )
 
 VARIANTS: dict[str, Variant] = {
@@ -138,29 +137,29 @@ VARIANTS: dict[str, Variant] = {
         _RANDOM,
         motion=_disk(0.005 * 29, slide),
         layouts=((16, 10),),
-        budget=350,
-        walker=wander(0.005 * 29),
+        max_episode_steps=350,
+        behaviour=wander(0.005 * 29),
     ),
     "eb-fixed": _EB_FIXED,
     "eb-random": replace(_EB_FIXED, layouts=_grid(range(20, 45), range(10, 55))),
     "pldm": replace(
         _EB_FIXED,
         layouts=((32, 10),),
-        radius=math.sqrt(2),  # a mean squared coordinate error of 1
-        judged="ever",
-        errands=0.6,
+        goal_radius=math.sqrt(2),  # a mean squared coordinate error of 1
+        success_at="ever",
+        directed_fraction=0.6,
     ),
     "swm": Variant(
         arena=Arena(low=21, high=203, wall_width=10, half_door=14, body=7, clearance=7),
         canvas=Canvas(size=224, border=(10, 13), dot_std=7, channels=3, paint=red_on_white),
         motion=Motion(bound=1.0, scale=5.0, limit=clip_to_box, shrink=shrink_to_box, contact=slide),
         layouts=((112, 49),),
-        goal=WhereWalkLeads(steps=25),
-        radius=16,
-        judged="ever",
-        budget=50,
-        walker=NoisyExpert(reach=5.0),
-        errands=1.0,
+        goal=GoalFromRollout(steps=25),
+        goal_radius=16,
+        success_at="ever",
+        max_episode_steps=50,
+        behaviour=NoisyExpert(full_step=5.0),
+        directed_fraction=1.0,
     ),
 }
-"""`pldm`: arXiv 2502.14819; `eb-*`: 2602.03604; `swm`: 2605.21800; the rest are ours."""
+"""`pldm`: arXiv 2502.14819; `eb-*`: 2602.03604; `swm`: 2605.21800; the others are ours."""

@@ -1,6 +1,6 @@
-"""Windy Rooms: a pit between two rooms, and gusts of wind that may throw a body into it."""
+"""Windy Rooms: two rooms with a pit between them, and gusts of wind that may blow the point mass
+into it."""
 
-from .single import WindyRoomsEnv
-from .worlds import WindyRoomsVectorEnv
+from .env import WindyRoomsEnv, WindyRoomsVectorEnv
 
 __all__ = ["WindyRoomsEnv", "WindyRoomsVectorEnv"]

@@ -1,0 +1,397 @@
+"""Cue Corridor: a T of two rectangles, the stem and the bar. A cue that is visible only near the
+start says in which arm of the bar the goal is.
+
+Positions are `(x, y)` in pixels, pixel centres at whole numbers, y down.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from . import draw
+from .geometry import direction, shrink_to_disk
+from .rng import keys_from_seeds, splitmix64, truncated_normal, uniform, von_mises
+from .single_env import SingleEnv
+from .vector_env import (
+    NUM_TESTS,
+    DynamicsTest,
+    TensorObs,
+    TorchVectorEnv,
+    check_range,
+    check_rows,
+    read_factors,
+    repeated,
+    rounded,
+    run_test,
+)
+
+SIZE = 32  # pixels on a side of the image
+LEFT, RIGHT = 12.5, 18.5  # the sides of the stem
+ARM_LEFT, ARM_RIGHT = 0.5, 30.5  # the ends of the bar, whose halves are the arms
+TOP, FORK, BOTTOM = 0.5, 6.5, 30.5  # the bar reaches from TOP to FORK, the stem to BOTTOM
+END = 2.0  # how much of each arm is its end
+CUE_LINE = BOTTOM - (BOTTOM - FORK) / 5  # the cue is visible below it, in a fifth of the stem
+STEP = 2.0  # pixels, of a full action
+START_MARGIN = 1.0  # pixels from a start to the sides of the stem
+START_LOW, START_HIGH = BOTTOM - 3.5, BOTTOM - 0.5  # y of a start
+
+CORNER_MARGIN = 0.5  # pixels between a policy's path and the corner that it bends around
+KAPPA = 5.0  # of the heading's noise
+MEAN, STD, LOW, HIGH = 0.7 * STEP, 0.4 * STEP, 0.05 * STEP, STEP  # lengths of steps
+
+DOT_STD = 1.0  # pixels
+CUE_ROWS = 3  # at the bottom of the image
+FADED = 0.3  # opacity of the cue in a frame while the agent doesn't see it
+ZOOM = draw.FRAME_SIZE / SIZE
+WALL_COLOUR, CUE_COLOUR, WRONG_COLOUR = (196, 200, 208), (245, 165, 20), (205, 85, 75)
+
+
+class BehaviourState(NamedTuple):
+    """What the behaviour policy does in B environments."""
+
+    last_move: Tensor  # [B, 2] pixels
+    right: Tensor  # [B] bool: a directed policy goes into the right arm, else into the left
+    directed: Tensor  # [B] bool
+    keys: Tensor  # [B] int64
+
+
+class State(NamedTuple):
+    """The state of B environments."""
+
+    position: Tensor  # [B, 2] pixels
+    cue: Tensor  # [B] bool: the goal is in the right arm
+    behaviour: BehaviourState
+    next_key: Tensor  # [B] int64: the random key of the next episode
+
+    @property
+    def done(self) -> Tensor:
+        """[B] bool: at the end of either arm."""
+        return at_left_end(self.position) | at_right_end(self.position)
+
+    @property
+    def success(self) -> Tensor:
+        """[B] bool: at the end of the cued arm. An episode ends at the first arm's end, so it has
+        succeeded if it succeeds now."""
+        left, right = at_left_end(self.position), at_right_end(self.position)
+        return torch.where(self.cue, right, left)
+
+
+def in_bar(position: Tensor) -> Tensor:
+    """[..., 2] -> [...] bool."""
+    x, y = position.unbind(-1)
+    return (x >= ARM_LEFT) & (x <= ARM_RIGHT) & (y >= TOP) & (y <= FORK)
+
+
+def in_stem(position: Tensor) -> Tensor:
+    """[..., 2] -> [...] bool; the stem goes on through the bar, up to its top."""
+    x, y = position.unbind(-1)
+    return (x >= LEFT) & (x <= RIGHT) & (y >= TOP) & (y <= BOTTOM)
+
+
+def is_free(position: Tensor) -> Tensor:
+    """[..., 2] -> [...] bool: not in the wall."""
+    return in_bar(position) | in_stem(position)
+
+
+def sees_cue(position: Tensor) -> Tensor:
+    """[..., 2] -> [...] bool: the cue is visible from there."""
+    return position[..., 1] > CUE_LINE
+
+
+def at_left_end(position: Tensor) -> Tensor:
+    """[..., 2] -> [...] bool."""
+    return position[..., 0] <= ARM_LEFT + END
+
+
+def at_right_end(position: Tensor) -> Tensor:
+    """[..., 2] -> [...] bool."""
+    return position[..., 0] >= ARM_RIGHT - END
+
+
+def _move_x(start: Tensor, move: Tensor) -> Tensor:
+    """Free positions and moves [..., 2] -> positions after the move's x, [..., 2]."""
+    x, y = start.unbind(-1)
+    end = x + move[..., 0]
+    end = torch.where(y <= FORK, end.clamp(ARM_LEFT, ARM_RIGHT), end.clamp(LEFT, RIGHT))
+    return torch.stack([end, y], -1)
+
+
+def _move_y(start: Tensor, move: Tensor) -> Tensor:
+    """Free positions and moves [..., 2] -> positions after the move's y, [..., 2]."""
+    x, y = start.unbind(-1)
+    end, in_line = y + move[..., 1], (x >= LEFT) & (x <= RIGHT)
+    return torch.stack([x, torch.where(in_line, end.clamp(TOP, BOTTOM), end.clamp(TOP, FORK))], -1)
+
+
+def _fraction_to(line: float, start: Tensor, move: Tensor) -> Tensor:
+    """The fraction of a move [...] along one axis that comes before a line; infinite where the line
+    is not ahead."""
+    fraction = (line - start) / move
+    return torch.where(fraction >= 0, fraction, torch.inf)  # also where it is not a number
+
+
+def slide(start: Tensor, move: Tensor) -> Tensor:
+    """Free positions and moves [..., 2] -> positions after the move, [..., 2].
+
+    The point mass moves along one axis after the other, first along the one whose line through a
+    corner of the fork the straight path crosses first. So no corner is cut, and for moves up to the
+    width of the stem the path is straight wherever that is free.
+    """
+    x, y = start.unbind(-1)
+    move_x, move_y = move.unbind(-1)
+    to_side = torch.minimum(_fraction_to(LEFT, x, move_x), _fraction_to(RIGHT, x, move_x))
+    x_first = to_side <= _fraction_to(FORK, y, move_y)
+    return torch.where(
+        x_first.unsqueeze(-1),
+        _move_y(_move_x(start, move), move),
+        _move_x(_move_y(start, move), move),
+    )
+
+
+def sample_initial(keys: Tensor, directed_fraction: float) -> State:
+    """Keys [B] -> states as episodes begin."""
+    u, _ = uniform(keys, 3)
+    x = LEFT + START_MARGIN + u[:, 0] * (RIGHT - LEFT - 2 * START_MARGIN)
+    y = START_LOW + u[:, 1] * (START_HIGH - START_LOW)
+    behaviour = init_behaviour(splitmix64(keys ^ 1), directed_fraction)
+    return State(torch.stack([x, y], -1), u[:, 2] < 0.5, behaviour, splitmix64(keys ^ 2))
+
+
+def to_factors(state: State) -> Tensor:
+    """x and y as fractions of the image, and the cue, 0 for left and 1 for right, [B, 3]."""
+    return torch.cat([(state.position + 0.5) / SIZE, state.cue[:, None].float()], -1)
+
+
+def place_at(state: State, factors: object) -> State:
+    """The state with a user's factors [B, 3]. Raises ValueError where no episode can begin."""
+    read = read_factors("factors", factors, (len(state.cue), 3), state.cue.device)
+    if not bool(((read >= 0) & (read <= 1)).all()):
+        raise ValueError("factors must be fractions of the image, each in [0, 1]")
+    if not bool(((read[:, 2] == 0) | (read[:, 2] == 1)).all()):
+        raise ValueError("factors: the cue must be 0 (left) or 1 (right)")
+    state = state._replace(position=read[:, :2] * SIZE - 0.5, cue=read[:, 2] == 1)
+    for valid, reason in (
+        (is_free(state.position), "is inside the wall"),
+        (~state.done, "is at an arm's end, where episodes end"),
+    ):
+        check_rows(
+            valid,
+            lambda i, reason=reason: (
+                f"factors: in environment {i} the point mass at "  # type: ignore[misc]
+                f"{rounded(state.position[i], 2)} px {reason}"
+            ),
+        )
+    return state
+
+
+def init_behaviour(keys: Tensor, directed_fraction: float) -> BehaviourState:
+    """The behaviour policy as an episode begins: directed, with that probability, to either arm for
+    the whole episode, and with a heading."""
+    u, keys = uniform(keys, 3)
+    heading = direction(2 * math.pi * u[:, 0])
+    return BehaviourState(heading, u[:, 1] < 0.5, u[:, 2] < directed_fraction, keys)
+
+
+def next_waypoint(position: Tensor, right: Tensor) -> Tensor:
+    """Positions [B, 2], which arm [B] bool -> [B, 2]: the bend into that arm, or the arm's end."""
+    side = torch.where(right, RIGHT - CORNER_MARGIN, LEFT + CORNER_MARGIN)
+    bend = torch.stack([side, torch.full_like(side, FORK - CORNER_MARGIN)], -1)
+    end = torch.stack([torch.where(right, ARM_RIGHT, ARM_LEFT), position[:, 1]], -1)
+    return torch.where(in_bar(position).unsqueeze(-1), end, bend)
+
+
+def behaviour_step(behaviour: BehaviourState, position: Tensor) -> BehaviourState:
+    """The behaviour policy one step on; its `last_move` [B, 2] is the move to make.
+
+    The heading leads to the arm, or else drifts, with von Mises noise; lengths of steps are
+    truncated normal. Source of the form: PLDM, arXiv 2502.14819.
+    """
+    u, keys = uniform(behaviour.keys, 2)
+    to_arm = next_waypoint(position, behaviour.right) - position
+    ahead = torch.where(behaviour.directed.unsqueeze(-1), to_arm, behaviour.last_move)
+    heading = torch.atan2(ahead[:, 1], ahead[:, 0]) + von_mises(u[:, 0], KAPPA)
+    length = truncated_normal(u[:, 1:], mean=MEAN, std=STD, low=LOW, high=HIGH)
+    return behaviour._replace(last_move=direction(heading) * length, keys=keys)
+
+
+def to_action(move: Tensor) -> Tensor:
+    """Moves [B, 2] in pixels -> the longest actions [B, 2] along them that don't overshoot."""
+    return shrink_to_disk(move / STEP, 1.0)
+
+
+class Layers(NamedTuple):
+    """The parts of the image that never change."""
+
+    walls: Tensor  # [S, S] bool
+    cues: Tensor  # [2, S, S] bool: left, right
+    ends: Tensor  # [2, S, S] bool: left, right
+
+
+@lru_cache
+def layers(device: torch.device) -> Layers:
+    pixel = torch.arange(SIZE, device=device)
+    row, column = torch.meshgrid(pixel, pixel, indexing="ij")
+    position = torch.stack([column, row], -1)  # [S, S, 2]
+    free, bottom, right = is_free(position), row >= SIZE - CUE_ROWS, 2 * column >= SIZE
+    ends = torch.stack([free & at_left_end(position), free & at_right_end(position)])
+    return Layers(~free, torch.stack([bottom & ~right, bottom & right]), ends)
+
+
+def observe(state: State, cue_visible: Tensor) -> Tensor:
+    """States and whether the cue is visible [B] bool -> [B, 3, S, S] uint8: the point mass, the
+    walls, and the cue, a bar at the bottom of the cued side."""
+    fixed = layers(state.position.device)
+    walls = fixed.walls.expand(len(state.position), SIZE, SIZE)
+    bar = fixed.cues[state.cue.long()] & cue_visible[:, None, None]
+    plain = torch.stack([walls, bar], 1).to(torch.uint8) * 255
+    return torch.cat([draw.draw_dot(state.position, SIZE, DOT_STD)[:, None], plain], 1)
+
+
+def draw_frames(state: State, cue_visible: Tensor) -> Tensor:
+    """States and whether the cue is visible [B] bool -> [B, 320, 320, 3] uint8."""
+    device, side = state.position.device, state.cue.long()
+    fixed = layers(device)
+    walls = fixed.walls.expand(len(side), SIZE, SIZE)
+    opacity = torch.where(cue_visible, 1.0, FADED)[:, None, None]
+    frames = torch.full((len(side), SIZE, SIZE, 3), 255.0, device=device)
+    for mask, colour in (
+        (walls, WALL_COLOUR),
+        (fixed.ends[side], draw.GOAL_COLOUR),
+        (fixed.ends[1 - side], WRONG_COLOUR),
+        (fixed.cues[side] * opacity, CUE_COLOUR),
+    ):
+        frames = draw.blend(frames, mask.float() - 0.5, colour)
+    frames = frames.repeat_interleave(int(ZOOM), 1).repeat_interleave(int(ZOOM), 2)
+    centre = to_pixels((state.position + 0.5) / SIZE)
+    depth = 1.2 * ZOOM * DOT_STD - draw.pixel_distance(draw.frame_pixels(device), centre)
+    return draw.to_bytes(draw.blend(frames, depth, draw.AGENT_COLOUR))
+
+
+def to_pixels(factors: Tensor) -> Tensor:
+    """Factors [..., F] that begin with x and y -> `(x, y)` [..., 2] in the pixels of a frame."""
+    return factors[..., :2] * draw.FRAME_SIZE - 0.5
+
+
+class CueCorridorVectorEnv(TorchVectorEnv[State]):
+    """B point masses in T-shaped corridors, each with a cue that says which arm holds the goal.
+
+    Observations are images [3, 32, 32]: the point mass, the walls, and the cue. The cue is visible
+    from the first fifth of the stem and, unless `visible`, from nowhere else. The action [2],
+    shortened to length 1, moves the point mass by 2 pixels. An episode ends at the end of either
+    arm; the reward is 1 if that is the cued arm, else 0. Reset option: "factors" [B, 3] sets
+    positions and cues. Dynamics tests: full steps to the right, against the "wall" of the stem and
+    into the "open" arm.
+    """
+
+    description = (
+        "A point mass (blue) goes up a corridor that forks. A cue (amber) says which arm is the "
+        "right one, and is visible near the start alone."
+    )
+    factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y", "cue")
+    interoception_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        max_episode_steps: int = 40,
+        directed_fraction: float = 0.8,
+        visible: bool = False,
+        device: str | torch.device = "cpu",
+        output: str = "numpy",
+        render_mode: str | None = None,
+    ) -> None:
+        """`directed_fraction` is the probability that the behaviour policy goes into an arm of its
+        own choice for a whole episode; else it wanders.
+
+        Raises ValueError for an output that doesn't exist and for numbers out of range.
+        """
+        super().__init__(
+            num_envs,
+            spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8),
+            spaces.Box(-1, 1, (2,), np.float32),
+            max_episode_steps=max_episode_steps,
+            device=device,
+            output=output,
+            render_mode=render_mode,
+        )
+        check_range("directed_fraction", directed_fraction, 0, 1)
+        self.directed_fraction, self.visible = directed_fraction, visible
+
+    def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
+        state = sample_initial(keys, self.directed_fraction)
+        return place_at(state, options["factors"]) if "factors" in options else state
+
+    def _step_state(self, state: State, actions: Tensor) -> State:
+        moves = STEP * shrink_to_disk(actions, 1.0)
+        return state._replace(position=slide(state.position, moves))
+
+    def _observe(self, state: State) -> Tensor:
+        return observe(state, self._cue_visible(state))
+
+    def _cue_visible(self, state: State) -> Tensor:
+        return sees_cue(state.position) | self.visible
+
+    def _reward(self, state: State) -> Tensor:
+        return state.success.float()
+
+    def _terminated(self, state: State) -> np.ndarray:
+        return state.done.cpu().numpy()
+
+    def _info(self, state: State) -> dict[str, TensorObs]:
+        return {
+            "factors": to_factors(state),
+            "success": state.success,
+            "final_success": state.success,
+            "score": state.success.float(),
+        }
+
+    def _expert(self, state: State) -> Tensor:
+        return to_action(next_waypoint(state.position, state.cue) - state.position)
+
+    def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
+        behaviour = behaviour_step(state.behaviour, state.position)
+        return behaviour, to_action(behaviour.last_move)
+
+    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
+        """Full steps to the right: in the middle half of the stem where the cue isn't visible, from
+        0.2 to 1.5 steps before its right wall; and in the left half of the junction."""
+        keys = keys_from_seeds(range(seed, seed + NUM_TESTS), self.device)
+        u, _ = uniform(keys, 2)
+        state = sample_initial(keys, directed_fraction=0.0)
+        wall_x = RIGHT - STEP * (0.2 + 1.3 * u[:, 0])
+        wall_y = FORK + (CUE_LINE - FORK) * (0.25 + 0.5 * u[:, 1])
+        open_x = LEFT + (RIGHT - LEFT) / 2 * u[:, 0]
+        open_y = TOP + 1 + (FORK - TOP - 2) * u[:, 1]
+        starts = {"wall": (wall_x, wall_y), "open": (open_x, open_y)}
+        actions = repeated([1.0, 0.0], NUM_TESTS, self.device)
+        return {
+            name: run_test(
+                state._replace(position=torch.stack(start, -1)),
+                actions,
+                self._step_state,
+                self._observe,
+                to_factors,
+            )
+            for name, start in starts.items()
+        }
+
+    def _to_pixels(self, factors: Tensor) -> Tensor:
+        return to_pixels(factors)
+
+    def _draw(self, state: State) -> Tensor:
+        return draw_frames(state, self._cue_visible(state))
+
+
+class CueCorridorEnv(SingleEnv[CueCorridorVectorEnv]):
+    """One environment of `CueCorridorVectorEnv`."""
+
+    vector_env = CueCorridorVectorEnv
+    interoception_names = CueCorridorVectorEnv.interoception_names

@@ -1,0 +1,421 @@
+"""Reach: an arm of two links, moved by MuJoCo, brings its fingertip to a goal.
+
+Positions are `(x, y)` in lengths of the stretched arm, the shoulder at the origin, y down. The
+shoulder turns all the way round; the elbow's angle is 0 where the arm is stretched.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from torch.nn.functional import pad
+
+from . import draw
+from .geometry import clip_to_box, direction, wrap_angle
+from .mujoco import Simulator, compile_model
+from .rng import integers, keys_from_seeds, splitmix64, uniform
+from .single_env import SingleEnv
+from .vector_env import (
+    NUM_TESTS,
+    TEST_STEPS,
+    DynamicsTest,
+    GoalVectorEnv,
+    TensorObs,
+    check_rows,
+    choose,
+    read_factors,
+    run_test,
+)
+
+LINK = 0.5  # the length of each of two links
+MAX_BEND = 2.6  # radians; the elbow bends so far either way
+MIN_REACH = 2 * LINK * math.cos(MAX_BEND / 2)  # the fingertip's least distance from the shoulder
+GOAL_RADIUS = 0.05  # lengths of the arm; nearer to the goal than this, it counts as reached
+GOAL_RING = (MIN_REACH + 0.03, 0.95)  # distances of goals from the shoulder
+MIN_START_GOAL = 0.25  # least distance from the fingertip's start to its goal
+CANDIDATES = 8  # goals to choose from
+TOLERANCE = 0.01  # how far the positions of joints may be off in a user's factors
+
+STEP = 0.1  # seconds
+SUBSTEPS = 10
+TERMINAL = 0.3  # radians a step that a full torque comes to, where nothing else turns a joint
+VELOCITY_SCALE = 3 * TERMINAL  # radians a step; joints hardly ever turn faster
+DAMPING = (1.5, 0.3)  # of shoulder and elbow: when stretched, about what bodies lose in Maze
+
+STIFFNESS, EXPERT_DAMPING = 3.0, 1.0  # the expert's torque for a radian, and for a terminal speed
+IDLE = 0.25  # chance of no torque at all; short ones coast, long ones come to rest
+HOLD_STEPS = (3, 12)  # for which the behaviour policy holds a torque
+SHARPNESS = 1.5  # above 1, so that some torques are full
+
+IMAGE_SIZE = 32  # pixels on a side of an observation
+EXTENT = 1.05  # lengths of the arm from the shoulder to the edge of an image
+LINK_STD = 0.8  # pixels, how a link fades to its sides
+LINK_WIDTH, JOINT_RADIUS = 5.0, 8.0  # pixels of a frame; half the width
+JOINT_COLOUR = (120, 130, 145)
+
+MJCF = f"""
+<mujoco>
+  <compiler angle="radian"/>
+  <option timestep="{STEP / SUBSTEPS}" gravity="0 0 0"><flag contact="disable"/></option>
+  <default><geom type="capsule" fromto="0 0 0 {LINK} 0 0" size="0.04" mass="1"/></default>
+  <worldbody>
+    <body>
+      <joint name="shoulder" type="hinge" axis="0 0 1" damping="{DAMPING[0]}"/>
+      <geom/>
+      <body pos="{LINK} 0 0">
+        <joint name="elbow" type="hinge" axis="0 0 1" damping="{DAMPING[1]}"
+               range="-{MAX_BEND} {MAX_BEND}"/>
+        <geom/>
+      </body>
+    </body>
+  </worldbody>
+  <actuator>
+    <motor joint="shoulder" gear="{DAMPING[0] * TERMINAL / STEP}"/>
+    <motor joint="elbow" gear="{DAMPING[1] * TERMINAL / STEP}"/>
+  </actuator>
+</mujoco>
+"""
+
+
+class ArmState(NamedTuple):
+    """Arms of B environments; angles are of shoulder and elbow."""
+
+    angle: Tensor  # [B, 2] radians
+    velocity: Tensor  # [B, 2] radians a step
+    previous_angle: Tensor  # [B, 2] one step earlier
+
+
+class BehaviourState(NamedTuple):
+    """What the behaviour policy does in B environments."""
+
+    torque: Tensor  # [B, 2]
+    steps_left: Tensor  # [B] until the next torque is drawn
+    keys: Tensor  # [B] int64
+
+
+class State(NamedTuple):
+    """The state of B environments."""
+
+    arm: ArmState
+    goal: Tensor  # [B, 2] the angles of an arm whose fingertip is at the goal
+    succeeded: Tensor  # [B] bool: the goal was reached in this episode
+    behaviour: BehaviourState
+    next_key: Tensor  # [B] int64: the random key of the next episode
+    goal_obs: Tensor  # [B, *O]
+
+    @property
+    def distance(self) -> Tensor:
+        """[B] from the fingertip to its goal, in lengths of the arm."""
+        return (fingertip(self.arm.angle) - fingertip(self.goal)).norm(dim=-1)
+
+    @property
+    def at_goal(self) -> Tensor:
+        """[B] bool."""
+        return self.distance < GOAL_RADIUS
+
+
+def at_rest(angle: Tensor) -> ArmState:
+    """Arms at rest, angles [B, 2]."""
+    return ArmState(angle, torch.zeros_like(angle), angle)
+
+
+def joint_positions(angle: Tensor) -> Tensor:
+    """Angles [..., 2] -> the positions of elbow and fingertip, [..., 2, 2]."""
+    shoulder, elbow = angle.unbind(-1)
+    upper_arm = LINK * direction(shoulder)
+    return torch.stack([upper_arm, upper_arm + LINK * direction(shoulder + elbow)], -2)
+
+
+def fingertip(angle: Tensor) -> Tensor:
+    """Angles [..., 2] -> positions [..., 2]."""
+    return joint_positions(angle)[..., 1, :]
+
+
+def inverse_kinematics(position: Tensor, side: Tensor) -> Tensor:
+    """Positions [B, 2] -> the angles [B, 2] that bring the fingertip there, or as near as the arm
+    can; `side` [B], 1 or -1, is where the elbow bends to. The triangle of shoulder, elbow and
+    fingertip has two sides of equal length."""
+    bend = 2 * (position.norm(dim=-1) / (2 * LINK)).clamp(max=1).acos()
+    elbow = side * bend.clamp(max=MAX_BEND)
+    x, y = position.unbind(-1)
+    return torch.stack([wrap_angle(torch.atan2(y, x) - elbow / 2), elbow], -1)
+
+
+def angles_from_points(elbow: Tensor, tip: Tensor) -> Tensor:
+    """Positions of elbows and fingertips [B, 2] -> the angles [B, 2] that put them there."""
+    upper, lower = (torch.atan2(link[:, 1], link[:, 0]) for link in (elbow, tip - elbow))
+    return torch.stack([upper, wrap_angle(lower - upper)], -1)
+
+
+class ArmPhysics:
+    """MuJoCo moves arms: the action is a torque on each joint, which friction slows down."""
+
+    def __init__(self) -> None:
+        """Raises ImportError where MuJoCo is missing."""
+        self.model = compile_model(MJCF)
+        self.simulator = Simulator(self.model, SUBSTEPS)
+
+    def __call__(self, arm: ArmState, actions: Tensor) -> ArmState:
+        """Actions [B, 2] -> arms one step later."""
+        models, torque = [self.model] * len(actions), clip_to_box(actions, 1.0)
+        angle, velocity = self.simulator(models, arm.angle, arm.velocity / STEP, torque)
+        shoulder, elbow = angle.unbind(-1)
+        angle = torch.stack([wrap_angle(shoulder), elbow], -1)
+        return ArmState(angle, STEP * velocity, arm.angle)
+
+
+def sample_angles(u: Tensor) -> Tensor:
+    """Uniform [B, 2] -> angles [B, 2], uniform within the joints' limits."""
+    shoulder, elbow = (2 * u - 1).unbind(-1)
+    return torch.stack([math.pi * shoulder, MAX_BEND * elbow], -1)
+
+
+def sample_goal(tip: Tensor, u: Tensor) -> Tensor:
+    """Fingertips [B, 2], uniform [B, 2 K + 1] -> angles [B, 2] that reach for a position in the
+    ring, uniform by area, but not near the fingertip; the elbow bends to either side."""
+    around, out = u[:, 1:].chunk(2, dim=-1)  # [B, K]
+    low, high = (radius**2 for radius in GOAL_RING)
+    candidates = (low + (high - low) * out).sqrt()[..., None] * direction(2 * math.pi * around)
+    far = (candidates - tip[:, None]).norm(dim=-1) >= MIN_START_GOAL
+    first = far.int().argmax(-1)  # that no candidate is far happens once in millions of episodes
+    position = candidates[torch.arange(len(tip), device=tip.device), first]
+    return inverse_kinematics(position, torch.where(u[:, 0] < 0.5, 1.0, -1.0))
+
+
+def to_factors(arm: ArmState) -> Tensor:
+    """Fingertip and elbow as fractions of the square that the arm can reach, and the velocities of
+    the joints in units of `VELOCITY_SCALE`, [B, 6]."""
+    elbow, tip = joint_positions(arm.angle).unbind(1)
+    return torch.cat([(tip + 1) / 2, (elbow + 1) / 2, arm.velocity / VELOCITY_SCALE], -1)
+
+
+def from_factors(name: str, factors: object, count: int, device: torch.device) -> ArmState:
+    """A user's factors [B, 6] -> arms. Raises ValueError where no arm has them."""
+    read = read_factors(name, factors, (count, 6), device)
+    if not bool((read[:, 4:].abs() <= 1).all()):
+        raise ValueError(f"{name}: velocities must be in [-1, 1], in units of the velocity scale")
+    tip, elbow = (2 * read[:, :4] - 1).split(2, dim=-1)
+    angle, velocity = angles_from_points(elbow, tip), VELOCITY_SCALE * read[:, 4:]
+    lengths = torch.stack([elbow.norm(dim=-1), (tip - elbow).norm(dim=-1)], -1)
+    fits = ((lengths - LINK).abs() < TOLERANCE).all(-1) & (angle[:, 1].abs() < MAX_BEND + TOLERANCE)
+    check_rows(
+        fits, lambda i: f"{name}: in environment {i} no arm has its elbow and fingertip there"
+    )
+    return ArmState(angle, velocity, angle - velocity)
+
+
+def nearest_turn(angle: Tensor, goal: Tensor) -> Tensor:
+    """Angles and goal positions [B, 2] -> how far both joints have to turn, [B, 2], with the elbow
+    bent to the side for which that is less."""
+    side = torch.ones_like(goal[:, 0])
+    both = [inverse_kinematics(goal, side), inverse_kinematics(goal, -side)]
+    turn = torch.stack(both, 1) - angle[:, None]  # [B, 2 sides, 2 joints]
+    turn = torch.stack([wrap_angle(turn[..., 0]), turn[..., 1]], -1)  # the elbow can't go round
+    rows = torch.arange(len(goal), device=goal.device)
+    return turn[rows, turn.abs().amax(-1).argmin(-1)]
+
+
+def expert_action(arm: ArmState, goal: Tensor) -> Tensor:
+    """Arms and goal positions [B, 2] -> actions [B, 2]: a spring and a damper at each joint, to the
+    angles that put the fingertip at its goal."""
+    turn = nearest_turn(arm.angle, goal)
+    return (STIFFNESS * turn - EXPERT_DAMPING * arm.velocity / TERMINAL).clamp(-1, 1)
+
+
+def init_behaviour(keys: Tensor) -> BehaviourState:
+    """The behaviour policy as an episode begins; it draws a torque at the first step."""
+    none = torch.zeros(len(keys), 2, device=keys.device)
+    return BehaviourState(none, none[:, 0], keys)
+
+
+def behaviour_step(behaviour: BehaviourState) -> tuple[BehaviourState, Tensor]:
+    """The behaviour policy one step on, and its actions [B, 2]. Every 3 to 12 steps it draws
+    another torque for each joint, a third of them full; a quarter of the time there is none."""
+    u, keys = uniform(behaviour.keys, 4)
+    torque = (SHARPNESS * (2 * u[:, :2] - 1)).clamp(-1, 1) * (u[:, 2:3] >= IDLE)
+    resample = behaviour.steps_left <= 0
+    torque = torch.where(resample[:, None], torque, behaviour.torque)
+    steps_left = torch.where(resample, integers(u[:, 3], HOLD_STEPS), behaviour.steps_left) - 1
+    return BehaviourState(torque, steps_left, keys), torque
+
+
+def to_pixels(position: Tensor, size: int) -> Tensor:
+    """Positions [..., 2] -> `(x, y)` [..., 2] in the pixels of a square that shows all positions
+    that the arm can reach."""
+    return (position / EXTENT + 1) / 2 * (size - 1)
+
+
+def distance_to_links(angle: Tensor, size: int) -> Tensor:
+    """Angles [B, 2] -> the distance of every pixel from the arm, [B, S, S]."""
+    points = to_pixels(pad(joint_positions(angle), (0, 0, 1, 0)), size)  # from the shoulder on
+    ends = torch.stack([points[:, :-1], points[:, 1:]], 2)
+    return draw.distance_to_segments(torch.arange(size, device=angle.device), ends)
+
+
+def draw_arm(angle: Tensor) -> Tensor:
+    """Angles [B, 2] -> [B, S, S] uint8: an arm with soft edges."""
+    bright = torch.exp(-0.5 * (distance_to_links(angle, IMAGE_SIZE) / LINK_STD).square())
+    return (255 * bright).round().to(torch.uint8)
+
+
+def draw_frames(angle: Tensor, goal: Tensor) -> Tensor:
+    """Angles and goal positions [B, 2] -> [B, 320, 320, 3] uint8."""
+    pixels = draw.frame_pixels(angle.device)
+    frames = draw.white_frames(len(angle), angle.device)
+    frames = draw.blend(
+        frames, LINK_WIDTH - distance_to_links(angle, draw.FRAME_SIZE), draw.WALL_COLOUR
+    )
+    elbow, tip = joint_positions(angle).unbind(1)
+    joints = (torch.zeros_like(tip), JOINT_COLOUR), (elbow, JOINT_COLOUR), (tip, draw.AGENT_COLOUR)
+    for position, colour in joints:
+        distance = draw.pixel_distance(pixels, to_pixels(position, draw.FRAME_SIZE))
+        frames = draw.blend(frames, JOINT_RADIUS - distance, colour)
+    distance = draw.pixel_distance(pixels, to_pixels(goal, draw.FRAME_SIZE))
+    return draw.to_bytes(
+        draw.blend_ring(frames, distance, GOAL_RADIUS / EXTENT * (draw.FRAME_SIZE - 1) / 2)
+    )
+
+
+class ImageObs:
+    """The arm, and the arm one step earlier, each a channel of an image."""
+
+    space = spaces.Box(0, 255, (2, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+
+    def observe(self, arm: ArmState) -> Tensor:
+        """[B, 2, S, S] uint8"""
+        return torch.stack([draw_arm(arm.angle), draw_arm(arm.previous_angle)], 1)
+
+
+class StateObs:
+    """The cosines of both angles, their sines, and their velocities."""
+
+    space = spaces.Box(-1, 1, (6,), np.float32)
+
+    def observe(self, arm: ArmState) -> Tensor:
+        """[B, 6]"""
+        velocity = (arm.velocity / VELOCITY_SCALE).clamp(-1, 1)
+        return torch.cat([arm.angle.cos(), arm.angle.sin(), velocity], -1)
+
+
+ObsType: TypeAlias = ImageObs | StateObs
+OBS_TYPES: dict[str, type[ImageObs] | type[StateObs]] = {"state": StateObs, "image": ImageObs}
+
+
+class ReachVectorEnv(GoalVectorEnv[State]):
+    """B arms of two equal links, seen from above and moved by MuJoCo.
+
+    The action [2], clipped to [-1, 1], is a torque on shoulder and elbow, which friction slows
+    down; each alone comes to 0.3 radians a step, and each link's motion moves the other. The
+    shoulder turns all the way round, the elbow 2.6 radians either way.
+
+    The goal is a position of the fingertip; its observation shows one arm at rest that is there,
+    another may reach it with the elbow bent to the other side. It is reached nearer than 0.05 of
+    the arm's length. Episodes end after `max_episode_steps` and never before. Reset options:
+    "factors" [B, 6] sets arms, "goal_factors" [B, 6] sets goals. Dynamics tests: a torque on the
+    "shoulder", or on the "elbow".
+    """
+
+    description = "An arm of two links is to bring its fingertip (blue) to a goal (green ring)."
+    factor_names: ClassVar[tuple[str, ...]] = (
+        *("fingertip x", "fingertip y", "elbow x", "elbow y"),
+        *("shoulder velocity", "elbow velocity"),
+    )
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        obs_type: str = "state",
+        max_episode_steps: int = 40,
+        device: str | torch.device = "cpu",
+        output: str = "numpy",
+        render_mode: str | None = None,
+    ) -> None:
+        """`obs_type` is "state" [6], the cosines of shoulder and elbow, their sines and velocities,
+        or "image" [2, 32, 32], the arm and the arm one step earlier.
+
+        Raises ValueError for names that don't exist and for numbers out of range; ImportError where
+        MuJoCo is missing.
+        """
+        self.obs_type: ObsType = choose("obs_type", obs_type, OBS_TYPES)()
+        self.physics = ArmPhysics()
+        super().__init__(
+            num_envs,
+            self.obs_type.space,
+            spaces.Box(-1, 1, (2,), np.float32),
+            max_episode_steps=max_episode_steps,
+            device=device,
+            output=output,
+            render_mode=render_mode,
+        )
+
+    def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
+        u, _ = uniform(splitmix64(keys ^ 6), 2 * CANDIDATES + 3)
+        arm = at_rest(sample_angles(u[:, :2]))
+        if "factors" in options:
+            arm = from_factors("factors", options["factors"], len(keys), self.device)
+        goal = sample_goal(fingertip(arm.angle), u[:, 2:])
+        if "goal_factors" in options:
+            given = options["goal_factors"]
+            goal = from_factors("goal_factors", given, len(keys), self.device).angle
+        state = State(
+            arm=arm,
+            goal=goal,
+            succeeded=torch.zeros_like(keys, dtype=torch.bool),
+            behaviour=init_behaviour(splitmix64(keys ^ 1)),
+            next_key=splitmix64(keys ^ 2),
+            goal_obs=self.obs_type.observe(at_rest(goal)),
+        )
+        return state._replace(succeeded=state.at_goal)
+
+    def _step_state(self, state: State, actions: Tensor) -> State:
+        state = state._replace(arm=self.physics(state.arm, actions))
+        return state._replace(succeeded=state.succeeded | state.at_goal)
+
+    def _observe(self, state: State) -> TensorObs:
+        return self.obs_type.observe(state.arm)
+
+    def _factors(self, state: State) -> Tensor:
+        return to_factors(state.arm)
+
+    def _goal_factors(self, state: State) -> Tensor:
+        return to_factors(at_rest(state.goal))
+
+    def _expert(self, state: State) -> Tensor:
+        return expert_action(state.arm, fingertip(state.goal))
+
+    def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
+        return behaviour_step(state.behaviour)
+
+    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
+        """A full torque on one joint of an arm at rest, to the side that takes the fingertip to the
+        right."""
+        keys = keys_from_seeds(range(seed, seed + NUM_TESTS), self.device)
+        angle = sample_angles(uniform(splitmix64(keys ^ 8), 2)[0])
+        height = fingertip(angle)[:, 1]  # what is below a joint goes left as its angle grows
+        heights = {"shoulder": height, "elbow": height - joint_positions(angle)[:, 0, 1]}
+        tests = {}
+        for i, (name, below) in enumerate(heights.items()):
+            action = torch.zeros_like(angle)
+            action[:, i] = torch.where(below > 0, -1.0, 1.0)
+            actions = action[:, None].repeat(1, TEST_STEPS, 1)
+            observe = self.obs_type.observe
+            tests[name] = run_test(at_rest(angle), actions, self.physics, observe, to_factors)
+        return tests
+
+    def _to_pixels(self, factors: Tensor) -> Tensor:
+        return to_pixels(2 * factors[..., :2] - 1, draw.FRAME_SIZE)
+
+    def _draw(self, state: State) -> Tensor:
+        return draw_frames(state.arm.angle, fingertip(state.goal))
+
+
+class ReachEnv(SingleEnv[ReachVectorEnv]):
+    """One environment of `ReachVectorEnv`."""
+
+    vector_env = ReachVectorEnv

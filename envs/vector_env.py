@@ -1,0 +1,392 @@
+"""The base of every environment here: a Gymnasium `VectorEnv` whose state is a tuple of tensors."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from .rng import keys_from_seeds
+
+Array: TypeAlias = np.ndarray | Tensor
+Obs: TypeAlias = Array | dict[str, Array]
+TensorObs: TypeAlias = Tensor | dict[str, Tensor]
+StepResult: TypeAlias = tuple[Obs, Array, Array, Array, dict[str, Any]]
+T = TypeVar("T")
+
+NUM_TESTS, TEST_STEPS = 64, 5  # of a dynamics test
+
+
+class EnvState(Protocol):
+    """The state of B environments: a NamedTuple of tensors `[B, ...]`, or of more such tuples."""
+
+    @property
+    def behaviour(self) -> Any:
+        """The state of the behaviour policy."""
+
+    @property
+    def next_key(self) -> Tensor:
+        """[B] int64: the random key of the next episode."""
+
+
+class GoalState(EnvState, Protocol):
+    """The state of environments in which a goal is to be reached."""
+
+    @property
+    def goal_obs(self) -> Any:
+        """[B, *O] an observation of the goal."""
+
+    @property
+    def distance(self) -> Tensor:
+        """[B] from the goal."""
+
+    @property
+    def at_goal(self) -> Tensor:
+        """[B] bool: the goal counts as reached."""
+
+    @property
+    def succeeded(self) -> Tensor:
+        """[B] bool: the goal was reached in this episode."""
+
+
+S = TypeVar("S", bound=EnvState)
+G = TypeVar("G", bound=GoalState)
+
+
+class DynamicsTest(NamedTuple):
+    """N start states, action sequences, and where these lead by the true dynamics."""
+
+    obs: Any  # Obs [N, *O] of the start states
+    actions: Array  # [N, H, A] in the units of the action space
+    start_factors: Array  # [N, F]
+    end_factors: Array  # [N, F] after H actions
+
+
+def run_test(
+    start: T,
+    actions: Tensor,
+    step: Callable[[T, Tensor], T],
+    observe: Callable[[T], Any],
+    factors: Callable[[T], Tensor],
+) -> DynamicsTest:
+    """What actions [N, H, A] do to start states, by the true dynamics `step`."""
+    end = start
+    for action in actions.unbind(1):
+        end = step(end, action)
+    return DynamicsTest(observe(start), actions, factors(start), factors(end))
+
+
+def repeated(action: Sequence[float], count: int, device: torch.device) -> Tensor:
+    """One action -> that action at every step of N tests, [N, H, A]."""
+    return torch.tensor(action, device=device).repeat(count, TEST_STEPS, 1)
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+OUTPUTS: dict[str, Callable[[Any], Array]] = {"numpy": _to_numpy, "torch": _identity}
+
+
+def choose(kind: str, name: str, choices: Mapping[str, T]) -> T:
+    """The choice of that name. Raises ValueError, which names all choices, where there is none."""
+    if name not in choices:
+        raise ValueError(f"{kind} {name!r} is unknown; choose one of {', '.join(choices)}")
+    return choices[name]
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raises ValueError unless the value is within its bounds."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must be at least {low} and at most {high}")
+
+
+def check_rows(valid: Tensor, message: Callable[[int], str]) -> None:
+    """Raises ValueError with the message about the first environment that isn't valid, [B] bool."""
+    wrong = (~valid).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(message(wrong[0]))
+
+
+def rounded(row: Tensor, digits: int = 3) -> list[float]:
+    """A row as an error message shows it."""
+    return [round(number, digits) for number in row.tolist()]
+
+
+def read_factors(
+    name: str, factors: object, shape: tuple[int, int], device: torch.device
+) -> Tensor:
+    """The reset option `name` as a tensor of its own, [B, F]. Raises ValueError for another
+    shape."""
+    tensor = torch.as_tensor(factors, dtype=torch.float32, device=device)
+    if tensor.shape != shape:
+        raise ValueError(f"{name} is {list(tensor.shape)}; needed is {list(shape)}")
+    return tensor.clone()
+
+
+def check_unit_rows(name: str, factors: Tensor) -> None:
+    """Raises ValueError unless all factors [B, F] are in [0, 1]."""
+    check_rows(
+        ((factors >= 0) & (factors <= 1)).all(-1),
+        lambda i: (
+            f"{name} of environment {i} must each be in [0, 1]; they are {rounded(factors[i])}"
+        ),
+    )
+
+
+def clone_obs(obs: TensorObs) -> TensorObs:
+    """A copy, because users may keep or overwrite what they get."""
+    if isinstance(obs, dict):
+        return {name: part.clone() for name, part in obs.items()}
+    return obs.clone()
+
+
+def scatter(old: Any, new: Any, rows: Tensor) -> Any:
+    """The old state with its rows [N] replaced by those of the new one, [N, ...]."""
+    if isinstance(old, Tensor):
+        return old.index_copy(0, rows, new)
+    return type(old)(*(scatter(a, b, rows) for a, b in zip(old, new, strict=True)))
+
+
+class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
+    """B environments in one batch of tensors; environment i of `reset(seed=n)` is the one of seed
+    n + i, whatever B is. Where an episode is done, the next step begins a new one (Gymnasium's
+    next-step autoreset).
+
+    A subclass says how episodes begin and go on, and what is observed, rewarded and reported. All
+    its methods take and return tensors.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012  Gymnasium's own declaration
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+    description: str = ""
+    """What a person sees here and what the agent is to do, in a sentence or two."""
+    factor_names: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        num_envs: int,
+        obs_space: spaces.Space,
+        action_space: spaces.Box,
+        *,
+        max_episode_steps: int,
+        device: str | torch.device,
+        output: str,
+        render_mode: str | None,
+    ) -> None:
+        """`output` is "numpy" or "torch": what observations, rewards and infos are.
+
+        Raises ValueError for another `output`, and for a `num_envs` or `max_episode_steps` below
+        one."""
+        check_range("num_envs", num_envs, 1, math.inf)
+        check_range("max_episode_steps", max_episode_steps, 1, math.inf)
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.max_episode_steps = max_episode_steps
+        self.metadata = {**self.metadata, "description": self.description}
+        self.device = torch.device(device)
+        self._to_output = choose("output", output, OUTPUTS)
+        self.single_observation_space = obs_space
+        self.single_action_space = action_space
+        self.observation_space = batch_space(obs_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+        self._was_terminated = np.zeros(num_envs, dtype=bool)
+        self._nonfinite = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._state: S | None = None
+
+    @abstractmethod
+    def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> S:
+        """The first state of the episodes of random keys [N], with the user's reset options."""
+
+    @abstractmethod
+    def _step_state(self, state: S, actions: Tensor) -> S:
+        """Finite actions [B, A] -> the next state."""
+
+    @abstractmethod
+    def _observe(self, state: S) -> TensorObs:
+        """Observations [B, *O], in tensors of their own."""
+
+    @abstractmethod
+    def _info(self, state: S) -> Mapping[str, TensorObs]:
+        """What infos report, each [B, ...]."""
+
+    @abstractmethod
+    def _reward(self, state: S) -> Tensor:
+        """The rewards [B] of having come to this state."""
+
+    def _terminated(self, state: S) -> np.ndarray:
+        """[B] bool, on the host: which episodes have ended before their last step."""
+        return np.zeros(self.num_envs, dtype=bool)
+
+    @abstractmethod
+    def _expert(self, state: S) -> Tensor:
+        """Actions [B, A] of a policy that knows the true state and the dynamics."""
+
+    @abstractmethod
+    def _behave(self, state: S) -> tuple[Any, Tensor]:
+        """The next state of the behaviour policy, and its actions [B, A]."""
+
+    @abstractmethod
+    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
+        """Dynamics tests by name, in tensors."""
+
+    @abstractmethod
+    def _to_pixels(self, factors: Tensor) -> Tensor:
+        """Factors [..., F] -> `(x, y)` [..., 2] in the pixels of a frame."""
+
+    @abstractmethod
+    def _draw(self, state: S) -> Tensor:
+        """Frames [B, 320, 320, 3] uint8."""
+
+    @property
+    def state(self) -> S:
+        """The current state. Raises RuntimeError before the first reset."""
+        if self._state is None:
+            raise RuntimeError("the environments have no state yet: call reset first")
+        return self._state
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Obs, dict[str, Any]]:
+        """Begins new episodes; without a seed, random keys go on from the last episodes'."""
+        self._state = self._reset_state(self._episode_keys(seed), options or {})
+        self._steps = np.zeros_like(self._steps)
+        self._was_terminated = np.zeros_like(self._was_terminated)
+        self._nonfinite = torch.zeros_like(self._nonfinite)
+        return self._current_obs(), self._infos()
+
+    def step(self, actions: Array) -> StepResult:
+        """Actions [B, A]. Where an episode was done one step ago, the action is ignored and a new
+        episode begins."""
+        done = self._was_terminated | (self._steps >= self.max_episode_steps)
+        checked = self._check_actions(actions, done)
+        state = self._state = self._autoreset(self._step_state(self.state, checked), done)
+        self._steps = np.where(done, 0, self._steps + 1)
+        self._was_terminated = self._terminated(state) & ~done
+        reward = torch.where(self._to_device(done), 0.0, self._reward(state))
+        terminated = self._to_output(self._to_device(self._was_terminated))
+        truncated = self._to_output(self._to_device(self._steps >= self.max_episode_steps))
+        return self._current_obs(), self._to_output(reward), terminated, truncated, self._infos()
+
+    def expert_action(self) -> Array:
+        """Actions [B, A] of a policy that knows the true state and the dynamics."""
+        return self._to_output(self._expert(self.state))
+
+    def behaviour_action(self) -> Array:
+        """Actions [B, A] of the policy that gathers experience; its own state moves on by a
+        step."""
+        behaviour, actions = self._behave(self.state)
+        state: Any = self.state
+        self._state = state._replace(behaviour=behaviour)
+        return self._to_output(actions)
+
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
+        """Action sequences with known outcomes, by name, to test a world model with."""
+        tests = self._dynamics_tests(seed)
+        return {
+            name: DynamicsTest(self._obs_to_output(test.obs), *map(self._to_output, test[1:]))
+            for name, test in tests.items()
+        }
+
+    def factors_to_pixels(self, factors: Array) -> Array:
+        """Factors [..., F] -> the agent's `(x, y)` in the pixels of a frame, [..., 2]."""
+        return self._to_output(self._to_pixels(torch.as_tensor(factors, dtype=torch.float32)))
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """A frame [320, 320, 3] uint8 of every environment, for people."""
+        return tuple(self._draw(self.state).cpu().numpy())
+
+    def _episode_keys(self, seed: int | Sequence[int] | None) -> Tensor:
+        """The keys [B] of the coming episodes."""
+        if seed is None and self._state is not None:
+            return self._state.next_key
+        if isinstance(seed, Sequence):
+            if len(seed) != self.num_envs:
+                raise ValueError(f"{len(seed)} seeds for {self.num_envs} environments")
+            return keys_from_seeds(seed, self.device)
+        super().reset(seed=seed)
+        first = int(self.np_random.integers(2**62)) if seed is None else int(seed)
+        return keys_from_seeds(range(first, first + self.num_envs), self.device)
+
+    def _check_actions(self, actions: Array, ignored: np.ndarray) -> Tensor:
+        """Actions [B, A] as finite tensors. Raises ValueError where they have the wrong shape or,
+        at the latest when an episode ends, where they were not finite."""
+        tensor = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
+        needed = [self.num_envs, *(self.single_action_space.shape or ())]
+        if list(tensor.shape) != needed:
+            raise ValueError(f"actions are {list(tensor.shape)}; needed is {needed}")
+        finite = tensor.isfinite().all(-1) | self._to_device(ignored)
+        self._nonfinite = self._nonfinite | ~finite
+        # Reading an accelerator's numbers means waiting for it; there, once an episode will do.
+        if self.device.type == "cpu" or ignored.any():
+            check_rows(~self._nonfinite, lambda i: f"the action of environment {i} is not finite")
+        return tensor.nan_to_num(0.0, 0.0, 0.0)
+
+    def _autoreset(self, state: S, done: np.ndarray) -> S:
+        """The state with a new episode where the last one is done, [B] bool."""
+        if not done.any():
+            return state
+        rows = self._to_device(np.flatnonzero(done))
+        return scatter(state, self._reset_state(state.next_key[rows], {}), rows)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _obs_to_output(self, obs: TensorObs) -> Obs:
+        if isinstance(obs, dict):
+            return {name: self._to_output(part) for name, part in obs.items()}
+        return self._to_output(obs)
+
+    def _current_obs(self) -> Obs:
+        return self._obs_to_output(self._observe(self.state))
+
+    def _infos(self) -> dict[str, Any]:
+        reported = self._info(self.state).items()
+        infos = {name: self._obs_to_output(clone_obs(value)) for name, value in reported}
+        mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        return infos | {f"_{name}": self._to_output(mask.clone()) for name in infos}
+
+
+class GoalVectorEnv(TorchVectorEnv[G]):
+    """Environments in which a goal is to be reached.
+
+    The reward is 1 for every step that ends at the goal, else 0. Infos report "goal", an
+    observation of it, "factors" and "goal_factors", "distance", "success" (at the goal at any step
+    of the episode so far) and "final_success" (at the goal now).
+    """
+
+    @abstractmethod
+    def _factors(self, state: G) -> Tensor:
+        """[B, F]"""
+
+    @abstractmethod
+    def _goal_factors(self, state: G) -> Tensor:
+        """[B, F]"""
+
+    def _reward(self, state: G) -> Tensor:
+        return state.at_goal.float()
+
+    def _info(self, state: G) -> dict[str, TensorObs]:
+        return {
+            "goal": state.goal_obs,
+            "factors": self._factors(state),
+            "goal_factors": self._goal_factors(state),
+            "distance": state.distance,
+            "success": state.succeeded,
+            "final_success": state.at_goal,
+        }
