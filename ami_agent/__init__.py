@@ -15,31 +15,31 @@ from ami_agent.shadow import check_shadows
 check_shadows()
 
 import envs as _envs  # noqa: E402, F401  registers ami/... with Gymnasium
-from ami_agent import boxes, lessons, recipes  # noqa: E402
+from ami_agent import components, recipes, training  # noqa: E402
+from ami_agent.adapters.env import EnvConfig  # noqa: E402
 from ami_agent.agent import Agent  # noqa: E402
-from ami_agent.build import Config, build  # noqa: E402
-from ami_agent.evaluate import evaluate  # noqa: E402
-from ami_agent.life import WorldConfig  # noqa: E402
-from ami_agent.runs import load  # noqa: E402
+from ami_agent.config import Config, build  # noqa: E402
+from ami_agent.evaluation.evaluate import evaluate  # noqa: E402
+from ami_agent.storage.run_dir import load  # noqa: E402
 from ami_agent.train import train  # noqa: E402
 from modules.configurator import Task  # noqa: E402
-from modules.types import Focus, Plan, Rollout, Transition, UnusableInput  # noqa: E402
+from modules.types import ConfigError, Plan, Rollout, TaskContext, Transition  # noqa: E402
 
 __all__ = [
     "Agent",
     "Config",
-    "Focus",
+    "ConfigError",
+    "EnvConfig",
     "Plan",
     "Rollout",
     "Task",
+    "TaskContext",
     "Transition",
-    "UnusableInput",
-    "WorldConfig",
-    "boxes",
     "build",
+    "components",
     "evaluate",
-    "lessons",
     "load",
     "recipes",
     "train",
+    "training",
 ]

@@ -1,3 +1,3 @@
-from ami_agent.cli import main
+from ami_agent.cli.main import main
 
 raise SystemExit(main())

@@ -15,71 +15,83 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ami_agent import carry
+from ami_agent import episode_state
+from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.controller import Controller
-from ami_agent.life import Spec
-from modules.actor import Policy
-from modules.auto import Expectation
-from modules.configurator import Assignment, Configurator, Task
-from modules.cost import Cost
-from modules.hierarchy import Hierarchy
-from modules.memory import Memory
-from modules.planners import MindsEye
-from modules.recall import LONGEST, Landmarks, Recall, ShortTerm
-from modules.rows import holds
+from modules.actor.adaptive import PlanEnergyPredictor
+from modules.actor.planning import RolloutEvaluator
+from modules.actor.policy import Policy
+from modules.actor.subgoals import Hierarchy
+from modules.configurator import Configurator, Task, TaskSpec
+from modules.cost.cost import Cost
+from modules.memory.replay_buffer import ReplayBuffer
+from modules.memory.rows import can_store
+from modules.memory.short_term import (
+    MAX_STATES,
+    EpisodeMemory,
+    ReferenceObservations,
+    ShortTermMemory,
+)
 from modules.types import (
-    Focus,
-    Gains,
-    Mode,
+    ActorProtocol,
+    ConfigError,
+    ModalityWeights,
     Observation,
     Plan,
-    Planner,
+    PlannerProtocol,
     Stateful,
+    TaskContext,
     Transition,
-    UnusableInput,
-    by_sense,
-    count_of,
+    as_dict,
+    batch_size,
 )
-from modules.world_model import WorldModel
+from modules.world_model.jepa import WorldModel
 
 
 class Agent(nn.Module, Stateful):
     """A mind for B worlds at once."""
 
-    episode_state = ("focus", "seed", "begun")
+    episode_state = ("context", "seed", "num_resets")
 
     def __init__(
         self,
         *,
-        spec: Spec,
+        spec: EnvironmentSpec,
         perception: nn.Module,
-        recall: Recall,
-        landmarks: Landmarks,
+        short_term_memory: ShortTermMemory,
+        reference_obs: ReferenceObservations,
         world_model: WorldModel,
         cost: Cost,
         policy: Policy,
-        expectation: Expectation,
-        hierarchy: Hierarchy,
-        memory: Memory,
+        plan_energy_predictor: PlanEnergyPredictor,
+        subgoals: Hierarchy,
+        replay_buffer: ReplayBuffer,
         configurator: Configurator,
-        actors: Mapping[str, Mode],
-        planner: Planner,
-        eye: MindsEye,
-        assignments: Mapping[str, Assignment],
+        actors: Mapping[str, ActorProtocol],
+        planner: PlannerProtocol,
+        evaluator: RolloutEvaluator,
+        tasks: Mapping[str, TaskSpec],
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.perception, self.recall, self.world_model = perception, recall, world_model
-        self.landmarks = landmarks
-        self.cost, self.policy, self.expectation = cost, policy, expectation
-        self.hierarchy = hierarchy
-        self.memory, self.configurator, self.actors = memory, configurator, actors
-        self.planner, self.eye = planner, eye  # what Mode-2 would do, whatever is then made of it
-        self.assignments = assignments
+        self.perception, self.short_term_memory, self.world_model = (
+            perception,
+            short_term_memory,
+            world_model,
+        )
+        self.reference_obs = reference_obs
+        self.cost, self.policy, self.plan_energy_predictor = cost, policy, plan_energy_predictor
+        self.subgoals = subgoals
+        self.replay_buffer, self.configurator, self.actors = replay_buffer, configurator, actors
+        self.planner, self.evaluator = (
+            planner,
+            evaluator,
+        )  # what Mode-2 would do, whatever is then made of it
+        self.tasks = tasks
         self.shape: tuple[int, int, int] = perception.shape  # type: ignore[assignment]
-        self.episode = ShortTerm(recall)
-        self.focus: Focus | None = None
-        self.seed = self.begun = 0  # of chance in thought; episodes since that was told
+        self.episode_memory = EpisodeMemory(short_term_memory)
+        self.context: TaskContext | None = None
+        self.seed = self.num_resets = 0  # of chance in thought; episodes since that was told
         self._roots: tuple[object, ...] = ()
         self._parts: list[Stateful] = []
 
@@ -96,139 +108,146 @@ class Agent(nn.Module, Stateful):
     def stateful_parts(self) -> list[Stateful]:
         """The components that an episode changes."""
         roots = (
-            self.episode, self.hierarchy, self.eye.outlook, self.planner, *self.actors.values()
+            self.episode_memory, self.subgoals, self.evaluator.risk_model, self.planner, *self.actors.values()
         )  # fmt: skip
         if self._roots != roots:  # they are looked for once: every action needs them
-            self._roots, self._parts = roots, [self, *carry.stateful_parts(roots)]
+            self._roots, self._parts = roots, [self, *episode_state.stateful_parts(roots)]
         return self._parts
 
     @contextmanager
-    def undone_by_errors(self) -> Iterator[None]:
+    def rollback_on_error(self) -> Iterator[None]:
         """What fails in here leaves all that an episode changes as it was."""
         parts = self.stateful_parts()
-        before = carry.copied(carry.taken(parts))
+        before = episode_state.copy_state(episode_state.take(parts))
         try:
             yield
         except BaseException:
-            carry.put(parts, before)
+            episode_state.restore(parts, before)
             raise
 
     @torch.no_grad()
-    def configure(self, task: Task, seed: int = 0) -> None:
+    def set_task(self, task: Task, seed: int = 0) -> None:
         """Takes a task, as often as one likes, in the middle of an episode too."""
-        gains = self.configurator.primed(task)
+        modality_weights = self.configurator.modality_weights(task)
         if task.goal is None:
             goal = torch.zeros(1, prod(self.shape))
         else:
-            wanted = self._sensed("goal", task.goal)
-            goal = self.perceive(wanted, gains)
+            goal_obs = self._to_tensors("goal", task.goal)
+            goal = self.encode(goal_obs, modality_weights)
             if not goal.isfinite().all():
                 env = int((~goal.isfinite().all(-1)).nonzero()[0])
-                raise UnusableInput(
+                raise ConfigError(
                     f"the goal of environment {env} leads to a state that is not finite: its "
                     "numbers are too large for this agent"
                 )
-        focus = self.configurator.focus(task, goal.to(self.device))
-        self.cost.check(focus.weights)
-        if focus.weights.get("boredom"):
-            focus = focus._replace(known=self.perceive(self.landmarks.seen(), gains))
-        if self.focus is not None and focus.gains != self.focus.gains:
-            self.episode.begin()  # what was lived was seen with other eyes
-        self.focus = focus
-        self.seed, self.begun = seed, 0
-        self._think_afresh(seed)
+        context = self.configurator.context(task, goal.to(self.device))
+        self.cost.validate_weights(context.weights)
+        if context.weights.get("boredom"):
+            context = context._replace(
+                reference_states=self.encode(self.reference_obs.observations(), modality_weights)
+            )
+        if self.context is not None and context.modality_weights != self.context.modality_weights:
+            self.episode_memory.reset()  # what was lived was seen with other eyes
+        self.context = context
+        self.seed, self.num_resets = seed, 0
+        self._reset_planners(seed)
 
-    def assigned(self, task: str) -> Assignment:
+    def task_spec(self, task: str) -> TaskSpec:
         """The task of that name, the first one where none is named."""
-        known = self.assignments
-        if task and task not in known:
-            raise UnusableInput(f"no task {task!r}; this agent knows {', '.join(known)}")
-        return known[task or next(iter(known))]
+        tasks = self.tasks
+        if task and task not in tasks:
+            raise ConfigError(f"no task {task!r}; this agent knows {', '.join(tasks)}")
+        return tasks[task or next(iter(tasks))]
 
-    def begin(self, fresh: Tensor | None = None) -> None:
+    def reset(self, reset_mask: Tensor | None = None) -> None:
         """An episode begins, in all worlds or in those of `fresh` `[B]`: nothing is recalled of
         what was before, and nobody goes on with a plan."""
-        self.episode.begin(fresh)
-        self.begun += 1
-        self._think_afresh(self.seed + self.begun)
+        self.episode_memory.reset(reset_mask)
+        self.num_resets += 1
+        self._reset_planners(self.seed + self.num_resets)
 
-    def start_afresh(self) -> None:
+    def clear(self) -> None:
         """As it is when it is built: without a task, in no episode."""
-        self.focus, self.seed, self.begun = None, 0, 0
-        self.episode.begin()
-        self._think_afresh(0)
+        self.context, self.seed, self.num_resets = None, 0, 0
+        self.episode_memory.reset()
+        self._reset_planners(0)
 
-    def _think_afresh(self, seed: int) -> None:
-        self.hierarchy.reset(seed)
-        self.eye.outlook.reset(seed)
+    def _reset_planners(self, seed: int) -> None:
+        self.subgoals.reset(seed)
+        self.evaluator.risk_model.reset(seed)
         for actor in self.actors.values():
             actor.reset(seed)
 
     @torch.no_grad()
     def act(self, obs: Observation) -> Plan:
-        """`[B, *O]` -> the plan whose first action the body should carry out; UnusableInput for an
+        """`[B, *O]` -> the plan whose first action the body should carry out; ConfigError for an
         observation from which no finite plan comes, which leaves the episode as it was."""
-        with self.undone_by_errors():
-            state, focus = self.attend(obs)
-            plan = self.actors[focus.mode](state, focus)
+        with self.rollback_on_error():
+            state, context = self.prepare(obs)
+            plan = self.actors[context.mode](state, context)
             self._check_finite(state, plan)
         return plan
 
     def _check_finite(self, state: Tensor, plan: Plan) -> None:
-        sound = state.isfinite().all(-1) & plan.actions.isfinite().flatten(1).all(1)
-        sound &= plan.energy.isfinite() | ~plan.deliberated  # Mode-1 claims no energy
-        if sound.all():
+        is_finite = state.isfinite().all(-1) & plan.actions.isfinite().flatten(1).all(1)
+        is_finite &= plan.energy.isfinite() | ~plan.planned  # Mode-1 claims no energy
+        if is_finite.all():
             return
         if not all(weights.isfinite().all() for weights in self.parameters()):
-            raise UnusableInput("the agent's weights are not finite: its training diverged")
-        env = int((~sound).nonzero()[0])
-        raise UnusableInput(
+            raise ConfigError("the agent's weights are not finite: its training diverged")
+        env = int((~is_finite).nonzero()[0])
+        raise ConfigError(
             f"the observation of environment {env} leads to a state or a plan that is not finite: "
             "its numbers are too large for this agent"
         )
 
     @torch.no_grad()
-    def attend(self, obs: Observation) -> tuple[Tensor, Focus]:
+    def prepare(self, obs: Observation) -> tuple[Tensor, TaskContext]:
         """`[B, *O]`, the next moment of the episode -> state `[B, D]`, and what is wanted in it."""
-        if self.focus is None:
-            raise UnusableInput("the agent has no task yet: call configure(Task(...)) first")
-        self.eye.outlook.renew()
-        obs = self._sensed("observation", obs)
-        focus, worlds = self.focus, count_of(obs)
-        if len(focus.goal) not in (1, worlds):
-            raise UnusableInput(f"{worlds} observations, but {len(focus.goal)} goals")
-        bored = bool(focus.weights.get("boredom"))
-        state = self.episode.see(self.perception(obs, focus.gains), LONGEST if bored else 1)
-        focus = focus.of(torch.arange(worlds, device=state.device) % len(focus.goal))
-        if bored:
-            focus = focus._replace(lived=self.episode.lived(), pace=self.world_model.pace(state))
-        return state, self.hierarchy(state, focus)
+        if self.context is None:
+            raise ConfigError("the agent has no task yet: call configure(Task(...)) first")
+        self.evaluator.risk_model.resample()
+        obs = self._to_tensors("observation", obs)
+        context, num_envs = self.context, batch_size(obs)
+        if len(context.goal) not in (1, num_envs):
+            raise ConfigError(f"{num_envs} observations, but {len(context.goal)} goals")
+        uses_boredom = bool(context.weights.get("boredom"))
+        state = self.episode_memory.update(
+            self.perception(obs, context.modality_weights), MAX_STATES if uses_boredom else 1
+        )
+        context = context.select(torch.arange(num_envs, device=state.device) % len(context.goal))
+        if uses_boredom:
+            context = context._replace(
+                episode_states=self.episode_memory.episode_states(),
+                step_scale=self.world_model.step_scale(state),
+            )
+        return state, self.subgoals(state, context)
 
     @property
     def device(self) -> torch.device:
         """Where the agent thinks."""
         return next(self.parameters()).device
 
-    def check(self, what: str, obs: Observation) -> None:
-        """Raises UnusableInput for what this agent's senses can't have delivered."""
-        wanted, given = self.spec.senses, by_sense(obs)
-        fits = given.keys() == wanted.keys() and all(
+    def check_obs(self, label: str, obs: Observation) -> None:
+        """Raises ConfigError for what this agent's senses can't have delivered."""
+        modalities, given = self.spec.modalities, as_dict(obs)
+        is_valid = given.keys() == modalities.keys() and all(
             isinstance(part, Tensor)
-            and part.shape[1:] == wanted[name].shape
-            and holds(wanted[name].dtype, part.dtype)
+            and part.shape[1:] == modalities[name].shape
+            and can_store(modalities[name].dtype, part.dtype)
             for name, part in given.items()
         )
-        if not fits:
-            raise UnusableInput(
-                f"the {what} is {_told(given)}; it must be a batch of {self.spec.told()}"
+        if not is_valid:
+            raise ConfigError(
+                f"the {label} is {_describe_parts(given)}; it must be a batch of {self.spec.describe_obs()}"
             )
 
-    def _sensed(self, what: str, obs: Observation) -> Observation:
-        """The same as tensors, as Gymnasium's worlds deliver arrays; raises UnusableInput for what
+    def _to_tensors(self, label: str, obs: Observation) -> Observation:
+        """The same as tensors, as Gymnasium's worlds deliver arrays; raises ConfigError for what
         this agent's senses can't have delivered."""
         if not isinstance(obs, (Tensor, np.ndarray, Mapping)):
-            raise UnusableInput(
-                f"the {what} is a {type(obs).__name__}; it must be a batch of {self.spec.told()}"
+            raise ConfigError(
+                f"the {label} is a {type(obs).__name__}; it must be a batch of {self.spec.describe_obs()}"
             )
 
         def tensor(part: Any) -> Any:
@@ -240,22 +259,27 @@ class Agent(nn.Module, Stateful):
                 return part
 
         parts = {n: tensor(part) for n, part in obs.items()} if isinstance(obs, Mapping) else None
-        sensed: Observation = tensor(obs) if parts is None else parts
-        self.check(what, sensed)
-        return sensed
+        converted: Observation = tensor(obs) if parts is None else parts
+        self.check_obs(label, converted)
+        return converted
 
-    def perceive(self, obs: Observation, gains: Gains | None = None) -> Tensor:
+    def encode(self, obs: Observation, modality_weights: ModalityWeights | None = None) -> Tensor:
         """`[B, *O]` -> `[B, D]`: what it would be if an episode began with it."""
-        features = self.perception(obs, self.configurator.gains if gains is None else gains)
-        state, _ = self.recall(features, self.recall.begin(features))
+        features = self.perception(
+            obs,
+            self.configurator.default_modality_weights
+            if modality_weights is None
+            else modality_weights,
+        )
+        state, _ = self.short_term_memory(features, self.short_term_memory.initial_state(features))
         return state
 
-    def observe(self, transition: Transition) -> None:
+    def remember(self, transition: Transition) -> None:
         """Remembers a step of life."""
-        self.memory.remember(transition)
+        self.replay_buffer.add(transition)
 
 
-def _told(parts: Mapping[str, object]) -> str:
+def _describe_parts(parts: Mapping[str, object]) -> str:
     def kind(part: object) -> str:
         return f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else str(type(part))
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ami_agent import carry
+from ami_agent import episode_state
 from ami_agent.arguments import check_count
 from modules.configurator import Task
-from modules.types import Observation, Plan, UnusableInput
+from modules.types import ConfigError, Observation, Plan
 
 if TYPE_CHECKING:
+    from ami_agent.adapters.interface import Interface
     from ami_agent.agent import Agent
-    from ami_agent.interface import Interface
 
 
 class Controller:
@@ -39,30 +39,30 @@ class Controller:
         check_count("seed", seed, 0)
         self.agent, self.num_envs, self.seed = agent, num_envs, seed
         parts = agent.stateful_parts()
-        before = carry.taken(parts)
+        before = episode_state.take(parts)
         try:
-            agent.start_afresh()
-            self._carry = carry.taken(parts)
+            agent.clear()
+            self._carry = episode_state.take(parts)
         finally:
-            carry.put(parts, before)
+            episode_state.restore(parts, before)
         if task is not None:
             self.set_task(task)
 
     def set_task(self, task: Task, seed: int | None = None) -> None:
         """Takes a task, in the middle of an episode too: plans are made anew, the short-term memory
         stays. Its goal is an observation as the environment delivers it, one for each environment
-        or one for all. UnusableInput for a task that this agent can't pursue; the old one stays."""
+        or one for all. ConfigError for a task that this agent can't pursue; the old one stays."""
         if not isinstance(task, Task):
-            raise UnusableInput(f"the task is a {type(task).__name__}; it must be an ami.Task")
+            raise ConfigError(f"the task is a {type(task).__name__}; it must be an ami.Task")
         if seed is not None:
             check_count("seed", seed, 0)
             self.seed = seed
         if task.goal is not None:
             sizes = None if self.num_envs is None else {self.num_envs, 1}
             task = replace(task, goal=self._interface().read(task.goal, sizes, "goal"))
-        self.agent.configurator.check_pursued(task)
+        self.agent.configurator.check_goal(task)
         with self.active():
-            self.agent.configure(task, self.seed)
+            self.agent.set_task(task, self.seed)
 
     def reset(self, done: Any = None) -> None:
         """Episodes begin, in all environments or where `done` `[B]` bool says so: the short-term
@@ -70,11 +70,11 @@ class Controller:
         mask = None if done is None else self._mask(done)
         if mask is None or mask.any():
             with self.active():
-                self.agent.begin(mask)
+                self.agent.reset(mask)
 
     def act(self, obs: Any) -> Plan:
         """What `env.reset` or `env.step` returned -> the plan; its `env_action` is what `env.step`
-        takes. UnusableInput for what is not of the observation space or not finite; the controller
+        takes. ConfigError for what is not of the observation space or not finite; the controller
         then goes on as if it had not been asked."""
         interface = self._interface()
         sizes = None if self.num_envs is None else {self.num_envs}
@@ -93,28 +93,28 @@ class Controller:
     def active(self) -> Iterator[Agent]:
         """The agent, with this controller's state in the place of its own."""
         parts = self.agent.stateful_parts()
-        before = carry.taken(parts)
-        carry.put(parts, self._carry)
+        before = episode_state.take(parts)
+        episode_state.restore(parts, self._carry)
         try:
             yield self.agent
         finally:
-            self._carry = carry.taken(parts)
-            carry.put(parts, before)
+            self._carry = episode_state.take(parts)
+            episode_state.restore(parts, before)
 
     def _interface(self) -> Interface:
-        known = self.agent.spec.interface
-        if known is None:
-            raise UnusableInput(
+        interface = self.agent.spec.interface
+        if interface is None:
+            raise ConfigError(
                 "this agent was built without an environment's spaces, so it can't read what an "
                 "environment delivers: build it with the spec of an environment"
             )
-        return known
+        return interface
 
     def _mask(self, done: Any) -> Tensor:
-        found = done.detach().cpu().numpy() if isinstance(done, Tensor) else np.asarray(done)
-        wanted = () if self.num_envs is None else (self.num_envs,)
-        if found.dtype != np.bool_ or found.shape != wanted:
-            raise UnusableInput(
-                f"done is {found.dtype} of shape {found.shape}; it must be bool of shape {wanted}"
+        mask = done.detach().cpu().numpy() if isinstance(done, Tensor) else np.asarray(done)
+        expected_shape = () if self.num_envs is None else (self.num_envs,)
+        if mask.dtype != np.bool_ or mask.shape != expected_shape:
+            raise ConfigError(
+                f"done is {mask.dtype} of shape {mask.shape}; it must be bool of shape {expected_shape}"
             )
-        return torch.as_tensor(found.reshape(-1))
+        return torch.as_tensor(mask.reshape(-1))

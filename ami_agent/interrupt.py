@@ -18,20 +18,20 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 SIGNALS = tuple(number for number in signal.Signals if number.name in NAMES)
 GRACE = 5.0
 """Seconds that an update may take to end after a signal."""
-TWICE = 0.5
+DEBOUNCE = 0.5
 """Seconds within which a second signal is the same one: `timeout` and terminals that are closed
 send theirs to the process and to its group."""
-LAST = 10.0
+SHUTDOWN_TIMEOUT = 10.0
 """Seconds that processes get to save their work."""
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal ended the command."""
 
-    def __init__(self, said: str, abrupt: bool = False) -> None:
+    def __init__(self, message: str, abrupt: bool = False) -> None:
         """`abrupt`: in the middle of an update, which took longer than GRACE."""
-        super().__init__(said)
-        self.said, self.abrupt = said, abrupt
+        super().__init__(message)
+        self.message, self.abrupt = message, abrupt
 
 
 class _State:
@@ -41,7 +41,7 @@ class _State:
         self.received: signal.Signals | None = None
         self.since = 0.0
         self.depth = 0  # of `deferred` blocks
-        self.overdue = False
+        self.is_overdue = False
         self.timer: threading.Timer | None = None
 
     def error(self, abrupt: bool = False) -> Interrupted:
@@ -58,26 +58,26 @@ _state = _State()
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if _state.overdue:
-        _state.overdue = False
-        end([child for child in multiprocessing.active_children() if child.daemon], 0.0)
+    if _state.is_overdue:
+        _state.is_overdue = False
+        terminate([child for child in multiprocessing.active_children() if child.daemon], 0.0)
         raise _state.error(abrupt=True)
     if _state.received is not None:
-        if time.monotonic() - _state.since > TWICE:
-            _leave()
+        if time.monotonic() - _state.since > DEBOUNCE:
+            _exit_now()
         return
     _state.received, _state.since = signal.Signals(number), time.monotonic()
     if not _state.depth:
         raise _state.error()
-    _state.timer = threading.Timer(GRACE, _overdue)
+    _state.timer = threading.Timer(GRACE, _on_overdue)
     _state.timer.daemon = True
     _state.timer.start()
 
 
-def _overdue() -> None:
+def _on_overdue() -> None:
     """Runs in the timer's thread: the main thread may be waiting for an environment."""
     if _state.depth and _state.received is not None:
-        _state.overdue = True
+        _state.is_overdue = True
         main = threading.main_thread().ident
         if os.name == "posix" and main is not None:
             signal.pthread_kill(main, _state.received)
@@ -85,10 +85,10 @@ def _overdue() -> None:
             signal.raise_signal(_state.received)
 
 
-def _leave() -> None:
+def _exit_now() -> None:
     """At once, and nothing is left running."""
     with contextlib.suppress(Exception):
-        end(multiprocessing.active_children(), 0.0)
+        terminate(multiprocessing.active_children(), 0.0)
     with contextlib.suppress(OSError):
         os.write(2, b"ami: interrupted twice: ended at once\n")
     os._exit(1)
@@ -113,7 +113,7 @@ def handled(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def keyboard() -> Iterator[None]:
+def keyboard_interrupts() -> Iterator[None]:
     """The same for Ctrl-C alone, where Python's own handler would raise anywhere: for callers that
     installed none."""
     plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -140,12 +140,12 @@ def check() -> None:
         raise _state.error()
 
 
-def stop() -> NoReturn:
+def raise_abrupt() -> NoReturn:
     """Raises Interrupted in the middle of an update, which can't be ended."""
     raise _state.error(abrupt=True)
 
 
-def waits(seconds: float) -> bool:
+def signal_pending(seconds: float) -> bool:
     """Whether a signal was received, or is within so many seconds."""
     until = time.monotonic() + seconds
     while _state.received is None and time.monotonic() < until:
@@ -153,7 +153,7 @@ def waits(seconds: float) -> bool:
     return _state.received is not None
 
 
-def end(children: Sequence[BaseProcess], grace: float = LAST) -> None:
+def terminate(children: Sequence[BaseProcess], grace: float = SHUTDOWN_TIMEOUT) -> None:
     """Ends processes: after SIGTERM they have some seconds to save their work, then they are
     killed."""
     until = time.monotonic() + grace
@@ -167,7 +167,7 @@ def end(children: Sequence[BaseProcess], grace: float = LAST) -> None:
         child.join()
 
 
-def alone() -> None:
+def isolate_worker() -> None:
     """In a worker process: signals to its parent's group (Ctrl-C) don't reach it, for the parent
     ends it; those to itself end it without a word."""
     for number in SIGNALS:

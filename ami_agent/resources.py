@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from modules.types import UnusableInput
+from modules.types import ConfigError
 
 GIB = 2**30
 CGROUPS = Path("/sys/fs/cgroup")
@@ -22,7 +22,7 @@ def available_memory() -> int | None:
     return max(0, min(limits)) if limits else None
 
 
-def cores() -> int:
+def num_cores() -> int:
     """Processor cores that this process may use."""
     known = sys.platform == "linux"
     count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
@@ -76,10 +76,10 @@ def _upwards(root: Path, name: str) -> Iterator[Path]:
 
 def _group(folder: Path, limit: str, usage: str) -> Iterator[int]:
     with suppress(OSError, ValueError):  # no such file, or "max"
-        most = int((folder / limit).read_text())
+        limit_bytes = int((folder / limit).read_text())
         used = int((folder / usage).read_text())
         cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
-        yield most - used + (int(cached[1]) if cached else 0)
+        yield limit_bytes - used + (int(cached[1]) if cached else 0)
 
 
 def _address_space() -> Iterator[int]:
@@ -87,34 +87,34 @@ def _address_space() -> Iterator[int]:
         return
     import resource  # of POSIX alone
 
-    most, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if most == resource.RLIM_INFINITY:
+    max_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if max_bytes == resource.RLIM_INFINITY:
         return
     with suppress(OSError):
         found = re.search(r"^VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
         if found:
-            yield most - 1024 * int(found[1])
+            yield max_bytes - 1024 * int(found[1])
 
 
 def check_memory(needed: float, what: str, smaller: str) -> None:
-    """Raises UnusableInput where `what` needs more bytes than there are; `smaller`: the settings
+    """Raises ConfigError where `what` needs more bytes than there are; `smaller`: the settings
     that would have to be."""
     free = available_memory()
     if free is not None and needed > free:
-        raise UnusableInput(
-            f"{what} would take about {in_words(needed)}, and {in_words(free)} of memory are "
+        raise ConfigError(
+            f"{what} would take about {format_bytes(needed)}, and {format_bytes(free)} of memory are "
             f"free: make {smaller} smaller"
         )
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     return f"{size / GIB:.3g} GiB" if size >= GIB / 10 else f"{size / 2**20:.3g} MiB"
 
 
-SMALLER = (
-    "make a batch (--*.learning.batch), the layers (--*.hidden), the planner (--planner.proposals "
-    "or .samples, .horizon), the number of environments (--life.worlds, --distil.worlds) or the "
-    "replay buffer (--life.steps, --interact.steps) smaller"
+ADVICE = (
+    "make a batch (--*.optim.batch-size), the layers (--*.hidden), the planner (--planner.num-proposals "
+    "or .samples, .horizon), the number of environments (--collect.num-envs, --distill-policy.num-envs) or the "
+    "replay buffer (--collect.steps, --actor-critic.steps) smaller"
 )
 
 
@@ -126,7 +126,7 @@ def allocation_failure(error: BaseException) -> str:
     )
     if not failed:
         return ""
-    wanted = re.search(r"(?:[Tt]ried to allocate|allocate) ([\d.]+ ?\w*)", text)
-    where = "the GPU has" if "CUDA" in text else "there is"
-    much = f" to allocate {wanted[1]}" if wanted else ""
-    return f"more memory was needed than {where}{much}: {SMALLER}"
+    requested = re.search(r"(?:[Tt]ried to allocate|allocate) ([\d.]+ ?\w*)", text)
+    device_text = "the GPU has" if "CUDA" in text else "there is"
+    amount_text = f" to allocate {requested[1]}" if requested else ""
+    return f"more memory was needed than {device_text}{amount_text}: {ADVICE}"

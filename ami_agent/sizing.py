@@ -11,35 +11,38 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.agent import Agent
-from ami_agent.build import Config, buffer_size, build, capacity
-from ami_agent.lessons import (
-    Distil,
-    Foresee,
-    Interact,
-    NoLesson,
-    Practise,
-    Retrace,
-    ShortestPaths,
-    Survey,
-)
-from ami_agent.lessons.rehearse import Improve
-from ami_agent.life import Spec
+from ami_agent.config import Config, buffer_size, buffer_steps, build
 from ami_agent.resources import check_memory
-from modules.hierarchy import ImaginedGraph, LandmarkGraph
-from modules.planners import CEM, MPPI, Collocation
-from modules.types import Shape
+from ami_agent.training import (
+    CollectWithPlanner,
+    DistillPlanner,
+    DistillShortestPaths,
+    GoalConditionedBC,
+    NoStage,
+    OnlineActorCritic,
+    SelectLandmarks,
+    TrainValue,
+)
+from ami_agent.training.actor_critic import ActorCriticStage
+from modules.actor.planning import CEMConfig, CollocationConfig, MPPIConfig
+from modules.actor.subgoals import (
+    ImaginedLandmarkGraphConfig,
+    LandmarkGraphConfig,
+)
+from modules.types import MapShape
 
-AT_ONCE = 100
+EVAL_EPISODES_AT_ONCE = 100
 """Episodes of an evaluation."""
-FLOAT = 4
-COPIES = 4
+FLOAT_BYTES = 4
+COPIES_PER_WEIGHT = 4
 """Of every weight: the weight, its gradient and the two moments of AdamW."""
-OUTPUTS = 2
+OUTPUTS_PER_LAYER = 2
 """Of every layer: its own, and that of the nonlinearity behind it."""
 
 
-class Part(NamedTuple):
+class MemoryUse(NamedTuple):
     """Something that takes memory, and the settings that decide how much."""
 
     what: str
@@ -47,169 +50,213 @@ class Part(NamedTuple):
     settings: str
 
 
-def check_size(config: Config, spec: Spec) -> Agent:
-    """Raises UnusableInput for the first part of a run that would take more memory than is free,
+def check_size(config: Config, spec: EnvironmentSpec) -> Agent:
+    """Raises ConfigError for the first part of a run that would take more memory than is free,
     and for parts that do so together; the agent that it returns has shapes, but no storage."""
     with torch.device("meta"):
         agent = build(config, spec, device="meta")
-    parts = list(_lasting(config, spec, agent))
-    passing = list(_passing(config, spec, agent))
-    for part in (*parts, *passing):
+    parts = list(_permanent_parts(config, spec, agent))
+    temporary = list(_temporary_parts(config, spec, agent))
+    for part in (*parts, *temporary):
         check_memory(part.size, part.what, part.settings)
-    together = sorted([*parts, max(passing, key=_size)], key=_size, reverse=True)
+    largest_first = sorted([*parts, max(temporary, key=_size)], key=_size, reverse=True)
     check_memory(
-        sum(map(_size, together)),
-        f"{together[0].what} and {together[1].what} together",
-        f"{together[0].settings}, or {together[1].settings},",
+        sum(map(_size, largest_first)),
+        f"{largest_first[0].what} and {largest_first[1].what} together",
+        f"{largest_first[0].settings}, or {largest_first[1].settings},",
     )
     return agent
 
 
-def check_planning(config: Config, spec: Spec, agent: Agent) -> None:
-    """Raises UnusableInput where an evaluation would take more memory than is free: as many plans
+def check_planning(config: Config, spec: EnvironmentSpec, agent: Agent) -> None:
+    """Raises ConfigError where an evaluation would take more memory than is free: as many plans
     at once as it has episodes at once."""
-    alone = replace(config, distil=NoLesson(), practice=NoLesson(), interact=NoLesson())
-    plan = next(_plans(alone, spec, agent, _imagined(agent)))
-    check_memory(AT_ONCE * plan.size, f"{AT_ONCE} plans at once", plan.settings)
+    offline_config = replace(
+        config, distill_policy=NoStage(), planner_rollouts=NoStage(), actor_critic=NoStage()
+    )
+    plan = next(_plan_parts(offline_config, spec, agent, _imagination_bytes(agent)))
+    check_memory(
+        EVAL_EPISODES_AT_ONCE * plan.size, f"{EVAL_EPISODES_AT_ONCE} plans at once", plan.settings
+    )
 
 
-def _size(part: Part) -> float:
+def _size(part: MemoryUse) -> float:
     return part.size
 
 
-def _lasting(config: Config, spec: Spec, agent: Agent) -> Iterator[Part]:
+def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Iterator[MemoryUse]:
     """What is there as long as the run is."""
-    learnt = sum(map(_bytes, agent.parameters()))
-    kept = sum(map(_bytes, agent.buffers()))
-    worlds, rows = config.life.worlds, capacity(config) + 1
-    yield Part(
-        "the agent's weights with their gradients and moments", COPIES * learnt + kept,
-        "the layers (--*.hidden, .channels, .state, .waves, .members) or --landmarks",
+    weight_bytes = sum(map(_bytes, agent.parameters()))
+    buffer_bytes = sum(map(_bytes, agent.buffers()))
+    num_envs, rows = config.collect.num_envs, buffer_steps(config) + 1
+    yield MemoryUse(
+        "the agent's weights with their gradients and moments", COPIES_PER_WEIGHT * weight_bytes + buffer_bytes,
+        "the layers (--*.hidden, .channels, .state, .waves, .members) or --num-reference-obs",
     )  # fmt: skip
-    states = rows * worlds * FLOAT * prod(agent.shape)  # those that stages encode once
-    yield Part(
+    states = rows * num_envs * FLOAT_BYTES * prod(agent.shape)  # those that stages encode once
+    yield MemoryUse(
         "the replay buffer", buffer_size(config, spec) + states,
-        "--life.worlds, --life.steps or --interact.steps",
+        "--collect.num-envs, --collect.steps or --actor-critic.steps",
     )  # fmt: skip
-    if isinstance(config.survey, Survey) and isinstance(config.hierarchy, LandmarkGraph.Config):
-        marks, size = config.hierarchy.landmarks, prod(agent.shape)
-        chosen = config.survey.remembered + config.survey.walks * (config.survey.length + 1)
-        futures = config.hierarchy.futures if agent.world_model.level(0).latent.chances else 1
-        yield Part(
+    if isinstance(config.select_landmarks, SelectLandmarks) and isinstance(
+        config.subgoals, LandmarkGraphConfig
+    ):
+        num_landmarks, size = config.subgoals.num_landmarks, prod(agent.shape)
+        num_states = (
+            config.select_landmarks.num_candidates
+            + config.select_landmarks.num_windows * (config.select_landmarks.length + 1)
+        )
+        futures = config.subgoals.num_outcomes if agent.world_model.level(0).latent.noise_dim else 1
+        yield MemoryUse(
             "the graph of landmarks",
-            FLOAT * (4 * marks**2 + size * (chosen + marks * futures)),
-            "--hierarchy.landmarks, --hierarchy.futures, --survey.remembered, --survey.walks or "
-            "--survey.length",
+            FLOAT_BYTES * (4 * num_landmarks**2 + size * (num_states + num_landmarks * futures)),
+            "--subgoals.num-landmarks, --subgoals.num-outcomes, --select-landmarks.num-candidates, --select-landmarks.num-windows or "
+            "--select-landmarks.length",
         )
-    if isinstance(config.hierarchy, ImaginedGraph.Config):
-        marks = config.hierarchy.landmarks + config.hierarchy.waiting
-        grown = config.hierarchy.grow * config.hierarchy.ways * config.hierarchy.length
-        yield Part(
+    if isinstance(config.subgoals, ImaginedLandmarkGraphConfig):
+        num_landmarks = config.subgoals.num_landmarks + config.subgoals.frontier_size
+        num_grown = (
+            config.subgoals.nodes_per_round
+            * config.subgoals.branches
+            * config.subgoals.branch_steps
+        )
+        yield MemoryUse(
             "the graph of imagined landmarks",
-            FLOAT * (marks + grown) * (2 * marks + prod(agent.shape)),
-            "--hierarchy.landmarks, .waiting, .grow, .ways or .length",
+            FLOAT_BYTES * (num_landmarks + num_grown) * (2 * num_landmarks + prod(agent.shape)),
+            "--subgoals.num-landmarks, .waiting, .grow, .ways or .length",
         )
-    if isinstance(config.paths, ShortestPaths):
-        graphs, nodes = config.paths.layouts, config.paths.nodes
-        yield Part(
+    if isinstance(config.distill_paths, DistillShortestPaths):
+        graphs, nodes = config.distill_paths.num_graphs, config.distill_paths.nodes_per_graph
+        yield MemoryUse(
             "the graphs of shortest paths",
-            graphs * nodes * (2 * nodes + 2 * FLOAT * prod(agent.shape)) + 2 * FLOAT * nodes**2,
-            "--paths.layouts or --paths.nodes",
+            graphs * nodes * (2 * nodes + 2 * FLOAT_BYTES * prod(agent.shape))
+            + 2 * FLOAT_BYTES * nodes**2,
+            "--distill-paths.num-graphs or --distill-paths.nodes-per-graph",
         )
 
 
-def _passing(config: Config, spec: Spec, agent: Agent) -> Iterator[Part]:
+def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Iterator[MemoryUse]:
     """What one update, or one plan, takes."""
-    seen, ahead = _perceived(spec, agent), _imagined(agent)
-    state = FLOAT * prod(agent.shape)
-    spread = FLOAT * agent.shape[0] ** 2
-    for name, model in (("objective", config.objective), ("interact.objective", _online(config))):
-        if model is not None:
-            batch, steps = model.learning.batch, model.context + model.length
-            yield Part(
+    perceived_bytes, imagined_bytes = _perception_bytes(spec, agent), _imagination_bytes(agent)
+    state = FLOAT_BYTES * prod(agent.shape)
+    covariance_bytes = FLOAT_BYTES * agent.shape[0] ** 2
+    for name, jepa_stage in (
+        ("train_jepa", config.train_jepa),
+        ("actor_critic.train_jepa", _online_model_stage(config)),
+    ):
+        if jepa_stage is not None:
+            batch, steps = jepa_stage.optim.batch_size, jepa_stage.context_steps + jepa_stage.length
+            yield MemoryUse(
                 f"a batch of {name}",
-                batch * (steps + 1) * (seen + _of_observation(spec))
-                + batch * model.length * (model.context + 1) * ahead + spread,
+                batch * (steps + 1) * (perceived_bytes + _observation_bytes(spec))
+                + batch * jepa_stage.length * (jepa_stage.context_steps + 1) * imagined_bytes + covariance_bytes,
                 f"--{name}.learning.batch, --{name}.length or the layers of perception",
             )  # fmt: skip
-    for name in ("teacher", "foresee", "interact", "ascend", "retrace", "amortise", "distil"):
+    for name in (
+        "train_goal_critic",
+        "train_values",
+        "actor_critic",
+        "train_hierarchy",
+        "goal_bc",
+        "amortize_policy",
+        "distill_policy",
+    ):
         stage: Any = getattr(config, name)
-        batch = stage.learning.batch if hasattr(stage, "learning") else 0
+        batch = stage.optim.batch_size if hasattr(stage, "optim") else 0
         steps = getattr(stage, "length", getattr(stage, "horizon", 1))
-        rolled = ahead if isinstance(stage, Improve) or name == "amortise" else 0
-        if isinstance(stage, Retrace):
-            steps = stage.ahead
-        if isinstance(stage, Foresee):
-            rolled, steps = ahead * stage.futures, max(stage.length, stage.horizon)
-        yield Part(
-            f"a batch of {name}", batch * ((steps + 1) * state + steps * rolled),
+        imagined_per_step = (
+            imagined_bytes
+            if isinstance(stage, ActorCriticStage) or name == "amortize_policy"
+            else 0
+        )
+        if isinstance(stage, GoalConditionedBC):
+            steps = stage.max_goal_offset
+        if isinstance(stage, TrainValue):
+            imagined_per_step, steps = (
+                imagined_bytes * stage.num_imagined,
+                max(stage.length, stage.horizon),
+            )
+        yield MemoryUse(
+            f"a batch of {name}", batch * ((steps + 1) * state + steps * imagined_per_step),
             f"--{name}.learning.batch or the steps of its windows",
         )  # fmt: skip
-    yield from _plans(config, spec, agent, ahead)
+    yield from _plan_parts(config, spec, agent, imagined_bytes)
 
 
-def _online(config: Config) -> Any:
-    return config.interact.objective if isinstance(config.interact, Improve) else None
+def _online_model_stage(config: Config) -> Any:
+    return (
+        config.actor_critic.train_jepa
+        if isinstance(config.actor_critic, ActorCriticStage)
+        else None
+    )
 
 
-def _plans(config: Config, spec: Spec, agent: Agent, ahead: float) -> Iterator[Part]:
-    planner, worlds = config.planner, 1
-    if isinstance(config.distil, Distil):
-        worlds = max(worlds, config.distil.worlds)
-    planned = isinstance(config.interact, Interact) and config.interact.mode == "plan"
-    if isinstance(config.practice, Practise) or planned:
-        worlds = max(worlds, config.life.worlds)
-    futures = config.futures.count if agent.world_model.level(0).latent.chances else 1
-    state: float = FLOAT * (prod(agent.shape) + spec.action_dim + len(spec.interoception))
-    if isinstance(planner, (CEM.Config, MPPI.Config)):  # no gradient: only the paths are kept
-        tried, step = planner.samples, float(state)
+def _plan_parts(
+    config: Config, spec: EnvironmentSpec, agent: Agent, imagined_bytes: float
+) -> Iterator[MemoryUse]:
+    planner, num_envs = config.planner, 1
+    if isinstance(config.distill_policy, DistillPlanner):
+        num_envs = max(num_envs, config.distill_policy.num_envs)
+    plans_online = (
+        isinstance(config.actor_critic, OnlineActorCritic) and config.actor_critic.mode == "plan"
+    )
+    if isinstance(config.planner_rollouts, CollectWithPlanner) or plans_online:
+        num_envs = max(num_envs, config.collect.num_envs)
+    futures = config.risk.num_scenarios if agent.world_model.level(0).latent.noise_dim else 1
+    state: float = FLOAT_BYTES * (prod(agent.shape) + spec.action_dim + len(spec.interoception))
+    if isinstance(planner, (CEMConfig, MPPIConfig)):  # no gradient: only the paths are kept
+        num_candidates, step = planner.num_samples, float(state)
     else:
-        tried, step = planner.proposals + planner.carried, ahead
-    if isinstance(planner, Collocation.Config):
+        num_candidates, step = planner.num_proposals + planner.num_warm_starts, imagined_bytes
+    if isinstance(planner, CollocationConfig):
         step += 4 * state
-    yield Part(
-        "planning", worlds * futures * tried * (planner.horizon * step + ahead),
-        "--planner.horizon, --planner.proposals or .samples, --futures.count or --distil.worlds",
+    yield MemoryUse(
+        "planning", num_envs * futures * num_candidates * (planner.horizon * step + imagined_bytes),
+        "--planner.horizon, --planner.num-proposals or .samples, --risk.num-scenarios or --distill-policy.num-envs",
     )  # fmt: skip
-    if isinstance(config.distil, Distil):
-        labels = config.distil.rounds * config.distil.worlds * config.distil.steps
-        yield Part(
+    if isinstance(config.distill_policy, DistillPlanner):
+        labels = (
+            config.distill_policy.rounds
+            * config.distill_policy.num_envs
+            * config.distill_policy.steps
+        )
+        yield MemoryUse(
             "the labels of distil", labels * (2 * state),
-            "--distil.rounds, --distil.worlds or --distil.steps",
+            "--distill-policy.rounds, --distill-policy.num-envs or --distill-policy.steps",
         )  # fmt: skip
 
 
-def _perceived(spec: Spec, agent: Agent) -> float:
+def _perception_bytes(spec: EnvironmentSpec, agent: Agent) -> float:
     """Bytes that perception keeps of one observation while it learns."""
     images = [shape for shape in spec.shapes.values() if len(shape) == 3]
-    largest = max(images, key=prod, default=(1, 1, 1))
+    largest_image = max(images, key=prod, default=(1, 1, 1))
     numbers = sum(map(prod, spec.shapes.values()))
-    return FLOAT * (numbers + OUTPUTS * _outputs(agent.perception, largest))
+    return FLOAT_BYTES * (numbers + OUTPUTS_PER_LAYER * _outputs(agent.perception, largest_image))
 
 
-def _imagined(agent: Agent) -> float:
+def _imagination_bytes(agent: Agent) -> float:
     """Bytes that the world model keeps of one imagined step from one state."""
     outputs = _outputs(agent.world_model, agent.shape)
-    return FLOAT * (2 * prod(agent.shape) + OUTPUTS * outputs)
+    return FLOAT_BYTES * (2 * prod(agent.shape) + OUTPUTS_PER_LAYER * outputs)
 
 
-def _outputs(model: nn.Module, shape: Shape) -> float:
+def _outputs(jepa_stage: nn.Module, shape: MapShape) -> float:
     """Numbers that the layers of a model return for one input; of images and maps, `[C, h, w]`,
     those of one stack of convolutions after the other."""
-    found, places = 0.0, dict[str, float]()
-    for name, layer in model.named_modules():
+    total, sizes = 0.0, dict[str, float]()
+    for name, layer in jepa_stage.named_modules():
         if isinstance(layer, nn.Linear):
-            found += layer.out_features
+            total += layer.out_features
         elif isinstance(layer, nn.Conv2d):
             stack = name.rpartition(".")[0]
-            left = places.get(stack, shape[1] * shape[2]) / prod(layer.stride)
-            places[stack] = left
-            found += layer.out_channels * left
-    return found
+            size = sizes.get(stack, shape[1] * shape[2]) / prod(layer.stride)
+            sizes[stack] = size
+            total += layer.out_channels * size
+    return total
 
 
-def _of_observation(spec: Spec) -> int:
-    return sum(map(_bytes, spec.blank(1).values() if len(spec.senses) > 1 else [spec.blank(1)]))
+def _observation_bytes(spec: EnvironmentSpec) -> int:
+    return sum(map(_bytes, spec.zeros(1).values() if len(spec.modalities) > 1 else [spec.zeros(1)]))
 
 
 def _bytes(tensor: Tensor) -> int:

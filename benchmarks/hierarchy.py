@@ -18,38 +18,38 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from study import Study, Table, report, told
+from study import Study, Table, logger, told
 
 import ami_agent as ami
-from ami_agent.boxes import (
-    CEM,
-    MPPI,
-    Collocation,
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.components import (
+    CEMConfig,
+    CollocationConfig,
     Flat,
-    Glance,
-    GlanceDynamics,
-    InStrides,
-    MacroLevels,
-    NoHabit,
-    UpperLevel,
+    GlimpseConfig,
+    GlimpseDynamicsConfig,
+    HierarchicalJEPAConfig,
+    JEPALevelConfig,
+    MPPIConfig,
+    NoPolicyProposalConfig,
+    SharedCriticConfig,
 )
-from ami_agent.evaluate import judge
-from ami_agent.lessons import Ascend, NoLesson, Separate
-from ami_agent.life import WorldConfig
+from ami_agent.evaluation.evaluate import evaluate_modes
+from ami_agent.training import NoStage, TrainHierarchy, TrainQuasimetric
 
 BANDS = ("short", "medium", "long")
 LEVELS = {
-    "shared": MacroLevels.Config(),
-    "own": MacroLevels.Config(level=UpperLevel.Config(size=16)),
-    "three": MacroLevels.Config(strides=(4, 3)),
-    "scene": MacroLevels.Config(
-        level=UpperLevel.Config(
-            dynamics=GlanceDynamics.Config(glance=Glance.Config(reach=4)),
-            distance=InStrides.Config(),
+    "shared": HierarchicalJEPAConfig(),
+    "own": HierarchicalJEPAConfig(level=JEPALevelConfig(state_dim=16)),
+    "three": HierarchicalJEPAConfig(steps_per_level=(4, 3)),
+    "scene": HierarchicalJEPAConfig(
+        level=JEPALevelConfig(
+            dynamics=GlimpseDynamicsConfig(glimpse=GlimpseConfig(radius=4)),
+            distance=SharedCriticConfig(),
         )
     ),
 }
-SCENES = Ascend(prediction=1000, variance=0, covariance=0)
+SCENES = TrainHierarchy(prediction=1000, variance=0, covariance=0)
 """Of a level that shares the states of scenes: 4 of their 404 numbers move."""
 CRITICS = (400, 800, 1500)
 """Updates: for a moment, for a short while, and as in the recipe."""
@@ -62,30 +62,30 @@ class Mazes(Study):
         recipe, critic, *kind = name.split()
         config = self.config(recipe)
         if kind:
-            config = replace(config, hierarchy=LEVELS[kind[0]])
+            config = replace(config, subgoals=LEVELS[kind[0]])
         if kind == ["scene"]:
-            config = replace(config, ascend=SCENES)
-        own = {"maze_seed": seed} if "maze_seed" in config.world.options else {}
+            config = replace(config, train_hierarchy=SCENES)
+        own = {"maze_seed": seed} if "maze_seed" in config.env.options else {}
 
-        def owned(world: WorldConfig) -> WorldConfig:
-            return replace(world, options={**world.options, **own})
+        def owned(env: EnvConfig) -> EnvConfig:
+            return replace(env, options={**env.options, **own})
 
-        assert isinstance(config.teacher, Separate)
-        learning = replace(config.teacher.learning, steps=int(critic))
+        assert isinstance(config.train_goal_critic, TrainQuasimetric)
+        optim = replace(config.train_goal_critic.optim, steps=int(critic))
         return replace(
-            config, world=owned(config.world), evaluation=owned(config.evaluation),
-            distil=NoLesson(), habit=NoHabit.Config(),
-            teacher=replace(config.teacher, learning=learning),
+            config, env=owned(config.env), eval_env=owned(config.eval_env),
+            distill_policy=NoStage(), policy_proposal=NoPolicyProposalConfig(),
+            train_goal_critic=replace(config.train_goal_critic, optim=optim),
         )  # fmt: skip
 
     def reached(self, name: str, task: str, *, flat: bool, **changes: Any) -> list[Any]:
         """The figures of Mode-2, of every seed; `changes` are of settings after training."""
 
-        def find(agent: ami.Agent, world: WorldConfig, start: int) -> Any:
+        def find(agent: ami.Agent, env: EnvConfig, start: int) -> Any:
             if flat:
-                agent.hierarchy = Flat()
-            found = judge(
-                agent, world, modes=("plan",), task=task, episodes=self.episodes, seed=start
+                agent.subgoals = Flat()
+            found = evaluate_modes(
+                agent, env, modes=("plan",), task=task, episodes=self.episodes, seed=start
             )
             return found["plan"]
 
@@ -102,12 +102,12 @@ def by_distance(
         name = f"{recipe} {critic}"
         ways = {"flat": (name, True), "landmarks": (name, False)}
         ways |= {f"learnt, {kind}": (f"{name} {kind}", False) for kind in learnt}
-        for who, (agent, flat) in ways.items():
+        for label, (agent, flat) in ways.items():
             found = {b: study.reached(agent, b, flat=flat) for b in bands}
-            marks = [told([100 * f["final_success"]["mean"] for f in found[b]], 0) for b in bands]
+            metrics = [told([100 * f["final_success"]["mean"] for f in found[b]], 0) for b in bands]
             ms = told([f["ms_per_action_batched"] for f in found[bands[-1]]])
             oracle = [f["baselines"]["oracle"]["steps"]["mean"] for f in found[bands[-1]]]
-            rows.append([str(critic), who, *marks, told(oracle, 0), ms])
+            rows.append([str(critic), label, *metrics, told(oracle, 0), ms])
     columns = ["critic", "planner", *(f"{band} %" for band in bands)]
     return [*columns, f"steps of the oracle, {bands[-1]}", "ms batched"], rows
 
@@ -116,18 +116,22 @@ def by_planner(study: Mazes) -> Table:
     """Mode-2 of the same agents by gradient, by collocation and by sampling, flat and led."""
     rows = []
     others = {
-        "collocation, horizon 8": Collocation.Config(horizon=8, steps=16, warm_steps=8, settle=4),
-        "collocation, horizon 24": Collocation.Config(proposals=2, warm_steps=8, settle=4),
-        "CEM 64 x 4": CEM.Config(),
-        "MPPI 64 x 4": MPPI.Config(),
+        "collocation, horizon 8": CollocationConfig(
+            horizon=8, iterations=16, warm_iterations=8, polish_steps=4
+        ),
+        "collocation, horizon 24": CollocationConfig(
+            num_proposals=2, warm_iterations=8, polish_steps=4
+        ),
+        "CEM 64 x 4": CEMConfig(),
+        "MPPI 64 x 4": MPPIConfig(),
     }
-    swaps = {"gradient": {}, **{who: {"planner": planner} for who, planner in others.items()}}
-    for who, changes in swaps.items():
+    swaps = {"gradient": {}, **{label: {"planner": planner} for label, planner in others.items()}}
+    for label, changes in swaps.items():
         for flat in (True, False):
             found = [study.reached("maze 1500", b, flat=flat, **changes) for b in ("short", "long")]
-            marks = [told([100 * f["final_success"]["mean"] for f in band], 0) for band in found]
+            metrics = [told([100 * f["final_success"]["mean"] for f in band], 0) for band in found]
             ms = told([f["ms_per_action_batched"] for f in found[1]])
-            rows.append([who, "flat" if flat else "landmarks", *marks, ms])
+            rows.append([label, "flat" if flat else "landmarks", *metrics, ms])
     return ["planner", "above it", "short %", "long %", "ms batched"], rows
 
 
@@ -141,19 +145,19 @@ def by_level(study: Mazes) -> Table:
         "landmarks": (f"maze {briefly}", False, {}),
         "learnt, shared states": (f"{learnt} shared", False, {}),
         "the same without prior": (
-            f"{learnt} shared", False, {"hierarchy": replace(shared, prior=0.0)},
+            f"{learnt} shared", False, {"hierarchy": replace(shared, prior_weight=0.0)},
         ),
         "the same, grounded": (
-            f"{learnt} shared", False, {"hierarchy": replace(shared, grounded=True)},
+            f"{learnt} shared", False, {"hierarchy": replace(shared, snap_to_memory=True)},
         ),
         "learnt, states of its own": (f"{learnt} own", False, {}),
         "two learnt levels": (f"{learnt} three", False, {}),
     }  # fmt: skip
     rows = []
-    for who, (name, flat, changes) in runs.items():
+    for label, (name, flat, changes) in runs.items():
         found = [study.reached(name, band, flat=flat, **changes) for band in ("short", "long")]
-        marks = [told([100 * f["final_success"]["mean"] for f in band], 0) for band in found]
-        rows.append([who, *marks, told([f["ms_per_action_batched"] for f in found[1]])])
+        metrics = [told([100 * f["final_success"]["mean"] for f in band], 0) for band in found]
+        rows.append([label, *metrics, told([f["ms_per_action_batched"] for f in found[1]])])
     return ["levels above", "short %", "long %", "ms batched"], rows
 
 
@@ -170,4 +174,4 @@ CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
 
 
 if __name__ == "__main__":
-    report(__doc__, Mazes, Path("runs/hierarchy"), CLAIMS)
+    logger(__doc__, Mazes, Path("runs/hierarchy"), CLAIMS)

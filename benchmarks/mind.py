@@ -17,18 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import Study, first_episode, percent, report, score, told
+from study import Study, first_episode, logger, percent, score, told
 
 import ami_agent as ami
-from ami_agent.build import build
-from ami_agent.evaluate import judge, play_many
-from ami_agent.lessons import Live, NoLesson, Pupil
-from ami_agent.lessons.life import Explorer
-from ami_agent.life import Act, WorldConfig
-from ami_agent.players import Begin, Scene, aimless, mind
-from modules.actor import NoHabit
-from modules.auto import Auto
-from modules.configurator import Assignment
+from ami_agent.adapters.env import ActFn, EnvConfig
+from ami_agent.config import build
+from ami_agent.evaluation.evaluate import evaluate_modes, run_many
+from ami_agent.evaluation.policies import (
+    EpisodeStart,
+    PolicyFactory,
+    agent_policy_factory,
+    make_random_policy,
+)
+from ami_agent.training import CollectRandom, NoStage, StageRun
+from ami_agent.training.collect import Collector
+from modules.actor.adaptive import AdaptiveActorConfig
+from modules.actor.policy import NoPolicyProposalConfig
+from modules.configurator import TaskSpec
 
 Row = list[str]
 MODES = ("plan", "auto", "react")
@@ -40,37 +45,37 @@ def tasks(study: Study) -> tuple[list[str], list[Row]]:
         found = study.judged("forage", task)
         mine = [score(f) for f in found]
         oracle, random = (
-            [score(f["baselines"][who]) for f in found] for who in ("oracle", "random")
+            [score(f["baselines"][label]) for f in found] for label in ("oracle", "random")
         )
-        share = [percent(f) for f in found]
-        rows.append([task, told(mine), told(oracle), told(random), told(share, 1)])
+        fraction = [percent(f) for f in found]
+        rows.append([task, told(mine), told(oracle), told(random), told(fraction, 1)])
     return ["task", "score", "oracle", "random", "% of the oracle's"], rows
 
 
 def pain(study: Study) -> tuple[list[str], list[Row]]:
     config = study.config("forage")
     flag = config.tasks["flag"]
-    brave = {name: weight for name, weight in flag.drives.items() if name != "pain"}
-    fearless = replace(flag, drives=brave, limits={})
-    rows, changed = [], {"tasks": {**config.tasks, "flag": fearless}}
+    no_pain_weights = {name: weight for name, weight in flag.drives.items() if name != "pain"}
+    no_pain_task = replace(flag, drives=no_pain_weights, limits={})
+    rows, changed = [], {"tasks": {**config.tasks, "flag": no_pain_task}}
     for name, changes in {"with the pain cost": {}, "without": changed}.items():
         found = study.judged("forage", "flag", **changes)
-        damage = [f["felt"]["damage"]["mean"] for f in found]
+        damage = [f["signal_sums"]["damage"]["mean"] for f in found]
         success = [100 * f["final_success"]["mean"] for f in found]
         rows.append([name, told(damage, 3), told(success, 1)])
     return ["flag", "damage an episode", "success %"], rows
 
 
-def switching(agent: ami.Agent, first: Assignment, then: Assignment, at: int) -> Begin:
+def switching(agent: ami.Agent, first: TaskSpec, then: TaskSpec, at: int) -> PolicyFactory:
     """One task, and another from step `at`."""
 
-    def begin(scene: Scene, seed: int) -> Act:
-        act, steps = mind(agent, "plan", first)(scene, seed), 0
+    def begin(scene: EpisodeStart, seed: int) -> ActFn:
+        act, steps = agent_policy_factory(agent, "plan", first)(scene, seed), 0
 
         def switch(obs: Any) -> torch.Tensor:
             nonlocal steps
             if steps == at:
-                agent.configure(then.task(None, "plan"), seed)
+                agent.set_task(then.to_task(None, "plan"), seed)
             steps += 1
             return act(obs)
 
@@ -83,10 +88,10 @@ def switch(study: Study) -> tuple[list[str], list[Row]]:
     config = study.config("forage")
     eat, flag = config.tasks["eat"], config.tasks["flag"]
 
-    def find(agent: ami.Agent, world: WorldConfig, start: int) -> tuple[float, float]:
+    def find(agent: ami.Agent, env: EnvConfig, start: int) -> tuple[float, float]:
         begin = switching(agent, eat, flag, at=75)
-        outcome = play_many(begin, world.under(flag), study.episodes, start, "cpu")
-        return float(outcome.score.mean()), float(outcome.felt[:, 3].mean())
+        results = run_many(begin, env.for_task(flag), study.episodes, start, "cpu")
+        return float(results.score.mean()), float(results.signal_sums[:, 3].mean())
 
     found = study.of_agents("forage", f"{eat}, at 75 {flag}", find)
     return ["first", "from step 75", "eaten", "success at the flag"], [
@@ -112,11 +117,16 @@ def _successes(study: Study, names: Sequence[str], task: str) -> tuple[list[str]
     return ["agent", "success %"], rows
 
 
-def told_of(config: ami.Config, task: str, *, critics: bool, horizon: int = 0) -> dict[str, Any]:
+def with_critics(
+    config: ami.Config, task: str, *, critics: bool, horizon: int = 0
+) -> dict[str, Any]:
     """What to change after training: nothing, or a task's horizon and whether critics count."""
     known = config.tasks[task]
-    blind = {f"critic_{drive}": 0.0 for drive in known.drives} or {"critic": 0.0, "reach": 1.0}
-    weights = known.weights if critics else {**known.weights, **blind}
+    zero_weights = {f"critic_{drive}": 0.0 for drive in known.drives} or {
+        "critic": 0.0,
+        "goal_distance": 1.0,
+    }
+    weights = known.weights if critics else {**known.weights, **zero_weights}
     changed = replace(known, weights=weights, horizon=horizon)
     return {} if changed == known else {"tasks": {**config.tasks, task: changed}}
 
@@ -126,12 +136,12 @@ def critic(study: Study) -> tuple[list[str], list[Row]]:
     for name, task in (("forage", "eat"), ("two-rooms", "reach")):
         config = study.config(name)
         for critics in (True, False):
-            marks = []
+            metrics = []
             for horizon in (0, config.planner.horizon // 2):
-                changes = told_of(config, task, critics=critics, horizon=horizon)
+                changes = with_critics(config, task, critics=critics, horizon=horizon)
                 found = study.judged(name, task, **changes)
-                marks.append(told([percent(f) for f in found], 1))
-            rows.append([f"{name}, {task}", "with critics" if critics else "without", *marks])
+                metrics.append(told([percent(f) for f in found], 1))
+            rows.append([f"{name}, {task}", "with critics" if critics else "without", *metrics])
     return ["world", "agent", "% of the oracle's, whole horizon", "half"], rows
 
 
@@ -144,7 +154,7 @@ def auto(study: Study) -> tuple[list[str], list[Row]]:
             figures = (
                 [score(f) for f in found],
                 [f["final_success"]["mean"] for f in found],
-                [100 * f["deliberated"] for f in found],
+                [100 * f["planned"] for f in found],
                 [f["ms_per_action"]["mean"] for f in found],
                 [f["ms_per_action_batched"] for f in found],
             )
@@ -152,24 +162,30 @@ def auto(study: Study) -> tuple[list[str], list[Row]]:
     return ["world", "mode", "score", "success", "% deliberated", "ms alone", "ms batched"], rows
 
 
-def learnt(config: ami.Config, world: WorldConfig, by: Sequence[Begin], seed: int) -> ami.Agent:
+def trained_agent(
+    config: ami.Config, env: EnvConfig, by: Sequence[PolicyFactory], seed: int
+) -> ami.Agent:
     """An agent that learns from what others lived in its stead, each for its part of the time."""
-    body = world.build(1)
+    body = env.build(1)
     agent = build(
-        config, body.spec, seed=seed, worlds=config.life.worlds, capacity=config.life.steps + 1
+        config,
+        body.spec,
+        seed=seed,
+        num_envs=config.collect.num_envs,
+        buffer_size=config.collect.steps + 1,
     )
     body.close()
-    worlds = world.build(config.life.worlds, "cpu", **config.life.options)
-    pupils: list[Callable[[], Pupil]] = [
-        lambda: Explorer(agent, worlds, config.life, by, seed),
-        lambda: config.objective.begin(agent, world, seed),
-        lambda: config.foresee.begin(agent, world, seed),
+    envs = env.build(config.collect.num_envs, "cpu", **config.collect.options)
+    stage_runs: list[Callable[[], StageRun]] = [
+        lambda: Collector(agent, envs, config.collect, by, seed),
+        lambda: config.train_jepa.start(agent, env, seed),
+        lambda: config.train_values.start(agent, env, seed),
     ]
-    for begin in pupils:
-        pupil = begin()
-        while pupil.step < pupil.total:
-            pupil.update()
-        pupil.finish()
+    for begin in stage_runs:
+        stage_run = begin()
+        while stage_run.step < stage_run.total:
+            stage_run.update()
+        stage_run.finish()
     return agent.eval()
 
 
@@ -178,10 +194,10 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
     half of its life so, half by random action, in as many steps as the first."""
     whole = study.config("forage")
     config = replace(
-        whole, life=Live(worlds=250, steps=160),
-        objective=replace(whole.objective, learning=replace(whole.objective.learning, steps=2000)),
-        foresee=replace(whole.foresee, learning=replace(whole.foresee.learning, steps=1000)),
-        amortise=NoLesson(), distil=NoLesson(), auto=Auto.Config(),
+        whole, collect=CollectRandom(num_envs=250, steps=160),
+        train_jepa=replace(whole.train_jepa, optim=replace(whole.train_jepa.optim, steps=2000)),
+        train_values=replace(whole.train_values, optim=replace(whole.train_values.optim, steps=1000)),
+        amortize_policy=NoStage(), distill_policy=NoStage(), adaptive=AdaptiveActorConfig(),
     )  # fmt: skip
     found = [
         study.figure(
@@ -191,8 +207,14 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
         for seed in study.seeds
     ]
     rows = [
-        [who, *(told(list(part), 1) for part in zip(*(marks[who] for marks in found), strict=True))]
-        for who in found[0]
+        [
+            label,
+            *(
+                told(list(part), 1)
+                for part in zip(*(metrics[label] for metrics in found), strict=True)
+            ),
+        ]
+        for label in found[0]
     ]
     return ["lived by", "cells of 36", *(f"{task}, % of oracle" for task in whole.tasks)], rows
 
@@ -200,23 +222,26 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
 def _curious(study: Study, config: ami.Config, seed: int) -> dict[str, list[float]]:
     """What each covers, and how well who learnt from its life does every task."""
     explore, start = config.tasks["explore"], first_episode(seed)
-    first = learnt(config, config.world, [aimless], seed)
-    curious = mind(first, "plan", explore)
-    second = learnt(config, config.world, [curious, aimless], seed)
+    first = trained_agent(config, config.env, [make_random_policy], seed)
+    explorer = agent_policy_factory(first, "plan", explore)
+    second = trained_agent(config, config.env, [explorer, make_random_policy], seed)
     found = {}
-    for who, by, agent in (("random action", aimless, first), ("curiosity", curious, second)):
-        world = config.evaluation.under(explore)
-        cells = float(play_many(by, world, study.episodes, start, "cpu").score.mean())
-        marks = [
+    for label, by, agent in (
+        ("random action", make_random_policy, first),
+        ("curiosity", explorer, second),
+    ):
+        env = config.eval_env.for_task(explore)
+        cells = float(run_many(by, env, study.episodes, start, "cpu").score.mean())
+        metrics = [
             percent(
-                judge(
-                    agent, config.evaluation, modes=("plan",), task=task,
+                evaluate_modes(
+                    agent, config.eval_env, modes=("plan",), task=task,
                     episodes=study.episodes, seed=start,
                 )["plan"]
             )
             for task in config.tasks
         ]  # fmt: skip
-        found[who] = [cells, *marks]
+        found[label] = [cells, *metrics]
     return found
 
 
@@ -225,29 +250,41 @@ def modules(study: Study) -> tuple[list[str], list[Row]]:
     learnt with the rest are left out before training, the others only when the agent acts."""
     config = study.config("forage")
     plain, first = study.config("two-rooms"), next(iter(config.tasks.values()))
-    untold = {n: replace(first, options=task.options) for n, task in config.tasks.items()}
-    numb = {
-        n: replace(task, drives={}, weights=task.weights or {"effort": 1.0})
+    same_task = {n: replace(first, options=task.options) for n, task in config.tasks.items()}
+    no_drive_tasks = {
+        n: replace(task, drives={}, weights=task.weights or {"control_cost": 1.0})
         for n, task in config.tasks.items()
     }
-    open_eyed = {n: replace(task, attend={}) for n, task in config.tasks.items()}
+    unattended = {n: replace(task, modality_weights={}) for n, task in config.tasks.items()}
     cases: list[tuple[str, str, str, str, dict[str, Any]]] = [
-        ("configurator", "forage", "flag", "forage", {"tasks": untold}),
-        ("priming", "forage", "explore", "forage", {"tasks": open_eyed}),
+        ("configurator", "forage", "flag", "forage", {"tasks": same_task}),
+        ("priming", "forage", "explore", "forage", {"tasks": unattended}),
         ("priming", "two-rooms-distracted", "reach", "two-rooms-distracted without priming", {}),
-        ("drives", "forage", "eat", "forage", {"tasks": numb}),
-        ("critic", "two-rooms", "reach", "two-rooms", told_of(plain, "reach", critics=False)),
-        ("critics", "forage", "eat", "forage", told_of(config, "eat", critics=False)),
+        ("drives", "forage", "eat", "forage", {"tasks": no_drive_tasks}),
+        ("critic", "two-rooms", "reach", "two-rooms", with_critics(plain, "reach", critics=False)),
+        ("critics", "forage", "eat", "forage", with_critics(config, "eat", critics=False)),
         ("memory", "cue-corridor", "reward", "cue-corridor without memory", {}),
-        ("policy's warm start", "two-rooms", "reach", "two-rooms", {"habit": NoHabit.Config()}),
-        ("policy's warm start", "forage", "eat", "forage", {"habit": NoHabit.Config()}),
+        (
+            "policy's warm start",
+            "two-rooms",
+            "reach",
+            "two-rooms",
+            {"policy_proposal": NoPolicyProposalConfig()},
+        ),
+        (
+            "policy's warm start",
+            "forage",
+            "eat",
+            "forage",
+            {"policy_proposal": NoPolicyProposalConfig()},
+        ),
     ]
     rows = []
     for part, name, task, other, changes in cases:
         whole, less = study.judged(name, task), study.judged(other, task, **changes)
-        marks = [[percent(f) for f in found] for found in (whole, less)]
-        lost = [a - b for a, b in zip(*marks, strict=True)]
-        rows.append([part, f"{name}, {task}", *(told(m, 1) for m in (*marks, lost))])
+        metrics = [[percent(f) for f in found] for found in (whole, less)]
+        lost = [a - b for a, b in zip(*metrics, strict=True)]
+        rows.append([part, f"{name}, {task}", *(told(m, 1) for m in (*metrics, lost))])
     for name, task in (("two-rooms", "reach"), ("forage", "flag")):
         by_mode = study.compared(name, task, MODES)
         reacting, thinking = (
@@ -275,4 +312,4 @@ CLAIMS: Mapping[str, Callable[[Study], tuple[list[str], list[Row]]]] = {
 
 
 if __name__ == "__main__":
-    report(__doc__, Study, Path("runs/mind"), CLAIMS)
+    logger(__doc__, Study, Path("runs/mind"), CLAIMS)

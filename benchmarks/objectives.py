@@ -14,12 +14,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import ami_agent as ami
-from ami_agent import boxes
-from ami_agent.learning import Learning
-from ami_agent.lessons import Live, NoLesson, Predict
-from modules.objectives import Weights
+from ami_agent import components
+from ami_agent.training import CollectRandom, NoStage, TrainJEPA
+from ami_agent.training.optim import OptimConfig
+from ami_agent.training.representation_losses import LossWeights
 
-PUBLISHED = Weights(prediction=1, variance=16, covariance=8, similarity=12, inverse=1)
+PUBLISHED = LossWeights(
+    prediction=1, variance=16, covariance=8, temporal_similarity=12, inverse_dynamics=1
+)
 """EB-JEPA's (arXiv 2602.03604); PLDM's are of the same kind (arXiv 2502.14819)."""
 
 Variants = dict[str, ami.Config]
@@ -27,42 +29,48 @@ Variants = dict[str, ami.Config]
 
 def planned(config: ami.Config) -> ami.Config:
     """Judged by what it plans alone, on what was learnt from walks alone."""
-    habit, none = boxes.NoHabit.Config(), NoLesson()
-    return replace(config, habit=habit, practice=none, refine=none, distil=none)
+    habit, none = components.NoPolicyProposalConfig(), NoStage()
+    return replace(
+        config,
+        policy_proposal=habit,
+        planner_rollouts=none,
+        finetune_dynamics=none,
+        distill_policy=none,
+    )
 
 
-def weighed(config: ami.Config, **weights: float) -> ami.Config:
+def with_weights(config: ami.Config, **weights: float) -> ami.Config:
     """The same with other weights."""
-    changed = replace(config.objective.weights, **weights)
-    return replace(config, objective=replace(config.objective, weights=changed))
+    changed = replace(config.train_jepa.weights, **weights)
+    return replace(config, train_jepa=replace(config.train_jepa, weights=changed))
 
 
 def collapse() -> Variants:
     """What do the terms of VICReg do, where inverse dynamics has no weight? As published, states
     collapse without variance, and covariance adds (Bardes et al. 2022). And is inverse dynamics
     enough without them?"""
-    base = weighed(planned(ami.recipes.two_rooms()), inverse=0)
+    base = with_weights(planned(ami.recipes.two_rooms()), inverse=0)
     return {
         "VICReg": base,
-        "no covariance": weighed(base, covariance=0),
-        "no variance": weighed(base, variance=0),
-        "neither": weighed(base, variance=0, covariance=0),
-        "inverse dynamics alone": weighed(base, variance=0, covariance=0, inverse=1),
+        "no covariance": with_weights(base, covariance=0),
+        "no variance": with_weights(base, variance=0),
+        "neither": with_weights(base, variance=0, covariance=0),
+        "inverse dynamics alone": with_weights(base, variance=0, covariance=0, inverse=1),
     }
 
 
-def _weighed_as_published(recipe: ami.Config) -> ami.Config:
+def _with_published_weights(recipe: ami.Config) -> ami.Config:
     base = planned(recipe)
-    return replace(base, objective=replace(base.objective, weights=PUBLISHED))
+    return replace(base, train_jepa=replace(base.train_jepa, weights=PUBLISHED))
 
 
 def _terms(whole: ami.Config) -> Variants:
     return {
         "all terms": whole,
-        "no variance": weighed(whole, variance=0),
-        "no covariance": weighed(whole, covariance=0),
-        "no similarity": weighed(whole, similarity=0),
-        "no inverse dynamics": weighed(whole, inverse=0),
+        "no variance": with_weights(whole, variance=0),
+        "no covariance": with_weights(whole, covariance=0),
+        "no similarity": with_weights(whole, temporal_similarity=0),
+        "no inverse dynamics": with_weights(whole, inverse=0),
     }
 
 
@@ -78,18 +86,20 @@ def published() -> Variants:
     walks = {"max_episode_steps": 64, "directed_fraction": 0.5, "max_step": 1.45}
     whole = replace(
         base,
-        perception=boxes.VectorEncoder.Config(patch=4, channels=32, hidden=256, state=64),
-        world_model=boxes.WorldModel.Config(dynamics=boxes.VectorDynamics.Config(hidden=256)),
-        critic=boxes.NoCritic.Config(),
-        teacher=NoLesson(),
-        paths=NoLesson(),
-        configurator=boxes.Configurator.Config(reach=1, critic=0),
-        planner=boxes.GradientPlanner.Config(horizon=20, proposals=16, carried=8),
-        temper=boxes.Calm.Config(),
-        life=Live(worlds=3000, steps=64, options=walks),
-        objective=Predict(
-            weights=Weights(prediction=2, variance=16, covariance=8, similarity=24, inverse=80),
-            learning=Learning(steps=3000, batch=96, lr=1.5e-3),
+        perception=components.ImageEncoderConfig(patch=4, channels=32, hidden=256, state_dim=64),
+        world_model=components.WorldModelConfig(dynamics=components.MLPDynamicsConfig(hidden=256)),
+        goal_critic=components.NoGoalCriticConfig(),
+        train_goal_critic=NoStage(),
+        distill_paths=NoStage(),
+        configurator=components.ConfiguratorConfig(goal_distance=1, critic=0),
+        planner=components.GradientPlannerConfig(horizon=20, num_proposals=16, num_warm_starts=8),
+        stuck_recovery=components.NoStuckRecoveryConfig(),
+        collect=CollectRandom(num_envs=3000, steps=64, options=walks),
+        train_jepa=TrainJEPA(
+            weights=LossWeights(
+                prediction=2, variance=16, covariance=8, temporal_similarity=24, inverse_dynamics=80
+            ),
+            optim=OptimConfig(steps=3000, batch_size=96, lr=1.5e-3),
         ),
     )
     return _terms(whole)
@@ -98,13 +108,13 @@ def published() -> Variants:
 def terms() -> Variants:
     """What is each term worth on walls never seen, to an agent that plans with a learnt critic,
     with a map state?"""
-    return _terms(_weighed_as_published(ami.recipes.two_rooms_random()))
+    return _terms(_with_published_weights(ami.recipes.two_rooms_random()))
 
 
 def fixed() -> Variants:
     """What is each term worth on one layout? PLDM reports 98 % with all terms; without variance,
     covariance, similarity and inverse dynamics 13, 29, 71 and 98 %."""
-    return _terms(_weighed_as_published(ami.recipes.two_rooms()))
+    return _terms(_with_published_weights(ami.recipes.two_rooms()))
 
 
 def stand_ins() -> Variants:
@@ -113,19 +123,21 @@ def stand_ins() -> Variants:
     collapsing agrees in direction alone with them, as published, and hardly in length; and it has
     no temporal similarity, whose gradient goes both ways."""
     base = collapse()["VICReg"]
-    bare = weighed(base, variance=0, covariance=0)
+    bare = with_weights(base, variance=0, covariance=0)
 
-    def aimed(target: boxes.MovingAverage.Config | boxes.Stopped.Config) -> ami.Config:
-        alone = weighed(bare, similarity=0, prediction=0.1, agreement=1)
-        return replace(alone, objective=replace(alone.objective, target=target))
+    def with_target_encoder(
+        target: components.EMATargetConfig | components.StopGradientTargetConfig,
+    ) -> ami.Config:
+        single = with_weights(bare, temporal_similarity=0, prediction=0.1, byol=1)
+        return replace(single, train_jepa=replace(single.train_jepa, target_encoder=target))
 
     return {
         "VICReg": base,
-        "Barlow Twins": weighed(bare, redundancy=8),
-        "SIGReg": weighed(bare, gaussianity=16),
-        "InfoNCE": weighed(bare, contrast=1),
-        "margin": weighed(bare, margin=16),
-        "SwAV": weighed(bare, prototypes=1),
-        "moving average (BYOL)": aimed(boxes.MovingAverage.Config()),
-        "stopped gradient (SimSiam)": aimed(boxes.Stopped.Config()),
+        "Barlow Twins": with_weights(bare, barlow_twins=8),
+        "SIGReg": with_weights(bare, sigreg=16),
+        "InfoNCE": with_weights(bare, info_nce=1),
+        "margin": with_weights(bare, margin=16),
+        "SwAV": with_weights(bare, prototypes=1),
+        "moving average (BYOL)": with_target_encoder(components.EMATargetConfig()),
+        "stopped gradient (SimSiam)": with_target_encoder(components.StopGradientTargetConfig()),
     }

@@ -12,28 +12,40 @@ from pathlib import Path
 from rich.console import Console
 
 import ami_agent as ami
-from ami_agent import runs
-from ami_agent.build import Config
-from ami_agent.report import table
-from modules.actor import Calm, NoHabit, Restless
-from modules.planners import CEM, MPPI, GradientPlanner
+from ami_agent.config import Config
+from ami_agent.logger import table
+from ami_agent.storage import run_dir
+from modules.actor.planning import (
+    CEMConfig,
+    GradientPlannerConfig,
+    MPPIConfig,
+)
+from modules.actor.policy import (
+    NoPolicyProposalConfig,
+    NoStuckRecoveryConfig,
+    StuckPerturbationConfig,
+)
 
 
 def contestants(config: Config) -> dict[str, Config]:
     """The recipe's own planner as it is, and each planner without the policy's proposal."""
-    bare, gradient = replace(config, habit=NoHabit.Config()), config.planner
-    if not isinstance(gradient, GradientPlanner.Config):
-        gradient = GradientPlanner.Config()
+    bare, gradient = replace(config, policy_proposal=NoPolicyProposalConfig()), config.planner
+    if not isinstance(gradient, GradientPlannerConfig):
+        gradient = GradientPlannerConfig()
     return {
         "as trained": config,
-        "as trained, restless": replace(config, temper=Restless.Config()),
-        "as trained, calm": replace(config, temper=Calm.Config()),
+        "as trained, restless": replace(config, stuck_recovery=StuckPerturbationConfig()),
+        "as trained, calm": replace(config, stuck_recovery=NoStuckRecoveryConfig()),
         "gradient": replace(bare, planner=gradient),
-        "gradient, cold start only": replace(bare, planner=replace(gradient, carried=0)),
-        "CEM 64 x 4": replace(bare, planner=CEM.Config()),
-        "MPPI 64 x 4": replace(bare, planner=MPPI.Config()),
-        "CEM 200 x 6": replace(bare, planner=CEM.Config(samples=200, steps=6, warm_steps=6)),
-        "MPPI 200 x 6": replace(bare, planner=MPPI.Config(samples=200, steps=6, warm_steps=6)),
+        "gradient, cold start only": replace(bare, planner=replace(gradient, num_warm_starts=0)),
+        "CEM 64 x 4": replace(bare, planner=CEMConfig()),
+        "MPPI 64 x 4": replace(bare, planner=MPPIConfig()),
+        "CEM 200 x 6": replace(
+            bare, planner=CEMConfig(num_samples=200, iterations=6, warm_iterations=6)
+        ),
+        "MPPI 200 x 6": replace(
+            bare, planner=MPPIConfig(num_samples=200, iterations=6, warm_iterations=6)
+        ),
     }
 
 
@@ -44,16 +56,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="names of rows; all if not given")
     flags, console = parser.parse_args(), Console(width=120)
     rows = []
-    known = contestants(runs.config_of(flags.run))
+    known = contestants(run_dir.config_of(flags.run))
     for name in flags.only or known:
         config = known[name]
         agent = ami.load(flags.run, config=config)
-        found = ami.evaluate(agent, config.evaluation, episodes=flags.episodes)
+        found = ami.evaluate(agent, config.eval_env, episodes=flags.episodes)
         low, high = found["final_success"]["ci95"]
-        share = f"{100 * found['final_success']['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-        batched, alone = found["ms_per_action_batched"], found["ms_per_action"]["p50"]
+        fraction = (
+            f"{100 * found['final_success']['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        )
+        batched, single = found["ms_per_action_batched"], found["ms_per_action"]["p50"]
         steps = "-" if found["steps"] is None else f"{found['steps']['mean']:.1f}"
-        rows.append([name, share, steps, f"{batched:.3f}", f"{alone:.1f}"])
+        rows.append([name, fraction, steps, f"{batched:.3f}", f"{single:.1f}"])
         console.print(rows[-1])
     columns = ["planner", "success at the last step", "steps", "ms batched", "ms alone"]
     console.print(table(f"{flags.run}: {flags.episodes} episodes", columns, rows))

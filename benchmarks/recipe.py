@@ -15,38 +15,38 @@ from typing import Any
 from rich.console import Console
 
 import ami_agent as ami
-from ami_agent import runs
-from ami_agent.evaluate import EPISODES_FROM, judge
-from ami_agent.report import Report, table
-from ami_agent.statistics import mean, pooled
+from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, evaluate_modes
+from ami_agent.evaluation.intervals import mean, pooled_rate
+from ami_agent.logger import RunLogger, table
+from ami_agent.storage import run_dir
 
 
 def one(name: str, seed: int, episodes: int, console: Console) -> dict[str, Any]:
     """Both modes of one seed, and the seconds its training took."""
     run, config = Path("runs") / name / str(seed), ami.recipes.recipe(name)
     if (run / "eval.json").exists():
-        runs.check_same(run, config, seed)
+        run_dir.check_same(run, config, seed)
     else:
-        report = Report(run, console)
-        report.say(f"== {run}")
-        ami.train(config, out=run, seed=seed, report=report, resume=(run / "config.json").exists())
-        report.close()
-    found = judge(
-        ami.load(run), config.evaluation, episodes=episodes,
-        seed=EPISODES_FROM + 10_000 * seed, say=console.print,
+        logger = RunLogger(run, console)
+        logger.info(f"== {run}")
+        ami.train(config, out=run, seed=seed, logger=logger, resume=(run / "config.json").exists())
+        logger.close()
+    found = evaluate_modes(
+        ami.load(run), config.eval_env, episodes=episodes,
+        seed=FIRST_EVAL_SEED + 10_000 * seed, log=console.print,
     )  # fmt: skip
-    marks = {mode: {"recipe": name, **figures} for mode, figures in found.items()}
-    runs.write_json(run / "eval.json", marks)
-    return {**marks, "seconds": sum(runs.manifest_of(run)["seconds"].values())}
+    metrics = {mode: {"recipe": name, **figures} for mode, figures in found.items()}
+    run_dir.write_json(run / "eval.json", metrics)
+    return {**metrics, "seconds": sum(run_dir.manifest_of(run)["seconds"].values())}
 
 
-def rows(marks: list[dict[str, Any]]) -> list[list[str]]:
+def rows(metrics: list[dict[str, Any]]) -> list[list[str]]:
     """Agent, random and oracle, all seeds pooled."""
-    players = {f"agent, {mode}": [m[mode] for m in marks] for mode in ("plan", "react")}
+    policies = {f"agent, {mode}": [m[mode] for m in metrics] for mode in ("plan", "react")}
     for name in ("random", "oracle"):
-        players[name] = [m["plan"]["baselines"][name] for m in marks]
-    episodes = marks[0]["plan"]["episodes"]
-    return [[who, *_told(found, episodes)] for who, found in players.items()]
+        policies[name] = [m["plan"]["baselines"][name] for m in metrics]
+    episodes = metrics[0]["plan"]["episodes"]
+    return [[label, *_told(found, episodes)] for label, found in policies.items()]
 
 
 def _told(found: list[dict[str, Any]], episodes: int) -> list[str]:
@@ -56,8 +56,8 @@ def _told(found: list[dict[str, Any]], episodes: int) -> list[str]:
     actor = [f["ms_per_decision"]["p50"] for f in found if "ms_per_decision" in f]
     batched = [f["ms_per_action_batched"] for f in found if "ms_per_action" in f]
     return [
-        pooled(final, episodes),
-        " ".join(f"{100 * share:.1f}" for share in final),
+        pooled_rate(final, episodes),
+        " ".join(f"{100 * fraction:.1f}" for fraction in final),
         f"{mean(steps)['mean']:.1f}" if steps else "-",
         f"{mean(ms)['mean']:.2f}" if ms else "",
         f"{mean(actor)['mean']:.2f}" if actor else "",
@@ -71,12 +71,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=200)
     flags, console = parser.parse_args(), Console(width=120)
-    marks = [one(flags.recipe, seed, flags.episodes, console) for seed in range(flags.seeds)]
+    metrics = [one(flags.recipe, seed, flags.episodes, console) for seed in range(flags.seeds)]
     speed = ["ms alone", "actor alone", "ms batched"]
     columns = ["who", "success at the last step", "by seed", "steps", *speed]
     title = f"{flags.recipe}: {flags.seeds} seeds, {flags.episodes} episodes each"
-    console.print(table(title, columns, rows(marks)))
-    console.print("training, seconds: " + " ".join(f"{m['seconds']:.0f}" for m in marks))
+    console.print(table(title, columns, rows(metrics)))
+    console.print("training, seconds: " + " ".join(f"{m['seconds']:.0f}" for m in metrics))
 
 
 if __name__ == "__main__":

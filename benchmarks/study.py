@@ -18,15 +18,16 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 import ami_agent as ami
-from ami_agent import ablate, checkpoint, runs
-from ami_agent.evaluate import EPISODES_FROM, judge
-from ami_agent.life import WorldConfig
-from ami_agent.report import Report, table
+from ami_agent import ablation
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, evaluate_modes
+from ami_agent.logger import RunLogger, table
+from ami_agent.storage import checkpoint, run_dir
 
 Table = tuple[list[str], list[list[str]]]
 """Columns and rows."""
 
-Look = Callable[[ami.Agent, WorldConfig, int], Any]
+Look = Callable[[ami.Agent, EnvConfig, int], Any]
 """An agent, the world it is judged in, the seed of the first episode -> what is found."""
 
 
@@ -41,10 +42,10 @@ class Study:
         """`recipe` or `recipe without part` or `recipe with box=choice`."""
         recipe, _, part = name.partition(" without ")
         if part:
-            return ablate.without(ami.recipes.recipe(recipe), part)
+            return ablation.without(ami.recipes.recipe(recipe), part)
         recipe, _, phrase = name.partition(" with ")
         config = ami.recipes.recipe(recipe)
-        return ablate.swap(config, phrase) if phrase else config
+        return ablation.swap(config, phrase) if phrase else config
 
     def of_seed(self, name: str, seed: int) -> ami.Config:
         """The settings of one run; the world, too, may depend on its seed."""
@@ -59,34 +60,34 @@ class Study:
     def _train(self, name: str, seed: int) -> Path:
         config, folder = self.of_seed(name, seed), name.replace(" ", "-").replace("=", "-")
         run = self.home / folder / str(seed)
-        begun = (run / "config.json").exists()
-        if begun:
-            runs.check_same(run, config, seed)
-        with closing(Report(run, self.console)) as report:
-            report.say(f"== {run}")
-            ami.train(config, out=run, seed=seed, report=report, resume=begun)
+        started = (run / "config.json").exists()
+        if started:
+            run_dir.check_same(run, config, seed)
+        with closing(RunLogger(run, self.console)) as logger:
+            logger.info(f"== {run}")
+            ami.train(config, out=run, seed=seed, logger=logger, resume=started)
         return run
 
-    def figure(self, asked: str, find: Callable[[], Any]) -> Any:
+    def figure(self, requested: str, find: Callable[[], Any]) -> Any:
         """What was found once for what is asked."""
-        kept = self.home / "figures" / f"{sha256(asked.encode()).hexdigest()[:16]}.json"
+        kept = self.home / "figures" / f"{sha256(requested.encode()).hexdigest()[:16]}.json"
         if not kept.exists():
             found = find()
             kept.parent.mkdir(parents=True, exist_ok=True)
-            runs.write_json(kept, {"asked": asked, "found": found})
-        return runs.read_json(kept)["found"]
+            run_dir.write_json(kept, {"asked": requested, "found": found})
+        return run_dir.read_json(kept)["found"]
 
-    def of_agents(self, name: str, asked: str, find: Look, **changes: Any) -> list[Any]:
+    def of_agents(self, name: str, requested: str, find: Look, **changes: Any) -> list[Any]:
         """What is found of the agent of each seed, its settings changed after training."""
         found = []
         for seed in self.seeds:
             run = self.run(name, seed)
-            weights = runs.read_json(checkpoint.latest(run) / "facts.json")["sha256"]
-            whole = repr((weights, asked, changes, self.episodes, seed))
+            weights = run_dir.read_json(checkpoint.latest(run) / "metadata.json")["sha256"]
+            whole = repr((weights, requested, changes, self.episodes, seed))
 
             def look(run: Path = run, start: int = first_episode(seed)) -> Any:
-                config = replace(runs.config_of(run), **changes)
-                return find(ami.load(run, config=config), config.evaluation, start)
+                config = replace(run_dir.config_of(run), **changes)
+                return find(ami.load(run, config=config), config.eval_env, start)
 
             found.append(self.figure(whole, look))
         return found
@@ -98,8 +99,10 @@ class Study:
     def compared(self, name: str, task: str, modes: Sequence[str], **changes: Any) -> list[Any]:
         """The figures of every seed by mode, one after the other in the same minutes."""
 
-        def find(agent: ami.Agent, world: WorldConfig, start: int) -> Any:
-            return judge(agent, world, modes=modes, task=task, episodes=self.episodes, seed=start)
+        def find(agent: ami.Agent, env: EnvConfig, start: int) -> Any:
+            return evaluate_modes(
+                agent, env, modes=modes, task=task, episodes=self.episodes, seed=start
+            )
 
         return self.of_agents(name, f"{task} {' '.join(modes)}", find, **changes)
 
@@ -109,7 +112,7 @@ S = TypeVar("S", bound=Study)
 
 def first_episode(seed: int) -> int:
     """Its own episodes for every seed."""
-    return EPISODES_FROM + 10_000 * seed
+    return FIRST_EVAL_SEED + 10_000 * seed
 
 
 def score(figures: Mapping[str, Any]) -> float:

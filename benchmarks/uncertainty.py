@@ -17,29 +17,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from study import Study, Table, report, told
+from study import Study, Table, logger, told
 
 import ami_agent as ami
-from ami_agent.boxes import (
-    DiscreteLatent,
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.components import (
+    CategoricalLatentConfig,
     Flat,
-    GaussianLatent,
-    MacroLevels,
-    NoHabit,
-    NoLatent,
-    SparseLatent,
-    UpperLevel,
+    GaussianLatentConfig,
+    HierarchicalJEPAConfig,
+    JEPALevelConfig,
+    NoLatentConfig,
+    NoPolicyProposalConfig,
+    SparseLatentConfig,
 )
-from ami_agent.evaluate import Outcome, play_many
-from ami_agent.lessons import Ascend, NoLesson
-from ami_agent.life import WorldConfig
-from ami_agent.players import Begin, aimless, mind, shortest
+from ami_agent.evaluation.evaluate import EpisodeResults, run_many
+from ami_agent.evaluation.policies import (
+    PolicyFactory,
+    agent_policy_factory,
+    make_expert_policy,
+    make_random_policy,
+)
+from ami_agent.training import NoStage, TrainHierarchy
 
 LATENTS = {
-    "none": (NoLatent.Config(), 0.0),
-    "gaussian": (GaussianLatent.Config(), 0.01),
-    "sparse": (SparseLatent.Config(size=4), 0.001),
-    "discrete": (DiscreteLatent.Config(), 0.0),
+    "none": (NoLatentConfig(), 0.0),
+    "gaussian": (GaussianLatentConfig(), 0.01),
+    "sparse": (SparseLatentConfig(size=4), 0.001),
+    "discrete": (CategoricalLatentConfig(), 0.0),
 }
 """And the weight of what they tell."""
 
@@ -53,9 +58,9 @@ short way past it on a ledge, from which a fall is likely enough to be feared an
 as much as the detour. Where a fall is the end, nobody takes it."""
 
 ABOVE = {
-    "above": MacroLevels.Config(strides=(4,)),
-    "unsure": MacroLevels.Config(
-        strides=(4,), level=UpperLevel.Config(latent=SparseLatent.Config(size=4))
+    "above": HierarchicalJEPAConfig(steps_per_level=(4,)),
+    "unsure": HierarchicalJEPAConfig(
+        steps_per_level=(4,), level=JEPALevelConfig(latent=SparseLatentConfig(size=4))
     ),
 }
 """Learnt levels above, one that strides where it expects to and one that knows it can't tell."""
@@ -69,68 +74,75 @@ class Winds(Study):
     def of_seed(self, name: str, seed: int) -> ami.Config:
         latent, wind, *more = name.split()
         config = self.config("windy-rooms")
-        options = {**config.world.options, "layout_seed": seed, "gust_prob": float(wind)}
+        options = {**config.env.options, "layout_seed": seed, "gust_prob": float(wind)}
         for part in more:
             if part in ABOVE:
-                config = replace(config, hierarchy=ABOVE[part], survey=NoLesson(), ascend=Ascend())
+                config = replace(
+                    config,
+                    subgoals=ABOVE[part],
+                    select_landmarks=NoStage(),
+                    train_hierarchy=TrainHierarchy(),
+                )
             elif part == "ledge":
                 options["pit_layout"] = part
                 config = _finer(config)
             else:
                 options["pit_mobility"] = float(part)
-        world = replace(config.world, options=options)
+        env = replace(config.env, options=options)
         box, information = LATENTS[latent]
-        weights = replace(config.objective.weights, information=information)
+        weights = replace(config.train_jepa.weights, kl=information)
         return replace(
-            config, world=world, evaluation=world, distil=NoLesson(), habit=NoHabit.Config(),
+            config, env=env, eval_env=env, distill_policy=NoStage(), policy_proposal=NoPolicyProposalConfig(),
             world_model=replace(config.world_model, latent=box),
-            objective=replace(config.objective, weights=weights),
+            train_jepa=replace(config.train_jepa, weights=weights),
         )  # fmt: skip
 
     def lived(
-        self, name: str, who: str, begin: Callable[[ami.Agent], Begin], **changes: Any
+        self, name: str, label: str, begin: Callable[[ami.Agent], PolicyFactory], **changes: Any
     ) -> Any:
         """Of every seed: percent that came to the goal, that fell, steps, and milliseconds."""
 
-        def find(agent: ami.Agent, world: WorldConfig, start: int) -> Any:
-            began = time.perf_counter()
-            outcome = play_many(begin(agent), world, self.episodes, start, agent.device)
-            return figures(outcome, time.perf_counter() - began, world)
+        def find(agent: ami.Agent, env: EnvConfig, start: int) -> Any:
+            start_time = time.perf_counter()
+            results = run_many(begin(agent), env, self.episodes, start, agent.device)
+            return figures(results, time.perf_counter() - start_time, env)
 
-        return self.of_agents(name, who, find, **changes)
+        return self.of_agents(name, label, find, **changes)
 
     def planned(self, name: str, tail: float, *, flat: bool = False, **changes: Any) -> list[Any]:
         """Of Mode-2 that fears this share of the worst futures."""
 
-        def begin(agent: ami.Agent) -> Begin:
+        def begin(agent: ami.Agent) -> PolicyFactory:
             if flat:
-                agent.hierarchy = Flat()
-            return mind(agent, "plan", replace(agent.assigned("reach"), tail=tail))
+                agent.subgoals = Flat()
+            return agent_policy_factory(
+                agent, "plan", replace(agent.task_spec("reach"), cvar_alpha=tail)
+            )
 
-        who = f"plan {tail} flat" if flat else f"plan {tail}"
-        return self.lived(name, who, begin, **changes)
+        label = f"plan {tail} flat" if flat else f"plan {tail}"
+        return self.lived(name, label, begin, **changes)
 
 
 def _finer(config: ami.Config) -> ami.Config:
     """A world model that can tell where on a ledge it is, an eighth as wide as pits are high."""
-    model, learning = config.world_model, config.objective.learning
-    sharp = replace(model.dynamics, waves=64, detail=4.0)
-    longer = replace(learning, steps=2 * learning.steps)
+    model, optim = config.world_model, config.train_jepa.optim
+    sharp = replace(model.dynamics, num_frequencies=64, frequency_scale=4.0)
+    longer = replace(optim, steps=2 * optim.steps)
     return replace(
         config,
         world_model=replace(model, dynamics=sharp),
-        objective=replace(config.objective, learning=longer),
+        train_jepa=replace(config.train_jepa, optim=longer),
     )
 
 
-def figures(outcome: Outcome, seconds: float, world: WorldConfig) -> dict[str, float]:
-    inner = world.build(1)
-    actions = len(outcome.success) * inner.inner.max_episode_steps
+def figures(results: EpisodeResults, seconds: float, env: EnvConfig) -> dict[str, float]:
+    inner = env.build(1)
+    actions = len(results.success) * inner.unwrapped.max_episode_steps
     inner.close()
     return {
-        "success": 100 * float(outcome.success.float().mean()),
-        "fell": 100 * float((outcome.felt[:, -1] > 0).float().mean()),
-        "steps": float(outcome.steps.nanmean()),
+        "success": 100 * float(results.success.float().mean()),
+        "fell": 100 * float((results.signal_sums[:, -1] > 0).float().mean()),
+        "steps": float(results.steps.nanmean()),
         "ms": 1000 * seconds / actions,
     }
 
@@ -150,7 +162,7 @@ def by_wind(study: Winds) -> Table:
         for latent in ("none", "sparse"):
             found = study.planned(f"{latent} {wind}", 1.0)
             rows.append(row(str(wind), latent, found=found))
-        known = study.lived(f"none {wind}", "oracle", lambda _: shortest)
+        known = study.lived(f"none {wind}", "oracle", lambda _: make_expert_policy)
         rows.append(row(str(wind), "oracle", found=known))
     return ["chance of a gust", "latent variable", *COLUMNS], rows
 
@@ -158,16 +170,18 @@ def by_wind(study: Winds) -> Table:
 def by_latent(study: Winds) -> Table:
     """Every kind of latent variable, beside random motion."""
     rows = [row(latent, found=study.planned(f"{latent} {WINDS[0]}", 1.0)) for latent in LATENTS]
-    rows.append(row("random", found=study.lived(f"none {WINDS[0]}", "random", lambda _: aimless)))
+    rows.append(
+        row("random", found=study.lived(f"none {WINDS[0]}", "random", lambda _: make_random_policy))
+    )
     return ["latent variable", *COLUMNS], rows
 
 
 def by_fear(study: Winds) -> Table:
     """The mean of what may come, and the worst of it, where gusts are rare and falls cost time."""
     rows = [row("none", "mean", found=study.planned(f"none {GAMBLE}", 1.0))]
-    for who, tail in TAILS.items():
-        rows.append(row("sparse", who, found=study.planned(f"sparse {GAMBLE}", tail)))
-    known = study.lived(f"none {GAMBLE}", "oracle", lambda _: shortest)
+    for label, tail in TAILS.items():
+        rows.append(row("sparse", label, found=study.planned(f"sparse {GAMBLE}", tail)))
+    known = study.lived(f"none {GAMBLE}", "oracle", lambda _: make_expert_policy)
     rows.append(row("oracle", "", found=known))
     return ["latent variable", "of what may come counts", *COLUMNS], rows
 
@@ -183,7 +197,8 @@ def by_level(study: Winds) -> Table:
         "learnt, with a latent variable": (f"{sparse} unsure", False),
     }
     rows = [
-        row(who, found=study.planned(name, 1.0, flat=flat)) for who, (name, flat) in runs.items()
+        row(label, found=study.planned(name, 1.0, flat=flat))
+        for label, (name, flat) in runs.items()
     ]
     return ["level above", *COLUMNS], rows
 
@@ -197,4 +212,4 @@ CLAIMS: Mapping[str, Callable[[Winds], Table]] = {
 
 
 if __name__ == "__main__":
-    report(__doc__, Winds, Path("runs/uncertainty"), CLAIMS)
+    logger(__doc__, Winds, Path("runs/uncertainty"), CLAIMS)

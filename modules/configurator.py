@@ -15,17 +15,17 @@ from torch import Tensor
 
 from modules.types import (
     FRACTION,
+    GOAL_COSTS,
     HORIZON,
     ITERATIONS,
-    TO_GOAL,
     WEIGHT,
-    Focus,
+    ConfigError,
     Observation,
-    UnusableInput,
-    require,
+    TaskContext,
+    validate_ranges,
 )
 
-FARTHEST, MOST_STEPS = 1000, 10_000
+MAX_HORIZON, MAX_ITERATIONS = 1000, 10_000
 """The longest horizon and the largest planning budget that a task may ask for."""
 
 
@@ -39,7 +39,7 @@ class Task:
     """How much each drive matters, by name: now, and as far as its critic foresees."""
     limits: Mapping[str, float] = field(default_factory=dict)
     """How much of a drive may be felt at any step, by name, in its unit."""
-    attend: Mapping[str, float] = field(default_factory=dict)
+    modality_weights: Mapping[str, float] = field(default_factory=dict)
     """Gains of the senses that differ from the agent's own, by name; 0 shuts one out."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Cost weights that differ from the agent's own, by name."""
@@ -47,157 +47,184 @@ class Task:
     """"react" (Mode-1), "plan" (Mode-2) or "auto" (Mode-2 where it is worth it)."""
     horizon: int = 0
     """Imagined steps; 0 leaves it to the planner."""
-    steps: int = 0
+    planner_iterations: int = 0
     """Planning budget: improvements of a cold plan; 0 leaves it to the planner."""
-    tail: float | None = None
+    cvar_alpha: float | None = None
     """The share of the worst futures that counts, where not all can be known: 1 is the mean of all,
     0 the worst alone; None leaves it to the agent."""
 
     def __post_init__(self) -> None:
-        """Raises UnusableInput for what is no number where one is needed."""
-        for what in ("drives", "limits", "attend", "weights"):
-            given = getattr(self, what)
-            if not isinstance(given, Mapping) or not all(isinstance(n, str) for n in given):
-                raise UnusableInput(f"{what} are {given!r}; they must be a dict by name")
-            for name, value in given.items():
+        """Raises ConfigError for what is no number where one is needed."""
+        for field_name in ("drives", "limits", "modality_weights", "weights"):
+            values = getattr(self, field_name)
+            if not isinstance(values, Mapping) or not all(isinstance(n, str) for n in values):
+                raise ConfigError(f"{field_name} are {values!r}; they must be a dict by name")
+            for name, value in values.items():
                 if not _is_number(value):
-                    raise UnusableInput(f"{what} {name!r} is {value!r}; it must be a number")
-        for what, most in (("horizon", HORIZON[1]), ("steps", ITERATIONS[1])):
-            value = getattr(self, what)
+                    raise ConfigError(f"{field_name} {name!r} is {value!r}; it must be a number")
+        for field_name, maximum in (("horizon", HORIZON[1]), ("planner_iterations", ITERATIONS[1])):
+            value = getattr(self, field_name)
             if isinstance(value, bool) or not isinstance(value, Integral):
-                raise UnusableInput(f"{what} is {value!r}; it must be a whole number")
-            if int(value) > most:
-                raise UnusableInput(f"{what} is {value}; it must be at most {most}")
-        if self.tail is not None and not _is_number(self.tail):
-            raise UnusableInput(f"tail is {self.tail!r}; it must be a number from 0 to 1, or None")
+                raise ConfigError(f"{field_name} is {value!r}; it must be a whole number")
+            if int(value) > maximum:
+                raise ConfigError(f"{field_name} is {value}; it must be at most {maximum}")
+        if self.cvar_alpha is not None and not _is_number(self.cvar_alpha):
+            raise ConfigError(
+                f"cvar_alpha is {self.cvar_alpha!r}; it must be a number from 0 to 1, or None"
+            )
         if not isinstance(self.mode, str):
-            raise UnusableInput(f"mode is {self.mode!r}; it must be the name of one")
+            raise ConfigError(f"mode is {self.mode!r}; it must be the name of one")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment:
+class TaskSpec:
     """A task by name, as a recipe knows it: `ami eval DIR --task NAME`."""
 
-    aim: Literal["world", "here", "none"] = "none"
+    goal_source: Literal["env", "current", "none"] = "none"
     """The goal: what the world names, where the agent is when it is told, or none."""
     drives: dict[str, float] = field(default_factory=dict)
     limits: dict[str, float] = field(default_factory=dict)
-    attend: dict[str, float] = field(default_factory=dict)
+    modality_weights: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     horizon: int = 0
-    tail: float | None = None
+    cvar_alpha: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment in which this task is evaluated."""
 
     def __post_init__(self) -> None:
-        require(self, drives=WEIGHT, limits=(-1e12, 1e12), attend=WEIGHT, weights=WEIGHT)
-        require(self, horizon=(0, HORIZON[1]))
-        if self.tail is not None:
-            require(self, tail=FRACTION)
+        validate_ranges(
+            self, drives=WEIGHT, limits=(-1e12, 1e12), modality_weights=WEIGHT, weights=WEIGHT
+        )
+        validate_ranges(self, horizon=(0, HORIZON[1]))
+        if self.cvar_alpha is not None:
+            validate_ranges(self, cvar_alpha=FRACTION)
 
-    def task(self, goal: Observation | None, mode: str) -> Task:
+    def to_task(self, goal: Observation | None, mode: str) -> Task:
         """In the user's words."""
         return Task(
-            goal=goal, drives=self.drives, limits=self.limits, attend=self.attend,
-            weights=self.weights, mode=mode, horizon=self.horizon, tail=self.tail,
+            goal=goal, drives=self.drives, limits=self.limits, modality_weights=self.modality_weights,
+            weights=self.weights, mode=mode, horizon=self.horizon, cvar_alpha=self.cvar_alpha,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfiguratorConfig:
+    goal_distance: float = 0.0
+    """u: weight of the latent distance to the goal."""
+    control_cost: float = 0.0
+    """u: weight of the squared length of the actions."""
+    critic: float = 1.0
+    """v: weight of the steps still to go."""
+    modality_weights: dict[str, float] = field(default_factory=dict)
+    """Gains of the senses, by name; 1 where none is named."""
+    cvar_alpha: float = 1.0
+    """The share of the worst futures that counts: 1 is the mean of all, 0 the worst alone."""
+    conditioned_on: tuple[str, ...] = ()
+    """Costs whose weights the policy is told, so that it knows the task."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(
+            self,
+            goal_distance=WEIGHT,
+            control_cost=WEIGHT,
+            critic=WEIGHT,
+            modality_weights=WEIGHT,
+            cvar_alpha=FRACTION,
+        )
+
+    def build(
+        self, horizon: int, iterations: int, modes: tuple[str, ...], modalities: Sequence[str],
+        drives: Sequence[str], drives_with_critic: Sequence[str],
+    ) -> Configurator:  # fmt: skip
+        return Configurator(
+            self, horizon, iterations, modes, modalities, drives, drives_with_critic
+        )
 
 
 class Configurator:
     """Turns a task into a Focus. The goal is encoded once, when the task is given."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        reach: float = 0.0
-        """u: weight of the latent distance to the goal."""
-        effort: float = 0.0
-        """u: weight of the squared length of the actions."""
-        critic: float = 1.0
-        """v: weight of the steps still to go."""
-        attend: dict[str, float] = field(default_factory=dict)
-        """Gains of the senses, by name; 1 where none is named."""
-        tail: float = 1.0
-        """The share of the worst futures that counts: 1 is the mean of all, 0 the worst alone."""
-        told: tuple[str, ...] = ()
-        """Costs whose weights the policy is told, so that it knows the task."""
-
-        def __post_init__(self) -> None:
-            require(self, reach=WEIGHT, effort=WEIGHT, critic=WEIGHT, attend=WEIGHT, tail=FRACTION)
-
-        def build(
-            self, horizon: int, steps: int, modes: tuple[str, ...], senses: Sequence[str],
-            drives: Sequence[str], foreseen: Sequence[str],
-        ) -> Configurator:  # fmt: skip
-            return Configurator(self, horizon, steps, modes, senses, drives, foreseen)
-
     def __init__(
-        self, config: Config, horizon: int, steps: int, modes: tuple[str, ...],
-        senses: Sequence[str], drives: Sequence[str], foreseen: Sequence[str],
+        self, config: ConfiguratorConfig, horizon: int, iterations: int, modes: tuple[str, ...],
+        modalities: Sequence[str], drives: Sequence[str], drives_with_critic: Sequence[str],
     ) -> None:  # fmt: skip
-        self.weights = {name: getattr(config, name) for name in ("reach", "effort", "critic")}
-        self.horizon, self.steps, self.modes = horizon, steps, modes
-        self.senses, self.drives, self.foreseen = senses, drives, foreseen
-        self.told, self.tail = config.told, config.tail
-        _check("gain of the sense", config.attend, senses)
-        self.gains = {**dict.fromkeys(senses, 1.0), **config.attend}
+        self.weights = {
+            name: getattr(config, name) for name in ("goal_distance", "control_cost", "critic")
+        }
+        self.horizon, self.iterations, self.modes = horizon, iterations, modes
+        self.modalities, self.drives, self.drives_with_critic = (
+            modalities,
+            drives,
+            drives_with_critic,
+        )
+        self.conditioned_on, self.cvar_alpha = config.conditioned_on, config.cvar_alpha
+        _check_named("gain of the sense", config.modality_weights, modalities)
+        self.default_modality_weights = {
+            **dict.fromkeys(modalities, 1.0),
+            **config.modality_weights,
+        }
 
-    def primed(self, task: Task) -> dict[str, float]:
+    def modality_weights(self, task: Task) -> dict[str, float]:
         """Gains of the senses under this task, by name."""
-        _check("gain of the sense", task.attend, self.senses)
-        return {**self.gains, **task.attend}
+        _check_named("gain of the sense", task.modality_weights, self.modalities)
+        return {**self.default_modality_weights, **task.modality_weights}
 
-    def weigh(self, task: Task) -> dict[str, float]:
+    def cost_weights(self, task: Task) -> dict[str, float]:
         """Weights of the costs, by name: a drive's weight is also that of its critic."""
-        _check("weight of the drive", task.drives, self.drives)
-        own = {n: w for n, w in self.weights.items() if task.goal is not None or n not in TO_GOAL}
-        ahead = {f"critic_{n}": w for n, w in task.drives.items() if n in self.foreseen}
-        return {**own, **task.drives, **ahead, **task.weights}
+        _check_named("weight of the drive", task.drives, self.drives)
+        fixed = {
+            n: w for n, w in self.weights.items() if task.goal is not None or n not in GOAL_COSTS
+        }
+        value_weights = {
+            f"critic_{n}": w for n, w in task.drives.items() if n in self.drives_with_critic
+        }
+        return {**fixed, **task.drives, **value_weights, **task.weights}
 
-    def check_pursued(self, task: Task) -> None:
-        """Raises UnusableInput for a task that needs a goal and has none."""
-        weights = self.weigh(task)
+    def check_goal(self, task: Task) -> None:
+        """Raises ConfigError for a task that needs a goal and has none."""
+        weights = self.cost_weights(task)
         if task.goal is not None:
             return
-        for name in TO_GOAL:
+        for name in GOAL_COSTS:
             if weights.get(name):
-                raise UnusableInput(f"the weight of {name!r} needs a goal, and the task has none")
+                raise ConfigError(f"the weight of {name!r} needs a goal, and the task has none")
         if any(weights.values()) and not any([*task.drives.values(), *task.weights.values()]):
-            raise UnusableInput(
+            raise ConfigError(
                 "the task has no goal and weighs no drive: give it a goal, drives or weights"
             )
 
-    def focus(self, task: Task, goal: Tensor) -> Focus:
+    def context(self, task: Task, goal: Tensor) -> TaskContext:
         """The task and its goal as a state `[B, D]` (any one state where it has none) -> what every
         box needs to know."""
         if task.mode not in self.modes:
-            raise UnusableInput(f"no mode {task.mode!r}; there are {', '.join(self.modes)}")
-        if min(task.horizon, task.steps) < 0:
-            raise UnusableInput(
-                f"horizon {task.horizon} and steps {task.steps} must be 0 (the default) or more"
+            raise ConfigError(f"no mode {task.mode!r}; there are {', '.join(self.modes)}")
+        if min(task.horizon, task.planner_iterations) < 0:
+            raise ConfigError(
+                f"horizon {task.horizon} and steps {task.planner_iterations} must be 0 (the default) or more"
             )
-        for name, most in task.limits.items():
+        for name, maximum in task.limits.items():
             if name not in self.drives:
-                raise UnusableInput(_unknown("limit of the drive", name, self.drives))
-            if not isfinite(most):
-                raise UnusableInput(f"the limit of {name!r} is {most}; it must be a finite number")
-        tail = self.tail if task.tail is None else task.tail
-        _check_tail(tail)
-        weights = self.weigh(task)
-        told = torch.tensor([float(weights.get(name, 0)) for name in self.told])
-        return Focus(
+                raise ConfigError(_unknown("limit of the drive", name, self.drives))
+            if not isfinite(maximum):
+                raise ConfigError(f"the limit of {name!r} is {maximum}; it must be a finite number")
+        cvar_alpha = self.cvar_alpha if task.cvar_alpha is None else task.cvar_alpha
+        _check_alpha(cvar_alpha)
+        weights = self.cost_weights(task)
+        task_vector = torch.tensor([float(weights.get(name, 0)) for name in self.conditioned_on])
+        return TaskContext(
             mode=task.mode,
             goal=goal,
             weights=weights,
             limits=dict(task.limits),
-            gains=self.primed(task),
-            condition=told.to(goal).expand(len(goal), -1),
+            modality_weights=self.modality_weights(task),
+            task_vector=task_vector.to(goal).expand(len(goal), -1),
             horizon=task.horizon or self.horizon,
-            steps=task.steps or self.steps,
-            tail=tail,
-            lived=goal[:, None][:, :0],
-            known=goal[:0],
-            pace=goal.new_ones(len(goal)),
-            hopes=goal[:, None, None][:, :0],
+            iterations=task.planner_iterations or self.iterations,
+            cvar_alpha=cvar_alpha,
+            episode_states=goal[:, None][:, :0],
+            reference_states=goal[:0],
+            step_scale=goal.new_ones(len(goal)),
+            upper_plans=goal[:, None, None][:, :0],
         )
 
 
@@ -210,15 +237,17 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> str:
     return f"{what} {name!r}: {choices}"
 
 
-def _check(what: str, numbers: Mapping[str, float], known: Sequence[str]) -> None:
-    """Raises UnusableInput for a name that isn't known, and a number that is negative or NaN."""
+def _check_named(what: str, numbers: Mapping[str, float], known: Sequence[str]) -> None:
+    """Raises ConfigError for a name that isn't known, and a number that is negative or NaN."""
     for name, value in numbers.items():
         if name not in known:
-            raise UnusableInput(_unknown(what, name, known))
+            raise ConfigError(_unknown(what, name, known))
         if not 0 <= value < float("inf"):
-            raise UnusableInput(f"the {what} {name!r} is {value}; it must be 0 or more")
+            raise ConfigError(f"the {what} {name!r} is {value}; it must be 0 or more")
 
 
-def _check_tail(tail: float) -> None:
-    if not 0 <= tail <= 1:
-        raise UnusableInput(f"tail is {tail}; it must be from 0, the worst alone, to 1, the mean")
+def _check_alpha(cvar_alpha: float) -> None:
+    if not 0 <= cvar_alpha <= 1:
+        raise ConfigError(
+            f"cvar_alpha is {cvar_alpha}; it must be from 0, the worst alone, to 1, the mean"
+        )

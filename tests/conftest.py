@@ -10,11 +10,21 @@ import torch
 from torch import Tensor
 
 from ami_agent import recipes
-from ami_agent.build import Config
-from ami_agent.cli import main
-from ami_agent.lessons import Distil, Interact, Live, NoLesson, Practise, Separate
-from modules.hierarchy import LandmarkGraph, MacroLevels
-from modules.types import Decide, Focus, Imagine, Pursue, Rollout
+from ami_agent.cli.main import main
+from ami_agent.config import Config
+from ami_agent.training import (
+    CollectRandom,
+    CollectWithPlanner,
+    DistillPlanner,
+    NoStage,
+    OnlineActorCritic,
+    TrainQuasimetric,
+)
+from modules.actor.subgoals import (
+    HierarchicalJEPAConfig,
+    LandmarkGraphConfig,
+)
+from modules.types import PolicyFn, PolicyRolloutFn, Rollout, RolloutFn, TaskContext
 
 
 @pytest.fixture(autouse=True)
@@ -28,20 +38,20 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-def wish(goal: Tensor, **told: Any) -> Focus:
+def make_context(goal: Tensor, **output: Any) -> TaskContext:
     """The Configurator's word about goals `[B, D]`, as plain as can be but for what is told."""
-    plain = Focus(
-        mode="plan", goal=goal, weights={}, limits={}, gains={}, condition=goal[:, :0],
-        horizon=3, steps=8, tail=1.0, lived=goal[:, None][:, :0], known=goal[:0],
-        pace=goal.new_ones(len(goal)), hopes=goal[:, None, None][:, :0],
+    plain = TaskContext(
+        mode="plan", goal=goal, weights={}, limits={}, modality_weights={}, task_vector=goal[:, :0],
+        horizon=3, iterations=8, cvar_alpha=1.0, episode_states=goal[:, None][:, :0], reference_states=goal[:0],
+        step_scale=goal.new_ones(len(goal)), upper_plans=goal[:, None, None][:, :0],
     )  # fmt: skip
-    return plain._replace(**told)
+    return plain._replace(**output)
 
 
-def stepwise(imagine: Imagine) -> Pursue:
+def stepwise(imagine: RolloutFn) -> PolicyRolloutFn:
     """Deciding as one goes, one imagined step after the other."""
 
-    def pursue(state: Tensor, decide: Decide, others: Tensor) -> Rollout:
+    def pursue(state: Tensor, decide: PolicyFn, others: Tensor) -> Rollout:
         here, own = state, []
         for _ in range(others.shape[2]):
             own.append(decide(here))
@@ -51,7 +61,7 @@ def stepwise(imagine: Imagine) -> Pursue:
     return pursue
 
 
-def unasked(state, free):
+def unexpected_query(state, free):
     """What a level is told of where actions lead, when it has no business to ask."""
     raise AssertionError("nobody was to ask where actions lead")
 
@@ -59,43 +69,56 @@ def unasked(state, free):
 def small(config: Config, steps: int = 6) -> Config:
     """The same boxes and lessons, with a handful of updates each."""
 
-    def shorter(lesson, **changes):
-        if isinstance(lesson, NoLesson):
-            return lesson
-        learning = replace(lesson.learning, steps=steps, batch=8, warmup=1)
-        return replace(lesson, learning=learning, **changes)
+    def shorter(stage, **changes):
+        if isinstance(stage, NoStage):
+            return stage
+        optim = replace(stage.optim, steps=steps, batch_size=8, warmup_steps=1)
+        return replace(stage, optim=optim, **changes)
 
-    steps_lived = max(24, config.objective.context + config.objective.length + 1)
-    paths = {} if isinstance(config.paths, NoLesson) else {"layouts": 2, "nodes": 20, "together": 4}
-    practice = config.practice if isinstance(config.practice, NoLesson) else Practise(steps=7)
-    amortise = {} if isinstance(config.amortise, NoLesson) else {"together": 4}
-    retrace = {} if isinstance(config.retrace, NoLesson) else {"ahead": 10}
-    teacher = {"together": 4} if isinstance(config.teacher, Separate) else {}
-    mapped = isinstance(config.hierarchy, LandmarkGraph.Config)
-    if isinstance(config.hierarchy, MacroLevels.Config):
-        config = replace(config, hierarchy=replace(config.hierarchy, memories=40))
+    steps_lived = max(24, config.train_jepa.context_steps + config.train_jepa.length + 1)
+    paths = (
+        {}
+        if isinstance(config.distill_paths, NoStage)
+        else {"num_graphs": 2, "nodes_per_graph": 20, "group_size": 4}
+    )
+    practice = (
+        config.planner_rollouts
+        if isinstance(config.planner_rollouts, NoStage)
+        else CollectWithPlanner(steps=7)
+    )
+    amortise = {} if isinstance(config.amortize_policy, NoStage) else {"group_size": 4}
+    retrace = {} if isinstance(config.goal_bc, NoStage) else {"max_goal_offset": 10}
+    teacher = {"group_size": 4} if isinstance(config.train_goal_critic, TrainQuasimetric) else {}
+    mapped = isinstance(config.subgoals, LandmarkGraphConfig)
+    if isinstance(config.subgoals, HierarchicalJEPAConfig):
+        config = replace(config, subgoals=replace(config.subgoals, memory_size=40))
     return replace(
         config,
-        hierarchy=replace(config.hierarchy, **({"landmarks": 6, "hops": 3} if mapped else {})),
-        survey=replace(
-            config.survey, **({"remembered": 40, "walks": 20, "length": 8} if mapped else {})
+        subgoals=replace(
+            config.subgoals, **({"num_landmarks": 6, "max_edges": 3} if mapped else {})
         ),
-        life=Live(worlds=8, steps=steps_lived, options=config.life.options),
-        objective=shorter(config.objective),
-        teacher=shorter(config.teacher, **teacher),
-        paths=shorter(config.paths, **paths),
-        foresee=shorter(config.foresee),
-        interact=shorter(config.interact, steps=steps, objective=shorter(config.objective))
-        if isinstance(config.interact, Interact)
-        else config.interact,
-        ascend=shorter(config.ascend),
-        practice=practice,
-        refine=shorter(config.refine),
-        retrace=shorter(config.retrace, **retrace),
-        amortise=shorter(config.amortise, **amortise),
-        distil=shorter(config.distil, rounds=2, worlds=4, steps=3)
-        if isinstance(config.distil, Distil)
-        else config.distil,
+        select_landmarks=replace(
+            config.select_landmarks,
+            **({"num_candidates": 40, "num_windows": 20, "length": 8} if mapped else {}),
+        ),
+        collect=CollectRandom(num_envs=8, steps=steps_lived, options=config.collect.options),
+        train_jepa=shorter(config.train_jepa),
+        train_goal_critic=shorter(config.train_goal_critic, **teacher),
+        distill_paths=shorter(config.distill_paths, **paths),
+        train_values=shorter(config.train_values),
+        actor_critic=shorter(
+            config.actor_critic, steps=steps, train_jepa=shorter(config.train_jepa)
+        )
+        if isinstance(config.actor_critic, OnlineActorCritic)
+        else config.actor_critic,
+        train_hierarchy=shorter(config.train_hierarchy),
+        planner_rollouts=practice,
+        finetune_dynamics=shorter(config.finetune_dynamics),
+        goal_bc=shorter(config.goal_bc, **retrace),
+        amortize_policy=shorter(config.amortize_policy, **amortise),
+        distill_policy=shorter(config.distill_policy, rounds=2, num_envs=4, steps=3)
+        if isinstance(config.distill_policy, DistillPlanner)
+        else config.distill_policy,
     )
 
 
@@ -103,14 +126,14 @@ def small(config: Config, steps: int = 6) -> Config:
 def tiny() -> Config:
     """The default recipe, trained in a second and judged in short episodes."""
     config = small(recipes.two_rooms())
-    return replace(config, evaluation=replace(config.evaluation, options={"max_episode_steps": 40}))
+    return replace(config, eval_env=replace(config.eval_env, options={"max_episode_steps": 40}))
 
 
-def refuse(capsys, *argv: object) -> str:
+def error_line(capsys, *argv: object) -> str:
     """The one line that such input is answered with; exit code 2."""
     assert main([str(a) for a in argv]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("ami: ")
-    assert said.count("\n") == 1
-    assert "Traceback" not in said
-    return said
+    message = capsys.readouterr().err
+    assert message.startswith("ami: ")
+    assert message.count("\n") == 1
+    assert "Traceback" not in message
+    return message

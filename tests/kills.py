@@ -28,15 +28,15 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ami_agent as ami
-from ami_agent import checkpoint
-from ami_agent.ablate import Alone, study
-from ami_agent.build import Config
-from ami_agent.learning import Learning
-from ami_agent.lessons import Live
-from ami_agent.life import WorldConfig
+from ami_agent.ablation import Serial, run_study
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.config import Config
+from ami_agent.storage import checkpoint
+from ami_agent.training import CollectRandom
+from ami_agent.training.optim import OptimConfig
 from tests.conftest import small
 
-KINDS = ("collect", "world model", "interact", "distil", "checkpoints", "ablate")
+KINDS = ("collect", "world model", "actor_critic", "distill_policy", "checkpoints", "ablate")
 
 
 class Line(gymnasium.Env):
@@ -47,47 +47,53 @@ class Line(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.place = float(self.np_random.uniform(-0.9, 0.9))
-        return np.array([self.place], np.float32), {}
+        self.checkpoint_dir = float(self.np_random.uniform(-0.9, 0.9))
+        return np.array([self.checkpoint_dir], np.float32), {}
 
     def step(self, action):
-        self.place += 0.1 * float(action[0]) + 0.01 * float(self.np_random.normal())
-        over = abs(self.place) > 1
-        return np.array([self.place], np.float32), 1 - abs(self.place), over, False, {}
+        self.checkpoint_dir += 0.1 * float(action[0]) + 0.01 * float(self.np_random.normal())
+        done = abs(self.checkpoint_dir) > 1
+        return (
+            np.array([self.checkpoint_dir], np.float32),
+            1 - abs(self.checkpoint_dir),
+            done,
+            False,
+            {},
+        )
 
 
-class Restless(Line):
+class StuckPerturbation(Line):
     """The same with randomness that no seed decides."""
 
     def step(self, action):
-        self.place += 0.01 * float(np.random.default_rng().normal())
+        self.checkpoint_dir += 0.01 * float(np.random.default_rng().normal())
         return super().step(action)
 
 
 if "ami-test/Killed-v0" not in gymnasium.registry:
     gymnasium.register("ami-test/Killed-v0", entry_point=Line, max_episode_steps=20)
-    gymnasium.register("ami-test/Restless-v0", entry_point=Restless, max_episode_steps=20)
+    gymnasium.register("ami-test/Restless-v0", entry_point=StuckPerturbation, max_episode_steps=20)
 
 
 def line(collect: int = 60, updates: int = 4, interact: int = 6) -> Config:
     """The generic recipe in that environment, as short as can be."""
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Killed-v0", imports=("tests.kills",)))
-    learning = Learning(steps=0, batch=8)
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Killed-v0", imports=("tests.kills",)))
+    optim = OptimConfig(steps=0, batch_size=8)
     online = replace(
-        config.interact, steps=interact, ratio=0.25, learning=learning,
-        objective=replace(config.interact.objective, learning=learning),
+        config.actor_critic, steps=interact, updates_per_step=0.25, optim=optim,
+        train_jepa=replace(config.actor_critic.train_jepa, optim=optim),
     )  # fmt: skip
     return replace(
         config,
-        planner=replace(config.planner, horizon=2, steps=1, warm_steps=1),
-        life=Live(worlds=2, steps=collect),
-        objective=replace(config.objective, learning=replace(learning, steps=updates)),
-        interact=online,
+        planner=replace(config.planner, horizon=2, iterations=1, warm_iterations=1),
+        collect=CollectRandom(num_envs=2, steps=collect),
+        train_jepa=replace(config.train_jepa, optim=replace(optim, steps=updates)),
+        actor_critic=online,
     )
 
 
 def config_of(kind: str) -> Config:
-    if kind == "distil":
+    if kind == "distill_policy":
         return small(ami.recipes.two_rooms(), 8)
     sizes = {"collect": (400, 2, 2), "world model": (40, 110, 2), "ablate": (40, 4, 4)}
     return line(*sizes.get(kind, (40, 2, 60)))
@@ -98,15 +104,15 @@ def work(kind: str, out: Path) -> None:
     torch.set_num_threads(1)
     if kind == "ablate":
         base, quiet = config_of(kind), Console(quiet=True)
-        configs = {"base": base, "slower": replace(base, execute=2)}
-        study(
-            "killed", configs, out=out, seeds=1, episodes=1, device="cpu", crew=Alone(quiet),
+        configs = {"base": base, "slower": replace(base, receding_horizon=2)}
+        run_study(
+            "killed", configs, out=out, seeds=1, episodes=1, device="cpu", executor=Serial(quiet),
             console=quiet,
         )  # fmt: skip
         return
-    begun = (out / "config.json").exists()
+    started = (out / "config.json").exists()
     save_every = 0.0 if kind == "checkpoints" else 0.1
-    ami.train(config_of(kind), out=out, seed=3, resume=begun, save_every=save_every)
+    ami.train(config_of(kind), out=out, seed=3, resume=started, save_every=save_every)
 
 
 def child(do: Callable[[], None], log: Path) -> int:
@@ -126,8 +132,8 @@ def child(do: Callable[[], None], log: Path) -> int:
 
 def rows(run: Path) -> list[dict[str, Any]]:
     """The log without what a clock says."""
-    told = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in told]
+    output = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in output]
 
 
 def board(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -149,14 +155,17 @@ def runs_in(kind: str, out: Path) -> list[Path]:
 
 def check_same(kind: str, whole: Path, killed: Path) -> None:
     for one, other in zip(runs_in(kind, whole), runs_in(kind, killed), strict=True):
-        (ours, told), (theirs, said) = (
+        (ours, output), (theirs, message) = (
             checkpoint.load(checkpoint.latest(run)) for run in (one, other)
         )
         assert ours.keys() == theirs.keys()
         for name, part in ours.items():
             assert torch.equal(part, theirs[name]), name
-        assert (told["updates"], told["lesson"]) == (said["updates"], said["lesson"])
-        assert set(told["seconds"]) == set(said["seconds"])
+        assert (output["updates"], output["stage_index"]) == (
+            message["updates"],
+            message["stage_index"],
+        )
+        assert set(output["seconds"]) == set(message["seconds"])
         assert rows(one) == rows(other)
         assert board(one) == board(other)
         for run in (one, other):
@@ -164,22 +173,22 @@ def check_same(kind: str, whole: Path, killed: Path) -> None:
             assert not [n for n in names if n.endswith(".unfinished") or n in ("replay", ".lock")]
 
 
-def kill(kind: str, kills: int, folder: Path, dice: random.Random) -> int:
+def kill(kind: str, kills: int, folder: Path, rng: random.Random) -> int:
     """Kills so many processes of such runs; returns how many of them were at work."""
     whole, log = folder / "whole", folder / "log.txt"
-    began = time.monotonic()
+    start_time = time.monotonic()
     _end(child(lambda: work(kind, whole), log), log)
-    lasts, done, at_work = time.monotonic() - began, 0, 0
+    episode_steps, done, at_work = time.monotonic() - start_time, 0, 0
     for number in range(kills):
         cut = folder / f"killed-{number}"
         while done < kills:
             pid = child(lambda: work(kind, cut), log)  # noqa: B023
-            time.sleep(dice.uniform(0.02, 0.7) * lasts)
+            time.sleep(rng.uniform(0.02, 0.7) * episode_steps)
             os.kill(pid, signal.SIGKILL)
             done += 1
             ended_itself = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
             at_work += not ended_itself
-            if ended_itself or dice.random() < 0.3:
+            if ended_itself or rng.random() < 0.3:
                 break
         _end(child(lambda: work(kind, cut), log), log)  # noqa: B023
         check_same(kind, whole, cut)
@@ -194,11 +203,11 @@ def _end(pid: int, log: Path) -> None:
 
 
 if __name__ == "__main__":
-    count, kinds = int(sys.argv[1]), sys.argv[2:] or KINDS
-    for which in kinds:
-        with tempfile.TemporaryDirectory() as place:
+    count, types = int(sys.argv[1]), sys.argv[2:] or KINDS
+    for which in types:
+        with tempfile.TemporaryDirectory() as position:
             started = time.monotonic()
-            worked = kill(which, count, Path(place), random.Random(f"{count} {which}"))
+            worked = kill(which, count, Path(position), random.Random(f"{count} {which}"))
             took = time.monotonic() - started
             print(
                 f"{which}: {count} kills, {worked} at work, all the same, {took:.0f} s", flush=True

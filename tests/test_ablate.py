@@ -21,28 +21,29 @@ from rich.console import Console
 from scipy import stats
 
 import ami_agent as ami
-from ami_agent import cli, recipes
-from ami_agent.ablate import Alone, Cluster, Processes, Study, page, study, variants, without
-from ami_agent.ablate.jobs import Job, Outcome, carry_out
-from ami_agent.ablate.verdict import (
+import ami_agent.cli.main as cli
+from ami_agent import recipes
+from ami_agent.ablation import ProcessPool, Ray, Serial, Study, page, run_study, variants, without
+from ami_agent.ablation.executors import Job, JobResult, run_job
+from ami_agent.ablation.stats import (
     Difference,
     Measure,
-    detectable,
-    difference,
-    improvement,
-    interquartile,
-    seeds_for,
-    words,
+    effect_sentence,
+    interquartile_mean,
+    minimal_detectable_effect,
+    paired_difference,
+    probability_of_improvement,
+    seeds_needed,
 )
+from ami_agent.adapters.env import EnvConfig
 from ami_agent.agent import Agent
-from ami_agent.checks import check_lessons
-from ami_agent.glossary import meaning
-from ami_agent.learning import Learning
-from ami_agent.lessons import Live, NoLesson, Rehearse
-from ami_agent.life import WorldConfig
-from ami_agent.runs import last
-from modules.types import UnusableInput
-from tests.conftest import refuse
+from ami_agent.cli.setting_help import setting_help
+from ami_agent.storage.run_dir import last_metrics
+from ami_agent.training import CollectRandom, NoStage, OfflineActorCritic
+from ami_agent.training.optim import OptimConfig
+from ami_agent.validate import check_stages
+from modules.types import ConfigError
+from tests.conftest import error_line
 
 ROOT = Path(__file__).parents[1]
 RETURN = Measure("return", "return", 1.0, "the sum of rewards")
@@ -75,64 +76,66 @@ gymnasium.register("ami-test/Brittle-v0", entry_point=Brittle, max_episode_steps
 
 
 def config_of(fault=""):
-    world = WorldConfig(id="ami-test/Brittle-v0", options={"fault": fault} if fault else {})
-    config = ami.recipes.gym(replace(world, imports=("tests.test_ablate",)))
-    learning = Learning(steps=2, batch=8)
+    env = EnvConfig(id="ami-test/Brittle-v0", options={"fault": fault} if fault else {})
+    config = ami.recipes.gym(replace(env, imports=("tests.test_ablate",)))
+    optim = OptimConfig(steps=2, batch_size=8)
     return replace(
         config,
-        planner=replace(config.planner, horizon=2, steps=1, warm_steps=1),
-        life=Live(worlds=1, steps=30),
-        objective=replace(config.objective, learning=learning),
-        interact=replace(
-            config.interact, steps=3, learning=replace(learning, steps=0),
-            objective=replace(config.interact.objective, learning=replace(learning, steps=0)),
+        planner=replace(config.planner, horizon=2, iterations=1, warm_iterations=1),
+        collect=CollectRandom(num_envs=1, steps=30),
+        train_jepa=replace(config.train_jepa, optim=optim),
+        actor_critic=replace(
+            config.actor_critic, steps=3, optim=replace(optim, steps=0),
+            train_jepa=replace(config.actor_critic.train_jepa, optim=replace(optim, steps=0)),
         ),
     )  # fmt: skip
 
 
-def run(configs, out, crew=None, seeds=2):
+def run(configs, out, executor=None, seeds=2):
     quiet = Console(quiet=True)
-    return study(
+    return run_study(
         "lines", configs, out=out, seeds=seeds, episodes=2, device="cpu",
-        crew=crew or Alone(quiet), console=quiet,
+        executor=executor or Serial(quiet), console=quiet,
     )  # fmt: skip
 
 
 def test_the_middle_half_of_runs_by_hand():
-    found = interquartile([0, 10, 20, 30, 40, 50, 60, 1000])
+    found = interquartile_mean([0, 10, 20, 30, 40, 50, 60, 1000])
     assert found["mean"] == pytest.approx((20 + 30 + 40 + 50) / 4)
     low, high = found["ci95"]
     assert 0 <= low < found["mean"] < high
-    assert interquartile([3.0]) == {"mean": 3.0, "ci95": None}
-    assert interquartile([2.0, 2.0])["ci95"] == [2.0, 2.0]
+    assert interquartile_mean([3.0]) == {"mean": 3.0, "ci95": None}
+    assert interquartile_mean([2.0, 2.0])["ci95"] == [2.0, 2.0]
 
 
 def test_the_chance_to_be_better_by_hand():
-    assert improvement([1, 3], [2, 3])["mean"] == pytest.approx((0 + 0 + 1 + 0.5) / 4)
-    assert improvement([5, 6, 7], [1, 2, 3]) == {"mean": 1.0, "ci95": [1.0, 1.0]}
-    assert improvement([5], [1])["ci95"] is None
+    assert probability_of_improvement([1, 3], [2, 3])["mean"] == pytest.approx(
+        (0 + 0 + 1 + 0.5) / 4
+    )
+    assert probability_of_improvement([5, 6, 7], [1, 2, 3]) == {"mean": 1.0, "ci95": [1.0, 1.0]}
+    assert probability_of_improvement([5], [1])["ci95"] is None
 
 
 def test_differences_are_paired_by_seed():
     base, variant = {0: 10.0, 1: 50.0, 2: 90.0, 7: 0.0}, {0: 8.0, 1: 47.0, 2: 86.0}
-    gap = difference(base, variant)
+    gap = paired_difference(base, variant)
     assert (gap.seeds, gap.mean) == (3, pytest.approx(-3.0))
     assert gap.ci95 == pytest.approx((-3 - 4.3027 / 3**0.5, -3 + 4.3027 / 3**0.5), rel=1e-4)
-    assert gap.real
-    assert not difference(base, {0: 8.0, 1: 57.0, 2: 86.0}).real
-    within = difference(base, variant, 5.0).ci95
+    assert gap.significant
+    assert not paired_difference(base, {0: 8.0, 1: 57.0, 2: 86.0}).significant
+    within = paired_difference(base, variant, 5.0).ci95
     assert within == pytest.approx((-5.0, -3 + 4.3027 / 3**0.5), rel=1e-4)
-    assert difference({0: 1.0}, {0: 5.0}) == Difference(1, 4.0, None, None)
+    assert paired_difference({0: 1.0}, {0: 5.0}) == Difference(1, 4.0, None, None)
 
 
-def test_seeds_that_are_foretold_find_what_is_there_four_times_in_five():
+def test_seeds_that_are_predicted_find_what_is_there_four_times_in_five():
     for effect in (1.0, 2.0):
-        seeds = seeds_for(effect)
-        assert detectable(seeds) <= effect < detectable(seeds - 1)
-        drawn = effect + np.random.default_rng(0).standard_normal((4000, seeds))
-        found = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
+        seeds = seeds_needed(effect)
+        assert minimal_detectable_effect(seeds) <= effect < minimal_detectable_effect(seeds - 1)
+        sampled = effect + np.random.default_rng(0).standard_normal((4000, seeds))
+        found = (stats.ttest_1samp(sampled, 0, axis=1).pvalue < 0.05).mean()
         assert 0.75 < found < 0.95
-    assert detectable(1) == float("inf")
+    assert minimal_detectable_effect(1) == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -149,32 +152,43 @@ def test_seeds_that_are_foretold_find_what_is_there_four_times_in_five():
         ),
     ],
 )
-def test_no_more_is_said_than_follows(gap, said):
-    assert said in words("without", gap, RETURN, "it")
+def test_no_more_is_reported_than_follows(gap, said):
+    assert said in effect_sentence("without", gap, RETURN, "it")
 
 
-def test_what_follows_is_told_in_a_word():
-    gaps = [(None, None), (3.0, None), (0.0, (0.0, 0.0)), (0.0, (-2.0, 2.0)), (2.0, (1.0, 3.0))]
-    labels = [Difference(3, mean, ci95, None).label for mean, ci95 in gaps]
+def test_what_follows_is_reported_in_a_word():
+    differences = [
+        (None, None),
+        (3.0, None),
+        (0.0, (0.0, 0.0)),
+        (0.0, (-2.0, 2.0)),
+        (2.0, (1.0, 3.0)),
+    ]
+    labels = [Difference(3, mean, ci95, None).label for mean, ci95 in differences]
     assert labels == ["not known", "not known", "none", "may be chance", "real"]
 
 
 def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
     """Where no policy is taught, Mode-1 is as bad in every variant."""
 
-    def marks(plan: float, react: float):
+    def figures(plan: float, react: float):
         return {
-            mode: {"score": None, "final_success": {"mean": share}, "episodes": 10, "baselines": {}}
-            for mode, share in (("plan", plan), ("react", react))
+            mode: {
+                "score": None,
+                "final_success": {"mean": fraction},
+                "episodes": 10,
+                "baselines": {},
+            }
+            for mode, fraction in (("plan", plan), ("react", react))
         }
 
     reached = {"whole": (1.0, 0.0), "less": (0.5, 0.0), "least": (0.0, 0.0)}
-    outcomes = {
-        name: [Outcome(name, seed, marks(*shares)) for seed in range(2)]
-        for name, shares in reached.items()
+    results = {
+        name: [JobResult(name, seed, figures(*fractions)) for seed in range(2)]
+        for name, fractions in reached.items()
     }
     done = Study(
-        "some", dict.fromkeys(reached, config_of()), 2, outcomes, dict.fromkeys(reached, ())
+        "some", dict.fromkeys(reached, config_of()), 2, results, dict.fromkeys(reached, ())
     )
     first, second, same = done.sentences()
     assert first.startswith("less, Mode-2: 50 points of success less than whole [-50, -50]")
@@ -183,33 +197,35 @@ def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
     assert same == "Mode-1: no variant is different from whole in any seed"
     written = page.write(tmp_path / "index.html", done).read_text()
     assert f"{same}." in written
-    assert '<b class="real">real</b> Mode-2: 50 points of success less' in written
+    assert '<b class="significant">real</b> Mode-2: 50 points of success less' in written
     pairs = written.partition("Beside each other")[2].partition("Figures")[0]
     assert pairs.count("<table>") == 1  # of the mode that tells any apart
-    assert '<tr><th>least</th><td><b class="real">-100</b> [-100, -100]</td>' in pairs
-    assert '<td><b class="real">-50</b> [-50, -50]</td><td></td></tr>' in pairs
+    assert '<tr><th>least</th><td><b class="significant">-100</b> [-100, -100]</td>' in pairs
+    assert '<td><b class="significant">-50</b> [-50, -50]</td><td></td></tr>' in pairs
     assert "Nothing teaches it" not in written  # `interact` does
-    untaught = replace(config_of(), interact=NoLesson(), distil=NoLesson())
-    bare = replace(done, configs=dict.fromkeys(reached, untaught), asked="What for?\n\nFor <this>.")
+    untrained = replace(config_of(), actor_critic=NoStage(), distill_policy=NoStage())
+    bare = replace(
+        done, configs=dict.fromkeys(reached, untrained), question="What for?\n\nFor <this>."
+    )
     written = page.write(tmp_path / "index.html", bare).read_text()
     assert f"{same}. Nothing teaches it in this study" in written
-    assert 'What for?</p><p class="told">For &lt;this&gt;.</p>' in written
-    outcomes["least"][1] = Outcome("least", 1, marks(0.0, 0.1))
+    assert 'What for?</p><p class="statement">For &lt;this&gt;.</p>' in written
+    results["least"][1] = JobResult("least", 1, figures(0.0, 0.1))
     assert sum("Mode-1" in sentence for sentence in done.sentences()) == 2
 
 
 def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
-    configs = variants(config_of(), ("objective.feeling",), ())
+    configs = variants(config_of(), ("train_jepa.feeling",), ())
     done = run(configs, tmp_path)
-    told = json.loads((tmp_path / "study.json").read_text())
-    assert told["measure"] == "return"
-    assert list(told["variants"]) == ["gym", "without objective.feeling"]
-    for variant in told["variants"].values():
+    output = json.loads((tmp_path / "study.json").read_text())
+    assert output["measure"] == "return"
+    assert list(output["variants"]) == ["gym", "without objective.feeling"]
+    for variant in output["variants"].values():
         assert [r["seed"] for r in variant["runs"]] == [0, 1]
         by_seed = [r["plan"]["return"]["mean"] for r in variant["runs"]]
         assert variant["plan"]["by_seed"] == by_seed
         assert variant["plan"]["interquartile_mean"]["mean"] == pytest.approx(sum(by_seed) / 2)
-    gone = told["variants"]["without objective.feeling"]["changes"]
+    gone = output["variants"]["without objective.feeling"]["changes"]
     assert gone == [
         "objective.weights.feeling is 0.0, not 1",
         "interact.objective.weights.feeling is 0.0, not 1",
@@ -218,7 +234,7 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 2
     one = next(r for r in rows if (r["variant"], r["seed"], r["mode"]) == ("gym", "1", "react"))
-    seen = told["variants"]["gym"]["runs"][1]["react"]["return"]["mean"]
+    seen = output["variants"]["gym"]["runs"][1]["react"]["return"]["mean"]
     assert float(one["return"]) == pytest.approx(seen)
 
     class Text(HTMLParser):
@@ -233,24 +249,24 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
     text = " ".join(parser.seen)
     for sentence in done.sentences():
         assert sentence.removeprefix("without objective.feeling, ") in text
-    assert meaning(configs["gym"], "objective.weights.feeling") in text
+    assert setting_help(configs["gym"], "train_jepa.weights.feeling") in text
     assert "it says nothing of itself" in text  # the world
-    by_chance = done.outcomes["gym"][0].marks["plan"]["baselines"]["random"]["return"]["mean"]
+    by_chance = done.results["gym"][0].metrics["plan"]["baselines"]["random"]["return"]["mean"]
     assert f"In the same episodes reach: random actions, {by_chance:.3g}." in text
     assert "interact.objective.weights.feeling is 0.0, not 1" in text
     assert (tmp_path / "study.png").stat().st_size > 5000
-    spread = last(tmp_path / "gym" / "1", "state")["std_mean"]
-    assert done.trained["gym"][1].state["std_mean"] == spread > 0
-    both = (run.state["std_mean"] for run in done.trained["gym"])
+    spread = last_metrics(tmp_path / "gym" / "1", "state")["std_mean"]
+    assert done.run_infos["gym"][1].state["std_mean"] == spread > 0
+    both = (run.state["std_mean"] for run in done.run_infos["gym"])
     assert f"spread of states {sum(both) / 2:.2f}; effective rank" in text
-    assert last(tmp_path / "gym" / "1", "nothing") == last(tmp_path, "state") == {}
-    steps = configs["gym"].objective.learning.steps
-    assert f", {steps} updates:  {meaning(configs['gym'], 'objective')}" in text
+    assert last_metrics(tmp_path / "gym" / "1", "nothing") == last_metrics(tmp_path, "state") == {}
+    steps = configs["gym"].train_jepa.optim.steps
+    assert f", {steps} updates:  {setting_help(configs['gym'], 'train_jepa')}" in text
     again = run(configs, tmp_path)
-    assert again.told() == done.told()
+    assert again.to_dict() == done.to_dict()
 
 
-def test_a_variant_that_fails_is_told_and_the_rest_goes_on_and_is_not_done_again(tmp_path):
+def test_a_variant_that_fails_is_reported_and_the_rest_goes_on_and_is_not_done_again(tmp_path):
     source = Path(__file__).read_text().splitlines()
     line = 1 + next(n for n, text in enumerate(source) if "the line broke" in text)
     configs = {"base": config_of(), "broken <b>": config_of("breaks")}
@@ -260,7 +276,7 @@ def test_a_variant_that_fails_is_told_and_the_rest_goes_on_and_is_not_done_again
         f"RuntimeError: the line broke (test_ablate.py:{line})"
         for seed in range(2)
     ]
-    assert len(done.marks("base", "plan")) == 2
+    assert len(done.values_by_seed("base", "plan")) == 2
     assert "broken <b>, Mode-2: no seed of both finished, so nothing can be said" in (
         done.sentences()
     )
@@ -272,7 +288,7 @@ def test_a_variant_that_fails_is_told_and_the_rest_goes_on_and_is_not_done_again
     assert (tmp_path / "base" / "0" / "manifest.json").stat().st_mtime_ns == stamp
     nothing = run({"broken": config_of("breaks"), "too": config_of("breaks")}, tmp_path / "other")
     assert nothing.sentences()[0] == "no run finished"
-    with pytest.raises(UnusableInput, match=r"no run finished; why is in .*study\.json"):
+    with pytest.raises(ConfigError, match=r"no run finished; why is in .*study\.json"):
         nothing.check(tmp_path / "other")
     done.check(tmp_path)
     page.write(tmp_path / "other" / "index.html", nothing)
@@ -281,13 +297,13 @@ def test_a_variant_that_fails_is_told_and_the_rest_goes_on_and_is_not_done_again
 class Interrupted:
     """One who is called away after the first run."""
 
-    def work(self, jobs):
-        yield carry_out(jobs[0], Console(quiet=True))
+    def run(self, jobs):
+        yield run_job(jobs[0], Console(quiet=True))
         raise KeyboardInterrupt
 
 
 def test_a_study_that_is_interrupted_goes_on_where_it_was(tmp_path):
-    configs = {"base": config_of(), "longer": replace(config_of(), execute=2)}
+    configs = {"base": config_of(), "longer": replace(config_of(), receding_horizon=2)}
     with pytest.raises(KeyboardInterrupt):
         run(configs, tmp_path, Interrupted(), seeds=1)
     first = tmp_path / "base" / "0" / "eval.json"
@@ -295,22 +311,22 @@ def test_a_study_that_is_interrupted_goes_on_where_it_was(tmp_path):
     assert not (tmp_path / "study.json").exists()
     done = run(configs, tmp_path, seeds=1)
     assert first.stat().st_mtime_ns == stamp
-    told = json.loads((tmp_path / "study.json").read_text())
-    assert told["variants"]["base"]["runs"] == [{"seed": 0, **marks}]
+    output = json.loads((tmp_path / "study.json").read_text())
+    assert output["variants"]["base"]["runs"] == [{"seed": 0, **marks}]
     assert not done.failures()
 
 
 @pytest.mark.slow
-def test_how_long_it_takes_is_told_before_and_after(tmp_path, monkeypatch):
+def test_how_long_it_takes_is_reported_before_and_after(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def said(out, seeds=2):
-        heard = Console(record=True, file=io.StringIO(), width=200)
-        study(
+        messages = Console(record=True, file=io.StringIO(), width=200)
+        run_study(
             "lines", {"all": config_of()}, out=out, seeds=seeds, episodes=2, device="cpu",
-            crew=Alone(heard), console=heard,
+            executor=Serial(messages), console=messages,
         )  # fmt: skip
-        return heard.export_text()
+        return messages.export_text()
 
     first = said(tmp_path / "first")
     assert "no finished run of gym tells how long it takes; the first will" in first
@@ -322,8 +338,8 @@ def test_how_long_it_takes_is_told_before_and_after(tmp_path, monkeypatch):
     for number, seconds in enumerate([[10.0, 0.5], [20.0, 0.5], "forged"]):
         elsewhere = tmp_path / "runs" / "gym" / str(number)
         elsewhere.mkdir(parents=True)
-        lessons = dict(zip("ab", seconds, strict=True)) if number < 2 else seconds
-        (elsewhere / "manifest.json").write_text(json.dumps({"seed": 0, "seconds": lessons}))
+        stages = dict(zip("ab", seconds, strict=True)) if number < 2 else seconds
+        (elsewhere / "manifest.json").write_text(json.dumps({"seed": 0, "seconds": stages}))
         (elsewhere / "eval.json").write_text("{}")
     assert "about 31 s of training, as runs/gym/0 and 1 more took 16 s" in said(tmp_path / "other")
     again = said(tmp_path / "first", seeds=3)
@@ -333,24 +349,24 @@ def test_how_long_it_takes_is_told_before_and_after(tmp_path, monkeypatch):
 
 def test_a_process_that_dies_takes_no_other_with_it(tmp_path):
     configs = {"base": config_of(), "deadly": config_of("kills")}
-    done = run(configs, tmp_path / "two", Processes(2), seeds=1)
+    done = run(configs, tmp_path / "two", ProcessPool(2), seeds=1)
     assert done.failures() == ["deadly, seed 0 failed: its process died"]
-    alone = carry_out(
+    single = run_job(
         Job("base", configs["base"], tmp_path / "one", 0, 2, "cpu"), Console(quiet=True)
     )
-    assert alone.marks is not None
-    assert done.marks("base", "plan") == {0: RETURN.of(alone.marks["plan"])}
-    assert "life" in (tmp_path / "two" / "base" / "0" / "log.txt").read_text()
+    assert single.metrics is not None
+    assert done.values_by_seed("base", "plan") == {0: RETURN.value(single.metrics["plan"])}
+    assert "collect" in (tmp_path / "two" / "base" / "0" / "log.txt").read_text()
 
 
 def test_nothing_of_a_run_is_kept_when_it_is_over(tiny, tmp_path):
     """Agents and lessons know each other; of pixels, each run of a study holds gigabytes."""
     gc.disable()  # as good as: there are too few objects for it to come by itself
     try:
-        done = carry_out(Job("all", tiny, tmp_path, 0, 2, "cpu"), Console(quiet=True))
+        done = run_job(Job("all", tiny, tmp_path, 0, 2, "cpu"), Console(quiet=True))
         assert not done.failure
         left = [kept for kept in gc.get_objects() if type(kept) is Agent]
-        assert not any(kept.memory.worlds == tiny.life.worlds for kept in left)
+        assert not any(kept.replay_buffer.num_envs == tiny.collect.num_envs for kept in left)
     finally:
         gc.enable()
 
@@ -379,50 +395,58 @@ def test_a_study_of_one_s_own_is_a_function_in_a_file(tmp_path, capsys):
     assert "to import" in capsys.readouterr().err
 
 
-def test_a_level_above_is_swapped_with_the_lessons_that_it_needs():
+def test_a_level_above_is_swapped_with_the_stages_that_it_needs():
     maze, levels = recipes.recipe("maze"), recipes.recipe("maze-levels")
-    for base, name in ((maze, "MacroLevels"), (levels, "LandmarkGraph"), (levels, "ImaginedGraph"),
+    for base, name in ((maze, "HierarchicalJEPA"), (levels, "LandmarkGraph"), (levels, "ImaginedLandmarkGraph"),
                        (maze, "Flat")):  # fmt: skip
         swapped = variants(base, (), (f"hierarchy={name}",))[f"hierarchy={name}"]
-        assert type(swapped.hierarchy).__qualname__ == f"{name}.Config"
-        check_lessons(swapped)
+        assert type(swapped.subgoals).__qualname__ == f"{name}.Config"
+        check_stages(swapped)
     assert variants(maze, (), ("hierarchy=Flat",))["hierarchy=Flat"] == without(maze, "hierarchy")
 
 
 def test_what_is_not_there_can_not_be_taken_away():
-    with pytest.raises(UnusableInput, match="--without critic changes nothing in gym"):
-        without(recipes.gym(WorldConfig(id="CartPole-v1")), "critic")
+    with pytest.raises(ConfigError, match="--without goal_critic changes nothing in gym"):
+        without(recipes.gym(EnvConfig(id="CartPole-v1")), "goal_critic")
 
 
-def test_boxes_that_do_not_fit_are_told_before_anything_is_trained(tmp_path):
-    base = recipes.gym(WorldConfig(id="CartPole-v1"))
-    with pytest.raises(UnusableInput, match="bounds are Box"):
+def test_components_that_do_not_fit_are_reported_before_anything_is_trained(tmp_path):
+    base = recipes.gym(EnvConfig(id="CartPole-v1"))
+    with pytest.raises(ConfigError, match="bounds are Box"):
         run(variants(base, (), ("bounds=Box",)), tmp_path / "study")
     assert not (tmp_path / "study" / "gym").exists()
 
 
 def test_terms_are_taken_from_the_online_objective_as_well():
-    config = without(config_of(), "objective.change")
-    assert config.objective.weights.change == config.interact.objective.weights.change == 0
+    config = without(config_of(), "train_jepa.change")
+    assert (
+        config.train_jepa.weights.scaled_prediction
+        == config.actor_critic.train_jepa.weights.scaled_prediction
+        == 0
+    )
 
 
-def test_nobody_at_the_address_is_told_at_once(tmp_path):
+def test_nobody_at_the_address_is_reported_at_once(tmp_path):
     pytest.importorskip("ray", reason="Ray is an extra")
-    with pytest.raises(UnusableInput, match="no Ray cluster answers there"):
-        run({"one": config_of()}, tmp_path, Cluster("127.0.0.1:9"), seeds=1)
-    with pytest.raises(UnusableInput, match="it must be HOST:PORT, or local"):
-        run({"one": config_of()}, tmp_path, Cluster("somewhere"), seeds=1)
+    with pytest.raises(ConfigError, match="no Ray cluster answers there"):
+        run({"one": config_of()}, tmp_path, Ray("127.0.0.1:9"), seeds=1)
+    with pytest.raises(ConfigError, match="it must be HOST:PORT, or local"):
+        run({"one": config_of()}, tmp_path, Ray("somewhere"), seeds=1)
 
 
 def test_terms_are_taken_from_what_is_learnt_of_data_as_well():
     config = recipes.recipe("gym")
-    offline = replace(config, interact=Rehearse(objective=config.interact.objective))
-    assert without(offline, "objective.change").interact.objective.weights.change == 0
+    offline = replace(
+        config, actor_critic=OfflineActorCritic(train_jepa=config.actor_critic.train_jepa)
+    )
+    assert (
+        without(offline, "train_jepa.change").actor_critic.train_jepa.weights.scaled_prediction == 0
+    )
 
 
-def test_a_folder_that_can_not_be_is_told_before_anything_is_trained(tmp_path, capsys):
+def test_a_folder_that_can_not_be_is_reported_before_anything_is_trained(tmp_path, capsys):
     (tmp_path / "file").touch()
-    said = refuse(
-        capsys, "ablate", "two-rooms", "--without", "critic", "--out", tmp_path / "file" / "x"
+    said = error_line(
+        capsys, "ablate", "two-rooms", "--without", "goal_critic", "--out", tmp_path / "file" / "x"
     )
     assert f"{tmp_path / 'file'} is no folder" in said

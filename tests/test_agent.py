@@ -10,72 +10,84 @@ import pytest
 import torch
 from torch import Tensor
 
-from ami_agent import players, recipes
+from ami_agent import recipes
+from ami_agent.adapters.env import EnvAdapter, rollout
 from ami_agent.agent import Agent
-from ami_agent.build import Config, build, capacity, lessons
-from ami_agent.lessons import Bootstrap, NoLesson
-from ami_agent.life import World, live
-from ami_agent.players import Scene
-from modules.actor import NoHabit, Restless
-from modules.configurator import Assignment, Task
-from modules.cost import NoCritic
-from modules.recall import Associative, Belief, NoRecall
-from modules.types import Observation, Plan, UnusableInput, by_sense
+from ami_agent.config import Config, buffer_steps, build, stages
+from ami_agent.evaluation import policies
+from ami_agent.evaluation.policies import EpisodeStart
+from ami_agent.training import NoStage, TrainTDDistance
+from modules.actor.policy import (
+    NoPolicyProposalConfig,
+    StuckPerturbationConfig,
+)
+from modules.configurator import Task, TaskSpec
+from modules.cost.cost import NoGoalCriticConfig
+from modules.memory.short_term import (
+    AttentionMemoryConfig,
+    GRUMemoryConfig,
+    NoMemoryConfig,
+)
+from modules.types import ConfigError, Observation, Plan, as_dict
 from tests.conftest import small
 
 MODES = ("react", "plan", "auto")
 LEARNS = {
-    "life": set(),
-    "objective": {"perception", "world_model"},
-    "teacher": {"cost"},
-    "paths": {"cost"},
-    "foresee": {"cost"},
-    "interact": {"world_model", "cost", "policy"},
-    "practice": set(),
-    "refine": {"world_model"},
-    "ascend": {"hierarchy"},
-    "survey": {"hierarchy"},
-    "retrace": {"policy"},
-    "amortise": {"policy"},
-    "distil": {"policy", "expectation"},
+    "collect": set(),
+    "train_jepa": {"perception", "world_model"},
+    "train_goal_critic": {"cost"},
+    "distill_paths": {"cost"},
+    "train_values": {"cost"},
+    "actor_critic": {"world_model", "cost", "policy"},
+    "planner_rollouts": set(),
+    "finetune_dynamics": {"world_model"},
+    "train_hierarchy": {"subgoals"},
+    "select_landmarks": {"subgoals"},
+    "goal_bc": {"policy"},
+    "amortize_policy": {"policy"},
+    "distill_policy": {"policy", "plan_energy_predictor"},
 }
 """Which boxes a lesson moves."""
 
 
-def mind(config: Config, worlds: int = 2, seed: int = 0) -> tuple[Agent, World]:
+def make_policy(config: Config, num_envs: int = 2, seed: int = 0) -> tuple[Agent, EnvAdapter]:
     """A fresh agent and the worlds it is to live in."""
-    world = config.evaluation.build(worlds)
+    env = config.eval_env.build(num_envs)
     return build(
-        config, world.spec, seed=seed, worlds=config.life.worlds, capacity=capacity(config)
-    ), world
+        config,
+        env.spec,
+        seed=seed,
+        num_envs=config.collect.num_envs,
+        buffer_size=buffer_steps(config),
+    ), env
 
 
 def waking(
-    config: Config, mode: str, *, seed: int = 0, worlds: int = 2
+    config: Config, mode: str, *, seed: int = 0, num_envs: int = 2
 ) -> tuple[Agent, Observation]:
     """An agent that has seen where it is and been told where to go."""
-    agent, world = mind(config, worlds)
-    obs, info = world.reset(seed)
+    agent, env = make_policy(config, num_envs)
+    obs, info = env.reset(seed)
     awake(agent)
-    agent.configure(Task(goal=world.goal(info), mode=mode))
+    agent.set_task(Task(goal=env.goal(info), mode=mode))
     return agent, obs
 
 
 def awake(agent: Agent) -> None:
     """A world model in which actions matter, as after some learning."""
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in agent.world_model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=dice))
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=rng))
 
 
-def life_of(config: Config, seed: int, mode: str, steps: int = 4) -> Tensor:
+def record_of(config: Config, seed: int, mode: str, steps: int = 4) -> Tensor:
     """Actions `[T, B, A]`."""
-    agent, world = mind(config, seed=seed)
-    obs, info = world.reset(seed)
-    agent.configure(Task(goal=world.goal(info), mode=mode), seed)
-    lived = islice(live(lambda obs: agent.act(obs).action, world, obs), steps)
-    return torch.stack([step.transition.action for step in lived])
+    agent, env = make_policy(config, seed=seed)
+    obs, info = env.reset(seed)
+    agent.set_task(Task(goal=env.goal(info), mode=mode), seed)
+    collected = islice(rollout(lambda obs: agent.act(obs).action, env, obs), steps)
+    return torch.stack([step.transition.action for step in collected])
 
 
 def weights_of(agent: Agent) -> dict[str, Tensor]:
@@ -93,13 +105,13 @@ def same(one: Plan, other: Plan) -> bool:
 
 
 def test_who_has_no_task_cannot_act(tiny):
-    agent, world = mind(tiny)
-    with pytest.raises(UnusableInput, match="configure"):
-        agent.act(world.reset(0)[0])
+    agent, env = make_policy(tiny)
+    with pytest.raises(ConfigError, match="configure"):
+        agent.act(env.reset(0)[0])
 
 
 @pytest.mark.parametrize(
-    ("wish", "complaint"),
+    ("wish", "message"),
     [
         ({"mode": "sleep"}, "'sleep'; there are react, plan, auto"),
         (
@@ -110,223 +122,237 @@ def test_who_has_no_task_cannot_act(tiny):
         ({"steps": -2}, "steps -2"),
     ],
 )
-def test_a_task_that_makes_no_sense_is_refused_and_the_old_one_stays(tiny, wish, complaint):
+def test_a_task_that_makes_no_sense_is_refused_and_the_old_one_stays(tiny, wish, message):
     agent, obs = waking(tiny, "plan")
-    before = agent.focus
-    with pytest.raises(UnusableInput, match=complaint):
-        agent.configure(Task(goal=obs, **wish))
-    assert agent.focus is before
+    before = agent.context
+    with pytest.raises(ConfigError, match=message):
+        agent.set_task(Task(goal=obs, **wish))
+    assert agent.context is before
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_seed_lives_the_same_life_and_another_another(tiny, mode):
-    first = life_of(tiny, 1, mode)
-    assert torch.equal(first, life_of(tiny, 1, mode))
-    assert not torch.equal(first, life_of(tiny, 2, mode))
+def test_the_same_seed_episodes_the_same_episode_and_another_another(tiny, mode):
+    first = record_of(tiny, 1, mode)
+    assert torch.equal(first, record_of(tiny, 1, mode))
+    assert not torch.equal(first, record_of(tiny, 2, mode))
 
 
 def test_fresh_weights_depend_on_the_seed_alone_and_use_up_no_chance_of_others(tiny):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = weights_of(mind(tiny, seed=3)[0])
+    first = weights_of(make_policy(tiny, seed=3)[0])
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(6)
-    torch.testing.assert_close(weights_of(mind(tiny, seed=3)[0]), first, rtol=0, atol=0)
-    boxes = {"perception", "world_model", "cost", "policy", "expectation"}
-    assert moved(mind(tiny, seed=4)[0], first) == boxes
+    torch.testing.assert_close(weights_of(make_policy(tiny, seed=3)[0]), first, rtol=0, atol=0)
+    boxes = {"perception", "world_model", "cost", "policy", "plan_energy_predictor"}
+    assert moved(make_policy(tiny, seed=4)[0], first) == boxes
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_answers_with_a_plan_that_the_body_can_carry_out(tiny, mode):
+def test_every_mode_answers_with_a_plan_that_the_agent_body_can_episode_state_out(tiny, mode):
     agent, obs = waking(tiny, mode)
     plan = agent.act(obs)
     length = plan.actions.shape[1]
     assert plan.action.shape == (2, 2)
     assert plan.energy.shape == (2,)
-    assert plan.states.shape[1] == plan.considered.shape[2]
+    assert plan.states.shape[1] == plan.candidate_states.shape[2]
     assert plan.states.shape[1] == (1 if mode == "react" else length + 1)
-    torch.testing.assert_close(plan.states[:, 0], agent.perceive(obs))
-    torch.testing.assert_close(agent.policy.bounds.project(plan.actions), plan.actions)
+    torch.testing.assert_close(plan.states[:, 0], agent.encode(obs))
+    torch.testing.assert_close(agent.policy.action_space.project(plan.actions), plan.actions)
     assert not plan.actions.requires_grad
 
 
 def test_the_task_says_how_far_to_look_and_what_hurts(tiny):
     agent, obs = waking(tiny, "plan")
-    wanted = {"effort": 2.0, "critic": 0.5, "reach": 0.0}
-    agent.configure(Task(goal=obs, horizon=3, weights=wanted))
+    target = {"control_cost": 2.0, "critic": 0.5, "goal_distance": 0.0}
+    agent.set_task(Task(goal=obs, horizon=3, weights=target))
     plan = agent.act(obs)
     assert plan.actions.shape == (2, 3, 2)
     effort = plan.actions.square().sum(-1).mean(-1)
-    torch.testing.assert_close(dict(plan.terms)["effort"], 2 * effort)
-    assert set(plan.terms) == {"effort", "critic"}
+    torch.testing.assert_close(dict(plan.terms)["control_cost"], 2 * effort)
+    assert set(plan.terms) == {"control_cost", "critic"}
 
 
 def test_a_new_goal_in_the_middle_of_an_episode_is_a_new_task_altogether(tiny):
-    config = replace(tiny, execute=3)
+    config = replace(tiny, receding_horizon=3)
     agent, obs = waking(config, "plan")
     old = agent.act(obs)
-    agent.configure(Task(goal=obs), seed=0)
-    torch.testing.assert_close(agent.focus.goal, agent.perceive(obs))
-    fresh, _ = waking(config, "plan")
-    fresh.configure(Task(goal=obs), seed=0)
+    agent.set_task(Task(goal=obs), seed=0)
+    torch.testing.assert_close(agent.context.goal, agent.encode(obs))
+    is_first, _ = waking(config, "plan")
+    is_first.set_task(Task(goal=obs), seed=0)
     plan = agent.act(obs)
-    assert same(plan, fresh.act(obs))
+    assert same(plan, is_first.act(obs))
     assert not torch.equal(plan.actions, old.actions)
 
 
-def test_changing_the_mode_keeps_the_mind(tiny):
+def test_changing_the_mode_keeps_the_agent(tiny):
     agent, obs = waking(tiny, "react")
     before = weights_of(agent)
-    reflex = agent.act(obs)
-    agent.configure(Task(goal=obs, mode="plan"))
+    reactive = agent.act(obs)
+    agent.set_task(Task(goal=obs, mode="plan"))
     agent.act(obs)
     agent, obs = waking(tiny, "react")
     assert moved(agent, before) == set()
-    assert same(agent.act(obs), reflex)
+    assert same(agent.act(obs), reactive)
 
 
-def test_a_reflex_in_one_world_is_the_same_as_among_many(tiny):
-    agent, obs = waking(tiny, "react", worlds=5)
+def test_a_reactive_actor_in_one_env_is_the_same_as_among_many(tiny):
+    agent, obs = waking(tiny, "react", num_envs=5)
     together = agent.act(obs).action
-    focus = agent.focus
-    for world in range(5):
-        agent.focus = focus.of(torch.tensor([world]))
-        torch.testing.assert_close(agent.act(obs[world, None]).action[0], together[world])
+    context = agent.context
+    for env in range(5):
+        agent.context = context.select(torch.tensor([env]))
+        torch.testing.assert_close(agent.act(obs[env, None]).action[0], together[env])
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
-def test_every_recipe_takes_its_lessons_and_each_moves_its_own_boxes_only(name):
+def test_every_recipe_takes_its_stages_and_each_moves_its_own_components_only(name):
     config = small(recipes.recipe(name), steps=2)
-    agent, world = mind(config)
-    for index, (lesson, how) in enumerate(lessons(config).items()):
+    agent, env = make_policy(config)
+    for index, (stage, how) in enumerate(stages(config).items()):
         before = weights_of(agent)
-        pupil = how.begin(agent, config.world, seed=index)
-        while pupil.step < pupil.total:
-            assert all(value.isfinite() for value in pupil.update().values())
-        pupil.finish()
-        assert moved(agent, before) == learns(config, lesson)
+        stage_run = how.start(agent, config.env, seed=index)
+        while stage_run.step < stage_run.total:
+            assert all(value.isfinite() for value in stage_run.update().values())
+        stage_run.finish()
+        assert moved(agent, before) == learns(config, stage)
     for mode in agent.actors:
-        for assignment in agent.assignments.values():
-            obs, info = world.reset(0)
-            act = players.mind(agent, mode, assignment)(Scene(world, obs, info), 0)
-            for lived in islice(live(act, world, obs), 2):
-                assert shapes(lived.transition.next_obs) == shapes(obs)
+        for assignment in agent.tasks.values():
+            obs, info = env.reset(0)
+            act = policies.agent_policy_factory(agent, mode, assignment)(
+                EpisodeStart(env, obs, info), 0
+            )
+            for collected in islice(rollout(act, env, obs), 2):
+                assert shapes(collected.transition.next_obs) == shapes(obs)
 
 
-def learns(config: Config, lesson: str) -> set[str]:
+def learns(config: Config, stage: str) -> set[str]:
     """The boxes that a lesson of these settings moves."""
-    if isinstance(lessons(config)[lesson], NoLesson):
+    if isinstance(stages(config)[stage], NoStage):
         return set()
-    recalls = lesson == "objective" and not isinstance(config.recall, NoRecall.Config)
-    keeps = config.landmarks and lesson in ("life", "practice")
-    return LEARNS[lesson] | ({"recall"} if recalls else set()) | ({"landmarks"} if keeps else set())
+    recalls = stage == "train_jepa" and not isinstance(config.short_term_memory, NoMemoryConfig)
+    keeps = config.num_reference_obs and stage in ("collect", "planner_rollouts")
+    return (
+        LEARNS[stage]
+        | ({"short_term_memory"} if recalls else set())
+        | ({"reference_obs"} if keeps else set())
+    )
 
 
 def shapes(obs: Observation) -> dict[str, torch.Size]:
-    return {name: part.shape for name, part in by_sense(obs).items()}
+    return {name: part.shape for name, part in as_dict(obs).items()}
 
 
-@pytest.mark.parametrize("recall", [Belief.Config(hidden=4), Associative.Config(size=4)])
-def test_what_may_be_recalled_is_learnt_with_perception_and_by_nobody_else(tiny, recall):
-    config = replace(tiny, recall=recall, objective=replace(tiny.objective, context=2))
-    agent, before = taught(config, ("life", "objective"))
+@pytest.mark.parametrize(
+    "short_term_memory", [GRUMemoryConfig(hidden=4), AttentionMemoryConfig(slot_dim=4)]
+)
+def test_what_may_be_recalled_is_learnt_with_perception_and_by_nobody_else(tiny, short_term_memory):
+    config = replace(
+        tiny,
+        short_term_memory=short_term_memory,
+        train_jepa=replace(tiny.train_jepa, context_steps=2),
+    )
+    agent, before = trained(config, ("collect", "train_jepa"))
     after = agent.state_dict()
-    assert moved(agent, before) == {"perception", "recall", "world_model"}
+    assert moved(agent, before) == {"perception", "short_term_memory", "world_model"}
     parts = {name for name in before if name.startswith("recall.")}
     assert not any(torch.equal(before[name], after[name]) for name in parts)
-    assert moved(*taught(config, ("life", "teacher"))) == {"cost"}
-    assert moved(*taught(config, ("distil",))) == LEARNS["distil"]
+    assert moved(*trained(config, ("collect", "train_goal_critic"))) == {"cost"}
+    assert moved(*trained(config, ("distill_policy",))) == LEARNS["distill_policy"]
 
 
-def taught(config: Config, names: tuple[str, ...]) -> tuple[Agent, dict[str, Tensor]]:
+def trained(config: Config, names: tuple[str, ...]) -> tuple[Agent, dict[str, Tensor]]:
     """After some lessons, and its weights before the last one."""
-    agent, _ = mind(config)
+    agent, _ = make_policy(config)
     for name in names:
         before = weights_of(agent)
-        pupil = lessons(config)[name].begin(agent, config.world, seed=1)
-        while pupil.step < pupil.total:
-            pupil.update()
-        pupil.finish()
+        stage_run = stages(config)[name].start(agent, config.env, seed=1)
+        while stage_run.step < stage_run.total:
+            stage_run.update()
+        stage_run.finish()
     return agent, before
 
 
 def test_distilling_moves_every_layer_of_the_policy_and_of_what_is_expected_of_plans(tiny):
-    agent, before = taught(tiny, ("distil",))
+    agent, before = trained(tiny, ("distill_policy",))
     after = agent.state_dict()
-    learnt = [name for name in before if name.startswith(("policy.", "expectation."))]
-    assert {name.split(".")[0] for name in learnt} == {"policy", "expectation"}
+    learnt = [name for name in before if name.startswith(("policy.", "plan_energy_predictor."))]
+    assert {name.split(".")[0] for name in learnt} == {"policy", "plan_energy_predictor"}
     assert not any(torch.equal(before[name], after[name]) for name in learnt if after[name].numel())
 
 
 @pytest.mark.parametrize("imitate", [(), ("stay",)])
 def test_where_nothing_is_to_be_imitated_the_policy_is_to_go_on_as_it_does(imitate):
     config = small(recipes.forage(), steps=1)
-    planner = replace(config.planner, horizon=3, steps=2)
-    distil = replace(config.distil, imitate=imitate, rounds=4)
-    agent, _ = mind(replace(config, planner=planner))
-    pupil = distil.begin(agent, config.world, seed=1)
-    rounds = [pupil._ask(turn) for turn in range(4)]  # the policy has learnt nothing yet
+    planner = replace(config.planner, horizon=3, iterations=2)
+    distil = replace(config.distill_policy, imitated_tasks=imitate, rounds=4)
+    agent, _ = make_policy(replace(config, planner=planner))
+    stage_run = distil.start(agent, config.env, seed=1)
+    rounds = [
+        stage_run._collect_labels(turn) for turn in range(4)
+    ]  # the policy has learnt nothing yet
     for name, label in zip(config.tasks, rounds, strict=True):
-        own = agent.policy(label.state, label.goal, label.condition)
+        own = agent.policy(label.state, label.goal, label.task_vector)
         as_it_does = torch.allclose(label.action, own, atol=1e-6)
         assert as_it_does == bool(imitate and name not in imitate)
 
 
-def test_after_a_first_round_under_mode_2_the_policy_lives_by_itself():
+def test_after_a_first_round_under_mode_2_the_policy_episodes_by_itself():
     config = small(recipes.forage(), steps=1)
-    planner = replace(config.planner, horizon=3, steps=2)
-    agent, _ = mind(replace(config, planner=planner))
-    pupil = replace(config.distil, imitate=()).begin(agent, config.world, seed=1)
-    dare, dared = pupil._dare, []
-    pupil._dare = lambda action, random: dared.append(action) or dare(action, random)
+    planner = replace(config.planner, horizon=3, iterations=2)
+    agent, _ = make_policy(replace(config, planner=planner))
+    stage_run = replace(config.distill_policy, imitated_tasks=()).start(agent, config.env, seed=1)
+    dare, dared = stage_run._with_noise, []
+    stage_run._with_noise = lambda action, random: dared.append(action) or dare(action, random)
     tasks = len(config.tasks)
     for turn in (0, tasks):
         dared.clear()
-        label = pupil._ask(turn)
-        own = agent.policy(label.state, label.goal, label.condition)
+        label = stage_run._collect_labels(turn)
+        own = agent.policy(label.state, label.goal, label.task_vector)
         assert not torch.allclose(label.action, own, atol=1e-3)
-        lived = label.action if turn < tasks else own
-        torch.testing.assert_close(torch.cat(dared), lived, atol=1e-6, rtol=0)
+        collected = label.action if turn < tasks else own
+        torch.testing.assert_close(torch.cat(dared), collected, atol=1e-6, rtol=0)
 
 
 def test_bootstrapping_moves_only_the_critic(tiny):
-    learning = replace(tiny.teacher.learning, steps=2)
-    config = replace(tiny, teacher=Bootstrap(learning=learning, length=4))
-    assert moved(*taught(config, ("life", "teacher"))) == {"cost"}
+    optim = replace(tiny.train_goal_critic.optim, steps=2)
+    config = replace(tiny, train_goal_critic=TrainTDDistance(optim=optim, length=4))
+    assert moved(*trained(config, ("collect", "train_goal_critic"))) == {"cost"}
 
 
 def test_the_same_seed_learns_the_same(tiny):
-    names = tuple(lessons(tiny))
-    first, second = (taught(tiny, names)[0] for _ in range(2))
+    names = tuple(stages(tiny))
+    first, second = (trained(tiny, names)[0] for _ in range(2))
     assert moved(first, weights_of(second)) == set()
 
 
-def test_learning_leaves_memory_as_it_was_lived(tiny):
-    agent, _ = taught(tiny, ("life",))
-    lived = {name: part.clone() for name, part in agent.memory.state_dict().items()}
-    for name in ("objective", "teacher", "distil"):
-        pupil = lessons(tiny)[name].begin(agent, tiny.world, seed=1)
-        pupil.update()
-    torch.testing.assert_close(agent.memory.state_dict(), lived, rtol=0, atol=0)
+def test_learning_leaves_memory_as_it_was_collected(tiny):
+    agent, _ = trained(tiny, ("collect",))
+    collected = {name: part.clone() for name, part in agent.replay_buffer.state_dict().items()}
+    for name in ("train_jepa", "train_goal_critic", "distill_policy"):
+        stage_run = stages(tiny)[name].start(agent, tiny.env, seed=1)
+        stage_run.update()
+    torch.testing.assert_close(agent.replay_buffer.state_dict(), collected, rtol=0, atol=0)
 
 
 def test_the_critic_stays_the_teacher_until_its_student_has_learnt():
     config = small(recipes.two_rooms_random(), steps=2)
-    agent, _ = taught(config, ("life",))
+    agent, _ = trained(config, ("collect",))
     before = weights_of(agent)
-    pupil = config.paths.begin(agent, config.world, seed=1)
-    pupil.update()
+    stage_run = config.distill_paths.start(agent, config.env, seed=1)
+    stage_run.update()
     assert moved(agent, before) == set()
-    pupil.finish()
+    stage_run.finish()
     assert moved(agent, before) == {"cost"}
 
 
-@pytest.mark.parametrize("lesson", ["teacher", "paths"])
-def test_who_has_no_critic_cannot_teach_it(lesson):
+@pytest.mark.parametrize("stage", ["train_goal_critic", "distill_paths"])
+def test_who_has_no_critic_cannot_teach_it(stage):
     config = small(recipes.two_rooms_random(), steps=2)
-    config = replace(config, critic=NoCritic.Config())
-    with pytest.raises(UnusableInput, match="without a critic"):
-        taught(config, ("life", lesson))
+    config = replace(config, goal_critic=NoGoalCriticConfig())
+    with pytest.raises(ConfigError, match="without a critic"):
+        trained(config, ("collect", stage))
 
 
 def weigh(**weights: float) -> Callable[[Config], Config]:
@@ -336,53 +362,59 @@ def weigh(**weights: float) -> Callable[[Config], Config]:
     return changed
 
 
-@pytest.mark.parametrize("ablation", [weigh(reach=1.0, critic=0.0), weigh()])
+@pytest.mark.parametrize("ablation", [weigh(goal_distance=1.0, critic=0.0), weigh()])
 def test_without_a_critic_one_can_still_plan(tiny, ablation):
-    agent, obs = waking(ablation(replace(tiny, critic=NoCritic.Config())), "plan")
+    agent, obs = waking(ablation(replace(tiny, goal_critic=NoGoalCriticConfig())), "plan")
     assert agent.act(obs).energy.isfinite().all()
 
 
 def test_arrays_are_taken_as_gymnasium_delivers_them(tiny):
-    agent, world = mind(tiny)
-    obs, info = world.reset(0)
-    agent.configure(Task(goal=world.goal(info)))
-    told = agent.act(obs)
-    agent.configure(Task(goal=world.goal(info).numpy()))
-    assert same(agent.act(obs.numpy()), told)
-    with pytest.raises(UnusableInput, match="observation is a list; it must be a batch of"):
+    agent, env = make_policy(tiny)
+    obs, info = env.reset(0)
+    agent.set_task(Task(goal=env.goal(info)))
+    output = agent.act(obs)
+    agent.set_task(Task(goal=env.goal(info).numpy()))
+    assert same(agent.act(obs.numpy()), output)
+    with pytest.raises(ConfigError, match="observation is a list; it must be a batch of"):
         agent.act([1, 2])
 
 
 def test_where_an_episode_begins_nobody_goes_on_with_a_plan(tiny):
-    agent, obs = waking(replace(tiny, execute=3, habit=NoHabit.Config()), "plan")
-    agent.begin()
+    agent, obs = waking(
+        replace(tiny, receding_horizon=3, policy_proposal=NoPolicyProposalConfig()), "plan"
+    )
+    agent.reset()
     first = agent.act(obs)
     agent.act(obs)
-    assert agent.actors["plan"].left
-    agent.begin()
+    assert agent.actors["plan"].remaining
+    agent.reset()
     assert agent.act(obs).actions.shape == first.actions.shape  # a whole plan, not the rest of one
 
 
-def test_who_is_to_stay_stays_where_it_was_when_it_was_told_whatever_begins_elsewhere(tiny):
-    world = tiny.evaluation.build(3)
-    obs, info = world.reset(0)
-    errand = players.Errand(Assignment(aim="here"))
-    errand.task(Scene(world, obs, info), "plan")
-    fresh = torch.tensor([False, True, False])
-    goal = errand.task(Scene(world, obs + 1, info, fresh), "plan").goal
-    assert torch.equal(goal, torch.where(fresh[:, None, None, None], obs + 1, obs))
+def test_who_is_to_stay_stays_where_it_was_when_it_was_reported_whatever_begins_elsewhere(tiny):
+    env = tiny.eval_env.build(3)
+    obs, info = env.reset(0)
+    subtask = policies.TaskTracker(TaskSpec(goal_source="current"))
+    subtask.task(EpisodeStart(env, obs, info), "plan")
+    is_first = torch.tensor([False, True, False])
+    goal = subtask.task(EpisodeStart(env, obs + 1, info, is_first), "plan").goal
+    assert torch.equal(goal, torch.where(is_first[:, None, None, None], obs + 1, obs))
 
 
-def test_what_is_thought_in_one_world_does_not_depend_on_how_many_others_there_are(tiny):
+def test_what_is_plan_in_one_env_does_not_depend_on_how_many_others_there_are(tiny):
     """The chance in it is the same in all."""
-    config = replace(tiny, habit=NoHabit.Config(), temper=Restless.Config(content=0.0))
-    agent, world = mind(config, worlds=5)
-    obs, info = world.reset(0)
+    config = replace(
+        tiny,
+        policy_proposal=NoPolicyProposalConfig(),
+        stuck_recovery=StuckPerturbationConfig(min_energy=0.0),
+    )
+    agent, env = make_policy(config, num_envs=5)
+    obs, info = env.reset(0)
     awake(agent)
-    goal = world.goal(info)
+    goal = env.goal(info)
     plans = []
     for worlds in ([0, 1, 2, 3, 4], [3]):
-        agent.begin()
-        agent.configure(Task(goal=goal[worlds]), seed=4)
+        agent.reset()
+        agent.set_task(Task(goal=goal[worlds]), seed=4)
         plans.append([agent.act(obs[worlds]).actions[-1 if worlds == [3] else 3] for _ in range(7)])
     torch.testing.assert_close(plans[0], plans[1], atol=1e-4, rtol=0)

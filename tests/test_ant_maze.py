@@ -35,8 +35,8 @@ def known(name, count):
     return FixedMaze(read_map(MAPS[name], CPU))(torch.zeros(count))
 
 
-def standing(places):
-    return place_at(torch.tensor(places), torch.zeros(len(places), 2))
+def standing(positions):
+    return place_at(torch.tensor(positions), torch.zeros(len(positions), 2))
 
 
 def facing(ant, yaw):
@@ -53,7 +53,7 @@ def tilt(ant):
 
 
 @pytest.mark.filterwarnings("ignore:.*infinity")  # Ant-v5 knows no bounds either
-def test_the_world_is_as_gymnasium_wants_it():
+def test_the_env_is_as_gymnasium_wants_it():
     one = gymnasium.make(envs.ANT_MAZE).unwrapped
     check_env(one, skip_render_check=True)
     assert one.observation_space.shape == (29,)
@@ -62,15 +62,15 @@ def test_the_world_is_as_gymnasium_wants_it():
 
 def test_a_trot_goes_any_way_whatever_way_an_ant_faces():
     ways = 2 * math.pi * torch.arange(8) / 8
-    wanted = torch.stack([ways.cos(), ways.sin()], -1)
+    target = torch.stack([ways.cos(), ways.sin()], -1)
     ant = facing(standing([[2.5, 2.5]] * 8), torch.linspace(-3, 3, 8))
     start, ants, maze = ant.position, AntPhysics(11), known("four-rooms", 8)
     for _ in range(100):
-        ant = ants(maze, ant, trot_controller(ant, wanted))
+        ant = ants(maze, ant, trot_controller(ant, target))
     moved = CELL * (ant.position - start)  # metres, in 5 seconds
-    along = (moved * wanted).sum(-1)
+    along = (moved * target).sum(-1)
     assert along.min() > 1.5
-    assert ((moved - along[:, None] * wanted).norm(dim=-1) < 0.5 * along).all()
+    assert ((moved - along[:, None] * target).norm(dim=-1) < 0.5 * along).all()
     assert tilt(ant).min() > 0.8
 
 
@@ -95,106 +95,106 @@ def test_every_number_of_an_action_turns_its_own_joint_as_in_ant_v5():
 
 
 def test_walls_stop_ants_and_openings_let_them_pass():
-    asked = AntMazeVectorEnv(1).dynamics_tests(3)
+    requested = AntMazeVectorEnv(1).dynamics_tests(3)
     way = {name: CELL * 3 * np.linalg.norm((e.end_factors - e.start_factors)[:, :2], axis=-1)
-           for name, e in asked.items()}  # fmt: skip
+           for name, e in requested.items()}  # fmt: skip
     assert np.quantile(way["open"], 0.1) > 0.7
     assert way["wall"].max() < 1.2  # their feet are there before them
     assert way["wall"].mean() < 0.5 * way["open"].mean()
 
 
-def test_an_exam_is_what_its_actions_lead_to():
-    exam = AntMazeVectorEnv(1).dynamics_tests(3)["open"]
-    worlds = AntMazeVectorEnv(len(exam.start_factors))
-    worlds.reset(seed=0, options={"factors": exam.start_factors})
-    for step in range(exam.actions.shape[1]):
-        *_, info = worlds.step(exam.actions[:, step])
-    np.testing.assert_allclose(info["factors"], exam.end_factors, atol=2e-3)
+def test_an_dynamics_test_is_what_its_actions_lead_to():
+    dynamics_test = AntMazeVectorEnv(1).dynamics_tests(3)["open"]
+    vec_env = AntMazeVectorEnv(len(dynamics_test.start_factors))
+    vec_env.reset(seed=0, options={"factors": dynamics_test.start_factors})
+    for step in range(dynamics_test.actions.shape[1]):
+        *_, info = vec_env.step(dynamics_test.actions[:, step])
+    np.testing.assert_allclose(info["factors"], dynamics_test.end_factors, atol=2e-3)
 
 
-def test_nobody_is_born_into_a_wall():
-    worlds = AntMazeVectorEnv(200)
-    worlds.reset(seed=5)
-    ant = worlds.state.body
-    assert is_free(worlds.state.maze, ant.position).all()
-    assert is_free(worlds.state.maze, worlds.state.goal).all()
+def test_nobody_is_initialized_into_a_wall():
+    vec_env = AntMazeVectorEnv(200)
+    vec_env.reset(seed=5)
+    ant = vec_env.state.body
+    assert is_free(vec_env.state.maze, ant.position).all()
+    assert is_free(vec_env.state.maze, vec_env.state.goal).all()
     for _ in range(5):
-        worlds.step(np.zeros((200, 8), np.float32))
+        vec_env.step(np.zeros((200, 8), np.float32))
     assert (
-        CELL * (worlds.state.body.position - ant.position).norm(dim=-1).max() < 0.02
+        CELL * (vec_env.state.body.position - ant.position).norm(dim=-1).max() < 0.02
     )  # nothing threw it
 
 
 def test_half_a_metre_from_the_goal_is_there_and_the_goal_tells_of_an_ant_that_stands():
-    worlds = AntMazeVectorEnv(2)
+    vec_env = AntMazeVectorEnv(2)
     near, goal = np.zeros((2, 4)), np.zeros((2, 4))
     goal[:, :2] = 1.5 / 3, 0.5 / 3
     near[:, :2] = goal[:, :2]
     near[:, 0] += np.array([0.48, 0.52]) / CELL / 3
-    obs, info = worlds.reset(seed=0, options={"factors": near, "goal_factors": goal})
+    obs, info = vec_env.reset(seed=0, options={"factors": near, "goal_factors": goal})
     assert info["final_success"].tolist() == [True, False]
-    told = info["goal"][0]
-    np.testing.assert_allclose(told[:2], [0, -2 / 3], atol=1e-6)
-    np.testing.assert_allclose(told[2:15], STANDING)
-    assert not told[15:].any()
+    output = info["goal"][0]
+    np.testing.assert_allclose(output[:2], [0, -2 / 3], atol=1e-6)
+    np.testing.assert_allclose(output[2:15], STANDING)
+    assert not output[15:].any()
     assert (obs[:, 2:] == info["goal"][:, 2:]).all()
     np.testing.assert_allclose(info["factors"], near, atol=1e-6)
 
 
-def test_a_user_who_puts_an_ant_into_a_wall_is_told():
-    worlds = AntMazeVectorEnv(1)
+def test_a_user_who_puts_an_ant_into_a_wall_is_reported():
+    vec_env = AntMazeVectorEnv(1)
     at = np.array([[0.5 / 3, 0.9 / 3, 0, 0]])
     with pytest.raises(
         ValueError, match=r"environment 0 the body at cell \[0\.5, 0\.9\] is inside a wall"
     ):
-        worlds.reset(seed=0, options={"factors": at})
+        vec_env.reset(seed=0, options={"factors": at})
 
 
-def test_velocities_are_seen_in_metres_a_second():
+def test_velocities_are_observed_in_metres_a_second():
     ant = place_at(torch.tensor([[1.5, 0.5]]), torch.tensor([[0.01, 0.0]]))
-    worlds = AntMazeVectorEnv(1)
-    seen = worlds.obs_type.observe(torch.zeros(1), ant)
-    assert seen[0, 15] == pytest.approx(0.01 * CELL / STEP)
+    vec_env = AntMazeVectorEnv(1)
+    observed = vec_env.obs_type.observe(torch.zeros(1), ant)
+    assert observed[0, 15] == pytest.approx(0.01 * CELL / STEP)
 
 
-def test_a_world_lives_the_same_life_alone_and_in_a_batch():
-    batch, alone = AntMazeVectorEnv(3), AntMazeVectorEnv(1)
-    seen, _ = batch.reset(seed=7)
-    one, _ = alone.reset(seed=9)
+def test_an_env_episodes_the_same_episode_alone_and_in_a_batch():
+    batch, single = AntMazeVectorEnv(3), AntMazeVectorEnv(1)
+    observed, _ = batch.reset(seed=7)
+    one, _ = single.reset(seed=9)
     for _ in range(40):
-        assert (seen[2] == one[0]).all()
-        seen = batch.step(batch.behaviour_action())[0]
-        one = alone.step(alone.behaviour_action())[0]
+        assert (observed[2] == one[0]).all()
+        observed = batch.step(batch.behaviour_action())[0]
+        one = single.step(single.behaviour_action())[0]
 
 
 def test_a_walk_is_shaken_and_leads_about():
-    worlds = AntMazeVectorEnv(12, directed_fraction=0.5)
-    worlds.reset(seed=1)
-    start = worlds.state.body.position
-    steady = trot_controller(worlds.state.body, torch.zeros(12, 2))
-    assert (torch.from_numpy(worlds.behaviour_action()) != steady).any(-1).all()
+    vec_env = AntMazeVectorEnv(12, directed_fraction=0.5)
+    vec_env.reset(seed=1)
+    start = vec_env.state.body.position
+    steady = trot_controller(vec_env.state.body, torch.zeros(12, 2))
+    assert (torch.from_numpy(vec_env.behaviour_action()) != steady).any(-1).all()
     for _ in range(200):
-        worlds.step(worlds.behaviour_action())
-    assert (worlds.state.body.position - start).norm(dim=-1).median() > 0.25
-    assert (tilt(worlds.state.body) > 0.5).float().mean() > 0.8
+        vec_env.step(vec_env.behaviour_action())
+    assert (vec_env.state.body.position - start).norm(dim=-1).median() > 0.25
+    assert (tilt(vec_env.state.body) > 0.5).float().mean() > 0.8
 
 
 def test_who_knows_the_maze_arrives():
-    worlds = AntMazeVectorEnv(12, goal_distance="short")
-    worlds.reset(seed=4)
+    vec_env = AntMazeVectorEnv(12, goal_distance="short")
+    vec_env.reset(seed=4)
     for _ in range(450):
-        *_, info = worlds.step(worlds.expert_action())
+        *_, info = vec_env.step(vec_env.expert_action())
     assert info["final_success"].mean() >= 11 / 12
-    assert tilt(worlds.state.body).min() > 0.8
+    assert tilt(vec_env.state.body).min() > 0.8
 
 
 def test_it_is_drawn_with_its_legs():
-    worlds = AntMazeVectorEnv(1)
-    worlds.reset(seed=0)
-    ant, (picture,) = worlds.state.body, worlds.render()
+    vec_env = AntMazeVectorEnv(1)
+    vec_env.reset(seed=0)
+    ant, (picture,) = vec_env.state.body, vec_env.render()
     tips = ant.position[:, None] + knees_and_feet(ant.pose)[:, :, 1] / CELL
     for x, y in (
-        worlds.factors_to_pixels(torch.cat([tips[0] / 3, 0 * tips[0]], -1)).round().astype(int)
+        vec_env.factors_to_pixels(torch.cat([tips[0] / 3, 0 * tips[0]], -1)).round().astype(int)
     ):
         assert np.abs(picture[y, x].astype(int) - [30, 90, 220]).max() < 60
     assert knees_and_feet(ant.pose).norm(dim=-1).max() < 1.0

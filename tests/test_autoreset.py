@@ -17,12 +17,12 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ami_agent.evaluate import play_many
-from ami_agent.guard import Died, Failed
-from ami_agent.life import WorldConfig, ended, live, walk
-from ami_agent.players import aimless
-from modules.memory import Memory
-from modules.types import UnusableInput
+from ami_agent.adapters.env import EnvConfig, behaviour_policy, done_of, rollout
+from ami_agent.adapters.fault_tolerance import EnvError, WorkerDied
+from ami_agent.evaluation.evaluate import run_many
+from ami_agent.evaluation.policies import make_random_policy
+from modules.memory.replay_buffer import ReplayBuffer
+from modules.types import ConfigError
 
 OBS, ACTION = spaces.Box(-1e6, 1e6, (2,), np.float32), spaces.Discrete(2)
 MODES = tuple(mode.value for mode in AutoresetMode)
@@ -88,8 +88,8 @@ class Other(Enum):
 def batch(num_envs=1, mode="NextStep", told=None, kind="sync", as_dict=False, old=False):
     """`told`: what is declared; of Gymnasium's own class if None, "itself": the true mode."""
     mode = AutoresetMode(mode)
-    kinds = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
-    envs = kinds[kind]([partial(Episode, as_dict)] * num_envs, autoreset_mode=mode)
+    types = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
+    envs = types[kind]([partial(Episode, as_dict)] * num_envs, autoreset_mode=mode)
     enums = {"itself": mode, "other": Other.SAME_STEP}
     return envs if told is None else Simulator(envs, enums.get(told, told), old)
 
@@ -104,13 +104,13 @@ def _registered():
 
 
 def config(**options):
-    return WorldConfig(id="ami-test/Batch-v0", options=options)
+    return EnvConfig(id="ami-test/Batch-v0", options=options)
 
 
 def steps_of(config, count, steps, seed=3):
-    with closing(config.build(count)) as world:
-        obs, _ = world.reset(seed)
-        return list(islice(live(walk(world), world, obs), steps))
+    with closing(config.build(count)) as env:
+        obs, _ = env.reset(seed)
+        return list(islice(rollout(behaviour_policy(env), env, obs), steps))
 
 
 def transitions(config, count=1, steps=30):
@@ -126,7 +126,7 @@ def _told(step):
     return step.info["success"], step.info["goal"]
 
 
-REFERENCE = WorldConfig(id="ami-test/Episode-v0", vector="sync")
+REFERENCE = EnvConfig(id="ami-test/Episode-v0", vectorization_mode="sync")
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
@@ -149,29 +149,29 @@ def test_other_batches_of_one_keep_the_same_transitions_declared_or_not(mode, de
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_no_transition_joins_two_episodes_in_batches_of_several(mode, as_dict):
     built = config(mode=mode, told="itself", as_dict=as_dict).build(3)
-    with closing(built) as world:
+    with closing(built) as env:
         memory, found = None, []
         while len(found) < 60:
-            obs, _ = world.reset(3)
+            obs, _ = env.reset(3)
             try:
-                for step in live(walk(world), world, obs):
-                    memory = memory or Memory(200, step.transition, "cpu")
-                    memory.remember(step.transition)
+                for step in rollout(behaviour_policy(env), env, obs):
+                    memory = memory or ReplayBuffer(200, step.transition, "cpu")
+                    memory.add(step.transition)
                     found.append(step)
                     if len(found) >= 60:
                         break
-            except Died:
-                memory.cut()
-    drawn = memory.sample(900, 1, torch.Generator().manual_seed(0))
-    states = drawn.obs["here"] if as_dict else drawn.obs
+            except WorkerDied:
+                memory.break_episodes()
+    sampled = memory.sample(900, 1, torch.Generator().manual_seed(0))
+    states = sampled.obs["here"] if as_dict else sampled.obs
     before, after = states[:, 0], states[:, 1]
     assert torch.equal(before[:, 0], after[:, 0])
     assert torch.equal(before[:, 1] + 1, after[:, 1])
-    assert torch.equal(drawn.interoception[:, 0, 0], 10 + after[:, 1])
-    assert drawn.terminated.any()
+    assert torch.equal(sampled.interoception[:, 0, 0], 10 + after[:, 1])
+    assert sampled.terminated.any()
     assert before[:, 1].min() == 0  # episodes begin with what the reset gave
     for step, following in pairwise(found[-20:]):
-        assert not ended(following)[ended(step)].any()
+        assert not done_of(following)[done_of(step)].any()
 
 
 def test_names_of_gymnasium_before_1_0_are_read_too():
@@ -186,11 +186,11 @@ def test_names_of_gymnasium_before_1_0_are_read_too():
 @pytest.mark.parametrize("count", [1, 4])
 def test_evaluation_is_the_same_in_every_mode(count):
     found = [
-        play_many(aimless, c, count, 0, "cpu")
+        run_many(make_random_policy, c, count, 0, "cpu")
         for c in (REFERENCE, *(config(mode=m, told="itself") for m in MODES))
     ]
-    for outcome in found[1:]:
-        for part, other in zip(outcome, found[0], strict=True):
+    for results in found[1:]:
+        for part, other in zip(results, found[0], strict=True):
             torch.testing.assert_close(part, other, equal_nan=True)
     assert found[0].final_success.tolist() == [1] * count
 
@@ -202,7 +202,7 @@ def test_a_mode_is_declared_by_its_name_its_value_or_an_enum(told):
 
 
 @pytest.mark.parametrize(
-    ("mode", "told", "said"),
+    ("mode", "told", "message"),
     [
         ("SameStep", "NextStep", r"declares autoreset_mode NextStep, but its final_obs"),
         ("SameStep", "Disabled", r"declares autoreset_mode Disabled, but its final_obs"),
@@ -210,10 +210,10 @@ def test_a_mode_is_declared_by_its_name_its_value_or_an_enum(told):
         ("NextStep", "sometimes", r"declares autoreset_mode 'sometimes'.*NextStep, SameStep, Dis"),
     ],
 )
-def test_a_batch_that_declares_one_mode_and_does_another_is_refused(mode, told, said):
-    with pytest.raises(UnusableInput, match=said) as caught:
+def test_a_batch_that_declares_one_mode_and_does_another_is_refused(mode, told, message):
+    with pytest.raises(ConfigError, match=message) as raised:
         steps_of(config(mode=mode, told=told), 1, 30)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
 class Silent(VectorEnv):
@@ -243,16 +243,18 @@ class Silent(VectorEnv):
 
 
 @pytest.mark.parametrize(
-    ("disabled", "count", "said"),
+    ("disabled", "count", "message"),
     [
         (False, 1, "declares no mode, but the step after an episode's end gives reward 1"),
         (True, 2, r"Disabled, but its reset changes sub-environments that .*reset_mask"),
     ],
 )
-def test_what_can_only_be_seen_in_the_step_after_an_end_is_refused_there(disabled, count, said):
+def test_what_can_only_be_observed_in_the_step_after_an_end_is_refused_there(
+    disabled, count, message
+):
     gymnasium.register("ami-test/Silent-v0", vector_entry_point=Silent)
     try:
-        with pytest.raises(Failed, match=said):
-            steps_of(WorldConfig(id="ami-test/Silent-v0", options={"disabled": disabled}), count, 9)
+        with pytest.raises(EnvError, match=message):
+            steps_of(EnvConfig(id="ami-test/Silent-v0", options={"disabled": disabled}), count, 9)
     finally:
         del gymnasium.registry["ami-test/Silent-v0"]

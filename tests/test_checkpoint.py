@@ -15,19 +15,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from ami_agent import checkpoint
-from modules.types import UnusableInput
+from ami_agent.storage import checkpoint
+from modules.types import ConfigError
 
 TENSORS = {"weight": torch.arange(6.0).view(2, 3), "pixels": torch.arange(9, dtype=torch.uint8)}
-FACTS = {"step": 7, "loss": 0.1, "names": ["reward"], "seed": None}
+METADATA = {"step": 7, "loss": 0.1, "names": ["reward"], "seed": None}
 SAVING = """
 import sys, pathlib, torch
-from ami_agent import checkpoint
+from ami_agent.storage import checkpoint
 """
 
 
 def saved(folder: Path) -> Path:
-    checkpoint.save(folder, TENSORS, FACTS)
+    checkpoint.save(folder, TENSORS, METADATA)
     return folder
 
 
@@ -38,7 +38,7 @@ def saver(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 def test_loads_what_was_saved(tmp_path):
     tensors, facts = checkpoint.load(saved(tmp_path / "runs" / "one"))
-    assert facts == FACTS
+    assert facts == METADATA
     torch.testing.assert_close(tensors, TENSORS, rtol=0, atol=0)
 
 
@@ -61,7 +61,7 @@ def test_replaces_a_checkpoint_of_the_same_name_and_leaves_nothing_behind(tmp_pa
 
 def test_does_not_replace_what_is_no_checkpoint(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UnusableInput, match="is no checkpoint"):
+    with pytest.raises(ConfigError, match="is no checkpoint"):
         saved(tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
@@ -71,7 +71,7 @@ def test_facts_that_json_cannot_hold_cost_nothing(tmp_path):
     for fact in (float("nan"), object()):
         with pytest.raises((ValueError, TypeError)):
             checkpoint.save(tmp_path / "c", TENSORS, {"fact": fact})
-    assert checkpoint.load(tmp_path / "c")[1] == FACTS
+    assert checkpoint.load(tmp_path / "c")[1] == METADATA
 
 
 def with_one_bit_turned(path: Path, count: int) -> Iterator[None]:
@@ -83,16 +83,16 @@ def with_one_bit_turned(path: Path, count: int) -> Iterator[None]:
 
 def test_one_turned_bit_of_the_tensors_is_noticed(tmp_path):
     for _ in with_one_bit_turned(saved(tmp_path / "c") / checkpoint.TENSORS, 60):
-        with pytest.raises(UnusableInput, match=r"^\S+/tensors\.safetensors is [^\n]+$"):
+        with pytest.raises(ConfigError, match=r"^\S+/tensors\.safetensors is [^\n]+$"):
             checkpoint.load(tmp_path / "c")
 
 
 def test_one_turned_bit_never_changes_the_facts(tmp_path):
     refused = 0
-    for _ in with_one_bit_turned(saved(tmp_path / "c") / checkpoint.FACTS, 100):
+    for _ in with_one_bit_turned(saved(tmp_path / "c") / checkpoint.METADATA, 100):
         try:
-            assert checkpoint.load(tmp_path / "c")[1] == FACTS  # only white space was hit
-        except UnusableInput:
+            assert checkpoint.load(tmp_path / "c")[1] == METADATA  # only white space was hit
+        except ConfigError:
             refused += 1
     assert refused > 50
 
@@ -107,29 +107,35 @@ def cut(folder: Path) -> None:
 
 
 def from_the_future(folder: Path) -> None:
-    path = folder / checkpoint.FACTS
+    path = folder / checkpoint.METADATA
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
 
 
 @pytest.mark.parametrize(
-    ("harm", "complaint"),
+    ("harm", "message"),
     [
-        (lambda folder: folder.rename(folder.with_name("gone")), r"facts\.json is missing"),
-        (lambda folder: (folder / checkpoint.FACTS).unlink(), r"facts\.json is missing"),
+        (lambda folder: folder.rename(folder.with_name("gone")), r"metadata\.json is missing"),
+        (lambda folder: (folder / checkpoint.METADATA).unlink(), r"metadata\.json is missing"),
         (lambda folder: (folder / checkpoint.TENSORS).unlink(), r"safetensors is missing"),
-        (lambda folder: (folder / checkpoint.FACTS).write_text("[1,"), r"facts\.json is damaged"),
-        (lambda folder: (folder / checkpoint.FACTS).write_text("[1]"), r"facts\.json is damaged"),
-        (lambda folder: (folder / checkpoint.FACTS).write_bytes(b"\xff"), r"json is damaged"),
-        (from_the_future, r"facts\.json has format 2; this version reads format 1"),
+        (
+            lambda folder: (folder / checkpoint.METADATA).write_text("[1,"),
+            r"metadata\.json is damaged",
+        ),
+        (
+            lambda folder: (folder / checkpoint.METADATA).write_text("[1]"),
+            r"metadata\.json is damaged",
+        ),
+        (lambda folder: (folder / checkpoint.METADATA).write_bytes(b"\xff"), r"json is damaged"),
+        (from_the_future, r"metadata\.json has format 2; this version reads format 1"),
         (cut, r"tensors\.safetensors is not a whole safetensors file"),
         (pickled, r"tensors\.safetensors is not a whole safetensors file"),
     ],
 )
-def test_refuses_what_is_not_a_checkpoint_in_one_line(tmp_path, harm, complaint):
+def test_refuses_what_is_not_a_checkpoint_in_one_line(tmp_path, harm, message):
     harm(saved(tmp_path / "c"))
-    with pytest.raises(UnusableInput, match=complaint) as refusal:
+    with pytest.raises(ConfigError, match=message) as refused_message:
         checkpoint.load(tmp_path / "c")
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(refused_message.value)
 
 
 FULL = """
@@ -145,12 +151,12 @@ except checkpoint.CheckpointNotWritten as error:
 @pytest.mark.parametrize("name", ["c", "d"])
 def test_a_full_disk_costs_only_the_new_checkpoint(tmp_path, name):
     saved(tmp_path / "c")
-    said, trouble = saver(FULL, tmp_path / name).communicate()
+    message, trouble = saver(FULL, tmp_path / name).communicate()
     assert trouble == ""
-    assert said.startswith(f"{tmp_path / name} was not written (")
-    assert said.endswith("it needs 4.0 MiB of free disk\n")
-    assert said.count("\n") == 1
-    assert checkpoint.load(tmp_path / "c")[1] == FACTS
+    assert message.startswith(f"{tmp_path / name} was not written (")
+    assert message.endswith("it needs 4.0 MiB of free disk\n")
+    assert message.count("\n") == 1
+    assert checkpoint.load(tmp_path / "c")[1] == METADATA
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
@@ -163,11 +169,11 @@ for step in range(1, 10**9):
 
 
 def test_a_killed_process_leaves_the_last_whole_checkpoint(tmp_path):
-    dice = random.Random(0)
+    rng = random.Random(0)
     for _ in range(4):
         process = saver(ENDLESS, tmp_path / "c")
         process.stdout.readline()
-        time.sleep(dice.uniform(0.0, 0.05))
+        time.sleep(rng.uniform(0.0, 0.05))
         process.send_signal(signal.SIGKILL)
         written = ["1", *process.communicate()[0].split()]
         tensors, facts = checkpoint.load(tmp_path / "c")
@@ -178,21 +184,21 @@ def test_a_killed_process_leaves_the_last_whole_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_put_aside_is_still_found(tmp_path):
-    place = saved(checkpoint.place(tmp_path, 7))
-    aside = place.with_name(f".{place.name}.replaced")
-    place.rename(aside)
-    assert checkpoint.latest(tmp_path) == place
-    assert checkpoint.load(place)[1] == FACTS
-    saved(checkpoint.place(tmp_path, 8))
-    assert place.is_dir()
+    position = saved(checkpoint.checkpoint_dir(tmp_path, 7))
+    aside = position.with_name(f".{position.name}.replaced")
+    position.rename(aside)
+    assert checkpoint.latest(tmp_path) == position
+    assert checkpoint.load(position)[1] == METADATA
+    saved(checkpoint.checkpoint_dir(tmp_path, 8))
+    assert position.is_dir()
     assert not aside.exists()
 
 
 def test_the_latest_is_the_highest_step_and_pruning_keeps_the_newest(tmp_path):
-    with pytest.raises(UnusableInput, match="has no checkpoint"):
+    with pytest.raises(ConfigError, match="has no checkpoint"):
         checkpoint.latest(tmp_path)
     for step in (900, 1200, 100_000_000, 3):
-        saved(checkpoint.place(tmp_path, step))
+        saved(checkpoint.checkpoint_dir(tmp_path, step))
     checkpoint.prune(tmp_path, keep=2)
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-00001200", "step-100000000"]
     assert checkpoint.latest(tmp_path).name == "step-100000000"

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 import ami_agent as ami
-from ami_agent import checkpoint, cli
-from ami_agent.cli import main
-from ami_agent.runs import write_json
+import ami_agent.cli.main as cli
+from ami_agent.cli.main import main
+from ami_agent.storage import checkpoint
+from ami_agent.storage.run_dir import write_json
 from ami_agent.train import train
-from tests.conftest import refuse
+from tests.conftest import error_line
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +41,7 @@ def own(run, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["fly"], "no command 'fly'; there are train, eval"),
         (["train"], "needs a RECIPE first"),
@@ -49,53 +50,64 @@ def own(run, tmp_path) -> Path:
         (["train", "two-rooms", "--planner.horizon", "far"], "--planner.horizon"),
         (["train", "two-rooms", "--seed", "1.5"], "--seed"),
         (["train", "two-rooms", "--device", "tpu"], "--device"),
-        (["train", "two-rooms", "--objective.weights.variance", "nan"], "is nan"),
+        (["train", "two-rooms", "--train-jepa.weights.variance", "nan"], "is nan"),
         (["train", "two-rooms", "--episodes", "0"], "--episodes is 0"),
-        (["train", "two-rooms", "--world.variant", "moon"], "choose one of"),
-        (["train", "two-rooms", "--world.id", "ami/Nowhere-v0"], "ami/Nowhere"),
+        (["train", "two-rooms", "--env.variant", "moon"], "choose one of"),
+        (["train", "two-rooms", "--env.id", "ami/Nowhere-v0"], "ami/Nowhere"),
         (["train", "two-rooms", "--resume"], "has no config.json"),
         (["eval", "nowhere"], "nowhere is no run folder"),
         (["eval"], "needs a DIR first"),
-        (["ablate", "two-rooms", "--without", "soul"], "there are critic, "),
+        (["ablate", "two-rooms", "--without", "soul"], "there are goal_critic, "),
         (["ablate", "two-rooms", "--swap", "planner=magic"], "GradientPlanner, Collocation, CEM"),
         (["ablate", "two-rooms", "--swap", "planner=gradientplanner"], "changes nothing"),
-        (["ablate", "two-rooms", "--swap", "critic=nocritic"], "on the command line, --without"),
-        (["train", "two-rooms-random", "--paths.nodes", "900"], "a life of 640 steps has 641"),
-        (["train", "two-rooms", "--objective.length", "33"], "but a life has 32 steps"),
+        (
+            ["ablate", "two-rooms", "--swap", "goal_critic=nocritic"],
+            "on the command line, --without",
+        ),
+        (
+            ["train", "two-rooms-random", "--distill-paths.nodes-per-graph", "900"],
+            "a life of 640 steps has 641",
+        ),
+        (["train", "two-rooms", "--train-jepa.length", "33"], "but a life has 32 steps"),
         (["train", "two-rooms", "--refine", "yes"], "--refine"),
-        (["train", "two-rooms", "--curve", "-1"], "--curve is -1"),
+        (["train", "two-rooms", "--eval-every-stage", "-1"], "--eval-every-stage is -1"),
         (
             ["train", "two-rooms", "--perception.patch", "0"],
             "--perception.patch is 0; it must be a whole number from 1",
         ),
-        (["train", "two-rooms", "--world.variant", "random"], "world and evaluation must be alike"),
-        (["train", "two-rooms-random", "--temper.period", "0"], "period is 0"),
-        (["train", "two-rooms-random", "--refine.length", "21"], "but a life has 20 steps"),
+        (["train", "two-rooms", "--env.variant", "random"], "world and evaluation must be alike"),
+        (["train", "two-rooms-random", "--stuck-recovery.check-every", "0"], "period is 0"),
+        (
+            ["train", "two-rooms-random", "--finetune-dynamics.length", "21"],
+            "but a life has 20 steps",
+        ),
         (["ablate", "two-rooms", "--json", "nowhere/told.json"], "a file in a folder that exists"),
         (["list", "everything"], "everything"),
         (["train", "two-rooms", "--drives", "greed"], "greed"),
         (["train", "forage", "--drives", "hunger", "thirst"], "'thirst'; there are hunger, pain"),
         (
-            ["train", "forage", "--foresight.discount", "1.0"],
+            ["train", "forage", "--value-critics.discount", "1.0"],
             "discount is 1.0; it must be from 0 to less than 1",
         ),
     ],
 )
-def test_bad_input_gets_one_line(argv, said, capsys, tmp_path, monkeypatch):
+def test_bad_input_gets_one_line(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert said in refuse(capsys, *argv)
+    assert message in error_line(capsys, *argv)
 
 
 def test_a_flag_that_is_given_twice_is_refused(capsys):
-    said = refuse(capsys, "ablate", "two-rooms", "--without", "critic", "--without=habit")
-    assert "--without is given 2 times; give it once" in said
-    assert "--env.id is given 2 times" in refuse(
+    message = error_line(
+        capsys, "ablate", "two-rooms", "--without", "goal_critic", "--without=policy_proposal"
+    )
+    assert "--without is given 2 times; give it once" in message
+    assert "--env.id is given 2 times" in error_line(
         capsys, "train", "gym", "--env.id", "Pendulum-v1", "--env.id", "CartPole-v1"
     )
 
 
 def test_a_flag_reaches_its_box(capsys, tmp_path):
-    assert "--out" in refuse(capsys, "train", "two-rooms", "--out")
+    assert "--out" in error_line(capsys, "train", "two-rooms", "--out")
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
     assert stop.value.code == 0
@@ -105,20 +117,33 @@ def test_a_flag_reaches_its_box(capsys, tmp_path):
 def test_train_leaves_its_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    brief = replace(tiny.planner, horizon=3, steps=2, warm_steps=1)  # it thinks 700 times here
+    brief = replace(
+        tiny.planner, horizon=3, iterations=2, warm_iterations=1
+    )  # it thinks 700 times here
     monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny, planner=brief))
-    out, told = tmp_path / "run", tmp_path / "told.json"
-    argv = ["train", "two-rooms", "--out", out, "--json", told, "--episodes", "2", "--curve", "3"]
+    out, output = tmp_path / "run", tmp_path / "told.json"
+    argv = [
+        "train",
+        "two-rooms",
+        "--out",
+        out,
+        "--json",
+        output,
+        "--episodes",
+        "2",
+        "--eval-every-stage",
+        "3",
+    ]
     assert main([str(a) for a in argv]) == 0
-    said = capsys.readouterr().out
-    assert "react" in said
-    assert "…" not in said  # no figure is cut
-    figures = json.loads(told.read_text())
+    message = capsys.readouterr().out
+    assert "react" in message
+    assert "…" not in message  # no figure is cut
+    figures = json.loads(output.read_text())
     assert list(figures) == ["plan", "react"]
     assert figures["plan"]["recipe"] == "two-rooms"
     assert json.loads((out / "eval.json").read_text()) == figures
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    curve = [line for line in lines if line["stage"] == "curve/reach"]
+    curve = [line for line in lines if line["stage"] == "eval/reach"]
     assert len(curve) == 3  # after the objective, the critic, the policy
     assert [line["seconds"] for line in curve] == sorted(line["seconds"] for line in curve)
     assert all(line["final_success"] in (0, 1 / 3, 2 / 3, 1) for line in curve)
@@ -129,49 +154,51 @@ def test_train_leaves_its_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypa
 
 
 def test_show_leaves_a_page(run, tmp_path):
-    told = tmp_path / "told.json"
-    argv = ["show", run, "--episodes", "1", "--out", tmp_path / "show", "--json", told]
+    output = tmp_path / "told.json"
+    argv = ["show", run, "--episodes", "1", "--out", tmp_path / "show", "--json", output]
     assert main([str(a) for a in argv]) == 0
-    page = Path(json.loads(told.read_text())["page"])
+    page = Path(json.loads(output.read_text())["page"])
     assert "seed 1000000: " in page.read_text()
 
 
-def test_a_world_of_another_kind_is_refused(run, capsys):
-    said = refuse(capsys, "eval", run, "--env", "Pendulum-v1")
-    assert "Pendulum-v1 has (3,) torch.float32 and 1 actions, but the agent is made for" in said
+def test_an_env_of_another_kind_is_refused(run, capsys):
+    message = error_line(capsys, "eval", run, "--env", "Pendulum-v1")
+    assert "Pendulum-v1 has (3,) torch.float32 and 1 actions, but the agent is made for" in message
 
 
 def test_eval_writes_the_figures_of_the_contract(run, tmp_path, capsys):
-    told = tmp_path / "eval.json"
-    assert main(["eval", str(run), "--episodes", "3", "--mode", "react", "--json", str(told)]) == 0
-    figures = json.loads(told.read_text())
+    output = tmp_path / "eval.json"
+    assert (
+        main(["eval", str(run), "--episodes", "3", "--mode", "react", "--json", str(output)]) == 0
+    )
+    figures = json.loads(output.read_text())
     assert figures["recipe"] == "two-rooms"
     assert figures["env"] == "ami/TwoRooms-v0"
     assert figures["episodes"] == 3
     assert figures["mode"] == "react"
     assert figures["task"] == "reach"
-    assert figures["deliberated"] == figures["violated"] == 0  # a reflex
-    assert figures["felt"] == {}
+    assert figures["planned"] == figures["violated"] == 0  # a reflex
+    assert figures["signal_sums"] == {}
     assert figures["score"] is None
     assert set(figures["ms_per_action"]) == {"mean", "p50", "p95"}
-    for who in (figures, figures["baselines"]["random"], figures["baselines"]["oracle"]):
+    for label in (figures, figures["baselines"]["random"], figures["baselines"]["oracle"]):
         for figure in ("success", "final_success"):
-            low, high = who[figure]["ci95"]
-            assert 0 <= low <= who[figure]["mean"] <= high <= 1
+            low, high = label[figure]["ci95"]
+            assert 0 <= low <= label[figure]["mean"] <= high <= 1
     assert figures["baselines"]["oracle"]["final_success"]["mean"] == 1
     assert "oracle" in capsys.readouterr().out
 
 
 def test_a_task_that_the_agent_does_not_know_is_refused(run, capsys):
-    said = refuse(capsys, "eval", run, "--task", "fly", "--episodes", "2")
-    assert "no task 'fly'; this agent knows reach" in said
+    message = error_line(capsys, "eval", run, "--task", "fly", "--episodes", "2")
+    assert "no task 'fly'; this agent knows reach" in message
 
 
 def test_the_same_seed_gives_the_same_figures(run, tmp_path):
     def figures(name: str) -> dict:
-        told = tmp_path / name
-        assert main(["eval", str(run), "--episodes", "4", "--json", str(told)]) == 0
-        return json.loads(told.read_text())
+        output = tmp_path / name
+        assert main(["eval", str(run), "--episodes", "4", "--json", str(output)]) == 0
+        return json.loads(output.read_text())
 
     one, other = figures("one"), figures("other")
     for clock in ("ms_per_action", "ms_per_decision", "ms_per_action_batched"):
@@ -182,17 +209,17 @@ def test_the_same_seed_gives_the_same_figures(run, tmp_path):
 def test_list_names_recipes_and_what_can_stand_in_each_box(capsys, tmp_path):
     assert main(["list", "--json", str(tmp_path / "told.json")]) == 0
     assert "two-rooms" in json.loads((tmp_path / "told.json").read_text())["recipes"]
-    said = capsys.readouterr().out
-    assert "two-rooms-eb-random" in said
-    assert "GradientPlanner, Collocation, CEM, MPPI" in said
-    assert "critic.distance" in said
+    message = capsys.readouterr().out
+    assert "two-rooms-eb-random" in message
+    assert "GradientPlanner, Collocation, CEM, MPPI" in message
+    assert "critic.distance" in message
 
 
 def test_probe_says_whether_the_state_is_alive(run, capsys, tmp_path):
     assert main(["probe", str(run), "--json", str(tmp_path / "marks.json")]) == 0
-    marks = json.loads((tmp_path / "marks.json").read_text())
-    assert {"effective_rank", "error dot x", "wall imagined", "door true"} <= set(marks)
-    assert set(marks["priors"]["linear"]) == {"agent", "untrained", "seen"}
+    metrics = json.loads((tmp_path / "marks.json").read_text())
+    assert {"effective_rank", "error dot x", "wall imagined", "door true"} <= set(metrics)
+    assert set(metrics["scorecard"]["linear"]) == {"agent", "untrained", "seen"}
     assert (run / "probe.png").stat().st_size > 10_000
 
 
@@ -201,30 +228,30 @@ def test_a_settings_file_cut_short_is_named(file, own, capsys):
     text = (own / file).read_text()
     (own / file).write_text(text[: len(text) // 2])
     argv = ["eval", own] if file == "config.json" else ["train", "two-rooms", "--out", own]
-    said = refuse(capsys, *argv, *([] if file == "config.json" else ["--resume"]))
-    assert file in said or "other settings" in said
+    message = error_line(capsys, *argv, *([] if file == "config.json" else ["--resume"]))
+    assert file in message or "other settings" in message
 
 
 def test_settings_of_another_version_are_refused(own, capsys):
     known = json.loads((own / "config.json").read_text())
     known["planner"]["clairvoyance"] = 7
     (own / "config.json").write_text(json.dumps(known))
-    assert "clairvoyance" in refuse(capsys, "eval", own)
+    assert "clairvoyance" in error_line(capsys, "eval", own)
 
 
-@pytest.mark.parametrize("named", [{"is": "Oracle.Config"}, {}])
+@pytest.mark.parametrize("named", [{"_type": "Oracle.Config"}, {}])
 def test_a_class_that_no_box_knows_is_refused(named, own, capsys):
     known = json.loads((own / "config.json").read_text())
     known["policy"] = named
     (own / "config.json").write_text(json.dumps(known))
-    assert "holds no settings of this version" in refuse(capsys, "eval", own)
+    assert "holds no settings of this version" in error_line(capsys, "eval", own)
 
 
 def test_weights_of_another_agent_are_refused(own, capsys):
     known = json.loads((own / "config.json").read_text())
     known["perception"]["state"] = 7
     (own / "config.json").write_text(json.dumps(known))
-    assert "does not fit the settings" in refuse(capsys, "eval", own)
+    assert "does not fit the settings" in error_line(capsys, "eval", own)
 
 
 def test_a_damaged_checkpoint_is_named(own, capsys):
@@ -232,13 +259,14 @@ def test_a_damaged_checkpoint_is_named(own, capsys):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert str(weights) in refuse(capsys, "eval", own)
+    assert str(weights) in error_line(capsys, "eval", own)
 
 
-def test_a_world_that_the_agent_was_not_made_for_is_refused(run, capsys):
-    said = refuse(capsys, "eval", run, "--variant", "random", "--episodes", "2")
+def test_an_env_that_the_agent_was_not_made_for_is_refused(run, capsys):
+    message = error_line(capsys, "eval", run, "--variant", "random", "--episodes", "2")
     assert (
-        "has (2, 32, 32) torch.uint8 and 2 actions, but the agent is made for (2, 65, 65)" in said
+        "has (2, 32, 32) torch.uint8 and 2 actions, but the agent is made for (2, 65, 65)"
+        in message
     )
 
 
@@ -249,7 +277,8 @@ def test_a_full_disk_ends_a_run_in_one_line_and_spares_what_was_saved(tmp_path):
         "import torch; torch.set_num_threads(1)\n"
         "from tests.conftest import small\n"
         "import ami_agent as ami\n"
-        "from ami_agent import cli, recipes\n"
+        "import ami_agent.cli.main as cli\n"
+        "from ami_agent import recipes\n"
         "config = small(ami.recipes.two_rooms(), 40)\n"
         "cli.recipe = lambda name: config\n"
         "import ami_agent.train as _\n"
@@ -263,17 +292,17 @@ def test_a_full_disk_ends_a_run_in_one_line_and_spares_what_was_saved(tmp_path):
         "sys.exit(cli.main(['train', 'two-rooms', '--out', sys.argv[2], '--save-every', '0']))\n"
     )
     argv = [sys.executable, "-c", code, str(ROOT), str(tmp_path / "run")]
-    ended = subprocess.run(argv, capture_output=True, text=True, env=dict(os.environ), check=False)
-    assert ended.returncode == 1, ended.stderr
-    assert ended.stderr.startswith("ami: ")
-    assert ended.stderr.count("\n") == 1
+    done = subprocess.run(argv, capture_output=True, text=True, env=dict(os.environ), check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("ami: ")
+    assert done.stderr.count("\n") == 1
     _, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"))
     assert facts["lesson"] == 2  # the objective was learnt and is kept
 
 
 def test_a_study_trains_every_variant_and_goes_on_where_it_was(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny, recipe="two-rooms"))
-    argv = ["ablate", "two-rooms", "--without", "critic"]
+    argv = ["ablate", "two-rooms", "--without", "goal_critic"]
     argv += [
         "--seeds",
         "1",
@@ -285,21 +314,21 @@ def test_a_study_trains_every_variant_and_goes_on_where_it_was(tiny, tmp_path, c
         str(tmp_path / "j"),
     ]
     assert main(argv) == 0
-    said = capsys.readouterr().out
-    assert "without critic" in said
+    message = capsys.readouterr().out
+    assert "without goal_critic" in message
     study = json.loads((tmp_path / "j").read_text())
-    assert list(study["variants"]) == ["two-rooms", "without critic"]
+    assert list(study["variants"]) == ["two-rooms", "without goal_critic"]
     before = (tmp_path / "two-rooms" / "0" / "manifest.json").stat().st_mtime_ns
     assert main(argv) == 0
     assert (tmp_path / "two-rooms" / "0" / "manifest.json").stat().st_mtime_ns == before
 
 
 def test_the_run_that_ships_goes_through_the_door(tmp_path):
-    shipped, told = ROOT / "runs" / "reference" / "two-rooms", tmp_path / "eval.json"
+    shipped, output = ROOT / "runs" / "reference" / "two-rooms", tmp_path / "eval.json"
     for mode in ("plan", "react"):
-        argv = ["eval", str(shipped), "--mode", mode, "--episodes", "20", "--json", str(told)]
+        argv = ["eval", str(shipped), "--mode", mode, "--episodes", "20", "--json", str(output)]
         assert main(argv) == 0
-        assert json.loads(told.read_text())["final_success"]["mean"] >= 0.9
+        assert json.loads(output.read_text())["final_success"]["mean"] >= 0.9
 
 
 def test_results_go_into_a_pipe_as_into_a_file_and_touch_nothing_else(tmp_path):
@@ -321,4 +350,4 @@ def test_results_go_into_a_pipe_as_into_a_file_and_touch_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("seconds", ["nan", "-1"])
 def test_seconds_that_never_come_are_refused(seconds, capsys):
-    assert "--save-every is" in refuse(capsys, "train", "two-rooms", "--save-every", seconds)
+    assert "--save-every is" in error_line(capsys, "train", "two-rooms", "--save-every", seconds)

@@ -9,14 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modules.actor import NoHabit
-from modules.bounds import Ball, Bounds, Box
-from modules.planners import Collocation, GradientPlanner, MindsEye
-from modules.planners.collocation import Adam
-from modules.planners.common import Guesses
-from modules.planners.outlook import Thought
-from modules.types import Evaluate, Focus, Propose, Rollout, UnusableInput
-from tests.conftest import stepwise, wish
+from modules.actor.action_space import ActionSpace, BallActions, BoxActions
+from modules.actor.planning import (
+    Collocation,
+    CollocationConfig,
+    GradientPlannerConfig,
+    RolloutEvaluator,
+)
+from modules.actor.planning.collocation import Adam
+from modules.actor.planning.evaluator import RandomProposals
+from modules.actor.planning.risk import EvaluatedRollouts
+from modules.actor.policy import NoPolicyProposal
+from modules.types import ConfigError, CostTermsFn, ProposalFn, Rollout, TaskContext
+from tests.conftest import make_context, stepwise
 
 HERE = torch.tensor([[0.5, -0.3], [0.2, 0.9]])
 THERE = torch.tensor([[1.3, -1.1], [-0.6, 0.1]])
@@ -39,149 +44,154 @@ class Steps(nn.Module):
         return Rollout(path, actions, actions[..., :0], path[:, :, 1:])
 
 
-def glide(state: Tensor, action: Tensor) -> Tensor:
+def coast(state: Tensor, action: Tensor) -> Tensor:
     return state + action
 
 
 def push(state: Tensor, action: Tensor) -> Tensor:
     """The double integrator: positions, then speeds."""
-    place, speed = state.chunk(2, -1)
+    position, speed = state.chunk(2, -1)
     speed = speed + 0.1 * action
-    return torch.cat([place + 0.1 * speed, speed], -1)
+    return torch.cat([position + 0.1 * speed, speed], -1)
 
 
-def whirl(state: Tensor, action: Tensor) -> Tensor:
+def spin(state: Tensor, action: Tensor) -> Tensor:
     """It turns, and drifts away from the origin by 14 % every step: 190 times in 40."""
     turn = torch.tensor([[1.1, -0.3], [0.3, 1.1]]).to(state)
     return state @ turn + 0.2 * action
 
 
-def miss_and_effort(rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
+def miss_and_effort(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
     """How far the end is from the goal, and the way there, both squared."""
-    miss = (rollout.states[:, :, -1] - focus.goal[:, None]).square().sum(-1)
-    return {"miss": miss, "effort": CARE * rollout.actions.square().sum((-2, -1))}
+    miss = (rollout.states[:, :, -1] - context.goal[:, None]).square().sum(-1)
+    return {"miss": miss, "control_cost": CARE * rollout.actions.square().sum((-2, -1))}
 
 
-def distance(rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
+def distance(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
     """Mean over the path, as the critic has it."""
-    return {"critic": (rollout.states[:, :, 1:] - focus.goal[:, None, None]).norm(dim=-1).mean(-1)}
+    return {
+        "critic": (rollout.states[:, :, 1:] - context.goal[:, None, None]).norm(dim=-1).mean(-1)
+    }
 
 
-def eye(
-    step: Callable[[Tensor, Tensor], Tensor] = glide,
-    evaluate: Evaluate = miss_and_effort,
-    bounds: Bounds | None = None,
-) -> MindsEye:
-    world = Steps(step)
-    return MindsEye(world, stepwise(world), evaluate, bounds or Box(), 2)
+def make_evaluator(
+    step: Callable[[Tensor, Tensor], Tensor] = coast,
+    evaluate: CostTermsFn = miss_and_effort,
+    bounds: ActionSpace | None = None,
+) -> RolloutEvaluator:
+    env = Steps(step)
+    return RolloutEvaluator(env, stepwise(env), evaluate, bounds or BoxActions(), 2)
 
 
 def planner(
-    mind: MindsEye | None = None, propose: Propose | None = None, **how: float
+    agent: RolloutEvaluator | None = None, propose: ProposalFn | None = None, **how: float
 ) -> Collocation:
-    return Collocation.Config(**how).build(mind or eye(), propose or NoHabit(2))  # type: ignore[arg-type]
+    return CollocationConfig(**how).build(agent or make_evaluator(), propose or NoPolicyProposal(2))  # type: ignore[arg-type]
 
 
-def focus(goal: Tensor = THERE, steps: int = 8, horizon: int = 3) -> Focus:
-    return wish(goal, horizon=horizon, steps=steps, weights={"critic": 1.0})
+def context(goal: Tensor = THERE, steps: int = 8, horizon: int = 3) -> TaskContext:
+    return make_context(goal, horizon=horizon, iterations=steps, weights={"critic": 1.0})
 
 
-def total(mind: MindsEye, state: Tensor, actions: Tensor, task: Focus) -> Tensor:
-    return mind.look(state, actions, task).energy
+def total(agent: RolloutEvaluator, state: Tensor, actions: Tensor, task: TaskContext) -> Tensor:
+    return agent.evaluate(state, actions, task).energy
 
 
-@pytest.mark.parametrize("bounds", [Box(), Ball()], ids=str)
+@pytest.mark.parametrize("bounds", [BoxActions(), BallActions()], ids=str)
 @pytest.mark.parametrize("through", [0.0, 0.5, 1.0])
-def test_finds_the_optimum_of_a_world_solved_by_hand(bounds, through):
+def test_finds_the_optimum_of_an_env_solved_by_hand(bounds, through):
     """argmin |s + sum a - g|^2 + w sum |a|^2 is H equal steps (g - s) / (H + w)."""
-    mind = eye(bounds=bounds)
-    plan = planner(mind, through=through, settle=60)(HERE, focus(steps=100))
+    agent = make_evaluator(action_space=bounds)
+    plan = planner(agent, dynamics_grad_scale=through, polish_steps=60)(HERE, context(steps=100))
     best = ((THERE - HERE) / (3 + CARE))[:, None].expand(-1, 3, -1)
     torch.testing.assert_close(plan.actions, best, atol=0.02, rtol=0)
 
 
 def test_pushes_a_mass_as_well_as_the_least_squares_do():
-    mind, horizon = eye(push), 16
+    agent, horizon = make_evaluator(push), 16
     state = torch.cat([HERE, torch.zeros(2, 2)], 1)
-    task = focus(state + 0.3, steps=200, horizon=horizon)
+    task = context(state + 0.3, steps=200, horizon=horizon)
 
     def end(actions: Tensor) -> Tensor:
-        return mind.imagine(state[:1], actions.reshape(1, 1, horizon, 2)).states[0, 0, -1]
+        return agent.imagine(state[:1], actions.reshape(1, 1, horizon, 2)).states[0, 0, -1]
 
     reach = torch.autograd.functional.jacobian(end, torch.zeros(horizon * 2))  # [D, H A]
-    gap = task.goal[0] - end(torch.zeros(horizon * 2))
-    best = reach.T @ torch.linalg.solve(reach @ reach.T + CARE * torch.eye(4), gap)
+    difference = task.goal[0] - end(torch.zeros(horizon * 2))
+    best = reach.T @ torch.linalg.solve(reach @ reach.T + CARE * torch.eye(4), difference)
     assert best.abs().max() < 0.9  # the body could do it
-    least = total(mind, state[:1], best.reshape(1, 1, horizon, 2), task.of(torch.tensor([0])))
-    plan = planner(mind, settle=30)(state, task)
+    least = total(agent, state[:1], best.reshape(1, 1, horizon, 2), task.select(torch.tensor([0])))
+    plan = planner(agent, polish_steps=30)(state, task)
     assert plan.energy[0] < 1.02 * least[0, 0]
 
 
-def test_in_a_world_that_drifts_apart_it_plans_far_ahead_where_descent_through_time_fails():
-    mind, start = eye(whirl, distance), torch.tensor([[0.3, -0.1], [0.1, 0.3], [-0.4, 0.2]])
-    task = focus(-start, steps=64, horizon=40)
-    shooting = GradientPlanner.Config(lr=0.1).build(mind, NoHabit(2))(start, task)
-    plan = planner(mind)(start, task)
+def test_in_an_env_that_drifts_apart_it_plans_far_ahead_where_descent_through_time_fails():
+    agent, start = (
+        make_evaluator(spin, distance),
+        torch.tensor([[0.3, -0.1], [0.1, 0.3], [-0.4, 0.2]]),
+    )
+    task = context(-start, steps=64, horizon=40)
+    shooting = GradientPlannerConfig(lr=0.1).build(agent, NoPolicyProposal(2))(start, task)
+    plan = planner(agent)(start, task)
     assert plan.energy.mean() < shooting.energy.mean() / 2
 
 
 def test_its_steps_are_those_of_adam():
-    slopes = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    gradients = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     there = nn.Parameter(torch.zeros(3))
     oracle, ours, here = torch.optim.Adam([there], lr=0.1), Adam(0.1), torch.zeros(3)
-    for slope in slopes:
-        there.grad = slope
+    for gradient in gradients:
+        there.grad = gradient
         oracle.step()
-        here = here - ours(slope[None])[0]
+        here = here - ours(gradient[None])[0]
     torch.testing.assert_close(here, there.detach())
 
 
 def test_longer_futures_are_no_deeper():
     """All moments are one batch of single steps; only settling goes through time."""
     lengths: list[int] = []
-    world = Steps(glide)
+    env = Steps(coast)
 
     def watched(state: Tensor, actions: Tensor) -> Rollout:
         lengths.append(actions.shape[2])
-        return world(state, actions)
+        return env(state, actions)
 
-    mind = MindsEye(watched, stepwise(watched), miss_and_effort, Box(), 2)
-    planner(mind, settle=0)(HERE, focus(steps=10, horizon=30))
+    agent = RolloutEvaluator(watched, stepwise(watched), miss_and_effort, BoxActions(), 2)
+    planner(agent, polish_steps=0)(HERE, context(steps=10, horizon=30))
     assert lengths.count(1) == 10 + 2  # two measure what a step is, and is worth
     assert lengths.count(30) == 3  # the guesses, what came of them, the decision
 
 
 @pytest.mark.parametrize("steps", [0, 1, 8])
 def test_a_plan_hopes_for_what_its_actions_lead_to(steps):
-    mind, task = eye(whirl), focus(steps=steps, horizon=6)
-    plan = planner(mind, settle=0, weight=1e-3, last_weight=1e-3)(HERE, task)
-    thought = mind.look(HERE, plan.actions[:, None], task)
-    torch.testing.assert_close(plan.states, thought.rollout.states[:, 0])
-    torch.testing.assert_close(plan.energy, thought.energy[:, 0])
-    torch.testing.assert_close(plan.energy, plan.terms["miss"] + plan.terms["effort"])
-    assert (plan.considered == plan.states[:, None]).flatten(2).all(2).any(1).all()
+    agent, task = make_evaluator(spin), context(steps=steps, horizon=6)
+    plan = planner(agent, polish_steps=0, weight=1e-3, final_weight=1e-3)(HERE, task)
+    evaluated = agent.evaluate(HERE, plan.actions[:, None], task)
+    torch.testing.assert_close(plan.states, evaluated.rollout.states[:, 0])
+    torch.testing.assert_close(plan.energy, evaluated.energy[:, 0])
+    torch.testing.assert_close(plan.energy, plan.terms["miss"] + plan.terms["control_cost"])
+    assert (plan.candidate_states == plan.states[:, None]).flatten(2).all(2).any(1).all()
 
 
-def test_no_thought_is_the_best_guess():
-    mind, task = eye(), focus(steps=0)
-    guesses = Guesses(mind)(HERE, task, 4)
-    energy = total(mind, HERE, guesses, task)
-    plan = planner(mind, proposals=4)(HERE, task)
+def test_no_plan_is_the_best_guess():
+    agent, task = make_evaluator(), context(steps=0)
+    candidates = RandomProposals(agent)(HERE, task, 4)
+    energy = total(agent, HERE, candidates, task)
+    plan = planner(agent, num_proposals=4)(HERE, task)
     torch.testing.assert_close(plan.energy, energy.amin(1))
-    assert (guesses == plan.actions[:, None]).flatten(2).all(2).any(1).all()
+    assert (candidates == plan.actions[:, None]).flatten(2).all(2).any(1).all()
 
 
 @pytest.mark.parametrize("steps", [1, 3, 40])
-def test_thinking_is_never_worse_than_guessing_even_with_steps_too_long(steps):
-    guessed = planner()(HERE, focus(steps=0)).energy
+def test_planning_is_never_worse_than_guessing_even_with_steps_too_long(steps):
+    guessed = planner()(HERE, context(steps=0)).energy
     assert (
-        planner(lr=3.0, state_lr=5.0, noise=2.0)(HERE, focus(steps=steps)).energy <= guessed
+        planner(lr=3.0, state_lr=5.0, noise=2.0)(HERE, context(steps=steps)).energy <= guessed
     ).all()
 
 
 def test_what_a_perfect_policy_proposes_is_not_unlearnt():
     best = ((THERE - HERE) / (3 + CARE))[:, None, None].expand(-1, 1, 3, -1)
-    plan = planner(propose=lambda state, task: best, lr=1.0)(HERE, focus())
+    plan = planner(propose=lambda state, task: best, lr=1.0)(HERE, context())
     torch.testing.assert_close(plan.actions, best[:, 0], atol=1e-3, rtol=0)
 
 
@@ -190,14 +200,14 @@ def test_neither_the_unit_of_the_state_nor_that_of_the_cost_matters(through):
     """A representation a thousand times as large, and a cost ten thousand times as high."""
 
     def vast(state: Tensor, action: Tensor) -> Tensor:
-        return 1e3 * whirl(state / 1e3, action)
+        return 1e3 * spin(state / 1e3, action)
 
-    def dear(rollout: Rollout, task: Focus) -> dict[str, Tensor]:
+    def dear(rollout: Rollout, task: TaskContext) -> dict[str, Tensor]:
         return {"critic": 10 * distance(rollout, task)["critic"]}
 
-    here, task = HERE.double(), focus(THERE.double(), steps=20, horizon=8)
-    plan = planner(eye(whirl, distance), through=through)(here, task)
-    other = planner(eye(vast, dear), through=through)(
+    here, task = HERE.double(), context(THERE.double(), steps=20, horizon=8)
+    plan = planner(make_evaluator(spin, distance), dynamics_grad_scale=through)(here, task)
+    other = planner(make_evaluator(vast, dear), dynamics_grad_scale=through)(
         1e3 * here, task._replace(goal=1e3 * task.goal)
     )
     torch.testing.assert_close(plan.actions, other.actions, atol=1e-4, rtol=0)
@@ -205,45 +215,45 @@ def test_neither_the_unit_of_the_state_nor_that_of_the_cost_matters(through):
 
 def test_where_nothing_comes_through_the_dynamics_need_no_gradient_in_the_state():
     def opaque(state: Tensor, action: Tensor) -> Tensor:
-        return whirl(state.detach(), action)
+        return spin(state.detach(), action)
 
     def plan(step: Callable[[Tensor, Tensor], Tensor], through: float) -> Tensor:
-        mind = eye(step, distance)
-        return planner(mind, through=through, settle=0)(HERE / 3, task).actions
+        agent = make_evaluator(step, distance)
+        return planner(agent, dynamics_grad_scale=through, polish_steps=0)(HERE / 3, task).actions
 
-    task = focus(-HERE / 3, horizon=20, steps=64)
-    plans = [plan(step, through=0) for step in (whirl, opaque)]
+    task = context(-HERE / 3, horizon=20, steps=64)
+    plans = [plan(step, through=0) for step in (spin, opaque)]
     assert torch.equal(*plans)
-    whole = plan(whirl, through=1)
+    whole = plan(spin, through=1)
     assert not torch.allclose(whole, plans[0], atol=1e-2)
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-def test_what_the_body_feels_moves_the_actions(horizon):
-    def hunger(rollout: Rollout, task: Focus) -> dict[str, Tensor]:
+def test_what_the_agent_body_feels_moves_the_actions(horizon):
+    def hunger(rollout: Rollout, task: TaskContext) -> dict[str, Tensor]:
         return {
             "hunger": (rollout.interoception - task.goal[:, None, None]).square().mean((-2, -1))
         }
 
-    mind, task = eye(evaluate=hunger), focus(HERE + 0.8, steps=60, horizon=horizon)
-    lazy = total(mind, HERE, torch.zeros(2, 1, horizon, 2), task)[:, 0]
-    assert (planner(mind, settle=0, proposals=1)(HERE, task).energy < lazy / 4).all()
+    agent, task = make_evaluator(evaluate=hunger), context(HERE + 0.8, steps=60, horizon=horizon)
+    lazy = total(agent, HERE, torch.zeros(2, 1, horizon, 2), task)[:, 0]
+    assert (planner(agent, polish_steps=0, num_proposals=1)(HERE, task).energy < lazy / 4).all()
 
 
 class Gusts:
     """Two futures of the same actions, as likely as each other: a gust from the left or right."""
 
-    def chance(self, actions: Tensor) -> tuple[Tensor, ...]:
+    def noise(self, actions: Tensor) -> tuple[Tensor, ...]:
         return (torch.tensor([-0.5, 0.5]),)
 
-    def sum_up(self, thought: Thought, task: Focus) -> Thought:
-        first = Rollout(*(part[:, ::2] for part in thought.rollout))
-        terms = {n: term.unflatten(1, (-1, 2)).mean(-1) for n, term in thought.terms.items()}
-        return thought._replace(rollout=first, terms=terms, energy=sum(terms.values()))
+    def aggregate(self, evaluated: EvaluatedRollouts, task: TaskContext) -> EvaluatedRollouts:
+        first = Rollout(*(part[:, ::2] for part in evaluated.rollout))
+        terms = {n: term.unflatten(1, (-1, 2)).mean(-1) for n, term in evaluated.terms.items()}
+        return evaluated._replace(rollout=first, terms=terms, energy=sum(terms.values()))
 
 
 def test_what_may_come_of_actions_is_summed_up_and_virtual_futures_are_not():
-    still = Steps(glide)
+    still = Steps(coast)
 
     def windy(state: Tensor, actions: Tensor, *chance: Tensor) -> Rollout:
         if not chance:
@@ -252,19 +262,21 @@ def test_what_may_come_of_actions_is_summed_up_and_virtual_futures_are_not():
         path = still(state, blown).states
         return Rollout(path, actions.repeat_interleave(2, 1), blown[..., :0], path[:, :, 1:])
 
-    mind = MindsEye(windy, stepwise(windy), miss_and_effort, Box(), 2, Gusts())
-    plan = planner(mind, settle=60)(HERE, focus(steps=100))
+    agent = RolloutEvaluator(windy, stepwise(windy), miss_and_effort, BoxActions(), 2, Gusts())
+    plan = planner(agent, polish_steps=60)(HERE, context(steps=100))
     best = ((THERE - HERE) / (3 + CARE))[:, None].expand(-1, 3, -1)  # gusts only add a constant
     torch.testing.assert_close(plan.actions, best, atol=0.02, rtol=0)
 
 
 def test_who_has_no_goal_is_not_drawn_to_one():
-    def flee(rollout: Rollout, task: Focus) -> dict[str, Tensor]:
+    def flee(rollout: Rollout, task: TaskContext) -> dict[str, Tensor]:
         return {"fear": (-rollout.states[:, :, 1:].square().sum(-1)).exp().mean(-1)}
 
     for weights, same in (({"fear": 1.0}, True), ({"critic": 1.0}, False)):
-        tasks = [focus(goal)._replace(weights=weights) for goal in (THERE, -THERE)]
-        first, other = (planner(eye(evaluate=flee), settle=0)(HERE, task) for task in tasks)
+        tasks = [context(goal)._replace(weights=weights) for goal in (THERE, -THERE)]
+        first, other = (
+            planner(make_evaluator(evaluate=flee), polish_steps=0)(HERE, task) for task in tasks
+        )
         assert torch.equal(first.actions, other.actions) is same
 
 
@@ -280,132 +292,139 @@ class Spring(nn.Module):
 
 
 @pytest.mark.parametrize("recording", [torch.no_grad, torch.enable_grad])
-def test_thinking_leaves_no_trace_in_any_parameter(recording):
+def test_planning_leaves_no_trace_in_any_parameter(recording):
     spring, taste = Spring(), nn.Linear(2, 2)
 
-    def like(rollout: Rollout, task: Focus) -> dict[str, Tensor]:
+    def like(rollout: Rollout, task: TaskContext) -> dict[str, Tensor]:
         return {"taste": taste(rollout.states[:, :, 1:]).square().mean((-2, -1))}
 
-    mind = [*spring.named_parameters(), *taste.named_parameters()]
-    before = {name: parameter.detach().clone() for name, parameter in mind}
+    agent = [*spring.named_parameters(), *taste.named_parameters()]
+    before = {name: parameter.detach().clone() for name, parameter in agent}
     with recording():
-        planner(eye(spring, like))(HERE, focus())
-    assert all(parameter.grad is None for _, parameter in mind)
-    assert all(parameter.requires_grad for _, parameter in mind)
-    assert all(torch.equal(parameter, before[name]) for name, parameter in mind)
+        planner(make_evaluator(spring, like))(HERE, context())
+    assert all(parameter.grad is None for _, parameter in agent)
+    assert all(parameter.requires_grad for _, parameter in agent)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in agent)
 
 
 def test_a_new_life_with_the_same_seed_makes_the_same_plans():
-    mind = planner(eye(whirl), noise=0.3)
+    agent = planner(make_evaluator(spin), noise=0.3)
 
-    def lives(seed: int) -> Tensor:
-        mind.reset(seed)
-        return torch.stack([mind(HERE, focus(steps=3)).actions for _ in range(3)])
+    def episodes_of(seed: int) -> Tensor:
+        agent.reset(seed)
+        return torch.stack([agent(HERE, context(steps=3)).actions for _ in range(3)])
 
-    first, other, again = lives(3), lives(4), lives(3)
+    first, other, again = episodes_of(3), episodes_of(4), episodes_of(3)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_noise_alone_makes_other_plans():
-    plans = [planner(proposals=1, noise=n, settle=0)(HERE, focus()).actions for n in (0, 0.5)]
+    plans = [
+        planner(num_proposals=1, noise=n, polish_steps=0)(HERE, context()).actions for n in (0, 0.5)
+    ]
     assert not torch.allclose(*plans)
 
 
-def test_worlds_together_are_planned_for_as_each_alone():
-    together = planner(proposals=1, noise=0.3)
-    alone = [planner(proposals=1, noise=0.3) for _ in HERE]
+def test_envs_together_are_planned_for_as_each_alone():
+    together = planner(num_proposals=1, noise=0.3)
+    single = [planner(num_proposals=1, noise=0.3) for _ in HERE]
     for _ in range(2):  # cold, then warm
-        plan = together(HERE, focus())
-        for i, mind in enumerate(alone):
-            own = mind(HERE[i : i + 1], focus(THERE[i : i + 1]))
+        plan = together(HERE, context())
+        for i, agent in enumerate(single):
+            own = agent(HERE[i : i + 1], context(THERE[i : i + 1]))
             torch.testing.assert_close(plan.actions[i], own.actions[0])
 
 
-def miss_all_along(rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
+def miss_all_along(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
     """To be late is worse: in the best plan no two actions are the same."""
-    miss = rollout.states[:, :, 1:] - focus.goal[:, None, None]
-    return {"late": miss.square().sum((-2, -1)), **miss_and_effort(rollout, focus)}
+    miss = rollout.states[:, :, 1:] - context.goal[:, None, None]
+    return {"late": miss.square().sum((-2, -1)), **miss_and_effort(rollout, context)}
 
 
 def test_the_second_plan_goes_on_from_the_first_one_step_later():
-    mind = planner(eye(evaluate=miss_all_along), warm_steps=0, proposals=1)
-    task = focus(steps=40, horizon=4)
-    first = mind(HERE, task)
-    second = mind(first.states[:, 1], task)
+    agent = planner(make_evaluator(evaluate=miss_all_along), warm_iterations=0, num_proposals=1)
+    task = context(steps=40, horizon=4)
+    first = agent(HERE, task)
+    second = agent(first.states[:, 1], task)
     later = torch.cat([first.actions[:, 1:], first.actions[:, -1:]], 1)
     torch.testing.assert_close(second.actions, later, atol=1e-5, rtol=0)
     assert not torch.allclose(later, first.actions, atol=1e-2)
 
 
 def test_a_warm_plan_is_improved_in_fewer_steps():
-    mind = eye(whirl, distance)
-    task = focus(-HERE / 3, steps=64, horizon=20)
-    thinker = planner(mind)
+    agent = make_evaluator(spin, distance)
+    task = context(-HERE / 3, steps=64, horizon=20)
+    thinker = planner(agent)
     first = thinker(HERE / 3, task)
-    again, cold = thinker(HERE / 3, task), planner(mind)(HERE / 3, task._replace(steps=16))
+    again, cold = thinker(HERE / 3, task), planner(agent)(HERE / 3, task._replace(iterations=16))
     assert (again.energy < cold.energy).all()
     assert first.states.shape == again.states.shape
 
 
 @pytest.mark.parametrize(("proposals", "same"), [(1, True), (2, False)])
 def test_only_guesses_without_experience_head_straight_for_the_goal(proposals, same):
-    def told(straight: float) -> Tensor:
-        mind = planner(eye(whirl, distance), straight=straight, proposals=proposals, settle=0)
-        mind.resume(torch.full((2, 1, 20, 2), 0.1))
-        return mind(HERE / 3, focus(-HERE / 3, horizon=20)).considered
+    def described(straight: float) -> Tensor:
+        agent = planner(
+            make_evaluator(spin, distance),
+            linear_init=straight,
+            num_proposals=proposals,
+            polish_steps=0,
+        )
+        agent.set_warm_start(torch.full((2, 1, 20, 2), 0.1))
+        return agent(HERE / 3, context(-HERE / 3, horizon=20)).candidate_states
 
-    assert torch.equal(told(0), told(1)) is same
-
-
-def test_with_other_worlds_or_another_horizon_there_is_nothing_to_go_on_from():
-    mind = planner()
-    mind(HERE, focus())
-    assert mind(HERE[:1], focus(THERE[:1])).actions.shape == (1, 3, 2)
-    assert mind(HERE[:1], focus(THERE[:1], horizon=5)).actions.shape == (1, 5, 2)
+    assert torch.equal(described(0), described(1)) is same
 
 
-def test_who_is_told_what_to_go_on_from_leaves_the_last_plan():
+def test_with_other_envs_or_another_horizon_there_is_nothing_to_go_on_from():
+    agent = planner()
+    agent(HERE, context())
+    assert agent(HERE[:1], context(THERE[:1])).actions.shape == (1, 3, 2)
+    assert agent(HERE[:1], context(THERE[:1], horizon=5)).actions.shape == (1, 5, 2)
+
+
+def test_who_is_reported_what_to_go_on_from_leaves_the_last_plan():
     uneven = ((THERE - HERE) / (3 + CARE))[:, None, None] * torch.tensor([0.8, 1.1, 1.0])[:, None]
-    mind = planner(proposals=1, warm_steps=0)
-    mind(-HERE, focus())
-    mind.resume(uneven)
-    torch.testing.assert_close(mind(HERE, focus()).actions, uneven[:, 0], atol=1e-5, rtol=0)
+    agent = planner(num_proposals=1, warm_iterations=0)
+    agent(-HERE, context())
+    agent.set_warm_start(uneven)
+    torch.testing.assert_close(agent(HERE, context()).actions, uneven[:, 0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_numbers_stay_as_exact_as_the_state(dtype):
-    plan = planner(eye(whirl))(HERE.to(dtype), focus(THERE.to(dtype)))
+    plan = planner(make_evaluator(spin))(HERE.to(dtype), context(THERE.to(dtype)))
     assert {plan.actions.dtype, plan.energy.dtype, plan.states.dtype} == {dtype}
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_seed_means_the_same_on_another_device():
-    here = planner()(HERE, focus())
-    there = planner()(HERE.cuda(), focus(THERE.cuda()))
+    here = planner()(HERE, context())
+    there = planner()(HERE.cuda(), context(THERE.cuda()))
     torch.testing.assert_close(there.actions.cpu(), here.actions, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("horizon", 0), ("proposals", 0), ("steps", -1), ("warm_steps", -1), ("carried", -1),
-        ("sync", 0), ("settle", -1), ("lr", -0.1), ("state_lr", -0.1), ("weight", 0.0),
-        ("last_weight", 0.0), ("noise", -0.1), ("through", 1.5), ("through", -0.5),
-        ("shaping", 1.1), ("straight", 2.0),
+        ("horizon", 0), ("num_proposals", 0), ("iterations", -1), ("warm_iterations", -1), ("num_warm_starts", -1),
+        ("sync_every", 0), ("polish_steps", -1), ("lr", -0.1), ("state_lr", -0.1), ("weight", 0.0),
+        ("final_weight", 0.0), ("noise", -0.1), ("dynamics_grad_scale", 1.5), ("dynamics_grad_scale", -0.5),
+        ("landed_fraction", 1.1), ("linear_init", 2.0),
     ],
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_refused_by_name(name, value):
-    with pytest.raises(UnusableInput, match=rf"^{name} is {value}"):
-        replace(Collocation.Config(), **{name: value}).build(eye(), NoHabit(2))
+    with pytest.raises(ConfigError, match=rf"^{name} is {value}"):
+        replace(CollocationConfig(), **{name: value}).build(make_evaluator(), NoPolicyProposal(2))
 
 
 def test_only_thoughts_about_what_may_come_are_overheard():
     """A virtual future is none: no energy of it may be shown as one that was found."""
-    heard = []
-    mind = eye()
-    mind.listeners.append(lambda thought: heard.append(thought.energy))
-    plan = planner(mind, settle=3)(HERE, focus(steps=4))
-    assert heard
-    assert torch.stack([energy.amin(1) for energy in heard]).amin(0).allclose(plan.energy)
+    messages = []
+    agent = make_evaluator()
+    agent.callbacks.append(lambda evaluated: messages.append(evaluated.energy))
+    plan = planner(agent, polish_steps=3)(HERE, context(steps=4))
+    assert messages
+    assert torch.stack([energy.amin(1) for energy in messages]).amin(0).allclose(plan.energy)

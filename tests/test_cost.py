@@ -10,33 +10,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ami_agent.learning import Learner, Learning
 from ami_agent.losses import (
-    Multiplier,
-    foresight_loss,
+    LagrangeMultiplier,
+    expectile_value_loss,
     lambda_returns,
+    path_regression_loss,
     quasimetric_loss,
-    taught_loss,
     temporal_difference_loss,
 )
-from modules.bounds import Box
-from modules.cost import (
-    LIMIT_PRICE,
-    Body,
+from ami_agent.training.optim import OptimConfig, SGDLoop
+from modules.actor.action_space import BoxActions
+from modules.actor.planning import RolloutEvaluator
+from modules.cost.cost import (
+    CONSTRAINT_PENALTY,
     Cost,
-    Critic,
-    Foresight,
-    NoCritic,
-    NoForesight,
+    GoalCritic,
+    InteroceptiveCost,
+    NoGoalCritic,
+    NoValueCritics,
+    ValueCritics,
 )
-from modules.distance import MapQuasimetric, Quasimetric
-from modules.drives import DRIVES, Drives
-from modules.intrinsic import boredom, effort, reach, recognised
-from modules.planners import MindsEye
-from modules.targets import MovingAverage
-from modules.types import Energy, Focus, Rollout, UnusableInput
-from modules.world_model import Certain, Ensemble
-from tests.conftest import stepwise, wish
+from modules.cost.drives import DRIVES, Drives
+from modules.cost.intrinsic import boredom, control_cost, goal_distance, soft_nearest
+from modules.cost.quasimetric import (
+    ConvQuasimetricConfig,
+    Quasimetric,
+    QuasimetricConfig,
+)
+from modules.perception.target_encoder import EMATarget
+from modules.types import ConfigError, CostFn, Rollout, TaskContext
+from modules.world_model.jepa import Ensemble, EnsembleConfig, NoEnsemble
+from tests.conftest import make_context, stepwise
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -46,43 +50,48 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def quasimetric(seed: int, dim: int = 3) -> Quasimetric:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Quasimetric.Config(hidden=16, groups=3, units=2).build((dim, 1, 1))
+        return QuasimetricConfig(hidden=16, groups=3, units=2).build((dim, 1, 1))
 
 
 def map_quasimetric(seed: int) -> Quasimetric:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = MapQuasimetric.Config(channels=4, hidden=16, groups=3, units=2)
+        config = ConvQuasimetricConfig(channels=4, hidden=16, groups=3, units=2)
         return config.build((3, 2, 2))
 
 
-def focus(goal: Tensor, **weights: float) -> Focus:
-    lived, pace = (
+def context(goal: Tensor, **weights: float) -> TaskContext:
+    collected, pace = (
         normal(len(goal), 4, goal.shape[1], seed=3).to(goal),
         0.5 * goal.new_ones(len(goal)),
     )
-    return wish(goal, weights=weights, lived=lived, pace=pace)
+    return make_context(goal, weights=weights, episode_states=collected, step_scale=pace)
 
 
-def rollout(states: Tensor, actions: Tensor, felt: Tensor | None = None) -> Rollout:
-    return Rollout(states, actions, actions[..., :0], actions[..., :0] if felt is None else felt)
+def rollout(states: Tensor, actions: Tensor, interoception: Tensor | None = None) -> Rollout:
+    return Rollout(
+        states,
+        actions,
+        actions[..., :0],
+        actions[..., :0] if interoception is None else interoception,
+    )
 
 
 CHANNELS = ("reward", "energy", "damage")
-INSENTIENT = Body(Drives((), CHANNELS), NoForesight(0.9))
+INSENTIENT = InteroceptiveCost(Drives((), CHANNELS), NoValueCritics(0.9))
 
 
-def cost_of(critic: nn.Module, body: Body = INSENTIENT) -> Cost:
-    return Cost(critic, body, Certain().disagreement)
+def cost_of(critic: nn.Module, body: InteroceptiveCost = INSENTIENT) -> Cost:
+    return Cost(critic, body, NoEnsemble().disagreement)
 
 
-def curiosity(double: bool) -> Energy:
+def curiosity(double: bool) -> CostFn:
     """Of an ensemble over states of 3 and actions of 2."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        doubt = Ensemble.Config(members=3, hidden=4).build((3, 1, 1), 2)
-    doubt = doubt.double() if double else doubt
-    return Cost(NoCritic(), INSENTIENT, doubt.disagreement).energies()["curiosity"]
+        uncertainty = EnsembleConfig(members=3, hidden=4).build((3, 1, 1), 2)
+    uncertainty = uncertainty.double() if double else uncertainty
+    return Cost(NoGoalCritic(), INSENTIENT, uncertainty.disagreement).cost_functions()["curiosity"]
 
 
 A_PATH = rollout(
@@ -113,89 +122,108 @@ def test_a_distance_by_hand():
     distance = quasimetric(0)  # 3 groups of 2
     start = torch.tensor([0.0, 0, 0, 0, 5, 5])
     goal = torch.tensor([1.0, 3, -1, 2, 4, -9])
-    assert distance.between(start, goal).item() == pytest.approx((3 + 2 + 0) / 3)
-    assert distance.between(goal, start).item() == pytest.approx((0 + 1 + 14) / 3)
+    assert distance.from_embeddings(start, goal).item() == pytest.approx((3 + 2 + 0) / 3)
+    assert distance.from_embeddings(goal, start).item() == pytest.approx((0 + 1 + 14) / 3)
 
 
 def test_reach_is_the_mean_squared_miss_of_all_that_is_yet_to_come():
-    assert reach(A_PATH, focus(HOME)).item() == (0 + 0 + 2**2 + 4**2) / 4
+    assert goal_distance(A_PATH, context(HOME)).item() == (0 + 0 + 2**2 + 4**2) / 4
 
 
 def test_effort_is_the_mean_squared_length_of_the_actions():
-    assert effort(A_PATH, focus(HOME)).item() == (5**2 + 1) / 2
+    assert control_cost(A_PATH, context(HOME)).item() == (5**2 + 1) / 2
 
 
 def test_the_critic_is_the_mean_distance_of_all_that_is_yet_to_come():
-    critic = Critic(quasimetric(1, dim=2))
+    critic = GoalCritic(quasimetric(1, dim=2))
     by_hand = critic.distance(A_PATH.states[0, 0, 1:], HOME).mean()
-    torch.testing.assert_close(critic(A_PATH, focus(HOME))[0, 0], by_hand)
+    torch.testing.assert_close(critic(A_PATH, context(HOME))[0, 0], by_hand)
 
 
 @pytest.mark.parametrize(
     "energy",
-    [reach, effort, boredom, curiosity(True), Critic(quasimetric(2)).double(), NoCritic()],
+    [
+        goal_distance,
+        control_cost,
+        boredom,
+        curiosity(True),
+        GoalCritic(quasimetric(2)).double(),
+        NoGoalCritic(),
+    ],
 )
-def test_an_energy_has_the_gradient_it_claims(energy: Energy):
+def test_an_energy_has_the_gradient_it_claims(energy: CostFn):
     states = normal(2, 3, 4, 3).double().requires_grad_()
     actions = normal(2, 3, 3, 2, seed=1).double().requires_grad_()
     goal = normal(2, 3, seed=2).double()
 
     def hurt(states: Tensor, actions: Tensor) -> Tensor:
-        return energy(rollout(states, actions), focus(goal)) + 0 * (states.sum() + actions.sum())
+        return energy(rollout(states, actions), context(goal)) + 0 * (states.sum() + actions.sum())
 
     assert torch.autograd.gradcheck(hurt, (states, actions))
 
 
 @pytest.mark.parametrize(
-    "energy", [reach, effort, boredom, curiosity(False), Critic(quasimetric(2)), NoCritic()]
+    "energy",
+    [
+        goal_distance,
+        control_cost,
+        boredom,
+        curiosity(False),
+        GoalCritic(quasimetric(2)),
+        NoGoalCritic(),
+    ],
 )
-def test_every_future_is_judged_by_itself(energy: Energy):
+def test_every_future_is_evaluated_by_itself(energy: CostFn):
     states, actions, goal = normal(2, 3, 5, 3), normal(2, 3, 4, 2), normal(2, 3, seed=1)
-    task = focus(goal)
-    alone = energy(rollout(states[1:, 2:], actions[1:, 2:]), task.of(torch.tensor([1])))
-    torch.testing.assert_close(energy(rollout(states, actions), task)[1:, 2:], alone)
+    task = context(goal)
+    single = energy(rollout(states[1:, 2:], actions[1:, 2:]), task.select(torch.tensor([1])))
+    torch.testing.assert_close(energy(rollout(states, actions), task)[1:, 2:], single)
 
 
-def test_boredom_is_likeness_to_the_nearest_of_what_was_lived_in_strides_of_two_steps():
-    task = focus(HOME)._replace(lived=torch.tensor([[[1.0, 3.0], [3.0, 4.0], [9.0, 9.0]]]))
+def test_boredom_is_likeness_to_the_nearest_of_what_was_collected_in_strides_of_two_steps():
+    task = context(HOME)._replace(
+        episode_states=torch.tensor([[[1.0, 3.0], [3.0, 4.0], [9.0, 9.0]]])
+    )
     near, there = 1 / (1 + (3 / (2 * 0.5)) ** 2), 1.0  # 3 away from the first; at the second
     assert boredom(A_PATH, task).item() == pytest.approx((near + there) / 2)
-    assert boredom(A_PATH, task._replace(lived=task.lived[:, :0])).item() == 0
+    assert boredom(A_PATH, task._replace(episode_states=task.episode_states[:, :0])).item() == 0
 
 
 def test_a_path_that_comes_back_to_where_it_will_have_been_is_boring():
     there = torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0], [5, 0], [6, 0]])
-    task = focus(HOME)._replace(lived=torch.tensor([[[0.0, 0.0]]]), pace=torch.ones(1))
-    marks = []
+    task = context(HOME)._replace(
+        episode_states=torch.tensor([[[0.0, 0.0]]]), step_scale=torch.ones(1)
+    )
+    metrics = []
     for last in ((7.0, 0.0), (1.0, 0.0)):  # 7 from home, 4 from its own past; in its own past
         states = torch.cat([torch.zeros(1, 2), there, torch.tensor([last])])[None, None]
         path = rollout(states, torch.zeros(1, 1, 7, 2))
-        marks.append(boredom(path, task).item() * 7)
+        metrics.append(boredom(path, task).item() * 7)
     alike = [1 / (1 + (d / 2) ** 2) for d in (1, 2, 3, 4, 4, 4, 4)]
-    assert marks == pytest.approx([sum(alike), sum(alike[:-1]) + 1])
+    assert metrics == pytest.approx([sum(alike), sum(alike[:-1]) + 1])
 
 
 def test_what_cannot_be_is_recognised_as_the_likest_of_what_is_known():
     known = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     states = torch.tensor([[[[9.0, 0.5], [0.5, 0.0]]]])
-    near, between = recognised(states, known, torch.tensor(0.2))[0, 0]
+    near, between = soft_nearest(states, known, torch.tensor(0.2))[0, 0]
     assert near.tolist() == pytest.approx([1, 0], abs=1e-4)
     assert between.tolist() == pytest.approx([0.5, 0], abs=1e-4)
-    assert recognised(states, known[:0], torch.tensor(0.2)) is states
+    assert soft_nearest(states, known[:0], torch.tensor(0.2)) is states
 
 
 def test_nothing_is_new_about_what_cannot_be():
     there = torch.tensor([[0.0, 0.0], [1, 0], [2, 0]])  # a corridor, lived from end to end
-    task = focus(HOME)._replace(lived=there[None], pace=torch.tensor([0.5]))
+    task = context(HOME)._replace(episode_states=there[None], step_scale=torch.tensor([0.5]))
     beyond = torch.tensor([[2.0, 0], [5, 0]]).expand(1, 1, 2, 2)
     path = rollout(beyond, torch.zeros(1, 1, 1, 2))
     assert boredom(path, task).item() == pytest.approx(1 / (1 + 3**2))
-    assert boredom(path, task._replace(known=there)).item() == pytest.approx(1)
+    assert boredom(path, task._replace(reference_states=there)).item() == pytest.approx(1)
 
 
 def test_who_expects_no_step_to_lead_anywhere_is_bored_to_the_full():
     still = A_PATH.states[:, :, :1].expand_as(A_PATH.states)
-    task = focus(HOME)._replace(lived=still[:, 0, :1], pace=torch.zeros(1))
+    task = context(HOME)._replace(episode_states=still[:, 0, :1], step_scale=torch.zeros(1))
     assert boredom(A_PATH._replace(states=still), task).item() == 1
 
 
@@ -208,45 +236,58 @@ def test_curiosity_is_minus_the_variance_of_what_the_members_expect():
         def forward(self, both: Tensor) -> Tensor:
             return self.times * both[..., :2]
 
-    doubt = Ensemble([Says(1.0), Says(3.0)])  # variance: twice the square of where one acts
-    known = Cost(NoCritic(), INSENTIENT, doubt.disagreement)(A_PATH, focus(HOME, curiosity=3.0))
+    uncertainty = Ensemble([Says(1.0), Says(3.0)])  # variance: twice the square of where one acts
+    known = Cost(NoGoalCritic(), INSENTIENT, uncertainty.disagreement)(
+        A_PATH, context(HOME, curiosity=3.0)
+    )
     assert known["curiosity"].item() == -3 * 2 * (9**2 + 9**2 + 1**2 + 0**2) / 4
 
 
 def test_the_sum_of_the_weighted_terms_is_the_energy():
-    cost = cost_of(Critic(quasimetric(1, dim=2)))
-    eye = MindsEye(only := lambda state, actions: A_PATH, stepwise(only), cost, Box(), 2)
-    thought = eye.look(HOME, A_PATH.actions, focus(HOME, reach=2.0, effort=3.0, critic=0.5))
-    steps = cost.critic(A_PATH, focus(HOME)).item()
-    terms = {name: term.item() for name, term in thought.terms.items()}
-    assert terms == pytest.approx({"reach": 2 * 5, "effort": 3 * 13, "critic": steps / 2})
-    assert thought.energy.item() == pytest.approx(sum(terms.values()))
+    cost = cost_of(GoalCritic(quasimetric(1, dim=2)))
+    evaluator = RolloutEvaluator(
+        only := lambda state, actions: A_PATH, stepwise(only), cost, BoxActions(), 2
+    )
+    evaluated = evaluator.evaluate(
+        HOME, A_PATH.actions, context(HOME, goal_distance=2.0, control_cost=3.0, critic=0.5)
+    )
+    steps = cost.goal_critic(A_PATH, context(HOME)).item()
+    terms = {name: term.item() for name, term in evaluated.terms.items()}
+    assert terms == pytest.approx(
+        {"goal_distance": 2 * 5, "control_cost": 3 * 13, "critic": steps / 2}
+    )
+    assert evaluated.energy.item() == pytest.approx(sum(terms.values()))
 
 
 class Unaffordable(nn.Module):
     """Must not be computed."""
 
-    def forward(self, rollout: Rollout, focus: Focus) -> Tensor:
+    def forward(self, rollout: Rollout, context: TaskContext) -> Tensor:
         raise AssertionError("computed, though it has no weight")
 
 
 def test_what_has_no_weight_is_not_computed():
     cost = cost_of(Unaffordable())
-    assert list(cost(A_PATH, focus(HOME, reach=1.0, effort=0.0, critic=0.0))) == ["reach"]
+    assert list(cost(A_PATH, context(HOME, goal_distance=1.0, control_cost=0.0, critic=0.0))) == [
+        "goal_distance"
+    ]
     with pytest.raises(AssertionError, match="no weight"):
-        cost(A_PATH, focus(HOME, critic=1.0))
+        cost(A_PATH, context(HOME, critic=1.0))
 
 
-def test_without_a_critic_there_is_no_foresight():
-    assert torch.equal(NoCritic()(A_PATH, focus(HOME)), torch.zeros(1, 1))
+def test_without_a_critic_there_is_no_value_critics():
+    assert torch.equal(NoGoalCritic()(A_PATH, context(HOME)), torch.zeros(1, 1))
 
 
 def test_intrinsic_costs_have_nothing_that_could_be_trained():
     drives = Drives(tuple(DRIVES), [drive.channel for drive in DRIVES.values()])
-    assert list(cost_of(NoCritic(), Body(drives, NoForesight(0.9))).parameters()) == []
+    assert (
+        list(cost_of(NoGoalCritic(), InteroceptiveCost(drives, NoValueCritics(0.9))).parameters())
+        == []
+    )
 
 
-class Promises(Foresight):
+class ReplanTrigger(ValueCritics):
     """Foresees as many of these numbers of a state as there are drives."""
 
     def __init__(self, drives: int, discount: float) -> None:
@@ -257,18 +298,18 @@ class Promises(Foresight):
 
 
 def test_drives_by_hand():
-    felt = torch.tensor([[3.0, 0.2, 0.0], [-1.0, 1.5, 0.7]])  # reward, energy, damage
-    made = Drives(("pain", "hunger", "reward"), CHANNELS)(felt)
+    interoception = torch.tensor([[3.0, 0.2, 0.0], [-1.0, 1.5, 0.7]])  # reward, energy, damage
+    made = Drives(("pain", "hunger", "reward"), CHANNELS)(interoception)
     torch.testing.assert_close(made, torch.tensor([[0.0, 0.8, -3.0], [0.7, 0.0, 1.0]]))
 
 
 def test_what_a_drive_is_expected_to_cost_is_the_mean_of_the_returns_of_every_length():
     discount, horizon = 0.9, 4
-    body = Body(Drives(("pain", "reward"), CHANNELS), Promises(2, discount))
-    states, felt = normal(2, 3, horizon + 1, 5), normal(2, 3, horizon, 3, seed=1)
-    known = body(rollout(states, normal(2, 3, horizon, 2), felt), {})
+    body = InteroceptiveCost(Drives(("pain", "reward"), CHANNELS), ReplanTrigger(2, discount))
+    states, interoception = normal(2, 3, horizon + 1, 5), normal(2, 3, horizon, 3, seed=1)
+    known = body(rollout(states, normal(2, 3, horizon, 2), interoception), {})
     for drive, column, sign, name in ((0, 2, 1, "pain"), (1, 0, -1, "reward")):
-        cost, ahead = sign * felt[..., column], states[:, :, 1:, drive]
+        cost, ahead = sign * interoception[..., column], states[:, :, 1:, drive]
         returns = [
             sum(discount**j * cost[..., j] for j in range(k)) + discount**k * ahead[..., k - 1]
             for k in range(1, horizon + 1)
@@ -279,41 +320,43 @@ def test_what_a_drive_is_expected_to_cost_is_the_mean_of_the_returns_of_every_le
 
 
 def test_the_drives_and_their_critics_have_the_gradient_they_claim():
-    body = Body(Drives(("hunger", "pain"), CHANNELS), Promises(2, 0.9))
+    body = InteroceptiveCost(Drives(("hunger", "pain"), CHANNELS), ReplanTrigger(2, 0.9))
     states = normal(1, 2, 4, 3).double().requires_grad_()
-    felt = normal(1, 2, 3, 3, seed=1).double().requires_grad_()
+    interoception = normal(1, 2, 3, 3, seed=1).double().requires_grad_()
 
-    def hurt(states: Tensor, felt: Tensor) -> Tensor:
-        known = body(rollout(states, felt[..., :2], felt), {"pain": 0.3})
+    def hurt(states: Tensor, interoception: Tensor) -> Tensor:
+        known = body(rollout(states, interoception[..., :2], interoception), {"pain": 0.3})
         return torch.stack(list(known.values())).sum(0)
 
-    assert torch.autograd.gradcheck(hurt, (states, felt))
+    assert torch.autograd.gradcheck(hurt, (states, interoception))
 
 
 def test_a_limit_is_priced_by_what_exceeds_it_at_any_step_and_else_free():
-    cost = cost_of(NoCritic(), Body(Drives(("pain",), CHANNELS), NoForesight(0.9)))
-    felt = torch.zeros(1, 2, 3, 3)
-    felt[0, :, :, 2] = torch.tensor([[0.5, 0.1, 0.6], [0.4, 0.0, 0.3]])
-    future = rollout(torch.zeros(1, 2, 4, 2), torch.zeros(1, 2, 3, 2), felt)
-    terms = cost(future, wish(HOME, weights={"effort": 1.0}, limits={"pain": 0.4}))
-    torch.testing.assert_close(terms["limit pain"], LIMIT_PRICE * torch.tensor([[0.1 + 0.2, 0.0]]))
-    assert set(terms) == {"effort", "limit pain"}
+    cost = cost_of(
+        NoGoalCritic(), InteroceptiveCost(Drives(("pain",), CHANNELS), NoValueCritics(0.9))
+    )
+    interoception = torch.zeros(1, 2, 3, 3)
+    interoception[0, :, :, 2] = torch.tensor([[0.5, 0.1, 0.6], [0.4, 0.0, 0.3]])
+    future = rollout(torch.zeros(1, 2, 4, 2), torch.zeros(1, 2, 3, 2), interoception)
+    terms = cost(future, make_context(HOME, weights={"control_cost": 1.0}, limits={"pain": 0.4}))
+    torch.testing.assert_close(
+        terms["limit pain"], CONSTRAINT_PENALTY * torch.tensor([[0.1 + 0.2, 0.0]])
+    )
+    assert set(terms) == {"control_cost", "limit pain"}
 
 
-def test_a_drive_that_nobody_knows_or_the_world_does_not_declare_is_refused_by_name():
-    with pytest.raises(UnusableInput, match=f"'greed'; there are {', '.join(DRIVES)}$"):
+def test_a_drive_that_nobody_knows_or_the_env_does_not_declare_is_refused_by_name():
+    with pytest.raises(ConfigError, match=f"'greed'; there are {', '.join(DRIVES)}$"):
         Drives(("greed",), CHANNELS)
-    with pytest.raises(
-        UnusableInput, match=r"'damage', which this world does not.*reward, energy$"
-    ):
+    with pytest.raises(ConfigError, match=r"'damage', which this world does not.*reward, energy$"):
         Drives(("pain",), CHANNELS[:2])
 
 
 @pytest.mark.parametrize("trace", [0.0, 0.6, 1.0])
 def test_lambda_returns_mix_the_returns_of_every_length_and_nothing_comes_after_an_end(trace):
     cost, ahead, discount = normal(1, 4, 1), normal(1, 4, 1, seed=1), 0.9
-    ended = torch.tensor([[False, False, True, False]])
-    found = lambda_returns(cost, ahead, ~ended, discount, trace)[0, :, 0]
+    done = torch.tensor([[False, False, True, False]])
+    found = lambda_returns(cost, ahead, ~done, discount, trace)[0, :, 0]
     c, v = cost[0, :, 0], ahead[0, :, 0]
     third = c[2]
     second = c[1] + discount * ((1 - trace) * v[1] + trace * third)
@@ -322,32 +365,37 @@ def test_lambda_returns_mix_the_returns_of_every_length_and_nothing_comes_after_
 
 
 def test_what_came_cheaper_than_foreseen_counts_for_more():
-    foreseen, felt = torch.tensor([[5.0], [5.0]]), torch.tensor([[3.0], [9.0]])
-    loss = foresight_loss(foreseen, felt, expectile=0.8)["foresight"].item()
+    foreseen, interoception = torch.tensor([[5.0], [5.0]]), torch.tensor([[3.0], [9.0]])
+    loss = expectile_value_loss(foreseen, interoception, expectile=0.8)["value"].item()
     assert loss == pytest.approx((0.8 * 2**2 + 0.2 * 4**2) / 2)
 
 
 @pytest.mark.parametrize(
-    ("weights", "complaint"),
+    ("weights", "message"),
     [
-        ({"hunger": 1.0}, "'hunger'; there are reach, effort, boredom, curiosity, critic$"),
-        ({"reach": -1.0}, "'reach' is -1.0"),
+        (
+            {"hunger": 1.0},
+            "'hunger'; there are goal_distance, control_cost, boredom, curiosity, critic$",
+        ),
+        ({"goal_distance": -1.0}, "'goal_distance' is -1.0"),
         ({"critic": float("nan")}, "'critic' is nan"),
-        ({"effort": float("inf")}, "'effort' is inf"),
-        ({"effort": 0.0}, "nothing is wanted"),
+        ({"control_cost": float("inf")}, "'control_cost' is inf"),
+        ({"control_cost": 0.0}, "nothing is wanted"),
     ],
 )
-def test_weights_that_make_no_sense_are_refused_by_name(
-    weights: Mapping[str, float], complaint: str
-):
-    with pytest.raises(UnusableInput, match=complaint):
-        cost_of(NoCritic()).check(weights)
+def test_weights_that_make_no_sense_are_refused_by_name(weights: Mapping[str, float], message: str):
+    with pytest.raises(ConfigError, match=message):
+        cost_of(NoGoalCritic()).validate_weights(weights)
 
 
 def test_weights_that_make_sense_are_taken():
-    cost_of(NoCritic()).check({"reach": 0.0, "effort": 2, "critic": 1.5})
-    felt = cost_of(NoCritic(), Body(Drives(("pain",), CHANNELS), Promises(1, 0.9)))
-    felt.check({"pain": 1.0, "critic_pain": 0.5, "boredom": 1, "curiosity": 2})
+    cost_of(NoGoalCritic()).validate_weights(
+        {"goal_distance": 0.0, "control_cost": 2, "critic": 1.5}
+    )
+    interoception = cost_of(
+        NoGoalCritic(), InteroceptiveCost(Drives(("pain",), CHANNELS), ReplanTrigger(1, 0.9))
+    )
+    interoception.validate_weights({"pain": 1.0, "critic_pain": 0.5, "boredom": 1, "curiosity": 2})
 
 
 def apart(state: Tensor, goal: Tensor) -> Tensor:
@@ -355,53 +403,55 @@ def apart(state: Tensor, goal: Tensor) -> Tensor:
     return (goal - state).abs().sum(-1)
 
 
-def test_taught_is_the_squared_error_relative_to_how_far_it_is():
+def test_trained_is_the_squared_error_relative_to_how_far_it_is():
     state, goal, steps = torch.zeros(2, 1), torch.tensor([[3.0], [5.0]]), torch.tensor([1.0, 9.0])
-    taught = taught_loss(apart, state, goal, steps)["taught"]
-    assert taught.item() == pytest.approx((2**2 / 2 + 4**2 / 10) / 2)
+    trained = path_regression_loss(apart, state, goal, steps)["regression"]
+    assert trained.item() == pytest.approx((2**2 / 2 + 4**2 / 10) / 2)
 
 
 def test_a_goal_that_no_known_path_leads_to_teaches_nothing():
     state, goal = torch.zeros(2, 1), torch.tensor([[3.0], [5.0]], requires_grad=True)
-    taught = taught_loss(apart, state, goal, torch.tensor([1.0, float("inf")]))["taught"]
-    assert taught.item() == pytest.approx(2**2 / 2)
-    taught.backward()
+    trained = path_regression_loss(apart, state, goal, torch.tensor([1.0, float("inf")]))[
+        "regression"
+    ]
+    assert trained.item() == pytest.approx(2**2 / 2)
+    trained.backward()
     assert goal.grad.flatten().tolist() == [2, 0]
 
 
 def test_a_distance_that_obeys_bellman_has_no_temporal_difference():
     state, goal = torch.zeros(2, 1), torch.tensor([[1.0], [7.0]])
     loss = temporal_difference_loss(apart, apart, state, state + 1, goal)
-    assert loss["bellman"].item() == 0
+    assert loss["td"].item() == 0
 
 
 def test_a_detour_teaches_less_than_a_short_cut():
     state, ahead, back = torch.zeros(1, 1), torch.ones(1, 1), -torch.ones(1, 1)
     goal = torch.full((1, 1), 5.0)
-    detour = temporal_difference_loss(apart, apart, state, back, goal)["bellman"]  # 7 promised
+    detour = temporal_difference_loss(apart, apart, state, back, goal)["td"]  # 7 promised
     half = temporal_difference_loss(lambda s, g: apart(s, g) + 2, apart, state, ahead, goal)[
-        "bellman"
+        "td"
     ]  # 5 promised, 7 expected
     assert (detour.item(), half.item()) == pytest.approx((0.1 * 2**2, 0.9 * 2**2))
 
 
 @pytest.mark.parametrize("start", [0.5, 1.0, 3.0])
-def test_a_price_starts_where_it_is_told_and_is_never_negative(start):
-    assert Multiplier(start)().item() == pytest.approx(start, rel=1e-4)
-    price = Multiplier(start)
+def test_a_price_starts_where_it_is_reported_and_is_never_negative(start):
+    assert LagrangeMultiplier(start)().item() == pytest.approx(start, rel=1e-4)
+    price = LagrangeMultiplier(start)
     nn.init.constant_(price.raw, -5.0)
     assert price().item() >= 0
 
 
 @pytest.mark.parametrize(("step", "rises"), [(3.0, True), (0.5, False)])
 def test_the_price_of_a_step_rises_while_it_counts_for_more_than_one(step, rises):
-    distance, price = quasimetric(0, dim=6), Multiplier()
+    distance, price = quasimetric(0, dim=6), LagrangeMultiplier()
     distance.embed = nn.Identity()
     state = torch.zeros(4, 6)
-    terms = quasimetric_loss(distance, price, state, state + step, far=9, slack=0.05)
-    terms["price"].backward()
+    terms = quasimetric_loss(distance, price, state, state + step, max_distance=9, epsilon=0.05)
+    terms["multiplier"].backward()
     assert (price.raw.grad < 0) == rises  # descent goes the other way
-    assert terms["near"].item() == pytest.approx(max(step - 1, 0) ** 2 - 0.05**2, abs=1e-5)
+    assert terms["constraint"].item() == pytest.approx(max(step - 1, 0) ** 2 - 0.05**2, abs=1e-5)
 
 
 def test_a_push_that_fades_is_the_harder_the_nearer():
@@ -411,9 +461,15 @@ def test_a_push_that_fades_is_the_harder_the_nearer():
     def push(apart: float, fading: bool) -> float:
         state = torch.tensor([0.0, apart]).expand(6, 2).T.clone().requires_grad_()
         terms = quasimetric_loss(
-            distance, Multiplier(), state, state.detach(), far=30, slack=0.05, fading=fading
+            distance,
+            LagrangeMultiplier(),
+            state,
+            state.detach(),
+            max_distance=30,
+            epsilon=0.05,
+            log_push=fading,
         )
-        terms["far"].backward()
+        terms["push"].backward()
         return float(state.grad[1].sum())
 
     assert push(0.5, False) / push(10, False) == pytest.approx(1, abs=0.1)
@@ -437,8 +493,8 @@ def walks(random: torch.Generator, ways: tuple[int, ...]) -> tuple[Tensor, Tenso
 
 
 def learn(modules: list[nn.Module], loss: Callable, steps: int, **how) -> None:
-    plan = Learning(steps=steps, batch=128, lr=5e-3, warmup=10, weight_decay=0)
-    learner = Learner(nn.ModuleList(modules), loss, plan, weights={}, seed=0, **how)
+    plan = OptimConfig(steps=steps, batch_size=128, lr=5e-3, warmup_steps=10, weight_decay=0)
+    learner = SGDLoop(nn.ModuleList(modules), loss, plan, weights={}, seed=0, **how)
     for _ in range(steps):
         learner.update()
 
@@ -458,12 +514,12 @@ def likeness(learnt: Tensor) -> float:
 
 
 def separated(ways: tuple[int, ...], fading: bool = False) -> Tensor:
-    distance, price = quasimetric(0, dim=1), Multiplier()
+    distance, price = quasimetric(0, dim=1), LagrangeMultiplier()
 
     def loss(random: torch.Generator) -> dict[str, Tensor]:
         state, next_state, _ = walks(random, ways)
         return quasimetric_loss(
-            distance, price, state, next_state, far=30, slack=0.05, fading=fading
+            distance, price, state, next_state, max_distance=30, epsilon=0.05, log_push=fading
         )
 
     learn([distance, price], loss, 500)
@@ -487,22 +543,22 @@ def test_where_no_step_leads_back_the_way_back_is_far():
 
 def test_temporal_differences_learn_the_distances_of_a_line():
     distance = quasimetric(0, dim=1)
-    slow = MovingAverage(distance, 0.9)
+    slow = EMATarget(distance, 0.9)
 
     def loss(random: torch.Generator) -> dict[str, Tensor]:
         return temporal_difference_loss(distance, slow.average.module, *walks(random, (-1, 1)))
 
-    learn([distance, slow], loss, 600, after=lambda: slow.follow(distance))
+    learn([distance, slow], loss, 600, post_step=lambda: slow.update(distance))
     assert likeness(table(distance)) > 0.95
     assert table(distance)[0, -1].item() == pytest.approx(LENGTH - 1, rel=0.35)
 
 
-def test_what_is_taught_is_learnt():
+def test_what_is_trained_is_learnt():
     distance = quasimetric(0, dim=1)
 
     def loss(random: torch.Generator) -> dict[str, Tensor]:
         here, there = torch.randint(LENGTH, (2, 128), generator=random)
-        return taught_loss(distance, place(here), place(there), TRUE[here, there])
+        return path_regression_loss(distance, place(here), place(there), TRUE[here, there])
 
     learn([distance], loss, 300)
     torch.testing.assert_close(table(distance), TRUE, atol=0.5, rtol=0)

@@ -19,35 +19,35 @@ def pixels(infos):
     return infos["factors"][:, :2] * 32 - 0.5
 
 
-def lived(worlds, steps, seed, actions, options=None):
+def collect_data(vec_env, steps, seed, actions, options=None):
     """What the worlds show and tell over some steps."""
-    told = [(*worlds.reset(seed=seed, options=options),)]
+    text_out = [(*vec_env.reset(seed=seed, options=options),)]
     for step in range(steps):
-        obs, reward, terminated, truncated, infos = worlds.step(actions(step))
+        obs, reward, terminated, truncated, infos = vec_env.step(actions(step))
         ends = {"terminated": terminated, "truncated": truncated}
-        told.append((obs, {**infos, "reward": reward, **ends}))
-    return told
+        text_out.append((obs, {**infos, "reward": reward, **ends}))
+    return text_out
 
 
-def first_episodes(worlds, act):
+def first_episodes(vec_env, act):
     """Success [B] bool, steps to an arm's end [B], NaN without, and the last places [B, 2]."""
-    worlds.reset(seed=0)
+    vec_env.reset(seed=0)
     success, steps = np.zeros(COUNT, bool), np.full(COUNT, np.nan)
-    going, places = np.ones(COUNT, bool), np.zeros((COUNT, 2))
-    for step in range(1, worlds.max_episode_steps + 1):
-        _, _, terminated, truncated, infos = worlds.step(act())
-        places[going] = pixels(infos)[going]
+    going, positions = np.ones(COUNT, bool), np.zeros((COUNT, 2))
+    for step in range(1, vec_env.max_episode_steps + 1):
+        _, _, terminated, truncated, infos = vec_env.step(act())
+        positions[going] = pixels(infos)[going]
         success |= going & infos["success"]
         steps[going & terminated] = step
         going &= ~(terminated | truncated)
     assert not going.any()
-    return success, steps, places
+    return success, steps, positions
 
 
 def test_a_world_lives_the_same_life_alone_and_in_a_batch():
-    many, alone = CueCorridorVectorEnv(5), CueCorridorVectorEnv(1)
-    together = lived(many, 90, 40, lambda _: many.behaviour_action())
-    by_itself = lived(alone, 90, 43, lambda _: alone.behaviour_action())
+    many, single = CueCorridorVectorEnv(5), CueCorridorVectorEnv(1)
+    together = collect_data(many, 90, 40, lambda _: many.behaviour_action())
+    by_itself = collect_data(single, 90, 43, lambda _: single.behaviour_action())
     assert sum(infos["terminated"][3] for _, infos in together[1:]) > 0
     for (obs, infos), (own_obs, own_infos) in zip(together, by_itself, strict=True):
         np.testing.assert_array_equal(obs[3], own_obs[0])
@@ -55,11 +55,14 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch():
             np.testing.assert_array_equal(infos[name][3], own_infos[name][0], err_msg=name)
 
 
-def test_the_same_seed_walks_the_same_life_and_another_seed_another():
-    worlds = CueCorridorVectorEnv(4)
+def test_the_same_seed_walks_the_same_episode_and_another_seed_another():
+    vec_env = CueCorridorVectorEnv(4)
     first, again, other = (
         np.stack(
-            [pixels(i) for _, i in lived(worlds, 20, seed, lambda _: worlds.behaviour_action())]
+            [
+                pixels(i)
+                for _, i in collect_data(vec_env, 20, seed, lambda _: vec_env.behaviour_action())
+            ]
         )
         for seed in (1, 1, 2**40)
     )
@@ -68,19 +71,21 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
 
 
 @pytest.mark.parametrize("visible", [False, True])
-def test_the_cue_is_told_in_the_first_fifth_of_the_stem_and_nowhere_else(visible):
+def test_the_cue_is_reported_in_the_first_fifth_of_the_stem_and_nowhere_else(visible):
     def pair(cue):
-        worlds = CueCorridorVectorEnv(200, visible=visible)
-        _, born = worlds.reset(seed=3)
+        vec_env = CueCorridorVectorEnv(200, visible=visible)
+        _, born = vec_env.reset(seed=3)
         factors = np.concatenate([born["factors"][:, :2], np.full((200, 1), cue)], 1)
-        return lived(worlds, 40, 3, lambda _: worlds.behaviour_action(), {"factors": factors})
+        return collect_data(
+            vec_env, 40, 3, lambda _: vec_env.behaviour_action(), {"factors": factors}
+        )
 
     going, dark = np.ones(200, bool), 0
     for (left, infos), (right, other) in zip(pair(0.0), pair(1.0), strict=True):
         np.testing.assert_array_equal(pixels(infos)[going], pixels(other)[going])
-        told = (left != right).any(axis=(1, 2, 3))
+        text_out = (left != right).any(axis=(1, 2, 3))
         lit = pixels(infos)[:, 1] > 30.5 - 24 / 5
-        np.testing.assert_array_equal(told[going], (lit | visible)[going])
+        np.testing.assert_array_equal(text_out[going], (lit | visible)[going])
         dark += (going & ~lit).sum()
         for end in ("terminated", "truncated"):
             going = going & ~infos.get(end, np.zeros(200, bool))
@@ -88,9 +93,9 @@ def test_the_cue_is_told_in_the_first_fifth_of_the_stem_and_nowhere_else(visible
 
 
 def test_the_cue_is_a_bright_bar_on_its_side_of_the_bottom():
-    worlds = CueCorridorVectorEnv(64)
-    obs, infos = worlds.reset(seed=0)
-    assert worlds.observation_space.contains(obs)
+    vec_env = CueCorridorVectorEnv(64)
+    obs, infos = vec_env.reset(seed=0)
+    assert vec_env.observation_space.contains(obs)
     right = infos["factors"][:, 2] == 1
     assert 0 < right.sum() < 64
     for picture, is_right in zip(obs[:, 2], right, strict=True):
@@ -100,30 +105,30 @@ def test_the_cue_is_a_bright_bar_on_its_side_of_the_bottom():
 
 
 def test_episodes_terminate_exactly_at_an_end_and_only_the_right_one_is_rewarded():
-    worlds = CueCorridorVectorEnv(COUNT, directed_fraction=1.0)
-    told = lived(worlds, 100, 0, lambda _: worlds.behaviour_action())
-    over, seen = np.zeros(COUNT, bool), set()
-    for _, infos in told[1:]:
+    vec_env = CueCorridorVectorEnv(COUNT, directed_fraction=1.0)
+    text_out = collect_data(vec_env, 100, 0, lambda _: vec_env.behaviour_action())
+    done, observed = np.zeros(COUNT, bool), set()
+    for _, infos in text_out[1:]:
         x, cue = pixels(infos)[:, 0], infos["factors"][:, 2]
-        left, right = (x <= 2.5) & ~over, (x >= 28.5) & ~over
+        left, right = (x <= 2.5) & ~done, (x >= 28.5) & ~done
         np.testing.assert_array_equal(infos["terminated"], left | right)
         earned = np.where(cue == 1, right, left)
         for name in ("reward", "score", "success", "final_success"):
             np.testing.assert_array_equal(infos[name], earned, err_msg=name)
-        seen |= set(zip(left.tolist(), right.tolist(), cue.tolist(), strict=True))
-        over = infos["terminated"] | infos["truncated"]
-    assert len(seen) == 6
+        observed |= set(zip(left.tolist(), right.tolist(), cue.tolist(), strict=True))
+        done = infos["terminated"] | infos["truncated"]
+    assert len(observed) == 6
 
 
 def test_the_step_after_an_end_begins_a_new_episode_and_ignores_its_action():
-    worlds = CueCorridorVectorEnv(2)
+    vec_env = CueCorridorVectorEnv(2)
     factors = np.array([[0.5, 0.9, 1.0], [27.9 / 32, 0.1, 1.0]])
-    worlds.reset(seed=0, options={"factors": factors})
+    vec_env.reset(seed=0, options={"factors": factors})
     full = np.array([[0.0, 0.0], [1.0, 0.0]], np.float32)
-    while not worlds.step(full)[2][1]:
+    while not vec_env.step(full)[2][1]:
         pass
     full[1] = np.nan
-    obs, reward, terminated, truncated, infos = worlds.step(full)
+    obs, reward, terminated, truncated, infos = vec_env.step(full)
     assert not reward.any()
     assert not terminated.any()
     assert not truncated.any()
@@ -131,66 +136,70 @@ def test_the_step_after_an_end_begins_a_new_episode_and_ignores_its_action():
     assert 27 <= pixels(infos)[1, 1] <= 30
     assert obs[1, 2].any()
     np.testing.assert_allclose(infos["factors"][0], factors[0])
-    begun = infos["factors"][1]
-    np.testing.assert_array_equal(worlds.step(np.zeros((2, 2), np.float32))[4]["factors"][1], begun)
+    started = infos["factors"][1]
+    np.testing.assert_array_equal(
+        vec_env.step(np.zeros((2, 2), np.float32))[4]["factors"][1], started
+    )
 
 
 def test_who_stays_runs_out_of_time():
-    worlds = CueCorridorVectorEnv(3)
+    vec_env = CueCorridorVectorEnv(3)
     still = np.zeros((3, 2), np.float32)
-    told = lived(worlds, 82, 0, lambda _: still)[1:]
-    assert not any(infos["terminated"].any() or infos["reward"].any() for _, infos in told)
-    ends = [step for step, (_, infos) in enumerate(told, 1) if infos["truncated"].all()]
+    text_out = collect_data(vec_env, 82, 0, lambda _: still)[1:]
+    assert not any(infos["terminated"].any() or infos["reward"].any() for _, infos in text_out)
+    ends = [step for step, (_, infos) in enumerate(text_out, 1) if infos["truncated"].all()]
     assert ends == [40, 81]
 
 
 def test_the_oracle_always_succeeds_and_soon():
-    worlds = CueCorridorVectorEnv(COUNT)
-    success, steps, _ = first_episodes(worlds, worlds.expert_action)
+    vec_env = CueCorridorVectorEnv(COUNT)
+    success, steps, _ = first_episodes(vec_env, vec_env.expert_action)
     assert success.all()
     assert steps.max() <= 20
-    assert np.linalg.norm(worlds.expert_action(), axis=1).max() <= 1.00001
+    assert np.linalg.norm(vec_env.expert_action(), axis=1).max() <= 1.00001
 
 
 def test_who_ignores_the_cue_is_right_half_of_the_time():
-    worlds = CueCorridorVectorEnv(COUNT, directed_fraction=1.0)
+    vec_env = CueCorridorVectorEnv(COUNT, directed_fraction=1.0)
     up_and_right = np.array([[0.7, -0.7]], np.float32).repeat(COUNT, 0)
-    success, steps, _ = first_episodes(worlds, lambda: up_and_right)
+    success, steps, _ = first_episodes(vec_env, lambda: up_and_right)
     assert not np.isnan(steps).any()
     assert abs(success.mean() - 0.5) < 0.05
-    success, steps, _ = first_episodes(worlds, worlds.behaviour_action)
+    success, steps, _ = first_episodes(vec_env, vec_env.behaviour_action)
     assert abs(success[~np.isnan(steps)].mean() - 0.5) < 0.05
 
 
 def test_neither_the_start_nor_the_episode_before_betrays_the_cue():
-    worlds = CueCorridorVectorEnv(COUNT, max_episode_steps=1)
-    born = [i for _, i in lived(worlds, 6, 0, lambda _: worlds.behaviour_action())][::2]
+    vec_env = CueCorridorVectorEnv(COUNT, max_episode_steps=1)
+    born = [i for _, i in collect_data(vec_env, 6, 0, lambda _: vec_env.behaviour_action())][::2]
     cues = [infos["factors"][:, 2] for infos in born]
     clues = [pixels(infos)[:, axis] for infos in born for axis in (0, 1)]
-    walk = worlds.state.behaviour  # nor does somebody's walk betray it
+    walk = vec_env.state.behaviour  # nor does somebody's walk betray it
     related = np.corrcoef([*cues, *clues, walk.right.numpy(), walk.directed.numpy()])
     assert np.abs(related - np.eye(len(related))).max() < 0.1
 
 
-def test_walks_reach_either_arm_often_and_errands_say_how_often():
-    worlds = CueCorridorVectorEnv(COUNT)
-    _, steps, places = first_episodes(worlds, worlds.behaviour_action)
+def test_walks_reach_either_arm_often_and_subtasks_say_how_often():
+    vec_env = CueCorridorVectorEnv(COUNT)
+    _, steps, positions = first_episodes(vec_env, vec_env.behaviour_action)
     reached = ~np.isnan(steps)
     assert 0.6 < reached.mean() < 0.9
-    assert abs((places[reached, 0] > 15.5).mean() - 0.5) < 0.05
-    assert np.ptp(places[~reached], axis=0).min() > 5  # the aimless get about as well
-    aimless = CueCorridorVectorEnv(COUNT, directed_fraction=0.0)
-    assert (~np.isnan(first_episodes(aimless, aimless.behaviour_action)[1])).mean() < 0.05
+    assert abs((positions[reached, 0] > 15.5).mean() - 0.5) < 0.05
+    assert np.ptp(positions[~reached], axis=0).min() > 5  # the aimless get about as well
+    make_random_policy = CueCorridorVectorEnv(COUNT, directed_fraction=0.0)
+    assert (
+        ~np.isnan(first_episodes(make_random_policy, make_random_policy.behaviour_action)[1])
+    ).mean() < 0.05
 
 
-def test_a_picture_shows_body_cue_and_ends():
-    worlds = CueCorridorVectorEnv(2, render_mode="rgb_array")
+def test_a_picture_shows_agent_body_cue_and_ends():
+    vec_env = CueCorridorVectorEnv(2, render_mode="rgb_array")
     factors = np.array([[0.5, 0.93, 0.0], [0.5, 0.5, 1.0]])
-    worlds.reset(seed=0, options={"factors": factors})
-    lit, dark = (picture.astype(int) for picture in worlds.render())
+    vec_env.reset(seed=0, options={"factors": factors})
+    lit, dark = (picture.astype(int) for picture in vec_env.render())
     assert lit.shape == (320, 320, 3)
-    places = worlds.factors_to_pixels(factors).round().astype(int)
-    for picture, (x, y) in zip((lit, dark), places, strict=True):
+    positions = vec_env.factors_to_pixels(factors).round().astype(int)
+    for picture, (x, y) in zip((lit, dark), positions, strict=True):
         assert picture[y, x, 2] - picture[y, x, 0] > 150
     red, _, blue = (lit[310, 40] - dark[310, 280]).tolist()
     assert red - blue > 50  # the cue that isn't seen is paler
@@ -200,14 +209,14 @@ def test_a_picture_shows_body_cue_and_ends():
 
 
 @pytest.mark.filterwarnings("error")
-def test_gymnasium_accepts_the_world():
+def test_gymnasium_accepts_the_env():
     check_env(gymnasium.make(envs.CUE_CORRIDOR, render_mode="rgb_array").unwrapped)
 
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
-def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
-    worlds = gymnasium.make_vec(envs.CUE_CORRIDOR, num_envs=3, vectorization_mode=mode)
-    obs, infos = worlds.reset(seed=8)
+def test_gymnasium_makes_the_same_envs_whichever_way(mode):
+    vec_env = gymnasium.make_vec(envs.CUE_CORRIDOR, num_envs=3, vectorization_mode=mode)
+    obs, infos = vec_env.reset(seed=8)
     own_obs, own_infos = gymnasium.make(envs.CUE_CORRIDOR).reset(seed=10)
     np.testing.assert_array_equal(obs[2], own_obs)
     np.testing.assert_array_equal(infos["factors"][2], own_infos["factors"])
@@ -216,12 +225,16 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
 
 
 def test_torch_and_numpy_tell_the_same():
-    told = {}
+    text_out = {}
     for output in ("numpy", "torch"):
-        worlds = CueCorridorVectorEnv(2, output=output)
-        obs, _ = worlds.reset(seed=5)
-        told[output] = (obs, worlds.expert_action(), *worlds.step(worlds.behaviour_action())[:4])
-    for tensor, array in zip(told["torch"], told["numpy"], strict=True):
+        vec_env = CueCorridorVectorEnv(2, output=output)
+        obs, _ = vec_env.reset(seed=5)
+        text_out[output] = (
+            obs,
+            vec_env.expert_action(),
+            *vec_env.step(vec_env.behaviour_action())[:4],
+        )
+    for tensor, array in zip(text_out["torch"], text_out["numpy"], strict=True):
         assert isinstance(tensor, torch.Tensor)
         np.testing.assert_array_equal(tensor.numpy(), array)
 
@@ -249,10 +262,10 @@ def test_unusable_settings_are_refused_by_name(settings_, named):
         ([0.5, np.nan, 0.0], "fractions"),
     ],
 )
-def test_unusable_factors_are_refused_by_world(change, named):
+def test_unusable_factors_are_refused_by_env(change, named):
     factors = np.array([[0.5, 0.5, 0.0], change])
-    worlds = CueCorridorVectorEnv(2)
+    vec_env = CueCorridorVectorEnv(2)
     with pytest.raises(ValueError, match=named):
-        worlds.reset(options={"factors": factors})
+        vec_env.reset(options={"factors": factors})
     with pytest.raises(ValueError, match="needed is"):
-        worlds.reset(options={"factors": factors[:1]})
+        vec_env.reset(options={"factors": factors[:1]})

@@ -14,24 +14,24 @@ def pixels(infos):
     return infos["factors"][:, :2] * 32 - 0.5
 
 
-def clear(places, slack):
+def clear(positions, slack):
     """[..., 2] -> [...] bool: in the T as drawn on paper, not as the physics has it."""
-    x, y = places[..., 0], places[..., 1]
+    x, y = positions[..., 0], positions[..., 1]
     stem = (abs(x - 15.5) <= 3 + slack) & (abs(y - 15.5) <= 15 + slack)
     bar = (abs(x - 15.5) <= 15 + slack) & (abs(y - 3.5) <= 3 + slack)
     return stem | bar
 
 
-def test_the_image_shows_the_body_where_it_is_and_the_walls_of_a_t():
-    worlds = CueCorridorVectorEnv(64)
-    worlds.reset(seed=1)
+def test_the_image_shows_the_agent_body_where_it_is_and_the_walls_of_a_t():
+    envs = CueCorridorVectorEnv(64)
+    envs.reset(seed=1)
     for _ in range(15):
-        obs, _, _, _, infos = worlds.step(worlds.behaviour_action())
+        obs, _, _, _, infos = envs.step(envs.behaviour_action())
     dot, pixel = obs[:, 0].astype(float), np.arange(32)
-    seen = np.stack([(dot.sum(1) * pixel).sum(1), (dot.sum(2) * pixel).sum(1)], 1)
+    observed = np.stack([(dot.sum(1) * pixel).sum(1), (dot.sum(2) * pixel).sum(1)], 1)
     inner = (np.abs(pixels(infos) - 15.5) < 12).all(1)  # at the image's edge a dot is cut off
     assert inner.sum() > 30
-    assert np.abs(seen / dot.sum((1, 2))[:, None] - pixels(infos))[inner].max() < 0.1
+    assert np.abs(observed / dot.sum((1, 2))[:, None] - pixels(infos))[inner].max() < 0.1
     paper = clear(np.stack(np.meshgrid(pixel, pixel), -1), 0)
     np.testing.assert_array_equal(obs[:, 1], np.broadcast_to(255 * ~paper, (64, 32, 32)))
 
@@ -50,7 +50,7 @@ def starts_and_moves(count, longest):
 
 
 @pytest.mark.parametrize("longest", [0.01, 2.0, 100.0, 1e12])
-def test_a_body_is_never_in_a_wall_however_far_it_is_pushed(longest):
+def test_an_agent_body_is_never_in_a_wall_however_far_it_is_pushed(longest):
     start, move = starts_and_moves(5000, longest)
     for _ in range(5):
         start = slide(start, move)
@@ -59,7 +59,7 @@ def test_a_body_is_never_in_a_wall_however_far_it_is_pushed(longest):
 
 
 @pytest.mark.parametrize("longest", [0.05, 2.0])
-def test_a_body_goes_straight_where_it_can_and_cuts_no_corner(longest):
+def test_an_agent_body_goes_straight_where_it_can_and_cuts_no_corner(longest):
     start, move = starts_and_moves(5000, longest)
     arrived = (slide(start, move) - start - move).abs().amax(-1) < 1e-4
     way = start + torch.linspace(0, 1, 401)[:, None, None] * move
@@ -69,16 +69,16 @@ def test_a_body_goes_straight_where_it_can_and_cuts_no_corner(longest):
 
 
 def test_no_action_moves_further_than_a_full_step():
-    worlds = CueCorridorVectorEnv(1000)
-    _, infos = worlds.reset(seed=0)
+    envs = CueCorridorVectorEnv(1000)
+    _, infos = envs.reset(seed=0)
     actions = 1e30 * np.random.default_rng(0).normal(size=(1000, 2)).astype(np.float32)
-    moved = pixels(worlds.step(actions)[4]) - pixels(infos)
+    moved = pixels(envs.step(actions)[4]) - pixels(infos)
     assert np.linalg.norm(moved, axis=1).max() <= 2.0001
 
 
-def test_the_exams_tell_a_wall_from_an_open_arm():
-    worlds = CueCorridorVectorEnv(1)
-    wall, way = (worlds.dynamics_tests(seed=4)[name] for name in ("wall", "open"))
+def test_the_dynamics_tests_tell_a_wall_from_an_open_arm():
+    envs = CueCorridorVectorEnv(1)
+    wall, way = (envs.dynamics_tests(seed=4)[name] for name in ("wall", "open"))
     assert wall.obs.shape == (64, 3, 32, 32)
     assert wall.actions.shape == (64, 5, 2)
     moved = {
@@ -88,9 +88,9 @@ def test_the_exams_tell_a_wall_from_an_open_arm():
     np.testing.assert_allclose(wall.end_factors[:, 0], 19 / 32, rtol=1e-5)
     np.testing.assert_allclose(moved["open"], 10, rtol=1e-5)
     for test in (wall, way):  # the same by living it
-        worlds = CueCorridorVectorEnv(64)
-        obs, _ = worlds.reset(seed=0, options={"factors": test.start_factors})
+        envs = CueCorridorVectorEnv(64)
+        obs, _ = envs.reset(seed=0, options={"factors": test.start_factors})
         np.testing.assert_array_equal(obs, test.obs)
         for action in test.actions.swapaxes(0, 1):
-            infos = worlds.step(action)[4]
+            infos = envs.step(action)[4]
         np.testing.assert_allclose(infos["factors"], test.end_factors, atol=1e-6)

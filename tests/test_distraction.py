@@ -12,129 +12,129 @@ from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
 from envs.two_rooms.render import draw_dot
 
 
-def lived(worlds, steps, seed, actions):
+def collect_data(vec_env, steps, seed, actions):
     """What the worlds show and tell over some steps."""
-    told = [(*worlds.reset(seed=seed),)]
+    output = [(*vec_env.reset(seed=seed),)]
     for step in range(steps):
-        obs, reward, _, truncated, infos = worlds.step(actions(step))
-        told.append((obs, {**infos, "reward": reward, "truncated": truncated}))
-    return told
+        obs, reward, _, truncated, infos = vec_env.step(actions(step))
+        output.append((obs, {**infos, "reward": reward, "truncated": truncated}))
+    return output
 
 
-def drifting(worlds, steps, seed=0):
+def drifting(vec_env, steps, seed=0):
     """Where the blobs are, [T, B, N, 2], while the dots walk."""
-    places = []
-    worlds.reset(seed=seed)
+    positions = []
+    vec_env.reset(seed=seed)
     for _ in range(steps):
-        places.append(worlds.state.distractors.position.numpy())
-        worlds.step(worlds.behaviour_action())
-    return np.stack(places)
+        positions.append(vec_env.state.distractors.position.numpy())
+        vec_env.step(vec_env.behaviour_action())
+    return np.stack(positions)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_scene_is_what_is_seen_without_distraction(variant):
+def test_the_scene_is_what_is_observed_without_distraction(variant):
     plain, busy = (
         TwoRoomsVectorEnv(3, variant=variant, max_episode_steps=9, num_distractors=n)
         for n in (0, 4)
     )
-    alone = lived(plain, 25, 7, lambda _: plain.behaviour_action())
-    behind = lived(busy, 25, 7, lambda _: busy.behaviour_action())
-    for (obs, infos), (both, others) in zip(alone, behind, strict=True):
+    single = collect_data(plain, 25, 7, lambda _: plain.behaviour_action())
+    behind = collect_data(busy, 25, 7, lambda _: busy.behaviour_action())
+    for (obs, infos), (both, others) in zip(single, behind, strict=True):
         np.testing.assert_array_equal(obs, both["scene"])
         np.testing.assert_array_equal(infos.pop("goal"), others.pop("goal")["scene"])
         for name in infos:
             np.testing.assert_array_equal(infos[name], others[name], err_msg=name)
 
 
-def test_a_distracted_world_lives_the_same_life_alone_and_in_a_batch():
-    many, alone = (TwoRoomsVectorEnv(n, num_distractors=3, max_episode_steps=7) for n in (5, 1))
-    together = lived(many, 17, 40, lambda _: many.behaviour_action())
-    by_itself = lived(alone, 17, 43, lambda _: alone.behaviour_action())
+def test_a_distracted_env_episodes_the_same_episode_alone_and_in_a_batch():
+    many, single = (TwoRoomsVectorEnv(n, num_distractors=3, max_episode_steps=7) for n in (5, 1))
+    together = collect_data(many, 17, 40, lambda _: many.behaviour_action())
+    by_itself = collect_data(single, 17, 43, lambda _: single.behaviour_action())
     for (obs, infos), (own_obs, own_infos) in zip(together, by_itself, strict=True):
-        for seen, own in ((obs, own_obs), (infos["goal"], own_infos["goal"])):
-            assert sorted(seen) == sorted(own) == ["background", "scene"]
+        for observed, own in ((obs, own_obs), (infos["goal"], own_infos["goal"])):
+            assert sorted(observed) == sorted(own) == ["background", "scene"]
             for name in own:
-                np.testing.assert_array_equal(seen[name][3], own[name][0], err_msg=name)
+                np.testing.assert_array_equal(observed[name][3], own[name][0], err_msg=name)
 
 
-def test_nothing_that_the_body_does_moves_the_background():
+def test_nothing_that_the_agent_body_does_moves_the_background():
     backgrounds = []
     for action in (-1.0, 1.0):
-        worlds = TwoRoomsVectorEnv(4, num_distractors=2, max_episode_steps=10)
+        vec_env = TwoRoomsVectorEnv(4, num_distractors=2, max_episode_steps=10)
         push = np.full((4, 2), action, np.float32)
-        told = lived(worlds, 25, 3, lambda _, push=push: push)
-        backgrounds.append(np.stack([obs["background"] for obs, _ in told]))
+        output = collect_data(vec_env, 25, 3, lambda _, push=push: push)
+        backgrounds.append(np.stack([obs["background"] for obs, _ in output]))
     np.testing.assert_array_equal(*backgrounds)
 
 
 def test_the_background_betrays_neither_dot_nor_goal():
-    worlds = TwoRoomsVectorEnv(2000, variant="random", num_distractors=1)
-    _, infos = worlds.reset(seed=0)
+    vec_env = TwoRoomsVectorEnv(2000, variant="random", num_distractors=1)
+    _, infos = vec_env.reset(seed=0)
     knows = np.concatenate([infos["factors"], infos["goal_factors"][:, :2]], 1)
-    place, pace = (
-        worlds.state.distractors.position[:, 0].numpy(),
-        worlds.state.distractors.velocity[:, 0].numpy(),
+    position, pace = (
+        vec_env.state.distractors.position[:, 0].numpy(),
+        vec_env.state.distractors.velocity[:, 0].numpy(),
     )
     pixel = np.arange(32)
     goal = infos["goal"]["background"][:, 0].astype(float)
     there = np.stack([goal.max(1).argmax(1), goal.max(2).argmax(1)], 1)
-    pages = [place, pace, there, knows]
+    pages = [position, pace, there, knows]
     for i, page in enumerate(pages):
         for other in pages[i + 1 :]:
             related = np.corrcoef(page.T, other.T)[: page.shape[1], page.shape[1] :]
             assert np.abs(related).max() < 0.08
-    assert np.abs(place.mean(0) - pixel.mean()).max() < 1
+    assert np.abs(position.mean(0) - pixel.mean()).max() < 1
 
 
 @pytest.mark.parametrize(("variant", "count"), [("random", 50), ("swm", 4)])
 def test_blobs_go_straight_and_are_thrown_back_at_the_borders(variant, count):
-    worlds = TwoRoomsVectorEnv(count, variant=variant, num_distractors=3, max_episode_steps=200)
-    worlds.reset(seed=0)
-    pace, far = worlds.state.distractors.velocity.numpy(), worlds.variant.canvas.size - 1
-    places = drifting(worlds, 150)
-    assert places.min() >= 0
-    assert places.max() <= far
-    straight = places[0] + np.arange(150)[:, None, None, None] * pace
+    vec_env = TwoRoomsVectorEnv(count, variant=variant, num_distractors=3, max_episode_steps=200)
+    vec_env.reset(seed=0)
+    pace, far = vec_env.state.distractors.velocity.numpy(), vec_env.variant.canvas.size - 1
+    positions = drifting(vec_env, 150)
+    assert positions.min() >= 0
+    assert positions.max() <= far
+    straight = positions[0] + np.arange(150)[:, None, None, None] * pace
     there = straight % (2 * far)  # a ray among mirrors
-    np.testing.assert_allclose(places, np.minimum(there, 2 * far - there), atol=0.02)
+    np.testing.assert_allclose(positions, np.minimum(there, 2 * far - there), atol=0.02)
 
 
 def test_every_heading_is_taken_at_speeds_up_to_a_full_step():
-    worlds = TwoRoomsVectorEnv(500, variant="random", num_distractors=4)
-    worlds.reset(seed=0)
-    pace = worlds.state.distractors.velocity.flatten(0, 1).numpy()
-    full = worlds.variant.motion.bound * worlds.variant.motion.scale
+    vec_env = TwoRoomsVectorEnv(500, variant="random", num_distractors=4)
+    vec_env.reset(seed=0)
+    pace = vec_env.state.distractors.velocity.flatten(0, 1).numpy()
+    full = vec_env.variant.motion.bound * vec_env.variant.motion.scale
     speed = np.linalg.norm(pace, axis=1) / full
     assert np.abs(np.quantile(speed, [0, 0.25, 0.5, 0.75, 1]) - np.linspace(0, 1, 5)).max() < 0.05
     assert speed.max() <= 1.00001
     quadrants = np.histogram(np.arctan2(pace[:, 1], pace[:, 0]), 8, (-np.pi, np.pi))[0]
     assert quadrants.min() > 200
     assert np.abs(pace.mean(0) / full).max() < 0.04  # the fast ones go everywhere too
-    among = np.corrcoef(worlds.state.distractors.velocity[:, :, 0].numpy().T)  # each has its own
+    among = np.corrcoef(vec_env.state.distractors.velocity[:, :, 0].numpy().T)  # each has its own
     assert np.abs(among - np.eye(4)).max() < 0.15
 
 
 @pytest.mark.parametrize("variant", ["fixed", "swm"])
 def test_a_blob_looks_like_the_dot(variant):
-    worlds = TwoRoomsVectorEnv(6, variant=variant, num_distractors=1)
-    obs, _ = worlds.reset(seed=0)
-    own = draw_dot(worlds.variant.canvas, worlds.state.distractors.position[:, 0]).numpy()
+    vec_env = TwoRoomsVectorEnv(6, variant=variant, num_distractors=1)
+    obs, _ = vec_env.reset(seed=0)
+    own = draw_dot(vec_env.variant.canvas, vec_env.state.distractors.position[:, 0]).numpy()
     np.testing.assert_array_equal(obs["background"][:, 0], own)
     many = TwoRoomsVectorEnv(6, variant=variant, num_distractors=40)
     obs, _ = many.reset(seed=0)
     parts = [
         draw_dot(many.variant.canvas, p).numpy() for p in many.state.distractors.position.unbind(1)
     ]
-    over = obs["background"][:, 0] - np.sum(parts, 0, int).clip(max=255)
-    assert np.abs(over).max() <= 10  # each part is rounded
-    assert np.abs(over.mean()) < 1
+    done = obs["background"][:, 0] - np.sum(parts, 0, int).clip(max=255)
+    assert np.abs(done).max() <= 10  # each part is rounded
+    assert np.abs(done.mean()) < 1
 
 
 def test_blobs_live_through_an_episode_and_the_goal_shows_another_moment():
-    worlds = TwoRoomsVectorEnv(8, num_distractors=2, max_episode_steps=5)
-    told = lived(worlds, 11, 0, lambda _: worlds.behaviour_action())
-    goals = np.stack([infos["goal"]["background"] for _, infos in told])
-    views = np.stack([obs["background"] for obs, _ in told])
+    vec_env = TwoRoomsVectorEnv(8, num_distractors=2, max_episode_steps=5)
+    output = collect_data(vec_env, 11, 0, lambda _: vec_env.behaviour_action())
+    goals = np.stack([infos["goal"]["background"] for _, infos in output])
+    views = np.stack([obs["background"] for obs, _ in output])
     for episode in (slice(0, 6), slice(6, 12)):
         assert (goals[episode] == goals[episode][0]).all()
     moved = (goals[6] != goals[5]).any(axis=(1, 2, 3)), (views[0] != goals[0]).any(axis=(1, 2, 3))
@@ -142,25 +142,27 @@ def test_blobs_live_through_an_episode_and_the_goal_shows_another_moment():
     assert (views[6] != views[0]).any(axis=(1, 2, 3)).all()
 
 
-def test_the_exams_are_sat_before_some_background():
+def test_the_dynamics_tests_are_sat_before_some_background():
     plain, busy = (TwoRoomsVectorEnv(2, variant="random", num_distractors=n) for n in (0, 3))
-    for name, exam in busy.dynamics_tests(seed=4).items():
-        assert exam.obs["background"].shape == (64, 1, 32, 32)
-        assert len(np.unique(exam.obs["background"], axis=0)) == 64
-        np.testing.assert_array_equal(exam.obs["scene"], plain.dynamics_tests(seed=4)[name].obs)
+    for name, dynamics_test in busy.dynamics_tests(seed=4).items():
+        assert dynamics_test.obs["background"].shape == (64, 1, 32, 32)
+        assert len(np.unique(dynamics_test.obs["background"], axis=0)) == 64
+        np.testing.assert_array_equal(
+            dynamics_test.obs["scene"], plain.dynamics_tests(seed=4)[name].obs
+        )
 
 
 def test_a_picture_shows_the_blobs_faintly():
     plain, busy = (TwoRoomsVectorEnv(6, variant="random", num_distractors=n) for n in (0, 3))
-    for worlds in (plain, busy):
-        worlds.reset(seed=0)
+    for vec_env in (plain, busy):
+        vec_env.reset(seed=0)
     zoom = 320 / 32
-    for place, without, picture in zip(
+    for position, without, picture in zip(
         busy.state.distractors.position.numpy(), plain.render(), busy.render(), strict=True
     ):
         changed = without.astype(int) - picture.astype(int)
         assert 0 < changed.max() < 130
-        for x, y in ((place + 0.5) * zoom - 0.5).round().astype(int):
+        for x, y in ((position + 0.5) * zoom - 0.5).round().astype(int):
             on_white = (without[y, x] == 255).all()
             assert bool(changed[y, x].any()) == on_white
             assert not on_white or picture[y, x].argmin() == 1
@@ -168,17 +170,17 @@ def test_a_picture_shows_the_blobs_faintly():
 
 @pytest.mark.filterwarnings("ignore:.*recommend using a symmetric and normalized space")
 @pytest.mark.filterwarnings("error")
-def test_gymnasium_accepts_the_distracted_world():
+def test_gymnasium_accepts_the_distracted_env():
     check_env(gymnasium.make(envs.TWO_ROOMS, num_distractors=2, render_mode="rgb_array").unwrapped)
 
 
 @pytest.mark.parametrize("mode", [None, "sync"])
 def test_observations_and_goals_are_in_the_space(mode):
-    worlds = gymnasium.make_vec(
+    vec_env = gymnasium.make_vec(
         envs.TWO_ROOMS, num_envs=3, vectorization_mode=mode, variant="random", num_distractors=2
     )
-    obs, infos = worlds.reset(seed=8)
-    assert worlds.observation_space.contains(obs)
+    obs, infos = vec_env.reset(seed=8)
+    assert vec_env.observation_space.contains(obs)
     single = gymnasium.make(envs.TWO_ROOMS, variant="random", num_distractors=2)
     own, own_infos = single.reset(seed=10)
     for part in ("scene", "background"):
@@ -187,12 +189,12 @@ def test_observations_and_goals_are_in_the_space(mode):
     assert single.observation_space.contains(own_infos["goal"])
 
 
-def test_what_was_told_stays():
-    worlds = TwoRoomsVectorEnv(2, num_distractors=1, output="torch", max_episode_steps=2)
-    _, infos = worlds.reset(seed=0)
+def test_what_was_reported_stays():
+    vec_env = TwoRoomsVectorEnv(2, num_distractors=1, output="torch", max_episode_steps=2)
+    _, infos = vec_env.reset(seed=0)
     infos["goal"]["background"].zero_()
     infos["goal"]["scene"].zero_()
-    again = worlds.step(worlds.behaviour_action())[4]["goal"]
+    again = vec_env.step(vec_env.behaviour_action())[4]["goal"]
     assert again["background"].any()
     assert again["scene"].any()
 

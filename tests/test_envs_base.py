@@ -87,35 +87,35 @@ def still(count):
     return np.zeros((count, 1), np.float32)
 
 
-def test_a_world_that_ends_early_begins_anew_alone():
-    worlds = LineWorlds(3)
-    worlds.reset(seed=0, options={"shift": -2})
+def test_an_env_that_ends_early_begins_anew_alone():
+    envs = LineWorlds(3)
+    envs.reset(seed=0, options={"shift": -2})
     push = still(3)
     push[1] = 1
-    ends = [worlds.step(push)[2].tolist() for _ in range(4)]
+    ends = [envs.step(push)[2].tolist() for _ in range(4)]
     assert [end[1] for end in ends] == [False, False, True, False]
     assert not any(end[0] or end[2] for end in ends)
-    worlds.reset(seed=0)
-    born = worlds.state.place.x.clone()
-    _, reward, terminated, truncated, _ = worlds.step(push)
+    envs.reset(seed=0)
+    born = envs.state.place.x.clone()
+    _, reward, terminated, truncated, _ = envs.step(push)
     assert terminated.tolist() == [False, True, False]
     assert not truncated.any()
     assert reward[1] > 1
-    _, reward, terminated, truncated, _ = worlds.step(push)  # ignored in world 1, which begins
+    _, reward, terminated, truncated, _ = envs.step(push)  # ignored in world 1, which begins
     assert not terminated.any()
     assert reward[1] == 0
-    assert 0 <= worlds.state.place.x[1] < 1
-    assert worlds.state.place.x[1] != born[1]
-    assert torch.equal(worlds.state.place.x[[0, 2]], born[[0, 2]])
-    assert worlds._steps.tolist() == [2, 0, 2]
+    assert 0 <= envs.state.place.x[1] < 1
+    assert envs.state.place.x[1] != born[1]
+    assert torch.equal(envs.state.place.x[[0, 2]], born[[0, 2]])
+    assert envs._steps.tolist() == [2, 0, 2]
 
 
 def test_an_early_end_is_forgotten_by_a_reset():
-    worlds = LineWorlds(1)
-    worlds.reset(seed=0)
-    assert worlds.step(np.ones((1, 1), np.float32))[2].all()
-    obs, _ = worlds.reset(seed=0)
-    moved = worlds.step(np.full((1, 1), -1, np.float32))[0]
+    envs = LineWorlds(1)
+    envs.reset(seed=0)
+    assert envs.step(np.ones((1, 1), np.float32))[2].all()
+    obs, _ = envs.reset(seed=0)
+    moved = envs.step(np.full((1, 1), -1, np.float32))[0]
     np.testing.assert_allclose(moved["x"], obs["x"] - 1)
 
 
@@ -124,32 +124,32 @@ def test_a_step_that_begins_an_episode_never_ends_it():
         def _terminated(self, state: Line) -> np.ndarray:
             return np.ones(self.num_envs, dtype=bool)
 
-    worlds = Fleeting(1)
-    worlds.reset(seed=0)
-    assert [bool(worlds.step(still(1))[2]) for _ in range(4)] == [True, False] * 2
+    envs = Fleeting(1)
+    envs.reset(seed=0)
+    assert [bool(envs.step(still(1))[2]) for _ in range(4)] == [True, False] * 2
 
 
 def test_views_by_name_are_the_space_of_the_batch():
-    worlds = LineWorlds(2)
-    obs, infos = worlds.reset(seed=0)
-    assert worlds.observation_space.contains(obs)
+    envs = LineWorlds(2)
+    obs, infos = envs.reset(seed=0)
+    assert envs.observation_space.contains(obs)
     assert infos["_factors"].tolist() == [True, True]
-    told = infos["factors"].copy()
-    worlds.step(still(2) + 0.5)
-    np.testing.assert_array_equal(infos["factors"], told)  # what was told stays
-    worlds.reset(seed=0)[1]["factors"][:] = 9  # and may be written on
-    assert worlds.state.place.x.max() < 1
+    output = infos["factors"].copy()
+    envs.step(still(2) + 0.5)
+    np.testing.assert_array_equal(infos["factors"], output)  # what was told stays
+    envs.reset(seed=0)[1]["factors"][:] = 9  # and may be written on
+    assert envs.state.place.x.max() < 1
     obs, _ = LineWorlds(2, output="torch").reset(seed=0)
     assert isinstance(obs, dict)
     assert all(isinstance(part, torch.Tensor) for part in obs.values())
 
 
 @pytest.mark.filterwarnings("ignore:.*")
-def test_one_world_by_itself_is_the_batch_of_one():
-    single, worlds = LineEnv(), LineWorlds(4)
+def test_one_env_by_itself_is_the_batch_of_one():
+    single, envs = LineEnv(), LineWorlds(4)
     check_env(single, skip_render_check=True)
     own, own_infos = single.reset(seed=3)
-    obs, infos = worlds.reset(seed=0)
+    obs, infos = envs.reset(seed=0)
     np.testing.assert_array_equal(own["x"], obs["x"][3])
     np.testing.assert_array_equal(own_infos["factors"], infos["factors"][3])
     assert single.factor_names == ("x",)
@@ -169,13 +169,13 @@ def test_rows_are_put_where_they_belong_however_deep():
 
 
 def test_unusable_seeds_and_actions_are_refused():
-    worlds = LineWorlds(2)
+    envs = LineWorlds(2)
     with pytest.raises(RuntimeError, match="reset"):
-        worlds.step(still(2))
+        envs.step(still(2))
     with pytest.raises(ValueError, match="3 seeds for 2 environments"):
-        worlds.reset(seed=[1, 2, 3])
-    worlds.reset(seed=0)
+        envs.reset(seed=[1, 2, 3])
+    envs.reset(seed=0)
     with pytest.raises(ValueError, match="needed is"):
-        worlds.step(still(3))
+        envs.step(still(3))
     with pytest.raises(ValueError, match="environment 1 is not finite"):
-        worlds.step(np.array([[0], [np.nan]], np.float32))
+        envs.step(np.array([[0], [np.nan]], np.float32))

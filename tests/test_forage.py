@@ -25,20 +25,20 @@ def layouts(count, split="all", seed=0):
     return sample_layout(keys_from_seeds(range(seed, seed + count), CPU), split)
 
 
-def world(count=1, **settings):
+def make_env(count=1, **settings):
     """Worlds that tell in tensors, at the beginning of seed 0."""
-    worlds = ForageVectorEnv(count, output="torch", **settings)
-    return worlds, worlds.reset(seed=0)[1]
+    vec_env = ForageVectorEnv(count, output="torch", **settings)
+    return vec_env, vec_env.reset(seed=0)[1]
 
 
-def put(worlds, body, energy=0.5, growth=0.0, seed=0):
+def put(vec_env, body, energy=0.5, growth=0.0, seed=0):
     """The worlds anew, with bodies [B, 2] where a test wants them."""
     rest = torch.tensor([energy, growth, growth]).expand(len(body), -1)
-    return worlds.reset(seed=seed, options={"factors": torch.cat([body, rest], -1)})[1]
+    return vec_env.reset(seed=seed, options={"factors": torch.cat([body, rest], -1)})[1]
 
 
-def rest(worlds):
-    return torch.zeros(worlds.num_envs, 2)
+def rest(vec_env):
+    return torch.zeros(vec_env.num_envs, 2)
 
 
 def noise(step, start, count):
@@ -46,62 +46,70 @@ def noise(step, start, count):
     return np.stack([r.uniform(-1.5, 1.5, 2) for r in rng]).astype(np.float32)
 
 
-def lived(worlds, steps, seed, act):
+def collect_data(vec_env, steps, seed, act):
     """What the worlds tell over some steps, actions too."""
-    obs, infos = worlds.reset(seed=seed)
+    obs, infos = vec_env.reset(seed=seed)
     told = [{**obs, **infos}]
     for step in range(steps):
         actions = act(step)
-        obs, reward, _, truncated, infos = worlds.step(actions)
+        obs, reward, _, truncated, infos = vec_env.step(actions)
         ends = {"reward": reward, "truncated": truncated}
         told.append({**obs, **infos, **ends, "actions": actions})
     return told
 
 
-def beside(place, gap):
+def beside(position, difference):
     """Places [B, 2] a gap [B] or a number to the side that has more room."""
-    return place + torch.where(place < 0.5, gap, -gap) * torch.tensor([1.0, 0.0])
+    return position + torch.where(position < 0.5, difference, -difference) * torch.tensor(
+        [1.0, 0.0]
+    )
 
 
-def fortune(task, act, count=100):
+def mean_return(task, act, count=100):
     """Mean score and summed damage [B] of an episode in which `act(worlds)` acts."""
-    worlds, infos = world(count, task=task)
-    for _ in range(worlds.max_episode_steps):
-        *_, infos = worlds.step(act(worlds))
+    vec_env, infos = make_env(count, task=task)
+    for _ in range(vec_env.max_episode_steps):
+        *_, infos = vec_env.step(act(vec_env))
     return infos["score"].mean().item(), infos["damage"]
 
 
-def at_random(worlds):
-    worlds.action_space.seed(int(worlds.state.record.steps[0]))
-    return worlds.action_space.sample()
+def at_random(vec_env):
+    vec_env.action_space.seed(int(vec_env.state.record.steps[0]))
+    return vec_env.action_space.sample()
 
 
-def straight(worlds):
-    return to_action(worlds.state.layout.flag - worlds.state.position)
+def straight(vec_env):
+    return to_action(vec_env.state.layout.flag - vec_env.state.position)
 
 
 @EVERY_TASK
-@pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, task):
-    many, alone = (
+@pytest.mark.parametrize("label", ["noise", "walk", "oracle"])
+def test_a_world_lives_the_same_life_alone_and_in_a_batch(label, task):
+    many, single = (
         ForageVectorEnv(n, task=task, max_episode_steps=40, split="train") for n in (5, 1)
     )
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
-        "walk": (lambda _: many.behaviour_action(), lambda _: alone.behaviour_action()),
-        "oracle": (lambda _: many.expert_action(), lambda _: alone.expert_action()),
-    }[who]
-    together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
-    for moment, own in zip(together, by_itself, strict=True):
+        "walk": (lambda _: many.behaviour_action(), lambda _: single.behaviour_action()),
+        "oracle": (lambda _: many.expert_action(), lambda _: single.expert_action()),
+    }[label]
+    together, by_itself = (
+        collect_data(many, 130, 40, acts[0]),
+        collect_data(single, 130, 43, acts[1]),
+    )
+    for projected_step, own in zip(together, by_itself, strict=True):
         for name in own:
-            np.testing.assert_array_equal(moment[name][3], own[name][0], err_msg=name)
+            np.testing.assert_array_equal(projected_step[name][3], own[name][0], err_msg=name)
 
 
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
-    worlds = ForageVectorEnv(4)
+    vec_env = ForageVectorEnv(4)
     first, again, other = (
         np.stack(
-            [t["factors"] for t in lived(worlds, 160, seed, lambda _: worlds.behaviour_action())]
+            [
+                t["factors"]
+                for t in collect_data(vec_env, 160, seed, lambda _: vec_env.behaviour_action())
+            ]
         )
         for seed in (1, 1, 2**40)
     )
@@ -110,42 +118,42 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
 
 
 def test_every_episode_has_a_layout_of_its_own():
-    worlds, _ = world(3, max_episode_steps=2)
-    flags = [worlds.state.layout.flag]
+    vec_env, _ = make_env(3, max_episode_steps=2)
+    flags = [vec_env.state.layout.flag]
     for _ in range(2):
         for _ in range(3):
-            worlds.step(rest(worlds))
-        flags.append(worlds.state.layout.flag)
+            vec_env.step(rest(vec_env))
+        flags.append(vec_env.state.layout.flag)
     assert min(distance(a, b).min().item() for a, b in pairwise(flags)) > 0
 
 
 def test_the_hazard_lies_across_the_straight_way_and_leaves_its_ends_alone():
-    drawn = layouts(5000)
-    assert distance(drawn.start, drawn.flag).min() >= 0.6 - 1e-6
-    assert 0.14 <= drawn.radius.min() < 0.142
-    assert 0.198 < drawn.radius.max() <= 0.2
-    for end in (drawn.start, drawn.flag):
-        assert (distance(end, drawn.hazard) - drawn.radius).min() >= 0.04 - 1e-6
+    sampled = layouts(5000)
+    assert distance(sampled.start, sampled.flag).min() >= 0.6 - 1e-6
+    assert 0.14 <= sampled.radius.min() < 0.142
+    assert 0.198 < sampled.radius.max() <= 0.2
+    for end in (sampled.start, sampled.flag):
+        assert (distance(end, sampled.hazard) - sampled.radius).min() >= 0.04 - 1e-6
         assert end.min() >= 0.05 - 1e-6
         assert end.max() <= 0.95 + 1e-6
-    share = torch.linspace(0, 1, 501)[:, None, None]
-    way = drawn.start + share * (drawn.flag - drawn.start)
-    nearest = distance(way, drawn.hazard).amin(0)
-    assert (nearest <= drawn.radius / 2 + 1e-3).all()
-    assert (nearest / drawn.radius).max() > 0.45
-    assert drawn.hazard.min() >= 0
-    assert drawn.hazard.max() <= 1
+    fraction = torch.linspace(0, 1, 501)[:, None, None]
+    way = sampled.start + fraction * (sampled.flag - sampled.start)
+    nearest = distance(way, sampled.hazard).amin(0)
+    assert (nearest <= sampled.radius / 2 + 1e-3).all()
+    assert (nearest / sampled.radius).max() > 0.45
+    assert sampled.hazard.min() >= 0
+    assert sampled.hazard.max() <= 1
 
 
 def test_food_keeps_its_distances():
-    drawn = layouts(5000)
-    assert drawn.food.min() >= 0.05 - 1e-6
-    assert drawn.food.max() <= 0.95 + 1e-6
-    away = distance(drawn.food, drawn.hazard[:, None]) - drawn.radius[:, None]
+    sampled = layouts(5000)
+    assert sampled.food.min() >= 0.05 - 1e-6
+    assert sampled.food.max() <= 0.95 + 1e-6
+    away = distance(sampled.food, sampled.hazard[:, None]) - sampled.radius[:, None]
     assert away.min() >= 0.05 - 1e-6
-    assert distance(drawn.food, drawn.flag[:, None]).min() >= 0.1 - 1e-6
-    assert drawn.food.shape == (5000, 2, 2)
-    assert distance(drawn.food[:, 0], drawn.food[:, 1]).min() >= 0.15 - 1e-6
+    assert distance(sampled.food, sampled.flag[:, None]).min() >= 0.1 - 1e-6
+    assert sampled.food.shape == (5000, 2, 2)
+    assert distance(sampled.food[:, 0], sampled.food[:, 1]).min() >= 0.15 - 1e-6
 
 
 def test_train_and_test_never_share_a_layout_and_all_has_both():
@@ -159,19 +167,19 @@ def test_train_and_test_never_share_a_layout_and_all_has_both():
     assert not train & test
     assert both <= train | test
     assert 0.4 < len(both & test) / len(both) < 0.6
-    gap = distance(layouts(3000, "train").flag, layouts(3000, "test").flag)
-    assert gap.median() > 0.3  # the same seed is no hint
+    difference = distance(layouts(3000, "train").flag, layouts(3000, "test").flag)
+    assert difference.median() > 0.3  # the same seed is no hint
 
 
-def test_splits_are_what_the_worlds_live_in():
+def test_splits_are_what_the_envs_live_in():
     keys = keys_from_seeds(range(50), CPU)
     for split in ("train", "test"):
-        worlds, _ = world(50, split=split)
-        assert torch.equal(worlds.state.layout.flag, sample_layout(keys, split).flag)
+        vec_env, _ = make_env(50, split=split)
+        assert torch.equal(vec_env.state.layout.flag, sample_layout(keys, split).flag)
 
 
 def test_an_episode_begins_as_promised():
-    _, infos = world(4000)
+    _, infos = make_env(4000)
     energy, growth = infos["factors"][:, 2], infos["factors"][:, 3:]
     assert 0.3 <= energy.min() < 0.305
     assert 0.795 < energy.max() < 0.8
@@ -184,10 +192,12 @@ def test_an_episode_begins_as_promised():
 
 
 def test_a_step_costs_energy_and_nothing_else_gives_or_takes_but_food():
-    worlds, infos = world(64)
+    vec_env, infos = make_env(64)
     for step in range(149):
         before, eaten = infos["interoception"][:, 0], infos["eaten"]
-        *_, infos = worlds.step(worlds.behaviour_action() if step % 2 else worlds.expert_action())
+        *_, infos = vec_env.step(
+            vec_env.behaviour_action() if step % 2 else vec_env.expert_action()
+        )
         energy, _, meal = infos["interoception"].unbind(-1)
         torch.testing.assert_close(energy, ((before - 0.02).clamp(min=0) + 0.4 * meal).clamp(max=1))
         torch.testing.assert_close(infos["eaten"], eaten + meal, atol=1e-5, rtol=0)
@@ -195,11 +205,13 @@ def test_a_step_costs_energy_and_nothing_else_gives_or_takes_but_food():
 
 
 def test_food_grows_by_a_fortieth_and_loses_the_larger_a_share_the_nearer_the_mouth():
-    worlds, infos = world(64)
-    food, eating = worlds.state.layout.food.double().numpy(), []
+    vec_env, infos = make_env(64)
+    food, eating = vec_env.state.layout.food.double().numpy(), []
     for step in range(149):
         before = infos["factors"][:, 3:].double().numpy()
-        *_, infos = worlds.step(worlds.behaviour_action() if step % 3 else worlds.expert_action())
+        *_, infos = vec_env.step(
+            vec_env.behaviour_action() if step % 3 else vec_env.expert_action()
+        )
         body, _, growth = np.split(infos["factors"].double().numpy(), [2, 3], axis=-1)
         grown = np.minimum(before + 1 / 40, 1)
         bitten = grown * np.maximum(1 - np.linalg.norm(food - body[:, None], axis=-1) / 0.12, 0)
@@ -212,43 +224,43 @@ def test_food_grows_by_a_fortieth_and_loses_the_larger_a_share_the_nearer_the_mo
 
 
 def test_energy_stays_between_nothing_and_full():
-    worlds, _ = world(1)
-    food = worlds.state.layout.food[:, 0]
-    put(worlds, food, energy=0.95, growth=1.0)
-    assert worlds.step(rest(worlds))[4]["interoception"][0, 0] == 1
-    put(worlds, worlds.state.layout.hazard, energy=0.01)
-    assert worlds.step(rest(worlds))[4]["interoception"][0, 0] == 0
-    put(worlds, food, energy=0.01)  # the little that grew feeds whoever has nothing
-    assert worlds.step(rest(worlds))[4]["interoception"][0, 0] == pytest.approx(0.4 / 40)
+    vec_env, _ = make_env(1)
+    food = vec_env.state.layout.food[:, 0]
+    put(vec_env, food, energy=0.95, growth=1.0)
+    assert vec_env.step(rest(vec_env))[4]["interoception"][0, 0] == 1
+    put(vec_env, vec_env.state.layout.hazard, energy=0.01)
+    assert vec_env.step(rest(vec_env))[4]["interoception"][0, 0] == 0
+    put(vec_env, food, energy=0.01)  # the little that grew feeds whoever has nothing
+    assert vec_env.step(rest(vec_env))[4]["interoception"][0, 0] == pytest.approx(0.4 / 40)
 
 
 def test_food_is_ripe_again_after_exactly_forty_steps_and_never_more_than_ripe():
-    worlds, _ = world(8)
-    put(worlds, worlds.state.layout.hazard, growth=0.0)  # from where no mouth reaches a food
-    grown = [worlds.step(rest(worlds))[4]["factors"][:, 3:] for _ in range(60)]
+    vec_env, _ = make_env(8)
+    put(vec_env, vec_env.state.layout.hazard, growth=0.0)  # from where no mouth reaches a food
+    grown = [vec_env.step(rest(vec_env))[4]["factors"][:, 3:] for _ in range(60)]
     ramp = (torch.arange(1, 61) / 40).clamp(max=1)[:, None, None].expand(60, 8, 2)
     torch.testing.assert_close(torch.stack(grown), ramp, atol=1e-6, rtol=0)
     assert (grown[-1] == 1).all()
 
 
 def test_at_its_very_place_food_is_eaten_whole_and_then_as_it_grows():
-    worlds, _ = world(8)
-    put(worlds, worlds.state.layout.food[:, 1], growth=1.0)
+    vec_env, _ = make_env(8)
+    put(vec_env, vec_env.state.layout.food[:, 1], growth=1.0)
     for meal in [1.0] + [1 / 40] * 50:
-        *_, infos = worlds.step(rest(worlds))
+        *_, infos = vec_env.step(rest(vec_env))
         torch.testing.assert_close(infos["interoception"][:, 2], torch.full((8,), meal))
         assert (infos["factors"][:, 4] == 0).all()
         assert (infos["factors"][:, 3] == 1).all()  # the other food is out of reach
 
 
 @pytest.mark.parametrize(
-    ("gap", "growth", "meal"),
+    ("difference", "growth", "meal"),
     [(0.03, 1.0, 0.75), (0.06, 0.475, 0.25), (0.09, 0.975, 0.25), (0.114, 1, 0.05), (0.121, 1, 0)],
 )
-def test_a_bite_is_a_share_of_what_has_grown_and_leaves_the_rest(gap, growth, meal):
-    worlds, _ = world(1)
-    put(worlds, beside(worlds.state.layout.food[:, 1], gap), growth=growth)
-    *_, infos = worlds.step(rest(worlds))
+def test_a_bite_is_a_share_of_what_has_grown_and_leaves_the_rest(difference, growth, meal):
+    vec_env, _ = make_env(1)
+    put(vec_env, beside(vec_env.state.layout.food[:, 1], difference), growth=growth)
+    *_, infos = vec_env.step(rest(vec_env))
     assert infos["interoception"][0, 2] == pytest.approx(meal, abs=1e-5)
     grown = min(growth + 1 / 40, 1)
     assert infos["factors"][0, 3:].tolist() == pytest.approx([grown, grown - meal], abs=1e-5)
@@ -256,43 +268,45 @@ def test_a_bite_is_a_share_of_what_has_grown_and_leaves_the_rest(gap, growth, me
 
 def test_between_two_foods_both_are_eaten():
     food = layouts(200).food
-    gap = distance(food[:, 0], food[:, 1])
-    near = (gap < 0.2).nonzero().flatten().tolist()
-    worlds, _ = world(len(near))
-    put(worlds, food[near].mean(1), growth=1.0, seed=near)
-    *_, infos = worlds.step(rest(worlds))
-    share = 1 - gap[near] / 2 / 0.12
-    torch.testing.assert_close(infos["interoception"][:, 2], 2 * share, atol=1e-5, rtol=0)
-    left = 1 - share[:, None].expand(-1, 2)
+    difference = distance(food[:, 0], food[:, 1])
+    near = (difference < 0.2).nonzero().flatten().tolist()
+    vec_env, _ = make_env(len(near))
+    put(vec_env, food[near].mean(1), growth=1.0, seed=near)
+    *_, infos = vec_env.step(rest(vec_env))
+    fraction = 1 - difference[near] / 2 / 0.12
+    torch.testing.assert_close(infos["interoception"][:, 2], 2 * fraction, atol=1e-5, rtol=0)
+    left = 1 - fraction[:, None].expand(-1, 2)
     torch.testing.assert_close(infos["factors"][:, 3:], left, atol=1e-5, rtol=0)
-    assert share.min() > 0.15
+    assert fraction.min() > 0.15
 
 
-@pytest.mark.parametrize(("share", "felt"), [(0.0, 1.0), (0.25, 0.75), (0.9, 0.1), (1.1, 0.0)])
-def test_damage_grows_from_the_edge_to_the_centre(share, felt):
-    worlds, _ = world(32)
-    layout = worlds.state.layout
+@pytest.mark.parametrize(
+    ("fraction", "interoception"), [(0.0, 1.0), (0.25, 0.75), (0.9, 0.1), (1.1, 0.0)]
+)
+def test_damage_grows_from_the_edge_to_the_centre(fraction, interoception):
+    vec_env, _ = make_env(32)
+    layout = vec_env.state.layout
     inward = torch.where(layout.hazard < 0.5, 1, -1) / math.sqrt(2)
-    body = layout.hazard + share * layout.radius[:, None] * inward
-    infos = put(worlds, body)
+    body = layout.hazard + fraction * layout.radius[:, None] * inward
+    infos = put(vec_env, body)
     for steps in range(3):  # where it rests it goes on hurting
         torch.testing.assert_close(
-            infos["interoception"][:, 1], torch.full((32,), felt), atol=1e-5, rtol=0
+            infos["interoception"][:, 1], torch.full((32,), interoception), atol=1e-5, rtol=0
         )
         torch.testing.assert_close(
-            infos["damage"], torch.full((32,), steps * felt), atol=1e-4, rtol=0
+            infos["damage"], torch.full((32,), steps * interoception), atol=1e-4, rtol=0
         )
-        *_, infos = worlds.step(rest(worlds))
+        *_, infos = vec_env.step(rest(vec_env))
 
 
 def test_the_hazard_is_where_picture_and_view_say():
-    worlds, _ = world(12)
-    obs, infos = worlds.reset(seed=5)
+    vec_env, _ = make_env(12)
+    obs, infos = vec_env.reset(seed=5)
     centre = obs["body"][:, :2] + obs["hazard"][:, :2]
-    torch.testing.assert_close(centre, worlds.state.layout.hazard)
-    put(worlds, torch.full((12, 2), 0.5), seed=5)
-    xy = worlds.factors_to_pixels(torch.cat([centre, infos["factors"][:, 2:]], -1))
-    for i, picture in enumerate(worlds.render()):
+    torch.testing.assert_close(centre, vec_env.state.layout.hazard)
+    put(vec_env, torch.full((12, 2), 0.5), seed=5)
+    xy = vec_env.factors_to_pixels(torch.cat([centre, infos["factors"][:, 2:]], -1))
+    for i, picture in enumerate(vec_env.render()):
         red, green, blue = picture.astype(float).transpose(2, 0, 1)[:, :290]
         hurts = (red > 220) & (green < 222) & (np.abs(green - blue) < 15)
         down, across = np.nonzero(hurts)
@@ -302,10 +316,10 @@ def test_the_hazard_is_where_picture_and_view_say():
 
 
 def test_the_view_leads_where_the_things_are():
-    worlds, _ = world(20)
+    vec_env, _ = make_env(20)
     for _ in range(30):
-        obs, *_ = worlds.step(worlds.behaviour_action())
-    state = worlds.state
+        obs, *_ = vec_env.step(vec_env.behaviour_action())
+    state = vec_env.state
     torch.testing.assert_close(obs["body"], state.position)
     torch.testing.assert_close(obs["energy"], state.energy[:, None])
     torch.testing.assert_close(state.position[:, None] + obs["food"][..., :2], state.layout.food)
@@ -314,94 +328,96 @@ def test_the_view_leads_where_the_things_are():
     assert torch.equal(obs["hazard"][:, 2], state.layout.radius)
 
 
-def test_a_picture_shows_the_body_where_the_factors_say_and_how_much_food_has_grown():
-    worlds = ForageVectorEnv(6)
-    _, infos = worlds.reset(seed=0)
-    xy = np.round(worlds.factors_to_pixels(infos["factors"])).astype(int)
-    for (x, y), picture in zip(xy, worlds.render(), strict=True):
+def test_a_picture_shows_the_agent_body_where_the_factors_say_and_how_much_food_has_grown():
+    vec_env = ForageVectorEnv(6)
+    _, infos = vec_env.reset(seed=0)
+    xy = np.round(vec_env.factors_to_pixels(infos["factors"])).astype(int)
+    for (x, y), picture in zip(xy, vec_env.render(), strict=True):
         assert picture.shape == (320, 320, 3)
         assert picture.dtype == np.uint8
         red, _, blue = picture[y, x].astype(int)
         assert blue - red > 150
     green = []
     for growth in (0.0, 0.1, 0.5, 0.9, 1.0):
-        put(worlds, worlds.state.layout.hazard, growth=growth)
-        seen = np.stack(worlds.render())[:, :290].astype(int)
-        green.append(((seen[..., 1] - seen[..., 0]) > 60).sum() / 12)  # pixels of one food
+        put(vec_env, vec_env.state.layout.hazard, growth=growth)
+        observed = np.stack(vec_env.render())[:, :290].astype(int)
+        green.append(((observed[..., 1] - observed[..., 0]) > 60).sum() / 12)  # pixels of one food
     assert green[-1] == pytest.approx(math.pi * 13**2, rel=0.05)
     assert (np.diff(green) > [10, 100, 100, 10]).all()
 
 
 @pytest.mark.parametrize("growth", [[0.0, 1.0], [1.0, 0.0]])
 def test_a_picture_shows_each_food_as_it_is_grown(growth):
-    worlds, _ = world(6)
-    layout = worlds.state.layout
+    vec_env, _ = make_env(6)
+    layout = vec_env.state.layout
     factors = torch.cat([layout.hazard, torch.tensor([[0.5, *growth]]).expand(6, -1)], -1)
-    worlds.reset(seed=0, options={"factors": factors})
-    xy = worlds.factors_to_pixels(layout.food).round().int()
-    for picture, places in zip(worlds.render(), xy, strict=True):
-        green = [picture[y, x, 1] > 60 + int(picture[y, x, 0]) for x, y in places.tolist()]
+    vec_env.reset(seed=0, options={"factors": factors})
+    xy = vec_env.factors_to_pixels(layout.food).round().int()
+    for picture, positions in zip(vec_env.render(), xy, strict=True):
+        green = [picture[y, x, 1] > 60 + int(picture[y, x, 0]) for x, y in positions.tolist()]
         assert green == [grown == 1 for grown in growth]
 
 
 def test_the_haze_about_food_is_as_wide_as_a_mouth_reaches():
-    worlds, _ = world(24)
-    layout = worlds.state.layout
-    put(worlds, layout.hazard)
-    for gap, hazy in ((0.105, True), (0.125, False)):
-        place = beside(layout.food[:, 0], gap)
-        alone = distance(place, layout.hazard) > layout.radius + 0.01
-        alone &= (distance(place, layout.flag) > 0.15) & (distance(place, layout.food[:, 1]) > 0.13)
-        assert alone.sum() > 8
-        x, y = worlds.factors_to_pixels(place[alone]).round().int().T.tolist()
-        seen = np.stack(worlds.render())[alone.nonzero()[:, 0], y, x]
-        assert ((seen != [250, 248, 243]).any(-1) == hazy).all()
+    vec_env, _ = make_env(24)
+    layout = vec_env.state.layout
+    put(vec_env, layout.hazard)
+    for difference, hazy in ((0.105, True), (0.125, False)):
+        position = beside(layout.food[:, 0], difference)
+        single = distance(position, layout.hazard) > layout.radius + 0.01
+        single &= (distance(position, layout.flag) > 0.15) & (
+            distance(position, layout.food[:, 1]) > 0.13
+        )
+        assert single.sum() > 8
+        x, y = vec_env.factors_to_pixels(position[single]).round().int().T.tolist()
+        observed = np.stack(vec_env.render())[single.nonzero()[:, 0], y, x]
+        assert ((observed != [250, 248, 243]).any(-1) == hazy).all()
 
 
 def test_the_bar_is_as_long_as_the_energy():
-    worlds = ForageVectorEnv(1)
+    vec_env = ForageVectorEnv(1)
     for energy in (0.25, 0.75):
-        put(worlds, torch.full((1, 2), 0.5), energy=energy)
-        row = worlds.render()[0][303, 24:296].astype(int)
+        put(vec_env, torch.full((1, 2), 0.5), energy=energy)
+        row = vec_env.render()[0][303, 24:296].astype(int)
         coloured = (row.max(-1) - row.min(-1) > 40).mean()
         assert coloured == pytest.approx(energy, abs=0.015)
 
 
-def test_the_body_moves_by_its_action_at_most_a_step_and_slides_at_borders():
-    worlds, _ = world(5)
-    put(worlds, torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.98, 0.5], [0.5, 0.5], [0.0, 1.0]]))
+def test_the_agent_body_moves_by_its_action_at_most_a_step_and_slides_at_borders():
+    vec_env, _ = make_env(5)
+    put(vec_env, torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.98, 0.5], [0.5, 0.5], [0.0, 1.0]]))
     actions = [[0.5, -0.2], [3.0, 4.0], [0.8, 0.6], [3e38, -3e38], [-1.0, 0.0]]
-    worlds.step(torch.tensor(actions))
+    vec_env.step(torch.tensor(actions))
     half = 0.05 / math.sqrt(2)
     ends = [[0.525, 0.49], [0.53, 0.54], [1.0, 0.53], [0.5 + half, 0.5 - half], [0.0, 1.0]]
-    torch.testing.assert_close(worlds.state.position, torch.tensor(ends))
+    torch.testing.assert_close(vec_env.state.position, torch.tensor(ends))
 
 
 def test_the_reward_is_being_at_the_flag_whatever_the_task():
     for task in TASKS:
-        worlds, _ = world(2, task=task)
-        flag = worlds.state.layout.flag
-        put(worlds, torch.stack([flag[0], beside(flag, 0.1)[1]]))
-        assert worlds.step(rest(worlds))[1].tolist() == [1, 0]
-        assert worlds.step(to_action(flag - worlds.state.position))[1].tolist() == [1, 1]
+        vec_env, _ = make_env(2, task=task)
+        flag = vec_env.state.layout.flag
+        put(vec_env, torch.stack([flag[0], beside(flag, 0.1)[1]]))
+        assert vec_env.step(rest(vec_env))[1].tolist() == [1, 0]
+        assert vec_env.step(to_action(flag - vec_env.state.position))[1].tolist() == [1, 1]
 
 
-def test_success_now_and_ever_are_told_apart():
-    worlds, _ = world(1, task="eat")
-    infos = put(worlds, torch.full((1, 2), 0.01), energy=0.51)
+def test_success_now_and_ever_are_reported_apart():
+    vec_env, _ = make_env(1, task="eat")
+    infos = put(vec_env, torch.full((1, 2), 0.01), energy=0.51)
     told = [(bool(infos["success"]), bool(infos["final_success"]))]
     for _ in range(2):
-        *_, infos = worlds.step(rest(worlds))
+        *_, infos = vec_env.step(rest(vec_env))
         told.append((bool(infos["success"]), bool(infos["final_success"])))
     assert told == [(True, True), (True, False), (True, False)]
 
 
 def test_exploring_counts_cells_and_staying_counts_steps():
-    explore, _ = world(1, task="explore")
+    explore, _ = make_env(1, task="explore")
     put(explore, torch.tensor([[0.01, 0.5]]))
     scores = [explore.step(torch.tensor([[1.0, 0.0]]))[4]["score"].item() for _ in range(19)]
     assert scores == [min(int((0.01 + 0.05 * (k + 1)) * 6), 5) + 1 for k in range(19)]
-    stay, _ = world(1, task="stay")
+    stay, _ = make_env(1, task="stay")
     assert put(stay, torch.tensor([[0.5, 0.5]]))["score"] == 1
     pushes = [[0.9, 0.0], [0.9, 0.0], [-0.9, 0.0], [0.0, 0.0]]
     told = [stay.step(torch.tensor([p]))[4] for p in pushes]
@@ -411,8 +427,8 @@ def test_exploring_counts_cells_and_staying_counts_steps():
 
 @EVERY_TASK
 def test_the_oracle_is_far_better_than_chance(task):
-    oracle, _ = fortune(task, lambda worlds: worlds.expert_action())
-    chance, _ = fortune(task, at_random)
+    oracle, _ = mean_return(task, lambda vec_env: vec_env.expert_action())
+    chance, _ = mean_return(task, at_random)
     least = {"eat": 8, "flag": 1, "explore": 36, "stay": 1}[task]
     assert oracle >= least
     assert chance < 0.25 * least
@@ -428,36 +444,36 @@ def test_the_oracle_is_far_better_than_chance(task):
     ],
 )
 def test_who_grazes_goes_where_most_will_have_grown_for_the_way(steps, growth, chosen):
-    worlds, _ = world(1)
+    vec_env, _ = make_env(1)
     side = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    layout = worlds.state.layout._replace(food=0.05 * torch.tensor(steps)[:, None] * side)
+    layout = vec_env.state.layout._replace(food=0.05 * torch.tensor(steps)[:, None] * side)
     here = torch.zeros(1, 2)
-    state = worlds.state._replace(position=here, growth=torch.tensor([growth]), layout=layout)
+    state = vec_env.state._replace(position=here, growth=torch.tensor([growth]), layout=layout)
     torch.testing.assert_close(expert_eat(state), side[:, chosen])
 
 
 def test_who_grazes_seldom_goes_hungry():
-    worlds, infos = world(200)
-    for _ in range(worlds.max_episode_steps):
-        *_, infos = worlds.step(worlds.expert_action())
+    vec_env, infos = make_env(200)
+    for _ in range(vec_env.max_episode_steps):
+        *_, infos = vec_env.step(vec_env.expert_action())
         assert infos["interoception"][:, 0].min() > 0
     assert infos["final_success"].float().mean() > 0.95
 
 
 def test_the_way_round_the_hazard_is_painless_and_the_straight_way_is_not():
-    _, careful = fortune("flag", lambda worlds: worlds.expert_action(), 1000)
-    score, careless = fortune("flag", straight, 1000)
+    _, risk_averse = mean_return("flag", lambda vec_env: vec_env.expert_action(), 1000)
+    score, careless = mean_return("flag", straight, 1000)
     assert score == 1
-    assert careful.max() < 0.1
+    assert risk_averse.max() < 0.1
     assert careless.min() > 1
 
 
 def test_the_way_round_the_hazard_is_no_longer_than_the_other_way_round():
-    worlds, _ = world(300, task="flag")
-    layout, body = worlds.state.layout, worlds.state.position
+    vec_env, _ = make_env(300, task="flag")
+    layout, body = vec_env.state.layout, vec_env.state.position
     arrived = torch.full((300,), 999)
     for step in range(60):
-        *_, infos = worlds.step(worlds.expert_action())
+        *_, infos = vec_env.step(vec_env.expert_action())
         arrived = torch.where(infos["final_success"] & (arrived > step), step, arrived)
     direct = distance(body, layout.flag)
     quarter = math.pi / 2 * (layout.radius + 0.02)  # half the way round at the very most
@@ -466,19 +482,19 @@ def test_the_way_round_the_hazard_is_no_longer_than_the_other_way_round():
     assert arrived.max() < 60
 
 
-def test_a_walk_goes_everywhere_and_never_faster_than_a_body_can():
-    worlds, _ = world(200)
+def test_a_walk_goes_everywhere_and_never_faster_than_an_agent_body_can():
+    vec_env, _ = make_env(200)
     lengths = []
     for _ in range(149):
-        actions = worlds.behaviour_action()
+        actions = vec_env.behaviour_action()
         lengths.append(actions.norm(dim=-1))
-        *_, infos = worlds.step(actions)
+        *_, infos = vec_env.step(actions)
     length = torch.stack(lengths)
     assert length.max() < 1.00001
     assert 0.08 < (length == 0).float().mean() < 0.2
     assert (length > 0.95).float().mean() > 0.25
     assert (length < 0.5).float().mean() > 0.25
-    assert worlds.state.record.visited.float().mean(0).min() > 0.2
+    assert vec_env.state.record.visited.float().mean(0).min() > 0.2
     assert (infos["damage"] > 1).float().mean() > 0.6
     assert (infos["eaten"] > 1).float().mean() > 0.7
 
@@ -489,33 +505,33 @@ def test_a_walk_goes_everywhere_and_never_faster_than_a_body_can():
     ids=["usual", "directed"],
 )
 def test_who_walks_presses_against_every_border_now_and_then(directed_fraction, least, most):
-    worlds, _ = world(200, directed_fraction=directed_fraction)
+    vec_env, _ = make_env(200, directed_fraction=directed_fraction)
     pressed = []
     for _ in range(149):
-        actions = worlds.behaviour_action()
-        wish = worlds.state.position + 0.05 * actions
+        actions = vec_env.behaviour_action()
+        wish = vec_env.state.position + 0.05 * actions
         pressed.append(torch.cat([wish < 0, wish > 1], -1))
-        worlds.step(actions)
+        vec_env.step(actions)
     sides = torch.stack(pressed).float()  # [steps, B, 4]
     assert least < sides.amax(-1).mean() < most
     assert sides.mean((0, 1)).min() > least / 5
     assert sides.amax((0, 2)).mean() > 0.4
 
 
-def test_only_errands_lead_to_the_heart_of_the_hazard():
+def test_only_subtasks_lead_to_the_heart_of_the_hazard():
     deep = []
     for directed_fraction in (0.0, 1.0):
-        worlds, _ = world(200, directed_fraction=directed_fraction)
+        vec_env, _ = make_env(200, directed_fraction=directed_fraction)
         for _ in range(100):
-            *_, infos = worlds.step(worlds.behaviour_action())
+            *_, infos = vec_env.step(vec_env.behaviour_action())
             deep.append((infos["interoception"][:, 1] > 0.9).float().mean())
     assert sum(deep[100:]) > 5 * sum(deep[:100])
 
 
-def test_the_exams_tell_a_border_from_the_open():
-    worlds = ForageVectorEnv(1, split="test")
-    border, free = (worlds.dynamics_tests(seed=4)[name] for name in ("border", "open"))
-    space = gymnasium.vector.utils.batch_space(worlds.single_observation_space, 64)
+def test_the_dynamics_tests_tell_a_border_from_the_open():
+    vec_env = ForageVectorEnv(1, split="test")
+    border, free = (vec_env.dynamics_tests(seed=4)[name] for name in ("border", "open"))
+    space = gymnasium.vector.utils.batch_space(vec_env.single_observation_space, 64)
     assert space.contains(border.obs)
     assert border.actions.shape == (64, 5, 2)
     moved = {
@@ -527,14 +543,14 @@ def test_the_exams_tell_a_border_from_the_open():
     np.testing.assert_allclose(moved["open"], 0.25, rtol=1e-5)
     np.testing.assert_array_equal(border.obs["body"], border.start_factors[:, :2])
     np.testing.assert_array_equal(
-        border.obs["flag"], worlds.dynamics_tests(seed=4)["border"].obs["flag"]
+        border.obs["flag"], vec_env.dynamics_tests(seed=4)["border"].obs["flag"]
     )
 
 
 def test_views_stay_in_their_space():
-    worlds = ForageVectorEnv(32, max_episode_steps=60)
-    for told in lived(worlds, 130, 0, lambda step: noise(step, 0, 32)):
-        assert worlds.observation_space.contains({name: told[name] for name in SPACES})
+    vec_env = ForageVectorEnv(32, max_episode_steps=60)
+    for told in collect_data(vec_env, 130, 0, lambda step: noise(step, 0, 32)):
+        assert vec_env.observation_space.contains({name: told[name] for name in SPACES})
         assert told["interoception"].dtype == np.float32
         assert told["score"].dtype == np.float32
 
@@ -543,10 +559,10 @@ SPACES = ("body", "energy", "food", "hazard", "flag")
 
 
 def test_episodes_end_when_the_budget_is_spent_and_feelings_begin_anew():
-    worlds, _ = world(3, max_episode_steps=4)
+    vec_env, _ = make_env(3, max_episode_steps=4)
     ends = []
     for _ in range(10):
-        obs, _, terminated, truncated, infos = worlds.step(worlds.expert_action())
+        obs, _, terminated, truncated, infos = vec_env.step(vec_env.expert_action())
         ends.append(truncated.all().item())
         assert not terminated.any()
         if len(ends) == 5:
@@ -572,8 +588,8 @@ def test_gymnasium_accepts_the_world(task):
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
-    worlds = gymnasium.make_vec(envs.FORAGE, num_envs=3, vectorization_mode=mode, split="test")
-    obs, infos = worlds.reset(seed=8)
+    vec_env = gymnasium.make_vec(envs.FORAGE, num_envs=3, vectorization_mode=mode, split="test")
+    obs, infos = vec_env.reset(seed=8)
     own, own_infos = gymnasium.make(envs.FORAGE, split="test").reset(seed=10)
     for name in own:
         np.testing.assert_array_equal(obs[name][2], own[name])
@@ -599,31 +615,31 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 
 @pytest.mark.parametrize("wrong", [1.2, -0.1, math.nan])
 def test_unusable_factors_are_refused_by_world(wrong):
-    worlds, infos = world(3)
+    vec_env, infos = make_env(3)
     factors = infos["factors"].clone()
     with pytest.raises(ValueError, match=r"factors is \[2, 5\]; needed is \[3, 5\]"):
-        worlds.reset(options={"factors": factors[:2]})
+        vec_env.reset(options={"factors": factors[:2]})
     factors[1, 4] = wrong
     with pytest.raises(ValueError, match="environment 1"):
-        worlds.reset(options={"factors": factors})
+        vec_env.reset(options={"factors": factors})
 
 
 def test_factors_put_back_give_the_same_moment_in_the_same_layout():
-    worlds, _ = world(4)
+    vec_env, _ = make_env(4)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.behaviour_action())
-    again, _ = worlds.reset(seed=0, options={"factors": infos["factors"]})
+        obs, *_, infos = vec_env.step(vec_env.behaviour_action())
+    again, _ = vec_env.reset(seed=0, options={"factors": infos["factors"]})
     for name in obs:
         torch.testing.assert_close(obs[name], again[name])
 
 
-def test_what_was_told_stays_as_it_was():
-    worlds = ForageVectorEnv(2)
-    obs, infos = worlds.reset(seed=0)
+def test_what_was_reported_stays_as_it_was():
+    vec_env = ForageVectorEnv(2)
+    obs, infos = vec_env.reset(seed=0)
     assert isinstance(obs, dict)
     kept = {name: part.copy() for name, part in {**obs, **infos}.items()}
     for _ in range(5):
-        worlds.step(worlds.expert_action())
+        vec_env.step(vec_env.expert_action())
     for name, part in {**obs, **infos}.items():
         np.testing.assert_array_equal(part, kept[name], err_msg=name)
 
@@ -636,14 +652,14 @@ def test_the_hazard_stays_in_the_arena_where_the_way_runs_along_a_border():
         torch.testing.assert_close(radius, torch.tensor([0.2]))
 
 
-def test_errands_lead_everywhere_and_to_food_twice_as_often():
-    drawn, u = layouts(8000), uniform(keys_from_seeds(range(8000), CPU), 4)[0]
-    target = sample_target(drawn, u)
-    at_food = distance(drawn.food, target[:, None]) == 0
-    shares = [*at_food.float().mean(0).tolist()]
-    shares += [(distance(p, target) == 0).float().mean() for p in (drawn.flag, drawn.hazard)]
-    assert shares == pytest.approx([1 / 5] * 4, abs=0.02)
-    known = torch.cat([drawn.food, drawn.flag[:, None], drawn.hazard[:, None]], 1)
+def test_subtasks_lead_everywhere_and_to_food_twice_as_often():
+    sampled, u = layouts(8000), uniform(keys_from_seeds(range(8000), CPU), 4)[0]
+    target = sample_target(sampled, u)
+    at_food = distance(sampled.food, target[:, None]) == 0
+    fractions = [*at_food.float().mean(0).tolist()]
+    fractions += [(distance(p, target) == 0).float().mean() for p in (sampled.flag, sampled.hazard)]
+    assert fractions == pytest.approx([1 / 5] * 4, abs=0.02)
+    known = torch.cat([sampled.food, sampled.flag[:, None], sampled.hazard[:, None]], 1)
     anywhere = target[(distance(known, target[:, None]) > 0).all(-1)]
     assert len(anywhere) / 8000 == pytest.approx(1 / 5, abs=0.02)
     for side in (0, 1):
@@ -653,9 +669,9 @@ def test_errands_lead_everywhere_and_to_food_twice_as_often():
 
 
 def test_a_sweep_begins_in_the_nearest_corner():
-    worlds, _ = world(60, task="explore")
-    corner = (worlds.state.layout.start > 0.5).float()
-    state = worlds.state._replace(record=blank(worlds.state.record))
+    vec_env, _ = make_env(60, task="explore")
+    corner = (vec_env.state.layout.start > 0.5).float()
+    state = vec_env.state._replace(record=blank(vec_env.state.record))
     for _ in range(30):
         state = state._replace(position=move(state.position, expert_explore(state)))
     middle = (corner * 5 + 0.5) / 6
@@ -666,26 +682,26 @@ def blank(record):
     return record._replace(visited=torch.zeros_like(record.visited, dtype=torch.bool))
 
 
-@pytest.mark.parametrize(("gap", "there"), [(0.0599, True), (0.0601, False)])
-def test_the_flag_is_reached_within_its_ring(gap, there):
-    worlds, _ = world(16, task="flag")
-    flag = worlds.state.layout.flag
-    infos = put(worlds, beside(flag, gap))
+@pytest.mark.parametrize(("difference", "there"), [(0.0599, True), (0.0601, False)])
+def test_the_flag_is_reached_within_its_ring(difference, there):
+    vec_env, _ = make_env(16, task="flag")
+    flag = vec_env.state.layout.flag
+    infos = put(vec_env, beside(flag, difference))
     assert (infos["final_success"] == there).all()
 
 
 def test_exploring_succeeds_with_29_cells():
-    worlds, _ = world(32, task="explore")
-    for _ in range(worlds.max_episode_steps):
-        *_, infos = worlds.step(worlds.expert_action())
+    vec_env, _ = make_env(32, task="explore")
+    for _ in range(vec_env.max_episode_steps):
+        *_, infos = vec_env.step(vec_env.expert_action())
         assert ((infos["cells"] >= 29) == infos["final_success"]).all()
 
 
 def test_the_picture_frames_the_arena():
-    worlds, _ = world(1)
+    vec_env, _ = make_env(1)
     corners = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    (left, top), (right, bottom) = worlds.factors_to_pixels(corners).round().int().tolist()
-    picture = worlds.render()[0][:290]
+    (left, top), (right, bottom) = vec_env.factors_to_pixels(corners).round().int().tolist()
+    picture = vec_env.render()[0][:290]
     dark = (picture < 100).all(-1)
     rows, columns = dark.mean(1) > 0.8, dark.mean(0) > 0.8
     for line, first, last in ((rows, top, bottom), (columns, left, right)):

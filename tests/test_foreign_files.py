@@ -21,14 +21,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ami_agent as ami
-from ami_agent import checkpoint, files, minari_files, runs
-from ami_agent.ablate.jobs import Job, known, results
-from ami_agent.build import blank_step
-from ami_agent.changes import seen_otherwise
-from ami_agent.life import live, walk
-from ami_agent.records import of_run
-from modules.memory import Memory
-from modules.types import UnusableInput
+from ami_agent.ablation.executors import Job, finished_metrics, read_results
+from ami_agent.adapters import minari_files
+from ami_agent.adapters.datasets import from_run
+from ami_agent.adapters.env import behaviour_policy, rollout
+from ami_agent.config import empty_transition
+from ami_agent.probing.perturbations import apply_perturbation
+from ami_agent.storage import checkpoint, guarded_reader, run_dir
+from modules.memory.replay_buffer import ReplayBuffer
+from modules.types import ConfigError
 
 SHIPPED = Path(__file__).parent.parent / "runs/reference/two-rooms"
 MEMORY = 6 * 2**30
@@ -45,7 +46,7 @@ def run(tmp_path) -> Path:
 
 HUGE = ["9" * 5000, "1e999", "-1e999", "NaN", "Infinity", "9" * 19, "1e300", "-1", "0", "2.5"]
 PLAIN: list[Any] = [None, True, False, 0, -1, 2.5, 1e18, 2**62, "", "x", "\ud800", "\x1b[31m", [],
-                    {}, [[]], ["a"], {"is": "x"}, "a" * 10_000]  # fmt: skip
+                    {}, [[]], ["a"], {"_type": "x"}, "a" * 10_000]  # fmt: skip
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -69,114 +70,116 @@ def changed(data: Any, path: tuple[Any, ...], value: Any) -> Any:
     return copy
 
 
-def json_text(text: str, dice: random.Random) -> str:
+def json_text(text: str, rng: random.Random) -> str:
     """The text of a JSON file, with one value, name or piece of it replaced."""
     data = json.loads(text)
-    path = dice.choice(places(data))
-    kind = dice.randrange(6)
+    path = rng.choice(places(data))
+    kind = rng.randrange(6)
     if kind == 0:
-        return json.dumps(changed(data, path, "@@")).replace('"@@"', dice.choice(HUGE))
+        return json.dumps(changed(data, path, "@@")).replace('"@@"', rng.choice(HUGE))
     if kind == 1:
-        depth = dice.choice([70, 2000, 100_000])
+        depth = rng.choice([70, 2000, 100_000])
         return json.dumps(changed(data, path, "@@")).replace('"@@"', "[" * depth + "]" * depth)
     if kind == 2 and path and isinstance(path[-1], str):
         holder = data
         for name in path[:-1]:
             holder = holder[name]
         value = holder.pop(path[-1])
-        if dice.random() < 0.6:
-            holder[dice.choice(["extra", path[-1] + "_", "is", ""])] = value
+        if rng.random() < 0.6:
+            holder[rng.choice(["extra", path[-1] + "_", "_type", ""])] = value
         return json.dumps(data)
     if kind == 3 and path and isinstance(path[-1], str):
         again = json.dumps(path[-1])
         return text.replace(f"{again}:", f"{again}: 1, {again}:", 1)
-    return json.dumps(changed(data, path, dice.choice(PLAIN)))
+    return json.dumps(changed(data, path, rng.choice(PLAIN)))
 
 
-def json_file(path: Path, dice: random.Random) -> None:
-    mutant = json_text(path.read_text(), dice)
+def json_file(path: Path, rng: random.Random) -> None:
+    mutant = json_text(path.read_text(), rng)
     path.write_bytes(mutant.encode("utf-8", "surrogatepass"))
-    if path.name == checkpoint.FACTS and dice.random() < 0.5:
+    if path.name == checkpoint.METADATA and rng.random() < 0.5:
         signed(path.parent)
 
 
-def signed(home: Path) -> None:
+def signed(folder: Path) -> None:
     """Whoever writes the tensors can write their checksums too."""
     try:
-        whole = json.loads((home / checkpoint.FACTS).read_text())
-        tensors = (home / checkpoint.TENSORS).read_bytes()
-        facts = json.dumps(whole["facts"], sort_keys=True).encode()
+        whole = json.loads((folder / checkpoint.METADATA).read_text())
+        tensors = (folder / checkpoint.TENSORS).read_bytes()
+        facts = json.dumps(whole["metadata"], sort_keys=True).encode()
         whole["sha256"] = {
             checkpoint.TENSORS: hashlib.sha256(tensors).hexdigest(),
-            checkpoint.FACTS: hashlib.sha256(facts).hexdigest(),
+            checkpoint.METADATA: hashlib.sha256(facts).hexdigest(),
         }
-        (home / checkpoint.FACTS).write_text(json.dumps(whole))
+        (folder / checkpoint.METADATA).write_text(json.dumps(whole))
     except (ValueError, TypeError, KeyError, OSError, RecursionError):
         pass  # it is damaged beyond that
 
 
-def tensors_header(path: Path, dice: random.Random) -> None:
+def tensors_header(path: Path, rng: random.Random) -> None:
     """The header says something else; the numbers are as they were."""
     whole = path.read_bytes()
     size = int.from_bytes(whole[:8], "little")
     header, rest = whole[8 : 8 + size].decode(), whole[8 + size :]
-    if dice.random() < 0.3:
-        size = dice.choice([0, 2**31, 2**62, len(whole), size - 1, size + 9])
+    if rng.random() < 0.3:
+        size = rng.choice([0, 2**31, 2**62, len(whole), size - 1, size + 9])
     else:
-        header = json_text(header, dice)
-        for _ in range(dice.randrange(2)):
-            header = header.replace("F32", dice.choice(["F64", "I64", "BF16", "U8", "X"]), 1)
+        header = json_text(header, rng)
+        for _ in range(rng.randrange(2)):
+            header = header.replace("F32", rng.choice(["F64", "I64", "BF16", "U8", "X"]), 1)
         size = len(header.encode("utf-8", "surrogatepass"))
     path.write_bytes(size.to_bytes(8, "little") + header.encode("utf-8", "surrogatepass") + rest)
     signed(path.parent)
 
 
-def tensors_values(path: Path, dice: random.Random) -> None:
+def tensors_values(path: Path, rng: random.Random) -> None:
     """Whole tensors of other numbers, shapes, kinds or names."""
     tensors = load_file(path)
-    name = dice.choice(sorted(tensors))
+    name = rng.choice(sorted(tensors))
     value = tensors[name].clone()
     odd = value.double().flatten()
-    odd[:1] = dice.choice([torch.nan, torch.inf])
-    kinds = [
+    odd[:1] = rng.choice([torch.nan, torch.inf])
+    types = [
         odd.to(value.dtype if value.is_floating_point() else torch.float32).view(value.shape),
         value.double(), value.to(torch.int32), value.half(), value[None], value.flatten()[:0],
         torch.zeros(3, 1, 2), value.bool(), torch.ones(()), value.flatten().repeat(2),
     ]  # fmt: skip
-    if dice.random() < 0.2:
-        tensors[dice.choice(["agent.", "pupil.x", "", f"{name}.x"])] = tensors.pop(name)
+    if rng.random() < 0.2:
+        tensors[rng.choice(["agent.", "pupil.x", "", f"{name}.x"])] = tensors.pop(name)
     else:
-        tensors[name] = dice.choice(kinds)
+        tensors[name] = rng.choice(types)
     save_file({n: t.contiguous() for n, t in tensors.items()}, path)
     signed(path.parent)
 
 
-def any_bytes(path: Path, dice: random.Random) -> None:
+def any_bytes(path: Path, rng: random.Random) -> None:
     """Cut, flipped, doubled, emptied, or other bytes in their place."""
     whole = bytearray(path.read_bytes())
-    kind, place = dice.randrange(6), dice.randrange(max(len(whole), 1))
+    kind, position = rng.randrange(6), rng.randrange(max(len(whole), 1))
     if kind == 0:
-        whole = whole[:place]
+        whole = whole[:position]
     elif kind == 1:
-        for _ in range(dice.choice([1, 8])):
-            whole[dice.randrange(len(whole))] ^= 1 << dice.randrange(8)
+        for _ in range(rng.choice([1, 8])):
+            whole[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
     elif kind == 2:
-        whole = bytearray(dice.choice([b"", b"\xef\xbb\xbf", b"\x00" * 64, b"\xff\xfe{}"]))
+        whole = bytearray(rng.choice([b"", b"\xef\xbb\xbf", b"\x00" * 64, b"\xff\xfe{}"]))
     elif kind == 3:
-        whole += dice.choice([b"}", b"\n{}", b"\x00" * 100, bytes(whole[:100])])
+        whole += rng.choice([b"}", b"\n{}", b"\x00" * 100, bytes(whole[:100])])
     elif kind == 4:
-        whole[place : place + 4] = dice.choice([b"\xc0\x80", b'"', b"[[[[", b"\\ud800", b"1e999"])
+        whole[position : position + 4] = rng.choice(
+            [b"\xc0\x80", b'"', b"[[[[", b"\\ud800", b"1e999"]
+        )
     else:
         whole = bytearray(b"\xef\xbb\xbf") + whole
     path.write_bytes(whole)
-    if dice.random() < 0.5 and "checkpoints" in path.parts:
+    if rng.random() < 0.5 and "checkpoints" in path.parts:
         signed(path.parent)
 
 
-def other_kind(path: Path, dice: random.Random) -> None:
+def other_kind(path: Path, rng: random.Random) -> None:
     """Not a file at all, or one that nobody could hold."""
     path.unlink()
-    kind = dice.randrange(6)
+    kind = rng.randrange(6)
     if kind == 0:
         os.mkfifo(path)
     elif kind == 1:
@@ -184,7 +187,7 @@ def other_kind(path: Path, dice: random.Random) -> None:
     elif kind == 2:
         path.mkdir()
     elif kind == 3:
-        path.symlink_to(dice.choice(["/dev/zero", "/dev/stdin", "/proc/self/mem", "nowhere"]))
+        path.symlink_to(rng.choice(["/dev/zero", "/dev/stdin", "/proc/self/mem", "nowhere"]))
     elif kind == 4:
         with path.open("wb") as file:
             file.truncate(2**40)  # of holes
@@ -192,19 +195,19 @@ def other_kind(path: Path, dice: random.Random) -> None:
 
 Read = Callable[[Path], object]
 READERS: dict[str, list[Read]] = {
-    "config.json": [ami.load, lambda run: runs.check_same(run, runs.settings_of(SHIPPED), 0)],
-    "manifest.json": [runs.manifest_of, runs.seconds_of],
-    "metrics.jsonl": [lambda run: runs.last(run, "state")],
-    "eval.json": [lambda run: results(run / "eval.json")],
-    checkpoint.FACTS: [ami.load, lambda run: checkpoint.load(checkpoint.latest(run))],
+    "config.json": [ami.load, lambda run: run_dir.check_same(run, run_dir.settings_of(SHIPPED), 0)],
+    "manifest.json": [run_dir.manifest_of, run_dir.seconds_of],
+    "metrics.jsonl": [lambda run: run_dir.last_metrics(run, "state")],
+    "eval.json": [lambda run: read_results(run / "eval.json")],
+    checkpoint.METADATA: [ami.load, lambda run: checkpoint.load(checkpoint.latest(run))],
     checkpoint.TENSORS: [ami.load, lambda run: checkpoint.load(checkpoint.latest(run))],
 }
 """What reads each file of a run folder."""
 
 
-def mutate(run: Path, dice: random.Random) -> tuple[str, str]:
+def mutate(run: Path, rng: random.Random) -> tuple[str, str]:
     """Harms one file of a run folder; returns how, and which."""
-    name = dice.choice([*READERS, "config.json", checkpoint.TENSORS])
+    name = rng.choice([*READERS, "config.json", checkpoint.TENSORS])
     within = next((run / "checkpoints").iterdir()) / name
     path = within if within.exists() else run / name
     harms = [any_bytes, other_kind]
@@ -212,8 +215,8 @@ def mutate(run: Path, dice: random.Random) -> tuple[str, str]:
         harms += [json_file] * 4
     if name == checkpoint.TENSORS:
         harms += [tensors_header, tensors_values] * 2
-    harm = dice.choice(harms)
-    harm(path, dice)
+    harm = rng.choice(harms)
+    harm(path, rng)
     return harm.__name__, name
 
 
@@ -226,7 +229,7 @@ def campaign(where: Path, seeds: range) -> tuple[int, list[str]]:
         for number, read in enumerate(READERS[name]):
             try:
                 read(run)
-            except UnusableInput as error:
+            except ConfigError as error:
                 refused += 1
                 if "\n" in str(error) or len(str(error)) > 2000 or str(run) not in str(error):
                     wrong.append(f"{seed} {how} {name} {number}: {error}")
@@ -248,12 +251,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 def test_mutated_folders_are_read_or_refused_in_one_line_within_memory(tmp_path):
     """More of the same: another range of seeds."""
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", WITHIN, str(tmp_path), "100"], cwd=SHIPPED.parents[2],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    found, mebibytes = told.stdout.splitlines()
+    assert output.returncode == 0, output.stderr
+    found, mebibytes = output.stdout.splitlines()
     refused, wrong = json.loads(found)
     assert wrong == []
     assert refused > 80
@@ -266,34 +269,34 @@ def edited(run: Path, *path: Any, to: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (("planner", "horizon"), 2.5, r"planner\.horizon: 2\.5 is given, and a whole number"),
         (("planner", "horizon"), True, r"planner\.horizon: True is given, and a whole number"),
         (("planner", "lr"), "1", r"planner\.lr: '1' is given, and a finite number"),
-        (("objective", "learning", "batch"), 0, r"objective\.learning: batch is 0"),
-        (("world", "id"), 7, r"world\.id: 7 is given, and text"),
-        (("world", "imports"), "abc", r"world\.imports: 'abc' is given, and a list"),
-        (("world", "options"), [], r"world\.options: \[\] is given, and an object"),
-        (("world", "more"), 1, "more"),
+        (("train_jepa", "optim", "batch_size"), 0, r"objective\.learning: batch is 0"),
+        (("env", "id"), 7, r"world\.id: 7 is given, and text"),
+        (("env", "imports"), "abc", r"world\.imports: 'abc' is given, and a list"),
+        (("env", "options"), [], r"world\.options: \[\] is given, and an object"),
+        (("env", "more"), 1, "more"),
         (("planner", "proposals"), 2**62, "planner"),
         (("policy", "hidden"), 40_000, "the agent would take more than|policy"),
     ],
 )
-def test_settings_of_a_file_are_held_to_the_bounds_of_flags(run, path, value, said):
+def test_settings_of_a_file_are_held_to_the_bounds_of_flags(run, path, value, message):
     edited(run, *path, to=value)
-    with pytest.raises(UnusableInput, match=said) as refusal:
+    with pytest.raises(ConfigError, match=message) as refused_message:
         ami.load(run)
-    assert str(run / "config.json") in str(refusal.value)
+    assert str(run / "config.json") in str(refused_message.value)
 
 
 def test_a_whole_number_may_stand_for_a_float(run):
     edited(run, "planner", "lr", to=1)
-    assert runs.config_of(run).planner.lr == 1.0
+    assert run_dir.config_of(run).planner.lr == 1.0
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[" * 100 + "]" * 100, "deeper than 64"),
         ("[" * 10**6, "deeper than 64"),
@@ -305,81 +308,81 @@ def test_a_whole_number_may_stand_for_a_float(run):
         ("", "not readable as JSON"),
     ],
 )
-def test_json_has_bounds(tmp_path, text, said):
+def test_json_has_bounds(tmp_path, text, message):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UnusableInput, match=said):
-        files.read_json(tmp_path / "x.json")
+    with pytest.raises(ConfigError, match=message):
+        guarded_reader.read_json(tmp_path / "x.json")
 
 
 def test_a_file_that_begins_with_a_byte_order_mark_is_read(run):
     config = run / "config.json"
     config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
-    assert runs.config_of(run) == runs.config_of(SHIPPED)
+    assert run_dir.config_of(run) == run_dir.config_of(SHIPPED)
 
 
 def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with (tmp_path / "large").open("wb") as large:
-        large.truncate(files.JSON_LIMIT + 1)
-    for name, said in (
+        large.truncate(guarded_reader.JSON_LIMIT + 1)
+    for name, message in (
         ("pipe", "a pipe, a socket or a device"), ("loop", "symbolic links"), (".", "a folder"),
         ("large", "more than 16 MiB"), ("none", "is missing"), ("n\0ul", "can't be read"),
     ):  # fmt: skip
-        with pytest.raises(UnusableInput, match=said):
-            files.read_json(tmp_path / name)
-    with pytest.raises(UnusableInput, match="device"):
-        files.read_json(Path("/dev/zero"))
+        with pytest.raises(ConfigError, match=message):
+            guarded_reader.read_json(tmp_path / name)
+    with pytest.raises(ConfigError, match="device"):
+        guarded_reader.read_json(Path("/dev/zero"))
 
 
 def test_tensors_of_holes_are_not_even_summed_up(run):
     """Gigabytes that a header declares, of which nothing is on the disk."""
-    home = checkpoint.latest(run)
-    size = files._memory() // 2
+    folder = checkpoint.latest(run)
+    size = guarded_reader._machine_memory() // 2
     header = json.dumps({"pupil.x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
-    with (home / checkpoint.TENSORS).open("wb") as file:
+    with (folder / checkpoint.TENSORS).open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header.encode())
         file.truncate(8 + len(header) + size)
-    with pytest.raises(UnusableInput, match="next to nothing is on the disk"):
-        checkpoint.load(home)
+    with pytest.raises(ConfigError, match="next to nothing is on the disk"):
+        checkpoint.load(folder)
 
 
 def test_weights_are_finite(run):
-    home = checkpoint.latest(run)
-    tensors, facts = checkpoint.load(home)
+    folder = checkpoint.latest(run)
+    tensors, facts = checkpoint.load(folder)
     name = next(name for name, value in tensors.items() if value.ndim == 2)
     tensors[name][0, 0] = torch.nan
-    checkpoint.save(home, tensors, facts)
-    with pytest.raises(UnusableInput, match=f"{name} holds NaN or infinity"):
+    checkpoint.save(folder, tensors, facts)
+    with pytest.raises(ConfigError, match=f"{name} holds NaN or infinity"):
         ami.load(run)
 
 
 def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, tiny):
     """The rows that it says there are, are not made before they are there."""
-    runs.start(tmp_path / "run", tiny, 0, "cpu")
-    with closing(tiny.world.build(2)) as world:
-        memory = Memory(9, blank_step(world.spec, 2), "cpu")
-        for lived in islice(live(walk(world), world, world.reset(0)[0]), 6):
-            memory.remember(lived.transition)
+    run_dir.create(tmp_path / "run", tiny, 0, "cpu")
+    with closing(tiny.env.build(2)) as env:
+        memory = ReplayBuffer(9, empty_transition(env.spec, 2), "cpu")
+        for collected in islice(rollout(behaviour_policy(env), env, env.reset(0)[0]), 6):
+            memory.add(collected.transition)
         kept, facts = memory.state_dict(), {}
         checkpoint.save(tmp_path / "run" / "memory", kept, facts)
-        steps, _, begun = kept["steps"].tolist()
-        honest = of_run(str(tmp_path / "run"), world)
-        claimed = {**kept, "steps": torch.tensor([steps, 2**40, begun])}
+        steps, _, started = kept["steps"].tolist()
+        honest = from_run(str(tmp_path / "run"), env)
+        claimed = {**kept, "steps": torch.tensor([steps, 2**40, started])}
         checkpoint.save(tmp_path / "run" / "memory", claimed, facts)
-        assert of_run(str(tmp_path / "run"), world).steps == honest.steps == 13
+        assert from_run(str(tmp_path / "run"), env).steps == honest.steps == 13
         for harm in (
             {"ended": torch.zeros(10**6, dtype=torch.bool)}, {"steps": torch.tensor([1, -1, 0])},
             {"action": kept["action"][:1]}, {"interoception": kept["interoception"] / 0},
             {"age": kept["age"][0]}, {"steps": torch.zeros(3)},
         ):  # fmt: skip
             checkpoint.save(tmp_path / "run" / "memory", {**kept, **harm}, facts)
-            with pytest.raises(UnusableInput, match=str(tmp_path / "run")):
-                of_run(str(tmp_path / "run"), world)
+            with pytest.raises(ConfigError, match=str(tmp_path / "run")):
+                from_run(str(tmp_path / "run"), env)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda obs: None, "returns NoneType; it must return"),
         (lambda obs: obs[:, :1], "it must return"),
@@ -389,20 +392,20 @@ def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, tiny):
         (lambda obs: sys.exit(3), "fails: SystemExit"),
     ],
 )
-def test_changes_return_observations_of_the_same_kind(change, said):
-    with pytest.raises(UnusableInput, match=said):
-        seen_otherwise("odd", change, torch.zeros(2, 3))
+def test_changes_return_observations_of_the_same_kind(change, message):
+    with pytest.raises(ConfigError, match=message):
+        apply_perturbation("odd", change, torch.zeros(2, 3))
 
 
-def test_an_evaluation_that_is_damaged_is_told_before_a_study_begins(run):
+def test_an_evaluation_that_is_damaged_is_reported_before_a_study_begins(run):
     (run / "eval.json").write_text('{"plan": {"episodes": 2}}')
-    job = Job("one", runs.settings_of(SHIPPED), run, 0, 2, "cpu")
-    with pytest.raises(UnusableInput, match="no figures of mode plan: remove it"):
-        known(job)
+    job = Job("one", run_dir.settings_of(SHIPPED), run, 0, 2, "cpu")
+    with pytest.raises(ConfigError, match="no figures of mode plan: remove it"):
+        finished_metrics(job)
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         (lambda file: None, ""),
         (
@@ -414,16 +417,16 @@ def test_an_evaluation_that_is_damaged_is_told_before_a_study_begins(run):
         (lambda file: file.__setitem__("more", h5py().SoftLink("/episode_0")), "link"),
     ],
 )
-def test_arrays_of_a_dataset_are_on_the_disk_and_in_its_own_file(tmp_path, harm, said):
+def test_arrays_of_a_dataset_are_on_the_disk_and_in_its_own_file(tmp_path, harm, message):
     facts = {"total_steps": 3, "total_episodes": 1, "data_format": "hdf5"}
     (tmp_path / "metadata.json").write_text(json.dumps(facts))
     with h5py().File(tmp_path / "main_data.hdf5", "w") as file:
         file.create_dataset("episode_0/rewards", data=[1.0, 2.0, 3.0])
         harm(file)
-    if not said:
+    if not message:
         minari_files.check(tmp_path)
         return
-    with pytest.raises(UnusableInput, match=said):
+    with pytest.raises(ConfigError, match=message):
         minari_files.check(tmp_path)
 
 
@@ -434,8 +437,8 @@ def h5py() -> Any:
 def test_a_dataset_is_regular_files(tmp_path):
     (tmp_path / "metadata.json").write_text('{"total_steps": 1, "total_episodes": 1}')
     os.mkfifo(tmp_path / "part.arrow")
-    with pytest.raises(UnusableInput, match="a pipe"):
+    with pytest.raises(ConfigError, match="a pipe"):
         minari_files.check(tmp_path)
     (tmp_path / "metadata.json").write_text('{"total_steps": 1.5, "total_episodes": 1}')
-    with pytest.raises(UnusableInput, match="total_steps: it must be a whole number"):
+    with pytest.raises(ConfigError, match="total_steps: it must be a whole number"):
         minari_files.check(tmp_path)

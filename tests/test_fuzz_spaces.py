@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import ami_agent as ami
-from ami_agent.build import build
-from ami_agent.life import WorldConfig
-from modules.types import UnusableInput
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.config import build
+from modules.types import ConfigError
 
 EXAMPLES = int(os.environ.get("AMI_FUZZ_EXAMPLES", "150"))
 FLOATS, INTS = (np.float16, np.float32, np.float64), (np.int8, np.uint8, np.int32, np.int64)
@@ -118,10 +118,10 @@ def _registered():
 def test_an_agent_is_built_for_the_spaces_and_acts_or_one_line_says_why_not(observed, acted):
     Sampled.observation_space, Sampled.action_space = observed, acted
     try:
-        config = ami.recipes.gym(WorldConfig(id="fuzz/Sampled-v0"))
-        with closing(config.world.build(1)) as env:
+        config = ami.recipes.gym(EnvConfig(id="fuzz/Sampled-v0"))
+        with closing(config.env.build(1)) as env:
             agent = build(config, env.spec).eval()
-    except UnusableInput as error:
+    except ConfigError as error:
         if "\n" in str(error):
             pytest.fail(str(error))
         event("refused")

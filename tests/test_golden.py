@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import ami_agent as ami
-from ami_agent import recipes, runs
+from ami_agent import recipes
+from ami_agent.storage import run_dir
 from ami_agent.train import train
 from tests.conftest import small
 
@@ -54,7 +55,7 @@ def rollout(mode: str, steps: int = 20) -> list[float]:
     actor that imagines nothing claims no energy."""
     agent = ami.load(SHIPPED)
     found: list[float] = []
-    with closing(runs.settings_of(SHIPPED).world.build(2)) as world:
+    with closing(run_dir.settings_of(SHIPPED).env.build(2)) as world:
         obs, info = world.reset(seed=0)
         controller = agent.controller(2, ami.Task(goal=info["goal"], mode=mode))
         for _ in range(steps):

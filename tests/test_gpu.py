@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import ami_agent as ami
-from ami_agent import recipes, runs
-from ami_agent.evaluate import judge
+from ami_agent import recipes
+from ami_agent.evaluation.evaluate import evaluate_modes
+from ami_agent.storage import run_dir
 from ami_agent.train import train
 from modules.configurator import Task
 from tests.conftest import small
@@ -21,22 +22,22 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("mode", ["react", "plan"])
-def test_a_mind_on_a_gpu_acts_as_on_a_cpu(tiny, tmp_path, mode):
+def test_an_agent_on_a_gpu_acts_as_on_a_cpu(tiny, tmp_path, mode):
     train(tiny, out=tmp_path / "run", device="cuda")
-    world = tiny.evaluation.build(5)
-    obs, info = world.reset(0)
-    goal = world.tensor(info["goal"])
+    env = tiny.eval_env.build(5)
+    obs, info = env.reset(0)
+    goal = env.tensor(info["goal"])
     actions = []
     for device in ("cpu", "cuda"):
         agent = ami.load(tmp_path / "run", device)
-        agent.configure(Task(goal=goal.to(device), mode=mode))
+        agent.set_task(Task(goal=goal.to(device), mode=mode))
         actions.append(agent.act(obs.to(device)).action.cpu())
     torch.testing.assert_close(*actions, atol=1e-2, rtol=0)
 
 
 def test_evaluation_runs_on_a_gpu(tiny, tmp_path):
     agent = train(tiny, out=tmp_path / "run", device="cuda")
-    assert ami.evaluate(agent, tiny.evaluation, episodes=2)["device"].startswith("cuda")
+    assert ami.evaluate(agent, tiny.eval_env, episodes=2)["device"].startswith("cuda")
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -45,17 +46,19 @@ def test_every_recipe_learns_goes_on_and_acts_on_a_gpu(name, tmp_path):
     agent = train(config, out=run, device="cuda", save_every=0)
     assert {p.device.type for p in agent.parameters()} == {"cuda"}
     again = train(config, out=run, device="cuda", resume=True)
-    for n, tensor in runs.weights(agent).items():
-        assert torch.equal(tensor, runs.weights(again)[n]), n
-    ours = config.evaluation.id.startswith("ami/")
+    for n, tensor in run_dir.weights(agent).items():
+        assert torch.equal(tensor, run_dir.weights(again)[n]), n
+    ours = config.eval_env.id.startswith("ami/")
     brief = (
-        {"options": {**config.evaluation.options, "max_episode_steps": 5}} if ours else {"limit": 5}
+        {"options": {**config.eval_env.options, "max_episode_steps": 5}}
+        if ours
+        else {"max_episode_steps": 5}
     )
-    short = replace(config.evaluation, **brief)
-    for found in judge(agent, short, episodes=2, modes=tuple(agent.actors)).values():
+    short = replace(config.eval_env, **brief)
+    for found in evaluate_modes(agent, short, episodes=2, modes=tuple(agent.actors)).values():
         assert found["device"].startswith("cuda")
 
 
 def test_memory_may_live_on_the_gpu(tiny, tmp_path):
     agent = train(replace(tiny, memory_device="cuda"), out=tmp_path / "run", device="cuda")
-    assert agent.memory.sample(3, 2, torch.Generator().manual_seed(0)).actions.is_cuda
+    assert agent.replay_buffer.sample(3, 2, torch.Generator().manual_seed(0)).actions.is_cuda

@@ -9,16 +9,22 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import floyd_warshall
 from torch import Tensor
 
-from modules.graph import Legs, cheapest, hops, shortest_paths, way
+from modules.actor.subgoals.edges import (
+    Edges,
+    bellman_ford,
+    edge_costs,
+    greedy_path,
+    shortest_paths,
+)
 
 INF = float("inf")
 
 
 def some_graph(seed: int, nodes: int, roads: float) -> Tensor:
     """Random prices; a share `roads` of the pairs is joined, one way."""
-    dice = torch.Generator().manual_seed(seed)
-    price = 0.1 + torch.rand(nodes, nodes, generator=dice)
-    price[torch.rand(nodes, nodes, generator=dice) > roads] = INF
+    rng = torch.Generator().manual_seed(seed)
+    price = 0.1 + torch.rand(nodes, nodes, generator=rng)
+    price[torch.rand(nodes, nodes, generator=rng) > roads] = INF
     return price.fill_diagonal_(0)
 
 
@@ -52,9 +58,9 @@ def test_finding_paths_leaves_the_map_as_it_was():
     assert torch.equal(price, before)
 
 
-def test_hops_by_hand():
-    places = torch.tensor([[0.0], [5.0], [5.5], [7.0]])
-    assert hops(gap, places, longest=1.6).tolist() == [
+def test_edges_by_hand():
+    positions = torch.tensor([[0.0], [5.0], [5.5], [7.0]])
+    assert edge_costs(gap, positions, max_length=1.6).tolist() == [
         [0, 1, INF, INF],  # what was lived costs a step, however far it seems
         [INF, 0, 0.5, INF],
         [INF, 0.5, 0, 1],
@@ -63,15 +69,19 @@ def test_hops_by_hand():
 
 
 def test_what_a_one_way_distance_calls_near_is_joined_one_way():
-    places = torch.tensor([[0.0], [9.0], [4.0]])
-    assert hops(downhill, places, longest=1).tolist() == [[0, 1, INF], [0, 0, 0], [0, INF, 0]]
+    positions = torch.tensor([[0.0], [9.0], [4.0]])
+    assert edge_costs(downhill, positions, max_length=1).tolist() == [
+        [0, 1, INF],
+        [0, 0, 0],
+        [0, INF, 0],
+    ]
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), longest=st.floats(0.1, 3))
-def test_what_was_lived_is_never_farther_than_it_took(seed, longest):
-    places = 3 * torch.randn(12, 2, generator=torch.Generator().manual_seed(seed))
-    paths = shortest_paths(hops(gap, places, longest))
+def test_what_was_collected_is_never_farther_than_it_took(seed, longest):
+    positions = 3 * torch.randn(12, 2, generator=torch.Generator().manual_seed(seed))
+    paths = shortest_paths(edge_costs(gap, positions, longest))
     took = torch.arange(12) - torch.arange(12)[:, None]
     assert (paths <= torch.where(took >= 0, took, INF) + 1e-5).all()
 
@@ -80,7 +90,7 @@ def test_what_cannot_be_reached_stays_infinitely_far():
     island = torch.tensor([[0, 1, INF], [1, 0, INF], [INF, INF, 0]])
     assert torch.equal(shortest_paths(island), island)
     lived_apart = torch.tensor([[0.0], [10.0], [20.0]])
-    way_back = shortest_paths(hops(gap, lived_apart, longest=1)).tril(-1)
+    way_back = shortest_paths(edge_costs(gap, lived_apart, max_length=1)).tril(-1)
     assert (way_back[[1, 2, 2], [0, 0, 1]] == INF).all()
 
 
@@ -90,10 +100,10 @@ def test_a_way_leads_from_node_to_node_and_ends_at_the_goal():
     steps[0, 1] = steps[1, 2] = 1
     last = torch.tensor([[9.0, 9.0, 1.0]] * 2)
     leaving, direct = torch.tensor([[1.0, 9.0, 9.0]] * 2), torch.tensor([20.0, 0.5])
-    to_go = cheapest(steps, last)
-    legs = [Legs(part, part) for part in (leaving, direct, steps, last)]
-    nodes, walked = way(*legs, to_go, 6)
+    to_go = bellman_ford(steps, last)
+    legs = [Edges(part, part) for part in (leaving, direct, steps, last)]
+    nodes, walked = greedy_path(*legs, to_go, 6)
     assert nodes.tolist() == [[0, 1, 2, 3, 3, 3], [3] * 6]
     assert walked.tolist() == [[1, 2, 3, 4, 4, 4], [0.5] * 6]
-    each = [legs[0], legs[1], Legs(steps.expand(2, 3, 3), steps.expand(2, 3, 3)), legs[3]]
-    assert all(map(torch.equal, way(*each, to_go, 6), (nodes, walked)))
+    each = [legs[0], legs[1], Edges(steps.expand(2, 3, 3), steps.expand(2, 3, 3)), legs[3]]
+    assert all(map(torch.equal, greedy_path(*each, to_go, 6), (nodes, walked)))

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import ami_agent as ami
-from ami_agent.build import build
-from ami_agent.cli import main
-from ami_agent.life import WorldConfig
-from modules.bounds import Box, Choice
-from modules.types import UnusableInput
-from tests.conftest import refuse
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.cli.main import main
+from ami_agent.config import build
+from modules.actor.action_space import BoxActions, OneHotActions
+from modules.types import ConfigError
+from tests.conftest import error_line
 
 OWN = '''
 import gymnasium
@@ -58,9 +58,9 @@ class Own(gymnasium.Env):
 gymnasium.register("ami-test/Own-v0", entry_point=Own)
 '''
 TINY = (
-    "--life.steps", 30, "--objective.learning.steps", 3, "--interact.steps", 12,
-    "--interact.learning.batch", 8, "--interact.objective.learning.batch", 8, "--episodes", 2,
-    "--planner.horizon", 2, "--planner.steps", 1, "--planner.warm-steps", 1,
+    "--collect.steps", 30, "--train-jepa.optim.steps", 3, "--actor-critic.steps", 12,
+    "--actor-critic.optim.batch-size", 8, "--actor-critic.train-jepa.optim.batch-size", 8, "--episodes", 2,
+    "--planner.horizon", 2, "--planner.iterations", 1, "--planner.warm-iterations", 1,
 )  # fmt: skip
 
 
@@ -77,56 +77,58 @@ def test_the_environment_in_the_documentation_can_be_trained_in(tmp_path, monkey
     (code,) = re.findall(r"```python\n(# my_world\.py\n.*?)```", page, re.DOTALL)
     (tmp_path / "my_world.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    world = ("--env.import", "my_world.py", "--env.id", "my/Catch-v0")
-    assert ask("train", "gym", *world, "--out", "run", "--json", "found.json", *TINY) == 0
+    env = ("--env.import", "my_world.py", "--env.id", "my/Catch-v0")
+    assert run_cli("train", "gym", *env, "--out", "run", "--json", "found.json", *TINY) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["plan"]["length"]["mean"] == 11
     assert found["plan"]["success"]["mean"] == found["plan"]["return"]["mean"]
     del gymnasium.registry["my/Catch-v0"]
 
 
-def ask(*argv):
+def run_cli(*argv):
     return main([str(arg) for arg in argv])
 
 
 def test_a_file_of_ones_own_is_all_it_takes(own, tmp_path, capsys):
-    assert ask("train", "gym", *own, "--env.options", "lasts", 5, "--out", "run", *TINY) == 0
+    assert run_cli("train", "gym", *own, "--env.options", "lasts", 5, "--out", "run", *TINY) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["world"]["options"] == {"lasts": 5}
     assert config["world"]["imports"] == [str(tmp_path / "own.py")]
     agent = ami.load("run")
-    assert set(agent.spec.senses) == {"place", "view"}
+    assert set(agent.spec.modalities) == {"place", "view"}
     assert agent.spec.choices == (2, 3)
-    assert ask("eval", "run", "--mode", "react", "--episodes", 3, "--json", "found.json") == 0
+    assert run_cli("eval", "run", "--mode", "react", "--episodes", 3, "--json", "found.json") == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["length"]["mean"] == 5
     assert 0 <= found["return"]["mean"] <= 2 * 5
     assert found["success"]["mean"] in (0, 1 / 3, 2 / 3, 1)
     assert found["baselines"]["oracle"] is None
-    assert ask("probe", "run") == 0
+    assert run_cli("probe", "run") == 0
     assert "std_mean" in capsys.readouterr().out
     assert (
-        ask("train", "gym", *own, "--env.options", "lasts", 5, "--out", "run", "--resume", *TINY)
+        run_cli(
+            "train", "gym", *own, "--env.options", "lasts", 5, "--out", "run", "--resume", *TINY
+        )
         == 0
     )
-    assert ask("show", "run", "--episodes", 1, "--mode", "both") == 0
+    assert run_cli("show", "run", "--episodes", 1, "--mode", "both") == 0
     assert "only of the agent's states" in capsys.readouterr().out
     assert (tmp_path / "run" / "show" / "episode-0-react.gif").exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--env.id", "NoSuch-v0"), "NoSuch.*--env.import"),
         (("--env.id", "CartPole-v1", "--env.options", "colour", "red"), "colour"),
-        (("--env.id", "CartPole-v1", "--env.repeat", "0"), "repeat is 0"),
+        (("--env.id", "CartPole-v1", "--env.action-repeat", "0"), "repeat is 0"),
         (("--env.id", "CartPole-v1", "--no-such-flag", "0"), "no-such-flag"),
-        (("--env.id", "CartPole-v1", "--interact.trace", "2"), "trace is 2"),
+        (("--env.id", "CartPole-v1", "--actor-critic.td-lambda", "2"), "trace is 2"),
     ],
 )
-def test_bad_input_is_refused_in_one_line_and_nothing_is_begun(flags, said, tmp_path, capsys):
-    told = refuse(capsys, "train", "gym", "--out", tmp_path / "run", *flags)
-    assert re.search(said, told)
+def test_bad_input_is_refused_in_one_line_and_nothing_is_begun(flags, message, tmp_path, capsys):
+    output = error_line(capsys, "train", "gym", "--out", tmp_path / "run", *flags)
+    assert re.search(message, output)
     assert not (tmp_path / "run").exists()
 
 
@@ -156,104 +158,104 @@ gymnasium.register("ami-test/Strange-v0", entry_point=Strange)
 """
 
 
-def test_what_a_world_tells_beside_gymnasium_s_interface_is_its_own(tmp_path, monkeypatch, capsys):
+def test_what_an_env_tells_beside_gymnasium_s_interface_is_its_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "strange.py").write_text(STRANGE)
     monkeypatch.chdir(tmp_path)
-    world = ("--env.import", "strange.py", "--env.id", "ami-test/Strange-v0")
+    env = ("--env.import", "strange.py", "--env.id", "ami-test/Strange-v0")
     try:
-        assert ask("train", "gym", *world, "--out", "run", *TINY) == 0
-        assert ask("show", "run", "--episodes", 1) == 0
+        assert run_cli("train", "gym", *env, "--out", "run", *TINY) == 0
+        assert run_cli("show", "run", "--episodes", 1) == 0
     finally:
         gymnasium.registry.pop("ami-test/Strange-v0", None)
 
 
 def test_episodes_of_one_step_are_learnt_from_without_a_flag(own, capsys):
-    world = (*own, "--env.options", "lasts", 1)
-    assert ask("train", "gym", *world, "--out", "run", *TINY) == 0
+    env = (*own, "--env.options", "lasts", 1)
+    assert run_cli("train", "gym", *env, "--out", "run", *TINY) == 0
 
 
-def test_what_a_world_calls_its_goal_must_be_one_where_goals_are_pursued():
-    with closing(WorldConfig(id="CartPole-v1").build(1)) as world:
+def test_what_an_env_calls_its_goal_must_be_one_where_goals_are_pursued():
+    with closing(EnvConfig(id="CartPole-v1").build(1)) as env:
         for goal in (np.zeros((1, 2)), "left", {"x": 1}, np.zeros(1)):
-            with pytest.raises(UnusableInput, match=r"goal, info\['goal'\], is not of its space"):
-                world.goal({"goal": goal})
+            with pytest.raises(ConfigError, match=r"goal, info\['goal'\], is not of its space"):
+                env.goal({"goal": goal})
 
 
-def test_a_choice_and_a_number_are_told_apart_where_an_agent_does_not_fit(own, capsys):
-    assert ask("train", "gym", *own, "--out", "run", *TINY) == 0
+def test_a_choice_and_a_number_are_reported_apart_where_an_agent_does_not_fit(own, capsys):
+    assert run_cli("train", "gym", *own, "--out", "run", *TINY) == 0
     capsys.readouterr()
-    assert ask("eval", "run", "--env", "Pendulum-v1", "--episodes", 1) == 2
-    told = capsys.readouterr().err
-    assert "and 1 actions, but" in told
-    assert "choices of one of 2 and one of 3" in told
+    assert run_cli("eval", "run", "--env", "Pendulum-v1", "--episodes", 1) == 2
+    output = capsys.readouterr().err
+    assert "and 1 actions, but" in output
+    assert "choices of one of 2 and one of 3" in output
 
 
-def test_the_recipe_reads_off_the_spaces_what_the_mind_is_made_of():
-    pole, swing = (ami.recipes.gym(WorldConfig(id=n)) for n in ("CartPole-v1", "Pendulum-v1"))
-    assert pole.bounds == Choice(sizes=(2,))
-    assert swing.bounds == Box()
+def test_the_recipe_reads_off_the_spaces_what_the_agent_is_made_of():
+    pole, swing = (ami.recipes.gym(EnvConfig(id=n)) for n in ("CartPole-v1", "Pendulum-v1"))
+    assert pole.action_space == OneHotActions(sizes=(2,))
+    assert swing.action_space == BoxActions()
     for config in (pole, swing):
-        assert config.world.mortal
-        assert config.world == config.evaluation
-        world = config.world.build(3)
-        assert world.spec.interoception == ("reward", "alive")
-        world.close()
+        assert config.env.terminal_channel
+        assert config.env == config.eval_env
+        env = config.env.build(3)
+        assert env.spec.interoception == ("reward", "alive")
+        env.close()
 
 
 def test_a_choice_is_made_whole_and_its_gradient_is_that_of_its_chance():
-    bounds = Choice(sizes=(2, 3))
+    bounds = OneHotActions(sizes=(2, 3))
     free = torch.randn(7, 5, requires_grad=True, generator=torch.Generator().manual_seed(0))
-    done = bounds.bound(free)
+    done = bounds.squash(free)
     assert set(done.detach().unique().tolist()) <= {0, 1} or torch.allclose(done, done.round())
     assert torch.allclose(done[:, :2].sum(-1), torch.ones(7))
     assert torch.equal(done[:, 2:].argmax(-1), free[:, 2:].argmax(-1))
     worth = torch.randn(5, generator=torch.Generator().manual_seed(1))
-    (slope,) = torch.autograd.grad((done * worth).sum(), free)
+    (gradient,) = torch.autograd.grad((done * worth).sum(), free)
     soft = torch.cat([part.softmax(-1) for part in free.split((2, 3), -1)], -1)
     (by_chance,) = torch.autograd.grad((soft * worth).sum(), free)
-    torch.testing.assert_close(slope, by_chance)
-    kept = bounds.bound(bounds.free(bounds.project(torch.rand(9, 5))))
+    torch.testing.assert_close(gradient, by_chance)
+    kept = bounds.squash(bounds.unsquash(bounds.project(torch.rand(9, 5))))
     assert torch.allclose(kept, bounds.project(kept))
 
 
 @pytest.mark.parametrize("name", ["GradientPlanner", "CEM", "MPPI", "Collocation"])
 def test_every_planner_chooses_whole(name):
-    config = ami.recipes.gym(WorldConfig(id="CartPole-v1"))
-    config = replace(config, planner=getattr(ami.boxes, name).Config(horizon=3))
-    world = config.world.build(4)
-    agent = build(config, world.spec)
-    obs, _ = world.reset(0)
-    agent.configure(agent.assigned("").task(None, "plan"))
+    config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))
+    config = replace(config, planner=getattr(ami.components, name).Config(horizon=3))
+    env = config.env.build(4)
+    agent = build(config, env.spec)
+    obs, _ = env.reset(0)
+    agent.set_task(agent.task_spec("").to_task(None, "plan"))
     plan = agent.act(obs)
     assert torch.allclose(plan.actions.sort(-1).values, torch.tensor([0.0, 1.0]))
-    done = world.to_world(plan.action)
+    done = env.to_env(plan.action)
     assert np.array_equal(done, plan.action.argmax(-1).numpy())
-    world.close()
+    env.close()
 
 
 @pytest.mark.parametrize(
-    ("world", "discount"),
+    ("env", "discount"),
     [
-        (WorldConfig(id="Pendulum-v1"), 0.975),  # 200 steps
-        (WorldConfig(id="Pendulum-v1", limit=150), 1 - 5 / 150),
-        (WorldConfig(id="Pendulum-v1", limit=1000), 0.975),  # its own time still runs out
-        (WorldConfig(id="Pendulum-v1", repeat=2), 0.95),
-        (WorldConfig(id="CartPole-v1"), 0.99),
+        (EnvConfig(id="Pendulum-v1"), 0.975),  # 200 steps
+        (EnvConfig(id="Pendulum-v1", max_episode_steps=150), 1 - 5 / 150),
+        (EnvConfig(id="Pendulum-v1", max_episode_steps=1000), 0.975),  # its own time still runs out
+        (EnvConfig(id="Pendulum-v1", action_repeat=2), 0.95),
+        (EnvConfig(id="CartPole-v1"), 0.99),
     ],
 )
-def test_how_far_is_foreseen_follows_from_how_long_an_episode_lasts(world, discount):
-    assert ami.recipes.gym(world).foresight.discount == pytest.approx(discount)
+def test_how_far_is_foreseen_follows_from_how_long_an_episode_lasts(env, discount):
+    assert ami.recipes.gym(env).value_critics.discount == pytest.approx(discount)
 
 
 def test_who_imitates_a_choice_goes_on_until_it_is_sure():
     """The right one is likeliest already, by little: there is still something to learn."""
-    bounds = Choice(sizes=(2, 3))
+    bounds = OneHotActions(sizes=(2, 3))
     free = torch.tensor([[0.1, 0.0, 0.0, 0.0, 0.2]], requires_grad=True)
-    wanted = bounds.bound(free.detach())
-    missed = bounds.missed(free, wanted)
+    target = bounds.squash(free.detach())
+    missed = bounds.imitation_loss(free, target)
     by_hand = -free[0, :2].log_softmax(0)[0] - free[0, 2:].log_softmax(0)[2]
     torch.testing.assert_close(missed, by_hand[None])
-    (slope,) = torch.autograd.grad(missed.sum(), free)
-    assert (slope.abs() > 0.1).all()
-    numbers = Box().missed(torch.tensor([[0.3, 0.0]]), torch.tensor([[0.0, 1.0]]))
+    (gradient,) = torch.autograd.grad(missed.sum(), free)
+    assert (gradient.abs() > 0.1).all()
+    numbers = BoxActions().imitation_loss(torch.tensor([[0.3, 0.0]]), torch.tensor([[0.0, 1.0]]))
     torch.testing.assert_close(numbers, torch.tensor([0.3]).tanh().square() + 1)

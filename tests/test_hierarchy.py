@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
-from ami_agent import ablate, recipes
-from ami_agent.build import build, capacity
-from ami_agent.checks import check_lessons
-from ami_agent.lessons import NoLesson, Survey
+from ami_agent import ablation, recipes
+from ami_agent.config import buffer_steps, build
 from ami_agent.train import train
-from modules.actor import Restless
-from modules.configurator import Assignment, Task
-from modules.cost import NoCritic
-from modules.hierarchy import Flat, LandmarkGraph
-from modules.hierarchy.landmarks import CHUNK
-from modules.hierarchy.patience import trusted
-from modules.types import Distance, Focus, UnusableInput
-from tests.conftest import small, unasked, wish
+from ami_agent.training import NoStage, SelectLandmarks
+from ami_agent.validate import check_stages
+from modules.actor.policy import StuckPerturbationConfig
+from modules.actor.subgoals import FlatConfig, LandmarkGraph, LandmarkGraphConfig
+from modules.actor.subgoals.edge_feedback import initial_feedback
+from modules.actor.subgoals.landmark_graph import CHUNK_SIZE
+from modules.configurator import Task, TaskSpec
+from modules.cost.cost import NoGoalCriticConfig
+from modules.types import ConfigError, QuasimetricFns, TaskContext
+from tests.conftest import make_context, small, unexpected_query
 
 PLENTY = 40
 WALL = 3.0
@@ -46,14 +46,18 @@ def walled(state: Tensor, goal: Tensor) -> Tensor:
     return far + 30 * (across & low & (far < 3))
 
 
-def graph(distance=straight, **told) -> LandmarkGraph:
-    config = LandmarkGraph.Config(**{"hop": 1.0, "stride": 2.0, "hops": PLENTY, **told})
-    return config.build((2, 1, 1), 2, Distance(lambda state: state, distance), unasked)
+def graph(distance=straight, **output) -> LandmarkGraph:
+    config = LandmarkGraphConfig(
+        **{"trusted_edge_length": 1.0, "subgoal_spacing": 2.0, "max_edges": PLENTY, **output}
+    )
+    return config.build(
+        (2, 1, 1), 2, QuasimetricFns(lambda state: state, distance), unexpected_query
+    )
 
 
-def charted(states: Tensor, distance=straight, **told) -> LandmarkGraph:
-    level = graph(distance, landmarks=len(states), **told)
-    level.chart(states, every_hop(states), states[:, None])
+def charted(states: Tensor, distance=straight, **output) -> LandmarkGraph:
+    level = graph(distance, num_landmarks=len(states), **output)
+    level.build(states, every_hop(states), states[:, None])
     return level
 
 
@@ -67,64 +71,72 @@ def lattice(width: int = 7, height: int = 6) -> Tensor:
     return torch.stack([x, y], -1).flatten(0, 1) + torch.tensor([0.1, 0.0])
 
 
-def wanting(goal: Tensor, **told) -> Focus:
-    return wish(goal, weights={"critic": 1.0}, **told)
+def with_target(goal: Tensor, **output) -> TaskContext:
+    return make_context(goal, weights={"critic": 1.0}, **output)
 
 
-def priced(steps: Tensor, hop: float) -> Tensor:
-    return steps * (1 + (steps / hop) ** 2)
+def priced(steps: Tensor, edge: float) -> Tensor:
+    return steps * (1 + (steps / edge) ** 2)
 
 
-def cheapest(start: Tensor, goal: Tensor, states: Tensor, hop: float, luck: Tensor) -> float:
+def bellman_ford(start: Tensor, goal: Tensor, states: Tensor, edge: float, noise: Tensor) -> float:
     """The price of the cheapest way, by scipy; luck `[K]` is to be feared but where it begins and
     at the goal."""
     every = torch.cat([start[None], states, goal[None]])
     steps = straight(every[:, None], every[None])
-    fear = torch.cat([torch.zeros(1), luck, torch.zeros(1)])
+    fear = torch.cat([torch.zeros(1), noise, torch.zeros(1)])
     dearer = torch.maximum(fear[:, None], fear).index_fill(1, torch.tensor(len(every) - 1), 0)
-    price = (priced(steps, hop) + steps * dearer).double().numpy()
+    price = (priced(steps, edge) + steps * dearer).double().numpy()
     return float(dijkstra(np.maximum(price, 1e-9), indices=0)[-1])
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), hop=st.floats(0.3, 3), tail=st.sampled_from([0.0, 0.5, 1.0]))
-def test_the_way_that_is_hoped_for_is_the_cheapest(seed, hop, tail):
-    dice = torch.Generator().manual_seed(seed)
-    count = int(torch.randint(2, 3 * CHUNK, (), generator=dice))
-    states, ends = torch.rand(count, 2, generator=dice) * 4, torch.rand(2, 1, 2, generator=dice) * 4
-    level = graph(landmarks=count, futures=4, hop=hop, stride=0.02, ahead=1000)  # none passed over
-    blown = states[:, None] + torch.rand(count, 4, 2, generator=dice)
-    level.chart(states, every_hop(states), blown)
+def test_the_way_that_is_planned_for_is_the_cheapest(seed, edge, tail):
+    rng = torch.Generator().manual_seed(seed)
+    count = int(torch.randint(2, 3 * CHUNK_SIZE, (), generator=rng))
+    states, ends = torch.rand(count, 2, generator=rng) * 4, torch.rand(2, 1, 2, generator=rng) * 4
+    level = graph(
+        num_landmarks=count,
+        num_outcomes=4,
+        trusted_edge_length=edge,
+        subgoal_spacing=0.02,
+        num_subgoals=1000,
+    )  # none passed over
+    blown = states[:, None] + torch.rand(count, 4, 2, generator=rng)
+    level.build(states, every_hop(states), blown)
     back = (blown - states[:, None]).norm(dim=-1)
     back = (back - back.amin(1, keepdim=True)).numpy()
     counted = {0.0: 1, 0.5: 2, 1.0: 4}[tail]
-    luck = torch.tensor([sorted(each)[-counted:] for each in back.tolist()]).mean(1)
+    noise = torch.tensor([sorted(each)[-counted:] for each in back.tolist()]).mean(1)
     start, goal = ends
     way = [start[0], *level.plan(start, goal, tail)[0]]
     steps = torch.stack([straight(a, b) for a, b in pairwise(way)])
     assert torch.equal(way[-1], goal[0])
-    place = [(states == at).all(-1).nonzero().flatten()[:1] for at in way]
-    fear = torch.stack([luck[i].sum() for i in place])  # 0 at the start and at the goal
-    dearer = torch.maximum(fear[:-1], fear[1:]) * torch.tensor([len(i) for i in place[1:]])
-    price = float((priced(steps, hop) + steps * dearer).sum())
-    assert price == pytest.approx(cheapest(start[0], goal[0], states, hop, luck), rel=1e-4)
+    position = [(states == at).all(-1).nonzero().flatten()[:1] for at in way]
+    fear = torch.stack([noise[i].sum() for i in position])  # 0 at the start and at the goal
+    dearer = torch.maximum(fear[:-1], fear[1:]) * torch.tensor([len(i) for i in position[1:]])
+    price = float((priced(steps, edge) + steps * dearer).sum())
+    assert price == pytest.approx(bellman_ford(start[0], goal[0], states, edge, noise), rel=1e-4)
 
 
 def test_hopes_lie_a_stride_apart_and_end_at_the_goal():
-    level = charted(lattice(), stride=2.0, ahead=5)
-    hopes = level.plan(torch.tensor([[0.0, 0.0]]), torch.tensor([[6.3, 0.0]]))[0]
-    assert hopes[-1].tolist() == pytest.approx([6.3, 0.0])
-    assert hopes[:3, 0].tolist() == pytest.approx([1.1, 3.1, 5.1])
-    assert hopes[:3, 1].abs().max() == 0
+    level = charted(lattice(), subgoal_spacing=2.0, num_subgoals=5)
+    upper_plans = level.plan(torch.tensor([[0.0, 0.0]]), torch.tensor([[6.3, 0.0]]))[0]
+    assert upper_plans[-1].tolist() == pytest.approx([6.3, 0.0])
+    assert upper_plans[:3, 0].tolist() == pytest.approx([1.1, 3.1, 5.1])
+    assert upper_plans[:3, 1].abs().max() == 0
 
 
 def test_the_way_leads_around_a_wall_that_the_critic_only_knows_near_by():
     start, goal = torch.tensor([[1.0, 0.0]]), torch.tensor([[5.0, 0.0]])
     assert walled(start, goal) == 4  # flat, nothing is in the way
-    hopes = charted(lattice(), walled, ahead=40, stride=0.5).plan(start, goal)[0]
-    crossing = next(b for a, b in pairwise(hopes) if a[0] < WALL < b[0])
+    upper_plans = charted(lattice(), walled, num_subgoals=40, subgoal_spacing=0.5).plan(
+        start, goal
+    )[0]
+    crossing = next(b for a, b in pairwise(upper_plans) if a[0] < WALL < b[0])
     assert crossing[1] >= 4
-    assert torch.equal(hopes[-1], goal[0])
+    assert torch.equal(upper_plans[-1], goal[0])
 
 
 def test_the_way_is_a_gamble_on_the_mean_and_none_where_the_worst_counts():
@@ -133,14 +145,14 @@ def test_the_way_is_a_gamble_on_the_mean_and_none_where_the_worst_counts():
     risky = (states[:, 1] == 0) & (states[:, 0] > 1.5) & (states[:, 0] < 4.5)
     blown = states[:, None].repeat(1, 10, 1)
     blown[:, 3, 1] -= 8.0 * risky
-    level = graph(landmarks=len(states), futures=10, ahead=40, stride=0.5)
-    level.chart(states, every_hop(states), blown)
+    level = graph(num_landmarks=len(states), num_outcomes=10, num_subgoals=40, subgoal_spacing=0.5)
+    level.build(states, every_hop(states), blown)
     start, goal = torch.tensor([[0.1, 0.0]]), torch.tensor([[6.1, 0.0]])
     highest = {tail: float(level.plan(start, goal, tail)[0, :, 1].max()) for tail in (1.0, 0.0)}
     assert highest == {1.0: 0, 0.0: 1}
     for tail in (0.0, 1.0, 0.0):  # whatever was asked before, a task has its own way
-        led = level(start, wanting(goal, tail=tail))
-        assert torch.equal(led.hopes[:, 0], level.plan(start, goal, tail))
+        led = level(start, with_target(goal, cvar_alpha=tail))
+        assert torch.equal(led.upper_plans[:, 0], level.plan(start, goal, tail))
         level.reset()
 
 
@@ -150,28 +162,30 @@ def test_nothing_of_another_chart_is_kept():
     risky[:, 0, 1] -= 8.0 * (lattice() == torch.tensor([3.1, 0.0])).all(-1)
     plans = []
     for blown in (lattice()[:, None], risky):
-        level = graph(landmarks=len(lattice()), futures=4, ahead=40, stride=0.5)
-        level.chart(lattice(), every_hop(lattice()), blown)
+        level = graph(
+            num_landmarks=len(lattice()), num_outcomes=4, num_subgoals=40, subgoal_spacing=0.5
+        )
+        level.build(lattice(), every_hop(lattice()), blown)
         plans.append((level.plan(start, goal, 0.0), level.state_dict()))
-    (calm, weights), (careful, _) = plans
-    assert not torch.equal(calm, careful)
+    (calm, weights), (risk_averse, _) = plans
+    assert not torch.equal(calm, risk_averse)
     level.load_state_dict(weights)
     level.reset()
     assert torch.equal(level.plan(start, goal, 0.0), calm)
-    level.chart(lattice(), every_hop(lattice()), risky)
-    assert torch.equal(level.plan(start, goal, 0.0), careful)
+    level.build(lattice(), every_hop(lattice()), risky)
+    assert torch.equal(level.plan(start, goal, 0.0), risk_averse)
 
 
-def test_what_luck_may_cost_is_what_it_costs_beside_the_luckiest():
+def test_what_chance_may_cost_is_what_it_costs_beside_the_luckiest():
     """However far a step leads by itself, where all can be known nothing is feared."""
     states = lattice()
-    plain, moved = charted(states), graph(landmarks=len(states))
-    moved.chart(states, every_hop(states), states[:, None] + 3)
-    assert not moved.setbacks.any()
-    assert torch.equal(moved.total, plain.total)
+    plain, moved = charted(states), graph(num_landmarks=len(states))
+    moved.build(states, every_hop(states), states[:, None] + 3)
+    assert not moved.setback_samples.any()
+    assert torch.equal(moved.path_costs, plain.path_costs)
 
 
-def test_a_hop_that_nobody_has_made_is_not_taken_for_a_short_one():
+def test_an_edge_that_nobody_has_made_is_not_taken_for_a_short_one():
     """The critic knows of no wall at all; whoever lived here went round it."""
     states = lattice()
     steps = (states[:, None] - states).norm(dim=-1)
@@ -182,9 +196,15 @@ def test_a_hop_that_nobody_has_made_is_not_taken_for_a_short_one():
     start, goal = torch.tensor([[0.1, 0.0]]), torch.tensor([[6.1, 0.0]])
     highest = {}
     for unlived in (1.0, 10.0):
-        level = graph(landmarks=len(states), unlived=unlived, ahead=8, stride=1.5, hop=0.5)
-        level.chart(states, states[pairs], states[:, None])
-        times = (level.price / priced(steps, 0.5)).nan_to_num(1.0)
+        level = graph(
+            num_landmarks=len(states),
+            unvisited_edge_factor=unlived,
+            num_subgoals=8,
+            subgoal_spacing=1.5,
+            trusted_edge_length=0.5,
+        )
+        level.build(states, states[pairs], states[:, None])
+        times = (level.edge_costs / priced(steps, 0.5)).nan_to_num(1.0)
         never = (
             torch.ones_like(blocked)
             .fill_diagonal_(False)
@@ -196,51 +216,51 @@ def test_a_hop_that_nobody_has_made_is_not_taken_for_a_short_one():
     assert highest[10.0] >= 4
 
 
-def test_a_hop_is_made_one_way_and_may_take_several_steps():
+def test_an_edge_is_made_one_way_and_may_take_several_steps():
     states = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
-    level = graph(landmarks=4, unlived=5.0)
-    level.chart(states, states[:3][None] + 0.1, states[:, None])  # one walk, past the first three
-    times = (level.price / priced(level.steps, 1.0)).nan_to_num(1.0)
+    level = graph(num_landmarks=4, unvisited_edge_factor=5.0)
+    level.build(states, states[:3][None] + 0.1, states[:, None])  # one walk, past the first three
+    times = (level.edge_costs / priced(level.edge_lengths, 1.0)).nan_to_num(1.0)
     assert times.round().tolist() == [[1, 1, 1, 5], [5, 1, 1, 5], [5, 5, 1, 5], [5, 5, 5, 1]]
 
 
-def test_whoever_gets_nowhere_goes_closely_and_then_owes_for_what_it_chose_and_what_is_beside():
+def test_any_agent_gets_nowhere_goes_closely_and_then_owes_for_what_it_chose_and_what_is_beside():
     here = torch.zeros(3, 2)
     beside = torch.eye(4).bool()
     beside[1, 2] = True
-    fresh = trusted(here, 4)._replace(chosen=torch.tensor([1, 4, 1]))
+    is_first = initial_feedback(here, 4)._replace(chosen_edge=torch.tensor([1, 4, 1]))
     none, far = torch.zeros(3), torch.tensor([True, True, True])
     moved = torch.tensor([0.0, 0.0, 1.0])
-    once = fresh.repaired(here, moved, far, beside)
-    assert once.closely.tolist() == [True, True, False]
-    assert not once.debt.any()
-    twice = once.repaired(here, none, far, beside)
-    assert twice.closely.all()
-    assert (twice.debt > 0).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0] * 5]
-    own = once.repaired(here, none, far, beside.expand(3, 4, 4))  # landmarks of its own in each
-    assert torch.equal(own.debt, twice.debt)
-    on = twice.repaired(here, torch.ones(3), far, beside)
-    torch.testing.assert_close(on.debt, twice.debt / 2)
-    assert not twice.repaired(here, torch.ones(3), ~far, beside).debt.any()
+    once = is_first.update(here, moved, far, beside)
+    assert once.follow_closely.tolist() == [True, True, False]
+    assert not once.penalty.any()
+    twice = once.update(here, none, far, beside)
+    assert twice.follow_closely.all()
+    assert (twice.penalty > 0).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0] * 5]
+    own = once.update(here, none, far, beside.expand(3, 4, 4))  # landmarks of its own in each
+    assert torch.equal(own.penalty, twice.penalty)
+    on = twice.update(here, torch.ones(3), far, beside)
+    torch.testing.assert_close(on.penalty, twice.penalty / 2)
+    assert not twice.update(here, torch.ones(3), ~far, beside).penalty.any()
 
 
-def test_whoever_goes_closely_goes_to_the_next_landmark_that_it_is_not_at():
+def test_any_agent_goes_closely_goes_to_the_next_landmark_that_it_is_not_at():
     start, goal = torch.tensor([[1.1, 2.0]]), torch.tensor([[6.1, 2.0]])
-    level = charted(lattice(), stride=3.0)
-    assert level(start, wanting(goal)).goal.tolist() == [pytest.approx([4.1, 2.0])]
-    assert not level.trust.closely.any()
-    level.trust = level.trust._replace(closely=torch.tensor([True]))
-    found = level(start, wanting(goal))
+    level = charted(lattice(), subgoal_spacing=3.0)
+    assert level(start, with_target(goal)).goal.tolist() == [pytest.approx([4.1, 2.0])]
+    assert not level.edge_feedback.follow_closely.any()
+    level.edge_feedback = level.edge_feedback._replace(follow_closely=torch.tensor([True]))
+    found = level(start, with_target(goal))
     assert found.goal.tolist() == [pytest.approx([2.1, 2.0])]
-    assert found.hopes[0, 0, 1].tolist() == goal[0].tolist()  # the others as ever
+    assert found.upper_plans[0, 0, 1].tolist() == goal[0].tolist()  # the others as ever
 
 
-def pushed(place: Tensor, subgoal: Tensor, pace: float = 0.4) -> Tensor:
+def pushed(position: Tensor, subgoal: Tensor, pace: float = 0.4) -> Tensor:
     """Straight ahead, as far as the wall on the line x = 3 lets it, `[B, 2]` each."""
-    way = subgoal - place
-    step = place + way * (pace / way.norm(dim=-1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
-    crosses = ((place[:, 0] - WALL) * (step[:, 0] - WALL) < 0) & (step[:, 1] < 4)
-    return torch.where(crosses[:, None], place, step)
+    way = subgoal - position
+    step = position + way * (pace / way.norm(dim=-1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
+    crosses = ((position[:, 0] - WALL) * (step[:, 0] - WALL) < 0) & (step[:, 1] < 4)
+    return torch.where(crosses[:, None], position, step)
 
 
 def walked(patience: int, start: Tensor, goal: Tensor, steps: int = 200) -> list[Tensor]:
@@ -251,11 +271,11 @@ def walked(patience: int, start: Tensor, goal: Tensor, steps: int = 200) -> list
     across = ((states[:, None, 0] - WALL) * (states[:, 0] - WALL) < 0) & (
         torch.minimum(states[:, None, 1], states[:, 1]) < 4
     )
-    level = graph(landmarks=len(states), patience=patience, unlived=100.0)
-    level.chart(states, states[(near & ~across).nonzero()], states[:, None])
+    level = graph(num_landmarks=len(states), stuck_after=patience, unvisited_edge_factor=100.0)
+    level.build(states, states[(near & ~across).nonzero()], states[:, None])
     way = [start]
     for _ in range(steps):
-        way.append(pushed(way[-1], level(way[-1], wanting(goal)).goal))
+        way.append(pushed(way[-1], level(way[-1], with_target(goal)).goal))
     return way
 
 
@@ -266,97 +286,117 @@ def test_who_gets_nowhere_looks_for_another_way():
     assert torch.equal(free, goal)
 
 
-def test_what_is_known_against_a_map_is_known_in_that_world_alone():
+def test_what_is_known_against_a_map_is_known_in_that_env_alone():
     start = torch.tensor([[2.7, 2.0], [1.0, 5.0]])
     goal = torch.tensor([[5.0, 2.0], [5.0, 5.0]])
-    both, alone = walked(4, start, goal, 60), walked(4, start[1:], goal[1:], 60)
-    assert all(torch.equal(a[1:], b) for a, b in zip(both, alone, strict=True))
-    level = charted(lattice(), patience=4)
+    both, single = walked(4, start, goal, 60), walked(4, start[1:], goal[1:], 60)
+    assert all(torch.equal(a[1:], b) for a, b in zip(both, single, strict=True))
+    level = charted(lattice(), stuck_after=4)
     for _ in range(40):
-        level(start, wanting(goal))  # nobody moves at all
-    assert (level.trust.debt.amax(-1) > 0).all()
+        level(start, with_target(goal))  # nobody moves at all
+    assert (level.edge_feedback.penalty.amax(-1) > 0).all()
     level.reset()
-    first = charted(lattice(), patience=4)(start, wanting(goal)).hopes
-    assert torch.equal(level(start, wanting(goal)).hopes, first)
+    first = charted(lattice(), stuck_after=4)(start, with_target(goal)).upper_plans
+    assert torch.equal(level(start, with_target(goal)).upper_plans, first)
 
 
 def test_who_is_there_or_gets_on_has_nothing_against_the_map():
     start, goal = torch.tensor([[1.0, 5.0]]), torch.tensor([[5.0, 5.0]])
-    level, place = charted(lattice(), patience=4), start
+    level, position = charted(lattice(), stuck_after=4), start
     for _ in range(60):
-        place = pushed(place, level(place, wanting(goal)).goal)
-    assert torch.equal(place, goal)
-    assert not level.trust.debt.any()
-    assert not level.trust.closely.any()
+        position = pushed(position, level(position, with_target(goal)).goal)
+    assert torch.equal(position, goal)
+    assert not level.edge_feedback.penalty.any()
+    assert not level.edge_feedback.follow_closely.any()
 
 
 def test_near_goals_are_pursued_directly():
     level, goal = charted(lattice()), torch.tensor([[2.4, 2.4]])
-    focus = level(torch.tensor([[2.1, 2.0]]), wanting(goal))
-    assert torch.equal(focus.goal, goal)
-    assert torch.equal(focus.hopes, goal.expand(1, 1, 4, 2))
+    context = level(torch.tensor([[2.1, 2.0]]), with_target(goal))
+    assert torch.equal(context.goal, goal)
+    assert torch.equal(context.upper_plans, goal.expand(1, 1, 4, 2))
 
 
 def test_where_the_first_landmark_is_further_than_a_stride_it_is_the_subgoal():
-    level = charted(torch.tensor([[5.0, 0.0], [9.0, 0.0]]), stride=1.0)
+    level = charted(torch.tensor([[5.0, 0.0], [9.0, 0.0]]), subgoal_spacing=1.0)
     assert level.plan(torch.zeros(1, 2), torch.tensor([[12.0, 0.0]]))[0, 0].tolist() == [5, 0]
 
 
-def test_worlds_do_not_mix():
-    dice = torch.Generator().manual_seed(0)
+def test_envs_do_not_mix():
+    rng = torch.Generator().manual_seed(0)
     level = charted(lattice())
-    state, goal = torch.rand(2, 9, 2, generator=dice) * 6
+    state, goal = torch.rand(2, 9, 2, generator=rng) * 6
     together = level.plan(state, goal)
-    alone = [level.plan(state[i, None], goal[i, None])[0] for i in range(9)]
-    assert torch.equal(together, torch.stack(alone))
+    single = [level.plan(state[i, None], goal[i, None])[0] for i in range(9)]
+    assert torch.equal(together, torch.stack(single))
 
 
-def test_a_subgoal_stands_as_long_as_it_is_told_to():
-    level, focus = charted(lattice(), every=3), wanting(torch.tensor([[6.0, 5.0]]))
-    places = [torch.tensor([[x, 0.0]]) for x in (0.0, 1.0, 2.0, 3.0, 4.0)]
-    goals = [level(place, focus).goal for place in places]
+def test_a_subgoal_stands_as_long_as_it_is_reported_to():
+    level, context = charted(lattice(), replan_every=3), with_target(torch.tensor([[6.0, 5.0]]))
+    positions = [torch.tensor([[x, 0.0]]) for x in (0.0, 1.0, 2.0, 3.0, 4.0)]
+    goals = [level(position, context).goal for position in positions]
     assert torch.equal(goals[0], goals[2])
     assert torch.equal(goals[1], goals[2])
     assert not torch.equal(goals[2], goals[3])
-    assert torch.equal(goals[3], level.plan(places[3], focus.goal)[:, 0])
+    assert torch.equal(goals[3], level.plan(positions[3], context.goal)[:, 0])
     level.reset()
-    assert torch.equal(level(places[1], focus).goal, level.plan(places[1], focus.goal)[:, 0])
-    two = wanting(focus.goal.expand(2, -1))
-    assert len(level(torch.cat(places[:2]), two).goal) == 2  # other worlds: planned anew
+    assert torch.equal(
+        level(positions[1], context).goal, level.plan(positions[1], context.goal)[:, 0]
+    )
+    two = with_target(context.goal.expand(2, -1))
+    assert len(level(torch.cat(positions[:2]), two).goal) == 2  # other worlds: planned anew
 
 
 def test_a_task_without_a_goal_is_led_nowhere():
-    level, focus = charted(lattice()), wish(torch.zeros(1, 2), weights={"pain": 1.0, "reach": 0.0})
-    assert level(torch.ones(1, 2), focus) is focus
+    level, context = (
+        charted(lattice()),
+        make_context(torch.zeros(1, 2), weights={"pain": 1.0, "goal_distance": 0.0}),
+    )
+    assert level(torch.ones(1, 2), context) is context
 
 
-def test_before_there_are_landmarks_a_mind_is_flat():
-    level, focus = graph(landmarks=5), wanting(torch.ones(2, 2))
-    assert level(torch.zeros(2, 2), focus) is focus
+def test_before_there_are_landmarks_an_agent_is_flat():
+    level, context = graph(num_landmarks=5), with_target(torch.ones(2, 2))
+    assert level(torch.zeros(2, 2), context) is context
     states = torch.rand(5, 2, generator=torch.Generator().manual_seed(0))
-    level.chart(states, states[None], states[:, None])
-    assert level(torch.zeros(2, 2), focus).hopes.shape == (2, 1, 4, 2)
+    level.build(states, states[None], states[:, None])
+    assert level(torch.zeros(2, 2), context).upper_plans.shape == (2, 1, 4, 2)
 
 
 def test_two_landmarks_in_one_place_do_not_hold_anybody():
     states = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
-    hopes = charted(states, ahead=5, stride=1.0).plan(torch.zeros(1, 2), torch.tensor([[4.0, 0.0]]))
-    assert hopes[0, :, 0].tolist() == [1, 2, 3, 4, 4]
+    upper_plans = charted(states, num_subgoals=5, subgoal_spacing=1.0).plan(
+        torch.zeros(1, 2), torch.tensor([[4.0, 0.0]])
+    )
+    assert upper_plans[0, :, 0].tolist() == [1, 2, 3, 4, 4]
 
 
 def test_flat_is_flat():
-    focus = wanting(torch.ones(2, 2))
-    assert Flat.Config().build((2, 1, 1), 2, None, unasked)(torch.zeros(2, 2), focus) is focus
-    assert focus.hopes.shape[:2] == (2, 0)
+    context = with_target(torch.ones(2, 2))
+    assert (
+        FlatConfig().build((2, 1, 1), 2, None, unexpected_query)(torch.zeros(2, 2), context)
+        is context
+    )
+    assert context.upper_plans.shape[:2] == (2, 0)
 
 
 @pytest.mark.parametrize(
     "setting",
-    ["landmarks", "hop", "unlived", "stride", "ahead", "hops", "every", "futures", "patience"],
+    [
+        "num_landmarks",
+        "trusted_edge_length",
+        "unvisited_edge_factor",
+        "subgoal_spacing",
+        "num_subgoals",
+        "max_edges",
+        "replan_every",
+        "num_outcomes",
+        "stuck_after",
+    ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(setting):
-    with pytest.raises(UnusableInput, match=f"{setting} is 0"):
-        LandmarkGraph.Config(**{setting: 0})
+    with pytest.raises(ConfigError, match=f"{setting} is 0"):
+        LandmarkGraphConfig(**{setting: 0})
 
 
 @pytest.fixture
@@ -366,120 +406,137 @@ def mazes():
 
 @torch.no_grad()
 def surveyed(config, seed: int = 0):
-    world = config.world.build(1)
+    env = config.env.build(1)
     agent = build(
-        config, world.spec, seed=seed, worlds=config.life.worlds, capacity=capacity(config)
+        config,
+        env.spec,
+        seed=seed,
+        num_envs=config.collect.num_envs,
+        buffer_size=buffer_steps(config),
     )
-    pupil = config.life.begin(agent, config.world, seed)
-    while pupil.step < pupil.total:
-        pupil.update()
-    surveyor = config.survey.begin(agent, config.world, seed)
-    while surveyor.step < surveyor.total:
-        surveyor.update()
-    surveyor.finish()
-    return agent, surveyor
+    stage_run = config.collect.start(agent, config.env, seed)
+    while stage_run.step < stage_run.path_costs:
+        stage_run.update()
+    landmark_run = config.select_landmarks.start(agent, config.env, seed)
+    while landmark_run.step < landmark_run.path_costs:
+        landmark_run.update()
+    landmark_run.finish()
+    return agent, landmark_run
 
 
-def test_landmarks_are_remembered_states_each_far_from_those_before(mazes):
-    agent, surveyor = surveyed(mazes)
-    distance, states, chosen = agent.cost.critic.distance, surveyor.states, []
+def test_landmarks_are_stored_states_each_far_from_those_before(mazes):
+    agent, landmark_run = surveyed(mazes)
+    distance, states, chosen = agent.cost.goal_critic.distance, landmark_run.states, []
     distance.requires_grad_(False)
-    for place in surveyor.chosen:
+    for position in landmark_run.chosen:
         if chosen:
             there = distance(states[chosen][:, None], states[None])
             back = distance(states[None], states[chosen][:, None])
-            apart = torch.maximum(there, back).amin(0)
-            assert apart[place] == pytest.approx(float(apart.max()), abs=1e-5)
-        chosen.append(int(place))
-    assert torch.equal(agent.hierarchy.states, states[chosen])
+            distance_ = torch.maximum(there, back).amin(0)
+            assert distance_[position] == pytest.approx(float(distance_.max()), abs=1e-5)
+        chosen.append(int(position))
+    assert torch.equal(agent.subgoals.states, states[chosen])
     torch.testing.assert_close(
-        agent.hierarchy.steps, distance(states[chosen][:, None], states[chosen][None])
+        agent.subgoals.edge_lengths, distance(states[chosen][:, None], states[chosen][None])
     )
 
 
 def test_a_landmark_is_chosen_once(mazes):
-    _, surveyor = surveyed(mazes)
-    assert len({int(place) for place in surveyor.chosen}) == mazes.hierarchy.landmarks
+    _, landmark_run = surveyed(mazes)
+    assert len({int(position) for position in landmark_run.chosen}) == mazes.subgoals.landmarks
 
 
 @torch.no_grad()
-def test_what_luck_may_cost_is_imagined_by_the_world_model(mazes):
-    agent, surveyor = surveyed(small(recipes.recipe("windy-rooms")))
-    graph, distance, level = agent.hierarchy, agent.cost.critic.distance, agent.world_model.level(0)
-    for learnt in (*level.parameters(), level.latent.remembered):
+def test_what_chance_may_cost_is_imagined_by_the_env_model(mazes):
+    agent, landmark_run = surveyed(small(recipes.recipe("windy-rooms")))
+    graph, distance, level = (
+        agent.subgoals,
+        agent.cost.goal_critic.distance,
+        agent.world_model.level(0),
+    )
+    for learnt in (*level.parameters(), level.latent.memory_bank):
         learnt.normal_(0, 0.1)
-    surveyor.finish()
-    count = graph.config.futures
-    for i, place in enumerate(surveyor.chosen):
-        state, action = surveyor.states[place], surveyor.actions[place]
+    landmark_run.finish()
+    count = graph.config.num_outcomes
+    for i, position in enumerate(landmark_run.chosen):
+        state, action = landmark_run.states[position], landmark_run.actions[position]
         ahead = level.step(
-            state.expand(count, -1), action.expand(count, -1), surveyor.chance[:, 0]
+            state.expand(count, -1), action.expand(count, -1), landmark_run.chance[:, 0]
         ).state
         back = distance(ahead, state)
-        luck = (back - back.min()).sort(descending=True).values
-        torch.testing.assert_close(graph.setbacks[i], luck, rtol=1e-4, atol=1e-5)
-    assert graph.setbacks.any()
-    assert not surveyed(mazes)[0].hierarchy.setbacks.any()  # all can be known there
+        noise = (back - back.min()).sort(descending=True).values
+        torch.testing.assert_close(graph.setback_samples[i], noise, rtol=1e-4, atol=1e-5)
+    assert graph.setback_samples.any()
+    assert not surveyed(mazes)[0].subgoals.setback_samples.any()  # all can be known there
 
 
 def test_every_mode_pursues_the_subgoal_and_the_plan_tells_of_it(mazes):
     agent, _ = surveyed(mazes)
-    world = mazes.evaluation.build(3, goal_distance="long")
-    obs, info = world.reset(5)
+    env = mazes.eval_env.build(3, goal_distance="long")
+    obs, info = env.reset(5)
     for mode in ("react", "plan", "auto"):
-        agent.begin()
-        agent.configure(Task(goal=world.goal(info), mode=mode))
+        agent.reset()
+        agent.set_task(Task(goal=env.goal(info), mode=mode))
         plan = agent.act(obs)
-        state = agent.perceive(obs)
-        hoped = agent.hierarchy.plan(state, agent.focus.goal)
-        assert torch.equal(plan.hopes, hoped[:, None])
+        state = agent.encode(obs)
+        hoped = agent.subgoals.plan(state, agent.context.goal)
+        assert torch.equal(plan.upper_plans, hoped[:, None])
         assert torch.equal(plan.subgoals, hoped[:, None, 0])
         # the one below is told of nothing else
-        told = agent.focus._replace(goal=hoped[:, 0], hopes=hoped[:, None])
+        output = agent.context._replace(goal=hoped[:, 0], upper_plans=hoped[:, None])
         agent.actors[mode].reset()
-        assert torch.equal(agent.actors[mode](state, told).actions, plan.actions)
+        assert torch.equal(agent.actors[mode](state, output).actions, plan.actions)
 
 
 def test_landmarks_are_part_of_a_run(mazes, tmp_path):
     agent = train(mazes, out=tmp_path / "run")
     again = train(mazes, out=tmp_path / "run", resume=True)
-    assert agent.hierarchy.total.any()
+    assert agent.subgoals.path_costs.any()
     for name in ("states", "steps", "setbacks", "price", "total"):
-        assert torch.equal(getattr(agent.hierarchy, name), getattr(again.hierarchy, name))
+        assert torch.equal(getattr(agent.subgoals, name), getattr(again.subgoals, name))
 
 
-def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_lived(mazes):
+def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_collected(mazes):
     for changes, why in (
-        ({"survey": NoLesson()}, "knows nothing unless survey"),
-        ({"hierarchy": Flat.Config()}, "survey teaches a LandmarkGraph, and hierarchy is Flat"),
-        ({"survey": Survey(remembered=5)}, "survey.remembered is 5, but 6 landmarks"),
-        ({"survey": Survey(length=99)}, "survey.length is 99, but a life has"),
-        ({"temper": Restless.Config()}, "temper Restless"),
-        ({"tasks": {"squint": Assignment(aim="world", attend={"obs": 0.5})}}, "task 'squint'"),
-        ({"critic": NoCritic.Config(), "teacher": NoLesson()}, "asks the critic"),
+        ({"select_landmarks": NoStage()}, "knows nothing unless survey"),
+        ({"hierarchy": FlatConfig()}, "survey teaches a LandmarkGraph, and hierarchy is Flat"),
+        (
+            {"select_landmarks": SelectLandmarks(num_candidates=5)},
+            "select_landmarks.remembered is 5, but 6 landmarks",
+        ),
+        (
+            {"select_landmarks": SelectLandmarks(length=99)},
+            "select_landmarks.length is 99, but a life has",
+        ),
+        ({"stuck_recovery": StuckPerturbationConfig()}, "temper Restless"),
+        (
+            {"tasks": {"squint": TaskSpec(goal_source="env", modality_weights={"obs": 0.5})}},
+            "task 'squint'",
+        ),
+        ({"goal_critic": NoGoalCriticConfig(), "train_goal_critic": NoStage()}, "asks the critic"),
     ):
-        with pytest.raises(UnusableInput, match=why):
-            check_lessons(replace(mazes, **changes))
-    for part in ("hierarchy", "critic"):
-        check_lessons(ablate.without(mazes, part))
+        with pytest.raises(ConfigError, match=why):
+            check_stages(replace(mazes, **changes))
+    for part in ("hierarchy", "goal_critic"):
+        check_stages(ablation.without(mazes, part))
 
 
 def test_landmarks_are_looked_at_once_in_an_episode():
     """And again in the next: the critic may have learnt meanwhile."""
-    seen = []
+    observed = []
 
     def embed(states: Tensor) -> Tensor:
-        seen.append(len(states))
+        observed.append(len(states))
         return states
 
-    level = LandmarkGraph.Config(landmarks=42).build(
-        (2, 1, 1), 2, Distance(embed, straight), unasked
+    level = LandmarkGraphConfig(num_landmarks=42).build(
+        (2, 1, 1), 2, QuasimetricFns(embed, straight), unexpected_query
     )
-    level.chart(lattice(), lattice()[None], lattice()[:, None])
+    level.build(lattice(), lattice()[None], lattice()[:, None])
     start, goal = torch.tensor([[0.0, 0.0]]), torch.tensor([[6.0, 5.0]])
     for _ in range(2):
-        seen.clear()
+        observed.clear()
         level.reset()
         first, again = (level.plan(start, goal) for _ in range(2))
         assert torch.equal(first, again)
-        assert sorted(seen) == [1, 1, 1, 1, 42]
+        assert sorted(observed) == [1, 1, 1, 1, 42]

@@ -13,16 +13,16 @@ from gymnasium.spaces import Box, Dict
 from rich.console import Console
 
 import ami_agent as ami
-from ami_agent.bench.baselines import Baselines, suiting
-from ami_agent.build import build, capacity
-from ami_agent.evaluate import judge
-from ami_agent.guard import Failed
-from ami_agent.learning import Learning
-from ami_agent.lessons import Live
-from ami_agent.lessons.hindsight import Hindsight, hindsight
-from ami_agent.life import WorldConfig
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.bench.baselines import SB3Comparison, default_algorithm
+from ami_agent.config import buffer_steps, build
+from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.train import check
-from modules.types import UnusableInput
+from ami_agent.training import CollectRandom
+from ami_agent.training.hindsight import HindsightBuffer, with_hindsight
+from ami_agent.training.optim import OptimConfig
+from modules.types import ConfigError
 
 NEAR = 0.05
 
@@ -58,8 +58,8 @@ class Aim(gymnasium.Env):
 
     def seen(self):
         here, there = (np.array([x], np.float32) for x in (self.place, self.goal))
-        wanted = "wanted" if self.fault == "goalless" else "desired_goal"
-        return {"observation": here, "achieved_goal": here, wanted: there}
+        target = "wanted" if self.fault == "goalless" else "desired_goal"
+        return {"observation": here, "achieved_goal": here, target: there}
 
     def compute_reward(self, achieved, desired, info):
         there = np.abs(achieved - desired)[..., 0] < NEAR
@@ -73,36 +73,38 @@ def _known():
     del gymnasium.registry["ami-test/Aim-v0"]
 
 
-def lived(**options):
+def collect_data(**options):
     """An agent that remembers three random lives of three episodes in this world, and the world's
     settings."""
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Aim-v0", options=options))
-    config = replace(config, life=Live(worlds=3, steps=92))
-    with closing(config.world.build(1)) as world:
-        agent = build(config, world.spec, worlds=3, capacity=capacity(config))
-    life = config.life.begin(agent, config.world, 1)
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0", options=options))
+    config = replace(config, collect=CollectRandom(num_envs=3, steps=92))
+    with closing(config.env.build(1)) as env:
+        agent = build(config, env.spec, num_envs=3, buffer_size=buffer_steps(config))
+    episode = config.collect.start(agent, config.env, 1)
     for _ in range(92):
-        life.update()
-    life.finish()
+        episode.update()
+    episode.finish()
     return agent, config
 
 
-def dice():
+def make_rng():
     return torch.Generator().manual_seed(5)
 
 
-def drawn(share, count=600, length=3):
-    agent, config = lived()
-    seen = hindsight(agent.memory, share, agent.spec, config.world)
-    return seen.sample(count, length, dice()), agent.memory.sample(count, length, dice())
+def drawn(fraction, count=600, length=3):
+    agent, config = collect_data()
+    seen = with_hindsight(agent.replay_buffer, fraction, agent.spec, config.env)
+    return seen.sample(count, length, make_rng()), agent.replay_buffer.sample(
+        count, length, make_rng()
+    )
 
 
 def test_without_hindsight_memory_is_as_it_is():
-    agent, config = lived()
-    assert hindsight(agent.memory, 0.0, agent.spec, config.world) is agent.memory
+    agent, config = collect_data()
+    assert with_hindsight(agent.replay_buffer, 0.0, agent.spec, config.env) is agent.replay_buffer
 
 
-def test_what_is_wanted_was_achieved_later_in_the_same_episode_and_is_rewarded_as_the_world_does():
+def test_what_is_wanted_was_achieved_later_in_the_same_episode_and_is_rewarded_as_the_env_does():
     seen, plain = drawn(1.0)
     goal, here = seen.obs["desired_goal"], seen.obs["achieved_goal"]
     assert (goal == goal[:, :1]).all()
@@ -111,9 +113,11 @@ def test_what_is_wanted_was_achieved_later_in_the_same_episode_and_is_rewarded_a
     there = (here[:, 1:] - goal[:, :-1]).abs()[..., 0] < NEAR
     assert seen.interoception[..., 0].equal(there.float())
     assert seen.interoception[..., 1:].equal(plain.interoception[..., 1:])
-    agent, _ = lived()
+    agent, _ = collect_data()
     for index in range(0, 600, 60):  # bounded by what can be walked from the end of a stretch
-        whole = agent.memory.recall(seen.episode[index]).obs["achieved_goal"][0, :, 0]
+        whole = agent.replay_buffer.get_episode(seen.episode_id[index]).obs["achieved_goal"][
+            0, :, 0
+        ]
         end = int((whole == here[index, -1, 0]).nonzero()[-1])
         assert (whole[end:] == goal[index, 0, 0]).any()
     later = (goal[:, 0, 0] - here[:, -1, 0]).abs()
@@ -128,17 +132,19 @@ def test_a_share_is_looked_at_so_and_the_rest_as_it_was():
     assert seen.interoception[same].equal(plain.interoception[same])
 
 
-def test_memory_draws_moments_from_a_stretch_s_end_to_its_episode_s():
-    agent, _ = lived()
-    stretch, later = agent.memory.sample_ahead(500, 4, dice())
-    assert stretch.obs["observation"].equal(agent.memory.sample(500, 4, dice()).obs["observation"])
-    spread = (later["observation"] - stretch.obs["observation"][:, -1]).abs()
+def test_memory_draws_moments_from_a_window_s_end_to_its_episode_s():
+    agent, _ = collect_data()
+    window, later = agent.replay_buffer.sample_with_future(500, 4, make_rng())
+    assert window.obs["observation"].equal(
+        agent.replay_buffer.sample(500, 4, make_rng()).obs["observation"]
+    )
+    spread = (later["observation"] - window.obs["observation"][:, -1]).abs()
     assert spread.max() > 0.5
-    assert later["desired_goal"].equal(stretch.obs["desired_goal"][:, -1])  # the same episode's
+    assert later["desired_goal"].equal(window.obs["desired_goal"][:, -1])  # the same episode's
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ("goalless", "hindsight needs a world whose observations are a Dict with 'desired_goal'"),
         ("mute", r"ami-test/Aim-v0 has no compute_reward\(achieved, desired, info\)"),
@@ -146,90 +152,100 @@ def test_memory_draws_moments_from_a_stretch_s_end_to_its_episode_s():
         ("moody", "in 100 % of the steps the world's reward is not what its compute_reward says"),
     ],
 )
-def test_worlds_that_do_not_keep_the_promise_are_named_with_the_way_out(fault, said):
-    agent, config = lived(fault=fault)
-    with pytest.raises(UnusableInput, match=said):
-        hindsight(agent.memory, 0.8, agent.spec, config.world)
+def test_envs_that_do_not_keep_the_promise_are_named_with_the_way_out(fault, message):
+    agent, config = collect_data(fault=fault)
+    with pytest.raises(ConfigError, match=message):
+        with_hindsight(agent.replay_buffer, 0.8, agent.spec, config.env)
 
 
-def test_the_recipe_has_hindsight_where_a_world_has_goals_and_only_there():
-    aim = ami.recipes.gym(WorldConfig(id="ami-test/Aim-v0"))
-    assert aim.interact.hindsight == 0.8
+def test_the_recipe_has_hindsight_where_an_env_has_goals_and_only_there():
+    aim = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0"))
+    assert aim.actor_critic.hindsight_fraction == 0.8
     assert (
         ami.recipes.gym(
-            WorldConfig(id="ami-test/Aim-v0", options={"fault": "goalless"})
-        ).interact.hindsight
+            EnvConfig(id="ami-test/Aim-v0", options={"fault": "goalless"})
+        ).actor_critic.hindsight_fraction
         == 0
     )
-    assert ami.recipes.gym(WorldConfig(id="CartPole-v1")).interact.hindsight == 0
+    assert ami.recipes.gym(EnvConfig(id="CartPole-v1")).actor_critic.hindsight_fraction == 0
 
 
 def test_what_is_held_or_stacked_has_no_reward_of_one_step():
-    agent, config = lived()
-    with pytest.raises(UnusableInput, match="no repeat or stack"):
-        hindsight(agent.memory, 0.8, agent.spec, replace(config.world, repeat=2))
+    agent, config = collect_data()
+    with pytest.raises(ConfigError, match="no repeat or stack"):
+        with_hindsight(agent.replay_buffer, 0.8, agent.spec, replace(config.env, action_repeat=2))
 
 
 @pytest.mark.long
 def test_who_looks_back_so_learns_to_arrive(tmp_path):
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Aim-v0"))
-    learning = Learning(steps=0, batch=64, last=0.2)
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0"))
+    optim = OptimConfig(steps=0, batch_size=64, final_lr_fraction=0.2)
     interact = replace(
-        config.interact, steps=400, learning=replace(config.interact.learning, batch=64),
-        objective=replace(config.interact.objective, learning=learning),
+        config.actor_critic, steps=400, optim=replace(config.actor_critic.optim, batch_size=64),
+        train_jepa=replace(config.actor_critic.train_jepa, optim=optim),
     )  # fmt: skip
-    config = replace(config, life=Live(worlds=1, steps=200), interact=interact)
+    config = replace(config, collect=CollectRandom(num_envs=1, steps=200), actor_critic=interact)
     agent = ami.train(config, out=tmp_path / "run", seed=0)
-    found = judge(agent, config.evaluation, modes=("react",), episodes=50)["react"]
+    found = evaluate_modes(agent, config.eval_env, modes=("react",), episodes=50)["react"]
     assert found["final_success"]["mean"] > 0.9
     assert found["baselines"]["random"]["final_success"]["mean"] < 0.2
 
 
-def test_who_else_learns_in_hindsight_is_judged_in_the_same_episodes(tmp_path):
+def test_who_else_learns_in_hindsight_is_evaluated_in_the_same_episodes(tmp_path):
     pytest.importorskip("stable_baselines3", reason="the extra `baselines` is not installed")
-    bench = Baselines(
-        env=WorldConfig(id="ami-test/Aim-v0"), steps=1100, every=1100, seeds=1, episodes=5,
-        who=("random", "her"), out=str(tmp_path),
+    bench = SB3Comparison(
+        env=EnvConfig(id="ami-test/Aim-v0"), steps=1100, eval_every=1100, seeds=1, episodes=5,
+        algorithms=("random", "her"), out=str(tmp_path),
     )  # fmt: skip
-    found = bench.run(Console(quiet=True))["ami-test/Aim-v0"]["curves"]
-    ((steps, mark, _),) = found["her"][0]
+    found = bench.measure(Console(quiet=True))["ami-test/Aim-v0"]["curves"]
+    ((steps, metric, _),) = found["her"][0]
     assert steps == 1100
-    assert 0 <= mark <= 30
-    plain = WorldConfig(id="Pendulum-v1")
-    with pytest.raises(UnusableInput, match="HER can't live in Pendulum-v1"):
-        replace(bench, env=plain, who=("her",)).run(Console(quiet=True))
+    assert 0 <= metric <= 30
+    plain = EnvConfig(id="Pendulum-v1")
+    with pytest.raises(ConfigError, match="HER can't live in Pendulum-v1"):
+        replace(bench, env=plain, algorithms=("her",)).measure(Console(quiet=True))
 
 
-def test_the_rival_suits_the_world():
-    worlds = {"ami-test/Aim-v0": "her", "Pendulum-v1": "sac", "CartPole-v1": "ppo"}
-    for name, rival in worlds.items():
-        assert suiting(ami.recipes.gym(WorldConfig(id=name))) == rival
+def test_the_rival_suits_the_env():
+    envs = {"ami-test/Aim-v0": "her", "Pendulum-v1": "sac", "CartPole-v1": "ppo"}
+    for name, rival in envs.items():
+        assert default_algorithm(ami.recipes.gym(EnvConfig(id=name))) == rival
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         (lambda *goals: 1 / 0, "failed with 2 goals at once: ZeroDivisionError"),
         (lambda one, other, info: np.full(len(one), np.nan), "answers with NaN"),
     ],
 )
-def test_a_world_that_can_not_say_what_goals_are_worth_is_told_in_a_line(answer, said):
-    with pytest.raises(Failed, match=said):
-        Hindsight(None, 0.5, answer).rewards(torch.zeros(1, 2, 1), torch.ones(1, 2, 1))
+def test_an_env_that_can_not_say_what_goals_are_worth_is_reported_in_a_line(answer, message):
+    with pytest.raises(EnvError, match=message):
+        HindsightBuffer(None, 0.5, answer).rewards(torch.zeros(1, 2, 1), torch.ones(1, 2, 1))
 
 
-def test_what_hindsight_needs_is_asked_before_anything_is_lived(tmp_path):
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Aim-v0", options={"fault": "mute"}))
-    assert config.interact.hindsight == 0  # by itself, where a world does not say
-    wanted = replace(config, interact=replace(config.interact, hindsight=0.5))
-    with pytest.raises(UnusableInput, match="has no compute_reward"):
-        check(wanted, tmp_path, 0, False)
-    for fault, said in (("single", r"with \(\) rewards; .*axis -1"), ("moody", "in 100 % of the")):
-        world = WorldConfig(id="ami-test/Aim-v0", options={"fault": fault})
-        wrong = ami.recipes.gym(world)
-        with pytest.raises(UnusableInput, match=f"{said}.*--interact.hindsight 0 does without"):
+def test_what_hindsight_needs_is_requested_before_anything_is_collected(tmp_path):
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0", options={"fault": "mute"}))
+    assert config.actor_critic.hindsight_fraction == 0  # by itself, where a world does not say
+    target = replace(config, actor_critic=replace(config.actor_critic, hindsight_fraction=0.5))
+    with pytest.raises(ConfigError, match="has no compute_reward"):
+        check(target, tmp_path, 0, False)
+    for fault, message in (
+        ("single", r"with \(\) rewards; .*axis -1"),
+        ("moody", "in 100 % of the"),
+    ):
+        env = EnvConfig(id="ami-test/Aim-v0", options={"fault": fault})
+        wrong = ami.recipes.gym(env)
+        with pytest.raises(
+            ConfigError, match=f"{message}.*--actor-critic.hindsight-fraction 0 does without"
+        ):
             check(wrong, tmp_path, 0, False)
-        check(replace(wrong, interact=replace(wrong.interact, hindsight=0.0)), tmp_path, 0, False)
-    nonsense = replace(config, interact=replace(config.interact, task="fly"))
-    with pytest.raises(UnusableInput, match=r"interact\.task names 'fly'; there are reward"):
+        check(
+            replace(wrong, actor_critic=replace(wrong.actor_critic, hindsight_fraction=0.0)),
+            tmp_path,
+            0,
+            False,
+        )
+    nonsense = replace(config, actor_critic=replace(config.actor_critic, task="fly"))
+    with pytest.raises(ConfigError, match=r"actor_critic\.task names 'fly'; there are reward"):
         check(nonsense, tmp_path, 0, False)

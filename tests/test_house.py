@@ -9,70 +9,74 @@ from pathlib import Path
 import pytest
 
 import ami_agent
-from ami_agent import catalogue
+from ami_agent.cli import listing
 from ami_agent.shadow import HOME, check_shadows
 
 PACKAGES = ("modules", "envs", "ami_agent")
 SHARED = {
     "modules.types",
-    "modules.bounds",
-    "modules.layers",
-    "modules.planners.common",
-    "modules.planners.outlook",
+    "modules.actor.action_space",
+    "modules.nets",
+    "modules.actor.planning.evaluator",
+    "modules.actor.planning.risk",
 }
 """What boxes may know of each other: the nouns, what a body can do, how layers are stacked, what
 planners share."""
 PARTS = {
-    "modules.planners": {
-        "modules.planners.collocation",
-        "modules.planners.gradient",
-        "modules.planners.sampling",
+    "modules.actor.planning": {
+        "modules.actor.planning.collocation",
+        "modules.actor.planning.gradient",
+        "modules.actor.planning.sampling",
     },
-    "modules.planners.collocation": {"modules.planners.gradient"},
-    "modules.memory": {"modules.rows"},
+    "modules.actor.planning.collocation": {"modules.actor.planning.gradient"},
+    "modules.memory.replay_buffer": {"modules.memory.rows"},
     "modules.perception": {
-        "modules.perception.images",
-        "modules.perception.scene",
-        "modules.perception.senses",
+        "modules.perception.image",
+        "modules.perception.keypoint_map",
+        "modules.perception.multi_modal",
     },
-    "modules.perception.images": {"modules.perception.common"},
-    "modules.perception.scene": {"modules.perception.common", "modules.perception.images"},
-    "modules.perception.senses": {"modules.perception.common"},
-    "modules.latents": {
-        "modules.latents.common",
-        "modules.latents.continuous",
-        "modules.latents.discrete",
+    "modules.perception.image": {"modules.perception.base"},
+    "modules.perception.keypoint_map": {"modules.perception.base", "modules.perception.image"},
+    "modules.perception.multi_modal": {"modules.perception.base"},
+    "modules.world_model.latents": {
+        "modules.world_model.latents.common",
+        "modules.world_model.latents.continuous",
+        "modules.world_model.latents.discrete",
     },
-    "modules.latents.continuous": {"modules.latents.common"},
-    "modules.latents.discrete": {"modules.latents.common"},
-    "modules.cost": {"modules.distance", "modules.drives", "modules.intrinsic"},
-    "modules.world_model": {"modules.dynamics", "modules.latents"},
-    "modules.hierarchy": {
-        "modules.hierarchy.common",
-        "modules.hierarchy.imagined",
-        "modules.hierarchy.landmarks",
-        "modules.hierarchy.macros",
+    "modules.world_model.latents.continuous": {"modules.world_model.latents.common"},
+    "modules.world_model.latents.discrete": {"modules.world_model.latents.common"},
+    "modules.cost.cost": {
+        "modules.cost.quasimetric",
+        "modules.cost.drives",
+        "modules.cost.intrinsic",
     },
-    "modules.hierarchy.imagined": {
-        "modules.graph",
-        "modules.hierarchy.common",
-        "modules.hierarchy.patience",
+    "modules.world_model.jepa": {"modules.world_model.dynamics", "modules.world_model.latents"},
+    "modules.actor.subgoals": {
+        "modules.actor.subgoals.base",
+        "modules.actor.subgoals.imagined_graph",
+        "modules.actor.subgoals.landmark_graph",
+        "modules.world_model.hjepa",
     },
-    "modules.hierarchy.landmarks": {
-        "modules.graph",
-        "modules.hierarchy.common",
-        "modules.hierarchy.patience",
+    "modules.actor.subgoals.imagined_graph": {
+        "modules.actor.subgoals.edges",
+        "modules.actor.subgoals.base",
+        "modules.actor.subgoals.edge_feedback",
     },
-    "modules.hierarchy.levels": {
-        "modules.distance",
-        "modules.dynamics",
-        "modules.latents",
-        "modules.world_model",
+    "modules.actor.subgoals.landmark_graph": {
+        "modules.actor.subgoals.edges",
+        "modules.actor.subgoals.base",
+        "modules.actor.subgoals.edge_feedback",
     },
-    "modules.hierarchy.macros": {
-        "modules.hierarchy.common",
-        "modules.hierarchy.levels",
-        "modules.planners.gradient",
+    "modules.world_model.jepa_levels": {
+        "modules.cost.quasimetric",
+        "modules.world_model.dynamics",
+        "modules.world_model.latents",
+        "modules.world_model.jepa",
+    },
+    "modules.world_model.hjepa": {
+        "modules.actor.subgoals.base",
+        "modules.world_model.jepa_levels",
+        "modules.actor.planning.gradient",
     },
 }
 """Boxes of more than one page, and the pages that are nobody else's."""
@@ -123,13 +127,15 @@ BOXES = pytest.mark.parametrize("page", sources("modules"), ids=name_of)
 
 
 def test_imports_are_read_as_python_reads_them():
-    assert "modules.types" in ours(HOME / "modules/cost.py")
+    assert "modules.types" in ours(HOME / "modules/cost/cost.py")
     assert ours(HOME / "envs/two_rooms/policies.py") == {
         "envs.geometry",
         "envs.rng",
         "envs.two_rooms.dynamics",
     }
-    assert "modules.objectives" in ours(HOME / "ami_agent/losses/world_model.py")
+    assert "ami_agent.training.representation_losses" in ours(
+        HOME / "ami_agent/training/jepa_loss.py"
+    )
 
 
 def test_the_nouns_know_nobody():
@@ -137,22 +143,22 @@ def test_the_nouns_know_nobody():
 
 
 @BOXES
-def test_boxes_know_the_nouns_and_not_each_other(page):
+def test_components_know_the_nouns_and_not_each_other(page):
     assert ours(page) <= SHARED | PARTS.get(name_of(page), set())
 
 
 @BOXES
-def test_the_mind_knows_no_world_and_no_gymnasium(page):
+def test_the_agent_knows_no_env_and_no_gymnasium(page):
     assert not any(is_in(stranger, n) for n in imports(page) for stranger in ("gymnasium", "envs"))
 
 
 @pytest.mark.parametrize("page", sources("envs"), ids=name_of)
-def test_worlds_know_nobody_who_lives_in_them(page):
+def test_envs_know_nobody_who_episodes_in_them(page):
     assert all(is_in("envs", name) for name in ours(page))
 
 
 @pytest.mark.parametrize("page", sources("ami_agent"), ids=name_of)
-def test_the_agent_knows_no_particular_world(page):
+def test_the_agent_knows_no_particular_env(page):
     known = {name for name in ours(page) if is_in("envs", name)}
     assert known == ({"envs"} if name_of(page) == "ami_agent" else set())
 
@@ -164,9 +170,11 @@ def test_nothing_that_is_loaded_can_run_code(page):
 
 
 @BOXES
-def test_thinking_never_calls_backward(page):
-    called = [n.attr for n in ast.walk(ast.parse(page.read_text())) if isinstance(n, ast.Attribute)]
-    assert "backward" not in called
+def test_planning_never_calls_backward(page):
+    call_function = [
+        n.attr for n in ast.walk(ast.parse(page.read_text())) if isinstance(n, ast.Attribute)
+    ]
+    assert "backward" not in call_function
 
 
 @EVERY_PAGE
@@ -175,8 +183,8 @@ def test_pages_are_short(page):
 
 
 def test_every_class_that_the_settings_name_is_offered():
-    known = {choice for box in catalogue.choices().values() for choice in box}
-    assert known <= {*ami_agent.boxes.__all__, *ami_agent.lessons.__all__}
+    known = {choice for box in listing.component_choices().values() for choice in box}
+    assert known <= {*ami_agent.components.__all__, *ami_agent.training.__all__}
 
 
 def test_all_that_is_offered_is_there():
@@ -185,11 +193,11 @@ def test_all_that_is_offered_is_there():
 
 
 def test_packages_of_the_same_names_elsewhere_are_noticed_in_one_line(tmp_path):
-    with pytest.raises(ImportError, match=r"needs its own package 'modules'") as caught:
+    with pytest.raises(ImportError, match=r"needs its own package 'modules'") as raised:
         check_shadows(home=tmp_path)
-    assert str(tmp_path) in str(caught.value)
-    assert str(HOME / "modules") in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(raised.value)
+    assert str(HOME / "modules") in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_package_that_is_missing_is_noticed_in_one_line():

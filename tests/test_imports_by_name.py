@@ -16,13 +16,15 @@ import gymnasium
 import pytest
 
 import ami_agent as ami
-from ami_agent import checkpoint, recipes, runs, trust
-from ami_agent.bench.thoughts import Thoughts
-from ami_agent.build import Config, build
-from ami_agent.cli import main
-from ami_agent.life import WorldConfig
-from modules.types import UnusableInput
-from tests.conftest import refuse
+from ami_agent import recipes
+from ami_agent.adapters import imports
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.bench.planning_speed import PlanningSpeed
+from ami_agent.cli.main import main
+from ami_agent.config import Config, build
+from ami_agent.storage import checkpoint, run_dir
+from modules.types import ConfigError
+from tests.conftest import error_line
 
 SHIPPED = Path(__file__).parent.parent / "runs/reference/two-rooms"
 LINE = """
@@ -76,12 +78,14 @@ def file(tmp_path) -> Path:
 def run(tmp_path, file) -> Path:
     """The folder of a run in the environment of that file; the file was not imported by this
     process, as far as can be seen."""
-    world = WorldConfig(id="ami-named/Line-v0", imports=(str(file),))
-    config = recipes.gym(world)
-    with closing(config.world.build(1)) as made:
+    env = EnvConfig(id="ami-named/Line-v0", imports=(str(file),))
+    config = recipes.gym(env)
+    with closing(config.env.build(1)) as made:
         agent = build(config, made.spec)
-    runs.start(tmp_path / "run", config, 0, "cpu")
-    checkpoint.save(checkpoint.place(tmp_path / "run", 1), runs.weights(agent), {"lesson": 1})
+    run_dir.create(tmp_path / "run", config, 0, "cpu")
+    checkpoint.save(
+        checkpoint.checkpoint_dir(tmp_path / "run", 1), run_dir.weights(agent), {"lesson": 1}
+    )
     gymnasium.registry.pop("ami-named/Line-v0")
     for name in [n for n, m in sys.modules.items() if getattr(m, "__file__", "") == str(file)]:
         del sys.modules[name]
@@ -92,8 +96,8 @@ def run(tmp_path, file) -> Path:
 def rewritten(run: Path, **changes: object) -> Path:
     """The run with other settings of both environments."""
     config = json.loads((run / "config.json").read_text())
-    for world in ("world", "evaluation"):
-        config[world] |= changes
+    for env in ("world", "evaluation"):
+        config[env] |= changes
     (run / "config.json").write_text(json.dumps(config))
     return run
 
@@ -104,22 +108,22 @@ def imported(folder: Path) -> bool:
 
 @pytest.mark.parametrize("command", ["eval", "show", "probe"])
 def test_a_folder_imports_nothing_and_says_what_it_needs(capsys, run, file, command):
-    said = refuse(capsys, command, run)
-    assert f"{run} needs code" in said
-    assert f"--import {file}" in said
+    message = error_line(capsys, command, run)
+    assert f"{run} needs code" in message
+    assert f"--import {file}" in message
     assert not imported(file.parent)
 
 
 def test_nothing_else_that_reads_a_folder_imports(capsys, run, file):
-    with pytest.raises(UnusableInput, match=re.escape(f'imports=("{file}",)')):
+    with pytest.raises(ConfigError, match=re.escape(f'imports=("{file}",)')):
         ami.load(run)
-    with pytest.raises(UnusableInput, match="--import"):
-        Thoughts(of=str(run)).run(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--import"):
+        PlanningSpeed(run=str(run)).measure(None)  # type: ignore[arg-type]
     (run / "memory").mkdir()
-    said = refuse(
+    message = error_line(
         capsys, "train", "gym", "--env.id", "Pendulum-v1", "--data.run", run, "--out", "other"
     )
-    assert f"--env.import {file}" in said
+    assert f"--env.import {file}" in message
     assert not imported(file.parent)
 
 
@@ -135,15 +139,15 @@ def test_a_file_of_the_same_name_elsewhere_will_do(tmp_path, run, file):
     assert agent.spec.action_dim == 1
     assert (here.parent / "imported").read_text() == f"{here}\n"
     assert not imported(file.parent)
-    config = runs.config_of(run, imports=(str(here),))
-    assert config.world.imports == config.evaluation.imports == (str(here),)
+    config = run_dir.config_of(run, imports=(str(here),))
+    assert config.env.imports == config.eval_env.imports == (str(here),)
 
 
-def test_another_file_won_t_do_and_what_is_missing_is_said(tmp_path, run, file):
+def test_another_file_won_t_do_and_what_is_missing_is_reported(tmp_path, run, file):
     (tmp_path / "other.py").write_text("")
-    with pytest.raises(UnusableInput, match=r"--import \S+line\.py ") as refusal:
+    with pytest.raises(ConfigError, match=r"--import \S+line\.py ") as refused_message:
         ami.load(run, imports=("other.py",))
-    assert "other.py" not in str(refusal.value)
+    assert "other.py" not in str(refused_message.value)
 
 
 def test_a_folder_may_be_trusted(run, file):
@@ -160,25 +164,25 @@ def test_a_module_before_a_colon_is_an_import(tmp_path, run, file, monkeypatch):
     shutil.copy(file, tmp_path / "line_module.py")
     monkeypatch.syspath_prepend(tmp_path)
     rewritten(run, id="line_module:ami-named/Line-v0", imports=[])
-    with pytest.raises(UnusableInput, match=r"--import line_module "):
+    with pytest.raises(ConfigError, match=r"--import line_module "):
         ami.load(run)
     assert not imported(tmp_path)
     assert ami.load(run, imports=("line_module",)).spec.action_dim == 1
     assert imported(tmp_path)
-    assert runs.config_of(run, imports=("line_module",)).world.id == "ami-named/Line-v0"
+    assert run_dir.config_of(run, imports=("line_module",)).env.id == "ami-named/Line-v0"
 
 
 def test_packages_are_named_too(run):
     rewritten(run, id="MiniGrid-Empty-5x5-v0", imports=["no_such_minigrid.envs"])
-    with pytest.raises(UnusableInput, match=r"--import no_such_minigrid\.envs "):
+    with pytest.raises(ConfigError, match=r"--import no_such_minigrid\.envs "):
         ami.load(run)
-    config = runs.config_of(run, imports=("no_such_minigrid",))
-    assert config.world.imports == ("no_such_minigrid", "no_such_minigrid.envs")
+    config = run_dir.config_of(run, imports=("no_such_minigrid",))
+    assert config.env.imports == ("no_such_minigrid", "no_such_minigrid.envs")
 
 
 def test_an_environment_within_an_environment_is_an_import(run):
     rewritten(run, id="GymV26Environment-v0", imports=[], options={"env_id": "antigravity:X"})
-    with pytest.raises(UnusableInput, match=r"--import antigravity "):
+    with pytest.raises(ConfigError, match=r"--import antigravity "):
         ami.load(run)
     assert "antigravity" not in sys.modules
 
@@ -188,52 +192,52 @@ def test_an_environment_within_an_environment_is_an_import(run):
 )
 def test_options_are_no_parameters_of_gymnasium_itself(run, option):
     rewritten(run, id="Pendulum-v1", imports=[], options=option)
-    with pytest.raises(UnusableInput, match=f"option '{next(iter(option))}' of environment"):
+    with pytest.raises(ConfigError, match=f"option '{next(iter(option))}' of environment"):
         ami.load(run)
 
 
 def test_our_own_environments_and_gymnasium_s_need_no_naming():
     assert ami.load(SHIPPED).spec.action_dim == 2
     for name in ("CartPole-v1", "ami/Maze-v0"):
-        config = runs.settings_of(SHIPPED)
-        world = WorldConfig(id=name)
-        config = replace(config, world=world, evaluation=world)
-        assert trust.trusted(config, SHIPPED, (), False) == config
+        config = run_dir.settings_of(SHIPPED)
+        env = EnvConfig(id=name)
+        config = replace(config, env=env, eval_env=env)
+        assert imports.check_trusted(config, SHIPPED, (), False) == config
 
 
 def test_another_environment_is_named_as_in_training(run, file, capsys):
     line = ("--episodes", "1", "--mode", "react", "--env.import", file)
     assert main(["eval", str(run), "--env", "ami-named/Line-v0", *map(str, line)]) == 0
     assert main(["eval", str(run), "--env.id", "ami-named/Line-v0", *map(str, line)]) == 0
-    said = refuse(capsys, "eval", run, "--env", "x", "--env.id", "y", "--import", file)
-    assert "--env is given 2 times" in said
+    message = error_line(capsys, "eval", run, "--env", "x", "--env.id", "y", "--import", file)
+    assert "--env is given 2 times" in message
 
 
 def test_a_missing_namespace_has_the_hint_that_a_missing_name_has(capsys):
     for name in ("nowhere/Thing-v0", "NoSuchThing-v0"):
-        said = refuse(capsys, "train", "gym", "--env.id", name, "--out", "other")
-        assert "import that: --env.import NAME" in said
+        message = error_line(capsys, "train", "gym", "--env.id", name, "--out", "other")
+        assert "import that: --env.import NAME" in message
 
 
 def test_settings_name_no_environment_elsewhere():
     """Whose imports would have to be named as well."""
 
-    def worlds(kind: type) -> list[str]:
+    def make_envs(kind: type) -> list[str]:
         found = []
         for field in fields(kind):
             hint = get_type_hints(kind)[field.name]
             for part in (hint, *get_args(hint)):
-                if part is WorldConfig:
+                if part is EnvConfig:
                     found.append(field.name)
                 elif is_dataclass(part):
-                    found += [f"{field.name}.{name}" for name in worlds(part)]
+                    found += [f"{field.name}.{name}" for name in make_envs(part)]
         return found
 
-    assert worlds(Config) == ["world", "evaluation"]
+    assert make_envs(Config) == ["world", "evaluation"]
 
 
 def test_a_terminal_obeys_no_name_of_a_stranger(capsys, run):
     rewritten(run, imports=["\x1b[2Jevil.py"])
-    said = refuse(capsys, "eval", run)
-    assert "\x1b" not in said
-    assert r"\x1b[2Jevil.py" in said
+    message = error_line(capsys, "eval", run)
+    assert "\x1b" not in message
+    assert r"\x1b[2Jevil.py" in message

@@ -14,21 +14,26 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 import ami_agent as ami
-from ami_agent import infos
-from ami_agent.bench.rivals import Bare
-from ami_agent.bench.translation import Translated, check_action, plain_actions, plain_observations
-from ami_agent.build import build
-from ami_agent.evaluate import Outcome, play, play_many, row
-from ami_agent.guard import Failed
-from ami_agent.life import World, WorldConfig
-from ami_agent.players import Errand, Scene, aimless
-from modules.configurator import Assignment
-from modules.types import UnusableInput
+from ami_agent.adapters import infos
+from ami_agent.adapters.env import EnvAdapter, EnvConfig
+from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.bench.sb3 import RawEnvAdapter
+from ami_agent.bench.translation import (
+    PlainSpaceWrapper,
+    check_action,
+    plain_actions,
+    plain_observations,
+)
+from ami_agent.config import build
+from ami_agent.evaluation.evaluate import EpisodeResults, run_episodes, run_many, summarize
+from ami_agent.evaluation.policies import EpisodeStart, TaskTracker, make_random_policy
+from modules.configurator import TaskSpec
+from modules.types import ConfigError
 
 f32 = np.float32
 
 
-class Report(gymnasium.Env):
+class RunLogger(gymnasium.Env):
     """Ends after 4 steps; its seed says whether it succeeds, its options what it reports."""
 
     observation_space = spaces.Box(-10, 10, (1,), f32)
@@ -59,19 +64,19 @@ class Report(gymnasium.Env):
         return np.zeros(1, f32), 0.0, False, self.t == 4, reports[self.how]
 
 
-gymnasium.register("ami-test/Report-v0", entry_point=Report)
+gymnasium.register("ami-test/Report-v0", entry_point=RunLogger)
 
 
-def found(how: str, **options) -> Outcome:
-    config = WorldConfig(id="ami-test/Report-v0", options={"how": how, **options})
-    return play_many(aimless, config, 5, 10, "cpu")
+def found(how: str, **options) -> EpisodeResults:
+    config = EnvConfig(id="ami-test/Report-v0", options={"how": how, **options})
+    return run_many(make_random_policy, config, 5, 10, "cpu")
 
 
 @pytest.mark.parametrize("key", ["is_success", "success"])
 @pytest.mark.parametrize("how", ["always", "successes", "last", "numbers", "arrays", "objects"])
 def test_success_counts_for_the_environment_that_reports_it_and_elsewhere_is_none(how, key):
     outcome = found(how, key=key)
-    results = row(outcome, ("reward",), outcome.reports_success)
+    results = summarize(outcome, ("reward",), outcome.reports_success)
     assert results["success"]["mean"] == pytest.approx(3 / 5)
     assert results["final_success"]["mean"] == pytest.approx(3 / 5)
     assert results["steps"]["mean"] == (4 if how == "last" else 2)
@@ -81,48 +86,50 @@ def test_success_counts_for_the_environment_that_reports_it_and_elsewhere_is_non
 def test_what_is_no_success_is_no_rate(how):
     outcome = found(how)
     assert not outcome.reports_success
-    assert row(outcome, ("reward",), outcome.reports_success)["success"] is None
+    assert summarize(outcome, ("reward",), outcome.reports_success)["success"] is None
 
 
 def test_who_never_succeeds_where_only_success_is_reported_has_a_rate_of_none():
     """Somebody else succeeded, so the environment does report it."""
     outcome = found("successes")
-    none = Outcome(*(part[1::2] for part in outcome))
+    none = EpisodeResults(*(part[1::2] for part in outcome))
     assert none.success.isnan().all()
-    assert row(none, ("reward",), True)["success"]["mean"] == 0
-    assert row(none, ("reward",), False)["success"] is None
+    assert summarize(none, ("reward",), True)["success"]["mean"] == 0
+    assert summarize(none, ("reward",), False)["success"] is None
 
 
 def test_an_evaluation_shows_a_rate_where_only_success_is_reported():
-    config = WorldConfig(id="ami-test/Report-v0", options={"how": "successes"}, mortal=True)
-    recipe = ami.recipes.gym(replace(config, limit=9))
-    with closing(config.build(1)) as world:
-        agent = build(recipe, world.spec).eval()
-    results = ami.evaluate(agent, replace(config, limit=9), mode="react", episodes=4, seed=10)
+    config = EnvConfig(id="ami-test/Report-v0", options={"how": "successes"}, terminal_channel=True)
+    recipe = ami.recipes.gym(replace(config, max_episode_steps=9))
+    with closing(config.build(1)) as env:
+        agent = build(recipe, env.spec).eval()
+    results = ami.evaluate(
+        agent, replace(config, max_episode_steps=9), mode="react", episodes=4, seed=10
+    )
     assert results["success"]["mean"] == results["baselines"]["random"]["success"]["mean"] == 0.5
 
 
 def test_numbers_are_read_by_masks_and_of_ends_from_final_info():
-    over = torch.tensor([True, False, True])
+    done = torch.tensor([True, False, True])
     info = {
         "success": np.array([False, True, False]), "_success": np.array([True, True, False]),
         "final_info": {"success": np.array([True, False, False]),
                        "_success": np.array([True, False, False])},
     }  # fmt: skip
-    told = infos.numbers(info, ("success",), over)
-    assert told[:2].tolist() == [1, 1]
-    assert told[2].isnan()
+    output = infos.read_numbers(info, ("success",), done)
+    assert output[:2].tolist() == [1, 1]
+    assert output[2].isnan()
     before_1_0 = np.array([{"success": 1}, None, {}], dtype=object)
-    told = infos.numbers({**info, "final_info": before_1_0}, ("success",), over)
-    assert told[:2].tolist() == [1, 1]
-    assert infos.numbers({"a": np.arange(3)}, ("b", "a"), over).tolist() == [0, 1, 2]
-    assert infos.numbers({"a": torch.arange(3)}, ("a",), over).tolist() == [0, 1, 2]
+    output = infos.read_numbers({**info, "final_info": before_1_0}, ("success",), done)
+    assert output[:2].tolist() == [1, 1]
+    assert infos.read_numbers({"a": np.arange(3)}, ("b", "a"), done).tolist() == [0, 1, 2]
+    assert infos.read_numbers({"a": torch.arange(3)}, ("a",), done).tolist() == [0, 1, 2]
     for odd in ("yes", None, 3, np.zeros(2), [1, 2], np.array(["a"] * 3), object(), {"a": 1}):
-        assert infos.numbers({"a": odd}, ("a",), over).isnan().all()
+        assert infos.read_numbers({"a": odd}, ("a",), done).isnan().all()
 
 
 def test_a_batch_that_resets_within_the_step_reports_the_ends_of_episodes():
-    class Once(Report):
+    class Once(RunLogger):
         def step(self, action):
             obs, reward, terminated, truncated, info = super().step(action)
             return obs, reward, terminated, truncated, info if truncated else {}
@@ -131,8 +138,8 @@ def test_a_batch_that_resets_within_the_step_reports_the_ends_of_episodes():
     envs.reset(seed=[2, 3])
     for _ in range(4):
         _, _, terminated, truncated, info = envs.step(np.zeros((2, 1), f32))
-    over = torch.as_tensor(terminated | truncated)
-    assert infos.numbers(info, ("is_success",), over).tolist() == [1, 0]
+    done = torch.as_tensor(terminated | truncated)
+    assert infos.read_numbers(info, ("is_success",), done).tolist() == [1, 0]
 
 
 class Goals(gymnasium.Env):
@@ -160,20 +167,20 @@ gymnasium.register("ami-test/Goals-v0", entry_point=Goals)
 
 @pytest.mark.parametrize("form", ["array", "list"])
 def test_a_goal_named_when_an_episode_begins_stands_until_the_next_begins(form):
-    with closing(WorldConfig(id="ami-test/Goals-v0", options={"form": form}).build(2)) as world:
-        obs, info = world.reset(2)  # goals 2 and 3, after as many steps
-        errand = Errand(Assignment(aim="world"))
-        assert errand.task(Scene(world, obs, info), "plan").goal.tolist() == [[2], [3]]
-        step = world.step(obs, torch.zeros(2, 1))
-        scene = Scene(world, obs, step.info, torch.zeros(2, dtype=torch.bool))
-        assert errand.task(scene, "plan").goal.tolist() == [[2], [3]]
+    with closing(EnvConfig(id="ami-test/Goals-v0", options={"form": form}).build(2)) as env:
+        obs, info = env.reset(2)  # goals 2 and 3, after as many steps
+        subtask = TaskTracker(TaskSpec(goal_source="env"))
+        assert subtask.task(EpisodeStart(env, obs, info), "plan").goal.tolist() == [[2], [3]]
+        step = env.step(obs, torch.zeros(2, 1))
+        scene = EpisodeStart(env, obs, step.info, torch.zeros(2, dtype=torch.bool))
+        assert subtask.task(scene, "plan").goal.tolist() == [[2], [3]]
         for _ in range(2):
-            step = world.step(obs, torch.zeros(2, 1))
-        scene = Scene(world, obs, step.info, torch.tensor([True, False]))
-        assert errand.task(scene, "plan").goal.tolist() == [[12], [3]]
-        nothing = Scene(world, obs, {}, torch.tensor([False, True]))
-        with pytest.raises(UnusableInput, match="environment 1 names no goal"):
-            errand.task(nothing, "plan")
+            step = env.step(obs, torch.zeros(2, 1))
+        scene = EpisodeStart(env, obs, step.info, torch.tensor([True, False]))
+        assert subtask.task(scene, "plan").goal.tolist() == [[12], [3]]
+        nothing = EpisodeStart(env, obs, {}, torch.tensor([False, True]))
+        with pytest.raises(ConfigError, match="environment 1 names no goal"):
+            subtask.task(nothing, "plan")
 
 
 class Declares(VectorEnv):
@@ -215,12 +222,12 @@ REPORTS = {
 }
 
 
-def declares(report: str) -> World:
-    return WorldConfig(id="ami-test/Declares-v0", options={"report": report}).build(2)
+def declares(report: str) -> EnvAdapter:
+    return EnvConfig(id="ami-test/Declares-v0", options={"report": report}).build(2)
 
 
 @pytest.mark.parametrize(
-    ("report", "complaint"),
+    ("report", "message"),
     [
         ("missing", r"info\['interoception'\] of the environment 0 is missing; it must be there"),
         ("for one", r"info\['interoception'\] of the environment 1 is missing"),
@@ -231,21 +238,21 @@ def declares(report: str) -> World:
         ("nan", "holds NaN or infinity"),
     ],
 )
-def test_a_declared_signal_that_is_not_reported_is_one_line(report, complaint):
-    with closing(declares(report)) as world:
-        obs, _ = world.reset(0)
-        with pytest.raises(Failed, match=complaint):
-            world.step(obs, torch.zeros(2, 1))
+def test_a_declared_signal_that_is_not_reported_is_one_line(report, message):
+    with closing(declares(report)) as env:
+        obs, _ = env.reset(0)
+        with pytest.raises(EnvError, match=message):
+            env.step(obs, torch.zeros(2, 1))
 
 
 def test_declared_signals_and_factors_are_read_as_they_are():
-    with closing(declares("right")) as world:
-        obs, info = world.reset(0)
-        lived = world.step(obs, torch.zeros(2, 1))
-        assert lived.transition.interoception.tolist() == [[0, 0.5], [0, 0.5]]
-        assert world.factors(info).tolist() == [[0.5], [0.5]]
-        with pytest.raises(Failed, match=r"info\['factors'\] of the environment 0 is missing"):
-            world.factors({})
+    with closing(declares("right")) as env:
+        obs, info = env.reset(0)
+        collected = env.step(obs, torch.zeros(2, 1))
+        assert collected.transition.interoception.tolist() == [[0, 0.5], [0, 0.5]]
+        assert env.factors(info).tolist() == [[0.5], [0.5]]
+        with pytest.raises(EnvError, match=r"info\['factors'\] of the environment 0 is missing"):
+            env.factors({})
 
 
 RIVALS = {
@@ -275,9 +282,9 @@ def test_rivals_choose_in_plain_spaces_and_act_in_those_of_the_environment(case)
     found = plain_actions(space)
     assert found.space == plain
     chosen = np.asarray(chosen, plain.dtype)
-    for action, wanted in ((chosen, taken), (np.stack([chosen, chosen]), [taken, taken])):
+    for action, target in ((chosen, taken), (np.stack([chosen, chosen]), [taken, taken])):
         acted = found.convert(action)
-        assert acted.tolist() == wanted
+        assert acted.tolist() == target
         assert acted.dtype == space.dtype
     check_action(found.convert(chosen), space, "PPO")
     for _ in range(5):
@@ -321,21 +328,19 @@ gymnasium.register("ami-test/Named-v0", entry_point=Named)
 
 
 def test_rivals_are_trained_and_evaluated_in_the_same_spaces():
-    env = Translated(Named(), "PPO")
+    env = PlainSpaceWrapper(Named(), "PPO")
     assert env.reset(seed=0)[0] == 0
     assert env.step(2)[:2] == (1, 1.0)
-    with pytest.raises(
-        UnusableInput, match=r"PPO chose 10, which is not in .*Discrete\(3, start=7"
-    ):
+    with pytest.raises(ConfigError, match=r"PPO chose 10, which is not in .*Discrete\(3, start=7"):
         env.step(3)
-    config = WorldConfig(id="ami-test/Named-v0")
-    with closing(Bare(config, 2, torch.device("cpu"), config.keywords)) as bare:
-        seen = []
+    config = EnvConfig(id="ami-test/Named-v0")
+    with closing(RawEnvAdapter(config, 2, torch.device("cpu"), config.make_kwargs)) as bare:
+        observed = []
 
         def begin(scene, seed):
-            return lambda obs: (seen.append(obs.tolist()), torch.tensor([2, 0]))[1]
+            return lambda obs: (observed.append(obs.tolist()), torch.tensor([2, 0]))[1]
 
-        assert play(begin, bare, 0).felt[:, 0].tolist() == [5, 0]
-        assert seen[:2] == [[0, 0], [1, 1]]
-        with pytest.raises(UnusableInput, match=r"the algorithm chose .* not in the env"):
-            bare.to_world(torch.tensor([3, 0]))
+        assert run_episodes(begin, bare, 0).signal_sums[:, 0].tolist() == [5, 0]
+        assert observed[:2] == [[0, 0], [1, 1]]
+        with pytest.raises(ConfigError, match=r"the algorithm chose .* not in the env"):
+            bare.to_env(torch.tensor([3, 0]))

@@ -11,21 +11,21 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 import ami_agent as ami
-from ami_agent import checkpoint
-from ami_agent.build import build, capacity, lessons
-from ami_agent.evaluate import judge
-from ami_agent.guard import Failed
-from ami_agent.learning import Learning
-from ami_agent.lessons import Interact, Live, Predict
-from ami_agent.life import WorldConfig
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.config import buffer_steps, build, stages
+from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.losses import choice_loss, lambda_returns
-from ami_agent.train import Training
-from modules.bounds import MAX_ALTERNATIVES, Choice
-from modules.cost import Body, NoForesight
-from modules.drives import Drives
-from modules.latents import NoLatent, SparseLatent
-from modules.recall import Belief
-from modules.types import Rollout, UnusableInput
+from ami_agent.storage import checkpoint
+from ami_agent.train import Trainer
+from ami_agent.training import CollectRandom, OnlineActorCritic, TrainJEPA
+from ami_agent.training.optim import OptimConfig
+from modules.actor.action_space import MAX_ALTERNATIVES, OneHotActions
+from modules.cost.cost import InteroceptiveCost, NoValueCritics
+from modules.cost.drives import Drives
+from modules.memory.short_term import GRUMemoryConfig
+from modules.types import ConfigError, Rollout
+from modules.world_model.latents import NoLatent, SparseLatent, SparseLatentConfig
 
 
 class Line(gymnasium.Env):
@@ -40,8 +40,8 @@ class Line(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.place = float(self.np_random.uniform(-0.9, 0.9))
-        return np.array([self.place], np.float32), {}
+        self.checkpoint_dir = float(self.np_random.uniform(-0.9, 0.9))
+        return np.array([self.checkpoint_dir], np.float32), {}
 
     def step(self, action):
         self.moments += 1
@@ -49,9 +49,15 @@ class Line(gymnasium.Env):
             raise RuntimeError("the line broke")
         move = 2 * int(action) - 1 if self.choices else float(action[0])
         noise = np.random.default_rng().normal() if self.luck else 0.0
-        self.place += 0.1 * move + 0.01 * noise
-        over = abs(self.place) > 1
-        return np.array([self.place], np.float32), 1 - abs(self.place), over, False, {}
+        self.checkpoint_dir += 0.1 * move + 0.01 * noise
+        done = abs(self.checkpoint_dir) > 1
+        return (
+            np.array([self.checkpoint_dir], np.float32),
+            1 - abs(self.checkpoint_dir),
+            done,
+            False,
+            {},
+        )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,74 +68,81 @@ def _known():
 
 
 def recipe(steps=60, ratio=0.5, **options):
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Line-v0", options=options))
-    learning = Learning(steps=0, batch=16)
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0", options=options))
+    optim = OptimConfig(steps=0, batch_size=16)
     return replace(
         config,
-        life=Live(worlds=2, steps=40),
-        objective=replace(config.objective, learning=replace(learning, steps=4)),
-        interact=replace(
-            config.interact, steps=steps, ratio=ratio, judge=20, learning=learning,
-            objective=replace(config.interact.objective, learning=learning),
+        collect=CollectRandom(num_envs=2, steps=40),
+        train_jepa=replace(config.train_jepa, optim=replace(optim, steps=4)),
+        actor_critic=replace(
+            config.actor_critic, steps=steps, updates_per_step=ratio, eval_every=20, optim=optim,
+            train_jepa=replace(config.actor_critic.train_jepa, optim=optim),
         ),
     )  # fmt: skip
 
 
-def pupil_of(config, lived=True):
-    world = config.world.build(1)
-    agent = build(config, world.spec, worlds=config.life.worlds, capacity=capacity(config))
-    world.close()
-    if lived:
-        life = config.life.begin(agent, config.world, 1)
-        for _ in range(config.life.steps):
-            life.update()
-        life.finish()
-    return config.interact.begin(agent, config.world, 2)
+def stage_run_of(config, collected=True):
+    env = config.env.build(1)
+    agent = build(
+        config, env.spec, num_envs=config.collector.num_envs, buffer_size=buffer_steps(config)
+    )
+    env.close()
+    if collected:
+        episode = config.collector.start(agent, config.env, 1)
+        for _ in range(config.collector.steps):
+            episode.update()
+        episode.finish()
+    return config.actor_critic.start(agent, config.env, 2)
 
 
 def test_what_comes_after_death_does_not_count():
-    body = Body(Drives(("reward",), ("reward", "alive")), NoForesight(0.5))
-    felt = torch.tensor([[[[1.0, 1.0], [1.0, 0.25], [1.0, 1.0]]]])  # [B, P, H, I]
+    body = InteroceptiveCost(Drives(("reward",), ("reward", "alive")), NoValueCritics(0.5))
+    interoception = torch.tensor([[[[1.0, 1.0], [1.0, 0.25], [1.0, 1.0]]]])  # [B, P, H, I]
     path = torch.zeros(1, 1, 4, 2)
-    rollout = Rollout(path, torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 0), felt)
+    rollout = Rollout(path, torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 0), interoception)
     # mean of the returns over 1, 2 and 3 steps: -1, -1 - 1/2, -1 - 1/2 - 1/4 of a quarter
     by_hand = -(1 + 1.5 + 1.5 + 0.25 * 0.25) / 3
     assert body(rollout, {})["reward"].item() == pytest.approx(by_hand)
-    immortal = Body(Drives(("reward",), ("reward",)), NoForesight(0.5))
-    endless = rollout._replace(interoception=felt[..., :1])
+    immortal = InteroceptiveCost(Drives(("reward",), ("reward",)), NoValueCritics(0.5))
+    endless = rollout._replace(interoception=interoception[..., :1])
     assert immortal(endless, {})["reward"].item() == pytest.approx(-(1 + 1.5 + 1.75) / 3)
 
 
-def test_a_return_by_hand_where_life_goes_on_by_chance():
+def test_a_return_by_hand_where_episode_goes_on_by_chance():
     cost = torch.tensor([[[1.0], [2.0]]])
     ahead = torch.tensor([[[10.0], [20.0]]])
-    lives = torch.tensor([[0.5, 1.0]])
+    episodes = torch.tensor([[0.5, 1.0]])
     last = 2 + 0.9 * 20
     first = 1 + 0.5 * 0.9 * (0.25 * 10 + 0.75 * last)
-    found = lambda_returns(cost, ahead, lives, 0.9, 0.75)
+    found = lambda_returns(cost, ahead, episodes, 0.9, 0.75)
     torch.testing.assert_close(found, torch.tensor([[[first], [last]]]))
 
 
 @pytest.mark.parametrize("choices", [False, True])
-def test_a_step_of_life_is_remembered_and_learnt_from(choices):
-    pupil = pupil_of(recipe(choices=choices))
-    before = {name: part.clone() for name, part in pupil.agent.state_dict().items()}
-    lived = pupil.agent.memory.lived
+def test_a_step_of_episode_is_stored_and_learnt_from(choices):
+    stage_run = stage_run_of(recipe(choices=choices))
+    before = {name: part.clone() for name, part in stage_run.agent.state_dict().items()}
+    collected = stage_run.agent.replay_buffer.lived
     for _ in range(3):
-        news = pupil.update()
-    assert pupil.agent.memory.lived == lived + 3 * 2
+        news = stage_run.update()
+    assert stage_run.agent.replay_buffer.lived == collected + 3 * 2
     assert {"model change", "model feeling", "actor energy", "actor foresight"} <= set(news)
-    moved = {n for n, part in pupil.agent.state_dict().items() if not part.equal(before[n])}
-    for box in ("world_model.levels", "world_model.feeling", "cost.body.foresight", "policy"):
+    moved = {n for n, part in stage_run.agent.state_dict().items() if not part.equal(before[n])}
+    for box in (
+        "world_model.levels",
+        "world_model.interoception_head",
+        "cost.interoceptive_cost.value_critics",
+        "policy",
+    ):
         assert any(name.startswith(box) for name in moved), box
-    done = pupil.agent.memory.deeds(3)
+    done = stage_run.agent.replay_buffer.deeds(3)
     if choices:
         assert (done.sum(-1) == 1).all()
         assert set(done.unique().tolist()) == {0, 1}
 
 
-def test_the_policy_does_not_move_the_world_model_nor_the_critic_that_judges_it():
-    actor = pupil_of(recipe()).mind.actor
+def test_the_policy_does_not_move_the_env_model_nor_the_critic_that_judges_it():
+    actor = stage_run_of(recipe()).learner.actor
     agent = actor.agent
     kept = {n: p.clone() for n, p in agent.world_model.named_parameters()}
     slow = [p.clone() for p in actor.slow.parameters()]
@@ -143,16 +156,16 @@ def test_the_policy_does_not_move_the_world_model_nor_the_critic_that_judges_it(
 @pytest.mark.parametrize(
     ("ratio", "latent"), [(0.5, NoLatent), (0.2, NoLatent), (0.5, SparseLatent)]
 )
-def test_put_away_and_taken_up_again_it_lives_and_learns_the_same(ratio, latent, tmp_path):
-    config = recipe(ratio=ratio)
+def test_put_away_and_taken_up_again_it_episodes_and_learns_the_same(ratio, latent, tmp_path):
+    config = recipe(updates_per_step=ratio)
     config = replace(config, world_model=replace(config.world_model, latent=latent.Config()))
-    whole, first = pupil_of(config), pupil_of(config)
+    whole, first = stage_run_of(config), stage_run_of(config)
     for _ in range(35):
         whole.update()
         first.update()
     checkpoint.save(tmp_path / "put-away", first.state_dict(), {})
     agent = first.agent.state_dict()
-    second = pupil_of(config)
+    second = stage_run_of(config)
     second.agent.load_state_dict(agent)
     second.load_state_dict(checkpoint.load(tmp_path / "put-away", "cpu")[0])
     assert second.step == 35
@@ -161,109 +174,113 @@ def test_put_away_and_taken_up_again_it_lives_and_learns_the_same(ratio, latent,
         second.update()
     for name, part in whole.agent.state_dict().items():
         assert part.equal(second.agent.state_dict()[name]), name
-    assert torch.equal(whole.agent.memory.deeds(60), second.agent.memory.deeds(60))
+    assert torch.equal(whole.agent.replay_buffer.deeds(60), second.agent.replay_buffer.deeds(60))
 
 
-@pytest.mark.parametrize("moment", ["_keep_memory", "_save"])
-def test_killed_when_its_life_was_over_it_has_lived_as_long(moment, tmp_path, monkeypatch):
+@pytest.mark.parametrize("projected_step", ["_keep_memory", "_save"])
+def test_killed_when_its_episode_was_over_it_has_collected_as_long(
+    projected_step, tmp_path, monkeypatch
+):
     config = recipe(steps=12)
-    whole = ami.train(config, out=tmp_path / "whole", keep_memory=True)
-    index = list(lessons(config)).index("interact")
-    do = getattr(Training, moment)
+    whole = ami.train(config, out=tmp_path / "whole", keep_replay_buffer=True)
+    index = list(stages(config)).index("actor_critic")
+    do = getattr(Trainer, projected_step)
 
-    def killed(run, *said):
+    def killed(run, *message):
         if run.reached.lesson == index + 1:
             raise KeyboardInterrupt
-        do(run, *said)
+        do(run, *message)
 
-    monkeypatch.setattr(Training, moment, killed)
+    monkeypatch.setattr(Trainer, projected_step, killed)
     with pytest.raises(KeyboardInterrupt):
-        ami.train(config, out=tmp_path / "cut", keep_memory=True)
+        ami.train(config, out=tmp_path / "cut", keep_replay_buffer=True)
     monkeypatch.undo()
-    again = ami.train(config, out=tmp_path / "cut", keep_memory=True, resume=True)
-    assert again.memory.lived == whole.memory.lived
-    assert torch.equal(again.memory.deeds(60), whole.memory.deeds(60))
+    again = ami.train(config, out=tmp_path / "cut", keep_replay_buffer=True, resume=True)
+    assert again.replay_buffer.num_added == whole.replay_buffer.num_added
+    assert torch.equal(
+        again.replay_buffer.recent_actions(60), whole.replay_buffer.recent_actions(60)
+    )
     for name, part in whole.state_dict().items():
         assert part.equal(again.state_dict()[name]), name
 
 
 def test_what_is_imagined_depends_on_chance_that_is_another_at_every_update():
     config = recipe()
-    config = replace(config, world_model=replace(config.world_model, latent=SparseLatent.Config()))
-    pupil = pupil_of(config)
-    outlook = pupil.mind.actor.habit.eye.outlook
-    assert outlook is not pupil.agent.eye.outlook
-    drawn = []
+    config = replace(config, world_model=replace(config.world_model, latent=SparseLatentConfig()))
+    stage_run = stage_run_of(config)
+    outlook = stage_run.learner.actor.policy_proposal.evaluator.risk_model
+    assert outlook is not stage_run.agent.evaluator.risk_model
+    sampled = []
     for _ in range(3):
-        pupil.mind.update()
-        drawn.append(next(iter(outlook.drawn.values())))
-    assert not torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[1], drawn[2])
+        stage_run.learner.update()
+        sampled.append(next(iter(outlook.noise_by_horizon.values())))
+    assert not torch.equal(sampled[0], sampled[1])
+    assert not torch.equal(sampled[1], sampled[2])
 
 
-def test_who_recalls_lives_the_same_whether_it_is_judged_meanwhile_or_not(tmp_path):
+def test_who_recalls_episodes_the_same_whether_it_is_evaluated_meanwhile_or_not(tmp_path):
     config = recipe(steps=41)
-    online = replace(config.interact.objective, context=2)
+    online = replace(config.actor_critic.train_jepa, context_steps=2)
     config = replace(
-        config, recall=Belief.Config(), objective=replace(config.objective, context=2),
-        interact=replace(config.interact, objective=online, judge=7),  # amid episodes of 20 steps
+        config, short_term_memory=GRUMemoryConfig(), train_jepa=replace(config.train_jepa, context_steps=2),
+        actor_critic=replace(config.actor_critic, train_jepa=online, eval_every=7),  # amid episodes of 20 steps
     )  # fmt: skip
-    alone = ami.train(config, out=tmp_path / "alone")
+    single = ami.train(config, out=tmp_path / "alone")
     for episodes in (2, 3):  # as many as it lives, and others
-        judged = ami.train(config, out=tmp_path / str(episodes), curve=episodes)
-        for name, part in alone.state_dict().items():
-            assert part.equal(judged.state_dict()[name]), name
+        evaluated = ami.train(config, out=tmp_path / str(episodes), eval_episodes=episodes)
+        for name, part in single.state_dict().items():
+            assert part.equal(evaluated.state_dict()[name]), name
 
 
-def test_where_the_world_can_not_be_brought_back_another_life_begins():
+def test_where_the_env_can_not_be_brought_back_another_episode_begins():
     config = recipe(luck=True)
-    first, second = pupil_of(config), pupil_of(config)
+    first, second = stage_run_of(config), stage_run_of(config)
     for _ in range(7):
         first.update()
     state = {name: part.clone() for name, part in first.state_dict().items()}
     second.load_state_dict(state)
     second.update()
-    memory = second.agent.memory
+    memory = second.agent.replay_buffer
     joined = memory.sample(400, 1, torch.Generator().manual_seed(0))
     assert (joined.states[:, 1] - joined.states[:, 0]).abs().max() < 0.2
 
 
-def test_what_was_learnt_is_kept_when_the_world_breaks(tmp_path):
+def test_what_was_learnt_is_kept_when_the_env_breaks(tmp_path):
     config = recipe(breaks_at=45)
-    config = replace(config, life=replace(config.life, options={"breaks_at": 0}))
-    with pytest.raises(Failed, match="the line broke"):
+    config = replace(config, collect=replace(config.collector, options={"breaks_at": 0}))
+    with pytest.raises(EnvError, match="the line broke"):
         ami.train(config, out=tmp_path / "run", seed=0)
     tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"), "cpu")
     assert 44 <= int(tensors["pupil.here.step"]) < 60  # a step that only resets breaks nothing
-    assert facts["lessons"][facts["lesson"]] == "interact"
+    assert facts["stages"][facts["stage_index"]] == "actor_critic"
     assert ami.load(tmp_path / "run").spec.action_dim == 1
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"bounds": Choice(sizes=(2,))}, "this world's actions are numbers"),
+        ({"action_space": OneHotActions(sizes=(2,))}, "this world's actions are numbers"),
         ({"drives": ()}, "foresight is of drives|needs drives"),
     ],
 )
-def test_minds_that_do_not_fit_are_refused(changes, said, tmp_path):
-    with pytest.raises(UnusableInput, match=said):
+def test_agents_that_do_not_fit_are_refused(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
         ami.train(replace(recipe(), **changes), out=tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("choices", [False, True])
 def test_it_learns_to_stay_where_it_is_rewarded(choices, tmp_path):
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Line-v0", options={"choices": choices}))
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0", options={"choices": choices}))
     config = replace(
-        config, life=Live(worlds=1, steps=200), interact=Interact(
-            steps=400, objective=Predict(
-                weights=config.objective.weights, learning=Learning(steps=0, batch=64), length=3
+        config, collect=CollectRandom(num_envs=1, steps=200), actor_critic=OnlineActorCritic(
+            steps=400, train_jepa=TrainJEPA(
+                weights=config.train_jepa.weights, optim=OptimConfig(steps=0, batch_size=64), length=3
             ),
         ),
     )  # fmt: skip
     agent = ami.train(config, out=tmp_path / "run", seed=0)
-    found = judge(agent, config.evaluation, episodes=50)
+    found = evaluate_modes(agent, config.eval_env, episodes=50)
     best = 20 - 0.05 * 20  # at 0 but for the way there, or for a step beside it
     random = found["plan"]["baselines"]["random"]["return"]["mean"]
     enough = max(0.85 * best, random + 3)
@@ -279,14 +296,14 @@ class Cliff(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.place = 0
+        self.checkpoint_dir = 0
         return np.eye(7, dtype=np.float32)[0], {}
 
     def step(self, action):
-        right = bool(action == (7 * self.place + 3) % 4)
-        self.place += right
-        obs = np.eye(7, dtype=np.float32)[self.place]
-        return obs, float(right), not right, self.place == 6, {}
+        right = bool(action == (7 * self.checkpoint_dir + 3) % 4)
+        self.checkpoint_dir += right
+        obs = np.eye(7, dtype=np.float32)[self.checkpoint_dir]
+        return obs, float(right), not right, self.checkpoint_dir == 6, {}
 
 
 gymnasium.register("ami-test/Cliff-v0", entry_point=Cliff)
@@ -294,19 +311,19 @@ gymnasium.register("ami-test/Cliff-v0", entry_point=Cliff)
 
 @pytest.mark.slow
 def test_both_modes_learn_where_three_of_four_options_end_the_episode(tmp_path):
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Cliff-v0"))
-    config = replace(config, interact=replace(config.interact, steps=600))
-    found = judge(ami.train(config, out=tmp_path / "run"), config.evaluation, episodes=10)
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Cliff-v0"))
+    config = replace(config, actor_critic=replace(config.actor_critic, steps=600))
+    found = evaluate_modes(ami.train(config, out=tmp_path / "run"), config.eval_env, episodes=10)
     assert min(found[mode]["return"]["mean"] for mode in ("plan", "react")) >= 4
 
 
 def test_every_option_of_every_choice_is_tried_by_itself():
-    bounds = Choice(sizes=(2, 3))
+    bounds = OneHotActions(sizes=(2, 3))
     tried = bounds.alternatives(torch.tensor([[0.0, 1, 1, 0, 0]]))
     assert tried.int().tolist() == [
         [[1, 0, 1, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 1, 0, 1, 0], [0, 1, 0, 0, 1]]
     ]
-    assert not Choice(sizes=(MAX_ALTERNATIVES + 1,)).alternatives(torch.zeros(1, 65)).numel()
+    assert not OneHotActions(sizes=(MAX_ALTERNATIVES + 1,)).alternatives(torch.zeros(1, 65)).numel()
 
 
 def test_a_policy_that_is_sure_of_the_wrong_option_is_corrected():
@@ -316,7 +333,7 @@ def test_a_policy_that_is_sure_of_the_wrong_option_is_corrected():
     assert slope[0, 0] > 0.3  # down with the wrong one, of which the policy is sure
     assert slope[0, 1] < -0.3
     assert slope[1].abs().max() < 0.1  # which is right about the other
-    straight = Choice(sizes=(3,)).bound(logits)
+    straight = OneHotActions(sizes=(3,)).bound(logits)
     (vanished,) = torch.autograd.grad((straight * energy).sum(), logits)
     assert vanished[0].abs().max() < 1e-6
 

@@ -9,20 +9,20 @@ import torch
 from torch import nn
 
 import ami_agent as ami
-from ami_agent.learning import Learner, Learning
-from ami_agent.lessons import NoLesson
-from modules.types import UnusableInput
+from ami_agent.training import NoStage
+from ami_agent.training.optim import OptimConfig, SGDLoop
+from modules.types import ConfigError
 
 
 @pytest.mark.slow
 def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
     """Half of the recipe's updates; the full recipe's figures are in docs/results.md."""
     config = ami.recipes.two_rooms()
-    short = replace(config.objective.learning, steps=config.objective.learning.steps // 2)
-    config = replace(config, objective=replace(config.objective, learning=short))
+    short = replace(config.train_jepa.optim, steps=config.train_jepa.optim.steps // 2)
+    config = replace(config, train_jepa=replace(config.train_jepa, optim=short))
     agent = ami.train(config, out=tmp_path / "run", seed=0)
-    plan = ami.evaluate(agent, config.evaluation, mode="plan", episodes=50)
-    react = ami.evaluate(agent, config.evaluation, mode="react", episodes=50)
+    plan = ami.evaluate(agent, config.eval_env, mode="plan", episodes=50)
+    react = ami.evaluate(agent, config.eval_env, mode="react", episodes=50)
     assert plan["baselines"]["random"]["final_success"]["mean"] < 0.1
     assert plan["baselines"]["oracle"]["final_success"]["mean"] == 1
     assert plan["final_success"]["mean"] > 0.7
@@ -33,41 +33,41 @@ def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
 def test_a_level_above_leads_to_goals_that_a_flat_plan_does_not_reach(tmp_path):
     """With a critic that learnt for ten seconds; the full figures are in docs/results.md."""
     config = ami.recipes.maze()
-    shorter = replace(config.objective.learning, steps=1500)
-    briefly = replace(config.teacher.learning, steps=800)
+    shorter = replace(config.train_jepa.optim, steps=1500)
+    briefly = replace(config.train_goal_critic.optim, steps=800)
     config = replace(
-        config, objective=replace(config.objective, learning=shorter), distil=NoLesson(),
-        teacher=replace(config.teacher, learning=briefly), habit=ami.boxes.NoHabit.Config(),
+        config, train_jepa=replace(config.train_jepa, optim=shorter), distill_policy=NoStage(),
+        train_goal_critic=replace(config.train_goal_critic, optim=briefly), policy_proposal=ami.components.NoPolicyProposalConfig(),
     )  # fmt: skip
     agent = ami.train(config, out=tmp_path / "run", seed=0)
 
     def reached() -> float:
-        found = ami.evaluate(agent, config.evaluation, task="long", episodes=40)
+        found = ami.evaluate(agent, config.eval_env, task="long", episodes=40)
         assert found["baselines"]["random"]["final_success"]["mean"] < 0.1
         return float(found["final_success"]["mean"])
 
     led = reached()
-    agent.hierarchy = ami.boxes.Flat()
+    agent.subgoals = ami.components.Flat()
     assert led > 0.6
     assert led > reached() + 0.15
 
 
-def test_who_was_judged_meanwhile_goes_on_learning_as_before():
+def test_who_was_evaluated_meanwhile_goes_on_learning_as_before():
     module = nn.Sequential(nn.Linear(2, 1), nn.Dropout(0.5))
-    told = []
+    output = []
 
     def loss(random: torch.Generator) -> dict[str, torch.Tensor]:
-        told.append(module.training)
+        output.append(module.training)
         return {"all": module(torch.ones(1, 2)).square().mean()}
 
-    learner = Learner(module, loss, Learning(steps=2, batch=1), weights={}, seed=0)
+    learner = SGDLoop(module, loss, OptimConfig(steps=2, batch_size=1), weights={}, seed=0)
     module.eval()
     learner.update()
-    assert told == [True]
+    assert output == [True]
 
 
 def test_a_gradient_is_never_shortened_to_nothing():
-    with pytest.raises(UnusableInput, match="clip is 0; it must be from 1e-06 to"):
-        Learning(steps=1, batch=1, clip=0)
-    with pytest.raises(UnusableInput, match="lr is nan"):
-        Learning(steps=1, batch=1, lr=float("nan"))
+    with pytest.raises(ConfigError, match="grad_clip_norm is 0; it must be from 1e-06 to"):
+        OptimConfig(steps=1, batch_size=1, grad_clip_norm=0)
+    with pytest.raises(ConfigError, match="lr is nan"):
+        OptimConfig(steps=1, batch_size=1, lr=float("nan"))

@@ -10,26 +10,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ami_agent import build, recipes
-from ami_agent.checks import check_lessons
-from ami_agent.lessons import Ascend, NoLesson, Survey
-from ami_agent.losses import Multiplier, level_loss
+from ami_agent import recipes
+from ami_agent.config import build
+from ami_agent.losses import LagrangeMultiplier, hjepa_level_loss
 from ami_agent.train import train
+from ami_agent.training import NoStage, SelectLandmarks, TrainHierarchy
+from ami_agent.validate import check_stages
+from modules.actor.subgoals import FlatConfig, HierarchicalJEPA, HierarchicalJEPAConfig
 from modules.configurator import Task
-from modules.distance import Quasimetric
-from modules.dynamics import VectorDynamics
-from modules.hierarchy import Flat, MacroLevels
-from modules.hierarchy.levels import InStrides, Macros, UpperLevel
-from modules.latents import NoLatent, SparseLatent
-from modules.types import Distance, UnusableInput
-from tests.conftest import small, unasked, wish
+from modules.cost.quasimetric import QuasimetricConfig
+from modules.types import ConfigError, QuasimetricFns
+from modules.world_model.dynamics import MLPDynamicsConfig
+from modules.world_model.jepa_levels import (
+    ActionPrior,
+    JEPALevelConfig,
+    SharedCriticConfig,
+)
+from modules.world_model.latents import NoLatentConfig, SparseLatentConfig
+from tests.conftest import make_context, small, unexpected_query
 
 STRIDE = 4
 STEP = 0.1
-NONE = NoLatent.Config()
-SMALL = UpperLevel.Config(
-    macro=2, hidden=32, dynamics=VectorDynamics.Config(hidden=32),
-    distance=Quasimetric.Config(hidden=32),
+NONE = NoLatentConfig()
+SMALL = JEPALevelConfig(
+    macro_dim=2, hidden=32, dynamics=MLPDynamicsConfig(hidden=32),
+    distance=QuasimetricConfig(hidden=32),
 )  # fmt: skip
 
 
@@ -42,38 +47,38 @@ def walks(count: int, steps: int, random: torch.Generator) -> tuple[Tensor, Tens
 
 
 @cache
-def taught(strides: tuple[int, ...] = (STRIDE,), size: int = 0) -> dict[str, Tensor]:
+def trained(strides: tuple[int, ...] = (STRIDE,), size: int = 0) -> dict[str, Tensor]:
     """What levels above that plane have learnt."""
     levels = made(strides, size)
-    prices = [Multiplier() for _ in strides]
+    prices = [LagrangeMultiplier() for _ in strides]
     parts = [*levels.parameters(), *(p for price in prices for p in price.parameters())]
     optimiser, random = torch.optim.Adam(parts, 4e-3), torch.Generator().manual_seed(0)
     window = 3 * int(torch.tensor(strides).prod())
     for _ in range(250):
         states, actions = walks(64, window, random)
         total = torch.zeros(())
-        for above, price in zip(levels.above, prices, strict=True):
-            terms, states, actions = level_loss(
-                above.level, price, states, actions, random, far=20, slack=0.05
+        for above, price in zip(levels.level_planners, prices, strict=True):
+            terms, states, actions = hjepa_level_loss(
+                above.level, price, states, actions, random, max_distance=20, epsilon=0.05
             )
             total = total + 10 * terms.pop("prediction") + sum(terms.values())
         optimiser.zero_grad()
         total.backward()
         optimiser.step()
-    levels.remembered.copy_(walks(200, 3, random)[0][:, 0])
+    levels.memory_bank.copy_(walks(200, 3, random)[0][:, 0])
     return levels.state_dict()
 
 
-Latents = NoLatent.Config | SparseLatent.Config
+Latents = NoLatentConfig | SparseLatentConfig
 
 
 def made(
-    strides: tuple[int, ...] = (STRIDE,), size: int = 0, latent: Latents = NONE, **told: object
-) -> MacroLevels:
+    strides: tuple[int, ...] = (STRIDE,), size: int = 0, latent: Latents = NONE, **output: object
+) -> HierarchicalJEPA:
     torch.manual_seed(0)
-    level = replace(SMALL, size=size, latent=latent)
-    config = MacroLevels.Config(strides=strides, level=level, memories=200, **told)
-    return config.build((2, 1, 1), 2, None, unasked)
+    level = replace(SMALL, state_dim=size, latent=latent)
+    config = HierarchicalJEPAConfig(steps_per_level=strides, level=level, memory_size=200, **output)
+    return config.build((2, 1, 1), 2, None, unexpected_query)
 
 
 def metres(state: Tensor, goal: Tensor) -> Tensor:
@@ -81,20 +86,26 @@ def metres(state: Tensor, goal: Tensor) -> Tensor:
     return (state - goal).norm(dim=-1) / STEP
 
 
-def borrowing(strides: tuple[int, ...] = (STRIDE,), size: int = 0, **told: object) -> MacroLevels:
+def borrowing(
+    strides: tuple[int, ...] = (STRIDE,), size: int = 0, **output: object
+) -> HierarchicalJEPA:
     """What they have learnt, but for distances: these are the critic's."""
     torch.manual_seed(0)
-    level = replace(SMALL, size=size, distance=InStrides.Config())
-    config = MacroLevels.Config(strides=strides, level=level, memories=200, **told)
-    ready = config.build((2, 1, 1), 2, Distance(lambda state: state, metres), unasked)
-    known = {k: part for k, part in taught(strides).items() if ".distance." not in k}
+    level = replace(SMALL, state_dim=size, distance=SharedCriticConfig())
+    config = HierarchicalJEPAConfig(steps_per_level=strides, level=level, memory_size=200, **output)
+    ready = config.build(
+        (2, 1, 1), 2, QuasimetricFns(lambda state: state, metres), unexpected_query
+    )
+    known = {k: part for k, part in trained(strides).items() if ".distance." not in k}
     ready.load_state_dict(known)
     return ready.eval()
 
 
-def levels(strides: tuple[int, ...] = (STRIDE,), size: int = 0, **told: object) -> MacroLevels:
-    ready = made(strides, size, **told)
-    ready.load_state_dict(taught(strides, size))
+def levels(
+    strides: tuple[int, ...] = (STRIDE,), size: int = 0, **output: object
+) -> HierarchicalJEPA:
+    ready = made(strides, size, **output)
+    ready.load_state_dict(trained(strides, size))
     return ready.eval()
 
 
@@ -102,157 +113,161 @@ START = torch.tensor([[-1.5, -1.0], [1.0, 1.5]])
 GOAL = torch.tensor([[1.5, 1.0], [1.0, -1.5]])
 
 
-def wanting(goal: Tensor = GOAL, **told: object):
-    return wish(goal, weights={"critic": 1.0}, **told)
+def with_target(goal: Tensor = GOAL, **output: object):
+    return make_context(goal, weights={"critic": 1.0}, **output)
 
 
 def test_a_macro_action_stands_for_a_chunk_of_actions():
-    (level,) = (above.level for above in levels().above)
+    (level,) = (above.level for above in levels().level_planners)
     states, actions = walks(200, 3 * STRIDE, torch.Generator().manual_seed(9))
-    macros = level.chunks(actions)
+    macros = level.encode_actions(actions)
     assert macros.shape == (200, 3, 2)
     assert macros.abs().max() <= 1
-    ahead = level.model.level(0).unroll(states[:, 0], macros)
+    ahead = level.world_model.level(0).unroll(states[:, 0], macros)
     error = (ahead - states[:, ::STRIDE]).norm(dim=-1)[:, 1:].mean()
     assert error < 0.3 * STRIDE * STEP
-    other = level.model.level(0).unroll(states[:, 0], macros.roll(1, 0))
+    other = level.world_model.level(0).unroll(states[:, 0], macros.roll(1, 0))
     assert (other - states[:, ::STRIDE]).norm(dim=-1)[:, 1:].mean() > 3 * error
 
 
-def test_what_is_hoped_for_lies_a_stride_ahead_on_the_way_to_the_goal():
-    found = levels()(START, wanting())
-    assert found.hopes.shape == (2, 1, 2, 2)
-    assert torch.equal(found.goal, found.hopes[:, 0, 0])
+def test_what_is_planned_for_lies_a_stride_ahead_on_the_way_to_the_goal():
+    found = levels()(START, with_target())
+    assert found.upper_plans.shape == (2, 1, 2, 2)
+    assert torch.equal(found.goal, found.upper_plans[:, 0, 0])
     way = found.goal - START
     # a normal prior knows how long strides are only roughly
     assert ((way.norm(dim=-1) - STRIDE * STEP).abs() < 0.8 * STRIDE * STEP).all()
     assert (torch.cosine_similarity(way, GOAL - START) > 0.8).all()
-    far = (found.hopes[:, 0] - GOAL[:, None]).norm(dim=-1)
+    far = (found.upper_plans[:, 0] - GOAL[:, None]).norm(dim=-1)
     assert (far[:, -1] < far[:, 0]).all()
 
 
-def test_what_is_hoped_for_depends_on_no_other_world():
-    alone = levels()(START[:1], wanting(GOAL[:1])).hopes
-    many = levels()(START[[0, 1, 0]], wanting(GOAL[[0, 1, 0]])).hopes
-    torch.testing.assert_close(many[0], alone[0], atol=1e-4, rtol=0)
-    torch.testing.assert_close(many[2], alone[0], atol=1e-4, rtol=0)
+def test_what_is_planned_for_depends_on_no_other_env():
+    single = levels()(START[:1], with_target(GOAL[:1])).upper_plans
+    many = levels()(START[[0, 1, 0]], with_target(GOAL[[0, 1, 0]])).upper_plans
+    torch.testing.assert_close(many[0], single[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(many[2], single[0], atol=1e-4, rtol=0)
 
 
 def test_near_by_the_goal_itself_is_pursued():
     close = START + 0.02
-    found = levels()(START, wanting(close))
+    found = levels()(START, with_target(close))
     assert torch.equal(found.goal, close)
-    assert torch.equal(found.hopes[:, 0], close[:, None].expand(-1, 2, -1))
+    assert torch.equal(found.upper_plans[:, 0], close[:, None].expand(-1, 2, -1))
 
 
 def test_distances_may_be_the_critics_in_strides():
     ready = borrowing((STRIDE, 3))
-    own = [above.level.distance(START, GOAL) for above in ready.above]
+    own = [above.level.distance(START, GOAL) for above in ready.level_planners]
     torch.testing.assert_close(own[0], metres(START, GOAL) / STRIDE)
     torch.testing.assert_close(own[1], metres(START, GOAL) / STRIDE / 3)
-    found = borrowing()(START, wanting())
+    found = borrowing()(START, with_target())
     way = found.goal - START
     assert (torch.cosine_similarity(way, GOAL - START) > 0.8).all()
     assert ((way.norm(dim=-1) - STRIDE * STEP).abs() < 0.8 * STRIDE * STEP).all()
     close = START + 0.02
-    assert torch.equal(borrowing()(START, wanting(close)).goal, close)
+    assert torch.equal(borrowing()(START, with_target(close)).goal, close)
 
 
 def test_of_the_critics_distance_a_level_learns_nothing():
-    (above,) = borrowing().above
+    (above,) = borrowing().level_planners
     states, actions = walks(8, 3 * STRIDE, torch.Generator().manual_seed(0))
-    price, random = Multiplier(), torch.Generator().manual_seed(0)
-    terms, _, _ = level_loss(above.level, price, states, actions, random, far=20, slack=0.05)
-    assert {"prediction", "prior"} <= set(terms)
-    assert not {"far", "near", "price"} & set(terms)
+    price, random = LagrangeMultiplier(), torch.Generator().manual_seed(0)
+    terms, _, _ = hjepa_level_loss(
+        above.level, price, states, actions, random, max_distance=20, epsilon=0.05
+    )
+    assert {"prediction", "action_prior_nll"} <= set(terms)
+    assert not {"push", "constraint", "multiplier"} & set(terms)
     assert not list(above.level.distance.parameters())
 
 
 def test_the_critics_distance_needs_a_critic_and_its_states():
-    level = replace(SMALL, distance=InStrides.Config())
-    with pytest.raises(UnusableInput, match="there must be a critic"):
-        MacroLevels.Config(level=level).build((2, 1, 1), 2, None, unasked)
-    with pytest.raises(UnusableInput, match=r"level\.size 3 must be 0"):
+    level = replace(SMALL, distance=SharedCriticConfig())
+    with pytest.raises(ConfigError, match="there must be a critic"):
+        HierarchicalJEPAConfig(level=level).build((2, 1, 1), 2, None, unexpected_query)
+    with pytest.raises(ConfigError, match=r"level\.size 3 must be 0"):
         borrowing(size=3)
 
 
 def test_three_levels_hope_from_the_top_down():
     ready = levels((STRIDE, 3))
-    found = ready(START, wanting())
-    assert found.hopes.shape == (2, 2, 2, 2)
-    reach = (found.hopes[:, :, 0] - START[:, None]).norm(dim=-1)
+    found = ready(START, with_target())
+    assert found.upper_plans.shape == (2, 2, 2, 2)
+    reach = (found.upper_plans[:, :, 0] - START[:, None]).norm(dim=-1)
     assert (reach[:, 0] > 1.5 * reach[:, 1]).all()  # the top looks further
-    assert torch.equal(found.goal, found.hopes[:, 1, 0])
+    assert torch.equal(found.goal, found.upper_plans[:, 1, 0])
     ready.reset()
-    again = ready.above[0](START, found.hopes[:, 0, 0], wanting())  # the first hope and no other
-    assert torch.equal(again.states[:, 1:], found.hopes[:, 1])
+    again = ready.level_planners[0](
+        START, found.upper_plans[:, 0, 0], with_target()
+    )  # the first hope and no other
+    assert torch.equal(again.states[:, 1:], found.upper_plans[:, 1])
 
 
-def test_subgoals_are_remembered_where_a_level_has_its_own_states_or_is_to_be_grounded():
-    for ready in (levels(size=6), levels(grounded=True)):
-        found = ready(START, wanting())
-        known = {tuple(state) for state in ready.remembered.tolist()}
-        assert {tuple(state) for state in found.hopes.flatten(0, 2).tolist()} <= known
+def test_subgoals_are_stored_where_a_level_has_its_own_states_or_is_to_be_grounded():
+    for ready in (levels(size=6), levels(snap_to_memory=True)):
+        found = ready(START, with_target())
+        known = {tuple(state) for state in ready.memory_bank.tolist()}
+        assert {tuple(state) for state in found.upper_plans.flatten(0, 2).tolist()} <= known
         assert (torch.cosine_similarity(found.goal - START, GOAL - START) > 0).all()
-    hoped = levels()(START, wanting()).hopes  # by the same chance
-    near = (hoped[..., None, :] - ready.remembered).norm(dim=-1).amin(-1)
+    hoped = levels()(START, with_target()).upper_plans  # by the same chance
+    near = (hoped[..., None, :] - ready.memory_bank).norm(dim=-1).amin(-1)
     assert (near > 0).all()
-    torch.testing.assert_close((found.hopes - hoped).norm(dim=-1), near)
+    torch.testing.assert_close((found.upper_plans - hoped).norm(dim=-1), near)
 
 
-def test_what_is_remembered_anew_is_looked_up_in_the_next_episode():
+def test_what_is_stored_anew_is_looked_up_in_the_next_episode():
     ready = levels(size=3)
-    before = ready(START, wanting()).goal
-    ready.remembered.copy_(ready.remembered.roll(1, 0))  # the same, in another order
+    before = ready(START, with_target()).goal
+    ready.memory_bank.copy_(ready.memory_bank.roll(1, 0))  # the same, in another order
     ready.reset()
-    assert torch.equal(ready(START, wanting()).goal, before)
+    assert torch.equal(ready(START, with_target()).goal, before)
 
 
 def test_a_subgoal_stands_for_a_while():
-    ready = levels(every=3)
-    first = ready(START, wanting()).goal
-    assert torch.equal(ready(START + 0.3, wanting()).goal, first)
-    assert torch.equal(ready(START + 0.3, wanting()).goal, first)
-    assert not torch.equal(ready(START + 0.3, wanting()).goal, first)
+    ready = levels(replan_every=3)
+    first = ready(START, with_target()).goal
+    assert torch.equal(ready(START + 0.3, with_target()).goal, first)
+    assert torch.equal(ready(START + 0.3, with_target()).goal, first)
+    assert not torch.equal(ready(START + 0.3, with_target()).goal, first)
     ready.reset()
-    assert torch.equal(ready(START, wanting()).goal, first)  # chance begins anew as well
+    assert torch.equal(ready(START, with_target()).goal, first)  # chance begins anew as well
 
 
-def test_the_prior_knows_what_life_contains():
-    (level,) = (above.level for above in levels().above)
+def test_the_prior_knows_what_episode_contains():
+    (level,) = (above.level for above in levels().level_planners)
     states, actions = walks(200, STRIDE, torch.Generator().manual_seed(9))
-    lived = level.macros(states[:, 0]).surprise(level.chunks(actions)[:, 0])
-    never = level.macros(states[:, 0]).surprise(torch.ones(200, 2))
-    assert never.mean() > lived.mean() + 0.3
-    known = Macros(torch.zeros(1), torch.ones(1))
-    assert float(known.surprise(torch.tensor([2.0]))) == pytest.approx(2 + 0.9189, abs=1e-3)
+    collected = level.action_prior(states[:, 0]).nll(level.encode_actions(actions)[:, 0])
+    never = level.action_prior(states[:, 0]).nll(torch.ones(200, 2))
+    assert never.mean() > collected.mean() + 0.3
+    known = ActionPrior(torch.zeros(1), torch.ones(1))
+    assert float(known.nll(torch.tensor([2.0]))) == pytest.approx(2 + 0.9189, abs=1e-3)
 
 
-def test_the_dearer_what_is_not_lived_the_less_surprising_are_plans():
+def test_the_dearer_what_is_not_collected_the_less_surprising_are_plans():
     def surprise(prior: float) -> float:
-        ready = levels(prior=prior)
-        (above,) = ready.above
-        plan = above(START, GOAL, wanting())
-        known = above.level.macros(plan.states[:, :-1])
-        return float(known.surprise(plan.actions).detach().mean())
+        ready = levels(prior_weight=prior)
+        (above,) = ready.level_planners
+        plan = above(START, GOAL, with_target())
+        known = above.level.action_prior(plan.states[:, :-1])
+        return float(known.nll(plan.actions).detach().mean())
 
     assert surprise(3.0) < surprise(0.0)
 
 
 def test_flat_where_there_is_no_goal_and_before_anything_was_learnt():
     ready = levels()
-    focus = wish(GOAL, weights={"effort": 1.0})
-    assert ready(START, focus) is focus
-    focus = wanting()
-    assert made()(START, focus) is focus
+    context = make_context(GOAL, weights={"control_cost": 1.0})
+    assert ready(START, context) is context
+    context = with_target()
+    assert made()(START, context) is context
 
 
-def test_what_cannot_be_known_of_a_stride_is_told_by_a_latent_variable_of_the_level():
+def test_what_cannot_be_known_of_a_stride_is_reported_by_a_latent_variable_of_the_level():
     """A gust now and then in the middle of a stride: what came of it tells, plans imagine it."""
 
-    def gusty(latent: Latents, steps: int = 300) -> tuple[MacroLevels, float, float]:
+    def gusty(latent: Latents, steps: int = 300) -> tuple[HierarchicalJEPA, float, float]:
         ready = made(latent=latent)
-        (above,), price = ready.above, Multiplier()
+        (above,), price = ready.level_planners, LagrangeMultiplier()
         parts = [*ready.parameters(), *price.parameters()]
         optimiser, random = torch.optim.Adam(parts, 4e-3), torch.Generator().manual_seed(0)
         for _ in range(steps):
@@ -260,41 +275,44 @@ def test_what_cannot_be_known_of_a_stride_is_told_by_a_latent_variable_of_the_le
             blows = torch.rand(128, 3, 1, generator=random) < 0.3
             gust = STRIDE * STEP * blows * torch.randn(128, 3, 2, generator=random).sign()
             states[:, 1:] += gust.repeat_interleave(STRIDE, 1).cumsum(1)
-            terms, *_ = level_loss(above.level, price, states, actions, random, far=20, slack=0.05)
-            missed, information = (float(terms[n].detach()) for n in ("prediction", "information"))
-            total = 10 * terms.pop("prediction") + 1e-3 * terms.pop("information")
+            terms, *_ = hjepa_level_loss(
+                above.level, price, states, actions, random, max_distance=20, epsilon=0.05
+            )
+            missed, information = (float(terms[n].detach()) for n in ("prediction", "kl"))
+            total = 10 * terms.pop("prediction") + 1e-3 * terms.pop("kl")
             optimiser.zero_grad()
             (total + sum(terms.values())).backward()
             optimiser.step()
-        ready.remembered.copy_(walks(200, 3, random)[0][:, 0])
+        ready.memory_bank.copy_(walks(200, 3, random)[0][:, 0])
         return ready.eval(), missed, information
 
-    known, error, told = gusty(SparseLatent.Config(size=2))
-    blind, blind_error, nothing = gusty(NoLatent.Config())
-    assert told > nothing == 0
+    known, error, output = gusty(SparseLatentConfig(size=2))
+    zero_weights, blind_error, nothing = gusty(NoLatentConfig())
+    assert output > nothing == 0
     assert error < 0.3 * blind_error
-    seen: dict[str, Tensor] = {}
-    for name, ready in (("known", known), ("blind", blind)):
-        (above,) = ready.above
-        seen[name] = above(START, GOAL, wanting()).considered  # [B, P * K, H + 1, D]
-    count = MacroLevels.Config().futures.count
-    assert seen["known"].shape[1] == count * seen["blind"].shape[1]
-    spread = seen["known"][:, :, 1].unflatten(1, (-1, count)).std(2)
+    observed: dict[str, Tensor] = {}
+    for name, ready in (("known", known), ("blind", zero_weights)):
+        (above,) = ready.level_planners
+        observed[name] = above(START, GOAL, with_target()).candidate_states  # [B, P * K, H + 1, D]
+    count = HierarchicalJEPAConfig().scenarios.num_scenarios
+    assert observed["known"].shape[1] == count * observed["blind"].shape[1]
+    spread = observed["known"][:, :, 1].unflatten(1, (-1, count)).std(2)
     assert spread.mean() > 0.2 * STRIDE * STEP
-    (above,) = known.above
+    (above,) = known.level_planners
     chances = []
     for seed in (1, 1, 2):
         above.reset(seed)
         for _ in range(2):
-            above(START, GOAL, wanting())
-            chances.append(float(above.outlook.chance(torch.zeros(1, 1, 2, 2))[0].sum()))
+            above(START, GOAL, with_target())
+            chances.append(float(above.risk_model.noise(torch.zeros(1, 1, 2, 2))[0].sum()))
     first, second, *rest = chances
     assert first != second
     assert rest[:2] == [first, second]
     assert rest[2] not in (first, second)
-    focus = wanting()
+    context = with_target()
     mean, worst = (
-        known.above[0](START, GOAL, focus._replace(tail=tail)).energy for tail in (1.0, 0.0)
+        known.level_planners[0](START, GOAL, context._replace(cvar_alpha=tail)).energy
+        for tail in (1.0, 0.0)
     )
     assert (worst > mean).all()
 
@@ -303,24 +321,28 @@ def test_what_macro_actions_can_tell_is_left_to_them():
     """Who may learn the whole stride from its latent variable has no use for macro-actions, and no
     say in where one leads."""
 
-    def steering(information: float, steps: int = 300) -> float:
+    def steer_policy(information: float, steps: int = 300) -> float:
         """How much of what moves is told by the right macro-action and not by another one."""
-        ready = made(latent=SparseLatent.Config(size=4))
-        level, price = ready.above[0].level, Multiplier()
+        ready = made(latent=SparseLatentConfig(size=4))
+        level, price = ready.level_planners[0].level, LagrangeMultiplier()
         parts = [*ready.parameters(), *price.parameters()]
         optimiser, random = torch.optim.Adam(parts, 4e-3), torch.Generator().manual_seed(0)
         for _ in range(steps):
             states, actions = windy(random)
-            terms, *_ = level_loss(level, price, states, actions, random, far=20, slack=0.05)
-            total = 10 * terms.pop("prediction") + information * terms.pop("information")
+            terms, *_ = hjepa_level_loss(
+                level, price, states, actions, random, max_distance=20, epsilon=0.05
+            )
+            total = 10 * terms.pop("prediction") + information * terms.pop("kl")
             optimiser.zero_grad()
             (total + sum(terms.values())).backward()
             optimiser.step()
         states, actions = windy(random)
-        macros = level.chunks(actions)[:, 0]
+        macros = level.encode_actions(actions)[:, 0]
         missed = [
-            (level.model.level(0).step(states[:, 0], told).state - states[:, STRIDE]).square().sum()
-            for told in (macros, macros.roll(1, 0))
+            (level.world_model.level(0).step(states[:, 0], output).state - states[:, STRIDE])
+            .square()
+            .sum()
+            for output in (macros, macros.roll(1, 0))
         ]
         return float(((missed[1] - missed[0]) / missed[1]).detach())
 
@@ -330,68 +352,70 @@ def test_what_macro_actions_can_tell_is_left_to_them():
         states[:, 1:] += gust.repeat_interleave(STRIDE, 1).cumsum(1)
         return states, actions
 
-    assert steering(Ascend().information) > 0.3
-    assert steering(0.001) < 0.1
+    assert steer_policy(TrainHierarchy().information) > 0.3
+    assert steer_policy(0.001) < 0.1
 
 
 def test_planning_above_leaves_no_gradient():
     ready = levels()
-    ready(START, wanting())
+    ready(START, with_target())
     assert all(p.grad is None for p in ready.parameters())
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"strides": ()}, "strides is"),
-        ({"strides": (4, 1)}, "from 2 to"),
-        ({"memories": 0}, "memories is 0"),
-        ({"every": 0}, "every is 0"),
+        ({"steps_per_level": ()}, "steps_per_level is"),
+        ({"steps_per_level": (4, 1)}, "from 2 to"),
+        ({"memory_size": 0}, "memory_size is 0"),
+        ({"replan_every": 0}, "replan_every is 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, why):
-    with pytest.raises(UnusableInput, match=why):
-        MacroLevels.Config(**changes)
+    with pytest.raises(ConfigError, match=why):
+        HierarchicalJEPAConfig(**changes)
 
 
 def test_a_horizon_of_zero_is_refused():
-    with pytest.raises(UnusableInput, match="horizon is 0; it must be a whole number from 1"):
-        replace(MacroLevels.Config().planner, horizon=0)
+    with pytest.raises(ConfigError, match="horizon is 0; it must be a whole number from 1"):
+        replace(HierarchicalJEPAConfig().planner, horizon=0)
 
 
-def test_levels_that_cannot_learn_are_refused_before_anything_is_lived():
+def test_levels_that_cannot_learn_are_refused_before_anything_is_collected():
     config = recipes.recipe("maze-levels")
-    check_lessons(config)
+    check_stages(config)
     for changes, why in (
-        ({"hierarchy": MacroLevels.Config(strides=(6, 3))}, "6 x 3 takes 54 steps"),
-        ({"ascend": NoLesson()}, "knows nothing unless ascend"),
-        ({"hierarchy": Flat.Config()}, "ascend teaches a MacroLevels, and hierarchy is Flat"),
-        ({"survey": Survey()}, "survey teaches a LandmarkGraph"),
+        ({"hierarchy": HierarchicalJEPAConfig(steps_per_level=(6, 3))}, "6 x 3 takes 54 steps"),
+        ({"train_hierarchy": NoStage()}, "knows nothing unless ascend"),
+        ({"hierarchy": FlatConfig()}, "ascend teaches a HierarchicalJEPA, and hierarchy is Flat"),
+        ({"select_landmarks": SelectLandmarks()}, "survey teaches a LandmarkGraph"),
     ):
-        with pytest.raises(UnusableInput, match=why):
-            check_lessons(replace(config, **changes))
+        with pytest.raises(ConfigError, match=why):
+            check_stages(replace(config, **changes))
 
 
 @pytest.mark.parametrize("end_to_end", [True, False])
 def test_what_a_level_learns_reaches_those_below_it_or_not(end_to_end):
     config = small(recipes.recipe("maze-levels"))
-    hierarchy = replace(config.hierarchy, strides=(2, 3), level=replace(SMALL, size=5))
-    config = replace(config, hierarchy=hierarchy)
-    world = config.world.build(1)
-    agent = build(config, world.spec, worlds=8, capacity=30)
-    world.close()
-    living = config.life.begin(agent, config.world, 0)
+    hierarchy = replace(config.subgoals, steps_per_level=(2, 3), level=replace(SMALL, state_dim=5))
+    config = replace(config, subgoals=hierarchy)
+    env = config.env.build(1)
+    agent = build(config, env.spec, num_envs=8, buffer_size=30)
+    env.close()
+    living = config.collect.start(agent, config.env, 0)
     while living.step < living.total:
         living.update()
-    lesson = replace(config.ascend, end_to_end=end_to_end)
-    assert isinstance(lesson, Ascend)
-    pupil = lesson.begin(agent, config.world, 0)
-    nn.init.normal_(agent.hierarchy.above[1].level.model.level(0).dynamics.change.weight)
-    terms = pupil.loss(torch.Generator().manual_seed(0))
-    assert {"prediction 1", "prediction 2", "far 2", "prior 1"} <= set(terms)
+    stage = replace(config.train_hierarchy, end_to_end=end_to_end)
+    assert isinstance(stage, TrainHierarchy)
+    stage_run = stage.start(agent, config.env, 0)
+    nn.init.normal_(
+        agent.subgoals.level_planners[1].level.world_model.level(0).dynamics.delta_head.weight
+    )
+    terms = stage_run.loss(torch.Generator().manual_seed(0))
+    assert {"prediction 1", "prediction 2", "push 2", "action_prior_nll 1"} <= set(terms)
     terms["prediction 2"].backward()
-    below = agent.hierarchy.above[0].level
-    for part in (below.lift, below.chunk):
+    below = agent.subgoals.level_planners[0].level
+    for part in (below.state_encoder, below.action_encoder):
         reached = any(p.grad is not None and bool(p.grad.any()) for p in part.parameters())
         assert reached == end_to_end
 
@@ -400,14 +424,14 @@ def test_learnt_levels_are_part_of_a_run_and_of_every_plan(tmp_path):
     config = small(recipes.recipe("maze-levels"))
     agent = train(config, out=tmp_path / "run")
     again = train(config, out=tmp_path / "run", resume=True)
-    assert agent.hierarchy.remembered.any()
-    for name, value in agent.hierarchy.state_dict().items():
-        assert torch.equal(value, again.hierarchy.state_dict()[name])
-    world = config.evaluation.build(3, goal_distance="long")
-    obs, info = world.reset(5)
+    assert agent.subgoals.memory_bank.any()
+    for name, value in agent.subgoals.state_dict().items():
+        assert torch.equal(value, again.subgoals.state_dict()[name])
+    env = config.eval_env.build(3, goal_distance="long")
+    obs, info = env.reset(5)
     for mode in ("react", "plan", "auto"):
-        agent.begin()
-        agent.configure(Task(goal=world.goal(info), mode=mode))
+        agent.reset()
+        agent.set_task(Task(goal=env.goal(info), mode=mode))
         plan = agent.act(obs)
-        assert plan.hopes.shape == (3, 1, 2, plan.states.shape[-1])
-    world.close()
+        assert plan.upper_plans.shape == (3, 1, 2, plan.states.shape[-1])
+    env.close()

@@ -11,11 +11,11 @@ import torch
 from gymnasium.spaces import Box, Dict, Sequence, Text
 
 import ami_agent as ami
-from ami_agent.life import WorldConfig
-from ami_agent.players import Scene, aimless, mind
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory, make_random_policy
 from envs import ENVS
-from modules.configurator import Assignment
-from modules.types import UnusableInput
+from modules.configurator import TaskSpec
+from modules.types import ConfigError
 
 SIGHT = Box(0, 255, (2, 8, 8), np.uint8)
 REACH = Box(-1, 1, (2,), np.float32)
@@ -49,12 +49,12 @@ def _known():
     del gymnasium.registry["ami-test/Room-v0"]
 
 
-def room(**spaces):
-    return WorldConfig(id="ami-test/Room-v0").build(2, **spaces)
+def make_room(**spaces):
+    return EnvConfig(id="ami-test/Room-v0").build(2, **spaces)
 
 
 @pytest.mark.parametrize(
-    ("spaces", "said"),
+    ("spaces", "message"),
     [
         (
             {"observation_space": Dict(a=SIGHT, b=Sequence(SIGHT))},
@@ -65,60 +65,58 @@ def room(**spaces):
         ({"action_space": Box(-np.inf, np.inf, (2,))}, "have no bounds"),
     ],
 )
-def test_spaces_that_the_mind_cannot_handle_are_named(spaces, said):
-    with pytest.raises(UnusableInput, match=said):
-        room(**spaces)
+def test_spaces_that_the_agent_cannot_handle_are_named(spaces, message):
+    with pytest.raises(ConfigError, match=message):
+        make_room(**spaces)
 
 
 def test_an_observation_that_is_not_a_number_is_refused_on_arrival():
-    world = room(observation_space=Box(-1, 1, (3,), np.float32))
-    obs, info = world.reset(0)
-    act = aimless(Scene(world, obs, info), 0)
-    obs = world.step(obs, act(obs)).transition.next_obs
-    with pytest.raises(UnusableInput, match="holds NaN"):
-        world.step(obs, act(obs))
+    env = make_room(observation_space=Box(-1, 1, (3,), np.float32))
+    obs, info = env.reset(0)
+    act = make_random_policy(EpisodeStart(env, obs, info), 0)
+    obs = env.step(obs, act(obs)).transition.next_obs
+    with pytest.raises(ConfigError, match="holds NaN"):
+        env.step(obs, act(obs))
 
 
 def test_several_senses_arrive_by_name_as_they_are():
     space = Dict(sight=SIGHT, touch=Box(-1, 1, (3,), np.float32))
-    world = room(observation_space=space)
-    assert world.spec.shapes == {"sight": (2, 8, 8), "touch": (3,)}
-    obs, info = world.reset(0)
-    act = aimless(Scene(world, obs, info), 0)
-    for seen in (obs, world.step(obs, act(obs)).transition.next_obs, world.spec.blank(2)):
-        assert {name: (tuple(part.shape), part.dtype) for name, part in seen.items()} == {
+    env = make_room(observation_space=space)
+    assert env.spec.shapes == {"sight": (2, 8, 8), "touch": (3,)}
+    obs, info = env.reset(0)
+    act = make_random_policy(EpisodeStart(env, obs, info), 0)
+    for observed in (obs, env.step(obs, act(obs)).transition.next_obs, env.spec.zeros(2)):
+        assert {name: (tuple(part.shape), part.dtype) for name, part in observed.items()} == {
             "sight": ((2, 2, 8, 8), torch.uint8),
             "touch": ((2, 3), torch.float32),
         }
 
 
-def test_a_world_without_a_goal_is_refused(tmp_path):
+def test_an_env_without_a_goal_is_refused(tmp_path):
     agent = ami.load("runs/reference/two-rooms")
-    world = room()
-    scene = Scene(world, *world.reset(0))
-    with pytest.raises(UnusableInput, match="names no goal"):
-        mind(agent, "plan", Assignment(aim="world"))(scene, 0)
-    with pytest.raises(
-        UnusableInput, match=r"\(2, 8, 8\).*but the agent is made for \(2, 65, 65\)"
-    ):
+    env = make_room()
+    scene = EpisodeStart(env, *env.reset(0))
+    with pytest.raises(ConfigError, match="names no goal"):
+        agent_policy_factory(agent, "plan", TaskSpec(goal_source="env"))(scene, 0)
+    with pytest.raises(ConfigError, match=r"\(2, 8, 8\).*but the agent is made for \(2, 65, 65\)"):
         ami.evaluate(agent, "ami-test/Room-v0", episodes=2)
 
 
 def test_random_motion_is_drawn_from_all_that_can_be_done_and_the_seed_decides_it():
-    world = WorldConfig(id="ami/TwoRooms-v0", variant="fixed").build(64)
-    drawn = []
+    env = EnvConfig(id="ami/TwoRooms-v0", variant="fixed").build(64)
+    sampled = []
     for seed in (3, 3, 4):
-        obs, info = world.reset(seed)
-        act = aimless(Scene(world, obs, info), seed)
-        drawn.append(torch.stack([act(obs) for _ in range(50)]))
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-    assert drawn[0].abs().max() <= 1
-    assert drawn[0].mean().abs() < 0.05
-    assert drawn[0].std() == pytest.approx(3**-0.5, abs=0.05)
+        obs, info = env.reset(seed)
+        act = make_random_policy(EpisodeStart(env, obs, info), seed)
+        sampled.append(torch.stack([act(obs) for _ in range(50)]))
+    assert torch.equal(sampled[0], sampled[1])
+    assert not torch.equal(sampled[0], sampled[2])
+    assert sampled[0].abs().max() <= 1
+    assert sampled[0].mean().abs() < 0.05
+    assert sampled[0].std() == pytest.approx(3**-0.5, abs=0.05)
 
 
-def test_a_world_of_ours_is_made_without_importing_us_first():
+def test_an_env_of_ours_is_made_without_importing_us_first():
     import subprocess
     import sys
     from pathlib import Path
@@ -130,25 +128,25 @@ def test_a_world_of_ours_is_made_without_importing_us_first():
 
 
 @pytest.mark.parametrize("vector", ["auto", "sync", "async"])
-def test_what_a_world_says_of_itself_is_known_however_it_is_stepped(vector):
-    config = WorldConfig(id="ami-test/Room-v0", vector=vector)
-    with closing(config.build(2)) as world:
-        assert world.about == "A room <b>."
+def test_what_an_env_says_of_itself_is_known_however_it_is_stepped(vector):
+    config = EnvConfig(id="ami-test/Room-v0", vectorization_mode=vector)
+    with closing(config.build(2)) as env:
+        assert env.description == "A room <b>."
 
 
 @pytest.mark.parametrize("name", sorted(ENVS))
-def test_every_world_of_ours_says_what_there_is_to_see(name):
+def test_every_env_of_ours_says_what_there_is_to_see(name):
     pytest.importorskip("mujoco")
-    alone = WorldConfig(id=name, vector="sync")
-    with closing(WorldConfig(id=name).build(2)) as many, closing(alone.build(1)) as one:
-        assert many.about == one.about
-        assert "(blue)" in many.about
+    single = EnvConfig(id=name, vectorization_mode="sync")
+    with closing(EnvConfig(id=name).build(2)) as many, closing(single.build(1)) as one:
+        assert many.description == one.description
+        assert "(blue)" in many.description
 
 
-def test_worlds_say_whether_they_are_always_the_same():
+def test_envs_say_whether_they_are_always_the_same():
     def about(name, **options):
-        with closing(WorldConfig(id=name, options=options).build(1)) as world:
-            return world.about
+        with closing(EnvConfig(id=name, options=options).build(1)) as env:
+            return env.description
 
     assert about("ami/Maze-v0", maze_seed=3) != about("ami/Maze-v0")
     assert about("ami/TwoRooms-v0", variant="fixed") != about("ami/TwoRooms-v0", variant="random")

@@ -34,14 +34,14 @@ def mazes(count, size=5, loop_prob=0.0, split="all", seed=0):
     return SampledMaze(size, loop_prob, split)(keys_from_seeds(range(seed, seed + count), CPU))
 
 
-def world(count=1, **settings):
+def make_env(count=1, **settings):
     """Worlds that tell in tensors, at the beginning of seed 0."""
-    worlds = MazeVectorEnv(count, output="torch", **settings)
-    return worlds, worlds.reset(seed=0)[1]
+    vec_env = MazeVectorEnv(count, output="torch", **settings)
+    return vec_env, vec_env.reset(seed=0)[1]
 
 
-def rest(worlds):
-    return torch.zeros(worlds.num_envs, 2)
+def rest(vec_env):
+    return torch.zeros(vec_env.num_envs, 2)
 
 
 def noise(step, start, count):
@@ -49,16 +49,16 @@ def noise(step, start, count):
     return np.stack([r.uniform(-1.5, 1.5, 2) for r in rng]).astype(np.float32)
 
 
-def lived(worlds, steps, seed, act):
+def collect_data(vec_env, steps, seed, act):
     """What the worlds tell over some steps, actions too."""
-    obs, infos = worlds.reset(seed=seed)
-    told = [{"obs": obs, **infos}]
+    obs, infos = vec_env.reset(seed=seed)
+    text_out = [{"obs": obs, **infos}]
     for step in range(steps):
         actions = act(step)
-        obs, reward, _, truncated, infos = worlds.step(actions)
+        obs, reward, _, truncated, infos = vec_env.step(actions)
         ends = {"reward": reward, "truncated": truncated, "actions": actions}
-        told.append({"obs": obs, **infos, **ends})
-    return told
+        text_out.append({"obs": obs, **infos, **ends})
+    return text_out
 
 
 def graph(upright, level):
@@ -88,26 +88,32 @@ def told_apart(maze):
 
 
 @pytest.mark.parametrize("settings", [{"split": "train"}, {"map": "medium", "obs_type": "state"}])
-@pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, settings):
+@pytest.mark.parametrize("label", ["noise", "walk", "oracle"])
+def test_a_world_lives_the_same_life_alone_and_in_a_batch(label, settings):
     settings |= {"max_episode_steps": 40, "goal_distance": "medium", "directed_fraction": 0.5}
-    many, alone = (MazeVectorEnv(n, **settings) for n in (5, 1))
+    many, single = (MazeVectorEnv(n, **settings) for n in (5, 1))
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
-        "walk": (lambda _: many.behaviour_action(), lambda _: alone.behaviour_action()),
-        "oracle": (lambda _: many.expert_action(), lambda _: alone.expert_action()),
-    }[who]
-    together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
-    for moment, own in zip(together, by_itself, strict=True):
+        "walk": (lambda _: many.behaviour_action(), lambda _: single.behaviour_action()),
+        "oracle": (lambda _: many.expert_action(), lambda _: single.expert_action()),
+    }[label]
+    together, by_itself = (
+        collect_data(many, 130, 40, acts[0]),
+        collect_data(single, 130, 43, acts[1]),
+    )
+    for projected_step, own in zip(together, by_itself, strict=True):
         for name in own:
-            np.testing.assert_array_equal(moment[name][3], own[name][0], err_msg=name)
+            np.testing.assert_array_equal(projected_step[name][3], own[name][0], err_msg=name)
 
 
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
-    worlds = MazeVectorEnv(4, max_episode_steps=60)
+    vec_env = MazeVectorEnv(4, max_episode_steps=60)
     first, again, other = (
         np.stack(
-            [t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.behaviour_action())]
+            [
+                t["factors"]
+                for t in collect_data(vec_env, 100, seed, lambda _: vec_env.behaviour_action())
+            ]
         )
         for seed in (1, 1, 2**40)
     )
@@ -115,35 +121,35 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
     assert np.abs(first - other).max(axis=(0, 2)).min() > 0.05
 
 
-def test_every_episode_has_a_maze_of_its_own_and_worlds_end_each_by_themselves():
-    worlds, _ = world(3, max_episode_steps=2)
-    walls = [worlds.state.walls]
+def test_every_episode_has_a_maze_of_its_own_and_envs_end_each_by_themselves():
+    vec_env, _ = make_env(3, max_episode_steps=2)
+    walls = [vec_env.state.walls]
     for _ in range(2):
         for _ in range(3):
-            *_, truncated, _ = worlds.step(rest(worlds))
-        walls.append(worlds.state.walls)
+            *_, truncated, _ = vec_env.step(rest(vec_env))
+        walls.append(vec_env.state.walls)
     assert not truncated.any()
     assert all((a != b).flatten(1).any(-1).all() for a, b in [walls[:2], walls[1:], walls[::2]])
-    worlds._steps[1] = 1
-    kept = worlds.state
-    worlds.step(rest(worlds))
-    worlds.step(rest(worlds))
-    for part, old in zip(worlds.state.maze, kept.maze, strict=True):
+    vec_env._steps[1] = 1
+    kept = vec_env.state
+    vec_env.step(rest(vec_env))
+    vec_env.step(rest(vec_env))
+    for part, old in zip(vec_env.state.maze, kept.maze, strict=True):
         assert torch.equal(part[[0, 2]], old[[0, 2]])
-    assert not torch.equal(worlds.state.maze.path_length[1], kept.maze.path_length[1])
+    assert not torch.equal(vec_env.state.maze.path_length[1], kept.maze.path_length[1])
 
 
 def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
-    worlds = MazeVectorEnv(2, max_episode_steps=3)
-    _, born = worlds.reset(seed=0)
+    vec_env = MazeVectorEnv(2, max_episode_steps=3)
+    _, born = vec_env.reset(seed=0)
     ends = []
     for _ in range(8):
-        _, reward, terminated, truncated, infos = worlds.step(np.ones((2, 2), np.float32))
+        _, reward, terminated, truncated, infos = vec_env.step(np.ones((2, 2), np.float32))
         assert not terminated.any()
         ends.append(bool(truncated.all()))
         if ends[-1]:
             np.testing.assert_array_equal(infos["goal_factors"], born["goal_factors"])
-            obs, reward, _, truncated, born = worlds.step(np.full((2, 2), np.nan, np.float32))
+            obs, reward, _, truncated, born = vec_env.step(np.full((2, 2), np.nan, np.float32))
             assert not truncated.any()
             assert not reward.any()
             assert not born["factors"][:, 2:].any()
@@ -173,9 +179,9 @@ def test_mazes_are_of_all_kinds():
     assert len(told_apart(mazes(3000, 5))) > 2990
     maze = mazes(3000, 5)
     for walls in (maze.vertical_walls[..., 1:-1], maze.horizontal_walls[:, 1:-1]):
-        share = walls.float().mean(0)
-        assert share.min() > 0.25
-        assert share.max() < 0.5
+        fraction = walls.float().mean(0)
+        assert fraction.min() > 0.25
+        assert fraction.max() < 0.5
     upright, level = (
         w.float().mean() for w in (maze.vertical_walls[..., 1:-1], maze.horizontal_walls[:, 1:-1])
     )
@@ -192,40 +198,40 @@ def test_loops_open_a_share_of_the_walls_that_are_left():
 
 @pytest.mark.parametrize(("size", "loop_prob"), [(3, 0.0), (3, 0.9), (5, 0.0), (7, 0.3)])
 def test_train_and_test_never_share_a_maze_and_all_has_both(size, loop_prob):
-    told = {s: told_apart(mazes(1500, size, loop_prob, s)) for s in ("train", "test", "all")}
-    assert not told["train"] & told["test"]
-    assert min(len(told["train"]), len(told["test"])) > (5 if size == 3 else 1000)
+    text_out = {s: told_apart(mazes(1500, size, loop_prob, s)) for s in ("train", "test", "all")}
+    assert not text_out["train"] & text_out["test"]
+    assert min(len(text_out["train"]), len(text_out["test"])) > (5 if size == 3 else 1000)
     if size == 3:
-        assert told["all"] <= told["train"] | told["test"]
+        assert text_out["all"] <= text_out["train"] | text_out["test"]
     if not loop_prob:
-        share = (
+        fraction = (
             half_of(sample_split_edges(keys_from_seeds(range(4000), CPU), size, loop_prob, "all"))
             .float()
             .mean()
         )
-        assert 0.4 < share < 0.6
+        assert 0.4 < fraction < 0.6
 
 
 def test_splits_are_what_the_worlds_live_in():
     for split in ("train", "test"):
-        worlds, _ = world(30, split=split, max_episode_steps=1)
-        assert torch.equal(worlds.state.maze.vertical_walls, mazes(30, split=split).vertical_walls)
-        worlds.step(rest(worlds))
-        worlds.step(rest(worlds))
-        again = told_apart(worlds.state.maze)
+        vec_env, _ = make_env(30, split=split, max_episode_steps=1)
+        assert torch.equal(vec_env.state.maze.vertical_walls, mazes(30, split=split).vertical_walls)
+        vec_env.step(rest(vec_env))
+        vec_env.step(rest(vec_env))
+        again = told_apart(vec_env.state.maze)
         other = {"train": "test", "test": "train"}[split]
         assert not again & told_apart(mazes(2000, split=other))
 
 
 def test_a_numbered_maze_is_the_one_its_seed_begins_with_for_everyone_and_ever():
-    worlds, _ = world(4, maze_seed=17, max_episode_steps=2, split="test")
+    vec_env, _ = make_env(4, maze_seed=17, max_episode_steps=2, split="test")
     for _ in range(5):
-        for part, own in zip(worlds.state.maze, mazes(1, seed=17), strict=True):
+        for part, own in zip(vec_env.state.maze, mazes(1, seed=17), strict=True):
             assert torch.equal(part, own.expand_as(part))
-        worlds.step(rest(worlds))
-    assert len({tuple(p) for p in worlds.state.body.position.tolist()}) == 4
-    other, _ = world(1, maze_seed=18)
-    assert not torch.equal(other.state.walls[0], worlds.state.walls[0])
+        vec_env.step(rest(vec_env))
+    assert len({tuple(p) for p in vec_env.state.body.position.tolist()}) == 4
+    other, _ = make_env(1, maze_seed=18)
+    assert not torch.equal(other.state.walls[0], vec_env.state.walls[0])
 
 
 def test_known_maps_are_as_they_are_known():
@@ -239,11 +245,11 @@ def test_known_maps_are_as_they_are_known():
         near = graph(maze.vertical_walls[0].numpy(), maze.horizontal_walls[0].numpy())
         labels = connected_components(near)[1][~maze.solid.flatten().numpy()]
         assert len(set(labels)) == 1
-        drawn = np.array([list(row) for row in MAPS[name].split()]) == "#"
-        np.testing.assert_array_equal(maze.solid[0], drawn)
-        free_pair = ~drawn[:, 1:] & ~drawn[:, :-1]
+        sampled = np.array([list(row) for row in MAPS[name].split()]) == "#"
+        np.testing.assert_array_equal(maze.solid[0], sampled)
+        free_pair = ~sampled[:, 1:] & ~sampled[:, :-1]
         np.testing.assert_array_equal(~maze.vertical_walls[0, :, 1:-1], free_pair)
-        np.testing.assert_array_equal(~maze.horizontal_walls[0, 1:-1], ~drawn[1:] & ~drawn[:-1])
+        np.testing.assert_array_equal(~maze.horizontal_walls[0, 1:-1], ~sampled[1:] & ~sampled[:-1])
 
 
 @pytest.mark.parametrize(("size", "loop_prob"), [(3, 0.0), (6, 0.0), (6, 0.3), (11, 0.1)])
@@ -260,10 +266,10 @@ def test_ways_round_solid_cells_are_as_long_as_dijkstra_finds_them(name):
     np.testing.assert_array_equal(maze.path_length[0], np.where(np.isinf(far), UNREACHABLE, far))
 
 
-def ends(worlds):
+def ends(vec_env):
     """Start and goal cells of the episodes, [B] each."""
-    size = worlds.mazes.size
-    return cell_of(worlds.state.body.position, size), cell_of(worlds.state.goal, size)
+    size = vec_env.mazes.size
+    return cell_of(vec_env.state.body.position, size), cell_of(vec_env.state.goal, size)
 
 
 SETTINGS = [{"size": 5}, {"size": 8, "loop_prob": 0.2}, *({"map": name} for name in MAPS)]
@@ -272,8 +278,8 @@ SETTINGS = [{"size": 5}, {"size": 8, "loop_prob": 0.2}, *({"map": name} for name
 @pytest.mark.parametrize("goals", BANDS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_goals_are_as_far_as_their_band_says(settings, goals):
-    worlds, infos = world(600, goal_distance=goals, **settings)
-    maze, (start, goal) = worlds.state.maze, ends(worlds)
+    vec_env, infos = make_env(600, goal_distance=goals, **settings)
+    maze, (start, goal) = vec_env.state.maze, ends(vec_env)
     path = maze.path_length[torch.arange(600), start, goal].numpy()
     np.testing.assert_array_equal(infos["path"], path)
     longest = maze.longest.numpy()
@@ -299,21 +305,21 @@ def test_goals_are_as_far_as_their_band_says(settings, goals):
 
 
 def test_pairs_of_a_band_are_drawn_alike():
-    worlds, _ = world(20000, map="u", goal_distance="long", obs_type="state")
-    start, goal = ends(worlds)
+    vec_env, _ = make_env(20000, map="u", goal_distance="long", obs_type="state")
+    start, goal = ends(vec_env)
     pairs, counts = np.unique((9 * start + goal).numpy(), return_counts=True)
-    far = worlds.state.maze.path_length[0].flatten()
+    far = vec_env.state.maze.path_length[0].flatten()
     np.testing.assert_array_equal(pairs, ((far >= 4) & (far < UNREACHABLE)).nonzero().flatten())
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_places_fill_the_part_of_a_cell_that_is_free():
-    worlds, _ = world(4000, size=3)
-    for place in (worlds.state.body.position, worlds.state.goal):
-        share = ((place % 1) - RADIUS) / (1 - 2 * RADIUS)
-        assert share.min() >= -1e-6
-        assert share.max() <= 1 + 1e-6
-        for side in share.unbind(-1):
+    vec_env, _ = make_env(4000, size=3)
+    for position in (vec_env.state.body.position, vec_env.state.goal):
+        fraction = ((position % 1) - RADIUS) / (1 - 2 * RADIUS)
+        assert fraction.min() >= -1e-6
+        assert fraction.max() <= 1 + 1e-6
+        for side in fraction.unbind(-1):
             assert stats.kstest(side.numpy(), "uniform").pvalue > 1e-3
 
 
@@ -323,35 +329,35 @@ def test_one_of_many_is_picked_by_weight():
     assert sample_index(weight, u).tolist() == [1, 1, 1, 3, 3, 4, 4, 4]
 
 
-def place_at(worlds, place, goal, pace=(0.0, 0.0), **settings):
+def place_at(vec_env, position, goal, pace=(0.0, 0.0), **settings):
     """The worlds anew, with bodies and goals at cells where a test wants them."""
-    size = worlds.mazes.size
-    body = [place[0] / size, place[1] / size, *pace]
+    size = vec_env.mazes.size
+    body = [position[0] / size, position[1] / size, *pace]
     goal = [goal[0] / size, goal[1] / size, 0, 0]
     options = {"factors": [body], "goal_factors": [goal]}
-    return worlds.reset(seed=0, options=options, **settings)
+    return vec_env.reset(seed=0, options=options, **settings)
 
 
-def test_success_remembers_and_final_success_does_not():
-    worlds, _ = world(1, map="four-rooms")
-    _, infos = place_at(worlds, (1.2, 2.5), (1.5, 2.5))
+def test_success_stores_and_final_success_does_not():
+    vec_env, _ = make_env(1, map="four-rooms")
+    _, infos = place_at(vec_env, (1.2, 2.5), (1.5, 2.5))
     assert infos["success"].item()
-    told = [worlds.step(torch.tensor([[1.0, 0.0]])) for _ in range(8)]
-    near = [abs(float(t[4]["factors"][0, 0]) * 11 - 1.5) < 0.4 for t in told]
+    text_out = [vec_env.step(torch.tensor([[1.0, 0.0]])) for _ in range(8)]
+    near = [abs(float(t[4]["factors"][0, 0]) * 11 - 1.5) < 0.4 for t in text_out]
     assert near == [True] * 5 + [False] * 3
-    assert [bool(t[4]["final_success"]) for t in told] == near
-    assert [float(t[1]) for t in told] == near
-    assert all(t[4]["success"] for t in told)
+    assert [bool(t[4]["final_success"]) for t in text_out] == near
+    assert [float(t[1]) for t in text_out] == near
+    assert all(t[4]["success"] for t in text_out)
 
 
 def test_nearness_through_a_wall_is_no_success():
-    worlds, _ = world(1, map="u", obs_type="state")
-    _, infos = place_at(worlds, (2.5, 0.82), (2.5, 1.18))
+    vec_env, _ = make_env(1, map="u", obs_type="state")
+    _, infos = place_at(vec_env, (2.5, 0.82), (2.5, 1.18))
     assert infos["distance"].item() == pytest.approx(0.36, abs=1e-5)
     assert infos["final_success"].item()
-    drawn, _ = world(1)
-    row, line = drawn.state.maze.vertical_walls[0, :, 1:-1].nonzero()[0].tolist()
-    _, infos = place_at(drawn, (line + 0.82, row + 0.5), (line + 1.18, row + 0.5))
+    sampled, _ = make_env(1)
+    row, line = sampled.state.maze.vertical_walls[0, :, 1:-1].nonzero()[0].tolist()
+    _, infos = place_at(sampled, (line + 0.82, row + 0.5), (line + 1.18, row + 0.5))
     assert infos["distance"].item() == pytest.approx(0.36, abs=1e-5)
     assert infos["path"].item() >= 3
     assert not infos["success"].item()
@@ -363,23 +369,23 @@ def test_nearness_through_a_wall_is_no_success():
     [({"size": 5}, 32), ({"size": 3}, 20), ({"size": 15}, 92), ({"map": "medium"}, 40)],
 )
 def test_the_image_shows_walls_bodies_and_where_bodies_came_from(settings, pixels):
-    worlds = MazeVectorEnv(12, **settings)
-    obs, infos = worlds.reset(seed=1)
+    vec_env = MazeVectorEnv(12, **settings)
+    obs, infos = vec_env.reset(seed=1)
     assert obs.shape == (12, 3, pixels, pixels)
-    assert worlds.observation_space.contains(obs)
+    assert vec_env.observation_space.contains(obs)
     np.testing.assert_array_equal(obs[:, 1], obs[:, 2])
-    size, places = worlds.mazes.size, [infos["factors"][:, :2]]
+    size, positions = vec_env.mazes.size, [infos["factors"][:, :2]]
     for step in range(20):
-        obs, *_, infos = worlds.step(noise(step, 0, 12))
-        places.append(infos["factors"][:, :2])
+        obs, *_, infos = vec_env.step(noise(step, 0, 12))
+        positions.append(infos["factors"][:, :2])
         origin = (pixels - 6 * size - 1) // 2
-        for dot, place in ((obs[:, 1], places[-1]), (obs[:, 2], places[-2])):
+        for dot, position in ((obs[:, 1], positions[-1]), (obs[:, 2], positions[-2])):
             bright = dot.reshape(12, -1).argmax(-1)
-            seen = np.stack([bright % pixels, bright // pixels], -1)
-            assert np.abs(seen - 6 * size * place - origin).max() <= 0.51
+            observed = np.stack([bright % pixels, bright // pixels], -1)
+            assert np.abs(observed - 6 * size * position - origin).max() <= 0.51
             assert dot.max() > 190
     walls = obs[:, 0, origin:, origin:]
-    maze = worlds.state.maze
+    maze = vec_env.state.maze
     for i in range(12):
         for row in range(size):
             np.testing.assert_array_equal(
@@ -393,21 +399,21 @@ def test_the_image_shows_walls_bodies_and_where_bodies_came_from(settings, pixel
 
 
 def test_the_goal_image_is_what_one_sees_on_arrival():
-    worlds = MazeVectorEnv(4)
-    _, infos = worlds.reset(seed=2)
-    obs, _ = worlds.reset(seed=2, options={"factors": infos["goal_factors"]})
+    vec_env = MazeVectorEnv(4)
+    _, infos = vec_env.reset(seed=2)
+    obs, _ = vec_env.reset(seed=2, options={"factors": infos["goal_factors"]})
     np.testing.assert_allclose(obs.astype(int), infos["goal"].astype(int), atol=1)
 
 
 def test_the_state_is_place_and_velocity():
-    worlds = MazeVectorEnv(30, map="large", obs_type="state")
-    obs, infos = worlds.reset(seed=0)
+    vec_env = MazeVectorEnv(30, map="large", obs_type="state")
+    obs, infos = vec_env.reset(seed=0)
     assert not infos["goal"][:, 2:].any()
     np.testing.assert_allclose(infos["goal"][:, :2], 2 * infos["goal_factors"][:, :2] - 1)
     for step in range(60):
         before = infos["factors"]
-        obs, *_, infos = worlds.step(noise(step, 0, 30))
-        assert worlds.observation_space.contains(obs)
+        obs, *_, infos = vec_env.step(noise(step, 0, 30))
+        assert vec_env.observation_space.contains(obs)
         factors = infos["factors"]
         np.testing.assert_allclose(obs[:, :2], 2 * factors[:, :2] - 1, atol=1e-6)
         np.testing.assert_allclose(obs[:, 2:], factors[:, 2:], atol=1e-6)
@@ -416,16 +422,16 @@ def test_the_state_is_place_and_velocity():
     assert np.abs(obs[:, 2:]).max() > 0.3
 
 
-def test_a_picture_shows_body_goal_and_walls_where_the_factors_say():
-    worlds = MazeVectorEnv(6, goal_distance="long")
-    _, infos = worlds.reset(seed=0)
-    body, goal = (worlds.factors_to_pixels(infos[name]) for name in ("factors", "goal_factors"))
+def test_a_picture_shows_agent_body_goal_and_walls_where_the_factors_say():
+    vec_env = MazeVectorEnv(6, goal_distance="long")
+    _, infos = vec_env.reset(seed=0)
+    body, goal = (vec_env.factors_to_pixels(infos[name]) for name in ("factors", "goal_factors"))
     maze, lines = (
-        worlds.state.maze,
-        worlds.factors_to_pixels(np.arange(6)[:, None].repeat(4, 1) / 5)[:, 0],
+        vec_env.state.maze,
+        vec_env.factors_to_pixels(np.arange(6)[:, None].repeat(4, 1) / 5)[:, 0],
     )
     line, middle = lines.round().astype(int), ((lines[1:] + lines[:-1]) / 2).round().astype(int)
-    for i, picture in enumerate(worlds.render()):
+    for i, picture in enumerate(vec_env.render()):
         assert picture.shape == (320, 320, 3)
         assert picture.dtype == np.uint8
         x, y = body[i].round().astype(int)
@@ -445,17 +451,17 @@ def test_a_picture_shows_body_goal_and_walls_where_the_factors_say():
 
 
 def test_torch_and_numpy_tell_the_same():
-    told = {}
+    text_out = {}
     for output in ("numpy", "torch"):
-        worlds = MazeVectorEnv(2, output=output)
-        obs, infos = worlds.reset(seed=5)
-        told[output] = (
+        vec_env = MazeVectorEnv(2, output=output)
+        obs, infos = vec_env.reset(seed=5)
+        text_out[output] = (
             obs,
             infos["path"],
-            worlds.expert_action(),
-            *worlds.step(worlds.behaviour_action())[:4],
+            vec_env.expert_action(),
+            *vec_env.step(vec_env.behaviour_action())[:4],
         )
-    for tensor, array in zip(told["torch"], told["numpy"], strict=True):
+    for tensor, array in zip(text_out["torch"], text_out["numpy"], strict=True):
         assert isinstance(tensor, torch.Tensor)
         assert tensor.numpy().dtype == array.dtype
         np.testing.assert_array_equal(tensor.numpy(), array)
@@ -472,8 +478,8 @@ def test_gymnasium_accepts_the_world(settings):
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
-    worlds = gymnasium.make_vec(envs.MAZE, num_envs=3, vectorization_mode=mode, split="test")
-    obs, infos = worlds.reset(seed=8)
+    vec_env = gymnasium.make_vec(envs.MAZE, num_envs=3, vectorization_mode=mode, split="test")
+    obs, infos = vec_env.reset(seed=8)
     own, own_infos = gymnasium.make(envs.MAZE, split="test").reset(seed=10)
     np.testing.assert_array_equal(obs[2], own)
     assert infos["path"][2] == own_infos["path"]
@@ -513,11 +519,11 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 
 
 @pytest.mark.parametrize("name", ["factors", "goal_factors"])
-def test_unusable_factors_are_refused_by_name_and_world(name):
-    worlds, infos = world(3, map="medium")
+def test_unusable_factors_are_refused_by_name_and_env(name):
+    vec_env, infos = make_env(3, map="medium")
     good = infos["factors"].clone()
     with pytest.raises(ValueError, match=rf"{name} is \[2, 4\]; needed is \[3, 4\]"):
-        worlds.reset(options={name: good[:2]})
+        vec_env.reset(options={name: good[:2]})
     for column, wrong, named in (
         (0, 1.2, "fractions"),
         (1, math.nan, "fractions"),
@@ -527,49 +533,49 @@ def test_unusable_factors_are_refused_by_name_and_world(name):
         factors = good.clone()
         factors[1, column] = wrong
         with pytest.raises(ValueError, match=f"{name}: .*{named}"):
-            worlds.reset(options={name: factors})
+            vec_env.reset(options={name: factors})
     solid = good.clone()
     solid[2, :2] = torch.tensor([2.5, 0.5]) / 6
     with pytest.raises(ValueError, match="in environment 2"):
-        worlds.reset(options={name: solid})
+        vec_env.reset(options={name: solid})
 
 
 def test_factors_put_back_give_the_same_moment_in_the_same_maze():
-    worlds, _ = world(4)
+    vec_env, _ = make_env(4)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.expert_action())
-    again, told = worlds.reset(
+        obs, *_, infos = vec_env.step(vec_env.expert_action())
+    again, text_out = vec_env.reset(
         seed=0, options={"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
     )
-    torch.testing.assert_close(told["factors"], infos["factors"])
-    torch.testing.assert_close(told["goal_factors"], infos["goal_factors"])
+    torch.testing.assert_close(text_out["factors"], infos["factors"])
+    torch.testing.assert_close(text_out["goal_factors"], infos["goal_factors"])
     assert (obs[:, :2].int() - again[:, :2].int()).abs().max() <= 1
     free = (infos["factors"][:, 2:] != 0).all(-1)
     assert (obs[free].int() - again[free].int()).abs().max() <= 1
 
 
 def test_where_a_user_puts_the_start_goals_are_in_the_band_as_near_as_can_be():
-    worlds, _ = world(500, map="u", goal_distance="long")
+    vec_env, _ = make_env(500, map="u", goal_distance="long")
     factors = torch.tensor([[2.5, 1.5, 0, 0]]).expand(500, -1) / 3  # in the middle of the way
-    _, infos = worlds.reset(seed=0, options={"factors": factors})
+    _, infos = vec_env.reset(seed=0, options={"factors": factors})
     assert set(infos["path"].tolist()) == {3}
     assert len({tuple(c) for c in (3 * infos["goal_factors"][:, :2]).floor().tolist()}) == 2
 
 
 def test_what_was_told_stays_as_it_was():
-    worlds = MazeVectorEnv(2)
-    obs, infos = worlds.reset(seed=0)
+    vec_env = MazeVectorEnv(2)
+    obs, infos = vec_env.reset(seed=0)
     kept = {name: part.copy() for name, part in {"obs": obs, **infos}.items()}
     for _ in range(5):
-        worlds.step(worlds.expert_action())
+        vec_env.step(vec_env.expert_action())
     for name, part in {"obs": obs, **infos}.items():
         np.testing.assert_array_equal(part, kept[name], err_msg=name)
 
 
-def test_unusable_actions_are_refused_by_world():
-    worlds = MazeVectorEnv(3)
-    worlds.reset(seed=0)
+def test_unusable_actions_are_refused_by_env():
+    vec_env = MazeVectorEnv(3)
+    vec_env.reset(seed=0)
     actions = np.zeros((3, 2), np.float32)
     actions[2, 1] = np.inf
     with pytest.raises(ValueError, match="environment 2"):
-        worlds.step(actions)
+        vec_env.step(actions)

@@ -32,11 +32,11 @@ def mazes(count, size=5, loop_prob=0.0):
     return SampledMaze(size, loop_prob, "all")(keys_from_seeds(range(count), CPU))
 
 
-def overlaps(maze, place, radius=RADIUS - 2e-4):
+def overlaps(maze, position, radius=RADIUS - 2e-4):
     """[B] bool: a square about the place meets any wall, each looked at by itself, or a solid cell;
     independent of the physics' own geometry."""
-    size, place = maze.size, place.double()
-    low, high = place[:, None, None] - radius, place[:, None, None] + radius  # [B, 1, 1, 2]
+    size, position = maze.size, position.double()
+    low, high = position[:, None, None] - radius, position[:, None, None] + radius  # [B, 1, 1, 2]
 
     def meets(start, length):
         return (low < start + torch.tensor(length)).all(-1) & (high > start).all(-1)
@@ -46,14 +46,14 @@ def overlaps(maze, place, radius=RADIUS - 2e-4):
     level = maze.horizontal_walls & meets(torch.stack([row, line], -1).transpose(0, 1), [1, 0])
     column = torch.stack(torch.meshgrid(*[torch.arange(size)] * 2, indexing="xy"), -1)
     solid = maze.solid & meets(column, [1, 1])
-    outside = ((place < radius) | (place > size - radius)).any(-1)
+    outside = ((position < radius) | (position > size - radius)).any(-1)
     return (upright.flatten(1) | level.flatten(1)).any(-1) | solid.flatten(1).any(-1) | outside
 
 
-def one(name, place, pace=(0.0, 0.0)):
+def one(name, position, pace=(0.0, 0.0)):
     """A body in a map that many know."""
-    place, pace = torch.tensor([place]), torch.tensor([pace])
-    return read_map(MAPS[name], CPU), PointState(place, pace, place)
+    position, pace = torch.tensor([position]), torch.tensor([pace])
+    return read_map(MAPS[name], CPU), PointState(position, pace, position)
 
 
 def pushed(maze, body, action, steps):
@@ -64,7 +64,7 @@ def pushed(maze, body, action, steps):
 
 @pytest.mark.parametrize("loop_prob", [0.0, 0.6])
 @pytest.mark.parametrize("hold", [1, 12])
-def test_no_body_is_ever_in_a_wall(loop_prob, hold):
+def test_no_agent_body_is_ever_in_a_wall(loop_prob, hold):
     """100 000 steps, of a new action each or of held ones, which press into corners and reach the
     terminal speed."""
     maze = mazes(500, loop_prob=loop_prob)
@@ -82,14 +82,14 @@ def test_no_body_is_ever_in_a_wall(loop_prob, hold):
 
 @pytest.mark.parametrize("name", MAPS)
 def test_nor_in_a_solid_cell(name):
-    worlds = MazeVectorEnv(200, map=name, output="torch", obs_type="state")
-    worlds.reset(seed=0)
+    envs = MazeVectorEnv(200, map=name, output="torch", obs_type="state")
+    envs.reset(seed=0)
     for step in range(300):
-        worlds.step(3 * many(200, 2, seed=1000 * (step // 8)) - 1.5)
-        assert not overlaps(worlds.state.maze, worlds.state.body.position).any()
+        envs.step(3 * many(200, 2, seed=1000 * (step // 8)) - 1.5)
+        assert not overlaps(envs.state.maze, envs.state.body.position).any()
 
 
-def test_the_way_of_a_body_never_leads_through_a_wall():
+def test_the_way_of_an_agent_body_never_leads_through_a_wall():
     """From step to step a body comes into a neighbouring cell that is open to it, or stays."""
     maze = mazes(400)
     body = at_rest(sample_in_cell((25 * many(400)[:, 0]).long(), 5, many(400, 2, seed=9)))
@@ -102,12 +102,12 @@ def test_the_way_of_a_body_never_leads_through_a_wall():
     assert (torch.stack(far) == 1).sum() > 3000
 
 
-def test_free_places_are_those_where_a_body_meets_nothing():
+def test_free_places_are_those_where_an_agent_body_meets_nothing():
     for maze in (mazes(4000, 4, 0.3), read_map(MAPS["medium"], CPU)):
         maze = type(maze)(*(part.expand(4000, *part.shape[1:]) for part in maze))
-        place = (maze.size + 0.4) * many(4000, 2, seed=3) - 0.2
-        free = is_free(maze, place)
-        surely, maybe = ~overlaps(maze, place, RADIUS), ~overlaps(maze, place)
+        position = (maze.size + 0.4) * many(4000, 2, seed=3) - 0.2
+        free = is_free(maze, position)
+        surely, maybe = ~overlaps(maze, position, RADIUS), ~overlaps(maze, position)
         assert (free >= surely).all()
         assert (free <= maybe).all()
         assert 0.2 < free.float().mean() < 0.7
@@ -115,12 +115,12 @@ def test_free_places_are_those_where_a_body_meets_nothing():
 
 def test_momentum_is_kept_and_pushes_add_to_it():
     maze, body = one("four-rooms", (0.5, 2.5))
-    place, pace = 0.5, 0.0
+    position, pace = 0.5, 0.0
     for action in (1.0, 1.0, 0.5, 0.0, 0.0, -1.0):
         body = step_points(maze, body, torch.tensor([[action, 0.0]]))
-        before, pace = place, KEPT * pace + PUSH * action
-        place += pace
-        torch.testing.assert_close(body.position, torch.tensor([[place, 2.5]]))
+        before, pace = position, KEPT * pace + PUSH * action
+        position += pace
+        torch.testing.assert_close(body.position, torch.tensor([[position, 2.5]]))
         torch.testing.assert_close(body.velocity, torch.tensor([[pace, 0.0]]))
         torch.testing.assert_close(body.previous_position, torch.tensor([[before, 2.5]]))
 
@@ -133,7 +133,7 @@ def test_full_actions_come_to_the_terminal_speed_and_longer_ones_are_no_more():
 
 
 @pytest.mark.parametrize("way", DIRECTIONS)
-def test_a_wall_stops_a_body_where_they_touch_and_lets_it_slide(way):
+def test_a_wall_stops_an_agent_body_where_they_touch_and_lets_it_slide(way):
     """Against every side of a maze without inner walls, at a slant."""
     maze, ahead = read_map("....\n" * 4, CPU), torch.tensor(way)
     slant = 0.9 * ahead + 0.4 * ahead.flip(0)
@@ -154,7 +154,7 @@ def test_who_was_stopped_starts_from_rest():
 
 
 @pytest.mark.parametrize("y", [0.9, 1.1])
-def test_the_end_of_a_wall_stops_a_body_that_straddles_its_line(y):
+def test_the_end_of_a_wall_stops_an_agent_body_that_straddles_its_line(y):
     """In a maze whose only inner wall is level, from (1, 1) to (2, 1)."""
     open_maze = read_map("...\n...\n...", CPU)
     level = open_maze.horizontal_walls.clone()
@@ -179,13 +179,13 @@ MAZES += [{"map": name} for name in MAPS]
 
 @pytest.mark.parametrize("settings", MAZES, ids=str)
 def test_the_oracle_reaches_the_farthest_goals_and_stays(settings):
-    worlds = MazeVectorEnv(200, goal_distance="long", output="torch", **settings)
-    _, infos = worlds.reset(seed=0)
-    path, arrived = infos["path"], torch.full((200,), worlds.max_episode_steps)
-    for step in range(worlds.max_episode_steps):
-        actions = worlds.expert_action()
+    envs = MazeVectorEnv(200, goal_distance="long", output="torch", **settings)
+    _, infos = envs.reset(seed=0)
+    path, arrived = infos["path"], torch.full((200,), envs.max_episode_steps)
+    for step in range(envs.max_episode_steps):
+        actions = envs.expert_action()
         assert actions.norm(dim=-1).max() <= 1.00001
-        _, reward, *_, infos = worlds.step(actions)
+        _, reward, *_, infos = envs.step(actions)
         there = infos["final_success"]
         arrived = torch.where(there & (arrived > step), step, arrived)
         assert torch.equal(there, arrived <= step)  # none leaves again
@@ -197,31 +197,31 @@ def test_the_oracle_reaches_the_farthest_goals_and_stays(settings):
 
 @pytest.mark.parametrize("goals", ["short", "medium", "any"])
 def test_the_oracle_reaches_nearer_goals_too(goals):
-    worlds = MazeVectorEnv(400, size=7, goal_distance=goals, output="torch")
-    worlds.reset(seed=0)
-    for _ in range(worlds.max_episode_steps // 2):
-        *_, infos = worlds.step(worlds.expert_action())
+    envs = MazeVectorEnv(400, size=7, goal_distance=goals, output="torch")
+    envs.reset(seed=0)
+    for _ in range(envs.max_episode_steps // 2):
+        *_, infos = envs.step(envs.expert_action())
     assert infos["final_success"].float().mean() >= 0.99
 
 
 def strolled(steps=50, **settings):
     """Paces and actions [steps, B, 2] of walks that have been under way for a while, and how many
     cells each has been in, [B]."""
-    worlds = MazeVectorEnv(300, output="torch", max_episode_steps=1000, **settings)
-    worlds.reset(seed=0)
-    told = []
+    envs = MazeVectorEnv(300, output="torch", max_episode_steps=1000, **settings)
+    envs.reset(seed=0)
+    output = []
     for _ in range(30 + steps):
-        actions = worlds.behaviour_action()
-        worlds.step(actions)
-        told.append(torch.stack([*worlds.state.body[:2], actions]))
-    places, paces, actions = torch.stack(told, 1)[:, 30:]
-    seen = torch.zeros(300, worlds.mazes.size**2, dtype=torch.bool)
-    for place in places:
-        seen[torch.arange(300), cell_of(place, worlds.mazes.size)] = True
-    return paces, actions, seen.sum(-1).float()
+        actions = envs.behaviour_action()
+        envs.step(actions)
+        output.append(torch.stack([*envs.state.body[:2], actions]))
+    positions, paces, actions = torch.stack(output, 1)[:, 30:]
+    observed = torch.zeros(300, envs.mazes.size**2, dtype=torch.bool)
+    for position in positions:
+        observed[torch.arange(300), cell_of(position, envs.mazes.size)] = True
+    return paces, actions, observed.sum(-1).float()
 
 
-def test_a_walk_explores_nearby_and_errands_lead_further():
+def test_a_walk_explores_nearby_and_subtasks_lead_further():
     paces, actions, cells = strolled()
     _, _, directed_fraction = strolled(directed_fraction=1.0)
     assert 2 <= cells.median() <= 4
@@ -236,31 +236,33 @@ def test_a_walk_explores_nearby_and_errands_lead_further():
     assert turned[strength[1:] * strength[:-1] > 0].mean() > 0.6  # it holds a heading
 
 
-def test_asking_where_one_would_walk_leaves_the_body_alone():
-    worlds = MazeVectorEnv(3, directed_fraction=0.5)
-    _, infos = worlds.reset(seed=0)
+def test_asking_where_one_would_walk_leaves_the_agent_body_alone():
+    envs = MazeVectorEnv(3, directed_fraction=0.5)
+    _, infos = envs.reset(seed=0)
     for _ in range(5):
-        worlds.behaviour_action()
-    *_, after = worlds.step(np.zeros((3, 2), np.float32))
+        envs.behaviour_action()
+    *_, after = envs.step(np.zeros((3, 2), np.float32))
     np.testing.assert_array_equal(after["factors"], infos["factors"])
 
 
 @pytest.mark.parametrize("settings", [{"split": "test"}, {"size": 3}, {"map": "u"}], ids=str)
-def test_the_exams_tell_a_wall_from_an_opening(settings):
-    worlds = MazeVectorEnv(1, **settings)
-    wall, opening = (worlds.dynamics_tests(seed=4)[name] for name in ("wall", "open"))
-    space = worlds.single_observation_space.shape
-    for exam in (wall, opening):
-        assert exam.obs.shape == (64, *space)
-        assert exam.actions.shape == (64, 5, 2)
-        np.testing.assert_array_equal(np.abs(exam.actions).sum(-1), 1)
-        assert not exam.start_factors[:, 2:].any()
-    size = worlds.mazes.size
+def test_the_dynamics_tests_tell_a_wall_from_an_opening(settings):
+    envs = MazeVectorEnv(1, **settings)
+    wall, opening = (envs.dynamics_tests(seed=4)[name] for name in ("wall", "open"))
+    space = envs.single_observation_space.shape
+    for dynamics_test in (wall, opening):
+        assert dynamics_test.obs.shape == (64, *space)
+        assert dynamics_test.actions.shape == (64, 5, 2)
+        np.testing.assert_array_equal(np.abs(dynamics_test.actions).sum(-1), 1)
+        assert not dynamics_test.start_factors[:, 2:].any()
+    size = envs.mazes.size
     moved = {}
-    for name, exam in (("wall", wall), ("open", opening)):
-        way = size * (exam.end_factors - exam.start_factors)[:, :2]
-        moved[name] = (way * exam.actions[:, 0]).sum(-1)
-        np.testing.assert_allclose(way, moved[name][:, None] * exam.actions[:, 0], atol=1e-5)
+    for name, dynamics_test in (("wall", wall), ("open", opening)):
+        way = size * (dynamics_test.end_factors - dynamics_test.start_factors)[:, :2]
+        moved[name] = (way * dynamics_test.actions[:, 0]).sum(-1)
+        np.testing.assert_allclose(
+            way, moved[name][:, None] * dynamics_test.actions[:, 0], atol=1e-5
+        )
     assert moved["wall"].min() > 0.01
     assert moved["wall"].max() <= TERMINAL + 1e-5
     assert not np.abs(wall.end_factors[:, 2:]).any()
@@ -273,6 +275,6 @@ def test_the_exams_tell_a_wall_from_an_opening(settings):
     ).sum(-1)
     np.testing.assert_array_equal(np.abs(crossed), 1)
     assert len(np.unique(wall.actions[:, 0], axis=0)) >= (2 if size > 3 else 1)
-    np.testing.assert_array_equal(wall.obs, worlds.dynamics_tests(seed=4)["wall"].obs)
+    np.testing.assert_array_equal(wall.obs, envs.dynamics_tests(seed=4)["wall"].obs)
     beyond = size * wall.start_factors[:, :2] + wall.actions[:, 0]
     assert ((beyond > 0) & (beyond < size)).all()  # between two cells, not the maze's border

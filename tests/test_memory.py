@@ -11,52 +11,54 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modules.memory import Memory
-from modules.types import Trajectory, Transition, UnusableInput
+from modules.memory.replay_buffer import ReplayBuffer
+from modules.types import ConfigError, Trajectory, Transition
 
 
-def life(seed: int, worlds: int = 3, ends: float = 0.2) -> Iterator[Transition]:
+def life(seed: int, num_envs: int = 3, ends: float = 0.2) -> Iterator[Transition]:
     """Worlds whose observations [B, 3] tell world, episode and time; they reset as NEXT_STEP does.
 
     An action repeats the observation it answers, interoception the one it leads to; what belongs
     to a reset step is -1 and must never be seen.
     """
     dice = torch.Generator().manual_seed(seed)
-    obs = torch.zeros(worlds, 3)
-    obs[:, 0] = torch.arange(worlds)
-    over = torch.zeros(worlds, dtype=torch.bool)
+    obs = torch.zeros(num_envs, 3)
+    obs[:, 0] = torch.arange(num_envs)
+    done = torch.zeros(num_envs, dtype=torch.bool)
     while True:
         following = obs + torch.tensor([0.0, 0.0, 1.0])
-        following[over] = obs[over] * torch.tensor([1.0, 1.0, 0.0]) + torch.tensor([0.0, 1.0, 0.0])
-        action = obs.masked_fill(over[:, None], -1)
-        felt = following.masked_fill(over[:, None], -1)
-        ending = (torch.rand(worlds, generator=dice) < ends) & ~over
-        truncated = ending & (torch.rand(worlds, generator=dice) < 0.5)
-        yield Transition(obs, action, felt, following, ending & ~truncated, truncated)
-        obs, over = following, ending
+        following[done] = obs[done] * torch.tensor([1.0, 1.0, 0.0]) + torch.tensor([0.0, 1.0, 0.0])
+        action = obs.masked_fill(done[:, None], -1)
+        interoception = following.masked_fill(done[:, None], -1)
+        ending = (torch.rand(num_envs, generator=dice) < ends) & ~done
+        truncated = ending & (torch.rand(num_envs, generator=dice) < 0.5)
+        yield Transition(obs, action, interoception, following, ending & ~truncated, truncated)
+        obs, done = following, ending
 
 
-def lived(seed: int, steps: int, capacity: int, **how: float) -> Memory:
+def collect_data(seed: int, steps: int, capacity: int, **how: float) -> ReplayBuffer:
     transitions = list(islice(life(seed, **how), max(steps, 1)))
-    memory = Memory(capacity, transitions[0], "cpu")
+    memory = ReplayBuffer(capacity, transitions[0], "cpu")
     for transition in transitions[:steps]:
-        memory.remember(transition)
+        memory.add(transition)
     return memory
 
 
-def assert_is_one_stretch(seen: Trajectory) -> None:
-    world, episode, moment = seen.obs.unbind(-1)  # each [N, T + 1]
-    assert (world == world[:, :1]).all()
+def assert_is_one_stretch(observed: Trajectory) -> None:
+    env, episode, projected_step = observed.obs.unbind(-1)  # each [N, T + 1]
+    assert (env == env[:, :1]).all()
     assert (episode == episode[:, :1]).all()
-    valid = torch.ones_like(seen.terminated) if seen.valid is None else seen.valid
+    valid = torch.ones_like(observed.terminated) if observed.valid is None else observed.valid
     assert valid[:, 0].all()
     assert (valid[:, :-1] | ~valid[:, 1:]).all()  # nothing is valid beyond an end
-    assert (moment.diff(dim=1) == valid).all()  # beyond an end the last observation is repeated
+    assert (
+        projected_step.diff(dim=1) == valid
+    ).all()  # beyond an end the last observation is repeated
     known = valid[..., None]
-    torch.testing.assert_close(seen.actions, seen.obs[:, :-1] * known)
-    torch.testing.assert_close(seen.interoception, seen.obs[:, 1:] * known)
-    assert not (seen.terminated[:, :-1] & valid[:, 1:]).any()
-    assert not (seen.terminated & ~valid).any()
+    torch.testing.assert_close(observed.actions, observed.obs[:, :-1] * known)
+    torch.testing.assert_close(observed.interoception, observed.obs[:, 1:] * known)
+    assert not (observed.terminated[:, :-1] & valid[:, 1:]).any()
+    assert not (observed.terminated & ~valid).any()
 
 
 def dice(seed: int = 0) -> torch.Generator:
@@ -66,23 +68,23 @@ def dice(seed: int = 0) -> torch.Generator:
 def windows_by_hand(seed: int, steps: int, capacity: int, length: int) -> set[tuple[int, ...]]:
     """(world, episode, time of the first observation) of all there are, one by one."""
     whole, padded, short_ones = set(), set(), False
-    story = list(islice(life(seed), steps))[-capacity:]
-    for world in range(3):
-        for start in range(len(story)):
+    data = list(islice(life(seed), steps))[-capacity:]
+    for env in range(3):
+        for start in range(len(data)):
             window, done = [], False
-            for step in story[start : start + length]:
-                if step.action[world, 2] < 0 or done:
+            for step in data[start : start + length]:
+                if step.action[env, 2] < 0 or done:
                     break
                 window.append(step)
-                done = bool(step.terminated[world] | step.truncated[world])
+                done = bool(step.terminated[env] | step.truncated[env])
             if not window:
                 continue
-            first = tuple(int(n) for n in window[0].action[world])
+            first = tuple(int(n) for n in window[0].action[env])
             if len(window) == length:
                 whole.add(first)
             if done:
                 padded.add(first)
-                short_ones |= bool(window[-1].next_obs[world, 2] < length)
+                short_ones |= bool(window[-1].next_obs[env, 2] < length)
     return whole | padded if short_ones else whole
 
 
@@ -93,150 +95,154 @@ def windows_by_hand(seed: int, steps: int, capacity: int, length: int) -> set[tu
     capacity=st.integers(1, 25),
     length=st.integers(1, 6),
 )
-def test_hands_out_exactly_the_stretches_that_were_lived(seed, steps, capacity, length):
-    memory = lived(seed, steps, capacity)
+def test_hands_out_exactly_the_windows_that_were_collected(seed, steps, capacity, length):
+    memory = collect_data(seed, steps, capacity)
     expected = windows_by_hand(seed, steps, capacity, length)
     if not expected:
-        with pytest.raises(UnusableInput):
+        with pytest.raises(ConfigError):
             memory.sample(4, length, dice())
         return
-    seen = memory.sample(60 * len(expected), length, dice(seed))
-    assert_is_one_stretch(seen)
-    assert {tuple(start) for start in seen.obs[:, 0].long().tolist()} == expected
+    observed = memory.sample(60 * len(expected), length, dice(seed))
+    assert_is_one_stretch(observed)
+    assert {tuple(start) for start in observed.obs[:, 0].long().tolist()} == expected
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), steps=st.integers(10, 60), capacity=st.integers(5, 25))
-def test_stretches_drawn_together_share_their_episode(seed, steps, capacity):
-    seen = lived(seed, steps, capacity, ends=0.1).sample(40, 1, dice(seed), together=8)
-    assert_is_one_stretch(seen)
-    names = seen.obs[:, 0, :2].view(5, 8, 2)
+def test_windows_drawn_together_share_their_episode(seed, steps, capacity):
+    observed = collect_data(seed, steps, capacity, ends=0.1).sample(40, 1, dice(seed), group_size=8)
+    assert_is_one_stretch(observed)
+    names = observed.obs[:, 0, :2].view(5, 8, 2)
     assert (names == names[:, :1]).all()
-    numbers = seen.episode.view(5, 8)
+    numbers = observed.episode_id.view(5, 8)
     assert (numbers == numbers[:, :1]).all()
 
 
 @pytest.mark.parametrize("together", [1, 4])
-def test_every_stretch_is_equally_likely(together):
-    memory = lived(seed=1, steps=40, capacity=30)
-    seen = memory.sample(40_000, 2, dice(), together)
-    _, counts = seen.obs[:, 0].unique(dim=0, return_counts=True)
+def test_every_window_is_equally_likely(together):
+    memory = collect_data(seed=1, steps=40, capacity=30)
+    observed = memory.sample(40_000, 2, dice(), together)
+    _, counts = observed.obs[:, 0].unique(dim=0, return_counts=True)
     assert len(counts) == len(windows_by_hand(1, 40, 30, 2))
     expected = 40_000 / len(counts)
     assert (counts - expected).abs().max() < 6 * (expected * together) ** 0.5
 
 
 def test_an_episode_has_one_number_and_no_other_has_it():
-    seen = lived(seed=2, steps=80, capacity=60).sample(5000, 1, dice())
-    pairs = torch.cat([seen.episode[:, None], seen.obs[:, 0, :2].long()], dim=1).unique(dim=0)
+    observed = collect_data(seed=2, steps=80, capacity=60).sample(5000, 1, dice())
+    pairs = torch.cat([observed.episode_id[:, None], observed.obs[:, 0, :2].long()], dim=1).unique(
+        dim=0
+    )
     assert len(pairs) == len(pairs[:, 0].unique()) == len(pairs[:, 1:].unique(dim=0))
-    assert seen.episode.dtype == torch.int64
+    assert observed.episode_id.dtype == torch.int64
 
 
 @pytest.mark.parametrize(("steps", "capacity"), [(12, 50), (80, 30)])
 def test_recalls_whole_episodes(steps, capacity):
-    memory = lived(seed=3, steps=steps, capacity=capacity)
-    stretches = [memory.recall(episode) for episode in memory.episodes()]
-    for stretch in stretches:
-        assert_is_one_stretch(stretch)
-    assert sum(stretch.actions.shape[1] for stretch in stretches) == len(memory)
+    memory = collect_data(seed=3, steps=steps, capacity=capacity)
+    windows = [memory.get_episode(episode) for episode in memory.episode_ids()]
+    for window in windows:
+        assert_is_one_stretch(window)
+    assert sum(window.actions.shape[1] for window in windows) == len(memory)
     assert len(memory) == len(windows_by_hand(3, steps, capacity, 1))
-    long = [s for s in stretches if s.actions.shape[1] >= 3]
-    assert memory.episodes(3).tolist() == [int(s.episode) for s in long]
+    long = [s for s in windows if s.actions.shape[1] >= 3]
+    assert memory.episode_ids(3).tolist() == [int(s.episode_id) for s in long]
 
 
-def test_the_newest_observation_ends_a_stretch():
-    memory = lived(seed=0, steps=5, capacity=9, ends=0.0)
+def test_the_newest_observation_ends_a_window():
+    memory = collect_data(seed=0, steps=5, capacity=9, ends=0.0)
     assert memory.sample(1, 5, dice()).obs[0, :, 2].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_nothing_crosses_an_interruption():
-    memory = lived(seed=0, steps=6, capacity=20, ends=0.0)
-    memory.interrupt()
+    memory = collect_data(seed=0, steps=6, capacity=20, ends=0.0)
+    memory.start_run()
     for transition in islice(life(seed=1, ends=0.0), 4):
-        memory.remember(transition)
-    seen = memory.sample(300, 3, dice())
-    assert_is_one_stretch(seen)
-    assert len(seen.episode.unique()) == 6
-    with pytest.raises(UnusableInput, match="a length of 6 would do"):
+        memory.add(transition)
+    observed = memory.sample(300, 3, dice())
+    assert_is_one_stretch(observed)
+    assert len(observed.episode_id.unique()) == 6
+    with pytest.raises(ConfigError, match="a length of 6 would do"):
         memory.sample(1, 7, dice())
 
 
 @pytest.mark.parametrize("steps", [2, 6, 30])
 @pytest.mark.parametrize("capacity", [20, 9])
-def test_the_latest_life_can_be_sampled_by_itself(steps, capacity):
-    memory = lived(seed=0, steps=steps, capacity=capacity, ends=0.0)
-    before = set(memory.episodes().tolist())
-    memory.interrupt()
-    with pytest.raises(UnusableInput, match="of its latest life"):
-        memory.sample(1, 1, dice(), latest=True)
+def test_the_latest_episode_can_be_sampled_by_itself(steps, capacity):
+    memory = collect_data(seed=0, steps=steps, capacity=capacity, ends=0.0)
+    before = set(memory.episode_ids().tolist())
+    memory.start_run()
+    with pytest.raises(ConfigError, match="of its latest life"):
+        memory.sample(1, 1, dice(), latest_run=True)
     for transition in islice(life(seed=1, ends=0.0), 5):
-        memory.remember(transition)
-    again = lived(seed=2, steps=1, capacity=capacity)
+        memory.add(transition)
+    again = collect_data(seed=2, steps=1, capacity=capacity)
     again.load_state_dict(memory.state_dict())
-    for kept in (memory, again, memory.translated(lambda obs, fresh: obs)):
-        seen = kept.sample(300, 2, dice(), latest=True)
-        assert_is_one_stretch(seen)
-        assert len(seen.episode.unique()) == 3
-        assert not before & set(seen.episode.tolist())
-        assert len(seen.obs[:, 0, 2].unique()) == 4  # all of its stretches
+    for kept in (memory, again, memory.map_observations(lambda obs, is_first: obs)):
+        observed = kept.sample(300, 2, dice(), latest_run=True)
+        assert_is_one_stretch(observed)
+        assert len(observed.episode_id.unique()) == 3
+        assert not before & set(observed.episode_id.tolist())
+        assert len(observed.obs[:, 0, 2].unique()) == 4  # all of its stretches
 
 
 def test_an_interruption_may_follow_an_end():
-    memory = lived(seed=0, steps=3, capacity=20, ends=1.0)
+    memory = collect_data(seed=0, steps=3, capacity=20, ends=1.0)
     for transition in islice(life(seed=1, ends=0.0), 5):
-        memory.interrupt()
-        memory.remember(transition)
-    assert len(memory.episodes()) == 3 * (2 + 5)
+        memory.start_run()
+        memory.add(transition)
+    assert len(memory.episode_ids()) == 3 * (2 + 5)
     assert_is_one_stretch(memory.sample(300, 1, dice()))
 
 
-def test_what_was_just_lived_can_be_sampled_at_once():
-    memory = lived(seed=0, steps=3, capacity=20, ends=0.0)
-    story = islice(life(seed=0, ends=0.0), 3, 6)
-    for length, transition in enumerate(story, start=4):
-        with pytest.raises(UnusableInput):
+def test_what_was_just_collected_can_be_sampled_at_once():
+    memory = collect_data(seed=0, steps=3, capacity=20, ends=0.0)
+    data = islice(life(seed=0, ends=0.0), 3, 6)
+    for length, transition in enumerate(data, start=4):
+        with pytest.raises(ConfigError):
             memory.sample(1, length, dice())
-        memory.remember(transition)
+        memory.add(transition)
         assert len(memory) == 3 * length
         memory.sample(1, length, dice())
 
 
 @pytest.mark.parametrize("steps", [7, 50])
-def test_a_translation_tells_the_same_lives_in_other_words(steps):
-    memory = lived(seed=7, steps=steps, capacity=20)
+def test_a_translation_tells_the_same_episodes_in_other_words(steps):
+    memory = collect_data(seed=7, steps=steps, capacity=20)
     ours = memory.sample(64, 2, dice())
-    theirs = memory.translated(lambda obs, fresh: obs[:, :2] + 9).sample(64, 2, dice())
+    theirs = memory.map_observations(lambda obs, is_first: obs[:, :2] + 9).sample(64, 2, dice())
     torch.testing.assert_close(theirs, ours._replace(obs=ours.obs[..., :2] + 9))
 
 
 @pytest.mark.parametrize("steps", [7, 50])
-def test_a_translator_is_shown_every_kept_moment_in_order_and_told_where_episodes_begin(steps):
-    memory, shown = lived(seed=7, steps=steps, capacity=20), []
+def test_a_translator_is_shown_every_kept_moment_in_order_and_reported_where_episodes_begin(steps):
+    memory, shown = collect_data(seed=7, steps=steps, capacity=20), []
 
-    def look(obs: Tensor, fresh: Tensor) -> Tensor:
-        shown.append((obs.clone(), fresh.clone()))
+    def look(obs: Tensor, is_first: Tensor) -> Tensor:
+        shown.append((obs.clone(), is_first.clone()))
         return obs
 
-    memory.translated(look)
-    story = [t.obs for t in islice(life(seed=7), steps + 1)][-21:]
-    torch.testing.assert_close(torch.stack([obs for obs, _ in shown]), torch.stack(story))
-    for obs, fresh in shown:
-        assert torch.equal(fresh, obs[:, 2] == 0)
+    memory.map_observations(look)
+    data = [t.obs for t in islice(life(seed=7), steps + 1)][-21:]
+    torch.testing.assert_close(torch.stack([obs for obs, _ in shown]), torch.stack(data))
+    for obs, is_first in shown:
+        assert torch.equal(is_first, obs[:, 2] == 0)
 
 
-def test_an_end_is_remembered_with_the_step_that_led_to_it_and_time_running_out_is_none():
-    story = list(islice(life(seed=3, ends=0.4), 40))
+def test_an_end_is_stored_with_the_step_that_led_to_it_and_time_running_out_is_none():
+    data = list(islice(life(seed=3, ends=0.4), 40))
     ends = {
-        tuple(step.next_obs[world].tolist())
-        for step in story
-        for world in step.terminated.nonzero().flatten()
+        tuple(step.next_obs[env].tolist())
+        for step in data
+        for env in step.terminated.nonzero().flatten()
     }
-    seen = lived(seed=3, steps=40, capacity=40, ends=0.4).sample(4000, 1, dice())
-    arrived = [tuple(moment) for moment in seen.obs[:, 1].tolist()]
-    assert seen.terminated[:, 0].tolist() == [moment in ends for moment in arrived]
+    observed = collect_data(seed=3, steps=40, capacity=40, ends=0.4).sample(4000, 1, dice())
+    arrived = [tuple(projected_step) for projected_step in observed.obs[:, 1].tolist()]
+    assert observed.terminated[:, 0].tolist() == [
+        projected_step in ends for projected_step in arrived
+    ]
     assert len(ends) > 10
-    assert any(step.truncated.any() for step in story)
+    assert any(step.truncated.any() for step in data)
 
 
 def several(seed: int) -> Iterator[Transition]:
@@ -250,32 +256,32 @@ def several(seed: int) -> Iterator[Transition]:
 
 def test_observations_may_have_names_and_keep_their_types():
     transitions = list(islice(several(seed=4), 30))
-    memory = Memory(20, transitions[0], "cpu")
+    memory = ReplayBuffer(20, transitions[0], "cpu")
     for transition in transitions:
-        memory.remember(transition)
-    seen = memory.sample(16, 2, dice())
-    assert seen.obs["eye"].shape == (16, 3, 3, 2)
-    assert seen.obs["eye"].dtype == torch.uint8
-    torch.testing.assert_close(seen.obs["eye"][..., 0].float(), seen.obs["joints"])
+        memory.add(transition)
+    observed = memory.sample(16, 2, dice())
+    assert observed.obs["eye"].shape == (16, 3, 3, 2)
+    assert observed.obs["eye"].dtype == torch.uint8
+    torch.testing.assert_close(observed.obs["eye"][..., 0].float(), observed.obs["joints"])
 
 
 @pytest.mark.parametrize("steps", [0, 7, 50])
 def test_a_restart_changes_nothing(steps):
-    memory = lived(seed=5, steps=steps, capacity=20)
-    again = lived(seed=6, steps=33, capacity=20)
-    assert again.episodes().tolist() != memory.episodes().tolist()
+    memory = collect_data(seed=5, steps=steps, capacity=20)
+    again = collect_data(seed=6, steps=33, capacity=20)
+    assert again.episode_ids().tolist() != memory.episode_ids().tolist()
     again.load_state_dict({k: v.clone() for k, v in memory.state_dict().items()})
-    assert again.episodes().tolist() == memory.episodes().tolist()
+    assert again.episode_ids().tolist() == memory.episode_ids().tolist()
     for transition in islice(life(seed=5), steps, steps + 4):
-        memory.remember(transition)
-        again.remember(transition)
+        memory.add(transition)
+        again.add(transition)
     assert len(memory) == len(again)
     for ours, theirs in zip(memory.sample(64, 2, dice()), again.sample(64, 2, dice()), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 def test_only_what_is_filled_is_saved():
-    assert len(lived(seed=0, steps=7, capacity=1000).state_dict()["obs"]) == 8
+    assert len(collect_data(seed=0, steps=7, capacity=1000).state_dict()["obs"]) == 8
 
 
 def broken(lived_step: Transition, field: str, number: float) -> Transition:
@@ -288,19 +294,19 @@ def broken(lived_step: Transition, field: str, number: float) -> Transition:
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_refuses_what_is_not_finite(field, number):
     step = next(life(seed=0))
-    said = field.replace("_", " ")
-    with pytest.raises(UnusableInput, match=f"^{said} of world 1 is not finite$"):
-        Memory(9, step, "cpu").remember(broken(step, field, number))
+    message = field.replace("_", " ")
+    with pytest.raises(ConfigError, match=f"^{message} of world 1 is not finite$"):
+        ReplayBuffer(9, step, "cpu").add(broken(step, field, number))
 
 
 def test_refuses_what_it_was_not_built_for():
-    memory = lived(seed=0, steps=5, capacity=9)
+    memory = collect_data(seed=0, steps=5, capacity=9)
     step = next(life(seed=0))
-    with pytest.raises(UnusableInput, match=r"keeps action as torch.float32 \[3, 3\]"):
-        memory.remember(step._replace(action=step.action[:, :1]))
-    with pytest.raises(UnusableInput, match="keeps 9 steps, the saved one 10"):
-        memory.load_state_dict(lived(seed=0, steps=5, capacity=10).state_dict())
-    with pytest.raises(UnusableInput, match="runs of 3"):
-        memory.sample(4, 1, dice(), together=3)
-    with pytest.raises(UnusableInput, match="no step of episode 99"):
-        memory.recall(99)
+    with pytest.raises(ConfigError, match=r"keeps action as torch.float32 \[3, 3\]"):
+        memory.add(step._replace(action=step.action[:, :1]))
+    with pytest.raises(ConfigError, match="keeps 9 steps, the saved one 10"):
+        memory.load_state_dict(collect_data(seed=0, steps=5, capacity=10).state_dict())
+    with pytest.raises(ConfigError, match="runs of 3"):
+        memory.sample(4, 1, dice(), group_size=3)
+    with pytest.raises(ConfigError, match="no step of episode 99"):
+        memory.get_episode(99)

@@ -24,18 +24,18 @@ from gymnasium.vector.utils import batch_space
 
 import ami_agent as ami
 from ami_agent import resources
-from ami_agent.checkpoint import checkpoints
-from ami_agent.evaluate import play_many
-from ami_agent.failures import FailedInReset, NotMade
-from ami_agent.guard import Died, Failed
-from ami_agent.learning import Learning
-from ami_agent.lessons import Live
-from ami_agent.life import WorldConfig, live, walk
-from ami_agent.players import aimless
-from ami_agent.resources import cores
-from ami_agent.runs import check_same
-from ami_agent.vectors import bring
-from modules.types import UnusableInput
+from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
+from ami_agent.adapters.failures import EnvCreationError, EnvResetError
+from ami_agent.adapters.fault_tolerance import EnvError, WorkerDied
+from ami_agent.adapters.make import import_path
+from ami_agent.evaluation.evaluate import run_many
+from ami_agent.evaluation.policies import make_random_policy
+from ami_agent.resources import num_cores
+from ami_agent.storage.checkpoint import checkpoints
+from ami_agent.storage.run_dir import check_same
+from ami_agent.training import CollectRandom
+from ami_agent.training.optim import OptimConfig
+from modules.types import ConfigError
 
 ROOT = Path(__file__).parent.parent
 OBS, ACTION = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(2)
@@ -162,39 +162,39 @@ def _registered():
 
 
 def faulty(fault, vector="auto", timeout=0.5, **options):
-    return WorldConfig(
-        id="ami-test/Faulty-v0", vector=vector, step_timeout=timeout,
+    return EnvConfig(
+        id="ami-test/Faulty-v0", vectorization_mode=vector, step_timeout=timeout,
         options={"fault": fault, **options},
     )  # fmt: skip
 
 
 def run(config, steps=9, count=1):
-    with closing(config.build(count)) as world:
-        obs, _ = world.reset(0)
-        return list(islice(live(walk(world), world, obs), steps))
+    with closing(config.build(count)) as env:
+        obs, _ = env.reset(0)
+        return list(islice(rollout(behaviour_policy(env), env, obs), steps))
 
 
 @pytest.mark.parametrize("fault", ["sleeps", "spins"])
 @pytest.mark.parametrize("where", ["init", "reset", "step"])
 def test_a_call_that_does_not_return_is_named_with_its_line(fault, where):
-    began = time.monotonic()
+    start_time = time.monotonic()
     name = "its constructor" if where == "init" else where
-    said = (
+    message = (
         rf"Faulty-v0': {name} did not return within 0\.5 s \(--env\.step-timeout\) "
         r"\(test_misbehaving_envs\.py:\d+\)$"
     )
-    with pytest.raises(Failed, match=said):
+    with pytest.raises(EnvError, match=message):
         run(faulty(fault, where=where))
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - start_time < 4
 
 
 def test_a_worker_that_does_not_return_is_named_and_ended():
     config = faulty("spins", "async", timeout=2)
-    with closing(config.build(2)) as world:
-        workers = world.inner.processes
-        obs, _ = world.reset(0)
-        with pytest.raises(Failed, match=r"step did not return within 2 s .*\(worker 0, 1\)"):
-            for _ in live(walk(world), world, obs):
+    with closing(config.build(2)) as env:
+        workers = env.unwrapped.processes
+        obs, _ = env.reset(0)
+        with pytest.raises(EnvError, match=r"step did not return within 2 s .*\(worker 0, 1\)"):
+            for _ in rollout(behaviour_policy(env), env, obs):
                 pass
         assert not any(worker.is_alive() for worker in workers)
 
@@ -202,25 +202,25 @@ def test_a_worker_that_does_not_return_is_named_and_ended():
 def test_no_limit_and_a_call_in_time_raise_nothing():
     assert len(run(faulty("", timeout=0))) == 9
     assert len(run(faulty("", timeout=0.5))) == 9
-    with pytest.raises(UnusableInput, match="step_timeout is -1"):
+    with pytest.raises(ConfigError, match="step_timeout is -1"):
         faulty("", timeout=-1)
 
 
 def test_what_was_learnt_before_a_step_that_does_not_return_is_saved(tmp_path):
-    few = Learning(steps=2, batch=8)
+    few = OptimConfig(steps=2, batch_size=8)
     config = ami.recipes.gym(faulty("sleeps", at=42, timeout=0.5))
-    objective = replace(config.objective, learning=few)
+    objective = replace(config.train_jepa, optim=few)
     config = replace(
-        config, life=Live(worlds=1, steps=40), objective=objective,
-        interact=replace(
-            config.interact, steps=60, ratio=0.05, learning=few, objective=objective
+        config, collect=CollectRandom(num_envs=1, steps=40), train_jepa=objective,
+        actor_critic=replace(
+            config.actor_critic, steps=60, updates_per_step=0.05, optim=few, train_jepa=objective
         ),
     )  # fmt: skip
-    with pytest.raises(Failed, match="did not return within"):
+    with pytest.raises(EnvError, match="did not return within"):
         ami.train(config, out=tmp_path / "run", save_every=1e6)
     assert checkpoints(tmp_path / "run")
-    patient = replace(config.world, step_timeout=60.0)
-    check_same(tmp_path / "run", replace(config, world=patient, evaluation=patient), 0)
+    patient = replace(config.env, step_timeout=60.0)
+    check_same(tmp_path / "run", replace(config, env=patient, eval_env=patient), 0)
 
 
 def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp_path):
@@ -228,8 +228,8 @@ def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp
     program.write_text(
         textwrap.dedent("""
             import ctypes, gymnasium
-            from ami_agent import watchdog
-            from ami_agent.life import WorldConfig
+            from ami_agent.adapters import watchdog
+            from ami_agent.adapters.env import WorldConfig
             from tests.test_misbehaving_envs import Plain
 
             class Stuck(Plain):
@@ -245,12 +245,12 @@ def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp
             world.envs.step(world.envs.action_space.sample())
         """)
     )
-    ended = subprocess.run(
+    done = subprocess.run(
         [sys.executable, str(program)], capture_output=True, text=True, timeout=100, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert ended.returncode == 1
-    assert ended.stderr == (
+    assert done.returncode == 1
+    assert done.stderr == (
         "\nami: environment 'test/Stuck-v0': step did not return within 0.5 s "
         "(--env.step-timeout); what was checkpointed is kept\n"
     )
@@ -258,14 +258,14 @@ def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp
 
 @pytest.mark.parametrize("vector", ["auto", "async"])
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [("asserts", "AssertionError"), ("leaves", "SystemExit: 3"), ("interrupts", "KeyboardInterr")],
 )
-def test_what_an_environment_raises_is_named_with_file_and_line(vector, fault, said):
-    at = rf"{said}\w* \(test_misbehaving_envs\.py:\d+\)$"
-    with pytest.raises(Failed, match=f"failed in step: {at}"):
+def test_what_an_environment_raises_is_named_with_file_and_line(vector, fault, message):
+    at = rf"{message}\w* \(test_misbehaving_envs\.py:\d+\)$"
+    with pytest.raises(EnvError, match=f"failed in step: {at}"):
         run(faulty(fault, vector, timeout=60))
-    with pytest.raises(NotMade, match=f"can't be made: {at}"):
+    with pytest.raises(EnvCreationError, match=f"can't be made: {at}"):
         run(faulty(fault, vector, timeout=60, where="init"))
 
 
@@ -275,74 +275,78 @@ def test_ctrl_c_in_a_step_is_still_an_interruption():
 
 
 def test_a_worker_whose_environment_ends_the_process_is_named():
-    with pytest.raises(Died, match=r"worker 0 died \(exit code 0\)"):
+    with pytest.raises(WorkerDied, match=r"worker 0 died \(exit code 0\)"):
         run(faulty("dies", "async", timeout=60))
 
 
 def test_where_one_can_be_made_and_not_its_neighbours_none_stays_open():
-    with pytest.raises(NotMade, match=r"OSError: the port is in use \(test_misbehaving"):
-        WorldConfig(id="ami-test/Single-v0", vector="sync").build(3)
+    with pytest.raises(EnvCreationError, match=r"OSError: the port is in use \(test_misbehaving"):
+        EnvConfig(id="ami-test/Single-v0", vectorization_mode="sync").build(3)
     assert Single.open == 0
 
 
 @pytest.mark.parametrize("where", ["init", "reset"])
 @pytest.mark.parametrize("most", [1, 3])
 def test_an_evaluation_is_the_same_however_many_can_be_open(most, where):
-    single = WorldConfig(id="ami-test/Single-v0", options={"most": most, "where": where})
-    found = play_many(aimless, single, 7, 11, "cpu")
-    expected = play_many(aimless, WorldConfig(id="ami-test/Plain-v0"), 7, 11, "cpu")
+    single = EnvConfig(id="ami-test/Single-v0", options={"most": most, "where": where})
+    found = run_many(make_random_policy, single, 7, 11, "cpu")
+    expected = run_many(make_random_policy, EnvConfig(id="ami-test/Plain-v0"), 7, 11, "cpu")
     for part, other in zip(found, expected, strict=True):
         torch.testing.assert_close(part, other, equal_nan=True)
     assert Single.open == 0
 
 
 def test_an_environment_that_can_not_be_opened_at_all_says_so():
-    with pytest.raises((NotMade, FailedInReset), match="the port is in use"):
-        play_many(aimless, WorldConfig(id="ami-test/Single-v0", options={"most": 0}), 4, 0, "cpu")
+    with pytest.raises((EnvCreationError, EnvResetError), match="the port is in use"):
+        run_many(
+            make_random_policy, EnvConfig(id="ami-test/Single-v0", options={"most": 0}), 4, 0, "cpu"
+        )
 
 
 def test_as_many_are_opened_as_the_machine_bears():
-    plain, processes = (WorldConfig(id="ami-test/Plain-v0", vector=v) for v in ("auto", "async"))
-    assert plain.at_once(100) == 16
-    assert processes.at_once(100) == cores() <= (os.cpu_count() or 1)
-    assert WorldConfig(id="CartPole-v1").at_once(100) == 100  # a batch of its own
-    assert WorldConfig(id="CartPole-v1", limit=9).at_once(100) == 16
-    assert WorldConfig(id="ami/TwoRooms-v0").at_once(100) == 100
+    plain, processes = (
+        EnvConfig(id="ami-test/Plain-v0", vectorization_mode=v) for v in ("auto", "async")
+    )
+    assert plain.max_open_envs(100) == 16
+    assert processes.max_open_envs(100) == num_cores() <= (os.cpu_count() or 1)
+    assert EnvConfig(id="CartPole-v1").max_open_envs(100) == 100  # a batch of its own
+    assert EnvConfig(id="CartPole-v1", max_episode_steps=9).max_open_envs(100) == 16
+    assert EnvConfig(id="ami/TwoRooms-v0").max_open_envs(100) == 100
 
 
 def test_training_evaluates_as_it_goes_where_only_one_can_be_open(tmp_path):
-    few = Learning(steps=2, batch=8)
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Single-v0"))
-    objective = replace(config.objective, learning=few)
+    few = OptimConfig(steps=2, batch_size=8)
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Single-v0"))
+    objective = replace(config.train_jepa, optim=few)
     config = replace(
-        config, life=Live(worlds=1, steps=40), objective=objective,
-        interact=replace(
-            config.interact, steps=20, judge=8, ratio=0.1, learning=few, objective=objective
+        config, collect=CollectRandom(num_envs=1, steps=40), train_jepa=objective,
+        actor_critic=replace(
+            config.actor_critic, steps=20, eval_every=8, updates_per_step=0.1, optim=few, train_jepa=objective
         ),
     )  # fmt: skip
-    agent = ami.train(config, out=tmp_path / "run", curve=2)
+    agent = ami.train(config, out=tmp_path / "run", eval_episodes=2)
     assert Single.open == 0
-    memory = agent.memory
-    assert memory.lived >= 40 + 20
-    assert len(memory.episodes(5)) > 4
-    ami.evaluate(agent, config.evaluation, episodes=2, mode="react")
+    memory = agent.replay_buffer
+    assert memory.num_added >= 40 + 20
+    assert len(memory.episode_ids(5)) > 4
+    ami.evaluate(agent, config.eval_env, episodes=2, mode="react")
     assert Single.open == 0
 
 
 @pytest.mark.parametrize("vector", ["auto", "sync", "async"])
 def test_a_limit_ends_episodes_of_what_exists_as_a_batch_only(vector):
-    config = WorldConfig(id="ami-test/Endless-v0", limit=3, vector=vector)
+    config = EnvConfig(id="ami-test/Endless-v0", max_episode_steps=3, vectorization_mode=vector)
     steps = [step.transition for step in run(config, 8, 2)]
     assert [step.truncated.tolist() for step in steps] == [[i in (2, 6)] * 2 for i in range(8)]
     assert not steps[3].interoception.any()  # only resets
-    assert play_many(aimless, config, 3, 0, "cpu").length.tolist() == [3] * 3
+    assert run_many(make_random_policy, config, 3, 0, "cpu").length.tolist() == [3] * 3
 
 
 def test_an_episode_without_end_names_the_limit_to_set(monkeypatch):
-    monkeypatch.setattr(sys.modules["ami_agent.evaluate"], "MOST_STEPS", 200)
-    with pytest.raises(UnusableInput, match=r"no end of an episode within 200 .*--env\.limit"):
-        play_many(aimless, WorldConfig(id="ami-test/Endless-v0"), 3, 0, "cpu")
-    assert ami.recipes.gym(WorldConfig(id="ami-test/Endless-v0")).world.limit == 1000
+    monkeypatch.setattr(sys.modules["ami_agent.evaluation.evaluate"], "MOST_STEPS", 200)
+    with pytest.raises(ConfigError, match=r"no end of an episode within 200 .*--env\.limit"):
+        run_many(make_random_policy, EnvConfig(id="ami-test/Endless-v0"), 3, 0, "cpu")
+    assert ami.recipes.gym(EnvConfig(id="ami-test/Endless-v0")).env.max_episode_steps == 1000
 
 
 FILE = """
@@ -364,18 +368,18 @@ gymnasium.register("test/Own-v0", entry_point=Own)
 
 
 def test_a_file_with_neighbours_is_known_to_workers_however_they_start(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "own.py").write_text(FILE)
-    (home / "late_neighbour_of_own.py").write_text("INFO = 'late'\n")
-    (home / "random.py").write_text("raise AssertionError('hides the standard library')\n")
-    (home / "neighbour_of_own.py").write_text(
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "own.py").write_text(FILE)
+    (folder / "late_neighbour_of_own.py").write_text("INFO = 'late'\n")
+    (folder / "random.py").write_text("raise AssertionError('hides the standard library')\n")
+    (folder / "neighbour_of_own.py").write_text(
         "import gymnasium\nfrom gymnasium.envs.classic_control import PendulumEnv as Base\n"
     )
     (tmp_path / "program.py").write_text(
         textwrap.dedent("""
             import multiprocessing
-            from ami_agent.life import WorldConfig
+            from ami_agent.adapters.env import WorldConfig
 
             if __name__ == "__main__":
                 config = WorldConfig(id="test/Own-v0", imports=("home/own.py",), vector="async")
@@ -388,11 +392,11 @@ def test_a_file_with_neighbours_is_known_to_workers_however_they_start(tmp_path)
                     print(method, info["told"][0], tuple(obs.shape))
         """)
     )
-    ended = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
-    assert (ended.stdout, ended.stderr) == ("spawn late (1, 3)\nforkserver late (1, 3)\n", "")
+    assert (done.stdout, done.stderr) == ("spawn late (1, 3)\nforkserver late (1, 3)\n", "")
 
 
 def test_a_file_s_folder_comes_last_on_the_path(tmp_path):
@@ -400,7 +404,7 @@ def test_a_file_s_folder_comes_last_on_the_path(tmp_path):
     (tmp_path / "json.py").write_text("raise AssertionError\n")
     path = list(sys.path)
     try:
-        bring(str(tmp_path / "own_alone.py"))
+        import_path(str(tmp_path / "own_alone.py"))
         assert sys.path == [*path, str(tmp_path)]
     finally:
         sys.path[:] = path
@@ -410,7 +414,7 @@ def test_a_file_s_folder_comes_last_on_the_path(tmp_path):
 def test_the_cores_of_a_container_are_those_its_control_groups_leave(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "CGROUPS", tmp_path)
     monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: set(range(8)))
-    assert cores() == 8
+    assert num_cores() == 8
     for quota, left in (("300000 100000", 3), ("50000 100000", 1), ("max 100000", 8)):
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
-        assert cores() == left
+        assert num_cores() == left

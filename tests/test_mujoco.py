@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import envs
-from ami_agent.life import WorldConfig
+from ami_agent.adapters.env import EnvConfig
 from envs.mujoco import Simulator, compile_model
 from envs.point_maze import max_boxes, to_mjcf, wall_boxes
 from envs.rng import keys_from_seeds, uniform
-from modules.types import UnusableInput
+from modules.types import ConfigError
 
 SIZE = 3
 
@@ -33,30 +33,30 @@ def between(*gates):
 def anywhere(count):
     """Places, velocities and forces, [count, 2] each."""
     numbers, _ = uniform(keys_from_seeds(range(count), torch.device("cpu")), 6)
-    place, speed, force = numbers.split(2, dim=-1)
-    return 0.2 + 0.6 * place + (SIZE * place).floor(), 6 * speed - 3, 2 * force - 1
+    position, speed, force = numbers.split(2, dim=-1)
+    return 0.2 + 0.6 * position + (SIZE * position).floor(), 6 * speed - 3, 2 * force - 1
 
 
-def stepped(model, place, speed, force, substeps):
+def stepped(model, position, speed, force, substeps):
     """What MuJoCo itself makes of one world that begins just now."""
     data = mujoco.MjData(model)
-    data.qpos[:], data.qvel[:], data.ctrl[:] = place, speed, force
+    data.qpos[:], data.qvel[:], data.ctrl[:] = position, speed, force
     mujoco.mj_step(model, data, substeps)
     return np.concatenate([data.qpos, data.qvel]).astype(np.float32)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_worlds_stepped_together_are_worlds_stepped_one_by_one(threads):
+def test_envs_stepped_together_are_envs_stepped_one_by_one(threads):
     models = [between(), between((0, 1), (1, 2))] * 20
     torch.set_num_threads(threads)
     simulate = Simulator(models[0], 7)
     torch.set_num_threads(1)
     given = anywhere(40)
     for _ in range(3):  # and nothing is left over for the next time
-        place, speed = simulate(models, *given)
+        position, speed = simulate(models, *given)
         for i, model in enumerate(models):
             own = stepped(model, *(part[i] for part in given), 7)
-            np.testing.assert_array_equal(torch.cat([place[i], speed[i]]), own)
+            np.testing.assert_array_equal(torch.cat([position[i], speed[i]]), own)
 
 
 def test_all_mazes_of_a_size_have_models_of_one_size():
@@ -73,16 +73,16 @@ def test_all_mazes_of_a_size_have_models_of_one_size():
     assert models[0].ngeom == max_boxes(SIZE) + 1
 
 
-def test_worlds_are_known_without_mujoco():
-    worlds = "envs, envs.reach, envs.point_maze, envs.push"
-    quiet = f"import sys, {worlds}; sys.exit('mujoco' in sys.modules)"
+def test_envs_are_known_without_mujoco():
+    vec_env = "envs, envs.reach, envs.point_maze, envs.push"
+    quiet = f"import sys, {vec_env}; sys.exit('mujoco' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", quiet], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", [envs.POINT_MAZE, envs.REACH, envs.PUSH])
 def test_one_line_says_what_is_lacking(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
-    with pytest.raises(UnusableInput, match=f"{name}' can't be made: ") as told:
-        WorldConfig(id=name).build(2)
-    assert "this environment needs MuJoCo: pip install 'ami-agent[mujoco]'" in str(told.value)
-    assert "\n" not in str(told.value)
+    with pytest.raises(ConfigError, match=f"{name}' can't be made: ") as output:
+        EnvConfig(id=name).build(2)
+    assert "this environment needs MuJoCo: pip install 'ami-agent[mujoco]'" in str(output.value)
+    assert "\n" not in str(output.value)

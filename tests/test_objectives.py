@@ -10,14 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ami_agent.training.representation_losses as objectives
 from ami_agent.losses import world_model_loss
-from modules import objectives
-from modules.latents import NoLatent
-from modules.objectives import Weights
-from modules.recall import NoRecall
-from modules.targets import Stopped
+from ami_agent.training.representation_losses import LossWeights
+from modules.memory.short_term import NoMemory
+from modules.perception.target_encoder import StopGradientTargetConfig
 from modules.types import Trajectory
-from modules.world_model import Certain, Ensemble, Feeling, Level, Numb, WorldModel
+from modules.world_model.jepa import (
+    DynamicsLevel,
+    Ensemble,
+    InteroceptionHead,
+    NoEnsemble,
+    NoInteroception,
+    WorldModel,
+)
+from modules.world_model.latents import NoLatent
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -51,35 +58,35 @@ def test_covariance_of_decorrelated_features_is_zero_however_large_they_are():
 
 def test_similarity_is_the_mean_squared_step():
     states = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [3.0, 4.0]]])
-    assert objectives.similarity(states).item() == (1 + 0 + 4 + 16) / 4
+    assert objectives.temporal_similarity(states).item() == (1 + 0 + 4 + 16) / 4
 
 
 def test_prediction_and_inverse_are_mean_squared_errors():
     wrong, right = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[4.0, 2.0]]])
     assert objectives.prediction(wrong, right).item() == 9 / 2
-    assert objectives.inverse(wrong, right).item() == 9 / 2
+    assert objectives.inverse_dynamics(wrong, right).item() == 9 / 2
 
 
 def test_within_takes_away_what_never_changes_in_an_episode_and_nothing_else():
     moving, episode = normal(6, 4, 5), normal(2, 1, 1, 5, seed=1)
     shown = (moving.unflatten(0, (2, 3)) + episode).flatten(0, 1)
-    left = objectives.within(shown, 3)
-    torch.testing.assert_close(left, objectives.within(moving, 3))
+    left = objectives.center_within_episode(shown, 3)
+    torch.testing.assert_close(left, objectives.center_within_episode(moving, 3))
     torch.testing.assert_close(left.diff(dim=1), moving.diff(dim=1))
     torch.testing.assert_close(left.unflatten(0, (2, 3)).mean((1, 2)), torch.zeros(2, 5))
 
 
 def test_within_by_hand():
     states = torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]])  # two windows
-    assert objectives.within(states, 2).flatten().tolist() == [-3, -1, 1, 3]
-    assert objectives.within(states, 1).flatten().tolist() == [-1, 1, -1, 1]
+    assert objectives.center_within_episode(states, 2).flatten().tolist() == [-3, -1, 1, 3]
+    assert objectives.center_within_episode(states, 1).flatten().tolist() == [-1, 1, -1, 1]
 
 
 def test_folding_makes_every_place_a_sample_of_its_channels():
     channel = torch.arange(3.0)[:, None, None].expand(3, 2, 4)
-    place = torch.arange(8.0).view(2, 4)
-    states = (100 * channel + place).flatten().expand(5, 2, -1)  # [B, T, D]
-    features = objectives.fold(states, 3)
+    position = torch.arange(8.0).view(2, 4)
+    states = (100 * channel + position).flatten().expand(5, 2, -1)  # [B, T, D]
+    features = objectives.per_location(states, 3)
     assert features.shape == (5 * 2 * 8, 3)
     assert (features // 100).unique(dim=0).tolist() == [[0, 1, 2]]
     assert (features % 100 == features[:, :1] % 100).all()
@@ -88,7 +95,7 @@ def test_folding_makes_every_place_a_sample_of_its_channels():
 
 def test_a_vector_folds_into_one_sample():
     states = normal(5, 2, 3)
-    torch.testing.assert_close(objectives.fold(states, 3), states.flatten(0, 1))
+    torch.testing.assert_close(objectives.per_location(states, 3), states.flatten(0, 1))
 
 
 class Line(nn.Module):
@@ -106,22 +113,29 @@ class Line(nn.Module):
 
 
 def model(
-    scale: float, feeling: Feeling | Numb | None = None, doubt: Ensemble | Certain | None = None
+    scale: float,
+    feeling: InteroceptionHead | NoInteroception | None = None,
+    doubt: Ensemble | NoEnsemble | None = None,
 ) -> WorldModel:
-    return WorldModel([Level(Line(scale), NoLatent())], feeling or Numb(), doubt or Certain(), 1)
+    return WorldModel(
+        [DynamicsLevel(Line(scale), NoLatent())],
+        feeling or NoInteroception(),
+        doubt or NoEnsemble(),
+        1,
+    )
 
 
-def walked(obs: Tensor, actions: Tensor, felt: Tensor | None = None) -> Trajectory:
+def walked(obs: Tensor, actions: Tensor, interoception: Tensor | None = None) -> Trajectory:
     """What was seen `[B, T + 1, O]` on the way of these actions, each in an episode of its own."""
     never = torch.zeros(actions.shape[:2], dtype=torch.bool)
-    felt = torch.zeros(*actions.shape[:2], 1) if felt is None else felt
-    return Trajectory(obs, actions, felt, never, torch.arange(len(obs)))
+    interoception = torch.zeros(*actions.shape[:2], 1) if interoception is None else interoception
+    return Trajectory(obs, actions, interoception, never, torch.arange(len(obs)))
 
 
 def loss(walk: Trajectory, scale: float, model: WorldModel, **how: Any) -> dict[str, Tensor]:
     """Of a mind that perceives what is seen times a scale, and whose targets are its states."""
     return world_model_loss(
-        walk, lambda obs: scale * obs, lambda obs, features: features, NoRecall(), model,
+        walk, lambda obs: scale * obs, lambda obs, features: features, NoMemory(), model,
         torch.Generator(), **how,
     )  # fmt: skip
 
@@ -131,50 +145,57 @@ def loss_of_a_walk(scale: float) -> dict[str, Tensor]:
     actions = 0.1 * normal(64, 4, 2)
     start = normal(64, 1, 2, seed=1)
     obs = torch.cat([start, start + actions.cumsum(1)], 1)
-    how = {"channels": 2, "together": 4, "others": objectives.OTHERS, "kinds": torch.eye(2)}
+    how = {
+        "channels": 2,
+        "group_size": 4,
+        "optional_terms": objectives.OPTIONAL_TERMS,
+        "prototypes": torch.eye(2),
+    }
     return loss(walked(obs, actions), scale, model(scale), **how)
 
 
 def total(terms: dict[str, Tensor]) -> float:
-    return sum(weight * terms[name].item() for name, weight in vars(Weights()).items())
+    return sum(weight * terms[name].item() for name, weight in vars(LossWeights()).items())
 
 
 def test_every_term_has_a_weight_and_every_weight_a_term():
-    assert set(loss_of_a_walk(1.0)) == set(asdict(Weights()))
+    assert set(loss_of_a_walk(1.0)) == set(asdict(LossWeights()))
 
 
-def test_who_knows_the_world_predicts_it_and_reads_its_actions():
+def test_who_knows_the_env_predicts_it_and_reads_its_actions():
     terms = loss_of_a_walk(2.0)
     assert terms["prediction"].item() == pytest.approx(0, abs=1e-9)
-    assert terms["inverse"].item() == pytest.approx(0, abs=1e-9)
+    assert terms["inverse_dynamics"].item() == pytest.approx(0, abs=1e-9)
 
 
 def test_what_is_predicted_is_every_step_after_the_first():
     walk = walked(torch.tensor([[[0.0], [1.0], [3.0]]]), torch.zeros(1, 2, 1))
-    terms = loss(walk, 1.0, model(1.0), channels=1, together=1)
+    terms = loss(walk, 1.0, model(1.0), channels=1, group_size=1)
     assert terms["prediction"].item() == (1**2 + 3**2) / 2  # it expects to stay at 0
 
 
 def test_with_a_context_futures_of_one_length_are_predicted_from_each_of_its_states():
     walk = walked(torch.tensor([[[0.0], [1.0], [3.0], [7.0]]]), torch.zeros(1, 3, 1))
-    terms = loss(walk, 1.0, model(1.0), channels=1, together=1, context=1)
+    terms = loss(walk, 1.0, model(1.0), channels=1, group_size=1, context_steps=1)
     assert terms["prediction"].item() == (1**2 + 3**2 + 2**2 + 6**2) / 4
 
 
-def test_what_is_felt_is_read_off_the_states_that_were_predicted():
-    felt = torch.tensor([[[5.0], [7.0]]])
-    walk = walked(torch.tensor([[[0.0], [1.0], [3.0]]]), torch.ones(1, 2, 1), felt)
-    terms = loss(walk, 1.0, model(1.0, feeling=Feeling(nn.Identity(), 1)), channels=1, together=1)
-    assert terms["feeling"].item() == ((5 - 1) ** 2 + (7 - 2) ** 2) / 2  # predicted: 1 and 2
+def test_what_is_sensed_is_read_off_the_states_that_were_predicted():
+    interoception = torch.tensor([[[5.0], [7.0]]])
+    walk = walked(torch.tensor([[[0.0], [1.0], [3.0]]]), torch.ones(1, 2, 1), interoception)
+    terms = loss(
+        walk, 1.0, model(1.0, feeling=InteroceptionHead(nn.Identity(), 1)), channels=1, group_size=1
+    )
+    assert terms["interoception"].item() == ((5 - 1) ** 2 + (7 - 2) ** 2) / 2  # predicted: 1 and 2
 
 
-def test_what_is_felt_is_judged_in_its_own_unit():
-    felt = torch.tensor([[1.0, 100.0], [3.0, 500.0], [5.0, 900.0]])
-    feeling = Feeling(nn.Identity(), 2)
-    feeling.adapt(felt)
+def test_what_is_sensed_is_evaluated_in_its_own_unit():
+    interoception = torch.tensor([[1.0, 100.0], [3.0, 500.0], [5.0, 900.0]])
+    feeling = InteroceptionHead(nn.Identity(), 2)
+    feeling.adapt(interoception)
     torch.testing.assert_close(feeling(torch.zeros(2)), torch.tensor([3.0, 500.0]))
-    missed = felt + torch.tensor([2.0, 400.0])  # by a standard deviation each
-    assert objectives.feeling(missed, felt, feeling.scale).item() == pytest.approx(1)
+    missed = interoception + torch.tensor([2.0, 400.0])  # by a standard deviation each
+    assert objectives.interoception(missed, interoception, feeling.scale).item() == pytest.approx(1)
 
 
 def test_every_member_of_an_ensemble_expects_the_change_of_one_step():
@@ -188,10 +209,10 @@ def test_every_member_of_an_ensemble_expects_the_change_of_one_step():
 
     walk = walked(torch.tensor([[[0.0], [1.0], [3.0]]]), torch.zeros(1, 2, 1))
     doubt = Ensemble([Says(0.0), Says(1.0)])
-    terms = loss(walk, 1.0, model(1.0, doubt=doubt), channels=1, together=1)
-    assert terms["doubt"].item() == (1**2 + 2**2 + 0**2 + 1**2) / 4
-    nothing = loss(walk, 1.0, model(1.0), channels=1, together=1)
-    assert (nothing["doubt"].item(), nothing["feeling"].item()) == (0, 0)
+    terms = loss(walk, 1.0, model(1.0, doubt=doubt), channels=1, group_size=1)
+    assert terms["ensemble"].item() == (1**2 + 2**2 + 0**2 + 1**2) / 4
+    nothing = loss(walk, 1.0, model(1.0), channels=1, group_size=1)
+    assert (nothing["ensemble"].item(), nothing["interoception"].item()) == (0, 0)
 
 
 def test_a_constant_representation_is_punished():
@@ -202,15 +223,21 @@ def test_a_constant_representation_is_punished():
     assert total(collapsed) > 2 * total(honest)
 
 
-def test_nobody_is_asked_for_what_cannot_be_known():
-    read, felt, scale = normal(4, 2).requires_grad_(), normal(4, 2, seed=1), torch.tensor([1.0, 2])
-    asked = objectives.feeling(read[:2], felt[:2], scale) / 2  # half of all there is
-    felt[2:] = torch.nan
-    term = objectives.feeling(read, felt, scale)
-    torch.testing.assert_close(term, asked)
-    (slope,) = torch.autograd.grad(term, read)
-    assert slope[:2].all()
-    assert not slope[2:].any()
+def test_nobody_is_requested_for_what_cannot_be_known():
+    read, interoception, scale = (
+        normal(4, 2).requires_grad_(),
+        normal(4, 2, seed=1),
+        torch.tensor([1.0, 2]),
+    )
+    requested = (
+        objectives.interoception(read[:2], interoception[:2], scale) / 2
+    )  # half of all there is
+    interoception[2:] = torch.nan
+    term = objectives.interoception(read, interoception, scale)
+    torch.testing.assert_close(term, requested)
+    (gradient,) = torch.autograd.grad(term, read)
+    assert gradient[:2].all()
+    assert not gradient[2:].any()
 
 
 def test_errors_count_in_units_of_what_changes_and_what_never_does_is_not_blown_up():
@@ -219,51 +246,53 @@ def test_errors_count_in_units_of_what_changes_and_what_never_does_is_not_blown_
     off = torch.tensor([[1.0, 0.01, 0.1], [1.0, 0.01, 0.1]])
     floor = 0.01 * (4 + 0.0004) / 3
     by_hand = (1 / 4 + 0.0001 / floor + 0.01 / floor) / 3
-    assert objectives.change(off, target, step).item() == pytest.approx(by_hand, rel=1e-4)
+    assert objectives.scaled_prediction(off, target, step).item() == pytest.approx(
+        by_hand, rel=1e-4
+    )
 
 
 def test_redundancy_by_hand():
     one = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
-    assert objectives.redundancy(one, one).item() == pytest.approx(0, abs=1e-6)
-    assert objectives.redundancy(5 * one + 3, one).item() == pytest.approx(0, abs=1e-6)
+    assert objectives.barlow_twins(one, one).item() == pytest.approx(0, abs=1e-6)
+    assert objectives.barlow_twins(5 * one + 3, one).item() == pytest.approx(0, abs=1e-6)
     # of two features that swap places each is as the other and unlike itself
-    assert objectives.redundancy(one, one.flip(1)).item() == pytest.approx(
+    assert objectives.barlow_twins(one, one.flip(1)).item() == pytest.approx(
         (2 + 0.005 * 2) / 2, rel=1e-3
     )
-    assert objectives.redundancy(one, 0 * one).item() == pytest.approx(1)  # collapsed
+    assert objectives.barlow_twins(one, 0 * one).item() == pytest.approx(1)  # collapsed
 
 
 def test_gaussianity_is_the_distance_of_characteristic_functions():
     axes = torch.eye(2)
-    nothing = objectives.gaussianity(torch.zeros(8, 2), axes).item()
+    nothing = objectives.sigreg(torch.zeros(8, 2), axes).item()
     point = torch.linspace(-5, 5, 17)
-    wanted = (-point.square() / 2).exp()
-    by_hand = torch.trapezoid((1 - wanted).square() * wanted, point).item()
+    target = (-point.square() / 2).exp()
+    by_hand = torch.trapezoid((1 - target).square() * target, point).item()
     assert nothing == pytest.approx(by_hand, rel=1e-5)
     many = normal(20_000, 2)
-    assert objectives.gaussianity(many, axes).item() < 1e-3 < nothing
+    assert objectives.sigreg(many, axes).item() < 1e-3 < nothing
     for wrong in (3 * many, many + 2, many.abs()):
-        assert objectives.gaussianity(wrong, axes).item() > 0.05
-    drawn = objectives.directions(7, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(64))
+        assert objectives.sigreg(wrong, axes).item() > 0.05
+    sampled = objectives.directions(7, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sampled.norm(dim=1), torch.ones(64))
 
 
 def test_contrast_by_hand():
     ways = torch.eye(2)
     right = 1 / 0.1
     by_hand = log(1 + exp(-right))
-    assert objectives.contrast(3 * ways, ways).item() == pytest.approx(by_hand, rel=0.02)
-    assert objectives.contrast(ways.flip(0), ways).item() == pytest.approx(right, rel=1e-3)
+    assert objectives.info_nce(3 * ways, ways).item() == pytest.approx(by_hand, rel=0.02)
+    assert objectives.info_nce(ways.flip(0), ways).item() == pytest.approx(right, rel=1e-3)
     same = torch.ones(2, 2)
-    assert objectives.contrast(same, same).item() == pytest.approx(log(2), rel=1e-4)
+    assert objectives.info_nce(same, same).item() == pytest.approx(log(2), rel=1e-4)
 
 
 def test_a_margin_by_hand():
     target = torch.tensor([[0.0, 0.0], [0.6, 0.6]])
     off = target + 0.1
     near = 0.01
-    gaps = (1 - abs(0.1 - 0.6)) ** 2, (1 - abs(0.7 - 0.0)) ** 2
-    by_hand = (near + sum(gaps) / 2) / 2
+    differences = (1 - abs(0.1 - 0.6)) ** 2, (1 - abs(0.7 - 0.0)) ** 2
+    by_hand = (near + sum(differences) / 2) / 2
     assert objectives.margin(off, target).item() == pytest.approx(by_hand, rel=1e-4)
     assert objectives.margin(10 * target, 10 * target).item() == pytest.approx(0, abs=1e-8)
 
@@ -283,18 +312,18 @@ def test_prototypes_by_hand():
 def test_every_kind_is_met_as_often_and_every_thing_is_whole():
     random = torch.Generator().manual_seed(0)
     alike = torch.rand(60, 4, generator=random) + torch.tensor([0.5, 0.0, 0.0, 0.0])
-    share = objectives.sinkhorn(alike, rounds=50)
-    torch.testing.assert_close(share.sum(1), torch.ones(60))
-    torch.testing.assert_close(share.sum(0), torch.full((4,), 15.0), atol=0.1, rtol=0)
+    fraction = objectives.sinkhorn(alike, rounds=50)
+    torch.testing.assert_close(fraction.sum(1), torch.ones(60))
+    torch.testing.assert_close(fraction.sum(0), torch.full((4,), 15.0), atol=0.1, rtol=0)
     assert objectives.sinkhorn(torch.tensor([[-1e9, 0.0]])).isfinite().all()
 
 
 def test_agreement_by_hand():
     ways = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
-    assert objectives.agreement(3 * ways + 7, ways).item() == pytest.approx(0, abs=1e-6)
-    assert objectives.agreement(-ways, ways).item() == pytest.approx(4)
-    assert objectives.agreement(ways.roll(1, 0), ways).item() == pytest.approx(2)  # right angles
-    assert objectives.agreement(0 * ways, ways).item() == pytest.approx(1)  # collapsed
+    assert objectives.byol(3 * ways + 7, ways).item() == pytest.approx(0, abs=1e-6)
+    assert objectives.byol(-ways, ways).item() == pytest.approx(4)
+    assert objectives.byol(ways.roll(1, 0), ways).item() == pytest.approx(2)  # right angles
+    assert objectives.byol(0 * ways, ways).item() == pytest.approx(1)  # collapsed
 
 
 def test_straightness_by_hand():
@@ -305,26 +334,33 @@ def test_straightness_by_hand():
     assert objectives.straightness(straight[:, :2]).item() == 0
 
 
-def test_terms_that_stand_in_for_others_are_computed_only_where_they_are_asked_for():
+def test_terms_that_stand_in_for_others_are_computed_only_where_they_are_requested_for():
     walk = walked(normal(8, 3, 2), normal(8, 2, 2))
-    how = {"channels": 2, "together": 1}
-    asked = loss(walk, 1.0, model(1.0), **how, others=("gaussianity",))
-    assert set(asked) & set(objectives.OTHERS) == {"gaussianity"}
-    whole = loss(walk, 1.0, model(1.0), **how, others=objectives.OTHERS, kinds=torch.eye(2))
-    assert set(objectives.OTHERS) <= set(whole)
-    for name, value in asked.items():
-        assert value.equal(whole[name]) or name == "gaussianity", name
+    how = {"channels": 2, "group_size": 1}
+    requested = loss(walk, 1.0, model(1.0), **how, optional_terms=("sigreg",))
+    assert set(requested) & set(objectives.OPTIONAL_TERMS) == {"sigreg"}
+    whole = loss(
+        walk,
+        1.0,
+        model(1.0),
+        **how,
+        optional_terms=objectives.OPTIONAL_TERMS,
+        prototypes=torch.eye(2),
+    )
+    assert set(objectives.OPTIONAL_TERMS) <= set(whole)
+    for name, value in requested.items():
+        assert value.equal(whole[name]) or name == "sigreg", name
 
 
-@pytest.mark.parametrize("name", objectives.OTHERS)
+@pytest.mark.parametrize("name", objectives.OPTIONAL_TERMS)
 def test_a_term_is_the_function_of_its_name(name, monkeypatch):
     monkeypatch.setattr(objectives, name, lambda *views: torch.tensor(7.0))
     walk = walked(normal(8, 3, 2), normal(8, 2, 2))
-    how = {"channels": 2, "together": 1, "kinds": torch.eye(2)}
-    found = loss(walk, 1.0, model(1.0), **how, others=objectives.OTHERS)
-    assert [other for other in objectives.OTHERS if found[other] == 7] == [name]
+    how = {"channels": 2, "group_size": 1, "prototypes": torch.eye(2)}
+    found = loss(walk, 1.0, model(1.0), **how, optional_terms=objectives.OPTIONAL_TERMS)
+    assert [other for other in objectives.OPTIONAL_TERMS if found[other] == 7] == [name]
 
 
 def test_a_target_that_is_stopped_moves_nothing():
     features = torch.ones(2, 3, requires_grad=True)
-    assert not Stopped.Config().build(nn.Identity())(features, features, {}).requires_grad
+    assert not StopGradientTargetConfig().build(nn.Identity())(features, features, {}).requires_grad

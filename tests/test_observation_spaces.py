@@ -18,16 +18,19 @@ from gymnasium import spaces
 from rich.console import Console
 
 import ami_agent as ami
-from ami_agent import senses
-from ami_agent.build import build
-from ami_agent.guard import Failed
-from ami_agent.life import WorldConfig
-from ami_agent.report import Report
-from ami_agent.senses import ignored, readers, told_by
-from ami_agent.train import Training
-from modules.perception import Senses, VectorEncoder
-from modules.types import UnusableInput
-from tests.conftest import refuse, small
+from ami_agent.adapters import observations
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.adapters.observations import ignored_fields, obs_fields, read_obs
+from ami_agent.config import build
+from ami_agent.logger import RunLogger
+from ami_agent.train import Trainer
+from modules.perception import (
+    ImageEncoderConfig,
+    MultiModalEncoderConfig,
+)
+from modules.types import ConfigError
+from tests.conftest import error_line, small
 
 U8, F32, F64 = np.uint8, np.float32, np.float64
 Box = spaces.Box
@@ -77,7 +80,7 @@ def shows(request):
         )  # which would warn as well
         return known[-1]
 
-    senses._warned.clear()
+    observations._already_warned.clear()
     yield register
     for name in known:
         gymnasium.registry.pop(name, None)
@@ -85,7 +88,7 @@ def shows(request):
 
 def read(space, obs, **how):
     """What is made of a batch of observations, by name."""
-    return told_by(readers(space, **how), obs, "observation")
+    return read_obs(obs_fields(space, **how), obs, "observation")
 
 
 @pytest.mark.parametrize(
@@ -116,18 +119,18 @@ def read(space, obs, **how):
         ((1,), F64, "vector, 1 number, float64"),
     ],
 )
-def test_the_layout_of_a_box_follows_from_its_shape_and_is_said(shape, dtype, read_as):
+def test_the_layout_of_a_box_follows_from_its_shape_and_is_reported(shape, dtype, read_as):
     space = Box(0, 1, shape, dtype)
-    (reader,) = readers(space).values()
+    (reader,) = obs_fields(space).values()
     assert reader.summary == read_as
     (found,) = read(space, space.sample()[None]).values()
-    assert (tuple(found.shape[1:]), found.dtype) == reader.sense
+    assert (tuple(found.shape[1:]), found.dtype) == reader.modality
 
 
 def test_a_table_without_bounds_of_its_own_is_no_picture():
     high = np.arange(1, 721, dtype=F32).reshape(30, 24)
     for space in (Box(-np.inf, np.inf, (30, 24), F32), Box(np.zeros_like(high), high)):
-        assert readers(space)["obs"].summary.startswith("set, 30 things of 24 numbers")
+        assert obs_fields(space)["obs"].summary.startswith("set, 30 things of 24 numbers")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_a_table_without_bounds_of_its_own_is_no_picture():
 )
 def test_the_layout_can_be_set(shape, layout, sense):
     space = Box(0, 1, shape, F32)
-    assert readers(space, layouts={"obs": layout})["obs"].sense.shape == sense
+    assert obs_fields(space, layouts={"obs": layout})["obs"].modality.shape == sense
     array = np.random.default_rng(0).uniform(size=(2, *shape)).astype(F32)
     (found,) = read(space, array, layouts={"obs": layout}).values()
     assert np.array_equal(np.sort(found.flatten(1)), np.sort(array.reshape(2, -1)))
@@ -163,14 +166,14 @@ def test_the_layout_can_be_set(shape, layout, sense):
     ],
 )
 def test_a_layout_that_does_not_fit_is_refused(space, layouts, said):
-    with pytest.raises(UnusableInput, match=said):
-        readers(space, layouts=layouts)
+    with pytest.raises(ConfigError, match=said):
+        obs_fields(space, layouts=layouts)
 
 
 def encoded(space, array, **settings):
     """The first layer's view of every channel, `[N, C]` sums, once it has adapted."""
     obs = read(space, array)
-    perception = Senses.Config(vector=0, patch=0, **settings).build(
+    perception = MultiModalEncoderConfig(vector_dim=0, patch=0, **settings).build(
         {name: tuple(part.shape[1:]) for name, part in obs.items()}
     )
     perception.adapt(obs)
@@ -198,18 +201,18 @@ def test_every_channel_of_a_picture_keeps_its_distinctions(high, dtype, top):
     space = Box(np.zeros((16, 16, len(high)), dtype),
                 np.broadcast_to(np.array(high).astype(dtype), (16, 16, len(high))).copy(),
                 dtype=dtype)  # fmt: skip
-    share = np.random.default_rng(0).integers(0, 2, (64, 16, 16, len(high)))
-    array = (share * np.array(top)).astype(dtype)
+    fraction = np.random.default_rng(0).integers(0, 2, (64, 16, 16, len(high)))
+    array = (fraction * np.array(top)).astype(dtype)
     obs, perception = encoded(space, array)
     for channel in range(len(high)):
         levels = obs["obs"][:, channel].unique()
         assert len(levels) == 2
-    patches = perception.senses["obs"][0]
+    patches = perception.branches["obs"][0]
     with torch.no_grad():
         found = patches(obs["obs"])
         patches.low.zero_()
         patches.span.fill_(255)
-        usual = patches(torch.as_tensor(255 * share.astype(U8)).movedim(-1, 1))
+        usual = patches(torch.as_tensor(255 * fraction.astype(U8)).movedim(-1, 1))
     torch.testing.assert_close(found, usual, atol=1e-4, rtol=1e-4)
 
 
@@ -224,21 +227,21 @@ def test_close_bounds_far_from_zero_survive_single_precision():
 
 @pytest.mark.parametrize(("dtype", "low"), [(F32, 10_000), (np.uint16, 60_000), (U8, 240)])
 def test_a_small_range_far_from_zero_is_scaled_from_0_to_1(dtype, low):
-    share = np.random.default_rng(0).integers(0, 2, (64, 16, 16, 1))
-    obs, perception = encoded(Box(0, low + 10, (16, 16, 1), dtype), (low + share).astype(dtype))
-    patches = perception.senses["obs"][0]
+    fraction = np.random.default_rng(0).integers(0, 2, (64, 16, 16, 1))
+    obs, perception = encoded(Box(0, low + 10, (16, 16, 1), dtype), (low + fraction).astype(dtype))
+    patches = perception.branches["obs"][0]
     with torch.no_grad():
         found = patches(obs["obs"])
         patches.low.zero_()
         patches.span.fill_(255)
-        usual = patches(torch.as_tensor(255 * share.astype(U8)).movedim(-1, 1))
+        usual = patches(torch.as_tensor(255 * fraction.astype(U8)).movedim(-1, 1))
     torch.testing.assert_close(found, usual, atol=1e-3, rtol=1e-3)
 
 
 def test_bytes_that_use_their_range_are_scaled_as_ever():
     array = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3)).astype(U8)
     obs, perception = encoded(Box(0, 255, (16, 16, 3), U8), array)
-    patches = perception.senses["obs"][0]
+    patches = perception.branches["obs"][0]
     assert patches.low.tolist() == [0, 0, 0]
     assert patches.span.tolist() == [255, 255, 255]
     assert obs["obs"].dtype == torch.uint8
@@ -248,13 +251,13 @@ def test_a_channel_that_never_varied_stays_near_zero_when_it_does():
     picture = np.full((32, 16, 16, 2), 5000, F32)
     picture[:16, ..., 0] = 0
     _, perception = encoded(Box(0, np.inf, (16, 16, 2), F32), picture)
-    patches = perception.senses["obs"][0]
+    patches = perception.branches["obs"][0]
     assert patches.low.tolist() == [0, 5000]
     assert patches.span.tolist() == [5000, 5000]
 
 
 def test_other_encoders_read_floats_from_0_to_1_as_bytes():
-    encoder = VectorEncoder.Config().build({"obs": (3, 20, 20)})
+    encoder = ImageEncoderConfig().build({"obs": (3, 20, 20)})
     pixels = torch.randint(256, (2, 3, 20, 20), generator=torch.Generator().manual_seed(0))
     for gains in ({}, {"obs": 0.5}):
         torch.testing.assert_close(
@@ -264,19 +267,19 @@ def test_other_encoders_read_floats_from_0_to_1_as_bytes():
 
 def test_every_picture_has_patches_of_its_own_size():
     shapes = {"map": (3, 8, 8), "camera": (3, 210, 160), "long": (1, 16, 4000)}
-    perception = Senses.Config(patch=0).build(shapes)
-    assert {n: s[0].patch for n, s in perception.senses.items()} == {
+    perception = MultiModalEncoderConfig(patch=0).build(shapes)
+    assert {n: s[0].patch for n, s in perception.branches.items()} == {
         "map": 1, "camera": 20, "long": 16,
     }  # fmt: skip
-    weights = {n: sum(p.numel() for p in s.parameters()) for n, s in perception.senses.items()}
+    weights = {n: sum(p.numel() for p in s.parameters()) for n, s in perception.branches.items()}
     assert max(weights.values()) < 1_500_000
 
 
 def test_an_agent_with_too_many_parameters_is_refused_before_it_is_built(shows):
     space = spaces.Dict(near=Box(0, 1, (3,), F32), view=Box(0, 1, (400, 6, 40), F32))
-    config = ami.recipes.gym(WorldConfig(id=shows(space)))
-    with closing(config.world.build(1)) as world, pytest.raises(UnusableInput) as refused:
-        build(config, world.spec)
+    config = ami.recipes.gym(EnvConfig(id=shows(space)))
+    with closing(config.env.build(1)) as env, pytest.raises(ConfigError) as refused:
+        build(config, env.spec)
     said = str(refused.value)
     assert "more than max_parameters 50,000,000" in said
     assert "due to observation 'view', (96000,)" in said
@@ -285,11 +288,11 @@ def test_an_agent_with_too_many_parameters_is_refused_before_it_is_built(shows):
 
 
 def test_the_bound_on_parameters_can_be_set(shows):
-    config = ami.recipes.gym(WorldConfig(id=shows(Box(0, 1, (3,), F32))))
-    with closing(config.world.build(1)) as world:
-        build(config, world.spec)
-        with pytest.raises(UnusableInput, match="more than max_parameters 1,000: "):
-            build(replace(config, max_parameters=1000), world.spec)
+    config = ami.recipes.gym(EnvConfig(id=shows(Box(0, 1, (3,), F32))))
+    with closing(config.env.build(1)) as env:
+        build(config, env.spec)
+        with pytest.raises(ConfigError, match="more than max_parameters 1,000: "):
+            build(replace(config, max_parameters=1000), env.spec)
 
 
 OUTSIDE = [
@@ -304,28 +307,28 @@ def test_a_number_outside_its_box_is_passed_with_one_warning(shows, caplog, show
     name = shows(Box(-1.5, 1.5, (2,), F32), shown=shown)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):  # however often the environment is built
-            with closing(WorldConfig(id=name).build(2)) as world:
-                obs, _ = world.reset(0)
+            with closing(EnvConfig(id=name).build(2)) as env:
+                obs, _ = env.reset(0)
                 for _ in range(8):
-                    obs = world.step(obs, torch.zeros(2, 2)).transition.next_obs
+                    obs = env.step(obs, torch.zeros(2, 2)).transition.next_obs
     assert obs[0].tolist() == pytest.approx(shown(2).tolist())
-    (told,) = (record.getMessage() for record in caplog.records)
-    assert name in told
-    assert "1.5" in told
-    assert "--env.out-of-bounds" in told
-    assert re.search(said, told)
+    (output,) = (record.getMessage() for record in caplog.records)
+    assert name in output
+    assert "1.5" in output
+    assert "--env.out-of-bounds" in output
+    assert re.search(said, output)
 
 
 @pytest.mark.parametrize(("shown", "said"), OUTSIDE)
 def test_a_number_outside_its_box_is_clipped_or_refused_by_setting(shows, caplog, shown, said):
     name = shows(Box(-1.5, 1.5, (2,), F32), shown=shown)
-    with closing(WorldConfig(id=name, out_of_bounds="clip").build(1)) as world:
-        obs, _ = world.reset(0)
-        obs = world.step(obs, torch.zeros(1, 2)).transition.next_obs
+    with closing(EnvConfig(id=name, out_of_bounds="clip").build(1)) as env:
+        obs, _ = env.reset(0)
+        obs = env.step(obs, torch.zeros(1, 2)).transition.next_obs
         assert obs.abs().max() == 1.5
-    refused = WorldConfig(id=name, out_of_bounds="refuse").build(1)
-    with closing(refused) as world, pytest.raises(Failed, match=said):
-        world.step(world.reset(0)[0], torch.zeros(1, 2))
+    refused = EnvConfig(id=name, out_of_bounds="refuse").build(1)
+    with closing(refused) as env, pytest.raises(EnvError, match=said):
+        env.step(env.reset(0)[0], torch.zeros(1, 2))
 
 
 def test_rounding_is_no_reason_to_warn(caplog):
@@ -355,7 +358,7 @@ def test_rounding_is_no_reason_to_warn(caplog):
     ],
 )
 def test_what_is_no_observation_is_refused_whatever_the_setting(space, shown, said, mode):
-    with pytest.raises(Failed, match=said):
+    with pytest.raises(EnvError, match=said):
         read(space, np.array(shown), out_of_bounds=mode)
 
 
@@ -368,13 +371,13 @@ def test_numbers_of_another_dtype_that_fit_are_taken():
 
 def test_a_goal_outside_the_space_is_treated_alike(shows, caplog):
     name = shows(Box(-1, 1, (2,), F32), goal=np.array([0.0, 1.2], F32))
-    with closing(WorldConfig(id=name).build(1)) as world:
-        _, info = world.reset(0)
-        assert world.goal(info).tolist() == [[0.0, pytest.approx(1.2)]]
+    with closing(EnvConfig(id=name).build(1)) as env:
+        _, info = env.reset(0)
+        assert env.goal(info).tolist() == [[0.0, pytest.approx(1.2)]]
     assert "goal, info['goal'], holds 1.2" in caplog.text
-    with closing(WorldConfig(id=name, out_of_bounds="clip").build(1)) as world:
-        _, info = world.reset(0)
-        assert world.goal(info).tolist() == [[0.0, 1.0]]
+    with closing(EnvConfig(id=name, out_of_bounds="clip").build(1)) as env:
+        _, info = env.reset(0)
+        assert env.goal(info).tolist() == [[0.0, 1.0]]
 
 
 PARTS = {"place": Box(-1, 1, (2,), F32), "none": Box(0, 1, (0,), F32), "mission": spaces.Text(9)}
@@ -388,26 +391,26 @@ def shown_with(text):
 
 def test_texts_and_arrays_without_numbers_are_left_out_of_a_dict_and_named(shows, caplog):
     name = shows(spaces.Dict(PARTS), shown=shown_with(lambda step: "go"))
-    with closing(WorldConfig(id=name).build(2)) as world:
-        assert set(world.spec.senses) == {"place"}
-        said = "\n".join(world.obs_summary())
+    with closing(EnvConfig(id=name).build(2)) as env:
+        assert set(env.spec.modalities) == {"place"}
+        said = "\n".join(env.obs_summary())
         assert "mission: ignored: the agent reads no text" in said
         assert "none: ignored: it holds no number" in said
-        obs, _ = world.reset(0)
+        obs, _ = env.reset(0)
         for _ in range(8):
-            obs = world.step(obs, torch.zeros(2, 2)).transition.next_obs
+            obs = env.step(obs, torch.zeros(2, 2)).transition.next_obs
         assert obs["place"].shape == (2, 2)
     assert not caplog.records
 
 
-def test_a_text_that_varies_is_said_once(shows, caplog):
+def test_a_text_that_varies_is_reported_once(shows, caplog):
     name = shows(spaces.Dict(PARTS), shown=shown_with(lambda step: "ab"[step % 2]))
-    with closing(WorldConfig(id=name).build(2)) as world:
-        obs, _ = world.reset(0)
+    with closing(EnvConfig(id=name).build(2)) as env:
+        obs, _ = env.reset(0)
         for _ in range(4):
-            obs = world.step(obs, torch.zeros(2, 2)).transition.next_obs
-    (told,) = (record.getMessage() for record in caplog.records)
-    assert "observation 'mission' varies ('a', then 'b')" in told
+            obs = env.step(obs, torch.zeros(2, 2)).transition.next_obs
+    (output,) = (record.getMessage() for record in caplog.records)
+    assert "observation 'mission' varies ('a', then 'b')" in output
 
 
 class Words(spaces.Space):
@@ -430,14 +433,14 @@ class Words(spaces.Space):
         (spaces.Graph(Box(0, 1, (2,)), None), "observation 'odd' is Graph.*ignore"),
     ],
 )
-def test_what_says_something_is_left_out_only_when_asked(part, said):
+def test_what_says_something_is_left_out_only_when_requested(part, said):
     space = spaces.Dict(place=PARTS["place"], odd=part)
-    with pytest.raises(UnusableInput, match=said):
-        readers(space)
-    assert set(readers(space, layouts={"odd": "ignore"})) == {"place"}
-    (left,) = ignored(space, {"odd": "ignore"})
+    with pytest.raises(ConfigError, match=said):
+        obs_fields(space)
+    assert set(obs_fields(space, layouts={"odd": "ignore"})) == {"place"}
+    (left,) = ignored_fields(space, {"odd": "ignore"})
     assert left.summary == "ignored, as asked"
-    assert set(readers(spaces.Dict(place=PARTS["place"], odd=Words()))) == {"place"}
+    assert set(obs_fields(spaces.Dict(place=PARTS["place"], odd=Words()))) == {"place"}
 
 
 class Batch(gymnasium.vector.VectorEnv):
@@ -464,32 +467,32 @@ def two_versions():
 
 def test_a_flag_that_swaps_the_vector_version_for_another_picture_says_so(two_versions):
     def said(**flags):
-        with closing(WorldConfig(id=two_versions, **flags).build(1)) as world:
-            return world.obs_summary()
+        with closing(EnvConfig(id=two_versions, **flags).build(1)) as env:
+            return env.obs_summary()
 
     assert said() == ["obs: image, 12x12, 1 channel, uint8, channels first"]
-    for flags in ({"stack": 4}, {"limit": 50, "repeat": 2}):
-        image, told = said(**flags)
+    for flags in ({"frame_stack": 4}, {"max_episode_steps": 50, "action_repeat": 2}):
+        image, output = said(**flags)
         assert "21x16" in image
         for flag, value in flags.items():
-            assert f"--env.{flag} {value}" in told
+            assert f"--env.{flag} {value}" in output
         assert (
-            "its own vector version, which is used without, shows Box(0, 255, (1, 12, 12)" in told
+            "its own vector version, which is used without, shows Box(0, 255, (1, 12, 12)" in output
         )
-    assert len(said(stack=4, vector="sync")) == 1
+    assert len(said(frame_stack=4, vectorization_mode="sync")) == 1
 
 
 def test_the_recipe_s_own_limit_swaps_nothing(two_versions):
-    config = ami.recipes.gym(WorldConfig(id=two_versions))
-    assert config.world.limit == 0
+    config = ami.recipes.gym(EnvConfig(id=two_versions))
+    assert config.env.max_episode_steps == 0
     assert config.perception.patch == 0
 
 
-def test_what_was_understood_is_said_as_training_starts(shows, tmp_path):
-    config = small(ami.recipes.gym(WorldConfig(id=shows(Box(0, 1, (84, 84), F32)))), 1)
+def test_what_was_understood_is_reported_as_training_starts(shows, tmp_path):
+    config = small(ami.recipes.gym(EnvConfig(id=shows(Box(0, 1, (84, 84), F32)))), 1)
     said = Console(file=StringIO(), width=200)
-    with closing(Report(tmp_path, said)) as report:
-        Training(config, tmp_path, 0, "cpu", report, 60.0, False, 0, False)
+    with closing(RunLogger(tmp_path, said)) as logger:
+        Trainer(config, tmp_path, 0, "cpu", logger, 60.0, False, 0, False)
     first, _ = said.file.getvalue().split("\n", 1)
     assert first == "obs: image, 84x84, 1 channel, float32, channels last"
 
@@ -497,10 +500,10 @@ def test_what_was_understood_is_said_as_training_starts(shows, tmp_path):
 def test_too_many_parameters_are_refused_before_a_run_is_begun(tmp_path, monkeypatch, capsys):
     (tmp_path / "plane.py").write_text(PLANE)
     monkeypatch.chdir(tmp_path)
-    world = ("--env.import", "plane.py", "--env.id", "ami-test/Plane-v0")
+    env = ("--env.import", "plane.py", "--env.id", "ami-test/Plane-v0")
     try:
-        said = refuse(
-            capsys, "train", "gym", *world, "--out", "run", "--max-parameters", 10**6,
+        said = error_line(
+            capsys, "train", "gym", *env, "--out", "run", "--max-parameters", 10**6,
             "--env.obs-layout", "obs", "vector",
         )  # fmt: skip
         assert "due to observation 'obs', (7056,)" in said

@@ -6,14 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from ami_agent import build, recipes
-from modules.bounds import Box
+from ami_agent import recipes
+from ami_agent.config import build
+from modules.actor.action_space import BoxActions
+from modules.actor.planning import CEM, MPPI, GradientPlanner
+from modules.actor.planning.evaluator import RolloutEvaluator
+from modules.actor.planning.risk import (
+    Deterministic,
+    ScenarioCVaR,
+    ScenarioCVaRConfig,
+    cvar_weights,
+    latin_hypercube,
+)
 from modules.configurator import Task
-from modules.planners import CEM, MPPI, GradientPlanner
-from modules.planners.common import MindsEye
-from modules.planners.outlook import ManyFutures, OneFuture, hypercube, worst
-from modules.types import Focus, Rollout, UnusableInput
-from tests.conftest import small, wish
+from modules.types import ConfigError, Rollout, TaskContext
+from tests.conftest import make_context, small
 
 GUST, RARE = 1.0, 0.25
 COUNT = 8
@@ -31,7 +38,7 @@ def imagine(state: Tensor, actions: Tensor, chance: Tensor | None = None) -> Rol
     return Rollout(states, actions, actions[..., :0], actions[..., :0])
 
 
-def evaluate(rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
+def evaluate(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
     """Two ways to be hurt: height is dear, and below -1 there is a pit."""
     path = rollout.states[:, :, 1:, 0]
     return {
@@ -40,12 +47,12 @@ def evaluate(rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
     }
 
 
-def eye(count: int = COUNT) -> MindsEye:
-    return MindsEye(imagine, None, evaluate, Box(), 1, ManyFutures(count, 1))  # type: ignore[arg-type]
+def make_evaluator(count: int = COUNT) -> RolloutEvaluator:
+    return RolloutEvaluator(imagine, None, evaluate, BoxActions(), 1, ScenarioCVaR(count, 1))  # type: ignore[arg-type]
 
 
-def focus(tail: float, horizon: int = 3) -> Focus:
-    return wish(torch.zeros(2, 1), tail=tail, horizon=horizon)
+def context(tail: float, horizon: int = 3) -> TaskContext:
+    return make_context(torch.zeros(2, 1), cvar_alpha=tail, horizon=horizon)
 
 
 STATE = torch.tensor([[0.0], [0.5]])
@@ -53,55 +60,55 @@ STATE = torch.tensor([[0.0], [0.5]])
 
 def test_shares_of_the_worst():
     energy = torch.tensor([[1.0, 4.0, 2.0, 3.0]])
-    assert worst(energy, 1.0).tolist() == [[0.25, 0.25, 0.25, 0.25]]
-    assert worst(energy, 0.5).tolist() == [[0, 0.5, 0, 0.5]]
-    assert worst(energy, 0.0).tolist() == [[0, 1, 0, 0]]
-    assert worst(energy, 0.375)[0].tolist() == pytest.approx([0, 2 / 3, 0, 1 / 3])
+    assert cvar_weights(energy, 1.0).tolist() == [[0.25, 0.25, 0.25, 0.25]]
+    assert cvar_weights(energy, 0.5).tolist() == [[0, 0.5, 0, 0.5]]
+    assert cvar_weights(energy, 0.0).tolist() == [[0, 1, 0, 0]]
+    assert cvar_weights(energy, 0.375)[0].tolist() == pytest.approx([0, 2 / 3, 0, 1 / 3])
 
 
 def test_an_energy_is_that_of_its_futures_and_terms_add_up_to_it():
     actions = torch.randn(2, 3, 3, 1).clamp(-1, 1)
-    chance = eye().outlook.chance(actions)[0]
+    chance = make_evaluator().risk_model.noise(actions)[0]
     futures = imagine(STATE, actions, chance)
-    each = sum(evaluate(futures, focus(1.0)).values()).unflatten(1, (3, COUNT))
+    each = sum(evaluate(futures, context(1.0)).values()).unflatten(1, (3, COUNT))
     for tail, energy in ((1.0, each.mean(-1)), (0.0, each.amax(-1))):
-        thought = eye().look(STATE, actions, focus(tail))
-        assert torch.allclose(thought.energy, energy)
-        assert torch.allclose(sum(thought.terms.values()), energy)
-        assert torch.equal(thought.futures, futures.states)
-    middle = eye().look(STATE, actions, focus(0.25)).energy
+        evaluated = make_evaluator().evaluate(STATE, actions, context(tail))
+        assert torch.allclose(evaluated.energy, energy)
+        assert torch.allclose(sum(evaluated.terms.values()), energy)
+        assert torch.equal(evaluated.scenario_states, futures.states)
+    middle = make_evaluator().evaluate(STATE, actions, context(0.25)).energy
     assert torch.allclose(middle, each.topk(2, -1).values.mean(-1))
 
 
 def test_what_is_shown_is_one_of_the_futures_that_hurts_about_as_much():
     actions = torch.randn(2, 3, 3, 1).clamp(-1, 1)
-    thought = eye().look(STATE, actions, focus(0.0))
-    assert thought.rollout.states.shape == (2, 3, 4, 1)
-    assert torch.equal(thought.rollout.actions, actions)
-    shown = sum(evaluate(thought.rollout, focus(0.0)).values())
-    assert torch.allclose(shown, thought.energy)
+    evaluated = make_evaluator().evaluate(STATE, actions, context(0.0))
+    assert evaluated.rollout.states.shape == (2, 3, 4, 1)
+    assert torch.equal(evaluated.rollout.actions, actions)
+    shown = sum(evaluate(evaluated.rollout, context(0.0)).values())
+    assert torch.allclose(shown, evaluated.energy)
 
 
 def test_the_same_chance_for_all_that_is_compared():
     actions = torch.zeros(2, 3, 3, 1)
-    energy = eye().look(STATE, actions, focus(1.0)).energy
+    energy = make_evaluator().evaluate(STATE, actions, context(1.0)).energy
     assert torch.equal(energy[:, 0], energy[:, 1])
-    assert torch.equal(eye().look(STATE, actions, focus(1.0)).energy, energy)
+    assert torch.equal(make_evaluator().evaluate(STATE, actions, context(1.0)).energy, energy)
 
 
 def test_another_moment_has_another_chance_and_a_seed_the_same_ones():
-    outlook, longer = eye().outlook, torch.zeros(1, 1, 5, 1)
+    outlook, longer = make_evaluator().risk_model, torch.zeros(1, 1, 5, 1)
 
     def drawn() -> list[Tensor]:
         found = []
         for _ in range(3):
-            outlook.renew()
-            found += [outlook.chance(torch.zeros(1, 1, 3, 1))[0], outlook.chance(longer)[0]]
+            outlook.resample()
+            found += [outlook.noise(torch.zeros(1, 1, 3, 1))[0], outlook.noise(longer)[0]]
         return found
 
     outlook.reset(1)
     first = drawn()
-    assert torch.equal(outlook.chance(longer)[0], first[-1])  # until the moment is over
+    assert torch.equal(outlook.noise(longer)[0], first[-1])  # until the moment is over
     assert len({float(chance.sum()) for chance in first}) == len(first)
     for seed, same in ((1, True), (2, False)):
         outlook.reset(seed)
@@ -111,17 +118,17 @@ def test_another_moment_has_another_chance_and_a_seed_the_same_ones():
 @pytest.mark.parametrize("how", ["act", "attend"])
 def test_every_act_has_another_chance_and_an_episode_the_same_ones_again(how):
     config = small(recipes.recipe("windy-rooms"))
-    world = config.evaluation.build(2)
-    agent = build(config, world.spec)
-    obs, info = world.reset(0)
-    world.close()
+    env = config.eval_env.build(2)
+    agent = build(config, env.spec)
+    obs, info = env.reset(0)
+    env.close()
 
     def chances() -> list[Tensor]:
-        agent.configure(Task(goal=world.goal(info), mode="plan"), 3)
+        agent.set_task(Task(goal=env.goal(info), mode="plan"), 3)
         drawn = []
         for _ in range(2):
             getattr(agent, how)(obs)  # whoever asks an actor itself attends first
-            drawn.append(agent.eye.outlook.chance(torch.zeros(1, 1, 6, 2))[0])
+            drawn.append(agent.evaluator.risk_model.noise(torch.zeros(1, 1, 6, 2))[0])
         return drawn
 
     first, second = chances()
@@ -130,7 +137,7 @@ def test_every_act_has_another_chance_and_an_episode_the_same_ones_again(how):
 
 
 def test_every_part_of_the_range_is_drawn_once():
-    drawn = hypercube(8, 5, 2, torch.Generator().manual_seed(0))
+    drawn = latin_hypercube(8, 5, 2, torch.Generator().manual_seed(0))
     assert drawn.shape == (8, 5, 2)
     part = (8 * drawn).long()
     assert torch.equal(part.sort(0).values, torch.arange(8)[:, None, None].expand_as(part))
@@ -140,14 +147,14 @@ def test_every_part_of_the_range_is_drawn_once():
 def test_what_is_drawn_is_less_than_one_whatever_is_rounded(monkeypatch):
     most = 1 - 2**-24
     monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.full(shape, most))
-    assert hypercube(16, 1, 1, torch.Generator()).max() == most
+    assert latin_hypercube(16, 1, 1, torch.Generator()).max() == most
 
 
 def test_where_all_can_be_known_one_future_is_enough():
-    assert isinstance(ManyFutures.Config().build(0), OneFuture)
-    assert isinstance(ManyFutures.Config().build(2), ManyFutures)
-    with pytest.raises(UnusableInput, match="count is 0"):
-        ManyFutures.Config(count=0)
+    assert isinstance(ScenarioCVaRConfig().build(0), Deterministic)
+    assert isinstance(ScenarioCVaRConfig().build(2), ScenarioCVaR)
+    with pytest.raises(ConfigError, match="num_scenarios is 0"):
+        ScenarioCVaRConfig(num_scenarios=0)
 
 
 @pytest.mark.parametrize("planner", [GradientPlanner, CEM, MPPI])
@@ -155,17 +162,18 @@ def test_the_more_the_worst_counts_the_higher_a_plan_keeps(planner):
     """It is cheap to be low, but a gust throws who is low into the pit."""
 
     def height(tail: float) -> Tensor:
-        made = planner.Config(horizon=3, steps=12).build(
-            eye(), lambda state, focus: state.new_empty(len(state), 0, focus.horizon, 1)
+        made = planner.Config(horizon=3, iterations=12).build(
+            make_evaluator(),
+            lambda state, context: state.new_empty(len(state), 0, context.horizon, 1),
         )
-        plan = made(STATE, focus(tail))
+        plan = made(STATE, context(tail))
         calm = imagine(STATE, plan.actions[:, None]).states[:, 0, 1:, 0]
-        assert plan.considered.shape[1] % COUNT == 0
+        assert plan.candidate_states.shape[1] % COUNT == 0
         return calm.mean()
 
-    careless = planner.Config(horizon=3, steps=12).build(
-        MindsEye(imagine, None, evaluate, Box(), 1),  # type: ignore[arg-type]
-        lambda state, focus: state.new_empty(len(state), 0, focus.horizon, 1),
+    careless = planner.Config(horizon=3, iterations=12).build(
+        RolloutEvaluator(imagine, None, evaluate, BoxActions(), 1),  # type: ignore[arg-type]
+        lambda state, context: state.new_empty(len(state), 0, context.horizon, 1),
     )
-    blind = careless(STATE, focus(1.0)).states[:, 1:, 0].mean()
-    assert blind < height(1.0) < height(0.0) + 1e-3
+    zero_weights = careless(STATE, context(1.0)).states[:, 1:, 0].mean()
+    assert zero_weights < height(1.0) < height(0.0) + 1e-3

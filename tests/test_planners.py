@@ -10,32 +10,45 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from modules.actor import Commit, Habit, NoHabit, Restless
-from modules.bounds import Ball, Bounds, Box
-from modules.planners import CEM, MPPI, GradientPlanner, MindsEye
-from modules.planners.common import Guesses
-from modules.types import Evaluate, Focus, Imagine, Plan, Propose, Rollout
-from tests.conftest import stepwise, wish
+from modules.actor.action_space import ActionSpace, BallActions, BoxActions
+from modules.actor.planning import (
+    CEM,
+    MPPI,
+    CEMConfig,
+    GradientPlanner,
+    GradientPlannerConfig,
+    MPPIConfig,
+    RolloutEvaluator,
+)
+from modules.actor.planning.evaluator import RandomProposals
+from modules.actor.policy import (
+    NoPolicyProposal,
+    OpenLoopActor,
+    PolicyProposal,
+    StuckPerturbationConfig,
+)
+from modules.types import CostTermsFn, Plan, ProposalFn, Rollout, RolloutFn, TaskContext
+from tests.conftest import make_context, stepwise
 
 Make = Callable[..., GradientPlanner | CEM | MPPI]
 
-PLANNERS: dict[str, Callable[..., GradientPlanner.Config | CEM.Config | MPPI.Config]] = {
-    "gradient": GradientPlanner.Config,
-    "cem": CEM.Config,
-    "mppi": MPPI.Config,
+PLANNERS: dict[str, Callable[..., GradientPlannerConfig | CEMConfig | MPPIConfig]] = {
+    "gradient": GradientPlannerConfig,
+    "cem": CEMConfig,
+    "mppi": MPPIConfig,
 }
 THOROUGH = {
     "gradient": {"lr": 0.05},
-    "cem": {"samples": 128},
-    "mppi": {"samples": 128, "temperature": 0.5},
+    "cem": {"num_samples": 128},
+    "mppi": {"num_samples": 128, "temperature": 0.5},
 }
 STEPS = {"gradient": 200, "cem": 30, "mppi": 30}
-BOUNDS = [Box(), Ball(), Ball(radius=0.4)]
+BOUNDS = [BoxActions(), BallActions(), BallActions(radius=0.4)]
 CARE = 1.0
 """Weight of effort in the world solved by hand."""
 
 
-def glide(state: Tensor, actions: Tensor) -> Rollout:
+def coast(state: Tensor, actions: Tensor) -> Rollout:
     """The world s' = s + a."""
     start = state[:, None, None].expand(-1, actions.shape[1], 1, -1)
     return insentient(torch.cat([start, start + actions.cumsum(2)], 2), actions)
@@ -46,34 +59,37 @@ def insentient(states: Tensor, actions: Tensor) -> Rollout:
     return Rollout(states, actions, latents=actions[..., :0], interoception=actions[..., :0])
 
 
-def miss_and_effort(rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
+def miss_and_effort(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
     """How far the end is from the goal, and the way there, both squared."""
-    miss = (rollout.states[:, :, -1] - focus.goal[:, None]).square().sum(-1)
-    return {"miss": miss, "effort": CARE * rollout.actions.square().sum((-2, -1))}
+    miss = (rollout.states[:, :, -1] - context.goal[:, None]).square().sum(-1)
+    return {"miss": miss, "control_cost": CARE * rollout.actions.square().sum((-2, -1))}
 
 
-def solved_by_hand(state: Tensor, focus: Focus) -> Tensor:
+def solved_by_hand(state: Tensor, context: TaskContext) -> Tensor:
     """argmin |s + sum a - g|^2 + w sum |a|^2 is H equal steps (g - s) / (H + w); `[B, H, A]`."""
-    step = (focus.goal - state) / (focus.horizon + CARE)
-    return step[:, None].expand(-1, focus.horizon, -1)
+    step = (context.goal - state) / (context.horizon + CARE)
+    return step[:, None].expand(-1, context.horizon, -1)
 
 
-def eye(
-    bounds: Bounds | None = None,
-    imagine: Imagine = glide,
-    evaluate: Evaluate = miss_and_effort,
-) -> MindsEye:
-    return MindsEye(imagine, stepwise(imagine), evaluate, bounds or Box(), 2)
+def make_evaluator(
+    bounds: ActionSpace | None = None,
+    imagine: RolloutFn = coast,
+    evaluate: CostTermsFn = miss_and_effort,
+) -> RolloutEvaluator:
+    return RolloutEvaluator(imagine, stepwise(imagine), evaluate, bounds or BoxActions(), 2)
 
 
 def planner(
-    kind: str, mind: MindsEye | None = None, propose: Propose | None = None, **how: float
+    kind: str,
+    agent: RolloutEvaluator | None = None,
+    propose: ProposalFn | None = None,
+    **how: float,
 ) -> GradientPlanner | CEM | MPPI:
-    return PLANNERS[kind](**how).build(mind or eye(), propose or NoHabit(2))
+    return PLANNERS[kind](**how).build(agent or make_evaluator(), propose or NoPolicyProposal(2))
 
 
-def focus(goal: Tensor, steps: int = 8, horizon: int = 3) -> Focus:
-    return wish(goal, horizon=horizon, steps=steps)
+def context(goal: Tensor, steps: int = 8, horizon: int = 3) -> TaskContext:
+    return make_context(goal, horizon=horizon, iterations=steps)
 
 
 HERE = torch.tensor([[0.5, -0.3], [0.2, 0.9]])
@@ -84,53 +100,59 @@ everyone = pytest.mark.parametrize("kind", PLANNERS)
 @everyone
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 def test_finds_the_optimum_of_a_world_solved_by_hand(kind, bounds):
-    plan = planner(kind, eye(bounds), **THOROUGH[kind])(HERE, task := focus(THERE, STEPS[kind]))
+    plan = planner(kind, make_evaluator(bounds), **THOROUGH[kind])(
+        HERE, task := context(THERE, STEPS[kind])
+    )
     torch.testing.assert_close(plan.actions, solved_by_hand(HERE, task), atol=0.02, rtol=0)
 
 
 @everyone
 def test_a_plan_hopes_for_what_its_actions_lead_to(kind):
-    task = focus(THERE)
+    task = context(THERE)
     plan = planner(kind)(HERE, task)
-    future = glide(HERE, plan.actions[:, None])
+    future = coast(HERE, plan.actions[:, None])
     torch.testing.assert_close(plan.states, future.states[:, 0])
     hurt = miss_and_effort(future, task)
     torch.testing.assert_close(dict(plan.terms), {name: term[:, 0] for name, term in hurt.items()})
-    torch.testing.assert_close(plan.energy, plan.terms["miss"] + plan.terms["effort"])
-    assert (plan.considered == plan.states[:, None]).flatten(2).all(2).any(1).all()
+    torch.testing.assert_close(plan.energy, plan.terms["miss"] + plan.terms["control_cost"])
+    assert (plan.candidate_states == plan.states[:, None]).flatten(2).all(2).any(1).all()
 
 
 @everyone
 def test_of_all_futures_considered_the_least_painful_is_chosen(kind):
-    task = focus(THERE)
+    task = context(THERE)
     plan = planner(kind)(HERE, task)
-    actions = plan.considered.diff(dim=2)  # s' = s + a
-    rivals = sum(miss_and_effort(glide(HERE, actions), task).values())
+    actions = plan.candidate_states.diff(dim=2)  # s' = s + a
+    rivals = sum(miss_and_effort(coast(HERE, actions), task).values())
     torch.testing.assert_close(plan.energy, rivals.amin(1))
 
 
 @everyone
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
-def test_plans_go_to_the_rim_of_what_the_body_can_do_and_not_beyond(kind, bounds):
+def test_plans_go_to_the_rim_of_what_the_agent_body_can_do_and_not_beyond(kind, bounds):
     far = torch.tensor([[40.0, 0.0], [0.0, -40.0]])
-    plan = planner(kind, eye(bounds), **THOROUGH[kind])(torch.zeros(2, 2), focus(far, STEPS[kind]))
+    plan = planner(kind, make_evaluator(bounds), **THOROUGH[kind])(
+        torch.zeros(2, 2), context(far, STEPS[kind])
+    )
     torch.testing.assert_close(bounds.project(plan.actions), plan.actions)
     assert ((plan.actions * far[:, None]).sum(-1) > 0.9 * 40 * getattr(bounds, "radius", 1)).all()
 
 
 @everyone
-def test_thinking_longer_never_makes_a_plan_worse(kind):
-    energies = [planner(kind)(HERE, focus(THERE, steps)).energy for steps in range(12)]
+def test_planning_longer_never_makes_a_plan_worse(kind):
+    energies = [planner(kind)(HERE, context(THERE, steps)).energy for steps in range(12)]
     assert (torch.stack(energies).diff(dim=0) <= 1e-6).all()
 
 
 def test_a_step_that_overshoots_does_not_make_a_plan_worse():
     almost_there = torch.full((1, 2), 0.02)
-    thought = [
-        planner("gradient", proposals=1, lr=2.0)(torch.zeros(1, 2), focus(almost_there, steps))
+    evaluated = [
+        planner("gradient", num_proposals=1, lr=2.0)(
+            torch.zeros(1, 2), context(almost_there, steps)
+        )
         for steps in range(4)
     ]
-    energies = torch.cat([plan.energy for plan in thought])
+    energies = torch.cat([plan.energy for plan in evaluated])
     assert (energies.diff() <= 0).all()
     assert energies[-1] <= 8e-4  # what staying costs; the first step lands near (1, 1)
 
@@ -156,7 +178,7 @@ class Taste(nn.Module):
         super().__init__()
         self.weigh = nn.Linear(2, 2)
 
-    def forward(self, rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
+    def forward(self, rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
         return {"taste": self.weigh(rollout.states[:, :, 1:]).square().mean((-2, -1))}
 
 
@@ -164,45 +186,45 @@ class Taste(nn.Module):
 @pytest.mark.parametrize("recording", [torch.no_grad, torch.enable_grad])
 def test_thinking_leaves_no_trace_in_any_parameter(kind, recording):
     spring, taste = Spring(), Taste()
-    mind = [*spring.named_parameters(), *taste.named_parameters()]
-    before = {name: parameter.detach().clone() for name, parameter in mind}
+    agent = [*spring.named_parameters(), *taste.named_parameters()]
+    before = {name: parameter.detach().clone() for name, parameter in agent}
     with recording():
-        planner(kind, eye(None, spring, taste))(HERE, focus(THERE))
-    assert all(parameter.grad is None for _, parameter in mind)
-    assert all(parameter.requires_grad for _, parameter in mind)
-    assert all(torch.equal(parameter, before[name]) for name, parameter in mind)
+        planner(kind, make_evaluator(None, spring, taste))(HERE, context(THERE))
+    assert all(parameter.grad is None for _, parameter in agent)
+    assert all(parameter.requires_grad for _, parameter in agent)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in agent)
 
 
 @everyone
-def test_a_world_is_planned_for_whatever_happens_in_the_others(kind):
+def test_an_env_is_planned_for_whatever_happens_in_the_others(kind):
     elsewhere = torch.cat([THERE[:1], 100 * THERE[1:]])
-    alone = planner(kind)(HERE, focus(THERE))
-    beside = planner(kind)(HERE * torch.tensor([[1], [-7]]), focus(elsewhere))
-    torch.testing.assert_close(alone.actions[0], beside.actions[0])
-    torch.testing.assert_close(alone.energy[0], beside.energy[0])
-    assert not torch.allclose(alone.actions[1], beside.actions[1])
+    single = planner(kind)(HERE, context(THERE))
+    beside = planner(kind)(HERE * torch.tensor([[1], [-7]]), context(elsewhere))
+    torch.testing.assert_close(single.actions[0], beside.actions[0])
+    torch.testing.assert_close(single.energy[0], beside.energy[0])
+    assert not torch.allclose(single.actions[1], beside.actions[1])
 
 
-def test_without_chance_worlds_in_another_order_get_the_same_plans():
+def test_without_chance_envs_in_another_order_get_the_same_plans():
     order = torch.tensor([1, 0])
-    plan = planner("gradient", proposals=1)(HERE, focus(THERE))
-    turned = planner("gradient", proposals=1)(HERE[order], focus(THERE[order]))
+    plan = planner("gradient", num_proposals=1)(HERE, context(THERE))
+    turned = planner("gradient", num_proposals=1)(HERE[order], context(THERE[order]))
     torch.testing.assert_close(turned.actions, plan.actions[order])
 
 
-def miss_all_along(rollout: Rollout, focus: Focus) -> dict[str, Tensor]:
+def miss_all_along(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
     """To be late is worse: in the best plan no two actions are the same."""
-    miss = rollout.states[:, :, 1:] - focus.goal[:, None, None]
-    return {"late": miss.square().sum((-2, -1)), **miss_and_effort(rollout, focus)}
+    miss = rollout.states[:, :, 1:] - context.goal[:, None, None]
+    return {"late": miss.square().sum((-2, -1)), **miss_and_effort(rollout, context)}
 
 
 @everyone
 def test_the_second_plan_goes_on_from_the_first_one_step_later(kind):
-    alone = {"gradient": {"proposals": 1}}.get(kind, {})
-    mind = planner(kind, eye(None, glide, miss_all_along), warm_steps=0, **alone)
-    task = focus(THERE, {"gradient": 40}.get(kind, 3), horizon=4)
-    first = mind(HERE, task)
-    second = mind(first.states[:, 1], task)
+    single = {"gradient": {"num_proposals": 1}}.get(kind, {})
+    agent = planner(kind, make_evaluator(None, coast, miss_all_along), warm_iterations=0, **single)
+    task = context(THERE, {"gradient": 40}.get(kind, 3), horizon=4)
+    first = agent(HERE, task)
+    second = agent(first.states[:, 1], task)
     later = torch.cat([first.actions[:, 1:], first.actions[:, -1:]], 1)
     torch.testing.assert_close(second.actions, later, atol=1e-5, rtol=0)
     assert not torch.allclose(later, first.actions, atol=1e-2)
@@ -210,88 +232,90 @@ def test_the_second_plan_goes_on_from_the_first_one_step_later(kind):
 
 @everyone
 def test_with_other_worlds_or_another_horizon_there_is_nothing_to_go_on_from(kind):
-    mind = planner(kind)
-    mind(HERE, focus(THERE))
-    assert mind(HERE[:1], focus(THERE[:1])).actions.shape == (1, 3, 2)
-    assert mind(HERE[:1], focus(THERE[:1], horizon=5)).actions.shape == (1, 5, 2)
+    agent = planner(kind)
+    agent(HERE, context(THERE))
+    assert agent(HERE[:1], context(THERE[:1])).actions.shape == (1, 3, 2)
+    assert agent(HERE[:1], context(THERE[:1], horizon=5)).actions.shape == (1, 5, 2)
 
 
 @everyone
 def test_a_new_life_with_the_same_seed_makes_the_same_plans(kind):
-    mind = planner(kind)
+    agent = planner(kind)
 
-    def lives(seed: int) -> Tensor:
-        mind.reset(seed)
-        return torch.stack([mind(HERE, focus(THERE, steps=1)).actions for _ in range(3)])
+    def episodes_of(seed: int) -> Tensor:
+        agent.reset(seed)
+        return torch.stack([agent(HERE, context(THERE, steps=1)).actions for _ in range(3)])
 
-    first, other, again = lives(3), lives(4), lives(3)
+    first, other, again = episodes_of(3), episodes_of(4), episodes_of(3)
     assert torch.equal(first, again)
     assert kind == "gradient" or not torch.equal(first, other)
 
 
 @everyone
-def test_who_is_told_what_to_go_on_from_leaves_the_last_plan_and_chance_goes_on(kind):
-    task = focus(THERE, STEPS[kind])
+def test_who_is_reported_what_to_go_on_from_leaves_the_last_plan_and_chance_goes_on(kind):
+    task = context(THERE, STEPS[kind])
     uneven = solved_by_hand(HERE, task)[:, None] * torch.tensor([0.8, 1.1, 1.0])[:, None]
-    mind = planner(kind, warm_steps=0, **{"gradient": {"proposals": 1}}.get(kind, {}))
-    mind(-HERE, task)
-    mind.resume(uneven)
-    torch.testing.assert_close(mind(HERE, task).actions, uneven[:, 0], atol=1e-5, rtol=0)
-    mind = planner(kind, warm_steps=1)
+    agent = planner(kind, warm_iterations=0, **{"gradient": {"num_proposals": 1}}.get(kind, {}))
+    agent(-HERE, task)
+    agent.set_warm_start(uneven)
+    torch.testing.assert_close(agent(HERE, task).actions, uneven[:, 0], atol=1e-5, rtol=0)
+    agent = planner(kind, warm_iterations=1)
     far = torch.full_like(uneven, -0.9)
-    mind.resume(far)
-    hasty = mind(HERE, task)
-    mind.resume(far)
-    again = mind(HERE, task)
+    agent.set_warm_start(far)
+    hasty = agent(HERE, task)
+    agent.set_warm_start(far)
+    again = agent(HERE, task)
     assert kind == "gradient" or not torch.equal(hasty.actions, again.actions)
 
 
 def test_another_seed_makes_other_guesses():
-    guess = Guesses(eye())
-    first = guess(HERE, focus(THERE), 4)
-    guess.seed(1)
-    assert not torch.equal(first[:, 1:], guess(HERE, focus(THERE), 4)[:, 1:])
+    candidate = RandomProposals(make_evaluator())
+    first = candidate(HERE, context(THERE), 4)
+    candidate.seed(1)
+    assert not torch.equal(first[:, 1:], candidate(HERE, context(THERE), 4)[:, 1:])
 
 
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 def test_guesses_hold_still_for_a_while_stay_inside_and_rest_first(bounds):
-    guesses = Guesses(eye(bounds), pieces=2)(HERE, focus(THERE, horizon=5), 50)
-    assert guesses.shape == (2, 50, 5, 2)
-    assert (guesses[:, 0].abs() < 1e-6).all()
-    assert (guesses[:, :, :3] == guesses[:, :, :1]).all()
-    assert (guesses[:, :, 3:] == guesses[:, :, 3:4]).all()
-    torch.testing.assert_close(bounds.project(guesses), guesses)
+    candidates = RandomProposals(make_evaluator(bounds), num_segments=2)(
+        HERE, context(THERE, horizon=5), 50
+    )
+    assert candidates.shape == (2, 50, 5, 2)
+    assert (candidates[:, 0].abs() < 1e-6).all()
+    assert (candidates[:, :, :3] == candidates[:, :, :1]).all()
+    assert (candidates[:, :, 3:] == candidates[:, :, 3:4]).all()
+    torch.testing.assert_close(bounds.project(candidates), candidates)
 
 
 @everyone
-def test_what_a_perfect_policy_proposes_needs_no_thought(kind):
-    def perfect(state: Tensor, task: Focus) -> Tensor:
+def test_what_a_perfect_policy_proposes_needs_no_plan(kind):
+    def perfect(state: Tensor, task: TaskContext) -> Tensor:
         return solved_by_hand(state, task)[:, None]
 
-    task = focus(THERE, steps=0)
+    task = context(THERE, steps=0)
     plan = planner(kind, propose=perfect)(HERE, task)
     torch.testing.assert_close(plan.actions, solved_by_hand(HERE, task))
 
 
 @everyone
 def test_a_bad_proposal_does_not_mislead(kind):
-    def mad(state: Tensor, task: Focus) -> Tensor:
+    def mad(state: Tensor, task: TaskContext) -> Tensor:
         return -solved_by_hand(state, task)[:, None].sign()
 
-    task = focus(THERE, STEPS[kind])
+    task = context(THERE, STEPS[kind])
     plan = planner(kind, propose=mad, **THOROUGH[kind])(HERE, task)
-    optimum = glide(HERE, solved_by_hand(HERE, task)[:, None])
+    optimum = coast(HERE, solved_by_hand(HERE, task)[:, None])
     least = sum(miss_and_effort(optimum, task).values())[:, 0]
     torch.testing.assert_close(plan.energy, least, atol=0.02, rtol=0)
 
 
-def test_a_habit_is_what_the_policy_would_do_step_by_step():
+def test_a_policy_proposal_is_what_the_policy_would_do_step_by_step():
     def halve(state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
         return (goal - state) / 2
 
-    habit = Habit(halve, eye())(HERE, focus(THERE, horizon=3))
-    share = torch.tensor([1 / 2, 1 / 4, 1 / 8])[:, None]
-    torch.testing.assert_close(habit[:, 0], (THERE - HERE)[:, None] * share)
+    habit = PolicyProposal(halve, make_evaluator())(HERE, context(THERE, horizon=3))
+    fraction = torch.tensor([1 / 2, 1 / 4, 1 / 8])[:, None]
+    torch.testing.assert_close(habit[:, 0], (THERE - HERE)[:, None] * fraction)
 
 
 class Counting:
@@ -303,7 +327,7 @@ class Counting:
     def reset(self, seed: int = 0) -> None:
         self.plans = 0
 
-    def __call__(self, state: Tensor, task: Focus) -> Plan:
+    def __call__(self, state: Tensor, task: TaskContext) -> Plan:
         step = torch.arange(task.horizon + 1.0)
         states = torch.stack([torch.full_like(step, self.plans), step], -1)[None]
         self.plans += 1
@@ -319,31 +343,36 @@ def bare(actions: Tensor, energy: Tensor, states: Tensor) -> Plan:
     )  # fmt: skip
 
 
-def carried_out(actor: Commit, calls: int, horizon: int = 4) -> list[list[float]]:
-    task = focus(THERE[:1], horizon=horizon)
+def carried_out(actor: OpenLoopActor, calls: int, horizon: int = 4) -> list[list[float]]:
+    task = context(THERE[:1], horizon=horizon)
     return [actor(HERE[:1], task).action[0].tolist() for _ in range(calls)]
 
 
 def test_commitment_plans_every_so_many_calls_and_carries_the_plan_out():
-    assert carried_out(Commit(Counting(), 1), 3) == [[0, 0], [1, 0], [2, 0]]
-    assert carried_out(Commit(Counting(), 3), 5) == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1]]
+    assert carried_out(OpenLoopActor(Counting(), 1), 3) == [[0, 0], [1, 0], [2, 0]]
+    assert carried_out(OpenLoopActor(Counting(), 3), 5) == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1]]
 
 
 def test_commitment_ends_with_the_plan():
-    assert carried_out(Commit(Counting(), 9), 4, horizon=2) == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert carried_out(OpenLoopActor(Counting(), 9), 4, horizon=2) == [
+        [0, 0],
+        [0, 1],
+        [1, 0],
+        [1, 1],
+    ]
 
 
 def test_a_plan_half_carried_out_starts_where_one_is():
-    actor = Commit(Counting(), 2)
+    actor = OpenLoopActor(Counting(), 2)
     carried_out(actor, 1)
-    rest = actor(HERE[:1], focus(THERE[:1], horizon=4))
+    rest = actor(HERE[:1], context(THERE[:1], horizon=4))
     assert rest.states[0].tolist() == [[0, 1], [0, 2], [0, 3], [0, 4]]
-    assert torch.equal(rest.considered[:, 0], rest.states)
+    assert torch.equal(rest.candidate_states[:, 0], rest.states)
     assert rest.actions[0].tolist() == [[0, 1], [0, 2], [0, 3]]
 
 
-def test_who_starts_a_new_life_is_committed_to_nothing():
-    actor = Commit(Counting(), 3)
+def test_who_starts_a_new_episode_is_committed_to_nothing():
+    actor = OpenLoopActor(Counting(), 3)
     assert carried_out(actor, 5)[-1] == [1, 1]
     actor.reset()
     assert carried_out(actor, 1) == [[0, 0]]  # and whom it asks began anew as well
@@ -354,27 +383,29 @@ def vectors(seed: int, scale: float) -> Tensor:
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 1e3), bounds=st.sampled_from(BOUNDS))
+@given(
+    seed=st.integers(0, 10_000), scale=st.floats(1e-3, 1e3), action_space=st.sampled_from(BOUNDS)
+)
 def test_nothing_leaves_the_bounds(seed, scale, bounds):
     wild, limit = vectors(seed, scale), getattr(bounds, "radius", 1) + 1e-5
-    for inside in (bounds.bound(wild), bounds.project(wild)):
-        size = inside.abs().amax(-1) if isinstance(bounds, Box) else inside.norm(dim=-1)
+    for inside in (bounds.squash(wild), bounds.project(wild)):
+        size = inside.abs().amax(-1) if isinstance(bounds, BoxActions) else inside.norm(dim=-1)
         assert (size <= limit).all()
         torch.testing.assert_close(bounds.project(inside), inside)
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10_000), bounds=st.sampled_from(BOUNDS))
+@given(seed=st.integers(0, 10_000), action_space=st.sampled_from(BOUNDS))
 def test_what_is_inside_survives_being_set_free_and_bound_again(seed, bounds):
     inside = 0.99 * bounds.project(vectors(seed, 0.5))
-    torch.testing.assert_close(bounds.bound(bounds.free(inside)), inside, atol=1e-4, rtol=0)
+    torch.testing.assert_close(bounds.squash(bounds.unsquash(inside)), inside, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 def test_rest_can_be_left_in_every_direction(bounds):
     rest = torch.zeros(2)
-    slope = torch.autograd.functional.jacobian(bounds.bound, rest)
-    torch.testing.assert_close(slope, getattr(bounds, "radius", 1) * torch.eye(2))
+    gradient = torch.autograd.functional.jacobian(bounds.squash, rest)
+    torch.testing.assert_close(gradient, getattr(bounds, "radius", 1) * torch.eye(2))
 
 
 class Stubborn:
@@ -383,13 +414,16 @@ class Stubborn:
     def reset(self, seed=0):
         pass
 
-    def __call__(self, state, focus):
+    def __call__(self, state, context):
         still = state.new_zeros(len(state), 1, 2)
         return bare(still, state[:, 0], still)
 
 
 def test_only_who_gains_nothing_and_is_far_from_content_gets_restless():
-    actor, task = Restless.Config(period=1).build(Stubborn(), eye(Ball())), focus(torch.zeros(3, 2))
+    actor, task = (
+        StuckPerturbationConfig(check_every=1).build(Stubborn(), make_evaluator(BallActions())),
+        context(torch.zeros(3, 2)),
+    )
     assert not actor(torch.tensor([[9.0, 0], [9.0, 0], [1.0, 0]]), task).action.any()  # no look yet
     plan = actor(torch.tensor([[9.0, 0], [8.0, 0], [1.0, 0]]), task)
     assert plan.action[0].any()  # stuck

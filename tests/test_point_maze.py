@@ -41,17 +41,19 @@ def scattered(count):
     return at_rest(sample_in_cell((16 * many(count)[:, 0]).long(), 4, many(count, 2, seed=9)))
 
 
-def gaps(maze, place):
+def gaps(maze, position):
     """[B] how far places are from the nearest wall's surface, each wall looked at by itself."""
-    size, nearest = maze.size, torch.full((len(place),), torch.inf)
+    size, nearest = maze.size, torch.full((len(position),), torch.inf)
     for lines, flip in ((maze.vertical_walls, False), (maze.horizontal_walls.mT, True)):
-        x, y = (place.flip(-1) if flip else place).unbind(-1)
+        x, y = (position.flip(-1) if flip else position).unbind(-1)
         for lane in range(size):
             for line in range(size + 1):
                 across = ((x - line).abs() - WALL).clamp(min=0)
                 along = ((y - lane - 0.5).abs() - 0.5).clamp(min=0)
-                gap = torch.where(lines[:, lane, line], torch.hypot(across, along), torch.inf)
-                nearest = torch.minimum(nearest, gap)
+                difference = torch.where(
+                    lines[:, lane, line], torch.hypot(across, along), torch.inf
+                )
+                nearest = torch.minimum(nearest, difference)
     return nearest
 
 
@@ -82,17 +84,17 @@ def test_no_ball_ever_comes_through_a_wall(hold):
 @pytest.mark.parametrize("angle", [0.0, 0.3, 1.0])
 def test_a_wall_stops_a_ball_at_every_speed(angle):
     balls, maze = BallPhysics(11), known("four-rooms", 96)
-    speed, gap = (0.01 + 0.29 * torch.linspace(0, 1, 16)).repeat(6), many(96)[:, 0] * 0.3
-    place = torch.stack([11 - BALL - WALL - gap, torch.full((96,), 0.5)], -1)
+    speed, difference = (0.01 + 0.29 * torch.linspace(0, 1, 16)).repeat(6), many(96)[:, 0] * 0.3
+    position = torch.stack([11 - BALL - WALL - difference, torch.full((96,), 0.5)], -1)
     way = direction(torch.tensor(angle))
-    told = [PointState(place, speed[:, None] * way, place)]
+    output = [PointState(position, speed[:, None] * way, position)]
     for _ in range(12):
-        told.append(balls(maze, told[-1], way.expand(96, 2)))
-    assert max(body.position[:, 0].max() for body in told) < 11 - WALL - BALL + 0.03
-    towards = torch.stack([body.velocity[:, 0] for body in told])
+        output.append(balls(maze, output[-1], way.expand(96, 2)))
+    assert max(body.position[:, 0].max() for body in output) < 11 - WALL - BALL + 0.03
+    towards = torch.stack([body.velocity[:, 0] for body in output])
     assert towards.min() > -0.12 * TERMINAL  # it is thrown back by little
     assert towards[-1].abs().max() < 0.01
-    along = told[-1].velocity[:, 1]  # and nothing is lost along the wall
+    along = output[-1].velocity[:, 1]  # and nothing is lost along the wall
     free = KEPT**12 * speed * way[1] + TERMINAL * (1 - KEPT**12) * way[1]
     torch.testing.assert_close(along, free, atol=1e-4, rtol=1e-4)
 
@@ -104,7 +106,7 @@ def test_momentum_is_kept_and_pushes_add_to_it():
         body = balls(known("four-rooms"), body, torch.tensor([[action, 0.0]]))
         tenth = [KEPT ** (k / 10) for k in range(1, 11)]
         pull = TERMINAL * max(action, -1)  # the speed that the action would come to
-        way = sum(pull + (pace - pull) * share for share in tenth) / 10
+        way = sum(pull + (pace - pull) * fraction for fraction in tenth) / 10
         pace = KEPT * pace + PUSH * max(action, -1)
         torch.testing.assert_close(body.velocity, torch.tensor([[pace, 0.0]]))
         torch.testing.assert_close(body.position, start + torch.tensor([[way, 0.0]]))
@@ -157,100 +159,106 @@ def test_what_follows_depends_on_nothing_but_what_is_given():
             PointState(*(part[row] for part in body)),
         )
         for _ in range(3):
-            alone = balls(own, to, push[row])
-        for a, b, c in zip(alone, together, shared, strict=True):
+            single = balls(own, to, push[row])
+        for a, b, c in zip(single, together, shared, strict=True):
             assert torch.equal(a[0], b[i])
             assert torch.equal(a[0], c[i])
 
 
 def test_where_there_is_room_for_a_square_there_is_room_for_a_ball():
     for maze in (mazes(4000, 3, 0.3), known("medium", 4000)):
-        place = (maze.size + 0.4) * many(4000, 2, seed=3) - 0.2
-        free, gap = is_free(maze, place), gaps(maze, place)
-        assert (free >= has_room_for_a_square(maze, place)).all()
-        assert (gap[free] >= BALL - 0.0301).all()
-        solid = maze.solid.flatten(1)[torch.arange(4000), cell_of(place, maze.size)]
-        assert not free[solid | ((place < 0) | (place > maze.size)).any(-1)].any()
+        position = (maze.size + 0.4) * many(4000, 2, seed=3) - 0.2
+        free, difference = is_free(maze, position), gaps(maze, position)
+        assert (free >= has_room_for_a_square(maze, position)).all()
+        assert (difference[free] >= BALL - 0.0301).all()
+        solid = maze.solid.flatten(1)[torch.arange(4000), cell_of(position, maze.size)]
+        assert not free[solid | ((position < 0) | (position > maze.size)).any(-1)].any()
 
 
 def test_a_world_lives_the_same_life_alone_and_in_a_batch():
-    told = []
+    output = []
     for count, seed in ((4, 40), (1, 43)):
-        worlds = PointMazeVectorEnv(count, size=3, max_episode_steps=30, directed_fraction=0.5)
-        worlds.reset(seed=seed)
-        told.append([worlds.step(worlds.behaviour_action()) for _ in range(70)])
-    for together, alone in zip(*told, strict=True):
-        for a, b in zip(together[:4], alone[:4], strict=True):
+        vec_env = PointMazeVectorEnv(count, size=3, max_episode_steps=30, directed_fraction=0.5)
+        vec_env.reset(seed=seed)
+        output.append([vec_env.step(vec_env.behaviour_action()) for _ in range(70)])
+    for together, single in zip(*output, strict=True):
+        for a, b in zip(together[:4], single[:4], strict=True):
             np.testing.assert_array_equal(a[3], b[0])
-        for name in alone[4]:
-            np.testing.assert_array_equal(together[4][name][3], alone[4][name][0], err_msg=name)
+        for name in single[4]:
+            np.testing.assert_array_equal(together[4][name][3], single[4][name][0], err_msg=name)
 
 
 @pytest.mark.parametrize(
     "settings", [{"map": "u"}, {"map": "medium"}, {"size": 4, "loop_prob": 0.2}], ids=str
 )
 def test_the_oracle_arrives_and_stays_and_a_drunkard_does_not(settings):
-    shares = {}
-    for who in ("oracle", "random"):
-        worlds = PointMazeVectorEnv(60, goal_distance="long", output="torch", **settings)
-        worlds.reset(seed=0)
-        for step in range(worlds.max_episode_steps):
-            act = worlds.expert_action() if who == "oracle" else 2 * many(60, 2, 1000 * step) - 1
-            *_, infos = worlds.step(act)
-        shares[who] = infos["final_success"].float().mean()
-    assert shares["oracle"] >= 0.98
-    assert shares["random"] < 0.1
+    fractions = {}
+    for label in ("oracle", "random"):
+        vec_env = PointMazeVectorEnv(60, goal_distance="long", output="torch", **settings)
+        vec_env.reset(seed=0)
+        for step in range(vec_env.max_episode_steps):
+            act = vec_env.expert_action() if label == "oracle" else 2 * many(60, 2, 1000 * step) - 1
+            *_, infos = vec_env.step(act)
+        fractions[label] = infos["final_success"].float().mean()
+    assert fractions["oracle"] >= 0.98
+    assert fractions["random"] < 0.1
 
 
 def test_success_is_near_the_goal():
-    worlds = PointMazeVectorEnv(2, map="u", output="torch")
+    vec_env = PointMazeVectorEnv(2, map="u", output="torch")
     body = torch.tensor([[2.5, 0.8, 0, 0], [2.5, 0.8, 0, 0]]) / 3
     goal = torch.tensor([[2.5, 1.15, 0, 0], [2.5, 1.25, 0, 0]]) / 3
-    _, infos = worlds.reset(seed=0, options={"factors": body, "goal_factors": goal})
+    _, infos = vec_env.reset(seed=0, options={"factors": body, "goal_factors": goal})
     assert infos["final_success"].tolist() == [True, False]
-    *_, reward, _, _, infos = worlds.step(torch.zeros(2, 2))
+    *_, reward, _, _, infos = vec_env.step(torch.zeros(2, 2))
     assert reward.tolist() == [1, 0]
 
 
 def test_the_senses_say_where_the_ball_is():
-    worlds, numbers = (PointMazeVectorEnv(12, map="medium", obs_type=s) for s in ("image", "state"))
-    obs, infos = worlds.reset(seed=1)
+    vec_env, numbers = (
+        PointMazeVectorEnv(12, map="medium", obs_type=s) for s in ("image", "state")
+    )
+    obs, infos = vec_env.reset(seed=1)
     numbers.reset(seed=1)
-    places = [infos["factors"][:, :2]]
+    positions = [infos["factors"][:, :2]]
     for step in range(15):
         push = (3 * many(12, 2, 1000 * (step // 5)) - 1.5).numpy()
-        (obs, *_, infos), (state, *_) = worlds.step(push), numbers.step(push)
-        assert worlds.observation_space.contains(obs)
+        (obs, *_, infos), (state, *_) = vec_env.step(push), numbers.step(push)
+        assert vec_env.observation_space.contains(obs)
         assert numbers.observation_space.contains(state)
         np.testing.assert_allclose(state[:, :2], 2 * infos["factors"][:, :2] - 1, atol=1e-6)
         np.testing.assert_allclose(state[:, 2:], infos["factors"][:, 2:], atol=1e-6)
-        places.append(infos["factors"][:, :2])
-        for dot, place in ((obs[:, 1], places[-1]), (obs[:, 2], places[-2])):
+        positions.append(infos["factors"][:, :2])
+        for dot, position in ((obs[:, 1], positions[-1]), (obs[:, 2], positions[-2])):
             bright = dot.reshape(12, -1).argmax(-1)
-            seen = np.stack([bright % 40, bright // 40], -1)
-            assert np.abs(seen - 36 * place - 1).max() <= 0.51  # 36 pixels, and 1 beside them
+            observed = np.stack([bright % 40, bright // 40], -1)
+            assert (
+                np.abs(observed - 36 * position - 1).max() <= 0.51
+            )  # 36 pixels, and 1 beside them
 
 
 def test_factors_put_back_give_the_same_moment():
-    worlds = PointMazeVectorEnv(50, size=3, output="torch")
-    worlds.reset(seed=0)
+    vec_env = PointMazeVectorEnv(50, size=3, output="torch")
+    vec_env.reset(seed=0)
     for _ in range(20):
-        *_, infos = worlds.step(worlds.behaviour_action())
+        *_, infos = vec_env.step(vec_env.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
-    _, told = worlds.reset(seed=0, options=options)
-    torch.testing.assert_close(told["factors"], infos["factors"])
+    _, output = vec_env.reset(seed=0, options=options)
+    torch.testing.assert_close(output["factors"], infos["factors"])
     options["factors"][7, :2] = torch.tensor([0.1, 1.5]) / 3
     with pytest.raises(ValueError, match=r"environment 7 .* inside a wall"):
-        worlds.reset(seed=0, options=options)
+        vec_env.reset(seed=0, options=options)
 
 
 def test_the_exams_tell_a_wall_from_an_opening():
-    worlds = PointMazeVectorEnv(1, map="u")
+    vec_env = PointMazeVectorEnv(1, map="u")
     moved = {}
-    for name, exam in worlds.dynamics_tests(seed=4).items():
-        moved[name] = (3 * (exam.end_factors - exam.start_factors)[:, :2] * exam.actions[:, 0]).sum(
-            -1
-        )
+    for name, dynamics_test in vec_env.dynamics_tests(seed=4).items():
+        moved[name] = (
+            3
+            * (dynamics_test.end_factors - dynamics_test.start_factors)[:, :2]
+            * dynamics_test.actions[:, 0]
+        ).sum(-1)
     assert moved["wall"].max() < TERMINAL + 0.03
     assert moved["open"].min() > 0.55
 
@@ -269,8 +277,8 @@ def test_unusable_settings_are_refused_by_name():
 
 
 @pytest.mark.parametrize("settings", [{}, {"map": "u", "obs_type": "state"}], ids=str)
-def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(settings):
+def test_gymnasium_accepts_the_env_and_makes_it_whichever_way(settings):
     made = gymnasium.make(envs.POINT_MAZE, render_mode="rgb_array", **settings).unwrapped
     check_env(made)
-    worlds = gymnasium.make_vec(envs.POINT_MAZE, num_envs=3, **settings)
-    np.testing.assert_array_equal(worlds.reset(seed=8)[0][2], made.reset(seed=10)[0])
+    vec_env = gymnasium.make_vec(envs.POINT_MAZE, num_envs=3, **settings)
+    np.testing.assert_array_equal(vec_env.reset(seed=8)[0][2], made.reset(seed=10)[0])

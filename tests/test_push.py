@@ -24,9 +24,9 @@ def many(count, numbers=1, seed=0):
     return uniform(keys_from_seeds(range(seed, seed + count), CPU), numbers)[0]
 
 
-def begun(count, **settings):
-    worlds = PushVectorEnv(count, output="torch", **settings)
-    return worlds, *worlds.reset(seed=0)
+def started(count, **settings):
+    vec_env = PushVectorEnv(count, output="torch", **settings)
+    return vec_env, *vec_env.reset(seed=0)
 
 
 def lively(count):
@@ -39,18 +39,18 @@ def lively(count):
     return TableState(position, velocity, position - velocity)
 
 
-def acted(who, worlds, step):
-    drunk = 2 * many(worlds.num_envs, 2, 1000 * step) - 1
+def acted(label, vec_env, step):
+    drunk = 2 * many(vec_env.num_envs, 2, 1000 * step) - 1
     acts = {
-        "oracle": worlds.expert_action,
-        "walk": worlds.behaviour_action,
+        "oracle": vec_env.expert_action,
+        "walk": vec_env.behaviour_action,
         "random": lambda: drunk,
     }
-    return acts[who]()
+    return acts[label]()
 
 
 def test_things_at_rest_stay_and_a_hand_in_the_open_comes_to_its_terminal_speed():
-    physics, table = TablePhysics(), begun(50)[0].state.table
+    physics, table = TablePhysics(), started(50)[0].state.table
     for a, b in zip(physics(table, torch.zeros(50, 2)), table, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
     table = at_rest(torch.tensor([[0.1, 0.9]]), torch.tensor([[0.5, 0.5]]))
@@ -64,12 +64,12 @@ def test_things_at_rest_stay_and_a_hand_in_the_open_comes_to_its_terminal_speed(
 
 
 def test_a_block_moves_where_it_is_touched_and_nowhere_else():
-    worlds, *_ = begun(200)
+    vec_env, *_ = started(200)
     touched = torch.zeros(200, dtype=torch.bool)
     for step in range(60):
-        before = worlds.state.table
-        worlds.step(acted("walk", worlds, step))
-        after = worlds.state.table
+        before = vec_env.state.table
+        vec_env.step(acted("walk", vec_env, step))
+        after = vec_env.state.table
         way = after.block - before.block
         # no hand comes nearer in a step than two steps' way
         far = (before.hand - before.block).norm(dim=-1) > TOUCH + 2 * TERMINAL
@@ -126,8 +126,8 @@ def test_the_rim_stops_the_block_so_that_the_hand_fits_behind_it():
     assert table.block.max() < 0.84
     assert (table.block - 0.5).abs().amax(-1).max() > 0.3
     assert table.hand.min() > HAND - 0.02
-    gap = torch.minimum(table.block, 1 - table.block).amin(-1) - BLOCK
-    assert gap.min() > 2 * HAND
+    difference = torch.minimum(table.block, 1 - table.block).amin(-1) - BLOCK
+    assert difference.min() > 2 * HAND
 
 
 def test_what_follows_depends_on_nothing_but_what_is_given():
@@ -135,27 +135,27 @@ def test_what_follows_depends_on_nothing_but_what_is_given():
     together = physics(table, push)
     for i in (0, 63):
         for _ in range(2):
-            alone = physics(TableState(*(part[i : i + 1] for part in table)), push[i : i + 1])
-        assert all(torch.equal(a[0], b[i]) for a, b in zip(alone, together, strict=True))
+            single = physics(TableState(*(part[i : i + 1] for part in table)), push[i : i + 1])
+        assert all(torch.equal(a[0], b[i]) for a, b in zip(single, together, strict=True))
 
 
-@pytest.mark.parametrize("who", ["behaviour_action", "expert_action"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(who):
-    told = []
+@pytest.mark.parametrize("label", ["behaviour_action", "expert_action"])
+def test_a_world_lives_the_same_life_alone_and_in_a_batch(label):
+    output = []
     for count, seed in ((4, 40), (1, 43)):
-        worlds = PushVectorEnv(count, max_episode_steps=30)
-        worlds.reset(seed=seed)
-        told.append([worlds.step(getattr(worlds, who)()) for _ in range(70)])
-    for together, alone in zip(*told, strict=True):
-        for a, b in zip(together[:4], alone[:4], strict=True):
+        vec_env = PushVectorEnv(count, max_episode_steps=30)
+        vec_env.reset(seed=seed)
+        output.append([vec_env.step(getattr(vec_env, label)()) for _ in range(70)])
+    for together, single in zip(*output, strict=True):
+        for a, b in zip(together[:4], single[:4], strict=True):
             np.testing.assert_array_equal(a[3], b[0])
-        for name in alone[4]:
-            np.testing.assert_array_equal(together[4][name][3], alone[4][name][0], err_msg=name)
+        for name in single[4]:
+            np.testing.assert_array_equal(together[4][name][3], single[4][name][0], err_msg=name)
 
 
 def test_episodes_begin_apart_and_goals_are_everywhere_within_the_rim():
-    worlds, _, infos = begun(3000)
-    table, goal = worlds.state.table, worlds.state.goal
+    vec_env, _, infos = started(3000)
+    table, goal = vec_env.state.table, vec_env.state.goal
     for one in (table, goal):
         assert (one.hand - one.block).norm(dim=-1).min() > TOUCH
         assert ((one.hand - 0.5).abs() <= 0.5 - HAND + 1e-6).all()
@@ -169,53 +169,53 @@ def test_episodes_begin_apart_and_goals_are_everywhere_within_the_rim():
 
 def test_the_goal_is_what_is_sensed_when_the_block_has_been_pushed_there():
     for obs_type in ("state", "image"):
-        worlds, _, infos = begun(100, obs_type=obs_type)
-        state, factors = worlds.state, infos["goal_factors"]
-        obs, told = worlds.reset(seed=0, options={"factors": factors, "goal_factors": factors})
+        vec_env, _, infos = started(100, obs_type=obs_type)
+        state, factors = vec_env.state, infos["goal_factors"]
+        obs, output = vec_env.reset(seed=0, options={"factors": factors, "goal_factors": factors})
         torch.testing.assert_close(obs, infos["goal"], atol=0, rtol=0)
-        assert told["success"].all()
-        _, reward, *_ = worlds.step(torch.zeros(100, 2))
+        assert output["success"].all()
+        _, reward, *_ = vec_env.step(torch.zeros(100, 2))
         assert (reward == 1).all()  # and all stays as it is
         way, push = state.goal.block - state.table.block, state.goal.block - state.goal.hand
         assert torch.cosine_similarity(way, push).min() > 1 - 1e-4
 
 
 def test_success_is_of_the_block_alone_and_exactly_within_the_tolerance():
-    worlds, _, infos = begun(64)
+    vec_env, _, infos = started(64)
     goal = infos["goal_factors"][:, 2:4]
     inwards = torch.where(goal > 0.5, -1.0, 1.0) / 2**0.5
     hand = torch.where(goal > 0.5, 0.1, 0.9)  # far from where the goal shows it
-    for share, there in ((0.999, True), (1.001, False)):
-        block = goal + share * REACHED * inwards
+    for fraction, there in ((0.999, True), (1.001, False)):
+        block = goal + fraction * REACHED * inwards
         factors = torch.cat([hand, block, torch.zeros(64, 4)], -1)
         options = {"factors": factors, "goal_factors": infos["goal_factors"]}
-        told = worlds.reset(seed=0, options=options)[1]
-        assert (told["final_success"] == there).all()
-        assert (worlds.step(torch.zeros(64, 2))[1] == float(there)).all()
+        output = vec_env.reset(seed=0, options=options)[1]
+        assert (output["final_success"] == there).all()
+        assert (vec_env.step(torch.zeros(64, 2))[1] == float(there)).all()
 
 
 def test_the_oracle_pushes_the_block_there_and_nobody_else_does():
-    shares = {}
-    for who in ("oracle", "walk", "random"):
-        worlds, *_ = begun(300)
-        for step in range(worlds.max_episode_steps):
-            _, reward, *_, infos = worlds.step(acted(who, worlds, step))
+    fractions = {}
+    for label in ("oracle", "walk", "random"):
+        vec_env, *_ = started(300)
+        for step in range(vec_env.max_episode_steps):
+            _, reward, *_, infos = vec_env.step(acted(label, vec_env, step))
             assert torch.equal(reward, infos["final_success"].float())
-        shares[who] = infos["final_success"].float().mean()
-    assert shares["oracle"] >= 0.97
-    assert shares["walk"] < 0.05
-    assert shares["random"] < 0.02
+        fractions[label] = infos["final_success"].float().mean()
+    assert fractions["oracle"] >= 0.97
+    assert fractions["walk"] < 0.05
+    assert fractions["random"] < 0.02
 
 
-def test_walks_play_with_the_block_and_errands_more_so():
+def test_walks_play_with_the_block_and_subtasks_more_so():
     pushed = {}
     for directed_fraction in (0.0, 0.7):
-        worlds, *_ = begun(300, directed_fraction=directed_fraction)
+        vec_env, *_ = started(300, directed_fraction=directed_fraction)
         moved = torch.zeros(300)
         for _ in range(50):
-            before = worlds.state.table.block
-            worlds.step(worlds.behaviour_action())
-            moved += (worlds.state.table.block - before).norm(dim=-1) > 1e-3
+            before = vec_env.state.table.block
+            vec_env.step(vec_env.behaviour_action())
+            moved += (vec_env.state.table.block - before).norm(dim=-1) > 1e-3
         pushed[directed_fraction] = (moved > 0).float().mean(), moved.mean() / 50
     assert pushed[0.7][0] > 0.8
     assert pushed[0.7][1] > 0.1
@@ -223,42 +223,42 @@ def test_walks_play_with_the_block_and_errands_more_so():
 
 
 def test_the_senses_say_where_things_are():
-    worlds, numbers = (PushVectorEnv(12, obs_type=s) for s in ("image", "state"))
-    worlds.reset(seed=1)
+    vec_env, numbers = (PushVectorEnv(12, obs_type=s) for s in ("image", "state"))
+    vec_env.reset(seed=1)
     numbers.reset(seed=1)
     for step in range(12):
         push = (3 * many(12, 2, 1000 * (step // 4)) - 1.5).numpy()
-        obs, *_, infos = worlds.step(push)
+        obs, *_, infos = vec_env.step(push)
         state = numbers.step(push)[0]
-        assert worlds.observation_space.contains(obs)
+        assert vec_env.observation_space.contains(obs)
         assert numbers.observation_space.contains(state)
-        table = worlds.state.table
+        table = vec_env.state.table
         np.testing.assert_allclose((state[:, :4] + 1) / 2, table.position, atol=1e-6)
         np.testing.assert_allclose(VELOCITY_SCALE * state[:, 4:], table.velocity, atol=1e-6)
-        spots = torch.cat([table.position, table.previous_position], -1).unflatten(-1, (4, 2))
+        waypoints = torch.cat([table.position, table.previous_position], -1).unflatten(-1, (4, 2))
         grid = torch.arange(32.0)
         for i in range(4):  # each a spot about its position
             image = torch.from_numpy(obs[:, i]).float()
             mass = image.sum((1, 2))
             x, y = (image.sum(1) @ grid / mass, image.sum(2) @ grid / mass)
-            inner = ((spots[:, i] > 0.2) & (spots[:, i] < 0.8)).all(-1)
+            inner = ((waypoints[:, i] > 0.2) & (waypoints[:, i] < 0.8)).all(-1)
             found = torch.stack([x, y], -1)[inner] / 31
-            torch.testing.assert_close(found, spots[:, i][inner], atol=0.01, rtol=0)
+            torch.testing.assert_close(found, waypoints[:, i][inner], atol=0.01, rtol=0)
     for position, picture in zip(
-        worlds.factors_to_pixels(infos["factors"]), worlds.render(), strict=True
+        vec_env.factors_to_pixels(infos["factors"]), vec_env.render(), strict=True
     ):
         x, y = position.round().astype(int)
         assert picture[y, x].astype(int)[2] - picture[y, x].astype(int)[0] > 150
 
 
 def test_factors_put_back_give_the_same_moment_and_others_are_refused():
-    worlds, *_ = begun(50)
+    vec_env, *_ = started(50)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.behaviour_action())
+        obs, *_, infos = vec_env.step(vec_env.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
-    again, told = worlds.reset(seed=0, options=options)
+    again, output = vec_env.reset(seed=0, options=options)
     torch.testing.assert_close(again, obs, atol=1e-6, rtol=0)
-    torch.testing.assert_close(told["distance"], infos["distance"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(output["distance"], infos["distance"], atol=1e-6, rtol=0)
     wrong = {
         "apart": infos["factors"][7, [2, 3, 2, 3, 4, 5, 6, 7]],
         "within the rim": torch.tensor([0.5, 0.5, 0.1, 0.5, 0, 0, 0, 0]),
@@ -270,12 +270,12 @@ def test_factors_put_back_give_the_same_moment_and_others_are_refused():
         factors = infos["factors"].clone()
         factors[7] = row
         with pytest.raises(ValueError, match=f"goal_factors: .*{named}"):
-            worlds.reset(options={"goal_factors": factors})
+            vec_env.reset(options={"goal_factors": factors})
     with pytest.raises(ValueError, match=r"factors is \[2, 8\]; needed is \[50, 8\]"):
-        worlds.reset(options={"factors": infos["factors"][:2]})
+        vec_env.reset(options={"factors": infos["factors"][:2]})
 
 
-def test_the_exams_push_the_block_and_pass_it_by():
+def test_the_dynamics_tests_push_the_block_and_pass_it_by():
     tests = PushVectorEnv(1).dynamics_tests(seed=4)
     way = {name: (test.end_factors - test.start_factors)[:, [0, 2]] for name, test in tests.items()}
     assert (tests["block"].actions == tests["open"].actions).all()
@@ -302,5 +302,5 @@ def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(obs_type):
     made = gymnasium.make(envs.PUSH, render_mode="rgb_array", obs_type=obs_type).unwrapped
     check_env(made)
     assert isinstance(made, PushEnv)
-    worlds = gymnasium.make_vec(envs.PUSH, num_envs=3, obs_type=obs_type)
-    np.testing.assert_array_equal(worlds.reset(seed=8)[0][2], made.reset(seed=10)[0])
+    vec_env = gymnasium.make_vec(envs.PUSH, num_envs=3, obs_type=obs_type)
+    np.testing.assert_array_equal(vec_env.reset(seed=8)[0][2], made.reset(seed=10)[0])

@@ -15,19 +15,34 @@ import torch
 from gymnasium import spaces
 
 import ami_agent as ami
-from ami_agent import carry, recipes, runs
-from ami_agent import spaces as written
+from ami_agent import episode_state, recipes
+from ami_agent.adapters import spaces as written
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.interface import Interface
 from ami_agent.agent import Agent
-from ami_agent.build import Config, build
-from ami_agent.interface import Interface
-from ami_agent.life import WorldConfig
-from ami_agent.players import Scene, mind
-from modules.actor import Restless
-from modules.hierarchy import ImaginedGraph, LandmarkGraph, MacroLevels
-from modules.planners import CEM, MPPI, Collocation, GradientPlanner
-from modules.planners.outlook import ManyFutures
-from modules.recall import Associative, Belief
-from modules.types import Plan, UnusableInput
+from ami_agent.config import Config, build
+from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
+from ami_agent.storage import run_dir
+from modules.actor.planning import (
+    CEMConfig,
+    CollocationConfig,
+    GradientPlannerConfig,
+    MPPIConfig,
+)
+from modules.actor.planning.risk import ScenarioCVaR
+from modules.actor.policy import StuckPerturbationConfig
+from modules.actor.subgoals import (
+    HierarchicalJEPA,
+    HierarchicalJEPAConfig,
+    ImaginedLandmarkGraphConfig,
+    LandmarkGraph,
+    LandmarkGraphConfig,
+)
+from modules.memory.short_term import (
+    AttentionMemoryConfig,
+    GRUMemoryConfig,
+)
+from modules.types import ConfigError, Plan
 from tests.conftest import small
 
 Box, Discrete, MultiDiscrete = spaces.Box, spaces.Discrete, spaces.MultiDiscrete
@@ -79,9 +94,9 @@ REWARD = ami.Task(drives={"reward": 1.0})
 
 
 def gym_agent(case: str) -> Agent:
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Sampled-v0", options={"case": case}))
-    with closing(config.world.build(1)) as world:
-        return build(config, world.spec).eval()
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Sampled-v0", options={"case": case}))
+    with closing(config.env.build(1)) as env_:
+        return build(config, env_.spec).eval()
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +123,9 @@ def test_a_controller_takes_what_environments_deliver_and_gives_what_they_take(c
 
 def test_a_discrete_action_of_one_environment_is_an_integer():
     env = gymnasium.make("CartPole-v1")
-    config = ami.recipes.gym(WorldConfig(id="CartPole-v1"))
-    with closing(config.world.build(1)) as world:
-        controller = build(config, world.spec).controller(task=REWARD)
+    config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))
+    with closing(config.env.build(1)) as env_:
+        controller = build(config, env_.spec).controller(task=REWARD)
     action = controller.act(env.reset(seed=0)[0]).env_action
     assert isinstance(action, np.integer)
     assert int(action) in (0, 1)
@@ -134,16 +149,16 @@ def test_arrays_and_tensors_of_any_float_dtype_and_byte_order_are_the_same_obser
 GOOD = np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]])
 
 
-def spoilt(value: float) -> np.ndarray:
+def corrupted(value: float) -> np.ndarray:
     bad = GOOD.copy()
     bad[1, 2] = value
     return bad
 
 
 BAD = {
-    "nan": (spoilt(np.nan), "observation of environment 1 holds NaN"),
-    "infinity": (spoilt(-np.inf), "observation of environment 1 holds NaN or infinity"),
-    "beyond single precision": (spoilt(1e300), "observation of environment 1 .*holds"),
+    "nan": (corrupted(np.nan), "observation of environment 1 holds NaN"),
+    "infinity": (corrupted(-np.inf), "observation of environment 1 holds NaN or infinity"),
+    "beyond single precision": (corrupted(1e300), "observation of environment 1 .*holds"),
     "list with nan": ([[0.0, 0.0, 0.0], [0.0, float("nan"), 0.0]], "environment 1 holds NaN"),
     "strings": (GOOD.astype(str), "observation is an array of <U.*numbers of float64"),
     "objects": (GOOD.astype(object), "observation is an array of object"),
@@ -166,24 +181,26 @@ BAD = {
 def test_what_is_no_observation_is_refused_in_one_line_and_changes_nothing(
     vector_agent, case, mode
 ):
-    bad, complaint = BAD[case]
+    bad, message = BAD[case]
     one, other = (
         vector_agent.controller(num_envs=2, task=replace(REWARD, mode=mode), seed=3)
         for _ in range(2)
     )
     for step in range(3):
-        with pytest.raises(UnusableInput, match=complaint) as caught:
+        with pytest.raises(ConfigError, match=message) as raised:
             one.act(bad)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(raised.value)
         assert same(one.act(GOOD + step / 10), other.act(GOOD + step / 10))
 
 
 @pytest.fixture(scope="module")
 def unbounded_agent() -> Agent:
     """It remembers, and its observations have no bounds."""
-    config = ami.recipes.gym(WorldConfig(id="Pendulum-v1"))
-    with closing(config.world.build(1)) as world:
-        agent = build(replace(config, recall=Belief.Config(hidden=4)), world.spec).eval()
+    config = ami.recipes.gym(EnvConfig(id="Pendulum-v1"))
+    with closing(config.env.build(1)) as env_:
+        agent = build(
+            replace(config, short_term_memory=GRUMemoryConfig(hidden=4)), env_.spec
+        ).eval()
     interface = Interface(Box(-np.inf, np.inf, (3,), f32), agent.spec.interface.action_space)
     agent.spec = agent.spec._replace(interface=interface)
     return agent
@@ -194,22 +211,22 @@ def test_numbers_that_overflow_in_the_agent_are_refused_and_change_nothing(unbou
     task = replace(REWARD, mode=mode)
     one, other = (unbounded_agent.controller(2, task) for _ in range(2))
     for step in range(3):
-        with pytest.raises(UnusableInput, match="environment 1 holds a number beyond"):
-            one.act(spoilt(3e38).astype(f32))
+        with pytest.raises(ConfigError, match="environment 1 holds a number beyond"):
+            one.act(corrupted(3e38).astype(f32))
         assert same(one.act(GOOD + step / 10), other.act(GOOD + step / 10))
 
 
 def test_a_plan_that_is_not_finite_is_refused_and_changes_nothing(unbounded_agent):
-    unbounded_agent.configure(REWARD)
+    unbounded_agent.set_task(REWARD)
     plans = []
     for spoils in (False, True):
         unbounded_agent.begin()
-        unbounded_agent.configure(REWARD)
+        unbounded_agent.set_task(REWARD)
         plans.append([])
         for step in range(3):
             if spoils:
-                with pytest.raises(UnusableInput, match=r"environment 1 .*not finite"):
-                    unbounded_agent.act(torch.tensor(spoilt(3e38)).float())
+                with pytest.raises(ConfigError, match=r"environment 1 .*not finite"):
+                    unbounded_agent.act(torch.tensor(corrupted(3e38)).float())
             plans[-1].append(unbounded_agent.act(torch.tensor(GOOD + step / 10).float()))
     assert all(same(*pair) for pair in zip(*plans, strict=True))
 
@@ -218,20 +235,20 @@ def test_weights_that_are_not_finite_are_not_blamed_on_the_observation():
     agent = gym_agent("float64")
     with torch.no_grad():
         next(agent.policy.parameters()).fill_(torch.nan)
-    with pytest.raises(UnusableInput, match="the agent's weights are not finite"):
+    with pytest.raises(ConfigError, match="the agent's weights are not finite"):
         agent.controller(2, replace(REWARD, mode="react")).act(GOOD)
 
 
 def same(one: Plan, other: Plan) -> bool:
     return (
         torch.equal(one.actions, other.actions)
-        and torch.equal(one.considered, other.considered)
+        and torch.equal(one.candidate_states, other.candidate_states)
         and np.array_equal(one.env_action, other.env_action)
     )
 
 
 @pytest.mark.parametrize(
-    ("obs", "complaint"),
+    ("obs", "message"),
     [
         ({"a": (np.zeros((2, 2)), np.zeros(2, int))}, "observation lacks 'b'; it must be a dict"),
         ([1, 2], "observation is a list; it must be a dict of 'a', 'b'"),
@@ -239,23 +256,23 @@ def same(one: Plan, other: Plan) -> bool:
         ({"a": 0, "b": 0, "c": 0}, "observation also has 'c'"),
     ],
 )
-def test_parts_that_are_missing_or_too_many_are_named(obs, complaint):
+def test_parts_that_are_missing_or_too_many_are_named(obs, message):
     controller = gym_agent("nested").controller(num_envs=2, task=REWARD)
-    with pytest.raises(UnusableInput, match=complaint):
+    with pytest.raises(ConfigError, match=message):
         controller.act(obs)
 
 
 def test_whole_numbers_out_of_range_and_floats_for_them_are_refused():
     controller = gym_agent("channels-last").controller(task=REWARD)
-    with pytest.raises(UnusableInput, match="holds a number that is none of Box"):
+    with pytest.raises(ConfigError, match="holds a number that is none of Box"):
         controller.act(np.full((16, 12, 3), 300))
-    with pytest.raises(UnusableInput, match=r"array of float64.*must hold whole numbers"):
+    with pytest.raises(ConfigError, match=r"array of float64.*must hold whole numbers"):
         controller.act(np.zeros((16, 12, 3)))
     assert controller.act(np.full((16, 12, 3), 200)).env_action.shape == (1,)
 
 
 @pytest.mark.parametrize(
-    ("wish", "complaint"),
+    ("wish", "message"),
     [
         ({"drives": {"hunger": 1.0}}, "drive 'hunger': there are reward"),
         ({"drives": {"reward": -1.0}}, "'reward' is -1.0; it must be 0 or more"),
@@ -263,82 +280,94 @@ def test_whole_numbers_out_of_range_and_floats_for_them_are_refused():
         ({"drives": {"reward": "much"}}, "drives 'reward' is 'much'; it must be a number"),
         ({"drives": ["reward"]}, r"drives are \['reward'\]; they must be a dict by name"),
         ({"weights": {1: 1.0}}, "weights are .* they must be a dict by name"),
-        ({"weights": {"reach": 1.0}}, "weight of 'reach' needs a goal, and the task has none"),
+        (
+            {"weights": {"goal_distance": 1.0}},
+            "weight of 'goal_distance' needs a goal, and the task has none",
+        ),
         ({"drives": {}}, "no goal|nothing is wanted"),
         ({"limits": {"reward": float("inf")}}, "limit of 'reward' is inf"),
-        ({"attend": {"obs": None}}, "attend 'obs' is None; it must be a number"),
+        (
+            {"modality_weights": {"obs": None}},
+            "modality_weights 'obs' is None; it must be a number",
+        ),
         ({"mode": "sleep"}, "no mode 'sleep'; there are"),
         ({"mode": 3}, "mode is 3; it must be the name of one"),
         ({"horizon": 10**9}, "horizon is 1000000000; it must be at most"),
         ({"horizon": 2.5}, "horizon is 2.5; it must be a whole number"),
         ({"horizon": -1}, "horizon -1"),
-        ({"steps": 10**9}, "steps is 1000000000; it must be at most"),
-        ({"steps": "many"}, "steps is 'many'; it must be a whole number"),
-        ({"tail": 1.5}, "tail is 1.5; it must be from 0"),
-        ({"tail": float("nan")}, "tail is nan; it must be from 0"),
-        ({"tail": "worst"}, "tail is 'worst'; it must be a number from 0 to 1"),
+        ({"planner_iterations": 10**9}, "planner_iterations is 1000000000; it must be at most"),
+        ({"planner_iterations": "many"}, "planner_iterations is 'many'; it must be a whole number"),
+        ({"cvar_alpha": 1.5}, "cvar_alpha is 1.5; it must be from 0"),
+        ({"cvar_alpha": float("nan")}, "cvar_alpha is nan; it must be from 0"),
+        ({"cvar_alpha": "worst"}, "cvar_alpha is 'worst'; it must be a number from 0 to 1"),
         ({"goal": GOOD[:, :2]}, r"goal is of shape \(2, 2\); it must be \(1, 3\) or \(2, 3\)"),
-        ({"goal": spoilt(np.nan)}, "goal of environment 1 holds NaN"),
+        ({"goal": corrupted(np.nan)}, "goal of environment 1 holds NaN"),
         ({"goal": "home"}, "goal is an array of <U4"),
     ],
 )
-def test_an_odd_task_is_refused_in_one_line_and_the_old_one_stays(vector_agent, wish, complaint):
+def test_an_odd_task_is_refused_in_one_line_and_the_old_one_stays(vector_agent, wish, message):
     controller = vector_agent.controller(num_envs=2, task=REWARD)
-    with pytest.raises(UnusableInput, match=complaint) as caught:
+    with pytest.raises(ConfigError, match=message) as raised:
         controller.set_task(ami.Task(**{"drives": {"reward": 1.0}, **wish}))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
     assert same(controller.act(GOOD), vector_agent.controller(2, REWARD).act(GOOD))
 
 
 def test_what_is_no_task_mask_or_number_of_environments_is_refused(vector_agent):
-    with pytest.raises(UnusableInput, match=r"the task is a dict; it must be an ami\.Task"):
+    with pytest.raises(ConfigError, match=r"the task is a dict; it must be an ami\.Task"):
         vector_agent.controller(task={"goal": None})
     for odd in (0, -1, 2.5, "2", True):
-        with pytest.raises(UnusableInput, match="num_envs is"):
+        with pytest.raises(ConfigError, match="num_envs is"):
             vector_agent.controller(num_envs=odd)
-    with pytest.raises(UnusableInput, match="seed is -1"):
+    with pytest.raises(ConfigError, match="seed is -1"):
         vector_agent.controller(seed=-1)
     controller = vector_agent.controller(num_envs=2, task=REWARD)
     for mask in ([True], [0, 1], "yes", [[True, False]]):
-        with pytest.raises(UnusableInput, match=r"done is .*it must be bool of shape \(2,\)"):
+        with pytest.raises(ConfigError, match=r"done is .*it must be bool of shape \(2,\)"):
             controller.reset(mask)
-    with pytest.raises(UnusableInput, match="no task yet"):
+    with pytest.raises(ConfigError, match="no task yet"):
         vector_agent.controller(num_envs=2).act(GOOD)
 
 
-HOPS = {"hops": 3}
+HOPS = {"max_edges": 3}
 KINDS = {
     "gradient": {},
-    "cem": {"planner": CEM.Config(horizon=3, samples=8, elite=2)},
-    "mppi": {"planner": MPPI.Config(horizon=3, samples=8)},
-    "collocation": {"planner": Collocation.Config(horizon=3, steps=2, warm_steps=1, settle=1)},
-    "restless": {"temper": Restless.Config(period=2, content=0.0)},
-    "committed": {"execute": 2},
-    "belief": {"recall": Belief.Config(hidden=4)},
-    "associative": {"recall": Associative.Config(moments=3, size=4)},
-    "landmarks": {"hierarchy": LandmarkGraph.Config(landmarks=5, patience=1, **HOPS)},
-    "imagined": {
-        "hierarchy": ImaginedGraph.Config(landmarks=5, ways=3, length=2, patience=1, **HOPS)
+    "cem": {"planner": CEMConfig(horizon=3, num_samples=8, num_elites=2)},
+    "mppi": {"planner": MPPIConfig(horizon=3, num_samples=8)},
+    "collocation": {
+        "planner": CollocationConfig(horizon=3, iterations=2, warm_iterations=1, polish_steps=1)
     },
-    "levels": {"hierarchy": MacroLevels.Config(strides=(2,), memories=8)},
+    "restless": {"stuck_recovery": StuckPerturbationConfig(check_every=2, min_energy=0.0)},
+    "committed": {"receding_horizon": 2},
+    "belief": {"short_term_memory": GRUMemoryConfig(hidden=4)},
+    "associative": {"short_term_memory": AttentionMemoryConfig(num_slots=3, slot_dim=4)},
+    "landmarks": {"hierarchy": LandmarkGraphConfig(num_landmarks=5, stuck_after=1, **HOPS)},
+    "imagined": {
+        "hierarchy": ImaginedLandmarkGraphConfig(
+            num_landmarks=5, branches=3, branch_steps=2, stuck_after=1, **HOPS
+        )
+    },
+    "levels": {"hierarchy": HierarchicalJEPAConfig(steps_per_level=(2,), memory_size=8)},
 }
 
 
 def goal_agent(config: Config, kind: str) -> Agent:
     """A small agent of that kind with weights that mean something to each other."""
     changes = KINDS[kind]
-    planner = changes.get("planner", GradientPlanner.Config(horizon=3, steps=2, warm_steps=1))
-    with closing(config.evaluation.build(1)) as world:
-        agent = build(replace(config, **{**changes, "planner": planner}), world.spec).eval()
-    dice = torch.Generator().manual_seed(1)
+    planner = changes.get(
+        "planner", GradientPlannerConfig(horizon=3, iterations=2, warm_iterations=1)
+    )
+    with closing(config.eval_env.build(1)) as env_:
+        agent = build(replace(config, **{**changes, "planner": planner}), env_.spec).eval()
+    rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weights in agent.parameters():
-            weights.add_(0.05 * torch.randn(weights.shape, generator=dice))
-    states = torch.randn(8, agent.perceive(agent.spec.blank(1)).shape[1], generator=dice)
-    if isinstance(agent.hierarchy, LandmarkGraph):
-        agent.hierarchy.chart(states[:5], states[None], states[:5, None])
-    if isinstance(agent.hierarchy, MacroLevels):
-        agent.hierarchy.remembered.copy_(states)
+            weights.add_(0.05 * torch.randn(weights.shape, generator=rng))
+    states = torch.randn(8, agent.encode(agent.spec.zeros(1)).shape[1], generator=rng)
+    if isinstance(agent.subgoals, LandmarkGraph):
+        agent.subgoals.build(states[:5], states[None], states[:5, None])
+    if isinstance(agent.subgoals, HierarchicalJEPA):
+        agent.subgoals.memory_bank.copy_(states)
     return agent
 
 
@@ -346,11 +375,11 @@ def goal_agent(config: Config, kind: str) -> Agent:
 def config() -> Config:
     small_one = small(recipes.two_rooms())
     return replace(
-        small_one, evaluation=replace(small_one.evaluation, options={"max_episode_steps": 40})
+        small_one, eval_env=replace(small_one.eval_env, options={"max_episode_steps": 40})
     )
 
 
-def lived(agent: Agent, obs, goal, seed: int, mode: str, steps: int = 4):
+def collect_data(agent: Agent, obs, goal, seed: int, mode: str, steps: int = 4):
     """A controller that yields plan after plan, with a partial reset and a new task between."""
     controller = agent.controller(num_envs=2, task=ami.Task(goal=goal, mode=mode), seed=seed)
     for step in range(steps):
@@ -364,23 +393,23 @@ def lived(agent: Agent, obs, goal, seed: int, mode: str, steps: int = 4):
 @pytest.mark.parametrize(("kind", "mode"), [*product(KINDS, ["plan"]), ("gradient", "auto")])
 def test_interleaved_controllers_plan_as_each_does_alone(config, kind, mode):
     agent = goal_agent(config, kind)
-    agent.expectation.kinds.zero_()
-    with closing(config.evaluation.build(2)) as world:
-        obs, info = world.reset(0)
-        goal = world.goal(info)
-    alone = [list(lived(agent, obs, goal, seed, mode)) for seed in (1, 2)]
-    agent.configure(ami.Task(goal=goal[:1], mode=mode), seed=5)  # a third, the agent's own
+    agent.plan_energy_predictor.task_vectors.zero_()
+    with closing(config.eval_env.build(2)) as env_:
+        obs, info = env_.reset(0)
+        goal = env_.goal(info)
+    single = [list(collect_data(agent, obs, goal, seed, mode)) for seed in (1, 2)]
+    agent.set_task(ami.Task(goal=goal[:1], mode=mode), seed=5)  # a third, the agent's own
     agent.act(obs[:1])
-    own = carry.copied(carry.taken(agent.stateful_parts()))
-    together = zip(*(lived(agent, obs, goal, seed, mode) for seed in (1, 2)), strict=True)
+    own = episode_state.copy_state(episode_state.take(agent.stateful_parts()))
+    together = zip(*(collect_data(agent, obs, goal, seed, mode) for seed in (1, 2)), strict=True)
     for step, plans in enumerate(together):
         for seed in (0, 1):
-            assert same(plans[seed], alone[seed][step])
+            assert same(plans[seed], single[seed][step])
     if (
         mode == "plan" and kind != "cem"
     ):  # the seeds count, so that streams that were mixed up would be seen
-        assert not torch.equal(alone[0][0].considered, alone[1][0].considered)
-    assert equal(own, carry.copied(carry.taken(agent.stateful_parts())))
+        assert not torch.equal(single[0][0].candidate_states, single[1][0].candidate_states)
+    assert equal(own, episode_state.copy_state(episode_state.take(agent.stateful_parts())))
 
 
 def equal(one, other) -> bool:
@@ -399,53 +428,55 @@ def equal(one, other) -> bool:
 def test_all_that_acting_changes_is_declared_as_the_state_of_an_episode(config, kind):
     """Whatever a component keeps beside that would be shared by all controllers."""
     agent = goal_agent(config, kind)
-    with closing(config.evaluation.build(2)) as world:
-        obs, info = world.reset(0)
-        agent.configure(ami.Task(goal=world.goal(info)))
+    with closing(config.eval_env.build(2)) as env_:
+        obs, info = env_.reset(0)
+        agent.set_task(ami.Task(goal=env_.goal(info)))
     agent.act(obs)
     parts = agent.stateful_parts()
     rest = [{n: v for n, v in vars(part).items() if n not in part.episode_state} for part in parts]
-    seen = carry.copied(rest)
+    observed = episode_state.copy_state(rest)
     for _ in range(3):
         agent.act(obs)
-    agent.begin(torch.tensor([True, False]))
+    agent.reset(torch.tensor([True, False]))
     agent.act(obs)
-    for part, before in zip(parts, seen, strict=True):
+    for part, before in zip(parts, observed, strict=True):
         for name, value in before.items():
             assert vars(part)[name] is value or equal(vars(part)[name], value), (part, name)
 
 
 def test_the_random_streams_of_imagined_futures_belong_to_a_controller():
-    outlook = ManyFutures(4, 2)
-    parts = carry.stateful_parts([outlook])
-    before = carry.copied(carry.taken(parts))
-    first = outlook.chance(torch.zeros(3, 1))[0]
-    carry.put(parts, before)
-    assert torch.equal(outlook.chance(torch.zeros(3, 1))[0], first)
+    outlook = ScenarioCVaR(4, 2)
+    parts = episode_state.stateful_parts([outlook])
+    before = episode_state.copy_state(episode_state.take(parts))
+    first = outlook.noise(torch.zeros(3, 1))[0]
+    episode_state.restore(parts, before)
+    assert torch.equal(outlook.noise(torch.zeros(3, 1))[0], first)
 
 
 def test_an_evaluation_in_between_changes_nothing(config):
     agent = goal_agent(config, "belief")
-    with closing(config.evaluation.build(2)) as world:
-        obs, info = world.reset(0)
-        goal = world.goal(info)
-        scene = Scene(world, obs, info)
+    with closing(config.eval_env.build(2)) as env_:
+        obs, info = env_.reset(0)
+        goal = env_.goal(info)
+        scene = EpisodeStart(env_, obs, info)
         plans = []
         for evaluated in (False, True):
-            acts = [mind(agent, "plan", agent.assigned(""))(scene, 3)]  # as in training
+            acts = [
+                agent_policy_factory(agent, "plan", agent.task_spec(""))(scene, 3)
+            ]  # as in training
             controller = agent.controller(2, ami.Task(goal=goal), seed=1)
             found = [acts[0](obs), controller.act(obs).action]
             if evaluated:
-                ami.evaluate(agent, config.evaluation, episodes=2)
+                ami.evaluate(agent, config.eval_env, episodes=2)
             plans.append([*found, acts[0](obs), controller.act(obs).action])
     assert all(torch.equal(*pair) for pair in zip(*plans, strict=True))
 
 
 def test_where_no_episode_ends_plans_go_on(config):
     agent = goal_agent(config, "gradient")
-    with closing(config.evaluation.build(2)) as world:
-        obs, info = world.reset(0)
-        task = ami.Task(goal=world.goal(info))
+    with closing(config.eval_env.build(2)) as env_:
+        obs, info = env_.reset(0)
+        task = ami.Task(goal=env_.goal(info))
     one, other = (agent.controller(2, task) for _ in range(2))
     one.act(obs), other.act(obs)
     one.reset(np.zeros(2, bool))
@@ -455,7 +486,7 @@ def test_where_no_episode_ends_plans_go_on(config):
 
 
 @pytest.mark.parametrize(
-    ("wish", "complaint"),
+    ("wish", "message"),
     [
         ({"episodes": 0}, "episodes is 0; it must be from 1"),
         ({"episodes": -1}, "episodes is -1"),
@@ -469,32 +500,37 @@ def test_where_no_episode_ends_plans_go_on(config):
         ({"mode": "sleep"}, "no mode 'sleep'"),
     ],
 )
-def test_odd_arguments_of_evaluate_are_refused(vector_agent, wish, complaint):
-    world = WorldConfig(id="ami-test/Sampled-v0", options={"case": "float64"}, mortal=True, limit=3)
-    with pytest.raises(UnusableInput, match=complaint):
-        ami.evaluate(vector_agent, world, **{"episodes": 1, "mode": "react", **wish})
+def test_odd_arguments_of_evaluate_are_refused(vector_agent, wish, message):
+    env_ = EnvConfig(
+        id="ami-test/Sampled-v0",
+        options={"case": "float64"},
+        terminal_channel=True,
+        max_episode_steps=3,
+    )
+    with pytest.raises(ConfigError, match=message):
+        ami.evaluate(vector_agent, env_, **{"episodes": 1, "mode": "react", **wish})
 
 
 def test_odd_arguments_of_load_train_and_evaluate_are_refused(tmp_path, vector_agent, config):
-    for odd, complaint in (
+    for odd, message in (
         (tmp_path / "nowhere", "is no run folder"), (3, "run is 3; it must be a path"),
         ("a\0b", "it must be a path"), (None, "run is None; it must be a path"),
     ):  # fmt: skip
-        with pytest.raises(UnusableInput, match=complaint):
+        with pytest.raises(ConfigError, match=message):
             ami.load(odd)
-    with pytest.raises(UnusableInput, match="device is 'abacus'"):
+    with pytest.raises(ConfigError, match="device is 'abacus'"):
         ami.load(tmp_path, device="abacus")
-    with pytest.raises(UnusableInput, match=r"agent is a str; it must be ami\.Agent"):
+    with pytest.raises(ConfigError, match=r"agent is a str; it must be ami\.Agent"):
         ami.evaluate("agent", "CartPole-v1")
-    with pytest.raises(UnusableInput, match="world is a int"):
+    with pytest.raises(ConfigError, match="world is a int"):
         ami.evaluate(vector_agent, 5)
-    for wish, complaint in (
+    for wish, message in (
         ({"config": "two-rooms"}, "config is a str; it must be ami.Config"),
         ({"out": 5}, "out is 5; it must be a path"), ({"seed": 1.5}, "seed is 1.5"),
         ({"curve": -1}, "curve is -1"), ({"save_every": "often"}, "save_every is 'often'"),
         ({"save_every": float("nan")}, "save_every is nan"), ({"device": "gpu9"}, "device is"),
     ):  # fmt: skip
-        with pytest.raises(UnusableInput, match=complaint):
+        with pytest.raises(ConfigError, match=message):
             ami.train(**{"config": config, "out": tmp_path / "run", **wish})
     assert not (tmp_path / "run").exists()
 
@@ -510,8 +546,8 @@ SPACES = [
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_spaces_are_written_down_without_loss(space):
-    text = json.dumps(written._written(space), allow_nan=False)
-    again = written._read(json.loads(text))
+    text = json.dumps(written._space_to_json(space), allow_nan=False)
+    again = written._space_from_json(json.loads(text))
     assert again == space
     assert type(again) is type(space)
     assert again.dtype == space.dtype
@@ -523,20 +559,20 @@ def test_spaces_are_written_down_without_loss(space):
 @pytest.mark.parametrize(
     "damage",
     [
-        {}, [], None, 3, {"observation": {"is": "Box"}, "action": {}, "interoception": []},
-        {"interoception": ["reward"], "observation": {"is": "Sun"}, "action": {"is": "Sun"}},
-        {"interoception": "reward", "observation": {"is": "MultiBinary", "n": 2}},
-        {"interoception": ["reward"], "observation": {"is": "MultiBinary", "n": [10**9, 10**9]}},
-        {"interoception": ["reward"], "observation": {"is": "Discrete", "n": -1, "start": 0,
+        {}, [], None, 3, {"observation": {"_type": "Box"}, "action": {}, "interoception": []},
+        {"interoception": ["reward"], "observation": {"_type": "Sun"}, "action": {"_type": "Sun"}},
+        {"interoception": "reward", "observation": {"_type": "MultiBinary", "n": 2}},
+        {"interoception": ["reward"], "observation": {"_type": "MultiBinary", "n": [10**9, 10**9]}},
+        {"interoception": ["reward"], "observation": {"_type": "Discrete", "n": -1, "start": 0,
                                                       "dtype": "int64"}},
-        {"interoception": ["reward"], "observation": {"is": "Box", "shape": [2], "low": [0, "x"],
+        {"interoception": ["reward"], "observation": {"_type": "Box", "shape": [2], "low": [0, "x"],
                                                       "high": 1, "dtype": "float32"}},
     ],
 )  # fmt: skip
 def test_a_damaged_file_of_spaces_is_refused_in_one_line(damage):
-    with pytest.raises(UnusableInput, match=r"spaces\.json") as caught:
-        written.from_json(damage, WorldConfig(id="x"), "spaces.json")
-    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"spaces\.json") as raised:
+        written.from_json(damage, EnvConfig(id="x"), "spaces.json")
+    assert "\n" not in str(raised.value)
 
 
 class Bounded(gymnasium.Env):
@@ -557,7 +593,7 @@ class Bounded(gymnasium.Env):
 
 
 gymnasium.register("ami-test/Bounded-v0", entry_point=Bounded)
-BOUNDED = WorldConfig(id="ami-test/Bounded-v0", mortal=True, limit=5)
+BOUNDED = EnvConfig(id="ami-test/Bounded-v0", terminal_channel=True, max_episode_steps=5)
 ELSEWHERE = {
     "strength": ({"strength": 100.0}, r"actions from \[-100.\] to \[100.\].*trained.*from \[-1.\]"),
     "sight": ({"sight": 5.0}, r"observations from \[-5.\] to \[5.\].*trained with .*from \[-1.\]"),
@@ -566,18 +602,18 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("case", ELSEWHERE)
-def test_an_agent_is_not_evaluated_where_the_spaces_differ_unless_that_is_asked_for(case):
-    options, complaint = ELSEWHERE[case]
+def test_an_agent_is_not_evaluated_where_the_spaces_differ_unless_that_is_requested_for(case):
+    options, message = ELSEWHERE[case]
     config = ami.recipes.gym(BOUNDED)
-    with closing(config.world.build(1)) as world:
-        agent = build(config, world.spec).eval()
-    other = replace(config.world, options=options)
-    with pytest.raises(UnusableInput, match=complaint) as caught:
+    with closing(config.env.build(1)) as env_:
+        agent = build(config, env_.spec).eval()
+    other = replace(config.env, options=options)
+    with pytest.raises(ConfigError, match=message) as raised:
         ami.evaluate(agent, other, mode="react", episodes=1)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
     accepted = replace(other, accept_other_spaces=True)
     if case == "dtype":
-        with pytest.raises(UnusableInput, match=complaint):
+        with pytest.raises(ConfigError, match=message):
             ami.evaluate(agent, accepted, mode="react", episodes=1)
     else:
         assert ami.evaluate(agent, accepted, mode="react", episodes=1)["return"]["mean"] == 0.0
@@ -585,31 +621,31 @@ def test_an_agent_is_not_evaluated_where_the_spaces_differ_unless_that_is_asked_
 
 def test_training_is_refused_where_it_would_be_evaluated_with_other_bounds(tmp_path):
     config = ami.recipes.gym(BOUNDED)
-    evaluation = replace(config.evaluation, options={"strength": 100.0})
-    with pytest.raises(UnusableInput, match=r"must be alike: .*actions from \[-100.\]"):
-        ami.train(replace(config, evaluation=evaluation), out=tmp_path / "run")
+    evaluation = replace(config.eval_env, options={"strength": 100.0})
+    with pytest.raises(ConfigError, match=r"must be alike: .*actions from \[-100.\]"):
+        ami.train(replace(config, eval_env=evaluation), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_signals_that_differ_in_name_or_order_are_refused():
     config = ami.recipes.gym(BOUNDED)
-    with closing(config.world.build(1)) as world:
-        spec = world.spec
+    with closing(config.env.build(1)) as env_:
+        spec = env_.spec
     swapped = spec._replace(interoception=("alive", "reward"))
-    with pytest.raises(UnusableInput, match=r"interoception reward, alive, but .* alive, reward"):
-        written.check_same_spaces(swapped, spec, config.world)
-    written.check_same_spaces(spec, spec, config.world)
+    with pytest.raises(ConfigError, match=r"interoception reward, alive, but .* alive, reward"):
+        written.check_same_spaces(swapped, spec, config.env)
+    written.check_same_spaces(spec, spec, config.env)
 
 
 def test_a_run_keeps_the_spaces_of_its_environment(tmp_path):
     """So that it is loaded without the environment, and not resumed in another."""
     config = ami.recipes.gym(BOUNDED)
-    with closing(config.world.build(1)) as world:
-        spec = world.spec
-    runs.start(tmp_path / "run", config, 0, "cpu", spec)
-    gone = replace(config, world=replace(config.world, id="ami-test/Gone-v0"))
-    assert runs.spec_of(tmp_path / "run", gone) == spec
-    path = tmp_path / "run" / runs.SPACES
+    with closing(config.env.build(1)) as env_:
+        spec = env_.spec
+    run_dir.create(tmp_path / "run", config, 0, "cpu", spec)
+    gone = replace(config, env=replace(config.env, id="ami-test/Gone-v0"))
+    assert run_dir.spec_of(tmp_path / "run", gone) == spec
+    path = tmp_path / "run" / run_dir.SPACES
     path.write_text(path.read_text().replace("1.0", "2.0"))
-    with pytest.raises(UnusableInput, match=r"actions from \[-1.\] .*trained with .*\[-2.\]"):
+    with pytest.raises(ConfigError, match=r"actions from \[-1.\] .*trained with .*\[-2.\]"):
         ami.train(config, out=tmp_path / "run", resume=True)

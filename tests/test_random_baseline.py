@@ -6,9 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from ami_agent.evaluate import play_many
-from ami_agent.life import WorldConfig
-from ami_agent.players import aimless
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.evaluation.evaluate import run_many
+from ami_agent.evaluation.policies import make_random_policy
 
 
 class Guess(gymnasium.Env):
@@ -38,5 +38,7 @@ def _registered():
 
 
 def test_random_actions_are_right_by_chance_alone_where_the_environment_draws_with_the_same_seed():
-    returns = play_many(aimless, WorldConfig(id="ami-test/Guess-v0"), 40, 1_000_000, "cpu").felt
+    returns = run_many(
+        make_random_policy, EnvConfig(id="ami-test/Guess-v0"), 40, 1_000_000, "cpu"
+    ).signal_sums
     assert 4 < float(returns[:, 0].mean()) < 6

@@ -46,15 +46,15 @@ def lively(count):
 def energy(arm):
     """[B] of their motion, as MuJoCo reckons it: half the speed times mass times the speed."""
     model = mujoco.MjModel.from_xml_string(MJCF)
-    data, told = mujoco.MjData(model), []
+    data, output = mujoco.MjData(model), []
     for angle, velocity in zip(arm.angle, arm.velocity, strict=True):
         data.qpos[:], data.qvel[:] = angle, 10 * velocity
         mujoco.mj_forward(model, data)
         mass = np.zeros((2, 2))
         for i, one in enumerate(np.eye(2)):
             mujoco.mj_mulM(model, data, mass[i], one)
-        told.append(data.qvel @ mass @ data.qvel / 2)
-    return torch.tensor(np.array(told))
+        output.append(data.qvel @ mass @ data.qvel / 2)
+    return torch.tensor(np.array(output))
 
 
 def test_elbow_and_fingertip_are_where_mujoco_puts_them():
@@ -70,10 +70,10 @@ def test_elbow_and_fingertip_are_where_mujoco_puts_them():
 
 def test_angles_reach_for_places_with_the_elbow_to_either_side():
     angle = sample_angles(many(2000, 2))
-    place = fingertip(angle)
+    position = fingertip(angle)
     for side in (-1.0, 1.0):
-        found = inverse_kinematics(place, torch.full((2000,), side))
-        torch.testing.assert_close(fingertip(found), place, atol=1e-5, rtol=0)
+        found = inverse_kinematics(position, torch.full((2000,), side))
+        torch.testing.assert_close(fingertip(found), position, atol=1e-5, rtol=0)
         assert (side * found[:, 1] >= 0).all()
         assert (found[:, 1].abs() <= MAX_BEND).all()
         assert (found[:, 0].abs() <= math.pi + 1e-6).all()
@@ -89,30 +89,30 @@ def test_angles_reach_for_places_with_the_elbow_to_either_side():
 def test_goals_are_everywhere_in_reach_but_not_where_the_fingertip_is():
     tip = fingertip(sample_angles(many(5000, 2)))
     angle = sample_goal(tip, many(5000, 17, seed=3))
-    place = fingertip(angle)
-    assert (place - tip).norm(dim=-1).min() >= 0.25 - 1e-5
-    reach = place.norm(dim=-1)
+    position = fingertip(angle)
+    assert (position - tip).norm(dim=-1).min() >= 0.25 - 1e-5
+    reach = position.norm(dim=-1)
     assert (reach.min() - 0.297).abs() < 0.02
     assert 0.94 < reach.max() <= 0.95 + 1e-5
     assert 0.45 < (angle[:, 1] > 0).float().mean() < 0.55
-    assert place.mean(0).abs().max() < 0.05
+    assert position.mean(0).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("obs_type", ["state", "image"])
 def test_the_goal_is_what_is_sensed_when_the_fingertip_is_there(obs_type):
-    worlds = ReachVectorEnv(200, obs_type=obs_type, output="torch")
-    _, infos = worlds.reset(seed=2)
-    obs, told = worlds.reset(seed=2, options={"factors": infos["goal_factors"]})
+    vec_env = ReachVectorEnv(200, obs_type=obs_type, output="torch")
+    _, infos = vec_env.reset(seed=2)
+    obs, output = vec_env.reset(seed=2, options={"factors": infos["goal_factors"]})
     torch.testing.assert_close(obs.float(), infos["goal"].float(), atol=1, rtol=0)
     assert not infos["goal_factors"][:, 4:].any()  # it rests
-    tip = 2 * told["factors"][:, :2] - 1
-    goal = fingertip(worlds.state.goal)  # drawn anew, for who starts there
-    assert (told["distance"] - (tip - goal).norm(dim=-1)).abs().max() < 1e-5
+    tip = 2 * output["factors"][:, :2] - 1
+    goal = fingertip(vec_env.state.goal)  # drawn anew, for who starts there
+    assert (output["distance"] - (tip - goal).norm(dim=-1)).abs().max() < 1e-5
     options = {name: infos["goal_factors"] for name in ("factors", "goal_factors")}
-    _, told = worlds.reset(seed=2, options=options)
-    assert told["distance"].max() < 1e-4
-    assert told["success"].all()
-    _, reward, *_ = worlds.step(torch.zeros(200, 2))
+    _, output = vec_env.reset(seed=2, options=options)
+    assert output["distance"].max() < 1e-4
+    assert output["success"].all()
+    _, reward, *_ = vec_env.step(torch.zeros(200, 2))
     assert (reward == 1).all()  # it stays there
 
 
@@ -159,96 +159,96 @@ def test_what_follows_depends_on_nothing_but_what_is_given():
     together = arms(arm, torque)
     for i in (0, 63):
         for _ in range(2):
-            alone = arms(ArmState(*(part[i : i + 1] for part in arm)), torque[i : i + 1])
-        assert all(torch.equal(a[0], b[i]) for a, b in zip(alone, together, strict=True))
+            single = arms(ArmState(*(part[i : i + 1] for part in arm)), torque[i : i + 1])
+        assert all(torch.equal(a[0], b[i]) for a, b in zip(single, together, strict=True))
 
 
-@pytest.mark.parametrize("who", ["behaviour_action", "expert_action"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(who):
-    told = []
+@pytest.mark.parametrize("label", ["behaviour_action", "expert_action"])
+def test_a_world_lives_the_same_life_alone_and_in_a_batch(label):
+    output = []
     for count, seed in ((4, 40), (1, 43)):
-        worlds = ReachVectorEnv(count, max_episode_steps=30)
-        worlds.reset(seed=seed)
-        told.append([worlds.step(getattr(worlds, who)()) for _ in range(70)])
-    for together, alone in zip(*told, strict=True):
-        for a, b in zip(together[:4], alone[:4], strict=True):
+        vec_env = ReachVectorEnv(count, max_episode_steps=30)
+        vec_env.reset(seed=seed)
+        output.append([vec_env.step(getattr(vec_env, label)()) for _ in range(70)])
+    for together, single in zip(*output, strict=True):
+        for a, b in zip(together[:4], single[:4], strict=True):
             np.testing.assert_array_equal(a[3], b[0])
-        for name in alone[4]:
-            np.testing.assert_array_equal(together[4][name][3], alone[4][name][0], err_msg=name)
+        for name in single[4]:
+            np.testing.assert_array_equal(together[4][name][3], single[4][name][0], err_msg=name)
 
 
 def test_the_oracle_reaches_and_rests_there_and_nobody_else_does():
-    shares = {}
-    for who in ("oracle", "walk", "random"):
-        worlds = ReachVectorEnv(300, output="torch")
-        worlds.reset(seed=0)
-        for step in range(worlds.max_episode_steps):
+    fractions = {}
+    for label in ("oracle", "walk", "random"):
+        vec_env = ReachVectorEnv(300, output="torch")
+        vec_env.reset(seed=0)
+        for step in range(vec_env.max_episode_steps):
             drunk = 2 * many(300, 2, 1000 * step) - 1
             acts = {
-                "oracle": worlds.expert_action,
-                "walk": worlds.behaviour_action,
+                "oracle": vec_env.expert_action,
+                "walk": vec_env.behaviour_action,
                 "random": lambda d=drunk: d,
             }
-            _, reward, *_, infos = worlds.step(acts[who]())
+            _, reward, *_, infos = vec_env.step(acts[label]())
             assert torch.equal(reward, infos["final_success"].float())
-        shares[who] = infos["final_success"].float().mean()
-        if who == "oracle":
+        fractions[label] = infos["final_success"].float().mean()
+        if label == "oracle":
             assert infos["factors"][:, 4:].abs().max() < 0.02
-    assert shares["oracle"] >= 0.99
-    assert shares["walk"] < 0.05
-    assert shares["random"] < 0.05
+    assert fractions["oracle"] >= 0.99
+    assert fractions["walk"] < 0.05
+    assert fractions["random"] < 0.05
 
 
 def test_the_senses_say_where_the_arm_is():
-    worlds, numbers = (ReachVectorEnv(12, obs_type=s) for s in ("image", "state"))
-    worlds.reset(seed=1)
+    vec_env, numbers = (ReachVectorEnv(12, obs_type=s) for s in ("image", "state"))
+    vec_env.reset(seed=1)
     numbers.reset(seed=1)
     for step in range(12):
         torque = (3 * many(12, 2, 1000 * (step // 4)) - 1.5).numpy()
-        obs, *_, infos = worlds.step(torque)
+        obs, *_, infos = vec_env.step(torque)
         state = numbers.step(torque)[0]
-        assert worlds.observation_space.contains(obs)
+        assert vec_env.observation_space.contains(obs)
         assert numbers.observation_space.contains(state)
-        now, before = worlds.state.arm.angle, worlds.state.arm.previous_angle
+        now, before = vec_env.state.arm.angle, vec_env.state.arm.previous_angle
         np.testing.assert_allclose(state[:, :2], now.cos(), atol=1e-6)
         np.testing.assert_allclose(state[:, 2:4], now.sin(), atol=1e-6)
         np.testing.assert_allclose(
-            VELOCITY_SCALE * state[:, 4:], worlds.state.arm.velocity, atol=1e-5
+            VELOCITY_SCALE * state[:, 4:], vec_env.state.arm.velocity, atol=1e-5
         )
         for image, angle in ((obs[:, 0], now), (obs[:, 1], before)):
             elbow, tip = joint_positions(angle).unbind(1)
-            for share in torch.linspace(0, 1, 5):  # bright along both links
-                for place in (share * elbow, torch.lerp(elbow, tip, share)):
-                    x, y = ((place / 1.05 + 1) * 15.5).round().long().T
+            for fraction in torch.linspace(0, 1, 5):  # bright along both links
+                for position in (fraction * elbow, torch.lerp(elbow, tip, fraction)):
+                    x, y = ((position / 1.05 + 1) * 15.5).round().long().T
                     assert image[np.arange(12), y, x].min() > 150
             assert image.reshape(12, -1).mean(-1).max() < 25  # and dark elsewhere
-    for place, picture in zip(
-        worlds.factors_to_pixels(infos["factors"]), worlds.render(), strict=True
+    for position, picture in zip(
+        vec_env.factors_to_pixels(infos["factors"]), vec_env.render(), strict=True
     ):
-        x, y = place.round().astype(int)
+        x, y = position.round().astype(int)
         assert picture[y, x].astype(int)[2] - picture[y, x].astype(int)[0] > 150
 
 
 def test_factors_put_back_give_the_same_moment_and_others_are_refused():
-    worlds = ReachVectorEnv(50, output="torch")
-    worlds.reset(seed=0)
+    vec_env = ReachVectorEnv(50, output="torch")
+    vec_env.reset(seed=0)
     for _ in range(20):
-        obs, *_, infos = worlds.step(worlds.behaviour_action())
+        obs, *_, infos = vec_env.step(vec_env.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
-    again, told = worlds.reset(seed=0, options=options)
+    again, output = vec_env.reset(seed=0, options=options)
     torch.testing.assert_close(again, obs, atol=1e-5, rtol=0)
-    torch.testing.assert_close(told["distance"], infos["distance"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(output["distance"], infos["distance"], atol=1e-5, rtol=0)
     for column, wrong, named in ((0, 0.9, "environment 7 no arm"), (5, 1.2, "velocities"),
                                  (2, math.nan, "environment 7 no arm")):  # fmt: skip
         factors = infos["factors"].clone()
         factors[7, column] = wrong
         with pytest.raises(ValueError, match=f"goal_factors: .*{named}"):
-            worlds.reset(options={"goal_factors": factors})
+            vec_env.reset(options={"goal_factors": factors})
     with pytest.raises(ValueError, match=r"factors is \[2, 6\]; needed is \[50, 6\]"):
-        worlds.reset(options={"factors": infos["factors"][:2]})
+        vec_env.reset(options={"factors": infos["factors"][:2]})
 
 
-def test_the_exams_move_the_fingertip_to_the_right():
+def test_the_dynamics_tests_move_the_fingertip_to_the_right():
     for name, test in ReachVectorEnv(1).dynamics_tests(seed=4).items():
         column = ("shoulder", "elbow").index(name)
         assert (np.abs(test.actions[..., column]) == 1).all()
@@ -270,5 +270,5 @@ def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(obs_type):
     made = gymnasium.make(envs.REACH, render_mode="rgb_array", obs_type=obs_type).unwrapped
     check_env(made)
     assert isinstance(made, ReachEnv)
-    worlds = gymnasium.make_vec(envs.REACH, num_envs=3, obs_type=obs_type)
-    np.testing.assert_array_equal(worlds.reset(seed=8)[0][2], made.reset(seed=10)[0])
+    vec_env = gymnasium.make_vec(envs.REACH, num_envs=3, obs_type=obs_type)
+    np.testing.assert_array_equal(vec_env.reset(seed=8)[0][2], made.reset(seed=10)[0])

@@ -11,43 +11,45 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
 from ami_agent import recipes
+from ami_agent.adapters.env import EnvironmentSpec, ModalitySpec
 from ami_agent.agent import Agent
-from ami_agent.build import Config, build
-from ami_agent.checks import check_lessons
-from ami_agent.learning import Learning
-from ami_agent.lessons import (
-    Amortise,
-    Interact,
-    NoLesson,
-    Predict,
-    Rehearse,
-    ShortestPaths,
-)
-from ami_agent.lessons.base import as_states
-from ami_agent.life import Sense, Spec
+from ami_agent.config import Config, build
 from ami_agent.losses import world_model_loss
-from modules.configurator import Assignment
-from modules.perception import Senses
-from modules.recall import (
-    NOWHERE,
-    Associative,
-    Belief,
-    Landmarks,
-    NoRecall,
-    Recall,
-    ShortTerm,
-    recalled,
-    renew,
+from ami_agent.training import (
+    AmortizePlanning,
+    DistillShortestPaths,
+    NoStage,
+    OfflineActorCritic,
+    OnlineActorCritic,
+    TrainJEPA,
 )
-from modules.targets import Itself, Stopped
-from modules.types import ALIVE, Trajectory, Transition, UnusableInput
+from ami_agent.training.base import encode_buffer
+from ami_agent.training.optim import OptimConfig
+from ami_agent.validate import check_stages
+from modules.configurator import TaskSpec
+from modules.memory.short_term import (
+    FAR_AWAY,
+    AttentionMemory,
+    AttentionMemoryConfig,
+    EpisodeMemory,
+    GRUMemoryConfig,
+    NoMemory,
+    NoMemoryConfig,
+    ReferenceObservations,
+    ShortTermMemory,
+    reset_where,
+    unroll_memory,
+)
+from modules.perception import MultiModalEncoderConfig
+from modules.perception.target_encoder import OnlineTarget, StopGradientTarget
+from modules.types import CONTINUE, ConfigError, Trajectory, Transition
 from tests.test_memory import life
 
 D, MOMENTS = 4, 3
-FORMS: dict[str, NoRecall.Config | Belief.Config | Associative.Config] = {
-    "none": NoRecall.Config(),
-    "belief": Belief.Config(hidden=5),
-    "associative": Associative.Config(moments=MOMENTS, size=6),
+FORMS: dict[str, NoMemoryConfig | GRUMemoryConfig | AttentionMemoryConfig] = {
+    "none": NoMemoryConfig(),
+    "belief": GRUMemoryConfig(hidden=5),
+    "associative": AttentionMemoryConfig(num_slots=MOMENTS, slot_dim=6),
 }
 any_form = pytest.mark.parametrize("form", FORMS)
 who_recalls = pytest.mark.parametrize("form", ["belief", "associative"])
@@ -65,7 +67,7 @@ def awake(module: nn.Module) -> nn.Module:
     return module
 
 
-def recall_of(form: str) -> Recall:
+def recall_of(form: str) -> ShortTermMemory:
     return awake(FORMS[form].build((D, 1, 1)))
 
 
@@ -73,18 +75,20 @@ def depends(form: str, length: int) -> Tensor:
     """Which of so many states depends on which of the features, `[states, features]`."""
     recall = recall_of(form).double()
     features = normal(1, length, D).double()
-    slope = jacobian(lambda seen: recalled(recall, seen)[0], features)[:, :, 0]  # [T, D, T, D]
-    return slope.abs().amax((1, 3)) > 0
+    gradient = jacobian(lambda observed: unroll_memory(recall, observed)[0], features)[
+        :, :, 0
+    ]  # [T, D, T, D]
+    return gradient.abs().amax((1, 3)) > 0
 
 
 @any_form
-def test_what_is_seen_later_cannot_change_an_earlier_state(form):
+def test_what_is_observed_later_cannot_change_an_earlier_state(form):
     assert not depends(form, 8).triu(1).any()
     assert depends(form, 8).diagonal().all()
 
 
-def test_without_recall_the_state_is_what_is_seen():
-    assert torch.equal(recalled(recall_of("none"), normal(2, 5, D)), normal(2, 5, D))
+def test_without_recall_the_state_is_what_is_observed():
+    assert torch.equal(unroll_memory(recall_of("none"), normal(2, 5, D)), normal(2, 5, D))
 
 
 def test_a_belief_carries_everything_on_from_the_first_moment():
@@ -98,22 +102,22 @@ def test_an_associative_memory_knows_its_last_moments_and_overwrites_the_oldest(
 
 def test_room_that_is_not_used_yet_changes_nothing():
     narrow = recall_of("associative")
-    wide = Associative(D, Associative.Config(moments=10 * MOMENTS, size=6))
+    wide = AttentionMemory(D, AttentionMemoryConfig(num_slots=10 * MOMENTS, slot_dim=6))
     wide.load_state_dict(narrow.state_dict())
-    seen = normal(2, MOMENTS, D)
-    torch.testing.assert_close(recalled(wide, seen), recalled(narrow, seen))
+    observed = normal(2, MOMENTS, D)
+    torch.testing.assert_close(unroll_memory(wide, observed), unroll_memory(narrow, observed))
 
 
 @any_form
 def test_the_gradient_through_all_that_is_recalled_is_the_true_one(form):
     recall, features = recall_of(form).double(), normal(2, 5, D).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda seen: recalled(recall, seen), features)
+    assert torch.autograd.gradcheck(lambda observed: unroll_memory(recall, observed), features)
 
 
 @who_recalls
 def test_learning_reaches_every_parameter_and_the_first_moment_from_the_last(form):
     recall, features = recall_of(form), normal(2, MOMENTS, D).requires_grad_()
-    recalled(recall, features)[:, -1].square().sum().backward()
+    unroll_memory(recall, features)[:, -1].square().sum().backward()
     assert (features.grad[:, 0].abs().amax(-1) > 0).all()
     # a key is matched with a query: what all keys share cancels
     reached = {n for n, p in recall.named_parameters() if p.grad.abs().max() > 1e-5}
@@ -121,156 +125,169 @@ def test_learning_reaches_every_parameter_and_the_first_moment_from_the_last(for
     assert reached == {n for n, _ in recall.named_parameters()} - shared
 
 
-def lived(term: ShortTerm, features: Tensor) -> Tensor:
+def lived(term: EpisodeMemory, features: Tensor) -> Tensor:
     """`[B, T, D]` -> the states that one is in, `[B, T, D]`."""
-    return torch.stack([term.see(now) for now in features.unbind(1)], 1)
+    return torch.stack([term.update(now) for now in features.unbind(1)], 1)
 
 
 @any_form
-def test_who_learns_recalls_what_who_lives_does(form):
+def test_who_learns_recalls_what_who_episodes_does(form):
     recall = recall_of(form)
     torch.testing.assert_close(
-        lived(ShortTerm(recall), normal(2, 7, D)), recalled(recall, normal(2, 7, D))
+        lived(EpisodeMemory(recall), normal(2, 7, D)), unroll_memory(recall, normal(2, 7, D))
     )
 
 
 @any_form
 def test_where_an_episode_begins_nothing_of_an_earlier_one_remains_and_elsewhere_all(form):
     recall, past, coming = recall_of(form), normal(3, 5, D), normal(3, 5, D, seed=1)
-    trace = recall.begin(past[:, 0])
+    trace = recall.initial_state(past[:, 0])
     for now in past.unbind(1):
         _, trace = recall(now, trace)
-    fresh = torch.tensor([True, False, True])
-    trace, states = renew(trace, fresh), []
+    is_first = torch.tensor([True, False, True])
+    trace, states = reset_where(trace, is_first), []
     for now in coming.unbind(1):
         state, trace = recall(now, trace)
         states.append(state)
     found = torch.stack(states, 1)
-    torch.testing.assert_close(found[fresh], recalled(recall, coming[fresh]))
-    whole = recalled(recall, torch.cat([past, coming], 1))[:, 5:]
-    torch.testing.assert_close(found[~fresh], whole[~fresh])
+    torch.testing.assert_close(found[is_first], unroll_memory(recall, coming[is_first]))
+    whole = unroll_memory(recall, torch.cat([past, coming], 1))[:, 5:]
+    torch.testing.assert_close(found[~is_first], whole[~is_first])
     if form != "none":
-        assert not torch.allclose(found[~fresh], recalled(recall, coming)[~fresh])
+        assert not torch.allclose(found[~is_first], unroll_memory(recall, coming)[~is_first])
 
 
 @any_form
-def test_an_episode_may_begin_in_some_worlds_in_all_or_in_others(form):
+def test_an_episode_may_begin_in_some_envs_in_all_or_in_others(form):
     recall, past, coming = recall_of(form), normal(3, 5, D), normal(3, 5, D, seed=1)
-    new = recalled(recall, coming)
-    for fresh in (None, torch.ones(3, dtype=torch.bool)):
-        term = ShortTerm(recall)
+    new = unroll_memory(recall, coming)
+    for is_first in (None, torch.ones(3, dtype=torch.bool)):
+        term = EpisodeMemory(recall)
         lived(term, past)
-        term.begin(fresh)
+        term.reset(is_first)
         torch.testing.assert_close(lived(term, coming), new)
-    term = ShortTerm(recall)
+    term = EpisodeMemory(recall)
     lived(term, past)
-    term.begin(torch.tensor([False, True, False]))
+    term.reset(torch.tensor([False, True, False]))
     found = lived(term, coming)
     torch.testing.assert_close(found[1], new[1])
-    torch.testing.assert_close(found[0], recalled(recall, torch.cat([past, coming], 1))[0, 5:])
-    term.begin(torch.tensor([True, False]))  # other worlds altogether
+    torch.testing.assert_close(found[0], unroll_memory(recall, torch.cat([past, coming], 1))[0, 5:])
+    term.reset(torch.tensor([True, False]))  # other worlds altogether
     torch.testing.assert_close(lived(term, coming[:2]), new[:2])
 
 
-def test_nothing_lived_before_is_near_when_an_episode_begins():
-    term = ShortTerm(NoRecall())
+def test_nothing_collected_before_is_near_when_an_episode_begins():
+    term = EpisodeMemory(NoMemory())
     for now in normal(3, 5, D).unbind(1):
-        term.see(now, keep=4)
-    torch.testing.assert_close(term.lived(), normal(3, 5, D)[:, 1:])
-    term.begin(torch.tensor([True, False, False]))
+        term.update(now, keep=4)
+    torch.testing.assert_close(term.episode_states(), normal(3, 5, D)[:, 1:])
+    term.reset(torch.tensor([True, False, False]))
     here = normal(3, D, seed=1)
-    term.see(here, keep=4)
-    far = (term.lived() - here[:, None]).norm(dim=-1)
-    assert (far[0, :-1] > NOWHERE / 2).all()
+    term.update(here, keep=4)
+    far = (term.episode_states() - here[:, None]).norm(dim=-1)
+    assert (far[0, :-1] > FAR_AWAY / 2).all()
     assert (far[1:, :-1] < 10).all()
     assert (far[:, -1] == 0).all()
 
 
 @any_form
-def test_a_world_recalls_the_same_whatever_the_others_live(form):
+def test_an_env_recalls_the_same_whatever_the_others_live(form):
     recall, features = recall_of(form), normal(3, 7, D)
-    terms = [ShortTerm(recall) for _ in range(4)]
+    terms = [EpisodeMemory(recall) for _ in range(4)]
     together = []
     for step, now in enumerate(features.unbind(1)):
-        fresh = torch.tensor([step % 2 == 0, step % 3 == 0, step % 5 == 0])
-        for term, here in zip(terms, (fresh, *fresh[:, None]), strict=True):
-            term.begin(here)
-        together.append(terms[0].see(now))
-        alone = torch.cat([t.see(now[i, None]) for i, t in enumerate(terms[1:])])
-        torch.testing.assert_close(together[-1], alone)
+        is_first = torch.tensor([step % 2 == 0, step % 3 == 0, step % 5 == 0])
+        for term, here in zip(terms, (is_first, *is_first[:, None]), strict=True):
+            term.reset(here)
+        together.append(terms[0].update(now))
+        single = torch.cat([t.update(now[i, None]) for i, t in enumerate(terms[1:])])
+        torch.testing.assert_close(together[-1], single)
 
 
-def test_landmarks_are_none_before_anything_was_lived_and_then_as_they_were_kept():
+def test_landmarks_are_none_before_anything_was_collected_and_then_as_they_were_kept():
     sight = torch.arange(5 * 8, dtype=torch.uint8).reshape(5, 2, 2, 2)
     senses = {"touch": normal(5, 3), "sight": sight}
-    landmarks = Landmarks({name: torch.zeros_like(part) for name, part in senses.items()})
-    assert landmarks.room == 5
-    assert {name: len(part) for name, part in landmarks.seen().items()} == dict.fromkeys(senses, 0)
-    landmarks.keep(senses)
-    other = Landmarks({name: torch.zeros_like(part) for name, part in senses.items()})
+    landmarks = ReferenceObservations(
+        {name: torch.zeros_like(part) for name, part in senses.items()}
+    )
+    assert landmarks.capacity == 5
+    assert {name: len(part) for name, part in landmarks.observations().items()} == dict.fromkeys(
+        senses, 0
+    )
+    landmarks.store(senses)
+    other = ReferenceObservations({name: torch.zeros_like(part) for name, part in senses.items()})
     other.load_state_dict(landmarks.state_dict())
-    for name, part in other.seen().items():
+    for name, part in other.observations().items():
         assert torch.equal(part, senses[name])
 
 
-def test_a_life_leaves_landmarks_by_which_an_explorer_recognises(tiny: Config):
-    agent = agent_of(replace(tiny, landmarks=7), "none")
-    explore = Assignment(weights={"boredom": 1.0}).task(None, "plan")
-    agent.configure(explore)
-    assert agent.focus.known.shape == (0, D)
-    agent.landmarks.keep(normal(7, 3))
-    agent.configure(explore)
-    torch.testing.assert_close(agent.focus.known, agent.perceive(normal(7, 3)))
+def test_an_episode_leaves_landmarks_by_which_an_explorer_recognises(tiny: Config):
+    agent = agent_of(replace(tiny, num_reference_obs=7), "none")
+    explore = TaskSpec(weights={"boredom": 1.0}).to_task(None, "plan")
+    agent.set_task(explore)
+    assert agent.context.reference_states.shape == (0, D)
+    agent.reference_obs.store(normal(7, 3))
+    agent.set_task(explore)
+    torch.testing.assert_close(agent.context.reference_states, agent.encode(normal(7, 3)))
 
 
-BODY = Spec({"obs": Sense((3,), torch.float32)}, 3, ("reward", "left", "right"))
+BODY = EnvironmentSpec({"obs": ModalitySpec((3,), torch.float32)}, 3, ("reward", "left", "right"))
 """Of those who live the life that `test_memory` tells."""
 
 
 def agent_of(tiny: Config, form: str, capacity: int = 40) -> Agent:
-    perception = Senses.Config(hidden=8, vector=D)
-    rest = Assignment(weights={"effort": 1.0})
-    config = replace(tiny, perception=perception, recall=FORMS[form], tasks={"rest": rest})
-    agent = build(config, BODY, worlds=3, capacity=capacity).eval()
-    awake(agent.recall)
-    agent.configure(rest.task(None, "plan"))
+    perception = MultiModalEncoderConfig(hidden=8, vector_dim=D)
+    rest = TaskSpec(weights={"control_cost": 1.0})
+    config = replace(
+        tiny, perception=perception, short_term_memory=FORMS[form], tasks={"rest": rest}
+    )
+    agent = build(config, BODY, num_envs=3, buffer_size=capacity).eval()
+    awake(agent.short_term_memory)
+    agent.set_task(rest.to_task(None, "plan"))
     return agent
 
 
-def live_on(agent: Agent, story: list[Transition]) -> dict[tuple[float, ...], Tensor]:
+def continue_rollout(agent: Agent, data: list[Transition]) -> dict[tuple[float, ...], Tensor]:
     """The state of every moment, by what was seen in it."""
-    fresh, over = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
+    is_first, done = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
     states = {}
-    for step in story:
-        agent.begin(fresh)
-        state, _ = agent.attend(step.obs)
-        states |= {tuple(seen.tolist()): s for seen, s in zip(step.obs, state, strict=True)}
-        agent.observe(step)
-        fresh, over = over, step.terminated | step.truncated
+    for step in data:
+        agent.reset(is_first)
+        state, _ = agent.prepare(step.obs)
+        states |= {tuple(observed.tolist()): s for observed, s in zip(step.obs, state, strict=True)}
+        agent.remember(step)
+        is_first, done = done, step.terminated | step.truncated
     return states
 
 
 @any_form
 @pytest.mark.parametrize("capacity", [40, 13])
-def test_memory_in_states_holds_the_states_that_were_lived_in(tiny, form, capacity):
+def test_memory_in_states_holds_the_states_that_were_collected_in(tiny, form, capacity):
     agent = agent_of(tiny, form, capacity)
     first = list(islice(life(seed=3, ends=0.15), 14))
     second = [  # the same worlds, other episodes
         step._replace(obs=step.obs + 100, next_obs=step.next_obs + 100)
         for step in islice(life(seed=4, ends=0.15), 14)
     ]
-    states = live_on(agent, first)
-    agent.memory.interrupt()
-    states |= live_on(agent, second)
-    translated, compared = as_states(agent), 0
-    for episode in translated.episodes():
-        seen, told = agent.memory.recall(episode).obs[0], translated.recall(episode).states[0]
-        if seen[0, 2] % 100:
+    states = continue_rollout(agent, first)
+    agent.replay_buffer.start_run()
+    states |= continue_rollout(agent, second)
+    translated, compared = encode_buffer(agent), 0
+    for episode in translated.episode_ids():
+        observed, output = (
+            agent.replay_buffer.get_episode(episode).obs[0],
+            translated.get_episode(episode).states[0],
+        )
+        if observed[0, 2] % 100:
             continue  # how it began is no longer known
-        moments = [states[key] for key in map(tuple, seen.tolist()) if key in states]
-        assert len(moments) >= len(seen) - 1  # where the story breaks off nobody has looked
-        torch.testing.assert_close(told[: len(moments)], torch.stack(moments), rtol=0, atol=0)
-        compared += len(moments)
+        projected_steps = [states[key] for key in map(tuple, observed.tolist()) if key in states]
+        assert (
+            len(projected_steps) >= len(observed) - 1
+        )  # where the story breaks off nobody has looked
+        torch.testing.assert_close(
+            output[: len(projected_steps)], torch.stack(projected_steps), rtol=0, atol=0
+        )
+        compared += len(projected_steps)
     assert compared > (60 if capacity == 40 else 20)
 
 
@@ -278,90 +295,109 @@ def test_memory_in_states_holds_the_states_that_were_lived_in(tiny, form, capaci
 def test_perceiving_is_like_the_first_moment_of_an_episode_and_disturbs_none(tiny, form):
     agent = agent_of(tiny, form)
     here, there = normal(3, 3), normal(3, 3, seed=1)
-    first, _ = agent.attend(here)
-    torch.testing.assert_close(agent.perceive(here), first)
-    second, _ = agent.attend(there)
-    assert not torch.allclose(second, agent.perceive(there))
-    agent.begin()
-    agent.attend(here)
-    agent.perceive(normal(5, 3, seed=2))
-    agent.perceive(there)
-    torch.testing.assert_close(agent.attend(there)[0], second)
+    first, _ = agent.prepare(here)
+    torch.testing.assert_close(agent.encode(here), first)
+    second, _ = agent.prepare(there)
+    assert not torch.allclose(second, agent.encode(there))
+    agent.reset()
+    agent.prepare(here)
+    agent.encode(normal(5, 3, seed=2))
+    agent.encode(there)
+    torch.testing.assert_close(agent.prepare(there)[0], second)
 
 
 @who_recalls
 def test_the_same_sight_is_another_state_after_another_past(tiny, form):
     agent, states = agent_of(tiny, form), []
     for seed in (0, 0, 1):
-        agent.begin()
+        agent.reset()
         for obs in chain(normal(2, 3, 3, seed=seed), normal(1, 3, 3, seed=9)):
-            state, _ = agent.attend(obs)
+            state, _ = agent.prepare(obs)
         states.append(state)
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
     assert not torch.allclose(states[0], states[2])
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
-        ({"amortise": Amortise()}, "amortise imagines from single moments, and recall Belief"),
-        ({"interact": Interact(steps=4)}, "interact.objective.context is 0"),
-        ({"interact": Rehearse(updates=4)}, "interact.objective.context is 0"),
+        (
+            {"amortize_policy": AmortizePlanning()},
+            "amortise imagines from single moments, and recall Belief",
+        ),
+        (
+            {"actor_critic": OnlineActorCritic(steps=4)},
+            "actor_critic.train_jepa.context_steps is 0",
+        ),
+        (
+            {"actor_critic": OfflineActorCritic(updates=4)},
+            "actor_critic.train_jepa.context_steps is 0",
+        ),
     ],
 )
-def test_nobody_who_recalls_learns_from_moments_without_a_past(changes, complaint):
-    config = replace(recipes.recipe("gym"), recall=Belief.Config(), interact=NoLesson())
-    check_lessons(config)
-    with pytest.raises(UnusableInput, match=complaint):
-        check_lessons(replace(config, **changes))
+def test_nobody_who_recalls_learns_from_moments_without_a_past(changes, message):
+    config = replace(
+        recipes.recipe("gym"), short_term_memory=GRUMemoryConfig(), actor_critic=NoStage()
+    )
+    check_stages(config)
+    with pytest.raises(ConfigError, match=message):
+        check_stages(replace(config, **changes))
 
 
 @who_recalls
-def test_what_is_imagined_begins_in_states_as_they_are_lived_in(form):
-    config = replace(recipes.recipe("gym"), recall=FORMS[form])
-    agent = build(config, BODY._replace(interoception=("reward", "left", ALIVE)), worlds=3,
-                  capacity=40)  # fmt: skip
-    awake(agent.recall)
+def test_what_is_imagined_begins_in_states_as_they_are_collected_in(form):
+    config = replace(recipes.recipe("gym"), short_term_memory=FORMS[form])
+    agent = build(config, BODY._replace(interoception=("reward", "left", CONTINUE)), num_envs=3,
+                  buffer_size=40)  # fmt: skip
+    awake(agent.short_term_memory)
     for step in islice(life(seed=3, ends=0.1), 30):
-        agent.observe(step)
-    eight = Learning(steps=0, batch=8)
-    lesson = Rehearse(updates=1, learning=eight, objective=Predict(context=3, learning=eight))
-    actor = lesson.begin(agent, config.world, 0).actor
+        agent.remember(step)
+    eight = OptimConfig(steps=0, batch_size=8)
+    stage = OfflineActorCritic(
+        updates=1, optim=eight, train_jepa=TrainJEPA(context_steps=3, optim=eight)
+    )
+    actor = stage.begin(agent, config.env, 0).actor
     with torch.no_grad():
         states = actor._remembered(torch.Generator().manual_seed(3))
-        window = agent.memory.sample(8, 3, torch.Generator().manual_seed(3))
-        features = agent.perception(window.obs.flatten(0, 1), agent.configurator.gains)
-        lived = recalled(agent.recall, features.unflatten(0, (8, 4)))[:, -1]
+        window = agent.replay_buffer.sample(8, 3, torch.Generator().manual_seed(3))
+        features = agent.perception(
+            window.obs.flatten(0, 1), agent.configurator.default_modality_weights
+        )
+        lived = unroll_memory(agent.short_term_memory, features.unflatten(0, (8, 4)))[:, -1]
         assert window.valid is not None
         whole = window.valid[:, -1]  # of windows that an end cuts short, another state is drawn
         assert whole.any()
         torch.testing.assert_close(states[whole], lived[whole])
-        assert not torch.allclose(states, agent.perceive(window.obs[:, -1]))
+        assert not torch.allclose(states, agent.encode(window.obs[:, -1]))
 
 
 def test_a_target_without_gradient_has_none_through_what_is_recalled(tiny):
     """The recall moves with the states, and what is to be predicted stands still."""
-    recall, asked = recall_of("belief"), []
-    recall.register_forward_hook(lambda module, told, found: asked.append(found[0].requires_grad))
+    recall, requested = recall_of("belief"), []
+    recall.register_forward_hook(
+        lambda module, output, found: requested.append(found[0].requires_grad)
+    )
     model = tiny.world_model.build((D, 1, 1), 2, 1)
     batch = Trajectory(normal(4, 4, D), normal(4, 3, 2), torch.zeros(4, 3, 1),
                        torch.zeros(4, 3, dtype=torch.bool), torch.arange(4))  # fmt: skip
-    for target, flows in ((Itself(), [True, True]), (Stopped(), [True, False])):
-        asked.clear()
+    for target, flows in ((OnlineTarget(), [True, True]), (StopGradientTarget(), [True, False])):
+        requested.clear()
         world_model_loss(
             batch, lambda obs: obs.clone().requires_grad_(),
-            lambda obs, seen, target=target: target(obs, seen, {}), recall, model,
-            torch.Generator(), channels=D, together=1,
+            lambda obs, observed, target=target: target(obs, observed, {}), recall, model,
+            torch.Generator(), channels=D, group_size=1,
         )  # fmt: skip
-        assert [asked[0], asked[-1]] == flows
+        assert [requested[0], requested[-1]] == flows
 
 
 @who_recalls
-def test_shortest_paths_lead_through_states_as_they_are_lived_in(tiny, form):
+def test_shortest_paths_lead_through_states_as_they_are_collected_in(tiny, form):
     agent = agent_of(tiny, form)
     for step in islice(life(seed=3, ends=0), 30):
-        agent.observe(step)
-    student = ShortestPaths(nodes=12, layouts=2, together=4).begin(agent, tiny.world, 0)
-    remembered = as_states(agent)
-    for episode, seen in zip(student._episodes(), student.seen, strict=True):
-        torch.testing.assert_close(seen, remembered.recall(episode).states[0, :12])
+        agent.remember(step)
+    student = DistillShortestPaths(nodes_per_graph=12, num_graphs=2, group_size=4).begin(
+        agent, tiny.env, 0
+    )
+    remembered = encode_buffer(agent)
+    for episode, observed in zip(student._episodes(), student.seen, strict=True):
+        torch.testing.assert_close(observed, remembered.get_episode(episode).states[0, :12])

@@ -16,15 +16,22 @@ import torch
 from gymnasium import spaces
 
 import ami_agent as ami
-from ami_agent import checkpoint, settings
-from ami_agent.build import build, capacity
-from ami_agent.evaluate import judge
-from ami_agent.learning import Learning
-from ami_agent.lessons import Interact, Live, Predict, Recorded, Rehearse
-from ami_agent.life import WorldConfig
-from modules.memory import Memory
-from modules.types import Trajectory, UnusableInput, by_sense
-from tests.conftest import refuse
+from ami_agent import config_io
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.config import buffer_steps, build
+from ami_agent.evaluation.evaluate import evaluate_modes
+from ami_agent.storage import checkpoint
+from ami_agent.training import (
+    CollectRandom,
+    LoadDataset,
+    OfflineActorCritic,
+    OnlineActorCritic,
+    TrainJEPA,
+)
+from ami_agent.training.optim import OptimConfig
+from modules.memory.replay_buffer import ReplayBuffer
+from modules.types import ConfigError, Trajectory, as_dict
+from tests.conftest import error_line
 from tests.test_memory import assert_is_one_stretch, life
 
 minari = pytest.importorskip("minari", reason="the extra `minari` is not installed")
@@ -45,19 +52,19 @@ class Shore(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.moment, self.place = 0, self.np_random.uniform(-1, 1, 2)
+        self.moment, self.checkpoint_dir = 0, self.np_random.uniform(-1, 1, 2)
         return self._seen(), {}
 
     def step(self, action):
         assert not self.forbidden
         self.moment += 1
-        self.place += np.array([0.2 * action[0] - 0.1, 0.1 * action[1] - 0.1])
-        over = self.moment == self.lasts
-        return self._seen(), float(action[1]), over, False, {}
+        self.checkpoint_dir += np.array([0.2 * action[0] - 0.1, 0.1 * action[1] - 0.1])
+        is_done = self.moment == self.lasts
+        return self._seen(), float(action[1]), is_done, False, {}
 
     def _seen(self):
         view = np.full((9, 12, 3), 20 * self.moment, np.uint8)
-        return {"place": self.place.copy(), "view": view, "lit": self.moment % 2}
+        return {"place": self.checkpoint_dir.copy(), "view": view, "lit": self.moment % 2}
 
 
 class Line(gymnasium.Env):
@@ -71,14 +78,20 @@ class Line(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.place = float(self.np_random.uniform(-0.9, 0.9))
-        return np.array([self.place], np.float32), {}
+        self.checkpoint_dir = float(self.np_random.uniform(-0.9, 0.9))
+        return np.array([self.checkpoint_dir], np.float32), {}
 
     def step(self, action):
         assert not self.forbidden
-        self.place += 0.1 * float(action[0])
-        over = abs(self.place) > 1
-        return np.array([self.place], np.float32), 1 - abs(self.place), over, False, {}
+        self.checkpoint_dir += 0.1 * float(action[0])
+        is_done = abs(self.checkpoint_dir) > 1
+        return (
+            np.array([self.checkpoint_dir], np.float32),
+            1 - abs(self.checkpoint_dir),
+            is_done,
+            False,
+            {},
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -91,133 +104,146 @@ def _known(tmp_path, monkeypatch):
         del gymnasium.registry[f"ami-test/{name}-v0"]
 
 
-def stacked(space, moments):
+def stacked(space, projected_steps):
     if isinstance(space, spaces.Dict):
-        return {name: np.stack([moment[name] for moment in moments]) for name in space}
-    return np.stack(moments)
+        return {
+            name: np.stack([projected_step[name] for projected_step in projected_steps])
+            for name in space
+        }
+    return np.stack(projected_steps)
 
 
 def record(name, env_id, episodes, spoil=lambda buffer: buffer):
     """Some episodes of random action, written by Minari; what was lived, as it was."""
-    env, told = gymnasium.make(env_id), []
+    env, output = gymnasium.make(env_id), []
     env.action_space.seed(0)
     for number in range(episodes):
-        seen, steps, over = [env.reset(seed=number)[0]], [], False
-        while not over:
+        observed, steps, is_done = [env.reset(seed=number)[0]], [], False
+        while not is_done:
             action = env.action_space.sample()
             obs, reward, ended, late, _ = env.step(action)
-            seen.append(obs)
+            observed.append(obs)
             steps.append((action, reward, ended, late))
-            over = ended or late
-        done, felt, ends, lates = (np.array(part) for part in zip(*steps, strict=True))
-        told.append(spoil(minari.data_collector.EpisodeBuffer(
-            id=number, observations=stacked(env.observation_space, seen), actions=done,
-            rewards=felt, terminations=ends, truncations=lates,
+            is_done = ended or late
+        done, interoception, ends, lates = (np.array(part) for part in zip(*steps, strict=True))
+        output.append(spoil(minari.data_collector.EpisodeBuffer(
+            id=number, observations=stacked(env.observation_space, observed), actions=done,
+            rewards=interoception, terminations=ends, truncations=lates,
         )))  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it asks for an author
         minari.create_dataset_from_buffers(
-            name, told, observation_space=env.observation_space, action_space=env.action_space,
+            name, output, observation_space=env.observation_space, action_space=env.action_space,
             jpeg_encoding=False,
         )  # fmt: skip
-    return told
+    return output
 
 
 def offline(env_id, data, updates=6, **options):
     """Tiny; the world that is lived in may be forbidden, the one that judges is not."""
-    learning = Learning(steps=0, batch=8)
-    config = ami.recipes.gym(WorldConfig(id=env_id), data)
+    optim = OptimConfig(steps=0, batch_size=8)
+    config = ami.recipes.gym(EnvConfig(id=env_id), data)
     return replace(
         config,
-        world=replace(config.world, options=options),
-        objective=replace(config.objective, learning=replace(learning, steps=3)),
-        interact=replace(
-            config.interact, updates=updates, learning=learning,
-            objective=replace(config.objective, learning=learning),
+        env=replace(config.env, options=options),
+        train_jepa=replace(config.train_jepa, optim=replace(optim, steps=3)),
+        actor_critic=replace(
+            config.actor_critic, updates=updates, optim=optim,
+            train_jepa=replace(config.train_jepa, optim=optim),
         ),
     )  # fmt: skip
 
 
 def remembering(config):
     """An agent that has taken the first lesson."""
-    with closing(config.world.build(1)) as world:
-        agent = build(config, world.spec, worlds=config.life.worlds, capacity=capacity(config))
-    pupil = config.life.begin(agent, config.world, 0)
-    while pupil.step < pupil.total:
-        pupil.update()
-    pupil.finish()
+    with closing(config.env.build(1)) as env:
+        agent = build(
+            config, env.spec, num_envs=config.collect.num_envs, buffer_size=buffer_steps(config)
+        )
+    stage_run = config.collect.start(agent, config.env, 0)
+    while stage_run.step < stage_run.total:
+        stage_run.update()
+    stage_run.finish()
     return agent
 
 
 @pytest.mark.parametrize("room", [300, 31])
-def test_an_episode_at_once_is_remembered_as_one_that_was_lived_step_by_step(room):
-    steps = list(islice(life(3, worlds=1), 60))
+def test_an_episode_at_once_is_stored_as_one_that_was_collected_step_by_step(room):
+    steps = list(islice(life(3, num_envs=1), 60))
     steps[-1] = steps[-1]._replace(truncated=~steps[-1].terminated)  # an episode that is done
-    lived, told, episode = Memory(room, steps[0], "cpu"), Memory(room, steps[0], "cpu"), []
-    over = False
+    collected, output, episode = (
+        ReplayBuffer(room, steps[0], "cpu"),
+        ReplayBuffer(room, steps[0], "cpu"),
+        [],
+    )
+    is_done = False
     for step in steps:
-        lived.remember(step)
-        if not over:
+        collected.add(step)
+        if not is_done:
             episode.append(step)
-        over = bool(step.terminated | step.truncated)
-        if over or step is steps[-1]:
+        is_done = bool(step.terminated | step.truncated)
+        if is_done or step is steps[-1]:
             obs = torch.stack([episode[0].obs, *(s.next_obs for s in episode)], 1)
             parts = (
                 torch.stack([getattr(s, name) for s in episode], 1)
                 for name in ("action", "interoception", "terminated")
             )
-            told.recollect(Trajectory(obs, *parts, torch.zeros(())))
+            output.add_episode(Trajectory(obs, *parts, torch.zeros(())))
             episode = []
     for length in (1, 3):
-        windows = [m.sample(500, length, torch.Generator().manual_seed(0)) for m in (lived, told)]
-        torch.testing.assert_close(*(w._replace(valid=w.lasts) for w in windows), rtol=0, atol=0)
+        windows = [
+            m.sample(500, length, torch.Generator().manual_seed(0)) for m in (collected, output)
+        ]
+        torch.testing.assert_close(
+            *(w._replace(valid=w.num_valid) for w in windows), rtol=0, atol=0
+        )
         assert_is_one_stretch(windows[1])
-    assert len(lived) == len(told)
+    assert len(collected) == len(output)
     following = steps[0]._replace(obs=steps[-1].next_obs)
-    told.remember(following)  # nothing follows on what was lived elsewhere
-    assert_is_one_stretch(told.sample(500, 1, torch.Generator().manual_seed(0)))
+    output.add(following)  # nothing follows on what was lived elsewhere
+    assert_is_one_stretch(output.sample(500, 1, torch.Generator().manual_seed(0)))
 
 
-def test_a_record_is_remembered_as_the_mind_would_have_sensed_it():
-    told = record("shore/random-v0", "ami-test/Shore-v0", 4)
+def test_a_record_is_stored_as_the_agent_would_have_sensed_it():
+    output = record("shore/random-v0", "ami-test/Shore-v0", 4)
     config = ami.recipes.gym(
-        WorldConfig(id="ami-test/Shore-v0"), Recorded(minari="shore/random-v0")
+        EnvConfig(id="ami-test/Shore-v0"), LoadDataset(minari="shore/random-v0")
     )
-    assert config.life.steps == 4 * 6 + 3
-    assert isinstance(config.interact, Rehearse)
-    memory = remembering(config).memory
+    assert config.collect.steps == 4 * 6 + 3
+    assert isinstance(config.actor_critic, OfflineActorCritic)
+    memory = remembering(config).replay_buffer
     assert len(memory) == 4 * 6
-    numbers = memory.episodes()
-    with closing(config.world.build(1)) as world:
-        for number, buffer in zip(numbers, told, strict=True):
-            kept = memory.recall(number)
-            obs, _ = world.reset(int(buffer.id))
-            for moment in range(6):
-                action = world.from_world(buffer.actions[moment][None])
-                assert torch.equal(kept.actions[:, moment], action)
-                for name, part in by_sense(obs).items():
-                    assert torch.equal(by_sense(kept.obs)[name][:, moment], part), name
-                lived = world.step(obs, action).transition
-                assert torch.equal(kept.interoception[:, moment], lived.interoception)
-                assert torch.equal(kept.terminated[:, moment], lived.terminated)
-                obs = lived.next_obs
-            world.step(obs, action)  # only resets
+    numbers = memory.episode_ids()
+    with closing(config.env.build(1)) as env:
+        for number, buffer in zip(numbers, output, strict=True):
+            kept = memory.get_episode(number)
+            obs, _ = env.reset(int(buffer.id))
+            for projected_step in range(6):
+                action = env.from_env(buffer.actions[projected_step][None])
+                assert torch.equal(kept.actions[:, projected_step], action)
+                for name, part in as_dict(obs).items():
+                    assert torch.equal(as_dict(kept.obs)[name][:, projected_step], part), name
+                collected = env.step(obs, action).transition
+                assert torch.equal(kept.interoception[:, projected_step], collected.interoception)
+                assert torch.equal(kept.terminated[:, projected_step], collected.terminated)
+                obs = collected.next_obs
+            env.step(obs, action)  # only resets
 
 
-def test_of_more_than_there_is_room_for_the_last_is_remembered():
-    told = record("shore/random-v0", "ami-test/Shore-v0", 4)
-    data = Recorded(minari="shore/random-v0", steps=13)
-    memory = remembering(offline("ami-test/Shore-v0", data)).memory
+def test_of_more_than_there_is_room_for_the_last_is_stored():
+    output = record("shore/random-v0", "ami-test/Shore-v0", 4)
+    data = LoadDataset(minari="shore/random-v0", steps=13)
+    memory = remembering(offline("ami-test/Shore-v0", data)).replay_buffer
     assert len(memory) == 2 * 6
-    last = by_sense(memory.recall(memory.episodes()[-1]).obs)["place"][0]
-    assert np.array_equal(last.numpy(), told[-1].observations["place"])
+    last = as_dict(memory.get_episode(memory.episode_ids()[-1]).obs)["place"][0]
+    assert np.array_equal(last.numpy(), output[-1].observations["place"])
 
 
-def test_nothing_is_lived(tmp_path):
+def test_nothing_is_collected(tmp_path):
     record("shore/random-v0", "ami-test/Shore-v0", 3)
-    config = offline("ami-test/Shore-v0", Recorded(minari="shore/random-v0"), forbidden=True)
+    config = offline("ami-test/Shore-v0", LoadDataset(minari="shore/random-v0"), forbidden=True)
     agent = ami.train(config, out=tmp_path / "run", seed=0)
-    assert agent.memory.lived == 3 * 6 + 2
+    assert agent.replay_buffer.num_added == 3 * 6 + 2
     _, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"), "cpu")
     assert facts["updates"] == 3 + 3 + 6  # episodes, of the world model alone, of all
     assert not (tmp_path / "run" / "memory").exists()
@@ -225,15 +251,15 @@ def test_nothing_is_lived(tmp_path):
 
 def test_put_away_and_taken_up_again_it_learns_the_same(tmp_path):
     record("line/random-v0", "ami-test/Line-v0", 5)
-    config = offline("ami-test/Line-v0", Recorded(minari="line/random-v0"), updates=20)
-    whole, first = (config.interact.begin(remembering(config), config.world, 2) for _ in range(2))
+    config = offline("ami-test/Line-v0", LoadDataset(minari="line/random-v0"), updates=20)
+    whole, first = (config.actor_critic.start(remembering(config), config.env, 2) for _ in range(2))
     for _ in range(20):
         whole.update()
     for _ in range(9):
         first.update()
     checkpoint.save(tmp_path / "put-away", first.state_dict(), {})
     agent = remembering(config)
-    second = config.interact.begin(agent, config.world, 2)
+    second = config.actor_critic.start(agent, config.env, 2)
     agent.load_state_dict(first.actor.agent.state_dict())
     second.load_state_dict(checkpoint.load(tmp_path / "put-away", "cpu")[0])
     assert second.step == 9
@@ -243,44 +269,49 @@ def test_put_away_and_taken_up_again_it_learns_the_same(tmp_path):
         assert part.equal(agent.state_dict()[name]), name
 
 
-def test_a_run_learns_from_what_another_has_lived(tmp_path):
-    base = ami.recipes.gym(WorldConfig(id="ami-test/Line-v0"))
-    learning = Learning(steps=0, batch=8)
-    few = replace(base.objective, learning=learning)
+def test_a_run_learns_from_what_another_has_collected(tmp_path):
+    base = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0"))
+    optim = OptimConfig(steps=0, batch_size=8)
+    few = replace(base.train_jepa, optim=optim)
     config = replace(
-        base, life=Live(worlds=2, steps=50),
-        objective=replace(few, learning=replace(learning, steps=2)),
-        interact=replace(base.interact, steps=30, ratio=0.1, learning=learning, objective=few),
+        base, collect=CollectRandom(num_envs=2, steps=50),
+        train_jepa=replace(few, optim=replace(optim, steps=2)),
+        actor_critic=replace(base.actor_critic, steps=30, updates_per_step=0.1, optim=optim, train_jepa=few),
     )  # fmt: skip
-    one = ami.train(config, out=tmp_path / "one", seed=0, keep_memory=True)
-    heir = remembering(offline("ami-test/Line-v0", Recorded(run=str(tmp_path / "one"))))
-    assert len(heir.memory) == len(one.memory) > 100
-    for mine, theirs in zip(heir.memory.episodes(), one.memory.episodes(), strict=True):
-        kept, lived = heir.memory.recall(mine), one.memory.recall(theirs)
-        for part, other in zip(kept[:4], lived[:4], strict=True):
+    one = ami.train(config, out=tmp_path / "one", seed=0, keep_replay_buffer=True)
+    heir = remembering(offline("ami-test/Line-v0", LoadDataset(run=str(tmp_path / "one"))))
+    assert len(heir.replay_buffer) == len(one.replay_buffer) > 100
+    for mine, theirs in zip(
+        heir.replay_buffer.episode_ids(), one.replay_buffer.episode_ids(), strict=True
+    ):
+        kept, collected = (
+            heir.replay_buffer.get_episode(mine),
+            one.replay_buffer.get_episode(theirs),
+        )
+        for part, other in zip(kept[:4], collected[:4], strict=True):
             assert torch.equal(part, other)
     ami.train(config, out=tmp_path / "other", seed=0)
-    with pytest.raises(UnusableInput, match=r"other has kept no memory.*--keep-memory"):
-        offline("ami-test/Line-v0", Recorded(run=str(tmp_path / "other")))
-    with pytest.raises(UnusableInput, match=r"trained with \(1,\).*environment here has"):
-        offline("Pendulum-v1", Recorded(run=str(tmp_path / "one")))
+    with pytest.raises(ConfigError, match=r"other has kept no memory.*--keep-replay-buffer"):
+        offline("ami-test/Line-v0", LoadDataset(run=str(tmp_path / "other")))
+    with pytest.raises(ConfigError, match=r"trained with \(1,\).*environment here has"):
+        offline("Pendulum-v1", LoadDataset(run=str(tmp_path / "one")))
 
 
-def test_a_record_can_be_where_life_begins(tmp_path):
+def test_a_record_can_be_where_episode_begins(tmp_path):
     record("line/random-v0", "ami-test/Line-v0", 5)
-    config = offline("ami-test/Line-v0", Recorded(minari="line/random-v0"))
-    learning = Learning(steps=0, batch=8)
-    config = replace(config, interact=Interact(
-        steps=12, learning=learning, objective=replace(config.objective, learning=learning)
+    config = offline("ami-test/Line-v0", LoadDataset(minari="line/random-v0"))
+    optim = OptimConfig(steps=0, batch_size=8)
+    config = replace(config, actor_critic=OnlineActorCritic(
+        steps=12, optim=optim, train_jepa=replace(config.train_jepa, optim=optim)
     ))  # fmt: skip
     agent = ami.train(config, out=tmp_path / "run", seed=0)
-    assert agent.memory.lived == config.life.steps + 1 + 12
-    batch = agent.memory.sample(500, 1, torch.Generator().manual_seed(0))
+    assert agent.replay_buffer.num_added == config.collect.steps + 1 + 12
+    batch = agent.replay_buffer.sample(500, 1, torch.Generator().manual_seed(0))
     assert (batch.states[:, 1] - batch.states[:, 0]).abs().max() < 0.11  # none joins two lives
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--data.minari", "line/none-v0"), "no Minari .*line/none-v0.*there are shore/random-v0"),
         (("--data.minari", "shore/random-v0"), r"observations of dataset .*Dict.*world's are Box"),
@@ -289,16 +320,16 @@ def test_a_record_can_be_where_life_begins(tmp_path):
         (("--data.steps", "-1"), "steps is -1"),
     ],
 )  # fmt: skip
-def test_data_that_can_not_be_learnt_from_are_refused_in_one_line(flags, said, tmp_path, capsys):
+def test_data_that_can_not_be_learnt_from_are_refused_in_one_line(flags, message, tmp_path, capsys):
     record("shore/random-v0", "ami-test/Shore-v0", 1)
-    told = refuse(
+    output = error_line(
         capsys, "train", "gym", "--env.id", "ami-test/Line-v0", "--out", tmp_path / "run", *flags
     )
-    assert re.search(said, told)
+    assert re.search(message, output)
     assert not (tmp_path / "run").exists()
 
 
-def spoilt(part, value):
+def corrupted(part, value):
     def spoil(buffer):
         numbers = getattr(buffer, part).copy()
         numbers[1] = value
@@ -308,7 +339,7 @@ def spoilt(part, value):
 
 
 @pytest.mark.parametrize(
-    ("part", "value", "said"),
+    ("part", "value", "message"),
     [
         ("observations", np.nan, "episode 0 of dataset .*obs holds NaN"),
         ("observations", 7.0, "episode 0 of dataset .*an observation holds 7 .*outside"),
@@ -316,56 +347,56 @@ def spoilt(part, value):
         ("actions", np.nan, "episode 0 of dataset .*actions holds NaN"),
     ],
 )
-def test_what_was_recorded_badly_is_named(part, value, said, tmp_path):
-    record("line/spoilt-v0", "ami-test/Line-v0", 2, spoilt(part, value))
-    config = offline("ami-test/Line-v0", Recorded(minari="line/spoilt-v0"))
-    config = replace(config, world=replace(config.world, out_of_bounds="refuse"))
-    with pytest.raises(UnusableInput, match=said):
+def test_what_was_recorded_badly_is_named(part, value, message, tmp_path):
+    record("line/spoilt-v0", "ami-test/Line-v0", 2, corrupted(part, value))
+    config = offline("ami-test/Line-v0", LoadDataset(minari="line/spoilt-v0"))
+    config = replace(config, env=replace(config.env, out_of_bounds="refuse"))
+    with pytest.raises(ConfigError, match=message):
         ami.train(config, out=tmp_path / "run")
 
 
 def test_a_choice_that_there_is_not_is_named(tmp_path):
-    record("shore/spoilt-v0", "ami-test/Shore-v0", 2, spoilt("actions", [0, 3]))
-    config = offline("ami-test/Shore-v0", Recorded(minari="shore/spoilt-v0"))
-    with pytest.raises(UnusableInput, match=r"episode 0 of dataset .*an action is 3, outside"):
+    record("shore/spoilt-v0", "ami-test/Shore-v0", 2, corrupted("actions", [0, 3]))
+    config = offline("ami-test/Shore-v0", LoadDataset(minari="shore/spoilt-v0"))
+    with pytest.raises(ConfigError, match=r"episode 0 of dataset .*an action is 3, outside"):
         ami.train(config, out=tmp_path / "run")
 
 
-def test_where_minari_or_its_files_are_missing_it_is_said(tmp_path, monkeypatch):
-    def ask():
-        return offline("ami-test/Line-v0", Recorded(minari="line/random-v0"))
+def test_where_minari_or_its_files_are_missing_it_is_reported(tmp_path, monkeypatch):
+    def run_cli():
+        return offline("ami-test/Line-v0", LoadDataset(minari="line/random-v0"))
 
-    with pytest.raises(UnusableInput, match=r"there are none .MINARI_DATASETS_PATH"):
-        ask()
+    with pytest.raises(ConfigError, match=r"there are none .MINARI_DATASETS_PATH"):
+        run_cli()
     record("line/random-v0", "ami-test/Line-v0", 1)
     (tmp_path / "datasets" / "line" / "random-v0" / "data" / "main_data.hdf5").unlink()
     with pytest.raises(
-        UnusableInput, match=r"dataset line/random-v0 can't be read: .*main_data\.hdf5"
+        ConfigError, match=r"dataset line/random-v0 can't be read: .*main_data\.hdf5"
     ):
-        ask()
+        run_cli()
     monkeypatch.setitem(sys.modules, "minari", None)  # as if it were not installed
-    with pytest.raises(UnusableInput, match=r"pip install 'ami-agent\[minari\]'"):
-        ask()
+    with pytest.raises(ConfigError, match=r"pip install 'ami-agent\[minari\]'"):
+        run_cli()
 
 
 def test_settings_from_before_there_were_records_are_still_read():
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Line-v0"))
-    written = settings.to_json(config)
-    assert written["life"].pop("is") == "Live"
-    assert settings.from_json(written, "here") == config
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0"))
+    written = config_io.to_json(config)
+    assert written["collect"].pop("_type") == "CollectRandom"
+    assert config_io.from_json(written, "here") == config
 
 
 @pytest.mark.long
-def test_from_random_life_alone_it_learns_to_stay_where_it_is_rewarded(tmp_path):
+def test_from_random_episode_alone_it_learns_to_stay_where_it_is_rewarded(tmp_path):
     record("line/random-v0", "ami-test/Line-v0", 40)
-    data = Recorded(minari="line/random-v0")
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Line-v0"), data)
-    of_model = Predict(
-        weights=config.objective.weights, learning=Learning(steps=0, batch=64), length=3
+    data = LoadDataset(minari="line/random-v0")
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0"), data)
+    of_model = TrainJEPA(
+        weights=config.train_jepa.weights, optim=OptimConfig(steps=0, batch_size=64), length=3
     )
-    config = replace(config, interact=Rehearse(updates=400, objective=of_model))
+    config = replace(config, actor_critic=OfflineActorCritic(updates=400, train_jepa=of_model))
     agent = ami.train(config, out=tmp_path / "run", seed=0)
-    found = judge(agent, config.evaluation, episodes=50)
+    found = evaluate_modes(agent, config.eval_env, episodes=50)
     best = 20 - 0.05 * 20  # at 0 but for the way there
     random = found["plan"]["baselines"]["random"]["return"]["mean"]
     for mode in ("plan", "react"):

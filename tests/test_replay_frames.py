@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ami_agent as ami
-from ami_agent.build import blank_step, buffer_in_words, buffer_size
-from ami_agent.lessons import Live
-from ami_agent.life import WorldConfig, live, walk
+from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
+from ami_agent.config import buffer_size, describe_buffer, empty_transition
 from ami_agent.train import train
-from modules.memory import SEEN, Memory, Parts
-from modules.types import Trajectory, Transition, UnusableInput, by_sense
+from ami_agent.training import CollectRandom
+from modules.memory.replay_buffer import OBS_ONLY, Parts, ReplayBuffer
+from modules.types import ConfigError, Trajectory, Transition, as_dict
 
 Step = tuple[Tensor, Tensor, Tensor, Tensor, bool, bool]
 
 
-def dice(seed: int = 0) -> torch.Generator:
+def make_rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -43,29 +43,29 @@ def history(seed: int, steps: int, envs: int, stack: int, longest: int) -> list[
 
     left = rng.integers(1, longest + 1, envs)
     obs = torch.stack([frame(True, env) for env in range(envs)])
-    over, found = np.zeros(envs, bool), []
+    done, found = np.zeros(envs, bool), []
     for _ in range(steps):
-        resets, over = over, np.zeros(envs, bool)
+        resets, done = done, np.zeros(envs, bool)
         left = np.where(resets, rng.integers(1, longest + 1, envs), left - 1)
-        over = ~resets & (left == 0)
+        done = ~resets & (left == 0)
         following = torch.stack([frame(bool(resets[env]), env) for env in range(envs)])
-        ended = torch.from_numpy(over)
-        died = ended & torch.from_numpy(rng.random(envs) < 0.5)
+        is_done = torch.from_numpy(done)
+        died = is_done & torch.from_numpy(rng.random(envs) < 0.5)
         action = torch.from_numpy(rng.random((envs, 1)).astype(np.float32))
-        found.append(Transition(obs, action, action + 1, following, died, ended & ~died))
+        found.append(Transition(obs, action, action + 1, following, died, is_done & ~died))
         obs = following
     return found
 
 
 def episodes(steps: list[Transition], env: int) -> list[list[tuple[int, Transition]]]:
     """The steps of one environment by episode, without those that only reset."""
-    found, over = [[]], False
+    found, done = [[]], False
     for number, step in enumerate(steps):
-        if over:
+        if done:
             found.append([])
         else:
             found[-1].append((number, step))
-        over = bool(step.terminated[env] | step.truncated[env])
+        done = bool(step.terminated[env] | step.truncated[env])
     return found
 
 
@@ -101,32 +101,32 @@ def test_a_window_is_what_was_experienced_bit_for_bit(
     seed, steps, envs, stack, capacity, length, longest, saved
 ):
     taken = history(seed, steps, envs, stack, longest)
-    memory = Memory(capacity, taken[0], "cpu", stack)
+    memory = ReplayBuffer(capacity, taken[0], "cpu", stack)
     for step in taken:
-        memory.remember(step)
+        memory.add(step)
     if saved:
-        again = Memory(capacity, taken[0], "cpu", stack)
+        again = ReplayBuffer(capacity, taken[0], "cpu", stack)
         again.load_state_dict({name: part.clone() for name, part in memory.state_dict().items()})
         memory = again
-    wanted = expected(taken, envs, capacity, length)
-    if not wanted:
-        with pytest.raises(UnusableInput):
-            memory.sample(4, length, dice())
+    target = expected(taken, envs, capacity, length)
+    if not target:
+        with pytest.raises(ConfigError):
+            memory.sample(4, length, make_rng())
         return
-    drawn = memory.sample(30 * len(wanted), length, dice(seed))
-    by_action = {(float(w.actions[0, 0]), len(w.actions)): w for w in wanted.values()}
+    sampled = memory.sample(30 * len(target), length, make_rng(seed))
+    by_action = {(float(w.actions[0, 0]), len(w.actions)): w for w in target.values()}
     met = set()
-    for index, lasts in enumerate(drawn.lasts.tolist()):
-        found = by_action[float(drawn.actions[index, 0, 0]), lasts]
-        met.add((float(found.actions[0, 0]), lasts))
-        assert torch.equal(drawn.obs[index, : lasts + 1], found.obs)
-        assert torch.equal(drawn.actions[index, :lasts], found.actions)
-        assert torch.equal(drawn.interoception[index, :lasts], found.interoception)
-        assert torch.equal(drawn.terminated[index, :lasts], found.terminated)
-        beyond = drawn.obs[index, lasts + 1 :]
+    for index, episode_steps in enumerate(sampled.num_valid.tolist()):
+        found = by_action[float(sampled.actions[index, 0, 0]), episode_steps]
+        met.add((float(found.actions[0, 0]), episode_steps))
+        assert torch.equal(sampled.obs[index, : episode_steps + 1], found.obs)
+        assert torch.equal(sampled.actions[index, :episode_steps], found.actions)
+        assert torch.equal(sampled.interoception[index, :episode_steps], found.interoception)
+        assert torch.equal(sampled.terminated[index, :episode_steps], found.terminated)
+        beyond = sampled.obs[index, episode_steps + 1 :]
         assert torch.equal(beyond, found.obs[-1:].expand_as(beyond))
-        assert not drawn.actions[index, lasts:].any()
-        assert not drawn.interoception[index, lasts:].any()
+        assert not sampled.actions[index, episode_steps:].any()
+        assert not sampled.interoception[index, episode_steps:].any()
     assert len(met) == len(by_action)
 
 
@@ -136,23 +136,27 @@ def test_whole_episodes_go_from_one_buffer_to_another_even_without_their_beginni
     seed, stack, capacity
 ):
     taken = history(seed, 40, 1, stack, 20)
-    one = Memory(capacity, taken[0], "cpu", stack)
+    one = ReplayBuffer(capacity, taken[0], "cpu", stack)
     for step in taken:
-        one.remember(step)
-    numbers = one.episodes()
-    other = Memory(capacity + 3 * len(numbers) + stack, taken[0], "cpu", stack)
+        one.add(step)
+    numbers = one.episode_ids()
+    other = ReplayBuffer(capacity + 3 * len(numbers) + stack, taken[0], "cpu", stack)
     for number in numbers:
-        other.recollect(one.recall(number))
+        other.add_episode(one.get_episode(number))
     assert len(other) == len(one)
-    for mine, theirs in zip(other.episodes(), numbers, strict=True):
-        for part, like in zip(other.recall(mine)[:4], one.recall(theirs)[:4], strict=True):
+    for mine, theirs in zip(other.episode_ids(), numbers, strict=True):
+        for part, like in zip(
+            other.get_episode(mine)[:4], one.get_episode(theirs)[:4], strict=True
+        ):
             assert torch.equal(part, like)
-    seen = []
-    states = one.translated(lambda obs, fresh: seen.append(obs) or obs[:, :, 0].float())
+    observed = []
+    states = one.map_observations(
+        lambda obs, is_first: observed.append(obs) or obs[:, :, 0].float()
+    )
     kept = [taken[0].obs, *(step.next_obs for step in taken)][-capacity - 1 :]
-    assert torch.equal(torch.stack(seen), torch.stack(kept))
-    drawn, told = (m.sample(50, 1, dice()) for m in (one, states))
-    assert torch.equal(told.states, drawn.obs[..., 0].float())
+    assert torch.equal(torch.stack(observed), torch.stack(kept))
+    sampled, output = (m.sample(50, 1, make_rng()) for m in (one, states))
+    assert torch.equal(output.states, sampled.obs[..., 0].float())
 
 
 class Shown(gymnasium.Env):
@@ -191,18 +195,18 @@ def _known():
 
 @pytest.mark.parametrize("stack", [1, 2, 4])
 def test_stacks_of_gymnasium_s_wrapper_come_back_as_they_were(stack):
-    world = WorldConfig(id="ami-test/Shown-v0", stack=stack, mortal=True).build(2)
-    obs, _ = world.reset(0)
-    whole = Memory(60, blank_step(world.spec, 2), "cpu")
-    frames = Memory(60, blank_step(world.spec, 2), "cpu", stack)
-    for _, lived in zip(range(90), live(walk(world), world, obs), strict=False):
-        whole.remember(lived.transition)
-        frames.remember(lived.transition)
+    env = EnvConfig(id="ami-test/Shown-v0", frame_stack=stack, terminal_channel=True).build(2)
+    obs, _ = env.reset(0)
+    whole = ReplayBuffer(60, empty_transition(env.spec, 2), "cpu")
+    frames = ReplayBuffer(60, empty_transition(env.spec, 2), "cpu", stack)
+    for _, collected in zip(range(90), rollout(behaviour_policy(env), env, obs), strict=False):
+        whole.add(collected.transition)
+        frames.add(collected.transition)
     for length in (1, 3):
-        one, other = (m.sample(200, length, dice(), 2) for m in (whole, frames))
-        assert torch.equal(one.lasts, other.lasts)
-        for name, part in by_sense(one.obs).items():
-            assert torch.equal(part, by_sense(other.obs)[name]), name
+        one, other = (m.sample(200, length, make_rng(), 2) for m in (whole, frames))
+        assert torch.equal(one.num_valid, other.num_valid)
+        for name, part in as_dict(one.obs).items():
+            assert torch.equal(part, as_dict(other.obs)[name]), name
     sizes = [sum(p.nbytes for n, p in m.state_dict().items() if n.startswith("obs"))
              for m in (whole, frames)]  # fmt: skip
     assert sizes[1] < 1.1 * sizes[0] / stack
@@ -210,54 +214,56 @@ def test_stacks_of_gymnasium_s_wrapper_come_back_as_they_were(stack):
 
 def test_what_is_no_stack_of_frames_is_refused():
     taken = history(0, 5, 1, 3, 9)
-    memory = Memory(9, taken[0], "cpu", 3)
-    memory.remember(taken[0])
-    with pytest.raises(UnusableInput, match="not a stack of 3 frames"):
-        memory.remember(taken[1]._replace(next_obs=taken[3].next_obs))
-    fresh = Memory(9, taken[0], "cpu", 3)
-    with pytest.raises(UnusableInput, match="begins with the first frame repeated"):
-        fresh.remember(taken[2])
-    with pytest.raises(UnusableInput, match="no stack of 4 frames"):
-        Memory(9, taken[0], "cpu", 4)
+    memory = ReplayBuffer(9, taken[0], "cpu", 3)
+    memory.add(taken[0])
+    with pytest.raises(ConfigError, match="not a stack of 3 frames"):
+        memory.add(taken[1]._replace(next_obs=taken[3].next_obs))
+    is_first = ReplayBuffer(9, taken[0], "cpu", 3)
+    with pytest.raises(ConfigError, match="begins with the first frame repeated"):
+        is_first.add(taken[2])
+    with pytest.raises(ConfigError, match="no stack of 4 frames"):
+        ReplayBuffer(9, taken[0], "cpu", 4)
 
 
-def test_only_what_is_asked_for_is_read():
+def test_only_what_is_requested_for_is_read():
     taken = history(0, 20, 2, 2, 9)
     named = [
         step._replace(obs={"eye": step.obs, "hand": step.action},
                       next_obs={"eye": step.next_obs, "hand": step.action}) for step in taken
     ]  # fmt: skip
-    memory = Memory(30, named[0], "cpu")
+    memory = ReplayBuffer(30, named[0], "cpu")
     for step in named:
-        memory.remember(step)
-    whole = memory.sample(50, 2, dice())
-    hand = memory.sample(50, 2, dice(), parts=Parts(obs=("hand",), actions=False))
+        memory.add(step)
+    whole = memory.sample(50, 2, make_rng())
+    hand = memory.sample(50, 2, make_rng(), parts=Parts(obs=("hand",), actions=False))
     assert set(hand.obs) == {"hand"}
     assert torch.equal(hand.obs["hand"], whole.obs["hand"])
     assert torch.equal(hand.interoception, whole.interoception)
     assert hand.actions.shape == (50, 0, 1)
-    seen = memory.sample(50, 2, dice(), parts=SEEN)
-    assert torch.equal(seen.obs["eye"], whole.obs["eye"])
-    assert not seen.interoception.numel()
+    observed = memory.sample(50, 2, make_rng(), parts=OBS_ONLY)
+    assert torch.equal(observed.obs["eye"], whole.obs["eye"])
+    assert not observed.interoception.numel()
 
 
-def test_the_memory_that_a_buffer_takes_is_known_and_said_before_it_is_taken(tmp_path):
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Shown-v0", stack=4))
-    world = config.world.build(1)
-    example = blank_step(world.spec, 2)
-    memory = Memory(50, example, "cpu", 4)
+def test_the_memory_that_a_buffer_takes_is_known_and_reported_before_it_is_taken(tmp_path):
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Shown-v0", frame_stack=4))
+    env = config.env.build(1)
+    example = empty_transition(env.spec, 2)
+    memory = ReplayBuffer(50, example, "cpu", 4)
     taken = {**memory._store, "age": memory._age, "episode": memory._episode, "d": memory._done}
-    assert Memory.size(50, example, 4) == sum(part.nbytes for part in taken.values())
-    said = buffer_in_words(config, world.spec)
-    steps = config.life.steps + config.interact.steps + 2
-    assert f"replay buffer: {steps:,} steps of " in said
-    assert "3x8x9 uint8" in said
-    assert said.endswith("MiB")
-    assert buffer_size(config, world.spec) == Memory.size(steps, blank_step(world.spec, 1), 4)
+    assert ReplayBuffer.num_bytes(50, example, 4) == sum(part.nbytes for part in taken.values())
+    message = describe_buffer(config, env.spec)
+    steps = config.collect.steps + config.actor_critic.steps + 2
+    assert f"replay buffer: {steps:,} steps of " in message
+    assert "3x8x9 uint8" in message
+    assert message.endswith("MiB")
+    assert buffer_size(config, env.spec) == ReplayBuffer.num_bytes(
+        steps, empty_transition(env.spec, 1), 4
+    )
 
 
 def test_a_buffer_larger_than_this_machine_is_refused_in_one_line(tmp_path):
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Shown-v0"))
-    config = replace(config, life=Live(worlds=1, steps=10**9))
-    with pytest.raises(UnusableInput, match=r"the replay buffer would take about .*--life\.steps"):
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Shown-v0"))
+    config = replace(config, collect=CollectRandom(num_envs=1, steps=10**9))
+    with pytest.raises(ConfigError, match=r"the replay buffer would take about .*--life\.steps"):
         train(config, out=tmp_path / "run")

@@ -16,34 +16,35 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ami_agent import report, statistics
-from ami_agent.show.files import gif
-from modules.types import UnusableInput
+from ami_agent import logger
+from ami_agent.evaluation import intervals
+from ami_agent.viewer.media import encode_gif
+from modules.types import ConfigError
 
 
-def paper(terminal: bool = False) -> Console:
+def make_console(terminal: bool = False) -> Console:
     return Console(file=io.StringIO(), force_terminal=terminal, width=60)
 
 
 def strict(line: str) -> dict[str, object]:
-    def refuse(name: str) -> None:
+    def error_line(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
-    return json.loads(line, parse_constant=refuse)
+    return json.loads(line, parse_constant=error_line)
 
 
-def told(folder: Path) -> list[dict[str, object]]:
+def described(folder: Path) -> list[dict[str, object]]:
     return [strict(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_scalars_reach_the_file_and_tensorboard(tmp_path):
-    out = report.Report(tmp_path, paper())
-    out.scalars("model", 3, {"loss": torch.tensor(0.5), "odd": math.nan})
-    out.picture("plan", torch.zeros(4, 5, 3, dtype=torch.uint8), 3)
-    film = gif([Image.new("RGB", (6, 7), colour) for colour in ("red", "blue")])
-    out.film("film", film, 4)
+    out = logger.RunLogger(tmp_path, make_console())
+    out.log_scalars("model", 3, {"loss": torch.tensor(0.5), "odd": math.nan})
+    out.log_image("plan", torch.zeros(4, 5, 3, dtype=torch.uint8), 3)
+    film = encode_gif([Image.new("RGB", (6, 7), colour) for colour in ("red", "blue")])
+    out.log_video("film", film, 4)
     out.close()
-    (line,) = told(tmp_path)
+    (line,) = described(tmp_path)
     assert line["time"] > 0
     assert {**line, "time": 0} == {
         "stage": "model", "step": 3, "time": 0, "loss": 0.5, "odd": None
@@ -56,21 +57,21 @@ def test_scalars_reach_the_file_and_tensorboard(tmp_path):
 
 
 def test_a_run_that_goes_on_appends_behind_the_last_whole_line(tmp_path):
-    first = report.Report(tmp_path, paper())
-    first.scalars("model", 1, {})
+    first = logger.RunLogger(tmp_path, make_console())
+    first.log_scalars("model", 1, {})
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "mod')
-    second = report.Report(tmp_path, paper())
-    second.scalars("model", 2, {})
+    second = logger.RunLogger(tmp_path, make_console())
+    second.log_scalars("model", 2, {})
     second.close()
-    assert [line["step"] for line in told(tmp_path)] == [1, 2]
+    assert [line["step"] for line in described(tmp_path)] == [1, 2]
 
 
 def test_progress_is_plain_lines_without_a_terminal(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "LINE_EVERY", 0.0)
-    console = paper()
-    out = report.Report(tmp_path, console)
+    monkeypatch.setattr(logger, "LINE_EVERY", 0.0)
+    console = make_console()
+    out = logger.RunLogger(tmp_path, console)
     with closing(out), out.progress("world model", 1200, start=400) as progress:
         progress.advance(10, prediction=torch.tensor(0.02123))
         progress.advance(790)
@@ -82,8 +83,8 @@ def test_progress_is_plain_lines_without_a_terminal(tmp_path, monkeypatch):
 
 
 def test_the_pace_is_that_of_this_run_not_of_the_one_it_goes_on_from(tmp_path):
-    console = paper()
-    out = report.Report(tmp_path, console)
+    console = make_console()
+    out = logger.RunLogger(tmp_path, console)
     with closing(out), out.progress("critic", 10**9, start=10**9 - 1) as progress:
         time.sleep(0.05)
         progress.advance()
@@ -92,58 +93,58 @@ def test_the_pace_is_that_of_this_run_not_of_the_one_it_goes_on_from(tmp_path):
 
 
 def test_progress_is_a_bar_on_a_terminal(tmp_path):
-    console = paper(terminal=True)
-    out = report.Report(tmp_path, console)
+    console = make_console(terminal=True)
+    out = logger.RunLogger(tmp_path, console)
     with closing(out), out.progress("critic", 5) as progress:
         progress.advance(5)
     assert "critic" in console.file.getvalue()
     assert "5/5" in console.file.getvalue()
 
 
-def test_says_what_it_was_told_on_one_line(tmp_path):
-    console = paper()
-    with closing(report.Report(tmp_path, console)) as out:
-        out.say("[bold] " + "long " * 30)
+def test_says_what_it_was_reported_on_one_line(tmp_path):
+    console = make_console()
+    with closing(logger.RunLogger(tmp_path, console)) as out:
+        out.info("[bold] " + "long " * 30)
     assert console.file.getvalue() == "[bold] " + "long " * 30 + "\n"
 
 
 def test_silence_listens_to_everything_and_says_nothing(capsys):
-    nobody = report.Silence()
-    nobody.scalars("a", 1, {"b": 2.0})
-    nobody.picture("a", np.zeros((1, 1, 3), np.uint8), 1)
-    nobody.film("a", b"", 1)
-    nobody.say("a")
-    with nobody.progress("a", 3) as progress:
+    no_callback = logger.NullLogger()
+    no_callback.log_scalars("a", 1, {"b": 2.0})
+    no_callback.log_image("a", np.zeros((1, 1, 3), np.uint8), 1)
+    no_callback.log_video("a", b"", 1)
+    no_callback.info("a")
+    with no_callback.progress("a", 3) as progress:
         progress.advance(3, loss=1.0)
-    nobody.close()
+    no_callback.close()
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_table_shows_figures_and_gaps():
-    console = paper()
-    console.print(report.table("Who", ["mode", "success"], [["plan", 0.98765], ["react", None]]))
+    console = make_console()
+    console.print(logger.table("Who", ["mode", "success"], [["plan", 0.98765], ["react", None]]))
     assert "0.988" in console.file.getvalue()
     assert "-" in console.file.getvalue()
 
 
 def test_a_rate_knows_wilsons_interval():
-    assert statistics.rate(torch.ones(10)) == {
+    assert intervals.rate(torch.ones(10)) == {
         "mean": 1.0,
         "ci95": [pytest.approx(0.7225, abs=1e-4), 1.0],
     }
-    assert statistics.rate([]) == {"mean": None, "ci95": None}
-    with pytest.raises(UnusableInput):
-        statistics.rate([0.5])
+    assert intervals.rate([]) == {"mean": None, "ci95": None}
+    with pytest.raises(ConfigError):
+        intervals.rate([0.5])
 
 
 def test_a_mean_covers_the_truth_nineteen_times_in_twenty():
-    dice = np.random.default_rng(0)
-    intervals = [statistics.mean(dice.normal(3.0, 2.0, 40))["ci95"] for _ in range(100)]
+    rng = np.random.default_rng(0)
+    intervals = [intervals.mean(rng.normal(3.0, 2.0, 40))["ci95"] for _ in range(100)]
     assert 88 <= sum(low <= 3.0 <= high for low, high in intervals) <= 99
 
 
 def test_a_mean_of_little_is_honest():
-    assert statistics.mean([2.0, 2.0, 2.0]) == {"mean": 2.0, "ci95": [2.0, 2.0]}
-    assert statistics.mean([2.0]) == {"mean": 2.0, "ci95": None}
-    assert statistics.mean([]) == statistics.mean([1.0, math.nan]) == {"mean": None, "ci95": None}
-    assert statistics.mean([1.0, 2.0, 5.0]) == statistics.mean(torch.tensor([1.0, 2.0, 5.0]))
+    assert intervals.mean([2.0, 2.0, 2.0]) == {"mean": 2.0, "ci95": [2.0, 2.0]}
+    assert intervals.mean([2.0]) == {"mean": 2.0, "ci95": None}
+    assert intervals.mean([]) == intervals.mean([1.0, math.nan]) == {"mean": None, "ci95": None}
+    assert intervals.mean([1.0, 2.0, 5.0]) == intervals.mean(torch.tensor([1.0, 2.0, 5.0]))

@@ -14,13 +14,14 @@ import torch
 from rich.console import Console
 
 import ami_agent as ami
-from ami_agent import checkpoint, report
-from ami_agent.build import build
-from ami_agent.replay import Chunks, head
-from ami_agent.report import Report
-from ami_agent.train import Training
-from modules.memory import Memory
-from modules.types import Transition, UnusableInput
+from ami_agent import logger
+from ami_agent.config import build
+from ami_agent.logger import RunLogger
+from ami_agent.storage import checkpoint
+from ami_agent.storage.replay_files import Chunks, buffer_head
+from ami_agent.train import Trainer
+from modules.memory.replay_buffer import ReplayBuffer
+from modules.types import ConfigError, Transition
 from tests.kills import KINDS, board, check_same, kill, line, rows
 
 QUIET = Console(quiet=True)
@@ -37,7 +38,7 @@ def test_a_hundred_kills_change_nothing(kind, tmp_path):
     assert kill(kind, 17, tmp_path, random.Random(kind)) >= 10
 
 
-class Stopped(Exception):
+class StopGradientTarget(Exception):
     """Ends a run at a certain moment."""
 
 
@@ -45,51 +46,53 @@ class Stopped(Exception):
 def test_ended_between_any_two_writes_it_has_one_history(method, when, tmp_path, monkeypatch):
     config = line(40, 110, 2)
     ami.train(config, out=tmp_path / "whole")
-    calls, do = [], getattr(Training, method)
+    calls, do = [], getattr(Trainer, method)
 
     def stopped(self, *given):
         calls.append(1)
         if len(calls) == when:
-            raise Stopped
+            raise StopGradientTarget
         do(self, *given)
 
-    monkeypatch.setattr(Training, method, stopped)
-    with pytest.raises(Stopped):
+    monkeypatch.setattr(Trainer, method, stopped)
+    with pytest.raises(StopGradientTarget):
         ami.train(config, out=tmp_path / "cut", save_every=0.02)
     monkeypatch.undo()
     manifest = tmp_path / "cut" / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "seconds": {"life": 1e9}}))
+    manifest.write_text(
+        json.dumps({**json.loads(manifest.read_text()), "seconds": {"collect": 1e9}})
+    )
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as log:
         log.write('{"stage": "torn')
     ami.train(config, out=tmp_path / "cut", resume=True)
     check_same("collect", tmp_path / "whole", tmp_path / "cut")
-    assert json.loads(manifest.read_text())["seconds"]["life"] < 1e6
+    assert json.loads(manifest.read_text())["seconds"]["collect"] < 1e6
 
 
 def test_a_log_is_cut_back_to_its_checkpoint(tmp_path):
-    first = Report(tmp_path, QUIET)
+    first = RunLogger(tmp_path, QUIET)
     for step in (1, 2):
-        first.scalars("stage", step, {"loss": step})
+        first.log_scalars("stage", step, {"loss": step})
     position = dict(first.position())
-    first.scalars("stage", 3, {"loss": 3})
+    first.log_scalars("stage", 3, {"loss": 3})
     first.close()
-    later = Report(tmp_path, QUIET)  # a process that was killed before the next checkpoint
-    later.scalars("stage", 4, {"loss": 4})
+    later = RunLogger(tmp_path, QUIET)  # a process that was killed before the next checkpoint
+    later.log_scalars("stage", 4, {"loss": 4})
     later.close()
-    second = Report(tmp_path, QUIET)
+    second = RunLogger(tmp_path, QUIET)
     second.rewind(position)
-    second.scalars("stage", 3, {"loss": 30})
+    second.log_scalars("stage", 3, {"loss": 30})
     second.close()
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
     assert board(tmp_path) == {"stage/loss": [(1, 1.0), (2, 2.0), (3, 30.0)]}
-    assert sum(path.match(report.EVENTS) for path in tmp_path.iterdir()) == 2
+    assert sum(path.match(logger.EVENTS) for path in tmp_path.iterdir()) == 2
 
 
 def test_a_log_that_was_cut_by_somebody_else_is_cut_to_whole_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"stage": "a", "step": 1}\n{"stage": "a", "step": 2}\n'
     )
-    out = Report(tmp_path, QUIET)
+    out = RunLogger(tmp_path, QUIET)
     out.rewind({"metrics.jsonl": 30})
     assert len(rows(tmp_path)) == 1
     out.rewind({"metrics.jsonl": 10**9})
@@ -97,14 +100,14 @@ def test_a_log_that_was_cut_by_somebody_else_is_cut_to_whole_lines(tmp_path):
     out.close()
 
 
-def buffer(capacity: int = 10, stack: int = 1) -> Memory:
+def buffer(capacity: int = 10, stack: int = 1) -> ReplayBuffer:
     obs, action = torch.zeros(2, stack), torch.zeros(2, 2)
-    over = torch.zeros(2, dtype=torch.bool)
-    step = Transition(obs, action[:, :1], action, obs, over, over)
-    return Memory(capacity, step, "cpu", stack)
+    done = torch.zeros(2, dtype=torch.bool)
+    step = Transition(obs, action[:, :1], action, obs, done, done)
+    return ReplayBuffer(capacity, step, "cpu", stack)
 
 
-def fill(memory: Memory, steps: int, stack: int = 1) -> None:
+def fill(memory: ReplayBuffer, steps: int, stack: int = 1) -> None:
     """An observation is the numbers of the last frames; episodes of one environment end."""
     for _ in range(steps):
         at = float(memory._steps)
@@ -112,9 +115,9 @@ def fill(memory: Memory, steps: int, stack: int = 1) -> None:
             torch.arange(at + later - stack + 1, at + later + 1).clamp_min(0).expand(2, -1)
             for later in (0, 1)
         )
-        over = torch.tensor([stack == 1 and at % 4 == 3, False])
-        felt = torch.full((2, 2), at)
-        memory.remember(Transition(obs, obs[:, :1], felt, then, over, torch.zeros_like(over)))
+        done = torch.tensor([stack == 1 and at % 4 == 3, False])
+        interoception = torch.full((2, 2), at)
+        memory.add(Transition(obs, obs[:, :1], interoception, then, done, torch.zeros_like(done)))
 
 
 @pytest.mark.parametrize("stack", [1, 3])
@@ -124,7 +127,7 @@ def test_a_buffer_is_saved_in_chunks_of_what_is_new_and_only_what_is_needed_stay
         fill(memory, steps, stack)
         before = {path.name for path in tmp_path.iterdir()}
         chunks.save(memory.state_dict())
-        now = head(memory.state_dict())
+        now = buffer_head(memory.state_dict())
         chunks.prune([now])
         new = {path.name for path in tmp_path.iterdir()} - before
         assert len(new) == (steps > 0)
@@ -133,8 +136,8 @@ def test_a_buffer_is_saved_in_chunks_of_what_is_new_and_only_what_is_needed_stay
         again = buffer(10, stack)
         again.load_state_dict(Chunks(tmp_path).load(now, 10 + stack))
         assert len(again) == len(memory)
-        for number in memory.episodes():
-            one, other = memory.recall(number), again.recall(number)
+        for number in memory.episode_ids():
+            one, other = memory.get_episode(number), again.get_episode(number)
             assert all(p is q is None or torch.equal(p, q) for p, q in zip(one, other, strict=True))
 
 
@@ -142,7 +145,7 @@ def test_what_was_saved_after_the_checkpoint_does_not_count(tmp_path):
     memory, chunks = buffer(), Chunks(tmp_path)
     fill(memory, 4)
     chunks.save(memory.state_dict())
-    then = head(memory.state_dict())
+    then = buffer_head(memory.state_dict())
     fill(memory, 3)
     chunks.save(memory.state_dict())
     resumed = Chunks(tmp_path)
@@ -150,50 +153,56 @@ def test_what_was_saved_after_the_checkpoint_does_not_count(tmp_path):
     assert len(os.listdir(tmp_path)) == 1
     again = buffer()
     again.load_state_dict(resumed.load(then, 11))
-    assert torch.equal(again.deeds(4), memory.deeds(7)[:4])
-    with pytest.raises(UnusableInput, match="up to step 4 of 7"):
-        resumed.load(head(memory.state_dict()), 11)
+    assert torch.equal(again.recent_actions(4), memory.recent_actions(7)[:4])
+    with pytest.raises(ConfigError, match="up to step 4 of 7"):
+        resumed.load(buffer_head(memory.state_dict()), 11)
 
 
 def test_collected_steps_are_kept_though_the_environment_can_not_be_brought_back(tmp_path):
     config = line(30)
-    world = replace(config.world, id="ami-test/Restless-v0")
-    config = replace(config, world=world, evaluation=world)
-    stage = config.life
+    env = replace(config.env, id="ami-test/Restless-v0")
+    config = replace(config, env=env, eval_env=env)
+    stage = config.collect
 
     def collector():
-        with_world = config.world.build(1)
-        agent = build(config, with_world.spec, worlds=2, capacity=80)
+        with_world = config.env.build(1)
+        agent = build(config, with_world.spec, num_envs=2, buffer_size=80)
         with_world.close()
-        return stage.begin(agent, config.world, 1)
+        return stage.begin(agent, config.env, 1)
 
     first, second = collector(), collector()
     for _ in range(9):
         first.update()
     second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
     assert second.step == 9
-    assert torch.equal(second.agent.memory.deeds(10)[:9], first.agent.memory.deeds(9))
+    assert torch.equal(second.agent.replay_buffer.deeds(10)[:9], first.agent.replay_buffer.deeds(9))
     second.update()
 
 
 @pytest.mark.parametrize(
     ("fact", "value"),
-    [("log", 3), ("log", {"metrics.jsonl": "x"}), ("seconds", []), ("looked", 1), ("rows", 10**15)],
+    [
+        ("log", 3),
+        ("log", {"metrics.jsonl": "x"}),
+        ("seconds", []),
+        ("last_evaluated", 1),
+        ("rows", 10**15),
+    ],
 )
-def test_a_checkpoint_that_says_odd_things_is_refused_in_one_line(fact, value, ended, tmp_path):
-    run = shutil.copytree(ended, tmp_path / "run")
+def test_a_checkpoint_that_says_odd_things_is_refused_in_one_line(fact, value, done, tmp_path):
+    run = shutil.copytree(done, tmp_path / "run")
     newest = checkpoint.latest(run)
     tensors, facts = checkpoint.load(newest)
     if fact == "rows":
         (run / "replay").mkdir()
         tensors["buffer.rows"] = torch.tensor(value)
     checkpoint.save(newest, tensors, {**facts, fact: value})
-    with pytest.raises(UnusableInput, match=r"does not say where it was|a replay buffer of 1"):
+    with pytest.raises(ConfigError, match=r"does not say where it was|a replay buffer of 1"):
         ami.train(line(), out=run, resume=True)
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
+def done(tmp_path_factory):
     """A run that has come to its end."""
     run = tmp_path_factory.mktemp("ended") / "run"
     ami.train(line(), out=run)
@@ -204,24 +213,24 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, monkeypatch):
     config, run = line(), tmp_path / "run"
     whole = ami.train(config, out=tmp_path / "whole")
 
-    update = Training._update
+    update = Trainer._update
 
-    def stopped(self, name, pupil):
-        if name == "interact":
-            raise Stopped
-        update(self, name, pupil)
+    def stopped(self, name, stage_run):
+        if name == "actor_critic":
+            raise StopGradientTarget
+        update(self, name, stage_run)
 
-    monkeypatch.setattr(Training, "_update", stopped)
-    with pytest.raises(Stopped):
+    monkeypatch.setattr(Trainer, "_update", stopped)
+    with pytest.raises(StopGradientTarget):
         ami.train(config, out=run)
     monkeypatch.undo()
     newest = checkpoint.latest(run)
     tensors, facts = checkpoint.load(newest)
     chunks = Chunks(run / "replay")
     heads = {n.removeprefix("buffer."): t for n, t in tensors.items() if n.startswith("buffer.")}
-    checkpoint.save(run / "memory", chunks.load(heads, 1000), {"lesson": 1})
+    checkpoint.save(run / "memory", chunks.load(heads, 1000), {"stage_index": 1})
     agent = {name: part for name, part in tensors.items() if name.startswith("agent.")}
-    known = {name: facts[name] for name in ("updates", "lesson", "lessons")}
+    known = {name: facts[name] for name in ("updates", "stage_index", "stages")}
     checkpoint.save(newest, agent, known)
     resumed = ami.train(config, out=run, resume=True)
     for name, part in whole.state_dict().items():

@@ -20,12 +20,14 @@ import torch
 from rich.console import Console
 
 import ami_agent as ami
-from ami_agent import atomic, checkpoint, cli, report
-from ami_agent.ablate.course import folders
-from ami_agent.cli import main
-from ami_agent.run_lock import LOCK, owned
-from modules.types import UnusableInput
-from tests.conftest import refuse
+import ami_agent.cli.main as cli
+from ami_agent import logger
+from ami_agent.ablation.run_study import folders
+from ami_agent.cli.main import main
+from ami_agent.storage import atomic, checkpoint
+from ami_agent.storage.run_lock import LOCK, locked
+from modules.types import ConfigError
+from tests.conftest import error_line
 from tests.kills import child, line
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +46,7 @@ def owner(folder: Path, forks: bool = False) -> int:
     """A process that owns folder / "run"; it may have a child that outlives it."""
 
     def own() -> None:
-        with owned(folder / "run"):
+        with locked(folder / "run"):
             heir = os.fork() if forks else -1
             if heir:
                 (folder / "child").write_text(str(heir))
@@ -67,20 +69,29 @@ def end(pid: int) -> None:
 def test_a_second_process_is_refused_and_a_kill_releases_the_folder(other, tmp_path, capsys):
     run = tmp_path / "run"
     (run / "metrics.jsonl").write_text('{"half a line')
-    said = refuse(capsys, "train", "two-rooms", "--out", run)
-    assert f"{run} is in use by process {other} on " in said
+    message = error_line(capsys, "train", "two-rooms", "--out", run)
+    assert f"{run} is in use by process {other} on " in message
     assert (run / "metrics.jsonl").read_text() == '{"half a line'  # nothing of it was touched
-    with pytest.raises(UnusableInput, match=f"in use by process {other}"):
+    with pytest.raises(ConfigError, match=f"in use by process {other}"):
         ami.train(line(), out=run)
     end(other)
-    with owned(run), owned(run):  # the same process may ask again
+    with locked(run), locked(run):  # the same process may ask again
         assert json.loads((run / LOCK).read_text())["pid"] == os.getpid()
     assert not (run / LOCK).exists()
 
 
 def test_a_study_has_one_owner(other, tmp_path, capsys):
-    argv = ("ablate", "two-rooms", "--without", "critic", "--seeds", 1, "--out", tmp_path / "run")
-    assert f"in use by process {other}" in refuse(capsys, *argv)
+    argv = (
+        "ablate",
+        "two-rooms",
+        "--without",
+        "goal_critic",
+        "--seeds",
+        1,
+        "--out",
+        tmp_path / "run",
+    )
+    assert f"in use by process {other}" in error_line(capsys, *argv)
 
 
 def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path):
@@ -89,21 +100,21 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path):
     assert heir > 1
     try:
         end(parent)
-        with owned(tmp_path / "run"):
+        with locked(tmp_path / "run"):
             pass
     finally:
         os.kill(heir, signal.SIGKILL)
 
 
 def test_where_nothing_came_of_it_no_folder_is_left(tmp_path):
-    with pytest.raises(UnusableInput), owned(tmp_path / "run"):
-        raise UnusableInput("nothing")
+    with pytest.raises(ConfigError), locked(tmp_path / "run"):
+        raise ConfigError("nothing")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_lock_that_holds_anything_names_nobody(tmp_path, other):
     (tmp_path / "run" / LOCK).write_bytes(b"[" * 5000)
-    with pytest.raises(UnusableInput, match="in use by another process"), owned(tmp_path / "run"):
+    with pytest.raises(ConfigError, match="in use by another process"), locked(tmp_path / "run"):
         pass
 
 
@@ -140,10 +151,10 @@ def test_files_follow_the_umask(mask, mode, tmp_path):
     try:
         checkpoint.save(tmp_path / "c", {"w": torch.zeros(3)}, {})
         atomic.write_text(tmp_path / "a.json", "{}")
-        out = report.Report(tmp_path, Console(quiet=True))
-        out.scalars("stage", 1, {"loss": 1.0})
+        out = logger.RunLogger(tmp_path, Console(quiet=True))
+        out.log_scalars("stage", 1, {"loss": 1.0})
         out.close()
-        with owned(tmp_path):
+        with locked(tmp_path):
             files = [path for path in tmp_path.rglob("*") if path.is_file()]
             assert len(files) == 6
             assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
@@ -170,15 +181,15 @@ ODD = ("lr[seed=1]", "x[", "[/b]", ":smile: [red]", "two  spaces", "a\nb\x1b[31m
 def test_names_are_printed_as_they_are(name):
     paper = Console(file=io.StringIO(), width=20)
     plain = name.replace("\n", " ").replace("\x1b", "\\x1b").replace("\udcff", "\\udcff")
-    out = report.Spoken(paper)
-    out.say(name.replace("\n", " "))
-    report.print_table(paper, name, ["a", name], [[name, 1.0]])
+    out = logger.ConsoleLogger(paper)
+    out.info(name.replace("\n", " "))
+    logger.print_table(paper, name, ["a", name], [[name, 1.0]])
     with out.progress(name, 2) as bar:
         bar.advance(2)
-    said = paper.file.getvalue()
-    assert said.count(plain) >= 2
-    assert "\x1b" not in said
-    bars = report.Spoken(Console(file=io.StringIO(), force_terminal=True, width=80))
+    message = paper.file.getvalue()
+    assert message.count(plain) >= 2
+    assert "\x1b" not in message
+    bars = logger.ConsoleLogger(Console(file=io.StringIO(), force_terminal=True, width=80))
     with bars.progress(name, 2) as bar:
         bar.advance(2)
 
@@ -191,7 +202,7 @@ def test_a_run_in_a_folder_with_brackets(tiny, tmp_path, monkeypatch, capsys):
     assert f"into {run}\n" in capsys.readouterr().out
     assert main(["eval", run, "--episodes", "1", "--mode", "react"]) == 0
     assert f"{run}: ami/TwoRooms-v0 " in capsys.readouterr().out
-    assert "lr[x] is no run folder" in refuse(capsys, "eval", "lr[x]", "--episodes", "1")
+    assert "lr[x] is no run folder" in error_line(capsys, "eval", "lr[x]", "--episodes", "1")
 
 
 FULL = """
@@ -199,26 +210,27 @@ import resource, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import ami_agent as ami
-from ami_agent import cli, runs
+import ami_agent.cli.main as cli
+from ami_agent.storage import run_dir
 from tests.kills import child, line
-written = runs.write_json
+written = run_dir.write_json
 def full(path, data):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
     written(path, data)
 run = sys.argv[2]
 ami.train(line(), out=run)
-runs.write_json = full
+run_dir.write_json = full
 sys.exit(cli.main(["eval", run, "--episodes", "1", "--mode", "react", "--json", run + "/e.json"]))
 """
 
 
 def test_the_table_is_printed_though_its_file_can_not_be_written(tmp_path):
     argv = [sys.executable, "-c", FULL, str(ROOT), str(tmp_path / "run")]
-    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1, ended.stderr
-    assert "agent, react" in ended.stdout
-    assert f"ami: {tmp_path / 'run' / 'e.json'} was not written: File too large" in ended.stderr
-    assert ended.stderr.count("\n") == 1
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "agent, react" in done.stdout
+    assert f"ami: {tmp_path / 'run' / 'e.json'} was not written: File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
     names = os.listdir(tmp_path / "run")
     assert "e.json" not in names
     assert not [name for name in names if name.endswith(atomic.DRAFT)]

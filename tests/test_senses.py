@@ -10,20 +10,20 @@ from gymnasium.vector.utils import batch_space
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ami_agent.deeds import deeds
-from ami_agent.senses import Stray, readers
-from modules.perception import Senses
-from modules.types import UnusableInput
+from ami_agent.adapters.actions import action_adapter
+from ami_agent.adapters.observations import OutOfBoundsError, obs_fields
+from modules.perception import MultiModalEncoderConfig
+from modules.types import ConfigError
 
 U8, F32, F64 = np.uint8, np.float32, np.float64
 
 
 def seen(space, obs, stack=1):
     """What the senses make of a batch, by name."""
-    made = {name: reader(obs) for name, reader in readers(space, stack).items()}
-    for name, reader in readers(space, stack).items():
-        assert made[name].shape[1:] == reader.sense.shape
-        assert torch.as_tensor(made[name]).dtype == reader.sense.dtype
+    made = {name: reader(obs) for name, reader in obs_fields(space, stack).items()}
+    for name, reader in obs_fields(space, stack).items():
+        assert made[name].shape[1:] == reader.modality.shape
+        assert torch.as_tensor(made[name]).dtype == reader.modality.dtype
     return made
 
 
@@ -45,8 +45,8 @@ def seen(space, obs, stack=1):
     ],
 )
 def test_every_leaf_becomes_a_vector_a_set_or_a_picture(space, shape, dtype):
-    (reader,) = readers(space).values()
-    assert reader.sense == (shape, dtype)
+    (reader,) = obs_fields(space).values()
+    assert reader.modality == (shape, dtype)
     batch = batch_space(space, 5)
     batch.seed(0)
     seen(space, batch.sample())
@@ -57,8 +57,8 @@ def test_a_picture_keeps_its_pixels_wherever_its_channels_were():
     last = np.moveaxis(first, 1, -1)
     for obs in (first, last):
         assert np.array_equal(seen(spaces.Box(0, 255, obs.shape[1:], U8), obs)["obs"], first)
-    share = last / np.float32(255)
-    for low, numbers in ((0, share), (-1, 2 * share - 1)):
+    fraction = last / np.float32(255)
+    for low, numbers in ((0, fraction), (-1, 2 * fraction - 1)):
         (made,) = seen(spaces.Box(low, 1, last.shape[1:], F32), numbers).values()
         assert np.array_equal(made, np.moveaxis(numbers, -1, 1))
 
@@ -72,16 +72,16 @@ def test_moments_lie_behind_each_other_as_channels_or_as_numbers():
     assert np.array_equal(made, paths.reshape(2, 12))
 
 
-def test_pictures_that_the_world_itself_stacks_are_one_picture():
+def test_pictures_that_the_env_itself_stacks_are_one_picture():
     films = np.random.default_rng(0).integers(0, 255, (2, 4, 9, 10, 3), U8)
     space = spaces.Box(0, 255, films.shape[1:], U8)
-    (alone,) = seen(space, films).values()
-    assert alone.shape == (2, 12, 9, 10)
-    (told,) = seen(space, films, stack=4).values()
-    assert np.array_equal(alone, told)
+    (single,) = seen(space, films).values()
+    assert single.shape == (2, 12, 9, 10)
+    (output,) = seen(space, films, stack=4).values()
+    assert np.array_equal(single, output)
     again = films[:, None].repeat(2, 1)  # and once more
     (twice,) = seen(spaces.Box(0, 255, again.shape[1:], U8), again, stack=2).values()
-    assert np.array_equal(twice, np.concatenate([alone, alone], 1))
+    assert np.array_equal(twice, np.concatenate([single, single], 1))
 
 
 def test_parts_within_parts_are_senses_by_their_path():
@@ -100,7 +100,7 @@ def test_parts_within_parts_are_senses_by_their_path():
 
 
 @pytest.mark.parametrize(
-    ("space", "said"),
+    ("space", "message"),
     [
         (spaces.Text(5), "observations are Text.*wrap the world"),
         (spaces.Dict(a=spaces.Graph(spaces.Box(-1, 1, (2,)), None)), "'a' is Graph.*wrap"),
@@ -109,26 +109,26 @@ def test_parts_within_parts_are_senses_by_their_path():
         (spaces.Box(-1, 1, (0,), F32), "nothing to see"),
     ],
 )
-def test_what_no_sense_can_be_made_of_is_named_with_a_way_out(space, said):
-    with pytest.raises(UnusableInput, match=said):
-        readers(space)
+def test_what_no_sense_can_be_made_of_is_named_with_a_way_out(space, message):
+    with pytest.raises(ConfigError, match=message):
+        obs_fields(space)
 
 
 @pytest.mark.parametrize(
-    ("numbers", "stray"), [([0.0, 1.000005], None), ([0.0, 1.5], 1.5), ([-9.0, 0.0], -9.0)]
+    ("numbers", "out_of_bounds"), [([0.0, 1.000005], None), ([0.0, 1.5], 1.5), ([-9.0, 0.0], -9.0)]
 )
-def test_a_number_far_outside_its_space_is_found(numbers, stray):
+def test_a_number_far_outside_its_space_is_found(numbers, out_of_bounds):
     obs = np.array([[0.0, 0.0], numbers], F32)
     for low in ([-1, -1], [-1, -np.inf]):
         space = spaces.Box(np.array(low, F32), np.ones(2, F32))
-        (reader,) = readers(space, out_of_bounds="refuse").values()
-        if stray is None:
+        (reader,) = obs_fields(space, out_of_bounds="refuse").values()
+        if out_of_bounds is None:
             assert np.array_equal(reader(obs), obs)
         else:
-            with pytest.raises(Stray) as said:
+            with pytest.raises(OutOfBoundsError) as message:
                 reader(obs)
-            assert said.value.number == pytest.approx(stray)
-    (open_ended,) = readers(spaces.Box(-np.inf, np.inf, (2,), F32)).values()
+            assert message.value.number == pytest.approx(out_of_bounds)
+    (open_ended,) = obs_fields(spaces.Box(-np.inf, np.inf, (2,), F32)).values()
     assert np.array_equal(open_ended(obs), obs)
 
 
@@ -142,16 +142,16 @@ def test_a_number_far_outside_its_space_is_found(numbers, stray):
     ],
 )
 def test_a_choice_that_is_none_is_never_taken_for_another(space, shown):
-    (reader,) = readers(space, out_of_bounds="refuse").values()
-    with pytest.raises(Stray):
+    (reader,) = obs_fields(space, out_of_bounds="refuse").values()
+    with pytest.raises(OutOfBoundsError):
         reader(np.array(shown))
 
 
 def test_two_parts_of_one_name_are_refused_rather_than_one_of_them_lost():
     part = spaces.Box(-1, 1, (2,), F32)
     for twice in ({"a.b": part, "a_b": part}, {"a/b": part, "a": spaces.Dict(b=part)}):
-        with pytest.raises(UnusableInput, match="both be called"):
-            readers(spaces.Dict(twice))
+        with pytest.raises(ConfigError, match="both be called"):
+            obs_fields(spaces.Dict(twice))
 
 
 ACTIONS = [
@@ -167,28 +167,28 @@ ACTIONS = [
 
 @pytest.mark.parametrize("space", ACTIONS, ids=str)
 @given(seed=st.integers(0, 1000))
-def test_what_can_be_done_survives_the_way_into_the_mind_and_back(space, seed):
-    ways, batch = deeds(space), batch_space(space, 6)
+def test_what_can_be_done_survives_the_way_into_the_agent_and_back(space, seed):
+    ways, batch = action_adapter(space), batch_space(space, 6)
     batch.seed(seed)
     done = batch.sample()
-    inside = ways.from_world(done)
+    inside = ways.from_env(done)
     assert inside.shape == (6, ways.size)
     assert np.abs(inside).max() <= 1 + 1e-6
-    back = ways.to_world(inside)
+    back = ways.to_env(inside)
     assert back.dtype == batch.dtype
     np.testing.assert_allclose(back, done, atol=1e-5)
     assert batch.contains(back)
 
 
 @pytest.mark.parametrize("high", [0.1, 0.7, 1.3, 2.9])
-def test_whoever_does_all_he_can_does_not_more_than_that(high):
+def test_any_agent_does_all_he_can_does_not_more_than_that(high):
     space = spaces.Box(-high / 3, high, (1,), F32)
     for most in (-1, 1):
-        assert space.contains(deeds(space).to_world(np.full((1, 1), most, F32))[0])
+        assert space.contains(action_adapter(space).to_env(np.full((1, 1), most, F32))[0])
 
 
 @pytest.mark.parametrize(
-    ("space", "said"),
+    ("space", "message"),
     [
         (spaces.Box(-np.inf, np.inf, (2,)), "no bounds.*TransformAction"),
         (spaces.Box(-3.4e38, 3.4e38, (2,)), "bounds too far apart"),
@@ -197,24 +197,26 @@ def test_whoever_does_all_he_can_does_not_more_than_that(high):
         (spaces.Text(3), "Text.*wrap"),
     ],
 )
-def test_actions_that_can_not_be_carried_out_are_named_with_a_way_out(space, said):
-    with pytest.raises(UnusableInput, match=said):
-        deeds(space)
+def test_actions_that_can_not_be_carried_out_are_named_with_a_way_out(space, message):
+    with pytest.raises(ConfigError, match=message):
+        action_adapter(space)
 
 
-def test_switches_may_be_told_as_a_box():
-    told = deeds(spaces.Box(0, 1, (2,), bool)).to_world(np.array([[-1.0, 1.0], [0.4, -0.4]]))
-    assert told.dtype == bool
-    assert told.tolist() == [[False, True], [True, False]]
+def test_switches_may_be_reported_as_a_box():
+    output = action_adapter(spaces.Box(0, 1, (2,), bool)).to_env(
+        np.array([[-1.0, 1.0], [0.4, -0.4]])
+    )
+    assert output.dtype == bool
+    assert output.tolist() == [[False, True], [True, False]]
 
 
 def test_a_sense_may_be_called_anything():
     names = ("training", "", "forward", "a b", "type", "state_dict")
-    perception = Senses.Config(vector=4).build(dict.fromkeys(names, (2,)))
+    perception = MultiModalEncoderConfig(vector_dim=4).build(dict.fromkeys(names, (2,)))
     obs = {name: torch.ones(3, 2) for name in names}
     assert perception(obs, {}).shape == (3, 4 * len(names))
 
 
-def test_more_than_can_be_told_apart_is_refused_by_number():
-    with pytest.raises(UnusableInput, match="10000000 things to choose from are more than"):
-        deeds(spaces.Discrete(10**7))
+def test_more_than_can_be_reported_apart_is_refused_by_number():
+    with pytest.raises(ConfigError, match="10000000 things to choose from are more than"):
+        action_adapter(spaces.Discrete(10**7))

@@ -15,19 +15,20 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ami_agent import flags, recipes, resources, settings
-from ami_agent.bench import BENCHES
-from ami_agent.build import Config
-from ami_agent.checks import check_lessons
-from ami_agent.flags import EnvFlags, TrainFlags
-from ami_agent.learning import Learning
-from ami_agent.lessons.rehearse import Improve
-from ami_agent.life import WorldConfig
+import ami_agent.cli.args as flags
+from ami_agent import config_io, recipes, resources
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.bench import BENCHMARKS
+from ami_agent.cli.args import EnvFlags, TrainFlags
+from ami_agent.config import Config
 from ami_agent.resources import allocation_failure, available_memory, check_memory
 from ami_agent.sizing import check_size
-from modules.configurator import Assignment
-from modules.types import BadSetting, UnusableInput
-from tests.conftest import refuse
+from ami_agent.training.actor_critic import ActorCriticStage
+from ami_agent.training.optim import OptimConfig
+from ami_agent.validate import check_stages
+from modules.configurator import TaskSpec
+from modules.types import BadSetting, ConfigError
+from tests.conftest import error_line
 
 COMMANDS = [kind for kind in vars(flags).values() if isinstance(kind, type) and is_dataclass(kind)]
 
@@ -53,7 +54,7 @@ def settings_classes() -> list[type]:
                     if is_dataclass(inner):
                         visit(inner)  # type: ignore[arg-type]
 
-    for kind in (Config, EnvFlags, Improve, *COMMANDS, *map(type, BENCHES.values())):
+    for kind in (Config, EnvFlags, ActorCriticStage, *COMMANDS, *map(type, BENCHMARKS.values())):
         visit(kind)
     return list(found)
 
@@ -93,8 +94,8 @@ EVERY = [(kind, name, made) for kind in settings_classes() for name, made in num
 
 def test_reflection_finds_the_numbers():
     assert len(EVERY) > 250
-    assert {name for kind, name, _ in EVERY if kind is Learning} == {
-        "steps", "batch", "lr", "warmup", "clip", "weight_decay", "last"
+    assert {name for kind, name, _ in EVERY if kind is OptimConfig} == {
+        "steps", "batch_size", "lr", "warmup", "clip", "weight_decay", "last"
     }  # fmt: skip
 
 
@@ -105,50 +106,50 @@ def test_every_number_has_a_type_and_both_bounds(kind):
         bad = [math.nan, math.inf, -math.inf, 1e30, -1e30, 10**400, True, "3"]
         bad += [2.5] if part is int else []
         for number in bad:
-            with pytest.raises(BadSetting) as told:
+            with pytest.raises(BadSetting) as output:
                 replace(whole, **{name: wrap(number)})
-            assert str(told.value).startswith(name), f"{kind.__qualname__}.{name} takes {number}"
-            assert "\n" not in str(told.value)
+            assert str(output.value).startswith(name), f"{kind.__qualname__}.{name} takes {number}"
+            assert "\n" not in str(output.value)
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "said"),
+    ("flag", "value", "message"),
     [
-        ("--objective.learning.lr", "-1", "is -1.0; it must be from 0 to 10"),
-        ("--objective.weights.variance", "-1", "it must be from 0 to 1e+06"),
+        ("--train-jepa.optim.lr", "-1", "is -1.0; it must be from 0 to 10"),
+        ("--train-jepa.weights.variance", "-1", "it must be from 0 to 1e+06"),
         ("--planner.horizon", "0", "is 0; it must be a whole number from 1 to 10000"),
         ("--planner.horizon", "2.5", "is '2.5'; it must be a whole number"),
-        ("--objective.learning.warmup", "1000000000000", "it must be a whole number from 0 to"),
-        ("--objective.primed", "1.5", "is 1.5; it must be from 0 to 1"),
-        ("--foresight.discount", "1", "it must be from 0 to less than 1"),
+        ("--train-jepa.optim.warmup-steps", "1000000000000", "it must be a whole number from 0 to"),
+        ("--train-jepa.task-modality-prob", "1.5", "is 1.5; it must be from 0 to 1"),
+        ("--value-critics.discount", "1", "it must be from 0 to less than 1"),
         ("--episodes", "0", "it must be a whole number from 1 to 1000000"),
         ("--save-every", "nan", "is nan; it must be from 0 to 1e+09"),
         ("--seed", "-1", "is -1; it must be a whole number from 0 to 2147483647"),
         ("--recipe", "", "is ''; it must be a name of 1 to 200 characters"),
     ],
 )
-def test_messages_name_the_flag_as_it_stands_in_the_recipe(flag, value, said, capsys, tmp_path):
-    line = refuse(capsys, "train", "forage", "--out", tmp_path / "run", flag, value)
+def test_messages_name_the_flag_as_it_stands_in_the_recipe(flag, value, message, capsys, tmp_path):
+    line = error_line(capsys, "train", "forage", "--out", tmp_path / "run", flag, value)
     assert flag in line
-    assert said in line
+    assert message in line
     assert not (tmp_path / "run").exists()
 
 
 def test_keys_of_mappings_are_named_as_they_are_given(capsys):
-    line = refuse(capsys, "train", "two-rooms", "--configurator.attend", "obs", "-2")
-    assert "--configurator.attend obs is -2.0; it must be from 0 to 1e+06" in line
+    line = error_line(capsys, "train", "two-rooms", "--configurator.modality-weights", "obs", "-2")
+    assert "--configurator.modality-weights obs is -2.0; it must be from 0 to 1e+06" in line
 
 
 def test_an_assignment_has_bounds_too():
     with pytest.raises(BadSetting, match=r"drives pain is -1; it must be from 0"):
-        Assignment(drives={"pain": -1})
+        TaskSpec(drives={"pain": -1})
     with pytest.raises(BadSetting, match=r"tail is 2"):
-        Assignment(tail=2.0)
+        TaskSpec(cvar_alpha=2.0)
 
 
 def parsed(*words: str) -> dict[str, Any]:
-    found, rest = settings.parse_known(
-        EnvFlags(env=WorldConfig(id="x", options={"old": 1})), ["--env.options", *words], "test"
+    found, rest = config_io.parse_known(
+        EnvFlags(env=EnvConfig(id="x", options={"old": 1})), ["--env.options", *words], "test"
     )
     assert rest == []
     return found.env.options
@@ -179,14 +180,14 @@ def test_options_stand_beside_those_of_the_recipe_unless_these_are_taken_away():
 
 
 def test_an_option_may_have_a_flag_of_its_own():
-    default = EnvFlags(env=WorldConfig(id="x", options={"old": 1}))
+    default = EnvFlags(env=EnvConfig(id="x", options={"old": 1}))
     argv = ["--env.options.new", "2", "--env.options.old=3", "--env.id", "y"]
-    found = settings.parse(default, argv, "test").env
+    found = config_io.parse(default, argv, "test").env
     assert (found.id, found.options) == ("y", {"old": 3, "new": 2})
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["size"], "'size' has no value"),
         (["a", "1", "a", "2"], "'a' is given 2 times"),
@@ -199,27 +200,27 @@ def test_an_option_may_have_a_flag_of_its_own():
         (["", "1"], "each with a name"),
     ],
 )
-def test_options_that_mean_nothing_are_refused_in_one_line(words, said):
-    with pytest.raises(UnusableInput, match=said) as told:
+def test_options_that_mean_nothing_are_refused_in_one_line(words, message):
+    with pytest.raises(ConfigError, match=message) as output:
         parsed(*words)
-    assert str(told.value).startswith("--env.options")
-    assert "\n" not in str(told.value)
+    assert str(output.value).startswith("--env.options")
+    assert "\n" not in str(output.value)
 
 
 def test_options_are_the_same_after_they_were_written_down():
     options = {"size": [8, 8], "config": {"a": None, "b": [True, 1, 1.0, "1"]}, "empty": {}}
     config = recipes.two_rooms()
-    config = replace(config, world=replace(config.world, options=options))
-    again = settings.from_json(settings.to_json(config), "here")
+    config = replace(config, env=replace(config.env, options=options))
+    again = config_io.from_json(config_io.to_json(config), "here")
     assert again == config
-    assert repr(again.world.options) == repr(options)
+    assert repr(again.env.options) == repr(options)
     with pytest.raises(BadSetting, match=r"options size is \(8, 8\); it must be None, a bool"):
-        WorldConfig(id="x", options={"size": (8, 8)})
+        EnvConfig(id="x", options={"size": (8, 8)})
 
 
 def spec_of(config: Config) -> Any:
-    with closing(config.world.build(1)) as world:
-        return world.spec
+    with closing(config.env.build(1)) as env:
+        return env.spec
 
 
 SPECS = {name: cache(lambda name=name: spec_of(recipes.recipe(name))) for name in recipes.RECIPES}
@@ -232,28 +233,28 @@ def test_recipes_fit_into_memory_and_nothing_is_allocated_to_know_it(name):
 
 
 LARGE = [
-    ("--life.worlds", "1000000", "the replay buffer would take about"),
-    ("--objective.learning.batch", "1000000", "a batch of objective would take about"),
-    ("--planner.proposals", "1000000", "planning would take about"),
+    ("--collect.num-envs", "1000000", "the replay buffer would take about"),
+    ("--train-jepa.optim.batch-size", "1000000", "a batch of objective would take about"),
+    ("--planner.num-proposals", "1000000", "planning would take about"),
     ("--planner.horizon", "10000", "planning would take about"),
-    ("--distil.worlds", "1000000", "planning would take about"),
+    ("--distill-policy.num-envs", "1000000", "planning would take about"),
 ]
 
 
-@pytest.mark.parametrize(("flag", "value", "said"), LARGE)
+@pytest.mark.parametrize(("flag", "value", "message"), LARGE)
 def test_what_is_larger_than_memory_is_refused_before_it_is_allocated(
-    flag, value, said, capsys, tmp_path, monkeypatch
+    flag, value, message, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(resources, "available_memory", lambda: 2 * 2**30)
-    line = refuse(capsys, "train", "two-rooms", "--out", tmp_path / "run", flag, value)
-    assert said in line
+    line = error_line(capsys, "train", "two-rooms", "--out", tmp_path / "run", flag, value)
+    assert message in line
     assert "of memory are free: make --" in line
     assert not (tmp_path / "run").exists()
 
 
 def test_layers_that_are_too_wide_are_named_as_the_cause(capsys, tmp_path):
-    flags_ = ["--perception.state", "65536"]
-    line = refuse(capsys, "train", "two-rooms", "--out", tmp_path / "run", *flags_)
+    flags_ = ["--perception.state-dim", "65536"]
+    line = error_line(capsys, "train", "two-rooms", "--out", tmp_path / "run", *flags_)
     assert "an agent of these layers would have" in line
     assert "make layers narrower" in line
 
@@ -264,14 +265,14 @@ def test_available_memory_is_what_this_machine_has():
         pytest.skip("this system does not say")
     assert 2**20 < free < 2**50
     check_memory(free / 2, "half of it", "nothing")
-    with pytest.raises(UnusableInput, match="all of it would take about"):
+    with pytest.raises(ConfigError, match="all of it would take about"):
         check_memory(2**60, "all of it", "anything")
 
 
 def test_allocation_failures_are_one_line():
-    with pytest.raises(RuntimeError) as told:
+    with pytest.raises(RuntimeError) as output:
         torch.empty(2**60, dtype=torch.uint8)
-    line = allocation_failure(told.value)
+    line = allocation_failure(output.value)
     assert line.startswith("more memory was needed than there is")
     assert "\n" not in line
     assert allocation_failure(MemoryError())
@@ -303,11 +304,11 @@ def numeric_flags(name: str) -> list[str]:
 
 
 def tried(name: str, changes: list[tuple[str, str]]) -> None:
-    """What `ami train` does before it makes anything; UnusableInput is the only way out of it."""
+    """What `ami train` does before it makes anything; ConfigError is the only way out of it."""
     words = [word for change in changes for word in change]
-    found = settings.parse(TrainFlags(config=recipes.recipe(name)), words, f"ami train {name}")
-    settings.to_json(found.config)
-    check_lessons(found.config)
+    found = config_io.parse(TrainFlags(config=recipes.recipe(name)), words, f"ami train {name}")
+    config_io.to_json(found.config)
+    check_stages(found.config)
     check_size(found.config, SPECS[name]())
 
 
@@ -327,10 +328,10 @@ def mutations(draw: Any) -> tuple[str, list[tuple[str, str]]]:
 @given(mutations())
 def test_no_flag_is_answered_with_a_traceback(mutation):
     name, changes = mutation
-    said = "accepted"
+    message = "accepted"
     try:
         tried(name, changes)
-    except UnusableInput as error:
-        said = str(error)
-    assert said
-    assert "\n" not in said
+    except ConfigError as error:
+        message = str(error)
+    assert message
+    assert "\n" not in message

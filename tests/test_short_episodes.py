@@ -16,53 +16,68 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor, nn
 
 import ami_agent as ami
-from ami_agent.build import build
-from ami_agent.learning import Learning
-from ami_agent.lessons import Bootstrap, Foresee, Interact, Live, NoLesson, Separate
-from ami_agent.lessons.foresight import promise
-from ami_agent.life import WorldConfig, live, owned, walk
+from ami_agent.adapters.env import EnvConfig, behaviour_policy, owned_copy, rollout
+from ami_agent.config import build
 from ami_agent.losses import (
-    Multiplier,
-    in_strides,
+    LagrangeMultiplier,
+    hjepa_level_loss,
     lambda_returns,
-    level_loss,
     unroll_loss,
+    valid_macro_steps,
     world_model_loss,
 )
-from ami_agent.show.camera import Render
-from modules import objectives
-from modules.cost import Critic
-from modules.distance import Quasimetric
-from modules.dynamics import VectorDynamics
-from modules.hierarchy.levels import UpperLevel
-from modules.latents import GaussianLatent, SparseLatent
-from modules.memory import Memory
-from modules.recall import Belief, NoRecall
-from modules.types import Trajectory, Transition, by_sense
-from modules.world_model import Ensemble, StepFeeling, WorldModel
+from ami_agent.training import (
+    CollectRandom,
+    NoStage,
+    OnlineActorCritic,
+    TrainQuasimetric,
+    TrainTDDistance,
+    TrainValue,
+    representation_losses,
+)
+from ami_agent.training.optim import OptimConfig
+from ami_agent.training.value_critics import init_value_units
+from ami_agent.viewer.camera import RenderCamera
+from modules.cost.cost import GoalCriticConfig
+from modules.cost.quasimetric import QuasimetricConfig
+from modules.memory.replay_buffer import ReplayBuffer
+from modules.memory.short_term import GRUMemory, GRUMemoryConfig, NoMemory
+from modules.types import Trajectory, Transition, as_dict
+from modules.world_model.dynamics import MLPDynamicsConfig
+from modules.world_model.jepa import (
+    EnsembleConfig,
+    TransitionHeadConfig,
+    WorldModel,
+    WorldModelConfig,
+)
+from modules.world_model.jepa_levels import JEPALevelConfig
+from modules.world_model.latents import (
+    GaussianLatentConfig,
+    SparseLatentConfig,
+)
 
 D, A, T = 3, 2, 4
 
 
-def dice(seed: int = 0) -> torch.Generator:
+def make_rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def of_lengths(*lengths: int, capacity: int = 400) -> Memory:
+def of_lengths(*lengths: int, capacity: int = 400) -> ReplayBuffer:
     """One environment, episodes of so many steps, each ended by the environment; observations are
     (episode, step)."""
     memory, last = None, None
     for episode, length in enumerate(lengths):
         for step in range(length):
             now, then = (torch.tensor([[float(episode), float(s)]]) for s in (step, step + 1))
-            over = torch.tensor([step == length - 1])
+            done = torch.tensor([step == length - 1])
             if step == 0 and last is not None:  # the step that only resets
-                reset = Transition(last, now * 0, now[:, :1] * 0, now, ~over & over, ~over & over)
-                memory.remember(reset)
-            taken = Transition(now, now, then, then, over, ~over & over)
+                reset = Transition(last, now * 0, now[:, :1] * 0, now, ~done & done, ~done & done)
+                memory.add(reset)
+            taken = Transition(now, now, then, then, done, ~done & done)
             taken = taken._replace(interoception=then[:, 1:], action=now)
-            memory = memory or Memory(capacity, taken, "cpu")
-            memory.remember(taken)
+            memory = memory or ReplayBuffer(capacity, taken, "cpu")
+            memory.add(taken)
             last = then
     return memory
 
@@ -70,19 +85,19 @@ def of_lengths(*lengths: int, capacity: int = 400) -> Memory:
 def test_every_step_of_short_episodes_is_drawn_and_the_terminal_one_too():
     lengths = (1, 3, 2, 7, 1, 4)
     memory = of_lengths(*lengths)
-    drawn = memory.sample(4000, 4, dice())
-    first = {tuple(start) for start in drawn.obs[:, 0].int().tolist()}
+    sampled = memory.sample(4000, 4, make_rng())
+    first = {tuple(start) for start in sampled.obs[:, 0].int().tolist()}
     assert first == {(e, s) for e, n in enumerate(lengths) for s in range(n)}
-    counts = drawn.obs[:, 0].unique(dim=0, return_counts=True)[1]
+    counts = sampled.obs[:, 0].unique(dim=0, return_counts=True)[1]
     assert counts.min() > 0.6 * counts.float().mean()
     taken = {
-        tuple(obs) for obs, valid in zip(drawn.obs[:, :-1].flatten(0, 1).int().tolist(),
-                                         drawn.valid.flatten().tolist(), strict=True) if valid
+        tuple(obs) for obs, valid in zip(sampled.obs[:, :-1].flatten(0, 1).int().tolist(),
+                                         sampled.valid.flatten().tolist(), strict=True) if valid
     }  # fmt: skip
     assert taken == {(e, s) for e, n in enumerate(lengths) for s in range(n)}
-    last = drawn.obs[torch.arange(4000), drawn.lasts]
-    ends = drawn.terminated[torch.arange(4000), drawn.lasts - 1]
-    whole = torch.tensor(lengths)[drawn.obs[:, 0, 0].long()]
+    last = sampled.obs[torch.arange(4000), sampled.num_valid]
+    ends = sampled.terminated[torch.arange(4000), sampled.num_valid - 1]
+    whole = torch.tensor(lengths)[sampled.obs[:, 0, 0].long()]
     assert torch.equal(ends, last[:, 1] == whole)
     assert memory.fraction(4) == 1
 
@@ -92,31 +107,31 @@ def test_where_no_episode_is_shorter_the_same_is_drawn_as_before_padding():
     memory = of_lengths(*lengths)
     starts = [[(e, s) for s in range(n - length + 1)] for e, n in enumerate(lengths)]
     flat = [start for episode in starts for start in episode]
-    random = dice(3)
+    random = make_rng(3)
     leader = torch.randint(len(flat), (8, 1), generator=random)
-    place = torch.rand((8, 2), dtype=torch.float64, generator=random)
+    position = torch.rand((8, 2), dtype=torch.float64, generator=random)
     by_hand = []
-    for index, shares in zip(leader[:, 0].tolist(), place.tolist(), strict=True):
+    for index, fractions in zip(leader[:, 0].tolist(), position.tolist(), strict=True):
         episode = starts[flat[index][0]]
-        by_hand += [episode[int(share * len(episode))] for share in shares]
-    drawn = memory.sample(16, length, dice(3), together=2)
-    assert drawn.valid is None
-    assert [tuple(start) for start in drawn.obs[:, 0].int().tolist()] == by_hand
+        by_hand += [episode[int(fraction * len(episode))] for fraction in fractions]
+    sampled = memory.sample(16, length, make_rng(3), group_size=2)
+    assert sampled.valid is None
+    assert [tuple(start) for start in sampled.obs[:, 0].int().tolist()] == by_hand
 
 
 def test_what_is_still_running_or_was_broken_off_is_not_taken_for_a_short_episode():
     memory = of_lengths(2, 6)
     start = torch.tensor([[9.0, 0.0]])
     never = torch.tensor([False])
-    memory.cut()
+    memory.break_episodes()
     for step in range(2):
         now, then = start + torch.tensor([0.0, step]), start + torch.tensor([0.0, step + 1.0])
-        memory.remember(Transition(now, now, then[:, 1:], then, never, never))
-    drawn = memory.sample(500, 4, dice())
-    assert not (drawn.obs[:, 0, 0] == 9).any()
+        memory.add(Transition(now, now, then[:, 1:], then, never, never))
+    sampled = memory.sample(500, 4, make_rng())
+    assert not (sampled.obs[:, 0, 0] == 9).any()
     assert memory.fraction(4) == pytest.approx(8 / 10)
     assert memory.fraction(2) == 1
-    assert {tuple(start) for start in drawn.obs[:, 0].int().tolist()} == {
+    assert {tuple(start) for start in sampled.obs[:, 0].int().tolist()} == {
         *((0, s) for s in range(2)),
         *((1, s) for s in range(6)),
     }
@@ -130,12 +145,12 @@ def test_what_is_still_running_or_was_broken_off_is_not_taken_for_a_short_episod
 
 def padded(seed: int = 0, count: int = 8, size: int = D) -> Trajectory:
     """Windows of T steps that end after 1, 2, ... T steps."""
-    random = dice(seed)
-    lasts = torch.arange(count) % T + 1
-    valid = torch.arange(T) < lasts[:, None]
+    random = make_rng(seed)
+    episode_steps = torch.arange(count) % T + 1
+    valid = torch.arange(T) < episode_steps[:, None]
     states = torch.randn(count, T + 1, size, generator=random)
     actions = torch.randn(count, T, A, generator=random)
-    return Trajectory(states, actions, actions[..., :1], ~valid & valid, lasts, valid)
+    return Trajectory(states, actions, actions[..., :1], ~valid & valid, episode_steps, valid)
 
 
 def garbage(batch: Trajectory, size: float) -> Trajectory:
@@ -144,18 +159,20 @@ def garbage(batch: Trajectory, size: float) -> Trajectory:
     met = torch.cat([beyond[:, :1] & False, beyond], 1)
     states = torch.where(met[..., None], size * torch.ones_like(batch.states), batch.states)
     actions = torch.where(beyond[..., None], size * torch.ones_like(batch.actions), batch.actions)
-    felt = torch.where(beyond[..., None], size * batch.interoception[:1], batch.interoception)
-    return batch._replace(obs=states, actions=actions, interoception=felt)
+    interoception = torch.where(
+        beyond[..., None], size * batch.interoception[:1], batch.interoception
+    )
+    return batch._replace(obs=states, actions=actions, interoception=interoception)
 
 
 def model(latent=None) -> WorldModel:
     torch.manual_seed(0)
-    config = WorldModel.Config(
-        dynamics=VectorDynamics.Config(hidden=8), feeling=StepFeeling.Config(hidden=8),
-        doubt=Ensemble.Config(members=2, hidden=4), **({"latent": latent} if latent else {}),
+    config = WorldModelConfig(
+        dynamics=MLPDynamicsConfig(hidden=8), interoception_head=TransitionHeadConfig(hidden=8),
+        ensemble=EnsembleConfig(members=2, hidden=4), **({"latent": latent} if latent else {}),
     )  # fmt: skip
     built = config.build((D, 1, 1), A, 1)
-    nn.init.normal_(built.level(0).dynamics.change.weight)
+    nn.init.normal_(built.level(0).dynamics.delta_head.weight)
     return built
 
 
@@ -169,16 +186,16 @@ def gradients(terms: dict[str, Tensor], *modules: nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("together", [1, 4])
-def test_no_term_of_the_world_model_depends_on_what_comes_after_an_end(context, together):
-    perception, world_model = nn.Linear(D, D), model(GaussianLatent.Config(size=2, hidden=4))
-    recall = Belief(D, 4)
-    kinds = torch.randn(4, D, generator=dice(1))
+def test_no_term_of_the_env_model_depends_on_what_comes_after_an_end(context, together):
+    perception, world_model = nn.Linear(D, D), model(GaussianLatentConfig(size=2, hidden=4))
+    recall = GRUMemory(D, 4)
+    types = torch.randn(4, D, generator=make_rng(1))
     found = []
     for size in (0.0, 3.0, -40.0):
         batch = garbage(padded(), size)
         terms = world_model_loss(
-            batch, perception, lambda obs, features: features, recall, world_model, dice(),
-            channels=D, together=together, context=context, others=objectives.OTHERS, kinds=kinds,
+            batch, perception, lambda obs, features: features, recall, world_model, make_rng(),
+            channels=D, group_size=together, context_steps=context, optional_terms=representation_losses.OPTIONAL_TERMS, prototypes=types,
         )  # fmt: skip
         found.append(gradients(terms, perception, world_model, recall))
     for other in found[1:]:
@@ -187,7 +204,7 @@ def test_no_term_of_the_world_model_depends_on_what_comes_after_an_end(context, 
 
 
 def test_windows_that_are_whole_have_the_same_terms_with_and_without_a_mask():
-    perception, world_model = nn.Linear(D, D), model(SparseLatent.Config(size=2, hidden=4))
+    perception, world_model = nn.Linear(D, D), model(SparseLatentConfig(size=2, hidden=4))
     world_model.eval()
     batch = padded()
     masks = (None, torch.ones_like(batch.valid))
@@ -196,14 +213,14 @@ def test_windows_that_are_whole_have_the_same_terms_with_and_without_a_mask():
             batch._replace(valid=mask),
             perception,
             lambda obs, features: features,
-            NoRecall(),
+            NoMemory(),
             world_model,
-            dice(),
+            make_rng(),
             channels=D,
-            together=2,
-            context=1,
-            others=objectives.OTHERS,
-            kinds=torch.eye(D),
+            group_size=2,
+            context_steps=1,
+            optional_terms=representation_losses.OPTIONAL_TERMS,
+            prototypes=torch.eye(D),
         )
         for mask in masks
     ]
@@ -211,33 +228,33 @@ def test_windows_that_are_whole_have_the_same_terms_with_and_without_a_mask():
 
 
 def test_what_is_inferred_after_an_end_is_not_kept_to_be_drawn():
-    world_model = model(SparseLatent.Config(size=2, hidden=4, remembered=16))
+    world_model = model(SparseLatentConfig(size=2, hidden=4, memory_size=16))
     kept = []
     for size in (0.0, 50.0):
-        unroll_loss(world_model, garbage(padded(), size), dice())
-        kept.append(world_model.level(0).latent.remembered.clone())
+        unroll_loss(world_model, garbage(padded(), size), make_rng())
+        kept.append(world_model.level(0).latent.memory_bank.clone())
     assert torch.equal(*kept)
 
 
 def test_levels_above_learn_from_strides_that_are_whole():
     torch.manual_seed(0)
-    config = UpperLevel.Config(
-        size=4, macro=2, hidden=8, dynamics=VectorDynamics.Config(hidden=8),
-        distance=Quasimetric.Config(),
+    config = JEPALevelConfig(
+        state_dim=4, macro_dim=2, hidden=8, dynamics=MLPDynamicsConfig(hidden=8),
+        distance=QuasimetricConfig(),
     )  # fmt: skip
     level = config.build(D, A, 2, 2, None)
     found = []
     for size in (0.0, 5.0):
         batch = garbage(padded(), size)
-        valid = in_strides(batch.valid, 2)
+        valid = valid_macro_steps(batch.valid, 2)
         assert valid.sum(1).tolist() == [0, 1, 1, 2] * 2
-        terms, _, _ = level_loss(
-            level, Multiplier(), batch.states, batch.actions, dice(), far=12, slack=0.05,
+        terms, _, _ = hjepa_level_loss(
+            level, LagrangeMultiplier(), batch.states, batch.actions, make_rng(), max_distance=12, epsilon=0.05,
             valid=valid,
         )  # fmt: skip
         found.append(gradients(terms, level))
-        none, _, _ = level_loss(
-            level, Multiplier(), batch.states, batch.actions, dice(), far=12, slack=0.05,
+        none, _, _ = hjepa_level_loss(
+            level, LagrangeMultiplier(), batch.states, batch.actions, make_rng(), max_distance=12, epsilon=0.05,
             valid=valid & False,
         )  # fmt: skip
         assert sum(none.values()) == 0
@@ -247,11 +264,11 @@ def test_levels_above_learn_from_strides_that_are_whole():
 def test_a_return_bootstraps_from_the_last_valid_step_and_never_from_beyond():
     cost = torch.tensor([[[1.0], [2.0], [9.0]]])
     ahead = torch.tensor([[[10.0], [20.0], [900.0]]])
-    lives = torch.tensor([[1.0, 1.0, 1.0]])
+    episodes = torch.tensor([[1.0, 1.0, 1.0]])
     valid = torch.tensor([[True, True, False]])
-    found = lambda_returns(cost, ahead, lives, 0.9, 0.75, valid=valid)
-    alone = lambda_returns(cost[:, :2], ahead[:, :2], lives[:, :2], 0.9, 0.75)
-    torch.testing.assert_close(found[:, :2], alone)
+    found = lambda_returns(cost, ahead, episodes, 0.9, 0.75, valid=valid)
+    single = lambda_returns(cost[:, :2], ahead[:, :2], episodes[:, :2], 0.9, 0.75)
+    torch.testing.assert_close(found[:, :2], single)
 
 
 def test_the_first_promise_of_the_value_critics_counts_valid_steps_alone():
@@ -259,17 +276,23 @@ def test_the_first_promise_of_the_value_critics_counts_valid_steps_alone():
 
     class Felt:
         def sample(self, *how, **which):
-            drawn = memory.sample(*how, **which)
-            assert by_sense(drawn.obs) == {}  # what nothing reads is not read
-            felt = torch.where(drawn.valid[..., None], torch.ones(2), torch.full((2,), 77.0))
-            return drawn._replace(interoception=felt)  # the reward, and whether the episode goes on
+            sampled = memory.sample(*how, **which)
+            assert as_dict(sampled.obs) == {}  # what nothing reads is not read
+            interoception = torch.where(
+                sampled.valid[..., None], torch.ones(2), torch.full((2,), 77.0)
+            )
+            return sampled._replace(
+                interoception=interoception
+            )  # the reward, and whether the episode goes on
 
     config = recipe()
-    config = replace(config, foresight=replace(config.foresight, discount=0.5))
-    with closing(config.world.build(1)) as world:
-        agent = build(config, world.spec)
-    promise(agent, Felt(), 3)
-    assert agent.cost.body.foresight.mean.item() == pytest.approx(-2)  # 1 for ever, at a half
+    config = replace(config, value_critics=replace(config.value_critics, discount=0.5))
+    with closing(config.env.build(1)) as env:
+        agent = build(config, env.spec)
+    init_value_units(agent, Felt(), 3)
+    assert agent.cost.interoceptive_cost.value_critics.mean.item() == pytest.approx(
+        -2
+    )  # 1 for ever, at a half
 
 
 class Brink(gymnasium.Env):
@@ -289,8 +312,8 @@ class Brink(gymnasium.Env):
 
     def step(self, action):
         self.place += 1
-        over = self.place == self.always or (not self.always and action != self.place % 4)
-        return np.eye(6, dtype=np.float32)[self.place], float(not over), over, self.place == 5, {}
+        done = self.place == self.always or (not self.always and action != self.place % 4)
+        return np.eye(6, dtype=np.float32)[self.place], float(not done), done, self.place == 5, {}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -302,15 +325,15 @@ def _known():
 
 
 def recipe(always: int = 0, **options):
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Brink-v0", options={"always": always}))
-    learning = Learning(steps=3, batch=16)
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Brink-v0", options={"always": always}))
+    optim = OptimConfig(steps=3, batch_size=16)
     return replace(
         config,
-        life=Live(worlds=2, steps=30),
-        objective=replace(config.objective, learning=learning, length=6, **options),
-        foresee=Foresee(learning=learning, length=5),
-        interact=Interact(
-            steps=3, learning=learning, objective=replace(config.objective, learning=learning)
+        collect=CollectRandom(num_envs=2, steps=30),
+        train_jepa=replace(config.train_jepa, optim=optim, length=6, **options),
+        train_values=TrainValue(optim=optim, length=5),
+        actor_critic=OnlineActorCritic(
+            steps=3, optim=optim, train_jepa=replace(config.train_jepa, optim=optim)
         ),
     )
 
@@ -325,32 +348,34 @@ def test_a_run_learns_from_episodes_of_one_and_two_steps(always, tmp_path):
 
 
 def test_recall_of_what_was_before_goes_with_short_episodes(tmp_path):
-    config = recipe(context=2)
-    online = replace(config.interact.objective, context=2)
+    config = recipe(context_steps=2)
+    online = replace(config.actor_critic.train_jepa, context_steps=2)
     config = replace(
-        config, recall=Belief.Config(hidden=4), foresee=NoLesson(),
-        interact=replace(config.interact, objective=online),
+        config, short_term_memory=GRUMemoryConfig(hidden=4), train_values=NoStage(),
+        actor_critic=replace(config.actor_critic, train_jepa=online),
     )  # fmt: skip
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     assert all(part.isfinite().all() for part in agent.state_dict().values())
 
 
-@pytest.mark.parametrize("stage", [Separate, Bootstrap])
+@pytest.mark.parametrize("stage", [TrainQuasimetric, TrainTDDistance])
 def test_critics_of_distance_learn_from_short_episodes(stage, tmp_path):
-    teacher = stage(length=3, learning=Learning(steps=2, batch=8))
-    config = replace(recipe(2), critic=Critic.Config(), teacher=teacher, interact=NoLesson())
+    teacher = stage(length=3, optim=OptimConfig(steps=2, batch_size=8))
+    config = replace(
+        recipe(2), goal_critic=GoalCriticConfig(), train_goal_critic=teacher, actor_critic=NoStage()
+    )
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     assert all(part.isfinite().all() for part in agent.state_dict().values())
 
 
 def test_a_later_state_is_one_of_the_episode():
-    drawn = of_lengths(2, 1, 5, 1).sample(200, 3, dice())
-    asked = torch.randint(1, 4, (200,), generator=dice())
-    later = drawn.later(asked)
-    assert ((later >= 1) & (later <= drawn.lasts)).all()
-    whole = drawn.lasts == 3
-    assert torch.equal(later[whole], asked[whole])
-    assert set(later[~whole & (drawn.lasts == 2)].tolist()) == {1, 2}
+    sampled = of_lengths(2, 1, 5, 1).sample(200, 3, make_rng())
+    requested = torch.randint(1, 4, (200,), generator=make_rng())
+    later = sampled.wrap_to_valid(requested)
+    assert ((later >= 1) & (later <= sampled.num_valid)).all()
+    whole = sampled.num_valid == 3
+    assert torch.equal(later[whole], requested[whole])
+    assert set(later[~whole & (sampled.num_valid == 2)].tolist()) == {1, 2}
 
 
 class Reused(VectorEnv):
@@ -394,14 +419,16 @@ class Reused(VectorEnv):
 
 
 def test_transitions_are_as_they_were_whatever_the_environment_does_with_its_arrays():
-    world = WorldConfig(id="ami-test/Reused-v0").build(2)
-    obs, _ = world.reset(0)
-    kept = [lived.transition for lived in islice(live(walk(world), world, obs), 12)]
+    env = EnvConfig(id="ami-test/Reused-v0").build(2)
+    obs, _ = env.reset(0)
+    kept = [
+        collected.transition for collected in islice(rollout(behaviour_policy(env), env, obs), 12)
+    ]
     for time, step in enumerate(kept):
-        for seen, moment in ((step.obs, time), (step.next_obs, time + 1)):
-            for name, part in by_sense(seen).items():
-                told = part.argmax(1) if name == "kind" else part
-                assert (told == moment).all(), name
+        for observed, projected_step in ((step.obs, time), (step.next_obs, time + 1)):
+            for name, part in as_dict(observed).items():
+                output = part.argmax(1) if name == "kind" else part
+                assert (output == projected_step).all(), name
         assert (step.interoception == ((time + 1) if (time + 1) % 7 else 0)).all()
         assert (step.terminated == (time % 7 == 5)).all()
         assert not step.truncated.any()
@@ -410,15 +437,15 @@ def test_transitions_are_as_they_were_whatever_the_environment_does_with_its_arr
 def test_what_is_no_longer_the_environment_s_is_not_copied_again():
     array = np.zeros((2, 3), np.float32)
     mine = torch.as_tensor(array)
-    assert owned(mine, array).data_ptr() != mine.data_ptr()
+    assert owned_copy(mine, array).data_ptr() != mine.data_ptr()
     other = torch.zeros(2, 3)
-    assert owned(other, array) is other
-    assert owned(mine, mine).data_ptr() != mine.data_ptr()
-    assert owned(other, mine) is other
+    assert owned_copy(other, array) is other
+    assert owned_copy(mine, mine).data_ptr() != mine.data_ptr()
+    assert owned_copy(other, mine) is other
 
 
 def test_pictures_that_are_drawn_into_one_array_are_kept_as_they_were():
-    class Drawn:
+    class Renderable:
         class envs:
             canvas = np.zeros((8, 8, 3), np.uint8)
 
@@ -427,6 +454,6 @@ def test_pictures_that_are_drawn_into_one_array_are_kept_as_they_were():
                 cls.canvas[:] += 1
                 return (cls.canvas,)
 
-    camera = Render()
-    kept = [camera(Drawn)[0][0] for _ in range(3)]
+    camera = RenderCamera()
+    kept = [camera(Renderable)[0][0] for _ in range(3)]
     assert [int(picture[0, 0, 0]) for picture in kept] == [1, 2, 3]

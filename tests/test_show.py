@@ -16,61 +16,65 @@ import pytest
 import torch
 from PIL import Image
 
+from ami_agent.adapters.env import EnvAdapter
 from ami_agent.agent import Agent
-from ami_agent.build import build
-from ami_agent.life import World
-from ami_agent.probe import Examiner
+from ami_agent.config import build
+from ami_agent.logger import NullLogger
+from ami_agent.probing.probe import FactorProbe
 from ami_agent.recipes import two_rooms
-from ami_agent.report import Silence
-from ami_agent.show import drawing, files, landscape, picture, show
-from ami_agent.show.charts import ends
-from ami_agent.show.episodes import watch
-from ami_agent.show.files import PACE, REST, ffmpeg, write_mp4
-from ami_agent.show.paint import ink
-from ami_agent.show.scenes import Episode, seen
-from ami_agent.show.thoughts import critic
-from ami_agent.show.views import ReadOut
-from modules.configurator import Assignment
-from modules.cost import NoCritic
-from modules.hierarchy import LandmarkGraph
-from modules.types import Gains, UnusableInput
+from ami_agent.viewer import critic_map, draw_episode, drawing, media, show
+from ami_agent.viewer.charts import value_range
+from ami_agent.viewer.colors import without_background
+from ami_agent.viewer.introspect import critic_value
+from ami_agent.viewer.media import FRAME_MS, LAST_FRAME_MS, ffmpeg, write_mp4
+from ami_agent.viewer.project import ProjectedEpisode, project
+from ami_agent.viewer.projectors import ProbeProjector
+from ami_agent.viewer.record import record_episodes
+from modules.actor.subgoals import LandmarkGraphConfig
+from modules.configurator import TaskSpec
+from modules.cost.cost import NoGoalCriticConfig
+from modules.types import ConfigError, ModalityWeights
 
 STEPS = 4
-WORLD = replace(two_rooms().evaluation, options={"max_episode_steps": STEPS})
-REACH = Assignment(aim="world")
+WORLD = replace(two_rooms().eval_env, options={"max_episode_steps": STEPS})
+REACH = TaskSpec(goal_source="env")
 
 
-def newborn(**changes: object) -> Agent:
+def untrained_agent(**changes: object) -> Agent:
     return build(replace(two_rooms(), **changes), WORLD.build(1).spec)
 
 
-def lived(agent: Agent, readout: ReadOut, episodes: int, mode: str, seed: int) -> Iterator[Episode]:
-    lives = watch(agent, WORLD, readout.camera, episodes, (mode,), seed, REACH, Silence())
-    return (seen(life, readout) for (life,) in lives)
+def collect_data(
+    agent: Agent, projector: ProbeProjector, episodes: int, mode: str, seed: int
+) -> Iterator[ProjectedEpisode]:
+    recordings = record_episodes(
+        agent, WORLD, projector.camera, episodes, (mode,), seed, REACH, NullLogger()
+    )
+    return (project(episode, projector) for (episode,) in recordings)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _coarse():
     """A landscape of a few places shows as much as one of many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(landscape, "SIDE", 11)
+        patch.setattr(critic_map, "GRID_SIZE", 11)
         yield
 
 
 @pytest.fixture(scope="module")
 def agent() -> Agent:
     torch.set_num_threads(1)
-    return newborn()
+    return untrained_agent()
 
 
 @pytest.fixture(scope="module")
-def readout(agent: Agent) -> ReadOut:
-    return ReadOut(agent, WORLD, 0, REACH)
+def projector(agent: Agent) -> ProbeProjector:
+    return ProbeProjector(agent, WORLD, 0, REACH)
 
 
 @pytest.fixture(scope="module")
-def planned(agent: Agent, readout: ReadOut) -> list[Episode]:
-    return list(lived(agent, readout, 6, "plan", 3))
+def planned(agent: Agent, projector: ProbeProjector) -> list[ProjectedEpisode]:
+    return list(collect_data(agent, projector, 6, "plan", 3))
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +82,14 @@ def written(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return show(agent, WORLD, tmp_path_factory.mktemp("run") / "show", episodes=2)
 
 
-def test_every_step_is_a_frame_of_a_short_life(written):
+def test_every_step_is_a_frame_of_a_short_episode(written):
     for number in range(2):
         with Image.open(written.parent / f"episode-{number}.gif") as film:
             assert film.n_frames == STEPS
 
 
-def test_of_a_long_life_the_film_is_no_longer(planned, monkeypatch):
-    monkeypatch.setattr(drawing, "FILM", 3)
+def test_of_a_long_episode_the_film_is_no_longer(planned, monkeypatch):
+    monkeypatch.setattr(drawing, "MAX_FRAMES", 3)
     assert len(drawing.film(planned[0])) == 2  # steps 0 and 2 of 4
 
 
@@ -96,44 +100,47 @@ def test_sheets_are_pictures_with_something_on_them(written):
     assert len(colours) > 100
 
 
-def test_the_lives_shown_are_the_lives_of_their_seeds(planned, readout):
-    assert [episode.life.seed for episode in planned] == list(range(3, 9))
+def test_the_episodes_shown_are_the_episodes_of_their_seeds(planned, projector):
+    assert [episode.recorded.seed for episode in planned] == list(range(3, 9))
     for episode in planned:
-        world = WORLD.build(1)
-        _, info = world.reset(episode.life.seed)
-        np.testing.assert_allclose(episode.path[0], readout.xy(info["factors"])[0], atol=1e-3)
-        (panel,) = episode.moments[0].panels
-        np.testing.assert_array_equal(panel.picture, world.inner.render()[0])
+        env = WORLD.build(1)
+        _, info = env.reset(episode.recorded.seed)
+        np.testing.assert_allclose(episode.path[0], projector.xy(info["factors"])[0], atol=1e-3)
+        (panel,) = episode.projected_steps[0].panels
+        np.testing.assert_array_equal(panel.picture, env.unwrapped.render()[0])
 
 
-def test_the_path_is_where_the_picture_has_the_body(planned):
+def test_the_path_is_where_the_picture_has_the_agent_body(planned):
     blue = np.array([30, 90, 220])
-    for moment in planned[0].moments:
-        rows, columns = np.nonzero((moment.panels[0].picture == blue).all(-1))
-        np.testing.assert_allclose([columns.mean(), rows.mean()], moment.place, atol=1)
+    for projected_step in planned[0].projected_steps:
+        rows, columns = np.nonzero((projected_step.panels[0].picture == blue).all(-1))
+        np.testing.assert_allclose([columns.mean(), rows.mean()], projected_step.position, atol=1)
 
 
 class Transparent(torch.nn.Module):
     """A state that is nothing but the pixels: linear read-outs of place are as good as can be."""
 
-    def forward(self, obs: torch.Tensor, gains: Gains) -> torch.Tensor:
-        seen = obs[:, 0].float()
-        pixel = torch.arange(seen.shape[-1], dtype=torch.float32)
-        total = seen.sum((1, 2))
-        x, y = (seen.sum(1) @ pixel / total, seen.sum(2) @ pixel / total)
+    def forward(self, obs: torch.Tensor, gains: ModalityWeights) -> torch.Tensor:
+        project = obs[:, 0].float()
+        pixel = torch.arange(project.shape[-1], dtype=torch.float32)
+        total = project.sum((1, 2))
+        x, y = (project.sum(1) @ pixel / total, project.sum(2) @ pixel / total)
         return torch.stack([x, y], 1).repeat(1, 16) / 65
 
 
-def test_a_chosen_future_begins_at_the_body_if_the_read_out_is_perfect():
-    agent = newborn()
+def test_a_chosen_future_begins_at_the_agent_body_if_the_read_out_is_perfect():
+    agent = untrained_agent()
     agent.perception = Transparent()
-    readout = ReadOut(agent, WORLD, 0, REACH)
-    (episode,) = lived(agent, readout, 1, "plan", 0)
-    assert readout.error < 1.5
-    assert f"wrong by {readout.error:.2g} pixels" in readout.told
-    for moment in episode.moments:
-        assert np.linalg.norm(moment.chosen[0] - moment.place) < 4
-        assert np.linalg.norm(moment.considered[:, 0] - moment.place, axis=-1).max() < 4
+    projector = ProbeProjector(agent, WORLD, 0, REACH)
+    (episode,) = collect_data(agent, projector, 1, "plan", 0)
+    assert projector.error < 1.5
+    assert f"wrong by {projector.error:.2g} pixels" in projector.description
+    for projected_step in episode.projected_steps:
+        assert np.linalg.norm(projected_step.planned[0] - projected_step.position) < 4
+        assert (
+            np.linalg.norm(projected_step.candidates[:, 0] - projected_step.position, axis=-1).max()
+            < 4
+        )
 
 
 class Bent(Transparent):
@@ -144,46 +151,51 @@ class Bent(Transparent):
 
 
 def test_what_is_known_is_read_as_it_is_however_bent_states_are():
-    agent = newborn()
+    agent = untrained_agent()
     agent.perception = Bent()
-    readout = ReadOut(agent, WORLD, 0, REACH)
-    examiner = Examiner(WORLD, 1_000_000)
-    places, straight = readout.xy(examiner.known.factors), readout.probe.read(readout.known)
-    assert np.abs(readout(readout.known) - places).mean() < 0.5
-    off = np.linalg.norm(readout.xy(straight) - places, axis=-1)
-    assert readout.error < 0.6 * np.sqrt(np.square(off).mean())
-    shaped = readout(readout.known[:6].unflatten(0, (2, 3)))
-    np.testing.assert_allclose(shaped, places[:6].reshape(2, 3, 2), atol=1)
-    np.testing.assert_allclose(readout(readout.known[0]), places[0], atol=1)
+    projector = ProbeProjector(agent, WORLD, 0, REACH)
+    make_probe = FactorProbe(WORLD, 1_000_000)
+    positions, straight = (
+        projector.xy(make_probe.known.factors),
+        projector.probe.read(projector.reference_states),
+    )
+    assert np.abs(projector(projector.reference_states) - positions).mean() < 0.5
+    off = np.linalg.norm(projector.xy(straight) - positions, axis=-1)
+    assert projector.error < 0.6 * np.sqrt(np.square(off).mean())
+    shaped = projector(projector.reference_states[:6].unflatten(0, (2, 3)))
+    np.testing.assert_allclose(shaped, positions[:6].reshape(2, 3, 2), atol=1)
+    np.testing.assert_allclose(projector(projector.reference_states[0]), positions[0], atol=1)
 
 
 def test_the_chosen_future_is_one_of_those_considered(planned):
-    for moment in planned[0].moments:
-        gaps = np.abs(moment.considered - moment.chosen).max((1, 2))
-        assert gaps.min() < 1e-3
+    for projected_step in planned[0].projected_steps:
+        differences = np.abs(projected_step.candidates - projected_step.planned).max((1, 2))
+        assert differences.min() < 1e-3
 
 
-def test_a_reflex_draws_only_its_path(agent, readout):
-    (episode,) = lived(agent, readout, 1, "react", 0)
+def test_a_reactive_actor_draws_only_its_path(agent, projector):
+    (episode,) = collect_data(agent, projector, 1, "react", 0)
     assert not episode.imagines
-    assert not episode.moments[0].terms
+    assert not episode.projected_steps[0].terms
     assert len(drawing.film(episode)) == STEPS
     orange = np.array([240, 89, 26])
     sheet = drawing.sheet(episode, None)
     assert not (sheet == orange).all(-1).any()
 
 
-def test_what_a_level_above_hopes_for_is_drawn_and_a_flat_mind_hopes_for_nothing(planned):
-    agent = newborn(hierarchy=LandmarkGraph.Config(landmarks=12, hops=4, ahead=3))
+def test_what_a_level_above_hopes_for_is_drawn_and_a_flat_agent_hopes_for_nothing(planned):
+    agent = untrained_agent(
+        subgoals=LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)
+    )
     obs, _ = WORLD.build(12).reset(0)
     with torch.no_grad():
-        states = agent.perceive(obs)
-    agent.hierarchy.chart(states, states[None], states[:, None])
-    (episode,) = lived(agent, ReadOut(agent, WORLD, 0, REACH), 1, "plan", 3)
-    assert episode.moments[0].hopes.shape == (1, 3, 2)
+        states = agent.encode(obs)
+    agent.subgoals.build(states, states[None], states[:, None])
+    (episode,) = collect_data(agent, ProbeProjector(agent, WORLD, 0, REACH), 1, "plan", 3)
+    assert episode.projected_steps[0].upper_plans.shape == (1, 3, 2)
     green = np.array([15, 143, 131])
     assert (drawing.sheet(episode, None) == green).all(-1).any()
-    assert planned[0].moments[0].hopes.shape[0] == 0
+    assert planned[0].projected_steps[0].upper_plans.shape[0] == 0
     assert not (drawing.sheet(planned[0], None) == green).all(-1).any()
 
 
@@ -191,108 +203,117 @@ def test_key_frames_end_with_an_arrival_for_good(planned):
     episode = planned[0]
 
     def steps(**changes: object) -> list[int]:
-        told = episode._replace(life=episode.life._replace(**changes))
-        return [moment.step for moment in drawing.key_moments(told)]
+        output = episode._replace(recorded=episode.recorded._replace(**changes))
+        return [projected_step.step for projected_step in drawing.key_steps(output)]
 
-    assert steps(arrived=2, stayed=True) == [0, 1, 2]
-    assert steps(arrived=2, stayed=False)[-1] == STEPS - 1
-    (only,) = drawing.key_moments(episode._replace(moments=episode.moments[:1]))
+    assert steps(success_step=2, final_success=True) == [0, 1, 2]
+    assert steps(success_step=2, final_success=False)[-1] == STEPS - 1
+    (only,) = drawing.key_steps(episode._replace(projected_steps=episode.projected_steps[:1]))
     assert only.step == 0
 
 
-def test_the_verdict_says_how_it_went(planned):
-    life = planned[0].life._replace(arrived=None)
-    assert life.judged
-    assert life.verdict == "seed 3: did not arrive in 4 steps"
-    assert "after 2 steps and stayed" in life._replace(arrived=2, stayed=True).verdict
-    assert "after 1 step and left again" in life._replace(arrived=1, stayed=False).verdict
+def test_the_summary_says_how_it_went(planned):
+    episode = planned[0].recorded._replace(success_step=None)
+    assert episode.has_success
+    assert episode.summary == "seed 3: did not arrive in 4 steps"
+    assert (
+        "after 2 steps and stayed" in episode._replace(success_step=2, final_success=True).summary
+    )
+    assert (
+        "after 1 step and left again"
+        in episode._replace(success_step=1, final_success=False).summary
+    )
 
 
 def test_ink_is_what_differs_from_the_ground():
-    picture = np.full((8, 8, 3), 200, np.uint8)
-    picture[2] = (0, 10, 20)
-    cover = ink(picture)[..., 3]
+    draw_episode = np.full((8, 8, 3), 200, np.uint8)
+    draw_episode[2] = (0, 10, 20)
+    cover = without_background(draw_episode)[..., 3]
     assert (cover[2] == 255).all()
     assert cover.sum() == 8 * 255
 
 
 @pytest.fixture(scope="module")
-def surveyed(agent: Agent, readout: ReadOut, planned: list[Episode]) -> landscape.Landscape:
-    surveyed = landscape.survey(agent, WORLD, readout, planned[0].life)
-    assert surveyed is not None
-    return surveyed
+def critic_map_(
+    agent: Agent, projector: ProbeProjector, planned: list[ProjectedEpisode]
+) -> critic_map.CriticMap:
+    critic_map_ = critic_map.compute_critic_map(agent, WORLD, projector, planned[0].recorded)
+    assert critic_map_ is not None
+    return critic_map_
 
 
-def test_nobody_can_be_inside_a_wall_and_everybody_in_the_open(surveyed, planned):
-    dark = planned[0].moments[0].panels[0].picture.max(-1) < 100
-    inside = surveyed.xy[1:-1, 1:-1]  # bodies may touch the frame
+def test_nobody_can_be_inside_a_wall_and_everybody_in_the_open(critic_map_, planned):
+    dark = planned[0].projected_steps[0].panels[0].picture.max(-1) < 100
+    inside = critic_map_.xy[1:-1, 1:-1]  # bodies may touch the frame
     x, y = inside.round().astype(int).transpose(2, 0, 1)
-    free = np.isfinite(surveyed.to_go)[1:-1, 1:-1]
+    free = np.isfinite(critic_map_.values)[1:-1, 1:-1]
     assert not dark[y, x][free].any()
     assert dark[y, x].any()
     assert free.mean() > 0.8
 
 
-def test_the_landscape_is_the_critic_at_each_place(agent, readout, planned):
-    readout = copy(readout)
-    readout.low = np.array([0.05, 0.2, 0.5, 0.2857], np.float32)
-    life = planned[0].life
-    surveyed = landscape.survey(agent, WORLD, readout, life)
-    row, column = np.argwhere(np.isfinite(surveyed.to_go))[37]
-    along = np.linspace(readout.low, readout.high, landscape.SIDE)  # [n, F]
-    factors = life.factors[0].copy()
+def test_the_critic_map_is_the_critic_at_each_place(agent, projector, planned):
+    projector = copy(projector)
+    projector.low = np.array([0.05, 0.2, 0.5, 0.2857], np.float32)
+    episode = planned[0].recorded
+    critic_map_ = critic_map.compute_critic_map(agent, WORLD, projector, episode)
+    row, column = np.argwhere(np.isfinite(critic_map_.values))[37]
+    along = np.linspace(projector.low, projector.high, critic_map.GRID_SIZE)  # [n, F]
+    factors = episode.factors[0].copy()
     factors[:2] = along[column, 0], along[row, 1]
     obs, _ = WORLD.build(1).reset(0, factors=factors[None])
     with torch.no_grad():
-        there = critic(agent, agent.perceive(obs), life.focus)
-    np.testing.assert_allclose(there, surveyed.to_go[row, column], rtol=1e-3)
-    np.testing.assert_allclose(readout.xy(factors), surveyed.xy[row, column], atol=1e-3)
+        there = critic_value(agent, agent.encode(obs), episode.context)
+    np.testing.assert_allclose(there, critic_map_.values[row, column], rtol=1e-3)
+    np.testing.assert_allclose(projector.xy(factors), critic_map_.xy[row, column], atol=1e-3)
 
 
 def test_places_from_which_nothing_leads_to_the_goal_leave_colours_to_all_others():
     to_go = np.array([[1.0, 2.0, 3.0], [4.0, np.nan, 1000.0], [2.0, 3.0, 3.0]])
-    found = landscape.Landscape(np.zeros((3, 3, 2)), to_go, "", np.zeros((4, 4, 3), np.uint8))
-    assert ends(found) == (1.0, 1 + 4 * 2.0)  # the median is 3, 2 above the least
-    even = found._replace(to_go=np.arange(9.0).reshape(3, 3))
-    assert ends(even) == (0.0, 8.0)
+    found = critic_map.CriticMap(np.zeros((3, 3, 2)), to_go, "", np.zeros((4, 4, 3), np.uint8))
+    assert value_range(found) == (1.0, 1 + 4 * 2.0)  # the median is 3, 2 above the least
+    even = found._replace(values=np.arange(9.0).reshape(3, 3))
+    assert value_range(even) == (0.0, 8.0)
 
 
-def test_without_a_critic_there_is_no_landscape(planned, readout):
-    blind = newborn(critic=NoCritic.Config())
-    assert landscape.survey(blind, WORLD, readout, planned[0].life) is None
+def test_without_a_critic_there_is_no_critic_map(planned, projector):
+    zero_weights = untrained_agent(critic=NoGoalCriticConfig())
+    assert (
+        critic_map.compute_critic_map(zero_weights, WORLD, projector, planned[0].recorded) is None
+    )
 
 
-def test_where_wishes_are_ignored_there_is_no_landscape(agent, planned, readout, monkeypatch):
-    heeded, seeds = World.reset, count()
-    monkeypatch.setattr(World, "reset", lambda world, seed, **wishes: heeded(world, next(seeds)))
-    assert landscape.survey(agent, WORLD, readout, planned[0].life) is None
+def test_where_wishes_are_ignored_there_is_no_critic_map(agent, planned, projector, monkeypatch):
+    heeded, seeds = EnvAdapter.reset, count()
+    monkeypatch.setattr(EnvAdapter, "reset", lambda env, seed, **wishes: heeded(env, next(seeds)))
+    assert critic_map.compute_critic_map(agent, WORLD, projector, planned[0].recorded) is None
 
 
 def test_films_as_mp4_play_as_long_as_the_gif(agent, tmp_path):
     try:
         program = ffmpeg()
-    except UnusableInput as error:
+    except ConfigError as error:
         pytest.skip(str(error))
     show(agent, WORLD, tmp_path, episodes=1, mp4=True)
-    asked = [program, "-i", str(tmp_path / "episode-0.mp4"), "-f", "null", "-"]
-    told = subprocess.run(asked, capture_output=True, text=True, check=True).stderr
-    assert "h264" in told
-    assert "480x530" in told
-    assert int(re.findall(r"frame= *(\d+)", told)[-1]) == STEPS + REST // PACE
-    with pytest.raises(UnusableInput, match=r"nowhere/film.mp4 can't be written: .*No such file"):
+    requested = [program, "-i", str(tmp_path / "episode-0.mp4"), "-f", "null", "-"]
+    output = subprocess.run(requested, capture_output=True, text=True, check=True).stderr
+    assert "h264" in output
+    assert "480x530" in output
+    assert int(re.findall(r"frame= *(\d+)", output)[-1]) == STEPS + LAST_FRAME_MS // FRAME_MS
+    with pytest.raises(ConfigError, match=r"nowhere/film.mp4 can't be written: .*No such file"):
         write_mp4(tmp_path / "nowhere" / "film.mp4", [Image.new("RGB", (8, 8))], program)
 
 
-def test_without_ffmpeg_it_is_said_before_anything_is_lived(agent, tmp_path, monkeypatch):
+def test_without_ffmpeg_it_is_reported_before_anything_is_collected(agent, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(files, "find_spec", lambda name: None)
-    with pytest.raises(UnusableInput, match=r"--mp4 needs ffmpeg: .*ami-agent\[film\]"):
+    monkeypatch.setattr(media, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"--mp4 needs ffmpeg: .*ami-agent\[film\]"):
         show(agent, WORLD, tmp_path / "out", episodes=1, mp4=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_for_tensorboard(agent):
-    image, film = picture(agent, WORLD, 0)
+    image, film = draw_episode(agent, WORLD, 0)
     assert Image.open(io.BytesIO(film)).n_frames > 1
     assert image.dtype == np.uint8
     assert image.shape[2] == 3
@@ -300,15 +321,15 @@ def test_a_picture_for_tensorboard(agent):
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [({"episodes": 0}, "episodes is 0"), ({"mode": "dream"}, "no mode 'dream'")],
 )
-def test_refuses_what_makes_no_sense(agent, tmp_path, changes, complaint):
-    with pytest.raises(UnusableInput, match=complaint):
+def test_refuses_what_makes_no_sense(agent, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
         show(agent, WORLD, tmp_path, **changes)
 
 
 def test_refuses_a_folder_that_is_a_file(agent, tmp_path):
     (tmp_path / "taken").touch()
-    with pytest.raises(UnusableInput, match="can't be written"):
+    with pytest.raises(ConfigError, match="can't be written"):
         show(agent, WORLD, tmp_path / "taken")

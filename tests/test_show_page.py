@@ -21,39 +21,44 @@ import torch
 from PIL import Image
 
 from ami_agent.agent import Agent
-from ami_agent.build import build
+from ami_agent.config import build
+from ami_agent.logger import NullLogger
 from ami_agent.recipes import two_rooms
-from ami_agent.report import Silence
-from ami_agent.show import landscape, page, show
-from ami_agent.show.episodes import Life, watch
-from ami_agent.show.paint import colours
-from ami_agent.show.scenes import Episode, seen
-from ami_agent.show.thoughts import came_true, falling, overheard, stepwise
-from ami_agent.show.views import Panel, ReadOut
-from modules.configurator import Assignment, Task
-from modules.hierarchy import LandmarkGraph
-from modules.latents import GaussianLatent
-from modules.planners import CEM
+from ami_agent.viewer import critic_map, page, show
+from ami_agent.viewer.colors import term_colors
+from ami_agent.viewer.introspect import (
+    best_so_far,
+    per_step_energy,
+    prediction_error,
+    record_search,
+)
+from ami_agent.viewer.project import ProjectedEpisode, project
+from ami_agent.viewer.projectors import Panel, ProbeProjector
+from ami_agent.viewer.record import RecordedEpisode, record_episodes
+from modules.actor.planning import CEMConfig
+from modules.actor.subgoals import LandmarkGraph, LandmarkGraphConfig
+from modules.configurator import Task, TaskSpec
+from modules.world_model.latents import GaussianLatentConfig
 
 STEPS = 5
-WORLD = replace(two_rooms().evaluation, options={"max_episode_steps": STEPS})
-REACH = Assignment(aim="world")
+WORLD = replace(two_rooms().eval_env, options={"max_episode_steps": STEPS})
+REACH = TaskSpec(goal_source="env")
 
 
-def newborn(**changes: object) -> Agent:
+def untrained_agent(**changes: object) -> Agent:
     return build(replace(two_rooms(), **changes), WORLD.build(1).spec)
 
 
 @pytest.fixture(scope="module")
 def agent() -> Agent:
     torch.set_num_threads(1)
-    return newborn()
+    return untrained_agent()
 
 
 @pytest.fixture(scope="module")
 def written(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(landscape, "SIDE", 5)
+        patch.setattr(critic_map, "GRID_SIZE", 5)
         return show(agent, WORLD, tmp_path_factory.mktemp("show"), episodes=2, mode="both")
 
 
@@ -77,8 +82,8 @@ class Parts(HTMLParser):
             self.scripts[attributes.get("id") or "code"] = data
 
     @property
-    def story(self) -> dict[str, Any]:
-        return json.loads(self.scripts["story"])
+    def data(self) -> dict[str, Any]:
+        return json.loads(self.scripts["data"])
 
 
 @pytest.fixture(scope="module")
@@ -95,53 +100,62 @@ def test_the_page_fetches_nothing_and_is_small(written):
 
 
 def test_both_modes_live_the_same_seeds_side_by_side(parts, written):
-    chapters = parts.story["chapters"]
-    assert [chapter["name"] for chapter in chapters] == ["seed 0", "seed 1"]
-    for number, chapter in enumerate(chapters):
-        assert [act["mode"] for act in chapter["acts"]] == ["plan", "react"]
-        assert [act["seed"] for act in chapter["acts"]] == [number, number]
-        first = [act["path"][:2] for act in chapter["acts"]]
+    seed_records = parts.data["seeds"]
+    assert [seed_record["name"] for seed_record in seed_records] == ["seed 0", "seed 1"]
+    for number, seed_record in enumerate(seed_records):
+        assert [act["mode"] for act in seed_record["modes"]] == ["plan", "react"]
+        assert [act["seed"] for act in seed_record["modes"]] == [number, number]
+        first = [act["path"][:2] for act in seed_record["modes"]]
         assert first[0] == first[1]
         for mode in ("plan", "react"):
             assert (written.parent / f"episode-{number}-{mode}.gif").exists()
 
 
 def test_what_can_be_toggled_is_what_there_is(parts):
-    plan, react = parts.story["chapters"][0]["acts"]
-    assert plan["layers"] == ["lived", "chosen", "considered", "came"]
-    assert react["layers"] == ["lived"]
-    for n, moment in enumerate(plan["moments"]):
-        assert len(moment["chosen"]) == 2 * 9  # 8 imagined steps
-        assert all(len(future) == 2 * 9 for future in moment["considered"])
-        assert len(moment["considered"]) > 1
-        assert len(moment["ahead"]) == 8
-        assert len(moment["ahead"][0]) == len(plan["terms"]) == len(moment["terms"])
-        assert moment["thinking"][-1] == pytest.approx(sum(moment["terms"]), rel=1e-3)
-        assert (moment["missed"] is None) == (n == STEPS - 1)
-        assert moment["compared"] == len(moment["considered"])
-        numbers, energies = zip(*moment["rivals"], strict=True)
+    plan, react = parts.data["seeds"][0]["modes"]
+    assert plan["layers"] == ["past", "planned", "candidates", "actual"]
+    assert react["layers"] == ["past"]
+    for n, projected_step in enumerate(plan["frames"]):
+        assert len(projected_step["planned"]) == 2 * 9  # 8 imagined steps
+        assert all(len(future) == 2 * 9 for future in projected_step["candidates"])
+        assert len(projected_step["candidates"]) > 1
+        assert len(projected_step["stepEnergies"]) == 8
+        assert (
+            len(projected_step["stepEnergies"][0])
+            == len(plan["terms"])
+            == len(projected_step["terms"])
+        )
+        assert projected_step["bestEnergies"][-1] == pytest.approx(
+            sum(projected_step["terms"]), rel=1e-3
+        )
+        assert (projected_step["predictionError"] is None) == (n == STEPS - 1)
+        assert projected_step["numCandidates"] == len(projected_step["candidates"])
+        numbers, energies = zip(*projected_step["otherCandidates"], strict=True)
         assert list(energies) == sorted(energies)
-        assert energies[0] >= 0.999 * sum(moment["terms"])
-        (chosen,) = {*range(moment["compared"])} - {*numbers}
-        assert moment["considered"][chosen] == moment["chosen"]
-    assert all(not moment["ahead"] and not moment["thinking"] for moment in react["moments"])
-    assert all(moment["rivals"] == [] for moment in react["moments"])
+        assert energies[0] >= 0.999 * sum(projected_step["terms"])
+        (chosen,) = {*range(projected_step["numCandidates"])} - {*numbers}
+        assert projected_step["candidates"][chosen] == projected_step["planned"]
+    assert all(
+        not projected_step["stepEnergies"] and not projected_step["bestEnergies"]
+        for projected_step in react["frames"]
+    )
+    assert all(projected_step["otherCandidates"] == [] for projected_step in react["frames"])
 
 
-def test_frames_are_the_worlds_pictures_without_anything_drawn_over_them(parts):
-    act = parts.story["chapters"][1]["acts"][0]
+def test_frames_are_the_envs_pictures_without_anything_drawn_over_them(parts):
+    act = parts.data["seeds"][1]["modes"][0]
     (panel,) = act["panels"]
     assert len(panel["shown"]) == len(act["steps"]) == STEPS
-    world = WORLD.build(1)
-    world.reset(1)
-    picture = world.inner.render()[0]
+    env = WORLD.build(1)
+    env.reset(1)
+    picture = env.unwrapped.render()[0]
     data = panel["images"][panel["shown"][0]].partition("base64,")[2]
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        gap = np.abs(np.asarray(image.convert("RGB")).astype(int) - picture)
-    assert gap.mean() < 2
+        difference = np.abs(np.asarray(image.convert("RGB")).astype(int) - picture)
+    assert difference.mean() < 2
 
 
-def test_a_picture_that_is_seen_again_is_kept_once():
+def test_a_picture_that_is_observed_again_is_kept_once():
     pictures = [np.full((8, 8, 3), level, np.uint8) for level in (0, 90, 0, 90)]
     (panel,) = page._panels([[Panel("the world", picture, True)] for picture in pictures])
     assert panel["shown"] == [0, 1, 0, 1]
@@ -153,16 +167,16 @@ def test_pictures_are_written_in_the_way_that_takes_least_room():
     flat = np.zeros((64, 64, 3), np.uint8)
     for picture in (noise, flat):
         image = Image.fromarray(picture)
-        kind, write = page._smallest([image])
-        assert len(write(image)) == min(len(other(image)) for _, other in page.WRITERS)
-        assert page._data(image, (kind, write)).startswith(f"data:image/{kind};base64,")
+        kind, write = page._smallest_encoding([image])
+        assert len(write(image)) == min(len(other(image)) for _, other in page.ENCODINGS)
+        assert page._data_uri(image, (kind, write)).startswith(f"data:image/{kind};base64,")
 
 
 def test_pictures_that_would_take_too_much_room_are_smaller(monkeypatch):
     chance = np.random.default_rng(0)
     noise = [[Panel("", chance.integers(0, 255, (200, 200, 3), np.uint8), False)] for _ in range(8)]
     (whole,) = page._panels(noise)
-    monkeypatch.setattr(page, "ROOM", 40_000)
+    monkeypatch.setattr(page, "MAX_EPISODE_BYTES", 40_000)
     (small,) = page._panels(noise)
     taken = [sum(map(len, panel["images"])) for panel in (whole, small)]
     assert taken[0] > 100_000
@@ -180,43 +194,49 @@ def test_everything_that_can_be_used_has_a_name_for_who_cannot_see_it(parts):
     assert "prefers-color-scheme: dark" in (Path(page.__file__).parent / "page.css").read_text()
 
 
-def test_nothing_that_is_told_can_end_the_script(tmp_path, parts):
-    act = {**parts.story["chapters"][0]["acts"][0], "verdict": "</script><script>alert(1)"}
-    view = SimpleNamespace(told="</script>", error=0.0)
-    out = page.write(tmp_path / "x.html", "<b>", ["<i>"], [page.Chapter([act], view)])
+def test_nothing_that_is_reported_can_end_the_script(tmp_path, parts):
+    act = {**parts.data["seeds"][0]["modes"][0], "summary": "</script><script>alert(1)"}
+    view = SimpleNamespace(description="</script>", error=0.0)
+    out = page.write(tmp_path / "x.html", "<b>", ["<i>"], [page.SeedRecord([act], view)])
     again = Parts(out.read_text(encoding="utf-8"))
     assert [tag for tag, _ in again.tags].count("script") == 2
-    assert again.story["chapters"][0]["told"] == "</script>"
+    assert again.data["seeds"][0]["description"] == "</script>"
     assert not {"b", "i"} & {tag for tag, _ in again.tags}
 
 
-def test_the_critics_landscape_can_be_laid_over_the_world(parts):
-    chapter = parts.story["chapters"][0]
-    (shade,) = chapter["shades"]
-    assert shade["low"] < shade["high"]
-    assert shade["unit"] == "steps to go"
-    with Image.open(io.BytesIO(base64.b64decode(shade["image"].partition("base64,")[2]))) as image:
+def test_the_critics_critic_map_can_be_laid_over_the_env(parts):
+    seed_record = parts.data["seeds"][0]
+    (overlay,) = seed_record["overlays"]
+    assert overlay["low"] < overlay["high"]
+    assert overlay["unit"] == "steps to go"
+    with Image.open(
+        io.BytesIO(base64.b64decode(overlay["image"].partition("base64,")[2]))
+    ) as image:
         cover = np.asarray(image.convert("RGBA"))[..., 3]
     assert cover.shape == (320, 320)
     assert cover.max() > 200
     assert cover[2, 2] == 0  # outside the walls the critic was not asked
-    assert chapter["error"] > 0
+    assert seed_record["error"] > 0
 
 
-def test_the_world_says_what_there_is_to_see(written):
+def test_the_env_says_what_there_is_to_see(written):
     assert "Two rooms are joined by one door" in written.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("arrived", "stayed", "driven", "until"),
+    "arrived, stayed, driven, until",
     [(None, False, False, 50), (18, True, False, 23), (48, True, False, 50),
      (18, False, False, 50), (18, True, True, 50)],
 )  # fmt: skip
-def test_what_rests_where_it_was_to_go_is_shown_no_further(life, arrived, stayed, driven, until):
-    found, _ = life
+def test_what_rests_where_it_was_to_go_is_shown_no_further(
+    recorded, arrived, stayed, driven, until
+):
+    found, _ = recorded
     states = torch.zeros(50, 2)
-    changed = found._replace(arrived=arrived, stayed=stayed, driven=driven, states=states)
-    assert changed.until == until
+    changed = found._replace(
+        success_step=arrived, final_success=stayed, has_drives=driven, states=states
+    )
+    assert changed.end_step == until
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), "")
@@ -227,11 +247,11 @@ addEventListener("error", (event) => wrong.push(event.message));
 const at = (step) => {
   by("time").value = step;
   by("time").dispatchEvent(new Event("input"));
-  return [...document.querySelectorAll(".said")].map((said) => said.textContent);
+  return [...document.querySelectorAll(".caption")].map((said) => said.textContent);
 };
-const drawn = () => document.querySelectorAll(".stage path, .stage circle").length;
+const drawn = () => document.querySelectorAll(".panel path, .panel circle").length;
 try {
-  const [first, second] = by("chapters").children;
+  const [first, second] = by("seeds").children;
   found.last = [by("time").max];
   by("whole").click();
   found.last.push(by("time").max);
@@ -251,11 +271,11 @@ document.body.textContent = JSON.stringify({ ...found, wrong });
 </script></body>"""
 
 
-def in_a_browser(page: Path, home: Path) -> dict[str, Any]:
+def in_a_browser(page: Path, folder: Path) -> dict[str, Any]:
     """What is found where the page is used."""
-    driven = home / "driven.html"
+    driven = folder / "driven.html"
     driven.write_text(page.read_text(encoding="utf-8").replace("</body>", DRIVEN), "utf-8")
-    argv = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={home}",
+    argv = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}",
             "--virtual-time-budget=2000", "--dump-dom", driven.as_uri()]  # fmt: skip
     dom = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
     return json.loads(html.unescape(dom.partition("<body>")[2].partition("</body>")[0]))
@@ -265,12 +285,12 @@ def in_a_browser(page: Path, home: Path) -> dict[str, Any]:
 def test_in_a_browser_time_can_be_dragged_and_layers_taken_away(written, parts, tmp_path):
     found = in_a_browser(written, tmp_path)
     assert found["wrong"] == []
-    for number, chapter in enumerate(("first", "second")):
-        moments = parts.story["chapters"][number]["acts"][0]["moments"]
-        for (plan, react), step in zip(found[chapter], (0, 3, 4), strict=True):
-            count = moments[step]["compared"]
+    for number, seed_record in enumerate(("first", "second")):
+        projected_steps = parts.data["seeds"][number]["modes"][0]["frames"]
+        for (plan, react), step in zip(found[seed_record], (0, 3, 4), strict=True):
+            count = projected_steps[step]["numCandidates"]
             assert plan.startswith(f"After {step} of 5 steps. It compares {count} series of 8 act")
-            cost = sum(moments[step]["terms"])
+            cost = sum(projected_steps[step]["terms"])
             chosen, reach, critic, others = re.search(
                 r"costs ([\d.]+) = reach ([\d.]+) \+ critic ([\d.]+), the others ([\d.]+)[, ]", plan
             ).groups()  # fmt: skip
@@ -282,18 +302,18 @@ def test_in_a_browser_time_can_be_dragged_and_layers_taken_away(written, parts, 
     bar, line = sorted(found["pointed"])
     assert bar == line  # the same energy is said of both
     gone = dict(found["layers"])
-    assert list(gone) == [f"layer-{n}" for n in (*LAYERS, "landscape")]
+    assert list(gone) == [f"layer-{n}" for n in (*LAYERS, "criticMap")]
     assert all(gone[f"layer-{name}"] < 0 for name in LAYERS)
 
 
-LAYERS = ("lived", "chosen", "considered", "came")
+LAYERS = ("past", "planned", "candidates", "actual")
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs a browser: chromium or chrome")
 def test_a_page_stops_where_nothing_more_happens_and_says_how_long_it_took(parts, tmp_path):
-    acts = [{**act, "arrived": 4, "until": 4} for act in parts.story["chapters"][0]["acts"]]
-    view = SimpleNamespace(told="", error=0.0)
-    out = page.write(tmp_path / "x.html", "", [], [page.Chapter(acts, view)] * 2)
+    acts = [{**act, "successStep": 4, "endStep": 4} for act in parts.data["seeds"][0]["modes"]]
+    view = SimpleNamespace(description="", error=0.0)
+    out = page.write(tmp_path / "x.html", "", [], [page.SeedRecord(acts, view)] * 2)
     found = in_a_browser(out, tmp_path)
     assert found["wrong"] == []
     assert found["last"] == ["3", "4"]
@@ -306,52 +326,52 @@ def test_a_page_stops_where_nothing_more_happens_and_says_how_long_it_took(parts
 # ---- what is told of a thought
 
 
-def thought(agent: Agent):
-    obs, _ = (world := WORLD.build(3)).reset(0)
-    agent.begin()
-    agent.configure(Task(goal=obs.flip(0), mode="plan"))
-    world.close()
+def plan_once(agent: Agent):
+    obs, _ = (env := WORLD.build(3)).reset(0)
+    agent.reset()
+    agent.set_task(Task(goal=obs.flip(0), mode="plan"))
+    env.close()
     with torch.no_grad():
-        state, focus = agent.attend(obs)
-        with overheard(agent) as looks:
-            plan = agent.actors["plan"](state, focus)
-    return plan, focus, looks
+        state, context = agent.prepare(obs)
+        with record_search(agent) as looks:
+            plan = agent.actors["plan"](state, context)
+    return plan, context, looks
 
 
 def test_what_each_step_would_cost_adds_up_to_what_the_future_costs(agent):
-    plan, focus, _ = thought(agent)
-    ahead = stepwise(agent, plan, focus)
+    plan, context, _ = plan_once(agent)
+    ahead = per_step_energy(agent, plan, context)
     assert ahead.keys() == plan.terms.keys()
     for name, energy in ahead.items():  # these terms are means over the path
         assert energy.shape == (3, 8)
         np.testing.assert_allclose(energy.mean(1), plan.terms[name], rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"planner": CEM.Config(horizon=4)}])
-def test_thinking_is_overheard_and_ends_with_the_energy_of_the_plan(changes):
-    agent = newborn(**changes)
-    plan, _, looks = thought(agent)
+@pytest.mark.parametrize("changes", [{}, {"planner": CEMConfig(horizon=4)}])
+def test_planning_is_overheard_and_ends_with_the_energy_of_the_plan(changes):
+    agent = untrained_agent(**changes)
+    plan, _, looks = plan_once(agent)
     assert len(looks) > 2
-    for world, energy in enumerate(falling(looks, plan)):
+    for env, energy in enumerate(best_so_far(looks, plan)):
         assert (np.diff(energy) <= 0).all()
-        assert energy[-1] == pytest.approx(float(plan.energy[world]), rel=1e-4)
+        assert energy[-1] == pytest.approx(float(plan.energy[env]), rel=1e-4)
     assert not agent.cost._forward_hooks  # nobody listens any more
 
 
 def test_of_several_futures_what_counts_is_overheard():
     recipe = two_rooms()
-    model = replace(recipe.world_model, latent=GaussianLatent.Config())
-    agent = newborn(world_model=model)
-    plan, _, looks = thought(agent)
-    assert plan.considered.shape[1] > looks[0].shape[1]
-    assert falling(looks, plan)[0][-1] == pytest.approx(float(plan.energy[0]), rel=1e-4)
+    model = replace(recipe.world_model, latent=GaussianLatentConfig())
+    agent = untrained_agent(world_model=model)
+    plan, _, looks = plan_once(agent)
+    assert plan.candidate_states.shape[1] > looks[0].shape[1]
+    assert best_so_far(looks, plan)[0][-1] == pytest.approx(float(plan.energy[0]), rel=1e-4)
 
 
-def test_who_deliberates_in_some_worlds_is_overheard_in_those(agent):
-    plan, _, _ = thought(agent)
-    plan = plan._replace(deliberated=torch.tensor([True, False, True]))
+def test_who_plans_in_some_envs_is_overheard_in_those(agent):
+    plan, _, _ = plan_once(agent)
+    plan = plan._replace(planned=torch.tensor([True, False, True]))
     looks = [torch.tensor([[3.0], [5.0], [9.0]]), torch.tensor([[2.0, 4.0], [8.0, 7.0]])]
-    found = falling(looks, plan)
+    found = best_so_far(looks, plan)
     assert [energy.tolist() for energy in found] == [[3, 2], [5], [9, 7]]
 
 
@@ -359,84 +379,111 @@ def test_what_came_true_is_zero_if_foreseen_and_one_if_nothing_was_expected_to_m
     states = np.cumsum(np.ones((6, 2)), 0)
     steps = [0, 1, 2, 3, 4, 5]
     exact = [states[np.minimum(np.arange(t, t + 3), 5)] for t in steps]
-    found = came_true(exact, steps, states)
-    np.testing.assert_allclose(found.ahead, 0)
-    np.testing.assert_allclose(found.over_time[:5], 0)
-    assert np.isnan(found.over_time[5])  # nothing came after it
+    found = prediction_error(exact, steps, states)
+    np.testing.assert_allclose(found.by_horizon, 0)
+    np.testing.assert_allclose(found.by_step[:5], 0)
+    assert np.isnan(found.by_step[5])  # nothing came after it
     still = np.repeat(states[:, None], 3, 1)
-    found = came_true(still, steps, states)
-    np.testing.assert_allclose(found.ahead, 1)
-    np.testing.assert_allclose(found.over_time[:5], 1)
+    found = prediction_error(still, steps, states)
+    np.testing.assert_allclose(found.by_horizon, 1)
+    np.testing.assert_allclose(found.by_step[:5], 1)
 
 
 def test_what_came_true_of_every_second_moment_is_measured_against_every_step():
     states = np.arange(7.0)[:, None]
     imagined = states[[0, 2, 4], None] + np.array([0.0, 1.0, 3.0])[:, None]  # a step too far at 2
-    found = came_true(imagined, [0, 2, 4], states)
-    np.testing.assert_allclose(found.ahead, [0, 0.5])
+    found = prediction_error(imagined, [0, 2, 4], states)
+    np.testing.assert_allclose(found.by_horizon, [0, 0.5])
 
 
 def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
-    agent = newborn(execute=3)
-    readout = ReadOut(agent, WORLD, 0, REACH)
-    ((life,),) = watch(agent, WORLD, readout.camera, 1, ("plan",), 0, REACH, Silence())
-    assert [len(instant.chosen) for instant in life.instants] == [9, 8, 7, 9, 8]
-    assert [len(instant.thinking) > 1 for instant in life.instants] == [True, False, False, True,
+    agent = untrained_agent(receding_horizon=3)
+    projector = ProbeProjector(agent, WORLD, 0, REACH)
+    ((recorded,),) = record_episodes(
+        agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, NullLogger()
+    )
+    assert [len(recorded_step.planned_states) for recorded_step in recorded.recorded_steps] == [
+        9,
+        8,
+        7,
+        9,
+        8,
+    ]
+    assert [len(recorded_step.best_energies) > 1 for recorded_step in recorded.recorded_steps] == [True, False, False, True,
                                                                        False]  # fmt: skip
-    told = page.act(seen(life, readout), np.zeros((8, 8, 3), np.uint8))
-    assert [len(moment["ahead"]) for moment in told["moments"]] == [8, 7, 6, 8, 7]
-    assert None not in told["ahead"][:4]  # 5 steps were lived
+    output = page.mode_record(project(recorded, projector), np.zeros((8, 8, 3), np.uint8))
+    assert [len(projected_step["stepEnergies"]) for projected_step in output["frames"]] == [
+        8,
+        7,
+        6,
+        8,
+        7,
+    ]
+    assert None not in output["errorByHorizon"][:4]  # 5 steps were lived
 
 
-def test_what_levels_above_hope_for_is_drawn_and_how_they_find_it_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(landscape, "SIDE", 5)
-    agent = newborn(hierarchy=LandmarkGraph.Config(landmarks=12, hops=4, ahead=3))
+def test_what_levels_above_hope_for_is_drawn_and_how_they_find_it_is_reported(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(critic_map, "GRID_SIZE", 5)
+    agent = untrained_agent(
+        subgoals=LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)
+    )
     obs, _ = WORLD.build(12).reset(0)
     with torch.no_grad():
-        states = agent.perceive(obs)
-    agent.hierarchy.chart(states, states[None], states[:, None])
+        states = agent.encode(obs)
+    agent.subgoals.build(states, states[None], states[:, None])
     out = show(
         agent, replace(WORLD, options={"max_episode_steps": 1}), tmp_path, episodes=1, seed=3
     )
     parts = Parts(out.read_text(encoding="utf-8"))
-    (chapter,) = parts.story["chapters"]
-    (act,) = chapter["acts"]
-    assert act["layers"][-1] == "hopes"
-    assert [len(hopes) for hopes in act["moments"][0]["hopes"]] == [2 * 3]
-    assert html.escape(LandmarkGraph.about) in out.read_text(encoding="utf-8")
+    (seed_record,) = parts.data["seeds"]
+    (act,) = seed_record["modes"]
+    assert act["layers"][-1] == "subgoals"
+    assert [len(upper_plans) for upper_plans in act["frames"][0]["subgoals"]] == [2 * 3]
+    assert html.escape(LandmarkGraph.description) in out.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def life(agent: Agent) -> tuple[Life, Episode]:
-    readout = ReadOut(agent, WORLD, 0, REACH)
-    ((found,),) = watch(agent, WORLD, readout.camera, 1, ("plan",), 0, REACH, Silence())
-    return found, seen(found, readout)
+def recorded(agent: Agent) -> tuple[RecordedEpisode, ProjectedEpisode]:
+    projector = ProbeProjector(agent, WORLD, 0, REACH)
+    ((found,),) = record_episodes(
+        agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, NullLogger()
+    )
+    return found, project(found, projector)
 
 
-def test_what_is_lived_while_one_is_watched_is_what_is_lived_alone(agent, life):
-    found, _ = life
-    world = WORLD.build(1)
-    obs, info = world.reset(0)
-    agent.begin()
-    agent.configure(REACH.task(world.goal(info), "plan"), 0)
+def test_what_is_collected_while_one_is_watched_is_what_is_collected_alone(agent, recorded):
+    found, _ = recorded
+    env = WORLD.build(1)
+    obs, info = env.reset(0)
+    agent.reset()
+    agent.set_task(REACH.to_task(env.goal(info), "plan"), 0)
     for state in found.states:
         with torch.no_grad():
-            torch.testing.assert_close(agent.perceive(obs)[0], state, rtol=1e-3, atol=1e-4)
-        obs = world.step(obs, agent.act(obs).action).transition.next_obs
+            torch.testing.assert_close(agent.encode(obs)[0], state, rtol=1e-3, atol=1e-4)
+        obs = env.step(obs, agent.act(obs).action).transition.next_obs
 
 
-def test_a_first_action_in_the_place_of_another_was_not_among_those_compared(life):
-    _, episode = life
-    moment = episode.moments[0]
-    changed = moment._replace(energies=np.array([5.0, np.nan, 3.0]), terms={"reach": 9.0})
-    assert page._rivals(changed) == [[2, 3.0], [0, 5.0]]
-    among = moment._replace(energies=np.array([5.0, 2.0, 3.0]), terms={"reach": 3.000001})
-    assert page._rivals(among) == [[1, 2.0], [0, 5.0]]
+def test_a_first_action_in_the_place_of_another_was_not_among_those_compared(recorded):
+    _, episode = recorded
+    projected_step = episode.projected_steps[0]
+    changed = projected_step._replace(
+        candidate_energies=np.array([5.0, np.nan, 3.0]), terms={"goal_distance": 9.0}
+    )
+    assert page._other_candidates(changed) == [[2, 3.0], [0, 5.0]]
+    among = projected_step._replace(
+        candidate_energies=np.array([5.0, 2.0, 3.0]), terms={"goal_distance": 3.000001}
+    )
+    assert page._other_candidates(among) == [[1, 2.0], [0, 5.0]]
 
 
 def test_terms_have_the_same_colour_wherever_they_are_shown():
-    alone, beside = colours(["critic"]), colours(["effort", "reach", "critic", "pain"])
-    assert alone["critic"] == beside["critic"]
+    single, beside = (
+        term_colors(["critic"]),
+        term_colors(["control_cost", "goal_distance", "critic", "pain"]),
+    )
+    assert single["critic"] == beside["critic"]
     assert len({*beside.values()}) == 4
 
 

@@ -19,10 +19,12 @@ import torch
 from PIL import Image
 
 import ami_agent as ami
-from ami_agent import checkpoint, cli, interrupt
+import ami_agent.cli.main as cli
+from ami_agent import interrupt
 from ami_agent.interrupt import Interrupted, deferred, handled
-from ami_agent.show import screens
-from ami_agent.show.screens import Line, Page
+from ami_agent.storage import checkpoint
+from ami_agent.viewer import live_display
+from ami_agent.viewer.live_display import Line, LivePage
 from tests.kills import child, config_of, line, rows
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -64,8 +66,8 @@ def ended(pid: int, run: Path) -> tuple[int, str]:
     """The exit code of the command and what it said on stderr."""
     os.waitpid(pid, 0)
     assert not (run.with_name("log.txt")).exists(), run.with_name("log.txt").read_text()
-    code, said = run.with_name("said").read_text().split("\n", 1)
-    return int(code), said
+    code, message = run.with_name("said").read_text().split("\n", 1)
+    return int(code), message
 
 
 def left_in_group(group: int) -> list[int]:
@@ -83,12 +85,12 @@ def left_in_group(group: int) -> list[int]:
 def test_a_signal_saves_a_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(number, tmp_path):
     config, run = line(60, 2500), tmp_path / "run"
     pid = command(config, run)
-    until(logged(run, "objective"))
+    until(logged(run, "train_jepa"))
     os.kill(pid, number)
-    code, said = ended(pid, run)
+    code, message = ended(pid, run)
     assert code == 1
-    assert said.startswith(f"ami: interrupted by {number.name}; {run} is saved up to update ")
-    assert said.count("\n") == 1
+    assert message.startswith(f"ami: interrupted by {number.name}; {run} is saved up to update ")
+    assert message.count("\n") == 1
     _, facts = checkpoint.load(checkpoint.latest(run))
     assert 60 < facts["updates"] < 2560
     assert facts["lesson"] == 1
@@ -97,9 +99,9 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(
 
 
 def test_what_was_interrupted_ends_as_what_was_not(tmp_path):
-    config, run = config_of("interact"), tmp_path / "run"
+    config, run = config_of("actor_critic"), tmp_path / "run"
     pid = command(config, run)
-    until(logged(run, "interact"))
+    until(logged(run, "actor_critic"))
     os.kill(pid, signal.SIGTERM)
     assert ended(pid, run)[0] == 1
     resumed = ami.train(config, out=run, resume=True)
@@ -111,15 +113,15 @@ def test_what_was_interrupted_ends_as_what_was_not(tmp_path):
 
 def test_workers_of_environments_say_nothing_and_end(tmp_path):
     config, run = line(100_000), tmp_path / "run"
-    config = replace(config, world=replace(config.world, vector="async"))
+    config = replace(config, env=replace(config.env, vectorization_mode="async"))
     pid = command(config, run, "--save-every", "0.2")
     until(lambda: checkpoint.checkpoints(run))
     workers = [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     assert len(workers) == 2
     os.killpg(pid, signal.SIGINT)  # as Ctrl-C does
-    code, said = ended(pid, run)
-    assert (code, said.count("\n")) == (1, 1)
-    assert "interrupted by SIGINT" in said
+    code, message = ended(pid, run)
+    assert (code, message.count("\n")) == (1, 1)
+    assert "interrupted by SIGINT" in message
     assert not left_in_group(pid)
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
@@ -164,12 +166,12 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     until((tmp_path / "ready").exists)
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGTERM)  # the same one, as `timeout` sends it
-    time.sleep(2 * interrupt.TWICE)
+    time.sleep(2 * interrupt.DEBOUNCE)
     assert os.waitpid(pid, os.WNOHANG) == (0, 0)
-    began = time.monotonic()
+    start_time = time.monotonic()
     os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-    assert time.monotonic() - began < interrupt.GRACE / 2
+    assert time.monotonic() - start_time < interrupt.GRACE / 2
     assert (tmp_path / "said").read_text() == "ami: interrupted twice: ended at once\n"
 
 
@@ -198,9 +200,9 @@ def test_the_processes_of_a_study_save_and_end(tmp_path):
     until(lambda: all(log.exists() and "life  " in log.read_text() for log in logs), 120)
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     os.killpg(pid, signal.SIGINT)
-    code, said = ended(pid, out)
-    assert (code, said.count("\n")) == (1, 1)
-    assert f"interrupted by SIGINT; 0 of 2 runs in {out} are finished" in said
+    code, message = ended(pid, out)
+    assert (code, message.count("\n")) == (1, 1)
+    assert f"interrupted by SIGINT; 0 of 2 runs in {out} are finished" in message
     until(lambda: not any(Path(f"/proc/{process}").exists() for process in children), 10)
     assert all(checkpoint.checkpoints(log.parent) for log in logs)
 
@@ -208,7 +210,7 @@ def test_the_processes_of_a_study_save_and_end(tmp_path):
 # the page
 
 
-def ask(address, head: bytes) -> bytes:
+def run_cli(address, head: bytes) -> bytes:
     with socket.create_connection(address, timeout=10) as client:
         client.sendall(head)
         with suppress(OSError):
@@ -217,7 +219,7 @@ def ask(address, head: bytes) -> bytes:
 
 
 def test_the_page_is_there_for_this_machine_alone():
-    with Page(0) as page:
+    with LivePage(0) as page:
         port = page.server.server_port
         page.show(Image.new("RGB", (8, 8)), [Line("now")])
         for host, answer in (
@@ -226,18 +228,18 @@ def test_the_page_is_there_for_this_machine_alone():
             (f"evil.example:{port}", b"403"), (f"localhost:{port + 1}", b"200"),
             ("localhost", b"200"), ("localhost.evil.example", b"403"), ("", b"403"),
         ):  # fmt: skip
-            for path in ("/", "/told", "/picture"):
+            for path in ("/", "/text", "/picture"):
                 head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-                assert ask(page.server.server_address, head)[9:12] == answer, (host, path)
-        assert ask(page.server.server_address, b"GET / HTTP/1.0\r\n\r\n")[9:12] == b"403"
+                assert run_cli(page.server.server_address, head)[9:12] == answer, (host, path)
+        assert run_cli(page.server.server_address, b"GET / HTTP/1.0\r\n\r\n")[9:12] == b"403"
 
 
 def test_200_readers_get_an_answer_each():
     answers: list[bytes] = []
-    with Page(0) as page:
+    with LivePage(0) as page:
         page.show(Image.new("RGB", (8, 8)), [Line("now")])
-        head = f"GET /told HTTP/1.1\r\nHost: 127.0.0.1:{page.server.server_port}\r\n\r\n".encode()
-        began = time.monotonic()
+        head = f"GET /text HTTP/1.1\r\nHost: 127.0.0.1:{page.server.server_port}\r\n\r\n".encode()
+        start_time = time.monotonic()
         clients = [socket.create_connection(page.server.server_address, 10) for _ in range(200)]
         for client in clients:
             client.sendall(head)
@@ -245,18 +247,18 @@ def test_200_readers_get_an_answer_each():
             with closing(client.makefile("rb")) as reply:
                 answers.append(reply.readline())
         page.show(Image.new("RGB", (8, 8)), [Line("then")])  # nobody holds up what is shown
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - start_time < 10
         for client in clients:
             client.close()
         until(lambda: page.server.streams.acquire(blocking=False), 10)  # there is room again
     assert len(answers) == 200
-    assert sum(b" 200 " in answer for answer in answers) == screens.MOST_STREAMS
+    assert sum(b" 200 " in answer for answer in answers) == live_display.MAX_STREAMS
     assert all(b" 200 " in answer or b" 503 " in answer for answer in answers)
 
 
 def test_more_connections_than_there_is_room_for_are_answered_too(monkeypatch):
-    monkeypatch.setattr(screens, "MOST_CONNECTIONS", 3)
-    with Page(0) as page:
+    monkeypatch.setattr(live_display, "MAX_CONNECTIONS", 3)
+    with LivePage(0) as page:
         silent = [socket.create_connection(page.server.server_address, 10) for _ in range(3)]
         until(lambda: threading.active_count() > 3, 10)
         with socket.create_connection(page.server.server_address, timeout=10) as one_more:
@@ -266,31 +268,31 @@ def test_more_connections_than_there_is_room_for_are_answered_too(monkeypatch):
 
 
 def test_who_is_slow_to_ask_or_asks_for_too_long_is_left(monkeypatch):
-    monkeypatch.setattr(screens, "SECONDS", 0.3)
-    with Page(0) as page:
+    monkeypatch.setattr(live_display, "TIMEOUT", 0.3)
+    with LivePage(0) as page:
         with socket.create_connection(page.server.server_address, timeout=10) as slow:
-            began = time.monotonic()
+            start_time = time.monotonic()
             with suppress(OSError):
-                while time.monotonic() - began < 5:
+                while time.monotonic() - start_time < 5:
                     slow.sendall(b"G")  # a byte now and then keeps nobody's thread
                     time.sleep(0.05)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - start_time < 5
         head = b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 5000 + b"\r\n"
-        assert b" 200 " not in ask(page.server.server_address, head)
+        assert b" 200 " not in run_cli(page.server.server_address, head)
         page.show(Image.new("RGB", (8, 8)), [Line("now")])
         with urllib.request.urlopen(page.address, timeout=10) as reply:
             assert b"<img" in reply.read()
 
 
 def test_a_reader_who_stops_reading_holds_up_nobody(monkeypatch):
-    monkeypatch.setattr(screens, "SECONDS", 0.3)
+    monkeypatch.setattr(live_display, "TIMEOUT", 0.3)
     big = Image.effect_noise((1200, 1200), 100).convert("RGB")
-    with Page(0) as page:
+    with LivePage(0) as page:
         head = f"GET /picture HTTP/1.1\r\nHost: 127.0.0.1:{page.server.server_port}\r\n\r\n"
         with socket.create_connection(page.server.server_address, timeout=10) as lazy:
             lazy.sendall(head.encode())
-            until(lambda: page.server.streams._value < screens.MOST_STREAMS, 10)
-            began = time.monotonic()
-            while page.server.streams._value < screens.MOST_STREAMS or page.moment < 8:
+            until(lambda: page.server.streams._value < live_display.MAX_STREAMS, 10)
+            start_time = time.monotonic()
+            while page.server.streams._value < live_display.MAX_STREAMS or page.frame_id < 8:
                 page.show(big, [])
-                assert time.monotonic() - began < 20
+                assert time.monotonic() - start_time < 20

@@ -31,7 +31,7 @@ def asked(study, what: str, **changes) -> tuple[list, list[int]]:
     """What is found of every agent, and which were looked at."""
     looked: list[int] = []
 
-    def find(agent, world, start: int) -> list[int]:
+    def find(agent, env, start: int) -> list[int]:
         looked.append(start)
         return [start, agent.planner.config.horizon]
 
@@ -58,12 +58,12 @@ def test_another_question_another_agent_or_other_episodes_are_looked_at_anew(stu
 
 def test_weights_that_nobody_trained_are_refused_whatever_was_found(study):
     asked(study, "this")
-    facts = next(Path(study.run("two-rooms", 1)).glob("checkpoints/*/facts.json"))
-    newest = max(facts.parent.parent.glob("*/facts.json"))
+    facts = next(Path(study.run("two-rooms", 1)).glob("checkpoints/*/metadata.json"))
+    newest = max(facts.parent.parent.glob("*/metadata.json"))
     text = newest.read_text()
     digest = text.split('"tensors.safetensors": "')[1][:64]
     newest.write_text(text.replace(digest, "0" * 64))
-    with pytest.raises(ami.UnusableInput, match="checksum"):  # not the figures of other weights
+    with pytest.raises(ami.ConfigError, match="checksum"):  # not the figures of other weights
         asked(study, "this")
 
 

@@ -14,20 +14,20 @@ from pathlib import Path
 import pytest
 
 TINY = (
-    "--life.steps", 40, "--objective.learning.steps", 3, "--interact.steps", 40,
-    "--interact.learning.batch", 8, "--interact.objective.learning.batch", 8,
-    "--planner.horizon", 2, "--planner.steps", 1, "--planner.warm-steps", 1, "--save-every", 0.2,
+    "--collect.steps", 40, "--train-jepa.optim.steps", 3, "--actor-critic.steps", 40,
+    "--actor-critic.optim.batch-size", 8, "--actor-critic.train-jepa.optim.batch-size", 8,
+    "--planner.horizon", 2, "--planner.iterations", 1, "--planner.warm-iterations", 1, "--save-every", 0.2,
 )  # fmt: skip
 ENVS = {
     "FrozenLake-v1": ("", ()),
     "Blackjack-v1": ("", ()),
     "Acrobot-v1": ("", ()),
     "LunarLander-v3": ("Box2D", ()),
-    "CarRacing-v3": ("Box2D", ("--env.limit", 60)),
+    "CarRacing-v3": ("Box2D", ("--env.max-episode-steps", 60)),
     "MiniGrid-Empty-5x5-v0": ("minigrid", ()),
     "gym_pusht/PushT-v0": ("gym_pusht", ()),
     "PointMaze_UMaze-v3": ("gymnasium_robotics", ()),
-    "ALE/Pong-v5": ("ale_py", ("--env.stack", 4, "--env.limit", 60)),
+    "ALE/Pong-v5": ("ale_py", ("--env.frame-stack", 4, "--env.max-episode-steps", 60)),
 }
 
 
@@ -45,7 +45,7 @@ def test_the_environment_is_trained_in_interrupted_resumed_evaluated_and_shown(n
     if package and importlib.util.find_spec(package) is None:
         pytest.skip(f"the package {package} is not installed")
     named = ("--env.import", package) if package not in ("", "Box2D") else ()
-    seen = ("--import", package) if named else ()
+    observed = ("--import", package) if named else ()
     train = (
         "train",
         "gym",
@@ -68,15 +68,15 @@ def test_the_environment_is_trained_in_interrupted_resumed_evaluated_and_shown(n
         assert time.monotonic() < until
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert "Traceback" not in said
+    message, _ = process.communicate(timeout=60)
+    assert "Traceback" not in message
     done = ami(*train, "--resume", cwd=tmp_path) if process.returncode else None
     if done is not None:
         assert done.returncode == 0, done.stdout + done.stderr
     found = ami(
         "eval",
         "run",
-        *seen,
+        *observed,
         "--mode",
         "react",
         "--episodes",
@@ -87,6 +87,6 @@ def test_the_environment_is_trained_in_interrupted_resumed_evaluated_and_shown(n
     )
     assert found.returncode == 0, found.stdout + found.stderr
     assert json.loads((tmp_path / "found.json").read_text())["episodes"] == 2
-    shown = ami("show", "run", *seen, "--mode", "react", "--episodes", 1, cwd=tmp_path)
+    shown = ami("show", "run", *observed, "--mode", "react", "--episodes", 1, cwd=tmp_path)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert (tmp_path / "run" / "show" / "index.html").exists()

@@ -17,14 +17,14 @@ import pytest
 import torch
 
 import ami_agent as ami
-from ami_agent import checkpoint, runs
-from ami_agent.build import lessons
-from ami_agent.probe import verdict
-from ami_agent.report import Silence
-from ami_agent.train import lesson_seed, train
-from modules.planners import CEM
-from modules.targets import MovingAverage
-from modules.types import Diverged, UnusableInput
+from ami_agent.config import stages
+from ami_agent.logger import NullLogger
+from ami_agent.probing.probe import describe_collapse
+from ami_agent.storage import checkpoint, run_dir
+from ami_agent.train import stage_seed, train
+from modules.actor.planning import CEM, CEMConfig
+from modules.perception.target_encoder import EMATargetConfig
+from modules.types import ConfigError, DivergenceError
 from tests.conftest import small
 
 ROOT = Path(__file__).parent.parent
@@ -46,15 +46,15 @@ def test_a_run_leaves_what_the_readme_names(tiny, tmp_path):
     train(tiny, out=tmp_path / "run", seed=5)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["seed"] == 5
-    assert set(manifest["seconds"]) == set(lessons(tiny))
-    assert runs.config_of(tmp_path / "run") == tiny
+    assert set(manifest["seconds"]) == set(stages(tiny))
+    assert run_dir.config_of(tmp_path / "run") == tiny
     assert not (tmp_path / "run" / "memory").exists()
 
 
 def test_an_agent_comes_back_as_it_was(tiny, tmp_path):
     agent = train(tiny, out=tmp_path / "run")
     assert same_weights(agent, ami.load(tmp_path / "run"))
-    other = ami.load(tmp_path / "run", config=replace(tiny, planner=CEM.Config()))
+    other = ami.load(tmp_path / "run", config=replace(tiny, planner=CEMConfig()))
     assert same_weights(agent, other)
     assert isinstance(other.planner, CEM)
 
@@ -67,9 +67,9 @@ class KilledAt:
     """A reporter that kills the run after so many logged updates of a lesson."""
 
     def __init__(self, stage: str) -> None:
-        self.silence, self.stage = Silence(), stage
+        self.silence, self.stage = NullLogger(), stage
 
-    def scalars(self, stage, step, values) -> None:
+    def log_scalars(self, stage, step, values) -> None:
         if stage == self.stage and step >= 4:
             raise Killed
 
@@ -78,8 +78,15 @@ class KilledAt:
 
 
 STAGES = {
-    "two-rooms-random": ("objective", "teacher", "paths", "practice", "refine", "distil"),
-    "forage": ("objective", "foresee", "amortise", "distil"),
+    "two-rooms-random": (
+        "train_jepa",
+        "train_goal_critic",
+        "distill_paths",
+        "planner_rollouts",
+        "finetune_dynamics",
+        "distill_policy",
+    ),
+    "forage": ("train_jepa", "train_values", "amortize_policy", "distill_policy"),
 }
 
 
@@ -89,26 +96,28 @@ STAGES = {
 def test_killed_and_resumed_ends_as_never_killed(recipe, stage, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 2)
     config = small(ami.recipes.recipe(recipe))
-    config = replace(config, objective=replace(config.objective, target=MovingAverage.Config()))
+    config = replace(
+        config, train_jepa=replace(config.train_jepa, target_encoder=EMATargetConfig())
+    )
     whole = train(config, out=tmp_path / "whole", seed=1)
     with pytest.raises(Killed):
-        train(config, out=tmp_path / "cut", seed=1, report=KilledAt(stage), save_every=0)
+        train(config, out=tmp_path / "cut", seed=1, logger=KilledAt(stage), save_every=0)
     resumed = train(config, out=tmp_path / "cut", seed=1, resume=True, save_every=0)
     assert same_weights(whole, resumed)
 
 
-@pytest.mark.parametrize("life", ["life", "practice"])
-def test_killed_when_a_life_was_kept_but_no_checkpoint_says_so(life, tmp_path, monkeypatch):
+@pytest.mark.parametrize("episode", ["collect", "planner_rollouts"])
+def test_killed_when_an_episode_was_kept_but_no_checkpoint_says_so(episode, tmp_path, monkeypatch):
     config = small(ami.recipes.two_rooms_random())
     whole = train(config, out=tmp_path / "whole", seed=1)
-    index, save = list(lessons(config)).index(life), training.Training._save
+    index, save = list(stages(config)).index(episode), training.Trainer._save
 
-    def killed(run, pupil):
+    def killed(run, stage_run):
         if run.reached.lesson == index + 1:
             raise Killed
-        save(run, pupil)
+        save(run, stage_run)
 
-    monkeypatch.setattr(training.Training, "_save", killed)
+    monkeypatch.setattr(training.Trainer, "_save", killed)
     with pytest.raises(Killed):
         train(config, out=tmp_path / "cut", seed=1)
     monkeypatch.undo()
@@ -136,18 +145,18 @@ def test_a_process_killed_for_good_can_be_resumed(tiny, tmp_path):
 def test_resuming_with_other_settings_is_refused(tiny, tmp_path):
     train(tiny, out=tmp_path / "run")
     other = replace(tiny, planner=replace(tiny.planner, horizon=3))
-    with pytest.raises(UnusableInput, match=r"planner\.horizon is 8, not 3"):
+    with pytest.raises(ConfigError, match=r"planner\.horizon is 8, not 3"):
         train(other, out=tmp_path / "run", resume=True)
-    with pytest.raises(UnusableInput, match="seed is 0, not 1"):
+    with pytest.raises(ConfigError, match="seed is 0, not 1"):
         train(tiny, out=tmp_path / "run", seed=1, resume=True)
-    with pytest.raises(UnusableInput, match="holds a run already"):
+    with pytest.raises(ConfigError, match="holds a run already"):
         train(tiny, out=tmp_path / "run")
 
 
 def test_what_is_left_of_a_run_is_never_mixed_with_another(tiny, tmp_path):
     train(tiny, out=tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()
-    with pytest.raises(UnusableInput, match="holds a run already"):
+    with pytest.raises(ConfigError, match="holds a run already"):
         train(tiny, out=tmp_path / "run", seed=1)
 
 
@@ -155,62 +164,64 @@ def test_a_run_of_another_version_can_be_loaded_but_not_resumed(tiny, tmp_path):
     agent = train(tiny, out=tmp_path / "run")
     newest = checkpoint.latest(tmp_path / "run")
     tensors, facts = checkpoint.load(newest)
-    del facts["lessons"]
+    del facts["stages"]
     checkpoint.save(newest, tensors, facts)
     assert same_weights(agent, ami.load(tmp_path / "run"))
-    with pytest.raises(UnusableInput, match="can be loaded, but not resumed"):
+    with pytest.raises(ConfigError, match="can be loaded, but not resumed"):
         train(tiny, out=tmp_path / "run", resume=True)
 
 
 def test_a_run_whose_memory_is_gone_is_not_resumed(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 2)
     with pytest.raises(Killed):
-        train(tiny, out=tmp_path / "run", report=KilledAt("teacher"), save_every=0)
+        train(tiny, out=tmp_path / "run", logger=KilledAt("train_goal_critic"), save_every=0)
     shutil.rmtree(tmp_path / "run" / "replay")
-    with pytest.raises(UnusableInput, match="replay buffer"):
+    with pytest.raises(ConfigError, match="replay buffer"):
         train(tiny, out=tmp_path / "run", resume=True)
 
 
-def test_lessons_and_seeds_live_far_apart():
-    names = list(lessons(ami.recipes.two_rooms()))
-    starts = sorted(lesson_seed(seed, lesson) for seed in range(60) for lesson in names)
+def test_stages_and_seeds_live_far_apart():
+    names = list(stages(ami.recipes.two_rooms()))
+    starts = sorted(stage_seed(seed, stage) for seed in range(60) for stage in names)
     assert min(b - a for a, b in itertools.pairwise(starts)) > 5000
-    assert all(0 <= lesson_seed(2**31 - 1, lesson) < 2**30 for lesson in names)
+    assert all(0 <= stage_seed(2**31 - 1, stage) < 2**30 for stage in names)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 1)
-    learning = replace(tiny.objective.learning)
-    object.__setattr__(learning, "lr", 1e30)  # beyond what a setting may be
-    config = replace(tiny, objective=replace(tiny.objective, learning=learning))
-    with pytest.raises(Diverged, match=r"objective: .* became (nan|inf) by step 2"):
+    optim = replace(tiny.train_jepa.optim)
+    object.__setattr__(optim, "lr", 1e30)  # beyond what a setting may be
+    config = replace(tiny, train_jepa=replace(tiny.train_jepa, optim=optim))
+    with pytest.raises(DivergenceError, match=r"objective: .* became (nan|inf) by step 2"):
         train(config, out=tmp_path / "run", save_every=0)
     tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"))
-    assert facts["lesson"] == 1  # life was lived, nothing was learnt
+    assert facts["stage_index"] == 1  # life was lived, nothing was learnt
     assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
 
 
 def test_a_collapsed_run_says_so(tiny, tmp_path):
-    said = []
+    message = []
 
     class Listener:
-        def say(self, text):
-            said.append(text)
+        def info(self, text):
+            message.append(text)
 
         def __getattr__(self, name):
-            return getattr(Silence(), name)
+            return getattr(NullLogger(), name)
 
-    weights = replace(tiny.objective.weights, variance=0.0, covariance=0.0, similarity=100.0)
-    learning = replace(tiny.objective.learning, steps=150, lr=3e-3)
-    objective = replace(tiny.objective, weights=weights, learning=learning)
-    train(replace(tiny, objective=objective), out=tmp_path / "run", report=Listener())
-    told = [text for text in said if text.startswith("objective")]
-    assert "COLLAPSED" in told[-1]
-    assert told[0] == "objective 0: nothing learnt yet"
+    weights = replace(
+        tiny.train_jepa.weights, variance=0.0, covariance=0.0, temporal_similarity=100.0
+    )
+    optim = replace(tiny.train_jepa.optim, steps=150, lr=3e-3)
+    objective = replace(tiny.train_jepa, weights=weights, optim=optim)
+    train(replace(tiny, train_jepa=objective), out=tmp_path / "run", logger=Listener())
+    output = [text for text in message if text.startswith("train_jepa")]
+    assert "COLLAPSED" in output[-1]
+    assert output[0] == "objective 0: nothing learnt yet"
 
 
 @pytest.mark.parametrize(
-    ("std", "rank", "said"), [(1, 20, "alive"), (0.05, 20, "hardly"), (1, 1.4, "along a line")]
+    ("std", "rank", "message"), [(1, 20, "alive"), (0.05, 20, "hardly"), (1, 1.4, "along a line")]
 )
-def test_the_verdict_names_both_ways_to_collapse(std, rank, said):
-    assert said in verdict({"std_mean": std, "std_min": std, "effective_rank": rank})
+def test_the_summary_names_both_ways_to_collapse(std, rank, message):
+    assert message in describe_collapse({"std_mean": std, "std_min": std, "effective_rank": rank})

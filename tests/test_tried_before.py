@@ -13,16 +13,23 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ami_agent import ablate, checkpoint, resuming, runs
-from ami_agent.checks import check_config
-from ami_agent.graphics import choose_gl_backend, gl_hint
-from ami_agent.lessons import Distil, Interact, NoLesson, Practise, Retrace
-from ami_agent.life import WorldConfig
+from ami_agent import ablation
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.graphics import choose_gl_backend, gl_hint
+from ami_agent.adapters.make import import_path
+from ami_agent.storage import checkpoint, resume, run_dir
 from ami_agent.train import check, train
-from ami_agent.vectors import bring
-from modules.configurator import Assignment
-from modules.types import UnusableInput
-from tests.conftest import refuse
+from ami_agent.training import (
+    CollectWithPlanner,
+    DistillPlanner,
+    GoalConditionedBC,
+    NoStage,
+    OnlineActorCritic,
+)
+from ami_agent.validate import check_config
+from modules.configurator import TaskSpec
+from modules.types import ConfigError
+from tests.conftest import error_line
 
 GOALLESS = "test/Goalless-v0"
 ONLY_ONE = "test/OnlyOne-v0"
@@ -64,77 +71,92 @@ for name, kind in ((GOALLESS, Goalless), (ONLY_ONE, OnlyOne)):
 
 def of(tiny, env_id, **stages):
     """The tiny recipe in another environment, without goals."""
-    world = WorldConfig(id=env_id)
-    tasks = {"effort": Assignment(weights={"effort": 1.0})}
-    stages = {"life": replace(tiny.life, options={}), **stages}
-    from modules.perception import Senses
+    env = EnvConfig(id=env_id)
+    tasks = {"control_cost": TaskSpec(weights={"control_cost": 1.0})}
+    stages = {"collect": replace(tiny.collect, options={}), **stages}
+    from modules.perception import MultiModalEncoderConfig
 
     return replace(
-        tiny, world=world, evaluation=world, tasks=tasks, perception=Senses.Config(), **stages
+        tiny, env=env, eval_env=env, tasks=tasks, perception=MultiModalEncoderConfig(), **stages
     )
 
 
 def test_options_of_a_later_stage_are_tried_before_the_first(capsys, tmp_path):
-    flags = ["--distil.options", "budgett", "30"]
-    said = refuse(capsys, "train", "two-rooms", "--out", tmp_path / "run", *flags)
-    assert said.startswith("ami: --distil.options: world 'ami/TwoRooms-v0' can't be made")
-    assert "budgett" in said
+    flags = ["--distill-policy.options", "budgett", "30"]
+    message = error_line(capsys, "train", "two-rooms", "--out", tmp_path / "run", *flags)
+    assert message.startswith(
+        "ami: --distill-policy.options: world 'ami/TwoRooms-v0' can't be made"
+    )
+    assert "budgett" in message
     assert not (tmp_path / "run").exists()
 
 
 def test_options_of_a_task_are_tried_as_well(tiny):
-    task = Assignment(aim="world", options={"nonsense": 1})
-    with pytest.raises(UnusableInput, match=r"task 'odd', options: world .* 'nonsense'"):
+    task = TaskSpec(goal_source="env", options={"nonsense": 1})
+    with pytest.raises(ConfigError, match=r"task 'odd', options: world .* 'nonsense'"):
         check_config(replace(tiny, tasks={**tiny.tasks, "odd": task}))
 
 
 def test_a_stage_whose_environment_has_other_spaces_is_refused(tiny):
-    distil = replace(tiny.distil, options={"wide": True})
+    distil = replace(tiny.distill_policy, options={"wide": True})
     with pytest.raises(
-        UnusableInput, match=r"--distil\.options: .* has \(4,\).* but the agent is made for \(2,\)"
+        ConfigError, match=r"--distil\.options: .* has \(4,\).* but the agent is made for \(2,\)"
     ):
-        check_config(of(tiny, GOALLESS, distil=distil))
+        check_config(of(tiny, GOALLESS, distill_policy=distil))
 
 
 def test_environments_of_which_there_can_be_only_one_are_tried_one_by_one(tiny):
-    distil = replace(tiny.distil, options={"level": 1})
-    check_config(of(tiny, ONLY_ONE, distil=distil, practice=Practise(options={"level": 2})))
+    distil = replace(tiny.distill_policy, options={"level": 1})
+    check_config(
+        of(
+            tiny,
+            ONLY_ONE,
+            distill_policy=distil,
+            planner_rollouts=CollectWithPlanner(options={"level": 2}),
+        )
+    )
     assert OnlyOne.open == 0
 
 
 def test_a_goal_that_the_environment_does_not_name_is_missed_at_once(tiny):
     config = replace(of(tiny, GOALLESS), tasks=tiny.tasks)
-    with pytest.raises(UnusableInput, match=r"test/Goalless-v0 names none there"):
+    with pytest.raises(ConfigError, match=r"test/Goalless-v0 names none there"):
         check_config(config)
 
 
 def test_stages_that_a_task_does_not_suit_are_refused_at_once(tiny):
-    with pytest.raises(UnusableInput, match="retrace teaches ways to goals"):
-        check_config(of(tiny, GOALLESS, retrace=Retrace()))
+    with pytest.raises(ConfigError, match="retrace teaches ways to goals"):
+        check_config(of(tiny, GOALLESS, goal_bc=GoalConditionedBC()))
     from ami_agent import recipes
 
     forage = recipes.forage()
-    aims = {"reach": Assignment(aim="world", weights={"effort": 1.0})}
-    with pytest.raises(UnusableInput, match="the aim of 'reach' is 'world'; it must be 'none'"):
+    aims = {"reach": TaskSpec(goal_source="env", weights={"control_cost": 1.0})}
+    with pytest.raises(ConfigError, match="the aim of 'reach' is 'env'; it must be 'none'"):
         check_config(
-            replace(forage, tasks=aims, interact=Interact(), distil=NoLesson(), amortise=NoLesson())
+            replace(
+                forage,
+                tasks=aims,
+                actor_critic=OnlineActorCritic(),
+                distill_policy=NoStage(),
+                amortize_policy=NoStage(),
+            )
         )
 
 
 def test_every_variant_is_tried_and_all_that_fail_are_named(tiny, tmp_path):
     def with_options(**options):
-        return replace(tiny, distil=replace(tiny.distil, options=options))
+        return replace(tiny, distill_policy=replace(tiny.distill_policy, options=options))
 
     configs = {"base": tiny, "one": with_options(bad=1), "two": with_options(worse=1)}
     console = Console(quiet=True)
-    with pytest.raises(UnusableInput) as told:
-        ablate.study(
+    with pytest.raises(ConfigError) as output:
+        ablation.study(
             "odd", configs, out=tmp_path / "study", seeds=1, episodes=1, device="cpu",
-            crew=ablate.Alone(console), console=console,
+            crew=ablation.Alone(console), console=console,
         )  # fmt: skip
-    assert "one: --distil.options" in str(told.value)
-    assert "two: --distil.options" in str(told.value)
-    assert "base" not in str(told.value)
+    assert "one: --distill-policy.options" in str(output.value)
+    assert "two: --distill-policy.options" in str(output.value)
+    assert "base" not in str(output.value)
     assert not (tmp_path / "study").exists()
 
 
@@ -145,22 +167,25 @@ def stopped(config, run, before):
     def fail(*_):
         raise KeyboardInterrupt
 
-    begin, kind.begin = kind.begin, fail
+    begin, kind.start = kind.start, fail
     try:
         with pytest.raises(KeyboardInterrupt):
             train(config, out=run)
     finally:
-        kind.begin = begin
+        kind.start = begin
 
 
 def test_a_stage_that_has_not_begun_may_be_changed_on_resume(tiny, tmp_path):
     run = tmp_path / "run"
-    assert isinstance(tiny.distil, Distil)
-    stopped(tiny, run, "distil")
-    changed = replace(tiny, distil=replace(tiny.distil, steps=4, options={"max_episode_steps": 30}))
+    assert isinstance(tiny.distill_policy, DistillPlanner)
+    stopped(tiny, run, "distill_policy")
+    changed = replace(
+        tiny,
+        distill_policy=replace(tiny.distill_policy, steps=4, options={"max_episode_steps": 30}),
+    )
     agent = train(changed, out=run, resume=True)
-    assert runs.config_of(run) == changed
-    notes = runs.manifest_of(run)["changed on resume"]
+    assert run_dir.config_of(run) == changed
+    notes = run_dir.manifest_of(run)["changed on resume"]
     assert "distil.steps is 3, not 4" in notes
     straight = train(changed, out=tmp_path / "straight")
     for mine, other in zip(agent.parameters(), straight.parameters(), strict=True):
@@ -170,33 +195,33 @@ def test_a_stage_that_has_not_begun_may_be_changed_on_resume(tiny, tmp_path):
 
 def test_a_stage_that_has_begun_may_not(tiny, tmp_path):
     run = tmp_path / "run"
-    stopped(tiny, run, "distil")
-    shorter = replace(tiny.objective, length=2)
-    with pytest.raises(UnusableInput) as told:
-        check(replace(tiny, objective=shorter), run, 0, resume=True)
-    assert f"--objective.length is {tiny.objective.length}, not 2" in str(told.value)
-    assert "the stage objective has begun" in str(told.value)
-    with pytest.raises(UnusableInput, match=r"--planner.horizon is 8, not 3"):
+    stopped(tiny, run, "distill_policy")
+    shorter = replace(tiny.train_jepa, length=2)
+    with pytest.raises(ConfigError) as output:
+        check(replace(tiny, train_jepa=shorter), run, 0, resume=True)
+    assert f"--train-jepa.length is {tiny.train_jepa.length}, not 2" in str(output.value)
+    assert "the stage objective has begun" in str(output.value)
+    with pytest.raises(ConfigError, match=r"--planner.horizon is 8, not 3"):
         check(replace(tiny, planner=replace(tiny.planner, horizon=3)), run, 0, resume=True)
-    with pytest.raises(UnusableInput, match=r"--seed is 0, not 1"):
+    with pytest.raises(ConfigError, match=r"--seed is 0, not 1"):
         check(tiny, run, 1, resume=True)
-    assert "changed on resume" not in runs.manifest_of(run)
+    assert "changed on resume" not in run_dir.manifest_of(run)
 
 
 def test_a_change_that_another_size_of_the_replay_buffer_would_follow_from_is_refused(
     tiny, tmp_path
 ):
-    config = replace(tiny, practice=Practise(steps=3))
+    config = replace(tiny, planner_rollouts=CollectWithPlanner(steps=3))
     run = tmp_path / "run"
-    stopped(config, run, "practice")
-    longer = replace(config, practice=Practise(steps=5))
-    with pytest.raises(UnusableInput, match="its replay buffer holds"):
-        resuming.check_resumable(run, longer, 0)
+    stopped(config, run, "planner_rollouts")
+    longer = replace(config, planner_rollouts=CollectWithPlanner(steps=5))
+    with pytest.raises(ConfigError, match="its replay buffer holds"):
+        resume.check_resumable(run, longer, 0)
 
 
 def test_nothing_has_begun_before_the_first_checkpoint(tiny, tmp_path):
-    runs.start(tmp_path / "run", tiny, 0, "cpu")
-    changed = replace(tiny, objective=replace(tiny.objective, length=2))
+    run_dir.create(tmp_path / "run", tiny, 0, "cpu")
+    changed = replace(tiny, train_jepa=replace(tiny.train_jepa, length=2))
     check(changed, tmp_path / "run", 0, resume=True)
     assert not checkpoint.checkpoints(tmp_path / "run")
 
@@ -207,21 +232,21 @@ def test_the_gl_backend_is_chosen_before_a_module_is_imported(tmp_path, monkeypa
     monkeypatch.setattr("sys.platform", "linux")
     file = tmp_path / "reads_it.py"
     file.write_text("import os\nCHOSEN = os.environ.get('MUJOCO_GL')\n")
-    assert bring(str(file)).CHOSEN in ("egl", "osmesa")
+    assert import_path(str(file)).CHOSEN in ("egl", "osmesa")
 
 
 def test_the_gl_backend_is_chosen_in_every_process_that_makes_an_environment():
     program = (
-        "import os; from ami_agent.life import WorldConfig;"
+        "import os; from ami_agent.adapters.env import WorldConfig;"
         "WorldConfig(id='CartPole-v1').build(1).close();"
         "print(os.environ.get('MUJOCO_GL'))"
     )
     hidden = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")
     env = {key: value for key, value in os.environ.items() if key not in hidden}
-    said = subprocess.run(
+    message = subprocess.run(
         [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
     ).stdout
-    assert said.strip() in ("egl", "osmesa") or sys.platform != "linux"
+    assert message.strip() in ("egl", "osmesa") or sys.platform != "linux"
 
 
 def test_the_users_own_backend_and_a_display_are_respected(monkeypatch):
@@ -236,16 +261,16 @@ def test_the_users_own_backend_and_a_display_are_respected(monkeypatch):
 
 
 def test_a_backend_that_does_not_work_is_named():
-    said = gl_hint(ImportError("Cannot initialize a EGL device display."))
-    assert "it must be egl" in said
-    assert "osmesa" in said
+    message = gl_hint(ImportError("Cannot initialize a EGL device display."))
+    assert "it must be egl" in message
+    assert "osmesa" in message
     assert not gl_hint(ValueError("no such key"))
 
 
 def test_options_come_back_from_a_run_folder_as_they_were(tmp_path, tiny):
     options = {"size": [8, 8], "deep": {"a": None}, "text": "8"}
-    config = replace(tiny, world=replace(tiny.world, options=options))
-    runs.start(tmp_path / "run", config, 0, "cpu")
-    assert runs.config_of(tmp_path / "run") == config
+    config = replace(tiny, env=replace(tiny.env, options=options))
+    run_dir.create(tmp_path / "run", config, 0, "cpu")
+    assert run_dir.config_of(tmp_path / "run") == config
     written = json.loads((tmp_path / "run" / "config.json").read_text())
     assert written["world"]["options"] == options

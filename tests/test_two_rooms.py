@@ -24,8 +24,8 @@ EVERY = pytest.mark.parametrize("variant", VARIANTS)
 
 def crosses_solid(arena, layout, start, end):
     """[N] bool, by looking at many points on the way; independent of the physics' own geometry."""
-    share = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None, None]
-    way = start.double() + share * (end - start).double()  # [2001, N, 2]
+    fraction = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None, None]
+    way = start.double() + fraction * (end - start).double()  # [2001, N, 2]
     beside = (way[..., 0] - layout[:, 0]).abs() < arena.half_wall - 1e-4
     closed = (way[..., 1] - layout[:, 1]).abs() > arena.half_door + 1e-4
     outside = ((way < arena.low - 1e-4) | (way > arena.high + 1e-4)).any(-1)
@@ -38,13 +38,13 @@ def births(variant, count, seed=0):
     )
 
 
-def lived(worlds, steps, seed, actions):
+def collect_data(vec_env, steps, seed, actions):
     """What the worlds tell over some steps."""
-    told = [(*worlds.reset(seed=seed),)]
+    text_out = [(*vec_env.reset(seed=seed),)]
     for step in range(steps):
-        obs, reward, _, truncated, infos = worlds.step(actions(step))
-        told.append((obs, {**infos, "reward": reward, "truncated": truncated}))
-    return told
+        obs, reward, _, truncated, infos = vec_env.step(actions(step))
+        text_out.append((obs, {**infos, "reward": reward, "truncated": truncated}))
+    return text_out
 
 
 def noise(step, start, count):
@@ -55,9 +55,9 @@ def noise(step, start, count):
 @pytest.mark.parametrize("variant", ["fixed", "eb-random"])
 def test_a_world_lives_the_same_life_alone_and_in_a_batch(variant):
     many = TwoRoomsVectorEnv(5, variant=variant, max_episode_steps=7)
-    alone = TwoRoomsVectorEnv(1, variant=variant, max_episode_steps=7)
-    together = lived(many, 17, 40, lambda step: noise(step, 0, 5))
-    by_itself = lived(alone, 17, 43, lambda step: noise(step, 3, 1))
+    single = TwoRoomsVectorEnv(1, variant=variant, max_episode_steps=7)
+    together = collect_data(many, 17, 40, lambda step: noise(step, 0, 5))
+    by_itself = collect_data(single, 17, 43, lambda step: noise(step, 3, 1))
     for (obs, infos), (own_obs, own_infos) in zip(together, by_itself, strict=True):
         np.testing.assert_array_equal(obs[3], own_obs[0])
         for name in own_infos:
@@ -65,10 +65,13 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(variant):
 
 
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
-    worlds = TwoRoomsVectorEnv(4, variant="random")
+    vec_env = TwoRoomsVectorEnv(4, variant="random")
     first, again, other = (
         np.stack(
-            [i["factors"] for _, i in lived(worlds, 30, seed, lambda _: worlds.behaviour_action())]
+            [
+                i["factors"]
+                for _, i in collect_data(vec_env, 30, seed, lambda _: vec_env.behaviour_action())
+            ]
         )
         for seed in (1, 1, 2**40)
     )
@@ -146,13 +149,13 @@ def test_the_oracle_always_arrives_well_before_time_runs_out(variant):
     assert (position - goal).norm(dim=-1).max() < 0.01
 
 
-def test_the_oracle_of_a_world_succeeds_and_keeps_to_the_disk():
-    worlds = TwoRoomsVectorEnv(64, variant="random")
-    worlds.reset(seed=0)
-    for _ in range(worlds.max_episode_steps):
-        action = worlds.expert_action()
+def test_the_oracle_of_an_env_succeeds_and_keeps_to_the_disk():
+    vec_env = TwoRoomsVectorEnv(64, variant="random")
+    vec_env.reset(seed=0)
+    for _ in range(vec_env.max_episode_steps):
+        action = vec_env.expert_action()
         assert np.linalg.norm(action, axis=1).max() <= 1.00001
-        _, reward, _, truncated, infos = worlds.step(action)
+        _, reward, _, truncated, infos = vec_env.step(action)
     assert infos["success"].all()
     assert infos["final_success"].all()
     assert (reward == 1).all()
@@ -168,10 +171,10 @@ def test_gymnasium_accepts_the_world(variant):
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
-    worlds = gymnasium.make_vec(
+    vec_env = gymnasium.make_vec(
         envs.TWO_ROOMS, num_envs=3, vectorization_mode=mode, variant="random", split="test"
     )
-    obs, infos = worlds.reset(seed=8)
+    obs, infos = vec_env.reset(seed=8)
     single = gymnasium.make(envs.TWO_ROOMS, variant="random", split="test")
     own_obs, own_infos = single.reset(seed=10)
     np.testing.assert_array_equal(obs[2], own_obs)
@@ -180,45 +183,45 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
 
 
 def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
-    worlds = TwoRoomsVectorEnv(2, max_episode_steps=3)
-    _, born = worlds.reset(seed=0)
+    vec_env = TwoRoomsVectorEnv(2, max_episode_steps=3)
+    _, born = vec_env.reset(seed=0)
     full = np.ones((2, 2), dtype=np.float32)
     ends = []
     for _ in range(8):
-        _, reward, terminated, truncated, infos = worlds.step(full)
+        _, reward, terminated, truncated, infos = vec_env.step(full)
         assert not terminated.any()
         ends.append(bool(truncated.all()))
         if ends[-1]:  # still about the episode that ends
             np.testing.assert_array_equal(infos["goal_factors"], born["goal_factors"])
-            _, reward, _, truncated, born = worlds.step(np.full((2, 2), np.nan, np.float32))
+            _, reward, _, truncated, born = vec_env.step(np.full((2, 2), np.nan, np.float32))
             assert not truncated.any()
             assert not reward.any()
-            goal = worlds.state.goal
+            goal = vec_env.state.goal
             start = sample_initial(
-                worlds.variant, layout_table(worlds.variant, "all"), keys_from_seeds([0, 1], CPU)
+                vec_env.variant, layout_table(vec_env.variant, "all"), keys_from_seeds([0, 1], CPU)
             )
             assert not torch.equal(goal, start.goal)
     assert ends == [False, False, True] * 2 + [False, False]
 
 
-def test_worlds_end_and_begin_each_by_themselves():
-    worlds = TwoRoomsVectorEnv(3, max_episode_steps=4)
-    worlds.reset(seed=0)
-    worlds._steps[1] = 2
-    told = [worlds.step(np.zeros((3, 2), np.float32))[3].tolist() for _ in range(5)]
+def test_envs_end_and_begin_each_by_themselves():
+    vec_env = TwoRoomsVectorEnv(3, max_episode_steps=4)
+    vec_env.reset(seed=0)
+    vec_env._steps[1] = 2
+    text_out = [vec_env.step(np.zeros((3, 2), np.float32))[3].tolist() for _ in range(5)]
     middle = [False, True, False, False, False]
     others = [False, False, False, True, False]
-    assert told == [[o, m, o] for m, o in zip(middle, others, strict=True)]
+    assert text_out == [[o, m, o] for m, o in zip(middle, others, strict=True)]
 
 
 def test_success_remembers_and_final_success_does_not():
-    worlds = TwoRoomsVectorEnv(1, variant="fixed")
+    vec_env = TwoRoomsVectorEnv(1, variant="fixed")
     here, there = np.array([[0.3, 0.5, 0.5, 16 / 56]]), np.array([[0.4, 0.5, 0.5, 16 / 56]])
-    worlds.reset(seed=0, options={"factors": here, "goal_factors": there})
-    told = [worlds.step(np.array([[1.0, 0.0]], np.float32)) for _ in range(5)]
-    assert [bool(t[4]["final_success"][0]) for t in told] == [True, True, True, False, False]
-    assert all(t[4]["success"][0] for t in told)
-    assert [float(t[1][0]) for t in told] == [1, 1, 1, 0, 0]
+    vec_env.reset(seed=0, options={"factors": here, "goal_factors": there})
+    text_out = [vec_env.step(np.array([[1.0, 0.0]], np.float32)) for _ in range(5)]
+    assert [bool(t[4]["final_success"][0]) for t in text_out] == [True, True, True, False, False]
+    assert all(t[4]["success"][0] for t in text_out)
+    assert [float(t[1][0]) for t in text_out] == [1, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["random", "eb-random"])
@@ -230,26 +233,26 @@ def test_held_out_layouts_are_never_trained_on(name):
     assert len(rows["train"] | rows["test"]) == len(VARIANTS[name].layouts)
     assert 0.15 < len(rows["test"]) / len(VARIANTS[name].layouts) < 0.25
     for split in rows:
-        worlds = TwoRoomsVectorEnv(200, variant=name, split=split)
-        worlds.reset(seed=3)
-        drawn = {tuple(r) for r in worlds.state.layout.tolist()}
-        assert drawn <= rows[split]
-        assert len(drawn) > 30
+        vec_env = TwoRoomsVectorEnv(200, variant=name, split=split)
+        vec_env.reset(seed=3)
+        sampled = {tuple(r) for r in vec_env.state.layout.tolist()}
+        assert sampled <= rows[split]
+        assert len(sampled) > 30
 
 
 @EVERY
 def test_the_image_shows_the_dot_where_it_is_and_the_door_where_it_is(variant):
-    worlds = TwoRoomsVectorEnv(16, variant=variant)
-    obs, _ = worlds.reset(seed=1)
-    assert worlds.observation_space.contains(obs)
+    vec_env = TwoRoomsVectorEnv(16, variant=variant)
+    obs, _ = vec_env.reset(seed=1)
+    assert vec_env.observation_space.contains(obs)
     rgb = obs.shape[1] == 3
     walls = (obs.max(axis=1) < 64) if rgb else obs[:, 1] == 255
     dot = (255.0 - obs[:, 1]) * (obs[:, 0] > 200) if rgb else obs[:, 0].astype(float)
     pixel = np.arange(obs.shape[-1])
-    seen = np.stack([(dot.sum(1) * pixel).sum(1), (dot.sum(2) * pixel).sum(1)], 1)
-    seen /= dot.sum((1, 2))[:, None]
-    state, arena = worlds.state, worlds.variant.arena
-    assert np.abs(seen - state.position.numpy()).max() < 0.35
+    observed = np.stack([(dot.sum(1) * pixel).sum(1), (dot.sum(2) * pixel).sum(1)], 1)
+    observed /= dot.sum((1, 2))[:, None]
+    state, arena = vec_env.state, vec_env.variant.arena
+    assert np.abs(observed - state.position.numpy()).max() < 0.35
     for picture, (wall_x, door_y) in zip(walls, state.layout.int().tolist(), strict=True):
         inner = pixel[int(arena.low) + 1 : int(arena.high)]
         is_open = np.abs(inner - door_y) <= arena.half_door
@@ -257,33 +260,33 @@ def test_the_image_shows_the_dot_where_it_is_and_the_door_where_it_is(variant):
 
 
 def test_the_goal_image_is_what_one_sees_on_arrival():
-    worlds = TwoRoomsVectorEnv(4, variant="random")
-    _, infos = worlds.reset(seed=2)
-    obs, _ = worlds.reset(options={"factors": infos["goal_factors"]})
+    vec_env = TwoRoomsVectorEnv(4, variant="random")
+    _, infos = vec_env.reset(seed=2)
+    obs, _ = vec_env.reset(options={"factors": infos["goal_factors"]})
     np.testing.assert_allclose(obs.astype(int), infos["goal"].astype(int), atol=1)
 
 
 @EVERY
-def test_the_exams_tell_a_wall_from_a_door(variant):
-    worlds = TwoRoomsVectorEnv(1, variant=variant, split="test")
-    wall, door = (worlds.dynamics_tests(seed=4)[name] for name in ("wall", "door"))
-    assert wall.obs.shape == (64, *worlds.single_observation_space.shape)
+def test_the_dynamics_tests_tell_a_wall_from_a_door(variant):
+    vec_env = TwoRoomsVectorEnv(1, variant=variant, split="test")
+    wall, door = (vec_env.dynamics_tests(seed=4)[name] for name in ("wall", "door"))
+    assert wall.obs.shape == (64, *vec_env.single_observation_space.shape)
     assert wall.actions.shape == (64, 5, 2)
-    step = worlds.variant.motion.bound * worlds.variant.motion.scale / worlds.variant.arena.side
+    step = vec_env.variant.motion.bound * vec_env.variant.motion.scale / vec_env.variant.arena.side
     moved = {
         n: (e.end_factors - e.start_factors)[:, 0] for n, e in (("wall", wall), ("door", door))
     }
     assert moved["wall"].max() <= 2.0001 * step
     np.testing.assert_allclose(moved["door"], 5 * step, rtol=1e-3)
     assert (wall.end_factors[:, 0] < wall.end_factors[:, 2]).all()
-    np.testing.assert_array_equal(wall.obs, worlds.dynamics_tests(seed=4)["wall"].obs)
+    np.testing.assert_array_equal(wall.obs, vec_env.dynamics_tests(seed=4)["wall"].obs)
 
 
 def test_a_picture_shows_dot_and_goal_where_the_factors_say():
-    worlds = TwoRoomsVectorEnv(3, variant="random")
-    _, infos = worlds.reset(seed=0)
-    xy = worlds.factors_to_pixels(infos["factors"]).round().astype(int)
-    for (x, y), picture in zip(xy, worlds.render(), strict=True):
+    vec_env = TwoRoomsVectorEnv(3, variant="random")
+    _, infos = vec_env.reset(seed=0)
+    xy = vec_env.factors_to_pixels(infos["factors"]).round().astype(int)
+    for (x, y), picture in zip(xy, vec_env.render(), strict=True):
         assert picture.shape == (320, 320, 3)
         assert picture.dtype == np.uint8
         red, _, blue = picture[y, x].astype(int)
@@ -291,12 +294,16 @@ def test_a_picture_shows_dot_and_goal_where_the_factors_say():
 
 
 def test_torch_and_numpy_tell_the_same():
-    told = {}
+    text_out = {}
     for output in ("numpy", "torch"):
-        worlds = TwoRoomsVectorEnv(2, output=output)
-        obs, _ = worlds.reset(seed=5)
-        told[output] = (obs, worlds.expert_action(), *worlds.step(worlds.behaviour_action())[:4])
-    for tensor, array in zip(told["torch"], told["numpy"], strict=True):
+        vec_env = TwoRoomsVectorEnv(2, output=output)
+        obs, _ = vec_env.reset(seed=5)
+        text_out[output] = (
+            obs,
+            vec_env.expert_action(),
+            *vec_env.step(vec_env.behaviour_action())[:4],
+        )
+    for tensor, array in zip(text_out["torch"], text_out["numpy"], strict=True):
         assert isinstance(tensor, torch.Tensor)
         np.testing.assert_array_equal(tensor.numpy(), array)
 
@@ -316,13 +323,13 @@ def test_unusable_settings_are_refused_by_name(settings_, named):
         TwoRoomsVectorEnv(1, **settings_)
 
 
-def test_unusable_actions_and_options_are_refused_by_world():
-    worlds = TwoRoomsVectorEnv(3, variant="fixed")
-    worlds.reset(seed=0)
+def test_unusable_actions_and_options_are_refused_by_env():
+    vec_env = TwoRoomsVectorEnv(3, variant="fixed")
+    vec_env.reset(seed=0)
     actions = np.zeros((3, 2), np.float32)
     actions[2, 1] = np.inf
     with pytest.raises(ValueError, match="environment 2"):
-        worlds.step(actions)
+        vec_env.step(actions)
     in_wall = np.tile([0.2, 0.9, 0.5, 0.3], (3, 1))
     in_wall[1, 0] = 0.5
     for options, named in (
@@ -333,4 +340,4 @@ def test_unusable_actions_and_options_are_refused_by_world():
         ({"factors": np.tile([0.2, 0.9, 0.0, 0.3], (3, 1))}, "no room"),
     ):
         with pytest.raises(ValueError, match=named):
-            worlds.reset(options=options)
+            vec_env.reset(options=options)

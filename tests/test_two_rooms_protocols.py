@@ -23,8 +23,8 @@ def many(count, numbers=1, seed=0):
 def rollout(name, count, steps, act):
     """States of `count` worlds under the actions of `act(state, step)`, without any images."""
     variant = VARIANTS[name]
-    rows, life = layout_table(variant, "all"), keys_from_seeds(range(count), CPU)
-    state = reset_state(variant, sample_initial(variant, rows, life), life)
+    rows, episode = layout_table(variant, "all"), keys_from_seeds(range(count), CPU)
+    state = reset_state(variant, sample_initial(variant, rows, episode), episode)
     for step in range(steps):
         state, actions = act(variant, state, step)
         state = step_state(variant, state, actions)
@@ -100,12 +100,12 @@ def test_starts_fill_both_rooms_and_goals_lie_in_the_other(name):
     right = start[:, 0] > layout[:, 0]
     assert 0.45 < right.float().mean() < 0.55
     assert ((goal[:, 0] > layout[:, 0]) != right).all()
-    gap = variant.arena.half_wall + 1.5
-    for place in (start, goal):
-        assert ((place[:, 0] - layout[:, 0]).abs() >= gap - 1e-4).all()
-        assert place.min() >= variant.arena.low + 1.5
-        assert place.max() <= variant.arena.high - 1.5
-        height = (place[:, 1] - variant.arena.low - 1.5) / (variant.arena.side - 3)
+    difference = variant.arena.half_wall + 1.5
+    for position in (start, goal):
+        assert ((position[:, 0] - layout[:, 0]).abs() >= difference - 1e-4).all()
+        assert position.min() >= variant.arena.low + 1.5
+        assert position.max() <= variant.arena.high - 1.5
+        height = (position[:, 1] - variant.arena.low - 1.5) / (variant.arena.side - 3)
         assert stats.kstest(height.numpy(), "uniform").pvalue > 1e-3
 
 
@@ -152,18 +152,18 @@ def test_a_walk_turns_and_steps_as_published(name):
     assert turns.sin().mean() == pytest.approx(0.0, abs=0.02)
 
 
-def test_errands_cross_and_aimless_walks_seldom_do():
-    def crossings(directed_fraction):
+def test_subtasks_cross_and_aimless_walks_seldom_do():
+    def count_crossings(directed_fraction):
         states = list(rollout("eb-fixed", 200, 100, on_a_walk(directed_fraction)))
         right = torch.stack([s.position[:, 0] > s.layout[:, 0] for s in states])
         return (right != right[0]).any(0).float().mean().item()
 
-    seldom, often = crossings(0.0), crossings(1.0)
+    seldom, often = count_crossings(0.0), count_crossings(1.0)
     assert seldom < 0.3
     assert often > 0.9
 
 
-def test_every_other_errand_of_our_own_worlds_runs_against_the_wall():
+def test_every_other_subtask_of_our_own_envs_runs_against_the_wall():
     *_, last = rollout("fixed", 400, 30, on_a_walk(1.0))
     assert 0.3 < last.behaviour.ignores_walls.float().mean() < 0.7
     against = (last.position[:, 0] - last.layout[:, 0]).abs() < 3
@@ -179,11 +179,11 @@ def test_swm_noise_and_repeats_are_those_of_its_expert():
     assert 0.05 < repeated < 0.05 + clipped_twice
 
 
-def test_a_walk_leaves_the_agents_own_life_alone():
+def test_a_walk_leaves_the_agents_own_episode_alone():
     """Asking where one would walk changes nothing about the world."""
-    worlds = TwoRoomsVectorEnv(3, variant="fixed")
-    _, infos = worlds.reset(seed=0)
+    envs = TwoRoomsVectorEnv(3, variant="fixed")
+    _, infos = envs.reset(seed=0)
     for _ in range(5):
-        worlds.behaviour_action()
-    _, _, _, _, after = worlds.step(np.zeros((3, 2), np.float32))
+        envs.behaviour_action()
+    _, _, _, _, after = envs.step(np.zeros((3, 2), np.float32))
     np.testing.assert_allclose(after["factors"], infos["factors"], atol=1e-6)

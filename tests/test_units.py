@@ -14,23 +14,23 @@ from gymnasium import spaces
 from torch import nn
 
 import ami_agent as ami
-from ami_agent import runs
-from ami_agent.build import Config
-from ami_agent.lessons import Interact, Live
-from ami_agent.lessons.foresight import discount_for
-from ami_agent.life import WorldConfig
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.observations import obs_fields
+from ami_agent.config import Config
+from ami_agent.logger import NullLogger, format_number
 from ami_agent.losses import lambda_returns
-from ami_agent.report import Silence, figure
-from ami_agent.senses import readers
-from modules.bounds import Box
-from modules.cost import Body, Foresight
-from modules.drives import Drives
-from modules.layers import InUnits
-from modules.memory import Memory
-from modules.perception.senses import PlainSense
-from modules.planners import GradientPlanner, MindsEye
-from modules.planners.common import spread_of
-from modules.types import Focus, Rollout, Transition
+from ami_agent.storage import run_dir
+from ami_agent.training import CollectRandom, OnlineActorCritic
+from ami_agent.training.value_critics import discount_for
+from modules.actor.action_space import BoxActions
+from modules.actor.planning import GradientPlannerConfig, RolloutEvaluator
+from modules.actor.planning.evaluator import safe_std
+from modules.cost.cost import InteroceptiveCost, ValueCritics
+from modules.cost.drives import Drives
+from modules.memory.replay_buffer import ReplayBuffer
+from modules.nets import StandardizedHead
+from modules.perception.multi_modal import StandardizedInput
+from modules.types import Rollout, TaskContext, Transition
 
 
 class Scales(gymnasium.Env):
@@ -67,13 +67,13 @@ class Scales(gymnasium.Env):
         return self.look(), reward, ends, over and not ends, {"is_success": bool(right)}
 
 
-class Said(Silence):
+class Said(NullLogger):
     """Keeps what a run says."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.lines.append(text)
 
 
@@ -84,18 +84,18 @@ def _known():
         gymnasium.register("ami-test/Scales-v0", entry_point=Scales)
 
 
-def config_of(steps: int = 0, updates: int = 3, batch: int = 8, **options) -> Config:
-    config = ami.recipes.gym(WorldConfig(id="ami-test/Scales-v0", options=options))
-    assert isinstance(config.interact, Interact)
-    objective, interact = config.objective, config.interact
+def config_of(steps: int = 0, updates: int = 3, batch_size: int = 8, **options) -> Config:
+    config = ami.recipes.gym(EnvConfig(id="ami-test/Scales-v0", options=options))
+    assert isinstance(config.actor_critic, OnlineActorCritic)
+    objective, interact = config.train_jepa, config.actor_critic
     return replace(
         config,
-        life=Live(worlds=1, steps=200 if steps > 50 else 40),
-        objective=replace(objective, learning=replace(objective.learning, steps=updates)),
-        interact=replace(
-            interact, steps=steps or 16, learning=replace(interact.learning, batch=batch),
-            objective=replace(
-                interact.objective, learning=replace(interact.objective.learning, batch=batch)
+        collect=CollectRandom(num_envs=1, steps=200 if steps > 50 else 40),
+        train_jepa=replace(objective, optim=replace(objective.optim, steps=updates)),
+        actor_critic=replace(
+            interact, steps=steps or 16, optim=replace(interact.optim, batch_size=batch_size),
+            train_jepa=replace(
+                interact.train_jepa, optim=replace(interact.train_jepa.optim, batch_size=batch_size)
             ),
         ),
     )  # fmt: skip
@@ -113,8 +113,8 @@ def config_of(steps: int = 0, updates: int = 3, batch: int = 8, **options) -> Co
     ],
 )
 def test_numbers_arrive_in_a_precision_that_holds_them(dtype, kept):
-    (reader,) = readers(spaces.Box(0, 100, (2,), dtype)).values()
-    assert reader.sense.dtype == kept
+    (reader,) = obs_fields(spaces.Box(0, 100, (2,), dtype)).values()
+    assert reader.modality.dtype == kept
     assert torch.as_tensor(reader(np.zeros((1, 2), dtype))).dtype == kept
 
 
@@ -123,7 +123,7 @@ def test_numbers_arrive_in_a_precision_that_holds_them(dtype, kept):
 )
 def test_observations_are_standardised_whatever_their_unit(shift, unit):
     plain = torch.randn(500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    one, other = PlainSense((3,)), PlainSense((3,))
+    one, other = StandardizedInput((3,)), StandardizedInput((3,))
     one.adapt(plain)
     other.adapt(shift + unit * plain)
     torch.testing.assert_close(other(shift + unit * plain), one(plain), atol=1e-4, rtol=1e-3)
@@ -134,7 +134,7 @@ def test_observations_are_standardised_whatever_their_unit(shift, unit):
 def test_rounding_is_no_signal(dtype):
     constant = torch.full((100, 1), 1e6, dtype=dtype)
     constant[::2] *= 1 + torch.finfo(dtype).eps
-    branch = PlainSense((1,))
+    branch = StandardizedInput((1,))
     branch.adapt(constant)
     assert branch.scale.item() == 1
 
@@ -144,14 +144,14 @@ def test_a_number_that_varies_late_takes_its_unit_and_the_others_keep_theirs(siz
     random = torch.Generator().manual_seed(0)
     early = torch.randn(500, 2, generator=random)
     early[:, 1] = 0
-    branch = PlainSense((2,))
+    branch = StandardizedInput((2,))
     branch.adapt(early)
     mean, scale = branch.mean.clone(), branch.scale.clone()
-    branch.renew(early)
+    branch.update_units(early)
     assert torch.equal(branch.scale, scale)
     late = torch.randn(100, 2, generator=random)
     late[:, 1] = size * torch.rand(100, generator=random)
-    branch.renew(torch.cat([early, late]))
+    branch.update_units(torch.cat([early, late]))
     assert branch.mean[0] == mean[0]
     assert branch.scale[0] == scale[0]
     shown = branch(late)[:, 1]
@@ -161,9 +161,9 @@ def test_a_number_that_varies_late_takes_its_unit_and_the_others_keep_theirs(siz
 
 def test_targets_are_centred_before_they_lose_their_precision():
     rewards = 10 + 1e-6 * (torch.arange(100, dtype=torch.float64)[:, None] % 2)
-    layers = InUnits(nn.Linear(1, 1), 1)
+    layers = StandardizedHead(nn.Linear(1, 1), 1)
     layers.adapt(rewards, torch.tensor([True]))
-    relative = layers.relative(rewards)
+    relative = layers.subtract_offset(rewards)
     assert relative.dtype == torch.float32
     assert relative.max() - relative.min() == pytest.approx(1e-6, rel=1e-4)
     assert layers.scale.item() == pytest.approx(5e-7, rel=0.02)
@@ -174,20 +174,20 @@ def test_targets_are_centred_before_they_lose_their_precision():
 @pytest.mark.parametrize(("rare", "unit"), [(1e6, 1e6), (1e-6, 1e-6), (1.0, 1.0)])
 def test_a_rare_reward_becomes_the_unit_of_rewards_that_were_0(rare, unit):
     rewards = torch.zeros(300, 1, dtype=torch.float64)
-    layers = InUnits(nn.Linear(1, 1), 1)
+    layers = StandardizedHead(nn.Linear(1, 1), 1)
     layers.adapt(rewards, torch.tensor([True]))
     rewards[7] = rare
-    layers.renew(rewards, torch.tensor([True]))
+    layers.update_units(rewards, torch.tensor([True]))
     assert layers.scale.item() == pytest.approx(unit)
     assert layers.mean.item() == layers.offset.item() == 0
 
 
 def test_where_a_unit_grows_what_is_answered_stays_the_same():
-    layers = InUnits(nn.Linear(1, 2), 2)
+    layers = StandardizedHead(nn.Linear(1, 2), 2)
     layers.adapt(torch.tensor([[1.0, 1.0], [2.0, 3.0]]))
     state = torch.randn(5, 1)
     before = layers(state)
-    grown = layers.renew(torch.tensor([[1.0, 1.0], [5000.0, 3.0]]), torch.zeros(2).bool())
+    grown = layers.update_units(torch.tensor([[1.0, 1.0], [5000.0, 3.0]]), torch.zeros(2).bool())
     assert grown[0] > 100
     assert grown[1] == 1
     torch.testing.assert_close(layers(state), before)
@@ -195,22 +195,22 @@ def test_where_a_unit_grows_what_is_answered_stays_the_same():
 
 def test_a_constant_that_is_found_to_vary_is_taken_away_and_an_end_pays_for_it():
     """`alive` never varied: it must not be doubted where an end is worth hundreds of steps."""
-    felt = torch.full((300, 2), 10.0, dtype=torch.float64)
-    felt[:, 1] = 1
-    layers = InUnits(nn.Linear(1, 2), 2)
-    layers.adapt(felt)
+    interoception = torch.full((300, 2), 10.0, dtype=torch.float64)
+    interoception[:, 1] = 1
+    layers = StandardizedHead(nn.Linear(1, 2), 2)
+    layers.adapt(interoception)
     centred = torch.tensor([True, False])
-    felt[5, 0] = 11
-    layers.renew(felt, centred)
+    interoception[5, 0] = 11
+    layers.update_units(interoception, centred)
     assert layers.offset.tolist() == [10, 0]
     assert layers.scale.tolist() == [1, 0]
     assert torch.equal(layers(torch.randn(4, 1))[:, 1], torch.ones(4))
-    felt[9, 1] = 0
-    layers.renew(felt, centred)
+    interoception[9, 1] = 0
+    layers.update_units(interoception, centred)
     assert layers.scale.tolist() == [1, 1]
 
 
-class Given(Foresight):
+class Given(ValueCritics):
     """A critic that answers what the state is."""
 
     def __init__(self, discount: float) -> None:
@@ -224,24 +224,27 @@ def test_a_constant_reward_changes_no_comparison_even_where_episodes_end():
     constant, discount = 10.0, 0.9
     random = torch.Generator().manual_seed(0)
     states = torch.randn(2, 7, 6, 1, generator=random)
-    felt = torch.rand(2, 7, 5, 2, generator=random)  # reward and alive
+    interoception = torch.rand(2, 7, 5, 2, generator=random)  # reward and alive
     drives = Drives(("reward",), ("reward", "alive"))
-    whole, centred = Body(drives, Given(discount)), Body(drives, Given(discount))
+    whole, centred = (
+        InteroceptiveCost(drives, Given(discount)),
+        InteroceptiveCost(drives, Given(discount)),
+    )
     worth = constant / (1 - discount)
     nothing = torch.empty(2, 7, 5, 0)
-    plain = felt + torch.tensor([constant, 0.0])
-    centred.foresight.end(torch.tensor([constant]), mortal=False)
+    plain = interoception + torch.tensor([constant, 0.0])
+    centred.value_critics.set_terminal_value(torch.tensor([constant]), can_terminate=False)
     one = whole(Rollout(states, nothing, nothing, plain), {"reward": 2.0})
-    other = centred(Rollout(states + worth, nothing, nothing, felt), {"reward": 2.0})
+    other = centred(Rollout(states + worth, nothing, nothing, interoception), {"reward": 2.0})
     limits = one.pop("limit reward"), other.pop("limit reward")
     torch.testing.assert_close(*limits, atol=1e-4, rtol=1e-4)
     sums = [sum(terms.values()) for terms in (one, other)]
     torch.testing.assert_close(sums[1] - worth, sums[0], atol=1e-3, rtol=1e-4)
 
-    cost, lives, ahead = -plain[..., 0][0, :, :, None], plain[0, :, :, 1], states[0, :, 1:]
-    returns = lambda_returns(cost, ahead, lives, discount, 0.8)
+    cost, episodes, ahead = -plain[..., 0][0, :, :, None], plain[0, :, :, 1], states[0, :, 1:]
+    returns = lambda_returns(cost, ahead, episodes, discount, 0.8)
     shifted = lambda_returns(
-        cost + constant, ahead + worth, lives, discount, 0.8, torch.tensor([worth])
+        cost + constant, ahead + worth, episodes, discount, 0.8, torch.tensor([worth])
     )
     torch.testing.assert_close(shifted - worth, returns, atol=1e-3, rtol=1e-4)
 
@@ -254,40 +257,42 @@ def test_values_are_those_of_transitions_and_of_no_reset():
         obs, after = torch.tensor([[k]]), torch.tensor([[k + 1]])
         return Transition(obs, torch.zeros(1, 1), obs.double() / 10, after, *flags)
 
-    memory = Memory(5, step(0.0), "cpu")
+    memory = ReplayBuffer(5, step(0.0), "cpu")
     for k in range(7):
-        memory.remember(step(float(k), over=k == 2))
+        memory.add(step(float(k), over=k == 2))
     assert memory.values("obs").flatten().tolist() == [2, 4, 5, 6]
-    assert memory.values("interoception", latest=2).flatten().tolist() == pytest.approx([0.5, 0.6])
+    assert memory.values("interoception", last_steps=2).flatten().tolist() == pytest.approx(
+        [0.5, 0.6]
+    )
     assert memory.values("terminated").flatten().tolist() == [True, False, False, False]
-    assert memory.has_ended()
+    assert memory.has_episode_end()
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1e-6, 1e6])
 def test_planning_does_not_depend_on_the_unit_of_the_energy(unit):
-    def eye(unit: float) -> MindsEye:
+    def make_evaluator(unit: float) -> RolloutEvaluator:
         def imagine(state, actions, chance=None):
             states = state[:, None, None].expand(*actions.shape[:3], -1)
             return Rollout(states, actions, actions[..., :0], actions[..., :0])
 
-        def evaluate(rollout, focus):
+        def evaluate(rollout, context):
             return {"miss": unit * (rollout.actions - 0.3).square().sum((-1, -2))}
 
-        return MindsEye(imagine, imagine, evaluate, Box(), 2)
+        return RolloutEvaluator(imagine, imagine, evaluate, BoxActions(), 2)
 
     found = []
     for each in (1.0, unit):
-        planner = GradientPlanner.Config(horizon=3, steps=8).build(
-            eye(each), lambda state, focus: state.new_empty(len(state), 0, 3, 2)
+        planner = GradientPlannerConfig(horizon=3, iterations=8).build(
+            make_evaluator(each), lambda state, context: state.new_empty(len(state), 0, 3, 2)
         )
         state = torch.zeros(1, 2)
-        focus = Focus(
+        context = TaskContext(
             "plan", state, {}, {}, {}, state, 3, 8, 1.0, state[:, None], state,
             torch.zeros(1), state.new_empty(1, 0, 3, 2),
         )  # fmt: skip
-        found.append(planner(state, focus).actions)
+        found.append(planner(state, context).actions)
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-3)
-    assert spread_of(unit * torch.tensor([1.0, 3.0])) == pytest.approx(unit)
+    assert safe_std(unit * torch.tensor([1.0, 3.0])) == pytest.approx(unit)
 
 
 @pytest.mark.parametrize(
@@ -304,31 +309,34 @@ def test_planning_does_not_depend_on_the_unit_of_the_energy(unit):
     ],
 )
 def test_figures_show_digits_that_say_something(value, span, shown):
-    assert figure(value, span) == shown
+    assert format_number(value, span) == shown
 
 
 @pytest.mark.parametrize(
-    ("world", "discount"),
+    ("env", "discount"),
     [
-        (WorldConfig(id="ami-test/Scales-v0", options={"own": 125}), 0.96),  # its own max_steps
-        (WorldConfig(id="ami-test/Scales-v0", options={"own": 250}, repeat=2), 0.96),
-        (WorldConfig(id="ami-test/Scales-v0", limit=125), 0.96),
-        (WorldConfig(id="ami-test/Scales-v0"), 0),  # from the episodes that are collected
+        (EnvConfig(id="ami-test/Scales-v0", options={"own": 125}), 0.96),  # its own max_steps
+        (EnvConfig(id="ami-test/Scales-v0", options={"own": 250}, action_repeat=2), 0.96),
+        (EnvConfig(id="ami-test/Scales-v0", max_episode_steps=125), 0.96),
+        (EnvConfig(id="ami-test/Scales-v0"), 0),  # from the episodes that are collected
     ],
 )
-def test_an_episode_limit_is_read_where_one_is_stated(world, discount):
-    config = ami.recipes.gym(world)
-    assert config.foresight.discount == pytest.approx(discount)
-    assert config.world.limit == world.limit or config.world.limit == 1000
+def test_an_episode_limit_is_read_where_one_is_stated(env, discount):
+    config = ami.recipes.gym(env)
+    assert config.value_critics.discount == pytest.approx(discount)
+    assert (
+        config.env.max_episode_steps == env.max_episode_steps
+        or config.env.max_episode_steps == 1000
+    )
 
 
-def test_a_limit_that_nothing_states_is_learnt_said_saved_and_kept(tmp_path):
-    said = Said()
-    agent = ami.train(config_of(), out=tmp_path / "run", report=said)
-    assert discount_for(10) == 0.95 == agent.cost.body.foresight.discount
-    assert any("discount follows from the episodes" in line for line in said.lines)
-    assert "discount 0.95, for episodes of 10 steps as collected" in said.lines
-    assert runs.load(tmp_path / "run").cost.body.foresight.discount == 0.95
+def test_a_limit_that_nothing_states_is_learnt_reported_saved_and_kept(tmp_path):
+    message = Said()
+    agent = ami.train(config_of(), out=tmp_path / "run", logger=message)
+    assert discount_for(10) == 0.95 == agent.cost.interoceptive_cost.value_critics.discount
+    assert any("discount follows from the episodes" in line for line in message.lines)
+    assert "discount 0.95, for episodes of 10 steps as collected" in message.lines
+    assert run_dir.load(tmp_path / "run").cost.interoceptive_cost.value_critics.discount == 0.95
 
 
 def test_training_episodes_are_logged(tmp_path):
@@ -336,7 +344,7 @@ def test_training_episodes_are_logged(tmp_path):
     ami.train(config, out=tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    for stage in ("life", "interact"):
+    for stage in ("life", "actor_critic"):
         (last,) = [row for row in rows if row["stage"] == stage]
         assert last["episode_return"] == last["episode_length"] == 10
 
@@ -352,10 +360,10 @@ def test_training_episodes_are_logged(tmp_path):
         ),
     ],
 )
-def test_a_reward_that_never_varied_is_said(tmp_path, options, end):
-    said = Said()
-    ami.train(config_of(**options), out=tmp_path / "run", report=said)
-    assert end in said.lines
+def test_a_reward_that_never_varied_is_reported(tmp_path, options, end):
+    message = Said()
+    ami.train(config_of(**options), out=tmp_path / "run", logger=message)
+    assert end in message.lines
 
 
 @pytest.mark.slow
@@ -372,9 +380,9 @@ def test_a_reward_that_never_varied_is_said(tmp_path, options, end):
     ],
 )
 def test_both_modes_learn_in_every_unit(tmp_path, options, seed):
-    config = config_of(steps=300, updates=200, batch=64, **options)
+    config = config_of(steps=300, updates=200, batch_size=64, **options)
     agent = ami.train(config, out=tmp_path / "run", seed=seed)
     for mode in ("plan", "react"):
-        found = ami.evaluate(agent, config.evaluation, mode=mode, episodes=10)
+        found = ami.evaluate(agent, config.eval_env, mode=mode, episodes=10)
         right = (found["return"]["mean"] / 10 - options.get("off", 0)) / options.get("k", 1)
         assert right == pytest.approx(1, abs=0.05), mode

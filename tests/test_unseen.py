@@ -12,57 +12,59 @@ from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from ami_agent import recipes
-from ami_agent.build import build
-from ami_agent.checks import check_lessons
+from ami_agent.config import build
 from ami_agent.train import train
-from modules.actor import Restless
+from ami_agent.validate import check_stages
+from modules.actor.policy import StuckPerturbationConfig
+from modules.actor.subgoals import ImaginedLandmarkGraph, ImaginedLandmarkGraphConfig
+from modules.actor.subgoals.edges import bellman_ford, distance_penalty
 from modules.configurator import Task
-from modules.distance import GlanceQuasimetric
-from modules.dynamics import GlanceDynamics
-from modules.graph import cheapest, distrusted
-from modules.hierarchy import ImaginedGraph
-from modules.layers import SPREAD, Glance
-from modules.perception import SceneEncoder
-from modules.types import Distance, UnusableInput
-from tests.conftest import small, wish
+from modules.cost.quasimetric import GlimpseQuasimetricConfig
+from modules.nets import POSITION_SCALE, GlimpseConfig
+from modules.perception import KeypointMapEncoder, KeypointMapEncoderConfig
+from modules.types import ConfigError, QuasimetricFns
+from modules.world_model.dynamics import GlimpseDynamics, GlimpseDynamicsConfig
+from tests.conftest import make_context, small
 from tests.test_hierarchy import straight
 
 SIDE, CHANNELS = 6, 2
-GLANCE = Glance.Config(channels=CHANNELS, reach=1)
+GLANCE = GlimpseConfig(channels=CHANNELS, radius=1)
 SHAPE = (4 + CHANNELS * SIDE**2, 1, 1)
 STEP = 0.5
 
 
 def scene(column: float, row: float, still: Tensor) -> Tensor:
     """A body at rest at a place of the map `[C, S, S]` -> state `[1, D]`."""
-    place = torch.tensor([column, row]) / (SIDE - 1) * 2 - 1
-    return torch.cat([SPREAD * place, torch.zeros(2), still.flatten()])[None]
+    position = torch.tensor([column, row]) / (SIDE - 1) * 2 - 1
+    return torch.cat([POSITION_SCALE * position, torch.zeros(2), still.flatten()])[None]
 
 
 def still(seed: int = 0) -> Tensor:
     return torch.randn(CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_glance_sees_the_map_around_the_body():
-    glance, around = GLANCE.build(SHAPE), still()
-    seen = glance(scene(2, 3, around))[0]
-    assert seen[:4].tolist() == pytest.approx(scene(2, 3, around)[0, :4].tolist())
-    torch.testing.assert_close(seen[4:], around[:, 2:5, 1:4].flatten(), atol=1e-5, rtol=0)
-    between = glance(scene(2.5, 3, around))[0, 4:]
-    half = (around[:, 2:5, 1:4] + around[:, 2:5, 2:5]).flatten() / 2
+def test_a_glance_sees_the_map_around_the_agent_body():
+    glance, build_wrappers = GLANCE.build(SHAPE), still()
+    observed = glance(scene(2, 3, build_wrappers))[0]
+    assert observed[:4].tolist() == pytest.approx(scene(2, 3, build_wrappers)[0, :4].tolist())
+    torch.testing.assert_close(
+        observed[4:], build_wrappers[:, 2:5, 1:4].flatten(), atol=1e-5, rtol=0
+    )
+    between = glance(scene(2.5, 3, build_wrappers))[0, 4:]
+    half = (build_wrappers[:, 2:5, 1:4] + build_wrappers[:, 2:5, 2:5]).flatten() / 2
     torch.testing.assert_close(between, half, atol=1e-5, rtol=0)
 
 
 def test_every_point_has_a_glance_of_its_own():
-    two = Glance.Config(points=2, channels=CHANNELS, reach=0).build((8 + CHANNELS * SIDE**2, 1, 1))
-    place = torch.tensor([1.0, 4.0, 2.0, 3.0]) / (SIDE - 1) * 2 - 1  # x of both, then y of both
-    state = torch.cat([SPREAD * place, torch.zeros(4), still().flatten()])[None]
-    seen = two(state)[0, 8:].unflatten(0, (CHANNELS, 2))
-    torch.testing.assert_close(seen[:, 0], still()[:, 2, 1], atol=1e-5, rtol=0)
-    torch.testing.assert_close(seen[:, 1], still()[:, 3, 4], atol=1e-5, rtol=0)
+    two = GlimpseConfig(points=2, channels=CHANNELS, radius=0).build((8 + CHANNELS * SIDE**2, 1, 1))
+    position = torch.tensor([1.0, 4.0, 2.0, 3.0]) / (SIDE - 1) * 2 - 1  # x of both, then y of both
+    state = torch.cat([POSITION_SCALE * position, torch.zeros(4), still().flatten()])[None]
+    observed = two(state)[0, 8:].unflatten(0, (CHANNELS, 2))
+    torch.testing.assert_close(observed[:, 0], still()[:, 2, 1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(observed[:, 1], still()[:, 3, 4], atol=1e-5, rtol=0)
 
 
-def test_a_glance_takes_any_batch_and_tells_which_way_more_is_to_be_seen():
+def test_a_glance_takes_any_batch_and_tells_which_way_more_is_to_be_observed():
     glance = GLANCE.build(SHAPE)
     rising = torch.arange(SIDE).float().expand(CHANNELS, SIDE, SIDE)  # from column to column
     state = scene(2.3, 3, rising).requires_grad_()
@@ -75,17 +77,17 @@ def test_a_glance_takes_any_batch_and_tells_which_way_more_is_to_be_seen():
 
 @pytest.mark.parametrize("shape", [(4 + 2 * 35, 1, 1), (4, 1, 1), (2, 1, 1)])
 def test_what_is_no_scene_is_refused(shape):
-    for config in (GlanceDynamics.Config(glance=GLANCE), GlanceQuasimetric.Config(glance=GLANCE)):
-        with pytest.raises(UnusableInput, match=f"a state of {shape[0]} numbers is no scene"):
-            config.build(shape, 2) if isinstance(config, GlanceDynamics.Config) else config.build(
+    for config in (GlimpseDynamicsConfig(glimpse=GLANCE), GlimpseQuasimetricConfig(glimpse=GLANCE)):
+        with pytest.raises(ConfigError, match=f"a state of {shape[0]} numbers is no scene"):
+            config.build(shape, 2) if isinstance(config, GlimpseDynamicsConfig) else config.build(
                 shape
             )
 
 
-def lively() -> GlanceDynamics:
+def lively() -> GlimpseDynamics:
     torch.manual_seed(0)
-    model = GlanceDynamics.Config(hidden=16, glance=GLANCE).build(SHAPE, 2)
-    torch.nn.init.normal_(model.change.weight)
+    model = GlimpseDynamicsConfig(hidden=16, glimpse=GLANCE).build(SHAPE, 2)
+    torch.nn.init.normal_(model.delta_head.weight)
     return model
 
 
@@ -111,7 +113,7 @@ def test_what_stays_stays_and_only_what_is_near_matters():
 
 def test_how_far_it_is_depends_on_what_is_around_both_ends():
     torch.manual_seed(0)
-    distance = GlanceQuasimetric.Config(glance=GLANCE).build(SHAPE)
+    distance = GlimpseQuasimetricConfig(glimpse=GLANCE).build(SHAPE)
     start, goal = scene(1, 1, still()), scene(4, 4, still())
     other = still().clone()
     other[:, 4, 4] += 3
@@ -120,9 +122,9 @@ def test_how_far_it_is_depends_on_what_is_around_both_ends():
     assert distance(start, goal) != distance(start, scene(4, 4, other))
 
 
-def eyes(**told) -> SceneEncoder:
+def make_evaluators(**output) -> KeypointMapEncoder:
     torch.manual_seed(0)
-    return SceneEncoder.Config(**told).build({"obs": (3, 12, 12)})
+    return KeypointMapEncoderConfig(**output).build({"obs": (3, 12, 12)})
 
 
 def image(seed: int) -> Tensor:
@@ -130,7 +132,7 @@ def image(seed: int) -> Tensor:
 
 
 def test_a_scene_is_what_moves_and_then_what_stays():
-    see = eyes(channels=2)
+    see = make_evaluators(channels=2)
     assert see.shape == (4 + 2 * 6 * 6, 1, 1)
     one, moved, walled = image(0), image(0), image(0)
     moved[1:] = image(1)[1:]
@@ -142,27 +144,33 @@ def test_a_scene_is_what_moves_and_then_what_stays():
     assert not torch.allclose(here[4:], elsewhere[4:])
     swapped = see(one[None, [0, 2, 1]], {})[0]
     point = see.points(one[None, 1:2] / 255)[0]
-    torch.testing.assert_close(here[:2], SPREAD * point)
-    torch.testing.assert_close(here[2:4], see.config.motion * (here[:2] - swapped[:2]) / SPREAD)
+    torch.testing.assert_close(here[:2], POSITION_SCALE * point)
+    torch.testing.assert_close(
+        here[2:4], see.config.motion_scale * (here[:2] - swapped[:2]) / POSITION_SCALE
+    )
     rest = one.clone()
     rest[2] = rest[1]
     assert see(rest[None], {})[0, 2:4].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
-    ("told", "shape", "said"),
+    ("output", "shape", "message"),
     [
-        ({"now": (1,), "before": ()}, (3, 12, 12), "now has 1 channels, before 0 and still 1"),
-        ({"still": ()}, (3, 12, 12), "still 0"),
-        ({"still": (3,)}, (3, 12, 12), "channel 3 of an image that has 3"),
+        (
+            {"current_channels": (1,), "previous_channels": ()},
+            (3, 12, 12),
+            "current_channels has 1 channels, previous_channels 0 and static_channels 1",
+        ),
+        ({"static_channels": ()}, (3, 12, 12), "static_channels 0"),
+        ({"static_channels": (3,)}, (3, 12, 12), "channel 3 of an image that has 3"),
         ({}, (3, 12, 16), "an image of 12 by 16; it must be a square"),
         ({}, (4,), "no images"),
         ({"stride": 0}, (3, 12, 12), "stride is 0"),
     ],
 )
-def test_what_cannot_be_seen_as_a_scene_is_refused(told, shape, said):
-    with pytest.raises(UnusableInput, match=said):
-        SceneEncoder.Config(**told).build({"obs": shape})
+def test_what_cannot_be_observed_as_a_scene_is_refused(output, shape, message):
+    with pytest.raises(ConfigError, match=message):
+        KeypointMapEncoderConfig(**output).build({"obs": shape})
 
 
 # A world of points in the square from 0 to 6, with a wall on the line x = 3 that is open above
@@ -171,13 +179,13 @@ def test_what_cannot_be_seen_as_a_scene_is_refused(told, shape, said):
 
 def walking(gate: float):
     def ahead(state: Tensor, free: Tensor) -> Tensor:
-        place, path = state[:, None].expand(-1, free.shape[1], -1), []
+        position, path = state[:, None].expand(-1, free.shape[1], -1), []
         for act in (free / free.norm(dim=-1, keepdim=True).clamp_min(1)).unbind(2):
-            onward = (place + STEP * act).clamp(0, 6)
-            crossed = (place[..., 0] < 3) != (onward[..., 0] < 3)
-            stopped = crossed & (torch.minimum(place[..., 1], onward[..., 1]) < gate)
-            place = torch.where(stopped[..., None], place, onward)
-            path.append(place)
+            onward = (position + STEP * act).clamp(0, 6)
+            crossed = (position[..., 0] < 3) != (onward[..., 0] < 3)
+            stopped = crossed & (torch.minimum(position[..., 1], onward[..., 1]) < gate)
+            position = torch.where(stopped[..., None], position, onward)
+            path.append(position)
         return torch.stack(path, 2)
 
     return ahead
@@ -192,42 +200,44 @@ def near_by(state: Tensor, goal: Tensor) -> Tensor:
     return far + 30 * (across & (far < 7))
 
 
-def imagining(gate: float = 4, distance=near_by, **told) -> ImaginedGraph:
-    config = ImaginedGraph.Config(**{"landmarks": 97, "apart": 1.0, "stride": 3.0, **told})
-    return config.build((2, 1, 1), 2, Distance(lambda state: state, distance), walking(gate))
+def imagining(gate: float = 4, distance=near_by, **output) -> ImaginedLandmarkGraph:
+    config = ImaginedLandmarkGraphConfig(
+        **{"num_landmarks": 97, "min_spacing": 1.0, "subgoal_spacing": 3.0, **output}
+    )
+    return config.build((2, 1, 1), 2, QuasimetricFns(lambda state: state, distance), walking(gate))
 
 
 START, GOAL = torch.tensor([[1.0, 1.0]]), torch.tensor([[5.0, 1.0]])
 
 
-def wanting(goal: Tensor):
-    return wish(goal, weights={"critic": 1.0})
+def with_target(goal: Tensor):
+    return make_context(goal, weights={"critic": 1.0})
 
 
 def test_landmarks_are_where_imagination_leads_and_nowhere_else():
     level = imagining()
-    level.chart(START, GOAL)
-    places = level.landmarks[0]
-    assert places.shape == (97, 2)
-    assert torch.equal(places[0], START[0])
+    level.build(START, GOAL)
+    positions = level.landmarks[0]
+    assert positions.shape == (97, 2)
+    assert torch.equal(positions[0], START[0])
     for x, y in ((0.5, 5.5), (0.5, 0.5), (5.5, 0.5), (5.5, 5.5)):  # all over
-        assert straight(places, torch.tensor([x, y])).min() < 1.5
+        assert straight(positions, torch.tensor([x, y])).min() < 1.5
     closed = imagining(gate=7)
-    closed.chart(START, GOAL)
+    closed.build(START, GOAL)
     assert (closed.landmarks[..., 0] < 3).all()
     # spread: none are nearer than told while there is anything as far
-    few = imagining(landmarks=9, apart=2.0, grow=8, ways=60)
-    few.chart(START, GOAL)
+    few = imagining(num_landmarks=9, min_spacing=2.0, nodes_per_round=8, branches=60)
+    few.build(START, GOAL)
     steps = near_by(few.landmarks[0][:, None], few.landmarks[0]).fill_diagonal_(torch.inf)
     assert steps.min() >= 2.0
 
 
 def test_the_way_leads_round_the_wall():
-    level = imagining(stride=1.0)  # who goes straight there would cut corners
+    level = imagining(subgoal_spacing=1.0)  # who goes straight there would cut corners
     state = START
     passed = []
     for _ in range(60):
-        goal = level(state, wanting(GOAL)).goal
+        goal = level(state, with_target(GOAL)).goal
         assert straight(state, goal) > 0
         onward = (goal - state) / straight(state, goal)[:, None].clamp_min(STEP)
         state = walking(4)(state, onward[:, None, None])[:, 0, 0]
@@ -238,120 +248,136 @@ def test_the_way_leads_round_the_wall():
     assert straight(state, GOAL) < STEP
     assert way[:, 1].max() > 4  # through the gate
     # as the crow flies, nobody gets there
-    assert torch.equal(imagining(landmarks=2)(START, wanting(GOAL)).goal, GOAL)
+    assert torch.equal(imagining(num_landmarks=2)(START, with_target(GOAL)).goal, GOAL)
 
 
 def test_the_price_of_the_way_is_the_cheapest():
     level = imagining()
-    level.chart(START, GOAL)
+    level.build(START, GOAL)
     every = torch.cat([level.landmarks[0], GOAL])
-    price = distrusted(near_by(every[:, None], every), level.config.hop).clamp_min(1e-9)
+    price = distance_penalty(
+        near_by(every[:, None], every), level.config.trusted_edge_length
+    ).clamp_min(1e-9)
     known = dijkstra(price.double().numpy().T, indices=len(every) - 1)[:-1]
-    np.testing.assert_allclose(level.to_go[0].numpy(), known, rtol=1e-3, atol=0.1)
+    np.testing.assert_allclose(level.cost_to_go[0].numpy(), known, rtol=1e-3, atol=0.1)
 
 
 def test_the_cheapest_way_is_found_whatever_the_order():
     line = torch.full((4, 4), torch.inf)
     line[3, 1] = line[1, 0] = line[0, 2] = 1.0
     last = torch.tensor([torch.inf, torch.inf, 1.0, 50.0])
-    assert cheapest(line, last).tolist() == [2.0, 3.0, 1.0, 4.0]
-    assert cheapest(line[None], last[None])[0].tolist() == [2.0, 3.0, 1.0, 4.0]
+    assert bellman_ford(line, last).tolist() == [2.0, 3.0, 1.0, 4.0]
+    assert bellman_ford(line[None], last[None])[0].tolist() == [2.0, 3.0, 1.0, 4.0]
 
 
-def test_worlds_do_not_mix_and_a_seed_imagines_the_same():
+def test_envs_do_not_mix_and_a_seed_imagines_the_same():
     starts = torch.tensor([[2.0, 1.0], [5.0, 5.0], [0.5, 3.0]])
     goals = torch.tensor([[4.0, 1.0], [0.5, 0.5], [5.5, 3.0]])
-    level, alone = imagining(), imagining()
-    together = level(starts, wanting(goals))
-    for world in range(3):
-        alone.reset(0)
-        own = alone(starts[world : world + 1], wanting(goals[world : world + 1]))
-        torch.testing.assert_close(own.goal[0], together.goal[world])
-        torch.testing.assert_close(alone.landmarks[0], level.landmarks[world])
+    level, single = imagining(), imagining()
+    together = level(starts, with_target(goals))
+    for env in range(3):
+        single.reset(0)
+        own = single(starts[env : env + 1], with_target(goals[env : env + 1]))
+        torch.testing.assert_close(own.goal[0], together.goal[env])
+        torch.testing.assert_close(single.landmarks[0], level.landmarks[env])
     once = level.landmarks
     level.reset(1)
-    level(starts, wanting(goals))
+    level(starts, with_target(goals))
     assert not torch.equal(level.landmarks[:, 1:], once[:, 1:])
 
 
 def test_landmarks_stand_for_an_episode():
     level = imagining()
-    level(START, wanting(GOAL))
+    level(START, with_target(GOAL))
     first = level.landmarks
-    level(START + 0.3, wanting(GOAL))
+    level(START + 0.3, with_target(GOAL))
     assert level.landmarks is first
     level.reset()
-    level(START + 0.3, wanting(GOAL))
+    level(START + 0.3, with_target(GOAL))
     assert not torch.equal(level.landmarks, first)
 
 
 def test_who_gets_nowhere_goes_closely_and_then_another_way():
-    level = imagining(stride=3.0, patience=2)
-    tried = [level(START, wanting(GOAL)).goal for _ in range(40)]  # whatever it is told
+    level = imagining(subgoal_spacing=3.0, stuck_after=2)
+    tried = [level(START, with_target(GOAL)).goal for _ in range(40)]  # whatever it is told
     away = [float(straight(START, goal)) for goal in tried]
     assert len({round(step, 3) for step in away[:2]}) == 1
     assert away[2] < away[0]  # the next landmark, not a stride ahead
     assert len({tuple(goal[0].tolist()) for goal in tried}) > 3
-    lively = imagining(stride=3.0, patience=2)
-    first = lively(START, wanting(GOAL)).goal
+    lively = imagining(subgoal_spacing=3.0, stuck_after=2)
+    first = lively(START, with_target(GOAL)).goal
     for moved in (1.0, 2.0, 3.0):  # who gets on has nothing against the map
-        lively(START + torch.tensor([[0.0, moved]]), wanting(GOAL))
-    assert not lively.trust.debt.any()
-    assert torch.equal(lively(START, wanting(GOAL)).goal, first)
+        lively(START + torch.tensor([[0.0, moved]]), with_target(GOAL))
+    assert not lively.edge_feedback.penalty.any()
+    assert torch.equal(lively(START, with_target(GOAL)).goal, first)
 
 
 def test_who_can_not_go_straight_to_the_goal_goes_another_way():
-    blind, near = straight, torch.tensor([[2.2, 1.0]])  # two steps and more, whatever is between
-    level = imagining(distance=lambda state, goal: blind(state, goal) / STEP, patience=2)
-    assert torch.equal(level(START, wanting(near)).goal, near)
+    zero_weights, near = (
+        straight,
+        torch.tensor([[2.2, 1.0]]),
+    )  # two steps and more, whatever is between
+    level = imagining(distance=lambda state, goal: zero_weights(state, goal) / STEP, stuck_after=2)
+    assert torch.equal(level(START, with_target(near)).goal, near)
     chosen = []
     for _ in range(20):
-        level(START, wanting(near))
-        chosen.append(int(level.trust.chosen))
+        level(START, with_target(near))
+        chosen.append(int(level.edge_feedback.chosen_edge))
     straight_on = chosen.index(97)
-    assert any(hop != 97 for hop in chosen[straight_on:])
+    assert any(edge != 97 for edge in chosen[straight_on:])
 
 
 def test_near_goals_are_pursued_directly_and_none_where_there_is_none():
     level = imagining()
     near = START + torch.tensor([[0.0, 0.4]])
-    assert torch.equal(level(START, wanting(near)).goal, near)
-    idle = wish(GOAL, weights={"effort": 1.0})
+    assert torch.equal(level(START, with_target(near)).goal, near)
+    idle = make_context(GOAL, weights={"control_cost": 1.0})
     assert level(START, idle) is idle
 
 
 def test_without_a_critic_nobody_knows_how_far_landmarks_are_apart():
-    with pytest.raises(UnusableInput, match="ImaginedGraph needs the critic's distance"):
-        ImaginedGraph.Config().build((2, 1, 1), 2, None, walking(4))
+    with pytest.raises(ConfigError, match="ImaginedLandmarkGraph needs the critic's distance"):
+        ImaginedLandmarkGraphConfig().build((2, 1, 1), 2, None, walking(4))
 
 
 @pytest.mark.parametrize(
-    "setting", ["landmarks", "grow", "ways", "length", "waiting", "hop", "stride", "ahead", "hops"]
+    "setting",
+    [
+        "num_landmarks",
+        "nodes_per_round",
+        "branches",
+        "branch_steps",
+        "frontier_size",
+        "trusted_edge_length",
+        "subgoal_spacing",
+        "num_subgoals",
+        "max_edges",
+    ],
 )
 def test_a_level_of_nothing_is_refused(setting):
-    with pytest.raises(UnusableInput, match=f"{setting} is 0"):
-        ImaginedGraph.Config(**{setting: 0})
+    with pytest.raises(ConfigError, match=f"{setting} is 0"):
+        ImaginedLandmarkGraphConfig(**{setting: 0})
 
 
 def test_the_recipe_learns_and_hopes(tmp_path):
     config = small(recipes.recipe("maze-random"))
     agent = train(config, out=tmp_path / "run", seed=0)
-    world = config.evaluation.build(3, goal_distance="long")
-    obs, info = world.reset(0)
-    agent.configure(Task(goal=world.goal(info)))
+    env = config.eval_env.build(3, goal_distance="long")
+    obs, info = env.reset(0)
+    agent.set_task(Task(goal=env.goal(info)))
     plan = agent.act(obs)
-    assert plan.hopes.shape == (3, 1, 4, agent.shape[0])
+    assert plan.upper_plans.shape == (3, 1, 4, agent.shape[0])
     assert plan.subgoals.shape == (3, 1, agent.shape[0])
 
 
 def test_restlessness_is_no_match_for_subgoals():
-    config = replace(small(recipes.recipe("maze-random")), temper=Restless.Config())
-    with pytest.raises(UnusableInput, match="with hierarchy ImaginedGraph it must be Calm"):
-        check_lessons(config)
+    config = replace(small(recipes.recipe("maze-random")), stuck_recovery=StuckPerturbationConfig())
+    with pytest.raises(ConfigError, match="with hierarchy ImaginedLandmarkGraph it must be Calm"):
+        check_stages(config)
 
 
-def test_layouts_of_training_are_not_those_of_the_judge():
+def test_layouts_of_training_are_not_those_of_the_evaluate():
     config = recipes.recipe("maze-random")
-    assert config.world.options["split"] == "train"
-    assert config.evaluation.options["split"] == "test"
-    assert isinstance(build(config, config.world.build(1).spec).hierarchy, ImaginedGraph)
+    assert config.env.options["split"] == "train"
+    assert config.eval_env.options["split"] == "test"
+    assert isinstance(build(config, config.env.build(1).spec).subgoals, ImaginedLandmarkGraph)

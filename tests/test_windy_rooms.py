@@ -21,22 +21,22 @@ ROOM = (0.17, 0.5)  # in the middle of the left room, where no gust meets anythi
 EVERY_LAYOUT = pytest.mark.parametrize("layout", range(4))
 
 
-def world(count=1, **settings):
+def make_env(count=1, **settings):
     """Worlds that tell in tensors, at the beginning of seed 0."""
-    worlds = WindyRoomsVectorEnv(count, output="torch", **settings)
-    return worlds, worlds.reset(seed=0)[1]
+    vec_env = WindyRoomsVectorEnv(count, output="torch", **settings)
+    return vec_env, vec_env.reset(seed=0)[1]
 
 
-def put(worlds, body, goal=(0.9, 0.9)):
+def put(vec_env, body, goal=(0.9, 0.9)):
     """The worlds anew, with bodies and goals where a test wants them."""
-    wanted = {"factors": body, "goal_factors": goal}
-    shape = (worlds.num_envs, 2)
-    options = {name: torch.as_tensor(place).expand(shape) for name, place in wanted.items()}
-    return worlds.reset(seed=0, options=options)[1]
+    target = {"factors": body, "goal_factors": goal}
+    shape = (vec_env.num_envs, 2)
+    options = {name: torch.as_tensor(position).expand(shape) for name, position in target.items()}
+    return vec_env.reset(seed=0, options=options)[1]
 
 
-def rest(worlds):
-    return torch.zeros(worlds.num_envs, 2)
+def rest(vec_env):
+    return torch.zeros(vec_env.num_envs, 2)
 
 
 def noise(step, start, count):
@@ -44,56 +44,62 @@ def noise(step, start, count):
     return np.stack([r.uniform(-1.5, 1.5, 2) for r in rng]).astype(np.float32)
 
 
-def lived(worlds, steps, seed, act):
+def collect_data(vec_env, steps, seed, act):
     """What the worlds tell over some steps, actions too."""
-    obs, infos = worlds.reset(seed=seed)
-    told = [{"obs": obs, **infos}]
+    obs, infos = vec_env.reset(seed=seed)
+    text_out = [{"obs": obs, **infos}]
     for step in range(steps):
         actions = act(step)
-        obs, reward, _, truncated, infos = worlds.step(actions)
+        obs, reward, _, truncated, infos = vec_env.step(actions)
         ends = {"reward": reward, "truncated": truncated, "actions": actions}
-        told.append({"obs": obs, **infos, **ends})
-    return told
+        text_out.append({"obs": obs, **infos, **ends})
+    return text_out
 
 
-def fortune(act, count=500, **settings):
+def mean_return(act, count=500, **settings):
     """What the worlds tell at the end of an episode."""
-    worlds, infos = world(count, **settings)
-    for _ in range(worlds.max_episode_steps):
-        *_, infos = worlds.step(act(worlds))
+    vec_env, infos = make_env(count, **settings)
+    for _ in range(vec_env.max_episode_steps):
+        *_, infos = vec_env.step(act(vec_env))
     return infos
 
 
-def careless(worlds):
+def ignore_hazards(vec_env):
     """The shorter way, at the pit's very border."""
-    return expert_action(worlds.pit, worlds.state.position, worlds.state.goal, gap=0.01)
+    return expert_action(vec_env.pit, vec_env.state.position, vec_env.state.goal, gap=0.01)
 
 
-def gap_to(pit, place):
+def gap_to(pit, position):
     """Places [..., 2] -> how far they are from the pit [...]."""
-    return torch.maximum(pit.low - place, place - pit.high).clamp(min=0).norm(dim=-1)
+    return torch.maximum(pit.low - position, position - pit.high).clamp(min=0).norm(dim=-1)
 
 
 @pytest.mark.parametrize("obs_type", ["state", "image"])
-@pytest.mark.parametrize("who", ["noise", "walk", "oracle"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(who, obs_type):
-    many, alone = (WindyRoomsVectorEnv(n, obs_type=obs_type, max_episode_steps=40) for n in (5, 1))
+@pytest.mark.parametrize("label", ["noise", "walk", "oracle"])
+def test_a_world_lives_the_same_life_alone_and_in_a_batch(label, obs_type):
+    many, single = (WindyRoomsVectorEnv(n, obs_type=obs_type, max_episode_steps=40) for n in (5, 1))
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
-        "walk": (lambda _: many.behaviour_action(), lambda _: alone.behaviour_action()),
-        "oracle": (lambda _: many.expert_action(), lambda _: alone.expert_action()),
-    }[who]
-    together, by_itself = lived(many, 130, 40, acts[0]), lived(alone, 130, 43, acts[1])
-    for moment, own in zip(together, by_itself, strict=True):
+        "walk": (lambda _: many.behaviour_action(), lambda _: single.behaviour_action()),
+        "oracle": (lambda _: many.expert_action(), lambda _: single.expert_action()),
+    }[label]
+    together, by_itself = (
+        collect_data(many, 130, 40, acts[0]),
+        collect_data(single, 130, 43, acts[1]),
+    )
+    for projected_step, own in zip(together, by_itself, strict=True):
         for name in own:
-            np.testing.assert_array_equal(moment[name][3], own[name][0], err_msg=name)
+            np.testing.assert_array_equal(projected_step[name][3], own[name][0], err_msg=name)
 
 
 def test_the_same_seed_walks_the_same_life_and_another_seed_another():
-    worlds = WindyRoomsVectorEnv(4)
+    vec_env = WindyRoomsVectorEnv(4)
     first, again, other = (
         np.stack(
-            [t["factors"] for t in lived(worlds, 100, seed, lambda _: worlds.behaviour_action())]
+            [
+                t["factors"]
+                for t in collect_data(vec_env, 100, seed, lambda _: vec_env.behaviour_action())
+            ]
         )
         for seed in (1, 1, 2**40)
     )
@@ -102,90 +108,94 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
 
 
 def test_episodes_end_when_the_budget_is_spent_and_the_fallen_begin_anew():
-    worlds, _ = world(3, max_episode_steps=4)
-    born = [put(worlds, worlds.pit.low + 0.05)]
+    vec_env, _ = make_env(3, max_episode_steps=4)
+    born = [put(vec_env, vec_env.pit.low + 0.05)]
     ends = []
     for _ in range(10):
-        _, reward, terminated, truncated, infos = worlds.step(rest(worlds))
+        _, reward, terminated, truncated, infos = vec_env.step(rest(vec_env))
         assert not terminated.any()
         ends.append(truncated.all().item())
         if len(ends) in (5, 10):
             born.append(infos)
             assert not reward.any()
     assert ends == [False, False, False, True, False] * 2
-    assert [told["fallen"].tolist() for told in born] == [[True] * 3, [False] * 3, [False] * 3]
+    assert [text_out["fallen"].tolist() for text_out in born] == [
+        [True] * 3,
+        [False] * 3,
+        [False] * 3,
+    ]
     assert (born[1]["goal_factors"] != born[2]["goal_factors"]).all()
     assert WindyRoomsVectorEnv().max_episode_steps == 60
 
 
 @pytest.mark.parametrize("wind", [0.0, 1.0])
 def test_who_can_wade_gets_on_by_a_share_of_a_step_and_no_gust_helps(wind):
-    worlds, _ = world(1, pit_mobility=0.1, gust_prob=wind)
-    left = worlds.pit.low[0]
-    put(worlds, torch.stack([left + 0.0125, torch.tensor(0.5)]))
-    seen = [worlds.step(torch.tensor([[-1.0, 0.0]]))[-1] for _ in range(2)]
-    at = [infos["factors"][0, 0].item() - left.item() for infos in seen]
+    vec_env, _ = make_env(1, pit_mobility=0.1, gust_prob=wind)
+    left = vec_env.pit.low[0]
+    put(vec_env, torch.stack([left + 0.0125, torch.tensor(0.5)]))
+    observed = [vec_env.step(torch.tensor([[-1.0, 0.0]]))[-1] for _ in range(2)]
+    at = [infos["factors"][0, 0].item() - left.item() for infos in observed]
     assert at == pytest.approx([0.0075, 0.0025], abs=1e-6)
-    assert all(infos["fallen"] for infos in seen)
+    assert all(infos["fallen"] for infos in observed)
     if not wind:
-        assert not worlds.step(torch.tensor([[-1.0, 0.0]]))[-1]["fallen"]
+        assert not vec_env.step(torch.tensor([[-1.0, 0.0]]))[-1]["fallen"]
 
 
 @pytest.mark.parametrize("count", [1000])
 def test_pits_differ_and_leave_wide_passes(count):
     pits = [sample_pit(layout, CPU) for layout in range(count)]
     low, high = torch.stack([p.low for p in pits]), torch.stack([p.high for p in pits])
-    drawn = torch.cat([high - low, (low + high) / 2], -1)
+    sampled = torch.cat([high - low, (low + high) / 2], -1)
     bounds = ((0.16, 0.24), (0.40, 0.50), (0.47, 0.53), (0.44, 0.56))
-    for side, (least, most) in zip(drawn.T.numpy(), bounds, strict=True):
+    for side, (least, most) in zip(sampled.T.numpy(), bounds, strict=True):
         assert stats.kstest(side, "uniform", (least, most - least)).pvalue > 1e-3
     assert torch.minimum(low, 1 - high).min() >= 0.19 - 1e-6
-    assert world(2, layout_seed=7)[0].pit.low.tolist() == pits[7].low.tolist()
+    assert make_env(2, layout_seed=7)[0].pit.low.tolist() == pits[7].low.tolist()
 
 
 @EVERY_LAYOUT
 def test_start_and_goal_are_in_rooms_of_their_own_clear_of_pit_and_walls(layout):
-    worlds, infos = world(2000, layout_seed=layout)
-    start, goal, pit = infos["factors"], infos["goal_factors"], worlds.pit
+    vec_env, infos = make_env(2000, layout_seed=layout)
+    start, goal, pit = infos["factors"], infos["goal_factors"], vec_env.pit
     right = start[:, 0] > 0.5
-    for place, gap, side in ((start, 0.05, right), (goal, 0.12, ~right)):
-        beside = torch.where(side, place[:, 0] - pit.high[0], pit.low[0] - place[:, 0])
-        assert beside.min() > gap - 1e-6
-        assert torch.minimum(place, 1 - place).min() > 0.05 - 1e-6
+    for position, difference, side in ((start, 0.05, right), (goal, 0.12, ~right)):
+        beside = torch.where(side, position[:, 0] - pit.high[0], pit.low[0] - position[:, 0])
+        assert beside.min() > difference - 1e-6
+        assert torch.minimum(position, 1 - position).min() > 0.05 - 1e-6
         for here, low, high in (
-            (place[side], [pit.high[0] + gap, 0.05], [0.95, 0.95]),
-            (place[~side], [0.05, 0.05], [pit.low[0] - gap, 0.95]),
+            (position[side], [pit.high[0] + difference, 0.05], [0.95, 0.95]),
+            (position[~side], [0.05, 0.05], [pit.low[0] - difference, 0.95]),
         ):
-            share = (here - torch.tensor(low)) / (torch.tensor(high) - torch.tensor(low))
-            assert all(stats.kstest(s.numpy(), "uniform").pvalue > 1e-3 for s in share.T)
+            fraction = (here - torch.tensor(low)) / (torch.tensor(high) - torch.tensor(low))
+            assert all(stats.kstest(s.numpy(), "uniform").pvalue > 1e-3 for s in fraction.T)
     assert right.float().mean() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(2000))
     assert not infos["fallen"].any()
     assert not infos["success"].any()
 
 
 def test_starts_anywhere_fill_all_the_floor_alike():
-    worlds, infos = world(20000, start_region="anywhere")
-    pit, start = worlds.pit, infos["factors"]
+    vec_env, infos = make_env(20000, start_region="anywhere")
+    pit, start = vec_env.pit, infos["factors"]
     assert not infos["fallen"].any()
     grid = (torch.arange(400) + 0.5) / 400
     floor = torch.cartesian_prod(grid, grid)
     floor = floor[~pit.contains(floor)]
-    expected, seen = (
+    expected, observed = (
         np.histogramdd(p.numpy(), bins=6, range=((0, 1), (0, 1)))[0].flatten()
         for p in (floor, start)
     )
-    assert stats.chisquare(seen, expected * len(start) / len(floor)).pvalue > 1e-3
+    assert stats.chisquare(observed, expected * len(start) / len(floor)).pvalue > 1e-3
     other = infos["goal_factors"][:, 0] > 0.5
     assert ((start[:, 0] < (pit.low + pit.high)[0] / 2) == other).all()
 
 
-def test_the_body_moves_by_its_action_at_most_a_step_and_walls_stop_it():
-    worlds, _ = world(5, gust_prob=0.0)
-    put(worlds, torch.tensor([[0.2, 0.5], [0.2, 0.5], [0.98, 0.5], [0.2, 0.5], [0.0, 1.0]]))
-    worlds.step(torch.tensor([[0.5, -0.2], [3.0, 4.0], [0.8, 0.6], [3e38, -3e38], [-1.0, 0.0]]))
+def test_the_agent_body_moves_by_its_action_at_most_a_step_and_walls_stop_it():
+    vec_env, _ = make_env(5, gust_prob=0.0)
+    put(vec_env, torch.tensor([[0.2, 0.5], [0.2, 0.5], [0.98, 0.5], [0.2, 0.5], [0.0, 1.0]]))
+    vec_env.step(torch.tensor([[0.5, -0.2], [3.0, 4.0], [0.8, 0.6], [3e38, -3e38], [-1.0, 0.0]]))
     half = 0.05 / math.sqrt(2)
     ends = [[0.225, 0.49], [0.23, 0.54], [1.0, 0.53], [0.2 + half, 0.5 - half], [0.0, 1.0]]
-    torch.testing.assert_close(worlds.state.position, torch.tensor(ends))
+    torch.testing.assert_close(vec_env.state.position, torch.tensor(ends))
 
 
 @EVERY_LAYOUT
@@ -214,16 +224,16 @@ def test_nobody_jumps_over_the_pit_or_any_corner_of_it(layout):
 
 
 def test_the_pit_is_a_trap():
-    worlds, _ = world(64, gust_prob=1.0, gust_length=0.15)
-    beside = torch.stack([worlds.pit.low[0] - 0.03, worlds.pit.low[1] + 0.2])
-    put(worlds, beside)
+    vec_env, _ = make_env(64, gust_prob=1.0, gust_length=0.15)
+    beside = torch.stack([vec_env.pit.low[0] - 0.03, vec_env.pit.low[1] + 0.2])
+    put(vec_env, beside)
     right = torch.tensor([1.0, 0.0]).expand(64, 2)
-    _, reward, terminated, _, infos = worlds.step(right)
+    _, reward, terminated, _, infos = vec_env.step(right)
     assert infos["fallen"].all()
     lies = infos["factors"]
     torch.testing.assert_close(lies, (beside + torch.tensor([0.05, 0])).expand(64, 2))
     for step in range(58):
-        _, reward, terminated, truncated, infos = worlds.step(torch.tensor(noise(step, 0, 64)))
+        _, reward, terminated, truncated, infos = vec_env.step(torch.tensor(noise(step, 0, 64)))
         assert torch.equal(infos["factors"], lies)
         assert infos["fallen"].all()
         assert (infos["interoception"] == 1).all()
@@ -233,23 +243,23 @@ def test_the_pit_is_a_trap():
 
 
 def test_who_is_put_at_the_very_border_of_the_pit_lies_there():
-    worlds, _ = world(4, gust_prob=1.0)
-    place = torch.stack([worlds.pit.low[0] + 0.005, worlds.pit.high[1] - 0.005])
-    put(worlds, place)
+    vec_env, _ = make_env(4, gust_prob=1.0)
+    position = torch.stack([vec_env.pit.low[0] + 0.005, vec_env.pit.high[1] - 0.005])
+    put(vec_env, position)
     for _ in range(5):
-        *_, infos = worlds.step(torch.tensor([-1.0, 1.0]).expand(4, 2))
-        assert torch.equal(infos["factors"], place.expand(4, 2))
+        *_, infos = vec_env.step(torch.tensor([-1.0, 1.0]).expand(4, 2))
+        assert torch.equal(infos["factors"], position.expand(4, 2))
 
 
 def test_a_gust_comes_as_often_as_it_should_and_on_average_leads_nowhere():
     count, wind, gust = 20000, 0.2, 0.1
-    worlds, _ = world(count)
-    put(worlds, ROOM)
+    vec_env, _ = make_env(count)
+    put(vec_env, ROOM)
     steps = []
     for _ in range(2):
-        before = worlds.state.position
-        steps.append(worlds.step(rest(worlds))[4]["factors"] - before)
-        worlds._state = worlds.state._replace(position=before)
+        before = vec_env.state.position
+        steps.append(vec_env.step(rest(vec_env))[4]["factors"] - before)
+        vec_env._state = vec_env.state._replace(position=before)
     for way in steps:
         length = way.norm(dim=-1)
         blown = length > 0
@@ -264,18 +274,18 @@ def test_a_gust_comes_as_often_as_it_should_and_on_average_leads_nowhere():
     assert together == pytest.approx(wind**2, abs=4 * wind / math.sqrt(count))
 
 
-@pytest.mark.parametrize(("wind", "share"), [(0.0, 0.0), (1.0, 1.0)])
-def test_wind_never_or_ever(wind, share):
-    worlds, _ = world(500, gust_prob=wind)
-    put(worlds, ROOM)
-    *_, infos = worlds.step(rest(worlds))
+@pytest.mark.parametrize(("wind", "fraction"), [(0.0, 0.0), (1.0, 1.0)])
+def test_wind_never_or_ever(wind, fraction):
+    vec_env, _ = make_env(500, gust_prob=wind)
+    put(vec_env, ROOM)
+    *_, infos = vec_env.step(rest(vec_env))
     moved_at_all = (infos["factors"] != torch.tensor(ROOM)).any(-1)
-    assert moved_at_all.float().mean() == share
+    assert moved_at_all.float().mean() == fraction
 
 
 def test_the_wind_is_the_same_whatever_bodies_do():
     """And after a body has fallen it goes on, so that no action shifts anybody's luck."""
-    left, right = (world(300, gust_prob=0.5)[0] for _ in range(2))
+    left, right = (make_env(300, gust_prob=0.5)[0] for _ in range(2))
     put(left, ROOM), put(right, ROOM)
     push = torch.tensor([1.0, 0.0]).expand(300, 2)
     ends = [w.step(a)[4]["factors"] for w, a in ((left, rest(left)), (right, push))]
@@ -287,38 +297,38 @@ def test_the_wind_is_the_same_whatever_bodies_do():
     assert left.state.fallen.float().mean() < right.state.fallen.float().mean()
     assert torch.equal(left.state.wind_key, right.state.wind_key)
     middle = torch.tensor(ROOM).expand(300, 2)
-    for worlds in (left, right):
-        worlds._state = worlds.state._replace(position=middle, fallen=torch.zeros(300).bool())
-        worlds.step(rest(worlds))
+    for vec_env in (left, right):
+        vec_env._state = vec_env.state._replace(position=middle, fallen=torch.zeros(300).bool())
+        vec_env.step(rest(vec_env))
     assert torch.equal(left.state.position, right.state.position)
     assert (left.state.position != middle).any()
 
 
 def test_who_fell_from_its_own_step_feels_no_gust():
-    worlds, _ = world(200, gust_prob=1.0)
-    pit = worlds.pit
-    put(worlds, torch.stack([pit.low[0] - 0.04, pit.low[1] + 0.15]))
-    worlds.step(torch.tensor([1.0, 0.0]).expand(200, 2))
-    torch.testing.assert_close(worlds.state.position[:, 0], (pit.low[0] + 0.02).expand(200))
-    assert worlds.state.position[:, 1].std() < 1e-6
+    vec_env, _ = make_env(200, gust_prob=1.0)
+    pit = vec_env.pit
+    put(vec_env, torch.stack([pit.low[0] - 0.04, pit.low[1] + 0.15]))
+    vec_env.step(torch.tensor([1.0, 0.0]).expand(200, 2))
+    torch.testing.assert_close(vec_env.state.position[:, 0], (pit.low[0] + 0.02).expand(200))
+    assert vec_env.state.position[:, 1].std() < 1e-6
 
 
 def test_success_remembers_and_final_success_does_not():
-    worlds, _ = world(1, gust_prob=0.0)
-    infos = put(worlds, (0.1, 0.145), goal=(0.1, 0.2))
-    told = [(0.0, infos["success"].item(), infos["final_success"].item())]
+    vec_env, _ = make_env(1, gust_prob=0.0)
+    infos = put(vec_env, (0.1, 0.145), goal=(0.1, 0.2))
+    text_out = [(0.0, infos["success"].item(), infos["final_success"].item())]
     for _ in range(3):
-        _, reward, *_, infos = worlds.step(torch.tensor([[0.0, 1.0]]))
-        told.append((reward.item(), infos["success"].item(), infos["final_success"].item()))
-    assert told == [(0, True, True), (1, True, True), (1, True, True), (0, True, False)]
-    infos = put(worlds, (0.1, 0.139), goal=(0.1, 0.2))
+        _, reward, *_, infos = vec_env.step(torch.tensor([[0.0, 1.0]]))
+        text_out.append((reward.item(), infos["success"].item(), infos["final_success"].item()))
+    assert text_out == [(0, True, True), (1, True, True), (1, True, True), (0, True, False)]
+    infos = put(vec_env, (0.1, 0.139), goal=(0.1, 0.2))
     assert not infos["success"].item()
 
 
 def test_nobody_arrives_by_falling():
-    worlds, _ = world(1, gust_prob=0.0)
-    goal = torch.stack([worlds.pit.low[0] - 0.01, worlds.pit.low[1] + 0.1])
-    infos = put(worlds, goal + torch.tensor([0.03, 0.0]), goal)
+    vec_env, _ = make_env(1, gust_prob=0.0)
+    goal = torch.stack([vec_env.pit.low[0] - 0.01, vec_env.pit.low[1] + 0.1])
+    infos = put(vec_env, goal + torch.tensor([0.03, 0.0]), goal)
     assert infos["distance"].item() == pytest.approx(0.03, abs=1e-6)
     assert infos["fallen"].item()
     assert not infos["success"].item()
@@ -326,20 +336,20 @@ def test_nobody_arrives_by_falling():
 
 @EVERY_LAYOUT
 def test_who_knows_the_wind_arrives_and_who_hugs_the_pit_falls(layout):
-    oracle = fortune(lambda worlds: worlds.expert_action(), layout_seed=layout)
+    oracle = mean_return(lambda vec_env: vec_env.expert_action(), layout_seed=layout)
     assert oracle["success"].float().mean() >= 0.97
     assert oracle["fallen"].float().mean() <= 0.03
-    calm = fortune(careless, gust_prob=0.0, layout_seed=layout)
+    calm = mean_return(ignore_hazards, gust_prob=0.0, layout_seed=layout)
     assert calm["success"].all()
     assert not calm["fallen"].any()
 
 
 def test_the_wind_is_worth_30_points_of_care():
-    careful, bold = (
-        torch.cat([fortune(act, layout_seed=layout)["success"].float() for layout in range(4)])
-        for act in (lambda worlds: worlds.expert_action(), careless)
+    risk_averse, risk_neutral = (
+        torch.cat([mean_return(act, layout_seed=layout)["success"].float() for layout in range(4)])
+        for act in (lambda vec_env: vec_env.expert_action(), ignore_hazards)
     )
-    assert careful.mean() - bold.mean() >= 0.3
+    assert risk_averse.mean() - risk_neutral.mean() >= 0.3
 
 
 def test_a_ledge_is_narrower_than_a_gust_and_start_and_goal_lie_on_either_side():
@@ -348,8 +358,8 @@ def test_a_ledge_is_narrower_than_a_gust_and_start_and_goal_lie_on_either_side()
     assert top.min() > 0.05 - 1e-6
     assert top.max() < 0.07 + 1e-6 < 0.1
     assert bottom.max() < 1 - 2 * 0.19
-    worlds, infos = world(2000, pit_layout="ledge", layout_seed=3)
-    assert torch.equal(worlds.pit.low, pits[3].low)
+    vec_env, infos = make_env(2000, pit_layout="ledge", layout_seed=3)
+    assert torch.equal(vec_env.pit.low, pits[3].low)
     start, goal = infos["factors"], infos["goal_factors"]
     assert (((start - 0.5) * (goal - 0.5))[:, 0] < 0).all()
     for height in (start[:, 1], goal[:, 1]):
@@ -360,18 +370,21 @@ def test_a_ledge_is_narrower_than_a_gust_and_start_and_goal_lie_on_either_side()
 @pytest.mark.parametrize("wind", [0.0, 0.1])
 def test_a_ledge_is_the_short_way_and_a_gamble_that_who_knows_the_wind_does_not_take(layout, wind):
     fell, steps = {}, {}
-    for who, act in (("oracle", lambda worlds: worlds.expert_action()), ("careless", careless)):
-        worlds, infos = world(500, pit_layout="ledge", layout_seed=layout, gust_prob=wind)
+    for label, act in (
+        ("oracle", lambda vec_env: vec_env.expert_action()),
+        ("careless", ignore_hazards),
+    ):
+        vec_env, infos = make_env(500, pit_layout="ledge", layout_seed=layout, gust_prob=wind)
         first, above = torch.full((500,), math.nan), torch.zeros(500).bool()
         for step in range(60):
-            *_, infos = worlds.step(act(worlds))
+            *_, infos = vec_env.step(act(vec_env))
             new = infos["final_success"] & first.isnan()
             first = torch.where(new, torch.tensor(step + 1.0), first)
             x, y = infos["factors"].unbind(-1)
-            above |= ((x - 0.5).abs() < 0.05) & (y < worlds.pit.low[1])
-        fell[who], steps[who] = infos["fallen"].float().mean().item(), first.nanmean().item()
-        share = above.float().mean()
-        assert share > 0.8 if who == "careless" else share < 0.01
+            above |= ((x - 0.5).abs() < 0.05) & (y < vec_env.pit.low[1])
+        fell[label], steps[label] = infos["fallen"].float().mean().item(), first.nanmean().item()
+        fraction = above.float().mean()
+        assert fraction > 0.8 if label == "careless" else fraction < 0.01
     assert fell["oracle"] <= 0.01
     assert fell["careless"] == 0 if not wind else 0.15 < fell["careless"] < 0.3
     assert steps["oracle"] - steps["careless"] > 6
@@ -379,40 +392,40 @@ def test_a_ledge_is_the_short_way_and_a_gamble_that_who_knows_the_wind_does_not_
 
 def test_who_stands_on_the_ledge_and_knows_the_wind_leaves_it():
     """By the nearest way that leads anywhere, which the wall beside it does not."""
-    worlds, _ = world(4, pit_layout="ledge", gust_prob=0.0)
-    (left, _), (right, _) = worlds.pit.low.tolist(), worlds.pit.high.tolist()
+    vec_env, _ = make_env(4, pit_layout="ledge", gust_prob=0.0)
+    (left, _), (right, _) = vec_env.pit.low.tolist(), vec_env.pit.high.tolist()
     across = torch.linspace(left + 0.01, right - 0.01, 4)
-    put(worlds, torch.stack([across, torch.tensor([0.0, 0.02, 0.03, 0.05])], -1), goal=(0.9, 0.1))
+    put(vec_env, torch.stack([across, torch.tensor([0.0, 0.02, 0.03, 0.05])], -1), goal=(0.9, 0.1))
     for _ in range(60):
-        *_, infos = worlds.step(worlds.expert_action())
+        *_, infos = vec_env.step(vec_env.expert_action())
     assert infos["success"].all()
     assert not infos["fallen"].any()
 
 
 @EVERY_LAYOUT
 def test_in_calm_weather_the_oracle_keeps_clear_of_the_pit(layout):
-    worlds, infos = world(500, layout_seed=layout, gust_prob=0.0)
+    vec_env, infos = make_env(500, layout_seed=layout, gust_prob=0.0)
     for _ in range(60):
-        before = gap_to(worlds.pit, infos["factors"])
-        *_, infos = worlds.step(worlds.expert_action())
-        after = gap_to(worlds.pit, infos["factors"])
+        before = gap_to(vec_env.pit, infos["factors"])
+        *_, infos = vec_env.step(vec_env.expert_action())
+        after = gap_to(vec_env.pit, infos["factors"])
         assert (after >= torch.minimum(before, torch.tensor(0.12 - 2e-3))).all()
     assert infos["final_success"].all()
 
 
 @EVERY_LAYOUT
 def test_the_oracle_goes_the_shorter_way_round(layout):
-    worlds, infos = world(500, layout_seed=layout, gust_prob=0.0)
+    vec_env, infos = make_env(500, layout_seed=layout, gust_prob=0.0)
     start, goal = infos["factors"], infos["goal_factors"]
     zone, arrived, above = (
-        worlds.pit.expanded(0.12),
+        vec_env.pit.expanded(0.12),
         torch.full((500,), 99),
         torch.zeros(500).bool(),
     )
     for step in range(60):
-        *_, infos = worlds.step(worlds.expert_action())
+        *_, infos = vec_env.step(vec_env.expert_action())
         x, y = infos["factors"].unbind(-1)
-        above |= ((x - 0.5).abs() < 0.05) & (y < worlds.pit.low[1])
+        above |= ((x - 0.5).abs() < 0.05) & (y < vec_env.pit.low[1])
         arrived = torch.where(infos["final_success"] & (arrived > step), step + 1, arrived)
     leftward = start[:, :1] > goal[:, :1]
     left, right = torch.where(leftward, goal, start), torch.where(leftward, start, goal)
@@ -429,27 +442,27 @@ def test_the_oracle_goes_the_shorter_way_round(layout):
 
 
 def test_a_walk_goes_everywhere_at_every_speed_and_sometimes_falls():
-    worlds, _ = world(500, start_region="anywhere")
-    lengths, seen = [], []
+    vec_env, _ = make_env(500, start_region="anywhere")
+    lengths, observed = [], []
     for _ in range(60):
-        actions = worlds.behaviour_action()
+        actions = vec_env.behaviour_action()
         lengths.append(actions.norm(dim=-1))
-        seen.append(worlds.step(actions)[4]["factors"])
-    length, places = torch.stack(lengths), torch.cat(seen)
+        observed.append(vec_env.step(actions)[4]["factors"])
+    length, positions = torch.stack(lengths), torch.cat(observed)
     assert length.max() < 1.00001
     assert (length == 0).float().mean() == pytest.approx(0.1, abs=0.01)
     assert (length > 0.95).float().mean() > 0.25
     assert (length < 0.5).float().mean() > 0.25
-    free = places[~worlds.pit.contains(places)]
+    free = positions[~vec_env.pit.contains(positions)]
     counts = np.histogramdd(free.numpy(), bins=5, range=((0, 1), (0, 1)))[0]
     edges = np.delete(counts.flatten(), [11, 12, 13])  # all but where there is pit
     assert edges.min() > 0.25 * edges.mean()
-    assert 0.25 < worlds.state.fallen.float().mean() < 0.6
+    assert 0.25 < vec_env.state.fallen.float().mean() < 0.6
 
 
 def test_a_heading_drifts():
-    worlds, _ = world(500, gust_prob=0.0)
-    actions = torch.stack([worlds.behaviour_action() for _ in range(30)])
+    vec_env, _ = make_env(500, gust_prob=0.0)
+    actions = torch.stack([vec_env.behaviour_action() for _ in range(30)])
     turn = torch.nn.functional.cosine_similarity
     moving = actions.norm(dim=-1) > 0
     for lag in (1, 5, 20):
@@ -458,69 +471,72 @@ def test_a_heading_drifts():
         assert alike == pytest.approx(0.893**lag, abs=0.04)  # von Mises noise of kappa 5
 
 
-def test_the_exams_are_calm_and_nobody_falls():
+def test_the_dynamics_tests_are_calm_and_nobody_falls():
     for layout in range(20):
-        worlds = WindyRoomsVectorEnv(1, gust_prob=1.0, layout_seed=layout, obs_type="image")
-        asked = worlds.dynamics_tests(seed=4)
-        assert list(asked) == ["open", "edge"]
-        for name, test in asked.items():
+        vec_env = WindyRoomsVectorEnv(1, gust_prob=1.0, layout_seed=layout, obs_type="image")
+        requested = vec_env.dynamics_tests(seed=4)
+        assert list(requested) == ["open", "edge"]
+        for name, test in requested.items():
             assert test.actions.shape == (64, 5, 2)
             assert test.obs.shape == (64, 2, 32, 32)
             np.testing.assert_allclose(
                 test.end_factors - test.start_factors, [[0.25, 0]] * 64, atol=1e-6
             )
             path = test.start_factors[:, None] + np.linspace(0, 1, 50)[:, None] * [0.25, 0]
-            gap = gap_to(worlds.pit, torch.tensor(path).float()).amin(-1)
+            difference = gap_to(vec_env.pit, torch.tensor(path).float()).amin(-1)
             least, most = {"open": (0.04, 1), "edge": (0.01, 0.05)}[name]
-            assert gap.min() >= least
-            assert gap.max() <= most
+            assert difference.min() >= least
+            assert difference.max() <= most
             assert (path >= 0.04).all()
             assert (path <= 0.96).all()
-        again, other = worlds.dynamics_tests(seed=4)["edge"], worlds.dynamics_tests(seed=99)["edge"]
-        np.testing.assert_array_equal(again.obs, asked["edge"].obs)
+        again, other = (
+            vec_env.dynamics_tests(seed=4)["edge"],
+            vec_env.dynamics_tests(seed=99)["edge"],
+        )
+        np.testing.assert_array_equal(again.obs, requested["edge"].obs)
         assert (other.start_factors != again.start_factors).any()
 
 
 def test_the_state_is_the_place_from_minus_one_to_one():
-    worlds = WindyRoomsVectorEnv(30)
-    obs, infos = worlds.reset(seed=0)
+    vec_env = WindyRoomsVectorEnv(30)
+    obs, infos = vec_env.reset(seed=0)
     np.testing.assert_allclose(infos["goal"], 2 * infos["goal_factors"] - 1, atol=1e-6)
     for step in range(60):
-        assert worlds.observation_space.contains(obs)
+        assert vec_env.observation_space.contains(obs)
         np.testing.assert_allclose(obs, 2 * infos["factors"] - 1, atol=1e-6)
-        obs, *_, infos = worlds.step(noise(step, 0, 30))
+        obs, *_, infos = vec_env.step(noise(step, 0, 30))
 
 
-def test_the_image_shows_body_and_pit_where_the_factors_say():
-    worlds = WindyRoomsVectorEnv(30, obs_type="image", layout_seed=3)
-    low, high = (side.numpy() for side in worlds.pit)
-    obs, infos = worlds.reset(seed=1)
+def test_the_image_shows_agent_body_and_pit_where_the_factors_say():
+    vec_env = WindyRoomsVectorEnv(30, obs_type="image", layout_seed=3)
+    low, high = (side.numpy() for side in vec_env.pit)
+    obs, infos = vec_env.reset(seed=1)
     for step in range(30):
-        assert worlds.observation_space.contains(obs)
+        assert vec_env.observation_space.contains(obs)
         bright = obs[:, 0].reshape(30, -1).argmax(-1)
-        seen = np.stack([bright % 32, bright // 32], -1)
-        assert np.abs((seen - 1) / 29 - infos["factors"]).max() <= 0.51 / 29
+        observed = np.stack([bright % 32, bright // 32], -1)
+        assert np.abs((observed - 1) / 29 - infos["factors"]).max() <= 0.51 / 29
         down, across = np.nonzero(obs[0, 1])
         assert (obs[:, 1] == obs[0, 1]).all()
         assert set(np.unique(obs[:, 1])) == {0, 255}
         assert np.abs((np.array([across.min(), down.min()]) - 1) / 29 - low).max() <= 1 / 29
         assert np.abs((np.array([across.max(), down.max()]) - 1) / 29 - high).max() <= 1 / 29
-        obs, *_, infos = worlds.step(noise(step, 0, 30))
+        obs, *_, infos = vec_env.step(noise(step, 0, 30))
 
 
 def test_the_goal_image_is_what_one_sees_on_arrival():
-    worlds = WindyRoomsVectorEnv(4, obs_type="image")
-    _, infos = worlds.reset(seed=2)
-    obs, _ = worlds.reset(seed=2, options={"factors": infos["goal_factors"]})
+    vec_env = WindyRoomsVectorEnv(4, obs_type="image")
+    _, infos = vec_env.reset(seed=2)
+    obs, _ = vec_env.reset(seed=2, options={"factors": infos["goal_factors"]})
     np.testing.assert_array_equal(obs, infos["goal"])
 
 
-def test_a_picture_shows_body_goal_pit_and_walls_where_the_factors_say():
-    worlds = WindyRoomsVectorEnv(6, layout_seed=2)
-    _, infos = worlds.reset(seed=0)
-    body, goal = (worlds.factors_to_pixels(infos[name]) for name in ("factors", "goal_factors"))
-    low, high = (worlds.factors_to_pixels(side) for side in worlds.pit)
-    for i, picture in enumerate(worlds.render()):
+def test_a_picture_shows_agent_body_goal_pit_and_walls_where_the_factors_say():
+    vec_env = WindyRoomsVectorEnv(6, layout_seed=2)
+    _, infos = vec_env.reset(seed=0)
+    body, goal = (vec_env.factors_to_pixels(infos[name]) for name in ("factors", "goal_factors"))
+    low, high = (vec_env.factors_to_pixels(side) for side in vec_env.pit)
+    for i, picture in enumerate(vec_env.render()):
         assert picture.shape == (320, 320, 3)
         assert picture.dtype == np.uint8
         dark = picture.max(-1) < 40
@@ -542,17 +558,17 @@ def test_a_picture_shows_body_goal_pit_and_walls_where_the_factors_say():
 
 
 def test_torch_and_numpy_tell_the_same():
-    told = {}
+    text_out = {}
     for output in ("numpy", "torch"):
-        worlds = WindyRoomsVectorEnv(2, output=output)
-        obs, infos = worlds.reset(seed=5)
-        told[output] = (
+        vec_env = WindyRoomsVectorEnv(2, output=output)
+        obs, infos = vec_env.reset(seed=5)
+        text_out[output] = (
             obs,
             infos["fallen"],
-            worlds.expert_action(),
-            *worlds.step(worlds.behaviour_action())[:4],
+            vec_env.expert_action(),
+            *vec_env.step(vec_env.behaviour_action())[:4],
         )
-    for tensor, array in zip(told["torch"], told["numpy"], strict=True):
+    for tensor, array in zip(text_out["torch"], text_out["numpy"], strict=True):
         assert isinstance(tensor, torch.Tensor)
         assert tensor.numpy().dtype == array.dtype
         np.testing.assert_array_equal(tensor.numpy(), array)
@@ -574,10 +590,10 @@ def test_gymnasium_accepts_the_world(obs_type):
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
-    worlds = gymnasium.make_vec(
+    vec_env = gymnasium.make_vec(
         envs.WINDY_ROOMS, num_envs=3, vectorization_mode=mode, layout_seed=5
     )
-    obs, infos = worlds.reset(seed=8)
+    obs, infos = vec_env.reset(seed=8)
     own, own_infos = gymnasium.make(envs.WINDY_ROOMS, layout_seed=5).reset(seed=10)
     np.testing.assert_array_equal(obs[2], own)
     for name in ("goal", "interoception", "distance"):
@@ -612,48 +628,48 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 @pytest.mark.parametrize("name", ["factors", "goal_factors"])
 @pytest.mark.parametrize("wrong", [1.2, -0.1, math.nan])
 def test_unusable_factors_are_refused_by_name_and_world(name, wrong):
-    worlds, infos = world(3)
+    vec_env, infos = make_env(3)
     given = infos[name].clone()
     with pytest.raises(ValueError, match=rf"{name} is \[2, 2\]; needed is \[3, 2\]"):
-        worlds.reset(options={name: given[:2]})
+        vec_env.reset(options={name: given[:2]})
     given[1, 1] = wrong
     with pytest.raises(ValueError, match=f"{name} of environment 1"):
-        worlds.reset(options={name: given})
+        vec_env.reset(options={name: given})
 
 
 def test_goals_in_the_pit_are_refused_and_bodies_are_not():
-    worlds, infos = world(3)
+    vec_env, infos = make_env(3)
     given = infos["goal_factors"].clone()
-    given[2] = (worlds.pit.low + worlds.pit.high) / 2
+    given[2] = (vec_env.pit.low + vec_env.pit.high) / 2
     with pytest.raises(ValueError, match=r"in environment 2 the goal .* in the pit"):
-        worlds.reset(options={"goal_factors": given})
-    _, infos = worlds.reset(options={"factors": given})
+        vec_env.reset(options={"goal_factors": given})
+    _, infos = vec_env.reset(options={"factors": given})
     assert infos["fallen"].tolist() == [False, False, True]
 
 
 def test_factors_put_back_give_the_same_moment():
-    worlds, _ = world(20, obs_type="image")
+    vec_env, _ = make_env(20, obs_type="image")
     for _ in range(30):
-        obs, *_, infos = worlds.step(worlds.behaviour_action())
+        obs, *_, infos = vec_env.step(vec_env.behaviour_action())
     options = {"factors": infos["factors"], "goal_factors": infos["goal_factors"]}
-    again, told = worlds.reset(seed=0, options=options)
+    again, text_out = vec_env.reset(seed=0, options=options)
     assert infos["fallen"].any()
     torch.testing.assert_close(obs, again)
     for name in ("factors", "goal", "goal_factors", "fallen", "distance", "final_success"):
-        torch.testing.assert_close(told[name], infos[name])
+        torch.testing.assert_close(text_out[name], infos[name])
 
 
 def test_what_was_told_stays_as_it_was():
-    worlds = WindyRoomsVectorEnv(2)
-    obs, infos = worlds.reset(seed=0)
+    vec_env = WindyRoomsVectorEnv(2)
+    obs, infos = vec_env.reset(seed=0)
     kept = {name: part.copy() for name, part in {"obs": obs, **infos}.items()}
     for _ in range(5):
-        worlds.step(worlds.expert_action())
+        vec_env.step(vec_env.expert_action())
     for name, part in {"obs": obs, **infos}.items():
         np.testing.assert_array_equal(part, kept[name], err_msg=name)
 
 
 def test_a_box_holds_its_border():
     box = Box(torch.tensor([0.25, 0.25]), torch.tensor([0.5, 0.75]))
-    places = torch.tensor([[0.25, 0.5], [0.5, 0.75], [0.2, 0.5], [0.3, 0.8]])
-    assert box.contains(places).tolist() == [True, True, False, False]
+    positions = torch.tensor([[0.25, 0.5], [0.5, 0.75], [0.2, 0.5], [0.3, 0.8]])
+    assert box.contains(positions).tolist() == [True, True, False, False]

@@ -9,24 +9,41 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
-from modules.dynamics import MapDynamics, VectorDynamics, WaveDynamics
-from modules.perception import KeypointEncoder, MapEncoder, Senses, VectorEncoder
-from modules.perception.common import Patches
-from modules.targets import Itself, MovingAverage
-from modules.types import Gains, Observation, UnusableInput
-from modules.world_model import Ensemble, Feeling, WorldModel
+from modules.perception import (
+    ImageEncoderConfig,
+    KeypointEncoderConfig,
+    MultiModalEncoderConfig,
+    SpatialEncoderConfig,
+)
+from modules.perception.base import PatchEmbed
+from modules.perception.target_encoder import (
+    EMATargetConfig,
+    OnlineTargetConfig,
+)
+from modules.types import ConfigError, ModalityWeights, Observation
+from modules.world_model.dynamics import (
+    ConvDynamicsConfig,
+    FourierDynamicsConfig,
+    MLPDynamicsConfig,
+)
+from modules.world_model.jepa import (
+    EnsembleConfig,
+    InteroceptionHeadConfig,
+    WorldModel,
+    WorldModelConfig,
+)
 from tests.conftest import stepwise
 
 ENCODERS = {
-    "vector": VectorEncoder.Config(patch=4, channels=3, hidden=8, state=5),
-    "map": MapEncoder.Config(patch=4, channels=2, hidden=4),
-    "points": KeypointEncoder.Config(channels=3, points=2, hidden=8, state=5),
-    "senses": Senses.Config(patch=4, hidden=8, vector=4, image=5),
+    "vector": ImageEncoderConfig(patch=4, channels=3, hidden=8, state_dim=5),
+    "map": SpatialEncoderConfig(patch=4, channels=2, hidden=4),
+    "points": KeypointEncoderConfig(channels=3, points=2, hidden=8, state_dim=5),
+    "senses": MultiModalEncoderConfig(patch=4, hidden=8, vector_dim=4, image_dim=5),
 }
 DYNAMICS = {
-    "vector": VectorDynamics.Config(hidden=8),
-    "waves": WaveDynamics.Config(hidden=8, waves=5),
-    "map": MapDynamics.Config(hidden=4),
+    "vector": MLPDynamicsConfig(hidden=8),
+    "waves": FourierDynamicsConfig(hidden=8, num_frequencies=5),
+    "map": ConvDynamicsConfig(hidden=4),
 }
 PIXELS = (2, 14, 14)  # three whole patches a side, and two pixels over
 FELT = 3  # I
@@ -40,8 +57,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def picture(count: int = 3, seed: int = 0) -> Tensor:
-    dice = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (count, *PIXELS), dtype=torch.uint8, generator=dice)
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, *PIXELS), dtype=torch.uint8, generator=rng)
 
 
 def awake(module: nn.Module) -> nn.Module:
@@ -58,15 +75,15 @@ def world_model(dynamics: str, shape: tuple[int, int, int] = (2, 3, 3)) -> World
 
 def fresh_model(dynamics: str, shape: tuple[int, int, int]) -> WorldModel:
     torch.manual_seed(0)  # the waves
-    config = WorldModel.Config(
+    config = WorldModelConfig(
         dynamics=DYNAMICS[dynamics],
-        feeling=Feeling.Config(hidden=4),
-        doubt=Ensemble.Config(members=2, hidden=4),
+        interoception_head=InteroceptionHeadConfig(hidden=4),
+        ensemble=EnsembleConfig(members=2, hidden=4),
     )
     return config.build(shape, 2, FELT)
 
 
-def eyes(encoder: str) -> nn.Module:
+def make_evaluators(encoder: str) -> nn.Module:
     """Who sees one picture."""
     return awake(ENCODERS[encoder].build({"obs": PIXELS}))
 
@@ -84,10 +101,10 @@ def test_imagining_many_steps_is_stepping_many_times(dynamics):
 @any_dynamics
 def test_an_action_changes_the_future_and_never_the_past(dynamics):
     model, state = world_model(dynamics), normal(1, 18)
-    slope = jacobian(lambda a: model.imagine(state, a).states[0, 0], normal(1, 1, 4, 2))
-    slope = slope[:, :, 0, 0].abs().amax((1, 3))  # [H + 1 states, H actions]
+    gradient = jacobian(lambda a: model.imagine(state, a).states[0, 0], normal(1, 1, 4, 2))
+    gradient = gradient[:, :, 0, 0].abs().amax((1, 3))  # [H + 1 states, H actions]
     caused = torch.arange(5)[:, None] > torch.arange(4)
-    assert ((slope > 0) == caused).all()
+    assert ((gradient > 0) == caused).all()
 
 
 @any_dynamics
@@ -96,10 +113,10 @@ def test_proposals_are_imagined_as_if_each_were_alone(dynamics):
     model, state = world_model(dynamics).double(), normal(3, 18).double()
     actions = normal(3, 4, 5, 2).double()
     together = model.imagine(state, actions).states
-    for world in range(3):
+    for env in range(3):
         for proposal in range(4):
-            only = model.imagine(state[world, None], actions[world, None, proposal, None]).states
-            torch.testing.assert_close(together[world, proposal], only[0, 0])
+            only = model.imagine(state[env, None], actions[env, None, proposal, None]).states
+            torch.testing.assert_close(together[env, proposal], only[0, 0])
 
 
 @any_dynamics
@@ -111,7 +128,7 @@ def test_deciding_as_one_goes_is_deciding_after_every_step_and_disturbs_nobody(d
     def decide(here: Tensor) -> Tensor:
         return torch.tanh(here[:, :2] - here[:, 2:4])
 
-    found = model.pursue(state, decide, given)
+    found = model.imagine_policy(state, decide, given)
     torch.testing.assert_close(found, stepwise(model.imagine)(state, decide, given))
     assert found.actions.shape == (3, 1 + others, 4, 2)
     assert torch.equal(found.actions[:, 1:], given)
@@ -120,9 +137,9 @@ def test_deciding_as_one_goes_is_deciding_after_every_step_and_disturbs_nobody(d
 
 
 @any_dynamics
-def test_a_world_model_that_knows_nothing_expects_no_change(dynamics):
-    fresh = fresh_model(dynamics, (2, 3, 3))
-    states = fresh.imagine(normal(1, 18), normal(1, 1, 4, 2)).states
+def test_an_env_model_that_knows_nothing_expects_no_change(dynamics):
+    is_first = fresh_model(dynamics, (2, 3, 3))
+    states = is_first.imagine(normal(1, 18), normal(1, 1, 4, 2)).states
     assert torch.equal(states, states[:, :, :1].expand_as(states))
 
 
@@ -155,7 +172,7 @@ def test_on_a_map_the_same_happens_in_every_place():
 @any_encoder
 @any_dynamics
 def test_any_encoder_goes_with_any_dynamics(encoder, dynamics):
-    perception = eyes(encoder)
+    perception = make_evaluators(encoder)
     model = world_model(dynamics, perception.shape)
     state, actions = perception(picture(), {}), normal(3, 2, 4, 2)
     assert state.shape == (3, prod(perception.shape))
@@ -163,11 +180,11 @@ def test_any_encoder_goes_with_any_dynamics(encoder, dynamics):
     future = rollout.states
     assert future.shape == (3, 2, 5, state.shape[1])
     assert rollout.interoception.shape == (3, 2, 4, FELT)
-    doubt = model.doubt.disagreement(future[:, :, :-1], actions)
-    assert doubt.shape == (3, 2, 4)
+    uncertainty = model.ensemble.disagreement(future[:, :, :-1], actions)
+    assert uncertainty.shape == (3, 2, 4)
     guessed = model.level(0).dynamics.inverse(future[:, :, :-1], future[:, :, 1:])
     assert guessed.shape == (3, 2, 4, 2)
-    parts = (future, guessed, rollout.interoception, doubt)
+    parts = (future, guessed, rollout.interoception, uncertainty)
     torch.stack([part.square().sum() for part in parts]).sum().backward()
     learnt = [*perception.parameters(), *model.parameters()]
     assert all(parameter.grad.abs().sum() > 0 for parameter in learnt)
@@ -181,25 +198,25 @@ def test_a_pair_of_states_tells_its_action_whatever_the_other_pairs_are(dynamics
 
 
 def test_patches_are_a_convolution_over_pixels_from_0_to_1():
-    patches = Patches(2, 4, 5)
+    patches = PatchEmbed(2, 4, 5)
     weight = patches.project.weight.unflatten(1, (2, 4, 4))
-    seen = nn.functional.conv2d(picture().float() / 255, weight, patches.project.bias, stride=4)
-    torch.testing.assert_close(patches(picture()), seen)
+    observed = nn.functional.conv2d(picture().float() / 255, weight, patches.project.bias, stride=4)
+    torch.testing.assert_close(patches(picture()), observed)
 
 
 @any_encoder
-def test_all_pixels_are_seen_but_those_beyond_the_last_patch(encoder):
-    perception = eyes(encoder).double()
+def test_all_pixels_are_observed_but_those_beyond_the_last_patch(encoder):
+    perception = make_evaluators(encoder).double()
     beyond = encoder == "points"  # its first layer is no patches, but a convolution
-    for row, column, seen in ((0, 0, True), (11, 11, True), (12, 0, beyond), (0, 13, beyond)):
+    for row, column, observed in ((0, 0, True), (11, 11, True), (12, 0, beyond), (0, 13, beyond)):
         other = picture(1)
         other[0, 1, row, column] ^= 128
-        assert torch.equal(perception(other, {}), perception(picture(1), {})) != seen
+        assert torch.equal(perception(other, {}), perception(picture(1), {})) != observed
 
 
 @any_encoder
-def test_each_picture_is_seen_by_itself(encoder):
-    perception = eyes(encoder)
+def test_each_picture_is_observed_by_itself(encoder):
+    perception = make_evaluators(encoder)
     torch.testing.assert_close(perception(picture(), {})[1], perception(picture()[1:2], {})[0])
 
 
@@ -212,19 +229,19 @@ def test_a_map_keeps_places_and_a_vector_has_none(encoder):
 @pytest.mark.parametrize("encoder", ["vector", "map"])
 @pytest.mark.parametrize("shape", [(4,), (3, 8, 3), (2, 2, 2)])
 def test_what_is_no_picture_or_too_small_is_refused_by_name(encoder, shape):
-    with pytest.raises(UnusableInput, match=rf"{str(shape)[1:-1]}.* at least 4 by 4"):
+    with pytest.raises(ConfigError, match=rf"{str(shape)[1:-1]}.* at least 4 by 4"):
         ENCODERS[encoder].build({"obs": shape})
 
 
 @pytest.mark.parametrize("encoder", ["vector", "map"])
 def test_who_has_eyes_only_is_not_given_another_sense(encoder):
-    with pytest.raises(UnusableInput, match=r"touch \(7,\).*are no images"):
+    with pytest.raises(ConfigError, match=r"touch \(7,\).*are no images"):
         ENCODERS[encoder].build({"obs": PIXELS, "touch": (7,)})
 
 
 @pytest.mark.parametrize("shape", [(), (3, 8, 3), (2, 2, 2), (3, 8, 8, 1)])
 def test_what_is_no_sense_is_refused_by_name(shape):
-    with pytest.raises(UnusableInput, match=r"'left' delivers .* at least 4 by 4"):
+    with pytest.raises(ConfigError, match=r"'left' delivers .* at least 4 by 4"):
         ENCODERS["senses"].build({"right": PIXELS, "left": shape})
 
 
@@ -239,7 +256,7 @@ def body() -> nn.Module:
     return awake(ENCODERS["senses"].build(shapes))
 
 
-def test_things_are_seen_alike_each_in_a_part_of_the_state_of_its_own():
+def test_things_are_observed_alike_each_in_a_part_of_the_state_of_its_own():
     perception, here, order = body(), sensed(), [2, 0, 3, 1]
     state = perception(here, {})
     turned = perception({**here, "things": here["things"][:, order]}, {})
@@ -265,40 +282,40 @@ def test_each_sense_changes_the_state_and_one_of_gain_0_cannot():
 def test_a_gain_may_differ_from_moment_to_moment():
     perception, here, gains = body(), sensed(), torch.tensor([0.0, 0.5, 1.0])
     together = perception(here, {"touch": gains})
-    for moment in range(3):
-        alone = {name: part[moment, None] for name, part in here.items()}
-        state = perception(alone, {"touch": float(gains[moment])})
-        torch.testing.assert_close(together[moment], state[0])
+    for projected_step in range(3):
+        single = {name: part[projected_step, None] for name, part in here.items()}
+        state = perception(single, {"touch": float(gains[projected_step])})
+        torch.testing.assert_close(together[projected_step], state[0])
 
 
 def test_the_state_itself_is_a_target_through_which_learning_flows():
     state = normal(3, 4).requires_grad_()
-    assert Itself.Config().build(nn.Linear(4, 4))(normal(3, 4, seed=1), state, {}) is state
+    assert OnlineTargetConfig().build(nn.Linear(4, 4))(normal(3, 4, seed=1), state, {}) is state
 
 
 class Straight(nn.Linear):
     """Perceives a vector as it is, but for its weights."""
 
-    def forward(self, obs: Observation, gains: Gains) -> Tensor:
+    def forward(self, obs: Observation, gains: ModalityWeights) -> Tensor:
         return super().forward(obs)
 
 
 def test_an_average_lags_behind_by_its_decay():
     perception = Straight(1, 1, bias=False)
-    target = MovingAverage.Config(decay=0.9).build(perception)
-    target.follow(perception)
+    target = EMATargetConfig(decay=0.9).build(perception)
+    target.update(perception)
     start = perception.weight.item()
     nn.init.constant_(perception.weight, start + 1)
-    one, seen = torch.ones(1, 1), []
+    one, observed = torch.ones(1, 1), []
     for _ in range(2):
-        target.follow(perception)
-        seen.append(target(one, perception(one, {}), {}).item() - start)
-    assert seen == pytest.approx([0.1, 0.19], abs=1e-6)
+        target.update(perception)
+        observed.append(target(one, perception(one, {}), {}).item() - start)
+    assert observed == pytest.approx([0.1, 0.19], abs=1e-6)
 
 
 def test_an_average_is_not_moved_by_learning_and_passes_no_gradient_on():
     perception = Straight(4, 4)
-    target = MovingAverage.Config().build(perception)
+    target = EMATargetConfig().build(perception)
     obs = normal(3, 4)
     aim = target(obs, perception(obs, {}), {})
     torch.testing.assert_close(aim, perception(obs, {}))

@@ -10,21 +10,21 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from ami_agent.bench.baselines import Baselines
-from ami_agent.bench.thoughts import Thoughts
-from ami_agent.bench.worlds import Speed
+from ami_agent.bench.baselines import SB3Comparison
+from ami_agent.bench.env_speed import EnvSpeed
+from ami_agent.bench.planning_speed import PlanningSpeed
 
 
-class Bench(Protocol):
+class Benchmark(Protocol):
     """Something to be compared; its fields are its flags."""
 
     @property
     def json(self) -> str: ...
-    def run(self, console: Console) -> dict[str, Any]: ...
+    def measure(self, console: Console) -> dict[str, Any]: ...
 
 
-BENCHES: Mapping[str, Bench] = {
-    "baselines": Baselines(),
-    "thoughts": Thoughts(),
-    "worlds": Speed(),
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "baselines": SB3Comparison(),
+    "planning-speed": PlanningSpeed(),
+    "env-speed": EnvSpeed(),
 }

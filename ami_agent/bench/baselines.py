@@ -13,120 +13,131 @@ from typing import Any, Literal
 import gymnasium
 from rich.console import Console
 
-from ami_agent import files, runs, settings
-from ami_agent.bench import rivals
-from ami_agent.bench.rivals import Curve
-from ami_agent.build import Config
-from ami_agent.evaluate import EPISODES_FROM, play_many
-from ami_agent.flags import Device, device, rooted
-from ami_agent.lessons import Interact
-from ami_agent.life import WorldConfig
-from ami_agent.players import aimless
+from ami_agent import config_io
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.bench import sb3
+from ami_agent.bench.sb3 import Curve
+from ami_agent.cli.args import Device, device, with_absolute_imports
+from ami_agent.config import Config
+from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, run_many
+from ami_agent.evaluation.policies import make_random_policy
+from ami_agent.logger import RunLogger, format_number, print_line, print_table
 from ami_agent.recipes.gym import gym
-from ami_agent.report import Report, figure, print_table, say
+from ami_agent.storage import guarded_reader, run_dir
 from ami_agent.train import train
-from modules.bounds import Choice
-from modules.types import EPISODES, STEPS, UnusableInput, require
+from ami_agent.training import OnlineActorCritic
+from modules.actor.action_space import OneHotActions
+from modules.types import EPISODES, STEPS, ConfigError, validate_ranges
 
-Who = Literal["random", "ami", "sac", "td3", "ppo", "dqn", "her"]
+Algorithm = Literal["random", "ami", "sac", "td3", "ppo", "dqn", "her"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exam:
+class Budget:
     """How long a world is lived in, how often one is judged, and when it counts as solved."""
 
     steps: int = 10_000
-    every: int = 1000
-    their_steps: int = 10_000
-    their_every: int = 1000
-    solved: float | None = None  # None: as the world registers it
-    ratio: float = 1.0  # of our updates to our steps
+    eval_every: int = 1000
+    baseline_steps: int = 10_000
+    baseline_eval_every: int = 1000
+    solved_at: float | None = None  # None: as the world registers it
+    updates_per_step: float = 1.0  # of our updates to our steps
 
 
-EXAMS: Mapping[str, Exam] = {
-    "Pendulum-v1": Exam(steps=3000, every=250, their_steps=6000, their_every=500, solved=-200.0),
-    "CartPole-v1": Exam(steps=3000, every=250, their_steps=50_000, their_every=4096),
-    "InvertedPendulum-v5": Exam(steps=3000, every=250, their_steps=12_000, their_every=1000),
-    "Reacher-v5": Exam(steps=12_000, every=1000, their_steps=20_000, their_every=2000),
-    "HalfCheetah-v5": Exam(
-        steps=30_000, every=3000, their_steps=100_000, their_every=10_000, ratio=0.5
+BUDGETS: Mapping[str, Budget] = {
+    "Pendulum-v1": Budget(steps=3000, eval_every=250, baseline_steps=6000, baseline_eval_every=500, solved_at=-200.0),
+    "CartPole-v1": Budget(steps=3000, eval_every=250, baseline_steps=50_000, baseline_eval_every=4096),
+    "InvertedPendulum-v5": Budget(steps=3000, eval_every=250, baseline_steps=12_000, baseline_eval_every=1000),
+    "Reacher-v5": Budget(steps=12_000, eval_every=1000, baseline_steps=20_000, baseline_eval_every=2000),
+    "HalfCheetah-v5": Budget(
+        steps=30_000, eval_every=3000, baseline_steps=100_000, baseline_eval_every=10_000, updates_per_step=0.5
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baselines:
+class SB3Comparison:
     """Steps of life until a world is solved, beside Stable-Baselines3 with its default settings.
 
     In all worlds that there are exams for, unless one is named. What was found once is kept: a
     command that was stopped goes on where it was."""
 
-    env: WorldConfig = field(default_factory=lambda: WorldConfig(id=""))
+    env: EnvConfig = field(default_factory=lambda: EnvConfig(id=""))
     """One world, any that Gymnasium knows."""
-    who: tuple[Who, ...] = ()
+    algorithms: tuple[Algorithm, ...] = ()
     """Who lives in it; if not given, random motion, this agent, and SAC, with HER where the world
     has goals of its own, or PPO where actions are choices."""
     steps: int = 0
     """Steps of life; if not given, those of the world's exam, or 10000. This agent lives 500 of
     random motion before."""
-    every: int = 0
+    eval_every: int = 0
     """Steps after which one is judged; if not given, those of the exam, or 1000."""
-    solved: float | None = None
+    solved_at: float | None = None
     """Mean return that counts as solved; as the world registers it if not given."""
     seeds: int = 3
     episodes: int = 20
     """Episodes that judge."""
-    out: str = "runs/worlds"
+    out: str = "runs/baselines"
     """Folder of runs and curves."""
     device: Device = "auto"
     json: str = ""
     """A file for the results."""
 
     def __post_init__(self) -> None:
-        if self.solved is not None:
-            require(self, solved=(-1e12, 1e12))
-        require(self, steps=STEPS, every=STEPS, seeds=(1, 10_000), episodes=EPISODES)
+        if self.solved_at is not None:
+            validate_ranges(self, solved_at=(-1e12, 1e12))
+        validate_ranges(self, steps=STEPS, eval_every=STEPS, seeds=(1, 10_000), episodes=EPISODES)
 
-    def run(self, console: Console) -> dict[str, Any]:
+    def measure(self, console: Console) -> dict[str, Any]:
         """By world: the threshold, and by who the curve of each seed."""
-        worlds = [self.env.id] if self.env.id else list(EXAMS)
-        found = {name: self._contest(name, console) for name in worlds}
-        print_table(console, "steps of life until a world is solved", COLUMNS, _rows(found))
-        return found
+        env_ids = [self.env.id] if self.env.id else list(BUDGETS)
+        comparisons = {name: self._compare(name, console) for name in env_ids}
+        print_table(console, "steps of life until a world is solved", COLUMNS, _rows(comparisons))
+        return comparisons
 
-    def _contest(self, name: str, console: Console) -> dict[str, Any]:
-        config = gym(rooted(replace(self.env, id=name)))
-        if not self.who or set(self.who) - {"random", "ami"}:
-            rivals.check_installed()
-        exam = self._exam(name)
-        suits = suiting(config)
+    def _compare(self, name: str, console: Console) -> dict[str, Any]:
+        config = gym(with_absolute_imports(replace(self.env, id=name)))
+        if not self.algorithms or set(self.algorithms) - {"random", "ami"}:
+            sb3.check_installed()
+        budget = self._budget(name)
+        default = default_algorithm(config)
         curves: dict[str, list[Curve]] = {}
-        for who in self.who or ("random", "ami", suits):
-            life = {"random": (0, 0), "ami": (exam.steps, exam.every)}
-            steps, every = life.get(who, (exam.their_steps, exam.their_every))
-            trial = Trial(config, who, steps, every, self.episodes, device(self.device), exam.ratio)
-            say(console, f"{name}: {who}")
-            home = Path(self.out) / name
-            curves[who] = [trial.curve(home, seed, console) for seed in range(self.seeds)]
-        return {"solved_at": exam.solved, "curves": curves}
+        for algorithm in self.algorithms or ("random", "ami", default):
+            budgets = {"random": (0, 0), "ami": (budget.steps, budget.eval_every)}
+            steps, eval_every = budgets.get(
+                algorithm, (budget.baseline_steps, budget.baseline_eval_every)
+            )
+            trial = Trial(
+                config,
+                algorithm,
+                steps,
+                eval_every,
+                self.episodes,
+                device(self.device),
+                budget.updates_per_step,
+            )
+            print_line(console, f"{name}: {algorithm}")
+            folder = Path(self.out) / name
+            curves[algorithm] = [trial.curve(folder, seed, console) for seed in range(self.seeds)]
+        return {"solved_at": budget.solved_at, "curves": curves}
 
-    def _exam(self, name: str) -> Exam:
-        exam = EXAMS.get(name, Exam())
-        registered = gymnasium.spec(name).reward_threshold if self.solved is None else None
-        known = (self.solved, exam.solved, registered)
+    def _budget(self, name: str) -> Budget:
+        budget = BUDGETS.get(name, Budget())
+        registered = gymnasium.spec(name).reward_threshold if self.solved_at is None else None
+        thresholds = (self.solved_at, budget.solved_at, registered)
         return replace(
-            exam, steps=self.steps or exam.steps, every=self.every or exam.every,
-            their_steps=self.steps or exam.their_steps, their_every=self.every or exam.their_every,
-            solved=next((mark for mark in known if mark is not None), None),
+            budget, steps=self.steps or budget.steps, eval_every=self.eval_every or budget.eval_every,
+            baseline_steps=self.steps or budget.baseline_steps, baseline_eval_every=self.eval_every or budget.baseline_eval_every,
+            solved_at=next((threshold for threshold in thresholds if threshold is not None), None),
         )  # fmt: skip
 
 
-def suiting(config: Config) -> Who:
+def default_algorithm(config: Config) -> Algorithm:
     """Who of Stable-Baselines3 suits a world."""
-    if isinstance(config.bounds, Choice):
+    if isinstance(config.action_space, OneHotActions):
         return "ppo"
-    assert isinstance(config.interact, Interact)
-    return "her" if config.interact.hindsight else "sac"
+    assert isinstance(config.actor_critic, OnlineActorCritic)
+    return "her" if config.actor_critic.hindsight_fraction else "sac"
 
 
 @dataclass(frozen=True)
@@ -134,101 +145,124 @@ class Trial:
     """Who lives in a world, for how long, and how often he is judged."""
 
     config: Config
-    who: str
+    algorithm: str
     steps: int
-    every: int
+    eval_every: int
     episodes: int
     device: str
-    ratio: float = 1.0
+    updates_per_step: float = 1.0
 
-    def curve(self, home: Path, seed: int, console: Console) -> Curve:
-        """Found once; UnusableInput where what was found before is of another trial. A curve is
+    def curve(self, folder: Path, seed: int, console: Console) -> Curve:
+        """Found once; ConfigError where what was found before is of another trial. A curve is
         known by what was asked, not by the code that found it."""
-        label = self.who if self.who in ("random", "ami") else self.who.upper()
-        path = home / f"{label}-{seed}-{self.episodes}.json"
-        asked = json.loads(json.dumps(self._asked()))
+        label = self.algorithm if self.algorithm in ("random", "ami") else self.algorithm.upper()
+        path = folder / f"{label}-{seed}-{self.episodes}.json"
+        trial_settings = json.loads(json.dumps(self._settings()))
         if not path.exists():
-            found = self._found(home / str(seed), seed, console)
+            curve = self._measure(folder / str(seed), seed, console)
             path.parent.mkdir(parents=True, exist_ok=True)
-            runs.write_json(path, {"asked": asked, "curve": found})
-        known = runs.read_json(path)
-        if not isinstance(known, dict) or not _is_curve(known.get("curve")):
-            raise UnusableInput(f"{path} holds no curve: remove it, and it is found again")
-        if differing := settings.differences(known.get("asked", asked), asked):
-            raise UnusableInput(
+            run_dir.write_json(path, {"settings": trial_settings, "curve": curve})
+        stored = run_dir.read_json(path)
+        if not isinstance(stored, dict) or not _is_curve(stored.get("curve")):
+            raise ConfigError(f"{path} holds no curve: remove it, and it is found again")
+        if differing := config_io.differences(
+            stored.get("settings", trial_settings), trial_settings
+        ):
+            raise ConfigError(
                 f"{path} was found with other settings, {differing[0]}: choose another --out"
             )
-        return [tuple(point) for point in known["curve"]]  # type: ignore[misc]
+        return [tuple(point) for point in stored["curve"]]  # type: ignore[misc]
 
-    def _asked(self) -> dict[str, Any]:
-        if self.who == "ami":
-            return settings.to_json(self._ours())
-        return {"world": asdict(self.config.world), "steps": self.steps, "every": self.every}
+    def _settings(self) -> dict[str, Any]:
+        if self.algorithm == "ami":
+            return config_io.to_json(self._agent_config())
+        return {"env": asdict(self.config.env), "steps": self.steps, "every": self.eval_every}
 
-    def _ours(self) -> Config:
-        interact = self.config.interact
-        assert isinstance(interact, Interact)
-        interact = replace(interact, steps=self.steps, judge=self.every, ratio=self.ratio)
-        return replace(self.config, interact=interact)
+    def _agent_config(self) -> Config:
+        stage = self.config.actor_critic
+        assert isinstance(stage, OnlineActorCritic)
+        stage = replace(
+            stage,
+            steps=self.steps,
+            eval_every=self.eval_every,
+            updates_per_step=self.updates_per_step,
+        )
+        return replace(self.config, actor_critic=stage)
 
-    def _found(self, run: Path, seed: int, console: Console) -> Curve:
-        if self.who == "ami":
-            return self._lived(run, seed, console)
-        if self.who == "random":
-            world = self.config.evaluation
-            outcome = play_many(aimless, world, self.episodes, EPISODES_FROM, "cpu")
-            return [(0, float(outcome.felt[:, 0].mean()), 0.0)]
-        return rivals.learn(
-            self.who, self.config.evaluation, steps=self.steps, every=self.every, seed=seed,
-            episodes=self.episodes, first=EPISODES_FROM, device=self.device,
+    def _measure(self, run: Path, seed: int, console: Console) -> Curve:
+        if self.algorithm == "ami":
+            return self._train_agent(run, seed, console)
+        if self.algorithm == "random":
+            env_config = self.config.eval_env
+            results = run_many(
+                make_random_policy, env_config, self.episodes, FIRST_EVAL_SEED, "cpu"
+            )
+            return [(0, float(results.signal_sums[:, 0].mean()), 0.0)]
+        return sb3.learning_curve(
+            self.algorithm, self.config.eval_env, steps=self.steps, eval_every=self.eval_every, seed=seed,
+            episodes=self.episodes, first_seed=FIRST_EVAL_SEED, device=self.device,
         )  # fmt: skip
 
-    def _lived(self, run: Path, seed: int, console: Console) -> Curve:
+    def _train_agent(self, run: Path, seed: int, console: Console) -> Curve:
         """Judged is Mode-1, which is who lives while all learn; after random motion Mode-2."""
-        begun = (run / "config.json").exists()
-        with closing(Report(run, console)) as report:
+        resume = (run / "config.json").exists()
+        with closing(RunLogger(run, console)) as logger:
             train(
-                self._ours(), out=run, seed=seed, device=self.device, resume=begun, report=report,
-                curve=self.episodes,
+                self._agent_config(), out=run, seed=seed, device=self.device, resume=resume, logger=logger,
+                eval_episodes=self.episodes,
             )  # fmt: skip
-        rows = files.read_figures(run / "metrics.jsonl", "curve/")
-        told = [row for row in rows if all(files.is_number(row.get(part)) for part in POINT)]
-        return [(int(row["lived"]), row["return"], row["seconds"]) for row in told]
+        rows = guarded_reader.read_metrics(run / "metrics.jsonl", "eval/")
+        points = [
+            row
+            for row in rows
+            if all(guarded_reader.is_number(row.get(part)) for part in CURVE_FIELDS)
+        ]
+        return [(int(row["env_steps"]), row["return"], row["seconds"]) for row in points]
 
 
-POINT = ("lived", "return", "seconds")
+CURVE_FIELDS = ("env_steps", "return", "seconds")
 """Of a curve, as the metrics name its parts."""
 
 
-def _is_curve(found: object) -> bool:
+def _is_curve(curve: object) -> bool:
     """Whether it is points of three numbers, one at least."""
-    return isinstance(found, list) and bool(found) and all(
+    return isinstance(curve, list) and bool(curve) and all(
         isinstance(point, list) and len(point) == 3
-        and all(map(files.is_number, point))
-        for point in found
+        and all(map(guarded_reader.is_number, point))
+        for point in curve
     )  # fmt: skip
 
 
-def solved(curve: Curve, threshold: float | None) -> tuple[int, float] | None:
+def steps_to_threshold(curve: Curve, threshold: float | None) -> tuple[int, float] | None:
     """The first steps and seconds with which the threshold was reached."""
     if threshold is None:
         return None
-    return next(((steps, s) for steps, mark, s in curve if mark >= threshold), None)
+    return next(
+        ((steps, seconds) for steps, mean_return, seconds in curve if mean_return >= threshold),
+        None,
+    )
 
 
 COLUMNS = ["world", "solved at", "who", "steps until solved", "seconds", "return at the end"]
 
 
-def _rows(found: Mapping[str, Any]) -> list[list[str]]:
+def _rows(comparisons: Mapping[str, Any]) -> list[list[str]]:
     rows = []
-    for name, contest in found.items():
-        threshold = contest["solved_at"]
-        for who, curves in contest["curves"].items():
-            ends = [solved(curve, threshold) for curve in curves]
-            never = "-" if threshold is None else "not"
-            steps = [never if end is None else str(end[0]) for end in ends]
-            seconds = ["-" if end is None else f"{end[1]:.0f}" for end in ends]
-            last = [f"{figure(curve[-1][1])} at {curve[-1][0]}" for curve in curves]
-            mark = "-" if threshold is None else f"{threshold:g}"
-            rows.append([name, mark, who, *(", ".join(part) for part in (steps, seconds, last))])
+    for name, comparison in comparisons.items():
+        threshold = comparison["solved_at"]
+        for algorithm, curves in comparison["curves"].items():
+            solved_points = [steps_to_threshold(curve, threshold) for curve in curves]
+            unsolved = "-" if threshold is None else "not"
+            steps = [unsolved if end is None else str(end[0]) for end in solved_points]
+            seconds = ["-" if end is None else f"{end[1]:.0f}" for end in solved_points]
+            final_returns = [f"{format_number(curve[-1][1])} at {curve[-1][0]}" for curve in curves]
+            threshold_text = "-" if threshold is None else f"{threshold:g}"
+            rows.append(
+                [
+                    name,
+                    threshold_text,
+                    algorithm,
+                    *(", ".join(part) for part in (steps, seconds, final_returns)),
+                ]
+            )
     return rows

@@ -13,12 +13,12 @@ import numpy as np
 from gymnasium import spaces
 from torch import nn
 
-from modules.types import UnusableInput
+from modules.types import ConfigError
 
 Path: TypeAlias = tuple[Any, ...]
 
 
-class Plain(NamedTuple):
+class PlainSpace(NamedTuple):
     """A plain space, and the function to it (observations) or from it (actions); with any number of
     leading batch axes."""
 
@@ -26,22 +26,24 @@ class Plain(NamedTuple):
     convert: Callable[[Any], Any]
 
 
-def plain_observations(space: spaces.Space) -> Plain:
+def plain_observations(space: spaces.Space) -> PlainSpace:
     """What an algorithm observes where an environment has this observation space."""
     if not isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return _plain(space)
-    parts: dict[str, tuple[Path, Plain]] = {}
+        return _plain_space(space)
+    parts: dict[str, tuple[Path, PlainSpace]] = {}
     for path, leaf in _leaves(space):
         name = "/".join(str(key).replace(".", "_") for key in path)
         name += "_" if not name or hasattr(nn.ModuleDict, name) else ""  # it keeps networks by name
         if name in parts:
-            raise UnusableInput(f"two parts of the observation would both be called {name!r}")
-        parts[name] = (path, _plain(leaf))
+            raise ConfigError(f"two parts of the observation would both be called {name!r}")
+        parts[name] = (path, _plain_space(leaf))
 
     def convert(obs: Any) -> dict[str, Any]:
         return {name: plain.convert(_at(obs, path)) for name, (path, plain) in parts.items()}
 
-    return Plain(spaces.Dict({name: plain.space for name, (_, plain) in parts.items()}), convert)
+    return PlainSpace(
+        spaces.Dict({name: plain.space for name, (_, plain) in parts.items()}), convert
+    )
 
 
 def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
@@ -61,19 +63,21 @@ def _at(obs: Any, path: Path) -> Any:
     return obs
 
 
-def _plain(space: spaces.Space) -> Plain:
+def _plain_space(space: spaces.Space) -> PlainSpace:
     if isinstance(space, spaces.Discrete):
         start = space.start
-        return Plain(spaces.Discrete(space.n), lambda part: np.asarray(part) - start)
+        return PlainSpace(spaces.Discrete(space.n), lambda part: np.asarray(part) - start)
     if isinstance(space, spaces.MultiDiscrete):
-        return Plain(
+        return PlainSpace(
             spaces.MultiDiscrete(space.nvec.flatten()),
             lambda part: _flat(np.asarray(part) - space.start, space),
         )
     if isinstance(space, spaces.Box) and not space.shape:
         low, high = (float(bound) for bound in (space.low, space.high))
-        return Plain(spaces.Box(low, high, (1,), space.dtype.type), lambda part: _flat(part, space))
-    return Plain(space, lambda part: part)
+        return PlainSpace(
+            spaces.Box(low, high, (1,), space.dtype.type), lambda part: _flat(part, space)
+        )
+    return PlainSpace(space, lambda part: part)
 
 
 def _flat(part: Any, space: spaces.Space) -> np.ndarray:
@@ -82,68 +86,68 @@ def _flat(part: Any, space: spaces.Space) -> np.ndarray:
     return array.reshape(*lead, -1)
 
 
-def plain_actions(space: spaces.Space) -> Plain:
+def plain_actions(space: spaces.Space) -> PlainSpace:
     """What an algorithm chooses where an environment has this action space, and the way back."""
     if isinstance(space, spaces.Discrete):
         kind, start = np.dtype(space.dtype), space.start
-        return Plain(spaces.Discrete(space.n), lambda a: (np.asarray(a) + start).astype(kind))
+        return PlainSpace(spaces.Discrete(space.n), lambda a: (np.asarray(a) + start).astype(kind))
     if isinstance(space, spaces.MultiDiscrete):
-        return Plain(
+        return PlainSpace(
             spaces.MultiDiscrete(space.nvec.flatten()),
-            lambda a: (_folded(a, space.shape) + space.start).astype(space.dtype),
+            lambda a: (_reshaped(a, space.shape) + space.start).astype(space.dtype),
         )
     if isinstance(space, spaces.MultiBinary):
-        return Plain(
+        return PlainSpace(
             spaces.MultiBinary(prod(space.shape)),
-            lambda a: _folded(a, space.shape).astype(space.dtype),
+            lambda a: _reshaped(a, space.shape).astype(space.dtype),
         )
     if isinstance(space, spaces.Box) and (space.dtype != np.float32 or not space.shape):
         size = space.shape or (1,)
         low, high = (b.reshape(size).astype(np.float32) for b in (space.low, space.high))
-        return Plain(spaces.Box(low, high, size, np.float32), lambda a: _held(a, space))
-    return Plain(space, lambda a: np.asarray(a))
+        return PlainSpace(spaces.Box(low, high, size, np.float32), lambda a: _clipped(a, space))
+    return PlainSpace(space, lambda a: np.asarray(a))
 
 
-def _folded(action: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _reshaped(action: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(action)
     return array.reshape((*array.shape[:-1], *shape))
 
 
-def _held(action: Any, space: spaces.Box) -> np.ndarray:
+def _clipped(action: Any, space: spaces.Box) -> np.ndarray:
     """In the space's dtype, whole numbers where it has those, not beyond its bounds by rounding."""
-    array = _folded(action, space.shape) if not space.shape else np.asarray(action)
+    array = _reshaped(action, space.shape) if not space.shape else np.asarray(action)
     if space.dtype.kind != "f":
         array = array.astype(np.float64).round()
     return np.asarray(np.clip(array, space.low, space.high), space.dtype)
 
 
-def check_action(action: Any, space: spaces.Space, who: str) -> None:
-    """Raises UnusableInput for an action that the environment does not take."""
+def check_action(action: Any, space: spaces.Space, algorithm: str) -> None:
+    """Raises ConfigError for an action that the environment does not take."""
     if not space.contains(action):
-        told = " ".join(str(action).split())
-        raise UnusableInput(
-            f"{who} chose {told[:80]}, which is not in the environment's action space {space}"
+        text = " ".join(str(action).split())
+        raise ConfigError(
+            f"{algorithm} chose {text[:80]}, which is not in the environment's action space {space}"
         )
 
 
-class Translated(gymnasium.Wrapper):
+class PlainSpaceWrapper(gymnasium.Wrapper):
     """The environment with plain spaces."""
 
-    def __init__(self, env: gymnasium.Env, who: str) -> None:
+    def __init__(self, env: gymnasium.Env, algorithm: str) -> None:
         super().__init__(env)
-        self.who = who
-        self.observe, self.act = (
+        self.algorithm = algorithm
+        self.plain_obs, self.plain_action = (
             plain_observations(env.observation_space),
             plain_actions(env.action_space),
         )
-        self.observation_space, self.action_space = self.observe.space, self.act.space
+        self.observation_space, self.action_space = self.plain_obs.space, self.plain_action.space
 
-    def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
-        obs, info = self.env.reset(**how)
-        return self.observe.convert(obs), info
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        return self.plain_obs.convert(obs), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        taken = self.act.convert(action)
-        check_action(taken, self.env.action_space, self.who)
-        obs, reward, terminated, truncated, info = self.env.step(taken)
-        return self.observe.convert(obs), reward, terminated, truncated, info
+        env_action = self.plain_action.convert(action)
+        check_action(env_action, self.env.action_space, self.algorithm)
+        obs, reward, terminated, truncated, info = self.env.step(env_action)
+        return self.plain_obs.convert(obs), reward, terminated, truncated, info

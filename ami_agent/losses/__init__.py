@@ -6,36 +6,36 @@ weights.
 
 from __future__ import annotations
 
-from ami_agent.losses.distance import (
-    Multiplier,
-    level_loss,
+from ami_agent.training.goal_critic_loss import (
+    LagrangeMultiplier,
+    hjepa_level_loss,
+    path_regression_loss,
     quasimetric_loss,
-    taught_loss,
     temporal_difference_loss,
 )
-from ami_agent.losses.drives import (
+from ami_agent.training.jepa_loss import unroll_loss, world_model_loss
+from ami_agent.training.padding import ValidSteps, valid_macro_steps
+from ami_agent.training.value_loss import (
     actor_critic_loss,
+    behaviour_cloning_loss,
     choice_loss,
-    foresight_loss,
+    expectile_value_loss,
     lambda_returns,
-    policy_loss,
 )
-from ami_agent.losses.padding import Keep, in_strides
-from ami_agent.losses.world_model import unroll_loss, world_model_loss
 
 __all__ = [
-    "Keep",
-    "Multiplier",
+    "LagrangeMultiplier",
+    "ValidSteps",
     "actor_critic_loss",
+    "behaviour_cloning_loss",
     "choice_loss",
-    "foresight_loss",
-    "in_strides",
+    "expectile_value_loss",
+    "hjepa_level_loss",
     "lambda_returns",
-    "level_loss",
-    "policy_loss",
+    "path_regression_loss",
     "quasimetric_loss",
-    "taught_loss",
     "temporal_difference_loss",
     "unroll_loss",
+    "valid_macro_steps",
     "world_model_loss",
 ]

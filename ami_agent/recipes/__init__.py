@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ami_agent.build import Config
-from ami_agent.lessons import Recorded
-from ami_agent.life import WorldConfig
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.config import Config
 from ami_agent.recipes.ant_maze import ant_maze
 from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage
@@ -28,19 +27,20 @@ from ami_agent.recipes.point_maze import (
 from ami_agent.recipes.push import push
 from ami_agent.recipes.reach import reach
 from ami_agent.recipes.two_rooms import (
-    eb_random,
     two_rooms,
     two_rooms_distracted,
+    two_rooms_eb_random,
     two_rooms_random,
     two_rooms_slow,
 )
 from ami_agent.recipes.windy_rooms import windy_rooms
-from modules.types import UnusableInput
+from ami_agent.training import LoadDataset
+from modules.types import ConfigError
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
     "two-rooms": two_rooms,
     "two-rooms-random": two_rooms_random,
-    "two-rooms-eb-random": eb_random,
+    "two-rooms-eb-random": two_rooms_eb_random,
     "two-rooms-slow": two_rooms_slow,
     "forage": forage,
     "maze": maze,
@@ -63,12 +63,12 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
 }
 
 
-OPEN: Mapping[str, Callable[[WorldConfig, Recorded], Config]] = {"gym": gym}
+GENERIC: Mapping[str, Callable[[EnvConfig, LoadDataset], Config]] = {"gym": gym}
 """Those that are for any world."""
 
 
 def recipe(name: str) -> Config:
-    """The settings of that name; raises UnusableInput if there are none."""
+    """The settings of that name; raises ConfigError if there are none."""
     if name not in RECIPES:
-        raise UnusableInput(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+        raise ConfigError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]()

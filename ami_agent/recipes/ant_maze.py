@@ -2,55 +2,73 @@
 
 from __future__ import annotations
 
-from ami_agent.build import Config
-from ami_agent.learning import Learning
-from ami_agent.lessons import Live, NoLesson, Predict, Retrace, Separate, Survey
-from ami_agent.life import WorldConfig
-from modules.actor import Policy
-from modules.bounds import Box
-from modules.configurator import Assignment
-from modules.cost import Critic
-from modules.distance import WaveQuasimetric
-from modules.dynamics import VectorDynamics
-from modules.hierarchy import LandmarkGraph
-from modules.objectives import Weights
-from modules.perception import Senses
-from modules.planners import GradientPlanner
-from modules.world_model import WorldModel
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.config import Config
+from ami_agent.training import (
+    CollectRandom,
+    GoalConditionedBC,
+    NoStage,
+    SelectLandmarks,
+    TrainJEPA,
+    TrainQuasimetric,
+)
+from ami_agent.training.optim import OptimConfig
+from ami_agent.training.representation_losses import LossWeights
+from modules.actor.action_space import BoxActions
+from modules.actor.planning import GradientPlannerConfig
+from modules.actor.policy import PolicyConfig
+from modules.actor.subgoals import LandmarkGraphConfig
+from modules.configurator import TaskSpec
+from modules.cost.cost import GoalCriticConfig
+from modules.cost.quasimetric import FourierQuasimetricConfig
+from modules.perception import MultiModalEncoderConfig
+from modules.world_model.dynamics import MLPDynamicsConfig
+from modules.world_model.jepa import WorldModelConfig
 
 
 def ant_maze() -> Config:
     """The maze "u" for a quadruped, known from trots that were shaken. Goals are places, whatever
     the legs do there; a level above leads from landmark to landmark, and between them the policy
     does again what led somewhere."""
-    world = WorldConfig(id="ami/AntMaze-v0", options={"map": "u"})
+    env = EnvConfig(id="ami/AntMaze-v0", options={"map": "u"})
     return Config(
         recipe="ant-maze",
-        world=world,
-        evaluation=world,
-        bounds=Box(),
-        perception=Senses.Config(vector=0),
-        world_model=WorldModel.Config(dynamics=VectorDynamics.Config(hidden=256)),
-        critic=Critic.Config(distance=WaveQuasimetric.Config(aims=2)),
-        hierarchy=LandmarkGraph.Config(landmarks=200, hop=2.0, stride=2.0, patience=80),
-        planner=GradientPlanner.Config(horizon=8, proposals=1, carried=1),
-        policy=Policy.Config(hidden=512, aims=2, kinks=True),
+        env=env,
+        eval_env=env,
+        action_space=BoxActions(),
+        perception=MultiModalEncoderConfig(vector_dim=0),
+        world_model=WorldModelConfig(dynamics=MLPDynamicsConfig(hidden=256)),
+        goal_critic=GoalCriticConfig(distance=FourierQuasimetricConfig(goal_dims=2)),
+        subgoals=LandmarkGraphConfig(
+            num_landmarks=200, trusted_edge_length=2.0, subgoal_spacing=2.0, stuck_after=80
+        ),
+        planner=GradientPlannerConfig(horizon=8, num_proposals=1, num_warm_starts=1),
+        policy=PolicyConfig(hidden=512, goal_dims=2, relu=True),
         tasks={
-            "reach": Assignment(aim="world"),
-            "short": Assignment(aim="world", options={"goal_distance": "short"}),
-            "long": Assignment(aim="world", options={"goal_distance": "long"}),
+            "reach": TaskSpec(goal_source="env"),
+            "short": TaskSpec(goal_source="env", options={"goal_distance": "short"}),
+            "long": TaskSpec(goal_source="env", options={"goal_distance": "long"}),
         },
-        life=Live(
-            worlds=200, steps=600, options={"max_episode_steps": 600, "directed_fraction": 0.6}
+        collect=CollectRandom(
+            num_envs=200, steps=600, options={"max_episode_steps": 600, "directed_fraction": 0.6}
         ),
-        objective=Predict(
-            weights=Weights(
-                prediction=0, change=1, variance=0, covariance=0, similarity=0, inverse=0
+        train_jepa=TrainJEPA(
+            weights=LossWeights(
+                prediction=0,
+                scaled_prediction=1,
+                variance=0,
+                covariance=0,
+                temporal_similarity=0,
+                inverse_dynamics=0,
             ),
-            learning=Learning(steps=1500, batch=128, lr=2e-3),
+            optim=OptimConfig(steps=1500, batch_size=128, lr=2e-3),
         ),
-        teacher=Separate(length=10, learning=Learning(steps=2500, batch=256, lr=2e-3)),
-        survey=Survey(walks=1000, length=40),
-        retrace=Retrace(ahead=40, learning=Learning(steps=5000, batch=512, lr=1e-3)),
-        distil=NoLesson(),
+        train_goal_critic=TrainQuasimetric(
+            length=10, optim=OptimConfig(steps=2500, batch_size=256, lr=2e-3)
+        ),
+        select_landmarks=SelectLandmarks(num_windows=1000, length=40),
+        goal_bc=GoalConditionedBC(
+            max_goal_offset=40, optim=OptimConfig(steps=5000, batch_size=512, lr=1e-3)
+        ),
+        distill_policy=NoStage(),
     )

@@ -2,51 +2,63 @@
 
 from __future__ import annotations
 
-from ami_agent.build import Config
-from ami_agent.learning import Learning
-from ami_agent.lessons import Distil, Foresee, Live, NoLesson, Predict
-from ami_agent.life import WorldConfig
-from modules.bounds import Ball
-from modules.configurator import Assignment, Configurator
-from modules.cost import Foresight, NoCritic
-from modules.dynamics import VectorDynamics
-from modules.objectives import Weights
-from modules.perception import VectorEncoder
-from modules.planners import GradientPlanner
-from modules.recall import Associative
-from modules.world_model import Feeling, WorldModel
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.config import Config
+from ami_agent.training import CollectRandom, DistillPlanner, NoStage, TrainJEPA, TrainValue
+from ami_agent.training.optim import OptimConfig
+from ami_agent.training.representation_losses import LossWeights
+from modules.actor.action_space import BallActions
+from modules.actor.planning import GradientPlannerConfig
+from modules.configurator import ConfiguratorConfig, TaskSpec
+from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
+from modules.memory.short_term import AttentionMemoryConfig
+from modules.perception import ImageEncoderConfig
+from modules.world_model.dynamics import MLPDynamicsConfig
+from modules.world_model.jepa import (
+    InteroceptionHeadConfig,
+    WorldModelConfig,
+)
 
 
 def cue_corridor() -> Config:
     """A cue seen only at the start says which arm is right: the state depends on what is recalled.
 
-    The other form of recall is `--swap recall=belief`, none at all `--without memory`."""
+    The other form of recall is `--swap short_term_memory=belief`, none at all `--without memory`."""
     return Config(
         recipe="cue-corridor",
-        world=WorldConfig(id="ami/CueCorridor-v0"),
-        evaluation=WorldConfig(id="ami/CueCorridor-v0"),
-        bounds=Ball(),
-        perception=VectorEncoder.Config(patch=4),
-        recall=Associative.Config(),
-        world_model=WorldModel.Config(
-            dynamics=VectorDynamics.Config(hidden=256), feeling=Feeling.Config()
+        env=EnvConfig(id="ami/CueCorridor-v0"),
+        eval_env=EnvConfig(id="ami/CueCorridor-v0"),
+        action_space=BallActions(),
+        perception=ImageEncoderConfig(patch=4),
+        short_term_memory=AttentionMemoryConfig(),
+        world_model=WorldModelConfig(
+            dynamics=MLPDynamicsConfig(hidden=256), interoception_head=InteroceptionHeadConfig()
         ),
         drives=("reward",),
-        critic=NoCritic.Config(),
-        foresight=Foresight.Config(discount=0.95),
-        configurator=Configurator.Config(critic=0.0),
-        planner=GradientPlanner.Config(),
-        tasks={"reward": Assignment(drives={"reward": 1.0})},
-        life=Live(worlds=2000, steps=40, options={"directed_fraction": 0.9}),
-        objective=Predict(
-            weights=Weights(
-                prediction=4, variance=8, covariance=4, similarity=0, inverse=2, feeling=4
+        goal_critic=NoGoalCriticConfig(),
+        value_critics=ValueCriticsConfig(discount=0.95),
+        configurator=ConfiguratorConfig(critic=0.0),
+        planner=GradientPlannerConfig(),
+        tasks={"reward": TaskSpec(drives={"reward": 1.0})},
+        collect=CollectRandom(num_envs=2000, steps=40, options={"directed_fraction": 0.9}),
+        train_jepa=TrainJEPA(
+            weights=LossWeights(
+                prediction=4,
+                variance=8,
+                covariance=4,
+                temporal_similarity=0,
+                inverse_dynamics=2,
+                interoception=4,
             ),
-            learning=Learning(steps=500, batch=64, lr=1.5e-3),
+            optim=OptimConfig(steps=500, batch_size=64, lr=1.5e-3),
             length=6,
-            context=16,
+            context_steps=16,
         ),
-        teacher=NoLesson(),
-        foresee=Foresee(expectile=0.9, trace=0.7, learning=Learning(steps=2000, batch=256)),
-        distil=Distil(rounds=3, worlds=64, steps=30, learning=Learning(steps=1500, batch=256)),
+        train_goal_critic=NoStage(),
+        train_values=TrainValue(
+            expectile=0.9, td_lambda=0.7, optim=OptimConfig(steps=2000, batch_size=256)
+        ),
+        distill_policy=DistillPlanner(
+            rounds=3, num_envs=64, steps=30, optim=OptimConfig(steps=1500, batch_size=256)
+        ),
     )

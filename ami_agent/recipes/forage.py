@@ -2,80 +2,96 @@
 
 from __future__ import annotations
 
-from ami_agent.build import Config
-from ami_agent.learning import Learning
-from ami_agent.lessons import Amortise, Distil, Foresee, Live, NoLesson, Predict
-from ami_agent.life import WorldConfig
-from modules.auto import Auto
-from modules.bounds import Ball
-from modules.configurator import Assignment, Configurator
-from modules.cost import Foresight, NoCritic
-from modules.dynamics import VectorDynamics
-from modules.objectives import Weights
-from modules.perception import Senses
-from modules.planners import GradientPlanner
-from modules.world_model import Feeling, WorldModel
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.config import Config
+from ami_agent.training import (
+    AmortizePlanning,
+    CollectRandom,
+    DistillPlanner,
+    NoStage,
+    TrainJEPA,
+    TrainValue,
+)
+from ami_agent.training.optim import OptimConfig
+from ami_agent.training.representation_losses import LossWeights
+from modules.actor.action_space import BallActions
+from modules.actor.adaptive import AdaptiveActorConfig
+from modules.actor.planning import GradientPlannerConfig
+from modules.configurator import ConfiguratorConfig, TaskSpec
+from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
+from modules.perception import MultiModalEncoderConfig
+from modules.world_model.dynamics import MLPDynamicsConfig
+from modules.world_model.jepa import (
+    InteroceptionHeadConfig,
+    WorldModelConfig,
+)
 
 
 def forage() -> Config:
     """Energy, food that regrows, a hazard: one world model and four tasks, told by their drives."""
-    place = {"food": 0.0, "hazard": 0.0, "flag": 0.0, "energy": 0.0}
+    ignore_place = {"food": 0.0, "hazard": 0.0, "flag": 0.0, "energy": 0.0}
     return Config(
         recipe="forage",
-        world=WorldConfig(id="ami/Forage-v0", options={"split": "train"}),
-        evaluation=WorldConfig(id="ami/Forage-v0", options={"split": "test"}),
-        bounds=Ball(),
-        perception=Senses.Config(vector=12),
-        landmarks=400,
-        world_model=WorldModel.Config(
-            dynamics=VectorDynamics.Config(hidden=256), feeling=Feeling.Config()
+        env=EnvConfig(id="ami/Forage-v0", options={"split": "train"}),
+        eval_env=EnvConfig(id="ami/Forage-v0", options={"split": "test"}),
+        action_space=BallActions(),
+        perception=MultiModalEncoderConfig(vector_dim=12),
+        num_reference_obs=400,
+        world_model=WorldModelConfig(
+            dynamics=MLPDynamicsConfig(hidden=256), interoception_head=InteroceptionHeadConfig()
         ),
         drives=("hunger", "pain", "taste", "reward"),
-        critic=NoCritic.Config(),
-        foresight=Foresight.Config(discount=0.95),
-        configurator=Configurator.Config(
-            critic=0.0, told=("hunger", "taste", "pain", "reward", "boredom", "reach")
+        goal_critic=NoGoalCriticConfig(),
+        value_critics=ValueCriticsConfig(discount=0.95),
+        configurator=ConfiguratorConfig(
+            critic=0.0,
+            conditioned_on=("hunger", "taste", "pain", "reward", "boredom", "goal_distance"),
         ),
-        planner=GradientPlanner.Config(horizon=10),
+        planner=GradientPlannerConfig(horizon=10),
         tasks={
-            "eat": Assignment(drives={"taste": 1.0}, options={"task": "eat"}),
-            "flag": Assignment(drives={"reward": 1.0, "pain": 2.0}, options={"task": "flag"}),
-            "explore": Assignment(
-                weights={"boredom": 1.0}, attend=place, options={"task": "explore"}
+            "eat": TaskSpec(drives={"taste": 1.0}, options={"task": "eat"}),
+            "flag": TaskSpec(drives={"reward": 1.0, "pain": 2.0}, options={"task": "flag"}),
+            "explore": TaskSpec(
+                weights={"boredom": 1.0}, modality_weights=ignore_place, options={"task": "explore"}
             ),
-            "stay": Assignment(
-                aim="here",
-                weights={"reach": 1.0, "effort": 0.05},
-                attend=place,
+            "stay": TaskSpec(
+                goal_source="current",
+                weights={"goal_distance": 1.0, "control_cost": 0.05},
+                modality_weights=ignore_place,
                 options={"task": "stay"},
             ),
         },
-        life=Live(worlds=1000, steps=205, options={"max_episode_steps": 40}),
-        objective=Predict(
-            weights=Weights(
-                prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1, feeling=10
+        collect=CollectRandom(num_envs=1000, steps=205, options={"max_episode_steps": 40}),
+        train_jepa=TrainJEPA(
+            weights=LossWeights(
+                prediction=10,
+                variance=4,
+                covariance=0.5,
+                temporal_similarity=0,
+                inverse_dynamics=1,
+                interoception=10,
             ),
-            learning=Learning(steps=5000, batch=128, lr=4e-3),
+            optim=OptimConfig(steps=5000, batch_size=128, lr=4e-3),
             length=8,
-            primed=0.3,
+            task_modality_prob=0.3,
         ),
-        teacher=NoLesson(),
-        foresee=Foresee(
-            learning=Learning(steps=2400, batch=128, lr=2e-3),
-            trace=0.5,
+        train_goal_critic=NoStage(),
+        train_values=TrainValue(
+            optim=OptimConfig(steps=2400, batch_size=128, lr=2e-3),
+            td_lambda=0.5,
             expectile=0.5,
-            futures=12,
+            num_imagined=12,
             horizon=6,
         ),
-        amortise=Amortise(
-            learning=Learning(steps=2500, batch=256, lr=2e-3), horizon=6, tasks=("eat", "flag")
+        amortize_policy=AmortizePlanning(
+            optim=OptimConfig(steps=2500, batch_size=256, lr=2e-3), horizon=6, tasks=("eat", "flag")
         ),
-        distil=Distil(
+        distill_policy=DistillPlanner(
             rounds=8,
-            worlds=64,
+            num_envs=64,
             steps=40,
-            learning=Learning(steps=1500, batch=512),
-            imitate=("explore", "stay"),
+            optim=OptimConfig(steps=1500, batch_size=512),
+            imitated_tasks=("explore", "stay"),
         ),
-        auto=Auto.Config(slack=0.1),
+        adaptive=AdaptiveActorConfig(slack=0.1),
     )

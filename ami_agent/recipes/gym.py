@@ -6,98 +6,127 @@ from contextlib import closing
 from dataclasses import replace
 from math import ceil, prod
 
-from ami_agent.build import Config
-from ami_agent.learning import Learning
-from ami_agent.lessons import Interact, Live, NoLesson, Predict, Recorded, Rehearse
-from ami_agent.lessons.foresight import EPISODE_STEPS, discount_for
-from ami_agent.lessons.hindsight import rewarded
-from ami_agent.life import Spec, WorldConfig
-from modules.actor import Policy
-from modules.bounds import Box, Choice
-from modules.configurator import Assignment, Configurator
-from modules.cost import Foresight, NoCritic
-from modules.dynamics import VectorDynamics
-from modules.objectives import Weights
-from modules.perception import Senses
-from modules.planners import GradientPlanner
-from modules.world_model import StepFeeling, WorldModel
+from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
+from ami_agent.config import Config
+from ami_agent.training import (
+    CollectRandom,
+    LoadDataset,
+    NoStage,
+    OfflineActorCritic,
+    OnlineActorCritic,
+    TrainJEPA,
+)
+from ami_agent.training.hindsight import has_compute_reward
+from ami_agent.training.optim import OptimConfig
+from ami_agent.training.representation_losses import LossWeights
+from ami_agent.training.value_critics import DEFAULT_EPISODE_STEPS, discount_for
+from modules.actor.action_space import BoxActions, OneHotActions
+from modules.actor.planning import GradientPlannerConfig
+from modules.actor.policy import PolicyConfig
+from modules.configurator import ConfiguratorConfig, TaskSpec
+from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
+from modules.perception import MultiModalEncoderConfig
+from modules.world_model.dynamics import MLPDynamicsConfig
+from modules.world_model.jepa import (
+    TransitionHeadConfig,
+    WorldModelConfig,
+)
 
-MANY = 16
+LARGE_SPACE = 16
 """Numbers seen and done, above which a body takes wider layers to know."""
 
-DEFAULT_WORLD = WorldConfig(id="Pendulum-v1")
-NOTHING = Recorded()
+DEFAULT_ENV = EnvConfig(id="Pendulum-v1")
+NO_DATASET = LoadDataset()
 
 
-def gym(world: WorldConfig = DEFAULT_WORLD, data: Recorded = NOTHING) -> Config:
+def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
     """Any Gymnasium world (`--env.id ID`): its reward is a drive, and life and learning
     interleave; or, where there are data of it (`--data.minari ID`), all is learnt from these."""
-    world = replace(world, mortal=True)
-    with closing(world.build(1)) as one:
-        spec, known = one.spec, one.inner.spec
-        lasts, _ = one.limit(world)
-        recorded = data.whole(one) if data != NOTHING else None
-    if not known.max_episode_steps and not world.limit:
-        world = _limited(world, spec, max(EPISODE_STEPS, ceil(lasts)))
-    learning = Learning(steps=0, batch=128, last=0.2)
-    interleaved = Predict(weights=_weights(spec), learning=learning, length=3)
-    hindsight = 0.8 if rewarded(spec, world) else 0.0
-    hidden = 256 if _numbers(spec) > MANY else 128
+    env = replace(env, terminal_channel=True)
+    with closing(env.build(1)) as adapter:
+        spec, registered = adapter.spec, adapter.unwrapped.spec
+        episode_steps, _ = adapter.max_episode_steps(env)
+        dataset = data.with_all_steps(adapter) if data != NO_DATASET else None
+    if not registered.max_episode_steps and not env.max_episode_steps:
+        env = _with_time_limit(env, spec, max(DEFAULT_EPISODE_STEPS, ceil(episode_steps)))
+    optim = OptimConfig(steps=0, batch_size=128, final_lr_fraction=0.2)
+    online_objective = TrainJEPA(weights=_weights(spec), optim=optim, length=3)
+    hindsight = 0.8 if has_compute_reward(spec, env) else 0.0
+    hidden = 256 if _num_inputs(spec) > LARGE_SPACE else 128
     return Config(
         recipe="gym",
-        world=world,
-        evaluation=world,
-        bounds=Choice(sizes=spec.choices) if spec.choices else Box(),
+        env=env,
+        eval_env=env,
+        action_space=OneHotActions(sizes=spec.choices) if spec.choices else BoxActions(),
         perception=_perception(spec),
-        world_model=WorldModel.Config(
-            dynamics=VectorDynamics.Config(hidden=hidden), feeling=StepFeeling.Config(hidden=hidden)
+        world_model=WorldModelConfig(
+            dynamics=MLPDynamicsConfig(hidden=hidden),
+            interoception_head=TransitionHeadConfig(hidden=hidden),
         ),
         drives=("reward",),
-        critic=NoCritic.Config(),
-        foresight=Foresight.Config(
-            hidden=hidden, discount=discount_for(lasts) if lasts else 0, critics=2, norm=True
+        goal_critic=NoGoalCriticConfig(),
+        value_critics=ValueCriticsConfig(
+            hidden=hidden,
+            discount=discount_for(episode_steps) if episode_steps else 0,
+            num_critics=2,
+            norm=True,
         ),
-        configurator=Configurator.Config(critic=0.0),
-        planner=GradientPlanner.Config(horizon=6, proposals=2),
-        policy=Policy.Config(hidden=hidden),
-        tasks={"reward": Assignment(drives={"reward": 1.0})},
-        life=recorded or Live(worlds=1, steps=500),
-        objective=Predict(weights=_weights(spec), learning=replace(learning, steps=500), length=3),
-        teacher=NoLesson(),
-        interact=Rehearse(objective=interleaved, hindsight=hindsight)
-        if recorded
-        else Interact(
-            objective=interleaved, hindsight=hindsight, noise=0.5 if spec.choices else 0.2
+        configurator=ConfiguratorConfig(critic=0.0),
+        planner=GradientPlannerConfig(horizon=6, num_proposals=2),
+        policy=PolicyConfig(hidden=hidden),
+        tasks={"reward": TaskSpec(drives={"reward": 1.0})},
+        collect=dataset or CollectRandom(num_envs=1, steps=500),
+        train_jepa=TrainJEPA(weights=_weights(spec), optim=replace(optim, steps=500), length=3),
+        train_goal_critic=NoStage(),
+        actor_critic=OfflineActorCritic(train_jepa=online_objective, hindsight_fraction=hindsight)
+        if dataset
+        else OnlineActorCritic(
+            train_jepa=online_objective,
+            hindsight_fraction=hindsight,
+            action_noise=0.5 if spec.choices else 0.2,
         ),
-        distil=NoLesson(),
+        distill_policy=NoStage(),
     )
 
 
-def _limited(world: WorldConfig, spec: Spec, limit: int) -> WorldConfig:
+def _with_time_limit(env: EnvConfig, spec: EnvironmentSpec, limit: int) -> EnvConfig:
     """With a time limit; without, where single environments, which alone can have one, would show
     something else than the environment's own vector version."""
-    limited = replace(world, limit=limit)
-    with closing(limited.build(1)) as one:
-        return limited if one.spec == spec else world
+    limited_env = replace(env, max_episode_steps=limit)
+    with closing(limited_env.build(1)) as adapter:
+        return limited_env if adapter.spec == spec else env
 
 
-def _numbers(spec: Spec) -> int:
+def _num_inputs(spec: EnvironmentSpec) -> int:
     """That are seen, pictures aside, and done."""
-    seen = (prod(shape) for shape in spec.shapes.values() if len(shape) < 3)
-    return sum(seen) + spec.action_dim
+    sizes = (prod(shape) for shape in spec.shapes.values() if len(shape) < 3)
+    return sum(sizes) + spec.action_dim
 
 
-def _weights(spec: Spec) -> Weights:
+def _weights(spec: EnvironmentSpec) -> LossWeights:
     """Numbers are states as they are and can't collapse: their errors count in units of how much
     they change. What is made of pictures is learnt, and could."""
     if all(len(shape) < 3 for shape in spec.shapes.values()):
-        return Weights(
-            prediction=0, change=1, variance=0, covariance=0, similarity=0, inverse=0, feeling=1
+        return LossWeights(
+            prediction=0,
+            scaled_prediction=1,
+            variance=0,
+            covariance=0,
+            temporal_similarity=0,
+            inverse_dynamics=0,
+            interoception=1,
         )
-    return Weights(prediction=20, variance=16, covariance=1, similarity=0, inverse=1, feeling=4)
+    return LossWeights(
+        prediction=20,
+        variance=16,
+        covariance=1,
+        temporal_similarity=0,
+        inverse_dynamics=1,
+        interoception=4,
+    )
 
 
-def _perception(spec: Spec) -> Senses.Config:
+def _perception(spec: EnvironmentSpec) -> MultiModalEncoderConfig:
     """Vectors are states as they are; every picture is looked at in about 8 by 8 patches."""
-    pictures = any(len(shape) == 3 for shape in spec.shapes.values())
-    return Senses.Config(vector=0, patch=0 if pictures else 8)
+    has_images = any(len(shape) == 3 for shape in spec.shapes.values())
+    return MultiModalEncoderConfig(vector_dim=0, patch=0 if has_images else 8)

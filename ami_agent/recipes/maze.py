@@ -4,60 +4,78 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ami_agent.build import Config
-from ami_agent.learning import Learning
-from ami_agent.lessons import (
-    Ascend,
-    Distil,
-    Live,
-    NoLesson,
-    Predict,
-    Separate,
-    ShortestPaths,
-    Survey,
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.config import Config
+from ami_agent.training import (
+    CollectRandom,
+    DistillPlanner,
+    DistillShortestPaths,
+    NoStage,
+    SelectLandmarks,
+    TrainHierarchy,
+    TrainJEPA,
+    TrainQuasimetric,
 )
-from ami_agent.life import WorldConfig
-from modules.bounds import Ball
-from modules.configurator import Assignment
-from modules.cost import Critic
-from modules.distance import GlanceQuasimetric, WaveQuasimetric
-from modules.dynamics import GlanceDynamics, WaveDynamics
-from modules.hierarchy import ImaginedGraph, LandmarkGraph, MacroLevels
-from modules.objectives import Weights
-from modules.perception import KeypointEncoder, SceneEncoder, Senses
-from modules.planners import GradientPlanner
-from modules.world_model import WorldModel
+from ami_agent.training.optim import OptimConfig
+from ami_agent.training.representation_losses import LossWeights
+from modules.actor.action_space import BallActions
+from modules.actor.planning import GradientPlannerConfig
+from modules.actor.subgoals import (
+    HierarchicalJEPAConfig,
+    ImaginedLandmarkGraphConfig,
+    LandmarkGraphConfig,
+)
+from modules.configurator import TaskSpec
+from modules.cost.cost import GoalCriticConfig
+from modules.cost.quasimetric import (
+    FourierQuasimetricConfig,
+    GlimpseQuasimetricConfig,
+)
+from modules.perception import (
+    KeypointEncoderConfig,
+    KeypointMapEncoderConfig,
+    MultiModalEncoderConfig,
+)
+from modules.world_model.dynamics import (
+    FourierDynamicsConfig,
+    GlimpseDynamicsConfig,
+)
+from modules.world_model.jepa import WorldModelConfig
 
 
 def maze() -> Config:
     """One maze of 5 by 5 cells, known from short walks: far goals are reached from landmark to
     landmark of a level above. What is perceived is smooth, what walls do is sharp."""
-    world = WorldConfig(id="ami/Maze-v0", options={"size": 5, "maze_seed": 0, "obs_type": "state"})
+    env = EnvConfig(id="ami/Maze-v0", options={"size": 5, "maze_seed": 0, "obs_type": "state"})
     return Config(
         recipe="maze",
-        world=world,
-        evaluation=world,
-        bounds=Ball(),
-        perception=Senses.Config(vector=4, waves=0),
-        world_model=WorldModel.Config(dynamics=WaveDynamics.Config()),
-        critic=Critic.Config(distance=WaveQuasimetric.Config()),
-        hierarchy=LandmarkGraph.Config(),
-        planner=GradientPlanner.Config(proposals=2, carried=1),
+        env=env,
+        eval_env=env,
+        action_space=BallActions(),
+        perception=MultiModalEncoderConfig(vector_dim=4, num_frequencies=0),
+        world_model=WorldModelConfig(dynamics=FourierDynamicsConfig()),
+        goal_critic=GoalCriticConfig(distance=FourierQuasimetricConfig()),
+        subgoals=LandmarkGraphConfig(),
+        planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
         # by distance for who is judged; the policy practises with goals at any
         tasks={
-            "reach": Assignment(aim="world"),
-            "short": Assignment(aim="world", options={"goal_distance": "short"}),
-            "medium": Assignment(aim="world", options={"goal_distance": "medium"}),
-            "long": Assignment(aim="world", options={"goal_distance": "long"}),
+            "reach": TaskSpec(goal_source="env"),
+            "short": TaskSpec(goal_source="env", options={"goal_distance": "short"}),
+            "medium": TaskSpec(goal_source="env", options={"goal_distance": "medium"}),
+            "long": TaskSpec(goal_source="env", options={"goal_distance": "long"}),
         },
-        life=Live(worlds=2000, steps=50, options={"max_episode_steps": 50}),
-        objective=Predict(
-            weights=Weights(prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1),
-            learning=Learning(steps=2000, batch=128, lr=2e-3),
+        collect=CollectRandom(num_envs=2000, steps=50, options={"max_episode_steps": 50}),
+        train_jepa=TrainJEPA(
+            weights=LossWeights(
+                prediction=10, variance=4, covariance=0.5, temporal_similarity=0, inverse_dynamics=1
+            ),
+            optim=OptimConfig(steps=2000, batch_size=128, lr=2e-3),
         ),
-        teacher=Separate(learning=Learning(steps=1500, batch=256, lr=2e-3)),
-        survey=Survey(),
-        distil=Distil(rounds=8, worlds=64, steps=30, learning=Learning(steps=3000, batch=256)),
+        train_goal_critic=TrainQuasimetric(optim=OptimConfig(steps=1500, batch_size=256, lr=2e-3)),
+        select_landmarks=SelectLandmarks(),
+        distill_policy=DistillPlanner(
+            rounds=8, num_envs=64, steps=30, optim=OptimConfig(steps=3000, batch_size=256)
+        ),
     )
 
 
@@ -65,89 +83,103 @@ def maze_levels() -> Config:
     """The same maze with a learnt level above, which plans macro-actions, in the place of
     landmarks."""
     return replace(
-        maze(), recipe="maze-levels", hierarchy=MacroLevels.Config(), survey=NoLesson(),
-        ascend=Ascend(),
+        maze(), recipe="maze-levels", subgoals=HierarchicalJEPAConfig(), select_landmarks=NoStage(),
+        train_hierarchy=TrainHierarchy(),
     )  # fmt: skip
 
 
 def maze_pixels() -> Config:
     """The same maze seen from above: points in the image and how they move make the state."""
-    return from_above(maze(), "maze-pixels")
+    return with_pixels(maze(), "maze-pixels")
 
 
-def from_above(base: Config, recipe: str) -> Config:
+def with_pixels(base: Config, recipe: str) -> Config:
     """A recipe for a maze, of one who sees an image of it instead of where he is and how fast."""
-    world = replace(base.world, options={**base.world.options, "obs_type": "image"})
+    env = replace(base.env, options={**base.env.options, "obs_type": "image"})
     return replace(
         base,
         recipe=recipe,
-        world=world,
-        evaluation=world,
-        perception=KeypointEncoder.Config(now=(0, 1), before=(0, 2)),
+        env=env,
+        eval_env=env,
+        perception=KeypointEncoderConfig(current_channels=(0, 1), previous_channels=(0, 2)),
     )
 
 
-def _larger(recipe: str, size: int, *, walks: int, steps: int, landmarks: int) -> Config:
+def _scaled_maze(
+    recipe: str, size: int, *, num_episodes: int, steps: int, landmarks: int
+) -> Config:
     """A maze of so many cells to a side; what is a unit of the state spans more cells."""
-    base, finer = maze(), size / 5
-    world = replace(base.world, options={**base.world.options, "size": size})
-    assert isinstance(base.teacher, Separate)
-    assert isinstance(base.life, Live)
+    base, scale = maze(), size / 5
+    env = replace(base.env, options={**base.env.options, "size": size})
+    assert isinstance(base.train_goal_critic, TrainQuasimetric)
+    assert isinstance(base.collect, CollectRandom)
     return replace(
         base,
         recipe=recipe,
-        world=world,
-        evaluation=world,
-        world_model=WorldModel.Config(dynamics=WaveDynamics.Config(waves=256, detail=3.5 * finer)),
-        critic=Critic.Config(distance=WaveQuasimetric.Config(waves=256, detail=2 * finer)),
-        hierarchy=LandmarkGraph.Config(landmarks=landmarks),
-        life=replace(base.life, worlds=walks),
-        objective=replace(base.objective, learning=replace(base.objective.learning, steps=steps)),
-        teacher=replace(base.teacher, learning=replace(base.teacher.learning, steps=steps)),
-        survey=Survey(remembered=20 * landmarks),
+        env=env,
+        eval_env=env,
+        world_model=WorldModelConfig(
+            dynamics=FourierDynamicsConfig(num_frequencies=256, frequency_scale=3.5 * scale)
+        ),
+        goal_critic=GoalCriticConfig(
+            distance=FourierQuasimetricConfig(num_frequencies=256, frequency_scale=2 * scale)
+        ),
+        subgoals=LandmarkGraphConfig(num_landmarks=landmarks),
+        collect=replace(base.collect, num_envs=num_episodes),
+        train_jepa=replace(base.train_jepa, optim=replace(base.train_jepa.optim, steps=steps)),
+        train_goal_critic=replace(
+            base.train_goal_critic, optim=replace(base.train_goal_critic.optim, steps=steps)
+        ),
+        select_landmarks=SelectLandmarks(num_candidates=20 * landmarks),
     )
 
 
 def maze_7() -> Config:
     """A maze of 7 by 7 cells."""
-    return _larger("maze-7", 7, walks=4000, steps=3000, landmarks=600)
+    return _scaled_maze("maze-7", 7, num_episodes=4000, steps=3000, landmarks=600)
 
 
 def maze_9() -> Config:
     """A maze of 9 by 9 cells."""
-    return _larger("maze-9", 9, walks=8000, steps=6000, landmarks=900)
+    return _scaled_maze("maze-9", 9, num_episodes=8000, steps=6000, landmarks=900)
 
 
 def maze_random() -> Config:
     """A maze for every episode, of 3 by 3 cells, seen from above and judged in mazes never seen:
     what walls do and how far it is around them is learnt once for all mazes, and the landmarks of
     this one are imagined."""
-    base, numbers = maze(), 400  # of the map, beside 4 that move
-    world = WorldConfig(id="ami/Maze-v0", options={"size": 3, "split": "train"})
+    base, map_dims = maze(), 400  # of the map, beside 4 that move
+    env = EnvConfig(id="ami/Maze-v0", options={"size": 3, "split": "train"})
     return replace(
         base,
         recipe="maze-random",
-        world=world,
-        evaluation=replace(world, options={**world.options, "split": "test"}),
-        perception=SceneEncoder.Config(),
-        world_model=WorldModel.Config(dynamics=GlanceDynamics.Config()),
-        critic=Critic.Config(distance=GlanceQuasimetric.Config()),
-        hierarchy=ImaginedGraph.Config(),
-        life=Live(
-            worlds=300, steps=640, options={"max_episode_steps": 640, "directed_fraction": 0.7}
+        env=env,
+        eval_env=replace(env, options={**env.options, "split": "test"}),
+        perception=KeypointMapEncoderConfig(),
+        world_model=WorldModelConfig(dynamics=GlimpseDynamicsConfig()),
+        goal_critic=GoalCriticConfig(distance=GlimpseQuasimetricConfig()),
+        subgoals=ImaginedLandmarkGraphConfig(),
+        collect=CollectRandom(
+            num_envs=300, steps=640, options={"max_episode_steps": 640, "directed_fraction": 0.7}
         ),
-        objective=Predict(
+        train_jepa=TrainJEPA(
             # these two are means over all numbers, and the few that move are to count
-            weights=Weights(
-                prediction=2.5 * numbers, variance=numbers, covariance=0, similarity=0, inverse=1
+            weights=LossWeights(
+                prediction=2.5 * map_dims,
+                variance=map_dims,
+                covariance=0,
+                temporal_similarity=0,
+                inverse_dynamics=1,
             ),
-            learning=Learning(steps=2500, batch=64, lr=2e-3),
+            optim=OptimConfig(steps=2500, batch_size=64, lr=2e-3),
             length=6,
         ),
-        teacher=Separate(together=32, learning=Learning(steps=600, batch=256, lr=2e-3)),
-        # joined is only what is nearer than two bodies with a wall between can be
-        paths=ShortestPaths(
-            hop=0.8, together=64, learning=Learning(steps=3000, batch=512, lr=2e-3)
+        train_goal_critic=TrainQuasimetric(
+            group_size=32, optim=OptimConfig(steps=600, batch_size=256, lr=2e-3)
         ),
-        survey=NoLesson(),
+        # joined is only what is nearer than two bodies with a wall between can be
+        distill_paths=DistillShortestPaths(
+            edge_length=0.8, group_size=64, optim=OptimConfig(steps=3000, batch_size=512, lr=2e-3)
+        ),
+        select_landmarks=NoStage(),
     )

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from ami_agent.build import Config
-from ami_agent.learning import Learning
-from ami_agent.lessons import Distil, Live, Predict, Separate
-from ami_agent.life import WorldConfig
-from modules.bounds import Box
-from modules.cost import Critic
-from modules.distance import WaveQuasimetric
-from modules.dynamics import WaveDynamics
-from modules.objectives import Weights
-from modules.perception import Senses
-from modules.planners import GradientPlanner
-from modules.world_model import WorldModel
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.config import Config
+from ami_agent.training import CollectRandom, DistillPlanner, TrainJEPA, TrainQuasimetric
+from ami_agent.training.optim import OptimConfig
+from ami_agent.training.representation_losses import LossWeights
+from modules.actor.action_space import BoxActions
+from modules.actor.planning import GradientPlannerConfig
+from modules.cost.cost import GoalCriticConfig
+from modules.cost.quasimetric import FourierQuasimetricConfig
+from modules.perception import MultiModalEncoderConfig
+from modules.world_model.dynamics import FourierDynamicsConfig
+from modules.world_model.jepa import WorldModelConfig
 
 
 def reach() -> Config:
     """An arm that is known from random motion alone: two joints that throw one another about, and a
     goal that is the arm at rest. Nothing is in the way, so one level will do."""
-    world = WorldConfig(id="ami/Reach-v0", options={"obs_type": "state"})
+    env = EnvConfig(id="ami/Reach-v0", options={"obs_type": "state"})
     return Config(
         recipe="reach",
-        world=world,
-        evaluation=world,
-        bounds=Box(),
-        perception=Senses.Config(vector=6, waves=0),
-        world_model=WorldModel.Config(dynamics=WaveDynamics.Config(detail=1.0)),
-        critic=Critic.Config(distance=WaveQuasimetric.Config(detail=1.0)),
-        planner=GradientPlanner.Config(horizon=6, proposals=2, carried=1),
-        life=Live(worlds=2000, steps=50, options={"max_episode_steps": 50}),
-        objective=Predict(
-            weights=Weights(prediction=10, variance=4, covariance=0.5, similarity=0, inverse=1),
-            learning=Learning(steps=2000, batch=128, lr=2e-3),
+        env=env,
+        eval_env=env,
+        action_space=BoxActions(),
+        perception=MultiModalEncoderConfig(vector_dim=6, num_frequencies=0),
+        world_model=WorldModelConfig(dynamics=FourierDynamicsConfig(frequency_scale=1.0)),
+        goal_critic=GoalCriticConfig(distance=FourierQuasimetricConfig(frequency_scale=1.0)),
+        planner=GradientPlannerConfig(horizon=6, num_proposals=2, num_warm_starts=1),
+        collect=CollectRandom(num_envs=2000, steps=50, options={"max_episode_steps": 50}),
+        train_jepa=TrainJEPA(
+            weights=LossWeights(
+                prediction=10, variance=4, covariance=0.5, temporal_similarity=0, inverse_dynamics=1
+            ),
+            optim=OptimConfig(steps=2000, batch_size=128, lr=2e-3),
         ),
-        teacher=Separate(learning=Learning(steps=2500, batch=256, lr=2e-3)),
-        distil=Distil(rounds=8, worlds=64, steps=30, learning=Learning(steps=2000, batch=256)),
+        train_goal_critic=TrainQuasimetric(optim=OptimConfig(steps=2500, batch_size=256, lr=2e-3)),
+        distill_policy=DistillPlanner(
+            rounds=8, num_envs=64, steps=30, optim=OptimConfig(steps=2000, batch_size=256)
+        ),
     )

@@ -8,12 +8,31 @@ states `[B, D]` and say in `shape` how D folds into `[C, h, w]` (a vector is 1 b
 Perception is primed by gains: how much of what a sense delivers comes through.
 """
 
-from modules.perception.images import KeypointEncoder, MapEncoder, VectorEncoder
-from modules.perception.scene import SceneEncoder
-from modules.perception.senses import Senses
+from modules.perception.image import (
+    ImageEncoder,
+    ImageEncoderConfig,
+    KeypointEncoder,
+    KeypointEncoderConfig,
+    SpatialEncoder,
+    SpatialEncoderConfig,
+)
+from modules.perception.keypoint_map import KeypointMapEncoder, KeypointMapEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoder, MultiModalEncoderConfig
 
-Perception = VectorEncoder | MapEncoder | KeypointEncoder | SceneEncoder | Senses
+Perception = (
+    ImageEncoder | SpatialEncoder | KeypointEncoder | KeypointMapEncoder | MultiModalEncoder
+)
 
 __all__ = [
-    "KeypointEncoder", "MapEncoder", "Perception", "SceneEncoder", "Senses", "VectorEncoder",
+    "ImageEncoder",
+    "ImageEncoderConfig",
+    "KeypointEncoder",
+    "KeypointEncoderConfig",
+    "KeypointMapEncoder",
+    "KeypointMapEncoderConfig",
+    "MultiModalEncoder",
+    "MultiModalEncoderConfig",
+    "Perception",
+    "SpatialEncoder",
+    "SpatialEncoderConfig",
 ]  # fmt: skip

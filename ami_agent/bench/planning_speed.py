@@ -1,0 +1,96 @@
+"""How many actions a mind finds in a second: by mode, by the number of worlds it acts in at once,
+and by device, all in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.agent import Agent
+from ami_agent.bench.interleave import ROUNDS, check_num_envs, interleave, measure_rates
+from ami_agent.cli.args import Mode, device
+from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
+from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
+from ami_agent.logger import print_line, print_table
+from ami_agent.storage import run_dir
+from modules.types import ConfigError, validate_ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningSpeed:
+    """Actions per second of a trained agent, from observation to action, on the CPU and, where
+    there is one, on the GPU; Mode-1 beside Mode-2."""
+
+    run: str = "runs/reference/two-rooms"
+    """Run folder of the agent."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Files (x.py) and modules that make its environments known."""
+    trust: bool = False
+    """Import whatever the run folder names."""
+    num_envs: tuple[int, ...] = (1, 64, 1024)
+    """Worlds that it acts in at once."""
+    modes: tuple[Mode, ...] = ("react", "plan")
+    seconds: float = 2.0
+    """Measured for each mode, count and device."""
+    json: str = ""
+    """A file for the results."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, seconds=(0.0, 1e6), num_envs=(1, 1_000_000))
+        check_num_envs(self.num_envs)
+        if not self.modes:
+            raise ConfigError("--modes names none; there are react, plan and auto")
+
+    def measure(self, console: Console) -> dict[str, Any]:
+        """By mode and count, the actions per second on each device."""
+        folder = Path(self.run)
+        config = run_dir.config_of(folder, self.imports, self.trust)
+        agents = {
+            name: run_dir.load(folder, name, config) for name in {"cpu": 0, device("auto"): 0}
+        }
+        env_config = config.eval_env
+        rates: dict[str, Any] = {mode: {} for mode in self.modes}
+        for mode, num_envs in product(self.modes, self.num_envs):
+            print_line(console, f"{mode}, {num_envs} at once")
+            rates[mode][str(num_envs)] = interleave(
+                {
+                    name: _rates(agent, env_config, mode, num_envs, self.seconds / ROUNDS)
+                    for name, agent in agents.items()
+                }
+            )
+        title = f"actions per second, {self.run}"
+        print_table(console, title, ["mode", "at once", *agents, "to cpu"], list(_rows(rates)))
+        return rates
+
+
+def _rates(
+    agent: Agent, config: EnvConfig, mode: str, num_envs: int, seconds: float
+) -> Generator[float]:
+    """Actions per second, again and again; the worlds stand still."""
+    with closing(config.build(num_envs, agent.device)) as env:
+        obs, info = env.reset(FIRST_EVAL_SEED)
+        start_episode = agent_policy_factory(
+            agent, mode, agent.task_spec(""), controller=agent.controller(num_envs)
+        )
+        act = start_episode(EpisodeStart(env, obs, info), FIRST_EVAL_SEED)
+
+        def act_once() -> int:
+            act(obs).cpu()  # the action is there only when the device is done
+            return num_envs
+
+        yield from measure_rates(act_once, seconds)
+
+
+def _rows(rates_by_mode: dict[str, Any]) -> Iterable[list[str]]:
+    for mode, by_num_envs in rates_by_mode.items():
+        for num_envs, rates in by_num_envs.items():
+            ratio = list(rates.values())[-1] / rates["cpu"]
+            yield [mode, num_envs, *(f"{rate:,.0f}" for rate in rates.values()), f"{ratio:.1f} x"]

@@ -1,0 +1,230 @@
+"""The flags of every command, as settings, and what must hold of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.imports import absolute_import
+from ami_agent.config import Config
+from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
+from ami_agent.training import LoadDataset
+from modules.types import EPISODES, SEEDS, ConfigError, validate_ranges
+
+Device = Literal["auto", "cpu", "cuda"]
+Mode = Literal["react", "plan", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvFlags:
+    """Which world, for recipes that are for any, and what is known of it."""
+
+    env: EnvConfig
+    data: LoadDataset = field(default_factory=LoadDataset)
+    """What was recorded elsewhere, to learn from without living."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    """Trains a recipe, checkpoints it, and evaluates it at the end."""
+
+    out: str = ""
+    """Run folder; runs/RECIPE/SEED if not given."""
+    seed: int = 0
+    resume: bool = False
+    """Go on with a run that was interrupted."""
+    device: Device = "auto"
+    json: str = ""
+    """A file for the results."""
+    episodes: int = 100
+    """Episodes of the evaluation at the end."""
+    save_every: float = 60.0
+    """Seconds between checkpoints."""
+    eval_every_stage: int = 0
+    """Episodes in which Mode-2 is judged after every lesson, and whoever acts as it goes where life
+    and learning interleave; they take their time."""
+    keep_replay_buffer: bool = False
+    """Leave what was lived in the run folder, for others to learn from (`--data.run DIR`)."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+    def __post_init__(self) -> None:
+        validate_ranges(
+            self,
+            seed=SEEDS,
+            episodes=EPISODES,
+            save_every=(0.0, 1e9),
+            eval_every_stage=(0, EPISODES[1]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolderFlags:
+    """What of the code that a run folder names may be imported."""
+
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Files (x.py) and modules that make the environments known, also as --env.import. A run folder
+    imports nothing by itself."""
+    trust: bool = False
+    """Import whatever the run folder names."""
+
+
+ALIASES = {"--env.id": "--env", "--env.import": "--import"}
+"""Flags of `train` that mean the same where a run folder is read."""
+
+
+def resolve_aliases(argv: Sequence[str]) -> list[str]:
+    """The same flags by the names they have for a run folder."""
+    split = [arg.partition("=") for arg in argv]
+    return [ALIASES.get(flag, flag) + sign + value for flag, sign, value in split]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalFlags(RunFolderFlags):
+    """Success, steps and milliseconds per action, beside random motion and the oracle."""
+
+    mode: Mode = "plan"
+    task: str = ""
+    """One of the recipe's tasks; its first one if not given."""
+    episodes: int = 100
+    seed: int = FIRST_EVAL_SEED
+    """Episode i has seed + i."""
+    env: str = ""
+    """Another environment than the one the recipe is evaluated in, also as --env.id."""
+    variant: str = ""
+    """Another variant of it."""
+    accept_other_spaces: bool = False
+    """Evaluate although the bounds of actions or observations are not those of training."""
+    device: Device = "auto"
+    json: str = ""
+    """A file for the results."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, episodes=EPISODES, seed=SEEDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowFlags(RunFolderFlags):
+    """Planning rollouts as pictures: per episode a PNG and a GIF, and a page for all."""
+
+    mode: Mode | Literal["both"] = "plan"
+    """"both": plan and react side by side, on the same seeds."""
+    task: str = ""
+    """One of the recipe's tasks; its first one if not given."""
+    episodes: int = 3
+    seed: int = FIRST_EVAL_SEED
+    env: str = ""
+    """Another environment than the one the recipe is evaluated in, also as --env.id."""
+    variant: str = ""
+    """Another variant of it."""
+    mp4: bool = False
+    """Films as mp4 as well as GIF; needs ffmpeg (extra `film`)."""
+    live: bool = False
+    """Draw each moment as it is lived, in the terminal and on a page of this machine, and write no
+    pictures."""
+    port: int = 0
+    """Of that page; one that is free if not given."""
+    out: str = ""
+    """Folder of the pictures; show/ in the run folder if not given."""
+    device: Device = "auto"
+    json: str = ""
+    """A file that says where the page is and what it shows."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, episodes=EPISODES, seed=SEEDS, port=(0, 65_535))
+        if self.live and (self.mp4 or self.out):
+            raise ConfigError("--live writes no pictures: leave --mp4 and --out away")
+        if self.port and not self.live:
+            raise ConfigError("--port is of the page that --live serves")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListFlags:
+    """Recipes, worlds, boxes and what can stand in each."""
+
+    json: str = ""
+    """A file for the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchFlags:
+    """What can be compared with what; `ami bench NAME --help` tells how."""
+
+    json: str = ""
+    """A file for the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFlags:
+    """Trains and evaluates the Configs that a function returns, FILE.py:FUNCTION."""
+
+    seeds: int = 3
+    episodes: int = 100
+    workers: int = 1
+    """Runs at once, each in a process of its own."""
+    ray: str = ""
+    """Address of a Ray cluster that carries them out; "local" starts one on this machine."""
+    out: str = ""
+    """Folder of the study; runs/ablate-NAME if not given."""
+    device: Device = "auto"
+    json: str = ""
+    """A file for the results."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, seeds=(1, 10_000), episodes=EPISODES, workers=(1, 1000))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateFlags(StudyFlags):
+    """Trains and evaluates a recipe and its variants."""
+
+    without: tuple[str, ...] = ()
+    """What to take away, each by itself."""
+    swap: tuple[str, ...] = ()
+    """What to put in place of another, as box=choice, each by itself."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeFlags(RunFolderFlags):
+    """What the representation knows: collapse, read-outs, exams, and what is said of a good one."""
+
+    seed: int = 0
+    perturbations: str = ""
+    """FILE.py:FUNCTION that returns changes of what is seen, by name, each a function of
+    observations; noise and, for pictures, shift, dim and mirror where none is given."""
+    device: Device = "auto"
+    json: str = ""
+    """A file for the results."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, seed=SEEDS)
+
+
+def device(name: Device) -> str:
+    """Raises ConfigError where CUDA is asked for and not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device here; use cpu or auto")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def check_json_path(path: str) -> None:
+    """Results must find their file when the work is done."""
+    file = Path(path).resolve()
+    if path and (file.is_dir() or not file.parent.is_dir()):
+        raise ConfigError(f"--json {path}: a file in a folder that exists is needed")
+    if path and not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ConfigError(f"--json {path}: nobody may write there")
+
+
+def with_absolute_imports(env: EnvConfig) -> EnvConfig:
+    """The same world: what makes it known is found from any folder, whenever a run is looked at."""
+    return replace(env, imports=tuple(map(absolute_import, env.imports)))

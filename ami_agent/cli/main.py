@@ -1,0 +1,326 @@
+"""The command line. One line of complaint for input that won't do (exit code 2) or a run that
+failed (1); nothing that was learnt is lost."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ami_agent import config_io
+from ami_agent.ablation import (
+    Executor,
+    ProcessPool,
+    Ray,
+    Serial,
+    load_configs,
+    print_study,
+    run_study,
+    study_question,
+    variants,
+)
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.bench import BENCHMARKS
+from ami_agent.cli import listing
+from ami_agent.cli.args import (
+    AblateFlags,
+    BenchFlags,
+    EnvFlags,
+    EvalFlags,
+    ListFlags,
+    ProbeFlags,
+    ShowFlags,
+    StudyFlags,
+    TrainFlags,
+    check_json_path,
+    device,
+    resolve_aliases,
+    with_absolute_imports,
+)
+from ami_agent.config import Config
+from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
+from ami_agent.interrupt import Interrupted, handled, terminate
+from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, print_table
+from ami_agent.probing.perturbations import load_perturbations
+from ami_agent.probing.probe import describe_collapse, make_probe
+from ami_agent.probing.scorecard import compute_scorecard
+from ami_agent.recipes import GENERIC, recipe
+from ami_agent.recipes.gym import DEFAULT_ENV
+from ami_agent.resources import allocation_failure
+from ami_agent.storage import run_dir
+from ami_agent.storage.run_lock import locked
+from ami_agent.train import check, train
+from modules.types import ConfigError, DivergenceError
+
+
+def _write(path: str, results: Mapping[str, Any]) -> None:
+    if path:
+        run_dir.write_json(Path(path), results)
+
+
+def _run_all(*steps: Callable[[], None]) -> None:
+    """Takes every step, and raises the first error of the disk at the end: what one file can't hold
+    another can."""
+    errors: list[OSError] = []
+    for step in steps:
+        try:
+            step()
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[str]]:
+    """The settings of that name, and the flags that are left; a recipe for any world takes from
+    them which world, `--env.id ID`."""
+    if name not in GENERIC:
+        return recipe(name), list(argv)
+    flags, rest = config_io.parse_known(EnvFlags(env=DEFAULT_ENV), argv, program)
+    return GENERIC[name](with_absolute_imports(flags.env), flags.data), rest
+
+
+def train_command(name: str, argv: Sequence[str], console: Console) -> None:
+    config, argv = _recipe(name, argv, f"ami train {name}")
+    flags = config_io.parse(TrainFlags(config=config), argv, f"ami train {name}")
+    check_json_path(flags.json)
+    out = Path(flags.out or Path("runs") / name / str(flags.seed))
+    check(flags.config, out, flags.seed, flags.resume)
+    device(flags.device)
+    with locked(out), closing(RunLogger(out, console)) as logger:
+        _train(name, flags, out, logger, console)
+
+
+def _train(name: str, flags: TrainFlags, out: Path, logger: RunLogger, console: Console) -> None:
+    """Trains, and evaluates both modes; the figures are printed before they are written."""
+    from ami_agent.viewer import log_episode  # drawing is slow to import
+
+    logger.info(f"{name}, seed {flags.seed}, on {device(flags.device)}, into {out}")
+    agent = train(
+        flags.config, out=out, seed=flags.seed, device=device(flags.device),
+        resume=flags.resume, logger=logger, save_every=flags.save_every, eval_episodes=flags.eval_every_stage,
+        keep_replay_buffer=flags.keep_replay_buffer,
+    )  # fmt: skip
+    by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes, log=logger.info)
+    results = {mode: {"recipe": name, **metrics} for mode, metrics in by_mode.items()}
+    print_table(console, f"{name}, seed {flags.seed}", *table_rows(results))
+    _run_all(
+        lambda: run_dir.write_json(out / "eval.json", results),
+        lambda: _write(flags.json, results),
+        lambda: log_episode(agent, flags.config.eval_env, logger),  # last: it calls strangers' code
+    )
+
+
+def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
+    flags = config_io.parse(EvalFlags(), resolve_aliases(argv), "ami eval DIR")
+    check_json_path(flags.json)
+    config = run_dir.config_of(Path(name), flags.imports, flags.trust)
+    env_config = _eval_env_config(config, flags.env, flags.variant)
+    if flags.accept_other_spaces:
+        env_config = replace(env_config, accept_other_spaces=True)
+    agent = run_dir.load(name, device(flags.device), config)
+    by_mode = evaluate_modes(
+        agent, env_config, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,
+        seed=flags.seed, log=partial(print_line, console),
+    )  # fmt: skip
+    results = {"recipe": config.recipe, **by_mode[flags.mode]}
+    title = " ".join(filter(None, (env_config.id, env_config.variant, results["task"])))
+    print_table(console, f"{name}: {title}", *table_rows({flags.mode: results}))
+    if results["violated"]:
+        print_line(
+            console,
+            f"no plan kept the task's limits in {100 * results['violated']:.1f} % of the moments: "
+            "there the least violation was chosen",
+        )
+    _write(flags.json, results)
+
+
+def _eval_env_config(config: Config, env_id: str, variant: str) -> EnvConfig:
+    """The environment of an evaluation, where the flags may name another."""
+    env_config = config.eval_env
+    if env_id and env_id != env_config.id:
+        env_config = replace(env_config, id=env_id, variant="", options={})
+    return replace(env_config, variant=variant or env_config.variant)
+
+
+def show_command(name: str, argv: Sequence[str], console: Console) -> None:
+    from ami_agent.viewer import show  # drawing is slow to import
+    from ami_agent.viewer.live import show_live, wait_for_interrupt
+
+    flags = config_io.parse(ShowFlags(), resolve_aliases(argv), "ami show DIR")
+    check_json_path(flags.json)
+    config = run_dir.config_of(Path(name), flags.imports, flags.trust)
+    env_config = _eval_env_config(config, flags.env, flags.variant)
+    agent = run_dir.load(name, device(flags.device), config)
+    load_perturbations: dict[str, Any] = {
+        "mode": flags.mode,
+        "seed": flags.seed,
+        "episodes": flags.episodes,
+    }
+    if flags.live:
+        recorded = show_live(
+            agent, env_config, console, task=flags.task, port=flags.port, wait=partial(wait_for_interrupt, console),
+            **load_perturbations,
+        )  # fmt: skip
+        _write(
+            flags.json,
+            {**load_perturbations, "summaries": [episode.summary for episode in recorded]},
+        )
+        return
+    print_line(console, f"The agent acts in {flags.episodes} episodes, and the viewer draws them.")
+    page = show(
+        agent, env_config, Path(flags.out or Path(name) / "show"),
+        task=flags.task, logger=ConsoleLogger(console), mp4=flags.mp4, **load_perturbations,
+    )  # fmt: skip
+    print_line(console, f"open {page}")
+    _write(flags.json, {"page": str(page), **load_perturbations})
+
+
+def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
+    if ".py:" in name:
+        flags, configs = (
+            config_io.parse(StudyFlags(), argv, f"ami ablate {name}"),
+            load_configs(name),
+        )
+    else:
+        config, argv = _recipe(name, argv, f"ami ablate {name}")
+        flags = parts = config_io.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
+        configs = variants(parts.config, parts.without, parts.swap)
+    check_json_path(flags.json)
+    executor: Executor = ProcessPool(flags.workers) if flags.workers > 1 else Serial(console)
+    label = name.rpartition(":")[2]
+    out = Path(flags.out or Path("runs") / f"ablate-{label}")
+    result = run_study(
+        label, configs, out=out, seeds=flags.seeds, episodes=flags.episodes,
+        device=device(flags.device), executor=Ray(flags.ray) if flags.ray else executor,
+        console=console, question=study_question(name),
+    )  # fmt: skip
+    print_study(console, result)
+    from ami_agent.ablation import page  # drawing is slow to import
+
+    _run_all(
+        lambda: _write(flags.json, result.to_dict()),
+        lambda: print_line(console, f"open {page.write(out / 'index.html', result)}"),
+    )
+    result.check(out)
+
+
+def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
+    from ami_agent.probing.plot import draw_scorecard  # drawing is slow to import
+
+    flags = config_io.parse(ProbeFlags(), resolve_aliases(argv), "ami probe DIR")
+    check_json_path(flags.json)
+    config = run_dir.config_of(Path(name), flags.imports, flags.trust)
+    agent = run_dir.load(name, device(flags.device), config)
+    perturbations = load_perturbations(flags.perturbations, agent.spec)
+    metrics = make_probe(config.eval_env, flags.seed)(agent)
+    scorecard = compute_scorecard(agent, config, flags.seed, perturbations)
+    figures = [(label, f"{value:.4g}") for label, value in metrics.items()]
+    print_table(console, name, ["what", "figure"], figures)
+    console.print(*scorecard.tables())
+    print_line(console, describe_collapse(metrics))
+    _run_all(
+        lambda: _write(flags.json, {**metrics, "scorecard": scorecard.figures()}),
+        lambda: print_line(
+            console, f"open {draw_scorecard(Path(name) / 'probe.png', scorecard, name)}"
+        ),
+    )
+
+
+def bench_command(name: str, argv: Sequence[str], console: Console) -> None:
+    if not name:
+        flags = config_io.parse(BenchFlags(), argv, "ami bench [NAME]")
+        descriptions = {name: listing.first_line(bench) for name, bench in BENCHMARKS.items()}
+        check_json_path(flags.json)
+        print_table(console, "ami bench NAME", ["name", "what"], list(descriptions.items()))
+        _write(flags.json, descriptions)
+        return
+    if name not in BENCHMARKS:
+        raise ConfigError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    bench = config_io.parse(BENCHMARKS[name], argv, f"ami bench {name}")
+    check_json_path(bench.json)
+    _write(bench.json, bench.measure(console))
+
+
+def list_command(name: str, argv: Sequence[str], console: Console) -> None:
+    flags = config_io.parse(ListFlags(), argv, "ami list")
+    check_json_path(flags.json)
+    tables = listing.tables()
+    by_title = {title: {row[0]: list(row[1:]) for row in rows_} for title, _, rows_ in tables}
+    for title, columns, entries in tables:
+        print_table(console, title, columns, entries)
+    _write(flags.json, by_title)
+
+
+Command = Callable[[str, Sequence[str], Console], None]
+COMMANDS: dict[str, tuple[Command, str, str]] = {
+    "train": (train_command, "RECIPE", "train an agent"),
+    "eval": (eval_command, "DIR", "how well the agent of a run does"),
+    "show": (show_command, "DIR", "what it was thinking, as pictures"),
+    "ablate": (ablate_command, "RECIPE", "what each part is worth"),
+    "probe": (probe_command, "DIR", "what the representation knows"),
+    "bench": (bench_command, "[NAME]", "speed and learning, side by side with references"),
+    "list": (list_command, "", "recipes, worlds, boxes"),
+}
+
+
+def _usage() -> str:
+    lines = [
+        f"  ami {name:7}{argument:8}{description}"
+        for name, (_, argument, description) in COMMANDS.items()
+    ]
+    return "\n".join(["usage: ami COMMAND ... (--help after any of them)", *lines])
+
+
+def _dispatch(argv: Sequence[str], console: Console) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        console.print(_usage(), markup=False, highlight=False)
+        return
+    name, rest = argv[0], list(argv[1:])
+    if name not in COMMANDS:
+        raise ConfigError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+    command, argument, _ = COMMANDS[name]
+    load_perturbations = bool(rest) and rest[0] in ("-h", "--help")
+    has_subject = bool(argument and rest) and not rest[0].startswith("-")
+    if argument.isalpha() and not load_perturbations and not has_subject:
+        raise ConfigError(
+            f"ami {name} needs a {argument} first: ami {name} {argument} [--flag ...]"
+        )
+    subject = rest.pop(0) if has_subject else "two-rooms" if argument == "RECIPE" else ""
+    command(subject, rest, console)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold what a terminal can't show
+        sys.stdout.reconfigure(errors="backslashreplace")
+    console = Console()
+    try:
+        with handled():
+            _dispatch(sys.argv[1:] if argv is None else argv, console)
+    except ConfigError as error:
+        return _print_error(error, 2)
+    except (DivergenceError, OSError) as error:
+        return _print_error(error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not (failure := allocation_failure(error)):
+            raise
+        return _print_error(failure, 1)
+    except KeyboardInterrupt as error:
+        terminate([child for child in active_children() if child.daemon], 0.0)
+        message = error.message if isinstance(error, Interrupted) else "interrupted"
+        return _print_error(message, 1)
+    return 0
+
+
+def _print_error(error: object, code: int) -> int:
+    print(f"ami: {one_line(str(error).strip())}", file=sys.stderr)
+    return code

@@ -1,0 +1,38 @@
+"""What settings mean, in the words that stand beside them in the code."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import is_dataclass
+from typing import Any
+
+import docstring_parser
+
+from ami_agent.config import Config
+
+
+def setting_help(config: Config, path: str) -> str:
+    """What is said of the setting `part.of.path`: of a field, or of what holds it where that is a
+    mapping, what stands below it in the code; of a choice of class (`path.is`) the first paragraph
+    that stands in it; empty where nothing is."""
+    settings: Any = config
+    *outer, last = path.split(".")
+    for name in outer:
+        inner = getattr(settings, name, None)
+        if not is_dataclass(inner):
+            return _first_paragraph(_docstring(type(settings), name))
+        settings = inner
+    return _first_paragraph(_docstring(type(settings), last))
+
+
+def _docstring(cls: type, name: str) -> str | None:
+    if name == "_type":  # of the settings of a class, the class itself
+        owner = cls.__qualname__.rpartition(".")[0] or cls.__qualname__
+        return getattr(sys.modules[cls.__module__], owner).__doc__  # type: ignore[no-any-return]
+    fields = docstring_parser.parse_from_object(cls).params
+    return next((field.description for field in fields if field.arg_name == name), None)
+
+
+def _first_paragraph(text: str | None) -> str:
+    """The first paragraph, on one line."""
+    return " ".join((text or "").partition("\n\n")[0].split())

@@ -1,0 +1,288 @@
+"""Settings as text: to JSON and back, and as flags of the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from functools import cache, partial
+from math import isfinite
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import cattrs
+import cattrs.v
+import tyro
+from cattrs.preconf.json import make_converter
+from cattrs.strategies import configure_tagged_union
+
+from ami_agent.adapters.options import UnparsedOptions, join_option_flags, parse_options
+from ami_agent.config import Config
+from modules.types import BadSetting, ConfigError
+
+Settings = TypeVar("Settings")
+
+
+@cache
+def _converter() -> cattrs.Converter:
+    """Each of several possible classes is written down by its name, and found again by the type of
+    the field: no registry of classes."""
+    converter = make_converter(forbid_extra_keys=True)
+    for kind in (bool, int, float, str):
+        converter.register_structure_hook(kind, _structure_scalar)
+    converter.register_structure_hook_factory(
+        lambda kind: get_origin(kind) in (tuple, dict), partial(_structure_container, converter)
+    )
+    for union in _dataclass_unions(Config):
+        configure_tagged_union(
+            union, converter, tag_generator=lambda kind: kind.__qualname__, tag_name="_type"
+        )
+    return converter
+
+
+def _structure_scalar(value: Any, kind: type) -> Any:
+    """The value of a field that is no container, of just its kind: half a step is no step, and True
+    is no number. A whole number may stand for a float."""
+    allowed = (int, float) if kind is float else (kind,)
+    is_invalid = (kind is float and not isfinite(value)) if type(value) in allowed else True
+    if is_invalid or (kind is str and len(value) > MAX_TEXT):
+        raise ConfigError(f"{_shorten(value)} is given, and {TYPE_NAMES[kind]} is needed")
+    return kind(value)
+
+
+MAX_TEXT = 1000
+"""Characters of a text."""
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: f"text of at most {MAX_TEXT} characters",
+}
+
+
+def _structure_container(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any], Any]:
+    """Structures a list or an object where it is one: text would pass for a list of letters."""
+    item_types = get_args(kind)
+
+    def structure_list(value: Any, _: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise ConfigError(f"{_shorten(value)} is given, and a list is needed")
+        return tuple(converter.structure(part, item_types[0]) for part in value)
+
+    def structure_dict(value: Any, _: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{_shorten(value)} is given, and an object is needed")
+        return {name: converter.structure(part, item_types[1]) for name, part in value.items()}
+
+    return structure_list if get_origin(kind) is tuple else structure_dict
+
+
+def _shorten(value: Any) -> str:
+    """The value, shortened."""
+    return text if len(text := repr(value)) <= 60 else f"{text[:60]}..."
+
+
+def _dataclass_unions(kind: type) -> list[Any]:
+    """Every union of dataclasses among the fields of a dataclass, at any depth, inner first."""
+    found: list[Any] = []
+    for hint in get_type_hints(kind).values():
+        is_union = get_origin(hint) in (Union, types.UnionType)
+        candidates = get_args(hint) if is_union else [hint]
+        members = [member for member in candidates if dataclasses.is_dataclass(member)]
+        for member in members:
+            found += _dataclass_unions(member)  # type: ignore[arg-type]
+        if is_union and members:
+            found.append(hint)
+    return list(dict.fromkeys(found))
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """A Config as plain data, complete; raises ConfigError for a number that is not finite."""
+    data = _converter().unstructure(config)
+    for path, value in _leaves(data):
+        if isinstance(value, float) and not isfinite(value):
+            raise ConfigError(f"{path} is {value}; settings must be finite numbers")
+    return data
+
+
+def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(data, dict):
+        yield path.lstrip("."), data
+        return
+    for name, part in data.items():
+        yield from _leaves(part, f"{path}.{name}")
+
+
+def from_json(data: Any, source: str) -> Config:
+    """The Config back; raises ConfigError naming the first field that doesn't fit."""
+    try:
+        return _converter().structure(_upgrade_legacy(data), Config)
+    except Exception as error:  # what another wrote may fail anywhere
+        raise ConfigError(
+            f"{source} holds no settings of this version: {_error_text(error)}"
+        ) from None
+
+
+def _upgrade_legacy(data: Any) -> Any:
+    """Settings that were written down when life was always lived, in today's words."""
+    if isinstance(data, dict) and isinstance(data.get("life"), dict):
+        return {**data, "life": {"_type": "CollectRandom", **data["life"]}}
+    return data
+
+
+def _error_text(error: BaseException) -> str:
+    if isinstance(error, cattrs.errors.BaseValidationError):
+        first, *more = cattrs.transform_error(error, "", _message)
+        first = f"{first.rpartition(' @ ')[2].lstrip('.')}: {first.rpartition(' @ ')[0]}"
+        return f"{first} (and {len(more)} more)" if more else first
+    return f"{type(error).__name__} {error}"
+
+
+def _message(error: BaseException, kind: type | None) -> str:
+    """What is wrong with one field."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    return cattrs.v.format_exception(error, kind)
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two pieces of plain data differ, one phrase each; of two that are not of the same kind
+    no more than the kinds."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        same = one.get("_type") == other.get("_type")
+        names = dict.fromkeys([*one, *other] if same else ["_type"])
+        return [d for n in names for d in differences(one.get(n), other.get(n), f"{path}.{n}")]
+    return [] if one == other else [f"{path.lstrip('.')} is {one!r}, not {other!r}"]
+
+
+def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
+    """Flags that replace fields of `default`, a dataclass; where a field may be one of several
+    classes, the flags are those of the class it has in `default`.
+
+    Raises ConfigError with one line for a flag or a value that won't do.
+    """
+    return _to_original_class(_parse(default, argv, program), default, "--")
+
+
+def parse_known(default: Settings, argv: Sequence[str], program: str) -> tuple[Settings, list[str]]:
+    """The same, and the flags that are of something else, a call for help among them."""
+    help_flags = [arg for arg in argv if arg in ("-h", "--help")]
+    other_flags = [arg for arg in argv if arg not in help_flags]
+    if help_flags:
+        with contextlib.suppress(SystemExit):
+            _parse(default, help_flags, program)
+    found, rest = _parse(default, other_flags, program, return_unknown_args=True)
+    return _to_original_class(found, default, "--"), [*rest, *help_flags]
+
+
+def _parse(default: Any, argv: Sequence[str], program: str, **kwargs: Any) -> Any:
+    argv = join_option_flags(argv)
+    _check_once(argv)
+    stdout, stderr = io.StringIO(), io.StringIO()
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            return tyro.cli(
+                _concrete_class(default), args=list(argv), prog=program, config=flags, **kwargs
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise ConfigError(_parser_message(stderr.getvalue() or stdout.getvalue())) from None
+        print(stdout.getvalue(), end="")  # --help
+        raise
+
+
+def _check_once(argv: Sequence[str]) -> None:
+    """Of a flag that is given twice only the last would count, and nobody would know."""
+    flags = Counter(arg.partition("=")[0].replace("_", "-") for arg in argv if arg[:2] == "--")
+    for flag, count in flags.items():
+        if count > 1:
+            raise ConfigError(f"{flag} is given {count} times; give it once, with all its values")
+
+
+def _concrete_class(default: Any) -> Any:
+    """A subclass of the dataclass of `default` whose fields have just the classes they have there;
+    flags for unions of dataclasses would otherwise become subcommands."""
+    kind, fields = type(default), []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        value = getattr(default, name)
+        if dataclasses.is_dataclass(value):
+            concrete = _concrete_class(value)
+            metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
+            marked = tuple([concrete, *metadata])  # Python 3.10 has no star in an index
+            hint = Annotated[marked] if metadata else concrete
+            fields.append((name, hint, dataclasses.field(default_factory=concrete)))
+        else:
+            if isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
+                hint = Annotated[hint, tyro.conf.Suppress]  # no flags within a mapping
+            fields.append((name, hint, dataclasses.field(default_factory=partial(copy, value))))
+    return dataclasses.make_dataclass(
+        kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True,
+        namespace={"__post_init__": _unchecked},
+    )  # fmt: skip
+
+
+def _unchecked(settings: Any) -> None:
+    """Values are checked in `_to_original_class`, where it is known which flag they come from."""
+
+
+def _to_original_class(found: Any, default: Any, path: str) -> Any:
+    """The same values in the class of `default`, whose flags begin with `path`; ConfigError,
+    which names the flag, for values that this class refuses."""
+    values = {}
+    hints = get_type_hints(type(default), include_extras=True)
+    for field in dataclasses.fields(default):
+        value, before = getattr(found, field.name), getattr(default, field.name)
+        if dataclasses.is_dataclass(before):
+            name = _flag_name(field.name, hints[field.name])
+            value = _to_original_class(value, before, f"{path}{name}." if name else path)
+        elif isinstance(value, UnparsedOptions):
+            try:
+                value = parse_options(value, before)
+            except ConfigError as error:
+                raise ConfigError(f"{path}{field.name}: {error}") from None
+        values[field.name] = value
+    try:
+        return type(default)(**values)
+    except BadSetting as error:
+        name, _, rest = error.name.partition(" ")  # a key of a dict follows its name
+        flag = _flag_name(name, hints.get(name)) + f" {rest}".rstrip()
+        raise BadSetting(f"{path}{flag}", error.value, error.expected) from None
+    except ConfigError as error:
+        where = f"{path.rstrip('.')}: " if path.strip("-") else ""
+        raise ConfigError(f"{where}{error}") from None
+
+
+def _flag_name(name: str, hint: Any) -> str:
+    """What a field is called on the command line."""
+    metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
+    given = [mark.name for mark in metadata if isinstance(getattr(mark, "name", None), str)]
+    return given[0] if given else name.replace("_", "-")
+
+
+PLAIN_MESSAGES = {
+    r"^Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)": (
+        r"\1 is \2; it must be a whole number"
+    ),
+    r"^Error parsing (--\S+): could not convert string to float: (.*)": (
+        r"\1 is \2; it must be a number"
+    ),
+    r"^Error parsing (--\S+)": r"\1",
+}
+"""What the parser says, and the same without Python's names for it."""
+
+
+def _parser_message(box: str) -> str:
+    """What went wrong, without its frame, and the likeliest flag that was meant."""
+    bare = re.sub(r"[\u2500-\u257f]+|-{3,}", "\n", box)
+    paragraphs = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", bare))
+    lines = [" ".join(p.split()) for p in paragraphs]
+    message = next((text for text in lines if ":" in text), " ".join(lines))
+    suggestion = re.search(r"Perhaps you meant:\s*(--\S+)", " ".join(lines))
+    for pattern, plain in PLAIN_MESSAGES.items():
+        message = re.sub(pattern, plain, message)
+    return message + (f" (perhaps you meant {suggestion[1]}?)" if suggestion else "")

@@ -1,0 +1,320 @@
+"""How well an agent does, beside random motion and an oracle, on the same episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ami_agent.adapters import infos
+from ami_agent.adapters.env import (
+    ActFn,
+    EnvAdapter,
+    EnvConfig,
+    HasReferencePolicies,
+    StepResult,
+    done_of,
+    rollout,
+)
+from ami_agent.adapters.fault_tolerance import retry_on_worker_death
+from ami_agent.adapters.spaces import check_same_spaces
+from ami_agent.agent import Agent
+from ami_agent.arguments import check_count, check_is
+from ami_agent.evaluation.intervals import Estimate, mean, rate
+from ami_agent.evaluation.latency import Results, latency, timed
+from ami_agent.evaluation.policies import (
+    EpisodeStart,
+    PolicyFactory,
+    agent_policy_factory,
+    make_expert_policy,
+    make_random_policy,
+)
+from ami_agent.logger import format_number
+from modules.configurator import TaskSpec
+from modules.types import ConfigError, Plan
+
+FIRST_EVAL_SEED = 1_000_000
+"""Seed of the first episode of an evaluation."""
+MAX_STEPS = 100_000
+"""Steps of an episode after which an evaluation gives up, where nobody says how long one lasts."""
+
+
+SUCCESS_NAMES = ("success", "is_success")
+FINAL_SUCCESS_NAMES = ("final_success", "is_success", "success")
+"""Entries of an info that say whether the task is done, the first that an environment reports."""
+
+
+class EpisodeResults(NamedTuple):
+    """How the first episode of each of B worlds went."""
+
+    success: Tensor  # [B] 1 or 0: ever; NaN where the environment never reported it
+    final_success: Tensor  # [B] 1 or 0: as it was reported last; NaN likewise
+    steps: Tensor  # [B] steps until first success, NaN without
+    length: Tensor  # [B] steps until the episode was over
+    score: Tensor  # [B] the world's own, as it was reported last; NaN where it has none
+    signal_sums: Tensor  # [B, I] sum of what was felt; the first is the return
+
+    @property
+    def reports_success(self) -> bool:
+        """Whether any episode said whether its task was done."""
+        return not (self.success.isnan() & self.final_success.isnan()).all()
+
+    def with_failures_filled(self, reports_success: bool) -> EpisodeResults:
+        """Of an environment that reports success, an episode that never did was none."""
+        if not reports_success:
+            return self
+        return self._replace(
+            success=self.success.nan_to_num(0.0), final_success=self.final_success.nan_to_num(0.0)
+        )
+
+
+def run_episodes(make_policy: PolicyFactory, env: EnvAdapter, seed: int) -> EpisodeResults:
+    """One episode in each world."""
+    obs, info = env.reset(seed)
+    running = torch.ones(env.num_envs, dtype=torch.bool)
+    success, final, steps, score = (torch.full((env.num_envs,), torch.nan) for _ in range(4))
+    length = torch.zeros(env.num_envs)
+    signal_sums = torch.zeros(env.num_envs, len(env.spec.interoception), dtype=torch.float64)
+    act_fn = make_policy(EpisodeStart(env, obs, info), seed)
+    for step, result in enumerate(rollout(act_fn, env, obs), 1):
+        success_now = read_info(result, *SUCCESS_NAMES)
+        steps[(success_now == 1) & running & (success != 1)] = step
+        success = torch.where(running, torch.fmax(success, success_now), success)
+        signal_sums += result.transition.interoception.cpu() * running[:, None]
+        length += running
+        for value, names in ((final, FINAL_SUCCESS_NAMES), (score, ("score",))):
+            reported = read_info(result, *names)
+            value.copy_(torch.where(running & ~reported.isnan(), reported, value))
+        running &= ~done_of(result).cpu()
+        if not running.any():
+            break
+        if step == MAX_STEPS and not env.has_time_limit:
+            raise ConfigError(
+                f"no end of an episode within {step} steps, and the environment states no limit: "
+                "set one (--env.max-episode-steps STEPS)"
+            )
+    return EpisodeResults(success, final, steps, length, score, signal_sums)
+
+
+def read_info(result: StepResult, *names: str) -> Tensor:
+    """`[B]` numbers under the first of these names that an environment reported at this step; NaN
+    where it reported none, or what is no number."""
+    return infos.read_numbers(result.info, names, done_of(result))
+
+
+def run_many(
+    make_policy: PolicyFactory, config: EnvConfig, episodes: int, seed: int, device: Any
+) -> EpisodeResults:
+    """As many episodes as asked for, up to 100 at once; episode i has seed `seed` + i, however many
+    environments can be open."""
+    results = config.run_in_batches(
+        episodes, lambda env, first: run_episodes(make_policy, env, seed + first), device, 100
+    )
+    return EpisodeResults(*(torch.cat(parts) for parts in zip(*results, strict=True)))
+
+
+def summarize(outcome: EpisodeResults, channels: Sequence[str], reports_success: bool) -> Results:
+    """An outcome as figures with 95 % intervals; `felt`: by channel, the sum over an episode.
+    `reports_success`: whether the environment ever says that a task is done."""
+    outcome = outcome.with_failures_filled(reports_success)
+    success_steps, has_score = outcome.steps[outcome.success == 1], not outcome.score.isnan().any()
+    return {
+        "success": _rate(outcome.success),
+        "final_success": _rate(outcome.final_success),
+        "return": mean(outcome.signal_sums[:, 0]),
+        "length": mean(outcome.length),
+        "steps": mean(success_steps) if len(success_steps) else None,
+        "score": mean(outcome.score) if has_score else None,
+        "signal_sums": {
+            n: mean(f) for n, f in zip(channels[1:], outcome.signal_sums.T[1:], strict=True)
+        },
+    }
+
+
+def _rate(successes: Tensor) -> Estimate | None:
+    """None where the environment never reported it."""
+    return None if successes.isnan().any() else rate(successes == 1)
+
+
+def evaluate(
+    agent: Agent, env: EnvConfig | str, *, mode: str = "plan", task: str = "",
+    episodes: int = 100, seed: int = FIRST_EVAL_SEED,
+) -> Results:  # fmt: skip
+    """The figures of `eval --json`; rates in [0, 1], milliseconds per action of one world.
+
+    `world`: settings, or the id of a world without any; `task`: one of the agent's, by name.
+    """
+    (results,) = evaluate_modes(
+        agent, env, modes=(mode,), task=task, episodes=episodes, seed=seed
+    ).values()
+    return results
+
+
+def evaluate_modes(
+    agent: Agent, env: EnvConfig | str, *, modes: Sequence[str] = ("plan", "react"),
+    task: str = "", episodes: int = 100, seed: int = FIRST_EVAL_SEED,
+    log: Callable[[str], None] = lambda text: None,
+) -> dict[str, Results]:  # fmt: skip
+    """The figures of each mode on the same episodes; `say` is told what is being done."""
+    check_is("agent", agent, Agent)
+    check_is("env", env, EnvConfig, str)
+    check_count("episodes", episodes, 1)
+    check_count("seed", seed, 0)
+    check_is("task", task, str)
+    task_spec = agent.task_spec(task)
+    config = (EnvConfig(id=env) if isinstance(env, str) else env).for_task(task_spec)
+    outcomes, figures, channels = {}, {}, _signal_names(config, agent)
+    episodes_text = f"{episodes} episode{'s' if episodes > 1 else ''}"
+    for mode in modes:
+        log(f"mode {mode}: {episodes_text}")
+        measured = _evaluate_mode(agent.eval(), config, mode, task_spec, episodes, seed)
+        outcomes[mode], figures[mode] = measured
+    log(f"random motion, and the oracle where there is one: {episodes_text}")
+    others = baselines(config, episodes, seed)
+    reports_success = any(o.reports_success for o in (*outcomes.values(), *others.values()))
+    baseline_rows = {
+        name: summarize(outcome, channels, reports_success) for name, outcome in others.items()
+    }
+    return {
+        mode: {
+            "env": config.id,
+            "variant": config.variant,
+            "options": dict(config.options),
+            "mode": mode,
+            "device": str(agent.device),
+            "seed": seed,
+            "episodes": episodes,
+            **summarize(outcomes[mode], channels, reports_success),
+            **figures[mode],
+            "task": task or next(iter(agent.tasks)),
+            "baselines": {"oracle": None, **baseline_rows},
+        }
+        for mode in outcomes
+    }
+
+
+def _signal_names(config: EnvConfig, agent: Agent) -> tuple[str, ...]:
+    """What is felt in that world; ConfigError where it is not one that the agent is made for."""
+    env = config.build(1)
+    env.close()
+    check_same_spaces(agent.spec, env.spec, config)
+    return env.spec.interoception
+
+
+def _evaluate_mode(
+    agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, episodes: int, seed: int
+) -> tuple[EpisodeResults, Results]:
+    """How the episodes went, and figures of how the agent acted in them. It acts in episodes of
+    their own: whatever it does elsewhere goes on undisturbed."""
+    controller = agent.controller(1)
+    times: list[float] = []
+    plans: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the seed of a batch
+
+    def make_policy(start: EpisodeStart, seed_: int) -> ActFn:
+        step_flags = plans[seed_] = []
+
+        def on_plan(plan: Plan) -> None:
+            step_flags.append((plan.planned, plan.violation > 0))
+
+        return timed(
+            agent_policy_factory(agent, mode, task_spec, on_plan, controller)(start, seed_), times
+        )
+
+    outcome = run_many(make_policy, config, episodes, seed, agent.device)
+    deliberated, violated = _step_fractions(plans.values(), outcome.length)
+    return outcome, {
+        "planned": deliberated,
+        "violated": violated,
+        **retry_on_worker_death(partial(latency, agent, config, mode, task_spec, seed)),
+        "ms_per_action_batched": 1000 * float(np.mean(times)),
+    }
+
+
+def _step_fractions(
+    plans: Iterable[Sequence[tuple[Tensor, Tensor]]], length: Tensor
+) -> list[float]:
+    """Of batches of worlds, one after the other, what was so at each step, `[B]`: its share of all
+    steps that were judged, as many as each world's episode has, `[episodes]`."""
+    sums, remaining = torch.zeros(2), length
+    for step_flags in plans:
+        flags = torch.stack([torch.stack(pair) for pair in step_flags]).cpu()  # [T, 2, B]
+        lengths, remaining = remaining.split([flags.shape[2], len(remaining) - flags.shape[2]])
+        counted = torch.arange(len(flags))[:, None] < lengths  # [T, B]
+        sums += (flags & counted[:, None]).sum((0, 2))
+    return (sums / length.sum()).tolist()
+
+
+def baselines(config: EnvConfig, episodes: int, seed: int) -> dict[str, EpisodeResults]:
+    """Random motion, and the oracle where the world has one, on the same episodes."""
+    env = config.build(1)
+    has_expert = isinstance(env.unwrapped, HasReferencePolicies)
+    env.close()
+    policies = {
+        "random": make_random_policy,
+        **({"oracle": make_expert_policy} if has_expert else {}),
+    }
+    return {
+        name: run_many(policy, config, episodes, seed, "cpu") for name, policy in policies.items()
+    }
+
+
+def table_rows(results: dict[str, Results]) -> tuple[list[str], list[list[str]]]:
+    """The table people read: each mode, then its baselines, beside each other, and a row for every
+    figure, so that none is cut where a terminal is narrow."""
+    (first, *_) = results.values()
+    channels = [f"{channel} an episode" for channel in first["signal_sums"]]
+    score = ["score"] if first["score"] is not None else []
+    success_columns = ["success at the last step", "ever", "steps"] if first["success"] else []
+    columns = [*success_columns, "return", *channels]
+    figures = [*score, *columns, "planned", "ms per action", "batched"]
+    cells = {
+        f"agent, {mode}": [*_cells(result), *_speed(result)] for mode, result in results.items()
+    }
+    known_baselines = {
+        name: result for name, result in first["baselines"].items() if result is not None
+    }
+    cells |= {name: [*_cells(result), "", "", ""] for name, result in known_baselines.items()}
+    return ["", *cells], [list(row) for row in zip(figures, *cells.values(), strict=True)]
+
+
+def _cells(result: Results) -> list[str]:
+    return [
+        *([format_number(result["score"]["mean"])] if result["score"] is not None else []),
+        *_success(result),
+        _interval(result["return"]),
+        *(format_number(signal["mean"]) for signal in result["signal_sums"].values()),
+    ]
+
+
+def _speed(result: Results) -> list[str]:
+    return [
+        f"{100 * result['planned']:.0f} %",
+        f"{result['ms_per_action']['p50']:.2f}",
+        f"{result['ms_per_action_batched']:.3f}",
+    ]
+
+
+def _success(result: Results) -> list[str]:
+    if result["success"] is None:
+        return []
+    steps = "-" if result["steps"] is None else f"{result['steps']['mean']:.1f}"
+    return [_percent(result["final_success"]), _percent(result["success"]), steps]
+
+
+def _interval(estimate: Results) -> str:
+    interval = estimate["ci95"]
+    text = format_number(estimate["mean"], interval)
+    return (
+        f"{text} [{', '.join(format_number(end, interval) for end in interval)}]"
+        if interval
+        else text
+    )
+
+
+def _percent(estimate: Results) -> str:
+    low, high = estimate["ci95"]
+    return f"{100 * estimate['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"

@@ -1,0 +1,70 @@
+"""What a handful of episodes says about all of them: means with 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias, TypedDict
+
+import numpy as np
+from scipy import stats
+from torch import Tensor
+
+from modules.types import ConfigError
+
+Values: TypeAlias = Tensor | np.ndarray | Sequence[float]
+"""One number per episode, `[N]`."""
+
+
+class Estimate(TypedDict):
+    """A mean and its 95 % interval; None where the values say nothing about it."""
+
+    mean: float | None
+    ci95: list[float] | None
+
+
+def rate(successes: Values) -> Estimate:
+    """[N] outcomes, each 0 or 1 -> their rate, a fraction, with Wilson's interval."""
+    outcomes = _numbers(successes)
+    if not np.isin(outcomes, (0.0, 1.0)).all():
+        raise ConfigError("a success rate is taken over outcomes that are 0 or 1")
+    if not outcomes.size:
+        return {"mean": None, "ci95": None}
+    test = stats.binomtest(int(outcomes.sum()), outcomes.size)
+    interval = test.proportion_ci(confidence_level=0.95, method="wilson")
+    return {"mean": float(outcomes.mean()), "ci95": [float(interval.low), float(interval.high)]}
+
+
+def mean(values: Values, seed: int = 0) -> Estimate:
+    """[N] numbers -> their mean with a bootstrap interval, which needs at least two of them."""
+    numbers = _numbers(values)
+    if not numbers.size or not np.isfinite(numbers).all():
+        return {"mean": None, "ci95": None}
+    if numbers.size == 1:
+        return {"mean": float(numbers[0]), "ci95": None}
+    # The percentile interval: BCa has none where all values are equal.
+    interval = stats.bootstrap(
+        (numbers,),
+        np.mean,
+        n_resamples=2000,
+        batch=200,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return {"mean": float(numbers.mean()), "ci95": [float(interval.low), float(interval.high)]}
+
+
+def pooled_rate(rates: Sequence[float], episodes: int) -> str:
+    """Success rates of several seeds -> one percentage with its 95 % interval."""
+    outcomes = [
+        o for s in rates for k in [round(s * episodes)] for o in [1] * k + [0] * (episodes - k)
+    ]
+    whole = rate(outcomes)
+    if whole["mean"] is None or whole["ci95"] is None:
+        return "-"
+    low, high = whole["ci95"]
+    return f"{100 * whole['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _numbers(values: Values) -> np.ndarray:
+    plain = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    return np.asarray(plain, dtype=np.float64).reshape(-1)

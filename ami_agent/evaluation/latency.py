@@ -1,0 +1,86 @@
+"""How long a thought takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ami_agent.adapters.env import ActFn, EnvAdapter, EnvConfig, done_of, rollout
+from ami_agent.agent import Agent
+from ami_agent.evaluation.policies import EpisodeStart, PolicyFactory, agent_policy_factory
+from modules.configurator import TaskSpec
+from modules.types import Observation
+
+Results = dict[str, Any]
+
+
+def latency(
+    agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, seed: int,
+    actions: int = 60,
+) -> Results:  # fmt: skip
+    """Milliseconds in one world, after a warm-up: of one whole `act`, from observation to action,
+    and of the actor's part in it, from state to action; perception, and what levels above plan, is
+    the same for every mode."""
+    controller = agent.controller(1)  # what the agent does elsewhere goes on undisturbed
+    make_policy = agent_policy_factory(agent, mode, task_spec, controller=controller)
+    times: list[float] = []
+    decision_times: list[float] = []
+
+    @torch.no_grad()
+    def decide(obs: Observation) -> Tensor:
+        with controller.active():
+            state, context = agent.prepare(obs)
+            state.cpu()  # the clock of the actor starts when perception is done
+            actor = agent.actors[mode]
+            return timed(lambda obs: actor(state, context).action, decision_times)(obs)
+
+    def time_whole_act(episode_start: EpisodeStart, batch_seed: int) -> ActFn:
+        return timed(make_policy(episode_start, batch_seed), times)
+
+    def time_actor(episode_start: EpisodeStart, batch_seed: int) -> ActFn:
+        make_policy(episode_start, batch_seed)
+        return decide
+
+    with closing(config.build(1, agent.device)) as env:
+        for make in (time_whole_act, time_actor):
+            _run_steps(make, env, seed, actions + 10)
+    return {
+        "ms_per_action": _percentiles(times[10:]),
+        "ms_per_decision": _percentiles(decision_times),
+    }
+
+
+def _run_steps(make_policy: PolicyFactory, env: EnvAdapter, seed: int, steps: int) -> None:
+    """So many steps of one world, episode by episode."""
+    while steps > 0:
+        obs, info = env.reset(seed)
+        for result in islice(
+            rollout(make_policy(EpisodeStart(env, obs, info), seed), env, obs), steps
+        ):
+            steps -= 1
+            if done_of(result).any():
+                break
+        seed += 1
+
+
+def _percentiles(seconds: Sequence[float]) -> Results:
+    p50, p95 = np.percentile(seconds, [50, 95]) * 1000
+    mean = 1000 * float(np.mean(seconds))
+    return {"mean": mean, "p50": float(p50), "p95": float(p95)}
+
+
+def timed(act_fn: ActFn, times: list[float]) -> ActFn:
+    def timed(obs: Observation) -> Tensor:
+        started = time.perf_counter()
+        action = act_fn(obs).cpu()  # the action is there only when the device is done
+        times.append((time.perf_counter() - started) / len(action))
+        return action
+
+    return timed

@@ -1,0 +1,146 @@
+"""Who may act in worlds: the agent, random motion, and one who knows the way."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ami_agent.adapters.autoreset import batch_rows
+from ami_agent.adapters.env import ActFn, EnvAdapter, Info, behaviour_policy, expert_policy
+from ami_agent.adapters.infos import reported
+from ami_agent.agent import Agent
+from ami_agent.controller import Controller
+from modules.configurator import Task, TaskSpec
+from modules.types import ConfigError, Observation, Plan, as_dict, batch_size
+
+
+class EpisodeStart(NamedTuple):
+    """Worlds in which episodes begin, and what they are like."""
+
+    env: EnvAdapter
+    obs: Observation  # [B, *O]
+    info: Info
+    reset_mask: Tensor | None = None  # [B] bool: where an episode begins; everywhere if None
+
+
+PolicyFactory = Callable[[EpisodeStart, int], ActFn]
+"""Meets worlds and says how it will act in them; the seed is its own chance."""
+
+
+class TaskTracker:
+    """An assignment in worlds whose episodes end at different times."""
+
+    def __init__(self, task_spec: TaskSpec) -> None:
+        self.task_spec = task_spec
+        self.start: Observation | None = None  # [B, *O]: where each was when it was told
+        self.goal: Observation | None = None  # [B, *O]: what each environment named last
+
+    def task(self, start: EpisodeStart, mode: str) -> Task:
+        """What is wanted in these worlds by now; ConfigError where they should name a goal and
+        don't."""
+        if self.task_spec.goal_source == "current":  # nobody else needs what was seen then
+            self.start = _where_reset(self.start, start.obs, start.reset_mask)
+        goal = self.start
+        if (
+            self.task_spec.goal_source == "env"
+        ):  # else whatever the world calls so is its own affair
+            goal = self.goal = self._env_goal(start)
+        return self.task_spec.to_task(goal, mode)
+
+    def _env_goal(self, start: EpisodeStart) -> Observation:
+        """The goal that each environment named last; some name it only when an episode begins."""
+        named = torch.as_tensor(reported(start.info, "goal", batch_size(start.obs)))
+        if named.all() or (self.goal is None and not named.any()):
+            return start.env.goal(start.info)
+        unnamed = (
+            ~named
+            if self.goal is None or start.reset_mask is None
+            else ~named & start.reset_mask.cpu()
+        )
+        if unnamed.any():
+            raise ConfigError(
+                f"environment {int(unnamed.nonzero()[0])} names no goal in the info of its reset; "
+                "the agent needs one"
+            )
+        assert self.goal is not None
+        if not named.any():
+            return self.goal
+        return _where_reset(self.goal, start.env.goal(start.info), named)
+
+
+def _where_reset(
+    old: Observation | None, new: Observation, reset_mask: Tensor | None
+) -> Observation:
+    """The old one, new where `fresh` `[B]`."""
+    if old is None or reset_mask is None:
+        return new
+    old_parts = as_dict(old)
+
+    def select(name: str, part: Tensor) -> Tensor:
+        mask = reset_mask.to(part.device).reshape(-1, *[1] * (part.ndim - 1))
+        return torch.where(mask, part, old_parts[name])
+
+    parts = {name: select(name, part) for name, part in as_dict(new).items()}
+    return parts["obs"] if isinstance(new, Tensor) else parts
+
+
+def task_of(task_spec: TaskSpec, start: EpisodeStart, mode: str) -> Task:
+    """The assignment where an episode begins in every world."""
+    return TaskTracker(task_spec).task(start, mode)
+
+
+def agent_policy_factory(
+    agent: Agent,
+    mode: str,
+    task_spec: TaskSpec,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    controller: Controller | None = None,
+) -> PolicyFactory:  # fmt: skip
+    """The agent as a player; `watch` sees its plans. Without a controller it acts as the agent's
+    own, whose episodes it ends."""
+    task_tracker = TaskTracker(task_spec)
+
+    def make_policy(start: EpisodeStart, seed: int) -> ActFn:
+        with controller.active() if controller else nullcontext():
+            agent.reset(start.reset_mask)
+            agent.set_task(task_tracker.task(start, mode), seed)
+
+        def act_fn(obs: Observation) -> Tensor:
+            plan = controller.plan(obs) if controller else agent.act(obs)
+            on_plan(plan)
+            return plan.action
+
+        return act_fn
+
+    return make_policy
+
+
+def make_behaviour_policy(start: EpisodeStart, seed: int) -> ActFn:
+    """Whoever gathers experience without a goal: the world's own walk, where it has one."""
+    return behaviour_policy(start.env)
+
+
+def make_random_policy(start: EpisodeStart, seed: int) -> ActFn:
+    """The random baseline: actions drawn uniformly from what can be done. Of environments that are
+    stepped one by one each has its own seed, so that it does the same however many are open."""
+    env = start.env
+    if env.is_native_batch:
+        return lambda obs: env.from_env(env.vector_env.action_space.sample())
+    single_spaces = [deepcopy(env.vector_env.single_action_space) for _ in range(env.num_envs)]
+    for index, space in enumerate(single_spaces):
+        # not the environment's own seed: what it draws first would be the action it wants
+        space.seed(zlib.crc32(f"random actions {seed + index}".encode()))
+    return lambda obs: env.from_env(
+        batch_rows(env.vector_env.single_action_space, [space.sample() for space in single_spaces])
+    )
+
+
+def make_expert_policy(start: EpisodeStart, seed: int) -> ActFn:
+    """The oracle baseline."""
+    return expert_policy(start.env)

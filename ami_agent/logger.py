@@ -1,0 +1,313 @@
+"""What a run says while it runs: to a person, to `metrics.jsonl` and to TensorBoard.
+
+`NullLogger` says nothing; who is given it need not know.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from rich.console import Console, JustifyMethod
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from ami_agent.storage.atomic import NotWritten, not_written
+
+Number: TypeAlias = float | Tensor
+"""A float, or a tensor of one element that is read only when it is shown."""
+
+LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+BAR_EVERY = 0.2  # seconds between looks of the bar
+METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents.*"
+
+
+class Logger(Protocol):
+    """Whoever listens to a run."""
+
+    def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None: ...
+    def log_image(self, tag: str, image: Tensor | np.ndarray, step: int) -> None: ...
+    def log_video(self, tag: str, gif: bytes, step: int) -> None: ...
+    def info(self, text: str) -> None: ...
+    def progress(
+        self, stage: str, total: int, start: int = 0
+    ) -> AbstractContextManager[Progress]: ...
+    def position(self) -> Mapping[str, int]:
+        """Bytes of each file of the log, all of it written out: a checkpoint keeps them."""
+        ...
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Cuts the log back to a position of it; nothing was logged since it was opened."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Progress:
+    """How far a stage is; `show(done, news)` is called at most every `every` seconds."""
+
+    def __init__(
+        self, total: int, start: int, every: float, show: Callable[[int, str], None]
+    ) -> None:
+        self._total, self._start, self._every, self._show = total, start, every, show
+        self._done = start
+        self._started = self._last_shown = time.monotonic()
+
+    def advance(self, steps: int = 1, **values: Number) -> None:
+        """`steps` more are done; `values` are shown behind the time left."""
+        self._done += steps
+        now = time.monotonic()
+        if now - self._last_shown >= self._every or self._done >= self._total:
+            self._last_shown = now
+            self._show(
+                self._done, "  ".join([self._rate_text(now), *map(_format_pair, values.items())])
+            )
+
+    def _rate_text(self, now: float) -> str:
+        rate = (self._done - self._start) / max(now - self._started, 1e-9)
+        left = max(self._total - self._done, 0) / max(rate, 1e-9)
+        return f"{rate:.3g}/s  {format_duration(left)} left"
+
+
+class NullLogger:
+    """The listener who keeps it to himself."""
+
+    def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None:
+        """Nothing."""
+
+    def log_image(self, tag: str, image: Tensor | np.ndarray, step: int) -> None:
+        """Nothing."""
+
+    def log_video(self, tag: str, gif: bytes, step: int) -> None:
+        """Nothing."""
+
+    def info(self, text: str) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def progress(self, stage: str, total: int, start: int = 0) -> Iterator[Progress]:
+        """A progress nobody sees."""
+        yield Progress(total, start, math.inf, lambda done, status: None)
+
+    def position(self) -> Mapping[str, int]:
+        """Nothing is written."""
+        return {}
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Nothing is written."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class ConsoleLogger(NullLogger):
+    """Says it to a person, and keeps nothing."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def info(self, text: str) -> None:
+        """One plain line."""
+        print_line(self._console, text)
+
+    @contextmanager
+    def progress(self, stage: str, total: int, start: int = 0) -> Iterator[Progress]:
+        """A bar on a terminal, a line every few seconds elsewhere. `total` includes `start`."""
+        render = self._bar if self._console.is_terminal else self._lines
+        with render(stage, total, start) as progress:
+            yield progress
+
+    @contextmanager
+    def _bar(self, stage: str, total: int, start: int) -> Iterator[Progress]:
+        columns = [
+            TextColumn("{task.description}", markup=False), BarColumn(),
+            TextColumn("{task.fields[status]}", markup=False),
+        ]  # fmt: skip
+        with Bars(*columns, console=self._console) as bars:
+            task = bars.add_task(stage, total=total, completed=start, status="")
+
+            def show(done: int, status: str) -> None:
+                bars.update(task, completed=done, status=f"{done}/{total}  {status}")
+
+            yield Progress(total, start, BAR_EVERY, show)
+
+    @contextmanager
+    def _lines(self, stage: str, total: int, start: int) -> Iterator[Progress]:
+        def show(done: int, status: str) -> None:
+            self.info(f"{stage}  {done}/{total}  {status}")
+
+        yield Progress(total, start, LINE_EVERY, show)
+
+
+class RunLogger(ConsoleLogger):
+    """Writes into a run folder and onto a console. A run that is resumed cuts its log back to its
+    checkpoint and appends. What can't be written raises NotWritten."""
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        super().__init__(console)
+        self._folder, self._path = folder, folder / METRICS
+        self._writer: SummaryWriter | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._metrics = self._path.open("ab")
+            _truncate(self._path, self._path.stat().st_size)
+        except OSError as error:
+            raise not_written(self._path, error) from error
+
+    def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None:
+        """One line of `metrics.jsonl` and one point per value; what is not finite becomes null."""
+        numbers = {name: float(value) for name, value in values.items()}
+        json_values = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
+        line = {"stage": stage, "step": step, "time": time.time(), **json_values}
+        try:
+            self._metrics.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise not_written(self._path, error) from error
+        with self._tensorboard() as board:
+            for name, value in numbers.items():
+                board.add_scalar(f"{stage}/{name}", value, step)
+
+    def log_image(self, tag: str, image: Tensor | np.ndarray, step: int) -> None:
+        """`image`: uint8 [H, W, 3]."""
+        with self._tensorboard() as board:
+            board.add_image(tag, image, step, dataformats="HWC")
+
+    def log_video(self, tag: str, gif: bytes, step: int) -> None:
+        """Beside the pictures: TensorBoard plays a GIF as it is."""
+        shown = Summary.Image(encoded_image_string=gif, colorspace=3)
+        summary = Summary(value=[Summary.Value(tag=tag, image=shown)])
+        with self._tensorboard() as board:
+            board._get_file_writer().add_summary(summary, step)
+
+    def position(self) -> Mapping[str, int]:
+        """Of `metrics.jsonl` and all event files of TensorBoard."""
+        if self._writer is not None:
+            with self._tensorboard() as board:
+                board.flush()
+        return {path.name: path.stat().st_size for path in self._files()}
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Event files that were begun later are removed."""
+        try:
+            for path in self._files():
+                if path.name in position or path == self._path:
+                    _truncate(path, position.get(path.name, 0))
+                else:
+                    path.unlink()
+        except OSError as error:
+            raise not_written(self._folder, error) from error
+
+    def close(self) -> None:
+        """Nothing can be said afterwards."""
+        with suppress(OSError):  # what could not be written raised when it was
+            self._metrics.close()
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
+
+    def _files(self) -> list[Path]:
+        return [self._path, *sorted(self._folder.glob(EVENTS))]
+
+    @contextmanager
+    def _tensorboard(self) -> Iterator[SummaryWriter]:
+        """TensorBoard's writer, whose file is made when it is needed."""
+        try:
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self._folder))
+            yield self._writer
+        except OSError as error:
+            if isinstance(error, NotWritten):
+                raise
+            raise not_written(self._folder / EVENTS, error) from error
+
+
+def one_line(text: object) -> str:
+    """The text in one line: line breaks become spaces, other control characters and the bytes of
+    odd file names are written as escapes."""
+    joined = re.sub(r"[ \t]*[\r\n]+[ \t]*", " ", str(text))
+    return "".join(c if c.isprintable() else _escape(c) for c in joined)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def print_line(console: Console, text: object) -> None:
+    """Prints lines as they are: nothing in a name, a path or a message of a stranger is markup."""
+    lines = "\n".join(map(one_line, str(text).split("\n")))
+    console.print(lines, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """The first column names the row and stands left, figures stand right; None is a dash."""
+    rendered = Table(title=Text(one_line(title)) if title else None, title_justify="left")
+    for index, column in enumerate(columns):
+        justify: JustifyMethod = "right" if index else "left"
+        rendered.add_column(Text(one_line(column)), justify=justify, no_wrap=not index)
+    for row in rows:
+        rendered.add_row(*map(_cell, row))
+    return rendered
+
+
+def print_table(
+    console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
+    """A table below a title that is never broken: it may name a path."""
+    print_line(console, title)
+    console.print(table("", columns, rows))
+
+
+def _cell(value: object) -> Text:
+    if value is None:
+        return Text("-")
+    return Text(f"{value:.3g}" if isinstance(value, float) else one_line(value))
+
+
+def _format_pair(item: tuple[str, Number]) -> str:
+    return f"{item[0]} {float(item[1]):.3g}"
+
+
+def format_number(value: float, span: Sequence[float] | None = None) -> str:
+    """A number as people read it: two decimals, or as many as its first two digits need, and those
+    in which the ends of its interval `span` differ; with an exponent where it is tiny or huge."""
+    width = span[1] - span[0] if span else 0.0
+    size = max(abs(value), width)
+    if not math.isfinite(size) or not size:
+        return f"{value:.2f}"
+    smallest = min(filter(None, (abs(value), width)))
+    decimals = 1 - math.floor(math.log10(smallest))
+    if 1e-3 <= size < 1e7:
+        return f"{value:.{min(max(2, decimals), 12)}f}"
+    return f"{value:.{min(max(3, math.floor(math.log10(size)) + decimals + 1), 15)}g}"
+
+
+def format_duration(seconds: float) -> str:
+    """65 s, 12 min, 3.4 h: as precise as an estimate deserves."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _truncate(path: Path, size: int) -> None:
+    """Shortens a file to so many bytes; of lines, to whole ones: a killed process may have left
+    half a line, which would spoil the next one."""
+    with path.open("r+b") as file:
+        size = min(size, os.fstat(file.fileno()).st_size)
+        file.seek(0)
+        if path.name == METRICS:
+            size = file.read(size).rfind(b"\n") + 1
+        file.truncate(size)

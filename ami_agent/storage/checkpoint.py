@@ -1,0 +1,218 @@
+"""Checkpoints: folders that are complete or not there.
+
+A checkpoint holds `tensors.safetensors` and `metadata.json`; the second knows the checksum of both. It
+is written beside its place under a hidden name and renamed when it is on the disk. One that stood
+there before is moved aside first and removed last, and `load` still finds it there in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ami_agent.storage import guarded_reader
+from modules.types import ConfigError
+
+FORMAT = 1
+TENSORS, METADATA = "tensors.safetensors", "metadata.json"
+UNFINISHED, REPLACED = ".unfinished", ".replaced"
+MIB = 2**20
+_STEP = re.compile(r"step-\d{8,12}\Z")
+WRONG_CHECKSUM = (
+    "its checksum is not the one it was written with (remove its folder, and the checkpoint before "
+    "it counts, if there is one)"
+)
+
+
+class CheckpointNotWritten(OSError):
+    """The disk did not take a checkpoint; all earlier ones are as they were."""
+
+
+def checkpoint_dir(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step of a run belongs."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def save(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all, in the place of one of that name.
+
+    `facts` is what JSON can hold, without NaN. Raises CheckpointNotWritten if the disk is full or
+    closed to us, ConfigError if the folder is there and is no checkpoint.
+    """
+    metadata = json.loads(json.dumps(dict(metadata), allow_nan=False))  # fails before it writes
+    _check_replaceable(folder)
+    tmp = _hidden_path(folder, UNFINISHED)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _recover(folder.parent)
+        tmp.mkdir()
+        _write(tmp, tensors, metadata)
+        _replace(tmp, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise CheckpointNotWritten(_error_message(folder, tensors, error)) from error
+
+
+def load(
+    folder: Path, device: torch.device | str = "cpu", prefix: str = ""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, on `device`, and the facts of a checkpoint; ConfigError if it is not whole.
+    Of the tensors those whose names begin with `prefix`."""
+    path = _existing_path(folder)
+    metadata, checksums = _read_metadata(path / METADATA)
+    guarded_reader.tensor_shapes(
+        path / TENSORS
+    )  # before the checksum of what may be no file of tensors
+    if guarded_reader.checksum(path / TENSORS) != checksums.get(TENSORS):
+        raise ConfigError(f"{path / TENSORS} is damaged: {WRONG_CHECKSUM}")
+    return guarded_reader.read_tensors(path / TENSORS, device, prefix), metadata
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Those of the tensors of a checkpoint, by name, without reading any."""
+    return guarded_reader.tensor_shapes(_existing_path(folder) / TENSORS)
+
+
+def contents(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The facts of a checkpoint and the names of its tensors, which are not loaded."""
+    path = _existing_path(folder)
+    metadata, _ = _read_metadata(path / METADATA)
+    return metadata, list(guarded_reader.tensor_shapes(path / TENSORS))
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    folder = run / "checkpoints"
+    replaced = {folder / p.name[1:].removesuffix(REPLACED) for p in folder.glob(f".*{REPLACED}")}
+    return sorted(path for path in {*folder.glob("step-*"), *replaced} if _STEP.match(path.name))
+
+
+def latest(run: Path) -> Path:
+    """The newest checkpoint of a run; ConfigError if it has none."""
+    found = checkpoints(run)
+    if not found:
+        raise ConfigError(f"{run} has no checkpoint: nothing was trained there yet")
+    return found[-1]
+
+
+def prune(run: Path, keep: int = 2) -> None:
+    """Remove all checkpoints of a run but the newest `keep`, at least one."""
+    for folder in checkpoints(run)[: -max(keep, 1)]:
+        _remove(_existing_path(folder))
+
+
+def _hidden_path(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f".{folder.name}{suffix}")
+
+
+def _existing_path(folder: Path) -> Path:
+    """The folder, or where `_replace` has put it aside."""
+    backup = _hidden_path(folder, REPLACED)
+    return backup if backup.is_dir() and not folder.exists() else folder
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not (folder / METADATA).is_file():
+        raise ConfigError(f"{folder} is there and is no checkpoint: choose another name")
+
+
+def _recover(parent: Path) -> None:
+    """Undo what a process that died in the middle of `save` left."""
+    for backup in parent.glob(f".*{REPLACED}"):
+        path = parent / backup.name[1:].removesuffix(REPLACED)
+        if path.exists():
+            shutil.rmtree(backup)
+        else:
+            backup.rename(path)
+    for tmp in parent.glob(f".*{UNFINISHED}"):
+        shutil.rmtree(tmp)
+
+
+def _write(tmp: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    (tmp / TENSORS).touch()
+    mode = (tmp / TENSORS).stat().st_mode  # as the umask has it; safetensors' own is 0600
+    save_file(_without_shared_storage(tensors), tmp / TENSORS)
+    (tmp / TENSORS).chmod(mode)
+    _fsync(tmp / TENSORS)
+    checksums = {TENSORS: guarded_reader.checksum(tmp / TENSORS), METADATA: _sha256(metadata)}
+    content = {"format": FORMAT, "sha256": checksums, "metadata": metadata}
+    (tmp / METADATA).write_text(
+        json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    _fsync(tmp / METADATA)
+    _fsync(tmp)
+
+
+def _replace(tmp: Path, folder: Path) -> None:
+    backup = _hidden_path(folder, REPLACED)
+    if folder.exists():
+        folder.rename(backup)
+    tmp.rename(folder)
+    _fsync(folder.parent)
+    shutil.rmtree(backup, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint so that no half of one is ever seen."""
+    tmp = folder.with_name(f".{folder.name.strip('.')}{UNFINISHED}")
+    folder.rename(tmp)
+    shutil.rmtree(tmp)
+
+
+def _without_shared_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous on the CPU, no two in one storage: only what needs a copy gets one."""
+    storages: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        contiguous = tensor.detach().cpu().contiguous()
+        storage = contiguous.untyped_storage().data_ptr()
+        separate[name] = contiguous.clone() if storage in storages else contiguous
+        storages.add(storage)
+    return separate
+
+
+def _read_metadata(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The facts and the checksums."""
+    data = guarded_reader.read_bytes(path, guarded_reader.JSON_LIMIT)
+    try:
+        content = guarded_reader.decode_json(data)
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: it is no JSON ({error})") from None
+    fields = content if isinstance(content, dict) else {}
+    version, metadata, checksums = (fields.get(part) for part in ("format", "metadata", "sha256"))
+    if not isinstance(metadata, dict) or not isinstance(checksums, dict):
+        raise ConfigError(f"{path} is damaged: it holds no facts of a checkpoint")
+    if version != FORMAT:
+        raise ConfigError(f"{path} has format {version}; this version reads format {FORMAT}")
+    if _sha256(metadata) != checksums.get(METADATA):
+        raise ConfigError(f"{path} is damaged: {WRONG_CHECKSUM}")
+    return metadata, checksums
+
+
+def _sha256(metadata: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _error_message(folder: Path, tensors: Mapping[str, Tensor], error: Exception) -> str:
+    needed = sum(tensor.nbytes for tensor in tensors.values()) / MIB
+    return f"{folder} was not written ({error}); it needs {needed:.1f} MiB of free disk"

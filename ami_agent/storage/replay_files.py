@@ -1,0 +1,124 @@
+"""The replay buffer of a run on the disk: chunks of steps, each a checkpoint of its own, so that
+saving costs what is new. A checkpoint of the run says how many steps count."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ami_agent.storage import checkpoint
+from modules.memory.replay_buffer import BY_ENV
+from modules.types import ConfigError
+
+HEAD_PARTS = ("ended", "steps")
+"""Parts that are no rows: small, and saved with every checkpoint of the run."""
+
+
+def buffer_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a buffer's state what is no row, as it is now, and how many rows are filled; nothing where
+    nothing was collected."""
+    parts = {name: state[name].detach().cpu().clone() for name in HEAD_PARTS}
+    num_rows = torch.tensor(state["age"].shape[1])
+    return {**parts, "rows": num_rows} if int(parts["steps"][0]) else {}
+
+
+class Chunks:
+    """The chunks in a folder. Row k holds the observation k and what followed from it; the last row
+    of a chunk holds an observation alone, and is the first of the next chunk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.saved = 0  # steps that the chunks reach to
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        """What is new in the state of a buffer; raises CheckpointNotWritten."""
+        steps, num_rows = int(state["steps"][0]), state["age"].shape[1]
+        if steps <= self.saved:
+            return
+        first = max(self.saved, steps + 1 - num_rows)
+        rows = torch.arange(first, steps + 1) % num_rows  # a ring, once all of it is filled
+        parts = {
+            name: _rows(name, part, rows) for name, part in state.items() if name not in HEAD_PARTS
+        }
+        checkpoint.save(self.folder / f"{first:012d}-{steps:012d}", parts, {})
+        self.saved = steps
+
+    def prune(self, head: Sequence[Mapping[str, Tensor]]) -> None:
+        """Removes what the buffer needs at none of these moments."""
+        needed = [_row_range(part) for part in head if part]
+        for first, last in self._chunks():
+            if not any(first <= stop and last >= start for start, stop in needed):
+                self._remove(first, last)
+
+    def load(self, head: Mapping[str, Tensor], max_rows: int) -> dict[str, Tensor]:
+        """The state of the buffer at a checkpoint; ConfigError where chunks are missing, or it
+        has more than `most` rows."""
+        (start, stop), num_rows = _row_range(head), int(head["rows"])
+        if not 0 < num_rows <= min(max_rows, stop + 1):
+            raise ConfigError(f"{self.folder}: a replay buffer of {num_rows} rows, not {max_rows}")
+        reached = start
+        state: dict[str, Tensor] = {}
+        for first, last in self._chunks():
+            if first > reached or last <= start or first >= stop:
+                continue
+            parts, _ = checkpoint.load(self._place(first, last), "cpu")
+            steps_here = torch.arange(max(first, start), min(last, stop) + 1)
+            for name, part in parts.items():
+                if name not in state:
+                    state[name] = _zeros_like_rows(name, part, num_rows)
+                _set_rows(
+                    name, state[name], steps_here % num_rows, _rows(name, part, steps_here - first)
+                )
+            reached = max(reached, last)
+        if reached < stop:
+            raise ConfigError(
+                f"{self.folder} holds the replay buffer up to step {reached} of {stop}: the run "
+                "can't be resumed without the rest"
+            )
+        return {**state, **{name: head[name].clone() for name in HEAD_PARTS}}
+
+    def truncate(self, steps: int) -> None:
+        """Removes what was saved after a checkpoint of so many steps."""
+        for first, last in self._chunks():
+            if first >= steps:
+                self._remove(first, last)
+        self.saved = steps
+
+    def _chunks(self) -> list[tuple[int, int]]:
+        """First and last step of each, in order."""
+        names = (path.name.split("-") for path in self.folder.glob("*-*"))
+        buffer = [n for n in names if len(n) == 2 and all(part.isdecimal() for part in n)]
+        return sorted((int(first), int(last)) for first, last in buffer)
+
+    def _place(self, first: int, last: int) -> Path:
+        return self.folder / f"{first:012d}-{last:012d}"
+
+    def _remove(self, first: int, last: int) -> None:
+        shutil.rmtree(self._place(first, last), ignore_errors=True)
+
+
+def _row_range(head: Mapping[str, Tensor]) -> tuple[int, int]:
+    """The oldest step that a buffer keeps a row of, and its newest."""
+    newest = int(head["steps"][0])
+    return newest + 1 - int(head["rows"]), newest
+
+
+def _rows(name: str, part: Tensor, rows: Tensor) -> Tensor:
+    return part.index_select(1 if name in BY_ENV else 0, rows.to(part.device))
+
+
+def _zeros_like_rows(name: str, like: Tensor, rows: int) -> Tensor:
+    shape = list(like.shape)
+    shape[1 if name in BY_ENV else 0] = rows
+    return torch.zeros(shape, dtype=like.dtype)
+
+
+def _set_rows(name: str, buffer: Tensor, rows: Tensor, part: Tensor) -> None:
+    if name in BY_ENV:
+        buffer[:, rows] = part
+    else:
+        buffer[rows] = part

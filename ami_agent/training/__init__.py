@@ -1,0 +1,39 @@
+"""Lessons: what each box learns from, in the order in which they are taken.
+
+A lesson is a setting; `begin` makes the pupil that does it. A pupil takes one small step per
+`update` and can be put away and taken up again in the middle (`state_dict`).
+"""
+
+from ami_agent.training.actor_critic import OfflineActorCritic
+from ami_agent.training.base import NoStage, NoStageRun, Stage, StageRun
+from ami_agent.training.collect import CollectRandom, CollectWithPlanner
+from ami_agent.training.goal_critic import DistillShortestPaths, TrainQuasimetric, TrainTDDistance
+from ami_agent.training.hierarchy import SelectLandmarks, TrainHierarchy
+from ami_agent.training.jepa import FinetuneDynamics, TrainJEPA
+from ami_agent.training.load_dataset import LoadDataset
+from ami_agent.training.online_actor_critic import OnlineActorCritic
+from ami_agent.training.policy import AmortizePlanning, DistillPlanner, GoalConditionedBC
+from ami_agent.training.value_critics import TrainValue
+
+__all__ = [
+    "AmortizePlanning",
+    "CollectRandom",
+    "CollectWithPlanner",
+    "DistillPlanner",
+    "DistillShortestPaths",
+    "FinetuneDynamics",
+    "GoalConditionedBC",
+    "LoadDataset",
+    "NoStage",
+    "NoStageRun",
+    "OfflineActorCritic",
+    "OnlineActorCritic",
+    "SelectLandmarks",
+    "Stage",
+    "StageRun",
+    "TrainHierarchy",
+    "TrainJEPA",
+    "TrainQuasimetric",
+    "TrainTDDistance",
+    "TrainValue",
+]

@@ -1,0 +1,49 @@
+"""What counts of windows that reach beyond the end of their episode (`Trajectory.valid`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class ValidSteps:
+    """Of `[B, T, ...]`, what is valid `[B, T]`, one after the other, `[N, ...]`; all, as it is,
+    where `valid` is None. The mask is read where it lies: on the host it costs no waiting."""
+
+    def __init__(self, valid: Tensor | None) -> None:
+        self.index = None if valid is None else valid.flatten().nonzero().squeeze(1)
+        self.shape = None if valid is None else valid.shape
+
+    def __call__(self, part: Tensor) -> Tensor:
+        if self.index is None:
+            return part
+        return part.flatten(0, 1).index_select(0, self.index.to(part.device))
+
+    def scatter(self, part: Tensor) -> Tensor:
+        """`[N, ...]` -> `[B, T, ...]`, 0 where nothing is valid."""
+        if self.index is None or self.shape is None:
+            return part
+        full = part.new_zeros(self.shape.numel(), *part.shape[1:])
+        full = full.index_copy(0, self.index.to(part.device), part)
+        return full.unflatten(0, tuple(self.shape))
+
+
+def states_from_steps(valid: Tensor) -> Tensor:
+    """Which steps were taken `[B, T]` -> which states were met `[B, T + 1]`."""
+    return torch.cat([torch.ones_like(valid[:, :1]), valid], 1)
+
+
+def valid_macro_steps(valid: Tensor | None, num_steps: int) -> Tensor | None:
+    """Which steps were taken `[B, T * stride]` -> which strides were, whole, `[B, T]`."""
+    return None if valid is None else valid.unflatten(1, (-1, num_steps)).all(2)
+
+
+def last_valid(valid: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """What there is at the last valid step of each window that has one, of `[B, T, ...]`."""
+    if valid is None:
+        return lambda part: part[:, -1]
+    rows = valid[:, 0].nonzero().squeeze(1)
+    step = valid[rows].sum(1) - 1
+    return lambda part: part[rows.to(part.device), step.to(part.device)]

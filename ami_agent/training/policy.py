@@ -1,0 +1,273 @@
+"""The policy learns from Mode-2's plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ami_agent.adapters.env import EnvConfig, done_of, next_obs_of
+from ami_agent.adapters.fault_tolerance import retry_on_worker_death
+from ami_agent.adapters.options import Options, check_options
+from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
+from ami_agent.losses import behaviour_cloning_loss
+from ami_agent.training.base import OfflineStage, SGDStageRun, StageRun, encode_buffer
+from ami_agent.training.optim import OptimConfig
+from modules.actor.planning.evaluator import safe_std
+from modules.actor.policy import PolicyProposal
+from modules.configurator import TaskSpec
+from modules.memory.replay_buffer import OBS_ONLY
+from modules.types import (
+    BATCH,
+    ENV_STEPS,
+    HORIZON,
+    ConfigError,
+    Observation,
+    TaskContext,
+    tree_map,
+    validate_ranges,
+)
+
+if TYPE_CHECKING:
+    from ami_agent.agent import Agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmortizePlanning(OfflineStage):
+    """The policy steers imagined futures from remembered states to remembered goals, and descends
+    the energy that Mode-2 descends: planning amortised over all situations, with gradients through
+    the world model (value gradients, Heess et al. 2015)."""
+
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1000, batch_size=128))
+    horizon: int = 3
+    """Imagined steps, H."""
+    group_size: int = 1
+    """So many states of one episode are each other's goals; 1: the whole batch, for worlds whose
+    layout never changes."""
+    tasks: tuple[str, ...] = ()
+    """Those that are practised, by name; all where none is named. What a task costs must be plain
+    from a single moment: nothing has been lived here that boredom could be measured by."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, horizon=HORIZON, group_size=BATCH)
+        self.optim.num_groups(self.group_size)
+
+    def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
+        policy = agent.eval().policy
+        # copies: no gradient is computed for what doesn't learn
+        model = deepcopy(agent.world_model).requires_grad_(False)
+        cost = deepcopy(agent.cost).requires_grad_(False)
+        policy_proposal = PolicyProposal(
+            policy, replace(agent.evaluator, imagine_policy=model.imagine_policy, cost_terms=cost)
+        )
+        goal_group = self.group_size if self.group_size > 1 else self.optim.batch_size
+        tasks = [agent.task_spec(name) for name in self.tasks] or list(agent.tasks.values())
+
+        def loss(generator: torch.Generator) -> dict[str, Tensor]:
+            batch = agent.replay_buffer.sample(
+                self.optim.batch_size, 1, generator, self.group_size, parts=OBS_ONLY
+            )
+            obs = tree_map(lambda part: part[:, 0].to(agent.device), batch.obs)
+            task_spec = tasks[int(torch.randint(len(tasks), (), generator=generator))]
+            state, context = _states_in_task(agent, obs, goal_group, task_spec)
+            no_candidates = state.new_empty(len(state), 0, self.horizon, agent.spec.action_dim)
+            policy_proposal.evaluator.risk_model.reset(
+                int(torch.randint(2**31, (), generator=generator))
+            )
+            energy = policy_proposal.evaluate_with(state, no_candidates, context).energy
+            # in units of its own spread, or tasks with large costs would drown the others
+            return {"energy": (energy / safe_std(energy)).mean()}
+
+        return SGDStageRun(policy, loss, self.optim, weights={}, seed=seed)
+
+
+@torch.no_grad()
+def _states_in_task(
+    agent: Agent, obs: Observation, goal_group: int, task_spec: TaskSpec
+) -> tuple[Tensor, TaskContext]:
+    """Observations `[B, *O]` as states under a task, and that task, with goals: where the world
+    would name one, the neighbour in a group of so many; where the agent is to stay, the state
+    itself."""
+    state = agent.encode(obs, agent.configurator.modality_weights(task_spec.to_task(None, "plan")))
+    neighbour = state.unflatten(0, (-1, goal_group)).roll(1, 1).flatten(0, 1)
+    goal = {"env": neighbour, "current": state, "none": torch.zeros_like(state)}[
+        task_spec.goal_source
+    ]
+    task = task_spec.to_task(None if task_spec.goal_source == "none" else obs, "plan")
+    return state, agent.configurator.context(task, goal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalConditionedBC(OfflineStage):
+    """The policy learns to do again what was done on the way to somewhere: every state that
+    followed in memory is taken for the goal that it was (goal-conditioned behavioural cloning;
+    Ghosh et al. 2021). It knows no better way than what was lived, and no longer one."""
+
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=3000, batch_size=256))
+    max_goal_offset: int = 20
+    """Steps by which such a goal followed, at most."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, max_goal_offset=HORIZON)
+
+    def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
+        buffer, policy = encode_buffer(agent), agent.policy
+        conditions = agent.configurator.conditioned_on
+        tasks = [a for a in agent.tasks.values() if a.goal_source == "env"]
+        if not tasks:
+            raise ConfigError("retrace teaches ways to goals, and no task has one")
+        weights = agent.configurator.cost_weights(tasks[0].to_task(agent.spec.zeros(1), "react"))
+        condition = torch.tensor([[float(weights.get(name, 0)) for name in conditions]])
+
+        def loss(generator: torch.Generator) -> dict[str, Tensor]:
+            batch = buffer.sample(self.optim.batch_size, self.max_goal_offset, generator)
+            states = batch.states
+            size = (len(states),)
+            offsets = torch.randint(1, self.max_goal_offset + 1, size, generator=generator)
+            offsets = batch.wrap_to_valid(offsets).to(states.device)
+            goal = states[torch.arange(len(states), device=states.device), offsets]
+            task_vector = condition.to(states).expand(len(states), -1)
+            return behaviour_cloning_loss(
+                policy, states[:, 0], goal, task_vector, batch.actions[:, 0].to(states)
+            )
+
+        stage_run = SGDStageRun(policy, loss, self.optim, weights={}, seed=seed)
+        stage_run.log_drawn_fraction(buffer, "the policy", self.max_goal_offset)
+        return stage_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillPlanner(OfflineStage):
+    """Mode-2's plans become Mode-1's policy, over states that the policy itself would visit
+    (relabelled as in DAgger, Ross et al. 2011)."""
+
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=3000, batch_size=256))
+    rounds: int = 6
+    num_envs: int = 128
+    steps: int = 16
+    """Steps lived in each world and round; each is labelled by Mode-2."""
+    action_noise: float = 0.3
+    """How far the policy's actions are shaken, so that it also meets states beside its way."""
+    options: Options = field(default_factory=dict)
+    imitated_tasks: tuple[str, ...] = ()
+    """Tasks in which the policy learns from the plans, by name; all where none is named. In the
+    others it goes on doing what it does (what `AmortizePlanning` taught it), and only what energy plans
+    have is learnt."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, rounds=(1, 100_000), num_envs=(1, 1_000_000), steps=ENV_STEPS)
+        validate_ranges(self, action_noise=(0.0, 1e3))
+        check_options(self.options)
+
+    def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
+        return DAggerRun(self, agent, env, seed)
+
+
+class Label(NamedTuple):
+    """What is to be done in N states, and what Mode-2 would expect to come of thinking there."""
+
+    state: Tensor  # [N, D]
+    goal: Tensor  # [N, D]
+    task_vector: Tensor  # [N, W]
+    action: Tensor  # [N, A]
+    energy: Tensor  # [N]
+
+
+class DAggerRun(SGDStageRun):
+    """Acts by itself, asks Mode-2 what it would have done, and learns that where it is to imitate;
+    and what energy the plans of Mode-2 have, to know where it is worth asking. The tasks take
+    turns."""
+
+    def __init__(self, config: DistillPlanner, agent: Agent, env: EnvConfig, seed: int) -> None:
+        self.stage, self.agent, self.seed = config, agent, seed
+        self.env_config = env
+        self.labels: list[Label] = []  # of each round
+        trained = nn.ModuleList([agent.policy, agent.plan_energy_predictor])
+        super().__init__(trained, self._loss, config.optim, weights={}, seed=seed)
+
+    def update(self) -> dict[str, Tensor]:
+        if self.step * self.stage.rounds >= len(self.labels) * self.total:
+            new_labels = retry_on_worker_death(partial(self._collect_labels, len(self.labels)))
+            self._set_labels(*self.labels, new_labels)
+        return super().update()
+
+    def _set_labels(self, *labels: Label) -> None:
+        """All labels there are by now."""
+        self.labels = list(labels)
+        self.all_labels = Label(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
+        tasks = len(self.agent.tasks)
+        for task in range(min(tasks, len(labels))):
+            energy = torch.cat([label.energy for label in labels[task::tasks]])
+            self.agent.plan_energy_predictor.adapt(task, labels[task].task_vector[0], energy)
+
+    @torch.no_grad()
+    def _collect_labels(self, round_index: int) -> Label:
+        """One round of life under the policy; in a task's first, under Mode-2 itself."""
+        seed, tasks = self.seed + 1_000_003 * round_index, list(self.agent.tasks.items())
+        name, task_spec = tasks[round_index % len(tasks)]
+        is_imitated = name in (self.stage.imitated_tasks or self.agent.tasks)
+        env = self.env_config.build(self.stage.num_envs, self.agent.device, **self.stage.options)
+        generator = torch.Generator().manual_seed(seed)
+        labels: list[Label] = []
+        task_tracker = TaskTracker(task_spec)
+        reset_mask = torch.ones(env.num_envs, dtype=torch.bool)
+        done = ~reset_mask
+        obs, info = env.reset(seed)
+        for step in range(self.stage.steps):
+            if reset_mask.any():
+                episode_start = EpisodeStart(env, obs, info, reset_mask)
+                self.agent.reset(reset_mask)
+                self.agent.set_task(task_tracker.task(episode_start, "plan"), seed + step)
+            state, context = self.agent.prepare(obs)
+            plan = self.agent.planner(state, context)
+            own_action = self.agent.policy(state, context.goal, context.task_vector)
+            target = plan.action if is_imitated else own_action
+            labels.append(Label(state, context.goal, context.task_vector, target, plan.energy))
+            action = self._with_noise(
+                plan.action if round_index < len(tasks) else own_action, generator
+            )
+            result = env.step(obs, action)
+            obs, info = next_obs_of(result), result.info
+            reset_mask, done = done, done_of(result).cpu()  # the step after an end only resets
+        env.close()
+        return Label(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
+
+    def _with_noise(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(action.shape, generator=generator).to(action) * self.stage.action_noise
+        return self.agent.policy.action_space.project(action + noise)
+
+    def _loss(self, generator: torch.Generator) -> dict[str, Tensor]:
+        size = (self.stage.optim.batch_size,)
+        indices = torch.randint(len(self.all_labels.state), size, generator=generator)
+        label = Label(*(part[indices.to(part.device)] for part in self.all_labels))
+        predictor = self.agent.plan_energy_predictor
+        expected = predictor(label.state, label.goal, label.task_vector)
+        error = (expected - label.energy) / predictor.energy_std(label.task_vector)
+        return {
+            **behaviour_cloning_loss(
+                self.agent.policy, label.state, label.goal, label.task_vector, label.action
+            ),
+            "plan_energy": error.square().mean(),
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        new_labels = {
+            f"labels.{round_index}.{name}": part
+            for round_index, label in enumerate(self.labels)
+            for name, part in label._asdict().items()
+        }
+        return {**super().state_dict(), **new_labels}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        labels: list[Label] = []
+        while f"labels.{len(labels)}.state" in state:
+            round_index = f"labels.{len(labels)}."
+            labels.append(Label(*(state[round_index + name] for name in Label._fields)))
+        if labels:  # else the first round could not be lived to its end
+            self._set_labels(*labels)
+        super().load_state_dict({k: v for k, v in state.items() if not k.startswith("labels")})

@@ -1,0 +1,132 @@
+"""An agent at work, as pictures: what it considered, what it chose, where it went.
+
+`show` writes for every episode a GIF and a sheet of key frames, and one self-contained page for
+all; `picture` is the sheet alone. Any world will do: one that renders is seen as it is, and one
+that offers `Drawn` and `life.Examines` has what was imagined drawn into its picture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ami_agent.adapters.env import EnvConfig
+from ami_agent.agent import Agent
+from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
+from ami_agent.logger import Logger, NullLogger
+from ami_agent.storage.atomic import write_bytes
+from ami_agent.viewer.media import encode_gif, ffmpeg, write_mp4, write_png
+from ami_agent.viewer.project import ProjectedEpisode, ProjectedStep, project
+from ami_agent.viewer.projectors import Renderable, make_projector_factory
+from ami_agent.viewer.record import record_episodes
+from modules.types import ConfigError
+
+__all__ = [
+    "ProjectedEpisode",
+    "ProjectedStep",
+    "Renderable",
+    "draw_episode",
+    "log_episode",
+    "record_episodes",
+    "show",
+]
+
+MODE_GROUPS = {"both": ("plan", "react")}
+"""Modes that are several, side by side."""
+
+MAX_DRAWN_STEPS = 200
+"""Steps that a picture tells of, at most: it is made while somebody waits for something else."""
+
+
+def show(
+    agent: Agent, config: EnvConfig, out: Path, *,
+    episodes: int = 3, mode: str = "plan", task: str = "", seed: int = 0,
+    logger: Logger | None = None, mp4: bool = False,
+) -> Path:  # fmt: skip
+    """Lives `episodes` episodes, of seeds `seed`, `seed` + 1, ..., and writes them into `out`:
+    `episode-0.gif` and `episode-0.png`, ..., and `index.html`, whose path is returned. `mode` is
+    one of the agent's, or "both": Mode-2 and Mode-1 on the same seeds, `episode-0-plan.gif` and
+    `episode-0-react.gif`, .... `mp4`: the films as mp4 as well.
+
+    Raises ConfigError for an unknown mode, an unusable `out`, or where there is no ffmpeg.
+    """
+    from ami_agent.viewer import drawing, page  # here, because matplotlib takes its time
+
+    logger = logger or NullLogger()
+    ffmpeg_path = ffmpeg() if mp4 else ""
+    folder, modes = _make_folder(out), MODE_GROUPS.get(mode, (mode,))
+    task_spec = agent.task_spec(task)
+    config = config.for_task(task_spec)
+    factory = make_projector_factory(agent, config, seed, task_spec, logger.info)
+    seed_records = []
+    recorded = record_episodes(
+        agent, config, factory.camera, episodes, modes, seed, task_spec, logger
+    )
+    for number, by_mode in enumerate(recorded):
+        projector = factory.fit(by_mode)
+        critic_map = projector.critic_map(agent, config, by_mode[0])  # a goal's, whatever the mode
+        overlays = (
+            []
+            if critic_map is None
+            else [page.critic_overlay(critic_map, drawing.critic_overlay(critic_map))]
+        )
+        mode_records = []
+        with logger.progress(f"draw seed {by_mode[0].seed}", len(by_mode)) as bar:
+            for recorded_episode in by_mode:
+                projected = project(recorded_episode, projector)
+                name = f"episode-{number}" + (f"-{recorded_episode.mode}" if len(modes) > 1 else "")
+                sheet, film = drawing.sheet(projected, critic_map), drawing.film(projected)
+                write_bytes(folder / f"{name}.gif", encode_gif(film))
+                if ffmpeg_path:
+                    write_mp4(folder / f"{name}.mp4", film, ffmpeg_path)
+                write_png(folder / f"{name}.png", sheet)
+                mode_records.append(page.mode_record(projected, sheet))
+                bar.advance()
+        seed_records.append(page.SeedRecord(mode_records, projector, overlays))
+    title = f"{recorded_episode.env}: what it was thinking"
+    description = [recorded_episode.description, agent.subgoals.description]
+    return page.write(folder / "index.html", title, description, seed_records)
+
+
+def draw_episode(agent: Agent, config: EnvConfig, seed: int) -> tuple[np.ndarray, bytes]:
+    """The sheet of key frames of one planned episode, of its beginning where it is long, uint8
+    [h, w, 3]; and its film, a GIF."""
+    from ami_agent.viewer import drawing
+
+    task_spec, logger = agent.task_spec(""), NullLogger()
+    config = config.for_task(task_spec)
+    factory = make_projector_factory(agent, config, seed, task_spec, logger.info)
+    ((recorded_episode,),) = record_episodes(
+        agent,
+        config,
+        factory.camera,
+        1,
+        ("plan",),
+        seed,
+        task_spec,
+        logger,
+        max_steps=MAX_DRAWN_STEPS,
+    )
+    projector = factory.fit([recorded_episode])
+    projected = project(recorded_episode, projector)
+    sheet = drawing.sheet(projected, projector.critic_map(agent, config, recorded_episode))
+    return sheet, encode_gif(drawing.film(projected))
+
+
+def log_episode(agent: Agent, config: EnvConfig, logger: Logger) -> None:
+    """A planned episode, for whoever looks at a run; where it can't be drawn that is said."""
+    try:
+        sheet, film = draw_episode(agent, config, FIRST_EVAL_SEED)
+        logger.log_image("episode", sheet, 0)
+        logger.log_video("film", film, 0)
+    except ConfigError as error:
+        logger.info(f"no picture of an episode: {error}")
+
+
+def _make_folder(out: Path) -> Path:
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"pictures can't be written to {out}: {error.strerror}") from None
+    return Path(out)

@@ -1,0 +1,143 @@
+// The page: chapters, one for every seed; acts, one for every mode; and time.
+const data = JSON.parse(document.getElementById("data").textContent);
+const by = (id) => document.getElementById(id);
+const time = by("time"), play = by("play");
+const PACE = 110; // milliseconds a moment is shown
+let shown = [], opened = 0, timer = 0;
+
+// ---- one act: how one mode lived
+
+class ModeView {
+  constructor(whole, seedRecord, parent) {
+    const record = this.record = upTo(whole, seedRecord.end);
+    const box = make("section", { class: "mode", "aria-label": record.name }, parent);
+    const head = make("header", {}, box);
+    make("h2", {}, head, record.name);
+    make("p", {}, head, record.summary + (record.interval > 1 ? `; every ${record.interval}th step is kept` : ""));
+    const left = make("div", {}, box), right = make("div", {}, box);
+    const panels = make("div", { class: "panels" }, left);
+    if (record.panels.length > 1) box.classList.add("wide");
+    this.panelViews = record.panels.map((panel) => new PanelView(record, panel, seedRecord, panels));
+    this.caption = make("p", { class: "caption" }, left);
+    const cursors = [energyOverTime(record, right)];
+    this.moving = [];
+    if (record.errorByHorizon.length) {
+      const three = make("div", { class: "three" }, right);
+      this.moving.push(candidateEnergies(record, three), energyAhead(record, three), searchProgress(record, three));
+      const errorCharts = make("div", { class: "pair uneven" }, right);
+      cursors.push(errorOverTime(record, errorCharts));
+      errorByStepsAhead(record, errorCharts);
+    } else {
+      make("p", {}, right, "A reflex imagines nothing: there is no future to compare or to check.");
+    }
+    this.cursors = cursors;
+    const overview = make("details", {}, box);
+    make("summary", {}, overview, "all at a glance");
+    make("img", { src: record.sheet, loading: "lazy", alt: `key frames and energy, ${record.name}` },
+      overview);
+  }
+
+  draw(step) {
+    const { record } = this;
+    let n = 0;
+    while (n + 1 < record.steps.length && record.steps[n + 1] <= step) n += 1;
+    for (const panelView of this.panelViews) panelView.draw(n);
+    for (const move of this.moving) move(n);
+    for (const move of this.cursors) move(record.steps[n]);
+    this.caption.textContent = describe(record, n);
+  }
+}
+
+// A record up to a step.
+function upTo(record, end) {
+  const count = Math.max(1, record.steps.filter((step) => step < end).length);
+  return { ...record, end: Math.min(end, record.length), steps: record.steps.slice(0, count),
+    frames: record.frames.slice(0, count) };
+}
+
+// ---- time
+
+function seek(step) {
+  time.value = step;
+  const at = +time.value;
+  for (const record of shown) record.draw(at);
+  by("now").textContent = `after ${count(at, "step")}`;
+  time.setAttribute("aria-valuetext", by("now").textContent);
+}
+
+function stop() {
+  clearInterval(timer);
+  timer = 0;
+  play.textContent = "Play";
+  play.setAttribute("aria-label", "play");
+}
+
+function start() {
+  if (+time.value === +time.max) seek(0);
+  timer = setInterval(() => {
+    if (+time.value < +time.max) seek(+time.value + +time.step); else stop();
+  }, PACE);
+  play.textContent = "Pause";
+  play.setAttribute("aria-label", "pause");
+}
+
+const toggle = () => timer ? stop() : start();
+
+// ---- chapters
+
+function open(number) {
+  stop();
+  opened = number;
+  const seedRecord = data.seeds[number], { modes } = seedRecord;
+  [...by("seeds").children].forEach((button, n) =>
+    button.setAttribute("aria-pressed", n === number));
+  const off = seedRecord.error ? " The ring in the corner of the picture shows how much that is." : "";
+  by("description").textContent = seedRecord.description + off;
+  by("modes").replaceChildren();
+  by("modes").className = modes.length > 1 ? "" : "alone";
+  by("rest").hidden = modes.every((record) => record.endStep === record.length);
+  seedRecord.end = Math.max(...modes.map((record) => by("whole").checked ? record.length : record.endStep));
+  shown = modes.map((record) => new ModeView(record, seedRecord, by("modes")));
+  time.step = Math.min(...modes.map((record) => record.interval));
+  time.max = Math.max(...shown.map(({ record }) => record.steps[record.steps.length - 1]));
+  seek(0);
+}
+
+data.seeds.forEach((seedRecord, number) => {
+  const button = make("button", { type: "button" }, by("seeds"), seedRecord.name);
+  button.addEventListener("click", () => open(number));
+});
+const used = new Set(data.seeds.flatMap((seedRecord) =>
+  [...seedRecord.modes.flatMap((record) => record.layers), ...seedRecord.overlays.map(() => "criticMap")]));
+for (const [id, name] of Object.entries(LAYERS).filter(([layer]) => used.has(layer))) {
+  const style = `--ink: var(--${id}-ink, var(--${id})); --dash: ${DOTTED.has(id) ? "dotted" : "solid"}`;
+  const label = make("label", { style }, by("layers"));
+  const box = make("input", { type: "checkbox", id: `layer-${id}` }, label);
+  label.append(name);
+  box.checked = on[id] = true;
+  box.addEventListener("change", () => { on[id] = box.checked; seek(time.value); });
+}
+by("whole").addEventListener("change", () => {
+  const at = time.value;
+  open(opened);
+  seek(at);
+});
+time.addEventListener("input", () => { stop(); seek(time.value); });
+play.addEventListener("click", toggle);
+// A future that is pointed at, as a line or as a bar, stands out as both.
+document.addEventListener("pointerover", (event) => {
+  const { future } = event.target.dataset, record = event.target.closest(".mode");
+  for (const one of document.querySelectorAll(".pointed")) one.classList.remove("pointed");
+  if (future === undefined || !record) return;
+  for (const one of record.querySelectorAll(`[data-future="${future}"]`)) one.classList.add("pointed");
+});
+document.addEventListener("keydown", (event) => {
+  if (event.altKey || event.ctrlKey || event.metaKey || event.target === time) return;
+  const moves = { ArrowLeft: -time.step, ArrowRight: +time.step, Home: -1e9, End: 1e9 };
+  if (event.key in moves) { stop(); seek(+time.value + moves[event.key]); event.preventDefault(); }
+  if (event.key === " " && !event.target.closest("button, input, summary")) {
+    toggle();
+    event.preventDefault();
+  }
+});
+open(0);

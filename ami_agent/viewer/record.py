@@ -1,0 +1,283 @@
+"""Watching an agent live: what it thought at every moment, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ami_agent.adapters.env import EnvAdapter, EnvConfig, HasFactors, StepResult, done_of, rollout
+from ami_agent.adapters.spaces import check_same_spaces
+from ami_agent.agent import Agent
+from ami_agent.evaluation.evaluate import FINAL_SUCCESS_NAMES, SUCCESS_NAMES, read_info
+from ami_agent.evaluation.policies import EpisodeStart, task_of
+from ami_agent.logger import Logger, Progress
+from ami_agent.viewer.camera import Camera, Pictures
+from ami_agent.viewer.introspect import best_so_far, critic_value, per_step_energy, record_search
+from modules.configurator import TaskSpec
+from modules.types import ConfigError, Observation, Plan, TaskContext
+
+NUM_ENVS = 4
+"""Worlds lived in at once."""
+
+MAX_STEPS_KEPT = 240
+"""Moments of a life of which pictures and futures are kept; of a longer one every second, and so
+on."""
+
+DEFAULT_EPISODE_STEPS = 1000
+"""Steps that an episode is expected to last where the world doesn't say."""
+
+
+@runtime_checkable
+class HasEpisodeLength(Protocol):
+    """A world that says after how many steps an episode is over."""
+
+    max_episode_steps: int
+
+
+EXTRA_STEPS = 5
+"""Steps that are still worth a look after an arrival for good."""
+
+SUCCESS_WORDS = {False: ("did not arrive", "arrived"), True: ("did not succeed", "succeeded")}
+"""Without drives and with them."""
+
+
+class RecordedStep(NamedTuple):
+    """One life before one of its actions."""
+
+    step: int
+    pictures: Pictures
+    candidate_states: Tensor  # [P * K, H + 1, D]
+    candidate_energies: np.ndarray  # [P]: of each proposal
+    planned_states: Tensor  # [H + 1, D]; H is 0 for a reflex
+    upper_plans: Tensor  # [L - 1, H, D]: of the levels above, top first; subgoals come first
+    terms: Mapping[str, float]  # weighted energies of the chosen future; a reflex has none
+    step_energies: Mapping[
+        str, np.ndarray
+    ]  # each [H]: what every imagined step by itself would cost
+    best_energies: np.ndarray  # the lowest energy known after each look at futures
+    critic_value: float  # what the critics say of the present state, in their unit
+
+
+class RecordedEpisode(NamedTuple):
+    """One life from its first moment to its last."""
+
+    env: str
+    description: (
+        str  # what a person sees there and what is asked of the agent, where the world says so
+    )
+    mode: str
+    seed: int
+    recorded_steps: Sequence[RecordedStep]
+    states: Tensor  # [T, D]: what the agent made of what it saw, before every action
+    factors: np.ndarray  # [T, F]: how it truly was; F is 0 where the world doesn't say
+    success_step: int | None  # steps until the first success
+    final_success: bool  # success at the last step
+    has_success: bool  # whether the world says what success is
+    episode_return: float  # the sum of the rewards
+    has_drives: bool  # whether the task has drives
+    context: TaskContext  # its goal is [1, D]
+
+    @property
+    def summary(self) -> str:
+        """How it went, in words."""
+        return_text = f"return {self.episode_return:.4g} in {_steps(len(self.states))}"
+        if not self.has_success:
+            return f"seed {self.seed}: {return_text}"
+        return f"seed {self.seed}: {self._outcome()}" + (
+            f"; {return_text}" if self.has_drives else ""
+        )
+
+    @property
+    def success_label(self) -> str:
+        """What its first success is called."""
+        return SUCCESS_WORDS[self.has_drives][1]
+
+    @property
+    def end_step(self) -> int:
+        """Steps after which nothing more happens: who came to rest where it was to go stays
+        there."""
+        at_rest = self.final_success and not self.has_drives and self.success_step is not None
+        return (
+            min(len(self.states), (self.success_step or 0) + EXTRA_STEPS)
+            if at_rest
+            else len(self.states)
+        )
+
+    def _outcome(self) -> str:
+        if self.success_step is None:
+            return f"{SUCCESS_WORDS[self.has_drives][0]} in {_steps(len(self.states))}"
+        ending = "and stayed" if self.final_success else "and left again"
+        return f"{self.success_label} after {_steps(self.success_step)} {ending}"
+
+
+StepCallback: TypeAlias = Callable[[Callable[[], Sequence[RecordedEpisode]]], None]
+"""Called at every moment with a way to ask for the lives so far."""
+
+
+def no_callback(episodes: Callable[[], Sequence[RecordedEpisode]]) -> None:
+    """Looks at lives when they are over."""
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"
+
+
+def record_episodes(
+    agent: Agent, config: EnvConfig, camera: Camera, episodes: int, modes: Sequence[str],
+    seed: int, task_spec: TaskSpec, logger: Logger, max_steps: int | None = None,
+    callback: StepCallback = no_callback,
+) -> Iterator[tuple[RecordedEpisode, ...]]:  # fmt: skip
+    """The lives of seeds `seed`, `seed` + 1, ..., each once in every mode; of each at most so many
+    steps. The onlooker is called as they live."""
+    if episodes < 1:
+        raise ConfigError(f"episodes is {episodes}; it must be at least 1")
+    agent.eval()
+
+    def record_batch(mode: str, env: EnvAdapter, first: int) -> list[RecordedEpisode]:
+        check_same_spaces(agent.spec, env.spec, config)
+        recorder = _Recorder(agent, env, camera, seed + first, callback)
+        with logger.progress(f"live, {mode}", _episode_length(env)) as bar:
+            return recorder.record(config, mode, task_spec, bar, max_steps)
+
+    def episodes_of(mode: str) -> Iterator[RecordedEpisode]:
+        record = partial(record_batch, mode)
+        for batch in config.run_in_batches(
+            episodes, record, agent.device, NUM_ENVS, **camera.options
+        ):
+            yield from batch
+
+    return zip(*map(episodes_of, modes), strict=True)
+
+
+def _episode_length(env: EnvAdapter) -> int:
+    if isinstance(env.unwrapped, HasEpisodeLength):
+        return env.unwrapped.max_episode_steps
+    spec = env.vector_env.spec
+    return (spec.max_episode_steps if spec else None) or DEFAULT_EPISODE_STEPS
+
+
+class _Recorder:
+    """Lives in B worlds until the first episode of each is over, and takes notes."""
+
+    def __init__(
+        self, agent: Agent, env: EnvAdapter, camera: Camera, seed: int, callback: StepCallback
+    ) -> None:
+        self.agent, self.env, self.camera, self.seed = agent, env, camera, seed
+        self.callback = callback
+        self.obs, self.info = env.reset(seed)
+        self.step, self.interval = 0, 1
+        self.recorded_steps: list[list[RecordedStep]] = [[] for _ in range(env.num_envs)]
+        self.states: list[Tensor] = []  # of T steps, each [B, D]
+        self.factors: list[np.ndarray] = []  # of T steps, each [B, F]
+        self.running = np.ones(env.num_envs, dtype=bool)
+        self.length = np.zeros(env.num_envs, dtype=int)
+        self.success_step: list[int | None] = [None] * env.num_envs
+        self.final_success, self.has_success = np.zeros((2, env.num_envs), dtype=bool)
+        self.episode_return = np.zeros(env.num_envs)
+
+    def record(
+        self, config: EnvConfig, mode: str, task_spec: TaskSpec, bar: Progress,
+        max_steps: int | None,
+    ) -> list[RecordedEpisode]:  # fmt: skip
+        self.agent.reset()
+        start = EpisodeStart(self.env, self.obs, self.info)
+        self.agent.set_task(task_of(task_spec, start, mode), self.seed)
+        self.episodes = partial(self._episodes_so_far, config, mode, bool(task_spec.drives))
+        for step_result in islice(rollout(self._act, self.env, self.obs), max_steps):
+            self._update_outcome(step_result)
+            bar.advance()
+            if not self.running.any():
+                break
+        return self.episodes()
+
+    def _episodes_so_far(
+        self, config: EnvConfig, mode: str, has_drives: bool
+    ) -> list[RecordedEpisode]:
+        """So far, the present moment too."""
+        context, name = _context(self.agent), f"{config.id} {config.variant}".strip()
+        goals = context.goal.expand(self.env.num_envs, -1)
+        states, factors = torch.stack(self.states, 1), np.stack(self.factors, 1)
+        length = np.minimum(self.length + self.running, len(self.states))
+        return [
+            RecordedEpisode(
+                name, self.env.description, mode, self.seed + i, self.recorded_steps[i],
+                states[i, : length[i]], factors[i, : length[i]], self.success_step[i],
+                bool(self.final_success[i]), bool(self.has_success.any()), float(self.episode_return[i]), has_drives,
+                context._replace(goal=goals[i : i + 1]),
+            )
+            for i in range(self.env.num_envs)
+        ]  # fmt: skip
+
+    @torch.no_grad()
+    def _act(self, obs: Observation) -> Tensor:
+        state, context = self.agent.prepare(obs)
+        with record_search(self.agent) as evaluations:
+            plan = self.agent.actors[context.mode](state, context)
+        self.states.append(state.cpu())
+        has_factors = isinstance(self.env.unwrapped, HasFactors)
+        factors = self.env.factors(self.info).cpu() if has_factors else torch.empty(len(state), 0)
+        self.factors.append(factors.numpy())
+        if self.step % self.interval == 0:
+            self._halve_detail()
+        if self.step % self.interval == 0:
+            self._record(state, plan, context, best_so_far(evaluations, plan))
+        self.step += 1
+        return plan.action
+
+    def _halve_detail(self) -> None:
+        """A life that turns out long is told in less detail; of one that is watched only the
+        present is kept."""
+        if self.callback is not no_callback:
+            self.recorded_steps = [[] for _ in self.recorded_steps]
+            return
+        if self.step < self.interval * MAX_STEPS_KEPT:
+            return
+        self.interval *= 2
+        for i in np.flatnonzero(self.running):
+            self.recorded_steps[i] = self.recorded_steps[i][::2]
+
+    def _record(
+        self, state: Tensor, plan: Plan, context: TaskContext, best_energies: list[np.ndarray]
+    ) -> None:
+        pictures, step_energies = self.camera(self.env), per_step_energy(self.agent, plan, context)
+        critic_values = critic_value(self.agent, state, _context(self.agent))
+        candidates, planned, upper_plans = (
+            p.cpu() for p in (plan.candidate_states, plan.states, plan.upper_plans)
+        )
+        energies = plan.candidate_energies.cpu().numpy()
+        for i in np.flatnonzero(self.running):
+            self.recorded_steps[i].append(
+                RecordedStep(
+                    self.step, pictures[i], candidates[i], energies[i], planned[i], upper_plans[i],
+                    {name: float(term[i]) for name, term in plan.terms.items()},
+                    {name: term[i] for name, term in step_energies.items()}, best_energies[i], float(critic_values[i]),
+                )
+            )  # fmt: skip
+        self.callback(self.episodes)
+
+    def _update_outcome(self, step_result: StepResult) -> None:
+        self.info = step_result.info
+        self.length += self.running
+        self.episode_return += (
+            step_result.transition.interoception[:, 0].cpu().numpy() * self.running
+        )
+        success = read_info(step_result, *SUCCESS_NAMES).numpy()
+        final_success = read_info(step_result, *FINAL_SUCCESS_NAMES).numpy()
+        for i in np.flatnonzero(self.running):
+            self.has_success[i] |= bool(np.isfinite(success[i]))
+            if self.success_step[i] is None and success[i] == 1:
+                self.success_step[i] = int(self.length[i])
+            if np.isfinite(final_success[i]):
+                self.final_success[i] = final_success[i] == 1
+        self.running &= ~done_of(step_result).cpu().numpy()
+
+
+def _context(agent: Agent) -> TaskContext:
+    assert agent.context is not None
+    return agent.context

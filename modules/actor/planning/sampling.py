@@ -1,0 +1,136 @@
+"""Mode-2 by sampling: many futures are imagined, the good ones say where to look next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modules.actor.planning.evaluator import RandomProposals, RolloutEvaluator, WarmStart, safe_std
+from modules.types import (
+    HORIZON,
+    ITERATIONS,
+    Plan,
+    ProposalFn,
+    Stateful,
+    TaskContext,
+    validate_ranges,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SamplerConfig:
+    horizon: int = 8
+    iterations: int = 4
+    """Refits of the Gaussian."""
+    warm_iterations: int = 4
+    num_samples: int = 64
+    """P"""
+    init_std: float = 0.7
+    """First standard deviation, in actions of length 1."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, horizon=HORIZON, iterations=ITERATIONS, warm_iterations=ITERATIONS)
+        validate_ranges(self, num_samples=(1, 1_000_000), init_std=(0.0, 1e3))
+
+
+class _Sampler(Stateful):
+    """A Gaussian over action sequences, refitted to its better samples a few times.
+
+    What "better samples" means is `refit`, the one thing in which the planners differ.
+    """
+
+    def __init__(
+        self, config: _SamplerConfig, evaluator: RolloutEvaluator, proposal_fn: ProposalFn
+    ) -> None:
+        self.config, self.evaluator, self.proposal_fn = config, evaluator, proposal_fn
+        self.random_proposals, self.warm_start = RandomProposals(evaluator), WarmStart()
+
+    def reset(self, seed: int = 0) -> None:
+        """Forgets the last plan; the samples that follow depend on the seed alone."""
+        self.random_proposals.seed(seed)
+        self.warm_start.clear()
+
+    def set_warm_start(self, actions: Tensor) -> None:
+        """The next thought goes on from these, `[B, K, H, A]`, not from the last plan."""
+        self.warm_start.set(actions)
+
+    def refit(self, actions: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, P, H, A]`, `[B, P]` -> mean and standard deviation, each `[B, 1, H, A]`."""
+        raise NotImplementedError
+
+    def __call__(self, state: Tensor, context: TaskContext) -> Plan:
+        """`[B, D]` -> the best plan sampled."""
+        previous = self.warm_start.get(state, context, self.evaluator.action_dim)
+        offered = torch.cat([previous, self.proposal_fn(state, context)], 1)
+        zero_actions = self.random_proposals(state, context, 1)
+        mean = torch.cat([offered, zero_actions], 1)[:, :1]
+        std = torch.full_like(mean, self.config.init_std)
+        best = mean
+        for _ in range(self.config.warm_iterations if previous.shape[1] else context.iterations):
+            mean_actions = self.evaluator.action_space.project(mean)
+            actions = torch.cat([best, mean_actions, offered, self._sample(state, mean, std)], 1)
+            energy = self.evaluator.evaluate(state, actions, context).energy
+            mean, std = self.refit(actions, energy)
+            index = energy.argmin(1, keepdim=True)
+            best = actions.take_along_dim(index[..., None, None], 1)
+        plan = self.evaluator.best_plan(
+            state, torch.cat([best, self.evaluator.action_space.project(mean)], 1), context
+        )
+        self.warm_start.store_shifted(plan.actions[:, None])
+        return plan
+
+    def _sample(self, state: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        noise = self.random_proposals.noise(state, self.config.num_samples, mean.shape[2])
+        return self.evaluator.action_space.project(mean + std * noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CEMConfig(_SamplerConfig):
+    num_elites: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validate_ranges(self, num_elites=(1, 1_000_000))
+
+    def build(self, evaluator: RolloutEvaluator, proposal_fn: ProposalFn) -> CEM:
+        return CEM(self, evaluator, proposal_fn)
+
+
+class CEM(_Sampler):
+    """The cross-entropy method: refit to an elite (Rubinstein 1999; PETS, Chua et al. 2018)."""
+
+    config: CEMConfig
+
+    def refit(self, actions: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        index = energy.topk(min(self.config.num_elites, energy.shape[1]), 1, largest=False).indices
+        elites = actions.take_along_dim(index[..., None, None], 1)
+        return elites.mean(1, keepdim=True), elites.std(1, keepdim=True, correction=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPPIConfig(_SamplerConfig):
+    temperature: float = 0.2
+    """In standard deviations of the energies, so that it means the same under any cost."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validate_ranges(self, temperature=(1e-6, 1e6))
+
+    def build(self, evaluator: RolloutEvaluator, proposal_fn: ProposalFn) -> MPPI:
+        return MPPI(self, evaluator, proposal_fn)
+
+
+class MPPI(_Sampler):
+    """Model-predictive path integral control: every sample counts by exp(-energy / temperature)
+    (Williams et al. 2017)."""
+
+    config: MPPIConfig
+
+    def refit(self, actions: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        scale = safe_std(energy, 1) * self.config.temperature
+        weight = (-energy / scale).softmax(1)[..., None, None]  # [B, P, 1, 1]
+        mean = (weight * actions).sum(1, keepdim=True)
+        variance = (weight * (actions - mean).square()).sum(1, keepdim=True)
+        return mean, variance.sqrt()

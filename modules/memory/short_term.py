@@ -1,0 +1,202 @@
+"""Short-term memory inside an episode: the state may depend on what is no longer seen.
+
+Three forms, interchangeable: nothing is recalled; a recurrent belief (as in recurrent state-space
+models, Hafner et al. 2019); an associative memory of key and value that the present queries by
+attention (LeCun 2022, 3.1.2 and 3.6; neural episodic control, Pritzel et al. 2017).
+
+A trace is what is kept of an episode between two of its moments: tensors whose first dimension is
+the world, all zero when an episode begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from modules.types import HORIZON, WIDTH, MapShape, Observation, Stateful, as_dict, validate_ranges
+
+MemoryState: TypeAlias = tuple[Tensor, ...]
+
+MAX_STATES = 1000
+"""Moments of an episode that are kept as states."""
+
+FAR_AWAY = 1e4
+"""Far from every state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoMemoryConfig:
+    def build(self, shape: MapShape) -> NoMemory:
+        return NoMemory()
+
+
+class NoMemory(nn.Module):
+    """The state is what is seen now."""
+
+    def initial_state(self, like: Tensor) -> MemoryState:
+        """The trace of episodes that only begin, for features `[B, D]`."""
+        return ()
+
+    def forward(self, features: Tensor, memory_state: MemoryState) -> tuple[Tensor, MemoryState]:
+        """Features of the present `[B, D]` and what is kept -> state `[B, D]`, what is kept now."""
+        return features, memory_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRUMemoryConfig:
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, hidden=WIDTH)
+
+    def build(self, shape: MapShape) -> GRUMemory:
+        return GRUMemory(prod(shape), self.hidden)
+
+
+class GRUMemory(NoMemory):
+    """A gated recurrent unit carries on what matters; the state is what is seen plus a reading of
+    it."""
+
+    def __init__(self, state: int, hidden: int) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(state, hidden)
+        self.readout = nn.Linear(hidden, state)
+
+    def initial_state(self, like: Tensor) -> MemoryState:
+        return (like.new_zeros(len(like), self.cell.hidden_size),)
+
+    def forward(self, features: Tensor, memory_state: MemoryState) -> tuple[Tensor, MemoryState]:
+        hidden = self.cell(features, memory_state[0])
+        return features + self.readout(hidden), (hidden,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMemoryConfig:
+    num_slots: int = 64
+    """The most that is kept; then the oldest is overwritten."""
+    slot_dim: int = 32
+    """Numbers of a key and of a value."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, num_slots=HORIZON, slot_dim=WIDTH)
+
+    def build(self, shape: MapShape) -> AttentionMemory:
+        return AttentionMemory(prod(shape), self)
+
+
+class AttentionMemory(NoMemory):
+    """The last `moments` of the episode as keys and values; the present asks, and the state is what
+    is seen plus what the answer says."""
+
+    def __init__(self, state: int, config: AttentionMemoryConfig) -> None:
+        super().__init__()
+        self.num_slots, self.slot_dim = config.num_slots, config.slot_dim
+        self.key = nn.Linear(state, config.slot_dim)
+        self.value = nn.Linear(state, config.slot_dim)
+        self.query = nn.Linear(state, config.slot_dim)
+        self.readout = nn.Linear(config.slot_dim, state)
+
+    def initial_state(self, like: Tensor) -> MemoryState:
+        slots = like.new_zeros(len(like), self.num_slots, self.slot_dim)
+        return slots, slots, torch.zeros(len(like), dtype=torch.long, device=like.device)
+
+    def forward(self, features: Tensor, memory_state: MemoryState) -> tuple[Tensor, MemoryState]:
+        keys, values, age = memory_state  # [B, M, K], [B, M, K], [B]
+        slot = torch.arange(self.num_slots, device=age.device)
+        is_slot = (slot == (age % self.num_slots)[:, None])[..., None]  # [B, M, 1]
+        keys = torch.where(is_slot, self.key(features)[:, None], keys)
+        values = torch.where(is_slot, self.value(features)[:, None], values)
+        match = torch.einsum("bmk,bk->bm", keys, self.query(features)) / sqrt(self.slot_dim)
+        match = match.masked_fill(slot > age[:, None], -torch.inf)
+        retrieved = torch.einsum("bm,bmk->bk", match.softmax(1), values)
+        return features + self.readout(retrieved), (keys, values, age + 1)
+
+
+ShortTermMemory = NoMemory | GRUMemory | AttentionMemory
+
+
+def reset_where(memory_state: MemoryState, reset_mask: Tensor) -> MemoryState:
+    """The trace with nothing left of the worlds `reset_mask` `[B]`, whose episodes begin."""
+    return tuple(
+        part.masked_fill(reset_mask.reshape(-1, *[1] * (part.ndim - 1)), 0) for part in memory_state
+    )
+
+
+def unroll_memory(memory: NoMemory, features: Tensor) -> Tensor:
+    """Features `[B, T, D]` of stretches taken for whole episodes -> states `[B, T, D]`."""
+    memory_state, states = memory.initial_state(features[:, 0]), []
+    for current in features.unbind(1):
+        state, memory_state = memory(current, memory_state)
+        states.append(state)
+    return torch.stack(states, 1)
+
+
+class ReferenceObservations(nn.Module):
+    """A few of all the moments that were ever lived: what there is to be recognised."""
+
+    filled: Tensor
+
+    def __init__(self, blank: Observation) -> None:
+        """Room for observations `[K, *O]` like these, none of them lived yet."""
+        super().__init__()
+        self.names = list(as_dict(blank))
+        for index, part in enumerate(as_dict(blank).values()):
+            self.register_buffer(f"obs_{index}", part)
+        self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def capacity(self) -> int:
+        """K"""
+        return len(self.get_buffer("obs_0"))
+
+    def store(self, obs: Observation) -> None:
+        """These `[K, *O]` instead of those before."""
+        for index, name in enumerate(self.names):
+            self.get_buffer(f"obs_{index}").copy_(as_dict(obs)[name])
+        self.filled.fill_(True)
+
+    def observations(self) -> Observation:
+        """`[K, *O]`, or none `[0, *O]` before anything was lived."""
+        count = self.capacity if self.filled else 0
+        parts = {n: self.get_buffer(f"obs_{i}")[:count] for i, n in enumerate(self.names)}
+        return parts.get("obs", parts)
+
+
+class EpisodeMemory(Stateful):
+    """What an agent keeps of the episodes that it is in, one in each of B worlds."""
+
+    episode_state = ("memory_state", "states")
+
+    def __init__(self, memory: NoMemory) -> None:
+        self.memory = memory
+        self.memory_state: MemoryState | None = None
+        self.states: list[Tensor] = []
+
+    def reset(self, reset_mask: Tensor | None = None) -> None:
+        """Episodes begin: in all worlds, or in those of `reset_mask` `[B]`."""
+        if (
+            reset_mask is None
+            or self.memory_state is None
+            or len(reset_mask) != len(self.states[0])
+        ):
+            self.memory_state, self.states = None, []
+            return
+        reset_mask = reset_mask.to(self.states[0].device)
+        self.memory_state = reset_where(self.memory_state, reset_mask)
+        self.states = [state.masked_fill(reset_mask[:, None], FAR_AWAY) for state in self.states]
+
+    def update(self, features: Tensor, keep: int = 1) -> Tensor:
+        """Features of the next moment `[B, D]` -> its state `[B, D]`; the last `keep` are kept."""
+        if self.memory_state is None or len(features) != len(self.states[0]):
+            self.memory_state, self.states = self.memory.initial_state(features), []
+        state, self.memory_state = self.memory(features, self.memory_state)
+        self.states = [*self.states, state][-keep:]
+        return state
+
+    def episode_states(self) -> Tensor:
+        """`[B, M, D]`: the states of the episode so far, the present one included."""
+        return torch.stack(self.states, 1)

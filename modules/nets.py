@@ -1,0 +1,294 @@
+"""Small stacks of layers that several boxes are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modules.types import WIDTH, ConfigError, MapShape, validate_ranges
+
+
+def silu_mlp(size: int, hidden: int, out: int) -> nn.Sequential:
+    """`[..., size]` -> two hidden layers -> `[..., out]`"""
+    return nn.Sequential(
+        nn.Linear(size, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, out),
+    )
+
+
+def check_goal_dims(goal_dims: int, shape: MapShape) -> int:
+    """So many numbers of a state, where it has them; ConfigError where it has fewer."""
+    if goal_dims > prod(shape):
+        raise ConfigError(f"goal_dims is {goal_dims}, but a state has {prod(shape)} numbers")
+    return goal_dims
+
+
+class TakeFirst(nn.Module):
+    """`[..., D]` -> the first so many numbers."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state[..., : self.count]
+
+
+def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
+    """`[M, N]` -> mean and standard deviation of each number, `[N]` float64. The spread is 0 where
+    a number does not vary by more than its own rounding, whatever its size."""
+    if not values.is_floating_point():
+        values = values.double()
+    exact, mean, std = values.double(), values.mean(0).double(), values.std(0).double()
+    in_range = (std > 1e-15) & (std < 1e15)  # beyond, squares leave the range of float32
+    mean = torch.where(in_range, mean, exact.mean(0))
+    std = torch.where(in_range, std, exact.std(0))
+    rounding = 4 * torch.finfo(values.dtype).eps * exact.abs().amax(0)
+    return mean, torch.where(std > rounding, std, 0.0)
+
+
+OUTLIER_FACTOR = 100.0
+"""In units of a number: one that is further from its mean than this has left its unit, and so has
+one that never is further from it than one such part of the unit."""
+LARGE_MEAN_FACTOR = 10.0
+"""How many times its spread a mean must be to be taken away from a number: it would drown it."""
+
+
+def updated_scale(
+    max_deviation: Tensor, std: Tensor, scale: Tensor, was_constant: Tensor
+) -> Tensor:
+    """The units of numbers, `[N]`, that are at most `max_deviation` from their means and have this spread:
+    `scale`, unless they have left it. `was_constant`: those that had not varied when `scale` was found;
+    these take all that they have varied by, so that a rare reward is about 1."""
+    has_left = (std > 0) & (
+        (max_deviation > OUTLIER_FACTOR * scale) | (max_deviation < scale / OUTLIER_FACTOR)
+    )
+    unit = torch.where(
+        was_constant, max_deviation, torch.maximum(std, max_deviation / LARGE_MEAN_FACTOR)
+    )
+    return torch.where(has_left, unit, scale)
+
+
+class StandardizedHead(nn.Module):
+    """Layers that answer `[..., N]` numbers, each in its own unit."""
+
+    mean: Tensor
+    scale: Tensor
+    offset: Tensor  # [N] float64: taken away from the targets before they are cut to float32
+
+    CONSTANT_UNIT = 1.0
+    """The unit of a number that never varied, in units of its size."""
+
+    def __init__(self, layers: nn.Module, size: int) -> None:
+        super().__init__()
+        self.layers = layers
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+        self.register_buffer("offset", torch.zeros(size, dtype=torch.float64))
+
+    def adapt(self, targets: Tensor, centred: Tensor | None = None) -> None:
+        """Takes the units of the targets `[M, N]` as its own. What never varied so far may yet, and
+        its unit is its own size, or 1 where it is 0. Of the numbers in `centred`, `[N]` bool, a
+        mean that is large beside the spread becomes the offset."""
+        self.offset.zero_()
+        if centred is not None:
+            mean, std = mean_and_std(targets.double())
+            self.offset.copy_(torch.where(centred & _is_large_mean(mean, std), mean, 0.0))
+        mean, std = mean_and_std(self.subtract_offset(targets))
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(std > 0, std, self._constant_units()))
+
+    def subtract_offset(self, targets: Tensor) -> Tensor:
+        """Targets `[..., N]` of any precision as they are learnt: less the offset."""
+        return (targets.double() - self.offset).to(self.mean.dtype)
+
+    def update_units(self, targets: Tensor, centred: Tensor) -> Tensor:
+        """Takes new units for those numbers that the targets `[M, N]` have left. Where a unit
+        grows, what is answered stays the same (PopArt, van Hasselt et al. 2016). Returns how many
+        times larger each unit is, `[N]`."""
+        targets = targets.double()
+        mean, std = mean_and_std(targets)
+        was_constant = (self.scale == self._constant_units()) | (self.scale == 0)
+        needs_offset = centred & (self.offset == 0) & _is_large_mean(mean, std)
+        constant = torch.where(was_constant, self.mean.double(), mean)
+        offset = torch.where(needs_offset, constant, self.offset)
+        center = torch.where(needs_offset, 0.0, self.mean)
+        max_deviation = (targets - offset - center.double()).abs().amax(0)
+        previous_scale = torch.where(
+            needs_offset, 0.0, self.scale.double()
+        )  # too coarse: a unit of 0 is left
+        unit = updated_scale(max_deviation, std, previous_scale, was_constant).to(self.scale.dtype)
+        self.offset.copy_(offset)
+        self.mean.copy_(center)
+        unit = torch.where((std == 0) & ~centred & self.offset.any(), 0.0, unit)
+        growth = torch.where((unit > 0) & (self.scale > 0), unit / self.scale, 1.0)
+        self.scale.copy_(unit)
+        self.rescale(growth)
+        return growth
+
+    def has_outliers(self, targets: Tensor) -> Tensor:
+        """Whether any of the targets `[M, N]` is far outside its unit."""
+        return (
+            (self.subtract_offset(targets) - self.mean).abs() > OUTLIER_FACTOR * self.scale
+        ).any()
+
+    def rescale(self, growth: Tensor) -> None:
+        """Makes the outputs of the layers as much smaller as units have grown, `[N]`. What was as
+        good as nothing in units that were too large stays so in smaller ones."""
+        heads = self.layers if isinstance(self.layers, EnsembleHead) else [self.layers]
+        with torch.no_grad():
+            for head in heads:
+                last = [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]
+                last.weight.div_(growth.clamp_min(1)[:, None])
+                last.bias.div_(growth.clamp_min(1))
+
+    def error_scale(self) -> Tensor:
+        """What errors are divided by, `[N]`: an answer that can't be wrong has none."""
+        return torch.where(self.scale > 0, self.scale, 1.0)
+
+    def _constant_units(self) -> Tensor:
+        """The units of numbers that never varied, `[N]`. Beside an offset they are 0: the end of an
+        episode costs all that the offset is worth from then on, so the least doubt about what was
+        always 1 would drown the rest."""
+        size = torch.where(self.mean == 0, 1.0, self.CONSTANT_UNIT * self.mean.abs())
+        return torch.where(self.offset.any(), 0.0, size)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., N]`"""
+        return self.mean + self.scale * self.layers(state)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Weights of before 0.2 know no offset."""
+        state_dict.setdefault(f"{prefix}offset", torch.zeros_like(self.offset))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _is_large_mean(mean: Tensor, std: Tensor) -> Tensor:
+    return (std > 0) & (mean.abs() > LARGE_MEAN_FACTOR * std)
+
+
+def relu_mlp(size: int, hidden: int, out: int, norm: bool = False) -> nn.Sequential:
+    """`[..., size]` -> three hidden layers with kinks -> `[..., out]`: for functions that change
+    within a small part of the state space, which smooth layers are slow to learn. `norm`: with
+    LayerNorm."""
+    layers: list[nn.Module] = []
+    for width in (size, hidden, hidden):
+        norm_layers = [nn.LayerNorm(hidden)] if norm else []
+        layers += [nn.Linear(width, hidden), *norm_layers, nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, out))
+
+
+class EnsembleHead(nn.ModuleList):
+    """Several that answer the same question, each in its own way, `[..., D]` -> `[K, ..., N]`."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        return torch.stack([member(state) for member in self])
+
+
+class FourierFeatures(nn.Module):
+    """Numbers `[..., N]` -> the numbers and waves of them at random wavelengths, `[..., N + 2 W]`:
+    a small difference becomes a large one, which a few layers alone are slow to learn (Fourier
+    features, Tancik et al. 2020)."""
+
+    frequencies: Tensor
+
+    def __init__(self, size: int, num_frequencies: int, frequency_scale: float) -> None:
+        super().__init__()
+        self.out = size + 2 * num_frequencies
+        self.register_buffer("frequencies", frequency_scale * torch.randn(size, num_frequencies))
+
+    def forward(self, values: Tensor) -> Tensor:
+        values = values.to(self.frequencies.dtype)
+        phase = values @ self.frequencies
+        return torch.cat([values, phase.sin(), phase.cos()], -1)
+
+
+def fourier_linear(
+    size: int, num_frequencies: int, frequency_scale: float, out: int
+) -> nn.Sequential:
+    """`[..., size]` -> what is linear in numbers and waves of them, `[..., out]`"""
+    features = FourierFeatures(size, num_frequencies, frequency_scale)
+    return nn.Sequential(features, nn.Linear(features.out, out))
+
+
+class ConvHead(nn.Module):
+    """Flat states `[..., D]`, folded into maps -> two convolutions, an MLP -> `[..., out]`."""
+
+    def __init__(self, shape: MapShape, channels: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Unflatten(-1, shape),
+            nn.Conv2d(shape[0], channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            silu_mlp(channels * shape[1] * shape[2], hidden, out),
+        )
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.layers(state.flatten(0, -2)).unflatten(0, state.shape[:-1])
+
+
+POSITION_SCALE = 2.0
+"""How much larger than from -1 to 1 the places of a scene are told: they vary by about 1, as all
+that is learnt is meant to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlimpseConfig:
+    points: int = 1
+    """Of the scene."""
+    channels: int = 4
+    """Of its map, C."""
+    radius: int = 2
+    """Places of the map that are seen to every side of a point."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, points=WIDTH, channels=WIDTH, radius=(0, 1000))
+
+    def build(self, shape: MapShape) -> Glimpse:
+        side = isqrt(max(0, prod(shape) - 4 * self.points) // self.channels)
+        if side < 2 or 4 * self.points + self.channels * side**2 != prod(shape):
+            raise ConfigError(
+                f"a state of {prod(shape)} numbers is no scene of {self.points} points and a "
+                f"map of {self.channels} channels; perception must be a KeypointMapEncoder of both"
+            )
+        return Glimpse(self, side)
+
+
+class Glimpse(nn.Module):
+    """What moves in a scene, and what its map shows around it. A scene is a flat state `[..., D]`:
+    x and y of each point, how they move, then the map `[C, S, S]` of what stays (`KeypointMapEncoder`).
+    Seen from where one is, a wall is the same wherever it stands (a glimpse, Mnih et al. 2014;
+    sampled between the places of the map, as spatial transformers do, Jaderberg et al. 2015)."""
+
+    offsets: Tensor
+
+    def __init__(self, config: GlimpseConfig, side: int) -> None:
+        super().__init__()
+        self.map_shape, self.moving_dims = (config.channels, side, side), 4 * config.points
+        steps = torch.arange(-config.radius, config.radius + 1) * (2 / (side - 1))
+        grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)
+        self.register_buffer("offsets", grid.flatten(0, 1))  # [R, 2], in halves of the map
+        self.out = self.moving_dims + config.points * config.channels * len(self.offsets)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., out]`, what moves first"""
+        flat = state.flatten(0, -2)
+        moving, static = flat.split([self.moving_dims, flat.shape[-1] - self.moving_dims], -1)
+        position = (
+            moving[:, : self.moving_dims // 2].unflatten(-1, (2, -1)).mT / POSITION_SCALE
+        )  # [N, K, 2]
+        glimpse = nn.functional.grid_sample(
+            static.unflatten(-1, self.map_shape), position[:, :, None] + self.offsets,
+            align_corners=True, padding_mode="border",
+        )  # fmt: skip
+        return torch.cat([moving, glimpse.flatten(1)], -1).unflatten(0, state.shape[:-1])

@@ -1,0 +1,184 @@
+"""Forward and inverse models of one step: the heart of every level of the world model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from modules.nets import GlimpseConfig, fourier_linear
+from modules.types import WIDTH, MapShape, validate_ranges
+
+
+class Dynamics(Protocol):
+    """Forward model s, a, z -> s' and inverse model s, s' -> a, over flat states; what acts on the
+    state, action and latent variable, comes as one, `[..., A + Z]`."""
+
+    def __call__(self, state: Tensor, action_latent: Tensor) -> Tensor: ...
+    def inverse(self, state: Tensor, next_state: Tensor) -> Tensor: ...
+
+
+def unroll(
+    dynamics: Callable[[Tensor, Tensor], Tensor], state: Tensor, action_latents: Tensor
+) -> Tensor:
+    """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: imagining H steps is stepping H times."""
+    states = [state]
+    for action_latent in action_latents.unbind(1):
+        states.append(dynamics(states[-1], action_latent))
+    return torch.stack(states, 1)
+
+
+def _zero_init(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    """A residual change that starts as no change makes long unrolls start stable."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+class FiLM(nn.Module):
+    """Features `[N, F]`, each scaled and shifted as the action `[N, A]` says: products of state and
+    action, which sums alone are slow to learn (feature-wise modulation, Perez et al. 2018)."""
+
+    def __init__(self, action_dim: int, features: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(action_dim, 2 * features)
+
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        scale, shift = self.modulation(action).chunk(2, -1)
+        return nn.functional.silu(torch.addcmul(features + shift, features, scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPDynamicsConfig:
+    hidden: int = 128
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, hidden=WIDTH)
+
+    def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> MLPDynamics:
+        input_layer = nn.Linear(prod(shape), self.hidden)
+        return MLPDynamics(input_layer, self.hidden, prod(shape), action_dim, latent_dim)
+
+
+class MLPDynamics(nn.Module):
+    """s' = s + MLP(s | a) for vector states; the action modulates every hidden layer. What moves is
+    the first `moving_dims` numbers of a state, the rest stays as it is."""
+
+    def __init__(
+        self,
+        input_layer: nn.Module,
+        hidden: int,
+        moving_dims: int,
+        action_dim: int,
+        latent_dim: int,
+    ) -> None:
+        super().__init__()
+        self.input_layer, self.moving_dims = input_layer, moving_dims
+        self.hidden_layer = nn.Linear(hidden, hidden)
+        self.films = nn.ModuleList([FiLM(action_dim + latent_dim, hidden) for _ in range(2)])
+        self.delta_head = _zero_init(nn.Linear(hidden, moving_dims))
+        self.inverse_head = nn.Sequential(
+            nn.Linear(2 * moving_dims, hidden), nn.SiLU(), nn.Linear(hidden, action_dim)
+        )
+
+    def forward(self, state: Tensor, action_latent: Tensor) -> Tensor:
+        """`[N, D]`, `[N, A + Z]` -> `[N, D]`"""
+        first, second = self.films
+        features = first(self.input_layer(state), action_latent)
+        delta = self.delta_head(second(self.hidden_layer(features), action_latent))
+        return state + nn.functional.pad(delta, (0, state.shape[-1] - self.moving_dims))
+
+    def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
+        """`[..., D]`, `[..., D]` -> `[..., A]`"""
+        both = state[..., : self.moving_dims], next_state[..., : self.moving_dims]
+        return self.inverse_head(torch.cat(both, -1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FourierDynamicsConfig:
+    hidden: int = 256
+    num_frequencies: int = 128
+    frequency_scale: float = 4.0
+    """Radians per unit of the state: how fine they are."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, hidden=WIDTH, num_frequencies=WIDTH, frequency_scale=(0.0, 1e6))
+
+    def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> FourierDynamics:
+        input_layer = fourier_linear(
+            prod(shape), self.num_frequencies, self.frequency_scale, self.hidden
+        )
+        return FourierDynamics(input_layer, self.hidden, prod(shape), action_dim, latent_dim)
+
+
+class FourierDynamics(MLPDynamics):
+    """The same, looking at the state in waves: for worlds whose walls are thin in a state that is
+    smooth. What is sharp is then what happens, not what is perceived."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlimpseDynamicsConfig:
+    hidden: int = 256
+    glimpse: GlimpseConfig = field(default_factory=GlimpseConfig)
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, hidden=WIDTH)
+
+    def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> GlimpseDynamics:
+        glimpse = self.glimpse.build(shape)
+        input_layer = nn.Sequential(glimpse, nn.Linear(glimpse.out, self.hidden))
+        return GlimpseDynamics(
+            input_layer, self.hidden, glimpse.moving_dims, action_dim, latent_dim
+        )
+
+
+class GlimpseDynamics(MLPDynamics):
+    """The same for scenes, looking at what is around that which moves: what walls do is learnt once
+    for all places and all layouts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvDynamicsConfig:
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, hidden=WIDTH)
+
+    def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> ConvDynamics:
+        return ConvDynamics(self, shape, action_dim, latent_dim)
+
+
+class ConvDynamics(nn.Module):
+    """s' = s + convolutions(s | a) for map states: what happens in a place depends on its
+    neighbourhood, the same in every place; the action modulates what is seen there."""
+
+    def __init__(
+        self, config: ConvDynamicsConfig, shape: MapShape, action_dim: int, latent_dim: int
+    ) -> None:
+        super().__init__()
+        self.shape, channels, hidden = shape, shape[0], config.hidden
+        self.input_layer = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.film = nn.Linear(action_dim + latent_dim, 2 * hidden)
+        self.hidden_layer = nn.Conv2d(hidden, hidden, 1)
+        self.delta_head = _zero_init(nn.Conv2d(hidden, channels, 3, padding=1))
+        self.pair_encoder = nn.Conv2d(2 * channels, hidden, 3, padding=1)
+        self.inverse_head = nn.Linear(hidden, action_dim)
+
+    def forward(self, state: Tensor, action_latent: Tensor) -> Tensor:
+        """`[N, D]`, `[N, A + Z]` -> `[N, D]`"""
+        scale, shift = self.film(action_latent)[..., None, None].chunk(2, dim=1)
+        features = self.input_layer(state.unflatten(-1, self.shape))
+        features = nn.functional.silu(torch.addcmul(features + shift, features, scale))
+        return state + self.delta_head(nn.functional.silu(self.hidden_layer(features))).flatten(1)
+
+    def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
+        """`[..., D]`, `[..., D]` -> `[..., A]`"""
+        both = torch.cat(
+            [state.unflatten(-1, self.shape), next_state.unflatten(-1, self.shape)], -3
+        )
+        features = nn.functional.silu(self.pair_encoder(both.flatten(0, -4)))
+        return self.inverse_head(features.sum((-2, -1))).unflatten(0, state.shape[:-1])

@@ -1,0 +1,278 @@
+"""World model: what would happen if. A joint-embedding predictive architecture (LeCun 2022, 4.4):
+it predicts states, never observations.
+
+Here is the finest level, one step of the body at a time; those above it, which stride over many,
+are in `hierarchy/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import repeat
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from modules.nets import StandardizedHead, relu_mlp, silu_mlp
+from modules.types import WIDTH, MapShape, PolicyFn, Rollout, validate_ranges
+from modules.world_model.dynamics import (
+    ConvDynamicsConfig,
+    FourierDynamicsConfig,
+    GlimpseDynamicsConfig,
+    MLPDynamicsConfig,
+    unroll,
+)
+from modules.world_model.latents import (
+    CategoricalLatentConfig,
+    GaussianLatentConfig,
+    Latent,
+    NoLatentConfig,
+    SparseLatentConfig,
+)
+
+
+class DynamicsLevel(nn.Module):
+    """One time scale: a dynamics, and what can't be known of its next state."""
+
+    def __init__(self, dynamics: nn.Module, latent: Latent) -> None:
+        super().__init__()
+        self.dynamics, self.latent = dynamics, latent
+
+    def unroll(self, state: Tensor, action_latents: Tensor) -> Tensor:
+        """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`"""
+        return unroll(self.dynamics, state, action_latents)
+
+    def step(self, state: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
+        """`[N, D]`, `[N, A]` -> the next state, the likeliest or the one of `noise` `[N, U]`."""
+        if noise is None:
+            action_latent = self.latent.mode(state, action)
+        else:
+            action_latent = self.latent.sample(state, action, noise)
+        return Step(self.dynamics(state, action_latent), action_latent)
+
+
+class Step(NamedTuple):
+    state: Tensor  # [N, D]
+    action_latent: Tensor  # [N, A + Z]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InteroceptionHeadConfig:
+    hidden: int = 128
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, hidden=WIDTH)
+
+    def build(self, shape: MapShape, channels: int, action_dim: int) -> InteroceptionHead:
+        return InteroceptionHead(relu_mlp(prod(shape), self.hidden, channels), channels)
+
+
+class InteroceptionHead(StandardizedHead):
+    """What the body feels in a state: interoception read off the latent state. It is what an
+    intrinsic cost can be hard-wired to (LeCun 2022, 3.2 and 4.3)."""
+
+    def predict(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """What is felt of a step, `[..., D]`, `[..., A]`, `[..., D]` -> `[..., I]`: where it ended
+        says it all."""
+        return self(next_state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransitionHeadConfig:
+    hidden: int = 128
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, hidden=WIDTH)
+
+    def build(self, shape: MapShape, channels: int, action_dim: int) -> TransitionHead:
+        size = 2 * prod(shape) + action_dim
+        return TransitionHead(relu_mlp(size, self.hidden, channels), channels)
+
+
+class TransitionHead(StandardizedHead):
+    """What the body feels of a step: of where it led from where, and of what was done, as rewards
+    of most worlds are."""
+
+    def predict(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """`[..., D]`, `[..., A]`, `[..., D]` -> `[..., I]`"""
+        return self(torch.cat([state, action, next_state], -1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoInteroceptionConfig:
+    def build(self, shape: MapShape, channels: int, action_dim: int) -> NoInteroception:
+        return NoInteroception()
+
+
+class NoInteroception(nn.Module):
+    """Feels nothing: for minds whose costs are about states alone."""
+
+    def adapt(self, targets: Tensor, centred: Tensor | None = None) -> None:
+        """Has no units."""
+
+    def update_units(self, targets: Tensor, centred: Tensor) -> Tensor:
+        """Has no units."""
+        return torch.ones(targets.shape[-1], device=targets.device)
+
+    def has_outliers(self, targets: Tensor) -> Tensor:
+        """Has no units."""
+        return torch.zeros((), dtype=torch.bool)
+
+    def subtract_offset(self, targets: Tensor) -> Tensor:
+        return targets.to(torch.get_default_dtype())
+
+    def error_scale(self) -> Tensor:
+        return torch.ones(0)
+
+    def predict(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return state[..., :0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleConfig:
+    members: int = 5
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, members=(2, 100), hidden=WIDTH)
+
+    def build(self, shape: MapShape, action_dim: int) -> Ensemble:
+        size = prod(shape)
+        return Ensemble(
+            [silu_mlp(size + action_dim, self.hidden, size) for _ in range(self.members)]
+        )
+
+
+class Ensemble(nn.Module):
+    """Several small predictors of the next state, alike but for their beginnings: where they
+    disagree, the world is not known yet (Pathak et al. 2019; Plan2Explore, Sekar et al. 2020)."""
+
+    def __init__(self, members: list[nn.Sequential]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        """`[..., D]`, `[..., A]` -> what each expects to change, `[members, ..., D]`."""
+        both = torch.cat([state, action], -1)
+        return torch.stack([member(both) for member in self.members])
+
+    def disagreement(self, state: Tensor, action: Tensor) -> Tensor:
+        """Variance over the members, mean over the dimensions of the state; `[...]`."""
+        return self(state, action).var(0).mean(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoEnsembleConfig:
+    def build(self, shape: MapShape, action_dim: int) -> NoEnsemble:
+        return NoEnsemble()
+
+
+class NoEnsemble(nn.Module):
+    """Never in doubt: a mind without an ensemble."""
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        """No member expects anything, `[0, ..., D]`."""
+        return state.new_empty(0, *state.shape)
+
+    def disagreement(self, state: Tensor, action: Tensor) -> Tensor:
+        return 0 * action.sum(-1)  # has a gradient, as every energy has
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    dynamics: MLPDynamicsConfig | FourierDynamicsConfig | GlimpseDynamicsConfig | ConvDynamicsConfig
+    latent: NoLatentConfig | GaussianLatentConfig | SparseLatentConfig | CategoricalLatentConfig = (
+        field(default_factory=NoLatentConfig)
+    )
+    """What can't be known of the next state."""
+    interoception_head: InteroceptionHeadConfig | TransitionHeadConfig | NoInteroceptionConfig = (
+        field(default_factory=NoInteroceptionConfig)
+    )
+    ensemble: EnsembleConfig | NoEnsembleConfig = field(default_factory=NoEnsembleConfig)
+
+    def build(self, shape: MapShape, action_dim: int, channels: int) -> WorldModel:
+        latent = self.latent.build(prod(shape), action_dim)
+        dynamics = self.dynamics.build(shape, action_dim, latent.size)
+        return WorldModel(
+            [DynamicsLevel(dynamics, latent)],
+            self.interoception_head.build(shape, channels, action_dim),
+            self.ensemble.build(shape, action_dim),
+            action_dim,
+        )
+
+
+class WorldModel(nn.Module):
+    """All levels, finest first; what is felt in a state; and how far predictions can be trusted."""
+
+    def __init__(
+        self, levels: list[DynamicsLevel], interoception_head: InteroceptionHead | TransitionHead | NoInteroception, ensemble: Ensemble | NoEnsemble,
+        action_dim: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.action_dim = action_dim
+        self.levels = nn.ModuleList(levels)
+        self.interoception_head, self.ensemble = interoception_head, ensemble
+
+    def level(self, index: int) -> DynamicsLevel:
+        level = self.levels[index]
+        assert isinstance(level, DynamicsLevel)
+        return level
+
+    def imagine(self, state: Tensor, actions: Tensor, noise: Tensor | None = None) -> Rollout:
+        """`[B, D]`, `[B, P, H, A]` -> P futures at the finest level, the likeliest; or P * K, K of
+        each proposal one after the other, where there is chance `[K, H, U]`."""
+        return self._rollout(state, actions, noise, lambda states, actions: actions)
+
+    def imagine_policy(
+        self, state: Tensor, policy: PolicyFn, candidates: Tensor, noise: Tensor | None = None
+    ) -> Rollout:
+        """`[B, D]`, others `[B, P, H, A]` -> 1 + P futures at the finest level, K of each where
+        there is chance; in the first it is decided in every state what to do there."""
+        num_samples = 1 if noise is None else len(noise)
+
+        def select_actions(states: Tensor, candidates: Tensor) -> Tensor:
+            """`[B, 1 + P * K, D]`, `[B, P * K, A]` -> `[B, (1 + P) * K, A]`"""
+            policy_actions = policy(states[:, :num_samples].flatten(0, 1)).unflatten(
+                0, (len(states), num_samples)
+            )
+            return torch.cat([policy_actions, candidates], 1)
+
+        return self._rollout(state, candidates, noise, select_actions, num_extra=1)
+
+    def _rollout(
+        self, state: Tensor, actions: Tensor, noise: Tensor | None,
+        select_actions: Callable[[Tensor, Tensor], Tensor], num_extra: int = 0,
+    ) -> Rollout:  # fmt: skip
+        """Futures of actions, and `num_extra` that are not told; what is done, is chosen step by step
+        from the states by then."""
+        level, count = self.level(0), actions.shape[1] + num_extra
+        if noise is not None:
+            actions = actions.repeat_interleave(len(noise), 1)
+            # [H, B * (P + more) * K, U]
+            noise_steps: Any = noise.repeat(len(state) * count, 1, 1).unbind(1)
+            count *= len(noise)
+        else:
+            noise_steps = repeat(None)
+        shape = (len(state), count)
+        states, action_latents = [state[:, None].expand(-1, count, -1)], []
+        for given_actions, step_noise in zip(actions.unbind(2), noise_steps, strict=False):
+            action = select_actions(states[-1], given_actions)
+            next_step = level.step(states[-1].flatten(0, 1), action.flatten(0, 1), step_noise)
+            states.append(next_step.state.unflatten(0, shape))
+            action_latents.append(next_step.action_latent.unflatten(0, shape))
+        path, action_latent = torch.stack(states, 2), torch.stack(action_latents, 2)
+        actions, latents = action_latent.tensor_split([self.action_dim], -1)
+        interoception = self.interoception_head.predict(path[:, :, :-1], actions, path[:, :, 1:])
+        return Rollout(path, actions, latents, interoception)
+
+    def step_scale(self, state: Tensor) -> Tensor:
+        """How far a full step leads in representation space, mean over both ways of every
+        dimension of the action; `[B, D]` -> `[B]`."""
+        size = self.action_dim
+        directions = torch.eye(size, dtype=state.dtype, device=state.device)
+        steps = torch.cat([directions, -directions])[None, :, None].expand(len(state), -1, -1, -1)
+        imagined = self.imagine(state, steps).states
+        return (imagined[:, :, 1] - imagined[:, :, 0]).norm(dim=-1).mean(1)
