@@ -120,18 +120,11 @@ def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def from_json(data: Any, source: str) -> Config:
     """The Config back; raises ConfigError naming the first field that doesn't fit."""
     try:
-        return _converter().structure(_upgrade_legacy(data), Config)
+        return _converter().structure(data, Config)
     except Exception as error:  # what another wrote may fail anywhere
         raise ConfigError(
             f"{source} holds no settings of this version: {_error_text(error)}"
         ) from None
-
-
-def _upgrade_legacy(data: Any) -> Any:
-    """Settings that were written down when life was always lived, in today's words."""
-    if isinstance(data, dict) and isinstance(data.get("life"), dict):
-        return {**data, "life": {"_type": "CollectRandom", **data["life"]}}
-    return data
 
 
 def _error_text(error: BaseException) -> str:

@@ -135,11 +135,31 @@ def check_resumed(run: Path, config: Config) -> None:
         check_same_spaces(run_dir.spec_of(run, config), env.spec, config.env)
 
 
+RANDOM_STREAMS = {
+    "collect": "life",
+    "train_jepa": "objective",
+    "train_goal_critic": "teacher",
+    "distill_paths": "paths",
+    "train_values": "foresee",
+    "actor_critic": "interact",
+    "planner_rollouts": "practice",
+    "finetune_dynamics": "refine",
+    "train_hierarchy": "ascend",
+    "select_landmarks": "survey",
+    "goal_bc": "retrace",
+    "amortize_policy": "amortise",
+    "distill_policy": "distil",
+}
+"""The id of each stage's random stream. Published figures depend on these ids: they never change,
+whatever a stage is called."""
+
+
 def stage_seed(seed: int, name: str) -> int:
-    """Where a lesson's chance starts. World i of a lesson lives the life of this number + i, so the
-    lessons of one run, and of runs with other seeds, lie far apart; and another lesson in the list
-    changes none."""
-    return zlib.crc32(f"{seed} {name}".encode()) % 2**30
+    """The seed of a stage's random stream. Environment i of a stage starts the episode of this
+    number + i, so the streams of the stages of one run, and of runs with other seeds, lie far
+    apart, and a stage that is added to a recipe changes no other."""
+    stream = RANDOM_STREAMS.get(name, name)
+    return zlib.crc32(f"{seed} {stream}".encode()) % 2**30
 
 
 class Trainer:
