@@ -97,7 +97,7 @@ def _check_short_term_memory(config: Config) -> None:
     """Where states depend on what is recalled, nobody learns from moments without a past."""
     if isinstance(config.short_term_memory, NoMemoryConfig):
         return
-    kind = type(config.short_term_memory).__qualname__.removesuffix(".Config")
+    kind = type(config.short_term_memory).__qualname__.removesuffix("Config")
     if isinstance(config.amortize_policy, AmortizePlanning):
         raise ConfigError(
             f"amortise imagines from single moments, and recall {kind} makes more of a moment: "
@@ -115,7 +115,7 @@ def _check_short_term_memory(config: Config) -> None:
 
 def _check_subgoals(config: Config) -> None:
     """Whoever plans above has been taught by what suits it, and is understood below."""
-    kind = type(config.subgoals).__qualname__.removesuffix(".Config")
+    kind = type(config.subgoals).__qualname__.removesuffix("Config")
     for name, stage_class in (
         ("select_landmarks", "LandmarkGraph"),
         ("train_hierarchy", "HierarchicalJEPA"),

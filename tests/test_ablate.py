@@ -400,7 +400,7 @@ def test_a_level_above_is_swapped_with_the_stages_that_it_needs():
     for base, name in ((maze, "HierarchicalJEPA"), (levels, "LandmarkGraph"), (levels, "ImaginedLandmarkGraph"),
                        (maze, "Flat")):  # fmt: skip
         swapped = variants(base, (), (f"hierarchy={name}",))[f"hierarchy={name}"]
-        assert type(swapped.subgoals).__qualname__ == f"{name}.Config"
+        assert type(swapped.subgoals).__qualname__ == f"{name}Config"
         check_stages(swapped)
     assert variants(maze, (), ("hierarchy=Flat",))["hierarchy=Flat"] == without(maze, "hierarchy")
 

@@ -239,7 +239,7 @@ def test_settings_of_another_version_are_refused(own, capsys):
     assert "clairvoyance" in error_line(capsys, "eval", own)
 
 
-@pytest.mark.parametrize("named", [{"_type": "Oracle.Config"}, {}])
+@pytest.mark.parametrize("named", [{"_type": "OracleConfig"}, {}])
 def test_a_class_that_no_box_knows_is_refused(named, own, capsys):
     known = json.loads((own / "config.json").read_text())
     known["policy"] = named

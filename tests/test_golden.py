@@ -22,11 +22,11 @@ TOLERANCE = 1e-4
 
 
 def cartpole() -> ami.Config:
-    return recipes.gym(ami.WorldConfig(id="CartPole-v1"))
+    return recipes.gym(ami.EnvConfig(id="CartPole-v1"))
 
 
 def pendulum() -> ami.Config:
-    return recipes.gym(ami.WorldConfig(id="Pendulum-v1"))
+    return recipes.gym(ami.EnvConfig(id="Pendulum-v1"))
 
 
 RECIPES = {

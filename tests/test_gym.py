@@ -221,7 +221,7 @@ def test_a_choice_is_made_whole_and_its_gradient_is_that_of_its_chance():
 @pytest.mark.parametrize("name", ["GradientPlanner", "CEM", "MPPI", "Collocation"])
 def test_every_planner_chooses_whole(name):
     config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))
-    config = replace(config, planner=getattr(ami.components, name).Config(horizon=3))
+    config = replace(config, planner=getattr(ami.components, f"{name}Config")(horizon=3))
     env = config.env.build(4)
     agent = build(config, env.spec)
     obs, _ = env.reset(0)

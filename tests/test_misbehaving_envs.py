@@ -229,7 +229,7 @@ def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp
         textwrap.dedent("""
             import ctypes, gymnasium
             from ami_agent.adapters import watchdog
-            from ami_agent.adapters.env import WorldConfig
+            from ami_agent.adapters.env import EnvConfig
             from tests.test_misbehaving_envs import Plain
 
             class Stuck(Plain):
@@ -240,7 +240,7 @@ def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp
 
             watchdog.GRACE = 0.5
             gymnasium.register("test/Stuck-v0", entry_point=Stuck)
-            world = WorldConfig(id="test/Stuck-v0", step_timeout=0.5).build(1)
+            world = EnvConfig(id="test/Stuck-v0", step_timeout=0.5).build(1)
             world.reset(0)
             world.envs.step(world.envs.action_space.sample())
         """)
@@ -379,10 +379,10 @@ def test_a_file_with_neighbours_is_known_to_workers_however_they_start(tmp_path)
     (tmp_path / "program.py").write_text(
         textwrap.dedent("""
             import multiprocessing
-            from ami_agent.adapters.env import WorldConfig
+            from ami_agent.adapters.env import EnvConfig
 
             if __name__ == "__main__":
-                config = WorldConfig(id="test/Own-v0", imports=("home/own.py",), vector="async")
+                config = EnvConfig(id="test/Own-v0", imports=("home/own.py",), vector="async")
                 for method in ("spawn", "forkserver"):
                     multiprocessing.set_start_method(method, force=True)
                     world = config.build(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ami_agent import recipes
 from ami_agent.config import build
 from modules.actor.action_space import BoxActions
-from modules.actor.planning import CEM, MPPI, GradientPlanner
+from modules.actor.planning import CEMConfig, GradientPlannerConfig, MPPIConfig
 from modules.actor.planning.evaluator import RolloutEvaluator
 from modules.actor.planning.risk import (
     Deterministic,
@@ -157,12 +157,12 @@ def test_where_all_can_be_known_one_future_is_enough():
         ScenarioCVaRConfig(num_scenarios=0)
 
 
-@pytest.mark.parametrize("planner", [GradientPlanner, CEM, MPPI])
+@pytest.mark.parametrize("planner", [GradientPlannerConfig, CEMConfig, MPPIConfig])
 def test_the_more_the_worst_counts_the_higher_a_plan_keeps(planner):
     """It is cheap to be low, but a gust throws who is low into the pit."""
 
     def height(tail: float) -> Tensor:
-        made = planner.Config(horizon=3, iterations=12).build(
+        made = planner(horizon=3, iterations=12).build(
             make_evaluator(),
             lambda state, context: state.new_empty(len(state), 0, context.horizon, 1),
         )
@@ -171,7 +171,7 @@ def test_the_more_the_worst_counts_the_higher_a_plan_keeps(planner):
         assert plan.candidate_states.shape[1] % COUNT == 0
         return calm.mean()
 
-    careless = planner.Config(horizon=3, iterations=12).build(
+    careless = planner(horizon=3, iterations=12).build(
         RolloutEvaluator(imagine, None, evaluate, BoxActions(), 1),  # type: ignore[arg-type]
         lambda state, context: state.new_empty(len(state), 0, context.horizon, 1),
     )

@@ -237,8 +237,8 @@ def test_the_gl_backend_is_chosen_before_a_module_is_imported(tmp_path, monkeypa
 
 def test_the_gl_backend_is_chosen_in_every_process_that_makes_an_environment():
     program = (
-        "import os; from ami_agent.adapters.env import WorldConfig;"
-        "WorldConfig(id='CartPole-v1').build(1).close();"
+        "import os; from ami_agent.adapters.env import EnvConfig;"
+        "EnvConfig(id='CartPole-v1').build(1).close();"
         "print(os.environ.get('MUJOCO_GL'))"
     )
     hidden = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")

@@ -35,7 +35,7 @@ def component_choices(cls: type = Config) -> dict[str, dict[str, type]]:
 
 def class_name(cls: Any) -> str:
     """`GradientPlannerConfig` -> `GradientPlanner`"""
-    return cls.__qualname__.removesuffix(".Config")
+    return cls.__qualname__.removesuffix("Config")
 
 
 def tables() -> list[Table]:

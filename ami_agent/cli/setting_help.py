@@ -27,8 +27,8 @@ def setting_help(config: Config, path: str) -> str:
 
 def _docstring(cls: type, name: str) -> str | None:
     if name == "_type":  # of the settings of a class, the class itself
-        owner = cls.__qualname__.rpartition(".")[0] or cls.__qualname__
-        return getattr(sys.modules[cls.__module__], owner).__doc__  # type: ignore[no-any-return]
+        owner = cls.__qualname__.removesuffix("Config")
+        return getattr(sys.modules[cls.__module__], owner, cls).__doc__
     fields = docstring_parser.parse_from_object(cls).params
     return next((field.description for field in fields if field.arg_name == name), None)
 
