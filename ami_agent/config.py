@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import torch
+import tyro
 
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.agent import Agent
@@ -20,11 +22,9 @@ from ami_agent.training import (
     FinetuneDynamics,
     GoalConditionedBC,
     LoadDataset,
-    NoStage,
     OfflineActorCritic,
     OnlineActorCritic,
     SelectLandmarks,
-    Stage,
     TrainHierarchy,
     TrainJEPA,
     TrainQuasimetric,
@@ -42,7 +42,6 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.risk import ScenarioCVaRConfig
 from modules.actor.policy import (
-    ConvPolicyConfig,
     NoPolicyProposal,
     NoPolicyProposalConfig,
     NoStuckRecoveryConfig,
@@ -100,13 +99,115 @@ LARGE_OBS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """What the agent remembers: of an episode, and of all episodes."""
+
+    short_term: NoMemoryConfig | GRUMemoryConfig | AttentionMemoryConfig = field(
+        default_factory=NoMemoryConfig
+    )
+    """Short-term memory: what of the episode so far the state depends on."""
+    num_reference_obs: int = 0
+    """Observations of all episodes that are kept to recognise imagined states by, K."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, num_reference_obs=(0, 1_000_000))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostConfig:
+    """C(s) = sum u_i IC_i(s) + sum v_j TC_j(s): intrinsic costs and trainable critics. The weights
+    belong to the configurator and the tasks."""
+
+    drives: tuple[str, ...] = ()
+    """Intrinsic costs of interoceptive signals, by name."""
+    goal_critic: GoalCriticConfig | NoGoalCriticConfig = field(default_factory=GoalCriticConfig)
+    """Predicts the number of steps from a state to a goal."""
+    value_critics: ValueCriticsConfig | NoValueCriticsConfig = field(
+        default_factory=NoValueCriticsConfig
+    )
+    """Predict the future cost of each drive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorConfig:
+    """Mode-1, Mode-2, and what stands between them."""
+
+    planner: GradientPlannerConfig | CollocationConfig | CEMConfig | MPPIConfig
+    """Mode-2: optimises an action sequence."""
+    risk: ScenarioCVaRConfig = field(default_factory=ScenarioCVaRConfig)
+    """Sampled futures of the same actions, where the world model has latent variables."""
+    subgoals: (
+        FlatConfig | LandmarkGraphConfig | ImaginedLandmarkGraphConfig | HierarchicalJEPAConfig
+    ) = field(default_factory=FlatConfig)
+    """The levels above the planner, which give it subgoals."""
+    stuck_recovery: NoStuckRecoveryConfig | StuckPerturbationConfig = field(
+        default_factory=NoStuckRecoveryConfig
+    )
+    """What the agent does when its plans make no progress."""
+    receding_horizon: int = 1
+    """Actions of a plan that the agent executes before it plans again."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Mode-1: one forward pass."""
+    policy_proposal: PolicyProposalConfig | NoPolicyProposalConfig = field(
+        default_factory=PolicyProposalConfig
+    )
+    """Mode-1's rollout as a candidate of Mode-2."""
+    adaptive: AdaptiveActorConfig = field(default_factory=AdaptiveActorConfig)
+    """When the mode `auto` plans, and when it reacts."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, receding_horizon=HORIZON)
+
+
+StageConfig: TypeAlias = (
+    CollectRandom
+    | LoadDataset
+    | TrainJEPA
+    | TrainQuasimetric
+    | TrainTDDistance
+    | DistillShortestPaths
+    | TrainValue
+    | OnlineActorCritic
+    | OfflineActorCritic
+    | CollectWithPlanner
+    | FinetuneDynamics
+    | TrainHierarchy
+    | SelectLandmarks
+    | GoalConditionedBC
+    | AmortizePlanning
+    | DistillPlanner
+)
+Kind = TypeVar("Kind")
+STAGES = (
+    "collect",
+    "train_jepa",
+    "train_goal_critic",
+    "distill_paths",
+    "train_values",
+    "actor_critic",
+    "planner_rollouts",
+    "finetune_dynamics",
+    "train_hierarchy",
+    "select_landmarks",
+    "goal_bc",
+    "amortize_policy",
+    "distill_policy",
+)
+"""The names of the training stages, in the order in which recipes take them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that makes a run what it is, beside its seed and its device."""
+    """Everything that makes a run what it is, beside its seed and its device: the six modules,
+    the environments, the tasks and the training stages."""
 
     recipe: str
     env: EnvConfig
+    """The environment in which the agent is trained."""
+    eval_env: EnvConfig
+    """The environment in which the agent is evaluated: held-out layouts."""
     action_space: BoxActions | BallActions | OneHotActions = field(default_factory=BoxActions)
-    """What the body can do."""
+    """The actions that the agent can take."""
     perception: (
         ImageEncoderConfig
         | SpatialEncoderConfig
@@ -114,116 +215,94 @@ class Config:
         | KeypointMapEncoderConfig
         | MultiModalEncoderConfig
     )
-    short_term_memory: NoMemoryConfig | GRUMemoryConfig | AttentionMemoryConfig = field(
-        default_factory=NoMemoryConfig
-    )
-    """What of the episode so far the state may depend on."""
-    num_reference_obs: int = 0
-    """Moments of all lives that are kept to recognise imagined states by, K."""
+    memory: Annotated[MemoryConfig, tyro.conf.arg(name="")] = field(default_factory=MemoryConfig)
     world_model: WorldModelConfig
-    drives: tuple[str, ...] = ()
-    """Intrinsic costs of what the body feels, by name."""
-    goal_critic: GoalCriticConfig | NoGoalCriticConfig = field(default_factory=GoalCriticConfig)
-    value_critics: ValueCriticsConfig | NoValueCriticsConfig = field(
-        default_factory=NoValueCriticsConfig
-    )
-    """The critics of the drives."""
+    cost: Annotated[CostConfig, tyro.conf.arg(name="")] = field(default_factory=CostConfig)
+    actor: Annotated[ActorConfig, tyro.conf.arg(name="")]
     configurator: ConfiguratorConfig = field(default_factory=ConfiguratorConfig)
-    subgoals: (
-        FlatConfig | LandmarkGraphConfig | ImaginedLandmarkGraphConfig | HierarchicalJEPAConfig
-    ) = field(default_factory=FlatConfig)
-    """The levels above the lowest."""
-    planner: GradientPlannerConfig | CollocationConfig | CEMConfig | MPPIConfig
-    risk: ScenarioCVaRConfig = field(default_factory=ScenarioCVaRConfig)
-    """Of the same actions, where not all can be known."""
-    stuck_recovery: NoStuckRecoveryConfig | StuckPerturbationConfig = field(
-        default_factory=NoStuckRecoveryConfig
-    )
-    """What the agent does when its plans get it nowhere."""
-    receding_horizon: int = 1
-    """Actions of a plan that are carried out before it is made anew."""
-    policy: PolicyConfig | ConvPolicyConfig = field(default_factory=PolicyConfig)
-    policy_proposal: PolicyProposalConfig | NoPolicyProposalConfig = field(
-        default_factory=PolicyProposalConfig
-    )
-    adaptive: AdaptiveActorConfig = field(default_factory=AdaptiveActorConfig)
-    """When to think."""
     tasks: dict[str, TaskSpec] = field(
         default_factory=lambda: {"reach": TaskSpec(goal_source="env")}
     )
-    """What the agent may be told to do, by name; the first one unless told."""
-
-    memory_device: Literal["cpu", "cuda"] = "cpu"
-    """Where memory is kept; images by the hundred thousand seldom fit beside the mind."""
-
-    collect: CollectRandom | LoadDataset = field(default_factory=CollectRandom)
-    """What is lived, or had from others, to learn from."""
-    train_jepa: TrainJEPA = field(default_factory=TrainJEPA)
-    """Perception and world model learn to foretell states that don't collapse."""
-    train_goal_critic: TrainQuasimetric | TrainTDDistance | NoStage = field(
-        default_factory=TrainQuasimetric
-    )
-    """The critic learns how many steps it is from any state to any other."""
-    distill_paths: DistillShortestPaths | NoStage = field(default_factory=NoStage)
-    """What the critic thinks is near is corrected by the shortest ways over what was lived."""
-    train_values: TrainValue | NoStage = field(default_factory=NoStage)
-    """The critics of the drives learn what is to be felt."""
-    actor_critic: OnlineActorCritic | OfflineActorCritic | NoStage = field(default_factory=NoStage)
-    """Life and learning interleave."""
-    planner_rollouts: CollectWithPlanner | NoStage = field(default_factory=NoStage)
-    """Mode-2 lives by its own plans, to see what comes of them."""
-    finetune_dynamics: FinetuneDynamics | NoStage = field(default_factory=NoStage)
-    """World model and critic learn from that as well."""
-    train_hierarchy: TrainHierarchy | NoStage = field(default_factory=NoStage)
-    """The levels above learn macro-actions, and what they lead to."""
-    select_landmarks: SelectLandmarks | NoStage = field(default_factory=NoStage)
-    """Landmarks are chosen, and what it costs to get from each to each."""
-    goal_bc: GoalConditionedBC | NoStage = field(default_factory=NoStage)
-    """The policy learns to do what life did on the way to where it came."""
-    amortize_policy: AmortizePlanning | NoStage = field(default_factory=NoStage)
-    """The policy learns, through the world model, what lowers the cost."""
-    distill_policy: DistillPlanner | NoStage = field(default_factory=DistillPlanner)
-    """Mode-2's plans become Mode-1's policy."""
-    eval_env: EnvConfig
-    """The world in which the agent is judged: held-out layouts."""
+    """The tasks that the agent can be given, by name; the first one is the default."""
+    stages: dict[str, StageConfig]
+    """The training stages by name, in the order in which they are taken."""
     max_parameters: int = 50_000_000
     """Parameters of the whole agent above which it is not built: large observations that are read
     as vectors take many."""
 
     def __post_init__(self) -> None:
-        validate_ranges(
-            self,
-            num_reference_obs=(0, 1_000_000),
-            receding_horizon=HORIZON,
-            max_parameters=(1, 10**12),
-        )
+        validate_ranges(self, max_parameters=(1, 10**12))
         if not 0 < len(self.recipe) <= 200:
             raise BadSetting("recipe", self.recipe, "a name of 1 to 200 characters")
+        if "collect" not in self.stages:
+            raise BadSetting("stages", ", ".join(self.stages), "with a stage `collect`")
+        for name in self.stages:
+            if name not in STAGES:
+                raise BadSetting("stages", name, f"one of {', '.join(STAGES)}")
+
+    def find(self, kind: type[Kind]) -> Kind | None:
+        """The stage of this class; None where the recipe takes none."""
+        return next((stage for stage in self.stages.values() if isinstance(stage, kind)), None)
+
+    @property
+    def collect(self) -> CollectRandom | LoadDataset:
+        """The stage that fills the replay buffer."""
+        stage = self.stages["collect"]
+        if not isinstance(stage, (CollectRandom, LoadDataset)):
+            raise BadSetting("stages.collect", stage, "CollectRandom or LoadDataset")
+        return stage
 
 
-def stages(config: Config) -> dict[str, Stage]:
-    """What is learnt, in order, by the name it has in the settings."""
-    return {
-        "collect": config.collect,
-        "train_jepa": config.train_jepa,
-        "train_goal_critic": config.train_goal_critic,
-        "distill_paths": config.distill_paths,
-        "train_values": config.train_values,
-        "actor_critic": config.actor_critic,
-        "planner_rollouts": config.planner_rollouts,
-        "finetune_dynamics": config.finetune_dynamics,
-        "train_hierarchy": config.train_hierarchy,
-        "select_landmarks": config.select_landmarks,
-        "goal_bc": config.goal_bc,
-        "amortize_policy": config.amortize_policy,
-        "distill_policy": config.distill_policy,
-    }
+def class_name(settings: Any) -> str:
+    """The component that these settings, or this class of settings, make: `CEMConfig` -> `CEM`."""
+    kind = settings if isinstance(settings, type) else type(settings)
+    return kind.__qualname__.removesuffix("Config")
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy of `config` with other values at dotted paths, for variants of a recipe:
+    `override(config, {"actor.planner": CEMConfig(), "stages.train_jepa.optim.steps": 500,
+    "stages.distill_policy": None})`.
+
+    A stage that is None is left out, and one that is new is taken where STAGES has it. Raises
+    ConfigError for a path that names no setting."""
+    tree = _Changes()
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        node = tree
+        for name in parents:
+            inner = node.setdefault(name, _Changes())
+            if not isinstance(inner, _Changes):
+                raise ConfigError(f"{path} can't be changed beside the whole that it is a part of")
+            node = inner
+        node[last] = value
+    changed: Config = _apply(config, tree, "")
+    return changed
+
+
+class _Changes(dict[str, Any]):
+    """New values of settings by name; another of these for settings of which parts change."""
+
+
+def _apply(settings: Any, changes: _Changes, path: str) -> Any:
+    held = settings if isinstance(settings, Mapping) else vars(settings)
+    values = {}
+    for name, value in changes.items():
+        is_part = isinstance(value, _Changes)
+        if name not in held and (is_part or not isinstance(settings, Mapping)):
+            raise ConfigError(f"{path}{name} is no setting; there are {', '.join(held)}")
+        values[name] = _apply(held[name], value, f"{path}{name}.") if is_part else value
+    if not isinstance(settings, Mapping):
+        return replace(settings, **values)
+    merged, order = {**settings, **values}, {name: index for index, name in enumerate(STAGES)}
+    names = sorted(merged, key=lambda name: order.get(name, -1))  # tasks keep their order
+    return {name: merged[name] for name in names if merged[name] is not None}
 
 
 def buffer_steps(config: Config) -> int:
     """Steps that memory must keep of each life: all that is lived, and where one life ends and
     another begins."""
-    return sum(stage.env_steps + 1 for stage in stages(config).values() if stage.env_steps)
+    return sum(stage.env_steps + 1 for stage in config.stages.values() if stage.env_steps)
 
 
 def buffer_size(config: Config, spec: EnvironmentSpec) -> int:
@@ -306,7 +385,7 @@ def _build(
 ) -> Agent:
     if not config.tasks:
         raise ConfigError("tasks is empty; an agent needs at least one task")
-    if isinstance(config.value_critics, ValueCriticsConfig) and not config.drives:
+    if isinstance(config.cost.value_critics, ValueCriticsConfig) and not config.cost.drives:
         raise ConfigError("foresight is of drives, and there are none; it must be NoValueCritics")
     if spec.choices != (
         config.action_space.sizes if isinstance(config.action_space, OneHotActions) else ()
@@ -314,19 +393,21 @@ def _build(
         raise ConfigError(
             f"this world's actions are {_describe_choices(spec.choices)}, but bounds are {config.action_space}"
         )
-    action_space, drives = config.action_space, Drives(config.drives, spec.interoception)
+    action_space, drives = config.action_space, Drives(config.cost.drives, spec.interoception)
     conditioned_on = len(config.configurator.conditioned_on)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         perception = config.perception.build(spec.shapes)
         shape = perception.shape
-        short_term_memory = config.short_term_memory.build(shape)
+        short_term_memory = config.memory.short_term.build(shape)
         world_model = config.world_model.build(shape, spec.action_dim, len(spec.interoception))
         interoceptive_cost = InteroceptiveCost(
-            drives, config.value_critics.build(shape, len(drives.names))
+            drives, config.cost.value_critics.build(shape, len(drives.names))
         )
         cost = Cost(
-            config.goal_critic.build(shape), interoceptive_cost, world_model.ensemble.disagreement
+            config.cost.goal_critic.build(shape),
+            interoceptive_cost,
+            world_model.ensemble.disagreement,
         )
         quasimetric = (
             cost.goal_critic.distance if isinstance(cost.goal_critic, GoalCritic) else None
@@ -335,15 +416,15 @@ def _build(
         steps = (
             QuasimetricFns(quasimetric.embed, quasimetric.from_embeddings) if quasimetric else None
         )
-        subgoals = config.subgoals.build(
+        subgoals = config.actor.subgoals.build(
             shape, spec.action_dim, steps,
             lambda state, free: world_model.imagine(state, action_space.squash(free)).states[:, :, 1:],
         )  # fmt: skip
-        policy = config.policy.build(shape, spec.action_dim, action_space, conditioned_on)
-        plan_energy_predictor = config.adaptive.build_predictor(
+        policy = config.actor.policy.build(shape, spec.action_dim, action_space, conditioned_on)
+        plan_energy_predictor = config.actor.adaptive.build_predictor(
             shape, len(config.tasks), conditioned_on
         )
-    risk_model = config.risk.build(world_model.level(0).latent.noise_dim)
+    risk_model = config.actor.risk.build(world_model.level(0).latent.noise_dim)
     evaluator = RolloutEvaluator(
         world_model.imagine,
         world_model.imagine_policy,
@@ -352,37 +433,37 @@ def _build(
         spec.action_dim,
         risk_model,
     )
-    policy_proposal = config.policy_proposal.build(policy, evaluator)
-    planner = config.planner.build(evaluator, policy_proposal)
-    plain_planner = config.planner.build(
+    policy_proposal = config.actor.policy_proposal.build(policy, evaluator)
+    planner = config.actor.planner.build(evaluator, policy_proposal)
+    plain_planner = config.actor.planner.build(
         evaluator, NoPolicyProposal(spec.action_dim)
     )  # is told of the habit
     actors: dict[str, ActorProtocol] = {
         "react": ReactiveActor(policy),
         "plan": OpenLoopActor(
-            config.stuck_recovery.build(planner, evaluator), config.receding_horizon
+            config.actor.stuck_recovery.build(planner, evaluator), config.actor.receding_horizon
         ),
     }
-    if not isinstance(config.distill_policy, NoStage):  # which teaches what to expect of thinking
+    if "distill_policy" in config.stages:  # it trains the predictor of plan energies
         sure_proposal = PolicyProposal(policy, evaluator)
-        actors["auto"] = config.adaptive.build(
+        actors["auto"] = config.actor.adaptive.build(
             sure_proposal, plain_planner, plan_energy_predictor, spec.action_dim
         )
     return Agent(
         spec=spec,
         perception=perception,
         short_term_memory=short_term_memory,
-        reference_obs=ReferenceObservations(spec.zeros(config.num_reference_obs)),
+        reference_obs=ReferenceObservations(spec.zeros(config.memory.num_reference_obs)),
         world_model=world_model,
         cost=cost,
         policy=policy,
         plan_energy_predictor=plan_energy_predictor,
         subgoals=subgoals,
         replay_buffer=ReplayBuffer(
-            buffer_size, empty_transition(spec, num_envs), config.memory_device, config.env.frame_stack
+            buffer_size, empty_transition(spec, num_envs), stack=config.env.frame_stack
         ),
         configurator=config.configurator.build(
-            config.planner.horizon, config.planner.iterations, tuple(actors), tuple(spec.modalities),
+            config.actor.planner.horizon, config.actor.planner.iterations, tuple(actors), tuple(spec.modalities),
             drives.names, interoceptive_cost.drives_with_critic,
         ),
         actors=actors,

@@ -8,7 +8,7 @@ import io
 import re
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cache, partial
 from math import isfinite
@@ -91,6 +91,9 @@ def _dataclass_unions(kind: type) -> list[Any]:
     found: list[Any] = []
     for hint in get_type_hints(kind).values():
         is_union = get_origin(hint) in (Union, types.UnionType)
+        if get_origin(hint) is dict:
+            hint = get_args(hint)[1]
+            is_union = get_origin(hint) in (Union, types.UnionType)
         candidates = get_args(hint) if is_union else [hint]
         members = [member for member in candidates if dataclasses.is_dataclass(member)]
         for member in members:
@@ -203,6 +206,8 @@ def _concrete_class(default: Any) -> Any:
     kind, fields = type(default), []
     for name, hint in get_type_hints(kind, include_extras=True).items():
         value = getattr(default, name)
+        if name == "stages":
+            value, hint = _as_dataclass(value), Annotated[hint, UNPREFIXED]
         if dataclasses.is_dataclass(value):
             concrete = _concrete_class(value)
             metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
@@ -219,6 +224,17 @@ def _concrete_class(default: Any) -> Any:
     )  # fmt: skip
 
 
+UNPREFIXED = tyro.conf.arg(name="")
+"""The flags of a stage begin with its name."""
+
+
+def _as_dataclass(stages: Mapping[str, Any]) -> Any:
+    """The stages as fields of a dataclass, each of its own class, so that each has flags."""
+    fields = [(name, type(stage)) for name, stage in stages.items()]
+    kind = dataclasses.make_dataclass("Stages", fields, frozen=True, kw_only=True)
+    return kind(**stages)
+
+
 def _unchecked(settings: Any) -> None:
     """Values are checked in `_to_original_class`, where it is known which flag they come from."""
 
@@ -230,7 +246,10 @@ def _to_original_class(found: Any, default: Any, path: str) -> Any:
     hints = get_type_hints(type(default), include_extras=True)
     for field in dataclasses.fields(default):
         value, before = getattr(found, field.name), getattr(default, field.name)
-        if dataclasses.is_dataclass(before):
+        if field.name == "stages":
+            stages = _to_original_class(value, _as_dataclass(before), path)
+            value = {name: getattr(stages, name) for name in before}
+        elif dataclasses.is_dataclass(before):
             name = _flag_name(field.name, hints[field.name])
             value = _to_original_class(value, before, f"{path}{name}." if name else path)
         elif isinstance(value, UnparsedOptions):

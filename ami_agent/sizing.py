@@ -4,7 +4,6 @@ without storage (torch's meta device), and the outputs of its layers are counted
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -13,16 +12,17 @@ from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.agent import Agent
-from ami_agent.config import Config, buffer_size, buffer_steps, build
+from ami_agent.config import Config, buffer_size, buffer_steps, build, override
 from ami_agent.resources import check_memory
 from ami_agent.training import (
     CollectWithPlanner,
     DistillPlanner,
     DistillShortestPaths,
+    FinetuneDynamics,
     GoalConditionedBC,
-    NoStage,
     OnlineActorCritic,
     SelectLandmarks,
+    TrainJEPA,
     TrainValue,
 )
 from ami_agent.training.actor_critic import ActorCriticStage
@@ -71,8 +71,13 @@ def check_size(config: Config, spec: EnvironmentSpec) -> Agent:
 def check_planning(config: Config, spec: EnvironmentSpec, agent: Agent) -> None:
     """Raises ConfigError where an evaluation would take more memory than is free: as many plans
     at once as it has episodes at once."""
-    offline_config = replace(
-        config, distill_policy=NoStage(), planner_rollouts=NoStage(), actor_critic=NoStage()
+    offline_config = override(
+        config,
+        {
+            "stages.distill_policy": None,
+            "stages.planner_rollouts": None,
+            "stages.actor_critic": None,
+        },
     )
     plan = next(_plan_parts(offline_config, spec, agent, _imagination_bytes(agent)))
     check_memory(
@@ -98,35 +103,33 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
         "the replay buffer", buffer_size(config, spec) + states,
         "--collect.num-envs, --collect.steps or --actor-critic.steps",
     )  # fmt: skip
-    if isinstance(config.select_landmarks, SelectLandmarks) and isinstance(
-        config.subgoals, LandmarkGraphConfig
-    ):
-        num_landmarks, size = config.subgoals.num_landmarks, prod(agent.shape)
-        num_states = (
-            config.select_landmarks.num_candidates
-            + config.select_landmarks.num_windows * (config.select_landmarks.length + 1)
+    landmarks = config.find(SelectLandmarks)
+    if landmarks and isinstance(config.actor.subgoals, LandmarkGraphConfig):
+        num_landmarks, size = config.actor.subgoals.num_landmarks, prod(agent.shape)
+        num_states = landmarks.num_candidates + landmarks.num_windows * (landmarks.length + 1)
+        futures = (
+            config.actor.subgoals.num_outcomes if agent.world_model.level(0).latent.noise_dim else 1
         )
-        futures = config.subgoals.num_outcomes if agent.world_model.level(0).latent.noise_dim else 1
         yield MemoryUse(
             "the graph of landmarks",
             FLOAT_BYTES * (4 * num_landmarks**2 + size * (num_states + num_landmarks * futures)),
             "--subgoals.num-landmarks, --subgoals.num-outcomes, --select-landmarks.num-candidates, --select-landmarks.num-windows or "
             "--select-landmarks.length",
         )
-    if isinstance(config.subgoals, ImaginedLandmarkGraphConfig):
-        num_landmarks = config.subgoals.num_landmarks + config.subgoals.frontier_size
+    if isinstance(config.actor.subgoals, ImaginedLandmarkGraphConfig):
+        num_landmarks = config.actor.subgoals.num_landmarks + config.actor.subgoals.frontier_size
         num_grown = (
-            config.subgoals.nodes_per_round
-            * config.subgoals.branches
-            * config.subgoals.branch_steps
+            config.actor.subgoals.nodes_per_round
+            * config.actor.subgoals.branches
+            * config.actor.subgoals.branch_steps
         )
         yield MemoryUse(
             "the graph of imagined landmarks",
             FLOAT_BYTES * (num_landmarks + num_grown) * (2 * num_landmarks + prod(agent.shape)),
             "--subgoals.num-landmarks, .waiting, .grow, .ways or .length",
         )
-    if isinstance(config.distill_paths, DistillShortestPaths):
-        graphs, nodes = config.distill_paths.num_graphs, config.distill_paths.nodes_per_graph
+    if paths := config.find(DistillShortestPaths):
+        graphs, nodes = paths.num_graphs, paths.nodes_per_graph
         yield MemoryUse(
             "the graphs of shortest paths",
             graphs * nodes * (2 * nodes + 2 * FLOAT_BYTES * prod(agent.shape))
@@ -141,7 +144,7 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
     state = FLOAT_BYTES * prod(agent.shape)
     covariance_bytes = FLOAT_BYTES * agent.shape[0] ** 2
     for name, jepa_stage in (
-        ("train_jepa", config.train_jepa),
+        ("train_jepa", config.find(TrainJEPA)),
         ("actor_critic.train_jepa", _online_model_stage(config)),
     ):
         if jepa_stage is not None:
@@ -150,18 +153,12 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
                 f"a batch of {name}",
                 batch * (steps + 1) * (perceived_bytes + _observation_bytes(spec))
                 + batch * jepa_stage.length * (jepa_stage.context_steps + 1) * imagined_bytes + covariance_bytes,
-                f"--{name}.learning.batch, --{name}.length or the layers of perception",
+                f"--{name}.optim.batch-size, --{name}.length or the layers of perception",
             )  # fmt: skip
-    for name in (
-        "train_goal_critic",
-        "train_values",
-        "actor_critic",
-        "train_hierarchy",
-        "goal_bc",
-        "amortize_policy",
-        "distill_policy",
-    ):
-        stage: Any = getattr(config, name)
+    for name, some_stage in config.stages.items():
+        stage: Any = some_stage
+        if isinstance(stage, (TrainJEPA, FinetuneDynamics, DistillShortestPaths)):
+            continue
         batch = stage.optim.batch_size if hasattr(stage, "optim") else 0
         steps = getattr(stage, "length", getattr(stage, "horizon", 1))
         imagined_per_step = (
@@ -178,31 +175,26 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
             )
         yield MemoryUse(
             f"a batch of {name}", batch * ((steps + 1) * state + steps * imagined_per_step),
-            f"--{name}.learning.batch or the steps of its windows",
+            f"--{name}.optim.batch-size or the steps of its windows",
         )  # fmt: skip
     yield from _plan_parts(config, spec, agent, imagined_bytes)
 
 
-def _online_model_stage(config: Config) -> Any:
-    return (
-        config.actor_critic.train_jepa
-        if isinstance(config.actor_critic, ActorCriticStage)
-        else None
-    )
+def _online_model_stage(config: Config) -> TrainJEPA | None:
+    actor_critic = config.find(ActorCriticStage)
+    return actor_critic.train_jepa if actor_critic else None
 
 
 def _plan_parts(
     config: Config, spec: EnvironmentSpec, agent: Agent, imagined_bytes: float
 ) -> Iterator[MemoryUse]:
-    planner, num_envs = config.planner, 1
-    if isinstance(config.distill_policy, DistillPlanner):
-        num_envs = max(num_envs, config.distill_policy.num_envs)
-    plans_online = (
-        isinstance(config.actor_critic, OnlineActorCritic) and config.actor_critic.mode == "plan"
-    )
-    if isinstance(config.planner_rollouts, CollectWithPlanner) or plans_online:
+    planner, num_envs = config.actor.planner, 1
+    distillation, online = config.find(DistillPlanner), config.find(OnlineActorCritic)
+    if distillation:
+        num_envs = max(num_envs, distillation.num_envs)
+    if config.find(CollectWithPlanner) or (online and online.mode == "plan"):
         num_envs = max(num_envs, config.collect.num_envs)
-    futures = config.risk.num_scenarios if agent.world_model.level(0).latent.noise_dim else 1
+    futures = config.actor.risk.num_scenarios if agent.world_model.level(0).latent.noise_dim else 1
     state: float = FLOAT_BYTES * (prod(agent.shape) + spec.action_dim + len(spec.interoception))
     if isinstance(planner, (CEMConfig, MPPIConfig)):  # no gradient: only the paths are kept
         num_candidates, step = planner.num_samples, float(state)
@@ -214,12 +206,8 @@ def _plan_parts(
         "planning", num_envs * futures * num_candidates * (planner.horizon * step + imagined_bytes),
         "--planner.horizon, --planner.num-proposals or .samples, --risk.num-scenarios or --distill-policy.num-envs",
     )  # fmt: skip
-    if isinstance(config.distill_policy, DistillPlanner):
-        labels = (
-            config.distill_policy.rounds
-            * config.distill_policy.num_envs
-            * config.distill_policy.steps
-        )
+    if distillation:
+        labels = distillation.rounds * distillation.num_envs * distillation.steps
         yield MemoryUse(
             "the labels of distil", labels * (2 * state),
             "--distill-policy.rounds, --distill-policy.num-envs or --distill-policy.steps",

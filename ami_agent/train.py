@@ -19,7 +19,7 @@ from ami_agent.adapters.failures import EnvError
 from ami_agent.adapters.spaces import check_same_spaces
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_count, check_device, check_is, check_number, check_path
-from ami_agent.config import Config, buffer_steps, build, describe_buffer, stages
+from ami_agent.config import Config, buffer_steps, build, describe_buffer
 from ami_agent.evaluation.curve import evaluation_metrics
 from ami_agent.interrupt import Interrupted, deferred, keyboard_interrupts
 from ami_agent.logger import Logger, RunLogger, one_line
@@ -202,7 +202,7 @@ class Trainer:
         """Takes every stage that is left; raises Interrupted saying what was saved."""
         self._log_time_limit()
         try:
-            for index, (name, stage) in enumerate(stages(self.config).items()):
+            for index, (name, stage) in enumerate(self.config.stages.items()):
                 if index >= self.progress.stage_index:
                     self._stage(index, name, stage)
             self._end()
@@ -234,7 +234,7 @@ class Trainer:
         with deferred():
             stage_run.finish()
             self._record_time(name)
-            if stage.env_steps and "reward" in self.config.drives:
+            if stage.env_steps and "reward" in self.config.cost.drives:
                 self._log_constant_reward()
         if evaluates:
             self._evaluate(name)
@@ -333,7 +333,7 @@ class Trainer:
     def _save_stage(self, stage_run: StageRun) -> None:
         """A checkpoint within a stage, of those that can be taken up; what is not finite is never
         saved."""
-        check_finite(list(stages(self.config))[self.progress.stage_index], stage_run.step,
+        check_finite(list(self.config.stages)[self.progress.stage_index], stage_run.step,
                      average_metrics(self.recent))  # fmt: skip
         state = stage_run.state_dict()
         if state:
@@ -391,7 +391,7 @@ class Trainer:
         }  # fmt: skip
         metadata = {
             "updates": self.progress.updates, "stage_index": self.progress.stage_index,
-            "stages": list(stages(self.config)), "seconds": self.seconds,
+            "stages": list(self.config.stages), "seconds": self.seconds,
             "log": dict(self.logger.position()), "last_evaluated": self.last_evaluated,
         }  # fmt: skip
         checkpoint.save(
@@ -436,7 +436,7 @@ class Trainer:
             return Progress()
         newest = checkpoint.latest(self.folder)
         tensors, metadata = checkpoint.load(newest, self.agent.device)
-        if metadata.get("stages") != list(stages(self.config)):
+        if metadata.get("stages") != list(self.config.stages):
             raise ConfigError(
                 f"{newest} is of another version, which took other lessons: it can be loaded, but "
                 "not resumed"
@@ -481,7 +481,7 @@ class Trainer:
         steps = int(current_head["steps"][0]) if current_head else 0
         self.buffer_at_stage_start, buffer = start_head, self.agent.replay_buffer
         max_rows = buffer_steps(self.config) + self.config.env.frame_stack
-        if stage_index >= len(stages(self.config)) and not self.chunks.folder.exists():
+        if stage_index >= len(self.config.stages) and not self.chunks.folder.exists():
             return {}  # it is all over
         self.chunks.truncate(steps)
         if (

@@ -1,4 +1,4 @@
-"""What must fit together in a Config before its first lesson is taken."""
+"""What must fit together in a Config before its first stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from ami_agent import config_io
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.adapters.spaces import check_same_spaces
-from ami_agent.config import Config, stages
+from ami_agent.config import Config, class_name
 from ami_agent.sizing import check_size
 from ami_agent.training import (
     AmortizePlanning,
@@ -17,12 +17,13 @@ from ami_agent.training import (
     CollectWithPlanner,
     DistillPlanner,
     DistillShortestPaths,
+    FinetuneDynamics,
     GoalConditionedBC,
-    NoStage,
-    OfflineActorCritic,
-    OnlineActorCritic,
     SelectLandmarks,
     TrainHierarchy,
+    TrainJEPA,
+    TrainQuasimetric,
+    TrainTDDistance,
     TrainValue,
 )
 from ami_agent.training.actor_critic import ActorCriticStage
@@ -34,7 +35,6 @@ from modules.actor.subgoals import (
 )
 from modules.configurator import TaskSpec
 from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
-from modules.memory.short_term import NoMemoryConfig
 from modules.types import ConfigError
 from modules.world_model.jepa import NoInteroceptionConfig
 
@@ -62,7 +62,7 @@ def check_all(configs: Mapping[str, Config]) -> None:
 
 
 def check_stages(config: Config) -> None:
-    """Raises ConfigError for lessons that could not be taken."""
+    """Raises ConfigError for a stage that could not be taken."""
     _check_trainable(config)
     _check_short_term_memory(config)
     _check_subgoals(config)
@@ -71,135 +71,131 @@ def check_stages(config: Config) -> None:
 
 
 def _check_trainable(config: Config) -> None:
-    """Whoever is taught is there."""
-    if isinstance(config.goal_critic, NoGoalCriticConfig):
+    """What a stage trains is a part of the agent."""
+    if isinstance(config.cost.goal_critic, NoGoalCriticConfig):
         for name in ("train_goal_critic", "distill_paths"):
-            if not isinstance(getattr(config, name), NoStage):
+            if name in config.stages:
                 raise ConfigError(
-                    f"an agent without a critic can't teach it: {name} must be NoLesson "
-                    "(on the command line, --without goal_critic)"
+                    f"the agent has no goal critic, which the stage {name} trains: leave the stage "
+                    "out (on the command line, --without goal_critic)"
                 )
-    has_value_critics = config.drives and isinstance(config.value_critics, ValueCriticsConfig)
-    for name, stage_class in (
-        ("train_values", TrainValue),
-        ("actor_critic", (OnlineActorCritic, OfflineActorCritic)),
-    ):
-        if isinstance(getattr(config, name), stage_class) and not has_value_critics:
-            raise ConfigError(f"{name} teaches critics of drives: it needs drives and foresight")
-    if config.drives and isinstance(config.world_model.interoception_head, NoInteroceptionConfig):
+    has_value_critics = bool(config.cost.drives) and isinstance(
+        config.cost.value_critics, ValueCriticsConfig
+    )
+    for name, stage in config.stages.items():
+        if isinstance(stage, (TrainValue, ActorCriticStage)) and not has_value_critics:
+            raise ConfigError(
+                f"the stage {name} trains the critics of drives: it needs drives and value_critics"
+            )
+    head = config.world_model.interoception_head
+    if config.cost.drives and isinstance(head, NoInteroceptionConfig):
         raise ConfigError(
-            f"drives {', '.join(config.drives)} are of what is felt, but world_model.feeling is "
-            "Numb"
+            f"the drives {', '.join(config.cost.drives)} are costs of interoceptive signals, which "
+            "the world model does not predict: world_model.interoception_head is NoInteroception"
         )
 
 
 def _check_short_term_memory(config: Config) -> None:
-    """Where states depend on what is recalled, nobody learns from moments without a past."""
-    if isinstance(config.short_term_memory, NoMemoryConfig):
+    """Where states depend on what was before, no stage learns from single observations."""
+    kind = class_name(config.memory.short_term)
+    if kind == "NoMemory":
         return
-    kind = type(config.short_term_memory).__qualname__.removesuffix("Config")
-    if isinstance(config.amortize_policy, AmortizePlanning):
-        raise ConfigError(
-            f"amortise imagines from single moments, and recall {kind} makes more of a moment: "
-            "amortise must be NoLesson, or recall NoMemory"
-        )
-    if (
-        isinstance(config.actor_critic, ActorCriticStage)
-        and not config.actor_critic.train_jepa.context_steps
-    ):
-        raise ConfigError(
-            f"recall {kind} recalls what was before, but actor_critic.train_jepa.context_steps is 0: it must "
-            "be the steps that there are to be recalled, at least 1"
-        )
+    for name, stage in config.stages.items():
+        if isinstance(stage, AmortizePlanning):
+            raise ConfigError(
+                f"the stage {name} imagines from single observations, and a state of {kind} "
+                f"depends on those before: leave {name} out, or short_term must be NoMemory"
+            )
+        if isinstance(stage, ActorCriticStage) and not stage.train_jepa.context_steps:
+            raise ConfigError(
+                f"a state of {kind} depends on the observations before, but "
+                f"{name}.train_jepa.context_steps is 0: it must be at least 1"
+            )
 
 
 def _check_subgoals(config: Config) -> None:
-    """Whoever plans above has been taught by what suits it, and is understood below."""
-    kind = type(config.subgoals).__qualname__.removesuffix("Config")
-    for name, stage_class in (
+    """The levels above are trained by the stage that suits them, and fit what is below."""
+    subgoals, kind = config.actor.subgoals, class_name(config.actor.subgoals)
+    for name, trained in (
         ("select_landmarks", "LandmarkGraph"),
         ("train_hierarchy", "HierarchicalJEPA"),
     ):
-        is_trained = not isinstance(getattr(config, name), NoStage)
-        if is_trained and kind != stage_class:
+        if name in config.stages and kind != trained:
             raise ConfigError(
-                f"{name} teaches a {stage_class}, and hierarchy is {kind}: it must be {stage_class}, or "
-                f"{name} NoLesson (on the command line, --without hierarchy)"
+                f"the stage {name} trains a {trained}, and subgoals is {kind}: it must be "
+                f"{trained}, or leave the stage out (on the command line, --without hierarchy)"
             )
-        if kind == stage_class and not is_trained:
-            raise ConfigError(f"hierarchy {kind} knows nothing unless {name} teaches it")
+        if kind == trained and name not in config.stages:
+            raise ConfigError(f"subgoals {kind} needs the stage {name}, which trains it")
     if kind == "Flat":
         return
-    if isinstance(config.stuck_recovery, StuckPerturbationConfig):
+    if isinstance(config.actor.stuck_recovery, StuckPerturbationConfig):
         raise ConfigError(
-            f"temper Restless takes a subgoal that stays ahead for being stuck: with hierarchy "
-            f"{kind} it must be Calm"
+            "stuck_recovery StuckPerturbation takes a subgoal that stays ahead for being stuck: "
+            f"with subgoals {kind} it must be NoStuckRecovery"
         )
+    weights = config.configurator.modality_weights
     for name, task in config.tasks.items():
-        if {
-            **config.configurator.modality_weights,
-            **task.modality_weights,
-        } != config.configurator.modality_weights:
+        if {**weights, **task.modality_weights} != weights:
             raise ConfigError(
-                f"task {name!r} primes perception otherwise than the levels above perceived: with "
-                f"hierarchy {kind} attend must be that of the configurator"
+                f"task {name!r} has other modality_weights than the configurator, with which the "
+                f"levels above were trained: with subgoals {kind} they must be the same"
             )
-    _check_landmarks(config)
-    _check_levels(config)
+    if isinstance(subgoals, LandmarkGraphConfig):
+        _check_landmarks(config, subgoals)
+    if isinstance(subgoals, HierarchicalJEPAConfig):
+        _check_levels(config, subgoals)
 
 
-def _check_landmarks(config: Config) -> None:
-    """There are states to choose landmarks from, and somebody who knows how far it is."""
-    if not isinstance(config.subgoals, LandmarkGraphConfig):
-        return
-    if isinstance(config.goal_critic, NoGoalCriticConfig):
-        raise ConfigError("hierarchy LandmarkGraph asks the critic how far landmarks are apart")
-    assert isinstance(config.select_landmarks, SelectLandmarks)
-    if config.select_landmarks.num_candidates < config.subgoals.num_landmarks:
+def _check_landmarks(config: Config, subgoals: LandmarkGraphConfig) -> None:
+    """There are states to choose landmarks from, and a critic that measures distances."""
+    if isinstance(config.cost.goal_critic, NoGoalCriticConfig):
+        raise ConfigError("subgoals LandmarkGraph needs the goal critic for distances")
+    stage, steps = config.find(SelectLandmarks), config.collect.steps
+    assert stage is not None
+    if stage.num_candidates < subgoals.num_landmarks:
         raise ConfigError(
-            f"select_landmarks.remembered is {config.select_landmarks.num_candidates}, but {config.subgoals.num_landmarks} "
-            "landmarks are to be chosen from them"
+            f"select_landmarks.num_candidates is {stage.num_candidates}, but "
+            f"{subgoals.num_landmarks} landmarks are to be chosen from them"
         )
-    if config.select_landmarks.length > config.collect.steps:
+    if stage.length > steps:
         raise ConfigError(
-            f"select_landmarks.length is {config.select_landmarks.length}, but a life has {config.collect.steps} steps"
+            f"select_landmarks.length is {stage.length}, but an episode has {steps} steps"
         )
 
 
-def _check_levels(config: Config) -> None:
-    """A life is long enough for the top level to learn from."""
-    if not isinstance(config.subgoals, HierarchicalJEPAConfig):
-        return
-    assert isinstance(config.train_hierarchy, TrainHierarchy)
-    window = config.train_hierarchy.steps(config.subgoals.steps_per_level)
-    if window > config.collect.steps:
-        strides = " x ".join(map(str, config.subgoals.steps_per_level))
+def _check_levels(config: Config, subgoals: HierarchicalJEPAConfig) -> None:
+    """An episode is long enough for the top level to learn from."""
+    stage, steps = config.find(TrainHierarchy), config.collect.steps
+    assert stage is not None
+    window = stage.steps(subgoals.steps_per_level)
+    if window > steps:
+        per_level = " x ".join(map(str, subgoals.steps_per_level))
         raise ConfigError(
-            f"train_hierarchy.length {config.train_hierarchy.length} in strides of {strides} takes {window} steps, "
-            f"but a life has {config.collect.steps}: nothing for the top level to learn from"
+            f"train_hierarchy.length {stage.length} with {per_level} steps per level takes "
+            f"{window} steps, but an episode has {steps}: nothing for the top level to learn from"
         )
 
 
 def _check_tasks(config: Config) -> None:
-    """The tasks that are practised are known; those that are imagined, plain from one moment."""
-    if isinstance(config.distill_policy, DistillPlanner):
-        _check_task_names(
-            config.tasks, "distill_policy.imitated_tasks", config.distill_policy.imitated_tasks
-        )
-    if isinstance(config.amortize_policy, AmortizePlanning):
-        _check_imagined_tasks(config.tasks, config.amortize_policy)
-    if isinstance(config.actor_critic, ActorCriticStage):
-        if config.actor_critic.task:
-            _check_task_names(config.tasks, "actor_critic.task", [config.actor_critic.task])
-        name = config.actor_critic.task or next(iter(config.tasks), "")
-        if name and config.tasks[name].goal_source != "none":
-            raise ConfigError(
-                f"interact learns a task of drives, but the aim of {name!r} is "
-                f"{config.tasks[name].goal_source!r}; it must be 'none'"
-            )
-    goals = any(task.goal_source == "env" for task in config.tasks.values())
-    if isinstance(config.goal_bc, GoalConditionedBC) and not goals:
-        raise ConfigError("retrace teaches ways to goals, and no task has one")
+    """The tasks of a stage exist; those that it imagines can be told from one observation."""
+    for name, stage in config.stages.items():
+        if isinstance(stage, DistillPlanner):
+            _check_task_names(config.tasks, f"{name}.imitated_tasks", stage.imitated_tasks)
+        elif isinstance(stage, AmortizePlanning):
+            _check_imagined_tasks(config.tasks, name, stage)
+        elif isinstance(stage, ActorCriticStage):
+            if stage.task:
+                _check_task_names(config.tasks, f"{name}.task", [stage.task])
+            task = stage.task or next(iter(config.tasks), "")
+            if task and config.tasks[task].goal_source != "none":
+                raise ConfigError(
+                    f"the stage {name} learns a task of drives, but the goal_source of {task!r} "
+                    f"is {config.tasks[task].goal_source!r}; it must be 'none'"
+                )
+        elif isinstance(stage, GoalConditionedBC):
+            if all(task.goal_source != "env" for task in config.tasks.values()):
+                raise ConfigError(f"the stage {name} learns ways to goals, and no task has one")
 
 
 def _check_task_names(tasks: Mapping[str, TaskSpec], setting: str, named: Sequence[str]) -> None:
@@ -208,50 +204,50 @@ def _check_task_names(tasks: Mapping[str, TaskSpec], setting: str, named: Sequen
             raise ConfigError(f"{setting} names {name!r}; there are {', '.join(tasks)}")
 
 
-def _check_imagined_tasks(tasks: Mapping[str, TaskSpec], stage: AmortizePlanning) -> None:
-    _check_task_names(tasks, "amortize_policy.tasks", stage.tasks)
+def _check_imagined_tasks(
+    tasks: Mapping[str, TaskSpec], stage_name: str, stage: AmortizePlanning
+) -> None:
+    _check_task_names(tasks, f"{stage_name}.tasks", stage.tasks)
     for name in stage.tasks or tasks:
         if tasks[name].weights.get("boredom"):
             allowed = [n for n, task in tasks.items() if not task.weights.get("boredom")]
             raise ConfigError(
-                f"amortise can't practise {name!r}: boredom depends on what was lived before; "
-                f"amortize_policy.tasks may name {', '.join(allowed) or 'none of these tasks'}"
+                f"the stage {stage_name} can't practise {name!r}: boredom depends on the episode "
+                f"so far; {stage_name}.tasks may name {', '.join(allowed) or 'none of these tasks'}"
             )
 
 
 def _check_windows(config: Config) -> None:
-    """No stretch of life that is learnt from is longer than a life."""
-    steps, rollout_steps = (
-        config.collect.steps,
-        config.planner_rollouts.env_steps or config.collect.steps,
-    )
-    for name, stage, max_steps in (
-        ("train_jepa", config.train_jepa, steps),
-        ("train_goal_critic", config.train_goal_critic, steps),
-        ("train_values", config.train_values, steps),
-        ("finetune_dynamics", config.finetune_dynamics, rollout_steps),
-    ):
-        length = getattr(stage, "length", 1) + getattr(stage, "context_steps", 0)
-        if length > max_steps:
-            raise ConfigError(f"{name}.length is {length}, but a life has {max_steps} steps")
-    if isinstance(config.goal_bc, GoalConditionedBC) and config.goal_bc.max_goal_offset > steps:
-        raise ConfigError(
-            f"goal_bc.max_goal_offset is {config.goal_bc.max_goal_offset}, but a life has {steps} steps"
-        )
-    if (
-        isinstance(config.distill_paths, DistillShortestPaths)
-        and config.distill_paths.nodes_per_graph > steps + 1
-    ):
-        raise ConfigError(
-            f"distill_paths.nodes_per_graph is {config.distill_paths.nodes_per_graph}, but a life of {steps} steps has {steps + 1}"
-        )
+    """No window of recorded steps is longer than an episode."""
+    steps = config.collect.steps
+    rollouts = config.find(CollectWithPlanner)
+    recent_steps = rollouts.env_steps if rollouts else steps
+    for name, stage in config.stages.items():
+        most = recent_steps if isinstance(stage, FinetuneDynamics) else steps
+        if isinstance(stage, (TrainJEPA, TrainQuasimetric, TrainTDDistance, TrainValue)) or (
+            isinstance(stage, FinetuneDynamics)
+        ):
+            length = getattr(stage, "length", 1) + getattr(stage, "context_steps", 0)
+            if length > most:
+                raise ConfigError(f"{name}.length is {length}, but an episode has {most} steps")
+        elif isinstance(stage, GoalConditionedBC) and stage.max_goal_offset > steps:
+            raise ConfigError(
+                f"{name}.max_goal_offset is {stage.max_goal_offset}, but an episode has "
+                f"{steps} steps"
+            )
+        elif isinstance(stage, DistillShortestPaths) and stage.nodes_per_graph > steps + 1:
+            raise ConfigError(
+                f"{name}.nodes_per_graph is {stage.nodes_per_graph}, but an episode of {steps} "
+                f"steps has {steps + 1} observations"
+            )
 
 
 def check_envs(config: Config) -> EnvironmentSpec:
     """Raises ConfigError unless every environment that a stage, a task or the evaluation makes
     can be made, and has the spaces of the first; returns those."""
     spec = _spec_of(config.env)
-    if isinstance(config.actor_critic, ActorCriticStage) and config.actor_critic.hindsight_fraction:
+    actor_critic = config.find(ActorCriticStage)
+    if actor_critic and actor_critic.hindsight_fraction:
         check_reward_fn(spec, config.env)
     checked = [config.env]
     for setting, env in _environments(config):
@@ -265,7 +261,7 @@ def check_envs(config: Config) -> EnvironmentSpec:
         try:
             check_same_spaces(spec, other_spec, env)
         except ConfigError as error:
-            label = "world and evaluation must be alike" if setting == "eval_env" else setting
+            label = "env and eval_env must be alike" if setting == "eval_env" else setting
             raise ConfigError(f"{label}: {error}") from None
     return spec
 
@@ -273,7 +269,7 @@ def check_envs(config: Config) -> EnvironmentSpec:
 def _environments(config: Config) -> Iterator[tuple[str, EnvConfig]]:
     """Every environment but the first, by the setting that makes it another."""
     yield "eval_env", config.eval_env
-    for name, stage in stages(config).items():
+    for name, stage in config.stages.items():
         if isinstance(stage, (CollectRandom, CollectWithPlanner, DistillPlanner)) and stage.options:
             options = {**config.env.options, **stage.options}
             yield f"--{name}.options", replace(config.env, options=options)

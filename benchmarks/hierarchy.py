@@ -34,8 +34,9 @@ from ami_agent.components import (
     NoPolicyProposalConfig,
     SharedCriticConfig,
 )
+from ami_agent.config import override
 from ami_agent.evaluation.evaluate import evaluate_modes
-from ami_agent.training import NoStage, TrainHierarchy, TrainQuasimetric
+from ami_agent.training import TrainHierarchy, TrainQuasimetric
 
 BANDS = ("short", "medium", "long")
 LEVELS = {
@@ -62,21 +63,17 @@ class Mazes(Study):
         recipe, critic, *kind = name.split()
         config = self.config(recipe)
         if kind:
-            config = replace(config, subgoals=LEVELS[kind[0]])
+            config = override(config, {"actor.subgoals": LEVELS[kind[0]]})
         if kind == ["scene"]:
-            config = replace(config, train_hierarchy=SCENES)
+            config = override(config, {"stages.train_hierarchy": SCENES})
         own = {"maze_seed": seed} if "maze_seed" in config.env.options else {}
 
         def owned(env: EnvConfig) -> EnvConfig:
             return replace(env, options={**env.options, **own})
 
-        assert isinstance(config.train_goal_critic, TrainQuasimetric)
-        optim = replace(config.train_goal_critic.optim, steps=int(critic))
-        return replace(
-            config, env=owned(config.env), eval_env=owned(config.eval_env),
-            distill_policy=NoStage(), policy_proposal=NoPolicyProposalConfig(),
-            train_goal_critic=replace(config.train_goal_critic, optim=optim),
-        )  # fmt: skip
+        assert isinstance(config.stages["train_goal_critic"], TrainQuasimetric)
+        optim = replace(config.stages["train_goal_critic"].optim, steps=int(critic))
+        return override(config, {"env": owned(config.env), "eval_env": owned(config.eval_env), "stages.distill_policy": None, "actor.policy_proposal": NoPolicyProposalConfig(), "stages.train_goal_critic.optim": optim})  # fmt: skip
 
     def reached(self, name: str, task: str, *, flat: bool, **changes: Any) -> list[Any]:
         """The figures of Mode-2, of every seed; `changes` are of settings after training."""

@@ -21,7 +21,7 @@ from study import Study, first_episode, logger, percent, score, told
 
 import ami_agent as ami
 from ami_agent.adapters.env import ActFn, EnvConfig
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.evaluation.evaluate import evaluate_modes, run_many
 from ami_agent.evaluation.policies import (
     EpisodeStart,
@@ -29,7 +29,7 @@ from ami_agent.evaluation.policies import (
     agent_policy_factory,
     make_random_policy,
 )
-from ami_agent.training import CollectRandom, NoStage, StageRun
+from ami_agent.training import CollectRandom, StageRun
 from ami_agent.training.collect import Collector
 from modules.actor.adaptive import AdaptiveActorConfig
 from modules.actor.policy import NoPolicyProposalConfig
@@ -137,7 +137,7 @@ def critic(study: Study) -> tuple[list[str], list[Row]]:
         config = study.config(name)
         for critics in (True, False):
             metrics = []
-            for horizon in (0, config.planner.horizon // 2):
+            for horizon in (0, config.actor.planner.horizon // 2):
                 changes = with_critics(config, task, critics=critics, horizon=horizon)
                 found = study.judged(name, task, **changes)
                 metrics.append(told([percent(f) for f in found], 1))
@@ -171,15 +171,15 @@ def trained_agent(
         config,
         body.spec,
         seed=seed,
-        num_envs=config.collect.num_envs,
-        buffer_size=config.collect.steps + 1,
+        num_envs=config.stages["collect"].num_envs,
+        buffer_size=config.stages["collect"].steps + 1,
     )
     body.close()
-    envs = env.build(config.collect.num_envs, "cpu", **config.collect.options)
+    envs = env.build(config.stages["collect"].num_envs, "cpu", **config.stages["collect"].options)
     stage_runs: list[Callable[[], StageRun]] = [
-        lambda: Collector(agent, envs, config.collect, by, seed),
-        lambda: config.train_jepa.start(agent, env, seed),
-        lambda: config.train_values.start(agent, env, seed),
+        lambda: Collector(agent, envs, config.stages["collect"], by, seed),
+        lambda: config.stages["train_jepa"].start(agent, env, seed),
+        lambda: config.stages["train_values"].start(agent, env, seed),
     ]
     for begin in stage_runs:
         stage_run = begin()
@@ -193,12 +193,7 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
     """An agent that has lived by random action explores, and another learns from what it lived:
     half of its life so, half by random action, in as many steps as the first."""
     whole = study.config("forage")
-    config = replace(
-        whole, collect=CollectRandom(num_envs=250, steps=160),
-        train_jepa=replace(whole.train_jepa, optim=replace(whole.train_jepa.optim, steps=2000)),
-        train_values=replace(whole.train_values, optim=replace(whole.train_values.optim, steps=1000)),
-        amortize_policy=NoStage(), distill_policy=NoStage(), adaptive=AdaptiveActorConfig(),
-    )  # fmt: skip
+    config = override(whole, {"stages.collect": CollectRandom(num_envs=250, steps=160), "stages.train_jepa.optim.steps": 2000, "stages.train_values.optim.steps": 1000, "stages.amortize_policy": None, "stages.distill_policy": None, "actor.adaptive": AdaptiveActorConfig()})  # fmt: skip
     found = [
         study.figure(
             f"curiosity for half of the life {seed} {study.episodes} {config}",

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import ami_agent as ami
 from ami_agent import components
+from ami_agent.config import override
 from ami_agent.training import CollectRandom, NoStage, TrainJEPA
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import LossWeights
@@ -30,19 +31,21 @@ Variants = dict[str, ami.Config]
 def planned(config: ami.Config) -> ami.Config:
     """Judged by what it plans alone, on what was learnt from walks alone."""
     habit, none = components.NoPolicyProposalConfig(), NoStage()
-    return replace(
+    return override(
         config,
-        policy_proposal=habit,
-        planner_rollouts=none,
-        finetune_dynamics=none,
-        distill_policy=none,
+        {
+            "actor.policy_proposal": habit,
+            "stages.planner_rollouts": none,
+            "stages.finetune_dynamics": none,
+            "stages.distill_policy": none,
+        },
     )
 
 
 def with_weights(config: ami.Config, **weights: float) -> ami.Config:
     """The same with other weights."""
-    changed = replace(config.train_jepa.weights, **weights)
-    return replace(config, train_jepa=replace(config.train_jepa, weights=changed))
+    changed = replace(config.stages["train_jepa"].weights, **weights)
+    return override(config, {"stages.train_jepa.weights": changed})
 
 
 def collapse() -> Variants:
@@ -61,7 +64,7 @@ def collapse() -> Variants:
 
 def _with_published_weights(recipe: ami.Config) -> ami.Config:
     base = planned(recipe)
-    return replace(base, train_jepa=replace(base.train_jepa, weights=PUBLISHED))
+    return override(base, {"stages.train_jepa.weights": PUBLISHED})
 
 
 def _terms(whole: ami.Config) -> Variants:
@@ -84,23 +87,35 @@ def published() -> Variants:
     """
     base = planned(ami.recipes.two_rooms_random())
     walks = {"max_episode_steps": 64, "directed_fraction": 0.5, "max_step": 1.45}
-    whole = replace(
+    whole = override(
         base,
-        perception=components.ImageEncoderConfig(patch=4, channels=32, hidden=256, state_dim=64),
-        world_model=components.WorldModelConfig(dynamics=components.MLPDynamicsConfig(hidden=256)),
-        goal_critic=components.NoGoalCriticConfig(),
-        train_goal_critic=NoStage(),
-        distill_paths=NoStage(),
-        configurator=components.ConfiguratorConfig(goal_distance=1, critic=0),
-        planner=components.GradientPlannerConfig(horizon=20, num_proposals=16, num_warm_starts=8),
-        stuck_recovery=components.NoStuckRecoveryConfig(),
-        collect=CollectRandom(num_envs=3000, steps=64, options=walks),
-        train_jepa=TrainJEPA(
-            weights=LossWeights(
-                prediction=2, variance=16, covariance=8, temporal_similarity=24, inverse_dynamics=80
+        {
+            "perception": components.ImageEncoderConfig(
+                patch=4, channels=32, hidden=256, state_dim=64
             ),
-            optim=OptimConfig(steps=3000, batch_size=96, lr=1.5e-3),
-        ),
+            "world_model": components.WorldModelConfig(
+                dynamics=components.MLPDynamicsConfig(hidden=256)
+            ),
+            "cost.goal_critic": components.NoGoalCriticConfig(),
+            "stages.train_goal_critic": None,
+            "stages.distill_paths": None,
+            "configurator": components.ConfiguratorConfig(goal_distance=1, critic=0),
+            "actor.planner": components.GradientPlannerConfig(
+                horizon=20, num_proposals=16, num_warm_starts=8
+            ),
+            "actor.stuck_recovery": components.NoStuckRecoveryConfig(),
+            "stages.collect": CollectRandom(num_envs=3000, steps=64, options=walks),
+            "stages.train_jepa": TrainJEPA(
+                weights=LossWeights(
+                    prediction=2,
+                    variance=16,
+                    covariance=8,
+                    temporal_similarity=24,
+                    inverse_dynamics=80,
+                ),
+                optim=OptimConfig(steps=3000, batch_size=96, lr=1.5e-3),
+            ),
+        },
     )
     return _terms(whole)
 
@@ -129,7 +144,10 @@ def stand_ins() -> Variants:
         target: components.EMATargetConfig | components.StopGradientTargetConfig,
     ) -> ami.Config:
         single = with_weights(bare, temporal_similarity=0, prediction=0.1, byol=1)
-        return replace(single, train_jepa=replace(single.train_jepa, target_encoder=target))
+        return override(
+            single,
+            {"stages.train_jepa.target_encoder": target},
+        )
 
     return {
         "VICReg": base,

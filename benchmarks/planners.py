@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 import ami_agent as ami
-from ami_agent.config import Config
+from ami_agent.config import Config, override
 from ami_agent.logger import table
 from ami_agent.storage import run_dir
 from modules.actor.planning import (
@@ -29,22 +29,29 @@ from modules.actor.policy import (
 
 def contestants(config: Config) -> dict[str, Config]:
     """The recipe's own planner as it is, and each planner without the policy's proposal."""
-    bare, gradient = replace(config, policy_proposal=NoPolicyProposalConfig()), config.planner
+    bare, gradient = (
+        override(config, {"actor.policy_proposal": NoPolicyProposalConfig()}),
+        config.actor.planner,
+    )
     if not isinstance(gradient, GradientPlannerConfig):
         gradient = GradientPlannerConfig()
     return {
         "as trained": config,
-        "as trained, restless": replace(config, stuck_recovery=StuckPerturbationConfig()),
-        "as trained, calm": replace(config, stuck_recovery=NoStuckRecoveryConfig()),
-        "gradient": replace(bare, planner=gradient),
-        "gradient, cold start only": replace(bare, planner=replace(gradient, num_warm_starts=0)),
-        "CEM 64 x 4": replace(bare, planner=CEMConfig()),
-        "MPPI 64 x 4": replace(bare, planner=MPPIConfig()),
-        "CEM 200 x 6": replace(
-            bare, planner=CEMConfig(num_samples=200, iterations=6, warm_iterations=6)
+        "as trained, restless": override(
+            config, {"actor.stuck_recovery": StuckPerturbationConfig()}
         ),
-        "MPPI 200 x 6": replace(
-            bare, planner=MPPIConfig(num_samples=200, iterations=6, warm_iterations=6)
+        "as trained, calm": override(config, {"actor.stuck_recovery": NoStuckRecoveryConfig()}),
+        "gradient": override(bare, {"actor.planner": gradient}),
+        "gradient, cold start only": override(
+            bare, {"actor.planner": replace(gradient, num_warm_starts=0)}
+        ),
+        "CEM 64 x 4": override(bare, {"actor.planner": CEMConfig()}),
+        "MPPI 64 x 4": override(bare, {"actor.planner": MPPIConfig()}),
+        "CEM 200 x 6": override(
+            bare, {"actor.planner": CEMConfig(num_samples=200, iterations=6, warm_iterations=6)}
+        ),
+        "MPPI 200 x 6": override(
+            bare, {"actor.planner": MPPIConfig(num_samples=200, iterations=6, warm_iterations=6)}
         ),
     }
 

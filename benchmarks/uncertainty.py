@@ -31,6 +31,7 @@ from ami_agent.components import (
     NoPolicyProposalConfig,
     SparseLatentConfig,
 )
+from ami_agent.config import override
 from ami_agent.evaluation.evaluate import EpisodeResults, run_many
 from ami_agent.evaluation.policies import (
     PolicyFactory,
@@ -38,7 +39,7 @@ from ami_agent.evaluation.policies import (
     make_expert_policy,
     make_random_policy,
 )
-from ami_agent.training import NoStage, TrainHierarchy
+from ami_agent.training import TrainHierarchy
 
 LATENTS = {
     "none": (NoLatentConfig(), 0.0),
@@ -77,11 +78,13 @@ class Winds(Study):
         options = {**config.env.options, "layout_seed": seed, "gust_prob": float(wind)}
         for part in more:
             if part in ABOVE:
-                config = replace(
+                config = override(
                     config,
-                    subgoals=ABOVE[part],
-                    select_landmarks=NoStage(),
-                    train_hierarchy=TrainHierarchy(),
+                    {
+                        "actor.subgoals": ABOVE[part],
+                        "stages.select_landmarks": None,
+                        "stages.train_hierarchy": TrainHierarchy(),
+                    },
                 )
             elif part == "ledge":
                 options["pit_layout"] = part
@@ -90,12 +93,8 @@ class Winds(Study):
                 options["pit_mobility"] = float(part)
         env = replace(config.env, options=options)
         box, information = LATENTS[latent]
-        weights = replace(config.train_jepa.weights, kl=information)
-        return replace(
-            config, env=env, eval_env=env, distill_policy=NoStage(), policy_proposal=NoPolicyProposalConfig(),
-            world_model=replace(config.world_model, latent=box),
-            train_jepa=replace(config.train_jepa, weights=weights),
-        )  # fmt: skip
+        weights = replace(config.stages["train_jepa"].weights, kl=information)
+        return override(config, {"env": env, "eval_env": env, "stages.distill_policy": None, "actor.policy_proposal": NoPolicyProposalConfig(), "world_model.latent": box, "stages.train_jepa.weights": weights})  # fmt: skip
 
     def lived(
         self, name: str, label: str, begin: Callable[[ami.Agent], PolicyFactory], **changes: Any
@@ -125,13 +124,12 @@ class Winds(Study):
 
 def _finer(config: ami.Config) -> ami.Config:
     """A world model that can tell where on a ledge it is, an eighth as wide as pits are high."""
-    model, optim = config.world_model, config.train_jepa.optim
+    model, optim = config.world_model, config.stages["train_jepa"].optim
     sharp = replace(model.dynamics, num_frequencies=64, frequency_scale=4.0)
     longer = replace(optim, steps=2 * optim.steps)
-    return replace(
+    return override(
         config,
-        world_model=replace(model, dynamics=sharp),
-        train_jepa=replace(config.train_jepa, optim=longer),
+        {"world_model": replace(model, dynamics=sharp), "stages.train_jepa.optim": longer},
     )
 
 

@@ -11,13 +11,19 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.cli.main import main
-from ami_agent.config import Config
+from ami_agent.config import Config, override
 from ami_agent.training import (
+    AmortizePlanning,
     CollectRandom,
     CollectWithPlanner,
     DistillPlanner,
-    NoStage,
+    DistillShortestPaths,
+    GoalConditionedBC,
+    LoadDataset,
+    OfflineActorCritic,
     OnlineActorCritic,
+    SelectLandmarks,
+    TrainJEPA,
     TrainQuasimetric,
 )
 from modules.actor.subgoals import (
@@ -67,59 +73,44 @@ def unexpected_query(state, free):
 
 
 def small(config: Config, steps: int = 6) -> Config:
-    """The same boxes and lessons, with a handful of updates each."""
+    """The same components and stages, with a handful of updates each."""
 
     def shorter(stage, **changes):
-        if isinstance(stage, NoStage):
-            return stage
         optim = replace(stage.optim, steps=steps, batch_size=8, warmup_steps=1)
         return replace(stage, optim=optim, **changes)
 
-    steps_lived = max(24, config.train_jepa.context_steps + config.train_jepa.length + 1)
-    paths = (
-        {}
-        if isinstance(config.distill_paths, NoStage)
-        else {"num_graphs": 2, "nodes_per_graph": 20, "group_size": 4}
-    )
-    practice = (
-        config.planner_rollouts
-        if isinstance(config.planner_rollouts, NoStage)
-        else CollectWithPlanner(steps=7)
-    )
-    amortise = {} if isinstance(config.amortize_policy, NoStage) else {"group_size": 4}
-    retrace = {} if isinstance(config.goal_bc, NoStage) else {"max_goal_offset": 10}
-    teacher = {"group_size": 4} if isinstance(config.train_goal_critic, TrainQuasimetric) else {}
-    mapped = isinstance(config.subgoals, LandmarkGraphConfig)
-    if isinstance(config.subgoals, HierarchicalJEPAConfig):
-        config = replace(config, subgoals=replace(config.subgoals, memory_size=40))
-    return replace(
-        config,
-        subgoals=replace(
-            config.subgoals, **({"num_landmarks": 6, "max_edges": 3} if mapped else {})
-        ),
-        select_landmarks=replace(
-            config.select_landmarks,
-            **({"num_candidates": 40, "num_windows": 20, "length": 8} if mapped else {}),
-        ),
-        collect=CollectRandom(num_envs=8, steps=steps_lived, options=config.collect.options),
-        train_jepa=shorter(config.train_jepa),
-        train_goal_critic=shorter(config.train_goal_critic, **teacher),
-        distill_paths=shorter(config.distill_paths, **paths),
-        train_values=shorter(config.train_values),
-        actor_critic=shorter(
-            config.actor_critic, steps=steps, train_jepa=shorter(config.train_jepa)
-        )
-        if isinstance(config.actor_critic, OnlineActorCritic)
-        else config.actor_critic,
-        train_hierarchy=shorter(config.train_hierarchy),
-        planner_rollouts=practice,
-        finetune_dynamics=shorter(config.finetune_dynamics),
-        goal_bc=shorter(config.goal_bc, **retrace),
-        amortize_policy=shorter(config.amortize_policy, **amortise),
-        distill_policy=shorter(config.distill_policy, rounds=2, num_envs=4, steps=3)
-        if isinstance(config.distill_policy, DistillPlanner)
-        else config.distill_policy,
-    )
+    jepa = config.find(TrainJEPA)
+    collected = max(24, jepa.context_steps + jepa.length + 1)
+
+    def smaller(name, stage):
+        match stage:
+            case CollectRandom() | LoadDataset():
+                return CollectRandom(num_envs=8, steps=collected, options=config.collect.options)
+            case TrainQuasimetric() | AmortizePlanning():
+                return shorter(stage, group_size=4)
+            case DistillShortestPaths():
+                return shorter(stage, num_graphs=2, nodes_per_graph=20, group_size=4)
+            case CollectWithPlanner():
+                return CollectWithPlanner(steps=7)
+            case SelectLandmarks():
+                return replace(stage, num_candidates=40, num_windows=20, length=8)
+            case GoalConditionedBC():
+                return shorter(stage, max_goal_offset=10)
+            case DistillPlanner():
+                return shorter(stage, rounds=2, num_envs=4, steps=3)
+            case OnlineActorCritic():
+                return shorter(stage, steps=steps, train_jepa=shorter(jepa))
+            case OfflineActorCritic():
+                return stage
+        return shorter(stage)
+
+    stages = {name: smaller(name, stage) for name, stage in config.stages.items()}
+    subgoals = {}
+    if isinstance(config.actor.subgoals, LandmarkGraphConfig):
+        subgoals = {"actor.subgoals.num_landmarks": 6, "actor.subgoals.max_edges": 3}
+    elif isinstance(config.actor.subgoals, HierarchicalJEPAConfig):
+        subgoals = {"actor.subgoals.memory_size": 40}
+    return override(config, {"stages": stages, **subgoals})
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ami_agent as ami
 from ami_agent.ablation import Serial, run_study
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import Config
+from ami_agent.config import Config, override
 from ami_agent.storage import checkpoint
 from ami_agent.training import CollectRandom
 from ami_agent.training.optim import OptimConfig
@@ -80,15 +80,19 @@ def line(collect: int = 60, updates: int = 4, interact: int = 6) -> Config:
     config = ami.recipes.gym(EnvConfig(id="ami-test/Killed-v0", imports=("tests.kills",)))
     optim = OptimConfig(steps=0, batch_size=8)
     online = replace(
-        config.actor_critic, steps=interact, updates_per_step=0.25, optim=optim,
-        train_jepa=replace(config.actor_critic.train_jepa, optim=optim),
+        config.stages["actor_critic"], steps=interact, updates_per_step=0.25, optim=optim,
+        train_jepa=replace(config.stages["actor_critic"].train_jepa, optim=optim),
     )  # fmt: skip
-    return replace(
+    return override(
         config,
-        planner=replace(config.planner, horizon=2, iterations=1, warm_iterations=1),
-        collect=CollectRandom(num_envs=2, steps=collect),
-        train_jepa=replace(config.train_jepa, optim=replace(optim, steps=updates)),
-        actor_critic=online,
+        {
+            "actor.planner.horizon": 2,
+            "actor.planner.iterations": 1,
+            "actor.planner.warm_iterations": 1,
+            "stages.collect": CollectRandom(num_envs=2, steps=collect),
+            "stages.train_jepa.optim": replace(optim, steps=updates),
+            "stages.actor_critic": online,
+        },
     )
 
 
@@ -104,7 +108,7 @@ def work(kind: str, out: Path) -> None:
     torch.set_num_threads(1)
     if kind == "ablate":
         base, quiet = config_of(kind), Console(quiet=True)
-        configs = {"base": base, "slower": replace(base, receding_horizon=2)}
+        configs = {"base": base, "slower": override(base, {"actor.receding_horizon": 2})}
         run_study(
             "killed", configs, out=out, seeds=1, episodes=1, device="cpu", executor=Serial(quiet),
             console=quiet,

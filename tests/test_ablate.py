@@ -38,8 +38,9 @@ from ami_agent.ablation.stats import (
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.agent import Agent
 from ami_agent.cli.setting_help import setting_help
+from ami_agent.config import override
 from ami_agent.storage.run_dir import last_metrics
-from ami_agent.training import CollectRandom, NoStage, OfflineActorCritic
+from ami_agent.training import CollectRandom, OfflineActorCritic
 from ami_agent.training.optim import OptimConfig
 from ami_agent.validate import check_stages
 from modules.types import ConfigError
@@ -79,16 +80,7 @@ def config_of(fault=""):
     env = EnvConfig(id="ami-test/Brittle-v0", options={"fault": fault} if fault else {})
     config = ami.recipes.gym(replace(env, imports=("tests.test_ablate",)))
     optim = OptimConfig(steps=2, batch_size=8)
-    return replace(
-        config,
-        planner=replace(config.planner, horizon=2, iterations=1, warm_iterations=1),
-        collect=CollectRandom(num_envs=1, steps=30),
-        train_jepa=replace(config.train_jepa, optim=optim),
-        actor_critic=replace(
-            config.actor_critic, steps=3, optim=replace(optim, steps=0),
-            train_jepa=replace(config.actor_critic.train_jepa, optim=replace(optim, steps=0)),
-        ),
-    )  # fmt: skip
+    return override(config, {"actor.planner.horizon": 2, "actor.planner.iterations": 1, "actor.planner.warm_iterations": 1, "stages.collect": CollectRandom(num_envs=1, steps=30), "stages.train_jepa.optim": optim, "stages.actor_critic.steps": 3, "stages.actor_critic.optim": replace(optim, steps=0), "stages.actor_critic.train_jepa.optim": replace(optim, steps=0)})  # fmt: skip
 
 
 def run(configs, out, executor=None, seeds=2):
@@ -203,7 +195,7 @@ def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
     assert '<tr><th>least</th><td><b class="significant">-100</b> [-100, -100]</td>' in pairs
     assert '<td><b class="significant">-50</b> [-50, -50]</td><td></td></tr>' in pairs
     assert "Nothing teaches it" not in written  # `interact` does
-    untrained = replace(config_of(), actor_critic=NoStage(), distill_policy=NoStage())
+    untrained = override(config_of(), {"stages.actor_critic": None, "stages.distill_policy": None})
     bare = replace(
         done, configs=dict.fromkeys(reached, untrained), question="What for?\n\nFor <this>."
     )
@@ -303,7 +295,7 @@ class Interrupted:
 
 
 def test_a_study_that_is_interrupted_goes_on_where_it_was(tmp_path):
-    configs = {"base": config_of(), "longer": replace(config_of(), receding_horizon=2)}
+    configs = {"base": config_of(), "longer": override(config_of(), {"actor.receding_horizon": 2})}
     with pytest.raises(KeyboardInterrupt):
         run(configs, tmp_path, Interrupted(), seeds=1)
     first = tmp_path / "base" / "0" / "eval.json"
@@ -366,7 +358,9 @@ def test_nothing_of_a_run_is_kept_when_it_is_over(tiny, tmp_path):
         done = run_job(Job("all", tiny, tmp_path, 0, 2, "cpu"), Console(quiet=True))
         assert not done.failure
         left = [kept for kept in gc.get_objects() if type(kept) is Agent]
-        assert not any(kept.replay_buffer.num_envs == tiny.collect.num_envs for kept in left)
+        assert not any(
+            kept.replay_buffer.num_envs == tiny.stages["collect"].num_envs for kept in left
+        )
     finally:
         gc.enable()
 
@@ -399,10 +393,10 @@ def test_a_level_above_is_swapped_with_the_stages_that_it_needs():
     maze, levels = recipes.recipe("maze"), recipes.recipe("maze-levels")
     for base, name in ((maze, "HierarchicalJEPA"), (levels, "LandmarkGraph"), (levels, "ImaginedLandmarkGraph"),
                        (maze, "Flat")):  # fmt: skip
-        swapped = variants(base, (), (f"hierarchy={name}",))[f"hierarchy={name}"]
-        assert type(swapped.subgoals).__qualname__ == f"{name}Config"
+        swapped = variants(base, (), (f"subgoals={name}",))[f"subgoals={name}"]
+        assert type(swapped.actor.subgoals).__qualname__ == f"{name}Config"
         check_stages(swapped)
-    assert variants(maze, (), ("hierarchy=Flat",))["hierarchy=Flat"] == without(maze, "hierarchy")
+    assert variants(maze, (), ("subgoals=Flat",))["subgoals=Flat"] == without(maze, "hierarchy")
 
 
 def test_what_is_not_there_can_not_be_taken_away():
@@ -420,8 +414,8 @@ def test_components_that_do_not_fit_are_reported_before_anything_is_trained(tmp_
 def test_terms_are_taken_from_the_online_objective_as_well():
     config = without(config_of(), "train_jepa.change")
     assert (
-        config.train_jepa.weights.scaled_prediction
-        == config.actor_critic.train_jepa.weights.scaled_prediction
+        config.stages["train_jepa"].weights.scaled_prediction
+        == config.stages["actor_critic"].train_jepa.weights.scaled_prediction
         == 0
     )
 
@@ -436,11 +430,19 @@ def test_nobody_at_the_address_is_reported_at_once(tmp_path):
 
 def test_terms_are_taken_from_what_is_learnt_of_data_as_well():
     config = recipes.recipe("gym")
-    offline = replace(
-        config, actor_critic=OfflineActorCritic(train_jepa=config.actor_critic.train_jepa)
+    offline = override(
+        config,
+        {
+            "stages.actor_critic": OfflineActorCritic(
+                train_jepa=config.stages["actor_critic"].train_jepa
+            )
+        },
     )
     assert (
-        without(offline, "train_jepa.change").actor_critic.train_jepa.weights.scaled_prediction == 0
+        without(offline, "train_jepa.change")
+        .stages["actor_critic"]
+        .train_jepa.weights.scaled_prediction
+        == 0
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvAdapter, rollout
 from ami_agent.agent import Agent
-from ami_agent.config import Config, buffer_steps, build, stages
+from ami_agent.config import Config, buffer_steps, build, override, stages
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.policies import EpisodeStart
 from ami_agent.training import NoStage, TrainTDDistance
@@ -57,7 +57,7 @@ def make_policy(config: Config, num_envs: int = 2, seed: int = 0) -> tuple[Agent
         config,
         env.spec,
         seed=seed,
-        num_envs=config.collect.num_envs,
+        num_envs=config.stages["collect"].num_envs,
         buffer_size=buffer_steps(config),
     ), env
 
@@ -174,7 +174,7 @@ def test_the_task_says_how_far_to_look_and_what_hurts(tiny):
 
 
 def test_a_new_goal_in_the_middle_of_an_episode_is_a_new_task_altogether(tiny):
-    config = replace(tiny, receding_horizon=3)
+    config = override(tiny, {"actor.receding_horizon": 3})
     agent, obs = waking(config, "plan")
     old = agent.act(obs)
     agent.set_task(Task(goal=obs), seed=0)
@@ -231,8 +231,8 @@ def learns(config: Config, stage: str) -> set[str]:
     """The boxes that a lesson of these settings moves."""
     if isinstance(stages(config)[stage], NoStage):
         return set()
-    recalls = stage == "train_jepa" and not isinstance(config.short_term_memory, NoMemoryConfig)
-    keeps = config.num_reference_obs and stage in ("collect", "planner_rollouts")
+    recalls = stage == "train_jepa" and not isinstance(config.memory.short_term, NoMemoryConfig)
+    keeps = config.memory.num_reference_obs and stage in ("collect", "planner_rollouts")
     return (
         LEARNS[stage]
         | ({"short_term_memory"} if recalls else set())
@@ -248,10 +248,9 @@ def shapes(obs: Observation) -> dict[str, torch.Size]:
     "short_term_memory", [GRUMemoryConfig(hidden=4), AttentionMemoryConfig(slot_dim=4)]
 )
 def test_what_may_be_recalled_is_learnt_with_perception_and_by_nobody_else(tiny, short_term_memory):
-    config = replace(
+    config = override(
         tiny,
-        short_term_memory=short_term_memory,
-        train_jepa=replace(tiny.train_jepa, context_steps=2),
+        {"memory.short_term": short_term_memory, "stages.train_jepa.context_steps": 2},
     )
     agent, before = trained(config, ("collect", "train_jepa"))
     after = agent.state_dict()
@@ -285,9 +284,9 @@ def test_distilling_moves_every_layer_of_the_policy_and_of_what_is_expected_of_p
 @pytest.mark.parametrize("imitate", [(), ("stay",)])
 def test_where_nothing_is_to_be_imitated_the_policy_is_to_go_on_as_it_does(imitate):
     config = small(recipes.forage(), steps=1)
-    planner = replace(config.planner, horizon=3, iterations=2)
-    distil = replace(config.distill_policy, imitated_tasks=imitate, rounds=4)
-    agent, _ = make_policy(replace(config, planner=planner))
+    planner = replace(config.actor.planner, horizon=3, iterations=2)
+    distil = replace(config.stages["distill_policy"], imitated_tasks=imitate, rounds=4)
+    agent, _ = make_policy(override(config, {"actor.planner": planner}))
     stage_run = distil.start(agent, config.env, seed=1)
     rounds = [
         stage_run._collect_labels(turn) for turn in range(4)
@@ -300,9 +299,11 @@ def test_where_nothing_is_to_be_imitated_the_policy_is_to_go_on_as_it_does(imita
 
 def test_after_a_first_round_under_mode_2_the_policy_episodes_by_itself():
     config = small(recipes.forage(), steps=1)
-    planner = replace(config.planner, horizon=3, iterations=2)
-    agent, _ = make_policy(replace(config, planner=planner))
-    stage_run = replace(config.distill_policy, imitated_tasks=()).start(agent, config.env, seed=1)
+    planner = replace(config.actor.planner, horizon=3, iterations=2)
+    agent, _ = make_policy(override(config, {"actor.planner": planner}))
+    stage_run = replace(config.stages["distill_policy"], imitated_tasks=()).start(
+        agent, config.env, seed=1
+    )
     dare, dared = stage_run._with_noise, []
     stage_run._with_noise = lambda action, random: dared.append(action) or dare(action, random)
     tasks = len(config.tasks)
@@ -316,8 +317,8 @@ def test_after_a_first_round_under_mode_2_the_policy_episodes_by_itself():
 
 
 def test_bootstrapping_moves_only_the_critic(tiny):
-    optim = replace(tiny.train_goal_critic.optim, steps=2)
-    config = replace(tiny, train_goal_critic=TrainTDDistance(optim=optim, length=4))
+    optim = replace(tiny.stages["train_goal_critic"].optim, steps=2)
+    config = override(tiny, {"stages.train_goal_critic": TrainTDDistance(optim=optim, length=4)})
     assert moved(*trained(config, ("collect", "train_goal_critic"))) == {"cost"}
 
 
@@ -340,7 +341,7 @@ def test_the_critic_stays_the_teacher_until_its_student_has_learnt():
     config = small(recipes.two_rooms_random(), steps=2)
     agent, _ = trained(config, ("collect",))
     before = weights_of(agent)
-    stage_run = config.distill_paths.start(agent, config.env, seed=1)
+    stage_run = config.stages["distill_paths"].start(agent, config.env, seed=1)
     stage_run.update()
     assert moved(agent, before) == set()
     stage_run.finish()
@@ -350,7 +351,7 @@ def test_the_critic_stays_the_teacher_until_its_student_has_learnt():
 @pytest.mark.parametrize("stage", ["train_goal_critic", "distill_paths"])
 def test_who_has_no_critic_cannot_teach_it(stage):
     config = small(recipes.two_rooms_random(), steps=2)
-    config = replace(config, goal_critic=NoGoalCriticConfig())
+    config = override(config, {"cost.goal_critic": NoGoalCriticConfig()})
     with pytest.raises(ConfigError, match="without a critic"):
         trained(config, ("collect", stage))
 
@@ -364,7 +365,9 @@ def weigh(**weights: float) -> Callable[[Config], Config]:
 
 @pytest.mark.parametrize("ablation", [weigh(goal_distance=1.0, critic=0.0), weigh()])
 def test_without_a_critic_one_can_still_plan(tiny, ablation):
-    agent, obs = waking(ablation(replace(tiny, goal_critic=NoGoalCriticConfig())), "plan")
+    agent, obs = waking(
+        ablation(override(tiny, {"cost.goal_critic": NoGoalCriticConfig()})), "plan"
+    )
     assert agent.act(obs).energy.isfinite().all()
 
 
@@ -381,7 +384,10 @@ def test_arrays_are_taken_as_gymnasium_delivers_them(tiny):
 
 def test_where_an_episode_begins_nobody_goes_on_with_a_plan(tiny):
     agent, obs = waking(
-        replace(tiny, receding_horizon=3, policy_proposal=NoPolicyProposalConfig()), "plan"
+        override(
+            tiny, {"actor.receding_horizon": 3, "actor.policy_proposal": NoPolicyProposalConfig()}
+        ),
+        "plan",
     )
     agent.reset()
     first = agent.act(obs)
@@ -403,10 +409,12 @@ def test_who_is_to_stay_stays_where_it_was_when_it_was_reported_whatever_begins_
 
 def test_what_is_plan_in_one_env_does_not_depend_on_how_many_others_there_are(tiny):
     """The chance in it is the same in all."""
-    config = replace(
+    config = override(
         tiny,
-        policy_proposal=NoPolicyProposalConfig(),
-        stuck_recovery=StuckPerturbationConfig(min_energy=0.0),
+        {
+            "actor.policy_proposal": NoPolicyProposalConfig(),
+            "actor.stuck_recovery": StuckPerturbationConfig(min_energy=0.0),
+        },
     )
     agent, env = make_policy(config, num_envs=5)
     obs, info = env.reset(0)

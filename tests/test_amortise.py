@@ -9,7 +9,7 @@ import torch
 
 from ami_agent import recipes
 from ami_agent.agent import Agent
-from ami_agent.config import buffer_steps, build, stages
+from ami_agent.config import buffer_steps, build, override, stages
 from ami_agent.training import AmortizePlanning
 from ami_agent.training.base import encode_buffer
 from ami_agent.training.optim import OptimConfig
@@ -57,10 +57,13 @@ def test_habits_get_better_in_imagination_and_only_the_policy_learns(recipe):
     config = small(recipes.recipe(recipe), steps=2)
     stage = AmortizePlanning(group_size=4, horizon=3)
     stage = replace(stage, optim=replace(stage.optim, steps=40, batch_size=16, lr=1e-2))
-    config = replace(config, amortize_policy=stage)
+    config = override(config, {"stages.amortize_policy": stage})
     env = config.env.build(1)
     agent = build(
-        config, env.spec, num_envs=config.collect.num_envs, buffer_size=buffer_steps(config)
+        config,
+        env.spec,
+        num_envs=config.stages["collect"].num_envs,
+        buffer_size=buffer_steps(config),
     )
     acts_matter(agent)
     for name in ("life", "amortize_policy"):
@@ -87,13 +90,16 @@ def test_a_task_of_large_costs_does_not_drown_the_others(tiny):
         tasks = {
             "reach": TaskSpec(goal_source="env", weights={"goal_distance": scale, "critic": 0.0})
         }
-        config = replace(tiny, tasks=tasks, amortize_policy=LESSON)
+        config = override(tiny, {"tasks": tasks, "stages.amortize_policy": LESSON})
         env = config.env.build(1)
         agent = build(
-            config, env.spec, num_envs=config.collect.num_envs, buffer_size=buffer_steps(config)
+            config,
+            env.spec,
+            num_envs=config.stages["collect"].num_envs,
+            buffer_size=buffer_steps(config),
         )
         acts_matter(agent)
-        episode = config.collect.start(agent, config.env, seed=1)
+        episode = config.stages["collect"].start(agent, config.env, seed=1)
         while episode.step < episode.total:
             episode.update()
         return LESSON.start(agent, config.env, seed=1).update()
@@ -106,10 +112,13 @@ def test_a_task_of_large_costs_does_not_drown_the_others(tiny):
 
 def test_only_the_tasks_that_are_named_are_practised():
     stage = replace(LESSON, tasks=("eat",))
-    config = replace(small(recipes.forage(), steps=2), amortize_policy=stage)
+    config = override(small(recipes.forage(), steps=2), {"stages.amortize_policy": stage})
     env = config.env.build(1)
     agent = build(
-        config, env.spec, num_envs=config.collect.num_envs, buffer_size=buffer_steps(config)
+        config,
+        env.spec,
+        num_envs=config.stages["collect"].num_envs,
+        buffer_size=buffer_steps(config),
     )
     requested, context = set(), agent.configurator.context
 
@@ -137,13 +146,15 @@ def test_only_the_tasks_that_are_named_are_practised():
 )
 def test_tasks_that_cannot_be_practised_are_refused_before_anything_is_learnt(tasks, message):
     with pytest.raises(ConfigError, match=message):
-        check_stages(replace(recipes.forage(), amortize_policy=AmortizePlanning(tasks=tasks)))
+        check_stages(
+            override(recipes.forage(), {"stages.amortize_policy": AmortizePlanning(tasks=tasks)})
+        )
 
 
 def test_tasks_to_imitate_are_known():
-    distil = replace(recipes.forage().distill_policy, imitated_tasks=("stay", "fly"))
+    distil = replace(recipes.forage().stages["distill_policy"], imitated_tasks=("stay", "fly"))
     with pytest.raises(ConfigError, match=r"distil\.imitate names 'fly'; there are eat, flag"):
-        check_stages(replace(recipes.forage(), distill_policy=distil))
+        check_stages(override(recipes.forage(), {"stages.distill_policy": distil}))
 
 
 def test_a_policy_of_maps_sees_every_place_where_it_is():
@@ -177,10 +188,13 @@ def test_every_update_has_another_chance_and_a_seed_the_same_ones():
     config = small(recipes.recipe("windy-rooms"), steps=2)
     env = config.env.build(1)
     agent = build(
-        config, env.spec, num_envs=config.collect.num_envs, buffer_size=buffer_steps(config)
+        config,
+        env.spec,
+        num_envs=config.stages["collect"].num_envs,
+        buffer_size=buffer_steps(config),
     )
     env.close()
-    living = config.collect.start(agent, config.env, 0)
+    living = config.stages["collect"].start(agent, config.env, 0)
     while living.step < living.total:
         living.update()
     stage_run = replace(LESSON, group_size=4).start(agent, config.env, 0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvAdapter, rollout
 from ami_agent.agent import Agent
-from ami_agent.config import Config, buffer_steps, build
+from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.policies import EpisodeStart
 from modules.actor.action_space import BoxActions
@@ -492,7 +492,10 @@ def make_policy(config: Config, num_envs: int) -> tuple[Agent, EnvAdapter]:
     """An agent in whose world model actions matter, as after some learning."""
     env = config.eval_env.build(num_envs)
     agent = build(
-        config, env.spec, num_envs=config.collect.num_envs, buffer_size=buffer_steps(config)
+        config,
+        env.spec,
+        num_envs=config.stages["collect"].num_envs,
+        buffer_size=buffer_steps(config),
     )
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -504,8 +507,11 @@ def make_policy(config: Config, num_envs: int) -> tuple[Agent, EnvAdapter]:
 @pytest.fixture(scope="module")
 def forager() -> tuple[Agent, EnvAdapter]:
     config = small(recipes.forage())
-    planner = replace(config.planner, horizon=4, iterations=2)
-    config = replace(config, planner=planner, adaptive=replace(config.adaptive, patience=0))
+    planner = replace(config.actor.planner, horizon=4, iterations=2)
+    config = override(
+        config,
+        {"actor.planner": planner, "actor.adaptive.patience": 0},
+    )
     return make_policy(config, num_envs=3)
 
 
@@ -542,9 +548,9 @@ def test_the_policy_is_requested_once_for_every_imagined_step_though_it_is_plan_
 
 
 def test_what_is_expected_of_plans_is_learnt_from_the_plans_that_were_made(tiny):
-    optim = replace(tiny.distill_policy.optim, steps=150, batch_size=64, lr=3e-3)
-    distil = replace(tiny.distill_policy, optim=optim, num_envs=32, steps=8, rounds=2)
-    agent, _ = make_policy(replace(tiny, distill_policy=distil), num_envs=40)
+    optim = replace(tiny.stages["distill_policy"].optim, steps=150, batch_size=64, lr=3e-3)
+    distil = replace(tiny.stages["distill_policy"], optim=optim, num_envs=32, steps=8, rounds=2)
+    agent, _ = make_policy(override(tiny, {"stages.distill_policy": distil}), num_envs=40)
     agent.perception.layers[-1].weight.data *= 20  # places look as different as after learning
     stage_run = distil.start(agent, tiny.env, seed=1)
     while stage_run.step < stage_run.total:
@@ -560,7 +566,7 @@ def test_what_is_expected_of_plans_is_learnt_from_the_plans_that_were_made(tiny)
 
 
 def test_even_a_single_plan_teaches_something(tiny):
-    distil = replace(tiny.distill_policy, num_envs=1, steps=1, rounds=1)
+    distil = replace(tiny.stages["distill_policy"], num_envs=1, steps=1, rounds=1)
     agent, _ = make_policy(tiny, num_envs=1)
     stage_run = distil.start(agent, tiny.env, seed=1)
     assert all(value.isfinite() for value in stage_run.update().values())

@@ -18,6 +18,7 @@ from ami_agent.bench import sb3
 from ami_agent.bench.baselines import BUDGETS, SB3Comparison, Trial, steps_to_threshold
 from ami_agent.bench.sb3 import RawEnvAdapter
 from ami_agent.cli.main import main
+from ami_agent.config import override
 from ami_agent.evaluation.evaluate import run_episodes
 from ami_agent.training import CollectRandom
 from ami_agent.training.optim import OptimConfig
@@ -137,12 +138,7 @@ def test_who_is_compared_with_nobody_needs_nobody(tmp_path, monkeypatch, capsys)
 def test_our_curve_tells_what_episode_cost(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))
     few = OptimConfig(steps=3, batch_size=8)
-    config = replace(
-        config, collect=CollectRandom(num_envs=1, steps=30), train_jepa=replace(config.train_jepa, optim=few),
-        actor_critic=replace(
-            config.actor_critic, optim=few, train_jepa=replace(config.train_jepa, optim=few)
-        ),
-    )  # fmt: skip
+    config = override(config, {"stages.collect": CollectRandom(num_envs=1, steps=30), "stages.train_jepa.optim": few, "stages.actor_critic.optim": few, "stages.actor_critic.train_jepa": replace(config.stages["train_jepa"], optim=few)})  # fmt: skip
     trial = Trial(config, "ami", steps=8, eval_every=4, episodes=2, device="cpu")
     curve = trial.curve(tmp_path, 0, Console(quiet=True))
     assert [steps for steps, _, _ in curve] == [30, 30 + 1 + 4, 30 + 1 + 8]
@@ -157,7 +153,7 @@ def test_our_curve_tells_what_episode_cost(tmp_path):
         with pytest.raises(ConfigError, match=r"ami-0-2\.json holds no curve"):
             trial.curve(tmp_path, 0, Console(quiet=True))
         kept.write_text(found)
-    calm = replace(config, actor_critic=replace(config.actor_critic, action_noise=0.1))
+    calm = override(config, {"stages.actor_critic.action_noise": 0.1})
     with pytest.raises(ConfigError, match=r"other settings, interact.noise is 0.5, not 0.1"):
         replace(trial, config=calm).curve(tmp_path, 0, Console(quiet=True))
     assert ami.load(tmp_path / "0").spec.choices == (2,)

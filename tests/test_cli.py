@@ -14,6 +14,7 @@ import pytest
 import ami_agent as ami
 import ami_agent.cli.main as cli
 from ami_agent.cli.main import main
+from ami_agent.config import override
 from ami_agent.storage import checkpoint
 from ami_agent.storage.run_dir import write_json
 from ami_agent.train import train
@@ -118,9 +119,9 @@ def test_train_leaves_its_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypa
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     brief = replace(
-        tiny.planner, horizon=3, iterations=2, warm_iterations=1
+        tiny.actor.planner, horizon=3, iterations=2, warm_iterations=1
     )  # it thinks 700 times here
-    monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny, planner=brief))
+    monkeypatch.setattr(cli, "recipe", lambda name: override(tiny, {"actor.planner": brief}))
     out, output = tmp_path / "run", tmp_path / "told.json"
     argv = [
         "train",

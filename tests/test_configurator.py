@@ -13,7 +13,7 @@ from torch import Tensor
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvironmentSpec, ModalitySpec
 from ami_agent.agent import Agent
-from ami_agent.config import Config, build
+from ami_agent.config import Config, build, override
 from ami_agent.evaluation.policies import EpisodeStart, task_of
 from modules.configurator import ConfiguratorConfig, Task, TaskSpec
 from modules.cost.cost import (
@@ -41,24 +41,26 @@ EAT = Task(drives={"hunger": 1.0})
 @pytest.fixture
 def config() -> Config:
     """A mind for this body with all there is."""
-    return replace(
+    return override(
         recipes.two_rooms(),
-        perception=MultiModalEncoderConfig(hidden=8, vector_dim=4),
-        short_term_memory=GRUMemoryConfig(hidden=4),
-        world_model=WorldModelConfig(
-            dynamics=MLPDynamicsConfig(hidden=8),
-            interoception_head=InteroceptionHeadConfig(hidden=4),
-        ),
-        drives=("hunger", "pain"),
-        goal_critic=GoalCriticConfig(),
-        value_critics=ValueCriticsConfig(hidden=8),
-        configurator=ConfiguratorConfig(
-            goal_distance=2.0,
-            control_cost=0.5,
-            critic=3.0,
-            conditioned_on=("pain", "goal_distance", "hunger"),
-        ),
-        tasks={"eat": TaskSpec(drives={"hunger": 1.0})},
+        {
+            "perception": MultiModalEncoderConfig(hidden=8, vector_dim=4),
+            "memory.short_term": GRUMemoryConfig(hidden=4),
+            "world_model": WorldModelConfig(
+                dynamics=MLPDynamicsConfig(hidden=8),
+                interoception_head=InteroceptionHeadConfig(hidden=4),
+            ),
+            "cost.drives": ("hunger", "pain"),
+            "cost.goal_critic": GoalCriticConfig(),
+            "cost.value_critics": ValueCriticsConfig(hidden=8),
+            "configurator": ConfiguratorConfig(
+                goal_distance=2.0,
+                control_cost=0.5,
+                critic=3.0,
+                conditioned_on=("pain", "goal_distance", "hunger"),
+            ),
+            "tasks": {"eat": TaskSpec(drives={"hunger": 1.0})},
+        },
     )
 
 
@@ -138,12 +140,14 @@ def test_what_makes_no_sense_gets_one_line_and_the_old_task_stays(agent, wish, m
 
 
 def test_who_has_no_drives_is_reported_so(config):
-    config = replace(
+    config = override(
         config,
-        drives=(),
-        value_critics=NoValueCriticsConfig(),
-        configurator=ConfiguratorConfig(),
-        tasks={"come": TaskSpec(goal_source="env")},
+        {
+            "cost.drives": (),
+            "cost.value_critics": NoValueCriticsConfig(),
+            "configurator": ConfiguratorConfig(),
+            "tasks": {"come": TaskSpec(goal_source="env")},
+        },
     )
     with pytest.raises(ConfigError, match=r"'hunger': this agent has none$"):
         make_policy(config).set_task(EAT)
@@ -207,7 +211,7 @@ def test_the_weight_of_a_drive_is_also_that_of_its_critic(config):
         (ValueCriticsConfig(hidden=8), {"critic_hunger": 2.0, "critic_pain": 0.25}),
         (NoValueCriticsConfig(), {}),
     ):
-        agent = make_policy(replace(config, value_critics=foresight))
+        agent = make_policy(override(config, {"cost.value_critics": foresight}))
         agent.set_task(task)
         assert agent.context.weights == {"control_cost": 0.5, **task.drives, **ahead}
 

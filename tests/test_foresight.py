@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, ModalitySpec
 from ami_agent.agent import Agent
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.losses import lambda_returns
 from ami_agent.training import TrainValue
 from ami_agent.training.optim import OptimConfig
@@ -80,18 +80,20 @@ def remembering(positions: Tensor, interoception: Tensor, done: Tensor) -> Agent
     """An agent that lived so, once: places `[B, T + 1, D]`, what was felt on arrival `[B, T, 2]`,
     where life ended `[B, T]`."""
     count, steps, size = *interoception.shape[:2], positions.shape[-1]
-    config = replace(
+    config = override(
         recipes.two_rooms(),
-        perception=MultiModalEncoderConfig(vector_dim=size, num_frequencies=0, hidden=4),
-        world_model=WorldModelConfig(
-            dynamics=MLPDynamicsConfig(hidden=4),
-            interoception_head=InteroceptionHeadConfig(hidden=4),
-        ),
-        drives=("pain", "reward"),
-        goal_critic=NoGoalCriticConfig(),
-        value_critics=ValueCriticsConfig(hidden=32, discount=DISCOUNT),
-        configurator=ConfiguratorConfig(critic=0.0),
-        tasks={"hide": TaskSpec(drives={"pain": 1.0})},
+        {
+            "perception": MultiModalEncoderConfig(vector_dim=size, num_frequencies=0, hidden=4),
+            "world_model": WorldModelConfig(
+                dynamics=MLPDynamicsConfig(hidden=4),
+                interoception_head=InteroceptionHeadConfig(hidden=4),
+            ),
+            "cost.drives": ("pain", "reward"),
+            "cost.goal_critic": NoGoalCriticConfig(),
+            "cost.value_critics": ValueCriticsConfig(hidden=32, discount=DISCOUNT),
+            "configurator": ConfiguratorConfig(critic=0.0),
+            "tasks": {"hide": TaskSpec(drives={"pain": 1.0})},
+        },
     )
     spec = EnvironmentSpec({"obs": ModalitySpec((size,), torch.float32)}, 1, CHANNELS)
     agent = build(config, spec, num_envs=count, buffer_size=steps)

@@ -21,7 +21,7 @@ from gymnasium import spaces
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
 from ami_agent.adapters.fault_tolerance import DEATH_WINDOW, MAX_DEATHS, EnvError, WorkerDied
-from ami_agent.config import buffer_steps, build
+from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import run_many
 from ami_agent.evaluation.policies import make_random_policy
 from ami_agent.logger import NullLogger
@@ -88,12 +88,8 @@ def kill(env, number):
 def recipe(**options):
     config = ami.recipes.gym(diary(**options))
     few = OptimConfig(steps=0, batch_size=8)
-    objective = replace(config.train_jepa, optim=few)
-    return replace(
-        config, collect=CollectRandom(num_envs=3, steps=40),
-        train_jepa=replace(objective, optim=replace(few, steps=2)),
-        actor_critic=replace(config.actor_critic, steps=30, updates_per_step=0.1, optim=few, train_jepa=objective),
-    )  # fmt: skip
+    objective = replace(config.stages["train_jepa"], optim=few)
+    return override(config, {"stages.collect": CollectRandom(num_envs=3, steps=40), "stages.train_jepa": replace(objective, optim=replace(few, steps=2)), "stages.actor_critic.steps": 30, "stages.actor_critic.updates_per_step": 0.1, "stages.actor_critic.optim": few, "stages.actor_critic.train_jepa": objective})  # fmt: skip
 
 
 def explorer(config):
@@ -228,7 +224,7 @@ def test_put_away_after_a_death_it_is_taken_up_in_other_episodes():
         for _ in range(40):
             stage_run.update()
         stage_run.finish()
-        return config.actor_critic.start(stage_run.agent, config.env, 2)
+        return config.stages["actor_critic"].start(stage_run.agent, config.env, 2)
 
     first, second = started(), started()
     for step in range(9):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -17,7 +16,7 @@ import torch
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.cli.main import main
-from ami_agent.config import build
+from ami_agent.config import build, override
 from modules.actor.action_space import BoxActions, OneHotActions
 from modules.types import ConfigError
 from tests.conftest import error_line
@@ -221,7 +220,9 @@ def test_a_choice_is_made_whole_and_its_gradient_is_that_of_its_chance():
 @pytest.mark.parametrize("name", ["GradientPlanner", "CEM", "MPPI", "Collocation"])
 def test_every_planner_chooses_whole(name):
     config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))
-    config = replace(config, planner=getattr(ami.components, f"{name}Config")(horizon=3))
+    config = override(
+        config, {"actor.planner": getattr(ami.components, f"{name}Config")(horizon=3)}
+    )
     env = config.env.build(4)
     agent = build(config, env.spec)
     obs, _ = env.reset(0)
@@ -244,7 +245,7 @@ def test_every_planner_chooses_whole(name):
     ],
 )
 def test_how_far_is_foreseen_follows_from_how_long_an_episode_lasts(env, discount):
-    assert ami.recipes.gym(env).value_critics.discount == pytest.approx(discount)
+    assert ami.recipes.gym(env).cost.value_critics.discount == pytest.approx(discount)
 
 
 def test_who_imitates_a_choice_goes_on_until_it_is_sure():

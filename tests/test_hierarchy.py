@@ -411,13 +411,13 @@ def surveyed(config, seed: int = 0):
         config,
         env.spec,
         seed=seed,
-        num_envs=config.collect.num_envs,
+        num_envs=config.stages["collect"].num_envs,
         buffer_size=buffer_steps(config),
     )
-    stage_run = config.collect.start(agent, config.env, seed)
+    stage_run = config.stages["collect"].start(agent, config.env, seed)
     while stage_run.step < stage_run.path_costs:
         stage_run.update()
-    landmark_run = config.select_landmarks.start(agent, config.env, seed)
+    landmark_run = config.stages["select_landmarks"].start(agent, config.env, seed)
     while landmark_run.step < landmark_run.path_costs:
         landmark_run.update()
     landmark_run.finish()

@@ -16,7 +16,7 @@ import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.bench.baselines import SB3Comparison, default_algorithm
-from ami_agent.config import buffer_steps, build
+from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.train import check
 from ami_agent.training import CollectRandom
@@ -77,10 +77,10 @@ def collect_data(**options):
     """An agent that remembers three random lives of three episodes in this world, and the world's
     settings."""
     config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0", options=options))
-    config = replace(config, collect=CollectRandom(num_envs=3, steps=92))
+    config = override(config, {"stages.collect": CollectRandom(num_envs=3, steps=92)})
     with closing(config.env.build(1)) as env:
         agent = build(config, env.spec, num_envs=3, buffer_size=buffer_steps(config))
-    episode = config.collect.start(agent, config.env, 1)
+    episode = config.stages["collect"].start(agent, config.env, 1)
     for _ in range(92):
         episode.update()
     episode.finish()
@@ -162,12 +162,14 @@ def test_the_recipe_has_hindsight_where_an_env_has_goals_and_only_there():
     aim = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0"))
     assert aim.actor_critic.hindsight_fraction == 0.8
     assert (
-        ami.recipes.gym(
-            EnvConfig(id="ami-test/Aim-v0", options={"fault": "goalless"})
-        ).actor_critic.hindsight_fraction
+        ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0", options={"fault": "goalless"}))
+        .stages["actor_critic"]
+        .hindsight_fraction
         == 0
     )
-    assert ami.recipes.gym(EnvConfig(id="CartPole-v1")).actor_critic.hindsight_fraction == 0
+    assert (
+        ami.recipes.gym(EnvConfig(id="CartPole-v1")).stages["actor_critic"].hindsight_fraction == 0
+    )
 
 
 def test_what_is_held_or_stacked_has_no_reward_of_one_step():
@@ -181,10 +183,13 @@ def test_who_looks_back_so_learns_to_arrive(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0"))
     optim = OptimConfig(steps=0, batch_size=64, final_lr_fraction=0.2)
     interact = replace(
-        config.actor_critic, steps=400, optim=replace(config.actor_critic.optim, batch_size=64),
-        train_jepa=replace(config.actor_critic.train_jepa, optim=optim),
+        config.stages["actor_critic"], steps=400, optim=replace(config.stages["actor_critic"].optim, batch_size=64),
+        train_jepa=replace(config.stages["actor_critic"].train_jepa, optim=optim),
     )  # fmt: skip
-    config = replace(config, collect=CollectRandom(num_envs=1, steps=200), actor_critic=interact)
+    config = override(
+        config,
+        {"stages.collect": CollectRandom(num_envs=1, steps=200), "stages.actor_critic": interact},
+    )
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     found = evaluate_modes(agent, config.eval_env, modes=("react",), episodes=50)["react"]
     assert found["final_success"]["mean"] > 0.9
@@ -226,8 +231,13 @@ def test_an_env_that_can_not_say_what_goals_are_worth_is_reported_in_a_line(answ
 
 def test_what_hindsight_needs_is_requested_before_anything_is_collected(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0", options={"fault": "mute"}))
-    assert config.actor_critic.hindsight_fraction == 0  # by itself, where a world does not say
-    target = replace(config, actor_critic=replace(config.actor_critic, hindsight_fraction=0.5))
+    assert (
+        config.stages["actor_critic"].hindsight_fraction == 0
+    )  # by itself, where a world does not say
+    target = override(
+        config,
+        {"stages.actor_critic.hindsight_fraction": 0.5},
+    )
     with pytest.raises(ConfigError, match="has no compute_reward"):
         check(target, tmp_path, 0, False)
     for fault, message in (
@@ -241,11 +251,14 @@ def test_what_hindsight_needs_is_requested_before_anything_is_collected(tmp_path
         ):
             check(wrong, tmp_path, 0, False)
         check(
-            replace(wrong, actor_critic=replace(wrong.actor_critic, hindsight_fraction=0.0)),
+            override(
+                wrong,
+                {"stages.actor_critic.hindsight_fraction": 0.0},
+            ),
             tmp_path,
             0,
             False,
         )
-    nonsense = replace(config, actor_critic=replace(config.actor_critic, task="fly"))
+    nonsense = override(config, {"stages.actor_critic.task": "fly"})
     with pytest.raises(ConfigError, match=r"actor_critic\.task names 'fly'; there are reward"):
         check(nonsense, tmp_path, 0, False)

@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Discrete
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
-from ami_agent.config import buffer_steps, build, stages
+from ami_agent.config import buffer_steps, build, override, stages
 from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.losses import choice_loss, lambda_returns
 from ami_agent.storage import checkpoint
@@ -70,15 +70,7 @@ def _known():
 def recipe(steps=60, ratio=0.5, **options):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0", options=options))
     optim = OptimConfig(steps=0, batch_size=16)
-    return replace(
-        config,
-        collect=CollectRandom(num_envs=2, steps=40),
-        train_jepa=replace(config.train_jepa, optim=replace(optim, steps=4)),
-        actor_critic=replace(
-            config.actor_critic, steps=steps, updates_per_step=ratio, eval_every=20, optim=optim,
-            train_jepa=replace(config.actor_critic.train_jepa, optim=optim),
-        ),
-    )  # fmt: skip
+    return override(config, {"stages.collect": CollectRandom(num_envs=2, steps=40), "stages.train_jepa.optim": replace(optim, steps=4), "stages.actor_critic.steps": steps, "stages.actor_critic.updates_per_step": ratio, "stages.actor_critic.eval_every": 20, "stages.actor_critic.optim": optim, "stages.actor_critic.train_jepa.optim": optim})  # fmt: skip
 
 
 def stage_run_of(config, collected=True):
@@ -92,7 +84,7 @@ def stage_run_of(config, collected=True):
         for _ in range(config.collector.steps):
             episode.update()
         episode.finish()
-    return config.actor_critic.start(agent, config.env, 2)
+    return config.stages["actor_critic"].start(agent, config.env, 2)
 
 
 def test_what_comes_after_death_does_not_count():
@@ -220,11 +212,8 @@ def test_what_is_imagined_depends_on_chance_that_is_another_at_every_update():
 
 def test_who_recalls_episodes_the_same_whether_it_is_evaluated_meanwhile_or_not(tmp_path):
     config = recipe(steps=41)
-    online = replace(config.actor_critic.train_jepa, context_steps=2)
-    config = replace(
-        config, short_term_memory=GRUMemoryConfig(), train_jepa=replace(config.train_jepa, context_steps=2),
-        actor_critic=replace(config.actor_critic, train_jepa=online, eval_every=7),  # amid episodes of 20 steps
-    )  # fmt: skip
+    online = replace(config.stages["actor_critic"].train_jepa, context_steps=2)
+    config = override(config, {"memory.short_term": GRUMemoryConfig(), "stages.train_jepa.context_steps": 2, "stages.actor_critic.train_jepa": online, "stages.actor_critic.eval_every": 7})  # fmt: skip
     single = ami.train(config, out=tmp_path / "alone")
     for episodes in (2, 3):  # as many as it lives, and others
         evaluated = ami.train(config, out=tmp_path / str(episodes), eval_episodes=episodes)
@@ -247,7 +236,9 @@ def test_where_the_env_can_not_be_brought_back_another_episode_begins():
 
 def test_what_was_learnt_is_kept_when_the_env_breaks(tmp_path):
     config = recipe(breaks_at=45)
-    config = replace(config, collect=replace(config.collector, options={"breaks_at": 0}))
+    config = override(
+        config, {"stages.collect": replace(config.collector, options={"breaks_at": 0})}
+    )
     with pytest.raises(EnvError, match="the line broke"):
         ami.train(config, out=tmp_path / "run", seed=0)
     tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"), "cpu")
@@ -272,13 +263,11 @@ def test_agents_that_do_not_fit_are_refused(changes, message, tmp_path):
 @pytest.mark.parametrize("choices", [False, True])
 def test_it_learns_to_stay_where_it_is_rewarded(choices, tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0", options={"choices": choices}))
-    config = replace(
-        config, collect=CollectRandom(num_envs=1, steps=200), actor_critic=OnlineActorCritic(
+    config = override(config, {"stages.collect": CollectRandom(num_envs=1, steps=200), "stages.actor_critic": OnlineActorCritic(
             steps=400, train_jepa=TrainJEPA(
-                weights=config.train_jepa.weights, optim=OptimConfig(steps=0, batch_size=64), length=3
+                weights=config.stages["train_jepa"].weights, optim=OptimConfig(steps=0, batch_size=64), length=3
             ),
-        ),
-    )  # fmt: skip
+        )})  # fmt: skip
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     found = evaluate_modes(agent, config.eval_env, episodes=50)
     best = 20 - 0.05 * 20  # at 0 but for the way there, or for a step beside it
@@ -312,7 +301,7 @@ gymnasium.register("ami-test/Cliff-v0", entry_point=Cliff)
 @pytest.mark.slow
 def test_both_modes_learn_where_three_of_four_options_end_the_episode(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Cliff-v0"))
-    config = replace(config, actor_critic=replace(config.actor_critic, steps=600))
+    config = override(config, {"stages.actor_critic.steps": 600})
     found = evaluate_modes(ami.train(config, out=tmp_path / "run"), config.eval_env, episodes=10)
     assert min(found[mode]["return"]["mean"] for mode in ("plan", "react")) >= 4
 

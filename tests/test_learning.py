@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ami_agent as ami
-from ami_agent.training import NoStage
+from ami_agent.config import override
 from ami_agent.training.optim import OptimConfig, SGDLoop
 from modules.types import ConfigError
 
@@ -18,8 +18,10 @@ from modules.types import ConfigError
 def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
     """Half of the recipe's updates; the full recipe's figures are in docs/results.md."""
     config = ami.recipes.two_rooms()
-    short = replace(config.train_jepa.optim, steps=config.train_jepa.optim.steps // 2)
-    config = replace(config, train_jepa=replace(config.train_jepa, optim=short))
+    short = replace(
+        config.stages["train_jepa"].optim, steps=config.stages["train_jepa"].optim.steps // 2
+    )
+    config = override(config, {"stages.train_jepa.optim": short})
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     plan = ami.evaluate(agent, config.eval_env, mode="plan", episodes=50)
     react = ami.evaluate(agent, config.eval_env, mode="react", episodes=50)
@@ -33,12 +35,9 @@ def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
 def test_a_level_above_leads_to_goals_that_a_flat_plan_does_not_reach(tmp_path):
     """With a critic that learnt for ten seconds; the full figures are in docs/results.md."""
     config = ami.recipes.maze()
-    shorter = replace(config.train_jepa.optim, steps=1500)
-    briefly = replace(config.train_goal_critic.optim, steps=800)
-    config = replace(
-        config, train_jepa=replace(config.train_jepa, optim=shorter), distill_policy=NoStage(),
-        train_goal_critic=replace(config.train_goal_critic, optim=briefly), policy_proposal=ami.components.NoPolicyProposalConfig(),
-    )  # fmt: skip
+    shorter = replace(config.stages["train_jepa"].optim, steps=1500)
+    briefly = replace(config.stages["train_goal_critic"].optim, steps=800)
+    config = override(config, {"stages.train_jepa.optim": shorter, "stages.distill_policy": None, "stages.train_goal_critic.optim": briefly, "actor.policy_proposal": ami.components.NoPolicyProposalConfig()})  # fmt: skip
     agent = ami.train(config, out=tmp_path / "run", seed=0)
 
     def reached() -> float:

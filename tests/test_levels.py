@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ami_agent import recipes
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.losses import LagrangeMultiplier, hjepa_level_loss
 from ami_agent.train import train
 from ami_agent.training import NoStage, SelectLandmarks, TrainHierarchy
@@ -397,15 +397,17 @@ def test_levels_that_cannot_learn_are_refused_before_anything_is_collected():
 @pytest.mark.parametrize("end_to_end", [True, False])
 def test_what_a_level_learns_reaches_those_below_it_or_not(end_to_end):
     config = small(recipes.recipe("maze-levels"))
-    hierarchy = replace(config.subgoals, steps_per_level=(2, 3), level=replace(SMALL, state_dim=5))
-    config = replace(config, subgoals=hierarchy)
+    hierarchy = replace(
+        config.actor.subgoals, steps_per_level=(2, 3), level=replace(SMALL, state_dim=5)
+    )
+    config = override(config, {"actor.subgoals": hierarchy})
     env = config.env.build(1)
     agent = build(config, env.spec, num_envs=8, buffer_size=30)
     env.close()
-    living = config.collect.start(agent, config.env, 0)
+    living = config.stages["collect"].start(agent, config.env, 0)
     while living.step < living.total:
         living.update()
-    stage = replace(config.train_hierarchy, end_to_end=end_to_end)
+    stage = replace(config.stages["train_hierarchy"], end_to_end=end_to_end)
     assert isinstance(stage, TrainHierarchy)
     stage_run = stage.start(agent, config.env, 0)
     nn.init.normal_(

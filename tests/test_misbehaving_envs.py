@@ -28,6 +28,7 @@ from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
 from ami_agent.adapters.failures import EnvCreationError, EnvResetError
 from ami_agent.adapters.fault_tolerance import EnvError, WorkerDied
 from ami_agent.adapters.make import import_path
+from ami_agent.config import override
 from ami_agent.evaluation.evaluate import run_many
 from ami_agent.evaluation.policies import make_random_policy
 from ami_agent.resources import num_cores
@@ -209,13 +210,8 @@ def test_no_limit_and_a_call_in_time_raise_nothing():
 def test_what_was_learnt_before_a_step_that_does_not_return_is_saved(tmp_path):
     few = OptimConfig(steps=2, batch_size=8)
     config = ami.recipes.gym(faulty("sleeps", at=42, timeout=0.5))
-    objective = replace(config.train_jepa, optim=few)
-    config = replace(
-        config, collect=CollectRandom(num_envs=1, steps=40), train_jepa=objective,
-        actor_critic=replace(
-            config.actor_critic, steps=60, updates_per_step=0.05, optim=few, train_jepa=objective
-        ),
-    )  # fmt: skip
+    objective = replace(config.stages["train_jepa"], optim=few)
+    config = override(config, {"stages.collect": CollectRandom(num_envs=1, steps=40), "stages.train_jepa": objective, "stages.actor_critic.steps": 60, "stages.actor_critic.updates_per_step": 0.05, "stages.actor_critic.optim": few, "stages.actor_critic.train_jepa": objective})  # fmt: skip
     with pytest.raises(EnvError, match="did not return within"):
         ami.train(config, out=tmp_path / "run", save_every=1e6)
     assert checkpoints(tmp_path / "run")
@@ -317,13 +313,8 @@ def test_as_many_are_opened_as_the_machine_bears():
 def test_training_evaluates_as_it_goes_where_only_one_can_be_open(tmp_path):
     few = OptimConfig(steps=2, batch_size=8)
     config = ami.recipes.gym(EnvConfig(id="ami-test/Single-v0"))
-    objective = replace(config.train_jepa, optim=few)
-    config = replace(
-        config, collect=CollectRandom(num_envs=1, steps=40), train_jepa=objective,
-        actor_critic=replace(
-            config.actor_critic, steps=20, eval_every=8, updates_per_step=0.1, optim=few, train_jepa=objective
-        ),
-    )  # fmt: skip
+    objective = replace(config.stages["train_jepa"], optim=few)
+    config = override(config, {"stages.collect": CollectRandom(num_envs=1, steps=40), "stages.train_jepa": objective, "stages.actor_critic.steps": 20, "stages.actor_critic.eval_every": 8, "stages.actor_critic.updates_per_step": 0.1, "stages.actor_critic.optim": few, "stages.actor_critic.train_jepa": objective})  # fmt: skip
     agent = ami.train(config, out=tmp_path / "run", eval_episodes=2)
     assert Single.open == 0
     memory = agent.replay_buffer

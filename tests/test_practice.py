@@ -12,7 +12,7 @@ import torch
 from ami_agent import recipes
 from ami_agent.adapters.env import rollout
 from ami_agent.agent import Agent
-from ami_agent.config import Config, buffer_steps, build, stages
+from ami_agent.config import Config, buffer_steps, build, override, stages
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
 from ami_agent.losses import unroll_loss
 from ami_agent.training import CollectWithPlanner, FinetuneDynamics
@@ -39,7 +39,10 @@ def take(agent: Agent, config: Config, *names: str) -> None:
 def experienced(config: Config, *names: str) -> Agent:
     env = config.env.build(1)
     agent = build(
-        config, env.spec, num_envs=config.collect.num_envs, buffer_size=buffer_steps(config)
+        config,
+        env.spec,
+        num_envs=config.stages["collect"].num_envs,
+        buffer_size=buffer_steps(config),
     )
     env.close()
     with torch.no_grad():  # a world model in which actions matter
@@ -51,13 +54,15 @@ def experienced(config: Config, *names: str) -> Agent:
 
 def test_memory_has_room_for_all_that_is_collected(config):
     agent = experienced(config, "life", "planner_rollouts")
-    collected = config.collect.num_envs * (config.collect.steps + config.planner_rollouts.steps)
+    collected = config.stages["collect"].num_envs * (
+        config.stages["collect"].steps + config.stages["planner_rollouts"].steps
+    )
     assert len(agent.replay_buffer) == collected
 
 
 def test_what_is_stored_is_what_mode_2_did(config):
     agent = experienced(config, "life", "planner_rollouts")
-    env = config.env.build(config.collect.num_envs)
+    env = config.env.build(config.stages["collect"].num_envs)
     obs, info = env.reset(SEED)
     again = experienced(config)
     act = agent_policy_factory(again.eval(), "plan", config.tasks["reach"])(
@@ -65,7 +70,7 @@ def test_what_is_stored_is_what_mode_2_did(config):
     )
     data = [
         collected.transition
-        for collected in islice(rollout(act, env, obs), config.planner_rollouts.steps)
+        for collected in islice(rollout(act, env, obs), config.stages["planner_rollouts"].steps)
     ]
     actions = torch.stack([step.action for step in data], 1)
     for episode in agent.replay_buffer.episode_ids()[1::2]:  # each world's second life
@@ -76,11 +81,12 @@ def test_what_is_stored_is_what_mode_2_did(config):
 
 
 def test_a_new_episode_has_a_new_goal(config):
-    config = replace(
-        config, planner_rollouts=CollectWithPlanner(steps=6, options={"max_episode_steps": 3})
+    config = override(
+        config,
+        {"stages.planner_rollouts": CollectWithPlanner(steps=6, options={"max_episode_steps": 3})},
     )
     agent = experienced(config, "life")
-    stage_run = config.planner_rollouts.start(agent, config.env, SEED)
+    stage_run = config.stages["planner_rollouts"].start(agent, config.env, SEED)
     goals, named = [], []  # with which each action was taken, and what the worlds named after it
     for _ in range(6):
         stage_run.update()
@@ -93,8 +99,11 @@ def test_a_new_episode_has_a_new_goal(config):
 
 
 def test_refining_learns_from_the_latest_episode_and_leaves_perception_alone(config):
-    optim = replace(config.finetune_dynamics.optim, steps=80, batch_size=32, lr=3e-3)
-    config = replace(config, finetune_dynamics=replace(config.finetune_dynamics, optim=optim))
+    optim = replace(config.stages["finetune_dynamics"].optim, steps=80, batch_size=32, lr=3e-3)
+    config = override(
+        config,
+        {"stages.finetune_dynamics.optim": optim},
+    )
     agent = experienced(config, "life", "planner_rollouts")
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     error = error_on_practice(agent)
@@ -116,7 +125,7 @@ def error_on_practice(agent: Agent) -> float:
 
 def test_a_batch_that_has_no_half_is_refused(config):
     with pytest.raises(ConfigError, match="a batch of 7"):
-        FinetuneDynamics(optim=replace(config.finetune_dynamics.optim, batch_size=7))
+        FinetuneDynamics(optim=replace(config.stages["finetune_dynamics"].optim, batch_size=7))
 
 
 @pytest.mark.parametrize("kind", [CollectWithPlanner, FinetuneDynamics])
@@ -136,8 +145,8 @@ def test_the_ways_of_perceiving_are_the_own_one_first_and_each_other_once():
 def test_a_first_round_that_could_not_be_collected_to_its_end_is_begun_anew(tiny):
     with closing(tiny.env.build(1)) as env:
         agent = build(tiny, env.spec)
-    stage_run = tiny.distill_policy.start(agent, tiny.env, 0)
+    stage_run = tiny.stages["distill_policy"].start(agent, tiny.env, 0)
     kept = stage_run.state_dict()
-    again = tiny.distill_policy.start(agent, tiny.env, 0)
+    again = tiny.stages["distill_policy"].start(agent, tiny.env, 0)
     again.load_state_dict(kept)
     assert not again.labels

@@ -12,7 +12,7 @@ from torch import Tensor
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvAdapter, EnvConfig, EnvironmentSpec
 from ami_agent.adapters.observations import ModalitySpec
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.probing import metrics
 from ami_agent.probing.data import (
     MIN_POINTS,
@@ -282,11 +282,13 @@ def test_tasks_of_different_drives_share_less_than_one_has_with_itself():
 
 
 def test_levels_with_states_of_their_own_are_evaluated_beside_the_lowest():
-    config = replace(
+    config = override(
         recipes.maze_levels(),
-        subgoals=HierarchicalJEPAConfig(
-            steps_per_level=(3, 2), level=replace(HierarchicalJEPAConfig().level, state_dim=5)
-        ),
+        {
+            "actor.subgoals": HierarchicalJEPAConfig(
+                steps_per_level=(3, 2), level=replace(HierarchicalJEPAConfig().level, state_dim=5)
+            )
+        },
     )
     env = config.eval_env.build(1)
     agent = build(config, env.spec, seed=3, device="cpu", num_envs=1, buffer_size=8).eval()
@@ -295,9 +297,14 @@ def test_levels_with_states_of_their_own_are_evaluated_beside_the_lowest():
     assert all(list(p.values) == label for p in (*found.criteria, *found.perturbations))
     assert list(found.prediction_errors["level 2"]) == [3, 6, 9, 12]
     assert list(found.prediction_errors["level 3"]) == [6, 12]
-    flat = replace(config.subgoals, level=replace(config.subgoals.level, state_dim=0))
+    flat = replace(config.actor.subgoals, level=replace(config.actor.subgoals.level, state_dim=0))
     agent = build(
-        replace(config, subgoals=flat), env.spec, seed=3, device="cpu", num_envs=1, buffer_size=8
+        override(config, {"actor.subgoals": flat}),
+        env.spec,
+        seed=3,
+        device="cpu",
+        num_envs=1,
+        buffer_size=8,
     )
     assert [level.has_own_states for level in agent.subgoals.learned_levels] == [False, False]
 

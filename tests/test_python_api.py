@@ -20,7 +20,7 @@ from ami_agent.adapters import spaces as written
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.interface import Interface
 from ami_agent.agent import Agent
-from ami_agent.config import Config, build
+from ami_agent.config import Config, build, override
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
 from ami_agent.storage import run_dir
 from modules.actor.planning import (
@@ -199,7 +199,7 @@ def unbounded_agent() -> Agent:
     config = ami.recipes.gym(EnvConfig(id="Pendulum-v1"))
     with closing(config.env.build(1)) as env_:
         agent = build(
-            replace(config, short_term_memory=GRUMemoryConfig(hidden=4)), env_.spec
+            override(config, {"memory.short_term": GRUMemoryConfig(hidden=4)}), env_.spec
         ).eval()
     interface = Interface(Box(-np.inf, np.inf, (3,), f32), agent.spec.interface.action_space)
     agent.spec = agent.spec._replace(interface=interface)

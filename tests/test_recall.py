@@ -13,12 +13,11 @@ from torch.autograd.functional import jacobian
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvironmentSpec, ModalitySpec
 from ami_agent.agent import Agent
-from ami_agent.config import Config, build
+from ami_agent.config import Config, build, override
 from ami_agent.losses import world_model_loss
 from ami_agent.training import (
     AmortizePlanning,
     DistillShortestPaths,
-    NoStage,
     OfflineActorCritic,
     OnlineActorCritic,
     TrainJEPA,
@@ -222,7 +221,7 @@ def test_landmarks_are_none_before_anything_was_collected_and_then_as_they_were_
 
 
 def test_an_episode_leaves_landmarks_by_which_an_explorer_recognises(tiny: Config):
-    agent = agent_of(replace(tiny, num_reference_obs=7), "none")
+    agent = agent_of(override(tiny, {"memory.num_reference_obs": 7}), "none")
     explore = TaskSpec(weights={"boredom": 1.0}).to_task(None, "plan")
     agent.set_task(explore)
     assert agent.context.reference_states.shape == (0, D)
@@ -238,8 +237,8 @@ BODY = EnvironmentSpec({"obs": ModalitySpec((3,), torch.float32)}, 3, ("reward",
 def agent_of(tiny: Config, form: str, capacity: int = 40) -> Agent:
     perception = MultiModalEncoderConfig(hidden=8, vector_dim=D)
     rest = TaskSpec(weights={"control_cost": 1.0})
-    config = replace(
-        tiny, perception=perception, short_term_memory=FORMS[form], tasks={"rest": rest}
+    config = override(
+        tiny, {"perception": perception, "memory.short_term": FORMS[form], "tasks": {"rest": rest}}
     )
     agent = build(config, BODY, num_envs=3, buffer_size=capacity).eval()
     awake(agent.short_term_memory)
@@ -336,8 +335,8 @@ def test_the_same_sight_is_another_state_after_another_past(tiny, form):
     ],
 )
 def test_nobody_who_recalls_learns_from_moments_without_a_past(changes, message):
-    config = replace(
-        recipes.recipe("gym"), short_term_memory=GRUMemoryConfig(), actor_critic=NoStage()
+    config = override(
+        recipes.recipe("gym"), {"memory.short_term": GRUMemoryConfig(), "stages.actor_critic": None}
     )
     check_stages(config)
     with pytest.raises(ConfigError, match=message):
@@ -346,7 +345,7 @@ def test_nobody_who_recalls_learns_from_moments_without_a_past(changes, message)
 
 @who_recalls
 def test_what_is_imagined_begins_in_states_as_they_are_collected_in(form):
-    config = replace(recipes.recipe("gym"), short_term_memory=FORMS[form])
+    config = override(recipes.recipe("gym"), {"memory.short_term": FORMS[form]})
     agent = build(config, BODY._replace(interoception=("reward", "left", CONTINUE)), num_envs=3,
                   buffer_size=40)  # fmt: skip
     awake(agent.short_term_memory)

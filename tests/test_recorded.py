@@ -18,7 +18,7 @@ from gymnasium import spaces
 import ami_agent as ami
 from ami_agent import config_io
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import buffer_steps, build
+from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.storage import checkpoint
 from ami_agent.training import (
@@ -143,24 +143,19 @@ def offline(env_id, data, updates=6, **options):
     """Tiny; the world that is lived in may be forbidden, the one that judges is not."""
     optim = OptimConfig(steps=0, batch_size=8)
     config = ami.recipes.gym(EnvConfig(id=env_id), data)
-    return replace(
-        config,
-        env=replace(config.env, options=options),
-        train_jepa=replace(config.train_jepa, optim=replace(optim, steps=3)),
-        actor_critic=replace(
-            config.actor_critic, updates=updates, optim=optim,
-            train_jepa=replace(config.train_jepa, optim=optim),
-        ),
-    )  # fmt: skip
+    return override(config, {"env.options": options, "stages.train_jepa.optim": replace(optim, steps=3), "stages.actor_critic.updates": updates, "stages.actor_critic.optim": optim, "stages.actor_critic.train_jepa": replace(config.stages["train_jepa"], optim=optim)})  # fmt: skip
 
 
 def remembering(config):
     """An agent that has taken the first lesson."""
     with closing(config.env.build(1)) as env:
         agent = build(
-            config, env.spec, num_envs=config.collect.num_envs, buffer_size=buffer_steps(config)
+            config,
+            env.spec,
+            num_envs=config.stages["collect"].num_envs,
+            buffer_size=buffer_steps(config),
         )
-    stage_run = config.collect.start(agent, config.env, 0)
+    stage_run = config.stages["collect"].start(agent, config.env, 0)
     while stage_run.step < stage_run.total:
         stage_run.update()
     stage_run.finish()
@@ -209,8 +204,8 @@ def test_a_record_is_stored_as_the_agent_would_have_sensed_it():
     config = ami.recipes.gym(
         EnvConfig(id="ami-test/Shore-v0"), LoadDataset(minari="shore/random-v0")
     )
-    assert config.collect.steps == 4 * 6 + 3
-    assert isinstance(config.actor_critic, OfflineActorCritic)
+    assert config.stages["collect"].steps == 4 * 6 + 3
+    assert isinstance(config.stages["actor_critic"], OfflineActorCritic)
     memory = remembering(config).replay_buffer
     assert len(memory) == 4 * 6
     numbers = memory.episode_ids()
@@ -252,14 +247,16 @@ def test_nothing_is_collected(tmp_path):
 def test_put_away_and_taken_up_again_it_learns_the_same(tmp_path):
     record("line/random-v0", "ami-test/Line-v0", 5)
     config = offline("ami-test/Line-v0", LoadDataset(minari="line/random-v0"), updates=20)
-    whole, first = (config.actor_critic.start(remembering(config), config.env, 2) for _ in range(2))
+    whole, first = (
+        config.stages["actor_critic"].start(remembering(config), config.env, 2) for _ in range(2)
+    )
     for _ in range(20):
         whole.update()
     for _ in range(9):
         first.update()
     checkpoint.save(tmp_path / "put-away", first.state_dict(), {})
     agent = remembering(config)
-    second = config.actor_critic.start(agent, config.env, 2)
+    second = config.stages["actor_critic"].start(agent, config.env, 2)
     agent.load_state_dict(first.actor.agent.state_dict())
     second.load_state_dict(checkpoint.load(tmp_path / "put-away", "cpu")[0])
     assert second.step == 9
@@ -272,12 +269,8 @@ def test_put_away_and_taken_up_again_it_learns_the_same(tmp_path):
 def test_a_run_learns_from_what_another_has_collected(tmp_path):
     base = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0"))
     optim = OptimConfig(steps=0, batch_size=8)
-    few = replace(base.train_jepa, optim=optim)
-    config = replace(
-        base, collect=CollectRandom(num_envs=2, steps=50),
-        train_jepa=replace(few, optim=replace(optim, steps=2)),
-        actor_critic=replace(base.actor_critic, steps=30, updates_per_step=0.1, optim=optim, train_jepa=few),
-    )  # fmt: skip
+    few = replace(base.stages["train_jepa"], optim=optim)
+    config = override(base, {"stages.collect": CollectRandom(num_envs=2, steps=50), "stages.train_jepa": replace(few, optim=replace(optim, steps=2)), "stages.actor_critic.steps": 30, "stages.actor_critic.updates_per_step": 0.1, "stages.actor_critic.optim": optim, "stages.actor_critic.train_jepa": few})  # fmt: skip
     one = ami.train(config, out=tmp_path / "one", seed=0, keep_replay_buffer=True)
     heir = remembering(offline("ami-test/Line-v0", LoadDataset(run=str(tmp_path / "one"))))
     assert len(heir.replay_buffer) == len(one.replay_buffer) > 100
@@ -301,11 +294,11 @@ def test_a_record_can_be_where_episode_begins(tmp_path):
     record("line/random-v0", "ami-test/Line-v0", 5)
     config = offline("ami-test/Line-v0", LoadDataset(minari="line/random-v0"))
     optim = OptimConfig(steps=0, batch_size=8)
-    config = replace(config, actor_critic=OnlineActorCritic(
-        steps=12, optim=optim, train_jepa=replace(config.train_jepa, optim=optim)
-    ))  # fmt: skip
+    config = override(config, {"stages.actor_critic": OnlineActorCritic(
+        steps=12, optim=optim, train_jepa=replace(config.stages["train_jepa"], optim=optim)
+    )})  # fmt: skip
     agent = ami.train(config, out=tmp_path / "run", seed=0)
-    assert agent.replay_buffer.num_added == config.collect.steps + 1 + 12
+    assert agent.replay_buffer.num_added == config.stages["collect"].steps + 1 + 12
     batch = agent.replay_buffer.sample(500, 1, torch.Generator().manual_seed(0))
     assert (batch.states[:, 1] - batch.states[:, 0]).abs().max() < 0.11  # none joins two lives
 
@@ -392,9 +385,13 @@ def test_from_random_episode_alone_it_learns_to_stay_where_it_is_rewarded(tmp_pa
     data = LoadDataset(minari="line/random-v0")
     config = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0"), data)
     of_model = TrainJEPA(
-        weights=config.train_jepa.weights, optim=OptimConfig(steps=0, batch_size=64), length=3
+        weights=config.stages["train_jepa"].weights,
+        optim=OptimConfig(steps=0, batch_size=64),
+        length=3,
     )
-    config = replace(config, actor_critic=OfflineActorCritic(updates=400, train_jepa=of_model))
+    config = override(
+        config, {"stages.actor_critic": OfflineActorCritic(updates=400, train_jepa=of_model)}
+    )
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     found = evaluate_modes(agent, config.eval_env, episodes=50)
     best = 20 - 0.05 * 20  # at 0 but for the way there

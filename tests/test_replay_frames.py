@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
-from ami_agent.config import buffer_size, describe_buffer, empty_transition
+from ami_agent.config import buffer_size, describe_buffer, empty_transition, override
 from ami_agent.train import train
 from ami_agent.training import CollectRandom
 from modules.memory.replay_buffer import OBS_ONLY, Parts, ReplayBuffer
@@ -253,7 +252,7 @@ def test_the_memory_that_a_buffer_takes_is_known_and_reported_before_it_is_taken
     taken = {**memory._store, "age": memory._age, "episode": memory._episode, "d": memory._done}
     assert ReplayBuffer.num_bytes(50, example, 4) == sum(part.nbytes for part in taken.values())
     message = describe_buffer(config, env.spec)
-    steps = config.collect.steps + config.actor_critic.steps + 2
+    steps = config.stages["collect"].steps + config.stages["actor_critic"].steps + 2
     assert f"replay buffer: {steps:,} steps of " in message
     assert "3x8x9 uint8" in message
     assert message.endswith("MiB")
@@ -264,6 +263,6 @@ def test_the_memory_that_a_buffer_takes_is_known_and_reported_before_it_is_taken
 
 def test_a_buffer_larger_than_this_machine_is_refused_in_one_line(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Shown-v0"))
-    config = replace(config, collect=CollectRandom(num_envs=1, steps=10**9))
+    config = override(config, {"stages.collect": CollectRandom(num_envs=1, steps=10**9)})
     with pytest.raises(ConfigError, match=r"the replay buffer would take about .*--life\.steps"):
         train(config, out=tmp_path / "run")

@@ -162,7 +162,7 @@ def test_collected_steps_are_kept_though_the_environment_can_not_be_brought_back
     config = line(30)
     env = replace(config.env, id="ami-test/Restless-v0")
     config = replace(config, env=env, eval_env=env)
-    stage = config.collect
+    stage = config.stages["collect"]
 
     def collector():
         with_world = config.env.build(1)

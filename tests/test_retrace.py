@@ -10,7 +10,7 @@ import torch
 import ami_agent.training.goal_critic as critics
 from ami_agent import recipes
 from ami_agent.agent import Agent
-from ami_agent.config import Config, buffer_steps, build, stages
+from ami_agent.config import Config, buffer_steps, build, override, stages
 from ami_agent.training import GoalConditionedBC, TrainQuasimetric
 from ami_agent.training.base import encode_buffer
 from ami_agent.training.optim import OptimConfig
@@ -29,7 +29,10 @@ def collect_data(config: Config) -> Agent:
     """An agent with some life behind it."""
     env = config.env.build(1)
     agent = build(
-        config, env.spec, num_envs=config.collect.num_envs, buffer_size=buffer_steps(config)
+        config,
+        env.spec,
+        num_envs=config.stages["collect"].num_envs,
+        buffer_size=buffer_steps(config),
     )
     take(agent, config, "life")
     return agent
@@ -57,8 +60,8 @@ def rightness(agent: Agent) -> float:
 
 
 def test_what_led_somewhere_is_done_again_and_only_the_policy_learns():
-    config = replace(small(recipes.maze()), goal_bc=LESSON)
-    config = replace(config, collect=replace(config.collect, num_envs=64))
+    config = override(small(recipes.maze()), {"stages.goal_bc": LESSON})
+    config = override(config, {"stages.collect.num_envs": 64})
     agent = collect_data(config)
     assert rightness(agent) < 0.5
     before = {key: value.clone() for key, value in agent.state_dict().items()}
@@ -71,11 +74,15 @@ def test_what_led_somewhere_is_done_again_and_only_the_policy_learns():
 
 def test_who_has_no_goals_or_too_short_an_episode_is_reported():
     config = small(recipes.forage())
-    config = replace(config, goal_bc=LESSON, tasks={"eat": TaskSpec(drives={"taste": 1.0})})
+    config = override(
+        config, {"stages.goal_bc": LESSON, "tasks": {"eat": TaskSpec(drives={"taste": 1.0})}}
+    )
     agent = collect_data(config)
     with pytest.raises(ConfigError, match="no task has one"):
         LESSON.start(agent, config.env, 0)
-    config = replace(small(recipes.maze()), goal_bc=replace(LESSON, max_goal_offset=25))
+    config = override(
+        small(recipes.maze()), {"stages.goal_bc": replace(LESSON, max_goal_offset=25)}
+    )
     with pytest.raises(ConfigError, match=r"retrace\.ahead is 25, but a life has 24 steps"):
         check_stages(config)
 
@@ -100,9 +107,13 @@ def test_a_goal_may_be_about_the_first_numbers_of_a_state():
 
 def test_a_step_of_the_distance_may_be_many_of_episode(monkeypatch):
     config = small(recipes.maze())
-    config = replace(
+    config = override(
         config,
-        train_goal_critic=TrainQuasimetric(length=6, optim=OptimConfig(steps=1, batch_size=32)),
+        {
+            "stages.train_goal_critic": TrainQuasimetric(
+                length=6, optim=OptimConfig(steps=1, batch_size=32)
+            )
+        },
     )
     agent, requested = collect_data(config), []
 
@@ -121,5 +132,8 @@ def test_a_step_of_the_distance_may_be_many_of_episode(monkeypatch):
         assert any(torch.equal(state, there) for state in later)
     with pytest.raises(ConfigError, match=r"teacher\.length is 25, but a life has 24 steps"):
         check_stages(
-            replace(config, train_goal_critic=replace(config.train_goal_critic, length=25))
+            override(
+                config,
+                {"stages.train_goal_critic.length": 25},
+            )
         )

@@ -29,7 +29,11 @@ def test_every_variant_can_be_trained_and_differs_in_the_objective_alone(study, 
 def test_the_published_ablation_takes_one_term_at_a_time(study):
     whole, *others = load_configs(f"{FILE}:{study}").values()
     taken = [
-        [n for n, w in vars(whole.train_jepa.weights).items() if w != vars(o.train_jepa.weights)[n]]
+        [
+            n
+            for n, w in vars(whole.stages["train_jepa"].weights).items()
+            if w != vars(o.train_jepa.weights)[n]
+        ]
         for o in others
     ]
     assert taken == [["variance"], ["covariance"], ["temporal_similarity"], ["inverse_dynamics"]]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, owned_copy, rollout
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.losses import (
     LagrangeMultiplier,
     hjepa_level_loss,
@@ -28,7 +28,6 @@ from ami_agent.losses import (
 )
 from ami_agent.training import (
     CollectRandom,
-    NoStage,
     OnlineActorCritic,
     TrainQuasimetric,
     TrainTDDistance,
@@ -286,7 +285,7 @@ def test_the_first_promise_of_the_value_critics_counts_valid_steps_alone():
             )  # the reward, and whether the episode goes on
 
     config = recipe()
-    config = replace(config, value_critics=replace(config.value_critics, discount=0.5))
+    config = override(config, {"cost.value_critics.discount": 0.5})
     with closing(config.env.build(1)) as env:
         agent = build(config, env.spec)
     init_value_units(agent, Felt(), 3)
@@ -327,14 +326,18 @@ def _known():
 def recipe(always: int = 0, **options):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Brink-v0", options={"always": always}))
     optim = OptimConfig(steps=3, batch_size=16)
-    return replace(
+    return override(
         config,
-        collect=CollectRandom(num_envs=2, steps=30),
-        train_jepa=replace(config.train_jepa, optim=optim, length=6, **options),
-        train_values=TrainValue(optim=optim, length=5),
-        actor_critic=OnlineActorCritic(
-            steps=3, optim=optim, train_jepa=replace(config.train_jepa, optim=optim)
-        ),
+        {
+            "stages.collect": CollectRandom(num_envs=2, steps=30),
+            "stages.train_jepa": replace(
+                config.stages["train_jepa"], optim=optim, length=6, **options
+            ),
+            "stages.train_values": TrainValue(optim=optim, length=5),
+            "stages.actor_critic": OnlineActorCritic(
+                steps=3, optim=optim, train_jepa=replace(config.stages["train_jepa"], optim=optim)
+            ),
+        },
     )
 
 
@@ -349,11 +352,8 @@ def test_a_run_learns_from_episodes_of_one_and_two_steps(always, tmp_path):
 
 def test_recall_of_what_was_before_goes_with_short_episodes(tmp_path):
     config = recipe(context_steps=2)
-    online = replace(config.actor_critic.train_jepa, context_steps=2)
-    config = replace(
-        config, short_term_memory=GRUMemoryConfig(hidden=4), train_values=NoStage(),
-        actor_critic=replace(config.actor_critic, train_jepa=online),
-    )  # fmt: skip
+    online = replace(config.stages["actor_critic"].train_jepa, context_steps=2)
+    config = override(config, {"memory.short_term": GRUMemoryConfig(hidden=4), "stages.train_values": None, "stages.actor_critic.train_jepa": online})  # fmt: skip
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     assert all(part.isfinite().all() for part in agent.state_dict().values())
 
@@ -361,8 +361,13 @@ def test_recall_of_what_was_before_goes_with_short_episodes(tmp_path):
 @pytest.mark.parametrize("stage", [TrainQuasimetric, TrainTDDistance])
 def test_critics_of_distance_learn_from_short_episodes(stage, tmp_path):
     teacher = stage(length=3, optim=OptimConfig(steps=2, batch_size=8))
-    config = replace(
-        recipe(2), goal_critic=GoalCriticConfig(), train_goal_critic=teacher, actor_critic=NoStage()
+    config = override(
+        recipe(2),
+        {
+            "cost.goal_critic": GoalCriticConfig(),
+            "stages.train_goal_critic": teacher,
+            "stages.actor_critic": None,
+        },
     )
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     assert all(part.isfinite().all() for part in agent.state_dict().values())

@@ -47,7 +47,7 @@ def test_what_was_found_once_is_not_looked_for_again(study):
 
 def test_another_question_another_agent_or_other_episodes_are_looked_at_anew(study):
     asked(study, "this")
-    planner = replace(ami.recipes.two_rooms().planner, horizon=3)
+    planner = replace(ami.recipes.two_rooms().actor.planner, horizon=3)
     found, looked = asked(study, "this", planner=planner)
     assert len(looked) == 2
     assert [horizon for _, horizon in found] == [3, 3]

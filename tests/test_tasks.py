@@ -16,7 +16,7 @@ from torch import Tensor
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.cli.main import main
-from ami_agent.config import Config, build
+from ami_agent.config import Config, build, override
 from ami_agent.evaluation.evaluate import _step_fractions
 from ami_agent.evaluation.latency import latency
 from ami_agent.logger import NullLogger
@@ -38,8 +38,8 @@ FELT = {"energy", "damage", "meal"}
 def brief(config: Config) -> Config:
     """Short episodes, short thoughts."""
     env = replace(config.eval_env, options={**config.eval_env.options, "max_episode_steps": BUDGET})
-    planner = replace(config.planner, horizon=3, iterations=2, warm_iterations=1)
-    return replace(small(config), eval_env=env, planner=planner)
+    planner = replace(config.actor.planner, horizon=3, iterations=2, warm_iterations=1)
+    return override(small(config), {"eval_env": env, "actor.planner": planner})
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,10 @@ def two_rooms_as_forage() -> Config:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (replace(recipes.forage(), drives=("hunger", "greed")), "'greed'; there are hunger, pain"),
+        (
+            override(recipes.forage(), {"cost.drives": ("hunger", "greed")}),
+            "'greed'; there are hunger, pain",
+        ),
         (two_rooms_as_forage(), "'hunger' feels 'energy', which this world does not declare"),
     ],
 )

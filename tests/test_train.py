@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import ami_agent as ami
-from ami_agent.config import stages
+from ami_agent.config import override, stages
 from ami_agent.logger import NullLogger
 from ami_agent.probing.probe import describe_collapse
 from ami_agent.storage import checkpoint, run_dir
@@ -54,9 +54,9 @@ def test_a_run_leaves_what_the_readme_names(tiny, tmp_path):
 def test_an_agent_comes_back_as_it_was(tiny, tmp_path):
     agent = train(tiny, out=tmp_path / "run")
     assert same_weights(agent, ami.load(tmp_path / "run"))
-    other = ami.load(tmp_path / "run", config=replace(tiny, planner=CEMConfig()))
+    other = ami.load(tmp_path / "run", config=override(tiny, {"actor.planner": CEMConfig()}))
     assert same_weights(agent, other)
-    assert isinstance(other.planner, CEM)
+    assert isinstance(other.actor.planner, CEM)
 
 
 class Killed(Exception):
@@ -96,8 +96,9 @@ STAGES = {
 def test_killed_and_resumed_ends_as_never_killed(recipe, stage, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 2)
     config = small(ami.recipes.recipe(recipe))
-    config = replace(
-        config, train_jepa=replace(config.train_jepa, target_encoder=EMATargetConfig())
+    config = override(
+        config,
+        {"stages.train_jepa.target_encoder": EMATargetConfig()},
     )
     whole = train(config, out=tmp_path / "whole", seed=1)
     with pytest.raises(Killed):
@@ -144,7 +145,7 @@ def test_a_process_killed_for_good_can_be_resumed(tiny, tmp_path):
 
 def test_resuming_with_other_settings_is_refused(tiny, tmp_path):
     train(tiny, out=tmp_path / "run")
-    other = replace(tiny, planner=replace(tiny.planner, horizon=3))
+    other = override(tiny, {"actor.planner.horizon": 3})
     with pytest.raises(ConfigError, match=r"planner\.horizon is 8, not 3"):
         train(other, out=tmp_path / "run", resume=True)
     with pytest.raises(ConfigError, match="seed is 0, not 1"):
@@ -189,9 +190,9 @@ def test_stages_and_seeds_live_far_apart():
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 1)
-    optim = replace(tiny.train_jepa.optim)
+    optim = replace(tiny.stages["train_jepa"].optim)
     object.__setattr__(optim, "lr", 1e30)  # beyond what a setting may be
-    config = replace(tiny, train_jepa=replace(tiny.train_jepa, optim=optim))
+    config = override(tiny, {"stages.train_jepa.optim": optim})
     with pytest.raises(DivergenceError, match=r"objective: .* became (nan|inf) by step 2"):
         train(config, out=tmp_path / "run", save_every=0)
     tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"))
@@ -210,11 +211,11 @@ def test_a_collapsed_run_says_so(tiny, tmp_path):
             return getattr(NullLogger(), name)
 
     weights = replace(
-        tiny.train_jepa.weights, variance=0.0, covariance=0.0, temporal_similarity=100.0
+        tiny.stages["train_jepa"].weights, variance=0.0, covariance=0.0, temporal_similarity=100.0
     )
-    optim = replace(tiny.train_jepa.optim, steps=150, lr=3e-3)
-    objective = replace(tiny.train_jepa, weights=weights, optim=optim)
-    train(replace(tiny, train_jepa=objective), out=tmp_path / "run", logger=Listener())
+    optim = replace(tiny.stages["train_jepa"].optim, steps=150, lr=3e-3)
+    objective = replace(tiny.stages["train_jepa"], weights=weights, optim=optim)
+    train(override(tiny, {"stages.train_jepa": objective}), out=tmp_path / "run", logger=Listener())
     output = [text for text in message if text.startswith("train_jepa")]
     assert "COLLAPSED" in output[-1]
     assert output[0] == "objective 0: nothing learnt yet"

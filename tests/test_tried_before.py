@@ -17,13 +17,13 @@ from ami_agent import ablation
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.graphics import choose_gl_backend, gl_hint
 from ami_agent.adapters.make import import_path
+from ami_agent.config import override
 from ami_agent.storage import checkpoint, resume, run_dir
 from ami_agent.train import check, train
 from ami_agent.training import (
     CollectWithPlanner,
     DistillPlanner,
     GoalConditionedBC,
-    NoStage,
     OnlineActorCritic,
 )
 from ami_agent.validate import check_config
@@ -73,7 +73,7 @@ def of(tiny, env_id, **stages):
     """The tiny recipe in another environment, without goals."""
     env = EnvConfig(id=env_id)
     tasks = {"control_cost": TaskSpec(weights={"control_cost": 1.0})}
-    stages = {"collect": replace(tiny.collect, options={}), **stages}
+    stages = {"collect": replace(tiny.stages["collect"], options={}), **stages}
     from modules.perception import MultiModalEncoderConfig
 
     return replace(
@@ -98,7 +98,7 @@ def test_options_of_a_task_are_tried_as_well(tiny):
 
 
 def test_a_stage_whose_environment_has_other_spaces_is_refused(tiny):
-    distil = replace(tiny.distill_policy, options={"wide": True})
+    distil = replace(tiny.stages["distill_policy"], options={"wide": True})
     with pytest.raises(
         ConfigError, match=r"--distil\.options: .* has \(4,\).* but the agent is made for \(2,\)"
     ):
@@ -106,7 +106,7 @@ def test_a_stage_whose_environment_has_other_spaces_is_refused(tiny):
 
 
 def test_environments_of_which_there_can_be_only_one_are_tried_one_by_one(tiny):
-    distil = replace(tiny.distill_policy, options={"level": 1})
+    distil = replace(tiny.stages["distill_policy"], options={"level": 1})
     check_config(
         of(
             tiny,
@@ -133,19 +133,21 @@ def test_stages_that_a_task_does_not_suit_are_refused_at_once(tiny):
     aims = {"reach": TaskSpec(goal_source="env", weights={"control_cost": 1.0})}
     with pytest.raises(ConfigError, match="the aim of 'reach' is 'env'; it must be 'none'"):
         check_config(
-            replace(
+            override(
                 forage,
-                tasks=aims,
-                actor_critic=OnlineActorCritic(),
-                distill_policy=NoStage(),
-                amortize_policy=NoStage(),
+                {
+                    "tasks": aims,
+                    "stages.actor_critic": OnlineActorCritic(),
+                    "stages.distill_policy": None,
+                    "stages.amortize_policy": None,
+                },
             )
         )
 
 
 def test_every_variant_is_tried_and_all_that_fail_are_named(tiny, tmp_path):
     def with_options(**options):
-        return replace(tiny, distill_policy=replace(tiny.distill_policy, options=options))
+        return override(tiny, {"stages.distill_policy.options": options})
 
     configs = {"base": tiny, "one": with_options(bad=1), "two": with_options(worse=1)}
     console = Console(quiet=True)
@@ -177,11 +179,14 @@ def stopped(config, run, before):
 
 def test_a_stage_that_has_not_begun_may_be_changed_on_resume(tiny, tmp_path):
     run = tmp_path / "run"
-    assert isinstance(tiny.distill_policy, DistillPlanner)
+    assert isinstance(tiny.stages["distill_policy"], DistillPlanner)
     stopped(tiny, run, "distill_policy")
-    changed = replace(
+    changed = override(
         tiny,
-        distill_policy=replace(tiny.distill_policy, steps=4, options={"max_episode_steps": 30}),
+        {
+            "stages.distill_policy.steps": 4,
+            "stages.distill_policy.options": {"max_episode_steps": 30},
+        },
     )
     agent = train(changed, out=run, resume=True)
     assert run_dir.config_of(run) == changed
@@ -196,13 +201,18 @@ def test_a_stage_that_has_not_begun_may_be_changed_on_resume(tiny, tmp_path):
 def test_a_stage_that_has_begun_may_not(tiny, tmp_path):
     run = tmp_path / "run"
     stopped(tiny, run, "distill_policy")
-    shorter = replace(tiny.train_jepa, length=2)
+    shorter = replace(tiny.stages["train_jepa"], length=2)
     with pytest.raises(ConfigError) as output:
-        check(replace(tiny, train_jepa=shorter), run, 0, resume=True)
-    assert f"--train-jepa.length is {tiny.train_jepa.length}, not 2" in str(output.value)
+        check(override(tiny, {"stages.train_jepa": shorter}), run, 0, resume=True)
+    assert f"--train-jepa.length is {tiny.stages['train_jepa'].length}, not 2" in str(output.value)
     assert "the stage objective has begun" in str(output.value)
     with pytest.raises(ConfigError, match=r"--planner.horizon is 8, not 3"):
-        check(replace(tiny, planner=replace(tiny.planner, horizon=3)), run, 0, resume=True)
+        check(
+            override(tiny, {"actor.planner.horizon": 3}),
+            run,
+            0,
+            resume=True,
+        )
     with pytest.raises(ConfigError, match=r"--seed is 0, not 1"):
         check(tiny, run, 1, resume=True)
     assert "changed on resume" not in run_dir.manifest_of(run)
@@ -211,17 +221,17 @@ def test_a_stage_that_has_begun_may_not(tiny, tmp_path):
 def test_a_change_that_another_size_of_the_replay_buffer_would_follow_from_is_refused(
     tiny, tmp_path
 ):
-    config = replace(tiny, planner_rollouts=CollectWithPlanner(steps=3))
+    config = override(tiny, {"stages.planner_rollouts": CollectWithPlanner(steps=3)})
     run = tmp_path / "run"
     stopped(config, run, "planner_rollouts")
-    longer = replace(config, planner_rollouts=CollectWithPlanner(steps=5))
+    longer = override(config, {"stages.planner_rollouts": CollectWithPlanner(steps=5)})
     with pytest.raises(ConfigError, match="its replay buffer holds"):
         resume.check_resumable(run, longer, 0)
 
 
 def test_nothing_has_begun_before_the_first_checkpoint(tiny, tmp_path):
     run_dir.create(tmp_path / "run", tiny, 0, "cpu")
-    changed = replace(tiny, train_jepa=replace(tiny.train_jepa, length=2))
+    changed = override(tiny, {"stages.train_jepa.length": 2})
     check(changed, tmp_path / "run", 0, resume=True)
     assert not checkpoint.checkpoints(tmp_path / "run")
 

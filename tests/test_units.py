@@ -16,7 +16,7 @@ from torch import nn
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.observations import obs_fields
-from ami_agent.config import Config
+from ami_agent.config import Config, override
 from ami_agent.logger import NullLogger, format_number
 from ami_agent.losses import lambda_returns
 from ami_agent.storage import run_dir
@@ -86,19 +86,14 @@ def _known():
 
 def config_of(steps: int = 0, updates: int = 3, batch_size: int = 8, **options) -> Config:
     config = ami.recipes.gym(EnvConfig(id="ami-test/Scales-v0", options=options))
-    assert isinstance(config.actor_critic, OnlineActorCritic)
-    objective, interact = config.train_jepa, config.actor_critic
-    return replace(
-        config,
-        collect=CollectRandom(num_envs=1, steps=200 if steps > 50 else 40),
-        train_jepa=replace(objective, optim=replace(objective.optim, steps=updates)),
-        actor_critic=replace(
+    assert isinstance(config.stages["actor_critic"], OnlineActorCritic)
+    objective, interact = config.stages["train_jepa"], config.stages["actor_critic"]
+    return override(config, {"stages.collect": CollectRandom(num_envs=1, steps=200 if steps > 50 else 40), "stages.train_jepa": replace(objective, optim=replace(objective.optim, steps=updates)), "stages.actor_critic": replace(
             interact, steps=steps or 16, optim=replace(interact.optim, batch_size=batch_size),
             train_jepa=replace(
                 interact.train_jepa, optim=replace(interact.train_jepa.optim, batch_size=batch_size)
             ),
-        ),
-    )  # fmt: skip
+        )})  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -323,7 +318,7 @@ def test_figures_show_digits_that_say_something(value, span, shown):
 )
 def test_an_episode_limit_is_read_where_one_is_stated(env, discount):
     config = ami.recipes.gym(env)
-    assert config.value_critics.discount == pytest.approx(discount)
+    assert config.cost.value_critics.discount == pytest.approx(discount)
     assert (
         config.env.max_episode_steps == env.max_episode_steps
         or config.env.max_episode_steps == 1000

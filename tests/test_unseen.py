@@ -3,8 +3,6 @@ and landmarks are imagined."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from ami_agent import recipes
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.train import train
 from ami_agent.validate import check_stages
 from modules.actor.policy import StuckPerturbationConfig
@@ -371,7 +369,9 @@ def test_the_recipe_learns_and_hopes(tmp_path):
 
 
 def test_restlessness_is_no_match_for_subgoals():
-    config = replace(small(recipes.recipe("maze-random")), stuck_recovery=StuckPerturbationConfig())
+    config = override(
+        small(recipes.recipe("maze-random")), {"actor.stuck_recovery": StuckPerturbationConfig()}
+    )
     with pytest.raises(ConfigError, match="with hierarchy ImaginedLandmarkGraph it must be Calm"):
         check_stages(config)
 

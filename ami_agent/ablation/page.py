@@ -27,7 +27,7 @@ from ami_agent.ablation.study import (
     table_rows,
 )
 from ami_agent.cli.setting_help import setting_help
-from ami_agent.config import Config, stages
+from ami_agent.config import Config
 from ami_agent.storage.atomic import write_bytes, write_text
 from ami_agent.training import NoStage
 from ami_agent.training.optim import OptimConfig
@@ -159,7 +159,9 @@ def _change(base: Config, config: Config, phrase: str) -> str:
     """A setting that differs, and what it means."""
     path = phrase.partition(" is ")[0]
     description = setting_help(config, path) or setting_help(base, path)
-    if path.endswith("._type"):  # of one class in the place of another, what the place is for as well
+    if path.endswith(
+        "._type"
+    ):  # of one class in the place of another, what the place is for as well
         description = f"{setting_help(base, path.removesuffix('._type'))} {description}"
         phrase = phrase.replace("._type is ", " is ").replace("Config'", "'")
     return f"<li><code>{html.escape(phrase)}</code> <span>{html.escape(description)}</span></li>"
@@ -168,7 +170,7 @@ def _change(base: Config, config: Config, phrase: str) -> str:
 def _stages(config: Config) -> str:
     """What is learnt, one after the other, and in how many updates."""
     table_rows = []
-    for name, stage in stages(config).items():
+    for name, stage in config.stages.items():
         optim = getattr(stage, "learning", None)
         count = f", {optim.steps} updates" if isinstance(optim, OptimConfig) else ""
         if not isinstance(stage, NoStage):
@@ -188,7 +190,7 @@ def _ties(study: Study) -> str:
     if study.measure is None:
         return ""
     policy_untrained = all(
-        isinstance(stages(config)[name], NoStage)
+        name not in config.stages
         for config in study.configs.values()
         for name in ("actor_critic", "goal_bc", "amortize_policy", "distill_policy")
     )

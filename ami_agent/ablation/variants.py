@@ -9,15 +9,17 @@ from typing import Any
 
 from ami_agent.adapters.make import call_function, load_function
 from ami_agent.cli.listing import component_choices
-from ami_agent.config import Config
-from ami_agent.training import NoStage, SelectLandmarks, TrainHierarchy, TrainJEPA
+from ami_agent.config import Config, override
+from ami_agent.training import SelectLandmarks, TrainHierarchy
 from ami_agent.training.actor_critic import ActorCriticStage
+from ami_agent.training.representation_losses import LossWeights
 from modules.actor.policy import NoPolicyProposalConfig
 from modules.actor.subgoals import (
     FlatConfig,
     HierarchicalJEPAConfig,
     LandmarkGraphConfig,
 )
+from modules.configurator import TaskSpec
 from modules.cost.cost import NoGoalCriticConfig, NoValueCriticsConfig
 from modules.memory.short_term import NoMemoryConfig
 from modules.types import ConfigError
@@ -25,62 +27,92 @@ from modules.world_model.latents import NoLatentConfig
 
 ConfigChange = Callable[[Config], Config]
 
-PART_REMOVALS: Mapping[str, ConfigChange] = {
-    "goal_critic": lambda c: c if isinstance(c.goal_critic, NoGoalCriticConfig) else replace(
-        c, goal_critic=NoGoalCriticConfig(), train_goal_critic=NoStage(), distill_paths=NoStage(),
-        subgoals=FlatConfig(), train_hierarchy=NoStage(), select_landmarks=NoStage(),
-        configurator=replace(c.configurator, goal_distance=c.configurator.goal_distance or 1.0, critic=0.0),
-    ),
-    "path_distillation": lambda c: replace(c, distill_paths=NoStage()),
-    "hierarchy": lambda c: replace(
-        c, subgoals=FlatConfig(), train_hierarchy=NoStage(), select_landmarks=NoStage()
-    ),
-    "latent": lambda c: replace(
-        c, world_model=replace(c.world_model, latent=NoLatentConfig())
-    ),
-    "planner_rollouts": lambda c: replace(c, planner_rollouts=NoStage(), finetune_dynamics=NoStage()),
-    "policy": lambda c: replace(
-        c, goal_bc=NoStage(), amortize_policy=NoStage(), distill_policy=NoStage(), policy_proposal=NoPolicyProposalConfig()
-    ),
-    "policy_proposal": lambda c: replace(c, policy_proposal=NoPolicyProposalConfig()),
-    "memory": lambda c: replace(c, short_term_memory=NoMemoryConfig()),
-    "priming": lambda c: replace(
-        c, configurator=replace(c.configurator, modality_weights={}),
-        tasks={name: replace(task, modality_weights={}) for name, task in c.tasks.items()},
-    ),
-    "value_critics": lambda c: replace(
-        c, value_critics=NoValueCriticsConfig(), train_values=NoStage()
-    ),
-    "drives": lambda c: replace(
-        c, drives=(), value_critics=NoValueCriticsConfig(), train_values=NoStage(),
-        configurator=replace(c.configurator, conditioned_on=(), goal_distance=c.configurator.goal_distance or 1.0),
-        tasks={
-            name: replace(task, drives={}, limits={}, weights=task.weights or {"control_cost": 1.0})
-            for name, task in c.tasks.items()
+
+def _change(changes: Mapping[str, Any]) -> ConfigChange:
+    return lambda config: override(config, changes)
+
+
+FLAT = {
+    "actor.subgoals": FlatConfig(),
+    "stages.train_hierarchy": None,
+    "stages.select_landmarks": None,
+}
+NO_VALUES = {"cost.value_critics": NoValueCriticsConfig(), "stages.train_values": None}
+NO_GOAL_CRITIC = {
+    **FLAT,
+    "cost.goal_critic": NoGoalCriticConfig(),
+    "stages.train_goal_critic": None,
+    "stages.distill_paths": None,
+    "configurator.critic": 0.0,
+}
+
+
+def _without_goal_critic(config: Config) -> Config:
+    """The distance in representation space stands in for the critic."""
+    if isinstance(config.cost.goal_critic, NoGoalCriticConfig):
+        return config
+    weight = config.configurator.goal_distance or 1.0
+    return override(config, {**NO_GOAL_CRITIC, "configurator.goal_distance": weight})
+
+
+def _without_drives(config: Config) -> Config:
+    def without(task: TaskSpec) -> TaskSpec:
+        return replace(task, drives={}, limits={}, weights=task.weights or {"control_cost": 1.0})
+
+    return override(
+        config,
+        {
+            **NO_VALUES,
+            "cost.drives": (),
+            "configurator.conditioned_on": (),
+            "configurator.goal_distance": config.configurator.goal_distance or 1.0,
+            "tasks": {name: without(task) for name, task in config.tasks.items()},
         },
+    )
+
+
+def _without_priming(config: Config) -> Config:
+    tasks = {name: replace(task, modality_weights={}) for name, task in config.tasks.items()}
+    return override(config, {"configurator.modality_weights": {}, "tasks": tasks})
+
+
+PART_REMOVALS: Mapping[str, ConfigChange] = {
+    "goal_critic": _without_goal_critic,
+    "path_distillation": _change({"stages.distill_paths": None}),
+    "hierarchy": _change(FLAT),
+    "latent": _change({"world_model.latent": NoLatentConfig()}),
+    "planner_rollouts": _change(
+        {"stages.planner_rollouts": None, "stages.finetune_dynamics": None}
     ),
-}  # fmt: skip
+    "policy": _change(
+        {
+            "stages.goal_bc": None,
+            "stages.amortize_policy": None,
+            "stages.distill_policy": None,
+            "actor.policy_proposal": NoPolicyProposalConfig(),
+        }
+    ),
+    "policy_proposal": _change({"actor.policy_proposal": NoPolicyProposalConfig()}),
+    "memory": _change({"memory.short_term": NoMemoryConfig()}),
+    "priming": _without_priming,
+    "value_critics": _change(NO_VALUES),
+    "drives": _without_drives,
+}
 
 
 def _without_term(term: str) -> ConfigChange:
-    def without_weight(stage: TrainJEPA) -> TrainJEPA:
-        return replace(stage, weights=replace(stage.weights, **{term: 0.0}))
-
     def change(config: Config) -> Config:
-        changed = replace(config, train_jepa=without_weight(config.train_jepa))
-        if isinstance(config.actor_critic, ActorCriticStage):
-            online = replace(
-                config.actor_critic, train_jepa=without_weight(config.actor_critic.train_jepa)
-            )
-            changed = replace(changed, actor_critic=online)
-        return changed
+        changes = {f"stages.train_jepa.weights.{term}": 0.0}
+        if config.find(ActorCriticStage):
+            changes[f"stages.actor_critic.train_jepa.weights.{term}"] = 0.0
+        return override(config, changes)
 
     return change
 
 
 def removable_parts(config: Config) -> dict[str, ConfigChange]:
     """All that can be taken away."""
-    terms = [field.name for field in fields(config.train_jepa.weights)]
+    terms = [field.name for field in fields(LossWeights)]
     return {**PART_REMOVALS, **{f"objective.{term}": _without_term(term) for term in terms}}
 
 
@@ -93,52 +125,41 @@ def without(config: Config, name: str) -> Config:
 
 
 def swap(config: Config, swap_spec: str) -> Config:
-    """`box=choice` (case does not matter) -> the recipe with the choice's defaults in that box."""
+    """`component=choice` (case does not matter) -> the recipe with the choice's defaults in that
+    component, which is named by its path or by the end of it: `planner=CEM`."""
     component, _, choice = swap_spec.partition("=")
     components = component_choices()
-    if component not in components:
+    found = [path for path in components if path == component or path.endswith(f".{component}")]
+    if len(found) != 1:
         raise ConfigError(
-            f"--swap {swap_spec!r}: write box=choice; boxes are {', '.join(components)}"
+            f"--swap {swap_spec!r}: write component=choice; components are "
+            f"{', '.join(found or components)}"
         )
-    by_name = {name.lower(): cls for name, cls in components[component].items()}
+    by_name = {name.lower(): kind for name, kind in components[found[0]].items()}
     if choice.lower() not in by_name:
         raise ConfigError(
-            f"--swap {swap_spec!r}: {component} may be {', '.join(components[component])}"
+            f"--swap {swap_spec!r}: {component} may be {', '.join(components[found[0]])}"
         )
-    changed = _replace_at(config, component.split("."), by_name[choice.lower()]())
-    if component == "hierarchy":
+    changed = override(config, {found[0]: by_name[choice.lower()]()})
+    if found[0] == "actor.subgoals":
         changed = _with_required_stages(changed)
     return _changed(config, changed, f"--swap {swap_spec}")
 
 
 def _with_required_stages(config: Config) -> Config:
-    """With the lessons that its hierarchy needs, and no others."""
-    hierarchy = config.subgoals
-    landmarks_stage = (
-        config.select_landmarks
-        if isinstance(config.select_landmarks, SelectLandmarks)
-        else SelectLandmarks()
-    )
-    hierarchy_stage = (
-        config.train_hierarchy
-        if isinstance(config.train_hierarchy, TrainHierarchy)
-        else TrainHierarchy()
-    )
-    return replace(
+    """With the stage that trains its subgoals, and without that of others."""
+    subgoals = config.actor.subgoals
+    is_graph = isinstance(subgoals, LandmarkGraphConfig)
+    is_hjepa = isinstance(subgoals, HierarchicalJEPAConfig)
+    landmarks = config.find(SelectLandmarks) or SelectLandmarks()
+    hierarchy = config.find(TrainHierarchy) or TrainHierarchy()
+    return override(
         config,
-        select_landmarks=landmarks_stage
-        if isinstance(hierarchy, LandmarkGraphConfig)
-        else NoStage(),
-        train_hierarchy=hierarchy_stage
-        if isinstance(hierarchy, HierarchicalJEPAConfig)
-        else NoStage(),
+        {
+            "stages.select_landmarks": landmarks if is_graph else None,
+            "stages.train_hierarchy": hierarchy if is_hjepa else None,
+        },
     )
-
-
-def _replace_at(settings: Any, path: Sequence[str], value: Any) -> Any:
-    first, *rest = path
-    inner = _replace_at(getattr(settings, first), rest, value) if rest else value
-    return replace(settings, **{first: inner})
 
 
 def _changed(before: Config, after: Config, what: str) -> Config:

@@ -35,8 +35,6 @@ from ami_agent.adapters.watchdog import TimedOut
 from ami_agent.resources import num_cores
 from modules.types import ConfigError
 
-VectorEnv = VectorEnv
-
 RESERVED_OPTIONS = frozenset(inspect.signature(gymnasium.make_vec).parameters) - {"kwargs"}
 """Names that an environment's keyword arguments can't have."""
 MAX_SINGLE_ENVS = 16

@@ -18,7 +18,7 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import sb3
 from ami_agent.bench.sb3 import Curve
 from ami_agent.cli.args import Device, device, with_absolute_imports
-from ami_agent.config import Config
+from ami_agent.config import Config, override
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, run_many
 from ami_agent.evaluation.policies import make_random_policy
 from ami_agent.logger import RunLogger, format_number, print_line, print_table
@@ -136,8 +136,9 @@ def default_algorithm(config: Config) -> Algorithm:
     """Who of Stable-Baselines3 suits a world."""
     if isinstance(config.action_space, OneHotActions):
         return "ppo"
-    assert isinstance(config.actor_critic, OnlineActorCritic)
-    return "her" if config.actor_critic.hindsight_fraction else "sac"
+    online = config.find(OnlineActorCritic)
+    assert online is not None
+    return "her" if online.hindsight_fraction else "sac"
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Trial:
         return {"env": asdict(self.config.env), "steps": self.steps, "every": self.eval_every}
 
     def _agent_config(self) -> Config:
-        stage = self.config.actor_critic
+        stage = self.config.find(OnlineActorCritic)
         assert isinstance(stage, OnlineActorCritic)
         stage = replace(
             stage,
@@ -187,7 +188,7 @@ class Trial:
             eval_every=self.eval_every,
             updates_per_step=self.updates_per_step,
         )
-        return replace(self.config, actor_critic=stage)
+        return override(self.config, {"stages.actor_critic": stage})
 
     def _measure(self, run: Path, seed: int, console: Console) -> Curve:
         if self.algorithm == "ami":

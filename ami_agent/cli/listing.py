@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import gymnasium
 
-from ami_agent.config import Config
+from ami_agent.config import Config, class_name
 from ami_agent.recipes import RECIPES
 
 Table = tuple[str, list[str], list[tuple[str, ...]]]
@@ -31,11 +31,6 @@ def component_choices(cls: type = Config) -> dict[str, dict[str, type]]:
                 f"{name}.{inner}": member for inner, member in component_choices(hint).items()
             }
     return choices
-
-
-def class_name(cls: Any) -> str:
-    """`GradientPlannerConfig` -> `GradientPlanner`"""
-    return cls.__qualname__.removesuffix("Config")
 
 
 def tables() -> list[Table]:

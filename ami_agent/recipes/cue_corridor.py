@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import Config
-from ami_agent.training import CollectRandom, DistillPlanner, NoStage, TrainJEPA, TrainValue
+from ami_agent.config import ActorConfig, Config, CostConfig, MemoryConfig
+from ami_agent.training import CollectRandom, DistillPlanner, TrainJEPA, TrainValue
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions
@@ -30,35 +30,38 @@ def cue_corridor() -> Config:
         eval_env=EnvConfig(id="ami/CueCorridor-v0"),
         action_space=BallActions(),
         perception=ImageEncoderConfig(patch=4),
-        short_term_memory=AttentionMemoryConfig(),
+        memory=MemoryConfig(short_term=AttentionMemoryConfig()),
         world_model=WorldModelConfig(
             dynamics=MLPDynamicsConfig(hidden=256), interoception_head=InteroceptionHeadConfig()
         ),
-        drives=("reward",),
-        goal_critic=NoGoalCriticConfig(),
-        value_critics=ValueCriticsConfig(discount=0.95),
+        cost=CostConfig(
+            drives=("reward",),
+            goal_critic=NoGoalCriticConfig(),
+            value_critics=ValueCriticsConfig(discount=0.95),
+        ),
+        actor=ActorConfig(planner=GradientPlannerConfig()),
         configurator=ConfiguratorConfig(critic=0.0),
-        planner=GradientPlannerConfig(),
         tasks={"reward": TaskSpec(drives={"reward": 1.0})},
-        collect=CollectRandom(num_envs=2000, steps=40, options={"directed_fraction": 0.9}),
-        train_jepa=TrainJEPA(
-            weights=LossWeights(
-                prediction=4,
-                variance=8,
-                covariance=4,
-                temporal_similarity=0,
-                inverse_dynamics=2,
-                interoception=4,
+        stages={
+            "collect": CollectRandom(num_envs=2000, steps=40, options={"directed_fraction": 0.9}),
+            "train_jepa": TrainJEPA(
+                weights=LossWeights(
+                    prediction=4,
+                    variance=8,
+                    covariance=4,
+                    temporal_similarity=0,
+                    inverse_dynamics=2,
+                    interoception=4,
+                ),
+                optim=OptimConfig(steps=500, batch_size=64, lr=1.5e-3),
+                length=6,
+                context_steps=16,
             ),
-            optim=OptimConfig(steps=500, batch_size=64, lr=1.5e-3),
-            length=6,
-            context_steps=16,
-        ),
-        train_goal_critic=NoStage(),
-        train_values=TrainValue(
-            expectile=0.9, td_lambda=0.7, optim=OptimConfig(steps=2000, batch_size=256)
-        ),
-        distill_policy=DistillPlanner(
-            rounds=3, num_envs=64, steps=30, optim=OptimConfig(steps=1500, batch_size=256)
-        ),
+            "train_values": TrainValue(
+                expectile=0.9, td_lambda=0.7, optim=OptimConfig(steps=2000, batch_size=256)
+            ),
+            "distill_policy": DistillPlanner(
+                rounds=3, num_envs=64, steps=30, optim=OptimConfig(steps=1500, batch_size=256)
+            ),
+        },
     )

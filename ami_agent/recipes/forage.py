@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import Config
+from ami_agent.config import ActorConfig, Config, CostConfig, MemoryConfig
 from ami_agent.training import (
     AmortizePlanning,
     CollectRandom,
     DistillPlanner,
-    NoStage,
     TrainJEPA,
     TrainValue,
 )
@@ -36,18 +35,22 @@ def forage() -> Config:
         eval_env=EnvConfig(id="ami/Forage-v0", options={"split": "test"}),
         action_space=BallActions(),
         perception=MultiModalEncoderConfig(vector_dim=12),
-        num_reference_obs=400,
+        memory=MemoryConfig(num_reference_obs=400),
         world_model=WorldModelConfig(
             dynamics=MLPDynamicsConfig(hidden=256), interoception_head=InteroceptionHeadConfig()
         ),
-        drives=("hunger", "pain", "taste", "reward"),
-        goal_critic=NoGoalCriticConfig(),
-        value_critics=ValueCriticsConfig(discount=0.95),
+        cost=CostConfig(
+            drives=("hunger", "pain", "taste", "reward"),
+            goal_critic=NoGoalCriticConfig(),
+            value_critics=ValueCriticsConfig(discount=0.95),
+        ),
+        actor=ActorConfig(
+            planner=GradientPlannerConfig(horizon=10), adaptive=AdaptiveActorConfig(slack=0.1)
+        ),
         configurator=ConfiguratorConfig(
             critic=0.0,
             conditioned_on=("hunger", "taste", "pain", "reward", "boredom", "goal_distance"),
         ),
-        planner=GradientPlannerConfig(horizon=10),
         tasks={
             "eat": TaskSpec(drives={"taste": 1.0}, options={"task": "eat"}),
             "flag": TaskSpec(drives={"reward": 1.0, "pain": 2.0}, options={"task": "flag"}),
@@ -61,37 +64,39 @@ def forage() -> Config:
                 options={"task": "stay"},
             ),
         },
-        collect=CollectRandom(num_envs=1000, steps=205, options={"max_episode_steps": 40}),
-        train_jepa=TrainJEPA(
-            weights=LossWeights(
-                prediction=10,
-                variance=4,
-                covariance=0.5,
-                temporal_similarity=0,
-                inverse_dynamics=1,
-                interoception=10,
+        stages={
+            "collect": CollectRandom(num_envs=1000, steps=205, options={"max_episode_steps": 40}),
+            "train_jepa": TrainJEPA(
+                weights=LossWeights(
+                    prediction=10,
+                    variance=4,
+                    covariance=0.5,
+                    temporal_similarity=0,
+                    inverse_dynamics=1,
+                    interoception=10,
+                ),
+                optim=OptimConfig(steps=5000, batch_size=128, lr=4e-3),
+                length=8,
+                task_modality_prob=0.3,
             ),
-            optim=OptimConfig(steps=5000, batch_size=128, lr=4e-3),
-            length=8,
-            task_modality_prob=0.3,
-        ),
-        train_goal_critic=NoStage(),
-        train_values=TrainValue(
-            optim=OptimConfig(steps=2400, batch_size=128, lr=2e-3),
-            td_lambda=0.5,
-            expectile=0.5,
-            num_imagined=12,
-            horizon=6,
-        ),
-        amortize_policy=AmortizePlanning(
-            optim=OptimConfig(steps=2500, batch_size=256, lr=2e-3), horizon=6, tasks=("eat", "flag")
-        ),
-        distill_policy=DistillPlanner(
-            rounds=8,
-            num_envs=64,
-            steps=40,
-            optim=OptimConfig(steps=1500, batch_size=512),
-            imitated_tasks=("explore", "stay"),
-        ),
-        adaptive=AdaptiveActorConfig(slack=0.1),
+            "train_values": TrainValue(
+                optim=OptimConfig(steps=2400, batch_size=128, lr=2e-3),
+                td_lambda=0.5,
+                expectile=0.5,
+                num_imagined=12,
+                horizon=6,
+            ),
+            "amortize_policy": AmortizePlanning(
+                optim=OptimConfig(steps=2500, batch_size=256, lr=2e-3),
+                horizon=6,
+                tasks=("eat", "flag"),
+            ),
+            "distill_policy": DistillPlanner(
+                rounds=8,
+                num_envs=64,
+                steps=40,
+                optim=OptimConfig(steps=1500, batch_size=512),
+                imitated_tasks=("explore", "stay"),
+            ),
+        },
     )

@@ -7,11 +7,10 @@ from dataclasses import replace
 from math import ceil, prod
 
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
-from ami_agent.config import Config
+from ami_agent.config import ActorConfig, Config, CostConfig
 from ami_agent.training import (
     CollectRandom,
     LoadDataset,
-    NoStage,
     OfflineActorCritic,
     OnlineActorCritic,
     TrainJEPA,
@@ -63,29 +62,37 @@ def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
             dynamics=MLPDynamicsConfig(hidden=hidden),
             interoception_head=TransitionHeadConfig(hidden=hidden),
         ),
-        drives=("reward",),
-        goal_critic=NoGoalCriticConfig(),
-        value_critics=ValueCriticsConfig(
-            hidden=hidden,
-            discount=discount_for(episode_steps) if episode_steps else 0,
-            num_critics=2,
-            norm=True,
+        cost=CostConfig(
+            drives=("reward",),
+            goal_critic=NoGoalCriticConfig(),
+            value_critics=ValueCriticsConfig(
+                hidden=hidden,
+                discount=discount_for(episode_steps) if episode_steps else 0,
+                num_critics=2,
+                norm=True,
+            ),
+        ),
+        actor=ActorConfig(
+            planner=GradientPlannerConfig(horizon=6, num_proposals=2),
+            policy=PolicyConfig(hidden=hidden),
         ),
         configurator=ConfiguratorConfig(critic=0.0),
-        planner=GradientPlannerConfig(horizon=6, num_proposals=2),
-        policy=PolicyConfig(hidden=hidden),
         tasks={"reward": TaskSpec(drives={"reward": 1.0})},
-        collect=dataset or CollectRandom(num_envs=1, steps=500),
-        train_jepa=TrainJEPA(weights=_weights(spec), optim=replace(optim, steps=500), length=3),
-        train_goal_critic=NoStage(),
-        actor_critic=OfflineActorCritic(train_jepa=online_objective, hindsight_fraction=hindsight)
-        if dataset
-        else OnlineActorCritic(
-            train_jepa=online_objective,
-            hindsight_fraction=hindsight,
-            action_noise=0.5 if spec.choices else 0.2,
-        ),
-        distill_policy=NoStage(),
+        stages={
+            "collect": dataset or CollectRandom(num_envs=1, steps=500),
+            "train_jepa": TrainJEPA(
+                weights=_weights(spec), optim=replace(optim, steps=500), length=3
+            ),
+            "actor_critic": OfflineActorCritic(
+                train_jepa=online_objective, hindsight_fraction=hindsight
+            )
+            if dataset
+            else OnlineActorCritic(
+                train_jepa=online_objective,
+                hindsight_fraction=hindsight,
+                action_noise=0.5 if spec.choices else 0.2,
+            ),
+        },
     )
 
 

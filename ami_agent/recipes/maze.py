@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import Config
+from ami_agent.config import ActorConfig, Config, CostConfig, override
 from ami_agent.training import (
     CollectRandom,
     DistillPlanner,
     DistillShortestPaths,
-    NoStage,
     SelectLandmarks,
     TrainHierarchy,
     TrainJEPA,
@@ -54,38 +53,44 @@ def maze() -> Config:
         action_space=BallActions(),
         perception=MultiModalEncoderConfig(vector_dim=4, num_frequencies=0),
         world_model=WorldModelConfig(dynamics=FourierDynamicsConfig()),
-        goal_critic=GoalCriticConfig(distance=FourierQuasimetricConfig()),
-        subgoals=LandmarkGraphConfig(),
-        planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
-        # by distance for who is judged; the policy practises with goals at any
+        cost=CostConfig(goal_critic=GoalCriticConfig(distance=FourierQuasimetricConfig())),
+        actor=ActorConfig(
+            subgoals=LandmarkGraphConfig(),
+            planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
+        ),
         tasks={
             "reach": TaskSpec(goal_source="env"),
             "short": TaskSpec(goal_source="env", options={"goal_distance": "short"}),
             "medium": TaskSpec(goal_source="env", options={"goal_distance": "medium"}),
             "long": TaskSpec(goal_source="env", options={"goal_distance": "long"}),
         },
-        collect=CollectRandom(num_envs=2000, steps=50, options={"max_episode_steps": 50}),
-        train_jepa=TrainJEPA(
-            weights=LossWeights(
-                prediction=10, variance=4, covariance=0.5, temporal_similarity=0, inverse_dynamics=1
+        stages={
+            "collect": CollectRandom(num_envs=2000, steps=50, options={"max_episode_steps": 50}),
+            "train_jepa": TrainJEPA(
+                weights=LossWeights(
+                    prediction=10,
+                    variance=4,
+                    covariance=0.5,
+                    temporal_similarity=0,
+                    inverse_dynamics=1,
+                ),
+                optim=OptimConfig(steps=2000, batch_size=128, lr=2e-3),
             ),
-            optim=OptimConfig(steps=2000, batch_size=128, lr=2e-3),
-        ),
-        train_goal_critic=TrainQuasimetric(optim=OptimConfig(steps=1500, batch_size=256, lr=2e-3)),
-        select_landmarks=SelectLandmarks(),
-        distill_policy=DistillPlanner(
-            rounds=8, num_envs=64, steps=30, optim=OptimConfig(steps=3000, batch_size=256)
-        ),
+            "train_goal_critic": TrainQuasimetric(
+                optim=OptimConfig(steps=1500, batch_size=256, lr=2e-3)
+            ),
+            "select_landmarks": SelectLandmarks(),
+            "distill_policy": DistillPlanner(
+                rounds=8, num_envs=64, steps=30, optim=OptimConfig(steps=3000, batch_size=256)
+            ),
+        },
     )
 
 
 def maze_levels() -> Config:
     """The same maze with a learnt level above, which plans macro-actions, in the place of
     landmarks."""
-    return replace(
-        maze(), recipe="maze-levels", subgoals=HierarchicalJEPAConfig(), select_landmarks=NoStage(),
-        train_hierarchy=TrainHierarchy(),
-    )  # fmt: skip
+    return override(maze(), {"recipe": "maze-levels", "actor.subgoals": HierarchicalJEPAConfig(), "stages.select_landmarks": None, "stages.train_hierarchy": TrainHierarchy()})  # fmt: skip
 
 
 def maze_pixels() -> Config:
@@ -111,26 +116,26 @@ def _scaled_maze(
     """A maze of so many cells to a side; what is a unit of the state spans more cells."""
     base, scale = maze(), size / 5
     env = replace(base.env, options={**base.env.options, "size": size})
-    assert isinstance(base.train_goal_critic, TrainQuasimetric)
-    assert isinstance(base.collect, CollectRandom)
-    return replace(
+    assert isinstance(base.stages["train_goal_critic"], TrainQuasimetric)
+    assert isinstance(base.stages["collect"], CollectRandom)
+    return override(
         base,
-        recipe=recipe,
-        env=env,
-        eval_env=env,
-        world_model=WorldModelConfig(
-            dynamics=FourierDynamicsConfig(num_frequencies=256, frequency_scale=3.5 * scale)
-        ),
-        goal_critic=GoalCriticConfig(
-            distance=FourierQuasimetricConfig(num_frequencies=256, frequency_scale=2 * scale)
-        ),
-        subgoals=LandmarkGraphConfig(num_landmarks=landmarks),
-        collect=replace(base.collect, num_envs=num_episodes),
-        train_jepa=replace(base.train_jepa, optim=replace(base.train_jepa.optim, steps=steps)),
-        train_goal_critic=replace(
-            base.train_goal_critic, optim=replace(base.train_goal_critic.optim, steps=steps)
-        ),
-        select_landmarks=SelectLandmarks(num_candidates=20 * landmarks),
+        {
+            "recipe": recipe,
+            "env": env,
+            "eval_env": env,
+            "world_model": WorldModelConfig(
+                dynamics=FourierDynamicsConfig(num_frequencies=256, frequency_scale=3.5 * scale)
+            ),
+            "cost.goal_critic": GoalCriticConfig(
+                distance=FourierQuasimetricConfig(num_frequencies=256, frequency_scale=2 * scale)
+            ),
+            "actor.subgoals": LandmarkGraphConfig(num_landmarks=landmarks),
+            "stages.collect.num_envs": num_episodes,
+            "stages.train_jepa.optim.steps": steps,
+            "stages.train_goal_critic.optim.steps": steps,
+            "stages.select_landmarks": SelectLandmarks(num_candidates=20 * landmarks),
+        },
     )
 
 
@@ -150,36 +155,41 @@ def maze_random() -> Config:
     this one are imagined."""
     base, map_dims = maze(), 400  # of the map, beside 4 that move
     env = EnvConfig(id="ami/Maze-v0", options={"size": 3, "split": "train"})
-    return replace(
+    return override(
         base,
-        recipe="maze-random",
-        env=env,
-        eval_env=replace(env, options={**env.options, "split": "test"}),
-        perception=KeypointMapEncoderConfig(),
-        world_model=WorldModelConfig(dynamics=GlimpseDynamicsConfig()),
-        goal_critic=GoalCriticConfig(distance=GlimpseQuasimetricConfig()),
-        subgoals=ImaginedLandmarkGraphConfig(),
-        collect=CollectRandom(
-            num_envs=300, steps=640, options={"max_episode_steps": 640, "directed_fraction": 0.7}
-        ),
-        train_jepa=TrainJEPA(
-            # these two are means over all numbers, and the few that move are to count
-            weights=LossWeights(
-                prediction=2.5 * map_dims,
-                variance=map_dims,
-                covariance=0,
-                temporal_similarity=0,
-                inverse_dynamics=1,
+        {
+            "recipe": "maze-random",
+            "env": env,
+            "eval_env": replace(env, options={**env.options, "split": "test"}),
+            "perception": KeypointMapEncoderConfig(),
+            "world_model": WorldModelConfig(dynamics=GlimpseDynamicsConfig()),
+            "cost.goal_critic": GoalCriticConfig(distance=GlimpseQuasimetricConfig()),
+            "actor.subgoals": ImaginedLandmarkGraphConfig(),
+            "stages.collect": CollectRandom(
+                num_envs=300,
+                steps=640,
+                options={"max_episode_steps": 640, "directed_fraction": 0.7},
             ),
-            optim=OptimConfig(steps=2500, batch_size=64, lr=2e-3),
-            length=6,
-        ),
-        train_goal_critic=TrainQuasimetric(
-            group_size=32, optim=OptimConfig(steps=600, batch_size=256, lr=2e-3)
-        ),
-        # joined is only what is nearer than two bodies with a wall between can be
-        distill_paths=DistillShortestPaths(
-            edge_length=0.8, group_size=64, optim=OptimConfig(steps=3000, batch_size=512, lr=2e-3)
-        ),
-        select_landmarks=NoStage(),
+            "stages.train_jepa": TrainJEPA(
+                # these two are means over all numbers, and the few that move are to count
+                weights=LossWeights(
+                    prediction=2.5 * map_dims,
+                    variance=map_dims,
+                    covariance=0,
+                    temporal_similarity=0,
+                    inverse_dynamics=1,
+                ),
+                optim=OptimConfig(steps=2500, batch_size=64, lr=2e-3),
+                length=6,
+            ),
+            "stages.train_goal_critic": TrainQuasimetric(
+                group_size=32, optim=OptimConfig(steps=600, batch_size=256, lr=2e-3)
+            ),
+            "stages.distill_paths": DistillShortestPaths(
+                edge_length=0.8,
+                group_size=64,
+                optim=OptimConfig(steps=3000, batch_size=512, lr=2e-3),
+            ),
+            "stages.select_landmarks": None,
+        },
     )

@@ -5,24 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import Config
+from ami_agent.config import Config, override
 from ami_agent.recipes.maze import maze, with_pixels
 from ami_agent.training import CollectRandom, TrainQuasimetric
 from ami_agent.training.optim import OptimConfig
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import FourierQuasimetricConfig
-from modules.perception import KeypointEncoderConfig
 
 
 def point_maze() -> Config:
     """What is learnt in a maze, learnt from a ball that MuJoCo moves, in the maze "u"."""
     env = EnvConfig(id="ami/PointMaze-v0", options={"map": "u", "obs_type": "state"})
-    return replace(
+    return override(
         maze(),
-        recipe="point-maze",
-        env=env,
-        eval_env=env,
-        goal_critic=_goal_critic(frequency_scale=5),
+        {
+            "recipe": "point-maze",
+            "env": env,
+            "eval_env": env,
+            "cost.goal_critic": _goal_critic(frequency_scale=5),
+        },
     )
 
 
@@ -35,27 +36,29 @@ def _goal_critic(frequency_scale: float) -> GoalCriticConfig:
 def point_maze_medium() -> Config:
     """The same in the maze "medium", of 6 by 6 cells; what is a unit of the state spans more."""
     base = point_maze()
-    assert isinstance(base.collect, CollectRandom)
+    assert isinstance(base.stages["collect"], CollectRandom)
     env = replace(base.env, options={**base.env.options, "map": "medium"})
-    return replace(
+    return override(
         base,
-        recipe="point-maze-medium",
-        env=env,
-        eval_env=env,
-        goal_critic=_goal_critic(frequency_scale=2),  # its lanes are as wide, but many
-        collect=replace(base.collect, num_envs=3000),
-        train_jepa=replace(base.train_jepa, optim=replace(base.train_jepa.optim, steps=3000)),
-        train_goal_critic=TrainQuasimetric(
-            log_push=True, optim=OptimConfig(steps=2500, batch_size=256, lr=2e-3)
-        ),
+        {
+            "recipe": "point-maze-medium",
+            "env": env,
+            "eval_env": env,
+            "cost.goal_critic": _goal_critic(frequency_scale=2),
+            "stages.collect.num_envs": 3000,
+            "stages.train_jepa.optim.steps": 3000,
+            "stages.train_goal_critic": TrainQuasimetric(
+                log_push=True, optim=OptimConfig(steps=2500, batch_size=256, lr=2e-3)
+            ),
+        },
     )
 
 
 def point_maze_pixels() -> Config:
     """The maze "u" seen from above: points in the image and how they move make the state."""
-    return replace(
+    return override(
         _with_pixels_and_velocity(point_maze(), "point-maze-pixels"),
-        goal_critic=_goal_critic(frequency_scale=7),
+        {"cost.goal_critic": _goal_critic(frequency_scale=7)},
     )
 
 
@@ -69,9 +72,6 @@ def _with_pixels_and_velocity(base: Config, recipe: str) -> Config:
     is thrown back by walls moves less evenly than a body that slides along them, and four numbers
     had come to hold bends of its place in place of its velocity."""
     config = with_pixels(base, recipe)
-    assert isinstance(config.perception, KeypointEncoderConfig)
-    weights = replace(config.train_jepa.weights, inverse_dynamics=4)
-    return replace(
-        config, perception=replace(config.perception, state_dim=6),
-        train_jepa=replace(config.train_jepa, weights=weights),
-    )  # fmt: skip
+    return override(
+        config, {"perception.state_dim": 6, "stages.train_jepa.weights.inverse_dynamics": 4}
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import Config
+from ami_agent.config import ActorConfig, Config, CostConfig, override
 from ami_agent.training import (
     CollectRandom,
     CollectWithPlanner,
@@ -54,16 +54,18 @@ def two_rooms() -> Config:
         action_space=BallActions(),
         perception=ImageEncoderConfig(patch=8),
         world_model=WorldModelConfig(dynamics=MLPDynamicsConfig(hidden=256)),
+        actor=ActorConfig(planner=GradientPlannerConfig()),
         configurator=ConfiguratorConfig(goal_distance=2.0),
-        planner=GradientPlannerConfig(),
-        collect=CollectRandom(
-            num_envs=1500, steps=32, options={"max_episode_steps": 32, "directed_fraction": 0.5}
-        ),
-        train_jepa=TrainJEPA(optim=OptimConfig(steps=1300, batch_size=128, lr=1.5e-3)),
-        train_goal_critic=TrainQuasimetric(optim=OptimConfig(steps=4000, batch_size=256)),
-        distill_policy=DistillPlanner(
-            optim=OptimConfig(steps=5000, batch_size=512, lr=2e-3), steps=32
-        ),
+        stages={
+            "collect": CollectRandom(
+                num_envs=1500, steps=32, options={"max_episode_steps": 32, "directed_fraction": 0.5}
+            ),
+            "train_jepa": TrainJEPA(optim=OptimConfig(steps=1300, batch_size=128, lr=1.5e-3)),
+            "train_goal_critic": TrainQuasimetric(optim=OptimConfig(steps=4000, batch_size=256)),
+            "distill_policy": DistillPlanner(
+                optim=OptimConfig(steps=5000, batch_size=512, lr=2e-3), steps=32
+            ),
+        },
     )
 
 
@@ -73,30 +75,37 @@ def two_rooms_slow() -> Config:
     of a pixel need it; the critic counts in strides of ten steps."""
     base = two_rooms()
     env = EnvConfig(id="ami/TwoRooms-v0", variant="slow")
-    return replace(
+    return override(
         base,
-        recipe="two-rooms-slow",
-        env=env,
-        eval_env=env,
-        perception=KeypointEncoderConfig(state_dim=2),
-        world_model=WorldModelConfig(dynamics=FourierDynamicsConfig()),
-        goal_critic=GoalCriticConfig(distance=FourierQuasimetricConfig()),
-        planner=GradientPlannerConfig(horizon=12, num_proposals=2, num_warm_starts=1),
-        subgoals=LandmarkGraphConfig(stuck_after=10),
-        # long enough to come through the door: where few do, the critic takes it for a wall
-        collect=CollectRandom(
-            num_envs=250, steps=256, options={"max_episode_steps": 256, "directed_fraction": 0.5}
-        ),
-        train_jepa=TrainJEPA(
-            weights=LossWeights(
-                prediction=10, variance=4, covariance=0.5, temporal_similarity=0, inverse_dynamics=1
+        {
+            "recipe": "two-rooms-slow",
+            "env": env,
+            "eval_env": env,
+            "perception": KeypointEncoderConfig(state_dim=2),
+            "world_model": WorldModelConfig(dynamics=FourierDynamicsConfig()),
+            "cost.goal_critic": GoalCriticConfig(distance=FourierQuasimetricConfig()),
+            "actor.planner": GradientPlannerConfig(horizon=12, num_proposals=2, num_warm_starts=1),
+            "actor.subgoals": LandmarkGraphConfig(stuck_after=10),
+            "stages.collect": CollectRandom(
+                num_envs=250,
+                steps=256,
+                options={"max_episode_steps": 256, "directed_fraction": 0.5},
             ),
-            optim=OptimConfig(steps=1300, batch_size=128, lr=2e-3),
-        ),
-        train_goal_critic=TrainQuasimetric(
-            length=10, optim=OptimConfig(steps=2000, batch_size=256, lr=2e-3)
-        ),
-        select_landmarks=SelectLandmarks(num_windows=600, length=40),
+            "stages.train_jepa": TrainJEPA(
+                weights=LossWeights(
+                    prediction=10,
+                    variance=4,
+                    covariance=0.5,
+                    temporal_similarity=0,
+                    inverse_dynamics=1,
+                ),
+                optim=OptimConfig(steps=1300, batch_size=128, lr=2e-3),
+            ),
+            "stages.train_goal_critic": TrainQuasimetric(
+                length=10, optim=OptimConfig(steps=2000, batch_size=256, lr=2e-3)
+            ),
+            "stages.select_landmarks": SelectLandmarks(num_windows=600, length=40),
+        },
     )
 
 
@@ -128,38 +137,42 @@ def _map_state_recipe(
         action_space=BallActions(),
         perception=SpatialEncoderConfig(patch=patch),
         world_model=WorldModelConfig(dynamics=ConvDynamicsConfig()),
-        planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
-        stuck_recovery=StuckPerturbationConfig(),
-        policy_proposal=NoPolicyProposalConfig(),
-        collect=CollectRandom(
-            num_envs=320,
-            steps=640,
-            options={"max_episode_steps": 640, "directed_fraction": 0.7, "max_step": max_step},
+        cost=CostConfig(goal_critic=GoalCriticConfig(distance=ConvQuasimetricConfig())),
+        actor=ActorConfig(
+            planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
+            stuck_recovery=StuckPerturbationConfig(),
+            policy_proposal=NoPolicyProposalConfig(),
         ),
-        train_jepa=TrainJEPA(
-            weights=LossWeights(
-                prediction=4,
-                variance=8,
-                covariance=4,
-                variance_within=8,
-                covariance_within=4,
-                temporal_similarity=0,
-                inverse_dynamics=5,
+        stages={
+            "collect": CollectRandom(
+                num_envs=320,
+                steps=640,
+                options={"max_episode_steps": 640, "directed_fraction": 0.7, "max_step": max_step},
             ),
-            optim=OptimConfig(steps=2200, batch_size=64, lr=1.5e-3),
-            length=5,
-            group_size=4,
-        ),
-        goal_critic=GoalCriticConfig(distance=ConvQuasimetricConfig()),
-        train_goal_critic=TrainQuasimetric(
-            group_size=32, optim=OptimConfig(steps=1000, batch_size=128)
-        ),
-        distill_paths=DistillShortestPaths(),
-        planner_rollouts=CollectWithPlanner(steps=planner_rollouts),
-        finetune_dynamics=FinetuneDynamics(),
-        distill_policy=DistillPlanner(
-            rounds=3, num_envs=96, steps=24, optim=OptimConfig(steps=1500, batch_size=256)
-        ),
+            "train_jepa": TrainJEPA(
+                weights=LossWeights(
+                    prediction=4,
+                    variance=8,
+                    covariance=4,
+                    variance_within=8,
+                    covariance_within=4,
+                    temporal_similarity=0,
+                    inverse_dynamics=5,
+                ),
+                optim=OptimConfig(steps=2200, batch_size=64, lr=1.5e-3),
+                length=5,
+                group_size=4,
+            ),
+            "train_goal_critic": TrainQuasimetric(
+                group_size=32, optim=OptimConfig(steps=1000, batch_size=128)
+            ),
+            "distill_paths": DistillShortestPaths(),
+            "planner_rollouts": CollectWithPlanner(steps=planner_rollouts),
+            "finetune_dynamics": FinetuneDynamics(),
+            "distill_policy": DistillPlanner(
+                rounds=3, num_envs=96, steps=24, optim=OptimConfig(steps=1500, batch_size=256)
+            ),
+        },
     )
 
 

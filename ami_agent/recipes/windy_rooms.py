@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import Config
+from ami_agent.config import ActorConfig, Config, CostConfig
 from ami_agent.training import (
     CollectRandom,
     DistillPlanner,
@@ -40,38 +40,50 @@ def windy_rooms() -> Config:
             dynamics=FourierDynamicsConfig(hidden=128, num_frequencies=32, frequency_scale=2.0),
             latent=SparseLatentConfig(size=4),
         ),
-        goal_critic=GoalCriticConfig(
-            distance=FourierQuasimetricConfig(hidden=128, num_frequencies=64, frequency_scale=3.0)
+        cost=CostConfig(
+            goal_critic=GoalCriticConfig(
+                distance=FourierQuasimetricConfig(
+                    hidden=128, num_frequencies=64, frequency_scale=3.0
+                )
+            )
         ),
-        subgoals=LandmarkGraphConfig(trusted_edge_length=1.0, subgoal_spacing=4.0),
-        planner=GradientPlannerConfig(horizon=6, num_proposals=2, num_warm_starts=1),
-        risk=ScenarioCVaRConfig(num_scenarios=12),
+        actor=ActorConfig(
+            subgoals=LandmarkGraphConfig(trusted_edge_length=1.0, subgoal_spacing=4.0),
+            planner=GradientPlannerConfig(horizon=6, num_proposals=2, num_warm_starts=1),
+            risk=ScenarioCVaRConfig(num_scenarios=12),
+        ),
         tasks={
             "reach": TaskSpec(goal_source="env"),
             "risk-averse": TaskSpec(goal_source="env", cvar_alpha=0.0),
         },
-        collect=CollectRandom(
-            num_envs=2000, steps=50, options={"max_episode_steps": 50, "start_region": "anywhere"}
-        ),
-        train_jepa=TrainJEPA(
-            weights=LossWeights(
-                prediction=10,
-                variance=4,
-                covariance=0.5,
-                temporal_similarity=0,
-                inverse_dynamics=1,
-                kl=0.001,
+        stages={
+            "collect": CollectRandom(
+                num_envs=2000,
+                steps=50,
+                options={"max_episode_steps": 50, "start_region": "anywhere"},
             ),
-            optim=OptimConfig(steps=1500, batch_size=128, lr=2e-3),
-            length=5,
-        ),
-        train_goal_critic=TrainQuasimetric(optim=OptimConfig(steps=2500, batch_size=256, lr=2e-3)),
-        select_landmarks=SelectLandmarks(),
-        distill_policy=DistillPlanner(
-            imitated_tasks=("reach",),
-            rounds=4,
-            num_envs=64,
-            steps=30,
-            optim=OptimConfig(steps=2000, batch_size=256),
-        ),
+            "train_jepa": TrainJEPA(
+                weights=LossWeights(
+                    prediction=10,
+                    variance=4,
+                    covariance=0.5,
+                    temporal_similarity=0,
+                    inverse_dynamics=1,
+                    kl=0.001,
+                ),
+                optim=OptimConfig(steps=1500, batch_size=128, lr=2e-3),
+                length=5,
+            ),
+            "train_goal_critic": TrainQuasimetric(
+                optim=OptimConfig(steps=2500, batch_size=256, lr=2e-3)
+            ),
+            "select_landmarks": SelectLandmarks(),
+            "distill_policy": DistillPlanner(
+                imitated_tasks=("reach",),
+                rounds=4,
+                num_envs=64,
+                steps=30,
+                optim=OptimConfig(steps=2000, batch_size=256),
+            ),
+        },
     )

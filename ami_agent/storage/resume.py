@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ami_agent import config_io
-from ami_agent.config import Config, buffer_steps, stages
+from ami_agent.config import Config, buffer_steps
 from ami_agent.storage import checkpoint, run_dir
 from modules.types import ConfigError
 
@@ -17,7 +17,7 @@ def check_resumable(run: Path, config: Config, seed: int) -> None:
     started, refused = _started_stages(run), []
     for difference in changed_settings(before, config):
         stage = difference.partition(".")[0].partition(" ")[0]
-        if stage not in stages(config):
+        if stage not in config.stages:
             refused.append(difference)
         elif stage in started:
             refused.append(f"{difference}, but the stage {stage} has begun")
@@ -63,4 +63,4 @@ def _started_stages(run: Path) -> set[str]:
     if (run / "memory").is_dir():  # it may have been kept just before the process was killed
         buffer_metadata, _ = checkpoint.contents(run / "memory")
         num_started = max(num_started, int(buffer_metadata.get("stage_index", 0)))
-    return set(list(stages(run_dir.config_of(run)))[:num_started])
+    return set(list(run_dir.config_of(run).stages)[:num_started])

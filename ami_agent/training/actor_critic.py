@@ -239,17 +239,17 @@ class ActorCriticRun(SGDStageRun):
     ) -> dict[str, Tensor]:
         """What the policy learns from one imagined step of every option; nothing where actions are
         numbers."""
-        bounds = self.agent.policy.bounds
-        if not isinstance(bounds, OneHotActions):
+        action_space = self.agent.policy.action_space
+        if not isinstance(action_space, OneHotActions):
             return {}
         with torch.no_grad():
-            options = bounds.alternatives(bounds.project(pre_squash))
+            options = action_space.alternatives(action_space.project(pre_squash))
             if not options.shape[1]:
                 return {}
             imagined = self.policy_proposal.evaluator.evaluate(
                 state, options[:, :, None], context._replace(horizon=1)
             )
-        return choice_loss(pre_squash, imagined.energy, bounds.sizes)
+        return choice_loss(pre_squash, imagined.energy, action_space.sizes)
 
     def _sample_states(self, generator: torch.Generator) -> Tensor:
         """States `[B, D]`, each with what recall makes of the moments before it."""

@@ -49,7 +49,7 @@ class ReplayBuffer:
     """The last `capacity` steps of each of B worlds, kept on one device."""
 
     def __init__(
-        self, capacity: int, example: Transition, device: torch.device | str, stack: int = 1
+        self, capacity: int, example: Transition, device: torch.device | str = "cpu", stack: int = 1
     ) -> None:
         """`capacity` counts resets too; `example` `[B, ...]` lends shapes and types, no values.
         `stack`: an observation is so many frames along its first axis, the latest last, and every
