@@ -52,13 +52,13 @@ def collapse() -> Variants:
     """What do the terms of VICReg do, where inverse dynamics has no weight? As published, states
     collapse without variance, and covariance adds (Bardes et al. 2022). And is inverse dynamics
     enough without them?"""
-    base = with_weights(planned(ami.recipes.two_rooms()), inverse=0)
+    base = with_weights(planned(ami.recipes.two_rooms()), inverse_dynamics=0)
     return {
         "VICReg": base,
         "no covariance": with_weights(base, covariance=0),
         "no variance": with_weights(base, variance=0),
         "neither": with_weights(base, variance=0, covariance=0),
-        "inverse dynamics alone": with_weights(base, variance=0, covariance=0, inverse=1),
+        "inverse dynamics alone": with_weights(base, variance=0, covariance=0, inverse_dynamics=1),
     }
 
 
@@ -73,7 +73,7 @@ def _terms(whole: ami.Config) -> Variants:
         "no variance": with_weights(whole, variance=0),
         "no covariance": with_weights(whole, covariance=0),
         "no similarity": with_weights(whole, temporal_similarity=0),
-        "no inverse dynamics": with_weights(whole, inverse=0),
+        "no inverse dynamics": with_weights(whole, inverse_dynamics=0),
     }
 
 

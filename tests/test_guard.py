@@ -95,9 +95,9 @@ def recipe(**options):
 def explorer(config):
     with closing(config.env.build(1)) as env:
         agent = build(
-            config, env.spec, num_envs=config.collector.num_envs, buffer_size=buffer_steps(config)
+            config, env.spec, num_envs=config.collect.num_envs, buffer_size=buffer_steps(config)
         )
-    return config.collector.start(agent, config.env, 1)
+    return config.collect.start(agent, config.env, 1)
 
 
 def test_episode_goes_on_in_other_episodes_and_memory_joins_none(caplog):

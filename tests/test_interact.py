@@ -76,12 +76,12 @@ def recipe(steps=60, ratio=0.5, **options):
 def stage_run_of(config, collected=True):
     env = config.env.build(1)
     agent = build(
-        config, env.spec, num_envs=config.collector.num_envs, buffer_size=buffer_steps(config)
+        config, env.spec, num_envs=config.collect.num_envs, buffer_size=buffer_steps(config)
     )
     env.close()
     if collected:
-        episode = config.collector.start(agent, config.env, 1)
-        for _ in range(config.collector.steps):
+        episode = config.collect.start(agent, config.env, 1)
+        for _ in range(config.collect.steps):
             episode.update()
         episode.finish()
     return config.stages["actor_critic"].start(agent, config.env, 2)
@@ -237,7 +237,7 @@ def test_where_the_env_can_not_be_brought_back_another_episode_begins():
 def test_what_was_learnt_is_kept_when_the_env_breaks(tmp_path):
     config = recipe(breaks_at=45)
     config = override(
-        config, {"stages.collect": replace(config.collector, options={"breaks_at": 0})}
+        config, {"stages.collect": replace(config.collect, options={"breaks_at": 0})}
     )
     with pytest.raises(EnvError, match="the line broke"):
         ami.train(config, out=tmp_path / "run", seed=0)

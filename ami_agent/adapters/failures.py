@@ -14,7 +14,7 @@ import torch
 
 from modules.types import ConfigError
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 _GYMNASIUM = Path(gymnasium.__file__).parent
 _NOT_ENVS = tuple(
     f"{path}{os.sep}"
