@@ -26,7 +26,12 @@ from ami_agent.training import (
     TrainValue,
 )
 from ami_agent.training.actor_critic import ActorCriticStage
-from modules.actor.planning import CEMConfig, CollocationConfig, MPPIConfig
+from modules.actor.planning import (
+    CEMConfig,
+    CollocationConfig,
+    GradientPlannerConfig,
+    MPPIConfig,
+)
 from modules.actor.subgoals import (
     ImaginedLandmarkGraphConfig,
     LandmarkGraphConfig,
@@ -198,8 +203,11 @@ def _plan_parts(
     state: float = FLOAT_BYTES * (prod(agent.shape) + spec.action_dim + len(spec.interoception))
     if isinstance(planner, (CEMConfig, MPPIConfig)):  # no gradient: only the paths are kept
         num_candidates, step = planner.num_samples, float(state)
-    else:
-        num_candidates, step = planner.num_proposals + planner.num_warm_starts, imagined_bytes
+    elif isinstance(planner, (GradientPlannerConfig, CollocationConfig)):
+        num_candidates = planner.num_proposals + planner.num_warm_starts
+        step = imagined_bytes
+    else:  # of a planner of the user's own it is not known
+        num_candidates, step = 1, imagined_bytes
     if isinstance(planner, CollocationConfig):
         step += 4 * state
     yield MemoryUse(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -135,9 +136,10 @@ class ConfiguratorConfig:
     def build(
         self, horizon: int, iterations: int, modes: tuple[str, ...], modalities: Sequence[str],
         drives: Sequence[str], drives_with_critic: Sequence[str],
+        intrinsic: Mapping[str, float] = MappingProxyType({}),
     ) -> Configurator:  # fmt: skip
         return Configurator(
-            self, horizon, iterations, modes, modalities, drives, drives_with_critic
+            self, horizon, iterations, modes, modalities, drives, drives_with_critic, intrinsic
         )
 
 
@@ -147,10 +149,12 @@ class Configurator:
     def __init__(
         self, config: ConfiguratorConfig, horizon: int, iterations: int, modes: tuple[str, ...],
         modalities: Sequence[str], drives: Sequence[str], drives_with_critic: Sequence[str],
+        intrinsic: Mapping[str, float],
     ) -> None:  # fmt: skip
+        """`intrinsic`: weights of further intrinsic costs, by name."""
         self.weights = {
             name: getattr(config, name) for name in ("goal_distance", "control_cost", "critic")
-        }
+        } | dict(intrinsic)
         self.horizon, self.iterations, self.modes = horizon, iterations, modes
         self.modalities, self.drives, self.drives_with_critic = (
             modalities,

@@ -34,6 +34,7 @@ from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.adapters.imports import check_trusted
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_device, check_path
+from ami_agent.custom import import_components
 from ami_agent.config import Config, build
 from ami_agent.sizing import check_planning
 from ami_agent.storage import atomic, checkpoint, guarded_reader
@@ -108,6 +109,7 @@ def config_of(
 ) -> Config:
     """The settings a run was started with. ConfigError where they name code that the user did
     not name (`imports`: files x.py or modules) or trust; `flag` is where the user names it."""
+    import_components(imports)
     return check_trusted(settings_of(run), run, imports, trust, flag)
 
 

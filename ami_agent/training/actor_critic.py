@@ -158,7 +158,12 @@ class ActorCriticRun(SGDStageRun):
         self.model = deepcopy(agent.world_model).requires_grad_(False)
         target_critics: Any = self.target_critics.average.module
         interoceptive_cost = InteroceptiveCost(self.drives, target_critics)
-        cost = Cost(agent.cost.goal_critic, interoceptive_cost, self.model.ensemble.disagreement)
+        cost = Cost(
+            agent.cost.goal_critic,
+            interoceptive_cost,
+            self.model.ensemble.disagreement,
+            agent.cost.custom,
+        )
         evaluator = replace(
             agent.evaluator, imagine=self.model.imagine, imagine_policy=self.model.imagine_policy, cost_terms=cost,
             risk_model=deepcopy(agent.evaluator.risk_model),  # whoever acts draws from the agent's own

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -274,17 +275,26 @@ class Cost(nn.Module):
         goal_critic: GoalCritic | NoGoalCritic,
         interoceptive_cost: InteroceptiveCost,
         uncertainty: Uncertainty,
+        custom: Mapping[str, CostFn] = MappingProxyType({}),
     ) -> None:
+        """`custom`: further intrinsic costs by name; ConfigError for a name that is taken."""
         super().__init__()
+        self.custom = dict(custom)
         self.goal_critic, self.interoceptive_cost, self.uncertainty = (
             goal_critic,
             interoceptive_cost,
             uncertainty,
         )
+        for name in custom:
+            if name in self._standard() or name in interoceptive_cost.names():
+                raise ConfigError(f"a cost is called {name!r} already; give yours another name")
+
+    def _standard(self) -> dict[str, CostFn]:
+        return {**INTRINSIC, "curiosity": self._curiosity, "critic": self.goal_critic}
 
     def cost_functions(self) -> dict[str, CostFn]:
         """Every energy of states and actions, by the name of its weight."""
-        return {**INTRINSIC, "curiosity": self._curiosity, "critic": self.goal_critic}
+        return {**self._standard(), **self.custom}
 
     def names(self) -> list[str]:
         """All that can have a weight."""

@@ -4,11 +4,25 @@ train them (LeCun 2022, 4.3). Those of what the body feels are in `drives.py`.""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from modules.types import CostFn, Rollout, TaskContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntrinsicCostConfig:
+    """Settings of an intrinsic cost of the user's own, which is a subclass with a `build`. The cost
+    has no parameters: nothing can train it."""
+
+    weight: float = 1.0
+    """Its weight u_i in every task that names none."""
+
+    def build(self) -> CostFn:
+        """The cost, differentiable: an imagined rollout and the task -> energy `[B, P]`."""
+        raise NotImplementedError
 
 
 def goal_distance(rollout: Rollout, context: TaskContext) -> Tensor:
