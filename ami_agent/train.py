@@ -31,7 +31,7 @@ from ami_agent.storage.replay_files import Chunks, buffer_head
 from ami_agent.storage.resume import apply_new_settings, check_resumable
 from ami_agent.storage.run_lock import locked
 from ami_agent.training import Stage, StageRun
-from ami_agent.training.actor_critic import with_prefixes, without_prefix
+from ami_agent.training.base import with_prefixes, without_prefix
 from ami_agent.training.collect import EPISODE_METRICS
 from ami_agent.training.optim import (
     average_metrics,

@@ -351,7 +351,7 @@ def test_the_critic_stays_the_teacher_until_its_student_has_learnt():
 def test_who_has_no_critic_cannot_teach_it(stage):
     config = small(recipes.two_rooms_random(), steps=2)
     config = replace(config, goal_critic=NoGoalCriticConfig())
-    with pytest.raises(ConfigError, match="without a critic"):
+    with pytest.raises(ConfigError, match="without a goal critic"):
         trained(config, ("collect", stage))
 
 
