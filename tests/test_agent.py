@@ -106,7 +106,7 @@ def same(one: Plan, other: Plan) -> bool:
 
 def test_who_has_no_task_cannot_act(tiny):
     agent, env = make_policy(tiny)
-    with pytest.raises(ConfigError, match="configure"):
+    with pytest.raises(ConfigError, match="set_task"):
         agent.act(env.reset(0)[0])
 
 

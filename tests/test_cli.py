@@ -191,7 +191,7 @@ def test_eval_writes_the_figures_of_the_contract(run, tmp_path, capsys):
 
 def test_a_task_that_the_agent_does_not_know_is_refused(run, capsys):
     message = error_line(capsys, "eval", run, "--task", "fly", "--episodes", "2")
-    assert "no task 'fly'; this agent knows reach" in message
+    assert "no task 'fly'; this agent has reach" in message
 
 
 def test_the_same_seed_gives_the_same_figures(run, tmp_path):
