@@ -55,7 +55,7 @@ def own(run, tmp_path) -> Path:
         (["train", "two-rooms", "--env.variant", "moon"], "choose one of"),
         (["train", "two-rooms", "--env.id", "ami/Nowhere-v0"], "ami/Nowhere"),
         (["train", "two-rooms", "--resume"], "has no config.json"),
-        (["eval", "nowhere"], "nowhere is no run folder"),
+        (["eval", "nowhere"], "nowhere is not a run folder"),
         (["eval"], "needs a DIR first"),
         (["ablate", "two-rooms", "--without", "soul"], "there are goal_critic, "),
         (["ablate", "two-rooms", "--swap", "planner=magic"], "GradientPlanner, Collocation, CEM"),

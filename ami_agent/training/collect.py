@@ -33,6 +33,7 @@ from modules.types import ENV_STEPS, Observation, Transition, tree_map, validate
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
+    from modules.memory.replay_buffer import ReplayBuffer
 
 
 class HasSteps(Protocol):
@@ -100,6 +101,17 @@ class CollectWithPlanner:
 
 
 EPISODE_METRICS = ("episode_return", "episode_length")
+
+
+def describe_constant_reward(buffer: ReplayBuffer) -> str:
+    """A line for the log where the reward is the same at all recorded steps; else empty."""
+    rewards = buffer.values("interoception")[:, 0]
+    if not len(rewards) or rewards.amin() < rewards.amax():
+        return ""
+    text = f"the reward was {float(rewards[0]):.6g} at each of {len(rewards):,} steps"
+    if rewards[0] != 0 and bool(buffer.values("terminated").any()):
+        return f"{text}: only how long an episode lasts can be learnt from"
+    return f"{text}: nothing to learn from yet"
 
 
 class RunningEpisodes:

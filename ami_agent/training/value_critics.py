@@ -208,6 +208,17 @@ def discount_for(steps: float) -> float:
     return min(max(1 - 5 / steps, 0.95), 0.99)
 
 
+def describe_discount(discount: float, max_episode_steps: float, source: str) -> str:
+    """A line for the log: how long an episode lasts, and the discount; either may be 0, unknown.
+    `source`: what states the length."""
+    limit_text = "nothing states how long an episode lasts"
+    if max_episode_steps:
+        limit_text = f"an episode lasts at most {max_episode_steps:g} steps ({source})"
+    if discount:
+        return f"{limit_text}; discount {discount:.3g}"
+    return f"{limit_text}; the discount follows from the episodes that are collected first"
+
+
 def _prediction_metrics(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Correlation and mean difference of two `[..., W]` over all but the drives, whose mean is
     taken."""
