@@ -1,11 +1,11 @@
-"""AMI: an agent with a mind of six modules, after LeCun's "A Path Towards Autonomous Machine
-Intelligence". All that a user needs is here:
+"""AMI: an agent of six modules, after LeCun's "A Path Towards Autonomous Machine Intelligence"
+(2022). All that a user needs is here:
 
     import ami_agent as ami
 
     agent = ami.train(ami.recipes.two_rooms(), out="runs/mine")  # or ami.load("runs/mine")
-    agent.configure(ami.Task(goal=goal))  # an observation [B, *O]
-    plan = agent.act(obs)  # [B, *O] -> plan.action [B, A], plan.states, plan.energy
+    controller = agent.controller(num_envs=2, task=ami.Task(goal=info["goal"]))
+    plan = controller.act(obs)  # plan.env_action is what env.step takes
 """
 
 from __future__ import annotations

@@ -451,4 +451,4 @@ def test_a_folder_that_can_not_be_is_reported_before_anything_is_trained(tmp_pat
     said = error_line(
         capsys, "ablate", "two-rooms", "--without", "goal_critic", "--out", tmp_path / "file" / "x"
     )
-    assert f"{tmp_path / 'file'} is no folder" in said
+    assert f"{tmp_path / 'file'} is not a folder" in said

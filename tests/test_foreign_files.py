@@ -303,7 +303,7 @@ def test_a_whole_number_may_stand_for_a_float(run):
         ("9" * 10_000, "too large"),
         ("1e999", "too large"),
         ("NaN", "NaN is no number"),
-        ('{"a": 1, "a": 2}', "'a' stands twice"),
+        ('{"a": 1, "a": 2}', "'a' occurs twice"),
         ('"\\ud800"', "surrogates"),
         ("", "not readable as JSON"),
     ],
@@ -343,7 +343,7 @@ def test_tensors_of_holes_are_not_even_summed_up(run):
     with (folder / checkpoint.TENSORS).open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header.encode())
         file.truncate(8 + len(header) + size)
-    with pytest.raises(ConfigError, match="next to nothing is on the disk"):
+    with pytest.raises(ConfigError, match="hardly any is on the disk"):
         checkpoint.load(folder)
 
 

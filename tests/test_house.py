@@ -134,7 +134,7 @@ def test_imports_are_read_as_python_reads_them():
         "envs.two_rooms.dynamics",
     }
     assert "ami_agent.training.representation_losses" in ours(
-        HOME / "ami_agent/training/jepa_loss.py"
+        HOME / "ami_agent/training/jepa.py"
     )
 
 

@@ -15,11 +15,12 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.config import buffer_steps, build, override, stages
 from ami_agent.evaluation.evaluate import evaluate_modes
-from ami_agent.losses import choice_loss, lambda_returns
 from ami_agent.storage import checkpoint
 from ami_agent.train import Trainer
 from ami_agent.training import CollectRandom, OnlineActorCritic, TrainJEPA
+from ami_agent.training.actor_critic import choice_loss
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.value_critics import lambda_returns
 from modules.actor.action_space import MAX_ALTERNATIVES, OneHotActions
 from modules.cost.cost import InteroceptiveCost, NoValueCritics
 from modules.cost.drives import Drives

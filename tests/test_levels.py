@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ami_agent import recipes
 from ami_agent.config import build, override
-from ami_agent.losses import LagrangeMultiplier, hjepa_level_loss
 from ami_agent.train import train
 from ami_agent.training import NoStage, SelectLandmarks, TrainHierarchy
+from ami_agent.training.goal_critic import LagrangeMultiplier
+from ami_agent.training.hierarchy import hjepa_level_loss
 from ami_agent.validate import check_stages
 from modules.actor.subgoals import FlatConfig, HierarchicalJEPA, HierarchicalJEPAConfig
 from modules.configurator import Task

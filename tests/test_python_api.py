@@ -513,7 +513,7 @@ def test_odd_arguments_of_evaluate_are_refused(vector_agent, wish, message):
 
 def test_odd_arguments_of_load_train_and_evaluate_are_refused(tmp_path, vector_agent, config):
     for odd, message in (
-        (tmp_path / "nowhere", "is no run folder"), (3, "run is 3; it must be a path"),
+        (tmp_path / "nowhere", "is not a run folder"), (3, "run is 3; it must be a path"),
         ("a\0b", "it must be a path"), (None, "run is None; it must be a path"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):

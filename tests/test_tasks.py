@@ -101,7 +101,7 @@ def test_the_first_task_is_done_unless_reported(forager, tmp_path):
 @pytest.mark.parametrize("command", ["eval", "show"])
 def test_a_task_that_nobody_knows_is_refused_and_the_known_ones_are_named(forager, capsys, command):
     message = error_line(capsys, command, forager, "--task", "fly", "--episodes", 1)
-    assert message == f"ami: no task 'fly'; this agent knows {', '.join(TASKS)}\n"
+    assert message == f"ami: no task 'fly'; this agent has {', '.join(TASKS)}\n"
 
 
 @pytest.mark.parametrize(
