@@ -25,7 +25,7 @@ from modules.actor.subgoals import Hierarchy
 from modules.configurator import Configurator, Task, TaskSpec
 from modules.cost.cost import Cost
 from modules.memory.replay_buffer import ReplayBuffer
-from modules.memory.rows import can_store
+from modules.memory.storage import can_store
 from modules.memory.short_term import (
     MAX_STATES,
     EpisodeMemory,

@@ -29,7 +29,7 @@ PARTS = {
         "modules.actor.planning.sampling",
     },
     "modules.actor.planning.collocation": {"modules.actor.planning.gradient"},
-    "modules.memory.replay_buffer": {"modules.memory.rows"},
+    "modules.memory.replay_buffer": {"modules.memory.storage"},
     "modules.perception": {
         "modules.perception.image",
         "modules.perception.keypoint_map",
@@ -40,10 +40,10 @@ PARTS = {
     "modules.perception.multi_modal": {"modules.perception.base"},
     "modules.world_model.latents": {
         "modules.world_model.latents.common",
-        "modules.world_model.latents.continuous",
+        "modules.world_model.latents",
         "modules.world_model.latents.discrete",
     },
-    "modules.world_model.latents.continuous": {"modules.world_model.latents.common"},
+    "modules.world_model.latents": {"modules.world_model.latents.common"},
     "modules.world_model.latents.discrete": {"modules.world_model.latents.common"},
     "modules.cost.cost": {
         "modules.cost.quasimetric",

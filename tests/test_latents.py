@@ -25,7 +25,7 @@ from modules.world_model.latents import (
     SparseLatent,
     SparseLatentConfig,
 )
-from modules.world_model.latents.continuous import Normal, kl_divergence
+from modules.world_model.latents import Normal, kl_divergence
 from tests.conftest import small
 
 KINDS = {
