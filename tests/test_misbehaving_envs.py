@@ -25,8 +25,7 @@ from gymnasium.vector.utils import batch_space
 import ami_agent as ami
 from ami_agent import resources
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
-from ami_agent.adapters.failures import EnvCreationError, EnvResetError
-from ami_agent.adapters.fault_tolerance import EnvError, WorkerDied
+from ami_agent.adapters.fault_tolerance import EnvCreationError, EnvError, EnvResetError, WorkerDied
 from ami_agent.adapters.make import import_path
 from ami_agent.evaluation.evaluate import run_many
 from ami_agent.evaluation.policies import make_random_policy
@@ -228,7 +227,7 @@ def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp
     program.write_text(
         textwrap.dedent("""
             import ctypes, gymnasium
-            from ami_agent.adapters import watchdog
+            from ami_agent.adapters import fault_tolerance
             from ami_agent.adapters.env import EnvConfig
             from tests.test_misbehaving_envs import Plain
 
@@ -238,7 +237,7 @@ def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp
                     libc.pthread_mutex_lock(lock)
                     libc.pthread_mutex_lock(lock)  # for ever, whatever signals come
 
-            watchdog.GRACE = 0.5
+            fault_tolerance.GRACE = 0.5
             gymnasium.register("test/Stuck-v0", entry_point=Stuck)
             world = EnvConfig(id="test/Stuck-v0", step_timeout=0.5).build(1)
             world.reset(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ami_agent.adapters.failures import EnvCreationError, EnvResetError
+from ami_agent.adapters.fault_tolerance import EnvCreationError, EnvResetError
 from ami_agent.agent import Agent
 from ami_agent.config import Config
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, EpisodeResults, run_many

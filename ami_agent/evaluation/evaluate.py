@@ -17,11 +17,11 @@ from ami_agent.adapters.env import (
     EnvConfig,
     HasReferencePolicies,
     StepResult,
+    check_same_spaces,
     done_of,
     rollout,
 )
 from ami_agent.adapters.fault_tolerance import retry_on_worker_death
-from ami_agent.adapters.spaces import check_same_spaces
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_count, check_is
 from ami_agent.evaluation.intervals import Estimate, mean, rate

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.autoreset import batch_rows
 from ami_agent.adapters.env import ActFn, EnvAdapter, Info, behaviour_policy, expert_policy
 from ami_agent.adapters.infos import reported
+from ami_agent.adapters.vector_env import batch_rows
 from ami_agent.agent import Agent
 from ami_agent.controller import Controller
 from modules.configurator import Task, TaskSpec
