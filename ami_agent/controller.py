@@ -17,7 +17,7 @@ from modules.configurator import Task
 from modules.types import ConfigError, Observation, Plan
 
 if TYPE_CHECKING:
-    from ami_agent.adapters.interface import Interface
+    from ami_agent.adapters.env_spec import Interface
     from ami_agent.agent import Agent
 
 

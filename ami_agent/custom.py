@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.failures import describe_error
+from ami_agent.adapters.fault_tolerance import describe_error
 from ami_agent.adapters.make import import_path
 from modules.types import ConfigError
 

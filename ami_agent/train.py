@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ami_agent.adapters.failures import EnvError
-from ami_agent.adapters.spaces import check_same_spaces
+from ami_agent.adapters.env import check_same_spaces
+from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_count, check_device, check_is, check_number, check_path
 from ami_agent.config import Config, buffer_steps, build, describe_buffer

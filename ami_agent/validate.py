@@ -7,8 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from ami_agent import config_io
-from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
-from ami_agent.adapters.spaces import check_same_spaces
+from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, check_same_spaces
 from ami_agent.config import Config, class_name
 from ami_agent.sizing import check_size
 from ami_agent.training import (

@@ -264,7 +264,7 @@ def test_a_variant_that_fails_is_reported_and_the_rest_goes_on_and_is_not_done_a
     configs = {"base": config_of(), "broken <b>": config_of("breaks")}
     done = run(configs, tmp_path)
     assert done.failures() == [
-        f"broken <b>, seed {seed} failed: world 'ami-test/Brittle-v0' failed in step: "
+        f"broken <b>, seed {seed} failed: environment 'ami-test/Brittle-v0' failed in step: "
         f"RuntimeError: the line broke (test_ablate.py:{line})"
         for seed in range(2)
     ]

@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import ami_agent as ami
 from ami_agent.ablation.executors import Job, finished_metrics, read_results
-from ami_agent.adapters import minari_files
-from ami_agent.adapters.datasets import from_run
+from ami_agent.adapters.datasets import check_minari_files, from_run
 from ami_agent.adapters.env import behaviour_policy, rollout
 from ami_agent.config import empty_transition
 from ami_agent.probing.perturbations import apply_perturbation
@@ -424,10 +423,10 @@ def test_arrays_of_a_dataset_are_on_the_disk_and_in_its_own_file(tmp_path, harm,
         file.create_dataset("episode_0/rewards", data=[1.0, 2.0, 3.0])
         harm(file)
     if not message:
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)
         return
     with pytest.raises(ConfigError, match=message):
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)
 
 
 def h5py() -> Any:
@@ -438,7 +437,7 @@ def test_a_dataset_is_regular_files(tmp_path):
     (tmp_path / "metadata.json").write_text('{"total_steps": 1, "total_episodes": 1}')
     os.mkfifo(tmp_path / "part.arrow")
     with pytest.raises(ConfigError, match="a pipe"):
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)
     (tmp_path / "metadata.json").write_text('{"total_steps": 1.5, "total_episodes": 1}')
     with pytest.raises(ConfigError, match="total_steps: it must be a whole number"):
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)

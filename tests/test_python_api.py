@@ -16,9 +16,10 @@ from gymnasium import spaces
 
 import ami_agent as ami
 from ami_agent import episode_state, recipes
+from ami_agent.adapters import env_spec
 from ami_agent.adapters import spaces as written
-from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.interface import Interface
+from ami_agent.adapters.env import EnvConfig, check_same_spaces
+from ami_agent.adapters.env_spec import Interface
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
@@ -164,7 +165,7 @@ BAD = {
     "objects": (GOOD.astype(object), "observation is an array of object"),
     "complex": (GOOD.astype(complex), "observation is an array of complex128"),
     "none": (None, "observation is an array of object"),
-    "ragged": ([[0.0], [0.0, 1.0]], "observation is a list that is no array"),
+    "ragged": ([[0.0], [0.0, 1.0]], "observation is a list, not an array"),
     "sparse": (torch.tensor(GOOD).to_sparse(), "observation is a sparse"),
     "meta": (torch.zeros(2, 3, device="meta"), "observation is an array of torch.float32"),
     "masked": (np.ma.masked_array(GOOD, GOOD > 0.2), "observation is a masked array"),
@@ -546,8 +547,8 @@ SPACES = [
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_spaces_are_written_down_without_loss(space):
-    text = json.dumps(written._space_to_json(space), allow_nan=False)
-    again = written._space_from_json(json.loads(text))
+    text = json.dumps(written.to_json(space), allow_nan=False)
+    again = written.from_json(json.loads(text))
     assert again == space
     assert type(again) is type(space)
     assert again.dtype == space.dtype
@@ -571,7 +572,7 @@ def test_spaces_are_written_down_without_loss(space):
 )  # fmt: skip
 def test_a_damaged_file_of_spaces_is_refused_in_one_line(damage):
     with pytest.raises(ConfigError, match=r"spaces\.json") as raised:
-        written.from_json(damage, EnvConfig(id="x"), "spaces.json")
+        env_spec.from_json(damage, EnvConfig(id="x").interface, "spaces.json")
     assert "\n" not in str(raised.value)
 
 
@@ -633,8 +634,8 @@ def test_signals_that_differ_in_name_or_order_are_refused():
         spec = env_.spec
     swapped = spec._replace(interoception=("alive", "reward"))
     with pytest.raises(ConfigError, match=r"interoception reward, alive, but .* alive, reward"):
-        written.check_same_spaces(swapped, spec, config.env)
-    written.check_same_spaces(spec, spec, config.env)
+        check_same_spaces(swapped, spec, config.env)
+    check_same_spaces(spec, spec, config.env)
 
 
 def test_a_run_keeps_the_spaces_of_its_environment(tmp_path):

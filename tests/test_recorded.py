@@ -284,7 +284,7 @@ def test_a_run_learns_from_what_another_has_collected(tmp_path):
         for part, other in zip(kept[:4], collected[:4], strict=True):
             assert torch.equal(part, other)
     ami.train(config, out=tmp_path / "other", seed=0)
-    with pytest.raises(ConfigError, match=r"other has kept no memory.*--keep-replay-buffer"):
+    with pytest.raises(ConfigError, match=r"other has kept no replay buffer.*--keep-replay-buffer"):
         offline("ami-test/Line-v0", LoadDataset(run=str(tmp_path / "other")))
     with pytest.raises(ConfigError, match=r"trained with \(1,\).*environment here has"):
         offline("Pendulum-v1", LoadDataset(run=str(tmp_path / "one")))

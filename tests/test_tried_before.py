@@ -85,7 +85,7 @@ def test_options_of_a_later_stage_are_tried_before_the_first(capsys, tmp_path):
     flags = ["--distill-policy.options", "budgett", "30"]
     message = error_line(capsys, "train", "two-rooms", "--out", tmp_path / "run", *flags)
     assert message.startswith(
-        "ami: --distill-policy.options: world 'ami/TwoRooms-v0' can't be made"
+        "ami: --distill-policy.options: environment 'ami/TwoRooms-v0' can't be made"
     )
     assert "budgett" in message
     assert not (tmp_path / "run").exists()
@@ -93,7 +93,7 @@ def test_options_of_a_later_stage_are_tried_before_the_first(capsys, tmp_path):
 
 def test_options_of_a_task_are_tried_as_well(tiny):
     task = TaskSpec(goal_source="env", options={"nonsense": 1})
-    with pytest.raises(ConfigError, match=r"task 'odd', options: world .* 'nonsense'"):
+    with pytest.raises(ConfigError, match=r"task 'odd', options: environment .* 'nonsense'"):
         check_config(replace(tiny, tasks={**tiny.tasks, "odd": task}))
 
 

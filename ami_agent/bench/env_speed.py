@@ -10,10 +10,10 @@ from itertools import cycle
 from typing import Any, Literal
 
 import gymnasium
+from gymnasium.vector import VectorEnv
 from rich.console import Console
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.make import VectorEnv
 from ami_agent.bench.interleave import ROUNDS, check_num_envs, interleave, measure_rates
 from ami_agent.cli.args import with_absolute_imports
 from ami_agent.logger import print_line, print_table

@@ -28,10 +28,9 @@ import torch
 from torch import Tensor
 
 from ami_agent import config_io
-from ami_agent.adapters import spaces
-from ami_agent.adapters.ceiling import MIB, Ceiling
+from ami_agent.adapters import env_spec
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.adapters.imports import check_trusted
+from ami_agent.adapters.trust import MIB, AllocationLimit, check_trusted
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_device, check_path
 from ami_agent.config import Config, build
@@ -82,7 +81,7 @@ def create(
 ) -> None:
     """Creates a run folder; `spec`: of the environment in which the agent is trained."""
     run.mkdir(parents=True, exist_ok=True)
-    if spec is not None and (written := spaces.to_json(spec)):
+    if spec is not None and (written := env_spec.to_json(spec)):
         write_json(run / SPACES, written)
     write_json(run / "manifest.json", manifest(seed, device))
     write_json(run / "config.json", config_io.to_json(config))  # last: it makes the folder a run
@@ -117,7 +116,7 @@ def spec_of(run: Path, config: Config) -> EnvironmentSpec:
     """The spec of the environment in which the run was trained, from its spaces.json; in runs of
     older versions, which have none, from the environment itself."""
     if (run / SPACES).exists():
-        return spaces.from_json(read_json(run / SPACES), config.env, str(run / SPACES))
+        return env_spec.from_json(read_json(run / SPACES), config.env.interface, str(run / SPACES))
     with closing(config.env.build(1)) as env:
         return env.spec
 
@@ -237,7 +236,7 @@ def _build_checked(config: Config, shapes: Mapping[str, tuple[int, ...]], run: P
     weight_bytes, source = 8 * sum(map(prod, shapes.values())), run / "config.json"
     try:
         spec = spec_of(run, config)
-        with Ceiling(MEMORY_MARGIN + 2 * weight_bytes):
+        with AllocationLimit(MEMORY_MARGIN + 2 * weight_bytes):
             agent = build(config, spec)
             check_planning(config, spec, agent)
             return agent

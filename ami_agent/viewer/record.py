@@ -11,8 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.env import EnvAdapter, EnvConfig, HasFactors, StepResult, done_of, rollout
-from ami_agent.adapters.spaces import check_same_spaces
+from ami_agent.adapters.env import (
+    EnvAdapter,
+    EnvConfig,
+    HasFactors,
+    StepResult,
+    check_same_spaces,
+    done_of,
+    rollout,
+)
 from ami_agent.agent import Agent
 from ami_agent.evaluation.evaluate import FINAL_SUCCESS_NAMES, SUCCESS_NAMES, read_info
 from ami_agent.evaluation.policies import EpisodeStart, task_of
