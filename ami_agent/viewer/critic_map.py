@@ -78,7 +78,7 @@ def _moves(projector: ProbeProjector, factors: np.ndarray, i: int, low: float, h
 
 
 def _obs_at(env: EnvAdapter, factors: np.ndarray, seed: int) -> Observation | None:
-    """The observation [1, *O] at these factors; None where the environment doesn't reset to them."""
+    """The observation [1, *O] at these factors; None where a reset does not give them."""
     labelled = reset_to_factors(env, factors, seed)
     if labelled is None or not np.allclose(labelled.factors[0], factors, atol=1e-3):
         return None

@@ -75,8 +75,8 @@ def show_live(
         with suppress(KeyboardInterrupt):
             for number in range(episodes):
                 ((recorded_episode,),) = record_episodes(
-                    agent, config, factory.camera, 1, (mode,), seed + number, task_spec, NullLogger(),
-                    callback=on_step,
+                    agent, config, factory.camera, 1, (mode,), seed + number, task_spec,
+                    NullLogger(), callback=on_step,
                 )  # fmt: skip
                 show(project(recorded_episode, projector), [Line(recorded_episode.summary)])
                 recorded.append(recorded_episode)
