@@ -84,9 +84,7 @@ class Terminal:
         texts: Iterable[RenderableType] = (
             Text.assemble(line.label(), (line.bar(), line.color)) for line in lines
         )
-        cropped = picture.crop(
-            (0, 0, picture.width, PANEL)
-        )  # its caption would be too small to read
+        cropped = picture.crop((0, 0, picture.width, PANEL))  # its caption would be illegible
         self.live.update(Group(BlockImage(cropped, len(lines) + 2), *texts), refresh=True)
 
 

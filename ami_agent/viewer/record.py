@@ -95,8 +95,8 @@ class RecordedEpisode(NamedTuple):
 
     @property
     def end_step(self) -> int:
-        """The step at which pictures end: soon after the agent has reached a goal for good, else the
-        last one."""
+        """The step at which pictures end: soon after a goal is reached for good, else the last
+        one."""
         if self.success_step is None or not self.final_success or self.has_drives:
             return len(self.states)
         return min(len(self.states), self.success_step + EXTRA_STEPS)
@@ -156,7 +156,7 @@ def _episode_length(env: EnvAdapter) -> int:
 
 
 class _Recorder:
-    """Acts in B environments until the first episode of each is done, and records these episodes."""
+    """Acts in B environments until the first episode of each is done, and records it."""
 
     def __init__(
         self, agent: Agent, env: EnvAdapter, camera: Camera, seed: int, callback: StepCallback
