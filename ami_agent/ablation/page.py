@@ -151,9 +151,7 @@ def _change(base: Config, config: Config, phrase: str) -> str:
     """A setting that differs, and its help text."""
     path = phrase.partition(" is ")[0]
     description = setting_help(config, path) or setting_help(base, path)
-    if path.endswith(
-        "._type"
-    ):  # of one class in the place of another, what the place is for as well
+    if path.endswith("._type"):  # another class: the help of the field, then that of the class
         description = f"{setting_help(base, path.removesuffix('._type'))} {description}"
         phrase = phrase.replace("._type is ", " is ").replace("Config'", "'")
     return f"<li><code>{html.escape(phrase)}</code> <span>{html.escape(description)}</span></li>"

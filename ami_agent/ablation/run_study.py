@@ -75,8 +75,8 @@ def _run_study(
         finished = sum(1 for result in results.values() if result.metrics is not None)
         message = interruption.message.partition(";")[0]
         raise Interrupted(
-            f"{message}; {finished} of {len(jobs)} runs in {out} are finished, and the same command "
-            "continues with the others"
+            f"{message}; {finished} of {len(jobs)} runs in {out} are finished, and the same "
+            "command continues with the others"
         ) from interruption
     if remaining:
         _print_time(console, work_seconds, time.monotonic() - started)

@@ -33,7 +33,7 @@ def draw_energy(axes: Axes, episode: ProjectedEpisode, steps: Sequence[int]) -> 
     """The energy of the plan, by term, and the critic's value of the current state, over time."""
     projected_steps, time = episode.projected_steps, episode.steps
     goal_note = ", to the goal" if episode.has_subgoals else ""
-    plan_label = "plan to the subgoal" if episode.has_subgoals else "plan"
+    plan_label = f"plan energy{' to the subgoal' if episode.has_subgoals else ''}"
     for name, color, low, high in stacked_terms(projected_steps):
         axes.fill_between(time, low, high, color=color, alpha=0.75, lw=0,
                           label=f"{plan_label}: {name}")  # fmt: skip
@@ -46,7 +46,7 @@ def draw_energy(axes: Axes, episode: ProjectedEpisode, steps: Sequence[int]) -> 
         axes.axvline(success_step, color=SUCCESS, lw=1.4, label=episode.recorded.success_label)
         if episode.unit == STEPS_TO_GO:
             axes.plot(
-                [0, success_step], [success_step, 0], color=SUCCESS, lw=1.4, label="steps it took"
+                [0, success_step], [success_step, 0], color=SUCCESS, lw=1.4, label="steps taken"
             )
     axes.plot(steps, np.zeros(len(steps)), "^", color=TEXT, ms=6, clip_on=False, zorder=9,
               transform=axes.get_xaxis_transform())  # fmt: skip
