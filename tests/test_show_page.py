@@ -224,7 +224,7 @@ def test_the_env_says_what_there_is_to_see(written):
 
 
 @pytest.mark.parametrize(
-    "arrived, stayed, driven, until",
+    ("arrived", "stayed", "driven", "until"),
     [(None, False, False, 50), (18, True, False, 23), (48, True, False, 50),
      (18, False, False, 50), (18, True, True, 50)],
 )  # fmt: skip
@@ -404,23 +404,11 @@ def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
     ((recorded,),) = record_episodes(
         agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, NullLogger()
     )
-    assert [len(recorded_step.planned_states) for recorded_step in recorded.recorded_steps] == [
-        9,
-        8,
-        7,
-        9,
-        8,
-    ]
-    assert [len(recorded_step.best_energies) > 1 for recorded_step in recorded.recorded_steps] == [True, False, False, True,
-                                                                       False]  # fmt: skip
+    steps = recorded.recorded_steps
+    assert [len(step.planned_states) for step in steps] == [9, 8, 7, 9, 8]
+    assert [len(step.best_energies) > 1 for step in steps] == [True, False, False, True, False]
     output = page.mode_record(project(recorded, projector), np.zeros((8, 8, 3), np.uint8))
-    assert [len(projected_step["stepEnergies"]) for projected_step in output["frames"]] == [
-        8,
-        7,
-        6,
-        8,
-        7,
-    ]
+    assert [len(frame["stepEnergies"]) for frame in output["frames"]] == [8, 7, 6, 8, 7]
     assert None not in output["errorByHorizon"][:4]  # 5 steps were lived
 
 
