@@ -399,7 +399,7 @@ def test_changes_return_observations_of_the_same_kind(change, message):
 def test_an_evaluation_that_is_damaged_is_reported_before_a_study_begins(run):
     (run / "eval.json").write_text('{"plan": {"episodes": 2}}')
     job = Job("one", run_dir.settings_of(SHIPPED), run, 0, 2, "cpu")
-    with pytest.raises(ConfigError, match="no figures of mode plan: remove it"):
+    with pytest.raises(ConfigError, match="no metrics of mode plan: remove it"):
         finished_metrics(job)
 
 

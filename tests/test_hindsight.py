@@ -207,7 +207,7 @@ def test_who_else_learns_in_hindsight_is_evaluated_in_the_same_episodes(tmp_path
     assert steps == 1100
     assert 0 <= metric <= 30
     plain = EnvConfig(id="Pendulum-v1")
-    with pytest.raises(ConfigError, match="HER can't live in Pendulum-v1"):
+    with pytest.raises(ConfigError, match="HER does not support Pendulum-v1"):
         replace(bench, env=plain, algorithms=("her",)).measure(Console(quiet=True))
 
 

@@ -55,7 +55,7 @@ def collect_data(
 
 @pytest.fixture(scope="module", autouse=True)
 def _coarse():
-    """A landscape of a few places shows as much as one of many."""
+    """A coarse critic map shows as much as a fine one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(critic_map, "GRID_SIZE", 11)
         yield
@@ -154,9 +154,9 @@ def test_what_is_known_is_read_as_it_is_however_bent_states_are():
     agent = untrained_agent()
     agent.perception = Bent()
     projector = ProbeProjector(agent, WORLD, 0, REACH)
-    make_probe = FactorProbe(WORLD, 1_000_000)
+    data = FactorProbe(WORLD, 1_000_000)
     positions, straight = (
-        projector.xy(make_probe.known.factors),
+        projector.xy(data.train_set.factors),
         projector.probe.read(projector.reference_states),
     )
     assert np.abs(projector(projector.reference_states) - positions).mean() < 0.5
@@ -277,7 +277,7 @@ def test_places_from_which_nothing_leads_to_the_goal_leave_colours_to_all_others
 
 
 def test_without_a_critic_there_is_no_critic_map(planned, projector):
-    zero_weights = untrained_agent(critic=NoGoalCriticConfig())
+    zero_weights = untrained_agent(goal_critic=NoGoalCriticConfig())
     assert (
         critic_map.compute_critic_map(zero_weights, WORLD, projector, planned[0].recorded) is None
     )
