@@ -155,6 +155,11 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [f"{path.lstrip('.')} is {one!r}, not {other!r}"]
 
 
+def flag_of(path: str) -> str:
+    """The flag of the setting at this path: `stages.train_jepa.length` -> `--train-jepa.length`."""
+    return "--" + re.sub(r"^(stages|actor|cost|memory)\.", "", path).replace("_", "-")
+
+
 def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
     """Flags that replace fields of `default`, a dataclass; where a field may be one of several
     classes, the flags are those of the class it has in `default`.

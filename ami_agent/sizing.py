@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.agent import Agent
 from ami_agent.config import Config, buffer_size, buffer_steps, build, override
+from ami_agent.config_io import flag_of
 from ami_agent.resources import check_memory
 from ami_agent.training import (
     CollectWithPlanner,
@@ -96,7 +97,7 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
     num_envs, rows = config.collect.num_envs, buffer_steps(config) + 1
     yield MemoryUse(
         "the agent's weights with their gradients and moments", COPIES_PER_WEIGHT * weight_bytes + buffer_bytes,
-        "the layers (--*.hidden, .channels, .state, .waves, .members) or --num-reference-obs",
+        "the layers (--*.hidden, .channels, .state-dim, .num-frequencies, .members) or --num-reference-obs",
     )  # fmt: skip
     states = rows * num_envs * FLOAT_BYTES * prod(agent.shape)  # those that stages encode once
     yield MemoryUse(
@@ -126,7 +127,7 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
         yield MemoryUse(
             "the graph of imagined landmarks",
             FLOAT_BYTES * (num_landmarks + num_grown) * (2 * num_landmarks + prod(agent.shape)),
-            "--subgoals.num-landmarks, .waiting, .grow, .ways or .length",
+            "--subgoals.num-landmarks, .frontier-size, .nodes-per-round, .branches or .branch-steps",
         )
     if paths := config.find(DistillShortestPaths):
         graphs, nodes = paths.num_graphs, paths.nodes_per_graph
@@ -153,7 +154,7 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
                 f"a batch of {name}",
                 batch * (steps + 1) * (perceived_bytes + _observation_bytes(spec))
                 + batch * jepa_stage.length * (jepa_stage.context_steps + 1) * imagined_bytes + covariance_bytes,
-                f"--{name}.optim.batch-size, --{name}.length or the layers of perception",
+                f"{flag_of(name)}.optim.batch-size, {flag_of(name)}.length or the layers of perception",
             )  # fmt: skip
     for name, some_stage in config.stages.items():
         stage: Any = some_stage
@@ -175,7 +176,7 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
             )
         yield MemoryUse(
             f"a batch of {name}", batch * ((steps + 1) * state + steps * imagined_per_step),
-            f"--{name}.optim.batch-size or the steps of its windows",
+            f"{flag_of(name)}.optim.batch-size or the steps of its windows",
         )  # fmt: skip
     yield from _plan_parts(config, spec, agent, imagined_bytes)
 

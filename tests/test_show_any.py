@@ -347,7 +347,7 @@ def test_an_env_that_fades_away_is_reported_in_a_line():
         camera = RenderCamera()
         for _ in range(2):
             assert camera(env)[0]
-            env.envs.step(env.envs.action_space.sample())
+            env.vector_env.step(env.vector_env.action_space.sample())
         with pytest.raises(EnvError, match=r"can no longer be drawn: its render\(\) gives nothing"):
             camera(env)
     del gymnasium.registry["ami-test/Fading-v0"]

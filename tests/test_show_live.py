@@ -53,7 +53,7 @@ def test_where_there_is_no_terminal_every_moment_is_a_line(agent, env):
     episodes = show_live(agent, env, console, episodes=2, seed=5)
     assert [episode.seed for episode in episodes] == [5, 6]
     message = console.file.getvalue().splitlines()
-    output = [line for line in message if "; reach" in line]
+    output = [line for line in message if "; goal_distance" in line]
     assert len(output) == 2 * LASTS
     assert [line.split(" · ")[0] for line in output] == [
         f"seed {seed}, step {step}" for seed in (5, 6) for step in range(LASTS)

@@ -171,10 +171,10 @@ def _stages(config: Config) -> str:
     """What is learnt, one after the other, and in how many updates."""
     table_rows = []
     for name, stage in config.stages.items():
-        optim = getattr(stage, "learning", None)
+        optim = getattr(stage, "optim", None)
         count = f", {optim.steps} updates" if isinstance(optim, OptimConfig) else ""
         if not isinstance(stage, NoStage):
-            description = html.escape(setting_help(config, name))
+            description = html.escape(setting_help(config, f"stages.{name}"))
             table_rows.append(
                 f"<li><b>{html.escape(name)}</b>{count}: <span>{description}</span></li>"
             )
