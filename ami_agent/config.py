@@ -370,8 +370,8 @@ def check_parameters(agent: Agent, config: Config) -> None:
     if 2 * parameters_by_obs[name] < count:
         raise ConfigError(
             f"an agent of these layers would have {count:,} parameters, more than max_parameters "
-            f"{config.max_parameters:,}: make layers narrower (--*.hidden, .state, .channels, "
-            f".waves, .members), or allow for them (--max-parameters {count})"
+            f"{config.max_parameters:,}: make layers narrower (--*.hidden, .state-dim, "
+            f".channels, .num-frequencies, .members), or allow for them (--max-parameters {count})"
         )
     raise ConfigError(
         f"an agent for this environment would have {count:,} parameters, more than max_parameters "

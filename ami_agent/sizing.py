@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.agent import Agent
 from ami_agent.config import Config, buffer_size, buffer_steps, build, override
+from ami_agent.config_io import flag_of
 from ami_agent.resources import check_memory
 from ami_agent.training import (
     CollectWithPlanner,
@@ -94,10 +95,6 @@ def _size(part: MemoryUse) -> float:
     return part.size
 
 
-def _flag(setting: str) -> str:
-    return "--" + setting.replace("_", "-")
-
-
 def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Iterator[MemoryUse]:
     """The memory that is in use during the whole run."""
     weight_bytes = sum(map(_bytes, agent.parameters()))
@@ -162,7 +159,7 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
                 f"a batch of {name}",
                 batch * (steps + 1) * (perceived_bytes + _observation_bytes(spec))
                 + batch * jepa_stage.length * (jepa_stage.context_steps + 1) * imagined_bytes + covariance_bytes,
-                f"--{name}.optim.batch-size, --{name}.length or the layers of perception",
+                f"{flag_of(name)}.optim.batch-size, {flag_of(name)}.length or the layers of perception",
             )  # fmt: skip
     for name, some_stage in config.stages.items():
         stage: Any = some_stage
@@ -179,7 +176,7 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
             steps = max(stage.length, stage.horizon)
         yield MemoryUse(
             f"a batch of {name}", batch * ((steps + 1) * state + steps * imagined_per_step),
-            f"{_flag(name)}.optim.batch-size or the steps of its windows",
+            f"{flag_of(name)}.optim.batch-size or the steps of its windows",
         )  # fmt: skip
     yield from _plan_parts(config, spec, agent, imagined_bytes)
 
@@ -198,7 +195,9 @@ def _plan_parts(
         num_envs = max(num_envs, distillation.num_envs)
     if config.find(CollectWithPlanner) or (online and online.mode == "plan"):
         num_envs = max(num_envs, config.collect.num_envs)
-    scenarios = config.actor.risk.num_scenarios if agent.world_model.level(0).latent.noise_dim else 1
+    scenarios = (
+        config.actor.risk.num_scenarios if agent.world_model.level(0).latent.noise_dim else 1
+    )
     state: float = FLOAT_BYTES * (prod(agent.shape) + spec.action_dim + len(spec.interoception))
     if isinstance(planner, (CEMConfig, MPPIConfig)):  # no gradient: only states are kept
         num_candidates, step = planner.num_samples, float(state)

@@ -271,7 +271,7 @@ def _environments(config: Config) -> Iterator[tuple[str, EnvConfig]]:
     for name, stage in config.stages.items():
         if isinstance(stage, (CollectRandom, CollectWithPlanner, DistillPlanner)) and stage.options:
             options = {**config.env.options, **stage.options}
-            yield f"--{name}.options", replace(config.env, options=options)
+            yield config_io.flag_of(f"{name}.options"), replace(config.env, options=options)
     for name, task in config.tasks.items():
         if task.options:
             yield f"task {name!r}, options", config.eval_env.for_task(task)

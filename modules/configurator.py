@@ -25,6 +25,7 @@ from modules.types import (
     validate_ranges,
 )
 
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A task for an agent: a goal, cost weights and limits, and how to act."""
@@ -247,4 +248,3 @@ def _check_named(what: str, numbers: Mapping[str, float], known: Sequence[str]) 
             raise ConfigError(_unknown(what, name, known))
         if not 0 <= value < float("inf"):
             raise ConfigError(f"the {what} {name!r} is {value}; it must be 0 or more")
-

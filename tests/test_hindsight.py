@@ -149,7 +149,10 @@ def test_memory_draws_moments_from_a_window_s_end_to_its_episode_s():
         ("goalless", "hindsight needs observations that are a Dict with 'desired_goal'"),
         ("mute", r"ami-test/Aim-v0 has no compute_reward\(achieved, desired, info\)"),
         ("single", r"rewards of shape \(\) for goals of shape \(1024, 1\)"),
-        ("moody", "in 100 % of the steps the environment's reward is not that of its compute_reward"),
+        (
+            "moody",
+            "in 100 % of the steps the environment's reward is not that of its compute_reward",
+        ),
     ],
 )
 def test_envs_that_do_not_keep_the_promise_are_named_with_the_way_out(fault, message):

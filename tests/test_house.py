@@ -133,9 +133,7 @@ def test_imports_are_read_as_python_reads_them():
         "envs.rng",
         "envs.two_rooms.dynamics",
     }
-    assert "ami_agent.training.representation_losses" in ours(
-        HOME / "ami_agent/training/jepa.py"
-    )
+    assert "ami_agent.training.representation_losses" in ours(HOME / "ami_agent/training/jepa.py")
 
 
 def test_the_nouns_know_nobody():

@@ -237,9 +237,7 @@ def test_where_the_env_can_not_be_brought_back_another_episode_begins():
 
 def test_what_was_learnt_is_kept_when_the_env_breaks(tmp_path):
     config = recipe(breaks_at=45)
-    config = override(
-        config, {"stages.collect": replace(config.collect, options={"breaks_at": 0})}
-    )
+    config = override(config, {"stages.collect": replace(config.collect, options={"breaks_at": 0})})
     with pytest.raises(EnvError, match="the line broke"):
         ami.train(config, out=tmp_path / "run", seed=0)
     tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"), "cpu")

@@ -477,7 +477,8 @@ def test_a_flag_that_swaps_the_vector_version_for_another_picture_says_so(two_ve
         for flag, value in flags.items():
             assert f"--env.{flag} {value}" in output
         assert (
-            "its own vector version, which is used without, observes Box(0, 255, (1, 12, 12)" in output
+            "its own vector version, which is used without, observes Box(0, 255, (1, 12, 12)"
+            in output
         )
     assert len(said(frame_stack=4, vectorization_mode="sync")) == 1
 

@@ -221,7 +221,7 @@ def test_a_plan_that_is_not_finite_is_refused_and_changes_nothing(unbounded_agen
     unbounded_agent.set_task(REWARD)
     plans = []
     for spoils in (False, True):
-        unbounded_agent.begin()
+        unbounded_agent.reset()
         unbounded_agent.set_task(REWARD)
         plans.append([])
         for step in range(3):
@@ -333,22 +333,24 @@ def test_what_is_no_task_mask_or_number_of_environments_is_refused(vector_agent)
 HOPS = {"max_edges": 3}
 KINDS = {
     "gradient": {},
-    "cem": {"planner": CEMConfig(horizon=3, num_samples=8, num_elites=2)},
-    "mppi": {"planner": MPPIConfig(horizon=3, num_samples=8)},
+    "cem": {"actor.planner": CEMConfig(horizon=3, num_samples=8, num_elites=2)},
+    "mppi": {"actor.planner": MPPIConfig(horizon=3, num_samples=8)},
     "collocation": {
-        "planner": CollocationConfig(horizon=3, iterations=2, warm_iterations=1, polish_steps=1)
+        "actor.planner": CollocationConfig(
+            horizon=3, iterations=2, warm_iterations=1, polish_steps=1
+        )
     },
-    "restless": {"stuck_recovery": StuckPerturbationConfig(check_every=2, min_energy=0.0)},
-    "committed": {"receding_horizon": 2},
-    "belief": {"short_term_memory": GRUMemoryConfig(hidden=4)},
-    "associative": {"short_term_memory": AttentionMemoryConfig(num_slots=3, slot_dim=4)},
-    "landmarks": {"hierarchy": LandmarkGraphConfig(num_landmarks=5, stuck_after=1, **HOPS)},
+    "restless": {"actor.stuck_recovery": StuckPerturbationConfig(check_every=2, min_energy=0.0)},
+    "committed": {"actor.receding_horizon": 2},
+    "belief": {"memory.short_term": GRUMemoryConfig(hidden=4)},
+    "associative": {"memory.short_term": AttentionMemoryConfig(num_slots=3, slot_dim=4)},
+    "landmarks": {"actor.subgoals": LandmarkGraphConfig(num_landmarks=5, stuck_after=1, **HOPS)},
     "imagined": {
-        "hierarchy": ImaginedLandmarkGraphConfig(
+        "actor.subgoals": ImaginedLandmarkGraphConfig(
             num_landmarks=5, branches=3, branch_steps=2, stuck_after=1, **HOPS
         )
     },
-    "levels": {"hierarchy": HierarchicalJEPAConfig(steps_per_level=(2,), memory_size=8)},
+    "levels": {"actor.subgoals": HierarchicalJEPAConfig(steps_per_level=(2,), memory_size=8)},
 }
 
 
@@ -356,10 +358,10 @@ def goal_agent(config: Config, kind: str) -> Agent:
     """A small agent of that kind with weights that mean something to each other."""
     changes = KINDS[kind]
     planner = changes.get(
-        "planner", GradientPlannerConfig(horizon=3, iterations=2, warm_iterations=1)
+        "actor.planner", GradientPlannerConfig(horizon=3, iterations=2, warm_iterations=1)
     )
     with closing(config.eval_env.build(1)) as env_:
-        agent = build(replace(config, **{**changes, "planner": planner}), env_.spec).eval()
+        agent = build(override(config, {**changes, "actor.planner": planner}), env_.spec).eval()
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weights in agent.parameters():
@@ -523,7 +525,7 @@ def test_odd_arguments_of_load_train_and_evaluate_are_refused(tmp_path, vector_a
         ami.load(tmp_path, device="abacus")
     with pytest.raises(ConfigError, match=r"agent is a str; it must be ami\.Agent"):
         ami.evaluate("agent", "CartPole-v1")
-    with pytest.raises(ConfigError, match="world is a int"):
+    with pytest.raises(ConfigError, match="env is a int"):
         ami.evaluate(vector_agent, 5)
     for wish, message in (
         ({"config": "two-rooms"}, "config is a str; it must be ami.Config"),

@@ -16,7 +16,6 @@ import torch
 from gymnasium import spaces
 
 import ami_agent as ami
-from ami_agent import config_io
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import evaluate_modes
@@ -370,13 +369,6 @@ def test_where_minari_or_its_files_are_missing_it_is_reported(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "minari", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"pip install 'ami-agent\[minari\]'"):
         run_cli()
-
-
-def test_settings_from_before_there_were_records_are_still_read():
-    config = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0"))
-    written = config_io.to_json(config)
-    assert written["collect"].pop("_type") == "CollectRandom"
-    assert config_io.from_json(written, "here") == config
 
 
 @pytest.mark.long

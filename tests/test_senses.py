@@ -218,5 +218,7 @@ def test_a_sense_may_be_called_anything():
 
 
 def test_more_than_can_be_reported_apart_is_refused_by_number():
-    with pytest.raises(ConfigError, match="the discrete actions have 10000000 options, more than 16384"):
+    with pytest.raises(
+        ConfigError, match="the discrete actions have 10000000 options, more than 16384"
+    ):
         action_adapter(spaces.Discrete(10**7))

@@ -447,7 +447,7 @@ def test_what_is_no_longer_the_environment_s_is_not_copied_again():
 
 def test_pictures_that_are_drawn_into_one_array_are_kept_as_they_were():
     class Renderable:
-        class envs:
+        class vector_env:
             canvas = np.zeros((8, 8, 3), np.uint8)
 
             @classmethod

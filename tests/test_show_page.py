@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from PIL import Image
 
 from ami_agent.agent import Agent
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.logger import NullLogger
 from ami_agent.recipes import two_rooms
 from ami_agent.viewer import critic_map, page, show
@@ -45,8 +46,8 @@ WORLD = replace(two_rooms().eval_env, options={"max_episode_steps": STEPS})
 REACH = TaskSpec(goal_source="env")
 
 
-def untrained_agent(**changes: object) -> Agent:
-    return build(replace(two_rooms(), **changes), WORLD.build(1).spec)
+def untrained_agent(changes: Mapping[str, object] | None = None) -> Agent:
+    return build(override(two_rooms(), changes or {}), WORLD.build(1).spec)
 
 
 @pytest.fixture(scope="module")
@@ -349,9 +350,9 @@ def test_what_each_step_would_cost_adds_up_to_what_the_future_costs(agent):
         np.testing.assert_allclose(energy.mean(1), plan.terms[name], rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"planner": CEMConfig(horizon=4)}])
+@pytest.mark.parametrize("changes", [{}, {"actor.planner": CEMConfig(horizon=4)}])
 def test_planning_is_overheard_and_ends_with_the_energy_of_the_plan(changes):
-    agent = untrained_agent(**changes)
+    agent = untrained_agent(changes)
     plan, _, looks = plan_once(agent)
     assert len(looks) > 2
     for env, energy in enumerate(best_so_far(looks, plan)):
@@ -363,7 +364,7 @@ def test_planning_is_overheard_and_ends_with_the_energy_of_the_plan(changes):
 def test_of_several_futures_what_counts_is_overheard():
     recipe = two_rooms()
     model = replace(recipe.world_model, latent=GaussianLatentConfig())
-    agent = untrained_agent(world_model=model)
+    agent = untrained_agent({"world_model": model})
     plan, _, looks = plan_once(agent)
     assert plan.candidate_states.shape[1] > looks[0].shape[1]
     assert best_so_far(looks, plan)[0][-1] == pytest.approx(float(plan.energy[0]), rel=1e-4)
@@ -399,7 +400,7 @@ def test_what_came_true_of_every_second_moment_is_measured_against_every_step():
 
 
 def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
-    agent = untrained_agent(receding_horizon=3)
+    agent = untrained_agent({"actor.receding_horizon": 3})
     projector = ProbeProjector(agent, WORLD, 0, REACH)
     ((recorded,),) = record_episodes(
         agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, NullLogger()
@@ -417,7 +418,7 @@ def test_what_levels_above_hope_for_is_drawn_and_how_they_find_it_is_reported(
 ):
     monkeypatch.setattr(critic_map, "GRID_SIZE", 5)
     agent = untrained_agent(
-        subgoals=LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)
+        {"actor.subgoals": LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)}
     )
     obs, _ = WORLD.build(12).reset(0)
     with torch.no_grad():

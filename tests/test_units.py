@@ -338,7 +338,7 @@ def test_training_episodes_are_logged(tmp_path):
     ami.train(config, out=tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    for stage in ("life", "actor_critic"):
+    for stage in ("collect", "actor_critic"):
         (last,) = [row for row in rows if row["stage"] == stage]
         assert last["episode_return"] == last["episode_length"] == 10
 

@@ -16,20 +16,23 @@ def check_resumable(run: Path, config: Config, seed: int) -> None:
     before = run_dir.config_of(run)
     started, refused = _started_stages(run), []
     for difference in changed_settings(before, config):
-        stage = difference.partition(".")[0].partition(" ")[0]
+        setting, _, values = difference.partition(" ")
+        stage = setting.removeprefix("stages.").partition(".")[0]
         if stage not in config.stages:
-            refused.append(difference)
+            refused.append(f"{config_io.flag_of(setting)} {values}")
         elif stage in started:
-            refused.append(f"{difference}, but the stage {stage} has begun")
+            refused.append(
+                f"{config_io.flag_of(setting)} {values}, but the stage {stage} has begun"
+            )
     seeds = {"seed": run_dir.manifest_of(run)["seed"]}
-    refused += config_io.differences(seeds, {"seed": seed})
+    refused += [f"--{line}" for line in config_io.differences(seeds, {"seed": seed})]
     if refused:
-        raise ConfigError(f"{run} can't be resumed with other settings: --{refused[0]}")
+        raise ConfigError(f"{run} can't be resumed with other settings: {refused[0]}")
     if started and buffer_steps(before) != buffer_steps(config):
         raise ConfigError(
             f"{run} can't be resumed with other settings: its replay buffer holds "
-            f"{buffer_steps(before)} steps of each environment, but {buffer_steps(config)} are "
-            "needed now (by collect.steps, planner_rollouts.steps and actor_critic.steps)"
+            f"{buffer_steps(before)} steps of each environment, and now {buffer_steps(config)} would be "
+            "needed (--collect.steps, --planner-rollouts.steps and --actor-critic.steps decide it)"
         )
 
 

@@ -103,10 +103,7 @@ class JEPALevelConfig:
     )
     """What state and macro-action do not determine of the next state."""
     distance: (
-        QuasimetricConfig
-        | FourierQuasimetricConfig
-        | GlimpseQuasimetricConfig
-        | SharedCriticConfig
+        QuasimetricConfig | FourierQuasimetricConfig | GlimpseQuasimetricConfig | SharedCriticConfig
     ) = field(default_factory=FourierQuasimetricConfig)
     """Steps of the level from a state to a goal."""
 
