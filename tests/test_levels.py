@@ -22,7 +22,7 @@ from modules.configurator import Task
 from modules.cost.quasimetric import QuasimetricConfig
 from modules.types import ConfigError, QuasimetricFns
 from modules.world_model.dynamics import MLPDynamicsConfig
-from modules.world_model.jepa_levels import (
+from modules.world_model.hjepa import (
     ActionPrior,
     JEPALevelConfig,
     SharedCriticConfig,

@@ -21,7 +21,7 @@ from modules.actor.subgoals import HierarchicalJEPA, LandmarkGraph
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE
 from modules.cost.quasimetric import Quasimetric
 from modules.types import HORIZON, WEIGHT, ConfigError, validate_ranges
-from modules.world_model.jepa_levels import JEPALevel
+from modules.world_model.hjepa import JEPALevel
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
