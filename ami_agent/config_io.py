@@ -324,7 +324,8 @@ def _parse(default: Any, argv: Sequence[str], program: str, **kwargs: Any) -> An
             )
     except SystemExit as stop:
         if stop.code:
-            raise ConfigError(_parser_message(stderr.getvalue() or stdout.getvalue())) from None
+            message = _parser_message(stderr.getvalue() or stdout.getvalue())
+            raise ConfigError(message + _renamed(argv)) from None
         print(stdout.getvalue(), end="")  # --help
         raise
 
@@ -413,6 +414,49 @@ def _flag_name(name: str, hint: Any) -> str:
     metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
     given = [mark.name for mark in metadata if isinstance(getattr(mark, "name", None), str)]
     return given[0] if given else name.replace("_", "-")
+
+
+RENAMED_FLAGS = {
+    "--curve": "--eval-every-stage",
+    "--keep-memory": "--keep-replay-buffer",
+    "--changes": "--perturbations",
+    "--who": "--algorithms",
+    "--env.limit": "--env.max-episode-steps",
+    "--env.repeat": "--env.action-repeat",
+    "--env.stack": "--env.frame-stack",
+    "--env.vector": "--env.vectorization-mode",
+    "--life.": "--collect.",
+    "--objective.": "--train-jepa.",
+    "--teacher.": "--train-goal-critic.",
+    "--paths.": "--distill-paths.",
+    "--foresee.": "--train-values.",
+    "--interact.": "--actor-critic.",
+    "--practice.": "--planner-rollouts.",
+    "--refine.": "--finetune-dynamics.",
+    "--ascend.": "--train-hierarchy.",
+    "--survey.": "--select-landmarks.",
+    "--retrace.": "--goal-bc.",
+    "--amortise.": "--amortize-policy.",
+    "--distil.": "--distill-policy.",
+    "--hierarchy.": "--subgoals.",
+    "--futures.": "--risk.",
+    "--temper.": "--stuck-recovery.",
+    "--critic.": "--goal-critic.",
+    "--foresight.": "--value-critics.",
+    "--recall.": "--short-term.",
+    "--auto.": "--adaptive.",
+}
+"""Flags of version 0.1, or how they begin, and what they are called now."""
+
+
+def _renamed(argv: Sequence[str]) -> str:
+    """What an old flag among these is called now, as the end of a message."""
+    for arg in argv:
+        flag = arg.partition("=")[0]
+        for old, new in RENAMED_FLAGS.items():
+            if flag == old or (old.endswith(".") and flag.startswith(old)):
+                return f" ({flag} is called {new}{'...' if new.endswith('.') else ''} now)"
+    return ""
 
 
 PLAIN_MESSAGES = {

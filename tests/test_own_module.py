@@ -229,3 +229,10 @@ def test_override_changes_settings_by_path_and_keeps_the_order_of_stages():
 def test_a_recipe_function_must_return_a_config(files, capsys):
     (files / "other.py").write_text("def recipe():\n    return 3\n")
     assert "must return an ami.Config, not int" in error_line(capsys, "train", "other.py:recipe")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("--curve", "--eval-every-stage"), ("--teacher.optim.steps", "--train-goal-")]
+)
+def test_an_old_flag_names_the_new_one(old, new, capsys):
+    assert f"{old} is called {new}" in error_line(capsys, "train", "two-rooms", old, "3")
