@@ -216,5 +216,7 @@ def test_the_clock_of_one_env_alone_runs_in_episodes_that_are_evaluated(forager,
     reset = agent.reset
     monkeypatch.setattr(agent, "reset", lambda is_first=None: (output.append(1), reset(is_first)))
     env = replace(brief(recipes.forage()).eval_env, options={"max_episode_steps": 20})
-    latency(agent, env, "react", agent.task_spec("flag"), 0, actions=30)
+    monkeypatch.setattr("ami_agent.evaluation.latency.TIMED_ACTIONS", 30)
+    monkeypatch.setattr("ami_agent.evaluation.latency.WARM_UP_ACTIONS", 10)
+    latency(agent, env, "react", agent.task_spec("flag"), 0)
     assert len(output) == 2 * 2  # 40 steps each way, 20 to an episode

@@ -21,10 +21,10 @@ from modules.types import Observation
 Results = dict[str, Any]
 
 
-def latency(
-    agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, seed: int,
-    actions: int = 60,
-) -> Results:  # fmt: skip
+TIMED_ACTIONS, WARM_UP_ACTIONS = 60, 10
+
+
+def latency(agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, seed: int) -> Results:
     """Milliseconds in one environment after a warm-up: of one `act`, from observation to action,
     and of the actor's part, from state to action; perception and subgoals are the same in all
     modes."""
@@ -50,9 +50,9 @@ def latency(
 
     with closing(config.build(1, agent.device)) as env:
         for make in (time_whole_act, time_actor):
-            _run_steps(make, env, seed, actions + 10)
+            _run_steps(make, env, seed, TIMED_ACTIONS + WARM_UP_ACTIONS)
     return {
-        "ms_per_action": _percentiles(times[10:]),
+        "ms_per_action": _percentiles(times[WARM_UP_ACTIONS:]),
         "ms_per_decision": _percentiles(decision_times),
     }
 

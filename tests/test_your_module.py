@@ -19,7 +19,7 @@ from ami_agent.config import build
 from modules.types import ConfigError
 from tests.conftest import error_line
 
-PAGE = (Path(__file__).parents[1] / "docs" / "own-module.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "your-module.md").read_text()
 FILES = dict(re.findall(r'```python title="(\w+\.py)"\n(.*?)```', PAGE, re.S))
 COMMANDS = [
     line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()
