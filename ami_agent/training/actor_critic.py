@@ -224,6 +224,7 @@ class ActorCriticRun(SGDStageRun):
         target_critics: Any = self.target_critics.average.module
         interoceptive_cost = InteroceptiveCost(self.drives, target_critics)
         cost = Cost(agent.cost.goal_critic, interoceptive_cost, self.model.ensemble.disagreement)
+        # the agent's risk model keeps its random stream for acting
         evaluator = replace(
             agent.evaluator, imagine=self.model.imagine, imagine_policy=self.model.imagine_policy,
             cost_terms=cost, risk_model=deepcopy(agent.evaluator.risk_model),
