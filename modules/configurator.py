@@ -1,5 +1,5 @@
-"""Configurator: turns a task into the settings of every other module (LeCun 2022, 3.1.1): goal, cost
-weights, limits on drives, modality weights, mode, horizon and planning budget."""
+"""Configurator: turns a task into the settings of every other module (LeCun 2022, 3.1.1): goal,
+cost weights, limits on drives, modality weights, mode, horizon and planning budget."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from modules.types import (
     TaskContext,
     validate_ranges,
 )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -243,4 +244,3 @@ def _check_named(what: str, numbers: Mapping[str, float], known: Sequence[str]) 
             raise ConfigError(_unknown(what, name, known))
         if not 0 <= value < float("inf"):
             raise ConfigError(f"the {what} {name!r} is {value}; it must be 0 or more")
-

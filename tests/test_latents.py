@@ -22,10 +22,11 @@ from modules.world_model.latents import (
     GaussianLatentConfig,
     NoLatent,
     NoLatentConfig,
+    Normal,
     SparseLatent,
     SparseLatentConfig,
+    kl_divergence,
 )
-from modules.world_model.latents import Normal, kl_divergence
 from tests.conftest import small
 
 KINDS = {

@@ -44,13 +44,13 @@ from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import GRUMemory, GRUMemoryConfig, NoMemory
 from modules.types import Trajectory, Transition, as_dict
 from modules.world_model.dynamics import MLPDynamicsConfig
+from modules.world_model.hjepa import JEPALevelConfig
 from modules.world_model.jepa import (
     EnsembleConfig,
     TransitionHeadConfig,
     WorldModel,
     WorldModelConfig,
 )
-from modules.world_model.jepa_levels import JEPALevelConfig
 from modules.world_model.latents import (
     GaussianLatentConfig,
     SparseLatentConfig,

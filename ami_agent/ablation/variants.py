@@ -13,11 +13,8 @@ from ami_agent.config import Config
 from ami_agent.training import NoStage, SelectLandmarks, TrainHierarchy, TrainJEPA
 from ami_agent.training.actor_critic import ActorCriticStage
 from modules.actor.policy import NoPolicyProposalConfig
-from modules.actor.subgoals import (
-    FlatConfig,
-    HierarchicalJEPAConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import FlatConfig, LandmarkGraphConfig
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from modules.cost.cost import NoGoalCriticConfig, NoValueCriticsConfig
 from modules.memory.short_term import NoMemoryConfig
 from modules.types import ConfigError

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ami_agent.training import representation_losses
 from ami_agent.training.padding import ValidSteps, states_from_steps
 from modules.cost.quasimetric import Quasimetric
-from modules.world_model.jepa_levels import JEPALevel
+from modules.world_model.hjepa import JEPALevel
 
 
 class LagrangeMultiplier(nn.Module):

@@ -16,9 +16,10 @@ from ami_agent.training.base import OfflineStage, SGDStageRun, StageRun, encode_
 from ami_agent.training.goal_critic import critic_of
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.risk import latin_hypercube
-from modules.actor.subgoals import HierarchicalJEPA, LandmarkGraph
+from modules.actor.subgoals import LandmarkGraph
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE
 from modules.types import HORIZON, WEIGHT, ConfigError, validate_ranges
+from modules.world_model.hjepa import HierarchicalJEPA
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent

@@ -291,7 +291,9 @@ class Cost(nn.Module):
         """Weighted energies by name, each `[B, P]`; those of weight 0 are not computed."""
         functions = self.cost_functions()
         weights = {name: weight for name, weight in context.weights.items() if weight}
-        terms = {n: w * functions[n](rollout, context) for n, w in weights.items() if n in functions}
+        terms = {
+            n: w * functions[n](rollout, context) for n, w in weights.items() if n in functions
+        }
         weights |= {f"limit {name}": CONSTRAINT_PENALTY for name in context.limits}
         if weights.keys() - functions.keys():
             energies = self.interoceptive_cost(rollout, context.limits)

@@ -69,7 +69,12 @@ class MLPDynamics(nn.Module):
     the first `moving_dims` numbers of a state change."""
 
     def __init__(
-        self, input_layer: nn.Module, hidden: int, moving_dims: int, action_dim: int, latent_dim: int
+        self,
+        input_layer: nn.Module,
+        hidden: int,
+        moving_dims: int,
+        action_dim: int,
+        latent_dim: int,
     ) -> None:
         super().__init__()
         self.input_layer, self.moving_dims = input_layer, moving_dims
