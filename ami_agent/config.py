@@ -53,12 +53,7 @@ from modules.actor.policy import (
     ReactiveActor,
     StuckPerturbationConfig,
 )
-from modules.actor.subgoals import (
-    FlatConfig,
-    HierarchicalJEPAConfig,
-    ImaginedLandmarkGraphConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import FlatConfig, ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import (
     Cost,
@@ -95,6 +90,7 @@ from modules.types import (
     Transition,
     validate_ranges,
 )
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from modules.world_model.jepa import WorldModelConfig
 
 LARGE_OBS = 10_000

@@ -27,8 +27,9 @@ from ami_agent.probing.data import (
 from ami_agent.probing.perturbations import load_perturbations
 from ami_agent.probing.scorecard import DESCRIPTIONS, compute_scorecard, open_loop_error
 from ami_agent.probing.task_gradients import energy_gradient, task_gradient_overlap
-from modules.actor.subgoals import Flat, HierarchicalJEPAConfig
+from modules.actor.subgoals import Flat
 from modules.types import ConfigError, Rollout
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from tests.conftest import unexpected_query
 
 

@@ -14,15 +14,12 @@ from ami_agent.training import SelectLandmarks, TrainHierarchy
 from ami_agent.training.actor_critic import ActorCriticStage
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.policy import NoPolicyProposalConfig
-from modules.actor.subgoals import (
-    FlatConfig,
-    HierarchicalJEPAConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import FlatConfig, LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.cost.cost import NoGoalCriticConfig, NoValueCriticsConfig
 from modules.memory.short_term import NoMemoryConfig
 from modules.types import ConfigError
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from modules.world_model.latents import NoLatentConfig
 
 ConfigChange = Callable[[Config], Config]
