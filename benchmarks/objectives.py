@@ -1,12 +1,12 @@
-"""What the terms of the objective are worth: studies for `ami ablate`.
+"""The value of the loss terms of the world model: studies for `ami ablate`.
 
     ami ablate benchmarks/objectives.py:collapse      # two rooms: VICReg's terms
-    ami ablate benchmarks/objectives.py:published     # walls never seen: the published ablation
-    ami ablate benchmarks/objectives.py:terms         # the same, of an agent with a critic
+    ami ablate benchmarks/objectives.py:published     # held-out layouts: the published ablation
+    ami ablate benchmarks/objectives.py:terms         # the same for an agent with a critic
     ami ablate benchmarks/objectives.py:fixed         # the same on one layout
-    ami ablate benchmarks/objectives.py:stand_ins     # what else keeps a state from collapsing
+    ami ablate benchmarks/objectives.py:stand_ins     # other losses against collapse
 
-Mode-2 is judged; nothing is distilled, so Mode-1 knows nothing.
+The results are those of Mode-2; no stage trains the policy of Mode-1.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ami_agent.training.representation_losses import LossWeights
 PUBLISHED = LossWeights(
     prediction=1, variance=16, covariance=8, temporal_similarity=12, inverse_dynamics=1
 )
-"""EB-JEPA's (arXiv 2602.03604); PLDM's are of the same kind (arXiv 2502.14819)."""
+"""Those of EB-JEPA (arXiv 2602.03604); PLDM has the same terms (arXiv 2502.14819)."""
 
 Variants = dict[str, ami.Config]
 
 
 def planned(config: ami.Config) -> ami.Config:
-    """Judged by what it plans alone, on what was learnt from walks alone."""
-    habit, none = components.NoPolicyProposalConfig(), NoStage()
+    """The agent without its policy, trained on the data of the behaviour policy alone."""
+    no_proposal, none = components.NoPolicyProposalConfig(), NoStage()
     return replace(
         config,
-        policy_proposal=habit,
+        policy_proposal=no_proposal,
         planner_rollouts=none,
         finetune_dynamics=none,
         distill_policy=none,
@@ -40,22 +40,22 @@ def planned(config: ami.Config) -> ami.Config:
 
 
 def with_weights(config: ami.Config, **weights: float) -> ami.Config:
-    """The same with other weights."""
+    """The config with other loss weights."""
     changed = replace(config.train_jepa.weights, **weights)
     return replace(config, train_jepa=replace(config.train_jepa, weights=changed))
 
 
 def collapse() -> Variants:
-    """What do the terms of VICReg do, where inverse dynamics has no weight? As published, states
-    collapse without variance, and covariance adds (Bardes et al. 2022). And is inverse dynamics
-    enough without them?"""
-    base = with_weights(planned(ami.recipes.two_rooms()), inverse=0)
+    """What do the terms of VICReg contribute without inverse dynamics? As published, states collapse
+    without variance, and covariance improves them (Bardes et al. 2022). And is inverse dynamics
+    enough without these terms?"""
+    base = with_weights(planned(ami.recipes.two_rooms()), inverse_dynamics=0)
     return {
         "VICReg": base,
         "no covariance": with_weights(base, covariance=0),
         "no variance": with_weights(base, variance=0),
         "neither": with_weights(base, variance=0, covariance=0),
-        "inverse dynamics alone": with_weights(base, variance=0, covariance=0, inverse=1),
+        "inverse dynamics alone": with_weights(base, variance=0, covariance=0, inverse_dynamics=1),
     }
 
 
@@ -70,20 +70,21 @@ def _terms(whole: ami.Config) -> Variants:
         "no variance": with_weights(whole, variance=0),
         "no covariance": with_weights(whole, covariance=0),
         "no similarity": with_weights(whole, temporal_similarity=0),
-        "no inverse dynamics": with_weights(whole, inverse=0),
+        "no inverse dynamics": with_weights(whole, inverse_dynamics=0),
     }
 
 
 def published() -> Variants:
-    """What is each term of the objective worth on walls never seen, where plans are made as in
-    EB-JEPA: a vector state, and no cost but its distance to the goal's? EB-JEPA reports 97 % with
-    all terms; without variance, covariance, similarity and inverse dynamics 47, 46, 61 and 1 %.
+    """What is each loss term worth on held-out layouts, with planning as in EB-JEPA: a vector state,
+    and its distance to the goal's state as the only cost? EB-JEPA reports 97 % with all terms;
+    without variance, covariance, similarity and inverse dynamics 47, 46, 61 and 1 %.
 
-    Its weights don't carry over, for its actions are in pixels: what tells the dot from the walls
-    is inverse dynamics, and a weight of 1 on our smaller actions leaves the dot out of the state.
+    Its weights can't be used here, because its actions are in pixels: inverse dynamics is the term
+    that represents the point mass, and with a weight of 1 on the smaller actions of this
+    environment the state does not contain it.
     """
     base = planned(ami.recipes.two_rooms_random())
-    walks = {"max_episode_steps": 64, "directed_fraction": 0.5, "max_step": 1.45}
+    rollouts = {"max_episode_steps": 64, "directed_fraction": 0.5, "max_step": 1.45}
     whole = replace(
         base,
         perception=components.ImageEncoderConfig(patch=4, channels=32, hidden=256, state_dim=64),
@@ -94,7 +95,7 @@ def published() -> Variants:
         configurator=components.ConfiguratorConfig(goal_distance=1, critic=0),
         planner=components.GradientPlannerConfig(horizon=20, num_proposals=16, num_warm_starts=8),
         stuck_recovery=components.NoStuckRecoveryConfig(),
-        collect=CollectRandom(num_envs=3000, steps=64, options=walks),
+        collect=CollectRandom(num_envs=3000, steps=64, options=rollouts),
         train_jepa=TrainJEPA(
             weights=LossWeights(
                 prediction=2, variance=16, covariance=8, temporal_similarity=24, inverse_dynamics=80
@@ -106,22 +107,22 @@ def published() -> Variants:
 
 
 def terms() -> Variants:
-    """What is each term worth on walls never seen, to an agent that plans with a learnt critic,
-    with a map state?"""
+    """What is each loss term worth on held-out layouts, for an agent with a map state and a learned
+    critic?"""
     return _terms(_with_published_weights(ami.recipes.two_rooms_random()))
 
 
 def fixed() -> Variants:
-    """What is each term worth on one layout? PLDM reports 98 % with all terms; without variance,
+    """What is each loss term worth on one layout? PLDM reports 98 % with all terms; without variance,
     covariance, similarity and inverse dynamics 13, 29, 71 and 98 %."""
     return _terms(_with_published_weights(ami.recipes.two_rooms()))
 
 
 def stand_ins() -> Variants:
-    """What else keeps states from collapsing, in the place of variance and covariance: which other
-    objectives, or other targets? Inverse dynamics has no weight. What only its targets keep from
-    collapsing agrees in direction alone with them, as published, and hardly in length; and it has
-    no temporal similarity, whose gradient goes both ways."""
+    """Which other losses or target encoders prevent collapse in place of variance and covariance?
+    Inverse dynamics has no weight. The variants with a target encoder match the direction of its
+    states, as published, and hardly their length; they have no temporal similarity, whose gradient
+    also flows into the target."""
     base = collapse()["VICReg"]
     bare = with_weights(base, variance=0, covariance=0)
 
