@@ -46,9 +46,9 @@ def with_weights(config: ami.Config, **weights: float) -> ami.Config:
 
 
 def collapse() -> Variants:
-    """What do the terms of VICReg contribute without inverse dynamics? As published, states collapse
-    without variance, and covariance improves them (Bardes et al. 2022). And is inverse dynamics
-    enough without these terms?"""
+    """What do the terms of VICReg contribute without inverse dynamics? As published, states
+    collapse without variance, and covariance improves them (Bardes et al. 2022). And is inverse
+    dynamics enough without these terms?"""
     base = with_weights(planned(ami.recipes.two_rooms()), inverse_dynamics=0)
     return {
         "VICReg": base,
@@ -75,9 +75,9 @@ def _terms(whole: ami.Config) -> Variants:
 
 
 def published() -> Variants:
-    """What is each loss term worth on held-out layouts, with planning as in EB-JEPA: a vector state,
-    and its distance to the goal's state as the only cost? EB-JEPA reports 97 % with all terms;
-    without variance, covariance, similarity and inverse dynamics 47, 46, 61 and 1 %.
+    """What is each loss term worth on held-out layouts, with planning as in EB-JEPA: a vector
+    state, and its distance to the goal's state as the only cost? EB-JEPA reports 97 % with all
+    terms; without variance, covariance, similarity and inverse dynamics 47, 46, 61 and 1 %.
 
     Its weights can't be used here, because its actions are in pixels: inverse dynamics is the term
     that represents the point mass, and with a weight of 1 on the smaller actions of this
@@ -113,8 +113,8 @@ def terms() -> Variants:
 
 
 def fixed() -> Variants:
-    """What is each loss term worth on one layout? PLDM reports 98 % with all terms; without variance,
-    covariance, similarity and inverse dynamics 13, 29, 71 and 98 %."""
+    """What is each loss term worth on one layout? PLDM reports 98 % with all terms; without
+    variance, covariance, similarity and inverse dynamics 13, 29, 71 and 98 %."""
     return _terms(_with_published_weights(ami.recipes.two_rooms()))
 
 

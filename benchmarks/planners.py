@@ -34,9 +34,7 @@ def planner_configs(config: Config) -> dict[str, Config]:
         gradient = GradientPlannerConfig()
     return {
         "as trained": config,
-        "as trained, with stuck recovery": replace(
-            config, stuck_recovery=StuckPerturbationConfig()
-        ),
+        "as trained, stuck recovery": replace(config, stuck_recovery=StuckPerturbationConfig()),
         "as trained, no stuck recovery": replace(config, stuck_recovery=NoStuckRecoveryConfig()),
         "gradient": replace(bare, planner=gradient),
         "gradient, cold start only": replace(bare, planner=replace(gradient, num_warm_starts=0)),
