@@ -49,9 +49,11 @@ def test_what_is_requested_and_what_each_setting_means_is_reported(study):
 
 def test_what_stands_beside_a_setting_is_what_it_means():
     config = ami.recipes.two_rooms()
-    assert "(inverse dynamics)" in setting_help(config, "train_jepa.weights.inverse")
-    assert setting_help(config, "planner.is").startswith("Adam on the actions of several proposals")
-    assert setting_help(config, "world.options.max_episode_steps").startswith(
+    assert "inverse dynamics" in setting_help(config, "train_jepa.weights.inverse_dynamics")
+    assert setting_help(config, "planner._type").startswith(
+        "Adam on the actions of several proposals"
+    )
+    assert setting_help(config, "env.options.max_episode_steps").startswith(
         "Further keyword arguments"
     )
     assert setting_help(config, "nothing.of.that") == ""
