@@ -23,7 +23,6 @@ class FieldComments(griffe.Extension):
         if comment:
             attr.docstring = griffe.Docstring(comment, lineno=node.lineno, parent=attr)
 
-
     def on_package(self, *, pkg: griffe.Module, loader: Any, **kwargs: Any) -> None:
         """Names that a package imports from its own modules are documented there, once."""
         for module in [pkg, *pkg.modules.values()]:
