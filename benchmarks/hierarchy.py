@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from study import Study, Table, logger, told
+from study import Study, Table, report, told
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
@@ -171,4 +171,4 @@ CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
 
 
 if __name__ == "__main__":
-    logger(__doc__, Mazes, Path("runs/hierarchy"), CLAIMS)
+    report(__doc__, Mazes, Path("runs/hierarchy"), CLAIMS)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import Study, first_episode, logger, percent, score, told
+from study import Study, first_episode, percent, report, score, told
 
 import ami_agent as ami
 from ami_agent.adapters.env import ActFn, EnvConfig
@@ -307,4 +307,4 @@ CLAIMS: Mapping[str, Callable[[Study], tuple[list[str], list[Row]]]] = {
 
 
 if __name__ == "__main__":
-    logger(__doc__, Study, Path("runs/mind"), CLAIMS)
+    report(__doc__, Study, Path("runs/mind"), CLAIMS)

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from study import Study, Table, logger, told
+from study import Study, Table, report, told
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
@@ -210,4 +210,4 @@ CLAIMS: Mapping[str, Callable[[Winds], Table]] = {
 
 
 if __name__ == "__main__":
-    logger(__doc__, Winds, Path("runs/uncertainty"), CLAIMS)
+    report(__doc__, Winds, Path("runs/uncertainty"), CLAIMS)

@@ -207,20 +207,20 @@ def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
 
 
 def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
-    configs = variants(config_of(), ("train_jepa.feeling",), ())
+    configs = variants(config_of(), ("train_jepa.interoception",), ())
     done = run(configs, tmp_path)
     output = json.loads((tmp_path / "study.json").read_text())
     assert output["measure"] == "return"
-    assert list(output["variants"]) == ["gym", "without objective.feeling"]
+    assert list(output["variants"]) == ["gym", "without train_jepa.interoception"]
     for variant in output["variants"].values():
         assert [r["seed"] for r in variant["runs"]] == [0, 1]
         by_seed = [r["plan"]["return"]["mean"] for r in variant["runs"]]
         assert variant["plan"]["by_seed"] == by_seed
         assert variant["plan"]["interquartile_mean"]["mean"] == pytest.approx(sum(by_seed) / 2)
-    gone = output["variants"]["without objective.feeling"]["changes"]
+    gone = output["variants"]["without train_jepa.interoception"]["changes"]
     assert gone == [
-        "objective.weights.feeling is 0.0, not 1",
-        "interact.objective.weights.feeling is 0.0, not 1",
+        "stages.train_jepa.weights.interoception is 0.0, not 1",
+        "stages.actor_critic.train_jepa.weights.interoception is 0.0, not 1",
     ]
     with (tmp_path / "study.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -240,20 +240,20 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
     parser.feed(page.write(tmp_path / "index.html", done).read_text())
     text = " ".join(parser.seen)
     for sentence in done.sentences():
-        assert sentence.removeprefix("without objective.feeling, ") in text
-    assert setting_help(configs["gym"], "train_jepa.weights.feeling") in text
+        assert sentence.removeprefix("without train_jepa.interoception, ") in text
+    assert setting_help(configs["gym"], "stages.train_jepa.weights.interoception") in text
     assert "it says nothing of itself" in text  # the world
     by_chance = done.results["gym"][0].metrics["plan"]["baselines"]["random"]["return"]["mean"]
     assert f"In the same episodes reach: random actions, {by_chance:.3g}." in text
-    assert "interact.objective.weights.feeling is 0.0, not 1" in text
+    assert "stages.actor_critic.train_jepa.weights.interoception is 0.0, not 1" in text
     assert (tmp_path / "study.png").stat().st_size > 5000
     spread = last_metrics(tmp_path / "gym" / "1", "state")["std_mean"]
     assert done.run_infos["gym"][1].state["std_mean"] == spread > 0
     both = (run.state["std_mean"] for run in done.run_infos["gym"])
     assert f"spread of states {sum(both) / 2:.2f}; effective rank" in text
     assert last_metrics(tmp_path / "gym" / "1", "nothing") == last_metrics(tmp_path, "state") == {}
-    steps = configs["gym"].train_jepa.optim.steps
-    assert f", {steps} updates:  {setting_help(configs['gym'], 'train_jepa')}" in text
+    steps = configs["gym"].stages["train_jepa"].optim.steps
+    assert f", {steps} updates:  {setting_help(configs['gym'], 'stages.train_jepa')}" in text
     again = run(configs, tmp_path)
     assert again.to_dict() == done.to_dict()
 
@@ -406,13 +406,13 @@ def test_what_is_not_there_can_not_be_taken_away():
 
 def test_components_that_do_not_fit_are_reported_before_anything_is_trained(tmp_path):
     base = recipes.gym(EnvConfig(id="CartPole-v1"))
-    with pytest.raises(ConfigError, match="bounds are Box"):
-        run(variants(base, (), ("bounds=Box",)), tmp_path / "study")
+    with pytest.raises(ConfigError, match="action_space is Box"):
+        run(variants(base, (), ("action_space=BoxActions",)), tmp_path / "study")
     assert not (tmp_path / "study" / "gym").exists()
 
 
 def test_terms_are_taken_from_the_online_objective_as_well():
-    config = without(config_of(), "train_jepa.change")
+    config = without(config_of(), "train_jepa.scaled_prediction")
     assert (
         config.stages["train_jepa"].weights.scaled_prediction
         == config.stages["actor_critic"].train_jepa.weights.scaled_prediction
@@ -439,7 +439,7 @@ def test_terms_are_taken_from_what_is_learnt_of_data_as_well():
         },
     )
     assert (
-        without(offline, "train_jepa.change")
+        without(offline, "train_jepa.scaled_prediction")
         .stages["actor_critic"]
         .train_jepa.weights.scaled_prediction
         == 0

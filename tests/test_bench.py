@@ -154,7 +154,7 @@ def test_our_curve_tells_what_episode_cost(tmp_path):
             trial.curve(tmp_path, 0, Console(quiet=True))
         kept.write_text(found)
     calm = override(config, {"stages.actor_critic.action_noise": 0.1})
-    with pytest.raises(ConfigError, match=r"other settings, interact.noise is 0.5, not 0.1"):
+    with pytest.raises(ConfigError, match=r"other settings, stages.actor_critic.action_noise is 0.5, not 0.1"):
         replace(trial, config=calm).curve(tmp_path, 0, Console(quiet=True))
     assert ami.load(tmp_path / "0").spec.choices == (2,)
 

@@ -113,7 +113,7 @@ def _without_term(term: str) -> ConfigChange:
 def removable_parts(config: Config) -> dict[str, ConfigChange]:
     """All that can be taken away."""
     terms = [field.name for field in fields(LossWeights)]
-    return {**PART_REMOVALS, **{f"objective.{term}": _without_term(term) for term in terms}}
+    return {**PART_REMOVALS, **{f"train_jepa.{term}": _without_term(term) for term in terms}}
 
 
 def without(config: Config, name: str) -> Config:
