@@ -99,6 +99,12 @@ from modules.world_model.dynamics import (
     MLPDynamics,
     MLPDynamicsConfig,
 )
+from modules.world_model.hjepa import (
+    JEPALevel,
+    JEPALevelConfig,
+    SharedCritic,
+    SharedCriticConfig,
+)
 from modules.world_model.jepa import (
     Ensemble,
     EnsembleConfig,
@@ -112,12 +118,6 @@ from modules.world_model.jepa import (
     TransitionHeadConfig,
     WorldModel,
     WorldModelConfig,
-)
-from modules.world_model.jepa_levels import (
-    JEPALevel,
-    JEPALevelConfig,
-    SharedCritic,
-    SharedCriticConfig,
 )
 from modules.world_model.latents import (
     CategoricalLatent,

@@ -12,6 +12,7 @@ import tyro
 
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.agent import Agent
+from ami_agent.custom import build_component, check_custom
 from ami_agent.resources import format_bytes
 from ami_agent.training import (
     AmortizePlanning,
@@ -69,6 +70,7 @@ from modules.cost.cost import (
     ValueCriticsConfig,
 )
 from modules.cost.drives import Drives
+from modules.cost.intrinsic import IntrinsicCostConfig
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import (
     AttentionMemoryConfig,
@@ -83,6 +85,7 @@ from modules.perception import (
     MultiModalEncoderConfig,
     SpatialEncoderConfig,
 )
+from modules.perception.base import Encoder
 from modules.types import (
     HORIZON,
     ActorProtocol,
@@ -120,6 +123,8 @@ class CostConfig:
 
     drives: tuple[str, ...] = ()
     """Intrinsic costs of interoceptive signals, by name."""
+    intrinsic: dict[str, IntrinsicCostConfig] = field(default_factory=dict)
+    """Further intrinsic costs of states and actions, by name: the user's own."""
     goal_critic: GoalCriticConfig | NoGoalCriticConfig = field(default_factory=GoalCriticConfig)
     """Predicts the number of steps from a state to a goal."""
     value_critics: ValueCriticsConfig | NoValueCriticsConfig = field(
@@ -338,6 +343,7 @@ def build(
     agent = _build(config, spec, seed, num_envs, buffer_size)
     check_parameters(agent, config)
     check_tasks(agent)
+    check_custom(agent, config)
     return agent.to(device)
 
 
@@ -364,8 +370,8 @@ def check_parameters(agent: Agent, config: Config) -> None:
     if 2 * parameters_by_obs[name] < count:
         raise ConfigError(
             f"an agent of these layers would have {count:,} parameters, more than max_parameters "
-            f"{config.max_parameters:,}: make layers narrower (--*.hidden, .state, .channels, "
-            f".waves, .members), or allow for them (--max-parameters {count})"
+            f"{config.max_parameters:,}: make layers narrower (--*.hidden, .state-dim, "
+            f".channels, .num-frequencies, .members), or allow for them (--max-parameters {count})"
         )
     raise ConfigError(
         f"an agent for this environment would have {count:,} parameters, more than max_parameters "
@@ -397,17 +403,35 @@ def _build(
     conditioned_on = len(config.configurator.conditioned_on)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        perception = config.perception.build(spec.shapes)
+        perception = build_component(
+            "perception", config.perception, lambda: config.perception.build(spec.shapes), Encoder
+        )
         shape = perception.shape
-        short_term_memory = config.memory.short_term.build(shape)
-        world_model = config.world_model.build(shape, spec.action_dim, len(spec.interoception))
+        short_term_memory = build_component(
+            "memory.short_term",
+            config.memory.short_term,
+            lambda: config.memory.short_term.build(shape),
+        )
+        world_model = build_component(
+            "world_model",
+            config.world_model,
+            lambda: config.world_model.build(shape, spec.action_dim, len(spec.interoception)),
+        )
         interoceptive_cost = InteroceptiveCost(
             drives, config.cost.value_critics.build(shape, len(drives.names))
         )
         cost = Cost(
-            config.cost.goal_critic.build(shape),
+            build_component(
+                "cost.goal_critic",
+                config.cost.goal_critic,
+                lambda: config.cost.goal_critic.build(shape),
+            ),
             interoceptive_cost,
             world_model.ensemble.disagreement,
+            {
+                name: build_component(f"cost.intrinsic.{name}", settings, settings.build)
+                for name, settings in config.cost.intrinsic.items()
+            },
         )
         quasimetric = (
             cost.goal_critic.distance if isinstance(cost.goal_critic, GoalCritic) else None
@@ -420,7 +444,11 @@ def _build(
             shape, spec.action_dim, steps,
             lambda state, free: world_model.imagine(state, action_space.squash(free)).states[:, :, 1:],
         )  # fmt: skip
-        policy = config.actor.policy.build(shape, spec.action_dim, action_space, conditioned_on)
+        policy = build_component(
+            "actor.policy",
+            config.actor.policy,
+            lambda: config.actor.policy.build(shape, spec.action_dim, action_space, conditioned_on),
+        )
         plan_energy_predictor = config.actor.adaptive.build_predictor(
             shape, len(config.tasks), conditioned_on
         )
@@ -434,7 +462,11 @@ def _build(
         risk_model,
     )
     policy_proposal = config.actor.policy_proposal.build(policy, evaluator)
-    planner = config.actor.planner.build(evaluator, policy_proposal)
+    planner = build_component(
+        "actor.planner",
+        config.actor.planner,
+        lambda: config.actor.planner.build(evaluator, policy_proposal),
+    )
     plain_planner = config.actor.planner.build(
         evaluator, NoPolicyProposal(spec.action_dim)
     )  # is told of the habit
@@ -465,6 +497,7 @@ def _build(
         configurator=config.configurator.build(
             config.actor.planner.horizon, config.actor.planner.iterations, tuple(actors), tuple(spec.modalities),
             drives.names, interoceptive_cost.drives_with_critic,
+            {name: settings.weight for name, settings in config.cost.intrinsic.items()},
         ),
         actors=actors,
         planner=planner,

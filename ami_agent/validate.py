@@ -7,8 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from ami_agent import config_io
-from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
-from ami_agent.adapters.spaces import check_same_spaces
+from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, check_same_spaces
 from ami_agent.config import Config, class_name
 from ami_agent.sizing import check_size
 from ami_agent.training import (
@@ -272,7 +271,7 @@ def _environments(config: Config) -> Iterator[tuple[str, EnvConfig]]:
     for name, stage in config.stages.items():
         if isinstance(stage, (CollectRandom, CollectWithPlanner, DistillPlanner)) and stage.options:
             options = {**config.env.options, **stage.options}
-            yield f"--{name}.options", replace(config.env, options=options)
+            yield config_io.flag_of(f"{name}.options"), replace(config.env, options=options)
     for name, task in config.tasks.items():
         if task.options:
             yield f"task {name!r}, options", config.eval_env.for_task(task)

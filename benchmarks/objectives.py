@@ -16,7 +16,7 @@ from dataclasses import replace
 import ami_agent as ami
 from ami_agent import components
 from ami_agent.config import override
-from ami_agent.training import CollectRandom, NoStage, TrainJEPA
+from ami_agent.training import CollectRandom, TrainJEPA
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import LossWeights
 
@@ -30,14 +30,13 @@ Variants = dict[str, ami.Config]
 
 def planned(config: ami.Config) -> ami.Config:
     """Judged by what it plans alone, on what was learnt from walks alone."""
-    habit, none = components.NoPolicyProposalConfig(), NoStage()
     return override(
         config,
         {
-            "actor.policy_proposal": habit,
-            "stages.planner_rollouts": none,
-            "stages.finetune_dynamics": none,
-            "stages.distill_policy": none,
+            "actor.policy_proposal": components.NoPolicyProposalConfig(),
+            "stages.planner_rollouts": None,
+            "stages.finetune_dynamics": None,
+            "stages.distill_policy": None,
         },
     )
 

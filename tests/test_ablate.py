@@ -264,7 +264,7 @@ def test_a_variant_that_fails_is_reported_and_the_rest_goes_on_and_is_not_done_a
     configs = {"base": config_of(), "broken <b>": config_of("breaks")}
     done = run(configs, tmp_path)
     assert done.failures() == [
-        f"broken <b>, seed {seed} failed: world 'ami-test/Brittle-v0' failed in step: "
+        f"broken <b>, seed {seed} failed: environment 'ami-test/Brittle-v0' failed in step: "
         f"RuntimeError: the line broke (test_ablate.py:{line})"
         for seed in range(2)
     ]
@@ -451,4 +451,4 @@ def test_a_folder_that_can_not_be_is_reported_before_anything_is_trained(tmp_pat
     said = error_line(
         capsys, "ablate", "two-rooms", "--without", "goal_critic", "--out", tmp_path / "file" / "x"
     )
-    assert f"{tmp_path / 'file'} is no folder" in said
+    assert f"{tmp_path / 'file'} is not a folder" in said

@@ -106,7 +106,7 @@ def same(one: Plan, other: Plan) -> bool:
 
 def test_who_has_no_task_cannot_act(tiny):
     agent, env = make_policy(tiny)
-    with pytest.raises(ConfigError, match="configure"):
+    with pytest.raises(ConfigError, match="set_task"):
         agent.act(env.reset(0)[0])
 
 
@@ -350,7 +350,7 @@ def test_the_critic_stays_the_teacher_until_its_student_has_learnt():
 def test_who_has_no_critic_cannot_teach_it(stage):
     config = small(recipes.two_rooms_random(), steps=2)
     config = override(config, {"cost.goal_critic": NoGoalCriticConfig()})
-    with pytest.raises(ConfigError, match="without a critic"):
+    with pytest.raises(ConfigError, match="without a goal critic"):
         trained(config, ("collect", stage))
 
 

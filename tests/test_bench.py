@@ -52,7 +52,7 @@ def test_without_a_name_the_names_are_reported(tmp_path, capsys):
         (("baselines", "--algorithms", "alphazero"), "alphazero"),
         (("baselines", "--episodes", "0"), "--episodes is 0"),
         (("env-speed", "--seconds", "inf"), "--seconds is inf; it must be from 0"),
-        (("env-speed", "--env.import", "nosuch.py"), "no world could be measured"),
+        (("env-speed", "--env.import", "nosuch.py"), "no environment could be measured"),
         (("baselines", "--solved-at", "nan"), "solved-at is nan"),
         (("baselines", "--json", "nowhere/told.json"), "a file in a folder that exists"),
     ],
@@ -121,8 +121,8 @@ def test_a_curve_is_found_once_and_of_another_task_it_is_refused(tmp_path, capsy
     assert kept.stat().st_mtime_ns == before
     assert json.loads((tmp_path / "j").read_text())["CartPole-v1"] == found
     message = error_line(capsys, "bench", "baselines", *flags, "--steps", 400)
-    assert "PPO-0-3.json was found with other settings, steps is 300, not 400" in message
-    assert "SAC can't live in CartPole-v1" in error_line(
+    assert "PPO-0-3.json was measured with other settings, steps is 300, not 400" in message
+    assert "SAC does not support CartPole-v1" in error_line(
         capsys, "bench", "baselines", *env, "--algorithms", "sac"
     )
 

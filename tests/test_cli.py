@@ -56,7 +56,7 @@ def own(run, tmp_path) -> Path:
         (["train", "two-rooms", "--env.variant", "moon"], "choose one of"),
         (["train", "two-rooms", "--env.id", "ami/Nowhere-v0"], "ami/Nowhere"),
         (["train", "two-rooms", "--resume"], "has no config.json"),
-        (["eval", "nowhere"], "nowhere is no run folder"),
+        (["eval", "nowhere"], "nowhere is not a run folder"),
         (["eval"], "needs a DIR first"),
         (["ablate", "two-rooms", "--without", "soul"], "there are goal_critic, "),
         (["ablate", "two-rooms", "--swap", "planner=magic"], "GradientPlanner, Collocation, CEM"),
@@ -192,7 +192,7 @@ def test_eval_writes_the_figures_of_the_contract(run, tmp_path, capsys):
 
 def test_a_task_that_the_agent_does_not_know_is_refused(run, capsys):
     message = error_line(capsys, "eval", run, "--task", "fly", "--episodes", "2")
-    assert "no task 'fly'; this agent knows reach" in message
+    assert "no task 'fly'; this agent has reach" in message
 
 
 def test_the_same_seed_gives_the_same_figures(run, tmp_path):

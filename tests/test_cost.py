@@ -10,15 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ami_agent.losses import (
+from ami_agent.training.goal_critic import (
     LagrangeMultiplier,
-    expectile_value_loss,
-    lambda_returns,
     path_regression_loss,
     quasimetric_loss,
     temporal_difference_loss,
 )
 from ami_agent.training.optim import OptimConfig, SGDLoop
+from ami_agent.training.value_critics import expectile_value_loss, lambda_returns
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import RolloutEvaluator
 from modules.cost.cost import (

@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import ami_agent as ami
 from ami_agent.ablation.executors import Job, finished_metrics, read_results
-from ami_agent.adapters import minari_files
-from ami_agent.adapters.datasets import from_run
+from ami_agent.adapters.datasets import check_minari_files, from_run
 from ami_agent.adapters.env import behaviour_policy, rollout
 from ami_agent.config import empty_transition
 from ami_agent.probing.perturbations import apply_perturbation
@@ -307,7 +306,7 @@ def test_a_whole_number_may_stand_for_a_float(run):
         ("9" * 10_000, "too large"),
         ("1e999", "too large"),
         ("NaN", "NaN is no number"),
-        ('{"a": 1, "a": 2}', "'a' stands twice"),
+        ('{"a": 1, "a": 2}', "'a' occurs twice"),
         ('"\\ud800"', "surrogates"),
         ("", "not readable as JSON"),
     ],
@@ -347,7 +346,7 @@ def test_tensors_of_holes_are_not_even_summed_up(run):
     with (folder / checkpoint.TENSORS).open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header.encode())
         file.truncate(8 + len(header) + size)
-    with pytest.raises(ConfigError, match="next to nothing is on the disk"):
+    with pytest.raises(ConfigError, match="hardly any is on the disk"):
         checkpoint.load(folder)
 
 
@@ -404,7 +403,7 @@ def test_changes_return_observations_of_the_same_kind(change, message):
 def test_an_evaluation_that_is_damaged_is_reported_before_a_study_begins(run):
     (run / "eval.json").write_text('{"plan": {"episodes": 2}}')
     job = Job("one", run_dir.settings_of(SHIPPED), run, 0, 2, "cpu")
-    with pytest.raises(ConfigError, match="no figures of mode plan: remove it"):
+    with pytest.raises(ConfigError, match="no metrics of mode plan: remove it"):
         finished_metrics(job)
 
 
@@ -428,10 +427,10 @@ def test_arrays_of_a_dataset_are_on_the_disk_and_in_its_own_file(tmp_path, harm,
         file.create_dataset("episode_0/rewards", data=[1.0, 2.0, 3.0])
         harm(file)
     if not message:
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)
         return
     with pytest.raises(ConfigError, match=message):
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)
 
 
 def h5py() -> Any:
@@ -442,7 +441,7 @@ def test_a_dataset_is_regular_files(tmp_path):
     (tmp_path / "metadata.json").write_text('{"total_steps": 1, "total_episodes": 1}')
     os.mkfifo(tmp_path / "part.arrow")
     with pytest.raises(ConfigError, match="a pipe"):
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)
     (tmp_path / "metadata.json").write_text('{"total_steps": 1.5, "total_episodes": 1}')
     with pytest.raises(ConfigError, match="total_steps: it must be a whole number"):
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)

@@ -17,9 +17,9 @@ from ami_agent import recipes
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.config import build, override
-from ami_agent.losses import lambda_returns
 from ami_agent.training import TrainValue
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.value_critics import lambda_returns
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import (
     CEM,
@@ -265,7 +265,7 @@ def test_what_it_logs_says_how_well_value_critics_agrees_with_what_is_sensed():
 def test_who_has_no_drives_cannot_predict_them():
     config = replace(recipes.two_rooms(), tasks={"rest": TaskSpec(weights={"control_cost": 1.0})})
     agent = build(config, FAR_AWAY.build(1).spec)
-    with pytest.raises(ConfigError, match="without drives or foresight"):
+    with pytest.raises(ConfigError, match="without drives or value_critics"):
         make_stage().start(agent, FAR_AWAY, seed=0)
 
 
@@ -451,7 +451,7 @@ def test_nothing_is_promised_after_death_and_no_limit_broken():
     wild = lambda states: states.new_full((*states.shape[:-1], 1), 100.0)  # noqa: E731
     stage_run.target_critics = SimpleNamespace(average=wild)
     stage_run.value_critics.terminal = torch.zeros(1)  # of that one drive
-    planned_steps = stage_run._imagined(torch.zeros(1, 2), torch.Generator())
+    planned_steps = stage_run._imagined_value(torch.zeros(1, 2), torch.Generator())
     torch.testing.assert_close(planned_steps, torch.tensor([[1 + DISCOUNT * 2]]))
 
 

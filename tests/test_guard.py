@@ -110,10 +110,11 @@ def test_episode_goes_on_in_other_episodes_and_memory_joins_none(caplog):
     memory = stage_run.agent.replay_buffer
     assert memory.num_added == 3 * (40 + 2)
     message = [record.getMessage() for record in caplog.records]
-    assert (
-        message
-        == [f"world '{gymnasium_id}': worker 1 died (SIGKILL); restarted, all 3 begin anew"] * 2
+    expected = (
+        f"environment '{gymnasium_id}': worker 1 died (SIGKILL); all 3 environments are made again, "
+        "and their episodes restarted"
     )
+    assert message == [expected] * 2
     batch = memory.sample(2000, 1, torch.Generator().manual_seed(0))
     before, after = batch.states.unbind(1)
     assert torch.equal(before[:, 0], after[:, 0])  # the same life
@@ -287,7 +288,8 @@ def test_a_run_is_reported_in_one_line_and_ends_well(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == (
-        f"world '{gymnasium_id}': worker 0 died (SIGKILL); restarted, all 1 begin anew\n"
+        f"environment '{gymnasium_id}': worker 0 died (SIGKILL); all 1 environments are made again, "
+        "and their episodes restarted\n"
     )
 
 

@@ -15,11 +15,12 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import evaluate_modes
-from ami_agent.losses import choice_loss, lambda_returns
 from ami_agent.storage import checkpoint
 from ami_agent.train import Trainer
 from ami_agent.training import CollectRandom, OnlineActorCritic, TrainJEPA
+from ami_agent.training.actor_critic import choice_loss
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.value_critics import lambda_returns
 from modules.actor.action_space import MAX_ALTERNATIVES, OneHotActions
 from modules.cost.cost import InteroceptiveCost, NoValueCritics
 from modules.cost.drives import Drives
@@ -237,9 +238,7 @@ def test_where_the_env_can_not_be_brought_back_another_episode_begins():
 
 def test_what_was_learnt_is_kept_when_the_env_breaks(tmp_path):
     config = recipe(breaks_at=45)
-    config = override(
-        config, {"stages.collect": replace(config.collect, options={"breaks_at": 0})}
-    )
+    config = override(config, {"stages.collect": replace(config.collect, options={"breaks_at": 0})})
     with pytest.raises(EnvError, match="the line broke"):
         ami.train(config, out=tmp_path / "run", seed=0)
     tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"), "cpu")

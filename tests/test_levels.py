@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from ami_agent import recipes
 from ami_agent.config import build, override
-from ami_agent.losses import LagrangeMultiplier, hjepa_level_loss
 from ami_agent.train import train
-from ami_agent.training import NoStage, SelectLandmarks, TrainHierarchy
+from ami_agent.training import SelectLandmarks, TrainHierarchy
+from ami_agent.training.goal_critic import LagrangeMultiplier
+from ami_agent.training.hierarchy import hjepa_level_loss
 from ami_agent.validate import check_stages
 from modules.actor.subgoals import FlatConfig, HierarchicalJEPA, HierarchicalJEPAConfig
 from modules.configurator import Task
 from modules.cost.quasimetric import QuasimetricConfig
 from modules.types import ConfigError, QuasimetricFns
 from modules.world_model.dynamics import MLPDynamicsConfig
-from modules.world_model.jepa_levels import (
+from modules.world_model.hjepa import (
     ActionPrior,
     JEPALevelConfig,
     SharedCriticConfig,
@@ -352,7 +353,7 @@ def test_what_macro_actions_can_tell_is_left_to_them():
         states[:, 1:] += gust.repeat_interleave(STRIDE, 1).cumsum(1)
         return states, actions
 
-    assert steer_policy(TrainHierarchy().information) > 0.3
+    assert steer_policy(TrainHierarchy().kl) > 0.3
     assert steer_policy(0.001) < 0.1
 
 
@@ -385,13 +386,19 @@ def test_levels_that_cannot_learn_are_refused_before_anything_is_collected():
     config = recipes.recipe("maze-levels")
     check_stages(config)
     for changes, why in (
-        ({"hierarchy": HierarchicalJEPAConfig(steps_per_level=(6, 3))}, "6 x 3 takes 54 steps"),
-        ({"train_hierarchy": NoStage()}, "knows nothing unless ascend"),
-        ({"hierarchy": FlatConfig()}, "ascend teaches a HierarchicalJEPA, and hierarchy is Flat"),
-        ({"select_landmarks": SelectLandmarks()}, "survey teaches a LandmarkGraph"),
+        (
+            {"actor.subgoals": HierarchicalJEPAConfig(steps_per_level=(6, 3))},
+            "6 x 3 steps per level takes 54 steps",
+        ),
+        ({"stages.train_hierarchy": None}, "needs the stage train_hierarchy"),
+        (
+            {"actor.subgoals": FlatConfig()},
+            "train_hierarchy trains a HierarchicalJEPA, and subgoals is Flat",
+        ),
+        ({"stages.select_landmarks": SelectLandmarks()}, "select_landmarks trains a LandmarkGraph"),
     ):
         with pytest.raises(ConfigError, match=why):
-            check_stages(replace(config, **changes))
+            check_stages(override(config, changes))
 
 
 @pytest.mark.parametrize("end_to_end", [True, False])

@@ -115,7 +115,7 @@ def test_another_moment_has_another_chance_and_a_seed_the_same_ones():
         assert torch.equal(drawn()[0], first[0]) == same
 
 
-@pytest.mark.parametrize("how", ["act", "attend"])
+@pytest.mark.parametrize("how", ["act", "prepare"])
 def test_every_act_has_another_chance_and_an_episode_the_same_ones_again(how):
     config = small(recipes.recipe("windy-rooms"))
     env = config.eval_env.build(2)
@@ -127,7 +127,7 @@ def test_every_act_has_another_chance_and_an_episode_the_same_ones_again(how):
         agent.set_task(Task(goal=env.goal(info), mode="plan"), 3)
         drawn = []
         for _ in range(2):
-            getattr(agent, how)(obs)  # whoever asks an actor itself attends first
+            getattr(agent, how)(obs)  # whoever asks an actor itself prepares first
             drawn.append(agent.evaluator.risk_model.noise(torch.zeros(1, 1, 6, 2))[0])
         return drawn
 

@@ -12,11 +12,11 @@ import torch
 from ami_agent import recipes
 from ami_agent.adapters.env import rollout
 from ami_agent.agent import Agent
-from ami_agent.config import Config, buffer_steps, build, override, stages
+from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
-from ami_agent.losses import unroll_loss
 from ami_agent.training import CollectWithPlanner, FinetuneDynamics
 from ami_agent.training.base import encode_buffer, task_modality_sets
+from ami_agent.training.jepa import unroll_loss
 from modules.types import ConfigError
 from tests.conftest import small
 
@@ -30,7 +30,7 @@ def config() -> Config:
 
 def take(agent: Agent, config: Config, *names: str) -> None:
     for name in names:
-        stage_run = stages(config)[name].start(agent, config.env, SEED)
+        stage_run = config.stages[name].start(agent, config.env, SEED)
         while stage_run.step < stage_run.total:
             stage_run.update()
         stage_run.finish()
@@ -53,7 +53,7 @@ def experienced(config: Config, *names: str) -> Agent:
 
 
 def test_memory_has_room_for_all_that_is_collected(config):
-    agent = experienced(config, "life", "planner_rollouts")
+    agent = experienced(config, "collect", "planner_rollouts")
     collected = config.stages["collect"].num_envs * (
         config.stages["collect"].steps + config.stages["planner_rollouts"].steps
     )
@@ -61,7 +61,7 @@ def test_memory_has_room_for_all_that_is_collected(config):
 
 
 def test_what_is_stored_is_what_mode_2_did(config):
-    agent = experienced(config, "life", "planner_rollouts")
+    agent = experienced(config, "collect", "planner_rollouts")
     env = config.env.build(config.stages["collect"].num_envs)
     obs, info = env.reset(SEED)
     again = experienced(config)
@@ -85,7 +85,7 @@ def test_a_new_episode_has_a_new_goal(config):
         config,
         {"stages.planner_rollouts": CollectWithPlanner(steps=6, options={"max_episode_steps": 3})},
     )
-    agent = experienced(config, "life")
+    agent = experienced(config, "collect")
     stage_run = config.stages["planner_rollouts"].start(agent, config.env, SEED)
     goals, named = [], []  # with which each action was taken, and what the worlds named after it
     for _ in range(6):
@@ -104,7 +104,7 @@ def test_refining_learns_from_the_latest_episode_and_leaves_perception_alone(con
         config,
         {"stages.finetune_dynamics.optim": optim},
     )
-    agent = experienced(config, "life", "planner_rollouts")
+    agent = experienced(config, "collect", "planner_rollouts")
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     error = error_on_practice(agent)
     take(agent, config, "finetune_dynamics")

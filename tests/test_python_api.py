@@ -16,9 +16,10 @@ from gymnasium import spaces
 
 import ami_agent as ami
 from ami_agent import episode_state, recipes
+from ami_agent.adapters import env_spec
 from ami_agent.adapters import spaces as written
-from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.interface import Interface
+from ami_agent.adapters.env import EnvConfig, check_same_spaces
+from ami_agent.adapters.env_spec import Interface
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
@@ -164,7 +165,7 @@ BAD = {
     "objects": (GOOD.astype(object), "observation is an array of object"),
     "complex": (GOOD.astype(complex), "observation is an array of complex128"),
     "none": (None, "observation is an array of object"),
-    "ragged": ([[0.0], [0.0, 1.0]], "observation is a list that is no array"),
+    "ragged": ([[0.0], [0.0, 1.0]], "observation is a list, not an array"),
     "sparse": (torch.tensor(GOOD).to_sparse(), "observation is a sparse"),
     "meta": (torch.zeros(2, 3, device="meta"), "observation is an array of torch.float32"),
     "masked": (np.ma.masked_array(GOOD, GOOD > 0.2), "observation is a masked array"),
@@ -220,7 +221,7 @@ def test_a_plan_that_is_not_finite_is_refused_and_changes_nothing(unbounded_agen
     unbounded_agent.set_task(REWARD)
     plans = []
     for spoils in (False, True):
-        unbounded_agent.begin()
+        unbounded_agent.reset()
         unbounded_agent.set_task(REWARD)
         plans.append([])
         for step in range(3):
@@ -332,22 +333,24 @@ def test_what_is_no_task_mask_or_number_of_environments_is_refused(vector_agent)
 HOPS = {"max_edges": 3}
 KINDS = {
     "gradient": {},
-    "cem": {"planner": CEMConfig(horizon=3, num_samples=8, num_elites=2)},
-    "mppi": {"planner": MPPIConfig(horizon=3, num_samples=8)},
+    "cem": {"actor.planner": CEMConfig(horizon=3, num_samples=8, num_elites=2)},
+    "mppi": {"actor.planner": MPPIConfig(horizon=3, num_samples=8)},
     "collocation": {
-        "planner": CollocationConfig(horizon=3, iterations=2, warm_iterations=1, polish_steps=1)
+        "actor.planner": CollocationConfig(
+            horizon=3, iterations=2, warm_iterations=1, polish_steps=1
+        )
     },
-    "restless": {"stuck_recovery": StuckPerturbationConfig(check_every=2, min_energy=0.0)},
-    "committed": {"receding_horizon": 2},
-    "belief": {"short_term_memory": GRUMemoryConfig(hidden=4)},
-    "associative": {"short_term_memory": AttentionMemoryConfig(num_slots=3, slot_dim=4)},
-    "landmarks": {"hierarchy": LandmarkGraphConfig(num_landmarks=5, stuck_after=1, **HOPS)},
+    "restless": {"actor.stuck_recovery": StuckPerturbationConfig(check_every=2, min_energy=0.0)},
+    "committed": {"actor.receding_horizon": 2},
+    "belief": {"memory.short_term": GRUMemoryConfig(hidden=4)},
+    "associative": {"memory.short_term": AttentionMemoryConfig(num_slots=3, slot_dim=4)},
+    "landmarks": {"actor.subgoals": LandmarkGraphConfig(num_landmarks=5, stuck_after=1, **HOPS)},
     "imagined": {
-        "hierarchy": ImaginedLandmarkGraphConfig(
+        "actor.subgoals": ImaginedLandmarkGraphConfig(
             num_landmarks=5, branches=3, branch_steps=2, stuck_after=1, **HOPS
         )
     },
-    "levels": {"hierarchy": HierarchicalJEPAConfig(steps_per_level=(2,), memory_size=8)},
+    "levels": {"actor.subgoals": HierarchicalJEPAConfig(steps_per_level=(2,), memory_size=8)},
 }
 
 
@@ -355,10 +358,10 @@ def goal_agent(config: Config, kind: str) -> Agent:
     """A small agent of that kind with weights that mean something to each other."""
     changes = KINDS[kind]
     planner = changes.get(
-        "planner", GradientPlannerConfig(horizon=3, iterations=2, warm_iterations=1)
+        "actor.planner", GradientPlannerConfig(horizon=3, iterations=2, warm_iterations=1)
     )
     with closing(config.eval_env.build(1)) as env_:
-        agent = build(replace(config, **{**changes, "planner": planner}), env_.spec).eval()
+        agent = build(override(config, {**changes, "actor.planner": planner}), env_.spec).eval()
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weights in agent.parameters():
@@ -513,7 +516,7 @@ def test_odd_arguments_of_evaluate_are_refused(vector_agent, wish, message):
 
 def test_odd_arguments_of_load_train_and_evaluate_are_refused(tmp_path, vector_agent, config):
     for odd, message in (
-        (tmp_path / "nowhere", "is no run folder"), (3, "run is 3; it must be a path"),
+        (tmp_path / "nowhere", "is not a run folder"), (3, "run is 3; it must be a path"),
         ("a\0b", "it must be a path"), (None, "run is None; it must be a path"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
@@ -522,7 +525,7 @@ def test_odd_arguments_of_load_train_and_evaluate_are_refused(tmp_path, vector_a
         ami.load(tmp_path, device="abacus")
     with pytest.raises(ConfigError, match=r"agent is a str; it must be ami\.Agent"):
         ami.evaluate("agent", "CartPole-v1")
-    with pytest.raises(ConfigError, match="world is a int"):
+    with pytest.raises(ConfigError, match="env is a int"):
         ami.evaluate(vector_agent, 5)
     for wish, message in (
         ({"config": "two-rooms"}, "config is a str; it must be ami.Config"),
@@ -546,8 +549,8 @@ SPACES = [
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_spaces_are_written_down_without_loss(space):
-    text = json.dumps(written._space_to_json(space), allow_nan=False)
-    again = written._space_from_json(json.loads(text))
+    text = json.dumps(written.to_json(space), allow_nan=False)
+    again = written.from_json(json.loads(text))
     assert again == space
     assert type(again) is type(space)
     assert again.dtype == space.dtype
@@ -571,7 +574,7 @@ def test_spaces_are_written_down_without_loss(space):
 )  # fmt: skip
 def test_a_damaged_file_of_spaces_is_refused_in_one_line(damage):
     with pytest.raises(ConfigError, match=r"spaces\.json") as raised:
-        written.from_json(damage, EnvConfig(id="x"), "spaces.json")
+        env_spec.from_json(damage, EnvConfig(id="x").interface, "spaces.json")
     assert "\n" not in str(raised.value)
 
 
@@ -633,8 +636,8 @@ def test_signals_that_differ_in_name_or_order_are_refused():
         spec = env_.spec
     swapped = spec._replace(interoception=("alive", "reward"))
     with pytest.raises(ConfigError, match=r"interoception reward, alive, but .* alive, reward"):
-        written.check_same_spaces(swapped, spec, config.env)
-    written.check_same_spaces(spec, spec, config.env)
+        check_same_spaces(swapped, spec, config.env)
+    check_same_spaces(spec, spec, config.env)
 
 
 def test_a_run_keeps_the_spaces_of_its_environment(tmp_path):

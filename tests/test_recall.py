@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import chain, islice
 
 import pytest
@@ -14,7 +13,6 @@ from ami_agent import recipes
 from ami_agent.adapters.env import EnvironmentSpec, ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
-from ami_agent.losses import world_model_loss
 from ami_agent.training import (
     AmortizePlanning,
     DistillShortestPaths,
@@ -23,6 +21,7 @@ from ami_agent.training import (
     TrainJEPA,
 )
 from ami_agent.training.base import encode_buffer
+from ami_agent.training.jepa import world_model_loss
 from ami_agent.training.optim import OptimConfig
 from ami_agent.validate import check_stages
 from modules.configurator import TaskSpec
@@ -321,15 +320,15 @@ def test_the_same_sight_is_another_state_after_another_past(tiny, form):
     ("changes", "message"),
     [
         (
-            {"amortize_policy": AmortizePlanning()},
-            "amortise imagines from single moments, and recall Belief",
+            {"stages.amortize_policy": AmortizePlanning()},
+            "amortize_policy imagines from single observations, and a state of GRUMemory",
         ),
         (
-            {"actor_critic": OnlineActorCritic(steps=4)},
+            {"stages.actor_critic": OnlineActorCritic(steps=4)},
             "actor_critic.train_jepa.context_steps is 0",
         ),
         (
-            {"actor_critic": OfflineActorCritic(updates=4)},
+            {"stages.actor_critic": OfflineActorCritic(updates=4)},
             "actor_critic.train_jepa.context_steps is 0",
         ),
     ],
@@ -340,7 +339,7 @@ def test_nobody_who_recalls_learns_from_moments_without_a_past(changes, message)
     )
     check_stages(config)
     with pytest.raises(ConfigError, match=message):
-        check_stages(replace(config, **changes))
+        check_stages(override(config, changes))
 
 
 @who_recalls
@@ -355,7 +354,7 @@ def test_what_is_imagined_begins_in_states_as_they_are_collected_in(form):
     stage = OfflineActorCritic(
         updates=1, optim=eight, train_jepa=TrainJEPA(context_steps=3, optim=eight)
     )
-    actor = stage.begin(agent, config.env, 0).actor
+    actor = stage.start(agent, config.env, 0).actor
     with torch.no_grad():
         states = actor._remembered(torch.Generator().manual_seed(3))
         window = agent.replay_buffer.sample(8, 3, torch.Generator().manual_seed(3))
@@ -394,9 +393,9 @@ def test_shortest_paths_lead_through_states_as_they_are_collected_in(tiny, form)
     agent = agent_of(tiny, form)
     for step in islice(life(seed=3, ends=0), 30):
         agent.remember(step)
-    student = DistillShortestPaths(nodes_per_graph=12, num_graphs=2, group_size=4).begin(
+    student = DistillShortestPaths(nodes_per_graph=12, num_graphs=2, group_size=4).start(
         agent, tiny.env, 0
     )
     remembered = encode_buffer(agent)
-    for episode, observed in zip(student._episodes(), student.seen, strict=True):
+    for episode, observed in zip(student._episodes(), student.states, strict=True):
         torch.testing.assert_close(observed, remembered.get_episode(episode).states[0, :12])

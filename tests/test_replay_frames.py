@@ -264,5 +264,5 @@ def test_the_memory_that_a_buffer_takes_is_known_and_reported_before_it_is_taken
 def test_a_buffer_larger_than_this_machine_is_refused_in_one_line(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Shown-v0"))
     config = override(config, {"stages.collect": CollectRandom(num_envs=1, steps=10**9)})
-    with pytest.raises(ConfigError, match=r"the replay buffer would take about .*--life\.steps"):
+    with pytest.raises(ConfigError, match=r"the replay buffer would take about .*--collect\.steps"):
         train(config, out=tmp_path / "run")

@@ -38,7 +38,7 @@ def test_a_hundred_kills_change_nothing(kind, tmp_path):
     assert kill(kind, 17, tmp_path, random.Random(kind)) >= 10
 
 
-class StopGradientTarget(Exception):
+class Stopped(Exception):
     """Ends a run at a certain moment."""
 
 
@@ -51,11 +51,11 @@ def test_ended_between_any_two_writes_it_has_one_history(method, when, tmp_path,
     def stopped(self, *given):
         calls.append(1)
         if len(calls) == when:
-            raise StopGradientTarget
+            raise Stopped
         do(self, *given)
 
     monkeypatch.setattr(Trainer, method, stopped)
-    with pytest.raises(StopGradientTarget):
+    with pytest.raises(Stopped):
         ami.train(config, out=tmp_path / "cut", save_every=0.02)
     monkeypatch.undo()
     manifest = tmp_path / "cut" / "manifest.json"
@@ -149,7 +149,7 @@ def test_what_was_saved_after_the_checkpoint_does_not_count(tmp_path):
     fill(memory, 3)
     chunks.save(memory.state_dict())
     resumed = Chunks(tmp_path)
-    resumed.cut(4)
+    resumed.truncate(4)
     assert len(os.listdir(tmp_path)) == 1
     again = buffer()
     again.load_state_dict(resumed.load(then, 11))
@@ -168,14 +168,17 @@ def test_collected_steps_are_kept_though_the_environment_can_not_be_brought_back
         with_world = config.env.build(1)
         agent = build(config, with_world.spec, num_envs=2, buffer_size=80)
         with_world.close()
-        return stage.begin(agent, config.env, 1)
+        return stage.start(agent, config.env, 1)
 
     first, second = collector(), collector()
     for _ in range(9):
         first.update()
     second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
     assert second.step == 9
-    assert torch.equal(second.agent.replay_buffer.deeds(10)[:9], first.agent.replay_buffer.deeds(9))
+    assert torch.equal(
+        second.agent.replay_buffer.recent_actions(10)[:9],
+        first.agent.replay_buffer.recent_actions(9),
+    )
     second.update()
 
 
@@ -197,7 +200,9 @@ def test_a_checkpoint_that_says_odd_things_is_refused_in_one_line(fact, value, d
         (run / "replay").mkdir()
         tensors["buffer.rows"] = torch.tensor(value)
     checkpoint.save(newest, tensors, {**facts, fact: value})
-    with pytest.raises(ConfigError, match=r"does not say where it was|a replay buffer of 1"):
+    with pytest.raises(
+        ConfigError, match=r"does not say at which|is not complete|a replay buffer of 1"
+    ):
         ami.train(line(), out=run, resume=True)
 
 
@@ -217,11 +222,11 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, monkeypatch):
 
     def stopped(self, name, stage_run):
         if name == "actor_critic":
-            raise StopGradientTarget
+            raise Stopped
         update(self, name, stage_run)
 
     monkeypatch.setattr(Trainer, "_update", stopped)
-    with pytest.raises(StopGradientTarget):
+    with pytest.raises(Stopped):
         ami.train(config, out=run)
     monkeypatch.undo()
     newest = checkpoint.latest(run)

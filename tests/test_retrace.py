@@ -10,7 +10,7 @@ import torch
 import ami_agent.training.goal_critic as critics
 from ami_agent import recipes
 from ami_agent.agent import Agent
-from ami_agent.config import Config, buffer_steps, build, override, stages
+from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.training import GoalConditionedBC, TrainQuasimetric
 from ami_agent.training.base import encode_buffer
 from ami_agent.training.optim import OptimConfig
@@ -34,12 +34,12 @@ def collect_data(config: Config) -> Agent:
         num_envs=config.stages["collect"].num_envs,
         buffer_size=buffer_steps(config),
     )
-    take(agent, config, "life")
+    take(agent, config, "collect")
     return agent
 
 
 def take(agent: Agent, config: Config, name: str) -> None:
-    stage_run = stages(config)[name].start(agent, config.env, seed=1)
+    stage_run = config.stages[name].start(agent, config.env, seed=1)
     while stage_run.step < stage_run.total:
         stage_run.update()
     stage_run.finish()
@@ -83,7 +83,9 @@ def test_who_has_no_goals_or_too_short_an_episode_is_reported():
     config = override(
         small(recipes.maze()), {"stages.goal_bc": replace(LESSON, max_goal_offset=25)}
     )
-    with pytest.raises(ConfigError, match=r"retrace\.ahead is 25, but a life has 24 steps"):
+    with pytest.raises(
+        ConfigError, match=r"goal_bc\.max_goal_offset is 25, but an episode has 24 steps"
+    ):
         check_stages(config)
 
 
@@ -101,7 +103,7 @@ def test_a_goal_may_be_about_the_first_numbers_of_a_state():
     assert len([layer for layer in sharp.layers if isinstance(layer, torch.nn.ReLU)]) == 3
     assert not torch.equal(policy(other, goal, state[:, :0]), policy(goal, goal, state[:, :0]))
     for box in (FourierQuasimetricConfig(goal_dims=6), PolicyConfig(goal_dims=6)):
-        with pytest.raises(ConfigError, match="aims is 6, but a state has 5 numbers"):
+        with pytest.raises(ConfigError, match="goal_dims is 6, but a state has 5 numbers"):
             box.build((5, 1, 1), *([3, BoxActions(), 0] if isinstance(box, PolicyConfig) else []))
 
 
@@ -130,7 +132,9 @@ def test_a_step_of_the_distance_may_be_many_of_episode(monkeypatch):
         later = [recorded[t + 6] for recorded in whole for t in range(len(recorded) - 6)
                  if torch.equal(recorded[t], here)]  # fmt: skip
         assert any(torch.equal(state, there) for state in later)
-    with pytest.raises(ConfigError, match=r"teacher\.length is 25, but a life has 24 steps"):
+    with pytest.raises(
+        ConfigError, match=r"train_goal_critic\.length is 25, but an episode has 24 steps"
+    ):
         check_stages(
             override(
                 config,

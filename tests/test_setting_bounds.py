@@ -95,7 +95,8 @@ EVERY = [(kind, name, made) for kind in settings_classes() for name, made in num
 def test_reflection_finds_the_numbers():
     assert len(EVERY) > 250
     assert {name for kind, name, _ in EVERY if kind is OptimConfig} == {
-        "steps", "batch_size", "lr", "warmup", "clip", "weight_decay", "last"
+        "steps", "batch_size", "lr", "warmup_steps", "grad_clip_norm", "weight_decay",
+        "final_lr_fraction",
     }  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def test_keys_of_mappings_are_named_as_they_are_given(capsys):
 def test_an_assignment_has_bounds_too():
     with pytest.raises(BadSetting, match=r"drives pain is -1; it must be from 0"):
         TaskSpec(drives={"pain": -1})
-    with pytest.raises(BadSetting, match=r"tail is 2"):
+    with pytest.raises(BadSetting, match=r"cvar_alpha is 2"):
         TaskSpec(cvar_alpha=2.0)
 
 
@@ -234,7 +235,7 @@ def test_recipes_fit_into_memory_and_nothing_is_allocated_to_know_it(name):
 
 LARGE = [
     ("--collect.num-envs", "1000000", "the replay buffer would take about"),
-    ("--train-jepa.optim.batch-size", "1000000", "a batch of objective would take about"),
+    ("--train-jepa.optim.batch-size", "1000000", "a batch of train_jepa would take about"),
     ("--planner.num-proposals", "1000000", "planning would take about"),
     ("--planner.horizon", "10000", "planning would take about"),
     ("--distill-policy.num-envs", "1000000", "planning would take about"),

@@ -9,8 +9,10 @@ import pytest
 import ami_agent as ami
 from ami_agent.ablation.variants import load_configs, study_question
 from ami_agent.cli.setting_help import setting_help
+from ami_agent.config import override
 from ami_agent.config_io import differences, to_json
 from ami_agent.train import check
+from ami_agent.training import TrainJEPA
 from tests.conftest import error_line
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "objectives.py"
@@ -22,7 +24,7 @@ def test_every_variant_can_be_trained_and_differs_in_the_objective_alone(study, 
     base = next(iter(found.values()))
     for name, config in found.items():
         check(config, tmp_path / name, 0, False)
-        assert {**vars(config), "train_jepa": 0} == {**vars(base), "train_jepa": 0}, name
+        assert override(config, {"stages.train_jepa": base.find(TrainJEPA)}) == base, name
 
 
 @pytest.mark.parametrize("study", ["published", "terms", "fixed"])
@@ -32,12 +34,14 @@ def test_the_published_ablation_takes_one_term_at_a_time(study):
         [
             n
             for n, w in vars(whole.stages["train_jepa"].weights).items()
-            if w != vars(o.train_jepa.weights)[n]
+            if w != vars(o.stages["train_jepa"].weights)[n]
         ]
         for o in others
     ]
     assert taken == [["variance"], ["covariance"], ["temporal_similarity"], ["inverse_dynamics"]]
-    assert all(vars(o.train_jepa.weights)[n] == 0 for o, (n,) in zip(others, taken, strict=True))
+    assert all(
+        vars(o.stages["train_jepa"].weights)[n] == 0 for o, (n,) in zip(others, taken, strict=True)
+    )
 
 
 @pytest.mark.parametrize("study", ["collapse", "stand_ins", "published"])
@@ -53,9 +57,13 @@ def test_what_is_requested_and_what_each_setting_means_is_reported(study):
 
 def test_what_stands_beside_a_setting_is_what_it_means():
     config = ami.recipes.two_rooms()
-    assert "(inverse dynamics)" in setting_help(config, "train_jepa.weights.inverse")
-    assert setting_help(config, "planner.is").startswith("Adam on the actions of several proposals")
-    assert setting_help(config, "world.options.max_episode_steps").startswith(
+    assert "(inverse dynamics)" in setting_help(
+        config, "stages.train_jepa.weights.inverse_dynamics"
+    )
+    assert setting_help(config, "actor.planner._type").startswith(
+        "Adam on the actions of several proposals"
+    )
+    assert setting_help(config, "env.options.max_episode_steps").startswith(
         "Further keyword arguments"
     )
     assert setting_help(config, "nothing.of.that") == ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from itertools import count
@@ -18,7 +18,7 @@ from PIL import Image
 
 from ami_agent.adapters.env import EnvAdapter
 from ami_agent.agent import Agent
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.logger import NullLogger
 from ami_agent.probing.probe import FactorProbe
 from ami_agent.recipes import two_rooms
@@ -40,8 +40,8 @@ WORLD = replace(two_rooms().eval_env, options={"max_episode_steps": STEPS})
 REACH = TaskSpec(goal_source="env")
 
 
-def untrained_agent(**changes: object) -> Agent:
-    return build(replace(two_rooms(), **changes), WORLD.build(1).spec)
+def untrained_agent(changes: Mapping[str, object] | None = None) -> Agent:
+    return build(override(two_rooms(), changes or {}), WORLD.build(1).spec)
 
 
 def collect_data(
@@ -55,7 +55,7 @@ def collect_data(
 
 @pytest.fixture(scope="module", autouse=True)
 def _coarse():
-    """A landscape of a few places shows as much as one of many."""
+    """A coarse critic map shows as much as a fine one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(critic_map, "GRID_SIZE", 11)
         yield
@@ -154,9 +154,9 @@ def test_what_is_known_is_read_as_it_is_however_bent_states_are():
     agent = untrained_agent()
     agent.perception = Bent()
     projector = ProbeProjector(agent, WORLD, 0, REACH)
-    make_probe = FactorProbe(WORLD, 1_000_000)
+    data = FactorProbe(WORLD, 1_000_000)
     positions, straight = (
-        projector.xy(make_probe.known.factors),
+        projector.xy(data.train_set.factors),
         projector.probe.read(projector.reference_states),
     )
     assert np.abs(projector(projector.reference_states) - positions).mean() < 0.5
@@ -185,7 +185,7 @@ def test_a_reactive_actor_draws_only_its_path(agent, projector):
 
 def test_what_a_level_above_hopes_for_is_drawn_and_a_flat_agent_hopes_for_nothing(planned):
     agent = untrained_agent(
-        subgoals=LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)
+        {"actor.subgoals": LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)}
     )
     obs, _ = WORLD.build(12).reset(0)
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_places_from_which_nothing_leads_to_the_goal_leave_colours_to_all_others
 
 
 def test_without_a_critic_there_is_no_critic_map(planned, projector):
-    zero_weights = untrained_agent(critic=NoGoalCriticConfig())
+    zero_weights = untrained_agent({"cost.goal_critic": NoGoalCriticConfig()})
     assert (
         critic_map.compute_critic_map(zero_weights, WORLD, projector, planned[0].recorded) is None
     )

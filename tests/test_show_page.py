@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from PIL import Image
 
 from ami_agent.agent import Agent
-from ami_agent.config import build
+from ami_agent.config import build, override
 from ami_agent.logger import NullLogger
 from ami_agent.recipes import two_rooms
 from ami_agent.viewer import critic_map, page, show
@@ -45,8 +46,8 @@ WORLD = replace(two_rooms().eval_env, options={"max_episode_steps": STEPS})
 REACH = TaskSpec(goal_source="env")
 
 
-def untrained_agent(**changes: object) -> Agent:
-    return build(replace(two_rooms(), **changes), WORLD.build(1).spec)
+def untrained_agent(changes: Mapping[str, object] | None = None) -> Agent:
+    return build(override(two_rooms(), changes or {}), WORLD.build(1).spec)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_frames_are_the_envs_pictures_without_anything_drawn_over_them(parts):
 
 def test_a_picture_that_is_observed_again_is_kept_once():
     pictures = [np.full((8, 8, 3), level, np.uint8) for level in (0, 90, 0, 90)]
-    (panel,) = page._panels([[Panel("the world", picture, True)] for picture in pictures])
+    (panel,) = page._panels([[Panel("environment", picture, True)] for picture in pictures])
     assert panel["shown"] == [0, 1, 0, 1]
     assert len(panel["images"]) == 2
 
@@ -224,7 +225,7 @@ def test_the_env_says_what_there_is_to_see(written):
 
 
 @pytest.mark.parametrize(
-    "arrived, stayed, driven, until",
+    ("arrived", "stayed", "driven", "until"),
     [(None, False, False, 50), (18, True, False, 23), (48, True, False, 50),
      (18, False, False, 50), (18, True, True, 50)],
 )  # fmt: skip
@@ -289,16 +290,18 @@ def test_in_a_browser_time_can_be_dragged_and_layers_taken_away(written, parts, 
         projected_steps = parts.data["seeds"][number]["modes"][0]["frames"]
         for (plan, react), step in zip(found[seed_record], (0, 3, 4), strict=True):
             count = projected_steps[step]["numCandidates"]
-            assert plan.startswith(f"After {step} of 5 steps. It compares {count} series of 8 act")
+            compared = f"After {step} of 5 steps. The planner compares {count} sequences of 8 act"
+            assert plan.startswith(compared)
             cost = sum(projected_steps[step]["terms"])
             chosen, reach, critic, others = re.search(
-                r"costs ([\d.]+) = reach ([\d.]+) \+ critic ([\d.]+), the others ([\d.]+)[, ]", plan
+                r"energy ([\d.]+) = goal_distance ([\d.]+) \+ critic ([\d.]+), "
+                r"the other candidates ([\d.]+)[, ]", plan,
             ).groups()  # fmt: skip
             assert float(chosen) == pytest.approx(cost, rel=0.01)
             assert float(reach) + float(critic) == pytest.approx(cost, rel=0.02)
             assert float(others.rstrip(".")) >= float(chosen)
-            assert "imagines nothing" in react
-            assert react.endswith("steps to the goal; it never comes there.")
+            assert "without planning" in react
+            assert react.endswith("steps to the goal; the agent never reaches it.")
     bar, line = sorted(found["pointed"])
     assert bar == line  # the same energy is said of both
     gone = dict(found["layers"])
@@ -318,9 +321,9 @@ def test_a_page_stops_where_nothing_more_happens_and_says_how_long_it_took(parts
     assert found["wrong"] == []
     assert found["last"] == ["3", "4"]
     (start, _), (near, _), (there, _) = found["first"]
-    assert start.endswith("steps to the goal; it is to take 4 more.")
-    assert near.endswith("steps to the goal; it is to take 1 more.")
-    assert there.endswith("It has arrived.")
+    assert start.endswith("steps to the goal; the agent takes 4.")
+    assert near.endswith("steps to the goal; the agent takes 1.")
+    assert there.endswith("The agent has arrived.")
 
 
 # ---- what is told of a thought
@@ -347,9 +350,9 @@ def test_what_each_step_would_cost_adds_up_to_what_the_future_costs(agent):
         np.testing.assert_allclose(energy.mean(1), plan.terms[name], rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"planner": CEMConfig(horizon=4)}])
+@pytest.mark.parametrize("changes", [{}, {"actor.planner": CEMConfig(horizon=4)}])
 def test_planning_is_overheard_and_ends_with_the_energy_of_the_plan(changes):
-    agent = untrained_agent(**changes)
+    agent = untrained_agent(changes)
     plan, _, looks = plan_once(agent)
     assert len(looks) > 2
     for env, energy in enumerate(best_so_far(looks, plan)):
@@ -361,7 +364,7 @@ def test_planning_is_overheard_and_ends_with_the_energy_of_the_plan(changes):
 def test_of_several_futures_what_counts_is_overheard():
     recipe = two_rooms()
     model = replace(recipe.world_model, latent=GaussianLatentConfig())
-    agent = untrained_agent(world_model=model)
+    agent = untrained_agent({"world_model": model})
     plan, _, looks = plan_once(agent)
     assert plan.candidate_states.shape[1] > looks[0].shape[1]
     assert best_so_far(looks, plan)[0][-1] == pytest.approx(float(plan.energy[0]), rel=1e-4)
@@ -397,28 +400,16 @@ def test_what_came_true_of_every_second_moment_is_measured_against_every_step():
 
 
 def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
-    agent = untrained_agent(receding_horizon=3)
+    agent = untrained_agent({"actor.receding_horizon": 3})
     projector = ProbeProjector(agent, WORLD, 0, REACH)
     ((recorded,),) = record_episodes(
         agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, NullLogger()
     )
-    assert [len(recorded_step.planned_states) for recorded_step in recorded.recorded_steps] == [
-        9,
-        8,
-        7,
-        9,
-        8,
-    ]
-    assert [len(recorded_step.best_energies) > 1 for recorded_step in recorded.recorded_steps] == [True, False, False, True,
-                                                                       False]  # fmt: skip
+    steps = recorded.recorded_steps
+    assert [len(step.planned_states) for step in steps] == [9, 8, 7, 9, 8]
+    assert [len(step.best_energies) > 1 for step in steps] == [True, False, False, True, False]
     output = page.mode_record(project(recorded, projector), np.zeros((8, 8, 3), np.uint8))
-    assert [len(projected_step["stepEnergies"]) for projected_step in output["frames"]] == [
-        8,
-        7,
-        6,
-        8,
-        7,
-    ]
+    assert [len(frame["stepEnergies"]) for frame in output["frames"]] == [8, 7, 6, 8, 7]
     assert None not in output["errorByHorizon"][:4]  # 5 steps were lived
 
 
@@ -427,7 +418,7 @@ def test_what_levels_above_hope_for_is_drawn_and_how_they_find_it_is_reported(
 ):
     monkeypatch.setattr(critic_map, "GRID_SIZE", 5)
     agent = untrained_agent(
-        subgoals=LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)
+        {"actor.subgoals": LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)}
     )
     obs, _ = WORLD.build(12).reset(0)
     with torch.no_grad():

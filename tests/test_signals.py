@@ -93,9 +93,9 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(
     assert message.count("\n") == 1
     _, facts = checkpoint.load(checkpoint.latest(run))
     assert 60 < facts["updates"] < 2560
-    assert facts["lesson"] == 1
+    assert facts["stage_index"] == 1
     tensors, _ = checkpoint.load(checkpoint.latest(run))
-    assert int(tensors["pupil.step"]) == facts["updates"] - 60
+    assert int(tensors["stage_run.step"]) == facts["updates"] - 60
 
 
 def test_what_was_interrupted_ends_as_what_was_not(tmp_path):
@@ -176,10 +176,10 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
 
 
 STUDY = """
-from dataclasses import replace
+from ami_agent.config import override
 from tests.kills import line
 def configs():
-    return {"base": line(100_000), "slower": replace(line(100_000), execute=2)}
+    return {"base": line(100_000), "slower": override(line(100_000), {"actor.receding_horizon": 2})}
 """
 
 
@@ -197,7 +197,7 @@ def test_the_processes_of_a_study_save_and_end(tmp_path):
 
     pid = child(do, tmp_path / "log.txt")
     logs = [out / name / "0" / "log.txt" for name in ("base", "slower")]
-    until(lambda: all(log.exists() and "life  " in log.read_text() for log in logs), 120)
+    until(lambda: all(log.exists() and "collect  " in log.read_text() for log in logs), 120)
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     os.killpg(pid, signal.SIGINT)
     code, message = ended(pid, out)

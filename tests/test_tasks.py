@@ -101,7 +101,7 @@ def test_the_first_task_is_done_unless_reported(forager, tmp_path):
 @pytest.mark.parametrize("command", ["eval", "show"])
 def test_a_task_that_nobody_knows_is_refused_and_the_known_ones_are_named(forager, capsys, command):
     message = error_line(capsys, command, forager, "--task", "fly", "--episodes", 1)
-    assert message == f"ami: no task 'fly'; this agent knows {', '.join(TASKS)}\n"
+    assert message == f"ami: no task 'fly'; this agent has {', '.join(TASKS)}\n"
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_show_draws_the_task_it_is_reported(forager, tmp_path, monkeypatch):
     argv = ["show", forager, "--task", "flag", "--episodes", 1, "--out", tmp_path / "show"]
     assert main([str(a) for a in argv]) == 0
     page = (tmp_path / "show" / "index.html").read_text()
-    (seed_record,) = Parts(page).story["chapters"]
-    assert [len(act["steps"]) for act in seed_record["acts"]] == [BUDGET]
+    (seed_record,) = Parts(page).data["seeds"]
+    assert [len(act["frames"]) for act in seed_record["modes"]] == [BUDGET]
     assert len(page) < 5e6
 
 
@@ -136,7 +136,7 @@ def test_pictures_show_an_agent_where_it_is_whatever_its_task_primes_it_for(fora
     )
     episodes = [project(episode, projector) for (episode,) in recordings]
     differences = [
-        projected_step.chosen[0] - projected_step.place
+        projected_step.planned[0] - projected_step.position
         for one in episodes
         for projected_step in one.projected_steps
     ]
@@ -171,11 +171,14 @@ def test_drives_that_nobody_knows_or_this_agent_body_cannot_feel_are_refused(con
     ("flags", "message"),
     [
         (["--drives", "hunger", "greed"], "no drive is called 'greed'; there are hunger, pain"),
-        (["--drives", "pain"], "no cost is called 'hunger'; there are reach, effort"),
+        (["--drives", "pain"], "no cost is called 'hunger'; there are goal_distance, control_cost"),
         (["--env.options.split", "moon"], "choose one of all, train, test"),
-        (["--train-jepa.task-modality-prob", "-1"], "primed is -1"),
-        (["--adaptive.tolerance", "-1"], "tolerance is -1"),
-        (["--train-values.length", "300"], "foresee.length is 300, but a life has 205 steps"),
+        (["--train-jepa.task-modality-prob", "-1"], "--train-jepa.task-modality-prob is -1"),
+        (["--adaptive.tolerance", "-1"], "--adaptive.tolerance is -1"),
+        (
+            ["--train-values.length", "300"],
+            "train_values.length is 300, but an episode has 205 steps",
+        ),
     ],
 )
 def test_bad_settings_of_a_forager_get_one_line_and_leave_no_run(flags, message, capsys, tmp_path):
@@ -210,8 +213,10 @@ def test_the_clock_of_one_env_alone_runs_in_episodes_that_are_evaluated(forager,
     """Each has been told its task, however short they are."""
     agent = load(forager)
     output = []
-    begin = agent.reset
-    monkeypatch.setattr(agent, "begin", lambda is_first=None: (output.append(1), begin(is_first)))
+    reset = agent.reset
+    monkeypatch.setattr(agent, "reset", lambda is_first=None: (output.append(1), reset(is_first)))
     env = replace(brief(recipes.forage()).eval_env, options={"max_episode_steps": 20})
-    latency(agent, env, "react", agent.task_spec("flag"), 0, actions=30)
+    monkeypatch.setattr("ami_agent.evaluation.latency.TIMED_ACTIONS", 30)
+    monkeypatch.setattr("ami_agent.evaluation.latency.WARM_UP_ACTIONS", 10)
+    latency(agent, env, "react", agent.task_spec("flag"), 0)
     assert len(output) == 2 * 2  # 40 steps each way, 20 to an episode

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import ami_agent as ami
-from ami_agent.config import override, stages
+from ami_agent.config import override
 from ami_agent.logger import NullLogger
 from ami_agent.probing.probe import describe_collapse
 from ami_agent.storage import checkpoint, run_dir
@@ -46,7 +46,7 @@ def test_a_run_leaves_what_the_readme_names(tiny, tmp_path):
     train(tiny, out=tmp_path / "run", seed=5)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["seed"] == 5
-    assert set(manifest["seconds"]) == set(stages(tiny))
+    assert set(manifest["seconds"]) == set(tiny.stages)
     assert run_dir.config_of(tmp_path / "run") == tiny
     assert not (tmp_path / "run" / "memory").exists()
 
@@ -111,10 +111,10 @@ def test_killed_and_resumed_ends_as_never_killed(recipe, stage, tmp_path, monkey
 def test_killed_when_an_episode_was_kept_but_no_checkpoint_says_so(episode, tmp_path, monkeypatch):
     config = small(ami.recipes.two_rooms_random())
     whole = train(config, out=tmp_path / "whole", seed=1)
-    index, save = list(stages(config)).index(episode), training.Trainer._save
+    index, save = list(config.stages).index(episode), training.Trainer._save
 
     def killed(run, stage_run):
-        if run.reached.lesson == index + 1:
+        if run.progress.stage_index == index + 1:
             raise Killed
         save(run, stage_run)
 
@@ -182,7 +182,7 @@ def test_a_run_whose_memory_is_gone_is_not_resumed(tiny, tmp_path, monkeypatch):
 
 
 def test_stages_and_seeds_live_far_apart():
-    names = list(stages(ami.recipes.two_rooms()))
+    names = list(ami.recipes.two_rooms().stages)
     starts = sorted(stage_seed(seed, stage) for seed in range(60) for stage in names)
     assert min(b - a for a, b in itertools.pairwise(starts)) > 5000
     assert all(0 <= stage_seed(2**31 - 1, stage) < 2**30 for stage in names)
@@ -193,10 +193,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny, tmp_pa
     optim = replace(tiny.stages["train_jepa"].optim)
     object.__setattr__(optim, "lr", 1e30)  # beyond what a setting may be
     config = override(tiny, {"stages.train_jepa.optim": optim})
-    with pytest.raises(DivergenceError, match=r"objective: .* became (nan|inf) by step 2"):
+    with pytest.raises(DivergenceError, match=r"train_jepa: .* became (nan|inf) by step 2"):
         train(config, out=tmp_path / "run", save_every=0)
     tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"))
-    assert facts["stage_index"] == 1  # life was lived, nothing was learnt
+    assert facts["stage_index"] == 1  # episodes were collected, nothing was learnt
     assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
 
 
@@ -218,7 +218,7 @@ def test_a_collapsed_run_says_so(tiny, tmp_path):
     train(override(tiny, {"stages.train_jepa": objective}), out=tmp_path / "run", logger=Listener())
     output = [text for text in message if text.startswith("train_jepa")]
     assert "COLLAPSED" in output[-1]
-    assert output[0] == "objective 0: nothing learnt yet"
+    assert output[0] == "train_jepa 0: nothing learnt yet"
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,9 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.observations import obs_fields
 from ami_agent.config import Config, override
 from ami_agent.logger import NullLogger, format_number
-from ami_agent.losses import lambda_returns
 from ami_agent.storage import run_dir
 from ami_agent.training import CollectRandom, OnlineActorCritic
-from ami_agent.training.value_critics import discount_for
+from ami_agent.training.value_critics import discount_for, lambda_returns
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import GradientPlannerConfig, RolloutEvaluator
 from modules.actor.planning.evaluator import safe_std
@@ -339,7 +338,7 @@ def test_training_episodes_are_logged(tmp_path):
     ami.train(config, out=tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    for stage in ("life", "actor_critic"):
+    for stage in ("collect", "actor_critic"):
         (last,) = [row for row in rows if row["stage"] == stage]
         assert last["episode_return"] == last["episode_length"] == 10
 

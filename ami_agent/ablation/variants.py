@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ami_agent.adapters.make import call_function, load_function
-from ami_agent.cli.listing import component_choices
 from ami_agent.config import Config, override
+from ami_agent.config_io import component_of, find_component
 from ami_agent.training import SelectLandmarks, TrainHierarchy
 from ami_agent.training.actor_critic import ActorCriticStage
 from ami_agent.training.representation_losses import LossWeights
@@ -128,20 +128,13 @@ def swap(config: Config, swap_spec: str) -> Config:
     """`component=choice` (case does not matter) -> the recipe with the choice's defaults in that
     component, which is named by its path or by the end of it: `planner=CEM`."""
     component, _, choice = swap_spec.partition("=")
-    components = component_choices()
-    found = [path for path in components if path == component or path.endswith(f".{component}")]
-    if len(found) != 1:
-        raise ConfigError(
-            f"--swap {swap_spec!r}: write component=choice; components are "
-            f"{', '.join(found or components)}"
-        )
-    by_name = {name.lower(): kind for name, kind in components[found[0]].items()}
-    if choice.lower() not in by_name:
-        raise ConfigError(
-            f"--swap {swap_spec!r}: {component} may be {', '.join(components[found[0]])}"
-        )
-    changed = override(config, {found[0]: by_name[choice.lower()]()})
-    if found[0] == "actor.subgoals":
+    try:
+        path = find_component(component)
+        settings = component_of(path, choice)
+    except ConfigError as error:
+        raise ConfigError(f"--swap {swap_spec!r}: write component=choice; {error}") from None
+    changed = override(config, {path: settings})
+    if path == "actor.subgoals":
         changed = _with_required_stages(changed)
     return _changed(config, changed, f"--swap {swap_spec}")
 

@@ -1,4 +1,5 @@
-"""What counts of windows that reach beyond the end of their episode (`Trajectory.valid`)."""
+"""Masks of the valid steps in windows that reach beyond the end of their episode
+(`Trajectory.valid`)."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from torch import Tensor
 
 
 class ValidSteps:
-    """Of `[B, T, ...]`, what is valid `[B, T]`, one after the other, `[N, ...]`; all, as it is,
-    where `valid` is None. The mask is read where it lies: on the host it costs no waiting."""
+    """Selects, of `[B, T, ...]`, the steps that are valid `[B, T]`: `[N, ...]`. Where `valid` is
+    None, all are, and the tensor is returned as it is. The mask is indexed on its own device: a
+    mask in host memory makes the host wait for no other."""
 
     def __init__(self, valid: Tensor | None) -> None:
         self.index = None if valid is None else valid.flatten().nonzero().squeeze(1)
@@ -22,7 +24,7 @@ class ValidSteps:
         return part.flatten(0, 1).index_select(0, self.index.to(part.device))
 
     def scatter(self, part: Tensor) -> Tensor:
-        """`[N, ...]` -> `[B, T, ...]`, 0 where nothing is valid."""
+        """The reverse: `[N, ...]` -> `[B, T, ...]`, 0 where no step is valid."""
         if self.index is None or self.shape is None:
             return part
         full = part.new_zeros(self.shape.numel(), *part.shape[1:])
@@ -30,18 +32,19 @@ class ValidSteps:
         return full.unflatten(0, tuple(self.shape))
 
 
-def states_from_steps(valid: Tensor) -> Tensor:
-    """Which steps were taken `[B, T]` -> which states were met `[B, T + 1]`."""
-    return torch.cat([torch.ones_like(valid[:, :1]), valid], 1)
+def states_from_steps(valid: Tensor | None) -> Tensor | None:
+    """The mask of the states `[B, T + 1]` that the valid steps `[B, T]` join."""
+    return None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid], 1)
 
 
 def valid_macro_steps(valid: Tensor | None, num_steps: int) -> Tensor | None:
-    """Which steps were taken `[B, T * stride]` -> which strides were, whole, `[B, T]`."""
+    """The mask of the macro-steps `[B, T]` all of whose `num_steps` steps are valid
+    `[B, T * num_steps]`."""
     return None if valid is None else valid.unflatten(1, (-1, num_steps)).all(2)
 
 
 def last_valid(valid: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """What there is at the last valid step of each window that has one, of `[B, T, ...]`."""
+    """Selects, of `[B, T, ...]`, the last valid step of each window that has a valid one."""
     if valid is None:
         return lambda part: part[:, -1]
     rows = valid[:, 0].nonzero().squeeze(1)

@@ -1,5 +1,5 @@
-"""What the replay buffer keeps of a step of B environments: parts by name, and nothing that is not
-a number; and which windows of steps there are to draw from."""
+"""How the replay buffer stores the steps of B environments, as tensors by name, and which windows of
+steps can be sampled."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from modules.types import ConfigError, Observation, Transition, as_dict
 
 STEP_PARTS = ("action", "interoception", "terminated")
-"""What is kept beside observations."""
+"""The fields of a transition that are stored beside its observation."""
 
 
 class Parts(NamedTuple):
-    """What is read of each window of T steps; of the rest, no step is."""
+    """Which parts of a window are read; the others come back with no steps."""
 
     obs: Collection[str] | None = None
-    """Parts of the observation, by name; None: all."""
+    """Modalities of the observation, by name; None: all."""
     actions: bool = True
     interoception: bool = True
 
@@ -28,25 +28,25 @@ ALL_PARTS, OBS_ONLY = Parts(), Parts(actions=False, interoception=False)
 
 
 class Windows(NamedTuple):
-    """All N windows of one length, by environment and time: those of one of E episodes lie
-    together."""
+    """All N windows of one length, sorted by environment and time, so that the windows of each of
+    E episodes are adjacent."""
 
-    start: Tensor  # [N] where the first observation lies: env * columns + rows since the oldest
-    episode_bounds: Tensor  # [E + 1] number of the first window of every episode, and N
-    padded: bool  # whether some reach beyond the end of their episode
-    fraction: Tensor  # scalar: the fraction of the steps kept that lie in some window
+    start: Tensor  # [N] index of the first observation: env * columns + rows since the oldest
+    episode_bounds: Tensor  # [E + 1] index of the first window of every episode, and N
+    padded: bool  # whether some windows extend beyond the end of their episode
+    fraction: Tensor  # scalar: the fraction of the stored steps that lie in some window
 
 
 def find_windows(
     age: Tensor, done: Tensor, length: int, since: int = 0, pad: bool = True
 ) -> Windows:
-    """Where windows of `length` steps begin, from column `since` on. Rows of B environments,
-    `[B, rows]`, oldest first: the age of each in its episode, and whether the environment said
-    there that the episode is done. A window lies within its episode. Where some episode is done and
-    shorter than a window, windows are padded, if `pad`: one begins with each step of every episode
-    that is done.
+    """The windows of `length` steps that begin at column `since` or later. `age` and `done`
+    `[B, rows]`, oldest first: the number of each observation in its episode, and whether the episode
+    is done there. A window lies within its episode. If some finished episode is shorter than a
+    window and `pad` is True, windows are padded: one begins at each step of every finished episode.
 
-    None begins with the last observation of an episode, so episodes are runs of beginnings."""
+    No window begins at the last observation of an episode, so the starts of one episode form a run
+    of adjacent columns."""
     full = torch.zeros_like(done)
     full[:, :-length] = age[:, length:] >= length
     full[:, :since] = False
@@ -62,22 +62,22 @@ def find_windows(
         covered, starts = (is_covered | full).sum(), _run_starts(full)
     start = full.flatten().nonzero().squeeze(1)
     bounds = torch.cat([starts, start.new_tensor([full.numel()])])
-    num_steps = (age[:, 1 + since :] >= 1).sum()  # steps, each leading from a row to the next
+    num_steps = (age[:, 1 + since :] >= 1).sum()
     fraction = covered / num_steps.clamp_min(1)
     return Windows(start, torch.searchsorted(start, bounds), padded, fraction)
 
 
 def _run_starts(fits: Tensor) -> Tensor:
-    """`[B, rows]` bool -> where runs of True begin, flat; no row ends with True."""
+    """`[B, rows]` bool -> flat indices where runs of True begin; the last column is False."""
     fits = fits.flatten()
     before = torch.cat([fits.new_zeros(1), fits[:-1]])
     return (fits & ~before).nonzero().squeeze(1)
 
 
 def gather_rows(part: Tensor, index: Tensor) -> Tensor:
-    """[rows, B, ...] and index [N, T] into rows * B -> [N, T, ...]."""
+    """`[rows, B, ...]`, indices `[N, T]` into rows * B -> `[N, T, ...]`."""
     shape = part.shape[2:]
-    flat = part.view(part.shape[0] * part.shape[1], shape.numel())  # 2-D is copied far faster
+    flat = part.view(part.shape[0] * part.shape[1], shape.numel())  # index_select is fastest in 2-D
     return flat.index_select(0, index.flatten().to(part.device)).view(*index.shape, *shape)
 
 
@@ -87,7 +87,7 @@ def obs_parts(obs: Observation) -> dict[str, Tensor]:
 
 
 def from_obs_parts(parts: Mapping[str, Tensor]) -> Observation:
-    """What `senses` took apart."""
+    """The inverse of `obs_parts`."""
     named = {name.removeprefix("obs."): part for name, part in parts.items()}
     return named.get("obs", named)
 
@@ -96,27 +96,26 @@ def step_parts(transition: Transition) -> dict[str, Tensor]:
     return {name: getattr(transition, name) for name in STEP_PARTS}
 
 
-def can_store(kept: torch.dtype, given: torch.dtype) -> bool:
-    """Whether numbers of the one type are kept exactly as those of the other: float32 as float64
-    too."""
-    wider = kept.is_floating_point and given.is_floating_point
-    return kept == given or (wider and torch.promote_types(kept, given) == kept)
+def can_store(stored: torch.dtype, given: torch.dtype) -> bool:
+    """Whether `stored` represents every number of type `given` exactly, as float64 does float32."""
+    both_float = stored.is_floating_point and given.is_floating_point
+    return stored == given or (both_float and torch.promote_types(stored, given) == stored)
 
 
 def newest_frame(name: str, part: Tensor, stack: int) -> Tensor:
-    """Observations `[B, stack * F, ...]` that are stacks of frames, the latest last -> the latest
-    frame `[B, F, ...]`; ConfigError where they can't be taken apart."""
+    """Stacks of frames `[B, stack * F, ...]`, the latest last -> the latest frame `[B, F, ...]`;
+    ConfigError if the first axis is not divisible by `stack`."""
     if part.shape[1] % stack:
-        raise ConfigError(f"{name} {list(part.shape)} is no stack of {stack} frames")
+        raise ConfigError(f"{name} {list(part.shape)} is not a stack of {stack} frames")
     return part[:, part.shape[1] - part.shape[1] // stack :]
 
 
 def check_stacks(
     name: str, obs: Tensor, next_obs: Tensor, first: Tensor, resets: Tensor, stack: int
 ) -> None:
-    """Raises ConfigError where older frames could not be rebuilt from the rows before: `first`
-    `[B]`, episodes that begin with `obs`, and `resets` `[B]`, those that begin with `next_obs`,
-    hold one frame only; elsewhere `next_obs` is `obs` and a new frame."""
+    """Raises ConfigError if older frames could not be rebuilt from earlier rows. Episodes that begin
+    with `obs` (`first` `[B]`) or with `next_obs` (`resets` `[B]`) must repeat their first frame; in
+    all others `next_obs` must be `obs` shifted by one new frame."""
     size = obs.shape[1] // stack
     shift = (-1, *[1] * (obs.ndim - 1))
     expected = torch.where(resets.view(shift), next_obs[:, size:], obs[:, size:])
@@ -128,11 +127,11 @@ def check_stacks(
         )
 
 
-def check_like(name: str, kept: Tensor, given: Tensor) -> None:
-    if kept.shape != given.shape or not can_store(kept.dtype, given.dtype):
+def check_like(name: str, stored: Tensor, given: Tensor) -> None:
+    if stored.shape != given.shape or not can_store(stored.dtype, given.dtype):
         raise ConfigError(
-            f"memory keeps {name} as {kept.dtype} {list(kept.shape)}, "
-            f"was given {given.dtype} {list(given.shape)}"
+            f"the replay buffer keeps {name} as {stored.dtype} {list(stored.shape)}, "
+            f"but was given {given.dtype} {list(given.shape)}"
         )
 
 
@@ -141,16 +140,17 @@ def check_finite(parts: Mapping[str, Tensor]) -> None:
     finite = torch.stack([part.isfinite().flatten(1).all(1) for part in floats.values()])
     if not finite.all():
         which, env = (~finite).nonzero()[0].tolist()
-        raise ConfigError(f"{list(floats)[which]} of world {env} is not finite")
+        raise ConfigError(f"{list(floats)[which]} of environment {env} is not finite")
 
 
 def draw_windows(
     windows: Windows, count: int, group_size: int, generator: torch.Generator
 ) -> Tensor:
-    """[count] numbers of windows. A window drawn uniformly brings its episode, and that `group_size`
-    windows drawn uniformly from it: each of them is then uniform over all."""
+    """`[count]` indices of windows, in groups of `group_size` from the same episode. The episode of
+    a group is that of a window drawn uniformly, its windows are drawn uniformly from the episode:
+    so each of them is uniform over all windows."""
     if group_size < 1 or count % group_size:
-        raise ConfigError(f"{count} stretches can't come in runs of {group_size}")
+        raise ConfigError(f"{count} windows can't be drawn in groups of {group_size}")
     device, size = generator.device, (count // group_size, group_size)
     leader = torch.randint(len(windows.start), (size[0], 1), generator=generator, device=device)
     fraction = torch.rand(size, dtype=torch.float64, generator=generator, device=device)
@@ -162,8 +162,8 @@ def draw_windows(
 
 
 def draw_future(windows: Windows, drawn: Tensor, generator: torch.Generator) -> Tensor:
-    """For windows `[count]`, by number: others of the same episode, drawn uniformly from the same
-    one to the last."""
+    """For windows `[count]`, by index: windows of the same episode, each drawn uniformly from the
+    given one to the last."""
     fraction = torch.rand(len(drawn), dtype=torch.float64, generator=generator)
     ends = windows.episode_bounds[torch.searchsorted(windows.episode_bounds, drawn, right=True)]
     return drawn + (fraction.to(drawn.device) * (ends - drawn)).long()

@@ -1,13 +1,13 @@
-// One panel of a moment: a picture, what is laid over it, and states drawn over both.
-const LAYERS = { // in the order of their keys; drawn in that of ORDER
-  past: "past", planned: "planned", candidates: "candidates", actual: "came true", subgoals: "subgoals",
-  criticMap: "critic's landscape",
+// One panel of a step: a picture, images laid over it, and states drawn over both.
+const LAYERS = { // labels, in the order of their check boxes
+  past: "past", planned: "planned", candidates: "candidates", actual: "actual future",
+  subgoals: "subgoals", criticMap: "critic map",
 };
-const ORDER = ["past", "candidates", "actual", "planned", "subgoals"]; // the last lies above
+const ORDER = ["past", "candidates", "actual", "planned", "subgoals"]; // the last is drawn on top
 const DOTTED = new Set(["actual", "subgoals"]);
-const RECENT = 20; // lived steps that are drawn strong
-const OVERLAY_ALPHA = 0.45; // how strong a landscape is beside the picture it is laid over
-const on = {}; // by layer, whether it is drawn
+const RECENT = 20; // past steps that are drawn opaque
+const OVERLAY_ALPHA = 0.45; // opacity of a critic map over the picture
+const on = {}; // layer -> whether it is drawn
 
 const loadImage = (source) => Object.assign(new Image(), { src: source });
 
@@ -25,7 +25,7 @@ class PanelView {
     this.svg = make("svg", { viewBox: `-0.5 -0.5 ${panel.width} ${panel.height}`,
       "aria-hidden": "true" }, box);
     const caption = make("figcaption", {}, figure, panel.name);
-    if (panel.overlaid) for (const overlay of seedRecord.overlays) scale(overlay, caption);
+    if (panel.overlaid) for (const overlay of seedRecord.overlays) colourScale(overlay, caption);
   }
 
   draw(n) {
@@ -35,7 +35,7 @@ class PanelView {
       if (this.image !== image || !layers.every((layer) => layer.complete)) return;
       layers.forEach((layer, k) => {
         pen.globalAlpha = k ? OVERLAY_ALPHA : 1;
-        pen.globalCompositeOperation = k ? "multiply" : "source-over"; // walls stay what they are
+        pen.globalCompositeOperation = k ? "multiply" : "source-over"; // walls stay dark
         pen.drawImage(layer, 0, 0, this.canvas.width, this.canvas.height);
       });
     };
@@ -48,48 +48,49 @@ class PanelView {
     this.ring();
   }
 
-  // How far off imagined places are drawn.
+  // The error with which imagined states are drawn, as the radius of a ring.
   ring() {
     if (!this.error) return;
     const r = this.error, { width, height } = this.panel;
     const ring = make("circle", { cx: r + 0.02 * width, cy: height - r - 0.02 * height, r,
       fill: "none", stroke: "var(--planned)", "stroke-width": 1.4,
       "vector-effect": "non-scaling-stroke" }, this.svg);
-    make("title", {}, ring, "imagined places are drawn this far off");
+    make("title", {}, ring, "error of the drawn positions of imagined states");
   }
 
   drawStates(frame, step) {
     const path = this.record.path, horizon = frame.planned.length / 2 - 1;
-    const past = path.slice(0, 2 * step + 2), late = Math.max(0, 2 * (step - RECENT));
+    const past = path.slice(0, 2 * step + 2), recent = Math.max(0, 2 * (step - RECENT));
     const strokes = {
-      past: [[line(past), 2.6, 0.4], [line(past.slice(late)), 2.6, 1]],
+      past: [[line(past), 2.6, 0.4], [line(past.slice(recent)), 2.6, 1]],
       actual: [[line(path.slice(2 * step, 2 * (step + horizon) + 2)), 2.4, 0.95]],
-      candidates: frame.candidates.map((future) => [line(future), 1.8, this.faint(frame)]),
+      candidates: frame.candidates.map((states) => [line(states), 1.8, this.opacity(frame)]),
       planned: [[line(frame.planned), 2.4, 1]],
       subgoals: [[frame.subgoals.map((subgoals) => line([...past.slice(-2), ...subgoals])).join(""), 1.8, 1]],
     };
     for (const id of ORDER.filter((layer) => on[layer])) {
       for (const [d, width, opacity] of strokes[id]) this.stroke(id, d, width, opacity);
     }
-    this.name(frame);
+    this.label(frame);
     if (on.past) this.dots("past", past.slice(-2), () => 5);
     if (on.planned) this.dots("planned", frame.planned.slice(2), (k) => 4.2 - 1.6 * k / horizon);
     if (on.subgoals) frame.subgoals.forEach((subgoals) => this.diamond(subgoals));
   }
 
-  faint(frame) {
+  opacity(frame) {
     return Math.min(0.8, Math.max(0.12, 2.4 / Math.sqrt(frame.candidates.length)));
   }
 
-  // Lines of what was considered are known by the number of their series of actions; of each there
-  // may be several futures.
-  name(frame) {
+  // Gives each candidate's lines its index, as its bar has it; an action sequence has a line for each
+  // sampled future.
+  label(frame) {
     const lines = [...this.svg.querySelectorAll('[data-layer="candidates"]')];
     const each = lines.length / frame.numCandidates, energies = new Map(frame.otherCandidates);
-    lines.forEach((drawn, k) => {
-      const future = Math.floor(k / each), known = energies.has(future);
-      drawn.dataset.future = known ? future : "planned";
-      make("title", {}, drawn, `energy ${brief(known ? energies.get(future) : sum(frame.terms))}`);
+    lines.forEach((path, k) => {
+      const candidate = Math.floor(k / each), isOther = energies.has(candidate);
+      path.dataset.candidate = isOther ? candidate : "planned";
+      const energy = isOther ? energies.get(candidate) : sum(frame.terms);
+      make("title", {}, path, `energy ${brief(energy)}`);
     });
   }
 
@@ -116,7 +117,7 @@ class PanelView {
   }
 }
 
-function scale(overlay, parent) {
+function colourScale(overlay, parent) {
   make("span", {}, parent, ` · critic: ${overlay.unit}, `);
   parent.append(+overlay.low.toPrecision(2));
   make("span", { class: "scale", style: `background: linear-gradient(90deg, ${overlay.colors})` },
