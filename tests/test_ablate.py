@@ -225,8 +225,8 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
         assert variant["plan"]["interquartile_mean"]["mean"] == pytest.approx(sum(by_seed) / 2)
     gone = output["variants"]["without train_jepa.interoception"]["changes"]
     assert gone == [
-        "train_jepa.weights.interoception is 0.0, not 1",
-        "actor_critic.train_jepa.weights.interoception is 0.0, not 1",
+        "stages.train_jepa.weights.interoception is 0.0, not 1",
+        "stages.actor_critic.train_jepa.weights.interoception is 0.0, not 1",
     ]
     with (tmp_path / "study.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -247,19 +247,19 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
     text = " ".join(parser.seen)
     for sentence in done.sentences():
         assert sentence.removeprefix("without train_jepa.interoception, ") in text
-    assert setting_help(configs["gym"], "train_jepa.weights.interoception") in text
+    assert setting_help(configs["gym"], "stages.train_jepa.weights.interoception") in text
     assert "it has no description" in text  # the environment
     by_chance = done.results["gym"][0].metrics["plan"]["baselines"]["random"]["return"]["mean"]
     assert f"Baselines in the same episodes: random actions: {by_chance:.3g}." in text
-    assert "actor_critic.train_jepa.weights.interoception is 0.0, not 1" in text
+    assert "stages.actor_critic.train_jepa.weights.interoception is 0.0, not 1" in text
     assert (tmp_path / "study.png").stat().st_size > 5000
     spread = last_metrics(tmp_path / "gym" / "1", "state")["std_mean"]
     assert done.run_infos["gym"][1].state["std_mean"] == spread > 0
     both = (run.state["std_mean"] for run in done.run_infos["gym"])
     assert f"spread of states {sum(both) / 2:.2f}; effective rank" in text
     assert last_metrics(tmp_path / "gym" / "1", "nothing") == last_metrics(tmp_path, "state") == {}
-    steps = configs["gym"].train_jepa.optim.steps
-    assert f", {steps} updates:  {setting_help(configs['gym'], 'train_jepa')}" in text
+    steps = configs["gym"].stages["train_jepa"].optim.steps
+    assert f", {steps} updates:  {setting_help(configs['gym'], 'stages.train_jepa')}" in text
     again = run(configs, tmp_path)
     assert again.to_dict() == done.to_dict()
 

@@ -144,7 +144,7 @@ def tensors_values(path: Path, rng: random.Random) -> None:
         torch.zeros(3, 1, 2), value.bool(), torch.ones(()), value.flatten().repeat(2),
     ]  # fmt: skip
     if rng.random() < 0.2:
-        tensors[rng.choice(["agent.", "pupil.x", "", f"{name}.x"])] = tensors.pop(name)
+        tensors[rng.choice(["agent.", "stage_run.x", "", f"{name}.x"])] = tensors.pop(name)
     else:
         tensors[name] = rng.choice(types)
     save_file({n: t.contiguous() for n, t in tensors.items()}, path)
@@ -270,16 +270,28 @@ def edited(run: Path, *path: Any, to: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("planner", "horizon"), 2.5, r"planner\.horizon: 2\.5 is given, and a whole number"),
-        (("planner", "horizon"), True, r"planner\.horizon: True is given, and a whole number"),
-        (("planner", "lr"), "1", r"planner\.lr: '1' is given, and a finite number"),
-        (("train_jepa", "optim", "batch_size"), 0, r"objective\.learning: batch is 0"),
-        (("env", "id"), 7, r"world\.id: 7 is given, and text"),
-        (("env", "imports"), "abc", r"world\.imports: 'abc' is given, and a list"),
-        (("env", "options"), [], r"world\.options: \[\] is given, and an object"),
+        (
+            ("actor", "planner", "horizon"),
+            2.5,
+            r"actor\.planner\.horizon: 2\.5 is given, and a whole number",
+        ),
+        (
+            ("actor", "planner", "horizon"),
+            True,
+            r"actor\.planner\.horizon: True is given, and a whole number",
+        ),
+        (("actor", "planner", "lr"), "1", r"actor\.planner\.lr: '1' is given, and a finite number"),
+        (
+            ("stages", "train_jepa", "optim", "batch_size"),
+            0,
+            r"stages\.train_jepa\.optim: batch_size is 0",
+        ),
+        (("env", "id"), 7, r"env\.id: 7 is given, and text"),
+        (("env", "imports"), "abc", r"env\.imports: 'abc' is given, and a list"),
+        (("env", "options"), [], r"env\.options: \[\] is given, and an object"),
         (("env", "more"), 1, "more"),
-        (("planner", "proposals"), 2**62, "planner"),
-        (("policy", "hidden"), 40_000, "the agent would take more than|policy"),
+        (("actor", "planner", "num_proposals"), 2**62, "planner"),
+        (("actor", "policy", "hidden"), 40_000, "the agent would take more than|policy"),
     ],
 )
 def test_settings_of_a_file_are_held_to_the_bounds_of_flags(run, path, value, message):
@@ -290,8 +302,8 @@ def test_settings_of_a_file_are_held_to_the_bounds_of_flags(run, path, value, me
 
 
 def test_a_whole_number_may_stand_for_a_float(run):
-    edited(run, "planner", "lr", to=1)
-    assert run_dir.config_of(run).planner.lr == 1.0
+    edited(run, "actor", "planner", "lr", to=1)
+    assert run_dir.config_of(run).actor.planner.lr == 1.0
 
 
 @pytest.mark.parametrize(
@@ -338,7 +350,9 @@ def test_tensors_of_holes_are_not_even_summed_up(run):
     """Gigabytes that a header declares, of which nothing is on the disk."""
     folder = checkpoint.latest(run)
     size = guarded_reader._machine_memory() // 2
-    header = json.dumps({"pupil.x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    header = json.dumps(
+        {"stage_run.x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    )
     with (folder / checkpoint.TENSORS).open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header.encode())
         file.truncate(8 + len(header) + size)

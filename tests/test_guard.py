@@ -108,7 +108,7 @@ def test_episode_goes_on_in_other_episodes_and_memory_joins_none(caplog):
         stage_run.update()
     assert stage_run.step == stage_run.total
     memory = stage_run.agent.replay_buffer
-    assert memory.lived == 3 * (40 + 2)
+    assert memory.num_added == 3 * (40 + 2)
     message = [record.getMessage() for record in caplog.records]
     expected = (
         f"environment '{gymnasium_id}': worker 1 died (SIGKILL); all 3 environments are made again, "
@@ -121,7 +121,7 @@ def test_episode_goes_on_in_other_episodes_and_memory_joins_none(caplog):
     assert torch.equal(before[:, 1] + 1, after[:, 1])  # the next moment
     assert torch.equal(batch.interoception[:, 0, 0], after[:, 1])
     assert not batch.terminated.any()  # who was cut did not die
-    lengths = [memory.recall(n).actions.shape[1] for n in memory.episodes()]
+    lengths = [memory.get_episode(n).actions.shape[1] for n in memory.episode_ids()]
     assert sorted(set(lengths)) == [4, 5, 7]  # what was cut, and what was not
     stage_run.finish()
 
@@ -199,7 +199,10 @@ def test_an_evaluation_begins_again_and_finds_the_same(tmp_path, caplog):
 
 def test_a_death_while_a_plan_is_timed_or_watched_ends_nothing(tiny, tmp_path, monkeypatch):
     agent = ami.train(tiny, out=tmp_path / "run")
-    for name in ("ami_agent.evaluation.evaluate.latency", "ami_agent.viewer.record._longest"):
+    for name in (
+        "ami_agent.evaluation.evaluate.latency",
+        "ami_agent.viewer.record._episode_length",
+    ):
         module, _, function = name.rpartition(".")
         find, deaths = getattr(sys.modules[module], function), ["worker 0 died"]
 

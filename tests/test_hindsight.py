@@ -163,7 +163,7 @@ def test_envs_that_do_not_keep_the_promise_are_named_with_the_way_out(fault, mes
 
 def test_the_recipe_has_hindsight_where_an_env_has_goals_and_only_there():
     aim = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0"))
-    assert aim.actor_critic.hindsight_fraction == 0.8
+    assert aim.stages["actor_critic"].hindsight_fraction == 0.8
     assert (
         ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0", options={"fault": "goalless"}))
         .stages["actor_critic"]

@@ -84,7 +84,7 @@ def run(tmp_path, file) -> Path:
         agent = build(config, made.spec)
     run_dir.create(tmp_path / "run", config, 0, "cpu")
     checkpoint.save(
-        checkpoint.checkpoint_dir(tmp_path / "run", 1), run_dir.weights(agent), {"lesson": 1}
+        checkpoint.checkpoint_dir(tmp_path / "run", 1), run_dir.weights(agent), {"stage_index": 1}
     )
     gymnasium.registry.pop("ami-named/Line-v0")
     for name in [n for n, m in sys.modules.items() if getattr(m, "__file__", "") == str(file)]:
@@ -96,7 +96,7 @@ def run(tmp_path, file) -> Path:
 def rewritten(run: Path, **changes: object) -> Path:
     """The run with other settings of both environments."""
     config = json.loads((run / "config.json").read_text())
-    for env in ("world", "evaluation"):
+    for env in ("env", "eval_env"):
         config[env] |= changes
     (run / "config.json").write_text(json.dumps(config))
     return run
@@ -222,18 +222,20 @@ def test_a_missing_namespace_has_the_hint_that_a_missing_name_has(capsys):
 def test_settings_name_no_environment_elsewhere():
     """Whose imports would have to be named as well."""
 
-    def make_envs(kind: type) -> list[str]:
+    def parts_of(hint: object) -> list[object]:
+        return [hint, *(part for arg in get_args(hint) for part in parts_of(arg))]
+
+    def find_envs(kind: type) -> list[str]:
         found = []
         for field in fields(kind):
-            hint = get_type_hints(kind)[field.name]
-            for part in (hint, *get_args(hint)):
+            for part in parts_of(get_type_hints(kind)[field.name]):
                 if part is EnvConfig:
                     found.append(field.name)
-                elif is_dataclass(part):
-                    found += [f"{field.name}.{name}" for name in make_envs(part)]
+                elif isinstance(part, type) and is_dataclass(part):
+                    found += [f"{field.name}.{name}" for name in find_envs(part)]
         return found
 
-    assert make_envs(Config) == ["world", "evaluation"]
+    assert find_envs(Config) == ["env", "eval_env"]
 
 
 def test_a_terminal_obeys_no_name_of_a_stranger(capsys, run):
