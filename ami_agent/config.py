@@ -87,7 +87,6 @@ from modules.types import (
     BadSetting,
     ConfigError,
     QuasimetricFns,
-    Transition,
     validate_ranges,
 )
 from modules.world_model.hjepa import HierarchicalJEPAConfig
@@ -308,7 +307,7 @@ def buffer_steps(config: Config) -> int:
 
 def buffer_size(config: Config, spec: EnvironmentSpec) -> int:
     """Bytes that the replay buffer of a run takes."""
-    example, stack = empty_transition(spec, 1), config.env.frame_stack
+    example, stack = spec.empty_transition(1), config.env.frame_stack
     return config.collect.num_envs * ReplayBuffer.num_bytes(buffer_steps(config), example, stack)
 
 
@@ -488,7 +487,7 @@ def _build(
         plan_energy_predictor=plan_energy_predictor,
         subgoals=subgoals,
         replay_buffer=ReplayBuffer(
-            buffer_size, empty_transition(spec, num_envs), stack=config.env.frame_stack
+            buffer_size, spec.empty_transition(num_envs), stack=config.env.frame_stack
         ),
         configurator=config.configurator.build(
             config.actor.planner.horizon, config.actor.planner.iterations, tuple(actors), tuple(spec.modalities),
@@ -522,17 +521,3 @@ def check_tasks(agent: Agent) -> None:
             agent.cost.validate_weights(context.weights)
         except ConfigError as error:
             raise ConfigError(f"task {name!r}: {error}") from None
-
-
-def empty_transition(spec: EnvironmentSpec, num_envs: int) -> Transition:
-    """A step of life with no meaning: what memory is made to hold."""
-    obs = spec.zeros(num_envs)
-    done_flags = torch.empty(num_envs, dtype=torch.bool)
-    return Transition(
-        obs=obs,
-        action=torch.empty(num_envs, spec.action_dim),
-        interoception=torch.empty(num_envs, len(spec.interoception), dtype=torch.float64),
-        next_obs=obs,
-        terminated=done_flags,
-        truncated=done_flags,
-    )

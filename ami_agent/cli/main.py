@@ -47,7 +47,7 @@ from ami_agent.cli.args import (
     with_absolute_imports,
 )
 from ami_agent.config import Config
-from ami_agent.custom import import_components
+from ami_agent.custom import allow_components
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
 from ami_agent.interrupt import Interrupted, handled, terminate
 from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, print_table
@@ -89,7 +89,7 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
     function of the user's, FILE.py:FUNCTION; a recipe for any environment takes from the flags
     which environment (`--env.id ID`). Flags that name the class of a component are taken too."""
     files, argv = _split_imports(argv)
-    import_components(files)
+    allow_components(files)
     if ".py:" in name:
         config = call_function(name, RECIPE_FUNCTION)
         if not isinstance(config, Config):
