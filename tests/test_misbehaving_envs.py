@@ -241,7 +241,7 @@ def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp
             gymnasium.register("test/Stuck-v0", entry_point=Stuck)
             world = EnvConfig(id="test/Stuck-v0", step_timeout=0.5).build(1)
             world.reset(0)
-            world.envs.step(world.envs.action_space.sample())
+            world.vector_env.step(world.vector_env.action_space.sample())
         """)
     )
     done = subprocess.run(
@@ -383,12 +383,14 @@ def test_a_file_with_neighbours_is_known_to_workers_however_they_start(tmp_path)
             from ami_agent.adapters.env import EnvConfig
 
             if __name__ == "__main__":
-                config = EnvConfig(id="test/Own-v0", imports=("home/own.py",), vector="async")
+                config = EnvConfig(
+                    id="test/Own-v0", imports=("home/own.py",), vectorization_mode="async"
+                )
                 for method in ("spawn", "forkserver"):
                     multiprocessing.set_start_method(method, force=True)
                     world = config.build(1)
                     obs, info = world.reset(0)
-                    world.envs.step(world.envs.action_space.sample())
+                    world.vector_env.step(world.vector_env.action_space.sample())
                     world.close()
                     print(method, info["told"][0], tuple(obs.shape))
         """)
