@@ -32,8 +32,6 @@ from modules.actor.policy import (
 from modules.actor.subgoals import (
     Flat,
     FlatConfig,
-    HierarchicalJEPA,
-    HierarchicalJEPAConfig,
     ImaginedLandmarkGraph,
     ImaginedLandmarkGraphConfig,
     LandmarkGraph,
@@ -100,6 +98,8 @@ from modules.world_model.dynamics import (
     MLPDynamicsConfig,
 )
 from modules.world_model.hjepa import (
+    HierarchicalJEPA,
+    HierarchicalJEPAConfig,
     JEPALevel,
     JEPALevelConfig,
     SharedCritic,

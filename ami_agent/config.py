@@ -43,6 +43,7 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.risk import ScenarioCVaRConfig
 from modules.actor.policy import (
+    ConvPolicyConfig,
     NoPolicyProposal,
     NoPolicyProposalConfig,
     NoStuckRecoveryConfig,
@@ -53,12 +54,7 @@ from modules.actor.policy import (
     ReactiveActor,
     StuckPerturbationConfig,
 )
-from modules.actor.subgoals import (
-    FlatConfig,
-    HierarchicalJEPAConfig,
-    ImaginedLandmarkGraphConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import FlatConfig, ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import (
     Cost,
@@ -95,6 +91,7 @@ from modules.types import (
     Transition,
     validate_ranges,
 )
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from modules.world_model.jepa import WorldModelConfig
 
 LARGE_OBS = 10_000
@@ -151,7 +148,7 @@ class ActorConfig:
     """What the agent does when its plans make no progress."""
     receding_horizon: int = 1
     """Actions of a plan that the agent executes before it plans again."""
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: PolicyConfig | ConvPolicyConfig = field(default_factory=PolicyConfig)
     """Mode-1: one forward pass."""
     policy_proposal: PolicyProposalConfig | NoPolicyProposalConfig = field(
         default_factory=PolicyProposalConfig

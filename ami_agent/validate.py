@@ -28,13 +28,11 @@ from ami_agent.training import (
 from ami_agent.training.actor_critic import ActorCriticStage
 from ami_agent.training.hindsight import check_reward_fn
 from modules.actor.policy import StuckPerturbationConfig
-from modules.actor.subgoals import (
-    HierarchicalJEPAConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
 from modules.types import ConfigError
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from modules.world_model.jepa import NoInteroceptionConfig
 
 

@@ -27,11 +27,9 @@ from ami_agent.training import (
     TrainJEPA,
     TrainQuasimetric,
 )
-from modules.actor.subgoals import (
-    HierarchicalJEPAConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import LandmarkGraphConfig
 from modules.types import PolicyFn, PolicyRolloutFn, Rollout, RolloutFn, TaskContext
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 
 
 @pytest.fixture(autouse=True)

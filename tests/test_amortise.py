@@ -153,7 +153,9 @@ def test_tasks_that_cannot_be_practised_are_refused_before_anything_is_learnt(ta
 
 def test_tasks_to_imitate_are_known():
     distil = replace(recipes.forage().stages["distill_policy"], imitated_tasks=("stay", "fly"))
-    with pytest.raises(ConfigError, match=r"distill_policy\.imitated_tasks names 'fly'; there are eat, flag"):
+    with pytest.raises(
+        ConfigError, match=r"distill_policy\.imitated_tasks names 'fly'; there are eat, flag"
+    ):
         check_stages(override(recipes.forage(), {"stages.distill_policy": distil}))
 
 

@@ -154,7 +154,7 @@ def test_our_curve_tells_what_episode_cost(tmp_path):
             trial.curve(tmp_path, 0, Console(quiet=True))
         kept.write_text(found)
     calm = override(config, {"stages.actor_critic.action_noise": 0.1})
-    with pytest.raises(ConfigError, match=r"other settings, stages.actor_critic.action_noise is 0.5, not 0.1"):
+    with pytest.raises(ConfigError, match=r"actor_critic\.action_noise is 0.5, not 0.1"):
         replace(trial, config=calm).curve(tmp_path, 0, Console(quiet=True))
     assert ami.load(tmp_path / "0").spec.choices == (2,)
 
@@ -181,8 +181,8 @@ def test_who_learns_is_looked_at_without_his_episode_being_cut_into_pieces(monke
         sb3, "mean_return_of", lambda model, *_: rates.append(model.exploration_rate) or 0.0
     )
     curve = sb3.learning_curve(
-        "dqn", EnvConfig(id="CartPole-v1"), steps=104, eval_every=4, seed=0, episodes=1, first_seed=0,
-        device="cpu",
+        "dqn", EnvConfig(id="CartPole-v1"), steps=104, eval_every=4, seed=0, episodes=1,
+        first_seed=0, device="cpu",
     )  # fmt: skip
     assert [steps for steps, _, _ in curve] == list(range(4, 105, 4))
     assert rates[0] == pytest.approx(1 - 0.95 * 4 / 10.4)

@@ -270,8 +270,16 @@ def edited(run: Path, *path: Any, to: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("actor", "planner", "horizon"), 2.5, r"actor\.planner\.horizon: 2\.5 is given, and a whole number"),
-        (("actor", "planner", "horizon"), True, r"actor\.planner\.horizon: True is given, and a whole number"),
+        (
+            ("actor", "planner", "horizon"),
+            2.5,
+            r"actor\.planner\.horizon: 2\.5 is given, and a whole number",
+        ),
+        (
+            ("actor", "planner", "horizon"),
+            True,
+            r"actor\.planner\.horizon: True is given, and a whole number",
+        ),
         (("actor", "planner", "lr"), "1", r"actor\.planner\.lr: '1' is given, and a finite number"),
         (
             ("stages", "train_jepa", "optim", "batch_size"),
@@ -342,7 +350,9 @@ def test_tensors_of_holes_are_not_even_summed_up(run):
     """Gigabytes that a header declares, of which nothing is on the disk."""
     folder = checkpoint.latest(run)
     size = guarded_reader._machine_memory() // 2
-    header = json.dumps({"stage_run.x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    header = json.dumps(
+        {"stage_run.x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    )
     with (folder / checkpoint.TENSORS).open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header.encode())
         file.truncate(8 + len(header) + size)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ami_agent import recipes
-from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, ModalitySpec
+from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
+from ami_agent.adapters.observations import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.config import build, override
 from ami_agent.training import TrainValue
@@ -271,7 +272,14 @@ def test_who_has_no_drives_cannot_predict_them():
 
 @pytest.mark.parametrize(
     ("setting", "least"),
-    [("length", 1), ("horizon", 1), ("td_lambda", 0), ("expectile", 0), ("ema_decay", 0), ("num_imagined", 0)],
+    [
+        ("length", 1),
+        ("horizon", 1),
+        ("td_lambda", 0),
+        ("expectile", 0),
+        ("ema_decay", 0),
+        ("num_imagined", 0),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(setting, least):
     with pytest.raises(ConfigError, match=f"{setting} is {least - 1}"):

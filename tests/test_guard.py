@@ -199,7 +199,10 @@ def test_an_evaluation_begins_again_and_finds_the_same(tmp_path, caplog):
 
 def test_a_death_while_a_plan_is_timed_or_watched_ends_nothing(tiny, tmp_path, monkeypatch):
     agent = ami.train(tiny, out=tmp_path / "run")
-    for name in ("ami_agent.evaluation.evaluate.latency", "ami_agent.viewer.record._episode_length"):
+    for name in (
+        "ami_agent.evaluation.evaluate.latency",
+        "ami_agent.viewer.record._episode_length",
+    ):
         module, _, function = name.rpartition(".")
         find, deaths = getattr(sys.modules[module], function), ["worker 0 died"]
 

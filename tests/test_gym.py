@@ -122,7 +122,10 @@ def test_a_file_of_ones_own_is_all_it_takes(own, tmp_path, capsys):
         (("--env.id", "CartPole-v1", "--env.options", "colour", "red"), "colour"),
         (("--env.id", "CartPole-v1", "--env.action-repeat", "0"), "repeat is 0"),
         (("--env.id", "CartPole-v1", "--no-such-flag", "0"), "no-such-flag"),
-        (("--env.id", "CartPole-v1", "--actor-critic.td-lambda", "2"), "--actor-critic.td-lambda is 2"),
+        (
+            ("--env.id", "CartPole-v1", "--actor-critic.td-lambda", "2"),
+            "--actor-critic.td-lambda is 2",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_nothing_is_begun(flags, message, tmp_path, capsys):

@@ -442,7 +442,10 @@ def test_landmarks_are_stored_states_each_far_from_those_before(mazes):
 
 def test_a_landmark_is_chosen_once(mazes):
     _, landmark_run = surveyed(mazes)
-    assert len({int(position) for position in landmark_run.chosen}) == mazes.actor.subgoals.num_landmarks
+    assert (
+        len({int(position) for position in landmark_run.chosen})
+        == mazes.actor.subgoals.num_landmarks
+    )
 
 
 @torch.no_grad()

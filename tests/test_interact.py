@@ -168,13 +168,13 @@ def test_put_away_and_taken_up_again_it_episodes_and_learns_the_same(ratio, late
         second.update()
     for name, part in whole.agent.state_dict().items():
         assert part.equal(second.agent.state_dict()[name]), name
-    assert torch.equal(whole.agent.replay_buffer.recent_actions(60), second.agent.replay_buffer.recent_actions(60))
+    assert torch.equal(
+        whole.agent.replay_buffer.recent_actions(60), second.agent.replay_buffer.recent_actions(60)
+    )
 
 
 @pytest.mark.parametrize("method", ["_save_buffer", "_save"])
-def test_killed_when_its_episode_was_over_it_has_collected_as_long(
-    method, tmp_path, monkeypatch
-):
+def test_killed_when_its_episode_was_over_it_has_collected_as_long(method, tmp_path, monkeypatch):
     config = recipe(steps=12)
     whole = ami.train(config, out=tmp_path / "whole", keep_replay_buffer=True)
     index = list(config.stages).index("actor_critic")

@@ -91,7 +91,7 @@ def test_a_new_episode_has_a_new_goal(config):
     for _ in range(6):
         stage_run.update()
         goals.append(agent.context.goal)
-        named.append(agent.encode(stage_run.env.goal(stage_run.scene.info)))
+        named.append(agent.encode(stage_run.env.goal(stage_run.episode_start.info)))
     stage_run.finish()
     assert all(torch.equal(goals[0], goal) for goal in [*goals[:3], named[0]])
     assert not torch.equal(goals[2], goals[4])  # the step in between only resets

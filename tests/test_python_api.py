@@ -32,18 +32,13 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.risk import ScenarioCVaR
 from modules.actor.policy import StuckPerturbationConfig
-from modules.actor.subgoals import (
-    HierarchicalJEPA,
-    HierarchicalJEPAConfig,
-    ImaginedLandmarkGraphConfig,
-    LandmarkGraph,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraph, LandmarkGraphConfig
 from modules.memory.short_term import (
     AttentionMemoryConfig,
     GRUMemoryConfig,
 )
 from modules.types import ConfigError, Plan
+from modules.world_model.hjepa import HierarchicalJEPA, HierarchicalJEPAConfig
 from tests.conftest import small
 
 Box, Discrete, MultiDiscrete = spaces.Box, spaces.Discrete, spaces.MultiDiscrete
@@ -283,19 +278,19 @@ def test_whole_numbers_out_of_range_and_floats_for_them_are_refused():
         ({"weights": {1: 1.0}}, "weights are .* they must be a dict by name"),
         (
             {"weights": {"goal_distance": 1.0}},
-            "weight of 'goal_distance' needs a goal, and the task has none",
+            "the cost 'goal_distance' needs a goal, and the task has none",
         ),
-        ({"drives": {}}, "no goal|nothing is wanted"),
+        ({"drives": {}}, "no goal|no cost has a weight"),
         ({"limits": {"reward": float("inf")}}, "limit of 'reward' is inf"),
         (
             {"modality_weights": {"obs": None}},
             "modality_weights 'obs' is None; it must be a number",
         ),
         ({"mode": "sleep"}, "no mode 'sleep'; there are"),
-        ({"mode": 3}, "mode is 3; it must be the name of one"),
+        ({"mode": 3}, "mode is 3; it must be a string"),
         ({"horizon": 10**9}, "horizon is 1000000000; it must be at most"),
         ({"horizon": 2.5}, "horizon is 2.5; it must be a whole number"),
-        ({"horizon": -1}, "horizon -1"),
+        ({"horizon": -1}, "horizon is -1"),
         ({"planner_iterations": 10**9}, "planner_iterations is 1000000000; it must be at most"),
         ({"planner_iterations": "many"}, "planner_iterations is 'many'; it must be a whole number"),
         ({"cvar_alpha": 1.5}, "cvar_alpha is 1.5; it must be from 0"),

@@ -356,7 +356,7 @@ def test_what_is_imagined_begins_in_states_as_they_are_collected_in(form):
     )
     actor = stage.start(agent, config.env, 0).actor
     with torch.no_grad():
-        states = actor._remembered(torch.Generator().manual_seed(3))
+        states = actor._sample_states(torch.Generator().manual_seed(3))
         window = agent.replay_buffer.sample(8, 3, torch.Generator().manual_seed(3))
         features = agent.perception(
             window.obs.flatten(0, 1), agent.configurator.default_modality_weights

@@ -220,7 +220,7 @@ def test_what_is_no_stack_of_frames_is_refused():
     is_first = ReplayBuffer(9, taken[0], "cpu", 3)
     with pytest.raises(ConfigError, match="begins with the first frame repeated"):
         is_first.add(taken[2])
-    with pytest.raises(ConfigError, match="no stack of 4 frames"):
+    with pytest.raises(ConfigError, match="not a stack of 4 frames"):
         ReplayBuffer(9, taken[0], "cpu", 4)
 
 

@@ -42,7 +42,7 @@ class Stopped(Exception):
     """Ends a run at a certain moment."""
 
 
-@pytest.mark.parametrize(("method", "when"), [("_log", 5), ("_save", 4), ("_keep_memory", 9)])
+@pytest.mark.parametrize(("method", "when"), [("_log", 5), ("_save", 4), ("_save_buffer", 9)])
 def test_ended_between_any_two_writes_it_has_one_history(method, when, tmp_path, monkeypatch):
     config = line(40, 110, 2)
     ami.train(config, out=tmp_path / "whole")

@@ -157,7 +157,7 @@ def two_rooms_as_forage() -> Config:
             override(recipes.forage(), {"cost.drives": ("hunger", "greed")}),
             "'greed'; there are hunger, pain",
         ),
-        (two_rooms_as_forage(), "'hunger' feels 'energy', which this world does not declare"),
+        (two_rooms_as_forage(), "'hunger' needs the signal 'energy'"),
     ],
 )
 def test_drives_that_nobody_knows_or_this_agent_body_cannot_feel_are_refused(config, message):
@@ -191,7 +191,8 @@ def test_an_env_in_which_drives_feel_nothing_gets_one_line(capsys, tmp_path, mon
     monkeypatch.setattr("ami_agent.cli.main.recipe", lambda name: two_rooms_as_forage())
     message = error_line(capsys, "train", "forage", "--out", tmp_path / "run")
     assert (
-        "'hunger' feels 'energy', which this world does not declare; it declares reward" in message
+        "'hunger' needs the signal 'energy', which this environment does not declare; it declares reward"
+        in message
     )
 
 

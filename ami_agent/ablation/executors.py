@@ -96,26 +96,28 @@ def _are_results(metrics: Mapping[str, Any]) -> bool:
     )
 
 
+def _train_and_evaluate(job: Job, console: Console) -> Mapping[str, Any]:
+    """The metrics of the job by mode; its training is resumed where it was interrupted."""
+    resume = (job.out / "config.json").exists()
+    with closing(RunLogger(job.out, console)) as logger:
+        logger.info(f"== {job.out}")
+        agent = train(
+            job.config, out=job.out, seed=job.seed, device=job.device, resume=resume, logger=logger,
+        )  # fmt: skip
+    first_seed = FIRST_EVAL_SEED + 10_000 * job.seed
+    by_mode = evaluate_modes(agent, job.config.eval_env, episodes=job.episodes, seed=first_seed)
+    return {mode: {"recipe": job.config.recipe, **row} for mode, row in by_mode.items()}
+
+
 def run_job(job: Job, console: Console) -> JobResult:
-    """Trains, or resumes, and evaluates both modes. An error is returned as the failure, so that
-    the other runs of the study continue."""
+    """Trains and evaluates both modes, unless that is done. An error is returned as the failure, so
+    that the other runs of the study continue."""
     started = time.monotonic()
     metrics, failure = None, ""
     try:
         metrics = finished_metrics(job)
         if metrics is None:
-            resume = (job.out / "config.json").exists()
-            with closing(RunLogger(job.out, console)) as logger:
-                logger.info(f"== {job.out}")
-                agent = train(
-                    job.config, out=job.out, seed=job.seed, device=job.device, resume=resume,
-                    logger=logger,
-                )  # fmt: skip
-            first_seed = FIRST_EVAL_SEED + 10_000 * job.seed
-            by_mode = evaluate_modes(
-                agent, job.config.eval_env, episodes=job.episodes, seed=first_seed
-            )
-            metrics = {mode: {"recipe": job.config.recipe, **row} for mode, row in by_mode.items()}
+            metrics = _train_and_evaluate(job, console)
             run_dir.write_json(job.out / "eval.json", metrics)
     except NotWritten as error:  # the metrics are known all the same
         failure = str(error)

@@ -102,6 +102,6 @@ def action_adapter(space: spaces.Space) -> ActionAdapter:
     if isinstance(space, spaces.MultiBinary):
         return DiscreteAdapter([2] * prod(space.shape), 0, space.shape, space.dtype)
     raise ConfigError(
-        f"actions are {space}; the agent acts in Box, Discrete, MultiDiscrete and MultiBinary: wrap "
-        "the environment so that it takes one of them (gymnasium.wrappers.TransformAction)"
+        f"actions are {space}; the agent acts in Box, Discrete, MultiDiscrete and MultiBinary: "
+        "wrap the environment so that it takes one of them (gymnasium.wrappers.TransformAction)"
     )

@@ -1,7 +1,7 @@
 """Gymnasium environments as the agent meets them: observations are tensors, actions lie in [-1, 1].
 
-An environment may offer more than Gymnasium's interface (`HasReferencePolicies`, `HasInteroception`,
-`HasFactors`); baselines, drives, probes and pictures use it where it is there.
+An environment may offer more than Gymnasium's interface (`HasReferencePolicies`,
+`HasInteroception`, `HasFactors`); baselines, drives, probes and pictures use it where it is there.
 """
 
 from __future__ import annotations
@@ -65,16 +65,16 @@ class HasReferencePolicies(Protocol):
 
 @runtime_checkable
 class HasInteroception(Protocol):
-    """An environment that declares interoceptive signals beside the reward: `info["interoception"]`,
-    `[B, I]` at every reset and step."""
+    """An environment that declares interoceptive signals beside the reward:
+    `info["interoception"]`, `[B, I]` at every reset and step."""
 
     interoception_names: tuple[str, ...]
 
 
 @runtime_checkable
 class HasFactors(Protocol):
-    """An environment whose true state is known: named factors, `info["factors"]` `[B, F]`, and action
-    sequences with known outcomes that test the world model."""
+    """An environment whose true state is known: named factors, `info["factors"]` `[B, F]`, and
+    action sequences with known outcomes that test the world model."""
 
     factor_names: tuple[str, ...]
 
@@ -103,8 +103,8 @@ class EnvConfig:
     """How several environments are stepped: as the batch that the environment offers, one after the
     other, or each in a worker process."""
     step_timeout: float = 300.0
-    """Seconds after which a call of the environment's code that has not returned ends the run, which
-    is saved; 0 is no limit."""
+    """Seconds after which a call of the environment's code that has not returned ends the run,
+    which is saved; 0 is no limit."""
     obs_layout: dict[str, Layout] = field(default_factory=dict)
     """How arrays of observations are read, by name ("obs" where there is but one), where the guess
     from their shapes is wrong."""
@@ -112,7 +112,8 @@ class EnvConfig:
     """How numbers outside the Box of an observation are treated: used as they are, with a warning,
     clipped to the Box, or refused, which ends the run."""
     terminal_channel: bool = False
-    """Whether interoception has a signal "alive", which is 0 where an episode terminates, else 1."""
+    """Whether interoception has a signal "alive", which is 0 where an episode terminates, else
+    1."""
     accept_other_spaces: bool = False
     """Whether an agent that was trained with other bounds of actions or observations may act here:
     its actions then are the same fraction of these bounds."""
@@ -312,9 +313,9 @@ class EnvAdapter:
         if native is None or native == single or is_stack:
             return []
         return [
-            f"{config.id}: with {' and '.join(flags)} it is stepped one by one and observes {single}; "
-            f"its own vector version, which is used without, observes {native} and has options of "
-            "its own (--env.options)"
+            f"{config.id}: with {' and '.join(flags)} it is stepped one by one and observes "
+            f"{single}; its own vector version, which is used without, observes {native} "
+            "and has options of its own (--env.options)"
         ]
 
     def _unstacked_space(self) -> spaces.Space | None:
@@ -377,8 +378,8 @@ def check_same_spaces(trained: EnvironmentSpec, other: EnvironmentSpec, config: 
             raise ConfigError(f"{config.id} has {found}, but the agent is made for {expected}")
         if not config.accept_other_spaces:
             raise ConfigError(
-                f"{config.id} has {found}, but the agent was trained with {expected}: its actions or "
-                "observations mean something else there (accept_other_spaces allows it)"
+                f"{config.id} has {found}, but the agent was trained with {expected}: its actions "
+                "or observations mean something else there (accept_other_spaces allows it)"
             )
 
 

@@ -102,8 +102,8 @@ def read_table(info: Mapping[str, Any], name: str, num_envs: int, width: int) ->
 def fill_missing(
     info: Mapping[str, Any], name: str, space: spaces.Space, has_value: np.ndarray
 ) -> Any:
-    """The reported observations of this space; an environment that reported none (`has_value` `[B]`)
-    gets the observation of another."""
+    """The reported observations of this space; an environment that reported none (`has_value`
+    `[B]`) gets the observation of another."""
     rows = np.where(has_value, np.arange(len(has_value)), np.flatnonzero(has_value)[0])
     return _take_rows(info[name], rows, space)
 

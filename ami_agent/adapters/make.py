@@ -48,7 +48,8 @@ MAX_SINGLE_ENVS = 16
 
 
 class ActionRepeat(gymnasium.Wrapper):
-    """Repeats each action for several steps and adds up their rewards; an episode's end stops it."""
+    """Repeats each action for several steps and adds up their rewards; an episode's end stops
+    it."""
 
     def __init__(self, env: gymnasium.Env, action_repeat: int) -> None:
         super().__init__(env)
@@ -102,8 +103,9 @@ def make(
     choose_gl_backend()
     if reserved := [option for option in options if option in RESERVED_OPTIONS]:
         raise ConfigError(
-            f"option {reserved[0]!r} of environment {env_id!r} is a parameter of gymnasium.make_vec "
-            "and none of the environment; --env.vectorization-mode sets how environments are stepped"
+            f"option {reserved[0]!r} of environment {env_id!r} is a parameter of "
+            "gymnasium.make_vec and none of the environment; --env.vectorization-mode sets how "
+            "environments are stepped"
         )
     for module in imports:
         import_path(module)
@@ -236,8 +238,8 @@ LIMIT_ATTRIBUTES = ("max_episode_steps", "max_steps", "_max_episode_steps")
 
 
 def declared_time_limit(envs: VectorEnv) -> tuple[int, str]:
-    """The number of steps after which the environment itself truncates an episode, and the attribute
-    that states it; 0 where none does."""
+    """The number of steps after which the environment itself truncates an episode, and the
+    attribute that states it; 0 where none does."""
     unwrapped = envs.unwrapped
     env = unwrapped.envs[0] if isinstance(unwrapped, SyncVectorEnv) else unwrapped
     for name in LIMIT_ATTRIBUTES:
@@ -283,8 +285,8 @@ def import_path(name: str) -> ModuleType:
 
 
 def _allow_sibling_imports(folder: Path) -> None:
-    """Lets a file import its neighbours, now and later. The folder comes last in the search path, so
-    that it hides no package."""
+    """Lets a file import its neighbours, now and later. The folder comes last in the search path,
+    so that it hides no package."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 

@@ -69,8 +69,8 @@ def _parse_value(name: str, text: str) -> Any:
                 continue
         if text[:1] in ("[", "{", '"'):
             raise ConfigError(
-                f"{name!r} is {text[:60]}, which is no JSON; write a string that begins so in double "
-                "quotes, '\"...\"'"
+                f"{name!r} is {text[:60]}, which is no JSON; write a string that begins so in "
+                "double quotes, '\"...\"'"
             ) from None
         return text
 
@@ -129,8 +129,8 @@ def check_options(options: object) -> None:
 
 
 def _problem(value: Any, depth: int, num_left: list[int]) -> str:
-    """The requirement that a JSON value fails; empty where there is none. `num_left` counts down the
-    values."""
+    """The requirement that a JSON value fails; empty where there is none. `num_left` counts down
+    the values."""
     num_left[0] -= 1
     if num_left[0] < 0:
         return f"at most {MAX_LENGTH} values"

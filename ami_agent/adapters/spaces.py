@@ -76,7 +76,8 @@ class Bounds(NamedTuple):
 
 
 def bounds_of(space: spaces.Space) -> Bounds | None:
-    """The limits of a space, with a tolerance for floating-point numbers; None where it has none."""
+    """The limits of a space, with a tolerance for floating-point numbers; None where it has
+    none."""
     found = limits(space)
     if found is None:
         return None
@@ -158,7 +159,8 @@ def _shape(data: Any) -> tuple[int, ...]:
 
 
 def _numbers(bounds: np.ndarray) -> Any:
-    """Nested lists, or one number where all are the same; infinity, which JSON lacks, as a string."""
+    """Nested lists, or one number where all are the same; infinity, which JSON lacks, as a
+    string."""
     if bounds.size and (bounds == bounds.flat[0]).all():
         bounds = bounds.flat[0]
     return _to_json_number(bounds.tolist())

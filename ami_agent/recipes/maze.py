@@ -19,11 +19,7 @@ from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions
 from modules.actor.planning import GradientPlannerConfig
-from modules.actor.subgoals import (
-    HierarchicalJEPAConfig,
-    ImaginedLandmarkGraphConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import (
@@ -39,6 +35,7 @@ from modules.world_model.dynamics import (
     FourierDynamicsConfig,
     GlimpseDynamicsConfig,
 )
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from modules.world_model.jepa import WorldModelConfig
 
 

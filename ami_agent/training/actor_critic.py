@@ -229,6 +229,7 @@ class ActorCriticRun(SGDStageRun):
             self.model.ensemble.disagreement,
             agent.cost.custom,
         )
+        # the agent's risk model keeps its random stream for acting
         evaluator = replace(
             agent.evaluator, imagine=self.model.imagine, imagine_policy=self.model.imagine_policy,
             cost_terms=cost, risk_model=deepcopy(agent.evaluator.risk_model),

@@ -17,11 +17,11 @@ from ami_agent.training.goal_critic import LagrangeMultiplier, critic_of, quasim
 from ami_agent.training.masking import ValidSteps, states_from_steps, valid_macro_steps
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.risk import latin_hypercube
-from modules.actor.subgoals import HierarchicalJEPA, LandmarkGraph
+from modules.actor.subgoals import LandmarkGraph
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE
 from modules.cost.quasimetric import Quasimetric
 from modules.types import HORIZON, WEIGHT, ConfigError, validate_ranges
-from modules.world_model.hjepa import JEPALevel
+from modules.world_model.hjepa import HierarchicalJEPA, JEPALevel
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent

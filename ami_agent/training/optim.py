@@ -36,6 +36,7 @@ class OptimConfig:
     lr: float = 1e-3
     """Learning rate after the warm-up."""
     warmup_steps: int = 50
+    """Updates over which the learning rate rises to `lr`."""
     grad_clip_norm: float = 2.0
     """Norm to which larger gradients are clipped."""
     weight_decay: float = 0.01

@@ -154,7 +154,7 @@ class DistillPlanner(OfflineStage):
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=3000, batch_size=256))
     rounds: int = 6
-    """Times that new states are collected; the tasks take turns."""
+    """Rounds of collecting and labelling states; the tasks take turns."""
     num_envs: int = 128
     """Environments of a round."""
     steps: int = 16

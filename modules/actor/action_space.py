@@ -92,8 +92,9 @@ class OneHotActions:
         return self.project(probs) + (probs - probs.detach())
 
     def imitation_loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of the logits and the target actions, both `[..., A]`, sum over the choices;
-        `[...]`. A squared distance would be 0 as soon as the target is the most likely option."""
+        """Cross-entropy of the logits and the target actions, both `[..., A]`, sum over the
+        choices; `[...]`. A squared distance would be 0 as soon as the target is the most likely
+        option."""
         log_probs = torch.cat([part.log_softmax(-1) for part in raw.split(self.sizes, -1)], -1)
         return -(targets * log_probs).sum(-1)
 

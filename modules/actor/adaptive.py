@@ -77,8 +77,8 @@ class ReplanTrigger(Stateful):
         self.energy = self.steps_left = torch.empty(0)
 
     def expired(self, energy: Tensor) -> Tensor:
-        """Advances by one step. Energies `[B]` -> `[B]` bool: where the last plan has expired or the
-        energy exceeds that of the plan."""
+        """Advances by one step. Energies `[B]` -> `[B]` bool: where the last plan has expired or
+        the energy exceeds that of the plan."""
         if len(self.energy) != len(energy):
             self.energy = torch.full_like(energy, -torch.inf)
             self.steps_left = torch.zeros_like(energy)
@@ -106,7 +106,8 @@ class AdaptiveActorConfig:
     tolerance: float = 0.1
     """Fraction of the predicted gain of planning over resting that Mode-1 may lose."""
     slack: float = 0.05
-    """Energy difference that is ignored, in standard deviations of the plan energies of the task."""
+    """Energy difference that is ignored, in standard deviations of the plan energies of the
+    task."""
     patience: int = 5
     """Steps after planning without planning again, unless the energy rises by more than `slack`."""
 
@@ -130,9 +131,9 @@ class AdaptiveActorConfig:
 
 
 class AdaptiveActor(Stateful):
-    """Both modes as one actor. It follows the policy, or the rest of its last plan, where that gains
-    all but `tolerance` of what planning is predicted to gain over resting, or as much as the last
-    plan; elsewhere it plans."""
+    """Both modes as one actor. It follows the policy, or the rest of its last plan, where that
+    gains all but `tolerance` of what planning is predicted to gain over resting, or as much as the
+    last plan; elsewhere it plans."""
 
     def __init__(
         self,

@@ -136,7 +136,8 @@ class PolicyProposalConfig:
 
 
 class PolicyProposal:
-    """The actions of the policy over the next H imagined steps, as an initial candidate of Mode-2."""
+    """The actions of the policy over the next H imagined steps, as an initial candidate of
+    Mode-2."""
 
     def __init__(self, policy: Policy, evaluator: RolloutEvaluator) -> None:
         self.policy, self.evaluator = policy, evaluator

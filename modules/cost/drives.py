@@ -1,4 +1,5 @@
-"""Drives: intrinsic costs that are fixed functions of interoceptive signals (LeCun 2022, 3.2 and 4.3).
+"""Drives: intrinsic costs that are fixed functions of interoceptive signals (LeCun 2022, 3.2 and
+4.3).
 
 A drive is a differentiable function of one signal. It has no parameters, so nothing can train it;
 the world model learns to predict the signal.

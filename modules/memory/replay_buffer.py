@@ -56,7 +56,7 @@ class ReplayBuffer:
         if capacity < 1:
             raise ConfigError(f"capacity is {capacity}; it must be at least 1 step")
         num_envs, self._capacity, self._stack = len(example.action), capacity, stack
-        self._rows = capacity + stack
+        self._rows, self._columns = capacity + stack, capacity + 1
         self._device = torch.device(device)
         self._templates = {
             name: torch.empty_like(part, device="meta")
@@ -126,7 +126,7 @@ class ReplayBuffer:
         self.start_run()
         parts, before = self._newest_frames(parts)
         age = torch.arange(-before, steps + 1, dtype=torch.int32, device=self._device)
-        rows = (age + (before + self._steps)) % self._rows
+        rows = (age + before + self._steps) % self._rows
         for name, part in parts.items():
             values = part.transpose(0, 1).to(self._device)  # [T, B, ...]
             check_like(name, self._store[name][0], values[0])
@@ -248,8 +248,9 @@ class ReplayBuffer:
         return self._read(in_episode.flatten().int().argmax()[None], length, padded=False)
 
     def map_observations(self, encode: Callable[[Observation, Tensor], Tensor]) -> ReplayBuffer:
-        """A read-only copy with states in the place of observations. `encode` takes the observations
-        `[B, *O]` of every step in order, and which of the B environments begin an episode there."""
+        """A read-only copy with states in the place of observations. `encode` takes the
+        observations `[B, *O]` of every step in order, and which of the B environments begin an
+        episode there."""
         other, states = copy(self), torch.empty(0)
         all_envs = torch.arange(self.num_envs, device=self._device)
         with torch.no_grad():
@@ -348,13 +349,8 @@ class ReplayBuffer:
             found[name] = torch.cat([older, split[:, :, -1]], 1)
         return found, before
 
-    @property
-    def _columns(self) -> int:
-        """Number of rows from which windows are drawn."""
-        return self._capacity + 1
-
     def _order(self) -> Tensor:
-        """The indices of these rows, oldest first."""
+        """The indices of the rows from which windows are drawn, oldest first."""
         columns = torch.arange(self._columns, device=self._device)
         return (columns + self._oldest()) % self._rows
 

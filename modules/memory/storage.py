@@ -1,5 +1,5 @@
-"""How the replay buffer stores the steps of B environments, as tensors by name, and which windows of
-steps can be sampled."""
+"""How the replay buffer stores the steps of B environments, as tensors by name, and which windows
+of steps can be sampled."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Windows(NamedTuple):
 def find_windows(
     age: Tensor, done: Tensor, length: int, since: int = 0, pad: bool = True
 ) -> Windows:
-    """The windows of `length` steps that begin at column `since` or later. `age` and `done`
-    `[B, rows]`, oldest first: the number of each observation in its episode, and whether the episode
-    is done there. A window lies within its episode. If some finished episode is shorter than a
-    window and `pad` is True, windows are padded: one begins at each step of every finished episode.
+    """The windows of `length` steps that begin at column `since` or later. `age` and `done` `[B,
+    rows]`, oldest first: the number of each observation in its episode, and whether the episode is
+    done there. A window lies within its episode. If some finished episode is shorter than a window
+    and `pad` is True, windows are padded: one begins at each step of every finished episode.
 
     No window begins at the last observation of an episode, so the starts of one episode form a run
     of adjacent columns."""
@@ -113,9 +113,9 @@ def newest_frame(name: str, part: Tensor, stack: int) -> Tensor:
 def check_stacks(
     name: str, obs: Tensor, next_obs: Tensor, first: Tensor, resets: Tensor, stack: int
 ) -> None:
-    """Raises ConfigError if older frames could not be rebuilt from earlier rows. Episodes that begin
-    with `obs` (`first` `[B]`) or with `next_obs` (`resets` `[B]`) must repeat their first frame; in
-    all others `next_obs` must be `obs` shifted by one new frame."""
+    """Raises ConfigError if older frames could not be rebuilt from earlier rows. Episodes that
+    begin with `obs` (`first` `[B]`) or with `next_obs` (`resets` `[B]`) must repeat their first
+    frame; in all others `next_obs` must be `obs` shifted by one new frame."""
     size = obs.shape[1] // stack
     shift = (-1, *[1] * (obs.ndim - 1))
     expected = torch.where(resets.view(shift), next_obs[:, size:], obs[:, size:])

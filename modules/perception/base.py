@@ -1,4 +1,5 @@
-"""Shared parts of the encoders: image shapes, modality weights, and the first layer over patches."""
+"""Shared parts of the encoders: image shapes, modality weights, and the first layer over
+patches."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Target encoders: the states that the world model is trained to predict, from the encoder itself or
-from a slow copy of it."""
+"""Target encoders: the states that the world model is trained to predict, from the encoder itself
+or from a slow copy of it."""
 
 from __future__ import annotations
 

@@ -118,15 +118,17 @@ class JEPALevelConfig:
         env_steps: int,
         critic_distance: QuasimetricFns | None,
     ) -> JEPALevel:
-        """A level above one of these dimensions. Its step spans `num_steps` steps of the level below
-        and `env_steps` environment steps; `critic_distance` is the goal critic's, if there is one."""
+        """A level above one of these dimensions. Its step spans `num_steps` steps of the level
+        below and `env_steps` environment steps; `critic_distance` is the goal critic's, if there is
+        one."""
         state_dim = self.state_dim or state_dim_below
         if not isinstance(self.distance, SharedCriticConfig):
             distance: nn.Module = self.distance.build((state_dim, 1, 1))
         elif critic_distance is None or self.state_dim:
             raise ConfigError(
-                "hierarchy.level.distance SharedCritic is the goal critic's, of states of the lowest "
-                f"level: there must be a critic, and level.state_dim {self.state_dim} must be 0"
+                "hierarchy.level.distance SharedCritic is the goal critic's, of states of the "
+                "lowest level: there must be a critic, and level.state_dim "
+                f"{self.state_dim} must be 0"
             )
         else:
             distance = SharedCritic(critic_distance, env_steps)

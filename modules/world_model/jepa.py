@@ -108,7 +108,8 @@ class NoInteroceptionConfig:
 
 
 class NoInteroception(nn.Module):
-    """No interoceptive signals, for agents whose costs are functions of states and actions alone."""
+    """No interoceptive signals, for agents whose costs are functions of states and actions
+    alone."""
 
     def adapt(self, targets: Tensor, centred: Tensor | None = None) -> None:
         """There are no units."""

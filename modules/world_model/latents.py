@@ -1,5 +1,5 @@
-"""Latent variables: what the state and the action do not determine of the next state (LeCun 2022, 4.5
-and 4.6).
+"""Latent variables: what the state and the action do not determine of the next state (LeCun 2022,
+4.5 and 4.6).
 
 In training z is inferred from the next state, and the information it may carry about it is limited;
 in planning z is sampled from a prior. Noise is an argument, uniform in [0, 1): the caller owns the
