@@ -43,6 +43,7 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.risk import ScenarioCVaRConfig
 from modules.actor.policy import (
+    ConvPolicyConfig,
     NoPolicyProposal,
     NoPolicyProposalConfig,
     NoStuckRecoveryConfig,
@@ -146,7 +147,7 @@ class ActorConfig:
     """What the agent does when its plans make no progress."""
     receding_horizon: int = 1
     """Actions of a plan that the agent executes before it plans again."""
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: PolicyConfig | ConvPolicyConfig = field(default_factory=PolicyConfig)
     """Mode-1: one forward pass."""
     policy_proposal: PolicyProposalConfig | NoPolicyProposalConfig = field(
         default_factory=PolicyProposalConfig

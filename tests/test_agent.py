@@ -118,8 +118,8 @@ def test_who_has_no_task_cannot_act(tiny):
             {"weights": {"hunger": 1.0}},
             "'hunger'; there are goal_distance, control_cost, boredom, curiosity, cri",
         ),
-        ({"horizon": -1}, "horizon -1"),
-        ({"planner_iterations": -2}, "planner_iterations -2"),
+        ({"horizon": -1}, "horizon is -1"),
+        ({"planner_iterations": -2}, "planner_iterations is -2"),
     ],
 )
 def test_a_task_that_makes_no_sense_is_refused_and_the_old_one_stays(tiny, wish, message):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.adapters.env_spec import ModalitySpec
+from ami_agent.adapters.observations import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation.policies import EpisodeStart, task_of
@@ -157,8 +157,8 @@ def test_who_has_no_drives_is_reported_so(config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"drives": ("hunger", "thirst")}, "'thirst'; there are hunger, pain, "),
-        ({"drives": ()}, "foresight is of drives, and there are none; it must be NoValueCritics$"),
+        ({"cost.drives": ("hunger", "thirst")}, "'thirst'; there are hunger, pain, "),
+        ({"cost.drives": ()}, "foresight is of drives, and there are none; it must be NoValueCritics$"),
         ({"tasks": {}}, "needs at least one task"),
         (
             {"tasks": {"hide": TaskSpec(drives={"fear": 1.0})}},
@@ -180,7 +180,7 @@ def test_who_has_no_drives_is_reported_so(config):
 )
 def test_settings_that_make_no_sense_are_refused_when_the_agent_is_built(config, changes, message):
     with pytest.raises(ConfigError, match=message):
-        build(replace(config, **changes), BODY)
+        build(override(config, changes), BODY)
 
 
 def test_a_drive_that_this_agent_body_cannot_feel_is_refused_and_reported_what_it_feels(config):

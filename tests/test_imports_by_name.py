@@ -172,12 +172,15 @@ def test_a_module_before_a_colon_is_an_import(tmp_path, run, file, monkeypatch):
     assert run_dir.config_of(run, imports=("line_module",)).env.id == "ami-named/Line-v0"
 
 
-def test_packages_are_named_too(run):
-    rewritten(run, id="MiniGrid-Empty-5x5-v0", imports=["no_such_minigrid.envs"])
-    with pytest.raises(ConfigError, match=r"--import no_such_minigrid\.envs "):
+def test_packages_are_named_too(tmp_path, run, monkeypatch):
+    (tmp_path / "minigrid_line").mkdir()
+    (tmp_path / "minigrid_line" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    rewritten(run, id="MiniGrid-Empty-5x5-v0", imports=["minigrid_line.envs"])
+    with pytest.raises(ConfigError, match=r"--import minigrid_line\.envs "):
         ami.load(run)
-    config = run_dir.config_of(run, imports=("no_such_minigrid",))
-    assert config.env.imports == ("no_such_minigrid", "no_such_minigrid.envs")
+    config = run_dir.config_of(run, imports=("minigrid_line",))
+    assert config.env.imports == ("minigrid_line", "minigrid_line.envs")
 
 
 def test_an_environment_within_an_environment_is_an_import(run):
