@@ -1,5 +1,5 @@
-"""The command line. One line of complaint for input that won't do (exit code 2) or a run that
-failed (1); nothing that was learnt is lost."""
+"""The command line. Unusable input is answered with one line and exit code 2, a run that failed
+with one line and exit code 1; a checkpoint keeps what was learnt."""
 
 from __future__ import annotations
 
@@ -292,12 +292,12 @@ def list_command(name: str, argv: Sequence[str], console: Console) -> None:
 Command = Callable[[str, Sequence[str], Console], None]
 COMMANDS: dict[str, tuple[Command, str, str]] = {
     "train": (train_command, "RECIPE", "train an agent"),
-    "eval": (eval_command, "DIR", "how well the agent of a run does"),
-    "show": (show_command, "DIR", "what it was thinking, as pictures"),
-    "ablate": (ablate_command, "RECIPE", "what each part is worth"),
-    "probe": (probe_command, "DIR", "what the representation knows"),
-    "bench": (bench_command, "[NAME]", "speed and learning, side by side with references"),
-    "list": (list_command, "", "recipes, worlds, boxes"),
+    "eval": (eval_command, "DIR", "evaluate the agent of a run"),
+    "show": (show_command, "DIR", "draw its plans"),
+    "ablate": (ablate_command, "RECIPE", "measure what each part is worth"),
+    "probe": (probe_command, "DIR", "measure the representation"),
+    "bench": (bench_command, "[NAME]", "compare speed and learning with references"),
+    "list": (list_command, "", "recipes, environments, components"),
 }
 
 
