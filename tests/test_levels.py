@@ -385,9 +385,15 @@ def test_levels_that_cannot_learn_are_refused_before_anything_is_collected():
     config = recipes.recipe("maze-levels")
     check_stages(config)
     for changes, why in (
-        ({"actor.subgoals": HierarchicalJEPAConfig(steps_per_level=(6, 3))}, "6 x 3 steps per level takes 54 steps"),
+        (
+            {"actor.subgoals": HierarchicalJEPAConfig(steps_per_level=(6, 3))},
+            "6 x 3 steps per level takes 54 steps",
+        ),
         ({"stages.train_hierarchy": None}, "needs the stage train_hierarchy"),
-        ({"actor.subgoals": FlatConfig()}, "train_hierarchy trains a HierarchicalJEPA, and subgoals is Flat"),
+        (
+            {"actor.subgoals": FlatConfig()},
+            "train_hierarchy trains a HierarchicalJEPA, and subgoals is Flat",
+        ),
         ({"stages.select_landmarks": SelectLandmarks()}, "select_landmarks trains a LandmarkGraph"),
     ):
         with pytest.raises(ConfigError, match=why):

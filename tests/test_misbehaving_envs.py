@@ -335,7 +335,9 @@ def test_a_limit_ends_episodes_of_what_exists_as_a_batch_only(vector):
 
 def test_an_episode_without_end_names_the_limit_to_set(monkeypatch):
     monkeypatch.setattr(sys.modules["ami_agent.evaluation.evaluate"], "MAX_STEPS", 200)
-    with pytest.raises(ConfigError, match=r"no end of an episode within 200 .*--env\.max-episode-steps"):
+    with pytest.raises(
+        ConfigError, match=r"no end of an episode within 200 .*--env\.max-episode-steps"
+    ):
         run_many(make_random_policy, EnvConfig(id="ami-test/Endless-v0"), 3, 0, "cpu")
     assert ami.recipes.gym(EnvConfig(id="ami-test/Endless-v0")).env.max_episode_steps == 1000
 

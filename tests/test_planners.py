@@ -389,7 +389,9 @@ def vectors(seed: int, scale: float) -> Tensor:
 def test_nothing_leaves_the_bounds(seed, scale, action_space):
     wild, limit = vectors(seed, scale), getattr(action_space, "radius", 1) + 1e-5
     for inside in (action_space.squash(wild), action_space.project(wild)):
-        size = inside.abs().amax(-1) if isinstance(action_space, BoxActions) else inside.norm(dim=-1)
+        size = (
+            inside.abs().amax(-1) if isinstance(action_space, BoxActions) else inside.norm(dim=-1)
+        )
         assert (size <= limit).all()
         torch.testing.assert_close(action_space.project(inside), inside)
 

@@ -335,7 +335,9 @@ KINDS = {
     "cem": {"actor.planner": CEMConfig(horizon=3, num_samples=8, num_elites=2)},
     "mppi": {"actor.planner": MPPIConfig(horizon=3, num_samples=8)},
     "collocation": {
-        "actor.planner": CollocationConfig(horizon=3, iterations=2, warm_iterations=1, polish_steps=1)
+        "actor.planner": CollocationConfig(
+            horizon=3, iterations=2, warm_iterations=1, polish_steps=1
+        )
     },
     "restless": {"actor.stuck_recovery": StuckPerturbationConfig(check_every=2, min_energy=0.0)},
     "committed": {"actor.receding_horizon": 2},

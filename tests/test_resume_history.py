@@ -175,7 +175,10 @@ def test_collected_steps_are_kept_though_the_environment_can_not_be_brought_back
         first.update()
     second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
     assert second.step == 9
-    assert torch.equal(second.agent.replay_buffer.recent_actions(10)[:9], first.agent.replay_buffer.recent_actions(9))
+    assert torch.equal(
+        second.agent.replay_buffer.recent_actions(10)[:9],
+        first.agent.replay_buffer.recent_actions(9),
+    )
     second.update()
 
 

@@ -83,7 +83,9 @@ def test_who_has_no_goals_or_too_short_an_episode_is_reported():
     config = override(
         small(recipes.maze()), {"stages.goal_bc": replace(LESSON, max_goal_offset=25)}
     )
-    with pytest.raises(ConfigError, match=r"goal_bc\.max_goal_offset is 25, but an episode has 24 steps"):
+    with pytest.raises(
+        ConfigError, match=r"goal_bc\.max_goal_offset is 25, but an episode has 24 steps"
+    ):
         check_stages(config)
 
 
@@ -130,7 +132,9 @@ def test_a_step_of_the_distance_may_be_many_of_episode(monkeypatch):
         later = [recorded[t + 6] for recorded in whole for t in range(len(recorded) - 6)
                  if torch.equal(recorded[t], here)]  # fmt: skip
         assert any(torch.equal(state, there) for state in later)
-    with pytest.raises(ConfigError, match=r"train_goal_critic\.length is 25, but an episode has 24 steps"):
+    with pytest.raises(
+        ConfigError, match=r"train_goal_critic\.length is 25, but an episode has 24 steps"
+    ):
         check_stages(
             override(
                 config,

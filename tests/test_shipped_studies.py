@@ -39,7 +39,9 @@ def test_the_published_ablation_takes_one_term_at_a_time(study):
         for o in others
     ]
     assert taken == [["variance"], ["covariance"], ["temporal_similarity"], ["inverse_dynamics"]]
-    assert all(vars(o.stages["train_jepa"].weights)[n] == 0 for o, (n,) in zip(others, taken, strict=True))
+    assert all(
+        vars(o.stages["train_jepa"].weights)[n] == 0 for o, (n,) in zip(others, taken, strict=True)
+    )
 
 
 @pytest.mark.parametrize("study", ["collapse", "stand_ins", "published"])
@@ -55,8 +57,12 @@ def test_what_is_requested_and_what_each_setting_means_is_reported(study):
 
 def test_what_stands_beside_a_setting_is_what_it_means():
     config = ami.recipes.two_rooms()
-    assert "(inverse dynamics)" in setting_help(config, "stages.train_jepa.weights.inverse_dynamics")
-    assert setting_help(config, "actor.planner._type").startswith("Adam on the actions of several proposals")
+    assert "(inverse dynamics)" in setting_help(
+        config, "stages.train_jepa.weights.inverse_dynamics"
+    )
+    assert setting_help(config, "actor.planner._type").startswith(
+        "Adam on the actions of several proposals"
+    )
     assert setting_help(config, "env.options.max_episode_steps").startswith(
         "Further keyword arguments"
     )

@@ -175,7 +175,10 @@ def test_drives_that_nobody_knows_or_this_agent_body_cannot_feel_are_refused(con
         (["--env.options.split", "moon"], "choose one of all, train, test"),
         (["--train-jepa.task-modality-prob", "-1"], "--train-jepa.task-modality-prob is -1"),
         (["--adaptive.tolerance", "-1"], "--adaptive.tolerance is -1"),
-        (["--train-values.length", "300"], "train_values.length is 300, but an episode has 205 steps"),
+        (
+            ["--train-values.length", "300"],
+            "train_values.length is 300, but an episode has 205 steps",
+        ),
     ],
 )
 def test_bad_settings_of_a_forager_get_one_line_and_leave_no_run(flags, message, capsys, tmp_path):

@@ -19,7 +19,9 @@ def setting_help(config: Config, path: str) -> str:
     settings: Any = config
     *outer, last = path.split(".")
     for name in outer:
-        inner = settings.get(name) if isinstance(settings, Mapping) else getattr(settings, name, None)
+        inner = (
+            settings.get(name) if isinstance(settings, Mapping) else getattr(settings, name, None)
+        )
         if not is_dataclass(inner) and name != "stages":
             return _first_paragraph(_docstring(type(settings), name))
         settings = inner

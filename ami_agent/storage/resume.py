@@ -21,7 +21,9 @@ def check_resumable(run: Path, config: Config, seed: int) -> None:
         if stage not in config.stages:
             refused.append(f"{config_io.flag_of(setting)} {values}")
         elif stage in started:
-            refused.append(f"{config_io.flag_of(setting)} {values}, but the stage {stage} has begun")
+            refused.append(
+                f"{config_io.flag_of(setting)} {values}, but the stage {stage} has begun"
+            )
     seeds = {"seed": run_dir.manifest_of(run)["seed"]}
     refused += [f"--{line}" for line in config_io.differences(seeds, {"seed": seed})]
     if refused:
