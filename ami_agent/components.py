@@ -1,5 +1,5 @@
-"""All that can stand in the boxes, for settings written in Python: a variant of a recipe is
-`dataclasses.replace(recipe, planner=boxes.CEMConfig())`."""
+"""All components and their settings, for Configs written in Python: a variant of a recipe is
+`override(config, {"actor.planner": components.CEMConfig()})`."""
 
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions, BoxActions, OneHotActions

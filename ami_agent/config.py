@@ -1,4 +1,5 @@
-"""Config -> Agent: the only file that says which class plays which box."""
+"""Config, the diagram as a dataclass, and `build`: the only place that says which class plays which
+module."""
 
 from __future__ import annotations
 
@@ -88,7 +89,6 @@ from modules.types import (
     BadSetting,
     ConfigError,
     QuasimetricFns,
-    Transition,
     validate_ranges,
 )
 from modules.world_model.hjepa import HierarchicalJEPAConfig
@@ -302,19 +302,19 @@ def _apply(settings: Any, changes: _Changes, path: str) -> Any:
 
 
 def buffer_steps(config: Config) -> int:
-    """Steps that memory must keep of each life: all that is lived, and where one life ends and
-    another begins."""
+    """Steps that the replay buffer keeps of each environment: all that the stages collect, and one
+    between two stages."""
     return sum(stage.env_steps + 1 for stage in config.stages.values() if stage.env_steps)
 
 
 def buffer_size(config: Config, spec: EnvironmentSpec) -> int:
     """Bytes that the replay buffer of a run takes."""
-    example, stack = empty_transition(spec, 1), config.env.frame_stack
+    example, stack = spec.empty_transition(1), config.env.frame_stack
     return config.collect.num_envs * ReplayBuffer.num_bytes(buffer_steps(config), example, stack)
 
 
 def describe_buffer(config: Config, spec: EnvironmentSpec) -> str:
-    """The same as a line for people: how many steps, of what, how much memory."""
+    """The size of the replay buffer as a line: steps, modalities, bytes."""
     stack = config.env.frame_stack
     parts = []
     for name, (shape, dtype) in spec.modalities.items():
@@ -330,10 +330,10 @@ def build(
     config: Config, spec: EnvironmentSpec, *, seed: int = 0, device: torch.device | str = "cpu",
     num_envs: int = 1, buffer_size: int = 1,
 ) -> Agent:  # fmt: skip
-    """The agent for bodies of this kind, with fresh weights that the seed alone decides.
+    """An agent for environments of this spec, with new weights that depend on the seed alone.
+    ConfigError for settings that don't fit the spec or one another.
 
-    `worlds` and `capacity`: how many lives its memory keeps, and how many steps of each.
-    """
+    `num_envs` and `buffer_size`: the environments of its replay buffer, and the steps of each."""
     if sum(prod(shape) for shape in spec.shapes.values()) > LARGE_OBS:
         with torch.device("meta"):  # shapes alone, before there are any numbers
             check_parameters(_build(config, spec, 0, 1, 1), config)
@@ -345,8 +345,8 @@ def build(
 
 
 def _parameters_due_to(agent: Agent, config: Config, name: str) -> int:
-    """Parameters that are due to the size of that observation; 0 where there is no agent that does
-    without it."""
+    """Parameters that are due to the size of that part of an observation; 0 where no agent can be
+    built without it."""
     try:
         with torch.device("meta"):
             smaller = _build(config, agent.spec.with_scalar(name), 0, 1, 1)
@@ -356,7 +356,7 @@ def _parameters_due_to(agent: Agent, config: Config, name: str) -> int:
 
 
 def check_parameters(agent: Agent, config: Config) -> None:
-    """Raises ConfigError for an agent that has more parameters than it may have."""
+    """Raises ConfigError for an agent with more than `max_parameters`."""
     count = _parameters(agent)
     if count <= config.max_parameters:
         return
@@ -372,8 +372,8 @@ def check_parameters(agent: Agent, config: Config) -> None:
         )
     raise ConfigError(
         f"an agent for this environment would have {count:,} parameters, more than max_parameters "
-        f"{config.max_parameters:,}; {parameters_by_obs[name]:,} of them are due to observation {name!r}, "
-        f"{agent.spec.shapes[name]}: read it otherwise (--env.obs-layout {name} channels-last), "
+        f"{config.max_parameters:,}; {parameters_by_obs[name]:,} of them are due to observation "
+        f"{name!r}, {agent.spec.shapes[name]}: read it otherwise (--env.obs-layout {name} channels-last), "
         f"leave it out (--env.obs-layout {name} ignore), make it smaller (gymnasium.wrappers."
         f"ResizeObservation), or allow for them (--max-parameters {count})"
     )
@@ -389,12 +389,15 @@ def _build(
     if not config.tasks:
         raise ConfigError("tasks is empty; an agent needs at least one task")
     if isinstance(config.cost.value_critics, ValueCriticsConfig) and not config.cost.drives:
-        raise ConfigError("foresight is of drives, and there are none; it must be NoValueCritics")
+        raise ConfigError(
+            "value_critics predict the costs of drives, and there are none: it must be NoValueCritics"
+        )
     if spec.choices != (
         config.action_space.sizes if isinstance(config.action_space, OneHotActions) else ()
     ):
         raise ConfigError(
-            f"this world's actions are {_describe_choices(spec.choices)}, but bounds are {config.action_space}"
+            f"the environment's actions are {_describe_choices(spec.choices)}, but action_space is "
+            f"{config.action_space}"
         )
     action_space, drives = config.action_space, Drives(config.cost.drives, spec.interoception)
     conditioned_on = len(config.configurator.conditioned_on)
@@ -464,9 +467,8 @@ def _build(
         config.actor.planner,
         lambda: config.actor.planner.build(evaluator, policy_proposal),
     )
-    plain_planner = config.actor.planner.build(
-        evaluator, NoPolicyProposal(spec.action_dim)
-    )  # is told of the habit
+    # the adaptive actor gives it the policy's proposal itself
+    plain_planner = config.actor.planner.build(evaluator, NoPolicyProposal(spec.action_dim))
     actors: dict[str, ActorProtocol] = {
         "react": ReactiveActor(policy),
         "plan": OpenLoopActor(
@@ -489,7 +491,7 @@ def _build(
         plan_energy_predictor=plan_energy_predictor,
         subgoals=subgoals,
         replay_buffer=ReplayBuffer(
-            buffer_size, empty_transition(spec, num_envs), stack=config.env.frame_stack
+            buffer_size, spec.empty_transition(num_envs), stack=config.env.frame_stack
         ),
         configurator=config.configurator.build(
             config.actor.planner.horizon, config.actor.planner.iterations, tuple(actors), tuple(spec.modalities),
@@ -505,11 +507,15 @@ def _build(
 
 def _describe_choices(sizes: tuple[int, ...]) -> str:
     choices_text = " and ".join(f"one of {size}" for size in sizes)
-    return f"choices ({choices_text}; bounds must be Choice(sizes={sizes}))" if sizes else "numbers"
+    return (
+        f"choices ({choices_text}; action_space must be OneHotActions(sizes={sizes}))"
+        if sizes
+        else "numbers"
+    )
 
 
 def check_tasks(agent: Agent) -> None:
-    """Raises ConfigError for a task that this agent could not be told."""
+    """Raises ConfigError for a task that this agent could not be given."""
     if agent.configurator.conditioned_on:
         try:
             agent.cost.validate_weights(dict.fromkeys(agent.configurator.conditioned_on, 1.0))
@@ -523,17 +529,3 @@ def check_tasks(agent: Agent) -> None:
             agent.cost.validate_weights(context.weights)
         except ConfigError as error:
             raise ConfigError(f"task {name!r}: {error}") from None
-
-
-def empty_transition(spec: EnvironmentSpec, num_envs: int) -> Transition:
-    """A step of life with no meaning: what memory is made to hold."""
-    obs = spec.zeros(num_envs)
-    done_flags = torch.empty(num_envs, dtype=torch.bool)
-    return Transition(
-        obs=obs,
-        action=torch.empty(num_envs, spec.action_dim),
-        interoception=torch.empty(num_envs, len(spec.interoception), dtype=torch.float64),
-        next_obs=obs,
-        terminated=done_flags,
-        truncated=done_flags,
-    )

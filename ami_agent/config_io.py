@@ -1,4 +1,4 @@
-"""Settings as text: to JSON and back, and as flags of the command line."""
+"""Settings as JSON and as flags of the command line."""
 
 from __future__ import annotations
 
@@ -293,16 +293,16 @@ def flag_of(path: str) -> str:
 
 
 def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
-    """Flags that replace fields of `default`, a dataclass; where a field may be one of several
-    classes, the flags are those of the class it has in `default`.
+    """Flags replace fields of `default`, a dataclass; where a field may be of several classes, the
+    flags are those of the class in `default`.
 
-    Raises ConfigError with one line for a flag or a value that won't do.
+    Raises ConfigError with one line for an unknown flag or an unusable value.
     """
     return _to_original_class(_parse(default, argv, program), default, "--")
 
 
 def parse_known(default: Settings, argv: Sequence[str], program: str) -> tuple[Settings, list[str]]:
-    """The same, and the flags that are of something else, a call for help among them."""
+    """The same, and the flags that are not of `default`, `--help` among them."""
     help_flags = [arg for arg in argv if arg in ("-h", "--help")]
     other_flags = [arg for arg in argv if arg not in help_flags]
     if help_flags:
@@ -331,7 +331,7 @@ def _parse(default: Any, argv: Sequence[str], program: str, **kwargs: Any) -> An
 
 
 def _check_once(argv: Sequence[str]) -> None:
-    """Of a flag that is given twice only the last would count, and nobody would know."""
+    """Raises ConfigError for a flag that is given twice: only the last would count."""
     flags = Counter(arg.partition("=")[0].replace("_", "-") for arg in argv if arg[:2] == "--")
     for flag, count in flags.items():
         if count > 1:
@@ -410,7 +410,7 @@ def _to_original_class(found: Any, default: Any, path: str) -> Any:
 
 
 def _flag_name(name: str, hint: Any) -> str:
-    """What a field is called on the command line."""
+    """The flag of a field."""
     metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
     given = [mark.name for mark in metadata if isinstance(getattr(mark, "name", None), str)]
     return given[0] if given else name.replace("_", "-")
@@ -468,11 +468,11 @@ PLAIN_MESSAGES = {
     ),
     r"^Error parsing (--\S+)": r"\1",
 }
-"""What the parser says, and the same without Python's names for it."""
+"""Messages of the parser, and the same without Python's names."""
 
 
 def _parser_message(box: str) -> str:
-    """What went wrong, without its frame, and the likeliest flag that was meant."""
+    """The error of the parser without its frame, and the flag that was probably meant."""
     bare = re.sub(r"[\u2500-\u257f]+|-{3,}", "\n", box)
     paragraphs = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", bare))
     lines = [" ".join(p.split()) for p in paragraphs]

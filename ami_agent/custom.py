@@ -4,11 +4,10 @@ names. Settings write them down by module and class, and nothing imports that mo
 from __future__ import annotations
 
 import dataclasses
-import sys
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -24,30 +23,29 @@ if TYPE_CHECKING:
 
 OURS = ("ami_agent", "modules")
 Built = TypeVar("Built")
-_named_modules: dict[str, ModuleType] = {}
-"""Modules that the user named in this process, by the name that settings write down."""
+_named: dict[str, str] = {}
+"""Files (x.py) and modules that the user named in this process, by the name that settings write
+down: the stem of the file, or the module."""
 
 
-def import_components(names: Sequence[str]) -> None:
-    """Imports files (x.py) and modules that the user named, so that settings can name the
-    components which they define. ConfigError for one that can't be imported."""
+def allow_components(names: Sequence[str]) -> None:
+    """Lets settings name components of these files (x.py) and modules, which the user named. A
+    module is imported when settings need it."""
     for name in names:
-        stem = Path(name).stem if name.endswith(".py") else name
-        _named_modules[stem] = import_path(name)
+        _named[Path(name).stem if name.endswith(".py") else name] = name
 
 
 def component_class(path: str) -> type:
     """`my_encoder.MyEncoderConfig` -> the class; ConfigError unless the user named the file that
     defines it, and it is a dataclass with a method `build`."""
     module_name, _, class_name = path.rpartition(".")
-    module = _named_modules.get(module_name)
-    if module is None:
+    if module_name not in _named:
         file = f"{module_name.rpartition('.')[2]}.py"
         raise ConfigError(
             f"{path} is a component that is not part of AMI: name the file that defines it "
             f"(--import {file}; in Python imports=('{file}',))"
         )
-    found = getattr(module, class_name, None)
+    found = getattr(import_path(_named[module_name]), class_name, None)
     if found is None:
         raise ConfigError(f"{module_name} defines no class {class_name!r}")
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
@@ -59,9 +57,8 @@ def component_class(path: str) -> type:
 
 def component_path(kind: type) -> str:
     """The module and class by which settings write a component of the user's down."""
-    module = sys.modules.get(kind.__module__)
-    names = [name for name, known in _named_modules.items() if known is module]
-    return f"{names[0] if names else kind.__module__}.{kind.__qualname__}"
+    file = re.fullmatch(r"_ami_(.+)_[0-9a-f]{8}", kind.__module__)  # a module of `import_path`
+    return f"{file[1] if file else kind.__module__}.{kind.__qualname__}"
 
 
 def is_custom(settings: Any) -> bool:

@@ -175,7 +175,7 @@ def _check_levels(config: Config, subgoals: HierarchicalJEPAConfig) -> None:
 
 
 def _check_tasks(config: Config) -> None:
-    """The tasks of a stage exist; those that it imagines can be told from one observation."""
+    """The tasks of a stage exist; those that it imagines depend on one observation alone."""
     for name, stage in config.stages.items():
         if isinstance(stage, DistillPlanner):
             _check_task_names(config.tasks, f"{name}.imitated_tasks", stage.imitated_tasks)

@@ -74,7 +74,7 @@ class Study:
         if not kept.exists():
             found = compute()
             kept.parent.mkdir(parents=True, exist_ok=True)
-            run_dir.write_json(kept, {"asked": key, "found": found})
+            run_dir.write_json(kept, {"settings": key, "found": found})
         return run_dir.read_json(kept)["found"]
 
     def of_agents(self, name: str, key: str, evaluate: EvalFn, **changes: Any) -> list[Any]:

@@ -75,7 +75,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """A task by name, as a recipe knows it: `ami eval DIR --task NAME`."""
+    """A named task of a recipe: `ami eval DIR --task NAME`."""
 
     goal_source: Literal["env", "current", "none"] = "none"
     """The goal: the one that the environment gives, the observation at which the task is set, or

@@ -158,7 +158,10 @@ def test_who_has_no_drives_is_reported_so(config):
     ("changes", "message"),
     [
         ({"cost.drives": ("hunger", "thirst")}, "'thirst'; there are hunger, pain, "),
-        ({"cost.drives": ()}, "foresight is of drives, and there are none; it must be NoValueCritics$"),
+        (
+            {"cost.drives": ()},
+            "foresight is of drives, and there are none; it must be NoValueCritics$",
+        ),
         ({"tasks": {}}, "needs at least one task"),
         (
             {"tasks": {"hide": TaskSpec(drives={"fear": 1.0})}},

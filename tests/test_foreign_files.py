@@ -24,7 +24,6 @@ import ami_agent as ami
 from ami_agent.ablation.executors import Job, finished_metrics, read_results
 from ami_agent.adapters.datasets import check_minari_files, from_run
 from ami_agent.adapters.env import behaviour_policy, rollout
-from ami_agent.config import empty_transition
 from ami_agent.probing.perturbations import apply_perturbation
 from ami_agent.storage import checkpoint, guarded_reader, run_dir
 from modules.memory.replay_buffer import ReplayBuffer
@@ -374,7 +373,7 @@ def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, tiny):
     """The rows that it says there are, are not made before they are there."""
     run_dir.create(tmp_path / "run", tiny, 0, "cpu")
     with closing(tiny.env.build(2)) as env:
-        memory = ReplayBuffer(9, empty_transition(env.spec, 2), "cpu")
+        memory = ReplayBuffer(9, env.spec.empty_transition(2), "cpu")
         for collected in islice(rollout(behaviour_policy(env), env, env.reset(0)[0]), 6):
             memory.add(collected.transition)
         kept, facts = memory.state_dict(), {}

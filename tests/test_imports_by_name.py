@@ -123,7 +123,7 @@ def test_nothing_else_that_reads_a_folder_imports(capsys, run, file):
     message = error_line(
         capsys, "train", "gym", "--env.id", "Pendulum-v1", "--data.run", run, "--out", "other"
     )
-    assert f"--env.import {file}" in message
+    assert "spaces.json" in message  # its data are read without its code
     assert not imported(file.parent)
 
 

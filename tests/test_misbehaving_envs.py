@@ -374,7 +374,9 @@ def test_a_file_with_neighbours_is_known_to_workers_however_they_start(tmp_path)
             from ami_agent.adapters.env import EnvConfig
 
             if __name__ == "__main__":
-                config = EnvConfig(id="test/Own-v0", imports=("home/own.py",), vectorization_mode="async")
+                config = EnvConfig(
+                    id="test/Own-v0", imports=("home/own.py",), vectorization_mode="async"
+                )
                 for method in ("spawn", "forkserver"):
                     multiprocessing.set_start_method(method, force=True)
                     world = config.build(1)

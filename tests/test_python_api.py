@@ -525,7 +525,7 @@ def test_odd_arguments_of_load_train_and_evaluate_are_refused(tmp_path, vector_a
     for wish, message in (
         ({"config": "two-rooms"}, "config is a str; it must be ami.Config"),
         ({"out": 5}, "out is 5; it must be a path"), ({"seed": 1.5}, "seed is 1.5"),
-        ({"curve": -1}, "curve is -1"), ({"save_every": "often"}, "save_every is 'often'"),
+        ({"eval_episodes": -1}, "eval_episodes is -1"), ({"save_every": "often"}, "save_every is 'often'"),
         ({"save_every": float("nan")}, "save_every is nan"), ({"device": "gpu9"}, "device is"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):

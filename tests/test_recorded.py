@@ -306,7 +306,7 @@ def test_a_record_can_be_where_episode_begins(tmp_path):
     ("flags", "message"),
     [
         (("--data.minari", "line/none-v0"), "no Minari .*line/none-v0.*there are shore/random-v0"),
-        (("--data.minari", "shore/random-v0"), r"observations of dataset .*Dict.*world's are Box"),
+        (("--data.minari", "shore/random-v0"), r"observations of dataset .*Dict.*environment's are Box"),
         (("--data.run", "nowhere"), "nowhere is not a run folder"),
         (("--data.run", "x", "--data.minari", "y"), "not both"),
         (("--data.steps", "-1"), "steps is -1"),

@@ -47,7 +47,7 @@ def files(tmp_path, monkeypatch):
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(custom, "_named_modules", {})
+    monkeypatch.setattr(custom, "_named", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("_ami_my_")]:
@@ -85,7 +85,7 @@ def test_a_run_folder_makes_no_file_be_imported(files, capsys):
     folder = files / "runs" / "two-rooms" / "0"
     assert '"my_encoder.MyEncoderConfig"' in (folder / "config.json").read_text()
     (files / "my_encoder.py").write_text("raise SystemExit('imported')")
-    sys.modules.pop(custom._named_modules.pop("my_encoder").__name__)
+    del custom._named["my_encoder"]
     message = error_line(capsys, "eval", folder, "--episodes", 1)
     assert "my_encoder.MyEncoderConfig" in message
     assert "--import my_encoder.py" in message
@@ -157,13 +157,15 @@ def test_what_does_not_fit_is_named_in_one_line(path, settings, message, tiny):
 
 
 def test_settings_of_the_users_own_come_back_from_json(tiny, monkeypatch):
-    monkeypatch.setattr(custom, "_named_modules", {"own": sys.modules[__name__]})
+    monkeypatch.setattr(custom, "_named", {__name__: __name__})
     config = ami.override(
         tiny, {"perception": NarrowConfig(), "cost.intrinsic": {"odd": BrokenConfig(weight=2.0)}}
     )
     data = config_io.to_json(config)
-    assert data["perception"] == {"_type": "own.NarrowConfig"}
-    assert data["cost"]["intrinsic"] == {"odd": {"weight": 2.0, "_type": "own.BrokenConfig"}}
+    assert data["perception"] == {"_type": f"{__name__}.NarrowConfig"}
+    assert data["cost"]["intrinsic"] == {
+        "odd": {"weight": 2.0, "_type": f"{__name__}.BrokenConfig"}
+    }
     assert config_io.from_json(data, "here") == config
     data["perception"]["_type"] = "os.system"
     with pytest.raises(ConfigError, match=r"os\.system is a component that is not part of AMI"):

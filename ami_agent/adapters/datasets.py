@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,11 +19,10 @@ import numpy as np
 import torch
 
 from ami_agent.adapters.env import EnvAdapter
-from ami_agent.adapters.env_spec import differences
+from ami_agent.adapters.env_spec import differences, from_json
 from ami_agent.adapters.observations import OutOfBoundsError
 from ami_agent.adapters.spaces import limits
-from ami_agent.config import empty_transition
-from ami_agent.storage import checkpoint, guarded_reader, run_dir
+from ami_agent.storage import checkpoint, guarded_reader
 from modules.memory.replay_buffer import BY_ENV, ReplayBuffer
 from modules.types import CONTINUE, ConfigError, Trajectory, tree_map
 
@@ -203,12 +203,29 @@ def _actions(actions: Any, env: EnvAdapter) -> torch.Tensor:
     return env.from_env(actions).clamp(-1, 1)
 
 
+def _run_file(run: Path, name: str) -> Any:
+    """A JSON file of a run folder, of which nothing is imported."""
+    if not (run / name).exists():
+        raise ConfigError(f"{run} is not a run folder: it has no {name}")
+    return guarded_reader.read_json(run / name)
+
+
+def _frame_stack(config: Any, run: Path) -> int:
+    """The frames of an observation in that run."""
+    env = config.get("env") if isinstance(config, dict) else None
+    stack = env.get("frame_stack") if isinstance(env, dict) else None
+    if not isinstance(stack, int) or not 1 <= stack <= 1000:
+        raise ConfigError(f"{run / 'config.json'} holds no settings of this version")
+    return stack
+
+
 def from_run(folder: str, env: EnvAdapter) -> EpisodeDataset:
     """The replay buffer of a run; ConfigError if it kept none, or one of other spaces."""
     run = Path(folder)
-    config = run_dir.config_of(run, env.imports, flag="--env.import")
-    run_spec, env_spec = run_dir.spec_of(run, config), env.spec
-    if difference := next(differences(run_spec, env_spec), None):
+    stack = _frame_stack(_run_file(run, "config.json"), run)
+    interface = replace(env.config, frame_stack=stack).interface
+    run_spec = from_json(_run_file(run, "spaces.json"), interface, str(run / "spaces.json"))
+    if difference := next(differences(run_spec, env.spec), None):
         raise ConfigError(
             f"run {folder} was trained with {difference.one}, but the environment here has "
             f"{difference.two}"
@@ -220,12 +237,11 @@ def from_run(folder: str, env: EnvAdapter) -> EpisodeDataset:
     state, _ = checkpoint.load(run / "memory")
     _check_buffer(run / "memory", state)
     steps, capacity, run_start = state["steps"].tolist()
-    stack = config.env.frame_stack
     # no memory for rows that were never filled
     capacity = max(stack, min(capacity, state["age"].shape[1]))
     state["steps"] = torch.tensor([steps, capacity, run_start])
     with guarded_reader.one_line_errors(run / "memory"):
-        example = empty_transition(run_spec, len(state["ended"]))
+        example = run_spec.empty_transition(len(state["ended"]))
         buffer = ReplayBuffer(capacity + 1 - stack, example, "cpu", stack)
         buffer.load_state_dict(state)
         numbers = buffer.episode_ids()

@@ -24,7 +24,7 @@ from ami_agent.adapters.observations import (
     read_obs,
 )
 from ami_agent.adapters.spaces import Difference, Path
-from modules.types import ConfigError, Observation
+from modules.types import ConfigError, Observation, Transition
 
 MAX_ABS_VALUE = 1e18
 """The largest number that may be observed: the square of a much larger one is infinite in float32,
@@ -113,6 +113,13 @@ class EnvironmentSpec(NamedTuple):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: modality.shape for name, modality in self.modalities.items()}
+
+    def empty_transition(self, num_envs: int) -> Transition:
+        """A step `[B, ...]` without meaning, which lends the replay buffer its shapes and types."""
+        obs = self.zeros(num_envs)
+        done = torch.empty(num_envs, dtype=torch.bool)
+        signals = torch.empty(num_envs, len(self.interoception), dtype=torch.float64)
+        return Transition(obs, torch.empty(num_envs, self.action_dim), signals, obs, done, done)
 
     def describe_obs(self) -> str:
         """The modalities in words."""

@@ -111,7 +111,7 @@ def to_json(space: spaces.Space) -> dict[str, Any]:
         return {"_type": "Tuple", "spaces": [to_json(part) for part in space.spaces]}
     if isinstance(space, spaces.Dict):
         if not all(isinstance(key, str) for key in space.spaces):
-            raise TypeError("keys that are no strings can't be told apart in JSON")
+            raise TypeError("keys that are no strings can't be distinguished in JSON")
         return {"_type": "Dict", "spaces": [[k, to_json(part)] for k, part in space.spaces.items()]}
     raise TypeError(f"{space} has no JSON form")
 

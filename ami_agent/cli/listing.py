@@ -1,4 +1,4 @@
-"""What there is: recipes, worlds, and the classes that can stand in each box."""
+"""The tables of `ami list`: recipes, environments, and the classes for each component."""
 
 from __future__ import annotations
 

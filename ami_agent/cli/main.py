@@ -1,5 +1,5 @@
-"""The command line. One line of complaint for input that won't do (exit code 2) or a run that
-failed (1); nothing that was learnt is lost."""
+"""The command line. Unusable input is answered with one line and exit code 2, a run that failed
+with one line and exit code 1; a checkpoint keeps what was learnt."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from ami_agent.cli.args import (
     with_absolute_imports,
 )
 from ami_agent.config import Config
-from ami_agent.custom import import_components
+from ami_agent.custom import allow_components
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
 from ami_agent.interrupt import Interrupted, handled, terminate
 from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, print_table
@@ -89,7 +89,7 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
     function of the user's, FILE.py:FUNCTION; a recipe for any environment takes from the flags
     which environment (`--env.id ID`). Flags that name the class of a component are taken too."""
     files, argv = _split_imports(argv)
-    import_components(files)
+    allow_components(files)
     if ".py:" in name:
         config = call_function(name, RECIPE_FUNCTION)
         if not isinstance(config, Config):
@@ -292,12 +292,12 @@ def list_command(name: str, argv: Sequence[str], console: Console) -> None:
 Command = Callable[[str, Sequence[str], Console], None]
 COMMANDS: dict[str, tuple[Command, str, str]] = {
     "train": (train_command, "RECIPE", "train an agent"),
-    "eval": (eval_command, "DIR", "how well the agent of a run does"),
-    "show": (show_command, "DIR", "what it was thinking, as pictures"),
-    "ablate": (ablate_command, "RECIPE", "what each part is worth"),
-    "probe": (probe_command, "DIR", "what the representation knows"),
-    "bench": (bench_command, "[NAME]", "speed and learning, side by side with references"),
-    "list": (list_command, "", "recipes, worlds, boxes"),
+    "eval": (eval_command, "DIR", "evaluate the agent of a run"),
+    "show": (show_command, "DIR", "draw its plans"),
+    "ablate": (ablate_command, "RECIPE", "measure what each part is worth"),
+    "probe": (probe_command, "DIR", "measure the representation"),
+    "bench": (bench_command, "[NAME]", "compare speed and learning with references"),
+    "list": (list_command, "", "recipes, environments, components"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What settings mean, in the words that stand beside them in the code."""
+"""The help text of settings: the docstrings of their fields and classes."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from ami_agent.adapters.trust import MIB, AllocationLimit, check_trusted
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_device, check_path
 from ami_agent.config import Config, build
-from ami_agent.custom import import_components
+from ami_agent.custom import allow_components
 from ami_agent.sizing import check_planning
 from ami_agent.storage import atomic, checkpoint, guarded_reader
 from ami_agent.storage.guarded_reader import is_number
@@ -108,7 +108,7 @@ def config_of(
 ) -> Config:
     """The settings of a run. ConfigError where they name code that the user did not name
     (`imports`: files x.py or modules) or trust; `flag`: the flag to name it, for the message."""
-    import_components(imports)
+    allow_components(imports)
     return check_trusted(settings_of(run), run, imports, trust, flag)
 
 

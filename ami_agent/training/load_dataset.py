@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ami_agent.adapters.datasets import EpisodeDataset, from_minari, from_run
 from ami_agent.adapters.env import EnvAdapter, EnvConfig
 from ami_agent.training.base import StageRun, with_prefixes, without_prefix
 from modules.types import STEPS, ConfigError, validate_ranges
 
 if TYPE_CHECKING:
-    from ami_agent.adapters.datasets import EpisodeDataset
     from ami_agent.agent import Agent
 
 
@@ -53,8 +53,6 @@ class LoadDataset:
         """The dataset; ConfigError where it is not of such an environment."""
         if not (self.minari or self.run):
             raise ConfigError("recorded data need a name: minari or run")
-        # imported late: `datasets` imports Agent, whose Config names the stages
-        from ami_agent.adapters.datasets import from_minari, from_run
 
         return from_minari(self.minari, env) if self.minari else from_run(self.run, env)
 

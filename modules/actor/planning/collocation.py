@@ -105,7 +105,9 @@ class CollocationConfig:
 
 
 class Collocation(Stateful):
-    """Adam on virtual states and actions of several candidates at once, on
+    """Collocation: Adam on virtual states and actions of several candidates at once.
+
+    The objective is
 
         E(s, a) / energy_scale + weight * sum_t |F(s_t, a_t) - s_{t+1}|^2 / full_step^2,
 
