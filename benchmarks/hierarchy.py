@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from study import Study, Table, main, mean_and_seeds
+from study import NO_CHANGES, Study, Table, main, mean_and_seeds
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
@@ -35,7 +35,7 @@ from ami_agent.components import (
 )
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import evaluate_modes
-from ami_agent.training import TrainHierarchy, TrainQuasimetric
+from ami_agent.training import TrainHierarchy
 
 BANDS = ("short", "medium", "long")
 LEVELS = {
@@ -70,11 +70,18 @@ class Mazes(Study):
         def owned(env: EnvConfig) -> EnvConfig:
             return replace(env, options={**env.options, **own})
 
-        assert isinstance(config.stages["train_goal_critic"], TrainQuasimetric)
-        optim = replace(config.stages["train_goal_critic"].optim, steps=int(critic))
-        return override(config, {"env": owned(config.env), "eval_env": owned(config.eval_env), "stages.distill_policy": None, "actor.policy_proposal": NoPolicyProposalConfig(), "stages.train_goal_critic.optim": optim})  # fmt: skip
+        changes = {
+            "env": owned(config.env),
+            "eval_env": owned(config.eval_env),
+            "stages.distill_policy": None,
+            "actor.policy_proposal": NoPolicyProposalConfig(),
+            "stages.train_goal_critic.optim.steps": int(critic),
+        }
+        return override(config, changes)
 
-    def reached(self, name: str, task: str, *, flat: bool, **changes: Any) -> list[Any]:
+    def plan_metrics_of(
+        self, name: str, task: str, *, flat: bool, changes: Mapping[str, Any] = NO_CHANGES
+    ) -> list[Any]:
         """The metrics of Mode-2, for every seed; `changes` are of settings after training."""
 
         def evaluate(agent: ami.Agent, env: EnvConfig, first_seed: int) -> Any:
@@ -85,7 +92,7 @@ class Mazes(Study):
             )
             return by_mode["plan"]
 
-        return self.of_agents(name, f"{task} {'flat' if flat else 'led'}", evaluate, **changes)
+        return self.of_agents(name, f"{task} {'flat' if flat else 'led'}", evaluate, changes)
 
 
 def success(found: Sequence[Any]) -> str:
@@ -109,7 +116,7 @@ def by_distance(
         variants = {"flat": (name, True), "landmarks": (name, False)}
         variants |= {f"learned, {kind}": (f"{name} {kind}", False) for kind in kinds}
         for label, (agent, flat) in variants.items():
-            found = {b: study.reached(agent, b, flat=flat) for b in bands}
+            found = {b: study.plan_metrics_of(agent, b, flat=flat) for b in bands}
             last = found[bands[-1]]
             steps = mean_and_seeds([f["baselines"]["oracle"]["steps"]["mean"] for f in last], 0)
             rows.append([str(critic), label, *map(success, found.values()), steps, ms(last)])
@@ -130,10 +137,16 @@ def by_planner(study: Mazes) -> Table:
         "CEM 64 x 4": CEMConfig(),
         "MPPI 64 x 4": MPPIConfig(),
     }
-    swaps = {"gradient": {}, **{label: {"planner": planner} for label, planner in others.items()}}
+    swaps = {
+        "gradient": {},
+        **{label: {"actor.planner": planner} for label, planner in others.items()},
+    }
     for label, changes in swaps.items():
         for flat in (True, False):
-            found = [study.reached("maze 1500", b, flat=flat, **changes) for b in ("short", "long")]
+            found = [
+                study.plan_metrics_of("maze 1500", b, flat=flat, changes=changes)
+                for b in ("short", "long")
+            ]
             subgoals = "flat" if flat else "landmarks"
             rows.append([label, subgoals, *map(success, found), ms(found[1])])
     return ["planner", "subgoals", "short %", "long %", "ms batched"], rows
@@ -149,17 +162,20 @@ def by_level(study: Mazes) -> Table:
         "landmarks": (f"maze {critic}", False, {}),
         "learned, shared states": (f"{learned} shared", False, {}),
         "the same without prior": (
-            f"{learned} shared", False, {"subgoals": replace(shared, prior_weight=0.0)},
+            f"{learned} shared", False, {"actor.subgoals": replace(shared, prior_weight=0.0)},
         ),
         "the same, snapped to memories": (
-            f"{learned} shared", False, {"subgoals": replace(shared, snap_to_memory=True)},
+            f"{learned} shared", False, {"actor.subgoals": replace(shared, snap_to_memory=True)},
         ),
         "learned, states of its own": (f"{learned} own", False, {}),
         "two learned levels": (f"{learned} three", False, {}),
     }  # fmt: skip
     rows = []
     for label, (name, flat, changes) in runs.items():
-        found = [study.reached(name, band, flat=flat, **changes) for band in ("short", "long")]
+        found = [
+            study.plan_metrics_of(name, band, flat=flat, changes=changes)
+            for band in ("short", "long")
+        ]
         rows.append([label, *map(success, found), ms(found[1])])
     return ["levels above", "short %", "long %", "ms batched"], rows
 

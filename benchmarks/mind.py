@@ -59,7 +59,7 @@ def pain(study: Study) -> tuple[list[str], list[Row]]:
     no_pain_task = replace(flag, drives=no_pain_weights, limits={})
     rows, changed = [], {"tasks": {**config.tasks, "flag": no_pain_task}}
     for name, changes in {"with the pain cost": {}, "without": changed}.items():
-        found = study.plan_metrics("forage", "flag", **changes)
+        found = study.plan_metrics("forage", "flag", changes)
         damage = [f["signal_sums"]["damage"]["mean"] for f in found]
         success = [100 * f["final_success"]["mean"] for f in found]
         rows.append([name, mean_and_seeds(damage, 3), mean_and_seeds(success, 1)])
@@ -100,7 +100,7 @@ def switch(study: Study) -> tuple[list[str], list[Row]]:
 
 
 def memory(study: Study) -> tuple[list[str], list[Row]]:
-    recurrent = "cue-corridor with short_term_memory=GRUMemory"
+    recurrent = "cue-corridor with short_term=GRUMemory"
     return _successes(study, ["cue-corridor", recurrent, "cue-corridor without memory"], "reward")
 
 
@@ -139,7 +139,7 @@ def critic(study: Study) -> tuple[list[str], list[Row]]:
             metrics = []
             for horizon in (0, config.actor.planner.horizon // 2):
                 changes = with_critics(config, task, critics=critics, horizon=horizon)
-                found = study.plan_metrics(name, task, **changes)
+                found = study.plan_metrics(name, task, changes)
                 metrics.append(mean_and_seeds([percent(f) for f in found], 1))
             rows.append([f"{name}, {task}", "with critics" if critics else "without", *metrics])
     return ["environment", "agent", "% of the oracle's, whole horizon", "half"], rows
@@ -166,23 +166,23 @@ def trained_agent(
     config: ami.Config, env: EnvConfig, by: Sequence[PolicyFactory], seed: int
 ) -> ami.Agent:
     """An agent trained on data that these policies collect, each for an equal number of steps."""
-    body = env.build(1)
+    single = env.build(1)
     agent = build(
         config,
-        body.spec,
+        single.spec,
         seed=seed,
         num_envs=config.stages["collect"].num_envs,
         buffer_size=config.stages["collect"].steps + 1,
     )
-    body.close()
+    single.close()
     envs = env.build(config.stages["collect"].num_envs, "cpu", **config.stages["collect"].options)
     stage_runs: list[Callable[[], StageRun]] = [
         lambda: Collector(agent, envs, config.stages["collect"], by, seed),
         lambda: config.stages["train_jepa"].start(agent, env, seed),
         lambda: config.stages["train_values"].start(agent, env, seed),
     ]
-    for begin in stage_runs:
-        stage_run = begin()
+    for start in stage_runs:
+        stage_run = start()
         while stage_run.step < stage_run.total:
             stage_run.update()
         stage_run.finish()
@@ -193,10 +193,18 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
     """An agent trained on random actions explores, and a second agent is trained on its data: half
     of the steps exploration, half random actions, in as many steps as the first."""
     whole = study.config("forage")
-    config = override(whole, {"stages.collect": CollectRandom(num_envs=250, steps=160), "stages.train_jepa.optim.steps": 2000, "stages.train_values.optim.steps": 1000, "stages.amortize_policy": None, "stages.distill_policy": None, "actor.adaptive": AdaptiveActorConfig()})  # fmt: skip
+    changes = {
+        "stages.collect": CollectRandom(num_envs=250, steps=160),
+        "stages.train_jepa.optim.steps": 2000,
+        "stages.train_values.optim.steps": 1000,
+        "stages.amortize_policy": None,
+        "stages.distill_policy": None,
+        "actor.adaptive": AdaptiveActorConfig(),
+    }
+    config = override(whole, changes)
     found = [
         study.cached(
-            f"curiosity for half of the life {seed} {study.episodes} {config}",
+            f"curiosity for half of the steps {seed} {study.episodes} {config}",
             lambda seed=seed: _curious(study, config, seed),
         )
         for seed in study.seeds
@@ -246,7 +254,7 @@ def modules(study: Study) -> tuple[list[str], list[Row]]:
         for n, task in config.tasks.items()
     }
     unweighted = {n: replace(task, modality_weights={}) for n, task in config.tasks.items()}
-    no_proposal = {"policy_proposal": NoPolicyProposalConfig()}
+    no_proposal = {"actor.policy_proposal": NoPolicyProposalConfig()}
     cases: list[tuple[str, str, str, str, dict[str, Any]]] = [
         ("configurator", "forage", "flag", "forage", {"tasks": same_task}),
         ("modality weights", "forage", "explore", "forage", {"tasks": unweighted}),
@@ -263,7 +271,7 @@ def modules(study: Study) -> tuple[list[str], list[Row]]:
     ]  # fmt: skip
     rows = []
     for part, name, task, other, changes in cases:
-        whole, less = study.plan_metrics(name, task), study.plan_metrics(other, task, **changes)
+        whole, less = study.plan_metrics(name, task), study.plan_metrics(other, task, changes)
         metrics = [[percent(f) for f in found] for found in (whole, less)]
         lost = [a - b for a, b in zip(*metrics, strict=True)]
         rows.append([part, f"{name}, {task}", *(mean_and_seeds(m, 1) for m in (*metrics, lost))])

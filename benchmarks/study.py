@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +19,15 @@ from rich.console import Console
 import ami_agent as ami
 from ami_agent import ablation
 from ami_agent.adapters.env import EnvConfig
+from ami_agent.config import override
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, evaluate_modes
 from ami_agent.logger import RunLogger, table
 from ami_agent.storage import checkpoint, run_dir
 
 Table = tuple[list[str], list[list[str]]]
 """Columns and rows."""
+
+NO_CHANGES: Mapping[str, Any] = {}
 
 EvalFn = Callable[[ami.Agent, EnvConfig, int], Any]
 """An agent, its evaluation environment, the seed of the first episode -> the result."""
@@ -77,27 +79,33 @@ class Study:
             run_dir.write_json(kept, {"settings": key, "found": found})
         return run_dir.read_json(kept)["found"]
 
-    def of_agents(self, name: str, key: str, evaluate: EvalFn, **changes: Any) -> list[Any]:
-        """The result for the agent of each seed, whose settings are changed after training."""
+    def of_agents(
+        self, name: str, key: str, evaluate: EvalFn, changes: Mapping[str, Any] = NO_CHANGES
+    ) -> list[Any]:
+        """The result for the agent of each seed; `changes` are settings that `override` replaces
+        after training."""
         found = []
         for seed in self.seeds:
             run = self.run(name, seed)
             weights = run_dir.read_json(checkpoint.latest(run) / "metadata.json")["sha256"]
 
             def compute(run: Path = run, first_seed: int = first_eval_seed(seed)) -> Any:
-                config = replace(run_dir.config_of(run), **changes)
+                config = override(run_dir.config_of(run), changes)
                 return evaluate(ami.load(run, config=config), config.eval_env, first_seed)
 
-            found.append(self.cached(repr((weights, key, changes, self.episodes, seed)), compute))
+            whole_key = repr((weights, key, dict(changes), self.episodes, seed))
+            found.append(self.cached(whole_key, compute))
         return found
 
-    def plan_metrics(self, name: str, task: str, **changes: Any) -> list[Any]:
+    def plan_metrics(
+        self, name: str, task: str, changes: Mapping[str, Any] = NO_CHANGES
+    ) -> list[Any]:
         """The metrics of Mode-2, for every seed."""
-        by_mode = self.metrics_by_mode(name, task, ("plan",), **changes)
+        by_mode = self.metrics_by_mode(name, task, ("plan",), changes)
         return [metrics["plan"] for metrics in by_mode]
 
     def metrics_by_mode(
-        self, name: str, task: str, modes: Sequence[str], **changes: Any
+        self, name: str, task: str, modes: Sequence[str], changes: Mapping[str, Any] = NO_CHANGES
     ) -> list[Any]:
         """The metrics by mode, for every seed."""
 
@@ -106,7 +114,7 @@ class Study:
                 agent, env, modes=modes, task=task, episodes=self.episodes, seed=first_seed
             )
 
-        return self.of_agents(name, f"{task} {' '.join(modes)}", evaluate, **changes)
+        return self.of_agents(name, f"{task} {' '.join(modes)}", evaluate, changes)
 
 
 S = TypeVar("S", bound=Study)

@@ -92,13 +92,20 @@ class Winds(Study):
             else:
                 options["pit_mobility"] = float(part)
         env = replace(config.env, options=options)
-        box, information = LATENTS[latent]
-        weights = replace(config.stages["train_jepa"].weights, kl=information)
-        return override(config, {"env": env, "eval_env": env, "stages.distill_policy": None, "actor.policy_proposal": NoPolicyProposalConfig(), "world_model.latent": box, "stages.train_jepa.weights": weights})  # fmt: skip
+        latent_config, kl_weight = LATENTS[latent]
+        changes = {
+            "env": env,
+            "eval_env": env,
+            "stages.distill_policy": None,
+            "actor.policy_proposal": NoPolicyProposalConfig(),
+            "world_model.latent": latent_config,
+            "stages.train_jepa.weights.kl": kl_weight,
+        }
+        return override(config, changes)
 
     def run_policy(
-        self, name: str, key: str, make_policy: Callable[[ami.Agent], PolicyFactory], **changes: Any
-    ) -> Any:
+        self, name: str, key: str, make_policy: Callable[[ami.Agent], PolicyFactory]
+    ) -> list[Any]:
         """The summary of a policy's episodes, for every seed."""
 
         def evaluate(agent: ami.Agent, env: EnvConfig, first_seed: int) -> Any:
@@ -106,9 +113,9 @@ class Winds(Study):
             results = run_many(make_policy(agent), env, self.episodes, first_seed, agent.device)
             return summary(results, time.perf_counter() - started, env)
 
-        return self.of_agents(name, key, evaluate, **changes)
+        return self.of_agents(name, key, evaluate)
 
-    def plan(self, name: str, alpha: float, *, flat: bool = False, **changes: Any) -> list[Any]:
+    def plan(self, name: str, alpha: float, *, flat: bool = False) -> list[Any]:
         """The summary of Mode-2 that plans by the CVaR at level `alpha`."""
 
         def make_policy(agent: ami.Agent) -> PolicyFactory:
@@ -118,7 +125,7 @@ class Winds(Study):
             return agent_policy_factory(agent, "plan", task_spec)
 
         key = f"plan {alpha} flat" if flat else f"plan {alpha}"
-        return self.run_policy(name, key, make_policy, **changes)
+        return self.run_policy(name, key, make_policy)
 
 
 def _finer(config: ami.Config) -> ami.Config:
