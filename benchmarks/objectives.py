@@ -11,8 +11,6 @@ The results are those of Mode-2; no stage trains the policy of Mode-1.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import ami_agent as ami
 from ami_agent import components
 from ami_agent.config import override
@@ -30,22 +28,19 @@ Variants = dict[str, ami.Config]
 
 def planned(config: ami.Config) -> ami.Config:
     """The agent without its policy, trained on the data of the behaviour policy alone."""
-    no_proposal, none = components.NoPolicyProposalConfig(), None
-    return override(
-        config,
-        {
-            "actor.policy_proposal": no_proposal,
-            "stages.planner_rollouts": none,
-            "stages.finetune_dynamics": none,
-            "stages.distill_policy": none,
-        },
-    )
+    changes = {
+        "actor.policy_proposal": components.NoPolicyProposalConfig(),
+        "stages.planner_rollouts": None,
+        "stages.finetune_dynamics": None,
+        "stages.distill_policy": None,
+    }
+    return override(config, changes)
 
 
 def with_weights(config: ami.Config, **weights: float) -> ami.Config:
     """The config with other loss weights."""
-    changed = replace(config.stages["train_jepa"].weights, **weights)
-    return override(config, {"stages.train_jepa.weights": changed})
+    changes = {f"stages.train_jepa.weights.{term}": weight for term, weight in weights.items()}
+    return override(config, changes)
 
 
 def collapse() -> Variants:

@@ -13,6 +13,8 @@ import ami_agent as ami
 from ami_agent.shadow import HOME
 from tests.conftest import small
 
+NO_CHANGES: dict = {}
+
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
@@ -27,7 +29,7 @@ def study(tmp_path, monkeypatch):
     return study.Study(tmp_path, [0, 1], 2, Console(quiet=True))
 
 
-def asked(study, what: str, **changes) -> tuple[list, list[int]]:
+def asked(study, what: str, changes=NO_CHANGES) -> tuple[list, list[int]]:
     """What is found of every agent, and which were looked at."""
     looked: list[int] = []
 
@@ -35,7 +37,7 @@ def asked(study, what: str, **changes) -> tuple[list, list[int]]:
         looked.append(start)
         return [start, agent.planner.config.horizon]
 
-    return study.of_agents("two-rooms", what, find, **changes), looked
+    return study.of_agents("two-rooms", what, find, changes), looked
 
 
 def test_what_was_found_once_is_not_looked_for_again(study):
@@ -48,7 +50,7 @@ def test_what_was_found_once_is_not_looked_for_again(study):
 def test_another_question_another_agent_or_other_episodes_are_looked_at_anew(study):
     asked(study, "this")
     planner = replace(ami.recipes.two_rooms().actor.planner, horizon=3)
-    found, looked = asked(study, "this", planner=planner)
+    found, looked = asked(study, "this", {"actor.planner": planner})
     assert len(looked) == 2
     assert [horizon for _, horizon in found] == [3, 3]
     assert len(asked(study, "that")[1]) == 2
