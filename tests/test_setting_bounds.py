@@ -50,7 +50,7 @@ def settings_classes() -> list[type]:
         found[kind] = None
         for hint in get_type_hints(kind).values():
             for part in members(hint):
-                for inner in (part, *get_args(part)):
+                for inner in (part, *(p for each in get_args(part) for p in members(each))):
                     if is_dataclass(inner):
                         visit(inner)  # type: ignore[arg-type]
 
@@ -75,14 +75,14 @@ def numbers(kind: type) -> list[tuple[str, Any]]:
 
 def example(kind: type) -> Any:
     """One with valid values, whatever has no default included."""
+    if kind is Config:
+        return recipes.two_rooms()
     hints, given_ = get_type_hints(kind), {}
     for field in fields(kind):
         if field.default is MISSING and field.default_factory is MISSING:
             (part, *_) = members(hints[field.name])
             plain = {int: 1, float: 1.0, str: "name"}
-            if part is Config:
-                given_[field.name] = recipes.two_rooms()
-            elif get_origin(part) is tuple:
+            if get_origin(part) is tuple:
                 given_[field.name] = (2,)
             else:
                 given_[field.name] = plain[part] if part in plain else example(part)

@@ -52,6 +52,9 @@ class TrainFlags:
     online stage (the mode that acts there). Evaluations take time."""
     keep_replay_buffer: bool = False
     """Keep the replay buffer in the run folder, for other runs to learn from (`--data.run DIR`)."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Files (x.py) and modules that define components, which flags then name: `--planner
+    my_planner.MyPlannerConfig`."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
     def __post_init__(self) -> None:
@@ -188,6 +191,9 @@ class AblateFlags(StudyFlags):
     """Parts to remove, one variant each."""
     swap: tuple[str, ...] = ()
     """Components to replace, as component=class, one variant each."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Files (x.py) and modules that define components, which flags then name: `--planner
+    my_planner.MyPlannerConfig`."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
