@@ -90,7 +90,10 @@ def unexpected_query(state, free):
 
 def small(config: Config, steps: int = 6) -> Config:
     """The same components and stages, with a handful of updates each."""
-    stages = {name: small_stage(stage, config, steps) for name, stage in config.stages.items()}
+    stages = {
+        name: stage if isinstance(stage, OfflineActorCritic) else small_stage(stage, config, steps)
+        for name, stage in config.stages.items()
+    }
     subgoals = {}
     if isinstance(config.actor.subgoals, LandmarkGraphConfig):
         subgoals = {"actor.subgoals.num_landmarks": 6, "actor.subgoals.max_edges": 3}
@@ -123,8 +126,6 @@ def small_stage(stage: Any, config: Config, steps: int) -> Any:
             return shorter(stage, rounds=2, num_envs=4, steps=3)
         case OnlineActorCritic():
             return shorter(stage, steps=steps, train_jepa=shorter(jepa))
-        case OfflineActorCritic():
-            return stage
     return shorter(stage)
 
 

@@ -130,7 +130,9 @@ def test_a_step_of_episode_is_stored_and_learnt_from(choices):
     for _ in range(3):
         news = stage_run.update()
     assert stage_run.agent.replay_buffer.num_added == collected + 3 * 2
-    assert {"model change", "model feeling", "actor energy", "actor foresight"} <= set(news)
+    assert {"model scaled_prediction", "model interoception", "actor energy", "actor value"} <= set(
+        news
+    )
     moved = {n for n, part in stage_run.agent.state_dict().items() if not part.equal(before[n])}
     for box in (
         "world_model.levels",
@@ -150,7 +152,7 @@ def test_the_policy_does_not_move_the_env_model_nor_the_critic_that_judges_it():
     agent = actor.agent
     kept = {n: p.clone() for n, p in agent.world_model.named_parameters()}
     slow = [p.clone() for p in actor.target_critics.parameters()]
-    actor.after = lambda: None
+    actor.post_step = lambda: None
     for _ in range(3):
         actor.update()
     assert all(p.equal(kept[n]) and p.grad is None for n, p in agent.world_model.named_parameters())
@@ -269,7 +271,7 @@ def test_what_was_learnt_is_kept_when_the_env_breaks(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"action_space": OneHotActions(sizes=(2,))}, "this world's actions are numbers"),
+        ({"action_space": OneHotActions(sizes=(2,))}, "the environment's actions are numbers"),
         ({"cost.drives": ()}, "the costs of drives|needs drives"),
     ],
 )
