@@ -72,7 +72,16 @@ class Mazes(Study):
 
         assert isinstance(config.stages["train_goal_critic"], TrainQuasimetric)
         optim = replace(config.stages["train_goal_critic"].optim, steps=int(critic))
-        return override(config, {"env": owned(config.env), "eval_env": owned(config.eval_env), "stages.distill_policy": None, "actor.policy_proposal": NoPolicyProposalConfig(), "stages.train_goal_critic.optim": optim})  # fmt: skip
+        return override(
+            config,
+            {
+                "env": owned(config.env),
+                "eval_env": owned(config.eval_env),
+                "stages.distill_policy": None,
+                "actor.policy_proposal": NoPolicyProposalConfig(),
+                "stages.train_goal_critic.optim": optim,
+            },
+        )
 
     def reached(self, name: str, task: str, *, flat: bool, **changes: Any) -> list[Any]:
         """The metrics of Mode-2, for every seed; `changes` are of settings after training."""

@@ -193,7 +193,17 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
     """An agent trained on random actions explores, and a second agent is trained on its data: half
     of the steps exploration, half random actions, in as many steps as the first."""
     whole = study.config("forage")
-    config = override(whole, {"stages.collect": CollectRandom(num_envs=250, steps=160), "stages.train_jepa.optim.steps": 2000, "stages.train_values.optim.steps": 1000, "stages.amortize_policy": None, "stages.distill_policy": None, "actor.adaptive": AdaptiveActorConfig()})  # fmt: skip
+    config = override(
+        whole,
+        {
+            "stages.collect": CollectRandom(num_envs=250, steps=160),
+            "stages.train_jepa.optim.steps": 2000,
+            "stages.train_values.optim.steps": 1000,
+            "stages.amortize_policy": None,
+            "stages.distill_policy": None,
+            "actor.adaptive": AdaptiveActorConfig(),
+        },
+    )
     found = [
         study.cached(
             f"curiosity for half of the life {seed} {study.episodes} {config}",

@@ -94,7 +94,17 @@ class Winds(Study):
         env = replace(config.env, options=options)
         box, information = LATENTS[latent]
         weights = replace(config.stages["train_jepa"].weights, kl=information)
-        return override(config, {"env": env, "eval_env": env, "stages.distill_policy": None, "actor.policy_proposal": NoPolicyProposalConfig(), "world_model.latent": box, "stages.train_jepa.weights": weights})  # fmt: skip
+        return override(
+            config,
+            {
+                "env": env,
+                "eval_env": env,
+                "stages.distill_policy": None,
+                "actor.policy_proposal": NoPolicyProposalConfig(),
+                "world_model.latent": box,
+                "stages.train_jepa.weights": weights,
+            },
+        )
 
     def run_policy(
         self, name: str, key: str, make_policy: Callable[[ami.Agent], PolicyFactory], **changes: Any
