@@ -225,7 +225,7 @@ def test_the_env_says_what_there_is_to_see(written):
 
 
 @pytest.mark.parametrize(
-    "arrived, stayed, driven, until",
+    ("arrived", "stayed", "driven", "until"),
     [(None, False, False, 50), (18, True, False, 23), (48, True, False, 50),
      (18, False, False, 50), (18, True, True, 50)],
 )  # fmt: skip
