@@ -7,19 +7,19 @@ READY := $(VENV)/ready
 LOWEST := .venv-lowest
 PACKAGES := ami_agent modules envs tests benchmarks
 
-.PHONY: demo test test-lowest lint clean
+.PHONY: demo test test-lowest lint docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(READY)  ## train the default recipe, evaluate both modes, draw what it was thinking
+demo: $(READY)  ## train the default recipe, evaluate both modes, draw the planning rollouts
 	rm -rf runs/demo
 	$(BIN)/ami train two-rooms --out runs/demo
 	$(BIN)/ami show runs/demo
 
-test: $(READY)  ## all tests, the few that train an agent too
+test: $(READY)  ## all tests, including the few that train an agent
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 $(LOWEST)/ready: pyproject.toml constraints-lowest.txt
@@ -27,14 +27,21 @@ $(LOWEST)/ready: pyproject.toml constraints-lowest.txt
 	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
 	touch $@
 
-test-lowest: $(LOWEST)/ready  ## the tests with the lowest versions that are allowed, on Python 3.11
+test-lowest: $(LOWEST)/ready  ## the tests with the lowest allowed versions, on Python 3.11
 	$(LOWEST)/bin/python -m pytest --numprocesses auto --dist worksteal -m 'not slow and not long'
 
-lint: $(READY)  ## style, types, and nothing that Python 3.10 lacks
+lint: $(READY)  ## style, types, and syntax that Python 3.10 has
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/vermin --quiet --no-tips --target=3.10- --violations --exclude long $(PACKAGES)
 
+$(VENV)/docs-ready: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/docs-ready  ## the documentation site, into site/
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(LOWEST) build *.egg-info
+	rm -rf $(VENV) $(LOWEST) build site *.egg-info

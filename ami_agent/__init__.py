@@ -1,11 +1,11 @@
-"""AMI: an agent with a mind of six modules, after LeCun's "A Path Towards Autonomous Machine
-Intelligence". All that a user needs is here:
+"""AMI: an agent of six modules, after LeCun's "A Path Towards Autonomous Machine Intelligence"
+(2022). All that a user needs is here:
 
     import ami_agent as ami
 
     agent = ami.train(ami.recipes.two_rooms(), out="runs/mine")  # or ami.load("runs/mine")
-    agent.configure(ami.Task(goal=goal))  # an observation [B, *O]
-    plan = agent.act(obs)  # [B, *O] -> plan.action [B, A], plan.states, plan.energy
+    controller = agent.controller(num_envs=2, task=ami.Task(goal=info["goal"]))
+    plan = controller.act(obs)  # plan.env_action is what env.step takes
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ import envs as _envs  # noqa: E402, F401  registers ami/... with Gymnasium
 from ami_agent import components, recipes, training  # noqa: E402
 from ami_agent.adapters.env import EnvConfig  # noqa: E402
 from ami_agent.agent import Agent  # noqa: E402
-from ami_agent.config import Config, build  # noqa: E402
+from ami_agent.config import Config, build, override  # noqa: E402
 from ami_agent.evaluation.evaluate import evaluate  # noqa: E402
 from ami_agent.storage.run_dir import load  # noqa: E402
 from ami_agent.train import train  # noqa: E402
 from modules.configurator import Task  # noqa: E402
+from modules.cost.intrinsic import IntrinsicCostConfig  # noqa: E402
+from modules.perception.base import Encoder  # noqa: E402
 from modules.types import ConfigError, Plan, Rollout, TaskContext, Transition  # noqa: E402
 
 __all__ = [
     "Agent",
     "Config",
     "ConfigError",
+    "Encoder",
     "EnvConfig",
+    "IntrinsicCostConfig",
     "Plan",
     "Rollout",
     "Task",
@@ -39,6 +43,7 @@ __all__ = [
     "components",
     "evaluate",
     "load",
+    "override",
     "recipes",
     "train",
     "training",

@@ -1,8 +1,8 @@
-"""The agent: its components, and how an observation becomes a plan.
+"""The agent: its modules, and how an observation becomes a plan.
 
-What an episode changes is held by a `Controller`, any number of them for one agent. The methods
-`configure`, `begin`, `attend` and `act` of the agent itself are those of its own controller, which
-takes observations as the agent's encoders do, not as an environment delivers them."""
+What an episode changes is held by a `Controller`; an agent can have any number of them. The agent's
+own methods `set_task`, `reset`, `prepare` and `act` act in an episode that it holds itself, and
+take observations as its encoders do, not as an environment delivers them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from modules.actor.subgoals import Hierarchy
 from modules.configurator import Configurator, Task, TaskSpec
 from modules.cost.cost import Cost
 from modules.memory.replay_buffer import ReplayBuffer
-from modules.memory.rows import can_store
 from modules.memory.short_term import (
     MAX_STATES,
     EpisodeMemory,
     ReferenceObservations,
     ShortTermMemory,
 )
+from modules.memory.storage import can_store
 from modules.types import (
     ActorProtocol,
     ConfigError,
@@ -49,7 +49,8 @@ from modules.world_model.jepa import WorldModel
 
 
 class Agent(nn.Module, Stateful):
-    """A mind for B worlds at once."""
+    """Perception, memory, world model, cost, actor and configurator (LeCun 2022, figure 2), acting
+    in B environments at once."""
 
     episode_state = ("context", "seed", "num_resets")
 
@@ -74,24 +75,16 @@ class Agent(nn.Module, Stateful):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.perception, self.short_term_memory, self.world_model = (
-            perception,
-            short_term_memory,
-            world_model,
-        )
-        self.reference_obs = reference_obs
-        self.cost, self.policy, self.plan_energy_predictor = cost, policy, plan_energy_predictor
-        self.subgoals = subgoals
-        self.replay_buffer, self.configurator, self.actors = replay_buffer, configurator, actors
-        self.planner, self.evaluator = (
-            planner,
-            evaluator,
-        )  # what Mode-2 would do, whatever is then made of it
-        self.tasks = tasks
+        self.perception, self.short_term_memory = perception, short_term_memory
+        self.reference_obs, self.world_model, self.cost = reference_obs, world_model, cost
+        self.policy, self.plan_energy_predictor = policy, plan_energy_predictor
+        self.subgoals, self.replay_buffer = subgoals, replay_buffer
+        self.configurator, self.actors, self.tasks = configurator, actors, tasks
+        self.planner, self.evaluator = planner, evaluator
         self.shape: tuple[int, int, int] = perception.shape  # type: ignore[assignment]
         self.episode_memory = EpisodeMemory(short_term_memory)
         self.context: TaskContext | None = None
-        self.seed = self.num_resets = 0  # of chance in thought; episodes since that was told
+        self.seed = self.num_resets = 0  # of planning's random streams; resets since it was set
         self._roots: tuple[object, ...] = ()
         self._parts: list[Stateful] = []
 
@@ -102,21 +95,22 @@ class Agent(nn.Module, Stateful):
 
         `num_envs`: how many environments step together, so that observations are batches as
         `gymnasium.make_vec` delivers them; None for a single environment, whose observations and
-        actions have no batch axis. `seed`: of the random streams of planning."""
+        actions have no batch axis. `seed`: that of the random streams of planning."""
         return Controller(self, num_envs, task, seed)
 
     def stateful_parts(self) -> list[Stateful]:
-        """The components that an episode changes."""
+        """The modules that an episode changes, and the agent itself."""
         roots = (
-            self.episode_memory, self.subgoals, self.evaluator.risk_model, self.planner, *self.actors.values()
+            self.episode_memory, self.subgoals, self.evaluator.risk_model, self.planner,
+            *self.actors.values(),
         )  # fmt: skip
-        if self._roots != roots:  # they are looked for once: every action needs them
+        if self._roots != roots:  # searched once, not at every action
             self._roots, self._parts = roots, [self, *episode_state.stateful_parts(roots)]
         return self._parts
 
     @contextmanager
     def rollback_on_error(self) -> Iterator[None]:
-        """What fails in here leaves all that an episode changes as it was."""
+        """If the block raises, everything that an episode changes is as it was before."""
         parts = self.stateful_parts()
         before = episode_state.copy_state(episode_state.take(parts))
         try:
@@ -127,7 +121,8 @@ class Agent(nn.Module, Stateful):
 
     @torch.no_grad()
     def set_task(self, task: Task, seed: int = 0) -> None:
-        """Takes a task, as often as one likes, in the middle of an episode too."""
+        """Sets the task, in the middle of an episode too; plans are made anew. Its goal is an
+        observation as the agent's encoders take it, `[B, *O]` or `[1, *O]`."""
         modality_weights = self.configurator.modality_weights(task)
         if task.goal is None:
             goal = torch.zeros(1, prod(self.shape))
@@ -137,8 +132,8 @@ class Agent(nn.Module, Stateful):
             if not goal.isfinite().all():
                 env = int((~goal.isfinite().all(-1)).nonzero()[0])
                 raise ConfigError(
-                    f"the goal of environment {env} leads to a state that is not finite: its "
-                    "numbers are too large for this agent"
+                    f"the goal of environment {env} gives a state that is not finite: its numbers "
+                    "are too large for this agent"
                 )
         context = self.configurator.context(task, goal.to(self.device))
         self.cost.validate_weights(context.weights)
@@ -147,27 +142,27 @@ class Agent(nn.Module, Stateful):
                 reference_states=self.encode(self.reference_obs.observations(), modality_weights)
             )
         if self.context is not None and context.modality_weights != self.context.modality_weights:
-            self.episode_memory.reset()  # what was lived was seen with other eyes
+            self.episode_memory.reset()  # its states were encoded with other modality weights
         self.context = context
         self.seed, self.num_resets = seed, 0
         self._reset_planners(seed)
 
     def task_spec(self, task: str) -> TaskSpec:
-        """The task of that name, the first one where none is named."""
+        """The task of that name; the first one if the name is empty."""
         tasks = self.tasks
         if task and task not in tasks:
-            raise ConfigError(f"no task {task!r}; this agent knows {', '.join(tasks)}")
+            raise ConfigError(f"no task {task!r}; this agent has {', '.join(tasks)}")
         return tasks[task or next(iter(tasks))]
 
     def reset(self, reset_mask: Tensor | None = None) -> None:
-        """An episode begins, in all worlds or in those of `fresh` `[B]`: nothing is recalled of
-        what was before, and nobody goes on with a plan."""
+        """Begins an episode in all environments, or where `reset_mask` `[B]` is True: the
+        short-term memory of those is emptied, and all plans are made anew."""
         self.episode_memory.reset(reset_mask)
         self.num_resets += 1
         self._reset_planners(self.seed + self.num_resets)
 
     def clear(self) -> None:
-        """As it is when it is built: without a task, in no episode."""
+        """Resets to the state after construction: no task, no episode."""
         self.context, self.seed, self.num_resets = None, 0, 0
         self.episode_memory.reset()
         self._reset_planners(0)
@@ -180,8 +175,8 @@ class Agent(nn.Module, Stateful):
 
     @torch.no_grad()
     def act(self, obs: Observation) -> Plan:
-        """`[B, *O]` -> the plan whose first action the body should carry out; ConfigError for an
-        observation from which no finite plan comes, which leaves the episode as it was."""
+        """Observations `[B, *O]` -> the plan whose first action should be executed. ConfigError for
+        observations that give no finite plan; the episode is then as it was before."""
         with self.rollback_on_error():
             state, context = self.prepare(obs)
             plan = self.actors[context.mode](state, context)
@@ -190,22 +185,22 @@ class Agent(nn.Module, Stateful):
 
     def _check_finite(self, state: Tensor, plan: Plan) -> None:
         is_finite = state.isfinite().all(-1) & plan.actions.isfinite().flatten(1).all(1)
-        is_finite &= plan.energy.isfinite() | ~plan.planned  # Mode-1 claims no energy
+        is_finite &= plan.energy.isfinite() | ~plan.planned  # Mode-1 computes no energy
         if is_finite.all():
             return
         if not all(weights.isfinite().all() for weights in self.parameters()):
             raise ConfigError("the agent's weights are not finite: its training diverged")
         env = int((~is_finite).nonzero()[0])
         raise ConfigError(
-            f"the observation of environment {env} leads to a state or a plan that is not finite: "
-            "its numbers are too large for this agent"
+            f"the observation of environment {env} gives a state or a plan that is not finite: its "
+            "numbers are too large for this agent"
         )
 
     @torch.no_grad()
     def prepare(self, obs: Observation) -> tuple[Tensor, TaskContext]:
-        """`[B, *O]`, the next moment of the episode -> state `[B, D]`, and what is wanted in it."""
+        """The next observations of the episode `[B, *O]` -> state `[B, D]` and task context."""
         if self.context is None:
-            raise ConfigError("the agent has no task yet: call configure(Task(...)) first")
+            raise ConfigError("the agent has no task yet: call set_task(Task(...)) first")
         self.evaluator.risk_model.resample()
         obs = self._to_tensors("observation", obs)
         context, num_envs = self.context, batch_size(obs)
@@ -225,11 +220,12 @@ class Agent(nn.Module, Stateful):
 
     @property
     def device(self) -> torch.device:
-        """Where the agent thinks."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def check_obs(self, label: str, obs: Observation) -> None:
-        """Raises ConfigError for what this agent's senses can't have delivered."""
+        """Raises ConfigError unless it is a batch of observations of this agent's spec. `label`
+        names it in the message."""
         modalities, given = self.spec.modalities, as_dict(obs)
         is_valid = given.keys() == modalities.keys() and all(
             isinstance(part, Tensor)
@@ -239,15 +235,16 @@ class Agent(nn.Module, Stateful):
         )
         if not is_valid:
             raise ConfigError(
-                f"the {label} is {_describe_parts(given)}; it must be a batch of {self.spec.describe_obs()}"
+                f"the {label} is {_describe_parts(given)}; it must be a batch of "
+                f"{self.spec.describe_obs()}"
             )
 
     def _to_tensors(self, label: str, obs: Observation) -> Observation:
-        """The same as tensors, as Gymnasium's worlds deliver arrays; raises ConfigError for what
-        this agent's senses can't have delivered."""
+        """Arrays or tensors -> tensors on the agent's device; ConfigError as in `check_obs`."""
         if not isinstance(obs, (Tensor, np.ndarray, Mapping)):
             raise ConfigError(
-                f"the {label} is a {type(obs).__name__}; it must be a batch of {self.spec.describe_obs()}"
+                f"the {label} is a {type(obs).__name__}; it must be a batch of "
+                f"{self.spec.describe_obs()}"
             )
 
         def tensor(part: Any) -> Any:
@@ -264,18 +261,15 @@ class Agent(nn.Module, Stateful):
         return converted
 
     def encode(self, obs: Observation, modality_weights: ModalityWeights | None = None) -> Tensor:
-        """`[B, *O]` -> `[B, D]`: what it would be if an episode began with it."""
-        features = self.perception(
-            obs,
-            self.configurator.default_modality_weights
-            if modality_weights is None
-            else modality_weights,
-        )
+        """Observations `[B, *O]` -> states `[B, D]`, as at the beginning of an episode."""
+        if modality_weights is None:
+            modality_weights = self.configurator.default_modality_weights
+        features = self.perception(obs, modality_weights)
         state, _ = self.short_term_memory(features, self.short_term_memory.initial_state(features))
         return state
 
     def remember(self, transition: Transition) -> None:
-        """Remembers a step of life."""
+        """Adds a step to the replay buffer."""
         self.replay_buffer.add(transition)
 
 

@@ -1,4 +1,4 @@
-"""Arguments of the Python interface: whatever is given, one line says what would be right."""
+"""Checks of arguments of the Python interface; an error says in one line what is valid."""
 
 from __future__ import annotations
 

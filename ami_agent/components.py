@@ -1,5 +1,5 @@
-"""All that can stand in the boxes, for settings written in Python: a variant of a recipe is
-`dataclasses.replace(recipe, planner=boxes.CEMConfig())`."""
+"""All components and their settings, for Configs written in Python: a variant of a recipe is
+`override(config, {"actor.planner": components.CEMConfig()})`."""
 
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions, BoxActions, OneHotActions
@@ -32,8 +32,6 @@ from modules.actor.policy import (
 from modules.actor.subgoals import (
     Flat,
     FlatConfig,
-    HierarchicalJEPA,
-    HierarchicalJEPAConfig,
     ImaginedLandmarkGraph,
     ImaginedLandmarkGraphConfig,
     LandmarkGraph,
@@ -99,6 +97,14 @@ from modules.world_model.dynamics import (
     MLPDynamics,
     MLPDynamicsConfig,
 )
+from modules.world_model.hjepa import (
+    HierarchicalJEPA,
+    HierarchicalJEPAConfig,
+    JEPALevel,
+    JEPALevelConfig,
+    SharedCritic,
+    SharedCriticConfig,
+)
 from modules.world_model.jepa import (
     Ensemble,
     EnsembleConfig,
@@ -112,12 +118,6 @@ from modules.world_model.jepa import (
     TransitionHeadConfig,
     WorldModel,
     WorldModelConfig,
-)
-from modules.world_model.jepa_levels import (
-    JEPALevel,
-    JEPALevelConfig,
-    SharedCritic,
-    SharedCriticConfig,
 )
 from modules.world_model.latents import (
     CategoricalLatent,

@@ -1,4 +1,5 @@
-"""Config -> Agent: the only file that says which class plays which box."""
+"""Config, the diagram as a dataclass, and `build`: the only place that says which class plays which
+module."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import tyro
 
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.agent import Agent
+from ami_agent.custom import build_component, check_custom
 from ami_agent.resources import format_bytes
 from ami_agent.training import (
     AmortizePlanning,
@@ -42,6 +44,7 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.risk import ScenarioCVaRConfig
 from modules.actor.policy import (
+    ConvPolicyConfig,
     NoPolicyProposal,
     NoPolicyProposalConfig,
     NoStuckRecoveryConfig,
@@ -52,12 +55,7 @@ from modules.actor.policy import (
     ReactiveActor,
     StuckPerturbationConfig,
 )
-from modules.actor.subgoals import (
-    FlatConfig,
-    HierarchicalJEPAConfig,
-    ImaginedLandmarkGraphConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import FlatConfig, ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import (
     Cost,
@@ -69,6 +67,7 @@ from modules.cost.cost import (
     ValueCriticsConfig,
 )
 from modules.cost.drives import Drives
+from modules.cost.intrinsic import IntrinsicCostConfig
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import (
     AttentionMemoryConfig,
@@ -83,15 +82,16 @@ from modules.perception import (
     MultiModalEncoderConfig,
     SpatialEncoderConfig,
 )
+from modules.perception.base import Encoder
 from modules.types import (
     HORIZON,
     ActorProtocol,
     BadSetting,
     ConfigError,
     QuasimetricFns,
-    Transition,
     validate_ranges,
 )
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from modules.world_model.jepa import WorldModelConfig
 
 LARGE_OBS = 10_000
@@ -120,6 +120,8 @@ class CostConfig:
 
     drives: tuple[str, ...] = ()
     """Intrinsic costs of interoceptive signals, by name."""
+    intrinsic: dict[str, IntrinsicCostConfig] = field(default_factory=dict)
+    """Further intrinsic costs of states and actions, by name: the user's own."""
     goal_critic: GoalCriticConfig | NoGoalCriticConfig = field(default_factory=GoalCriticConfig)
     """Predicts the number of steps from a state to a goal."""
     value_critics: ValueCriticsConfig | NoValueCriticsConfig = field(
@@ -146,7 +148,7 @@ class ActorConfig:
     """What the agent does when its plans make no progress."""
     receding_horizon: int = 1
     """Actions of a plan that the agent executes before it plans again."""
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: PolicyConfig | ConvPolicyConfig = field(default_factory=PolicyConfig)
     """Mode-1: one forward pass."""
     policy_proposal: PolicyProposalConfig | NoPolicyProposalConfig = field(
         default_factory=PolicyProposalConfig
@@ -300,19 +302,19 @@ def _apply(settings: Any, changes: _Changes, path: str) -> Any:
 
 
 def buffer_steps(config: Config) -> int:
-    """Steps that memory must keep of each life: all that is lived, and where one life ends and
-    another begins."""
+    """Steps that the replay buffer keeps of each environment: all that the stages collect, and one
+    between two stages."""
     return sum(stage.env_steps + 1 for stage in config.stages.values() if stage.env_steps)
 
 
 def buffer_size(config: Config, spec: EnvironmentSpec) -> int:
     """Bytes that the replay buffer of a run takes."""
-    example, stack = empty_transition(spec, 1), config.env.frame_stack
+    example, stack = spec.empty_transition(1), config.env.frame_stack
     return config.collect.num_envs * ReplayBuffer.num_bytes(buffer_steps(config), example, stack)
 
 
 def describe_buffer(config: Config, spec: EnvironmentSpec) -> str:
-    """The same as a line for people: how many steps, of what, how much memory."""
+    """The size of the replay buffer as a line: steps, modalities, bytes."""
     stack = config.env.frame_stack
     parts = []
     for name, (shape, dtype) in spec.modalities.items():
@@ -328,22 +330,23 @@ def build(
     config: Config, spec: EnvironmentSpec, *, seed: int = 0, device: torch.device | str = "cpu",
     num_envs: int = 1, buffer_size: int = 1,
 ) -> Agent:  # fmt: skip
-    """The agent for bodies of this kind, with fresh weights that the seed alone decides.
+    """An agent for environments of this spec, with new weights that depend on the seed alone.
+    ConfigError for settings that don't fit the spec or one another.
 
-    `worlds` and `capacity`: how many lives its memory keeps, and how many steps of each.
-    """
+    `num_envs` and `buffer_size`: the environments of its replay buffer, and the steps of each."""
     if sum(prod(shape) for shape in spec.shapes.values()) > LARGE_OBS:
         with torch.device("meta"):  # shapes alone, before there are any numbers
             check_parameters(_build(config, spec, 0, 1, 1), config)
     agent = _build(config, spec, seed, num_envs, buffer_size)
     check_parameters(agent, config)
     check_tasks(agent)
+    check_custom(agent, config)
     return agent.to(device)
 
 
 def _parameters_due_to(agent: Agent, config: Config, name: str) -> int:
-    """Parameters that are due to the size of that observation; 0 where there is no agent that does
-    without it."""
+    """Parameters that are due to the size of that part of an observation; 0 where no agent can be
+    built without it."""
     try:
         with torch.device("meta"):
             smaller = _build(config, agent.spec.with_scalar(name), 0, 1, 1)
@@ -353,7 +356,7 @@ def _parameters_due_to(agent: Agent, config: Config, name: str) -> int:
 
 
 def check_parameters(agent: Agent, config: Config) -> None:
-    """Raises ConfigError for an agent that has more parameters than it may have."""
+    """Raises ConfigError for an agent with more than `max_parameters`."""
     count = _parameters(agent)
     if count <= config.max_parameters:
         return
@@ -369,8 +372,8 @@ def check_parameters(agent: Agent, config: Config) -> None:
         )
     raise ConfigError(
         f"an agent for this environment would have {count:,} parameters, more than max_parameters "
-        f"{config.max_parameters:,}; {parameters_by_obs[name]:,} of them are due to observation {name!r}, "
-        f"{agent.spec.shapes[name]}: read it otherwise (--env.obs-layout {name} channels-last), "
+        f"{config.max_parameters:,}; {parameters_by_obs[name]:,} of them are due to observation "
+        f"{name!r}, {agent.spec.shapes[name]}: read it otherwise (--env.obs-layout {name} channels-last), "
         f"leave it out (--env.obs-layout {name} ignore), make it smaller (gymnasium.wrappers."
         f"ResizeObservation), or allow for them (--max-parameters {count})"
     )
@@ -386,28 +389,49 @@ def _build(
     if not config.tasks:
         raise ConfigError("tasks is empty; an agent needs at least one task")
     if isinstance(config.cost.value_critics, ValueCriticsConfig) and not config.cost.drives:
-        raise ConfigError("foresight is of drives, and there are none; it must be NoValueCritics")
+        raise ConfigError(
+            "value_critics predict the costs of drives, and there are none: it must be NoValueCritics"
+        )
     if spec.choices != (
         config.action_space.sizes if isinstance(config.action_space, OneHotActions) else ()
     ):
         raise ConfigError(
-            f"this world's actions are {_describe_choices(spec.choices)}, but bounds are {config.action_space}"
+            f"the environment's actions are {_describe_choices(spec.choices)}, but action_space is "
+            f"{config.action_space}"
         )
     action_space, drives = config.action_space, Drives(config.cost.drives, spec.interoception)
     conditioned_on = len(config.configurator.conditioned_on)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        perception = config.perception.build(spec.shapes)
+        perception = build_component(
+            "perception", config.perception, lambda: config.perception.build(spec.shapes), Encoder
+        )
         shape = perception.shape
-        short_term_memory = config.memory.short_term.build(shape)
-        world_model = config.world_model.build(shape, spec.action_dim, len(spec.interoception))
+        short_term_memory = build_component(
+            "memory.short_term",
+            config.memory.short_term,
+            lambda: config.memory.short_term.build(shape),
+        )
+        world_model = build_component(
+            "world_model",
+            config.world_model,
+            lambda: config.world_model.build(shape, spec.action_dim, len(spec.interoception)),
+        )
         interoceptive_cost = InteroceptiveCost(
             drives, config.cost.value_critics.build(shape, len(drives.names))
         )
         cost = Cost(
-            config.cost.goal_critic.build(shape),
+            build_component(
+                "cost.goal_critic",
+                config.cost.goal_critic,
+                lambda: config.cost.goal_critic.build(shape),
+            ),
             interoceptive_cost,
             world_model.ensemble.disagreement,
+            {
+                name: build_component(f"cost.intrinsic.{name}", settings, settings.build)
+                for name, settings in config.cost.intrinsic.items()
+            },
         )
         quasimetric = (
             cost.goal_critic.distance if isinstance(cost.goal_critic, GoalCritic) else None
@@ -420,7 +444,11 @@ def _build(
             shape, spec.action_dim, steps,
             lambda state, free: world_model.imagine(state, action_space.squash(free)).states[:, :, 1:],
         )  # fmt: skip
-        policy = config.actor.policy.build(shape, spec.action_dim, action_space, conditioned_on)
+        policy = build_component(
+            "actor.policy",
+            config.actor.policy,
+            lambda: config.actor.policy.build(shape, spec.action_dim, action_space, conditioned_on),
+        )
         plan_energy_predictor = config.actor.adaptive.build_predictor(
             shape, len(config.tasks), conditioned_on
         )
@@ -434,10 +462,13 @@ def _build(
         risk_model,
     )
     policy_proposal = config.actor.policy_proposal.build(policy, evaluator)
-    planner = config.actor.planner.build(evaluator, policy_proposal)
-    plain_planner = config.actor.planner.build(
-        evaluator, NoPolicyProposal(spec.action_dim)
-    )  # is told of the habit
+    planner = build_component(
+        "actor.planner",
+        config.actor.planner,
+        lambda: config.actor.planner.build(evaluator, policy_proposal),
+    )
+    # the adaptive actor gives it the policy's proposal itself
+    plain_planner = config.actor.planner.build(evaluator, NoPolicyProposal(spec.action_dim))
     actors: dict[str, ActorProtocol] = {
         "react": ReactiveActor(policy),
         "plan": OpenLoopActor(
@@ -460,11 +491,12 @@ def _build(
         plan_energy_predictor=plan_energy_predictor,
         subgoals=subgoals,
         replay_buffer=ReplayBuffer(
-            buffer_size, empty_transition(spec, num_envs), stack=config.env.frame_stack
+            buffer_size, spec.empty_transition(num_envs), stack=config.env.frame_stack
         ),
         configurator=config.configurator.build(
             config.actor.planner.horizon, config.actor.planner.iterations, tuple(actors), tuple(spec.modalities),
             drives.names, interoceptive_cost.drives_with_critic,
+            {name: settings.weight for name, settings in config.cost.intrinsic.items()},
         ),
         actors=actors,
         planner=planner,
@@ -475,11 +507,15 @@ def _build(
 
 def _describe_choices(sizes: tuple[int, ...]) -> str:
     choices_text = " and ".join(f"one of {size}" for size in sizes)
-    return f"choices ({choices_text}; bounds must be Choice(sizes={sizes}))" if sizes else "numbers"
+    return (
+        f"choices ({choices_text}; action_space must be OneHotActions(sizes={sizes}))"
+        if sizes
+        else "numbers"
+    )
 
 
 def check_tasks(agent: Agent) -> None:
-    """Raises ConfigError for a task that this agent could not be told."""
+    """Raises ConfigError for a task that this agent could not be given."""
     if agent.configurator.conditioned_on:
         try:
             agent.cost.validate_weights(dict.fromkeys(agent.configurator.conditioned_on, 1.0))
@@ -493,17 +529,3 @@ def check_tasks(agent: Agent) -> None:
             agent.cost.validate_weights(context.weights)
         except ConfigError as error:
             raise ConfigError(f"task {name!r}: {error}") from None
-
-
-def empty_transition(spec: EnvironmentSpec, num_envs: int) -> Transition:
-    """A step of life with no meaning: what memory is made to hold."""
-    obs = spec.zeros(num_envs)
-    done_flags = torch.empty(num_envs, dtype=torch.bool)
-    return Transition(
-        obs=obs,
-        action=torch.empty(num_envs, spec.action_dim),
-        interoception=torch.empty(num_envs, len(spec.interoception), dtype=torch.float64),
-        next_obs=obs,
-        terminated=done_flags,
-        truncated=done_flags,
-    )

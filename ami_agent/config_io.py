@@ -1,4 +1,4 @@
-"""Settings as text: to JSON and back, and as flags of the command line."""
+"""Settings as JSON and as flags of the command line."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import cattrs
 import cattrs.v
 import tyro
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 from cattrs.preconf.json import make_converter
-from cattrs.strategies import configure_tagged_union
 
 from ami_agent.adapters.options import UnparsedOptions, join_option_flags, parse_options
-from ami_agent.config import Config
+from ami_agent.config import Config, class_name, override
+from ami_agent.custom import component_class, component_path
 from modules.types import BadSetting, ConfigError
 
 Settings = TypeVar("Settings")
@@ -37,11 +38,67 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook_factory(
         lambda kind: get_origin(kind) in (tuple, dict), partial(_structure_container, converter)
     )
-    for union in _dataclass_unions(Config):
-        configure_tagged_union(
-            union, converter, tag_generator=lambda kind: kind.__qualname__, tag_name="_type"
-        )
+    for hint in (*_dataclass_unions(Config), *_single_components(Config)):
+        _register_component(converter, hint)
     return converter
+
+
+def _register_component(converter: cattrs.Converter, hint: Any) -> None:
+    """A field that holds one of these classes, written down by its name; or one of the user's own,
+    written down by its module and name."""
+    members = get_args(hint) or (hint,)
+    by_name = {member.__qualname__: member for member in members}
+    sole = members[0] if len(members) == 1 else None
+    hooks: dict[type, tuple[Any, Any]] = {}
+
+    def hooks_of(kind: type) -> tuple[Any, Any]:
+        if kind not in hooks:
+            hooks[kind] = (
+                make_dict_unstructure_fn(kind, converter),
+                make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True),
+            )
+        return hooks[kind]
+
+    def unstructure(value: Any) -> dict[str, Any]:
+        data: dict[str, Any] = hooks_of(type(value))[0](value)
+        if type(value) is sole:
+            return data
+        own = type(value) in members
+        return {**data, "_type": type(value).__qualname__ if own else component_path(type(value))}
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{_shorten(value)} is given, and an object is needed")
+        name = value.get("_type")
+        kind = sole if name is None else by_name.get(str(name))
+        if kind is None and "." in str(name):
+            kind = component_class(str(name))
+        if kind is None:
+            raise ConfigError(f"_type is {_shorten(name)}; it must be {' or '.join(by_name)}")
+        return hooks_of(kind)[1]({k: v for k, v in value.items() if k != "_type"}, kind)
+
+    converter.register_structure_hook_func(lambda kind: kind == hint, structure)
+    converter.register_unstructure_hook_func(lambda kind: kind == hint, unstructure)
+
+
+def _is_component(kind: Any) -> bool:
+    return hasattr(kind, "build") and str(kind.__module__).startswith("modules.")
+
+
+def _single_components(kind: type) -> list[type]:
+    """Classes of fields that hold a component of one class, at any depth: in their place the user
+    may put one of another."""
+    found: list[type] = []
+    for hint in get_type_hints(kind).values():
+        if get_origin(hint) is dict:
+            hint = get_args(hint)[1]
+        several = get_origin(hint) in (Union, types.UnionType)
+        for member in get_args(hint) if several else (hint,):
+            if dataclasses.is_dataclass(member):
+                found += _single_components(member)  # type: ignore[arg-type]
+                if not several and _is_component(member):
+                    found.append(member)  # type: ignore[arg-type]
+    return list(dict.fromkeys(found))
 
 
 def _structure_scalar(value: Any, kind: type) -> Any:
@@ -155,22 +212,97 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [f"{path.lstrip('.')} is {one!r}, not {other!r}"]
 
 
+def component_choices(kind: type = Config, path: str = "") -> dict[str, dict[str, type]]:
+    """Every field that holds a component, by its path: the classes it may be of, by name."""
+    choices: dict[str, dict[str, type]] = {}
+    for name, hint in get_type_hints(kind).items():
+        several = get_origin(hint) in (Union, types.UnionType)
+        candidates: tuple[Any, ...] = get_args(hint) if several else (hint,)
+        members = [member for member in candidates if dataclasses.is_dataclass(member)]
+        if members and (several or _is_component(hint)):
+            choices[path + name] = {class_name(m): m for m in members}  # type: ignore[misc]
+        for member in members:
+            choices |= component_choices(member, f"{path}{name}.")  # type: ignore[arg-type]
+    return choices
+
+
+def find_component(name: str) -> str:
+    """The path of a component, given by its path or by the end of it: `planner` -> `actor.planner`,
+    the outermost of several. ConfigError where there is none."""
+    paths = list(component_choices())
+    found = [path for path in paths if f".{path}".endswith(f".{name}")]
+    least = min((path.count(".") for path in found), default=0)
+    outermost = [path for path in found if path.count(".") == least]
+    if len(outermost) != 1:
+        raise ConfigError(f"components are {', '.join(outermost or paths)}")
+    return outermost[0]
+
+
+def component_of(path: str, name: str) -> Any:
+    """The default settings of a component by the name of its class, whatever its case, or by
+    module and class of the user's own. ConfigError for a class that can't stand there."""
+    choices = component_choices()[path]
+    by_name = {choice.lower(): kind for choice, kind in choices.items()}
+    kind = by_name.get(name.lower().removesuffix("config"))
+    if kind is None and "." in name:
+        kind = component_class(name)
+    if kind is None:
+        raise ConfigError(
+            f"{path} may be {', '.join(choices)}, or a class of your own, MODULE.CLASS"
+        )
+    try:
+        return kind()
+    except TypeError as error:
+        raise ConfigError(f"{path} {name} has no default settings: {error}") from None
+
+
+def choose_components(config: Config, argv: Sequence[str]) -> tuple[Config, list[str]]:
+    """Flags that name the class of a component, `--planner CEM` or `--perception
+    my_encoder.MyEncoderConfig`, and `--intrinsic.NAME CLASS` for a further intrinsic cost. Returns
+    the settings with these, and the other flags, which are then those of the new classes."""
+    paths = {flag_of(path): path for path in component_choices()}
+    left: list[str] = []
+    waiting = list(argv)
+    while waiting:
+        flag, equals, value = waiting.pop(0).partition("=")
+        is_intrinsic = flag.startswith("--intrinsic.")
+        if flag not in paths and not is_intrinsic:
+            left.append(f"{flag}{equals}{value}")
+            continue
+        if not equals:
+            if not waiting or waiting[0].startswith("--"):
+                raise ConfigError(f"{flag} needs the name of a class")
+            value = waiting.pop(0)
+        try:
+            if is_intrinsic:
+                name = flag.removeprefix("--intrinsic.").replace("-", "_")
+                costs = {**config.cost.intrinsic, name: component_class(value)()}
+                config = override(config, {"cost.intrinsic": costs})
+            else:
+                config = override(config, {paths[flag]: component_of(paths[flag], value)})
+        except ConfigError as error:
+            raise ConfigError(f"{flag} {value}: {error}") from None
+    return config, left
+
+
 def flag_of(path: str) -> str:
-    """The flag of the setting at this path: `stages.train_jepa.length` -> `--train-jepa.length`."""
-    return "--" + re.sub(r"^(stages|actor|cost|memory)\.", "", path).replace("_", "-")
+    """What a setting is called on the command line: `actor.planner.horizon` ->
+    `--planner.horizon`."""
+    first, _, rest = path.partition(".")
+    return "--" + (rest if first in UNPREFIXED_FIELDS and rest else path).replace("_", "-")
 
 
 def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
-    """Flags that replace fields of `default`, a dataclass; where a field may be one of several
-    classes, the flags are those of the class it has in `default`.
+    """Flags replace fields of `default`, a dataclass; where a field may be of several classes, the
+    flags are those of the class in `default`.
 
-    Raises ConfigError with one line for a flag or a value that won't do.
+    Raises ConfigError with one line for an unknown flag or an unusable value.
     """
     return _to_original_class(_parse(default, argv, program), default, "--")
 
 
 def parse_known(default: Settings, argv: Sequence[str], program: str) -> tuple[Settings, list[str]]:
-    """The same, and the flags that are of something else, a call for help among them."""
+    """The same, and the flags that are not of `default`, `--help` among them."""
     help_flags = [arg for arg in argv if arg in ("-h", "--help")]
     other_flags = [arg for arg in argv if arg not in help_flags]
     if help_flags:
@@ -192,13 +324,14 @@ def _parse(default: Any, argv: Sequence[str], program: str, **kwargs: Any) -> An
             )
     except SystemExit as stop:
         if stop.code:
-            raise ConfigError(_parser_message(stderr.getvalue() or stdout.getvalue())) from None
+            message = _parser_message(stderr.getvalue() or stdout.getvalue())
+            raise ConfigError(message + _renamed(argv)) from None
         print(stdout.getvalue(), end="")  # --help
         raise
 
 
 def _check_once(argv: Sequence[str]) -> None:
-    """Of a flag that is given twice only the last would count, and nobody would know."""
+    """Raises ConfigError for a flag that is given twice: only the last would count."""
     flags = Counter(arg.partition("=")[0].replace("_", "-") for arg in argv if arg[:2] == "--")
     for flag, count in flags.items():
         if count > 1:
@@ -231,6 +364,8 @@ def _concrete_class(default: Any) -> Any:
 
 UNPREFIXED = tyro.conf.arg(name="")
 """The flags of a stage begin with its name."""
+UNPREFIXED_FIELDS = ("memory", "cost", "actor", "stages")
+"""Fields of Config of which the flags have no prefix."""
 
 
 def _as_dataclass(stages: Mapping[str, Any]) -> Any:
@@ -275,10 +410,53 @@ def _to_original_class(found: Any, default: Any, path: str) -> Any:
 
 
 def _flag_name(name: str, hint: Any) -> str:
-    """What a field is called on the command line."""
+    """The flag of a field."""
     metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
     given = [mark.name for mark in metadata if isinstance(getattr(mark, "name", None), str)]
     return given[0] if given else name.replace("_", "-")
+
+
+RENAMED_FLAGS = {
+    "--curve": "--eval-every-stage",
+    "--keep-memory": "--keep-replay-buffer",
+    "--changes": "--perturbations",
+    "--who": "--algorithms",
+    "--env.limit": "--env.max-episode-steps",
+    "--env.repeat": "--env.action-repeat",
+    "--env.stack": "--env.frame-stack",
+    "--env.vector": "--env.vectorization-mode",
+    "--life.": "--collect.",
+    "--objective.": "--train-jepa.",
+    "--teacher.": "--train-goal-critic.",
+    "--paths.": "--distill-paths.",
+    "--foresee.": "--train-values.",
+    "--interact.": "--actor-critic.",
+    "--practice.": "--planner-rollouts.",
+    "--refine.": "--finetune-dynamics.",
+    "--ascend.": "--train-hierarchy.",
+    "--survey.": "--select-landmarks.",
+    "--retrace.": "--goal-bc.",
+    "--amortise.": "--amortize-policy.",
+    "--distil.": "--distill-policy.",
+    "--hierarchy.": "--subgoals.",
+    "--futures.": "--risk.",
+    "--temper.": "--stuck-recovery.",
+    "--critic.": "--goal-critic.",
+    "--foresight.": "--value-critics.",
+    "--recall.": "--short-term.",
+    "--auto.": "--adaptive.",
+}
+"""Flags of version 0.1, or how they begin, and what they are called now."""
+
+
+def _renamed(argv: Sequence[str]) -> str:
+    """What an old flag among these is called now, as the end of a message."""
+    for arg in argv:
+        flag = arg.partition("=")[0]
+        for old, new in RENAMED_FLAGS.items():
+            if flag == old or (old.endswith(".") and flag.startswith(old)):
+                return f" ({flag} is called {new}{'...' if new.endswith('.') else ''} now)"
+    return ""
 
 
 PLAIN_MESSAGES = {
@@ -290,11 +468,11 @@ PLAIN_MESSAGES = {
     ),
     r"^Error parsing (--\S+)": r"\1",
 }
-"""What the parser says, and the same without Python's names for it."""
+"""Messages of the parser, and the same without Python's names."""
 
 
 def _parser_message(box: str) -> str:
-    """What went wrong, without its frame, and the likeliest flag that was meant."""
+    """The error of the parser without its frame, and the flag that was probably meant."""
     bare = re.sub(r"[\u2500-\u257f]+|-{3,}", "\n", box)
     paragraphs = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", bare))
     lines = [" ".join(p.split()) for p in paragraphs]

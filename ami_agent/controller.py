@@ -1,4 +1,4 @@
-"""One agent in a loop of one's own: a Controller acts on what a Gymnasium environment delivers."""
+"""The agent in a user's own loop: a Controller acts on what a Gymnasium environment delivers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from modules.configurator import Task
 from modules.types import ConfigError, Observation, Plan
 
 if TYPE_CHECKING:
-    from ami_agent.adapters.interface import Interface
+    from ami_agent.adapters.env_spec import Interface
     from ami_agent.agent import Agent
 
 
 class Controller:
     """Holds everything that its episodes change: short-term memory, warm starts, the rest of plans
-    that are carried out open loop, feedback on edges, random streams. The weights are the agent's.
+    that are executed open loop, feedback on edges, random streams. The weights are the agent's.
     Controllers of one agent don't disturb each other, if they act one after the other.
 
         controller = agent.controller(num_envs=2, task=ami.Task(goal=info["goal"]))
@@ -49,9 +49,10 @@ class Controller:
             self.set_task(task)
 
     def set_task(self, task: Task, seed: int | None = None) -> None:
-        """Takes a task, in the middle of an episode too: plans are made anew, the short-term memory
-        stays. Its goal is an observation as the environment delivers it, one for each environment
-        or one for all. ConfigError for a task that this agent can't pursue; the old one stays."""
+        """Sets the task, in the middle of an episode too: plans are made anew, the short-term
+        memory stays. Its goal is an observation as the environment delivers it, one for each
+        environment or one for all. ConfigError for a task that this agent can't pursue; the old one
+        stays."""
         if not isinstance(task, Task):
             raise ConfigError(f"the task is a {type(task).__name__}; it must be an ami.Task")
         if seed is not None:
@@ -65,7 +66,7 @@ class Controller:
             self.agent.set_task(task, self.seed)
 
     def reset(self, done: Any = None) -> None:
-        """Episodes begin, in all environments or where `done` `[B]` bool says so: the short-term
+        """Begins an episode in all environments, or where `done` `[B]` is True: the short-term
         memory of those is emptied, and all plans are made anew."""
         mask = None if done is None else self._mask(done)
         if mask is None or mask.any():
@@ -75,7 +76,7 @@ class Controller:
     def act(self, obs: Any) -> Plan:
         """What `env.reset` or `env.step` returned -> the plan; its `env_action` is what `env.step`
         takes. ConfigError for what is not of the observation space or not finite; the controller
-        then goes on as if it had not been asked."""
+        is then as it was before."""
         interface = self._interface()
         sizes = None if self.num_envs is None else {self.num_envs}
         read = interface.read(obs, sizes)
@@ -85,13 +86,13 @@ class Controller:
         return plan._replace(env_action=env_action)
 
     def plan(self, obs: Observation) -> Plan:
-        """As `act`, for observations as the agent's encoders take them, `[B, *O]`."""
+        """Like `act`, for observations as the agent's encoders take them, `[B, *O]`."""
         with self.active():
             return self.agent.act(obs)
 
     @contextmanager
     def active(self) -> Iterator[Agent]:
-        """The agent, with this controller's state in the place of its own."""
+        """Within the block, the agent has this controller's state in place of its own."""
         parts = self.agent.stateful_parts()
         before = episode_state.take(parts)
         episode_state.restore(parts, self._carry)
@@ -105,8 +106,8 @@ class Controller:
         interface = self.agent.spec.interface
         if interface is None:
             raise ConfigError(
-                "this agent was built without an environment's spaces, so it can't read what an "
-                "environment delivers: build it with the spec of an environment"
+                "this agent was built without the spaces of an environment, so it can't read its "
+                "observations: build it with the spec of an environment"
             )
         return interface
 
@@ -115,6 +116,7 @@ class Controller:
         expected_shape = () if self.num_envs is None else (self.num_envs,)
         if mask.dtype != np.bool_ or mask.shape != expected_shape:
             raise ConfigError(
-                f"done is {mask.dtype} of shape {mask.shape}; it must be bool of shape {expected_shape}"
+                f"done is {mask.dtype} of shape {mask.shape}; it must be bool of shape "
+                f"{expected_shape}"
             )
         return torch.as_tensor(mask.reshape(-1))

@@ -1,4 +1,4 @@
-"""What an episode changes in an agent, taken out of its components and put back."""
+"""The state that an episode changes in an agent: taken out of its modules and put back."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import nn
 from modules.types import Stateful
 
 Carry: TypeAlias = list[dict[str, Any]]
-"""For each stateful component, the attributes that an episode changes."""
+"""For each stateful module, the attributes that an episode changes."""
 
 
 def stateful_parts(roots: Iterable[object]) -> list[Stateful]:
-    """The stateful components among these and inside them, each once."""
+    """The stateful objects among these and inside them, each once."""
     found: dict[int, Stateful] = {}
     queue = list(roots)
     while queue:
@@ -32,12 +32,12 @@ def stateful_parts(roots: Iterable[object]) -> list[Stateful]:
 
 
 def take(parts: Sequence[Stateful]) -> Carry:
-    """The state that the components hold; the values themselves."""
+    """The current state of these parts: the values themselves, not copies."""
     return [{n: vars(p)[n] for n in p.episode_state if n in vars(p)} for p in parts]
 
 
 def restore(parts: Sequence[Stateful], carry: Carry) -> None:
-    """The components hold this state and nothing of another."""
+    """Gives the parts this state, and removes attributes that it does not have."""
     for part, values in zip(parts, carry, strict=True):
         attributes = vars(part)
         for name in part.episode_state:
@@ -46,8 +46,8 @@ def restore(parts: Sequence[Stateful], carry: Carry) -> None:
 
 
 def copy_state(carry: Carry) -> Carry:
-    """The same state in values that stay as they are when the agent acts: random streams and
-    containers are copied; tensors are never changed in place."""
+    """A copy of the state that does not change when the agent acts: random streams and containers
+    are copied; tensors are not, as none is changed in place."""
     return [{name: _copy_value(value) for name, value in values.items()} for values in carry]
 
 

@@ -17,10 +17,10 @@ from typing import NoReturn
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 SIGNALS = tuple(number for number in signal.Signals if number.name in NAMES)
 GRACE = 5.0
-"""Seconds that an update may take to end after a signal."""
+"""Seconds after a signal within which an update must end."""
 DEBOUNCE = 0.5
-"""Seconds within which a second signal is the same one: `timeout` and terminals that are closed
-send theirs to the process and to its group."""
+"""Seconds within which a second signal counts as the first: `timeout`, and terminals that are
+closed, send theirs to the process and to its group."""
 SHUTDOWN_TIMEOUT = 10.0
 """Seconds that processes get to save their work."""
 
@@ -35,7 +35,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _State:
-    """What was received so far."""
+    """The signal that was received, if any."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -86,7 +86,7 @@ def _on_overdue() -> None:
 
 
 def _exit_now() -> None:
-    """At once, and nothing is left running."""
+    """Ends this process and its children at once."""
     with contextlib.suppress(Exception):
         terminate(multiprocessing.active_children(), 0.0)
     with contextlib.suppress(OSError):
@@ -96,7 +96,7 @@ def _exit_now() -> None:
 
 @contextlib.contextmanager
 def handled(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
-    """Within, these signals raise Interrupted; those that are ignored (nohup) stay ignored."""
+    """Within the block, these signals raise Interrupted; those that are ignored (nohup) stay so."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in signals:
@@ -114,8 +114,8 @@ def handled(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keyboard_interrupts() -> Iterator[None]:
-    """The same for Ctrl-C alone, where Python's own handler would raise anywhere: for callers that
-    installed none."""
+    """`handled` for Ctrl-C alone, and only where Python's own handler is installed, which would
+    raise anywhere."""
     plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with handled((signal.SIGINT,) if plain else ()):
         yield
@@ -123,7 +123,7 @@ def keyboard_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within, a signal waits for the end of the block, GRACE seconds at most."""
+    """Within the block, a signal waits for its end, GRACE seconds at most."""
     _state.depth += 1
     try:
         yield
@@ -133,7 +133,7 @@ def deferred() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raises Interrupted where a signal waits."""
+    """Raises Interrupted if a signal is waiting."""
     if _state.received is not None and not _state.depth:
         if _state.timer is not None:
             _state.timer.cancel()
@@ -141,12 +141,12 @@ def check() -> None:
 
 
 def raise_abrupt() -> NoReturn:
-    """Raises Interrupted in the middle of an update, which can't be ended."""
+    """Raises Interrupted in the middle of an update that can't be completed."""
     raise _state.error(abrupt=True)
 
 
 def signal_pending(seconds: float) -> bool:
-    """Whether a signal was received, or is within so many seconds."""
+    """Whether a signal was received, or arrives within so many seconds."""
     until = time.monotonic() + seconds
     while _state.received is None and time.monotonic() < until:
         time.sleep(0.02)
@@ -154,7 +154,7 @@ def signal_pending(seconds: float) -> bool:
 
 
 def terminate(children: Sequence[BaseProcess], grace: float = SHUTDOWN_TIMEOUT) -> None:
-    """Ends processes: after SIGTERM they have some seconds to save their work, then they are
+    """Ends processes: they have `grace` seconds after SIGTERM to save their work, then they are
     killed."""
     until = time.monotonic() + grace
     for child in children if grace else ():
@@ -168,8 +168,8 @@ def terminate(children: Sequence[BaseProcess], grace: float = SHUTDOWN_TIMEOUT) 
 
 
 def isolate_worker() -> None:
-    """In a worker process: signals to its parent's group (Ctrl-C) don't reach it, for the parent
-    ends it; those to itself end it without a word."""
+    """To be called in a worker process. Signals to its parent's group (Ctrl-C) then don't reach it,
+    since the parent ends it; those to itself end it without a message."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -178,7 +178,7 @@ def isolate_worker() -> None:
 
 
 def _in_child() -> None:
-    """A forked process has its own ends: the handlers of its parent are not for it."""
+    """A forked process doesn't keep the handlers of its parent."""
     _state.timer = None
     _state.clear()
     for number in SIGNALS:

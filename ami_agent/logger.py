@@ -1,7 +1,4 @@
-"""What a run says while it runs: to a person, to `metrics.jsonl` and to TensorBoard.
-
-`NullLogger` says nothing; who is given it need not know.
-"""
+"""The log of a run: on the console, in `metrics.jsonl` and for TensorBoard."""
 
 from __future__ import annotations
 
@@ -30,13 +27,13 @@ from ami_agent.storage.atomic import NotWritten, not_written
 Number: TypeAlias = float | Tensor
 """A float, or a tensor of one element that is read only when it is shown."""
 
-LINE_EVERY = 10.0  # seconds between lines where there is no terminal
-BAR_EVERY = 0.2  # seconds between looks of the bar
+LINE_EVERY = 10.0  # seconds between lines of progress where there is no terminal
+BAR_EVERY = 0.2  # seconds between updates of the progress bar
 METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents.*"
 
 
 class Logger(Protocol):
-    """Whoever listens to a run."""
+    """Where a run reports what it does."""
 
     def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None: ...
     def log_image(self, tag: str, image: Tensor | np.ndarray, step: int) -> None: ...
@@ -46,18 +43,18 @@ class Logger(Protocol):
         self, stage: str, total: int, start: int = 0
     ) -> AbstractContextManager[Progress]: ...
     def position(self) -> Mapping[str, int]:
-        """Bytes of each file of the log, all of it written out: a checkpoint keeps them."""
+        """The size in bytes of each file of the log, after it is flushed, for a checkpoint."""
         ...
 
     def rewind(self, position: Mapping[str, int]) -> None:
-        """Cuts the log back to a position of it; nothing was logged since it was opened."""
+        """Truncates the log to an earlier position, before anything is logged."""
         ...
 
     def close(self) -> None: ...
 
 
 class Progress:
-    """How far a stage is; `show(done, news)` is called at most every `every` seconds."""
+    """The progress of a stage; `show(done, status)` is called at most every `every` seconds."""
 
     def __init__(
         self, total: int, start: int, every: float, show: Callable[[int, str], None]
@@ -67,7 +64,7 @@ class Progress:
         self._started = self._last_shown = time.monotonic()
 
     def advance(self, steps: int = 1, **values: Number) -> None:
-        """`steps` more are done; `values` are shown behind the time left."""
+        """Counts `steps` more as done; `values` are shown after the time left."""
         self._done += steps
         now = time.monotonic()
         if now - self._last_shown >= self._every or self._done >= self._total:
@@ -83,49 +80,37 @@ class Progress:
 
 
 class NullLogger:
-    """The listener who keeps it to himself."""
+    """Logs nothing."""
 
-    def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None:
-        """Nothing."""
-
-    def log_image(self, tag: str, image: Tensor | np.ndarray, step: int) -> None:
-        """Nothing."""
-
-    def log_video(self, tag: str, gif: bytes, step: int) -> None:
-        """Nothing."""
-
-    def info(self, text: str) -> None:
-        """Nothing."""
-
+    def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None: ...
+    def log_image(self, tag: str, image: Tensor | np.ndarray, step: int) -> None: ...
+    def log_video(self, tag: str, gif: bytes, step: int) -> None: ...
+    def info(self, text: str) -> None: ...
     @contextmanager
     def progress(self, stage: str, total: int, start: int = 0) -> Iterator[Progress]:
-        """A progress nobody sees."""
+        """Progress that is not shown."""
         yield Progress(total, start, math.inf, lambda done, status: None)
 
     def position(self) -> Mapping[str, int]:
-        """Nothing is written."""
         return {}
 
-    def rewind(self, position: Mapping[str, int]) -> None:
-        """Nothing is written."""
-
-    def close(self) -> None:
-        """Nothing."""
+    def rewind(self, position: Mapping[str, int]) -> None: ...
+    def close(self) -> None: ...
 
 
 class ConsoleLogger(NullLogger):
-    """Says it to a person, and keeps nothing."""
+    """Prints to a console, and writes no file."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def info(self, text: str) -> None:
-        """One plain line."""
         print_line(self._console, text)
 
     @contextmanager
     def progress(self, stage: str, total: int, start: int = 0) -> Iterator[Progress]:
-        """A bar on a terminal, a line every few seconds elsewhere. `total` includes `start`."""
+        """A progress bar on a terminal, elsewhere a line every few seconds. `total` includes
+        `start`."""
         render = self._bar if self._console.is_terminal else self._lines
         with render(stage, total, start) as progress:
             yield progress
@@ -153,8 +138,8 @@ class ConsoleLogger(NullLogger):
 
 
 class RunLogger(ConsoleLogger):
-    """Writes into a run folder and onto a console. A run that is resumed cuts its log back to its
-    checkpoint and appends. What can't be written raises NotWritten."""
+    """Writes to a run folder and prints to a console. A run that is resumed truncates its log to
+    its checkpoint and appends. Raises NotWritten where a file can't be written."""
 
     def __init__(self, folder: Path, console: Console) -> None:
         super().__init__(console)
@@ -168,7 +153,8 @@ class RunLogger(ConsoleLogger):
             raise not_written(self._path, error) from error
 
     def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None:
-        """One line of `metrics.jsonl` and one point per value; what is not finite becomes null."""
+        """Adds a line to `metrics.jsonl`, with null for values that are not finite, and a point per
+        value to TensorBoard."""
         numbers = {name: float(value) for name, value in values.items()}
         json_values = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
         line = {"stage": stage, "step": step, "time": time.time(), **json_values}
@@ -187,21 +173,21 @@ class RunLogger(ConsoleLogger):
             board.add_image(tag, image, step, dataformats="HWC")
 
     def log_video(self, tag: str, gif: bytes, step: int) -> None:
-        """Beside the pictures: TensorBoard plays a GIF as it is."""
+        """As an image: TensorBoard plays GIFs."""
         shown = Summary.Image(encoded_image_string=gif, colorspace=3)
         summary = Summary(value=[Summary.Value(tag=tag, image=shown)])
         with self._tensorboard() as board:
             board._get_file_writer().add_summary(summary, step)
 
     def position(self) -> Mapping[str, int]:
-        """Of `metrics.jsonl` and all event files of TensorBoard."""
+        """The sizes of `metrics.jsonl` and of all event files of TensorBoard."""
         if self._writer is not None:
             with self._tensorboard() as board:
                 board.flush()
         return {path.name: path.stat().st_size for path in self._files()}
 
     def rewind(self, position: Mapping[str, int]) -> None:
-        """Event files that were begun later are removed."""
+        """Removes event files that the position does not have."""
         try:
             for path in self._files():
                 if path.name in position or path == self._path:
@@ -212,8 +198,8 @@ class RunLogger(ConsoleLogger):
             raise not_written(self._folder, error) from error
 
     def close(self) -> None:
-        """Nothing can be said afterwards."""
-        with suppress(OSError):  # what could not be written raised when it was
+        """Closes the files; nothing can be logged afterwards."""
+        with suppress(OSError):  # a failed write has raised already
             self._metrics.close()
         if self._writer is not None:
             with suppress(OSError):
@@ -224,7 +210,7 @@ class RunLogger(ConsoleLogger):
 
     @contextmanager
     def _tensorboard(self) -> Iterator[SummaryWriter]:
-        """TensorBoard's writer, whose file is made when it is needed."""
+        """TensorBoard's writer, which creates its file at the first use."""
         try:
             if self._writer is None:
                 self._writer = SummaryWriter(str(self._folder))
@@ -236,8 +222,8 @@ class RunLogger(ConsoleLogger):
 
 
 def one_line(text: object) -> str:
-    """The text in one line: line breaks become spaces, other control characters and the bytes of
-    odd file names are written as escapes."""
+    """The text in one line: line breaks become spaces; other control characters, and bytes of file
+    names that are no UTF-8, become escapes."""
     joined = re.sub(r"[ \t]*[\r\n]+[ \t]*", " ", str(text))
     return "".join(c if c.isprintable() else _escape(c) for c in joined)
 
@@ -247,13 +233,13 @@ def _escape(character: str) -> str:
 
 
 def print_line(console: Console, text: object) -> None:
-    """Prints lines as they are: nothing in a name, a path or a message of a stranger is markup."""
+    """Prints lines as they are: nothing in a name, a path or a message is read as markup."""
     lines = "\n".join(map(one_line, str(text).split("\n")))
     console.print(lines, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """The first column names the row and stands left, figures stand right; None is a dash."""
+    """A table whose first column is aligned left, all others right; None becomes a dash."""
     rendered = Table(title=Text(one_line(title)) if title else None, title_justify="left")
     for index, column in enumerate(columns):
         justify: JustifyMethod = "right" if index else "left"
@@ -266,7 +252,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 def print_table(
     console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
 ) -> None:
-    """A table below a title that is never broken: it may name a path."""
+    """A table below a title that is not wrapped, as it may contain a path."""
     print_line(console, title)
     console.print(table("", columns, rows))
 
@@ -282,8 +268,8 @@ def _format_pair(item: tuple[str, Number]) -> str:
 
 
 def format_number(value: float, span: Sequence[float] | None = None) -> str:
-    """A number as people read it: two decimals, or as many as its first two digits need, and those
-    in which the ends of its interval `span` differ; with an exponent where it is tiny or huge."""
+    """A number with two decimals, or as many as show its first two digits, and the digits in which
+    the ends of its interval `span` differ; with an exponent where it is tiny or huge."""
     width = span[1] - span[0] if span else 0.0
     size = max(abs(value), width)
     if not math.isfinite(size) or not size:
@@ -296,15 +282,15 @@ def format_number(value: float, span: Sequence[float] | None = None) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """65 s, 12 min, 3.4 h: as precise as an estimate deserves."""
+    """Seconds as 65 s, 12 min or 3.4 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _truncate(path: Path, size: int) -> None:
-    """Shortens a file to so many bytes; of lines, to whole ones: a killed process may have left
-    half a line, which would spoil the next one."""
+    """Truncates a file to at most `size` bytes, `metrics.jsonl` to whole lines: a killed process
+    may have left half a line."""
     with path.open("r+b") as file:
         size = min(size, os.fstat(file.fileno()).st_size)
         file.seek(0)

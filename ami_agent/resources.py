@@ -1,4 +1,4 @@
-"""What this machine has: memory that is free, and allocations that failed."""
+"""Memory and processor cores of this machine, and errors of allocations that failed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still allocate: what the machine, its control groups and the
-    limit on its address space leave; None where nothing says so (only Linux does)."""
+    """Bytes that this process can still allocate, within what the machine, its control groups and
+    the limit on its address space leave; None where they are not known (known on Linux only)."""
     limits = [*_machine(), *_control_groups(), *_address_space()]
     return max(0, min(limits)) if limits else None
 
@@ -30,8 +30,8 @@ def num_cores() -> int:
 
 
 def _quotas() -> Iterator[float]:
-    """Cores that this process' control group and every group above it may keep busy, version 2 and
-    version 1."""
+    """Cores that the control group of this process, and every group above it, may use; cgroups
+    version 2 and version 1."""
     for root, name in _own_groups("cpu"):
         for folder in _upwards(root, name):
             with suppress(OSError, ValueError):  # no such file, or "max"
@@ -51,7 +51,7 @@ def _machine() -> Iterator[int]:
 
 
 def _control_groups() -> Iterator[int]:
-    """Of this process' group and every group above it, version 2 and version 1."""
+    """Bytes left in the control group of this process, and in every group above it."""
     for root, name in _own_groups("memory"):
         for folder in _upwards(root, name):
             yield from _group(folder, "memory.max", "memory.current")
@@ -59,7 +59,7 @@ def _control_groups() -> Iterator[int]:
 
 
 def _own_groups(controller: str) -> Iterator[tuple[Path, str]]:
-    """Where the controller's hierarchy of groups is mounted, and this process' group in it."""
+    """Where the controller's groups are mounted, and the name of this process' group."""
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, name = line.split(":", 2)
@@ -85,7 +85,7 @@ def _group(folder: Path, limit: str, usage: str) -> Iterator[int]:
 def _address_space() -> Iterator[int]:
     if sys.platform != "linux":
         return
-    import resource  # of POSIX alone
+    import resource  # not on Windows
 
     max_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
     if max_bytes == resource.RLIM_INFINITY:
@@ -97,13 +97,13 @@ def _address_space() -> Iterator[int]:
 
 
 def check_memory(needed: float, what: str, smaller: str) -> None:
-    """Raises ConfigError where `what` needs more bytes than there are; `smaller`: the settings
-    that would have to be."""
+    """Raises ConfigError where `what` needs more bytes than are free; `smaller` names the settings
+    to decrease."""
     free = available_memory()
     if free is not None and needed > free:
         raise ConfigError(
-            f"{what} would take about {format_bytes(needed)}, and {format_bytes(free)} of memory are "
-            f"free: make {smaller} smaller"
+            f"{what} would take about {format_bytes(needed)}, but {format_bytes(free)} of memory "
+            f"are free: make {smaller} smaller"
         )
 
 
@@ -112,14 +112,15 @@ def format_bytes(size: float) -> str:
 
 
 ADVICE = (
-    "make a batch (--*.optim.batch-size), the layers (--*.hidden), the planner (--planner.num-proposals "
-    "or .samples, .horizon), the number of environments (--collect.num-envs, --distill-policy.num-envs) or the "
-    "replay buffer (--collect.steps, --actor-critic.steps) smaller"
+    "make a batch (--*.optim.batch-size), the layers (--*.hidden), the planner "
+    "(--planner.num-proposals or .num-samples, .horizon), the number of environments "
+    "(--collect.num-envs, --distill-policy.num-envs) or the replay buffer (--collect.steps, "
+    "--actor-critic.steps) smaller"
 )
 
 
 def allocation_failure(error: BaseException) -> str:
-    """One line about an allocation that failed; empty where the error is of another kind."""
+    """A message about an allocation that failed; empty for an error of another kind."""
     text = " ".join(str(error).split())
     failed = isinstance(error, MemoryError) or re.search(
         r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory", text

@@ -1,4 +1,4 @@
-"""`modules` and `envs` are common names; another package may stand in front of ours."""
+"""A check that no other packages named `modules` or `envs` shadow those of this project."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HOME = Path(__file__).resolve().parent.parent
 
 
 def check_shadows(names: tuple[str, ...] = ("modules", "envs"), home: Path = HOME) -> None:
-    """Raises ImportError in one line if a name leads anywhere but to the folder beside ours."""
+    """Raises ImportError, in one line, if a name is not imported from the folder `home`."""
     for name in names:
         spec = find_spec(name)
         found = Path(spec.origin).resolve().parent if spec and spec.origin else None

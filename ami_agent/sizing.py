@@ -1,5 +1,5 @@
-"""How much memory a Config would take, estimated before anything is allocated: the agent is built
-without storage (torch's meta device), and the outputs of its layers are counted."""
+"""An estimate of the memory that a Config needs, before anything is allocated: the agent is built
+without storage (on torch's meta device), and the outputs of its layers are counted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ from ami_agent.training import (
     TrainValue,
 )
 from ami_agent.training.actor_critic import ActorCriticStage
-from modules.actor.planning import CEMConfig, CollocationConfig, MPPIConfig
+from modules.actor.planning import (
+    CEMConfig,
+    CollocationConfig,
+    GradientPlannerConfig,
+    MPPIConfig,
+)
 from modules.actor.subgoals import (
     ImaginedLandmarkGraphConfig,
     LandmarkGraphConfig,
@@ -35,16 +40,16 @@ from modules.actor.subgoals import (
 from modules.types import MapShape
 
 EVAL_EPISODES_AT_ONCE = 100
-"""Episodes of an evaluation."""
+"""Plans at once in an evaluation."""
 FLOAT_BYTES = 4
 COPIES_PER_WEIGHT = 4
-"""Of every weight: the weight, its gradient and the two moments of AdamW."""
+"""The weight, its gradient and the two moments of AdamW."""
 OUTPUTS_PER_LAYER = 2
-"""Of every layer: its own, and that of the nonlinearity behind it."""
+"""The output of the layer, and of the nonlinearity after it."""
 
 
 class MemoryUse(NamedTuple):
-    """Something that takes memory, and the settings that decide how much."""
+    """A use of memory, its size in bytes and the settings that decide it."""
 
     what: str
     size: float
@@ -52,8 +57,8 @@ class MemoryUse(NamedTuple):
 
 
 def check_size(config: Config, spec: EnvironmentSpec) -> Agent:
-    """Raises ConfigError for the first part of a run that would take more memory than is free,
-    and for parts that do so together; the agent that it returns has shapes, but no storage."""
+    """Raises ConfigError for the first part of a run that needs more memory than is free, and for
+    parts that do so together. Returns the agent, with shapes but no storage."""
     with torch.device("meta"):
         agent = build(config, spec, device="meta")
     parts = list(_permanent_parts(config, spec, agent))
@@ -91,13 +96,15 @@ def _size(part: MemoryUse) -> float:
 
 
 def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Iterator[MemoryUse]:
-    """What is there as long as the run is."""
+    """The memory that is in use during the whole run."""
     weight_bytes = sum(map(_bytes, agent.parameters()))
     buffer_bytes = sum(map(_bytes, agent.buffers()))
     num_envs, rows = config.collect.num_envs, buffer_steps(config) + 1
     yield MemoryUse(
-        "the agent's weights with their gradients and moments", COPIES_PER_WEIGHT * weight_bytes + buffer_bytes,
-        "the layers (--*.hidden, .channels, .state-dim, .num-frequencies, .members) or --num-reference-obs",
+        "the agent's weights with their gradients and moments",
+        COPIES_PER_WEIGHT * weight_bytes + buffer_bytes,
+        "the layers (--*.hidden, .channels, .state-dim, .num-frequencies, .members) or "
+        "--num-reference-obs",
     )  # fmt: skip
     states = rows * num_envs * FLOAT_BYTES * prod(agent.shape)  # those that stages encode once
     yield MemoryUse(
@@ -108,26 +115,24 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
     if landmarks and isinstance(config.actor.subgoals, LandmarkGraphConfig):
         num_landmarks, size = config.actor.subgoals.num_landmarks, prod(agent.shape)
         num_states = landmarks.num_candidates + landmarks.num_windows * (landmarks.length + 1)
-        futures = (
+        outcomes = (
             config.actor.subgoals.num_outcomes if agent.world_model.level(0).latent.noise_dim else 1
         )
         yield MemoryUse(
             "the graph of landmarks",
-            FLOAT_BYTES * (4 * num_landmarks**2 + size * (num_states + num_landmarks * futures)),
-            "--subgoals.num-landmarks, --subgoals.num-outcomes, --select-landmarks.num-candidates, --select-landmarks.num-windows or "
-            "--select-landmarks.length",
+            FLOAT_BYTES * (4 * num_landmarks**2 + size * (num_states + num_landmarks * outcomes)),
+            "--subgoals.num-landmarks, --subgoals.num-outcomes, --select-landmarks.num-candidates, "
+            "--select-landmarks.num-windows or --select-landmarks.length",
         )
     if isinstance(config.actor.subgoals, ImaginedLandmarkGraphConfig):
-        num_landmarks = config.actor.subgoals.num_landmarks + config.actor.subgoals.frontier_size
-        num_grown = (
-            config.actor.subgoals.nodes_per_round
-            * config.actor.subgoals.branches
-            * config.actor.subgoals.branch_steps
-        )
+        graph = config.actor.subgoals
+        num_landmarks = graph.num_landmarks + graph.frontier_size
+        num_grown = graph.nodes_per_round * graph.branches * graph.branch_steps
         yield MemoryUse(
             "the graph of imagined landmarks",
             FLOAT_BYTES * (num_landmarks + num_grown) * (2 * num_landmarks + prod(agent.shape)),
-            "--subgoals.num-landmarks, .frontier-size, .nodes-per-round, .branches or .branch-steps",
+            "--subgoals.num-landmarks, .frontier-size, .nodes-per-round, .branches or "
+            ".branch-steps",
         )
     if paths := config.find(DistillShortestPaths):
         graphs, nodes = paths.num_graphs, paths.nodes_per_graph
@@ -140,7 +145,7 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
 
 
 def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Iterator[MemoryUse]:
-    """What one update, or one plan, takes."""
+    """The memory that one update, or one plan, needs."""
     perceived_bytes, imagined_bytes = _perception_bytes(spec, agent), _imagination_bytes(agent)
     state = FLOAT_BYTES * prod(agent.shape)
     covariance_bytes = FLOAT_BYTES * agent.shape[0] ** 2
@@ -162,18 +167,13 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
             continue
         batch = stage.optim.batch_size if hasattr(stage, "optim") else 0
         steps = getattr(stage, "length", getattr(stage, "horizon", 1))
-        imagined_per_step = (
-            imagined_bytes
-            if isinstance(stage, ActorCriticStage) or name == "amortize_policy"
-            else 0
-        )
+        imagines = isinstance(stage, ActorCriticStage) or name == "amortize_policy"
+        imagined_per_step = imagined_bytes if imagines else 0
         if isinstance(stage, GoalConditionedBC):
             steps = stage.max_goal_offset
         if isinstance(stage, TrainValue):
-            imagined_per_step, steps = (
-                imagined_bytes * stage.num_imagined,
-                max(stage.length, stage.horizon),
-            )
+            imagined_per_step = imagined_bytes * stage.num_imagined
+            steps = max(stage.length, stage.horizon)
         yield MemoryUse(
             f"a batch of {name}", batch * ((steps + 1) * state + steps * imagined_per_step),
             f"{flag_of(name)}.optim.batch-size or the steps of its windows",
@@ -195,28 +195,35 @@ def _plan_parts(
         num_envs = max(num_envs, distillation.num_envs)
     if config.find(CollectWithPlanner) or (online and online.mode == "plan"):
         num_envs = max(num_envs, config.collect.num_envs)
-    futures = config.actor.risk.num_scenarios if agent.world_model.level(0).latent.noise_dim else 1
+    scenarios = (
+        config.actor.risk.num_scenarios if agent.world_model.level(0).latent.noise_dim else 1
+    )
     state: float = FLOAT_BYTES * (prod(agent.shape) + spec.action_dim + len(spec.interoception))
-    if isinstance(planner, (CEMConfig, MPPIConfig)):  # no gradient: only the paths are kept
+    if isinstance(planner, (CEMConfig, MPPIConfig)):  # no gradient: only states are kept
         num_candidates, step = planner.num_samples, float(state)
-    else:
-        num_candidates, step = planner.num_proposals + planner.num_warm_starts, imagined_bytes
+    elif isinstance(planner, (GradientPlannerConfig, CollocationConfig)):
+        num_candidates = planner.num_proposals + planner.num_warm_starts
+        step = imagined_bytes
+    else:  # of a planner of the user's own it is not known
+        num_candidates, step = 1, imagined_bytes
     if isinstance(planner, CollocationConfig):
         step += 4 * state
     yield MemoryUse(
-        "planning", num_envs * futures * num_candidates * (planner.horizon * step + imagined_bytes),
-        "--planner.horizon, --planner.num-proposals or .samples, --risk.num-scenarios or --distill-policy.num-envs",
+        "planning",
+        num_envs * scenarios * num_candidates * (planner.horizon * step + imagined_bytes),
+        "--planner.horizon, --planner.num-proposals or .num-samples, --risk.num-scenarios or "
+        "--distill-policy.num-envs",
     )  # fmt: skip
     if distillation:
         labels = distillation.rounds * distillation.num_envs * distillation.steps
         yield MemoryUse(
-            "the labels of distil", labels * (2 * state),
+            "the labels of distill_policy", labels * (2 * state),
             "--distill-policy.rounds, --distill-policy.num-envs or --distill-policy.steps",
         )  # fmt: skip
 
 
 def _perception_bytes(spec: EnvironmentSpec, agent: Agent) -> float:
-    """Bytes that perception keeps of one observation while it learns."""
+    """Bytes that perception keeps of one observation for the gradient."""
     images = [shape for shape in spec.shapes.values() if len(shape) == 3]
     largest_image = max(images, key=prod, default=(1, 1, 1))
     numbers = sum(map(prod, spec.shapes.values()))
@@ -224,16 +231,16 @@ def _perception_bytes(spec: EnvironmentSpec, agent: Agent) -> float:
 
 
 def _imagination_bytes(agent: Agent) -> float:
-    """Bytes that the world model keeps of one imagined step from one state."""
+    """Bytes that the world model keeps of one imagined step from one state for the gradient."""
     outputs = _outputs(agent.world_model, agent.shape)
     return FLOAT_BYTES * (2 * prod(agent.shape) + OUTPUTS_PER_LAYER * outputs)
 
 
-def _outputs(jepa_stage: nn.Module, shape: MapShape) -> float:
-    """Numbers that the layers of a model return for one input; of images and maps, `[C, h, w]`,
-    those of one stack of convolutions after the other."""
+def _outputs(model: nn.Module, shape: MapShape) -> float:
+    """Numbers that the layers of a model output for one input; `shape`: that of an image or map,
+    `[C, h, w]`, which every stack of convolutions reads."""
     total, sizes = 0.0, dict[str, float]()
-    for name, layer in jepa_stage.named_modules():
+    for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear):
             total += layer.out_features
         elif isinstance(layer, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Training: the lessons of a Config one after the other, logged, checkpointed, resumable."""
+"""Training: the stages of a Config one after the other, logged, checkpointed, resumable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ami_agent.adapters.failures import EnvError
-from ami_agent.adapters.spaces import check_same_spaces
+from ami_agent.adapters.env import check_same_spaces
+from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_count, check_device, check_is, check_number, check_path
 from ami_agent.config import Config, buffer_steps, build, describe_buffer
@@ -31,8 +31,8 @@ from ami_agent.storage.replay_files import Chunks, buffer_head
 from ami_agent.storage.resume import apply_new_settings, check_resumable
 from ami_agent.storage.run_lock import locked
 from ami_agent.training import Stage, StageRun
-from ami_agent.training.actor_critic import with_prefixes, without_prefix
-from ami_agent.training.collect import EPISODE_METRICS
+from ami_agent.training.base import with_prefixes, without_prefix
+from ami_agent.training.collect import EPISODE_METRICS, describe_constant_reward
 from ami_agent.training.optim import (
     average_metrics,
     check_finite,
@@ -40,7 +40,7 @@ from ami_agent.training.optim import (
     tune_malloc,
     unstack_metrics,
 )
-from ami_agent.training.value_critics import longest_episode
+from ami_agent.training.value_critics import describe_discount, longest_episode
 from ami_agent.validate import check_config
 from modules.cost.cost import ValueCritics
 from modules.types import ConfigError
@@ -48,19 +48,19 @@ from modules.types import ConfigError
 LOG_EVERY = 50
 PROBE_EVERY = 300
 PROBED = {"train_jepa"}
-"""Lessons that change what a state means, and are examined as they go."""
+"""Stages that train perception, and are probed as they run."""
+BUFFER_PARTS = ("buffer", "start")
+"""Prefixes in a checkpoint: the replay buffer's head at that moment, and when the stage began."""
 
 
 class Progress(NamedTuple):
-    """How far a run has come: updates in all, the stage it is in, and that stage's own state."""
+    """How far a run is: updates of all stages, the current stage, and that stage's own state."""
 
     updates: int = 0
     stage_index: int = 0
     stage_state: Mapping[str, Tensor] = {}
-    recent: Sequence[Mapping[str, Tensor]] = ()  # figures that were not logged yet
-    last_evaluated: Mapping[
-        str, int
-    ] = {}  # what was evaluated in this stage, and at which step last
+    recent: Sequence[Mapping[str, Tensor]] = ()  # metrics that are not logged yet
+    last_evaluated: Mapping[str, int] = {}  # the step of the last probe or evaluation of this stage
 
 
 def train(
@@ -71,48 +71,37 @@ def train(
     """Trains an agent in the run folder `out` and returns it.
 
     The seed decides everything: on a CPU, a run that was killed and resumed ends with the same
-    weights and the same log as one that never was. `save_every`: seconds between checkpoints within
-    a stage. `curve`: Mode-2 is judged in so many episodes after every lesson; what they take is not
-    counted. `keep_memory`: the replay buffer stays in the run folder.
+    weights and the same log as one that was not. `save_every`: seconds between checkpoints within
+    a stage. `eval_episodes`: if not 0, Mode-2 is evaluated in so many episodes after every stage,
+    whose time is not counted. `keep_replay_buffer`: the replay buffer stays in the run folder.
 
-    One process at a time trains in a folder; ConfigError names the other. Ctrl-C saves a
-    checkpoint and raises Interrupted, a KeyboardInterrupt.
+    Only one process at a time can train in a folder; ConfigError names the one that does. Ctrl-C
+    saves a checkpoint and raises Interrupted, a KeyboardInterrupt.
     """
     check(config, out, seed, resume)
     check_device(device)
     check_count("eval_episodes", eval_episodes, 0)
     check_number("save_every", save_every, 0, inf)
     tune_malloc()
-    with locked(Path(out)), keyboard_interrupts():
+    run = Path(out)
+    with locked(run), keyboard_interrupts(), ExitStack() as stack:
         if logger is None:
-            with closing(RunLogger(Path(out), Console(quiet=True))) as silent:
-                return train(
-                    config, out=out, seed=seed, device=device, resume=resume, logger=silent,
-                    save_every=save_every, eval_episodes=eval_episodes, keep_replay_buffer=keep_replay_buffer,
-                )  # fmt: skip
-        check_folder(config, Path(out), seed, resume)  # again, now that it has one owner
-        clean(Path(out))
+            logger = stack.enter_context(closing(RunLogger(run, Console(quiet=True))))
+        check_folder(config, run, seed, resume)  # again, now that this process has the lock
+        clean(run)
         trainer = Trainer(
-            config,
-            Path(out),
-            seed,
-            device,
-            logger,
-            save_every,
-            resume,
-            eval_episodes,
-            keep_replay_buffer,
+            config, run, seed, device, logger, save_every, resume, eval_episodes, keep_replay_buffer
         )
         if resume:
-            for line in apply_new_settings(Path(out), config):
+            for line in apply_new_settings(run, config):
                 logger.info(f"changed for a stage that has not begun: {line}")
         else:
-            run_dir.create(Path(out), config, seed, str(device), trainer.agent.spec)
+            run_dir.create(run, config, seed, str(device), trainer.agent.spec)
         return trainer.run()
 
 
 def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
-    """Raises ConfigError if such a run can't be begun, or resumed, in this folder."""
+    """Raises ConfigError if this run can't be started, or resumed, in this folder."""
     check_is("config", config, Config)
     check_path("out", out)
     check_count("seed", seed, 0)
@@ -121,18 +110,13 @@ def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
 
 
 def check_folder(config: Config, out: Path, seed: int, resume: bool) -> None:
-    """Raises ConfigError where the folder holds another run, or none to be resumed."""
+    """Raises ConfigError if the folder holds another run, or none that can be resumed."""
     if resume:
         check_resumable(out, config, seed)
-        check_resumed(out, config)
+        with closing(config.env.build(1)) as env:
+            check_same_spaces(run_dir.spec_of(out, config), env.spec, config.env)
     else:
         run_dir.ensure_unused(out)
-
-
-def check_resumed(run: Path, config: Config) -> None:
-    """Raises ConfigError where the environment is no longer that of the run."""
-    with closing(config.env.build(1)) as env:
-        check_same_spaces(run_dir.spec_of(run, config), env.spec, config.env)
 
 
 RANDOM_STREAMS = {
@@ -150,38 +134,33 @@ RANDOM_STREAMS = {
     "amortize_policy": "amortise",
     "distill_policy": "distil",
 }
-"""The id of each stage's random stream. Published figures depend on these ids: they never change,
-whatever a stage is called."""
+"""The id of each stage's random stream. The published results depend on these ids, so they never
+change, whatever a stage is called."""
 
 
 def stage_seed(seed: int, name: str) -> int:
-    """The seed of a stage's random stream. Environment i of a stage starts the episode of this
-    number + i, so the streams of the stages of one run, and of runs with other seeds, lie far
-    apart, and a stage that is added to a recipe changes no other."""
+    """The seed of a stage's random stream. Environment i of a stage gets this seed + i; the seeds
+    of different stages and runs are far apart. A stage that is added to a recipe doesn't change the
+    others."""
     stream = RANDOM_STREAMS.get(name, name)
     return zlib.crc32(f"{seed} {stream}".encode()) % 2**30
 
 
 class Trainer:
-    """One run on its way through its stages."""
+    """Trains the stages of a run in order, and saves and restores it."""
 
     def __init__(
-        self, config: Config, run: Path, seed: int, device: torch.device | str,
-        logger: Logger, save_every: float, resume: bool, eval_episodes: int, keep_replay_buffer: bool,
+        self, config: Config, run: Path, seed: int, device: torch.device | str, logger: Logger,
+        save_every: float, resume: bool, eval_episodes: int, keep_replay_buffer: bool,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.seed, self.logger = config, run, seed, logger
-        self.save_every, self.eval_episodes, self.keep_replay_buffer = (
-            save_every,
-            eval_episodes,
-            keep_replay_buffer,
-        )
+        self.save_every, self.eval_episodes = save_every, eval_episodes
+        self.keep_replay_buffer = keep_replay_buffer
         self.last_saved = self.last_timed = time.monotonic()
         self.seconds: dict[str, float] = {}
         self.chunks = Chunks(run / "replay")
-        self.buffer_at_stage_start: dict[
-            str, Tensor
-        ] = {}  # of the replay buffer, when the stage began
-        self.needed_heads: list[dict[str, Tensor]] = []  # by the checkpoints that are kept
+        self.head_at_stage_start: dict[str, Tensor] = {}  # of the replay buffer
+        self.needed_heads: list[dict[str, Tensor]] = []  # of the checkpoints that are kept
         env = config.env.build(1)
         for line in env.obs_summary():
             logger.info(line)
@@ -199,8 +178,9 @@ class Trainer:
         self.probe = make_probe(config.eval_env, seed)
 
     def run(self) -> Agent:
-        """Takes every stage that is left; raises Interrupted saying what was saved."""
-        self._log_time_limit()
+        """Runs the remaining stages. Raises Interrupted, whose message says what was saved."""
+        if isinstance(critics := self.agent.cost.interoceptive_cost.value_critics, ValueCritics):
+            self.logger.info(describe_discount(critics.discount, *self.max_episode_steps))
         try:
             for index, (name, stage) in enumerate(self.config.stages.items()):
                 if index >= self.progress.stage_index:
@@ -214,15 +194,14 @@ class Trainer:
         self.last_timed = time.monotonic()
         saved_state = self.progress.stage_state
         if not saved_state:
-            self.buffer_at_stage_start = buffer_head(self.agent.replay_buffer.state_dict())
-        discount = self.agent.cost.interoceptive_cost.value_critics.discount
+            self.head_at_stage_start = buffer_head(self.agent.replay_buffer.state_dict())
+        value_critics = self.agent.cost.interoceptive_cost.value_critics
+        had_discount = bool(value_critics.discount)
         stage_run = stage.start(self.agent, self.config.env, stage_seed(self.seed, name))
-        if not discount and (
-            new_discount := self.agent.cost.interoceptive_cost.value_critics.discount
-        ):
+        if value_critics.discount and not had_discount:
             steps = longest_episode(self.agent.replay_buffer)
             self.logger.info(
-                f"discount {new_discount:.3g}, for episodes of {steps} steps as collected"
+                f"discount {value_critics.discount:.3g}, for episodes of {steps} steps as collected"
             )
         if saved_state:
             with one_line_errors(self.folder / "checkpoints"):
@@ -230,12 +209,13 @@ class Trainer:
         self._run_updates(index, name, stage_run)
         evaluates = bool(self.eval_episodes and not stage.env_steps and stage_run.total)
         if evaluates:
-            self._save_stage(stage_run)  # an evaluation takes its time, and may be interrupted
+            self._save_stage(stage_run)  # the evaluation may be interrupted
         with deferred():
             stage_run.finish()
             self._record_time(name)
-            if stage.env_steps and "reward" in self.config.cost.drives:
-                self._log_constant_reward()
+            learns_reward = stage.env_steps and "reward" in self.config.cost.drives
+            if learns_reward and (text := describe_constant_reward(self.agent.replay_buffer)):
+                self.logger.info(text)
         if evaluates:
             self._evaluate(name)
         with deferred():
@@ -243,15 +223,15 @@ class Trainer:
             self.progress = Progress(self.progress.updates, index + 1)
             if stage.env_steps:
                 self._save_buffer()
-            self.buffer_at_stage_start = buffer_head(self.agent.replay_buffer.state_dict())
+            self.head_at_stage_start = buffer_head(self.agent.replay_buffer.state_dict())
             self._save({})
 
     def _run_updates(self, index: int, name: str, stage_run: StageRun) -> None:
         self.progress = Progress(self.progress.updates, index)
-        self.episode_metrics: dict[str, Tensor] = {}  # of the episode that was done last
+        self.episode_metrics: dict[str, Tensor] = {}  # of the episode that ended last
         try:
-            if stage_run.step % LOG_EVERY == 0:
-                self._log(name, stage_run.step)  # what could not be written when it was due
+            if stage_run.step % LOG_EVERY == 0:  # metrics whose writing failed before a resume
+                self._log(name, stage_run.step)
             with self.logger.progress(name, stage_run.total, stage_run.step) as progress_bar:
                 while stage_run.step < stage_run.total:
                     self._evaluate_if_due(name, stage_run)
@@ -268,7 +248,7 @@ class Trainer:
             raise
 
     def _evaluate_if_due(self, name: str, stage_run: StageRun) -> None:
-        """What is evaluated at this step of a stage, once."""
+        """Probes or evaluates the agent if either is due at this step, once."""
         step = stage_run.step
         if name in PROBED and (step % PROBE_EVERY == 0 or step == stage_run.total):
             self._once("probe", step, lambda: self._probe(name, step))
@@ -279,7 +259,7 @@ class Trainer:
             self.last_timed = time.monotonic()
 
     def _once(self, key: str, step: int, fn: Callable[[], None]) -> None:
-        """A checkpoint may be taken up between an evaluation and the update after it."""
+        """Runs `fn` unless it ran at this step before the run was resumed."""
         if self.last_evaluated.get(key) != step:
             fn()
             self.last_evaluated[key] = step
@@ -294,34 +274,6 @@ class Trainer:
             self._record_time(name)
             self._save_stage(stage_run)
 
-    def _log_time_limit(self) -> None:
-        """How long episodes last and how far they are foreseen, and what says so."""
-        foresight = self.agent.cost.interoceptive_cost.value_critics
-        if not isinstance(foresight, ValueCritics):
-            return
-        limit, source = self.max_episode_steps
-        limit_text = "nothing states how long an episode lasts"
-        if limit:
-            limit_text = f"an episode lasts at most {limit:g} steps ({source})"
-        discount_text = (
-            f"discount {foresight.discount:.3g}"
-            if foresight.discount
-            else "the discount follows from the episodes that are collected first"
-        )
-        self.logger.info(f"{limit_text}; {discount_text}")
-
-    def _log_constant_reward(self) -> None:
-        rewards = self.agent.replay_buffer.values("interoception")[:, 0]
-        if not len(rewards) or rewards.amin() < rewards.amax():
-            return
-        text = f"the reward was {float(rewards[0]):.6g} at each of {len(rewards):,} steps"
-        ends = rewards[0] != 0 and bool(self.agent.replay_buffer.values("terminated").any())
-        self.logger.info(
-            f"{text}: only how long an episode lasts can be learnt from"
-            if ends
-            else f"{text}: nothing to learn from yet"
-        )
-
     def _log(self, name: str, step: int) -> None:
         if self.recent:
             values = average_metrics(self.recent)
@@ -331,10 +283,10 @@ class Trainer:
             self.recent.clear()
 
     def _save_stage(self, stage_run: StageRun) -> None:
-        """A checkpoint within a stage, of those that can be taken up; what is not finite is never
-        saved."""
-        check_finite(list(self.config.stages)[self.progress.stage_index], stage_run.step,
-                     average_metrics(self.recent))  # fmt: skip
+        """Saves a checkpoint within a stage that can be resumed; raises DivergenceError where its
+        metrics are not finite."""
+        stage = list(self.config.stages)[self.progress.stage_index]
+        check_finite(stage, stage_run.step, average_metrics(self.recent))
         state = stage_run.state_dict()
         if state:
             self._save(state)
@@ -344,9 +296,8 @@ class Trainer:
         metrics = self.probe(self.agent)
         with deferred():
             self.logger.log_scalars("state", step, metrics)
-            self.logger.info(
-                f"{name} {step}: {describe_collapse(metrics) if step else 'nothing learnt yet'}"
-            )
+            text = describe_collapse(metrics) if step else "nothing learnt yet"
+            self.logger.info(f"{name} {step}: {text}")
             self.last_evaluated["probe"] = step
 
     def _evaluate(self, name: str, mode: str = "plan", stage_run: StageRun | None = None) -> None:
@@ -357,50 +308,50 @@ class Trainer:
             )
             for task in self.config.tasks
         }
-        with deferred():  # all of it is logged, or nothing
+        with deferred():  # logs all tasks or none
             for task, metrics in metrics_by_task.items():
                 common = {"seconds": seconds, "env_steps": float(env_steps)}
-                self.logger.log_scalars(
-                    f"eval/{task}", self.progress.updates, {**common, **metrics}
-                )
+                values = {**common, **metrics}
+                self.logger.log_scalars(f"eval/{task}", self.progress.updates, values)
                 text = ", ".join(f"{n} {value:.3g}" for n, value in metrics.items())
                 self.logger.info(
-                    f"after {name}, {seconds:.0f} s, {env_steps} steps of life, {task}, {mode}: {text} "
-                    f"(mean of {self.eval_episodes})"
+                    f"after {name}, {seconds:.0f} s, {env_steps} environment steps, {task}, {mode}:"
+                    f" {text} (mean of {self.eval_episodes})"
                 )
 
     def _record_time(self, name: str) -> None:
-        """What the stage took since it was last noted; what is lost in a kill is not counted."""
+        """Adds the seconds since the last call. Time that a killed process lost is not counted."""
         now = time.monotonic()
         seconds, self.last_timed = now - self.last_timed, now
         self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
 
     def _save_buffer(self) -> None:
-        """What is new in the replay buffer; the checkpoint that follows says that it counts."""
+        """Saves the replay buffer's new steps; they count once a checkpoint is saved after them."""
         self.chunks.save(self.agent.replay_buffer.state_dict())
 
     def _save(self, stage_state: Mapping[str, Tensor]) -> None:
-        """The replay buffer's new steps first, then all else; the manifest tells the same."""
+        """Saves the replay buffer's new steps, a checkpoint and the seconds in the manifest."""
         self._save_buffer()
         head = buffer_head(self.agent.replay_buffer.state_dict())
         state = {name: part for name, part in stage_state.items() if not name.startswith("memory.")}
         tensors = {
             **run_dir.weights(self.agent),
-            **with_prefixes({"stage_run": state, "buffer": head, "start": self.buffer_at_stage_start if stage_state else {}}),
-            **with_prefixes({"recent": stack_metrics(self.recent)}),
+            **with_prefixes({
+                "stage_run": state, "buffer": head,
+                "start": self.head_at_stage_start if stage_state else {},
+                "recent": stack_metrics(self.recent),
+            }),
         }  # fmt: skip
         metadata = {
             "updates": self.progress.updates, "stage_index": self.progress.stage_index,
             "stages": list(self.config.stages), "seconds": self.seconds,
             "log": dict(self.logger.position()), "last_evaluated": self.last_evaluated,
         }  # fmt: skip
-        checkpoint.save(
-            checkpoint.checkpoint_dir(self.folder, self.progress.updates), tensors, metadata
-        )
+        folder = checkpoint.checkpoint_dir(self.folder, self.progress.updates)
+        checkpoint.save(folder, tensors, metadata)
         checkpoint.prune(self.folder)
-        self.needed_heads = [*self.needed_heads, head, self.buffer_at_stage_start][
-            -4:
-        ]  # two checkpoints are kept
+        # two checkpoints are kept, each with two heads
+        self.needed_heads = [*self.needed_heads, head, self.head_at_stage_start][-4:]
         self.chunks.prune(self.needed_heads)
         self._write_seconds()
         self.last_saved = time.monotonic()
@@ -410,7 +361,7 @@ class Trainer:
         run_dir.write_json(self.folder / "manifest.json", manifest)
 
     def _end(self) -> None:
-        """Of the replay buffer stays what is to be kept."""
+        """Saves or removes the replay buffer, as `keep_replay_buffer` says."""
         if self.keep_replay_buffer and self.chunks.folder.exists():
             metadata = {"stage_index": self.progress.stage_index}
             checkpoint.save(self.folder / "memory", self.agent.replay_buffer.state_dict(), metadata)
@@ -419,16 +370,17 @@ class Trainer:
         shutil.rmtree(self.chunks.folder, ignore_errors=True)
 
     def _saved_message(self) -> str:
-        """Where a run that was interrupted will go on."""
+        """What a run that is interrupted has saved."""
         checkpoints = checkpoint.checkpoints(self.folder)
         if not checkpoints:
             return f"{self.folder} had no checkpoint yet"
         return (
-            f"{self.folder} is saved up to update {int(checkpoints[-1].name[5:])}, --resume goes on"
+            f"{self.folder} is saved up to update {int(checkpoints[-1].name[5:])}; continue with "
+            "--resume"
         )
 
     def _restore(self) -> Progress:
-        """From the newest checkpoint, if there is one yet; the log is cut back to it."""
+        """Restores the newest checkpoint, if there is one, and truncates the log to it."""
         if not checkpoint.checkpoints(self.folder):
             self.logger.rewind({})
             self.chunks.truncate(0)
@@ -438,11 +390,10 @@ class Trainer:
         tensors, metadata = checkpoint.load(newest, self.agent.device)
         if metadata.get("stages") != list(self.config.stages):
             raise ConfigError(
-                f"{newest} is of another version, which took other lessons: it can be loaded, but "
-                "not resumed"
+                f"{newest} is of a version with other stages: it can be loaded, but not resumed"
             )
         if not all(isinstance(metadata.get(key), int) for key in ("updates", "stage_index")):
-            raise ConfigError(f"{newest} does not say where it was: it can't be resumed")
+            raise ConfigError(f"{newest} does not say at which update it was: it can't be resumed")
         run_dir.load_weights(self.agent, tensors, newest)
         try:
             return self._restored(tensors, metadata)
@@ -450,7 +401,7 @@ class Trainer:
             raise
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"{newest} does not say where it was: it can't be resumed ({one_line(error)})"
+                f"{newest} is not complete: it can't be resumed ({one_line(error)})"
             ) from error
 
     def _restored(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Progress:
@@ -458,48 +409,39 @@ class Trainer:
             **without_prefix(tensors, "stage_run"),
             **self._restore_buffer(metadata["stage_index"], tensors),
         }
-        if "log" in metadata:  # older versions did not know
+        if "log" in metadata:  # not in checkpoints of older versions
             self.logger.rewind(metadata["log"])
             self.seconds = {name: float(seconds) for name, seconds in metadata["seconds"].items()}
             self._write_seconds()
         else:
             self.seconds = dict(run_dir.manifest_of(self.folder)["seconds"])
-        recent, last_evaluated = (
+        return Progress(
+            metadata["updates"], metadata["stage_index"], stage_state,
             unstack_metrics(without_prefix(tensors, "recent")),
             dict(metadata.get("last_evaluated", {})),
-        )
-        return Progress(
-            metadata["updates"], metadata["stage_index"], stage_state, recent, last_evaluated
-        )
+        )  # fmt: skip
 
     def _restore_buffer(self, stage_index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The buffer becomes what it was when the stage began; returned is what it was since, for
-        the stage to take up."""
+        """Gives the replay buffer the steps that it had when the stage began. Returns its state at
+        the checkpoint, which the stage run loads."""
         current_head, start_head = (
             {n: t.cpu() for n, t in without_prefix(tensors, p).items()} for p in BUFFER_PARTS
         )
         steps = int(current_head["steps"][0]) if current_head else 0
-        self.buffer_at_stage_start, buffer = start_head, self.agent.replay_buffer
+        self.head_at_stage_start, buffer = start_head, self.agent.replay_buffer
         max_rows = buffer_steps(self.config) + self.config.env.frame_stack
         if stage_index >= len(self.config.stages) and not self.chunks.folder.exists():
-            return {}  # it is all over
+            return {}  # the run is complete
         self.chunks.truncate(steps)
-        if (
-            not current_head and stage_index and (self.folder / "memory").is_dir()
-        ):  # of an older version
+        if not current_head and stage_index and (self.folder / "memory").is_dir():
+            # checkpoints of older versions have no chunks
             buffer.load_state_dict(checkpoint.load(self.folder / "memory", "cpu")[0])
             self.chunks.saved = 0
-            self.buffer_at_stage_start = buffer_head(buffer.state_dict())
+            self.head_at_stage_start = buffer_head(buffer.state_dict())
             return {}
         in_stage = any(name.startswith("stage_run.") for name in tensors)
         if saved_head := start_head if in_stage else current_head:
             buffer.load_state_dict(self.chunks.load(saved_head, max_rows))
-        return (
-            with_prefixes({"memory": self.chunks.load(current_head, max_rows)})
-            if in_stage and steps
-            else {}
-        )
-
-
-BUFFER_PARTS = ("buffer", "start")
-"""Of a checkpoint: the replay buffer at that moment, and when the stage began."""
+        if not (in_stage and steps):
+            return {}
+        return with_prefixes({"memory": self.chunks.load(current_head, max_rows)})

@@ -7,8 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from ami_agent import config_io
-from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
-from ami_agent.adapters.spaces import check_same_spaces
+from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, check_same_spaces
 from ami_agent.config import Config, class_name
 from ami_agent.sizing import check_size
 from ami_agent.training import (
@@ -29,13 +28,11 @@ from ami_agent.training import (
 from ami_agent.training.actor_critic import ActorCriticStage
 from ami_agent.training.hindsight import check_reward_fn
 from modules.actor.policy import StuckPerturbationConfig
-from modules.actor.subgoals import (
-    HierarchicalJEPAConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
 from modules.types import ConfigError
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from modules.world_model.jepa import NoInteroceptionConfig
 
 
@@ -178,7 +175,7 @@ def _check_levels(config: Config, subgoals: HierarchicalJEPAConfig) -> None:
 
 
 def _check_tasks(config: Config) -> None:
-    """The tasks of a stage exist; those that it imagines can be told from one observation."""
+    """The tasks of a stage exist; those that it imagines depend on one observation alone."""
     for name, stage in config.stages.items():
         if isinstance(stage, DistillPlanner):
             _check_task_names(config.tasks, f"{name}.imitated_tasks", stage.imitated_tasks)

@@ -1,14 +1,13 @@
-"""What a level above is worth: mazes by distance to the goal and by size, flat and from landmark to
-landmark, with critics that learnt for a short while and for a long one.
+"""The value of levels above: mazes by distance to the goal and by size, with and without subgoals,
+with critics trained for a short and for a long time.
 
     python benchmarks/hierarchy.py --seeds 3 --episodes 100
     python benchmarks/hierarchy.py --only distance
 
-Flat and hierarchical is the same agent, without and with its upper level. Every seed has a maze of
-its own, but for "unseen", every episode one that was never seen in training, and for "slow": two
-rooms, and a dot that takes a hundred steps or more. Agents are trained
-into runs/hierarchy where they are not there yet, and figures found once are kept beside them: a
-command that was stopped goes on where it was.
+"flat" is the same agent without its levels above. Every seed has a maze of its own; in "unseen"
+every episode has one that is not in the training data; "slow" is two rooms with a point mass that
+takes a hundred steps or more. Missing agents are trained into runs/hierarchy, where results are
+kept, too: a command that was stopped continues with what is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from study import Study, Table, logger, told
+from study import Study, Table, main, mean_and_seeds
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
@@ -51,13 +50,13 @@ LEVELS = {
     ),
 }
 SCENES = TrainHierarchy(prediction=1000, variance=0, covariance=0)
-"""Of a level that shares the states of scenes: 4 of their 404 numbers move."""
+"""For a level that shares keypoint-map states, of whose 404 numbers only 4 change."""
 CRITICS = (400, 800, 1500)
-"""Updates: for a moment, for a short while, and as in the recipe."""
+"""Updates of the critic; the last is the recipe's."""
 
 
 class Mazes(Study):
-    """Agents of names like "maze 800": a recipe, and updates of its critic."""
+    """Agents with names like "maze 800": a recipe, and the updates of its critic."""
 
     def of_seed(self, name: str, seed: int) -> ami.Config:
         recipe, critic, *kind = name.split()
@@ -76,41 +75,50 @@ class Mazes(Study):
         return override(config, {"env": owned(config.env), "eval_env": owned(config.eval_env), "stages.distill_policy": None, "actor.policy_proposal": NoPolicyProposalConfig(), "stages.train_goal_critic.optim": optim})  # fmt: skip
 
     def reached(self, name: str, task: str, *, flat: bool, **changes: Any) -> list[Any]:
-        """The figures of Mode-2, of every seed; `changes` are of settings after training."""
+        """The metrics of Mode-2, for every seed; `changes` are of settings after training."""
 
-        def find(agent: ami.Agent, env: EnvConfig, start: int) -> Any:
+        def evaluate(agent: ami.Agent, env: EnvConfig, first_seed: int) -> Any:
             if flat:
                 agent.subgoals = Flat()
-            found = evaluate_modes(
-                agent, env, modes=("plan",), task=task, episodes=self.episodes, seed=start
+            by_mode = evaluate_modes(
+                agent, env, modes=("plan",), task=task, episodes=self.episodes, seed=first_seed
             )
-            return found["plan"]
+            return by_mode["plan"]
 
-        return self.of_agents(name, f"{task} {'flat' if flat else 'led'}", find, **changes)
+        return self.of_agents(name, f"{task} {'flat' if flat else 'led'}", evaluate, **changes)
+
+
+def success(found: Sequence[Any]) -> str:
+    """Percent of the episodes that end in success."""
+    return mean_and_seeds([100 * metrics["final_success"]["mean"] for metrics in found], 0)
+
+
+def ms(found: Sequence[Any]) -> str:
+    """Milliseconds per action in a batch."""
+    return mean_and_seeds([metrics["ms_per_action_batched"] for metrics in found])
 
 
 def by_distance(
     study: Mazes, recipe: str, critics: Sequence[int], bands: Sequence[str],
-    learnt: Sequence[str] = (),
+    kinds: Sequence[str] = (),
 ) -> Table:  # fmt: skip
-    """Flat, led by landmarks, and by learnt levels of these kinds."""
+    """Flat, with landmarks, and with learned levels of these kinds."""
     rows = []
     for critic in critics:
         name = f"{recipe} {critic}"
-        ways = {"flat": (name, True), "landmarks": (name, False)}
-        ways |= {f"learnt, {kind}": (f"{name} {kind}", False) for kind in learnt}
-        for label, (agent, flat) in ways.items():
+        variants = {"flat": (name, True), "landmarks": (name, False)}
+        variants |= {f"learned, {kind}": (f"{name} {kind}", False) for kind in kinds}
+        for label, (agent, flat) in variants.items():
             found = {b: study.reached(agent, b, flat=flat) for b in bands}
-            metrics = [told([100 * f["final_success"]["mean"] for f in found[b]], 0) for b in bands]
-            ms = told([f["ms_per_action_batched"] for f in found[bands[-1]]])
-            oracle = [f["baselines"]["oracle"]["steps"]["mean"] for f in found[bands[-1]]]
-            rows.append([str(critic), label, *metrics, told(oracle, 0), ms])
+            last = found[bands[-1]]
+            steps = mean_and_seeds([f["baselines"]["oracle"]["steps"]["mean"] for f in last], 0)
+            rows.append([str(critic), label, *map(success, found.values()), steps, ms(last)])
     columns = ["critic", "planner", *(f"{band} %" for band in bands)]
     return [*columns, f"steps of the oracle, {bands[-1]}", "ms batched"], rows
 
 
 def by_planner(study: Mazes) -> Table:
-    """Mode-2 of the same agents by gradient, by collocation and by sampling, flat and led."""
+    """Gradient, collocation and sampling planners of the same agents, flat and with landmarks."""
     rows = []
     others = {
         "collocation, horizon 8": CollocationConfig(
@@ -126,39 +134,37 @@ def by_planner(study: Mazes) -> Table:
     for label, changes in swaps.items():
         for flat in (True, False):
             found = [study.reached("maze 1500", b, flat=flat, **changes) for b in ("short", "long")]
-            metrics = [told([100 * f["final_success"]["mean"] for f in band], 0) for band in found]
-            ms = told([f["ms_per_action_batched"] for f in found[1]])
-            rows.append([label, "flat" if flat else "landmarks", *metrics, ms])
-    return ["planner", "above it", "short %", "long %", "ms batched"], rows
+            subgoals = "flat" if flat else "landmarks"
+            rows.append([label, subgoals, *map(success, found), ms(found[1])])
+    return ["planner", "subgoals", "short %", "long %", "ms batched"], rows
 
 
 def by_level(study: Mazes) -> Table:
-    """Levels above that are learnt, beside none and beside landmarks, with the brief critic; the
-    prior is taken away, and subgoals are grounded, after training."""
-    briefly, shared = CRITICS[1], LEVELS["shared"]
-    learnt = f"maze-levels {briefly}"
+    """Learned levels above, beside none and beside landmarks, with the critic of fewer updates; the
+    prior is left out, and subgoals are snapped to memories, after training."""
+    critic, shared = CRITICS[1], LEVELS["shared"]
+    learned = f"maze-levels {critic}"
     runs: dict[str, tuple[str, bool, dict[str, Any]]] = {
-        "none": (f"maze {briefly}", True, {}),
-        "landmarks": (f"maze {briefly}", False, {}),
-        "learnt, shared states": (f"{learnt} shared", False, {}),
+        "none": (f"maze {critic}", True, {}),
+        "landmarks": (f"maze {critic}", False, {}),
+        "learned, shared states": (f"{learned} shared", False, {}),
         "the same without prior": (
-            f"{learnt} shared", False, {"hierarchy": replace(shared, prior_weight=0.0)},
+            f"{learned} shared", False, {"subgoals": replace(shared, prior_weight=0.0)},
         ),
-        "the same, grounded": (
-            f"{learnt} shared", False, {"hierarchy": replace(shared, snap_to_memory=True)},
+        "the same, snapped to memories": (
+            f"{learned} shared", False, {"subgoals": replace(shared, snap_to_memory=True)},
         ),
-        "learnt, states of its own": (f"{learnt} own", False, {}),
-        "two learnt levels": (f"{learnt} three", False, {}),
+        "learned, states of its own": (f"{learned} own", False, {}),
+        "two learned levels": (f"{learned} three", False, {}),
     }  # fmt: skip
     rows = []
     for label, (name, flat, changes) in runs.items():
         found = [study.reached(name, band, flat=flat, **changes) for band in ("short", "long")]
-        metrics = [told([100 * f["final_success"]["mean"] for f in band], 0) for band in found]
-        rows.append([label, *metrics, told([f["ms_per_action_batched"] for f in found[1]])])
+        rows.append([label, *map(success, found), ms(found[1])])
     return ["levels above", "short %", "long %", "ms batched"], rows
 
 
-CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
+TABLES: Mapping[str, Callable[[Mazes], Table]] = {
     "distance": lambda study: by_distance(study, "maze", CRITICS, BANDS),
     "levels": by_level,
     "planners": by_planner,
@@ -171,4 +177,4 @@ CLAIMS: Mapping[str, Callable[[Mazes], Table]] = {
 
 
 if __name__ == "__main__":
-    logger(__doc__, Mazes, Path("runs/hierarchy"), CLAIMS)
+    main(__doc__, Mazes, Path("runs/hierarchy"), TABLES)

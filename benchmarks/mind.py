@@ -1,12 +1,12 @@
-"""What each module of the mind is worth: one world model and four tasks, the price of pain, a
-memory that is needed, senses that are shut out, critics that look beyond the horizon, thinking only
-where it pays, curiosity, and what is lost without each part.
+"""The value of each module of the agent: one world model for four tasks, the pain cost, a task that
+needs memory, modality weights, critics beyond the horizon, planning only where it pays, curiosity,
+and the loss without each module.
 
     python benchmarks/mind.py --seeds 3 --episodes 100
     python benchmarks/mind.py --only tasks pain
 
-Agents are trained into runs/mind/NAME/SEED where they are not there yet, and figures found once are
-kept beside them: a command that was stopped goes on where it was.
+Missing agents are trained into runs/mind/NAME/SEED, where results are kept, too: a command that was
+stopped continues with what is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import Study, first_episode, logger, percent, score, told
+from study import Study, first_eval_seed, main, mean_and_seeds, percent, score
 
 import ami_agent as ami
 from ami_agent.adapters.env import ActFn, EnvConfig
@@ -42,13 +42,13 @@ MODES = ("plan", "auto", "react")
 def tasks(study: Study) -> tuple[list[str], list[Row]]:
     rows = []
     for task in study.config("forage").tasks:
-        found = study.judged("forage", task)
-        mine = [score(f) for f in found]
-        oracle, random = (
-            [score(f["baselines"][label]) for f in found] for label in ("oracle", "random")
-        )
-        fraction = [percent(f) for f in found]
-        rows.append([task, told(mine), told(oracle), told(random), told(fraction, 1)])
+        found = study.plan_metrics("forage", task)
+        scores = [
+            [score(f) for f in found],
+            *([score(f["baselines"][label]) for f in found] for label in ("oracle", "random")),
+        ]
+        fraction = mean_and_seeds([percent(f) for f in found], 1)
+        rows.append([task, *map(mean_and_seeds, scores), fraction])
     return ["task", "score", "oracle", "random", "% of the oracle's"], rows
 
 
@@ -59,49 +59,49 @@ def pain(study: Study) -> tuple[list[str], list[Row]]:
     no_pain_task = replace(flag, drives=no_pain_weights, limits={})
     rows, changed = [], {"tasks": {**config.tasks, "flag": no_pain_task}}
     for name, changes in {"with the pain cost": {}, "without": changed}.items():
-        found = study.judged("forage", "flag", **changes)
+        found = study.plan_metrics("forage", "flag", **changes)
         damage = [f["signal_sums"]["damage"]["mean"] for f in found]
         success = [100 * f["final_success"]["mean"] for f in found]
-        rows.append([name, told(damage, 3), told(success, 1)])
+        rows.append([name, mean_and_seeds(damage, 3), mean_and_seeds(success, 1)])
     return ["flag", "damage an episode", "success %"], rows
 
 
 def switching(agent: ami.Agent, first: TaskSpec, then: TaskSpec, at: int) -> PolicyFactory:
-    """One task, and another from step `at`."""
+    """Mode-2 with one task, and with another from step `at` on."""
 
-    def begin(scene: EpisodeStart, seed: int) -> ActFn:
-        act, steps = agent_policy_factory(agent, "plan", first)(scene, seed), 0
+    def start_episode(start: EpisodeStart, seed: int) -> ActFn:
+        act, steps = agent_policy_factory(agent, "plan", first)(start, seed), 0
 
-        def switch(obs: Any) -> torch.Tensor:
+        def act_and_switch(obs: Any) -> torch.Tensor:
             nonlocal steps
             if steps == at:
                 agent.set_task(then.to_task(None, "plan"), seed)
             steps += 1
             return act(obs)
 
-        return switch
+        return act_and_switch
 
-    return begin
+    return start_episode
 
 
 def switch(study: Study) -> tuple[list[str], list[Row]]:
     config = study.config("forage")
     eat, flag = config.tasks["eat"], config.tasks["flag"]
 
-    def find(agent: ami.Agent, env: EnvConfig, start: int) -> tuple[float, float]:
-        begin = switching(agent, eat, flag, at=75)
-        results = run_many(begin, env.for_task(flag), study.episodes, start, "cpu")
+    def evaluate(agent: ami.Agent, env: EnvConfig, first_seed: int) -> tuple[float, float]:
+        policy = switching(agent, eat, flag, at=75)
+        results = run_many(policy, env.for_task(flag), study.episodes, first_seed, "cpu")
         return float(results.score.mean()), float(results.signal_sums[:, 3].mean())
 
-    found = study.of_agents("forage", f"{eat}, at 75 {flag}", find)
-    return ["first", "from step 75", "eaten", "success at the flag"], [
-        ["eat", "flag", told([f[1] for f in found]), told([f[0] for f in found])]
-    ]
+    found = study.of_agents("forage", f"{eat}, at 75 {flag}", evaluate)
+    success, eaten = (mean_and_seeds([pair[i] for pair in found]) for i in (0, 1))
+    columns = ["first", "from step 75", "eaten", "success at the flag"]
+    return columns, [["eat", "flag", eaten, success]]
 
 
 def memory(study: Study) -> tuple[list[str], list[Row]]:
-    names = ["cue-corridor", "cue-corridor with recall=belief", "cue-corridor without memory"]
-    return _successes(study, names, "reward")
+    recurrent = "cue-corridor with short_term_memory=GRUMemory"
+    return _successes(study, ["cue-corridor", recurrent, "cue-corridor without memory"], "reward")
 
 
 def priming(study: Study) -> tuple[list[str], list[Row]]:
@@ -112,15 +112,15 @@ def priming(study: Study) -> tuple[list[str], list[Row]]:
 def _successes(study: Study, names: Sequence[str], task: str) -> tuple[list[str], list[Row]]:
     rows = []
     for name in names:
-        found = [100 * f["final_success"]["mean"] for f in study.judged(name, task)]
-        rows.append([name, told(found, 1)])
+        found = [100 * f["final_success"]["mean"] for f in study.plan_metrics(name, task)]
+        rows.append([name, mean_and_seeds(found, 1)])
     return ["agent", "success %"], rows
 
 
 def with_critics(
     config: ami.Config, task: str, *, critics: bool, horizon: int = 0
 ) -> dict[str, Any]:
-    """What to change after training: nothing, or a task's horizon and whether critics count."""
+    """The settings to change after training for another horizon, or without critics."""
     known = config.tasks[task]
     zero_weights = {f"critic_{drive}": 0.0 for drive in known.drives} or {
         "critic": 0.0,
@@ -139,33 +139,33 @@ def critic(study: Study) -> tuple[list[str], list[Row]]:
             metrics = []
             for horizon in (0, config.actor.planner.horizon // 2):
                 changes = with_critics(config, task, critics=critics, horizon=horizon)
-                found = study.judged(name, task, **changes)
-                metrics.append(told([percent(f) for f in found], 1))
+                found = study.plan_metrics(name, task, **changes)
+                metrics.append(mean_and_seeds([percent(f) for f in found], 1))
             rows.append([f"{name}, {task}", "with critics" if critics else "without", *metrics])
-    return ["world", "agent", "% of the oracle's, whole horizon", "half"], rows
+    return ["environment", "agent", "% of the oracle's, whole horizon", "half"], rows
 
 
 def auto(study: Study) -> tuple[list[str], list[Row]]:
     rows = []
     for name, task in (("two-rooms", "reach"), ("forage", "eat"), ("forage", "flag")):
-        by_mode = study.compared(name, task, MODES)
+        by_mode = study.metrics_by_mode(name, task, MODES)
         for mode in MODES:
-            found = [figures[mode] for figures in by_mode]
-            figures = (
+            found = [metrics[mode] for metrics in by_mode]
+            columns = (
                 [score(f) for f in found],
                 [f["final_success"]["mean"] for f in found],
                 [100 * f["planned"] for f in found],
                 [f["ms_per_action"]["mean"] for f in found],
                 [f["ms_per_action_batched"] for f in found],
             )
-            rows.append([f"{name}, {task}", mode, *map(told, figures)])
-    return ["world", "mode", "score", "success", "% deliberated", "ms alone", "ms batched"], rows
+            rows.append([f"{name}, {task}", mode, *map(mean_and_seeds, columns)])
+    return ["environment", "mode", "score", "success", "% planned", "ms alone", "ms batched"], rows
 
 
 def trained_agent(
     config: ami.Config, env: EnvConfig, by: Sequence[PolicyFactory], seed: int
 ) -> ami.Agent:
-    """An agent that learns from what others lived in its stead, each for its part of the time."""
+    """An agent trained on data that these policies collect, each for an equal number of steps."""
     body = env.build(1)
     agent = build(
         config,
@@ -190,48 +190,43 @@ def trained_agent(
 
 
 def curiosity(study: Study) -> tuple[list[str], list[Row]]:
-    """An agent that has lived by random action explores, and another learns from what it lived:
-    half of its life so, half by random action, in as many steps as the first."""
+    """An agent trained on random actions explores, and a second agent is trained on its data: half
+    of the steps exploration, half random actions, in as many steps as the first."""
     whole = study.config("forage")
     config = override(whole, {"stages.collect": CollectRandom(num_envs=250, steps=160), "stages.train_jepa.optim.steps": 2000, "stages.train_values.optim.steps": 1000, "stages.amortize_policy": None, "stages.distill_policy": None, "actor.adaptive": AdaptiveActorConfig()})  # fmt: skip
     found = [
-        study.figure(
+        study.cached(
             f"curiosity for half of the life {seed} {study.episodes} {config}",
             lambda seed=seed: _curious(study, config, seed),
         )
         for seed in study.seeds
     ]
-    rows = [
-        [
-            label,
-            *(
-                told(list(part), 1)
-                for part in zip(*(metrics[label] for metrics in found), strict=True)
-            ),
-        ]
-        for label in found[0]
-    ]
-    return ["lived by", "cells of 36", *(f"{task}, % of oracle" for task in whole.tasks)], rows
+    rows = []
+    for label in found[0]:
+        by_column = zip(*(metrics[label] for metrics in found), strict=True)
+        rows.append([label, *(mean_and_seeds(values, 1) for values in by_column)])
+    columns = ["data", "cells of 36", *(f"{task}, % of oracle" for task in whole.tasks)]
+    return columns, rows
 
 
 def _curious(study: Study, config: ami.Config, seed: int) -> dict[str, list[float]]:
-    """What each covers, and how well who learnt from its life does every task."""
-    explore, start = config.tasks["explore"], first_episode(seed)
+    """By policy: the cells that it covers, and the scores of the agent trained on its data."""
+    explore, first_seed = config.tasks["explore"], first_eval_seed(seed)
     first = trained_agent(config, config.env, [make_random_policy], seed)
     explorer = agent_policy_factory(first, "plan", explore)
     second = trained_agent(config, config.env, [explorer, make_random_policy], seed)
     found = {}
-    for label, by, agent in (
-        ("random action", make_random_policy, first),
+    for label, policy, agent in (
+        ("random actions", make_random_policy, first),
         ("curiosity", explorer, second),
     ):
         env = config.eval_env.for_task(explore)
-        cells = float(run_many(by, env, study.episodes, start, "cpu").score.mean())
+        cells = float(run_many(policy, env, study.episodes, first_seed, "cpu").score.mean())
         metrics = [
             percent(
                 evaluate_modes(
                     agent, config.eval_env, modes=("plan",), task=task,
-                    episodes=study.episodes, seed=start,
+                    episodes=study.episodes, seed=first_seed,
                 )["plan"]
             )
             for task in config.tasks
@@ -241,8 +236,8 @@ def _curious(study: Study, config: ami.Config, seed: int) -> dict[str, list[floa
 
 
 def modules(study: Study) -> tuple[list[str], list[Row]]:
-    """What is lost without a part of the mind, in percent of the oracle's score. Parts that were
-    learnt with the rest are left out before training, the others only when the agent acts."""
+    """The loss without a module, in percent of the oracle's score. Modules that are trained with
+    the others are left out before training, the others only when the agent acts."""
     config = study.config("forage")
     plain, first = study.config("two-rooms"), next(iter(config.tasks.values()))
     same_task = {n: replace(first, options=task.options) for n, task in config.tasks.items()}
@@ -250,50 +245,40 @@ def modules(study: Study) -> tuple[list[str], list[Row]]:
         n: replace(task, drives={}, weights=task.weights or {"control_cost": 1.0})
         for n, task in config.tasks.items()
     }
-    unattended = {n: replace(task, modality_weights={}) for n, task in config.tasks.items()}
+    unweighted = {n: replace(task, modality_weights={}) for n, task in config.tasks.items()}
+    no_proposal = {"policy_proposal": NoPolicyProposalConfig()}
     cases: list[tuple[str, str, str, str, dict[str, Any]]] = [
         ("configurator", "forage", "flag", "forage", {"tasks": same_task}),
-        ("priming", "forage", "explore", "forage", {"tasks": unattended}),
-        ("priming", "two-rooms-distracted", "reach", "two-rooms-distracted without priming", {}),
+        ("modality weights", "forage", "explore", "forage", {"tasks": unweighted}),
+        (
+            "modality weights", "two-rooms-distracted", "reach",
+            "two-rooms-distracted without priming", {},
+        ),
         ("drives", "forage", "eat", "forage", {"tasks": no_drive_tasks}),
         ("critic", "two-rooms", "reach", "two-rooms", with_critics(plain, "reach", critics=False)),
         ("critics", "forage", "eat", "forage", with_critics(config, "eat", critics=False)),
         ("memory", "cue-corridor", "reward", "cue-corridor without memory", {}),
-        (
-            "policy's warm start",
-            "two-rooms",
-            "reach",
-            "two-rooms",
-            {"policy_proposal": NoPolicyProposalConfig()},
-        ),
-        (
-            "policy's warm start",
-            "forage",
-            "eat",
-            "forage",
-            {"policy_proposal": NoPolicyProposalConfig()},
-        ),
-    ]
+        ("policy proposal", "two-rooms", "reach", "two-rooms", no_proposal),
+        ("policy proposal", "forage", "eat", "forage", no_proposal),
+    ]  # fmt: skip
     rows = []
     for part, name, task, other, changes in cases:
-        whole, less = study.judged(name, task), study.judged(other, task, **changes)
+        whole, less = study.plan_metrics(name, task), study.plan_metrics(other, task, **changes)
         metrics = [[percent(f) for f in found] for found in (whole, less)]
         lost = [a - b for a, b in zip(*metrics, strict=True)]
-        rows.append([part, f"{name}, {task}", *(told(m, 1) for m in (*metrics, lost))])
+        rows.append([part, f"{name}, {task}", *(mean_and_seeds(m, 1) for m in (*metrics, lost))])
     for name, task in (("two-rooms", "reach"), ("forage", "flag")):
-        by_mode = study.compared(name, task, MODES)
-        reacting, thinking = (
+        by_mode = study.metrics_by_mode(name, task, MODES)
+        adaptive, always = (
             [f[mode]["ms_per_action"]["mean"] for f in by_mode] for mode in ("auto", "plan")
         )
-        times = [b / a for a, b in zip(reacting, thinking, strict=True)]
-        took = [f"{told(ms, 1)} ms" for ms in (reacting, thinking)]
-        rows.append(
-            ["policy: always thinking", f"{name}, {task}", *took, f"{told(times, 1)} times"]
-        )
-    return ["without", "world", "% of oracle, whole mind", "without it", "points lost"], rows
+        ratios = mean_and_seeds([b / a for a, b in zip(adaptive, always, strict=True)], 1)
+        ms = [f"{mean_and_seeds(values, 1)} ms" for values in (adaptive, always)]
+        rows.append(["policy: always planning", f"{name}, {task}", *ms, f"{ratios} times"])
+    return ["without", "environment", "% of oracle, whole agent", "without it", "points lost"], rows
 
 
-CLAIMS: Mapping[str, Callable[[Study], tuple[list[str], list[Row]]]] = {
+TABLES: Mapping[str, Callable[[Study], tuple[list[str], list[Row]]]] = {
     "tasks": tasks,
     "pain": pain,
     "switch": switch,
@@ -307,4 +292,4 @@ CLAIMS: Mapping[str, Callable[[Study], tuple[list[str], list[Row]]]] = {
 
 
 if __name__ == "__main__":
-    logger(__doc__, Study, Path("runs/mind"), CLAIMS)
+    main(__doc__, Study, Path("runs/mind"), TABLES)

@@ -1,12 +1,12 @@
-"""What the terms of the objective are worth: studies for `ami ablate`.
+"""The value of the loss terms of the world model: studies for `ami ablate`.
 
     ami ablate benchmarks/objectives.py:collapse      # two rooms: VICReg's terms
-    ami ablate benchmarks/objectives.py:published     # walls never seen: the published ablation
-    ami ablate benchmarks/objectives.py:terms         # the same, of an agent with a critic
+    ami ablate benchmarks/objectives.py:published     # held-out layouts: the published ablation
+    ami ablate benchmarks/objectives.py:terms         # the same for an agent with a critic
     ami ablate benchmarks/objectives.py:fixed         # the same on one layout
-    ami ablate benchmarks/objectives.py:stand_ins     # what else keeps a state from collapsing
+    ami ablate benchmarks/objectives.py:stand_ins     # other losses against collapse
 
-Mode-2 is judged; nothing is distilled, so Mode-1 knows nothing.
+The results are those of Mode-2; no stage trains the policy of Mode-1.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from ami_agent.training.representation_losses import LossWeights
 PUBLISHED = LossWeights(
     prediction=1, variance=16, covariance=8, temporal_similarity=12, inverse_dynamics=1
 )
-"""EB-JEPA's (arXiv 2602.03604); PLDM's are of the same kind (arXiv 2502.14819)."""
+"""Those of EB-JEPA (arXiv 2602.03604); PLDM has the same terms (arXiv 2502.14819)."""
 
 Variants = dict[str, ami.Config]
 
 
 def planned(config: ami.Config) -> ami.Config:
-    """Judged by what it plans alone, on what was learnt from walks alone."""
-    habit = components.NoPolicyProposalConfig()
+    """The agent without its policy, trained on the data of the behaviour policy alone."""
+    no_proposal, none = components.NoPolicyProposalConfig(), None
     return override(
         config,
         {
-            "actor.policy_proposal": habit,
-            "stages.planner_rollouts": None,
-            "stages.finetune_dynamics": None,
-            "stages.distill_policy": None,
+            "actor.policy_proposal": no_proposal,
+            "stages.planner_rollouts": none,
+            "stages.finetune_dynamics": none,
+            "stages.distill_policy": none,
         },
     )
 
 
 def with_weights(config: ami.Config, **weights: float) -> ami.Config:
-    """The same with other weights."""
+    """The config with other loss weights."""
     changed = replace(config.stages["train_jepa"].weights, **weights)
     return override(config, {"stages.train_jepa.weights": changed})
 
 
 def collapse() -> Variants:
-    """What do the terms of VICReg do, where inverse dynamics has no weight? As published, states
-    collapse without variance, and covariance adds (Bardes et al. 2022). And is inverse dynamics
-    enough without them?"""
+    """What do the terms of VICReg contribute without inverse dynamics? As published, states
+    collapse without variance, and covariance improves them (Bardes et al. 2022). And is inverse
+    dynamics enough without these terms?"""
     base = with_weights(planned(ami.recipes.two_rooms()), inverse_dynamics=0)
     return {
         "VICReg": base,
@@ -78,15 +78,16 @@ def _terms(whole: ami.Config) -> Variants:
 
 
 def published() -> Variants:
-    """What is each term of the objective worth on walls never seen, where plans are made as in
-    EB-JEPA: a vector state, and no cost but its distance to the goal's? EB-JEPA reports 97 % with
-    all terms; without variance, covariance, similarity and inverse dynamics 47, 46, 61 and 1 %.
+    """What is each loss term worth on held-out layouts, with planning as in EB-JEPA: a vector
+    state, and its distance to the goal's state as the only cost? EB-JEPA reports 97 % with all
+    terms; without variance, covariance, similarity and inverse dynamics 47, 46, 61 and 1 %.
 
-    Its weights don't carry over, for its actions are in pixels: what tells the dot from the walls
-    is inverse dynamics, and a weight of 1 on our smaller actions leaves the dot out of the state.
+    Its weights can't be used here, because its actions are in pixels: inverse dynamics is the term
+    that represents the point mass, and with a weight of 1 on the smaller actions of this
+    environment the state does not contain it.
     """
     base = planned(ami.recipes.two_rooms_random())
-    walks = {"max_episode_steps": 64, "directed_fraction": 0.5, "max_step": 1.45}
+    rollouts = {"max_episode_steps": 64, "directed_fraction": 0.5, "max_step": 1.45}
     whole = override(
         base,
         {
@@ -104,7 +105,7 @@ def published() -> Variants:
                 horizon=20, num_proposals=16, num_warm_starts=8
             ),
             "actor.stuck_recovery": components.NoStuckRecoveryConfig(),
-            "stages.collect": CollectRandom(num_envs=3000, steps=64, options=walks),
+            "stages.collect": CollectRandom(num_envs=3000, steps=64, options=rollouts),
             "stages.train_jepa": TrainJEPA(
                 weights=LossWeights(
                     prediction=2,
@@ -121,22 +122,22 @@ def published() -> Variants:
 
 
 def terms() -> Variants:
-    """What is each term worth on walls never seen, to an agent that plans with a learnt critic,
-    with a map state?"""
+    """What is each loss term worth on held-out layouts, for an agent with a map state and a learned
+    critic?"""
     return _terms(_with_published_weights(ami.recipes.two_rooms_random()))
 
 
 def fixed() -> Variants:
-    """What is each term worth on one layout? PLDM reports 98 % with all terms; without variance,
-    covariance, similarity and inverse dynamics 13, 29, 71 and 98 %."""
+    """What is each loss term worth on one layout? PLDM reports 98 % with all terms; without
+    variance, covariance, similarity and inverse dynamics 13, 29, 71 and 98 %."""
     return _terms(_with_published_weights(ami.recipes.two_rooms()))
 
 
 def stand_ins() -> Variants:
-    """What else keeps states from collapsing, in the place of variance and covariance: which other
-    objectives, or other targets? Inverse dynamics has no weight. What only its targets keep from
-    collapsing agrees in direction alone with them, as published, and hardly in length; and it has
-    no temporal similarity, whose gradient goes both ways."""
+    """Which other losses or target encoders prevent collapse in place of variance and covariance?
+    Inverse dynamics has no weight. The variants with a target encoder match the direction of its
+    states, as published, and hardly their length; they have no temporal similarity, whose gradient
+    also flows into the target."""
     base = collapse()["VICReg"]
     bare = with_weights(base, variance=0, covariance=0)
 
@@ -144,10 +145,7 @@ def stand_ins() -> Variants:
         target: components.EMATargetConfig | components.StopGradientTargetConfig,
     ) -> ami.Config:
         single = with_weights(bare, temporal_similarity=0, prediction=0.1, byol=1)
-        return override(
-            single,
-            {"stages.train_jepa.target_encoder": target},
-        )
+        return override(single, {"stages.train_jepa.target_encoder": target})
 
     return {
         "VICReg": base,

@@ -1,4 +1,4 @@
-"""The planners side by side: the same trained agent, costs, episodes and machine.
+"""The planners side by side, with the same trained agent, costs, episodes and machine.
 
 python benchmarks/planners.py runs/two-rooms/0 --episodes 200
 """
@@ -27,8 +27,8 @@ from modules.actor.policy import (
 )
 
 
-def contestants(config: Config) -> dict[str, Config]:
-    """The recipe's own planner as it is, and each planner without the policy's proposal."""
+def planner_configs(config: Config) -> dict[str, Config]:
+    """The agent's own planner as trained, and each planner without the policy proposal."""
     bare, gradient = (
         override(config, {"actor.policy_proposal": NoPolicyProposalConfig()}),
         config.actor.planner,
@@ -37,10 +37,12 @@ def contestants(config: Config) -> dict[str, Config]:
         gradient = GradientPlannerConfig()
     return {
         "as trained": config,
-        "as trained, restless": override(
+        "as trained, stuck recovery": override(
             config, {"actor.stuck_recovery": StuckPerturbationConfig()}
         ),
-        "as trained, calm": override(config, {"actor.stuck_recovery": NoStuckRecoveryConfig()}),
+        "as trained, no stuck recovery": override(
+            config, {"actor.stuck_recovery": NoStuckRecoveryConfig()}
+        ),
         "gradient": override(bare, {"actor.planner": gradient}),
         "gradient, cold start only": override(
             bare, {"actor.planner": replace(gradient, num_warm_starts=0)}
@@ -60,21 +62,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--episodes", type=int, default=200)
-    parser.add_argument("--only", nargs="*", default=[], help="names of rows; all if not given")
+    parser.add_argument("--only", nargs="*", default=[], help="names of rows; by default all")
     flags, console = parser.parse_args(), Console(width=120)
     rows = []
-    known = contestants(run_dir.config_of(flags.run))
-    for name in flags.only or known:
-        config = known[name]
+    configs = planner_configs(run_dir.config_of(flags.run))
+    for name in flags.only or configs:
+        config = configs[name]
         agent = ami.load(flags.run, config=config)
-        found = ami.evaluate(agent, config.eval_env, episodes=flags.episodes)
-        low, high = found["final_success"]["ci95"]
-        fraction = (
-            f"{100 * found['final_success']['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-        )
-        batched, single = found["ms_per_action_batched"], found["ms_per_action"]["p50"]
-        steps = "-" if found["steps"] is None else f"{found['steps']['mean']:.1f}"
-        rows.append([name, fraction, steps, f"{batched:.3f}", f"{single:.1f}"])
+        metrics = ami.evaluate(agent, config.eval_env, episodes=flags.episodes)
+        mean, (low, high) = metrics["final_success"]["mean"], metrics["final_success"]["ci95"]
+        success = f"{100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        batched, single = metrics["ms_per_action_batched"], metrics["ms_per_action"]["p50"]
+        steps = "-" if metrics["steps"] is None else f"{metrics['steps']['mean']:.1f}"
+        rows.append([name, success, steps, f"{batched:.3f}", f"{single:.1f}"])
         console.print(rows[-1])
     columns = ["planner", "success at the last step", "steps", "ms batched", "ms alone"]
     console.print(table(f"{flags.run}: {flags.episodes} episodes", columns, rows))

@@ -1,9 +1,9 @@
 """A recipe over several seeds: trains, evaluates both modes on the same held-out episodes, and
-prints the table of the README.
+prints a table.
 
     python benchmarks/recipe.py two-rooms --seeds 3 --episodes 200
 
-Runs land in runs/RECIPE/SEED; a finished run is evaluated again, not trained again.
+Runs are kept in runs/RECIPE/SEED; a finished run is evaluated again, not trained again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ami_agent.logger import RunLogger, table
 from ami_agent.storage import run_dir
 
 
-def one(name: str, seed: int, episodes: int, console: Console) -> dict[str, Any]:
-    """Both modes of one seed, and the seconds its training took."""
+def evaluate_seed(name: str, seed: int, episodes: int, console: Console) -> dict[str, Any]:
+    """The metrics of one seed by mode, and the seconds of its training."""
     run, config = Path("runs") / name / str(seed), ami.recipes.recipe(name)
     if (run / "eval.json").exists():
         run_dir.check_same(run, config, seed)
@@ -31,25 +31,25 @@ def one(name: str, seed: int, episodes: int, console: Console) -> dict[str, Any]
         logger.info(f"== {run}")
         ami.train(config, out=run, seed=seed, logger=logger, resume=(run / "config.json").exists())
         logger.close()
-    found = evaluate_modes(
+    by_mode = evaluate_modes(
         ami.load(run), config.eval_env, episodes=episodes,
         seed=FIRST_EVAL_SEED + 10_000 * seed, log=console.print,
     )  # fmt: skip
-    metrics = {mode: {"recipe": name, **figures} for mode, figures in found.items()}
+    metrics = {mode: {"recipe": name, **row} for mode, row in by_mode.items()}
     run_dir.write_json(run / "eval.json", metrics)
     return {**metrics, "seconds": sum(run_dir.manifest_of(run)["seconds"].values())}
 
 
 def rows(metrics: list[dict[str, Any]]) -> list[list[str]]:
-    """Agent, random and oracle, all seeds pooled."""
+    """Rows of the agent, random actions and the oracle, all seeds pooled."""
     policies = {f"agent, {mode}": [m[mode] for m in metrics] for mode in ("plan", "react")}
     for name in ("random", "oracle"):
         policies[name] = [m["plan"]["baselines"][name] for m in metrics]
     episodes = metrics[0]["plan"]["episodes"]
-    return [[label, *_told(found, episodes)] for label, found in policies.items()]
+    return [[label, *_cells(found, episodes)] for label, found in policies.items()]
 
 
-def _told(found: list[dict[str, Any]], episodes: int) -> list[str]:
+def _cells(found: list[dict[str, Any]], episodes: int) -> list[str]:
     final = [f["final_success"]["mean"] for f in found]
     steps = [f["steps"]["mean"] for f in found if f["steps"] is not None]
     ms = [f["ms_per_action"]["p50"] for f in found if "ms_per_action" in f]
@@ -71,9 +71,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=200)
     flags, console = parser.parse_args(), Console(width=120)
-    metrics = [one(flags.recipe, seed, flags.episodes, console) for seed in range(flags.seeds)]
+    seeds = range(flags.seeds)
+    metrics = [evaluate_seed(flags.recipe, seed, flags.episodes, console) for seed in seeds]
     speed = ["ms alone", "actor alone", "ms batched"]
-    columns = ["who", "success at the last step", "by seed", "steps", *speed]
+    columns = ["policy", "success at the last step", "by seed", "steps", *speed]
     title = f"{flags.recipe}: {flags.seeds} seeds, {flags.episodes} episodes each"
     console.print(table(title, columns, rows(metrics)))
     console.print("training, seconds: " + " ".join(f"{m['seconds']:.0f}" for m in metrics))

@@ -1,8 +1,8 @@
-"""A study: agents by name and seed, and what they do in the same episodes.
+"""Agents by name and seed, trained once, and evaluated in the same episodes.
 
-Whatever was trained or found once is kept in a folder, so a study that was stopped goes on where it
-was. A figure is known by the weights it is of and by what was asked, not by the code that found it:
-after a change of the code, delete `figures` in that folder.
+Runs and results are kept in a folder, so a study that was stopped continues with what is missing. A
+result is kept by the weights of its agent and by its key, whatever the version of the code: after
+a change of the code, delete `figures` in that folder.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from ami_agent.storage import checkpoint, run_dir
 Table = tuple[list[str], list[list[str]]]
 """Columns and rows."""
 
-Look = Callable[[ami.Agent, EnvConfig, int], Any]
-"""An agent, the world it is judged in, the seed of the first episode -> what is found."""
+EvalFn = Callable[[ami.Agent, EnvConfig, int], Any]
+"""An agent, its evaluation environment, the seed of the first episode -> the result."""
 
 
 class Study:
-    """So many episodes with agents of these seeds, whose runs are kept in the folder `home`."""
+    """Agents of these seeds, evaluated in so many episodes; runs are kept in `folder`."""
 
-    def __init__(self, home: Path, seeds: Sequence[int], episodes: int, console: Console) -> None:
-        self.home, self.seeds, self.episodes, self.console = home, seeds, episodes, console
+    def __init__(self, folder: Path, seeds: Sequence[int], episodes: int, console: Console) -> None:
+        self.folder, self.seeds, self.episodes, self.console = folder, seeds, episodes, console
         self.trained: dict[tuple[str, int], Path] = {}
 
     def config(self, name: str) -> ami.Config:
-        """`recipe` or `recipe without part` or `recipe with box=choice`."""
+        """`recipe` or `recipe without part` or `recipe with component=choice`."""
         recipe, _, part = name.partition(" without ")
         if part:
             return ablation.without(ami.recipes.recipe(recipe), part)
-        recipe, _, phrase = name.partition(" with ")
+        recipe, _, swap_spec = name.partition(" with ")
         config = ami.recipes.recipe(recipe)
-        return ablation.swap(config, phrase) if phrase else config
+        return ablation.swap(config, swap_spec) if swap_spec else config
 
     def of_seed(self, name: str, seed: int) -> ami.Config:
-        """The settings of one run; the world, too, may depend on its seed."""
+        """The settings of one run; the environment, too, may depend on the seed."""
         return self.config(name)
 
     def run(self, name: str, seed: int) -> Path:
@@ -59,7 +59,7 @@ class Study:
 
     def _train(self, name: str, seed: int) -> Path:
         config, folder = self.of_seed(name, seed), name.replace(" ", "-").replace("=", "-")
-        run = self.home / folder / str(seed)
+        run = self.folder / folder / str(seed)
         started = (run / "config.json").exists()
         if started:
             run_dir.check_same(run, config, seed)
@@ -68,78 +68,80 @@ class Study:
             ami.train(config, out=run, seed=seed, logger=logger, resume=started)
         return run
 
-    def figure(self, requested: str, find: Callable[[], Any]) -> Any:
-        """What was found once for what is asked."""
-        kept = self.home / "figures" / f"{sha256(requested.encode()).hexdigest()[:16]}.json"
+    def cached(self, key: str, compute: Callable[[], Any]) -> Any:
+        """The result of that key, computed once."""
+        kept = self.folder / "figures" / f"{sha256(key.encode()).hexdigest()[:16]}.json"
         if not kept.exists():
-            found = find()
+            found = compute()
             kept.parent.mkdir(parents=True, exist_ok=True)
-            run_dir.write_json(kept, {"asked": requested, "found": found})
+            run_dir.write_json(kept, {"settings": key, "found": found})
         return run_dir.read_json(kept)["found"]
 
-    def of_agents(self, name: str, requested: str, find: Look, **changes: Any) -> list[Any]:
-        """What is found of the agent of each seed, its settings changed after training."""
+    def of_agents(self, name: str, key: str, evaluate: EvalFn, **changes: Any) -> list[Any]:
+        """The result for the agent of each seed, whose settings are changed after training."""
         found = []
         for seed in self.seeds:
             run = self.run(name, seed)
             weights = run_dir.read_json(checkpoint.latest(run) / "metadata.json")["sha256"]
-            whole = repr((weights, requested, changes, self.episodes, seed))
 
-            def look(run: Path = run, start: int = first_episode(seed)) -> Any:
+            def compute(run: Path = run, first_seed: int = first_eval_seed(seed)) -> Any:
                 config = replace(run_dir.config_of(run), **changes)
-                return find(ami.load(run, config=config), config.eval_env, start)
+                return evaluate(ami.load(run, config=config), config.eval_env, first_seed)
 
-            found.append(self.figure(whole, look))
+            found.append(self.cached(repr((weights, key, changes, self.episodes, seed)), compute))
         return found
 
-    def judged(self, name: str, task: str, **changes: Any) -> list[Any]:
-        """The figures of Mode-2, of every seed."""
-        return [found["plan"] for found in self.compared(name, task, ("plan",), **changes)]
+    def plan_metrics(self, name: str, task: str, **changes: Any) -> list[Any]:
+        """The metrics of Mode-2, for every seed."""
+        by_mode = self.metrics_by_mode(name, task, ("plan",), **changes)
+        return [metrics["plan"] for metrics in by_mode]
 
-    def compared(self, name: str, task: str, modes: Sequence[str], **changes: Any) -> list[Any]:
-        """The figures of every seed by mode, one after the other in the same minutes."""
+    def metrics_by_mode(
+        self, name: str, task: str, modes: Sequence[str], **changes: Any
+    ) -> list[Any]:
+        """The metrics by mode, for every seed."""
 
-        def find(agent: ami.Agent, env: EnvConfig, start: int) -> Any:
+        def evaluate(agent: ami.Agent, env: EnvConfig, first_seed: int) -> Any:
             return evaluate_modes(
-                agent, env, modes=modes, task=task, episodes=self.episodes, seed=start
+                agent, env, modes=modes, task=task, episodes=self.episodes, seed=first_seed
             )
 
-        return self.of_agents(name, f"{task} {' '.join(modes)}", find, **changes)
+        return self.of_agents(name, f"{task} {' '.join(modes)}", evaluate, **changes)
 
 
 S = TypeVar("S", bound=Study)
 
 
-def first_episode(seed: int) -> int:
-    """Its own episodes for every seed."""
+def first_eval_seed(seed: int) -> int:
+    """The seed of the first evaluation episode; each training seed has episodes of its own."""
     return FIRST_EVAL_SEED + 10_000 * seed
 
 
-def score(figures: Mapping[str, Any]) -> float:
-    """The world's own measure, success where it has none."""
-    measure = figures["score"] or figures["final_success"]
+def score(metrics: Mapping[str, Any]) -> float:
+    """The environment's own score, or success where it has none."""
+    measure = metrics["score"] or metrics["final_success"]
     return float(measure["mean"])
 
 
-def percent(figures: Mapping[str, Any]) -> float:
-    """The same, in percent of the oracle's."""
-    return 100 * score(figures) / score(figures["baselines"]["oracle"])
+def percent(metrics: Mapping[str, Any]) -> float:
+    """The score in percent of the oracle's."""
+    return 100 * score(metrics) / score(metrics["baselines"]["oracle"])
 
 
-def told(found: Sequence[float], digits: int = 2) -> str:
-    """The mean, and each seed by itself."""
-    each = " ".join(f"{value:.{digits}f}" for value in found)
-    return f"{sum(found) / len(found):.{digits}f} ({each})"
+def mean_and_seeds(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, and the value of each seed in brackets."""
+    by_seed = " ".join(f"{value:.{digits}f}" for value in values)
+    return f"{sum(values) / len(values):.{digits}f} ({by_seed})"
 
 
-def report(doc: str, kind: type[S], home: Path, claims: Mapping[str, Callable[[S], Table]]) -> None:
-    """The command line of a study: the table of every claim, or of those named."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+def main(doc: str, kind: type[S], folder: Path, tables: Mapping[str, Callable[[S], Table]]) -> None:
+    """The command line of a study: prints all tables, or those that are named."""
+    parser = argparse.ArgumentParser(description=doc.split("\n\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--only", nargs="*", choices=list(claims), default=list(claims))
+    parser.add_argument("--only", nargs="*", choices=list(tables), default=list(tables))
     flags, console = parser.parse_args(), Console(width=140)
-    study = kind(home, range(flags.seeds), flags.episodes, console)
+    study = kind(folder, range(flags.seeds), flags.episodes, console)
     for name in flags.only:
         title = f"{name}: mean ({flags.seeds} seeds), {flags.episodes} episodes each"
-        console.print(table(title, *claims[name](study)))
+        console.print(table(title, *tables[name](study)))

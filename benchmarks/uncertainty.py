@@ -1,12 +1,12 @@
-"""What it is worth to know what can't be known: windy rooms with a latent variable and without one,
-and with plans that fear the mean of what may come, its worst part, or the worst alone.
+"""The value of a model of uncertainty: windy rooms with and without a latent variable, and planning
+by the mean or by the worst of sampled futures.
 
     python benchmarks/uncertainty.py --seeds 3 --episodes 100
     python benchmarks/uncertainty.py --only winds
 
-Every seed has a pit of its own. Success is to come to the goal at any step: gusts carry off whoever
-is there. Agents are trained into runs/uncertainty where they are not there yet, and figures found
-once are kept beside them: a command that was stopped goes on where it was.
+Every seed has a pit of its own. Success is to reach the goal at any step, because gusts move the
+agent away from it. Missing agents are trained into runs/uncertainty, where results are kept, too: a
+command that was stopped continues with what is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from study import Study, Table, logger, told
+from study import Study, Table, main, mean_and_seeds
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
@@ -47,16 +47,16 @@ LATENTS = {
     "sparse": (SparseLatentConfig(size=4), 0.001),
     "discrete": (CategoricalLatentConfig(), 0.0),
 }
-"""And the weight of what they tell."""
+"""Latent variables, and the weights of their KL terms."""
 
-TAILS = {"mean": 1.0, "worst": 0.0}
-WINDS = (0.2, 0.4)
-"""Chances of a gust in a step."""
+CVAR_ALPHAS = {"mean": 1.0, "worst": 0.0}
+GUST_PROBS = (0.2, 0.4)
+"""Probabilities of a gust in a step."""
 
-GAMBLE = "0.1 0.06 ledge"
-"""Where plans differ by what they fear: the same, a pit that one gets out of in seven steps, and a
-short way past it on a ledge, from which a fall is likely enough to be feared and too rare to cost
-as much as the detour. Where a fall is the end, nobody takes it."""
+LEDGE = "0.1 0.06 ledge"
+"""An environment in which risk-averse plans differ: the probability of a gust, the mobility in the
+pit, which the agent leaves in seven steps, and a short ledge beside it. Falls are too rare to cost
+as much as the detour on average, but not in the worst case."""
 
 ABOVE = {
     "above": HierarchicalJEPAConfig(steps_per_level=(4,)),
@@ -64,13 +64,13 @@ ABOVE = {
         steps_per_level=(4,), level=JEPALevelConfig(latent=SparseLatentConfig(size=4))
     ),
 }
-"""Learnt levels above, one that strides where it expects to and one that knows it can't tell."""
+"""Learned levels above, without and with a latent variable of their own."""
 
 
 class Winds(Study):
-    """Agents of names like "sparse 0.2": a latent variable, and the chance of a gust; then how fast
-    one wades in the pit, what passes there are, and a learnt level above in the place of
-    landmarks."""
+    """Agents with names like "sparse 0.2": a latent variable, and the probability of a gust; then,
+    optionally, the mobility in the pit, the layout of the passes, and a learned level above in
+    place of landmarks."""
 
     def of_seed(self, name: str, seed: int) -> ami.Config:
         latent, wind, *more = name.split()
@@ -96,44 +96,43 @@ class Winds(Study):
         weights = replace(config.stages["train_jepa"].weights, kl=information)
         return override(config, {"env": env, "eval_env": env, "stages.distill_policy": None, "actor.policy_proposal": NoPolicyProposalConfig(), "world_model.latent": box, "stages.train_jepa.weights": weights})  # fmt: skip
 
-    def lived(
-        self, name: str, label: str, begin: Callable[[ami.Agent], PolicyFactory], **changes: Any
+    def run_policy(
+        self, name: str, key: str, make_policy: Callable[[ami.Agent], PolicyFactory], **changes: Any
     ) -> Any:
-        """Of every seed: percent that came to the goal, that fell, steps, and milliseconds."""
+        """The summary of a policy's episodes, for every seed."""
 
-        def find(agent: ami.Agent, env: EnvConfig, start: int) -> Any:
-            start_time = time.perf_counter()
-            results = run_many(begin(agent), env, self.episodes, start, agent.device)
-            return figures(results, time.perf_counter() - start_time, env)
+        def evaluate(agent: ami.Agent, env: EnvConfig, first_seed: int) -> Any:
+            started = time.perf_counter()
+            results = run_many(make_policy(agent), env, self.episodes, first_seed, agent.device)
+            return summary(results, time.perf_counter() - started, env)
 
-        return self.of_agents(name, label, find, **changes)
+        return self.of_agents(name, key, evaluate, **changes)
 
-    def planned(self, name: str, tail: float, *, flat: bool = False, **changes: Any) -> list[Any]:
-        """Of Mode-2 that fears this share of the worst futures."""
+    def plan(self, name: str, alpha: float, *, flat: bool = False, **changes: Any) -> list[Any]:
+        """The summary of Mode-2 that plans by the CVaR at level `alpha`."""
 
-        def begin(agent: ami.Agent) -> PolicyFactory:
+        def make_policy(agent: ami.Agent) -> PolicyFactory:
             if flat:
                 agent.subgoals = Flat()
-            return agent_policy_factory(
-                agent, "plan", replace(agent.task_spec("reach"), cvar_alpha=tail)
-            )
+            task_spec = replace(agent.task_spec("reach"), cvar_alpha=alpha)
+            return agent_policy_factory(agent, "plan", task_spec)
 
-        label = f"plan {tail} flat" if flat else f"plan {tail}"
-        return self.lived(name, label, begin, **changes)
+        key = f"plan {alpha} flat" if flat else f"plan {alpha}"
+        return self.run_policy(name, key, make_policy, **changes)
 
 
 def _finer(config: ami.Config) -> ami.Config:
-    """A world model that can tell where on a ledge it is, an eighth as wide as pits are high."""
+    """A world model of a higher resolution: the ledge is an eighth as wide as the pit is high."""
     model, optim = config.world_model, config.stages["train_jepa"].optim
     sharp = replace(model.dynamics, num_frequencies=64, frequency_scale=4.0)
     longer = replace(optim, steps=2 * optim.steps)
     return override(
-        config,
-        {"world_model": replace(model, dynamics=sharp), "stages.train_jepa.optim": longer},
+        config, {"world_model": replace(model, dynamics=sharp), "stages.train_jepa.optim": longer}
     )
 
 
-def figures(results: EpisodeResults, seconds: float, env: EnvConfig) -> dict[str, float]:
+def summary(results: EpisodeResults, seconds: float, env: EnvConfig) -> dict[str, float]:
+    """Percent of episodes with success and with a fall, mean steps to the goal, milliseconds."""
     inner = env.build(1)
     actions = len(results.success) * inner.unwrapped.max_episode_steps
     inner.close()
@@ -146,68 +145,65 @@ def figures(results: EpisodeResults, seconds: float, env: EnvConfig) -> dict[str
 
 
 def row(*names: str, found: Any) -> list[str]:
-    keys = {"success": 0, "fell": 0, "steps": 1, "ms": 2}
-    return [*names, *(told([f[key] for f in found], digits) for key, digits in keys.items())]
+    digits = {"success": 0, "fell": 0, "steps": 1, "ms": 2}
+    return [*names, *(mean_and_seeds([f[key] for f in found], n) for key, n in digits.items())]
 
 
-COLUMNS = ["success %", "fell %", "steps to the goal", "ms a step, world and all"]
+COLUMNS = ["success %", "fell %", "steps to the goal", "ms a step, with the environment"]
 
 
 def by_wind(study: Winds) -> Table:
-    """The recipe's latent variable and none, and who knows the world, the windier the worse."""
+    """The recipe's latent variable, none, and the oracle, by the probability of a gust."""
     rows = []
-    for wind in WINDS:
+    for prob in GUST_PROBS:
         for latent in ("none", "sparse"):
-            found = study.planned(f"{latent} {wind}", 1.0)
-            rows.append(row(str(wind), latent, found=found))
-        known = study.lived(f"none {wind}", "oracle", lambda _: make_expert_policy)
-        rows.append(row(str(wind), "oracle", found=known))
-    return ["chance of a gust", "latent variable", *COLUMNS], rows
+            rows.append(row(str(prob), latent, found=study.plan(f"{latent} {prob}", 1.0)))
+        oracle = study.run_policy(f"none {prob}", "oracle", lambda _: make_expert_policy)
+        rows.append(row(str(prob), "oracle", found=oracle))
+    return ["probability of a gust", "latent variable", *COLUMNS], rows
 
 
 def by_latent(study: Winds) -> Table:
-    """Every kind of latent variable, beside random motion."""
-    rows = [row(latent, found=study.planned(f"{latent} {WINDS[0]}", 1.0)) for latent in LATENTS]
-    rows.append(
-        row("random", found=study.lived(f"none {WINDS[0]}", "random", lambda _: make_random_policy))
-    )
-    return ["latent variable", *COLUMNS], rows
+    """Every kind of latent variable, beside random actions."""
+    prob = GUST_PROBS[0]
+    rows = [row(latent, found=study.plan(f"{latent} {prob}", 1.0)) for latent in LATENTS]
+    random = study.run_policy(f"none {prob}", "random", lambda _: make_random_policy)
+    return ["latent variable", *COLUMNS], [*rows, row("random", found=random)]
 
 
-def by_fear(study: Winds) -> Table:
-    """The mean of what may come, and the worst of it, where gusts are rare and falls cost time."""
-    rows = [row("none", "mean", found=study.planned(f"none {GAMBLE}", 1.0))]
-    for label, tail in TAILS.items():
-        rows.append(row("sparse", label, found=study.planned(f"sparse {GAMBLE}", tail)))
-    known = study.lived(f"none {GAMBLE}", "oracle", lambda _: make_expert_policy)
-    rows.append(row("oracle", "", found=known))
-    return ["latent variable", "of what may come counts", *COLUMNS], rows
+def by_risk(study: Winds) -> Table:
+    """Planning by the mean and by the worst future, where gusts are rare and falls cost time."""
+    rows = [row("none", "mean", found=study.plan(f"none {LEDGE}", 1.0))]
+    for label, alpha in CVAR_ALPHAS.items():
+        rows.append(row("sparse", label, found=study.plan(f"sparse {LEDGE}", alpha)))
+    oracle = study.run_policy(f"none {LEDGE}", "oracle", lambda _: make_expert_policy)
+    rows.append(row("oracle", "", found=oracle))
+    return ["latent variable", "future planned by", *COLUMNS], rows
 
 
 def by_level(study: Winds) -> Table:
-    """What is above one and the same lowest level: nothing, landmarks, and learnt levels without
-    and with a latent variable of their own."""
-    sparse = f"sparse {WINDS[1]}"
+    """The same lowest level below no other level, landmarks, and learned levels without and with a
+    latent variable of their own."""
+    sparse = f"sparse {GUST_PROBS[1]}"
     runs: dict[str, tuple[str, bool]] = {
         "none": (sparse, True),
         "landmarks": (sparse, False),
-        "learnt": (f"{sparse} above", False),
-        "learnt, with a latent variable": (f"{sparse} unsure", False),
+        "learned": (f"{sparse} above", False),
+        "learned, with a latent variable": (f"{sparse} unsure", False),
     }
     rows = [
-        row(label, found=study.planned(name, 1.0, flat=flat))
-        for label, (name, flat) in runs.items()
+        row(label, found=study.plan(name, 1.0, flat=flat)) for label, (name, flat) in runs.items()
     ]
     return ["level above", *COLUMNS], rows
 
 
-CLAIMS: Mapping[str, Callable[[Winds], Table]] = {
+TABLES: Mapping[str, Callable[[Winds], Table]] = {
     "winds": by_wind,
-    "fear": by_fear,
+    "risk": by_risk,
     "latents": by_latent,
     "levels": by_level,
 }
 
 
 if __name__ == "__main__":
-    logger(__doc__, Winds, Path("runs/uncertainty"), CLAIMS)
+    main(__doc__, Winds, Path("runs/uncertainty"), TABLES)

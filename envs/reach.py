@@ -48,7 +48,7 @@ VELOCITY_SCALE = 3 * TERMINAL  # radians a step; joints hardly ever turn faster
 DAMPING = (1.5, 0.3)  # of shoulder and elbow: when stretched, about what bodies lose in Maze
 
 STIFFNESS, EXPERT_DAMPING = 3.0, 1.0  # the expert's torque for a radian, and for a terminal speed
-IDLE = 0.25  # chance of no torque at all; short ones coast, long ones come to rest
+IDLE = 0.25  # probability of no torque: the arm coasts, or comes to rest
 HOLD_STEPS = (3, 12)  # for which the behaviour policy holds a torque
 SHARPNESS = 1.5  # above 1, so that some torques are full
 

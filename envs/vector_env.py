@@ -132,7 +132,7 @@ def read_factors(
     shape."""
     tensor = torch.as_tensor(factors, dtype=torch.float32, device=device)
     if tensor.shape != shape:
-        raise ValueError(f"{name} is {list(tensor.shape)}; needed is {list(shape)}")
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
     return tensor.clone()
 
 
@@ -296,7 +296,7 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         return self._to_output(actions)
 
     def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
-        """Action sequences with known outcomes, by name, to test a world model with."""
+        """Action sequences with known outcomes, by name, that test a world model."""
         tests = self._dynamics_tests(seed)
         return {
             name: DynamicsTest(self._obs_to_output(test.obs), *map(self._to_output, test[1:]))
@@ -329,10 +329,10 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         tensor = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
         needed = [self.num_envs, *(self.single_action_space.shape or ())]
         if list(tensor.shape) != needed:
-            raise ValueError(f"actions are {list(tensor.shape)}; needed is {needed}")
+            raise ValueError(f"actions have shape {list(tensor.shape)}; it must be {needed}")
         finite = tensor.isfinite().all(-1) | self._to_device(ignored)
         self._nonfinite = self._nonfinite | ~finite
-        # Reading an accelerator's numbers means waiting for it; there, once an episode will do.
+        # Reading from an accelerator waits for it, so there it is done once an episode.
         if self.device.type == "cpu" or ignored.any():
             check_rows(~self._nonfinite, lambda i: f"the action of environment {i} is not finite")
         return tensor.nan_to_num(0.0, 0.0, 0.0)

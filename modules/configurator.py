@@ -1,6 +1,5 @@
-"""Configurator: takes the task and sets every other box for it (LeCun 2022, 3.1.1): the goal, the
-weights of the costs, limits on what may be felt, what perception attends to, the mode, the horizon
-and the budget of thought."""
+"""Configurator: turns a task into the settings of every other module (LeCun 2022, 3.1.1): goal,
+cost weights, limits on drives, modality weights, mode, horizon and planning budget."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -25,36 +25,33 @@ from modules.types import (
     validate_ranges,
 )
 
-MAX_HORIZON, MAX_ITERATIONS = 1000, 10_000
-"""The longest horizon and the largest planning budget that a task may ask for."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is wanted, in the user's words."""
+    """A task for an agent: a goal, cost weights and limits, and how to act."""
 
     goal: Observation | None = None
-    """`[B, *O]`: what the senses would deliver if it were done; None where drives say it all."""
+    """`[B, *O]`: an observation of the goal; None for a task that only has drives."""
     drives: Mapping[str, float] = field(default_factory=dict)
-    """How much each drive matters, by name: now, and as far as its critic foresees."""
+    """Weights of the drives, by name; each is also the weight of the drive's value critic."""
     limits: Mapping[str, float] = field(default_factory=dict)
-    """How much of a drive may be felt at any step, by name, in its unit."""
+    """Upper limits of drives at any step, by name, in the unit of the drive."""
     modality_weights: Mapping[str, float] = field(default_factory=dict)
-    """Gains of the senses that differ from the agent's own, by name; 0 shuts one out."""
+    """Modality weights that differ from the agent's own, by name; 0 removes a modality."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Cost weights that differ from the agent's own, by name."""
     mode: str = "plan"
-    """"react" (Mode-1), "plan" (Mode-2) or "auto" (Mode-2 where it is worth it)."""
+    """"react" (Mode-1), "plan" (Mode-2) or "auto" (Mode-2 where planning pays)."""
     horizon: int = 0
-    """Imagined steps; 0 leaves it to the planner."""
+    """Planning horizon in steps; 0: the planner's own."""
     planner_iterations: int = 0
-    """Planning budget: improvements of a cold plan; 0 leaves it to the planner."""
+    """Iterations of the planner from a cold start; 0: the planner's own."""
     cvar_alpha: float | None = None
-    """The share of the worst futures that counts, where not all can be known: 1 is the mean of all,
-    0 the worst alone; None leaves it to the agent."""
+    """Fraction of worst futures that counts, under a world model with latent variables: 1 is the
+    mean, 0 the worst alone; None: the agent's own."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for what is no number where one is needed."""
+        """Raises ConfigError for values of the wrong type."""
         for field_name in ("drives", "limits", "modality_weights", "weights"):
             values = getattr(self, field_name)
             if not isinstance(values, Mapping) or not all(isinstance(n, str) for n in values):
@@ -73,15 +70,16 @@ class Task:
                 f"cvar_alpha is {self.cvar_alpha!r}; it must be a number from 0 to 1, or None"
             )
         if not isinstance(self.mode, str):
-            raise ConfigError(f"mode is {self.mode!r}; it must be the name of one")
+            raise ConfigError(f"mode is {self.mode!r}; it must be a string")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """A task by name, as a recipe knows it: `ami eval DIR --task NAME`."""
+    """A named task of a recipe: `ami eval DIR --task NAME`."""
 
     goal_source: Literal["env", "current", "none"] = "none"
-    """The goal: what the world names, where the agent is when it is told, or none."""
+    """The goal: the one that the environment gives, the observation at which the task is set, or
+    none."""
     drives: dict[str, float] = field(default_factory=dict)
     limits: dict[str, float] = field(default_factory=dict)
     modality_weights: dict[str, float] = field(default_factory=dict)
@@ -100,27 +98,33 @@ class TaskSpec:
             validate_ranges(self, cvar_alpha=FRACTION)
 
     def to_task(self, goal: Observation | None, mode: str) -> Task:
-        """In the user's words."""
+        """The task with this goal, for an actor of this mode."""
         return Task(
-            goal=goal, drives=self.drives, limits=self.limits, modality_weights=self.modality_weights,
-            weights=self.weights, mode=mode, horizon=self.horizon, cvar_alpha=self.cvar_alpha,
-        )  # fmt: skip
+            goal=goal,
+            drives=self.drives,
+            limits=self.limits,
+            modality_weights=self.modality_weights,
+            weights=self.weights,
+            mode=mode,
+            horizon=self.horizon,
+            cvar_alpha=self.cvar_alpha,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfiguratorConfig:
     goal_distance: float = 0.0
-    """u: weight of the latent distance to the goal."""
+    """Weight u of the squared distance to the goal in representation space."""
     control_cost: float = 0.0
-    """u: weight of the squared length of the actions."""
+    """Weight u of the squared length of the actions."""
     critic: float = 1.0
-    """v: weight of the steps still to go."""
+    """Weight v of the goal critic: the number of steps to the goal."""
     modality_weights: dict[str, float] = field(default_factory=dict)
-    """Gains of the senses, by name; 1 where none is named."""
+    """Factor on the features of each modality, by name; 1 where a name is missing."""
     cvar_alpha: float = 1.0
-    """The share of the worst futures that counts: 1 is the mean of all, 0 the worst alone."""
+    """Fraction of worst futures that counts: 1 is the mean, 0 the worst alone."""
     conditioned_on: tuple[str, ...] = ()
-    """Costs whose weights the policy is told, so that it knows the task."""
+    """Costs whose weights are inputs of the policy, so that one policy serves several tasks."""
 
     def __post_init__(self) -> None:
         validate_ranges(
@@ -135,42 +139,39 @@ class ConfiguratorConfig:
     def build(
         self, horizon: int, iterations: int, modes: tuple[str, ...], modalities: Sequence[str],
         drives: Sequence[str], drives_with_critic: Sequence[str],
+        intrinsic: Mapping[str, float] = MappingProxyType({}),
     ) -> Configurator:  # fmt: skip
         return Configurator(
-            self, horizon, iterations, modes, modalities, drives, drives_with_critic
+            self, horizon, iterations, modes, modalities, drives, drives_with_critic, intrinsic
         )
 
 
 class Configurator:
-    """Turns a task into a Focus. The goal is encoded once, when the task is given."""
+    """Turns a `Task` into the `TaskContext` that every other module reads."""
 
     def __init__(
         self, config: ConfiguratorConfig, horizon: int, iterations: int, modes: tuple[str, ...],
         modalities: Sequence[str], drives: Sequence[str], drives_with_critic: Sequence[str],
+        intrinsic: Mapping[str, float],
     ) -> None:  # fmt: skip
+        """`intrinsic`: weights of further intrinsic costs, by name."""
         self.weights = {
             name: getattr(config, name) for name in ("goal_distance", "control_cost", "critic")
-        }
+        } | dict(intrinsic)
         self.horizon, self.iterations, self.modes = horizon, iterations, modes
-        self.modalities, self.drives, self.drives_with_critic = (
-            modalities,
-            drives,
-            drives_with_critic,
-        )
+        self.modalities, self.drives = modalities, drives
+        self.drives_with_critic = drives_with_critic
         self.conditioned_on, self.cvar_alpha = config.conditioned_on, config.cvar_alpha
-        _check_named("gain of the sense", config.modality_weights, modalities)
-        self.default_modality_weights = {
-            **dict.fromkeys(modalities, 1.0),
-            **config.modality_weights,
-        }
+        _check_named("modality weight", config.modality_weights, modalities)
+        self.default_modality_weights = {n: config.modality_weights.get(n, 1.0) for n in modalities}
 
     def modality_weights(self, task: Task) -> dict[str, float]:
-        """Gains of the senses under this task, by name."""
-        _check_named("gain of the sense", task.modality_weights, self.modalities)
+        """The weight of every modality under this task, by name."""
+        _check_named("modality weight", task.modality_weights, self.modalities)
         return {**self.default_modality_weights, **task.modality_weights}
 
     def cost_weights(self, task: Task) -> dict[str, float]:
-        """Weights of the costs, by name: a drive's weight is also that of its critic."""
+        """The weights of the costs by name; the weight of a drive is also that of its critic."""
         _check_named("weight of the drive", task.drives, self.drives)
         fixed = {
             n: w for n, w in self.weights.items() if task.goal is not None or n not in GOAL_COSTS
@@ -181,26 +182,26 @@ class Configurator:
         return {**fixed, **task.drives, **value_weights, **task.weights}
 
     def check_goal(self, task: Task) -> None:
-        """Raises ConfigError for a task that needs a goal and has none."""
+        """Raises ConfigError for a task without a goal that needs one."""
         weights = self.cost_weights(task)
         if task.goal is not None:
             return
         for name in GOAL_COSTS:
             if weights.get(name):
-                raise ConfigError(f"the weight of {name!r} needs a goal, and the task has none")
+                raise ConfigError(f"the cost {name!r} needs a goal, and the task has none")
         if any(weights.values()) and not any([*task.drives.values(), *task.weights.values()]):
             raise ConfigError(
-                "the task has no goal and weighs no drive: give it a goal, drives or weights"
+                "the task has no goal and no drive has a weight: give it a goal, drives or weights"
             )
 
     def context(self, task: Task, goal: Tensor) -> TaskContext:
-        """The task and its goal as a state `[B, D]` (any one state where it has none) -> what every
-        box needs to know."""
+        """The task and its goal state `[B, D]` (any state if it has no goal) -> the context."""
         if task.mode not in self.modes:
             raise ConfigError(f"no mode {task.mode!r}; there are {', '.join(self.modes)}")
         if min(task.horizon, task.planner_iterations) < 0:
             raise ConfigError(
-                f"horizon {task.horizon} and steps {task.planner_iterations} must be 0 (the default) or more"
+                f"horizon is {task.horizon} and planner_iterations is {task.planner_iterations}; "
+                "they must be 0 (the planner's own) or more"
             )
         for name, maximum in task.limits.items():
             if name not in self.drives:
@@ -208,7 +209,10 @@ class Configurator:
             if not isfinite(maximum):
                 raise ConfigError(f"the limit of {name!r} is {maximum}; it must be a finite number")
         cvar_alpha = self.cvar_alpha if task.cvar_alpha is None else task.cvar_alpha
-        _check_alpha(cvar_alpha)
+        if not 0 <= cvar_alpha <= 1:
+            raise ConfigError(
+                f"cvar_alpha is {cvar_alpha}; it must be from 0 (the worst alone) to 1 (the mean)"
+            )
         weights = self.cost_weights(task)
         task_vector = torch.tensor([float(weights.get(name, 0)) for name in self.conditioned_on])
         return TaskContext(
@@ -238,16 +242,9 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> str:
 
 
 def _check_named(what: str, numbers: Mapping[str, float], known: Sequence[str]) -> None:
-    """Raises ConfigError for a name that isn't known, and a number that is negative or NaN."""
+    """Raises ConfigError for an unknown name, and for a number that is negative or not finite."""
     for name, value in numbers.items():
         if name not in known:
             raise ConfigError(_unknown(what, name, known))
         if not 0 <= value < float("inf"):
             raise ConfigError(f"the {what} {name!r} is {value}; it must be 0 or more")
-
-
-def _check_alpha(cvar_alpha: float) -> None:
-    if not 0 <= cvar_alpha <= 1:
-        raise ConfigError(
-            f"cvar_alpha is {cvar_alpha}; it must be from 0, the worst alone, to 1, the mean"
-        )

@@ -1,4 +1,4 @@
-"""Small stacks of layers that several boxes are made of."""
+"""Networks that several modules share."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def silu_mlp(size: int, hidden: int, out: int) -> nn.Sequential:
 
 
 def check_goal_dims(goal_dims: int, shape: MapShape) -> int:
-    """So many numbers of a state, where it has them; ConfigError where it has fewer."""
+    """Returns `goal_dims`; raises ConfigError if a state has fewer numbers."""
     if goal_dims > prod(shape):
         raise ConfigError(f"goal_dims is {goal_dims}, but a state has {prod(shape)} numbers")
     return goal_dims
 
 
 class TakeFirst(nn.Module):
-    """`[..., D]` -> the first so many numbers."""
+    """`[..., D]` -> the first `count` numbers, `[..., count]`."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -42,8 +42,8 @@ class TakeFirst(nn.Module):
 
 
 def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
-    """`[M, N]` -> mean and standard deviation of each number, `[N]` float64. The spread is 0 where
-    a number does not vary by more than its own rounding, whatever its size."""
+    """`[M, N]` -> mean and standard deviation of each column, `[N]` float64. The standard deviation
+    is 0 where a column varies by no more than its rounding error."""
     if not values.is_floating_point():
         values = values.double()
     exact, mean, std = values.double(), values.mean(0).double(), values.std(0).double()
@@ -55,18 +55,18 @@ def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 OUTLIER_FACTOR = 100.0
-"""In units of a number: one that is further from its mean than this has left its unit, and so has
-one that never is further from it than one such part of the unit."""
+"""A scale is outdated for data that deviate from the mean by more than this many scales, or never
+by more than 1 / this many."""
 LARGE_MEAN_FACTOR = 10.0
-"""How many times its spread a mean must be to be taken away from a number: it would drown it."""
+"""A mean of more than this many standard deviations is subtracted; otherwise it would dominate."""
 
 
 def updated_scale(
     max_deviation: Tensor, std: Tensor, scale: Tensor, was_constant: Tensor
 ) -> Tensor:
-    """The units of numbers, `[N]`, that are at most `max_deviation` from their means and have this spread:
-    `scale`, unless they have left it. `was_constant`: those that had not varied when `scale` was found;
-    these take all that they have varied by, so that a rare reward is about 1."""
+    """New scales `[N]` for data with these largest deviations from the mean and standard
+    deviations: `scale`, unless it is outdated. Columns that were constant when `scale` was set
+    (`was_constant`) take the largest deviation, so that a rare reward becomes about 1."""
     has_left = (std > 0) & (
         (max_deviation > OUTLIER_FACTOR * scale) | (max_deviation < scale / OUTLIER_FACTOR)
     )
@@ -77,14 +77,15 @@ def updated_scale(
 
 
 class StandardizedHead(nn.Module):
-    """Layers that answer `[..., N]` numbers, each in its own unit."""
+    """Layers that predict `[..., N]` standardized numbers, and the mean and scale (the unit) of
+    each."""
 
     mean: Tensor
     scale: Tensor
-    offset: Tensor  # [N] float64: taken away from the targets before they are cut to float32
+    offset: Tensor  # [N] float64: subtracted from the targets before they are cast to float32
 
     CONSTANT_UNIT = 1.0
-    """The unit of a number that never varied, in units of its size."""
+    """The scale of a target that never varied, relative to its absolute value."""
 
     def __init__(self, layers: nn.Module, size: int) -> None:
         super().__init__()
@@ -94,9 +95,9 @@ class StandardizedHead(nn.Module):
         self.register_buffer("offset", torch.zeros(size, dtype=torch.float64))
 
     def adapt(self, targets: Tensor, centred: Tensor | None = None) -> None:
-        """Takes the units of the targets `[M, N]` as its own. What never varied so far may yet, and
-        its unit is its own size, or 1 where it is 0. Of the numbers in `centred`, `[N]` bool, a
-        mean that is large beside the spread becomes the offset."""
+        """Takes mean and scale from the targets `[M, N]`. The scale of a constant target is its
+        absolute value, or 1 where it is 0, since it may vary later. Where `centred` `[N]` bool
+        allows it, a mean much larger than the standard deviation becomes the offset."""
         self.offset.zero_()
         if centred is not None:
             mean, std = mean_and_std(targets.double())
@@ -106,13 +107,13 @@ class StandardizedHead(nn.Module):
         self.scale.copy_(torch.where(std > 0, std, self._constant_units()))
 
     def subtract_offset(self, targets: Tensor) -> Tensor:
-        """Targets `[..., N]` of any precision as they are learnt: less the offset."""
+        """Targets `[..., N]` of any precision -> what the head is trained on: less the offset."""
         return (targets.double() - self.offset).to(self.mean.dtype)
 
     def update_units(self, targets: Tensor, centred: Tensor) -> Tensor:
-        """Takes new units for those numbers that the targets `[M, N]` have left. Where a unit
-        grows, what is answered stays the same (PopArt, van Hasselt et al. 2016). Returns how many
-        times larger each unit is, `[N]`."""
+        """Takes new scales where those of the targets `[M, N]` are outdated. Where a scale grows,
+        the layers are rescaled so that predictions stay the same (PopArt, van Hasselt et al. 2016).
+        Returns the factor by which each scale has grown, `[N]`."""
         targets = targets.double()
         mean, std = mean_and_std(targets)
         was_constant = (self.scale == self._constant_units()) | (self.scale == 0)
@@ -121,9 +122,8 @@ class StandardizedHead(nn.Module):
         offset = torch.where(needs_offset, constant, self.offset)
         center = torch.where(needs_offset, 0.0, self.mean)
         max_deviation = (targets - offset - center.double()).abs().amax(0)
-        previous_scale = torch.where(
-            needs_offset, 0.0, self.scale.double()
-        )  # too coarse: a unit of 0 is left
+        # with the mean subtracted the old scale is too coarse; 0 makes it outdated
+        previous_scale = torch.where(needs_offset, 0.0, self.scale.double())
         unit = updated_scale(max_deviation, std, previous_scale, was_constant).to(self.scale.dtype)
         self.offset.copy_(offset)
         self.mean.copy_(center)
@@ -134,14 +134,14 @@ class StandardizedHead(nn.Module):
         return growth
 
     def has_outliers(self, targets: Tensor) -> Tensor:
-        """Whether any of the targets `[M, N]` is far outside its unit."""
-        return (
-            (self.subtract_offset(targets) - self.mean).abs() > OUTLIER_FACTOR * self.scale
-        ).any()
+        """Whether any target `[M, N]` is more than OUTLIER_FACTOR scales from the mean."""
+        deviation = (self.subtract_offset(targets) - self.mean).abs()
+        return (deviation > OUTLIER_FACTOR * self.scale).any()
 
     def rescale(self, growth: Tensor) -> None:
-        """Makes the outputs of the layers as much smaller as units have grown, `[N]`. What was as
-        good as nothing in units that were too large stays so in smaller ones."""
+        """Divides the outputs of the layers by the factors `[N]` by which the scales have grown.
+        Where a scale shrinks they stay: outputs that were negligible in a scale that was too large
+        remain negligible."""
         heads = self.layers if isinstance(self.layers, EnsembleHead) else [self.layers]
         with torch.no_grad():
             for head in heads:
@@ -150,13 +150,13 @@ class StandardizedHead(nn.Module):
                 last.bias.div_(growth.clamp_min(1))
 
     def error_scale(self) -> Tensor:
-        """What errors are divided by, `[N]`: an answer that can't be wrong has none."""
+        """The unit of errors, `[N]`; 1 where the scale is 0, whose predictions are exact."""
         return torch.where(self.scale > 0, self.scale, 1.0)
 
     def _constant_units(self) -> Tensor:
-        """The units of numbers that never varied, `[N]`. Beside an offset they are 0: the end of an
-        episode costs all that the offset is worth from then on, so the least doubt about what was
-        always 1 would drown the rest."""
+        """The scales of constant targets, `[N]`. If any target has an offset they are 0: the end of
+        an episode then costs the discounted sum of the offset, so a small error of the predicted
+        continuation, which was always 1, would dominate every other cost."""
         size = torch.where(self.mean == 0, 1.0, self.CONSTANT_UNIT * self.mean.abs())
         return torch.where(self.offset.any(), 0.0, size)
 
@@ -165,7 +165,7 @@ class StandardizedHead(nn.Module):
         return self.mean + self.scale * self.layers(state)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Weights of before 0.2 know no offset."""
+        """Weights saved before version 0.2 have no offset."""
         state_dict.setdefault(f"{prefix}offset", torch.zeros_like(self.offset))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -175,8 +175,8 @@ def _is_large_mean(mean: Tensor, std: Tensor) -> Tensor:
 
 
 def relu_mlp(size: int, hidden: int, out: int, norm: bool = False) -> nn.Sequential:
-    """`[..., size]` -> three hidden layers with kinks -> `[..., out]`: for functions that change
-    within a small part of the state space, which smooth layers are slow to learn. `norm`: with
+    """`[..., size]` -> three hidden ReLU layers -> `[..., out]`: for functions that change within a
+    small part of the state space, which smooth layers are slow to learn. `norm`: with
     LayerNorm."""
     layers: list[nn.Module] = []
     for width in (size, hidden, hidden):
@@ -186,16 +186,16 @@ def relu_mlp(size: int, hidden: int, out: int, norm: bool = False) -> nn.Sequent
 
 
 class EnsembleHead(nn.ModuleList):
-    """Several that answer the same question, each in its own way, `[..., D]` -> `[K, ..., N]`."""
+    """K networks that predict the same targets, `[..., D]` -> `[K, ..., N]`."""
 
     def forward(self, state: Tensor) -> Tensor:
         return torch.stack([member(state) for member in self])
 
 
 class FourierFeatures(nn.Module):
-    """Numbers `[..., N]` -> the numbers and waves of them at random wavelengths, `[..., N + 2 W]`:
-    a small difference becomes a large one, which a few layers alone are slow to learn (Fourier
-    features, Tancik et al. 2020)."""
+    """Numbers `[..., N]` -> the numbers, and sines and cosines of them at W random frequencies,
+    `[..., N + 2 W]`: small differences of the input become large ones, which an MLP alone is slow
+    to learn (Fourier features, Tancik et al. 2020)."""
 
     frequencies: Tensor
 
@@ -213,13 +213,13 @@ class FourierFeatures(nn.Module):
 def fourier_linear(
     size: int, num_frequencies: int, frequency_scale: float, out: int
 ) -> nn.Sequential:
-    """`[..., size]` -> what is linear in numbers and waves of them, `[..., out]`"""
+    """`[..., size]` -> a linear layer on Fourier features, `[..., out]`"""
     features = FourierFeatures(size, num_frequencies, frequency_scale)
     return nn.Sequential(features, nn.Linear(features.out, out))
 
 
 class ConvHead(nn.Module):
-    """Flat states `[..., D]`, folded into maps -> two convolutions, an MLP -> `[..., out]`."""
+    """Flat states `[..., D]`, folded into maps -> two convolutions and an MLP -> `[..., out]`."""
 
     def __init__(self, shape: MapShape, channels: int, hidden: int, out: int) -> None:
         super().__init__()
@@ -238,18 +238,18 @@ class ConvHead(nn.Module):
 
 
 POSITION_SCALE = 2.0
-"""How much larger than from -1 to 1 the places of a scene are told: they vary by about 1, as all
-that is learnt is meant to."""
+"""Factor on keypoint positions, which lie from -1 to 1: with it they vary by about 1, as the other
+numbers of a state do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlimpseConfig:
     points: int = 1
-    """Of the scene."""
+    """Keypoints in the state."""
     channels: int = 4
-    """Of its map, C."""
+    """Channels C of the feature map in the state."""
     radius: int = 2
-    """Places of the map that are seen to every side of a point."""
+    """Cells of the map that the glimpse covers to every side of a keypoint."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, points=WIDTH, channels=WIDTH, radius=(0, 1000))
@@ -258,17 +258,17 @@ class GlimpseConfig:
         side = isqrt(max(0, prod(shape) - 4 * self.points) // self.channels)
         if side < 2 or 4 * self.points + self.channels * side**2 != prod(shape):
             raise ConfigError(
-                f"a state of {prod(shape)} numbers is no scene of {self.points} points and a "
-                f"map of {self.channels} channels; perception must be a KeypointMapEncoder of both"
+                f"a state of {prod(shape)} numbers does not hold {self.points} points and a map of "
+                f"{self.channels} channels; perception must be a KeypointMapEncoder with as many"
             )
         return Glimpse(self, side)
 
 
 class Glimpse(nn.Module):
-    """What moves in a scene, and what its map shows around it. A scene is a flat state `[..., D]`:
-    x and y of each point, how they move, then the map `[C, S, S]` of what stays (`KeypointMapEncoder`).
-    Seen from where one is, a wall is the same wherever it stands (a glimpse, Mnih et al. 2014;
-    sampled between the places of the map, as spatial transformers do, Jaderberg et al. 2015)."""
+    """Keypoints and the part of a feature map around each. The state `[..., D]` is that of a
+    `KeypointMapEncoder`: x and y of each keypoint, their motion, then the map `[C, S, S]` of the
+    static scene. Relative to a keypoint, a wall looks the same wherever it stands (a glimpse, Mnih
+    et al. 2014; sampled bilinearly, as in spatial transformers, Jaderberg et al. 2015)."""
 
     offsets: Tensor
 
@@ -277,18 +277,18 @@ class Glimpse(nn.Module):
         self.map_shape, self.moving_dims = (config.channels, side, side), 4 * config.points
         steps = torch.arange(-config.radius, config.radius + 1) * (2 / (side - 1))
         grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)
-        self.register_buffer("offsets", grid.flatten(0, 1))  # [R, 2], in halves of the map
+        self.register_buffer("offsets", grid.flatten(0, 1))  # [R, 2], in half widths of the map
         self.out = self.moving_dims + config.points * config.channels * len(self.offsets)
 
     def forward(self, state: Tensor) -> Tensor:
-        """`[..., D]` -> `[..., out]`, what moves first"""
+        """`[..., D]` -> `[..., out]`, the keypoints and their motion first"""
         flat = state.flatten(0, -2)
         moving, static = flat.split([self.moving_dims, flat.shape[-1] - self.moving_dims], -1)
-        position = (
-            moving[:, : self.moving_dims // 2].unflatten(-1, (2, -1)).mT / POSITION_SCALE
-        )  # [N, K, 2]
+        position = moving[:, : self.moving_dims // 2].unflatten(-1, (2, -1)).mT  # [N, K, 2]
         glimpse = nn.functional.grid_sample(
-            static.unflatten(-1, self.map_shape), position[:, :, None] + self.offsets,
-            align_corners=True, padding_mode="border",
-        )  # fmt: skip
+            static.unflatten(-1, self.map_shape),
+            (position / POSITION_SCALE)[:, :, None] + self.offsets,
+            align_corners=True,
+            padding_mode="border",
+        )
         return torch.cat([moving, glimpse.flatten(1)], -1).unflatten(0, state.shape[:-1])

@@ -1,11 +1,12 @@
-"""The nouns the boxes speak. Everything that passes between two boxes is defined here.
+"""Data types and protocols that pass between modules.
 
-Shape letters, the same in every file: **B** worlds lived in at once, **P** proposals considered at
-once, **T** recorded steps, **H** imagined steps, **O** observation, **D** state (latent), **A**
-action, **Z** latent variable, **I** interoception, **L** levels.
+Shape letters, the same in every file: **B** environments acted in at once, **P** candidate action
+sequences, **K** sampled futures, **T** recorded steps, **H** imagined steps, **O** observation,
+**D** state (latent), **A** action, **Z** latent variable, **I** interoceptive signals, **L**
+levels of a hierarchy.
 
-A state is always flat, `[..., D]`: a map of features is a state whose encoder and predictor fold D
-into `[C, h, w]` for themselves, so that nobody else has to know.
+A state is always flat, `[..., D]`: an encoder and a dynamics model of feature maps fold D into
+`[C, h, w]` internally, so that no other module depends on the layout.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ import torch
 from torch import Tensor
 
 Observation: TypeAlias = Tensor | Mapping[str, Tensor]
-"""What the senses deliver: one tensor `[B, *O]`, or several by name (multi-modal)."""
+"""One tensor `[B, *O]`, or one for each modality by name."""
 
 
 def tree_map(fn: Callable[[Tensor], Tensor], obs: Observation) -> Observation:
-    """The same change made to what every sense delivers."""
+    """Applies `fn` to every modality of an observation."""
     if isinstance(obs, Tensor):
         return fn(obs)
     return {name: fn(part) for name, part in obs.items()}
 
 
 def as_dict(obs: Observation) -> Mapping[str, Tensor]:
-    """What each sense delivers, by name; a mind with one sense calls it "obs"."""
+    """The modalities of an observation by name; a single tensor is called "obs"."""
     return {"obs": obs} if isinstance(obs, Tensor) else obs
 
 
@@ -38,39 +39,40 @@ def batch_size(obs: Observation) -> int:
 
 
 ModalityWeights: TypeAlias = Mapping[str, float | Tensor]
-"""How much of what a sense delivers comes through, by name; 1 where none is named. One number, or
-one for each observation `[B]`."""
+"""Factor on the features of each modality, by name; 1 where a name is missing. One number, or one
+for each observation `[B]`."""
 
 CONTINUE = "alive"
-"""What a body feels that may die: 1 on arrival, 0 where its life ends there."""
+"""Interoceptive signal of environments in which an episode may end by failure: 1, or 0 where the
+episode ends there."""
 
 GOAL_COSTS = ("goal_distance", "critic")
-"""Costs that mean nothing without a goal."""
+"""Costs that are defined only for tasks with a goal."""
 
 MapShape: TypeAlias = tuple[int, int, int]
-"""How a flat state of D numbers folds into `[C, h, w]`; a vector is one by one."""
+"""`(C, h, w)` into which a flat state of D numbers folds; a vector state is `(D, 1, 1)`."""
 
 
 class ConfigError(ValueError):
-    """What was given can't be used; the message names the thing, the value and what would do."""
+    """Unusable input; the message names the input, its value and what is expected."""
 
 
 class BadSetting(ConfigError):
-    """The value of one setting makes no sense. `name` is the setting's name in its own dataclass;
-    whoever knows where this dataclass stands names the whole path."""
+    """A setting has an invalid value. `name` is the name of the field in its own dataclass; the
+    caller that holds the dataclass prepends the path to it."""
 
-    def __init__(self, name: str, value: object, right: str) -> None:
-        super().__init__(f"{name} is {_short(value)}; it must be {right}")
-        self.name, self.value, self.expected = name, value, right
+    def __init__(self, name: str, value: object, expected: str) -> None:
+        super().__init__(f"{name} is {_short(value)}; it must be {expected}")
+        self.name, self.value, self.expected = name, value, expected
 
 
 Range: TypeAlias = "tuple[int, int] | tuple[float, float]"
-"""Lowest and highest value of a number; two ints: the number must be an int as well."""
+"""Lowest and highest valid value; a range of two ints admits ints only."""
 
 SEEDS: Range = (0, 2**31 - 1)
 STEPS: Range = (0, 1_000_000_000)
 ENV_STEPS: Range = (1, 1_000_000_000)
-"""Steps or updates of which there must be one at least."""
+"""Steps or updates, at least one."""
 ITERATIONS: Range = (0, 100_000)
 """Iterations of a planner."""
 EPISODES: Range = (1, 1_000_000)
@@ -85,12 +87,12 @@ FRACTION: Range = (0.0, 1.0)
 RATE: Range = (0.0, 10.0)
 """Learning rates."""
 MAX_NUMBERS = 1000
-"""Numbers in one setting."""
+"""Most numbers that one setting may hold."""
 
 
 def validate_ranges(settings: object, **ranges: Range) -> None:
-    """Raises BadSetting for the first number outside its range, of another type, NaN or infinite.
-    Of a tuple every element must be in the range, of a dict every value."""
+    """Raises BadSetting for the first field that is outside its range, of another type, NaN or
+    infinite. For a tuple every element is checked, for a dict every value."""
     for name, (low, high) in ranges.items():
         value = vars(settings)[name]
         parts: list[tuple[str, object]] = [(name, value)]
@@ -102,10 +104,9 @@ def validate_ranges(settings: object, **ranges: Range) -> None:
             parts = [(f"{name} {key}", part) for key, part in value.items()]
         integer = isinstance(low, int)
         for label, part in parts:
-            is_number = isinstance(part, int if integer else (int, float)) and not isinstance(
-                part, bool
-            )
-            if not is_number or not low <= part <= high:  # type: ignore[operator]  # NaN is outside
+            kinds: tuple[type, ...] = (int,) if integer else (int, float)
+            is_number = isinstance(part, kinds) and not isinstance(part, bool)
+            if not is_number or not low <= part <= high:  # type: ignore[operator]  # NaN fails
                 kind = "a whole number " if integer else ""
                 raise BadSetting(label, part, f"{kind}from {_plain(low)} to {_plain(high)}")
 
@@ -123,44 +124,44 @@ def _plain(bound: float) -> str:
 
 
 class DivergenceError(ArithmeticError):
-    """A number that must be finite is not; learning can't go on from here."""
+    """A number that must be finite is not, so training can't continue."""
 
 
 class Stateful:
-    """A component that acting changes: these attributes are all that an episode changes in it.
-    `reset` gives each of them a new value and never alters the old one in place, so that a
-    controller can put its own values in the place of another's."""
+    """A component with a state that changes during an episode: the attributes that `episode_state`
+    names. `reset` assigns new values to them and never alters the old ones in place, so that a
+    controller can save them and restore its own."""
 
     episode_state: ClassVar[tuple[str, ...]] = ()
 
 
 class Transition(NamedTuple):
-    """One step of life in B worlds. `interoception` is what the body feels on arrival."""
+    """One step in B environments."""
 
     obs: Observation  # [B, *O]
     action: Tensor  # [B, A], each number in [-1, 1]
-    interoception: Tensor  # [B, I]
+    interoception: Tensor  # [B, I]: the signals that come with `next_obs`
     next_obs: Observation  # [B, *O]
-    terminated: Tensor  # [B] bool: the world ended here
-    truncated: Tensor  # [B] bool: time ran out here, the world would have gone on
+    terminated: Tensor  # [B] bool: the episode ended in a terminal state
+    truncated: Tensor  # [B] bool: the episode was cut off, by a time limit for instance
 
 
 class Trajectory(NamedTuple):
     """Windows of steps, each inside a single episode: what the replay buffer samples.
 
-    A window that begins in an episode shorter than itself is padded: after the end it repeats the
-    last observation, with actions and interoception of 0, and `valid` is False."""
+    A window that is longer than the rest of its episode is padded: after the end it repeats the
+    last observation, actions and interoception are 0, and `valid` is False."""
 
     obs: Observation  # [B, T + 1, *O]
     actions: Tensor  # [B, T, A]
     interoception: Tensor  # [B, T, I]
-    terminated: Tensor  # [B, T] bool: nothing is felt after this step
-    episode_id: Tensor  # [B] which episode it was; equal numbers, same episode
-    valid: Tensor | None = None  # [B, T] bool: which steps were taken; None where all were
+    terminated: Tensor  # [B, T] bool
+    episode_id: Tensor  # [B] int64: windows of the same episode have the same number
+    valid: Tensor | None = None  # [B, T] bool: False where padded; None where nothing is
 
     @property
     def states(self) -> Tensor:
-        """`[B, T + 1, D]`, where observations are states already."""
+        """`[B, T + 1, D]`, of a buffer whose observations are encoded states."""
         assert isinstance(self.obs, Tensor)
         return self.obs
 
@@ -173,97 +174,90 @@ class Trajectory(NamedTuple):
         return self.valid.sum(1)
 
     def wrap_to_valid(self, steps: Tensor) -> Tensor:
-        """Numbers of steps `[B]`, from 1 to T -> the same where the windows are whole, else some
-        from 1 to the number of valid steps."""
+        """Step numbers `[B]` from 1 to T -> the same, wrapped around into the valid steps of each
+        window."""
         if self.valid is None:
             return steps
         return (steps - 1) % self.num_valid.to(steps.device) + 1
 
 
 class TaskContext(NamedTuple):
-    """The Configurator's word to every other box. It travels with the data and mutates nothing."""
+    """What the configurator tells every other module about the task; immutable."""
 
-    mode: str  # which actor acts: "react", "plan" or "auto"
-    goal: Tensor  # [B, D]; all zero where there is none
+    mode: str  # the actor: "react" (Mode-1), "plan" (Mode-2) or "auto" (either, by need)
+    goal: Tensor  # [B, D] goal states; all zero where the task has none
     weights: Mapping[str, float]  # u_i and v_j of every energy, by name
-    limits: Mapping[str, float]  # how much of a drive may be felt at any step, by name
-    modality_weights: Mapping[
-        str, float
-    ]  # priming: how much of what a sense delivers comes through, by name
-    task_vector: Tensor  # [B, W]: the weights of some costs; what the policy is told of the task
-    horizon: int  # H: how far Mode-2 looks
-    iterations: int  # how many times Mode-2 may improve its proposals from cold
-    cvar_alpha: (
-        float  # the share of the worst futures that counts: 1 is the mean, 0 the worst alone
-    )
-    episode_states: Tensor  # [B, M, D]: this episode so far, as short-term memory holds it
-    reference_states: Tensor  # [K, D]: states of former lives, K = 0 where none are kept
-    step_scale: Tensor  # [B]: how far a full step leads in representation space
-    upper_plans: (
-        Tensor  # [B, L - 1, H, D]: what the levels above plan, top first; `goal` comes from them
-    )
+    limits: Mapping[str, float]  # upper limit of a drive at any step, by name
+    modality_weights: Mapping[str, float]  # factor on the features of each modality, by name
+    task_vector: Tensor  # [B, W]: the cost weights that the policy is conditioned on
+    horizon: int  # H: the planning horizon of Mode-2
+    iterations: int  # iterations of the planner from a cold start
+    cvar_alpha: float  # fraction of worst futures that counts: 1 is the mean, 0 the worst alone
+    episode_states: Tensor  # [B, M, D]: states of the present episode, from short-term memory
+    reference_states: Tensor  # [K, D]: states of earlier episodes; K = 0 where none are kept
+    step_scale: Tensor  # [B]: distance in representation space that a full action covers
+    upper_plans: Tensor  # [B, L - 1, H, D]: plans of the levels above, top first; `goal` is theirs
 
     def select(self, env_ids: Tensor) -> TaskContext:
-        """The same for some of the worlds only, `[N]` indices or a mask."""
+        """The context of some of the environments, `[N]` indices or a mask."""
         parts = ("goal", "task_vector", "episode_states", "step_scale", "upper_plans")
         return self._replace(**{name: getattr(self, name)[env_ids] for name in parts})
 
 
 class Rollout(NamedTuple):
-    """Imagined futures. Without latent variables Z is 0; a mind that feels nothing has I = 0."""
+    """Imagined futures. Z is 0 without latent variables, I is 0 without an interoception head."""
 
     states: Tensor  # [B, P, H + 1, D]
     actions: Tensor  # [B, P, H, A]
     latents: Tensor  # [B, P, H, Z]
-    interoception: Tensor  # [B, P, H, I]: what is felt on arrival
+    interoception: Tensor  # [B, P, H, I]: predicted signals after each action
 
 
 class Plan(NamedTuple):
-    """The actions somebody intends to take, and how much that future should hurt."""
+    """An action sequence and the energy of the future it is predicted to lead to."""
 
     actions: Tensor  # [B, H, A]
     energy: Tensor  # [B]
-    terms: Mapping[str, Tensor]  # each [B]: the energy by name, already weighted
-    states: Tensor  # [B, H + 1, D]: what is hoped for; a reflex imagines nothing, H is 0
-    upper_plans: Tensor  # [B, L - 1, H, D]: what the levels above plan, top first, in their strides
-    candidate_states: (
-        Tensor  # [B, P * K, H + 1, D]: all the futures that were compared, K of a proposal
-    )
-    candidate_energies: Tensor  # [B, P]: how much each proposal should hurt
-    planned: Tensor  # [B] bool: by Mode-2, not Mode-1
+    terms: Mapping[str, Tensor]  # each [B]: the weighted energy terms by name
+    states: Tensor  # [B, H + 1, D]: predicted states; Mode-1 predicts none, H is 0
+    upper_plans: Tensor  # [B, L - 1, H, D]: plans of the levels above, top first, in their steps
+    candidate_states: Tensor  # [B, P * K, H + 1, D]: all futures compared, K of each candidate
+    candidate_energies: Tensor  # [B, P]
+    planned: Tensor  # [B] bool: True from Mode-2, False from Mode-1
     env_action: Any = None  # what `env.step` takes, in the plans of a Controller; else None
 
     @property
     def violation(self) -> Tensor:
-        """[B]: the price of limits that this plan exceeds; 0 where it keeps them all."""
+        """[B]: the penalty for limits that this plan exceeds; 0 where it keeps them all."""
         penalties = [term for name, term in self.terms.items() if name.startswith("limit ")]
         return torch.stack(penalties).sum(0) if penalties else torch.zeros_like(self.energy)
 
     @property
     def subgoals(self) -> Tensor:
-        """[B, L - 1, D]: what each level asked of the one below."""
+        """[B, L - 1, D]: the subgoal that each level sets for the one below."""
         return self.upper_plans[:, :, 0]
 
     @property
     def action(self) -> Tensor:
-        """[B, A]: the only one that leaves the mind."""
+        """[B, A]: the first action, the one to execute."""
         return self.actions[:, 0]
 
 
 class RolloutFn(Protocol):
-    """State `[B, D]` and actions `[B, P, H, A]` -> the futures they would lead to: the likeliest of
-    each, or K of each, one after the other, that depend on `noise` `[K, H, U]` in [0, 1)."""
+    """State `[B, D]` and actions `[B, P, H, A]` -> the futures that the world model predicts: the
+    most likely one of each candidate, or K of each, one after the other, as functions of `noise`
+    `[K, H, U]`, uniform in [0, 1)."""
 
     def __call__(self, state: Tensor, actions: Tensor, noise: Tensor | None = None) -> Rollout: ...
 
 
 PolicyFn: TypeAlias = Callable[[Tensor], Tensor]
-"""What somebody who decides as he goes would do: states `[B, D]` -> actions `[B, A]`."""
+"""A policy under a fixed task: states `[B, D]` -> actions `[B, A]`."""
 
 
 class PolicyRolloutFn(Protocol):
-    """The future of somebody who decides as he goes, and beside it, in the same breath, those of
-    actions `[B, P, H, A]`; P may be 0. Chance is as in `RolloutFn`."""
+    """State `[B, D]` -> the future under a closed-loop policy, followed by the futures of the
+    candidate actions `[B, P, H, A]`, in one batch; P may be 0. `noise` is as in `RolloutFn`."""
 
     def __call__(
         self, state: Tensor, policy: PolicyFn, candidates: Tensor, noise: Tensor | None = None
@@ -271,7 +265,7 @@ class PolicyRolloutFn(Protocol):
 
 
 class CostFn(Protocol):
-    """How much every imagined future would hurt, `[B, P]`, unweighted."""
+    """The unweighted energy of every imagined future, `[B, P]`."""
 
     def __call__(self, rollout: Rollout, context: TaskContext) -> Tensor: ...
 
@@ -283,36 +277,37 @@ class CostTermsFn(Protocol):
 
 
 class ProposalFn(Protocol):
-    """State `[B, D]` -> actions worth considering, `[B, P, H, A]`; P may be 0."""
+    """State `[B, D]` -> initial candidates for a planner, `[B, P, H, A]`; P may be 0."""
 
     def __call__(self, state: Tensor, context: TaskContext) -> Tensor: ...
 
 
 class ActorFn(Protocol):
-    """State `[B, D]` -> what to do about it. Mode-1 and Mode-2 are both actors."""
+    """State `[B, D]` -> plan. Mode-1 and Mode-2 have this one signature."""
 
     def __call__(self, state: Tensor, context: TaskContext) -> Plan: ...
 
 
 class ActorProtocol(ActorFn, Protocol):
-    """An actor that can be told that a new life begins, and where its chance starts."""
+    """An actor that is reset when an episode begins, with the seed of its random draws."""
 
     def reset(self, seed: int = 0) -> None: ...
 
 
 class PlannerProtocol(ActorProtocol, Protocol):
-    """Mode-2: it goes on from its last plan, unless it is told from what."""
+    """A Mode-2 actor: it starts from its own last plan unless a warm start is set."""
 
     def set_warm_start(self, actions: Tensor) -> None: ...
 
 
 LatentRolloutFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""States `[N, D]` and any numbers `[N, P, H, A]`, which are bounded to actions -> where these lead,
-`[N, P, H, D]`."""
+"""States `[N, D]` and unbounded numbers `[N, P, H, A]`, which are squashed to actions -> the states
+they lead to, `[N, P, H, D]`."""
 
 
 class QuasimetricFns(NamedTuple):
-    """Steps still to go from states to goals, as functions: whoever learns them keeps them."""
+    """The learnt number of steps from a state to a goal, as functions that share the parameters of
+    the critic without owning them."""
 
-    embed: Callable[[Tensor], Tensor]  # what is made of either, `[..., D]` -> `[..., F]`
-    from_embeddings: Callable[[Tensor, Tensor], Tensor]  # of these, broadcast -> `[...]`
+    embed: Callable[[Tensor], Tensor]  # state or goal `[..., D]` -> embedding `[..., F]`
+    from_embeddings: Callable[[Tensor, Tensor], Tensor]  # two embeddings, broadcast -> `[...]`

@@ -12,6 +12,7 @@ from torch import Tensor
 from ami_agent import recipes
 from ami_agent.cli.main import main
 from ami_agent.config import Config, override
+from ami_agent.evaluation import latency
 from ami_agent.training import (
     AmortizePlanning,
     CollectRandom,
@@ -26,17 +27,22 @@ from ami_agent.training import (
     TrainJEPA,
     TrainQuasimetric,
 )
-from modules.actor.subgoals import (
-    HierarchicalJEPAConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import LandmarkGraphConfig
 from modules.types import PolicyFn, PolicyRolloutFn, Rollout, RolloutFn, TaskContext
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Tiny tensors: a second thread only waits for the first."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _few_timed_actions(monkeypatch):
+    """An evaluation times some actions alone; what it times is no test's business but its own."""
+    monkeypatch.setattr(latency, "TIMED_ACTIONS", 4)
+    monkeypatch.setattr(latency, "WARM_UP_ACTIONS", 1)
 
 
 def pytest_collection_modifyitems(items):

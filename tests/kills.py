@@ -47,32 +47,32 @@ class Line(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.checkpoint_dir = float(self.np_random.uniform(-0.9, 0.9))
-        return np.array([self.checkpoint_dir], np.float32), {}
+        self.position = float(self.np_random.uniform(-0.9, 0.9))
+        return np.array([self.position], np.float32), {}
 
     def step(self, action):
-        self.checkpoint_dir += 0.1 * float(action[0]) + 0.01 * float(self.np_random.normal())
-        done = abs(self.checkpoint_dir) > 1
+        self.position += 0.1 * float(action[0]) + 0.01 * float(self.np_random.normal())
+        done = abs(self.position) > 1
         return (
-            np.array([self.checkpoint_dir], np.float32),
-            1 - abs(self.checkpoint_dir),
+            np.array([self.position], np.float32),
+            1 - abs(self.position),
             done,
             False,
             {},
         )
 
 
-class StuckPerturbation(Line):
+class Unseeded(Line):
     """The same with randomness that no seed decides."""
 
     def step(self, action):
-        self.checkpoint_dir += 0.01 * float(np.random.default_rng().normal())
+        self.position += 0.01 * float(np.random.default_rng().normal())
         return super().step(action)
 
 
 if "ami-test/Killed-v0" not in gymnasium.registry:
     gymnasium.register("ami-test/Killed-v0", entry_point=Line, max_episode_steps=20)
-    gymnasium.register("ami-test/Restless-v0", entry_point=StuckPerturbation, max_episode_steps=20)
+    gymnasium.register("ami-test/Restless-v0", entry_point=Unseeded, max_episode_steps=20)
 
 
 def line(collect: int = 60, updates: int = 4, interact: int = 6) -> Config:
@@ -182,12 +182,12 @@ def kill(kind: str, kills: int, folder: Path, rng: random.Random) -> int:
     whole, log = folder / "whole", folder / "log.txt"
     start_time = time.monotonic()
     _end(child(lambda: work(kind, whole), log), log)
-    episode_steps, done, at_work = time.monotonic() - start_time, 0, 0
+    duration, done, at_work = time.monotonic() - start_time, 0, 0
     for number in range(kills):
         cut = folder / f"killed-{number}"
         while done < kills:
             pid = child(lambda: work(kind, cut), log)  # noqa: B023
-            time.sleep(rng.uniform(0.02, 0.7) * episode_steps)
+            time.sleep(rng.uniform(0.02, 0.7) * duration)
             os.kill(pid, signal.SIGKILL)
             done += 1
             ended_itself = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -207,11 +207,11 @@ def _end(pid: int, log: Path) -> None:
 
 
 if __name__ == "__main__":
-    count, types = int(sys.argv[1]), sys.argv[2:] or KINDS
-    for which in types:
-        with tempfile.TemporaryDirectory() as position:
+    count, kinds = int(sys.argv[1]), sys.argv[2:] or KINDS
+    for which in kinds:
+        with tempfile.TemporaryDirectory() as folder:
             started = time.monotonic()
-            worked = kill(which, count, Path(position), random.Random(f"{count} {which}"))
+            worked = kill(which, count, Path(folder), random.Random(f"{count} {which}"))
             took = time.monotonic() - started
             print(
                 f"{which}: {count} kills, {worked} at work, all the same, {took:.0f} s", flush=True

@@ -133,14 +133,20 @@ def test_seeds_that_are_predicted_find_what_is_there_four_times_in_five():
 @pytest.mark.parametrize(
     ("gap", "said"),
     [
-        (Difference(3, -3.0, (-5.0, -1.0), 4), "3 return less than it [-5, -1] over 3 seeds: a re"),
-        (Difference(3, 3.0, (-5.0, 9.0), 40), "may do; about 40 seeds would tell one of this size"),
-        (Difference(1, 3.0, None, None), "with one seed, from which nothing follows"),
+        (
+            Difference(3, -3.0, (-5.0, -1.0), 4),
+            "3 return less than it [-5, -1] over 3 seeds, signi",
+        ),
+        (
+            Difference(3, 3.0, (-5.0, 9.0), 40),
+            "not significant; about 40 seeds would detect this difference",
+        ),
+        (Difference(1, 3.0, None, None), "with one seed, which gives no interval"),
         (Difference(0, None, None, None), "no seed of both finished"),
         (Difference(3, 0.0, (0.0, 0.0), None), "no different from it in any seed"),
         (
             Difference(3, 0.0, (-2.0, 2.0), None),
-            "it on the mean [-2, 2] over 3 seeds: no more",
+            "it on average [-2, 2] over 3 seeds, not significant",
         ),
     ],
 )
@@ -157,7 +163,7 @@ def test_what_follows_is_reported_in_a_word():
         (2.0, (1.0, 3.0)),
     ]
     labels = [Difference(3, mean, ci95, None).label for mean, ci95 in differences]
-    assert labels == ["not known", "not known", "none", "may be chance", "real"]
+    assert labels == ["unknown", "unknown", "no difference", "not significant", "significant"]
 
 
 def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
@@ -184,43 +190,43 @@ def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
     )
     first, second, same = done.sentences()
     assert first.startswith("less, Mode-2: 50 points of success less than whole [-50, -50]")
-    assert first.endswith("a real difference")
+    assert first.endswith("over 2 seeds, significant")
     assert second.startswith("least, Mode-2: 100 points")
     assert same == "Mode-1: no variant is different from whole in any seed"
     written = page.write(tmp_path / "index.html", done).read_text()
     assert f"{same}." in written
-    assert '<b class="significant">real</b> Mode-2: 50 points of success less' in written
-    pairs = written.partition("Beside each other")[2].partition("Figures")[0]
+    assert '<b class="significant">significant</b> Mode-2: 50 points of success less' in written
+    pairs = written.partition("Pairwise differences")[2].partition("Results")[0]
     assert pairs.count("<table>") == 1  # of the mode that tells any apart
     assert '<tr><th>least</th><td><b class="significant">-100</b> [-100, -100]</td>' in pairs
     assert '<td><b class="significant">-50</b> [-50, -50]</td><td></td></tr>' in pairs
-    assert "Nothing teaches it" not in written  # `interact` does
+    assert "No stage of this study" not in written  # `actor_critic` does
     untrained = override(config_of(), {"stages.actor_critic": None, "stages.distill_policy": None})
     bare = replace(
         done, configs=dict.fromkeys(reached, untrained), question="What for?\n\nFor <this>."
     )
     written = page.write(tmp_path / "index.html", bare).read_text()
-    assert f"{same}. Nothing teaches it in this study" in written
+    assert f"{same}. No stage of this study trains the policy" in written
     assert 'What for?</p><p class="statement">For &lt;this&gt;.</p>' in written
     results["least"][1] = JobResult("least", 1, figures(0.0, 0.1))
     assert sum("Mode-1" in sentence for sentence in done.sentences()) == 2
 
 
 def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
-    configs = variants(config_of(), ("train_jepa.feeling",), ())
+    configs = variants(config_of(), ("train_jepa.interoception",), ())
     done = run(configs, tmp_path)
     output = json.loads((tmp_path / "study.json").read_text())
     assert output["measure"] == "return"
-    assert list(output["variants"]) == ["gym", "without objective.feeling"]
+    assert list(output["variants"]) == ["gym", "without train_jepa.interoception"]
     for variant in output["variants"].values():
         assert [r["seed"] for r in variant["runs"]] == [0, 1]
         by_seed = [r["plan"]["return"]["mean"] for r in variant["runs"]]
         assert variant["plan"]["by_seed"] == by_seed
         assert variant["plan"]["interquartile_mean"]["mean"] == pytest.approx(sum(by_seed) / 2)
-    gone = output["variants"]["without objective.feeling"]["changes"]
+    gone = output["variants"]["without train_jepa.interoception"]["changes"]
     assert gone == [
-        "objective.weights.feeling is 0.0, not 1",
-        "interact.objective.weights.feeling is 0.0, not 1",
+        "stages.train_jepa.weights.interoception is 0.0, not 1",
+        "stages.actor_critic.train_jepa.weights.interoception is 0.0, not 1",
     ]
     with (tmp_path / "study.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -240,20 +246,20 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
     parser.feed(page.write(tmp_path / "index.html", done).read_text())
     text = " ".join(parser.seen)
     for sentence in done.sentences():
-        assert sentence.removeprefix("without objective.feeling, ") in text
-    assert setting_help(configs["gym"], "train_jepa.weights.feeling") in text
-    assert "it says nothing of itself" in text  # the world
+        assert sentence.removeprefix("without train_jepa.interoception, ") in text
+    assert setting_help(configs["gym"], "stages.train_jepa.weights.interoception") in text
+    assert "it has no description" in text  # the environment
     by_chance = done.results["gym"][0].metrics["plan"]["baselines"]["random"]["return"]["mean"]
-    assert f"In the same episodes reach: random actions, {by_chance:.3g}." in text
-    assert "interact.objective.weights.feeling is 0.0, not 1" in text
+    assert f"Baselines in the same episodes: random actions: {by_chance:.3g}." in text
+    assert "stages.actor_critic.train_jepa.weights.interoception is 0.0, not 1" in text
     assert (tmp_path / "study.png").stat().st_size > 5000
     spread = last_metrics(tmp_path / "gym" / "1", "state")["std_mean"]
     assert done.run_infos["gym"][1].state["std_mean"] == spread > 0
     both = (run.state["std_mean"] for run in done.run_infos["gym"])
     assert f"spread of states {sum(both) / 2:.2f}; effective rank" in text
     assert last_metrics(tmp_path / "gym" / "1", "nothing") == last_metrics(tmp_path, "state") == {}
-    steps = configs["gym"].train_jepa.optim.steps
-    assert f", {steps} updates:  {setting_help(configs['gym'], 'train_jepa')}" in text
+    steps = configs["gym"].stages["train_jepa"].optim.steps
+    assert f", {steps} updates:  {setting_help(configs['gym'], 'stages.train_jepa')}" in text
     again = run(configs, tmp_path)
     assert again.to_dict() == done.to_dict()
 
@@ -264,14 +270,12 @@ def test_a_variant_that_fails_is_reported_and_the_rest_goes_on_and_is_not_done_a
     configs = {"base": config_of(), "broken <b>": config_of("breaks")}
     done = run(configs, tmp_path)
     assert done.failures() == [
-        f"broken <b>, seed {seed} failed: world 'ami-test/Brittle-v0' failed in step: "
+        f"broken <b>, seed {seed} failed: environment 'ami-test/Brittle-v0' failed in step: "
         f"RuntimeError: the line broke (test_ablate.py:{line})"
         for seed in range(2)
     ]
     assert len(done.values_by_seed("base", "plan")) == 2
-    assert "broken <b>, Mode-2: no seed of both finished, so nothing can be said" in (
-        done.sentences()
-    )
+    assert "broken <b>, Mode-2: no seed of both finished" in (done.sentences())
     written = page.write(tmp_path / "index.html", done).read_text()
     assert "broken &lt;b&gt;" in written
     assert "broken <b>" not in written
@@ -280,7 +284,7 @@ def test_a_variant_that_fails_is_reported_and_the_rest_goes_on_and_is_not_done_a
     assert (tmp_path / "base" / "0" / "manifest.json").stat().st_mtime_ns == stamp
     nothing = run({"broken": config_of("breaks"), "too": config_of("breaks")}, tmp_path / "other")
     assert nothing.sentences()[0] == "no run finished"
-    with pytest.raises(ConfigError, match=r"no run finished; why is in .*study\.json"):
+    with pytest.raises(ConfigError, match=r"no run finished; .*study\.json holds the errors"):
         nothing.check(tmp_path / "other")
     done.check(tmp_path)
     page.write(tmp_path / "other" / "index.html", nothing)
@@ -321,9 +325,9 @@ def test_how_long_it_takes_is_reported_before_and_after(tmp_path, monkeypatch):
         return messages.export_text()
 
     first = said(tmp_path / "first")
-    assert "no finished run of gym tells how long it takes; the first will" in first
+    assert "the training time is unknown until the first run of gym finishes" in first
     worked, taken, at_once = re.search(
-        r"(\d+) s of work in (\d+) s: (\d\.\d+) at a time", first
+        r"(\d+) s of work in (\d+) s: (\d\.\d+) runs at a time", first
     ).groups()  # fmt: skip
     assert int(worked) <= int(taken)
     assert 0.5 < float(at_once) <= 1
@@ -406,13 +410,13 @@ def test_what_is_not_there_can_not_be_taken_away():
 
 def test_components_that_do_not_fit_are_reported_before_anything_is_trained(tmp_path):
     base = recipes.gym(EnvConfig(id="CartPole-v1"))
-    with pytest.raises(ConfigError, match="bounds are Box"):
-        run(variants(base, (), ("bounds=Box",)), tmp_path / "study")
+    with pytest.raises(ConfigError, match="actions are choices"):
+        run(variants(base, (), ("action_space=BoxActions",)), tmp_path / "study")
     assert not (tmp_path / "study" / "gym").exists()
 
 
 def test_terms_are_taken_from_the_online_objective_as_well():
-    config = without(config_of(), "train_jepa.change")
+    config = without(config_of(), "train_jepa.scaled_prediction")
     assert (
         config.stages["train_jepa"].weights.scaled_prediction
         == config.stages["actor_critic"].train_jepa.weights.scaled_prediction
@@ -438,12 +442,8 @@ def test_terms_are_taken_from_what_is_learnt_of_data_as_well():
             )
         },
     )
-    assert (
-        without(offline, "train_jepa.change")
-        .stages["actor_critic"]
-        .train_jepa.weights.scaled_prediction
-        == 0
-    )
+    changed = without(offline, "train_jepa.scaled_prediction")
+    assert changed.stages["actor_critic"].train_jepa.weights.scaled_prediction == 0
 
 
 def test_a_folder_that_can_not_be_is_reported_before_anything_is_trained(tmp_path, capsys):
@@ -451,4 +451,4 @@ def test_a_folder_that_can_not_be_is_reported_before_anything_is_trained(tmp_pat
     said = error_line(
         capsys, "ablate", "two-rooms", "--without", "goal_critic", "--out", tmp_path / "file" / "x"
     )
-    assert f"{tmp_path / 'file'} is no folder" in said
+    assert f"{tmp_path / 'file'} is not a folder" in said

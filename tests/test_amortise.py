@@ -9,7 +9,7 @@ import torch
 
 from ami_agent import recipes
 from ami_agent.agent import Agent
-from ami_agent.config import buffer_steps, build, override, stages
+from ami_agent.config import buffer_steps, build, override
 from ami_agent.training import AmortizePlanning
 from ami_agent.training.base import encode_buffer
 from ami_agent.training.optim import OptimConfig
@@ -66,8 +66,8 @@ def test_habits_get_better_in_imagination_and_only_the_policy_learns(recipe):
         buffer_size=buffer_steps(config),
     )
     acts_matter(agent)
-    for name in ("life", "amortize_policy"):
-        stage_run = stages(config)[name].start(agent, config.env, seed=1)
+    for name in ("collect", "amortize_policy"):
+        stage_run = config.stages[name].start(agent, config.env, seed=1)
         if name == "amortize_policy":
             before = {key: value.clone() for key, value in agent.state_dict().items()}
             untrained, planned = energies(agent, 3)
@@ -128,8 +128,8 @@ def test_only_the_tasks_that_are_named_are_practised():
 
     agent.configurator.context = spy
     episode, practice = (
-        stages(config)[name].start(agent, config.env, seed=1)
-        for name in ("life", "amortize_policy")
+        config.stages[name].start(agent, config.env, seed=1)
+        for name in ("collect", "amortize_policy")
     )
     for stage_run in (episode, practice):
         while stage_run.step < stage_run.total:
@@ -141,7 +141,7 @@ def test_only_the_tasks_that_are_named_are_practised():
     ("tasks", "message"),
     [
         (("eat", "fly"), "amortize_policy.tasks names 'fly'; there are eat, flag, explore, stay"),
-        ((), "can't practise 'explore'.*amortise.tasks may name eat, flag, stay"),
+        ((), "can't practise 'explore'.*amortize_policy.tasks may name eat, flag, stay"),
     ],
 )
 def test_tasks_that_cannot_be_practised_are_refused_before_anything_is_learnt(tasks, message):
@@ -153,7 +153,9 @@ def test_tasks_that_cannot_be_practised_are_refused_before_anything_is_learnt(ta
 
 def test_tasks_to_imitate_are_known():
     distil = replace(recipes.forage().stages["distill_policy"], imitated_tasks=("stay", "fly"))
-    with pytest.raises(ConfigError, match=r"distil\.imitate names 'fly'; there are eat, flag"):
+    with pytest.raises(
+        ConfigError, match=r"distill_policy\.imitated_tasks names 'fly'; there are eat, flag"
+    ):
         check_stages(override(recipes.forage(), {"stages.distill_policy": distil}))
 
 

@@ -52,7 +52,7 @@ def test_without_a_name_the_names_are_reported(tmp_path, capsys):
         (("baselines", "--algorithms", "alphazero"), "alphazero"),
         (("baselines", "--episodes", "0"), "--episodes is 0"),
         (("env-speed", "--seconds", "inf"), "--seconds is inf; it must be from 0"),
-        (("env-speed", "--env.import", "nosuch.py"), "no world could be measured"),
+        (("env-speed", "--env.import", "nosuch.py"), "no environment could be measured"),
         (("baselines", "--solved-at", "nan"), "solved-at is nan"),
         (("baselines", "--json", "nowhere/told.json"), "a file in a folder that exists"),
     ],
@@ -121,8 +121,8 @@ def test_a_curve_is_found_once_and_of_another_task_it_is_refused(tmp_path, capsy
     assert kept.stat().st_mtime_ns == before
     assert json.loads((tmp_path / "j").read_text())["CartPole-v1"] == found
     message = error_line(capsys, "bench", "baselines", *flags, "--steps", 400)
-    assert "PPO-0-3.json was found with other settings, steps is 300, not 400" in message
-    assert "SAC can't live in CartPole-v1" in error_line(
+    assert "PPO-0-3.json was measured with other settings, steps is 300, not 400" in message
+    assert "SAC does not support CartPole-v1" in error_line(
         capsys, "bench", "baselines", *env, "--algorithms", "sac"
     )
 
@@ -154,7 +154,7 @@ def test_our_curve_tells_what_episode_cost(tmp_path):
             trial.curve(tmp_path, 0, Console(quiet=True))
         kept.write_text(found)
     calm = override(config, {"stages.actor_critic.action_noise": 0.1})
-    with pytest.raises(ConfigError, match=r"other settings, interact.noise is 0.5, not 0.1"):
+    with pytest.raises(ConfigError, match=r"actor_critic\.action_noise is 0.5, not 0.1"):
         replace(trial, config=calm).curve(tmp_path, 0, Console(quiet=True))
     assert ami.load(tmp_path / "0").spec.choices == (2,)
 
@@ -181,8 +181,8 @@ def test_who_learns_is_looked_at_without_his_episode_being_cut_into_pieces(monke
         sb3, "mean_return_of", lambda model, *_: rates.append(model.exploration_rate) or 0.0
     )
     curve = sb3.learning_curve(
-        "dqn", EnvConfig(id="CartPole-v1"), steps=104, eval_every=4, seed=0, episodes=1, first_seed=0,
-        device="cpu",
+        "dqn", EnvConfig(id="CartPole-v1"), steps=104, eval_every=4, seed=0, episodes=1,
+        first_seed=0, device="cpu",
     )  # fmt: skip
     assert [steps for steps, _, _ in curve] == list(range(4, 105, 4))
     assert rates[0] == pytest.approx(1 - 0.95 * 4 / 10.4)

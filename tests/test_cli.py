@@ -56,31 +56,34 @@ def own(run, tmp_path) -> Path:
         (["train", "two-rooms", "--env.variant", "moon"], "choose one of"),
         (["train", "two-rooms", "--env.id", "ami/Nowhere-v0"], "ami/Nowhere"),
         (["train", "two-rooms", "--resume"], "has no config.json"),
-        (["eval", "nowhere"], "nowhere is no run folder"),
+        (["eval", "nowhere"], "nowhere is not a run folder"),
         (["eval"], "needs a DIR first"),
         (["ablate", "two-rooms", "--without", "soul"], "there are goal_critic, "),
         (["ablate", "two-rooms", "--swap", "planner=magic"], "GradientPlanner, Collocation, CEM"),
         (["ablate", "two-rooms", "--swap", "planner=gradientplanner"], "changes nothing"),
         (
-            ["ablate", "two-rooms", "--swap", "goal_critic=nocritic"],
+            ["ablate", "two-rooms", "--swap", "goal_critic=nogoalcritic"],
             "on the command line, --without",
         ),
         (
             ["train", "two-rooms-random", "--distill-paths.nodes-per-graph", "900"],
-            "a life of 640 steps has 641",
+            "an episode of 640 steps has 641",
         ),
-        (["train", "two-rooms", "--train-jepa.length", "33"], "but a life has 32 steps"),
+        (["train", "two-rooms", "--train-jepa.length", "33"], "but an episode has 32 steps"),
         (["train", "two-rooms", "--refine", "yes"], "--refine"),
         (["train", "two-rooms", "--eval-every-stage", "-1"], "--eval-every-stage is -1"),
         (
             ["train", "two-rooms", "--perception.patch", "0"],
             "--perception.patch is 0; it must be a whole number from 1",
         ),
-        (["train", "two-rooms", "--env.variant", "random"], "world and evaluation must be alike"),
-        (["train", "two-rooms-random", "--stuck-recovery.check-every", "0"], "period is 0"),
+        (["train", "two-rooms", "--env.variant", "random"], "env and eval_env must be alike"),
+        (
+            ["train", "two-rooms-random", "--stuck-recovery.check-every", "0"],
+            "--stuck-recovery.check-every is 0",
+        ),
         (
             ["train", "two-rooms-random", "--finetune-dynamics.length", "21"],
-            "but a life has 20 steps",
+            "but an episode has 20 steps",
         ),
         (["ablate", "two-rooms", "--json", "nowhere/told.json"], "a file in a folder that exists"),
         (["list", "everything"], "everything"),
@@ -192,7 +195,7 @@ def test_eval_writes_the_figures_of_the_contract(run, tmp_path, capsys):
 
 def test_a_task_that_the_agent_does_not_know_is_refused(run, capsys):
     message = error_line(capsys, "eval", run, "--task", "fly", "--episodes", "2")
-    assert "no task 'fly'; this agent knows reach" in message
+    assert "no task 'fly'; this agent has reach" in message
 
 
 def test_the_same_seed_gives_the_same_figures(run, tmp_path):
@@ -212,15 +215,16 @@ def test_list_names_recipes_and_what_can_stand_in_each_box(capsys, tmp_path):
     assert "two-rooms" in json.loads((tmp_path / "told.json").read_text())["recipes"]
     message = capsys.readouterr().out
     assert "two-rooms-eb-random" in message
-    assert "GradientPlanner, Collocation, CEM, MPPI" in message
-    assert "critic.distance" in message
+    words = message.replace("│", " ").split()
+    assert "GradientPlanner, Collocation, CEM, MPPI" in " ".join(words)
+    assert "cost.goal_critic.distance" in words
 
 
 def test_probe_says_whether_the_state_is_alive(run, capsys, tmp_path):
     assert main(["probe", str(run), "--json", str(tmp_path / "marks.json")]) == 0
     metrics = json.loads((tmp_path / "marks.json").read_text())
     assert {"effective_rank", "error dot x", "wall imagined", "door true"} <= set(metrics)
-    assert set(metrics["scorecard"]["linear"]) == {"agent", "untrained", "seen"}
+    assert set(metrics["scorecard"]["linear"]) == {"agent", "untrained", "observation"}
     assert (run / "probe.png").stat().st_size > 10_000
 
 
@@ -235,7 +239,7 @@ def test_a_settings_file_cut_short_is_named(file, own, capsys):
 
 def test_settings_of_another_version_are_refused(own, capsys):
     known = json.loads((own / "config.json").read_text())
-    known["planner"]["clairvoyance"] = 7
+    known["actor"]["planner"]["clairvoyance"] = 7
     (own / "config.json").write_text(json.dumps(known))
     assert "clairvoyance" in error_line(capsys, "eval", own)
 
@@ -243,14 +247,14 @@ def test_settings_of_another_version_are_refused(own, capsys):
 @pytest.mark.parametrize("named", [{"_type": "OracleConfig"}, {}])
 def test_a_class_that_no_box_knows_is_refused(named, own, capsys):
     known = json.loads((own / "config.json").read_text())
-    known["policy"] = named
+    known["actor"]["policy"] = named
     (own / "config.json").write_text(json.dumps(known))
     assert "holds no settings of this version" in error_line(capsys, "eval", own)
 
 
 def test_weights_of_another_agent_are_refused(own, capsys):
     known = json.loads((own / "config.json").read_text())
-    known["perception"]["state"] = 7
+    known["perception"]["state_dim"] = 7
     (own / "config.json").write_text(json.dumps(known))
     assert "does not fit the settings" in error_line(capsys, "eval", own)
 
@@ -283,13 +287,13 @@ def test_a_full_disk_ends_a_run_in_one_line_and_spares_what_was_saved(tmp_path):
         "config = small(ami.recipes.two_rooms(), 40)\n"
         "cli.recipe = lambda name: config\n"
         "import ami_agent.train as _\n"
-        "train = sys.modules['ami_agent.train'].Training\n"
-        "learn = train._learn\n"
-        "def full(self, index, name, pupil):\n"
-        "    if name == 'teacher':\n"
+        "train = sys.modules['ami_agent.train'].Trainer\n"
+        "run_updates = train._run_updates\n"
+        "def full(self, index, name, stage_run):\n"
+        "    if name == 'train_goal_critic':\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "    learn(self, index, name, pupil)\n"
-        "train._learn = full\n"
+        "    run_updates(self, index, name, stage_run)\n"
+        "train._run_updates = full\n"
         "sys.exit(cli.main(['train', 'two-rooms', '--out', sys.argv[2], '--save-every', '0']))\n"
     )
     argv = [sys.executable, "-c", code, str(ROOT), str(tmp_path / "run")]
@@ -298,7 +302,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_spares_what_was_saved(tmp_path):
     assert done.stderr.startswith("ami: ")
     assert done.stderr.count("\n") == 1
     _, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"))
-    assert facts["lesson"] == 2  # the objective was learnt and is kept
+    assert facts["stage_index"] == 2  # the objective was learnt and is kept
 
 
 def test_a_study_trains_every_variant_and_goes_on_where_it_was(tiny, tmp_path, capsys, monkeypatch):

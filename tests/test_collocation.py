@@ -101,7 +101,7 @@ def total(agent: RolloutEvaluator, state: Tensor, actions: Tensor, task: TaskCon
 @pytest.mark.parametrize("through", [0.0, 0.5, 1.0])
 def test_finds_the_optimum_of_an_env_solved_by_hand(bounds, through):
     """argmin |s + sum a - g|^2 + w sum |a|^2 is H equal steps (g - s) / (H + w)."""
-    agent = make_evaluator(action_space=bounds)
+    agent = make_evaluator(bounds=bounds)
     plan = planner(agent, dynamics_grad_scale=through, polish_steps=60)(HERE, context(steps=100))
     best = ((THERE - HERE) / (3 + CARE))[:, None].expand(-1, 3, -1)
     torch.testing.assert_close(plan.actions, best, atol=0.02, rtol=0)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ami_agent import recipes
-from ami_agent.adapters.env import EnvironmentSpec, ModalitySpec
+from ami_agent.adapters.env import EnvironmentSpec
+from ami_agent.adapters.env_spec import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation.policies import EpisodeStart, task_of
@@ -100,15 +101,15 @@ NAN, INF = float("nan"), float("inf")
         ({"drives": {"pain": INF}}, "weight of the drive 'pain' is inf; it must be 0 or more$"),
         (
             {"modality_weights": {"smell": 1.0}},
-            "gain of the sense 'smell': there are sight, touch$",
+            "modality weight 'smell': there are sight, touch$",
         ),
         (
             {"modality_weights": {"touch": -0.5}},
-            r"gain of the sense 'touch' is -0\.5; it must be 0 or more$",
+            r"modality weight 'touch' is -0\.5; it must be 0 or more$",
         ),
         (
             {"modality_weights": {"touch": NAN}},
-            "gain of the sense 'touch' is nan; it must be 0 or more$",
+            "modality weight 'touch' is nan; it must be 0 or more$",
         ),
         ({"limits": {"greed": 1.0}}, "limit of the drive 'greed': there are hunger, pain$"),
         ({"limits": {"pain": NAN}}, "limit of 'pain' is nan; it must be a finite number$"),
@@ -119,7 +120,7 @@ NAN, INF = float("nan"), float("inf")
         ({"weights": {"pain": NAN}}, "weight of 'pain' is nan; it must be 0 or more$"),
         (
             {"weights": {"control_cost": 0.0}, "drives": {}},
-            "nothing is wanted: weigh .*'critic_pain'",
+            "no cost has a weight above 0; .*critic_pain",
         ),
         (
             {"goal": {**HOME, "touch": torch.zeros(2, 5)}},
@@ -156,8 +157,11 @@ def test_who_has_no_drives_is_reported_so(config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"drives": ("hunger", "thirst")}, "'thirst'; there are hunger, pain, "),
-        ({"drives": ()}, "foresight is of drives, and there are none; it must be NoValueCritics$"),
+        ({"cost.drives": ("hunger", "thirst")}, "'thirst'; there are hunger, pain, "),
+        (
+            {"cost.drives": ()},
+            "foresight is of drives, and there are none; it must be NoValueCritics$",
+        ),
         ({"tasks": {}}, "needs at least one task"),
         (
             {"tasks": {"hide": TaskSpec(drives={"fear": 1.0})}},
@@ -165,11 +169,11 @@ def test_who_has_no_drives_is_reported_so(config):
         ),
         (
             {"tasks": {"hide": TaskSpec(drives={"pain": 1.0}, modality_weights={"smell": 0.0})}},
-            "^task 'hide': gain of the sense 'smell': there are sight, touch$",
+            "^task 'hide': modality weight 'smell': there are sight, touch$",
         ),
         (
             {"configurator": ConfiguratorConfig(modality_weights={"smell": 2.0})},
-            "gain of the sense 'smell': there are sight, touch$",
+            "modality weight 'smell': there are sight, touch$",
         ),
         (
             {"configurator": ConfiguratorConfig(conditioned_on=("fear",))},
@@ -179,12 +183,14 @@ def test_who_has_no_drives_is_reported_so(config):
 )
 def test_settings_that_make_no_sense_are_refused_when_the_agent_is_built(config, changes, message):
     with pytest.raises(ConfigError, match=message):
-        build(replace(config, **changes), BODY)
+        build(override(config, changes), BODY)
 
 
 def test_a_drive_that_this_agent_body_cannot_feel_is_refused_and_reported_what_it_feels(config):
     no_drive_tasks = BODY._replace(interoception=("reward", "energy"))
-    with pytest.raises(ConfigError, match=r"'pain' feels 'damage',.* it declares reward, energy$"):
+    with pytest.raises(
+        ConfigError, match=r"'pain' needs the signal 'damage',.* it declares reward, energy$"
+    ):
         build(config, no_drive_tasks)
 
 

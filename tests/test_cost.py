@@ -10,15 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ami_agent.losses import (
+from ami_agent.training.goal_critic import (
     LagrangeMultiplier,
-    expectile_value_loss,
-    lambda_returns,
     path_regression_loss,
     quasimetric_loss,
     temporal_difference_loss,
 )
 from ami_agent.training.optim import OptimConfig, SGDLoop
+from ami_agent.training.value_critics import expectile_value_loss, lambda_returns
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import RolloutEvaluator
 from modules.cost.cost import (
@@ -348,7 +347,9 @@ def test_a_limit_is_priced_by_what_exceeds_it_at_any_step_and_else_free():
 def test_a_drive_that_nobody_knows_or_the_env_does_not_declare_is_refused_by_name():
     with pytest.raises(ConfigError, match=f"'greed'; there are {', '.join(DRIVES)}$"):
         Drives(("greed",), CHANNELS)
-    with pytest.raises(ConfigError, match=r"'damage', which this world does not.*reward, energy$"):
+    with pytest.raises(
+        ConfigError, match=r"'damage', which this environment does not.*reward, energy$"
+    ):
         Drives(("pain",), CHANNELS[:2])
 
 
@@ -380,7 +381,7 @@ def test_what_came_cheaper_than_foreseen_counts_for_more():
         ({"goal_distance": -1.0}, "'goal_distance' is -1.0"),
         ({"critic": float("nan")}, "'critic' is nan"),
         ({"control_cost": float("inf")}, "'control_cost' is inf"),
-        ({"control_cost": 0.0}, "nothing is wanted"),
+        ({"control_cost": 0.0}, "no cost has a weight above 0"),
     ],
 )
 def test_weights_that_make_no_sense_are_refused_by_name(weights: Mapping[str, float], message: str):

@@ -267,5 +267,5 @@ def test_unusable_factors_are_refused_by_env(change, named):
     vec_env = CueCorridorVectorEnv(2)
     with pytest.raises(ValueError, match=named):
         vec_env.reset(options={"factors": factors})
-    with pytest.raises(ValueError, match="needed is"):
+    with pytest.raises(ValueError, match="it must be"):
         vec_env.reset(options={"factors": factors[:1]})

@@ -1,36 +1,152 @@
-"""The documentation is true: its Python runs as it stands, its links lead somewhere."""
+"""The documentation is true: its Python runs, its commands exist, its links lead somewhere."""
 
 from __future__ import annotations
 
+import ast
+import os
 import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium
 import pytest
 
+import ami_agent
+from ami_agent import ablation, config_io
+from ami_agent.ablation import load_configs
+from ami_agent.bench import BENCHMARKS
+from ami_agent.cli import args
+from ami_agent.cli.main import COMMANDS
+from ami_agent.recipes import recipe
+from ami_agent.recipes.gym import DEFAULT_ENV, NO_DATASET
+from ami_agent.training import OfflineActorCritic
+
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "runs" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [
-    pytest.param(code, id=f"{page.stem}-{number}")
-    for page in PAGES
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
-]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "runs" / "README.md", *sorted(DOCS.rglob("*.md"))]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+CODE = {name: re.findall(r"```python\n(.*?)```", text, re.DOTALL) for name, text in TEXTS.items()}
+PLACEHOLDERS = {
+    "RECIPE": "two-rooms",
+    "N": "3",
+    "ID": "some/data-v0",
+    "DIR": "runs/reference/two-rooms",
+}
 
 
-@pytest.mark.parametrize("code", BLOCKS)
-def test_every_python_block_runs(code, monkeypatch):
+def commands(program: str) -> list[str]:
+    """Every command of a program in shell blocks and in inline code."""
+    found = set()
+    for text in TEXTS.values():
+        blocks = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+        inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        lines = [line.partition(" #")[0].strip() for line in [*blocks.splitlines(), *inline]]
+        found |= {line for line in lines if line.startswith(f"{program} ")}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("page", [name for name, blocks in CODE.items() if blocks])
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    known = set(gymnasium.registry)
-    exec(compile(code, "documentation", "exec"), {"__name__": "documentation"})
+    known, names = set(gymnasium.registry), {"__name__": "documentation"}
+    for number, code in enumerate(CODE[page]):
+        exec(compile(code, f"{page}, block {number}", "exec"), names)
     for name in set(gymnasium.registry) - known:
         del gymnasium.registry[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_to_a_file_of_the_repository(page):
-    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text())
-    assert [link for link in links if not (page.parent / link).exists()] == []
+@pytest.mark.parametrize("command", commands("ami"))
+def test_a_command_of_the_documentation_has_the_flags_that_it_shows(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, name, *rest = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
+    target = rest.pop(0) if rest and not rest[0].startswith("--") else ""
+    if not target or {"?", "--help"} & {*rest} or "my_" in target:
+        assert name in COMMANDS
+        return
+    check = {"train": check_train, "ablate": check_ablate, "bench": check_bench}
+    flags = {"eval": args.EvalFlags, "show": args.ShowFlags, "probe": args.ProbeFlags}
+    if name in check:
+        check[name](target, rest)
+    elif name in flags:
+        config_io.parse(flags[name](), args.resolve_aliases(rest), "ami")
+    else:
+        pytest.fail(f"no command {name}")
+
+
+def check_train(name: str, flags: list[str]) -> None:
+    if name != "gym":
+        config_io.parse(args.TrainFlags(config=recipe(name)), flags, "ami")
+        return
+    parsed, rest = config_io.parse_known(args.EnvFlags(env=DEFAULT_ENV), flags, "ami")
+    if parsed.data != NO_DATASET:  # the recipe then has OfflineActorCritic, but needs the data
+        updates = rest.index("--actor-critic.updates") if "--actor-critic.updates" in rest else 0
+        assert hasattr(OfflineActorCritic(), "updates")
+        rest = rest[:updates] + rest[updates + 2 :]
+    config_io.parse(args.TrainFlags(config=recipe("gym")), rest, "ami")
+
+
+def check_ablate(name: str, flags: list[str]) -> None:
+    if ".py:" in name:
+        config_io.parse(args.StudyFlags(), flags, "ami")
+        load_configs(name)
+        return
+    parsed = config_io.parse(args.AblateFlags(config=recipe(name)), flags, "ami")
+    ablation.variants(parsed.config, parsed.without, parsed.swap)
+
+
+def check_bench(name: str, flags: list[str]) -> None:
+    assert name in BENCHMARKS
+    config_io.parse(BENCHMARKS[name], flags, "ami")
+
+
+@pytest.mark.parametrize("command", commands("python"))
+def test_a_script_of_the_documentation_exists_with_the_tables_that_it_names(command):
+    _, script, *flags = shlex.split(command)
+    tree = ast.parse((ROOT / script).read_text())
+    known = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    if "--only" in flags:
+        only = flags[flags.index("--only") + 1 :]
+        assert [name for name in only if name not in (*known, "NAME")] == []
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_link_leads_to_a_file_of_the_repository_and_to_a_heading_of_it(page):
+    missing = []
+    for link, _, anchor in links(TEXTS[page]):
+        target = (ROOT / page).parent / link if link else ROOT / page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(f"{link}#{anchor}")
+    assert missing == []
+
+
+def links(text: str) -> Iterator[tuple[str, str, str]]:
+    """Relative links as file, "#", heading."""
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        yield link.partition("#")
+
+
+def anchors(page: Path) -> list[str]:
+    """The headings of a page, as the site and GitHub name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in headings]
 
 
 def test_the_readme_stays_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    assert len(TEXTS["README.md"].splitlines()) <= 150
+
+
+def test_every_public_name_has_a_place_in_the_reference():
+    reference = TEXTS["docs/api/ami_agent.md"]
+    assert [name for name in ami_agent.__all__ if f".{name}" not in reference] == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

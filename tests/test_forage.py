@@ -617,7 +617,7 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 def test_unusable_factors_are_refused_by_world(wrong):
     vec_env, infos = make_env(3)
     factors = infos["factors"].clone()
-    with pytest.raises(ValueError, match=r"factors is \[2, 5\]; needed is \[3, 5\]"):
+    with pytest.raises(ValueError, match=r"factors has shape \[2, 5\]; it must be \[3, 5\]"):
         vec_env.reset(options={"factors": factors[:2]})
     factors[1, 4] = wrong
     with pytest.raises(ValueError, match="environment 1"):

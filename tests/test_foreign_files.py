@@ -22,10 +22,8 @@ from safetensors.torch import load_file, save_file
 
 import ami_agent as ami
 from ami_agent.ablation.executors import Job, finished_metrics, read_results
-from ami_agent.adapters import minari_files
-from ami_agent.adapters.datasets import from_run
+from ami_agent.adapters.datasets import check_minari_files, from_run
 from ami_agent.adapters.env import behaviour_policy, rollout
-from ami_agent.config import empty_transition
 from ami_agent.probing.perturbations import apply_perturbation
 from ami_agent.storage import checkpoint, guarded_reader, run_dir
 from modules.memory.replay_buffer import ReplayBuffer
@@ -145,7 +143,7 @@ def tensors_values(path: Path, rng: random.Random) -> None:
         torch.zeros(3, 1, 2), value.bool(), torch.ones(()), value.flatten().repeat(2),
     ]  # fmt: skip
     if rng.random() < 0.2:
-        tensors[rng.choice(["agent.", "pupil.x", "", f"{name}.x"])] = tensors.pop(name)
+        tensors[rng.choice(["agent.", "stage_run.x", "", f"{name}.x"])] = tensors.pop(name)
     else:
         tensors[name] = rng.choice(types)
     save_file({n: t.contiguous() for n, t in tensors.items()}, path)
@@ -271,16 +269,28 @@ def edited(run: Path, *path: Any, to: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("planner", "horizon"), 2.5, r"planner\.horizon: 2\.5 is given, and a whole number"),
-        (("planner", "horizon"), True, r"planner\.horizon: True is given, and a whole number"),
-        (("planner", "lr"), "1", r"planner\.lr: '1' is given, and a finite number"),
-        (("train_jepa", "optim", "batch_size"), 0, r"objective\.learning: batch is 0"),
-        (("env", "id"), 7, r"world\.id: 7 is given, and text"),
-        (("env", "imports"), "abc", r"world\.imports: 'abc' is given, and a list"),
-        (("env", "options"), [], r"world\.options: \[\] is given, and an object"),
+        (
+            ("actor", "planner", "horizon"),
+            2.5,
+            r"actor\.planner\.horizon: 2\.5 is given, and a whole number",
+        ),
+        (
+            ("actor", "planner", "horizon"),
+            True,
+            r"actor\.planner\.horizon: True is given, and a whole number",
+        ),
+        (("actor", "planner", "lr"), "1", r"actor\.planner\.lr: '1' is given, and a finite number"),
+        (
+            ("stages", "train_jepa", "optim", "batch_size"),
+            0,
+            r"stages\.train_jepa\.optim: batch_size is 0",
+        ),
+        (("env", "id"), 7, r"env\.id: 7 is given, and text"),
+        (("env", "imports"), "abc", r"env\.imports: 'abc' is given, and a list"),
+        (("env", "options"), [], r"env\.options: \[\] is given, and an object"),
         (("env", "more"), 1, "more"),
-        (("planner", "proposals"), 2**62, "planner"),
-        (("policy", "hidden"), 40_000, "the agent would take more than|policy"),
+        (("actor", "planner", "num_proposals"), 2**62, "planner"),
+        (("actor", "policy", "hidden"), 40_000, "the agent would take more than|policy"),
     ],
 )
 def test_settings_of_a_file_are_held_to_the_bounds_of_flags(run, path, value, message):
@@ -291,8 +301,8 @@ def test_settings_of_a_file_are_held_to_the_bounds_of_flags(run, path, value, me
 
 
 def test_a_whole_number_may_stand_for_a_float(run):
-    edited(run, "planner", "lr", to=1)
-    assert run_dir.config_of(run).planner.lr == 1.0
+    edited(run, "actor", "planner", "lr", to=1)
+    assert run_dir.config_of(run).actor.planner.lr == 1.0
 
 
 @pytest.mark.parametrize(
@@ -303,7 +313,7 @@ def test_a_whole_number_may_stand_for_a_float(run):
         ("9" * 10_000, "too large"),
         ("1e999", "too large"),
         ("NaN", "NaN is no number"),
-        ('{"a": 1, "a": 2}', "'a' stands twice"),
+        ('{"a": 1, "a": 2}', "'a' occurs twice"),
         ('"\\ud800"', "surrogates"),
         ("", "not readable as JSON"),
     ],
@@ -339,11 +349,13 @@ def test_tensors_of_holes_are_not_even_summed_up(run):
     """Gigabytes that a header declares, of which nothing is on the disk."""
     folder = checkpoint.latest(run)
     size = guarded_reader._machine_memory() // 2
-    header = json.dumps({"pupil.x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    header = json.dumps(
+        {"stage_run.x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    )
     with (folder / checkpoint.TENSORS).open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header.encode())
         file.truncate(8 + len(header) + size)
-    with pytest.raises(ConfigError, match="next to nothing is on the disk"):
+    with pytest.raises(ConfigError, match="hardly any is on the disk"):
         checkpoint.load(folder)
 
 
@@ -361,7 +373,7 @@ def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, tiny):
     """The rows that it says there are, are not made before they are there."""
     run_dir.create(tmp_path / "run", tiny, 0, "cpu")
     with closing(tiny.env.build(2)) as env:
-        memory = ReplayBuffer(9, empty_transition(env.spec, 2), "cpu")
+        memory = ReplayBuffer(9, env.spec.empty_transition(2), "cpu")
         for collected in islice(rollout(behaviour_policy(env), env, env.reset(0)[0]), 6):
             memory.add(collected.transition)
         kept, facts = memory.state_dict(), {}
@@ -400,7 +412,7 @@ def test_changes_return_observations_of_the_same_kind(change, message):
 def test_an_evaluation_that_is_damaged_is_reported_before_a_study_begins(run):
     (run / "eval.json").write_text('{"plan": {"episodes": 2}}')
     job = Job("one", run_dir.settings_of(SHIPPED), run, 0, 2, "cpu")
-    with pytest.raises(ConfigError, match="no figures of mode plan: remove it"):
+    with pytest.raises(ConfigError, match="no metrics of mode plan: remove it"):
         finished_metrics(job)
 
 
@@ -424,10 +436,10 @@ def test_arrays_of_a_dataset_are_on_the_disk_and_in_its_own_file(tmp_path, harm,
         file.create_dataset("episode_0/rewards", data=[1.0, 2.0, 3.0])
         harm(file)
     if not message:
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)
         return
     with pytest.raises(ConfigError, match=message):
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)
 
 
 def h5py() -> Any:
@@ -438,7 +450,7 @@ def test_a_dataset_is_regular_files(tmp_path):
     (tmp_path / "metadata.json").write_text('{"total_steps": 1, "total_episodes": 1}')
     os.mkfifo(tmp_path / "part.arrow")
     with pytest.raises(ConfigError, match="a pipe"):
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)
     (tmp_path / "metadata.json").write_text('{"total_steps": 1.5, "total_episodes": 1}')
     with pytest.raises(ConfigError, match="total_steps: it must be a whole number"):
-        minari_files.check(tmp_path)
+        check_minari_files(tmp_path)

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ami_agent import recipes
-from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, ModalitySpec
+from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
+from ami_agent.adapters.env_spec import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.config import build, override
-from ami_agent.losses import lambda_returns
 from ami_agent.training import TrainValue
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.value_critics import lambda_returns
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import (
     CEM,
@@ -265,20 +266,27 @@ def test_what_it_logs_says_how_well_value_critics_agrees_with_what_is_sensed():
 def test_who_has_no_drives_cannot_predict_them():
     config = replace(recipes.two_rooms(), tasks={"rest": TaskSpec(weights={"control_cost": 1.0})})
     agent = build(config, FAR_AWAY.build(1).spec)
-    with pytest.raises(ConfigError, match="without drives or foresight"):
+    with pytest.raises(ConfigError, match="without drives or value_critics"):
         make_stage().start(agent, FAR_AWAY, seed=0)
 
 
 @pytest.mark.parametrize(
     ("setting", "least"),
-    [("length", 1), ("horizon", 1), ("trace", 0), ("expectile", 0), ("lag", 0), ("futures", 0)],
+    [
+        ("length", 1),
+        ("horizon", 1),
+        ("td_lambda", 0),
+        ("expectile", 0),
+        ("ema_decay", 0),
+        ("num_imagined", 0),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(setting, least):
     with pytest.raises(ConfigError, match=f"{setting} is {least - 1}"):
         TrainValue(**{setting: least - 1})
 
 
-@pytest.mark.parametrize("setting", ["trace", "expectile", "lag"])
+@pytest.mark.parametrize("setting", ["td_lambda", "expectile", "ema_decay"])
 def test_shares_are_no_more_than_one(setting):
     with pytest.raises(ConfigError, match=f"{setting} is 1.5; it must be from 0 to 1$"):
         TrainValue(**{setting: 1.5})
@@ -411,7 +419,7 @@ def test_a_limit_that_no_plan_can_keep_is_exceeded_as_little_as_can_be(planner):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    felt=st.lists(st.sampled_from([-0.5, 0.0, 0.25, 0.5, 1.0]), min_size=4, max_size=4),
+    interoception=st.lists(st.sampled_from([-0.5, 0.0, 0.25, 0.5, 1.0]), min_size=4, max_size=4),
     most=st.dictionaries(st.sampled_from(["pain", "reward"]), st.sampled_from([-0.5, 0.25, 0.5])),
 )
 def test_violation_is_0_exactly_where_every_limit_holds_at_every_step(interoception, most):
@@ -449,9 +457,9 @@ def test_nothing_is_promised_after_death_and_no_limit_broken():
     stage_run = make_stage(num_imagined=1, horizon=3).start(agent, FAR_AWAY, seed=1)
     stage_run.drives, stage_run.model = drives, Certainly(future)
     wild = lambda states: states.new_full((*states.shape[:-1], 1), 100.0)  # noqa: E731
-    stage_run.slow = SimpleNamespace(average=wild)
-    stage_run.foresight.terminal = torch.zeros(1)  # of that one drive
-    planned_steps = stage_run._imagined(torch.zeros(1, 2), torch.Generator())
+    stage_run.target_critics = SimpleNamespace(average=wild)
+    stage_run.value_critics.terminal = torch.zeros(1)  # of that one drive
+    planned_steps = stage_run._imagined_value(torch.zeros(1, 2), torch.Generator())
     torch.testing.assert_close(planned_steps, torch.tensor([[1 + DISCOUNT * 2]]))
 
 

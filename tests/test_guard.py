@@ -108,19 +108,20 @@ def test_episode_goes_on_in_other_episodes_and_memory_joins_none(caplog):
         stage_run.update()
     assert stage_run.step == stage_run.total
     memory = stage_run.agent.replay_buffer
-    assert memory.lived == 3 * (40 + 2)
+    assert memory.num_added == 3 * (40 + 2)
     message = [record.getMessage() for record in caplog.records]
-    assert (
-        message
-        == [f"world '{gymnasium_id}': worker 1 died (SIGKILL); restarted, all 3 begin anew"] * 2
+    expected = (
+        f"environment '{gymnasium_id}': worker 1 died (SIGKILL); all 3 environments are made again, "
+        "and their episodes restarted"
     )
+    assert message == [expected] * 2
     batch = memory.sample(2000, 1, torch.Generator().manual_seed(0))
     before, after = batch.states.unbind(1)
     assert torch.equal(before[:, 0], after[:, 0])  # the same life
     assert torch.equal(before[:, 1] + 1, after[:, 1])  # the next moment
     assert torch.equal(batch.interoception[:, 0, 0], after[:, 1])
     assert not batch.terminated.any()  # who was cut did not die
-    lengths = [memory.recall(n).actions.shape[1] for n in memory.episodes()]
+    lengths = [memory.get_episode(n).actions.shape[1] for n in memory.episode_ids()]
     assert sorted(set(lengths)) == [4, 5, 7]  # what was cut, and what was not
     stage_run.finish()
 
@@ -198,7 +199,10 @@ def test_an_evaluation_begins_again_and_finds_the_same(tmp_path, caplog):
 
 def test_a_death_while_a_plan_is_timed_or_watched_ends_nothing(tiny, tmp_path, monkeypatch):
     agent = ami.train(tiny, out=tmp_path / "run")
-    for name in ("ami_agent.evaluation.evaluate.latency", "ami_agent.viewer.record._longest"):
+    for name in (
+        "ami_agent.evaluation.evaluate.latency",
+        "ami_agent.viewer.record._episode_length",
+    ):
         module, _, function = name.rpartition(".")
         find, deaths = getattr(sys.modules[module], function), ["worker 0 died"]
 
@@ -287,7 +291,8 @@ def test_a_run_is_reported_in_one_line_and_ends_well(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == (
-        f"world '{gymnasium_id}': worker 0 died (SIGKILL); restarted, all 1 begin anew\n"
+        f"environment '{gymnasium_id}': worker 0 died (SIGKILL); all 1 environments are made again, "
+        "and their episodes restarted\n"
     )
 
 

@@ -91,8 +91,8 @@ def run_cli(*argv):
 def test_a_file_of_ones_own_is_all_it_takes(own, tmp_path, capsys):
     assert run_cli("train", "gym", *own, "--env.options", "lasts", 5, "--out", "run", *TINY) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["world"]["options"] == {"lasts": 5}
-    assert config["world"]["imports"] == [str(tmp_path / "own.py")]
+    assert config["env"]["options"] == {"lasts": 5}
+    assert config["env"]["imports"] == [str(tmp_path / "own.py")]
     agent = ami.load("run")
     assert set(agent.spec.modalities) == {"place", "view"}
     assert agent.spec.choices == (2, 3)
@@ -122,7 +122,10 @@ def test_a_file_of_ones_own_is_all_it_takes(own, tmp_path, capsys):
         (("--env.id", "CartPole-v1", "--env.options", "colour", "red"), "colour"),
         (("--env.id", "CartPole-v1", "--env.action-repeat", "0"), "repeat is 0"),
         (("--env.id", "CartPole-v1", "--no-such-flag", "0"), "no-such-flag"),
-        (("--env.id", "CartPole-v1", "--actor-critic.td-lambda", "2"), "trace is 2"),
+        (
+            ("--env.id", "CartPole-v1", "--actor-critic.td-lambda", "2"),
+            "--actor-critic.td-lambda is 2",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_nothing_is_begun(flags, message, tmp_path, capsys):

@@ -3,7 +3,6 @@ time; and to the goal itself where that is no dearer."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,9 +14,9 @@ from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from ami_agent import ablation, recipes
-from ami_agent.config import buffer_steps, build
+from ami_agent.config import buffer_steps, build, override
 from ami_agent.train import train
-from ami_agent.training import NoStage, SelectLandmarks
+from ami_agent.training import SelectLandmarks
 from ami_agent.validate import check_stages
 from modules.actor.policy import StuckPerturbationConfig
 from modules.actor.subgoals import FlatConfig, LandmarkGraph, LandmarkGraphConfig
@@ -91,7 +90,7 @@ def bellman_ford(start: Tensor, goal: Tensor, states: Tensor, edge: float, noise
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 999), hop=st.floats(0.3, 3), tail=st.sampled_from([0.0, 0.5, 1.0]))
+@given(seed=st.integers(0, 999), edge=st.floats(0.3, 3), tail=st.sampled_from([0.0, 0.5, 1.0]))
 def test_the_way_that_is_planned_for_is_the_cheapest(seed, edge, tail):
     rng = torch.Generator().manual_seed(seed)
     count = int(torch.randint(2, 3 * CHUNK_SIZE, (), generator=rng))
@@ -415,10 +414,10 @@ def surveyed(config, seed: int = 0):
         buffer_size=buffer_steps(config),
     )
     stage_run = config.stages["collect"].start(agent, config.env, seed)
-    while stage_run.step < stage_run.path_costs:
+    while stage_run.step < stage_run.total:
         stage_run.update()
     landmark_run = config.stages["select_landmarks"].start(agent, config.env, seed)
-    while landmark_run.step < landmark_run.path_costs:
+    while landmark_run.step < landmark_run.total:
         landmark_run.update()
     landmark_run.finish()
     return agent, landmark_run
@@ -443,7 +442,10 @@ def test_landmarks_are_stored_states_each_far_from_those_before(mazes):
 
 def test_a_landmark_is_chosen_once(mazes):
     _, landmark_run = surveyed(mazes)
-    assert len({int(position) for position in landmark_run.chosen}) == mazes.subgoals.landmarks
+    assert (
+        len({int(position) for position in landmark_run.chosen})
+        == mazes.actor.subgoals.num_landmarks
+    )
 
 
 @torch.no_grad()
@@ -461,7 +463,7 @@ def test_what_chance_may_cost_is_imagined_by_the_env_model(mazes):
     for i, position in enumerate(landmark_run.chosen):
         state, action = landmark_run.states[position], landmark_run.actions[position]
         ahead = level.step(
-            state.expand(count, -1), action.expand(count, -1), landmark_run.chance[:, 0]
+            state.expand(count, -1), action.expand(count, -1), landmark_run.noise[:, 0]
         ).state
         back = distance(ahead, state)
         noise = (back - back.min()).sort(descending=True).values
@@ -492,31 +494,37 @@ def test_landmarks_are_part_of_a_run(mazes, tmp_path):
     agent = train(mazes, out=tmp_path / "run")
     again = train(mazes, out=tmp_path / "run", resume=True)
     assert agent.subgoals.path_costs.any()
-    for name in ("states", "steps", "setbacks", "price", "total"):
+    for name in ("states", "edge_lengths", "setback_samples", "edge_costs", "path_costs"):
         assert torch.equal(getattr(agent.subgoals, name), getattr(again.subgoals, name))
 
 
 def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_collected(mazes):
     for changes, why in (
-        ({"select_landmarks": NoStage()}, "knows nothing unless survey"),
-        ({"hierarchy": FlatConfig()}, "survey teaches a LandmarkGraph, and hierarchy is Flat"),
+        ({"stages.select_landmarks": None}, "LandmarkGraph needs the stage select_landmarks"),
         (
-            {"select_landmarks": SelectLandmarks(num_candidates=5)},
-            "select_landmarks.remembered is 5, but 6 landmarks",
+            {"actor.subgoals": FlatConfig()},
+            "select_landmarks trains a LandmarkGraph, and subgoals is Flat",
         ),
         (
-            {"select_landmarks": SelectLandmarks(length=99)},
-            "select_landmarks.length is 99, but a life has",
+            {"stages.select_landmarks": SelectLandmarks(num_candidates=5)},
+            "select_landmarks.num_candidates is 5, but 6 landmarks",
         ),
-        ({"stuck_recovery": StuckPerturbationConfig()}, "temper Restless"),
+        (
+            {"stages.select_landmarks": SelectLandmarks(length=99)},
+            "select_landmarks.length is 99, but an episode has",
+        ),
+        ({"actor.stuck_recovery": StuckPerturbationConfig()}, "stuck_recovery StuckPerturbation"),
         (
             {"tasks": {"squint": TaskSpec(goal_source="env", modality_weights={"obs": 0.5})}},
             "task 'squint'",
         ),
-        ({"goal_critic": NoGoalCriticConfig(), "train_goal_critic": NoStage()}, "asks the critic"),
+        (
+            {"cost.goal_critic": NoGoalCriticConfig(), "stages.train_goal_critic": None},
+            "needs the goal critic",
+        ),
     ):
         with pytest.raises(ConfigError, match=why):
-            check_stages(replace(mazes, **changes))
+            check_stages(override(mazes, changes))
     for part in ("hierarchy", "goal_critic"):
         check_stages(ablation.without(mazes, part))
 

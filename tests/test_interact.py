@@ -13,19 +13,20 @@ from gymnasium.spaces import Box, Discrete
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
-from ami_agent.config import buffer_steps, build, override, stages
+from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import evaluate_modes
-from ami_agent.losses import choice_loss, lambda_returns
 from ami_agent.storage import checkpoint
 from ami_agent.train import Trainer
 from ami_agent.training import CollectRandom, OnlineActorCritic, TrainJEPA
+from ami_agent.training.actor_critic import choice_loss
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.value_critics import lambda_returns
 from modules.actor.action_space import MAX_ALTERNATIVES, OneHotActions
 from modules.cost.cost import InteroceptiveCost, NoValueCritics
 from modules.cost.drives import Drives
 from modules.memory.short_term import GRUMemoryConfig
 from modules.types import ConfigError, Rollout
-from modules.world_model.latents import NoLatent, SparseLatent, SparseLatentConfig
+from modules.world_model.latents import NoLatentConfig, SparseLatentConfig
 
 
 class Line(gymnasium.Env):
@@ -40,8 +41,8 @@ class Line(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.checkpoint_dir = float(self.np_random.uniform(-0.9, 0.9))
-        return np.array([self.checkpoint_dir], np.float32), {}
+        self.position = float(self.np_random.uniform(-0.9, 0.9))
+        return np.array([self.position], np.float32), {}
 
     def step(self, action):
         self.moments += 1
@@ -49,11 +50,11 @@ class Line(gymnasium.Env):
             raise RuntimeError("the line broke")
         move = 2 * int(action) - 1 if self.choices else float(action[0])
         noise = np.random.default_rng().normal() if self.luck else 0.0
-        self.checkpoint_dir += 0.1 * move + 0.01 * noise
-        done = abs(self.checkpoint_dir) > 1
+        self.position += 0.1 * move + 0.01 * noise
+        done = abs(self.position) > 1
         return (
-            np.array([self.checkpoint_dir], np.float32),
-            1 - abs(self.checkpoint_dir),
+            np.array([self.position], np.float32),
+            1 - abs(self.position),
             done,
             False,
             {},
@@ -114,10 +115,10 @@ def test_a_return_by_hand_where_episode_goes_on_by_chance():
 def test_a_step_of_episode_is_stored_and_learnt_from(choices):
     stage_run = stage_run_of(recipe(choices=choices))
     before = {name: part.clone() for name, part in stage_run.agent.state_dict().items()}
-    collected = stage_run.agent.replay_buffer.lived
+    collected = stage_run.agent.replay_buffer.num_added
     for _ in range(3):
         news = stage_run.update()
-    assert stage_run.agent.replay_buffer.lived == collected + 3 * 2
+    assert stage_run.agent.replay_buffer.num_added == collected + 3 * 2
     assert {"model change", "model feeling", "actor energy", "actor foresight"} <= set(news)
     moved = {n for n, part in stage_run.agent.state_dict().items() if not part.equal(before[n])}
     for box in (
@@ -127,7 +128,7 @@ def test_a_step_of_episode_is_stored_and_learnt_from(choices):
         "policy",
     ):
         assert any(name.startswith(box) for name in moved), box
-    done = stage_run.agent.replay_buffer.deeds(3)
+    done = stage_run.agent.replay_buffer.recent_actions(3)
     if choices:
         assert (done.sum(-1) == 1).all()
         assert set(done.unique().tolist()) == {0, 1}
@@ -137,20 +138,21 @@ def test_the_policy_does_not_move_the_env_model_nor_the_critic_that_judges_it():
     actor = stage_run_of(recipe()).learner.actor
     agent = actor.agent
     kept = {n: p.clone() for n, p in agent.world_model.named_parameters()}
-    slow = [p.clone() for p in actor.slow.parameters()]
+    slow = [p.clone() for p in actor.target_critics.parameters()]
     actor.after = lambda: None
     for _ in range(3):
         actor.update()
     assert all(p.equal(kept[n]) and p.grad is None for n, p in agent.world_model.named_parameters())
-    assert all(p.equal(q) for p, q in zip(actor.slow.parameters(), slow, strict=True))
+    assert all(p.equal(q) for p, q in zip(actor.target_critics.parameters(), slow, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("ratio", "latent"), [(0.5, NoLatent), (0.2, NoLatent), (0.5, SparseLatent)]
+    ("ratio", "latent"),
+    [(0.5, NoLatentConfig), (0.2, NoLatentConfig), (0.5, SparseLatentConfig)],
 )
 def test_put_away_and_taken_up_again_it_episodes_and_learns_the_same(ratio, latent, tmp_path):
-    config = recipe(updates_per_step=ratio)
-    config = replace(config, world_model=replace(config.world_model, latent=latent.Config()))
+    config = recipe(ratio=ratio)
+    config = replace(config, world_model=replace(config.world_model, latent=latent()))
     whole, first = stage_run_of(config), stage_run_of(config)
     for _ in range(35):
         whole.update()
@@ -166,24 +168,24 @@ def test_put_away_and_taken_up_again_it_episodes_and_learns_the_same(ratio, late
         second.update()
     for name, part in whole.agent.state_dict().items():
         assert part.equal(second.agent.state_dict()[name]), name
-    assert torch.equal(whole.agent.replay_buffer.deeds(60), second.agent.replay_buffer.deeds(60))
+    assert torch.equal(
+        whole.agent.replay_buffer.recent_actions(60), second.agent.replay_buffer.recent_actions(60)
+    )
 
 
-@pytest.mark.parametrize("projected_step", ["_keep_memory", "_save"])
-def test_killed_when_its_episode_was_over_it_has_collected_as_long(
-    projected_step, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("method", ["_save_buffer", "_save"])
+def test_killed_when_its_episode_was_over_it_has_collected_as_long(method, tmp_path, monkeypatch):
     config = recipe(steps=12)
     whole = ami.train(config, out=tmp_path / "whole", keep_replay_buffer=True)
-    index = list(stages(config)).index("actor_critic")
-    do = getattr(Trainer, projected_step)
+    index = list(config.stages).index("actor_critic")
+    do = getattr(Trainer, method)
 
     def killed(run, *message):
-        if run.reached.lesson == index + 1:
+        if run.progress.stage_index == index + 1:
             raise KeyboardInterrupt
         do(run, *message)
 
-    monkeypatch.setattr(Trainer, projected_step, killed)
+    monkeypatch.setattr(Trainer, method, killed)
     with pytest.raises(KeyboardInterrupt):
         ami.train(config, out=tmp_path / "cut", keep_replay_buffer=True)
     monkeypatch.undo()
@@ -236,13 +238,11 @@ def test_where_the_env_can_not_be_brought_back_another_episode_begins():
 
 def test_what_was_learnt_is_kept_when_the_env_breaks(tmp_path):
     config = recipe(breaks_at=45)
-    config = override(
-        config, {"stages.collect": replace(config.collect, options={"breaks_at": 0})}
-    )
+    config = override(config, {"stages.collect": replace(config.collect, options={"breaks_at": 0})})
     with pytest.raises(EnvError, match="the line broke"):
         ami.train(config, out=tmp_path / "run", seed=0)
     tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"), "cpu")
-    assert 44 <= int(tensors["pupil.here.step"]) < 60  # a step that only resets breaks nothing
+    assert 44 <= int(tensors["stage_run.here.step"]) < 60  # a step that only resets breaks nothing
     assert facts["stages"][facts["stage_index"]] == "actor_critic"
     assert ami.load(tmp_path / "run").spec.action_dim == 1
 
@@ -251,12 +251,12 @@ def test_what_was_learnt_is_kept_when_the_env_breaks(tmp_path):
     ("changes", "message"),
     [
         ({"action_space": OneHotActions(sizes=(2,))}, "this world's actions are numbers"),
-        ({"drives": ()}, "foresight is of drives|needs drives"),
+        ({"cost.drives": ()}, "foresight is of drives|needs drives"),
     ],
 )
 def test_agents_that_do_not_fit_are_refused(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        ami.train(replace(recipe(), **changes), out=tmp_path / "run")
+        ami.train(override(recipe(), changes), out=tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -285,14 +285,14 @@ class Cliff(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.checkpoint_dir = 0
+        self.position = 0
         return np.eye(7, dtype=np.float32)[0], {}
 
     def step(self, action):
-        right = bool(action == (7 * self.checkpoint_dir + 3) % 4)
-        self.checkpoint_dir += right
-        obs = np.eye(7, dtype=np.float32)[self.checkpoint_dir]
-        return obs, float(right), not right, self.checkpoint_dir == 6, {}
+        right = bool(action == (7 * self.position + 3) % 4)
+        self.position += right
+        obs = np.eye(7, dtype=np.float32)[self.position]
+        return obs, float(right), not right, self.position == 6, {}
 
 
 gymnasium.register("ami-test/Cliff-v0", entry_point=Cliff)
@@ -322,7 +322,7 @@ def test_a_policy_that_is_sure_of_the_wrong_option_is_corrected():
     assert slope[0, 0] > 0.3  # down with the wrong one, of which the policy is sure
     assert slope[0, 1] < -0.3
     assert slope[1].abs().max() < 0.1  # which is right about the other
-    straight = OneHotActions(sizes=(3,)).bound(logits)
+    straight = OneHotActions(sizes=(3,)).squash(logits)
     (vanished,) = torch.autograd.grad((straight * energy).sum(), logits)
     assert vanished[0].abs().max() < 1e-6
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import ami_agent.components as boxes
 from ami_agent import ablation, recipes
 from ami_agent.config import build
-from ami_agent.losses import unroll_loss
+from ami_agent.training.jepa import unroll_loss
 from modules.types import Trajectory
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.jepa import DynamicsLevel, NoEnsemble, NoInteroception, WorldModel
@@ -22,10 +22,11 @@ from modules.world_model.latents import (
     GaussianLatentConfig,
     NoLatent,
     NoLatentConfig,
+    Normal,
     SparseLatent,
     SparseLatentConfig,
+    kl_divergence,
 )
-from modules.world_model.latents.continuous import Normal, kl_divergence
 from tests.conftest import small
 
 KINDS = {

@@ -12,17 +12,20 @@ from torch import Tensor, nn
 
 from ami_agent import recipes
 from ami_agent.config import build, override
-from ami_agent.losses import LagrangeMultiplier, hjepa_level_loss
 from ami_agent.train import train
 from ami_agent.training import SelectLandmarks, TrainHierarchy
+from ami_agent.training.goal_critic import LagrangeMultiplier
+from ami_agent.training.hierarchy import hjepa_level_loss
 from ami_agent.validate import check_stages
-from modules.actor.subgoals import FlatConfig, HierarchicalJEPA, HierarchicalJEPAConfig
+from modules.actor.subgoals import FlatConfig
 from modules.configurator import Task
 from modules.cost.quasimetric import QuasimetricConfig
 from modules.types import ConfigError, QuasimetricFns
 from modules.world_model.dynamics import MLPDynamicsConfig
-from modules.world_model.jepa_levels import (
+from modules.world_model.hjepa import (
     ActionPrior,
+    HierarchicalJEPA,
+    HierarchicalJEPAConfig,
     JEPALevelConfig,
     SharedCriticConfig,
 )
@@ -185,7 +188,7 @@ def test_the_critics_distance_needs_a_critic_and_its_states():
     level = replace(SMALL, distance=SharedCriticConfig())
     with pytest.raises(ConfigError, match="there must be a critic"):
         HierarchicalJEPAConfig(level=level).build((2, 1, 1), 2, None, unexpected_query)
-    with pytest.raises(ConfigError, match=r"level\.size 3 must be 0"):
+    with pytest.raises(ConfigError, match=r"level.state_dim 3 must be 0"):
         borrowing(size=3)
 
 

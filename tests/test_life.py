@@ -58,9 +58,9 @@ def make_room(**spaces):
     [
         (
             {"observation_space": Dict(a=SIGHT, b=Sequence(SIGHT))},
-            "'b' is Sequence.*the agent sees Box",
+            "'b' is Sequence.*the agent observes Box",
         ),
-        ({"observation_space": Text(3)}, "observations are Text.*the agent sees Box"),
+        ({"observation_space": Text(3)}, "observations are Text.*the agent observes Box"),
         ({"action_space": Text(3)}, "actions are Text.*the agent acts in Box"),
         ({"action_space": Box(-np.inf, np.inf, (2,))}, "have no bounds"),
     ],

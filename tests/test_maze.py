@@ -500,7 +500,7 @@ def test_the_budget_is_six_steps_for_each_cell_of_the_longest_way():
         ({"split": "some"}, "train"),
         ({"goal_distance": "far"}, "any, short, medium, long"),
         ({"obs_type": "smell", "map": "u"}, "image, state"),
-        ({"obs_type": "state"}, "can't tell drawn mazes apart"),
+        ({"obs_type": "state"}, "doesn't show the maze"),
         ({"output": "jax"}, "torch"),
         ({"size": 2}, "size"),
         ({"size": 16}, "size"),
@@ -522,7 +522,7 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 def test_unusable_factors_are_refused_by_name_and_env(name):
     vec_env, infos = make_env(3, map="medium")
     good = infos["factors"].clone()
-    with pytest.raises(ValueError, match=rf"{name} is \[2, 4\]; needed is \[3, 4\]"):
+    with pytest.raises(ValueError, match=rf"{name} has shape \[2, 4\]; it must be \[3, 4\]"):
         vec_env.reset(options={name: good[:2]})
     for column, wrong, named in (
         (0, 1.2, "fractions"),

@@ -162,7 +162,7 @@ def test_nothing_crosses_an_interruption():
     observed = memory.sample(300, 3, dice())
     assert_is_one_stretch(observed)
     assert len(observed.episode_id.unique()) == 6
-    with pytest.raises(ConfigError, match="a length of 6 would do"):
+    with pytest.raises(ConfigError, match="the longest one has 6 steps"):
         memory.sample(1, 7, dice())
 
 
@@ -172,7 +172,7 @@ def test_the_latest_episode_can_be_sampled_by_itself(steps, capacity):
     memory = collect_data(seed=0, steps=steps, capacity=capacity, ends=0.0)
     before = set(memory.episode_ids().tolist())
     memory.start_run()
-    with pytest.raises(ConfigError, match="of its latest life"):
+    with pytest.raises(ConfigError, match="of the latest run"):
         memory.sample(1, 1, dice(), latest_run=True)
     for transition in islice(life(seed=1, ends=0.0), 5):
         memory.add(transition)
@@ -295,7 +295,7 @@ def broken(lived_step: Transition, field: str, number: float) -> Transition:
 def test_refuses_what_is_not_finite(field, number):
     step = next(life(seed=0))
     message = field.replace("_", " ")
-    with pytest.raises(ConfigError, match=f"^{message} of world 1 is not finite$"):
+    with pytest.raises(ConfigError, match=f"^{message} of environment 1 is not finite$"):
         ReplayBuffer(9, step, "cpu").add(broken(step, field, number))
 
 
@@ -306,7 +306,7 @@ def test_refuses_what_it_was_not_built_for():
         memory.add(step._replace(action=step.action[:, :1]))
     with pytest.raises(ConfigError, match="keeps 9 steps, the saved one 10"):
         memory.load_state_dict(collect_data(seed=0, steps=5, capacity=10).state_dict())
-    with pytest.raises(ConfigError, match="runs of 3"):
+    with pytest.raises(ConfigError, match="groups of 3"):
         memory.sample(4, 1, dice(), group_size=3)
     with pytest.raises(ConfigError, match="no step of episode 99"):
         memory.get_episode(99)

@@ -25,8 +25,7 @@ from gymnasium.vector.utils import batch_space
 import ami_agent as ami
 from ami_agent import resources
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
-from ami_agent.adapters.failures import EnvCreationError, EnvResetError
-from ami_agent.adapters.fault_tolerance import EnvError, WorkerDied
+from ami_agent.adapters.fault_tolerance import EnvCreationError, EnvError, EnvResetError, WorkerDied
 from ami_agent.adapters.make import import_path
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import run_many
@@ -224,7 +223,7 @@ def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp
     program.write_text(
         textwrap.dedent("""
             import ctypes, gymnasium
-            from ami_agent.adapters import watchdog
+            from ami_agent.adapters import fault_tolerance
             from ami_agent.adapters.env import EnvConfig
             from tests.test_misbehaving_envs import Plain
 
@@ -234,7 +233,7 @@ def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp
                     libc.pthread_mutex_lock(lock)
                     libc.pthread_mutex_lock(lock)  # for ever, whatever signals come
 
-            watchdog.GRACE = 0.5
+            fault_tolerance.GRACE = 0.5
             gymnasium.register("test/Stuck-v0", entry_point=Stuck)
             world = EnvConfig(id="test/Stuck-v0", step_timeout=0.5).build(1)
             world.reset(0)
@@ -336,7 +335,7 @@ def test_a_limit_ends_episodes_of_what_exists_as_a_batch_only(vector):
 def test_an_episode_without_end_names_the_limit_to_set(monkeypatch):
     monkeypatch.setattr(sys.modules["ami_agent.evaluation.evaluate"], "MAX_STEPS", 200)
     with pytest.raises(
-        ConfigError, match=r"no end of an episode within 200 .*--env\.max-episode-steps"
+        ConfigError, match=r"no episode ended within 200 .*--env\.max-episode-steps"
     ):
         run_many(make_random_policy, EnvConfig(id="ami-test/Endless-v0"), 3, 0, "cpu")
     assert ami.recipes.gym(EnvConfig(id="ami-test/Endless-v0")).env.max_episode_steps == 1000
@@ -375,7 +374,9 @@ def test_a_file_with_neighbours_is_known_to_workers_however_they_start(tmp_path)
             from ami_agent.adapters.env import EnvConfig
 
             if __name__ == "__main__":
-                config = EnvConfig(id="test/Own-v0", imports=("home/own.py",), vectorization_mode="async")
+                config = EnvConfig(
+                    id="test/Own-v0", imports=("home/own.py",), vectorization_mode="async"
+                )
                 for method in ("spawn", "forkserver"):
                     multiprocessing.set_start_method(method, force=True)
                     world = config.build(1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import ami_agent.training.representation_losses as objectives
-from ami_agent.losses import world_model_loss
+from ami_agent.training.jepa import world_model_loss
 from ami_agent.training.representation_losses import LossWeights
 from modules.memory.short_term import NoMemory
 from modules.perception.target_encoder import StopGradientTargetConfig

@@ -113,7 +113,7 @@ def read(space, obs, **how):
         ((84, 84), F64, "image, 84x84, 1 channel, float64, channels last"),
         ((20, 20), np.int64, "image, 20x20, 1 channel, int64, channels last"),
         ((16, 12), U8, "image, 16x12, 1 channel, uint8, channels last"),
-        ((10, 6), F32, "set, 10 things of 6 numbers each, float32"),
+        ((10, 6), F32, "set, 10 vectors of 6 numbers each, float32"),
         ((7, 7, 3), U8, "vector, 147 numbers (shape (7, 7, 3)), uint8"),
         ((6, 7, 2), F32, "vector, 84 numbers (shape (6, 7, 2)), float32"),
         ((1,), F64, "vector, 1 number, float64"),
@@ -130,7 +130,7 @@ def test_the_layout_of_a_box_follows_from_its_shape_and_is_reported(shape, dtype
 def test_a_table_without_bounds_of_its_own_is_no_picture():
     high = np.arange(1, 721, dtype=F32).reshape(30, 24)
     for space in (Box(-np.inf, np.inf, (30, 24), F32), Box(np.zeros_like(high), high)):
-        assert obs_fields(space)["obs"].summary.startswith("set, 30 things of 24 numbers")
+        assert obs_fields(space)["obs"].summary.startswith("set, 30 vectors of 24 numbers")
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ def test_the_layout_can_be_set(shape, layout, sense):
     ("space", "layouts", "said"),
     [
         (Box(0, 1, (3,)), {"obs": "channels-last"}, "image has 2 axes"),
-        (Box(0, 1, (9, 9, 3)), {"obs": "set"}, "no set"),
-        (spaces.Discrete(3), {"obs": "vector"}, "obs_layout is for a Box"),
+        (Box(0, 1, (9, 9, 3)), {"obs": "set"}, "can.t be read as set"),
+        (spaces.Discrete(3), {"obs": "vector"}, "the only obs_layout is ignore"),
         (spaces.Dict(a=Box(0, 1, (3,))), {"b": "vector"}, "names 'b'; the observations are a"),
-        (spaces.Dict(a=Box(0, 1, (3,))), {"a": "ignore"}, "nothing to see"),
+        (spaces.Dict(a=Box(0, 1, (3,))), {"a": "ignore"}, "nothing to observe"),
     ],
 )
 def test_a_layout_that_does_not_fit_is_refused(space, layouts, said):
@@ -439,7 +439,7 @@ def test_what_says_something_is_left_out_only_when_requested(part, said):
         obs_fields(space)
     assert set(obs_fields(space, layouts={"odd": "ignore"})) == {"place"}
     (left,) = ignored_fields(space, {"odd": "ignore"})
-    assert left.summary == "ignored, as asked"
+    assert left.summary == "ignored, by --env.obs-layout"
     assert set(obs_fields(spaces.Dict(place=PARTS["place"], odd=Words()))) == {"place"}
 
 
@@ -477,7 +477,8 @@ def test_a_flag_that_swaps_the_vector_version_for_another_picture_says_so(two_ve
         for flag, value in flags.items():
             assert f"--env.{flag} {value}" in output
         assert (
-            "its own vector version, which is used without, shows Box(0, 255, (1, 12, 12)" in output
+            "its own vector version, which is used without, observes Box(0, 255, (1, 12, 12)"
+            in output
         )
     assert len(said(frame_stack=4, vectorization_mode="sync")) == 1
 

@@ -14,9 +14,9 @@ from ami_agent.adapters.env import rollout
 from ami_agent.agent import Agent
 from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
-from ami_agent.losses import unroll_loss
 from ami_agent.training import CollectWithPlanner, FinetuneDynamics
 from ami_agent.training.base import encode_buffer, task_modality_sets
+from ami_agent.training.jepa import unroll_loss
 from modules.types import ConfigError
 from tests.conftest import small
 

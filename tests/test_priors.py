@@ -25,10 +25,16 @@ from ami_agent.probing.data import (
     reset_to_factors,
 )
 from ami_agent.probing.perturbations import load_perturbations
-from ami_agent.probing.scorecard import DESCRIPTIONS, compute_scorecard, open_loop_error
-from ami_agent.probing.task_gradients import energy_gradient, task_gradient_overlap
-from modules.actor.subgoals import Flat, HierarchicalJEPAConfig
+from ami_agent.probing.scorecard import (
+    DESCRIPTIONS,
+    compute_scorecard,
+    energy_gradient,
+    open_loop_error,
+    task_gradient_overlap,
+)
+from modules.actor.subgoals import Flat
 from modules.types import ConfigError, Rollout
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from tests.conftest import unexpected_query
 
 
@@ -258,11 +264,11 @@ def test_a_change_that_fails_or_makes_something_else_is_reported(tiny):
     env = tiny.eval_env.build(1)
     agent = build(tiny, env.spec, seed=3, device="cpu", num_envs=1, buffer_size=8).eval()
     with pytest.raises(
-        ConfigError, match=r"the change 'odd' fails: ZeroDivisionError: integer division"
+        ConfigError, match=r"the perturbation 'odd' fails: ZeroDivisionError: integer division"
     ):
         compute_scorecard(agent, tiny, 0, {"odd": lambda obs: obs / (1 // 0)})
     with pytest.raises(
-        ConfigError, match=r"the change 'cut' returns .*torch\.uint8; it must return"
+        ConfigError, match=r"the perturbation 'cut' returns .*torch\.uint8; it must return"
     ):
         compute_scorecard(agent, tiny, 0, {"cut": lambda obs: obs[..., 1:]})
 

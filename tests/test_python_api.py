@@ -16,9 +16,10 @@ from gymnasium import spaces
 
 import ami_agent as ami
 from ami_agent import episode_state, recipes
+from ami_agent.adapters import env_spec
 from ami_agent.adapters import spaces as written
-from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.interface import Interface
+from ami_agent.adapters.env import EnvConfig, check_same_spaces
+from ami_agent.adapters.env_spec import Interface
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
@@ -31,18 +32,13 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.risk import ScenarioCVaR
 from modules.actor.policy import StuckPerturbationConfig
-from modules.actor.subgoals import (
-    HierarchicalJEPA,
-    HierarchicalJEPAConfig,
-    ImaginedLandmarkGraphConfig,
-    LandmarkGraph,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraph, LandmarkGraphConfig
 from modules.memory.short_term import (
     AttentionMemoryConfig,
     GRUMemoryConfig,
 )
 from modules.types import ConfigError, Plan
+from modules.world_model.hjepa import HierarchicalJEPA, HierarchicalJEPAConfig
 from tests.conftest import small
 
 Box, Discrete, MultiDiscrete = spaces.Box, spaces.Discrete, spaces.MultiDiscrete
@@ -164,7 +160,7 @@ BAD = {
     "objects": (GOOD.astype(object), "observation is an array of object"),
     "complex": (GOOD.astype(complex), "observation is an array of complex128"),
     "none": (None, "observation is an array of object"),
-    "ragged": ([[0.0], [0.0, 1.0]], "observation is a list that is no array"),
+    "ragged": ([[0.0], [0.0, 1.0]], "observation is a list, not an array"),
     "sparse": (torch.tensor(GOOD).to_sparse(), "observation is a sparse"),
     "meta": (torch.zeros(2, 3, device="meta"), "observation is an array of torch.float32"),
     "masked": (np.ma.masked_array(GOOD, GOOD > 0.2), "observation is a masked array"),
@@ -282,19 +278,19 @@ def test_whole_numbers_out_of_range_and_floats_for_them_are_refused():
         ({"weights": {1: 1.0}}, "weights are .* they must be a dict by name"),
         (
             {"weights": {"goal_distance": 1.0}},
-            "weight of 'goal_distance' needs a goal, and the task has none",
+            "the cost 'goal_distance' needs a goal, and the task has none",
         ),
-        ({"drives": {}}, "no goal|nothing is wanted"),
+        ({"drives": {}}, "no goal|no cost has a weight"),
         ({"limits": {"reward": float("inf")}}, "limit of 'reward' is inf"),
         (
             {"modality_weights": {"obs": None}},
             "modality_weights 'obs' is None; it must be a number",
         ),
         ({"mode": "sleep"}, "no mode 'sleep'; there are"),
-        ({"mode": 3}, "mode is 3; it must be the name of one"),
+        ({"mode": 3}, "mode is 3; it must be a string"),
         ({"horizon": 10**9}, "horizon is 1000000000; it must be at most"),
         ({"horizon": 2.5}, "horizon is 2.5; it must be a whole number"),
-        ({"horizon": -1}, "horizon -1"),
+        ({"horizon": -1}, "horizon is -1"),
         ({"planner_iterations": 10**9}, "planner_iterations is 1000000000; it must be at most"),
         ({"planner_iterations": "many"}, "planner_iterations is 'many'; it must be a whole number"),
         ({"cvar_alpha": 1.5}, "cvar_alpha is 1.5; it must be from 0"),
@@ -515,7 +511,7 @@ def test_odd_arguments_of_evaluate_are_refused(vector_agent, wish, message):
 
 def test_odd_arguments_of_load_train_and_evaluate_are_refused(tmp_path, vector_agent, config):
     for odd, message in (
-        (tmp_path / "nowhere", "is no run folder"), (3, "run is 3; it must be a path"),
+        (tmp_path / "nowhere", "is not a run folder"), (3, "run is 3; it must be a path"),
         ("a\0b", "it must be a path"), (None, "run is None; it must be a path"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
@@ -548,8 +544,8 @@ SPACES = [
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_spaces_are_written_down_without_loss(space):
-    text = json.dumps(written._space_to_json(space), allow_nan=False)
-    again = written._space_from_json(json.loads(text))
+    text = json.dumps(written.to_json(space), allow_nan=False)
+    again = written.from_json(json.loads(text))
     assert again == space
     assert type(again) is type(space)
     assert again.dtype == space.dtype
@@ -573,7 +569,7 @@ def test_spaces_are_written_down_without_loss(space):
 )  # fmt: skip
 def test_a_damaged_file_of_spaces_is_refused_in_one_line(damage):
     with pytest.raises(ConfigError, match=r"spaces\.json") as raised:
-        written.from_json(damage, EnvConfig(id="x"), "spaces.json")
+        env_spec.from_json(damage, EnvConfig(id="x").interface, "spaces.json")
     assert "\n" not in str(raised.value)
 
 
@@ -635,8 +631,8 @@ def test_signals_that_differ_in_name_or_order_are_refused():
         spec = env_.spec
     swapped = spec._replace(interoception=("alive", "reward"))
     with pytest.raises(ConfigError, match=r"interoception reward, alive, but .* alive, reward"):
-        written.check_same_spaces(swapped, spec, config.env)
-    written.check_same_spaces(spec, spec, config.env)
+        check_same_spaces(swapped, spec, config.env)
+    check_same_spaces(spec, spec, config.env)
 
 
 def test_a_run_keeps_the_spaces_of_its_environment(tmp_path):

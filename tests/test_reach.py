@@ -244,7 +244,7 @@ def test_factors_put_back_give_the_same_moment_and_others_are_refused():
         factors[7, column] = wrong
         with pytest.raises(ValueError, match=f"goal_factors: .*{named}"):
             vec_env.reset(options={"goal_factors": factors})
-    with pytest.raises(ValueError, match=r"factors is \[2, 6\]; needed is \[50, 6\]"):
+    with pytest.raises(ValueError, match=r"factors has shape \[2, 6\]; it must be \[50, 6\]"):
         vec_env.reset(options={"factors": infos["factors"][:2]})
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
 from ami_agent import recipes
-from ami_agent.adapters.env import EnvironmentSpec, ModalitySpec
+from ami_agent.adapters.env import EnvironmentSpec
+from ami_agent.adapters.env_spec import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
-from ami_agent.losses import world_model_loss
 from ami_agent.training import (
     AmortizePlanning,
     DistillShortestPaths,
@@ -22,6 +22,7 @@ from ami_agent.training import (
     TrainJEPA,
 )
 from ami_agent.training.base import encode_buffer
+from ami_agent.training.jepa import world_model_loss
 from ami_agent.training.optim import OptimConfig
 from ami_agent.validate import check_stages
 from modules.configurator import TaskSpec

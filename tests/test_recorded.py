@@ -283,7 +283,7 @@ def test_a_run_learns_from_what_another_has_collected(tmp_path):
         for part, other in zip(kept[:4], collected[:4], strict=True):
             assert torch.equal(part, other)
     ami.train(config, out=tmp_path / "other", seed=0)
-    with pytest.raises(ConfigError, match=r"other has kept no memory.*--keep-replay-buffer"):
+    with pytest.raises(ConfigError, match=r"other has kept no replay buffer.*--keep-replay-buffer"):
         offline("ami-test/Line-v0", LoadDataset(run=str(tmp_path / "other")))
     with pytest.raises(ConfigError, match=r"trained with \(1,\).*environment here has"):
         offline("Pendulum-v1", LoadDataset(run=str(tmp_path / "one")))
@@ -306,8 +306,8 @@ def test_a_record_can_be_where_episode_begins(tmp_path):
     ("flags", "message"),
     [
         (("--data.minari", "line/none-v0"), "no Minari .*line/none-v0.*there are shore/random-v0"),
-        (("--data.minari", "shore/random-v0"), r"observations of dataset .*Dict.*world's are Box"),
-        (("--data.run", "nowhere"), "nowhere is no run folder"),
+        (("--data.minari", "shore/random-v0"), r"observations of dataset .*Dict.*environment's are Box"),
+        (("--data.run", "nowhere"), "nowhere is not a run folder"),
         (("--data.run", "x", "--data.minari", "y"), "not both"),
         (("--data.steps", "-1"), "steps is -1"),
     ],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
-from ami_agent.config import buffer_size, describe_buffer, empty_transition, override
+from ami_agent.config import buffer_size, describe_buffer, override
 from ami_agent.train import train
 from ami_agent.training import CollectRandom
 from modules.memory.replay_buffer import OBS_ONLY, Parts, ReplayBuffer
@@ -196,8 +196,8 @@ def _known():
 def test_stacks_of_gymnasium_s_wrapper_come_back_as_they_were(stack):
     env = EnvConfig(id="ami-test/Shown-v0", frame_stack=stack, terminal_channel=True).build(2)
     obs, _ = env.reset(0)
-    whole = ReplayBuffer(60, empty_transition(env.spec, 2), "cpu")
-    frames = ReplayBuffer(60, empty_transition(env.spec, 2), "cpu", stack)
+    whole = ReplayBuffer(60, env.spec.empty_transition(2), "cpu")
+    frames = ReplayBuffer(60, env.spec.empty_transition(2), "cpu", stack)
     for _, collected in zip(range(90), rollout(behaviour_policy(env), env, obs), strict=False):
         whole.add(collected.transition)
         frames.add(collected.transition)
@@ -220,7 +220,7 @@ def test_what_is_no_stack_of_frames_is_refused():
     is_first = ReplayBuffer(9, taken[0], "cpu", 3)
     with pytest.raises(ConfigError, match="begins with the first frame repeated"):
         is_first.add(taken[2])
-    with pytest.raises(ConfigError, match="no stack of 4 frames"):
+    with pytest.raises(ConfigError, match="not a stack of 4 frames"):
         ReplayBuffer(9, taken[0], "cpu", 4)
 
 
@@ -247,7 +247,7 @@ def test_only_what_is_requested_for_is_read():
 def test_the_memory_that_a_buffer_takes_is_known_and_reported_before_it_is_taken(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Shown-v0", frame_stack=4))
     env = config.env.build(1)
-    example = empty_transition(env.spec, 2)
+    example = env.spec.empty_transition(2)
     memory = ReplayBuffer(50, example, "cpu", 4)
     taken = {**memory._store, "age": memory._age, "episode": memory._episode, "d": memory._done}
     assert ReplayBuffer.num_bytes(50, example, 4) == sum(part.nbytes for part in taken.values())
@@ -257,7 +257,7 @@ def test_the_memory_that_a_buffer_takes_is_known_and_reported_before_it_is_taken
     assert "3x8x9 uint8" in message
     assert message.endswith("MiB")
     assert buffer_size(config, env.spec) == ReplayBuffer.num_bytes(
-        steps, empty_transition(env.spec, 1), 4
+        steps, env.spec.empty_transition(1), 4
     )
 
 

@@ -202,7 +202,7 @@ def test_a_run_in_a_folder_with_brackets(tiny, tmp_path, monkeypatch, capsys):
     assert f"into {run}\n" in capsys.readouterr().out
     assert main(["eval", run, "--episodes", "1", "--mode", "react"]) == 0
     assert f"{run}: ami/TwoRooms-v0 " in capsys.readouterr().out
-    assert "lr[x] is no run folder" in error_line(capsys, "eval", "lr[x]", "--episodes", "1")
+    assert "lr[x] is not a run folder" in error_line(capsys, "eval", "lr[x]", "--episodes", "1")
 
 
 FULL = """

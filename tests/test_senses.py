@@ -102,11 +102,11 @@ def test_parts_within_parts_are_senses_by_their_path():
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (spaces.Text(5), "observations are Text.*wrap the world"),
+        (spaces.Text(5), "observations are Text.*wrap the environment"),
         (spaces.Dict(a=spaces.Graph(spaces.Box(-1, 1, (2,)), None)), "'a' is Graph.*wrap"),
         (spaces.Sequence(spaces.Discrete(2)), "Sequence.*wrap"),
-        (spaces.Dict(), "nothing to see"),
-        (spaces.Box(-1, 1, (0,), F32), "nothing to see"),
+        (spaces.Dict(), "nothing to observe"),
+        (spaces.Box(-1, 1, (0,), F32), "nothing to observe"),
     ],
 )
 def test_what_no_sense_can_be_made_of_is_named_with_a_way_out(space, message):
@@ -218,5 +218,7 @@ def test_a_sense_may_be_called_anything():
 
 
 def test_more_than_can_be_reported_apart_is_refused_by_number():
-    with pytest.raises(ConfigError, match="10000000 things to choose from are more than"):
+    with pytest.raises(
+        ConfigError, match="the discrete actions have 10000000 options, more than 16384"
+    ):
         action_adapter(spaces.Discrete(10**7))

@@ -18,14 +18,6 @@ from torch import Tensor, nn
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, owned_copy, rollout
 from ami_agent.config import build, override
-from ami_agent.losses import (
-    LagrangeMultiplier,
-    hjepa_level_loss,
-    lambda_returns,
-    unroll_loss,
-    valid_macro_steps,
-    world_model_loss,
-)
 from ami_agent.training import (
     CollectRandom,
     OnlineActorCritic,
@@ -34,8 +26,12 @@ from ami_agent.training import (
     TrainValue,
     representation_losses,
 )
+from ami_agent.training.goal_critic import LagrangeMultiplier
+from ami_agent.training.hierarchy import hjepa_level_loss
+from ami_agent.training.jepa import unroll_loss, world_model_loss
+from ami_agent.training.masking import valid_macro_steps
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.value_critics import init_value_units
+from ami_agent.training.value_critics import init_value_units, lambda_returns
 from ami_agent.viewer.camera import RenderCamera
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import QuasimetricConfig
@@ -43,13 +39,13 @@ from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import GRUMemory, GRUMemoryConfig, NoMemory
 from modules.types import Trajectory, Transition, as_dict
 from modules.world_model.dynamics import MLPDynamicsConfig
+from modules.world_model.hjepa import JEPALevelConfig
 from modules.world_model.jepa import (
     EnsembleConfig,
     TransitionHeadConfig,
     WorldModel,
     WorldModelConfig,
 )
-from modules.world_model.jepa_levels import JEPALevelConfig
 from modules.world_model.latents import (
     GaussianLatentConfig,
     SparseLatentConfig,

@@ -55,7 +55,7 @@ def collect_data(
 
 @pytest.fixture(scope="module", autouse=True)
 def _coarse():
-    """A landscape of a few places shows as much as one of many."""
+    """A coarse critic map shows as much as a fine one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(critic_map, "GRID_SIZE", 11)
         yield
@@ -154,9 +154,9 @@ def test_what_is_known_is_read_as_it_is_however_bent_states_are():
     agent = untrained_agent()
     agent.perception = Bent()
     projector = ProbeProjector(agent, WORLD, 0, REACH)
-    make_probe = FactorProbe(WORLD, 1_000_000)
+    data = FactorProbe(WORLD, 1_000_000)
     positions, straight = (
-        projector.xy(make_probe.train_set.factors),
+        projector.xy(data.train_set.factors),
         projector.probe.read(projector.reference_states),
     )
     assert np.abs(projector(projector.reference_states) - positions).mean() < 0.5

@@ -175,7 +175,7 @@ def test_an_env_that_shows_nothing_is_reported_of_in_one_line_and_its_states_are
     assert listener.said == [
         "no picture of show-test/Blind-v0, only of the agent's states: it takes no render_mode"
     ]
-    assert listener.stages == ["live, plan", "draw seed 0"]
+    assert listener.stages == ["act, plan", "draw seed 0"]
     assert listener.most == 1
     assert page.exists()
     with Image.open(tmp_path / "episode-0.gif") as film:
@@ -255,7 +255,7 @@ def test_with_success_the_summary_tells_both(agent, env, verdict):
     assert recorded.summary == verdict
 
 
-def test_of_a_long_episode_fewer_moments_are_kept_and_the_whole_path(agent, monkeypatch):
+def test_a_long_episode_keeps_fewer_steps_and_its_whole_path(agent, monkeypatch):
     monkeypatch.setattr(record, "MAX_STEPS_KEPT", 8)
     env = of(Blind)
     config = EnvConfig(id=env.id, terminal_channel=True, options={"lasts": 41})
@@ -268,7 +268,7 @@ def test_of_a_long_episode_fewer_moments_are_kept_and_the_whole_path(agent, monk
     np.testing.assert_allclose(episode.projected_steps[3].position, episode.path[24])
 
 
-def test_short_episodes_beside_a_long_one_keep_all_their_moments(agent, monkeypatch):
+def test_short_episodes_beside_a_long_one_keep_all_their_steps(agent, monkeypatch):
     monkeypatch.setattr(record, "MAX_STEPS_KEPT", 5)
     short, long = record_in(agent, of(Uneven), "react", count=2)
     assert [recorded_step.step for recorded_step in short.recorded_steps] == [0, 1, 2]
@@ -348,6 +348,6 @@ def test_an_env_that_fades_away_is_reported_in_a_line():
         for _ in range(2):
             assert camera(env)[0]
             env.vector_env.step(env.vector_env.action_space.sample())
-        with pytest.raises(EnvError, match=r"can no longer be drawn: its render\(\) gives nothing"):
+        with pytest.raises(EnvError, match=r"no longer be rendered: its render\(\) gives nothing"):
             camera(env)
     del gymnasium.registry["ami-test/Fading-v0"]

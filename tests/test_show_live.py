@@ -58,7 +58,7 @@ def test_where_there_is_no_terminal_every_moment_is_a_line(agent, env):
     assert [line.split(" · ")[0] for line in output] == [
         f"seed {seed}, step {step}" for seed in (5, 6) for step in range(LASTS)
     ]
-    assert all("energy" in line and "while thinking" in line for line in output)
+    assert all("energy" in line and "while planning" in line for line in output)
     assert [episode.summary for episode in episodes] == [
         line for line in message if "did not arrive" in line
     ]
@@ -207,4 +207,4 @@ def test_by_the_command_and_what_it_refuses(tiny, env, tmp_path, capsys):
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"--port {port} can't be had" in error_line(capsys, *flags, "--port", port)
+        assert f"--port {port} can't be opened" in error_line(capsys, *flags, "--port", port)

@@ -158,7 +158,7 @@ def test_frames_are_the_envs_pictures_without_anything_drawn_over_them(parts):
 
 def test_a_picture_that_is_observed_again_is_kept_once():
     pictures = [np.full((8, 8, 3), level, np.uint8) for level in (0, 90, 0, 90)]
-    (panel,) = page._panels([[Panel("the world", picture, True)] for picture in pictures])
+    (panel,) = page._panels([[Panel("environment", picture, True)] for picture in pictures])
     assert panel["shown"] == [0, 1, 0, 1]
     assert len(panel["images"]) == 2
 
@@ -290,16 +290,18 @@ def test_in_a_browser_time_can_be_dragged_and_layers_taken_away(written, parts, 
         projected_steps = parts.data["seeds"][number]["modes"][0]["frames"]
         for (plan, react), step in zip(found[seed_record], (0, 3, 4), strict=True):
             count = projected_steps[step]["numCandidates"]
-            assert plan.startswith(f"After {step} of 5 steps. It compares {count} series of 8 act")
+            compared = f"After {step} of 5 steps. The planner compares {count} sequences of 8 act"
+            assert plan.startswith(compared)
             cost = sum(projected_steps[step]["terms"])
             chosen, reach, critic, others = re.search(
-                r"costs ([\d.]+) = reach ([\d.]+) \+ critic ([\d.]+), the others ([\d.]+)[, ]", plan
+                r"energy ([\d.]+) = goal_distance ([\d.]+) \+ critic ([\d.]+), "
+                r"the other candidates ([\d.]+)[, ]", plan,
             ).groups()  # fmt: skip
             assert float(chosen) == pytest.approx(cost, rel=0.01)
             assert float(reach) + float(critic) == pytest.approx(cost, rel=0.02)
             assert float(others.rstrip(".")) >= float(chosen)
-            assert "imagines nothing" in react
-            assert react.endswith("steps to the goal; it never comes there.")
+            assert "without planning" in react
+            assert react.endswith("steps to the goal; the agent never reaches it.")
     bar, line = sorted(found["pointed"])
     assert bar == line  # the same energy is said of both
     gone = dict(found["layers"])
@@ -319,9 +321,9 @@ def test_a_page_stops_where_nothing_more_happens_and_says_how_long_it_took(parts
     assert found["wrong"] == []
     assert found["last"] == ["3", "4"]
     (start, _), (near, _), (there, _) = found["first"]
-    assert start.endswith("steps to the goal; it is to take 4 more.")
-    assert near.endswith("steps to the goal; it is to take 1 more.")
-    assert there.endswith("It has arrived.")
+    assert start.endswith("steps to the goal; the agent takes 4.")
+    assert near.endswith("steps to the goal; the agent takes 1.")
+    assert there.endswith("The agent has arrived.")
 
 
 # ---- what is told of a thought
@@ -403,23 +405,11 @@ def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
     ((recorded,),) = record_episodes(
         agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, NullLogger()
     )
-    assert [len(recorded_step.planned_states) for recorded_step in recorded.recorded_steps] == [
-        9,
-        8,
-        7,
-        9,
-        8,
-    ]
-    assert [len(recorded_step.best_energies) > 1 for recorded_step in recorded.recorded_steps] == [True, False, False, True,
-                                                                       False]  # fmt: skip
+    steps = recorded.recorded_steps
+    assert [len(step.planned_states) for step in steps] == [9, 8, 7, 9, 8]
+    assert [len(step.best_energies) > 1 for step in steps] == [True, False, False, True, False]
     output = page.mode_record(project(recorded, projector), np.zeros((8, 8, 3), np.uint8))
-    assert [len(projected_step["stepEnergies"]) for projected_step in output["frames"]] == [
-        8,
-        7,
-        6,
-        8,
-        7,
-    ]
+    assert [len(frame["stepEnergies"]) for frame in output["frames"]] == [8, 7, 6, 8, 7]
     assert None not in output["errorByHorizon"][:4]  # 5 steps were lived
 
 

@@ -72,5 +72,5 @@ def test_a_question_that_fails_leaves_no_figure(study):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        study.figure("what", fail)
-    assert study.figure("what", lambda: 7) == 7
+        study.cached("what", fail)
+    assert study.cached("what", lambda: 7) == 7

@@ -101,7 +101,7 @@ def test_the_first_task_is_done_unless_reported(forager, tmp_path):
 @pytest.mark.parametrize("command", ["eval", "show"])
 def test_a_task_that_nobody_knows_is_refused_and_the_known_ones_are_named(forager, capsys, command):
     message = error_line(capsys, command, forager, "--task", "fly", "--episodes", 1)
-    assert message == f"ami: no task 'fly'; this agent knows {', '.join(TASKS)}\n"
+    assert message == f"ami: no task 'fly'; this agent has {', '.join(TASKS)}\n"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def two_rooms_as_forage() -> Config:
             override(recipes.forage(), {"cost.drives": ("hunger", "greed")}),
             "'greed'; there are hunger, pain",
         ),
-        (two_rooms_as_forage(), "'hunger' feels 'energy', which this world does not declare"),
+        (two_rooms_as_forage(), "'hunger' needs the signal 'energy'"),
     ],
 )
 def test_drives_that_nobody_knows_or_this_agent_body_cannot_feel_are_refused(config, message):
@@ -191,7 +191,8 @@ def test_an_env_in_which_drives_feel_nothing_gets_one_line(capsys, tmp_path, mon
     monkeypatch.setattr("ami_agent.cli.main.recipe", lambda name: two_rooms_as_forage())
     message = error_line(capsys, "train", "forage", "--out", tmp_path / "run")
     assert (
-        "'hunger' feels 'energy', which this world does not declare; it declares reward" in message
+        "'hunger' needs the signal 'energy', which this environment does not declare; it declares reward"
+        in message
     )
 
 
@@ -216,5 +217,7 @@ def test_the_clock_of_one_env_alone_runs_in_episodes_that_are_evaluated(forager,
     reset = agent.reset
     monkeypatch.setattr(agent, "reset", lambda is_first=None: (output.append(1), reset(is_first)))
     env = replace(brief(recipes.forage()).eval_env, options={"max_episode_steps": 20})
-    latency(agent, env, "react", agent.task_spec("flag"), 0, actions=30)
+    monkeypatch.setattr("ami_agent.evaluation.latency.TIMED_ACTIONS", 30)
+    monkeypatch.setattr("ami_agent.evaluation.latency.WARM_UP_ACTIONS", 10)
+    latency(agent, env, "react", agent.task_spec("flag"), 0)
     assert len(output) == 2 * 2  # 40 steps each way, 20 to an episode

@@ -86,7 +86,7 @@ def test_options_of_a_later_stage_are_tried_before_the_first(capsys, tmp_path):
     flags = ["--distill-policy.options", "budgett", "30"]
     message = error_line(capsys, "train", "two-rooms", "--out", tmp_path / "run", *flags)
     assert message.startswith(
-        "ami: --distill-policy.options: world 'ami/TwoRooms-v0' can't be made"
+        "ami: --distill-policy.options: environment 'ami/TwoRooms-v0' can't be made"
     )
     assert "budgett" in message
     assert not (tmp_path / "run").exists()
@@ -94,7 +94,7 @@ def test_options_of_a_later_stage_are_tried_before_the_first(capsys, tmp_path):
 
 def test_options_of_a_task_are_tried_as_well(tiny):
     task = TaskSpec(goal_source="env", options={"nonsense": 1})
-    with pytest.raises(ConfigError, match=r"task 'odd', options: world .* 'nonsense'"):
+    with pytest.raises(ConfigError, match=r"task 'odd', options: environment .* 'nonsense'"):
         check_config(replace(tiny, tasks={**tiny.tasks, "odd": task}))
 
 
@@ -274,7 +274,7 @@ def test_the_users_own_backend_and_a_display_are_respected(monkeypatch):
 
 def test_a_backend_that_does_not_work_is_named():
     message = gl_hint(ImportError("Cannot initialize a EGL device display."))
-    assert "it must be egl" in message
+    assert "set it to egl" in message
     assert "osmesa" in message
     assert not gl_hint(ValueError("no such key"))
 

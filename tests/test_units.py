@@ -18,10 +18,9 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.observations import obs_fields
 from ami_agent.config import Config, override
 from ami_agent.logger import NullLogger, format_number
-from ami_agent.losses import lambda_returns
 from ami_agent.storage import run_dir
 from ami_agent.training import CollectRandom, OnlineActorCritic
-from ami_agent.training.value_critics import discount_for
+from ami_agent.training.value_critics import discount_for, lambda_returns
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import GradientPlannerConfig, RolloutEvaluator
 from modules.actor.planning.evaluator import safe_std

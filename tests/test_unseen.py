@@ -76,7 +76,7 @@ def test_a_glance_takes_any_batch_and_tells_which_way_more_is_to_be_observed():
 @pytest.mark.parametrize("shape", [(4 + 2 * 35, 1, 1), (4, 1, 1), (2, 1, 1)])
 def test_what_is_no_scene_is_refused(shape):
     for config in (GlimpseDynamicsConfig(glimpse=GLANCE), GlimpseQuasimetricConfig(glimpse=GLANCE)):
-        with pytest.raises(ConfigError, match=f"a state of {shape[0]} numbers is no scene"):
+        with pytest.raises(ConfigError, match=f"a state of {shape[0]} numbers does not hold"):
             config.build(shape, 2) if isinstance(config, GlimpseDynamicsConfig) else config.build(
                 shape
             )

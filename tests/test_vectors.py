@@ -266,7 +266,7 @@ def test_an_env_of_the_old_kind_and_one_that_lies_about_its_space_are_reported_a
     "output", [{"max_episode_steps": 30}, {"action_repeat": 2}, {"frame_stack": 2}]
 )
 def test_what_would_hide_what_our_envs_offer_is_refused_but_for_who_asks_for_it(output):
-    with pytest.raises(ConfigError, match=r"one by one, without the walks.*max_episode_steps 30"):
+    with pytest.raises(ConfigError, match=r"one by one, without the ref.*max_episode_steps 30"):
         make("ami/TwoRooms-v0", 2, {}, **output)
     make("ami/TwoRooms-v0", 2, {}, vectorization_mode="sync", **output).close()
     make("CartPole-v1", 2, {}, **output).close()  # is many by itself, and has nothing to hide

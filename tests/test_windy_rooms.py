@@ -630,7 +630,7 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 def test_unusable_factors_are_refused_by_name_and_world(name, wrong):
     vec_env, infos = make_env(3)
     given = infos[name].clone()
-    with pytest.raises(ValueError, match=rf"{name} is \[2, 2\]; needed is \[3, 2\]"):
+    with pytest.raises(ValueError, match=rf"{name} has shape \[2, 2\]; it must be \[3, 2\]"):
         vec_env.reset(options={name: given[:2]})
     given[1, 1] = wrong
     with pytest.raises(ValueError, match=f"{name} of environment 1"):

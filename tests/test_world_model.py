@@ -241,7 +241,7 @@ def test_who_has_eyes_only_is_not_given_another_sense(encoder):
 
 @pytest.mark.parametrize("shape", [(), (3, 8, 3), (2, 2, 2), (3, 8, 8, 1)])
 def test_what_is_no_sense_is_refused_by_name(shape):
-    with pytest.raises(ConfigError, match=r"'left' delivers .* at least 4 by 4"):
+    with pytest.raises(ConfigError, match=r"'left' has shape .* at least 4 by 4"):
         ENCODERS["senses"].build({"right": PIXELS, "left": shape})
 
 

@@ -1,7 +1,7 @@
-"""What each part is worth: variants of a recipe, the same seeds and budget for all, and statistics.
+"""Ablation studies: variants of a recipe, trained with the same seeds and budget, and compared.
 
-`variants.py` makes them, `jobs.py` carries one out, `course.py` all of them, `study.py` holds what
-came of it, `verdict.py` says what follows, `page.py` shows it.
+`variants.py` makes the variants, `executors.py` trains and evaluates one, `run_study.py` all of
+them; `study.py` holds the results, `stats.py` computes their statistics, `page.py` shows them.
 """
 
 from __future__ import annotations
@@ -25,4 +25,4 @@ __all__ = [
     "table_rows",
     "variants",
     "without",
-]  # fmt: skip
+]

@@ -1,4 +1,4 @@
-"""The runs of a study, and who carries them out: this process, several, or a Ray cluster."""
+"""The jobs of a study, and what executes them: this process, several ones, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from ami_agent.train import train
 from modules.types import ConfigError
 
 ESTIMATES = ("success", "final_success", "score", "return", "steps", "length")
-"""Figures with an interval; None where an environment doesn't report them."""
+"""Metrics with an interval; None where an environment doesn't report them."""
 LOG = "log.txt"
-"""What a run said, where it had no terminal to itself."""
+"""The output of a run that does not print to the terminal."""
 
 
 class Job(NamedTuple):
-    """One variant with one seed."""
+    """The run of one variant with one seed."""
 
     variant: str
     config: Config
@@ -50,41 +50,42 @@ class Job(NamedTuple):
 
 
 class JobResult(NamedTuple):
-    """What became of a job: figures by mode, as `evaluate` gives them, or why there are none."""
+    """The metrics of a job by mode, as `evaluate_modes` returns them, or why it failed."""
 
     variant: str
     seed: int
     metrics: Mapping[str, Any] | None
     failure: str = ""
     seconds: float = 0.0
-    """That it took now; none where it was known before."""
+    """Of work in this command; 0 where the run was finished before."""
 
 
 def finished_metrics(job: Job) -> Mapping[str, Any] | None:
-    """What was found before, for as many episodes; ConfigError where the run is another."""
+    """The metrics of a finished run with as many evaluation episodes, else None. Raises ConfigError
+    where the folder holds a run of other settings."""
     if not (job.out / "eval.json").exists():
         return None
     run_dir.check_same(job.out, job.config, job.seed)
-    run_dir.seconds_of(job.out)  # which the study tells of every run that finished
+    run_dir.seconds_of(job.out)  # the study reports the seconds of every finished run
     metrics = read_results(job.out / "eval.json")
     return metrics if metrics["plan"]["episodes"] == job.episodes else None
 
 
 def read_results(path: Path) -> Mapping[str, Any]:
-    """The figures of an evaluation by mode, as `evaluate` writes them; ConfigError where the file
-    holds anything else."""
+    """The metrics of an evaluation by mode. Raises ConfigError where the file holds anything
+    else."""
     by_mode = run_dir.read_json(path)
     for mode in ("plan", "react"):
         metrics = by_mode.get(mode) if isinstance(by_mode, dict) else None
         if not isinstance(metrics, dict) or not _are_results(metrics):
             raise ConfigError(
-                f"{path} holds no figures of mode {mode}: remove it, and the run is evaluated again"
+                f"{path} holds no metrics of mode {mode}: remove it, and the run is evaluated again"
             )
     return by_mode  # type: ignore[no-any-return]
 
 
 def _are_results(metrics: Mapping[str, Any]) -> bool:
-    values = [metrics.get(format_number) for format_number in ESTIMATES]
+    values = [metrics.get(name) for name in ESTIMATES]
     estimates = [value for value in values if value is not None]
     return (
         is_number(metrics.get("episodes"))
@@ -95,53 +96,55 @@ def _are_results(metrics: Mapping[str, Any]) -> bool:
     )
 
 
+def _train_and_evaluate(job: Job, console: Console) -> Mapping[str, Any]:
+    """The metrics of the job by mode; its training is resumed where it was interrupted."""
+    resume = (job.out / "config.json").exists()
+    with closing(RunLogger(job.out, console)) as logger:
+        logger.info(f"== {job.out}")
+        agent = train(
+            job.config, out=job.out, seed=job.seed, device=job.device, resume=resume, logger=logger,
+        )  # fmt: skip
+    first_seed = FIRST_EVAL_SEED + 10_000 * job.seed
+    by_mode = evaluate_modes(agent, job.config.eval_env, episodes=job.episodes, seed=first_seed)
+    return {mode: {"recipe": job.config.recipe, **row} for mode, row in by_mode.items()}
+
+
 def run_job(job: Job, console: Console) -> JobResult:
-    """Trains, or goes on, and evaluates both modes. What goes wrong is told, not raised: the rest
-    of the study doesn't depend on it."""
+    """Trains and evaluates both modes, unless that is done. An error is returned as the failure, so
+    that the other runs of the study continue."""
     started = time.monotonic()
     metrics, failure = None, ""
     try:
         metrics = finished_metrics(job)
         if metrics is None:
-            resume = (job.out / "config.json").exists()
-            with closing(RunLogger(job.out, console)) as logger:
-                logger.info(f"== {job.out}")
-                agent = train(
-                    job.config, out=job.out, seed=job.seed, device=job.device, resume=resume,
-                    logger=logger,
-                )  # fmt: skip
-            first_seed = FIRST_EVAL_SEED + 10_000 * job.seed
-            by_mode = evaluate_modes(
-                agent, job.config.eval_env, episodes=job.episodes, seed=first_seed
-            )
-            metrics = {mode: {"recipe": job.config.recipe, **row} for mode, row in by_mode.items()}
+            metrics = _train_and_evaluate(job, console)
             run_dir.write_json(job.out / "eval.json", metrics)
-    except NotWritten as error:  # what was found by then counts
+    except NotWritten as error:  # the metrics are known all the same
         failure = str(error)
     except Exception as error:  # a variant may fail in any way
         message = " ".join(str(error).split()) or type(error).__name__
         prefix = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         metrics, failure = None, prefix + message
     finally:
-        # an agent and its lessons know each other, and hold gigabytes: who counts objects alone
-        # would let them lie until the next run has as many of its own
+        # an agent and its stage runs form cycles that hold gigabytes; the collector counts objects,
+        # not bytes, so it would free them much later
         gc.collect()
     return JobResult(job.variant, job.seed, metrics, failure, time.monotonic() - started)
 
 
 JobResults: TypeAlias = Generator[JobResult, None, None]
-"""What comes of jobs, as it comes; closing it ends the jobs that are under way."""
+"""Results in the order in which jobs finish; closing the generator ends the running jobs."""
 
 
 class Executor(Protocol):
-    """Whoever carries out jobs, in whatever order."""
+    """Runs jobs, in any order."""
 
     def run(self, jobs: Sequence[Job]) -> JobResults: ...
 
 
 @dataclass(frozen=True)
 class Serial:
-    """One after another, in this process."""
+    """Runs one job after the other, in this process."""
 
     console: Console
 
@@ -152,21 +155,20 @@ class Serial:
 
 @dataclass(frozen=True)
 class ProcessPool:
-    """Several at once, each in a process with its share of the cores."""
+    """Runs several jobs at once, each in a process with an equal number of cores."""
 
     num_workers: int
 
     def run(self, jobs: Sequence[Job]) -> JobResults:
-        for job in (
-            yield from self._run_parallel(jobs, self.num_workers)
-        ):  # one took all others with it
+        lost_jobs = yield from self._run_parallel(jobs, self.num_workers)
+        for job in lost_jobs:  # the death of one process breaks the whole pool
             for failed in (yield from self._run_parallel([job], 1)):
                 yield JobResult(failed.variant, failed.seed, None, "its process died")
 
     def _run_parallel(
         self, jobs: Sequence[Job], num_parallel: int
     ) -> Generator[JobResult, None, list[Job]]:
-        """Returns those that were lost with their process."""
+        """Returns the jobs that were lost with the pool."""
         num_threads, lost_jobs = max(1, (os.cpu_count() or 1) // self.num_workers), []
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_parallel, spawn, _init_worker, (num_threads,)) as pool:
@@ -187,14 +189,14 @@ class ProcessPool:
 
 
 def run_job_logged(job: Job) -> JobResult:
-    """Carries out a job; what it says goes into a file beside its checkpoints."""
+    """Runs a job; its output goes into a file of the run folder."""
     job.out.mkdir(parents=True, exist_ok=True)
     with (job.out / LOG).open("a", errors="backslashreplace") as log:
         return run_job(job, Console(file=log, width=160))
 
 
 def _run_interruptible(job: Job) -> JobResult:
-    """In a process of a study: a signal saves a checkpoint and ends the process."""
+    """Runs a job in a worker process: a signal saves a checkpoint and ends the process."""
     try:
         with handled():
             return run_job_logged(job)
@@ -203,7 +205,7 @@ def _run_interruptible(job: Job) -> JobResult:
 
 
 def _init_worker(num_threads: int) -> None:
-    """A process keeps to its share of the cores, and does not outlive the study."""
+    """Limits the threads of a worker process, and ends it when the study ends."""
     isolate_worker()
     torch.set_num_threads(num_threads)
     parent = multiprocessing.parent_process()
@@ -218,19 +220,19 @@ def _init_worker(num_threads: int) -> None:
 
 @dataclass(frozen=True)
 class Ray:
-    """As tasks of Ray: on a cluster whose nodes share the study's folder, or on this machine
-    ("local"), where Ray is started for it."""
+    """Runs jobs as Ray tasks: on a cluster whose nodes share the study's folder, or on this machine
+    ("local"), where it starts Ray."""
 
     address: str
     connect_timeout: float = 10.0
-    """Seconds until an address that doesn't answer is given up."""
+    """Seconds to wait for an answer of the address."""
 
     def run(self, jobs: Sequence[Job]) -> JobResults:
         ray, pending = self._connect(), {}
         try:
             gpus = int(any(job.device != "cpu" for job in jobs))
             if gpus and not ray.cluster_resources().get("GPU"):
-                raise ConfigError(f"--ray {self.address}: no GPU there; ask for --device cpu")
+                raise ConfigError(f"--ray {self.address}: the cluster has no GPU; use --device cpu")
             remote_job = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(run_job_logged)
             pending = {remote_job.remote(job._replace(out=job.out.absolute())): job for job in jobs}
             while pending:
@@ -239,7 +241,7 @@ class Ray:
                 try:
                     yield ray.get(finished)
                 except Exception as error:  # a node may be gone
-                    yield JobResult(job.variant, job.seed, None, f"Ray lost it: {error}")
+                    yield JobResult(job.variant, job.seed, None, f"Ray lost the task: {error}")
         except (KeyboardInterrupt, GeneratorExit):
             for task in pending:
                 ray.cancel(task)  # raises KeyboardInterrupt where it runs
@@ -249,7 +251,7 @@ class Ray:
             ray.shutdown()
 
     def _connect(self) -> Any:
-        """ConfigError where there is no Ray, or nobody at the address."""
+        """Raises ConfigError where Ray is not installed or no cluster answers at the address."""
         try:
             import ray  # an extra
         except ImportError:
@@ -260,11 +262,11 @@ class Ray:
         sigterm_handler = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **init_args)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, sigterm_handler)  # Ray puts its own there
+            signal.signal(signal.SIGTERM, sigterm_handler)  # Ray has set its own
         return ray
 
     def _reachable_address(self) -> str:
-        """The address, if somebody listens there: Ray itself would wait for minutes."""
+        """The address, checked by a connection: Ray itself would wait for minutes."""
         host, _, port = self.address.removeprefix("ray://").rpartition(":")
         try:
             socket.create_connection((host, int(port)), self.connect_timeout).close()

@@ -1,5 +1,5 @@
-"""The course of a study: variants by seeds, each run in a folder, and what can be said of it before
-it starts, as it goes on and when it is done."""
+"""Runs a study: every variant with every seed, each in a run folder, with estimates before and
+progress during the runs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def run_study(
     executor: Executor, console: Console, question: str = "",
 ) -> Study:  # fmt: skip
     """Trains and evaluates every variant with every seed, seed by seed, so that a study that is
-    stopped early compares all; runs already finished are not repeated. Writes study.json and
-    study.csv into `out`; where they can't be written, prints what was found.
+    stopped early compares all variants; finished runs are not repeated. Writes study.json and
+    study.csv into `out`; where they can't be written, prints the results.
 
-    Raises ConfigError for settings that can't be, folders that hold something else, and where
-    another process is at work in `out`."""
+    Raises ConfigError for invalid settings, for folders that hold something else, and where another
+    process works in `out`."""
     if seeds < 1:
-        raise ConfigError(f"--seeds is {seeds}; there must be at least 1")
+        raise ConfigError(f"--seeds is {seeds}; it must be at least 1")
     run_dir.check_folder(out)
     check_all(configs)
     with locked(out):
@@ -54,10 +54,10 @@ def _run_study(
         for seed in range(seeds)
         for variant, config in configs.items()
     ]
-    previous = {(j.variant, j.seed): finished_metrics(j) for j in jobs}
-    remaining = [j for j in jobs if previous[j.variant, j.seed] is None]
+    previous = {(job.variant, job.seed): finished_metrics(job) for job in jobs}
+    remaining = [job for job in jobs if previous[job.variant, job.seed] is None]
     _print_power(console, seeds, len(jobs), len(remaining))
-    _print_estimate(console, [j for j in jobs if previous[j.variant, j.seed]], remaining)
+    _print_estimate(console, [job for job in jobs if previous[job.variant, job.seed]], remaining)
     for job in remaining:
         if (job.out / "config.json").exists():
             run_dir.check_same(job.out, job.config, job.seed)
@@ -73,16 +73,21 @@ def _run_study(
                 _print_progress(console, result, count, len(remaining), time.monotonic() - started)
     except Interrupted as interruption:
         finished = sum(1 for result in results.values() if result.metrics is not None)
+        message = interruption.message.partition(";")[0]
         raise Interrupted(
-            f"{interruption.message.partition(';')[0]}; {finished} of {len(jobs)} runs in {out} are "
-            "finished, and the same command goes on with the rest"
+            f"{message}; {finished} of {len(jobs)} runs in {out} are finished, and the same "
+            "command continues with the others"
         ) from interruption
     if remaining:
         _print_time(console, work_seconds, time.monotonic() - started)
     by_variant = {name: [results[name, seed] for seed in range(seeds)] for name in configs}
     run_infos = {
-        variant: [RunInfo.load(variant_dirs[variant] / str(o.seed)) for o in results if o.metrics]
-        for variant, results in by_variant.items()
+        variant: [
+            RunInfo.load(variant_dirs[variant] / str(result.seed))
+            for result in variant_results
+            if result.metrics
+        ]
+        for variant, variant_results in by_variant.items()
     }
     study = Study(name, configs, seeds, by_variant, run_infos, question)
     try:
@@ -94,21 +99,21 @@ def _run_study(
 
 
 def print_study(console: Console, study: Study) -> None:
-    """What was found, for people."""
+    """Prints the table of results and a sentence for each variant."""
     print_table(console, f"{study.name}, {study.seeds} seeds", *table_rows(study))
     print_line(console, "\n".join(study.sentences()))
 
 
 MAX_VARIANT_CHARS = 100
-"""Characters of a folder's name that come from a variant's."""
+"""Characters of a variant's name in the name of its folder, at most."""
 RESERVED_NAMES = {"", ".", "..", "index.html", "study.json", "study.csv", "study.png"}
-"""What no folder of a variant can be called."""
+"""Names that no folder of a variant may have."""
 
 
 def folders(variants: Iterable[str]) -> dict[str, str]:
-    """What the runs of each variant lie in: its name without what a path can't hold. Where that is
-    no name, or another variant's (on file systems that ignore case, too), the later one's folder
-    has a checksum of its name as well."""
+    """The folder of each variant: its name, with other characters than letters, digits and "._+"
+    replaced. Where that changes the name, or two folders would be the same on a file system that
+    ignores case, a checksum of the name is added."""
     names: dict[str, str] = {}
     used = set(RESERVED_NAMES)
     for variant in variants:
@@ -127,45 +132,45 @@ def _normalized(name: str) -> str:
 
 
 def _print_power(console: Console, seeds: int, jobs: int, remaining: int) -> None:
-    """What so many seeds can tell, before anything is spent."""
+    """Prints which effect this number of seeds can detect."""
     if seeds == 1:
-        power = "one seed has no interval: nothing will follow from a difference"
+        power = "one seed gives no interval, so no difference can be significant"
     else:
         power = (
-            f"{seeds} seeds tell a difference from chance where it is {minimal_detectable_effect(seeds):.2g} "
-            f"times the spread between seeds; one as large as the spread takes {seeds_needed(1.0)}, "
-            f"half as large {seeds_needed(0.5)}"
+            f"{seeds} seeds detect a difference of {minimal_detectable_effect(seeds):.2g} times "
+            f"the spread between seeds; a difference of once the spread takes {seeds_needed(1.0)} "
+            f"seeds, of half the spread {seeds_needed(0.5)}"
         )
-    finished = f", {jobs - remaining} of them finished before" if remaining < jobs else ""
+    finished = f", {jobs - remaining} of them already finished" if remaining < jobs else ""
     print_line(console, f"{jobs} runs{finished}; {power}")
 
 
 def _print_estimate(console: Console, finished: Sequence[Job], remaining: Sequence[Job]) -> None:
-    """How long the rest takes, as far as finished runs tell: of this study, or else of the recipe
-    wherever commands leave them."""
+    """Prints how long the remaining runs take, estimated by finished runs of this study, or else of
+    the recipe in `runs`."""
     if not remaining:
         return
     recipe, runs_dir = remaining[0].config.recipe, Path("runs")
     other_runs = [*sorted((runs_dir / recipe).glob("*")), runs_dir / "reference" / recipe]
     seconds: dict[Path, float] = {}
-    for run in [job.out for job in finished] or [
-        r for r in other_runs if (r / "eval.json").exists()
-    ]:
-        with suppress(ConfigError):  # another's run may be anything
+    known_runs = [job.out for job in finished]
+    for run in known_runs or [other for other in other_runs if (other / "eval.json").exists()]:
+        with suppress(ConfigError):  # the folder may hold anything
             seconds[run] = run_dir.seconds_of(run)
     if seconds:
         typical, num_others = median(seconds.values()), len(seconds) - 1
         source = f"{next(iter(seconds))}{f' and {num_others} more' if num_others else ''}"
-        message = f"about {format_duration(typical * len(remaining))} of training, as {source} took {format_duration(typical)}"
+        total = format_duration(typical * len(remaining))
+        message = f"about {total} of training, as {source} took {format_duration(typical)}"
     else:
-        message = f"no finished run of {recipe} tells how long it takes; the first will"
+        message = f"the training time is unknown until the first run of {recipe} finishes"
     print_line(console, message)
 
 
 def _print_time(console: Console, work_seconds: float, seconds: float) -> None:
-    """Where the time went: what is not work is the study's own, or waiting for the last run."""
-    message = f"{format_duration(work_seconds)} of work in {format_duration(seconds)}: {work_seconds / seconds:.2f} at a time"
-    print_line(console, message)
+    """Prints the seconds of all runs, the seconds of the study, and their ratio."""
+    work, taken = format_duration(work_seconds), format_duration(seconds)
+    print_line(console, f"{work} of work in {taken}: {work_seconds / seconds:.2f} runs at a time")
 
 
 def _print_progress(

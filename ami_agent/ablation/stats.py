@@ -1,4 +1,4 @@
-"""What a study says: figures of a few seeds with intervals, and whether a difference is real.
+"""Statistics of a study: results of a few seeds with intervals, and significance of differences.
 
 After Agarwal et al. 2021 (Deep reinforcement learning at the edge of the statistical precipice):
 interquartile means, bootstrap intervals over runs, and the probability of improvement.
@@ -16,44 +16,41 @@ from scipy import stats
 from ami_agent.evaluation.intervals import Estimate
 
 POWER = 0.8
-"""Chance that a difference is found where there is one."""
+"""Probability with which an existing difference is detected."""
 
 
 class Measure(NamedTuple):
-    """What is compared: read from the figures of one mode of one run."""
+    """The metric that is compared, read from the results of one mode of one run."""
 
     key: str
     unit: str
     scale: float
     description: str
-    """What it is, for who never saw the world."""
+    """For readers who don't know the environment."""
     max_difference: float = inf
-    """How far two figures can be apart."""
+    """The largest possible difference of two values."""
 
-    def value(self, marks: Mapping[str, Any]) -> float:
-        return self.scale * marks[self.key]["mean"]
+    def value(self, metrics: Mapping[str, Any]) -> float:
+        return self.scale * metrics[self.key]["mean"]
 
 
 MEASURES = (
-    Measure("score", "score", 1.0, "what the world counts in an episode"),
+    Measure("score", "score", 1.0, "the environment's own score of an episode"),
     Measure(
-        "final_success",
-        "points of success",
-        100.0,
-        "percent of the episodes at whose last step the task is fulfilled",
-        100.0,
+        "final_success", "points of success", 100.0,
+        "percent of the episodes that end in success", 100.0,
     ),
     Measure("return", "return", 1.0, "the sum of an episode's rewards"),
-)
-"""The first that a world tells of is what it is about."""
+)  # fmt: skip
+"""The first one that the environment reports is the main measure."""
 
 
-def main_measure(marks: Mapping[str, Any]) -> Measure:
-    return next(measure for measure in MEASURES if marks[measure.key] is not None)
+def main_measure(metrics: Mapping[str, Any]) -> Measure:
+    return next(measure for measure in MEASURES if metrics[measure.key] is not None)
 
 
 def interquartile_mean(values: Sequence[float]) -> Estimate:
-    """Runs `[N]` -> their interquartile mean, with a bootstrap interval from two runs on."""
+    """Values of N runs -> the interquartile mean, with a bootstrap interval from two runs on."""
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         return {"mean": None, "ci95": None}
@@ -70,10 +67,10 @@ def interquartile_mean(values: Sequence[float]) -> Estimate:
 def probability_of_improvement(
     variant_values: Sequence[float], base_values: Sequence[float]
 ) -> Estimate:
-    """The chance that a run of ours does better than one of theirs; ties count half."""
-    variant, base = (
-        np.asarray(values, dtype=np.float64) for values in (variant_values, base_values)
-    )
+    """The probability that a run of the variant has a higher value than one of the base; ties count
+    half."""
+    variant = np.asarray(variant_values, dtype=np.float64)
+    base = np.asarray(base_values, dtype=np.float64)
     if not len(variant) or not len(base):
         return {"mean": None, "ci95": None}
     mean = float(_better(variant[None], base[None])[0])
@@ -84,7 +81,7 @@ def probability_of_improvement(
 
 
 def _better(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """`[R, N]`, `[R, M]` -> `[R]`"""
+    """The fraction of pairs in which `one` is higher: `[R, N]`, `[R, M]` -> `[R]`."""
     differences = one[:, :, None] - other[:, None]
     return ((differences > 0) + 0.5 * (differences == 0)).mean((1, 2))
 
@@ -95,44 +92,42 @@ def _resampled(values: np.ndarray, seed: int, num_resamples: int = 5000) -> np.n
 
 
 class Difference(NamedTuple):
-    """A variant beside the base, seed by seed."""
+    """A variant minus the base, paired by seed."""
 
-    seeds: int  # that both have
+    seeds: int  # finished by both
     mean: float | None
     ci95: tuple[float, float] | None  # Student's, of the paired differences; from two seeds on
-    seeds_needed: int | None  # seeds that would tell a difference as large as this one
+    seeds_needed: int | None  # seeds that would detect a difference of this size
 
     @property
     def is_zero(self) -> bool:
-        """Whether no seed tells any difference."""
+        """Whether the difference is zero for every seed."""
         return self.mean == 0 and self.ci95 in (None, (0.0, 0.0))
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves chance out."""
+        """Whether the interval excludes zero."""
         return self.ci95 is not None and (self.ci95[0] > 0 or self.ci95[1] < 0)
 
     @property
     def label(self) -> str:
-        """What follows, in a word or two."""
+        """The significance in a word or two."""
         if self.ci95 is None:
-            return "not known"
+            return "unknown"
         if self.is_zero:
-            return "none"
-        return "real" if self.significant else "may be chance"
+            return "no difference"
+        return "significant" if self.significant else "not significant"
 
 
 def paired_difference(
     base: Mapping[int, float], variant: Mapping[int, float], max_difference: float = inf
 ) -> Difference:
-    """Figures by seed; only seeds that both have count. No two are further apart than `most`: what
-    the interval would hold beyond that can't be."""
+    """Values by seed; only seeds of both count. The interval is cut off at `max_difference`."""
     shared_seeds = sorted(set(base) & set(variant))
     differences = np.array([variant[seed] - base[seed] for seed in shared_seeds])
     if len(differences) < 2:
-        return Difference(
-            len(differences), float(differences[0]) if len(differences) else None, None, None
-        )
+        mean = float(differences[0]) if len(differences) else None
+        return Difference(len(differences), mean, None, None)
     mean, std = float(differences.mean()), float(differences.std(ddof=1))
     half_width = float(stats.t.ppf(0.975, len(differences) - 1)) * std / len(differences) ** 0.5
     needed = seeds_needed(abs(mean) / std) if std > 0 and mean else None
@@ -141,8 +136,8 @@ def paired_difference(
 
 
 def minimal_detectable_effect(seeds: int) -> float:
-    """The difference that so many seeds tell from chance, four times in five, in units of how much
-    paired differences vary between seeds; infinite for one seed."""
+    """The difference that this number of seeds detects with probability `POWER`, in standard
+    deviations of the paired differences; infinite for one seed."""
     if seeds < 2:
         return float("inf")
     quantiles = stats.t.ppf([0.975, POWER], seeds - 1)
@@ -150,7 +145,7 @@ def minimal_detectable_effect(seeds: int) -> float:
 
 
 def seeds_needed(effect: float) -> int:
-    """Seeds that tell a difference of that size, in the same units."""
+    """The number of seeds that detects a difference of this size, in the same units."""
     normal = stats.norm.ppf([0.975, POWER]).sum()
     first = max(2, ceil((normal / effect) ** 2)) if effect > 0 else 10**6
     return next(
@@ -159,21 +154,23 @@ def seeds_needed(effect: float) -> int:
 
 
 def effect_sentence(name: str, difference: Difference, measure: Measure, base: str) -> str:
-    """What a variant is worth beside the base, as one sentence."""
+    """The difference between a variant and the base, as one sentence."""
     if difference.mean is None:
-        return f"{name}: no seed of both finished, so nothing can be said"
+        return f"{name}: no seed of both finished"
     if difference.is_zero:
         return f"{name}: no different from {base} in any seed"
-    size = f"{abs(difference.mean):.3g} {measure.unit} {'less' if difference.mean < 0 else 'more'} than {base}"
-    size = size if difference.mean else f"no different from {base} on the mean"
+    sign = "less" if difference.mean < 0 else "more"
+    size = f"{abs(difference.mean):.3g} {measure.unit} {sign} than {base}"
+    if difference.mean == 0:
+        size = f"no different from {base} on average"
     if difference.ci95 is None:
-        return f"{name}: {size} with one seed, from which nothing follows"
+        return f"{name}: {size} with one seed, which gives no interval"
     interval = f"[{difference.ci95[0]:.3g}, {difference.ci95[1]:.3g}] over {difference.seeds} seeds"
     if difference.significant:
-        return f"{name}: {size} {interval}: a real difference"
+        return f"{name}: {size} {interval}, significant"
     hint = (
-        f"; about {difference.seeds_needed} seeds would tell one of this size"
+        f"; about {difference.seeds_needed} seeds would detect this difference"
         if difference.seeds_needed
         else ""
     )
-    return f"{name}: {size} {interval}: no more than chance may do{hint}"
+    return f"{name}: {size} {interval}, not significant{hint}"

@@ -1,11 +1,12 @@
-"""What a study found, and how it is told: to people in a table and sentences, to machines."""
+"""The results of a study, as tables and sentences for people and as files for programs."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +32,10 @@ MODES = tuple(MODE_NAMES)
 
 
 class RunInfo(NamedTuple):
-    """What is known of a run beside what it reached."""
+    """Figures of a run beside its metrics."""
 
     seconds: float  # of training
-    state: Mapping[str, Any]  # what was said last of its states; nothing where nobody looked
+    state: Mapping[str, Any]  # the last logged statistics of states; empty where none were logged
 
     @classmethod
     def load(cls, run: Path) -> RunInfo:
@@ -43,14 +44,14 @@ class RunInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """What was found; the first variant is the base that the others are compared with."""
+    """The results; the first variant is the base that the others are compared with."""
 
     name: str
     configs: Mapping[str, Config]
     seeds: int
     results: Mapping[str, Sequence[JobResult]]  # by variant, in the order of the seeds
     run_infos: Mapping[str, Sequence[RunInfo]]  # by variant, of runs that finished
-    question: str = ""  # what it is to find out
+    question: str = ""  # that the study answers
 
     @property
     def base(self) -> str:
@@ -58,26 +59,26 @@ class Study:
 
     @property
     def measure(self) -> Measure | None:
-        """None where no run finished."""
-        finished = (
-            o.metrics["plan"] for results in self.results.values() for o in results if o.metrics
-        )
-        metrics = next(finished, None)
-        return None if metrics is None else main_measure(metrics)
+        """The metric that is compared; None where no run finished."""
+        metrics = next((result.metrics for result in self._results() if result.metrics), None)
+        return None if metrics is None else main_measure(metrics["plan"])
+
+    def _results(self) -> Iterator[JobResult]:
+        return chain.from_iterable(self.results.values())
 
     def check(self, out: Path) -> None:
         """Raises ConfigError where no run finished."""
         if self.measure is None:
-            raise ConfigError(f"no run finished; why is in {out / 'study.json'}")
+            raise ConfigError(f"no run finished; {out / 'study.json'} holds the errors")
 
     def values_by_seed(self, variant: str, mode: str) -> dict[int, float]:
-        """What was reached, by seed."""
-        measure = self.measure
+        """The main measure of a variant, by seed."""
+        measure, results = self.measure, self.results[variant]
         assert measure is not None
-        return {o.seed: measure.value(o.metrics[mode]) for o in self.results[variant] if o.metrics}
+        return {r.seed: measure.value(r.metrics[mode]) for r in results if r.metrics}
 
     def difference(self, variant: str, mode: str, other_variant: str = "") -> Difference:
-        """Of a variant beside another, or beside the base."""
+        """A variant minus another one, by default the base."""
         measure, reference = self.measure, other_variant or self.base
         assert measure is not None
         return paired_difference(
@@ -87,15 +88,13 @@ class Study:
         )
 
     def changes(self, variant: str) -> list[str]:
-        """The settings in which a variant differs from the base: what each is, not what it is
-        there."""
-        base, other = (config_io.to_json(self.configs[n]) for n in (self.base, variant))
+        """The settings in which a variant differs from the base, a phrase for each."""
+        base, other = (config_io.to_json(self.configs[name]) for name in (self.base, variant))
         return config_io.differences(other, base)
 
     def sentences(self) -> list[str]:
-        """What each variant is worth, and what failed."""
-        measure = self.measure
-        if measure is None:
+        """A sentence for the effect of each variant in each mode, and for each failure."""
+        if self.measure is None:
             return ["no run finished", *self.failures()]
         lines = [
             f"{name}, {sentence}"
@@ -105,26 +104,26 @@ class Study:
         return [*lines, *self.ties(), *self.failures()]
 
     def ties(self) -> list[str]:
-        """A sentence for each mode that tells no variant apart."""
+        """A sentence for each mode in which no variant differs."""
         return [
             f"{MODE_NAMES[mode]}: no variant is different from {self.base} in any seed"
             for mode in self.tied_modes
         ]
 
     def effects(self, variant: str) -> dict[str, str]:
-        """A sentence for each mode that tells variants apart."""
+        """A sentence by mode, for the modes in which variants differ."""
         measure = self.measure
         if measure is None:
             return {}
-        modes = [mode for mode in MODES if mode not in self.tied_modes]
         return {
-            m: effect_sentence(MODE_NAMES[m], self.difference(variant, m), measure, self.base)
-            for m in modes
+            mode: effect_sentence(name, self.difference(variant, mode), measure, self.base)
+            for mode, name in MODE_NAMES.items()
+            if mode not in self.tied_modes
         }
 
     @property
     def tied_modes(self) -> list[str]:
-        """The modes in which no variant is different in any seed."""
+        """The modes in which no variant differs from the base in any seed."""
         names = list(self.configs)[1:]
         return [
             mode
@@ -134,21 +133,20 @@ class Study:
 
     def failures(self) -> list[str]:
         return [
-            f"{o.variant}, seed {o.seed} failed: {o.failure}"
-            for results in self.results.values()
-            for o in results
-            if o.metrics is None
+            f"{result.variant}, seed {result.seed} failed: {result.failure}"
+            for result in self._results()
+            if result.metrics is None
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for machines."""
+        """All results as plain data, for study.json."""
         measure = self.measure
         variants = {}
         for name, results in self.results.items():
             summary = {
                 "changes": self.changes(name),
                 "runs": [
-                    {"seed": o.seed, **(o.metrics or {"failure": o.failure})} for o in results
+                    {"seed": r.seed, **(r.metrics or {"failure": r.failure})} for r in results
                 ],
             }
             if measure is not None:
@@ -185,12 +183,12 @@ def write(out: Path, study: Study) -> None:
     """Writes study.json and study.csv; raises NotWritten."""
     run_dir.write_json(out / "study.json", study.to_dict())
     table = io.StringIO(newline="")
-    table_rows = csv.writer(table)
-    table_rows.writerow(COLUMNS)
-    for result in (o for results in study.results.values() for o in results):
+    writer = csv.writer(table)
+    writer.writerow(COLUMNS)
+    for result in chain.from_iterable(study.results.values()):
         for mode, metrics in (result.metrics or {"": {}}).items():
             figures = (_scalar(metrics.get(key)) for key in COLUMNS[3:-1])
-            table_rows.writerow([result.variant, result.seed, mode, *figures, result.failure])
+            writer.writerow([result.variant, result.seed, mode, *figures, result.failure])
     write_text(out / "study.csv", table.getvalue())
 
 
@@ -198,35 +196,36 @@ def _scalar(figure: Any) -> Any:
     return figure["mean"] if isinstance(figure, Mapping) else figure
 
 
-TERMINAL_COLUMNS = (*MODE_NAMES.values(), "Mode-2 beside the base")
-"""What a terminal has room for."""
+TERMINAL_COLUMNS = (*MODE_NAMES.values(), "Mode-2 minus the base")
+"""The columns that fit into a terminal."""
 
 ALL_COLUMNS = (
-    *TERMINAL_COLUMNS, "probability of improvement", "spread of states", "effective rank", "training, s",
+    *TERMINAL_COLUMNS, "probability of improvement", "spread of states", "effective rank",
+    "training, s",
 )  # fmt: skip
 
 
 def table_rows(
     study: Study, columns: Sequence[str] = TERMINAL_COLUMNS
 ) -> tuple[list[str], list[list[str]]]:
-    """The table people read: `shown` of the figures of every variant."""
-    figures = {name: cells(study, name) for name in study.configs}
-    return ["variant", *columns], [[n, *(row[s] for s in columns)] for n, row in figures.items()]
+    """The header and the rows of the table of variants, with these columns."""
+    cells_by_name = {name: cells(study, name) for name in study.configs}
+    rows = [[name, *(row[column] for column in columns)] for name, row in cells_by_name.items()]
+    return ["variant", *columns], rows
 
 
 def cells(study: Study, name: str) -> dict[str, str]:
-    """All figures of a variant as text, by what they are."""
+    """The figures of a variant as text, by column."""
     if study.measure is None:
         return dict.fromkeys(ALL_COLUMNS, "failed")
     plan, react = (list(study.values_by_seed(name, mode).values()) for mode in MODES)
-    difference, seconds = (
-        study.difference(name, "plan"),
-        [run.seconds for run in study.run_infos[name]],
-    )
+    difference = study.difference(name, "plan")
+    seconds = [run.seconds for run in study.run_infos[name]]
     comparison = "-"
     if name != study.base and difference.ci95 is not None:
-        text = f"{difference.mean:+.3g} [{difference.ci95[0]:.3g}, {difference.ci95[1]:.3g}]"
-        comparison = text if difference.significant else f"{text}, chance may do"
+        comparison = f"{difference.mean:+.3g} [{difference.ci95[0]:.3g}, {difference.ci95[1]:.3g}]"
+        if not difference.significant:
+            comparison += ", not significant"
     probability = probability_of_improvement(
         plan, list(study.values_by_seed(study.base, "plan").values())
     )
@@ -242,7 +241,7 @@ def cells(study: Study, name: str) -> dict[str, str]:
 
 
 def spectrum(study: Study, name: str) -> dict[str, str]:
-    """What is known of a variant's states, mean over its runs."""
+    """The statistics of a variant's states, mean over its runs."""
     states = [run.state for run in study.run_infos[name]]
     return {
         "spread of states": _mean([state.get("std_mean") for state in states], 2),
@@ -251,13 +250,13 @@ def spectrum(study: Study, name: str) -> dict[str, str]:
 
 
 def _mean(numbers: Sequence[float | None], digits: int) -> str:
-    """Of what is known."""
+    """The mean of the known numbers; "-" where there are none."""
     finite = [number for number in numbers if number is not None]
     return f"{sum(finite) / len(finite):.{digits}f}" if finite else "-"
 
 
 def format_by_seed(values: Sequence[float]) -> str:
-    """What was reached, seed by seed."""
+    """The values, seed by seed."""
     return " ".join(f"{value:.3g}" for value in values)
 
 

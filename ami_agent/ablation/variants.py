@@ -8,21 +8,18 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ami_agent.adapters.make import call_function, load_function
-from ami_agent.cli.listing import component_choices
 from ami_agent.config import Config, override
+from ami_agent.config_io import component_of, find_component
 from ami_agent.training import SelectLandmarks, TrainHierarchy
 from ami_agent.training.actor_critic import ActorCriticStage
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.policy import NoPolicyProposalConfig
-from modules.actor.subgoals import (
-    FlatConfig,
-    HierarchicalJEPAConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import FlatConfig, LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.cost.cost import NoGoalCriticConfig, NoValueCriticsConfig
 from modules.memory.short_term import NoMemoryConfig
 from modules.types import ConfigError
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from modules.world_model.latents import NoLatentConfig
 
 ConfigChange = Callable[[Config], Config]
@@ -111,13 +108,13 @@ def _without_term(term: str) -> ConfigChange:
 
 
 def removable_parts(config: Config) -> dict[str, ConfigChange]:
-    """All that can be taken away."""
+    """What `--without` can remove, by name."""
     terms = [field.name for field in fields(LossWeights)]
-    return {**PART_REMOVALS, **{f"objective.{term}": _without_term(term) for term in terms}}
+    return {**PART_REMOVALS, **{f"train_jepa.{term}": _without_term(term) for term in terms}}
 
 
 def without(config: Config, name: str) -> Config:
-    """The recipe without a part; raises ConfigError for a name that is none, or no change."""
+    """The recipe without a part. Raises ConfigError for an unknown name, and where nothing changes."""
     removals = removable_parts(config)
     if name not in removals:
         raise ConfigError(f"--without {name!r}: there are {', '.join(removals)}")
@@ -128,20 +125,13 @@ def swap(config: Config, swap_spec: str) -> Config:
     """`component=choice` (case does not matter) -> the recipe with the choice's defaults in that
     component, which is named by its path or by the end of it: `planner=CEM`."""
     component, _, choice = swap_spec.partition("=")
-    components = component_choices()
-    found = [path for path in components if path == component or path.endswith(f".{component}")]
-    if len(found) != 1:
-        raise ConfigError(
-            f"--swap {swap_spec!r}: write component=choice; components are "
-            f"{', '.join(found or components)}"
-        )
-    by_name = {name.lower(): kind for name, kind in components[found[0]].items()}
-    if choice.lower() not in by_name:
-        raise ConfigError(
-            f"--swap {swap_spec!r}: {component} may be {', '.join(components[found[0]])}"
-        )
-    changed = override(config, {found[0]: by_name[choice.lower()]()})
-    if found[0] == "actor.subgoals":
+    try:
+        path = find_component(component)
+        settings = component_of(path, choice)
+    except ConfigError as error:
+        raise ConfigError(f"--swap {swap_spec!r}: write component=choice; {error}") from None
+    changed = override(config, {path: settings})
+    if path == "actor.subgoals":
         changed = _with_required_stages(changed)
     return _changed(config, changed, f"--swap {swap_spec}")
 
@@ -181,16 +171,16 @@ STUDY_CONFIGS = "the Configs of a study"
 
 
 def study_question(name: str) -> str:
-    """What a study asks: that of a recipe what its parts are worth; one's own, `FILE.py:FUNCTION`,
-    what the docstring of its function says, if there is one."""
+    """The question that a study answers: for `FILE.py:FUNCTION` the docstring of the function, for a
+    recipe what its parts are worth."""
     if ".py:" not in name:
         return f"What is each of these parts worth to an agent of the recipe {name}?"
     return inspect.getdoc(load_function(name, STUDY_CONFIGS)) or ""
 
 
 def load_configs(path: str) -> dict[str, Config]:
-    """A study of one's own, `FILE.py:FUNCTION`: what the function returns, Configs by name, the
-    first of which the others are compared with. ConfigError where it doesn't."""
+    """The Configs by name that the function of `FILE.py:FUNCTION` returns; the first is the base.
+    Raises ConfigError where it returns anything else."""
     returned = call_function(path, STUDY_CONFIGS)
     if not isinstance(returned, Mapping) or not all(
         isinstance(c, Config) for c in returned.values()

@@ -1,4 +1,4 @@
-"""What a world lets a body do, as a mind's actions `[..., A]` in [-1, 1]."""
+"""Action spaces of Gymnasium as the agent's actions `[..., A]` in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -11,31 +11,29 @@ from gymnasium import spaces
 from modules.types import ConfigError
 
 MAX_CHOICES = 2**14
-"""Numbers that a choice may take: each has one of its own."""
-
-
+"""Options of all discrete actions together: each is one number of the agent's action."""
 MAX_INTEGER_RANGE = 2**24
-"""Whole numbers from the lowest to the highest action; more can't be told apart."""
+"""Integers between the bounds of an action: float32 represents no more of them exactly."""
 
 
 class ActionAdapter(Protocol):
-    """Both ways between the mind's actions and the world's."""
+    """Converts actions between the agent and the environment."""
 
     size: int  # A
-    choices: tuple[int, ...]  # how many there are to choose from, for each choice; () where none
+    choices: tuple[int, ...]  # the number of options of each discrete action; () where none
 
     def to_env(self, action: np.ndarray) -> np.ndarray: ...
     def from_env(self, action: Any) -> np.ndarray: ...
 
 
 class BoxAdapter:
-    """Numbers within bounds."""
+    """A Box: each bounded number is scaled to [-1, 1]."""
 
     choices: tuple[int, ...] = ()
 
     def __init__(self, space: spaces.Box) -> None:
         if not prod(space.shape):
-            raise ConfigError(f"actions are {space}: there is nothing to do")
+            raise ConfigError(f"actions are {space}: there is no number to choose")
         self.size, self.shape, self.dtype = prod(space.shape), space.shape, space.dtype
         unit = np.result_type(space.dtype, np.float32)
         self.low, self.high = space.low.astype(unit), space.high.astype(unit)
@@ -44,17 +42,15 @@ class BoxAdapter:
         is_integer = not np.issubdtype(self.dtype, np.floating)
         if not np.isfinite(span).all() or (is_integer and (span > MAX_INTEGER_RANGE).any()):
             raise ConfigError(
-                f"actions {space} have no bounds, or bounds too far apart; the agent needs some: "
-                "gymnasium.wrappers.TransformAction(env, lambda a: a, Box(low, high)) around the "
-                "world gives it some"
+                f"actions {space} have no bounds, or bounds too far apart: wrap the environment in "
+                "gymnasium.wrappers.TransformAction(env, lambda a: a, Box(low, high))"
             )
 
     def to_env(self, action: np.ndarray) -> np.ndarray:
         fraction = (action.reshape(*action.shape[:-1], *self.shape) + 1) / 2
         native = (self.low + fraction * (self.high - self.low)).clip(self.low, self.high)
-        return (native if np.issubdtype(self.dtype, np.floating) else native.round()).astype(
-            self.dtype
-        )
+        is_float = np.issubdtype(self.dtype, np.floating)
+        return (native if is_float else native.round()).astype(self.dtype)
 
     def from_env(self, action: Any) -> np.ndarray:
         action = np.asarray(action)
@@ -63,16 +59,15 @@ class BoxAdapter:
 
 
 class DiscreteAdapter:
-    """One of several, or several of these: to each choice belongs a number, 1 for what is chosen
-    and 0 for the rest."""
+    """Discrete actions as one-hot vectors, one behind the other; the option with the largest number
+    is chosen."""
 
     def __init__(self, sizes: Any, start: Any, shape: tuple[int, ...], dtype: Any) -> None:
         self.choices = tuple(int(n) for n in np.asarray(sizes).flatten())
         if sum(self.choices) > MAX_CHOICES:
             raise ConfigError(
-                f"{sum(self.choices)} things to choose from are more than the {MAX_CHOICES} that can be "
-                "told apart: wrap the world so that numbers, or several smaller choices, stand for "
-                "them"
+                f"the discrete actions have {sum(self.choices)} options, more than {MAX_CHOICES}: "
+                "wrap the environment so that it takes numbers or several smaller choices"
             )
         self.size, self.shape, self.dtype = sum(self.choices), shape, dtype
         self.start = np.asarray(start).flatten()
@@ -86,18 +81,18 @@ class DiscreteAdapter:
     def from_env(self, action: Any) -> np.ndarray:
         batch_shape = _batch_shape(np.asarray(action), self.shape)
         chosen = np.asarray(action).reshape(*batch_shape, -1) - self.start
-        hot = np.zeros((*batch_shape, self.size), np.float32)
-        np.put_along_axis(hot, chosen.astype(np.int64) + self.offsets, 1.0, -1)
-        return hot
+        one_hot = np.zeros((*batch_shape, self.size), np.float32)
+        np.put_along_axis(one_hot, chosen.astype(np.int64) + self.offsets, 1.0, -1)
+        return one_hot
 
 
 def _batch_shape(action: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """How many actions of that shape there are."""
+    """The leading axes of actions that each have this shape."""
     return action.shape[: action.ndim - len(shape)]
 
 
 def action_adapter(space: spaces.Space) -> ActionAdapter:
-    """Raises ConfigError for actions that the mind can't carry out."""
+    """The adapter for this space; ConfigError for a space that the agent can't act in."""
     if isinstance(space, spaces.Box):
         return BoxAdapter(space)
     if isinstance(space, spaces.Discrete):
@@ -108,5 +103,5 @@ def action_adapter(space: spaces.Space) -> ActionAdapter:
         return DiscreteAdapter([2] * prod(space.shape), 0, space.shape, space.dtype)
     raise ConfigError(
         f"actions are {space}; the agent acts in Box, Discrete, MultiDiscrete and MultiBinary: "
-        "wrap the world so that it takes one of them (gymnasium.wrappers.TransformAction)"
+        "wrap the environment so that it takes one of them (gymnasium.wrappers.TransformAction)"
     )

@@ -1,10 +1,16 @@
-"""Life that was recorded: a Minari dataset, or the memory that a run has kept, as the mind would
-have sensed it in a world."""
+"""Recorded episodes as an environment would have delivered them to the agent: Minari datasets, and
+replay buffers that runs have kept.
+
+Both are read as data, without running code of theirs. The files of a Minari dataset are checked
+before Minari reads them: regular files, metadata within bounds, and arrays of their stated size.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,92 +18,145 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ami_agent.adapters import minari_files, spaces
 from ami_agent.adapters.env import EnvAdapter
-from ami_agent.adapters.observations import OutOfBoundsError, limits
-from ami_agent.config import empty_transition
-from ami_agent.storage import checkpoint, run_dir
-from ami_agent.storage.guarded_reader import check_finite, one_line_errors
+from ami_agent.adapters.env_spec import differences, from_json
+from ami_agent.adapters.observations import OutOfBoundsError
+from ami_agent.adapters.spaces import limits
+from ami_agent.storage import checkpoint, guarded_reader
 from modules.memory.replay_buffer import BY_ENV, ReplayBuffer
 from modules.types import CONTINUE, ConfigError, Trajectory, tree_map
 
+METADATA, HDF5 = "metadata.json", "main_data.hdf5"
+MAX_COMPRESSION, MIN_CHECKED_SIZE = 2000, 64 * 1024
+"""Bytes of an array for each byte on disk, more than deflate can save; and the size of an array, in
+bytes, from which on this is checked."""
+
 
 class EpisodeDataset(NamedTuple):
-    """Episodes that others lived."""
+    """Recorded episodes."""
 
     num_episodes: int
-    steps: int  # of all, and one between each two
+    steps: int  # of all episodes, and one between each two
     episodes: Callable[[int], Iterator[Trajectory]]  # from that one on; obs [1, T + 1, *O]
 
 
 def from_minari(name: str, env: EnvAdapter) -> EpisodeDataset:
-    """The dataset of that id; ConfigError if it isn't on this machine, is empty, or of another
-    world. It is read as Minari stores it, without running code of its own."""
+    """The Minari dataset of that id; ConfigError if it isn't on this machine, is empty, or was
+    recorded in another environment."""
     if find_spec("minari") is None:
         raise ConfigError("minari is not installed: pip install 'ami-agent[minari]'")
     import minari  # an extra
 
     home = Path(_read(name, lambda: minari.storage.get_dataset_path(name))) / "data"
     if home.is_dir():
-        _check_files(name, home)
+        try:
+            check_minari_files(home)
+        except ConfigError as error:
+            raise ConfigError(f"dataset {name} can't be read: {error}") from None
     known = _read(name, minari.list_local_datasets)
     if name not in known:
         raise ConfigError(f"no Minari dataset {name!r} on this machine; {_list_names(known)}")
     if not {"observation_space", "action_space"} <= set(known[name]):
-        raise ConfigError(f"dataset {name} doesn't say which spaces it is of")
-    found = _read(name, lambda: minari.load_dataset(name))
-    _check_spaces(name, found, env)
-    if not found.total_steps:
+        raise ConfigError(f"dataset {name} doesn't state its spaces")
+    dataset = _read(name, lambda: minari.load_dataset(name))
+    _check_spaces(name, dataset, env)
+    if not dataset.total_steps:
         raise ConfigError(f"dataset {name} is empty")
-    count = int(found.total_episodes)
-    episodes = partial(_iter_episodes, name, found, env)
-    return EpisodeDataset(count, int(found.total_steps) + count - 1, episodes)
-
-
-def _check_files(name: str, home: Path) -> None:
-    try:
-        minari_files.check(home)
-    except ConfigError as error:
-        raise ConfigError(f"dataset {name} can't be read: {error}") from None
+    count = int(dataset.total_episodes)
+    episodes = partial(_iter_episodes, name, dataset, env)
+    return EpisodeDataset(count, int(dataset.total_steps) + count - 1, episodes)
 
 
 def _list_names(known: Iterable[str]) -> str:
-    names_text = ", ".join(known)
-    return (
-        f"there are {names_text}"
-        if names_text
-        else "there are none (MINARI_DATASETS_PATH says where)"
-    )
+    names = ", ".join(known)
+    return f"there are {names}" if names else "there are none (MINARI_DATASETS_PATH says where)"
 
 
 def _read(name: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except Exception as error:  # a stranger's files may raise anything
-        raise ConfigError(
-            f"dataset {name} can't be read: {type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:  # files of others may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"dataset {name} can't be read: {reason}") from error
 
 
-def _check_spaces(name: str, found: Any, env: EnvAdapter) -> None:
-    vector_env = env.vector_env
-    for what, there, here in (
-        ("observations", found.observation_space, vector_env.single_observation_space),
-        ("actions", found.action_space, vector_env.single_action_space),
-    ):
-        if there != here:
-            raise ConfigError(f"{what} of dataset {name} are {there}, but the world's are {here}")
-    unknown = [signal for signal in env.spec.interoception[1:] if signal != CONTINUE]
-    if unknown:
+def check_minari_files(home: Path) -> None:
+    """Raises ConfigError for a dataset, in the folder `home`, that can't be read safely."""
+    metadata = guarded_reader.read_json(home / METADATA)
+    info = metadata if isinstance(metadata, dict) else {}
+    for key in ("total_steps", "total_episodes"):
+        if not isinstance(info.get(key), int) or info[key] < 0:
+            raise ConfigError(f"{home / METADATA} has no {key}: it must be a whole number")
+    if info.get("data_format") != "hdf5":
+        for path in home.rglob("*"):
+            if not path.is_dir():
+                guarded_reader.open_regular(path).close()
+        return
+    with guarded_reader.open_regular(home / HDF5) as file:
+        stat = os.fstat(file.fileno())
+    steps = _count_steps(home / HDF5, stat.st_mtime_ns, stat.st_size)
+    if steps != info["total_steps"]:
         raise ConfigError(
-            f"a body in this world feels {', '.join(unknown)}, which no Minari dataset records"
+            f"{home / METADATA} states {info['total_steps']} steps, and {HDF5} holds {steps}"
         )
 
 
-def _iter_episodes(name: str, found: Any, env: EnvAdapter, first: int) -> Iterator[Trajectory]:
-    """Each as the mind would have sensed it; ConfigError naming the first that can't be."""
-    for index in range(first, found.total_episodes):
-        episode = _read(name, partial(found.__getitem__, index))
+@cache
+def _count_steps(path: Path, modified: int, size: int) -> int:
+    """The steps of all episodes of an HDF5 file, last written at the time `modified`; ConfigError
+    where it is no such file, refers to other files, or has arrays that are not on the disk."""
+    import h5py  # comes with the extra of Minari
+
+    with guarded_reader.one_line_errors(path), h5py.File(path, "r") as file:
+        arrays = list(_arrays(h5py, file))
+        for name, array in arrays:
+            disk_size = array.id.get_storage_size()
+            if array.is_virtual or array.external:
+                raise ConfigError(f"{path}: {name} lies in another file")
+            if array.nbytes > max(MIN_CHECKED_SIZE, MAX_COMPRESSION * disk_size):
+                raise ConfigError(
+                    f"{path}: {name} claims {array.nbytes} bytes, and {disk_size} are on the disk"
+                )
+        rewards = [a for name, a in arrays if name.endswith("/rewards") and name.count("/") == 2]
+        return sum(len(array) for array in rewards)
+
+
+def _arrays(
+    h5py: Any, group: Any, depth: int = guarded_reader.MAX_DEPTH
+) -> Iterator[tuple[str, Any]]:
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink) or not depth:
+            raise ConfigError(f"{group.file.filename}: {group.name}/{name} is a link elsewhere")
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            yield from _arrays(h5py, item, depth - 1)
+        elif isinstance(item, h5py.Dataset):
+            yield item.name, item
+
+
+def _check_spaces(name: str, dataset: Any, env: EnvAdapter) -> None:
+    vector_env = env.vector_env
+    for what, recorded, expected in (
+        ("observations", dataset.observation_space, vector_env.single_observation_space),
+        ("actions", dataset.action_space, vector_env.single_action_space),
+    ):
+        if recorded != expected:
+            raise ConfigError(
+                f"{what} of dataset {name} are {recorded}, but the environment's are {expected}"
+            )
+    missing = [signal for signal in env.spec.interoception[1:] if signal != CONTINUE]
+    if missing:
+        raise ConfigError(
+            f"the environment's interoception has {', '.join(missing)}, which no Minari dataset "
+            "records"
+        )
+
+
+def _iter_episodes(name: str, dataset: Any, env: EnvAdapter, first: int) -> Iterator[Trajectory]:
+    """The episodes from `first` on; ConfigError, with the episode's index, for an invalid one."""
+    for index in range(first, dataset.total_episodes):
+        episode = _read(name, partial(dataset.__getitem__, index))
         try:
             yield _trajectory(episode, env)
         except ConfigError as error:
@@ -108,8 +167,8 @@ def _trajectory(episode: Any, env: EnvAdapter) -> Trajectory:
     steps = len(episode)
     try:
         obs = {n: torch.as_tensor(read(episode.observations)) for n, read in env.obs_fields.items()}
-    except OutOfBoundsError as stray:
-        raise ConfigError(f"an observation holds {stray}, outside its space") from None
+    except OutOfBoundsError as error:
+        raise ConfigError(f"an observation holds {error}, outside its space") from None
     except (TypeError, ValueError, LookupError) as error:
         raise ConfigError(f"observations are not of their space: {error}") from None
     terminated = torch.as_tensor(np.asarray(episode.terminations, dtype=bool))
@@ -120,13 +179,11 @@ def _trajectory(episode: Any, env: EnvAdapter) -> Trajectory:
         obs=obs.get("obs", obs), actions=_actions(episode.actions, env),
         interoception=torch.stack(signals, -1), terminated=terminated, episode_id=torch.zeros(()),
     )  # fmt: skip
-    obs_lengths, lengths = (
-        {len(part) for part in obs.values()},
-        {len(trajectory.actions), len(terminated)},
-    )
+    obs_lengths = {len(part) for part in obs.values()}
+    lengths = {len(trajectory.actions), len(terminated)}
     if not steps or obs_lengths != {steps + 1} or lengths != {steps}:
         raise ConfigError(
-            f"{steps} rewards, {lengths} actions and ends, {obs_lengths} observations"
+            f"{steps} rewards, {lengths} actions and terminations, {obs_lengths} observations"
         )
     for what, part in (*obs.items(), ("actions", trajectory.actions), ("rewards", signals[0])):
         if part.is_floating_point() and not part.isfinite().all():
@@ -136,15 +193,65 @@ def _trajectory(episode: Any, env: EnvAdapter) -> Trajectory:
 
 
 def _actions(actions: Any, env: EnvAdapter) -> torch.Tensor:
-    """`[T, A]` in [-1, 1]; what was asked for beyond the bounds could not be done."""
+    """`[T, A]` in [-1, 1]; numbers beyond the bounds of a Box are clipped, as environments do."""
     bounds = limits(env.vector_env.single_action_space)
     if env.action_adapter.choices and bounds:
         is_outside = (actions < bounds[0]) | (actions > bounds[1])
         if np.any(is_outside):
-            raise ConfigError(
-                f"an action is {np.asarray(actions)[is_outside][0]}, outside its space"
-            )
+            value = np.asarray(actions)[is_outside][0]
+            raise ConfigError(f"an action is {value}, outside its space")
     return env.from_env(actions).clamp(-1, 1)
+
+
+def _run_file(run: Path, name: str) -> Any:
+    """A JSON file of a run folder, of which nothing is imported."""
+    if not (run / name).exists():
+        raise ConfigError(f"{run} is not a run folder: it has no {name}")
+    return guarded_reader.read_json(run / name)
+
+
+def _frame_stack(config: Any, run: Path) -> int:
+    """The frames of an observation in that run."""
+    env = config.get("env") if isinstance(config, dict) else None
+    stack = env.get("frame_stack") if isinstance(env, dict) else None
+    if not isinstance(stack, int) or not 1 <= stack <= 1000:
+        raise ConfigError(f"{run / 'config.json'} holds no settings of this version")
+    return stack
+
+
+def from_run(folder: str, env: EnvAdapter) -> EpisodeDataset:
+    """The replay buffer of a run; ConfigError if it kept none, or one of other spaces."""
+    run = Path(folder)
+    stack = _frame_stack(_run_file(run, "config.json"), run)
+    interface = replace(env.config, frame_stack=stack).interface
+    run_spec = from_json(_run_file(run, "spaces.json"), interface, str(run / "spaces.json"))
+    if difference := next(differences(run_spec, env.spec), None):
+        raise ConfigError(
+            f"run {folder} was trained with {difference.one}, but the environment here has "
+            f"{difference.two}"
+        )
+    if not (run / "memory").is_dir():
+        raise ConfigError(
+            f"run {folder} has kept no replay buffer: train it with --keep-replay-buffer"
+        )
+    state, _ = checkpoint.load(run / "memory")
+    _check_buffer(run / "memory", state)
+    steps, capacity, run_start = state["steps"].tolist()
+    # no memory for rows that were never filled
+    capacity = max(stack, min(capacity, state["age"].shape[1]))
+    state["steps"] = torch.tensor([steps, capacity, run_start])
+    with guarded_reader.one_line_errors(run / "memory"):
+        example = run_spec.empty_transition(len(state["ended"]))
+        buffer = ReplayBuffer(capacity + 1 - stack, example, "cpu", stack)
+        buffer.load_state_dict(state)
+        numbers = buffer.episode_ids()
+    if not len(numbers):
+        raise ConfigError(f"the replay buffer of run {folder} holds no step")
+    # of an episode whose beginning is overwritten, older frames are kept in rows of their own
+    steps = len(buffer) + len(numbers) - 1 + (stack - 1) * buffer.num_envs
+    return EpisodeDataset(
+        len(numbers), steps, lambda first: map(buffer.get_episode, numbers[first:])
+    )
 
 
 def _check_buffer(source: Path, state: Mapping[str, torch.Tensor]) -> None:
@@ -158,38 +265,6 @@ def _check_buffer(source: Path, state: Mapping[str, torch.Tensor]) -> None:
     for name, part in rows.items():
         first_two = tuple(part.shape[:2])
         is_valid &= (first_two if name in BY_ENV else first_two[::-1]) == sizes
-        check_finite(source, name, part)
+        guarded_reader.check_finite(source, name, part)
     if not is_valid or int(steps.min()) < 0:
         raise ConfigError(f"{source} holds no replay buffer: its parts are of different sizes")
-
-
-def from_run(folder: str, env: EnvAdapter) -> EpisodeDataset:
-    """What a run remembers; ConfigError if it kept no memory, or of another kind of body."""
-    run = Path(folder)
-    config = run_dir.config_of(run, env.imports, flag="--env.import")
-    run_spec, env_spec = run_dir.spec_of(run, config), env.spec
-    if difference := next(spaces.differences(run_spec, env_spec), None):
-        raise ConfigError(
-            f"run {folder} was trained with {difference.one}, but the environment here has {difference.two}"
-        )
-    if not (run / "memory").is_dir():
-        raise ConfigError(f"run {folder} has kept no memory: it needs --keep-replay-buffer")
-    state, _ = checkpoint.load(run / "memory")
-    _check_buffer(run / "memory", state)
-    steps, capacity, begun = state["steps"].tolist()
-    stack = config.env.frame_stack
-    # of rows that were never filled none is made
-    capacity = max(stack, min(capacity, state["age"].shape[1]))
-    state["steps"] = torch.tensor([steps, capacity, begun])
-    with one_line_errors(run / "memory"):
-        example = empty_transition(run_spec, len(state["ended"]))
-        buffer = ReplayBuffer(capacity + 1 - stack, example, "cpu", stack)
-        buffer.load_state_dict(state)
-        numbers = buffer.episode_ids()
-    if not len(numbers):
-        raise ConfigError(f"run {folder} remembers no step")
-    # of an episode whose beginning is overwritten, older frames are kept in rows of their own
-    steps = len(buffer) + len(numbers) - 1 + (stack - 1) * buffer.num_envs
-    return EpisodeDataset(
-        len(numbers), steps, lambda first: map(buffer.get_episode, numbers[first:])
-    )

@@ -1,48 +1,241 @@
-"""What goes wrong in worlds is told in one line; a process that dies does not end a life."""
+"""Failures of environments: what their code raises, calls that do not return, and worker processes
+that die. Every error is one line with the place in the environment's code.
+
+A daemon thread checks the deadlines of calls, so that a call costs two dictionary entries and no
+system call. It interrupts the calling thread with `CallTimeout`. Code that never returns to the
+interpreter can't be interrupted; then the process ends with one line and exit code 1.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import dis
 import logging
+import os
 import signal
+import sys
+import sysconfig
+import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing import connection
+from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
 from typing import Any, TypeVar
 
+import gymnasium
+import numpy as np
+import torch
 from gymnasium import logger as gymnasium_logger
 from gymnasium.vector import AsyncVectorEnv, VectorEnv, VectorWrapper
 
 from ami_agent import interrupt
-from ami_agent.adapters.autoreset import SameStepDetected
-from ami_agent.adapters.failures import (
-    EnvError,
-    EnvResetError,
-    WorkerDied,
-    describe_error,
-    error_location,
-    is_interrupt,
-)
 from ami_agent.adapters.graphics import gl_hint
-from ami_agent.adapters.sub_envs import terminate_workers
-from ami_agent.adapters.watchdog import TimedOut, time_limit
 from modules.types import ConfigError
 
-__all__ = ["EnvError", "FaultTolerantVectorEnv", "WorkerDied", "retry_on_worker_death"]
-
 MAX_DEATHS, DEATH_WINDOW = 3, 100
-"""So many deaths within so many steps are no accident."""
+"""So many deaths of workers within so many steps end the run."""
 EXIT_TIMEOUT = 5.0
-"""Seconds in which a process whose pipe is broken should be gone."""
+"""Seconds in which a process whose pipe is broken should have ended."""
 SIGNAL_WINDOW = 0.3
-"""Seconds after the death of a worker in which a signal to this process is that of its end."""
+"""Seconds after the death of a worker in which a signal to this process explains it."""
+POLL_INTERVAL = 0.25
+"""Seconds between two checks of the deadlines."""
+GRACE = 5.0
+"""Seconds between the first interruption of a call and the end of the process."""
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
+class EnvError(ConfigError):
+    """An environment broke its contract while it was stepped; training up to then is kept."""
+
+
+class EnvResetError(EnvError):
+    """An environment failed in a reset."""
+
+
+class EnvCreationError(ConfigError):
+    """The environment's constructor failed."""
+
+
+class WorkerDied(EnvError):
+    """The process of one environment died, and all environments were made again: every episode is
+    lost, and the environments must be reset."""
+
+
+class EnvWorkerError(RuntimeError):
+    """The code of an environment raised something in a worker process. The message describes it,
+    as its type may not be known in this process."""
+
+
+class SameStepDetected(Exception):
+    """Some sub-environments of a batch were reset within the step that ended their episodes
+    (SAME_STEP), while others go on; one batch can't wait for a part of it. `make` makes the same
+    number of environments that are stepped one by one."""
+
+    def __init__(self, make: Callable[[], VectorEnv]) -> None:
+        super().__init__(
+            "resets within the step that ends an episode (SAME_STEP): its sub-environments are "
+            "stepped one by one from here on, and all episodes are restarted"
+        )
+        self.make = make
+
+
+class CallTimeout(BaseException):
+    """A call took too long. Not an Exception: environments catch those."""
+
+
+_ROOT = Path(__file__).resolve().parents[2]
+_GYMNASIUM = Path(gymnasium.__file__).parent
+_NOT_ENVS = tuple(
+    f"{path}{os.sep}"
+    for path in (
+        _ROOT / "ami_agent", _ROOT / "modules", _GYMNASIUM, Path(np.__file__).parent,
+        Path(torch.__file__).parent,
+    )
+)  # fmt: skip
+_AMI_AGENT_DIR = f"{_ROOT / 'ami_agent'}{os.sep}"
+_ENVS = f"{_GYMNASIUM / 'envs'}{os.sep}"
+_REGISTRATION = f"{_ENVS}registration.py"
+_STDLIB = f"{sysconfig.get_path('stdlib')}{os.sep}"
+_PACKAGES = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("purelib", "platlib"))
+
+
+def _is_env_code(file: str) -> bool:
+    if file.startswith(_ENVS):
+        return file != _REGISTRATION
+    if file.startswith(_STDLIB):
+        return file.startswith(_PACKAGES)
+    return not file.startswith((*_NOT_ENVS, "<"))
+
+
+def error_location(error: BaseException) -> str:
+    """` (file.py:LINE)`, the innermost line of the environment's code; empty where Gymnasium raised
+    the error."""
+    found = ""
+    for frame, line in walk_tb(error.__traceback__):
+        if _is_env_code(frame.f_code.co_filename):
+            found = f" ({Path(frame.f_code.co_filename).name}:{line})"
+    return found
+
+
+def describe_error(error: BaseException) -> str:
+    """Type, message and place of what an environment's code raised, on one line."""
+    if isinstance(error, EnvWorkerError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{': ' if text else ''}{text}{error_location(error)}"
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether a signal interrupted the environment's code (Ctrl-C). A KeyboardInterrupt that this
+    code raises by itself comes from a `raise` statement in it."""
+    if isinstance(error, Exception) or error.__traceback__ is None:
+        return False
+    frame = error.__traceback__
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    code = frame.tb_frame.f_code
+    if code.co_filename.startswith(_AMI_AGENT_DIR):  # a handler of ours
+        return True
+    raised = code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return isinstance(error, KeyboardInterrupt) and not (raised and _is_env_code(code.co_filename))
+
+
+@dataclass
+class _Call:
+    deadline: float
+    message: str
+
+
+class _Watchdog:
+    def __init__(self) -> None:
+        self.calls: dict[int, _Call] = {}  # by the identifier of the calling thread
+        self.thread: threading.Thread | None = None
+        self.previous: Any = None  # the signal's handler before
+
+    def start(self) -> None:
+        """Only the main thread may install a handler for the signal that wakes it up."""
+        self.thread = threading.Thread(target=self._run, name="env-watchdog", daemon=True)
+        if _SIGNALS and threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGALRM, self._on_signal)
+        self.thread.start()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        call = self.calls.get(threading.main_thread().ident or 0)
+        if call is not None and time.monotonic() >= call.deadline:
+            raise CallTimeout
+        if callable(self.previous):
+            self.previous(number, frame)
+
+    def _run(self) -> None:
+        before = time.monotonic()
+        while True:
+            time.sleep(POLL_INTERVAL)
+            now = time.monotonic()
+            # while the process was stopped (Ctrl-Z) no call could go on
+            lost, before = max(0.0, now - before - 10 * POLL_INTERVAL), now
+            for thread, call in list(self.calls.items()):
+                call.deadline += lost
+                if now >= call.deadline + GRACE:
+                    _exit_now(call.message)
+                elif now >= call.deadline:
+                    _interrupt(thread, by_signal=now < call.deadline + GRACE / 2)
+
+
+_SIGNALS = hasattr(signal, "SIGALRM") and hasattr(signal, "pthread_kill")  # not on Windows
+
+
+def _interrupt(thread: int, by_signal: bool) -> None:
+    """By an asynchronous exception where there is no signal, or the environment handles it."""
+    if by_signal and _SIGNALS and thread == threading.main_thread().ident:
+        signal.pthread_kill(thread, signal.SIGALRM)  # ends waiting in a system call too
+    else:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread), ctypes.py_object(CallTimeout)
+        )
+
+
+def _exit_now(message: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"\nami: {message}; what was checkpointed is kept\n".encode())
+    os._exit(1)
+
+
+_watchdog = _Watchdog()
+if sys.platform != "win32":  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_watchdog.__init__)  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, message: str) -> Iterator[None]:
+    """Raises CallTimeout in a block that takes longer than that; 0 is no limit. `message` is
+    written where the block can't be interrupted and the process ends."""
+    if not seconds:
+        yield
+        return
+    if _watchdog.thread is None:
+        _watchdog.start()
+    thread = threading.get_ident()
+    outer = _watchdog.calls.get(thread)
+    _watchdog.calls[thread] = _Call(time.monotonic() + seconds, message)
+    try:
+        yield
+    finally:
+        if outer is None:
+            del _watchdog.calls[thread]
+        else:
+            _watchdog.calls[thread] = outer
+
+
 def retry_on_worker_death(fn: Callable[[], T]) -> T:
-    """What is found by living a little; from the beginning again where a process died."""
+    """The result of `fn`, which is started again where a worker process died."""
     for _ in range(MAX_DEATHS - 1):
         with contextlib.suppress(WorkerDied):
             return fn()
@@ -50,25 +243,25 @@ def retry_on_worker_death(fn: Callable[[], T]) -> T:
 
 
 class FaultTolerantVectorEnv(VectorWrapper):
-    """Environments that `make` makes. Where they are processes of their own and one dies (killed,
-    out of memory), they are made again; what an environment's code raises, and a call that takes
-    longer than `timeout` seconds (0: no limit), ends them."""
+    """The environments that `make` makes. Where they run in worker processes and one dies (killed,
+    out of memory), all are made again. An error in an environment's code closes them, and so does
+    a call that takes longer than `timeout` seconds (0: no limit)."""
 
     def __init__(self, name: str, make: Callable[[], VectorEnv], timeout: float = 0.0) -> None:
         self.name, self.make, self.timeout = name, make, timeout
         super().__init__(self._make_envs())
-        self.action_space = self.env.action_space  # its chance goes on in worlds made anew
+        self.action_space = self.env.action_space  # its random stream outlives remade environments
         self.steps = 0
         self.deaths: list[int] = []  # the step of each, the latest few
         self.is_hung = False
 
     def reset(self, **kwargs: Any) -> Any:
-        while True:  # who dies before anything has begun has lost nothing
+        while True:  # a worker that dies in a reset has lost no episode
             with contextlib.suppress(WorkerDied):
                 return self._call("reset", lambda: self.env.reset(**kwargs))
 
     def step(self, actions: Any) -> Any:
-        """Raises Died, or Failed."""
+        """Raises WorkerDied, or EnvError."""
         self.steps += 1
         return self._call("step", lambda: self.env.step(actions))
 
@@ -76,58 +269,55 @@ class FaultTolerantVectorEnv(VectorWrapper):
         return self._call("render", self.env.render)
 
     def close(self, **kwargs: Any) -> None:
-        """An environment that does not return from a call is left where it is."""
+        """An environment that hangs in a call is not called again."""
         if self.is_hung:
             return
         try:
-            with (
-                mute_gym_logger(_are_workers(self.env)),
-                time_limit(self.timeout, self._timeout_message("close")),
-            ):
+            with self._guard("close"):
                 self.env.close(**kwargs)
-        except TimedOut:
+        except CallTimeout:
             _kill(self.env, kill_only=True)
 
     def _make_envs(self) -> VectorEnv:
-        """Raises NotMade, or Failed where it does not return."""
+        """Raises EnvCreationError, or EnvError where the constructor does not return."""
+        message = self._timeout_message("its constructor")
         try:
-            with time_limit(self.timeout, self._timeout_message("its constructor")):
+            with time_limit(self.timeout, message):
                 return self.make()
-        except TimedOut as timeout:
-            raise EnvError(
-                f"{self._timeout_message('its constructor')}{error_location(timeout)}"
-            ) from timeout
+        except CallTimeout as timeout:
+            raise EnvError(f"{message}{error_location(timeout)}") from timeout
 
     @contextlib.contextmanager
-    def _guard(self, what: str) -> Iterator[None]:
+    def _guard(self, method: str) -> Iterator[None]:
         with (
-            mute_gym_logger(_are_workers(self.env)),
-            time_limit(self.timeout, self._timeout_message(what)),
+            mute_gym_logger(isinstance(self.env.unwrapped, AsyncVectorEnv)),
+            time_limit(self.timeout, self._timeout_message(method)),
         ):
             yield
 
-    def _timeout_message(self, what: str) -> str:
+    def _timeout_message(self, method: str) -> str:
         return (
-            f"environment {self.name!r}: {what} did not return within {self.timeout:g} s "
+            f"environment {self.name!r}: {method} did not return within {self.timeout:g} s "
             "(--env.step-timeout)"
         )
 
-    def _call(self, what: str, fn: Callable[[], Any]) -> Any:
+    def _call(self, method: str, fn: Callable[[], Any]) -> Any:
+        failed = f"environment {self.name!r} failed in {method}"
         try:
-            with self._guard(what):
+            with self._guard(method):
                 return fn()
         except ConfigError:
             raise
-        except TimedOut as timeout:
+        except CallTimeout as timeout:
             self.is_hung = True
-            location_text = _hung_workers(self.env) or error_location(timeout)
+            location = _hung_workers(self.env) or error_location(timeout)
             _kill(self.env, kill_only=True)
-            raise EnvError(f"{self._timeout_message(what)}{location_text}") from timeout
-        except SameStepDetected as found:
-            self._remake(found.make)
-            log.warning(f"environment {self.name!r} {found}")
-            raise WorkerDied(f"environment {self.name!r} {found}") from None
-        except BaseException as error:  # anything may happen in a stranger's code
+            raise EnvError(f"{self._timeout_message(method)}{location}") from timeout
+        except SameStepDetected as detected:
+            self._remake(detected.make)
+            log.warning(f"environment {self.name!r} {detected}")
+            raise WorkerDied(f"environment {self.name!r} {detected}") from None
+        except BaseException as error:  # third-party code may raise anything
             if is_interrupt(error):
                 raise
             death = _dead_workers(self.env) if isinstance(error, (EOFError, OSError)) else ""
@@ -135,17 +325,19 @@ class FaultTolerantVectorEnv(VectorWrapper):
             if death and interrupt.signal_pending(SIGNAL_WINDOW):
                 interrupt.raise_abrupt()  # a signal that ends this process ended its workers first
             if not death:
-                kind = EnvResetError if what == "reset" else EnvError
-                raise kind(
-                    f"world {self.name!r} failed in {what}: {describe_error(error)}{_hint(what, error)}"
-                ) from error
+                kind = EnvResetError if method == "reset" else EnvError
+                reason = f"{describe_error(error)}{_hint(method, error)}"
+                raise kind(f"{failed}: {reason}") from error
             self._count_death(death)
         self._remake(self.make)
-        log.warning(f"world {self.name!r}: {death}; restarted, all {self.num_envs} begin anew")
-        raise WorkerDied(f"world {self.name!r} failed in {what}: {death}")
+        log.warning(
+            f"environment {self.name!r}: {death}; all {self.num_envs} environments are made again, "
+            "and their episodes restarted"
+        )
+        raise WorkerDied(f"{failed}: {death}")
 
     def _remake(self, make: Callable[[], VectorEnv]) -> None:
-        """Raises Failed: what was learnt by then is to be saved."""
+        """Raises EnvError, so that training up to here is saved."""
         _kill(self.env)
         self.make = make
         try:
@@ -154,11 +346,11 @@ class FaultTolerantVectorEnv(VectorWrapper):
             raise EnvError(str(error)) from error
 
     def _count_death(self, death: str) -> None:
-        """Raises Failed where it is too much."""
+        """Raises EnvError after too many deaths."""
         self.deaths = [*self.deaths, self.steps][-MAX_DEATHS:]
         if len(self.deaths) == MAX_DEATHS and self.steps - self.deaths[0] < DEATH_WINDOW:
             raise EnvError(
-                f"world {self.name!r}: {death}, the third death within {DEATH_WINDOW} steps"
+                f"environment {self.name!r}: {death}, the third death within {DEATH_WINDOW} steps"
             )
 
 
@@ -166,34 +358,29 @@ RETURN_VALUES = {
     "reset": "an observation and an info dict",
     "step": "an observation, a reward, terminated, truncated and an info dict",
 }
-
-
 KNOWN_ERRORS = {
     "array element with a sequence": "a reward is one number, terminated and truncated are True or "
     "False",
     "array is the wrong shape": "its observation is not of its observation_space",
     "wrong dimensionality": "its observation is not of its observation_space",
 }
-"""What Gymnasium says of what doesn't fit, and what it means."""
+"""Fragments of Gymnasium's messages about wrong return values, and what they mean."""
 
 
-def _hint(what: str, error: BaseException) -> str:
-    """What Gymnasium's worlds return, where something else seems to have been."""
-    if what in RETURN_VALUES and any(
-        pattern in str(error) for pattern in ("to unpack", "attribute 'items'")
-    ):
-        return f" (Gymnasium's {what} returns {RETURN_VALUES[what]})"
-    meaning = next(
-        (f" ({hint})" for pattern, hint in KNOWN_ERRORS.items() if pattern in str(error)), ""
-    )
-    return meaning or gl_hint(error)
+def _hint(method: str, error: BaseException) -> str:
+    """What the environment's method should return, where the error is about its return value."""
+    text = str(error)
+    if method in RETURN_VALUES and ("to unpack" in text or "attribute 'items'" in text):
+        return f" (Gymnasium's {method} returns {RETURN_VALUES[method]})"
+    hints = (f" ({hint})" for fragment, hint in KNOWN_ERRORS.items() if fragment in text)
+    return next(hints, "") or gl_hint(error)
 
 
 @contextlib.contextmanager
-def mute_gym_logger(workers: bool) -> Iterator[None]:
-    """Gymnasium tells of a broken process by itself, traceback and all."""
+def mute_gym_logger(muted: bool) -> Iterator[None]:
+    """Gymnasium logs the traceback of every failing worker process."""
     previous_level = gymnasium_logger.min_level
-    if workers:
+    if muted:
         gymnasium_logger.min_level = gymnasium_logger.ERROR + 1
     try:
         yield
@@ -201,32 +388,26 @@ def mute_gym_logger(workers: bool) -> Iterator[None]:
         gymnasium_logger.min_level = previous_level
 
 
-def _are_workers(envs: VectorEnv) -> bool:
-    return isinstance(envs.unwrapped, AsyncVectorEnv)
-
-
 def _hung_workers(envs: VectorEnv) -> str:
-    """Which worker processes have not answered."""
+    """The worker processes that have not answered."""
     if not isinstance(envs.unwrapped, AsyncVectorEnv):
         return ""
     pipes = enumerate(envs.unwrapped.parent_pipes)
-    timeout = [str(number) for number, pipe in pipes if pipe is None or not pipe.poll()]
-    return f" (worker {', '.join(timeout)})" if timeout else ""
+    hung = [str(index) for index, pipe in pipes if pipe is None or not pipe.poll()]
+    return f" (worker {', '.join(hung)})" if hung else ""
 
 
 def _dead_workers(envs: VectorEnv) -> str:
-    """Which worker processes ended, and how."""
+    """The worker processes that ended, and how."""
     if not isinstance(envs.unwrapped, AsyncVectorEnv):
         return ""
     processes = envs.unwrapped.processes
     ending = connection.wait([p.sentinel for p in processes], timeout=EXIT_TIMEOUT)
     for process in processes:
-        if process.sentinel in ending:  # its pipes are closed a little before it is gone
+        if process.sentinel in ending:  # a process closes its pipes a little before it ends
             process.join(EXIT_TIMEOUT)
-    ends = {n: p.exitcode for n, p in enumerate(processes) if p.exitcode is not None}
-    return ", ".join(
-        f"worker {number} died ({_exit_reason(code)})" for number, code in ends.items()
-    )
+    codes = {n: p.exitcode for n, p in enumerate(processes) if p.exitcode is not None}
+    return ", ".join(f"worker {n} died ({_exit_reason(code)})" for n, code in codes.items())
 
 
 def _exit_reason(code: int) -> str:
@@ -234,12 +415,23 @@ def _exit_reason(code: int) -> str:
 
 
 def _kill(envs: VectorEnv, kill_only: bool = False) -> None:
-    """Ends environments that can't be asked to end. If `kill_only`, those that hang in a call are
-    not called again."""
-    unwrapped = envs.unwrapped
-    if not isinstance(unwrapped, AsyncVectorEnv):
+    """Closes environments, and kills their worker processes. With `kill_only`, environments of this
+    process are left alone: they hang in a call."""
+    if isinstance(envs.unwrapped, AsyncVectorEnv):
+        kill_workers(envs.unwrapped)
+    elif not kill_only:
         with contextlib.suppress(Exception, SystemExit):
-            if not kill_only:
-                envs.close()
-        return
-    terminate_workers(unwrapped)
+            envs.close()
+
+
+def kill_workers(envs: AsyncVectorEnv) -> None:
+    """Ends worker processes that may not answer."""
+    processes = getattr(envs, "processes", ())  # the constructor may have failed before any
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+    for pipe in getattr(envs, "parent_pipes", ()):
+        if pipe is not None:  # Gymnasium puts None where it closed one
+            pipe.close()
+    envs.closed = True

@@ -1,4 +1,4 @@
-"""With which OpenGL backend MuJoCo renders; chosen before any environment is imported or made."""
+"""The OpenGL backend with which MuJoCo renders, chosen before any environment is imported."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ BACKENDS = {
     "egl": ("libEGL.so.1", "libEGL.so"),
     "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"),
 }
-"""Those that need no display, and the libraries that they need, by what they are called."""
+"""The backends that need no display, each with the names of the library that it needs."""
 
 
 def choose_gl_backend() -> None:
-    """MuJoCo would open a window unless MUJOCO_GL says otherwise: where there is no display, and
-    the user has not chosen, a backend without one is chosen. Both MuJoCo and Gymnasium read the
-    variable when they are imported or when the first environment renders."""
+    """Sets MUJOCO_GL to a backend that needs no display, where there is none and the user has not
+    set the variable: MuJoCo would open a window. MuJoCo and Gymnasium read the variable when they
+    are imported or when the first environment renders."""
     if sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
         return
     if not os.environ.get("MUJOCO_GL"):
@@ -34,13 +34,13 @@ def _loads(library: str) -> bool:
 
 
 def gl_hint(error: BaseException) -> str:
-    """What to do about an OpenGL backend that doesn't work; empty for errors of another kind."""
+    """How to repair an OpenGL backend that doesn't work; empty for errors of another kind."""
     if not re.search(
         r"\b(EGL|egl[A-Z]\w*|OSMesa|GLFW\w*|OpenGL|MUJOCO_GL|framebuffer)", str(error)
     ):
         return ""
     chosen = os.environ.get("MUJOCO_GL") or "not set"
     return (
-        f" (MuJoCo could not render, MUJOCO_GL is {chosen}: it must be egl, where libEGL is "
-        "installed, osmesa, where libOSMesa is, or glfw, where there is a display)"
+        f" (MuJoCo could not render, MUJOCO_GL is {chosen}: set it to egl, where libEGL is "
+        "installed, to osmesa, where libOSMesa is, or to glfw, where there is a display)"
     )

@@ -1,16 +1,15 @@
-"""What an environment's observations are made of: every leaf of its observation space is one part,
-read in one way from its space.
+"""Observation spaces: every leaf of a space is one field of the agent's observation, converted in
+one way that follows from its space and its layout.
 
-Vectors, and what can be written as one (numbers, choices, switches), are float32, or float64 where
-float32 would cut them. Pictures are
-`[channels, height, width]`: bytes stay bytes, all other numbers are float32 as they are, which the
-encoder puts in units of what was seen.
+Vectors, and everything that can be written as one (numbers, choices, switches), are float32, or
+float64 where float32 would round them. Images are `[channels, height, width]`: bytes stay bytes,
+other numbers become float32; the encoder standardizes them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from math import prod
@@ -23,87 +22,35 @@ from torch import Tensor
 
 from ami_agent.adapters.actions import action_adapter
 from ami_agent.adapters.fault_tolerance import EnvError
-from ami_agent.adapters.obs_layout import ImageAxes, Layout, guess_layout, image_axes
+from ami_agent.adapters.spaces import Bounds, Path, bounds_of, named_leaves
 from modules.types import ConfigError
 
-ROUNDING_TOLERANCE = 1e-5
-"""Share of its range by which a number may leave its space by rounding alone."""
+MIN_IMAGE_SIDE = 8
+"""Pixels of an image's side; arrays of three axes with a shorter side are vectors."""
+MIN_GRAY_IMAGE_SIDE = 16
+"""The same for arrays of two axes that are not bytes: sets of vectors are seldom as large."""
+CHANNELS = (1, 2, 3, 4)
+STACKED_CHANNELS = (6, 8, 9, 12, 16)
+"""Channels of one image, and of several that are stacked along the channel axis."""
+MIN_STACKED_SIDE = 32
+"""Pixels of a side of stacked images; a shorter axis may be one of channels."""
 
+Layout: TypeAlias = Literal["auto", "vector", "set", "channels-last", "channels-first", "ignore"]
+"""How a user says that an array is read; `auto` leaves it to `guess_layout`."""
 OutOfBounds: TypeAlias = Literal["pass", "clip", "refuse"]
-"""What becomes of a finite number outside its Box."""
-Path: TypeAlias = tuple[Any, ...]
-"""The keys that lead to a leaf."""
+"""The treatment of a finite number outside its Box."""
+Convert: TypeAlias = Callable[[Any], Any]
+"""`[B, *leaf]` -> `[B, *modality.shape]`"""
 
 log = logging.getLogger(__name__)
-_already_warned: set[tuple[str, ...]] = set()  # of this process: an environment is built many times
+_already_warned: set[tuple[str, ...]] = set()  # of this process: an environment is made many times
 
 
 class ModalitySpec(NamedTuple):
-    """What one sense delivers."""
+    """Shape and dtype of one modality."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-
-
-class Bounds(NamedTuple):
-    """Of a space, and how far rounding may lead beyond them."""
-
-    low: np.ndarray
-    high: np.ndarray
-    slack: np.ndarray
-
-
-class ObsField(NamedTuple):
-    """One leaf of an observation: where it is found, and what is made of it."""
-
-    path: Path
-    space: spaces.Space
-    modality: ModalitySpec
-    convert: Callable[[Any], Any]  # [B, *leaf] -> [B, *sense.shape]
-    bounds: Bounds | None  # None: no number can be outside
-    out_of_bounds: OutOfBounds
-    summary: str  # how it is read, for a person
-    name: str = "obs"
-    env: str = ""
-
-    def __call__(self, obs: Any, what: str = "observation") -> Any:
-        """Raises Stray for a number outside the space where that is refused, ValueError for another
-        shape. `what` the observation is called in a warning."""
-        for key in self.path:
-            obs = obs[key]
-        part = obs if isinstance(obs, Tensor) else np.asarray(obs)
-        if tuple(part.shape[1:]) != self.space.shape:
-            raise ValueError(f"its shape is {tuple(part.shape[1:])}, not {self.space.shape}")
-        if self.bounds is not None and isinstance(part, np.ndarray):
-            part = self._check_bounds(part, self.bounds, what)
-        return self.convert(part)
-
-    def _check_bounds(self, part: np.ndarray, bounds: Bounds, what: str) -> np.ndarray:
-        """NaN and infinities are left to be refused as such."""
-        outside = (part < bounds.low - bounds.slack) | (part > bounds.high + bounds.slack)
-        if not outside.any() or not np.isfinite(part).all():
-            return part
-        first = tuple(np.argwhere(outside)[0].tolist())
-        value, index = part[first], first[1:]
-        low, high = (np.broadcast_to(edge, part.shape[1:])[index] for edge in bounds[:2])
-        relation = f"below its low {low:g}" if value < low else f"above its high {high:g}"
-        error = OutOfBoundsError(float(value), relation, index)
-        if self.out_of_bounds == "refuse" or not isinstance(self.space, spaces.Box):
-            raise error
-        self._warn(error, what)
-        if self.out_of_bounds == "pass":
-            return part
-        return np.clip(part, self.space.low, self.space.high).astype(part.dtype)
-
-    def _warn(self, error: OutOfBoundsError, what: str) -> None:
-        """Once for each observation of an environment."""
-        handling = {"pass": "used as it is", "clip": "clipped"}[self.out_of_bounds]
-        alternatives = {"pass": "clip or refuse", "clip": "pass or refuse"}[self.out_of_bounds]
-        _warn_once(
-            (self.env, what, self.name),
-            f"{_obs_label(self.env, what, self.name)} holds {error}: this and whatever follows is "
-            f"{handling} (--env.out-of-bounds {alternatives})",
-        )
 
 
 class OutOfBoundsError(ValueError):
@@ -115,33 +62,77 @@ class OutOfBoundsError(ValueError):
         self.number = number
 
 
+class ObsField(NamedTuple):
+    """One leaf of an observation: its place, its space and its conversion."""
+
+    path: Path
+    space: spaces.Space
+    modality: ModalitySpec
+    convert: Convert
+    bounds: Bounds | None  # None: no number can be outside
+    out_of_bounds: OutOfBounds
+    summary: str  # of the conversion, in words
+    name: str = "obs"
+    env: str = ""
+
+    def __call__(self, obs: Any, what: str = "observation") -> Any:
+        """Raises OutOfBoundsError for a number outside the space where that is refused, ValueError
+        for another shape. `what`: the observation's name in a warning."""
+        for key in self.path:
+            obs = obs[key]
+        part = obs if isinstance(obs, Tensor) else np.asarray(obs)
+        if tuple(part.shape[1:]) != self.space.shape:
+            raise ValueError(f"its shape is {tuple(part.shape[1:])}, not {self.space.shape}")
+        if self.bounds is not None and isinstance(part, np.ndarray):
+            part = self._check_bounds(part, self.bounds, what)
+        return self.convert(part)
+
+    def _check_bounds(self, part: np.ndarray, bounds: Bounds, what: str) -> np.ndarray:
+        """Leaves NaN and infinities to `read_obs`, which refuses them."""
+        outside = (part < bounds.low - bounds.tolerance) | (part > bounds.high + bounds.tolerance)
+        if not outside.any() or not np.isfinite(part).all():
+            return part
+        first = tuple(np.argwhere(outside)[0].tolist())
+        value, index = part[first], first[1:]
+        low, high = (np.broadcast_to(edge, part.shape[1:])[index] for edge in bounds[:2])
+        relation = f"below its low {low:g}" if value < low else f"above its high {high:g}"
+        error = OutOfBoundsError(float(value), relation, index)
+        if self.out_of_bounds == "refuse" or not isinstance(self.space, spaces.Box):
+            raise error
+        handling = {"pass": "used as they are", "clip": "clipped"}[self.out_of_bounds]
+        alternatives = {"pass": "clip or refuse", "clip": "pass or refuse"}[self.out_of_bounds]
+        _warn_once(
+            (self.env, what, self.name),
+            f"{_obs_label(self.env, what, self.name)} holds {error}: this and later ones are "
+            f"{handling} (--env.out-of-bounds {alternatives})",
+        )
+        if self.out_of_bounds == "pass":
+            return part
+        return np.clip(part, self.space.low, self.space.high).astype(part.dtype)
+
+
 class IgnoredField:
-    """A leaf that no encoder can read and that carries nothing while it stays the same: a text, or
-    an array without numbers."""
+    """A leaf that no encoder can read: a text, or an array without numbers; or one that the user
+    leaves out."""
 
     def __init__(
         self, path: Path, name: str, space: spaces.Space, env: str, by_request: bool
     ) -> None:
-        self.path, self.name, self.space, self.env, self.by_request = (
-            path,
-            name,
-            space,
-            env,
-            by_request,
-        )
+        self.path, self.name, self.space = path, name, space
+        self.env, self.by_request = env, by_request
         self.first: Any = None
 
     @property
     def summary(self) -> str:
-        """Why it is ignored, for a person."""
+        """Why it is ignored, in words."""
         if self.by_request:
-            return "ignored, as asked"
+            return "ignored, by --env.obs-layout"
         if isinstance(self.space, spaces.Box):
             return "ignored: it holds no number"
         return f"ignored: the agent reads no text ({type(self.space).__name__})"
 
     def check(self, obs: Any) -> None:
-        """Warns once where it is not the same text all the time."""
+        """Warns once where a text varies, for only a constant text carries no information."""
         if self.by_request or isinstance(self.space, spaces.Box):
             return
         for key in self.path:
@@ -151,8 +142,9 @@ class IgnoredField:
             if text != self.first:
                 _warn_once(
                     (self.env, "text", self.name),
-                    f"{_obs_label(self.env, 'observation', self.name)} varies ({self.first!r}, then "
-                    f"{text!r}), and the agent reads no text: what depends on it can't be learnt",
+                    f"{_obs_label(self.env, 'observation', self.name)} varies ({self.first!r}, "
+                    f"then {text!r}), and the agent reads no text: it can't learn what depends on "
+                    "it",
                 )
                 return
 
@@ -168,46 +160,14 @@ def _obs_label(env: str, what: str, name: str) -> str:
     return f"environment {env!r}: {label}" if env else label
 
 
-def limits(space: spaces.Space) -> tuple[np.ndarray, np.ndarray] | None:
-    """The lowest and the highest numbers of a space; None where there are none."""
-    if isinstance(space, spaces.Discrete):
-        return np.asarray(space.start), np.asarray(space.start + space.n - 1)
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.start, space.start + space.nvec - 1
-    if isinstance(space, spaces.MultiBinary):
-        return np.zeros(space.shape, np.int8), np.ones(space.shape, np.int8)
-    if not isinstance(space, spaces.Box):
-        return None
-    if space.dtype == np.uint8 and not space.low.any() and (space.high == 255).all():
-        return None
-    if space.dtype == np.bool_:
-        return None
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    return (low, high) if np.isfinite(low).any() or np.isfinite(high).any() else None
-
-
-def _bounds(space: spaces.Space) -> Bounds | None:
-    """Between numbers that the space allows there is room for rounding, not for other numbers."""
-    found = limits(space)
-    if found is None:
-        return None
-    low, high = found
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        return Bounds(low, high, np.zeros(()))
-    with np.errstate(over="ignore", invalid="ignore"):
-        span = high - low
-        size = np.maximum(np.where(np.isfinite(low), abs(low), abs(high)), 1.0)
-    return Bounds(low, high, ROUNDING_TOLERANCE * np.where(np.isfinite(span), span, size))
-
-
 def obs_fields(
     space: spaces.Space, stack: int = 1, *, layouts: Mapping[str, Layout] | None = None,
     out_of_bounds: OutOfBounds = "pass", env: str = "",
 ) -> dict[str, ObsField]:  # fmt: skip
-    """One for each leaf, by name; an observation of one leaf is called "obs". `stack`: every leaf
-    is so many moments, one behind the other. Raises ConfigError for what can't be read."""
+    """One field for each leaf, by name, "obs" where there is but one. `stack`: every leaf holds so
+    many frames along its first axis. Raises ConfigError for leaves that can't be read."""
     layouts = layouts or {}
-    leaves = _named_leaves(space)
+    leaves = named_leaves(space)
     if unknown := [name for name in layouts if name not in leaves]:
         raise ConfigError(
             f"obs_layout names {unknown[0]!r}; the observations are {', '.join(leaves) or 'none'}"
@@ -220,15 +180,15 @@ def obs_fields(
             read = _obs_field(what, path, leaf, stack, layout)
             found[name] = read._replace(name=name, env=env, out_of_bounds=out_of_bounds)
     if not found:
-        raise ConfigError(f"observations are {space}: there is nothing to see")
+        raise ConfigError(f"observations are {space}: there is nothing to observe")
     return found
 
 
 def ignored_fields(
     space: spaces.Space, layouts: Mapping[str, Layout] | None = None, env: str = ""
 ) -> list[IgnoredField]:
-    """The leaves that `readers` leaves out."""
-    leaves, layouts = _named_leaves(space), layouts or {}
+    """The leaves that `obs_fields` leaves out."""
+    leaves, layouts = named_leaves(space), layouts or {}
     return [
         IgnoredField(path, name, leaf, env, layouts.get(name) == "ignore")
         for name, (path, leaf) in leaves.items()
@@ -245,31 +205,30 @@ def _is_ignored(leaf: spaces.Space, layout: Layout, is_only_leaf: bool) -> bool:
 
 
 def _is_text(space: spaces.Space) -> bool:
-    """Also of a space that is its author's own kind."""
+    """Also for a space class that is not Gymnasium's."""
     if isinstance(space, spaces.Text):
         return True
     if type(space).__module__.startswith("gymnasium."):
         return False
-    with suppress(Exception):  # a stranger's code may raise anything
+    with suppress(Exception):  # third-party code may raise anything
         return isinstance(space.sample(), str)
     return False
 
 
-def read_obs(obs_fields: Mapping[str, ObsField], obs: Any, what: str) -> dict[str, Tensor]:
-    """What each reads off observations, `[B, *O]`; Failed where these are not what they should
-    be."""
+def read_obs(fields: Mapping[str, ObsField], obs: Any, what: str) -> dict[str, Tensor]:
+    """The observations `[B, *O]` of each field; EnvError where they are not of their space."""
     found = {}
-    for name, reader in obs_fields.items():
+    for name, reader in fields.items():
         label = _obs_label(reader.env, what, name)
         try:
             part = found[name] = torch.as_tensor(reader(obs, what))
             is_valid, reason = part.shape[1:] == reader.modality.shape, ""
         except OutOfBoundsError as out_of_bounds:
-            box = isinstance(reader.space, spaces.Box)
-            other = ", or --env.out-of-bounds pass or clip" if box else ""
+            is_box = isinstance(reader.space, spaces.Box)
+            alternative = ", or set --env.out-of-bounds to pass or clip" if is_box else ""
             raise EnvError(
-                f"{label} holds {out_of_bounds}, outside its space {reader.space}: mend the environment, or "
-                f"its observation_space{other}"
+                f"{label} holds {out_of_bounds}, outside its space {reader.space}: correct the "
+                f"environment or its observation_space{alternative}"
             ) from None
         except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
             is_valid, reason = False, f": {error}"
@@ -280,44 +239,16 @@ def read_obs(obs_fields: Mapping[str, ObsField], obs: Any, what: str) -> dict[st
     return found
 
 
-def _named_leaves(space: spaces.Space) -> dict[str, tuple[Path, spaces.Space]]:
-    """The leaves of a space by name; ConfigError for two of the same."""
-    leaves = dict(_leaves(space))
-    if list(leaves) == [()]:
-        return {"obs": ((), space)}
-    found: dict[str, tuple[Path, spaces.Space]] = {}
-    for path, leaf in leaves.items():
-        name = "/".join(str(key).replace(".", "_") for key in path)
-        name = "obs_" if name == "obs" else name  # "obs" alone is what a single leaf is called
-        if name in found:
-            raise ConfigError(f"two parts of the observation would both be called {name!r}")
-        found[name] = (path, leaf)
-    return found
-
-
-def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[tuple, spaces.Space]]:
-    parts: Mapping[Any, spaces.Space] | None = None
-    if isinstance(space, spaces.Dict):
-        parts = dict(space.spaces)
-    elif isinstance(space, spaces.Tuple):
-        parts = dict(enumerate(space.spaces))
-    if parts is None:
-        yield path, space
-        return
-    for key, part in parts.items():
-        yield from _leaves(part, (*path, key))
-
-
 def _obs_field(what: str, path: Path, space: spaces.Space, stack: int, layout: Layout) -> ObsField:
     if isinstance(space, spaces.Box):
         modality, convert, summary = _box_field(what, space, stack, layout)
     elif layout != "auto":
         raise ConfigError(
-            f"{what} {space}, which can't be read as {layout}: obs_layout is for a Box, and to "
-            "ignore what is not needed"
+            f"{what} {space}, which can't be read as {layout}: of other spaces than Box the only "
+            "obs_layout is ignore"
         )
     elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        adapter = action_adapter(space)  # a choice is seen as it is made
+        adapter = action_adapter(space)  # one-hot, as discrete actions are
         modality, convert = _vector(adapter.size), adapter.from_env
         summary = f"one-hot, {adapter.size} numbers"
     elif isinstance(space, spaces.MultiBinary):
@@ -325,60 +256,123 @@ def _obs_field(what: str, path: Path, space: spaces.Space, stack: int, layout: L
         summary = f"vector, {prod(space.shape)} switches"
     else:
         raise ConfigError(
-            f"{what} {space}; the agent sees Box, Discrete, MultiDiscrete, MultiBinary, and Dict "
-            "or Tuple of these: wrap the world so that it shows one of them "
-            "(gymnasium.wrappers.TransformObservation), or leave a part of a Dict out "
+            f"{what} {space}; the agent observes Box, Discrete, MultiDiscrete, MultiBinary, and "
+            "Dict or Tuple of these: wrap the environment so that it delivers one of them "
+            "(gymnasium.wrappers.TransformObservation), or ignore a part of a Dict "
             "(--env.obs-layout NAME ignore)"
         )
-    return ObsField(path, space, modality, convert, _bounds(space), "pass", summary)
+    return ObsField(path, space, modality, convert, bounds_of(space), "pass", summary)
 
 
 def _vector(size: int, dtype: torch.dtype = torch.float32) -> ModalitySpec:
     return ModalitySpec((size,), dtype)
 
 
-def _precision(dtype: Any) -> torch.dtype:
-    """Of numbers of that type until they are centred: float32 cuts float64 and large integers, a
-    clock in seconds since 1970 to steps of two minutes."""
-    exact = np.can_cast(dtype, np.float32)
-    return torch.float32 if exact else torch.float64
-
-
 def _box_field(
     what: str, space: spaces.Box, stack: int, layout: Layout
-) -> tuple[ModalitySpec, Callable[[Any], Any], str]:
+) -> tuple[ModalitySpec, Convert, str]:
     shape = space.shape
     if not prod(shape):
-        raise ConfigError(f"{what} {space}: there is nothing to see")
+        raise ConfigError(f"{what} {space}: there is nothing to observe")
     num_frames = stack if len(shape) > 1 and stack > 1 else 1
     frame_shape = shape[1:] if num_frames > 1 else shape
     if layout == "auto":
         layout = guess_layout(space, frame_shape)
         layout = "vector" if layout == "set" and num_frames > 1 else layout
     if layout in ("channels-last", "channels-first"):
-        axes = image_axes(f"{what} {space}", frame_shape, num_frames, layout)
-        return *_image_field(space, axes), axes.summary().format(space.dtype)
+        axes = _image_axes(f"{what} {space}", frame_shape, num_frames, layout)
+        return *_image_field(space, axes), axes.summary(space.dtype)
     if layout == "set":
         if len(shape) != 2:
-            raise ConfigError(f"{what} {space}, no set of things alike: that has 2 axes")
-        summary = f"set, {shape[0]} things of {shape[1]} numbers each, {space.dtype}"
+            raise ConfigError(f"{what} {space}, which can't be read as set: a set has 2 axes")
+        summary = f"set, {shape[0]} vectors of {shape[1]} numbers each, {space.dtype}"
         convert = _as_is if space.dtype == np.float32 else _as_floats
         return ModalitySpec(shape, torch.float32), convert, summary
     shape_note = f" (shape {shape})" if len(shape) > 1 else ""
     count_text = f"{prod(shape)} number{'s' if prod(shape) > 1 else ''}"
-    precision = _precision(space.dtype)
+    # float32 rounds a clock in seconds since 1970, float64, to steps of two minutes
+    is_double = not np.can_cast(space.dtype, np.float32)
     is_plain_vector = len(shape) == 1 and space.dtype == np.float32
-    convert = _as_is if is_plain_vector else partial(_flat, double=precision == torch.float64)
-    return (
-        _vector(prod(shape), precision),
-        convert,
-        f"vector, {count_text}{shape_note}, {space.dtype}",
-    )
+    convert = _as_is if is_plain_vector else partial(_flat, double=is_double)
+    modality = _vector(prod(shape), torch.float64 if is_double else torch.float32)
+    return modality, convert, f"vector, {count_text}{shape_note}, {space.dtype}"
 
 
-def _image_field(space: spaces.Box, axes: ImageAxes) -> tuple[ModalitySpec, Callable[[Any], Any]]:
+def guess_layout(space: spaces.Box, shape: tuple[int, ...]) -> Layout:
+    """The most likely layout of an array of this shape, which is the space's without an axis of
+    stacked frames. Gymnasium's convention, channels last, holds unless the shape contradicts."""
+    if len(shape) == 2:
+        if _is_gray_image(space, shape):
+            return "channels-last"
+        return "set" if space.dtype == np.float32 else "vector"
+    if len(shape) < 3:
+        return "vector"
+    first, middle, last = shape[-3:]
+    candidates: tuple[Layout, ...] = ("channels-last", "channels-first")
+    if _first_are_channels(first, middle, last):
+        candidates = ("channels-first", "channels-last")
+    sides = {"channels-last": (first, middle), "channels-first": (middle, last)}
+    return next((layout for layout in candidates if min(sides[layout]) >= MIN_IMAGE_SIDE), "vector")
+
+
+def _first_are_channels(first: int, middle: int, last: int) -> bool:
+    """Two equal axes are the sides of an image; else the short axis holds the channels."""
+    if (first == middle) != (middle == last):
+        return middle == last
+    if last in CHANNELS:
+        return False
+    return first in CHANNELS or (first in STACKED_CHANNELS and last >= MIN_STACKED_SIDE)
+
+
+def _is_gray_image(space: spaces.Box, sides: tuple[int, ...]) -> bool:
+    """Whether two axes are those of an image with one channel: its pixels have the same finite
+    bounds."""
+    if space.dtype == np.uint8:
+        return min(sides) >= MIN_IMAGE_SIDE
+    low, high = space.low.flat[0], space.high.flat[0]
+    is_uniform = bool((space.low == low).all() and (space.high == high).all())
+    is_finite = bool(np.isfinite(low) and np.isfinite(high))
+    return min(sides) >= MIN_GRAY_IMAGE_SIDE and is_uniform and is_finite
+
+
+class ImageAxes(NamedTuple):
+    """The axes of an image `[*frames, height, width, channels]` or `[*frames, channels, ...]`."""
+
+    frames: int
+    channels: int
+    height: int
+    width: int
+    last: bool  # the channels are the last axis
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The encoder's input: the channels of all frames, one behind the other."""
+        return (self.frames * self.channels, self.height, self.width)
+
+    def summary(self, dtype: Any) -> str:
+        frames = f"{self.frames} frames, " if self.frames > 1 else ""
+        channels = f"{self.channels} channel{'s' if self.channels > 1 else ''}"
+        order = "last" if self.last else "first"
+        return f"image, {self.height}x{self.width}, {frames}{channels}, {dtype}, channels {order}"
+
+
+def _image_axes(what: str, shape: tuple[int, ...], frames: int, layout: Layout) -> ImageAxes:
+    """The axes of an array in this layout; ConfigError where it has too few."""
+    if len(shape) < 2:
+        raise ConfigError(
+            f"{what} of shape {shape}, which can't be read as {layout}: an image has 2 axes or more"
+        )
+    last = layout == "channels-last"
+    if len(shape) == 2:
+        return ImageAxes(frames, 1, *shape, last=last)
+    frames, shape = frames * prod(shape[:-3]), shape[-3:]
+    height, width = shape[:2] if last else shape[1:]
+    return ImageAxes(frames, shape[2] if last else shape[0], height, width, last)
+
+
+def _image_field(space: spaces.Box, axes: ImageAxes) -> tuple[ModalitySpec, Convert]:
     if space.dtype not in (np.uint8, np.bool_):
-        convert = partial(_to_floats, shape=axes.shape, last=axes.last, origin=_offset(space))
+        convert = partial(_to_floats, shape=axes.shape, last=axes.last, origin=_origin(space))
         return ModalitySpec(axes.shape, torch.float32), convert
     if space.dtype == np.uint8 and not axes.last and space.shape == axes.shape:
         return ModalitySpec(axes.shape, torch.uint8), _as_bytes
@@ -386,16 +380,15 @@ def _image_field(space: spaces.Box, axes: ImageAxes) -> tuple[ModalitySpec, Call
     return ModalitySpec(axes.shape, torch.uint8), convert
 
 
-def _offset(space: spaces.Box) -> np.ndarray | None:
-    """What is taken off the numbers of a picture where their bounds lie closer together than they
-    are large, and float32 could not tell them apart."""
+def _origin(space: spaces.Box) -> np.ndarray | None:
+    """Subtracted from the numbers of an image whose range is narrow beside their size, so that
+    float32 would round their differences."""
     if np.can_cast(space.dtype, np.float32) or space.dtype == np.uint64:
         return None
     is_integer = np.issubdtype(space.dtype, np.integer)
     with np.errstate(over="ignore", invalid="ignore"):
-        is_narrow = abs(space.low.astype(float)) > space.high.astype(float) - space.low.astype(
-            float
-        )
+        low, high = space.low.astype(float), space.high.astype(float)
+        is_narrow = abs(low) > high - low
     return np.where(is_narrow, space.low, 0).astype(np.int64 if is_integer else np.float64)
 
 
@@ -413,7 +406,7 @@ def _as_floats(part: Any) -> np.ndarray:
 
 
 def _channels_first(part: np.ndarray, shape: tuple[int, ...], last: bool) -> np.ndarray:
-    if last and part.ndim > 3:  # of two axes there are no channels to move
+    if last and part.ndim > 3:  # arrays of two axes have no channels to move
         part = np.moveaxis(part, -1, -3)
     return part.reshape(len(part), *shape)
 

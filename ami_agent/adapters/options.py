@@ -1,5 +1,5 @@
 """Keyword arguments of an environment as settings: any JSON value by name, on the command line as
-pairs NAME VALUE that stand beside the recipe's own."""
+pairs NAME VALUE that are added to the recipe's."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tyro.constructors import PrimitiveConstructorSpec
 from modules.types import BadSetting, ConfigError
 
 MAX_DEPTH = 8
-"""Lists within lists, or dicts within dicts."""
+"""Levels of nested lists and dicts."""
 MAX_LENGTH = 10_000
-"""Values in one keyword argument, and characters of one text."""
+"""Values in one keyword argument, and characters of one string."""
 PYTHON_LITERALS: Mapping[str, Any] = {"True": True, "False": False, "None": None}
 
 
 def parse_options(words: Sequence[str], default: Mapping[str, Any]) -> dict[str, Any]:
-    """Pairs NAME VALUE beside those of `default`, or in their place; "none" before them takes the
-    defaults away, and no word at all too."""
+    """Pairs NAME VALUE, added to those of `default` or replacing them by name; a leading "none", or
+    no word at all, removes the defaults."""
     kept = {} if not words or words[0] == "none" else default
     words = words[1:] if words[:1] == ["none"] else words
     if len(words) % 2:
@@ -37,7 +37,7 @@ def parse_options(words: Sequence[str], default: Mapping[str, Any]) -> dict[str,
 
 
 def join_option_flags(argv: Sequence[str]) -> list[str]:
-    """`--env.options.NAME VALUE`, a flag for each, becomes `--env.options NAME VALUE ...`."""
+    """Flags `--env.options.NAME VALUE` become one `--env.options NAME VALUE ...`."""
     rest: list[str] = []
     pairs: dict[str, list[str]] = {}
     words = iter(argv)
@@ -52,7 +52,7 @@ def join_option_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _parse_value(name: str, text: str) -> Any:
-    """JSON; True, False, None and numbers as Python writes them; all else is text."""
+    """JSON, or True, False, None and numbers as Python writes them; else a string."""
     if text in PYTHON_LITERALS:
         return PYTHON_LITERALS[text]
     try:
@@ -69,7 +69,7 @@ def _parse_value(name: str, text: str) -> Any:
                 continue
         if text[:1] in ("[", "{", '"'):
             raise ConfigError(
-                f"{name!r} is {text[:60]}, which is no JSON; a text that begins so is written in "
+                f"{name!r} is {text[:60]}, which is no JSON; write a string that begins so in "
                 "double quotes, '\"...\"'"
             ) from None
         return text
@@ -101,7 +101,7 @@ def _parse_text(text: str) -> Any:
 
 
 class UnparsedOptions(list[str]):
-    """Words from the command line; parsed where it is known which flag they follow."""
+    """Words from the command line; `parse_options` needs the defaults of the flag they follow."""
 
 
 Options: TypeAlias = Annotated[
@@ -118,7 +118,7 @@ Options: TypeAlias = Annotated[
 
 
 def check_options(options: object) -> None:
-    """Raises BadSetting for what could not be written down as JSON, or not be read back."""
+    """Raises BadSetting for options that JSON can't hold without loss."""
     if not isinstance(options, dict):
         raise BadSetting("options", options, "a dict of keyword arguments")
     for name, value in options.items():
@@ -129,7 +129,8 @@ def check_options(options: object) -> None:
 
 
 def _problem(value: Any, depth: int, num_left: list[int]) -> str:
-    """What a JSON value must be where this one is not; `left` counts down the values."""
+    """The requirement that a JSON value fails; empty where there is none. `num_left` counts down
+    the values."""
     num_left[0] -= 1
     if num_left[0] < 0:
         return f"at most {MAX_LENGTH} values"
@@ -140,12 +141,12 @@ def _problem(value: Any, depth: int, num_left: list[int]) -> str:
     if isinstance(value, float):
         return "" if isfinite(value) else "a finite number"
     if isinstance(value, str):
-        return "" if len(value) <= MAX_LENGTH else f"a text of at most {MAX_LENGTH} characters"
+        return "" if len(value) <= MAX_LENGTH else f"a string of at most {MAX_LENGTH} characters"
     if not isinstance(value, (list, dict)):
-        return "None, a bool, a number, a text, or a list or a dict of these"
+        return "None, a bool, a number, a string, or a list or a dict of these"
     if not depth:
         return f"nested at most {MAX_DEPTH} deep"
     if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-        return "a dict whose keys are texts"
+        return "a dict whose keys are strings"
     parts = value.values() if isinstance(value, dict) else value
     return next((problem for part in parts if (problem := _problem(part, depth - 1, num_left))), "")

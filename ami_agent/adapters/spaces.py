@@ -1,55 +1,97 @@
-"""Spaces of environments: written down without loss, and compared."""
+"""Gymnasium spaces: their leaves and limits, their JSON form without loss, and their differences in
+words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from gymnasium import spaces
 
-from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, env_spec_of
-from ami_agent.adapters.interface import Interface
 from modules.types import ConfigError
 
 MAX_DEPTH, MAX_NUMBERS = 16, 10_000_000
 """Levels of nested spaces, and numbers of one space, that are read from a file."""
+ROUNDING_TOLERANCE = 1e-5
+"""Fraction of its range by which a number may leave its space through rounding."""
+
+Path: TypeAlias = tuple[Any, ...]
+"""The keys that lead to a leaf."""
 
 
-def to_json(spec: EnvironmentSpec) -> dict[str, Any] | None:
-    """The spaces and signals of an environment as plain data; None where a part can't be written
-    down (the environment then has to be made for its spaces to be known)."""
-    if spec.interface is None:
+def named_leaves(space: spaces.Space) -> dict[str, tuple[Path, spaces.Space]]:
+    """The leaves of an observation space by name, "obs" where there is but one; ConfigError for two
+    of the same name."""
+    leaves = dict(_leaves(space))
+    if list(leaves) == [()]:
+        return {"obs": ((), space)}
+    found: dict[str, tuple[Path, spaces.Space]] = {}
+    for path, leaf in leaves.items():
+        name = "/".join(str(key).replace(".", "_") for key in path)
+        name = "obs_" if name == "obs" else name  # "obs" is reserved for a single leaf
+        if name in found:
+            raise ConfigError(f"two parts of the observation would both be called {name!r}")
+        found[name] = (path, leaf)
+    return found
+
+
+def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
+    parts: Mapping[Any, spaces.Space] | None = None
+    if isinstance(space, spaces.Dict):
+        parts = dict(space.spaces)
+    elif isinstance(space, spaces.Tuple):
+        parts = dict(enumerate(space.spaces))
+    if parts is None:
+        yield path, space
+        return
+    for key, part in parts.items():
+        yield from _leaves(part, (*path, key))
+
+
+def limits(space: spaces.Space) -> tuple[np.ndarray, np.ndarray] | None:
+    """The lowest and the highest numbers of a space; None where there are none."""
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(space.start), np.asarray(space.start + space.n - 1)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    if isinstance(space, spaces.MultiBinary):
+        return np.zeros(space.shape, np.int8), np.ones(space.shape, np.int8)
+    if not isinstance(space, spaces.Box):
         return None
-    try:
-        return {
-            "observation": _space_to_json(spec.interface.observation_space),
-            "action": _space_to_json(spec.interface.action_space),
-            "interoception": list(spec.interoception),
-        }
-    except TypeError:
+    if space.dtype == np.uint8 and not space.low.any() and (space.high == 255).all():
         return None
+    if space.dtype == np.bool_:
+        return None
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    return (low, high) if np.isfinite(low).any() or np.isfinite(high).any() else None
 
 
-def from_json(data: Any, config: EnvConfig, source: str) -> EnvironmentSpec:
-    """The reverse; ConfigError where the data are not of spaces."""
-    try:
-        names = data["interoception"]
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TypeError(f"interoception is {names!r}")
-        interface = config.interface(
-            _space_from_json(data["observation"]), _space_from_json(data["action"])
-        )
-        return env_spec_of(interface, tuple(names))
-    except ConfigError:
-        raise
-    except (AssertionError, LookupError, OverflowError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{source} describes no spaces: {type(error).__name__} {error}".splitlines()[0]
-        ) from None
+class Bounds(NamedTuple):
+    """The limits of a space, and the tolerance for rounding."""
+
+    low: np.ndarray
+    high: np.ndarray
+    tolerance: np.ndarray
 
 
-def _space_to_json(space: spaces.Space) -> dict[str, Any]:
+def bounds_of(space: spaces.Space) -> Bounds | None:
+    """The limits of a space, with a tolerance for floating-point numbers; None where it has
+    none."""
+    found = limits(space)
+    if found is None:
+        return None
+    low, high = found
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        return Bounds(low, high, np.zeros(()))
+    with np.errstate(over="ignore", invalid="ignore"):
+        span = high - low
+        size = np.maximum(np.where(np.isfinite(low), abs(low), abs(high)), 1.0)
+    return Bounds(low, high, ROUNDING_TOLERANCE * np.where(np.isfinite(span), span, size))
+
+
+def to_json(space: spaces.Space) -> dict[str, Any]:
+    """A space as plain data; TypeError where it has no such form."""
     if isinstance(space, spaces.Box):
         bounds = {"low": _numbers(space.low), "high": _numbers(space.high)}
         return {"_type": "Box", "shape": list(space.shape), "dtype": space.dtype.name, **bounds}
@@ -66,18 +108,16 @@ def _space_to_json(space: spaces.Space) -> dict[str, Any]:
         lengths = {"min_length": space.min_length, "max_length": space.max_length}
         return {"_type": "Text", **lengths, "characters": "".join(sorted(space.character_set))}
     if isinstance(space, spaces.Tuple):
-        return {"_type": "Tuple", "spaces": [_space_to_json(part) for part in space.spaces]}
+        return {"_type": "Tuple", "spaces": [to_json(part) for part in space.spaces]}
     if isinstance(space, spaces.Dict):
         if not all(isinstance(key, str) for key in space.spaces):
-            raise TypeError("keys that are no strings can't be told apart in JSON")
-        return {
-            "_type": "Dict",
-            "spaces": [[k, _space_to_json(part)] for k, part in space.spaces.items()],
-        }
-    raise TypeError(f"{space} can't be written down")
+            raise TypeError("keys that are no strings can't be distinguished in JSON")
+        return {"_type": "Dict", "spaces": [[k, to_json(part)] for k, part in space.spaces.items()]}
+    raise TypeError(f"{space} has no JSON form")
 
 
-def _space_from_json(data: Any, depth: int = 0) -> spaces.Space:
+def from_json(data: Any, depth: int = 0) -> spaces.Space:
+    """The reverse of `to_json`; any error that a wrong entry causes."""
     if depth > MAX_DEPTH:
         raise ValueError(f"spaces are nested more than {MAX_DEPTH} deep")
     return READERS[data["_type"]](data, depth + 1)
@@ -97,9 +137,9 @@ READERS: Mapping[str, Callable[[Any, int], spaces.Space]] = {
     "Text": lambda data, depth: spaces.Text(
         int(data["max_length"]), min_length=int(data["min_length"]), charset=data["characters"]
     ),
-    "Tuple": lambda data, depth: spaces.Tuple([_space_from_json(part, depth) for part in data["spaces"]]),
-    "Dict": lambda data, depth: spaces.Dict([(k, _space_from_json(p, depth)) for k, p in data["spaces"]]),
-}  # fmt: skip
+    "Tuple": lambda data, depth: spaces.Tuple([from_json(part, depth) for part in data["spaces"]]),
+    "Dict": lambda data, depth: spaces.Dict([(k, from_json(p, depth)) for k, p in data["spaces"]]),
+}
 
 
 def _read_box(data: Any) -> spaces.Box:
@@ -119,7 +159,8 @@ def _shape(data: Any) -> tuple[int, ...]:
 
 
 def _numbers(bounds: np.ndarray) -> Any:
-    """Nested lists, or one number where all are the same; JSON has no infinity, so it is a word."""
+    """Nested lists, or one number where all are the same; infinity, which JSON lacks, as a
+    string."""
     if bounds.size and (bounds == bounds.flat[0]).all():
         bounds = bounds.flat[0]
     return _to_json_number(bounds.tolist())
@@ -138,103 +179,56 @@ def _from_json_number(value: Any) -> Any:
 
 
 class Difference(NamedTuple):
-    """What differs between two environments, in words."""
+    """A difference between two environments, in words."""
 
-    in_kind: bool  # names, shapes, dtypes or signals, not bounds alone
+    in_kind: bool  # of names, shapes, dtypes or signals, not of bounds alone
     one: str
     two: str
 
 
-def check_same_spaces(trained: EnvironmentSpec, other: EnvironmentSpec, config: EnvConfig) -> None:
-    """Raises ConfigError unless an agent of one spec may act in the environment of the other.
-
-    What differs in kind never fits: names, shapes, dtypes, signals. What differs in bounds alone
-    fits where the environment's settings say so (`accept_other_spaces`)."""
-    for found in differences(trained, other):
-        if found.in_kind:
-            raise ConfigError(f"{config.id} has {found.two}, but the agent is made for {found.one}")
-        if not config.accept_other_spaces:
-            raise ConfigError(
-                f"{config.id} has {found.two}, but the agent was trained with {found.one}: what it "
-                "learnt means something else there (with accept_other_spaces it acts there anyway)"
-            )
-
-
-def differences(one: EnvironmentSpec, two: EnvironmentSpec) -> Iterator[Difference]:
-    """What differs in kind, then what differs in bounds."""
-    descriptions = [f"{spec.describe_obs()} and {spec.describe_actions()}" for spec in (one, two)]
-    if descriptions[0] != descriptions[1]:
-        yield Difference(True, *descriptions)
+def differences(label: str, one: spaces.Space, two: spaces.Space) -> Iterator[Difference]:
+    """The difference in kind, or else the differences in bounds; `label`: the name of both."""
+    kinds = [_describe_kind(space) for space in (one, two)]
+    if kinds[0] != kinds[1]:
+        yield Difference(True, *(f"{label} {kind}" for kind in kinds))
         return
-    if one.interoception != two.interoception:
-        names = (", ".join(spec.interoception) for spec in (one, two))
-        yield Difference(True, *(f"interoception {found}" for found in names))
-    if one.interface is None or two.interface is None:
-        return
-    both = _space_pairs(one.interface, two.interface)
-    kinds = [
-        Difference(True, f"{what} {describe_kind(first)}", f"{what} {describe_kind(second)}")
-        for what, first, second in both
-        if describe_kind(first) != describe_kind(second)
-    ]
-    yield from kinds
-    for what, first, second in () if kinds else both:
-        for name, a, b in _leaves(what, first, second):
-            if not same_bounds(a, b):
-                yield Difference(
-                    False, f"{name} {describe_bounds(a)}", f"{name} {describe_bounds(b)}"
-                )
+    for name, a, b in _leaf_pairs(label, one, two):
+        if not (isinstance(a, (spaces.MultiBinary, spaces.Text)) or a == b):
+            yield Difference(False, *(f"{name} {_describe_bounds(space)}" for space in (a, b)))
 
 
-def _space_pairs(
-    one: Interface, two: Interface
-) -> tuple[tuple[str, spaces.Space, spaces.Space], tuple[str, spaces.Space, spaces.Space]]:
-    return (
-        ("actions", one.action_space, two.action_space),
-        ("observations", one.observation_space, two.observation_space),
-    )
-
-
-def describe_kind(space: spaces.Space) -> str:
+def _describe_kind(space: spaces.Space) -> str:
     """A space without its bounds, in words."""
     if isinstance(space, spaces.Dict):
         parts = sorted(space.spaces.items(), key=lambda part: str(part[0]))
-        return "Dict(" + ", ".join(f"{key!r}: {describe_kind(part)}" for key, part in parts) + ")"
+        return "Dict(" + ", ".join(f"{key!r}: {_describe_kind(part)}" for key, part in parts) + ")"
     if isinstance(space, spaces.Tuple):
-        return "Tuple(" + ", ".join(map(describe_kind, space.spaces)) + ")"
+        return "Tuple(" + ", ".join(map(_describe_kind, space.spaces)) + ")"
     if isinstance(space, (spaces.Text, spaces.Discrete, spaces.MultiDiscrete)):
-        return type(space).__name__  # how many choices there are is what the spec says
+        return type(space).__name__  # the number of options is part of `EnvironmentSpec`
     shape = "" if space.shape is None else f" {space.shape}"
     return f"{type(space).__name__}{shape}" + (f" {space.dtype}" if space.dtype else "")
 
 
-def same_bounds(one: spaces.Space, two: spaces.Space) -> bool:
-    """Whether the same numbers mean the same, for spaces of one kind."""
-    return isinstance(one, (spaces.MultiBinary, spaces.Text)) or one == two
-
-
-def describe_bounds(space: spaces.Space) -> str:
+def _describe_bounds(space: spaces.Space) -> str:
     """A space in words, on one line."""
-    if isinstance(space, spaces.Box):
-        low, high = (np.array2string(part.ravel()[:8], separator=", ", threshold=8)
-                     for part in _bounds_shown(space))  # fmt: skip
-        return f"from {low} to {high}".replace("\n", "")
-    return str(space).replace("\n", " ")
+    if not isinstance(space, spaces.Box):
+        return str(space).replace("\n", " ")
+    bounds = (space.low, space.high)
+    if all((part == part.flat[0]).all() for part in bounds):
+        bounds = (space.low.flat[0:1], space.high.flat[0:1])
+    low, high = (np.array2string(b.ravel()[:8], separator=", ", threshold=8) for b in bounds)
+    return f"from {low} to {high}".replace("\n", "")
 
 
-def _bounds_shown(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    uniform = all((part == part.flat[0]).all() for part in (space.low, space.high))
-    return (space.low.flat[0:1], space.high.flat[0:1]) if uniform else (space.low, space.high)
-
-
-def _leaves(
+def _leaf_pairs(
     name: str, one: spaces.Space, two: spaces.Space
 ) -> Iterator[tuple[str, spaces.Space, spaces.Space]]:
     if isinstance(one, spaces.Dict) and isinstance(two, spaces.Dict):
         for key, part in one.spaces.items():
-            yield from _leaves(f"{name} {key!r}", part, two.spaces[key])
+            yield from _leaf_pairs(f"{name} {key!r}", part, two.spaces[key])
     elif isinstance(one, spaces.Tuple) and isinstance(two, spaces.Tuple):
         for index, (a, b) in enumerate(zip(one.spaces, two.spaces, strict=True)):
-            yield from _leaves(f"{name} {index}", a, b)
+            yield from _leaf_pairs(f"{name} {index}", a, b)
     else:
         yield name, one, two

@@ -1,6 +1,6 @@
-"""Side by side with references, on this machine and in the same run: a page for each comparison.
+"""Benchmarks: comparisons with references on the same machine, one module for each.
 
-A benchmark is a setting, as a lesson is; `run` measures, and says what it does while it does it.
+A benchmark is a dataclass of settings whose `measure` runs it and prints its progress.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ami_agent.bench.planning_speed import PlanningSpeed
 
 
 class Benchmark(Protocol):
-    """Something to be compared; its fields are its flags."""
+    """A comparison; its fields are the flags of `ami bench NAME`."""
 
     @property
     def json(self) -> str: ...

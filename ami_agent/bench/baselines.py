@@ -1,5 +1,5 @@
-"""How many steps of life it takes to do well in a world, beside Stable-Baselines3: the same worlds,
-the same thresholds, the same episodes that judge."""
+"""Sample efficiency beside Stable-Baselines3: environment steps to a return threshold, with the
+same environments, thresholds and evaluation episodes."""
 
 from __future__ import annotations
 
@@ -34,51 +34,61 @@ Algorithm = Literal["random", "ami", "sac", "td3", "ppo", "dqn", "her"]
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long a world is lived in, how often one is judged, and when it counts as solved."""
+    """Steps in an environment, between evaluations, and the return that counts as solved."""
 
     steps: int = 10_000
     eval_every: int = 1000
     baseline_steps: int = 10_000
     baseline_eval_every: int = 1000
-    solved_at: float | None = None  # None: as the world registers it
-    updates_per_step: float = 1.0  # of our updates to our steps
+    solved_at: float | None = None  # None: the reward threshold that Gymnasium registers
+    updates_per_step: float = 1.0  # of this agent
 
 
 BUDGETS: Mapping[str, Budget] = {
-    "Pendulum-v1": Budget(steps=3000, eval_every=250, baseline_steps=6000, baseline_eval_every=500, solved_at=-200.0),
-    "CartPole-v1": Budget(steps=3000, eval_every=250, baseline_steps=50_000, baseline_eval_every=4096),
-    "InvertedPendulum-v5": Budget(steps=3000, eval_every=250, baseline_steps=12_000, baseline_eval_every=1000),
-    "Reacher-v5": Budget(steps=12_000, eval_every=1000, baseline_steps=20_000, baseline_eval_every=2000),
+    "Pendulum-v1": Budget(
+        steps=3000, eval_every=250, baseline_steps=6000, baseline_eval_every=500, solved_at=-200.0,
+    ),
+    "CartPole-v1": Budget(
+        steps=3000, eval_every=250, baseline_steps=50_000, baseline_eval_every=4096,
+    ),
+    "InvertedPendulum-v5": Budget(
+        steps=3000, eval_every=250, baseline_steps=12_000, baseline_eval_every=1000,
+    ),
+    "Reacher-v5": Budget(
+        steps=12_000, eval_every=1000, baseline_steps=20_000, baseline_eval_every=2000,
+    ),
     "HalfCheetah-v5": Budget(
-        steps=30_000, eval_every=3000, baseline_steps=100_000, baseline_eval_every=10_000, updates_per_step=0.5
+        steps=30_000, eval_every=3000, baseline_steps=100_000, baseline_eval_every=10_000,
+        updates_per_step=0.5,
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class SB3Comparison:
-    """Steps of life until a world is solved, beside Stable-Baselines3 with its default settings.
+    """Environment steps until an environment is solved, beside Stable-Baselines3 with its default
+    settings.
 
-    In all worlds that there are exams for, unless one is named. What was found once is kept: a
-    command that was stopped goes on where it was."""
+    The default is five environments of Gymnasium. Learning curves are kept: a command that was
+    stopped continues with the missing ones."""
 
     env: EnvConfig = field(default_factory=lambda: EnvConfig(id=""))
-    """One world, any that Gymnasium knows."""
+    """One environment, any that is registered with Gymnasium."""
     algorithms: tuple[Algorithm, ...] = ()
-    """Who lives in it; if not given, random motion, this agent, and SAC, with HER where the world
-    has goals of its own, or PPO where actions are choices."""
+    """By default random actions, this agent ("ami"), and SAC, with HER in goal-conditioned
+    environments, or PPO where actions are discrete."""
     steps: int = 0
-    """Steps of life; if not given, those of the world's exam, or 10000. This agent lives 500 of
-    random motion before."""
+    """Environment steps; by default those of the environment's budget, or 10000. This agent takes
+    500 random steps before."""
     eval_every: int = 0
-    """Steps after which one is judged; if not given, those of the exam, or 1000."""
+    """Steps between evaluations; by default those of the environment's budget, or 1000."""
     solved_at: float | None = None
-    """Mean return that counts as solved; as the world registers it if not given."""
+    """Mean return that counts as solved; by default Gymnasium's reward threshold."""
     seeds: int = 3
     episodes: int = 20
-    """Episodes that judge."""
+    """Episodes of an evaluation."""
     out: str = "runs/baselines"
-    """Folder of runs and curves."""
+    """Folder of the runs and curves."""
     device: Device = "auto"
     json: str = ""
     """A file for the results."""
@@ -89,10 +99,10 @@ class SB3Comparison:
         validate_ranges(self, steps=STEPS, eval_every=STEPS, seeds=(1, 10_000), episodes=EPISODES)
 
     def measure(self, console: Console) -> dict[str, Any]:
-        """By world: the threshold, and by who the curve of each seed."""
+        """By environment: the threshold, and by algorithm the curve of each seed."""
         env_ids = [self.env.id] if self.env.id else list(BUDGETS)
         comparisons = {name: self._compare(name, console) for name in env_ids}
-        print_table(console, "steps of life until a world is solved", COLUMNS, _rows(comparisons))
+        print_table(console, "environment steps until solved", COLUMNS, _rows(comparisons))
         return comparisons
 
     def _compare(self, name: str, console: Console) -> dict[str, Any]:
@@ -108,14 +118,9 @@ class SB3Comparison:
                 algorithm, (budget.baseline_steps, budget.baseline_eval_every)
             )
             trial = Trial(
-                config,
-                algorithm,
-                steps,
-                eval_every,
-                self.episodes,
-                device(self.device),
+                config, algorithm, steps, eval_every, self.episodes, device(self.device),
                 budget.updates_per_step,
-            )
+            )  # fmt: skip
             print_line(console, f"{name}: {algorithm}")
             folder = Path(self.out) / name
             curves[algorithm] = [trial.curve(folder, seed, console) for seed in range(self.seeds)]
@@ -126,14 +131,17 @@ class SB3Comparison:
         registered = gymnasium.spec(name).reward_threshold if self.solved_at is None else None
         thresholds = (self.solved_at, budget.solved_at, registered)
         return replace(
-            budget, steps=self.steps or budget.steps, eval_every=self.eval_every or budget.eval_every,
-            baseline_steps=self.steps or budget.baseline_steps, baseline_eval_every=self.eval_every or budget.baseline_eval_every,
+            budget,
+            steps=self.steps or budget.steps,
+            eval_every=self.eval_every or budget.eval_every,
+            baseline_steps=self.steps or budget.baseline_steps,
+            baseline_eval_every=self.eval_every or budget.baseline_eval_every,
             solved_at=next((threshold for threshold in thresholds if threshold is not None), None),
-        )  # fmt: skip
+        )
 
 
 def default_algorithm(config: Config) -> Algorithm:
-    """Who of Stable-Baselines3 suits a world."""
+    """The algorithm of Stable-Baselines3 that suits the environment."""
     if isinstance(config.action_space, OneHotActions):
         return "ppo"
     online = config.find(OnlineActorCritic)
@@ -143,7 +151,7 @@ def default_algorithm(config: Config) -> Algorithm:
 
 @dataclass(frozen=True)
 class Trial:
-    """Who lives in a world, for how long, and how often he is judged."""
+    """One algorithm in one environment."""
 
     config: Config
     algorithm: str
@@ -154,8 +162,8 @@ class Trial:
     updates_per_step: float = 1.0
 
     def curve(self, folder: Path, seed: int, console: Console) -> Curve:
-        """Found once; ConfigError where what was found before is of another trial. A curve is
-        known by what was asked, not by the code that found it."""
+        """The learning curve of a seed, measured once and kept. Raises ConfigError where the kept
+        curve has other settings; it does not depend on the version of the code."""
         label = self.algorithm if self.algorithm in ("random", "ami") else self.algorithm.upper()
         path = folder / f"{label}-{seed}-{self.episodes}.json"
         trial_settings = json.loads(json.dumps(self._settings()))
@@ -165,12 +173,11 @@ class Trial:
             run_dir.write_json(path, {"settings": trial_settings, "curve": curve})
         stored = run_dir.read_json(path)
         if not isinstance(stored, dict) or not _is_curve(stored.get("curve")):
-            raise ConfigError(f"{path} holds no curve: remove it, and it is found again")
-        if differing := config_io.differences(
-            stored.get("settings", trial_settings), trial_settings
-        ):
+            raise ConfigError(f"{path} holds no curve: remove it, and it is measured again")
+        stored_settings = stored.get("settings", trial_settings)
+        if differing := config_io.differences(stored_settings, trial_settings):
             raise ConfigError(
-                f"{path} was found with other settings, {differing[0]}: choose another --out"
+                f"{path} was measured with other settings, {differing[0]}: choose another --out"
             )
         return [tuple(point) for point in stored["curve"]]  # type: ignore[misc]
 
@@ -200,17 +207,18 @@ class Trial:
             )
             return [(0, float(results.signal_sums[:, 0].mean()), 0.0)]
         return sb3.learning_curve(
-            self.algorithm, self.config.eval_env, steps=self.steps, eval_every=self.eval_every, seed=seed,
-            episodes=self.episodes, first_seed=FIRST_EVAL_SEED, device=self.device,
+            self.algorithm, self.config.eval_env, steps=self.steps, eval_every=self.eval_every,
+            seed=seed, episodes=self.episodes, first_seed=FIRST_EVAL_SEED, device=self.device,
         )  # fmt: skip
 
     def _train_agent(self, run: Path, seed: int, console: Console) -> Curve:
-        """Judged is Mode-1, which is who lives while all learn; after random motion Mode-2."""
+        """The curve of the agent's evaluations during training: of Mode-1, which also collects the
+        data, and before that, after random actions, of Mode-2."""
         resume = (run / "config.json").exists()
         with closing(RunLogger(run, console)) as logger:
             train(
-                self._agent_config(), out=run, seed=seed, device=self.device, resume=resume, logger=logger,
-                eval_episodes=self.episodes,
+                self._agent_config(), out=run, seed=seed, device=self.device, resume=resume,
+                logger=logger, eval_episodes=self.episodes,
             )  # fmt: skip
         rows = guarded_reader.read_metrics(run / "metrics.jsonl", "eval/")
         points = [
@@ -222,11 +230,11 @@ class Trial:
 
 
 CURVE_FIELDS = ("env_steps", "return", "seconds")
-"""Of a curve, as the metrics name its parts."""
+"""The names in metrics.jsonl of the numbers of a point."""
 
 
 def _is_curve(curve: object) -> bool:
-    """Whether it is points of three numbers, one at least."""
+    """Whether it is a list of at least one point of three numbers."""
     return isinstance(curve, list) and bool(curve) and all(
         isinstance(point, list) and len(point) == 3
         and all(map(guarded_reader.is_number, point))
@@ -235,7 +243,7 @@ def _is_curve(curve: object) -> bool:
 
 
 def steps_to_threshold(curve: Curve, threshold: float | None) -> tuple[int, float] | None:
-    """The first steps and seconds with which the threshold was reached."""
+    """Steps and seconds of the first point that reaches the threshold."""
     if threshold is None:
         return None
     return next(
@@ -244,7 +252,7 @@ def steps_to_threshold(curve: Curve, threshold: float | None) -> tuple[int, floa
     )
 
 
-COLUMNS = ["world", "solved at", "who", "steps until solved", "seconds", "return at the end"]
+COLUMNS = ["environment", "solved at", "algorithm", "steps until solved", "seconds", "final return"]
 
 
 def _rows(comparisons: Mapping[str, Any]) -> list[list[str]]:
@@ -253,17 +261,11 @@ def _rows(comparisons: Mapping[str, Any]) -> list[list[str]]:
         threshold = comparison["solved_at"]
         for algorithm, curves in comparison["curves"].items():
             solved_points = [steps_to_threshold(curve, threshold) for curve in curves]
-            unsolved = "-" if threshold is None else "not"
-            steps = [unsolved if end is None else str(end[0]) for end in solved_points]
-            seconds = ["-" if end is None else f"{end[1]:.0f}" for end in solved_points]
+            unsolved = "-" if threshold is None else "unsolved"
+            steps = [unsolved if point is None else str(point[0]) for point in solved_points]
+            seconds = ["-" if point is None else f"{point[1]:.0f}" for point in solved_points]
             final_returns = [f"{format_number(curve[-1][1])} at {curve[-1][0]}" for curve in curves]
             threshold_text = "-" if threshold is None else f"{threshold:g}"
-            rows.append(
-                [
-                    name,
-                    threshold_text,
-                    algorithm,
-                    *(", ".join(part) for part in (steps, seconds, final_returns)),
-                ]
-            )
+            by_seed = (", ".join(part) for part in (steps, seconds, final_returns))
+            rows.append([name, threshold_text, algorithm, *by_seed])
     return rows

@@ -1,5 +1,6 @@
-"""How fast worlds live: batched, and as Gymnasium steps the same world one by one or each in a
-process of its own. Our single worlds are batches of one, with all that a batch costs."""
+"""Speed of environments: batched, beside Gymnasium's vector environments over the same physics,
+which step single environments one by one (sync) or each in a process (async). A single environment
+of this project is a batch of one, with the overhead of a batch."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from itertools import cycle
 from typing import Any, Literal
 
 import gymnasium
+from gymnasium.vector import VectorEnv
 from rich.console import Console
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.make import VectorEnv
 from ami_agent.bench.interleave import ROUNDS, check_num_envs, interleave, measure_rates
 from ami_agent.cli.args import with_absolute_imports
 from ami_agent.logger import print_line, print_table
@@ -24,20 +25,20 @@ VECTORIZATION_MODES: Mapping[str, Literal["auto", "sync", "async"]] = {
     "sync": "sync",
     "async": "async",
 }
-"""How worlds are stepped, and what the settings call it."""
+"""Ways to step environments -> the value of `EnvConfig.vectorization_mode`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvSpeed:
-    """Steps per second with observations, batched beside Gymnasium's SyncVectorEnv and
+    """Environment steps per second with observations, batched beside Gymnasium's SyncVectorEnv and
     AsyncVectorEnv over the same physics."""
 
     env: EnvConfig = field(default_factory=lambda: EnvConfig(id=""))
-    """One world; all of ours if none is named."""
+    """One environment; by default all of this project."""
     num_envs: tuple[int, ...] = (1, 16, 64)
-    """How many worlds are lived in at once."""
+    """Numbers of environments that are stepped at once."""
     seconds: float = 2.0
-    """Measured for each way of stepping."""
+    """Of measurement for each way of stepping."""
     json: str = ""
     """A file for the results."""
 
@@ -46,7 +47,8 @@ class EnvSpeed:
         check_num_envs(self.num_envs)
 
     def measure(self, console: Console) -> dict[str, Any]:
-        """By world and count, the steps per second of each way; None where it can't be had."""
+        """By environment and number, the steps per second of each way; None where it is not
+        available."""
         rates: dict[str, dict[str, Any]] = {}
         for config in self._configs():
             name = f"{config.id} {config.variant}".strip()
@@ -59,8 +61,8 @@ class EnvSpeed:
                     raise
                 print_line(console, f"{name} is left out: {error}")
         if not rates:
-            raise ConfigError("no world could be measured")
-        print_table(console, "steps of single worlds per second", *_rows(rates))
+            raise ConfigError("no environment could be measured")
+        print_table(console, "environment steps per second", *_rows(rates))
         return rates
 
     def _configs(self) -> list[EnvConfig]:
@@ -85,7 +87,7 @@ class EnvSpeed:
 
 
 def _rates(envs: VectorEnv, seconds: float) -> Generator[float]:
-    """Steps of single worlds per second, again and again while life goes on."""
+    """Environment steps per second, measured again at every `next`."""
     with closing(envs):
         envs.action_space.seed(0)
         envs.reset(seed=0)
@@ -99,7 +101,7 @@ def _rates(envs: VectorEnv, seconds: float) -> Generator[float]:
 
 
 def _rows(rates_by_env: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    columns = ["world", "at once", "batched", "sync", "async", "to sync", "to async"]
+    columns = ["environment", "at once", *VECTORIZATION_MODES, "batched / sync", "batched / async"]
     rows = [
         [name, num_envs, *(_rate(rates[mode]) for mode in VECTORIZATION_MODES), *_ratios(rates)]
         for name, by_num_envs in rates_by_env.items()

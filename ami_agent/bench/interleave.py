@@ -1,5 +1,4 @@
-"""Ways of doing the same thing, measured side by side: they take turns, so that what else the
-machine does meanwhile slows all of them alike."""
+"""Rates that are measured by turns, so that other load on the machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -10,19 +9,19 @@ from statistics import median
 from modules.types import ConfigError
 
 ROUNDS = 3
-"""Turns that each way takes."""
+"""Measurements of each rate."""
 
 
 def check_num_envs(num_envs: tuple[int, ...]) -> None:
     if not num_envs or min(num_envs) < 1:
-        raise ConfigError(f"--num-envs {num_envs}: one or more numbers of at least 1")
+        raise ConfigError(f"--num-envs is {num_envs}; it must be numbers of at least 1")
 
 
 def measure_rates(fn: Callable[[], int], seconds: float) -> Generator[float]:
-    """How much `do` does in a second, each time over at least so many seconds and once at least;
-    it says how much it did."""
+    """The sum of what `fn` returns, per second, over at least so many seconds and one call;
+    measured again at every `next`."""
     for _ in range(3):
-        fn()  # whatever is done only once
+        fn()  # warm-up
     while True:
         count, start = 0, time.perf_counter()
         while not count or time.perf_counter() - start < seconds:
@@ -31,7 +30,7 @@ def measure_rates(fn: Callable[[], int], seconds: float) -> Generator[float]:
 
 
 def interleave(generators: Mapping[str, Generator[float]]) -> dict[str, float]:
-    """The median rate of each way; all are closed."""
+    """The median rate of each generator; closes all of them."""
     measured: dict[str, list[float]] = {name: [] for name in generators}
     for _ in range(ROUNDS):
         for name, generator in generators.items():

@@ -1,5 +1,4 @@
-"""How many actions a mind finds in a second: by mode, by the number of worlds it acts in at once,
-and by device, all in one run."""
+"""Actions per second of an agent, by mode, number of environments and device."""
 
 from __future__ import annotations
 
@@ -26,20 +25,20 @@ from modules.types import ConfigError, validate_ranges
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningSpeed:
-    """Actions per second of a trained agent, from observation to action, on the CPU and, where
-    there is one, on the GPU; Mode-1 beside Mode-2."""
+    """Actions per second of a trained agent, from observation to action, in Mode-1 and Mode-2, on
+    the CPU and, where there is one, on the GPU."""
 
     run: str = "runs/reference/two-rooms"
     """Run folder of the agent."""
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
-    """Files (x.py) and modules that make its environments known."""
+    """Files (x.py) and modules that register its environments."""
     trust: bool = False
-    """Import whatever the run folder names."""
+    """Import all modules that the run folder names."""
     num_envs: tuple[int, ...] = (1, 64, 1024)
-    """Worlds that it acts in at once."""
+    """Numbers of environments that the agent acts in at once."""
     modes: tuple[Mode, ...] = ("react", "plan")
     seconds: float = 2.0
-    """Measured for each mode, count and device."""
+    """Of measurement for each mode, number and device."""
     json: str = ""
     """A file for the results."""
 
@@ -47,34 +46,32 @@ class PlanningSpeed:
         validate_ranges(self, seconds=(0.0, 1e6), num_envs=(1, 1_000_000))
         check_num_envs(self.num_envs)
         if not self.modes:
-            raise ConfigError("--modes names none; there are react, plan and auto")
+            raise ConfigError("--modes is empty; choose from react, plan and auto")
 
     def measure(self, console: Console) -> dict[str, Any]:
-        """By mode and count, the actions per second on each device."""
+        """By mode and number of environments, the actions per second on each device."""
         folder = Path(self.run)
         config = run_dir.config_of(folder, self.imports, self.trust)
-        agents = {
-            name: run_dir.load(folder, name, config) for name in {"cpu": 0, device("auto"): 0}
-        }
+        devices = dict.fromkeys(["cpu", device("auto")])
+        agents = {name: run_dir.load(folder, name, config) for name in devices}
         env_config = config.eval_env
         rates: dict[str, Any] = {mode: {} for mode in self.modes}
         for mode, num_envs in product(self.modes, self.num_envs):
             print_line(console, f"{mode}, {num_envs} at once")
-            rates[mode][str(num_envs)] = interleave(
-                {
-                    name: _rates(agent, env_config, mode, num_envs, self.seconds / ROUNDS)
-                    for name, agent in agents.items()
-                }
-            )
+            generators = {
+                name: _rates(agent, env_config, mode, num_envs, self.seconds / ROUNDS)
+                for name, agent in agents.items()
+            }
+            rates[mode][str(num_envs)] = interleave(generators)
         title = f"actions per second, {self.run}"
-        print_table(console, title, ["mode", "at once", *agents, "to cpu"], list(_rows(rates)))
+        print_table(console, title, ["mode", "at once", *agents, "speed-up"], list(_rows(rates)))
         return rates
 
 
 def _rates(
     agent: Agent, config: EnvConfig, mode: str, num_envs: int, seconds: float
 ) -> Generator[float]:
-    """Actions per second, again and again; the worlds stand still."""
+    """Actions per second, measured again at every `next`; the environments are not stepped."""
     with closing(config.build(num_envs, agent.device)) as env:
         obs, info = env.reset(FIRST_EVAL_SEED)
         start_episode = agent_policy_factory(
@@ -83,7 +80,7 @@ def _rates(
         act = start_episode(EpisodeStart(env, obs, info), FIRST_EVAL_SEED)
 
         def act_once() -> int:
-            act(obs).cpu()  # the action is there only when the device is done
+            act(obs).cpu()  # waits for the device
             return num_envs
 
         yield from measure_rates(act_once, seconds)

@@ -1,4 +1,4 @@
-"""Who else may live in a world: the algorithms of Stable-Baselines3, with its default settings."""
+"""Learning curves of Stable-Baselines3's algorithms, with their default settings."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from ami_agent.evaluation.policies import EpisodeStart, PolicyFactory
 from modules.types import ConfigError
 
 MIN_CNN_SIZE = 36
-"""Pixels to a side of the smallest picture that its convolutions fit into."""
+"""Pixels on a side of the smallest image that its convolutions accept."""
 
 HER_LEARNING_STARTS = 1000
-"""Steps, or an episode, before hindsight learns: it looks back on episodes that are over."""
+"""Steps before the first update with HER, at least; it also needs one finished episode."""
 
 Curve: TypeAlias = list[tuple[int, float, float]]
-"""Steps of life, mean return of the judging episodes, seconds of training."""
+"""Points: environment steps, mean return of the evaluation, seconds of training."""
 
 
 class RawEnvAdapter(EnvAdapter):
-    """Environments with the plain spaces that an algorithm is trained with (`Translated`)."""
+    """Environments with the plain spaces of `PlainSpaceWrapper`, in a batch."""
 
     algorithm = "the algorithm"
 
@@ -59,16 +59,16 @@ class RawEnvAdapter(EnvAdapter):
 
 
 def check_installed() -> None:
-    """Raises ConfigError if Stable-Baselines3 isn't there."""
+    """Raises ConfigError if Stable-Baselines3 isn't installed."""
     if find_spec("stable_baselines3") is None:
         raise ConfigError(
-            "stable-baselines3 is not installed: pip install 'ami-agent[baselines]', or compare "
-            "with nobody: --algorithms ami"
+            "stable-baselines3 is not installed: pip install 'ami-agent[baselines]', or leave its "
+            "algorithms out: --algorithms random ami"
         )
 
 
 def make_env(config: EnvConfig) -> gymnasium.Env:
-    """One of these worlds, as Gymnasium knows it."""
+    """One of these environments, as a Gymnasium `Env`."""
     for module in config.imports:
         import_path(module)
     env = gymnasium.make(config.id, **config.make_kwargs)
@@ -78,19 +78,20 @@ def make_env(config: EnvConfig) -> gymnasium.Env:
 
 
 def learning_curve(
-    algorithm: str, config: EnvConfig, *, steps: int, eval_every: int, seed: int, episodes: int, first_seed: int,
-    device: str,
+    algorithm: str, config: EnvConfig, *, steps: int, eval_every: int, seed: int, episodes: int,
+    first_seed: int, device: str,
 ) -> Curve:  # fmt: skip
-    """Judged after every so many steps, and what was learnt from them, in the episodes of seed
-    `first` and on; ConfigError where who learns so can't live there."""
+    """Trains, and evaluates after every `eval_every` steps and the updates from them, in the
+    episodes of seeds `first_seed` and on. Raises ConfigError where the algorithm doesn't support
+    the environment."""
     from stable_baselines3.common.callbacks import BaseCallback  # an extra
 
     model = _model(algorithm, config, seed, device)
     curve: Curve = []
 
     class CurveCallback(BaseCallback):
-        """Looks on at one life, in which exploration fades as its length has it: cut into pieces,
-        it would fade in each."""
+        """Evaluates during a single call of `learn`: exploration schedules follow its length, so
+        several calls would explore differently."""
 
         start_time = time.perf_counter()
 
@@ -127,8 +128,9 @@ def _model(algorithm: str, config: EnvConfig, seed: int, device: str) -> Any:
     )
     episode_steps = config.max_episode_steps or envs.get_attr("spec")[0].max_episode_steps or 0
     her_kwargs = {
-        "replay_buffer_class": sb3.HerReplayBuffer, "learning_starts": max(HER_LEARNING_STARTS, episode_steps + 1)
-    }  # fmt: skip
+        "replay_buffer_class": sb3.HerReplayBuffer,
+        "learning_starts": max(HER_LEARNING_STARTS, episode_steps + 1),
+    }
     try:
         return algorithms[algorithm](
             _policy_name(envs.observation_space), envs, seed=seed, device=device,
@@ -136,7 +138,7 @@ def _model(algorithm: str, config: EnvConfig, seed: int, device: str) -> Any:
         )  # fmt: skip
     except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
         message = " ".join(str(error).split())
-        raise ConfigError(f"{algorithm.upper()} can't live in {config.id}: {message}") from None
+        raise ConfigError(f"{algorithm.upper()} does not support {config.id}: {message}") from None
 
 
 def _policy_name(space: Any) -> str:
@@ -149,7 +151,7 @@ def _policy_name(space: Any) -> str:
 
 
 def mean_return_of(model: Any, config: EnvConfig, episodes: int, first_seed: int) -> float:
-    """The mean return of so many episodes, those in which the agent is judged."""
+    """The mean return over the episodes in which the agent is evaluated, too."""
     env = RawEnvAdapter(config, episodes, torch.device("cpu"), config.make_kwargs)
     results = run_episodes(_policy_factory(model), env, first_seed)
     env.close()

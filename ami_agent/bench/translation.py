@@ -1,6 +1,6 @@
-"""An environment for algorithms that know Gymnasium's spaces in their plainest form alone: choices
-that count from 0, one axis, no nesting, single precision. What they choose is translated back, and
-checked: an action outside the environment's own space is an error, not a figure."""
+"""Environments with plain spaces, for algorithms that support no others: discrete values count from
+0, arrays have one axis, spaces are not nested, numbers are float32. Actions are converted back and
+checked against the environment's own space."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ Path: TypeAlias = tuple[Any, ...]
 
 
 class PlainSpace(NamedTuple):
-    """A plain space, and the function to it (observations) or from it (actions); with any number of
-    leading batch axes."""
+    """A plain space, and the conversion to it (observations) or from it (actions), with any number
+    of leading batch axes."""
 
     space: spaces.Space
     convert: Callable[[Any], Any]
 
 
 def plain_observations(space: spaces.Space) -> PlainSpace:
-    """What an algorithm observes where an environment has this observation space."""
+    """The plain space of observations, and the conversion to it."""
     if not isinstance(space, (spaces.Dict, spaces.Tuple)):
         return _plain_space(space)
     parts: dict[str, tuple[Path, PlainSpace]] = {}
     for path, leaf in _leaves(space):
         name = "/".join(str(key).replace(".", "_") for key in path)
-        name += "_" if not name or hasattr(nn.ModuleDict, name) else ""  # it keeps networks by name
+        if not name or hasattr(nn.ModuleDict, name):  # algorithms keep networks by this name
+            name += "_"
         if name in parts:
             raise ConfigError(f"two parts of the observation would both be called {name!r}")
         parts[name] = (path, _plain_space(leaf))
@@ -53,7 +54,7 @@ def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces
     elif isinstance(space, spaces.Tuple):
         for index, part in enumerate(space.spaces):
             yield from _leaves(part, (*path, index))
-    elif not isinstance(space, spaces.Text):  # which no algorithm reads
+    elif not isinstance(space, spaces.Text):  # no algorithm reads text
         yield path, space
 
 
@@ -87,7 +88,7 @@ def _flat(part: Any, space: spaces.Space) -> np.ndarray:
 
 
 def plain_actions(space: spaces.Space) -> PlainSpace:
-    """What an algorithm chooses where an environment has this action space, and the way back."""
+    """The plain space of actions, and the conversion from it."""
     if isinstance(space, spaces.Discrete):
         kind, start = np.dtype(space.dtype), space.start
         return PlainSpace(spaces.Discrete(space.n), lambda a: (np.asarray(a) + start).astype(kind))
@@ -114,7 +115,7 @@ def _reshaped(action: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _clipped(action: Any, space: spaces.Box) -> np.ndarray:
-    """In the space's dtype, whole numbers where it has those, not beyond its bounds by rounding."""
+    """The action in the space's dtype, rounded for integers, within its bounds."""
     array = _reshaped(action, space.shape) if not space.shape else np.asarray(action)
     if space.dtype.kind != "f":
         array = array.astype(np.float64).round()
@@ -136,10 +137,8 @@ class PlainSpaceWrapper(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, algorithm: str) -> None:
         super().__init__(env)
         self.algorithm = algorithm
-        self.plain_obs, self.plain_action = (
-            plain_observations(env.observation_space),
-            plain_actions(env.action_space),
-        )
+        self.plain_obs = plain_observations(env.observation_space)
+        self.plain_action = plain_actions(env.action_space)
         self.observation_space, self.action_space = self.plain_obs.space, self.plain_action.space
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:

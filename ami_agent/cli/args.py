@@ -12,7 +12,7 @@ import torch
 import tyro
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.imports import absolute_import
+from ami_agent.adapters.trust import absolute_import
 from ami_agent.config import Config
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
 from ami_agent.training import LoadDataset
@@ -24,11 +24,11 @@ Mode = Literal["react", "plan", "auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class EnvFlags:
-    """Which world, for recipes that are for any, and what is known of it."""
+    """The environment of a recipe for any environment, and recorded data of it."""
 
     env: EnvConfig
     data: LoadDataset = field(default_factory=LoadDataset)
-    """What was recorded elsewhere, to learn from without living."""
+    """Recorded episodes, from which the agent learns without acting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class TrainFlags:
     """Run folder; runs/RECIPE/SEED if not given."""
     seed: int = 0
     resume: bool = False
-    """Go on with a run that was interrupted."""
+    """Continue a run that was interrupted."""
     device: Device = "auto"
     json: str = ""
     """A file for the results."""
@@ -48,10 +48,13 @@ class TrainFlags:
     save_every: float = 60.0
     """Seconds between checkpoints."""
     eval_every_stage: int = 0
-    """Episodes in which Mode-2 is judged after every lesson, and whoever acts as it goes where life
-    and learning interleave; they take their time."""
+    """Episodes of an evaluation after every training stage (Mode-2), and at intervals within an
+    online stage (the mode that acts there). Evaluations take time."""
     keep_replay_buffer: bool = False
-    """Leave what was lived in the run folder, for others to learn from (`--data.run DIR`)."""
+    """Keep the replay buffer in the run folder, for other runs to learn from (`--data.run DIR`)."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Files (x.py) and modules that define components, which flags then name: `--planner
+    my_planner.MyPlannerConfig`."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
     def __post_init__(self) -> None:
@@ -66,28 +69,28 @@ class TrainFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolderFlags:
-    """What of the code that a run folder names may be imported."""
+    """The code that may be imported, of what a run folder names."""
 
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
-    """Files (x.py) and modules that make the environments known, also as --env.import. A run folder
-    imports nothing by itself."""
+    """Files (x.py) and modules that define environments and components, also as --env.import. A run
+    folder imports nothing by itself."""
     trust: bool = False
     """Import whatever the run folder names."""
 
 
 ALIASES = {"--env.id": "--env", "--env.import": "--import"}
-"""Flags of `train` that mean the same where a run folder is read."""
+"""Flags of `train`, and what they are called where a run folder is read."""
 
 
 def resolve_aliases(argv: Sequence[str]) -> list[str]:
-    """The same flags by the names they have for a run folder."""
+    """The flags by the names that they have for a run folder."""
     split = [arg.partition("=") for arg in argv]
     return [ALIASES.get(flag, flag) + sign + value for flag, sign, value in split]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalFlags(RunFolderFlags):
-    """Success, steps and milliseconds per action, beside random motion and the oracle."""
+    """Success, steps and milliseconds per action, beside random actions and the oracle."""
 
     mode: Mode = "plan"
     task: str = ""
@@ -126,10 +129,10 @@ class ShowFlags(RunFolderFlags):
     mp4: bool = False
     """Films as mp4 as well as GIF; needs ffmpeg (extra `film`)."""
     live: bool = False
-    """Draw each moment as it is lived, in the terminal and on a page of this machine, and write no
-    pictures."""
+    """Draw each step while the agent acts, in the terminal and on a page of this machine, and write
+    no pictures."""
     port: int = 0
-    """Of that page; one that is free if not given."""
+    """The port of that page; a free one if not given."""
     out: str = ""
     """Folder of the pictures; show/ in the run folder if not given."""
     device: Device = "auto"
@@ -141,12 +144,12 @@ class ShowFlags(RunFolderFlags):
         if self.live and (self.mp4 or self.out):
             raise ConfigError("--live writes no pictures: leave --mp4 and --out away")
         if self.port and not self.live:
-            raise ConfigError("--port is of the page that --live serves")
+            raise ConfigError("--port is the port of the page that --live serves: give --live too")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListFlags:
-    """Recipes, worlds, boxes and what can stand in each."""
+    """Lists recipes, environments, components and the classes for each."""
 
     json: str = ""
     """A file for the same."""
@@ -154,7 +157,7 @@ class ListFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchFlags:
-    """What can be compared with what; `ami bench NAME --help` tells how."""
+    """Lists the benchmarks; `ami bench NAME --help` describes one."""
 
     json: str = ""
     """A file for the same."""
@@ -167,9 +170,9 @@ class StudyFlags:
     seeds: int = 3
     episodes: int = 100
     workers: int = 1
-    """Runs at once, each in a process of its own."""
+    """Runs at the same time, each in its own process."""
     ray: str = ""
-    """Address of a Ray cluster that carries them out; "local" starts one on this machine."""
+    """Address of a Ray cluster for the runs; "local" starts one on this machine."""
     out: str = ""
     """Folder of the study; runs/ablate-NAME if not given."""
     device: Device = "auto"
@@ -185,20 +188,23 @@ class AblateFlags(StudyFlags):
     """Trains and evaluates a recipe and its variants."""
 
     without: tuple[str, ...] = ()
-    """What to take away, each by itself."""
+    """Parts to remove, one variant each."""
     swap: tuple[str, ...] = ()
-    """What to put in place of another, as box=choice, each by itself."""
+    """Components to replace, as component=class, one variant each."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Files (x.py) and modules that define components, which flags then name: `--planner
+    my_planner.MyPlannerConfig`."""
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeFlags(RunFolderFlags):
-    """What the representation knows: collapse, read-outs, exams, and what is said of a good one."""
+    """Measures the representation: collapse, read-outs, dynamics tests and a scorecard."""
 
     seed: int = 0
     perturbations: str = ""
-    """FILE.py:FUNCTION that returns changes of what is seen, by name, each a function of
-    observations; noise and, for pictures, shift, dim and mirror where none is given."""
+    """FILE.py:FUNCTION that returns perturbations by name, each a function of observations; by
+    default noise and, for images, shift, dim and mirror."""
     device: Device = "auto"
     json: str = ""
     """A file for the results."""
@@ -208,7 +214,7 @@ class ProbeFlags(RunFolderFlags):
 
 
 def device(name: Device) -> str:
-    """Raises ConfigError where CUDA is asked for and not there."""
+    """The device of that name; ConfigError for CUDA where there is none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no CUDA device here; use cpu or auto")
     if name == "auto":
@@ -217,14 +223,14 @@ def device(name: Device) -> str:
 
 
 def check_json_path(path: str) -> None:
-    """Results must find their file when the work is done."""
+    """Raises ConfigError, before the work begins, for a results file that can't be written."""
     file = Path(path).resolve()
     if path and (file.is_dir() or not file.parent.is_dir()):
-        raise ConfigError(f"--json {path}: a file in a folder that exists is needed")
+        raise ConfigError(f"--json {path}: it must be a file in a folder that exists")
     if path and not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise ConfigError(f"--json {path}: nobody may write there")
+        raise ConfigError(f"--json {path}: this file may not be written")
 
 
 def with_absolute_imports(env: EnvConfig) -> EnvConfig:
-    """The same world: what makes it known is found from any folder, whenever a run is looked at."""
+    """The same environment, its imports as absolute paths, which are found from any folder."""
     return replace(env, imports=tuple(map(absolute_import, env.imports)))

@@ -1,36 +1,15 @@
-"""What there is: recipes, worlds, and the classes that can stand in each box."""
+"""The tables of `ami list`: recipes, environments, and the classes for each component."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import gymnasium
 
-from ami_agent.config import Config, class_name
+from ami_agent.config_io import component_choices
 from ami_agent.recipes import RECIPES
 
 Table = tuple[str, list[str], list[tuple[str, ...]]]
-
-
-def component_choices(cls: type = Config) -> dict[str, dict[str, type]]:
-    """Every field that may be one of several classes: its choices by name, read off its type."""
-    choices: dict[str, dict[str, type]] = {}
-    for name, hint in get_type_hints(cls).items():
-        members: list[Any] = [
-            member for member in get_args(hint) if dataclasses.is_dataclass(member)
-        ]
-        if members:
-            choices[name] = {class_name(member): member for member in members}
-            for member in members:
-                choices |= {
-                    f"{name}.{inner}": member for inner, member in component_choices(member).items()
-                }
-        elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            choices |= {
-                f"{name}.{inner}": member for inner, member in component_choices(hint).items()
-            }
-    return choices
 
 
 def tables() -> list[Table]:

@@ -1,5 +1,5 @@
-"""The command line. One line of complaint for input that won't do (exit code 2) or a run that
-failed (1); nothing that was learnt is lost."""
+"""The command line. Unusable input is answered with one line and exit code 2, a run that failed
+with one line and exit code 1; a checkpoint keeps what was learnt."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from ami_agent.ablation import (
     variants,
 )
 from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.make import call_function
 from ami_agent.bench import BENCHMARKS
 from ami_agent.cli import listing
 from ami_agent.cli.args import (
@@ -46,6 +47,7 @@ from ami_agent.cli.args import (
     with_absolute_imports,
 )
 from ami_agent.config import Config
+from ami_agent.custom import allow_components
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
 from ami_agent.interrupt import Interrupted, handled, terminate
 from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, print_table
@@ -79,20 +81,49 @@ def _run_all(*steps: Callable[[], None]) -> None:
         raise errors[0]
 
 
+RECIPE_FUNCTION = "the Config of a recipe"
+
+
 def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[str]]:
-    """The settings of that name, and the flags that are left; a recipe for any world takes from
-    them which world, `--env.id ID`."""
-    if name not in GENERIC:
-        return recipe(name), list(argv)
-    flags, rest = config_io.parse_known(EnvFlags(env=DEFAULT_ENV), argv, program)
-    return GENERIC[name](with_absolute_imports(flags.env), flags.data), rest
+    """The settings of a recipe, and the flags that are left. The recipe is one of AMI's or a
+    function of the user's, FILE.py:FUNCTION; a recipe for any environment takes from the flags
+    which environment (`--env.id ID`). Flags that name the class of a component are taken too."""
+    files, argv = _split_imports(argv)
+    allow_components(files)
+    if ".py:" in name:
+        config = call_function(name, RECIPE_FUNCTION)
+        if not isinstance(config, Config):
+            raise ConfigError(f"{name} must return an ami.Config, not {type(config).__name__}")
+    elif name in GENERIC:
+        flags, argv = config_io.parse_known(EnvFlags(env=DEFAULT_ENV), argv, program)
+        config = GENERIC[name](with_absolute_imports(flags.env), flags.data)
+    else:
+        config = recipe(name)
+    return config_io.choose_components(config, argv)
+
+
+def _split_imports(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The values of `--import`, files and modules that define the user's components, and the other
+    flags."""
+    files, left, is_open = [], [], False
+    for arg in argv:
+        flag, equals, value = arg.partition("=")
+        if flag == "--import":
+            files += [value] if equals else []
+            is_open = not equals
+        elif is_open and not arg.startswith("--"):
+            files.append(arg)
+        else:
+            is_open = False
+            left.append(arg)
+    return files, left
 
 
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     config, argv = _recipe(name, argv, f"ami train {name}")
     flags = config_io.parse(TrainFlags(config=config), argv, f"ami train {name}")
     check_json_path(flags.json)
-    out = Path(flags.out or Path("runs") / name / str(flags.seed))
+    out = Path(flags.out or Path("runs") / config.recipe / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
     device(flags.device)
     with locked(out), closing(RunLogger(out, console)) as logger:
@@ -186,10 +217,8 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     if ".py:" in name:
-        flags, configs = (
-            config_io.parse(StudyFlags(), argv, f"ami ablate {name}"),
-            load_configs(name),
-        )
+        flags = config_io.parse(StudyFlags(), argv, f"ami ablate {name}")
+        configs = load_configs(name)
     else:
         config, argv = _recipe(name, argv, f"ami ablate {name}")
         flags = parts = config_io.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
@@ -263,12 +292,12 @@ def list_command(name: str, argv: Sequence[str], console: Console) -> None:
 Command = Callable[[str, Sequence[str], Console], None]
 COMMANDS: dict[str, tuple[Command, str, str]] = {
     "train": (train_command, "RECIPE", "train an agent"),
-    "eval": (eval_command, "DIR", "how well the agent of a run does"),
-    "show": (show_command, "DIR", "what it was thinking, as pictures"),
-    "ablate": (ablate_command, "RECIPE", "what each part is worth"),
-    "probe": (probe_command, "DIR", "what the representation knows"),
-    "bench": (bench_command, "[NAME]", "speed and learning, side by side with references"),
-    "list": (list_command, "", "recipes, worlds, boxes"),
+    "eval": (eval_command, "DIR", "evaluate the agent of a run"),
+    "show": (show_command, "DIR", "draw its plans"),
+    "ablate": (ablate_command, "RECIPE", "measure what each part is worth"),
+    "probe": (probe_command, "DIR", "measure the representation"),
+    "bench": (bench_command, "[NAME]", "compare speed and learning with references"),
+    "list": (list_command, "", "recipes, environments, components"),
 }
 
 

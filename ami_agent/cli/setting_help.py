@@ -1,4 +1,4 @@
-"""What settings mean, in the words that stand beside them in the code."""
+"""The help text of settings: the docstrings of their fields and classes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from ami_agent.config import Config
 
 
 def setting_help(config: Config, path: str) -> str:
-    """What is said of the setting `part.of.path`: of a field, or of what holds it where that is a
-    mapping, what stands below it in the code; of a choice of class (`path._type`) and of a stage the
-    first paragraph that stands in it; empty where nothing is."""
+    """The help of a setting, `actor.planner.horizon`: the docstring of the field, or of the field
+    that holds it where that is a mapping; of a stage, or of a choice of class (`path._type`), the
+    first paragraph of the docstring of the class. Empty where there is none."""
     settings: Any = config
     *outer, last = path.split(".")
     for name in outer:
-        inner = (
-            settings.get(name) if isinstance(settings, Mapping) else getattr(settings, name, None)
-        )
+        inner = settings.get(name) if isinstance(settings, Mapping) else getattr(settings, name, 0)
         if not is_dataclass(inner) and name != "stages":
             return _first_paragraph(_docstring(type(settings), name))
         settings = inner

@@ -1,8 +1,9 @@
-"""How well an agent does, beside random motion and an oracle, on the same episodes."""
+"""Evaluates an agent, random actions and an oracle on the same episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,11 +18,11 @@ from ami_agent.adapters.env import (
     EnvConfig,
     HasReferencePolicies,
     StepResult,
+    check_same_spaces,
     done_of,
     rollout,
 )
 from ami_agent.adapters.fault_tolerance import retry_on_worker_death
-from ami_agent.adapters.spaces import check_same_spaces
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_count, check_is
 from ami_agent.evaluation.intervals import Estimate, mean, rate
@@ -40,31 +41,30 @@ from modules.types import ConfigError, Plan
 FIRST_EVAL_SEED = 1_000_000
 """Seed of the first episode of an evaluation."""
 MAX_STEPS = 100_000
-"""Steps of an episode after which an evaluation gives up, where nobody says how long one lasts."""
-
-
+"""Steps without an episode's end after which an evaluation of an environment without a stated time
+limit stops with an error."""
 SUCCESS_NAMES = ("success", "is_success")
 FINAL_SUCCESS_NAMES = ("final_success", "is_success", "success")
-"""Entries of an info that say whether the task is done, the first that an environment reports."""
+"""Entries of an info that report success; the first that an environment has counts."""
 
 
 class EpisodeResults(NamedTuple):
-    """How the first episode of each of B worlds went."""
+    """The results of the first episode of each of B environments."""
 
-    success: Tensor  # [B] 1 or 0: ever; NaN where the environment never reported it
-    final_success: Tensor  # [B] 1 or 0: as it was reported last; NaN likewise
-    steps: Tensor  # [B] steps until first success, NaN without
-    length: Tensor  # [B] steps until the episode was over
-    score: Tensor  # [B] the world's own, as it was reported last; NaN where it has none
-    signal_sums: Tensor  # [B, I] sum of what was felt; the first is the return
+    success: Tensor  # [B] 1 or 0: at any step; NaN where the environment never reported it
+    final_success: Tensor  # [B] 1 or 0: as reported last; NaN likewise
+    steps: Tensor  # [B] steps until the first success, NaN without
+    length: Tensor  # [B] steps of the episode
+    score: Tensor  # [B] the environment's own, as reported last; NaN where it has none
+    signal_sums: Tensor  # [B, I] interoception, summed over the episode; the first is the return
 
     @property
     def reports_success(self) -> bool:
-        """Whether any episode said whether its task was done."""
+        """Whether the environment reported success or failure in any episode."""
         return not (self.success.isnan() & self.final_success.isnan()).all()
 
     def with_failures_filled(self, reports_success: bool) -> EpisodeResults:
-        """Of an environment that reports success, an episode that never did was none."""
+        """Counts episodes without a report as failures, where the environment reports success."""
         if not reports_success:
             return self
         return self._replace(
@@ -73,7 +73,7 @@ class EpisodeResults(NamedTuple):
 
 
 def run_episodes(make_policy: PolicyFactory, env: EnvAdapter, seed: int) -> EpisodeResults:
-    """One episode in each world."""
+    """One episode in each environment."""
     obs, info = env.reset(seed)
     running = torch.ones(env.num_envs, dtype=torch.bool)
     success, final, steps, score = (torch.full((env.num_envs,), torch.nan) for _ in range(4))
@@ -94,7 +94,7 @@ def run_episodes(make_policy: PolicyFactory, env: EnvAdapter, seed: int) -> Epis
             break
         if step == MAX_STEPS and not env.has_time_limit:
             raise ConfigError(
-                f"no end of an episode within {step} steps, and the environment states no limit: "
+                f"no episode ended within {step} steps, and the environment states no time limit: "
                 "set one (--env.max-episode-steps STEPS)"
             )
     return EpisodeResults(success, final, steps, length, score, signal_sums)
@@ -102,36 +102,35 @@ def run_episodes(make_policy: PolicyFactory, env: EnvAdapter, seed: int) -> Epis
 
 def read_info(result: StepResult, *names: str) -> Tensor:
     """`[B]` numbers under the first of these names that an environment reported at this step; NaN
-    where it reported none, or what is no number."""
+    where it reported none, or something else than a number."""
     return infos.read_numbers(result.info, names, done_of(result))
 
 
 def run_many(
     make_policy: PolicyFactory, config: EnvConfig, episodes: int, seed: int, device: Any
 ) -> EpisodeResults:
-    """As many episodes as asked for, up to 100 at once; episode i has seed `seed` + i, however many
-    environments can be open."""
+    """The results of so many episodes, up to 100 at the same time; episode i has the seed `seed` +
+    i, however many environments can be open."""
     results = config.run_in_batches(
         episodes, lambda env, first: run_episodes(make_policy, env, seed + first), device, 100
     )
     return EpisodeResults(*(torch.cat(parts) for parts in zip(*results, strict=True)))
 
 
-def summarize(outcome: EpisodeResults, channels: Sequence[str], reports_success: bool) -> Results:
-    """An outcome as figures with 95 % intervals; `felt`: by channel, the sum over an episode.
-    `reports_success`: whether the environment ever says that a task is done."""
-    outcome = outcome.with_failures_filled(reports_success)
-    success_steps, has_score = outcome.steps[outcome.success == 1], not outcome.score.isnan().any()
+def summarize(results: EpisodeResults, signals: Sequence[str], reports_success: bool) -> Results:
+    """Means over episodes with 95 % intervals; `signals`: the names of the interoception.
+    `reports_success`: whether the environment ever reports success or failure."""
+    results = results.with_failures_filled(reports_success)
+    success_steps, has_score = results.steps[results.success == 1], not results.score.isnan().any()
+    sums = zip(signals[1:], results.signal_sums.T[1:], strict=True)
     return {
-        "success": _rate(outcome.success),
-        "final_success": _rate(outcome.final_success),
-        "return": mean(outcome.signal_sums[:, 0]),
-        "length": mean(outcome.length),
+        "success": _rate(results.success),
+        "final_success": _rate(results.final_success),
+        "return": mean(results.signal_sums[:, 0]),
+        "length": mean(results.length),
         "steps": mean(success_steps) if len(success_steps) else None,
-        "score": mean(outcome.score) if has_score else None,
-        "signal_sums": {
-            n: mean(f) for n, f in zip(channels[1:], outcome.signal_sums.T[1:], strict=True)
-        },
+        "score": mean(results.score) if has_score else None,
+        "signal_sums": {name: mean(values) for name, values in sums},
     }
 
 
@@ -144,9 +143,10 @@ def evaluate(
     agent: Agent, env: EnvConfig | str, *, mode: str = "plan", task: str = "",
     episodes: int = 100, seed: int = FIRST_EVAL_SEED,
 ) -> Results:  # fmt: skip
-    """The figures of `eval --json`; rates in [0, 1], milliseconds per action of one world.
+    """The results of `eval --json`; rates in [0, 1], milliseconds per action of one environment.
 
-    `world`: settings, or the id of a world without any; `task`: one of the agent's, by name.
+    `env`: the environment's settings, or its id; `task`: the name of one of the agent's tasks, by
+    default the first.
     """
     (results,) = evaluate_modes(
         agent, env, modes=(mode,), task=task, episodes=episodes, seed=seed
@@ -159,7 +159,7 @@ def evaluate_modes(
     task: str = "", episodes: int = 100, seed: int = FIRST_EVAL_SEED,
     log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Results]:  # fmt: skip
-    """The figures of each mode on the same episodes; `say` is told what is being done."""
+    """The results of each mode on the same episodes; `log` gets a line of progress for each."""
     check_is("agent", agent, Agent)
     check_is("env", env, EnvConfig, str)
     check_count("episodes", episodes, 1)
@@ -167,17 +167,18 @@ def evaluate_modes(
     check_is("task", task, str)
     task_spec = agent.task_spec(task)
     config = (EnvConfig(id=env) if isinstance(env, str) else env).for_task(task_spec)
-    outcomes, figures, channels = {}, {}, _signal_names(config, agent)
+    by_mode, planning, signals = {}, {}, _signal_names(config, agent)
     episodes_text = f"{episodes} episode{'s' if episodes > 1 else ''}"
     for mode in modes:
         log(f"mode {mode}: {episodes_text}")
-        measured = _evaluate_mode(agent.eval(), config, mode, task_spec, episodes, seed)
-        outcomes[mode], figures[mode] = measured
-    log(f"random motion, and the oracle where there is one: {episodes_text}")
-    others = baselines(config, episodes, seed)
-    reports_success = any(o.reports_success for o in (*outcomes.values(), *others.values()))
-    baseline_rows = {
-        name: summarize(outcome, channels, reports_success) for name, outcome in others.items()
+        by_mode[mode], planning[mode] = _evaluate_mode(
+            agent.eval(), config, mode, task_spec, episodes, seed
+        )
+    log(f"random actions, and the oracle where there is one: {episodes_text}")
+    by_baseline = baselines(config, episodes, seed)
+    reports_success = any(r.reports_success for r in (*by_mode.values(), *by_baseline.values()))
+    baseline_results = {
+        name: summarize(results, signals, reports_success) for name, results in by_baseline.items()
     }
     return {
         mode: {
@@ -188,46 +189,44 @@ def evaluate_modes(
             "device": str(agent.device),
             "seed": seed,
             "episodes": episodes,
-            **summarize(outcomes[mode], channels, reports_success),
-            **figures[mode],
+            **summarize(results, signals, reports_success),
+            **planning[mode],
             "task": task or next(iter(agent.tasks)),
-            "baselines": {"oracle": None, **baseline_rows},
+            "baselines": {"oracle": None, **baseline_results},
         }
-        for mode in outcomes
+        for mode, results in by_mode.items()
     }
 
 
 def _signal_names(config: EnvConfig, agent: Agent) -> tuple[str, ...]:
-    """What is felt in that world; ConfigError where it is not one that the agent is made for."""
-    env = config.build(1)
-    env.close()
-    check_same_spaces(agent.spec, env.spec, config)
-    return env.spec.interoception
+    """The environment's interoception; ConfigError where its spaces are not the agent's."""
+    with closing(config.build(1)) as env:
+        check_same_spaces(agent.spec, env.spec, config)
+        return env.spec.interoception
 
 
 def _evaluate_mode(
     agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, episodes: int, seed: int
 ) -> tuple[EpisodeResults, Results]:
-    """How the episodes went, and figures of how the agent acted in them. It acts in episodes of
-    their own: whatever it does elsewhere goes on undisturbed."""
-    controller = agent.controller(1)
+    """The results of the episodes, and how often the agent planned, violated a constraint, and how
+    long it took."""
+    controller = agent.controller(1)  # keeps the agent's other episodes apart
     times: list[float] = []
     plans: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the seed of a batch
 
-    def make_policy(start: EpisodeStart, seed_: int) -> ActFn:
-        step_flags = plans[seed_] = []
+    def make_policy(start: EpisodeStart, batch_seed: int) -> ActFn:
+        step_flags = plans[batch_seed] = []
 
         def on_plan(plan: Plan) -> None:
             step_flags.append((plan.planned, plan.violation > 0))
 
-        return timed(
-            agent_policy_factory(agent, mode, task_spec, on_plan, controller)(start, seed_), times
-        )
+        make = agent_policy_factory(agent, mode, task_spec, on_plan, controller)
+        return timed(make(start, batch_seed), times)
 
-    outcome = run_many(make_policy, config, episodes, seed, agent.device)
-    deliberated, violated = _step_fractions(plans.values(), outcome.length)
-    return outcome, {
-        "planned": deliberated,
+    results = run_many(make_policy, config, episodes, seed, agent.device)
+    planned, violated = _step_fractions(plans.values(), results.length)
+    return results, {
+        "planned": planned,
         "violated": violated,
         **retry_on_worker_death(partial(latency, agent, config, mode, task_spec, seed)),
         "ms_per_action_batched": 1000 * float(np.mean(times)),
@@ -237,8 +236,8 @@ def _evaluate_mode(
 def _step_fractions(
     plans: Iterable[Sequence[tuple[Tensor, Tensor]]], length: Tensor
 ) -> list[float]:
-    """Of batches of worlds, one after the other, what was so at each step, `[B]`: its share of all
-    steps that were judged, as many as each world's episode has, `[episodes]`."""
+    """Flags `[B]` of every step, for batches one after the other -> the fractions of steps at which
+    each flag is set, over the steps of the episodes, whose numbers are `length` `[episodes]`."""
     sums, remaining = torch.zeros(2), length
     for step_flags in plans:
         flags = torch.stack([torch.stack(pair) for pair in step_flags]).cpu()  # [T, 2, B]
@@ -249,36 +248,32 @@ def _step_fractions(
 
 
 def baselines(config: EnvConfig, episodes: int, seed: int) -> dict[str, EpisodeResults]:
-    """Random motion, and the oracle where the world has one, on the same episodes."""
-    env = config.build(1)
-    has_expert = isinstance(env.unwrapped, HasReferencePolicies)
-    env.close()
-    policies = {
-        "random": make_random_policy,
-        **({"oracle": make_expert_policy} if has_expert else {}),
-    }
+    """Random actions, and the environment's oracle where it has one, on the same episodes."""
+    with closing(config.build(1)) as env:
+        has_expert = isinstance(env.unwrapped, HasReferencePolicies)
+    policies = {"random": make_random_policy}
+    if has_expert:
+        policies["oracle"] = make_expert_policy
     return {
         name: run_many(policy, config, episodes, seed, "cpu") for name, policy in policies.items()
     }
 
 
 def table_rows(results: dict[str, Results]) -> tuple[list[str], list[list[str]]]:
-    """The table people read: each mode, then its baselines, beside each other, and a row for every
-    figure, so that none is cut where a terminal is narrow."""
+    """Header and rows of the printed table: a column for each mode and baseline, and a row for each
+    metric, so that a narrow terminal cuts none."""
     (first, *_) = results.values()
-    channels = [f"{channel} an episode" for channel in first["signal_sums"]]
     score = ["score"] if first["score"] is not None else []
-    success_columns = ["success at the last step", "ever", "steps"] if first["success"] else []
-    columns = [*success_columns, "return", *channels]
-    figures = [*score, *columns, "planned", "ms per action", "batched"]
+    success = ["success at the last step", "ever", "steps"] if first["success"] else []
+    signals = [f"{signal} an episode" for signal in first["signal_sums"]]
+    metrics = [*score, *success, "return", *signals, "planned", "ms per action", "batched"]
     cells = {
         f"agent, {mode}": [*_cells(result), *_speed(result)] for mode, result in results.items()
     }
-    known_baselines = {
-        name: result for name, result in first["baselines"].items() if result is not None
-    }
-    cells |= {name: [*_cells(result), "", "", ""] for name, result in known_baselines.items()}
-    return ["", *cells], [list(row) for row in zip(figures, *cells.values(), strict=True)]
+    for name, result in first["baselines"].items():
+        if result is not None:
+            cells[name] = [*_cells(result), "", "", ""]
+    return ["", *cells], [list(row) for row in zip(metrics, *cells.values(), strict=True)]
 
 
 def _cells(result: Results) -> list[str]:
@@ -308,11 +303,9 @@ def _success(result: Results) -> list[str]:
 def _interval(estimate: Results) -> str:
     interval = estimate["ci95"]
     text = format_number(estimate["mean"], interval)
-    return (
-        f"{text} [{', '.join(format_number(end, interval) for end in interval)}]"
-        if interval
-        else text
-    )
+    if not interval:
+        return text
+    return f"{text} [{', '.join(format_number(end, interval) for end in interval)}]"
 
 
 def _percent(estimate: Results) -> str:

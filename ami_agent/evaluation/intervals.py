@@ -1,4 +1,4 @@
-"""What a handful of episodes says about all of them: means with 95 % intervals."""
+"""Means over episodes with 95 % confidence intervals."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Values: TypeAlias = Tensor | np.ndarray | Sequence[float]
 
 
 class Estimate(TypedDict):
-    """A mean and its 95 % interval; None where the values say nothing about it."""
+    """A mean and its 95 % interval; None where the values don't determine it."""
 
     mean: float | None
     ci95: list[float] | None
 
 
 def rate(successes: Values) -> Estimate:
-    """[N] outcomes, each 0 or 1 -> their rate, a fraction, with Wilson's interval."""
+    """Outcomes `[N]`, each 0 or 1 -> their rate, a fraction, with Wilson's interval (1927)."""
     outcomes = _numbers(successes)
     if not np.isin(outcomes, (0.0, 1.0)).all():
         raise ConfigError("a success rate is taken over outcomes that are 0 or 1")
@@ -35,34 +35,33 @@ def rate(successes: Values) -> Estimate:
 
 
 def mean(values: Values, seed: int = 0) -> Estimate:
-    """[N] numbers -> their mean with a bootstrap interval, which needs at least two of them."""
+    """Numbers `[N]` -> their mean with a percentile bootstrap interval (Efron 1979), which needs at
+    least two of them."""
     numbers = _numbers(values)
     if not numbers.size or not np.isfinite(numbers).all():
         return {"mean": None, "ci95": None}
     if numbers.size == 1:
         return {"mean": float(numbers[0]), "ci95": None}
-    # The percentile interval: BCa has none where all values are equal.
+    rng = np.random.default_rng(seed)
+    # not BCa, which is undefined where all values are equal
     interval = stats.bootstrap(
-        (numbers,),
-        np.mean,
-        n_resamples=2000,
-        batch=200,
-        method="percentile",
-        rng=np.random.default_rng(seed),
+        (numbers,), np.mean, n_resamples=2000, batch=200, method="percentile", rng=rng
     ).confidence_interval
     return {"mean": float(numbers.mean()), "ci95": [float(interval.low), float(interval.high)]}
 
 
 def pooled_rate(rates: Sequence[float], episodes: int) -> str:
-    """Success rates of several seeds -> one percentage with its 95 % interval."""
-    outcomes = [
-        o for s in rates for k in [round(s * episodes)] for o in [1] * k + [0] * (episodes - k)
-    ]
-    whole = rate(outcomes)
-    if whole["mean"] is None or whole["ci95"] is None:
+    """Success rates of several seeds -> the percentage over all their episodes with its 95 %
+    interval."""
+    outcomes: list[float] = []
+    for success_rate in rates:
+        successes = round(success_rate * episodes)
+        outcomes += [1] * successes + [0] * (episodes - successes)
+    pooled = rate(outcomes)
+    if pooled["mean"] is None or pooled["ci95"] is None:
         return "-"
-    low, high = whole["ci95"]
-    return f"{100 * whole['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    low, high = pooled["ci95"]
+    return f"{100 * pooled['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _numbers(values: Values) -> np.ndarray:

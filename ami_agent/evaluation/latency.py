@@ -1,4 +1,4 @@
-"""How long a thought takes."""
+"""The time that an agent takes for one action."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from modules.types import Observation
 Results = dict[str, Any]
 
 
-def latency(
-    agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, seed: int,
-    actions: int = 60,
-) -> Results:  # fmt: skip
-    """Milliseconds in one world, after a warm-up: of one whole `act`, from observation to action,
-    and of the actor's part in it, from state to action; perception, and what levels above plan, is
-    the same for every mode."""
-    controller = agent.controller(1)  # what the agent does elsewhere goes on undisturbed
+TIMED_ACTIONS, WARM_UP_ACTIONS = 60, 10
+
+
+def latency(agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, seed: int) -> Results:
+    """Milliseconds in one environment after a warm-up: of one `act`, from observation to action,
+    and of the actor's part, from state to action; perception and subgoals are the same in all
+    modes."""
+    controller = agent.controller(1)  # keeps the agent's other episodes apart
     make_policy = agent_policy_factory(agent, mode, task_spec, controller=controller)
     times: list[float] = []
     decision_times: list[float] = []
@@ -37,7 +37,7 @@ def latency(
     def decide(obs: Observation) -> Tensor:
         with controller.active():
             state, context = agent.prepare(obs)
-            state.cpu()  # the clock of the actor starts when perception is done
+            state.cpu()  # waits for the device, so that perception is not timed
             actor = agent.actors[mode]
             return timed(lambda obs: actor(state, context).action, decision_times)(obs)
 
@@ -50,20 +50,19 @@ def latency(
 
     with closing(config.build(1, agent.device)) as env:
         for make in (time_whole_act, time_actor):
-            _run_steps(make, env, seed, actions + 10)
+            _run_steps(make, env, seed, TIMED_ACTIONS + WARM_UP_ACTIONS)
     return {
-        "ms_per_action": _percentiles(times[10:]),
+        "ms_per_action": _percentiles(times[WARM_UP_ACTIONS:]),
         "ms_per_decision": _percentiles(decision_times),
     }
 
 
 def _run_steps(make_policy: PolicyFactory, env: EnvAdapter, seed: int, steps: int) -> None:
-    """So many steps of one world, episode by episode."""
+    """So many steps of one environment, over one or several episodes."""
     while steps > 0:
         obs, info = env.reset(seed)
-        for result in islice(
-            rollout(make_policy(EpisodeStart(env, obs, info), seed), env, obs), steps
-        ):
+        act_fn = make_policy(EpisodeStart(env, obs, info), seed)
+        for result in islice(rollout(act_fn, env, obs), steps):
             steps -= 1
             if done_of(result).any():
                 break
@@ -77,10 +76,12 @@ def _percentiles(seconds: Sequence[float]) -> Results:
 
 
 def timed(act_fn: ActFn, times: list[float]) -> ActFn:
-    def timed(obs: Observation) -> Tensor:
-        started = time.perf_counter()
-        action = act_fn(obs).cpu()  # the action is there only when the device is done
-        times.append((time.perf_counter() - started) / len(action))
+    """The policy; appends the seconds of each call, per environment, to `times`."""
+
+    def timed_act(obs: Observation) -> Tensor:
+        start = time.perf_counter()
+        action = act_fn(obs).cpu()  # waits for the device
+        times.append((time.perf_counter() - start) / len(action))
         return action
 
-    return timed
+    return timed_act

@@ -1,4 +1,4 @@
-"""Who may act in worlds: the agent, random motion, and one who knows the way."""
+"""Policies: the agent, random actions, and those that an environment has of its own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.autoreset import batch_rows
 from ami_agent.adapters.env import ActFn, EnvAdapter, Info, behaviour_policy, expert_policy
 from ami_agent.adapters.infos import reported
+from ami_agent.adapters.vector_env import batch_rows
 from ami_agent.agent import Agent
 from ami_agent.controller import Controller
 from modules.configurator import Task, TaskSpec
@@ -21,7 +21,7 @@ from modules.types import ConfigError, Observation, Plan, as_dict, batch_size
 
 
 class EpisodeStart(NamedTuple):
-    """Worlds in which episodes begin, and what they are like."""
+    """Environments in which episodes begin, with their first observations and infos."""
 
     env: EnvAdapter
     obs: Observation  # [B, *O]
@@ -30,42 +30,38 @@ class EpisodeStart(NamedTuple):
 
 
 PolicyFactory = Callable[[EpisodeStart, int], ActFn]
-"""Meets worlds and says how it will act in them; the seed is its own chance."""
+"""The start of episodes and a seed -> a policy for them."""
 
 
 class TaskTracker:
-    """An assignment in worlds whose episodes end at different times."""
+    """A task in environments whose episodes end at different times."""
 
     def __init__(self, task_spec: TaskSpec) -> None:
         self.task_spec = task_spec
-        self.start: Observation | None = None  # [B, *O]: where each was when it was told
-        self.goal: Observation | None = None  # [B, *O]: what each environment named last
+        self.start: Observation | None = None  # [B, *O]: the first of each episode
+        self.goal: Observation | None = None  # [B, *O]: the goal that each environment named last
 
     def task(self, start: EpisodeStart, mode: str) -> Task:
-        """What is wanted in these worlds by now; ConfigError where they should name a goal and
-        don't."""
-        if self.task_spec.goal_source == "current":  # nobody else needs what was seen then
-            self.start = _where_reset(self.start, start.obs, start.reset_mask)
-        goal = self.start
-        if (
-            self.task_spec.goal_source == "env"
-        ):  # else whatever the world calls so is its own affair
+        """The task of the episodes now in progress; ConfigError where an environment should name a
+        goal and doesn't."""
+        goal = None
+        if self.task_spec.goal_source == "current":
+            goal = self.start = _where_reset(self.start, start.obs, start.reset_mask)
+        elif self.task_spec.goal_source == "env":
             goal = self.goal = self._env_goal(start)
         return self.task_spec.to_task(goal, mode)
 
     def _env_goal(self, start: EpisodeStart) -> Observation:
-        """The goal that each environment named last; some name it only when an episode begins."""
+        """The goal that each environment named last; some name it only in the info of a reset."""
         named = torch.as_tensor(reported(start.info, "goal", batch_size(start.obs)))
         if named.all() or (self.goal is None and not named.any()):
             return start.env.goal(start.info)
-        unnamed = (
-            ~named
-            if self.goal is None or start.reset_mask is None
-            else ~named & start.reset_mask.cpu()
-        )
-        if unnamed.any():
+        missing = ~named
+        if self.goal is not None and start.reset_mask is not None:
+            missing = missing & start.reset_mask.cpu()
+        if missing.any():
             raise ConfigError(
-                f"environment {int(unnamed.nonzero()[0])} names no goal in the info of its reset; "
+                f"environment {int(missing.nonzero()[0])} names no goal in the info of its reset; "
                 "the agent needs one"
             )
         assert self.goal is not None
@@ -77,7 +73,7 @@ class TaskTracker:
 def _where_reset(
     old: Observation | None, new: Observation, reset_mask: Tensor | None
 ) -> Observation:
-    """The old one, new where `fresh` `[B]`."""
+    """The new observation where `reset_mask` `[B]`, else the old one."""
     if old is None or reset_mask is None:
         return new
     old_parts = as_dict(old)
@@ -91,7 +87,7 @@ def _where_reset(
 
 
 def task_of(task_spec: TaskSpec, start: EpisodeStart, mode: str) -> Task:
-    """The assignment where an episode begins in every world."""
+    """The task where an episode begins in every environment."""
     return TaskTracker(task_spec).task(start, mode)
 
 
@@ -101,9 +97,9 @@ def agent_policy_factory(
     task_spec: TaskSpec,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     controller: Controller | None = None,
-) -> PolicyFactory:  # fmt: skip
-    """The agent as a player; `watch` sees its plans. Without a controller it acts as the agent's
-    own, whose episodes it ends."""
+) -> PolicyFactory:
+    """The agent as a policy; `on_plan` is called with every plan. Without a controller the agent
+    acts with its own episode state, which every new policy resets."""
     task_tracker = TaskTracker(task_spec)
 
     def make_policy(start: EpisodeStart, seed: int) -> ActFn:
@@ -122,19 +118,19 @@ def agent_policy_factory(
 
 
 def make_behaviour_policy(start: EpisodeStart, seed: int) -> ActFn:
-    """Whoever gathers experience without a goal: the world's own walk, where it has one."""
+    """Goalless experience: the environment's own behaviour policy, where it has one."""
     return behaviour_policy(start.env)
 
 
 def make_random_policy(start: EpisodeStart, seed: int) -> ActFn:
-    """The random baseline: actions drawn uniformly from what can be done. Of environments that are
-    stepped one by one each has its own seed, so that it does the same however many are open."""
+    """The random baseline: actions drawn uniformly from the action space. Environments that are
+    stepped one by one have a seed each, so that their actions don't depend on how many are open."""
     env = start.env
     if env.is_native_batch:
         return lambda obs: env.from_env(env.vector_env.action_space.sample())
     single_spaces = [deepcopy(env.vector_env.single_action_space) for _ in range(env.num_envs)]
     for index, space in enumerate(single_spaces):
-        # not the environment's own seed: what it draws first would be the action it wants
+        # with the environment's own seed, actions would repeat the draws that set its goal
         space.seed(zlib.crc32(f"random actions {seed + index}".encode()))
     return lambda obs: env.from_env(
         batch_rows(env.vector_env.single_action_space, [space.sample() for space in single_spaces])

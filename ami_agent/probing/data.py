@@ -1,5 +1,5 @@
-"""What a representation is asked about: walks through worlds, and places of which one differs from
-the next in a single factor."""
+"""Data for probes: trajectories of the behaviour policy, and series of observations in which a
+single factor varies."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from ami_agent.adapters.env import (
     rollout,
 )
 from ami_agent.probing.probe import LabelledObs, concat_obs
-from modules.types import Observation, as_dict
+from modules.types import Observation, tree_map
 
 NUM_ENVS, NUM_STEPS = 128, 12
 NUM_LINES, POINTS_PER_LINE, MIN_POINTS = 4, 24, 8
-"""For each factor: lines of places, places on each, and how many of them make a line."""
+"""For each factor: lines, points on each, and the points that a line needs at least."""
 
 
 class ProbeTrajectories(NamedTuple):
-    """Walks of T steps through B worlds in which no episode ended meanwhile."""
+    """Trajectories of T steps in B environments in which no episode ended meanwhile."""
 
-    obs: Observation  # [(T + 1) B, *O], moment by moment
-    factors: Tensor  # [T + 1, B, F]; F is 0 where the world doesn't say
+    obs: Observation  # [(T + 1) B, *O], step by step
+    factors: Tensor  # [T + 1, B, F]; F is 0 where the environment reports no factors
     actions: Tensor  # [B, T, A]
     seeds: Tensor  # [B] of the episodes
 
 
 class FactorLine(NamedTuple):
-    """Places along which one factor moves and all others stay."""
+    """Observations along which one factor varies and all others are constant."""
 
     factor: int
     obs: Observation  # [N, *O]
@@ -47,30 +47,25 @@ class FactorLine(NamedTuple):
 
 
 class _Trajectory(NamedTuple):
-    """Of T steps in B environments."""
-
     observations: list[Observation]  # T + 1, each [B, *O]
     factors: Tensor  # [T + 1, B, F]
     actions: Tensor  # [B, T, A]
-    is_whole: Tensor  # [B] bool: no episode ended meanwhile
+    is_whole: Tensor  # [B] bool: no episode ended
 
 
 def collect_trajectories(config: EnvConfig, seed: int) -> ProbeTrajectories:
-    """What is seen on walks of worlds `seed` and on."""
+    """Trajectories of the behaviour policy in episodes with the seeds `seed` and following."""
     batches = list(config.run_in_batches(NUM_ENVS, lambda env, first: _collect(env, seed + first)))
-    observations = [
-        concat_obs(same_step)
-        for same_step in zip(*(walk.observations for walk in batches), strict=True)
-    ]
-    is_whole = torch.cat([walk.is_whole for walk in batches])
+    steps = zip(*(batch.observations for batch in batches), strict=True)
+    obs = concat_obs([concat_obs(step) for step in steps])
+    is_whole = torch.cat([batch.is_whole for batch in batches])
     if not is_whole.any():
-        is_whole[:] = True  # lives shorter than that: resets are seen as steps
+        is_whole[:] = True  # all episodes are shorter: resets count as steps
     kept = is_whole.repeat(NUM_STEPS + 1).nonzero()[:, 0]
-    parts = {name: part[kept] for name, part in as_dict(concat_obs(observations)).items()}
     return ProbeTrajectories(
-        parts["obs"] if isinstance(observations[0], Tensor) else parts,
-        torch.cat([walk.factors for walk in batches], 1)[:, is_whole],
-        torch.cat([walk.actions for walk in batches])[is_whole],
+        tree_map(lambda part: part[kept], obs),
+        torch.cat([batch.factors for batch in batches], 1)[:, is_whole],
+        torch.cat([batch.actions for batch in batches])[is_whole],
         seed + is_whole.nonzero()[:, 0],
     )
 
@@ -95,8 +90,9 @@ def _factors(info: Mapping[str, Any], env: EnvAdapter) -> Tensor:
 
 
 def reset_to_factors(env: EnvAdapter, factors: np.ndarray, seed: int) -> LabelledObs | None:
-    """What is seen where one world is as these factors `[F]` say, and how it then is: some stand on
-    whole pixels, and a world may ignore the wish. None if it refuses (inside a wall)."""
+    """The observation of one environment that is reset to these factors `[F]`, and its actual
+    factors: an environment may round the requested ones, or ignore them. None if it refuses them
+    (a position inside a wall)."""
     try:
         obs, info = env.reset(seed, factors=factors[None])
     except ValueError:
@@ -105,8 +101,9 @@ def reset_to_factors(env: EnvAdapter, factors: np.ndarray, seed: int) -> Labelle
 
 
 def factor_lines(config: EnvConfig, trajectories: ProbeTrajectories) -> list[FactorLine]:
-    """For every factor some lines through where walks began, over all that was met on walks; none
-    where a world can't be put as one likes."""
+    """For every factor some lines through the first states of trajectories, over the range of the
+    factor in all trajectories; none where the environment has no factors or can't be reset to
+    them."""
     count = trajectories.factors.shape[-1]
     if not count:
         return []
@@ -124,18 +121,18 @@ def _line(
 ) -> Iterator[FactorLine]:
     observed_values = trajectories.factors[..., factor]
     requested = trajectories.factors[0, start].repeat(POINTS_PER_LINE, 1)
-    requested[:, factor] = torch.linspace(
-        float(observed_values.min()), float(observed_values.max()), POINTS_PER_LINE
-    )
+    low, high = float(observed_values.min()), float(observed_values.max())
+    requested[:, factor] = torch.linspace(low, high, POINTS_PER_LINE)
     others = torch.arange(requested.shape[1]) != factor
     kept: list[LabelledObs] = []
-    for target_factors in requested:
-        labelled = reset_to_factors(env, target_factors.numpy(), int(trajectories.seeds[start]))
-        if labelled is None or not labelled.factors[0, others].allclose(
-            target_factors[others], atol=1e-3
-        ):
+    for target in requested:
+        labelled = reset_to_factors(env, target.numpy(), int(trajectories.seeds[start]))
+        if labelled is None:
             continue
-        if not kept or labelled.factors[0, factor] > kept[-1].factors[0, factor] + 1e-6:
+        actual = labelled.factors[0]
+        if not actual[others].allclose(target[others], atol=1e-3):
+            continue
+        if not kept or actual[factor] > kept[-1].factors[0, factor] + 1e-6:
             kept.append(labelled)
     if len(kept) >= MIN_POINTS:
         factor_values = torch.cat([labelled.factors[:, factor] for labelled in kept])

@@ -1,5 +1,5 @@
-"""Measures of a representation: pure functions of states `[N, D]` and of the true factors `[N, F]`
-behind them."""
+"""Metrics of a representation: pure functions of states `[N, D]` and of their true factors
+`[N, F]`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch import Tensor
 NUM_NEIGHBOURS = 5
 NUM_BINS = 20
 MAX_CLUSTERS, MAX_CLUSTERED = 8, 500
-"""Groups, and states that are put in groups, at most."""
+"""At most so many clusters, of so many states."""
 
 
 def explained_variance(read: Tensor, true: Tensor) -> float:
-    """Share of the variance of factors `[N, F]` that is explained; mean over factors."""
+    """Fraction of the variance of factors `[N, F]` that `read` explains; mean over factors."""
     fraction = 1 - (read - true).square().mean(0) / true.var(0, correction=0).clamp_min(1e-12)
     return float(fraction.mean())
 
 
 def knn_read(known: Tensor, factors: Tensor, query: Tensor) -> Tensor:
-    """What the nearest of known states `[N, D]` had as factors `[N, F]`, the mean of some."""
+    """The mean factors `[N, F]` of the nearest of the `known` states `[N, D]`."""
     neighbours = (
         torch.cdist(query, known).topk(min(NUM_NEIGHBOURS, len(known)), largest=False).indices
     )
@@ -34,15 +34,15 @@ def knn_read(known: Tensor, factors: Tensor, query: Tensor) -> Tensor:
 
 
 def slowness(states: Tensor) -> float:
-    """Mean squared step of states `[T + 1, B, D]` over twice their variance: 1 for those that have
-    nothing to do with each other (slow feature analysis, Wiskott & Sejnowski 2002)."""
+    """Mean squared step of states `[T + 1, B, D]` over twice their variance: 1 for independent
+    states (slow feature analysis, Wiskott & Sejnowski 2002)."""
     step = states.diff(dim=0).square().mean((0, 1)).sum()
     return float(step / (2 * states.flatten(0, 1).var(0).sum()).clamp_min(1e-12))
 
 
 def smoothness(states: Tensor, factors: Tensor, pairs: int = 4000) -> float:
-    """Spearman's correlation of how far apart states `[N, D]` and factors `[N, F]` are, each factor
-    in units of its own."""
+    """Spearman's correlation between distances of states `[N, D]` and distances of factors `[N,
+    F]`, each factor in units of its standard deviation."""
     random = torch.Generator().manual_seed(0)
     one, other = torch.randint(len(states), (2, pairs), generator=random)
     scaled = factors / factors.std(0).clamp_min(1e-9)
@@ -51,8 +51,7 @@ def smoothness(states: Tensor, factors: Tensor, pairs: int = 4000) -> float:
 
 
 def sparsity(states: Tensor) -> float:
-    """Hoyer's measure (2004) of states `[N, D]` about their mean, in units of each number's spread;
-    mean over states."""
+    """Hoyer's sparsity (2004) of standardized states `[N, D]`; mean over states."""
     size = states.shape[1]
     if size < 2:
         return 0.0
@@ -62,8 +61,9 @@ def sparsity(states: Tensor) -> float:
 
 
 def dci(weight: Tensor) -> float:
-    """Of how much each row `[D]` tells of each column `[F]`: one minus the entropy of its shares,
-    rows weighed by how much they tell (DCI, Eastwood & Williams 2018)."""
+    """Disentanglement for importances `[D, F]` of dimensions for factors, completeness for their
+    transpose: one minus the entropy of each row's distribution, weighted by the row's sum (DCI,
+    Eastwood & Williams 2018)."""
     columns = weight.shape[1]
     if columns < 2:
         return 1.0
@@ -74,67 +74,59 @@ def dci(weight: Tensor) -> float:
 
 
 def mig(states: Tensor, factors: Tensor) -> float:
-    """Mutual information gap (Chen et al. 2018), of numbers in bins that hold about as many
-    each: between the number of the state that tells most of a factor and the next, as a share of
-    what there is to tell; mean over factors."""
+    """Mutual information gap (Chen et al. 2018), with bins of about equal counts: the difference
+    between the two dimensions of the state with the largest mutual information with a factor, over
+    the factor's entropy; mean over factors."""
     codes, values = _bin_indices(states), _bin_indices(factors)
     gaps = []
     for value in values.T:
-        information = (
-            torch.stack([_mutual_information(code, value) for code in codes.T])
-            .sort(descending=True)
-            .values
-        )
+        information = torch.stack([_mutual_information(code, value) for code in codes.T])
+        information = information.sort(descending=True).values
         entropy = _mutual_information(value, value)
         if entropy > 0:
-            gaps.append(
-                (information[0] - (information[1] if len(information) > 1 else 0)) / entropy
-            )
+            second = information[1] if len(information) > 1 else 0
+            gaps.append((information[0] - second) / entropy)
     return float(torch.stack(gaps).mean()) if gaps else 0.0
 
 
 def _bin_indices(numbers: Tensor) -> Tensor:
-    """`[N, K]` -> the bin of each; what is the same is in the same."""
+    """Numbers `[N, K]` -> the bin of each; equal numbers are in the same bin."""
     quantiles = torch.linspace(0, 1, NUM_BINS + 1, dtype=numbers.dtype)[1:-1]
     edges = numbers.quantile(quantiles, 0).T.contiguous()  # [K, BINS - 1]
     return torch.searchsorted(edges, numbers.T.contiguous(), right=True).T
 
 
 def _mutual_information(one: Tensor, other: Tensor) -> Tensor:
-    """Mutual information of two kinds of bins `[N]`, nats."""
-    joint = (
-        torch.bincount(one * NUM_BINS + other, minlength=NUM_BINS * NUM_BINS)
-        .double()
-        .view(NUM_BINS, NUM_BINS)
-    )
+    """Mutual information, in nats, of two bin indices `[N]`."""
+    counts = torch.bincount(one * NUM_BINS + other, minlength=NUM_BINS * NUM_BINS)
+    joint = counts.double().view(NUM_BINS, NUM_BINS)
     joint = joint / joint.sum()
     independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
     return (joint * (joint / independent.clamp_min(1e-300)).clamp_min(1e-300).log()).sum()
 
 
 def cluster(states: Tensor) -> tuple[float, Tensor]:
-    """How clearly some of the states fall into groups: the mean silhouette (Rousseeuw 1987) of the
-    best of k-means with 2 to 8 groups, 1 where groups are points and 0 where there are none; and
-    these states with their groups in the last column, `[n, D + 1]`."""
+    """The largest mean silhouette (Rousseeuw 1987) of k-means with 2 to 8 clusters, 1 where
+    clusters are points and 0 where there are none; and a subset of the states with their clusters
+    in the last column, `[n, D + 1]`."""
     stride = -(-len(states) // MAX_CLUSTERED)
     subset = states[::stride].double()
-    distances, best = (
-        torch.cdist(subset, subset),
-        (0.0, torch.zeros(len(subset), dtype=torch.int64)),
-    )
+    distances = torch.cdist(subset, subset)
+    best = (0.0, torch.zeros(len(subset), dtype=torch.int64))
     for count in range(2, min(MAX_CLUSTERS, len(subset.unique(dim=0))) + 1):
         try:
             _, found = kmeans2(subset.numpy(), count, minit="++", missing="raise", rng=0)
-        except ClusterError:  # a group lost all of its own to others
+        except ClusterError:  # a cluster became empty
             continue
         group = torch.from_numpy(np.asarray(found)).long()
-        best = max(best, (silhouette(distances, group), group), key=lambda known: known[0])
+        best = max(best, (silhouette(distances, group), group), key=lambda pair: pair[0])
     return best[0], torch.cat([subset, best[1][:, None]], 1)
 
 
 def silhouette(distances: Tensor, group: Tensor) -> float:
-    """Of distances `[N, N]` between what is in groups `[N]`: (b - a) / max(a, b), a to the others
-    of one's group and b to those of the nearest other one; who is alone counts as 0."""
+    """Mean of (b - a) / max(a, b) for points with distances `[N, N]` in clusters `[N]`; a: the mean
+    distance to the others of a point's cluster, b: to those of the nearest other cluster. A point
+    alone in its cluster counts as 0."""
     member = torch.nn.functional.one_hot(group).to(distances)  # [N, K]
     total, size = distances @ member, member.sum(0)
     is_own = member.bool()
@@ -145,23 +137,23 @@ def silhouette(distances: Tensor, group: Tensor) -> float:
 
 
 def invariance(states: Tensor, changed: Tensor) -> float:
-    """How little a change moves states `[N, D]`: 1 minus the mean squared distance over that of two
-    states at random; 1 is invariance."""
+    """1 minus the mean squared distance by which a perturbation moves states `[N, D]`, over that of
+    two random states; 1 is invariance."""
     moved = (changed - states).square().sum(1).mean()
     return 1 - float(moved / (2 * states.var(0).sum()).clamp_min(1e-12))
 
 
 def equivariance(read: Tensor, changed: Tensor) -> float:
-    """Share of the variance of changed states `[N, D]` that was read from the states before the
-    change; 1 is equivariance, as far as it is linear (Lenc & Vedaldi 2015)."""
-    missed = (read - changed).square().sum(1).mean()
-    return 1 - float(missed / changed.var(0, correction=0).sum().clamp_min(1e-12))
+    """Fraction of the variance of perturbed states `[N, D]` that a linear map of the original
+    states, `read`, explains; 1 is linear equivariance (Lenc & Vedaldi 2015)."""
+    error = (read - changed).square().sum(1).mean()
+    return 1 - float(error / changed.var(0, correction=0).sum().clamp_min(1e-12))
 
 
 def gradient_overlap(gradients: Sequence[Tensor]) -> float:
-    """Of how several energies change with the state, each `[N, D]`: the cosine of the second
-    moments of two of them, mean over pairs; 1 where all care for the same directions, 0 where no
-    two share one."""
+    """Overlap of the gradients of several energies, each `[N, D]`: the cosine of their
+    second-moment matrices, mean over pairs; 1 for the same directions of the state, 0 for
+    orthogonal ones."""
     pairs = []
     for one, other in combinations(gradients, 2):
         norms = (one @ one.T).norm() * (other @ other.T).norm()

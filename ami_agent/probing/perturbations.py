@@ -1,4 +1,4 @@
-"""Changes of what is seen, under which a representation may stay the same or follow."""
+"""Perturbations of observations, for the invariance and equivariance of a representation."""
 
 from __future__ import annotations
 
@@ -14,55 +14,49 @@ from ami_agent.adapters.make import call_function
 from modules.types import ConfigError, Observation, as_dict, tree_map
 
 Perturbation: TypeAlias = Callable[[Observation], Observation]
-"""Observation `[B, *O]` -> the same seen otherwise, of the same kind."""
+"""Observation `[B, *O]` -> the perturbed observation, of the same shapes and dtypes."""
 
 NOISE_SCALE = 0.05
-"""Of the noise, in units of the spread of every number of a sense."""
+"""Standard deviation of the noise, in units of that of each number."""
 DIM_FACTOR = 0.7
 SHIFT_FRACTION = 1 / 32
-"""Of a picture's width."""
+"""Fraction of an image's width."""
 
 
 def load_perturbations(path_spec: str, spec: EnvironmentSpec) -> Mapping[str, Perturbation]:
-    """Those of `FILE.py:FUNCTION`, by name; where it is empty noise for every sense, and for
-    pictures a shift to the right, dimmer light and a mirror too."""
+    """The perturbations that `FILE.py:FUNCTION` returns, by name. By default: noise in every
+    modality, and for images a shift to the right, dimming and mirroring too."""
     if path_spec:
-        return _load(path_spec)
+        found = call_function(path_spec, "perturbations by name")
+        if not (found and isinstance(found, Mapping) and all(map(callable, found.values()))):
+            raise ConfigError(f"{path_spec} must return functions of observations, by name")
+        return {str(name): perturbation for name, perturbation in found.items()}
     has_images = any(len(shape) == 3 for shape in spec.shapes.values())
-    by_default = {
-        name: partial(on_images, perturbation) for name, perturbation in IMAGE_PERTURBATIONS.items()
-    }
-    return {"noise": add_noise, **(by_default if has_images else {})}
-
-
-def _load(path_spec: str) -> Mapping[str, Perturbation]:
-    """ConfigError where the function doesn't return any."""
-    found = call_function(path_spec, "changes by name")
-    if not (found and isinstance(found, Mapping) and all(map(callable, found.values()))):
-        raise ConfigError(f"{path_spec} must return functions of observations, by name")
-    return {str(perturbation): of for perturbation, of in found.items()}
+    on_image = {name: partial(on_images, fn) for name, fn in IMAGE_PERTURBATIONS.items()}
+    return {"noise": add_noise, **(on_image if has_images else {})}
 
 
 def apply_perturbation(name: str, perturbation: Perturbation, obs: Observation) -> Observation:
-    """What the change makes of it; ConfigError where it fails, or returns another kind of
-    observation."""
+    """The perturbed observation; ConfigError where the perturbation fails, or returns other shapes
+    or dtypes."""
     try:
         perturbed = perturbation(obs)
-    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
-        message = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"the change {name!r} fails: {' '.join(message.split())}") from error
-    if _describe(perturbed) != _describe(obs):
+    except (Exception, SystemExit) as error:  # third-party code may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"the perturbation {name!r} fails: {reason}") from error
+    returned, expected = _describe(perturbed), _describe(obs)
+    if returned != expected:
         raise ConfigError(
-            f"the change {name!r} returns {_describe(perturbed)}; it must return {_describe(obs)}"
+            f"the perturbation {name!r} returns {returned}; it must return {expected}"
         )
     floats = [part for part in as_dict(perturbed).values() if part.is_floating_point()]
     if not all(part.isfinite().all() for part in floats):
-        raise ConfigError(f"the change {name!r} returns NaN or infinity")
+        raise ConfigError(f"the perturbation {name!r} returns NaN or infinity")
     return perturbed
 
 
 def _describe(obs: object) -> str:
-    """What an observation is: shape and dtype of every part."""
+    """Shape and dtype of every part of an observation."""
     if isinstance(obs, Mapping):
         parts = sorted(f"{name!r}: {_describe(part)}" for name, part in obs.items())
         return f"{{{', '.join(parts)}}}"
@@ -70,12 +64,12 @@ def _describe(obs: object) -> str:
 
 
 def add_noise(obs: Observation) -> Observation:
-    """Every number a little off; the same chance every time."""
+    """Gaussian noise on every number, the same at every call."""
     generator = torch.Generator().manual_seed(0)
 
     def noisy_part(part: Tensor) -> Tensor:
         noise = torch.randn(part.shape, generator=generator).to(part.device)
-        # of a picture as a whole: most of its pixels never change
+        # the spread of an image as a whole: most of its pixels are constant
         spread = part.float().std() if _is_image(part) else part.float().std(0)
         return _cast_like(part, part.float() + NOISE_SCALE * spread * noise)
 
@@ -83,12 +77,12 @@ def add_noise(obs: Observation) -> Observation:
 
 
 def on_images(perturbation: Callable[[Tensor], Tensor], obs: Observation) -> Observation:
-    """Pictures changed, all else as it was."""
+    """The observation with its images perturbed."""
     return tree_map(lambda part: perturbation(part) if _is_image(part) else part, obs)
 
 
 def _shift(image: Tensor) -> Tensor:
-    """To the right; what was at the left edge stays there too."""
+    """A shift to the right that repeats the left edge."""
     pixels = max(1, round(SHIFT_FRACTION * image.shape[-1]))
     return torch.cat([image[..., :1].repeat_interleave(pixels, -1), image[..., :-pixels]], -1)
 
@@ -101,12 +95,12 @@ IMAGE_PERTURBATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 def _is_image(part: Tensor) -> bool:
-    """Of what a sense delivers, `[B, *O]`."""
+    """Whether a modality `[B, *O]` is an image."""
     return part.ndim == 4
 
 
 def _cast_like(part: Tensor, perturbed: Tensor) -> Tensor:
-    """As this sense would deliver it."""
+    """Rounded and clipped to the dtype of `part`."""
     if part.is_floating_point():
         return perturbed.to(part.dtype)
     return perturbed.round().clamp(0, torch.iinfo(part.dtype).max).to(part.dtype)

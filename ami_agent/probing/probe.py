@@ -1,11 +1,12 @@
-"""What the representation knows: collapse, linear read-outs of the true state, scripted exams.
+"""Probes of the representation: collapse, linear probes of the true factors, and dynamics tests.
 
-None of this is ever part of the agent: probes are fitted on frozen states, beside it.
+No probe is part of the agent: probes are fitted on its frozen states.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -31,15 +32,15 @@ from modules.types import (
 )
 
 MIN_STD = 0.1
-"""A state whose features vary less than this, where VICReg asks for 1, tells nothing."""
-
+"""Mean standard deviation of the state's dimensions below which it has collapsed; VICReg's variance
+term aims at 1."""
 MIN_RANK = 1.5
-"""A state of a lower effective rank can't say where in a plane something is; one that is seen in a
-plane, but unevenly, has a little less than 2."""
+"""Effective rank below which a state has collapsed: it can't encode a position in a plane, for
+which it needs about 2, or a little less where positions are unevenly distributed."""
 
 
 class Probe(NamedTuple):
-    """A linear read-out of the true factors, fitted by ridge regression."""
+    """A linear map from states to true factors, fitted by ridge regression."""
 
     mean: Tensor  # [D]
     weight: Tensor  # [D, F]
@@ -62,43 +63,43 @@ def fit_probe(states: Tensor, factors: Tensor, ridge: float = 1e-3) -> Probe:
 
 
 def spectrum(states: Tensor) -> dict[str, float]:
-    """Collapse in three figures: the least and the mean standard deviation of a dimension, and the
-    effective rank exp(H(eigenvalues)) (Roy & Vetterli 2007); states `[N, D]`."""
+    """Metrics of collapse for states `[N, D]`: the smallest and the mean standard deviation of a
+    dimension, and the effective rank exp(H(eigenvalues)) (Roy & Vetterli 2007)."""
     if not states.isfinite().all():
-        raise DivergenceError("states are no longer finite; a smaller learning rate may do")
+        raise DivergenceError("states are not finite; a smaller learning rate may help")
     deviation = states.std(0)
     centred = states - states.mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
-    share = (values / values.sum().clamp_min(1e-12)).clamp_min(1e-12)
+    fractions = (values / values.sum().clamp_min(1e-12)).clamp_min(1e-12)
     return {
         "std_min": float(deviation.min()),
         "std_mean": float(deviation.mean()),
-        "effective_rank": float(torch.exp(-(share * share.log()).sum())),
+        "effective_rank": float(torch.exp(-(fractions * fractions.log()).sum())),
     }
 
 
 class LabelledObs(NamedTuple):
-    """Observations whose truth is known."""
+    """Observations with their true factors."""
 
     obs: Observation  # [N, *O]
     factors: Tensor  # [N, F]
 
 
 def collect_labelled(env: EnvAdapter, steps: int, seed: int) -> LabelledObs:
-    """Walks through the worlds and notes what was seen and where."""
+    """Observations and factors from so many steps of the behaviour policy."""
     obs, info = env.reset(seed)
     observations, factors = [obs], [env.factors(info)]
-    for _, result in zip(range(steps), rollout(behaviour_policy(env), env, obs), strict=False):
+    for result in islice(rollout(behaviour_policy(env), env, obs), steps):
         observations.append(next_obs_of(result))
         factors.append(env.factors(result.info))
     return LabelledObs(concat_obs(observations), torch.cat(factors))
 
 
 def concat_obs(observations: Sequence[Observation]) -> Observation:
-    """Observations one after the other."""
-    parts = [as_dict(view) for view in observations]
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return whole["obs"] if isinstance(observations[0], Tensor) else whole
+    """The batches of observations, one after the other."""
+    parts = [as_dict(obs) for obs in observations]
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return joined["obs"] if isinstance(observations[0], Tensor) else joined
 
 
 @torch.no_grad()
@@ -108,8 +109,8 @@ def states_of(
     modality_weights: ModalityWeights | None = None,
     chunk_size: int = 512,
 ) -> Tensor:
-    """Observations `[N, *O]` -> what an agent makes of each as an episode's first, `[N, D]`;
-    `gains`: as a task primes it, its own where there are none."""
+    """Observations `[N, *O]` -> the agent's states `[N, D]`, each as the first of an episode;
+    `modality_weights`: those of a task; the agent's own by default."""
     starts = range(0, batch_size(obs), chunk_size)
     parts = (
         tree_map(lambda part, i=i: part[i : i + chunk_size].to(agent.device), obs)  # type: ignore[misc]
@@ -119,12 +120,12 @@ def states_of(
 
 
 class FactorProbe:
-    """Measures an agent against a world that knows the truth."""
+    """Metrics of an agent in an environment that HasFactors."""
 
     def __init__(self, config: EnvConfig, seed: int, num_envs: int = 256) -> None:
         env = config.build(num_envs)
         self.names: tuple[str, ...] = env.unwrapped.factor_names
-        # few steps of many worlds: as many layouts as possible
+        # few steps of many environments: as many layouts as possible
         self.train_set, self.test_set = (collect_labelled(env, 5, seed + i) for i in (0, num_envs))
         self.dynamics_tests: Mapping[str, Any] = {
             name: test._replace(
@@ -138,12 +139,12 @@ class FactorProbe:
         env.close()
 
     def probe(self, agent: Agent) -> Probe:
-        """A read-out of this agent's states."""
+        """A linear probe of this agent's states."""
         return fit_probe(states_of(agent, self.train_set.obs), self.train_set.factors)
 
     def __call__(self, agent: Agent) -> dict[str, float]:
-        """Collapse, the probe's error per factor (root mean square, in arenas), and each exam's
-        imagined and true displacement along the first factor."""
+        """Metrics of collapse, the probe's root mean square error for each factor, and for each
+        dynamics test the imagined and the true displacement along the first factor."""
         states = states_of(agent, self.test_set.obs)
         probe = self.probe(agent)
         error = (probe.read(states) - self.test_set.factors).square().mean(0).sqrt()
@@ -158,20 +159,19 @@ class FactorProbe:
             future = agent.world_model.imagine(start, test.actions[:, None].to(agent.device))
             read = probe.read(future.states[:, 0].cpu())  # [N, H + 1, F]
             metrics[f"{name} imagined"] = float((read[:, -1, 0] - read[:, 0, 0]).mean())
-            metrics[f"{name} true"] = float(
-                (test.end_factors[:, 0] - test.start_factors[:, 0]).mean()
-            )
+            true = test.end_factors[:, 0] - test.start_factors[:, 0]
+            metrics[f"{name} true"] = float(true.mean())
         return metrics
 
 
 class CollapseProbe:
-    """All that can be said in a world that knows no truth: collapse, on what a walk sees."""
+    """Metrics of collapse, for an environment whose factors are unknown."""
 
     def __init__(self, config: EnvConfig, seed: int, num_envs: int = 16, steps: int = 31) -> None:
         observations = config.run_in_batches(
             num_envs, lambda env, first: _collect_obs(env, seed + first, steps)
         )
-        self.obs = concat_obs([view for part in observations for view in part])
+        self.obs = concat_obs([obs for batch in observations for obs in batch])
 
     def __call__(self, agent: Agent) -> dict[str, float]:
         return spectrum(states_of(agent, self.obs))
@@ -179,37 +179,31 @@ class CollapseProbe:
 
 def _collect_obs(env: EnvAdapter, seed: int, steps: int) -> list[Observation]:
     obs, _ = env.reset(seed)
-    return [
-        obs,
-        *(
-            next_obs_of(result)
-            for result in islice(rollout(behaviour_policy(env), env, obs), steps)
-        ),
-    ]
+    results = islice(rollout(behaviour_policy(env), env, obs), steps)
+    return [obs, *map(next_obs_of, results)]
 
 
 def make_probe(config: EnvConfig, seed: int) -> FactorProbe | CollapseProbe:
-    """The best judge that this world allows."""
-    env = config.build(1)
-    has_factors = isinstance(env.unwrapped, HasFactors)
-    env.close()
+    """A FactorProbe where the environment has factors, else a CollapseProbe."""
+    with closing(config.build(1)) as env:
+        has_factors = isinstance(env.unwrapped, HasFactors)
     return FactorProbe(config, seed) if has_factors else CollapseProbe(config, seed)
 
 
 def describe_collapse(metrics: Mapping[str, float]) -> str:
-    """The figures of `spectrum` in words."""
+    """The metrics of `spectrum` in words."""
     if metrics["std_mean"] < MIN_STD:
         return (
-            f"COLLAPSED: the state hardly varies (mean std {metrics['std_mean']:.3f}); unless it "
-            "can be read all the same, nothing can be planned in it. Is the variance term on?"
+            f"COLLAPSED: the state hardly varies (mean std {metrics['std_mean']:.3f}); unless "
+            "probes read the factors nevertheless, planning can't work. Is the variance term on?"
         )
     if metrics["effective_rank"] < MIN_RANK:
         return (
             f"COLLAPSED: the state varies along a line only (effective rank "
-            f"{metrics['effective_rank']:.1f}); unless it can be read all the same, nothing can "
-            "be planned in it. Is the covariance term on?"
+            f"{metrics['effective_rank']:.1f}); unless probes read the factors nevertheless, "
+            "planning can't work. Is the covariance term on?"
         )
     return (
-        f"state alive: mean std {metrics['std_mean']:.2f}, least {metrics['std_min']:.2f}, "
+        f"no collapse: mean std {metrics['std_mean']:.2f}, least {metrics['std_min']:.2f}, "
         f"effective rank {metrics['effective_rank']:.1f}"
     )

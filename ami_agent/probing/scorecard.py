@@ -1,14 +1,15 @@
-"""The report card of a representation: what Bengio's priors say of a good one (Bengio, Courville &
-Vincent 2013, 3.1), each as one figure, beside a network that has learnt nothing and what is seen
-itself. Levels above with states of their own are judged beside the lowest: depth.
+"""The scorecard of a representation: one metric for each general prior of representation learning
+(Bengio, Courville & Vincent 2013, section 3.1), for the agent, an untrained agent, and the
+observations themselves. Levels above with states of their own have a column each.
 
-Nothing is fitted to what is judged: read-outs are fitted on some walks and judged on others.
+Probes are fitted on one set of trajectories and evaluated on another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from math import sqrt
 from typing import Any, NamedTuple, TypeAlias
@@ -31,19 +32,19 @@ from ami_agent.probing.data import (
 )
 from ami_agent.probing.perturbations import Perturbation, apply_perturbation
 from ami_agent.probing.probe import fit_probe, spectrum, states_of
-from ami_agent.probing.task_gradients import task_gradient_overlap
-from modules.types import Observation, as_dict
+from modules.configurator import TaskSpec
+from modules.types import Observation, as_dict, tree_map
 
 MAX_PROJECTED = 256
-"""Numbers that what is seen is projected to, where it has more (Johnson & Lindenstrauss 1984)."""
+"""Dimensions of the random projection of larger observations (Johnson & Lindenstrauss 1984)."""
 
 EncoderFn: TypeAlias = Callable[[Observation], Tensor]
-"""Observations `[N, *O]` -> what somebody makes of each, `[N, D]`."""
+"""Observations `[N, *O]` -> their representation `[N, D]`."""
 
 
 class Criterion(NamedTuple):
-    """One figure by who sees: the agent, the levels above, an agent that has learnt nothing, the
-    senses alone; some can't be asked of all."""
+    """One metric, by encoder: the agent, the levels above, an untrained agent, and the
+    observations; not every metric applies to all."""
 
     name: str
     description: str
@@ -51,7 +52,8 @@ class Criterion(NamedTuple):
 
 
 class FactorSweep(NamedTuple):
-    """States `[N, D]` as one factor moves through `places` `[N]` and all others stay."""
+    """States `[N, D]` while one factor takes the values `factor_values` `[N]` and all others are
+    constant."""
 
     name: str
     states: Tensor
@@ -59,43 +61,37 @@ class FactorSweep(NamedTuple):
 
 
 class Scorecard(NamedTuple):
-    """All that was found."""
+    """The metrics of an agent's representation, and the states that its picture shows."""
 
     criteria: Sequence[Criterion]
-    perturbations: Sequence[Criterion]  # what changes of what is seen do
-    prediction_errors: Mapping[
-        str, Mapping[int, float]
-    ]  # by level and steps of the body: error of what is
-    # imagined so far ahead; 1: nothing is foreseen
-    states: Tensor  # [N, D]: of the agent, on walks nothing was fitted to
+    perturbations: Sequence[Criterion]  # invariance and equivariance, for each perturbation
+    # by level and environment steps ahead; 1: no better than predicting no change
+    prediction_errors: Mapping[str, Mapping[int, float]]
+    states: Tensor  # [N, D]: of the agent, on the test set
     factors: Tensor  # [N, F]
     names: tuple[str, ...]  # of the factors
     factor_sweeps: Sequence[FactorSweep]
     clustered: Tensor  # [n, D + 1]: some of the states, and the group of each
 
     def tables(self) -> list[Table]:
-        """Each prior, its figures and what they mean; and what changes do."""
+        """The metrics, and those of the perturbations, each with its meaning."""
         titled = {
-            "what a good representation is like": self.criteria,
-            "when what is seen changes": self.perturbations,
+            "metrics of the representation": self.criteria,
+            "under perturbations of the observations": self.perturbations,
         }
         return [_table(title, criteria) for title, criteria in titled.items()]
 
     def figures(self) -> dict[str, Any]:
-        """For machines."""
-        figures = {p.name: dict(p.values) for p in (*self.criteria, *self.perturbations)}
-        return {
-            **figures,
-            "prediction_error": {
-                who: dict(errors) for who, errors in self.prediction_errors.items()
-            },
-        }
+        """The metrics as plain data."""
+        figures = {c.name: dict(c.values) for c in (*self.criteria, *self.perturbations)}
+        errors = {level: dict(by_step) for level, by_step in self.prediction_errors.items()}
+        return {**figures, "prediction_error": errors}
 
 
 def _table(title: str, criteria: Sequence[Criterion]) -> Table:
     encoders = list(criteria[0].values)
     rows = [
-        [p.name, *(p.values.get(name, "") for name in encoders), p.description] for p in criteria
+        [c.name, *(c.values.get(name, "") for name in encoders), c.description] for c in criteria
     ]
     rendered = table(title, ["", *encoders, ""], rows)
     rendered.columns[-1].justify = "left"
@@ -105,7 +101,7 @@ def _table(title: str, criteria: Sequence[Criterion]) -> Table:
 def compute_scorecard(
     agent: Agent, config: Config, seed: int, perturbations: Mapping[str, Perturbation]
 ) -> Scorecard:
-    """The figures of an agent in the world it is judged in; `changes`: of what is seen, by name."""
+    """The scorecard of an agent in its evaluation environment; `perturbations`: by name."""
     train_set, test_set = (collect_trajectories(config.eval_env, seed + i) for i in (0, NUM_ENVS))
     with closing(config.eval_env.build(1)) as env:
         names = tuple(env.unwrapped.factor_names) if isinstance(env.unwrapped, HasFactors) else ()
@@ -115,33 +111,34 @@ def compute_scorecard(
         for line in swept_lines
     ]
     true_factors = test_set.factors.flatten(0, 1)
-    is_varying = (
-        true_factors.amax(0) - true_factors.amin(0) > 1e-6
-    )  # the others are nothing to be known
-    names = tuple(name for name, keeps in zip(names, is_varying.tolist(), strict=True) if keeps)
+    is_varying = true_factors.amax(0) - true_factors.amin(0) > 1e-6
+    names = tuple(name for name, varies in zip(names, is_varying.tolist(), strict=True) if varies)
     train_set, test_set = (
         trajectories._replace(factors=trajectories.factors[..., is_varying])
         for trajectories in (train_set, test_set)
     )
     perturbed = {
         name: (
-            apply_perturbation(name, change, train_set.obs),
-            apply_perturbation(name, change, test_set.obs),
+            apply_perturbation(name, fn, train_set.obs),
+            apply_perturbation(name, fn, test_set.obs),
         )
-        for name, change in perturbations.items()
+        for name, fn in perturbations.items()
     }
     for name, (_, obs) in perturbed.items():
-        agent.check_obs(f"observation after the change {name!r}", obs)
+        agent.check_obs(f"observation after the perturbation {name!r}", obs)
     untrained = build(
         config, agent.spec, seed=seed + 1, device=agent.device, num_envs=1, buffer_size=8
     )
     encoders: dict[str, EncoderFn] = {
-        "agent": _agent_encoder(agent),
-        **{f"level {n}": _level_encoder(agent, rung.encode) for n, rung in enumerate(agent.subgoals.learned_levels, 2)
-           if rung.has_own_states},
-        "untrained": _agent_encoder(untrained.eval()),
+        "agent": partial(states_of, agent),
+        **{
+            f"level {n}": _level_encoder(agent, level.encode)
+            for n, level in enumerate(agent.subgoals.learned_levels, 2)
+            if level.has_own_states
+        },
+        "untrained": partial(states_of, untrained.eval()),
         "observation": partial(_flatten_obs, seed=seed),
-    }  # fmt: skip
+    }
     scores = {
         encoder_name: _score(encoder, train_set, test_set, swept_lines)
         for encoder_name, encoder in encoders.items()
@@ -154,13 +151,15 @@ def compute_scorecard(
     }
     states = states_of(agent, test_set.obs)
     return Scorecard(
-        _criteria(scores), _criteria(perturbed_scores), open_loop_error(agent, states, test_set.actions), states,
-        test_set.factors.flatten(0, 1), names, factor_sweeps, metrics.cluster(states)[1],
-    )  # fmt: skip
-
-
-def _agent_encoder(agent: Agent) -> EncoderFn:
-    return partial(states_of, agent)
+        criteria=_criteria(scores),
+        perturbations=_criteria(perturbed_scores),
+        prediction_errors=open_loop_error(agent, states, test_set.actions),
+        states=states,
+        factors=test_set.factors.flatten(0, 1),
+        names=names,
+        factor_sweeps=factor_sweeps,
+        clustered=metrics.cluster(states)[1],
+    )
 
 
 def _level_encoder(agent: Agent, encode: Callable[[Tensor], Tensor]) -> EncoderFn:
@@ -172,7 +171,7 @@ def _level_encoder(agent: Agent, encode: Callable[[Tensor], Tensor]) -> EncoderF
 
 
 def _flatten_obs(obs: Observation, seed: int) -> Tensor:
-    """What is seen, as numbers `[N, D]`."""
+    """Observations as vectors `[N, D]`."""
     flat = torch.cat([part.flatten(1).float() for part in as_dict(obs).values()], 1)
     if flat.shape[1] <= MAX_PROJECTED:
         return flat
@@ -185,27 +184,27 @@ def _criteria(scores: Mapping[str, Mapping[str, float]]) -> list[Criterion]:
         Criterion(
             name,
             DESCRIPTIONS[name.rpartition(": ")[2]],
-            {w: m[name] for w, m in scores.items() if name in m},
+            {encoder: values[name] for encoder, values in scores.items() if name in values},
         )
         for name in scores["agent"]
     ]
 
 
 DESCRIPTIONS = {
-    "linear": "true factors read by a line, share of variance explained: 1 is all",
-    "neighbours": "the same by nearest neighbours; far above linear: known, but folded",
-    "smoothness": "states are as far apart as places are, rank correlation: 1 is always",
-    "one factor": "directions the state moves in as one factor moves alone: 1 is a line",
-    "slowness": "change in a step, share of all variance: small is slow",
-    "sparsity": "few numbers stand out at a time (Hoyer): 0 all alike, 1 one alone",
-    "dimensions": "effective rank: as many directions as matter",
-    "groups": "states fall into groups (silhouette): 1 is clear, 0 not at all",
-    "disentanglement": "a number tells of one factor alone (DCI): 1 is each",
-    "completeness": "a factor is told by one number alone (DCI): 1 is each",
-    "gap": "how much more the best number tells of a factor than the next (MIG)",
-    "task_gradient_overlap": "tasks care for the same directions of the state: 1 is all, 0 is none",
-    "stays": "1: the state doesn't move; 0: as far as to any other",
-    "follows": "1: a line tells what becomes of it",
+    "linear": "variance of the true factors that a linear probe explains: 1 is all",
+    "neighbours": "the same by nearest neighbours; far above linear: encoded nonlinearly",
+    "smoothness": "rank correlation of distances between states and between factors",
+    "one factor": "effective rank of the states while one factor varies alone: 1 is a line",
+    "slowness": "squared change in a step over twice the variance: small is slow",
+    "sparsity": "Hoyer's measure: 0 all dimensions alike, 1 a single one active",
+    "dimensions": "effective rank of the states",
+    "groups": "how clearly states form clusters (silhouette): 1 clear, 0 none",
+    "disentanglement": "each dimension informs about one factor alone (DCI): 1 is all",
+    "completeness": "each factor is encoded in one dimension alone (DCI): 1 is all",
+    "gap": "mutual information gap of the best two dimensions for a factor (MIG)",
+    "task_gradient_overlap": "overlap of the tasks' energy gradients in the state: 1 same, 0 none",
+    "stays": "invariance: 1 the state is unchanged, 0 as far as a random other",
+    "follows": "equivariance: variance of the changed state that a linear map explains",
 }
 
 
@@ -215,13 +214,9 @@ def _score(
     test_set: ProbeTrajectories,
     factor_lines: Sequence[FactorLine],
 ) -> dict[str, float]:
-    """Of walks that are fitted and walks that are judged; what needs factors is left out where
-    there are none."""
-    train_states, test_states, true_factors = (
-        encoder(train_set.obs),
-        encoder(test_set.obs),
-        test_set.factors,
-    )
+    """The metrics of one encoder; those that need factors only where there are some."""
+    train_states, test_states = encoder(train_set.obs), encoder(test_set.obs)
+    true_factors = test_set.factors
     found = {
         "slowness": metrics.slowness(test_states.unflatten(0, true_factors.shape[:2])),
         "sparsity": metrics.sparsity(test_states),
@@ -253,32 +248,30 @@ def _score_perturbations(
     encoder: EncoderFn, train_obs: Observation, test_obs: Observation,
     perturbed: Mapping[str, tuple[Observation, Observation]],
 ) -> Iterator[tuple[str, float]]:  # fmt: skip
-    """Invariance and equivariance, by change; `otherwise`: both, changed."""
+    """Invariance and equivariance of one encoder; `perturbed`: by name, both sets of observations
+    after the perturbation."""
     train_states, test_states = encoder(train_obs), encoder(test_obs)
-    for name, (obs, perturbed_test) in perturbed.items():
+    for name, (perturbed_train, perturbed_test) in perturbed.items():
         perturbed_states = encoder(perturbed_test)
         yield f"{name}: stays", metrics.invariance(test_states, perturbed_states)
-        read = fit_probe(train_states, encoder(obs)).read(test_states)
+        read = fit_probe(train_states, encoder(perturbed_train)).read(test_states)
         yield f"{name}: follows", metrics.equivariance(read, perturbed_states)
 
 
 @torch.no_grad()
 def open_loop_error(agent: Agent, states: Tensor, actions: Tensor) -> dict[str, dict[int, float]]:
-    """By level and by steps of the body the mean distance of what is imagined from what came, in
-    units of how far states move in that time; states `[(T + 1) B, D]`, actions `[B, T, A]`."""
-    true_states = (
-        states.unflatten(0, (-1, len(actions))).transpose(0, 1).to(agent.device)
-    )  # [B, T + 1, D]
+    """By level and environment steps ahead: the mean distance of predicted from true states, in
+    units of the distance that true states move in that time; states `[(T + 1) B, D]`, actions
+    `[B, T, A]`."""
+    true_states = states.unflatten(0, (-1, len(actions))).transpose(0, 1)  # [B, T + 1, D]
+    true_states = true_states.to(agent.device)
     device_actions = actions.to(agent.device)
     predicted = agent.world_model.imagine(true_states[:, 0], device_actions[:, None]).states[:, 0]
     found = {"agent": _relative_error(predicted, true_states, 1)}
-    for level, level_info in enumerate(agent.subgoals.learned_levels, 2):
-        level_states = level_info.encode(true_states[:, :: level_info.num_steps])
-        found[f"level {level}"] = _relative_error(
-            level_info.predict(level_states[:, 0], device_actions),
-            level_states,
-            level_info.num_steps,
-        )
+    for n, level in enumerate(agent.subgoals.learned_levels, 2):
+        level_states = level.encode(true_states[:, :: level.num_steps])
+        level_predicted = level.predict(level_states[:, 0], device_actions)
+        found[f"level {n}"] = _relative_error(level_predicted, level_states, level.num_steps)
     return found
 
 
@@ -290,3 +283,43 @@ def _relative_error(
     displacement = (true_states[:, 1:] - true_states[:, :1]).norm(dim=-1).mean(0)
     ratio = (mean_error / displacement.clamp_min(1e-9)).tolist()
     return {steps_per_prediction * step: error for step, error in enumerate(ratio, 1)}
+
+
+def task_gradient_overlap(agent: Agent, trajectories: ProbeTrajectories) -> dict[str, float]:
+    """The overlap of the energy gradients of the agent's tasks; empty where there are no two."""
+    tasks: list[TaskSpec] = []
+    for task_spec in agent.tasks.values():
+        core_spec = replace(task_spec, options={}, horizon=0)  # the same in every environment
+        if core_spec not in tasks:
+            tasks.append(core_spec)
+    if len(tasks) < 2:
+        return {}
+    gradients = [energy_gradient(agent, trajectories, task) for task in tasks]
+    return {"task_gradient_overlap": metrics.gradient_overlap(gradients)}
+
+
+def energy_gradient(agent: Agent, trajectories: ProbeTrajectories, task_spec: TaskSpec) -> Tensor:
+    """The gradient `[B, D]` of the energy of one step without action with respect to the last
+    states of the trajectories, in units of each dimension's standard deviation. The goal is the
+    first observation of the trajectory, or of another one where the environment names the goals."""
+    count = len(trajectories.actions)
+    shift = 1 if task_spec.goal_source == "env" else 0
+    goal = tree_map(lambda part: part[:count].roll(shift, 0), trajectories.obs)
+    task = task_spec.to_task(None if task_spec.goal_source == "none" else goal, "plan")
+    modality_weights = agent.configurator.modality_weights(task)
+    states = states_of(agent, trajectories.obs, modality_weights).to(agent.device)
+    episode_states = states.unflatten(0, (-1, count)).transpose(0, 1)  # [B, T + 1, D]
+    last_state = episode_states[:, -1].clone().requires_grad_()
+    context = agent.configurator.context(task, episode_states[:, 0].roll(shift, 0))
+    reference_states = agent.encode(agent.reference_obs.observations(), modality_weights)
+    context = context._replace(
+        episode_states=episode_states[:, :-1],
+        step_scale=agent.world_model.step_scale(last_state.detach()),
+        reference_states=reference_states.detach(),
+    )
+    no_action = last_state.new_zeros(count, 1, 1, agent.spec.action_dim)
+    terms = agent.cost(agent.world_model.imagine(last_state, no_action), context)
+    energy = sum(term.sum() for term in terms.values())
+    energy = energy + 0 * last_state.sum()  # a gradient of zero where no term depends on the state
+    (gradient,) = torch.autograd.grad(energy, last_state)
+    return (gradient * states.std(0)).cpu()

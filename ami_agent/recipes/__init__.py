@@ -1,4 +1,4 @@
-"""Named settings, as functions. A variant is a `dataclasses.replace` away."""
+"""Recipes: functions that return a Config, by name. `override` makes variants of them."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
 
 
 GENERIC: Mapping[str, Callable[[EnvConfig, LoadDataset], Config]] = {"gym": gym}
-"""Those that are for any world."""
+"""Recipes for any environment."""
 
 
 def recipe(name: str) -> Config:
-    """The settings of that name; raises ConfigError if there are none."""
+    """The Config of the recipe of that name; ConfigError if there is none."""
     if name not in RECIPES:
         raise ConfigError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]()

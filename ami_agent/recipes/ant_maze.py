@@ -26,9 +26,9 @@ from modules.world_model.jepa import WorldModelConfig
 
 
 def ant_maze() -> Config:
-    """The maze "u" for a quadruped, known from trots that were shaken. Goals are places, whatever
-    the legs do there; a level above leads from landmark to landmark, and between them the policy
-    does again what led somewhere."""
+    """The maze "u" for a quadruped, learnt from a trot controller with action noise. A goal is a
+    position of the torso. A landmark graph gives subgoals, and the policy between them is trained
+    by goal-conditioned behavioural cloning."""
     env = EnvConfig(id="ami/AntMaze-v0", options={"map": "u"})
     return Config(
         recipe="ant-maze",

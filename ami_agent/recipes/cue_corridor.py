@@ -1,4 +1,4 @@
-"""Cue Corridor: a memory that is needed."""
+"""Cue Corridor: a task that needs memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from modules.world_model.jepa import (
 
 
 def cue_corridor() -> Config:
-    """A cue seen only at the start says which arm is right: the state depends on what is recalled.
-
-    The other form of recall is `--swap short_term_memory=belief`, none at all `--without memory`."""
+    """A cue that is visible at the start alone names the rewarded arm: the state depends on
+    short-term memory. Variants: `--swap short_term=GRUMemory`, `--without memory`."""
     return Config(
         recipe="cue-corridor",
         env=EnvConfig(id="ami/CueCorridor-v0"),

@@ -1,4 +1,4 @@
-"""Forage: several tasks in one world."""
+"""Forage: several tasks in one environment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from modules.world_model.jepa import (
 
 
 def forage() -> Config:
-    """Energy, food that regrows, a hazard: one world model and four tasks, told by their drives."""
+    """Energy, food that regrows, a hazard: one world model and four tasks, given by the
+    weights of drives."""
     ignore_place = {"food": 0.0, "hazard": 0.0, "flag": 0.0, "energy": 0.0}
     return Config(
         recipe="forage",

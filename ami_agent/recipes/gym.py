@@ -1,4 +1,4 @@
-"""Any Gymnasium world: what the mind is made of is read off the world's spaces."""
+"""Any Gymnasium environment: the components are chosen by its spaces."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from modules.world_model.jepa import (
 )
 
 LARGE_SPACE = 16
-"""Numbers seen and done, above which a body takes wider layers to know."""
+"""Numbers of observation and action together, above which layers are wider."""
 
 DEFAULT_ENV = EnvConfig(id="Pendulum-v1")
 NO_DATASET = LoadDataset()
 
 
 def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
-    """Any Gymnasium world (`--env.id ID`): its reward is a drive, and life and learning
-    interleave; or, where there are data of it (`--data.minari ID`), all is learnt from these."""
+    """Any Gymnasium environment (`--env.id ID`): its reward is a drive, and acting and training
+    alternate; with a data set (`--data.minari ID`) the agent learns from that alone."""
     env = replace(env, terminal_channel=True)
     with closing(env.build(1)) as adapter:
         spec, registered = adapter.spec, adapter.unwrapped.spec
@@ -97,22 +97,22 @@ def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
 
 
 def _with_time_limit(env: EnvConfig, spec: EnvironmentSpec, limit: int) -> EnvConfig:
-    """With a time limit; without, where single environments, which alone can have one, would show
-    something else than the environment's own vector version."""
+    """The environment with a time limit; without one where single environments, which alone can
+    have a limit, give other observations than the environment's own vector version."""
     limited_env = replace(env, max_episode_steps=limit)
     with closing(limited_env.build(1)) as adapter:
         return limited_env if adapter.spec == spec else env
 
 
 def _num_inputs(spec: EnvironmentSpec) -> int:
-    """That are seen, pictures aside, and done."""
+    """Numbers of an observation, images aside, and of an action."""
     sizes = (prod(shape) for shape in spec.shapes.values() if len(shape) < 3)
     return sum(sizes) + spec.action_dim
 
 
 def _weights(spec: EnvironmentSpec) -> LossWeights:
-    """Numbers are states as they are and can't collapse: their errors count in units of how much
-    they change. What is made of pictures is learnt, and could."""
+    """Vectors are states as they are and can't collapse: their prediction errors count in units of
+    their change from step to step. Representations of images are learnt, and could collapse."""
     if all(len(shape) < 3 for shape in spec.shapes.values()):
         return LossWeights(
             prediction=0,
@@ -134,6 +134,6 @@ def _weights(spec: EnvironmentSpec) -> LossWeights:
 
 
 def _perception(spec: EnvironmentSpec) -> MultiModalEncoderConfig:
-    """Vectors are states as they are; every picture is looked at in about 8 by 8 patches."""
+    """Vectors are states as they are; every image is encoded in about 8 by 8 patches."""
     has_images = any(len(shape) == 3 for shape in spec.shapes.values())
     return MultiModalEncoderConfig(vector_dim=0, patch=0 if has_images else 8)

@@ -19,11 +19,7 @@ from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions
 from modules.actor.planning import GradientPlannerConfig
-from modules.actor.subgoals import (
-    HierarchicalJEPAConfig,
-    ImaginedLandmarkGraphConfig,
-    LandmarkGraphConfig,
-)
+from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import (
@@ -39,12 +35,14 @@ from modules.world_model.dynamics import (
     FourierDynamicsConfig,
     GlimpseDynamicsConfig,
 )
+from modules.world_model.hjepa import HierarchicalJEPAConfig
 from modules.world_model.jepa import WorldModelConfig
 
 
 def maze() -> Config:
-    """One maze of 5 by 5 cells, known from short walks: far goals are reached from landmark to
-    landmark of a level above. What is perceived is smooth, what walls do is sharp."""
+    """One maze of 5 by 5 cells, learnt from short episodes of the behaviour policy. A landmark graph
+    leads to far goals. The encoder is smooth; dynamics and critic resolve walls by Fourier
+    features."""
     env = EnvConfig(id="ami/Maze-v0", options={"size": 5, "maze_seed": 0, "obs_type": "state"})
     return Config(
         recipe="maze",
@@ -58,6 +56,7 @@ def maze() -> Config:
             subgoals=LandmarkGraphConfig(),
             planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
         ),
+        # goals by distance, for evaluation; the policy trains with goals at any distance
         tasks={
             "reach": TaskSpec(goal_source="env"),
             "short": TaskSpec(goal_source="env", options={"goal_distance": "short"}),
@@ -88,18 +87,18 @@ def maze() -> Config:
 
 
 def maze_levels() -> Config:
-    """The same maze with a learnt level above, which plans macro-actions, in the place of
+    """The same maze with a learnt level of the H-JEPA, which plans macro-actions, instead of
     landmarks."""
     return override(maze(), {"recipe": "maze-levels", "actor.subgoals": HierarchicalJEPAConfig(), "stages.select_landmarks": None, "stages.train_hierarchy": TrainHierarchy()})  # fmt: skip
 
 
 def maze_pixels() -> Config:
-    """The same maze seen from above: points in the image and how they move make the state."""
+    """The same maze from images: keypoints and their motion make the state."""
     return with_pixels(maze(), "maze-pixels")
 
 
 def with_pixels(base: Config, recipe: str) -> Config:
-    """A recipe for a maze, of one who sees an image of it instead of where he is and how fast."""
+    """A maze recipe with images instead of position and velocity."""
     env = replace(base.env, options={**base.env.options, "obs_type": "image"})
     return replace(
         base,
@@ -113,7 +112,7 @@ def with_pixels(base: Config, recipe: str) -> Config:
 def _scaled_maze(
     recipe: str, size: int, *, num_episodes: int, steps: int, landmarks: int
 ) -> Config:
-    """A maze of so many cells to a side; what is a unit of the state spans more cells."""
+    """A maze of `size` by `size` cells; a unit of the state spans more cells."""
     base, scale = maze(), size / 5
     env = replace(base.env, options={**base.env.options, "size": size})
     assert isinstance(base.stages["train_goal_critic"], TrainQuasimetric)
@@ -150,10 +149,10 @@ def maze_9() -> Config:
 
 
 def maze_random() -> Config:
-    """A maze for every episode, of 3 by 3 cells, seen from above and judged in mazes never seen:
-    what walls do and how far it is around them is learnt once for all mazes, and the landmarks of
-    this one are imagined."""
-    base, map_dims = maze(), 400  # of the map, beside 4 that move
+    """A new maze of 3 by 3 cells in every episode, from images; the agent is evaluated in mazes that
+    were not in training. Dynamics and distances around walls are learnt once for all mazes, and the
+    landmarks of the present maze are imagined."""
+    base, map_dims = maze(), 400  # numbers of the map, beside 4 that move
     env = EnvConfig(id="ami/Maze-v0", options={"size": 3, "split": "train"})
     return override(
         base,
@@ -171,7 +170,7 @@ def maze_random() -> Config:
                 options={"max_episode_steps": 640, "directed_fraction": 0.7},
             ),
             "stages.train_jepa": TrainJEPA(
-                # these two are means over all numbers, and the few that move are to count
+                # means over all numbers: these weights make the few that move count
                 weights=LossWeights(
                     prediction=2.5 * map_dims,
                     variance=map_dims,
@@ -186,6 +185,7 @@ def maze_random() -> Config:
                 group_size=32, optim=OptimConfig(steps=600, batch_size=256, lr=2e-3)
             ),
             "stages.distill_paths": DistillShortestPaths(
+                # shorter than the distance of two positions with a wall between them
                 edge_length=0.8,
                 group_size=64,
                 optim=OptimConfig(steps=3000, batch_size=512, lr=2e-3),

@@ -1,4 +1,4 @@
-"""Mazes with the physics of MuJoCo: a ball finds its way."""
+"""Mazes with the physics of MuJoCo, for a ball."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modules.cost.quasimetric import FourierQuasimetricConfig
 
 
 def point_maze() -> Config:
-    """What is learnt in a maze, learnt from a ball that MuJoCo moves, in the maze "u"."""
+    """The recipe `maze` for a ball that MuJoCo moves, in the maze "u"."""
     env = EnvConfig(id="ami/PointMaze-v0", options={"map": "u", "obs_type": "state"})
     return override(
         maze(),
@@ -28,13 +28,13 @@ def point_maze() -> Config:
 
 
 def _goal_critic(frequency_scale: float) -> GoalCriticConfig:
-    """A critic that looks in such waves. In coarser ones it took all places across the lanes of "u"
-    for one, and whoever was to stop in the middle stopped at a wall."""
+    """A goal critic with these Fourier features. With a lower frequency scale it takes all positions
+    across a lane for one, and the ball stops at a wall instead of in the middle."""
     return GoalCriticConfig(distance=FourierQuasimetricConfig(frequency_scale=frequency_scale))
 
 
 def point_maze_medium() -> Config:
-    """The same in the maze "medium", of 6 by 6 cells; what is a unit of the state spans more."""
+    """The same in the maze "medium" of 6 by 6 cells; a unit of the state spans more of it."""
     base = point_maze()
     assert isinstance(base.stages["collect"], CollectRandom)
     env = replace(base.env, options={**base.env.options, "map": "medium"})
@@ -44,6 +44,7 @@ def point_maze_medium() -> Config:
             "recipe": "point-maze-medium",
             "env": env,
             "eval_env": env,
+            # its lanes are as wide as those of "u", but there are more of them
             "cost.goal_critic": _goal_critic(frequency_scale=2),
             "stages.collect.num_envs": 3000,
             "stages.train_jepa.optim.steps": 3000,
@@ -55,7 +56,7 @@ def point_maze_medium() -> Config:
 
 
 def point_maze_pixels() -> Config:
-    """The maze "u" seen from above: points in the image and how they move make the state."""
+    """The maze "u" from images: keypoints and their motion make the state."""
     return override(
         _with_pixels_and_velocity(point_maze(), "point-maze-pixels"),
         {"cost.goal_critic": _goal_critic(frequency_scale=7)},
@@ -63,14 +64,14 @@ def point_maze_pixels() -> Config:
 
 
 def point_maze_medium_pixels() -> Config:
-    """The maze "medium" seen from above."""
+    """The maze "medium" from images."""
     return _with_pixels_and_velocity(point_maze_medium(), "point-maze-medium-pixels")
 
 
 def _with_pixels_and_velocity(base: Config, recipe: str) -> Config:
-    """From above, with room in the state for velocities, and more reason to keep them: a ball that
-    is thrown back by walls moves less evenly than a body that slides along them, and four numbers
-    had come to hold bends of its place in place of its velocity."""
+    """From images, with six numbers of state instead of four and a higher weight of inverse
+    dynamics: a ball bounces off walls, and four numbers came to hold functions of its position
+    instead of its velocity."""
     config = with_pixels(base, recipe)
     return override(
         config, {"perception.state_dim": 6, "stages.train_jepa.weights.inverse_dynamics": 4}

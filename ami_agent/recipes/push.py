@@ -17,8 +17,8 @@ from modules.world_model.jepa import WorldModelConfig
 
 
 def push() -> Config:
-    """A block that is known from play alone: what a hand does to it in touch, and how to come
-    round to its other side. A goal is the block in its place, the hand beside it."""
+    """A block, learnt from the behaviour policy alone: how the hand moves it in contact, and how to
+    get round to its other side. A goal is the block at its place, the hand beside it."""
     env = EnvConfig(id="ami/Push-v0", options={"obs_type": "state"})
     return Config(
         recipe="push",

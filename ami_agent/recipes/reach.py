@@ -17,8 +17,8 @@ from modules.world_model.jepa import WorldModelConfig
 
 
 def reach() -> Config:
-    """An arm that is known from random motion alone: two joints that throw one another about, and a
-    goal that is the arm at rest. Nothing is in the way, so one level will do."""
+    """An arm of two coupled joints, learnt from random motion alone. A goal is the arm at rest;
+    nothing is in the way, so one level is enough."""
     env = EnvConfig(id="ami/Reach-v0", options={"obs_type": "state"})
     return Config(
         recipe="reach",

@@ -46,7 +46,7 @@ from modules.world_model.jepa import WorldModelConfig
 
 
 def two_rooms() -> Config:
-    """One layout: a vector state, a critic learnt from walks without reward."""
+    """One layout: a vector state, and a goal critic learnt from reward-free episodes."""
     return Config(
         recipe="two-rooms",
         env=EnvConfig(id="ami/TwoRooms-v0", variant="fixed"),
@@ -70,9 +70,9 @@ def two_rooms() -> Config:
 
 
 def two_rooms_slow() -> Config:
-    """The one layout for a dot ten times as slow: goals are a hundred steps away and more, and are
-    reached from landmark to landmark. A point in the image makes the state, as steps of a seventh
-    of a pixel need it; the critic counts in strides of ten steps."""
+    """The same layout for a dot ten times as slow: goals are a hundred steps away and more, and a
+    landmark graph leads there. A keypoint makes the state, which resolves steps of a seventh of a
+    pixel; the critic counts in units of ten steps."""
     base = two_rooms()
     env = EnvConfig(id="ami/TwoRooms-v0", variant="slow")
     return override(
@@ -86,6 +86,7 @@ def two_rooms_slow() -> Config:
             "cost.goal_critic": GoalCriticConfig(distance=FourierQuasimetricConfig()),
             "actor.planner": GradientPlannerConfig(horizon=12, num_proposals=2, num_warm_starts=1),
             "actor.subgoals": LandmarkGraphConfig(stuck_after=10),
+            # long enough to pass the door: where few episodes do, the critic takes it for a wall
             "stages.collect": CollectRandom(
                 num_envs=250,
                 steps=256,
@@ -110,8 +111,8 @@ def two_rooms_slow() -> Config:
 
 
 def two_rooms_distracted() -> Config:
-    """The one layout again, before a background in which things move that nothing can be done
-    about: the Configurator primes perception not to attend to it."""
+    """The same layout before a background with moving distractors, which no action influences: the
+    configurator sets the weight of that modality to 0."""
     env = EnvConfig(id="ami/TwoRooms-v0", variant="fixed", options={"num_distractors": 4})
     base = two_rooms()
     return replace(
@@ -127,9 +128,9 @@ def two_rooms_distracted() -> Config:
 def _map_state_recipe(
     recipe: str, variant: str, *, patch: int, max_step: float, planner_rollouts: int
 ) -> Config:
-    """Layouts that differ by episode: a map state, variance within an episode, a critic taught by
-    dynamic programming. `stride`: the longest step of the walks, in pixels; `practice`: steps of
-    it, enough to meet the wall."""
+    """Layouts that differ by episode: a map state, variance within an episode, a critic trained by
+    dynamic programming. `max_step`: the longest step of the behaviour policy, in pixels;
+    `planner_rollouts`: steps that the planner collects, enough to meet the wall."""
     return Config(
         recipe=recipe,
         env=EnvConfig(id="ami/TwoRooms-v0", variant=variant, options={"split": "train"}),
@@ -177,7 +178,7 @@ def _map_state_recipe(
 
 
 def two_rooms_random() -> Config:
-    """Wall and door drawn per episode, 32x32 images; judged on layouts never seen."""
+    """Wall and door drawn per episode, 32x32 images; evaluated on layouts that were not in training."""
     return _map_state_recipe(
         "two-rooms-random", "random", patch=4, max_step=1.45, planner_rollouts=20
     )
@@ -186,7 +187,7 @@ def two_rooms_random() -> Config:
 def two_rooms_eb_random() -> Config:
     """EB-JEPA's random walls (arXiv 2602.03604): 65x65 images, 200 steps, its success rule.
 
-    The walks that fill memory take steps up to what the protocol allows when planning.
+    The behaviour policy takes steps up to the length that the protocol allows when planning.
     """
     return _map_state_recipe(
         "two-rooms-eb-random", "eb-random", patch=8, max_step=2.45, planner_rollouts=48

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, with the permissions that the umask gives."""
+"""Atomic writing: files are written whole or not at all, with the permissions of the umask."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pathlib import Path
 
 DRAFT = ".unfinished"
 STALE = 3600.0
-"""Seconds after which a draft belongs to a process that was killed."""
+"""Seconds after which a draft is taken to be that of a killed process."""
 
 
 class NotWritten(OSError):
-    """The disk did not take a file; what stood there before is as it was."""
+    """A file could not be written; the previous one is unchanged."""
 
 
 def not_written(path: Path, error: OSError) -> NotWritten:
-    """The same error with the path that was to be written."""
+    """The error with the path that was to be written."""
     return NotWritten(f"{path} was not written: {error.strerror or error}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """An empty file of its own beside `path`, which takes the place of `path` when the block ends
-    and is removed where it fails. Two processes that write the same path don't meet.
+    """Yields a new empty file beside `path`, which replaces `path` when the block ends, and is
+    removed if the block raises. Two processes that write the same path don't disturb each other.
 
-    Links stay links; what is no file, as a pipe, and a file in a closed folder are written as they
-    are. Raises NotWritten."""
+    Symbolic links are kept. A path that is no regular file, such as a pipe, and a file in a
+    read-only folder are written directly. Raises NotWritten."""
     target = path.resolve()
-    draft = target.with_name(f".{secrets.token_hex(8)}{DRAFT}")  # a name may have no room for more
+    draft = target.with_name(f".{secrets.token_hex(8)}{DRAFT}")  # the name may be as long as it can
     try:
         if target.exists() and not (target.is_file() and os.access(target.parent, os.W_OK)):
             yield target
@@ -56,7 +56,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As UTF-8, with what UTF-8 can't hold (bytes of a file name) written as an escape."""
+    """Writes UTF-8; surrogates (of file names that are no UTF-8) become escapes. Raises
+    NotWritten."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints: folders that are complete or not there.
+"""Checkpoints: folders that are complete or absent.
 
-A checkpoint holds `tensors.safetensors` and `metadata.json`; the second knows the checksum of both. It
-is written beside its place under a hidden name and renamed when it is on the disk. One that stood
-there before is moved aside first and removed last, and `load` still finds it there in between.
+A checkpoint holds `tensors.safetensors` and `metadata.json`, which has the checksums of both. It is
+written under a hidden name and renamed when it is on the disk. A previous one of that name is moved
+aside before and removed after that; `load` finds it in between.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ UNFINISHED, REPLACED = ".unfinished", ".replaced"
 MIB = 2**20
 _STEP = re.compile(r"step-\d{8,12}\Z")
 WRONG_CHECKSUM = (
-    "its checksum is not the one it was written with (remove its folder, and the checkpoint before "
-    "it counts, if there is one)"
+    "its checksum is not the one it was written with (remove its folder to use the checkpoint "
+    "before it, if there is one)"
 )
 
 
 class CheckpointNotWritten(OSError):
-    """The disk did not take a checkpoint; all earlier ones are as they were."""
+    """A checkpoint could not be written; all earlier ones are unchanged."""
 
 
 def checkpoint_dir(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step of a run belongs."""
+    """The folder of a run's checkpoint at that step."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all, in the place of one of that name.
+    """Writes a checkpoint, whole or not at all; replaces one of that name.
 
-    `facts` is what JSON can hold, without NaN. Raises CheckpointNotWritten if the disk is full or
-    closed to us, ConfigError if the folder is there and is no checkpoint.
+    `metadata` must be JSON without NaN. Raises CheckpointNotWritten if the disk is full or not
+    writable, ConfigError if the folder exists and is no checkpoint.
     """
     metadata = json.loads(json.dumps(dict(metadata), allow_nan=False))  # fails before it writes
     _check_replaceable(folder)
@@ -67,25 +67,23 @@ def save(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
 def load(
     folder: Path, device: torch.device | str = "cpu", prefix: str = ""
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, on `device`, and the facts of a checkpoint; ConfigError if it is not whole.
-    Of the tensors those whose names begin with `prefix`."""
+    """The tensors whose names begin with `prefix`, on `device`, and the metadata of a checkpoint;
+    ConfigError if it is not complete."""
     path = _existing_path(folder)
     metadata, checksums = _read_metadata(path / METADATA)
-    guarded_reader.tensor_shapes(
-        path / TENSORS
-    )  # before the checksum of what may be no file of tensors
+    guarded_reader.tensor_shapes(path / TENSORS)  # a clearer error than the checksum's
     if guarded_reader.checksum(path / TENSORS) != checksums.get(TENSORS):
         raise ConfigError(f"{path / TENSORS} is damaged: {WRONG_CHECKSUM}")
     return guarded_reader.read_tensors(path / TENSORS, device, prefix), metadata
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Those of the tensors of a checkpoint, by name, without reading any."""
+    """The shapes of a checkpoint's tensors, by name, without reading the tensors."""
     return guarded_reader.tensor_shapes(_existing_path(folder) / TENSORS)
 
 
 def contents(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The facts of a checkpoint and the names of its tensors, which are not loaded."""
+    """The metadata of a checkpoint and the names of its tensors, which are not loaded."""
     path = _existing_path(folder)
     metadata, _ = _read_metadata(path / METADATA)
     return metadata, list(guarded_reader.tensor_shapes(path / TENSORS))
@@ -102,12 +100,12 @@ def latest(run: Path) -> Path:
     """The newest checkpoint of a run; ConfigError if it has none."""
     found = checkpoints(run)
     if not found:
-        raise ConfigError(f"{run} has no checkpoint: nothing was trained there yet")
+        raise ConfigError(f"{run} has no checkpoint: no agent was trained there yet")
     return found[-1]
 
 
 def prune(run: Path, keep: int = 2) -> None:
-    """Remove all checkpoints of a run but the newest `keep`, at least one."""
+    """Removes all checkpoints of a run but the newest `keep`, at least one."""
     for folder in checkpoints(run)[: -max(keep, 1)]:
         _remove(_existing_path(folder))
 
@@ -117,18 +115,18 @@ def _hidden_path(folder: Path, suffix: str) -> Path:
 
 
 def _existing_path(folder: Path) -> Path:
-    """The folder, or where `_replace` has put it aside."""
+    """The folder, or the one to which `_replace` has moved it."""
     backup = _hidden_path(folder, REPLACED)
     return backup if backup.is_dir() and not folder.exists() else folder
 
 
 def _check_replaceable(folder: Path) -> None:
     if folder.exists() and not (folder / METADATA).is_file():
-        raise ConfigError(f"{folder} is there and is no checkpoint: choose another name")
+        raise ConfigError(f"{folder} exists and is no checkpoint: choose another name")
 
 
 def _recover(parent: Path) -> None:
-    """Undo what a process that died in the middle of `save` left."""
+    """Cleans up after a process that died in the middle of `save`."""
     for backup in parent.glob(f".*{REPLACED}"):
         path = parent / backup.name[1:].removesuffix(REPLACED)
         if path.exists():
@@ -141,7 +139,7 @@ def _recover(parent: Path) -> None:
 
 def _write(tmp: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     (tmp / TENSORS).touch()
-    mode = (tmp / TENSORS).stat().st_mode  # as the umask has it; safetensors' own is 0600
+    mode = (tmp / TENSORS).stat().st_mode  # that of the umask; safetensors creates files with 0600
     save_file(_without_shared_storage(tensors), tmp / TENSORS)
     (tmp / TENSORS).chmod(mode)
     _fsync(tmp / TENSORS)
@@ -164,14 +162,14 @@ def _replace(tmp: Path, folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint so that no half of one is ever seen."""
+    """Removes a checkpoint; no process can find half of it."""
     tmp = folder.with_name(f".{folder.name.strip('.')}{UNFINISHED}")
     folder.rename(tmp)
     shutil.rmtree(tmp)
 
 
 def _without_shared_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous on the CPU, no two in one storage: only what needs a copy gets one."""
+    """Contiguous tensors on the CPU, no two of which share storage; copied only where needed."""
     storages: set[int] = set()
     separate = {}
     for name, tensor in tensors.items():
@@ -183,16 +181,16 @@ def _without_shared_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_metadata(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The facts and the checksums."""
+    """The metadata and the checksums."""
     data = guarded_reader.read_bytes(path, guarded_reader.JSON_LIMIT)
     try:
         content = guarded_reader.decode_json(data)
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged: it is no JSON ({error})") from None
+        raise ConfigError(f"{path} is damaged: it is not JSON ({error})") from None
     fields = content if isinstance(content, dict) else {}
     version, metadata, checksums = (fields.get(part) for part in ("format", "metadata", "sha256"))
     if not isinstance(metadata, dict) or not isinstance(checksums, dict):
-        raise ConfigError(f"{path} is damaged: it holds no facts of a checkpoint")
+        raise ConfigError(f"{path} is damaged: it holds no metadata of a checkpoint")
     if version != FORMAT:
         raise ConfigError(f"{path} has format {version}; this version reads format {FORMAT}")
     if _sha256(metadata) != checksums.get(METADATA):
@@ -205,7 +203,7 @@ def _sha256(metadata: Mapping[str, Any]) -> str:
 
 
 def _fsync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Waits until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,6 @@
-"""Reading files that anybody may have written. A file is read only where it is a regular file of a
-bounded size; JSON only where its depth and its numbers are bounded. Whatever is wrong is one line
-(ConfigError) that names the file and what would be right."""
+"""Safe reading of files from any source. Only regular files of a bounded size are read, and only
+JSON of a bounded depth with bounded numbers. An error is a ConfigError of one line that names the
+file and what is expected."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from modules.types import ConfigError
 
 MIB, GIB = 2**20, 2**30
 JSON_LIMIT, LOG_LIMIT, HEADER_LIMIT = 16 * MIB, 64 * MIB, 4 * MIB
-"""Bytes of a JSON file, of a file of JSON lines, and of a safetensors header."""
+"""Bytes, at most, of a JSON file, of a file of JSON lines, and of a safetensors header."""
 MAX_DEPTH = 64
-"""Of lists and objects in each other."""
+"""Of nested lists and objects."""
 MAX_INTEGER = 2**63
 MAX_SPARSENESS = 100
-"""Bytes of a file for each that it takes on the disk."""
+"""Bytes of a file, at most, per byte that it takes on the disk."""
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """The file, open for reading; ConfigError where it is missing, closed to us, or a folder, a
-    pipe, a socket or a device, whose reading might never end."""
+    """The file, open for reading. ConfigError where it is missing, not readable, or a folder, a
+    pipe, a socket or a device, which could block for ever."""
     try:
-        _check_regular(path, os.stat(path))  # a device is not even opened
+        _check_regular(path, os.stat(path))  # before it is opened
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         _check_regular(path, os.fstat(handle))
         return os.fdopen(handle, "rb")
@@ -43,7 +43,7 @@ def open_regular(path: Path) -> BinaryIO:
         raise ConfigError(f"{path} is missing") from None
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror or error}") from None
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # the name is not valid for a file
         raise ConfigError(f"{str(path)!r} can't be read: {error}") from None
 
 
@@ -54,21 +54,22 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """All of a file of at most `limit` bytes."""
+    """The content of a file of at most `limit` bytes."""
     with open_regular(path) as file, _as_one_line(path, "can't be read"):
         found = file.read(limit + 1)
     if len(found) > limit:
-        raise ConfigError(f"{path} has more than {limit // MIB} MiB, the most such a file may")
+        raise ConfigError(f"{path} has more than {limit // MIB} MiB, the limit for such a file")
     return found
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; ConfigError where a number is not finite or a name stands twice."""
+    """The content of a JSON file; ConfigError where a number is not finite or a name is twice in an
+    object."""
     return parse_json(read_bytes(path, JSON_LIMIT), path)
 
 
 def parse_json(data: bytes, source: Path) -> Any:
-    """The same of its bytes."""
+    """Parses the bytes of a JSON file; `source` names it in the message."""
     try:
         return decode_json(data)
     except ValueError as error:
@@ -76,23 +77,23 @@ def parse_json(data: bytes, source: Path) -> Any:
 
 
 def decode_json(data: bytes) -> Any:
-    """The same; ValueError where it is no JSON or exceeds the bounds."""
+    """Parses JSON; ValueError where it is not JSON or exceeds the bounds."""
     try:
         found = json.loads(
             data.decode("utf-8-sig"), parse_constant=_reject_constant, parse_int=_parse_integer,
             parse_float=_parse_number, object_pairs_hook=_parse_object,
         )  # fmt: skip
         _check_depth(found)
-        json.dumps(found, ensure_ascii=False).encode()  # refuses half of a surrogate pair
+        json.dumps(found, ensure_ascii=False).encode()  # raises for half a surrogate pair
     except RecursionError:
-        raise ValueError(f"lists and objects go deeper than {MAX_DEPTH}") from None
+        raise ValueError(f"lists and objects are nested deeper than {MAX_DEPTH}") from None
     except MemoryError:
-        raise ValueError("it takes more memory than there is") from None
+        raise ValueError("it needs more memory than there is") from None
     return found
 
 
 def _reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _parse_integer(digits: str) -> int:
@@ -112,7 +113,7 @@ def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         (duplicate, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the name {duplicate!r} stands twice in an object")
+        raise ValueError(f"the name {duplicate!r} occurs twice in an object")
     return found
 
 
@@ -127,8 +128,8 @@ def _check_depth(found: Any) -> None:
 
 
 def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl` whose stage begins so, oldest first. What is no such line
-    (half of one, another program's) is passed over, and so is what is no number in one."""
+    """The lines of a `metrics.jsonl` whose stage begins with `stage`, oldest first. Lines that are
+    not valid, and values that are not numbers, are skipped."""
     found, prefix = [], json.dumps(stage)[:-1].encode()
     for line in read_bytes(path, LOG_LIMIT).split(b"\n"):
         if prefix in line:
@@ -141,13 +142,13 @@ def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number; True and False are none."""
+    """Whether the value is a finite number; booleans are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors of a safetensors file, by name: what its header says, which fits the length of
-    the file; nothing else is read. ConfigError where it is no such file."""
+    """The shapes of the tensors of a safetensors file, by name. Only its header is read, and
+    checked against the length of the file; ConfigError where it is not valid."""
     with open_regular(path) as file, _as_one_line(path, "is not a whole safetensors file"):
         length = int.from_bytes(file.read(8), "little")
         if length > HEADER_LIMIT:
@@ -161,7 +162,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(path: Path, device: torch.device | str, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors whose names begin so, on `device`; ConfigError where they don't fit into it."""
+    """The tensors whose names begin with `prefix`, on `device`; ConfigError where its memory is too
+    small."""
     names = [name for name in tensor_shapes(path) if name.startswith(prefix)]
     with (
         _as_one_line(path, "can't be read into memory"),
@@ -180,39 +182,40 @@ def checksum(path: Path) -> str:
 
 
 def _check_size(path: Path, found: os.stat_result) -> None:
-    """Raises ValueError for what is larger than memory, or is little but holes."""
+    """Raises ValueError for a file that is larger than memory, or hardly on the disk (sparse)."""
     memory = _machine_memory()
     if found.st_size > memory:
         raise ValueError(
-            f"it has {found.st_size / GIB:.1f} GiB, and this machine a memory of "
-            f"{memory / GIB:.1f} GiB"
+            f"it has {found.st_size / GIB:.1f} GiB, and this machine has {memory / GIB:.1f} GiB of "
+            "memory"
         )
     if found.st_size > MAX_SPARSENESS * max(512 * found.st_blocks, MIB):
-        raise ValueError(f"of its {found.st_size / GIB:.1f} GiB next to nothing is on the disk")
+        raise ValueError(f"of its {found.st_size / GIB:.1f} GiB hardly any is on the disk")
 
 
 def _machine_memory() -> int:
-    """Bytes that this machine has."""
+    """Bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextmanager
 def one_line_errors(path: Path) -> Iterator[None]:
-    """What was read from `path` is put into its place; whatever doesn't fit is one line."""
+    """Within the block, data read from `path` are used; any exception becomes a ConfigError of one
+    line."""
     try:
         yield
     except ConfigError as error:
         if str(path.parent) in str(error):
             raise
         raise ConfigError(f"{path}: {error}") from error
-    except Exception as error:  # what another wrote may fail anywhere
+    except Exception as error:  # data from any source can fail anywhere
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigError(f"{path} does not fit its settings ({reason[:300]})") from error
 
 
 @contextmanager
 def _as_one_line(path: Path, what: str) -> Iterator[None]:
-    """Whatever a library says of a file becomes one line."""
+    """Any exception that a library raises about the file becomes a ConfigError of one line."""
     try:
         yield
     except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
@@ -221,6 +224,6 @@ def _as_one_line(path: Path, what: str) -> Iterator[None]:
 
 
 def check_finite(path: Path, name: str, tensor: Tensor) -> None:
-    """Raises ConfigError where a tensor of that file holds NaN or an infinity."""
+    """Raises ConfigError where a tensor of that file holds NaN or infinity."""
     if tensor.is_floating_point() and not tensor.isfinite().all():
         raise ConfigError(f"{path}: {name} holds NaN or infinity; its numbers must be finite")

@@ -1,5 +1,5 @@
-"""The replay buffer of a run on the disk: chunks of steps, each a checkpoint of its own, so that
-saving costs what is new. A checkpoint of the run says how many steps count."""
+"""The replay buffer of a run on the disk, in chunks of steps in the format of checkpoints: saving
+writes only new steps. A checkpoint of the run has a head, which says how many steps count."""
 
 from __future__ import annotations
 
@@ -15,57 +15,60 @@ from modules.memory.replay_buffer import BY_ENV
 from modules.types import ConfigError
 
 HEAD_PARTS = ("ended", "steps")
-"""Parts that are no rows: small, and saved with every checkpoint of the run."""
+"""Parts without rows: small, and saved with every checkpoint of the run."""
 
 
 def buffer_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a buffer's state what is no row, as it is now, and how many rows are filled; nothing where
-    nothing was collected."""
+    """The parts of a buffer's state without rows, copied, and the number of filled rows; empty
+    where the buffer is empty."""
     parts = {name: state[name].detach().cpu().clone() for name in HEAD_PARTS}
     num_rows = torch.tensor(state["age"].shape[1])
     return {**parts, "rows": num_rows} if int(parts["steps"][0]) else {}
 
 
 class Chunks:
-    """The chunks in a folder. Row k holds the observation k and what followed from it; the last row
-    of a chunk holds an observation alone, and is the first of the next chunk."""
+    """The chunks in a folder. Row k holds observation k, and the action and interoception that
+    followed; the last row of a chunk holds an observation alone, and is the first row of the next
+    chunk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.saved = 0  # steps that the chunks reach to
+        self.saved = 0  # steps that the chunks hold
 
     def save(self, state: Mapping[str, Tensor]) -> None:
-        """What is new in the state of a buffer; raises CheckpointNotWritten."""
+        """Writes the new steps of a buffer's state; raises CheckpointNotWritten."""
         steps, num_rows = int(state["steps"][0]), state["age"].shape[1]
         if steps <= self.saved:
             return
         first = max(self.saved, steps + 1 - num_rows)
-        rows = torch.arange(first, steps + 1) % num_rows  # a ring, once all of it is filled
+        rows = torch.arange(first, steps + 1) % num_rows  # the buffer is a ring
         parts = {
             name: _rows(name, part, rows) for name, part in state.items() if name not in HEAD_PARTS
         }
-        checkpoint.save(self.folder / f"{first:012d}-{steps:012d}", parts, {})
+        checkpoint.save(self._path(first, steps), parts, {})
         self.saved = steps
 
-    def prune(self, head: Sequence[Mapping[str, Tensor]]) -> None:
-        """Removes what the buffer needs at none of these moments."""
-        needed = [_row_range(part) for part in head if part]
+    def prune(self, heads: Sequence[Mapping[str, Tensor]]) -> None:
+        """Removes the chunks that the buffer needs at none of these heads."""
+        needed = [_row_range(head) for head in heads if head]
         for first, last in self._chunks():
             if not any(first <= stop and last >= start for start, stop in needed):
                 self._remove(first, last)
 
     def load(self, head: Mapping[str, Tensor], max_rows: int) -> dict[str, Tensor]:
-        """The state of the buffer at a checkpoint; ConfigError where chunks are missing, or it
-        has more than `most` rows."""
+        """The state of the buffer at a checkpoint; ConfigError where chunks are missing, or it has
+        more than `max_rows` rows."""
         (start, stop), num_rows = _row_range(head), int(head["rows"])
         if not 0 < num_rows <= min(max_rows, stop + 1):
-            raise ConfigError(f"{self.folder}: a replay buffer of {num_rows} rows, not {max_rows}")
+            raise ConfigError(
+                f"{self.folder} holds a replay buffer of {num_rows} rows, not {max_rows}"
+            )
         reached = start
         state: dict[str, Tensor] = {}
         for first, last in self._chunks():
             if first > reached or last <= start or first >= stop:
                 continue
-            parts, _ = checkpoint.load(self._place(first, last), "cpu")
+            parts, _ = checkpoint.load(self._path(first, last), "cpu")
             steps_here = torch.arange(max(first, start), min(last, stop) + 1)
             for name, part in parts.items():
                 if name not in state:
@@ -82,27 +85,27 @@ class Chunks:
         return {**state, **{name: head[name].clone() for name in HEAD_PARTS}}
 
     def truncate(self, steps: int) -> None:
-        """Removes what was saved after a checkpoint of so many steps."""
+        """Removes chunks that were saved after a checkpoint of so many steps."""
         for first, last in self._chunks():
             if first >= steps:
                 self._remove(first, last)
         self.saved = steps
 
     def _chunks(self) -> list[tuple[int, int]]:
-        """First and last step of each, in order."""
+        """First and last step of each chunk, in order."""
         names = (path.name.split("-") for path in self.folder.glob("*-*"))
-        buffer = [n for n in names if len(n) == 2 and all(part.isdecimal() for part in n)]
-        return sorted((int(first), int(last)) for first, last in buffer)
+        valid = [n for n in names if len(n) == 2 and all(part.isdecimal() for part in n)]
+        return sorted((int(first), int(last)) for first, last in valid)
 
-    def _place(self, first: int, last: int) -> Path:
+    def _path(self, first: int, last: int) -> Path:
         return self.folder / f"{first:012d}-{last:012d}"
 
     def _remove(self, first: int, last: int) -> None:
-        shutil.rmtree(self._place(first, last), ignore_errors=True)
+        shutil.rmtree(self._path(first, last), ignore_errors=True)
 
 
 def _row_range(head: Mapping[str, Tensor]) -> tuple[int, int]:
-    """The oldest step that a buffer keeps a row of, and its newest."""
+    """The oldest and the newest step of which a buffer has a row."""
     newest = int(head["steps"][0])
     return newest + 1 - int(head["rows"]), newest
 

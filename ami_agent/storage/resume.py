@@ -1,4 +1,4 @@
-"""With which settings a run may be resumed: those of stages that have not begun may be changed."""
+"""Which settings may differ when a run is resumed: those of stages that have not begun."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from modules.types import ConfigError
 
 
 def check_resumable(run: Path, config: Config, seed: int) -> None:
-    """Raises ConfigError for a difference from what the run was started with, unless it is a
-    setting of a stage that has not begun."""
+    """Raises ConfigError for a setting, or seed, other than the run was started with, unless it is
+    a setting of a stage that has not begun."""
     before = run_dir.config_of(run)
     started, refused = _started_stages(run), []
     for difference in changed_settings(before, config):
@@ -37,8 +37,7 @@ def check_resumable(run: Path, config: Config, seed: int) -> None:
 
 
 def apply_new_settings(run: Path, config: Config) -> list[str]:
-    """Writes down settings that were changed, in config.json and, as a note, in manifest.json;
-    returns the changes."""
+    """Writes changed settings to config.json, and the changes to manifest.json; returns them."""
     changed = changed_settings(run_dir.config_of(run), config)
     if changed:
         manifest = run_dir.manifest_of(run)
@@ -49,21 +48,21 @@ def apply_new_settings(run: Path, config: Config) -> list[str]:
 
 
 def changed_settings(before: Config, now: Config) -> list[str]:
-    """What is different now, one phrase for each setting."""
+    """The differences, one phrase for each setting."""
     return config_io.differences(config_io.to_json(before), config_io.to_json(now))
 
 
 def _started_stages(run: Path) -> set[str]:
-    """The stages that were begun, and can't be begun again."""
+    """The stages that have begun."""
     if not checkpoint.checkpoints(run):
         return set()
     metadata, tensors = checkpoint.contents(checkpoint.latest(run))
     num_started = metadata.get("stage_index")
     if not isinstance(num_started, int):
-        raise ConfigError(f"{run} does not say how far it came: it can't be resumed")
+        raise ConfigError(f"{run} does not say in which stage it was: it can't be resumed")
     if any(name.startswith("stage_run.") for name in tensors):
         num_started += 1
-    if (run / "memory").is_dir():  # it may have been kept just before the process was killed
+    if (run / "memory").is_dir():  # saved just before the process was killed, perhaps
         buffer_metadata, _ = checkpoint.contents(run / "memory")
         num_started = max(num_started, int(buffer_metadata.get("stage_index", 0)))
     return set(list(run_dir.config_of(run).stages)[:num_started])

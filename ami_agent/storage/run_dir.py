@@ -1,13 +1,13 @@
-"""Run folders: what a run leaves behind, and how an agent comes back from it.
+"""Run folders: what a run writes, and how an agent is loaded from one.
 
 config.json     the complete settings
-spaces.json     the environment's spaces, with which the agent was trained
-manifest.json   seed, device, versions, commit, seconds per lesson
-metrics.jsonl   every logged figure; TensorBoard's events beside it
+spaces.json     the spaces of the environment in which the agent was trained
+manifest.json   seed, device, versions, commit, seconds per stage
+metrics.jsonl   every logged metric; TensorBoard's events beside it
 checkpoints/    weights (safetensors and JSON, checksummed)
-replay/         the replay buffer in chunks, while there are stages that still need it
-memory/         the replay buffer, where it is to be kept
-.lock           which process is at work here, while one is
+replay/         the replay buffer in chunks, during training
+memory/         the replay buffer, with --keep-replay-buffer
+.lock           the process that trains here, if one does
 eval.json       the last evaluation
 """
 
@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 
 from ami_agent import config_io
-from ami_agent.adapters import spaces
-from ami_agent.adapters.ceiling import MIB, Ceiling
+from ami_agent.adapters import env_spec
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.adapters.imports import check_trusted
+from ami_agent.adapters.trust import MIB, AllocationLimit, check_trusted
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_device, check_path
 from ami_agent.config import Config, build
+from ami_agent.custom import allow_components
 from ami_agent.sizing import check_planning
 from ami_agent.storage import atomic, checkpoint, guarded_reader
 from ami_agent.storage.guarded_reader import is_number
@@ -43,34 +43,34 @@ from modules.types import ConfigError
 SPACES = "spaces.json"
 PACKAGES = ("torch", "numpy", "gymnasium")
 PREFIX = "agent."
-"""Of the names that an agent's weights have in a checkpoint."""
+"""Of the names of an agent's weights in a checkpoint."""
 MEMORY_MARGIN = 256 * MIB
-"""Of what an agent takes beside its weights."""
+"""Bytes that building an agent may take besides its weights."""
 CHANGEABLE = ("env.step_timeout ", "eval_env.step_timeout ")
-"""Settings that may be others on a resume: none changes what is learnt."""
+"""Settings that may differ on a resume: they don't change the result."""
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Whole or not at all; into what is no file, as a pipe, as it comes. Raises NotWritten."""
+    """Writes a JSON file, whole or not at all. Raises NotWritten."""
     atomic.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Raises ConfigError if a run folder has no such file, or it can't be read as JSON."""
+    """A JSON file of a run folder; ConfigError if there is none, or it is not JSON."""
     if not os.path.lexists(path):
-        raise ConfigError(f"{path.parent} is no run folder: it has no {path.name}")
+        raise ConfigError(f"{path.parent} is not a run folder: it has no {path.name}")
     return guarded_reader.read_json(path)
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ConfigError where there can be no such folder."""
+    """Raises ConfigError if the folder can't be created, as a file is in the way."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir():
-        raise ConfigError(f"--out {folder}: {existing} is no folder")
+        raise ConfigError(f"--out {folder}: {existing} is not a folder")
 
 
 def ensure_unused(run: Path) -> None:
-    """Raises ConfigError if there is a run in this folder already, or a file in its place."""
+    """Raises ConfigError if the folder holds a run already, or a file is in its place."""
     check_folder(run)
     if (run / "config.json").exists() or checkpoint.checkpoints(run):
         raise ConfigError(f"{run} holds a run already: --resume it, or choose another --out")
@@ -79,9 +79,9 @@ def ensure_unused(run: Path) -> None:
 def create(
     run: Path, config: Config, seed: int, device: str, spec: EnvironmentSpec | None = None
 ) -> None:
-    """A new run folder; `spec`: of the environment that the agent is trained in."""
+    """Creates a run folder; `spec`: of the environment in which the agent is trained."""
     run.mkdir(parents=True, exist_ok=True)
-    if spec is not None and (written := spaces.to_json(spec)):
+    if spec is not None and (written := env_spec.to_json(spec)):
         write_json(run / SPACES, written)
     write_json(run / "manifest.json", manifest(seed, device))
     write_json(run / "config.json", config_io.to_json(config))  # last: it makes the folder a run
@@ -98,47 +98,48 @@ def check_same(run: Path, config: Config, seed: int) -> None:
 
 
 def settings_of(run: Path) -> Config:
-    """The settings a run was started with, as they are written: to be compared, not to be built,
-    which might import what they name."""
+    """The settings of a run as they are written, to be compared. To build from them, which may
+    import code that they name, use `config_of`."""
     return config_io.from_json(read_json(run / "config.json"), str(run / "config.json"))
 
 
 def config_of(
     run: Path, imports: Sequence[str] = (), trust: bool = False, flag: str = "--import"
 ) -> Config:
-    """The settings a run was started with. ConfigError where they name code that the user did
-    not name (`imports`: files x.py or modules) or trust; `flag` is where the user names it."""
+    """The settings of a run. ConfigError where they name code that the user did not name
+    (`imports`: files x.py or modules) or trust; `flag`: the flag to name it, for the message."""
+    allow_components(imports)
     return check_trusted(settings_of(run), run, imports, trust, flag)
 
 
 def spec_of(run: Path, config: Config) -> EnvironmentSpec:
-    """The spec of the environment that the run was trained in: as the run wrote it down, or, where
-    it is of a version that didn't, as the environment has it today."""
+    """The spec of the environment in which the run was trained, from its spaces.json; in runs of
+    older versions, which have none, from the environment itself."""
     if (run / SPACES).exists():
-        return spaces.from_json(read_json(run / SPACES), config.env, str(run / SPACES))
+        return env_spec.from_json(read_json(run / SPACES), config.env.interface, str(run / SPACES))
     with closing(config.env.build(1)) as env:
         return env.spec
 
 
 def manifest_of(run: Path) -> dict[str, Any]:
-    """Seed, device and versions of a run; raises ConfigError if they are not there."""
+    """The manifest of a run; ConfigError if its seed or seconds are missing."""
     manifest, source = read_json(run / "manifest.json"), run / "manifest.json"
     seed = manifest.get("seed") if isinstance(manifest, dict) else None
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
-        raise ConfigError(f"{source} names no seed: it must be a number from 0 to {2**31 - 1}")
+        raise ConfigError(f"{source} has no seed: it must be a number from 0 to {2**31 - 1}")
     seconds = manifest.get("seconds")
     if not isinstance(seconds, dict) or not all(map(is_number, seconds.values())):
-        raise ConfigError(f"{source} tells no seconds of its stages: they must be numbers")
+        raise ConfigError(f"{source} has no seconds of its stages: they must be numbers")
     return manifest  # type: ignore[no-any-return]
 
 
 def seconds_of(run: Path) -> float:
-    """That its stages took; raises ConfigError if it is not written down."""
+    """The seconds that all stages of a run took; ConfigError if its manifest has none."""
     return float(sum(manifest_of(run)["seconds"].values()))
 
 
 def last_metrics(run: Path, stage: str) -> dict[str, Any]:
-    """The figures of that stage that were logged last; none where there are none."""
+    """The last logged metrics of that stage; empty where there are none."""
     with suppress(ConfigError):
         rows = guarded_reader.read_metrics(run / "metrics.jsonl", stage)
         return next((row for row in reversed(rows) if row["stage"] == stage), {})
@@ -146,7 +147,7 @@ def last_metrics(run: Path, stage: str) -> dict[str, Any]:
 
 
 def manifest(seed: int, device: str) -> dict[str, Any]:
-    """What one has to know to get the same numbers again."""
+    """Everything needed to reproduce a run's results, besides its settings."""
     return {
         "seed": seed,
         "device": device,
@@ -160,7 +161,7 @@ def manifest(seed: int, device: str) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source, where it is a checkout."""
+    """The commit of the source, if it is a git checkout."""
     folder = Path(__file__).parent
     try:
         result = subprocess.run(
@@ -173,47 +174,49 @@ def _commit() -> str | None:
 
 
 def weights(agent: Agent) -> dict[str, Tensor]:
-    """The agent's weights as a checkpoint names them."""
+    """The agent's weights, by their names in a checkpoint."""
     return {PREFIX + name: value for name, value in agent.state_dict().items()}
 
 
 def check_weights(agent: Agent, shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
-    """Raises ConfigError unless these are the shapes of all the agent's weights."""
-    mine = {name: tuple(value.shape) for name, value in weights(agent).items()}
-    existing = {name: shape for name, shape in shapes.items() if name.startswith(PREFIX)}
-    for name in [*mine, *existing]:
-        if mine.get(name) != existing.get(name):
+    """Raises ConfigError unless the checkpoint has all weights of the agent, in these shapes."""
+    expected = {name: tuple(value.shape) for name, value in weights(agent).items()}
+    saved = {name: shape for name, shape in shapes.items() if name.startswith(PREFIX)}
+    for name in [*expected, *saved]:
+        if expected.get(name) != saved.get(name):
             raise ConfigError(
                 f"{source} does not fit the settings of its run: {name} is "
-                f"{existing.get(name, 'missing')}, and must be {mine.get(name, 'left out')}"
+                f"{saved.get(name, 'missing')}, and must be {expected.get(name, 'left out')}"
             )
 
 
 def load_weights(agent: Agent, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """The reverse of `weights`; raises ConfigError if they are of another agent or not finite."""
+    """Loads what `weights` returned; ConfigError if it is of another agent or not finite."""
     check_weights(agent, {name: tuple(value.shape) for name, value in tensors.items()}, source)
-    mine, own = {k: v for k, v in tensors.items() if k.startswith(PREFIX)}, weights(agent)
-    for name, value in mine.items():
-        if value.dtype != own[name].dtype:
-            raise ConfigError(f"{source}: {name} is {value.dtype}, and must be {own[name].dtype}")
+    saved = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
+    expected = weights(agent)
     parameter_names = {PREFIX + name for name, _ in agent.named_parameters()}
-    for name, value in mine.items():
-        # a buffer may hold infinity, as the price of a way that there is not; no weight may
-        guarded_reader.check_finite(
-            source, name, value if name in parameter_names else value[~value.isinf()]
-        )
-    agent.load_state_dict({name.removeprefix(PREFIX): value for name, value in mine.items()})
+    for name, value in saved.items():
+        if value.dtype != expected[name].dtype:
+            raise ConfigError(
+                f"{source}: {name} is {value.dtype}, and must be {expected[name].dtype}"
+            )
+    for name, value in saved.items():
+        # buffers may hold infinity, as the length of a path that does not exist; parameters may not
+        finite_part = value if name in parameter_names else value[~value.isinf()]
+        guarded_reader.check_finite(source, name, finite_part)
+    agent.load_state_dict({name.removeprefix(PREFIX): value for name, value in saved.items()})
 
 
 def load(
     run: Path | str, device: torch.device | str = "cpu", config: Config | None = None, *,
     imports: Sequence[str] = (), trust: bool = False,
 ) -> Agent:  # fmt: skip
-    """The agent of a run, ready to act; `config` where it is to act in another way than it was
-    trained, with another planner for instance.
+    """The agent of a run, ready to act. `config`: settings other than those of its training, with
+    another planner for instance.
 
-    Nothing that the folder names is imported unless it is among `imports` (files x.py or modules),
-    or the folder is trusted (`trust`) with all that it names.
+    Code that the folder names is imported only if it is among `imports` (files x.py or modules), or
+    if `trust` is True.
     """
     check_path("run", run)
     check_device(device)
@@ -229,18 +232,18 @@ def load(
 
 
 def _build_checked(config: Config, shapes: Mapping[str, tuple[int, ...]], run: Path) -> Agent:
-    """The agent of these settings, which takes no more memory than its checkpoint tells."""
+    """Builds the agent of these settings, with no more memory than its checkpoint suggests."""
     weight_bytes, source = 8 * sum(map(prod, shapes.values())), run / "config.json"
     try:
         spec = spec_of(run, config)
-        with Ceiling(MEMORY_MARGIN + 2 * weight_bytes):
+        with AllocationLimit(MEMORY_MARGIN + 2 * weight_bytes):
             agent = build(config, spec)
             check_planning(config, spec, agent)
             return agent
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-    except Exception as error:  # settings of another's making may fail anywhere
+    except Exception as error:  # settings from any source can fail anywhere
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
-            f"{source} holds settings of which no agent can be built ({reason})"
+            f"{source} holds settings from which no agent can be built ({reason})"
         ) from error

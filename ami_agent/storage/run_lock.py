@@ -1,4 +1,4 @@
-"""A folder has one owner: the operating system holds the lock, and a kill releases it."""
+"""A lock on a folder: the operating system holds it, so it is released when a process is killed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from modules.types import ConfigError
 
 LOCK = ".lock"
 UNSUPPORTED_ERRORS = {"ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL"}
-"""What file systems answer that know no locks, as some network file systems."""
+"""Errors of file systems without locks, as some network file systems are."""
 
-_held: dict[Path, int] = {}  # descriptors by the folders that this process owns
+_held: dict[Path, int] = {}  # file descriptors by the folders that this process has locked
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """This process owns the folder, which is made where there is none; within it, it may ask again.
+    """Within the block, this process has the lock on the folder, which is created where it does not
+    exist. The same process can take the lock again.
 
-    Raises ConfigError naming the owner where another process has it. A file system without locks
-    keeps nobody out: `flock` works on local disks, and on NFS from version 3 on with its lock
-    service."""
+    Raises ConfigError naming the process that has the lock, if it is another. On file systems
+    without locks it has no effect; `flock` works on local disks, and on NFS from version 3 on with
+    its lock service."""
     path = folder.resolve()
     if path in _held:
         yield
@@ -43,15 +44,15 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         del _held[path]
         with suppress(OSError):
-            (path / LOCK).unlink()  # before others can have it
+            (path / LOCK).unlink()  # before another process can lock it
         os.close(descriptor)
         if created:
             with suppress(OSError):
-                path.rmdir()  # where nothing came of it
+                path.rmdir()  # if it is empty
 
 
 def _acquire(folder: Path, lock: Path) -> int:
-    """A descriptor of the locked file."""
+    """The descriptor of the locked file."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -60,13 +61,14 @@ def _acquire(folder: Path, lock: Path) -> int:
                 _write_owner(descriptor)
                 return descriptor
             if not acquired:
+                owner = _owner(descriptor)
                 raise ConfigError(
-                    f"{folder} is in use by {_owner(descriptor)}: wait for it, or choose another --out"
+                    f"{folder} is in use by {owner}: wait for it, or choose another --out"
                 )
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its owner removed it while we waited for it
+        os.close(descriptor)  # its owner removed the file in the meantime
 
 
 def _is_same_file(descriptor: int, lock: Path) -> bool:
@@ -78,15 +80,15 @@ def _is_same_file(descriptor: int, lock: Path) -> bool:
 
 
 def _write_owner(descriptor: int) -> None:
-    """For whoever is refused."""
-    with suppress(OSError):  # a full disk locks as well as an empty one
+    """Writes process and host into the file, for the message to other processes."""
+    with suppress(OSError):  # the lock holds on a full disk too
         os.ftruncate(descriptor, 0)
         owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
         os.write(descriptor, owner.encode())
 
 
 def _owner(descriptor: int) -> str:
-    """As it signed; at most a few numbers and a name, whatever the file holds."""
+    """The process and host in the file, in words of a bounded length."""
     try:
         owner = json.loads(os.read(descriptor, 4096))
         return f"process {int(owner['pid'])} on {str(owner['host'])[:64]}"
@@ -95,7 +97,7 @@ def _owner(descriptor: int) -> str:
 
 
 def _close_in_child() -> None:
-    """A forked child shares its parent's lock, and would hold it after the parent's end."""
+    """A forked child shares its parent's lock, and would hold it after the parent has ended."""
     for descriptor in _held.values():
         with suppress(OSError):
             os.close(descriptor)
@@ -106,10 +108,10 @@ if sys.platform == "win32":
     import msvcrt
 
     LOCK_OFFSET = 2**30
-    """The byte that is locked: far behind what others read."""
+    """The byte that is locked: far beyond those that other processes read."""
 
     def _lock(descriptor: int) -> bool:
-        """Whether it could be had."""
+        """Whether the lock was free, and is taken now."""
         os.lseek(descriptor, LOCK_OFFSET, os.SEEK_SET)
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
@@ -125,7 +127,7 @@ else:
     os.register_at_fork(after_in_child=_close_in_child)
 
     def _lock(descriptor: int) -> bool:
-        """Whether it could be had."""
+        """Whether the lock was free, and is taken now."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,7 +1,7 @@
-"""Lessons: what each box learns from, in the order in which they are taken.
+"""The stages of training: what each learns, its loss and its own checks.
 
-A lesson is a setting; `begin` makes the pupil that does it. A pupil takes one small step per
-`update` and can be put away and taken up again in the middle (`state_dict`).
+A stage is a dataclass of settings whose `start` makes a `StageRun`. The run takes one small step
+per `update`, and can be saved and resumed between any two of them (`state_dict`).
 """
 
 from ami_agent.training.actor_critic import OfflineActorCritic

@@ -1,8 +1,8 @@
-"""What is learnt of a task from memory alone."""
+"""Training of policy and value critics in imagined rollouts, while the world model trains."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -11,15 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.losses import actor_critic_loss, choice_loss
-from ami_agent.training.base import OfflineStage, SGDStageRun, StageRun
+from ami_agent.training.base import (
+    OfflineStage,
+    SGDStageRun,
+    StageRun,
+    with_prefixes,
+    without_prefix,
+)
 from ami_agent.training.hindsight import SamplesTrajectories, with_hindsight
 from ami_agent.training.jepa import TrainJEPA
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.value_critics import init_value_units, value_critics_of
+from ami_agent.training.value_critics import (
+    init_value_units,
+    lambda_returns,
+    value_critics_of,
+)
 from modules.actor.action_space import OneHotActions
+from modules.actor.planning.evaluator import safe_std
+from modules.actor.planning.risk import EvaluatedRollouts
 from modules.actor.policy import PolicyProposal
-from modules.cost.cost import Cost, InteroceptiveCost
+from modules.cost.cost import Cost, InteroceptiveCost, ValueCritics
+from modules.cost.drives import Drives
 from modules.memory.replay_buffer import OBS_ONLY
 from modules.memory.short_term import unroll_memory
 from modules.perception import MultiModalEncoder
@@ -38,36 +50,88 @@ if TYPE_CHECKING:
     from ami_agent.agent import Agent
 
 
+MAX_PRE_SQUASH = 2.5
+"""Where tanh has come 99 % of the way to its bound, and its gradient vanishes."""
+CHOICE_TEMPERATURE = 0.2
+"""Of the softmin over options, in standard deviations of their energies."""
+
+
+def actor_critic_loss(
+    evaluated: EvaluatedRollouts, pre_squash: Tensor, drives: Drives, value_critics: ValueCritics,
+    target_critics: nn.Module, td_lambda: float,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The loss of imagined rollouts of the policy `[B, 1, H, ..]`.
+
+    `energy`: their energy, in units of its own spread, so that tasks with large costs take no
+    larger steps. `saturation`: how far the actions before squashing, `[B, A]`, lie where squashing
+    has no gradient. `value`: the critics' error against lambda returns, weighted by the probability
+    that the episode has not ended by then."""
+    energy, rollout = evaluated.energy, evaluated.rollout
+    with torch.no_grad():
+        costs = drives(rollout.interoception).flatten(0, 1)  # [B, H, W]
+        continues = drives.continue_prob(rollout.interoception).flatten(0, 1)  # [B, H]
+        survival, _ = drives.survival(rollout.interoception.flatten(0, 1))
+        states = rollout.states.detach().flatten(0, 1)  # [B, H + 1, D]
+        returns = lambda_returns(
+            costs, target_critics(states[:, 1:]), continues, value_critics.discount, td_lambda,
+            value_critics.terminal,
+        )  # fmt: skip
+    error = (value_critics.all_values(states[:, :-1]) - returns) / value_critics.scale
+    return {
+        "energy": (energy / safe_std(energy)).mean(),
+        "saturation": (pre_squash.abs() - MAX_PRE_SQUASH).relu().square().mean(),
+        "value": (survival[..., None] * error.square()).mean(),
+    }
+
+
+def choice_loss(pre_squash: Tensor, energy: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Cross-entropy of the policy's logits `[B, A]` to the softmin of the energies `[B, A]` of all
+    options, for each choice of `sizes` by itself (the improved policy of MPO, Abdolmaleki et al.
+    2018, with every action listed). Unlike that of straight-through probabilities, its gradient
+    does not vanish where the policy is sure of an option of high energy."""
+    parts = energy.split(tuple(sizes), -1)
+    advantage = torch.cat([part - part.mean(-1, keepdim=True) for part in parts], -1)
+    unit = advantage.square().mean().sqrt().clamp_min(1e-30)
+    losses = []
+    for logits, option_advantage in zip(
+        pre_squash.split(sizes, -1), advantage.split(sizes, -1), strict=True
+    ):
+        target = (-option_advantage / (CHOICE_TEMPERATURE * unit)).softmax(-1)
+        losses.append(-(target * logits.log_softmax(-1)).sum(-1))
+    return {"choice": torch.stack(losses).sum(0).mean()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ActorCriticStage:
-    """What is learnt of a task without living: the world model learns from memory, and in imagined
-    futures policy and critic learn from each other. The world model is differentiable, so the
-    policy descends the energy of its own future (value gradients, Heess et al. 2015; actor and
-    critic in imagination, Hafner et al. 2020)."""
+    """The settings that online and offline training share: the world model trains on the replay
+    buffer, and in imagined rollouts the policy descends their energy, with gradients through the
+    world model (value gradients, Heess et al. 2015; actor and critic in imagination, Hafner et al.
+    2020), while the value critics learn what the rollouts cost."""
 
     task: str = ""
-    """What is to be done; the agent's first task if not given."""
+    """Name of the task to learn. Empty: the agent's first."""
     train_jepa: TrainJEPA = field(
         default_factory=lambda: TrainJEPA(
             optim=OptimConfig(steps=0, batch_size=128, final_lr_fraction=0.2)
         )
     )
-    """What the world model learns; for as many updates as there are here."""
+    """Training of the world model. `optim.steps` has no effect: there are as many updates as the
+    stage has."""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(steps=0, batch_size=128, lr=7e-4, final_lr_fraction=0.2)
     )
-    """The same of policy and critic."""
+    """Training of policy and value critics; likewise."""
     horizon: int = 4
-    """Steps that they imagine, H."""
+    """Steps of an imagined rollout, H."""
     td_lambda: float = 0.95
-    """lambda"""
+    """Lambda of TD(lambda)."""
     ema_decay: float = 0.95
-    """Decay of the slow copy of the critic."""
+    """Decay of the slow copy of the critics."""
     hindsight_fraction: float = 0.0
-    """Share of what is remembered that is looked at as if its goal had been what was achieved later
-    in its episode; for worlds with goals of their own (`desired_goal`)."""
+    """Fraction of the sampled windows whose goal is replaced by one that was achieved later in the
+    episode; for environments whose observations have a `desired_goal`."""
     eval_every: int = 1000
-    """Steps in each world, or updates where nothing is lived, after which the agent may be judged
+    """Steps in each environment (offline: updates) between evaluations, if there are any
     (`--eval-every-stage`)."""
 
     def __post_init__(self) -> None:
@@ -83,9 +147,10 @@ class ActorCriticStage:
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineActorCritic(ActorCriticStage, OfflineStage):
-    """The agent improves on what is remembered, whoever lived it, and lives no step itself."""
+    """Trains the agent on a task with the replay buffer alone, whatever policy filled it."""
 
     updates: int = 5000
+    """Updates of the world model, and as many of policy and critics."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +161,7 @@ class OfflineActorCritic(ActorCriticStage, OfflineStage):
 
 
 class OfflineRun:
-    """World model, policy and critic learn together, an update each at a time."""
+    """Updates the world model, then policy and critics, in turn."""
 
     def __init__(
         self, stage: ActorCriticStage, agent: Agent, env: EnvConfig, updates: int, seed: int
@@ -120,7 +185,7 @@ class OfflineRun:
         return {f"{prefix} {n}": v for prefix, part in metrics.items() for n, v in part.items()}
 
     def finish(self) -> None:
-        """What was learnt is already in place."""
+        """The trained modules are the agent's own."""
 
     def state_dict(self) -> dict[str, Tensor]:
         return with_prefixes({"model": self.model.state_dict(), "actor": self.actor.state_dict()})
@@ -131,9 +196,8 @@ class OfflineRun:
 
 
 class ActorCriticRun(SGDStageRun):
-    """From remembered states the policy steers imagined futures, under the world model as it is by
-    now. Their energy, judged by a slow copy of the critic, is what the policy descends; what is
-    felt in them is what the critic learns to foresee (TD(lambda))."""
+    """Trains policy and value critics on rollouts that are imagined from recorded states, with the
+    current world model. The rollouts' energy has values of a slow copy of the critics."""
 
     def __init__(
         self,
@@ -145,23 +209,30 @@ class ActorCriticRun(SGDStageRun):
     ) -> None:
         task_spec = agent.task_spec(stage.task)
         if task_spec.goal_source != "none":
-            raise ConfigError("interact learns a task of drives; its aim must be none")
+            raise ConfigError(
+                "actor_critic trains on tasks without a goal: the task's goal_source is "
+                f"{task_spec.goal_source!r}, and must be 'none'"
+            )
         self.stage, self.agent, self.buffer = stage, agent, buffer
         self.task = task_spec.to_task(None, "plan")
-        self.value_critics, self.drives = (
-            value_critics_of(agent),
-            agent.cost.interoceptive_cost.drives,
-        )
+        self.value_critics = value_critics_of(agent)
+        self.drives = agent.cost.interoceptive_cost.drives
         init_value_units(agent, buffer, min(8, agent.replay_buffer.max_window()))
         self.target_critics = EMATarget(self.value_critics, stage.ema_decay).requires_grad_(False)
-        # a copy: no gradient is computed for what doesn't learn here
+        # a copy without gradients: its weights are not trained here
         self.model = deepcopy(agent.world_model).requires_grad_(False)
         target_critics: Any = self.target_critics.average.module
         interoceptive_cost = InteroceptiveCost(self.drives, target_critics)
-        cost = Cost(agent.cost.goal_critic, interoceptive_cost, self.model.ensemble.disagreement)
+        cost = Cost(
+            agent.cost.goal_critic,
+            interoceptive_cost,
+            self.model.ensemble.disagreement,
+            agent.cost.custom,
+        )
+        # the agent's risk model keeps its random stream for acting
         evaluator = replace(
-            agent.evaluator, imagine=self.model.imagine, imagine_policy=self.model.imagine_policy, cost_terms=cost,
-            risk_model=deepcopy(agent.evaluator.risk_model),  # whoever acts draws from the agent's own
+            agent.evaluator, imagine=self.model.imagine, imagine_policy=self.model.imagine_policy,
+            cost_terms=cost, risk_model=deepcopy(agent.evaluator.risk_model),
         )  # fmt: skip
         self.seed = seed
         self.policy_proposal = PolicyProposal(agent.policy, evaluator)
@@ -173,9 +244,10 @@ class ActorCriticRun(SGDStageRun):
 
     @torch.no_grad()
     def refresh_units(self, latest: int, whole: bool) -> None:
-        """Takes new units where what was collected by now has left the old ones: numbers, rewards
-        or an end of episodes that were not met before. Looks at all that is kept if `whole`, or
-        where the `latest` steps stray."""
+        """Renews the units of observations and interoception where they no longer fit: because of
+        numbers, rewards or ends of episodes that were not met before. The new units are those of
+        the whole buffer; they are computed if `whole`, or where the `latest` steps have outliers in
+        the old units."""
         agent, device = self.agent, self.agent.device
         interoception_head: Any = agent.world_model.interoception_head
         target_critics: Any = self.target_critics.average.module
@@ -185,25 +257,24 @@ class ActorCriticRun(SGDStageRun):
             else {}
         )
         branches = {
-            "obs" if n == "obs" else f"obs.{n}": branch for n, branch in standardized_inputs.items()
+            "obs" if name == "obs" else f"obs.{name}": branch
+            for name, branch in standardized_inputs.items()
         }
 
         def values(name: str, latest: int = 0) -> Tensor:
             return agent.replay_buffer.values(name, latest).to(device)
 
-        out_of_units = [
-            branch.has_outliers(values(name, latest)) for name, branch in branches.items()
+        has_outliers = [
+            *(branch.has_outliers(values(name, latest)) for name, branch in branches.items()),
+            interoception_head.has_outliers(values("interoception", latest)),
         ]
-        if not whole and not any(
-            [*out_of_units, interoception_head.has_outliers(values("interoception", latest))]
-        ):
+        if not whole and not any(has_outliers):
             return
         for name, branch in branches.items():
             branch.update_units(values(name))
         interoception = values("interoception")
-        scale_ratio = interoception_head.update_units(
-            interoception, agent.cost.interoceptive_cost.centred(interoception.shape[-1]).to(device)
-        )
+        centred = agent.cost.interoceptive_cost.centred(interoception.shape[-1]).to(device)
+        scale_ratio = interoception_head.update_units(interoception, centred)
         shift = self.drives.step_shift(
             interoception_head.subtract_offset, torch.zeros_like(interoception[0])
         )
@@ -225,20 +296,16 @@ class ActorCriticRun(SGDStageRun):
         )
         pre_squash = agent.policy.pre_squash(state, context.goal, context.task_vector)
         losses = actor_critic_loss(
-            evaluated,
-            pre_squash,
-            self.drives,
-            self.value_critics,
-            self.target_critics.average,
+            evaluated, pre_squash, self.drives, self.value_critics, self.target_critics.average,
             self.stage.td_lambda,
-        )
+        )  # fmt: skip
         return {**losses, **self._choice_loss(state, pre_squash, context)}
 
     def _choice_loss(
         self, state: Tensor, pre_squash: Tensor, context: TaskContext
     ) -> dict[str, Tensor]:
-        """What the policy learns from one imagined step of every option; nothing where actions are
-        numbers."""
+        """The choice loss of one imagined step with every option; empty where actions are
+        continuous."""
         action_space = self.agent.policy.action_space
         if not isinstance(action_space, OneHotActions):
             return {}
@@ -252,12 +319,11 @@ class ActorCriticRun(SGDStageRun):
         return choice_loss(pre_squash, imagined.energy, action_space.sizes)
 
     def _sample_states(self, generator: torch.Generator) -> Tensor:
-        """States `[B, D]`, each with what recall makes of the moments before it."""
+        """Recorded states `[B, D]`, each after `context_steps` steps in short-term memory."""
         agent, context = self.agent, self.stage.train_jepa.context_steps
         batch = self.buffer.sample(
-            self.stage.optim.batch_size, max(1, context), generator,
-            parts=OBS_ONLY,
-        )  # fmt: skip
+            self.stage.optim.batch_size, max(1, context), generator, parts=OBS_ONLY
+        )
         obs = tree_map(
             lambda part: part[:, : context + 1].flatten(0, 1).to(agent.device), batch.obs
         )
@@ -265,19 +331,9 @@ class ActorCriticRun(SGDStageRun):
         states = unroll_memory(agent.short_term_memory, features.unflatten(0, (-1, context + 1)))
         if batch.valid is None:
             return states[:, -1]
-        # of a window that its episode's end cuts short, any state from which a step was taken
-        last_steps = batch.num_valid
-        random_steps = (
-            torch.rand(len(last_steps), generator=generator).to(last_steps.device) * last_steps
-        ).long()
+        # of a padded window, any state from which a step was taken
+        num_valid = batch.num_valid
+        random = torch.rand(len(num_valid), generator=generator).to(num_valid.device)
+        random_steps = (random * num_valid).long()
         step = torch.where(batch.valid[:, -1], context, random_steps).to(states.device)
         return states[torch.arange(len(states), device=states.device), step]
-
-
-def with_prefixes(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{prefix}.{n}": value for prefix, part in parts.items() for n, value in part.items()}
-
-
-def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    own = {n: value for n, value in state.items() if n.startswith(f"{prefix}.")}
-    return {n.removeprefix(f"{prefix}."): value for n, value in own.items()}

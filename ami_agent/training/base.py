@@ -1,4 +1,4 @@
-"""What a lesson is, and the lesson that teaches nothing."""
+"""What a training stage is, and what the stages share."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIN_FRACTION = 0.9
-"""Of the recorded steps, the fraction that is worth no word when it is drawn."""
+"""Fraction of the recorded steps below which training on them logs a warning."""
 
 
 class StageRun(Protocol):
-    """Something that learns step by step."""
+    """A stage while it runs: it learns step by step."""
 
     @property
     def step(self) -> int: ...
     @property
     def eval_mode_due(self) -> str:
-        """The mode in which it is worth judging the agent by now, if there is one."""
+        """The mode in which an evaluation of the agent is due at this step; empty if none is."""
         ...
 
     @property
@@ -45,39 +45,39 @@ class StageRun(Protocol):
 
 @runtime_checkable
 class HoldsEnvs(Protocol):
-    """A learner whose environments stay open between its updates."""
+    """A stage run whose environments stay open between its updates."""
 
     def close_envs(self) -> None: ...
     def reopen_envs(self) -> None:
-        """Other episodes begin; those that were under way are cut."""
+        """Starts new episodes; those that were running are broken off."""
 
 
 class Stage(Protocol):
-    """What is to be learnt; `begin` gives the one who learns it."""
+    """The settings of a stage; `start` makes the run that learns by them."""
 
     @property
     def env_steps(self) -> int:
-        """Steps that it adds to each life in memory."""
+        """Steps that the stage adds to the replay buffer, in each environment."""
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun: ...
 
 
 class OfflineStage:
-    """Any lesson that is taken without living."""
+    """A stage that adds no step to the replay buffer."""
 
     env_steps = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoStage(OfflineStage):
-    """Nothing to learn here: the ablation of any lesson."""
+    """Learns nothing: the ablation of any stage."""
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         return NoStageRun()
 
 
 class NoStageRun:
-    """Learns nothing, at once."""
+    """Is done before its first update."""
 
     total = step = 0
     eval_mode_due = ""
@@ -86,17 +86,18 @@ class NoStageRun:
         return {}
 
     def finish(self) -> None:
-        """Nothing was begun."""
+        """There is nothing to finish."""
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing was put away."""
+        """There is no state."""
 
 
 def task_modality_sets(agent: Agent) -> list[dict[str, float]]:
-    """The ways in which perception is primed: the agent's own, and those of its tasks."""
+    """The different modality weights with which the agent perceives: its default, and those of its
+    tasks."""
     default = agent.configurator.default_modality_weights
     modality_sets = [
         default,
@@ -110,8 +111,8 @@ def task_modality_sets(agent: Agent) -> list[dict[str, float]]:
 
 
 def encode_buffer(agent: Agent, modality_weights: ModalityWeights | None = None) -> ReplayBuffer:
-    """The same memory with states in the place of observations: perception learns no more, so
-    each is encoded once."""
+    """The replay buffer with states in the place of observations, each encoded once: for stages
+    that don't train perception."""
     weights = (
         agent.configurator.default_modality_weights
         if modality_weights is None
@@ -129,7 +130,7 @@ def encode_buffer(agent: Agent, modality_weights: ModalityWeights | None = None)
 
 
 class SGDStageRun(SGDLoop):
-    """A Learner is a pupil whose lesson is as long as its schedule."""
+    """A stage run that descends one loss, for as many steps as its optimizer's settings say."""
 
     eval_mode_due = ""
     fraction: Callable[[], Tensor] | None = None
@@ -141,15 +142,15 @@ class SGDStageRun(SGDLoop):
     def log_drawn_fraction(
         self, buffer: ReplayBuffer, learner: str, length: int, recent: bool = False
     ) -> None:
-        """Logs which fraction of the recorded steps windows of that length can hold, and says so
-        where some are in none. `who` learns from them, in words."""
+        """Logs the fraction of the recorded steps that windows of `length` steps can hold, with a
+        warning where it is low. `learner` names, in the warning, what trains on the windows."""
         self.fraction = partial(buffer.fraction, length, recent)
         fraction = float(self.fraction())
         if fraction < MIN_FRACTION:
             log.warning(
-                f"{learner}: windows of {length} steps hold {100 * fraction:.1f} % of the recorded steps; "
-                "the other steps are of episodes that were broken off, still run or are partly "
-                "overwritten, and have fewer"
+                f"{learner}: windows of {length} steps hold {100 * fraction:.1f} % of the recorded "
+                "steps; the other steps are of episodes that were broken off, still run or are "
+                "partly overwritten, and have fewer"
             )
 
     def update(self) -> dict[str, Tensor]:
@@ -157,4 +158,15 @@ class SGDStageRun(SGDLoop):
         return {**metrics, "drawn_fraction": self.fraction()} if self.fraction else metrics
 
     def finish(self) -> None:
-        """What was learnt is already in place."""
+        """The trained modules are the agent's own."""
+
+
+def with_prefixes(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by `prefix.name`, of tensors by name by prefix."""
+    return {f"{prefix}.{n}": value for prefix, part in parts.items() for n, value in part.items()}
+
+
+def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of that prefix, by name without it."""
+    own = {n: value for n, value in state.items() if n.startswith(f"{prefix}.")}
+    return {n.removeprefix(f"{prefix}."): value for n, value in own.items()}

@@ -1,4 +1,4 @@
-"""What was lived for one goal, looked at as if it had been lived for another."""
+"""Hindsight experience replay: recorded windows with other goals, and the rewards of those."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from modules.memory.replay_buffer import ALL_PARTS, Parts, ReplayBuffer
 from modules.types import ConfigError, Trajectory, as_dict
 
 DESIRED_GOAL, ACHIEVED_GOAL = "desired_goal", "achieved_goal"
-"""How Gymnasium's goal-conditioned worlds name them."""
-HINT = "--actor-critic.hindsight-fraction 0 does without"
+"""Their names in the observations of Gymnasium's goal environments."""
+HINT = "--actor-critic.hindsight-fraction 0 trains without hindsight"
 NUM_CHECKED_STEPS = 64
-"""Steps after which it is plain how a world rewards."""
+"""Steps for which rewards are compared with `compute_reward` before training."""
 
 RewardFn = Callable[[np.ndarray, np.ndarray, dict[str, Any]], Any]
-"""A world's `compute_reward`: achieved and desired goals `[N, G]` -> rewards `[N]`."""
+"""An environment's `compute_reward`: achieved and desired goals `[N, G]` -> rewards `[N]`."""
 
 
 class SamplesTrajectories(Protocol):
-    """Whatever stretches of life can be drawn from."""
+    """A source of recorded windows."""
 
     def sample(
         self, count: int, length: int, generator: torch.Generator, group_size: int = 1, *,
@@ -44,10 +44,11 @@ class SamplesTrajectories(Protocol):
 
 
 class HindsightBuffer:
-    """A share of what is drawn from memory wants what was achieved later in its episode, and is
-    rewarded for it (hindsight experience replay, Andrychowicz et al. 2017, strategy "future").
+    """A replay buffer in which a fraction of the sampled windows has as desired goal one that was
+    achieved later in the episode, and the rewards of that goal (hindsight experience replay,
+    Andrychowicz et al. 2017, strategy "future").
 
-    The world's `compute_reward` is asked on the host."""
+    The environment's `compute_reward` runs on the host."""
 
     def __init__(self, buffer: ReplayBuffer, ratio: float, reward_fn: RewardFn) -> None:
         self.buffer, self.ratio, self.reward_fn = buffer, ratio, reward_fn
@@ -78,14 +79,12 @@ class HindsightBuffer:
         return trajectory._replace(obs={**obs, DESIRED_GOAL: desired}, interoception=interoception)
 
     def rewards(self, achieved: Tensor, desired: Tensor) -> Tensor:
-        """`[N, T, G]` twice -> what the world would have given, `[N, T]`"""
-        rewards = _compute_rewards(
-            self.reward_fn, *(part.flatten(0, 1) for part in (achieved, desired))
-        )
+        """Achieved and desired goals, each `[N, T, G]` -> the environment's rewards `[N, T]`."""
+        rewards = _compute_rewards(self.reward_fn, achieved.flatten(0, 1), desired.flatten(0, 1))
         return rewards.unflatten(0, achieved.shape[:2]).to(achieved.device)
 
     def check(self) -> None:
-        """Raises ConfigError where rewards that were lived are not what `compute_reward` says."""
+        """Raises ConfigError where recorded rewards are not those of `compute_reward`."""
         trajectory = self.buffer.sample(1024, 1, torch.Generator().manual_seed(0))
         obs = as_dict(trajectory.obs)
         computed = self.rewards(obs[ACHIEVED_GOAL][:, 1:], obs[DESIRED_GOAL][:, :-1])[:, 0]
@@ -93,42 +92,43 @@ class HindsightBuffer:
 
 
 def _compute_rewards(reward_fn: RewardFn, achieved: Tensor, desired: Tensor) -> Tensor:
-    """`[N, G]` twice -> `[N]`; ConfigError where the world can't tell."""
+    """Goals, each `[N, G]` -> rewards `[N]`; ConfigError or EnvError where the environment's
+    function gives none."""
     achieved_array, desired_array = achieved.cpu().numpy(), desired.cpu().numpy()
     try:
         rewards = np.asarray(reward_fn(achieved_array, desired_array, {}), dtype=np.float64)
-    except Exception as error:  # a stranger's code may raise anything
+    except Exception as error:  # the user's code may raise anything
         raise EnvError(
-            f"the world's compute_reward failed with {len(achieved_array)} goals at once: "
+            f"the environment's compute_reward failed with {len(achieved_array)} goals at once: "
             f"{type(error).__name__}: {error}; {HINT}"
         ) from error
     if rewards.shape != achieved_array.shape[:1]:
         raise ConfigError(
-            f"the world's compute_reward answers {achieved_array.shape} goals with {rewards.shape} rewards; "
-            f"it must take many at once and answer ({len(achieved_array)},) (a norm along axis -1, for "
-            f"instance); {HINT}"
+            f"the environment's compute_reward returns rewards of shape {rewards.shape} for goals "
+            f"of shape {achieved_array.shape}; it must take many goals at once and return "
+            f"({len(achieved_array)},) (a norm along axis -1, for instance); {HINT}"
         )
     if not np.isfinite(rewards).all():
-        raise EnvError(f"the world's compute_reward answers with NaN or infinity; {HINT}")
+        raise EnvError(f"the environment's compute_reward returns NaN or infinity; {HINT}")
     return torch.from_numpy(rewards)
 
 
 def _check_rewards(computed: Tensor, recorded: Tensor) -> None:
-    """Rewards `[N]` as `compute_reward` has them and as they were lived."""
+    """Raises ConfigError where computed and recorded rewards `[N]` differ in more than 2 %."""
     scale = min(1.0, float(recorded.abs().amax())) or 1.0
     wrong_fraction = float(
         ((computed - recorded).abs() > 1e-3 * (scale + recorded.abs())).float().mean()
     )
     if wrong_fraction > 0.02:
         raise ConfigError(
-            f"in {100 * wrong_fraction:.0f} % of the steps the world's reward is not what its "
-            f"compute_reward says of the goals; {HINT}"
+            f"in {100 * wrong_fraction:.0f} % of the steps the environment's reward is not that of "
+            f"its compute_reward; {HINT}"
         )
 
 
 def check_reward_fn(spec: EnvironmentSpec, config: EnvConfig) -> None:
-    """Lives a little, before anything is learnt: ConfigError where rewards that are lived are not
-    what `compute_reward` says, or it says nothing."""
+    """Takes some steps before training: ConfigError where their rewards are not those of
+    `compute_reward`, or there is no such function."""
     compute_reward, achieved, desired, rewards = reward_fn(spec, config), [], [], []
     with closing(config.build(1)) as env:
         obs, _ = env.reset(0)
@@ -148,7 +148,8 @@ def check_reward_fn(spec: EnvironmentSpec, config: EnvConfig) -> None:
 def with_hindsight(
     buffer: ReplayBuffer, ratio: float, spec: EnvironmentSpec, config: EnvConfig
 ) -> SamplesTrajectories:
-    """Memory, looked at so if `ratio` is not 0; ConfigError for a world without such goals."""
+    """The buffer with hindsight, if `ratio` is not 0; ConfigError for an environment without
+    goals."""
     if not ratio:
         return buffer
     relabelled = HindsightBuffer(buffer, ratio, reward_fn(spec, config))
@@ -157,13 +158,13 @@ def with_hindsight(
 
 
 def is_goal_env(spec: EnvironmentSpec) -> bool:
-    """Whether there are goals that are achieved and goals that are desired, vectors alike."""
+    """Whether observations have an achieved and a desired goal, vectors of one size."""
     shapes = [spec.shapes.get(name) for name in (DESIRED_GOAL, ACHIEVED_GOAL)]
     return shapes[0] == shapes[1] and shapes[0] is not None and len(shapes[0]) == 1
 
 
 def has_compute_reward(spec: EnvironmentSpec, config: EnvConfig) -> bool:
-    """Whether a world has goals, and says how it rewards them."""
+    """Whether an environment has goals, and a `compute_reward` for them."""
     try:
         reward_fn(spec, config)
     except ConfigError:
@@ -172,19 +173,23 @@ def has_compute_reward(spec: EnvironmentSpec, config: EnvConfig) -> bool:
 
 
 def reward_fn(spec: EnvironmentSpec, config: EnvConfig) -> RewardFn:
-    """How a world rewards goals; ConfigError where it has none, or doesn't say."""
+    """The environment's `compute_reward`; ConfigError where it has none, or no goals."""
     if not is_goal_env(spec):
         raise ConfigError(
-            f"hindsight needs a world whose observations are a Dict with {DESIRED_GOAL!r} and "
-            f"{ACHIEVED_GOAL!r}, two vectors alike; {config.id} shows {spec.describe_obs()}"
+            f"hindsight needs observations that are a Dict with {DESIRED_GOAL!r} and "
+            f"{ACHIEVED_GOAL!r}, two vectors of one size; those of {config.id} are "
+            f"{spec.describe_obs()}; {HINT}"
         )
     if config.action_repeat > 1 or config.frame_stack > 1:
-        raise ConfigError("hindsight knows the reward of one step, seen once: no repeat or stack")
+        raise ConfigError(
+            "hindsight computes the reward of a single step and frame: --env.action-repeat and "
+            f"--env.frame-stack must be 1; {HINT}"
+        )
     with closing(replace(config, vectorization_mode="sync").build(1)) as env:
         single_env = env.unwrapped.envs[0].unwrapped
     if not callable(getattr(single_env, "compute_reward", None)):
         raise ConfigError(
-            f"{config.id} has no compute_reward(achieved, desired, info): hindsight can't know "
-            f"what another goal would have been worth; {HINT}"
+            f"{config.id} has no compute_reward(achieved, desired, info), which hindsight needs for"
+            f" the reward of other goals; {HINT}"
         )
     return single_env.compute_reward

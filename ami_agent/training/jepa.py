@@ -1,8 +1,8 @@
-"""Perception and world model learn to predict."""
+"""Training of perception and world model: a joint-embedding predictive architecture (JEPA)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.losses import unroll_loss, world_model_loss
+from ami_agent.training import representation_losses
 from ami_agent.training.base import (
     OfflineStage,
     SGDStageRun,
@@ -20,9 +20,16 @@ from ami_agent.training.base import (
     task_modality_sets,
 )
 from ami_agent.training.hindsight import SamplesTrajectories
+from ami_agent.training.masking import ValidSteps, last_valid, states_from_steps
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.representation_losses import OPTIONAL_TERMS, LossWeights, directions
+from ami_agent.training.representation_losses import (
+    OPTIONAL_TERMS,
+    LossWeights,
+    directions,
+    per_location,
+)
 from modules.memory.replay_buffer import Parts
+from modules.memory.short_term import NoMemory, unroll_memory
 from modules.perception.target_encoder import (
     EMATargetConfig,
     OnlineTargetConfig,
@@ -39,29 +46,168 @@ from modules.types import (
     tree_map,
     validate_ranges,
 )
+from modules.world_model.jepa import WorldModel
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
 
 NUM_PROTOTYPES = 64
-"""Prototypes, where there are any."""
+NO_PROTOTYPES = torch.empty(0)
+
+EncodeFn = Callable[[Observation], Tensor]
+"""Observations `[N, *O]` -> features `[N, D]`."""
+
+
+def world_model_loss(
+    trajectory: Trajectory, perceive: EncodeFn, target_fn: Callable[[Observation, Tensor], Tensor],
+    short_term_memory: NoMemory, model: WorldModel, generator: torch.Generator, *, channels: int,
+    group_size: int, context_steps: int = 0, optional_terms: Collection[str] = (),
+    prototypes: Tensor = NO_PROTOTYPES,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Joint-embedding prediction over several steps, and what keeps it from collapsing.
+
+    The variance is taken of every dimension over the batch, so that in a map every location tells
+    layouts apart; the covariance, and both within an episode, of every channel over all locations.
+
+    `group_size`: windows come in groups of so many from one episode, whose mean the terms named
+    `_within` subtract. `target_fn`: observations and their features `[N, D]` -> target features.
+    `context_steps`: from each of the first `context_steps + 1` states, as many steps are predicted
+    as the window has beyond the context. The latent variable of a step is inferred from the states
+    before and after it. `optional_terms`: which of `OPTIONAL_TERMS` to compute; those that compare
+    two views compare the last state of a window as predicted and as encoded. `prototypes`
+    `[K, D]`. No term counts what lies beyond the valid steps of a padded window.
+    """
+    actions = trajectory.actions
+    shape = (actions.shape[0], actions.shape[1] + 1)
+    flat_obs = tree_map(lambda part: part.flatten(0, 1), trajectory.obs)
+    features = perceive(flat_obs)
+    states = unroll_memory(short_term_memory, features.unflatten(0, shape))  # [B, T + 1, D]
+    target_features = target_fn(flat_obs, features)
+    # targets without gradient train no short-term memory either
+    with torch.set_grad_enabled(target_features.requires_grad):
+        targets = unroll_memory(short_term_memory, target_features.unflatten(0, shape))
+    valid = states_from_steps(trajectory.valid)
+    valid_states, valid_steps = ValidSteps(valid), ValidSteps(trajectory.valid)
+    valid_pairs = ValidSteps(None if trajectory.valid is None else trajectory.valid[:, 1:])
+    inferred_actions = model.level(
+        0
+    ).dynamics.inverse(  # type: ignore[operator]
+        valid_steps(states[:, :-1]), valid_steps(states[:, 1:])
+    )
+    all_states = valid_states(states)
+    all_features = per_location(all_states, channels)
+    centered = representation_losses.center_within_episode(states, group_size, valid)
+    centered_features = per_location(valid_states(centered), channels)
+    terms, predicted, target = _unroll_terms(
+        model, states, targets, actions, trajectory.interoception, generator, context_steps,
+        trajectory.valid,
+    )  # fmt: skip
+    optional: dict[str, Callable[[], Tensor]] = {
+        "barlow_twins": lambda: representation_losses.barlow_twins(
+            per_location(predicted, channels), per_location(target, channels)
+        ),
+        "sigreg": lambda: representation_losses.sigreg(
+            all_features, directions(channels, generator).to(all_features)
+        ),
+        "info_nce": lambda: representation_losses.info_nce(predicted, target),
+        "margin": lambda: representation_losses.margin(predicted, target),
+        "straightness": lambda: representation_losses.straightness(states, valid_pairs),
+        "byol": lambda: representation_losses.byol(predicted, target),
+        "prototypes": lambda: representation_losses.prototypes(predicted, target, prototypes),
+    }
+    return {
+        **terms,
+        **{name: optional[name]() for name in OPTIONAL_TERMS if name in optional_terms},
+        "variance": representation_losses.variance(all_states.flatten(0, -2)),
+        "covariance": representation_losses.covariance(all_features),
+        "variance_within": representation_losses.variance(centered_features),
+        "covariance_within": representation_losses.covariance(centered_features),
+        "temporal_similarity": representation_losses.temporal_similarity(states, valid_steps),
+        "inverse_dynamics": representation_losses.inverse_dynamics(
+            inferred_actions, valid_steps(actions)
+        ),
+    }
+
+
+def _unroll_terms(
+    model: WorldModel, states: Tensor, targets: Tensor, actions: Tensor, interoception: Tensor,
+    generator: torch.Generator, context_steps: int, valid: Tensor | None,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
+    """Unrolls the model from each of the first `context_steps + 1` states. Returns the terms of the
+    predicted states and interoception, of the latent variable and of the ensemble's one-step
+    predictions, and the last state of every window as predicted and as encoded, `[N, D]`."""
+    length, level = actions.shape[1] - context_steps, model.level(0)
+    interoception = model.interoception_head.subtract_offset(interoception)
+    noise_shape = (*actions.shape[:2], level.latent.noise_dim)
+    noise = torch.rand(noise_shape, generator=generator).to(states)
+    valid_steps = ValidSteps(valid)
+    states_before, states_after = valid_steps(states[:, :-1]), targets[:, 1:]
+    posterior = level.latent.posterior(
+        states_before, valid_steps(actions), valid_steps(states_after), valid_steps(noise),
+        level.dynamics,
+    )  # fmt: skip
+    action_latents = valid_steps.scatter(posterior.action_latent)  # [B, T, A + Z]
+    window_actions, window_targets, window_signals = (
+        part.unfold(1, length, 1).movedim(-1, 2).flatten(0, 1)
+        for part in (action_latents, states_after, interoception)
+    )  # [B * (context_steps + 1), length, ..]
+    predicted = level.unroll(states[:, : context_steps + 1].flatten(0, 1), window_actions)
+    window_valid = None if valid is None else valid.unfold(1, length, 1).flatten(0, 1)
+    valid_of_window, last_of_window = ValidSteps(window_valid), last_valid(window_valid)
+    current, following = states_before.detach(), valid_steps(states_after).detach()
+    # three slices, not one shared tensor: the result depends on the order of summed gradients
+    predicted_signals = model.interoception_head.predict(
+        valid_of_window(predicted[:, :-1]),
+        valid_of_window(window_actions[..., : model.action_dim]),
+        valid_of_window(predicted[:, 1:]),
+    )
+    terms = {
+        "prediction": representation_losses.prediction(
+            valid_of_window(predicted[:, 1:]), valid_of_window(window_targets)
+        ),
+        "scaled_prediction": representation_losses.scaled_prediction(
+            valid_of_window(predicted[:, 1:]), valid_of_window(window_targets), following - current
+        ),
+        "interoception": representation_losses.interoception(
+            predicted_signals,
+            valid_of_window(window_signals),
+            model.interoception_head.error_scale(),
+        ),
+        "ensemble": representation_losses.ensemble(
+            model.ensemble(current, valid_steps(actions)), following - current
+        ),
+        "kl": posterior.kl,
+        "prior_nll": posterior.prior_nll,
+    }
+    return terms, last_of_window(predicted[:, 1:]), last_of_window(window_targets)
+
+
+def unroll_loss(
+    model: WorldModel, trajectory: Trajectory, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The prediction terms of `world_model_loss` where observations are states already,
+    `[B, T + 1, D]`."""
+    states, actions = trajectory.states, trajectory.actions
+    interoception, valid = trajectory.interoception, trajectory.valid
+    return _unroll_terms(model, states, states, actions, interoception, generator, 0, valid)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJEPA(OfflineStage):
-    """Perception and world model together: predict in representation space, don't collapse."""
+    """Trains perception and world model together: they predict in representation space, and are
+    kept from collapsing."""
 
     weights: LossWeights = field(default_factory=LossWeights)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1200, batch_size=128))
     length: int = 8
-    """Steps unrolled, T."""
+    """Steps that are predicted from one state, T."""
     context_steps: int = 0
-    """Steps before these, of which recall makes what it can; from each of them a future of T steps
-    is unrolled as well."""
+    """Recorded steps before these that the short-term memory reads. From each of them, T steps are
+    predicted as well."""
     group_size: int = 1
-    """Windows that come from one episode, for the statistics within it."""
+    """Windows of a batch that are drawn from one episode, for the statistics within an episode."""
     task_modality_prob: float = 0.0
-    """Chance that a window is perceived as one of the agent's tasks primes perception for."""
+    """Probability that a window is perceived with the modality weights of one of the tasks."""
     target_encoder: OnlineTargetConfig | EMATargetConfig | StopGradientTargetConfig = field(
         default_factory=OnlineTargetConfig
     )
@@ -80,25 +226,17 @@ class TrainJEPA(OfflineStage):
         return self.make_run(agent, agent.replay_buffer, seed)
 
     def make_run(self, agent: Agent, buffer: SamplesTrajectories, seed: int) -> StageRun:
-        """The one who learns it of what is remembered."""
+        """A run that trains on windows of this buffer."""
         perception, target_encoder = agent.perception, self.target_encoder.build(agent.perception)
         window_steps = self.context_steps + self.length
         if not agent.replay_buffer.fraction(window_steps):
             longest = max(1, agent.replay_buffer.max_window() - self.context_steps)
             raise ConfigError(
-                f"the world model learns from windows of {window_steps} steps, but no episode has so "
-                f"many, and none has ended: --train-jepa.length {longest} and, where it is learnt as "
-                f"life goes on, --actor-critic.train-jepa.length {longest}"
+                f"the world model trains on windows of {window_steps} steps, but no recorded "
+                f"episode has so many, and none has ended: set --train-jepa.length {longest} and, "
+                f"for training online, --actor-critic.train-jepa.length {longest}"
             )
-        # the same whenever the same was lived: a unit that is taken again is the same unit
-        agent.perception.adapt(_normalization_obs(agent, buffer))  # type: ignore[operator]
-        interoception = _fixed_sample(buffer, 4096, Parts(obs=(), actions=False)).interoception
-        interoception = interoception[:, 0].to(agent.device)
-        centred = agent.cost.interoceptive_cost.centred(interoception.shape[-1]).to(
-            interoception.device
-        )
-        agent.world_model.interoception_head.adapt(interoception, centred)
-
+        _adapt_units(agent, buffer)
         optional_terms = [name for name in OPTIONAL_TERMS if getattr(self.weights, name)]
         initial_prototypes = directions(
             prod(agent.shape), torch.Generator().manual_seed(seed), NUM_PROTOTYPES
@@ -108,49 +246,40 @@ class TrainJEPA(OfflineStage):
 
         def loss(generator: torch.Generator) -> dict[str, Tensor]:
             batch = buffer.sample(self.optim.batch_size, window_steps, generator, self.group_size)
-            batch, task_modality_prob = self._sample_modality_weights(
+            batch, modality_weights = self._sample_modality_weights(
                 agent, _to_device(batch, agent.device), generator
             )
             return world_model_loss(
-                batch, lambda obs: perception(obs, task_modality_prob), lambda obs, s: target_encoder(obs, s, task_modality_prob),
-                agent.short_term_memory, agent.world_model, generator,
-                channels=agent.shape[0], group_size=self.group_size, context_steps=self.context_steps,
+                batch, lambda obs: perception(obs, modality_weights),
+                lambda obs, features: target_encoder(obs, features, modality_weights),
+                agent.short_term_memory, agent.world_model, generator, channels=agent.shape[0],
+                group_size=self.group_size, context_steps=self.context_steps,
                 optional_terms=optional_terms, prototypes=prototypes,
             )  # fmt: skip
 
+        trained = [perception, agent.short_term_memory, agent.world_model, target_encoder]
         stage_run = SGDStageRun(
-            nn.ModuleList(
-                [
-                    agent.perception,
-                    agent.short_term_memory,
-                    agent.world_model,
-                    target_encoder,
-                    extra_parameters,
-                ]
-            ),
-            loss,
-            self.optim,
-            weights=asdict(self.weights),
-            seed=seed,
-            post_step=lambda: target_encoder.update(agent.perception),
-        )
+            nn.ModuleList([*trained, extra_parameters]), loss, self.optim,
+            weights=asdict(self.weights), seed=seed,
+            post_step=lambda: target_encoder.update(perception),
+        )  # fmt: skip
         stage_run.log_drawn_fraction(agent.replay_buffer, "the world model", window_steps)
         return stage_run
 
     def _sample_modality_weights(
         self, agent: Agent, batch: Trajectory, generator: torch.Generator
     ) -> tuple[Trajectory, dict[str, float | Tensor]]:
-        """Gains by sense: those of a task in some windows, `[B * (T + 1)]`, the agent's own in the
-        rest. What was felt in the former, NaN by now, can't be known by who perceives so."""
+        """Weights by modality: those of a random task in some windows, `[B * (T + 1)]`, the agent's
+        default in the rest. Windows with a task's weights have NaN as interoception: it can't be
+        predicted from states in which modalities are suppressed."""
         default_weights = agent.configurator.default_modality_weights
         if not self.task_modality_prob:
             return batch, dict(default_weights)
         modality_sets = task_modality_sets(agent)
         num_windows, num_states = len(batch.actions), batch.actions.shape[1] + 1
         set_index = torch.randint(len(modality_sets), (num_windows,), generator=generator)
-        set_index[torch.rand(num_windows, generator=generator) >= self.task_modality_prob] = (
-            0  # the agent's own
-        )
+        is_default = torch.rand(num_windows, generator=generator) >= self.task_modality_prob
+        set_index[is_default] = 0
         modality_weights = {
             name: torch.tensor([modality_set[name] for modality_set in modality_sets])[set_index]
             for name in default_weights
@@ -164,13 +293,13 @@ class TrainJEPA(OfflineStage):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneDynamics(OfflineStage):
-    """The dynamics alone go on learning, in states as they are by now: on all of memory, and as
-    much on the latest life, however perception is primed. What a state means stays as it is, and
-    so do the critics."""
+    """Trains the world model alone, on states as perception encodes them by now: half of each batch
+    is of all recorded steps, half of those that were collected last, with the modality weights of
+    every task. The states don't change, so the critics stay valid."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=400, batch_size=128))
     length: int = 5
-    """Steps unrolled, T."""
+    """Steps that are predicted, T."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, length=HORIZON)
@@ -185,20 +314,20 @@ class FinetuneDynamics(OfflineStage):
         def loss(generator: torch.Generator) -> dict[str, Tensor]:
             buffer_index = int(torch.randint(len(buffers), (), generator=generator))
             batches = (
-                buffers[buffer_index].sample(half, self.length, generator, latest_run=recent_terms)
-                for recent_terms in (False, True)
+                buffers[buffer_index].sample(half, self.length, generator, latest_run=latest_run)
+                for latest_run in (False, True)
             )
-            old_terms, recent_terms = (
+            all_terms, recent_terms = (
                 unroll_loss(model, _to_device(batch, device), generator) for batch in batches
             )
             return {
-                "prediction": old_terms["prediction"],
+                "prediction": all_terms["prediction"],
                 "recent": recent_terms["prediction"],
-                "interoception": (old_terms["interoception"] + recent_terms["interoception"])
+                "interoception": (all_terms["interoception"] + recent_terms["interoception"])
                 * (buffer_index == 0),
-                "ensemble": old_terms["ensemble"] + recent_terms["ensemble"],
-                "kl": old_terms["kl"] + recent_terms["kl"],
-                "prior_nll": old_terms["prior_nll"] + recent_terms["prior_nll"],
+                "ensemble": all_terms["ensemble"] + recent_terms["ensemble"],
+                "kl": all_terms["kl"] + recent_terms["kl"],
+                "prior_nll": all_terms["prior_nll"] + recent_terms["prior_nll"],
             }
 
         weights = {"interoception": 10.0, "kl": 0.01}
@@ -207,13 +336,24 @@ class FinetuneDynamics(OfflineStage):
         return stage_run
 
 
+def _adapt_units(agent: Agent, buffer: SamplesTrajectories) -> None:
+    """Fits the units of observations and interoception to a sample of the buffer. The same buffer
+    gives the same units, so a resumed run has those that it had."""
+    agent.perception.adapt(_normalization_obs(agent, buffer))  # type: ignore[operator]
+    interoception = _fixed_sample(buffer, 4096, Parts(obs=(), actions=False)).interoception
+    interoception = interoception[:, 0].to(agent.device)
+    centred = agent.cost.interoceptive_cost.centred(interoception.shape[-1])
+    agent.world_model.interoception_head.adapt(interoception, centred.to(interoception.device))
+
+
 def _fixed_sample(buffer: SamplesTrajectories, count: int, parts: Parts) -> Trajectory:
-    """Steps that are the same whenever the same was collected."""
+    """Windows of one step, drawn with a constant seed."""
     return buffer.sample(count, 1, torch.Generator().manual_seed(0), parts=parts)
 
 
 def _normalization_obs(agent: Agent, buffer: SamplesTrajectories) -> Observation:
-    """What perception takes its units from: pictures are many bytes, and few will do."""
+    """Observations from which perception takes its units, as many of each modality as
+    `adapt_sizes` says: of large images, few."""
     counts: Mapping[str, int] = agent.perception.adapt_sizes  # type: ignore[assignment]
     found: dict[str, Tensor] = {}
     for count in sorted(set(counts.values())):
@@ -224,7 +364,7 @@ def _normalization_obs(agent: Agent, buffer: SamplesTrajectories) -> Observation
 
 
 def _to_device(batch: Trajectory, device: torch.device) -> Trajectory:
-    """The mask stays where it is: what it tells is asked for by the host."""
+    """The batch on the device, but for the mask `valid`, which the host reads."""
     obs = tree_map(lambda part: part.to(device), batch.obs)
     rest = {name: getattr(batch, name).to(device) for name in Trajectory._fields[1:5]}
     return batch._replace(obs=obs, **rest)

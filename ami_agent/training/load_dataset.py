@@ -1,4 +1,4 @@
-"""Memory is filled with what was recorded."""
+"""A stage that fills the replay buffer with recorded episodes."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ami_agent.adapters.datasets import EpisodeDataset, from_minari, from_run
 from ami_agent.adapters.env import EnvAdapter, EnvConfig
-from ami_agent.training.base import StageRun
+from ami_agent.training.base import StageRun, with_prefixes, without_prefix
 from modules.types import STEPS, ConfigError, validate_ranges
 
 if TYPE_CHECKING:
-    from ami_agent.adapters.datasets import EpisodeDataset
     from ami_agent.agent import Agent
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadDataset:
-    """Nothing is lived: what others did in this world, and what came of it, is remembered."""
+    """Fills the replay buffer with the episodes of a dataset, in place of collecting steps in the
+    environment."""
 
     minari: str = ""
     """Id of a Minari dataset on this machine."""
     run: str = ""
-    """Folder of a run that kept its memory (`--keep-replay-buffer`)."""
+    """Folder of a run that kept its replay buffer (`--keep-replay-buffer`)."""
     steps: int = 0
-    """Steps that are remembered, and one between each two episodes: of a record that has more, the
-    last. All, if not given."""
+    """Steps to keep, one between every two episodes included; of a longer dataset, the last ones.
+    0: all."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, steps=STEPS)
@@ -37,7 +38,7 @@ class LoadDataset:
 
     @property
     def num_envs(self) -> int:
-        """Lives in memory: one, of all episodes."""
+        """Environments of the replay buffer: one, which holds all episodes."""
         return 1
 
     @property
@@ -45,17 +46,13 @@ class LoadDataset:
         return self.steps
 
     def with_all_steps(self, env: EnvAdapter) -> LoadDataset:
-        """The same, of as many steps as there are, unless fewer are asked for."""
+        """The same stage with the steps of the whole dataset, unless `steps` is given."""
         return replace(self, steps=self.steps or self.dataset(env).steps)
 
     def dataset(self, env: EnvAdapter) -> EpisodeDataset:
-        """What there is; ConfigError where it is not of such a world."""
+        """The dataset; ConfigError where it is not of such an environment."""
         if not (self.minari or self.run):
             raise ConfigError("recorded data need a name: minari or run")
-        from ami_agent.adapters.datasets import (  # know agents, which are made of lessons
-            from_minari,
-            from_run,
-        )
 
         return from_minari(self.minari, env) if self.minari else from_run(self.run, env)
 
@@ -64,7 +61,7 @@ class LoadDataset:
 
 
 class DatasetLoader:
-    """One episode at a time. A checkpoint holds those that were read so far."""
+    """Loads one episode per update. A checkpoint holds those that were loaded so far."""
 
     eval_mode_due = ""
 
@@ -83,11 +80,10 @@ class DatasetLoader:
         self.env.close()
 
     def state_dict(self) -> dict[str, Tensor]:
-        memory = {f"memory.{n}": part for n, part in self.agent.replay_buffer.state_dict().items()}
-        return {**memory, "here.step": torch.tensor(self.step)}
+        own_state = {"step": torch.tensor(self.step)}
+        return with_prefixes({"memory": self.agent.replay_buffer.state_dict(), "here": own_state})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        memory = {n.removeprefix("memory."): p for n, p in state.items() if n != "here.step"}
-        self.agent.replay_buffer.load_state_dict(memory)
+        self.agent.replay_buffer.load_state_dict(without_prefix(state, "memory"))
         self.step = int(state["here.step"])
         self.episodes = self.dataset.episodes(self.step)

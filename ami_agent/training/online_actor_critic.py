@@ -1,4 +1,4 @@
-"""Life and learning interleave."""
+"""Training of policy, value critics and world model while the agent acts in environments."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ from torch import Tensor
 
 from ami_agent.adapters.env import ActFn, EnvConfig
 from ami_agent.evaluation.policies import EpisodeStart, PolicyFactory, agent_policy_factory
-from ami_agent.training.actor_critic import (
-    ActorCriticStage,
-    OfflineRun,
-    with_prefixes,
-    without_prefix,
-)
-from ami_agent.training.base import StageRun
+from ami_agent.training.actor_critic import ActorCriticStage, OfflineRun
+from ami_agent.training.base import StageRun, with_prefixes, without_prefix
 from ami_agent.training.collect import EPISODE_METRICS, Collector
 from modules.actor.action_space import ActionSpace
 from modules.types import ENV_STEPS, Observation, validate_ranges
@@ -28,23 +23,23 @@ if TYPE_CHECKING:
 
 
 CHECK_UNITS_EVERY = 10
-"""Steps in each env between two looks at whether the latest numbers and rewards have left their
-units. Looks at all that is kept become rarer as it grows, so that they cost the same per step."""
+"""Steps in each environment between checks of the latest steps for outliers in their units. Checks
+of the whole buffer become rarer as it grows, so that their cost per step stays the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineActorCritic(ActorCriticStage):
-    """The agent does what it has learnt so far, shaken a little; what comes of it is remembered,
-    and it improves."""
+    """Trains the agent on a task while it acts, with noise on its actions; its steps are added to
+    the replay buffer."""
 
     steps: int = 10_000
-    """Steps lived in each world."""
+    """Steps in each environment."""
     updates_per_step: float = 1.0
-    """Updates for each step of life."""
+    """Updates per step in an environment."""
     mode: Literal["react", "plan"] = "react"
-    """Who acts."""
+    """The mode in which the agent acts: by its policy or by planning."""
     action_noise: float = 0.2
-    """How far actions are shaken."""
+    """Standard deviation of the noise on actions, which lie in [-1, 1]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,8 +56,8 @@ class OnlineActorCritic(ActorCriticStage):
 def with_action_noise(
     make_policy: PolicyFactory, action_noise: float, action_space: ActionSpace
 ) -> PolicyFactory:
-    """The same player with shaken hands. What shakes them depends on the seed and on how often they
-    were used, so that it can be taken up again anywhere."""
+    """The same policy with Gaussian noise on its actions. The noise depends on the seed and on the
+    number of actions so far alone, so a run can be resumed at any step."""
 
     def make_noisy_policy(start: EpisodeStart, seed: int) -> ActFn:
         act_fn, step = make_policy(start, seed), [seed]
@@ -80,9 +75,10 @@ def with_action_noise(
 
 
 class OnlineRun:
-    """One who lives and learns. Put away in the middle of an episode, it brings the world back to
-    where it was by doing again what it did. Who reacts, and recalls nothing of the episode, goes on
-    as if nothing had been; a planner thinks afresh."""
+    """Alternates between a step in every environment and updates. When it is resumed in the middle
+    of an episode, it repeats the recorded actions to bring the environments to where they were. A
+    reactive agent without short-term memory then continues exactly as if there had been no
+    interruption; a planner starts without a warm start."""
 
     def __init__(self, stage: OnlineActorCritic, agent: Agent, env: EnvConfig, seed: int) -> None:
         self.stage, self.agent, self.total, self.updates_due = stage, agent, stage.steps, 0.0
@@ -94,8 +90,8 @@ class OnlineRun:
             stage.action_noise,
             agent.policy.action_space,
         )
-        self.build = partial(env.build, num_envs, agent.device)
-        self.collector = Collector(agent, self.build(), stage, [policy], seed)
+        self.build_env = partial(env.build, num_envs, agent.device)
+        self.collector = Collector(agent, self.build_env(), stage, [policy], seed)
 
     @property
     def step(self) -> int:
@@ -106,41 +102,33 @@ class OnlineRun:
         return "" if self.step % self.stage.eval_every else self.stage.mode
 
     def update(self) -> dict[str, Tensor]:
-        """One step of life in every world, and what is learnt after it."""
+        """One step in every environment, and the updates that are due after it."""
         if self.eval_mode_due:
-            self.collector.start_policies()  # somebody may have asked the agent other things meanwhile
+            self.collector.start_policy()  # an evaluation gave the agent other tasks
         metrics = self.collector.update()
         if self.step % CHECK_UNITS_EVERY == 0:
-            check_all = (
-                self.step % (CHECK_UNITS_EVERY * 2 ** max(0, (self.step // 200).bit_length() - 1))
-                == 0
-            )
-            self.learner.actor.refresh_units(CHECK_UNITS_EVERY, check_all)
+            every = CHECK_UNITS_EVERY * 2 ** max(0, (self.step // 200).bit_length() - 1)
+            self.learner.actor.refresh_units(CHECK_UNITS_EVERY, whole=self.step % every == 0)
         self.updates_due += self.stage.updates_per_step * self.agent.replay_buffer.num_envs
         update_metrics: dict[str, Tensor] = {}
         while self.updates_due >= 1:
             update_metrics = self.learner.update()
             self.updates_due -= 1
-        return {
-            **update_metrics,
-            **{name: metrics[name] for name in EPISODE_METRICS if name in metrics},
-        }
+        return update_metrics | {n: metrics[n] for n in EPISODE_METRICS if n in metrics}
 
     def close_envs(self) -> None:
         self.collector.env.close()
 
     def reopen_envs(self) -> None:
-        self.collector.env = self.build()
+        self.collector.env = self.build_env()
         self.collector.reset_envs()
 
     def finish(self) -> None:
         self.collector.finish()
 
     def state_dict(self) -> dict[str, Tensor]:
-        own_state = {
-            "step": torch.tensor(self.step),
-            "debt": torch.tensor(self.updates_due).double(),
-        }
+        updates_due = torch.tensor(self.updates_due).double()
+        own_state = {"step": torch.tensor(self.step), "debt": updates_due}
         own_state |= self.collector.episodes.state_dict()
         own = with_prefixes({"memory": self.agent.replay_buffer.state_dict(), "here": own_state})
         return {**self.learner.state_dict(), **own}

@@ -1,4 +1,4 @@
-"""The Learner that descends a loss, one for each trainable box (`losses.py`)."""
+"""The loop of stochastic gradient descent on one loss, its settings and its metrics."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ from modules.types import (
 )
 
 Loss = Callable[[torch.Generator], dict[str, Tensor]]
-"""Draws its own batch with the generator it is given; so a seed decides everything."""
+"""Samples a batch with the generator and returns the terms of its loss by name, each a scalar. All
+randomness comes from the generator, so a seed decides everything."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How long and how fast a box learns."""
+    """AdamW with linear warm-up and cosine decay of the learning rate."""
 
     steps: int
+    """Updates."""
     batch_size: int
     lr: float = 1e-3
+    """Learning rate after the warm-up."""
     warmup_steps: int = 50
+    """Updates over which the learning rate rises to `lr`."""
     grad_clip_norm: float = 2.0
-    """The norm that a gradient is shortened to."""
+    """Norm to which larger gradients are clipped."""
     weight_decay: float = 0.01
     final_lr_fraction: float = 0.0
-    """Share of the rate that is left at the end."""
+    """Learning rate at the end, as a fraction of `lr`."""
 
     def __post_init__(self) -> None:
         validate_ranges(
@@ -51,14 +55,16 @@ class OptimConfig:
         validate_ranges(self, weight_decay=RATE, final_lr_fraction=FRACTION)
 
     def num_groups(self, group_size: int) -> int:
-        """How many groups of `together` a batch has; raises ConfigError if it doesn't divide."""
+        """The number of groups in a batch; ConfigError if it is not a whole number."""
         if group_size < 1 or self.batch_size % group_size:
-            raise ConfigError(f"a batch of {self.batch_size} can't come in groups of {group_size}")
+            raise ConfigError(
+                f"a batch of {self.batch_size} can't be divided into groups of {group_size}"
+            )
         return self.batch_size // group_size
 
 
 class SGDLoop:
-    """AdamW with warm-up and cosine decay on one loss."""
+    """Descends one loss with AdamW, warm-up and cosine decay."""
 
     def __init__(
         self,
@@ -70,20 +76,21 @@ class SGDLoop:
         seed: int,
         post_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """`weights` by term, 1 where none is named; `after` follows each update."""
+        """`weights`: of the terms, by name, 1 where none is given. `post_step` is called after each
+        update."""
         self.module, self.loss, self.config = module, loss, config
         self.weights, self.post_step = weights, post_step
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        # one pass over all numbers; on a GPU its counts would have to live there as well
+        # fused is faster on a CPU; on a GPU it would keep its step counts there, not on the host
         fused = all(p.device.type == "cpu" for p in self.parameters)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None
         )
 
     def current_lr(self) -> float:
-        """The learning rate of the coming step."""
+        """The learning rate of the next step."""
         warmup_factor = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         decay = (1 + cos(pi * self.step / self.config.steps)) / 2
         return (
@@ -93,10 +100,11 @@ class SGDLoop:
         )
 
     def update(self) -> dict[str, Tensor]:
-        """One step; the terms by name and `loss`, their weighted sum, still on the device."""
+        """One step. Returns metrics, on the device: the terms by name, `loss`, their weighted sum,
+        and `gradient`, the norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.current_lr()
-        self.module.train()  # who was judged meanwhile was not learning
+        self.module.train()  # an evaluation in between sets eval mode
         terms = self.loss(self.generator)
         total = torch.stack([self.weights.get(k, 1.0) * term for k, term in terms.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -112,7 +120,7 @@ class SGDLoop:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that the next step depends on."""
+        """Everything that the next step depends on."""
         optimizer_slots = self.optimizer.state_dict()["state"]
         moments = {
             f"slot.{i}.{k}": v for i, slot in optimizer_slots.items() for k, v in slot.items()
@@ -141,16 +149,16 @@ class SGDLoop:
 
 
 def check_finite(stage: str, step: int, values: Mapping[str, float]) -> None:
-    """Raises Diverged naming the first value that is not a finite number."""
+    """Raises DivergenceError naming the first value that is not finite."""
     for name, value in values.items():
         if not abs(value) < float("inf"):
             raise DivergenceError(
-                f"{stage}: {name} became {value} by step {step}; a smaller learning rate may do"
+                f"{stage}: {name} became {value} by step {step}; a smaller learning rate may help"
             )
 
 
 def average_metrics(history: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
-    """The mean of each value over some updates; this is where the host waits for the device."""
+    """The mean of each metric over some updates. Reading it makes the host wait for the device."""
     values_by_name: dict[str, list[Tensor]] = {}
     for row in history:
         for name, value in row.items():
@@ -159,19 +167,19 @@ def average_metrics(history: Iterable[Mapping[str, Tensor]]) -> dict[str, float]
 
 
 def stack_metrics(history: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Figures of some updates -> by name, one after the other: what a checkpoint can hold."""
+    """The metrics of some updates, each stacked by name, for a checkpoint."""
     names = dict.fromkeys(name for row in history for name in row)
     return {name: torch.stack([row[name] for row in history if name in row]) for name in names}
 
 
-def unstack_metrics(figures: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Updates whose average is the same."""
-    return [{name: value} for name, values in figures.items() for value in values]
+def unstack_metrics(metrics: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Metrics of updates with the same average as those that were stacked."""
+    return [{name: value} for name, values in metrics.items() for value in values]
 
 
 def tune_malloc() -> None:
-    """Lets glibc keep freed memory instead of handing it back: training on images is up to three
-    times slower where every batch is mapped anew."""
+    """Lets glibc keep freed memory instead of returning it to the kernel: training on images is up
+    to three times slower where the memory of every batch is mapped anew."""
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)

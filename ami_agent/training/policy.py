@@ -1,4 +1,5 @@
-"""The policy learns from Mode-2's plans."""
+"""Training of the policy (Mode-1): through the world model, from recorded actions, and from the
+plans of Mode-2."""
 
 from __future__ import annotations
 
@@ -15,11 +16,10 @@ from ami_agent.adapters.env import EnvConfig, done_of, next_obs_of
 from ami_agent.adapters.fault_tolerance import retry_on_worker_death
 from ami_agent.adapters.options import Options, check_options
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
-from ami_agent.losses import behaviour_cloning_loss
 from ami_agent.training.base import OfflineStage, SGDStageRun, StageRun, encode_buffer
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.evaluator import safe_std
-from modules.actor.policy import PolicyProposal
+from modules.actor.policy import Policy, PolicyProposal
 from modules.configurator import TaskSpec
 from modules.memory.replay_buffer import OBS_ONLY
 from modules.types import (
@@ -37,21 +37,29 @@ if TYPE_CHECKING:
     from ami_agent.agent import Agent
 
 
+def behaviour_cloning_loss(
+    policy: Policy, state: Tensor, goal: Tensor, task_vector: Tensor, action: Tensor
+) -> dict[str, Tensor]:
+    """Imitation of actions `[B, A]` in states `[B, D]`, for goals `[B, D]` and tasks `[B, W]`."""
+    pre_squash = policy.pre_squash(state, goal, task_vector)
+    return {"bc": policy.action_space.imitation_loss(pre_squash, action).mean()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class AmortizePlanning(OfflineStage):
-    """The policy steers imagined futures from remembered states to remembered goals, and descends
-    the energy that Mode-2 descends: planning amortised over all situations, with gradients through
-    the world model (value gradients, Heess et al. 2015)."""
+    """Trains the policy on imagined rollouts from recorded states to recorded goals: it descends
+    the energy that Mode-2 descends, with gradients through the world model. This amortizes planning
+    over all situations (value gradients, Heess et al. 2015)."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1000, batch_size=128))
     horizon: int = 3
-    """Imagined steps, H."""
+    """Steps of an imagined rollout, H."""
     group_size: int = 1
-    """So many states of one episode are each other's goals; 1: the whole batch, for worlds whose
-    layout never changes."""
+    """States of one episode that are each other's goals. 1: all states of the batch, for
+    environments whose layout never changes."""
     tasks: tuple[str, ...] = ()
-    """Those that are practised, by name; all where none is named. What a task costs must be plain
-    from a single moment: nothing has been lived here that boredom could be measured by."""
+    """Names of the tasks to train on. Empty: all. A task with a weight for boredom can't be among
+    them: imagined rollouts begin without an episode by which boredom is measured."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, horizon=HORIZON, group_size=BATCH)
@@ -59,7 +67,7 @@ class AmortizePlanning(OfflineStage):
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         policy = agent.eval().policy
-        # copies: no gradient is computed for what doesn't learn
+        # copies without gradients: their weights are not trained here
         model = deepcopy(agent.world_model).requires_grad_(False)
         cost = deepcopy(agent.cost).requires_grad_(False)
         policy_proposal = PolicyProposal(
@@ -80,7 +88,7 @@ class AmortizePlanning(OfflineStage):
                 int(torch.randint(2**31, (), generator=generator))
             )
             energy = policy_proposal.evaluate_with(state, no_candidates, context).energy
-            # in units of its own spread, or tasks with large costs would drown the others
+            # in units of its own spread: tasks with large costs don't dominate the others
             return {"energy": (energy / safe_std(energy)).mean()}
 
         return SGDStageRun(policy, loss, self.optim, weights={}, seed=seed)
@@ -90,27 +98,25 @@ class AmortizePlanning(OfflineStage):
 def _states_in_task(
     agent: Agent, obs: Observation, goal_group: int, task_spec: TaskSpec
 ) -> tuple[Tensor, TaskContext]:
-    """Observations `[B, *O]` as states under a task, and that task, with goals: where the world
-    would name one, the neighbour in a group of so many; where the agent is to stay, the state
-    itself."""
+    """Observations `[B, *O]` as states under a task, and the task's context with goals: in place of
+    a goal of the environment, the neighbour in a group of `goal_group` states; in place of the
+    current state, the state itself."""
     state = agent.encode(obs, agent.configurator.modality_weights(task_spec.to_task(None, "plan")))
     neighbour = state.unflatten(0, (-1, goal_group)).roll(1, 1).flatten(0, 1)
-    goal = {"env": neighbour, "current": state, "none": torch.zeros_like(state)}[
-        task_spec.goal_source
-    ]
+    goals = {"env": neighbour, "current": state, "none": torch.zeros_like(state)}
     task = task_spec.to_task(None if task_spec.goal_source == "none" else obs, "plan")
-    return state, agent.configurator.context(task, goal)
+    return state, agent.configurator.context(task, goals[task_spec.goal_source])
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoalConditionedBC(OfflineStage):
-    """The policy learns to do again what was done on the way to somewhere: every state that
-    followed in memory is taken for the goal that it was (goal-conditioned behavioural cloning;
-    Ghosh et al. 2021). It knows no better way than what was lived, and no longer one."""
+    """Trains the policy to repeat recorded actions: a later state of the same episode is taken for
+    the goal of an action (goal-conditioned behavioural cloning; Ghosh et al. 2021). The policy
+    learns no better paths than the recorded ones, and none that are longer."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=3000, batch_size=256))
     max_goal_offset: int = 20
-    """Steps by which such a goal followed, at most."""
+    """Steps by which such a goal comes later, at most."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, max_goal_offset=HORIZON)
@@ -118,9 +124,9 @@ class GoalConditionedBC(OfflineStage):
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         buffer, policy = encode_buffer(agent), agent.policy
         conditions = agent.configurator.conditioned_on
-        tasks = [a for a in agent.tasks.values() if a.goal_source == "env"]
+        tasks = [task for task in agent.tasks.values() if task.goal_source == "env"]
         if not tasks:
-            raise ConfigError("retrace teaches ways to goals, and no task has one")
+            raise ConfigError("goal_bc learns to reach goals, but no task has goal_source 'env'")
         weights = agent.configurator.cost_weights(tasks[0].to_task(agent.spec.zeros(1), "react"))
         condition = torch.tensor([[float(weights.get(name, 0)) for name in conditions]])
 
@@ -143,21 +149,24 @@ class GoalConditionedBC(OfflineStage):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillPlanner(OfflineStage):
-    """Mode-2's plans become Mode-1's policy, over states that the policy itself would visit
-    (relabelled as in DAgger, Ross et al. 2011)."""
+    """Trains the policy (Mode-1) to do what the planner (Mode-2) would, in states that the policy
+    itself visits: DAgger (Ross et al. 2011; LeCun 2022, 3.1.3)."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=3000, batch_size=256))
     rounds: int = 6
+    """Rounds of collecting and labelling states; the tasks take turns."""
     num_envs: int = 128
+    """Environments of a round."""
     steps: int = 16
-    """Steps lived in each world and round; each is labelled by Mode-2."""
+    """Steps in each environment and round; the planner labels every one."""
     action_noise: float = 0.3
-    """How far the policy's actions are shaken, so that it also meets states beside its way."""
+    """Standard deviation of the noise on the policy's actions, which leads it to states off its
+    path."""
     options: Options = field(default_factory=dict)
+    """Keyword arguments of the environment that hold for this stage only."""
     imitated_tasks: tuple[str, ...] = ()
-    """Tasks in which the policy learns from the plans, by name; all where none is named. In the
-    others it goes on doing what it does (what `AmortizePlanning` taught it), and only what energy plans
-    have is learnt."""
+    """Names of the tasks in which the policy imitates the plans. Empty: all. In the others it stays
+    as it is (as `AmortizePlanning` trained it), and only the energy of plans is learnt."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, rounds=(1, 100_000), num_envs=(1, 1_000_000), steps=ENV_STEPS)
@@ -169,7 +178,7 @@ class DistillPlanner(OfflineStage):
 
 
 class Label(NamedTuple):
-    """What is to be done in N states, and what Mode-2 would expect to come of thinking there."""
+    """N states in tasks, the action to imitate and the energy of the plan there."""
 
     state: Tensor  # [N, D]
     goal: Tensor  # [N, D]
@@ -179,9 +188,9 @@ class Label(NamedTuple):
 
 
 class DAggerRun(SGDStageRun):
-    """Acts by itself, asks Mode-2 what it would have done, and learns that where it is to imitate;
-    and what energy the plans of Mode-2 have, to know where it is worth asking. The tasks take
-    turns."""
+    """Acts by the policy, labels its states by the planner, and trains the policy on the labels of
+    the tasks that it imitates. The predictor of plan energies, by which the agent decides when to
+    plan, trains on all labels."""
 
     def __init__(self, config: DistillPlanner, agent: Agent, env: EnvConfig, seed: int) -> None:
         self.stage, self.agent, self.seed = config, agent, seed
@@ -197,7 +206,7 @@ class DAggerRun(SGDStageRun):
         return super().update()
 
     def _set_labels(self, *labels: Label) -> None:
-        """All labels there are by now."""
+        """Takes these as all labels, and fits the predictor's units to their energies."""
         self.labels = list(labels)
         self.all_labels = Label(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
         tasks = len(self.agent.tasks)
@@ -207,7 +216,7 @@ class DAggerRun(SGDStageRun):
 
     @torch.no_grad()
     def _collect_labels(self, round_index: int) -> Label:
-        """One round of life under the policy; in a task's first, under Mode-2 itself."""
+        """Labels the steps of one round under the policy; in a task's first, under the planner."""
         seed, tasks = self.seed + 1_000_003 * round_index, list(self.agent.tasks.items())
         name, task_spec = tasks[round_index % len(tasks)]
         is_imitated = name in (self.stage.imitated_tasks or self.agent.tasks)
@@ -256,18 +265,18 @@ class DAggerRun(SGDStageRun):
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        new_labels = {
+        labels = {
             f"labels.{round_index}.{name}": part
             for round_index, label in enumerate(self.labels)
             for name, part in label._asdict().items()
         }
-        return {**super().state_dict(), **new_labels}
+        return {**super().state_dict(), **labels}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         labels: list[Label] = []
         while f"labels.{len(labels)}.state" in state:
-            round_index = f"labels.{len(labels)}."
-            labels.append(Label(*(state[round_index + name] for name in Label._fields)))
-        if labels:  # else the first round could not be lived to its end
+            prefix = f"labels.{len(labels)}."
+            labels.append(Label(*(state[prefix + name] for name in Label._fields)))
+        if labels:  # else the first round was interrupted
             self._set_labels(*labels)
         super().load_state_dict({k: v for k, v in state.items() if not k.startswith("labels")})

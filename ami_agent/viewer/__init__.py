@@ -1,8 +1,9 @@
-"""An agent at work, as pictures: what it considered, what it chose, where it went.
+"""Pictures of an agent that acts: the candidates it compared, its plan, and the path it took.
 
-`show` writes for every episode a GIF and a sheet of key frames, and one self-contained page for
-all; `picture` is the sheet alone. Any world will do: one that renders is seen as it is, and one
-that offers `Drawn` and `life.Examines` has what was imagined drawn into its picture.
+`show` writes a GIF and a sheet of key frames for every episode, and one self-contained page for
+all; `draw_episode` returns the sheet and the GIF alone. Any environment will do: its frames are
+shown where it renders, and imagined states are drawn into them where it is also `Renderable` and
+`HasFactors`.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ __all__ = [
 ]
 
 MODE_GROUPS = {"both": ("plan", "react")}
-"""Modes that are several, side by side."""
+"""Names that stand for several modes."""
 
 MAX_DRAWN_STEPS = 200
-"""Steps that a picture tells of, at most: it is made while somebody waits for something else."""
+"""Steps of the episode that `draw_episode` draws, at most: training waits for it."""
 
 
 def show(
@@ -44,14 +45,14 @@ def show(
     episodes: int = 3, mode: str = "plan", task: str = "", seed: int = 0,
     logger: Logger | None = None, mp4: bool = False,
 ) -> Path:  # fmt: skip
-    """Lives `episodes` episodes, of seeds `seed`, `seed` + 1, ..., and writes them into `out`:
+    """Runs `episodes` episodes, of seeds `seed`, `seed` + 1, ..., and writes them into `out`:
     `episode-0.gif` and `episode-0.png`, ..., and `index.html`, whose path is returned. `mode` is
-    one of the agent's, or "both": Mode-2 and Mode-1 on the same seeds, `episode-0-plan.gif` and
-    `episode-0-react.gif`, .... `mp4`: the films as mp4 as well.
+    one of the agent's modes, or "both": Mode-2 and Mode-1 on the same seeds,
+    `episode-0-plan.gif` and `episode-0-react.gif`, .... `mp4` writes mp4 files beside the GIFs.
 
-    Raises ConfigError for an unknown mode, an unusable `out`, or where there is no ffmpeg.
+    Raises ConfigError for an unknown mode, an unusable `out`, or where ffmpeg is missing.
     """
-    from ami_agent.viewer import drawing, page  # here, because matplotlib takes its time
+    from ami_agent.viewer import drawing, page  # here, because matplotlib is slow to import
 
     logger = logger or NullLogger()
     ffmpeg_path = ffmpeg() if mp4 else ""
@@ -65,12 +66,10 @@ def show(
     )
     for number, by_mode in enumerate(recorded):
         projector = factory.fit(by_mode)
-        critic_map = projector.critic_map(agent, config, by_mode[0])  # a goal's, whatever the mode
-        overlays = (
-            []
-            if critic_map is None
-            else [page.critic_overlay(critic_map, drawing.critic_overlay(critic_map))]
-        )
+        critic_map = projector.critic_map(agent, config, by_mode[0])  # the same in every mode
+        overlays = []
+        if critic_map is not None:
+            overlays = [page.critic_overlay(critic_map, drawing.critic_overlay(critic_map))]
         mode_records = []
         with logger.progress(f"draw seed {by_mode[0].seed}", len(by_mode)) as bar:
             for recorded_episode in by_mode:
@@ -84,30 +83,23 @@ def show(
                 mode_records.append(page.mode_record(projected, sheet))
                 bar.advance()
         seed_records.append(page.SeedRecord(mode_records, projector, overlays))
-    title = f"{recorded_episode.env}: what it was thinking"
+    title = f"{recorded_episode.env}: what the agent plans and does"
     description = [recorded_episode.description, agent.subgoals.description]
     return page.write(folder / "index.html", title, description, seed_records)
 
 
 def draw_episode(agent: Agent, config: EnvConfig, seed: int) -> tuple[np.ndarray, bytes]:
-    """The sheet of key frames of one planned episode, of its beginning where it is long, uint8
-    [h, w, 3]; and its film, a GIF."""
+    """The sheet of key frames of one episode of Mode-2, uint8 [h, w, 3], and its GIF; of a long
+    episode its first steps."""
     from ami_agent.viewer import drawing
 
     task_spec, logger = agent.task_spec(""), NullLogger()
     config = config.for_task(task_spec)
     factory = make_projector_factory(agent, config, seed, task_spec, logger.info)
     ((recorded_episode,),) = record_episodes(
-        agent,
-        config,
-        factory.camera,
-        1,
-        ("plan",),
-        seed,
-        task_spec,
-        logger,
+        agent, config, factory.camera, 1, ("plan",), seed, task_spec, logger,
         max_steps=MAX_DRAWN_STEPS,
-    )
+    )  # fmt: skip
     projector = factory.fit([recorded_episode])
     projected = project(recorded_episode, projector)
     sheet = drawing.sheet(projected, projector.critic_map(agent, config, recorded_episode))
@@ -115,7 +107,7 @@ def draw_episode(agent: Agent, config: EnvConfig, seed: int) -> tuple[np.ndarray
 
 
 def log_episode(agent: Agent, config: EnvConfig, logger: Logger) -> None:
-    """A planned episode, for whoever looks at a run; where it can't be drawn that is said."""
+    """Logs the pictures of one episode of Mode-2, or why it can't be drawn."""
     try:
         sheet, film = draw_episode(agent, config, FIRST_EVAL_SEED)
         logger.log_image("episode", sheet, 0)

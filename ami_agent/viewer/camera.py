@@ -1,4 +1,4 @@
-"""Pictures of worlds as they are, of any world that renders; and none of one that doesn't."""
+"""Frames of any environment that renders, and none of one that doesn't."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ami_agent.adapters.graphics import choose_gl_backend, gl_hint
 from modules.types import ConfigError
 
 Pictures: TypeAlias = tuple[np.ndarray, ...]
-"""What a world shows of itself at one moment: one picture `[h, w, 3]` uint8, or none."""
+"""The frame of one environment at one step, `[h, w, 3]` uint8, or nothing."""
 
 NO_LIMIT = 1 << 20
-"""A side that no picture has."""
+"""Pixels; larger than the side of any frame."""
 
 
 class Camera(Protocol):
-    """Takes pictures of worlds that were made with its options."""
+    """Renders environments that were made with its options."""
 
     options: Mapping[str, Any]
 
@@ -32,7 +32,7 @@ class Camera(Protocol):
 
 
 class NoCamera:
-    """Nothing can be seen."""
+    """Renders nothing."""
 
     options: Mapping[str, Any] = {}
 
@@ -41,7 +41,8 @@ class NoCamera:
 
 
 class RenderCamera:
-    """What a world's `render` gives, made smaller where a side is longer than `side` pixels."""
+    """What the environment's `render` gives, downscaled where a side is longer than `side`
+    pixels."""
 
     options: Mapping[str, Any] = {"render_mode": "rgb_array"}
 
@@ -51,24 +52,24 @@ class RenderCamera:
     def __call__(self, env: EnvAdapter) -> list[Pictures]:
         pictures = env.vector_env.render() or ()
         if fault := _render_fault(pictures):
-            raise EnvError(f"the world can no longer be drawn: {fault}")
-        return [(self._small(np.asarray(picture)),) for picture in pictures]
+            raise EnvError(f"the environment can no longer be rendered: {fault}")
+        return [(self._downscale(np.asarray(picture)),) for picture in pictures]
 
-    def _small(self, picture: np.ndarray) -> np.ndarray:
+    def _downscale(self, picture: np.ndarray) -> np.ndarray:
         picture = picture[..., :3]
         longest = max(picture.shape[:2])
         if longest <= self.side:
-            return picture.copy()  # the environment may draw the next one into the same array
+            return picture.copy()  # the environment may draw the next frame into the same array
         height, width = (max(1, round(n * self.side / longest)) for n in picture.shape[:2])
         return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
 
 
 def render_error(config: EnvConfig) -> str:
-    """Why this world can't be seen, in one line; empty where it can."""
+    """Why this environment can't be rendered, in one line; empty where it can."""
     choose_gl_backend()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Gymnasium's, of what is then told in our line
+            warnings.simplefilter("ignore")  # the line that is returned says the same
             with closing(config.build(1, **RenderCamera().options)) as env:
                 env.reset(0)
                 return _render_fault(env.unwrapped.render())
@@ -76,7 +77,7 @@ def render_error(config: EnvConfig) -> str:
         return "it has no render()"
     except ConfigError as error:
         return _make_error(str(error))
-    except Exception as error:  # a stranger's code may raise anything
+    except Exception as error:  # code of the environment may raise anything
         return _one_line(f"{_error_text(error)}{gl_hint(error)}")
 
 
@@ -92,12 +93,12 @@ def _render_fault(pictures: Any) -> str:
 
 
 def _make_error(error: str) -> str:
-    """A world that is made without `render_mode` lives, but shows nothing."""
+    """An environment without the argument `render_mode` runs, but renders nothing."""
     return "it takes no render_mode" if "render_mode" in error else _one_line(error)
 
 
 def _error_text(error: Exception) -> str:
-    """What is missing says so by itself, and what to install."""
+    """The message of a missing dependency already names it and how to install it."""
     needs_install = isinstance(error, DependencyNotInstalled)
     return str(error) if needs_install else f"{type(error).__name__}: {error}"
 

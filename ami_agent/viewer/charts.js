@@ -1,19 +1,20 @@
-// Charts of what was thought. Each function draws one of a record into `parent`; what changes with
-// time is drawn by what it returns.
+// Charts of a record. Each function draws one into `parent` and returns the function that moves it
+// to another step.
 
-// ---- making things
+// ---- elements
+
+const SVG_TAGS = "svg path circle line rect text g title".split(" ");
 
 function make(name, attributes, parent, text) {
-  const svg = "svg path circle line rect text g title".split(" ").includes(name);
-  const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name)
-    : document.createElement(name);
-  for (const [key, value] of Object.entries(attributes || {})) made.setAttribute(key, value);
-  if (text !== undefined) made.textContent = text;
-  if (parent) parent.append(made);
-  return made;
+  const element = SVG_TAGS.includes(name)
+    ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes || {})) element.setAttribute(key, value);
+  if (text !== undefined) element.textContent = text;
+  if (parent) parent.append(element);
+  return element;
 }
 
-// Points as one flat list [x, y, x, y, ...] -> what a path draws.
+// Points in one flat list [x, y, x, y, ...] -> the `d` of a path.
 function line(points) {
   let d = "";
   for (let i = 0; i < points.length; i += 2) d += (i ? "L" : "M") + points[i] + " " + points[i + 1];
@@ -21,9 +22,9 @@ function line(points) {
 }
 
 function ticks(low, high, count) {
-  const rough = (high - low) / count || 1;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((n) => n * power >= rough * 0.999);
+  const least = (high - low) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(least));
+  const step = power * [1, 2, 5, 10].find((n) => n * power >= least * 0.999);
   const found = [];
   for (let x = Math.ceil(low / step) * step; x <= high + step * 1e-6; x += step) found.push(x);
   return found;
@@ -35,8 +36,8 @@ const LEFT = 44, BOTTOM = 22, TOP = 6;
 const SMALL = [160, 104];
 
 class Chart {
-  // `low`, `high`: of what stands upright; across it goes from `from` to `to`.
-  constructor(parent, title, [wide, high], [from, to], [least, most], under) {
+  // The x axis goes from `from` to `to` and has the label `label`, the y axis from `least` to `most`.
+  constructor(parent, title, [wide, high], [from, to], [least, most], label) {
     this.box = make("div", { class: "chart" }, parent);
     this.title = make("h3", {}, this.box, title);
     this.svg = make("svg", { viewBox: `0 0 ${wide} ${high}`, role: "img" }, this.box);
@@ -52,7 +53,7 @@ class Chart {
     this.scale = make("g", {}, this.svg);
     this.inner = make("g", {}, this.svg);
     this.from = from; this.to = to;
-    this.under = under;
+    this.label = label;
     this.axes();
   }
 
@@ -63,12 +64,11 @@ class Chart {
       make("text", { x: LEFT - 6, y: y + 4, "text-anchor": "end" }, this.scale, brief(v));
     }
     for (const v of ticks(this.from, this.to, 6)) {
-      const room = this.under ? 14 + 6 * this.under.length : 0; // there it says of what
+      const room = this.label ? 14 + 6 * this.label.length : 0; // the label takes this width
       if (!Number.isInteger(v) || this.x(v) > this.wide - room) continue;
       make("text", { x: this.x(v), y: this.base + 15, "text-anchor": "middle" }, this.scale, v);
     }
-    make("text", { x: this.wide - 6, y: this.base + 15, "text-anchor": "end",
-      class: "under" }, this.scale, this.under);
+    make("text", { x: this.wide - 6, y: this.base + 15, "text-anchor": "end" }, this.scale, this.label);
   }
 
   curve(xs, ys, attributes) {
@@ -82,11 +82,9 @@ class Chart {
   }
 
   area(xs, inner, outer, color) {
-    const there = xs.flatMap((x, i) => [this.x(x).toFixed(1), this.y(outer[i]).toFixed(1)]);
-    const back = xs.flatMap((x, i) => [this.x(x).toFixed(1), this.y(inner[i]).toFixed(1)]);
-    const pairs = [];
-    for (let i = back.length; i > 0; i -= 2) pairs.push(back[i - 2], back[i - 1]);
-    make("path", { d: line([...there, ...pairs]) + "Z", fill: color, opacity: 0.8 }, this.inner);
+    const edge = (ys) => xs.map((x, i) => [this.x(x).toFixed(1), this.y(ys[i]).toFixed(1)]);
+    const outline = [...edge(outer), ...edge(inner).reverse()].flat();
+    make("path", { d: line(outline) + "Z", fill: color, opacity: 0.8 }, this.inner);
   }
 
   bar(x, inner, outer, color) {
@@ -95,27 +93,27 @@ class Chart {
       height: Math.abs(a - b), fill: color, opacity: 0.85 }, this.inner);
   }
 
-  upright(x, attributes) {
+  verticalLine(x, attributes) {
     return make("line", { x1: this.x(x), x2: this.x(x), y1: TOP, y2: this.base, ...attributes },
       this.inner);
   }
 
-  // A line that stands where time is, and goes where one clicks.
+  // A vertical line at the current step; a click in the chart moves it.
   cursor() {
-    const at = this.upright(this.from, { stroke: "var(--text)", "stroke-width": 1.2 });
+    const cursor = this.verticalLine(this.from, { stroke: "var(--text)", "stroke-width": 1.2 });
     this.svg.classList.add("seek");
     this.svg.addEventListener("pointerdown", (event) => {
       const box = this.svg.getBoundingClientRect();
       const x = (event.clientX - box.left) / box.width * this.wide;
-      const share = (x - LEFT) / (this.wide - LEFT - 6);
+      const fraction = (x - LEFT) / (this.wide - LEFT - 6);
       stop();
-      seek(Math.round(this.from + share * (this.to - this.from)));
+      seek(Math.round(this.from + fraction * (this.to - this.from)));
     });
-    return (x) => { at.setAttribute("x1", this.x(x)); at.setAttribute("x2", this.x(x)); };
+    return (x) => { cursor.setAttribute("x1", this.x(x)); cursor.setAttribute("x2", this.x(x)); };
   }
 }
 
-// Terms one on the other: what hurts above zero, what is welcome below -> [inner, outer] of each.
+// Stacked terms, positive ones above zero and negative ones below -> [inner, outer] of each.
 function stacked(terms) {
   let above = 0, below = 0;
   return terms.map((term) => {
@@ -125,91 +123,91 @@ function stacked(terms) {
   });
 }
 
-function ends(stacks, others) {
+function bounds(stacks, others) {
   const all = [0, ...stacks.flat(2), ...finite(others)];
   return [Math.min(...all), Math.max(...all)];
 }
 
-// Energy and critic over time, on one scale where both are about the goal.
+// Energy and critic over time, in one chart where both are about the goal.
 function energyOverTime(record, parent) {
   const hasSubgoals = record.layers.includes("subgoals"), both = !hasSubgoals && record.terms.length > 0;
   const move = [];
-  if (record.terms.length) move.push(energyOf(record, parent, hasSubgoals, both && record.unit));
-  if (record.unit && !both) move.push(criticOf(record, parent));
+  if (record.terms.length) move.push(energyChart(record, parent, hasSubgoals, both && record.unit));
+  if (record.unit && !both) move.push(criticChart(record, parent));
   return (step) => move.forEach((each) => each(step));
 }
 
-function energyOf(record, parent, hasSubgoals, critic) {
-  const steps = record.steps, stacks = record.frames.map((m) => stacked(m.terms));
-  const title = `what the chosen future would cost${hasSubgoals ? ", to the subgoal" : ""}: energy by term`;
+function energyChart(record, parent, hasSubgoals, critic) {
+  const steps = record.steps, stacks = record.frames.map((frame) => stacked(frame.terms));
+  const title = `energy of the plan${hasSubgoals ? " to the subgoal" : ""}, by term`;
   const chart = new Chart(parent, title, [560, 170], [0, record.end],
-    ends(stacks, critic ? criticValues(record) : []), "step");
+    bounds(stacks, critic ? criticValues(record) : []), "step");
   record.terms.forEach((name, n) => {
     const [inner, outer] = [0, 1].map((side) => stacks.map((stack) => stack[n][side]));
     chart.area(steps, inner, outer, record.colors[n]);
   });
   const keys = make("p", {}, chart.box);
   record.terms.forEach((name, n) => key(keys, name, record.colors[n]));
-  if (critic) drawCritic(record, chart, keys); else arrival(record, chart, keys);
+  if (critic) drawCritic(record, chart, keys); else drawSuccess(record, chart, keys);
   return chart.cursor();
 }
 
-function criticOf(record, parent) {
-  const chart = new Chart(parent, `what the critic expects: ${record.unit}`, [560, 130], [0, record.end],
-    ends([], criticValues(record)), "step");
+function criticChart(record, parent) {
+  const chart = new Chart(parent, `critic: ${record.unit}`, [560, 130], [0, record.end],
+    bounds([], criticValues(record)), "step");
   drawCritic(record, chart, make("p", {}, chart.box));
   return chart.cursor();
 }
 
-// Steps to the goal can be counted when it is over.
+// Whether the steps that it took to the goal can be drawn beside the critic's prediction.
 const hasStepCount = (record) => record.unit === "steps to go" && record.successStep !== null;
 const criticValues = (record) =>
-  [...record.frames.map((m) => m.criticValue), ...(hasStepCount(record) ? [record.successStep] : [])];
+  [...record.frames.map((frame) => frame.criticValue), ...(hasStepCount(record) ? [record.successStep] : [])];
 
 function drawCritic(record, chart, keys) {
-  chart.curve(record.steps, record.frames.map((m) => m.criticValue),
+  chart.curve(record.steps, record.frames.map((frame) => frame.criticValue),
     { stroke: "var(--text)", "stroke-dasharray": "5 3" });
-  key(keys, `dashed: what the critic expects, ${record.unit}`, "var(--text)");
+  key(keys, `dashed: critic, ${record.unit}`, "var(--text)");
   if (hasStepCount(record)) {
     chart.curve([0, record.successStep], [record.successStep, 0], { stroke: "var(--success)" });
-    key(keys, "steps it really took", "var(--success)");
+    key(keys, "steps that the agent took", "var(--success)");
   }
-  arrival(record, chart, keys);
+  drawSuccess(record, chart, keys);
 }
 
-function arrival(record, chart, keys) {
+function drawSuccess(record, chart, keys) {
   if (record.successStep === null) return;
-  chart.upright(record.successStep, { stroke: "var(--success)", "stroke-width": 1.6 });
-  key(keys, `upright: ${record.successLabel}`, "var(--success)");
+  chart.verticalLine(record.successStep, { stroke: "var(--success)", "stroke-width": 1.6 });
+  key(keys, `vertical line: ${record.successLabel}`, "var(--success)");
 }
 
 function key(parent, name, color) {
   make("span", { class: "key", style: `--ink: ${color}` }, parent, name);
 }
 
-// The energy of each future that was in the running, the chosen one first; its line in the picture
-// is found by its number.
+// The energy of the plan and of the other candidates; a bar and its line in the picture have the
+// same `data-candidate`.
 function candidateEnergies(record, parent) {
-  const all = record.frames.map((m) => [["planned", sum(m.terms)], ...m.otherCandidates]);
+  const all = record.frames.map((frame) => [["planned", sum(frame.terms)], ...frame.otherCandidates]);
   const most = Math.max(...all.map((energies) => energies.length));
-  const chart = new Chart(parent, "what was compared", SMALL, [0.4, most + 0.6],
-    ends([], all.flat().map(([, energy]) => energy)), "");
+  const chart = new Chart(parent, "candidate energies", SMALL, [0.4, most + 0.6],
+    bounds([], all.flat().map(([, energy]) => energy)), "");
   return (n) => {
     chart.inner.replaceChildren();
-    all[n].forEach(([future, energy], k) => {
+    all[n].forEach(([candidate, energy], k) => {
       const bar = chart.bar(k + 1, 0, energy, k ? "var(--candidates)" : "var(--planned)");
-      bar.dataset.future = future;
+      bar.dataset.candidate = candidate;
       make("title", {}, bar, `energy ${brief(energy)}`);
     });
   };
 }
 
-// What each imagined step by itself would cost, at one moment; the same scale at all moments.
+// The energy of every single imagined step of the plan; one scale for all steps of the episode.
 function energyAhead(record, parent) {
   const horizon = record.frames[0].stepEnergies.length;
-  const all = record.frames.map((m) => m.stepEnergies.map(stacked));
-  const chart = new Chart(parent, "the chosen, by step", SMALL, [0.4, horizon + 0.6],
-    ends(all.flat(), []), "ahead");
+  const all = record.frames.map((frame) => frame.stepEnergies.map(stacked));
+  const chart = new Chart(parent, "energy by step", SMALL, [0.4, horizon + 0.6],
+    bounds(all.flat(), []), "ahead");
   return (n) => {
     chart.inner.replaceChildren();
     all[n].forEach((stack, k) => stack.forEach(([inner, outer], term) =>
@@ -217,39 +215,40 @@ function energyAhead(record, parent) {
   };
 }
 
-// How much less the best future known costs than the first looked at, look by look; one scale for
-// all moments.
+// The lowest energy so far after each round of the search, relative to the first; one scale for all
+// steps of the episode.
 function searchProgress(record, parent) {
-  const all = record.frames.map((m) => m.bestEnergies.map((energy) => energy - m.bestEnergies[0]));
-  const longest = Math.max(2, ...all.map((gained) => gained.length));
+  const all = record.frames.map(({ bestEnergies }) => bestEnergies.map((energy) => energy - bestEnergies[0]));
+  const longest = Math.max(2, ...all.map((changes) => changes.length));
   const least = Math.min(0, ...all.flat());
-  const chart = new Chart(parent, "what thinking gained", SMALL, [1, longest],
-    [least || -1, 0], "look");
+  const chart = new Chart(parent, "search progress", SMALL, [1, longest],
+    [least || -1, 0], "round");
   return (n) => {
     chart.inner.replaceChildren();
-    const gained = all[n].length > 1 ? all[n] : [];
-    chart.curve(gained.map((_, i) => i + 1), gained,
+    const changes = all[n].length > 1 ? all[n] : [];
+    chart.curve(changes.map((_, i) => i + 1), changes,
       { stroke: "var(--planned)", "stroke-width": 2.4 });
-    chart.title.textContent = gained.length
-      ? `thinking gained ${rough(gained[gained.length - 1])}` : "no thinking here";
+    chart.title.textContent = changes.length
+      ? `search progress ${rough(changes[changes.length - 1])}` : "no search at this step";
   };
 }
 
+const NO_CHANGE = { stroke: "var(--muted)", "stroke-dasharray": "5 3", "stroke-width": 1 };
+
 function errorOverTime(record, parent) {
-  const errors = record.frames.map((m) => m.predictionError);
-  const title = `imagined and come, ${count(record.errorByHorizon.length, "step")}: how far apart`;
-  const over = new Chart(parent, title, [350, 130], [0, record.end], [0, Math.max(1, ...finite(errors))], "step");
-  const still = { stroke: "var(--muted)", "stroke-dasharray": "5 3", "stroke-width": 1 };
-  over.curve([0, record.end], [1, 1], still);
-  over.curve(record.steps, errors, { stroke: "var(--error)" });
-  return over.cursor();
+  const errors = record.frames.map((frame) => frame.predictionError);
+  const title = `prediction error, mean over ${count(record.errorByHorizon.length, "step")} ahead`;
+  const chart = new Chart(parent, title, [350, 130], [0, record.end],
+    [0, Math.max(1, ...finite(errors))], "step");
+  chart.curve([0, record.end], [1, 1], NO_CHANGE);
+  chart.curve(record.steps, errors, { stroke: "var(--error)" });
+  return chart.cursor();
 }
 
 function errorByStepsAhead(record, parent) {
   const errors = record.errorByHorizon, to = errors.length;
-  const chart = new Chart(parent, "by how far ahead, mean", [210, 130],
+  const chart = new Chart(parent, "the same by steps ahead", [210, 130],
     [0.6, to + 0.4], [0, Math.max(1, ...finite(errors))], "steps ahead");
-  chart.curve([0.6, to + 0.4], [1, 1],
-    { stroke: "var(--muted)", "stroke-dasharray": "5 3", "stroke-width": 1 });
+  chart.curve([0.6, to + 0.4], [1, 1], NO_CHANGE);
   chart.curve(errors.map((_, i) => i + 1), errors, { stroke: "var(--error)" });
 }

@@ -1,4 +1,4 @@
-"""Colours, and what every drawing begins with."""
+"""Colours, and helpers that all drawings share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OTHER_COLORS = ("#17a08c", "#8a63d2", "#1e5adc", "#f0591a", "#7a8c2e")
 
 
 def term_colors(names: Iterable[str]) -> dict[str, str]:
-    """Of terms by name: those that most agents have are the same wherever they are shown."""
+    """A colour for each energy term by name; common terms have the same one in every picture."""
     other_colors = cycle(OTHER_COLORS)
     return {name: TERM_COLORS.get(name) or next(other_colors) for name in names}
 
@@ -26,8 +26,8 @@ def term_colors(names: Iterable[str]) -> dict[str, str]:
 def stacked_terms(
     projected_steps: Sequence[ProjectedStep],
 ) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """Name, colour, inner and outer edge [N] of every term of the energy, one on the other: what
-    hurts above zero, what is welcome below."""
+    """Name, colour, inner and outer edge [N] of every energy term, stacked: positive values above
+    zero, negative values below."""
     above, below = np.zeros((2, len(projected_steps)))
     for name, color in term_colors(projected_steps[0].terms).items():
         term = np.array([projected_step.terms[name] for projected_step in projected_steps])
@@ -37,7 +37,7 @@ def stacked_terms(
 
 
 def without_background(picture: np.ndarray) -> np.ndarray:
-    """The picture as [h, w, 4], its most common colour transparent: what is drawn on the ground."""
+    """The picture as [h, w, 4], its most common colour transparent."""
     colors, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
     contrast = np.abs(picture.astype(int) - colors[counts.argmax()]).max(-1)
     alpha = np.clip(contrast * 2, 0, 255).astype(np.uint8)
@@ -45,13 +45,13 @@ def without_background(picture: np.ndarray) -> np.ndarray:
 
 
 def draw_background(axes: Axes, picture: np.ndarray, zorder: int = 0) -> None:
-    """The picture `[h, w, 3 or 4]`, pixel for pixel under what is drawn on it."""
+    """Draws the picture `[h, w, 3 or 4]`, and fits the axes to its pixels."""
     axes.imshow(picture, interpolation="bilinear", zorder=zorder)
     fit_axes(axes, picture)
 
 
 def fit_axes(axes: Axes, picture: np.ndarray) -> None:
-    """Axes in the pixels of a picture."""
+    """Gives the axes the coordinates of the picture's pixels."""
     height, width = picture.shape[:2]
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
     axes.set_axis_off()

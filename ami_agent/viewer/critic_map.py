@@ -1,4 +1,4 @@
-"""The critic's landscape: how far from the goal it believes every place of a world to be."""
+"""The critic map: the goal critic's value at every position of an environment."""
 
 from __future__ import annotations
 
@@ -18,38 +18,36 @@ from modules.types import Observation
 if TYPE_CHECKING:
     from ami_agent.viewer.projectors import ProbeProjector
 
-GRID_SIZE = 31  # places along a side
+GRID_SIZE = 31  # positions along a side
 
 
 class CriticMap(NamedTuple):
-    """A grid of places and what the critic says of them."""
+    """A grid of positions and the critic's value at each."""
 
-    xy: np.ndarray  # [n, n, 2] pixels of the picture
-    values: np.ndarray  # [n, n]; NaN where the world lets nobody be
-    unit: str  # of these
-    picture: np.ndarray  # [h, w, 3] uint8: the world at the beginning
+    xy: np.ndarray  # [n, n, 2] in pixels of the picture
+    values: np.ndarray  # [n, n]; NaN where the agent can't be, such as in a wall
+    unit: str  # of the values
+    picture: np.ndarray  # [h, w, 3] uint8: the first frame of the episode
 
 
 def compute_critic_map(
     agent: Agent, config: EnvConfig, projector: ProbeProjector, recorded: RecordedEpisode
 ) -> CriticMap | None:
-    """The landscape of a life's goal, all but the body as it was at the beginning.
+    """The map for the goal of an episode; all but the agent's position is as in its first step.
 
-    None where there is none: the body doesn't move in a plane of two factors, can't be put
-    anywhere, or the critic says the same of every place."""
+    None where the agent's position is not given by just two factors, where the environment can't
+    be reset to factors, and where the critic has the same value everywhere."""
     factors = _grid(projector, recorded.factors[0])
     if factors is None:
         return None
     with closing(config.build(1)) as env:
-        places = factors.reshape(-1, factors.shape[-1])
-        observations = [_obs_at(env, place, recorded.seed) for place in places]
+        rows = factors.reshape(-1, factors.shape[-1])
+        observations = [_obs_at(env, row, recorded.seed) for row in rows]
     values = np.full(len(observations), np.nan, dtype=np.float32)
-    reachable = [i for i, obs in enumerate(observations) if obs is not None]
-    if reachable:
-        values[reachable] = _critic_values(
-            agent, concat_obs([obs for obs in observations if obs is not None]), recorded
-        )
-    if len(np.unique(values[reachable])) < 2:
+    free = {i: obs for i, obs in enumerate(observations) if obs is not None}
+    if free:
+        values[list(free)] = _critic_values(agent, concat_obs(list(free.values())), recorded)
+    if len(np.unique(values[list(free)])) < 2:
         return None
     (picture, *_) = recorded.recorded_steps[0].pictures
     grid = values.reshape(factors.shape[:-1])
@@ -57,7 +55,8 @@ def compute_critic_map(
 
 
 def _grid(projector: ProbeProjector, factors: np.ndarray) -> np.ndarray | None:
-    """Factors [n, n, F] that differ in the two that move the body through the picture."""
+    """Factors [n, n, F] that differ in the two that move the agent in the picture; None where not
+    just two do."""
     bounds = np.stack([projector.low, projector.high], 1)  # [F, 2]
     moving_factors = [
         i for i, (low, high) in enumerate(bounds) if _moves(projector, factors, i, low, high)
@@ -79,18 +78,18 @@ def _moves(projector: ProbeProjector, factors: np.ndarray, i: int, low: float, h
 
 
 def _obs_at(env: EnvAdapter, factors: np.ndarray, seed: int) -> Observation | None:
-    """What is seen exactly there, [1, *O]; None where nobody can be put."""
+    """The observation [1, *O] at these factors; None where a reset does not give them."""
     labelled = reset_to_factors(env, factors, seed)
-    return (
-        labelled.obs if labelled and np.allclose(labelled.factors[0], factors, atol=1e-3) else None
-    )
+    if labelled is None or not np.allclose(labelled.factors[0], factors, atol=1e-3):
+        return None
+    return labelled.obs
 
 
 def _critic_values(agent: Agent, obs: Observation, recorded: RecordedEpisode) -> np.ndarray:
-    """Observations [N, *O] -> what the critics say [N]"""
+    """Observations [N, *O] -> the critics' values [N]"""
     states = states_of(agent, obs, recorded.context.modality_weights).to(agent.device)
-    goal, condition = (
-        part.expand(len(states), -1)
-        for part in (recorded.context.goal, recorded.context.task_vector[:1])
+    context = recorded.context
+    goal, task_vector = (
+        part.expand(len(states), -1) for part in (context.goal, context.task_vector[:1])
     )
-    return critic_value(agent, states, recorded.context._replace(goal=goal, task_vector=condition))
+    return critic_value(agent, states, context._replace(goal=goal, task_vector=task_vector))

@@ -1,4 +1,4 @@
-"""Episodes as images. matplotlib's objects only: no window, no global state."""
+"""Episodes as images, by matplotlib's objects alone: no window, no global state."""
 
 from __future__ import annotations
 
@@ -37,47 +37,36 @@ Corner: TypeAlias = Literal["upper center", "upper right"]
 LEGEND = {"past": PAST, "planned": PLANNED, "candidates": CANDIDATE, "subgoals": SUBGOAL}
 FADE = LinearSegmentedColormap.from_list("fade", ["#c9d8f8", PAST])
 
-PANEL_INCHES, DPI = 4.8, 100  # inches
+PANEL_INCHES, DPI = 4.8, 100
 PANEL = round(PANEL_INCHES * DPI)  # pixels
-CAPTION_HEIGHT, LEGEND_HEIGHT = (
-    0.25,
-    0.25,
-)  # inches below the panels, for the caption and for the legend
-MAX_FRAMES = 100  # frames, at most
-NUM_KEY_FRAMES = 6  # frames on a sheet
+CAPTION_INCHES = LEGEND_INCHES = 0.25  # each below the panels
+MAX_FRAMES = 100  # of a film
+NUM_KEY_FRAMES = 6  # of a sheet
 
 
 def film(episode: ProjectedEpisode) -> list[Image.Image]:
-    """A frame, 480 pixels wide or twice that, for every moment; in 128 colours. Of a long life only
-    every n-th moment."""
+    """A frame, 480 pixels wide or twice that, in 128 colours, for every recorded step; of a long
+    episode only for every n-th."""
     interval = -(-len(episode.projected_steps) // MAX_FRAMES)
     first = episode.projected_steps[0].panels
-    width, height = PANEL_INCHES * len(first), PANEL_INCHES + CAPTION_HEIGHT
-    # what stays the same is drawn once, and pictures are not matplotlib's business: both cost most
-    figure, legend_figure = (
-        Figure((width, height), dpi=DPI, facecolor="none"),
-        Figure((width, LEGEND_HEIGHT), dpi=DPI),
-    )
+    width, height = PANEL_INCHES * len(first), PANEL_INCHES + CAPTION_INCHES
+    # for speed the legend is drawn once, and the pictures are pasted without matplotlib
+    figure = Figure((width, height), dpi=DPI, facecolor="none")
+    legend_figure = Figure((width, LEGEND_INCHES), dpi=DPI)
     _legend(legend_figure, episode, (0.5, 0.9), "upper center", 9)
-    legend, caption_text = (
-        pixels(legend_figure),
-        figure.text(0.5, 0.015, "", ha="center", color=TEXT, size=11),
-    )
-    axes_by_panel = {}
+    legend = pixels(legend_figure)
+    caption_text = figure.text(0.5, 0.015, "", ha="center", color=TEXT, size=11)
+    overlaid_axes = []
     for number, panel in enumerate(first):
         if panel.overlaid:
-            rect = (
-                number * PANEL_INCHES / width,
-                CAPTION_HEIGHT / height,
-                PANEL_INCHES / width,
-                PANEL_INCHES / height,
-            )
-            axes_by_panel[number] = figure.add_axes(rect)
-            fit_axes(axes_by_panel[number], panel.picture)
+            left, bottom = number * PANEL_INCHES / width, CAPTION_INCHES / height
+            rect = (left, bottom, PANEL_INCHES / width, PANEL_INCHES / height)
+            overlaid_axes.append(figure.add_axes(rect))
+            fit_axes(overlaid_axes[-1], panel.picture)
     frames = []
     for projected_step in episode.projected_steps[::interval]:
         caption_text.set_text(caption(episode, projected_step))
-        for axes in axes_by_panel.values():
+        for axes in overlaid_axes:
             for artist in [*axes.lines, *axes.collections]:
                 artist.remove()
             draw_states(axes, episode, projected_step)
@@ -87,7 +76,7 @@ def film(episode: ProjectedEpisode) -> list[Image.Image]:
 
 
 def _compose(figure: Figure, projected_step: ProjectedStep) -> np.ndarray:
-    """The moment's pictures, side by side, under what is drawn in the figure; uint8 [h, w, 3]."""
+    """The panels of a step, side by side, under the figure; uint8 [h, w, 3]."""
     overlay = Image.fromarray(_rgba(figure))
     canvas, side = Image.new("RGBA", overlay.size, "white"), PANEL
     for number, panel in enumerate(projected_step.panels):
@@ -100,8 +89,8 @@ def _compose(figure: Figure, projected_step: ProjectedStep) -> np.ndarray:
 
 
 def sheet(episode: ProjectedEpisode, critic_map: CriticMap | None) -> np.ndarray:
-    """Key frames, energy by term over time and, where there is one, the critic's landscape, or else
-    how much came true of what was imagined; uint8 [h, w, 3]."""
+    """Key frames, energy by term over time, and the critic map or, without one, the prediction
+    error; uint8 [h, w, 3]."""
     rows = len(episode.projected_steps[0].panels)
     height = 5.0 + 2.6 * rows
     figure = Figure((15, height), dpi=110, facecolor="white")
@@ -129,7 +118,7 @@ def sheet(episode: ProjectedEpisode, critic_map: CriticMap | None) -> np.ndarray
 
 
 def critic_overlay(critic_map: CriticMap) -> np.ndarray:
-    """The critic's landscape alone, to be laid over the world's picture; uint8 [h, w, 4]."""
+    """The critic map alone, to be laid over a frame of the environment; uint8 [h, w, 4]."""
     height, width = critic_map.picture.shape[:2]
     figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="none")
     axes = figure.add_axes((0, 0, 1, 1))
@@ -139,7 +128,7 @@ def critic_overlay(critic_map: CriticMap) -> np.ndarray:
 
 
 def key_steps(episode: ProjectedEpisode) -> list[ProjectedStep]:
-    """Moments that tell the story: evenly spread, up to the arrival if it was for good."""
+    """Evenly spread steps, up to the first success where the episode also ends in success."""
     last, steps = len(episode.projected_steps) - 1, episode.steps
     if episode.recorded.success_step is not None and episode.recorded.final_success:
         last = min(last, int(np.searchsorted(steps, episode.recorded.success_step)))
@@ -150,25 +139,20 @@ def key_steps(episode: ProjectedEpisode) -> list[ProjectedStep]:
 def caption(
     episode: ProjectedEpisode, projected_step: ProjectedStep, *, brief: bool = False
 ) -> str:
-    """Step, energy of the chosen future, steps to go as the critic sees them, if there is one."""
-    energy_text = (
-        [f"energy {sum(projected_step.terms.values()):.3g}"]
-        if projected_step.terms and not brief
-        else []
-    )
-    critic_text = [f"{episode.unit} {projected_step.critic_value:.3g}"] if episode.unit else []
-    return " · ".join([f"step {projected_step.step}", *energy_text, *critic_text])
+    """The step, the energy of the plan unless `brief`, and the critic's value if there is one."""
+    parts = [f"step {projected_step.step}"]
+    if projected_step.terms and not brief:
+        parts.append(f"energy {sum(projected_step.terms.values()):.3g}")
+    if episode.unit:
+        parts.append(f"{episode.unit} {projected_step.critic_value:.3g}")
+    return " · ".join(parts)
 
 
 def draw_panel(
-    axes: Axes,
-    episode: ProjectedEpisode,
-    projected_step: ProjectedStep,
-    number: int,
-    *,
+    axes: Axes, episode: ProjectedEpisode, projected_step: ProjectedStep, number: int, *,
     scale: float = 1.0,
-) -> None:
-    """One of a moment's panels: a picture, and over it, if it is to be overlaid, states."""
+) -> None:  # fmt: skip
+    """Draws one panel of a step: its picture and, if it is overlaid, states."""
     panel = projected_step.panels[number]
     draw_background(axes, panel.picture)
     if panel.overlaid:
@@ -178,18 +162,18 @@ def draw_panel(
 def draw_states(
     axes: Axes, episode: ProjectedEpisode, projected_step: ProjectedStep, scale: float = 1.0
 ) -> None:
-    """What was lived, what was considered, and what was chosen."""
+    """Draws the past path, the candidates, the plan and the subgoals."""
     _draw_path(axes, episode.path[: projected_step.step + 1], 2.6 * scale)
     alpha = float(np.clip(2 / np.sqrt(len(projected_step.candidates)), 0.1, 0.5))
     lines = LineCollection(list(projected_step.candidates), colors=CANDIDATE, alpha=alpha,
-                                linewidths=1.6 * scale, zorder=3)  # fmt: skip
+                           linewidths=1.6 * scale, zorder=3)  # fmt: skip
     axes.add_collection(lines, autolim=False)
     _draw_planned(axes, projected_step, scale)
     _draw_subgoals(axes, projected_step, scale)
 
 
 def _draw_path(axes: Axes, path: np.ndarray, width: float) -> None:
-    """`[T, 2]`; long ago is faint."""
+    """Draws positions `[T, 2]`, older ones fainter."""
     segments = np.stack([path[:-1], path[1:]], 1)  # [T - 1, 2, 2]
     colors = FADE(np.linspace(0, 1, len(segments)))
     lines = LineCollection(list(segments), colors=colors, linewidths=width, zorder=2,
@@ -199,7 +183,7 @@ def _draw_path(axes: Axes, path: np.ndarray, width: float) -> None:
 
 
 def _draw_planned(axes: Axes, projected_step: ProjectedStep, scale: float) -> None:
-    """A line with a dot for every imagined step; the further ahead, the smaller."""
+    """Draws a line with a dot for every imagined step, smaller further ahead."""
     x, y = projected_step.planned.T
     axes.plot(x, y, color=PLANNED, lw=2.4 * scale, zorder=4, solid_capstyle="round")
     sizes = np.linspace(46, 22, len(x) - 1) * scale**2
@@ -208,7 +192,7 @@ def _draw_planned(axes: Axes, projected_step: ProjectedStep, scale: float) -> No
 
 
 def _draw_subgoals(axes: Axes, projected_step: ProjectedStep, scale: float) -> None:
-    """Of each level above a dotted line of what it hopes for; a diamond is the subgoal."""
+    """Draws the plan of each level above as a dotted line, and its next subgoal as a diamond."""
     for plan in projected_step.upper_plans:
         x, y = np.concatenate([projected_step.position[None], plan]).T
         axes.plot(x, y, color=SUBGOAL, lw=1.6 * scale, ls=":", marker=".", ms=7 * scale, zorder=3)
@@ -217,20 +201,17 @@ def _draw_subgoals(axes: Axes, projected_step: ProjectedStep, scale: float) -> N
 
 
 def _legend(
-    figure: Figure,
-    episode: ProjectedEpisode,
-    place: tuple[float, float],
-    corner: Corner,
+    figure: Figure, episode: ProjectedEpisode, anchor: tuple[float, float], corner: Corner,
     size: float,
-) -> None:
-    """The colours in use, by name."""
+) -> None:  # fmt: skip
+    """Draws the names of the colours that the episode uses."""
     handles = [
         Line2D([], [], color=color, marker="o", ls="", label=name)
         for name, color in LEGEND.items()
         if name == "past" or (episode.has_subgoals if name == "subgoals" else episode.imagines)
     ]
     figure.legend(
-        handles=handles, loc=corner, bbox_to_anchor=place, borderaxespad=0, ncols=len(handles),
+        handles=handles, loc=corner, bbox_to_anchor=anchor, borderaxespad=0, ncols=len(handles),
         frameon=False, fontsize=size, labelcolor="linecolor", handletextpad=0, columnspacing=1.2,
     )  # fmt: skip
 

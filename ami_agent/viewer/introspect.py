@@ -1,5 +1,5 @@
-"""What there is to tell of one thought: how it went, what each imagined step would cost, what the
-critics say of the present, and, when time has passed, how much of it came true."""
+"""Figures of a planning step: the energies during the search, the energy of each imagined step, the
+critic's value of the current state and, afterwards, the prediction error."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from modules.actor.planning.risk import EvaluatedRollouts
 from modules.types import Plan, Rollout, TaskContext
 
 STEPS_TO_GO = "steps to go"
-"""What a critic of the goal alone counts."""
+"""The unit of the goal critic."""
 
 
 @contextmanager
 def record_search(agent: Agent) -> Iterator[list[Tensor]]:
-    """While somebody thinks: the energies `[N, P]` of all that is compared, look by look. The
-    planners need not know that anybody listens."""
+    """Collects the energies `[N, P]` of every batch of rollouts that the planner evaluates; N is B,
+    or the number of environments that plan."""
     evaluations: list[Tensor] = []
 
     def record(evaluated: EvaluatedRollouts) -> None:
@@ -36,8 +36,8 @@ def record_search(agent: Agent) -> Iterator[list[Tensor]]:
 
 
 def best_so_far(evaluations: Sequence[Tensor], plan: Plan) -> list[np.ndarray]:
-    """For each of B worlds the lowest energy that was known after each look at futures of it; who
-    didn't deliberate looked at most once."""
+    """For each of B environments the lowest energy so far after each evaluation; environments that
+    did not plan have one evaluation at most."""
     num_envs = len(plan.energy)
     planned_envs = plan.planned.nonzero().squeeze(1).tolist()
     energies_by_env: list[list[float]] = [[] for _ in range(num_envs)]
@@ -53,8 +53,8 @@ def best_so_far(evaluations: Sequence[Tensor], plan: Plan) -> list[np.ndarray]:
 
 @torch.no_grad()
 def per_step_energy(agent: Agent, plan: Plan, context: TaskContext) -> dict[str, np.ndarray]:
-    """What every imagined step of the chosen future by itself would cost, by name, each `[B, H]`;
-    nothing where nothing was imagined."""
+    """The energy of every single imagined step of the plan, by term, each `[B, H]`; empty where
+    nothing was imagined."""
     starts, ends = plan.states[:, :-1], plan.states[:, 1:]
     if not plan.terms or not starts.shape[1]:
         return {}
@@ -64,22 +64,20 @@ def per_step_energy(agent: Agent, plan: Plan, context: TaskContext) -> dict[str,
 
 @torch.no_grad()
 def critic_value(agent: Agent, states: Tensor, context: TaskContext) -> np.ndarray:
-    """What the critics that this focus weighs say of resting in states `[N, D]`: `[N]`; in its
-    `unit`."""
+    """The weighted sum `[N]` of the critics that the context uses, for staying in states `[N, D]`;
+    `critic_unit` is its unit."""
     weights = {name: weight for name, weight in context.weights.items() if "critic" in name}
     rest = states.new_zeros(len(states), 1, agent.spec.action_dim)
-    resting = states[:, None]
-    terms = _step_energies(
-        agent, resting, resting, rest, context._replace(weights=weights, limits={})
-    )
+    critics_only = context._replace(weights=weights, limits={})
+    terms = _step_energies(agent, states[:, None], states[:, None], rest, critics_only)
     return sum(terms.values(), rest.sum(-1))[:, 0].cpu().numpy()
 
 
 def _step_energies(
     agent: Agent, starts: Tensor, ends: Tensor, actions: Tensor, context: TaskContext
 ) -> dict[str, Tensor]:
-    """Steps from states to states `[B, N, D]`, by actions `[B, N, A]`, each as a future of its
-    own -> weighted energies by name, each `[B, N]`."""
+    """Steps from states to states `[B, N, D]` by actions `[B, N, A]`, each a rollout of its own ->
+    weighted energies by term, each `[B, N]`."""
     start, end, actions_expanded = starts[:, :, None], ends[:, :, None], actions[:, :, None]
     rollout = Rollout(
         states=torch.cat([start, end], 2),
@@ -91,7 +89,7 @@ def _step_energies(
 
 
 def critic_unit(context: TaskContext) -> str:
-    """Of what `critic` says; empty where no critic has a weight."""
+    """The unit of `critic_value`; empty where no critic has a weight."""
     critics = [name for name, weight in context.weights.items() if "critic" in name and weight]
     if not critics:
         return ""
@@ -99,19 +97,19 @@ def critic_unit(context: TaskContext) -> str:
 
 
 class PredictionError(NamedTuple):
-    """How far what was imagined was from what came, as a share of how far states move in that
-    time: 0 is foreseen exactly, 1 no better than to imagine that nothing moves. NaN where nothing
-    came any more."""
+    """The distance from imagined to actual states, divided by the mean distance that states move in
+    that many steps: 0 is exact, 1 no better than predicting no change. NaN beyond the end of the
+    episode."""
 
-    by_horizon: np.ndarray  # [H]: imagined k = 1..H steps ahead, mean over the life
-    by_step: np.ndarray  # [N]: mean over k of what was imagined at each moment
+    by_horizon: np.ndarray  # [H]: k = 1..H steps ahead, mean over the episode
+    by_step: np.ndarray  # [N]: of the plan of each recorded step, mean over k
 
 
 def prediction_error(
     futures: Sequence[np.ndarray], steps: Sequence[int], states: np.ndarray
 ) -> PredictionError:
-    """Futures, each `[H + 1, D]`, imagined at some steps of a life of states `[T, D]`; H is less
-    where the rest of an earlier plan is carried out."""
+    """Imagined states, each `[H + 1, D]`, of the plans at some steps of an episode with the states
+    `[T, D]`; H is less where the rest of an earlier plan is executed."""
     horizon = max(len(future) for future in futures) - 1
     errors, displacements = np.full((2, len(futures), horizon), np.nan)
     for n, (future, step) in enumerate(zip(futures, steps, strict=True)):
@@ -124,7 +122,7 @@ def prediction_error(
 
 
 def mean_of(numbers: np.ndarray, axis: int) -> np.ndarray:
-    """The mean of those that are not NaN; NaN where all are."""
+    """The mean of the finite numbers; NaN where there are none."""
     finite = np.isfinite(numbers)
     count = finite.sum(axis)
     total = np.where(finite, numbers, 0.0).sum(axis)

@@ -1,5 +1,5 @@
-"""An agent watched while it lives: every moment is drawn as it comes, in the terminal and on a page
-of this machine."""
+"""`ami show --live`: every step of an episode is drawn as it happens, in the terminal and on a page
+that this machine serves."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ami_agent.viewer.record import RecordedEpisode, record_episodes
 from modules.types import ConfigError
 
 NUM_FIT_STEPS = 100
-"""Steps of a life that is lived before, to know where states are to be drawn; at most."""
+"""Steps, at most, of the episode that the projection of states is fitted to beforehand."""
 
 
 class Display(Protocol):
-    """Where a moment is shown."""
+    """Shows one step at a time."""
 
     def show(self, picture: Image.Image, lines: Sequence[Line]) -> None: ...
 
@@ -39,14 +39,14 @@ def show_live(
     episodes: int = 3, mode: str = "plan", task: str = "", seed: int = 0, port: int = 0,
     wait: Callable[[], None] = lambda: None,
 ) -> list[RecordedEpisode]:  # fmt: skip
-    """Shows the lives of seeds `seed`, `seed` + 1, ... while they are lived, one after the other,
-    and returns them, of each the last moment. `port` of the page, 0 takes one that is free; it is
-    there until `linger` returns. Who interrupts has seen enough.
+    """Shows the episodes of seeds `seed`, `seed` + 1, ... as they happen, one after the other, and
+    returns them, each with its last step alone. The page is served at `port`, or at a free port if
+    that is 0, until `wait` returns. A KeyboardInterrupt ends the display, not the program.
 
     Raises ConfigError for an unknown mode or task, or a port that can't be had.
     """
     if mode == "both":
-        raise ConfigError("--mode both: what is watched live has one mode, plan, react or auto")
+        raise ConfigError("--mode both: --live shows one mode, plan, react or auto")
     task_spec, logger = agent.task_spec(task), ConsoleLogger(console)
     config = config.for_task(task_spec)
     recorded: list[RecordedEpisode] = []
@@ -57,14 +57,15 @@ def show_live(
             agent, config, factory.camera, 1, (mode,), seed, task_spec, NullLogger(), NUM_FIT_STEPS
         )
         projector = factory.fit(next(first_recorded))
-        logger.info(f"{projector.description} It is drawn here and at {page.address} as it lives.")
+        logger.info(f"{projector.description} Every step is drawn here and at {page.address}")
         displays: list[Display] = [page, open_displays.enter_context(terminal(console))]
 
         def on_step(so_far: Callable[[], Sequence[RecordedEpisode]]) -> None:
             (recorded_episode,) = so_far()
             projected = project(recorded_episode, projector)
-            title = f"seed {recorded_episode.seed}, {drawing.caption(projected, projected.projected_steps[0])}"
-            show(projected, [Line(title), *describe(projected.projected_steps[0])])
+            (step,) = projected.projected_steps
+            title = f"seed {recorded_episode.seed}, {drawing.caption(projected, step)}"
+            show(projected, [Line(title), *describe(step)])
 
         def show(projected: ProjectedEpisode, lines: Sequence[Line]) -> None:
             (picture,) = drawing.film(projected)
@@ -74,8 +75,8 @@ def show_live(
         with suppress(KeyboardInterrupt):
             for number in range(episodes):
                 ((recorded_episode,),) = record_episodes(
-                    agent, config, factory.camera, 1, (mode,), seed + number, task_spec, NullLogger(),
-                    callback=on_step,
+                    agent, config, factory.camera, 1, (mode,), seed + number, task_spec,
+                    NullLogger(), callback=on_step,
                 )  # fmt: skip
                 show(project(recorded_episode, projector), [Line(recorded_episode.summary)])
                 recorded.append(recorded_episode)
@@ -84,27 +85,28 @@ def show_live(
 
 
 def describe(projected_step: ProjectedStep) -> list[Line]:
-    """The energy of what was chosen, term by term, and how it fell while it was looked for."""
+    """The energy of the plan, term by term, and the lowest energy so far during the search."""
     terms = {name: abs(term) for name, term in projected_step.terms.items()}
     largest = max(terms.values(), default=0.0) or 1.0
     lines = [
-        Line(f"{name} {projected_step.terms[name]:.3g}", fractions([magnitude / largest]), color)
-        for (name, magnitude), color in zip(terms.items(), term_colors(terms).values(), strict=True)
+        Line(f"{name} {projected_step.terms[name]:.3g}", fractions([terms[name] / largest]), color)
+        for name, color in term_colors(terms).items()
     ]
-    if len(projected_step.best_energies) > 1:
-        low, high = projected_step.best_energies.min(), projected_step.best_energies.max()
-        curve = fractions((projected_step.best_energies - low) / (high - low or 1.0))
-        lines.append(Line(f"while thinking {high:.3g} to {low:.3g}", curve, MUTED))
+    energies = projected_step.best_energies
+    if len(energies) > 1:
+        low, high = energies.min(), energies.max()
+        curve = fractions((energies - low) / (high - low or 1.0))
+        lines.append(Line(f"while planning {high:.3g} to {low:.3g}", curve, MUTED))
     return lines
 
 
 def fractions(numbers: ArrayLike) -> list[float]:
-    """From 0 to 1, whatever an agent that has diverged may think."""
+    """The numbers from 0 to 1, NaN as 0: an agent that has diverged is shown all the same."""
     return np.nan_to_num(numbers).clip(0, 1).tolist()
 
 
 def wait_for_interrupt(console: Console) -> None:
-    """Until somebody interrupts, where there is somebody."""
+    """Waits for Ctrl-C where the console is a terminal."""
     if console.is_terminal:
-        print_line(console, "the page stays until Ctrl-C")
+        print_line(console, "the page is served until Ctrl-C")
         Event().wait()

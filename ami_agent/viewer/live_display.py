@@ -1,5 +1,5 @@
-"""Where what is drawn can be seen at once: a terminal, two pixels to a character, and a page that
-this machine serves to itself."""
+"""The displays of `ami show --live`: a terminal, two pixels to a character, and a page that is
+served to browsers of this machine."""
 
 from __future__ import annotations
 
@@ -25,22 +25,20 @@ from rich.text import Text
 from ami_agent.viewer.drawing import PANEL
 from modules.types import ConfigError
 
-BAR_WIDTH = 24
-"""Characters of a bar."""
-LABEL_WIDTH = 36
-"""Of what is written before it."""
+BAR_WIDTH, LABEL_WIDTH = 24, 36
+"""Characters of a bar, and of the label before it."""
 BAR_LEVELS = " ▁▂▃▄▅▆▇█"
 
 
 class Line(NamedTuple):
-    """A line of text, and behind it a bar for one number from 0 to 1, or a curve of several."""
+    """A line of text, followed by a bar for one number from 0 to 1 or by a curve of several."""
 
     text: str
     fractions: Sequence[float] = ()
     color: str = "default"
 
     def bar(self) -> str:
-        """Bar or curve, in characters."""
+        """The bar or the curve, in characters."""
         if len(self.fractions) == 1:
             return "█" * round(BAR_WIDTH * self.fractions[0])
         return "".join(
@@ -48,7 +46,7 @@ class Line(NamedTuple):
         )
 
     def label(self) -> str:
-        """The text, as wide as most that have something behind them."""
+        """The text, padded where a bar or a curve follows."""
         return f"{self.text:{LABEL_WIDTH}} " if self.fractions else self.text
 
 
@@ -56,7 +54,7 @@ class BlockImage:
     """A picture in a terminal, two pixels to a character."""
 
     def __init__(self, picture: Image.Image, reserved_lines: int) -> None:
-        """`taken`: lines that are needed for something else."""
+        """`reserved_lines`: lines of the terminal that the picture leaves free."""
         self.picture, self.reserved_lines = picture.convert("RGB"), reserved_lines
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
@@ -76,35 +74,35 @@ class BlockImage:
 
 
 class Terminal:
-    """Each moment in the place of the one before."""
+    """Draws each step over the one before."""
 
     def __init__(self, live: Live) -> None:
         self.live = live
 
     def show(self, picture: Image.Image, lines: Sequence[Line]) -> None:
-        """Below the picture the lines."""
+        """Shows the picture, and the lines below it."""
         texts: Iterable[RenderableType] = (
             Text.assemble(line.label(), (line.bar(), line.color)) for line in lines
         )
-        cropped = picture.crop((0, 0, picture.width, PANEL))  # letters would be too small to read
+        cropped = picture.crop((0, 0, picture.width, PANEL))  # its caption would be illegible
         self.live.update(Group(BlockImage(cropped, len(lines) + 2), *texts), refresh=True)
 
 
 class LinePrinter:
-    """Where there is no terminal: a line for each moment."""
+    """Prints a line for each step where there is no terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def show(self, picture: Image.Image, lines: Sequence[Line]) -> None:
-        """What there is to read."""
+        """Prints the texts of the lines."""
         text = "; ".join(line.text for line in lines)
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def terminal(console: Console) -> Iterator[Terminal | LinePrinter]:
-    """Whatever the console can do."""
+    """The display that suits the console: pictures, or lines without a colour terminal."""
     if not console.is_terminal or console.is_dumb_terminal or console.no_color:
         yield LinePrinter(console)
         return
@@ -112,10 +110,10 @@ def terminal(console: Console) -> Iterator[Terminal | LinePrinter]:
         yield Terminal(live)
 
 
-HTML = """<!doctype html><meta charset="utf-8"><title>as it lives</title>
+HTML = """<!doctype html><meta charset="utf-8"><title>ami show --live</title>
 <style>body{font:15px system-ui;margin:2em auto;max-width:60em;background:Canvas;color:CanvasText;
 color-scheme:light dark}img{max-width:100%;border-radius:6px}pre{line-height:1.3}</style>
-<img src="picture" alt="what the agent considers, chooses and does"><pre id="text"></pre>
+<img src="picture" alt="the candidates, the plan and the path of the agent"><pre id="text"></pre>
 <script>
 (async () => {
   const answer = await fetch("text");
@@ -137,21 +135,21 @@ color-scheme:light dark}img{max-width:100%;border-radius:6px}pre{line-height:1.3
 """
 MULTIPART = "multipart/x-mixed-replace; boundary=frame"
 RESEND_SECONDS = 1.0
-"""Seconds after which the present moment is sent once more: some browsers show a picture only when
-the next has come."""
-
+"""Seconds after which the current frame is sent again: some browsers show a picture only when the
+next one arrives."""
 
 MAX_STREAMS, MAX_CONNECTIONS = 64, 256
-"""Streams that are served at once, and connections that are answered at once."""
+"""Streams that are served at once, and connections that are open at once."""
 MAX_REQUEST_BYTES, TIMEOUT = 16_384, 5.0
+"""Bytes of a request's head, and seconds for a client to send it or to accept a response."""
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
-"""Of a request's head; and that a connection may take to send it, or to take what it is sent."""
+"""Names in the Host header that are answered."""
 BUSY_RESPONSE = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
 
 
 class Server(ThreadingHTTPServer):
-    """A thread for each connection, and a bound on both; whoever looks may go at any time, in the
-    middle of a word."""
+    """Serves each connection in a thread, up to `MAX_CONNECTIONS`; clients may disconnect at any
+    time."""
 
     daemon_threads = True
     request_queue_size = MAX_CONNECTIONS
@@ -162,12 +160,12 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread where there is room, else the answer is that there is none."""
+        """Starts a thread for the request, or answers 503 where too many are open."""
         if not self.slots.acquire(blocking=False):
             with suppress(OSError):
                 request.setblocking(False)
                 request.send(BUSY_RESPONSE)
-                request.recv(MAX_REQUEST_BYTES)  # what is left unread would undo the answer
+                request.recv(MAX_REQUEST_BYTES)  # unread bytes would reset the connection
             self.shutdown_request(request)
             return
         try:
@@ -183,12 +181,12 @@ class Server(ThreadingHTTPServer):
             self.slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nobody else needs to know."""
+        """Errors of a connection are not printed."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request, whose head is short and comes at once. A page of another site that finds
-    this machine under a name of its own (DNS rebinding) gets nothing: its Host is not ours."""
+    """Answers one request, whose head must be short and arrive within `TIMEOUT`. A page of another
+    site that reaches this machine by a name of its own (DNS rebinding) is refused by its Host."""
 
     timeout = TIMEOUT
     page: LivePage
@@ -211,23 +209,22 @@ class Handler(BaseHTTPRequestHandler):
         return head[:MAX_REQUEST_BYTES]
 
     def do_GET(self) -> None:
-        # any port: an SSH tunnel may have another at its other end
+        # any port: the other end of an SSH tunnel may have another one
         host = re.sub(r":\d+$", "", self.headers.get("Host", "").lower())
         if host not in HOSTS:
-            self.send_error(403, "this page is for browsers of this machine alone")
+            self.send_error(403, "this page is served to browsers of this machine only")
             return
         self.page.answer(self)
 
     def log_message(self, *args: Any) -> None:
-        """Who looked is nobody's business."""
+        """Requests are not logged."""
 
 
 class LivePage:
-    """A page for the browsers of this machine alone; whoever opens it sees the present moment and
-    all that follow."""
+    """A page for browsers of this machine, which shows the current step and all that follow."""
 
     def __init__(self, port: int) -> None:
-        """Raises ConfigError where the port can't be had."""
+        """Raises ConfigError for a port that is invalid or can't be opened."""
         self.changed, self.frame_id, self.closed = Condition(), 0, False
         self.picture = self.text = b""
         try:
@@ -235,7 +232,7 @@ class LivePage:
         except OverflowError:
             raise ConfigError(f"--port is {port}; it must be from 0 to 65535") from None
         except OSError as error:
-            raise ConfigError(f"--port {port} can't be had: {error.strerror}") from None
+            raise ConfigError(f"--port {port} can't be opened: {error.strerror}") from None
         self.address = f"http://127.0.0.1:{self.server.server_port}/"
 
     def __enter__(self) -> LivePage:
@@ -250,7 +247,7 @@ class LivePage:
         self.server.server_close()
 
     def show(self, picture: Image.Image, lines: Sequence[Line]) -> None:
-        """To all that look."""
+        """Sends the step to all open streams."""
         buffer = io.BytesIO()
         picture.convert("RGB").save(buffer, "JPEG", quality=85)
         rows = map(_html, lines)
@@ -260,7 +257,7 @@ class LivePage:
             self.changed.notify_all()
 
     def answer(self, request: Handler) -> None:
-        """The page, or one of its two streams, of which there are so many at most."""
+        """Sends the page, or one of its two streams, of which `MAX_STREAMS` may be open."""
         content_types = {
             "/": "text/html; charset=utf-8",
             "/picture": MULTIPART,
@@ -281,7 +278,7 @@ class LivePage:
             request.send_response(503)
             request.send_header("Retry-After", "5")
             request.end_headers()
-            request.wfile.write(f"{MAX_STREAMS} streams are open, and no more are served".encode())
+            request.wfile.write(f"{MAX_STREAMS} streams are open; no more are served".encode())
 
     def _send(self, request: Handler, content_type: str) -> None:
         request.send_response(200)
@@ -290,7 +287,8 @@ class LivePage:
         request.end_headers()
 
     def _stream(self, request: Handler) -> None:
-        """Whoever takes too long for a moment is left; who is slow misses some."""
+        """Sends frames until the page closes; a slow client misses some, and one that takes longer
+        than `TIMEOUT` is disconnected."""
         if request.path == "/picture":
             request.wfile.write(b"--frame\r\n")
         for picture, text in self._frames():
@@ -301,7 +299,7 @@ class LivePage:
                 request.wfile.write(head.encode() + picture + b"\r\n--frame\r\n")
 
     def _frames(self) -> Iterator[tuple[bytes, bytes]]:
-        """The present one and each that follows, until all is over."""
+        """The current picture and text, and all that follow until the page closes."""
         last_shown = 0
         while True:
             with self.changed:

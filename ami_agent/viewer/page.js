@@ -1,11 +1,11 @@
-// The page: chapters, one for every seed; acts, one for every mode; and time.
+// The page: a button for every seed, a view for every mode, and a slider for the step.
 const data = JSON.parse(document.getElementById("data").textContent);
 const by = (id) => document.getElementById(id);
 const time = by("time"), play = by("play");
-const PACE = 110; // milliseconds a moment is shown
-let shown = [], opened = 0, timer = 0;
+const FRAME_MS = 110; // milliseconds for which a step is shown
+let views = [], opened = 0, timer = 0;
 
-// ---- one act: how one mode lived
+// ---- the episode of one mode
 
 class ModeView {
   constructor(whole, seedRecord, parent) {
@@ -28,11 +28,11 @@ class ModeView {
       cursors.push(errorOverTime(record, errorCharts));
       errorByStepsAhead(record, errorCharts);
     } else {
-      make("p", {}, right, "A reflex imagines nothing: there is no future to compare or to check.");
+      make("p", {}, right, "Mode-1 imagines nothing: there are no candidates and no prediction error.");
     }
     this.cursors = cursors;
     const overview = make("details", {}, box);
-    make("summary", {}, overview, "all at a glance");
+    make("summary", {}, overview, "overview");
     make("img", { src: record.sheet, loading: "lazy", alt: `key frames and energy, ${record.name}` },
       overview);
   }
@@ -55,12 +55,12 @@ function upTo(record, end) {
     frames: record.frames.slice(0, count) };
 }
 
-// ---- time
+// ---- steps
 
 function seek(step) {
   time.value = step;
   const at = +time.value;
-  for (const record of shown) record.draw(at);
+  for (const view of views) view.draw(at);
   by("now").textContent = `after ${count(at, "step")}`;
   time.setAttribute("aria-valuetext", by("now").textContent);
 }
@@ -76,14 +76,14 @@ function start() {
   if (+time.value === +time.max) seek(0);
   timer = setInterval(() => {
     if (+time.value < +time.max) seek(+time.value + +time.step); else stop();
-  }, PACE);
+  }, FRAME_MS);
   play.textContent = "Pause";
   play.setAttribute("aria-label", "pause");
 }
 
 const toggle = () => timer ? stop() : start();
 
-// ---- chapters
+// ---- seeds
 
 function open(number) {
   stop();
@@ -91,15 +91,15 @@ function open(number) {
   const seedRecord = data.seeds[number], { modes } = seedRecord;
   [...by("seeds").children].forEach((button, n) =>
     button.setAttribute("aria-pressed", n === number));
-  const off = seedRecord.error ? " The ring in the corner of the picture shows how much that is." : "";
-  by("description").textContent = seedRecord.description + off;
+  const ring = seedRecord.error ? " The ring in the corner of the picture has this radius." : "";
+  by("description").textContent = seedRecord.description + ring;
   by("modes").replaceChildren();
   by("modes").className = modes.length > 1 ? "" : "alone";
   by("rest").hidden = modes.every((record) => record.endStep === record.length);
   seedRecord.end = Math.max(...modes.map((record) => by("whole").checked ? record.length : record.endStep));
-  shown = modes.map((record) => new ModeView(record, seedRecord, by("modes")));
+  views = modes.map((record) => new ModeView(record, seedRecord, by("modes")));
   time.step = Math.min(...modes.map((record) => record.interval));
-  time.max = Math.max(...shown.map(({ record }) => record.steps[record.steps.length - 1]));
+  time.max = Math.max(...views.map(({ record }) => record.steps[record.steps.length - 1]));
   seek(0);
 }
 
@@ -124,12 +124,14 @@ by("whole").addEventListener("change", () => {
 });
 time.addEventListener("input", () => { stop(); seek(time.value); });
 play.addEventListener("click", toggle);
-// A future that is pointed at, as a line or as a bar, stands out as both.
+// The bar and the lines of the candidate under the pointer stand out.
 document.addEventListener("pointerover", (event) => {
-  const { future } = event.target.dataset, record = event.target.closest(".mode");
-  for (const one of document.querySelectorAll(".pointed")) one.classList.remove("pointed");
-  if (future === undefined || !record) return;
-  for (const one of record.querySelectorAll(`[data-future="${future}"]`)) one.classList.add("pointed");
+  const { candidate } = event.target.dataset, view = event.target.closest(".mode");
+  for (const element of document.querySelectorAll(".pointed")) element.classList.remove("pointed");
+  if (candidate === undefined || !view) return;
+  for (const element of view.querySelectorAll(`[data-candidate="${candidate}"]`)) {
+    element.classList.add("pointed");
+  }
 });
 document.addEventListener("keydown", (event) => {
   if (event.altKey || event.ctrlKey || event.metaKey || event.target === time) return;

@@ -1,5 +1,5 @@
-"""One page for all episodes: pictures inside, states drawn over them by the browser, nothing
-fetched from anywhere."""
+"""One page for all episodes, in one file: it holds the pictures, and the browser draws states over
+them."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from ami_agent.viewer.projectors import Projector
 Json: TypeAlias = dict[str, Any]
 
 MAX_SIDE, MIN_SIDE = 400, 64
-"""Of a picture in the page, pixels at most and at least."""
+"""Pixels on the longer side of a picture in the page, at most and at least."""
 
 MAX_EPISODE_BYTES = 900_000
-"""Bytes that the pictures of one life may take; where they would take more, they are smaller."""
+"""Bytes that the pictures of one episode may take; they are downscaled where they take more."""
 
 SAME_ENERGY_TOLERANCE = 1e-4
-"""Share of an energy by which what was chosen may differ from itself, computed twice."""
+"""Relative difference of two energies of the same plan, computed in batches of other sizes."""
 
-SCRIPTS = ("words.js", "charts.js", "stage.js", "page.js")
+SCRIPTS = ("describe.js", "charts.js", "panels.js", "page.js")
 
 MODE_TITLES = {
-    "plan": "Mode-2: thinks before it acts",
-    "react": "Mode-1: reacts, one pass",
-    "auto": "Both modes: thinks where it is worth it",
+    "plan": "Mode-2: plans before every action",
+    "react": "Mode-1: acts by its policy, without planning",
+    "auto": "Both modes: plans only where planning pays",
 }
 
 
 class SeedRecord(NamedTuple):
-    """What the page shows of one seed: how it was lived in each mode, and how to look at it."""
+    """What the page shows of one seed: an episode in each mode, and how states are drawn."""
 
     mode_records: Sequence[Json]
     projector: Projector
-    overlays: Sequence[Json] = ()  # what can be laid over the world, from below to above
+    overlays: Sequence[Json] = ()  # images to lay over the frames, from below to above
 
 
 def mode_record(episode: ProjectedEpisode, sheet: np.ndarray) -> Json:
-    """All that the page needs of an episode; `sheet`: uint8 [h, w, 3]."""
+    """What the page needs of an episode; `sheet`: uint8 [h, w, 3]."""
     recorded, steps = episode.recorded, episode.steps.tolist()
     return {
         "mode": recorded.mode,
@@ -83,33 +83,33 @@ def mode_record(episode: ProjectedEpisode, sheet: np.ndarray) -> Json:
 
 
 def critic_overlay(critic_map: CriticMap, drawn: np.ndarray) -> Json:
-    """What the critic says of every place; `drawn`: uint8 [h, w, 4]."""
+    """The critic map; `drawn`: uint8 [h, w, 4]."""
     low, high = value_range(critic_map)
     return {"image": _data_uri(Image.fromarray(drawn), ("png", _png)), "colors": CRITIC_COLORS,
             "low": _number(low), "high": _number(high), "unit": critic_map.unit}  # fmt: skip
 
 
 def _layers(episode: ProjectedEpisode) -> list[str]:
-    """What can be drawn over it."""
+    """The names of what can be drawn over the panels."""
     imagined_layers = ["planned", "candidates", "actual"] if episode.imagines else []
     return ["past", *imagined_layers, *(["subgoals"] if episode.has_subgoals else [])]
 
 
 def _term_title(name: str) -> str:
-    """A term's name in plain words."""
+    """The name of an energy term, for people."""
     return name.replace("critic_", "critic of ")
 
 
 def _frame(projected_step: ProjectedStep, error: float) -> Json:
-    ahead = np.array(list(projected_step.step_energies.values())).T  # [H, terms]
+    step_energies = np.array(list(projected_step.step_energies.values())).T  # [H, terms]
     return {
-        "candidates": [_points(future) for future in projected_step.candidates],
+        "candidates": [_points(states) for states in projected_step.candidates],
         "numCandidates": len(projected_step.candidate_energies),
         "otherCandidates": _other_candidates(projected_step),
         "planned": _points(projected_step.planned),
         "subgoals": [_points(plan) for plan in projected_step.upper_plans],
         "terms": _numbers(projected_step.terms.values()),
-        "stepEnergies": [_numbers(step) for step in ahead],
+        "stepEnergies": [_numbers(step) for step in step_energies],
         "bestEnergies": _numbers(projected_step.best_energies),
         "criticValue": _number(projected_step.critic_value),
         "predictionError": _number(error),
@@ -117,10 +117,10 @@ def _frame(projected_step: ProjectedStep, error: float) -> Json:
 
 
 def _other_candidates(projected_step: ProjectedStep) -> list[list[float | None]]:
-    """What was compared but not chosen, the cheapest first: its number and its energy."""
+    """The candidates that were not chosen, by energy: the index and the energy of each."""
     energies, energy_chosen = projected_step.candidate_energies, sum(projected_step.terms.values())
     gaps = np.abs(energies - energy_chosen)
-    # a first action that was taken in the place of another is none of those compared
+    # the plan may be none of the candidates: an actor may have replaced its first action
     is_candidate = bool((gaps <= SAME_ENERGY_TOLERANCE * (abs(energy_chosen) + 1)).any())
     chosen_index = int(np.nanargmin(gaps)) if is_candidate else -1
     order = [n for n in np.argsort(energies, kind="stable").tolist() if n != chosen_index]
@@ -128,7 +128,7 @@ def _other_candidates(projected_step: ProjectedStep) -> list[list[float | None]]
 
 
 def _panels(steps: Sequence[Sequence[Any]]) -> list[Json]:
-    """One for each panel of the moments; a picture that is seen again is kept once."""
+    """The panels of all steps; equal pictures are kept once."""
     panels_json = []
     for panels in zip(*steps, strict=True):
         index_by_picture: dict[bytes, int] = {}
@@ -141,16 +141,11 @@ def _panels(steps: Sequence[Sequence[Any]]) -> list[Json]:
         ]
         images, encoding = _fit_bytes(pictures)
         height, width = panels[0].picture.shape[:2]
-        panels_json.append(
-            {
-                "name": panels[0].name,
-                "width": width,
-                "height": height,
-                "overlaid": panels[0].overlaid,
-                "images": [_data_uri(image, encoding) for image in images],
-                "shown": indices,
-            }
-        )
+        panels_json.append({
+            "name": panels[0].name, "width": width, "height": height,
+            "overlaid": panels[0].overlaid, "shown": indices,
+            "images": [_data_uri(image, encoding) for image in images],
+        })  # fmt: skip
     return panels_json
 
 
@@ -164,8 +159,7 @@ def _encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
 
 
 def _png(image: Image.Image) -> bytes:
-    few = image.quantize(128, dither=Image.Dither.NONE)
-    return _encode(few, "PNG", optimize=True)
+    return _encode(image.quantize(128, dither=Image.Dither.NONE), "PNG", optimize=True)
 
 
 def _webp(image: Image.Image) -> bytes:
@@ -188,24 +182,22 @@ ENCODINGS: Sequence[Encoding] = [
 
 
 def _smallest_encoding(examples: Sequence[Image.Image]) -> Encoding:
-    """The way to write pictures like these that takes the least room."""
-    return min(ENCODINGS, key=lambda writer: sum(len(writer[1](image)) for image in examples))
+    """The encoding that takes the fewest bytes for pictures like these."""
+    return min(ENCODINGS, key=lambda encoding: sum(len(encoding[1](image)) for image in examples))
 
 
 def _fit_bytes(pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], Encoding]:
-    """Pictures as large as there is room for, and how they are best written."""
-    samples, side = (
-        pictures[:: max(1, len(pictures) // 4)],
-        float(min(MAX_SIDE, max(pictures[0].size))),
-    )
-    name, write = _smallest_encoding([_downscale(picture, side) for picture in samples])
+    """The pictures, as large as `MAX_EPISODE_BYTES` allows, and their encoding."""
+    samples = pictures[:: max(1, len(pictures) // 4)]
+    side = float(min(MAX_SIDE, max(pictures[0].size)))
+    name, encode = _smallest_encoding([_downscale(picture, side) for picture in samples])
 
     def mean_bytes() -> float:
-        return sum(len(write(_downscale(picture, side))) for picture in samples) / len(samples)
+        return sum(len(encode(_downscale(picture, side))) for picture in samples) / len(samples)
 
     while side > MIN_SIDE and mean_bytes() * len(pictures) > MAX_EPISODE_BYTES:
         side *= 0.85
-    return [_downscale(picture, side) for picture in pictures], (name, write)
+    return [_downscale(picture, side) for picture in pictures], (name, encode)
 
 
 def _downscale(picture: Image.Image, side: float) -> Image.Image:
@@ -214,14 +206,14 @@ def _downscale(picture: Image.Image, side: float) -> Image.Image:
     return image
 
 
-def _data_uri(image: Image.Image, writer: Encoding) -> str:
-    kind, write = writer
-    return f"data:image/{kind};base64,{base64.b64encode(write(image)).decode()}"
+def _data_uri(image: Image.Image, encoding: Encoding) -> str:
+    name, encode = encoding
+    return f"data:image/{name};base64,{base64.b64encode(encode(image)).decode()}"
 
 
-def _points(places: np.ndarray) -> list[float]:
+def _points(positions: np.ndarray) -> list[float]:
     """`[N, 2]` -> x, y, x, y, ..., to a tenth of a pixel."""
-    return [round(float(number), 1) for number in places.reshape(-1)]
+    return [round(float(number), 1) for number in positions.reshape(-1)]
 
 
 def _numbers(numbers: Any) -> list[float | None]:
@@ -229,22 +221,22 @@ def _numbers(numbers: Any) -> list[float | None]:
 
 
 def _number(number: float) -> float | None:
-    """Four digits; None for what is not finite, which JSON can't say."""
+    """The number to four digits; None where it is not finite, which JSON can't express."""
     return float(f"{number:.4g}") if np.isfinite(number) else None
 
 
 def write(
     path: Path, title: str, description: Sequence[str], seed_records: Sequence[SeedRecord]
 ) -> Path:
-    """`about`: paragraphs, those that are not empty are told. Returns `path`."""
+    """Writes the page; `description`: its paragraphs, empty ones are left out. Returns `path`."""
     data: Mapping[str, Any] = {
         "seeds": [
-            {"name": f"seed {mode_records[0]['seed']}", "description": projector.description, "error": _number(projector.error),
-             "overlays": overlays, "modes": mode_records}
+            {"name": f"seed {mode_records[0]['seed']}", "description": projector.description,
+             "error": _number(projector.error), "overlays": overlays, "modes": mode_records}
             for mode_records, projector, overlays in seed_records
         ]
     }  # fmt: skip
-    # a script ends at the first </ that it holds, in whatever string
+    # HTML ends a script at the first </, even within a string
     data_json = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
     paragraphs = "".join(f"<p>{html.escape(part)}</p>" for part in description if part)
     text = Template(_asset("page.html")).substitute(

@@ -1,4 +1,4 @@
-"""A life as a view shows it: what can be drawn of every moment, in pixels."""
+"""An episode in pixels: what can be drawn of every recorded step."""
 
 from __future__ import annotations
 
@@ -13,29 +13,27 @@ from ami_agent.viewer.record import RecordedEpisode, RecordedStep
 
 
 class ProjectedStep(NamedTuple):
-    """One life before one of its actions; places are in pixels of the panels that are overlaid."""
+    """An episode before one of its actions; positions are in pixels of the overlaid panels."""
 
     step: int
     panels: Sequence[Panel]
-    position: np.ndarray  # [2]: where the body truly is
+    position: np.ndarray  # [2]: the agent's true position
     candidates: np.ndarray  # [P * K, H + 1, 2]
-    candidate_energies: np.ndarray  # [P]: of each proposal; NaN of a reflex
-    planned: np.ndarray  # [H + 1, 2]; H is 0 for a reflex
+    candidate_energies: np.ndarray  # [P]: of each action sequence; NaN in Mode-1
+    planned: np.ndarray  # [H + 1, 2]; H is 0 in Mode-1
     upper_plans: np.ndarray  # [L - 1, H, 2]: of the levels above, top first; subgoals come first
-    terms: Mapping[str, float]  # weighted energies of the chosen future; a reflex has none
-    step_energies: Mapping[
-        str, np.ndarray
-    ]  # each [H]: what every imagined step by itself would cost
-    best_energies: np.ndarray  # the lowest energy known after each look at futures
-    critic_value: float  # what the critics say of the present state, in their unit
+    terms: Mapping[str, float]  # weighted energies of the plan; empty in Mode-1
+    step_energies: Mapping[str, np.ndarray]  # each [H]: of every single imagined step
+    best_energies: np.ndarray  # the lowest energy so far after each evaluation of the search
+    critic_value: float  # of the current state, in the critics' unit
 
 
 class ProjectedEpisode(NamedTuple):
-    """One life, and where it is seen."""
+    """An episode, and its positions in pixels."""
 
     recorded: RecordedEpisode
     projected_steps: Sequence[ProjectedStep]
-    path: np.ndarray  # [T, 2]: where the body truly was before every action
+    path: np.ndarray  # [T, 2]: the agent's true position before every action
     prediction_error: PredictionError
 
     @property
@@ -44,32 +42,32 @@ class ProjectedEpisode(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """How it went, in words."""
+        """The outcome in words."""
         return self.recorded.summary
 
     @property
     def steps(self) -> np.ndarray:
-        """Of the moments, [N]"""
+        """The numbers [N] of the recorded steps."""
         return np.array([step.step for step in self.projected_steps])
 
     @property
     def unit(self) -> str:
-        """Of what the critics say."""
+        """The unit of the critics' values."""
         return critic_unit(self.recorded.context)
 
     @property
     def imagines(self) -> bool:
-        """Whether there are futures to draw; a reflex has none."""
+        """Whether there are imagined states to draw; Mode-1 has none."""
         return len(self.projected_steps[0].planned) > 1
 
     @property
     def has_subgoals(self) -> bool:
-        """Whether there are levels above, with subgoals to draw."""
+        """Whether levels above set subgoals."""
         return len(self.projected_steps[0].upper_plans) > 0
 
 
 def project(recorded: RecordedEpisode, projector: Projector) -> ProjectedEpisode:
-    """What the view shows of a life."""
+    """The episode as the projector draws it."""
     path = projector.path(recorded)
     planned = [step.planned_states.numpy() for step in recorded.recorded_steps]
     steps = [step.step for step in recorded.recorded_steps]
@@ -84,6 +82,6 @@ def project(recorded: RecordedEpisode, projector: Projector) -> ProjectedEpisode
 def _project_step(step: RecordedStep, position: np.ndarray, projector: Projector) -> ProjectedStep:
     return ProjectedStep(
         step.step, projector.panels(step.pictures), position, projector(step.candidate_states),
-        step.candidate_energies, projector(step.planned_states), projector(step.upper_plans), step.terms, step.step_energies,
-        step.best_energies, step.critic_value,
+        step.candidate_energies, projector(step.planned_states), projector(step.upper_plans),
+        step.terms, step.step_energies, step.best_energies, step.critic_value,
     )  # fmt: skip

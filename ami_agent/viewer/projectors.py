@@ -1,5 +1,5 @@
-"""Where states are drawn: in the world's own picture, where a read-out finds their places in it,
-or, for any world, in a plane of their own. Whoever draws need not know which."""
+"""Where states are drawn: in the environment's frames, where a probe reads positions from states,
+or, for any environment, in the plane of the states' first two principal components."""
 
 from __future__ import annotations
 
@@ -20,56 +20,56 @@ from ami_agent.viewer.record import RecordedEpisode
 from modules.configurator import TaskSpec
 
 PLANE_SIZE = 400
-"""Of the plane, in pixels, and at most of a picture in which nothing is drawn."""
+"""Pixels on a side of the plane, and at most of a frame beside it."""
 
 PLANE_GREY = 245
 """Grey level of the plane."""
 
 MARGIN = 0.08
-"""Share of the plane that is left free on each side."""
+"""Fraction of the plane that is left free on each side."""
 
 
 @runtime_checkable
 class Renderable(Protocol):
-    """A world that a person can look at: `render` gives a picture `[h, w, 3]` uint8 of each of B
-    worlds, `factors_to_pixels` says where in it, `(x, y)` in pixels `[..., 2]`, a body of these
-    factors `[..., F]` would be."""
+    """An environment in whose frames positions can be drawn: `render` gives a frame `[h, w, 3]`
+    uint8 of each of B environments, `factors_to_pixels` the agent's position in it, `(x, y)` in
+    pixels `[..., 2]`, for factors `[..., F]`."""
 
     def render(self) -> Sequence[np.ndarray]: ...
     def factors_to_pixels(self, factors: Any) -> Any: ...
 
 
 class Panel(NamedTuple):
-    """One picture of a moment."""
+    """One picture of a step."""
 
     name: str
     picture: np.ndarray  # [h, w, 3] uint8
-    overlaid: bool  # whether states are drawn over it
+    overlaid: bool  # states are drawn over it
 
 
 class Projector(Protocol):
-    """Where states are, and on what they are drawn."""
+    """Maps states to positions in pixels, and gives the panels that they are drawn over."""
 
-    description: str  # what somebody who looks at it must know
-    error: float  # pixels by which imagined places are wrong, root mean square
+    description: str  # how positions are found, and how exact they are; for people
+    error: float  # of the positions of imagined states, root mean square, in pixels
 
     def __call__(self, states: Tensor) -> np.ndarray:
-        """`[..., D]` -> places `[..., 2]` in pixels of the panels that are overlaid."""
+        """`[..., D]` -> positions `[..., 2]` in pixels of the overlaid panels."""
 
     def path(self, recorded: RecordedEpisode) -> np.ndarray:
-        """`[T, 2]`: where the body really was."""
+        """The agent's true positions `[T, 2]`."""
 
     def panels(self, pictures: Pictures) -> list[Panel]:
-        """What a moment is drawn on, at least one of them overlaid."""
+        """The panels of a step, at least one of them overlaid."""
 
     def critic_map(
         self, agent: Agent, config: EnvConfig, recorded: RecordedEpisode
     ) -> CriticMap | None:
-        """What the critic says of every place; None where that can't be drawn."""
+        """The critic's value at every position; None where it can't be drawn."""
 
 
 class ProjectorFactory(Protocol):
-    """A way to look at lives."""
+    """Makes the projector of some episodes."""
 
     camera: Camera
 
@@ -77,45 +77,42 @@ class ProjectorFactory(Protocol):
 
 
 NUM_NEIGHBORS = 4
-"""Known states by whose errors a linear read-out is put right."""
+"""Reference states whose residuals correct a linear probe."""
 
 CHUNK_SIZE = 4096
-"""States that are read in one go: from each to all that are known is a large table."""
+"""States that are read at once; the distances to all reference states take much memory."""
 
 
 class ProbeProjector:
-    """Where the states of an agent, primed as its task says, are in a world's picture: by a linear
-    probe on frozen states, put right by what it misses in the known states that are nearest. Far
-    from all that is known it is as wrong as they are, and no further."""
+    """Positions in the environment's frames, read from states by a linear probe on the frozen
+    encoder and corrected by the probe's residuals at the nearest reference states; states are
+    encoded with the modality weights of the task."""
 
     def __init__(self, agent: Agent, config: EnvConfig, seed: int, task_spec: TaskSpec) -> None:
         self.camera: Camera = RenderCamera()
         modality_weights = agent.configurator.modality_weights(task_spec.to_task(None, "plan"))
         with closing(config.build(1)) as env:
             self.unwrapped: Renderable = env.unwrapped
-        # far from the seeds that are shown: what is drawn was not fitted
-        make_probe = FactorProbe(config, seed + 1_000_000)
-        factors, held_out = make_probe.train_set.factors, make_probe.test_set
-        self.reference_states = states_of(
-            agent, make_probe.train_set.obs, modality_weights
-        )  # [N, D]
+        data = FactorProbe(config, seed + 1_000_000)  # not fitted to the episodes that are drawn
+        factors, held_out = data.train_set.factors, data.test_set
+        self.reference_states = states_of(agent, data.train_set.obs, modality_weights)  # [N, D]
         self.probe = fit_probe(self.reference_states, factors)
         self.residuals = factors - self.probe.read(self.reference_states)  # [N, F]
         self.low, self.high = factors.amin(0).numpy(), factors.amax(0).numpy()  # [F]
         errors = self.xy(held_out.factors) - self(states_of(agent, held_out.obs, modality_weights))
         self.error = float(np.sqrt(np.square(errors).sum(-1).mean()))
-        """Root mean square distance of read and true places, on lives not fitted; pixels."""
+        """Root mean square distance of read and true positions in held-out episodes, in pixels."""
         self.description = (
-            "Where the body has been and where it went is true; what was imagined is read out of "
-            "the agent's states by a probe, a regression from states to places, which is wrong by "
-            f"{self.error:.2g} pixels (root mean square) in other episodes than it was fitted to."
+            "The path of the agent is its true one. Positions of imagined states are read by a "
+            "probe, a regression from states to positions, which is wrong by "
+            f"{self.error:.2g} pixels (root mean square) in episodes that it was not fitted to."
         )
 
     def fit(self, episodes: Sequence[RecordedEpisode]) -> Projector:
         return self
 
     def xy(self, factors: Any) -> np.ndarray:
-        """True factors `[..., F]` -> places `[..., 2]`"""
+        """Factors `[..., F]` -> positions `[..., 2]`."""
         return np.asarray(self.unwrapped.factors_to_pixels(np.asarray(factors)))
 
     def __call__(self, states: Tensor) -> np.ndarray:
@@ -132,11 +129,11 @@ class ProbeProjector:
         return self.probe.read(states) + (weight[..., None] * self.residuals[nearest]).sum(-2)
 
     def path(self, recorded: RecordedEpisode) -> np.ndarray:
-        """True places, not read ones."""
+        """The true positions, not read from states."""
         return self.xy(recorded.factors)
 
     def panels(self, pictures: Pictures) -> list[Panel]:
-        return [Panel("the world", picture, True) for picture in pictures]
+        return [Panel("environment", picture, True) for picture in pictures]
 
     def critic_map(
         self, agent: Agent, config: EnvConfig, recorded: RecordedEpisode
@@ -145,8 +142,8 @@ class ProbeProjector:
 
 
 class PCAProjectorFactory:
-    """A plane for the states themselves, and beside it what the world shows of itself, if it
-    does."""
+    """Makes projectors into a plane of states; frames are shown beside it where the environment
+    renders."""
 
     def __init__(self, camera: Camera) -> None:
         self.camera = camera
@@ -156,8 +153,8 @@ class PCAProjectorFactory:
 
 
 class PCAProjector:
-    """The first two principal components of the states of some lives, each as wide as it needs to
-    be to show what was lived and what was chosen."""
+    """The first two principal components of the states of some episodes, scaled to show these
+    states and the planned ones."""
 
     error = 0.0
 
@@ -169,16 +166,16 @@ class PCAProjector:
         num_axes = min(2, states.shape[1])
         self.axes[:, :num_axes] = axes.flip(1)[:, :num_axes]
         self.explained_variance = float(values.flip(0)[:2].sum() / values.sum().clamp_min(1e-12))
-        """Share of the variance of what was lived that can be seen in the plane."""
+        """Fraction of the variance of the episodes' states that lies in the plane."""
         planned = [
-            i.planned_states.flatten(0, -2)
+            step.planned_states.flatten(0, -2)
             for recorded in episodes
-            for i in recorded.recorded_steps
+            for step in recorded.recorded_steps
         ]
         self.low, self.high = _plot_range(self._project(states), self._project(torch.cat(planned)))
         self.description = (
-            "The plane shows the agent's states themselves, along the two directions in which "
-            f"those it lived differ most; {100 * self.explained_variance:.0f} % of their variance is in it."
+            "The plane shows the agent's states along their first two principal components; "
+            f"{100 * self.explained_variance:.0f} % of their variance lies in it."
         )
 
     def _project(self, states: Tensor) -> np.ndarray:
@@ -193,42 +190,39 @@ class PCAProjector:
 
     def panels(self, pictures: Pictures) -> list[Panel]:
         blank = np.full((PLANE_SIZE, PLANE_SIZE, 3), PLANE_GREY, np.uint8)
-        image_panels = [Panel("the world", picture, False) for picture in pictures]
-        return [*image_panels, Panel("its states", blank, True)]
+        image_panels = [Panel("environment", picture, False) for picture in pictures]
+        return [*image_panels, Panel("states of the agent", blank, True)]
 
     def critic_map(
         self, agent: Agent, config: EnvConfig, recorded: RecordedEpisode
     ) -> CriticMap | None:
-        """A plane has more than one state in every place."""
+        """None: many states share a position in the plane."""
         return None
 
 
 def _plot_range(visited: np.ndarray, planned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest place to show, `[2]` each: all that was lived, and of what was
-    chosen all but what is far out."""
+    """The lowest and the highest position to show, `[2]` each: all visited ones, and planned ones
+    without outliers."""
     planned_range = np.quantile(planned, [0.02, 0.98], axis=0)
     low = np.minimum(visited.min(0), planned_range[0])
     high = np.maximum(visited.max(0), planned_range[1])
     center, span = (low + high) / 2, high - low
-    span = np.maximum(span, 1e-3 * span.max() + 1e-9)  # what never moves stays in the middle
+    span = np.maximum(span, 1e-3 * span.max() + 1e-9)  # a constant axis stays in the middle
     return center - span / 2, center + span / 2
 
 
 def make_projector_factory(
     agent: Agent, config: EnvConfig, seed: int, task_spec: TaskSpec,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> ProjectorFactory:  # fmt: skip
-    """The best way to look at lives in this world; `say` is told where there is no picture."""
+    """The projection that suits the environment; `log` gets a line where it doesn't render."""
     error = render_error(config)
     if error:
-        say(f"no picture of {config.id}, only of the agent's states: {error}")
+        log(f"no picture of {config.id}, only of the agent's states: {error}")
         return PCAProjectorFactory(NoCamera())
     with closing(config.build(1)) as env:
-        has_factors = isinstance(env.unwrapped, Renderable) and isinstance(
-            env.unwrapped, HasFactors
-        )
-    return (
-        ProbeProjector(agent, config, seed, task_spec)
-        if has_factors
-        else PCAProjectorFactory(RenderCamera(PLANE_SIZE))
-    )
+        inner = env.unwrapped
+        has_positions = isinstance(inner, Renderable) and isinstance(inner, HasFactors)
+    if has_positions:
+        return ProbeProjector(agent, config, seed, task_spec)
+    return PCAProjectorFactory(RenderCamera(PLANE_SIZE))

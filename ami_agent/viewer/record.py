@@ -1,4 +1,4 @@
-"""Watching an agent live: what it thought at every moment, and what came of it."""
+"""Records episodes of an agent: what it planned at every step, and the outcome."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.env import EnvAdapter, EnvConfig, HasFactors, StepResult, done_of, rollout
-from ami_agent.adapters.spaces import check_same_spaces
+from ami_agent.adapters.env import (
+    EnvAdapter,
+    EnvConfig,
+    HasFactors,
+    StepResult,
+    check_same_spaces,
+    done_of,
+    rollout,
+)
 from ami_agent.agent import Agent
 from ami_agent.evaluation.evaluate import FINAL_SUCCESS_NAMES, SUCCESS_NAMES, read_info
 from ami_agent.evaluation.policies import EpisodeStart, task_of
@@ -23,91 +30,83 @@ from modules.configurator import TaskSpec
 from modules.types import ConfigError, Observation, Plan, TaskContext
 
 NUM_ENVS = 4
-"""Worlds lived in at once."""
+"""Environments that are recorded at once."""
 
 MAX_STEPS_KEPT = 240
-"""Moments of a life of which pictures and futures are kept; of a longer one every second, and so
-on."""
+"""Steps of an episode whose pictures and plans are kept; of a longer episode every second step, or
+every fourth, and so on."""
 
 DEFAULT_EPISODE_STEPS = 1000
-"""Steps that an episode is expected to last where the world doesn't say."""
+"""Steps of an episode, for the progress bar, where the environment doesn't say."""
 
 
 @runtime_checkable
 class HasEpisodeLength(Protocol):
-    """A world that says after how many steps an episode is over."""
+    """An environment that says after how many steps an episode is done."""
 
     max_episode_steps: int
 
 
 EXTRA_STEPS = 5
-"""Steps that are still worth a look after an arrival for good."""
+"""Steps that are shown after a success that lasts."""
 
 SUCCESS_WORDS = {False: ("did not arrive", "arrived"), True: ("did not succeed", "succeeded")}
-"""Without drives and with them."""
+"""Failure and success in words, for tasks without drives and with them."""
 
 
 class RecordedStep(NamedTuple):
-    """One life before one of its actions."""
+    """An episode before one of its actions."""
 
     step: int
     pictures: Pictures
     candidate_states: Tensor  # [P * K, H + 1, D]
-    candidate_energies: np.ndarray  # [P]: of each proposal
-    planned_states: Tensor  # [H + 1, D]; H is 0 for a reflex
+    candidate_energies: np.ndarray  # [P]: of each action sequence
+    planned_states: Tensor  # [H + 1, D]; H is 0 in Mode-1
     upper_plans: Tensor  # [L - 1, H, D]: of the levels above, top first; subgoals come first
-    terms: Mapping[str, float]  # weighted energies of the chosen future; a reflex has none
-    step_energies: Mapping[
-        str, np.ndarray
-    ]  # each [H]: what every imagined step by itself would cost
-    best_energies: np.ndarray  # the lowest energy known after each look at futures
-    critic_value: float  # what the critics say of the present state, in their unit
+    terms: Mapping[str, float]  # weighted energies of the plan; empty in Mode-1
+    step_energies: Mapping[str, np.ndarray]  # each [H]: of every single imagined step
+    best_energies: np.ndarray  # the lowest energy so far after each evaluation of the search
+    critic_value: float  # of the current state, in the critics' unit
 
 
 class RecordedEpisode(NamedTuple):
-    """One life from its first moment to its last."""
+    """An episode from its first step to its last."""
 
     env: str
-    description: (
-        str  # what a person sees there and what is asked of the agent, where the world says so
-    )
+    description: str  # of the environment and its task, for people; may be empty
     mode: str
     seed: int
     recorded_steps: Sequence[RecordedStep]
-    states: Tensor  # [T, D]: what the agent made of what it saw, before every action
-    factors: np.ndarray  # [T, F]: how it truly was; F is 0 where the world doesn't say
+    states: Tensor  # [T, D]: the agent's state before every action
+    factors: np.ndarray  # [T, F]; F is 0 where the environment reports none
     success_step: int | None  # steps until the first success
     final_success: bool  # success at the last step
-    has_success: bool  # whether the world says what success is
+    has_success: bool  # the environment reports success
     episode_return: float  # the sum of the rewards
-    has_drives: bool  # whether the task has drives
+    has_drives: bool  # the task has drives
     context: TaskContext  # its goal is [1, D]
 
     @property
     def summary(self) -> str:
-        """How it went, in words."""
+        """The outcome in words."""
         return_text = f"return {self.episode_return:.4g} in {_steps(len(self.states))}"
         if not self.has_success:
             return f"seed {self.seed}: {return_text}"
-        return f"seed {self.seed}: {self._outcome()}" + (
-            f"; {return_text}" if self.has_drives else ""
-        )
+        outcome = f"seed {self.seed}: {self._outcome()}"
+        return f"{outcome}; {return_text}" if self.has_drives else outcome
 
     @property
     def success_label(self) -> str:
-        """What its first success is called."""
+        """What the agent has done at its first success, in a word."""
         return SUCCESS_WORDS[self.has_drives][1]
 
     @property
     def end_step(self) -> int:
-        """Steps after which nothing more happens: who came to rest where it was to go stays
-        there."""
-        at_rest = self.final_success and not self.has_drives and self.success_step is not None
-        return (
-            min(len(self.states), (self.success_step or 0) + EXTRA_STEPS)
-            if at_rest
-            else len(self.states)
-        )
+        """The step at which pictures end: soon after a goal is reached for good, else the last
+        one."""
+        if self.success_step is None or not self.final_success or self.has_drives:
+            return len(self.states)
+        return min(len(self.states), self.success_step + EXTRA_STEPS)
 
     def _outcome(self) -> str:
         if self.success_step is None:
@@ -117,11 +116,11 @@ class RecordedEpisode(NamedTuple):
 
 
 StepCallback: TypeAlias = Callable[[Callable[[], Sequence[RecordedEpisode]]], None]
-"""Called at every moment with a way to ask for the lives so far."""
+"""Called at every step with a function that returns the episodes so far."""
 
 
 def no_callback(episodes: Callable[[], Sequence[RecordedEpisode]]) -> None:
-    """Looks at lives when they are over."""
+    """Does nothing; the episodes are read when they are done."""
 
 
 def _steps(count: int) -> str:
@@ -133,8 +132,9 @@ def record_episodes(
     seed: int, task_spec: TaskSpec, logger: Logger, max_steps: int | None = None,
     callback: StepCallback = no_callback,
 ) -> Iterator[tuple[RecordedEpisode, ...]]:  # fmt: skip
-    """The lives of seeds `seed`, `seed` + 1, ..., each once in every mode; of each at most so many
-    steps. The onlooker is called as they live."""
+    """The episodes of seeds `seed`, `seed` + 1, ..., each once in every mode, cut off after
+    `max_steps`. `callback` is called at every step; with one, only the last step of an episode is
+    kept."""
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}; it must be at least 1")
     agent.eval()
@@ -142,7 +142,7 @@ def record_episodes(
     def record_batch(mode: str, env: EnvAdapter, first: int) -> list[RecordedEpisode]:
         check_same_spaces(agent.spec, env.spec, config)
         recorder = _Recorder(agent, env, camera, seed + first, callback)
-        with logger.progress(f"live, {mode}", _episode_length(env)) as bar:
+        with logger.progress(f"act, {mode}", _episode_length(env)) as bar:
             return recorder.record(config, mode, task_spec, bar, max_steps)
 
     def episodes_of(mode: str) -> Iterator[RecordedEpisode]:
@@ -163,7 +163,7 @@ def _episode_length(env: EnvAdapter) -> int:
 
 
 class _Recorder:
-    """Lives in B worlds until the first episode of each is over, and takes notes."""
+    """Acts in B environments until the first episode of each is done, and records it."""
 
     def __init__(
         self, agent: Agent, env: EnvAdapter, camera: Camera, seed: int, callback: StepCallback
@@ -199,7 +199,7 @@ class _Recorder:
     def _episodes_so_far(
         self, config: EnvConfig, mode: str, has_drives: bool
     ) -> list[RecordedEpisode]:
-        """So far, the present moment too."""
+        """The episodes so far, the current step included."""
         context, name = _context(self.agent), f"{config.id} {config.variant}".strip()
         goals = context.goal.expand(self.env.num_envs, -1)
         states, factors = torch.stack(self.states, 1), np.stack(self.factors, 1)
@@ -208,8 +208,8 @@ class _Recorder:
             RecordedEpisode(
                 name, self.env.description, mode, self.seed + i, self.recorded_steps[i],
                 states[i, : length[i]], factors[i, : length[i]], self.success_step[i],
-                bool(self.final_success[i]), bool(self.has_success.any()), float(self.episode_return[i]), has_drives,
-                context._replace(goal=goals[i : i + 1]),
+                bool(self.final_success[i]), bool(self.has_success.any()),
+                float(self.episode_return[i]), has_drives, context._replace(goal=goals[i : i + 1]),
             )
             for i in range(self.env.num_envs)
         ]  # fmt: skip
@@ -231,8 +231,8 @@ class _Recorder:
         return plan.action
 
     def _halve_detail(self) -> None:
-        """A life that turns out long is told in less detail; of one that is watched only the
-        present is kept."""
+        """Keeps every second recorded step where there are too many; with a callback none of the
+        past ones."""
         if self.callback is not no_callback:
             self.recorded_steps = [[] for _ in self.recorded_steps]
             return
@@ -256,7 +256,8 @@ class _Recorder:
                 RecordedStep(
                     self.step, pictures[i], candidates[i], energies[i], planned[i], upper_plans[i],
                     {name: float(term[i]) for name, term in plan.terms.items()},
-                    {name: term[i] for name, term in step_energies.items()}, best_energies[i], float(critic_values[i]),
+                    {name: term[i] for name, term in step_energies.items()}, best_energies[i],
+                    float(critic_values[i]),
                 )
             )  # fmt: skip
         self.callback(self.episodes)

@@ -71,7 +71,7 @@ class BehaviourState(NamedTuple):
     target: Tensor  # [B, 2] where a directed policy goes
     directed: Tensor  # [B] bool
     idle: Tensor  # [B] bool
-    steps_left: Tensor  # [B] until it is drawn anew what the policy does
+    steps_left: Tensor  # [B] until the policy is resampled
     keys: Tensor  # [B] int64
 
 

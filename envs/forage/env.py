@@ -146,8 +146,8 @@ class ForageVectorEnv(TorchVectorEnv[State]):
         """`task` is how an episode is evaluated ("score" and "success" in infos) and which expert
         acts: "eat", "flag", "explore" or "stay"; it changes nothing else.
 
-        `split` is which layouts are drawn: "all", "train" or "test"; there is no end of them, and
-        "train" and "test" share none. `directed_fraction` is how many of the behaviour policy's
+        `split` is which layouts are drawn: "all", "train" or "test"; their number is unlimited,
+        and "train" and "test" share none. `directed_fraction` is how many of the behaviour policy's
         segments that aren't idle lead to a target.
 
         Raises ValueError for names that don't exist and for numbers out of range.

@@ -160,7 +160,7 @@ def sample_target(layout: Layout, u: Tensor) -> Tensor:
 def resample(
     behaviour: BehaviourState, position: Tensor, layout: Layout, directed_fraction: float
 ) -> BehaviourState:
-    """Every 10 to 25 steps the policy is drawn anew: idle in a tenth of the segments, directed in
+    """Every 10 to 25 steps the policy is resampled: idle in a tenth of the segments, directed in
     `directed_fraction` of the others, else drifting."""
     u, keys = uniform(behaviour.keys, 8)
     arrived = behaviour.directed & (distance(behaviour.target, position) < AT_TARGET)

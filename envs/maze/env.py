@@ -51,11 +51,9 @@ from .render import draw_frames, draw_image, draw_walls, image_size, to_pixels
 
 RANDOM = "random"
 SIZES = (3, 15)
-MAX_LOOP_PROB = 0.9  # without any walls, all mazes would be one
+MAX_LOOP_PROB = 0.9  # without any walls all mazes would be equal
 STEPS_PER_CELL = 6  # of the longest path; at full speed a cell takes 3.3
-AROUND = (
-    2  # cells of the path at most where the goal counts as reached: with more, a wall is between
-)
+AROUND = 2  # cells of the path, at most, at which a goal counts as reached; beyond is a wall
 DIRECTIONS = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))  # right, left, down, up
 
 
@@ -271,7 +269,7 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         )
         if obs_type == "state" and sampled:
             raise ValueError(
-                "obs_type 'state' can't tell drawn mazes apart; choose a maze_seed or a map"
+                "obs_type 'state' doesn't show the maze; choose one maze by maze_seed or map"
             )
         self.obs_type = choose("obs_type", obs_type, self.obs_types)(self.mazes.size)
         self.physics = self._physics()

@@ -87,7 +87,7 @@ class BehaviourState(NamedTuple):
     target: Tensor  # [B, 2] where a directed policy goes
     directed: Tensor  # [B] bool
     idle: Tensor  # [B] bool: without action; the body coasts, then rests
-    steps_left: Tensor  # [B] until it is drawn anew what the policy does
+    steps_left: Tensor  # [B] until the policy is resampled
     keys: Tensor  # [B] int64
 
 
@@ -106,7 +106,7 @@ def resample(
     directed_fraction: float,
     step_scale: int,
 ) -> BehaviourState:
-    """Every 10 to 25 steps, later where bodies are slow, the policy is drawn anew: idle in a tenth
+    """Every 10 to 25 steps, later where bodies are slow, the policy is resampled: idle in a tenth
     of the segments; directed in `directed_fraction` of the others, to any cell until it arrives or
     the segment, longer by the path, ends; else drifting."""
     u, keys = uniform(behaviour.keys, 7)

@@ -196,7 +196,7 @@ def with_options(
 def describe(variant: Variant) -> str:
     """What a person sees and what the agent is to do."""
     fixed = len(variant.layouts) == 1
-    where = "the same in every episode" if fixed else "elsewhere in every episode"
+    where = "the same in every episode" if fixed else "in other places in every episode"
     return (
         "A point mass (blue) is to go to a goal (green ring). Two rooms are joined by one door; "
         f"wall and door are {where}."

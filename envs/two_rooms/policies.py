@@ -48,7 +48,7 @@ class BehaviourState(NamedTuple):
     target: Tensor  # [B, 2] where a directed policy goes
     directed: Tensor  # [B] bool: to the target, or wandering
     ignores_walls: Tensor  # [B] bool: straight to the target, into the wall
-    steps_left: Tensor  # [B] until it is drawn anew what the policy does
+    steps_left: Tensor  # [B] until the policy is resampled
     keys: Tensor  # [B] int64
 
 
@@ -83,7 +83,7 @@ def resample(
     directed_steps: float,
     ignoring_fraction: float,
 ) -> BehaviourState:
-    """Every 20 to 40 steps, or on arrival, the policy is drawn anew: with probability
+    """Every 20 to 40 steps, or on arrival, the policy is resampled: with probability
     `directed_fraction` it goes to a position in the other room, until it arrives or for
     `directed_steps`; else it wanders. `ignoring_fraction` of the directed ones go straight on, meet
     the wall, and last as long as wandering."""

@@ -1,4 +1,5 @@
-"""Actor, Mode-1: a policy that reacts, and what makes it an actor (Mode-2: `planners/`)."""
+"""Actor: the policy (Mode-1), its use as an initial candidate of Mode-2 (`planning/`), and two
+wrappers of actors: recovery where the agent is stuck, and open-loop execution."""
 
 from __future__ import annotations
 
@@ -30,9 +31,10 @@ from modules.types import (
 class PolicyConfig:
     hidden: int = 256
     goal_dims: int = 0
-    """Numbers of a goal, the first ones, that it looks at; 0: all."""
+    """The first so many dimensions of state and goal that define a goal; 0: all."""
     relu: bool = False
-    """Three layers with kinks in the place of two smooth ones, for what has to be timed."""
+    """Three ReLU layers instead of two SiLU layers, for actions that change sharply with the
+    state."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, hidden=WIDTH, goal_dims=(0, 65_536))
@@ -47,33 +49,28 @@ class PolicyConfig:
 
 
 class Policy(nn.Module):
-    """pi(s, g, task) -> the action that Mode-2 would have found after deliberation, in one pass.
-
-    What is told of the task are the weights of some costs, `[B, W]`; W may be 0."""
+    """pi(s, g, w) -> the action that Mode-2 would plan, in one forward pass. The task vector w is
+    the weights of some costs, `[B, W]`; W may be 0."""
 
     def __init__(
         self, layers: nn.Module, action_dim: int, action_space: ActionSpace, goal_dims: int
     ) -> None:
         super().__init__()
-        self.layers, self.action_space, self.action_dim, self.goal_dims = (
-            layers,
-            action_space,
-            action_dim,
-            goal_dims,
-        )
+        self.layers, self.action_space = layers, action_space
+        self.action_dim, self.goal_dims = action_dim, goal_dims
 
     def forward(self, state: Tensor, goal: Tensor, task_vector: Tensor) -> Tensor:
-        """States, goals `[B, D]`, the task `[B, W]` -> actions `[B, A]` inside the bounds."""
+        """States, goals `[B, D]`, task vectors `[B, W]` -> actions `[B, A]`."""
         return self.action_space.squash(self.pre_squash(state, goal, task_vector))
 
     def pre_squash(self, state: Tensor, goal: Tensor, task_vector: Tensor) -> Tensor:
-        """The same before they are bounded; where these are large, no gradient comes through."""
+        """The unbounded numbers before `squash`; where they are large its gradient vanishes."""
         target, position = goal[..., : self.goal_dims], state[..., : self.goal_dims]
         inputs = torch.cat([state, target, target - position, self.broadcast_task(task_vector)], -1)
         return self.layers(inputs)
 
     def broadcast_task(self, task_vector: Tensor) -> Tensor:
-        """The task `[B, W]` as numbers beside those of a state."""
+        """The task vector `[B, W]` in the layout of the inputs."""
         return task_vector
 
 
@@ -88,14 +85,14 @@ class ConvPolicyConfig:
     def build(
         self, shape: MapShape, action_dim: int, action_space: ActionSpace, task_dim: int
     ) -> ConvPolicy:
-        # flat maps one behind the other are their channels
+        # concatenated flat maps are the flat map of their concatenated channels
         input_shape = (3 * shape[0] + task_dim, *shape[1:])
         layers = ConvHead(input_shape, self.channels, self.hidden, action_dim)
         return ConvPolicy(layers, action_dim, action_space, shape)
 
 
 class ConvPolicy(Policy):
-    """The same for map states: neighbourhoods of state and goal are looked at before the whole."""
+    """`Policy` of map states, with convolutional layers."""
 
     def __init__(
         self, layers: nn.Module, action_dim: int, action_space: ActionSpace, shape: MapShape
@@ -104,18 +101,18 @@ class ConvPolicy(Policy):
         self.num_positions = shape[1] * shape[2]
 
     def broadcast_task(self, task_vector: Tensor) -> Tensor:
-        """The same number in every place, one channel for each."""
+        """Each number as a constant channel of the map."""
         return task_vector.repeat_interleave(self.num_positions, -1)
 
 
 class ReactiveActor:
-    """Mode-1 as an actor: one forward pass, nothing imagined, so no energy is claimed (NaN)."""
+    """Mode-1 as an actor: one forward pass. It imagines no future, so the energy is NaN."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
 
     def reset(self, seed: int = 0) -> None:
-        """A reflex has no past."""
+        """There is no state to reset."""
 
     def __call__(self, state: Tensor, context: TaskContext) -> Plan:
         """`[B, D]` -> a plan of one action."""
@@ -139,7 +136,8 @@ class PolicyProposalConfig:
 
 
 class PolicyProposal:
-    """What the policy would do for the next H steps, as one proposal for Mode-2 to improve."""
+    """The actions of the policy over the next H imagined steps, as an initial candidate of
+    Mode-2."""
 
     def __init__(self, policy: Policy, evaluator: RolloutEvaluator) -> None:
         self.policy, self.evaluator = policy, evaluator
@@ -152,14 +150,12 @@ class PolicyProposal:
     def evaluate_with(
         self, state: Tensor, candidates: Tensor, context: TaskContext
     ) -> EvaluatedRollouts:
-        """`[B, D]` -> the policy's own future, and beside it those of others `[B, P, H, A]`."""
+        """`[B, D]` -> the futures of the policy and of candidates `[B, P, H, A]`, in this order."""
         return self.evaluator.evaluate_with(state, self._policy_fn(context), candidates, context)
 
     def _policy_fn(self, context: TaskContext) -> PolicyFn:
         def act(states: Tensor) -> Tensor:
-            repeats = len(states) // len(
-                context.goal
-            )  # several futures of each world, side by side
+            repeats = len(states) // len(context.goal)  # sampled futures of each environment
             goal, task_vector = (
                 part.repeat_interleave(repeats, 0) if repeats > 1 else part
                 for part in (context.goal, context.task_vector)
@@ -176,7 +172,7 @@ class NoPolicyProposalConfig:
 
 
 class NoPolicyProposal:
-    """Nothing to go by: Mode-2 without a policy."""
+    """No candidate from the policy."""
 
     def __init__(self, action_dim: int) -> None:
         self.action_dim = action_dim
@@ -192,17 +188,17 @@ class NoStuckRecoveryConfig:
 
 
 class NoStuckRecovery:
-    """Trusts its plans, come what may."""
+    """No perturbation: the actor's plan is always followed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StuckPerturbationConfig:
     check_every: int = 3
-    """Actions between two looks at what was gained."""
+    """Actions between two checks of progress."""
     min_progress: float = 0.75
-    """How much the energy of the plan must have fallen since the last look."""
+    """Least decrease of the plan's energy between two checks, in units of the cost."""
     min_energy: float = 2.0
-    """Energy below which there is nothing to gain; both in the units of the cost."""
+    """Energy below which the agent is never considered stuck, in units of the cost."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, check_every=HORIZON, min_progress=FRACTION, min_energy=(0.0, 1e12))
@@ -212,8 +208,8 @@ class StuckPerturbationConfig:
 
 
 class StuckPerturbation(Stateful):
-    """Where plans are followed and nothing gets better, the model is wrong about this place: one
-    random action, and then the plans have their chance again."""
+    """Where the energy of the plans does not decrease although they are followed, the world model
+    errs: one random action replaces the planned one."""
 
     episode_state = ("rng", "calls", "last_energy")
 
@@ -224,7 +220,7 @@ class StuckPerturbation(Stateful):
         self.reset()
 
     def reset(self, seed: int = 0) -> None:
-        """Nothing was tried yet."""
+        """Resets the actor; random actions depend on the seed alone."""
         self.actor.reset(seed)
         self.rng = torch.Generator().manual_seed(seed)
         self.calls, self.last_energy = 0, torch.tensor(torch.inf)
@@ -242,7 +238,7 @@ class StuckPerturbation(Stateful):
             stuck[:, None], self.evaluator.action_space.squash(2 * noise), plan.action
         )
         actions = torch.cat([first[:, None], plan.actions[:, 1:]], 1)
-        # what the rest of the plan comes to after that: a plan never shows what it won't do
+        # evaluated anew, because the first action has changed
         changed = self.evaluator.best_plan(state, actions[:, None], context)
         return changed._replace(
             candidate_states=plan.candidate_states, candidate_energies=plan.candidate_energies
@@ -250,7 +246,7 @@ class StuckPerturbation(Stateful):
 
 
 class OpenLoopActor(Stateful):
-    """Carries out several actions of a plan before it is made anew."""
+    """Executes several actions of a plan before the next one."""
 
     episode_state = ("remaining",)
 
@@ -259,24 +255,22 @@ class OpenLoopActor(Stateful):
         self.remaining: list[Plan] = []
 
     def reset(self, seed: int = 0) -> None:
-        """The next call plans, with nothing to go on from."""
+        """Drops the rest of the plan, so that the next call plans."""
         self.actor.reset(seed)
         self.remaining = []
 
     def __call__(self, state: Tensor, context: TaskContext) -> Plan:
         if not self.remaining:
             plan = self.actor(state, context)
-            self.remaining = [
-                drop_first(plan, step)
-                for step in range(min(self.receding_horizon, context.horizon))
-            ]
+            num_steps = min(self.receding_horizon, context.horizon)
+            self.remaining = [drop_first(plan, step) for step in range(num_steps)]
         return self.remaining.pop(0)
 
 
-def drop_first(plan: Plan, step: int) -> Plan:
-    """The same plan after `step` of its actions were carried out."""
+def drop_first(plan: Plan, count: int) -> Plan:
+    """The plan without its first `count` actions."""
     return plan._replace(
-        actions=plan.actions[:, step:],
-        states=plan.states[:, step:],
-        candidate_states=plan.candidate_states[:, :, step:],
+        actions=plan.actions[:, count:],
+        states=plan.states[:, count:],
+        candidate_states=plan.candidate_states[:, :, count:],
     )

@@ -1,7 +1,8 @@
-"""Drives: intrinsic costs that are hard-wired to what the body feels (LeCun 2022, 3.2 and 4.3).
+"""Drives: intrinsic costs that are fixed functions of interoceptive signals (LeCun 2022, 3.2 and
+4.3).
 
-A drive is a frozen, differentiable function of one interoceptive channel. It has no parameters, so
-nothing can train it; the world model only learns to predict what it is a function of.
+A drive is a differentiable function of one signal. It has no parameters, so nothing can train it;
+the world model learns to predict the signal.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from modules.types import CONTINUE, ConfigError
 
 SET_POINT = 1.0
-"""Energy at which there is no hunger."""
+"""Energy level from which on hunger is 0."""
 
 
 def hunger(energy: Tensor) -> Tensor:
@@ -24,23 +25,23 @@ def hunger(energy: Tensor) -> Tensor:
 
 
 def pain(damage: Tensor) -> Tensor:
-    """Damage, as it is felt."""
+    """Damage."""
     return damage
 
 
 def taste(meal: Tensor) -> Tensor:
-    """Minus what is eaten."""
+    """Minus the food eaten."""
     return -meal
 
 
 def reward(reward: Tensor) -> Tensor:
-    """Minus the reward of the world."""
+    """Minus the reward of the environment."""
     return -reward
 
 
 @dataclass(frozen=True)
 class Drive:
-    """One intrinsic cost: which channel it feels, how, in which unit, and where it is from."""
+    """One intrinsic cost: its signal, the function, the unit and a reference."""
 
     channel: str
     cost: Callable[[Tensor], Tensor]
@@ -52,16 +53,16 @@ DRIVES: Mapping[str, Drive] = {
     "hunger": Drive("energy", hunger, "energy below the set point", "Keramati & Gutkin 2014"),
     "pain": Drive("damage", pain, "damage of a step", "LeCun 2022, 4.3"),
     "taste": Drive("meal", taste, "ripe foods", "Berridge 2004"),
-    "reward": Drive("reward", reward, "rewards of the world", "Sutton & Barto 2018, 3.2"),
+    "reward": Drive("reward", reward, "rewards of the environment", "Sutton & Barto 2018, 3.2"),
 }
 
 
 CENTRED = ("reward",)
-"""Drives that are linear in their channel and hold for every step."""
+"""Drives that are linear in their signal, so that a constant part of it can be subtracted."""
 
 
 class Drives:
-    """The drives of one body, which feels these channels."""
+    """The drives of an agent, and the signals (`channels`) that its environment declares."""
 
     def __init__(self, names: Sequence[str], channels: Sequence[str]) -> None:
         for name in names:
@@ -69,17 +70,15 @@ class Drives:
                 raise ConfigError(f"no drive is called {name!r}; there are {', '.join(DRIVES)}")
             if DRIVES[name].channel not in channels:
                 raise ConfigError(
-                    f"{name!r} feels {DRIVES[name].channel!r}, which this world does not declare; "
-                    f"it declares {', '.join(channels)}"
+                    f"the drive {name!r} needs the signal {DRIVES[name].channel!r}, which this "
+                    f"environment does not declare; it declares {', '.join(channels)}"
                 )
         self.names = tuple(names)
         self.columns = [channels.index(DRIVES[name].channel) for name in names]
-        self.continue_index = [
-            index for index, channel in enumerate(channels) if channel == CONTINUE
-        ]
+        self.continue_index = [i for i, channel in enumerate(channels) if channel == CONTINUE]
 
     def __call__(self, interoception: Tensor) -> Tensor:
-        """What is felt `[..., I]` -> what each drive makes of it, `[..., W]`."""
+        """Signals `[..., I]` -> the cost of each drive, `[..., W]`."""
         costs = [
             DRIVES[name].cost(interoception[..., column])
             for name, column in zip(self.names, self.columns, strict=True)
@@ -87,24 +86,24 @@ class Drives:
         return torch.stack(costs, -1) if costs else interoception[..., :0]
 
     def centred(self, channels: int) -> Tensor:
-        """`[I]` bool: the channels of which a constant part may be taken away, for what a drive
-        makes of it is a constant as well."""
+        """`[I]` bool: the signals whose constant part may be subtracted, because it adds a constant
+        to the cost."""
         columns = dict(zip(self.names, self.columns, strict=True))
         centred = [columns[name] for name in CENTRED if name in columns]
         return torch.tensor([channel in centred for channel in range(channels)])
 
     def step_shift(self, subtract_offset: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
-        """How much dearer every step becomes when interoception is made `subtract_offset`, `[W]`;
-        `zero` is felt, `[I]`."""
+        """The constant by which the cost of a step grows when the offset is subtracted from the
+        signals, `[W]`; `zero` `[I]` are signals of 0."""
         return self(subtract_offset(zero)) - self(zero)
 
     def continue_prob(self, interoception: Tensor) -> Tensor:
-        """What is felt `[..., I]` -> the chance that life goes on after it, `[...]`; 1 for a body
-        that can't die."""
+        """Signals `[..., I]` -> the probability that the episode continues, `[...]`; 1 where no
+        signal says so."""
         return interoception[..., self.continue_index].clamp(0, 1).prod(-1)
 
     def survival(self, interoception: Tensor) -> tuple[Tensor, Tensor]:
-        """What is felt in H steps `[..., H, I]` -> the chances to be alive before each and after
-        it, both `[..., H]`."""
+        """Signals of H steps `[..., H, I]` -> the probabilities that the episode has not ended
+        before each step and after it, both `[..., H]`."""
         after = self.continue_prob(interoception).cumprod(-1)
         return torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1), after

@@ -1,4 +1,4 @@
-"""How far it is: distances in steps that critics are made of."""
+"""Quasimetrics: learnt distances in steps between states, which the goal critics use."""
 
 from __future__ import annotations
 
@@ -33,23 +33,21 @@ class QuasimetricConfig:
 
 
 class Quasimetric(nn.Module):
-    """A distance that need not be symmetric but always obeys the triangle inequality.
-
-    d(s, g) = mean over groups of the max over units of relu(f(g) - f(s)); a simple relative of the
-    interval quasimetric embedding (Wang & Isola 2022).
-    """
+    """A distance that obeys the triangle inequality and need not be symmetric: d(s, g) = mean over
+    groups of the max over units of relu(f(g) - f(s)), a simplified interval quasimetric embedding
+    (Wang & Isola 2022)."""
 
     def __init__(self, embed: nn.Module, groups: int) -> None:
         super().__init__()
         self.embed, self.groups = embed, groups
 
     def from_embeddings(self, start: Tensor, goal: Tensor) -> Tensor:
-        """Embedded states `[..., F]`, embedded goals `[..., F]` -> steps `[...]`."""
+        """Embedded states and goals, `[..., F]` each, broadcast -> steps `[...]`."""
         difference = (goal - start).relu().unflatten(-1, (self.groups, -1))
         return difference.amax(-1).mean(-1)
 
     def forward(self, state: Tensor, goal: Tensor) -> Tensor:
-        """States `[..., D]`, goals `[..., D]`, broadcast -> steps still to go `[...]`."""
+        """States and goals, `[..., D]` each, broadcast -> steps to go `[...]`."""
         return self.from_embeddings(self.embed(state), self.embed(goal))
 
 
@@ -60,10 +58,10 @@ class FourierQuasimetricConfig:
     units: int = 8
     num_frequencies: int = 128
     frequency_scale: float = 2.0
-    """Radians per unit of the state: how fine they are."""
+    """Standard deviation of the frequencies, in radians per unit of the state."""
     goal_dims: int = 0
-    """Numbers of the state, the first ones, that it is a distance of; 0: all. What a goal is
-        about may be less than a state tells: a place, whatever the legs do there."""
+    """The first so many dimensions of the state that define a goal, its position for instance; 0:
+    all."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, hidden=WIDTH, groups=WIDTH, units=WIDTH, num_frequencies=WIDTH)
@@ -76,12 +74,13 @@ class FourierQuasimetricConfig:
         )
         head = silu_mlp(self.hidden, self.hidden, self.groups * self.units)
         first = [TakeFirst(goal_dims)] if goal_dims else []
-        return FourierQuasimetric(nn.Sequential(*first, input_layer, nn.SiLU(), head), self.groups)
+        embed = nn.Sequential(*first, input_layer, nn.SiLU(), head)
+        return FourierQuasimetric(embed, self.groups)
 
 
 class FourierQuasimetric(Quasimetric):
-    """The same distance, whose embedding looks at the state in waves: what is near in space may be
-    far on foot."""
+    """`Quasimetric` on Fourier features of the state, for states that are close in space but far
+    apart in steps, on two sides of a wall for instance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,7 @@ class ConvQuasimetricConfig:
 
 
 class ConvQuasimetric(Quasimetric):
-    """The same distance, whose embedding looks at neighbourhoods of a map state first."""
+    """`Quasimetric` of map states, with a convolutional embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,4 +120,5 @@ class GlimpseQuasimetricConfig:
 
 
 class GlimpseQuasimetric(Quasimetric):
-    """The same distance in scenes, whose embedding looks at what is around that which moves."""
+    """`Quasimetric` on the keypoints of a state and the map around each, for states of a
+    `KeypointMapEncoder`."""

@@ -1,11 +1,11 @@
-"""Short-term memory inside an episode: the state may depend on what is no longer seen.
+"""Short-term memory within an episode: the state may depend on earlier observations.
 
-Three forms, interchangeable: nothing is recalled; a recurrent belief (as in recurrent state-space
-models, Hafner et al. 2019); an associative memory of key and value that the present queries by
-attention (LeCun 2022, 3.1.2 and 3.6; neural episodic control, Pritzel et al. 2017).
+Three interchangeable forms: none; a recurrent network (as in recurrent state-space models, Hafner
+et al. 2019); an associative memory of keys and values with attention (LeCun 2022, 3.1.2 and 3.6;
+neural episodic control, Pritzel et al. 2017).
 
-A trace is what is kept of an episode between two of its moments: tensors whose first dimension is
-the world, all zero when an episode begins.
+A memory state is a tuple of tensors whose first dimension is the environment, all zero when an
+episode begins.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from modules.types import HORIZON, WIDTH, MapShape, Observation, Stateful, as_di
 MemoryState: TypeAlias = tuple[Tensor, ...]
 
 MAX_STATES = 1000
-"""Moments of an episode that are kept as states."""
+"""Most states of an episode that are kept."""
 
 FAR_AWAY = 1e4
-"""Far from every state."""
+"""Every number of a state that takes the place of those of an earlier episode: far from any other
+state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +36,14 @@ class NoMemoryConfig:
 
 
 class NoMemory(nn.Module):
-    """The state is what is seen now."""
+    """No memory: the state is the features of the present observation."""
 
     def initial_state(self, like: Tensor) -> MemoryState:
-        """The trace of episodes that only begin, for features `[B, D]`."""
+        """The memory state at the start of episodes, for features `[B, D]`."""
         return ()
 
     def forward(self, features: Tensor, memory_state: MemoryState) -> tuple[Tensor, MemoryState]:
-        """Features of the present `[B, D]` and what is kept -> state `[B, D]`, what is kept now."""
+        """Features of the present observation `[B, D]` -> state `[B, D]`, new memory state."""
         return features, memory_state
 
 
@@ -58,13 +59,13 @@ class GRUMemoryConfig:
 
 
 class GRUMemory(NoMemory):
-    """A gated recurrent unit carries on what matters; the state is what is seen plus a reading of
-    it."""
+    """A gated recurrent unit; the state is the features plus a linear readout of its hidden
+    state."""
 
-    def __init__(self, state: int, hidden: int) -> None:
+    def __init__(self, state_dim: int, hidden: int) -> None:
         super().__init__()
-        self.cell = nn.GRUCell(state, hidden)
-        self.readout = nn.Linear(hidden, state)
+        self.cell = nn.GRUCell(state_dim, hidden)
+        self.readout = nn.Linear(hidden, state_dim)
 
     def initial_state(self, like: Tensor) -> MemoryState:
         return (like.new_zeros(len(like), self.cell.hidden_size),)
@@ -77,9 +78,9 @@ class GRUMemory(NoMemory):
 @dataclass(frozen=True, kw_only=True)
 class AttentionMemoryConfig:
     num_slots: int = 64
-    """The most that is kept; then the oldest is overwritten."""
+    """Observations that are kept; then the oldest is overwritten."""
     slot_dim: int = 32
-    """Numbers of a key and of a value."""
+    """Dimensions of a key and of a value."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, num_slots=HORIZON, slot_dim=WIDTH)
@@ -89,16 +90,16 @@ class AttentionMemoryConfig:
 
 
 class AttentionMemory(NoMemory):
-    """The last `moments` of the episode as keys and values; the present asks, and the state is what
-    is seen plus what the answer says."""
+    """The last `num_slots` observations of the episode as keys and values, queried by the present
+    one; the state is the features plus a linear readout of the retrieved value."""
 
-    def __init__(self, state: int, config: AttentionMemoryConfig) -> None:
+    def __init__(self, state_dim: int, config: AttentionMemoryConfig) -> None:
         super().__init__()
         self.num_slots, self.slot_dim = config.num_slots, config.slot_dim
-        self.key = nn.Linear(state, config.slot_dim)
-        self.value = nn.Linear(state, config.slot_dim)
-        self.query = nn.Linear(state, config.slot_dim)
-        self.readout = nn.Linear(config.slot_dim, state)
+        self.key = nn.Linear(state_dim, config.slot_dim)
+        self.value = nn.Linear(state_dim, config.slot_dim)
+        self.query = nn.Linear(state_dim, config.slot_dim)
+        self.readout = nn.Linear(config.slot_dim, state_dim)
 
     def initial_state(self, like: Tensor) -> MemoryState:
         slots = like.new_zeros(len(like), self.num_slots, self.slot_dim)
@@ -120,14 +121,14 @@ ShortTermMemory = NoMemory | GRUMemory | AttentionMemory
 
 
 def reset_where(memory_state: MemoryState, reset_mask: Tensor) -> MemoryState:
-    """The trace with nothing left of the worlds `reset_mask` `[B]`, whose episodes begin."""
+    """The memory state, set to zero in the environments `reset_mask` `[B]`."""
     return tuple(
         part.masked_fill(reset_mask.reshape(-1, *[1] * (part.ndim - 1)), 0) for part in memory_state
     )
 
 
 def unroll_memory(memory: NoMemory, features: Tensor) -> Tensor:
-    """Features `[B, T, D]` of stretches taken for whole episodes -> states `[B, T, D]`."""
+    """Features `[B, T, D]` -> states `[B, T, D]`, from the initial memory state."""
     memory_state, states = memory.initial_state(features[:, 0]), []
     for current in features.unbind(1):
         state, memory_state = memory(current, memory_state)
@@ -136,12 +137,13 @@ def unroll_memory(memory: NoMemory, features: Tensor) -> Tensor:
 
 
 class ReferenceObservations(nn.Module):
-    """A few of all the moments that were ever lived: what there is to be recognised."""
+    """K observations from the replay buffer, which tell imagined states that can occur from those
+    that can't."""
 
     filled: Tensor
 
     def __init__(self, blank: Observation) -> None:
-        """Room for observations `[K, *O]` like these, none of them lived yet."""
+        """`blank` `[K, *O]` provides shapes and types; nothing is stored yet."""
         super().__init__()
         self.names = list(as_dict(blank))
         for index, part in enumerate(as_dict(blank).values()):
@@ -154,20 +156,20 @@ class ReferenceObservations(nn.Module):
         return len(self.get_buffer("obs_0"))
 
     def store(self, obs: Observation) -> None:
-        """These `[K, *O]` instead of those before."""
+        """Replaces the observations by these `[K, *O]`."""
         for index, name in enumerate(self.names):
             self.get_buffer(f"obs_{index}").copy_(as_dict(obs)[name])
         self.filled.fill_(True)
 
     def observations(self) -> Observation:
-        """`[K, *O]`, or none `[0, *O]` before anything was lived."""
+        """`[K, *O]`, or `[0, *O]` before `store`."""
         count = self.capacity if self.filled else 0
         parts = {n: self.get_buffer(f"obs_{i}")[:count] for i, n in enumerate(self.names)}
         return parts.get("obs", parts)
 
 
 class EpisodeMemory(Stateful):
-    """What an agent keeps of the episodes that it is in, one in each of B worlds."""
+    """The memory state and the states so far of the present episode in each of B environments."""
 
     episode_state = ("memory_state", "states")
 
@@ -177,20 +179,18 @@ class EpisodeMemory(Stateful):
         self.states: list[Tensor] = []
 
     def reset(self, reset_mask: Tensor | None = None) -> None:
-        """Episodes begin: in all worlds, or in those of `reset_mask` `[B]`."""
-        if (
-            reset_mask is None
-            or self.memory_state is None
-            or len(reset_mask) != len(self.states[0])
-        ):
+        """Begins an episode in all environments, or in those of `reset_mask` `[B]`."""
+        state = self.memory_state
+        if reset_mask is None or state is None or len(reset_mask) != len(self.states[0]):
             self.memory_state, self.states = None, []
             return
         reset_mask = reset_mask.to(self.states[0].device)
-        self.memory_state = reset_where(self.memory_state, reset_mask)
+        self.memory_state = reset_where(state, reset_mask)
         self.states = [state.masked_fill(reset_mask[:, None], FAR_AWAY) for state in self.states]
 
     def update(self, features: Tensor, keep: int = 1) -> Tensor:
-        """Features of the next moment `[B, D]` -> its state `[B, D]`; the last `keep` are kept."""
+        """Features of the next observation `[B, D]` -> its state `[B, D]`; the last `keep` states
+        are kept."""
         if self.memory_state is None or len(features) != len(self.states[0]):
             self.memory_state, self.states = self.memory.initial_state(features), []
         state, self.memory_state = self.memory(features, self.memory_state)
@@ -198,5 +198,5 @@ class EpisodeMemory(Stateful):
         return state
 
     def episode_states(self) -> Tensor:
-        """`[B, M, D]`: the states of the episode so far, the present one included."""
+        """`[B, M, D]`: the states of the episode so far, the present one last."""
         return torch.stack(self.states, 1)

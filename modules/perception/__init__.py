@@ -1,11 +1,11 @@
-"""Perception: what the senses deliver becomes a latent state.
+"""Perception: encoders from observations to latent states.
 
-Five encoders, interchangeable: a vector state from one image, a map state that keeps *where* things
-are, a vector state by way of points and how they move, a scene of such points before a map of what
-stays, and a vector state from any number of senses, vectors, things and images. All hand out flat
-states `[B, D]` and say in `shape` how D folds into `[C, h, w]` (a vector is 1 by 1).
+Five interchangeable encoders: one image to a vector; one image to a feature map; one image to a
+vector by keypoints and their motion; one image to keypoints and a map of the static scene; any
+number of modalities (vectors, sets, images) to a vector. All return flat states `[B, D]`, and
+`shape` says how D folds into `[C, h, w]` (a vector is 1 by 1).
 
-Perception is primed by gains: how much of what a sense delivers comes through.
+Modality weights scale the features of each modality (priming, LeCun 2022, 3.1.1).
 """
 
 from modules.perception.image import (
@@ -18,12 +18,23 @@ from modules.perception.image import (
 )
 from modules.perception.keypoint_map import KeypointMapEncoder, KeypointMapEncoderConfig
 from modules.perception.multi_modal import MultiModalEncoder, MultiModalEncoderConfig
+from modules.perception.target_encoder import (
+    EMATarget,
+    EMATargetConfig,
+    OnlineTarget,
+    OnlineTargetConfig,
+    StopGradientTarget,
+    StopGradientTargetConfig,
+    TargetEncoder,
+)
 
 Perception = (
     ImageEncoder | SpatialEncoder | KeypointEncoder | KeypointMapEncoder | MultiModalEncoder
 )
 
 __all__ = [
+    "EMATarget",
+    "EMATargetConfig",
     "ImageEncoder",
     "ImageEncoderConfig",
     "KeypointEncoder",
@@ -32,7 +43,12 @@ __all__ = [
     "KeypointMapEncoderConfig",
     "MultiModalEncoder",
     "MultiModalEncoderConfig",
+    "OnlineTarget",
+    "OnlineTargetConfig",
     "Perception",
     "SpatialEncoder",
     "SpatialEncoderConfig",
-]  # fmt: skip
+    "StopGradientTarget",
+    "StopGradientTargetConfig",
+    "TargetEncoder",
+]

@@ -1,4 +1,4 @@
-"""One image becomes a state: as a vector, as a map that keeps *where* things are, or by points."""
+"""Encoders of one image: to a vector, to a feature map, or to a vector by keypoints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from modules.nets import silu_mlp
 from modules.perception.base import (
+    BYTES,
     Encoder,
     ModalityShapes,
     PatchEmbed,
@@ -31,7 +32,7 @@ from modules.types import (
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoderConfig:
     patch: int = 5
-    """Pixels to a side of what the first layer sees at once."""
+    """Side of the patches of the first layer, in pixels."""
     channels: int = 16
     hidden: int = 128
     state_dim: int = 32
@@ -45,7 +46,7 @@ class ImageEncoderConfig:
 
 
 class ImageEncoder(Encoder):
-    """Pixels `[B, C, S, S]` uint8 -> vector state `[B, D]`."""
+    """Pixels `[B, C, S, S]` -> vector state `[B, D]`, by patches, a convolution and an MLP."""
 
     def __init__(self, config: ImageEncoderConfig, obs_shape: MapShape) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class SpatialEncoderConfig:
 
 
 class SpatialEncoder(Encoder):
-    """Pixels `[B, C, S, S]` uint8 -> map state `[B, D]`, D = C' h w; places keep their places."""
+    """Pixels `[B, C, S, S]` -> map state `[B, D]`, D = C' h w, which keeps spatial positions."""
 
     def __init__(self, config: SpatialEncoderConfig, obs_shape: MapShape) -> None:
         super().__init__()
@@ -104,8 +105,9 @@ class SpatialEncoder(Encoder):
 
 
 class SpatialSoftmax(nn.Module):
-    """Images `[B, C, S, S]` from 0 to 1 -> x and y, from -1 to 1, of several features: the mean
-    place of each under a softmax over places (deep spatial autoencoders, Finn et al. 2016)."""
+    """Images `[B, C, S, S]` from 0 to 1 -> x and y, from -1 to 1, of several keypoints: the mean
+    position of each feature map under a softmax over positions (deep spatial autoencoders, Finn et
+    al. 2016)."""
 
     def __init__(
         self, in_channels: int, channels: int, points: int, kernel: int, stride: int
@@ -119,18 +121,14 @@ class SpatialSoftmax(nn.Module):
         self.sharpness = nn.Parameter(torch.full((points, 1), 3.0))
 
     def forward(self, image: Tensor) -> Tensor:
-        """`[B, 2 * points]`, x of all of them first"""
+        """`[B, 2 * points]`, all x first"""
         maps = self.feature_maps(image)
         size = maps.shape[-2:]
         normalized = nn.functional.layer_norm(maps.flatten(2), (size.numel(),))
         attention = (self.sharpness * normalized).softmax(-1).unflatten(-1, size)
-        columns, rows = (
-            attention.sum(-2),
-            attention.sum(-1),
-        )  # [B, points, width], [B, points, height]
         x, y = (
             mass @ torch.linspace(-1, 1, mass.shape[-1], dtype=mass.dtype, device=mass.device)
-            for mass in (columns, rows)
+            for mass in (attention.sum(-2), attention.sum(-1))  # [B, points, width or height]
         )
         return torch.cat([x, y], -1)
 
@@ -141,13 +139,13 @@ class KeypointEncoderConfig:
     stride: int = 2
     channels: int = 8
     points: int = 8
-    """Features whose place is seen."""
+    """Number of keypoints."""
     current_channels: tuple[int, ...] = ()
-    """Channels of the image that show the latest moment; all where none is named."""
+    """Channels of the image that show the latest frame; empty: all."""
     previous_channels: tuple[int, ...] = ()
-    """Channels that show the moment before, as many; none where the image shows but one."""
+    """Channels that show the frame before, as many; empty: the image shows one frame."""
     motion_scale: float = 8.0
-    """How much larger than places movements are taken."""
+    """Factor on the motion of the keypoints, relative to their positions."""
     hidden: int = 64
     state_dim: int = 4
     """D"""
@@ -163,10 +161,11 @@ class KeypointEncoderConfig:
             current_channels=(0, 65_535),
             previous_channels=(0, 65_535),
         )
-        if self.previous_channels and len(self.previous_channels) != len(self.current_channels):
+        current, previous = len(self.current_channels), len(self.previous_channels)
+        if previous and previous != current:
             raise ConfigError(
-                f"current_channels has {len(self.current_channels)} channels and previous_channels {len(self.previous_channels)}; one moment "
-                "must have as many as the other"
+                f"current_channels has {current} channels and previous_channels {previous}; "
+                "they must have as many"
             )
 
     def build(self, shapes: ModalityShapes) -> KeypointEncoder:
@@ -174,27 +173,24 @@ class KeypointEncoderConfig:
         for channel in (*self.current_channels, *self.previous_channels):
             if not 0 <= channel < shape[0]:
                 raise ConfigError(
-                    f"channel {channel} of an image that has {shape[0]}; current_channels and previous_channels must "
-                    f"name some of 0 to {shape[0] - 1}"
+                    f"channel {channel} of an image that has {shape[0]}; current_channels and "
+                    f"previous_channels must be from 0 to {shape[0] - 1}"
                 )
         return KeypointEncoder(self, shape)
 
 
 class KeypointEncoder(Encoder):
-    """Pixels `[B, C, S, S]` uint8 -> vector state `[B, D]`, by way of points: every feature map
-    says where its feature is, as the mean place under a softmax over places (deep spatial
-    autoencoders, Finn et al. 2016). Where an observation shows two moments, how the points have
-    moved is seen too (latent flow, Shang et al. 2021): a small difference of large numbers, which
-    layers upon both moments are slow to find."""
+    """Pixels `[B, C, S, S]` -> vector state `[B, D]`, by keypoints (`SpatialSoftmax`). If an
+    observation shows two frames, the motion of the keypoints is an input of the MLP too (latent
+    flow, Shang et al. 2021): a small difference of large numbers, which layers on both frames are
+    slow to learn."""
 
     def __init__(self, config: KeypointEncoderConfig, obs_shape: MapShape) -> None:
         super().__init__()
         self.shape: MapShape = (config.state_dim, 1, 1)
         self.current_channels = list(config.current_channels or range(obs_shape[0]))
-        self.previous_channels, self.motion_scale = (
-            list(config.previous_channels),
-            config.motion_scale,
-        )
+        self.previous_channels = list(config.previous_channels)
+        self.motion_scale = config.motion_scale
         self.points = SpatialSoftmax(
             len(self.current_channels), config.channels, config.points, config.kernel, config.stride
         )
@@ -203,12 +199,8 @@ class KeypointEncoder(Encoder):
 
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
         ((name, image),) = as_dict(obs).items()
-        pixels = (
-            scale_modality(to_byte_range(image), modality_weights.get(name, 1)).to(
-                self.points.sharpness.dtype
-            )
-            / 255
-        )
+        image = scale_modality(to_byte_range(image), modality_weights.get(name, 1))
+        pixels = image.to(self.points.sharpness.dtype) / BYTES
         points = self.points(pixels[:, self.current_channels])
         if not self.previous_channels:
             return self.layers(points)

@@ -1,4 +1,4 @@
-"""A scene: what moves, by points, before what stays, by a map."""
+"""Encoder of one image to keypoints of moving objects and a map of the static scene."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from modules.nets import POSITION_SCALE
 from modules.perception.base import (
+    BYTES,
     Encoder,
     ModalityShapes,
     image_shape,
@@ -27,26 +28,26 @@ from modules.types import (
 )
 
 KERNEL = 5
-"""Pixels to a side of what a point is found by."""
+"""Side of the convolution that finds keypoints, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeypointMapEncoderConfig:
     current_channels: tuple[int, ...] = (1,)
-    """Channels of the image that show what moves, at the latest moment."""
+    """Channels of the image that show the moving objects in the latest frame."""
     previous_channels: tuple[int, ...] = (2,)
-    """Channels that show it at the moment before, as many."""
+    """Channels that show them in the frame before, as many."""
     static_channels: tuple[int, ...] = (0,)
-    """Channels that show what stays as it is."""
+    """Channels that show the static scene."""
     points: int = 1
-    """Things that move."""
+    """Number of keypoints."""
     motion_scale: float = 8.0
-    """How much larger than places, from -1 to 1, movements are taken."""
+    """Factor on the motion of the keypoints, relative to their positions from -1 to 1."""
     hidden: int = 16
     channels: int = 4
-    """Of the map."""
+    """Channels of the map."""
     stride: int = 2
-    """Pixels between the places of the map."""
+    """Pixels between the cells of the map."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, points=WIDTH, motion_scale=(0.0, 1e6), hidden=WIDTH, channels=WIDTH)
@@ -57,13 +58,13 @@ class KeypointMapEncoderConfig:
             previous_channels=(0, 65_535),
             static_channels=(0, 65_535),
         )
-        if (
-            not len(self.current_channels) == len(self.previous_channels) >= 1
-            or not self.static_channels
-        ):
+        current, previous = len(self.current_channels), len(self.previous_channels)
+        static = len(self.static_channels)
+        if not current == previous >= 1 or not static:
             raise ConfigError(
-                f"current_channels has {len(self.current_channels)} channels, previous_channels {len(self.previous_channels)} and static_channels "
-                f"{len(self.static_channels)}; each must have one, and previous_channels as many as current_channels"
+                f"current_channels has {current} channels, previous_channels {previous} and "
+                f"static_channels {static}; each must have at least one, and previous_channels as "
+                "many as current_channels"
             )
 
     def build(self, shapes: ModalityShapes) -> KeypointMapEncoder:
@@ -73,17 +74,17 @@ class KeypointMapEncoderConfig:
         for channel in (*self.current_channels, *self.previous_channels, *self.static_channels):
             if not 0 <= channel < channels:
                 raise ConfigError(
-                    f"channel {channel} of an image that has {channels}; current_channels, previous_channels and static_channels "
-                    f"must name some of 0 to {channels - 1}"
+                    f"channel {channel} of an image that has {channels}; current_channels, "
+                    f"previous_channels and static_channels must be from 0 to {channels - 1}"
                 )
         return KeypointMapEncoder(self, sides[0])
 
 
 class KeypointMapEncoder(Encoder):
-    """Pixels `[B, C, S, S]` uint8 -> state `[B, D]` of two parts: x and y of some points and how
-    they have moved, 4 numbers each, and a map of what else the image shows. A body and the walls
-    around it don't crowd each other out, and dynamics that glance at the map around the body learn
-    what walls do once for all layouts."""
+    """Pixels `[B, C, S, S]` -> state `[B, D]` of two parts: position and motion of some keypoints,
+    4 numbers each, and a map `[C', S', S']` of the static scene. Each part keeps its own share of
+    the state, and a dynamics model that reads the map around the keypoints (`GlimpseDynamics`)
+    learns the effect of walls once for all layouts."""
 
     def __init__(self, config: KeypointMapEncoderConfig, side: int) -> None:
         super().__init__()
@@ -103,7 +104,8 @@ class KeypointMapEncoder(Encoder):
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
         ((name, image),) = as_dict(obs).items()
         config, dtype = self.config, self.points.sharpness.dtype
-        pixels = scale_modality(to_byte_range(image), modality_weights.get(name, 1)).to(dtype) / 255
+        image = scale_modality(to_byte_range(image), modality_weights.get(name, 1))
+        pixels = image.to(dtype) / BYTES
         current, previous = (
             self.points(pixels[:, list(c)])
             for c in (config.current_channels, config.previous_channels)

@@ -1,4 +1,4 @@
-"""Any number of senses become one vector state."""
+"""Encoder of any number of modalities to one vector state."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from modules.types import (
 )
 
 MAX_PATCHES = 64
-"""Patches to the longer side of a picture."""
+"""Most patches along the longer side of an image."""
 
 
 class ImageBranch(nn.Sequential):
@@ -58,20 +58,20 @@ class ImageBranch(nn.Sequential):
         self.out = config.image_dim
 
     def adapt(self, part: Tensor) -> None:
-        """Takes pictures `[N, C, S, S]` as the range of every channel."""
+        """Takes the range of every channel from images `[N, C, S, S]`."""
         self[0].adapt(part)  # type: ignore[operator]
 
 
 def patch_size(sides: tuple[int, ...]) -> int:
-    """About 8 patches to the shorter side, and so few to the longer one that the layers above stay
-    small."""
+    """The patch size for about 8 patches along the shorter side and at most MAX_PATCHES along the
+    longer one, which bounds the layers above."""
     shorter, longer = min(sides), max(sides)
     return max(1, shorter // 8, min(shorter, longer // MAX_PATCHES))
 
 
 class FourierBranch(nn.Module):
-    """Numbers `[B, N]`, or a set of things alike `[B, K, N]` -> features `[B, F]` or `[B, K F]`:
-    the same layers for every thing."""
+    """A vector `[B, N]` or a set of vectors `[B, K, N]` -> features `[B, F]` or `[B, K F]`, by
+    Fourier features and an MLP that all members of a set share."""
 
     def __init__(self, shape: tuple[int, ...], config: MultiModalEncoderConfig) -> None:
         super().__init__()
@@ -84,8 +84,8 @@ class FourierBranch(nn.Module):
 
 
 class StandardizedInput(nn.Module):
-    """Numbers `[B, ...]` as they are, each in its own unit, `[B, F]`. They are centred in the
-    precision in which they come: a clock of seconds since 1970 has none left in float32."""
+    """Numbers `[B, ...]` -> the same, standardized, `[B, F]`. They are centred in the precision of
+    the input: seconds since 1970 for instance exceed that of float32."""
 
     mean: Tensor
     scale: Tensor
@@ -97,28 +97,26 @@ class StandardizedInput(nn.Module):
         self.register_buffer("scale", torch.ones(self.out, dtype=torch.float64))
 
     def adapt(self, part: Tensor) -> None:
-        """Takes observations `[N, ...]` as the unit; what never varied keeps its own."""
+        """Takes mean and scale from observations `[N, ...]`; a constant number keeps scale 1."""
         mean, std = mean_and_std(part.flatten(1))
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(std > 0, std, 1.0))
 
     def update_units(self, part: Tensor) -> None:
-        """Takes new units for those numbers that observations `[N, ...]` have left."""
+        """Takes new means and scales where those of the observations `[N, ...]` are outdated."""
         values = part.flatten(1).double()
         mean, std = mean_and_std(values)
-        max_deviation, max_spread = (
-            (values - self.mean).abs().amax(0),
-            (values - mean).abs().amax(0),
-        )
-        has_left = updated_scale(max_deviation, std, self.scale, self.scale == 1) != self.scale
-        unit = torch.where(
-            self.scale == 1, max_spread, torch.maximum(std, max_spread / LARGE_MEAN_FACTOR)
-        )
-        self.mean.copy_(torch.where(has_left, mean, self.mean))
-        self.scale.copy_(torch.where(has_left, unit, self.scale))
+        max_deviation = (values - self.mean).abs().amax(0)
+        max_spread = (values - mean).abs().amax(0)
+        outdated = updated_scale(max_deviation, std, self.scale, self.scale == 1) != self.scale
+        scale = torch.maximum(std, max_spread / LARGE_MEAN_FACTOR)
+        scale = torch.where(self.scale == 1, max_spread, scale)
+        self.mean.copy_(torch.where(outdated, mean, self.mean))
+        self.scale.copy_(torch.where(outdated, scale, self.scale))
 
     def has_outliers(self, part: Tensor) -> Tensor:
-        """Whether any number of observations `[N, ...]` is far outside its unit."""
+        """Whether any number of observations `[N, ...]` is over OUTLIER_FACTOR scales from its
+        mean."""
         return (self(part).abs() > OUTLIER_FACTOR).any()
 
     def forward(self, part: Tensor) -> Tensor:
@@ -129,30 +127,26 @@ class StandardizedInput(nn.Module):
 
 
 ADAPT_VECTORS = 4096
-"""Observations that numbers take their unit from."""
+"""Observations that vectors take mean and scale from."""
 
-MODALITY_KINDS = {
-    1: "a vector [N]",
-    2: "a set of things [K, N]",
-    3: "an image [channels, height, width]",
-}
+MODALITY_KINDS = "a vector [N], a set of vectors [K, N] or an image [channels, height, width]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiModalEncoderConfig:
     patch: int = 8
-    """Pixels to a side of what the first layer sees of an image at once; 0: about an eighth of
-        the shorter side of each image."""
+    """Side of the patches of an image in the first layer, in pixels; 0: about an eighth of the
+    shorter side of each image."""
     hidden: int = 64
     vector_dim: int = 16
-    """Numbers of the state for a vector, and for each thing of a set; 0: the numbers of the
-        sense themselves, in units of what was seen first."""
+    """Features of a vector, and of each member of a set; 0: the input itself, standardized by the
+    first observations."""
     image_dim: int = 32
-    """Numbers of the state for an image."""
+    """Features of an image."""
     num_frequencies: int = 16
-    """Waves in which vectors are seen."""
+    """Fourier features of vectors: a sine and a cosine for each frequency."""
     frequency_scale: float = 4.0
-    """Radians per unit of a vector: how fine they are."""
+    """Standard deviation of the frequencies, in radians per unit of a vector."""
 
     def __post_init__(self) -> None:
         validate_ranges(
@@ -162,21 +156,19 @@ class MultiModalEncoderConfig:
 
     def build(self, shapes: ModalityShapes) -> MultiModalEncoder:
         for name, shape in shapes.items():
-            if len(shape) not in MODALITY_KINDS or (
-                len(shape) == 3 and min(shape[1:]) < self.patch
-            ):
+            too_small = len(shape) == 3 and min(shape[1:]) < self.patch
+            if not 1 <= len(shape) <= 3 or too_small:
                 raise ConfigError(
-                    f"{name!r} delivers {shape}; needed is {', '.join(MODALITY_KINDS.values())} of at "
+                    f"observation {name!r} has shape {shape}; it must be {MODALITY_KINDS} of at "
                     f"least {self.patch} by {self.patch} pixels (perception.patch)"
                 )
         return MultiModalEncoder(self, shapes)
 
 
 class MultiModalEncoder(Encoder):
-    """Any number of senses by name, vectors, sets of things, images -> one vector state `[B, D]`.
-
-    Each has a part of the state to itself, so that none crowds out another; its gain scales that
-    part, and a sense of gain 0 is not there."""
+    """Any number of modalities by name, vectors, sets of vectors and images -> one vector state
+    `[B, D]`. Each modality has its own part of the state, which its modality weight scales; a
+    weight of 0 removes it."""
 
     def __init__(self, config: MultiModalEncoderConfig, shapes: ModalityShapes) -> None:
         super().__init__()
@@ -193,27 +185,27 @@ class MultiModalEncoder(Encoder):
         return {name: count for name, count in found.items() if count}
 
     def adapt(self, obs: Observation) -> None:
-        """Takes observations `[N, *O]` as the unit of those senses that have one."""
+        """Takes the scales of the branches that have one from observations `[N, *O]`."""
         for key, branch in self.branches.items():
             if isinstance(branch, StandardizedInput | ImageBranch):
                 branch.adapt(as_dict(obs)[self.names[key]])
 
     def standardized_inputs(self) -> dict[str, StandardizedInput]:
-        """The branches that have a unit for each number, by the name of what they read."""
+        """The `StandardizedInput` branches, by the name of their modality."""
         found = {self.names[key]: branch for key, branch in self.branches.items()}
         return {name: b for name, b in found.items() if isinstance(b, StandardizedInput)}
 
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
-        parts, names = as_dict(obs), self.names
-        features = (
-            scale_modality(s(parts[names[k]]), modality_weights.get(names[k], 1))
-            for k, s in self.branches.items()
-        )
-        return torch.cat(list(features), 1)
+        parts = as_dict(obs)
+        features = [
+            scale_modality(self.branches[key](parts[name]), modality_weights.get(name, 1))
+            for key, name in self.names.items()
+        ]
+        return torch.cat(features, 1)
 
 
 def _module_name(name: str) -> str:
-    """What a module may be called: not as what every dictionary of modules can do or has."""
+    """A key for `nn.ModuleDict`, which refuses empty names and those of its own attributes."""
     return f"sense {name}" if not name or hasattr(nn.ModuleDict(), name) else name
 
 

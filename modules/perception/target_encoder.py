@@ -1,4 +1,5 @@
-"""What the world model is asked to predict: the state as it is seen, or as a slow copy sees it."""
+"""Target encoders: the states that the world model is trained to predict, from the encoder itself
+or from a slow copy of it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ class OnlineTargetConfig:
 
 
 class OnlineTarget(nn.Module):
-    """The target is the state itself; its gradient is not stopped (as in PLDM and VICReg)."""
+    """The target is the encoder's own state, with gradient (as in PLDM and VICReg)."""
 
     def forward(
         self, obs: Observation, features: Tensor, modality_weights: ModalityWeights
@@ -27,7 +28,7 @@ class OnlineTarget(nn.Module):
         return features
 
     def update(self, perception: nn.Module) -> None:
-        """Nothing lags behind."""
+        """There is no copy to update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,7 @@ class StopGradientTargetConfig:
 
 
 class StopGradientTarget(OnlineTarget):
-    """The target is the state itself, and no gradient flows into it: the prediction alone moves
-    (SimSiam, Chen & He 2021)."""
+    """The target is the encoder's own state, without gradient (SimSiam, Chen & He 2021)."""
 
     def forward(
         self, obs: Observation, features: Tensor, modality_weights: ModalityWeights
@@ -58,8 +58,8 @@ class EMATargetConfig:
 
 
 class EMATarget(nn.Module):
-    """The target is seen by an exponential moving average of the perception; no gradient flows
-    into it (BYOL, Grill et al. 2020; I-JEPA, Assran et al. 2023)."""
+    """The target is the state of an exponential moving average of the encoder, without gradient
+    (BYOL, Grill et al. 2020; I-JEPA, Assran et al. 2023)."""
 
     def __init__(self, perception: nn.Module, decay: float) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class EMATarget(nn.Module):
         return self.average(obs, modality_weights)
 
     def update(self, perception: nn.Module) -> None:
-        """Takes one small step towards the perception; to be called after each update."""
+        """Moves the average towards the encoder; called after each gradient step."""
         self.average.update_parameters(perception)
 
 

@@ -1,4 +1,4 @@
-"""Forward and inverse models of one step: the heart of every level of the world model."""
+"""Dynamics models: the forward and the inverse model of one step of a level."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from modules.types import WIDTH, MapShape, validate_ranges
 
 
 class Dynamics(Protocol):
-    """Forward model s, a, z -> s' and inverse model s, s' -> a, over flat states; what acts on the
-    state, action and latent variable, comes as one, `[..., A + Z]`."""
+    """Forward model s, a, z -> s' and inverse model s, s' -> a, over flat states; action and latent
+    variable come as one tensor, `[..., A + Z]`."""
 
     def __call__(self, state: Tensor, action_latent: Tensor) -> Tensor: ...
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor: ...
@@ -33,15 +33,15 @@ def unroll(
 
 
 def _zero_init(layer: nn.Linear | nn.Conv2d) -> nn.Module:
-    """A residual change that starts as no change makes long unrolls start stable."""
+    """A residual branch that starts at zero keeps long rollouts stable at the start of training."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 
 
 class FiLM(nn.Module):
-    """Features `[N, F]`, each scaled and shifted as the action `[N, A]` says: products of state and
-    action, which sums alone are slow to learn (feature-wise modulation, Perez et al. 2018)."""
+    """Features `[N, F]`, scaled and shifted by functions of the action `[N, A]`: products of state
+    and action, which a sum of both is slow to learn (FiLM, Perez et al. 2018)."""
 
     def __init__(self, action_dim: int, features: int) -> None:
         super().__init__()
@@ -65,8 +65,8 @@ class MLPDynamicsConfig:
 
 
 class MLPDynamics(nn.Module):
-    """s' = s + MLP(s | a) for vector states; the action modulates every hidden layer. What moves is
-    the first `moving_dims` numbers of a state, the rest stays as it is."""
+    """s' = s + MLP(s | a) for vector states; the action modulates every hidden layer (FiLM). Only
+    the first `moving_dims` numbers of a state change."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class FourierDynamicsConfig:
     hidden: int = 256
     num_frequencies: int = 128
     frequency_scale: float = 4.0
-    """Radians per unit of the state: how fine they are."""
+    """Standard deviation of the frequencies, in radians per unit of the state."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, hidden=WIDTH, num_frequencies=WIDTH, frequency_scale=(0.0, 1e6))
@@ -116,8 +116,8 @@ class FourierDynamicsConfig:
 
 
 class FourierDynamics(MLPDynamics):
-    """The same, looking at the state in waves: for worlds whose walls are thin in a state that is
-    smooth. What is sharp is then what happens, not what is perceived."""
+    """`MLPDynamics` on Fourier features of the state: for sharp changes of the dynamics, at thin
+    walls for instance, in a smooth representation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +137,8 @@ class GlimpseDynamicsConfig:
 
 
 class GlimpseDynamics(MLPDynamics):
-    """The same for scenes, looking at what is around that which moves: what walls do is learnt once
-    for all places and all layouts."""
+    """`MLPDynamics` on the keypoints of a state and the map around each, for states of a
+    `KeypointMapEncoder`: the effect of a wall is learnt once for all positions and all layouts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +153,8 @@ class ConvDynamicsConfig:
 
 
 class ConvDynamics(nn.Module):
-    """s' = s + convolutions(s | a) for map states: what happens in a place depends on its
-    neighbourhood, the same in every place; the action modulates what is seen there."""
+    """s' = s + convolutions(s | a) for map states: the change of a cell is a function of its
+    neighbourhood, the same in every cell; the action modulates the features (FiLM)."""
 
     def __init__(
         self, config: ConvDynamicsConfig, shape: MapShape, action_dim: int, latent_dim: int
@@ -177,8 +177,6 @@ class ConvDynamics(nn.Module):
 
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., D]` -> `[..., A]`"""
-        both = torch.cat(
-            [state.unflatten(-1, self.shape), next_state.unflatten(-1, self.shape)], -3
-        )
+        both = torch.cat([s.unflatten(-1, self.shape) for s in (state, next_state)], -3)
         features = nn.functional.silu(self.pair_encoder(both.flatten(0, -4)))
         return self.inverse_head(features.sum((-2, -1))).unflatten(0, state.shape[:-1])

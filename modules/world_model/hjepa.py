@@ -1,11 +1,17 @@
-"""Levels above that plan by gradient: macro-actions under what the level has learnt."""
+"""H-JEPA: levels of the world model above the lowest (LeCun 2022, 4.6 and 4.7).
+
+A step of a level spans several steps of the level below. The level has a state, macro-actions, a
+world model of what they lead to, a prior over macro-actions and a distance in its own steps; it
+plans by gradient, and the first state of its plan is the subgoal of the level below.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
+from math import log, pi, prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +21,19 @@ from modules.actor.planning.evaluator import RolloutEvaluator
 from modules.actor.planning.gradient import GradientPlannerConfig
 from modules.actor.planning.risk import ScenarioCVaRConfig
 from modules.actor.subgoals.base import LevelInfo
+from modules.cost.quasimetric import (
+    FourierQuasimetricConfig,
+    GlimpseQuasimetricConfig,
+    QuasimetricConfig,
+)
+from modules.nets import silu_mlp
 from modules.types import (
     GOAL_COSTS,
     HORIZON,
     WEIGHT,
+    WIDTH,
     BadSetting,
+    ConfigError,
     LatentRolloutFn,
     MapShape,
     Plan,
@@ -29,11 +43,139 @@ from modules.types import (
     TaskContext,
     validate_ranges,
 )
-from modules.world_model.jepa_levels import JEPALevel, JEPALevelConfig
+from modules.world_model.dynamics import (
+    FourierDynamicsConfig,
+    GlimpseDynamicsConfig,
+    MLPDynamicsConfig,
+)
+from modules.world_model.jepa import WorldModelConfig
+from modules.world_model.latents import (
+    CategoricalLatentConfig,
+    GaussianLatentConfig,
+    NoLatentConfig,
+    SparseLatentConfig,
+)
+
+
+class ActionPrior(NamedTuple):
+    """p(m | u): the macro-actions in the recorded data, normal, `[..., M]` each."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def nll(self, macro_action: Tensor) -> Tensor:
+        """Negative log-likelihood in nats, mean over M; `[...]`."""
+        deviation = (macro_action - self.mean) / self.scale
+        return ((deviation.square() + log(2 * pi)) / 2 + self.scale.log()).mean(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedCriticConfig:
+    """No settings."""
+
+
+class SharedCritic(nn.Module):
+    """The distance of the goal critic, converted from environment steps to steps of a level that
+    shares the states of the lowest level; no parameters of its own."""
+
+    def __init__(self, distance: QuasimetricFns, env_steps: int) -> None:
+        super().__init__()
+        self.distance, self.env_steps = distance, env_steps
+
+    def forward(self, state: Tensor, goal: Tensor) -> Tensor:
+        """States `[..., D]`, goals `[..., D]`, broadcast -> steps of the level to go `[...]`."""
+        embed, from_embeddings = self.distance
+        return from_embeddings(embed(state), embed(goal)) / self.env_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class JEPALevelConfig:
+    state_dim: int = 0
+    """Dimensions of the level's own state; 0: it shares the state of the level below."""
+    macro_dim: int = 4
+    """Dimensions of a macro-action, M."""
+    hidden: int = 256
+    dynamics: MLPDynamicsConfig | FourierDynamicsConfig | GlimpseDynamicsConfig = field(
+        default_factory=FourierDynamicsConfig
+    )
+    latent: NoLatentConfig | GaussianLatentConfig | SparseLatentConfig | CategoricalLatentConfig = (
+        field(default_factory=NoLatentConfig)
+    )
+    """What state and macro-action do not determine of the next state."""
+    distance: (
+        QuasimetricConfig | FourierQuasimetricConfig | GlimpseQuasimetricConfig | SharedCriticConfig
+    ) = field(default_factory=FourierQuasimetricConfig)
+    """Steps of the level from a state to a goal."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, state_dim=(0, 65_536), macro_dim=WIDTH, hidden=WIDTH)
+
+    def build(
+        self,
+        state_dim_below: int,
+        action_dim: int,
+        num_steps: int,
+        env_steps: int,
+        critic_distance: QuasimetricFns | None,
+    ) -> JEPALevel:
+        """A level above one of these dimensions. Its step spans `num_steps` steps of the level
+        below and `env_steps` environment steps; `critic_distance` is the goal critic's, if there is
+        one."""
+        state_dim = self.state_dim or state_dim_below
+        if not isinstance(self.distance, SharedCriticConfig):
+            distance: nn.Module = self.distance.build((state_dim, 1, 1))
+        elif critic_distance is None or self.state_dim:
+            raise ConfigError(
+                "hierarchy.level.distance SharedCritic is the goal critic's, of states of the "
+                "lowest level: there must be a critic, and level.state_dim "
+                f"{self.state_dim} must be 0"
+            )
+        else:
+            distance = SharedCritic(critic_distance, env_steps)
+        return JEPALevel(self, state_dim_below, action_dim, num_steps, distance)
+
+
+class JEPALevel(nn.Module):
+    """One level above another: a state u = f(s), a macro-action m = g(a_1 .. a_k) that stands for
+    k actions of the level below, a world model of the next u, a prior p(m | u) over the
+    macro-actions in the data, and a distance in steps of the level."""
+
+    def __init__(
+        self,
+        config: JEPALevelConfig,
+        state_dim_below: int,
+        action_dim: int,
+        num_steps: int,
+        distance: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.state_dim = config.state_dim or state_dim_below
+        self.macro_dim, self.num_steps = config.macro_dim, num_steps
+        self.state_encoder = (
+            silu_mlp(state_dim_below, config.hidden, self.state_dim)
+            if config.state_dim
+            else nn.Identity()
+        )
+        self.action_encoder = nn.Sequential(
+            silu_mlp(num_steps * action_dim, config.hidden, self.macro_dim), nn.Tanh()
+        )
+        world_model = WorldModelConfig(dynamics=config.dynamics, latent=config.latent)
+        self.world_model = world_model.build((self.state_dim, 1, 1), self.macro_dim, 0)
+        self.distance = distance
+        self.prior_head = silu_mlp(self.state_dim, config.hidden, 2 * self.macro_dim)
+
+    def action_prior(self, state: Tensor) -> ActionPrior:
+        """p(m | u) in states `[..., D]`."""
+        mean, raw_scale = self.prior_head(state).chunk(2, -1)
+        return ActionPrior(mean.tanh(), nn.functional.softplus(raw_scale) + 1e-2)
+
+    def encode_actions(self, actions: Tensor) -> Tensor:
+        """Actions of the level below `[..., T * num_steps, A]` -> macro-actions `[..., T, M]`."""
+        return self.action_encoder(actions.unflatten(-2, (-1, self.num_steps)).flatten(-2))
 
 
 class LevelPlanner(Stateful):
-    """Mode-2 of a level above: the same planner, of macro-actions, toward a goal in its states."""
+    """Mode-2 of a level above: a gradient planner of macro-actions towards a goal state."""
 
     episode_state = ("rng",)
 
@@ -64,26 +206,27 @@ class LevelPlanner(Stateful):
         plan = self.planner(
             state, context._replace(goal=goal, horizon=config.horizon, iterations=config.iterations)
         )
-        # a step of the body later, a stride is far from over
+        # not shifted: the next call is one environment step later, a fraction of the level's step
         self.planner.set_warm_start(plan.actions[:, None])
         return plan
 
     def cost_terms(self, rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
-        """Strides still to go, mean over the path; and macro-actions that life does not contain."""
+        """Steps of the level to go, mean over the path, and the penalty for unlikely
+        macro-actions; each `[B, P]`."""
         states = rollout.states
         nll = self.level.action_prior(states[:, :, :-1]).nll(rollout.actions)
         steps_to_go = self.level.distance(states[:, :, 1:], context.goal[:, None, None])
         return {"critic": steps_to_go.mean(-1), "prior": self.config.prior_weight * nll.mean(-1)}
 
     def propose(self, state: Tensor, context: TaskContext) -> Tensor:
-        """`[B, D]` -> macro-actions as life contains them, `[B, P, H, M]`."""
+        """`[B, D]` -> macro-actions sampled from the prior, `[B, P, H, M]`."""
         count = self.config.num_proposals
         current = state[:, None].expand(-1, count, -1).flatten(0, 1)
         macro_actions = []
         for _ in range(context.horizon):
             prior = self.level.action_prior(current)
             noise = torch.randn(count, self.level.macro_dim, generator=self.rng).to(current)
-            noise = noise.repeat(len(state), 1)  # no world's depends on how many others there are
+            noise = noise.repeat(len(state), 1)  # the same in each environment, for any number B
             macro_actions.append((prior.mean + prior.scale * noise).clamp(-1, 1))
             current = self.level.world_model.level(0).step(current, macro_actions[-1]).state
         return torch.stack(macro_actions, 1).unflatten(0, (len(state), count))
@@ -95,7 +238,7 @@ MAX_LEVELS = 8
 @dataclass(frozen=True, kw_only=True)
 class HierarchicalJEPAConfig:
     steps_per_level: tuple[int, ...] = (6,)
-    """From the lowest up: steps of the level below that a step of each spans."""
+    """For each level above, the lowest first: how many steps of the level below its step spans."""
     level: JEPALevelConfig = field(default_factory=JEPALevelConfig)
     planner: GradientPlannerConfig = field(
         default_factory=lambda: GradientPlannerConfig(
@@ -105,17 +248,18 @@ class HierarchicalJEPAConfig:
     scenarios: ScenarioCVaRConfig = field(
         default_factory=lambda: ScenarioCVaRConfig(num_scenarios=8)
     )
-    """Imagined of the same macro-actions, where a level has a latent variable."""
+    """Sampled futures of each candidate, if a level has a latent variable."""
     num_proposals: int = 4
-    """Drawn from the prior at every level, P."""
+    """Candidates sampled from the prior at every level, P."""
     prior_weight: float = 0.3
-    """Weight of macro-actions that life does not contain, in strides a nat."""
+    """Weight of the prior's negative log-likelihood, in steps of the level per nat."""
     snap_to_memory: bool = False
-    """Whether subgoals are remembered states, where states are shared."""
+    """Whether subgoals are replaced by the nearest remembered state; always so for levels with
+    states of their own."""
     memory_size: int = 2000
-    """States that subgoals are looked up among."""
+    """Remembered states among which the nearest is searched."""
     replan_every: int = 1
-    """Steps of the body for which a subgoal stands."""
+    """Environment steps between two plans of the levels above."""
 
     def __post_init__(self) -> None:
         validate_ranges(
@@ -123,8 +267,8 @@ class HierarchicalJEPAConfig:
         )
         validate_ranges(self, replan_every=HORIZON)
         if not 1 <= len(self.steps_per_level) <= MAX_LEVELS:
-            right = f"one number for each level above, from 1 to {MAX_LEVELS} of them"
-            raise BadSetting("steps_per_level", self.steps_per_level, right)
+            expected = f"from 1 to {MAX_LEVELS} numbers, one for each level above"
+            raise BadSetting("steps_per_level", self.steps_per_level, expected)
         validate_ranges(self, steps_per_level=(2, 10_000))
 
     def build(
@@ -138,21 +282,20 @@ class HierarchicalJEPAConfig:
 
 
 class HierarchicalJEPA(nn.Module, Stateful):
-    """Learnt levels above the lowest (H-JEPA). From the top down, each plans macro-actions toward
-    what the level above hopes for, and the first state that it hopes for is the subgoal of the one
-    below. A level that is less than a stride away from its goal is skipped: near by, plans are
-    flat.
+    """Learnt levels above the lowest (H-JEPA). From the top down, each plans macro-actions towards
+    the subgoal that the level above sets, and the first state of its plan is the subgoal of the
+    level below. A level less than one of its steps away from its goal passes the goal on unchanged.
 
-    A level with states of its own hopes for something in those; the subgoal is then the remembered
-    state of the level below that comes nearest to it. So it is with shared states where it is to be
-    `snap_to_memory`: a hope that was never lived is none."""
+    If a level has states of its own, the subgoal is the remembered state of the lowest level whose
+    encoding is nearest to the planned one. `snap_to_memory` does the same for shared states, so
+    that every subgoal is a state that was observed."""
 
     episode_state = ("calls", "subgoals", "encoded_memories")
     memory_bank: Tensor
     description = (
-        "Levels above stride over several steps at once and plan as the lowest does, from the top "
-        "down. What each hopes for is drawn; the first of it is the subgoal that the level below "
-        "plans for."
+        "Learnt levels above plan in steps that span several of the level below, from the top "
+        "down. The states that each level plans for are drawn; the first is the subgoal of the "
+        "level below."
     )
 
     def __init__(
@@ -178,19 +321,17 @@ class HierarchicalJEPA(nn.Module, Stateful):
     def reset(self, seed: int = 0) -> None:
         """The next call plans."""
         self.calls, self.subgoals = 0, torch.empty(0, 0, 0, 0)
-        self.encoded_memories: dict[
-            int, Tensor
-        ] = {}  # what is remembered, in states of a level above
+        self.encoded_memories: dict[int, Tensor] = {}  # the memory bank in states of each level
         for planner in self.level_planners:
             planner.reset(seed)
 
     def is_trained(self) -> bool:
-        """Whether there is anything to go by; asked of the device only until there is."""
+        """Whether the levels were trained; reads from the device only until they are."""
         self.trained = self.trained or bool(self.memory_bank.any())
         return self.trained
 
     def forward(self, state: Tensor, context: TaskContext) -> TaskContext:
-        """`[B, D]` -> the same focus, the goal a stride ahead; flat before anything was learnt."""
+        """`[B, D]` -> the context with the subgoal as its goal; unchanged before training."""
         if not (any(context.weights.get(name) for name in GOAL_COSTS) and self.is_trained()):
             return context
         if len(self.subgoals) != len(state) or self.calls % self.config.replan_every == 0:
@@ -200,21 +341,17 @@ class HierarchicalJEPA(nn.Module, Stateful):
 
     @torch.no_grad()
     def plan(self, state: Tensor, context: TaskContext) -> Tensor:
-        """`[B, D]` -> what each level hopes for, top first, in states of the lowest,
-        `[B, L - 1, H, D]`."""
+        """`[B, D]` -> the states that each level plans for, top first, as states of the lowest
+        level, `[B, L - 1, H, D]`."""
         goal, subgoals = context.goal, []
         for index in reversed(range(len(self.level_planners))):
             planner = self.level_planners[index]
             start, target = (self.encode_to(part, index) for part in (state, goal))
             plan = planner(start, target, context)
             is_near = planner.level.distance(start, target) <= 1  # [B]
-            level_subgoals = torch.where(
-                is_near[:, None, None],
-                goal[:, None],
-                self.nearest_memory(plan.states[:, 1:], index),
-            )
-            subgoals.append(level_subgoals)
-            goal = level_subgoals[:, 0]
+            planned = self.nearest_memory(plan.states[:, 1:], index)
+            subgoals.append(torch.where(is_near[:, None, None], goal[:, None], planned))
+            goal = subgoals[-1][:, 0]
         return torch.stack(subgoals, 1)
 
     def encode_to(self, state: Tensor, index: int) -> Tensor:
@@ -226,14 +363,11 @@ class HierarchicalJEPA(nn.Module, Stateful):
     @property
     def learned_levels(self) -> Sequence[LevelInfo]:
         """Every level above."""
-        steps_per_level, has_own_states = (
-            self.config.steps_per_level,
-            bool(self.config.level.state_dim),
-        )
+        steps_per_level = self.config.steps_per_level
         return [
             LevelInfo(
                 prod(steps_per_level[: i + 1]),
-                has_own_states,
+                bool(self.config.level.state_dim),
                 partial(self.encode_to, index=i),
                 partial(self.predict, index=i),
             )
@@ -241,20 +375,17 @@ class HierarchicalJEPA(nn.Module, Stateful):
         ]
 
     def predict(self, state: Tensor, actions: Tensor, index: int) -> Tensor:
-        """States `[N, D]` of a level above and actions of the body `[N, T, A]` -> what it foresees
-        of them, `[N, T // stride + 1, D]`."""
+        """States `[N, D]` of a level above and environment actions `[N, T, A]` -> the states that
+        the level predicts, `[N, T // env_steps + 1, D]`."""
         for planner in self.level_planners[: index + 1]:
             num_actions = actions.shape[1] // planner.level.num_steps * planner.level.num_steps
             actions = planner.level.encode_actions(actions[:, :num_actions])
-        return (
-            self.level_planners[index]
-            .level.world_model.imagine(state, actions[:, None])
-            .states[:, 0]
-        )
+        world_model = self.level_planners[index].level.world_model
+        return world_model.imagine(state, actions[:, None]).states[:, 0]
 
     def nearest_memory(self, states: Tensor, index: int) -> Tensor:
-        """States of a level above -> remembered states of the lowest that come nearest; or the
-        states themselves, where all levels share theirs."""
+        """States of a level above -> the nearest remembered states of the lowest level; or the
+        states themselves, if all levels share them and `snap_to_memory` is off."""
         if not (self.config.snap_to_memory or self.config.level.state_dim):
             return states
         if index not in self.encoded_memories:

@@ -1,8 +1,8 @@
-"""World model: what would happen if. A joint-embedding predictive architecture (LeCun 2022, 4.4):
-it predicts states, never observations.
+"""World model: a joint-embedding predictive architecture (LeCun 2022, 4.4) that predicts the state
+after an action, never the observation.
 
-Here is the finest level, one step of the body at a time; those above it, which stride over many,
-are in `hierarchy/`.
+This is the lowest level, one environment step at a time; levels above, whose steps span several,
+are in `hjepa.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from modules.world_model.latents import (
 
 
 class DynamicsLevel(nn.Module):
-    """One time scale: a dynamics, and what can't be known of its next state."""
+    """One time scale: a dynamics model and its latent variable."""
 
     def __init__(self, dynamics: nn.Module, latent: Latent) -> None:
         super().__init__()
@@ -46,7 +46,8 @@ class DynamicsLevel(nn.Module):
         return unroll(self.dynamics, state, action_latents)
 
     def step(self, state: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
-        """`[N, D]`, `[N, A]` -> the next state, the likeliest or the one of `noise` `[N, U]`."""
+        """`[N, D]`, `[N, A]` -> the most likely next state, or the one that `noise` `[N, U]`
+        samples."""
         if noise is None:
             action_latent = self.latent.mode(state, action)
         else:
@@ -71,12 +72,11 @@ class InteroceptionHeadConfig:
 
 
 class InteroceptionHead(StandardizedHead):
-    """What the body feels in a state: interoception read off the latent state. It is what an
-    intrinsic cost can be hard-wired to (LeCun 2022, 3.2 and 4.3)."""
+    """Predicts the interoceptive signals of a step from the state it leads to, r(s'). Drives are
+    fixed functions of these signals (LeCun 2022, 3.2 and 4.3)."""
 
     def predict(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """What is felt of a step, `[..., D]`, `[..., A]`, `[..., D]` -> `[..., I]`: where it ended
-        says it all."""
+        """`[..., D]`, `[..., A]`, `[..., D]` -> `[..., I]`"""
         return self(next_state)
 
 
@@ -93,8 +93,8 @@ class TransitionHeadConfig:
 
 
 class TransitionHead(StandardizedHead):
-    """What the body feels of a step: of where it led from where, and of what was done, as rewards
-    of most worlds are."""
+    """Predicts the interoceptive signals of a step from state, action and next state, r(s, a, s'),
+    as most rewards need."""
 
     def predict(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., A]`, `[..., D]` -> `[..., I]`"""
@@ -108,17 +108,16 @@ class NoInteroceptionConfig:
 
 
 class NoInteroception(nn.Module):
-    """Feels nothing: for minds whose costs are about states alone."""
+    """No interoceptive signals, for agents whose costs are functions of states and actions
+    alone."""
 
     def adapt(self, targets: Tensor, centred: Tensor | None = None) -> None:
-        """Has no units."""
+        """There are no units."""
 
     def update_units(self, targets: Tensor, centred: Tensor) -> Tensor:
-        """Has no units."""
         return torch.ones(targets.shape[-1], device=targets.device)
 
     def has_outliers(self, targets: Tensor) -> Tensor:
-        """Has no units."""
         return torch.zeros((), dtype=torch.bool)
 
     def subtract_offset(self, targets: Tensor) -> Tensor:
@@ -140,27 +139,26 @@ class EnsembleConfig:
         validate_ranges(self, members=(2, 100), hidden=WIDTH)
 
     def build(self, shape: MapShape, action_dim: int) -> Ensemble:
-        size = prod(shape)
-        return Ensemble(
-            [silu_mlp(size + action_dim, self.hidden, size) for _ in range(self.members)]
-        )
+        size, hidden = prod(shape), self.hidden
+        return Ensemble([silu_mlp(size + action_dim, hidden, size) for _ in range(self.members)])
 
 
 class Ensemble(nn.Module):
-    """Several small predictors of the next state, alike but for their beginnings: where they
-    disagree, the world is not known yet (Pathak et al. 2019; Plan2Explore, Sekar et al. 2020)."""
+    """Several small predictors of the next state that differ in their initial weights; where they
+    disagree, the dynamics are not learnt yet (Pathak et al. 2019; Plan2Explore, Sekar et al.
+    2020)."""
 
     def __init__(self, members: list[nn.Sequential]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        """`[..., D]`, `[..., A]` -> what each expects to change, `[members, ..., D]`."""
+        """`[..., D]`, `[..., A]` -> each member's prediction of s' - s, `[members, ..., D]`."""
         both = torch.cat([state, action], -1)
         return torch.stack([member(both) for member in self.members])
 
     def disagreement(self, state: Tensor, action: Tensor) -> Tensor:
-        """Variance over the members, mean over the dimensions of the state; `[...]`."""
+        """Variance over the members, mean over the dimensions of the state, `[...]`."""
         return self(state, action).var(0).mean(-1)
 
 
@@ -171,14 +169,14 @@ class NoEnsembleConfig:
 
 
 class NoEnsemble(nn.Module):
-    """Never in doubt: a mind without an ensemble."""
+    """No ensemble: the disagreement is 0."""
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        """No member expects anything, `[0, ..., D]`."""
+        """`[0, ..., D]`"""
         return state.new_empty(0, *state.shape)
 
     def disagreement(self, state: Tensor, action: Tensor) -> Tensor:
-        return 0 * action.sum(-1)  # has a gradient, as every energy has
+        return 0 * action.sum(-1)  # planners differentiate every energy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +185,7 @@ class WorldModelConfig:
     latent: NoLatentConfig | GaussianLatentConfig | SparseLatentConfig | CategoricalLatentConfig = (
         field(default_factory=NoLatentConfig)
     )
-    """What can't be known of the next state."""
+    """What state and action do not determine of the next state."""
     interoception_head: InteroceptionHeadConfig | TransitionHeadConfig | NoInteroceptionConfig = (
         field(default_factory=NoInteroceptionConfig)
     )
@@ -205,12 +203,16 @@ class WorldModelConfig:
 
 
 class WorldModel(nn.Module):
-    """All levels, finest first; what is felt in a state; and how far predictions can be trusted."""
+    """The dynamics, the head that predicts interoceptive signals, and the ensemble that estimates
+    the uncertainty of predictions."""
 
     def __init__(
-        self, levels: list[DynamicsLevel], interoception_head: InteroceptionHead | TransitionHead | NoInteroception, ensemble: Ensemble | NoEnsemble,
+        self,
+        levels: list[DynamicsLevel],
+        interoception_head: InteroceptionHead | TransitionHead | NoInteroception,
+        ensemble: Ensemble | NoEnsemble,
         action_dim: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.action_dim = action_dim
         self.levels = nn.ModuleList(levels)
@@ -222,36 +224,39 @@ class WorldModel(nn.Module):
         return level
 
     def imagine(self, state: Tensor, actions: Tensor, noise: Tensor | None = None) -> Rollout:
-        """`[B, D]`, `[B, P, H, A]` -> P futures at the finest level, the likeliest; or P * K, K of
-        each proposal one after the other, where there is chance `[K, H, U]`."""
+        """`[B, D]`, `[B, P, H, A]` -> P futures, the most likely of each candidate; or, with noise
+        `[K, H, U]`, P * K sampled futures, K of each candidate one after the other."""
         return self._rollout(state, actions, noise, lambda states, actions: actions)
 
     def imagine_policy(
         self, state: Tensor, policy: PolicyFn, candidates: Tensor, noise: Tensor | None = None
     ) -> Rollout:
-        """`[B, D]`, others `[B, P, H, A]` -> 1 + P futures at the finest level, K of each where
-        there is chance; in the first it is decided in every state what to do there."""
+        """`[B, D]`, candidates `[B, P, H, A]` -> 1 + P futures, K of each with noise; the first
+        follows the closed-loop policy."""
         num_samples = 1 if noise is None else len(noise)
 
         def select_actions(states: Tensor, candidates: Tensor) -> Tensor:
             """`[B, 1 + P * K, D]`, `[B, P * K, A]` -> `[B, (1 + P) * K, A]`"""
-            policy_actions = policy(states[:, :num_samples].flatten(0, 1)).unflatten(
-                0, (len(states), num_samples)
-            )
-            return torch.cat([policy_actions, candidates], 1)
+            policy_actions = policy(states[:, :num_samples].flatten(0, 1))
+            shape = (len(states), num_samples)
+            return torch.cat([policy_actions.unflatten(0, shape), candidates], 1)
 
         return self._rollout(state, candidates, noise, select_actions, num_extra=1)
 
     def _rollout(
-        self, state: Tensor, actions: Tensor, noise: Tensor | None,
-        select_actions: Callable[[Tensor, Tensor], Tensor], num_extra: int = 0,
-    ) -> Rollout:  # fmt: skip
-        """Futures of actions, and `num_extra` that are not told; what is done, is chosen step by step
-        from the states by then."""
+        self,
+        state: Tensor,
+        actions: Tensor,
+        noise: Tensor | None,
+        select_actions: Callable[[Tensor, Tensor], Tensor],
+        num_extra: int = 0,
+    ) -> Rollout:
+        """Futures of P given action sequences and of `num_extra` others; `select_actions` maps the
+        states of a step and the given actions to all actions of that step."""
         level, count = self.level(0), actions.shape[1] + num_extra
         if noise is not None:
             actions = actions.repeat_interleave(len(noise), 1)
-            # [H, B * (P + more) * K, U]
+            # H times [B * (P + num_extra) * K, U]
             noise_steps: Any = noise.repeat(len(state) * count, 1, 1).unbind(1)
             count *= len(noise)
         else:
@@ -269,10 +274,10 @@ class WorldModel(nn.Module):
         return Rollout(path, actions, latents, interoception)
 
     def step_scale(self, state: Tensor) -> Tensor:
-        """How far a full step leads in representation space, mean over both ways of every
-        dimension of the action; `[B, D]` -> `[B]`."""
+        """Distance in representation space that a full action covers, mean over both directions of
+        every action dimension; `[B, D]` -> `[B]`."""
         size = self.action_dim
         directions = torch.eye(size, dtype=state.dtype, device=state.device)
-        steps = torch.cat([directions, -directions])[None, :, None].expand(len(state), -1, -1, -1)
-        imagined = self.imagine(state, steps).states
+        actions = torch.cat([directions, -directions])[None, :, None].expand(len(state), -1, -1, -1)
+        imagined = self.imagine(state, actions).states
         return (imagined[:, :, 1] - imagined[:, :, 0]).norm(dim=-1).mean(1)

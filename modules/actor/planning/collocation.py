@@ -1,7 +1,6 @@
-"""Mode-2 by collocation: the states of an imagined future are variables beside its actions, and
-the dynamics are a price on what can't follow. All moments are improved at once, none through the
-others, so that a long horizon is no deeper than a short one (GRASP: Psenka et al. 2026,
-arXiv 2602.00475)."""
+"""Mode-2 by collocation: the states of an imagined future are variables beside its actions, and a
+penalty enforces the dynamics. The gradient of each step does not pass through the others, so its
+depth does not grow with the horizon (GRASP: Psenka et al. 2026, arXiv 2602.00475)."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from modules.actor.planning.evaluator import (
     WarmStart,
     adam_epsilon,
 )
-from modules.actor.planning.gradient import keep_best
+from modules.actor.planning.gradient import keep_best, lowest_energy
 from modules.types import (
     FRACTION,
     GOAL_COSTS,
@@ -35,59 +34,58 @@ _TINY = 1e-8
 
 
 class VirtualRollouts(NamedTuple):
-    """Futures that need not be possible yet."""
+    """Futures whose states need not follow from the actions yet."""
 
-    raw: Tensor  # [B, P, H, A]: actions, unbounded
-    states: Tensor  # [B, P, H, D]: where one would be after each of them
+    raw: Tensor  # [B, P, H, A]: actions before squashing
+    states: Tensor  # [B, P, H, D]: the state after each action
 
 
 class Units(NamedTuple):
-    """The units of a thought."""
+    """Units of state and energy, which make the settings independent of both."""
 
-    full_step: Tensor  # [B, 1, 1, 1]: how far a full step leads in a dimension of the state
-    energy_scale: (
-        Tensor  # [B, 1]: energy that it would bring to have every moment a full step further
-    )
+    full_step: Tensor  # [B, 1, 1, 1]: distance of a full action, by dimension of the state (RMS)
+    energy_scale: Tensor  # [B, 1]: energy change if every state moved by a full step downhill
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollocationConfig:
     horizon: int = 24
-    """Imagined steps, H."""
+    """Planning horizon in steps, H."""
     iterations: int = 64
-    """Improvements of the virtual futures when there is no plan to go on from."""
+    """Gradient steps on virtual states and actions from a cold start."""
     warm_iterations: int = 16
-    """Improvements when the last plan, one step later, is where thinking starts."""
+    """Gradient steps from a warm start, the last plan shifted by one step."""
     sync_every: int = 64
-    """Improvements after which the actions meet their true futures; the end is always one."""
+    """Gradient steps between two syncs, in which the actions are polished on their real rollouts;
+    the last step is followed by one."""
     polish_steps: int = 16
-    """Improvements of the actions by the energy of their true futures, each time."""
+    """Gradient steps of each sync on the actions alone, by the energy of their real rollouts."""
     num_proposals: int = 4
-    """Random first guesses beside those of the policy, P."""
+    """Candidates beside that of the policy, P: warm starts, then random ones."""
     num_warm_starts: int = 2
-    """How many of the last proposals are kept, the best; the others start afresh."""
+    """Candidates of the last plan that are kept, the best ones; the others are drawn anew."""
     lr: float = 0.05
-    """Adam's step on the unbounded actions, which saturate near 1."""
+    """Adam's learning rate on the unbounded actions."""
     state_lr: float = 1.0
-    """Adam's step on the virtual states, in full steps of the body."""
+    """Adam's learning rate on the virtual states, in full steps (the distance of a full action)."""
     weight: float = 0.1
-    """Price of the dynamics at first: to miss one moment by a full step costs as much as it
-        would bring to have every moment this many full steps further down the cost."""
+    """Initial weight of the dynamics penalty: a defect of one full step at one time costs as much
+    energy as moving every state by this many full steps down the cost would save."""
     final_weight: float = 10.0
-    """Price of the dynamics before each sync, towards which it grows: first what is wanted,
-        then how it can be done (a penalty method, Nocedal & Wright 2006, 17.1)."""
+    """Weight of the dynamics penalty before each sync, to which it grows exponentially (a penalty
+    method, Nocedal & Wright 2006, 17.1)."""
     dynamics_grad_scale: float = 1.0
-    """How much of the gradient reaches a virtual state through the dynamics that start from it:
-        0 is GRASP, for models that are brittle there; 1 is direct collocation."""
+    """Factor on the gradient that reaches a virtual state through the dynamics model: 0 is GRASP,
+    for models whose state gradients are brittle; 1 is direct collocation."""
     landed_fraction: float = 0.5
-    """How much of the cost is felt at the states that the actions lead to from virtual ones (it
-        moves the actions) and not at the virtual ones themselves (it moves those)."""
+    """Fraction of the cost that is evaluated at the states predicted from the virtual ones, which
+    moves the actions; the rest is evaluated at the virtual states, which moves those."""
     linear_init: float = 1.0
-    """Where there is a goal, how far the virtual states of random guesses start from what the
-        guess leads to (0) towards the straight way to the goal (1)."""
+    """With a goal: initial virtual states of random candidates, from their rollout (0) to a
+    straight line to the goal (1)."""
     noise: float = 0.03
-    """Standard deviation of what is added to the virtual states after every improvement, in
-        full steps; it fades to 0 before each sync."""
+    """Standard deviation of the noise added to the virtual states at every gradient step, in full
+    steps; it decays to 0 before each sync."""
 
     def __post_init__(self) -> None:
         validate_ranges(
@@ -107,15 +105,17 @@ class CollocationConfig:
 
 
 class Collocation(Stateful):
-    """Adam on virtual states and on actions, of several proposals at once, down
+    """Collocation: Adam on virtual states and actions of several candidates at once.
 
-        E(s, a) / worth + weight * sum_t |F(s_t, a_t) - s_{t+1}|^2 / pace^2,
+    The objective is
 
-    where pace is how far a full step leads and worth what such steps bring, so that a setting
-    means the same in any representation and under any cost.
+        E(s, a) / energy_scale + weight * sum_t |F(s_t, a_t) - s_{t+1}|^2 / full_step^2,
 
-    Now and then, and at the end, the actions alone go on down the energy of what they really lead
-    to; by that energy the best actions ever seen win, so that no plan claims a virtual future."""
+    where full_step is the distance of a full action and energy_scale the energy that such steps
+    save (`Units`), so that settings mean the same for any representation and cost.
+
+    At every sync the actions alone descend the energy of their real rollouts. The plan is the best
+    actions by that energy, never a virtual future."""
 
     episode_state = ("rng",)
 
@@ -127,17 +127,17 @@ class Collocation(Stateful):
         self.reset()
 
     def reset(self, seed: int = 0) -> None:
-        """Forgets the last plan; guesses and noise that follow depend on the seed alone."""
+        """Forgets the last plan; random candidates and noise depend on the seed alone."""
         self.random_proposals.seed(seed)
         self.rng = torch.Generator().manual_seed(seed)
         self.warm_start.clear()
 
     def set_warm_start(self, actions: Tensor) -> None:
-        """The next thought goes on from these, `[B, K, H, A]`, not from the last plan."""
+        """Makes the next call start from `actions` `[B, K, H, A]`, not from the last plan."""
         self.warm_start.set(actions)
 
     def __call__(self, state: Tensor, context: TaskContext) -> Plan:
-        """`[B, D]` -> the best plan found; no gradient is left in any parameter."""
+        """`[B, D]` -> the best plan found; no parameter keeps a gradient."""
         previous = self.warm_start.get(state, context, self.evaluator.action_dim)
         offered = torch.cat([previous, self.proposal_fn(state, context)], 1)
         random = self.random_proposals(
@@ -145,30 +145,24 @@ class Collocation(Stateful):
         )
         iterations = self.config.warm_iterations if previous.shape[1] else context.iterations
         best, energy = self._search(state, offered, random, context, iterations)
-        ranked = energy.topk(
-            min(self.config.num_warm_starts, energy.shape[1]), largest=False
-        ).indices
-        self.warm_start.store_shifted(
-            best[torch.arange(len(best), device=best.device)[:, None], ranked]
-        )
+        self.warm_start.store_shifted(lowest_energy(best, energy, self.config.num_warm_starts))
         return self.evaluator.best_plan(state, best, context)
 
     def _search(
         self, state: Tensor, offered: Tensor, random: Tensor, context: TaskContext, iterations: int
     ) -> tuple[Tensor, Tensor]:
-        """From two kinds of guesses -> the best seen of each proposal, its energy `[B, P]`."""
+        """From offered and random candidates `[B, *, H, A]` -> the best actions of each candidate
+        and their energies `[B, P]`."""
         best = torch.cat([offered, random], 1)
         with torch.no_grad():
             evaluated = self.evaluator.evaluate(state, best, context)
-        initial = VirtualRollouts(
-            self.evaluator.action_space.unsquash(best), evaluated.rollout.states[:, :, 1:]
-        )
+        raw = self.evaluator.action_space.unsquash(best)
+        initial = VirtualRollouts(raw, evaluated.rollout.states[:, :, 1:])
         lowest, units = evaluated.energy, self._units(state, initial, context)
         virtual = self._init_states(state, initial, offered.shape[1], context)
         for done in range(0, iterations, self.config.sync_every):
-            virtual = self._optimize(
-                state, virtual, units, context, min(self.config.sync_every, iterations - done)
-            )
+            count = min(self.config.sync_every, iterations - done)
+            virtual = self._optimize(state, virtual, units, context, count)
             raw, best, lowest = self._polish(state, virtual.raw, best, lowest, context)
             virtual = virtual._replace(raw=raw)
         return best, lowest
@@ -176,18 +170,18 @@ class Collocation(Stateful):
     def _init_states(
         self, state: Tensor, initial: VirtualRollouts, num_offered: int, context: TaskContext
     ) -> VirtualRollouts:
-        """The same, but for the states of all behind those offered: they head for the goal."""
-        given, ahead = initial.states[:, :num_offered], initial.states[:, num_offered:]
+        """Moves the states of the random candidates, which follow the offered ones, towards a
+        straight line to the goal."""
+        offered, random = initial.states[:, :num_offered], initial.states[:, num_offered:]
         fraction = torch.arange(1, context.horizon + 1).to(state)[:, None] / context.horizon
         line = state[:, None] + fraction * (context.goal - state)[:, None]  # [B, H, D]
         has_goal = any(context.weights.get(name) for name in GOAL_COSTS)
-        ahead = torch.lerp(
-            ahead, line[:, None].expand_as(ahead), self.config.linear_init * has_goal
-        )
-        return initial._replace(states=torch.cat([given, ahead], 1))
+        line = line[:, None].expand_as(random)
+        random = torch.lerp(random, line, self.config.linear_init * has_goal)
+        return initial._replace(states=torch.cat([offered, random], 1))
 
     def _units(self, state: Tensor, virtual: VirtualRollouts, context: TaskContext) -> Units:
-        """How far full steps lead from here, and what such steps would be worth to the cost."""
+        """The distance of a full action from these states, and the energy that such steps save."""
         axes = torch.eye(self.evaluator.action_dim).to(state)
         directions = self.evaluator.action_space.project(torch.cat([axes, -axes]))[None, :, None]
         with torch.no_grad():
@@ -196,7 +190,7 @@ class Collocation(Stateful):
         with torch.enable_grad():
             leaf = virtual._replace(states=virtual.states.detach().requires_grad_())
             energy, defects = self._defects(state, leaf, context, grad_scale=1, landed_fraction=0)
-            # a cost of actions alone has no slope in the states, and is worth nothing there
+            # the defects keep the states in the graph of a cost that depends on actions alone
             (slope,) = torch.autograd.grad(energy.sum() + 0 * defects.sum(), leaf.states)
         energy_scale = (step_scale * slope.norm(dim=-1).sum(-1).mean(1)).clamp_min(_TINY)
         step = step_scale / state.shape[1] ** 0.5
@@ -210,25 +204,25 @@ class Collocation(Stateful):
         context: TaskContext,
         iterations: int,
     ) -> VirtualRollouts:
-        """States and actions downhill together, all moments at once."""
+        """Gradient steps on virtual states and actions together."""
         action_step, state_step = Adam(self.config.lr), Adam(self.config.state_lr)
         raw, states = virtual
         for step in range(1, iterations + 1):
             weight = self._weight(step / iterations)
-            by_action, by_state = self._slopes(
-                state, VirtualRollouts(raw, states), units, weight, context
-            )
+            virtual = VirtualRollouts(raw, states)
+            by_action, by_state = self._slopes(state, virtual, units, weight, context)
             raw = raw - action_step(by_action)
             fade = self.config.noise * (1 - step / iterations)
             states = states + units.full_step * (fade * self._noise(states) - state_step(by_state))
         return VirtualRollouts(raw, states)
 
     def _weight(self, fraction: float) -> float:
-        """The price of the dynamics when this share of the way to a sync is gone."""
+        """The weight of the dynamics penalty at this fraction of the way to a sync."""
         return self.config.weight * (self.config.final_weight / self.config.weight) ** fraction
 
     def _noise(self, states: Tensor) -> Tensor:
-        """Standard normal numbers, the same for every world: each is planned for as if alone."""
+        """Standard normal numbers, the same in every environment, so that the plan for one does not
+        depend on the number of others."""
         return torch.randn(states.shape[1:], generator=self.rng).to(states, non_blocking=True)
 
     def _slopes(
@@ -239,16 +233,14 @@ class Collocation(Stateful):
         weight: float,
         context: TaskContext,
     ) -> tuple[Tensor, Tensor]:
-        """Gradients in the unbounded actions, and in the states per full step."""
+        """Gradients with respect to the unbounded actions, and to the states in full steps."""
         grad_scale, landed_fraction = self.config.dynamics_grad_scale, self.config.landed_fraction
         with torch.enable_grad():
             leaf = VirtualRollouts(*(part.detach().requires_grad_() for part in virtual))
             energy, defects = self._defects(state, leaf, context, grad_scale, landed_fraction)
-            defect_norm = (
-                (defects / units.full_step).square().mean(-1).sum(-1)
-            )  # [B, P], squared full steps
-            # not backward(): the world model and the critic keep no gradient
-            total = energy / units.energy_scale + weight * defect_norm
+            penalty = (defects / units.full_step).square().mean(-1).sum(-1)  # [B, P]
+            total = energy / units.energy_scale + weight * penalty
+            # not backward(), which would leave gradients in the world model and the critics
             by_action, by_state = torch.autograd.grad(total.sum(), tuple(leaf))
         return by_action, by_state * units.full_step
 
@@ -260,8 +252,8 @@ class Collocation(Stateful):
         grad_scale: float,
         landed_fraction: float,
     ) -> tuple[Tensor, Tensor]:
-        """How much virtual futures would hurt, `[B, P]`, and by how much the actions miss them,
-        `[B, P, H, D]`: one step from every state, a batch over time and not a chain."""
+        """The energies of virtual futures, `[B, P]`, and the defects F(s_t, a_t) - s_{t+1},
+        `[B, P, H, D]`: one step of the dynamics from every state, as one batch over time."""
         shape, actions = virtual.raw.shape[:3], self.evaluator.action_space.squash(virtual.raw)
         current = state[:, None, None].expand(-1, shape[1], 1, -1)
         start = torch.cat([current, virtual.states[:, :, :-1]], 2)
@@ -272,14 +264,15 @@ class Collocation(Stateful):
         latents, interoception = (
             part[:, 0, 0].unflatten(0, shape) for part in (once.latents, once.interoception)
         )
-        # not weigh(): of a virtual future there is one, however many may come of real actions
+        # not `score`: a virtual future is one, and the risk model would expect K samples of it
         terms = self.evaluator.cost_terms(Rollout(path, actions, latents, interoception), context)
         return torch.stack(list(terms.values())).sum(0), landed - virtual.states
 
     def _polish(
         self, state: Tensor, raw: Tensor, best: Tensor, lowest: Tensor, context: TaskContext
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The actions down the energy of what they lead to; beside them the best ones seen."""
+        """Gradient steps on the actions by the energy of their real rollouts -> the actions, the
+        best ones so far and their energies."""
         action_step = Adam(self.config.lr)
         for step in range(self.config.polish_steps + 1):
             with torch.enable_grad():
@@ -293,7 +286,7 @@ class Collocation(Stateful):
 
 
 class Adam:
-    """How far to go against a slope (Kingma & Ba 2015)."""
+    """The step of Adam for a gradient (Kingma & Ba 2015)."""
 
     def __init__(self, lr: float) -> None:
         self.lr, self.count = lr, 0

@@ -1,5 +1,5 @@
-"""Mode-2 by gradient: the energy of an imagined future is differentiable in the actions, so they
-are improved by descent (LeCun 2022, 3.1.2), replanned at every step with a warm start."""
+"""Mode-2 by gradient: the energy of an imagined future is differentiable in the actions, which
+gradient descent improves (LeCun 2022, 3.1.2). The plan of the last step is the warm start."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from modules.types import (
 @dataclass(frozen=True, kw_only=True)
 class GradientPlannerConfig:
     horizon: int = 8
-    """Imagined steps, H."""
+    """Planning horizon in steps, H."""
     iterations: int = 8
-    """Improvements of a proposal when there is no plan to go on from."""
+    """Gradient steps from a cold start."""
     warm_iterations: int = 4
-    """Improvements when the last plan, one step later, is where thinking starts."""
+    """Gradient steps from a warm start, the last plan shifted by one step."""
     num_proposals: int = 4
-    """Random first guesses beside those of the policy, P."""
+    """Candidates beside that of the policy, P: warm starts, then random ones."""
     num_warm_starts: int = 2
-    """How many of the last proposals are kept, the best; the others start afresh."""
+    """Candidates of the last plan that are kept, the best ones; the others are drawn anew."""
     lr: float = 0.2
-    """Adam's step on the unbounded actions, which saturate near 1."""
+    """Adam's learning rate on the unbounded actions."""
 
     def __post_init__(self) -> None:
         validate_ranges(
@@ -51,7 +51,7 @@ class GradientPlannerConfig:
 
 
 class GradientPlanner(Stateful):
-    """Adam on the actions of several proposals at once; the best actions ever seen win."""
+    """Adam on the actions of several candidates at once; the plan is the best actions evaluated."""
 
     def __init__(
         self, config: GradientPlannerConfig, evaluator: RolloutEvaluator, proposal_fn: ProposalFn
@@ -60,16 +60,16 @@ class GradientPlanner(Stateful):
         self.random_proposals, self.warm_start = RandomProposals(evaluator), WarmStart()
 
     def reset(self, seed: int = 0) -> None:
-        """Forgets the last plan; the guesses that follow depend on the seed alone."""
+        """Forgets the last plan; random candidates depend on the seed alone."""
         self.random_proposals.seed(seed)
         self.warm_start.clear()
 
     def set_warm_start(self, actions: Tensor) -> None:
-        """The next thought goes on from these, `[B, K, H, A]`, not from the last plan."""
+        """Makes the next call start from `actions` `[B, K, H, A]`, not from the last plan."""
         self.warm_start.set(actions)
 
     def __call__(self, state: Tensor, context: TaskContext) -> Plan:
-        """`[B, D]` -> the best plan found; no gradient is left in any parameter."""
+        """`[B, D]` -> the best plan found; no parameter keeps a gradient."""
         previous = self.warm_start.get(state, context, self.evaluator.action_dim)
         random = self.random_proposals(
             state, context, max(0, self.config.num_proposals - previous.shape[1])
@@ -77,18 +77,14 @@ class GradientPlanner(Stateful):
         candidates = torch.cat([previous, self.proposal_fn(state, context), random], 1)
         iterations = self.config.warm_iterations if previous.shape[1] else context.iterations
         best, energy = self._descend(state, candidates, context, iterations)
-        ranked = energy.topk(
-            min(self.config.num_warm_starts, energy.shape[1]), largest=False
-        ).indices
-        self.warm_start.store_shifted(
-            best[torch.arange(len(best), device=best.device)[:, None], ranked]
-        )
+        self.warm_start.store_shifted(lowest_energy(best, energy, self.config.num_warm_starts))
         return self.evaluator.best_plan(state, best, context)
 
     def _descend(
         self, state: Tensor, candidates: Tensor, context: TaskContext, iterations: int
     ) -> tuple[Tensor, Tensor]:
-        """From `[B, P, H, A]` downhill -> the best seen of each proposal, its energy `[B, P]`."""
+        """Gradient descent from `[B, P, H, A]` -> the best actions of each candidate and their
+        energies `[B, P]`."""
         raw = self.evaluator.action_space.unsquash(candidates)
         momentum, scale = torch.zeros_like(raw), torch.zeros_like(raw)
         eps: Tensor | float = 1e-8
@@ -102,9 +98,8 @@ class GradientPlanner(Stateful):
             unbiased = (scale / (1 - 0.999**step)).sqrt() + eps
             raw = raw - self.config.lr / (1 - 0.9**step) * momentum / unbiased
         actions = self.evaluator.action_space.squash(raw)
-        return keep_best(
-            best, lowest, actions, self.evaluator.evaluate(state, actions, context).energy
-        )
+        energy = self.evaluator.evaluate(state, actions, context).energy
+        return keep_best(best, lowest, actions, energy)
 
     def _slope(
         self, state: Tensor, raw: Tensor, context: TaskContext
@@ -114,7 +109,7 @@ class GradientPlanner(Stateful):
             raw = raw.detach().requires_grad_()
             actions = self.evaluator.action_space.squash(raw)
             energy = self.evaluator.evaluate(state, actions, context).energy
-            # not backward(): the world model and the critic keep no gradient
+            # not backward(), which would leave gradients in the world model and the critics
             (slope,) = torch.autograd.grad(energy.sum(), raw)
         return actions.detach(), energy.detach(), slope
 
@@ -122,7 +117,13 @@ class GradientPlanner(Stateful):
 def keep_best(
     best: Tensor, lowest: Tensor, actions: Tensor, energy: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of each proposal `[B, P, H, A]` the best actions so far, and their energy `[B, P]`."""
+    """The best actions so far of each candidate, `[B, P, H, A]`, and their energies `[B, P]`."""
     improved = energy < lowest
     best = torch.where(improved[..., None, None], actions, best)
     return best, torch.where(improved, energy, lowest)
+
+
+def lowest_energy(candidates: Tensor, energy: Tensor, count: int) -> Tensor:
+    """`[B, P, H, A]`, `[B, P]` -> the `count` candidates of least energy, best first."""
+    ranked = energy.topk(min(count, energy.shape[1]), largest=False).indices
+    return candidates[torch.arange(len(ranked), device=ranked.device)[:, None], ranked]

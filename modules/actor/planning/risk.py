@@ -1,4 +1,5 @@
-"""What is made of several futures of the same actions, where not all can be known."""
+"""Risk models: how many futures of the same actions are sampled under a stochastic world model, and
+how their energies are aggregated."""
 
 from __future__ import annotations
 
@@ -11,42 +12,42 @@ from torch import Tensor
 from modules.types import Rollout, Stateful, TaskContext, validate_ranges
 
 BELOW_ONE = 1 - 2**-24
-"""The largest number of single precision that is less than 1."""
+"""The largest float32 below 1."""
 
 
 class EvaluatedRollouts(NamedTuple):
-    """Imagined futures and how much each would hurt."""
+    """Imagined futures and their energies."""
 
     rollout: Rollout
     terms: dict[str, Tensor]  # each [B, P]
     energy: Tensor  # [B, P]
-    scenario_states: Tensor  # [B, P * K, H + 1, D]: all that may come of it
+    scenario_states: Tensor  # [B, P * K, H + 1, D]: all sampled futures
 
 
 class RiskModel(Protocol):
-    """How many futures are imagined of the same actions, and how they are summed up."""
+    """Samples noise for the world model and aggregates the futures of each candidate."""
 
     def reset(self, seed: int) -> None:
-        """What is drawn from here on depends on the seed alone."""
+        """Restarts the random stream."""
 
     def resample(self) -> None:
-        """Another moment, another chance: what is drawn next is drawn anew."""
+        """Draws new noise from the next call of `noise` on; called once for every plan."""
 
     def noise(self, actions: Tensor) -> tuple[Tensor, ...]:
-        """For actions `[..., H, A]`: what is drawn `[K, H, U]`; nothing where all can be known."""
+        """For actions `[..., H, A]`: `([K, H, U],)`, or `()` for a deterministic model."""
 
     def aggregate(self, evaluated: EvaluatedRollouts, context: TaskContext) -> EvaluatedRollouts:
-        """Of K futures of each proposal, one after the other, one thought of each."""
+        """K futures of each candidate, one after the other -> one of each."""
 
 
 class Deterministic:
-    """All can be known."""
+    """The risk model of a deterministic world model: one future of each candidate."""
 
     def reset(self, seed: int) -> None:
-        """Nothing is drawn."""
+        """There is no random stream."""
 
     def resample(self) -> None:
-        """Nothing is drawn."""
+        """There is no noise."""
 
     def noise(self, actions: Tensor) -> tuple[Tensor, ...]:
         return ()
@@ -58,21 +59,21 @@ class Deterministic:
 @dataclass(frozen=True, kw_only=True)
 class ScenarioCVaRConfig:
     num_scenarios: int = 16
-    """K"""
+    """Sampled futures of each candidate, K."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, num_scenarios=(1, 100_000))
 
     def build(self, noise_dim: int) -> RiskModel:
-        """`noise_dim`: U, how many numbers one step draws; 0 where all can be known."""
+        """`noise_dim`: U, the noise of one step of the world model; 0 if it is deterministic."""
         return ScenarioCVaR(self.num_scenarios, noise_dim) if noise_dim else Deterministic()
 
 
 class ScenarioCVaR(Stateful):
-    """K futures of the same actions, the same chance for all that is compared: a proposal is never
-    better for its luck (common random numbers; Glasserman 2003, 4.1). Of each number that is drawn,
-    every K-th part of its range is met once (Latin hypercube, McKay et al. 1979). In the next
-    moment it is another chance, so that what is rare is thought of now and then."""
+    """K sampled futures of each candidate, aggregated by conditional value at risk. All candidates
+    of a plan share the noise, so that none is better by luck (common random numbers; Glasserman
+    2003, 4.1); each number is stratified into K parts (Latin hypercube, McKay et al. 1979). The
+    next plan draws new noise, so that rare events are sampled sooner or later."""
 
     episode_state = ("rng", "noise_by_horizon")
 
@@ -85,7 +86,7 @@ class ScenarioCVaR(Stateful):
         self.resample()
 
     def resample(self) -> None:
-        self.noise_by_horizon: dict[int, Tensor] = {}  # by horizon
+        self.noise_by_horizon: dict[int, Tensor] = {}  # [K, H, U] each
 
     def noise(self, actions: Tensor) -> tuple[Tensor, ...]:
         horizon = actions.shape[-2]
@@ -95,8 +96,9 @@ class ScenarioCVaR(Stateful):
         return (self.noise_by_horizon[horizon],)
 
     def aggregate(self, evaluated: EvaluatedRollouts, context: TaskContext) -> EvaluatedRollouts:
-        """Every energy is the mean of the worst `focus.tail` of its futures (conditional value at
-        risk, Rockafellar & Uryasev 2000); shown is the future that hurts about as much."""
+        """The energy of a candidate is the mean of the worst fraction `context.cvar_alpha` of its
+        futures (CVaR, Rockafellar & Uryasev 2000); its rollout is the future whose energy is
+        nearest to that."""
         energies = evaluated.energy.unflatten(1, (-1, self.num_scenarios))  # [B, P, K]
         weights = cvar_weights(energies.detach(), context.cvar_alpha)
         energy = (weights * energies).sum(-1)
@@ -119,7 +121,7 @@ class ScenarioCVaR(Stateful):
 
 
 def latin_hypercube(count: int, horizon: int, noise_dim: int, rng: torch.Generator) -> Tensor:
-    """Numbers in [0, 1), `[K, H, U]`."""
+    """Stratified uniform numbers in [0, 1), `[K, H, U]`."""
     shape = (count, horizon, noise_dim)
     order = torch.rand(shape, generator=rng).argsort(0)
     samples = (order + torch.rand(shape, generator=rng)) / count
@@ -127,8 +129,8 @@ def latin_hypercube(count: int, horizon: int, noise_dim: int, rng: torch.Generat
 
 
 def cvar_weights(energy: Tensor, cvar_alpha: float) -> Tensor:
-    """Energies `[..., K]` -> how much each counts, such that the worst share `cvar_alpha` of them count
-    alike and the rest don't; at least one does, and all do where `cvar_alpha` is 1."""
+    """Energies `[..., K]` -> weights that sum to 1: equal for the worst fraction `cvar_alpha` of
+    them, at least one, and 0 for the rest."""
     counted = max(1.0, cvar_alpha * energy.shape[-1])
     rank = energy.argsort(-1, descending=True).argsort(-1)  # 0 is the worst
     return (counted - rank).clamp(0, 1) / counted

@@ -1,4 +1,5 @@
-"""Mode-2 by sampling: many futures are imagined, the good ones say where to look next."""
+"""Mode-2 by sampling: a Gaussian over action sequences is refitted to its best samples (CEM,
+MPPI)."""
 
 from __future__ import annotations
 
@@ -22,13 +23,15 @@ from modules.types import (
 @dataclass(frozen=True, kw_only=True)
 class _SamplerConfig:
     horizon: int = 8
+    """Planning horizon in steps, H."""
     iterations: int = 4
-    """Refits of the Gaussian."""
+    """Refits of the Gaussian from a cold start."""
     warm_iterations: int = 4
+    """Refits from a warm start, the last plan shifted by one step."""
     num_samples: int = 64
-    """P"""
+    """Sampled action sequences of each iteration, P."""
     init_std: float = 0.7
-    """First standard deviation, in actions of length 1."""
+    """Initial standard deviation of the actions, whose range is [-1, 1]."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, horizon=HORIZON, iterations=ITERATIONS, warm_iterations=ITERATIONS)
@@ -36,10 +39,8 @@ class _SamplerConfig:
 
 
 class _Sampler(Stateful):
-    """A Gaussian over action sequences, refitted to its better samples a few times.
-
-    What "better samples" means is `refit`, the one thing in which the planners differ.
-    """
+    """A Gaussian over action sequences, refitted a few times. The planners differ in `refit`
+    only."""
 
     def __init__(
         self, config: _SamplerConfig, evaluator: RolloutEvaluator, proposal_fn: ProposalFn
@@ -48,12 +49,12 @@ class _Sampler(Stateful):
         self.random_proposals, self.warm_start = RandomProposals(evaluator), WarmStart()
 
     def reset(self, seed: int = 0) -> None:
-        """Forgets the last plan; the samples that follow depend on the seed alone."""
+        """Forgets the last plan; samples depend on the seed alone."""
         self.random_proposals.seed(seed)
         self.warm_start.clear()
 
     def set_warm_start(self, actions: Tensor) -> None:
-        """The next thought goes on from these, `[B, K, H, A]`, not from the last plan."""
+        """Makes the next call start from `actions` `[B, K, H, A]`, not from the last plan."""
         self.warm_start.set(actions)
 
     def refit(self, actions: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,9 +76,8 @@ class _Sampler(Stateful):
             mean, std = self.refit(actions, energy)
             index = energy.argmin(1, keepdim=True)
             best = actions.take_along_dim(index[..., None, None], 1)
-        plan = self.evaluator.best_plan(
-            state, torch.cat([best, self.evaluator.action_space.project(mean)], 1), context
-        )
+        candidates = torch.cat([best, self.evaluator.action_space.project(mean)], 1)
+        plan = self.evaluator.best_plan(state, candidates, context)
         self.warm_start.store_shifted(plan.actions[:, None])
         return plan
 
@@ -89,6 +89,7 @@ class _Sampler(Stateful):
 @dataclass(frozen=True, kw_only=True)
 class CEMConfig(_SamplerConfig):
     num_elites: int = 8
+    """Best samples that the Gaussian is refitted to."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +100,8 @@ class CEMConfig(_SamplerConfig):
 
 
 class CEM(_Sampler):
-    """The cross-entropy method: refit to an elite (Rubinstein 1999; PETS, Chua et al. 2018)."""
+    """The cross-entropy method: a refit to the elite samples (Rubinstein 1999; PETS, Chua et al.
+    2018)."""
 
     config: CEMConfig
 
@@ -112,7 +114,8 @@ class CEM(_Sampler):
 @dataclass(frozen=True, kw_only=True)
 class MPPIConfig(_SamplerConfig):
     temperature: float = 0.2
-    """In standard deviations of the energies, so that it means the same under any cost."""
+    """Temperature in standard deviations of the energies, so that it does not depend on the
+    cost."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,8 +126,8 @@ class MPPIConfig(_SamplerConfig):
 
 
 class MPPI(_Sampler):
-    """Model-predictive path integral control: every sample counts by exp(-energy / temperature)
-    (Williams et al. 2017)."""
+    """Model-predictive path integral control: a refit to all samples, weighted by exp(-energy /
+    temperature) (Williams et al. 2017)."""
 
     config: MPPIConfig
 

@@ -1,4 +1,4 @@
-"""What every hierarchy is asked for, and the one that has a single level."""
+"""The protocol of every hierarchy, and the hierarchy of a single level."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from modules.types import LatentRolloutFn, MapShape, QuasimetricFns, TaskContext
 
 
 class LevelInfo(NamedTuple):
-    """A learnt level above, for whoever wants to look at it."""
+    """A learnt level above, for probing and display."""
 
-    num_steps: int  # steps of the body that one of its own spans
-    has_own_states: bool  # whether its states are its own, not those of the level below
+    num_steps: int  # environment steps that one step of the level spans
+    has_own_states: bool  # False if it shares the states of the level below
     encode: Callable[[Tensor], Tensor]  # states of the lowest level `[..., D]` -> its own
     predict: Callable[[Tensor, Tensor], Tensor]
-    """Its states `[N, D]`, actions of the body `[N, T, A]` -> `[N, T // stride + 1, D]`."""
+    """Its states `[N, D]`, environment actions `[N, T, A]` -> `[N, T // num_steps + 1, D]`."""
 
 
 class Hierarchy(Protocol):
-    """State `[B, D]` and focus -> the focus of the lowest level. `learned_levels`: what is learnt above it,
-    the lowest first. `description`: how it finds subgoals, for who looks at them."""
+    """State `[B, D]` and context -> the context of the lowest level. `learned_levels`: the learnt
+    levels above it, the lowest first. `description`: how it finds subgoals, for display."""
 
     description: str
 
@@ -47,21 +47,21 @@ class FlatConfig:
 
 
 class Flat(nn.Module):
-    """One level: the goal itself is what is pursued."""
+    """One level: actors pursue the goal of the task directly."""
 
     learned_levels: Sequence[LevelInfo] = ()
     description = ""
 
     def reset(self, seed: int = 0) -> None:
-        """Hopes for nothing."""
+        """There is no state to reset."""
 
     def forward(self, state: Tensor, context: TaskContext) -> TaskContext:
         return context
 
 
 def gather_waypoints(landmarks: Tensor, nodes: Tensor, goal: Tensor) -> Tensor:
-    """Landmarks `[K, D]` or `[B, K, D]`, nodes `[B, H]`, K for the goal, goals `[B, D]` -> where
-    these are, `[B, H, D]`."""
+    """Landmarks `[K, D]` or `[B, K, D]`, node indices `[B, H]` where K is the goal, goals `[B, D]`
+    -> the states of these nodes, `[B, H, D]`."""
     count, rows = landmarks.shape[-2], torch.arange(len(nodes), device=nodes.device)[:, None]
     found = landmarks.expand(len(nodes), -1, -1)[rows, nodes.clamp_max(count - 1)]
     return torch.where((nodes == count)[..., None], goal[:, None], found)

@@ -1,4 +1,4 @@
-"""Dynamic programming over remembered states: a graph of short hops, and its shortest paths."""
+"""Dynamic programming on graphs of states: edge costs and shortest paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Edges(NamedTuple):
-    """How long hops are, and what they cost whoever takes them."""
+    """The lengths of edges in steps, and their costs, which may be higher."""
 
     length: Tensor
     cost: Tensor
@@ -19,11 +19,9 @@ class Edges(NamedTuple):
 def edge_costs(
     distance: Callable[[Tensor, Tensor], Tensor], states: Tensor, max_length: float
 ) -> Tensor:
-    """States `[N, D]`, lived one after the other -> the price of each hop `[N, N]` in steps.
-
-    A hop is a lived step (price at most 1) or a pair that `distance` calls at most `max_length`
-    apart; all else costs infinity.
-    """
+    """Consecutive states `[N, D]` of an episode -> the cost of each edge in steps, `[N, N]`: at
+    most 1 between consecutive states, the `distance` of other pairs up to `max_length`, and
+    infinity beyond."""
     costs = distance(states[:, None], states[None])
     costs = costs.masked_fill(costs > max_length, torch.inf)
     consecutive = torch.arange(len(states) - 1, device=states.device)
@@ -32,7 +30,7 @@ def edge_costs(
 
 
 def shortest_paths(costs: Tensor) -> Tensor:
-    """Prices `[..., N, N]` -> price of the cheapest path from each to each (Floyd-Warshall)."""
+    """Edge costs `[..., N, N]` -> costs of the shortest paths, `[..., N, N]` (Floyd-Warshall)."""
     best, detour = costs.clone(), torch.empty_like(costs)
     for via in range(costs.shape[-1]):
         torch.add(best[..., :, via, None], best[..., via, None, :], out=detour)
@@ -41,14 +39,14 @@ def shortest_paths(costs: Tensor) -> Tensor:
 
 
 def distance_penalty(length: Tensor, trusted_length: float) -> Tensor:
-    """What hops of so many steps cost: near by a distance can be trusted, and the further the less;
-    d (1 + (d / hop)^2)."""
+    """The cost d (1 + (d / trusted_length)^2) of edges of d steps: long learnt distances are
+    unreliable."""
     return length * (1 + (length / trusted_length).square())
 
 
 def bellman_ford(costs: Tensor, goal_costs: Tensor) -> Tensor:
-    """Prices of hops `[..., N, N]` and from each to the goal `[..., N]` -> price of the cheapest
-    way from each to the goal `[..., N]` (Bellman-Ford)."""
+    """Edge costs `[..., N, N]` and costs of the edges to the goal `[..., N]` -> costs of the
+    shortest paths to the goal, `[..., N]` (Bellman-Ford)."""
     cost_to_go = goal_costs
     for _ in range(costs.shape[-1]):
         previous = cost_to_go
@@ -61,11 +59,11 @@ def bellman_ford(costs: Tensor, goal_costs: Tensor) -> Tensor:
 def greedy_path(
     leaving: Edges, direct: Edges, onward: Edges, last: Edges, cost_to_go: Tensor, max_edges: int
 ) -> tuple[Tensor, Tensor]:
-    """The cheapest way of each of B over K nodes to its goal: the nodes `[B, count]`, K for the
-    goal itself, which is reached where no other hop is cheaper, and how many steps it has gone by
-    each, `[B, count]`. Beyond the goal it stays there. `leaving` `[B, K]` leads to each node,
-    `direct` `[B]` to the goal, `onward` `[K, K]` or `[B, K, K]` from node to node, `last` `[B, K]`
-    from each to the goal; `cost_to_go` `[B, K]` is the price of all that is left from there."""
+    """The cheapest path of each of B environments over K nodes to its goal: the nodes `[B,
+    max_edges]`, where K is the goal, repeated once it is reached, and the steps travelled up to
+    each, `[B, max_edges]`. Edges: `leaving` `[B, K]` from the start to each node, `direct` `[B]`
+    from the start to the goal, `onward` `[K, K]` or `[B, K, K]` between nodes, `last` `[B, K]` from
+    each node to the goal. `cost_to_go` `[B, K]`: the cost of the shortest path from each node."""
     size, rows = cost_to_go.shape[1], torch.arange(len(cost_to_go), device=cost_to_go.device)
     cost, node = (leaving.cost + cost_to_go).min(1)
     arrived = direct.cost <= cost
@@ -73,7 +71,7 @@ def greedy_path(
     travelled = [torch.where(arrived, direct.length, leaving.length[rows, node])]
     lengths, costs = (part.expand(len(rows), -1, -1) for part in onward)
     for _ in range(max_edges - 1):
-        # never to itself, or the way would never go on
+        # an edge from a node to itself is free, and the path would end there
         options = costs[rows, node].scatter(1, node[:, None], torch.inf)
         cost, next_node = (options + cost_to_go).min(1)
         arrives = last.cost[rows, node] <= cost
@@ -85,7 +83,7 @@ def greedy_path(
 
 
 def subsample_path(travelled: Tensor, spacing: float, count: int) -> Tensor:
-    """Steps from the start to each spot of a way `[B, N]` -> the last spot within one stride, two,
-    ... of it, `[B, count]`; the first where even that is farther."""
+    """Steps from the start to each node of a path `[B, N]` -> the index of the last node within 1,
+    2, ... `count` times `spacing`, `[B, count]`; 0 where the first node is farther."""
     distance = torch.arange(1, 1 + count, device=travelled.device) * spacing
     return ((travelled[:, None] <= distance[:, None]).sum(-1) - 1).clamp_min(0)

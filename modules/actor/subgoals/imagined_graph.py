@@ -1,4 +1,4 @@
-"""A level above that goes by a graph of imagined states."""
+"""A level above that plans on a graph of imagined states."""
 
 from __future__ import annotations
 
@@ -31,36 +31,37 @@ from modules.types import (
 )
 
 CHUNK_SIZE = 16
-"""Landmarks that all else is compared with in one go: all at once may be too much to hold."""
+"""Landmarks that are compared with all others at once; bounds memory."""
 
 MIN_EDGE_COST = 1e-3
-"""Price of a hop, at least."""
+"""Least cost of an edge in steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImaginedLandmarkGraphConfig:
     num_landmarks: int = 97
-    """K, that where it is among them."""
+    """K, the initial state included."""
     nodes_per_round: int = 8
-    """How many become landmarks at a time."""
+    """Landmarks added in each round of growth."""
     branches: int = 12
-    """Imagined from each of them."""
+    """Futures imagined from each new landmark."""
     branch_steps: int = 6
-    """Steps of each, an action that is held."""
+    """Steps of each of these futures, under one repeated action."""
     min_spacing: float = 2.0
-    """Steps between landmarks, there or back, at least, while there is anything so far."""
+    """Least distance between landmarks in steps, the longer of both directions, as long as
+    candidates that far apart exist."""
     frontier_size: int = 64
-    """Imagined states that may still become landmarks when others have."""
+    """Imagined states that are kept as candidates for the next rounds."""
     trusted_edge_length: float = 2.0
-    """Steps from where on hops are distrusted."""
+    """Steps beyond which the cost of an edge grows faster than its length."""
     subgoal_spacing: float = 10.0
-    """Steps along the way at which the subgoal lies."""
+    """Steps along the path between subgoals."""
     num_subgoals: int = 4
-    """Strides hoped for, H."""
+    """Subgoals of a plan, H; the first is the goal of the level below."""
     max_edges: int = 32
-    """How many landmarks ahead the way is looked at."""
+    """Longest path that is followed, in landmarks."""
     stuck_after: int = 8
-    """Plans after which whoever has got nowhere looks for another way."""
+    """Plans between two checks of progress (`EdgeFeedback`)."""
 
     def __post_init__(self) -> None:
         many = (1, 100_000)
@@ -89,31 +90,38 @@ class ImaginedLandmarkGraphConfig:
     ) -> ImaginedLandmarkGraph:
         if distance is None:
             raise ConfigError(
-                "hierarchy ImaginedLandmarkGraph needs the critic's distance, and there is no critic"
+                "hierarchy ImaginedLandmarkGraph needs the critic's distance: goal_critic must not "
+                "be NoGoalCritic"
             )
         return ImaginedLandmarkGraph(self, action_dim, distance, imagine)
 
 
 class ImaginedLandmarkGraph(nn.Module, Stateful):
-    """A level that plans as `LandmarkGraph` does, in places where nobody has been: when an episode
-    begins, its landmarks grow in imagination from where it is, as a tree grows into open space
-    (RRT, LaValle 1998; in a learnt state, Ichter & Pavone 2019). The world model is asked where
-    many ways lead from the newest landmarks, and some that come out far from all there are become
-    landmarks as well. Then the cheapest way over them to the goal is found by dynamic programming,
-    where a hop of d steps, as the critic has it, costs d (1 + (d / hop)^2). Who gets nowhere looks
-    for another way (`EdgeFeedback`). Nothing is remembered but what is true of all places: what actions
-    do, and how far it is near by."""
+    """A level that plans as `LandmarkGraph` does, in places that were never visited. When an
+    episode begins, its landmarks grow from the present state as a tree (RRT, LaValle 1998; in a
+    learnt state, Ichter & Pavone 2019): the world model imagines futures from the newest landmarks,
+    and some that end far from all landmarks become landmarks too. Dynamic programming then finds
+    the cheapest path over them to the goal; an edge of d steps, as the critic estimates them, costs
+    d (1 + (d / trusted_edge_length)^2). A stuck agent takes another path (`EdgeFeedback`). Only the
+    world model and the critic are learnt, which hold in any layout."""
 
     episode_state = (
-        "seed", "calls", "landmarks", "edge_feedback", "embeddings", "edge_lengths", "goal_lengths", "goal_costs", "edge_costs",
+        "seed",
+        "calls",
+        "landmarks",
+        "edge_feedback",
+        "embeddings",
+        "edge_lengths",
+        "goal_lengths",
+        "goal_costs",
+        "edge_costs",
         "cost_to_go",
-    )  # fmt: skip
-    learned_levels: Sequence[LevelInfo] = ()  # imagined, not learnt
+    )
+    learned_levels: Sequence[LevelInfo] = ()
     description = (
-        "When an episode begins, the level above imagines where its body could go from here, step "
-        "by step, and keeps some of these places as landmarks. It takes the cheapest way over them "
-        "to the goal. The next places on it are drawn; the first, a stride away, is the subgoal "
-        "that the level below plans for."
+        "When an episode begins, the level above imagines which states the agent can reach and "
+        "keeps some of them as landmarks. It takes the cheapest path over them to the goal. The "
+        "next subgoals on it are drawn; the level below plans for the first."
     )
 
     def __init__(
@@ -129,13 +137,13 @@ class ImaginedLandmarkGraph(nn.Module, Stateful):
         self.reset()
 
     def reset(self, seed: int = 0) -> None:
-        """The next call imagines landmarks; what chance does in that depends on the seed alone."""
+        """The next call imagines new landmarks; random draws depend on the seed alone."""
         self.seed, self.calls = seed, 0
         self.landmarks = torch.empty(0, 0, 0)  # [B, K, D]
 
     def forward(self, state: Tensor, context: TaskContext) -> TaskContext:
-        """`[B, D]` -> the same focus, the goal a stride ahead; landmarks, and what it costs from
-        them to the goals, stand until `reset`."""
+        """`[B, D]` -> the context with a subgoal as its goal. Landmarks and their costs to the
+        goals are computed once, and kept until `reset`."""
         if not any(context.weights.get(name) for name in GOAL_COSTS):
             return context
         if len(self.landmarks) != len(state):
@@ -150,31 +158,27 @@ class ImaginedLandmarkGraph(nn.Module, Stateful):
 
     @torch.no_grad()
     def build(self, state: Tensor, goal: Tensor) -> None:
-        """Landmarks are imagined from states `[B, D]`, and the price of the way from each to goals
+        """Imagines landmarks from states `[B, D]` and computes the costs from each to the goals
         `[B, D]`."""
         from_embeddings = self.distance.from_embeddings
         self.landmarks = self._grow_tree(state)
         self.edge_feedback = initial_feedback(self.distance.embed(state), self.config.num_landmarks)
         self.embeddings = self.distance.embed(self.landmarks)  # [B, K, F]
-        self.edge_lengths = torch.cat(
-            [
-                from_embeddings(part[:, :, None], self.embeddings[:, None])
-                for part in self.embeddings.split(CHUNK_SIZE, 1)
-            ],
-            1,
-        )  # [B, K, K]
-        self.goal_lengths = from_embeddings(
-            self.embeddings, self.distance.embed(goal)[:, None]
-        )  # [B, K]
-        self.goal_costs = distance_penalty(self.goal_lengths, self.config.trusted_edge_length)
-        self.edge_costs = distance_penalty(
-            self.edge_lengths, self.config.trusted_edge_length
-        ).clamp_min(MIN_EDGE_COST)
+        edge_lengths = [
+            from_embeddings(part[:, :, None], self.embeddings[:, None])
+            for part in self.embeddings.split(CHUNK_SIZE, 1)
+        ]
+        self.edge_lengths = torch.cat(edge_lengths, 1)  # [B, K, K]
+        self.goal_lengths = from_embeddings(self.embeddings, self.distance.embed(goal)[:, None])
+        trusted_length = self.config.trusted_edge_length
+        self.goal_costs = distance_penalty(self.goal_lengths, trusted_length)  # [B, K]
+        edge_costs = distance_penalty(self.edge_lengths, trusted_length)
+        self.edge_costs = edge_costs.clamp_min(MIN_EDGE_COST)
         self.cost_to_go = bellman_ford(self.edge_costs, self.goal_costs)
 
     def _grow_tree(self, state: Tensor) -> Tensor:
-        """`[B, D]` -> `[B, K, D]`. Chance is the same in all worlds, so that what is imagined in
-        one does not depend on how many others there are."""
+        """`[B, D]` -> landmarks `[B, K, D]`. Random draws are the same in all environments, so that
+        the landmarks of one do not depend on the number of others."""
         config, rows = self.config, torch.arange(len(state), device=state.device)[:, None]
         rng = torch.Generator().manual_seed(self.seed)
         nodes = new_nodes = state[:, None]
@@ -188,88 +192,74 @@ class ImaginedLandmarkGraph(nn.Module, Stateful):
             chosen = []
             for _ in range(min(config.nodes_per_round, config.num_landmarks - nodes.shape[1])):
                 chosen.append(self._priority(spacing, rng).argmax(1, keepdim=True))
-                spacing = torch.minimum(
-                    spacing,
-                    self._spacing(frontier_embeddings, frontier_embeddings[rows, chosen[-1]]),
-                )
+                added = frontier_embeddings[rows, chosen[-1]]
+                spacing = torch.minimum(spacing, self._spacing(frontier_embeddings, added))
             index = torch.cat(chosen, 1)
             new_nodes = frontier[rows, index]
-            nodes, node_embeddings = (
-                torch.cat([nodes, new_nodes], 1),
-                torch.cat([node_embeddings, frontier_embeddings[rows, index]], 1),
-            )
-            kept = (
-                self._priority(spacing, rng)
-                .topk(min(config.frontier_size, spacing.shape[1]))
-                .indices
-            )
+            nodes = torch.cat([nodes, new_nodes], 1)
+            node_embeddings = torch.cat([node_embeddings, frontier_embeddings[rows, index]], 1)
+            num_kept = min(config.frontier_size, spacing.shape[1])
+            kept = self._priority(spacing, rng).topk(num_kept).indices
             frontier, frontier_embeddings = frontier[rows, kept], frontier_embeddings[rows, kept]
         return nodes
 
     def _expand(self, state: Tensor, rng: torch.Generator) -> Tensor:
-        """`[B, N, D]` -> where some ways lead from each, half way and at their end, `[B, M, D]`."""
+        """`[B, N, D]` -> the states half way and at the end of the futures imagined from each,
+        `[B, M, D]`."""
         config = self.config
         shape = (state.shape[1], config.branches, 1, self.action_dim)
         raw = torch.randn(shape, generator=rng).to(state, non_blocking=True)
         held = raw.expand(-1, -1, config.branch_steps, -1).repeat(len(state), 1, 1, 1)
-        path = self.imagine(state.flatten(0, 1), held)  # [B * N, ways, length, D]
+        path = self.imagine(state.flatten(0, 1), held)  # [B * N, branches, branch_steps, D]
         kept_steps = [config.branch_steps // 2, config.branch_steps - 1]
         return path[:, :, kept_steps].flatten(1, 2).unflatten(0, state.shape[:2]).flatten(1, 2)
 
     def _spacing(self, embeddings: Tensor, nodes: Tensor) -> Tensor:
-        """`[B, W, F]`, `[B, K, F]` -> steps to the nearest of these, there or back, `[B, W]`."""
+        """Embeddings `[B, W, F]`, nodes `[B, K, F]` -> steps to the nearest node, the longer of
+        both directions, `[B, W]`."""
         from_embeddings, sources = self.distance.from_embeddings, embeddings[:, :, None]
         nearest = embeddings.new_full(embeddings.shape[:2], torch.inf)
         for part in nodes[:, None].split(CHUNK_SIZE, 2):
-            spacing = torch.maximum(
-                from_embeddings(sources, part), from_embeddings(part, sources)
-            ).amin(-1)
-            nearest = torch.minimum(nearest, spacing)
+            there, back = from_embeddings(sources, part), from_embeddings(part, sources)
+            nearest = torch.minimum(nearest, torch.maximum(there, back).amin(-1))
         return nearest
 
     def _priority(self, spacing: Tensor, rng: torch.Generator) -> Tensor:
-        """The larger the sooner, `[B, W]`: any of those that are far enough, for the very farthest
-        are where imagination errs; and where there are none, the farthest."""
+        """Priorities `[B, W]` of candidates by their spacing: random among those that are far
+        enough, because the farthest are often errors of the world model; below those the farther
+        the higher."""
         noise = torch.rand(spacing.shape[1], generator=rng).to(spacing, non_blocking=True)
-        return torch.where(
-            spacing >= self.config.min_spacing,
-            1 + noise,
-            spacing / (self.config.min_spacing + MIN_EDGE_COST),
-        )
+        near = spacing / (self.config.min_spacing + MIN_EDGE_COST)
+        return torch.where(spacing >= self.config.min_spacing, 1 + noise, near)
 
     def _update_feedback(self, start: Tensor, target: Tensor) -> EdgeFeedback:
-        """Who has got nowhere trusts the hop that it took less."""
-        from_embeddings, trusted_length = (
-            self.distance.from_embeddings,
-            self.config.trusted_edge_length,
-        )
+        """The feedback after a check of progress."""
+        from_embeddings = self.distance.from_embeddings
+        trusted_length = self.config.trusted_edge_length
         moved = from_embeddings(self.edge_feedback.last_embedding, start)
-        return self.edge_feedback.update(
-            start,
-            moved,
-            from_embeddings(start, target) > trusted_length,
-            self.edge_lengths < trusted_length,
-        )
+        away_from_goal = from_embeddings(start, target) > trusted_length
+        neighbours = self.edge_lengths < trusted_length
+        return self.edge_feedback.update(start, moved, away_from_goal, neighbours)
 
     def _path(self, start: Tensor, goal: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """From embedded states `[B, F]` to goals `[B, D]`, embedded `[B, F]`: the way, stride by
-        stride, `[B, H, D]`, the goal itself where going there directly is no dearer; and its first
-        hop `[B]`, K where it leads straight to the goal."""
-        config, from_embeddings, feedback = (
-            self.config,
-            self.distance.from_embeddings,
-            self.edge_feedback,
-        )
-        first, direct = (
-            from_embeddings(start[:, None], self.embeddings),
-            from_embeddings(start, target),
-        )
+        """Embedded states `[B, F]`, goals `[B, D]`, embedded goals `[B, F]` -> the subgoals of the
+        cheapest path, `[B, H, D]`, and its first edge `[B]`: K where it leads directly to the
+        goal."""
+        config, feedback = self.config, self.edge_feedback
+        from_embeddings, trusted_length = self.distance.from_embeddings, config.trusted_edge_length
+        first = from_embeddings(start[:, None], self.embeddings)
+        direct = from_embeddings(start, target)
+        leaving_costs = feedback.penalty[:, :-1] + distance_penalty(first, trusted_length)
+        direct_costs = feedback.penalty[:, -1] + distance_penalty(direct, trusted_length)
         nodes, travelled = greedy_path(
-            Edges(first, feedback.penalty[:, :-1] + distance_penalty(first, config.trusted_edge_length)),
-            Edges(direct, feedback.penalty[:, -1] + distance_penalty(direct, config.trusted_edge_length)),
-            Edges(self.edge_lengths, self.edge_costs), Edges(self.goal_lengths, self.goal_costs), self.cost_to_go, config.max_edges,
-        )  # fmt: skip
-        # where it is already is no subgoal, however far the next landmark is
+            Edges(first, leaving_costs),
+            Edges(direct, direct_costs),
+            Edges(self.edge_lengths, self.edge_costs),
+            Edges(self.goal_lengths, self.goal_costs),
+            self.cost_to_go,
+            config.max_edges,
+        )
+        # a landmark at the present state is no subgoal, however far the next one is
         index = subsample_path(travelled, config.subgoal_spacing, config.num_subgoals)
         next_node = (travelled <= MIN_PROGRESS).sum(1).clamp_max(config.max_edges - 1)
         index = torch.maximum(index, next_node[:, None])

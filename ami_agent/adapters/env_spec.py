@@ -1,0 +1,327 @@
+"""The spec of an environment: what it delivers and takes, checked and converted for the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import Space
+from gymnasium.spaces import Dict, Discrete, Tuple
+from torch import Tensor
+
+from ami_agent.adapters import spaces
+from ami_agent.adapters.actions import ActionAdapter, action_adapter
+from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.adapters.observations import (
+    Layout,
+    ModalitySpec,
+    ObsField,
+    OutOfBounds,
+    obs_fields,
+    read_obs,
+)
+from ami_agent.adapters.spaces import Difference, Path
+from modules.types import ConfigError, Observation, Transition
+
+MAX_ABS_VALUE = 1e18
+"""The largest number that may be observed: the square of a much larger one is infinite in float32,
+and would make results wrong without an error."""
+NUMERIC_KINDS = "biuf"
+"""Kinds of NumPy arrays that hold numbers: booleans, integers, floats."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """An environment's spaces, and the agent's readings of them."""
+
+    observation_space: Space
+    action_space: Space
+    frame_stack: int = 1
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    out_of_bounds: OutOfBounds = field(default="pass", compare=False)
+    env: str = field(default="", compare=False)
+    obs_fields: Mapping[str, ObsField] = field(init=False, compare=False)
+    action_adapter: ActionAdapter = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for spaces that the agent can't observe or act in."""
+        fields = obs_fields(
+            self.observation_space, self.frame_stack, layouts=self.layouts,
+            out_of_bounds=self.out_of_bounds, env=self.env,
+        )  # fmt: skip
+        object.__setattr__(self, "obs_fields", fields)
+        object.__setattr__(self, "action_adapter", action_adapter(self.action_space))
+
+    def read(
+        self, obs: Any, sizes: Collection[int] | None, what: str = "observation"
+    ) -> Observation:
+        """The observation that `env.reset` or `env.step` returned -> tensors for the agent's
+        encoders, `[B, *O]`.
+
+        `sizes`: the allowed batch sizes; None for a single environment, whose observations have no
+        batch axis. Raises ConfigError, with the part and the environment that is wrong, for values
+        that are not of the observation space, or not finite."""
+        used_paths = {reader.path for reader in self.obs_fields.values()}
+        nested_obs: Any = {}
+        lengths = {}
+        for path, space, part in _leaves(self.observation_space, obs, what):
+            if path in used_paths:
+                label = _label(what, path)
+                array = _array(part, space, label)
+                array = array[None] if sizes is None else array
+                _check_shape(array, space, sizes, label)
+                array = _cast(array, space, sizes is not None, label)
+                lengths[label] = len(array)
+                nested_obs = _insert(nested_obs, path, array)
+        if len(set(lengths.values())) > 1:
+            sizes_text = ", ".join(f"{label} of {length}" for label, length in lengths.items())
+            raise ConfigError(f"the {what}'s parts are of different numbers of envs: {sizes_text}")
+        return self._convert(nested_obs, next(iter(lengths.values())), what, sizes is not None)
+
+    def env_action(self, action: Tensor, batch: bool) -> Any:
+        """Actions `[B, A]` in [-1, 1] -> the argument of `env.step`: a batch, or the action of a
+        single environment."""
+        native = self.action_adapter.to_env(action.detach().cpu().numpy())
+        if batch:
+            return native
+        return native[0] if isinstance(self.action_space, Discrete) else np.asarray(native[0])
+
+    def _convert(self, nested_obs: Any, num_envs: int, what: str, batch: bool) -> Observation:
+        try:
+            found = read_obs(self.obs_fields, nested_obs, what)
+        except EnvError as error:
+            if not batch or num_envs == 1:
+                raise ConfigError(str(error)) from None
+            for env in range(num_envs):  # only to name the environment
+                self._convert(_row(nested_obs, env), 1, f"{what} of environment {env}", batch)
+            raise ConfigError(str(error)) from None
+        return found.get("obs", found)
+
+
+class EnvironmentSpec(NamedTuple):
+    """The modalities, actions and interoceptive signals of an environment."""
+
+    modalities: Mapping[str, ModalitySpec]  # by name; "obs" where there is but one
+    action_dim: int
+    interoception: tuple[str, ...]  # the reward, and further signals that the environment declares
+    choices: tuple[int, ...] = ()  # the number of options of each discrete action; () where none
+    interface: Interface | None = None  # None where the spec was not made from spaces
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: modality.shape for name, modality in self.modalities.items()}
+
+    def empty_transition(self, num_envs: int) -> Transition:
+        """A step `[B, ...]` without meaning, which lends the replay buffer its shapes and types."""
+        obs = self.zeros(num_envs)
+        done = torch.empty(num_envs, dtype=torch.bool)
+        signals = torch.empty(num_envs, len(self.interoception), dtype=torch.float64)
+        return Transition(obs, torch.empty(num_envs, self.action_dim), signals, obs, done, done)
+
+    def describe_obs(self) -> str:
+        """The modalities in words."""
+        named = [(n, f"{s.shape} {s.dtype}") for n, s in self.modalities.items()]
+        return ", ".join(text if name == "obs" else f"{name} {text}" for name, text in named)
+
+    def describe_actions(self) -> str:
+        """The actions in words."""
+        sizes = " and ".join(f"one of {size}" for size in self.choices)
+        return f"choices of {sizes}" if sizes else f"{self.action_dim} actions"
+
+    def with_scalar(self, name: str) -> EnvironmentSpec:
+        """The spec with one further modality, a single number."""
+        scalar = ModalitySpec((1,), torch.float32)
+        return self._replace(modalities={**self.modalities, name: scalar})
+
+    def zeros(self, batch_size: int) -> Observation:
+        """An observation `[B, *O]` of zeros."""
+        parts = {
+            n: torch.zeros(batch_size, *s.shape, dtype=s.dtype) for n, s in self.modalities.items()
+        }
+        return parts.get("obs", parts)
+
+
+def env_spec_of(interface: Interface, interoception: tuple[str, ...]) -> EnvironmentSpec:
+    """The spec of an environment with these spaces and signals."""
+    modalities = {name: reader.modality for name, reader in interface.obs_fields.items()}
+    adapter = interface.action_adapter
+    return EnvironmentSpec(modalities, adapter.size, interoception, adapter.choices, interface)
+
+
+def to_json(spec: EnvironmentSpec) -> dict[str, Any] | None:
+    """The spaces and signals of an environment as plain data; None where a space has no such form
+    (its spec is then known only by making the environment)."""
+    if spec.interface is None:
+        return None
+    try:
+        return {
+            "observation": spaces.to_json(spec.interface.observation_space),
+            "action": spaces.to_json(spec.interface.action_space),
+            "interoception": list(spec.interoception),
+        }
+    except TypeError:
+        return None
+
+
+def from_json(
+    data: Any, make_interface: Callable[[Space, Space], Interface], source: str
+) -> EnvironmentSpec:
+    """The reverse of `to_json`; ConfigError where the data describe no spaces."""
+    try:
+        names = data["interoception"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"interoception is {names!r}")
+        interface = make_interface(
+            spaces.from_json(data["observation"]), spaces.from_json(data["action"])
+        )
+        return env_spec_of(interface, tuple(names))
+    except ConfigError:
+        raise
+    except (AssertionError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{source} describes no spaces: {type(error).__name__} {error}".splitlines()[0]
+        ) from None
+
+
+def differences(one: EnvironmentSpec, two: EnvironmentSpec) -> Iterator[Difference]:
+    """The differences in kind, or else the differences in bounds."""
+    descriptions = [f"{spec.describe_obs()} and {spec.describe_actions()}" for spec in (one, two)]
+    if descriptions[0] != descriptions[1]:
+        yield Difference(True, *descriptions)
+        return
+    if one.interoception != two.interoception:
+        names = (", ".join(spec.interoception) for spec in (one, two))
+        yield Difference(True, *(f"interoception {found}" for found in names))
+    if one.interface is None or two.interface is None:
+        return
+    a, b = one.interface, two.interface
+    found = [
+        *spaces.differences("actions", a.action_space, b.action_space),
+        *spaces.differences("observations", a.observation_space, b.observation_space),
+    ]
+    yield from [difference for difference in found if difference.in_kind] or found
+
+
+def _leaves(
+    space: Space, obs: Any, what: str, path: Path = ()
+) -> Iterator[tuple[Path, Space, Any]]:
+    """The parts of an observation, each with its path and its space."""
+    label = _label(what, path)
+    if isinstance(space, Dict):
+        _check_keys(space, obs, label)
+        for key, part in space.spaces.items():
+            yield from _leaves(part, obs[key], what, (*path, key))
+    elif isinstance(space, Tuple):
+        if not isinstance(obs, (tuple, list)) or len(obs) != len(space.spaces):
+            raise ConfigError(
+                f"the {label} is {_describe(obs)}; it must be a tuple of {len(space.spaces)} parts"
+            )
+        for index, (part, found) in enumerate(zip(space.spaces, obs, strict=True)):
+            yield from _leaves(part, found, what, (*path, index))
+    else:
+        yield path, space, obs
+
+
+def _check_keys(space: Dict, obs: Any, label: str) -> None:
+    names = ", ".join(map(repr, space.spaces))
+    if not isinstance(obs, Mapping):
+        raise ConfigError(f"the {label} is {_describe(obs)}; it must be a dict of {names}")
+    # Gymnasium puts a mask `_name` beside every `name` that it merges from infos
+    masks = {f"_{key}" for key in space.spaces}
+    for problem, keys in (
+        ("lacks", [key for key in space.spaces if key not in obs]),
+        ("also has", [key for key in obs if key not in space.spaces and key not in masks]),
+    ):
+        if keys:
+            found = ", ".join(map(repr, keys))
+            raise ConfigError(f"the {label} {problem} {found}; it must be a dict of {names}")
+
+
+def _label(what: str, path: Path) -> str:
+    return what + (f" {'/'.join(map(str, path))!r}" if path else "")
+
+
+def _insert(nested_obs: Any, path: Path, part: np.ndarray) -> Any:
+    """The nested mapping with a part at this path; the part itself where the path is empty."""
+    if not path:
+        return part
+    return {**nested_obs, path[0]: _insert(nested_obs.get(path[0], {}), path[1:], part)}
+
+
+def _row(nested_obs: Any, env: int) -> Any:
+    """The observation of one environment, as a batch of one."""
+    if isinstance(nested_obs, dict):
+        return {key: _row(part, env) for key, part in nested_obs.items()}
+    return nested_obs[env : env + 1]
+
+
+def _array(part: Any, space: Space, label: str) -> np.ndarray:
+    """The part as an array of numbers that the space's dtype can hold."""
+    if isinstance(part, Tensor) and (part.layout != torch.strided or part.is_quantized):
+        raise ConfigError(f"the {label} is a sparse or quantized tensor; it must be dense")
+    if np.ma.isMaskedArray(part):
+        raise ConfigError(f"the {label} is a masked array; it must be a plain one")
+    try:
+        if isinstance(part, Tensor):
+            dense = part.detach().cpu()
+            part = (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
+        array = np.asarray(part)
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(f"the {label} is {_describe(part)}, not an array of numbers") from None
+    is_integer = _dtype(space).kind != "f"
+    if array.dtype.kind not in NUMERIC_KINDS or (array.dtype.kind == "f" and is_integer):
+        numbers = f"whole numbers of {space}" if is_integer else f"numbers of {_dtype(space)}"
+        raise ConfigError(f"the {label} is {_describe(array)}; it must hold {numbers}")
+    return array
+
+
+def _check_shape(
+    array: np.ndarray, space: Space, sizes: Collection[int] | None, label: str
+) -> None:
+    shape = tuple(space.shape or ())
+    if sizes is None:
+        if array.shape[1:] != shape:
+            raise ConfigError(
+                f"the {label} is of shape {array.shape[1:]}; of a single environment it must be "
+                f"{shape} (several at once: agent.controller(num_envs=...))"
+            )
+    elif array.ndim == 0 or array.shape[1:] != shape or array.shape[0] not in sizes:
+        expected = " or ".join(str((size, *shape)) for size in sorted(sizes))
+        raise ConfigError(f"the {label} is of shape {array.shape}; it must be {expected}")
+
+
+def _cast(array: np.ndarray, space: Space, batch: bool, label: str) -> np.ndarray:
+    """The array in the space's dtype; ConfigError where that changes a number, or where one is
+    not finite."""
+    dtype = _dtype(space)
+    if dtype.kind == "f":
+        # never narrower than float32, in which the agent computes
+        dtype = np.result_type(dtype, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(dtype)
+    if dtype.kind == "f":
+        is_ok, problem = np.isfinite(array), "NaN or infinity"
+        if is_ok.all():
+            is_ok = np.abs(converted) <= MAX_ABS_VALUE
+            problem = f"a number beyond {MAX_ABS_VALUE:g}, too large"
+    else:
+        is_ok, problem = converted == array, f"a number that is none of {space}"
+    is_valid = is_ok.reshape(len(array), -1).all(1)
+    if not is_valid.all():
+        where = f" of environment {int(np.flatnonzero(~is_valid)[0])}" if batch else ""
+        raise ConfigError(f"the {label}{where} holds {problem}")
+    return converted
+
+
+def _dtype(space: Space) -> np.dtype:
+    return np.dtype(space.dtype or np.float32)
+
+
+def _describe(part: Any) -> str:
+    """The type of a value, in words."""
+    if isinstance(part, (np.ndarray, Tensor)):
+        return f"an array of {part.dtype} {tuple(part.shape)}"
+    return f"a {type(part).__name__}"

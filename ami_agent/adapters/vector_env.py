@@ -1,0 +1,399 @@
+"""Vector environments that are alike in two respects: they reset as Gymnasium's NEXT_STEP mode does
+(the step after an episode's end only resets, and its action is ignored), and their errors name a
+place in the environment's code.
+
+`NextStepAutoreset` translates Gymnasium's other autoreset modes (SAME_STEP, DISABLED). `SyncEnvs`
+and `AsyncEnvs` step single environments one by one, in this process or in worker processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import Space
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector.async_vector_env import _async_worker
+from gymnasium.vector.utils import concatenate, create_empty_array, iterate
+
+from ami_agent import interrupt
+from ami_agent.adapters.fault_tolerance import (
+    EnvError,
+    EnvWorkerError,
+    SameStepDetected,
+    describe_error,
+    is_interrupt,
+    kill_workers,
+)
+from modules.types import ConfigError
+
+FINAL_OBS = ("final_obs", "final_observation")
+"""The info's key for an episode's last observation, since Gymnasium 1.0 and before."""
+FINAL_INFO = "final_info"
+SYNC_HINT = (
+    "--env.vectorization-mode sync steps environments one by one, where single ones can be made"
+)
+_FINALS = (*FINAL_OBS, FINAL_INFO)
+_ASYNC_ATTRIBUTES = ("shared_memory", "copy", "context", "daemon", "worker", "observation_mode")
+_WARNED: set[str] = set()
+
+log = logging.getLogger(__name__)
+
+
+def autoreset_mode(name: str, envs: VectorEnv) -> AutoresetMode | None:
+    """The mode that the metadata declare, by an enum, its name or its value; None where they
+    declare none."""
+    declared = envs.metadata.get("autoreset_mode")
+    if declared is None or isinstance(declared, AutoresetMode):
+        return declared
+    declared_name = declared.name if isinstance(declared, Enum) else str(declared)
+    normalized = declared_name.rpartition(".")[2].replace("_", "").replace("-", "").lower()
+    for mode in AutoresetMode:
+        if normalized == mode.value.lower():
+            return mode
+    raise ConfigError(
+        f"environment {name!r} declares autoreset_mode {declared!r} in its metadata; it must be "
+        f"one of {', '.join(mode.value for mode in AutoresetMode)}"
+    )
+
+
+def as_next_step(name: str, envs: VectorEnv, make_singles: Callable[[], VectorEnv]) -> VectorEnv:
+    """The same environments in NEXT_STEP mode. `make_singles` makes as many that are stepped one by
+    one, for a batch that can't have this mode; ConfigError for a mode that does not exist."""
+    try:
+        mode = autoreset_mode(name, envs)
+    except ConfigError:
+        envs.close()
+        raise
+    if type(envs) is SyncVectorEnv:
+        envs.autoreset_mode = AutoresetMode.NEXT_STEP
+        envs.metadata = {**envs.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+        return envs
+    if type(envs) is AsyncVectorEnv and mode is not AutoresetMode.NEXT_STEP:
+        envs.close()  # its workers got the mode when they started
+        spec, kwargs = envs.spec, {name: getattr(envs, name) for name in _ASYNC_ATTRIBUTES}
+        envs = AsyncVectorEnv(envs.env_fns, **kwargs)
+        envs.spec = spec
+    if isinstance(envs, AsyncVectorEnv):
+        return envs
+    return NextStepAutoreset(name, envs, mode, make_singles)
+
+
+class NextStepAutoreset(VectorWrapper):
+    """A batch in NEXT_STEP mode, whatever mode it declares. A batch that declares none is taken for
+    SAME_STEP if it delivers `final_obs` at an episode's end, else for NEXT_STEP. A batch that
+    contradicts its declared mode raises EnvError."""
+
+    def __init__(
+        self, name: str, envs: VectorEnv, mode: AutoresetMode | None,
+        make_singles: Callable[[], VectorEnv],
+    ) -> None:  # fmt: skip
+        super().__init__(envs)
+        self.name, self.mode, self.make_singles = name, mode, make_singles
+        self.declared = mode is not None
+        self.done = np.zeros(envs.num_envs, dtype=bool)
+        # first observations and infos of episodes that begin with the next step
+        self.deferred_reset: tuple[Any, dict[str, Any]] | None = None
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.done, self.deferred_reset = np.zeros_like(self.done), None
+        return self.env.reset(**kwargs)
+
+    def step(self, actions: Any) -> Any:
+        reset_mask = self.done
+        if reset_mask.any() and (self.deferred_reset or self.mode is AutoresetMode.DISABLED):
+            if reset_mask.all():
+                return self._reset_all()
+            return self._step_and_reset(actions, reset_mask)
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        self.done = _mask(terminated) | _mask(truncated)
+        if reset_mask.any():
+            self._check_only_resets(reset_mask, reward)
+        if self.done.any():
+            final = self._final_obs(info)
+            self._check_final(final, obs)
+            if self.mode is AutoresetMode.SAME_STEP:
+                obs, info = self._defer_reset(obs, final, info)
+        return obs, reward, terminated, truncated, info
+
+    def _reset_all(self) -> Any:
+        """Where the last step ended all episodes, this one resets and steps nothing."""
+        obs, info = self.deferred_reset or self.env.reset()
+        self.done, self.deferred_reset = np.zeros_like(self.done), None
+        return obs, np.zeros(len(self.done)), self.done.copy(), self.done.copy(), info
+
+    def _step_and_reset(self, actions: Any, reset_mask: np.ndarray) -> Any:
+        """DISABLED. Gymnasium's environments refuse a step after an episode's end; so an episode
+        that begins is reset, stepped with the others, and reset again."""
+        self.env.reset(options={"reset_mask": reset_mask.copy()})
+        after, reward, terminated, truncated, info = self.env.step(actions)
+        obs, reset_info = self.env.reset(options={"reset_mask": reset_mask.copy()})
+        self._check_partial(after, obs, reset_mask)
+        merged = {key: _where(reset_mask, reset_info[key], info.get(key)) for key in reset_info}
+        reward, terminated, truncated = (
+            np.where(reset_mask, 0, part).astype(part.dtype)
+            for part in map(np.asarray, (reward, terminated, truncated))
+        )
+        self.done = _mask(terminated) | _mask(truncated)
+        return obs, reward, terminated, truncated, {**info, **merged}
+
+    def _defer_reset(
+        self, obs: Any, final: list[Any] | None, info: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """SAME_STEP: returns the last observations and infos of the ended episodes; the first ones
+        of the next episodes come with the next step."""
+        if not self.done.all():
+            raise SameStepDetected(self.make_singles)
+        assert final is not None
+        first_info = {k: v for k, v in info.items() if k.removeprefix("_") not in _FINALS}
+        self.deferred_reset = obs, first_info
+        final_info = self._final_info(info.get(FINAL_INFO)) or first_info
+        return batch_rows(self.single_observation_space, final), final_info
+
+    def _final_obs(self, info: Mapping[str, Any]) -> list[Any] | None:
+        """The last observation of each sub-environment, [B], whose episode is done; None where the
+        info holds none."""
+        for key in FINAL_OBS:
+            final_obs = info.get(key)
+            if final_obs is None:
+                continue
+            is_object_array = isinstance(final_obs, np.ndarray) and final_obs.dtype == object
+            if isinstance(final_obs, list) or is_object_array:
+                rows = list(final_obs)
+            else:
+                rows = list(iterate(self.observation_space, final_obs))
+            given = _mask(info.get(f"_{key}", [row is not None for row in rows]))
+            if given.any() and not given[self.done].all():
+                raise EnvError(
+                    f"{self._declaration()} and gives {key} for some sub-environments whose "
+                    "episodes are done, but not for all of them"
+                )
+            if given.any():
+                return rows
+        return None
+
+    def _final_info(self, final_info: Any) -> dict[str, Any]:
+        """A dict of arrays since Gymnasium 1.0, an array of dicts before."""
+        if isinstance(final_info, Mapping):
+            return dict(final_info)
+        found: dict[str, Any] = {}
+        if final_info is not None:
+            for index, single in enumerate(final_info):
+                found = self._add_info(found, single or {}, index)
+        return found
+
+    def _check_final(self, final: list[Any] | None, obs: Any) -> None:
+        """Chooses the mode where the batch declares none; EnvError where it contradicts itself."""
+        if self.mode is None:
+            self.mode = AutoresetMode.NEXT_STEP if final is None else AutoresetMode.SAME_STEP
+            if final is None and self.name not in _WARNED:
+                _WARNED.add(self.name)
+                log.warning(
+                    f"environment {self.name!r} is a batch that declares no autoreset_mode and "
+                    "gives no final_obs: taken for NEXT_STEP"
+                )
+        elif self.mode is AutoresetMode.SAME_STEP and final is None:
+            raise EnvError(
+                f"{self._declaration()}, but gives no final_obs at an episode's end; {SYNC_HINT}"
+            )
+        elif self.mode is not AutoresetMode.SAME_STEP and final is not None:
+            rows = iterate(self.observation_space, obs)
+            rows_at_end = zip(rows, final, self.done, strict=True)
+            if not all(_equal(row, last) for row, last, done in rows_at_end if done):
+                raise EnvError(
+                    f"{self._declaration()}, but its final_obs at an episode's end is another "
+                    "observation than it returns, as in SAME_STEP: its metadata must say which"
+                )
+
+    def _check_only_resets(self, reset_mask: np.ndarray, reward: Any) -> None:
+        rewards = np.asarray(reward)[reset_mask]
+        if rewards.any() or self.done[reset_mask].any():
+            raise EnvError(
+                f"{self._declaration()}, but the step after an episode's end gives reward "
+                f"{rewards[0]:g} and done {bool(self.done[reset_mask][0])}, where it should only "
+                "reset: its metadata must say which autoreset_mode it has, and SAME_STEP needs "
+                "final_obs"
+            )
+
+    def _check_partial(self, after: Any, obs: Any, reset_mask: np.ndarray) -> None:
+        """DISABLED: a reset of some sub-environments must leave the others as the step did."""
+        stepped, returned = (iterate(self.observation_space, part) for part in (after, obs))
+        rows = zip(stepped, returned, reset_mask, strict=True)
+        if not all(is_reset or _equal(one, other) for one, other, is_reset in rows):
+            raise EnvError(
+                f"{self._declaration()}, but its reset changes sub-environments that options "
+                f"['reset_mask'] does not name; {SYNC_HINT}"
+            )
+
+    def _declaration(self) -> str:
+        mode = f"autoreset_mode {self.mode.value}" if self.mode and self.declared else "no mode"
+        return f"environment {self.name!r} is a batch that declares {mode}"
+
+
+class SingleEnv(gymnasium.Env):
+    """A batch of one as a single environment, for environments that exist as batches only."""
+
+    def __init__(self, name: str, batch: VectorEnv) -> None:
+        self.batch = NextStepAutoreset(name, batch, autoreset_mode(name, batch), _no_singles)
+        self.observation_space = batch.single_observation_space
+        self.action_space = batch.single_action_space
+        self.metadata = {k: v for k, v in batch.metadata.items() if k != "autoreset_mode"}
+        self.render_mode = batch.render_mode
+        self.spec = batch.spec
+        self.done = False
+        self.action: Any = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        if self.done and seed is None and not options:  # the next step of the batch resets
+            obs, _, _, _, info = self.batch.step(self.action)
+        else:
+            obs, info = self.batch.reset(seed=seed, options=options)
+        self.done = False
+        return self._row(obs), info_of_env(info, 0, 1)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.action = batch_rows(self.action_space, [action])
+        obs, reward, terminated, truncated, info = self.batch.step(self.action)
+        is_terminated, is_truncated = bool(terminated[0]), bool(truncated[0])
+        self.done = is_terminated or is_truncated
+        row_info = info_of_env(info, 0, 1)
+        return self._row(obs), float(reward[0]), is_terminated, is_truncated, row_info
+
+    def render(self) -> Any:
+        frames = self.batch.render()
+        return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        self.batch.close()
+
+    def _row(self, obs: Any) -> Any:
+        return next(iter(iterate(self.batch.observation_space, obs)))
+
+
+def _no_singles() -> VectorEnv:
+    raise AssertionError("a batch of one is never stepped in part")
+
+
+class SyncEnvs(SyncVectorEnv):
+    """Where one environment can't be made, those made before it are closed."""
+
+    def __init__(self, factories: Sequence[Callable[[], gymnasium.Env]]) -> None:
+        envs: list[gymnasium.Env] = []
+
+        def make_and_record(factory: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+            envs.append(factory())
+            return envs[-1]
+
+        try:
+            super().__init__([partial(make_and_record, factory) for factory in factories])
+        except BaseException:
+            for env in envs:
+                with contextlib.suppress(Exception, SystemExit):
+                    env.close()
+            raise
+
+
+class AsyncEnvs(AsyncVectorEnv):
+    """Where one environment can't be made, the processes of the others are ended. Errors in the
+    environments' code keep their place, and never end a process silently."""
+
+    def __init__(self, factories: Sequence[Callable[[], gymnasium.Env]]) -> None:
+        try:
+            super().__init__(factories, worker=_worker)
+        except BaseException:
+            kill_workers(self)
+            raise
+
+
+class _LocatedErrors(gymnasium.Wrapper):
+    """Puts file and line into the messages of errors: only type and message of an exception get
+    from one process to another, and only where both know the type."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        return _with_location(partial(self.env.reset, **kwargs))
+
+    def step(self, action: Any) -> Any:
+        return _with_location(partial(self.env.step, action))
+
+    def render(self) -> Any:
+        return _with_location(self.env.render)
+
+
+def _with_location(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        raise EnvWorkerError(describe_error(error)) from None
+
+
+def _worker(
+    index: int, factory: Callable[[], gymnasium.Env], pipe: Any, parent_pipe: Any,
+    shared_memory: Any, errors: Any, *others: Any,
+) -> None:  # fmt: skip
+    """Gymnasium's worker, which here reports why an environment can't be made and leaves Ctrl-C to
+    the parent process, which ends it."""
+    interrupt.isolate_worker()
+    try:
+        env = _with_location(factory)
+    except EnvWorkerError as error:
+        parent_pipe.close()
+        pipe.recv()  # the parent's first request
+        errors.put((index, EnvWorkerError, str(error), ""))
+        pipe.send((None, False))
+        return
+    _async_worker(
+        index, lambda: _LocatedErrors(env), pipe, parent_pipe, shared_memory, errors, *others
+    )
+
+
+def info_of_env(info: Mapping[str, Any], index: int, num_envs: int) -> dict[str, Any]:
+    """The entries of a batch's info that one of its sub-environments reported."""
+    found = {}
+    for key, part in info.items():
+        if key.startswith("_") and key[1:] in info:
+            continue
+        given = info.get(f"_{key}")
+        if given is not None and not _mask(given)[index]:
+            continue
+        if isinstance(part, Mapping):
+            found[key] = info_of_env(part, index, num_envs)
+        else:
+            rows = isinstance(part, (np.ndarray, list, tuple)) and np.size(part) and len(part)
+            found[key] = part[index] if rows == num_envs else part
+    return found
+
+
+def batch_rows(space: Space, rows: Sequence[Any]) -> Any:
+    """Single observations or actions as a batch."""
+    return concatenate(space, rows, create_empty_array(space, n=len(rows)))  # type: ignore[arg-type]
+
+
+def _mask(flags: Any) -> np.ndarray:
+    return np.asarray(flags, dtype=bool)
+
+
+def _where(reset_mask: np.ndarray, from_reset: Any, from_step: Any) -> Any:
+    """For each sub-environment the info of its reset, or of its step where it was not reset."""
+    arrays = isinstance(from_step, np.ndarray) and isinstance(from_reset, np.ndarray)
+    if arrays and from_step.shape == from_reset.shape:
+        mask = reset_mask.reshape(-1, *[1] * (from_step.ndim - 1))
+        return np.where(mask, from_reset, from_step)
+    return from_reset
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping):
+        return all(_equal(part, other[key]) for key, part in one.items())
+    if isinstance(one, tuple):
+        return all(map(_equal, one, other))
+    return np.array_equal(np.asarray(one), np.asarray(other))

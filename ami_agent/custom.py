@@ -1,0 +1,157 @@
+"""Components of the user's own: dataclasses with a method `build(...)`, in a file that the user
+names. Settings write them down by module and class, and nothing imports that module by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ami_agent.adapters.fault_tolerance import describe_error
+from ami_agent.adapters.make import import_path
+from modules.types import ConfigError
+
+if TYPE_CHECKING:
+    from ami_agent.agent import Agent
+    from ami_agent.config import Config
+
+OURS = ("ami_agent", "modules")
+Built = TypeVar("Built")
+_named: dict[str, str] = {}
+"""Files (x.py) and modules that the user named in this process, by the name that settings write
+down: the stem of the file, or the module."""
+
+
+def allow_components(names: Sequence[str]) -> None:
+    """Lets settings name components of these files (x.py) and modules, which the user named. A
+    module is imported when settings need it."""
+    for name in names:
+        _named[Path(name).stem if name.endswith(".py") else name] = name
+
+
+def component_class(path: str) -> type:
+    """`my_encoder.MyEncoderConfig` -> the class; ConfigError unless the user named the file that
+    defines it, and it is a dataclass with a method `build`."""
+    module_name, _, class_name = path.rpartition(".")
+    if module_name not in _named:
+        file = f"{module_name.rpartition('.')[2]}.py"
+        raise ConfigError(
+            f"{path} is a component that is not part of AMI: name the file that defines it "
+            f"(--import {file}; in Python imports=('{file}',))"
+        )
+    found = getattr(import_path(_named[module_name]), class_name, None)
+    if found is None:
+        raise ConfigError(f"{module_name} defines no class {class_name!r}")
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ConfigError(f"{path} is no dataclass; a component's settings are a frozen dataclass")
+    if not callable(getattr(found, "build", None)):
+        raise ConfigError(f"{path} has no method build(...), which makes the component")
+    return found
+
+
+def component_path(kind: type) -> str:
+    """The module and class by which settings write a component of the user's down."""
+    file = re.fullmatch(r"_ami_(.+)_[0-9a-f]{8}", kind.__module__)  # a module of `import_path`
+    return f"{file[1] if file else kind.__module__}.{kind.__qualname__}"
+
+
+def is_custom(settings: Any) -> bool:
+    """Whether these settings are of a class that is not part of AMI."""
+    return type(settings).__module__.partition(".")[0] not in OURS
+
+
+def custom_components(settings: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of the user's own classes within a Config, by path."""
+    if dataclasses.is_dataclass(settings):
+        parts = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+        if path.strip(".") and is_custom(settings):
+            yield path.removeprefix("."), settings
+    else:
+        parts = dict(settings) if isinstance(settings, Mapping) else {}
+    for name, part in parts.items():
+        yield from custom_components(part, f"{path}.{name}")
+
+
+def build_component(
+    path: str, settings: Any, build: Callable[[], Built], kind: type = object
+) -> Built:
+    """What the `build` of a component makes, an instance of `kind`; ConfigError in one line where
+    code of the user's own within it fails."""
+    custom = dict(custom_components({path: settings}))
+    if not custom:
+        return build()
+    names = ", ".join(f"{part} {component_path(type(value))}" for part, value in custom.items())
+    for value in custom.values():
+        if not callable(getattr(value, "build", None)):
+            raise ConfigError(f"{names} has no method build(...), which makes the component")
+    try:
+        built = build()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{names}: build failed: {describe_error(error)}") from error
+    if not isinstance(built, kind):
+        raise ConfigError(
+            f"{names}: build made a {type(built).__name__}; it must be an ami.{kind.__name__}"
+        )
+    return built
+
+
+@torch.no_grad()
+def check_custom(agent: Agent, config: Config) -> None:
+    """Tries components of the user's own on zeros, in the order in which an action meets them;
+    ConfigError names the first that fails or answers in another shape."""
+    custom = {path: component_path(type(part)) for path, part in custom_components(config)}
+    if not custom or agent.device.type == "meta":
+        return
+    size, action_dim = prod(agent.shape), agent.spec.action_dim
+
+    def tried(prefix: str, what: str, shape: tuple[int, ...], run: Callable[[], Tensor]) -> Tensor:
+        named = [f"{path} {kind}" for path, kind in custom.items() if path.startswith(prefix)]
+        label = ", ".join(named) or prefix
+        try:
+            found = run()
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"{label}: {what} failed: {describe_error(error)}") from error
+        if not isinstance(found, Tensor) or tuple(found.shape) != shape:
+            given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ConfigError(f"{label}: {what} gave {given}; it must be a tensor of shape {shape}")
+        return found
+
+    features = tried(
+        "perception", "encoding an observation", (1, size),
+        lambda: agent.perception(agent.spec.zeros(1), agent.configurator.default_modality_weights),
+    )  # fmt: skip
+    actions = torch.zeros(1, 2, 3, action_dim, device=features.device)
+    states = tried(
+        "world_model", "imagining 3 steps of 2 action sequences", (1, 2, 4, size),
+        lambda: agent.world_model.imagine(features, actions).states,
+    )  # fmt: skip
+    task = next(iter(agent.tasks.values()))
+    goal = None if task.goal_source == "none" else agent.spec.zeros(1)
+    context = agent.configurator.context(task.to_task(goal, "plan"), torch.zeros_like(features))
+    rollout = agent.world_model.imagine(features, actions)
+    assert rollout.states.shape == states.shape
+    for name, cost_fn in agent.cost.cost_functions().items():
+        prefix = f"cost.intrinsic.{name}" if name in config.cost.intrinsic else "cost"
+
+        def energy(cost_fn: Any = cost_fn) -> Tensor:
+            found: Tensor = cost_fn(rollout, context)
+            return found
+
+        tried(prefix, f"the cost {name!r} of 2 imagined futures", (1, 2), energy)
+    action = torch.zeros(1, context.horizon, action_dim)
+    tried(
+        "actor", "a plan's actions", tuple(action.shape),
+        lambda: agent.actors["plan"](features, context).actions,
+    )  # fmt: skip
+    for actor in agent.actors.values():
+        actor.reset(0)

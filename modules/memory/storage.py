@@ -1,0 +1,170 @@
+"""How the replay buffer stores the steps of B environments, as tensors by name, and which windows
+of steps can be sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from modules.types import ConfigError, Observation, Transition, as_dict
+
+STEP_PARTS = ("action", "interoception", "terminated")
+"""The fields of a transition that are stored beside its observation."""
+
+
+class Parts(NamedTuple):
+    """Which parts of a window are read; the others come back with no steps."""
+
+    obs: Collection[str] | None = None
+    """Modalities of the observation, by name; None: all."""
+    actions: bool = True
+    interoception: bool = True
+
+
+ALL_PARTS, OBS_ONLY = Parts(), Parts(actions=False, interoception=False)
+
+
+class Windows(NamedTuple):
+    """All N windows of one length, sorted by environment and time, so that the windows of each of
+    E episodes are adjacent."""
+
+    start: Tensor  # [N] index of the first observation: env * columns + rows since the oldest
+    episode_bounds: Tensor  # [E + 1] index of the first window of every episode, and N
+    padded: bool  # whether some windows extend beyond the end of their episode
+    fraction: Tensor  # scalar: the fraction of the stored steps that lie in some window
+
+
+def find_windows(
+    age: Tensor, done: Tensor, length: int, since: int = 0, pad: bool = True
+) -> Windows:
+    """The windows of `length` steps that begin at column `since` or later. `age` and `done` `[B,
+    rows]`, oldest first: the number of each observation in its episode, and whether the episode is
+    done there. A window lies within its episode. If some finished episode is shorter than a window
+    and `pad` is True, windows are padded: one begins at each step of every finished episode.
+
+    No window begins at the last observation of an episode, so the starts of one episode form a run
+    of adjacent columns."""
+    full = torch.zeros_like(done)
+    full[:, :-length] = age[:, length:] >= length
+    full[:, :since] = False
+    starts = _run_starts(full)
+    covered = full.sum() + len(starts) * (length - 1)
+    # of an episode that ends in the oldest column, no step is stored
+    padded = pad and bool((done & (age >= 1) & (age < length))[:, 1:].any())
+    if padded:
+        complete, is_covered = full.clone(), full.clone()
+        for offset in range(1, length):
+            is_covered[:, offset:] |= complete[:, :-offset]
+            full[:, :-offset] |= done[:, offset:] & (age[:, offset:] >= offset)
+        full[:, :since] = False
+        covered, starts = (is_covered | full).sum(), _run_starts(full)
+    start = full.flatten().nonzero().squeeze(1)
+    bounds = torch.cat([starts, start.new_tensor([full.numel()])])
+    num_steps = (age[:, 1 + since :] >= 1).sum()
+    fraction = covered / num_steps.clamp_min(1)
+    return Windows(start, torch.searchsorted(start, bounds), padded, fraction)
+
+
+def _run_starts(fits: Tensor) -> Tensor:
+    """`[B, rows]` bool -> flat indices where runs of True begin; the last column is False."""
+    fits = fits.flatten()
+    before = torch.cat([fits.new_zeros(1), fits[:-1]])
+    return (fits & ~before).nonzero().squeeze(1)
+
+
+def gather_rows(part: Tensor, index: Tensor) -> Tensor:
+    """`[rows, B, ...]`, indices `[N, T]` into rows * B -> `[N, T, ...]`."""
+    shape = part.shape[2:]
+    flat = part.view(part.shape[0] * part.shape[1], shape.numel())  # index_select is fastest in 2-D
+    return flat.index_select(0, index.flatten().to(part.device)).view(*index.shape, *shape)
+
+
+def obs_parts(obs: Observation) -> dict[str, Tensor]:
+    parts = as_dict(obs).items()
+    return {name if name == "obs" else f"obs.{name}": part for name, part in parts}
+
+
+def from_obs_parts(parts: Mapping[str, Tensor]) -> Observation:
+    """The inverse of `obs_parts`."""
+    named = {name.removeprefix("obs."): part for name, part in parts.items()}
+    return named.get("obs", named)
+
+
+def step_parts(transition: Transition) -> dict[str, Tensor]:
+    return {name: getattr(transition, name) for name in STEP_PARTS}
+
+
+def can_store(stored: torch.dtype, given: torch.dtype) -> bool:
+    """Whether `stored` represents every number of type `given` exactly, as float64 does float32."""
+    both_float = stored.is_floating_point and given.is_floating_point
+    return stored == given or (both_float and torch.promote_types(stored, given) == stored)
+
+
+def newest_frame(name: str, part: Tensor, stack: int) -> Tensor:
+    """Stacks of frames `[B, stack * F, ...]`, the latest last -> the latest frame `[B, F, ...]`;
+    ConfigError if the first axis is not divisible by `stack`."""
+    if part.shape[1] % stack:
+        raise ConfigError(f"{name} {list(part.shape)} is not a stack of {stack} frames")
+    return part[:, part.shape[1] - part.shape[1] // stack :]
+
+
+def check_stacks(
+    name: str, obs: Tensor, next_obs: Tensor, first: Tensor, resets: Tensor, stack: int
+) -> None:
+    """Raises ConfigError if older frames could not be rebuilt from earlier rows. Episodes that
+    begin with `obs` (`first` `[B]`) or with `next_obs` (`resets` `[B]`) must repeat their first
+    frame; in all others `next_obs` must be `obs` shifted by one new frame."""
+    size = obs.shape[1] // stack
+    shift = (-1, *[1] * (obs.ndim - 1))
+    expected = torch.where(resets.view(shift), next_obs[:, size:], obs[:, size:])
+    expected_first = torch.where(first.view(shift), obs[:, size:], obs[:, :-size])
+    if not (next_obs[:, :-size].equal(expected) and obs[:, :-size].equal(expected_first)):
+        raise ConfigError(
+            f"{name} is not a stack of {stack} frames, the latest last, that begins with the first "
+            "frame repeated (as FrameStackObservation's with padding_type reset)"
+        )
+
+
+def check_like(name: str, stored: Tensor, given: Tensor) -> None:
+    if stored.shape != given.shape or not can_store(stored.dtype, given.dtype):
+        raise ConfigError(
+            f"the replay buffer keeps {name} as {stored.dtype} {list(stored.shape)}, "
+            f"but was given {given.dtype} {list(given.shape)}"
+        )
+
+
+def check_finite(parts: Mapping[str, Tensor]) -> None:
+    floats = {name: part for name, part in parts.items() if part.is_floating_point()}
+    finite = torch.stack([part.isfinite().flatten(1).all(1) for part in floats.values()])
+    if not finite.all():
+        which, env = (~finite).nonzero()[0].tolist()
+        raise ConfigError(f"{list(floats)[which]} of environment {env} is not finite")
+
+
+def draw_windows(
+    windows: Windows, count: int, group_size: int, generator: torch.Generator
+) -> Tensor:
+    """`[count]` indices of windows, in groups of `group_size` from the same episode. The episode of
+    a group is that of a window drawn uniformly, its windows are drawn uniformly from the episode:
+    so each of them is uniform over all windows."""
+    if group_size < 1 or count % group_size:
+        raise ConfigError(f"{count} windows can't be drawn in groups of {group_size}")
+    device, size = generator.device, (count // group_size, group_size)
+    leader = torch.randint(len(windows.start), (size[0], 1), generator=generator, device=device)
+    fraction = torch.rand(size, dtype=torch.float64, generator=generator, device=device)
+    episode = torch.searchsorted(
+        windows.episode_bounds, leader.to(windows.episode_bounds.device), right=True
+    )
+    first, last = windows.episode_bounds[episode - 1], windows.episode_bounds[episode]
+    return (first + (fraction.to(first.device) * (last - first)).long()).flatten()
+
+
+def draw_future(windows: Windows, drawn: Tensor, generator: torch.Generator) -> Tensor:
+    """For windows `[count]`, by index: windows of the same episode, each drawn uniformly from the
+    given one to the last."""
+    fraction = torch.rand(len(drawn), dtype=torch.float64, generator=generator)
+    ends = windows.episode_bounds[torch.searchsorted(windows.episode_bounds, drawn, right=True)]
+    return drawn + (fraction.to(drawn.device) * (ends - drawn)).long()

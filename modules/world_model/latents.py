@@ -1,0 +1,281 @@
+"""Latent variables: what the state and the action do not determine of the next state (LeCun 2022,
+4.5 and 4.6).
+
+In training z is inferred from the next state, and the information it may carry about it is limited;
+in planning z is sampled from a prior. Noise is an argument, uniform in [0, 1): the caller owns the
+random numbers, and the same numbers give the same future.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from modules.nets import silu_mlp
+from modules.types import WIDTH, validate_ranges
+
+Dynamics: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""State `[N, D]`, action and latent variable `[N, A + Z]` -> next state `[N, D]`."""
+
+_EPS = 1e-6
+
+
+class InferredLatent(NamedTuple):
+    """A sample of the posterior, and its losses."""
+
+    action_latent: Tensor  # [..., A + Z]
+    kl: Tensor  # scalar, nats: information that z carries about the next state; trains q
+    prior_nll: Tensor  # scalar, nats: the same divergence as a loss that trains the prior p
+
+
+class Latent(Protocol):
+    """z of one step of a level. States `[..., D]`, actions `[..., A]`, noise `[..., U]`."""
+
+    size: int  # Z
+    noise_dim: int  # U
+
+    def posterior(
+        self, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor, dynamics: Dynamics
+    ) -> InferredLatent:
+        """z sampled from the posterior q(z | s, a, s')."""
+
+    def sample(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        """Action and z sampled from the prior p(z | s, a), `[..., A + Z]`."""
+
+    def mode(self, state: Tensor, action: Tensor) -> Tensor:
+        """Action and the most likely z under the prior, `[..., A + Z]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoLatentConfig:
+    def build(self, state_dim: int, action_dim: int) -> NoLatent:
+        return NoLatent()
+
+
+class NoLatent(nn.Module):
+    """No latent variable: the dynamics are deterministic."""
+
+    size = noise_dim = 0
+
+    def posterior(
+        self, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor, dynamics: Dynamics
+    ) -> InferredLatent:
+        return InferredLatent(action, action.new_zeros(()), action.new_zeros(()))
+
+    def sample(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        return action
+
+    def mode(self, state: Tensor, action: Tensor) -> Tensor:
+        return action
+
+
+class _PosteriorLatent(nn.Module):
+    """Infers z from state, action and next state by an MLP. No gradient flows into the states, so
+    the encoder is not trained to make z easy to infer."""
+
+    def __init__(self, state_dim: int, action_dim: int, hidden: int, num_params: int) -> None:
+        super().__init__()
+        self.posterior_net = silu_mlp(2 * state_dim + action_dim, hidden, num_params)
+
+    def _posterior_params(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        state, next_state = state.detach(), next_state.detach()
+        return self.posterior_net(torch.cat([state, next_state - state, action], -1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianLatentConfig:
+    size: int = 4
+    """Z"""
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, size=WIDTH, hidden=WIDTH)
+
+    def build(self, state_dim: int, action_dim: int) -> GaussianLatent:
+        return GaussianLatent(state_dim, action_dim, self.hidden, self.size)
+
+
+class GaussianLatent(_PosteriorLatent):
+    """Normal q and p, with a penalty on KL(q || p) (the variational autoencoder, Kingma & Welling
+    2014, with a learnt prior as in PlaNet, Hafner et al. 2019). For small uncertainty everywhere; a
+    normal prior can't represent rare events."""
+
+    def __init__(self, state_dim: int, action_dim: int, hidden: int, size: int) -> None:
+        super().__init__(state_dim, action_dim, hidden, 2 * size)
+        self.size = self.noise_dim = size
+        self.prior_net = silu_mlp(state_dim + action_dim, hidden, 2 * size)
+
+    def posterior(
+        self, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor, dynamics: Dynamics
+    ) -> InferredLatent:
+        q = _normal(self._posterior_params(state, action, next_state))
+        p = _normal(self.prior_net(torch.cat([state.detach(), action], -1)))
+        z = q.mean + q.scale * _probit(noise)
+        action_latent = torch.cat([action, z], -1)
+        return InferredLatent(
+            action_latent, kl_divergence(q, _detached(p)), kl_divergence(_detached(q), p)
+        )
+
+    def sample(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        p = _normal(self.prior_net(torch.cat([state, action], -1)))
+        return torch.cat([action, p.mean + p.scale * _probit(noise)], -1)
+
+    def mode(self, state: Tensor, action: Tensor) -> Tensor:
+        return torch.cat([action, _normal(self.prior_net(torch.cat([state, action], -1))).mean], -1)
+
+
+class Normal(NamedTuple):
+    """Independent normal numbers, `[..., Z]` each."""
+
+    mean: Tensor
+    scale: Tensor
+
+
+def _normal(params: Tensor) -> Normal:
+    mean, raw_scale = params.chunk(2, -1)
+    return Normal(mean, nn.functional.softplus(raw_scale) + 1e-2)
+
+
+def _detached(normal: Normal) -> Normal:
+    return Normal(normal.mean.detach(), normal.scale.detach())
+
+
+def kl_divergence(q: Normal, p: Normal) -> Tensor:
+    """KL(q || p), summed over Z, mean over the rest; scalar."""
+    ratio = q.scale / p.scale
+    distance = (q.mean - p.mean) / p.scale
+    return ((ratio.square() + distance.square() - 1) / 2 - ratio.log()).sum(-1).mean()
+
+
+def _probit(noise: Tensor) -> Tensor:
+    return torch.special.ndtri(noise.clamp(_EPS, 1 - _EPS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseLatentConfig:
+    size: int = 8
+    """Z"""
+    hidden: int = 64
+    memory_size: int = 1024
+    """Inferred z that are kept, from which planning samples."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, size=WIDTH, hidden=WIDTH, memory_size=(1, 10_000_000))
+
+    def build(self, state_dim: int, action_dim: int) -> SparseLatent:
+        return SparseLatent(self, state_dim, action_dim)
+
+
+class SparseLatent(_PosteriorLatent):
+    """Few entries far from zero: q is a Laplace distribution of unit scale about the inferred mean
+    m, and the loss |m| + exp(-|m|) - 1, an L1 norm except near zero, is its KL divergence to one
+    about zero (sparse coding as a variational autoencoder, Barello et al. 2018). The prior is the
+    empirical distribution of the last inferred z, in any state: it reproduces rare events, which
+    Laplace noise does not."""
+
+    memory_bank: Tensor
+
+    def __init__(self, config: SparseLatentConfig, state_dim: int, action_dim: int) -> None:
+        super().__init__(state_dim, action_dim, config.hidden, config.size)
+        self.size = self.noise_dim = config.size
+        self.register_buffer("memory_bank", torch.zeros(config.memory_size, config.size))
+
+    def posterior(
+        self, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor, dynamics: Dynamics
+    ) -> InferredLatent:
+        mean = self._posterior_params(state, action, next_state)
+        kl = (mean.abs() + (-mean.abs()).exp() - 1).sum(-1).mean()
+        z = mean + _laplace(noise)
+        if self.training:
+            self._store(z.detach().flatten(0, -2))
+        return InferredLatent(torch.cat([action, z], -1), kl, action.new_zeros(()))
+
+    def _store(self, z: Tensor) -> None:
+        """Keeps z `[N, Z]`, sorted by size, so that nearby noise gives similar samples."""
+        count = len(self.memory_bank)
+        kept = z[torch.arange(count, device=z.device) * len(z) // count]
+        self.memory_bank.copy_(kept[kept.abs().sum(-1).argsort()])
+
+    def sample(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        index = (noise[..., 0] * len(self.memory_bank)).long()
+        return torch.cat([action, self.memory_bank[index].to(action)], -1)
+
+    def mode(self, state: Tensor, action: Tensor) -> Tensor:
+        return torch.cat([action, action.new_zeros(*action.shape[:-1], self.size)], -1)
+
+
+def _laplace(noise: Tensor) -> Tensor:
+    """Quantiles of the Laplace distribution of unit scale."""
+    side = noise.clamp(_EPS, 1 - _EPS) - 0.5
+    return -side.sign() * (-2 * side.abs()).log1p()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoricalLatentConfig:
+    num_categories: int = 16
+    """Z"""
+    noise_std: float = 0.05
+    """Standard deviation of the residual in each dimension of the state."""
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, num_categories=(2, 65_536), hidden=WIDTH, noise_std=(1e-4, 1e3))
+
+    def build(self, state_dim: int, action_dim: int) -> CategoricalLatent:
+        return CategoricalLatent(self, state_dim, action_dim)
+
+
+class CategoricalLatent(nn.Module):
+    """One of Z categories, one-hot. The posterior q is exact, by Bayes' rule: the next state is
+    predicted for every category, with normal noise of `noise_std`; straight-through gradients
+    (Bengio et al. 2013) left most categories alike. The prior p is the frequency of each category
+    in a state, so rare events stay rare (mixture density networks, Bishop 1994)."""
+
+    noise_dim = 1
+
+    def __init__(self, config: CategoricalLatentConfig, state_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.size, self.noise_std = config.num_categories, config.noise_std
+        self.prior_net = silu_mlp(state_dim + action_dim, config.hidden, config.num_categories)
+
+    def posterior(
+        self, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor, dynamics: Dynamics
+    ) -> InferredLatent:
+        state, next_state = state.detach(), next_state.detach()
+        p = self.prior_net(torch.cat([state, action], -1)).log_softmax(-1)
+        with torch.no_grad():
+            error = next_state[..., None, :] - self._predict_all(state, action, dynamics)
+            log_likelihood = -error.square().sum(-1) / (2 * self.noise_std**2)
+            q = (p + log_likelihood).log_softmax(-1)
+            action_latent = torch.cat([action, _sample_one_hot(q.exp(), noise)], -1)
+        kl = (q.exp() * (q - p)).sum(-1).mean()
+        return InferredLatent(action_latent, kl.detach(), kl)
+
+    def _predict_all(self, state: Tensor, action: Tensor, dynamics: Dynamics) -> Tensor:
+        """The next state predicted for each category, `[..., Z, D]`."""
+        count, batch = self.size, state.shape[:-1]
+        categories = torch.eye(count, dtype=action.dtype, device=action.device)
+        actions = action[..., None, :].expand(*batch, count, -1)
+        action_latent = torch.cat([actions, categories.expand(*batch, count, count)], -1)
+        states = state[..., None, :].expand(*batch, count, -1)
+        next_states = dynamics(states.flatten(0, -2), action_latent.flatten(0, -2))
+        return next_states.unflatten(0, (*batch, count))
+
+    def sample(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        p = self.prior_net(torch.cat([state, action], -1)).softmax(-1)
+        return torch.cat([action, _sample_one_hot(p, noise)], -1)
+
+    def mode(self, state: Tensor, action: Tensor) -> Tensor:
+        category = self.prior_net(torch.cat([state, action], -1)).argmax(-1)
+        return torch.cat([action, nn.functional.one_hot(category, self.size).to(action)], -1)
+
+
+def _sample_one_hot(probs: Tensor, noise: Tensor) -> Tensor:
+    """Probabilities `[..., Z]`, noise `[..., 1]` in [0, 1) -> the sampled category, one-hot."""
+    with torch.no_grad():
+        category = (probs.cumsum(-1)[..., :-1] <= noise).sum(-1)
+        return nn.functional.one_hot(category, probs.shape[-1]).to(probs)

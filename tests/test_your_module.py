@@ -1,0 +1,240 @@
+"""Components of the user's own: the files and commands of the documentation work as they stand,
+what does not fit is named in one line, and a run folder makes no file be imported."""
+
+import re
+import shlex
+import sys
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import ami_agent as ami
+from ami_agent import config_io, custom
+from ami_agent.ablation import variants
+from ami_agent.cli.main import main
+from ami_agent.config import build
+from modules.types import ConfigError
+from tests.conftest import error_line
+
+PAGE = (Path(__file__).parents[1] / "docs" / "your-module.md").read_text()
+FILES = dict(re.findall(r'```python title="(\w+\.py)"\n(.*?)```', PAGE, re.S))
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()
+]
+SHORT = {
+    "collect.num-envs": 8,
+    "collect.steps": 32,
+    "train-jepa.optim.steps": 3,
+    "train-jepa.optim.batch-size": 8,
+    "train-goal-critic.optim.steps": 3,
+    "train-goal-critic.optim.batch-size": 8,
+}
+DISTILL = {
+    "distill-policy.rounds": 1,
+    "distill-policy.num-envs": 4,
+    "distill-policy.steps": 2,
+    "distill-policy.optim.steps": 2,
+    "distill-policy.optim.batch-size": 8,
+}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """The files of the documentation in the current folder, and nothing of them in this process."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(custom, "_named", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("_ami_my_")]:
+        del sys.modules[name]
+
+
+def run(command: str) -> int:
+    """The command, with so few steps that it takes seconds."""
+    _, *argv = shlex.split(command)
+    settings: dict[str, int] = {"episodes": 2}
+    if argv[0] != "eval":
+        settings |= SHORT if ":fast" in command else SHORT | DISTILL
+    if argv[0] == "ablate":
+        settings["seeds"] = 1
+    return main([*argv, *(f"--{name}={value}" for name, value in settings.items())])
+
+
+def test_the_documentation_has_all_five():
+    assert list(FILES) == [
+        "my_encoder.py", "my_cost.py", "my_planner.py", "my_dynamics.py", "my_recipes.py"
+    ]  # fmt: skip
+    assert all(text.count("\n") < 40 for text in FILES.values())
+    assert len(COMMANDS) == 8
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_commands_of_the_documentation_work_as_they_stand(file, files):
+    for command in COMMANDS:
+        if file in command:
+            assert run(command) == 0, command
+
+
+def test_a_run_folder_makes_no_file_be_imported(files, capsys):
+    assert run(COMMANDS[0]) == 0
+    folder = files / "runs" / "two-rooms" / "0"
+    assert '"my_encoder.MyEncoderConfig"' in (folder / "config.json").read_text()
+    (files / "my_encoder.py").write_text("raise SystemExit('imported')")
+    del custom._named["my_encoder"]
+    message = error_line(capsys, "eval", folder, "--episodes", 1)
+    assert "my_encoder.MyEncoderConfig" in message
+    assert "--import my_encoder.py" in message
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowConfig:
+    """An encoder whose states are narrower than its shape says."""
+
+    def build(self, shapes):
+        return Narrow()
+
+
+class Narrow(ami.Encoder):
+    shape = (16, 1, 1)
+
+    def forward(self, obs, modality_weights):
+        return obs.float().flatten(1)[:, :5]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenConfig(ami.IntrinsicCostConfig):
+    def build(self):
+        return lambda rollout, context: rollout.actions.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnbuildableConfig:
+    horizon: int = 3
+    iterations: int = 1
+
+    def build(self, evaluator, proposal_fn):
+        raise KeyError("no such thing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherKindConfig:
+    def build(self, shapes):
+        return torch.nn.Linear(2, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBuildConfig:
+    state_dim: int = 3
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "message"),
+    [
+        ("perception", NarrowConfig(), r"NarrowConfig: encoding .* gave \(1, 5\); .* \(1, 16\)"),
+        (
+            "cost.intrinsic",
+            {"odd": BrokenConfig()},
+            r"odd .*Broken.* gave \(\); .* \(1, 2\)",
+        ),
+        ("actor.planner", UnbuildableConfig(), "actor.planner .*UnbuildableConfig: build failed"),
+        ("perception", OtherKindConfig(), r"build made a Linear; it must be an ami\.Encoder"),
+        ("perception", NoBuildConfig(), r"NoBuildConfig has no method build\(\.\.\.\)"),
+        ("cost.intrinsic", {"critic": BrokenConfig()}, "a cost is called 'critic' already"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(path, settings, message, tiny):
+    config = ami.override(tiny, {path: settings})
+    with closing(tiny.env.build(1)) as env:
+        spec = env.spec
+    with pytest.raises(ConfigError, match=message) as error:
+        build(config, spec)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_of_the_users_own_come_back_from_json(tiny, monkeypatch):
+    monkeypatch.setattr(custom, "_named", {__name__: __name__})
+    config = ami.override(
+        tiny, {"perception": NarrowConfig(), "cost.intrinsic": {"odd": BrokenConfig(weight=2.0)}}
+    )
+    data = config_io.to_json(config)
+    assert data["perception"] == {"_type": f"{__name__}.NarrowConfig"}
+    assert data["cost"]["intrinsic"] == {
+        "odd": {"weight": 2.0, "_type": f"{__name__}.BrokenConfig"}
+    }
+    assert config_io.from_json(data, "here") == config
+    data["perception"]["_type"] = "os.system"
+    with pytest.raises(ConfigError, match=r"os\.system is a component that is not part of AMI"):
+        config_io.from_json(data, "here")
+
+
+def test_a_further_cost_counts_in_every_plan_with_its_weight(tiny):
+    @dataclass(frozen=True, kw_only=True)
+    class Effort(ami.IntrinsicCostConfig):
+        def build(self):
+            return lambda rollout, context: rollout.actions.square().sum((-2, -1))
+
+    with closing(tiny.env.build(1)) as env:
+        spec = env.spec
+    agent = build(ami.override(tiny, {"cost.intrinsic": {"mine": Effort(weight=3.0)}}), spec)
+    agent.set_task(ami.Task(goal=spec.zeros(1)))
+    plan = agent.act(spec.zeros(1))
+    torch.testing.assert_close(plan.terms["mine"], 3 * plan.actions.square().sum((-2, -1)))
+
+
+def test_a_component_is_chosen_by_the_name_of_its_class():
+    config, left = config_io.choose_components(
+        ami.recipes.two_rooms(), ["--planner", "cem", "--planner.horizon", "5", "--seed=3"]
+    )
+    assert config.actor.planner == ami.components.CEMConfig()
+    assert left == ["--planner.horizon", "5", "--seed=3"]
+    with pytest.raises(
+        ConfigError, match=r"--planner Oracle: actor\.planner may be GradientPlanner"
+    ):
+        config_io.choose_components(config, ["--planner", "Oracle"])
+    swapped = variants(config, (), ("dynamics=FourierDynamics",))["dynamics=FourierDynamics"]
+    assert isinstance(swapped.world_model.dynamics, ami.components.FourierDynamicsConfig)
+
+
+def test_override_changes_settings_by_path_and_keeps_the_order_of_stages():
+    base = ami.recipes.two_rooms()
+    changed = ami.override(
+        base,
+        {
+            "actor.planner.horizon": 3,
+            "stages.train_jepa.optim.steps": 7,
+            "stages.train_jepa.length": 5,
+            "stages.distill_policy": None,
+            "stages.planner_rollouts": ami.training.CollectWithPlanner(),
+        },
+    )
+    assert changed.actor.planner == replace(base.actor.planner, horizon=3)
+    stage = changed.stages["train_jepa"]
+    assert (stage.optim.steps, stage.length) == (7, 5)
+    assert list(changed.stages) == [
+        "collect",
+        "train_jepa",
+        "train_goal_critic",
+        "planner_rollouts",
+    ]
+    assert list(base.stages)[-1] == "distill_policy"
+    with pytest.raises(ConfigError, match=r"actor\.planer is no setting; there are planner"):
+        ami.override(base, {"actor.planer": 1})
+    with pytest.raises(ConfigError, match=r"stages\.retrain is no setting"):
+        ami.override(base, {"stages.retrain.steps": 1})
+
+
+def test_a_recipe_function_must_return_a_config(files, capsys):
+    (files / "other.py").write_text("def recipe():\n    return 3\n")
+    assert "must return an ami.Config, not int" in error_line(capsys, "train", "other.py:recipe")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("--curve", "--eval-every-stage"), ("--teacher.optim.steps", "--train-goal-")]
+)
+def test_an_old_flag_names_the_new_one(old, new, capsys):
+    assert f"{old} is called {new}" in error_line(capsys, "train", "two-rooms", old, "3")
