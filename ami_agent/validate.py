@@ -289,6 +289,6 @@ def _check_goal(config: Config) -> None:
         _, info = env.reset(0)
     if "goal" not in info:
         raise ConfigError(
-            f"task {env_goal_tasks[0]!r} has the goal that the environment names in info['goal'], and "
-            f"{config.env.id} names none there"
+            f"task {env_goal_tasks[0]!r} has the goal that the environment names in info['goal'], "
+            f"and {config.env.id} names none there"
         )
