@@ -114,7 +114,7 @@ def removable_parts(config: Config) -> dict[str, ConfigChange]:
 
 
 def without(config: Config, name: str) -> Config:
-    """The recipe without a part. Raises ConfigError for an unknown name, and where nothing changes."""
+    """The recipe without a part. ConfigError for an unknown name, and where nothing changes."""
     removals = removable_parts(config)
     if name not in removals:
         raise ConfigError(f"--without {name!r}: there are {', '.join(removals)}")
@@ -171,8 +171,8 @@ STUDY_CONFIGS = "the Configs of a study"
 
 
 def study_question(name: str) -> str:
-    """The question that a study answers: for `FILE.py:FUNCTION` the docstring of the function, for a
-    recipe what its parts are worth."""
+    """The question that a study answers: for `FILE.py:FUNCTION` the docstring of the function, for
+    a recipe what its parts are worth."""
     if ".py:" not in name:
         return f"What is each of these parts worth to an agent of the recipe {name}?"
     return inspect.getdoc(load_function(name, STUDY_CONFIGS)) or ""
