@@ -374,8 +374,9 @@ def check_parameters(agent: Agent, config: Config) -> None:
         f"an agent for this environment would have {count:,} parameters, more than max_parameters "
         f"{config.max_parameters:,}; {parameters_by_obs[name]:,} of them are due to observation "
         f"{name!r}, {agent.spec.shapes[name]}: read it otherwise (--env.obs-layout {name} "
-        f"channels-last), leave it out (--env.obs-layout {name} ignore), make it smaller (gymnasium.wrappers."
-        f"ResizeObservation), or allow for them (--max-parameters {count})"
+        f"channels-last), leave it out (--env.obs-layout {name} ignore), make it smaller "
+        "(gymnasium.wrappers.ResizeObservation), or allow for them "
+        f"(--max-parameters {count})"
     )
 
 

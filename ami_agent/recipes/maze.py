@@ -158,8 +158,8 @@ def maze_9() -> Config:
 
 def maze_random() -> Config:
     """A new maze of 3 by 3 cells in every episode, from images; the agent is evaluated in mazes
-    that were not in training. Dynamics and distances around walls are learnt once for all mazes, and the
-    landmarks of the present maze are imagined."""
+    that were not in training. Dynamics and distances around walls are learnt once for all mazes,
+    and the landmarks of the present maze are imagined."""
     base, map_dims = maze(), 400  # numbers of the map, beside 4 that move
     env = EnvConfig(id="ami/Maze-v0", options={"size": 3, "split": "train"})
     return override(
