@@ -373,9 +373,10 @@ def check_parameters(agent: Agent, config: Config) -> None:
     raise ConfigError(
         f"an agent for this environment would have {count:,} parameters, more than max_parameters "
         f"{config.max_parameters:,}; {parameters_by_obs[name]:,} of them are due to observation "
-        f"{name!r}, {agent.spec.shapes[name]}: read it otherwise (--env.obs-layout {name} channels-last), "
-        f"leave it out (--env.obs-layout {name} ignore), make it smaller (gymnasium.wrappers."
-        f"ResizeObservation), or allow for them (--max-parameters {count})"
+        f"{name!r}, {agent.spec.shapes[name]}: read it otherwise (--env.obs-layout {name} "
+        f"channels-last), leave it out (--env.obs-layout {name} ignore), make it smaller "
+        "(gymnasium.wrappers.ResizeObservation), or allow for them "
+        f"(--max-parameters {count})"
     )
 
 
@@ -390,7 +391,8 @@ def _build(
         raise ConfigError("tasks is empty; an agent needs at least one task")
     if isinstance(config.cost.value_critics, ValueCriticsConfig) and not config.cost.drives:
         raise ConfigError(
-            "value_critics predict the costs of drives, and there are none: it must be NoValueCritics"
+            "value_critics predict the costs of drives, and there are none: it must be "
+            "NoValueCritics"
         )
     if spec.choices != (
         config.action_space.sizes if isinstance(config.action_space, OneHotActions) else ()
@@ -442,7 +444,9 @@ def _build(
         )
         subgoals = config.actor.subgoals.build(
             shape, spec.action_dim, steps,
-            lambda state, free: world_model.imagine(state, action_space.squash(free)).states[:, :, 1:],
+            lambda state, free: (
+                world_model.imagine(state, action_space.squash(free)).states[:, :, 1:]
+            ),
         )  # fmt: skip
         policy = build_component(
             "actor.policy",
@@ -494,8 +498,8 @@ def _build(
             buffer_size, spec.empty_transition(num_envs), stack=config.env.frame_stack
         ),
         configurator=config.configurator.build(
-            config.actor.planner.horizon, config.actor.planner.iterations, tuple(actors), tuple(spec.modalities),
-            drives.names, interoceptive_cost.drives_with_critic,
+            config.actor.planner.horizon, config.actor.planner.iterations, tuple(actors),
+            tuple(spec.modalities), drives.names, interoceptive_cost.drives_with_critic,
             {name: settings.weight for name, settings in config.cost.intrinsic.items()},
         ),
         actors=actors,

@@ -158,8 +158,9 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
             yield MemoryUse(
                 f"a batch of {name}",
                 batch * (steps + 1) * (perceived_bytes + _observation_bytes(spec))
-                + batch * jepa_stage.length * (jepa_stage.context_steps + 1) * imagined_bytes + covariance_bytes,
-                f"{flag_of(name)}.optim.batch-size, {flag_of(name)}.length or the layers of perception",
+                + batch * jepa_stage.length * (jepa_stage.context_steps + 1) * imagined_bytes
+                + covariance_bytes,
+                f"{flag_of(name)}.optim.batch-size, .length or the layers of perception",
             )  # fmt: skip
     for name, some_stage in config.stages.items():
         stage: Any = some_stage

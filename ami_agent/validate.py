@@ -190,9 +190,10 @@ def _check_tasks(config: Config) -> None:
                     f"the stage {name} learns a task of drives, but the goal_source of {task!r} "
                     f"is {config.tasks[task].goal_source!r}; it must be 'none'"
                 )
-        elif isinstance(stage, GoalConditionedBC):
-            if all(task.goal_source != "env" for task in config.tasks.values()):
-                raise ConfigError(f"the stage {name} learns ways to goals, and no task has one")
+        elif isinstance(stage, GoalConditionedBC) and all(
+            task.goal_source != "env" for task in config.tasks.values()
+        ):
+            raise ConfigError(f"the stage {name} learns ways to goals, and no task has one")
 
 
 def _check_task_names(tasks: Mapping[str, TaskSpec], setting: str, named: Sequence[str]) -> None:
@@ -221,9 +222,8 @@ def _check_windows(config: Config) -> None:
     recent_steps = rollouts.env_steps if rollouts else steps
     for name, stage in config.stages.items():
         most = recent_steps if isinstance(stage, FinetuneDynamics) else steps
-        if isinstance(stage, (TrainJEPA, TrainQuasimetric, TrainTDDistance, TrainValue)) or (
-            isinstance(stage, FinetuneDynamics)
-        ):
+        kinds = (TrainJEPA, FinetuneDynamics, TrainQuasimetric, TrainTDDistance, TrainValue)
+        if isinstance(stage, kinds):
             length = getattr(stage, "length", 1) + getattr(stage, "context_steps", 0)
             if length > most:
                 raise ConfigError(f"{name}.length is {length}, but an episode has {most} steps")
@@ -289,6 +289,6 @@ def _check_goal(config: Config) -> None:
         _, info = env.reset(0)
     if "goal" not in info:
         raise ConfigError(
-            f"task {env_goal_tasks[0]!r} has the goal that the environment names in info['goal'], and "
-            f"{config.env.id} names none there"
+            f"task {env_goal_tasks[0]!r} has the goal that the environment names in info['goal'], "
+            f"and {config.env.id} names none there"
         )

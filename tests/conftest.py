@@ -53,10 +53,20 @@ def pytest_collection_modifyitems(items):
 def make_context(goal: Tensor, **output: Any) -> TaskContext:
     """The Configurator's word about goals `[B, D]`, as plain as can be but for what is told."""
     plain = TaskContext(
-        mode="plan", goal=goal, weights={}, limits={}, modality_weights={}, task_vector=goal[:, :0],
-        horizon=3, iterations=8, cvar_alpha=1.0, episode_states=goal[:, None][:, :0], reference_states=goal[:0],
-        step_scale=goal.new_ones(len(goal)), upper_plans=goal[:, None, None][:, :0],
-    )  # fmt: skip
+        mode="plan",
+        goal=goal,
+        weights={},
+        limits={},
+        modality_weights={},
+        task_vector=goal[:, :0],
+        horizon=3,
+        iterations=8,
+        cvar_alpha=1.0,
+        episode_states=goal[:, None][:, :0],
+        reference_states=goal[:0],
+        step_scale=goal.new_ones(len(goal)),
+        upper_plans=goal[:, None, None][:, :0],
+    )
     return plain._replace(**output)
 
 
@@ -80,43 +90,43 @@ def unexpected_query(state, free):
 
 def small(config: Config, steps: int = 6) -> Config:
     """The same components and stages, with a handful of updates each."""
-
-    def shorter(stage, **changes):
-        optim = replace(stage.optim, steps=steps, batch_size=8, warmup_steps=1)
-        return replace(stage, optim=optim, **changes)
-
-    jepa = config.find(TrainJEPA)
-    collected = max(24, jepa.context_steps + jepa.length + 1)
-
-    def smaller(name, stage):
-        match stage:
-            case CollectRandom() | LoadDataset():
-                return CollectRandom(num_envs=8, steps=collected, options=config.collect.options)
-            case TrainQuasimetric() | AmortizePlanning():
-                return shorter(stage, group_size=4)
-            case DistillShortestPaths():
-                return shorter(stage, num_graphs=2, nodes_per_graph=20, group_size=4)
-            case CollectWithPlanner():
-                return CollectWithPlanner(steps=7)
-            case SelectLandmarks():
-                return replace(stage, num_candidates=40, num_windows=20, length=8)
-            case GoalConditionedBC():
-                return shorter(stage, max_goal_offset=10)
-            case DistillPlanner():
-                return shorter(stage, rounds=2, num_envs=4, steps=3)
-            case OnlineActorCritic():
-                return shorter(stage, steps=steps, train_jepa=shorter(jepa))
-            case OfflineActorCritic():
-                return stage
-        return shorter(stage)
-
-    stages = {name: smaller(name, stage) for name, stage in config.stages.items()}
+    stages = {
+        name: stage if isinstance(stage, OfflineActorCritic) else small_stage(stage, config, steps)
+        for name, stage in config.stages.items()
+    }
     subgoals = {}
     if isinstance(config.actor.subgoals, LandmarkGraphConfig):
         subgoals = {"actor.subgoals.num_landmarks": 6, "actor.subgoals.max_edges": 3}
     elif isinstance(config.actor.subgoals, HierarchicalJEPAConfig):
         subgoals = {"actor.subgoals.memory_size": 40}
     return override(config, {"stages": stages, **subgoals})
+
+
+def small_stage(stage: Any, config: Config, steps: int) -> Any:
+    def shorter(stage, **changes):
+        optim = replace(stage.optim, steps=steps, batch_size=8, warmup_steps=1)
+        return replace(stage, optim=optim, **changes)
+
+    jepa = config.find(TrainJEPA)
+    match stage:
+        case CollectRandom() | LoadDataset():
+            collected = max(24, jepa.context_steps + jepa.length + 1)
+            return CollectRandom(num_envs=8, steps=collected, options=config.collect.options)
+        case TrainQuasimetric() | AmortizePlanning():
+            return shorter(stage, group_size=4)
+        case DistillShortestPaths():
+            return shorter(stage, num_graphs=2, nodes_per_graph=20, group_size=4)
+        case CollectWithPlanner():
+            return CollectWithPlanner(steps=7)
+        case SelectLandmarks():
+            return replace(stage, num_candidates=40, num_windows=20, length=8)
+        case GoalConditionedBC():
+            return shorter(stage, max_goal_offset=10)
+        case DistillPlanner():
+            return shorter(stage, rounds=2, num_envs=4, steps=3)
+        case OnlineActorCritic():
+            return shorter(stage, steps=steps, train_jepa=shorter(jepa))
+    return shorter(stage)
 
 
 @pytest.fixture

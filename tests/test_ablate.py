@@ -80,7 +80,19 @@ def config_of(fault=""):
     env = EnvConfig(id="ami-test/Brittle-v0", options={"fault": fault} if fault else {})
     config = ami.recipes.gym(replace(env, imports=("tests.test_ablate",)))
     optim = OptimConfig(steps=2, batch_size=8)
-    return override(config, {"actor.planner.horizon": 2, "actor.planner.iterations": 1, "actor.planner.warm_iterations": 1, "stages.collect": CollectRandom(num_envs=1, steps=30), "stages.train_jepa.optim": optim, "stages.actor_critic.steps": 3, "stages.actor_critic.optim": replace(optim, steps=0), "stages.actor_critic.train_jepa.optim": replace(optim, steps=0)})  # fmt: skip
+    return override(
+        config,
+        {
+            "actor.planner.horizon": 2,
+            "actor.planner.iterations": 1,
+            "actor.planner.warm_iterations": 1,
+            "stages.collect": CollectRandom(num_envs=1, steps=30),
+            "stages.train_jepa.optim": optim,
+            "stages.actor_critic.steps": 3,
+            "stages.actor_critic.optim": replace(optim, steps=0),
+            "stages.actor_critic.train_jepa.optim": replace(optim, steps=0),
+        },
+    )
 
 
 def run(configs, out, executor=None, seeds=2):
@@ -395,8 +407,12 @@ def test_a_study_of_one_s_own_is_a_function_in_a_file(tmp_path, capsys):
 
 def test_a_level_above_is_swapped_with_the_stages_that_it_needs():
     maze, levels = recipes.recipe("maze"), recipes.recipe("maze-levels")
-    for base, name in ((maze, "HierarchicalJEPA"), (levels, "LandmarkGraph"), (levels, "ImaginedLandmarkGraph"),
-                       (maze, "Flat")):  # fmt: skip
+    for base, name in (
+        (maze, "HierarchicalJEPA"),
+        (levels, "LandmarkGraph"),
+        (levels, "ImaginedLandmarkGraph"),
+        (maze, "Flat"),
+    ):
         swapped = variants(base, (), (f"subgoals={name}",))[f"subgoals={name}"]
         assert type(swapped.actor.subgoals).__qualname__ == f"{name}Config"
         check_stages(swapped)

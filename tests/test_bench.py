@@ -138,7 +138,15 @@ def test_who_is_compared_with_nobody_needs_nobody(tmp_path, monkeypatch, capsys)
 def test_our_curve_tells_what_episode_cost(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))
     few = OptimConfig(steps=3, batch_size=8)
-    config = override(config, {"stages.collect": CollectRandom(num_envs=1, steps=30), "stages.train_jepa.optim": few, "stages.actor_critic.optim": few, "stages.actor_critic.train_jepa": replace(config.stages["train_jepa"], optim=few)})  # fmt: skip
+    config = override(
+        config,
+        {
+            "stages.collect": CollectRandom(num_envs=1, steps=30),
+            "stages.train_jepa.optim": few,
+            "stages.actor_critic.optim": few,
+            "stages.actor_critic.train_jepa": replace(config.stages["train_jepa"], optim=few),
+        },
+    )
     trial = Trial(config, "ami", steps=8, eval_every=4, episodes=2, device="cpu")
     curve = trial.curve(tmp_path, 0, Console(quiet=True))
     assert [steps for steps, _, _ in curve] == [30, 30 + 1 + 4, 30 + 1 + 8]

@@ -409,12 +409,24 @@ def test_a_seed_means_the_same_on_another_device():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("horizon", 0), ("num_proposals", 0), ("iterations", -1), ("warm_iterations", -1), ("num_warm_starts", -1),
-        ("sync_every", 0), ("polish_steps", -1), ("lr", -0.1), ("state_lr", -0.1), ("weight", 0.0),
-        ("final_weight", 0.0), ("noise", -0.1), ("dynamics_grad_scale", 1.5), ("dynamics_grad_scale", -0.5),
-        ("landed_fraction", 1.1), ("linear_init", 2.0),
+        ("horizon", 0),
+        ("num_proposals", 0),
+        ("iterations", -1),
+        ("warm_iterations", -1),
+        ("num_warm_starts", -1),
+        ("sync_every", 0),
+        ("polish_steps", -1),
+        ("lr", -0.1),
+        ("state_lr", -0.1),
+        ("weight", 0.0),
+        ("final_weight", 0.0),
+        ("noise", -0.1),
+        ("dynamics_grad_scale", 1.5),
+        ("dynamics_grad_scale", -0.5),
+        ("landed_fraction", 1.1),
+        ("linear_init", 2.0),
     ],
-)  # fmt: skip
+)
 def test_settings_that_mean_nothing_are_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=rf"^{name} is {value}"):
         replace(CollocationConfig(), **{name: value}).build(make_evaluator(), NoPolicyProposal(2))

@@ -160,7 +160,7 @@ def test_who_has_no_drives_is_reported_so(config):
         ({"cost.drives": ("hunger", "thirst")}, "'thirst'; there are hunger, pain, "),
         (
             {"cost.drives": ()},
-            "foresight is of drives, and there are none; it must be NoValueCritics$",
+            "predict the costs of drives, and there are none: it must be NoValueCritics$",
         ),
         ({"tasks": {}}, "needs at least one task"),
         (

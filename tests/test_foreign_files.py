@@ -312,7 +312,7 @@ def test_a_whole_number_may_stand_for_a_float(run):
         ("[" * 10**6, "deeper than 64"),
         ("9" * 10_000, "too large"),
         ("1e999", "too large"),
-        ("NaN", "NaN is no number"),
+        ("NaN", "NaN is not a JSON number"),
         ('{"a": 1, "a": 2}', "'a' occurs twice"),
         ('"\\ud800"', "surrogates"),
         ("", "not readable as JSON"),

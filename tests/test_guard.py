@@ -89,7 +89,17 @@ def recipe(**options):
     config = ami.recipes.gym(diary(**options))
     few = OptimConfig(steps=0, batch_size=8)
     objective = replace(config.stages["train_jepa"], optim=few)
-    return override(config, {"stages.collect": CollectRandom(num_envs=3, steps=40), "stages.train_jepa": replace(objective, optim=replace(few, steps=2)), "stages.actor_critic.steps": 30, "stages.actor_critic.updates_per_step": 0.1, "stages.actor_critic.optim": few, "stages.actor_critic.train_jepa": objective})  # fmt: skip
+    return override(
+        config,
+        {
+            "stages.collect": CollectRandom(num_envs=3, steps=40),
+            "stages.train_jepa": replace(objective, optim=replace(few, steps=2)),
+            "stages.actor_critic.steps": 30,
+            "stages.actor_critic.updates_per_step": 0.1,
+            "stages.actor_critic.optim": few,
+            "stages.actor_critic.train_jepa": objective,
+        },
+    )
 
 
 def explorer(config):
@@ -111,8 +121,8 @@ def test_episode_goes_on_in_other_episodes_and_memory_joins_none(caplog):
     assert memory.num_added == 3 * (40 + 2)
     message = [record.getMessage() for record in caplog.records]
     expected = (
-        f"environment '{gymnasium_id}': worker 1 died (SIGKILL); all 3 environments are made again, "
-        "and their episodes restarted"
+        f"environment '{gymnasium_id}': worker 1 died (SIGKILL); all 3 environments are made again"
+        ", and their episodes restarted"
     )
     assert message == [expected] * 2
     batch = memory.sample(2000, 1, torch.Generator().manual_seed(0))
@@ -279,20 +289,46 @@ def test_a_run_is_reported_in_one_line_and_ends_well(tmp_path):
         f"gymnasium.register({gymnasium_id!r}, entry_point=Diary)\n"
     )
     argv = [
-        "train", "gym", "--env.import", "diary.py", "--env.id", gymnasium_id, "--env.vectorization-mode",
-        "async", "--env.options", "dies_at", "45", "once", str(tmp_path / "died"), "--out", "run",
-        "--collect.steps", "60", "--train-jepa.optim.steps", "3", "--actor-critic.steps", "5",
-        "--actor-critic.optim.batch-size", "8", "--actor-critic.train-jepa.optim.batch-size", "8",
-        "--episodes", "2", "--planner.horizon", "2", "--planner.iterations", "1",
-    ]  # fmt: skip
+        "train",
+        "gym",
+        "--env.import",
+        "diary.py",
+        "--env.id",
+        gymnasium_id,
+        "--env.vectorization-mode",
+        "async",
+        "--env.options",
+        "dies_at",
+        "45",
+        "once",
+        str(tmp_path / "died"),
+        "--out",
+        "run",
+        "--collect.steps",
+        "60",
+        "--train-jepa.optim.steps",
+        "3",
+        "--actor-critic.steps",
+        "5",
+        "--actor-critic.optim.batch-size",
+        "8",
+        "--actor-critic.train-jepa.optim.batch-size",
+        "8",
+        "--episodes",
+        "2",
+        "--planner.horizon",
+        "2",
+        "--planner.iterations",
+        "1",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "ami_agent", *argv], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == (
-        f"environment '{gymnasium_id}': worker 0 died (SIGKILL); all 1 environments are made again, "
-        "and their episodes restarted\n"
+        f"environment '{gymnasium_id}': worker 0 died (SIGKILL); all 1 environments are made again"
+        ", and their episodes restarted\n"
     )
 
 

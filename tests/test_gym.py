@@ -57,10 +57,25 @@ class Own(gymnasium.Env):
 gymnasium.register("ami-test/Own-v0", entry_point=Own)
 '''
 TINY = (
-    "--collect.steps", 30, "--train-jepa.optim.steps", 3, "--actor-critic.steps", 12,
-    "--actor-critic.optim.batch-size", 8, "--actor-critic.train-jepa.optim.batch-size", 8, "--episodes", 2,
-    "--planner.horizon", 2, "--planner.iterations", 1, "--planner.warm-iterations", 1,
-)  # fmt: skip
+    "--collect.steps",
+    30,
+    "--train-jepa.optim.steps",
+    3,
+    "--actor-critic.steps",
+    12,
+    "--actor-critic.optim.batch-size",
+    8,
+    "--actor-critic.train-jepa.optim.batch-size",
+    8,
+    "--episodes",
+    2,
+    "--planner.horizon",
+    2,
+    "--planner.iterations",
+    1,
+    "--planner.warm-iterations",
+    1,
+)
 
 
 @pytest.fixture

@@ -186,9 +186,11 @@ def test_who_looks_back_so_learns_to_arrive(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0"))
     optim = OptimConfig(steps=0, batch_size=64, final_lr_fraction=0.2)
     interact = replace(
-        config.stages["actor_critic"], steps=400, optim=replace(config.stages["actor_critic"].optim, batch_size=64),
+        config.stages["actor_critic"],
+        steps=400,
+        optim=replace(config.stages["actor_critic"].optim, batch_size=64),
         train_jepa=replace(config.stages["actor_critic"].train_jepa, optim=optim),
-    )  # fmt: skip
+    )
     config = override(
         config,
         {"stages.collect": CollectRandom(num_envs=1, steps=200), "stages.actor_critic": interact},

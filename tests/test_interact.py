@@ -71,7 +71,18 @@ def _known():
 def recipe(steps=60, ratio=0.5, **options):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0", options=options))
     optim = OptimConfig(steps=0, batch_size=16)
-    return override(config, {"stages.collect": CollectRandom(num_envs=2, steps=40), "stages.train_jepa.optim": replace(optim, steps=4), "stages.actor_critic.steps": steps, "stages.actor_critic.updates_per_step": ratio, "stages.actor_critic.eval_every": 20, "stages.actor_critic.optim": optim, "stages.actor_critic.train_jepa.optim": optim})  # fmt: skip
+    return override(
+        config,
+        {
+            "stages.collect": CollectRandom(num_envs=2, steps=40),
+            "stages.train_jepa.optim": replace(optim, steps=4),
+            "stages.actor_critic.steps": steps,
+            "stages.actor_critic.updates_per_step": ratio,
+            "stages.actor_critic.eval_every": 20,
+            "stages.actor_critic.optim": optim,
+            "stages.actor_critic.train_jepa.optim": optim,
+        },
+    )
 
 
 def stage_run_of(config, collected=True):
@@ -119,7 +130,9 @@ def test_a_step_of_episode_is_stored_and_learnt_from(choices):
     for _ in range(3):
         news = stage_run.update()
     assert stage_run.agent.replay_buffer.num_added == collected + 3 * 2
-    assert {"model change", "model feeling", "actor energy", "actor foresight"} <= set(news)
+    assert {"model scaled_prediction", "model interoception", "actor energy", "actor value"} <= set(
+        news
+    )
     moved = {n for n, part in stage_run.agent.state_dict().items() if not part.equal(before[n])}
     for box in (
         "world_model.levels",
@@ -139,7 +152,7 @@ def test_the_policy_does_not_move_the_env_model_nor_the_critic_that_judges_it():
     agent = actor.agent
     kept = {n: p.clone() for n, p in agent.world_model.named_parameters()}
     slow = [p.clone() for p in actor.target_critics.parameters()]
-    actor.after = lambda: None
+    actor.post_step = lambda: None
     for _ in range(3):
         actor.update()
     assert all(p.equal(kept[n]) and p.grad is None for n, p in agent.world_model.named_parameters())
@@ -215,7 +228,15 @@ def test_what_is_imagined_depends_on_chance_that_is_another_at_every_update():
 def test_who_recalls_episodes_the_same_whether_it_is_evaluated_meanwhile_or_not(tmp_path):
     config = recipe(steps=41)
     online = replace(config.stages["actor_critic"].train_jepa, context_steps=2)
-    config = override(config, {"memory.short_term": GRUMemoryConfig(), "stages.train_jepa.context_steps": 2, "stages.actor_critic.train_jepa": online, "stages.actor_critic.eval_every": 7})  # fmt: skip
+    config = override(
+        config,
+        {
+            "memory.short_term": GRUMemoryConfig(),
+            "stages.train_jepa.context_steps": 2,
+            "stages.actor_critic.train_jepa": online,
+            "stages.actor_critic.eval_every": 7,
+        },
+    )
     single = ami.train(config, out=tmp_path / "alone")
     for episodes in (2, 3):  # as many as it lives, and others
         evaluated = ami.train(config, out=tmp_path / str(episodes), eval_episodes=episodes)
@@ -250,8 +271,8 @@ def test_what_was_learnt_is_kept_when_the_env_breaks(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"action_space": OneHotActions(sizes=(2,))}, "this world's actions are numbers"),
-        ({"cost.drives": ()}, "foresight is of drives|needs drives"),
+        ({"action_space": OneHotActions(sizes=(2,))}, "the environment's actions are numbers"),
+        ({"cost.drives": ()}, "the costs of drives|needs drives"),
     ],
 )
 def test_agents_that_do_not_fit_are_refused(changes, message, tmp_path):
@@ -263,11 +284,20 @@ def test_agents_that_do_not_fit_are_refused(changes, message, tmp_path):
 @pytest.mark.parametrize("choices", [False, True])
 def test_it_learns_to_stay_where_it_is_rewarded(choices, tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0", options={"choices": choices}))
-    config = override(config, {"stages.collect": CollectRandom(num_envs=1, steps=200), "stages.actor_critic": OnlineActorCritic(
-            steps=400, train_jepa=TrainJEPA(
-                weights=config.stages["train_jepa"].weights, optim=OptimConfig(steps=0, batch_size=64), length=3
+    config = override(
+        config,
+        {
+            "stages.collect": CollectRandom(num_envs=1, steps=200),
+            "stages.actor_critic": OnlineActorCritic(
+                steps=400,
+                train_jepa=TrainJEPA(
+                    weights=config.stages["train_jepa"].weights,
+                    optim=OptimConfig(steps=0, batch_size=64),
+                    length=3,
+                ),
             ),
-        )})  # fmt: skip
+        },
+    )
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     found = evaluate_modes(agent, config.eval_env, episodes=50)
     best = 20 - 0.05 * 20  # at 0 but for the way there, or for a step beside it

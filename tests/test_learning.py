@@ -37,7 +37,15 @@ def test_a_level_above_leads_to_goals_that_a_flat_plan_does_not_reach(tmp_path):
     config = ami.recipes.maze()
     shorter = replace(config.stages["train_jepa"].optim, steps=1500)
     briefly = replace(config.stages["train_goal_critic"].optim, steps=800)
-    config = override(config, {"stages.train_jepa.optim": shorter, "stages.distill_policy": None, "stages.train_goal_critic.optim": briefly, "actor.policy_proposal": ami.components.NoPolicyProposalConfig()})  # fmt: skip
+    config = override(
+        config,
+        {
+            "stages.train_jepa.optim": shorter,
+            "stages.distill_policy": None,
+            "stages.train_goal_critic.optim": briefly,
+            "actor.policy_proposal": ami.components.NoPolicyProposalConfig(),
+        },
+    )
     agent = ami.train(config, out=tmp_path / "run", seed=0)
 
     def reached() -> float:

@@ -210,7 +210,17 @@ def test_what_was_learnt_before_a_step_that_does_not_return_is_saved(tmp_path):
     few = OptimConfig(steps=2, batch_size=8)
     config = ami.recipes.gym(faulty("sleeps", at=42, timeout=0.5))
     objective = replace(config.stages["train_jepa"], optim=few)
-    config = override(config, {"stages.collect": CollectRandom(num_envs=1, steps=40), "stages.train_jepa": objective, "stages.actor_critic.steps": 60, "stages.actor_critic.updates_per_step": 0.05, "stages.actor_critic.optim": few, "stages.actor_critic.train_jepa": objective})  # fmt: skip
+    config = override(
+        config,
+        {
+            "stages.collect": CollectRandom(num_envs=1, steps=40),
+            "stages.train_jepa": objective,
+            "stages.actor_critic.steps": 60,
+            "stages.actor_critic.updates_per_step": 0.05,
+            "stages.actor_critic.optim": few,
+            "stages.actor_critic.train_jepa": objective,
+        },
+    )
     with pytest.raises(EnvError, match="did not return within"):
         ami.train(config, out=tmp_path / "run", save_every=1e6)
     assert checkpoints(tmp_path / "run")
@@ -313,7 +323,18 @@ def test_training_evaluates_as_it_goes_where_only_one_can_be_open(tmp_path):
     few = OptimConfig(steps=2, batch_size=8)
     config = ami.recipes.gym(EnvConfig(id="ami-test/Single-v0"))
     objective = replace(config.stages["train_jepa"], optim=few)
-    config = override(config, {"stages.collect": CollectRandom(num_envs=1, steps=40), "stages.train_jepa": objective, "stages.actor_critic.steps": 20, "stages.actor_critic.eval_every": 8, "stages.actor_critic.updates_per_step": 0.1, "stages.actor_critic.optim": few, "stages.actor_critic.train_jepa": objective})  # fmt: skip
+    config = override(
+        config,
+        {
+            "stages.collect": CollectRandom(num_envs=1, steps=40),
+            "stages.train_jepa": objective,
+            "stages.actor_critic.steps": 20,
+            "stages.actor_critic.eval_every": 8,
+            "stages.actor_critic.updates_per_step": 0.1,
+            "stages.actor_critic.optim": few,
+            "stages.actor_critic.train_jepa": objective,
+        },
+    )
     agent = ami.train(config, out=tmp_path / "run", eval_episodes=2)
     assert Single.open == 0
     memory = agent.replay_buffer

@@ -524,10 +524,13 @@ def test_odd_arguments_of_load_train_and_evaluate_are_refused(tmp_path, vector_a
         ami.evaluate(vector_agent, 5)
     for wish, message in (
         ({"config": "two-rooms"}, "config is a str; it must be ami.Config"),
-        ({"out": 5}, "out is 5; it must be a path"), ({"seed": 1.5}, "seed is 1.5"),
-        ({"eval_episodes": -1}, "eval_episodes is -1"), ({"save_every": "often"}, "save_every is 'often'"),
-        ({"save_every": float("nan")}, "save_every is nan"), ({"device": "gpu9"}, "device is"),
-    ):  # fmt: skip
+        ({"out": 5}, "out is 5; it must be a path"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"eval_episodes": -1}, "eval_episodes is -1"),
+        ({"save_every": "often"}, "save_every is 'often'"),
+        ({"save_every": float("nan")}, "save_every is nan"),
+        ({"device": "gpu9"}, "device is"),
+    ):
         with pytest.raises(ConfigError, match=message):
             ami.train(**{"config": config, "out": tmp_path / "run", **wish})
     assert not (tmp_path / "run").exists()

@@ -142,7 +142,16 @@ def offline(env_id, data, updates=6, **options):
     """Tiny; the world that is lived in may be forbidden, the one that judges is not."""
     optim = OptimConfig(steps=0, batch_size=8)
     config = ami.recipes.gym(EnvConfig(id=env_id), data)
-    return override(config, {"env.options": options, "stages.train_jepa.optim": replace(optim, steps=3), "stages.actor_critic.updates": updates, "stages.actor_critic.optim": optim, "stages.actor_critic.train_jepa": replace(config.stages["train_jepa"], optim=optim)})  # fmt: skip
+    return override(
+        config,
+        {
+            "env.options": options,
+            "stages.train_jepa.optim": replace(optim, steps=3),
+            "stages.actor_critic.updates": updates,
+            "stages.actor_critic.optim": optim,
+            "stages.actor_critic.train_jepa": replace(config.stages["train_jepa"], optim=optim),
+        },
+    )
 
 
 def remembering(config):
@@ -269,7 +278,17 @@ def test_a_run_learns_from_what_another_has_collected(tmp_path):
     base = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0"))
     optim = OptimConfig(steps=0, batch_size=8)
     few = replace(base.stages["train_jepa"], optim=optim)
-    config = override(base, {"stages.collect": CollectRandom(num_envs=2, steps=50), "stages.train_jepa": replace(few, optim=replace(optim, steps=2)), "stages.actor_critic.steps": 30, "stages.actor_critic.updates_per_step": 0.1, "stages.actor_critic.optim": optim, "stages.actor_critic.train_jepa": few})  # fmt: skip
+    config = override(
+        base,
+        {
+            "stages.collect": CollectRandom(num_envs=2, steps=50),
+            "stages.train_jepa": replace(few, optim=replace(optim, steps=2)),
+            "stages.actor_critic.steps": 30,
+            "stages.actor_critic.updates_per_step": 0.1,
+            "stages.actor_critic.optim": optim,
+            "stages.actor_critic.train_jepa": few,
+        },
+    )
     one = ami.train(config, out=tmp_path / "one", seed=0, keep_replay_buffer=True)
     heir = remembering(offline("ami-test/Line-v0", LoadDataset(run=str(tmp_path / "one"))))
     assert len(heir.replay_buffer) == len(one.replay_buffer) > 100
@@ -306,7 +325,7 @@ def test_a_record_can_be_where_episode_begins(tmp_path):
     ("flags", "message"),
     [
         (("--data.minari", "line/none-v0"), "no Minari .*line/none-v0.*there are shore/random-v0"),
-        (("--data.minari", "shore/random-v0"), r"observations of dataset .*Dict.*environment's are Box"),
+        (("--data.minari", "shore/random-v0"), r"of dataset .*Dict.*environment's are Box"),
         (("--data.run", "nowhere"), "nowhere is not a run folder"),
         (("--data.run", "x", "--data.minari", "y"), "not both"),
         (("--data.steps", "-1"), "steps is -1"),

@@ -189,9 +189,18 @@ def test_no_term_of_the_env_model_depends_on_what_comes_after_an_end(context, to
     for size in (0.0, 3.0, -40.0):
         batch = garbage(padded(), size)
         terms = world_model_loss(
-            batch, perception, lambda obs, features: features, recall, world_model, make_rng(),
-            channels=D, group_size=together, context_steps=context, optional_terms=representation_losses.OPTIONAL_TERMS, prototypes=types,
-        )  # fmt: skip
+            batch,
+            perception,
+            lambda obs, features: features,
+            recall,
+            world_model,
+            make_rng(),
+            channels=D,
+            group_size=together,
+            context_steps=context,
+            optional_terms=representation_losses.OPTIONAL_TERMS,
+            prototypes=types,
+        )
         found.append(gradients(terms, perception, world_model, recall))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
@@ -244,14 +253,26 @@ def test_levels_above_learn_from_strides_that_are_whole():
         valid = valid_macro_steps(batch.valid, 2)
         assert valid.sum(1).tolist() == [0, 1, 1, 2] * 2
         terms, _, _ = hjepa_level_loss(
-            level, LagrangeMultiplier(), batch.states, batch.actions, make_rng(), max_distance=12, epsilon=0.05,
+            level,
+            LagrangeMultiplier(),
+            batch.states,
+            batch.actions,
+            make_rng(),
+            max_distance=12,
+            epsilon=0.05,
             valid=valid,
-        )  # fmt: skip
+        )
         found.append(gradients(terms, level))
         none, _, _ = hjepa_level_loss(
-            level, LagrangeMultiplier(), batch.states, batch.actions, make_rng(), max_distance=12, epsilon=0.05,
+            level,
+            LagrangeMultiplier(),
+            batch.states,
+            batch.actions,
+            make_rng(),
+            max_distance=12,
+            epsilon=0.05,
             valid=valid & False,
-        )  # fmt: skip
+        )
         assert sum(none.values()) == 0
     torch.testing.assert_close(found[1], found[0])
 
@@ -349,7 +370,14 @@ def test_a_run_learns_from_episodes_of_one_and_two_steps(always, tmp_path):
 def test_recall_of_what_was_before_goes_with_short_episodes(tmp_path):
     config = recipe(context_steps=2)
     online = replace(config.stages["actor_critic"].train_jepa, context_steps=2)
-    config = override(config, {"memory.short_term": GRUMemoryConfig(hidden=4), "stages.train_values": None, "stages.actor_critic.train_jepa": online})  # fmt: skip
+    config = override(
+        config,
+        {
+            "memory.short_term": GRUMemoryConfig(hidden=4),
+            "stages.train_values": None,
+            "stages.actor_critic.train_jepa": online,
+        },
+    )
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     assert all(part.isfinite().all() for part in agent.state_dict().values())
 

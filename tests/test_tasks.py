@@ -191,8 +191,8 @@ def test_an_env_in_which_drives_feel_nothing_gets_one_line(capsys, tmp_path, mon
     monkeypatch.setattr("ami_agent.cli.main.recipe", lambda name: two_rooms_as_forage())
     message = error_line(capsys, "train", "forage", "--out", tmp_path / "run")
     assert (
-        "'hunger' needs the signal 'energy', which this environment does not declare; it declares reward"
-        in message
+        "'hunger' needs the signal 'energy', which this environment does not "
+        "declare; it declares reward" in message
     )
 
 

@@ -14,10 +14,25 @@ from pathlib import Path
 import pytest
 
 TINY = (
-    "--collect.steps", 40, "--train-jepa.optim.steps", 3, "--actor-critic.steps", 40,
-    "--actor-critic.optim.batch-size", 8, "--actor-critic.train-jepa.optim.batch-size", 8,
-    "--planner.horizon", 2, "--planner.iterations", 1, "--planner.warm-iterations", 1, "--save-every", 0.2,
-)  # fmt: skip
+    "--collect.steps",
+    40,
+    "--train-jepa.optim.steps",
+    3,
+    "--actor-critic.steps",
+    40,
+    "--actor-critic.optim.batch-size",
+    8,
+    "--actor-critic.train-jepa.optim.batch-size",
+    8,
+    "--planner.horizon",
+    2,
+    "--planner.iterations",
+    1,
+    "--planner.warm-iterations",
+    1,
+    "--save-every",
+    0.2,
+)
 ENVS = {
     "FrozenLake-v1": ("", ()),
     "Blackjack-v1": ("", ()),

@@ -87,12 +87,22 @@ def config_of(steps: int = 0, updates: int = 3, batch_size: int = 8, **options) 
     config = ami.recipes.gym(EnvConfig(id="ami-test/Scales-v0", options=options))
     assert isinstance(config.stages["actor_critic"], OnlineActorCritic)
     objective, interact = config.stages["train_jepa"], config.stages["actor_critic"]
-    return override(config, {"stages.collect": CollectRandom(num_envs=1, steps=200 if steps > 50 else 40), "stages.train_jepa": replace(objective, optim=replace(objective.optim, steps=updates)), "stages.actor_critic": replace(
-            interact, steps=steps or 16, optim=replace(interact.optim, batch_size=batch_size),
-            train_jepa=replace(
-                interact.train_jepa, optim=replace(interact.train_jepa.optim, batch_size=batch_size)
+    return override(
+        config,
+        {
+            "stages.collect": CollectRandom(num_envs=1, steps=200 if steps > 50 else 40),
+            "stages.train_jepa": replace(objective, optim=replace(objective.optim, steps=updates)),
+            "stages.actor_critic": replace(
+                interact,
+                steps=steps or 16,
+                optim=replace(interact.optim, batch_size=batch_size),
+                train_jepa=replace(
+                    interact.train_jepa,
+                    optim=replace(interact.train_jepa.optim, batch_size=batch_size),
+                ),
             ),
-        )})  # fmt: skip
+        },
+    )
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,8 @@ def _train(name: str, flags: TrainFlags, out: Path, logger: RunLogger, console: 
     logger.info(f"{name}, seed {flags.seed}, on {device(flags.device)}, into {out}")
     agent = train(
         flags.config, out=out, seed=flags.seed, device=device(flags.device),
-        resume=flags.resume, logger=logger, save_every=flags.save_every, eval_episodes=flags.eval_every_stage,
-        keep_replay_buffer=flags.keep_replay_buffer,
+        resume=flags.resume, logger=logger, save_every=flags.save_every,
+        eval_episodes=flags.eval_every_stage, keep_replay_buffer=flags.keep_replay_buffer,
     )  # fmt: skip
     by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes, log=logger.info)
     results = {mode: {"recipe": name, **metrics} for mode, metrics in by_mode.items()}
@@ -191,28 +191,29 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     config = run_dir.config_of(Path(name), flags.imports, flags.trust)
     env_config = _eval_env_config(config, flags.env, flags.variant)
     agent = run_dir.load(name, device(flags.device), config)
-    load_perturbations: dict[str, Any] = {
+    options: dict[str, Any] = {
         "mode": flags.mode,
         "seed": flags.seed,
         "episodes": flags.episodes,
     }
     if flags.live:
         recorded = show_live(
-            agent, env_config, console, task=flags.task, port=flags.port, wait=partial(wait_for_interrupt, console),
-            **load_perturbations,
+            agent, env_config, console, task=flags.task, port=flags.port,
+            wait=partial(wait_for_interrupt, console),
+            **options,
         )  # fmt: skip
         _write(
             flags.json,
-            {**load_perturbations, "summaries": [episode.summary for episode in recorded]},
+            {**options, "summaries": [episode.summary for episode in recorded]},
         )
         return
     print_line(console, f"The agent acts in {flags.episodes} episodes, and the viewer draws them.")
     page = show(
         agent, env_config, Path(flags.out or Path(name) / "show"),
-        task=flags.task, logger=ConsoleLogger(console), mp4=flags.mp4, **load_perturbations,
+        task=flags.task, logger=ConsoleLogger(console), mp4=flags.mp4, **options,
     )  # fmt: skip
     print_line(console, f"open {page}")
-    _write(flags.json, {"page": str(page), **load_perturbations})
+    _write(flags.json, {"page": str(page), **options})
 
 
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
@@ -317,9 +318,9 @@ def _dispatch(argv: Sequence[str], console: Console) -> None:
     if name not in COMMANDS:
         raise ConfigError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     command, argument, _ = COMMANDS[name]
-    load_perturbations = bool(rest) and rest[0] in ("-h", "--help")
+    is_help = bool(rest) and rest[0] in ("-h", "--help")
     has_subject = bool(argument and rest) and not rest[0].startswith("-")
-    if argument.isalpha() and not load_perturbations and not has_subject:
+    if argument.isalpha() and not is_help and not has_subject:
         raise ConfigError(
             f"ami {name} needs a {argument} first: ami {name} {argument} [--flag ...]"
         )

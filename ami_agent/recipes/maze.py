@@ -40,8 +40,8 @@ from modules.world_model.jepa import WorldModelConfig
 
 
 def maze() -> Config:
-    """One maze of 5 by 5 cells, learnt from short episodes of the behaviour policy. A landmark graph
-    leads to far goals. The encoder is smooth; dynamics and critic resolve walls by Fourier
+    """One maze of 5 by 5 cells, learnt from short episodes of the behaviour policy. A landmark
+    graph leads to far goals. The encoder is smooth; dynamics and critic resolve walls by Fourier
     features."""
     env = EnvConfig(id="ami/Maze-v0", options={"size": 5, "maze_seed": 0, "obs_type": "state"})
     return Config(
@@ -89,7 +89,15 @@ def maze() -> Config:
 def maze_levels() -> Config:
     """The same maze with a learnt level of the H-JEPA, which plans macro-actions, instead of
     landmarks."""
-    return override(maze(), {"recipe": "maze-levels", "actor.subgoals": HierarchicalJEPAConfig(), "stages.select_landmarks": None, "stages.train_hierarchy": TrainHierarchy()})  # fmt: skip
+    return override(
+        maze(),
+        {
+            "recipe": "maze-levels",
+            "actor.subgoals": HierarchicalJEPAConfig(),
+            "stages.select_landmarks": None,
+            "stages.train_hierarchy": TrainHierarchy(),
+        },
+    )
 
 
 def maze_pixels() -> Config:
@@ -149,9 +157,9 @@ def maze_9() -> Config:
 
 
 def maze_random() -> Config:
-    """A new maze of 3 by 3 cells in every episode, from images; the agent is evaluated in mazes that
-    were not in training. Dynamics and distances around walls are learnt once for all mazes, and the
-    landmarks of the present maze are imagined."""
+    """A new maze of 3 by 3 cells in every episode, from images; the agent is evaluated in mazes
+    that were not in training. Dynamics and distances around walls are learnt once for all mazes,
+    and the landmarks of the present maze are imagined."""
     base, map_dims = maze(), 400  # numbers of the map, beside 4 that move
     env = EnvConfig(id="ami/Maze-v0", options={"size": 3, "split": "train"})
     return override(

@@ -28,8 +28,8 @@ def point_maze() -> Config:
 
 
 def _goal_critic(frequency_scale: float) -> GoalCriticConfig:
-    """A goal critic with these Fourier features. With a lower frequency scale it takes all positions
-    across a lane for one, and the ball stops at a wall instead of in the middle."""
+    """A goal critic with these Fourier features. With a lower frequency scale it takes all
+    positions across a lane for one, and the ball stops at a wall instead of in the middle."""
     return GoalCriticConfig(distance=FourierQuasimetricConfig(frequency_scale=frequency_scale))
 
 

@@ -178,7 +178,7 @@ def _map_state_recipe(
 
 
 def two_rooms_random() -> Config:
-    """Wall and door drawn per episode, 32x32 images; evaluated on layouts that were not in training."""
+    """Wall and door drawn per episode, 32x32 images; evaluated on layouts not in training."""
     return _map_state_recipe(
         "two-rooms-random", "random", patch=4, max_step=1.45, planner_rollouts=20
     )

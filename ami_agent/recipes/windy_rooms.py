@@ -27,8 +27,8 @@ from modules.world_model.latents import SparseLatentConfig
 
 
 def windy_rooms() -> Config:
-    """Two rooms on either side of a pit, and gusts of wind at random: a latent variable of the world
-    model represents them, and plans are evaluated over sampled futures (CVaR)."""
+    """Two rooms on either side of a pit, and gusts of wind at random: a latent variable of the
+    world model represents them, and plans are evaluated over sampled futures (CVaR)."""
     env = EnvConfig(id="ami/WindyRooms-v0", options={"layout_seed": 0, "obs_type": "state"})
     return Config(
         recipe="windy-rooms",

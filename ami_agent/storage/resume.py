@@ -31,8 +31,9 @@ def check_resumable(run: Path, config: Config, seed: int) -> None:
     if started and buffer_steps(before) != buffer_steps(config):
         raise ConfigError(
             f"{run} can't be resumed with other settings: its replay buffer holds "
-            f"{buffer_steps(before)} steps of each environment, and now {buffer_steps(config)} would be "
-            "needed (--collect.steps, --planner-rollouts.steps and --actor-critic.steps decide it)"
+            f"{buffer_steps(before)} steps of each environment, and now "
+            f"{buffer_steps(config)} would be needed (--collect.steps, --planner-rollouts.steps "
+            "and --actor-critic.steps decide it)"
         )
 
 

@@ -52,7 +52,8 @@ def find_windows(
     full[:, :since] = False
     starts = _run_starts(full)
     covered = full.sum() + len(starts) * (length - 1)
-    padded = pad and bool((done & (age >= 1) & (age < length)).any())
+    # of an episode that ends in the oldest column, no step is stored
+    padded = pad and bool((done & (age >= 1) & (age < length))[:, 1:].any())
     if padded:
         complete, is_covered = full.clone(), full.clone()
         for offset in range(1, length):
