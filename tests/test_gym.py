@@ -87,11 +87,11 @@ def own(tmp_path, monkeypatch):
 
 
 def test_the_environment_in_the_documentation_can_be_trained_in(tmp_path, monkeypatch):
-    page = (Path(__file__).parent.parent / "docs" / "environments.md").read_text()
-    (code,) = re.findall(r"```python\n(# my_world\.py\n.*?)```", page, re.DOTALL)
-    (tmp_path / "my_world.py").write_text(code)
+    page = (Path(__file__).parent.parent / "docs" / "your-environment.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_env\.py\n.*?)```", page, re.DOTALL)
+    (tmp_path / "my_env.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    env = ("--env.import", "my_world.py", "--env.id", "my/Catch-v0")
+    env = ("--env.import", "my_env.py", "--env.id", "my/Catch-v0")
     assert run_cli("train", "gym", *env, "--out", "run", "--json", "found.json", *TINY) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["plan"]["length"]["mean"] == 11
