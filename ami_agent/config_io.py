@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import cattrs
 import cattrs.v
 import tyro
+from cattrs.errors import AttributeValidationNote, ClassValidationError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 from cattrs.preconf.json import make_converter
 
@@ -133,7 +134,17 @@ def _structure_container(converter: cattrs.Converter, kind: Any) -> Callable[[An
     def structure_dict(value: Any, _: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ConfigError(f"{_shorten(value)} is given, and an object is needed")
-        return {name: converter.structure(part, item_types[1]) for name, part in value.items()}
+        found, errors = {}, []
+        for name, part in value.items():
+            try:
+                found[name] = converter.structure(part, item_types[1])
+            except Exception as error:
+                note = AttributeValidationNote(f"value of {name!r}", str(name), item_types[1])
+                error.__notes__ = [*getattr(error, "__notes__", []), note]
+                errors.append(error)
+        if errors:
+            raise ClassValidationError("values of an object", errors, kind)
+        return found
 
     return structure_list if get_origin(kind) is tuple else structure_dict
 

@@ -78,7 +78,8 @@ def test_a_command_of_the_documentation_has_the_flags_that_it_shows(command, mon
 
 def check_train(name: str, flags: list[str]) -> None:
     if name != "gym":
-        config_io.parse(args.TrainFlags(config=recipe(name)), flags, "ami")
+        config, flags = config_io.choose_components(recipe(name), flags)
+        config_io.parse(args.TrainFlags(config=config), flags, "ami")
         return
     parsed, rest = config_io.parse_known(args.EnvFlags(env=DEFAULT_ENV), flags, "ami")
     if parsed.data != NO_DATASET:  # the recipe then has OfflineActorCritic, but needs the data

@@ -371,8 +371,8 @@ def test_weights_are_finite(run):
 
 def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, tiny):
     """The rows that it says there are, are not made before they are there."""
-    run_dir.create(tmp_path / "run", tiny, 0, "cpu")
     with closing(tiny.env.build(2)) as env:
+        run_dir.create(tmp_path / "run", tiny, 0, "cpu", env.spec)
         memory = ReplayBuffer(9, env.spec.empty_transition(2), "cpu")
         for collected in islice(rollout(behaviour_policy(env), env, env.reset(0)[0]), 6):
             memory.add(collected.transition)

@@ -265,7 +265,10 @@ def test_the_exams_tell_a_wall_from_an_opening():
 
 def test_unusable_settings_are_refused_by_name():
     for settings, named in (
-        *(({"map": "labyrinth"}, "random, u, medium"), ({"obs_type": "state"}, "can't tell")),
+        *(
+            ({"map": "labyrinth"}, "random, u, medium"),
+            ({"obs_type": "state"}, "doesn't show the maze"),
+        ),
         *(
             ({"size": 2}, "size"),
             ({"goal_distance": "far"}, "any, short"),

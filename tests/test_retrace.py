@@ -78,7 +78,7 @@ def test_who_has_no_goals_or_too_short_an_episode_is_reported():
         config, {"stages.goal_bc": LESSON, "tasks": {"eat": TaskSpec(drives={"taste": 1.0})}}
     )
     agent = collect_data(config)
-    with pytest.raises(ConfigError, match="no task has one"):
+    with pytest.raises(ConfigError, match="no task has goal_source 'env'"):
         LESSON.start(agent, config.env, 0)
     config = override(
         small(recipes.maze()), {"stages.goal_bc": replace(LESSON, max_goal_offset=25)}

@@ -57,9 +57,7 @@ def test_what_is_requested_and_what_each_setting_means_is_reported(study):
 
 def test_what_stands_beside_a_setting_is_what_it_means():
     config = ami.recipes.two_rooms()
-    assert "(inverse dynamics)" in setting_help(
-        config, "stages.train_jepa.weights.inverse_dynamics"
-    )
+    assert "action predicted" in setting_help(config, "stages.train_jepa.weights.inverse_dynamics")
     assert setting_help(config, "actor.planner._type").startswith(
         "Adam on the actions of several proposals"
     )

@@ -56,7 +56,7 @@ def test_an_agent_comes_back_as_it_was(tiny, tmp_path):
     assert same_weights(agent, ami.load(tmp_path / "run"))
     other = ami.load(tmp_path / "run", config=override(tiny, {"actor.planner": CEMConfig()}))
     assert same_weights(agent, other)
-    assert isinstance(other.actor.planner, CEM)
+    assert isinstance(other.planner, CEM)
 
 
 class Killed(Exception):
@@ -222,7 +222,8 @@ def test_a_collapsed_run_says_so(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("std", "rank", "message"), [(1, 20, "alive"), (0.05, 20, "hardly"), (1, 1.4, "along a line")]
+    ("std", "rank", "message"),
+    [(1, 20, "no collapse"), (0.05, 20, "hardly"), (1, 1.4, "along a line")],
 )
 def test_the_summary_names_both_ways_to_collapse(std, rank, message):
     assert message in describe_collapse({"std_mean": std, "std_min": std, "effective_rank": rank})

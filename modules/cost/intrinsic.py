@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modules.types import CostFn, Rollout, TaskContext
+from modules.types import WEIGHT, CostFn, Rollout, TaskContext, validate_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,9 @@ class IntrinsicCostConfig:
 
     weight: float = 1.0
     """Its weight u_i in every task that names none."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, weight=WEIGHT)
 
     def build(self) -> CostFn:
         """The cost, differentiable: an imagined rollout and the task -> energy `[B, P]`."""
