@@ -140,7 +140,8 @@ def _structure_container(converter: cattrs.Converter, kind: Any) -> Callable[[An
                 found[name] = converter.structure(part, item_types[1])
             except Exception as error:
                 note = AttributeValidationNote(f"value of {name!r}", str(name), item_types[1])
-                error.__notes__ = [*getattr(error, "__notes__", []), note]
+                notes = [*getattr(error, "__notes__", []), note]
+                error.__notes__ = notes  # type: ignore[attr-defined]
                 errors.append(error)
         if errors:
             raise ClassValidationError("values of an object", errors, kind)
