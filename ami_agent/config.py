@@ -4,7 +4,7 @@ module."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from math import prod
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -13,7 +13,7 @@ import tyro
 
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.agent import Agent
-from ami_agent.custom import build_component, check_custom
+from ami_agent.custom import build_component, check_custom, require_attributes
 from ami_agent.resources import format_bytes
 from ami_agent.training import (
     AmortizePlanning,
@@ -277,6 +277,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
             if not isinstance(inner, _Changes):
                 raise ConfigError(f"{path} can't be changed beside the whole that it is a part of")
             node = inner
+        if last in node:
+            raise ConfigError(f"{path} can't be changed beside a part of it")
         node[last] = value
     changed: Config = _apply(config, tree, "")
     return changed
@@ -287,6 +289,9 @@ class _Changes(dict[str, Any]):
 
 
 def _apply(settings: Any, changes: _Changes, path: str) -> Any:
+    has_parts = is_dataclass(settings) or isinstance(settings, Mapping)
+    if not has_parts:
+        raise ConfigError(f"{path.rstrip('.')} is {settings!r}, which has no parts to change")
     held = settings if isinstance(settings, Mapping) else vars(settings)
     values = {}
     for name, value in changes.items():
@@ -296,8 +301,11 @@ def _apply(settings: Any, changes: _Changes, path: str) -> Any:
         values[name] = _apply(held[name], value, f"{path}{name}.") if is_part else value
     if not isinstance(settings, Mapping):
         return replace(settings, **values)
-    merged, order = {**settings, **values}, {name: index for index, name in enumerate(STAGES)}
-    names = sorted(merged, key=lambda name: order.get(name, -1))  # tasks keep their order
+    merged = {**settings, **values}
+    if path != "stages.":
+        return merged
+    order = {name: index for index, name in enumerate(STAGES)}
+    names = sorted(merged, key=lambda name: order.get(name, len(order)))
     return {name: merged[name] for name in names if merged[name] is not None}
 
 
@@ -387,6 +395,9 @@ def _parameters(agent: Agent) -> int:
 def _build(
     config: Config, spec: EnvironmentSpec, seed: int, num_envs: int, buffer_size: int
 ) -> Agent:
+    require_attributes("actor.planner", config.actor.planner, "horizon", "iterations")
+    for name, settings in config.cost.intrinsic.items():
+        require_attributes(f"cost.intrinsic.{name}", settings, "weight")
     if not config.tasks:
         raise ConfigError("tasks is empty; an agent needs at least one task")
     if isinstance(config.cost.value_critics, ValueCriticsConfig) and not config.cost.drives:
@@ -408,6 +419,7 @@ def _build(
         perception = build_component(
             "perception", config.perception, lambda: config.perception.build(spec.shapes), Encoder
         )
+        require_attributes("perception", perception, "shape")
         shape = perception.shape
         short_term_memory = build_component(
             "memory.short_term",

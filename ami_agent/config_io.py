@@ -262,16 +262,21 @@ def component_of(path: str, name: str) -> Any:
         raise ConfigError(
             f"{path} may be {', '.join(choices)}, or a class of your own, MODULE.CLASS"
         )
+    return _defaults_of(kind)
+
+
+def _defaults_of(kind: type) -> Any:
     try:
         return kind()
-    except TypeError as error:
-        raise ConfigError(f"{path} {name} has no default settings: {error}") from None
+    except Exception as error:  # code of the user's own may fail anywhere
+        raise ConfigError(f"{class_name(kind)} has no default settings: {error}") from None
 
 
 def choose_components(config: Config, argv: Sequence[str]) -> tuple[Config, list[str]]:
     """Flags that name the class of a component, `--planner CEM` or `--perception
     my_encoder.MyEncoderConfig`, and `--intrinsic.NAME CLASS` for a further intrinsic cost. Returns
     the settings with these, and the other flags, which are then those of the new classes."""
+    _check_once(argv)
     paths = {flag_of(path): path for path in component_choices()}
     left: list[str] = []
     waiting = list(argv)
@@ -288,13 +293,23 @@ def choose_components(config: Config, argv: Sequence[str]) -> tuple[Config, list
         try:
             if is_intrinsic:
                 name = flag.removeprefix("--intrinsic.").replace("-", "_")
-                costs = {**config.cost.intrinsic, name: component_class(value)()}
-                config = override(config, {"cost.intrinsic": costs})
+                config = override(config, _intrinsic(config, name, value))
             else:
                 config = override(config, {paths[flag]: component_of(paths[flag], value)})
         except ConfigError as error:
             raise ConfigError(f"{flag} {value}: {error}") from None
     return config, left
+
+
+def _intrinsic(config: Config, name: str, value: str) -> dict[str, Any]:
+    """The change of `--intrinsic.NAME CLASS`, or of `--intrinsic.NAME.FIELD NUMBER`."""
+    if "." not in name:
+        settings = _defaults_of(component_class(value))
+        return {"cost.intrinsic": {**config.cost.intrinsic, name: settings}}
+    try:
+        return {f"cost.intrinsic.{name}": float(value)}
+    except ValueError:
+        raise ConfigError("it must be a number") from None
 
 
 def flag_of(path: str) -> str:
@@ -356,7 +371,7 @@ def _concrete_class(default: Any) -> Any:
     kind, fields = type(default), []
     for name, hint in get_type_hints(kind, include_extras=True).items():
         value = getattr(default, name)
-        if name == "stages":
+        if name == "stages" and isinstance(default, Config):
             value, hint = _as_dataclass(value), Annotated[hint, UNPREFIXED]
         if dataclasses.is_dataclass(value):
             concrete = _concrete_class(value)
@@ -398,7 +413,7 @@ def _to_original_class(found: Any, default: Any, path: str) -> Any:
     hints = get_type_hints(type(default), include_extras=True)
     for field in dataclasses.fields(default):
         value, before = getattr(found, field.name), getattr(default, field.name)
-        if field.name == "stages":
+        if field.name == "stages" and isinstance(default, Config):
             stages = _to_original_class(value, _as_dataclass(before), path)
             value = {name: getattr(stages, name) for name in before}
         elif dataclasses.is_dataclass(before):

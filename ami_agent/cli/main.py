@@ -47,7 +47,7 @@ from ami_agent.cli.args import (
     with_absolute_imports,
 )
 from ami_agent.config import Config
-from ami_agent.custom import allow_components
+from ami_agent.custom import allow_components, needs_files
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
 from ami_agent.interrupt import Interrupted, handled, terminate
 from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, print_table
@@ -111,11 +111,13 @@ def _split_imports(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if flag == "--import":
             files += [value] if equals else []
             is_open = not equals
-        elif is_open and not arg.startswith("--"):
+        elif is_open and not arg.startswith("-"):
             files.append(arg)
         else:
             is_open = False
             left.append(arg)
+    if not files and any(arg.partition("=")[0] == "--import" for arg in argv):
+        raise ConfigError("--import needs a file (x.py) or a module")
     return files, left
 
 
@@ -224,6 +226,8 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
         config, argv = _recipe(name, argv, f"ami ablate {name}")
         flags = parts = config_io.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
         configs = variants(parts.config, parts.without, parts.swap)
+    if (flags.workers > 1 or flags.ray) and any(map(needs_files, configs.values())):
+        raise ConfigError("components from a file of your own need --workers 1 and no --ray")
     check_json_path(flags.json)
     executor: Executor = ProcessPool(flags.workers) if flags.workers > 1 else Serial(console)
     label = name.rpartition(":")[2]

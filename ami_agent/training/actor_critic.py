@@ -91,7 +91,9 @@ def choice_loss(pre_squash: Tensor, energy: Tensor, sizes: Sequence[int]) -> dic
     does not vanish where the policy is sure of an option of high energy."""
     parts = energy.split(tuple(sizes), -1)
     advantage = torch.cat([part - part.mean(-1, keepdim=True) for part in parts], -1)
-    unit = advantage.square().mean().sqrt().clamp_min(1e-30)
+    # differences within the rounding of the energies are none
+    rounding = torch.finfo(energy.dtype).eps * energy.abs().amax()
+    unit = torch.maximum(advantage.square().mean().sqrt(), 8 * rounding).clamp_min(1e-30)
     losses = []
     for logits, option_advantage in zip(
         pre_squash.split(sizes, -1), advantage.split(sizes, -1), strict=True

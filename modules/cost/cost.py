@@ -277,6 +277,8 @@ class Cost(nn.Module):
         for name in custom:
             if name in self._standard() or name in interoceptive_cost.names():
                 raise ConfigError(f"a cost is called {name!r} already; give yours another name")
+            if name.startswith("limit "):
+                raise ConfigError(f"{name!r} is the name of a limit; give your cost another one")
 
     def _standard(self) -> dict[str, CostFn]:
         return {**INTRINSIC, "curiosity": self._curiosity, "critic": self.goal_critic}
