@@ -59,7 +59,7 @@ def test_what_stands_beside_a_setting_is_what_it_means():
     config = ami.recipes.two_rooms()
     assert "action predicted" in setting_help(config, "stages.train_jepa.weights.inverse_dynamics")
     assert setting_help(config, "actor.planner._type").startswith(
-        "Adam on the actions of several proposals"
+        "Adam on the actions of several candidates"
     )
     assert setting_help(config, "env.options.max_episode_steps").startswith(
         "Further keyword arguments"
