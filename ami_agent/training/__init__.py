@@ -5,7 +5,7 @@ per `update`, and can be saved and resumed between any two of them (`state_dict`
 """
 
 from ami_agent.training.actor_critic import OfflineActorCritic
-from ami_agent.training.base import NoStage, NoStageRun, Stage, StageRun
+from ami_agent.training.base import Stage, StageRun
 from ami_agent.training.collect import CollectRandom, CollectWithPlanner
 from ami_agent.training.goal_critic import DistillShortestPaths, TrainQuasimetric, TrainTDDistance
 from ami_agent.training.hierarchy import SelectLandmarks, TrainHierarchy
@@ -24,8 +24,6 @@ __all__ = [
     "FinetuneDynamics",
     "GoalConditionedBC",
     "LoadDataset",
-    "NoStage",
-    "NoStageRun",
     "OfflineActorCritic",
     "OnlineActorCritic",
     "SelectLandmarks",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -66,33 +65,6 @@ class OfflineStage:
     """A stage that adds no step to the replay buffer."""
 
     env_steps = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoStage(OfflineStage):
-    """Learns nothing: the ablation of any stage."""
-
-    def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
-        return NoStageRun()
-
-
-class NoStageRun:
-    """Is done before its first update."""
-
-    total = step = 0
-    eval_mode_due = ""
-
-    def update(self) -> dict[str, Tensor]:
-        return {}
-
-    def finish(self) -> None:
-        """There is nothing to finish."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """There is no state."""
 
 
 def task_modality_sets(agent: Agent) -> list[dict[str, float]]:
