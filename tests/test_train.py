@@ -19,7 +19,7 @@ import torch
 import ami_agent as ami
 from ami_agent.config import override
 from ami_agent.logger import NullLogger
-from ami_agent.probing.probe import describe_collapse
+from ami_agent.probing.probe import describe_collapse, spectrum
 from ami_agent.storage import checkpoint, run_dir
 from ami_agent.train import stage_seed, train
 from modules.actor.planning import CEM, CEMConfig
@@ -227,3 +227,15 @@ def test_a_collapsed_run_says_so(tiny, tmp_path):
 )
 def test_the_summary_names_both_ways_to_collapse(std, rank, message):
     assert message in describe_collapse({"std_mean": std, "std_min": std, "effective_rank": rank})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_spectrum_is_found_where_states_are_few_and_most_dimensions_constant(seed):
+    """As in MiniGrid, whose symbols hardly vary: many eigenvalues are the same."""
+    rng = torch.Generator().manual_seed(seed)
+    kinds = torch.zeros(24, 151)
+    varied = torch.randperm(151, generator=rng)[:32]
+    kinds[:, varied] = 2.0 * torch.randint(0, 2, (24, 32), generator=rng)
+    metrics = spectrum(kinds[torch.randint(24, (512,), generator=rng)])
+    assert metrics["std_min"] == 0
+    assert 10 < metrics["effective_rank"] < 24

@@ -67,6 +67,8 @@ def spectrum(states: Tensor) -> dict[str, float]:
     dimension, and the effective rank exp(H(eigenvalues)) (Roy & Vetterli 2007)."""
     if not states.isfinite().all():
         raise DivergenceError("states are not finite; a smaller learning rate may help")
+    # In float32 LAPACK does not converge on many matrices with repeated eigenvalues.
+    states = states.cpu().double()
     deviation = states.std(0)
     centred = states - states.mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
