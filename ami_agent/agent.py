@@ -1,23 +1,22 @@
 """The agent: its modules, and how an observation becomes a plan.
 
-What an episode changes is held by a `Controller`; an agent can have any number of them. The agent's
-own methods `set_task`, `reset`, `prepare` and `act` act in an episode that it holds itself, and
-take observations as its encoders do, not as an environment delivers them."""
+An `Agent` holds weights and settings. What an episode changes is held by a `Controller`; an agent
+can have any number of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ami_agent import episode_state
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.controller import Controller
+from ami_agent.adapters.env_spec import Interface
+from ami_agent.arguments import check_count
 from modules.actor.adaptive import PlanEnergyPredictor
 from modules.actor.planning import RolloutEvaluator
 from modules.actor.policy import Policy
@@ -39,20 +38,15 @@ from modules.types import (
     Observation,
     Plan,
     PlannerProtocol,
-    Stateful,
     TaskContext,
     Transition,
     as_dict,
-    batch_size,
 )
 from modules.world_model.jepa import WorldModel
 
 
-class Agent(nn.Module, Stateful):
-    """Perception, memory, world model, cost, actor and configurator (LeCun 2022, figure 2), acting
-    in B environments at once."""
-
-    episode_state = ("context", "seed", "num_resets")
+class Agent(nn.Module):
+    """Perception, memory, world model, cost, actor and configurator (LeCun 2022, figure 2)."""
 
     def __init__(
         self,
@@ -82,53 +76,24 @@ class Agent(nn.Module, Stateful):
         self.configurator, self.actors, self.tasks = configurator, actors, tasks
         self.planner, self.evaluator = planner, evaluator
         self.shape: tuple[int, int, int] = perception.shape  # type: ignore[assignment]
-        self.episode_memory = EpisodeMemory(short_term_memory)
-        self.context: TaskContext | None = None
-        self.seed = self.num_resets = 0  # of planning's random streams; resets since it was set
-        self._roots: tuple[object, ...] = ()
-        self._parts: list[Stateful] = []
 
     def controller(
-        self, num_envs: int | None = None, task: Task | None = None, seed: int = 0
-    ) -> Controller:
-        """Acts on what an environment delivers, and holds all that its episodes change.
-
-        `num_envs`: how many environments step together, so that observations are batches as
-        `gymnasium.make_vec` delivers them; None for a single environment, whose observations and
-        actions have no batch axis. `seed`: that of the random streams of planning."""
-        return Controller(self, num_envs, task, seed)
-
-    def stateful_parts(self) -> list[Stateful]:
-        """The modules that an episode changes, and the agent itself."""
-        roots = (
-            self.episode_memory, self.subgoals, self.evaluator.risk_model, self.planner,
-            *self.actors.values(),
-        )  # fmt: skip
-        if self._roots != roots:  # searched once, not at every action
-            self._roots, self._parts = roots, [self, *episode_state.stateful_parts(roots)]
-        return self._parts
-
-    @contextmanager
-    def rollback_on_error(self) -> Iterator[None]:
-        """If the block raises, everything that an episode changes is as it was before."""
-        parts = self.stateful_parts()
-        before = episode_state.copy_state(episode_state.take(parts))
-        try:
-            yield
-        except BaseException:
-            episode_state.restore(parts, before)
-            raise
+        self, num_envs: int | None = None, task: Task | None = None, seed: int = 0,
+        tensors: bool = False,
+    ) -> Controller:  # fmt: skip
+        """The agent acting in environments: see `Controller`."""
+        return Controller(self, num_envs, task, seed, tensors)
 
     @torch.no_grad()
-    def set_task(self, task: Task, seed: int = 0) -> None:
-        """Sets the task, in the middle of an episode too; plans are made anew. Its goal is an
-        observation as the agent's encoders take it, `[B, *O]` or `[1, *O]`."""
+    def context(self, task: Task) -> TaskContext:
+        """The task as every module reads it. Its goal is an observation as the agent's encoders
+        take it, `[B, *O]` or `[1, *O]`. ConfigError for a task that this agent can't pursue."""
+        self.configurator.check_goal(task)
         modality_weights = self.configurator.modality_weights(task)
         if task.goal is None:
             goal = torch.zeros(1, prod(self.shape))
         else:
-            goal_obs = self._to_tensors("goal", task.goal)
-            goal = self.encode(goal_obs, modality_weights)
+            goal = self.encode(self.to_tensors("goal", task.goal), modality_weights)
             if not goal.isfinite().all():
                 env = int((~goal.isfinite().all(-1)).nonzero()[0])
                 raise ConfigError(
@@ -138,14 +103,11 @@ class Agent(nn.Module, Stateful):
         context = self.configurator.context(task, goal.to(self.device))
         self.cost.validate_weights(context.weights)
         if context.weights.get("boredom"):
+            reference_obs = self.reference_obs.observations()
             context = context._replace(
-                reference_states=self.encode(self.reference_obs.observations(), modality_weights)
+                reference_states=self.encode(reference_obs, modality_weights)
             )
-        if self.context is not None and context.modality_weights != self.context.modality_weights:
-            self.episode_memory.reset()  # its states were encoded with other modality weights
-        self.context = context
-        self.seed, self.num_resets = seed, 0
-        self._reset_planners(seed)
+        return context
 
     def task_spec(self, task: str) -> TaskSpec:
         """The task of that name; the first one if the name is empty."""
@@ -153,70 +115,6 @@ class Agent(nn.Module, Stateful):
         if task and task not in tasks:
             raise ConfigError(f"no task {task!r}; this agent has {', '.join(tasks)}")
         return tasks[task or next(iter(tasks))]
-
-    def reset(self, reset_mask: Tensor | None = None) -> None:
-        """Begins an episode in all environments, or where `reset_mask` `[B]` is True: the
-        short-term memory of those is emptied, and all plans are made anew."""
-        self.episode_memory.reset(reset_mask)
-        self.num_resets += 1
-        self._reset_planners(self.seed + self.num_resets)
-
-    def clear(self) -> None:
-        """Resets to the state after construction: no task, no episode."""
-        self.context, self.seed, self.num_resets = None, 0, 0
-        self.episode_memory.reset()
-        self._reset_planners(0)
-
-    def _reset_planners(self, seed: int) -> None:
-        self.subgoals.reset(seed)
-        self.evaluator.risk_model.reset(seed)
-        for actor in self.actors.values():
-            actor.reset(seed)
-
-    @torch.no_grad()
-    def act(self, obs: Observation) -> Plan:
-        """Observations `[B, *O]` -> the plan whose first action should be executed. ConfigError for
-        observations that give no finite plan; the episode is then as it was before."""
-        with self.rollback_on_error():
-            state, context = self.prepare(obs)
-            plan = self.actors[context.mode](state, context)
-            self._check_finite(state, plan)
-        return plan
-
-    def _check_finite(self, state: Tensor, plan: Plan) -> None:
-        is_finite = state.isfinite().all(-1) & plan.actions.isfinite().flatten(1).all(1)
-        is_finite &= plan.energy.isfinite() | ~plan.planned  # Mode-1 computes no energy
-        if is_finite.all():
-            return
-        if not all(weights.isfinite().all() for weights in self.parameters()):
-            raise ConfigError("the agent's weights are not finite: its training diverged")
-        env = int((~is_finite).nonzero()[0])
-        raise ConfigError(
-            f"the observation of environment {env} gives a state or a plan that is not finite: its "
-            "numbers are too large for this agent"
-        )
-
-    @torch.no_grad()
-    def prepare(self, obs: Observation) -> tuple[Tensor, TaskContext]:
-        """The next observations of the episode `[B, *O]` -> state `[B, D]` and task context."""
-        if self.context is None:
-            raise ConfigError("the agent has no task yet: call set_task(Task(...)) first")
-        self.evaluator.risk_model.resample()
-        obs = self._to_tensors("observation", obs)
-        context, num_envs = self.context, batch_size(obs)
-        if len(context.goal) not in (1, num_envs):
-            raise ConfigError(f"{num_envs} observations, but {len(context.goal)} goals")
-        uses_boredom = bool(context.weights.get("boredom"))
-        state = self.episode_memory.update(
-            self.perception(obs, context.modality_weights), MAX_STATES if uses_boredom else 1
-        )
-        context = context.select(torch.arange(num_envs, device=state.device) % len(context.goal))
-        if uses_boredom:
-            context = context._replace(
-                episode_states=self.episode_memory.episode_states(),
-                step_scale=self.world_model.step_scale(state),
-            )
-        return state, self.subgoals(state, context)
 
     @property
     def device(self) -> torch.device:
@@ -239,7 +137,7 @@ class Agent(nn.Module, Stateful):
                 f"{self.spec.describe_obs()}"
             )
 
-    def _to_tensors(self, label: str, obs: Observation) -> Observation:
+    def to_tensors(self, label: str, obs: Observation) -> Observation:
         """Arrays or tensors -> tensors on the agent's device; ConfigError as in `check_obs`."""
         if not isinstance(obs, (Tensor, np.ndarray, Mapping)):
             raise ConfigError(
@@ -271,6 +169,192 @@ class Agent(nn.Module, Stateful):
     def remember(self, transition: Transition) -> None:
         """Adds a step to the replay buffer."""
         self.replay_buffer.add(transition)
+
+
+class EpisodeState(NamedTuple):
+    """Everything that episodes change. No part of it is ever altered in place."""
+
+    context: TaskContext | None  # None before a task is set
+    memory: EpisodeMemory
+    subgoals: Any  # what the levels above carry from step to step
+    actors: Mapping[str, Any]  # what each actor carries, by mode
+    noise_rng: torch.Generator  # of the sampled futures
+    num_resets: int  # since the task was set
+
+
+class Controller:
+    """An agent acting in B environments at once. It holds everything that its episodes change:
+    short-term memory, warm starts, the rest of plans that are executed open loop, feedback on
+    edges, random streams. Controllers of one agent don't disturb each other.
+
+        controller = agent.controller(num_envs=2, task=ami.Task(goal=info["goal"]))
+        plan = controller.act(obs)  # plan.env_action is what env.step takes
+        controller.reset(done)  # before the first observation of new episodes is acted on
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        num_envs: int | None = None,
+        task: Task | None = None,
+        seed: int = 0,
+        tensors: bool = False,
+    ) -> None:
+        """`num_envs`: how many environments step together, so that observations are batches as
+        `gymnasium.make_vec` delivers them; None for a single environment, whose observations and
+        actions have no batch axis. `seed`: that of the random streams of planning. `tensors`:
+        observations and goals are not what an environment delivers but tensors as the agent's
+        encoders take them, `[B, *O]`, for any B."""
+        if num_envs is not None:
+            check_count("num_envs", num_envs, 1)
+        check_count("seed", seed, 0)
+        self.agent, self.num_envs, self.seed, self.tensors = agent, num_envs, seed, tensors
+        self.episode = self._planners_reset(None, EpisodeMemory(), num_resets=0)
+        if task is not None:
+            self.set_task(task)
+
+    @property
+    def context(self) -> TaskContext:
+        """The task as every module reads it; ConfigError before one is set."""
+        if self.episode.context is None:
+            raise ConfigError("the agent has no task yet: call set_task(Task(...)) first")
+        return self.episode.context
+
+    def set_task(self, task: Task, seed: int | None = None) -> None:
+        """Sets the task, in the middle of an episode too: plans are made anew, the short-term
+        memory stays. Its goal is an observation, one for each environment or one for all.
+        ConfigError for a task that this agent can't pursue; the old one stays."""
+        if not isinstance(task, Task):
+            raise ConfigError(f"the task is a {type(task).__name__}; it must be an ami.Task")
+        if seed is not None:
+            check_count("seed", seed, 0)
+        if task.goal is not None and not self.tensors:
+            sizes = None if self.num_envs is None else {self.num_envs, 1}
+            task = replace(task, goal=self._interface().read(task.goal, sizes, "goal"))
+        context, memory = self.agent.context(task), self.episode.memory
+        old = self.episode.context
+        if old is not None and context.modality_weights != old.modality_weights:
+            memory = memory.reset()  # its states were encoded with other modality weights
+        self.seed = self.seed if seed is None else seed
+        self.episode = self._planners_reset(context, memory, num_resets=0)
+
+    def reset(self, done: Any = None) -> None:
+        """Begins an episode in all environments, or where `done` `[B]` is True: the short-term
+        memory of those is emptied, and all plans are made anew."""
+        mask = None if done is None else self._mask(done)
+        if mask is None or mask.any():
+            context, memory, num_resets = (
+                self.episode.context, self.episode.memory, self.episode.num_resets
+            )  # fmt: skip
+            self.episode = self._planners_reset(context, memory.reset(mask), num_resets + 1)
+
+    def act(self, obs: Any) -> Plan:
+        """The next observations of the episode, as `env.reset` or `env.step` returned them -> the
+        plan whose first action should be executed; its `env_action` is what `env.step` takes.
+        ConfigError for observations that are not of the observation space or give no finite plan;
+        the controller is then as it was before."""
+        before = self.episode
+        try:
+            state, context = self.perceive(obs)
+            plan = self.plan(state, context)
+            self._check_finite(state, plan)
+        except BaseException:
+            self.episode = before
+            raise
+        if self.tensors:
+            return plan
+        env_action = self._interface().env_action(plan.action, batch=self.num_envs is not None)
+        return plan._replace(env_action=env_action)
+
+    @torch.no_grad()
+    def perceive(self, obs: Any) -> tuple[Tensor, TaskContext]:
+        """The first half of `act`: observation -> state `[B, D]`, and the context of this step with
+        the subgoal as its goal."""
+        agent, context, episode = self.agent, self.context, self.episode
+        tensors = self._read(obs)
+        features = agent.perception(tensors, context.modality_weights)
+        uses_boredom = bool(context.weights.get("boredom"))
+        keep = MAX_STATES if uses_boredom else 1
+        state, memory = episode.memory.update(agent.short_term_memory, features, keep)
+        if len(context.goal) not in (1, len(state)):
+            raise ConfigError(f"{len(state)} observations, but {len(context.goal)} goals")
+        context = context.select(torch.arange(len(state), device=state.device) % len(context.goal))
+        if uses_boredom:
+            context = context._replace(
+                episode_states=memory.episode_states(),
+                step_scale=agent.world_model.step_scale(state),
+            )
+        noise_rng = episode.noise_rng
+        if context.mode != "react":  # Mode-1 imagines nothing
+            noise_rng = noise_rng.clone_state()
+            context = agent.evaluator.with_noise(context, noise_rng)
+        context, subgoals = agent.subgoals(state, context, episode.subgoals)
+        self.episode = episode._replace(memory=memory, subgoals=subgoals, noise_rng=noise_rng)
+        return state, context
+
+    @torch.no_grad()
+    def plan(self, state: Tensor, context: TaskContext) -> Plan:
+        """The second half of `act`: state `[B, D]` and context, of `perceive` -> the plan of the
+        actor of this mode."""
+        episode, mode = self.episode, context.mode
+        plan, carry = self.agent.actors[mode](state, context, episode.actors[mode])
+        self.episode = episode._replace(actors={**episode.actors, mode: carry})
+        return plan
+
+    def _planners_reset(
+        self, context: TaskContext | None, memory: EpisodeMemory, num_resets: int
+    ) -> EpisodeState:
+        """The state in which all plans are made anew, with other random streams at each reset."""
+        agent, seed = self.agent, self.seed + num_resets
+        return EpisodeState(
+            context=context,
+            memory=memory,
+            subgoals=agent.subgoals.initial_carry(seed),
+            actors={mode: actor.initial_carry(seed) for mode, actor in agent.actors.items()},
+            noise_rng=torch.Generator().manual_seed(seed),
+            num_resets=num_resets,
+        )
+
+    def _read(self, obs: Any) -> Observation:
+        """Observations as the agent's encoders take them."""
+        if not self.tensors:
+            sizes = None if self.num_envs is None else {self.num_envs}
+            obs = self._interface().read(obs, sizes)
+        return self.agent.to_tensors("observation", obs)
+
+    def _interface(self) -> Interface:
+        interface = self.agent.spec.interface
+        if interface is None:
+            raise ConfigError(
+                "this agent was built without the spaces of an environment, so it can't read its "
+                "observations: build it with the spec of an environment"
+            )
+        return interface
+
+    def _mask(self, done: Any) -> Tensor:
+        mask = done.detach().cpu().numpy() if isinstance(done, Tensor) else np.asarray(done)
+        expected_shape: tuple[int, ...] = () if self.num_envs is None else (self.num_envs,)
+        if self.tensors and self.num_envs is None:  # any B
+            expected_shape = mask.shape
+        if mask.dtype != np.bool_ or mask.shape != expected_shape:
+            raise ConfigError(
+                f"done is {mask.dtype} of shape {mask.shape}; it must be bool of shape "
+                f"{expected_shape}"
+            )
+        return torch.as_tensor(mask.reshape(-1))
+
+    def _check_finite(self, state: Tensor, plan: Plan) -> None:
+        is_finite = state.isfinite().all(-1) & plan.actions.isfinite().flatten(1).all(1)
+        is_finite &= plan.energy.isfinite() | ~plan.planned  # Mode-1 computes no energy
+        if is_finite.all():
+            return
+        if not all(weights.isfinite().all() for weights in self.agent.parameters()):
+            raise ConfigError("the agent's weights are not finite: its training diverged")
+        env = int((~is_finite).nonzero()[0])
+        raise ConfigError(
+            f"the observation of environment {env} gives a state or a plan that is not finite: its "
+            "numbers are too large for this agent"
+        )
 
 
 def _describe_parts(parts: Mapping[str, object]) -> str:

@@ -16,11 +16,8 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.risk import ScenarioCVaR, ScenarioCVaRConfig
 from modules.actor.policy import (
-    ConvPolicy,
-    ConvPolicyConfig,
     NoPolicyProposal,
     NoPolicyProposalConfig,
-    NoStuckRecovery,
     NoStuckRecoveryConfig,
     Policy,
     PolicyConfig,
@@ -148,8 +145,6 @@ __all__ = [
     "ConfiguratorConfig",
     "ConvDynamics",
     "ConvDynamicsConfig",
-    "ConvPolicy",
-    "ConvPolicyConfig",
     "ConvQuasimetric",
     "ConvQuasimetricConfig",
     "EMATarget",
@@ -210,7 +205,6 @@ __all__ = [
     "NoMemoryConfig",
     "NoPolicyProposal",
     "NoPolicyProposalConfig",
-    "NoStuckRecovery",
     "NoStuckRecoveryConfig",
     "NoValueCritics",
     "NoValueCriticsConfig",

@@ -44,11 +44,10 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.risk import ScenarioCVaRConfig
 from modules.actor.policy import (
-    ConvPolicyConfig,
     NoPolicyProposal,
     NoPolicyProposalConfig,
     NoStuckRecoveryConfig,
-    OpenLoopActor,
+    PlanningActor,
     PolicyConfig,
     PolicyProposal,
     PolicyProposalConfig,
@@ -148,7 +147,7 @@ class ActorConfig:
     """What the agent does when its plans make no progress."""
     receding_horizon: int = 1
     """Actions of a plan that the agent executes before it plans again."""
-    policy: PolicyConfig | ConvPolicyConfig = field(default_factory=PolicyConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Mode-1: one forward pass."""
     policy_proposal: PolicyProposalConfig | NoPolicyProposalConfig = field(
         default_factory=PolicyProposalConfig
@@ -487,8 +486,8 @@ def _build(
     plain_planner = config.actor.planner.build(evaluator, NoPolicyProposal(spec.action_dim))
     actors: dict[str, ActorProtocol] = {
         "react": ReactiveActor(policy),
-        "plan": OpenLoopActor(
-            config.actor.stuck_recovery.build(planner, evaluator), config.actor.receding_horizon
+        "plan": PlanningActor(
+            planner, config.actor.receding_horizon, config.actor.stuck_recovery.build(evaluator)
         ),
     }
     if "distill_policy" in config.stages:  # it trains the predictor of plan energies

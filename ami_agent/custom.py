@@ -187,10 +187,8 @@ def _try_components(agent: Agent, config: Config, custom: Mapping[str, str]) -> 
             return found
 
         tried(prefix, f"the cost {name!r} of 2 imagined futures", (1, 2), energy)
-    action = torch.zeros(1, context.horizon, action_dim)
+    action, planning = torch.zeros(1, context.horizon, action_dim), agent.actors["plan"]
     tried(
         "actor", "a plan's actions", tuple(action.shape),
-        lambda: agent.actors["plan"](features, context).actions,
+        lambda: planning(features, context, planning.initial_carry(0))[0].actions,
     )  # fmt: skip
-    for actor in agent.actors.values():
-        actor.reset(0)

@@ -70,12 +70,14 @@ def switching(agent: ami.Agent, first: TaskSpec, then: TaskSpec, at: int) -> Pol
     """Mode-2 with one task, and with another from step `at` on."""
 
     def start_episode(start: EpisodeStart, seed: int) -> ActFn:
-        act, steps = agent_policy_factory(agent, "plan", first)(start, seed), 0
+        controller = agent.controller(tensors=True)
+        factory = agent_policy_factory(agent, "plan", first, controller=controller)
+        act, steps = factory(start, seed), 0
 
         def act_and_switch(obs: Any) -> torch.Tensor:
             nonlocal steps
             if steps == at:
-                agent.set_task(then.to_task(None, "plan"), seed)
+                controller.set_task(then.to_task(None, "plan"), seed)
             steps += 1
             return act(obs)
 

@@ -12,7 +12,7 @@ A state is always flat, `[..., D]`: an encoder and a dynamics model of feature m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -127,14 +127,6 @@ class DivergenceError(ArithmeticError):
     """A number that must be finite is not, so training can't continue."""
 
 
-class Stateful:
-    """A component with a state that changes during an episode: the attributes that `episode_state`
-    names. `reset` assigns new values to them and never alters the old ones in place, so that a
-    controller can save them and restore its own."""
-
-    episode_state: ClassVar[tuple[str, ...]] = ()
-
-
 class Transition(NamedTuple):
     """One step in B environments."""
 
@@ -197,6 +189,7 @@ class TaskContext(NamedTuple):
     reference_states: Tensor  # [K, D]: states of earlier episodes; K = 0 where none are kept
     step_scale: Tensor  # [B]: distance in representation space that a full action covers
     upper_plans: Tensor  # [B, L - 1, H, D]: plans of the levels above, top first; `goal` is theirs
+    noise: Tensor | None = None  # [K, H, U] in [0, 1): what the sampled futures of a plan share
 
     def select(self, env_ids: Tensor) -> TaskContext:
         """The context of some of the environments, `[N]` indices or a mask."""
@@ -276,28 +269,41 @@ class CostTermsFn(Protocol):
     def __call__(self, rollout: Rollout, context: TaskContext) -> dict[str, Tensor]: ...
 
 
+class PlannerCarry(NamedTuple):
+    """What a planner carries from one step of an episode to the next."""
+
+    rng: torch.Generator  # never drawn from: a planner draws from a clone, and carries that on
+    warm_start: Tensor | None = None  # [B, K, H, A]: candidates that begin with the next step
+
+    @classmethod
+    def initial(cls, seed: int) -> PlannerCarry:
+        """At the beginning of an episode."""
+        return cls(torch.Generator().manual_seed(seed))
+
+
 class ProposalFn(Protocol):
-    """State `[B, D]` -> initial candidates for a planner, `[B, P, H, A]`; P may be 0."""
+    """State `[B, D]` -> initial candidates for a planner, `[B, P, H, A]`; P may be 0. Random ones
+    are drawn from `rng`."""
 
-    def __call__(self, state: Tensor, context: TaskContext) -> Tensor: ...
-
-
-class ActorFn(Protocol):
-    """State `[B, D]` -> plan. Mode-1 and Mode-2 have this one signature."""
-
-    def __call__(self, state: Tensor, context: TaskContext) -> Plan: ...
+    def __call__(self, state: Tensor, context: TaskContext, rng: torch.Generator) -> Tensor: ...
 
 
-class ActorProtocol(ActorFn, Protocol):
-    """An actor that is reset when an episode begins, with the seed of its random draws."""
+class PlannerProtocol(Protocol):
+    """Mode-2: state `[B, D]` -> plan. A function: what one step leaves to the next is in the carry,
+    and neither the planner nor its arguments change."""
 
-    def reset(self, seed: int = 0) -> None: ...
+    def __call__(
+        self, state: Tensor, context: TaskContext, carry: PlannerCarry
+    ) -> tuple[Plan, PlannerCarry]: ...
 
 
-class PlannerProtocol(ActorProtocol, Protocol):
-    """A Mode-2 actor: it starts from its own last plan unless a warm start is set."""
+class ActorProtocol(Protocol):
+    """State `[B, D]` -> plan, in every mode. A function as planners are; what its carry holds is
+    its own affair. `initial_carry`: at the beginning of an episode; `seed` is that of its random
+    draws."""
 
-    def set_warm_start(self, actions: Tensor) -> None: ...
+    def initial_carry(self, seed: int) -> Any: ...
+    def __call__(self, state: Tensor, context: TaskContext, carry: Any) -> tuple[Plan, Any]: ...
 
 
 LatentRolloutFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]

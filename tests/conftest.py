@@ -28,7 +28,7 @@ from ami_agent.training import (
     TrainQuasimetric,
 )
 from modules.actor.subgoals import LandmarkGraphConfig
-from modules.types import PolicyFn, PolicyRolloutFn, Rollout, RolloutFn, TaskContext
+from modules.types import PlannerCarry, PolicyFn, PolicyRolloutFn, Rollout, RolloutFn, TaskContext
 from modules.world_model.hjepa import HierarchicalJEPAConfig
 
 
@@ -144,3 +144,26 @@ def error_line(capsys, *argv: object) -> str:
     assert message.count("\n") == 1
     assert "Traceback" not in message
     return message
+
+
+class Stepping:
+    """A planner, an actor or a level above, with what it carries from step to step of an
+    episode."""
+
+    def __init__(self, component: Any, seed: int = 0) -> None:
+        self.component = component
+        self.reset(seed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.component, name)
+
+    def reset(self, seed: int = 0) -> None:
+        begin = getattr(self.component, "initial_carry", PlannerCarry.initial)
+        self.carry = begin(seed)
+
+    def set_warm_start(self, actions: Tensor) -> None:
+        self.carry = self.carry._replace(warm_start=actions)
+
+    def __call__(self, state: Tensor, context: TaskContext) -> Any:
+        result, self.carry = self.component(state, context, self.carry)
+        return result

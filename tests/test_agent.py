@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvAdapter, rollout
-from ami_agent.agent import Agent
+from ami_agent.agent import Agent, Controller
 from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.policies import EpisodeStart
@@ -64,13 +64,14 @@ def make_policy(config: Config, num_envs: int = 2, seed: int = 0) -> tuple[Agent
 
 def waking(
     config: Config, mode: str, *, seed: int = 0, num_envs: int = 2
-) -> tuple[Agent, Observation]:
-    """An agent that has seen where it is and been told where to go."""
+) -> tuple[Controller, Observation]:
+    """An agent with a task, and the first observations."""
     agent, env = make_policy(config, num_envs)
+    controller = agent.controller(tensors=True)
     obs, info = env.reset(seed)
     awake(agent)
-    agent.set_task(Task(goal=env.goal(info), mode=mode))
-    return agent, obs
+    controller.set_task(Task(goal=env.goal(info), mode=mode))
+    return controller, obs
 
 
 def awake(agent: Agent) -> None:
@@ -84,9 +85,10 @@ def awake(agent: Agent) -> None:
 def record_of(config: Config, seed: int, mode: str, steps: int = 4) -> Tensor:
     """Actions `[T, B, A]`."""
     agent, env = make_policy(config, seed=seed)
+    controller = agent.controller(tensors=True)
     obs, info = env.reset(seed)
-    agent.set_task(Task(goal=env.goal(info), mode=mode), seed)
-    collected = islice(rollout(lambda obs: agent.act(obs).action, env, obs), steps)
+    controller.set_task(Task(goal=env.goal(info), mode=mode), seed)
+    collected = islice(rollout(lambda obs: controller.act(obs).action, env, obs), steps)
     return torch.stack([step.transition.action for step in collected])
 
 
@@ -106,8 +108,9 @@ def same(one: Plan, other: Plan) -> bool:
 
 def test_who_has_no_task_cannot_act(tiny):
     agent, env = make_policy(tiny)
+    controller = agent.controller(tensors=True)
     with pytest.raises(ConfigError, match="set_task"):
-        agent.act(env.reset(0)[0])
+        controller.act(env.reset(0)[0])
 
 
 @pytest.mark.parametrize(
@@ -123,11 +126,11 @@ def test_who_has_no_task_cannot_act(tiny):
     ],
 )
 def test_a_task_that_makes_no_sense_is_refused_and_the_old_one_stays(tiny, wish, message):
-    agent, obs = waking(tiny, "plan")
-    before = agent.context
+    controller, obs = waking(tiny, "plan")
+    before = controller.context
     with pytest.raises(ConfigError, match=message):
-        agent.set_task(Task(goal=obs, **wish))
-    assert agent.context is before
+        controller.set_task(Task(goal=obs, **wish))
+    assert controller.context is before
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -150,8 +153,9 @@ def test_fresh_weights_depend_on_the_seed_alone_and_use_up_no_chance_of_others(t
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_answers_with_a_plan_that_the_agent_body_can_episode_state_out(tiny, mode):
-    agent, obs = waking(tiny, mode)
-    plan = agent.act(obs)
+    controller, obs = waking(tiny, mode)
+    agent = controller.agent
+    plan = controller.act(obs)
     length = plan.actions.shape[1]
     assert plan.action.shape == (2, 2)
     assert plan.energy.shape == (2,)
@@ -163,10 +167,10 @@ def test_every_mode_answers_with_a_plan_that_the_agent_body_can_episode_state_ou
 
 
 def test_the_task_says_how_far_to_look_and_what_hurts(tiny):
-    agent, obs = waking(tiny, "plan")
+    controller, obs = waking(tiny, "plan")
     target = {"control_cost": 2.0, "critic": 0.5, "goal_distance": 0.0}
-    agent.set_task(Task(goal=obs, horizon=3, weights=target))
-    plan = agent.act(obs)
+    controller.set_task(Task(goal=obs, horizon=3, weights=target))
+    plan = controller.act(obs)
     assert plan.actions.shape == (2, 3, 2)
     effort = plan.actions.square().sum(-1).mean(-1)
     torch.testing.assert_close(dict(plan.terms)["control_cost"], 2 * effort)
@@ -175,35 +179,40 @@ def test_the_task_says_how_far_to_look_and_what_hurts(tiny):
 
 def test_a_new_goal_in_the_middle_of_an_episode_is_a_new_task_altogether(tiny):
     config = override(tiny, {"actor.receding_horizon": 3})
-    agent, obs = waking(config, "plan")
-    old = agent.act(obs)
-    agent.set_task(Task(goal=obs), seed=0)
-    torch.testing.assert_close(agent.context.goal, agent.encode(obs))
+    controller, obs = waking(config, "plan")
+    agent = controller.agent
+    old = controller.act(obs)
+    controller.set_task(Task(goal=obs), seed=0)
+    torch.testing.assert_close(controller.context.goal, agent.encode(obs))
     is_first, _ = waking(config, "plan")
     is_first.set_task(Task(goal=obs), seed=0)
-    plan = agent.act(obs)
+    plan = controller.act(obs)
     assert same(plan, is_first.act(obs))
     assert not torch.equal(plan.actions, old.actions)
 
 
 def test_changing_the_mode_keeps_the_agent(tiny):
-    agent, obs = waking(tiny, "react")
+    controller, obs = waking(tiny, "react")
+    agent = controller.agent
     before = weights_of(agent)
-    reactive = agent.act(obs)
-    agent.set_task(Task(goal=obs, mode="plan"))
-    agent.act(obs)
-    agent, obs = waking(tiny, "react")
+    reactive = controller.act(obs)
+    controller.set_task(Task(goal=obs, mode="plan"))
+    controller.act(obs)
+    controller, obs = waking(tiny, "react")
+    agent = controller.agent
     assert moved(agent, before) == set()
-    assert same(agent.act(obs), reactive)
+    assert same(controller.act(obs), reactive)
 
 
 def test_a_reactive_actor_in_one_env_is_the_same_as_among_many(tiny):
-    agent, obs = waking(tiny, "react", num_envs=5)
-    together = agent.act(obs).action
-    context = agent.context
+    controller, obs = waking(tiny, "react", num_envs=5)
+    together = controller.act(obs).action
+    context = controller.context
     for env in range(5):
-        agent.context = context.select(torch.tensor([env]))
-        torch.testing.assert_close(agent.act(obs[env, None]).action[0], together[env])
+        controller.episode = controller.episode._replace(
+            context=context.select(torch.tensor([env]))
+        )
+        torch.testing.assert_close(controller.act(obs[env, None]).action[0], together[env])
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -363,36 +372,39 @@ def weigh(**weights: float) -> Callable[[Config], Config]:
 
 @pytest.mark.parametrize("ablation", [weigh(goal_distance=1.0, critic=0.0), weigh()])
 def test_without_a_critic_one_can_still_plan(tiny, ablation):
-    agent, obs = waking(
+    controller, obs = waking(
         ablation(override(tiny, {"cost.goal_critic": NoGoalCriticConfig()})), "plan"
     )
-    assert agent.act(obs).energy.isfinite().all()
+    assert controller.act(obs).energy.isfinite().all()
 
 
 def test_arrays_are_taken_as_gymnasium_delivers_them(tiny):
     agent, env = make_policy(tiny)
+    controller = agent.controller(tensors=True)
     obs, info = env.reset(0)
-    agent.set_task(Task(goal=env.goal(info)))
-    output = agent.act(obs)
-    agent.set_task(Task(goal=env.goal(info).numpy()))
-    assert same(agent.act(obs.numpy()), output)
+    controller.set_task(Task(goal=env.goal(info)))
+    output = controller.act(obs)
+    controller.set_task(Task(goal=env.goal(info).numpy()))
+    assert same(controller.act(obs.numpy()), output)
     with pytest.raises(ConfigError, match="observation is a list; it must be a batch of"):
-        agent.act([1, 2])
+        controller.act([1, 2])
 
 
 def test_where_an_episode_begins_nobody_goes_on_with_a_plan(tiny):
-    agent, obs = waking(
+    controller, obs = waking(
         override(
             tiny, {"actor.receding_horizon": 3, "actor.policy_proposal": NoPolicyProposalConfig()}
         ),
         "plan",
     )
-    agent.reset()
-    first = agent.act(obs)
-    agent.act(obs)
-    assert agent.actors["plan"].remaining
-    agent.reset()
-    assert agent.act(obs).actions.shape == first.actions.shape  # a whole plan, not the rest of one
+    controller.reset()
+    first = controller.act(obs)
+    controller.act(obs)
+    assert controller.episode.actors["plan"].remaining
+    controller.reset()
+    assert (
+        controller.act(obs).actions.shape == first.actions.shape
+    )  # a whole plan, not the rest of one
 
 
 def test_who_is_to_stay_stays_where_it_was_when_it_was_reported_whatever_begins_elsewhere(tiny):
@@ -415,12 +427,15 @@ def test_what_is_plan_in_one_env_does_not_depend_on_how_many_others_there_are(ti
         },
     )
     agent, env = make_policy(config, num_envs=5)
+    controller = agent.controller(tensors=True)
     obs, info = env.reset(0)
     awake(agent)
     goal = env.goal(info)
     plans = []
     for worlds in ([0, 1, 2, 3, 4], [3]):
-        agent.reset()
-        agent.set_task(Task(goal=goal[worlds]), seed=4)
-        plans.append([agent.act(obs[worlds]).actions[-1 if worlds == [3] else 3] for _ in range(7)])
+        controller.reset()
+        controller.set_task(Task(goal=goal[worlds]), seed=4)
+        plans.append(
+            [controller.act(obs[worlds]).actions[-1 if worlds == [3] else 3] for _ in range(7)]
+        )
     torch.testing.assert_close(plans[0], plans[1], atol=1e-4, rtol=0)

@@ -14,10 +14,9 @@ from ami_agent.training import AmortizePlanning
 from ami_agent.training.base import encode_buffer
 from ami_agent.training.optim import OptimConfig
 from ami_agent.validate import check_stages
-from modules.actor.action_space import BallActions
-from modules.actor.policy import ConvPolicyConfig
 from modules.configurator import Task, TaskSpec
-from modules.types import ConfigError
+from modules.types import ConfigError, PlannerCarry
+from modules.world_model.jepa import WorldModel
 from tests.conftest import small
 
 LESSON = AmortizePlanning(horizon=2, optim=OptimConfig(steps=12, batch_size=16, lr=1e-2))
@@ -40,7 +39,6 @@ def energies(agent: Agent, horizon: int) -> tuple[float, float]:
     context = agent.configurator.context(
         Task(goal=goal, horizon=horizon, planner_iterations=20), goal
     )
-    agent.planner.reset()
     with torch.no_grad():
         actions, here = [], state
         for _ in range(horizon):
@@ -48,7 +46,7 @@ def energies(agent: Agent, horizon: int) -> tuple[float, float]:
             here = agent.world_model.level(0).dynamics(here, actions[-1])
         future = agent.world_model.imagine(state, torch.stack(actions, 1)[:, None])
         habits = torch.stack(list(agent.cost(future, context).values())).sum(0)
-        planned = agent.planner(state, context).energy
+        planned = agent.planner(state, context, PlannerCarry.initial(0))[0].energy
     return float(habits.mean()), float(planned.mean())
 
 
@@ -159,34 +157,12 @@ def test_tasks_to_imitate_are_known():
         check_stages(override(recipes.forage(), {"stages.distill_policy": distil}))
 
 
-def test_a_policy_of_maps_sees_every_place_where_it_is():
-    shape = (2, 3, 4)
-    policy = ConvPolicyConfig(channels=5, hidden=8).build(shape, 2, BallActions(), task_dim=2)
-    observed = []
-    policy.layers.layers[1].register_forward_pre_hook(lambda _, inputs: observed.append(inputs[0]))
-    state, goal = torch.zeros(1, 24), torch.zeros(1, 24)
-    state.view(1, *shape)[0, 1, 2, 3] = 7.0
-    goal.view(1, *shape)[0, 0, 1, 2] = 5.0
-    action = policy(state, goal, torch.tensor([[0.0, 3.0]]))
-    assert action.shape == (1, 2)
-    assert action.norm() <= 1
-    (looked,) = observed
-    assert looked.shape == (1, 6 + 2, 3, 4)
-    assert looked[0, 1, 2, 3] == 7
-    assert looked[0, 2 + 0, 1, 2] == 5
-    assert looked[0, 4 + 0, 1, 2] == 5
-    assert looked[0, 4 + 1, 2, 3] == -7
-    assert looked[0, :6].count_nonzero() == 4
-    assert (looked[0, 6] == 0).all()  # what is told of the task is the same everywhere
-    assert (looked[0, 7] == 3).all()
-
-
 def test_groups_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(ConfigError, match="groups of 3"):
         AmortizePlanning(group_size=3)
 
 
-def test_every_update_has_another_chance_and_a_seed_the_same_ones():
+def test_every_update_draws_other_noise_and_a_seed_the_same(monkeypatch):
     config = small(recipes.recipe("windy-rooms"), steps=2)
     env = config.env.build(1)
     agent = build(
@@ -199,11 +175,19 @@ def test_every_update_has_another_chance_and_a_seed_the_same_ones():
     living = config.stages["collect"].start(agent, config.env, 0)
     while living.step < living.total:
         living.update()
+    imagine, drawn = WorldModel.imagine_policy, []
+
+    def observed(self, state, policy, candidates, noise=None):
+        drawn.append(noise)
+        return imagine(self, state, policy, candidates, noise)
+
+    monkeypatch.setattr(WorldModel, "imagine_policy", observed)
+
     stage_run = replace(LESSON, group_size=4).start(agent, config.env, 0)
 
     def chance(seed: int) -> torch.Tensor:
         stage_run.loss(torch.Generator().manual_seed(seed))
-        return agent.evaluator.risk_model.noise(torch.zeros(1, 0, LESSON.horizon, 2))[0]
+        return drawn[-1]
 
     first, other, again = chance(1), chance(2), chance(1)
     assert not torch.equal(first, other)

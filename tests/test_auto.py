@@ -22,10 +22,9 @@ from ami_agent.evaluation import policies
 from ami_agent.evaluation.policies import EpisodeStart
 from modules.actor.action_space import BoxActions
 from modules.actor.adaptive import (
-    AdaptiveActor,
     AdaptiveActorConfig,
+    LastPlan,
     PlanEnergyPredictor,
-    ReplanTrigger,
     merge_plans,
 )
 from modules.actor.planning import (
@@ -35,8 +34,17 @@ from modules.actor.planning import (
     RolloutEvaluator,
 )
 from modules.actor.planning.evaluator import EvaluatedRollouts
-from modules.types import ConfigError, Plan, PlannerProtocol, ProposalFn, Rollout, TaskContext
-from tests.conftest import make_context, small, stepwise
+from modules.actor.policy import NoPolicyProposal
+from modules.types import (
+    ConfigError,
+    Plan,
+    PlannerCarry,
+    PlannerProtocol,
+    ProposalFn,
+    Rollout,
+    TaskContext,
+)
+from tests.conftest import Stepping, make_context, small, stepwise
 
 BIG = 1e6
 
@@ -66,17 +74,17 @@ LAZY = torch.tensor([False, True, True, False, True, False])
 """Where the policy knows no better than to rest."""
 
 
-def best(state: Tensor, context: TaskContext) -> Tensor:
+def best(state: Tensor, context: TaskContext, rng: Any = None) -> Tensor:
     """argmin |s + sum a - g|^2 + w sum |a|^2 is H equal steps (g - s) / (H + w); `[B, 1, H, A]`."""
     step = (context.goal - state) / (context.horizon + context.task_vector)
     return step[:, None, None].expand(-1, 1, context.horizon, -1)
 
 
-def rest(state: Tensor, context: TaskContext) -> Tensor:
+def rest(state: Tensor, context: TaskContext, rng: Any = None) -> Tensor:
     return torch.zeros_like(best(state, context))
 
 
-def uneven(state: Tensor, context: TaskContext) -> Tensor:
+def uneven(state: Tensor, context: TaskContext, rng: Any = None) -> Tensor:
     """The best there is, but where it is lazy."""
     return torch.where(LAZY[:, None, None, None], rest(state, context), best(state, context))
 
@@ -90,7 +98,8 @@ class By:
     def evaluate_with(
         self, state: Tensor, others: Tensor, context: TaskContext
     ) -> EvaluatedRollouts:
-        return EYE.evaluate(state, torch.cat([self.rule(state, context), others], 1), context)
+        proposed = self.rule(state, context, torch.Generator())
+        return EYE.evaluate(state, torch.cat([proposed, others], 1), context)
 
 
 class Says(nn.Module):
@@ -129,22 +138,19 @@ class Taped:
         self.asked: list[Tensor] = []
         self.given: list[Tensor] = []
 
-    def reset(self, seed: int = 0) -> None:
-        self.planner.reset(seed)
-
-    def set_warm_start(self, actions: Tensor) -> None:
-        self.given.append(actions)
-        self.planner.set_warm_start(actions)
-
-    def __call__(self, state: Tensor, context: TaskContext) -> Plan:
+    def __call__(
+        self, state: Tensor, context: TaskContext, carry: PlannerCarry
+    ) -> tuple[Plan, PlannerCarry]:
         self.asked.append(state)
-        return self.planner(state, context)
+        assert carry.warm_start is not None
+        self.given.append(carry.warm_start)
+        return self.planner(state, context, carry)
 
 
 def thinker(**how: int) -> GradientPlanner:
     """By default without chance: rest is its only guess."""
     config = GradientPlannerConfig(**{"num_proposals": 1, "horizon": 3, **how})
-    return config.build(EYE, lambda state, context: rest(state, context)[:, :0])
+    return config.build(EYE, NoPolicyProposal(2))
 
 
 def auto(
@@ -152,9 +158,9 @@ def auto(
     habit: ProposalFn = uneven,
     planner: PlannerProtocol | None = None,
     **how: Any,
-) -> tuple[AdaptiveActor, Taped]:
+) -> tuple[Stepping, Taped]:
     events = Taped(planner or thinker())
-    return AdaptiveActorConfig(**how).build(By(habit), events, expectation, 2), events
+    return Stepping(AdaptiveActorConfig(**how).build(By(habit), events, expectation, 2)), events
 
 
 def rows(plan: Plan, worlds: Tensor) -> Plan:
@@ -257,22 +263,18 @@ def test_who_has_just_plan_lets_it_be_for_a_while():
 
 
 def test_what_was_found_holds_in_its_own_env_for_its_own_time():
-    promises, worse, better = (
-        ReplanTrigger(patience=2),
-        torch.full((3,), 9.0),
-        torch.full((3,), 1.0),
-    )
-    assert promises.expired(better).all()  # nothing was promised yet
-    promises.record(torch.tensor([1]), torch.tensor([5.0]))
-    assert promises.expired(better).tolist() == [True, False, True]
-    promises.record(torch.tensor([0, 2]), torch.tensor([0.5, 3.0]))
-    assert promises.expired(better).tolist() == [True, False, False]
-    assert promises.expired(better).tolist() == [True, True, False]  # its time is over
-    assert promises.expired(worse).all()
-    promises.record(torch.tensor([0, 1, 2]), better)
-    assert not promises.expired(better).any()
-    promises.clear()
-    assert promises.expired(better).all()
+    worse, better = torch.full((3,), 9.0), torch.full((3,), 1.0)
+    last = LastPlan.none(better).advance()
+    assert last.expired(better).all()  # there is no plan yet
+    last = last.record(torch.tensor([1]), torch.tensor([5.0]), patience=2).advance()
+    assert last.expired(better).tolist() == [True, False, True]
+    last = last.record(torch.tensor([0, 2]), torch.tensor([0.5, 3.0]), patience=2).advance()
+    assert last.expired(better).tolist() == [True, False, False]
+    last = last.advance()
+    assert last.expired(better).tolist() == [True, True, False]  # its time is over
+    assert last.expired(worse).all()
+    last = last.record(torch.tensor([0, 1, 2]), better, patience=2).advance()
+    assert not last.expired(better).any()
 
 
 def test_in_another_episode_nothing_holds_of_what_was_found():
@@ -305,24 +307,23 @@ def test_where_less_comes_of_it_than_was_found_it_is_plan_about_again_and_only_t
 
 @pytest.mark.parametrize(("worse", "thinks"), [(0.04, False), (0.06, True)])
 def test_a_little_less_than_was_found_is_forgiven(worse, thinks):
-    promises = ReplanTrigger(patience=3)
-    promises.expired(torch.zeros(2))
-    promises.record(torch.tensor([1]), torch.tensor([2.0]))
+    last = LastPlan.none(torch.zeros(2)).advance()
+    last = last.record(torch.tensor([1]), torch.tensor([2.0]), patience=3)
     task = make_context(torch.zeros(2, 2), horizon=1, task_vector=torch.zeros(2, 1))
     expectation = promise(-BIG)
     actor, _ = auto(expectation, rest, slack=0.05, tolerance=0.0)
-    actor.replan_trigger = promises
+    actor.carry = actor.carry._replace(last_plan=last)
     away = torch.tensor([[0.0, 0.0], [(2.0 + worse) ** 0.5, 0.0]])
     assert actor(away, task).planned.tolist() == [True, thinks]
 
 
 def test_what_was_intended_is_what_is_left_of_it_a_step_later():
-    def uneven_steps(state: Tensor, context: TaskContext) -> Tensor:
+    def uneven_steps(state: Tensor, context: TaskContext, rng: Any) -> Tensor:
         return best(state, context) * torch.tensor([0.5, 1.0, 0.9])[:, None]
 
     actor, _ = auto(promise(BIG), uneven_steps)
     first = actor(HERE, TASK)
-    actor.policy_proposal = By(rest)
+    actor.component.policy_proposal = By(rest)
     then = actor(onward(first), TASK)
     left = torch.cat([first.actions[:, 1:], first.actions[:, -1:]], 1)
     assert torch.equal(then.actions, left)
@@ -331,7 +332,7 @@ def test_what_was_intended_is_what_is_left_of_it_a_step_later():
 def test_what_was_intended_gives_way_to_a_better_policy_proposal():
     actor, _ = auto(promise(BIG), rest)
     actor(HERE, TASK)
-    actor.policy_proposal = By(best)
+    actor.component.policy_proposal = By(best)
     assert torch.equal(actor(HERE, TASK).actions, best(HERE, TASK)[:, 0])
 
 
@@ -360,13 +361,13 @@ def test_what_a_plan_shows_is_of_its_own_env():
 
 def after(habit: ProposalFn, planner: PlannerProtocol, worlds: Tensor) -> Plan:
     """What is thought in some of the worlds from a habit on."""
-    planner.set_warm_start(habit(HERE, TASK)[worlds])
-    return planner(HERE[worlds], TASK.select(worlds))
+    carry = PlannerCarry.initial(0)._replace(warm_start=habit(HERE, TASK)[worlds])
+    return planner(HERE[worlds], TASK.select(worlds), carry)[0]
 
 
 def half_way(fraction: float) -> ProposalFn:
     """Goes so far of a way of length 1 that is all effort's worth: what is missed is (1 - x)^2."""
-    return lambda state, context: fraction * (context.goal - state)[:, None, None]
+    return lambda state, context, rng: fraction * (context.goal - state)[:, None, None]
 
 
 @pytest.mark.parametrize(
@@ -467,9 +468,7 @@ def test_splicing_keeps_the_envs_apart_and_both_plans_as_they_were(seed, chosen)
 
 
 def test_a_new_episode_with_the_same_seed_makes_the_same_plans():
-    sampler = CEMConfig(num_samples=8, iterations=2).build(
-        EYE, lambda state, context: rest(state, context)
-    )
+    sampler = CEMConfig(num_samples=8, iterations=2).build(EYE, rest)
     actor, _ = auto(knowing(), planner=sampler)
 
     def episodes_of(seed: int) -> Tensor:
@@ -577,6 +576,7 @@ def test_nobody_plans_as_need_be_who_was_never_trained_what_to_expect():
     config = recipes.recipe("gym")
     with closing(config.env.build(1)) as env:
         agent = build(config, env.spec)
+        controller = agent.controller(tensors=True)
         assert tuple(agent.actors) == ("react", "plan")
         with pytest.raises(ConfigError, match="'auto'; there are react, plan"):
-            agent.set_task(config.tasks["reward"].to_task(None, "auto"))
+            controller.set_task(config.tasks["reward"].to_task(None, "auto"))

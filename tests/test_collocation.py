@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from modules.actor.action_space import ActionSpace, BallActions, BoxActions
 from modules.actor.planning import (
-    Collocation,
     CollocationConfig,
     GradientPlannerConfig,
     RolloutEvaluator,
@@ -21,7 +20,7 @@ from modules.actor.planning.evaluator import RandomProposals
 from modules.actor.planning.risk import EvaluatedRollouts
 from modules.actor.policy import NoPolicyProposal
 from modules.types import ConfigError, CostTermsFn, ProposalFn, Rollout, TaskContext
-from tests.conftest import make_context, stepwise
+from tests.conftest import Stepping, make_context, stepwise
 
 HERE = torch.tensor([[0.5, -0.3], [0.2, 0.9]])
 THERE = torch.tensor([[1.3, -1.1], [-0.6, 0.1]])
@@ -85,8 +84,9 @@ def make_evaluator(
 
 def planner(
     agent: RolloutEvaluator | None = None, propose: ProposalFn | None = None, **how: float
-) -> Collocation:
-    return CollocationConfig(**how).build(agent or make_evaluator(), propose or NoPolicyProposal(2))  # type: ignore[arg-type]
+) -> Stepping:
+    config = CollocationConfig(**how)  # type: ignore[arg-type]
+    return Stepping(config.build(agent or make_evaluator(), propose or NoPolicyProposal(2)))
 
 
 def context(goal: Tensor = THERE, steps: int = 8, horizon: int = 3) -> TaskContext:
@@ -130,7 +130,8 @@ def test_in_an_env_that_drifts_apart_it_plans_far_ahead_where_descent_through_ti
         torch.tensor([[0.3, -0.1], [0.1, 0.3], [-0.4, 0.2]]),
     )
     task = context(-start, steps=64, horizon=40)
-    shooting = GradientPlannerConfig(lr=0.1).build(agent, NoPolicyProposal(2))(start, task)
+    descent = Stepping(GradientPlannerConfig(lr=0.1).build(agent, NoPolicyProposal(2)))
+    shooting = descent(start, task)
     plan = planner(agent)(start, task)
     assert plan.energy.mean() < shooting.energy.mean() / 2
 
@@ -158,7 +159,7 @@ def test_longer_futures_are_no_deeper():
     agent = RolloutEvaluator(watched, stepwise(watched), miss_and_effort, BoxActions(), 2)
     planner(agent, polish_steps=0)(HERE, context(steps=10, horizon=30))
     assert lengths.count(1) == 10 + 2  # two measure what a step is, and is worth
-    assert lengths.count(30) == 3  # the guesses, what came of them, the decision
+    assert lengths.count(30) == 2  # the candidates, and what came of them
 
 
 @pytest.mark.parametrize("steps", [0, 1, 8])
@@ -174,7 +175,8 @@ def test_a_plan_hopes_for_what_its_actions_lead_to(steps):
 
 def test_no_plan_is_the_best_guess():
     agent, task = make_evaluator(), context(steps=0)
-    candidates = RandomProposals(agent)(HERE, task, 4)
+    rng = torch.Generator().manual_seed(0)
+    candidates = RandomProposals(agent.action_space, 2)(HERE, task, 4, rng)
     energy = total(agent, HERE, candidates, task)
     plan = planner(agent, num_proposals=4)(HERE, task)
     torch.testing.assert_close(plan.energy, energy.amin(1))
@@ -191,7 +193,7 @@ def test_planning_is_never_worse_than_guessing_even_with_steps_too_long(steps):
 
 def test_what_a_perfect_policy_proposes_is_not_unlearnt():
     best = ((THERE - HERE) / (3 + CARE))[:, None, None].expand(-1, 1, 3, -1)
-    plan = planner(propose=lambda state, task: best, lr=1.0)(HERE, context())
+    plan = planner(propose=lambda state, task, rng: best, lr=1.0)(HERE, context())
     torch.testing.assert_close(plan.actions, best[:, 0], atol=1e-3, rtol=0)
 
 

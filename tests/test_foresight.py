@@ -60,7 +60,7 @@ from modules.world_model.jepa import (
     WorldModel,
     WorldModelConfig,
 )
-from tests.conftest import make_context, stepwise
+from tests.conftest import Stepping, make_context, stepwise
 
 CHANNELS = ("reward", "damage")
 DISCOUNT = 0.8
@@ -381,7 +381,7 @@ EYE = RolloutEvaluator(
 )
 
 
-def nothing(state: Tensor, context: TaskContext) -> Tensor:
+def nothing(state: Tensor, context: TaskContext, rng: torch.Generator) -> Tensor:
     return state.new_empty(len(state), 0, context.horizon, 1)
 
 
@@ -395,7 +395,7 @@ def climb(planner: str, heights: list[float], **limits: float) -> Plan:
     """Mode-2's plan to get high within two steps, from each of these heights."""
     here = torch.tensor(heights)[:, None]
     task = make_context(here, weights={"reward": 1.0}, limits=limits, horizon=2, iterations=200)
-    return PLANNERS[planner]()(here, task)
+    return Stepping(PLANNERS[planner]())(here, task)
 
 
 @pytest.mark.parametrize("planner", PLANNERS)

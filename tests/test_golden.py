@@ -57,9 +57,9 @@ def rollout(mode: str, steps: int = 20) -> list[float]:
     found: list[float] = []
     with closing(run_dir.settings_of(SHIPPED).env.build(2)) as world:
         obs, info = world.reset(seed=0)
-        controller = agent.controller(2, ami.Task(goal=info["goal"], mode=mode))
+        controller = agent.controller(2, ami.Task(goal=world.goal(info), mode=mode), tensors=True)
         for _ in range(steps):
-            plan = controller.plan(obs)
+            plan = controller.act(obs)
             found += [*plan.energy.nan_to_num().tolist(), *plan.action.flatten().tolist()]
             obs = world.step(obs, plan.action).transition.next_obs
     return found

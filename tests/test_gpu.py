@@ -30,8 +30,9 @@ def test_an_agent_on_a_gpu_acts_as_on_a_cpu(tiny, tmp_path, mode):
     actions = []
     for device in ("cpu", "cuda"):
         agent = ami.load(tmp_path / "run", device)
-        agent.set_task(Task(goal=goal.to(device), mode=mode))
-        actions.append(agent.act(obs.to(device)).action.cpu())
+        controller = agent.controller(tensors=True)
+        controller.set_task(Task(goal=goal.to(device), mode=mode))
+        actions.append(controller.act(obs.to(device)).action.cpu())
     torch.testing.assert_close(*actions, atol=1e-2, rtol=0)
 
 

@@ -19,13 +19,13 @@ from ami_agent.train import train
 from ami_agent.training import SelectLandmarks
 from ami_agent.validate import check_stages
 from modules.actor.policy import StuckPerturbationConfig
-from modules.actor.subgoals import FlatConfig, LandmarkGraph, LandmarkGraphConfig
+from modules.actor.subgoals import FlatConfig, LandmarkGraphConfig
 from modules.actor.subgoals.edge_feedback import initial_feedback
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE
 from modules.configurator import Task, TaskSpec
 from modules.cost.cost import NoGoalCriticConfig
 from modules.types import ConfigError, QuasimetricFns, TaskContext
-from tests.conftest import make_context, small, unexpected_query
+from tests.conftest import Stepping, make_context, small, unexpected_query
 
 PLENTY = 40
 WALL = 3.0
@@ -45,16 +45,15 @@ def walled(state: Tensor, goal: Tensor) -> Tensor:
     return far + 30 * (across & low & (far < 3))
 
 
-def graph(distance=straight, **output) -> LandmarkGraph:
+def graph(distance=straight, **output) -> Stepping:
     config = LandmarkGraphConfig(
         **{"trusted_edge_length": 1.0, "subgoal_spacing": 2.0, "max_edges": PLENTY, **output}
     )
-    return config.build(
-        (2, 1, 1), 2, QuasimetricFns(lambda state: state, distance), unexpected_query
-    )
+    quasimetric = QuasimetricFns(lambda state: state, distance)
+    return Stepping(config.build((2, 1, 1), 2, quasimetric, unexpected_query))
 
 
-def charted(states: Tensor, distance=straight, **output) -> LandmarkGraph:
+def charted(states: Tensor, distance=straight, **output) -> Stepping:
     level = graph(distance, num_landmarks=len(states), **output)
     level.build(states, every_hop(states), states[:, None])
     return level
@@ -247,8 +246,9 @@ def test_any_agent_goes_closely_goes_to_the_next_landmark_that_it_is_not_at():
     start, goal = torch.tensor([[1.1, 2.0]]), torch.tensor([[6.1, 2.0]])
     level = charted(lattice(), subgoal_spacing=3.0)
     assert level(start, with_target(goal)).goal.tolist() == [pytest.approx([4.1, 2.0])]
-    assert not level.edge_feedback.follow_closely.any()
-    level.edge_feedback = level.edge_feedback._replace(follow_closely=torch.tensor([True]))
+    assert not level.carry.edge_feedback.follow_closely.any()
+    feedback = level.carry.edge_feedback._replace(follow_closely=torch.tensor([True]))
+    level.carry = level.carry._replace(edge_feedback=feedback)
     found = level(start, with_target(goal))
     assert found.goal.tolist() == [pytest.approx([2.1, 2.0])]
     assert found.upper_plans[0, 0, 1].tolist() == goal[0].tolist()  # the others as ever
@@ -293,7 +293,7 @@ def test_what_is_known_against_a_map_is_known_in_that_env_alone():
     level = charted(lattice(), stuck_after=4)
     for _ in range(40):
         level(start, with_target(goal))  # nobody moves at all
-    assert (level.edge_feedback.penalty.amax(-1) > 0).all()
+    assert (level.carry.edge_feedback.penalty.amax(-1) > 0).all()
     level.reset()
     first = charted(lattice(), stuck_after=4)(start, with_target(goal)).upper_plans
     assert torch.equal(level(start, with_target(goal)).upper_plans, first)
@@ -305,8 +305,8 @@ def test_who_is_there_or_gets_on_has_nothing_against_the_map():
     for _ in range(60):
         position = pushed(position, level(position, with_target(goal)).goal)
     assert torch.equal(position, goal)
-    assert not level.edge_feedback.penalty.any()
-    assert not level.edge_feedback.follow_closely.any()
+    assert not level.carry.edge_feedback.penalty.any()
+    assert not level.carry.edge_feedback.follow_closely.any()
 
 
 def test_near_goals_are_pursued_directly():
@@ -372,10 +372,8 @@ def test_two_landmarks_in_one_place_do_not_hold_anybody():
 
 def test_flat_is_flat():
     context = with_target(torch.ones(2, 2))
-    assert (
-        FlatConfig().build((2, 1, 1), 2, None, unexpected_query)(torch.zeros(2, 2), context)
-        is context
-    )
+    flat = Stepping(FlatConfig().build((2, 1, 1), 2, None, unexpected_query))
+    assert flat(torch.zeros(2, 2), context) is context
     assert context.upper_plans.shape[:2] == (2, 0)
 
 
@@ -474,20 +472,20 @@ def test_what_chance_may_cost_is_imagined_by_the_env_model(mazes):
 
 def test_every_mode_pursues_the_subgoal_and_the_plan_tells_of_it(mazes):
     agent, _ = surveyed(mazes)
+    controller = agent.controller(tensors=True)
     env = mazes.eval_env.build(3, goal_distance="long")
     obs, info = env.reset(5)
     for mode in ("react", "plan", "auto"):
-        agent.reset()
-        agent.set_task(Task(goal=env.goal(info), mode=mode))
-        plan = agent.act(obs)
+        controller.reset()
+        controller.set_task(Task(goal=env.goal(info), mode=mode))
+        plan = controller.act(obs)
         state = agent.encode(obs)
-        hoped = agent.subgoals.plan(state, agent.context.goal)
+        hoped = agent.subgoals.plan(state, controller.context.goal)
         assert torch.equal(plan.upper_plans, hoped[:, None])
         assert torch.equal(plan.subgoals, hoped[:, None, 0])
         # the one below is told of nothing else
-        output = agent.context._replace(goal=hoped[:, 0], upper_plans=hoped[:, None])
-        agent.actors[mode].reset()
-        assert torch.equal(agent.actors[mode](state, output).actions, plan.actions)
+        output = controller.context._replace(goal=hoped[:, 0], upper_plans=hoped[:, None])
+        assert torch.equal(Stepping(agent.actors[mode])(state, output).actions, plan.actions)
 
 
 def test_landmarks_are_part_of_a_run(mazes, tmp_path):
@@ -537,14 +535,16 @@ def test_landmarks_are_looked_at_once_in_an_episode():
         observed.append(len(states))
         return states
 
-    level = LandmarkGraphConfig(num_landmarks=42).build(
-        (2, 1, 1), 2, QuasimetricFns(embed, straight), unexpected_query
+    level = Stepping(
+        LandmarkGraphConfig(num_landmarks=42).build(
+            (2, 1, 1), 2, QuasimetricFns(embed, straight), unexpected_query
+        )
     )
     level.build(lattice(), lattice()[None], lattice()[:, None])
     start, goal = torch.tensor([[0.0, 0.0]]), torch.tensor([[6.0, 5.0]])
     for _ in range(2):
         observed.clear()
         level.reset()
-        first, again = (level.plan(start, goal) for _ in range(2))
+        first, again = (level(start, with_target(goal)).goal for _ in range(2))
         assert torch.equal(first, again)
         assert sorted(observed) == [1, 1, 1, 1, 42]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -17,20 +18,22 @@ from ami_agent.training import SelectLandmarks, TrainHierarchy
 from ami_agent.training.goal_critic import LagrangeMultiplier
 from ami_agent.training.hierarchy import hjepa_level_loss
 from ami_agent.validate import check_stages
+from modules.actor.planning.risk import ScenarioCVaR
 from modules.actor.subgoals import FlatConfig
 from modules.configurator import Task
 from modules.cost.quasimetric import QuasimetricConfig
-from modules.types import ConfigError, QuasimetricFns
+from modules.types import ConfigError, Plan, PlannerCarry, QuasimetricFns
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.hjepa import (
     ActionPrior,
     HierarchicalJEPA,
     HierarchicalJEPAConfig,
     JEPALevelConfig,
+    LevelPlanner,
     SharedCriticConfig,
 )
 from modules.world_model.latents import NoLatentConfig, SparseLatentConfig
-from tests.conftest import make_context, small, unexpected_query
+from tests.conftest import Stepping, make_context, small, unexpected_query
 
 STRIDE = 4
 STEP = 0.1
@@ -89,9 +92,7 @@ def metres(state: Tensor, goal: Tensor) -> Tensor:
     return (state - goal).norm(dim=-1) / STEP
 
 
-def borrowing(
-    strides: tuple[int, ...] = (STRIDE,), size: int = 0, **output: object
-) -> HierarchicalJEPA:
+def borrowing(strides: tuple[int, ...] = (STRIDE,), size: int = 0, **output: object) -> Stepping:
     """What they have learnt, but for distances: these are the critic's."""
     torch.manual_seed(0)
     level = replace(SMALL, state_dim=size, distance=SharedCriticConfig())
@@ -101,15 +102,13 @@ def borrowing(
     )
     known = {k: part for k, part in trained(strides).items() if ".distance." not in k}
     ready.load_state_dict(known)
-    return ready.eval()
+    return Stepping(ready.eval())
 
 
-def levels(
-    strides: tuple[int, ...] = (STRIDE,), size: int = 0, **output: object
-) -> HierarchicalJEPA:
+def levels(strides: tuple[int, ...] = (STRIDE,), size: int = 0, **output: object) -> Stepping:
     ready = made(strides, size, **output)
     ready.load_state_dict(trained(strides, size))
-    return ready.eval()
+    return Stepping(ready.eval())
 
 
 START = torch.tensor([[-1.5, -1.0], [1.0, 1.5]])
@@ -118,6 +117,11 @@ GOAL = torch.tensor([[1.5, 1.0], [1.0, -1.5]])
 
 def with_target(goal: Tensor = GOAL, **output: object):
     return make_context(goal, weights={"critic": 1.0}, **output)
+
+
+def plan_of(above: LevelPlanner, state: Tensor, goal: Tensor, context: Any = None) -> Plan:
+    """The first plan of a level."""
+    return above(state, goal, context or with_target(), PlannerCarry.initial(0))[0]
 
 
 def test_a_macro_action_stands_for_a_chunk_of_actions():
@@ -199,10 +203,8 @@ def test_three_levels_hope_from_the_top_down():
     reach = (found.upper_plans[:, :, 0] - START[:, None]).norm(dim=-1)
     assert (reach[:, 0] > 1.5 * reach[:, 1]).all()  # the top looks further
     assert torch.equal(found.goal, found.upper_plans[:, 1, 0])
-    ready.reset()
-    again = ready.level_planners[0](
-        START, found.upper_plans[:, 0, 0], with_target()
-    )  # the first hope and no other
+    # the first subgoal of the level above and no other
+    again = plan_of(ready.level_planners[0], START, found.upper_plans[:, 0, 0])
     assert torch.equal(again.states[:, 1:], found.upper_plans[:, 1])
 
 
@@ -250,7 +252,7 @@ def test_the_dearer_what_is_not_collected_the_less_surprising_are_plans():
     def surprise(prior: float) -> float:
         ready = levels(prior_weight=prior)
         (above,) = ready.level_planners
-        plan = above(START, GOAL, with_target())
+        plan = plan_of(above, START, GOAL)
         known = above.level.action_prior(plan.states[:, :-1])
         return float(known.nll(plan.actions).detach().mean())
 
@@ -262,10 +264,12 @@ def test_flat_where_there_is_no_goal_and_before_anything_was_learnt():
     context = make_context(GOAL, weights={"control_cost": 1.0})
     assert ready(START, context) is context
     context = with_target()
-    assert made()(START, context) is context
+    assert Stepping(made())(START, context) is context
 
 
-def test_what_cannot_be_known_of_a_stride_is_reported_by_a_latent_variable_of_the_level():
+def test_what_cannot_be_known_of_a_stride_is_reported_by_a_latent_variable_of_the_level(
+    monkeypatch,
+):
     """A gust now and then in the middle of a stride: what came of it tells, plans imagine it."""
 
     def gusty(latent: Latents, steps: int = 300) -> tuple[HierarchicalJEPA, float, float]:
@@ -296,26 +300,32 @@ def test_what_cannot_be_known_of_a_stride_is_reported_by_a_latent_variable_of_th
     observed: dict[str, Tensor] = {}
     for name, ready in (("known", known), ("blind", zero_weights)):
         (above,) = ready.level_planners
-        observed[name] = above(START, GOAL, with_target()).candidate_states  # [B, P * K, H + 1, D]
+        observed[name] = plan_of(above, START, GOAL).candidate_states  # [B, P * K, H + 1, D]
     count = HierarchicalJEPAConfig().scenarios.num_scenarios
     assert observed["known"].shape[1] == count * observed["blind"].shape[1]
     spread = observed["known"][:, :, 1].unflatten(1, (-1, count)).std(2)
     assert spread.mean() > 0.2 * STRIDE * STEP
     (above,) = known.level_planners
-    chances = []
+    chances: list[float] = []
+    sample = ScenarioCVaR.sample
+
+    def observed_sample(self: ScenarioCVaR, horizon: int, rng: torch.Generator) -> Tensor:
+        noise = sample(self, horizon, rng)
+        chances.append(float(noise.sum()))
+        return noise
+
+    monkeypatch.setattr(ScenarioCVaR, "sample", observed_sample)
     for seed in (1, 1, 2):
-        above.reset(seed)
+        carry = PlannerCarry.initial(seed)
         for _ in range(2):
-            above(START, GOAL, with_target())
-            chances.append(float(above.risk_model.noise(torch.zeros(1, 1, 2, 2))[0].sum()))
+            _, carry = above(START, GOAL, with_target(), carry)
     first, second, *rest = chances
     assert first != second
     assert rest[:2] == [first, second]
     assert rest[2] not in (first, second)
     context = with_target()
     mean, worst = (
-        known.level_planners[0](START, GOAL, context._replace(cvar_alpha=tail)).energy
-        for tail in (1.0, 0.0)
+        plan_of(above, START, GOAL, context._replace(cvar_alpha=tail)).energy for tail in (1.0, 0.0)
     )
     assert (worst > mean).all()
 
@@ -434,6 +444,7 @@ def test_what_a_level_learns_reaches_those_below_it_or_not(end_to_end):
 def test_learnt_levels_are_part_of_a_run_and_of_every_plan(tmp_path):
     config = small(recipes.recipe("maze-levels"))
     agent = train(config, out=tmp_path / "run")
+    controller = agent.controller(tensors=True)
     again = train(config, out=tmp_path / "run", resume=True)
     assert agent.subgoals.memory_bank.any()
     for name, value in agent.subgoals.state_dict().items():
@@ -441,8 +452,8 @@ def test_learnt_levels_are_part_of_a_run_and_of_every_plan(tmp_path):
     env = config.eval_env.build(3, goal_distance="long")
     obs, info = env.reset(5)
     for mode in ("react", "plan", "auto"):
-        agent.reset()
-        agent.set_task(Task(goal=env.goal(info), mode=mode))
-        plan = agent.act(obs)
+        controller.reset()
+        controller.set_task(Task(goal=env.goal(info), mode=mode))
+        plan = controller.act(obs)
         assert plan.upper_plans.shape == (3, 1, 2, plan.states.shape[-1])
     env.close()

@@ -12,15 +12,15 @@ from modules.actor.action_space import BoxActions
 from modules.actor.planning import CEMConfig, GradientPlannerConfig, MPPIConfig
 from modules.actor.planning.evaluator import RolloutEvaluator
 from modules.actor.planning.risk import (
-    Deterministic,
     ScenarioCVaR,
     ScenarioCVaRConfig,
     cvar_weights,
     latin_hypercube,
 )
+from modules.actor.policy import NoPolicyProposal
 from modules.configurator import Task
 from modules.types import ConfigError, Rollout, TaskContext
-from tests.conftest import make_context, small
+from tests.conftest import Stepping, make_context, small
 
 GUST, RARE = 1.0, 0.25
 COUNT = 8
@@ -52,7 +52,8 @@ def make_evaluator(count: int = COUNT) -> RolloutEvaluator:
 
 
 def context(tail: float, horizon: int = 3) -> TaskContext:
-    return make_context(torch.zeros(2, 1), cvar_alpha=tail, horizon=horizon)
+    task = make_context(torch.zeros(2, 1), cvar_alpha=tail, horizon=horizon)
+    return make_evaluator().with_noise(task, torch.Generator().manual_seed(0))
 
 
 STATE = torch.tensor([[0.0], [0.5]])
@@ -68,8 +69,7 @@ def test_shares_of_the_worst():
 
 def test_an_energy_is_that_of_its_futures_and_terms_add_up_to_it():
     actions = torch.randn(2, 3, 3, 1).clamp(-1, 1)
-    chance = make_evaluator().risk_model.noise(actions)[0]
-    futures = imagine(STATE, actions, chance)
+    futures = imagine(STATE, actions, context(1.0).noise)
     each = sum(evaluate(futures, context(1.0)).values()).unflatten(1, (3, COUNT))
     for tail, energy in ((1.0, each.mean(-1)), (0.0, each.amax(-1))):
         evaluated = make_evaluator().evaluate(STATE, actions, context(tail))
@@ -96,39 +96,33 @@ def test_the_same_chance_for_all_that_is_compared():
     assert torch.equal(make_evaluator().evaluate(STATE, actions, context(1.0)).energy, energy)
 
 
-def test_another_moment_has_another_chance_and_a_seed_the_same_ones():
-    outlook, longer = make_evaluator().risk_model, torch.zeros(1, 1, 5, 1)
+def test_the_next_plan_draws_other_noise_and_a_seed_the_same():
+    def drawn(seed: int) -> list[Tensor]:
+        rng = torch.Generator().manual_seed(seed)
+        return [ScenarioCVaR(COUNT, 1).sample(3, rng) for _ in range(3)]
 
-    def drawn() -> list[Tensor]:
-        found = []
-        for _ in range(3):
-            outlook.resample()
-            found += [outlook.noise(torch.zeros(1, 1, 3, 1))[0], outlook.noise(longer)[0]]
-        return found
-
-    outlook.reset(1)
-    first = drawn()
-    assert torch.equal(outlook.noise(longer)[0], first[-1])  # until the moment is over
-    assert len({float(chance.sum()) for chance in first}) == len(first)
-    for seed, same in ((1, True), (2, False)):
-        outlook.reset(seed)
-        assert torch.equal(drawn()[0], first[0]) == same
+    first = drawn(1)
+    assert len({float(noise.sum()) for noise in first}) == len(first)
+    assert all(torch.equal(a, b) for a, b in zip(drawn(1), first, strict=True))
+    assert not torch.equal(drawn(2)[0], first[0])
 
 
-@pytest.mark.parametrize("how", ["act", "prepare"])
+@pytest.mark.parametrize("how", ["act", "perceive"])
 def test_every_act_has_another_chance_and_an_episode_the_same_ones_again(how):
     config = small(recipes.recipe("windy-rooms"))
     env = config.eval_env.build(2)
     agent = build(config, env.spec)
+    controller = agent.controller(tensors=True)
     obs, info = env.reset(0)
     env.close()
 
     def chances() -> list[Tensor]:
-        agent.set_task(Task(goal=env.goal(info), mode="plan"), 3)
+        controller.set_task(Task(goal=env.goal(info), mode="plan"), 3)
         drawn = []
         for _ in range(2):
-            getattr(agent, how)(obs)  # whoever asks an actor itself prepares first
-            drawn.append(agent.evaluator.risk_model.noise(torch.zeros(1, 1, 6, 2))[0])
+            before = controller.episode.noise_rng.clone_state()
+            getattr(controller, how)(obs)  # whoever asks an actor itself perceives first
+            drawn.append(agent.evaluator.with_noise(controller.context, before).noise)
         return drawn
 
     first, second = chances()
@@ -151,7 +145,7 @@ def test_what_is_drawn_is_less_than_one_whatever_is_rounded(monkeypatch):
 
 
 def test_where_all_can_be_known_one_future_is_enough():
-    assert isinstance(ScenarioCVaRConfig().build(0), Deterministic)
+    assert ScenarioCVaRConfig().build(0) is None
     assert isinstance(ScenarioCVaRConfig().build(2), ScenarioCVaR)
     with pytest.raises(ConfigError, match="num_scenarios is 0"):
         ScenarioCVaRConfig(num_scenarios=0)
@@ -162,18 +156,19 @@ def test_the_more_the_worst_counts_the_higher_a_plan_keeps(planner):
     """It is cheap to be low, but a gust throws who is low into the pit."""
 
     def height(tail: float) -> Tensor:
-        made = planner(horizon=3, iterations=12).build(
-            make_evaluator(),
-            lambda state, context: state.new_empty(len(state), 0, context.horizon, 1),
+        made = Stepping(
+            planner(horizon=3, iterations=12).build(make_evaluator(), NoPolicyProposal(1))
         )
         plan = made(STATE, context(tail))
         calm = imagine(STATE, plan.actions[:, None]).states[:, 0, 1:, 0]
         assert plan.candidate_states.shape[1] % COUNT == 0
         return calm.mean()
 
-    careless = planner(horizon=3, iterations=12).build(
-        RolloutEvaluator(imagine, None, evaluate, BoxActions(), 1),  # type: ignore[arg-type]
-        lambda state, context: state.new_empty(len(state), 0, context.horizon, 1),
+    careless = Stepping(
+        planner(horizon=3, iterations=12).build(
+            RolloutEvaluator(imagine, None, evaluate, BoxActions(), 1),  # type: ignore[arg-type]
+            NoPolicyProposal(1),
+        )
     )
-    zero_weights = careless(STATE, context(1.0)).states[:, 1:, 0].mean()
+    zero_weights = careless(STATE, context(1.0)._replace(noise=None)).states[:, 1:, 0].mean()
     assert zero_weights < height(1.0) < height(0.0) + 1e-3

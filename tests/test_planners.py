@@ -23,12 +23,20 @@ from modules.actor.planning import (
 from modules.actor.planning.evaluator import RandomProposals
 from modules.actor.policy import (
     NoPolicyProposal,
-    OpenLoopActor,
+    PlanningActor,
     PolicyProposal,
     StuckPerturbationConfig,
 )
-from modules.types import CostTermsFn, Plan, ProposalFn, Rollout, RolloutFn, TaskContext
-from tests.conftest import make_context, stepwise
+from modules.types import (
+    CostTermsFn,
+    Plan,
+    PlannerCarry,
+    ProposalFn,
+    Rollout,
+    RolloutFn,
+    TaskContext,
+)
+from tests.conftest import Stepping, make_context, stepwise
 
 Make = Callable[..., GradientPlanner | CEM | MPPI]
 
@@ -84,8 +92,9 @@ def planner(
     agent: RolloutEvaluator | None = None,
     propose: ProposalFn | None = None,
     **how: float,
-) -> GradientPlanner | CEM | MPPI:
-    return PLANNERS[kind](**how).build(agent or make_evaluator(), propose or NoPolicyProposal(2))
+) -> Stepping:
+    evaluator = agent or make_evaluator()
+    return Stepping(PLANNERS[kind](**how).build(evaluator, propose or NoPolicyProposal(2)))
 
 
 def context(goal: Tensor, steps: int = 8, horizon: int = 3) -> TaskContext:
@@ -164,7 +173,7 @@ class Spring(nn.Module):
         super().__init__()
         self.push = nn.Linear(2, 2)
 
-    def forward(self, state: Tensor, actions: Tensor) -> Rollout:
+    def forward(self, state: Tensor, actions: Tensor, noise: Tensor | None = None) -> Rollout:
         states = [state[:, None].expand(-1, actions.shape[1], -1)]
         for action in actions.unbind(2):
             states.append(self.push(states[-1]) + action)
@@ -269,16 +278,17 @@ def test_who_is_reported_what_to_go_on_from_leaves_the_last_plan_and_chance_goes
 
 
 def test_another_seed_makes_other_guesses():
-    candidate = RandomProposals(make_evaluator())
-    first = candidate(HERE, context(THERE), 4)
-    candidate.seed(1)
-    assert not torch.equal(first[:, 1:], candidate(HERE, context(THERE), 4)[:, 1:])
+    propose = RandomProposals(BoxActions(), 2)
+    first, other = (
+        propose(HERE, context(THERE), 4, torch.Generator().manual_seed(seed)) for seed in (0, 1)
+    )
+    assert not torch.equal(first[:, 1:], other[:, 1:])
 
 
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 def test_guesses_hold_still_for_a_while_stay_inside_and_rest_first(bounds):
-    candidates = RandomProposals(make_evaluator(bounds), num_segments=2)(
-        HERE, context(THERE, horizon=5), 50
+    candidates = RandomProposals(bounds, 2, num_segments=2)(
+        HERE, context(THERE, horizon=5), 50, torch.Generator().manual_seed(0)
     )
     assert candidates.shape == (2, 50, 5, 2)
     assert (candidates[:, 0].abs() < 1e-6).all()
@@ -289,7 +299,7 @@ def test_guesses_hold_still_for_a_while_stay_inside_and_rest_first(bounds):
 
 @everyone
 def test_what_a_perfect_policy_proposes_needs_no_plan(kind):
-    def perfect(state: Tensor, task: TaskContext) -> Tensor:
+    def perfect(state: Tensor, task: TaskContext, rng: torch.Generator) -> Tensor:
         return solved_by_hand(state, task)[:, None]
 
     task = context(THERE, steps=0)
@@ -299,7 +309,7 @@ def test_what_a_perfect_policy_proposes_needs_no_plan(kind):
 
 @everyone
 def test_a_bad_proposal_does_not_mislead(kind):
-    def mad(state: Tensor, task: TaskContext) -> Tensor:
+    def mad(state: Tensor, task: TaskContext, rng: torch.Generator) -> Tensor:
         return -solved_by_hand(state, task)[:, None].sign()
 
     task = context(THERE, STEPS[kind])
@@ -313,7 +323,9 @@ def test_a_policy_proposal_is_what_the_policy_would_do_step_by_step():
     def halve(state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
         return (goal - state) / 2
 
-    habit = PolicyProposal(halve, make_evaluator())(HERE, context(THERE, horizon=3))
+    habit = PolicyProposal(halve, make_evaluator())(
+        HERE, context(THERE, horizon=3), torch.Generator()
+    )
     fraction = torch.tensor([1 / 2, 1 / 4, 1 / 8])[:, None]
     torch.testing.assert_close(habit[:, 0], (THERE - HERE)[:, None] * fraction)
 
@@ -321,17 +333,14 @@ def test_a_policy_proposal_is_what_the_policy_would_do_step_by_step():
 class Counting:
     """Says in every action which plan it belongs to, and which step of it this is."""
 
-    def __init__(self) -> None:
-        self.plans = 0
-
-    def reset(self, seed: int = 0) -> None:
-        self.plans = 0
-
-    def __call__(self, state: Tensor, task: TaskContext) -> Plan:
+    def __call__(
+        self, state: Tensor, task: TaskContext, carry: PlannerCarry
+    ) -> tuple[Plan, PlannerCarry]:
+        plans = 0 if carry.warm_start is None else int(carry.warm_start)
         step = torch.arange(task.horizon + 1.0)
-        states = torch.stack([torch.full_like(step, self.plans), step], -1)[None]
-        self.plans += 1
-        return bare(states[:, :-1], torch.zeros(1), states)
+        states = torch.stack([torch.full_like(step, plans), step], -1)[None]
+        plan = bare(states[:, :-1], torch.zeros(1), states)
+        return plan, carry._replace(warm_start=torch.tensor(plans + 1))
 
 
 def bare(actions: Tensor, energy: Tensor, states: Tensor) -> Plan:
@@ -343,18 +352,24 @@ def bare(actions: Tensor, energy: Tensor, states: Tensor) -> Plan:
     )  # fmt: skip
 
 
-def carried_out(actor: OpenLoopActor, calls: int, horizon: int = 4) -> list[list[float]]:
+def carried_out(actor: Stepping, calls: int, horizon: int = 4) -> list[list[float]]:
     task = context(THERE[:1], horizon=horizon)
     return [actor(HERE[:1], task).action[0].tolist() for _ in range(calls)]
 
 
 def test_commitment_plans_every_so_many_calls_and_carries_the_plan_out():
-    assert carried_out(OpenLoopActor(Counting(), 1), 3) == [[0, 0], [1, 0], [2, 0]]
-    assert carried_out(OpenLoopActor(Counting(), 3), 5) == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1]]
+    assert carried_out(Stepping(PlanningActor(Counting(), 1)), 3) == [[0, 0], [1, 0], [2, 0]]
+    assert carried_out(Stepping(PlanningActor(Counting(), 3)), 5) == [
+        [0, 0],
+        [0, 1],
+        [0, 2],
+        [1, 0],
+        [1, 1],
+    ]
 
 
 def test_commitment_ends_with_the_plan():
-    assert carried_out(OpenLoopActor(Counting(), 9), 4, horizon=2) == [
+    assert carried_out(Stepping(PlanningActor(Counting(), 9)), 4, horizon=2) == [
         [0, 0],
         [0, 1],
         [1, 0],
@@ -363,7 +378,7 @@ def test_commitment_ends_with_the_plan():
 
 
 def test_a_plan_half_carried_out_starts_where_one_is():
-    actor = OpenLoopActor(Counting(), 2)
+    actor = Stepping(PlanningActor(Counting(), 2))
     carried_out(actor, 1)
     rest = actor(HERE[:1], context(THERE[:1], horizon=4))
     assert rest.states[0].tolist() == [[0, 1], [0, 2], [0, 3], [0, 4]]
@@ -372,7 +387,7 @@ def test_a_plan_half_carried_out_starts_where_one_is():
 
 
 def test_who_starts_a_new_episode_is_committed_to_nothing():
-    actor = OpenLoopActor(Counting(), 3)
+    actor = Stepping(PlanningActor(Counting(), 3))
     assert carried_out(actor, 5)[-1] == [1, 1]
     actor.reset()
     assert carried_out(actor, 1) == [[0, 0]]  # and whom it asks began anew as well
@@ -414,17 +429,21 @@ def test_rest_can_be_left_in_every_direction(bounds):
 class Stubborn:
     """Always the same plan, whose energy is told by the state."""
 
-    def reset(self, seed=0):
-        pass
-
-    def __call__(self, state, context):
+    def __call__(self, state, context, carry):
         still = state.new_zeros(len(state), 1, 2)
-        return bare(still, state[:, 0], still)
+        return bare(still, state[:, 0], still), carry
 
 
 def test_only_who_gains_nothing_and_is_far_from_content_gets_restless():
     actor, task = (
-        StuckPerturbationConfig(check_every=1).build(Stubborn(), make_evaluator(BallActions())),
+        Stepping(
+            PlanningActor(
+                Stubborn(),
+                stuck_recovery=StuckPerturbationConfig(check_every=1).build(
+                    make_evaluator(BallActions())
+                ),
+            )
+        ),
         context(torch.zeros(3, 2)),
     )
     assert not actor(torch.tensor([[9.0, 0], [9.0, 0], [1.0, 0]]), task).action.any()  # no look yet

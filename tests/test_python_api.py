@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 
 import ami_agent as ami
-from ami_agent import episode_state, recipes
+from ami_agent import recipes
 from ami_agent.adapters import env_spec
 from ami_agent.adapters import spaces as written
 from ami_agent.adapters.env import EnvConfig, check_same_spaces
@@ -30,7 +30,6 @@ from modules.actor.planning import (
     GradientPlannerConfig,
     MPPIConfig,
 )
-from modules.actor.planning.risk import ScenarioCVaR
 from modules.actor.policy import StuckPerturbationConfig
 from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraph, LandmarkGraphConfig
 from modules.memory.short_term import (
@@ -213,17 +212,15 @@ def test_numbers_that_overflow_in_the_agent_are_refused_and_change_nothing(unbou
 
 
 def test_a_plan_that_is_not_finite_is_refused_and_changes_nothing(unbounded_agent):
-    unbounded_agent.set_task(REWARD)
     plans = []
     for spoils in (False, True):
-        unbounded_agent.reset()
-        unbounded_agent.set_task(REWARD)
+        controller = unbounded_agent.controller(task=REWARD, tensors=True)
         plans.append([])
         for step in range(3):
             if spoils:
                 with pytest.raises(ConfigError, match=r"environment 1 .*not finite"):
-                    unbounded_agent.act(torch.tensor(corrupted(3e38)).float())
-            plans[-1].append(unbounded_agent.act(torch.tensor(GOOD + step / 10).float()))
+                    controller.act(torch.tensor(corrupted(3e38)).float())
+            plans[-1].append(controller.act(torch.tensor(GOOD + step / 10).float()))
     assert all(same(*pair) for pair in zip(*plans, strict=True))
 
 
@@ -396,9 +393,6 @@ def test_interleaved_controllers_plan_as_each_does_alone(config, kind, mode):
         obs, info = env_.reset(0)
         goal = env_.goal(info)
     single = [list(collect_data(agent, obs, goal, seed, mode)) for seed in (1, 2)]
-    agent.set_task(ami.Task(goal=goal[:1], mode=mode), seed=5)  # a third, the agent's own
-    agent.act(obs[:1])
-    own = episode_state.copy_state(episode_state.take(agent.stateful_parts()))
     together = zip(*(collect_data(agent, obs, goal, seed, mode) for seed in (1, 2)), strict=True)
     for step, plans in enumerate(together):
         for seed in (0, 1):
@@ -407,48 +401,24 @@ def test_interleaved_controllers_plan_as_each_does_alone(config, kind, mode):
         mode == "plan" and kind != "cem"
     ):  # the seeds count, so that streams that were mixed up would be seen
         assert not torch.equal(single[0][0].candidate_states, single[1][0].candidate_states)
-    assert equal(own, episode_state.copy_state(episode_state.take(agent.stateful_parts())))
-
-
-def equal(one, other) -> bool:
-    if isinstance(one, torch.Generator):
-        return torch.equal(one.get_state(), other.get_state())
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[n], other[n]) for n in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_that_acting_changes_is_declared_as_the_state_of_an_episode(config, kind):
-    """Whatever a component keeps beside that would be shared by all controllers."""
+def test_all_that_acting_changes_is_in_the_state_of_the_episode(config, kind):
+    """From the same state follows the same plan, whatever was done in between: no module keeps
+    anything beside it, and none alters a part of it."""
     agent = goal_agent(config, kind)
+    controller = agent.controller(tensors=True)
     with closing(config.eval_env.build(2)) as env_:
         obs, info = env_.reset(0)
-        agent.set_task(ami.Task(goal=env_.goal(info)))
-    agent.act(obs)
-    parts = agent.stateful_parts()
-    rest = [{n: v for n, v in vars(part).items() if n not in part.episode_state} for part in parts]
-    observed = episode_state.copy_state(rest)
-    for _ in range(3):
-        agent.act(obs)
-    agent.reset(torch.tensor([True, False]))
-    agent.act(obs)
-    for part, before in zip(parts, observed, strict=True):
-        for name, value in before.items():
-            assert vars(part)[name] is value or equal(vars(part)[name], value), (part, name)
-
-
-def test_the_random_streams_of_imagined_futures_belong_to_a_controller():
-    outlook = ScenarioCVaR(4, 2)
-    parts = episode_state.stateful_parts([outlook])
-    before = episode_state.copy_state(episode_state.take(parts))
-    first = outlook.noise(torch.zeros(3, 1))[0]
-    episode_state.restore(parts, before)
-    assert torch.equal(outlook.noise(torch.zeros(3, 1))[0], first)
+        controller.set_task(ami.Task(goal=env_.goal(info)))
+    controller.act(obs)
+    before = controller.episode
+    first = [controller.act(obs.roll(step, -1)) for step in range(3)]
+    controller.reset(torch.tensor([True, False]))
+    controller.act(obs)
+    controller.episode = before
+    assert all(same(controller.act(obs.roll(step, -1)), first[step]) for step in range(3))
 
 
 def test_an_evaluation_in_between_changes_nothing(config):

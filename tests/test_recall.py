@@ -12,7 +12,7 @@ from torch.autograd.functional import jacobian
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.adapters.env_spec import ModalitySpec
-from ami_agent.agent import Agent
+from ami_agent.agent import Agent, Controller
 from ami_agent.config import Config, build, override
 from ami_agent.training import (
     AmortizePlanning,
@@ -124,7 +124,21 @@ def test_learning_reaches_every_parameter_and_the_first_moment_from_the_last(for
     assert reached == {n for n, _ in recall.named_parameters()} - shared
 
 
-def lived(term: EpisodeMemory, features: Tensor) -> Tensor:
+class Remembering:
+    """A short-term memory in episodes."""
+
+    def __init__(self, recall: ShortTermMemory) -> None:
+        self.recall, self.memory = recall, EpisodeMemory()
+
+    def reset(self, reset_mask: Tensor | None) -> None:
+        self.memory = self.memory.reset(reset_mask)
+
+    def update(self, features: Tensor, keep: int = 1) -> Tensor:
+        state, self.memory = self.memory.update(self.recall, features, keep)
+        return state
+
+
+def lived(term: Remembering, features: Tensor) -> Tensor:
     """`[B, T, D]` -> the states that one is in, `[B, T, D]`."""
     return torch.stack([term.update(now) for now in features.unbind(1)], 1)
 
@@ -133,7 +147,7 @@ def lived(term: EpisodeMemory, features: Tensor) -> Tensor:
 def test_who_learns_recalls_what_who_episodes_does(form):
     recall = recall_of(form)
     torch.testing.assert_close(
-        lived(EpisodeMemory(recall), normal(2, 7, D)), unroll_memory(recall, normal(2, 7, D))
+        lived(Remembering(recall), normal(2, 7, D)), unroll_memory(recall, normal(2, 7, D))
     )
 
 
@@ -161,11 +175,11 @@ def test_an_episode_may_begin_in_some_envs_in_all_or_in_others(form):
     recall, past, coming = recall_of(form), normal(3, 5, D), normal(3, 5, D, seed=1)
     new = unroll_memory(recall, coming)
     for is_first in (None, torch.ones(3, dtype=torch.bool)):
-        term = EpisodeMemory(recall)
+        term = Remembering(recall)
         lived(term, past)
         term.reset(is_first)
         torch.testing.assert_close(lived(term, coming), new)
-    term = EpisodeMemory(recall)
+    term = Remembering(recall)
     lived(term, past)
     term.reset(torch.tensor([False, True, False]))
     found = lived(term, coming)
@@ -176,14 +190,14 @@ def test_an_episode_may_begin_in_some_envs_in_all_or_in_others(form):
 
 
 def test_nothing_collected_before_is_near_when_an_episode_begins():
-    term = EpisodeMemory(NoMemory())
+    term = Remembering(NoMemory())
     for now in normal(3, 5, D).unbind(1):
         term.update(now, keep=4)
-    torch.testing.assert_close(term.episode_states(), normal(3, 5, D)[:, 1:])
+    torch.testing.assert_close(term.memory.episode_states(), normal(3, 5, D)[:, 1:])
     term.reset(torch.tensor([True, False, False]))
     here = normal(3, D, seed=1)
     term.update(here, keep=4)
-    far = (term.episode_states() - here[:, None]).norm(dim=-1)
+    far = (term.memory.episode_states() - here[:, None]).norm(dim=-1)
     assert (far[0, :-1] > FAR_AWAY / 2).all()
     assert (far[1:, :-1] < 10).all()
     assert (far[:, -1] == 0).all()
@@ -192,7 +206,7 @@ def test_nothing_collected_before_is_near_when_an_episode_begins():
 @any_form
 def test_an_env_recalls_the_same_whatever_the_others_live(form):
     recall, features = recall_of(form), normal(3, 7, D)
-    terms = [EpisodeMemory(recall) for _ in range(4)]
+    terms = [Remembering(recall) for _ in range(4)]
     together = []
     for step, now in enumerate(features.unbind(1)):
         is_first = torch.tensor([step % 2 == 0, step % 3 == 0, step % 5 == 0])
@@ -222,12 +236,13 @@ def test_landmarks_are_none_before_anything_was_collected_and_then_as_they_were_
 
 def test_an_episode_leaves_landmarks_by_which_an_explorer_recognises(tiny: Config):
     agent = agent_of(override(tiny, {"memory.num_reference_obs": 7}), "none")
+    controller = agent.controller(tensors=True)
     explore = TaskSpec(weights={"boredom": 1.0}).to_task(None, "plan")
-    agent.set_task(explore)
-    assert agent.context.reference_states.shape == (0, D)
+    controller.set_task(explore)
+    assert controller.context.reference_states.shape == (0, D)
     agent.reference_obs.store(normal(7, 3))
-    agent.set_task(explore)
-    torch.testing.assert_close(agent.context.reference_states, agent.encode(normal(7, 3)))
+    controller.set_task(explore)
+    torch.testing.assert_close(controller.context.reference_states, agent.encode(normal(7, 3)))
 
 
 BODY = EnvironmentSpec({"obs": ModalitySpec((3,), torch.float32)}, 3, ("reward", "left", "right"))
@@ -242,17 +257,21 @@ def agent_of(tiny: Config, form: str, capacity: int = 40) -> Agent:
     )
     agent = build(config, BODY, num_envs=3, buffer_size=capacity).eval()
     awake(agent.short_term_memory)
-    agent.set_task(rest.to_task(None, "plan"))
     return agent
+
+
+def controller_of(agent: Agent) -> Controller:
+    return agent.controller(task=agent.task_spec("rest").to_task(None, "plan"), tensors=True)
 
 
 def continue_rollout(agent: Agent, data: list[Transition]) -> dict[tuple[float, ...], Tensor]:
     """The state of every moment, by what was seen in it."""
     is_first, done = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
     states = {}
+    controller = controller_of(agent)
     for step in data:
-        agent.reset(is_first)
-        state, _ = agent.prepare(step.obs)
+        controller.reset(is_first)
+        state, _ = controller.perceive(step.obs)
         states |= {tuple(observed.tolist()): s for observed, s in zip(step.obs, state, strict=True)}
         agent.remember(step)
         is_first, done = done, step.terminated | step.truncated
@@ -293,25 +312,27 @@ def test_memory_in_states_holds_the_states_that_were_collected_in(tiny, form, ca
 @who_recalls
 def test_perceiving_is_like_the_first_moment_of_an_episode_and_disturbs_none(tiny, form):
     agent = agent_of(tiny, form)
+    controller = controller_of(agent)
     here, there = normal(3, 3), normal(3, 3, seed=1)
-    first, _ = agent.prepare(here)
+    first, _ = controller.perceive(here)
     torch.testing.assert_close(agent.encode(here), first)
-    second, _ = agent.prepare(there)
+    second, _ = controller.perceive(there)
     assert not torch.allclose(second, agent.encode(there))
-    agent.reset()
-    agent.prepare(here)
+    controller.reset()
+    controller.perceive(here)
     agent.encode(normal(5, 3, seed=2))
     agent.encode(there)
-    torch.testing.assert_close(agent.prepare(there)[0], second)
+    torch.testing.assert_close(controller.perceive(there)[0], second)
 
 
 @who_recalls
 def test_the_same_sight_is_another_state_after_another_past(tiny, form):
     agent, states = agent_of(tiny, form), []
+    controller = controller_of(agent)
     for seed in (0, 0, 1):
-        agent.reset()
+        controller.reset()
         for obs in chain(normal(2, 3, 3, seed=seed), normal(1, 3, 3, seed=9)):
-            state, _ = agent.prepare(obs)
+            state, _ = controller.perceive(obs)
         states.append(state)
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
     assert not torch.allclose(states[0], states[2])

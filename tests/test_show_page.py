@@ -331,13 +331,14 @@ def test_a_page_stops_where_nothing_more_happens_and_says_how_long_it_took(parts
 
 def plan_once(agent: Agent):
     obs, _ = (env := WORLD.build(3)).reset(0)
-    agent.reset()
-    agent.set_task(Task(goal=obs.flip(0), mode="plan"))
+    controller = agent.controller(tensors=True)
+    controller.reset()
+    controller.set_task(Task(goal=obs.flip(0), mode="plan"))
     env.close()
     with torch.no_grad():
-        state, context = agent.prepare(obs)
+        state, context = controller.perceive(obs)
         with record_search(agent) as looks:
-            plan = agent.actors["plan"](state, context)
+            plan = controller.plan(state, context)
     return plan, context, looks
 
 
@@ -448,12 +449,13 @@ def test_what_is_collected_while_one_is_watched_is_what_is_collected_alone(agent
     found, _ = recorded
     env = WORLD.build(1)
     obs, info = env.reset(0)
-    agent.reset()
-    agent.set_task(REACH.to_task(env.goal(info), "plan"), 0)
+    controller = agent.controller(tensors=True)
+    controller.reset()
+    controller.set_task(REACH.to_task(env.goal(info), "plan"), 0)
     for state in found.states:
         with torch.no_grad():
             torch.testing.assert_close(agent.encode(obs)[0], state, rtol=1e-3, atol=1e-4)
-        obs = env.step(obs, agent.act(obs).action).transition.next_obs
+        obs = env.step(obs, controller.act(obs).action).transition.next_obs
 
 
 def test_a_first_action_in_the_place_of_another_was_not_among_those_compared(recorded):

@@ -22,7 +22,7 @@ from modules.nets import POSITION_SCALE, GlimpseConfig
 from modules.perception import KeypointMapEncoder, KeypointMapEncoderConfig
 from modules.types import ConfigError, QuasimetricFns
 from modules.world_model.dynamics import GlimpseDynamics, GlimpseDynamicsConfig
-from tests.conftest import make_context, small
+from tests.conftest import Stepping, make_context, small
 from tests.test_hierarchy import straight
 
 SIDE, CHANNELS = 6, 2
@@ -198,11 +198,12 @@ def near_by(state: Tensor, goal: Tensor) -> Tensor:
     return far + 30 * (across & (far < 7))
 
 
-def imagining(gate: float = 4, distance=near_by, **output) -> ImaginedLandmarkGraph:
+def imagining(gate: float = 4, distance=near_by, **output) -> Stepping:
     config = ImaginedLandmarkGraphConfig(
         **{"num_landmarks": 97, "min_spacing": 1.0, "subgoal_spacing": 3.0, **output}
     )
-    return config.build((2, 1, 1), 2, QuasimetricFns(lambda state: state, distance), walking(gate))
+    quasimetric = QuasimetricFns(lambda state: state, distance)
+    return Stepping(config.build((2, 1, 1), 2, quasimetric, walking(gate)))
 
 
 START, GOAL = torch.tensor([[1.0, 1.0]]), torch.tensor([[5.0, 1.0]])
@@ -213,19 +214,16 @@ def with_target(goal: Tensor):
 
 
 def test_landmarks_are_where_imagination_leads_and_nowhere_else():
-    level = imagining()
-    level.build(START, GOAL)
-    positions = level.landmarks[0]
+    positions = imagining().build(START, GOAL).landmarks[0]
     assert positions.shape == (97, 2)
     assert torch.equal(positions[0], START[0])
     for x, y in ((0.5, 5.5), (0.5, 0.5), (5.5, 0.5), (5.5, 5.5)):  # all over
         assert straight(positions, torch.tensor([x, y])).min() < 1.5
-    closed = imagining(gate=7)
-    closed.build(START, GOAL)
+    closed = imagining(gate=7).build(START, GOAL)
     assert (closed.landmarks[..., 0] < 3).all()
     # spread: none are nearer than told while there is anything as far
     few = imagining(num_landmarks=9, min_spacing=2.0, nodes_per_round=8, branches=60)
-    few.build(START, GOAL)
+    few = few.build(START, GOAL)
     steps = near_by(few.landmarks[0][:, None], few.landmarks[0]).fill_diagonal_(torch.inf)
     assert steps.min() >= 2.0
 
@@ -251,13 +249,13 @@ def test_the_way_leads_round_the_wall():
 
 def test_the_price_of_the_way_is_the_cheapest():
     level = imagining()
-    level.build(START, GOAL)
-    every = torch.cat([level.landmarks[0], GOAL])
+    graph = level.build(START, GOAL)
+    every = torch.cat([graph.landmarks[0], GOAL])
     price = distance_penalty(
         near_by(every[:, None], every), level.config.trusted_edge_length
     ).clamp_min(1e-9)
     known = dijkstra(price.double().numpy().T, indices=len(every) - 1)[:-1]
-    np.testing.assert_allclose(level.cost_to_go[0].numpy(), known, rtol=1e-3, atol=0.1)
+    np.testing.assert_allclose(graph.cost_to_go[0].numpy(), known, rtol=1e-3, atol=0.1)
 
 
 def test_the_cheapest_way_is_found_whatever_the_order():
@@ -277,22 +275,24 @@ def test_envs_do_not_mix_and_a_seed_imagines_the_same():
         single.reset(0)
         own = single(starts[env : env + 1], with_target(goals[env : env + 1]))
         torch.testing.assert_close(own.goal[0], together.goal[env])
-        torch.testing.assert_close(single.landmarks[0], level.landmarks[env])
-    once = level.landmarks
+        torch.testing.assert_close(
+            single.carry.graph.landmarks[0], level.carry.graph.landmarks[env]
+        )
+    once = level.carry.graph.landmarks
     level.reset(1)
     level(starts, with_target(goals))
-    assert not torch.equal(level.landmarks[:, 1:], once[:, 1:])
+    assert not torch.equal(level.carry.graph.landmarks[:, 1:], once[:, 1:])
 
 
 def test_landmarks_stand_for_an_episode():
     level = imagining()
     level(START, with_target(GOAL))
-    first = level.landmarks
+    first = level.carry.graph.landmarks
     level(START + 0.3, with_target(GOAL))
-    assert level.landmarks is first
+    assert level.carry.graph.landmarks is first
     level.reset()
     level(START + 0.3, with_target(GOAL))
-    assert not torch.equal(level.landmarks, first)
+    assert not torch.equal(level.carry.graph.landmarks, first)
 
 
 def test_who_gets_nowhere_goes_closely_and_then_another_way():
@@ -306,7 +306,7 @@ def test_who_gets_nowhere_goes_closely_and_then_another_way():
     first = lively(START, with_target(GOAL)).goal
     for moved in (1.0, 2.0, 3.0):  # who gets on has nothing against the map
         lively(START + torch.tensor([[0.0, moved]]), with_target(GOAL))
-    assert not lively.edge_feedback.penalty.any()
+    assert not lively.carry.edge_feedback.penalty.any()
     assert torch.equal(lively(START, with_target(GOAL)).goal, first)
 
 
@@ -320,7 +320,7 @@ def test_who_can_not_go_straight_to_the_goal_goes_another_way():
     chosen = []
     for _ in range(20):
         level(START, with_target(near))
-        chosen.append(int(level.edge_feedback.chosen_edge))
+        chosen.append(int(level.carry.edge_feedback.chosen_edge))
     straight_on = chosen.index(97)
     assert any(edge != 97 for edge in chosen[straight_on:])
 
@@ -360,10 +360,11 @@ def test_a_level_of_nothing_is_refused(setting):
 def test_the_recipe_learns_and_hopes(tmp_path):
     config = small(recipes.recipe("maze-random"))
     agent = train(config, out=tmp_path / "run", seed=0)
+    controller = agent.controller(tensors=True)
     env = config.eval_env.build(3, goal_distance="long")
     obs, info = env.reset(0)
-    agent.set_task(Task(goal=env.goal(info)))
-    plan = agent.act(obs)
+    controller.set_task(Task(goal=env.goal(info)))
+    plan = controller.act(obs)
     assert plan.upper_plans.shape == (3, 1, 4, agent.shape[0])
     assert plan.subgoals.shape == (3, 1, agent.shape[0])
 

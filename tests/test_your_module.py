@@ -184,8 +184,9 @@ def test_a_further_cost_counts_in_every_plan_with_its_weight(tiny):
     with closing(tiny.env.build(1)) as env:
         spec = env.spec
     agent = build(ami.override(tiny, {"cost.intrinsic": {"mine": Effort(weight=3.0)}}), spec)
-    agent.set_task(ami.Task(goal=spec.zeros(1)))
-    plan = agent.act(spec.zeros(1))
+    controller = agent.controller(tensors=True)
+    controller.set_task(ami.Task(goal=spec.zeros(1)))
+    plan = controller.act(spec.zeros(1))
     torch.testing.assert_close(plan.terms["mine"], 3 * plan.actions.square().sum((-2, -1)))
 
 

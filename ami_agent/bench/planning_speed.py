@@ -74,9 +74,7 @@ def _rates(
     """Actions per second, measured again at every `next`; the environments are not stepped."""
     with closing(config.build(num_envs, agent.device)) as env:
         obs, info = env.reset(FIRST_EVAL_SEED)
-        start_episode = agent_policy_factory(
-            agent, mode, agent.task_spec(""), controller=agent.controller(num_envs)
-        )
+        start_episode = agent_policy_factory(agent, mode, agent.task_spec(""))
         act = start_episode(EpisodeStart(env, obs, info), FIRST_EVAL_SEED)
 
         def act_once() -> int:

@@ -20,8 +20,7 @@ def evaluation_metrics(
     """Metrics of a task, by name, each the mean over episodes. `stage_run`: the stage in progress,
     whose environments may be the only ones that can be open."""
     task_spec = config.tasks[task]
-    controller = agent.controller(episodes)  # keeps the episodes of the training apart
-    make_policy = agent_policy_factory(agent.eval(), mode, task_spec, controller=controller)
+    make_policy = agent_policy_factory(agent.eval(), mode, task_spec)
     env = config.eval_env.for_task(task_spec)
     run = partial(run_many, make_policy, env, episodes, FIRST_EVAL_SEED, agent.device)
     results = _run_beside_stage(stage_run, run)

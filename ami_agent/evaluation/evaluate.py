@@ -210,7 +210,6 @@ def _evaluate_mode(
 ) -> tuple[EpisodeResults, Results]:
     """The results of the episodes, and how often the agent planned, violated a constraint, and how
     long it took."""
-    controller = agent.controller(1)  # keeps the agent's other episodes apart
     times: list[float] = []
     plans: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the seed of a batch
 
@@ -220,7 +219,7 @@ def _evaluate_mode(
         def on_plan(plan: Plan) -> None:
             step_flags.append((plan.planned, plan.violation > 0))
 
-        make = agent_policy_factory(agent, mode, task_spec, on_plan, controller)
+        make = agent_policy_factory(agent, mode, task_spec, on_plan)
         return timed(make(start, batch_seed), times)
 
     results = run_many(make_policy, config, episodes, seed, agent.device)

@@ -28,18 +28,16 @@ def latency(agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, see
     """Milliseconds in one environment after a warm-up: of one `act`, from observation to action,
     and of the actor's part, from state to action; perception and subgoals are the same in all
     modes."""
-    controller = agent.controller(1)  # keeps the agent's other episodes apart
+    controller = agent.controller(1, tensors=True)
     make_policy = agent_policy_factory(agent, mode, task_spec, controller=controller)
     times: list[float] = []
     decision_times: list[float] = []
 
     @torch.no_grad()
     def decide(obs: Observation) -> Tensor:
-        with controller.active():
-            state, context = agent.prepare(obs)
-            state.cpu()  # waits for the device, so that perception is not timed
-            actor = agent.actors[mode]
-            return timed(lambda obs: actor(state, context).action, decision_times)(obs)
+        state, context = controller.perceive(obs)
+        state.cpu()  # waits for the device, so that perception is not timed
+        return timed(lambda obs: controller.plan(state, context).action, decision_times)(obs)
 
     def time_whole_act(episode_start: EpisodeStart, batch_seed: int) -> ActFn:
         return timed(make_policy(episode_start, batch_seed), times)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -14,8 +13,7 @@ from torch import Tensor
 from ami_agent.adapters.env import ActFn, EnvAdapter, Info, behaviour_policy, expert_policy
 from ami_agent.adapters.infos import reported
 from ami_agent.adapters.vector_env import batch_rows
-from ami_agent.agent import Agent
-from ami_agent.controller import Controller
+from ami_agent.agent import Agent, Controller
 from modules.configurator import Task, TaskSpec
 from modules.types import ConfigError, Observation, Plan, as_dict, batch_size
 
@@ -98,17 +96,17 @@ def agent_policy_factory(
     on_plan: Callable[[Plan], None] = lambda plan: None,
     controller: Controller | None = None,
 ) -> PolicyFactory:
-    """The agent as a policy; `on_plan` is called with every plan. Without a controller the agent
-    acts with its own episode state, which every new policy resets."""
+    """The agent as a policy; `on_plan` is called with every plan. `controller`: one that takes
+    tensors; every new policy resets it."""
+    controller = controller or agent.controller(tensors=True)
     task_tracker = TaskTracker(task_spec)
 
     def make_policy(start: EpisodeStart, seed: int) -> ActFn:
-        with controller.active() if controller else nullcontext():
-            agent.reset(start.reset_mask)
-            agent.set_task(task_tracker.task(start, mode), seed)
+        controller.reset(start.reset_mask)
+        controller.set_task(task_tracker.task(start, mode), seed)
 
         def act_fn(obs: Observation) -> Tensor:
-            plan = controller.plan(obs) if controller else agent.act(obs)
+            plan = controller.act(obs)
             on_plan(plan)
             return plan.action
 

@@ -231,10 +231,9 @@ class ActorCriticRun(SGDStageRun):
             self.model.ensemble.disagreement,
             agent.cost.custom,
         )
-        # the agent's risk model keeps its random stream for acting
         evaluator = replace(
             agent.evaluator, imagine=self.model.imagine, imagine_policy=self.model.imagine_policy,
-            cost_terms=cost, risk_model=deepcopy(agent.evaluator.risk_model),
+            cost_terms=cost,
         )  # fmt: skip
         self.seed = seed
         self.policy_proposal = PolicyProposal(agent.policy, evaluator)
@@ -292,19 +291,21 @@ class ActorCriticRun(SGDStageRun):
             state = self._sample_states(generator)
         context = agent.configurator.context(self.task, torch.zeros_like(state))
         no_candidates = state.new_empty(len(state), 0, self.stage.horizon, agent.spec.action_dim)
-        self.policy_proposal.evaluator.risk_model.reset(self.seed + self.step)
+        rng = torch.Generator().manual_seed(self.seed + self.step)
         evaluated = self.policy_proposal.evaluate_with(
-            state, no_candidates, context._replace(horizon=self.stage.horizon)
-        )
+            state, no_candidates, self.policy_proposal.evaluator.with_noise(
+                context._replace(horizon=self.stage.horizon), rng
+            ),
+        )  # fmt: skip
         pre_squash = agent.policy.pre_squash(state, context.goal, context.task_vector)
         losses = actor_critic_loss(
             evaluated, pre_squash, self.drives, self.value_critics, self.target_critics.average,
             self.stage.td_lambda,
         )  # fmt: skip
-        return {**losses, **self._choice_loss(state, pre_squash, context)}
+        return {**losses, **self._choice_loss(state, pre_squash, context, rng)}
 
     def _choice_loss(
-        self, state: Tensor, pre_squash: Tensor, context: TaskContext
+        self, state: Tensor, pre_squash: Tensor, context: TaskContext, rng: torch.Generator
     ) -> dict[str, Tensor]:
         """The choice loss of one imagined step with every option; empty where actions are
         continuous."""
@@ -315,9 +316,9 @@ class ActorCriticRun(SGDStageRun):
             options = action_space.alternatives(action_space.project(pre_squash))
             if not options.shape[1]:
                 return {}
-            imagined = self.policy_proposal.evaluator.evaluate(
-                state, options[:, :, None], context._replace(horizon=1)
-            )
+            evaluator = self.policy_proposal.evaluator
+            context = evaluator.with_noise(context._replace(horizon=1), rng)
+            imagined = evaluator.evaluate(state, options[:, :, None], context)
         return choice_loss(pre_squash, imagined.energy, action_space.sizes)
 
     def _sample_states(self, generator: torch.Generator) -> Tensor:

@@ -91,12 +91,15 @@ def encode_buffer(agent: Agent, modality_weights: ModalityWeights | None = None)
         else modality_weights
     )
     agent.perception.eval()
-    episode_memory = EpisodeMemory(agent.short_term_memory)
+    episode_memory = EpisodeMemory()
 
     def encode(obs: Observation, reset_mask: Tensor) -> Tensor:
-        episode_memory.reset(reset_mask)
-        device_obs = tree_map(lambda part: part.to(agent.device), obs)
-        return episode_memory.update(agent.perception(device_obs, weights))
+        nonlocal episode_memory
+        features = agent.perception(tree_map(lambda part: part.to(agent.device), obs), weights)
+        state, episode_memory = episode_memory.reset(reset_mask).update(
+            agent.short_term_memory, features
+        )
+        return state
 
     return agent.replay_buffer.map_observations(encode)
 

@@ -28,6 +28,7 @@ from modules.types import (
     HORIZON,
     ConfigError,
     Observation,
+    PlannerCarry,
     TaskContext,
     tree_map,
     validate_ranges,
@@ -84,8 +85,9 @@ class AmortizePlanning(OfflineStage):
             task_spec = tasks[int(torch.randint(len(tasks), (), generator=generator))]
             state, context = _states_in_task(agent, obs, goal_group, task_spec)
             no_candidates = state.new_empty(len(state), 0, self.horizon, agent.spec.action_dim)
-            policy_proposal.evaluator.risk_model.reset(
-                int(torch.randint(2**31, (), generator=generator))
+            noise_seed = int(torch.randint(2**31, (), generator=generator))
+            context = policy_proposal.evaluator.with_noise(
+                context._replace(horizon=self.horizon), torch.Generator().manual_seed(noise_seed)
             )
             energy = policy_proposal.evaluate_with(state, no_candidates, context).energy
             # in units of its own spread: tasks with large costs don't dominate the others
@@ -224,16 +226,20 @@ class DAggerRun(SGDStageRun):
         generator = torch.Generator().manual_seed(seed)
         labels: list[Label] = []
         task_tracker = TaskTracker(task_spec)
+        controller = self.agent.controller(env.num_envs, tensors=True)
+        carry = PlannerCarry.initial(seed)
         reset_mask = torch.ones(env.num_envs, dtype=torch.bool)
         done = ~reset_mask
         obs, info = env.reset(seed)
         for step in range(self.stage.steps):
             if reset_mask.any():
                 episode_start = EpisodeStart(env, obs, info, reset_mask)
-                self.agent.reset(reset_mask)
-                self.agent.set_task(task_tracker.task(episode_start, "plan"), seed + step)
-            state, context = self.agent.prepare(obs)
-            plan = self.agent.planner(state, context)
+                controller.reset(reset_mask)
+                controller.set_task(task_tracker.task(episode_start, "plan"), seed + step)
+                carry = PlannerCarry.initial(seed + step)
+            state, context = controller.perceive(obs)
+            # the planner itself: its labels are not perturbed where the agent is stuck
+            plan, carry = self.agent.planner(state, context, carry)
             own_action = self.agent.policy(state, context.goal, context.task_vector)
             target = plan.action if is_imitated else own_action
             labels.append(Label(state, context.goal, context.task_vector, target, plan.energy))

@@ -100,7 +100,9 @@ class ValueRun(SGDStageRun):
         self.value_critics = value_critics_of(agent)
         self.stage, self.buffer = config, encode_buffer(agent)
         self.drives = agent.cost.interoceptive_cost.drives
-        self.random_proposals = RandomProposals(agent.evaluator)
+        self.random_proposals = RandomProposals(
+            agent.evaluator.action_space, agent.evaluator.action_dim
+        )
         self.model = deepcopy(agent.world_model).requires_grad_(False)
         init_value_units(agent, self.buffer, config.length)
         self.target_critics = EMATarget(self.value_critics, config.ema_decay)

@@ -169,6 +169,7 @@ class _Recorder:
         self, agent: Agent, env: EnvAdapter, camera: Camera, seed: int, callback: StepCallback
     ) -> None:
         self.agent, self.env, self.camera, self.seed = agent, env, camera, seed
+        self.controller = agent.controller(env.num_envs, tensors=True)
         self.callback = callback
         self.obs, self.info = env.reset(seed)
         self.step, self.interval = 0, 1
@@ -185,9 +186,8 @@ class _Recorder:
         self, config: EnvConfig, mode: str, task_spec: TaskSpec, bar: Progress,
         max_steps: int | None,
     ) -> list[RecordedEpisode]:  # fmt: skip
-        self.agent.reset()
         start = EpisodeStart(self.env, self.obs, self.info)
-        self.agent.set_task(task_of(task_spec, start, mode), self.seed)
+        self.controller.set_task(task_of(task_spec, start, mode), self.seed)
         self.episodes = partial(self._episodes_so_far, config, mode, bool(task_spec.drives))
         for step_result in islice(rollout(self._act, self.env, self.obs), max_steps):
             self._update_outcome(step_result)
@@ -200,7 +200,7 @@ class _Recorder:
         self, config: EnvConfig, mode: str, has_drives: bool
     ) -> list[RecordedEpisode]:
         """The episodes so far, the current step included."""
-        context, name = _context(self.agent), f"{config.id} {config.variant}".strip()
+        context, name = self.controller.context, f"{config.id} {config.variant}".strip()
         goals = context.goal.expand(self.env.num_envs, -1)
         states, factors = torch.stack(self.states, 1), np.stack(self.factors, 1)
         length = np.minimum(self.length + self.running, len(self.states))
@@ -216,9 +216,9 @@ class _Recorder:
 
     @torch.no_grad()
     def _act(self, obs: Observation) -> Tensor:
-        state, context = self.agent.prepare(obs)
+        state, context = self.controller.perceive(obs)
         with record_search(self.agent) as evaluations:
-            plan = self.agent.actors[context.mode](state, context)
+            plan = self.controller.plan(state, context)
         self.states.append(state.cpu())
         has_factors = isinstance(self.env.unwrapped, HasFactors)
         factors = self.env.factors(self.info).cpu() if has_factors else torch.empty(len(state), 0)
@@ -246,7 +246,7 @@ class _Recorder:
         self, state: Tensor, plan: Plan, context: TaskContext, best_energies: list[np.ndarray]
     ) -> None:
         pictures, step_energies = self.camera(self.env), per_step_energy(self.agent, plan, context)
-        critic_values = critic_value(self.agent, state, _context(self.agent))
+        critic_values = critic_value(self.agent, state, self.controller.context)
         candidates, planned, upper_plans = (
             p.cpu() for p in (plan.candidate_states, plan.states, plan.upper_plans)
         )
@@ -277,8 +277,3 @@ class _Recorder:
             if np.isfinite(final_success[i]):
                 self.final_success[i] = final_success[i] == 1
         self.running &= ~done_of(step_result).cpu().numpy()
-
-
-def _context(agent: Agent) -> TaskContext:
-    assert agent.context is not None
-    return agent.context

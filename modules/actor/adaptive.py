@@ -5,12 +5,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from modules.actor.planning.evaluator import EvaluatedRollouts, WarmStart, safe_std, to_plan
+from modules.actor.planning.evaluator import (
+    fitting_warm_start,
+    safe_std,
+    shift_actions,
+    to_plan,
+)
+from modules.actor.planning.risk import EvaluatedRollouts
 from modules.nets import silu_mlp
 from modules.types import (
     FRACTION,
@@ -18,8 +24,8 @@ from modules.types import (
     WIDTH,
     MapShape,
     Plan,
+    PlannerCarry,
     PlannerProtocol,
-    Stateful,
     TaskContext,
     validate_ranges,
 )
@@ -62,35 +68,6 @@ class PlanEnergyPredictor(nn.Module):
         self.scale[task] = safe_std(energy)
 
 
-class ReplanTrigger(Stateful):
-    """The energy of the last plan in each of B environments, and the steps for which it is valid:
-    planning again so soon would find the same plan."""
-
-    episode_state = ("energy", "steps_left")
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-        self.clear()
-
-    def clear(self) -> None:
-        """There is no plan yet."""
-        self.energy = self.steps_left = torch.empty(0)
-
-    def expired(self, energy: Tensor) -> Tensor:
-        """Advances by one step. Energies `[B]` -> `[B]` bool: where the last plan has expired or
-        the energy exceeds that of the plan."""
-        if len(self.energy) != len(energy):
-            self.energy = torch.full_like(energy, -torch.inf)
-            self.steps_left = torch.zeros_like(energy)
-        self.steps_left = self.steps_left - 1
-        return (self.steps_left < 0) | (energy > self.energy)
-
-    def record(self, env_ids: Tensor, energy: Tensor) -> None:
-        """Records new plans in the environments `[N]`, of energies `[N]`."""
-        self.energy = self.energy.index_copy(0, env_ids, energy)
-        self.steps_left = self.steps_left.index_fill(0, env_ids, self.patience)
-
-
 class PolicyEvaluator(Protocol):
     """A policy proposal that evaluates its own imagined future beside those of candidates."""
 
@@ -130,7 +107,43 @@ class AdaptiveActorConfig:
         return AdaptiveActor(self, policy_proposal, planner, plan_energy_predictor, action_dim)
 
 
-class AdaptiveActor(Stateful):
+class LastPlan(NamedTuple):
+    """The energy of the last plan of Mode-2 in each of B environments, and the steps for which it
+    is valid: planning again so soon would find the same plan."""
+
+    energy: Tensor  # [B]
+    steps_left: Tensor  # [B]
+
+    @classmethod
+    def none(cls, like: Tensor) -> LastPlan:
+        """There is no plan yet, for energies `[B]`."""
+        return cls(torch.full_like(like, -torch.inf), torch.zeros_like(like))
+
+    def advance(self) -> LastPlan:
+        """One step later."""
+        return self._replace(steps_left=self.steps_left - 1)
+
+    def expired(self, energy: Tensor) -> Tensor:
+        """Energies `[B]` -> `[B]` bool: where the plan has expired or the energy exceeds its."""
+        return (self.steps_left < 0) | (energy > self.energy)
+
+    def record(self, env_ids: Tensor, energy: Tensor, patience: int) -> LastPlan:
+        """New plans in the environments `[N]`, of energies `[N]`, valid for `patience` steps."""
+        return LastPlan(
+            self.energy.index_copy(0, env_ids, energy),
+            self.steps_left.index_fill(0, env_ids, patience),
+        )
+
+
+class AdaptiveCarry(NamedTuple):
+    """What `AdaptiveActor` carries from step to step."""
+
+    planner: PlannerCarry
+    warm_start: Tensor | None = None  # [B, 1, H, A]: the rest of the last plan
+    last_plan: LastPlan | None = None
+
+
+class AdaptiveActor:
     """Both modes as one actor. It follows the policy, or the rest of its last plan, where that
     gains all but `tolerance` of what planning is predicted to gain over resting, or as much as the
     last plan; elsewhere it plans."""
@@ -145,47 +158,57 @@ class AdaptiveActor(Stateful):
     ) -> None:
         self.config, self.policy_proposal, self.action_dim = config, policy_proposal, action_dim
         self.planner, self.plan_energy_predictor = planner, plan_energy_predictor
-        self.warm_start, self.replan_trigger = WarmStart(), ReplanTrigger(config.patience)
 
-    def reset(self, seed: int = 0) -> None:
-        """Forgets the last plan; random draws depend on the seed alone."""
-        self.planner.reset(seed)
-        self.warm_start.clear()
-        self.replan_trigger.clear()
+    def initial_carry(self, seed: int) -> AdaptiveCarry:
+        """No plan yet; random draws depend on the seed alone."""
+        return AdaptiveCarry(PlannerCarry.initial(seed))
 
-    def __call__(self, state: Tensor, context: TaskContext) -> Plan:
+    def __call__(
+        self, state: Tensor, context: TaskContext, carry: AdaptiveCarry
+    ) -> tuple[Plan, AdaptiveCarry]:
         """`[B, D]` -> the better one of the policy's future and the rest of the last plan; where
         neither is good enough, a new plan."""
-        previous = self.warm_start.get(state, context, self.action_dim)
+        previous = fitting_warm_start(carry.warm_start, state, context, self.action_dim)
         zero_actions = state.new_zeros(len(state), 1, context.horizon, self.action_dim)
         candidates = torch.cat([previous, zero_actions], 1)
         evaluated = self.policy_proposal.evaluate_with(state, candidates, context)
         plan = to_plan(evaluated, evaluated.energy[:, :-1].argmin(1), context)
-        needs_planning = self._needs_planning(state, plan.energy, evaluated.energy[:, -1], context)
+        last_plan = carry.last_plan
+        if last_plan is None or len(last_plan.energy) != len(state):
+            last_plan = LastPlan.none(plan.energy)
+        last_plan = last_plan.advance()
+        slack = self.config.slack * self.plan_energy_predictor.energy_std(context.task_vector)
+        needs_planning = last_plan.expired(plan.energy - slack) & self._loses_too_much(
+            state, evaluated.energy, slack, context
+        )
         plan = plan._replace(
             candidate_states=plan.states[:, None],
             candidate_energies=plan.energy[:, None],
             planned=needs_planning,
         )
-        env_ids = needs_planning.nonzero().squeeze(1)
+        env_ids, planner_carry = needs_planning.nonzero().squeeze(1), carry.planner
         if len(env_ids):
             # the planner's own last plan may have been for other environments
-            self.planner.set_warm_start(evaluated.rollout.actions[env_ids, :-1])
-            new_plan = self.planner(state[env_ids], context.select(env_ids))
-            self.replan_trigger.record(env_ids, new_plan.energy)
+            planner_carry = planner_carry._replace(
+                warm_start=evaluated.rollout.actions[env_ids, :-1]
+            )
+            new_plan, planner_carry = self.planner(
+                state[env_ids], context.select(env_ids), planner_carry
+            )
+            last_plan = last_plan.record(env_ids, new_plan.energy, self.config.patience)
             plan = merge_plans(plan, new_plan, env_ids)
-        self.warm_start.store_shifted(plan.actions[:, None])
-        return plan
+        warm_start = shift_actions(plan.actions[:, None])
+        return plan, AdaptiveCarry(planner_carry, warm_start, last_plan)
 
-    def _needs_planning(
-        self, state: Tensor, energy: Tensor, rest_energy: Tensor, context: TaskContext
+    def _loses_too_much(
+        self, state: Tensor, energies: Tensor, slack: Tensor, context: TaskContext
     ) -> Tensor:
-        """Energies `[B]` -> `[B]` bool: where they lose too much of the predicted gain of planning
-        over resting."""
+        """Energies `[B, P]`, the last that of resting -> `[B]` bool: where the best of the others
+        loses too much of the predicted gain of planning over resting."""
+        energy, rest_energy = energies[:, :-1].amin(1), energies[:, -1]
         expected = self.plan_energy_predictor(state, context.goal, context.task_vector)
         allowed = self.config.tolerance * (rest_energy - expected).relu()
-        slack = self.config.slack * self.plan_energy_predictor.energy_std(context.task_vector)
-        return (energy > expected + allowed + slack) & self.replan_trigger.expired(energy - slack)
+        return energy > expected + allowed + slack
 
 
 def merge_plans(plan: Plan, other: Plan, env_ids: Tensor) -> Plan:

@@ -1,10 +1,11 @@
-"""Actor: the policy (Mode-1), its use as an initial candidate of Mode-2 (`planning/`), and two
-wrappers of actors: recovery where the agent is stuck, and open-loop execution."""
+"""Actor: the policy (Mode-1), its use as an initial candidate of Mode-2 (`planning/`), and planners
+as actors, with recovery where the agent is stuck and open-loop execution."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,16 @@ from torch import Tensor, nn
 from modules.actor.action_space import ActionSpace
 from modules.actor.planning.evaluator import RolloutEvaluator
 from modules.actor.planning.risk import EvaluatedRollouts
-from modules.nets import ConvHead, check_goal_dims, relu_mlp, silu_mlp
+from modules.nets import check_goal_dims, relu_mlp, silu_mlp
 from modules.types import (
     FRACTION,
     HORIZON,
     WIDTH,
-    ActorProtocol,
     MapShape,
     Plan,
+    PlannerCarry,
+    PlannerProtocol,
     PolicyFn,
-    Stateful,
     TaskContext,
     validate_ranges,
 )
@@ -66,43 +67,8 @@ class Policy(nn.Module):
     def pre_squash(self, state: Tensor, goal: Tensor, task_vector: Tensor) -> Tensor:
         """The unbounded numbers before `squash`; where they are large its gradient vanishes."""
         target, position = goal[..., : self.goal_dims], state[..., : self.goal_dims]
-        inputs = torch.cat([state, target, target - position, self.broadcast_task(task_vector)], -1)
+        inputs = torch.cat([state, target, target - position, task_vector], -1)
         return self.layers(inputs)
-
-    def broadcast_task(self, task_vector: Tensor) -> Tensor:
-        """The task vector `[B, W]` in the layout of the inputs."""
-        return task_vector
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvPolicyConfig:
-    channels: int = 32
-    hidden: int = 256
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, channels=WIDTH, hidden=WIDTH)
-
-    def build(
-        self, shape: MapShape, action_dim: int, action_space: ActionSpace, task_dim: int
-    ) -> ConvPolicy:
-        # concatenated flat maps are the flat map of their concatenated channels
-        input_shape = (3 * shape[0] + task_dim, *shape[1:])
-        layers = ConvHead(input_shape, self.channels, self.hidden, action_dim)
-        return ConvPolicy(layers, action_dim, action_space, shape)
-
-
-class ConvPolicy(Policy):
-    """`Policy` of map states, with convolutional layers."""
-
-    def __init__(
-        self, layers: nn.Module, action_dim: int, action_space: ActionSpace, shape: MapShape
-    ) -> None:
-        super().__init__(layers, action_dim, action_space, prod(shape))
-        self.num_positions = shape[1] * shape[2]
-
-    def broadcast_task(self, task_vector: Tensor) -> Tensor:
-        """Each number as a constant channel of the map."""
-        return task_vector.repeat_interleave(self.num_positions, -1)
 
 
 class ReactiveActor:
@@ -111,13 +77,13 @@ class ReactiveActor:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
 
-    def reset(self, seed: int = 0) -> None:
-        """There is no state to reset."""
+    def initial_carry(self, seed: int) -> None:
+        """Nothing is carried from step to step."""
 
-    def __call__(self, state: Tensor, context: TaskContext) -> Plan:
+    def __call__(self, state: Tensor, context: TaskContext, carry: None) -> tuple[Plan, None]:
         """`[B, D]` -> a plan of one action."""
         states = state[:, None]
-        return Plan(
+        plan = Plan(
             actions=self.policy(state, context.goal, context.task_vector)[:, None],
             energy=state.new_full((len(state),), torch.nan),
             terms={},
@@ -127,6 +93,7 @@ class ReactiveActor:
             candidate_energies=state.new_full((len(state), 1), torch.nan),
             planned=torch.zeros(len(state), dtype=torch.bool, device=state.device),
         )
+        return plan, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +109,7 @@ class PolicyProposal:
     def __init__(self, policy: Policy, evaluator: RolloutEvaluator) -> None:
         self.policy, self.evaluator = policy, evaluator
 
-    def __call__(self, state: Tensor, context: TaskContext) -> Tensor:
+    def __call__(self, state: Tensor, context: TaskContext, rng: torch.Generator) -> Tensor:
         """`[B, D]` -> `[B, 1, H, A]`"""
         no_candidates = state.new_empty(len(state), 0, context.horizon, self.evaluator.action_dim)
         return self.evaluator.imagine_policy(state, self._policy_fn(context), no_candidates).actions
@@ -177,24 +144,22 @@ class NoPolicyProposal:
     def __init__(self, action_dim: int) -> None:
         self.action_dim = action_dim
 
-    def __call__(self, state: Tensor, context: TaskContext) -> Tensor:
+    def __call__(self, state: Tensor, context: TaskContext, rng: torch.Generator) -> Tensor:
         return state.new_empty(len(state), 0, context.horizon, self.action_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoStuckRecoveryConfig:
-    def build(self, actor: ActorProtocol, evaluator: RolloutEvaluator) -> ActorProtocol:
-        return actor
+    """The planner's plan is always followed."""
 
-
-class NoStuckRecovery:
-    """No perturbation: the actor's plan is always followed."""
+    def build(self, evaluator: RolloutEvaluator) -> None:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StuckPerturbationConfig:
     check_every: int = 3
-    """Actions between two checks of progress."""
+    """Plans between two checks of progress."""
     min_progress: float = 0.75
     """Least decrease of the plan's energy between two checks, in units of the cost."""
     min_energy: float = 2.0
@@ -203,68 +168,87 @@ class StuckPerturbationConfig:
     def __post_init__(self) -> None:
         validate_ranges(self, check_every=HORIZON, min_progress=FRACTION, min_energy=(0.0, 1e12))
 
-    def build(self, actor: ActorProtocol, evaluator: RolloutEvaluator) -> ActorProtocol:
-        return StuckPerturbation(self, actor, evaluator)
+    def build(self, evaluator: RolloutEvaluator) -> StuckPerturbation:
+        return StuckPerturbation(self, evaluator)
 
 
-class StuckPerturbation(Stateful):
+class StuckCarry(NamedTuple):
+    """What the check of progress carries from step to step."""
+
+    rng: torch.Generator
+    num_plans: int = 0
+    last_energy: Tensor | None = None  # [B]: that of the plan at the last check
+
+
+@dataclass(frozen=True)
+class StuckPerturbation:
     """Where the energy of the plans does not decrease although they are followed, the world model
     errs: one random action replaces the planned one."""
 
-    episode_state = ("rng", "calls", "last_energy")
+    config: StuckPerturbationConfig
+    evaluator: RolloutEvaluator
 
-    def __init__(
-        self, config: StuckPerturbationConfig, actor: ActorProtocol, evaluator: RolloutEvaluator
-    ) -> None:
-        self.config, self.actor, self.evaluator = config, actor, evaluator
-        self.reset()
-
-    def reset(self, seed: int = 0) -> None:
-        """Resets the actor; random actions depend on the seed alone."""
-        self.actor.reset(seed)
-        self.rng = torch.Generator().manual_seed(seed)
-        self.calls, self.last_energy = 0, torch.tensor(torch.inf)
-
-    def __call__(self, state: Tensor, context: TaskContext) -> Plan:
-        plan = self.actor(state, context)
-        self.calls += 1
-        if self.calls % self.config.check_every:
-            return plan
-        progress = self.last_energy.to(plan.energy) - plan.energy  # [B]
+    def __call__(
+        self, plan: Plan, state: Tensor, context: TaskContext, carry: StuckCarry
+    ) -> tuple[Plan, StuckCarry]:
+        """A new plan for the states `[B, D]` -> the plan to follow."""
+        carry = carry._replace(num_plans=carry.num_plans + 1)
+        if carry.num_plans % self.config.check_every:
+            return plan, carry
+        last = carry.last_energy
+        progress = torch.inf if last is None else last.to(plan.energy) - plan.energy  # [B]
         stuck = (progress < self.config.min_progress) & (plan.energy > self.config.min_energy)
-        self.last_energy = plan.energy
-        noise = torch.randn(plan.action.shape[-1], generator=self.rng).to(plan.action)
+        rng = carry.rng.clone_state()
+        noise = torch.randn(plan.action.shape[-1], generator=rng).to(plan.action)
         first = torch.where(
             stuck[:, None], self.evaluator.action_space.squash(2 * noise), plan.action
         )
         actions = torch.cat([first[:, None], plan.actions[:, 1:]], 1)
         # evaluated anew, because the first action has changed
         changed = self.evaluator.best_plan(state, actions[:, None], context)
-        return changed._replace(
+        changed = changed._replace(
             candidate_states=plan.candidate_states, candidate_energies=plan.candidate_energies
         )
+        return changed, StuckCarry(rng, carry.num_plans, plan.energy)
 
 
-class OpenLoopActor(Stateful):
-    """Executes several actions of a plan before the next one."""
+class PlanningCarry(NamedTuple):
+    """What `PlanningActor` carries from step to step."""
 
-    episode_state = ("remaining",)
+    planner: PlannerCarry
+    stuck: StuckCarry
+    remaining: tuple[Plan, ...] = ()  # the rest of the plan that is executed open loop
 
-    def __init__(self, actor: ActorProtocol, receding_horizon: int) -> None:
-        self.actor, self.receding_horizon = actor, receding_horizon
-        self.remaining: list[Plan] = []
 
-    def reset(self, seed: int = 0) -> None:
-        """Drops the rest of the plan, so that the next call plans."""
-        self.actor.reset(seed)
-        self.remaining = []
+class PlanningActor:
+    """Mode-2 as an actor: it executes `receding_horizon` actions of a plan before the next one, and
+    perturbs the plans where the agent is stuck."""
 
-    def __call__(self, state: Tensor, context: TaskContext) -> Plan:
-        if not self.remaining:
-            plan = self.actor(state, context)
-            num_steps = min(self.receding_horizon, context.horizon)
-            self.remaining = [drop_first(plan, step) for step in range(num_steps)]
-        return self.remaining.pop(0)
+    def __init__(
+        self, planner: PlannerProtocol, receding_horizon: int = 1,
+        stuck_recovery: StuckPerturbation | None = None,
+    ) -> None:  # fmt: skip
+        self.planner, self.receding_horizon = planner, receding_horizon
+        self.stuck_recovery = stuck_recovery
+
+    def initial_carry(self, seed: int) -> PlanningCarry:
+        """No plan yet; random draws depend on the seed alone."""
+        stuck = StuckCarry(torch.Generator().manual_seed(seed))
+        return PlanningCarry(PlannerCarry.initial(seed), stuck)
+
+    def __call__(
+        self, state: Tensor, context: TaskContext, carry: PlanningCarry
+    ) -> tuple[Plan, PlanningCarry]:
+        """`[B, D]` -> a new plan, or the rest of the last one."""
+        if carry.remaining:
+            return carry.remaining[0], carry._replace(remaining=carry.remaining[1:])
+        plan, planner_carry = self.planner(state, context, carry.planner)
+        stuck = carry.stuck
+        if self.stuck_recovery:
+            plan, stuck = self.stuck_recovery(plan, state, context, stuck)
+        num_steps = min(self.receding_horizon, context.horizon)
+        remaining = tuple(drop_first(plan, step) for step in range(1, num_steps))
+        return plan, PlanningCarry(planner_carry, stuck, remaining)
 
 
 def drop_first(plan: Plan, count: int) -> Plan:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod, sqrt
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from modules.types import HORIZON, WIDTH, MapShape, Observation, Stateful, as_dict, validate_ranges
+from modules.types import HORIZON, WIDTH, MapShape, Observation, as_dict, validate_ranges
 
 MemoryState: TypeAlias = tuple[Tensor, ...]
 
@@ -168,34 +168,31 @@ class ReferenceObservations(nn.Module):
         return parts.get("obs", parts)
 
 
-class EpisodeMemory(Stateful):
+class EpisodeMemory(NamedTuple):
     """The memory state and the states so far of the present episode in each of B environments."""
 
-    episode_state = ("memory_state", "states")
+    memory_state: MemoryState | None = None
+    states: tuple[Tensor, ...] = ()  # each [B, D], the present one last
 
-    def __init__(self, memory: NoMemory) -> None:
-        self.memory = memory
-        self.memory_state: MemoryState | None = None
-        self.states: list[Tensor] = []
-
-    def reset(self, reset_mask: Tensor | None = None) -> None:
-        """Begins an episode in all environments, or in those of `reset_mask` `[B]`."""
-        state = self.memory_state
-        if reset_mask is None or state is None or len(reset_mask) != len(self.states[0]):
-            self.memory_state, self.states = None, []
-            return
+    def reset(self, reset_mask: Tensor | None = None) -> EpisodeMemory:
+        """An episode begins in all environments, or in those of `reset_mask` `[B]`."""
+        if reset_mask is None or not self.states or len(reset_mask) != len(self.states[0]):
+            return EpisodeMemory()
+        assert self.memory_state is not None
         reset_mask = reset_mask.to(self.states[0].device)
-        self.memory_state = reset_where(state, reset_mask)
-        self.states = [state.masked_fill(reset_mask[:, None], FAR_AWAY) for state in self.states]
+        states = (state.masked_fill(reset_mask[:, None], FAR_AWAY) for state in self.states)
+        return EpisodeMemory(reset_where(self.memory_state, reset_mask), tuple(states))
 
-    def update(self, features: Tensor, keep: int = 1) -> Tensor:
-        """Features of the next observation `[B, D]` -> its state `[B, D]`; the last `keep` states
-        are kept."""
-        if self.memory_state is None or len(features) != len(self.states[0]):
-            self.memory_state, self.states = self.memory.initial_state(features), []
-        state, self.memory_state = self.memory(features, self.memory_state)
-        self.states = [*self.states, state][-keep:]
-        return state
+    def update(
+        self, memory: NoMemory, features: Tensor, keep: int = 1
+    ) -> tuple[Tensor, EpisodeMemory]:
+        """Features of the next observation `[B, D]` -> its state `[B, D]`, and the memory with it;
+        the last `keep` states are kept."""
+        memory_state, states = self
+        if memory_state is None or len(features) != len(states[0]):
+            memory_state, states = memory.initial_state(features), ()
+        state, memory_state = memory(features, memory_state)
+        return state, EpisodeMemory(memory_state, (*states, state)[-keep:])
 
     def episode_states(self) -> Tensor:
         """`[B, M, D]`: the states of the episode so far, the present one last."""

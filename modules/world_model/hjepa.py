@@ -37,9 +37,9 @@ from modules.types import (
     LatentRolloutFn,
     MapShape,
     Plan,
+    PlannerCarry,
     QuasimetricFns,
     Rollout,
-    Stateful,
     TaskContext,
     validate_ranges,
 )
@@ -174,41 +174,34 @@ class JEPALevel(nn.Module):
         return self.action_encoder(actions.unflatten(-2, (-1, self.num_steps)).flatten(-2))
 
 
-class LevelPlanner(Stateful):
+class LevelPlanner:
     """Mode-2 of a level above: a gradient planner of macro-actions towards a goal state."""
-
-    episode_state = ("rng",)
 
     def __init__(self, config: HierarchicalJEPAConfig, level: JEPALevel) -> None:
         self.level, self.config = level, config
         world_model = level.world_model
-        self.risk_model = config.scenarios.build(world_model.level(0).latent.noise_dim)
-        evaluator = RolloutEvaluator(
+        self.evaluator = RolloutEvaluator(
             world_model.imagine,
             world_model.imagine_policy,
             self.cost_terms,
             BoxActions(),
             level.macro_dim,
-            self.risk_model,
+            config.scenarios.build(world_model.level(0).latent.noise_dim),
         )
-        self.planner = config.planner.build(evaluator, self.propose)
-        self.reset()
+        self.planner = config.planner.build(self.evaluator, self.propose)
 
-    def reset(self, seed: int = 0) -> None:
-        self.planner.reset(seed)
-        self.risk_model.reset(seed)
-        self.rng = torch.Generator().manual_seed(seed)
-
-    def __call__(self, state: Tensor, goal: Tensor, context: TaskContext) -> Plan:
+    def __call__(
+        self, state: Tensor, goal: Tensor, context: TaskContext, carry: PlannerCarry
+    ) -> tuple[Plan, PlannerCarry]:
         """States, goals `[B, D]` of this level -> a plan of this level."""
-        config = self.config.planner
-        self.risk_model.resample()
-        plan = self.planner(
-            state, context._replace(goal=goal, horizon=config.horizon, iterations=config.iterations)
+        planner, rng = self.config.planner, carry.rng.clone_state()
+        context = context._replace(
+            goal=goal, horizon=planner.horizon, iterations=planner.iterations, noise=None
         )
+        context = self.evaluator.with_noise(context, rng)
+        plan, carry = self.planner(state, context, carry._replace(rng=rng))
         # not shifted: the next call is one environment step later, a fraction of the level's step
-        self.planner.set_warm_start(plan.actions[:, None])
-        return plan
+        return plan, carry._replace(warm_start=plan.actions[:, None])
 
     def cost_terms(self, rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
         """Steps of the level to go, mean over the path, and the penalty for unlikely
@@ -218,14 +211,14 @@ class LevelPlanner(Stateful):
         steps_to_go = self.level.distance(states[:, :, 1:], context.goal[:, None, None])
         return {"critic": steps_to_go.mean(-1), "prior": self.config.prior_weight * nll.mean(-1)}
 
-    def propose(self, state: Tensor, context: TaskContext) -> Tensor:
+    def propose(self, state: Tensor, context: TaskContext, rng: torch.Generator) -> Tensor:
         """`[B, D]` -> macro-actions sampled from the prior, `[B, P, H, M]`."""
         count = self.config.num_proposals
         current = state[:, None].expand(-1, count, -1).flatten(0, 1)
         macro_actions = []
         for _ in range(context.horizon):
             prior = self.level.action_prior(current)
-            noise = torch.randn(count, self.level.macro_dim, generator=self.rng).to(current)
+            noise = torch.randn(count, self.level.macro_dim, generator=rng).to(current)
             noise = noise.repeat(len(state), 1)  # the same in each environment, for any number B
             macro_actions.append((prior.mean + prior.scale * noise).clamp(-1, 1))
             current = self.level.world_model.level(0).step(current, macro_actions[-1]).state
@@ -281,7 +274,16 @@ class HierarchicalJEPAConfig:
         return HierarchicalJEPA(self, shape, action_dim, distance)
 
 
-class HierarchicalJEPA(nn.Module, Stateful):
+class HierarchyCarry(NamedTuple):
+    """What the levels carry from step to step."""
+
+    planners: tuple[PlannerCarry, ...]  # of each level, the lowest first
+    calls: int = 0
+    subgoals: Tensor | None = None  # [B, L - 1, H, D], top first
+    encoded_memories: tuple[Tensor, ...] = ()  # the memory bank in states of each level
+
+
+class HierarchicalJEPA(nn.Module):
     """Learnt levels above the lowest (H-JEPA). From the top down, each plans macro-actions towards
     the subgoal that the level above sets, and the first state of its plan is the subgoal of the
     level below. A level less than one of its steps away from its goal passes the goal on unchanged.
@@ -290,7 +292,6 @@ class HierarchicalJEPA(nn.Module, Stateful):
     encoding is nearest to the planned one. `snap_to_memory` does the same for shared states, so
     that every subgoal is a state that was observed."""
 
-    episode_state = ("calls", "subgoals", "encoded_memories")
     memory_bank: Tensor
     description = (
         "Learnt levels above plan in steps that span several of the level below, from the top "
@@ -316,43 +317,52 @@ class HierarchicalJEPA(nn.Module, Stateful):
         self.level_planners = [LevelPlanner(config, level) for level in levels]
         self.register_buffer("memory_bank", torch.zeros(config.memory_size, prod(shape)))
         self.trained = False
-        self.reset()
 
-    def reset(self, seed: int = 0) -> None:
-        """The next call plans."""
-        self.calls, self.subgoals = 0, torch.empty(0, 0, 0, 0)
-        self.encoded_memories: dict[int, Tensor] = {}  # the memory bank in states of each level
-        for planner in self.level_planners:
-            planner.reset(seed)
+    def initial_carry(self, seed: int) -> HierarchyCarry:
+        """The next call plans; random draws depend on the seed alone."""
+        return HierarchyCarry(tuple(PlannerCarry.initial(seed) for _ in self.level_planners))
 
     def is_trained(self) -> bool:
         """Whether the levels were trained; reads from the device only until they are."""
         self.trained = self.trained or bool(self.memory_bank.any())
         return self.trained
 
-    def forward(self, state: Tensor, context: TaskContext) -> TaskContext:
+    def forward(
+        self, state: Tensor, context: TaskContext, carry: HierarchyCarry
+    ) -> tuple[TaskContext, HierarchyCarry]:
         """`[B, D]` -> the context with the subgoal as its goal; unchanged before training."""
         if not (any(context.weights.get(name) for name in GOAL_COSTS) and self.is_trained()):
-            return context
-        if len(self.subgoals) != len(state) or self.calls % self.config.replan_every == 0:
-            self.subgoals = self.plan(state, context)
-        self.calls += 1
-        return context._replace(goal=self.subgoals[:, -1, 0], upper_plans=self.subgoals)
+            return context, carry
+        subgoals = carry.subgoals
+        if (
+            subgoals is None
+            or len(subgoals) != len(state)
+            or carry.calls % self.config.replan_every == 0
+        ):
+            subgoals, carry = self.plan(state, context, carry)
+        carry = carry._replace(calls=carry.calls + 1, subgoals=subgoals)
+        return context._replace(goal=subgoals[:, -1, 0], upper_plans=subgoals), carry
 
     @torch.no_grad()
-    def plan(self, state: Tensor, context: TaskContext) -> Tensor:
+    def plan(
+        self, state: Tensor, context: TaskContext, carry: HierarchyCarry
+    ) -> tuple[Tensor, HierarchyCarry]:
         """`[B, D]` -> the states that each level plans for, top first, as states of the lowest
         level, `[B, L - 1, H, D]`."""
-        goal, subgoals = context.goal, []
+        memories = carry.encoded_memories or self._encoded_memories()
+        goal, subgoals, carries = context.goal, [], list(carry.planners)
         for index in reversed(range(len(self.level_planners))):
             planner = self.level_planners[index]
             start, target = (self.encode_to(part, index) for part in (state, goal))
-            plan = planner(start, target, context)
+            plan, carries[index] = planner(start, target, context, carries[index])
             is_near = planner.level.distance(start, target) <= 1  # [B]
-            planned = self.nearest_memory(plan.states[:, 1:], index)
+            planned = (
+                self._snap(plan.states[:, 1:], memories[index]) if memories else plan.states[:, 1:]
+            )
             subgoals.append(torch.where(is_near[:, None, None], goal[:, None], planned))
             goal = subgoals[-1][:, 0]
-        return torch.stack(subgoals, 1)
+        carry = carry._replace(planners=tuple(carries), encoded_memories=memories)
+        return torch.stack(subgoals, 1), carry
 
     def encode_to(self, state: Tensor, index: int) -> Tensor:
         """States of the lowest level -> those of a level above, `[..., D]` each."""
@@ -383,12 +393,17 @@ class HierarchicalJEPA(nn.Module, Stateful):
         world_model = self.level_planners[index].level.world_model
         return world_model.imagine(state, actions[:, None]).states[:, 0]
 
-    def nearest_memory(self, states: Tensor, index: int) -> Tensor:
-        """States of a level above -> the nearest remembered states of the lowest level; or the
-        states themselves, if all levels share them and `snap_to_memory` is off."""
+    def _encoded_memories(self) -> tuple[Tensor, ...]:
+        """The memory bank in states of each level, the lowest first; empty if all levels share
+        their states and `snap_to_memory` is off."""
         if not (self.config.snap_to_memory or self.config.level.state_dim):
-            return states
-        if index not in self.encoded_memories:
-            self.encoded_memories[index] = self.encode_to(self.memory_bank, index)
-        distance = torch.cdist(states.flatten(0, -2), self.encoded_memories[index])
+            return ()
+        return tuple(
+            self.encode_to(self.memory_bank, index) for index in range(len(self.level_planners))
+        )
+
+    def _snap(self, states: Tensor, memories: Tensor) -> Tensor:
+        """States of a level above `[B, H, D]` -> the remembered states of the lowest level whose
+        encodings `memories` are nearest."""
+        distance = torch.cdist(states.flatten(0, -2), memories)
         return self.memory_bank[distance.argmin(-1)].unflatten(0, states.shape[:-1])

@@ -13,19 +13,22 @@ from torch import Tensor
 from modules.actor.planning.evaluator import (
     RandomProposals,
     RolloutEvaluator,
-    WarmStart,
-    adam_epsilon,
+    best_plan,
+    fitting_warm_start,
+    lowest_energy,
+    shift_actions,
+    total_energy,
 )
-from modules.actor.planning.gradient import keep_best, lowest_energy
+from modules.actor.planning.gradient import Adam, best_of, descend
 from modules.types import (
     FRACTION,
     GOAL_COSTS,
     HORIZON,
     ITERATIONS,
     Plan,
+    PlannerCarry,
     ProposalFn,
     Rollout,
-    Stateful,
     TaskContext,
     validate_ranges,
 )
@@ -104,7 +107,7 @@ class CollocationConfig:
         return Collocation(self, evaluator, proposal_fn)
 
 
-class Collocation(Stateful):
+class Collocation:
     """Collocation: Adam on virtual states and actions of several candidates at once.
 
     The objective is
@@ -117,55 +120,39 @@ class Collocation(Stateful):
     At every sync the actions alone descend the energy of their real rollouts. The plan is the best
     actions by that energy, never a virtual future."""
 
-    episode_state = ("rng",)
-
     def __init__(
         self, config: CollocationConfig, evaluator: RolloutEvaluator, proposal_fn: ProposalFn
     ) -> None:
         self.config, self.evaluator, self.proposal_fn = config, evaluator, proposal_fn
-        self.random_proposals, self.warm_start = RandomProposals(evaluator), WarmStart()
-        self.reset()
+        self.random_proposals = RandomProposals(evaluator.action_space, evaluator.action_dim)
 
-    def reset(self, seed: int = 0) -> None:
-        """Forgets the last plan; random candidates and noise depend on the seed alone."""
-        self.random_proposals.seed(seed)
-        self.rng = torch.Generator().manual_seed(seed)
-        self.warm_start.clear()
-
-    def set_warm_start(self, actions: Tensor) -> None:
-        """Makes the next call start from `actions` `[B, K, H, A]`, not from the last plan."""
-        self.warm_start.set(actions)
-
-    def __call__(self, state: Tensor, context: TaskContext) -> Plan:
+    def __call__(
+        self, state: Tensor, context: TaskContext, carry: PlannerCarry
+    ) -> tuple[Plan, PlannerCarry]:
         """`[B, D]` -> the best plan found; no parameter keeps a gradient."""
-        previous = self.warm_start.get(state, context, self.evaluator.action_dim)
-        offered = torch.cat([previous, self.proposal_fn(state, context)], 1)
-        random = self.random_proposals(
-            state, context, max(0, self.config.num_proposals - previous.shape[1])
-        )
-        iterations = self.config.warm_iterations if previous.shape[1] else context.iterations
-        best, energy = self._search(state, offered, random, context, iterations)
-        self.warm_start.store_shifted(lowest_energy(best, energy, self.config.num_warm_starts))
-        return self.evaluator.best_plan(state, best, context)
-
-    def _search(
-        self, state: Tensor, offered: Tensor, random: Tensor, context: TaskContext, iterations: int
-    ) -> tuple[Tensor, Tensor]:
-        """From offered and random candidates `[B, *, H, A]` -> the best actions of each candidate
-        and their energies `[B, P]`."""
-        best = torch.cat([offered, random], 1)
+        config, rng = self.config, carry.rng.clone_state()
+        previous = fitting_warm_start(carry.warm_start, state, context, self.evaluator.action_dim)
+        offered = torch.cat([previous, self.proposal_fn(state, context, rng)], 1)
+        num_random = max(0, config.num_proposals - previous.shape[1])
+        random = self.random_proposals(state, context, num_random, rng)
+        iterations = config.warm_iterations if previous.shape[1] else context.iterations
         with torch.no_grad():
-            evaluated = self.evaluator.evaluate(state, best, context)
-        raw = self.evaluator.action_space.unsquash(best)
-        initial = VirtualRollouts(raw, evaluated.rollout.states[:, :, 1:])
-        lowest, units = evaluated.energy, self._units(state, initial, context)
+            evaluations = [self.evaluator.evaluate(state, torch.cat([offered, random], 1), context)]
+        raw = self.evaluator.action_space.unsquash(evaluations[0].rollout.actions)
+        initial = VirtualRollouts(raw, evaluations[0].rollout.states[:, :, 1:])
+        units = self._units(state, initial, context)
         virtual = self._init_states(state, initial, offered.shape[1], context)
-        for done in range(0, iterations, self.config.sync_every):
-            count = min(self.config.sync_every, iterations - done)
-            virtual = self._optimize(state, virtual, units, context, count)
-            raw, best, lowest = self._polish(state, virtual.raw, best, lowest, context)
+        for done in range(0, iterations, config.sync_every):
+            count = min(config.sync_every, iterations - done)
+            virtual = self._optimize(state, virtual, units, context, count, rng)
+            raw, polished = descend(
+                self.evaluator, state, virtual.raw, context, config.polish_steps, config.lr
+            )
+            evaluations.append(polished)
             virtual = virtual._replace(raw=raw)
-        return best, lowest
+        best = best_of(evaluations)
+        warm_start = lowest_energy(best.rollout.actions, best.energy, config.num_warm_starts)
+        return best_plan(best, context), PlannerCarry(rng, shift_actions(warm_start))
 
     def _init_states(
         self, state: Tensor, initial: VirtualRollouts, num_offered: int, context: TaskContext
@@ -203,6 +190,7 @@ class Collocation(Stateful):
         units: Units,
         context: TaskContext,
         iterations: int,
+        rng: torch.Generator,
     ) -> VirtualRollouts:
         """Gradient steps on virtual states and actions together."""
         action_step, state_step = Adam(self.config.lr), Adam(self.config.state_lr)
@@ -213,17 +201,14 @@ class Collocation(Stateful):
             by_action, by_state = self._slopes(state, virtual, units, weight, context)
             raw = raw - action_step(by_action)
             fade = self.config.noise * (1 - step / iterations)
-            states = states + units.full_step * (fade * self._noise(states) - state_step(by_state))
+            # the same in every environment, so that the plan for one does not depend on the others
+            noise = torch.randn(states.shape[1:], generator=rng).to(states, non_blocking=True)
+            states = states + units.full_step * (fade * noise - state_step(by_state))
         return VirtualRollouts(raw, states)
 
     def _weight(self, fraction: float) -> float:
         """The weight of the dynamics penalty at this fraction of the way to a sync."""
         return self.config.weight * (self.config.final_weight / self.config.weight) ** fraction
-
-    def _noise(self, states: Tensor) -> Tensor:
-        """Standard normal numbers, the same in every environment, so that the plan for one does not
-        depend on the number of others."""
-        return torch.randn(states.shape[1:], generator=self.rng).to(states, non_blocking=True)
 
     def _slopes(
         self,
@@ -264,41 +249,6 @@ class Collocation(Stateful):
         latents, interoception = (
             part[:, 0, 0].unflatten(0, shape) for part in (once.latents, once.interoception)
         )
-        # not `score`: a virtual future is one, and the risk model would expect K samples of it
+        # not `evaluate`: a virtual future is one, and the risk model would expect K samples of it
         terms = self.evaluator.cost_terms(Rollout(path, actions, latents, interoception), context)
-        return torch.stack(list(terms.values())).sum(0), landed - virtual.states
-
-    def _polish(
-        self, state: Tensor, raw: Tensor, best: Tensor, lowest: Tensor, context: TaskContext
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient steps on the actions by the energy of their real rollouts -> the actions, the
-        best ones so far and their energies."""
-        action_step = Adam(self.config.lr)
-        for step in range(self.config.polish_steps + 1):
-            with torch.enable_grad():
-                leaf = raw.detach().requires_grad_()
-                actions = self.evaluator.action_space.squash(leaf)
-                energy = self.evaluator.evaluate(state, actions, context).energy
-                (slope,) = torch.autograd.grad(energy.sum(), leaf)
-            best, lowest = keep_best(best, lowest, actions.detach(), energy.detach())
-            raw = raw - action_step(slope) * (step < self.config.polish_steps)
-        return raw, best, lowest
-
-
-class Adam:
-    """The step of Adam for a gradient (Kingma & Ba 2015)."""
-
-    def __init__(self, lr: float) -> None:
-        self.lr, self.count = lr, 0
-        self.momentum: Tensor | float = 0.0
-        self.scale: Tensor | float = 0.0
-        self.eps: Tensor | float = 1e-8
-
-    def __call__(self, slope: Tensor) -> Tensor:
-        self.count += 1
-        if self.count == 1:
-            self.eps = adam_epsilon(slope)
-        self.momentum = 0.9 * self.momentum + 0.1 * slope
-        self.scale = 0.999 * self.scale + 0.001 * slope.square()
-        unbiased = (self.scale / (1 - 0.999**self.count)).sqrt() + self.eps
-        return self.lr / (1 - 0.9**self.count) * self.momentum / unbiased
+        return total_energy(terms), landed - virtual.states

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modules.actor.action_space import ActionSpace
-from modules.actor.planning.risk import Deterministic, EvaluatedRollouts, RiskModel
+from modules.actor.planning.risk import EvaluatedRollouts, ScenarioCVaR
 from modules.types import (
     CostTermsFn,
     Plan,
@@ -17,7 +17,6 @@ from modules.types import (
     PolicyRolloutFn,
     Rollout,
     RolloutFn,
-    Stateful,
     TaskContext,
 )
 
@@ -31,36 +30,63 @@ class RolloutEvaluator:
     cost_terms: CostTermsFn
     action_space: ActionSpace
     action_dim: int
-    risk_model: RiskModel = field(default_factory=Deterministic)
+    risk_model: ScenarioCVaR | None = None
+    """None for a deterministic world model, which imagines one future of each candidate."""
     callbacks: list[Callable[[EvaluatedRollouts], None]] = field(default_factory=list)
     """Called with every evaluated batch of rollouts."""
 
+    def with_noise(self, context: TaskContext, rng: torch.Generator) -> TaskContext:
+        """The context with noise for the futures of its horizon; unchanged if the world model is
+        deterministic."""
+        if self.risk_model is None:
+            return context
+        noise = self.risk_model.sample(context.horizon, rng)
+        return context._replace(noise=noise.to(context.goal, non_blocking=True))
+
     def evaluate(self, state: Tensor, actions: Tensor, context: TaskContext) -> EvaluatedRollouts:
         """States `[B, D]`, candidates `[B, P, H, A]` -> their futures and energies."""
-        return self.score(self.imagine(state, actions, *self.risk_model.noise(actions)), context)
+        return self._score(self.imagine(state, actions, *_noise(context)), context)
 
     def evaluate_with(
         self, state: Tensor, policy: PolicyFn, candidates: Tensor, context: TaskContext
     ) -> EvaluatedRollouts:
         """Futures and energies of a closed-loop policy, followed by those of the candidates
         `[B, P, H, A]`."""
-        rollout = self.imagine_policy(state, policy, candidates, *self.risk_model.noise(candidates))
-        return self.score(rollout, context)
+        rollout = self.imagine_policy(state, policy, candidates, *_noise(context))
+        return self._score(rollout, context)
 
-    def score(self, rollout: Rollout, context: TaskContext) -> EvaluatedRollouts:
+    def _score(self, rollout: Rollout, context: TaskContext) -> EvaluatedRollouts:
         """Adds the energies to imagined futures and aggregates the samples of each candidate."""
         terms = self.cost_terms(rollout, context)
-        energy = torch.stack(list(terms.values())).sum(0)
-        sampled = EvaluatedRollouts(rollout, terms, energy, rollout.states)
-        evaluated = self.risk_model.aggregate(sampled, context)
+        evaluated = EvaluatedRollouts(rollout, terms, total_energy(terms), rollout.states)
+        if self.risk_model is not None and context.noise is not None:
+            evaluated = self.risk_model.aggregate(evaluated, context)
         for callback in self.callbacks:
             callback(evaluated)
         return evaluated
 
     def best_plan(self, state: Tensor, actions: Tensor, context: TaskContext) -> Plan:
         """The candidate of least energy, as a plan."""
-        evaluated = self.evaluate(state, actions, context)
-        return to_plan(evaluated, evaluated.energy.argmin(1), context)
+        return best_plan(self.evaluate(state, actions, context), context)
+
+
+def _noise(context: TaskContext) -> tuple[Tensor, ...]:
+    return () if context.noise is None else (context.noise,)
+
+
+def total_energy(terms: dict[str, Tensor]) -> Tensor:
+    """The sum of the weighted terms, `[B, P]`."""
+    return torch.stack(list(terms.values())).sum(0)
+
+
+def best_plan(evaluated: EvaluatedRollouts, context: TaskContext) -> Plan:
+    """The candidate of least energy, as a plan."""
+    return to_plan(evaluated, without_nan(evaluated.energy).argmin(1), context)
+
+
+def without_nan(energy: Tensor) -> Tensor:
+    """Infinity in place of NaN: a future that diverged is never the best."""
+    return energy.masked_fill(energy.isnan(), torch.inf)
 
 
 def to_plan(evaluated: EvaluatedRollouts, index: Tensor, context: TaskContext) -> Plan:
@@ -86,16 +112,16 @@ def safe_std(energy: Tensor, dim: int | None = None) -> Tensor:
     return torch.maximum(std, torch.finfo(energy.dtype).eps * size).clamp_min(1e-30)
 
 
-def adam_epsilon(slope: Tensor) -> Tensor:
-    """Adam's epsilon for gradients `[B, ...]`: 1e-8, or less in environments where all gradients
-    are below 1e-5 (with rewards of 1e-6 for instance)."""
-    largest = slope.flatten(1).abs().amax(1).reshape(-1, *[1] * (slope.ndim - 1))
-    return 1e-8 * torch.where(largest < 1e-5, largest.clamp_min(1e-25), 1.0)
-
-
 def select_candidate(candidates: Tensor, index: Tensor) -> Tensor:
     """`[B, P, ...]`, indices `[B]` -> `[B, ...]`."""
     return candidates[torch.arange(len(index), device=index.device), index]
+
+
+def lowest_energy(candidates: Tensor, energy: Tensor, count: int) -> Tensor:
+    """`[B, P, H, A]`, `[B, P]` -> the `count` candidates of least energy, best first."""
+    count = min(count, energy.shape[1])
+    ranked = without_nan(energy).topk(count, largest=False).indices
+    return candidates[torch.arange(len(ranked), device=ranked.device)[:, None], ranked]
 
 
 def shift_actions(actions: Tensor) -> Tensor:
@@ -103,72 +129,53 @@ def shift_actions(actions: Tensor) -> Tensor:
     return torch.cat([actions[:, :, 1:], actions[:, :, -1:]], 2)
 
 
-class RandomProposals(Stateful):
+def fitting_warm_start(
+    warm_start: Tensor | None, state: Tensor, context: TaskContext, action_dim: int
+) -> Tensor:
+    """The warm start `[B, K, H, A]`; K is 0 if there is none of this batch size and horizon."""
+    if warm_start is not None and (len(warm_start), warm_start.shape[2]) == (
+        len(state),
+        context.horizon,
+    ):
+        return warm_start
+    return state.new_empty(len(state), 0, context.horizon, action_dim)
+
+
+@dataclass(frozen=True)
+class RandomProposals:
     """Random candidates that are constant over segments of the horizon, since independent actions
     average out. They are drawn on the host, so that a seed gives the same candidates on every
     device, and once for all environments, so that the plan for one does not depend on the number
     of others."""
 
-    episode_state = ("rng",)
+    action_space: ActionSpace
+    action_dim: int
+    num_segments: int = 2
 
-    def __init__(self, evaluator: RolloutEvaluator, num_segments: int = 2) -> None:
-        self.evaluator, self.num_segments = evaluator, num_segments
-        self.seed(0)
-
-    def seed(self, seed: int) -> None:
-        """Restarts the random stream."""
-        self.rng = torch.Generator().manual_seed(seed)
-
-    def noise(self, state: Tensor, count: int, length: int) -> Tensor:
+    def noise(self, state: Tensor, count: int, length: int, rng: torch.Generator) -> Tensor:
         """Standard normal numbers `[1, count, length, A]`, of the state's device and type."""
-        shape = (1, count, length, self.evaluator.action_dim)
-        return torch.randn(shape, generator=self.rng).to(state, non_blocking=True)
+        shape = (1, count, length, self.action_dim)
+        return torch.randn(shape, generator=rng).to(state, non_blocking=True)
 
-    def __call__(self, state: Tensor, context: TaskContext, count: int) -> Tensor:
+    def __call__(
+        self, state: Tensor, context: TaskContext, count: int, rng: torch.Generator
+    ) -> Tensor:
         """`[B, D]` -> actions `[B, count, H, A]`; the first candidate is rest."""
-        raw = self.noise(state, count, self.num_segments)
+        raw = self.noise(state, count, self.num_segments, rng)
         raw[:, :1] = 0
         return self._hold_segments(raw, context.horizon).expand(len(state), -1, -1, -1)
 
     def piecewise_constant(
         self, state: Tensor, count: int, horizon: int, rng: torch.Generator
     ) -> Tensor:
-        """Candidates `[B, count, horizon, A]` drawn from another generator with twice the standard
-        deviation, different in each environment; the first is rest."""
-        raw = torch.randn(
-            len(state), count, self.num_segments, self.evaluator.action_dim, generator=rng
-        )
-        raw = 2 * raw.to(state)
+        """Candidates `[B, count, horizon, A]` with twice the standard deviation, different in each
+        environment; the first is rest."""
+        shape = (len(state), count, self.num_segments, self.action_dim)
+        raw = 2 * torch.randn(shape, generator=rng).to(state)
         raw[:, :1] = 0
         return self._hold_segments(raw, horizon)
 
     def _hold_segments(self, raw: Tensor, horizon: int) -> Tensor:
         """Segments `[B, P, num_segments, A]`, unbounded -> actions `[B, P, H, A]`."""
         segment = -(-horizon // self.num_segments)
-        return self.evaluator.action_space.squash(raw).repeat_interleave(segment, 2)[:, :, :horizon]
-
-
-class WarmStart(Stateful):
-    """Candidates of the last plan, shifted by one step, `[B, K, H, A]`; K is 0 before the first."""
-
-    episode_state = ("actions",)
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets the last plan."""
-        self.actions = torch.empty(0, 0, 0, 0)
-
-    def get(self, state: Tensor, context: TaskContext, action_dim: int) -> Tensor:
-        """`[B, K, H, A]`; K is 0 if the last plan has another batch size or horizon."""
-        fits = self.actions.shape[0] == len(state) and self.actions.shape[2] == context.horizon
-        return self.actions if fits else state.new_empty(len(state), 0, context.horizon, action_dim)
-
-    def store_shifted(self, actions: Tensor) -> None:
-        """Stores a plan that is executed now, for the next step."""
-        self.set(shift_actions(actions))
-
-    def set(self, actions: Tensor) -> None:
-        """Stores candidates that begin with the next step."""
-        self.actions = actions
+        return self.action_space.squash(raw).repeat_interleave(segment, 2)[:, :, :horizon]

@@ -3,6 +3,7 @@ gradient descent improves (LeCun 2022, 3.1.2). The plan of the last step is the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,15 +12,20 @@ from torch import Tensor
 from modules.actor.planning.evaluator import (
     RandomProposals,
     RolloutEvaluator,
-    WarmStart,
-    adam_epsilon,
+    best_plan,
+    fitting_warm_start,
+    lowest_energy,
+    shift_actions,
+    without_nan,
 )
+from modules.actor.planning.risk import EvaluatedRollouts
 from modules.types import (
     HORIZON,
     ITERATIONS,
     Plan,
+    PlannerCarry,
     ProposalFn,
-    Stateful,
+    Rollout,
     TaskContext,
     validate_ranges,
 )
@@ -50,80 +56,91 @@ class GradientPlannerConfig:
         return GradientPlanner(self, evaluator, proposal_fn)
 
 
-class GradientPlanner(Stateful):
+class GradientPlanner:
     """Adam on the actions of several candidates at once; the plan is the best actions evaluated."""
 
     def __init__(
         self, config: GradientPlannerConfig, evaluator: RolloutEvaluator, proposal_fn: ProposalFn
     ) -> None:
         self.config, self.evaluator, self.proposal_fn = config, evaluator, proposal_fn
-        self.random_proposals, self.warm_start = RandomProposals(evaluator), WarmStart()
+        self.random_proposals = RandomProposals(evaluator.action_space, evaluator.action_dim)
 
-    def reset(self, seed: int = 0) -> None:
-        """Forgets the last plan; random candidates depend on the seed alone."""
-        self.random_proposals.seed(seed)
-        self.warm_start.clear()
-
-    def set_warm_start(self, actions: Tensor) -> None:
-        """Makes the next call start from `actions` `[B, K, H, A]`, not from the last plan."""
-        self.warm_start.set(actions)
-
-    def __call__(self, state: Tensor, context: TaskContext) -> Plan:
+    def __call__(
+        self, state: Tensor, context: TaskContext, carry: PlannerCarry
+    ) -> tuple[Plan, PlannerCarry]:
         """`[B, D]` -> the best plan found; no parameter keeps a gradient."""
-        previous = self.warm_start.get(state, context, self.evaluator.action_dim)
-        random = self.random_proposals(
-            state, context, max(0, self.config.num_proposals - previous.shape[1])
-        )
-        candidates = torch.cat([previous, self.proposal_fn(state, context), random], 1)
-        iterations = self.config.warm_iterations if previous.shape[1] else context.iterations
-        best, energy = self._descend(state, candidates, context, iterations)
-        self.warm_start.store_shifted(lowest_energy(best, energy, self.config.num_warm_starts))
-        return self.evaluator.best_plan(state, best, context)
-
-    def _descend(
-        self, state: Tensor, candidates: Tensor, context: TaskContext, iterations: int
-    ) -> tuple[Tensor, Tensor]:
-        """Gradient descent from `[B, P, H, A]` -> the best actions of each candidate and their
-        energies `[B, P]`."""
+        config, rng = self.config, carry.rng.clone_state()
+        previous = fitting_warm_start(carry.warm_start, state, context, self.evaluator.action_dim)
+        num_random = max(0, config.num_proposals - previous.shape[1])
+        random = self.random_proposals(state, context, num_random, rng)
+        candidates = torch.cat([previous, self.proposal_fn(state, context, rng), random], 1)
+        iterations = config.warm_iterations if previous.shape[1] else context.iterations
         raw = self.evaluator.action_space.unsquash(candidates)
-        momentum, scale = torch.zeros_like(raw), torch.zeros_like(raw)
-        eps: Tensor | float = 1e-8
-        best, lowest = candidates, candidates.new_full(candidates.shape[:2], torch.inf)
-        for step in range(1, iterations + 1):
-            actions, energy, slope = self._slope(state, raw, context)
-            best, lowest = keep_best(best, lowest, actions, energy)
-            eps = adam_epsilon(slope) if step == 1 else eps
-            momentum = momentum.lerp(slope, 0.1)
-            scale = scale.lerp(slope.square(), 0.001)
-            unbiased = (scale / (1 - 0.999**step)).sqrt() + eps
-            raw = raw - self.config.lr / (1 - 0.9**step) * momentum / unbiased
-        actions = self.evaluator.action_space.squash(raw)
-        energy = self.evaluator.evaluate(state, actions, context).energy
-        return keep_best(best, lowest, actions, energy)
-
-    def _slope(
-        self, state: Tensor, raw: Tensor, context: TaskContext
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, their energy `[B, P]`, and its gradient in the unbounded actions."""
-        with torch.enable_grad():
-            raw = raw.detach().requires_grad_()
-            actions = self.evaluator.action_space.squash(raw)
-            energy = self.evaluator.evaluate(state, actions, context).energy
-            # not backward(), which would leave gradients in the world model and the critics
-            (slope,) = torch.autograd.grad(energy.sum(), raw)
-        return actions.detach(), energy.detach(), slope
+        _, best = descend(self.evaluator, state, raw, context, iterations, config.lr)
+        warm_start = lowest_energy(best.rollout.actions, best.energy, config.num_warm_starts)
+        return best_plan(best, context), PlannerCarry(rng, shift_actions(warm_start))
 
 
-def keep_best(
-    best: Tensor, lowest: Tensor, actions: Tensor, energy: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The best actions so far of each candidate, `[B, P, H, A]`, and their energies `[B, P]`."""
-    improved = energy < lowest
-    best = torch.where(improved[..., None, None], actions, best)
-    return best, torch.where(improved, energy, lowest)
+def descend(
+    evaluator: RolloutEvaluator, state: Tensor, raw: Tensor, context: TaskContext,
+    iterations: int, lr: float,
+) -> tuple[Tensor, EvaluatedRollouts]:  # fmt: skip
+    """Adam on unbounded actions `[B, P, H, A]`, by the energy of their imagined futures -> the last
+    unbounded actions, and of each candidate the best future evaluated on the way."""
+    adam, evaluations = Adam(lr), []
+    for step in range(iterations + 1):
+        is_last = step == iterations
+        with torch.set_grad_enabled(not is_last):
+            leaf = raw.detach().requires_grad_(not is_last)
+            evaluated = evaluator.evaluate(state, evaluator.action_space.squash(leaf), context)
+            if not is_last:
+                # not backward(), which would leave gradients in the world model and the critics
+                (slope,) = torch.autograd.grad(evaluated.energy.sum(), leaf)
+        if not is_last:
+            raw = raw - adam(slope)
+        evaluations.append(evaluated.detach())
+    return raw, best_of(evaluations)
 
 
-def lowest_energy(candidates: Tensor, energy: Tensor, count: int) -> Tensor:
-    """`[B, P, H, A]`, `[B, P]` -> the `count` candidates of least energy, best first."""
-    ranked = energy.topk(min(count, energy.shape[1]), largest=False).indices
-    return candidates[torch.arange(len(ranked), device=ranked.device)[:, None], ranked]
+def best_of(evaluations: Sequence[EvaluatedRollouts]) -> EvaluatedRollouts:
+    """Of each candidate, the evaluation of least energy; the first of several equal ones."""
+    energies = torch.stack([evaluated.energy for evaluated in evaluations])  # [I, B, P]
+    index = without_nan(energies).argmin(0, keepdim=True)
+
+    def select(*parts: Tensor) -> Tensor:
+        """From each evaluation `[B, P * K, ...]`, K futures of each candidate."""
+        stacked = torch.stack(parts)
+        repeats = stacked.shape[2] // index.shape[2]
+        chosen = index.repeat_interleave(repeats, 2) if repeats > 1 else index
+        chosen = chosen.reshape(*chosen.shape, *[1] * (stacked.ndim - 3))
+        return stacked.take_along_dim(chosen, 0)[0]
+
+    rollouts = [evaluated.rollout for evaluated in evaluations]
+    return EvaluatedRollouts(
+        rollout=Rollout(*map(select, *rollouts)),
+        terms={
+            name: select(*(evaluated.terms[name] for evaluated in evaluations))
+            for name in evaluations[0].terms
+        },
+        energy=select(*energies),
+        scenario_states=select(*(evaluated.scenario_states for evaluated in evaluations)),
+    )
+
+
+class Adam:
+    """The step of Adam for a gradient `[B, ...]` (Kingma & Ba 2015). Its epsilon is 1e-8, or less
+    in environments where all first gradients are below 1e-5 (with rewards of 1e-6 for instance)."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr, self.count = lr, 0
+
+    def __call__(self, slope: Tensor) -> Tensor:
+        if self.count == 0:
+            self.momentum, self.scale = torch.zeros_like(slope), torch.zeros_like(slope)
+            largest = slope.flatten(1).abs().amax(1).reshape(-1, *[1] * (slope.ndim - 1))
+            self.eps = 1e-8 * torch.where(largest < 1e-5, largest.clamp_min(1e-25), 1.0)
+        self.count += 1
+        self.momentum = self.momentum.lerp(slope, 0.1)
+        self.scale = self.scale.lerp(slope.square(), 0.001)
+        unbiased = (self.scale / (1 - 0.999**self.count)).sqrt() + self.eps
+        return self.lr / (1 - 0.9**self.count) * self.momentum / unbiased

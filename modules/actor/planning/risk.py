@@ -1,15 +1,15 @@
-"""Risk models: how many futures of the same actions are sampled under a stochastic world model, and
-how their energies are aggregated."""
+"""Risk: how many futures of the same actions are sampled under a stochastic world model, and how
+their energies are aggregated (CVaR)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from modules.types import Rollout, Stateful, TaskContext, validate_ranges
+from modules.types import Rollout, TaskContext, validate_ranges
 
 BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
@@ -23,37 +23,14 @@ class EvaluatedRollouts(NamedTuple):
     energy: Tensor  # [B, P]
     scenario_states: Tensor  # [B, P * K, H + 1, D]: all sampled futures
 
-
-class RiskModel(Protocol):
-    """Samples noise for the world model and aggregates the futures of each candidate."""
-
-    def reset(self, seed: int) -> None:
-        """Restarts the random stream."""
-
-    def resample(self) -> None:
-        """Draws new noise from the next call of `noise` on; called once for every plan."""
-
-    def noise(self, actions: Tensor) -> tuple[Tensor, ...]:
-        """For actions `[..., H, A]`: `([K, H, U],)`, or `()` for a deterministic model."""
-
-    def aggregate(self, evaluated: EvaluatedRollouts, context: TaskContext) -> EvaluatedRollouts:
-        """K futures of each candidate, one after the other -> one of each."""
-
-
-class Deterministic:
-    """The risk model of a deterministic world model: one future of each candidate."""
-
-    def reset(self, seed: int) -> None:
-        """There is no random stream."""
-
-    def resample(self) -> None:
-        """There is no noise."""
-
-    def noise(self, actions: Tensor) -> tuple[Tensor, ...]:
-        return ()
-
-    def aggregate(self, evaluated: EvaluatedRollouts, context: TaskContext) -> EvaluatedRollouts:
-        return evaluated
+    def detach(self) -> EvaluatedRollouts:
+        """The same without gradients."""
+        return EvaluatedRollouts(
+            rollout=Rollout(*(part.detach() for part in self.rollout)),
+            terms={name: term.detach() for name, term in self.terms.items()},
+            energy=self.energy.detach(),
+            scenario_states=self.scenario_states.detach(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,36 +41,25 @@ class ScenarioCVaRConfig:
     def __post_init__(self) -> None:
         validate_ranges(self, num_scenarios=(1, 100_000))
 
-    def build(self, noise_dim: int) -> RiskModel:
-        """`noise_dim`: U, the noise of one step of the world model; 0 if it is deterministic."""
-        return ScenarioCVaR(self.num_scenarios, noise_dim) if noise_dim else Deterministic()
+    def build(self, noise_dim: int) -> ScenarioCVaR | None:
+        """`noise_dim`: U, the noise of one step of the world model; None for a deterministic one,
+        whose U is 0."""
+        return ScenarioCVaR(self.num_scenarios, noise_dim) if noise_dim else None
 
 
-class ScenarioCVaR(Stateful):
+@dataclass(frozen=True)
+class ScenarioCVaR:
     """K sampled futures of each candidate, aggregated by conditional value at risk. All candidates
     of a plan share the noise, so that none is better by luck (common random numbers; Glasserman
     2003, 4.1); each number is stratified into K parts (Latin hypercube, McKay et al. 1979). The
     next plan draws new noise, so that rare events are sampled sooner or later."""
 
-    episode_state = ("rng", "noise_by_horizon")
+    num_scenarios: int
+    noise_dim: int
 
-    def __init__(self, num_scenarios: int, noise_dim: int) -> None:
-        self.num_scenarios, self.noise_dim = num_scenarios, noise_dim
-        self.reset(0)
-
-    def reset(self, seed: int) -> None:
-        self.rng = torch.Generator().manual_seed(seed)
-        self.resample()
-
-    def resample(self) -> None:
-        self.noise_by_horizon: dict[int, Tensor] = {}  # [K, H, U] each
-
-    def noise(self, actions: Tensor) -> tuple[Tensor, ...]:
-        horizon = actions.shape[-2]
-        if horizon not in self.noise_by_horizon:
-            noise = latin_hypercube(self.num_scenarios, horizon, self.noise_dim, self.rng)
-            self.noise_by_horizon[horizon] = noise.to(actions, non_blocking=True)
-        return (self.noise_by_horizon[horizon],)
+    def sample(self, horizon: int, rng: torch.Generator) -> Tensor:
+        """Noise for the futures of one plan, `[K, H, U]` in [0, 1), on the host."""
+        return latin_hypercube(self.num_scenarios, horizon, self.noise_dim, rng)
 
     def aggregate(self, evaluated: EvaluatedRollouts, context: TaskContext) -> EvaluatedRollouts:
         """The energy of a candidate is the mean of the worst fraction `context.cvar_alpha` of its

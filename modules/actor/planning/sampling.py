@@ -8,13 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modules.actor.planning.evaluator import RandomProposals, RolloutEvaluator, WarmStart, safe_std
+from modules.actor.planning.evaluator import (
+    RandomProposals,
+    RolloutEvaluator,
+    fitting_warm_start,
+    safe_std,
+    shift_actions,
+)
 from modules.types import (
     HORIZON,
     ITERATIONS,
     Plan,
+    PlannerCarry,
     ProposalFn,
-    Stateful,
     TaskContext,
     validate_ranges,
 )
@@ -38,7 +44,7 @@ class _SamplerConfig:
         validate_ranges(self, num_samples=(1, 1_000_000), init_std=(0.0, 1e3))
 
 
-class _Sampler(Stateful):
+class _Sampler:
     """A Gaussian over action sequences, refitted a few times. The planners differ in `refit`
     only."""
 
@@ -46,44 +52,35 @@ class _Sampler(Stateful):
         self, config: _SamplerConfig, evaluator: RolloutEvaluator, proposal_fn: ProposalFn
     ) -> None:
         self.config, self.evaluator, self.proposal_fn = config, evaluator, proposal_fn
-        self.random_proposals, self.warm_start = RandomProposals(evaluator), WarmStart()
-
-    def reset(self, seed: int = 0) -> None:
-        """Forgets the last plan; samples depend on the seed alone."""
-        self.random_proposals.seed(seed)
-        self.warm_start.clear()
-
-    def set_warm_start(self, actions: Tensor) -> None:
-        """Makes the next call start from `actions` `[B, K, H, A]`, not from the last plan."""
-        self.warm_start.set(actions)
+        self.random_proposals = RandomProposals(evaluator.action_space, evaluator.action_dim)
 
     def refit(self, actions: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, P, H, A]`, `[B, P]` -> mean and standard deviation, each `[B, 1, H, A]`."""
         raise NotImplementedError
 
-    def __call__(self, state: Tensor, context: TaskContext) -> Plan:
+    def __call__(
+        self, state: Tensor, context: TaskContext, carry: PlannerCarry
+    ) -> tuple[Plan, PlannerCarry]:
         """`[B, D]` -> the best plan sampled."""
-        previous = self.warm_start.get(state, context, self.evaluator.action_dim)
-        offered = torch.cat([previous, self.proposal_fn(state, context)], 1)
-        zero_actions = self.random_proposals(state, context, 1)
-        mean = torch.cat([offered, zero_actions], 1)[:, :1]
+        rng, project = carry.rng.clone_state(), self.evaluator.action_space.project
+        previous = fitting_warm_start(carry.warm_start, state, context, self.evaluator.action_dim)
+        offered = torch.cat([previous, self.proposal_fn(state, context, rng)], 1)
+        rest = self.random_proposals(state, context, 1, rng)
+        mean = torch.cat([offered, rest], 1)[:, :1]
         std = torch.full_like(mean, self.config.init_std)
         best = mean
         for _ in range(self.config.warm_iterations if previous.shape[1] else context.iterations):
-            mean_actions = self.evaluator.action_space.project(mean)
-            actions = torch.cat([best, mean_actions, offered, self._sample(state, mean, std)], 1)
+            noise = self.random_proposals.noise(
+                state, self.config.num_samples, context.horizon, rng
+            )
+            samples = project(mean + std * noise)
+            actions = torch.cat([best, project(mean), offered, samples], 1)
             energy = self.evaluator.evaluate(state, actions, context).energy
             mean, std = self.refit(actions, energy)
             index = energy.argmin(1, keepdim=True)
             best = actions.take_along_dim(index[..., None, None], 1)
-        candidates = torch.cat([best, self.evaluator.action_space.project(mean)], 1)
-        plan = self.evaluator.best_plan(state, candidates, context)
-        self.warm_start.store_shifted(plan.actions[:, None])
-        return plan
-
-    def _sample(self, state: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        noise = self.random_proposals.noise(state, self.config.num_samples, mean.shape[2])
-        return self.evaluator.action_space.project(mean + std * noise)
+        plan = self.evaluator.best_plan(state, torch.cat([best, project(mean)], 1), context)
+        return plan, PlannerCarry(rng, shift_actions(plan.actions[:, None]))
 
 
 @dataclass(frozen=True, kw_only=True)

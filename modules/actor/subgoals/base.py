@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,19 @@ class LevelInfo(NamedTuple):
 
 
 class Hierarchy(Protocol):
-    """State `[B, D]` and context -> the context of the lowest level. `learned_levels`: the learnt
-    levels above it, the lowest first. `description`: how it finds subgoals, for display."""
+    """State `[B, D]`, context and what the levels carry from step to step -> the context of the
+    lowest level, and what they carry on. `learned_levels`: the learnt levels above it, the lowest
+    first. `description`: how it finds subgoals, for display. `initial_carry`: at the beginning of
+    an episode; `seed` is that of the random draws."""
 
     description: str
 
     @property
     def learned_levels(self) -> Sequence[LevelInfo]: ...
-    def reset(self, seed: int = 0) -> None: ...
-    def __call__(self, state: Tensor, context: TaskContext) -> TaskContext: ...
+    def initial_carry(self, seed: int) -> Any: ...
+    def __call__(
+        self, state: Tensor, context: TaskContext, carry: Any
+    ) -> tuple[TaskContext, Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +56,11 @@ class Flat(nn.Module):
     learned_levels: Sequence[LevelInfo] = ()
     description = ""
 
-    def reset(self, seed: int = 0) -> None:
-        """There is no state to reset."""
+    def initial_carry(self, seed: int) -> None:
+        """Nothing is carried from step to step."""
 
-    def forward(self, state: Tensor, context: TaskContext) -> TaskContext:
-        return context
+    def forward(self, state: Tensor, context: TaskContext, carry: None) -> tuple[TaskContext, None]:
+        return context, None
 
 
 def gather_waypoints(landmarks: Tensor, nodes: Tensor, goal: Tensor) -> Tensor:

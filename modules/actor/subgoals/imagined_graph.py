@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from modules.types import (
     LatentRolloutFn,
     MapShape,
     QuasimetricFns,
-    Stateful,
     TaskContext,
     validate_ranges,
 )
@@ -96,7 +96,28 @@ class ImaginedLandmarkGraphConfig:
         return ImaginedLandmarkGraph(self, action_dim, distance, imagine)
 
 
-class ImaginedLandmarkGraph(nn.Module, Stateful):
+class ImaginedGraph(NamedTuple):
+    """Landmarks of B environments, and the costs between them and to the goal."""
+
+    landmarks: Tensor  # [B, K, D]
+    embeddings: Tensor  # [B, K, F]
+    edge_lengths: Tensor  # [B, K, K] steps
+    edge_costs: Tensor  # [B, K, K]
+    goal_lengths: Tensor  # [B, K] steps
+    goal_costs: Tensor  # [B, K]
+    cost_to_go: Tensor  # [B, K]
+
+
+class ImaginedGraphCarry(NamedTuple):
+    """What the level carries from step to step."""
+
+    seed: int
+    calls: int = 0
+    graph: ImaginedGraph | None = None
+    edge_feedback: EdgeFeedback | None = None
+
+
+class ImaginedLandmarkGraph(nn.Module):
     """A level that plans as `LandmarkGraph` does, in places that were never visited. When an
     episode begins, its landmarks grow from the present state as a tree (RRT, LaValle 1998; in a
     learnt state, Ichter & Pavone 2019): the world model imagines futures from the newest landmarks,
@@ -105,18 +126,6 @@ class ImaginedLandmarkGraph(nn.Module, Stateful):
     d (1 + (d / trusted_edge_length)^2). A stuck agent takes another path (`EdgeFeedback`). Only the
     world model and the critic are learnt, which hold in any layout."""
 
-    episode_state = (
-        "seed",
-        "calls",
-        "landmarks",
-        "edge_feedback",
-        "embeddings",
-        "edge_lengths",
-        "goal_lengths",
-        "goal_costs",
-        "edge_costs",
-        "cost_to_go",
-    )
     learned_levels: Sequence[LevelInfo] = ()
     description = (
         "When an episode begins, the level above imagines which states the agent can reach and "
@@ -134,53 +143,57 @@ class ImaginedLandmarkGraph(nn.Module, Stateful):
         super().__init__()
         self.config, self.action_dim = config, action_dim
         self.distance, self.imagine = distance, imagine
-        self.reset()
 
-    def reset(self, seed: int = 0) -> None:
-        """The next call imagines new landmarks; random draws depend on the seed alone."""
-        self.seed, self.calls = seed, 0
-        self.landmarks = torch.empty(0, 0, 0)  # [B, K, D]
+    def initial_carry(self, seed: int) -> ImaginedGraphCarry:
+        """The next call imagines landmarks; random draws depend on the seed alone."""
+        return ImaginedGraphCarry(seed)
 
-    def forward(self, state: Tensor, context: TaskContext) -> TaskContext:
+    def forward(
+        self, state: Tensor, context: TaskContext, carry: ImaginedGraphCarry
+    ) -> tuple[TaskContext, ImaginedGraphCarry]:
         """`[B, D]` -> the context with a subgoal as its goal. Landmarks and their costs to the
-        goals are computed once, and kept until `reset`."""
+        goals are computed once and carried."""
         if not any(context.weights.get(name) for name in GOAL_COSTS):
-            return context
-        if len(self.landmarks) != len(state):
-            self.build(state, context.goal)
+            return context, carry
+        _, calls, graph, feedback = carry
+        if graph is None or feedback is None or len(graph.landmarks) != len(state):
+            graph, calls = self.build(state, context.goal, carry.seed), 0
+            feedback = initial_feedback(self.distance.embed(state), self.config.num_landmarks)
         start, target = self.distance.embed(state), self.distance.embed(context.goal)
-        if self.calls and self.calls % self.config.stuck_after == 0:
-            self.edge_feedback = self._update_feedback(start, target)
-        self.calls += 1
-        subgoals, chosen = self._path(start, context.goal, target)
-        self.edge_feedback = self.edge_feedback._replace(chosen_edge=chosen)
-        return context._replace(goal=subgoals[:, 0], upper_plans=subgoals[:, None])
+        if calls and calls % self.config.stuck_after == 0:
+            feedback = self._update_feedback(feedback, graph, start, target)
+        subgoals, chosen = self._path(graph, feedback, start, context.goal, target)
+        feedback = feedback._replace(chosen_edge=chosen)
+        context = context._replace(goal=subgoals[:, 0], upper_plans=subgoals[:, None])
+        return context, ImaginedGraphCarry(carry.seed, calls + 1, graph, feedback)
 
     @torch.no_grad()
-    def build(self, state: Tensor, goal: Tensor) -> None:
+    def build(self, state: Tensor, goal: Tensor, seed: int = 0) -> ImaginedGraph:
         """Imagines landmarks from states `[B, D]` and computes the costs from each to the goals
         `[B, D]`."""
         from_embeddings = self.distance.from_embeddings
-        self.landmarks = self._grow_tree(state)
-        self.edge_feedback = initial_feedback(self.distance.embed(state), self.config.num_landmarks)
-        self.embeddings = self.distance.embed(self.landmarks)  # [B, K, F]
-        edge_lengths = [
-            from_embeddings(part[:, :, None], self.embeddings[:, None])
-            for part in self.embeddings.split(CHUNK_SIZE, 1)
-        ]
-        self.edge_lengths = torch.cat(edge_lengths, 1)  # [B, K, K]
-        self.goal_lengths = from_embeddings(self.embeddings, self.distance.embed(goal)[:, None])
+        landmarks = self._grow_tree(state, torch.Generator().manual_seed(seed))
+        embeddings = self.distance.embed(landmarks)
+        edge_lengths = torch.cat(
+            [
+                from_embeddings(part[:, :, None], embeddings[:, None])
+                for part in embeddings.split(CHUNK_SIZE, 1)
+            ],
+            1,
+        )
+        goal_lengths = from_embeddings(embeddings, self.distance.embed(goal)[:, None])
         trusted_length = self.config.trusted_edge_length
-        self.goal_costs = distance_penalty(self.goal_lengths, trusted_length)  # [B, K]
-        edge_costs = distance_penalty(self.edge_lengths, trusted_length)
-        self.edge_costs = edge_costs.clamp_min(MIN_EDGE_COST)
-        self.cost_to_go = bellman_ford(self.edge_costs, self.goal_costs)
+        goal_costs = distance_penalty(goal_lengths, trusted_length)
+        edge_costs = distance_penalty(edge_lengths, trusted_length).clamp_min(MIN_EDGE_COST)
+        return ImaginedGraph(
+            landmarks, embeddings, edge_lengths, edge_costs, goal_lengths, goal_costs,
+            bellman_ford(edge_costs, goal_costs),
+        )  # fmt: skip
 
-    def _grow_tree(self, state: Tensor) -> Tensor:
+    def _grow_tree(self, state: Tensor, rng: torch.Generator) -> Tensor:
         """`[B, D]` -> landmarks `[B, K, D]`. Random draws are the same in all environments, so that
         the landmarks of one do not depend on the number of others."""
         config, rows = self.config, torch.arange(len(state), device=state.device)[:, None]
-        rng = torch.Generator().manual_seed(self.seed)
         nodes = new_nodes = state[:, None]
         node_embeddings = self.distance.embed(nodes)
         frontier, frontier_embeddings = nodes[:, :0], node_embeddings[:, :0]
@@ -232,31 +245,36 @@ class ImaginedLandmarkGraph(nn.Module, Stateful):
         near = spacing / (self.config.min_spacing + MIN_EDGE_COST)
         return torch.where(spacing >= self.config.min_spacing, 1 + noise, near)
 
-    def _update_feedback(self, start: Tensor, target: Tensor) -> EdgeFeedback:
+    def _update_feedback(
+        self, feedback: EdgeFeedback, graph: ImaginedGraph, start: Tensor, target: Tensor
+    ) -> EdgeFeedback:
         """The feedback after a check of progress."""
         from_embeddings = self.distance.from_embeddings
         trusted_length = self.config.trusted_edge_length
-        moved = from_embeddings(self.edge_feedback.last_embedding, start)
+        moved = from_embeddings(feedback.last_embedding, start)
         away_from_goal = from_embeddings(start, target) > trusted_length
-        neighbours = self.edge_lengths < trusted_length
-        return self.edge_feedback.update(start, moved, away_from_goal, neighbours)
+        neighbours = graph.edge_lengths < trusted_length
+        return feedback.update(start, moved, away_from_goal, neighbours)
 
-    def _path(self, start: Tensor, goal: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _path(
+        self, graph: ImaginedGraph, feedback: EdgeFeedback, start: Tensor, goal: Tensor,
+        target: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Embedded states `[B, F]`, goals `[B, D]`, embedded goals `[B, F]` -> the subgoals of the
         cheapest path, `[B, H, D]`, and its first edge `[B]`: K where it leads directly to the
         goal."""
-        config, feedback = self.config, self.edge_feedback
+        config = self.config
         from_embeddings, trusted_length = self.distance.from_embeddings, config.trusted_edge_length
-        first = from_embeddings(start[:, None], self.embeddings)
+        first = from_embeddings(start[:, None], graph.embeddings)
         direct = from_embeddings(start, target)
         leaving_costs = feedback.penalty[:, :-1] + distance_penalty(first, trusted_length)
         direct_costs = feedback.penalty[:, -1] + distance_penalty(direct, trusted_length)
         nodes, travelled = greedy_path(
             Edges(first, leaving_costs),
             Edges(direct, direct_costs),
-            Edges(self.edge_lengths, self.edge_costs),
-            Edges(self.goal_lengths, self.goal_costs),
-            self.cost_to_go,
+            Edges(graph.edge_lengths, graph.edge_costs),
+            Edges(graph.goal_lengths, graph.goal_costs),
+            graph.cost_to_go,
             config.max_edges,
         )
         # a landmark at the present state is no subgoal, however far the next one is
@@ -264,4 +282,4 @@ class ImaginedLandmarkGraph(nn.Module, Stateful):
         next_node = (travelled <= MIN_PROGRESS).sum(1).clamp_max(config.max_edges - 1)
         index = torch.maximum(index, next_node[:, None])
         index[:, 0] = torch.where(feedback.follow_closely, next_node, index[:, 0])
-        return gather_waypoints(self.landmarks, nodes.gather(1, index), goal), nodes[:, 0]
+        return gather_waypoints(graph.landmarks, nodes.gather(1, index), goal), nodes[:, 0]

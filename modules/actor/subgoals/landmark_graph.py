@@ -27,7 +27,6 @@ from modules.types import (
     LatentRolloutFn,
     MapShape,
     QuasimetricFns,
-    Stateful,
     TaskContext,
     validate_ranges,
 )
@@ -100,7 +99,17 @@ class LandmarkGraphConfig:
         return LandmarkGraph(self, prod(shape), distance)
 
 
-class LandmarkGraph(nn.Module, Stateful):
+class LandmarkCarry(NamedTuple):
+    """What the level carries from step to step."""
+
+    calls: int = 0
+    subgoals: Tensor | None = None  # [B, H, D]
+    embeddings: Tensor | None = None  # [K, F]: the landmarks, by the critic as it is now
+    risk_graph: RiskGraph | None = None  # at the task's CVaR level
+    edge_feedback: EdgeFeedback | None = None
+
+
+class LandmarkGraph(nn.Module):
     """A level that plans by dynamic programming over remembered states (search on the replay
     buffer, Eysenbach et al. 2019; landmarks, Huang et al. 2019).
 
@@ -112,7 +121,6 @@ class LandmarkGraph(nn.Module, Stateful):
     The subgoal lies `subgoal_spacing` steps along the cheapest path; it is the goal itself where
     the direct edge is no more expensive. A stuck agent takes another path (`EdgeFeedback`)."""
 
-    episode_state = ("calls", "subgoals", "embeddings", "edge_feedback", "risk_graphs")
     learned_levels: Sequence[LevelInfo] = ()
     description = (
         "The level above keeps visited states as landmarks, with the cost from each to every other "
@@ -134,14 +142,10 @@ class LandmarkGraph(nn.Module, Stateful):
         for name in ("edge_lengths", "edge_costs", "path_costs"):
             self.register_buffer(name, torch.zeros(count, count))
         self.built = False
-        self.reset()
 
-    def reset(self, seed: int = 0) -> None:
+    def initial_carry(self, seed: int) -> LandmarkCarry:
         """The next call plans, with the present parameters of the critic."""
-        self.calls, self.subgoals = 0, torch.empty(0, 0, 0)
-        self.embeddings: Tensor | None = None  # of the landmarks, [K, F]
-        self.edge_feedback: EdgeFeedback | None = None
-        self.risk_graphs: dict[float, RiskGraph] = {}  # by CVaR level
+        return LandmarkCarry()
 
     def is_built(self) -> bool:
         """Whether there are landmarks; reads from the device only until there are."""
@@ -157,7 +161,6 @@ class LandmarkGraph(nn.Module, Stateful):
         embed, from_embeddings = self.distance
         embeddings = embed(states)
         edge_lengths = from_embeddings(embeddings[:, None], embeddings)
-        self.reset()  # the cached graphs are those of other landmarks
         self.states.copy_(states)
         self.edge_lengths.copy_(edge_lengths)
         return_lengths = from_embeddings(embed(outcomes), embeddings[:, None])  # [K, J]
@@ -183,32 +186,41 @@ class LandmarkGraph(nn.Module, Stateful):
             visited[nearest[:, :-offset], nearest[:, offset:]] = True
         return visited
 
-    def forward(self, state: Tensor, context: TaskContext) -> TaskContext:
+    def forward(
+        self, state: Tensor, context: TaskContext, carry: LandmarkCarry
+    ) -> tuple[TaskContext, LandmarkCarry]:
         """`[B, D]` -> the context with a subgoal as its goal; unchanged before `build`."""
         if not (any(context.weights.get(name) for name in GOAL_COSTS) and self.is_built()):
-            return context
-        if len(self.subgoals) != len(state):
-            self.reset()
-        if self.calls % self.config.replan_every == 0:
-            self.subgoals = self._replan(state, context.goal, self._risk_graph(context.cvar_alpha))
-        self.calls += 1
-        return context._replace(goal=self.subgoals[:, 0], upper_plans=self.subgoals[:, None])
+            return context, carry
+        calls, subgoals, embeddings, graph, feedback = carry
+        if subgoals is None or len(subgoals) != len(state):
+            calls, feedback = 0, None
+        if calls % self.config.replan_every == 0:
+            if embeddings is None or graph is None:
+                embeddings = self.distance.embed(self.states).detach()
+                graph = self._risk_graph(context.cvar_alpha)
+            start, target = self.distance.embed(state), self.distance.embed(context.goal)
+            feedback = self._update_feedback(feedback, calls, start, target)
+            subgoals, chosen = self._path(embeddings, graph, feedback, start, context.goal, target)
+            feedback = feedback._replace(chosen_edge=chosen)
+        assert subgoals is not None
+        context = context._replace(goal=subgoals[:, 0], upper_plans=subgoals[:, None])
+        return context, LandmarkCarry(calls + 1, subgoals, embeddings, graph, feedback)
 
     def plan(self, state: Tensor, goal: Tensor, cvar_alpha: float = 1.0) -> Tensor:
         """States, goals `[B, D]` -> the subgoals of the cheapest path `[B, H, D]` at this CVaR
         level, without feedback."""
-        start = self.distance.embed(state)
+        start, embeddings = self.distance.embed(state), self.distance.embed(self.states).detach()
         feedback = initial_feedback(start, len(self.states))
-        return self._path(start, goal, feedback, self._risk_graph(cvar_alpha))[0]
+        graph, target = self._risk_graph(cvar_alpha), self.distance.embed(goal)
+        return self._path(embeddings, graph, feedback, start, goal, target)[0]
 
     def _risk_graph(self, cvar_alpha: float) -> RiskGraph:
-        """The costs at this CVaR level, computed once until `reset`."""
-        if cvar_alpha not in self.risk_graphs:
-            expected_setback = self._expected_setback(cvar_alpha)
-            edge_costs = self._risk_adjusted_costs(expected_setback)
-            path_costs = self.path_costs if cvar_alpha == 1 else shortest_paths(edge_costs)
-            self.risk_graphs[cvar_alpha] = RiskGraph(edge_costs, path_costs, expected_setback)
-        return self.risk_graphs[cvar_alpha]
+        """The costs at this CVaR level."""
+        expected_setback = self._expected_setback(cvar_alpha)
+        edge_costs = self._risk_adjusted_costs(expected_setback)
+        path_costs = self.path_costs if cvar_alpha == 1 else shortest_paths(edge_costs)
+        return RiskGraph(edge_costs, path_costs, expected_setback)
 
     def _expected_setback(self, cvar_alpha: float) -> Tensor:
         """The mean of the worst fraction of the sampled setbacks, `[K]` steps."""
@@ -221,39 +233,37 @@ class LandmarkGraph(nn.Module, Stateful):
         setback = torch.maximum(expected_setback[:, None], expected_setback)
         return self.edge_costs + self.edge_lengths * setback
 
-    def _replan(self, state: Tensor, goal: Tensor, graph: RiskGraph) -> Tensor:
-        """The subgoals `[B, H, D]`, with feedback from the steps so far."""
-        embed, from_embeddings = self.distance
-        start = embed(state)
-        feedback = self.edge_feedback or initial_feedback(start, len(self.states))
-        num_plans = self.calls // self.config.replan_every
-        if num_plans and num_plans % self.config.stuck_after == 0:
-            trusted_length = self.config.trusted_edge_length
-            moved = from_embeddings(feedback.last_embedding, start)
-            away_from_goal = from_embeddings(start, embed(goal)) > trusted_length
-            neighbours = self.edge_lengths < trusted_length
-            feedback = feedback.update(start, moved, away_from_goal, neighbours)
-        subgoals, chosen = self._path(start, goal, feedback, graph)
-        self.edge_feedback = feedback._replace(chosen_edge=chosen)
-        return subgoals
+    def _update_feedback(
+        self, feedback: EdgeFeedback | None, calls: int, start: Tensor, target: Tensor
+    ) -> EdgeFeedback:
+        """The feedback from the steps so far, for embedded states and goals `[B, F]`."""
+        if feedback is None:
+            return initial_feedback(start, len(self.states))
+        if calls // self.config.replan_every % self.config.stuck_after:
+            return feedback
+        from_embeddings = self.distance.from_embeddings
+        trusted_length = self.config.trusted_edge_length
+        moved = from_embeddings(feedback.last_embedding, start)
+        away_from_goal = from_embeddings(start, target) > trusted_length
+        neighbours = self.edge_lengths < trusted_length
+        return feedback.update(start, moved, away_from_goal, neighbours)
 
     def _path(
-        self, start: Tensor, goal: Tensor, feedback: EdgeFeedback, graph: RiskGraph
-    ) -> tuple[Tensor, Tensor]:
-        """Embedded states `[B, F]`, goals `[B, D]` -> the subgoals of the cheapest path, `[B, H,
-        D]`, and its first edge `[B]`: K where it leads directly to the goal."""
-        embed, from_embeddings = self.distance
-        if self.embeddings is None:
-            self.embeddings = embed(self.states).detach()
-        target = embed(goal)
-        goal_lengths = from_embeddings(self.embeddings, target[:, None])  # [B, K]
+        self, embeddings: Tensor, graph: RiskGraph, feedback: EdgeFeedback, start: Tensor,
+        goal: Tensor, target: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Embedded states `[B, F]`, goals `[B, D]`, embedded goals `[B, F]` -> the subgoals of the
+        cheapest path, `[B, H, D]`, and its first edge `[B]`: K where it leads directly to the
+        goal."""
+        from_embeddings = self.distance.from_embeddings
+        goal_lengths = from_embeddings(embeddings, target[:, None])  # [B, K]
         goal_costs = self._edge_cost(goal_lengths)
         cost_to_go = goal_costs  # [B, K]
         for total, left in zip(
             graph.path_costs.split(CHUNK_SIZE, 1), goal_costs.split(CHUNK_SIZE, 1), strict=True
         ):
             cost_to_go = torch.minimum(cost_to_go, (total + left[:, None]).amin(-1))
-        first = from_embeddings(start[:, None], self.embeddings)  # [B, K]
+        first = from_embeddings(start[:, None], embeddings)  # [B, K]
         direct = from_embeddings(start, target)
         setbacks = first * graph.expected_setback
         leaving_costs = feedback.penalty[:, :-1] + self._edge_cost(first) + setbacks
