@@ -247,7 +247,7 @@ def test_settings_of_another_version_are_refused(own, capsys):
 @pytest.mark.parametrize("named", [{"_type": "OracleConfig"}, {}])
 def test_a_class_that_no_box_knows_is_refused(named, own, capsys):
     known = json.loads((own / "config.json").read_text())
-    known["actor"]["policy"] = named
+    known["actor"]["planner"] = named
     (own / "config.json").write_text(json.dumps(known))
     assert "holds no settings of this version" in error_line(capsys, "eval", own)
 

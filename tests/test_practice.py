@@ -11,7 +11,7 @@ import torch
 
 from ami_agent import recipes
 from ami_agent.adapters.env import rollout
-from ami_agent.agent import Agent
+from ami_agent.agent import Agent, Controller
 from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
 from ami_agent.training import CollectWithPlanner, FinetuneDynamics
@@ -80,17 +80,26 @@ def test_what_is_stored_is_what_mode_2_did(config):
         assert torch.equal(path.obs[0, -1], data[-1].next_obs[same.index(True)])
 
 
-def test_a_new_episode_has_a_new_goal(config):
+def test_a_new_episode_has_a_new_goal(config, monkeypatch):
     config = override(
         config,
         {"stages.planner_rollouts": CollectWithPlanner(steps=6, options={"max_episode_steps": 3})},
     )
     agent = experienced(config, "collect")
     stage_run = config.stages["planner_rollouts"].start(agent, config.env, SEED)
-    goals, named = [], []  # with which each action was taken, and what the worlds named after it
+    act, goals, named = (
+        Controller.act,
+        [],
+        [],
+    )  # with which each action was taken, and what the worlds named after it
+
+    def observed_act(self, obs):
+        goals.append(self.context.goal)
+        return act(self, obs)
+
+    monkeypatch.setattr(Controller, "act", observed_act)
     for _ in range(6):
         stage_run.update()
-        goals.append(agent.context.goal)
         named.append(agent.encode(stage_run.env.goal(stage_run.episode_start.info)))
     stage_run.finish()
     assert all(torch.equal(goals[0], goal) for goal in [*goals[:3], named[0]])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvConfig
+from ami_agent.agent import Controller
 from ami_agent.cli.main import main
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation.evaluate import _step_fractions
@@ -214,8 +215,10 @@ def test_the_clock_of_one_env_alone_runs_in_episodes_that_are_evaluated(forager,
     """Each has been told its task, however short they are."""
     agent = load(forager)
     output = []
-    reset = agent.reset
-    monkeypatch.setattr(agent, "reset", lambda is_first=None: (output.append(1), reset(is_first)))
+    reset = Controller.reset
+    monkeypatch.setattr(
+        Controller, "reset", lambda self, done=None: (output.append(1), reset(self, done))
+    )
     env = replace(brief(recipes.forage()).eval_env, options={"max_episode_steps": 20})
     monkeypatch.setattr("ami_agent.evaluation.latency.TIMED_ACTIONS", 30)
     monkeypatch.setattr("ami_agent.evaluation.latency.WARM_UP_ACTIONS", 10)
