@@ -17,7 +17,6 @@ from gymnasium import spaces
 import ami_agent as ami
 from ami_agent import recipes
 from ami_agent.adapters import env_spec
-from ami_agent.adapters import spaces as written
 from ami_agent.adapters.env import EnvConfig, check_same_spaces
 from ami_agent.adapters.env_spec import Interface
 from ami_agent.agent import Agent
@@ -517,8 +516,8 @@ SPACES = [
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_spaces_are_written_down_without_loss(space):
-    text = json.dumps(written.to_json(space), allow_nan=False)
-    again = written.from_json(json.loads(text))
+    text = json.dumps(env_spec.space_to_json(space), allow_nan=False)
+    again = env_spec.space_from_json(json.loads(text))
     assert again == space
     assert type(again) is type(space)
     assert again.dtype == space.dtype

@@ -63,6 +63,13 @@ def test_a_picture_keeps_its_pixels_wherever_its_channels_were():
         assert np.array_equal(made, np.moveaxis(numbers, -1, 1))
 
 
+@pytest.mark.parametrize("dtype", [U8, F32])
+def test_stacked_gray_frames_become_channels_and_keep_their_pixels(dtype):
+    frames = np.random.default_rng(0).integers(0, 255, (2, 4, 20, 16)).astype(dtype)
+    (made,) = seen(spaces.Box(0, 255, frames.shape[1:], dtype), frames, stack=4).values()
+    assert np.array_equal(made, frames)
+
+
 def test_moments_lie_behind_each_other_as_channels_or_as_numbers():
     films = np.random.default_rng(0).integers(0, 255, (2, 4, 9, 10, 3), U8)
     (made,) = seen(spaces.Box(0, 255, films.shape[1:], U8), films, stack=4).values()

@@ -20,8 +20,7 @@ import torch
 
 from ami_agent.adapters.env import EnvAdapter
 from ami_agent.adapters.env_spec import differences, from_json
-from ami_agent.adapters.observations import OutOfBoundsError
-from ami_agent.adapters.spaces import limits
+from ami_agent.adapters.observations import OutOfBoundsError, bounds_of
 from ami_agent.storage import checkpoint, guarded_reader
 from modules.memory.replay_buffer import BY_ENV, ReplayBuffer
 from modules.types import CONTINUE, ConfigError, Trajectory, tree_map
@@ -194,9 +193,9 @@ def _trajectory(episode: Any, env: EnvAdapter) -> Trajectory:
 
 def _actions(actions: Any, env: EnvAdapter) -> torch.Tensor:
     """`[T, A]` in [-1, 1]; numbers beyond the bounds of a Box are clipped, as environments do."""
-    bounds = limits(env.vector_env.single_action_space)
+    bounds = bounds_of(env.vector_env.single_action_space)
     if env.action_adapter.choices and bounds:
-        is_outside = (actions < bounds[0]) | (actions > bounds[1])
+        is_outside = (actions < bounds.low) | (actions > bounds.high)
         if np.any(is_outside):
             value = np.asarray(actions)[is_outside][0]
             raise ConfigError(f"an action is {value}, outside its space")

@@ -280,10 +280,8 @@ class EnvAdapter:
         outside their space where that is refused."""
         tensors = {}
         for name, part in read_obs(self.obs_fields, obs, what).items():
-            leaf = obs
-            for key in self.obs_fields[name].path:
-                leaf = leaf[key]
-            tensors[name] = owned_copy(part.to(self.device), leaf)
+            source = self.obs_fields[name].leaf(obs)
+            tensors[name] = owned_copy(part.to(self.device), source)
         return tensors.get("obs", tensors)
 
     def _check_ignored(self, obs: Any) -> None:

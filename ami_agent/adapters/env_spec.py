@@ -1,4 +1,5 @@
-"""The spec of an environment: what it delivers and takes, checked and converted for the agent."""
+"""The spec of an environment: what it delivers and takes, checked and converted for the agent; its
+JSON form without loss, and the differences of two specs in words."""
 
 from __future__ import annotations
 
@@ -8,11 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import Space
-from gymnasium.spaces import Dict, Discrete, Tuple
+from gymnasium import Space, spaces
 from torch import Tensor
 
-from ami_agent.adapters import spaces
 from ami_agent.adapters.actions import ActionAdapter, action_adapter
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.adapters.observations import (
@@ -20,10 +19,10 @@ from ami_agent.adapters.observations import (
     ModalitySpec,
     ObsField,
     OutOfBounds,
+    Path,
     obs_fields,
     read_obs,
 )
-from ami_agent.adapters.spaces import Difference, Path
 from modules.types import ConfigError, Observation, Transition
 
 MAX_ABS_VALUE = 1e18
@@ -31,9 +30,11 @@ MAX_ABS_VALUE = 1e18
 and would make results wrong without an error."""
 NUMERIC_KINDS = "biuf"
 """Kinds of NumPy arrays that hold numbers: booleans, integers, floats."""
+MAX_DEPTH, MAX_NUMBERS = 16, 10_000_000
+"""Levels of nested spaces, and numbers of one space, that are read from a file."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Interface:
     """An environment's spaces, and the agent's readings of them."""
 
@@ -48,12 +49,11 @@ class Interface:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for spaces that the agent can't observe or act in."""
-        fields = obs_fields(
+        self.obs_fields = obs_fields(
             self.observation_space, self.frame_stack, layouts=self.layouts,
             out_of_bounds=self.out_of_bounds, env=self.env,
         )  # fmt: skip
-        object.__setattr__(self, "obs_fields", fields)
-        object.__setattr__(self, "action_adapter", action_adapter(self.action_space))
+        self.action_adapter = action_adapter(self.action_space)
 
     def read(
         self, obs: Any, sizes: Collection[int] | None, what: str = "observation"
@@ -65,21 +65,28 @@ class Interface:
         batch axis. Raises ConfigError, with the part and the environment that is wrong, for values
         that are not of the observation space, or not finite."""
         used_paths = {reader.path for reader in self.obs_fields.values()}
-        nested_obs: Any = {}
-        lengths = {}
+        arrays: dict[Path, np.ndarray] = {}
         for path, space, part in _leaves(self.observation_space, obs, what):
             if path in used_paths:
                 label = _label(what, path)
                 array = _array(part, space, label)
                 array = array[None] if sizes is None else array
                 _check_shape(array, space, sizes, label)
-                array = _cast(array, space, sizes is not None, label)
-                lengths[label] = len(array)
-                nested_obs = _insert(nested_obs, path, array)
-        if len(set(lengths.values())) > 1:
-            sizes_text = ", ".join(f"{label} of {length}" for label, length in lengths.items())
+                arrays[path] = _cast(array, space, sizes is not None, label)
+        lengths = [len(array) for array in arrays.values()]
+        if len(set(lengths)) > 1:
+            labels = (_label(what, path) for path in arrays)
+            sizes_text = ", ".join(
+                f"{n} of {size}" for n, size in zip(labels, lengths, strict=True)
+            )
             raise ConfigError(f"the {what}'s parts are of different numbers of envs: {sizes_text}")
-        return self._convert(nested_obs, next(iter(lengths.values())), what, sizes is not None)
+        try:
+            return self._convert(arrays, what)
+        except ConfigError:
+            for env in range(lengths[0] if lengths[0] > 1 else 0):  # only to name the environment
+                row = {path: array[env : env + 1] for path, array in arrays.items()}
+                self._convert(row, f"{what} of environment {env}")
+            raise
 
     def env_action(self, action: Tensor, batch: bool) -> Any:
         """Actions `[B, A]` in [-1, 1] -> the argument of `env.step`: a batch, or the action of a
@@ -87,16 +94,15 @@ class Interface:
         native = self.action_adapter.to_env(action.detach().cpu().numpy())
         if batch:
             return native
-        return native[0] if isinstance(self.action_space, Discrete) else np.asarray(native[0])
+        return (
+            native[0] if isinstance(self.action_space, spaces.Discrete) else np.asarray(native[0])
+        )
 
-    def _convert(self, nested_obs: Any, num_envs: int, what: str, batch: bool) -> Observation:
+    def _convert(self, arrays: Mapping[Path, np.ndarray], what: str) -> Observation:
+        fields = {n: read._replace(path=(read.path,)) for n, read in self.obs_fields.items()}
         try:
-            found = read_obs(self.obs_fields, nested_obs, what)
-        except EnvError as error:
-            if not batch or num_envs == 1:
-                raise ConfigError(str(error)) from None
-            for env in range(num_envs):  # only to name the environment
-                self._convert(_row(nested_obs, env), 1, f"{what} of environment {env}", batch)
+            found = read_obs(fields, arrays, what)
+        except EnvError as error:  # here the user gave the observation
             raise ConfigError(str(error)) from None
         return found.get("obs", found)
 
@@ -133,8 +139,7 @@ class EnvironmentSpec(NamedTuple):
 
     def with_scalar(self, name: str) -> EnvironmentSpec:
         """The spec with one further modality, a single number."""
-        scalar = ModalitySpec((1,), torch.float32)
-        return self._replace(modalities={**self.modalities, name: scalar})
+        return self._replace(modalities={**self.modalities, name: ModalitySpec((1,))})
 
     def zeros(self, batch_size: int) -> Observation:
         """An observation `[B, *O]` of zeros."""
@@ -158,8 +163,8 @@ def to_json(spec: EnvironmentSpec) -> dict[str, Any] | None:
         return None
     try:
         return {
-            "observation": spaces.to_json(spec.interface.observation_space),
-            "action": spaces.to_json(spec.interface.action_space),
+            "observation": space_to_json(spec.interface.observation_space),
+            "action": space_to_json(spec.interface.action_space),
             "interoception": list(spec.interoception),
         }
     except TypeError:
@@ -175,7 +180,7 @@ def from_json(
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"interoception is {names!r}")
         interface = make_interface(
-            spaces.from_json(data["observation"]), spaces.from_json(data["action"])
+            space_from_json(data["observation"]), space_from_json(data["action"])
         )
         return env_spec_of(interface, tuple(names))
     except ConfigError:
@@ -184,6 +189,88 @@ def from_json(
         raise ConfigError(
             f"{source} describes no spaces: {type(error).__name__} {error}".splitlines()[0]
         ) from None
+
+
+def space_to_json(space: spaces.Space) -> dict[str, Any]:
+    """A space as plain data; TypeError where it has no such form."""
+    if isinstance(space, spaces.Box):
+        bounds = {"low": _bounds_to_json(space.low), "high": _bounds_to_json(space.high)}
+        return {"_type": "Box", "shape": list(space.shape), "dtype": space.dtype.name, **bounds}
+    if isinstance(space, spaces.Discrete):
+        start, dtype = int(space.start), np.dtype(space.dtype).name
+        return {"_type": "Discrete", "n": int(space.n), "start": start, "dtype": dtype}
+    if isinstance(space, spaces.MultiDiscrete):
+        sizes = {"nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        return {"_type": "MultiDiscrete", **sizes, "dtype": np.dtype(space.dtype).name}
+    if isinstance(space, spaces.MultiBinary):
+        single = isinstance(space.n, (int, np.integer))
+        return {"_type": "MultiBinary", "n": space.shape[0] if single else list(space.shape)}
+    if isinstance(space, spaces.Text):
+        lengths = {"min_length": space.min_length, "max_length": space.max_length}
+        return {"_type": "Text", **lengths, "characters": "".join(sorted(space.character_set))}
+    if isinstance(space, spaces.Tuple):
+        return {"_type": "Tuple", "spaces": [space_to_json(part) for part in space.spaces]}
+    if isinstance(space, spaces.Dict):
+        if not all(isinstance(key, str) for key in space.spaces):
+            raise TypeError("keys that are no strings can't be distinguished in JSON")
+        return {
+            "_type": "Dict",
+            "spaces": [[k, space_to_json(part)] for k, part in space.spaces.items()],
+        }
+    raise TypeError(f"{space} has no JSON form")
+
+
+def _bounds_to_json(bounds: np.ndarray) -> Any:
+    """Nested lists, or one number where all are the same; infinity, which JSON lacks, as a
+    string."""
+    if bounds.size and (bounds == bounds.flat[0]).all():
+        bounds = np.asarray(bounds.flat[0])
+    return np.where(np.isfinite(bounds), bounds.astype(object), bounds.astype(str)).tolist()
+
+
+def space_from_json(data: Any, depth: int = 0) -> Space:
+    """The reverse of `space_to_json`; any error that a wrong entry causes."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"spaces are nested more than {MAX_DEPTH} deep")
+    kind = data["_type"]
+    if kind == "Tuple":
+        return spaces.Tuple([space_from_json(part, depth + 1) for part in data["spaces"]])
+    if kind == "Dict":
+        return spaces.Dict([(key, space_from_json(p, depth + 1)) for key, p in data["spaces"]])
+    if kind == "Text":
+        lengths = {"max_length": int(data["max_length"]), "min_length": int(data["min_length"])}
+        return spaces.Text(**lengths, charset=data["characters"])
+    if kind == "MultiBinary":
+        n = data["n"]
+        return spaces.MultiBinary(_shape(n) if isinstance(n, list) else _shape([n])[0])
+    dtype = np.dtype(data["dtype"])
+    if kind == "Discrete":
+        return spaces.Discrete(int(data["n"]), start=int(data["start"]), dtype=dtype.type)
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(
+            np.array(data["nvec"]), dtype.type, start=np.array(data["start"])
+        )
+    if kind == "Box":
+        shape = _shape(data["shape"])
+        low, high = (np.array(data[name], dtype) for name in ("low", "high"))
+        low, high = np.broadcast_to(low, shape), np.broadcast_to(high, shape)
+        return spaces.Box(low, high, shape, dtype.type)
+    raise LookupError(kind)
+
+
+def _shape(data: Any) -> tuple[int, ...]:
+    shape = tuple(int(size) for size in data)
+    if min(shape, default=0) < 0 or np.prod(shape, dtype=np.float64) > MAX_NUMBERS:
+        raise ValueError(f"shape {shape} is not one of at most {MAX_NUMBERS} numbers")
+    return shape
+
+
+class Difference(NamedTuple):
+    """A difference between two environments, in words."""
+
+    in_kind: bool  # of names, shapes, dtypes or signals, not of bounds alone
+    one: str
+    two: str
 
 
 def differences(one: EnvironmentSpec, two: EnvironmentSpec) -> Iterator[Difference]:
@@ -199,10 +286,58 @@ def differences(one: EnvironmentSpec, two: EnvironmentSpec) -> Iterator[Differen
         return
     a, b = one.interface, two.interface
     found = [
-        *spaces.differences("actions", a.action_space, b.action_space),
-        *spaces.differences("observations", a.observation_space, b.observation_space),
+        *_space_differences("actions", a.action_space, b.action_space),
+        *_space_differences("observations", a.observation_space, b.observation_space),
     ]
     yield from [difference for difference in found if difference.in_kind] or found
+
+
+def _space_differences(label: str, one: spaces.Space, two: spaces.Space) -> Iterator[Difference]:
+    """`label`: the name of both spaces."""
+    kinds = [_describe_kind(space) for space in (one, two)]
+    if kinds[0] != kinds[1]:
+        yield Difference(True, *(f"{label} {kind}" for kind in kinds))
+        return
+    for name, a, b in _leaf_pairs(label, one, two):
+        if not (isinstance(a, (spaces.MultiBinary, spaces.Text)) or a == b):
+            yield Difference(False, *(f"{name} {_describe_bounds(space)}" for space in (a, b)))
+
+
+def _describe_kind(space: spaces.Space) -> str:
+    """A space without its bounds, in words."""
+    if isinstance(space, spaces.Dict):
+        parts = sorted(space.spaces.items(), key=lambda part: str(part[0]))
+        return "Dict(" + ", ".join(f"{key!r}: {_describe_kind(part)}" for key, part in parts) + ")"
+    if isinstance(space, spaces.Tuple):
+        return "Tuple(" + ", ".join(map(_describe_kind, space.spaces)) + ")"
+    if isinstance(space, (spaces.Text, spaces.Discrete, spaces.MultiDiscrete)):
+        return type(space).__name__  # the number of options is part of `EnvironmentSpec`
+    shape = "" if space.shape is None else f" {space.shape}"
+    return f"{type(space).__name__}{shape}" + (f" {space.dtype}" if space.dtype else "")
+
+
+def _describe_bounds(space: spaces.Space) -> str:
+    """A space in words, on one line."""
+    if not isinstance(space, spaces.Box):
+        return str(space).replace("\n", " ")
+    bounds = (space.low, space.high)
+    if all((part == part.flat[0]).all() for part in bounds):
+        bounds = (space.low.flat[0:1], space.high.flat[0:1])
+    low, high = (np.array2string(b.ravel()[:8], separator=", ", threshold=8) for b in bounds)
+    return f"from {low} to {high}".replace("\n", "")
+
+
+def _leaf_pairs(
+    name: str, one: spaces.Space, two: spaces.Space
+) -> Iterator[tuple[str, spaces.Space, spaces.Space]]:
+    if isinstance(one, spaces.Dict) and isinstance(two, spaces.Dict):
+        for key, part in one.spaces.items():
+            yield from _leaf_pairs(f"{name} {key!r}", part, two.spaces[key])
+    elif isinstance(one, spaces.Tuple) and isinstance(two, spaces.Tuple):
+        for index, (a, b) in enumerate(zip(one.spaces, two.spaces, strict=True)):
+            yield from _leaf_pairs(f"{name} {index}", a, b)
+    else:
+        yield name, one, two
 
 
 def _leaves(
@@ -210,11 +345,11 @@ def _leaves(
 ) -> Iterator[tuple[Path, Space, Any]]:
     """The parts of an observation, each with its path and its space."""
     label = _label(what, path)
-    if isinstance(space, Dict):
+    if isinstance(space, spaces.Dict):
         _check_keys(space, obs, label)
         for key, part in space.spaces.items():
             yield from _leaves(part, obs[key], what, (*path, key))
-    elif isinstance(space, Tuple):
+    elif isinstance(space, spaces.Tuple):
         if not isinstance(obs, (tuple, list)) or len(obs) != len(space.spaces):
             raise ConfigError(
                 f"the {label} is {_describe(obs)}; it must be a tuple of {len(space.spaces)} parts"
@@ -225,7 +360,7 @@ def _leaves(
         yield path, space, obs
 
 
-def _check_keys(space: Dict, obs: Any, label: str) -> None:
+def _check_keys(space: spaces.Dict, obs: Any, label: str) -> None:
     names = ", ".join(map(repr, space.spaces))
     if not isinstance(obs, Mapping):
         raise ConfigError(f"the {label} is {_describe(obs)}; it must be a dict of {names}")

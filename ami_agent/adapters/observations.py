@@ -1,5 +1,5 @@
 """Observation spaces: every leaf of a space is one field of the agent's observation, converted in
-one way that follows from its space and its layout.
+one way that follows from its space and its layout, and checked against its bounds.
 
 Vectors, and everything that can be written as one (numbers, choices, switches), are float32, or
 float64 where float32 would round them. Images are `[channels, height, width]`: bytes stay bytes,
@@ -9,10 +9,12 @@ other numbers become float32; the encoder standardizes them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, reduce
 from math import prod
+from operator import getitem
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,7 +24,6 @@ from torch import Tensor
 
 from ami_agent.adapters.actions import action_adapter
 from ami_agent.adapters.fault_tolerance import EnvError
-from ami_agent.adapters.spaces import Bounds, Path, bounds_of, named_leaves
 from modules.types import ConfigError
 
 MIN_IMAGE_SIDE = 8
@@ -34,11 +35,17 @@ STACKED_CHANNELS = (6, 8, 9, 12, 16)
 """Channels of one image, and of several that are stacked along the channel axis."""
 MIN_STACKED_SIDE = 32
 """Pixels of a side of stacked images; a shorter axis may be one of channels."""
+ROUNDING_TOLERANCE = 1e-5
+"""Fraction of its range by which a number may leave its space through rounding."""
 
+Path: TypeAlias = tuple[Any, ...]
+"""The keys that lead to a leaf."""
 Layout: TypeAlias = Literal["auto", "vector", "set", "channels-last", "channels-first", "ignore"]
 """How a user says that an array is read; `auto` leaves it to `guess_layout`."""
 OutOfBounds: TypeAlias = Literal["pass", "clip", "refuse"]
 """The treatment of a finite number outside its Box."""
+TREATMENTS = {"pass": ("used as they are", "clip or refuse"), "clip": ("clipped", "pass or refuse")}
+"""In words, with the other choices."""
 Convert: TypeAlias = Callable[[Any], Any]
 """`[B, *leaf]` -> `[B, *modality.shape]`"""
 
@@ -50,7 +57,15 @@ class ModalitySpec(NamedTuple):
     """Shape and dtype of one modality."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float32
+
+
+class Bounds(NamedTuple):
+    """The lowest and the highest numbers of a space, and the tolerance for rounding."""
+
+    low: np.ndarray
+    high: np.ndarray
+    tolerance: Any = 0.0
 
 
 class OutOfBoundsError(ValueError):
@@ -78,14 +93,17 @@ class ObsField(NamedTuple):
     def __call__(self, obs: Any, what: str = "observation") -> Any:
         """Raises OutOfBoundsError for a number outside the space where that is refused, ValueError
         for another shape. `what`: the observation's name in a warning."""
-        for key in self.path:
-            obs = obs[key]
-        part = obs if isinstance(obs, Tensor) else np.asarray(obs)
+        part = self.leaf(obs)
+        part = part if isinstance(part, Tensor) else np.asarray(part)
         if tuple(part.shape[1:]) != self.space.shape:
             raise ValueError(f"its shape is {tuple(part.shape[1:])}, not {self.space.shape}")
         if self.bounds is not None and isinstance(part, np.ndarray):
             part = self._check_bounds(part, self.bounds, what)
         return self.convert(part)
+
+    def leaf(self, obs: Any) -> Any:
+        """This field's part of an observation as the environment delivers it."""
+        return reduce(getitem, self.path, obs)
 
     def _check_bounds(self, part: np.ndarray, bounds: Bounds, what: str) -> np.ndarray:
         """Leaves NaN and infinities to `read_obs`, which refuses them."""
@@ -99,45 +117,32 @@ class ObsField(NamedTuple):
         error = OutOfBoundsError(float(value), relation, index)
         if self.out_of_bounds == "refuse" or not isinstance(self.space, spaces.Box):
             raise error
-        handling = {"pass": "used as they are", "clip": "clipped"}[self.out_of_bounds]
-        alternatives = {"pass": "clip or refuse", "clip": "pass or refuse"}[self.out_of_bounds]
+        treatment, alternatives = TREATMENTS[self.out_of_bounds]
         _warn_once(
             (self.env, what, self.name),
             f"{_obs_label(self.env, what, self.name)} holds {error}: this and later ones are "
-            f"{handling} (--env.out-of-bounds {alternatives})",
+            f"{treatment} (--env.out-of-bounds {alternatives})",
         )
         if self.out_of_bounds == "pass":
             return part
         return np.clip(part, self.space.low, self.space.high).astype(part.dtype)
 
 
+@dataclass
 class IgnoredField:
-    """A leaf that no encoder can read: a text, or an array without numbers; or one that the user
-    leaves out."""
+    """A leaf that no encoder can read, a text or an array without numbers, or that the user leaves
+    out."""
 
-    def __init__(
-        self, path: Path, name: str, space: spaces.Space, env: str, by_request: bool
-    ) -> None:
-        self.path, self.name, self.space = path, name, space
-        self.env, self.by_request = env, by_request
-        self.first: Any = None
-
-    @property
-    def summary(self) -> str:
-        """Why it is ignored, in words."""
-        if self.by_request:
-            return "ignored, by --env.obs-layout"
-        if isinstance(self.space, spaces.Box):
-            return "ignored: it holds no number"
-        return f"ignored: the agent reads no text ({type(self.space).__name__})"
+    path: Path
+    name: str
+    env: str
+    summary: str  # why it is ignored, in words
+    is_text: bool
+    first: Any = None
 
     def check(self, obs: Any) -> None:
         """Warns once where a text varies, for only a constant text carries no information."""
-        if self.by_request or isinstance(self.space, spaces.Box):
-            return
-        for key in self.path:
-            obs = obs[key]
-        for text in obs:
+        for text in reduce(getitem, self.path, obs) if self.is_text else ():
             self.first = text if self.first is None else self.first
             if text != self.first:
                 _warn_once(
@@ -167,7 +172,7 @@ def obs_fields(
     """One field for each leaf, by name, "obs" where there is but one. `stack`: every leaf holds so
     many frames along its first axis. Raises ConfigError for leaves that can't be read."""
     layouts = layouts or {}
-    leaves = named_leaves(space)
+    leaves = _named_leaves(space)
     if unknown := [name for name in layouts if name not in leaves]:
         raise ConfigError(
             f"obs_layout names {unknown[0]!r}; the observations are {', '.join(leaves) or 'none'}"
@@ -175,7 +180,7 @@ def obs_fields(
     found = {}
     for name, (path, leaf) in leaves.items():
         layout = layouts.get(name, "auto")
-        if not _is_ignored(leaf, layout, is_only_leaf=len(leaves) == 1):
+        if not _reason_to_ignore(leaf, layout, is_only_leaf=len(leaves) == 1):
             what = "observations are" if not path else f"observation {name!r} is"
             read = _obs_field(what, path, leaf, stack, layout)
             found[name] = read._replace(name=name, env=env, out_of_bounds=out_of_bounds)
@@ -188,20 +193,45 @@ def ignored_fields(
     space: spaces.Space, layouts: Mapping[str, Layout] | None = None, env: str = ""
 ) -> list[IgnoredField]:
     """The leaves that `obs_fields` leaves out."""
-    leaves, layouts = named_leaves(space), layouts or {}
-    return [
-        IgnoredField(path, name, leaf, env, layouts.get(name) == "ignore")
-        for name, (path, leaf) in leaves.items()
-        if _is_ignored(leaf, layouts.get(name, "auto"), is_only_leaf=len(leaves) == 1)
-    ]
+    leaves, found = _named_leaves(space), []
+    for name, (path, leaf) in leaves.items():
+        layout = (layouts or {}).get(name, "auto")
+        if reason := _reason_to_ignore(leaf, layout, is_only_leaf=len(leaves) == 1):
+            is_text = layout != "ignore" and not isinstance(leaf, spaces.Box)
+            found.append(IgnoredField(path, name, env, reason, is_text))
+    return found
 
 
-def _is_ignored(leaf: spaces.Space, layout: Layout, is_only_leaf: bool) -> bool:
+def _named_leaves(space: spaces.Space) -> dict[str, tuple[Path, spaces.Space]]:
+    """The leaves by name, "obs" where there is but one; ConfigError for two of the same name."""
+    found: dict[str, tuple[Path, spaces.Space]] = {}
+    for path, leaf in _leaves(space):
+        name = "/".join(str(key).replace(".", "_") for key in path) if path else "obs"
+        name = "obs_" if path and name == "obs" else name  # "obs" is reserved for a single leaf
+        if name in found:
+            raise ConfigError(f"two parts of the observation would both be called {name!r}")
+        found[name] = (path, leaf)
+    return found
+
+
+def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        yield path, space
+        return
+    parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+    for key, part in parts:
+        yield from _leaves(part, (*path, key))
+
+
+def _reason_to_ignore(leaf: spaces.Space, layout: Layout, is_only_leaf: bool) -> str:
+    """Why no encoder reads a leaf, in words; empty where one does."""
     if layout == "ignore":
-        return True
+        return "ignored, by --env.obs-layout"
     if is_only_leaf:
-        return False
-    return not prod(leaf.shape) if isinstance(leaf, spaces.Box) else _is_text(leaf)
+        return ""
+    if isinstance(leaf, spaces.Box):
+        return "" if prod(leaf.shape) else "ignored: it holds no number"
+    return f"ignored: the agent reads no text ({type(leaf).__name__})" if _is_text(leaf) else ""
 
 
 def _is_text(space: spaces.Space) -> bool:
@@ -249,10 +279,10 @@ def _obs_field(what: str, path: Path, space: spaces.Space, stack: int, layout: L
         )
     elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         adapter = action_adapter(space)  # one-hot, as discrete actions are
-        modality, convert = _vector(adapter.size), adapter.from_env
+        modality, convert = ModalitySpec((adapter.size,)), adapter.from_env
         summary = f"one-hot, {adapter.size} numbers"
     elif isinstance(space, spaces.MultiBinary):
-        modality, convert = _vector(prod(space.shape)), _flat
+        modality, convert = ModalitySpec((prod(space.shape),)), partial(_floats, shape=(-1,))
         summary = f"vector, {prod(space.shape)} switches"
     else:
         raise ConfigError(
@@ -264,8 +294,27 @@ def _obs_field(what: str, path: Path, space: spaces.Space, stack: int, layout: L
     return ObsField(path, space, modality, convert, bounds_of(space), "pass", summary)
 
 
-def _vector(size: int, dtype: torch.dtype = torch.float32) -> ModalitySpec:
-    return ModalitySpec((size,), dtype)
+def bounds_of(space: spaces.Space) -> Bounds | None:
+    """The bounds of a space; None where no number can be outside."""
+    if isinstance(space, spaces.Discrete):
+        return Bounds(np.asarray(space.start), np.asarray(space.start + space.n - 1))
+    if isinstance(space, spaces.MultiDiscrete):
+        return Bounds(space.start, space.start + space.nvec - 1)
+    if isinstance(space, spaces.MultiBinary):
+        return Bounds(np.zeros(space.shape, np.int8), np.ones(space.shape, np.int8))
+    if not isinstance(space, spaces.Box) or space.dtype == np.bool_:
+        return None
+    if space.dtype == np.uint8 and not space.low.any() and (space.high == 255).all():
+        return None
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if not (np.isfinite(low).any() or np.isfinite(high).any()):
+        return None
+    if not np.issubdtype(space.dtype, np.floating):
+        return Bounds(low, high)
+    with np.errstate(over="ignore", invalid="ignore"):
+        span = high - low
+        size = np.maximum(np.where(np.isfinite(low), abs(low), abs(high)), 1.0)
+    return Bounds(low, high, ROUNDING_TOLERANCE * np.where(np.isfinite(span), span, size))
 
 
 def _box_field(
@@ -280,21 +329,20 @@ def _box_field(
         layout = guess_layout(space, frame_shape)
         layout = "vector" if layout == "set" and num_frames > 1 else layout
     if layout in ("channels-last", "channels-first"):
-        axes = _image_axes(f"{what} {space}", frame_shape, num_frames, layout)
-        return *_image_field(space, axes), axes.summary(space.dtype)
+        return _image_field(f"{what} {space}", space, frame_shape, num_frames, layout)
     if layout == "set":
         if len(shape) != 2:
             raise ConfigError(f"{what} {space}, which can't be read as set: a set has 2 axes")
         summary = f"set, {shape[0]} vectors of {shape[1]} numbers each, {space.dtype}"
-        convert = _as_is if space.dtype == np.float32 else _as_floats
-        return ModalitySpec(shape, torch.float32), convert, summary
+        convert = _as_is if space.dtype == np.float32 else partial(_floats, shape=shape)
+        return ModalitySpec(shape), convert, summary
     shape_note = f" (shape {shape})" if len(shape) > 1 else ""
     count_text = f"{prod(shape)} number{'s' if prod(shape) > 1 else ''}"
     # float32 rounds a clock in seconds since 1970, float64, to steps of two minutes
     is_double = not np.can_cast(space.dtype, np.float32)
     is_plain_vector = len(shape) == 1 and space.dtype == np.float32
-    convert = _as_is if is_plain_vector else partial(_flat, double=is_double)
-    modality = _vector(prod(shape), torch.float64 if is_double else torch.float32)
+    convert = _as_is if is_plain_vector else partial(_floats, shape=(-1,), double=is_double)
+    modality = ModalitySpec((prod(shape),), torch.float64 if is_double else torch.float32)
     return modality, convert, f"vector, {count_text}{shape_note}, {space.dtype}"
 
 
@@ -335,49 +383,31 @@ def _is_gray_image(space: spaces.Box, sides: tuple[int, ...]) -> bool:
     return min(sides) >= MIN_GRAY_IMAGE_SIDE and is_uniform and is_finite
 
 
-class ImageAxes(NamedTuple):
-    """The axes of an image `[*frames, height, width, channels]` or `[*frames, channels, ...]`."""
-
-    frames: int
-    channels: int
-    height: int
-    width: int
-    last: bool  # the channels are the last axis
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """The encoder's input: the channels of all frames, one behind the other."""
-        return (self.frames * self.channels, self.height, self.width)
-
-    def summary(self, dtype: Any) -> str:
-        frames = f"{self.frames} frames, " if self.frames > 1 else ""
-        channels = f"{self.channels} channel{'s' if self.channels > 1 else ''}"
-        order = "last" if self.last else "first"
-        return f"image, {self.height}x{self.width}, {frames}{channels}, {dtype}, channels {order}"
-
-
-def _image_axes(what: str, shape: tuple[int, ...], frames: int, layout: Layout) -> ImageAxes:
-    """The axes of an array in this layout; ConfigError where it has too few."""
+def _image_field(
+    what: str, space: spaces.Box, shape: tuple[int, ...], frames: int, layout: Layout
+) -> tuple[ModalitySpec, Convert, str]:
+    """An image `[*frames, height, width, channels]` or `[*frames, channels, height, width]`; the
+    encoder's input has the channels of all frames, one behind the other. `shape`: of one frame."""
     if len(shape) < 2:
         raise ConfigError(
             f"{what} of shape {shape}, which can't be read as {layout}: an image has 2 axes or more"
         )
-    last = layout == "channels-last"
-    if len(shape) == 2:
-        return ImageAxes(frames, 1, *shape, last=last)
-    frames, shape = frames * prod(shape[:-3]), shape[-3:]
-    height, width = shape[:2] if last else shape[1:]
-    return ImageAxes(frames, shape[2] if last else shape[0], height, width, last)
-
-
-def _image_field(space: spaces.Box, axes: ImageAxes) -> tuple[ModalitySpec, Convert]:
+    # an array of two axes has one channel, and no axis of channels to move
+    last = layout == "channels-last" and len(shape) > 2
+    frames *= prod(shape[:-3])
+    axes = shape[-3:] if len(shape) > 2 else (1, *shape)
+    height, width, channels = axes if last else (*axes[1:], axes[0])
+    frames_text = f"{frames} frames, " if frames > 1 else ""
+    channels_text = f"{channels} channel{'s' if channels > 1 else ''}"
+    order = layout.replace("-", " ")
+    summary = f"image, {height}x{width}, {frames_text}{channels_text}, {space.dtype}, {order}"
+    image_shape = (frames * channels, height, width)
     if space.dtype not in (np.uint8, np.bool_):
-        convert = partial(_to_floats, shape=axes.shape, last=axes.last, origin=_origin(space))
-        return ModalitySpec(axes.shape, torch.float32), convert
-    if space.dtype == np.uint8 and not axes.last and space.shape == axes.shape:
-        return ModalitySpec(axes.shape, torch.uint8), _as_bytes
-    convert = partial(_to_bytes, shape=axes.shape, last=axes.last)
-    return ModalitySpec(axes.shape, torch.uint8), convert
+        convert = partial(_to_floats, shape=image_shape, last=last, origin=_origin(space))
+        return ModalitySpec(image_shape), convert, summary
+    is_plain = space.dtype == np.uint8 and not last and space.shape == image_shape
+    convert = _as_bytes if is_plain else partial(_to_bytes, shape=image_shape, last=last)
+    return ModalitySpec(image_shape, torch.uint8), convert, summary
 
 
 def _origin(space: spaces.Box) -> np.ndarray | None:
@@ -396,18 +426,13 @@ def _as_is(part: Any) -> Any:
     return part
 
 
-def _flat(part: Any, double: bool = False) -> np.ndarray:
+def _floats(part: Any, shape: tuple[int, ...], double: bool = False) -> np.ndarray:
     part = np.asarray(part)
-    return part.reshape(len(part), -1).astype(np.float64 if double else np.float32)
-
-
-def _as_floats(part: Any) -> np.ndarray:
-    return np.asarray(part).astype(np.float32)
+    return part.reshape(len(part), *shape).astype(np.float64 if double else np.float32)
 
 
 def _channels_first(part: np.ndarray, shape: tuple[int, ...], last: bool) -> np.ndarray:
-    if last and part.ndim > 3:  # arrays of two axes have no channels to move
-        part = np.moveaxis(part, -1, -3)
+    part = np.moveaxis(part, -1, -3) if last else part
     return part.reshape(len(part), *shape)
 
 
