@@ -21,7 +21,7 @@ from cattrs.errors import AttributeValidationNote, ClassValidationError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 from cattrs.preconf.json import make_converter
 
-from ami_agent.adapters.options import UnparsedOptions, join_option_flags, parse_options
+from ami_agent.adapters.make import UnparsedOptions, join_option_flags, parse_options
 from ami_agent.config import Config, class_name, override
 from ami_agent.custom import component_class, component_path
 from modules.types import BadSetting, ConfigError

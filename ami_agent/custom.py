@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.adapters.fault_tolerance import describe_error
-from ami_agent.adapters.make import import_path
+from ami_agent.adapters.imports import import_path
 from modules.types import ConfigError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import pytest
 
 import ami_agent as ami
 from ami_agent import recipes
-from ami_agent.adapters import trust
+from ami_agent.adapters import imports
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench.planning_speed import PlanningSpeed
 from ami_agent.cli.main import main
@@ -205,7 +205,7 @@ def test_our_own_environments_and_gymnasium_s_need_no_naming():
         config = run_dir.settings_of(SHIPPED)
         env = EnvConfig(id=name)
         config = replace(config, env=env, eval_env=env)
-        assert trust.check_trusted(config, SHIPPED, (), False) == config
+        assert imports.check_trusted(config, SHIPPED, (), False) == config
 
 
 def test_another_environment_is_named_as_in_training(run, file, capsys):

@@ -14,9 +14,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 import ami_agent as ami
-from ami_agent.adapters import infos
 from ami_agent.adapters.env import EnvAdapter, EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.adapters.vector_env import read_numbers
 from ami_agent.bench.sb3 import RawEnvAdapter
 from ami_agent.bench.translation import (
     PlainSpaceWrapper,
@@ -116,16 +116,16 @@ def test_numbers_are_read_by_masks_and_of_ends_from_final_info():
         "final_info": {"success": np.array([True, False, False]),
                        "_success": np.array([True, False, False])},
     }  # fmt: skip
-    output = infos.read_numbers(info, ("success",), done)
+    output = read_numbers(info, ("success",), done)
     assert output[:2].tolist() == [1, 1]
     assert output[2].isnan()
     before_1_0 = np.array([{"success": 1}, None, {}], dtype=object)
-    output = infos.read_numbers({**info, "final_info": before_1_0}, ("success",), done)
+    output = read_numbers({**info, "final_info": before_1_0}, ("success",), done)
     assert output[:2].tolist() == [1, 1]
-    assert infos.read_numbers({"a": np.arange(3)}, ("b", "a"), done).tolist() == [0, 1, 2]
-    assert infos.read_numbers({"a": torch.arange(3)}, ("a",), done).tolist() == [0, 1, 2]
+    assert read_numbers({"a": np.arange(3)}, ("b", "a"), done).tolist() == [0, 1, 2]
+    assert read_numbers({"a": torch.arange(3)}, ("a",), done).tolist() == [0, 1, 2]
     for odd in ("yes", None, 3, np.zeros(2), [1, 2], np.array(["a"] * 3), object(), {"a": 1}):
-        assert infos.read_numbers({"a": odd}, ("a",), done).isnan().all()
+        assert read_numbers({"a": odd}, ("a",), done).isnan().all()
 
 
 def test_a_batch_that_resets_within_the_step_reports_the_ends_of_episodes():
@@ -139,7 +139,7 @@ def test_a_batch_that_resets_within_the_step_reports_the_ends_of_episodes():
     for _ in range(4):
         _, _, terminated, truncated, info = envs.step(np.zeros((2, 1), f32))
     done = torch.as_tensor(terminated | truncated)
-    assert infos.read_numbers(info, ("is_success",), done).tolist() == [1, 0]
+    assert read_numbers(info, ("is_success",), done).tolist() == [1, 0]
 
 
 class Goals(gymnasium.Env):

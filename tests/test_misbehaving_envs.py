@@ -26,7 +26,7 @@ import ami_agent as ami
 from ami_agent import resources
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, rollout
 from ami_agent.adapters.fault_tolerance import EnvCreationError, EnvError, EnvResetError, WorkerDied
-from ami_agent.adapters.make import import_path
+from ami_agent.adapters.imports import import_path
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import run_many
 from ami_agent.evaluation.policies import make_random_policy

@@ -352,8 +352,8 @@ def corrupted(part, value):
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("observations", np.nan, "episode 0 of dataset .*obs holds NaN"),
-        ("observations", 7.0, "episode 0 of dataset .*an observation holds 7 .*outside"),
+        ("observations", np.nan, "episode 0 of dataset .*observation holds NaN"),
+        ("observations", 7.0, "episode 0 of dataset .*observation holds 7 .*outside"),
         ("rewards", np.inf, "episode 0 of dataset .*rewards holds NaN or infinity"),
         ("actions", np.nan, "episode 0 of dataset .*actions holds NaN"),
     ],

@@ -195,7 +195,7 @@ def test_an_option_may_have_a_flag_of_its_own():
         (["a", "[1"], "is no JSON"),
         (["a", "[" * 5000], "no JSON|deep"),
         (["a", "[" * 12 + "]" * 12], "nested at most 8 deep"),
-        (["a", '{"b": 1, "b": 2}'], "a name is given twice"),
+        (["a", '{"b": 1, "b": 2}'], "the name 'b' occurs twice"),
         (["a", "nan"], "finite"),
         (["a", "9" * 5000], "finite"),
         (["", "1"], "each with a name"),

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from ami_agent import ablation
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.graphics import choose_gl_backend, gl_hint
-from ami_agent.adapters.make import import_path
+from ami_agent.adapters.fault_tolerance import gl_hint
+from ami_agent.adapters.imports import choose_gl_backend, import_path
 from ami_agent.config import override
 from ami_agent.storage import checkpoint, resume, run_dir
 from ami_agent.train import check, train

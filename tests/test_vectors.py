@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, done_of, rollout
 from ami_agent.adapters.fault_tolerance import EnvError
-from ami_agent.adapters.make import call_function, make
+from ami_agent.adapters.imports import call_function
 from ami_agent.evaluation.evaluate import run_many
 from ami_agent.evaluation.policies import make_random_policy
 from modules.memory.replay_buffer import ReplayBuffer
@@ -267,9 +267,11 @@ def test_an_env_of_the_old_kind_and_one_that_lies_about_its_space_are_reported_a
 )
 def test_what_would_hide_what_our_envs_offer_is_refused_but_for_who_asks_for_it(output):
     with pytest.raises(ConfigError, match=r"one by one, without the ref.*max_episode_steps 30"):
-        make("ami/TwoRooms-v0", 2, {}, **output)
-    make("ami/TwoRooms-v0", 2, {}, vectorization_mode="sync", **output).close()
-    make("CartPole-v1", 2, {}, **output).close()  # is many by itself, and has nothing to hide
+        EnvConfig(id="ami/TwoRooms-v0", **output).build(2)
+    EnvConfig(id="ami/TwoRooms-v0", vectorization_mode="sync", **output).build(2).close()
+    EnvConfig(id="CartPole-v1", **output).build(
+        2
+    ).close()  # is many by itself, and has nothing to hide
 
 
 @pytest.mark.parametrize("text", ["raise ValueError('oh')", "import sys; sys.exit(0)"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from ami_agent.adapters.make import call_function, load_function
+from ami_agent.adapters.imports import call_function, load_function
 from ami_agent.config import Config, override
 from ami_agent.config_io import component_of, find_component
 from ami_agent.training import SelectLandmarks, TrainHierarchy

@@ -8,7 +8,7 @@ before Minari reads them: regular files, metadata within bounds, and arrays of t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -20,15 +20,16 @@ import torch
 
 from ami_agent.adapters.env import EnvAdapter
 from ami_agent.adapters.env_spec import differences, from_json
-from ami_agent.adapters.observations import OutOfBoundsError, bounds_of
+from ami_agent.adapters.observations import bounds_of, read_obs
 from ami_agent.storage import checkpoint, guarded_reader
 from modules.memory.replay_buffer import BY_ENV, ReplayBuffer
-from modules.types import CONTINUE, ConfigError, Trajectory, tree_map
+from modules.types import CONTINUE, ConfigError, Trajectory
 
 METADATA, HDF5 = "metadata.json", "main_data.hdf5"
 MAX_COMPRESSION, MIN_CHECKED_SIZE = 2000, 64 * 1024
 """Bytes of an array for each byte on disk, more than deflate can save; and the size of an array, in
 bytes, from which on this is checked."""
+NO_DATASETS = "there are none (MINARI_DATASETS_PATH says where)"
 
 
 class EpisodeDataset(NamedTuple):
@@ -54,7 +55,8 @@ def from_minari(name: str, env: EnvAdapter) -> EpisodeDataset:
             raise ConfigError(f"dataset {name} can't be read: {error}") from None
     known = _read(name, minari.list_local_datasets)
     if name not in known:
-        raise ConfigError(f"no Minari dataset {name!r} on this machine; {_list_names(known)}")
+        others = f"there are {', '.join(known)}" if known else NO_DATASETS
+        raise ConfigError(f"no Minari dataset {name!r} on this machine; {others}")
     if not {"observation_space", "action_space"} <= set(known[name]):
         raise ConfigError(f"dataset {name} doesn't state its spaces")
     dataset = _read(name, lambda: minari.load_dataset(name))
@@ -64,11 +66,6 @@ def from_minari(name: str, env: EnvAdapter) -> EpisodeDataset:
     count = int(dataset.total_episodes)
     episodes = partial(_iter_episodes, name, dataset, env)
     return EpisodeDataset(count, int(dataset.total_steps) + count - 1, episodes)
-
-
-def _list_names(known: Iterable[str]) -> str:
-    names = ", ".join(known)
-    return f"there are {names}" if names else "there are none (MINARI_DATASETS_PATH says where)"
 
 
 def _read(name: str, read: Callable[[], Any]) -> Any:
@@ -164,31 +161,26 @@ def _iter_episodes(name: str, dataset: Any, env: EnvAdapter, first: int) -> Iter
 
 def _trajectory(episode: Any, env: EnvAdapter) -> Trajectory:
     steps = len(episode)
-    try:
-        obs = {n: torch.as_tensor(read(episode.observations)) for n, read in env.obs_fields.items()}
-    except OutOfBoundsError as error:
-        raise ConfigError(f"an observation holds {error}, outside its space") from None
-    except (TypeError, ValueError, LookupError) as error:
-        raise ConfigError(f"observations are not of their space: {error}") from None
+    obs = read_obs(env.obs_fields, episode.observations, "observation")
+    actions = _actions(episode.actions, env)
     terminated = torch.as_tensor(np.asarray(episode.terminations, dtype=bool))
-    signals = [torch.as_tensor(np.asarray(episode.rewards, dtype=np.float64))]
-    if env.terminal_channel:
-        signals.append((~terminated).double())
-    trajectory = Trajectory(
-        obs=obs.get("obs", obs), actions=_actions(episode.actions, env),
-        interoception=torch.stack(signals, -1), terminated=terminated, episode_id=torch.zeros(()),
-    )  # fmt: skip
-    obs_lengths = {len(part) for part in obs.values()}
-    lengths = {len(trajectory.actions), len(terminated)}
+    rewards = torch.as_tensor(np.asarray(episode.rewards, dtype=np.float64))
+    signals = [rewards, (~terminated).double()] if env.config.terminal_channel else [rewards]
+    interoception = torch.stack(signals, -1)
+    obs_lengths, lengths = {len(part) for part in obs.values()}, {len(actions), len(terminated)}
     if not steps or obs_lengths != {steps + 1} or lengths != {steps}:
         raise ConfigError(
             f"{steps} rewards, {lengths} actions and terminations, {obs_lengths} observations"
         )
-    for what, part in (*obs.items(), ("actions", trajectory.actions), ("rewards", signals[0])):
-        if part.is_floating_point() and not part.isfinite().all():
+    for what, part in (("actions", actions), ("rewards", rewards)):
+        if not part.isfinite().all():
             raise ConfigError(f"{what} holds NaN or infinity")
-    batched = {name: getattr(trajectory, name)[None] for name in Trajectory._fields[1:5]}
-    return trajectory._replace(obs=tree_map(lambda part: part[None], trajectory.obs), **batched)
+    batched_obs = {name: part[None] for name, part in obs.items()}
+    return Trajectory(
+        obs=batched_obs.get("obs", batched_obs), actions=actions[None],
+        interoception=interoception[None], terminated=terminated[None],
+        episode_id=torch.zeros(()),
+    )  # fmt: skip
 
 
 def _actions(actions: Any, env: EnvAdapter) -> torch.Tensor:
@@ -202,29 +194,28 @@ def _actions(actions: Any, env: EnvAdapter) -> torch.Tensor:
     return env.from_env(actions).clamp(-1, 1)
 
 
-def _run_file(run: Path, name: str) -> Any:
-    """A JSON file of a run folder, of which nothing is imported."""
-    if not (run / name).exists():
-        raise ConfigError(f"{run} is not a run folder: it has no {name}")
-    return guarded_reader.read_json(run / name)
-
-
-def _reading_of(config: Any, run: Path) -> tuple[int, dict[str, Any]]:
-    """The frames of an observation in that run, and how its parts were read."""
+def _reading_of(run: Path) -> tuple[int, dict[str, Any]]:
+    """The frames of an observation in that run, and how its parts were read; nothing that its
+    settings name is imported."""
+    path = run / "config.json"
+    if not path.exists():
+        raise ConfigError(f"{run} is not a run folder: it has no {path.name}")
+    config = guarded_reader.read_json(path)
     env = config.get("env") if isinstance(config, dict) else None
     stack = env.get("frame_stack") if isinstance(env, dict) else None
     obs_layout = env.get("obs_layout") if isinstance(env, dict) else None
     if not isinstance(stack, int) or not 1 <= stack <= 1000 or not isinstance(obs_layout, dict):
-        raise ConfigError(f"{run / 'config.json'} holds no settings of this version")
+        raise ConfigError(f"{path} holds no settings of this version")
     return stack, obs_layout
 
 
 def from_run(folder: str, env: EnvAdapter) -> EpisodeDataset:
     """The replay buffer of a run; ConfigError if it kept none, or one of other spaces."""
     run = Path(folder)
-    stack, obs_layout = _reading_of(_run_file(run, "config.json"), run)
+    stack, obs_layout = _reading_of(run)
     interface = replace(env.config, frame_stack=stack, obs_layout=obs_layout).interface
-    run_spec = from_json(_run_file(run, "spaces.json"), interface, str(run / "spaces.json"))
+    written = run / "spaces.json"
+    run_spec = from_json(guarded_reader.read_json(written), interface, str(written))
     if difference := next(differences(run_spec, env.spec), None):
         raise ConfigError(
             f"run {folder} was trained with {difference.one}, but the environment here has "

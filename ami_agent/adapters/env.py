@@ -28,7 +28,6 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from torch import Tensor
 
-from ami_agent.adapters import infos
 from ami_agent.adapters.env_spec import EnvironmentSpec, Interface, differences, env_spec_of
 from ami_agent.adapters.fault_tolerance import (
     EnvCreationError,
@@ -36,9 +35,16 @@ from ami_agent.adapters.fault_tolerance import (
     EnvResetError,
     retry_on_worker_death,
 )
-from ami_agent.adapters.make import declared_time_limit, make, max_open_envs, native_vector_space
+from ami_agent.adapters.make import (
+    Options,
+    check_options,
+    declared_time_limit,
+    make,
+    max_open_envs,
+    native_vector_space,
+)
 from ami_agent.adapters.observations import Layout, OutOfBounds, ignored_fields, read_obs
-from ami_agent.adapters.options import Options, check_options
+from ami_agent.adapters.vector_env import fill_missing, read_table, reported
 from modules.configurator import TaskSpec
 from modules.types import CONTINUE, STEPS, ConfigError, Observation, Transition, validate_ranges
 
@@ -146,11 +152,7 @@ class EnvConfig:
 
     def max_open_envs(self, num_envs: int) -> int:
         """How many of `num_envs` environments are opened at the same time at most."""
-        return max_open_envs(
-            self.id, num_envs, imports=self.imports, max_episode_steps=self.max_episode_steps,
-            action_repeat=self.action_repeat, frame_stack=self.frame_stack,
-            vectorization_mode=self.vectorization_mode,
-        )  # fmt: skip
+        return max_open_envs(self, num_envs)
 
     def run_in_batches(
         self, num_envs: int, fn: Callable[[EnvAdapter, int], Result],
@@ -185,32 +187,24 @@ class EnvAdapter:
     def __init__(
         self, config: EnvConfig, num_envs: int, device: torch.device, options: Mapping[str, Any]
     ) -> None:
-        self.vector_env: VectorEnv = make(
-            config.id, num_envs, options, imports=config.imports,
-            max_episode_steps=config.max_episode_steps, action_repeat=config.action_repeat,
-            frame_stack=config.frame_stack, vectorization_mode=config.vectorization_mode,
-            timeout=config.step_timeout,
-        )  # fmt: skip
         self.config, self.options = config, options
         self.num_envs, self.device = num_envs, device
-        self.terminal_channel = config.terminal_channel
-        self.imports = config.imports
+        self.vector_env: VectorEnv = make(config, num_envs, options)
         try:
-            self._read_spaces(config)
+            self._read_spaces()
         except BaseException:
             self.close()  # perhaps only one such environment can be open
             raise
 
-    def _read_spaces(self, config: EnvConfig) -> None:
+    def _read_spaces(self) -> None:
         """ConfigError for spaces that the agent can't handle."""
+        config, unwrapped = self.config, self.vector_env.unwrapped
         space = self.vector_env.single_observation_space
         interface = config.interface(space, self.vector_env.single_action_space)
         self.obs_fields, self.action_adapter = interface.obs_fields, interface.action_adapter
         self.ignored_fields = ignored_fields(space, config.obs_layout, config.id)
-        unwrapped = self.vector_env.unwrapped
-        signals: tuple[str, ...] = ()
-        if isinstance(unwrapped, HasInteroception):
-            signals = tuple(unwrapped.interoception_names)
+        has_signals = isinstance(unwrapped, HasInteroception)
+        signals = tuple(unwrapped.interoception_names) if has_signals else ()
         continue_signal = (CONTINUE,) if config.terminal_channel else ()
         self.spec = env_spec_of(interface, ("reward", *signals, *continue_signal))
         self.is_native_batch = not isinstance(unwrapped, (SyncVectorEnv, AsyncVectorEnv))
@@ -263,14 +257,14 @@ class EnvAdapter:
         if not np.isfinite(rewards).all():
             raise EnvError("the environment's reward is NaN, None or infinite")
         signals = [self.tensor(rewards)[:, None]]
-        if len(self.spec.interoception) > 1 + self.terminal_channel:
-            width = len(self.spec.interoception) - 1 - self.terminal_channel
-            table = infos.read_table(info, "interoception", self.num_envs, width)
+        num_declared = len(self.spec.interoception) - 1 - self.config.terminal_channel
+        if num_declared:
+            table = read_table(info, "interoception", self.num_envs, num_declared)
             declared = self.tensor(table).double()
             if not declared.isfinite().all():
                 raise EnvError("info['interoception'] of the environment holds NaN or infinity")
             signals.append(declared)
-        if self.terminal_channel:
+        if self.config.terminal_channel:
             signals.append((~terminated).double()[:, None])
         return torch.cat(signals, 1)
 
@@ -297,18 +291,16 @@ class EnvAdapter:
     def _native_version_note(self) -> list[str]:
         """A note where the environment's own batch, with another observation space, is not used."""
         config = self.config
-        wrapped = {
-            "max_episode_steps": config.max_episode_steps,
-            "action_repeat": config.action_repeat - 1,
-            "frame_stack": config.frame_stack - 1,
-        }
-        flags = [f"--env.{name} {getattr(config, name)}" for name in wrapped if wrapped[name]]
+        defaults = {"max_episode_steps": 0, "action_repeat": 1, "frame_stack": 1}
+        values = {name: getattr(config, name) for name in defaults}
+        flags = [f"--env.{name} {n}" for name, n in values.items() if n != defaults[name]]
         if config.vectorization_mode != "auto" or not flags:
             return []
-        single = self.vector_env.single_observation_space
+        single = frame = self.vector_env.single_observation_space
+        if config.frame_stack > 1 and isinstance(single, spaces.Box):
+            frame = spaces.Box(single.low[0], single.high[0], dtype=single.dtype.type)
         native = native_vector_space(config.id, self.options)
-        is_stack = config.frame_stack > 1 and native == self._unstacked_space()
-        if native is None or native == single or is_stack:
+        if native is None or native in (single, frame):
             return []
         return [
             f"{config.id}: with {' and '.join(flags)} it is stepped one by one and observes "
@@ -316,22 +308,15 @@ class EnvAdapter:
             "and has options of its own (--env.options)"
         ]
 
-    def _unstacked_space(self) -> spaces.Space | None:
-        """The space of a single frame, where an observation is one array."""
-        stacked = self.vector_env.single_observation_space
-        if not isinstance(stacked, spaces.Box):
-            return None
-        return spaces.Box(stacked.low[0], stacked.high[0], dtype=stacked.dtype.type)
-
     def goal(self, info: Info) -> Observation:
         """The goals that the infos name, `[B, *O]`; ConfigError where they are no observations. An
         environment that names none gets the goal of another."""
-        has_goal = infos.reported(info, "goal", self.num_envs)
+        has_goal = reported(info, "goal", self.num_envs)
         if not has_goal.any():
             raise ConfigError("the environment names no goal in its info; the agent needs one")
         space = self.vector_env.single_observation_space
         try:
-            goal = infos.fill_missing(info, "goal", space, has_goal)
+            goal = fill_missing(info, "goal", space, has_goal)
         except (IndexError, TypeError, ValueError):
             goal = None
         return self.to_tensors(goal, "goal, info['goal'],")
@@ -339,7 +324,7 @@ class EnvAdapter:
     def factors(self, info: Info) -> Tensor:
         """`[B, F]`, for an environment that HasFactors."""
         num_factors = len(self.unwrapped.factor_names)
-        factors = infos.read_table(info, "factors", self.num_envs, num_factors)
+        factors = read_table(info, "factors", self.num_envs, num_factors)
         return self.tensor(factors).float().clone()  # the environment may write into its array
 
     def tensor(self, array: Any) -> Tensor:

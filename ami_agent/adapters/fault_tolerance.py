@@ -13,6 +13,7 @@ import ctypes
 import dis
 import logging
 import os
+import re
 import signal
 import sys
 import sysconfig
@@ -33,7 +34,6 @@ from gymnasium import logger as gymnasium_logger
 from gymnasium.vector import AsyncVectorEnv, VectorEnv, VectorWrapper
 
 from ami_agent import interrupt
-from ami_agent.adapters.graphics import gl_hint
 from modules.types import ConfigError
 
 MAX_DEATHS, DEATH_WINDOW = 3, 100
@@ -374,6 +374,19 @@ def _hint(method: str, error: BaseException) -> str:
         return f" (Gymnasium's {method} returns {RETURN_VALUES[method]})"
     hints = (f" ({hint})" for fragment, hint in KNOWN_ERRORS.items() if fragment in text)
     return next(hints, "") or gl_hint(error)
+
+
+def gl_hint(error: BaseException) -> str:
+    """How to repair an OpenGL backend that doesn't work; empty for errors of another kind."""
+    if not re.search(
+        r"\b(EGL|egl[A-Z]\w*|OSMesa|GLFW\w*|OpenGL|MUJOCO_GL|framebuffer)", str(error)
+    ):
+        return ""
+    chosen = os.environ.get("MUJOCO_GL") or "not set"
+    return (
+        f" (MuJoCo could not render, MUJOCO_GL is {chosen}: set it to egl, where libEGL is "
+        "installed, to osmesa, where libOSMesa is, or to glfw, where there is a display)"
+    )
 
 
 @contextlib.contextmanager

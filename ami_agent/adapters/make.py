@@ -1,4 +1,6 @@
-"""Makes vector environments from Gymnasium ids, and imports the files of users.
+"""Makes vector environments from Gymnasium ids and keyword arguments. The keyword arguments are
+settings: any JSON value by name, on the command line as pairs NAME VALUE that are added to the
+recipe's.
 
 After an episode's end the next step only resets, and its action is ignored (Gymnasium's NEXT_STEP).
 """
@@ -6,18 +8,14 @@ After an episode's end the next step only resets, and its action is ignored (Gym
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import inspect
-import sys
+import json
 import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from math import isfinite
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import cloudpickle
 import gymnasium
@@ -25,26 +23,43 @@ import numpy as np
 from gymnasium import Env
 from gymnasium.envs.registration import EnvSpec, _find_spec
 from gymnasium.spaces import Space
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector.async_vector_env import _async_worker
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
+from tyro.constructors import PrimitiveConstructorSpec
 
+from ami_agent import interrupt
 from ami_agent.adapters.fault_tolerance import (
     CallTimeout,
     EnvCreationError,
+    EnvWorkerError,
     FaultTolerantVectorEnv,
     describe_error,
+    gl_hint,
     is_interrupt,
+    kill_workers,
     mute_gym_logger,
 )
-from ami_agent.adapters.graphics import choose_gl_backend, gl_hint
-from ami_agent.adapters.vector_env import AsyncEnvs, SingleEnv, SyncEnvs, as_next_step
+from ami_agent.adapters.imports import absolute_import, choose_gl_backend, import_path
+from ami_agent.adapters.vector_env import SingleEnv, as_next_step
 from ami_agent.resources import num_cores
-from modules.types import ConfigError
+from ami_agent.storage.guarded_reader import decode_json
+from modules.types import BadSetting, ConfigError
+
+if TYPE_CHECKING:
+    from ami_agent.adapters.env import EnvConfig
 
 RESERVED_OPTIONS = frozenset(inspect.signature(gymnasium.make_vec).parameters) - {"kwargs"}
 """Names that an environment's keyword arguments can't have."""
+MAX_DEPTH = 8
+"""Levels of nested lists and dicts in one keyword argument."""
+MAX_LENGTH = 10_000
+"""Values in one keyword argument, and characters of one string."""
+PYTHON_LITERALS: Mapping[str, Any] = {"True": True, "False": False, "None": None}
 MAX_SINGLE_ENVS = 16
 """Environments stepped one by one that are open at the same time, where their number is free."""
+LIMIT_ATTRIBUTES = ("max_episode_steps", "max_steps", "_max_episode_steps")
+"""Attributes in which environments that truncate episodes themselves keep their limit."""
 
 
 class ActionRepeat(gymnasium.Wrapper):
@@ -69,12 +84,9 @@ class EnvFactory:
     """Makes one environment. In a worker process that shares no memory with this one (start methods
     spawn and forkserver), the imports that register it come before anything else is unpickled."""
 
-    def __init__(
-        self, spec: EnvSpec, imports: Sequence[str], options: Mapping[str, Any],
-        wrappers: Sequence[Callable[[Any], Any]],
-    ) -> None:  # fmt: skip
-        files = (str(Path(n).absolute()) if n.endswith(".py") else n for n in imports)
-        self.imports, self.parts = tuple(files), (deepcopy(spec), dict(options), list(wrappers))
+    def __init__(self, spec: EnvSpec, config: EnvConfig, options: Mapping[str, Any]) -> None:
+        self.imports = tuple(map(absolute_import, config.imports))
+        self.parts: Any = (deepcopy(spec), dict(options), build_wrappers(config))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"imports": self.imports, "parts": cloudpickle.dumps(self.parts)}
@@ -94,64 +106,55 @@ class EnvFactory:
         return env
 
 
-def make(
-    env_id: str, num_envs: int, options: Mapping[str, Any], *, imports: Sequence[str] = (),
-    max_episode_steps: int = 0, action_repeat: int = 1, frame_stack: int = 1,
-    vectorization_mode: str = "auto", timeout: float = 0.0,
-) -> VectorEnv:  # fmt: skip
-    """`num_envs` environments of this id; ConfigError where they can't be made."""
+def make(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) -> VectorEnv:
+    """`num_envs` of these environments; `options`: all their keyword arguments. ConfigError where
+    they can't be made."""
     choose_gl_backend()
     if reserved := [option for option in options if option in RESERVED_OPTIONS]:
         raise ConfigError(
-            f"option {reserved[0]!r} of environment {env_id!r} is a parameter of "
+            f"option {reserved[0]!r} of environment {config.id!r} is a parameter of "
             "gymnasium.make_vec and none of the environment; --env.vectorization-mode sets how "
             "environments are stepped"
         )
-    for module in imports:
+    for module in config.imports:
         import_path(module)
-    wrappers = build_wrappers(max_episode_steps, action_repeat, frame_stack)
-    is_auto = vectorization_mode == "auto"
-    if wrappers and is_auto and hasattr(_native_entry_point(env_id), "behaviour_action"):
+    is_auto = config.vectorization_mode == "auto"
+    has_wrappers = bool(build_wrappers(config))
+    if is_auto and has_wrappers and hasattr(_native_entry_point(config.id), "behaviour_action"):
         raise ConfigError(
-            f"max_episode_steps, action_repeat or frame_stack would step {env_id} one by one, "
+            f"max_episode_steps, action_repeat or frame_stack would step {config.id} one by one, "
             "without the reference policies and interoception that it has as a batch: set its own "
             "keyword arguments (--env.options max_episode_steps 30), or do without them "
             "(--env.vectorization-mode sync)"
         )
-    is_batched = is_auto and not wrappers
-    singles = partial(
-        _make_singles, env_id, num_envs, imports, options, wrappers, vectorization_mode
-    )
-    make_envs = partial(_make_batch, env_id, num_envs, options, singles) if is_batched else singles
-    return FaultTolerantVectorEnv(
-        env_id, partial(_make_checked, env_id, make_envs, bool(imports)), timeout
-    )
+    make_envs = _make_batch if is_auto and not has_wrappers else _make_singles
+    checked = partial(_make_checked, make_envs, config, num_envs, options)
+    return FaultTolerantVectorEnv(config.id, checked, config.step_timeout)
 
 
-def _make_checked(env_id: str, make: Callable[[], VectorEnv], imported: bool) -> VectorEnv:
+def _make_checked(make_envs: Callable[..., VectorEnv], config: EnvConfig, *args: Any) -> VectorEnv:
+    failed = f"environment {config.id!r} can't be made"
     try:
-        return make()
+        return make_envs(config, *args)
     except ConfigError:
         raise
     except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound) as error:
-        hint = "" if imported else " If a package registers it, import that: --env.import NAME"
-        raise EnvCreationError(f"environment {env_id!r} can't be made: {error}{hint}") from error
+        hint = " If a package registers it, import that: --env.import NAME"
+        raise EnvCreationError(f"{failed}: {error}{'' if config.imports else hint}") from error
     except BaseException as error:  # third-party code may raise anything
         if is_interrupt(error) or isinstance(error, CallTimeout):
             raise
-        reason = f"{describe_error(error)}{gl_hint(error)}"
-        raise EnvCreationError(f"environment {env_id!r} can't be made: {reason}") from error
+        raise EnvCreationError(f"{failed}: {describe_error(error)}{gl_hint(error)}") from error
 
 
-def _make_batch(
-    env_id: str, num_envs: int, options: Mapping[str, Any], singles: Callable[[], VectorEnv]
-) -> VectorEnv:
+def _make_batch(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) -> VectorEnv:
     """The environment's own batch; environments stepped one by one where it has none."""
-    spec = gymnasium.registry.get(env_id)
+    spec = gymnasium.registry.get(config.id)
     if spec is not None and spec.vector_entry_point is None:
-        return singles()
-    envs = _make_vec(env_id, num_envs, options)
-    return as_next_step(env_id, envs, partial(_make_checked, env_id, singles, True))
+        return _make_singles(config, num_envs, options)
+    envs = _make_vec(config.id, num_envs, options)
+    singles = partial(_make_checked, _make_singles, config, num_envs, options)
+    return as_next_step(config.id, envs, singles)
 
 
 def _make_vec(spec: str | EnvSpec, num_envs: int, options: Mapping[str, Any]) -> VectorEnv:
@@ -161,43 +164,116 @@ def _make_vec(spec: str | EnvSpec, num_envs: int, options: Mapping[str, Any]) ->
         return gymnasium.make_vec(spec, num_envs=num_envs, **options)
 
 
-def _make_singles(
-    env_id: str, num_envs: int, imports: Sequence[str], options: Mapping[str, Any],
-    wrappers: Sequence[Callable[[Any], Any]], vectorization_mode: str,
-) -> VectorEnv:  # fmt: skip
+def _make_singles(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) -> VectorEnv:
     """Environments stepped one by one, or each in a worker process."""
-    spec = _spec(env_id)
-    factories = [EnvFactory(spec, imports, options, wrappers)] * num_envs
-    with mute_gym_logger(vectorization_mode == "async"):
-        envs = AsyncEnvs(factories) if vectorization_mode == "async" else SyncEnvs(factories)
+    # an id that is not in the registry: "module:Name-v0", or the latest version of "Name"
+    spec = gymnasium.registry.get(config.id) or _find_spec(config.id)
+    factories = [EnvFactory(spec, config, options)] * num_envs
+    is_async = config.vectorization_mode == "async"
+    with mute_gym_logger(is_async):
+        envs = AsyncEnvs(factories) if is_async else SyncEnvs(factories)
     envs.spec = deepcopy(spec)
     envs.spec.kwargs |= options
     return envs
 
 
-def _spec(env_id: str) -> EnvSpec:
-    """Raises Gymnasium's own error for an id that is not registered."""
-    if env_id in gymnasium.registry:
-        return gymnasium.registry[env_id]
-    return _find_spec(env_id)  # "module:Name-v0", or the latest version of "Name"
+class SyncEnvs(SyncVectorEnv):
+    """Where one environment can't be made, those made before it are closed."""
+
+    def __init__(self, factories: Sequence[Callable[[], gymnasium.Env]]) -> None:
+        envs: list[gymnasium.Env] = []
+
+        def make_and_record(factory: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+            envs.append(factory())
+            return envs[-1]
+
+        try:
+            super().__init__([partial(make_and_record, factory) for factory in factories])
+        except BaseException:
+            for env in envs:
+                with contextlib.suppress(Exception, SystemExit):
+                    env.close()
+            raise
 
 
-def max_open_envs(
-    env_id: str, num_envs: int, *, imports: Sequence[str] = (), max_episode_steps: int = 0,
-    action_repeat: int = 1, frame_stack: int = 1, vectorization_mode: str = "auto",
-) -> int:  # fmt: skip
+class AsyncEnvs(AsyncVectorEnv):
+    """Where one environment can't be made, the processes of the others are ended. Errors in the
+    environments' code keep their place, and never end a process silently."""
+
+    def __init__(self, factories: Sequence[Callable[[], gymnasium.Env]]) -> None:
+        try:
+            super().__init__(factories, worker=_worker)
+        except BaseException:
+            kill_workers(self)
+            raise
+
+
+class _LocatedErrors(gymnasium.Wrapper):
+    """Puts file and line into the messages of errors: only type and message of an exception get
+    from one process to another, and only where both know the type."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        return _with_location(partial(self.env.reset, **kwargs))
+
+    def step(self, action: Any) -> Any:
+        return _with_location(partial(self.env.step, action))
+
+    def render(self) -> Any:
+        return _with_location(self.env.render)
+
+
+def _with_location(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        raise EnvWorkerError(describe_error(error)) from None
+
+
+def _worker(
+    index: int, factory: Callable[[], gymnasium.Env], pipe: Any, parent_pipe: Any,
+    shared_memory: Any, errors: Any, *others: Any,
+) -> None:  # fmt: skip
+    """Gymnasium's worker, which here reports why an environment can't be made and leaves Ctrl-C to
+    the parent process, which ends it."""
+    interrupt.isolate_worker()
+    try:
+        env = _with_location(factory)
+    except EnvWorkerError as error:
+        parent_pipe.close()
+        pipe.recv()  # the parent's first request
+        errors.put((index, EnvWorkerError, str(error), ""))
+        pipe.send((None, False))
+        return
+    _async_worker(
+        index, lambda: _LocatedErrors(env), pipe, parent_pipe, shared_memory, errors, *others
+    )
+
+
+def build_wrappers(config: EnvConfig) -> list[Callable[[Any], Any]]:
+    """The wrappers around each single environment, the inner first."""
+    wrappers: list[Callable[[Any], Any]] = []
+    if config.action_repeat > 1:
+        wrappers.append(partial(ActionRepeat, action_repeat=config.action_repeat))
+    if config.max_episode_steps:
+        wrappers.append(partial(TimeLimit, max_episode_steps=config.max_episode_steps))
+    if config.frame_stack > 1:
+        wrappers.append(partial(FrameStackObservation, stack_size=config.frame_stack))
+    return wrappers
+
+
+def max_open_envs(config: EnvConfig, num_envs: int) -> int:
     """How many of `num_envs` environments are opened at the same time: all of a batch, at most
     MAX_SINGLE_ENVS that are stepped one by one, and one worker process for each core."""
-    for module in imports:
+    for module in config.imports:
         import_path(module)
-    if vectorization_mode == "async":
+    if config.vectorization_mode == "async":
         return min(num_envs, num_cores())
-    is_batched = (
-        vectorization_mode == "auto"
-        and not build_wrappers(max_episode_steps, action_repeat, frame_stack)
-        and _native_entry_point(env_id) is not None
-    )
-    return num_envs if is_batched else min(num_envs, MAX_SINGLE_ENVS)
+    is_single = config.vectorization_mode == "sync" or bool(build_wrappers(config))
+    if is_single or _native_entry_point(config.id) is None:
+        return min(num_envs, MAX_SINGLE_ENVS)
+    return num_envs
 
 
 def _native_entry_point(env_id: str) -> Any:
@@ -219,24 +295,6 @@ def native_vector_space(env_id: str, options: Mapping[str, Any]) -> Space | None
         return None
 
 
-def build_wrappers(
-    max_episode_steps: int, action_repeat: int, frame_stack: int
-) -> list[Callable[[Any], Any]]:
-    """The wrappers around each single environment, the inner first."""
-    wrappers: list[Callable[[Any], Any]] = []
-    if action_repeat > 1:
-        wrappers.append(partial(ActionRepeat, action_repeat=action_repeat))
-    if max_episode_steps:
-        wrappers.append(partial(TimeLimit, max_episode_steps=max_episode_steps))
-    if frame_stack > 1:
-        wrappers.append(partial(FrameStackObservation, stack_size=frame_stack))
-    return wrappers
-
-
-LIMIT_ATTRIBUTES = ("max_episode_steps", "max_steps", "_max_episode_steps")
-"""Attributes in which environments that truncate episodes themselves keep their limit."""
-
-
 def declared_time_limit(envs: VectorEnv) -> tuple[int, str]:
     """The number of steps after which the environment itself truncates an episode, and the
     attribute that states it; 0 where none does."""
@@ -252,65 +310,116 @@ def declared_time_limit(envs: VectorEnv) -> tuple[int, str]:
     return 0, ""
 
 
-def import_path(name: str) -> ModuleType:
-    """Imports a module by name, or a file by path; ConfigError where that fails."""
-    choose_gl_backend()  # the module may import MuJoCo
-    path = Path(name)
-    try:
-        if path.suffix != ".py":
-            if "" not in sys.path:
-                sys.path.insert(0, "")  # the current folder, as `python -m` does
-            return importlib.import_module(name)
-        if not path.is_file():
-            raise ConfigError(f"no file {name} to import")
-        # the same name in every process, for pickled objects refer to it
-        module_name = f"_ami_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
-        if module_name in sys.modules:
-            return sys.modules[module_name]
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
-        _allow_sibling_imports(path.resolve().parent)
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[module_name]  # a later import must not find half of the module
-            raise
-        return module
-    except ConfigError:
-        raise
-    except (Exception, SystemExit) as error:  # third-party code may raise anything
-        raise ConfigError(f"{name!r} can't be imported: {describe_error(error)}") from error
-
-
-def _allow_sibling_imports(folder: Path) -> None:
-    """Lets a file import its neighbours, now and later. The folder comes last in the search path,
-    so that it hides no package."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-
-
-def load_function(path_spec: str, returns: str) -> Callable[[], Any]:
-    """The function `FILE.py:FUNCTION`; ConfigError where there is none. `returns`: what it should
-    return, in words."""
-    file, _, name = path_spec.rpartition(":")
-    if not file:
+def parse_options(words: Sequence[str], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Pairs NAME VALUE, added to those of `default` or replacing them by name; a leading "none", or
+    no word at all, removes the defaults."""
+    kept = {} if not words or words[0] == "none" else default
+    words = words[1:] if words[:1] == ["none"] else words
+    if len(words) % 2:
         raise ConfigError(
-            f"{path_spec!r} must be FILE.py:FUNCTION, a function that returns {returns}"
+            f"{words[-1]!r} has no value; write NAME VALUE NAME VALUE ..., or none for no option"
         )
-    function = getattr(import_path(file), name, None)
-    if not callable(function):
-        raise ConfigError(f"{file} has no function {name!r} that returns {returns}")
-    return function  # type: ignore[no-any-return]
+    names = words[::2]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{name!r} is given {names.count(name)} times")
+    given = zip(names, words[1::2], strict=True)
+    return {**kept, **{name: _parse_value(name, text) for name, text in given}}
 
 
-def call_function(path_spec: str, returns: str) -> Any:
-    """The result of the function `FILE.py:FUNCTION`; ConfigError where it fails."""
-    function = load_function(path_spec, returns)
+def join_option_flags(argv: Sequence[str]) -> list[str]:
+    """Flags `--env.options.NAME VALUE` become one `--env.options NAME VALUE ...`."""
+    rest: list[str] = []
+    pairs: dict[str, list[str]] = {}
+    words = iter(argv)
+    for word in words:
+        flag, _, value = word.partition("=")
+        path, found, name = flag.partition(".options.")
+        if not (found and path.startswith("--") and name):
+            rest.append(word)
+            continue
+        pairs.setdefault(f"{path}.options", []).extend([name, value or next(words, "")])
+    return [*rest, *(word for flag, named in pairs.items() for word in (flag, *named))]
+
+
+def _parse_value(name: str, text: str) -> Any:
+    """JSON, or True, False, None and numbers as Python writes them; else a string."""
+    if text in PYTHON_LITERALS:
+        return PYTHON_LITERALS[text]
     try:
-        return function()
-    except ConfigError:
-        raise
-    except (Exception, SystemExit) as error:  # third-party code may raise anything
-        raise ConfigError(f"{path_spec} failed: {describe_error(error)}") from error
+        return decode_json(text.encode())
+    except ValueError as error:
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(text)
+        if text[:1] in ("[", "{", '"'):
+            raise ConfigError(
+                f"{name!r} is {text[:60]}, which is no JSON ({error}); write a string that begins "
+                "so in double quotes, '\"...\"'"
+            ) from None
+        return text
+
+
+def _to_words(options: Mapping[str, Any]) -> list[str]:
+    """The reverse of `parse_options`."""
+    return [word for name, value in options.items() for word in (name, _to_text(value))]
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, str) and value:
+        with contextlib.suppress(ConfigError):
+            if _parse_value("", value) == value:
+                return value
+    return json.dumps(value)
+
+
+class UnparsedOptions(list[str]):
+    """Words from the command line; `parse_options` needs the defaults of the flag they follow."""
+
+
+Options: TypeAlias = Annotated[
+    dict[str, Any],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME VALUE ...]",
+        instance_from_str=UnparsedOptions,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=_to_words,
+    ),
+]
+"""Values are None, bool, int, float, str, and lists and dicts of these."""
+
+
+def check_options(options: object) -> None:
+    """Raises BadSetting for options that JSON can't hold without loss."""
+    if not isinstance(options, dict):
+        raise BadSetting("options", options, "a dict of keyword arguments")
+    for name, value in options.items():
+        if not isinstance(name, str) or not name:
+            raise BadSetting("options", options, "keyword arguments, each with a name")
+        if problem := _problem(value, MAX_DEPTH, [MAX_LENGTH]):
+            raise BadSetting(f"options {name}", value, problem)
+
+
+def _problem(value: Any, depth: int, num_left: list[int]) -> str:
+    """The requirement that a JSON value fails; empty where there is none. `num_left` counts down
+    the values."""
+    num_left[0] -= 1
+    if num_left[0] < 0:
+        return f"at most {MAX_LENGTH} values"
+    if value is None or isinstance(value, bool):
+        return ""
+    if isinstance(value, int):
+        return "" if abs(value) < 2**63 else "a number below 2**63"
+    if isinstance(value, float):
+        return "" if isfinite(value) else "a finite number"
+    if isinstance(value, str):
+        return "" if len(value) <= MAX_LENGTH else f"a string of at most {MAX_LENGTH} characters"
+    if not isinstance(value, (list, dict)):
+        return "None, a bool, a number, a string, or a list or a dict of these"
+    if not depth:
+        return f"nested at most {MAX_DEPTH} deep"
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        return "a dict whose keys are strings"
+    parts = value.values() if isinstance(value, dict) else value
+    return next((problem for part in parts if (problem := _problem(part, depth - 1, num_left))), "")

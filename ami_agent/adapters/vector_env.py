@@ -1,45 +1,38 @@
-"""Vector environments that are alike in two respects: they reset as Gymnasium's NEXT_STEP mode does
-(the step after an episode's end only resets, and its action is ignored), and their errors name a
-place in the environment's code.
+"""What vector environments return, alike for all of them: they reset as Gymnasium's NEXT_STEP mode
+does (the step after an episode's end only resets, and its action is ignored), whatever mode they
+declare, and the entries of their infos are read by environment.
 
-`NextStepAutoreset` translates Gymnasium's other autoreset modes (SAME_STEP, DISABLED). `SyncEnvs`
-and `AsyncEnvs` step single environments one by one, in this process or in worker processes.
+Gymnasium merges the infos of single environments: beside every `name` stands a mask `_name`,
+`[B]` bool, of the environments that reported it at this step; the values of the others mean
+nothing. Where an environment resets within the step that ends an episode, `final_info` holds the
+entries of the ended episodes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from functools import partial
+from numbers import Real
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import Space
+import torch
+from gymnasium import Space, spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
-from gymnasium.vector.async_vector_env import _async_worker
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
+from torch import Tensor
 
-from ami_agent import interrupt
-from ami_agent.adapters.fault_tolerance import (
-    EnvError,
-    EnvWorkerError,
-    SameStepDetected,
-    describe_error,
-    is_interrupt,
-    kill_workers,
-)
+from ami_agent.adapters.fault_tolerance import EnvError, SameStepDetected
 from modules.types import ConfigError
 
 FINAL_OBS = ("final_obs", "final_observation")
 """The info's key for an episode's last observation, since Gymnasium 1.0 and before."""
-FINAL_INFO = "final_info"
+FINALS = (*FINAL_OBS, "final_info")
 SYNC_HINT = (
     "--env.vectorization-mode sync steps environments one by one, where single ones can be made"
 )
-_FINALS = (*FINAL_OBS, FINAL_INFO)
 _ASYNC_ATTRIBUTES = ("shared_memory", "copy", "context", "daemon", "worker", "observation_mode")
 _WARNED: set[str] = set()
 
@@ -151,9 +144,9 @@ class NextStepAutoreset(VectorWrapper):
         if not self.done.all():
             raise SameStepDetected(self.make_singles)
         assert final is not None
-        first_info = {k: v for k, v in info.items() if k.removeprefix("_") not in _FINALS}
+        first_info = {k: v for k, v in info.items() if k.removeprefix("_") not in FINALS}
         self.deferred_reset = obs, first_info
-        final_info = self._final_info(info.get(FINAL_INFO)) or first_info
+        final_info = self._final_info(info.get("final_info")) or first_info
         return batch_rows(self.single_observation_space, final), final_info
 
     def _final_obs(self, info: Mapping[str, Any]) -> list[Any] | None:
@@ -257,15 +250,15 @@ class SingleEnv(gymnasium.Env):
         else:
             obs, info = self.batch.reset(seed=seed, options=options)
         self.done = False
-        return self._row(obs), info_of_env(info, 0, 1)
+        return self._row(obs), _info_of_one(info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.action = batch_rows(self.action_space, [action])
         obs, reward, terminated, truncated, info = self.batch.step(self.action)
         is_terminated, is_truncated = bool(terminated[0]), bool(truncated[0])
         self.done = is_terminated or is_truncated
-        row_info = info_of_env(info, 0, 1)
-        return self._row(obs), float(reward[0]), is_terminated, is_truncated, row_info
+        found = _info_of_one(info)
+        return self._row(obs), float(reward[0]), is_terminated, is_truncated, found
 
     def render(self) -> Any:
         frames = self.batch.render()
@@ -282,95 +275,122 @@ def _no_singles() -> VectorEnv:
     raise AssertionError("a batch of one is never stepped in part")
 
 
-class SyncEnvs(SyncVectorEnv):
-    """Where one environment can't be made, those made before it are closed."""
-
-    def __init__(self, factories: Sequence[Callable[[], gymnasium.Env]]) -> None:
-        envs: list[gymnasium.Env] = []
-
-        def make_and_record(factory: Callable[[], gymnasium.Env]) -> gymnasium.Env:
-            envs.append(factory())
-            return envs[-1]
-
-        try:
-            super().__init__([partial(make_and_record, factory) for factory in factories])
-        except BaseException:
-            for env in envs:
-                with contextlib.suppress(Exception, SystemExit):
-                    env.close()
-            raise
-
-
-class AsyncEnvs(AsyncVectorEnv):
-    """Where one environment can't be made, the processes of the others are ended. Errors in the
-    environments' code keep their place, and never end a process silently."""
-
-    def __init__(self, factories: Sequence[Callable[[], gymnasium.Env]]) -> None:
-        try:
-            super().__init__(factories, worker=_worker)
-        except BaseException:
-            kill_workers(self)
-            raise
-
-
-class _LocatedErrors(gymnasium.Wrapper):
-    """Puts file and line into the messages of errors: only type and message of an exception get
-    from one process to another, and only where both know the type."""
-
-    def reset(self, **kwargs: Any) -> Any:
-        return _with_location(partial(self.env.reset, **kwargs))
-
-    def step(self, action: Any) -> Any:
-        return _with_location(partial(self.env.step, action))
-
-    def render(self) -> Any:
-        return _with_location(self.env.render)
-
-
-def _with_location(call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except BaseException as error:
-        if is_interrupt(error):
-            raise
-        raise EnvWorkerError(describe_error(error)) from None
-
-
-def _worker(
-    index: int, factory: Callable[[], gymnasium.Env], pipe: Any, parent_pipe: Any,
-    shared_memory: Any, errors: Any, *others: Any,
-) -> None:  # fmt: skip
-    """Gymnasium's worker, which here reports why an environment can't be made and leaves Ctrl-C to
-    the parent process, which ends it."""
-    interrupt.isolate_worker()
-    try:
-        env = _with_location(factory)
-    except EnvWorkerError as error:
-        parent_pipe.close()
-        pipe.recv()  # the parent's first request
-        errors.put((index, EnvWorkerError, str(error), ""))
-        pipe.send((None, False))
-        return
-    _async_worker(
-        index, lambda: _LocatedErrors(env), pipe, parent_pipe, shared_memory, errors, *others
-    )
-
-
-def info_of_env(info: Mapping[str, Any], index: int, num_envs: int) -> dict[str, Any]:
-    """The entries of a batch's info that one of its sub-environments reported."""
-    found = {}
-    for key, part in info.items():
-        if key.startswith("_") and key[1:] in info:
-            continue
-        given = info.get(f"_{key}")
-        if given is not None and not _mask(given)[index]:
-            continue
-        if isinstance(part, Mapping):
-            found[key] = info_of_env(part, index, num_envs)
-        else:
-            rows = isinstance(part, (np.ndarray, list, tuple)) and np.size(part) and len(part)
-            found[key] = part[index] if rows == num_envs else part
+def reported(info: Mapping[str, Any], name: str, num_envs: int) -> np.ndarray:
+    """`[B]` bool: the environments that reported the entry."""
+    value = info.get(name)
+    if value is None:
+        return np.zeros(num_envs, dtype=bool)
+    mask = info.get(f"_{name}")
+    if mask is None:
+        return np.ones(num_envs, dtype=bool)
+    found = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
+    if found.dtype != bool or found.shape != (num_envs,):
+        return np.ones(num_envs, dtype=bool)  # an entry of that name, not a mask
     return found
+
+
+def read_numbers(info: Mapping[str, Any], names: Sequence[str], done: Tensor) -> Tensor:
+    """`[B]` numbers under the first of these names that an environment reported; NaN where it
+    reported none, or something else than a number. `done` `[B]`: the episodes that this step
+    ended."""
+    is_done = done.cpu().numpy()
+    final = _final_info(info, len(is_done))
+    found = np.full(len(is_done), np.nan)
+    for name in names:
+        final_value = np.where(is_done, _numbers(final, name, len(is_done)), np.nan)
+        current_value = _numbers(info, name, len(is_done))
+        value = np.where(np.isnan(final_value), current_value, final_value)
+        found = np.where(np.isnan(found), value, found)
+    return torch.as_tensor(found).float()
+
+
+def _final_info(info: Mapping[str, Any], num_envs: int) -> Mapping[str, Any]:
+    final = info.get("final_info")
+    if isinstance(final, Mapping):
+        return final
+    if not isinstance(final, np.ndarray) or final.shape != (num_envs,):
+        return {}
+    rows = [row if isinstance(row, Mapping) else {} for row in final]  # before Gymnasium 1.0
+    names = {name for row in rows for name in row}
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _numbers(info: Mapping[str, Any], name: str, num_envs: int) -> np.ndarray:
+    value = info.get(name)
+    value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    rows: Any = value if _is_batch(value) else [value]
+    if len(rows) != num_envs:
+        return np.full(num_envs, np.nan)
+    if isinstance(rows, np.ndarray) and rows.dtype.kind in "biuf" and rows.size == num_envs:
+        found = rows.reshape(num_envs).astype(np.float64)
+    else:
+        found = np.array([_number(row) for row in rows])
+    return np.where(reported(info, name, num_envs), found, np.nan)
+
+
+def _number(value: Any) -> float:
+    """The value as a number; NaN where it is none."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    return float(value) if isinstance(value, (Real, np.bool_)) else np.nan
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def _info_of_one(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The info of a batch of one as a single environment would return it."""
+    found = {}
+    for name, value in info.items():
+        is_mask = name.startswith("_") and name[1:] in info
+        if is_mask or not reported(info, name, 1)[0]:
+            continue
+        if isinstance(value, Mapping):
+            found[name] = _info_of_one(value)
+        else:
+            found[name] = value[0] if _is_batch(value) and len(value) == 1 else value
+    return found
+
+
+def read_table(info: Mapping[str, Any], name: str, num_envs: int, width: int) -> Any:
+    """`[B, width]` numbers that every environment reports at every reset and step; EnvError where
+    one is missing."""
+    label = f"info[{name!r}] of the environment"
+    value = info.get(name)
+    missing = np.flatnonzero(~reported(info, name, num_envs))
+    if len(missing):
+        raise EnvError(f"{label} {missing[0]} is missing; it must be there at every reset and step")
+    shape = tuple(value.shape) if isinstance(value, (np.ndarray, Tensor)) else None
+    if shape != (num_envs, width):
+        description = f"a {type(value).__name__}" if shape is None else f"of shape {shape}"
+        raise EnvError(f"{label} is {description}; it must be of shape {(num_envs, width)}")
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf":
+        raise EnvError(f"{label} holds {value.dtype}; it must hold numbers")
+    return value
+
+
+def fill_missing(
+    info: Mapping[str, Any], name: str, space: spaces.Space, has_value: np.ndarray
+) -> Any:
+    """The reported observations of this space; an environment that reported none (`has_value`
+    `[B]`) gets the observation of another."""
+    rows = np.where(has_value, np.arange(len(has_value)), np.flatnonzero(has_value)[0])
+    return _take_rows(info[name], rows, space)
+
+
+def _take_rows(value: Any, rows: np.ndarray, space: spaces.Space) -> Any:
+    if isinstance(value, Mapping) and isinstance(space, spaces.Dict):
+        inner = space.spaces
+        return {
+            key: _take_rows(part, rows, inner[key]) for key, part in value.items() if key in inner
+        }
+    if isinstance(value, Tensor):
+        return value[torch.as_tensor(rows, device=value.device)]
+    if isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1:
+        # lists or tuples, as single environments return
+        return batch_rows(space, [value[row] for row in rows])
+    return value[rows] if isinstance(value, np.ndarray) else value
 
 
 def batch_rows(space: Space, rows: Sequence[Any]) -> Any:

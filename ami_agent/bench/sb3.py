@@ -14,7 +14,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ami_agent.adapters.env import ActFn, EnvAdapter, EnvConfig
-from ami_agent.adapters.make import build_wrappers, import_path
+from ami_agent.adapters.imports import import_path
+from ami_agent.adapters.make import build_wrappers
 from ami_agent.bench.translation import (
     PlainSpace,
     PlainSpaceWrapper,
@@ -72,7 +73,7 @@ def make_env(config: EnvConfig) -> gymnasium.Env:
     for module in config.imports:
         import_path(module)
     env = gymnasium.make(config.id, **config.make_kwargs)
-    for wrap in build_wrappers(config.max_episode_steps, config.action_repeat, config.frame_stack):
+    for wrap in build_wrappers(config):
         env = wrap(env)
     return env
 

@@ -12,7 +12,7 @@ import torch
 import tyro
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.trust import absolute_import
+from ami_agent.adapters.imports import absolute_import
 from ami_agent.config import Config
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
 from ami_agent.training import LoadDataset

@@ -28,7 +28,7 @@ from ami_agent.ablation import (
     variants,
 )
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.adapters.make import call_function
+from ami_agent.adapters.imports import call_function
 from ami_agent.bench import BENCHMARKS
 from ami_agent.cli import listing
 from ami_agent.cli.args import (

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ami_agent.adapters import infos
 from ami_agent.adapters.env import (
     ActFn,
     EnvAdapter,
@@ -23,6 +22,7 @@ from ami_agent.adapters.env import (
     rollout,
 )
 from ami_agent.adapters.fault_tolerance import retry_on_worker_death
+from ami_agent.adapters.vector_env import read_numbers
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_count, check_is
 from ami_agent.evaluation.intervals import Estimate, mean, rate
@@ -103,7 +103,7 @@ def run_episodes(make_policy: PolicyFactory, env: EnvAdapter, seed: int) -> Epis
 def read_info(result: StepResult, *names: str) -> Tensor:
     """`[B]` numbers under the first of these names that an environment reported at this step; NaN
     where it reported none, or something else than a number."""
-    return infos.read_numbers(result.info, names, done_of(result))
+    return read_numbers(result.info, names, done_of(result))
 
 
 def run_many(

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.adapters.env import ActFn, EnvAdapter, Info, behaviour_policy, expert_policy
-from ami_agent.adapters.infos import reported
-from ami_agent.adapters.vector_env import batch_rows
+from ami_agent.adapters.vector_env import batch_rows, reported
 from ami_agent.agent import Agent, Controller
 from modules.configurator import Task, TaskSpec
 from modules.types import ConfigError, Observation, Plan, as_dict, batch_size

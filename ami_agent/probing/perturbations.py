@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.adapters.make import call_function
+from ami_agent.adapters.imports import call_function
 from modules.types import ConfigError, Observation, as_dict, tree_map
 
 Perturbation: TypeAlias = Callable[[Observation], Observation]

@@ -26,18 +26,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ami_agent import config_io
 from ami_agent.adapters import env_spec
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.adapters.trust import MIB, AllocationLimit, check_trusted
+from ami_agent.adapters.imports import check_trusted
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_device, check_path
 from ami_agent.config import Config, build
 from ami_agent.custom import allow_components
 from ami_agent.sizing import check_planning
 from ami_agent.storage import atomic, checkpoint, guarded_reader
-from ami_agent.storage.guarded_reader import is_number
+from ami_agent.storage.guarded_reader import MIB, is_number
 from modules.types import ConfigError
 
 SPACES = "spaces.json"
@@ -229,6 +230,28 @@ def load(
     tensors, _ = checkpoint.load(newest, prefix=PREFIX)
     load_weights(agent, tensors, newest)
     return agent.to(device).eval()
+
+
+class AllocationLimit(TorchFunctionMode):
+    """Within it, ConfigError where new tensors (weights, buffers) take more than `max_bytes`
+    together: a model is refused before its memory is filled."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__()
+        self.max_bytes, self.allocated = max_bytes, 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not any(isinstance(arg, Tensor) for arg in args):
+            self.allocated += result.nbytes
+            if self.allocated > self.max_bytes:
+                raise ConfigError(
+                    f"the agent would take more than {self.max_bytes // MIB} MiB, and its "
+                    "checkpoint holds less: the sizes in the settings must be those of the weights"
+                )
+        return result
 
 
 def _build_checked(config: Config, shapes: Mapping[str, tuple[int, ...]], run: Path) -> Agent:

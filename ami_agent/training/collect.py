@@ -20,7 +20,7 @@ from ami_agent.adapters.env import (
     rollout,
 )
 from ami_agent.adapters.fault_tolerance import WorkerDied
-from ami_agent.adapters.options import Options, check_options
+from ami_agent.adapters.make import Options, check_options
 from ami_agent.evaluation.policies import (
     EpisodeStart,
     PolicyFactory,

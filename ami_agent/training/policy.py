@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvConfig, done_of, next_obs_of
 from ami_agent.adapters.fault_tolerance import retry_on_worker_death
-from ami_agent.adapters.options import Options, check_options
+from ami_agent.adapters.make import Options, check_options
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
 from ami_agent.training.base import OfflineStage, SGDStageRun, StageRun, encode_buffer
 from ami_agent.training.optim import OptimConfig

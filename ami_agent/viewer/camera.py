@@ -12,8 +12,8 @@ from gymnasium.error import DependencyNotInstalled
 from PIL import Image
 
 from ami_agent.adapters.env import EnvAdapter, EnvConfig
-from ami_agent.adapters.fault_tolerance import EnvError
-from ami_agent.adapters.graphics import choose_gl_backend, gl_hint
+from ami_agent.adapters.fault_tolerance import EnvError, gl_hint
+from ami_agent.adapters.imports import choose_gl_backend
 from modules.types import ConfigError
 
 Pictures: TypeAlias = tuple[np.ndarray, ...]
