@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 from gymnasium import spaces
@@ -16,20 +16,10 @@ MAX_INTEGER_RANGE = 2**24
 """Integers between the bounds of an action: float32 represents no more of them exactly."""
 
 
-class ActionAdapter(Protocol):
-    """Converts actions between the agent and the environment."""
-
-    size: int  # A
-    choices: tuple[int, ...]  # the number of options of each discrete action; () where none
-
-    def to_env(self, action: np.ndarray) -> np.ndarray: ...
-    def from_env(self, action: Any) -> np.ndarray: ...
-
-
 class BoxAdapter:
-    """A Box: each bounded number is scaled to [-1, 1]."""
+    """A Box: each bounded number is scaled to [-1, 1]. `size`: A."""
 
-    choices: tuple[int, ...] = ()
+    choices: tuple[int, ...] = ()  # no discrete action
 
     def __init__(self, space: spaces.Box) -> None:
         if not prod(space.shape):
@@ -60,7 +50,7 @@ class BoxAdapter:
 
 class DiscreteAdapter:
     """Discrete actions as one-hot vectors, one behind the other; the option with the largest number
-    is chosen."""
+    is chosen. `choices`: the number of options of each action; `size`: of all, A."""
 
     def __init__(self, sizes: Any, start: Any, shape: tuple[int, ...], dtype: Any) -> None:
         self.choices = tuple(int(n) for n in np.asarray(sizes).flatten())
@@ -84,6 +74,10 @@ class DiscreteAdapter:
         one_hot = np.zeros((*batch_shape, self.size), np.float32)
         np.put_along_axis(one_hot, chosen.astype(np.int64) + self.offsets, 1.0, -1)
         return one_hot
+
+
+ActionAdapter: TypeAlias = BoxAdapter | DiscreteAdapter
+"""Converts actions between the agent and the environment."""
 
 
 def _batch_shape(action: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from ami_agent.adapters.observations import (
     ObsField,
     OutOfBounds,
     Path,
+    leaves,
     obs_fields,
     read_obs,
 )
@@ -66,7 +67,7 @@ class Interface:
         that are not of the observation space, or not finite."""
         used_paths = {reader.path for reader in self.obs_fields.values()}
         arrays: dict[Path, np.ndarray] = {}
-        for path, space, part in _leaves(self.observation_space, obs, what):
+        for path, space, part in _checked_leaves(self.observation_space, obs, what):
             if path in used_paths:
                 label = _label(what, path)
                 array = _array(part, space, label)
@@ -298,8 +299,11 @@ def _space_differences(label: str, one: spaces.Space, two: spaces.Space) -> Iter
     if kinds[0] != kinds[1]:
         yield Difference(True, *(f"{label} {kind}" for kind in kinds))
         return
-    for name, a, b in _leaf_pairs(label, one, two):
+    others = dict(leaves(two))
+    for path, a in leaves(one):
+        b = others[path]
         if not (isinstance(a, (spaces.MultiBinary, spaces.Text)) or a == b):
+            name = " ".join([label, *map(repr, path)])
             yield Difference(False, *(f"{name} {_describe_bounds(space)}" for space in (a, b)))
 
 
@@ -327,20 +331,7 @@ def _describe_bounds(space: spaces.Space) -> str:
     return f"from {low} to {high}".replace("\n", "")
 
 
-def _leaf_pairs(
-    name: str, one: spaces.Space, two: spaces.Space
-) -> Iterator[tuple[str, spaces.Space, spaces.Space]]:
-    if isinstance(one, spaces.Dict) and isinstance(two, spaces.Dict):
-        for key, part in one.spaces.items():
-            yield from _leaf_pairs(f"{name} {key!r}", part, two.spaces[key])
-    elif isinstance(one, spaces.Tuple) and isinstance(two, spaces.Tuple):
-        for index, (a, b) in enumerate(zip(one.spaces, two.spaces, strict=True)):
-            yield from _leaf_pairs(f"{name} {index}", a, b)
-    else:
-        yield name, one, two
-
-
-def _leaves(
+def _checked_leaves(
     space: Space, obs: Any, what: str, path: Path = ()
 ) -> Iterator[tuple[Path, Space, Any]]:
     """The parts of an observation, each with its path and its space."""
@@ -348,14 +339,14 @@ def _leaves(
     if isinstance(space, spaces.Dict):
         _check_keys(space, obs, label)
         for key, part in space.spaces.items():
-            yield from _leaves(part, obs[key], what, (*path, key))
+            yield from _checked_leaves(part, obs[key], what, (*path, key))
     elif isinstance(space, spaces.Tuple):
         if not isinstance(obs, (tuple, list)) or len(obs) != len(space.spaces):
             raise ConfigError(
                 f"the {label} is {_describe(obs)}; it must be a tuple of {len(space.spaces)} parts"
             )
         for index, (part, found) in enumerate(zip(space.spaces, obs, strict=True)):
-            yield from _leaves(part, found, what, (*path, index))
+            yield from _checked_leaves(part, found, what, (*path, index))
     else:
         yield path, space, obs
 

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import cloudpickle
@@ -51,10 +50,12 @@ if TYPE_CHECKING:
 
 RESERVED_OPTIONS = frozenset(inspect.signature(gymnasium.make_vec).parameters) - {"kwargs"}
 """Names that an environment's keyword arguments can't have."""
-MAX_DEPTH = 8
-"""Levels of nested lists and dicts in one keyword argument."""
-MAX_LENGTH = 10_000
-"""Values in one keyword argument, and characters of one string."""
+MAX_DEPTH, MAX_LENGTH = 8, 100_000
+"""Levels of nested lists and dicts in one keyword argument, and its characters as JSON."""
+JSON_VALUE = (
+    "None, a bool, a finite number below 2**63, a string, or a list or a dict (whose keys are "
+    f"strings) of these, nested at most {MAX_DEPTH} deep and of at most {MAX_LENGTH} characters"
+)
 PYTHON_LITERALS: Mapping[str, Any] = {"True": True, "False": False, "None": None}
 MAX_SINGLE_ENVS = 16
 """Environments stepped one by one that are open at the same time, where their number is free."""
@@ -397,29 +398,16 @@ def check_options(options: object) -> None:
     for name, value in options.items():
         if not isinstance(name, str) or not name:
             raise BadSetting("options", options, "keyword arguments, each with a name")
-        if problem := _problem(value, MAX_DEPTH, [MAX_LENGTH]):
-            raise BadSetting(f"options {name}", value, problem)
+        try:
+            text = json.dumps(value)
+            is_same = decode_json(text.encode()) == value  # a tuple would become a list
+        except (TypeError, ValueError, RecursionError):
+            is_same = False
+        if not is_same or len(text) > MAX_LENGTH or _depth(value) > MAX_DEPTH:
+            raise BadSetting(f"options {name}", value, JSON_VALUE)
 
 
-def _problem(value: Any, depth: int, num_left: list[int]) -> str:
-    """The requirement that a JSON value fails; empty where there is none. `num_left` counts down
-    the values."""
-    num_left[0] -= 1
-    if num_left[0] < 0:
-        return f"at most {MAX_LENGTH} values"
-    if value is None or isinstance(value, bool):
-        return ""
-    if isinstance(value, int):
-        return "" if abs(value) < 2**63 else "a number below 2**63"
-    if isinstance(value, float):
-        return "" if isfinite(value) else "a finite number"
-    if isinstance(value, str):
-        return "" if len(value) <= MAX_LENGTH else f"a string of at most {MAX_LENGTH} characters"
+def _depth(value: Any) -> int:
     if not isinstance(value, (list, dict)):
-        return "None, a bool, a number, a string, or a list or a dict of these"
-    if not depth:
-        return f"nested at most {MAX_DEPTH} deep"
-    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-        return "a dict whose keys are strings"
-    parts = value.values() if isinstance(value, dict) else value
-    return next((problem for part in parts if (problem := _problem(part, depth - 1, num_left))), "")
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)

@@ -60,6 +60,10 @@ class ModalitySpec(NamedTuple):
     dtype: torch.dtype = torch.float32
 
 
+Conversion: TypeAlias = tuple[ModalitySpec, Convert, str]
+"""And its summary, in words."""
+
+
 class Bounds(NamedTuple):
     """The lowest and the highest numbers of a space, and the tolerance for rounding."""
 
@@ -84,11 +88,11 @@ class ObsField(NamedTuple):
     space: spaces.Space
     modality: ModalitySpec
     convert: Convert
+    summary: str  # of the conversion, in words
     bounds: Bounds | None  # None: no number can be outside
     out_of_bounds: OutOfBounds
-    summary: str  # of the conversion, in words
-    name: str = "obs"
-    env: str = ""
+    name: str
+    env: str
 
     def __call__(self, obs: Any, what: str = "observation") -> Any:
         """Raises OutOfBoundsError for a number outside the space where that is refused, ValueError
@@ -172,18 +176,19 @@ def obs_fields(
     """One field for each leaf, by name, "obs" where there is but one. `stack`: every leaf holds so
     many frames along its first axis. Raises ConfigError for leaves that can't be read."""
     layouts = layouts or {}
-    leaves = _named_leaves(space)
-    if unknown := [name for name in layouts if name not in leaves]:
+    named = _named_leaves(space)
+    if unknown := [name for name in layouts if name not in named]:
         raise ConfigError(
-            f"obs_layout names {unknown[0]!r}; the observations are {', '.join(leaves) or 'none'}"
+            f"obs_layout names {unknown[0]!r}; the observations are {', '.join(named) or 'none'}"
         )
     found = {}
-    for name, (path, leaf) in leaves.items():
+    for name, (path, leaf) in named.items():
         layout = layouts.get(name, "auto")
-        if not _reason_to_ignore(leaf, layout, is_only_leaf=len(leaves) == 1):
+        if not _reason_to_ignore(leaf, layout, is_only_leaf=len(named) == 1):
             what = "observations are" if not path else f"observation {name!r} is"
-            read = _obs_field(what, path, leaf, stack, layout)
-            found[name] = read._replace(name=name, env=env, out_of_bounds=out_of_bounds)
+            conversion = _conversion(what, leaf, stack, layout)
+            bounds = bounds_of(leaf)
+            found[name] = ObsField(path, leaf, *conversion, bounds, out_of_bounds, name, env)
     if not found:
         raise ConfigError(f"observations are {space}: there is nothing to observe")
     return found
@@ -193,10 +198,10 @@ def ignored_fields(
     space: spaces.Space, layouts: Mapping[str, Layout] | None = None, env: str = ""
 ) -> list[IgnoredField]:
     """The leaves that `obs_fields` leaves out."""
-    leaves, found = _named_leaves(space), []
-    for name, (path, leaf) in leaves.items():
+    named, found = _named_leaves(space), []
+    for name, (path, leaf) in named.items():
         layout = (layouts or {}).get(name, "auto")
-        if reason := _reason_to_ignore(leaf, layout, is_only_leaf=len(leaves) == 1):
+        if reason := _reason_to_ignore(leaf, layout, is_only_leaf=len(named) == 1):
             is_text = layout != "ignore" and not isinstance(leaf, spaces.Box)
             found.append(IgnoredField(path, name, env, reason, is_text))
     return found
@@ -205,7 +210,7 @@ def ignored_fields(
 def _named_leaves(space: spaces.Space) -> dict[str, tuple[Path, spaces.Space]]:
     """The leaves by name, "obs" where there is but one; ConfigError for two of the same name."""
     found: dict[str, tuple[Path, spaces.Space]] = {}
-    for path, leaf in _leaves(space):
+    for path, leaf in leaves(space):
         name = "/".join(str(key).replace(".", "_") for key in path) if path else "obs"
         name = "obs_" if path and name == "obs" else name  # "obs" is reserved for a single leaf
         if name in found:
@@ -214,13 +219,14 @@ def _named_leaves(space: spaces.Space) -> dict[str, tuple[Path, spaces.Space]]:
     return found
 
 
-def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
+def leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
+    """The parts of a space that hold no others, each with its path."""
     if not isinstance(space, (spaces.Dict, spaces.Tuple)):
         yield path, space
         return
     parts = space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
     for key, part in parts:
-        yield from _leaves(part, (*path, key))
+        yield from leaves(part, (*path, key))
 
 
 def _reason_to_ignore(leaf: spaces.Space, layout: Layout, is_only_leaf: bool) -> str:
@@ -269,29 +275,27 @@ def read_obs(fields: Mapping[str, ObsField], obs: Any, what: str) -> dict[str, T
     return found
 
 
-def _obs_field(what: str, path: Path, space: spaces.Space, stack: int, layout: Layout) -> ObsField:
+def _conversion(what: str, space: spaces.Space, stack: int, layout: Layout) -> Conversion:
     if isinstance(space, spaces.Box):
-        modality, convert, summary = _box_field(what, space, stack, layout)
-    elif layout != "auto":
+        return _box_conversion(what, space, stack, layout)
+    if layout != "auto":
         raise ConfigError(
             f"{what} {space}, which can't be read as {layout}: of other spaces than Box the only "
             "obs_layout is ignore"
         )
-    elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         adapter = action_adapter(space)  # one-hot, as discrete actions are
-        modality, convert = ModalitySpec((adapter.size,)), adapter.from_env
-        summary = f"one-hot, {adapter.size} numbers"
-    elif isinstance(space, spaces.MultiBinary):
-        modality, convert = ModalitySpec((prod(space.shape),)), partial(_floats, shape=(-1,))
-        summary = f"vector, {prod(space.shape)} switches"
-    else:
-        raise ConfigError(
-            f"{what} {space}; the agent observes Box, Discrete, MultiDiscrete, MultiBinary, and "
-            "Dict or Tuple of these: wrap the environment so that it delivers one of them "
-            "(gymnasium.wrappers.TransformObservation), or ignore a part of a Dict "
-            "(--env.obs-layout NAME ignore)"
-        )
-    return ObsField(path, space, modality, convert, bounds_of(space), "pass", summary)
+        modality = ModalitySpec((adapter.size,))
+        return modality, adapter.from_env, f"one-hot, {adapter.size} numbers"
+    if isinstance(space, spaces.MultiBinary):
+        size = prod(space.shape)
+        return ModalitySpec((size,)), partial(_floats, shape=(-1,)), f"vector, {size} switches"
+    raise ConfigError(
+        f"{what} {space}; the agent observes Box, Discrete, MultiDiscrete, MultiBinary, and "
+        "Dict or Tuple of these: wrap the environment so that it delivers one of them "
+        "(gymnasium.wrappers.TransformObservation), or ignore a part of a Dict "
+        "(--env.obs-layout NAME ignore)"
+    )
 
 
 def bounds_of(space: spaces.Space) -> Bounds | None:
@@ -317,9 +321,7 @@ def bounds_of(space: spaces.Space) -> Bounds | None:
     return Bounds(low, high, ROUNDING_TOLERANCE * np.where(np.isfinite(span), span, size))
 
 
-def _box_field(
-    what: str, space: spaces.Box, stack: int, layout: Layout
-) -> tuple[ModalitySpec, Convert, str]:
+def _box_conversion(what: str, space: spaces.Box, stack: int, layout: Layout) -> Conversion:
     shape = space.shape
     if not prod(shape):
         raise ConfigError(f"{what} {space}: there is nothing to observe")
@@ -329,7 +331,7 @@ def _box_field(
         layout = guess_layout(space, frame_shape)
         layout = "vector" if layout == "set" and num_frames > 1 else layout
     if layout in ("channels-last", "channels-first"):
-        return _image_field(f"{what} {space}", space, frame_shape, num_frames, layout)
+        return _image_conversion(f"{what} {space}", space, frame_shape, num_frames, layout)
     if layout == "set":
         if len(shape) != 2:
             raise ConfigError(f"{what} {space}, which can't be read as set: a set has 2 axes")
@@ -383,9 +385,9 @@ def _is_gray_image(space: spaces.Box, sides: tuple[int, ...]) -> bool:
     return min(sides) >= MIN_GRAY_IMAGE_SIDE and is_uniform and is_finite
 
 
-def _image_field(
+def _image_conversion(
     what: str, space: spaces.Box, shape: tuple[int, ...], frames: int, layout: Layout
-) -> tuple[ModalitySpec, Convert, str]:
+) -> Conversion:
     """An image `[*frames, height, width, channels]` or `[*frames, channels, height, width]`; the
     encoder's input has the channels of all frames, one behind the other. `shape`: of one frame."""
     if len(shape) < 2:
