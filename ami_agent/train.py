@@ -164,7 +164,7 @@ class Trainer:
         env = config.env.build(1)
         for line in env.obs_summary():
             logger.info(line)
-        self.max_episode_steps = env.max_episode_steps(config.env)
+        self.max_episode_steps = env.max_episode_steps()
         logger.info(describe_buffer(config, env.spec))
         self.agent = build(
             config, env.spec, seed=seed, device=device,

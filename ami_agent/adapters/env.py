@@ -35,18 +35,24 @@ from ami_agent.adapters.fault_tolerance import (
     EnvResetError,
     retry_on_worker_death,
 )
+from ami_agent.adapters.imports import import_path
 from ami_agent.adapters.make import (
     Options,
+    build_wrappers,
     check_options,
     declared_time_limit,
     make,
-    max_open_envs,
+    native_entry_point,
     native_vector_space,
 )
 from ami_agent.adapters.observations import Layout, OutOfBounds, ignored_fields, read_obs
 from ami_agent.adapters.vector_env import fill_missing, read_table, reported
+from ami_agent.resources import num_cores
 from modules.configurator import TaskSpec
 from modules.types import CONTINUE, STEPS, ConfigError, Observation, Transition, validate_ranges
+
+MAX_SINGLE_ENVS = 16
+"""Environments stepped one by one that are open at the same time, where their number is free."""
 
 Info: TypeAlias = Mapping[str, Any]
 Result = TypeVar("Result")
@@ -151,8 +157,16 @@ class EnvConfig:
         return EnvAdapter(self, num_envs, torch.device(device), {**self.make_kwargs, **options})
 
     def max_open_envs(self, num_envs: int) -> int:
-        """How many of `num_envs` environments are opened at the same time at most."""
-        return max_open_envs(self, num_envs)
+        """How many of `num_envs` environments are opened at the same time at most: all of a batch,
+        MAX_SINGLE_ENVS that are stepped one by one, and one worker process for each core."""
+        for module in self.imports:
+            import_path(module)
+        if self.vectorization_mode == "async":
+            return min(num_envs, num_cores())
+        is_single = self.vectorization_mode == "sync" or bool(build_wrappers(self))
+        if is_single or native_entry_point(self.id) is None:
+            return min(num_envs, MAX_SINGLE_ENVS)
+        return num_envs
 
     def run_in_batches(
         self, num_envs: int, fn: Callable[[EnvAdapter, int], Result],
@@ -203,8 +217,9 @@ class EnvAdapter:
         interface = config.interface(space, self.vector_env.single_action_space)
         self.obs_fields, self.action_adapter = interface.obs_fields, interface.action_adapter
         self.ignored_fields = ignored_fields(space, config.obs_layout, config.id)
-        has_signals = isinstance(unwrapped, HasInteroception)
-        signals = tuple(unwrapped.interoception_names) if has_signals else ()
+        signals: tuple[str, ...] = ()
+        if isinstance(unwrapped, HasInteroception):
+            signals = tuple(unwrapped.interoception_names)
         continue_signal = (CONTINUE,) if config.terminal_channel else ()
         self.spec = env_spec_of(interface, ("reward", *signals, *continue_signal))
         self.is_native_batch = not isinstance(unwrapped, (SyncVectorEnv, AsyncVectorEnv))
@@ -215,21 +230,18 @@ class EnvAdapter:
         self.description = str(self.vector_env.metadata.get("description", ""))
         """The environment's own text on its pictures and its task; empty where it has none."""
 
-    def max_episode_steps(self, config: EnvConfig) -> tuple[float, str]:
+    def max_episode_steps(self) -> tuple[float, str]:
         """The agent's steps after which an episode is truncated at the latest, and the setting or
         attribute that states it; 0 where none does."""
-        spec = self.unwrapped.spec
-        limits = {"--env.max-episode-steps": float(config.max_episode_steps)}
+        spec, action_repeat = self.unwrapped.spec, self.config.action_repeat
+        limits = {"--env.max-episode-steps": float(self.config.max_episode_steps)}
         if spec is not None and spec.max_episode_steps:
-            limits["max_episode_steps of its registration"] = (
-                spec.max_episode_steps / config.action_repeat
-            )
+            limits["max_episode_steps of its registration"] = spec.max_episode_steps / action_repeat
         else:
             steps, name = declared_time_limit(self.vector_env)
-            limits[f"{name} of the environment"] = steps / config.action_repeat
-        found = {source: steps for source, steps in limits.items() if steps}
-        source = min(found, key=lambda name: found[name], default="")
-        return found.get(source, 0), source
+            limits[f"{name} of the environment"] = steps / action_repeat
+        found = ((steps, source) for source, steps in limits.items() if steps)
+        return min(found, key=lambda limit: limit[0], default=(0, ""))
 
     def reset(self, seed: int | None = None, **options: Any) -> tuple[Observation, Info]:
         """Environment i starts the episode of seed + i; observation `[B, *O]`."""

@@ -41,7 +41,6 @@ from ami_agent.adapters.fault_tolerance import (
 )
 from ami_agent.adapters.imports import absolute_import, choose_gl_backend, import_path
 from ami_agent.adapters.vector_env import SingleEnv, as_next_step
-from ami_agent.resources import num_cores
 from ami_agent.storage.guarded_reader import decode_json
 from modules.types import BadSetting, ConfigError
 
@@ -57,8 +56,6 @@ JSON_VALUE = (
     f"strings) of these, nested at most {MAX_DEPTH} deep and of at most {MAX_LENGTH} characters"
 )
 PYTHON_LITERALS: Mapping[str, Any] = {"True": True, "False": False, "None": None}
-MAX_SINGLE_ENVS = 16
-"""Environments stepped one by one that are open at the same time, where their number is free."""
 LIMIT_ATTRIBUTES = ("max_episode_steps", "max_steps", "_max_episode_steps")
 """Attributes in which environments that truncate episodes themselves keep their limit."""
 
@@ -121,7 +118,7 @@ def make(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) -> Vector
         import_path(module)
     is_auto = config.vectorization_mode == "auto"
     has_wrappers = bool(build_wrappers(config))
-    if is_auto and has_wrappers and hasattr(_native_entry_point(config.id), "behaviour_action"):
+    if is_auto and has_wrappers and hasattr(native_entry_point(config.id), "behaviour_action"):
         raise ConfigError(
             f"max_episode_steps, action_repeat or frame_stack would step {config.id} one by one, "
             "without the reference policies and interoception that it has as a batch: set its own "
@@ -264,20 +261,7 @@ def build_wrappers(config: EnvConfig) -> list[Callable[[Any], Any]]:
     return wrappers
 
 
-def max_open_envs(config: EnvConfig, num_envs: int) -> int:
-    """How many of `num_envs` environments are opened at the same time: all of a batch, at most
-    MAX_SINGLE_ENVS that are stepped one by one, and one worker process for each core."""
-    for module in config.imports:
-        import_path(module)
-    if config.vectorization_mode == "async":
-        return min(num_envs, num_cores())
-    is_single = config.vectorization_mode == "sync" or bool(build_wrappers(config))
-    if is_single or _native_entry_point(config.id) is None:
-        return min(num_envs, MAX_SINGLE_ENVS)
-    return num_envs
-
-
-def _native_entry_point(env_id: str) -> Any:
+def native_entry_point(env_id: str) -> Any:
     """The constructor of the environment's own batch; None where it has none."""
     spec = gymnasium.registry.get(env_id)
     entry = spec.vector_entry_point if spec else None
@@ -287,7 +271,7 @@ def _native_entry_point(env_id: str) -> Any:
 def native_vector_space(env_id: str, options: Mapping[str, Any]) -> Space | None:
     """The single observation space of the environment's own batch; None where it has none, or none
     with these options."""
-    if _native_entry_point(env_id) is None:
+    if native_entry_point(env_id) is None:
         return None
     try:
         with contextlib.closing(gymnasium.make_vec(env_id, num_envs=1, **options)) as envs:

@@ -44,7 +44,7 @@ def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
     env = replace(env, terminal_channel=True)
     with closing(env.build(1)) as adapter:
         spec, registered = adapter.spec, adapter.unwrapped.spec
-        episode_steps, _ = adapter.max_episode_steps(env)
+        episode_steps, _ = adapter.max_episode_steps()
         dataset = data.with_all_steps(adapter) if data != NO_DATASET else None
     if not registered.max_episode_steps and not env.max_episode_steps:
         env = _with_time_limit(env, spec, max(DEFAULT_EPISODE_STEPS, ceil(episode_steps)))
