@@ -74,17 +74,14 @@ class Interface:
                 array = array[None] if sizes is None else array
                 _check_shape(array, space, sizes, label)
                 arrays[path] = _cast(array, space, sizes is not None, label)
-        lengths = [len(array) for array in arrays.values()]
-        if len(set(lengths)) > 1:
-            labels = (_label(what, path) for path in arrays)
-            sizes_text = ", ".join(
-                f"{n} of {size}" for n, size in zip(labels, lengths, strict=True)
-            )
-            raise ConfigError(f"the {what}'s parts are of different numbers of envs: {sizes_text}")
+        num_envs = len(next(iter(arrays.values())))
+        if any(len(array) != num_envs for array in arrays.values()):
+            lengths = ", ".join(f"{_label(what, p)} of {len(a)}" for p, a in arrays.items())
+            raise ConfigError(f"the {what}'s parts are of different numbers of envs: {lengths}")
         try:
             return self._convert(arrays, what)
         except ConfigError:
-            for env in range(lengths[0] if lengths[0] > 1 else 0):  # only to name the environment
+            for env in range(num_envs) if num_envs > 1 else ():  # only to name the environment
                 row = {path: array[env : env + 1] for path, array in arrays.items()}
                 self._convert(row, f"{what} of environment {env}")
             raise
@@ -95,9 +92,8 @@ class Interface:
         native = self.action_adapter.to_env(action.detach().cpu().numpy())
         if batch:
             return native
-        return (
-            native[0] if isinstance(self.action_space, spaces.Discrete) else np.asarray(native[0])
-        )
+        is_number = isinstance(self.action_space, spaces.Discrete)
+        return native[0] if is_number else np.asarray(native[0])
 
     def _convert(self, arrays: Mapping[Path, np.ndarray], what: str) -> Observation:
         fields = {n: read._replace(path=(read.path,)) for n, read in self.obs_fields.items()}
@@ -368,20 +364,6 @@ def _check_keys(space: spaces.Dict, obs: Any, label: str) -> None:
 
 def _label(what: str, path: Path) -> str:
     return what + (f" {'/'.join(map(str, path))!r}" if path else "")
-
-
-def _insert(nested_obs: Any, path: Path, part: np.ndarray) -> Any:
-    """The nested mapping with a part at this path; the part itself where the path is empty."""
-    if not path:
-        return part
-    return {**nested_obs, path[0]: _insert(nested_obs.get(path[0], {}), path[1:], part)}
-
-
-def _row(nested_obs: Any, env: int) -> Any:
-    """The observation of one environment, as a batch of one."""
-    if isinstance(nested_obs, dict):
-        return {key: _row(part, env) for key, part in nested_obs.items()}
-    return nested_obs[env : env + 1]
 
 
 def _array(part: Any, space: Space, label: str) -> np.ndarray:

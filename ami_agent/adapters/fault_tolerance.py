@@ -93,26 +93,21 @@ class CallTimeout(BaseException):
 
 _ROOT = Path(__file__).resolve().parents[2]
 _GYMNASIUM = Path(gymnasium.__file__).parent
-_NOT_ENVS = tuple(
-    f"{path}{os.sep}"
-    for path in (
-        _ROOT / "ami_agent", _ROOT / "modules", _GYMNASIUM, Path(np.__file__).parent,
-        Path(torch.__file__).parent,
-    )
+_NOT_ENVS = (
+    _ROOT / "ami_agent", _ROOT / "modules", _GYMNASIUM, Path(np.__file__).parent,
+    Path(torch.__file__).parent,
 )  # fmt: skip
-_AMI_AGENT_DIR = f"{_ROOT / 'ami_agent'}{os.sep}"
-_ENVS = f"{_GYMNASIUM / 'envs'}{os.sep}"
-_REGISTRATION = f"{_ENVS}registration.py"
-_STDLIB = f"{sysconfig.get_path('stdlib')}{os.sep}"
-_PACKAGES = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("purelib", "platlib"))
+_STDLIB, *_PACKAGES = map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
 
 
 def _is_env_code(file: str) -> bool:
-    if file.startswith(_ENVS):
-        return file != _REGISTRATION
-    if file.startswith(_STDLIB):
-        return file.startswith(_PACKAGES)
-    return not file.startswith((*_NOT_ENVS, "<"))
+    path = Path(file)
+    if path.is_relative_to(_GYMNASIUM / "envs"):
+        return path != _GYMNASIUM / "envs" / "registration.py"
+    if file.startswith("<") or any(map(path.is_relative_to, _NOT_ENVS)):
+        return False
+    # packages may be installed in a folder of the standard library
+    return not path.is_relative_to(_STDLIB) or any(map(path.is_relative_to, _PACKAGES))
 
 
 def error_location(error: BaseException) -> str:
@@ -142,7 +137,7 @@ def is_interrupt(error: BaseException) -> bool:
     while frame.tb_next is not None:
         frame = frame.tb_next
     code = frame.tb_frame.f_code
-    if code.co_filename.startswith(_AMI_AGENT_DIR):  # a handler of ours
+    if Path(code.co_filename).is_relative_to(_ROOT / "ami_agent"):  # a handler of ours
         return True
     raised = code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
     return isinstance(error, KeyboardInterrupt) and not (raised and _is_env_code(code.co_filename))
