@@ -30,7 +30,6 @@ from ami_agent.training import (
     TrainHierarchy,
     TrainJEPA,
     TrainQuasimetric,
-    TrainTDDistance,
     TrainValue,
 )
 from modules.actor.action_space import BallActions, BoxActions, OneHotActions
@@ -165,7 +164,6 @@ StageConfig: TypeAlias = (
     | LoadDataset
     | TrainJEPA
     | TrainQuasimetric
-    | TrainTDDistance
     | DistillShortestPaths
     | TrainValue
     | OnlineActorCritic
@@ -252,12 +250,6 @@ class Config:
         if not isinstance(stage, (CollectRandom, LoadDataset)):
             raise BadSetting("stages.collect", stage, "CollectRandom or LoadDataset")
         return stage
-
-
-def class_name(settings: Any) -> str:
-    """The component that these settings, or this class of settings, make: `CEMConfig` -> `CEM`."""
-    kind = settings if isinstance(settings, type) else type(settings)
-    return kind.__qualname__.removesuffix("Config")
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:

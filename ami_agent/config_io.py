@@ -22,8 +22,8 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 from cattrs.preconf.json import make_converter
 
 from ami_agent.adapters.make import UnparsedOptions, join_option_flags, parse_options
-from ami_agent.config import Config, class_name, override
-from ami_agent.custom import component_class, component_path
+from ami_agent.config import Config, override
+from ami_agent.custom import class_name, component_class, component_path
 from modules.types import BadSetting, ConfigError
 
 Settings = TypeVar("Settings")

@@ -74,6 +74,12 @@ def component_path(kind: type) -> str:
     return path
 
 
+def class_name(settings: Any) -> str:
+    """The component that these settings, or this class of settings, make: `CEMConfig` -> `CEM`."""
+    kind = settings if isinstance(settings, type) else type(settings)
+    return kind.__qualname__.removesuffix("Config")
+
+
 def needs_files(settings: Any) -> bool:
     """Whether some component is of a class from a file, which other processes can't import."""
     return any(type(part).__module__.startswith("_ami_") for _, part in custom_components(settings))

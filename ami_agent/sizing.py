@@ -21,7 +21,6 @@ from ami_agent.training import (
     DistillShortestPaths,
     FinetuneDynamics,
     GoalConditionedBC,
-    OnlineActorCritic,
     SelectLandmarks,
     TrainJEPA,
     TrainValue,
@@ -191,10 +190,9 @@ def _plan_parts(
     config: Config, spec: EnvironmentSpec, agent: Agent, imagined_bytes: float
 ) -> Iterator[MemoryUse]:
     planner, num_envs = config.actor.planner, 1
-    distillation, online = config.find(DistillPlanner), config.find(OnlineActorCritic)
-    if distillation:
+    if distillation := config.find(DistillPlanner):
         num_envs = max(num_envs, distillation.num_envs)
-    if config.find(CollectWithPlanner) or (online and online.mode == "plan"):
+    if config.find(CollectWithPlanner):
         num_envs = max(num_envs, config.collect.num_envs)
     scenarios = (
         config.actor.risk.num_scenarios if agent.world_model.level(0).latent.noise_dim else 1

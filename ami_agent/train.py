@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,17 +33,11 @@ from ami_agent.storage.run_lock import locked
 from ami_agent.training import Stage, StageRun
 from ami_agent.training.base import with_prefixes, without_prefix
 from ami_agent.training.collect import EPISODE_METRICS, describe_constant_reward
-from ami_agent.training.optim import (
-    average_metrics,
-    check_finite,
-    stack_metrics,
-    tune_malloc,
-    unstack_metrics,
-)
-from ami_agent.training.value_critics import describe_discount, longest_episode
+from ami_agent.training.critics import longest_episode
+from ami_agent.training.optim import tune_malloc
 from ami_agent.validate import check_config
 from modules.cost.cost import ValueCritics
-from modules.types import ConfigError
+from modules.types import ConfigError, DivergenceError
 
 LOG_EVERY = 50
 PROBE_EVERY = 300
@@ -51,16 +45,6 @@ PROBED = {"train_jepa"}
 """Stages that train perception, and are probed as they run."""
 BUFFER_PARTS = ("buffer", "start")
 """Prefixes in a checkpoint: the replay buffer's head at that moment, and when the stage began."""
-
-
-class Progress(NamedTuple):
-    """How far a run is: updates of all stages, the current stage, and that stage's own state."""
-
-    updates: int = 0
-    stage_index: int = 0
-    stage_state: Mapping[str, Tensor] = {}
-    recent: Sequence[Mapping[str, Tensor]] = ()  # metrics that are not logged yet
-    last_evaluated: Mapping[str, int] = {}  # the step of the last probe or evaluation of this stage
 
 
 def train(
@@ -146,6 +130,17 @@ def stage_seed(seed: int, name: str) -> int:
     return zlib.crc32(f"{seed} {stream}".encode()) % 2**30
 
 
+def describe_discount(discount: float, max_episode_steps: float, source: str) -> str:
+    """A line for the log: how long an episode lasts, and the discount; either may be 0, unknown.
+    `source`: what states the length."""
+    limit_text = "nothing states how long an episode lasts"
+    if max_episode_steps:
+        limit_text = f"an episode lasts at most {max_episode_steps:g} steps ({source})"
+    if discount:
+        return f"{limit_text}; discount {discount:.3g}"
+    return f"{limit_text}; the discount follows from the episodes that are collected first"
+
+
 class Trainer:
     """Trains the stages of a run in order, and saves and restores it."""
 
@@ -158,6 +153,9 @@ class Trainer:
         self.keep_replay_buffer = keep_replay_buffer
         self.last_saved = self.last_timed = time.monotonic()
         self.seconds: dict[str, float] = {}
+        self.updates = self.stage_index = 0  # updates of all stages; the current stage
+        self.recent: dict[str, list[Tensor]] = {}  # metrics that are not logged yet, by name
+        self.last_evaluated: dict[str, int] = {}  # the step of this stage's last probe, evaluation
         self.chunks = Chunks(run / "replay")
         self.head_at_stage_start: dict[str, Tensor] = {}  # of the replay buffer
         self.needed_heads: list[dict[str, Tensor]] = []  # of the checkpoints that are kept
@@ -171,10 +169,10 @@ class Trainer:
             num_envs=config.collect.num_envs, buffer_size=buffer_steps(config),
         )  # fmt: skip
         env.close()
-        with one_line_errors(self.folder / "checkpoints"):
-            self.progress = self._restore() if resume else Progress()
-        self.recent = [dict(row) for row in self.progress.recent]
-        self.last_evaluated = dict(self.progress.last_evaluated)
+        self.stage_state: dict[str, Tensor] = {}  # of the stage in which the run was interrupted
+        if resume:
+            with one_line_errors(self.folder / "checkpoints"):
+                self._restore()
         self.probe = make_probe(config.eval_env, seed)
 
     def run(self) -> Agent:
@@ -183,7 +181,7 @@ class Trainer:
             self.logger.info(describe_discount(critics.discount, *self.max_episode_steps))
         try:
             for index, (name, stage) in enumerate(self.config.stages.items()):
-                if index >= self.progress.stage_index:
+                if index >= self.stage_index:
                     self._stage(index, name, stage)
             self._end()
         except Interrupted as interrupt:
@@ -192,7 +190,7 @@ class Trainer:
 
     def _stage(self, index: int, name: str, stage: Stage) -> None:
         self.last_timed = time.monotonic()
-        saved_state = self.progress.stage_state
+        saved_state, self.stage_state = self.stage_state, {}
         if not saved_state:
             self.head_at_stage_start = buffer_head(self.agent.replay_buffer.state_dict())
         value_critics = self.agent.cost.interoceptive_cost.value_critics
@@ -219,15 +217,14 @@ class Trainer:
         if evaluates:
             self._evaluate(name)
         with deferred():
-            self.recent, self.last_evaluated = [], {}
-            self.progress = Progress(self.progress.updates, index + 1)
+            self.recent, self.last_evaluated, self.stage_index = {}, {}, index + 1
             if stage.env_steps:
                 self._save_buffer()
             self.head_at_stage_start = buffer_head(self.agent.replay_buffer.state_dict())
             self._save({})
 
     def _run_updates(self, index: int, name: str, stage_run: StageRun) -> None:
-        self.progress = Progress(self.progress.updates, index)
+        self.stage_index = index
         self.episode_metrics: dict[str, Tensor] = {}  # of the episode that ended last
         try:
             if stage_run.step % LOG_EVERY == 0:  # metrics whose writing failed before a resume
@@ -248,26 +245,26 @@ class Trainer:
             raise
 
     def _evaluate_if_due(self, name: str, stage_run: StageRun) -> None:
-        """Probes or evaluates the agent if either is due at this step, once."""
-        step = stage_run.step
-        if name in PROBED and (step % PROBE_EVERY == 0 or step == stage_run.total):
-            self._once("probe", step, lambda: self._probe(name, step))
+        """Probes or evaluates the agent if either is due at this step, unless that was done before
+        the run was resumed."""
+        step, done = stage_run.step, self.last_evaluated
+        probe_due = name in PROBED and (step % PROBE_EVERY == 0 or step == stage_run.total)
+        if probe_due and done.get("probe") != step:
+            self._probe(name, step)
         mode = stage_run.eval_mode_due if self.eval_episodes and step else ""
         if mode:
             self._record_time(name)
-            self._once("evaluate", step, lambda: self._evaluate(name, mode, stage_run))
+            if done.get("evaluate") != step:
+                self._evaluate(name, mode, stage_run)
+                done["evaluate"] = step
             self.last_timed = time.monotonic()
 
-    def _once(self, key: str, step: int, fn: Callable[[], None]) -> None:
-        """Runs `fn` unless it ran at this step before the run was resumed."""
-        if self.last_evaluated.get(key) != step:
-            fn()
-            self.last_evaluated[key] = step
-
     def _update(self, name: str, stage_run: StageRun) -> None:
-        self.recent.append(stage_run.update())
-        self.episode_metrics |= {n: v for n, v in self.recent[-1].items() if n in EPISODE_METRICS}
-        self.progress = Progress(self.progress.updates + 1, self.progress.stage_index)
+        metrics = stage_run.update()
+        for metric, value in metrics.items():
+            self.recent.setdefault(metric, []).append(value)
+        self.episode_metrics |= {n: v for n, v in metrics.items() if n in EPISODE_METRICS}
+        self.updates += 1
         if stage_run.step % LOG_EVERY == 0 or stage_run.step == stage_run.total:
             self._log(name, stage_run.step)
         if time.monotonic() - self.last_saved > self.save_every:
@@ -275,18 +272,26 @@ class Trainer:
             self._save_stage(stage_run)
 
     def _log(self, name: str, step: int) -> None:
-        if self.recent:
-            values = average_metrics(self.recent)
-            check_finite(name, step, values)
-            if values:
-                self.logger.log_scalars(name, step, values)
-            self.recent.clear()
+        if values := self._average_metrics(name, step):
+            self.logger.log_scalars(name, step, values)
+        self.recent.clear()
+
+    def _average_metrics(self, stage: str, step: int) -> dict[str, float]:
+        """The mean of each metric that is not logged yet; DivergenceError where one is not finite.
+        Reading them makes the host wait for the device."""
+        means = {name: float(torch.stack(values).mean()) for name, values in self.recent.items()}
+        for name, value in means.items():
+            if not isfinite(value):
+                raise DivergenceError(
+                    f"{stage}: {name} became {value} by step {step}; a smaller learning rate may "
+                    "help"
+                )
+        return means
 
     def _save_stage(self, stage_run: StageRun) -> None:
         """Saves a checkpoint within a stage that can be resumed; raises DivergenceError where its
         metrics are not finite."""
-        stage = list(self.config.stages)[self.progress.stage_index]
-        check_finite(stage, stage_run.step, average_metrics(self.recent))
+        self._average_metrics(list(self.config.stages)[self.stage_index], stage_run.step)
         state = stage_run.state_dict()
         if state:
             self._save(state)
@@ -312,7 +317,7 @@ class Trainer:
             for task, metrics in metrics_by_task.items():
                 common = {"seconds": seconds, "env_steps": float(env_steps)}
                 values = {**common, **metrics}
-                self.logger.log_scalars(f"eval/{task}", self.progress.updates, values)
+                self.logger.log_scalars(f"eval/{task}", self.updates, values)
                 text = ", ".join(f"{n} {value:.3g}" for n, value in metrics.items())
                 self.logger.info(
                     f"after {name}, {seconds:.0f} s, {env_steps} environment steps, {task}, {mode}:"
@@ -339,15 +344,15 @@ class Trainer:
             **with_prefixes({
                 "stage_run": state, "buffer": head,
                 "start": self.head_at_stage_start if stage_state else {},
-                "recent": stack_metrics(self.recent),
+                "recent": {name: torch.stack(values) for name, values in self.recent.items()},
             }),
         }  # fmt: skip
         metadata = {
-            "updates": self.progress.updates, "stage_index": self.progress.stage_index,
+            "updates": self.updates, "stage_index": self.stage_index,
             "stages": list(self.config.stages), "seconds": self.seconds,
             "log": dict(self.logger.position()), "last_evaluated": self.last_evaluated,
         }  # fmt: skip
-        folder = checkpoint.checkpoint_dir(self.folder, self.progress.updates)
+        folder = checkpoint.checkpoint_dir(self.folder, self.updates)
         checkpoint.save(folder, tensors, metadata)
         checkpoint.prune(self.folder)
         # two checkpoints are kept, each with two heads
@@ -363,7 +368,7 @@ class Trainer:
     def _end(self) -> None:
         """Saves or removes the replay buffer, as `keep_replay_buffer` says."""
         if self.keep_replay_buffer and self.chunks.folder.exists():
-            metadata = {"stage_index": self.progress.stage_index}
+            metadata = {"stage_index": self.stage_index}
             checkpoint.save(self.folder / "memory", self.agent.replay_buffer.state_dict(), metadata)
         elif not self.keep_replay_buffer:
             shutil.rmtree(self.folder / "memory", ignore_errors=True)
@@ -379,13 +384,13 @@ class Trainer:
             "--resume"
         )
 
-    def _restore(self) -> Progress:
+    def _restore(self) -> None:
         """Restores the newest checkpoint, if there is one, and truncates the log to it."""
         if not checkpoint.checkpoints(self.folder):
             self.logger.rewind({})
             self.chunks.truncate(0)
             self._write_seconds()
-            return Progress()
+            return
         newest = checkpoint.latest(self.folder)
         tensors, metadata = checkpoint.load(newest, self.agent.device)
         if metadata.get("stages") != list(self.config.stages):
@@ -396,7 +401,7 @@ class Trainer:
             raise ConfigError(f"{newest} does not say at which update it was: it can't be resumed")
         run_dir.load_weights(self.agent, tensors, newest)
         try:
-            return self._restored(tensors, metadata)
+            self._restore_progress(tensors, metadata)
         except ConfigError:
             raise
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -404,24 +409,20 @@ class Trainer:
                 f"{newest} is not complete: it can't be resumed ({one_line(error)})"
             ) from error
 
-    def _restored(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Progress:
-        stage_state = {
-            **without_prefix(tensors, "stage_run"),
-            **self._restore_buffer(metadata["stage_index"], tensors),
-        }
+    def _restore_progress(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        self.updates, self.stage_index = metadata["updates"], metadata["stage_index"]
+        self.stage_state = {**without_prefix(tensors, "stage_run"), **self._restore_buffer(tensors)}
+        recent = without_prefix(tensors, "recent")
+        self.recent = {name: list(values) for name, values in recent.items()}
+        self.last_evaluated = dict(metadata.get("last_evaluated", {}))
         if "log" in metadata:  # not in checkpoints of older versions
             self.logger.rewind(metadata["log"])
             self.seconds = {name: float(seconds) for name, seconds in metadata["seconds"].items()}
             self._write_seconds()
         else:
             self.seconds = dict(run_dir.manifest_of(self.folder)["seconds"])
-        return Progress(
-            metadata["updates"], metadata["stage_index"], stage_state,
-            unstack_metrics(without_prefix(tensors, "recent")),
-            dict(metadata.get("last_evaluated", {})),
-        )  # fmt: skip
 
-    def _restore_buffer(self, stage_index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _restore_buffer(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gives the replay buffer the steps that it had when the stage began. Returns its state at
         the checkpoint, which the stage run loads."""
         current_head, start_head = (
@@ -430,15 +431,9 @@ class Trainer:
         steps = int(current_head["steps"][0]) if current_head else 0
         self.head_at_stage_start, buffer = start_head, self.agent.replay_buffer
         max_rows = buffer_steps(self.config) + self.config.env.frame_stack
-        if stage_index >= len(self.config.stages) and not self.chunks.folder.exists():
+        if self.stage_index >= len(self.config.stages) and not self.chunks.folder.exists():
             return {}  # the run is complete
         self.chunks.truncate(steps)
-        if not current_head and stage_index and (self.folder / "memory").is_dir():
-            # checkpoints of older versions have no chunks
-            buffer.load_state_dict(checkpoint.load(self.folder / "memory", "cpu")[0])
-            self.chunks.saved = 0
-            self.head_at_stage_start = buffer_head(buffer.state_dict())
-            return {}
         in_stage = any(name.startswith("stage_run.") for name in tensors)
         if saved_head := start_head if in_stage else current_head:
             buffer.load_state_dict(self.chunks.load(saved_head, max_rows))

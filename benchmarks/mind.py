@@ -179,7 +179,7 @@ def trained_agent(
     single.close()
     envs = env.build(config.stages["collect"].num_envs, "cpu", **config.stages["collect"].options)
     stage_runs: list[Callable[[], StageRun]] = [
-        lambda: Collector(agent, envs, config.stages["collect"], by, seed),
+        lambda: Collector(agent, envs, config.stages["collect"].steps, by, seed),
         lambda: config.stages["train_jepa"].start(agent, env, seed),
         lambda: config.stages["train_values"].start(agent, env, seed),
     ]

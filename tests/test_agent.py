@@ -16,7 +16,6 @@ from ami_agent.agent import Agent, Controller
 from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.policies import EpisodeStart
-from ami_agent.training import TrainTDDistance
 from modules.actor.policy import (
     NoPolicyProposalConfig,
     StuckPerturbationConfig,
@@ -321,12 +320,6 @@ def test_after_a_first_round_under_mode_2_the_policy_episodes_by_itself():
         assert not torch.allclose(label.action, own, atol=1e-3)
         collected = label.action if turn < tasks else own
         torch.testing.assert_close(torch.cat(dared), collected, atol=1e-6, rtol=0)
-
-
-def test_bootstrapping_moves_only_the_critic(tiny):
-    optim = replace(tiny.stages["train_goal_critic"].optim, steps=2)
-    config = override(tiny, {"stages.train_goal_critic": TrainTDDistance(optim=optim, length=4)})
-    assert moved(*trained(config, ("collect", "train_goal_critic"))) == {"cost"}
 
 
 def test_the_same_seed_learns_the_same(tiny):

@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ami_agent.training.goal_critic import (
+from ami_agent.training.base import SGDStageRun
+from ami_agent.training.critics import (
     LagrangeMultiplier,
+    expectile_value_loss,
+    lambda_returns,
     path_regression_loss,
     quasimetric_loss,
-    temporal_difference_loss,
 )
-from ami_agent.training.optim import OptimConfig, SGDLoop
-from ami_agent.training.value_critics import expectile_value_loss, lambda_returns
+from ami_agent.training.optim import OptimConfig
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import RolloutEvaluator
 from modules.cost.cost import (
@@ -36,7 +37,6 @@ from modules.cost.quasimetric import (
     Quasimetric,
     QuasimetricConfig,
 )
-from modules.perception.target_encoder import EMATarget
 from modules.types import ConfigError, CostFn, Rollout, TaskContext
 from modules.world_model.jepa import Ensemble, EnsembleConfig, NoEnsemble
 from tests.conftest import make_context, stepwise
@@ -420,22 +420,6 @@ def test_a_goal_that_no_known_path_leads_to_teaches_nothing():
     assert goal.grad.flatten().tolist() == [2, 0]
 
 
-def test_a_distance_that_obeys_bellman_has_no_temporal_difference():
-    state, goal = torch.zeros(2, 1), torch.tensor([[1.0], [7.0]])
-    loss = temporal_difference_loss(apart, apart, state, state + 1, goal)
-    assert loss["td"].item() == 0
-
-
-def test_a_detour_teaches_less_than_a_short_cut():
-    state, ahead, back = torch.zeros(1, 1), torch.ones(1, 1), -torch.ones(1, 1)
-    goal = torch.full((1, 1), 5.0)
-    detour = temporal_difference_loss(apart, apart, state, back, goal)["td"]  # 7 promised
-    half = temporal_difference_loss(lambda s, g: apart(s, g) + 2, apart, state, ahead, goal)[
-        "td"
-    ]  # 5 promised, 7 expected
-    assert (detour.item(), half.item()) == pytest.approx((0.1 * 2**2, 0.9 * 2**2))
-
-
 @pytest.mark.parametrize("start", [0.5, 1.0, 3.0])
 def test_a_price_starts_where_it_is_reported_and_is_never_negative(start):
     assert LagrangeMultiplier(start)().item() == pytest.approx(start, rel=1e-4)
@@ -449,7 +433,7 @@ def test_the_price_of_a_step_rises_while_it_counts_for_more_than_one(step, rises
     distance, price = quasimetric(0, dim=6), LagrangeMultiplier()
     distance.embed = nn.Identity()
     state = torch.zeros(4, 6)
-    terms = quasimetric_loss(distance, price, state, state + step, max_distance=9, epsilon=0.05)
+    terms = quasimetric_loss(distance, price, state, state + step, max_distance=9)
     terms["multiplier"].backward()
     assert (price.raw.grad < 0) == rises  # descent goes the other way
     assert terms["constraint"].item() == pytest.approx(max(step - 1, 0) ** 2 - 0.05**2, abs=1e-5)
@@ -467,7 +451,6 @@ def test_a_push_that_fades_is_the_harder_the_nearer():
             state,
             state.detach(),
             max_distance=30,
-            epsilon=0.05,
             log_push=fading,
         )
         terms["push"].backward()
@@ -495,7 +478,7 @@ def walks(random: torch.Generator, ways: tuple[int, ...]) -> tuple[Tensor, Tenso
 
 def learn(modules: list[nn.Module], loss: Callable, steps: int, **how) -> None:
     plan = OptimConfig(steps=steps, batch_size=128, lr=5e-3, warmup_steps=10, weight_decay=0)
-    learner = SGDLoop(nn.ModuleList(modules), loss, plan, weights={}, seed=0, **how)
+    learner = SGDStageRun(nn.ModuleList(modules), loss, plan, weights={}, seed=0, **how)
     for _ in range(steps):
         learner.update()
 
@@ -520,7 +503,7 @@ def separated(ways: tuple[int, ...], fading: bool = False) -> Tensor:
     def loss(random: torch.Generator) -> dict[str, Tensor]:
         state, next_state, _ = walks(random, ways)
         return quasimetric_loss(
-            distance, price, state, next_state, max_distance=30, epsilon=0.05, log_push=fading
+            distance, price, state, next_state, max_distance=30, log_push=fading
         )
 
     learn([distance, price], loss, 500)
@@ -540,18 +523,6 @@ def test_where_no_step_leads_back_the_way_back_is_far():
     learnt = separated((1,))
     assert learnt[0, -1].item() == pytest.approx(LENGTH - 1, abs=1)
     assert learnt[-1, 0] > 2 * LENGTH
-
-
-def test_temporal_differences_learn_the_distances_of_a_line():
-    distance = quasimetric(0, dim=1)
-    slow = EMATarget(distance, 0.9)
-
-    def loss(random: torch.Generator) -> dict[str, Tensor]:
-        return temporal_difference_loss(distance, slow.average.module, *walks(random, (-1, 1)))
-
-    learn([distance, slow], loss, 600, post_step=lambda: slow.update(distance))
-    assert likeness(table(distance)) > 0.95
-    assert table(distance)[0, -1].item() == pytest.approx(LENGTH - 1, rel=0.35)
 
 
 def test_what_is_trained_is_learnt():

@@ -19,8 +19,8 @@ from ami_agent.adapters.env_spec import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.config import build, override
 from ami_agent.training import TrainValue
+from ami_agent.training.critics import lambda_returns
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.value_critics import lambda_returns
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import (
     CEM,

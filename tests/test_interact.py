@@ -19,8 +19,8 @@ from ami_agent.storage import checkpoint
 from ami_agent.train import Trainer
 from ami_agent.training import CollectRandom, OnlineActorCritic, TrainJEPA
 from ami_agent.training.actor_critic import choice_loss
+from ami_agent.training.critics import lambda_returns
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.value_critics import lambda_returns
 from modules.actor.action_space import MAX_ALTERNATIVES, OneHotActions
 from modules.actor.planning.risk import ScenarioCVaR
 from modules.cost.cost import InteroceptiveCost, NoValueCritics
@@ -195,7 +195,7 @@ def test_killed_when_its_episode_was_over_it_has_collected_as_long(method, tmp_p
     do = getattr(Trainer, method)
 
     def killed(run, *message):
-        if run.progress.stage_index == index + 1:
+        if run.stage_index == index + 1:
             raise KeyboardInterrupt
         do(run, *message)
 

@@ -10,7 +10,8 @@ from torch import nn
 
 import ami_agent as ami
 from ami_agent.config import override
-from ami_agent.training.optim import OptimConfig, SGDLoop
+from ami_agent.training.base import SGDStageRun
+from ami_agent.training.optim import OptimConfig
 from modules.types import ConfigError
 
 
@@ -67,7 +68,7 @@ def test_who_was_evaluated_meanwhile_goes_on_learning_as_before():
         output.append(module.training)
         return {"all": module(torch.ones(1, 2)).square().mean()}
 
-    learner = SGDLoop(module, loss, OptimConfig(steps=2, batch_size=1), weights={}, seed=0)
+    learner = SGDStageRun(module, loss, OptimConfig(steps=2, batch_size=1), weights={}, seed=0)
     module.eval()
     learner.update()
     assert output == [True]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import ami_agent.training.representation_losses as objectives
-from ami_agent.training.jepa import world_model_loss
+from ami_agent.training.jepa import JEPALoss
 from ami_agent.training.representation_losses import LossWeights
 from modules.memory.short_term import NoMemory
 from modules.perception.target_encoder import StopGradientTargetConfig
@@ -134,10 +134,10 @@ def walked(obs: Tensor, actions: Tensor, interoception: Tensor | None = None) ->
 
 def loss(walk: Trajectory, scale: float, model: WorldModel, **how: Any) -> dict[str, Tensor]:
     """Of a mind that perceives what is seen times a scale, and whose targets are its states."""
-    return world_model_loss(
-        walk, lambda obs: scale * obs, lambda obs, features: features, NoMemory(), model,
-        torch.Generator(), **how,
-    )  # fmt: skip
+    terms = JEPALoss(
+        lambda obs: scale * obs, lambda obs, features: features, NoMemory(), model, **how
+    )
+    return terms(walk, torch.Generator())
 
 
 def loss_of_a_walk(scale: float) -> dict[str, Tensor]:

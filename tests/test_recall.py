@@ -22,7 +22,7 @@ from ami_agent.training import (
     TrainJEPA,
 )
 from ami_agent.training.base import encode_buffer
-from ami_agent.training.jepa import world_model_loss
+from ami_agent.training.jepa import JEPALoss
 from ami_agent.training.optim import OptimConfig
 from ami_agent.validate import check_stages
 from modules.configurator import TaskSpec
@@ -402,11 +402,11 @@ def test_a_target_without_gradient_has_none_through_what_is_recalled(tiny):
                        torch.zeros(4, 3, dtype=torch.bool), torch.arange(4))  # fmt: skip
     for target, flows in ((OnlineTarget(), [True, True]), (StopGradientTarget(), [True, False])):
         requested.clear()
-        world_model_loss(
-            batch, lambda obs: obs.clone().requires_grad_(),
-            lambda obs, observed, target=target: target(obs, observed, {}), recall, model,
-            torch.Generator(), channels=D, group_size=1,
+        loss = JEPALoss(
+            lambda obs: obs.clone().requires_grad_(),
+            lambda obs, observed, target=target: target(obs, observed, {}), recall, model, D,
         )  # fmt: skip
+        loss(batch, torch.Generator())
         assert [requested[0], requested[-1]] == flows
 
 

@@ -212,31 +212,3 @@ def done(tmp_path_factory):
     run = tmp_path_factory.mktemp("ended") / "run"
     ami.train(line(), out=run)
     return run
-
-
-def test_a_run_of_an_older_version_goes_on(tmp_path, monkeypatch):
-    config, run = line(), tmp_path / "run"
-    whole = ami.train(config, out=tmp_path / "whole")
-
-    update = Trainer._update
-
-    def stopped(self, name, stage_run):
-        if name == "actor_critic":
-            raise Stopped
-        update(self, name, stage_run)
-
-    monkeypatch.setattr(Trainer, "_update", stopped)
-    with pytest.raises(Stopped):
-        ami.train(config, out=run)
-    monkeypatch.undo()
-    newest = checkpoint.latest(run)
-    tensors, facts = checkpoint.load(newest)
-    chunks = Chunks(run / "replay")
-    heads = {n.removeprefix("buffer."): t for n, t in tensors.items() if n.startswith("buffer.")}
-    checkpoint.save(run / "memory", chunks.load(heads, 1000), {"stage_index": 1})
-    agent = {name: part for name, part in tensors.items() if name.startswith("agent.")}
-    known = {name: facts[name] for name in ("updates", "stage_index", "stages")}
-    checkpoint.save(newest, agent, known)
-    resumed = ami.train(config, out=run, resume=True)
-    for name, part in whole.state_dict().items():
-        assert torch.equal(part, resumed.state_dict()[name]), name

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import ami_agent.training.goal_critic as critics
+import ami_agent.training.critics as critics
 from ami_agent import recipes
 from ami_agent.agent import Agent
 from ami_agent.config import Config, buffer_steps, build, override
@@ -77,9 +77,8 @@ def test_who_has_no_goals_or_too_short_an_episode_is_reported():
     config = override(
         config, {"stages.goal_bc": LESSON, "tasks": {"eat": TaskSpec(drives={"taste": 1.0})}}
     )
-    agent = collect_data(config)
-    with pytest.raises(ConfigError, match="no task has goal_source 'env'"):
-        LESSON.start(agent, config.env, 0)
+    with pytest.raises(ConfigError, match="learns ways to goals, and no task has one"):
+        check_stages(config)
     config = override(
         small(recipes.maze()), {"stages.goal_bc": replace(LESSON, max_goal_offset=25)}
     )

@@ -22,16 +22,13 @@ from ami_agent.training import (
     CollectRandom,
     OnlineActorCritic,
     TrainQuasimetric,
-    TrainTDDistance,
     TrainValue,
     representation_losses,
 )
-from ami_agent.training.goal_critic import LagrangeMultiplier
-from ami_agent.training.hierarchy import hjepa_level_loss
-from ami_agent.training.jepa import unroll_loss, world_model_loss
-from ami_agent.training.masking import valid_macro_steps
+from ami_agent.training.critics import LagrangeMultiplier, init_value_units, lambda_returns
+from ami_agent.training.hierarchy import LevelWindow, hjepa_level_loss, valid_macro_steps
+from ami_agent.training.jepa import JEPALoss, unroll_loss
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.value_critics import init_value_units, lambda_returns
 from ami_agent.viewer.camera import RenderCamera
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import QuasimetricConfig
@@ -188,19 +185,17 @@ def test_no_term_of_the_env_model_depends_on_what_comes_after_an_end(context, to
     found = []
     for size in (0.0, 3.0, -40.0):
         batch = garbage(padded(), size)
-        terms = world_model_loss(
-            batch,
+        terms = JEPALoss(
             perception,
             lambda obs, features: features,
             recall,
             world_model,
-            make_rng(),
             channels=D,
             group_size=together,
             context_steps=context,
             optional_terms=representation_losses.OPTIONAL_TERMS,
             prototypes=types,
-        )
+        )(batch, make_rng())
         found.append(gradients(terms, perception, world_model, recall))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
@@ -213,19 +208,17 @@ def test_windows_that_are_whole_have_the_same_terms_with_and_without_a_mask():
     batch = padded()
     masks = (None, torch.ones_like(batch.valid))
     found = [
-        world_model_loss(
-            batch._replace(valid=mask),
+        JEPALoss(
             perception,
             lambda obs, features: features,
             NoMemory(),
             world_model,
-            make_rng(),
             channels=D,
             group_size=2,
             context_steps=1,
             optional_terms=representation_losses.OPTIONAL_TERMS,
             prototypes=torch.eye(D),
-        )
+        )(batch._replace(valid=mask), make_rng())
         for mask in masks
     ]
     torch.testing.assert_close(found[1], found[0])
@@ -252,27 +245,11 @@ def test_levels_above_learn_from_strides_that_are_whole():
         batch = garbage(padded(), size)
         valid = valid_macro_steps(batch.valid, 2)
         assert valid.sum(1).tolist() == [0, 1, 1, 2] * 2
-        terms, _, _ = hjepa_level_loss(
-            level,
-            LagrangeMultiplier(),
-            batch.states,
-            batch.actions,
-            make_rng(),
-            max_distance=12,
-            epsilon=0.05,
-            valid=valid,
-        )
+        steps = LevelWindow(batch.states, batch.actions, batch.valid)
+        terms, _ = hjepa_level_loss(level, LagrangeMultiplier(), steps, make_rng(), max_distance=12)
         found.append(gradients(terms, level))
-        none, _, _ = hjepa_level_loss(
-            level,
-            LagrangeMultiplier(),
-            batch.states,
-            batch.actions,
-            make_rng(),
-            max_distance=12,
-            epsilon=0.05,
-            valid=valid & False,
-        )
+        steps = LevelWindow(batch.states, batch.actions, batch.valid & False)
+        none, _ = hjepa_level_loss(level, LagrangeMultiplier(), steps, make_rng(), max_distance=12)
         assert sum(none.values()) == 0
     torch.testing.assert_close(found[1], found[0])
 
@@ -382,9 +359,8 @@ def test_recall_of_what_was_before_goes_with_short_episodes(tmp_path):
     assert all(part.isfinite().all() for part in agent.state_dict().values())
 
 
-@pytest.mark.parametrize("stage", [TrainQuasimetric, TrainTDDistance])
-def test_critics_of_distance_learn_from_short_episodes(stage, tmp_path):
-    teacher = stage(length=3, optim=OptimConfig(steps=2, batch_size=8))
+def test_the_critic_of_distance_learns_from_short_episodes(tmp_path):
+    teacher = TrainQuasimetric(length=3, optim=OptimConfig(steps=2, batch_size=8))
     config = override(
         recipe(2),
         {

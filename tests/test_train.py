@@ -114,7 +114,7 @@ def test_killed_when_an_episode_was_kept_but_no_checkpoint_says_so(episode, tmp_
     index, save = list(config.stages).index(episode), training.Trainer._save
 
     def killed(run, stage_run):
-        if run.progress.stage_index == index + 1:
+        if run.stage_index == index + 1:
             raise Killed
         save(run, stage_run)
 

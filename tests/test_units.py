@@ -20,7 +20,7 @@ from ami_agent.config import Config, override
 from ami_agent.logger import NullLogger, format_number
 from ami_agent.storage import run_dir
 from ami_agent.training import CollectRandom, OnlineActorCritic
-from ami_agent.training.value_critics import discount_for, lambda_returns
+from ami_agent.training.critics import discount_for, lambda_returns, with_terminal_values
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import GradientPlannerConfig, RolloutEvaluator
 from modules.actor.planning.evaluator import safe_std
@@ -247,9 +247,8 @@ def test_a_constant_reward_changes_no_comparison_even_where_episodes_end():
 
     cost, episodes, ahead = -plain[..., 0][0, :, :, None], plain[0, :, :, 1], states[0, :, 1:]
     returns = lambda_returns(cost, ahead, episodes, discount, 0.8)
-    shifted = lambda_returns(
-        cost + constant, ahead + worth, episodes, discount, 0.8, torch.tensor([worth])
-    )
+    cost = with_terminal_values(cost + constant, episodes, discount, torch.tensor([worth]))
+    shifted = lambda_returns(cost, ahead + worth, episodes, discount, 0.8)
     torch.testing.assert_close(shifted - worth, returns, atol=1e-3, rtol=1e-4)
 
 

@@ -11,7 +11,6 @@ from ami_agent.config import Config
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, EpisodeResults, run_many
 from ami_agent.evaluation.policies import agent_policy_factory
 from ami_agent.training import StageRun
-from ami_agent.training.base import HoldsEnvs
 
 
 def evaluation_metrics(
@@ -40,7 +39,7 @@ def _run_beside_stage(
     try:
         return run()
     except (EnvCreationError, EnvResetError):
-        if not isinstance(stage_run, HoldsEnvs):
+        if stage_run is None:
             raise
     stage_run.close_envs()
     results = run()

@@ -15,10 +15,10 @@ from ami_agent.training import (
     OnlineActorCritic,
     TrainJEPA,
 )
+from ami_agent.training.critics import DEFAULT_EPISODE_STEPS, discount_for
 from ami_agent.training.hindsight import has_compute_reward
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import LossWeights
-from ami_agent.training.value_critics import DEFAULT_EPISODE_STEPS, discount_for
 from modules.actor.action_space import BoxActions, OneHotActions
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import PolicyConfig

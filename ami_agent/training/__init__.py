@@ -4,16 +4,13 @@ A stage is a dataclass of settings whose `start` makes a `StageRun`. The run tak
 per `update`, and can be saved and resumed between any two of them (`state_dict`).
 """
 
-from ami_agent.training.actor_critic import OfflineActorCritic
+from ami_agent.training.actor_critic import OfflineActorCritic, OnlineActorCritic
 from ami_agent.training.base import Stage, StageRun
-from ami_agent.training.collect import CollectRandom, CollectWithPlanner
-from ami_agent.training.goal_critic import DistillShortestPaths, TrainQuasimetric, TrainTDDistance
+from ami_agent.training.collect import CollectRandom, CollectWithPlanner, LoadDataset
+from ami_agent.training.critics import DistillShortestPaths, TrainQuasimetric, TrainValue
 from ami_agent.training.hierarchy import SelectLandmarks, TrainHierarchy
 from ami_agent.training.jepa import FinetuneDynamics, TrainJEPA
-from ami_agent.training.load_dataset import LoadDataset
-from ami_agent.training.online_actor_critic import OnlineActorCritic
 from ami_agent.training.policy import AmortizePlanning, DistillPlanner, GoalConditionedBC
-from ami_agent.training.value_critics import TrainValue
 
 __all__ = [
     "AmortizePlanning",
@@ -32,6 +29,5 @@ __all__ = [
     "TrainHierarchy",
     "TrainJEPA",
     "TrainQuasimetric",
-    "TrainTDDistance",
     "TrainValue",
 ]

@@ -1,32 +1,42 @@
-"""Training of policy and value critics in imagined rollouts, while the world model trains."""
+"""Training of policy and value critics in imagined rollouts, while the world model trains: on the
+replay buffer alone, or while the agent acts in environments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.env import ActFn, EnvConfig
+from ami_agent.agent import Agent
+from ami_agent.custom import class_name
+from ami_agent.evaluation.policies import EpisodeStart, PolicyFactory, agent_policy_factory
 from ami_agent.training.base import (
-    OfflineStage,
     SGDStageRun,
+    Stage,
     StageRun,
+    check_task_names,
     with_prefixes,
     without_prefix,
+)
+from ami_agent.training.collect import EPISODE_METRICS, Collector
+from ami_agent.training.critics import (
+    check_value_critics,
+    init_value_units,
+    lambda_returns,
+    value_critics_of,
+    with_terminal_values,
 )
 from ami_agent.training.hindsight import SamplesTrajectories, with_hindsight
 from ami_agent.training.jepa import TrainJEPA
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.value_critics import (
-    init_value_units,
-    lambda_returns,
-    value_critics_of,
-)
-from modules.actor.action_space import OneHotActions
+from modules.actor.action_space import ActionSpace, OneHotActions
 from modules.actor.planning.evaluator import safe_std
 from modules.actor.planning.risk import EvaluatedRollouts
 from modules.actor.policy import PolicyProposal
@@ -36,20 +46,14 @@ from modules.memory.replay_buffer import OBS_ONLY
 from modules.memory.short_term import unroll_memory
 from modules.perception import MultiModalEncoder
 from modules.perception.target_encoder import EMATarget
-from modules.types import (
-    ENV_STEPS,
-    FRACTION,
-    HORIZON,
-    ConfigError,
-    TaskContext,
-    tree_map,
-    validate_ranges,
-)
+from modules.types import ConfigError, Observation, TaskContext, tree_map
 
 if TYPE_CHECKING:
-    from ami_agent.agent import Agent
+    from ami_agent.config import Config
 
-
+CHECK_UNITS_EVERY = 10
+"""Steps in each environment between checks of the latest steps for outliers in their units. Checks
+of the whole buffer become rarer as it grows, so that their cost per step stays the same."""
 MAX_PRE_SQUASH = 2.5
 """Where tanh has come 99 % of the way to its bound, and its gradient vanishes."""
 CHOICE_TEMPERATURE = 0.2
@@ -72,10 +76,10 @@ def actor_critic_loss(
         continues = drives.continue_prob(rollout.interoception).flatten(0, 1)  # [B, H]
         survival, _ = drives.survival(rollout.interoception.flatten(0, 1))
         states = rollout.states.detach().flatten(0, 1)  # [B, H + 1, D]
-        returns = lambda_returns(
-            costs, target_critics(states[:, 1:]), continues, value_critics.discount, td_lambda,
-            value_critics.terminal,
-        )  # fmt: skip
+        discount = value_critics.discount
+        costs = with_terminal_values(costs, continues, discount, value_critics.terminal)
+        next_values = target_critics(states[:, 1:])
+        returns = lambda_returns(costs, next_values, continues, discount, td_lambda)
     error = (value_critics.all_values(states[:, :-1]) - returns) / value_critics.scale
     return {
         "energy": (energy / safe_std(energy)).mean(),
@@ -104,7 +108,7 @@ def choice_loss(pre_squash: Tensor, energy: Tensor, sizes: Sequence[int]) -> dic
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActorCriticStage:
+class ActorCriticStage(Stage):
     """The settings that online and offline training share: the world model trains on the replay
     buffer, and in imagined rollouts the policy descends their energy, with gradients through the
     world model (value gradients, Heess et al. 2015; actor and critic in imagination, Hafner et al.
@@ -136,33 +140,55 @@ class ActorCriticStage:
     """Steps in each environment (offline: updates) between evaluations, if there are any
     (`--eval-every-stage`)."""
 
-    def __post_init__(self) -> None:
-        validate_ranges(
-            self,
-            horizon=HORIZON,
-            td_lambda=FRACTION,
-            ema_decay=FRACTION,
-            hindsight_fraction=FRACTION,
-        )
-        validate_ranges(self, eval_every=ENV_STEPS)
+    def check(self, config: Config, name: str) -> None:
+        check_value_critics(config, name)
+        kind = class_name(config.memory.short_term)
+        if kind != "NoMemory" and not self.train_jepa.context_steps:
+            raise ConfigError(
+                f"a state of {kind} depends on the observations before, but "
+                f"{name}.train_jepa.context_steps is 0: it must be at least 1"
+            )
+        check_task_names(config, f"{name}.task", [self.task] if self.task else [])
+        task = self.task or next(iter(config.tasks), "")
+        if task and config.tasks[task].goal_source != "none":
+            raise ConfigError(
+                f"the stage {name} learns a task of drives, but the goal_source of {task!r} "
+                f"is {config.tasks[task].goal_source!r}; it must be 'none'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineActorCritic(ActorCriticStage, OfflineStage):
+class OfflineActorCritic(ActorCriticStage):
     """Trains the agent on a task with the replay buffer alone, whatever policy filled it."""
 
     updates: int = 5000
     """Updates of the world model, and as many of policy and critics."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate_ranges(self, updates=ENV_STEPS)
-
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         return OfflineRun(self, agent, env, self.updates, seed)
 
 
-class OfflineRun:
+@dataclass(frozen=True, kw_only=True)
+class OnlineActorCritic(ActorCriticStage):
+    """Trains the agent on a task while it acts, with noise on its actions; its steps are added to
+    the replay buffer."""
+
+    steps: int = 10_000
+    """Steps in each environment."""
+    updates_per_step: float = 1.0
+    """Updates per step in an environment."""
+    action_noise: float = 0.2
+    """Standard deviation of the noise on actions, which lie in [-1, 1]."""
+
+    @property
+    def env_steps(self) -> int:
+        return self.steps
+
+    def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
+        return OnlineRun(self, agent, env, seed)
+
+
+class OfflineRun(StageRun):
     """Updates the world model, then policy and critics, in turn."""
 
     def __init__(
@@ -175,19 +201,13 @@ class OfflineRun:
         self.actor = ActorCriticRun(stage, agent, buffer, updates, seed)
 
     @property
-    def step(self) -> int:
-        return self.actor.step
-
-    @property
     def eval_mode_due(self) -> str:
         return "" if self.step % self.stage.eval_every else "react"
 
     def update(self) -> dict[str, Tensor]:
         metrics = {"model": self.model.update(), "actor": self.actor.update()}
+        self.step = self.actor.step
         return {f"{prefix} {n}": v for prefix, part in metrics.items() for n, v in part.items()}
-
-    def finish(self) -> None:
-        """The trained modules are the agent's own."""
 
     def state_dict(self) -> dict[str, Tensor]:
         return with_prefixes({"model": self.model.state_dict(), "actor": self.actor.state_dict()})
@@ -195,6 +215,7 @@ class OfflineRun:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.model.load_state_dict(without_prefix(state, "model"))
         self.actor.load_state_dict(without_prefix(state, "actor"))
+        self.step = self.actor.step
 
 
 class ActorCriticRun(SGDStageRun):
@@ -209,14 +230,8 @@ class ActorCriticRun(SGDStageRun):
         updates: int,
         seed: int,
     ) -> None:
-        task_spec = agent.task_spec(stage.task)
-        if task_spec.goal_source != "none":
-            raise ConfigError(
-                "actor_critic trains on tasks without a goal: the task's goal_source is "
-                f"{task_spec.goal_source!r}, and must be 'none'"
-            )
         self.stage, self.agent, self.buffer = stage, agent, buffer
-        self.task = task_spec.to_task(None, "plan")
+        self.task = agent.task_spec(stage.task).to_task(None, "plan")
         self.value_critics = value_critics_of(agent)
         self.drives = agent.cost.interoceptive_cost.drives
         init_value_units(agent, buffer, min(8, agent.replay_buffer.max_window()))
@@ -239,7 +254,7 @@ class ActorCriticRun(SGDStageRun):
         self.policy_proposal = PolicyProposal(agent.policy, evaluator)
         super().__init__(
             nn.ModuleList([agent.policy, self.value_critics, self.target_critics]), self._loss,
-            replace(stage.optim, steps=updates), weights={}, seed=seed,
+            replace(stage.optim, steps=updates), seed=seed,
             post_step=lambda: self.target_critics.update(self.value_critics),
         )  # fmt: skip
 
@@ -340,3 +355,83 @@ class ActorCriticRun(SGDStageRun):
         random_steps = (random * num_valid).long()
         step = torch.where(batch.valid[:, -1], context, random_steps).to(states.device)
         return states[torch.arange(len(states), device=states.device), step]
+
+
+def with_action_noise(
+    make_policy: PolicyFactory, action_noise: float, action_space: ActionSpace
+) -> PolicyFactory:
+    """The same policy with Gaussian noise on its actions. The noise depends on the seed and on the
+    number of actions so far alone, so a run can be resumed at any step."""
+
+    def make_noisy_policy(start: EpisodeStart, seed: int) -> ActFn:
+        act_fn, seeds = make_policy(start, seed), count(seed)
+
+        def noisy_act(obs: Observation) -> Tensor:
+            action = act_fn(obs)
+            generator = torch.Generator().manual_seed(next(seeds))
+            noise = torch.randn(action.shape, generator=generator).to(action)
+            return action_space.project(action + action_noise * noise)
+
+        return noisy_act
+
+    return make_noisy_policy
+
+
+class OnlineRun(StageRun):
+    """Alternates between a step in every environment and updates. When it is resumed in the middle
+    of an episode, it repeats the recorded actions to bring the environments to where they were. A
+    reactive agent without short-term memory then continues exactly as if there had been no
+    interruption; a planner starts without a warm start."""
+
+    def __init__(self, stage: OnlineActorCritic, agent: Agent, env: EnvConfig, seed: int) -> None:
+        self.stage, self.agent, self.total, self.updates_due = stage, agent, stage.steps, 0.0
+        task_spec, num_envs = agent.task_spec(stage.task), agent.replay_buffer.num_envs
+        updates = int(stage.steps * num_envs * stage.updates_per_step) + 1
+        self.learner = OfflineRun(stage, agent, env, updates, seed)
+        policy = with_action_noise(
+            agent_policy_factory(agent, "react", task_spec),
+            stage.action_noise,
+            agent.policy.action_space,
+        )
+        self.build_env = partial(env.build, num_envs, agent.device)
+        self.collector = Collector(agent, self.build_env(), stage.steps, [policy], seed)
+
+    @property
+    def eval_mode_due(self) -> str:
+        return "" if self.step % self.stage.eval_every else "react"
+
+    def update(self) -> dict[str, Tensor]:
+        """One step in every environment, and the updates that are due after it."""
+        if self.eval_mode_due:
+            self.collector.start_policy()  # an evaluation gave the agent other tasks
+        metrics = self.collector.update()
+        self.step = self.collector.step
+        if self.step % CHECK_UNITS_EVERY == 0:
+            every = CHECK_UNITS_EVERY * 2 ** max(0, (self.step // 200).bit_length() - 1)
+            self.learner.actor.refresh_units(CHECK_UNITS_EVERY, whole=self.step % every == 0)
+        self.updates_due += self.stage.updates_per_step * self.agent.replay_buffer.num_envs
+        update_metrics: dict[str, Tensor] = {}
+        while self.updates_due >= 1:
+            update_metrics = self.learner.update()
+            self.updates_due -= 1
+        return update_metrics | {n: metrics[n] for n in EPISODE_METRICS if n in metrics}
+
+    def close_envs(self) -> None:
+        self.collector.env.close()
+
+    def reopen_envs(self) -> None:
+        self.collector.env = self.build_env()
+        self.collector.reset_envs()
+
+    def finish(self) -> None:
+        self.collector.finish()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        updates_due = torch.tensor(self.updates_due).double()
+        own_state = {**self.collector.state_dict(), "here.debt": updates_due}
+        return {**self.learner.state_dict(), **own_state}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.learner.load_state_dict(state)
+        self.collector.load_state_dict(state)
+        self.step, self.updates_due = self.collector.step, float(state["here.debt"])

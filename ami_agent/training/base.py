@@ -1,95 +1,255 @@
-"""What a training stage is, and what the stages share."""
+"""What a training stage is, the loop of gradient descent, and what the stages share."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.training.optim import SGDLoop
+from ami_agent.adapters.make import check_options
+from ami_agent.agent import Agent
+from ami_agent.training.optim import OptimConfig
+from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import EpisodeMemory
-from modules.types import ModalityWeights, Observation, tree_map
+from modules.types import (
+    BATCH,
+    ENV_STEPS,
+    FRACTION,
+    HORIZON,
+    WEIGHT,
+    ConfigError,
+    ModalityWeights,
+    Observation,
+    tree_map,
+    validate_ranges,
+)
 
 if TYPE_CHECKING:
-    from ami_agent.agent import Agent
-    from modules.memory.replay_buffer import ReplayBuffer
+    from ami_agent.config import Config
 
 log = logging.getLogger(__name__)
 
 MIN_FRACTION = 0.9
 """Fraction of the recorded steps below which training on them logs a warning."""
+RANGES = {
+    "action_noise": (0.0, 1e3),
+    "context_steps": (0, HORIZON[1]),
+    "covariance": WEIGHT,
+    "edge_length": (0.0, 1e6),
+    "ema_decay": FRACTION,
+    "eval_every": ENV_STEPS,
+    "expectile": FRACTION,
+    "group_size": BATCH,
+    "hindsight_fraction": FRACTION,
+    "horizon": HORIZON,
+    "kl": WEIGHT,
+    "length": HORIZON,
+    "max_distance": (0.0, 1e6),
+    "max_goal_offset": HORIZON,
+    "nodes_per_graph": (2, 100_000),
+    "num_candidates": (1, 10_000_000),
+    "num_envs": (1, 1_000_000),
+    "num_graphs": (1, 1_000_000),
+    "num_imagined": (0, 1_000_000),
+    "num_windows": (1, 10_000_000),
+    "prediction": WEIGHT,
+    "rounds": (1, 100_000),
+    "steps": ENV_STEPS,
+    "task_modality_prob": FRACTION,
+    "td_lambda": FRACTION,
+    "updates": ENV_STEPS,
+    "updates_per_step": (0.0, 1e3),
+    "variance": WEIGHT,
+}
+"""The range of each setting of a stage, by its name."""
+
+Loss = Callable[[torch.Generator], dict[str, Tensor]]
+"""Samples a batch with the generator and returns the terms of its loss by name, each a scalar. All
+randomness comes from the generator, so a seed decides everything."""
 
 
-class StageRun(Protocol):
-    """A stage while it runs: it learns step by step."""
+class Stage:
+    """The settings of a stage, a dataclass; `start` makes the run that learns by them."""
 
-    @property
-    def step(self) -> int: ...
-    @property
-    def eval_mode_due(self) -> str:
-        """The mode in which an evaluation of the agent is due at this step; empty if none is."""
-        ...
+    options: Mapping[str, Any] = MappingProxyType({})
+    """Keyword arguments of the environment that hold for this stage only."""
 
-    @property
-    def total(self) -> int: ...
-    def update(self) -> dict[str, Tensor]: ...
-    def finish(self) -> None: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
-
-
-@runtime_checkable
-class HoldsEnvs(Protocol):
-    """A stage run whose environments stay open between its updates."""
-
-    def close_envs(self) -> None: ...
-    def reopen_envs(self) -> None:
-        """Starts new episodes; those that were running are broken off."""
-
-
-class Stage(Protocol):
-    """The settings of a stage; `start` makes the run that learns by them."""
+    def __post_init__(self) -> None:
+        validate_ranges(self, **{name: RANGES[name] for name in vars(self) if name in RANGES})
+        if "options" in vars(self):
+            check_options(self.options)
 
     @property
     def env_steps(self) -> int:
         """Steps that the stage adds to the replay buffer, in each environment."""
+        return 0
 
-    def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun: ...
+    def check(self, config: Config, name: str) -> None:
+        """Raises ConfigError where the stage, `config.stages[name]`, can't be taken by this agent,
+        in these tasks, on episodes of this length."""
+
+    def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
+        raise NotImplementedError
 
 
-class OfflineStage:
-    """A stage that adds no step to the replay buffer."""
+class SGDStage(Stage):
+    """A stage that descends one loss."""
 
-    env_steps = 0
+    optim: OptimConfig
+    group_size: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.optim.num_groups(self.group_size)
+
+
+class StageRun:
+    """A stage while it runs: it learns step by step, from `step` 0 to `total`."""
+
+    step: int = 0
+    total: int
+
+    @property
+    def eval_mode_due(self) -> str:
+        """The mode in which an evaluation of the agent is due at this step; empty if none is."""
+        return ""
+
+    def update(self) -> dict[str, Tensor]:
+        """One step. Returns metrics by name, scalars on the device."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Is called after the last step. The trained modules are the agent's own."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on; empty where a run that is interrupted begins
+        anew."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continues from there."""
+
+    def close_envs(self) -> None:
+        """Closes the environments that stay open between updates, if there are any."""
+
+    def reopen_envs(self) -> None:
+        """Starts new episodes; those that were running are broken off."""
+
+
+class SGDStageRun(StageRun):
+    """Descends one loss with AdamW, warm-up and cosine decay, for as many steps as the settings of
+    the optimizer say."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        config: OptimConfig,
+        *,
+        seed: int,
+        weights: Mapping[str, float] | None = None,
+        post_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`weights`: of the terms, by name, 1 where none is given. `post_step` is called after each
+        update."""
+        self.module, self.loss, self.config, self.total = module, loss, config, config.steps
+        self.weights, self.post_step = weights or {}, post_step
+        self.fraction: Callable[[], Tensor] | None = None  # of the steps, that windows can hold
+        self.generator = torch.Generator().manual_seed(seed)
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        # fused is faster on a CPU; on a GPU it would keep its step counts there, not on the host
+        fused = all(p.device.type == "cpu" for p in self.parameters)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None
+        )
+
+    def log_drawn_fraction(self, buffer: ReplayBuffer, learner: str, length: int) -> None:
+        """Logs the fraction of the recorded steps that windows of `length` steps can hold, with a
+        warning where it is low. `learner` names, in the warning, what trains on the windows."""
+        self.fraction = partial(buffer.fraction, length)
+        fraction = float(self.fraction())
+        if fraction < MIN_FRACTION:
+            log.warning(
+                f"{learner}: windows of {length} steps hold {100 * fraction:.1f} % of the recorded "
+                "steps; the other steps are of episodes that were broken off, still run or are "
+                "partly overwritten, and have fewer"
+            )
+
+    def update(self) -> dict[str, Tensor]:
+        """One step. Returns the terms by name, `loss`, their weighted sum, and `gradient`, the norm
+        before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr_at(self.step)
+        self.module.train()  # an evaluation in between sets eval mode
+        terms = self.loss(self.generator)
+        total = torch.stack([self.weights.get(k, 1.0) * term for k, term in terms.items()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip_norm)
+        self.optimizer.step()
+        self.post_step()
+        self.step += 1
+        metrics = {"loss": total, "gradient": norm, **terms}
+        if self.fraction is not None:
+            metrics["drawn_fraction"] = self.fraction()
+        return {name: value.detach() for name, value in metrics.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        optimizer_slots = self.optimizer.state_dict()["state"]
+        moments = {
+            f"slot.{i}.{k}": v for i, slot in optimizer_slots.items() for k, v in slot.items()
+        }
+        own_state = {"random": self.generator.get_state(), "step": torch.tensor(self.step)}
+        return {**moments, **with_prefixes({"module": self.module.state_dict()}), **own_state}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        optimizer_slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in without_prefix(state, "slot").items():
+            index, _, moment = name.partition(".")
+            # AdamW counts its steps on the host
+            slot_value = value.cpu() if moment == "step" else value
+            optimizer_slots.setdefault(int(index), {})[moment] = slot_value
+        self.module.load_state_dict(without_prefix(state, "module"))
+        full_state = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**full_state, "state": optimizer_slots})
+        self.generator.set_state(state["random"].cpu())
+        self.step = int(state["step"])
+
+
+def check_window(setting: str, length: int, episode_steps: int) -> None:
+    """Raises ConfigError for windows of recorded steps that are longer than an episode."""
+    if length > episode_steps:
+        raise ConfigError(f"{setting} is {length}, but an episode has {episode_steps} steps")
+
+
+def check_task_names(config: Config, setting: str, names: Sequence[str]) -> None:
+    """Raises ConfigError for a task that a setting names, and that is not there."""
+    for name in names:
+        if name not in config.tasks:
+            raise ConfigError(f"{setting} names {name!r}; there are {', '.join(config.tasks)}")
 
 
 def task_modality_sets(agent: Agent) -> list[dict[str, float]]:
     """The different modality weights with which the agent perceives: its default, and those of its
     tasks."""
     default = agent.configurator.default_modality_weights
-    modality_sets = [
-        default,
-        *({**default, **task.modality_weights} for task in agent.tasks.values()),
-    ]
-    return [
-        modality_set
-        for index, modality_set in enumerate(modality_sets)
-        if modality_set not in modality_sets[:index]
-    ]
+    modality_sets = [default]
+    for task in agent.tasks.values():
+        if (weights := {**default, **task.modality_weights}) not in modality_sets:
+            modality_sets.append(weights)
+    return modality_sets
 
 
 def encode_buffer(agent: Agent, modality_weights: ModalityWeights | None = None) -> ReplayBuffer:
     """The replay buffer with states in the place of observations, each encoded once: for stages
     that don't train perception."""
-    weights = (
-        agent.configurator.default_modality_weights
-        if modality_weights is None
-        else modality_weights
-    )
+    weights = modality_weights or agent.configurator.default_modality_weights
     agent.perception.eval()
     episode_memory = EpisodeMemory()
 
@@ -104,38 +264,6 @@ def encode_buffer(agent: Agent, modality_weights: ModalityWeights | None = None)
     return agent.replay_buffer.map_observations(encode)
 
 
-class SGDStageRun(SGDLoop):
-    """A stage run that descends one loss, for as many steps as its optimizer's settings say."""
-
-    eval_mode_due = ""
-    fraction: Callable[[], Tensor] | None = None
-
-    @property
-    def total(self) -> int:
-        return self.config.steps
-
-    def log_drawn_fraction(
-        self, buffer: ReplayBuffer, learner: str, length: int, recent: bool = False
-    ) -> None:
-        """Logs the fraction of the recorded steps that windows of `length` steps can hold, with a
-        warning where it is low. `learner` names, in the warning, what trains on the windows."""
-        self.fraction = partial(buffer.fraction, length, recent)
-        fraction = float(self.fraction())
-        if fraction < MIN_FRACTION:
-            log.warning(
-                f"{learner}: windows of {length} steps hold {100 * fraction:.1f} % of the recorded "
-                "steps; the other steps are of episodes that were broken off, still run or are "
-                "partly overwritten, and have fewer"
-            )
-
-    def update(self) -> dict[str, Tensor]:
-        metrics = super().update()
-        return {**metrics, "drawn_fraction": self.fraction()} if self.fraction else metrics
-
-    def finish(self) -> None:
-        """The trained modules are the agent's own."""
-
-
 def with_prefixes(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors by `prefix.name`, of tensors by name by prefix."""
     return {f"{prefix}.{n}": value for prefix, part in parts.items() for n, value in part.items()}
@@ -145,3 +273,31 @@ def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
     """The tensors of that prefix, by name without it."""
     own = {n: value for n, value in state.items() if n.startswith(f"{prefix}.")}
     return {n.removeprefix(f"{prefix}."): value for n, value in own.items()}
+
+
+class ValidSteps:
+    """Selects, of `[B, T, ...]`, the steps that are valid `[B, T]` (`Trajectory.valid`):
+    `[N, ...]`. Where `valid` is None, all are, and the tensor is returned as it is. The mask is
+    indexed on its own device: a mask in host memory makes the host wait for no other."""
+
+    def __init__(self, valid: Tensor | None) -> None:
+        self.index = None if valid is None else valid.flatten().nonzero().squeeze(1)
+        self.shape = None if valid is None else valid.shape
+
+    def __call__(self, part: Tensor) -> Tensor:
+        if self.index is None:
+            return part
+        return part.flatten(0, 1).index_select(0, self.index.to(part.device))
+
+    def scatter(self, part: Tensor) -> Tensor:
+        """The reverse: `[N, ...]` -> `[B, T, ...]`, 0 where no step is valid."""
+        if self.index is None or self.shape is None:
+            return part
+        full = part.new_zeros(self.shape.numel(), *part.shape[1:])
+        full = full.index_copy(0, self.index.to(part.device), part)
+        return full.unflatten(0, tuple(self.shape))
+
+
+def states_from_steps(valid: Tensor | None) -> Tensor | None:
+    """The mask of the states `[B, T + 1]` that the valid steps `[B, T]` join."""
+    return None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid], 1)

@@ -1,14 +1,14 @@
-"""Stages that fill the replay buffer with steps in environments."""
+"""Stages that fill the replay buffer: with steps in environments, or with recorded episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from ami_agent.adapters.datasets import EpisodeDataset, from_minari, from_run
 from ami_agent.adapters.env import (
     ActFn,
     EnvAdapter,
@@ -20,31 +20,23 @@ from ami_agent.adapters.env import (
     rollout,
 )
 from ami_agent.adapters.fault_tolerance import WorkerDied
-from ami_agent.adapters.make import Options, check_options
+from ami_agent.adapters.make import Options
+from ami_agent.agent import Agent
 from ami_agent.evaluation.policies import (
     EpisodeStart,
     PolicyFactory,
     agent_policy_factory,
     make_behaviour_policy,
 )
-from ami_agent.training.base import StageRun, with_prefixes, without_prefix
-from modules.memory.replay_buffer import OBS_ONLY
-from modules.types import ENV_STEPS, Observation, Transition, tree_map, validate_ranges
+from ami_agent.training.base import Stage, StageRun, with_prefixes, without_prefix
+from modules.memory.replay_buffer import OBS_ONLY, ReplayBuffer
+from modules.types import STEPS, ConfigError, Observation, Transition, tree_map, validate_ranges
 
-if TYPE_CHECKING:
-    from ami_agent.agent import Agent
-    from modules.memory.replay_buffer import ReplayBuffer
-
-
-class HasSteps(Protocol):
-    """A stage of so many steps in each environment."""
-
-    @property
-    def steps(self) -> int: ...
+EPISODE_METRICS = ("episode_return", "episode_length")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectRandom:
+class CollectRandom(Stage):
     """Collects steps of the environments' behaviour policy, or of random actions where they have
     none."""
 
@@ -55,26 +47,17 @@ class CollectRandom:
     options: Options = field(default_factory=dict)
     """Keyword arguments of the environment that hold for this stage only."""
 
-    def __post_init__(self) -> None:
-        validate_ranges(self, num_envs=(1, 1_000_000), steps=ENV_STEPS)
-        check_options(self.options)
-
     @property
     def env_steps(self) -> int:
         return self.steps
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
-        return RandomCollector(
-            agent,
-            env.build(self.num_envs, "cpu", **self.options),
-            self,
-            [make_behaviour_policy],
-            seed,
-        )
+        envs = env.build(self.num_envs, "cpu", **self.options)
+        return RandomCollector(agent, envs, self.steps, [make_behaviour_policy], seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectWithPlanner:
+class CollectWithPlanner(Stage):
     """Collects steps of Mode-2 in its tasks. Its plans lead to where the world model is wrong in
     the plan's favour, and only steps there can correct it (Ross & Bagnell 2012: model learning on
     the states that the resulting policy visits)."""
@@ -83,10 +66,6 @@ class CollectWithPlanner:
     """Steps in each environment."""
     options: Options = field(default_factory=dict)
     """Keyword arguments of the environment that hold for this stage only."""
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, steps=ENV_STEPS)
-        check_options(self.options)
 
     @property
     def env_steps(self) -> int:
@@ -97,10 +76,48 @@ class CollectWithPlanner:
         policies = [
             agent_policy_factory(agent, "plan", task_spec) for task_spec in agent.tasks.values()
         ]
-        return Collector(agent.eval(), envs, self, policies, seed)
+        return PlannerCollector(agent.eval(), envs, self.steps, policies, seed)
 
 
-EPISODE_METRICS = ("episode_return", "episode_length")
+@dataclass(frozen=True, kw_only=True)
+class LoadDataset(Stage):
+    """Fills the replay buffer with the episodes of a dataset, in place of collecting steps in the
+    environment."""
+
+    minari: str = ""
+    """Id of a Minari dataset on this machine."""
+    run: str = ""
+    """Folder of a run that kept its replay buffer (`--keep-replay-buffer`)."""
+    steps: int = 0
+    """Steps to keep, one between every two episodes included; of a longer dataset, the last ones.
+    0: all."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, steps=STEPS)
+        if self.minari and self.run:
+            raise ConfigError(f"data are of minari {self.minari} or of run {self.run}, not both")
+
+    @property
+    def num_envs(self) -> int:
+        """Environments of the replay buffer: one, which holds all episodes."""
+        return 1
+
+    @property
+    def env_steps(self) -> int:
+        return self.steps
+
+    def with_all_steps(self, env: EnvAdapter) -> LoadDataset:
+        """The same stage with the steps of the whole dataset, unless `steps` is given."""
+        return replace(self, steps=self.steps or self.dataset(env).steps)
+
+    def dataset(self, env: EnvAdapter) -> EpisodeDataset:
+        """The dataset; ConfigError where it is not of such an environment."""
+        if not (self.minari or self.run):
+            raise ConfigError("recorded data need a name: minari or run")
+        return from_minari(self.minari, env) if self.minari else from_run(self.run, env)
+
+    def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
+        return DatasetLoader(agent, env.build(1), self)
 
 
 def describe_constant_reward(buffer: ReplayBuffer) -> str:
@@ -114,49 +131,26 @@ def describe_constant_reward(buffer: ReplayBuffer) -> str:
     return f"{text}: nothing to learn from yet"
 
 
-class RunningEpisodes:
-    """Return and length so far of the running episodes of `num_envs` environments, `[B]`."""
-
-    def __init__(self, num_envs: int) -> None:
-        self.returns = torch.zeros(num_envs, dtype=torch.float64)
-        self.lengths = torch.zeros(num_envs, dtype=torch.float64)
-
-    def add(self, transition: Transition, reset_mask: Tensor) -> dict[str, Tensor]:
-        """Adds a step; where `reset_mask` `[B]` is True, it only reset. Returns the mean return and
-        length of the episodes that it ended, if any."""
-        reward = transition.interoception[:, 0].cpu().double()
-        self.returns = (self.returns + reward).masked_fill(reset_mask, 0)
-        self.lengths = (self.lengths + 1).masked_fill(reset_mask, 0)
-        done = (transition.terminated | transition.truncated).cpu()
-        if not done.any():
-            return {}
-        means = (self.returns[done].mean(), self.lengths[done].mean())
-        return dict(zip(EPISODE_METRICS, means, strict=True))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"returns": self.returns, "lengths": self.lengths}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Checkpoints before version 0.2 have neither; episodes then count from here on."""
-        self.returns = state.get("returns", self.returns).cpu()
-        self.lengths = state.get("lengths", self.lengths).cpu()
-
-
-class Collector:
+class Collector(StageRun):
     """Adds the steps of policies to the replay buffer; several policies take turns, each for an
-    equal part of the steps. No checkpoint holds the planner's state, so a run that is interrupted
-    is repeated from its start, with the same result."""
+    equal part of the steps. A checkpoint holds the steps so far; a run that is resumed repeats
+    their actions, to bring the environments back to where they were. Where that fails (in
+    environments with randomness of their own), it keeps the steps and starts new episodes."""
 
-    eval_mode_due = ""
     act_fn: ActFn
     episode_start: EpisodeStart
     done: Tensor  # [B] bool: the episodes that the next step resets
+    running: Tensor  # [2, B]: return and length so far of the running episodes
 
     def __init__(
-        self, agent: Agent, env: EnvAdapter, stage: HasSteps, policies: Sequence[PolicyFactory],
+        self,
+        agent: Agent,
+        env: EnvAdapter,
+        steps: int,
+        policies: Sequence[PolicyFactory],
         seed: int,
-    ) -> None:  # fmt: skip
-        self.total, self.step, self.agent, self.env = stage.steps, 0, agent, env
+    ) -> None:
+        self.total, self.agent, self.env = steps, agent, env
         self.policies, self.seed = policies, seed
         agent.replay_buffer.start_run()
         self._start_episodes()
@@ -170,12 +164,23 @@ class Collector:
             self.start_policy()
         result = self._next_step()
         self.agent.remember(result.transition)
-        metrics = self.episodes.add(result.transition, self.done)
+        metrics = self._add_to_episodes(result.transition)
         self.step += 1
         # the step after an end only resets; its next observation begins an episode
         self.episode_start = EpisodeStart(self.env, next_obs_of(result), result.info, self.done)
         self.done = done_of(result).cpu()
         return {"num_envs": torch.tensor(float(self.env.num_envs)), **metrics}
+
+    def _add_to_episodes(self, transition: Transition) -> dict[str, Tensor]:
+        """Returns the mean return and length of the episodes that a step ended, if any."""
+        reward = transition.interoception[:, 0].cpu().double()
+        step = torch.stack([reward, torch.ones_like(reward)])
+        self.running = (self.running + step).masked_fill(self.done, 0)
+        done = (transition.terminated | transition.truncated).cpu()
+        if not done.any():
+            return {}
+        means = (part[done].mean() for part in self.running)
+        return dict(zip(EPISODE_METRICS, means, strict=True))
 
     def _next_step(self) -> StepResult:
         """A step. Where an environment's process died, all episodes are broken off and new ones
@@ -201,7 +206,7 @@ class Collector:
         self, obs: Observation, info: Info, reset_mask: Tensor, done: Tensor
     ) -> None:
         """Continues from these observations; `[B]`: where episodes begin, and where they ended."""
-        self.episodes = RunningEpisodes(self.env.num_envs)
+        self.running = torch.zeros(2, self.env.num_envs, dtype=torch.float64)
         self.done, self.episode_start = done, EpisodeStart(self.env, obs, info, reset_mask)
         self.results = rollout(lambda obs: self.act_fn(obs), self.env, obs)
 
@@ -210,20 +215,24 @@ class Collector:
         policy_index = self.step * len(self.policies) // self.total
         self.act_fn = self.policies[policy_index](self.episode_start, self.seed + self.step)
 
-    def replay(self, steps: int) -> bool:
-        """Repeats the recorded actions of the first `steps` steps, to bring the environments to
-        where the replay buffer ends. Where they don't get there, starts new episodes. Returns
-        whether they did."""
-        self.step = steps
-        is_same = self._replay_actions(steps)
-        if not is_same:
+    def state_dict(self) -> dict[str, Tensor]:
+        own_state = {"step": torch.tensor(self.step), "running": self.running}
+        return with_prefixes({"memory": self.agent.replay_buffer.state_dict(), "here": own_state})
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.agent.replay_buffer.load_state_dict(without_prefix(state, "memory"))
+        self.step = int(state["here.step"])
+        if self._replay_actions(self.step):
+            self.running = state["here.running"].cpu()
+        else:
             self.agent.replay_buffer.break_episodes()
             self._start_episodes()
-        if steps < self.total:
+        if self.step < self.total:
             self.start_policy()
-        return is_same
 
     def _replay_actions(self, steps: int) -> bool:
+        """Repeats the recorded actions of the first `steps` steps. Returns whether the environments
+        got to where the replay buffer ends."""
         obs, info = self.env.reset(self.seed)
         done = torch.zeros(self.env.num_envs, dtype=torch.bool)
         reset_mask = ~done
@@ -251,30 +260,47 @@ class Collector:
             )
             reference_obs.store(tree_map(lambda part: part[:, 0], sample.obs))
 
+
+class RandomCollector(Collector):
+    """Collects steps of the behaviour policy, whose random stream a run that is resumed brings to
+    where it was as well."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.start_policy()
+        super().load_state_dict(state)
+
+    def _before_replayed_action(self, obs: Observation) -> None:
+        self.act_fn(obs)
+
+
+class PlannerCollector(Collector):
+    """Collects steps of Mode-2. No checkpoint holds the planner's state, so a run that is
+    interrupted is repeated from its start, with the same result."""
+
     def state_dict(self) -> dict[str, Tensor]:
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing is saved."""
 
+class DatasetLoader(StageRun):
+    """Loads one episode per update. A checkpoint holds those that were loaded so far."""
 
-class RandomCollector(Collector):
-    """Collects steps of the behaviour policy. A checkpoint holds the steps so far; a run that is
-    resumed repeats their actions, to bring the environments back to where they were. Where that
-    fails (in environments with randomness of their own), it keeps the steps and starts new
-    episodes."""
+    def __init__(self, agent: Agent, env: EnvAdapter, stage: LoadDataset) -> None:
+        self.agent, self.env, self.dataset = agent, env, stage.dataset(env)
+        self.total, self.episodes = self.dataset.num_episodes, self.dataset.episodes(0)
+
+    def update(self) -> dict[str, Tensor]:
+        self.agent.replay_buffer.add_episode(next(self.episodes))
+        self.step += 1
+        return {}
+
+    def finish(self) -> None:
+        self.env.close()
 
     def state_dict(self) -> dict[str, Tensor]:
-        own_state = {"step": torch.tensor(self.step), **self.episodes.state_dict()}
+        own_state = {"step": torch.tensor(self.step)}
         return with_prefixes({"memory": self.agent.replay_buffer.state_dict(), "here": own_state})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.agent.replay_buffer.load_state_dict(without_prefix(state, "memory"))
-        own_state = without_prefix(state, "here")
-        self.step = 0
-        self.start_policy()
-        if self.replay(int(own_state["step"])):
-            self.episodes.load_state_dict(own_state)
-
-    def _before_replayed_action(self, obs: Observation) -> None:
-        self.act_fn(obs)  # brings the random stream of the behaviour policy to where it was
+        self.step = int(state["here.step"])
+        self.episodes = self.dataset.episodes(self.step)

@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvConfig
+from ami_agent.agent import Agent
+from ami_agent.custom import class_name
 from ami_agent.training import representation_losses
-from ami_agent.training.base import OfflineStage, SGDStageRun, StageRun, encode_buffer
-from ami_agent.training.goal_critic import LagrangeMultiplier, critic_of, quasimetric_loss
-from ami_agent.training.masking import ValidSteps, states_from_steps, valid_macro_steps
+from ami_agent.training.base import (
+    SGDStage,
+    SGDStageRun,
+    Stage,
+    StageRun,
+    ValidSteps,
+    check_window,
+    encode_buffer,
+    states_from_steps,
+)
+from ami_agent.training.critics import LagrangeMultiplier, critic_of, quasimetric_loss
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.risk import latin_hypercube
-from modules.actor.subgoals import LandmarkGraph
+from modules.actor.subgoals import LandmarkGraph, LandmarkGraphConfig
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE
+from modules.cost.cost import NoGoalCriticConfig
 from modules.cost.quasimetric import Quasimetric
-from modules.types import HORIZON, WEIGHT, ConfigError, validate_ranges
-from modules.world_model.hjepa import HierarchicalJEPA, JEPALevel
+from modules.types import ConfigError
+from modules.world_model.hjepa import HierarchicalJEPA, HierarchicalJEPAConfig, JEPALevel
 
 if TYPE_CHECKING:
-    from ami_agent.agent import Agent
+    from ami_agent.config import Config
 
 LEVEL_TERMS = ("prediction", "variance", "covariance", "kl", "latent_prior_nll", "action_prior_nll")
 
 
+class LevelWindow(NamedTuple):
+    """Windows of steps of one level. `valid`: which of them count; all, where it is None."""
+
+    states: Tensor  # [B, T + 1, D]
+    actions: Tensor  # [B, T, A]
+    valid: Tensor | None = None  # [B, T] bool
+
+
+def valid_macro_steps(valid: Tensor | None, num_steps: int) -> Tensor | None:
+    """The mask of the macro-steps `[B, T]` all of whose `num_steps` steps are valid
+    `[B, T * num_steps]`."""
+    return None if valid is None else valid.unflatten(1, (-1, num_steps)).all(2)
+
+
 def hjepa_level_loss(
-    level: JEPALevel, multiplier: LagrangeMultiplier, states: Tensor, actions: Tensor,
-    generator: torch.Generator, *, max_distance: float, epsilon: float, valid: Tensor | None = None,
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
+    level: JEPALevel, multiplier: LagrangeMultiplier, window: LevelWindow,
+    generator: torch.Generator, *, max_distance: float,
+) -> tuple[dict[str, Tensor], LevelWindow]:  # fmt: skip
     """The loss of one level, whose macro-steps are `k = level.num_steps` steps of the level below.
 
-    From the states `[B, T k + 1, D]` and actions `[B, T k, A]` of that level it learns to predict,
-    the prior of macro-actions, and, where it has a distance of its own, the distance in
-    macro-steps. Returns the terms, and the level's own states `[B, T + 1, D]` and macro-actions
-    `[B, T, M]`. `valid` `[B, T]`: the macro-steps of padded windows that count."""
+    From a window of T k steps of that level it learns to predict, the prior of macro-actions, and,
+    where it has a distance of its own, the distance in macro-steps. Returns the terms, and the
+    window of T macro-steps: the level's own states `[B, T + 1, D]` and macro-actions
+    `[B, T, M]`."""
+    states, actions, valid = window
+    valid = valid_macro_steps(valid, level.num_steps)
     level_states = level.state_encoder(states[:, :: level.num_steps])
     macro_actions = level.encode_actions(actions)
     model = level.world_model.level(0)
@@ -50,7 +76,7 @@ def hjepa_level_loss(
     valid_macros = valid_steps(macro_actions)
     if not len(states_before):  # no macro-step of this batch is valid
         zero = 0 * (level_states.sum() + macro_actions.sum())
-        return dict.fromkeys(LEVEL_TERMS, zero), level_states, macro_actions
+        return dict.fromkeys(LEVEL_TERMS, zero), LevelWindow(level_states, macro_actions, valid)
     posterior = model.latent.posterior(
         states_before, valid_macros, states_after, valid_steps(noise), model.dynamics
     )
@@ -63,7 +89,7 @@ def hjepa_level_loss(
         if valid is None:
             pairs = (pairs[0].transpose(0, 1), pairs[1].transpose(0, 1))  # [T, B, D]
         distance_terms = quasimetric_loss(
-            level.distance, multiplier, *pairs, max_distance=max_distance, epsilon=epsilon
+            level.distance, multiplier, *pairs, max_distance=max_distance
         )
     action_prior = level.action_prior(states_before.detach())
     terms = {
@@ -75,26 +101,22 @@ def hjepa_level_loss(
         "action_prior_nll": action_prior.nll(valid_macros.detach()).mean(),
         **distance_terms,
     }
-    return terms, level_states, macro_actions
+    return terms, LevelWindow(level_states, macro_actions, valid)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainHierarchy(OfflineStage):
+class TrainHierarchy(SGDStage):
     """Trains the levels of a HierarchicalJEPA, all at once, on states of the lowest level: each
     level learns to predict over its own macro-steps, the prior of macro-actions, and the distance
-    to goals."""
+    to goals. The gradient of a level reaches the states and macro-actions of the levels below."""
 
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(steps=1000, batch_size=128, lr=2e-3)
     )
     length: int = 3
     """Macro-steps of the top level that are predicted, T."""
-    end_to_end: bool = True
-    """Whether the gradient of a level reaches the states and macro-actions of the levels below."""
     max_distance: float = 12.0
     """Macro-steps beyond which distances are hardly pushed further."""
-    epsilon: float = 0.05
-    """Root mean square by which recorded macro-steps may exceed a distance of 1."""
     prediction: float = 10.0
     """Weight of the prediction; those of the priors and of the distance are 1."""
     variance: float = 4.0
@@ -106,20 +128,30 @@ class TrainHierarchy(OfflineStage):
     the latent variable carries what the macro-action should, which then no longer decides where a
     macro-step leads."""
 
-    def __post_init__(self) -> None:
-        validate_ranges(
-            self, length=HORIZON, max_distance=(0.0, 1e6), epsilon=(0.0, 1e3), prediction=WEIGHT
-        )
-        validate_ranges(self, variance=WEIGHT, covariance=WEIGHT, kl=WEIGHT)
+    def check(self, config: Config, name: str) -> None:
+        subgoals = config.actor.subgoals
+        if not isinstance(subgoals, HierarchicalJEPAConfig):
+            raise _wrong_subgoals(config, name, "HierarchicalJEPA")
+        window, episode_steps = self.length * prod(subgoals.steps_per_level), config.collect.steps
+        if window > episode_steps:
+            per_level = " x ".join(map(str, subgoals.steps_per_level))
+            raise ConfigError(
+                f"{name}.length {self.length} with {per_level} steps per level takes {window} "
+                f"steps, but an episode has {episode_steps}: nothing for the top level to learn "
+                "from"
+            )
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
-        if not isinstance(agent.subgoals, HierarchicalJEPA):
-            raise ConfigError("train_hierarchy trains levels: subgoals must be HierarchicalJEPA")
+        assert isinstance(agent.subgoals, HierarchicalJEPA)
         return HierarchyRun(self, agent, agent.subgoals, seed)
 
-    def steps(self, steps_per_level: Sequence[int]) -> int:
-        """Steps of the lowest level in one window."""
-        return self.length * prod(steps_per_level)
+
+def _wrong_subgoals(config: Config, name: str, trained: str) -> ConfigError:
+    kind = class_name(config.actor.subgoals)
+    return ConfigError(
+        f"the stage {name} trains a {trained}, and subgoals is {kind}: it must be "
+        f"{trained}, or leave the stage out (on the command line, --without hierarchy)"
+    )
 
 
 class HierarchyRun(SGDStageRun):
@@ -137,6 +169,7 @@ class HierarchyRun(SGDStageRun):
                 f"one macro-step of the top level takes {macro_step} steps, but no recorded episode"
                 f" has more than {longest_episode}: make --subgoals.steps-per-level shorter"
             )
+        self.window_steps = stage.length * macro_step
         num_levels = len(levels.level_planners)
         self.multipliers = nn.ModuleList([LagrangeMultiplier() for _ in range(num_levels)])
         self.multipliers.to(agent.device)
@@ -147,27 +180,20 @@ class HierarchyRun(SGDStageRun):
         }
         trained = nn.ModuleList([levels.levels, self.multipliers])
         super().__init__(trained, self._loss, stage.optim, weights=weights, seed=seed)
-        window_steps = stage.steps(levels.config.steps_per_level)
-        self.log_drawn_fraction(self.buffer, "the levels above", window_steps)
+        self.log_drawn_fraction(self.buffer, "the levels above", self.window_steps)
 
     def _loss(self, generator: torch.Generator) -> dict[str, Tensor]:
-        stage = self.stage
-        window_steps = stage.steps(self.levels.config.steps_per_level)
-        batch = self.buffer.sample(stage.optim.batch_size, window_steps, generator)
-        states, actions, valid = batch.states, batch.actions.to(batch.states), batch.valid
+        batch = self.buffer.sample(self.stage.optim.batch_size, self.window_steps, generator)
+        window = LevelWindow(batch.states, batch.actions.to(batch.states), batch.valid)
         all_terms: dict[str, Tensor] = {}
         for index, (level_planner, multiplier) in enumerate(
             zip(self.levels.level_planners, self.multipliers, strict=True)
         ):
             assert isinstance(multiplier, LagrangeMultiplier)
-            level = level_planner.level
-            valid = valid_macro_steps(valid, level.num_steps)
-            terms, states, actions = hjepa_level_loss(
-                level, multiplier, states, actions, generator, max_distance=stage.max_distance,
-                epsilon=stage.epsilon, valid=valid,
+            terms, window = hjepa_level_loss(
+                level_planner.level, multiplier, window, generator,
+                max_distance=self.stage.max_distance,
             )  # fmt: skip
-            if not stage.end_to_end:
-                states, actions = states.detach(), actions.detach()
             all_terms |= {f"{name} {index + 1}": term for name, term in terms.items()}
         return all_terms
 
@@ -180,7 +206,7 @@ class HierarchyRun(SGDStageRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectLandmarks(OfflineStage):
+class SelectLandmarks(Stage):
     """Chooses the landmarks of a LandmarkGraph among recorded states by farthest-point sampling
     (Gonzalez 1985): each is the farthest from those before, there and back by the goal critic."""
 
@@ -191,27 +217,32 @@ class SelectLandmarks(OfflineStage):
     length: int = 8
     """Steps of such a window."""
 
-    def __post_init__(self) -> None:
-        validate_ranges(
-            self, num_candidates=(1, 10_000_000), num_windows=(1, 10_000_000), length=HORIZON
-        )
+    def check(self, config: Config, name: str) -> None:
+        subgoals = config.actor.subgoals
+        if not isinstance(subgoals, LandmarkGraphConfig):
+            raise _wrong_subgoals(config, name, "LandmarkGraph")
+        if isinstance(config.cost.goal_critic, NoGoalCriticConfig):
+            raise ConfigError("subgoals LandmarkGraph needs the goal critic for distances")
+        if self.num_candidates < subgoals.num_landmarks:
+            raise ConfigError(
+                f"{name}.num_candidates is {self.num_candidates}, but "
+                f"{subgoals.num_landmarks} landmarks are to be chosen from them"
+            )
+        check_window(f"{name}.length", self.length, config.collect.steps)
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
-        if not isinstance(agent.subgoals, LandmarkGraph):
-            raise ConfigError("select_landmarks chooses landmarks: subgoals must be LandmarkGraph")
+        assert isinstance(agent.subgoals, LandmarkGraph)
         return LandmarkSelector(self, agent, agent.subgoals, seed)
 
 
-class LandmarkSelector:
+class LandmarkSelector(StageRun):
     """Chooses one landmark per update. A run that is resumed chooses anew from the first."""
-
-    eval_mode_due = ""
 
     def __init__(
         self, stage: SelectLandmarks, agent: Agent, graph: LandmarkGraph, seed: int
     ) -> None:
         self.graph, self.distance, self.model = graph, critic_of(agent), agent.world_model
-        self.total, self.step = graph.config.num_landmarks, 0
+        self.total = graph.config.num_landmarks
         generator = torch.Generator().manual_seed(seed)
         buffer = encode_buffer(agent)
         with torch.no_grad():
@@ -253,9 +284,3 @@ class LandmarkSelector:
         actions = self.actions[chosen][:, None, None]
         rollout = self.model.imagine(self.states[chosen], actions, self.noise.to(self.states))
         return rollout.states[:, :, 1]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing is saved."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -32,15 +32,6 @@ NUM_CHECKED_STEPS = 64
 
 RewardFn = Callable[[np.ndarray, np.ndarray, dict[str, Any]], Any]
 """An environment's `compute_reward`: achieved and desired goals `[N, G]` -> rewards `[N]`."""
-
-
-class SamplesTrajectories(Protocol):
-    """A source of recorded windows."""
-
-    def sample(
-        self, count: int, length: int, generator: torch.Generator, group_size: int = 1, *,
-        parts: Parts = ALL_PARTS,
-    ) -> Trajectory: ...  # fmt: skip
 
 
 class HindsightBuffer:
@@ -89,6 +80,10 @@ class HindsightBuffer:
         obs = as_dict(trajectory.obs)
         computed = self.rewards(obs[ACHIEVED_GOAL][:, 1:], obs[DESIRED_GOAL][:, :-1])[:, 0]
         _check_rewards(computed, trajectory.interoception[:, 0, 0])
+
+
+SamplesTrajectories: TypeAlias = ReplayBuffer | HindsightBuffer
+"""A source of recorded windows."""
 
 
 def _compute_rewards(reward_fn: RewardFn, achieved: Tensor, desired: Tensor) -> Tensor:

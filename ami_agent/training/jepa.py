@@ -11,16 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvConfig
+from ami_agent.agent import Agent
 from ami_agent.training import representation_losses
 from ami_agent.training.base import (
-    OfflineStage,
+    SGDStage,
     SGDStageRun,
     StageRun,
+    ValidSteps,
+    check_window,
     encode_buffer,
+    states_from_steps,
     task_modality_sets,
 )
+from ami_agent.training.collect import CollectWithPlanner
 from ami_agent.training.hindsight import SamplesTrajectories
-from ami_agent.training.masking import ValidSteps, last_valid, states_from_steps
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import (
     OPTIONAL_TERMS,
@@ -35,109 +39,111 @@ from modules.perception.target_encoder import (
     OnlineTargetConfig,
     StopGradientTargetConfig,
 )
-from modules.types import (
-    BATCH,
-    FRACTION,
-    HORIZON,
-    ConfigError,
-    Observation,
-    Trajectory,
-    as_dict,
-    tree_map,
-    validate_ranges,
-)
+from modules.types import ConfigError, Observation, Trajectory, as_dict, tree_map
 from modules.world_model.jepa import WorldModel
 
 if TYPE_CHECKING:
-    from ami_agent.agent import Agent
+    from ami_agent.config import Config
 
 NUM_PROTOTYPES = 64
 NO_PROTOTYPES = torch.empty(0)
 
-EncodeFn = Callable[[Observation], Tensor]
-"""Observations `[N, *O]` -> features `[N, D]`."""
 
-
-def world_model_loss(
-    trajectory: Trajectory, perceive: EncodeFn, target_fn: Callable[[Observation, Tensor], Tensor],
-    short_term_memory: NoMemory, model: WorldModel, generator: torch.Generator, *, channels: int,
-    group_size: int, context_steps: int = 0, optional_terms: Collection[str] = (),
-    prototypes: Tensor = NO_PROTOTYPES,
-) -> dict[str, Tensor]:  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class JEPALoss:
     """Joint-embedding prediction over several steps, and what keeps it from collapsing.
 
     The variance is taken of every dimension over the batch, so that in a map every location tells
-    layouts apart; the covariance, and both within an episode, of every channel over all locations.
+    layouts apart; the covariance, and both within an episode, of every channel over all
+    locations."""
 
-    `group_size`: windows come in groups of so many from one episode, whose mean the terms named
-    `_within` subtract. `target_fn`: observations and their features `[N, D]` -> target features.
-    `context_steps`: from each of the first `context_steps + 1` states, as many steps are predicted
-    as the window has beyond the context. The latent variable of a step is inferred from the states
-    before and after it. `optional_terms`: which of `OPTIONAL_TERMS` to compute; those that compare
-    two views compare the last state of a window as predicted and as encoded. `prototypes`
-    `[K, D]`. No term counts what lies beyond the valid steps of a padded window.
-    """
-    actions = trajectory.actions
-    shape = (actions.shape[0], actions.shape[1] + 1)
-    flat_obs = tree_map(lambda part: part.flatten(0, 1), trajectory.obs)
-    features = perceive(flat_obs)
-    states = unroll_memory(short_term_memory, features.unflatten(0, shape))  # [B, T + 1, D]
-    target_features = target_fn(flat_obs, features)
-    # targets without gradient train no short-term memory either
-    with torch.set_grad_enabled(target_features.requires_grad):
-        targets = unroll_memory(short_term_memory, target_features.unflatten(0, shape))
-    valid = states_from_steps(trajectory.valid)
-    valid_states, valid_steps = ValidSteps(valid), ValidSteps(trajectory.valid)
-    valid_pairs = ValidSteps(None if trajectory.valid is None else trajectory.valid[:, 1:])
-    inferred_actions = model.level(
-        0
-    ).dynamics.inverse(  # type: ignore[operator]
-        valid_steps(states[:, :-1]), valid_steps(states[:, 1:])
-    )
-    all_states = valid_states(states)
-    all_features = per_location(all_states, channels)
-    centered = representation_losses.center_within_episode(states, group_size, valid)
-    centered_features = per_location(valid_states(centered), channels)
-    terms, predicted, target = _unroll_terms(
-        model, states, targets, actions, trajectory.interoception, generator, context_steps,
-        trajectory.valid,
-    )  # fmt: skip
-    optional: dict[str, Callable[[], Tensor]] = {
-        "barlow_twins": lambda: representation_losses.barlow_twins(
-            per_location(predicted, channels), per_location(target, channels)
-        ),
-        "sigreg": lambda: representation_losses.sigreg(
-            all_features, directions(channels, generator).to(all_features)
-        ),
-        "info_nce": lambda: representation_losses.info_nce(predicted, target),
-        "margin": lambda: representation_losses.margin(predicted, target),
-        "straightness": lambda: representation_losses.straightness(states, valid_pairs),
-        "byol": lambda: representation_losses.byol(predicted, target),
-        "prototypes": lambda: representation_losses.prototypes(predicted, target, prototypes),
-    }
-    return {
-        **terms,
-        **{name: optional[name]() for name in OPTIONAL_TERMS if name in optional_terms},
-        "variance": representation_losses.variance(all_states.flatten(0, -2)),
-        "covariance": representation_losses.covariance(all_features),
-        "variance_within": representation_losses.variance(centered_features),
-        "covariance_within": representation_losses.covariance(centered_features),
-        "temporal_similarity": representation_losses.temporal_similarity(states, valid_steps),
-        "inverse_dynamics": representation_losses.inverse_dynamics(
-            inferred_actions, valid_steps(actions)
-        ),
-    }
+    perceive: Callable[[Observation], Tensor]
+    """Observations `[N, *O]` -> features `[N, D]`."""
+    target_fn: Callable[[Observation, Tensor], Tensor]
+    """Observations and their features -> target features, each `[N, D]`."""
+    short_term_memory: NoMemory
+    model: WorldModel
+    channels: int
+    group_size: int = 1
+    """Windows come in groups of so many from one episode, whose mean the terms named `_within`
+    subtract."""
+    context_steps: int = 0
+    """From each of the first `context_steps + 1` states, as many steps are predicted as the window
+    has beyond the context."""
+    optional_terms: Collection[str] = ()
+    """Which of `OPTIONAL_TERMS` to compute; those that compare two views compare the last state of
+    a window as predicted and as encoded."""
+    prototypes: Tensor = NO_PROTOTYPES
+    """`[K, D]`"""
+
+    def __call__(self, trajectory: Trajectory, generator: torch.Generator) -> dict[str, Tensor]:
+        """The terms by name, of windows `[B, T, ..]`. The latent variable of a step is inferred
+        from the states before and after it. No term counts what lies beyond the valid steps of a
+        padded window."""
+        actions, channels, memory = trajectory.actions, self.channels, self.short_term_memory
+        shape = (actions.shape[0], actions.shape[1] + 1)
+        flat_obs = tree_map(lambda part: part.flatten(0, 1), trajectory.obs)
+        features = self.perceive(flat_obs)
+        states = unroll_memory(memory, features.unflatten(0, shape))  # [B, T + 1, D]
+        target_features = self.target_fn(flat_obs, features)
+        # targets without gradient train no short-term memory either
+        with torch.set_grad_enabled(target_features.requires_grad):
+            targets = unroll_memory(memory, target_features.unflatten(0, shape))
+        valid = states_from_steps(trajectory.valid)
+        valid_states, valid_steps = ValidSteps(valid), ValidSteps(trajectory.valid)
+        valid_pairs = ValidSteps(None if trajectory.valid is None else trajectory.valid[:, 1:])
+        inferred_actions = self.model.level(
+            0
+        ).dynamics.inverse(  # type: ignore[operator]
+            valid_steps(states[:, :-1]), valid_steps(states[:, 1:])
+        )
+        all_states = valid_states(states)
+        all_features = per_location(all_states, channels)
+        centered = representation_losses.center_within_episode(states, self.group_size, valid)
+        centered_features = per_location(valid_states(centered), channels)
+        terms, predicted, target = _unroll_terms(
+            self.model, trajectory._replace(obs=states), targets, generator, self.context_steps
+        )
+        optional: dict[str, Callable[[], Tensor]] = {
+            "barlow_twins": lambda: representation_losses.barlow_twins(
+                per_location(predicted, channels), per_location(target, channels)
+            ),
+            "sigreg": lambda: representation_losses.sigreg(
+                all_features, directions(channels, generator).to(all_features)
+            ),
+            "info_nce": lambda: representation_losses.info_nce(predicted, target),
+            "margin": lambda: representation_losses.margin(predicted, target),
+            "straightness": lambda: representation_losses.straightness(states, valid_pairs),
+            "byol": lambda: representation_losses.byol(predicted, target),
+            "prototypes": lambda: representation_losses.prototypes(
+                predicted, target, self.prototypes
+            ),
+        }
+        return {
+            **terms,
+            **{name: optional[name]() for name in OPTIONAL_TERMS if name in self.optional_terms},
+            "variance": representation_losses.variance(all_states.flatten(0, -2)),
+            "covariance": representation_losses.covariance(all_features),
+            "variance_within": representation_losses.variance(centered_features),
+            "covariance_within": representation_losses.covariance(centered_features),
+            "temporal_similarity": representation_losses.temporal_similarity(states, valid_steps),
+            "inverse_dynamics": representation_losses.inverse_dynamics(
+                inferred_actions, valid_steps(actions)
+            ),
+        }
 
 
 def _unroll_terms(
-    model: WorldModel, states: Tensor, targets: Tensor, actions: Tensor, interoception: Tensor,
-    generator: torch.Generator, context_steps: int, valid: Tensor | None,
+    model: WorldModel, trajectory: Trajectory, targets: Tensor, generator: torch.Generator,
+    context_steps: int,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
-    """Unrolls the model from each of the first `context_steps + 1` states. Returns the terms of the
-    predicted states and interoception, of the latent variable and of the ensemble's one-step
-    predictions, and the last state of every window as predicted and as encoded, `[N, D]`."""
+    """Unrolls the model from each of the first `context_steps + 1` states of a trajectory. Returns
+    the terms of the predicted states and interoception, of the latent variable and of the
+    ensemble's one-step predictions, and the last state of every window as predicted and as encoded,
+    `[N, D]`."""
+    states, actions, valid = trajectory.states, trajectory.actions, trajectory.valid
     length, level = actions.shape[1] - context_steps, model.level(0)
-    interoception = model.interoception_head.subtract_offset(interoception)
+    interoception = model.interoception_head.subtract_offset(trajectory.interoception)
     noise_shape = (*actions.shape[:2], level.latent.noise_dim)
     noise = torch.rand(noise_shape, generator=generator).to(states)
     valid_steps = ValidSteps(valid)
@@ -185,15 +191,21 @@ def _unroll_terms(
 def unroll_loss(
     model: WorldModel, trajectory: Trajectory, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The prediction terms of `world_model_loss` where observations are states already,
-    `[B, T + 1, D]`."""
-    states, actions = trajectory.states, trajectory.actions
-    interoception, valid = trajectory.interoception, trajectory.valid
-    return _unroll_terms(model, states, states, actions, interoception, generator, 0, valid)[0]
+    """The prediction terms of `JEPALoss` where observations are states already, `[B, T + 1, D]`."""
+    return _unroll_terms(model, trajectory, trajectory.states, generator, 0)[0]
+
+
+def last_valid(valid: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Selects, of `[B, T, ...]`, the last valid step of each window that has a valid one."""
+    if valid is None:
+        return lambda part: part[:, -1]
+    rows = valid[:, 0].nonzero().squeeze(1)
+    step = valid[rows].sum(1) - 1
+    return lambda part: part[rows.to(part.device), step.to(part.device)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainJEPA(OfflineStage):
+class TrainJEPA(SGDStage):
     """Trains perception and world model together: they predict in representation space, and are
     kept from collapsing."""
 
@@ -212,15 +224,13 @@ class TrainJEPA(OfflineStage):
         default_factory=OnlineTargetConfig
     )
 
-    def __post_init__(self) -> None:
-        validate_ranges(
-            self,
-            length=HORIZON,
-            context_steps=(0, HORIZON[1]),
-            group_size=BATCH,
-            task_modality_prob=FRACTION,
-        )
-        self.optim.num_groups(self.group_size)
+    @property
+    def window_steps(self) -> int:
+        """Recorded steps that an update reads, of each window."""
+        return self.context_steps + self.length
+
+    def check(self, config: Config, name: str) -> None:
+        check_window(f"{name}.length", self.window_steps, config.collect.steps)
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         return self.make_run(agent, agent.replay_buffer, seed)
@@ -228,11 +238,10 @@ class TrainJEPA(OfflineStage):
     def make_run(self, agent: Agent, buffer: SamplesTrajectories, seed: int) -> StageRun:
         """A run that trains on windows of this buffer."""
         perception, target_encoder = agent.perception, self.target_encoder.build(agent.perception)
-        window_steps = self.context_steps + self.length
-        if not agent.replay_buffer.fraction(window_steps):
+        if not agent.replay_buffer.fraction(self.window_steps):
             longest = max(1, agent.replay_buffer.max_window() - self.context_steps)
             raise ConfigError(
-                f"the world model trains on windows of {window_steps} steps, but no recorded "
+                f"the world model trains on windows of {self.window_steps} steps, but no recorded "
                 f"episode has so many, and none has ended: set --train-jepa.length {longest} and, "
                 f"for training online, --actor-critic.train-jepa.length {longest}"
             )
@@ -245,17 +254,19 @@ class TrainJEPA(OfflineStage):
         extra_parameters = nn.ParameterList([prototypes] if "prototypes" in optional_terms else [])
 
         def loss(generator: torch.Generator) -> dict[str, Tensor]:
-            batch = buffer.sample(self.optim.batch_size, window_steps, generator, self.group_size)
+            batch = buffer.sample(
+                self.optim.batch_size, self.window_steps, generator, self.group_size
+            )
             batch, modality_weights = self._sample_modality_weights(
                 agent, _to_device(batch, agent.device), generator
             )
-            return world_model_loss(
-                batch, lambda obs: perception(obs, modality_weights),
+            jepa_loss = JEPALoss(
+                lambda obs: perception(obs, modality_weights),
                 lambda obs, features: target_encoder(obs, features, modality_weights),
-                agent.short_term_memory, agent.world_model, generator, channels=agent.shape[0],
-                group_size=self.group_size, context_steps=self.context_steps,
-                optional_terms=optional_terms, prototypes=prototypes,
+                agent.short_term_memory, agent.world_model, agent.shape[0], self.group_size,
+                self.context_steps, optional_terms, prototypes,
             )  # fmt: skip
+            return jepa_loss(batch, generator)
 
         trained = [perception, agent.short_term_memory, agent.world_model, target_encoder]
         stage_run = SGDStageRun(
@@ -263,7 +274,7 @@ class TrainJEPA(OfflineStage):
             weights=asdict(self.weights), seed=seed,
             post_step=lambda: target_encoder.update(perception),
         )  # fmt: skip
-        stage_run.log_drawn_fraction(agent.replay_buffer, "the world model", window_steps)
+        stage_run.log_drawn_fraction(agent.replay_buffer, "the world model", self.window_steps)
         return stage_run
 
     def _sample_modality_weights(
@@ -292,7 +303,7 @@ class TrainJEPA(OfflineStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneDynamics(OfflineStage):
+class FinetuneDynamics(SGDStage):
     """Trains the world model alone, on states as perception encodes them by now: half of each batch
     is of all recorded steps, half of those that were collected last, with the modality weights of
     every task. The states don't change, so the critics stay valid."""
@@ -302,8 +313,12 @@ class FinetuneDynamics(OfflineStage):
     """Steps that are predicted, T."""
 
     def __post_init__(self) -> None:
-        validate_ranges(self, length=HORIZON)
+        super().__post_init__()
         self.optim.num_groups(2)
+
+    def check(self, config: Config, name: str) -> None:
+        latest = config.find(CollectWithPlanner) or config.collect
+        check_window(f"{name}.length", self.length, latest.steps)
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         buffers = [
@@ -320,18 +335,18 @@ class FinetuneDynamics(OfflineStage):
             all_terms, recent_terms = (
                 unroll_loss(model, _to_device(batch, device), generator) for batch in batches
             )
+            both = {name: term + recent_terms[name] for name, term in all_terms.items()}
             return {
                 "prediction": all_terms["prediction"],
                 "recent": recent_terms["prediction"],
-                "interoception": (all_terms["interoception"] + recent_terms["interoception"])
-                * (buffer_index == 0),
-                "ensemble": all_terms["ensemble"] + recent_terms["ensemble"],
-                "kl": all_terms["kl"] + recent_terms["kl"],
-                "prior_nll": all_terms["prior_nll"] + recent_terms["prior_nll"],
+                "interoception": both["interoception"] * (buffer_index == 0),
+                "ensemble": both["ensemble"],
+                "kl": both["kl"],
+                "prior_nll": both["prior_nll"],
             }
 
         weights = {"interoception": 10.0, "kl": 0.01}
-        stage_run = SGDStageRun(model, loss, self.optim, weights=weights, seed=seed)
+        stage_run = SGDStageRun(model, loss, self.optim, seed=seed, weights=weights)
         stage_run.log_drawn_fraction(buffers[0], "the world model", self.length)
         return stage_run
 
@@ -356,10 +371,9 @@ def _normalization_obs(agent: Agent, buffer: SamplesTrajectories) -> Observation
     `adapt_sizes` says: of large images, few."""
     counts: Mapping[str, int] = agent.perception.adapt_sizes  # type: ignore[assignment]
     found: dict[str, Tensor] = {}
-    for count in sorted(set(counts.values())):
-        names = [name for name, number in counts.items() if number == count]
-        obs = as_dict(_fixed_sample(buffer, count, Parts(names, False, False)).obs)
-        found |= {name: obs[name][:, 0].to(agent.device) for name in names}
+    for name, count in counts.items():
+        obs = as_dict(_fixed_sample(buffer, count, Parts([name], False, False)).obs)
+        found[name] = obs[name][:, 0].to(agent.device)
     return found.get("obs", found)
 
 

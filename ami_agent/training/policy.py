@@ -14,28 +14,29 @@ from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvConfig, done_of, next_obs_of
 from ami_agent.adapters.fault_tolerance import retry_on_worker_death
-from ami_agent.adapters.make import Options, check_options
+from ami_agent.adapters.make import Options
+from ami_agent.agent import Agent
+from ami_agent.custom import class_name
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
-from ami_agent.training.base import OfflineStage, SGDStageRun, StageRun, encode_buffer
+from ami_agent.training.base import (
+    SGDStage,
+    SGDStageRun,
+    StageRun,
+    check_task_names,
+    check_window,
+    encode_buffer,
+    with_prefixes,
+    without_prefix,
+)
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.evaluator import safe_std
 from modules.actor.policy import Policy, PolicyProposal
 from modules.configurator import TaskSpec
 from modules.memory.replay_buffer import OBS_ONLY
-from modules.types import (
-    BATCH,
-    ENV_STEPS,
-    HORIZON,
-    ConfigError,
-    Observation,
-    PlannerCarry,
-    TaskContext,
-    tree_map,
-    validate_ranges,
-)
+from modules.types import ConfigError, Observation, PlannerCarry, TaskContext, tree_map
 
 if TYPE_CHECKING:
-    from ami_agent.agent import Agent
+    from ami_agent.config import Config
 
 
 def behaviour_cloning_loss(
@@ -47,7 +48,7 @@ def behaviour_cloning_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AmortizePlanning(OfflineStage):
+class AmortizePlanning(SGDStage):
     """Trains the policy on imagined rollouts from recorded states to recorded goals: it descends
     the energy that Mode-2 descends, with gradients through the world model. This amortizes planning
     over all situations (value gradients, Heess et al. 2015)."""
@@ -62,9 +63,21 @@ class AmortizePlanning(OfflineStage):
     """Names of the tasks to train on. Empty: all. A task with a weight for boredom can't be among
     them: imagined rollouts begin without an episode by which boredom is measured."""
 
-    def __post_init__(self) -> None:
-        validate_ranges(self, horizon=HORIZON, group_size=BATCH)
-        self.optim.num_groups(self.group_size)
+    def check(self, config: Config, name: str) -> None:
+        kind = class_name(config.memory.short_term)
+        if kind != "NoMemory":
+            raise ConfigError(
+                f"the stage {name} imagines from single observations, and a state of {kind} "
+                f"depends on those before: leave {name} out, or short_term must be NoMemory"
+            )
+        check_task_names(config, f"{name}.tasks", self.tasks)
+        allowed = [n for n, task in config.tasks.items() if not task.weights.get("boredom")]
+        for task in self.tasks or config.tasks:
+            if task not in allowed:
+                raise ConfigError(
+                    f"the stage {name} can't practise {task!r}: boredom depends on the episode so "
+                    f"far; {name}.tasks may name {', '.join(allowed) or 'none of these tasks'}"
+                )
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         policy = agent.eval().policy
@@ -93,7 +106,7 @@ class AmortizePlanning(OfflineStage):
             # in units of its own spread: tasks with large costs don't dominate the others
             return {"energy": (energy / safe_std(energy)).mean()}
 
-        return SGDStageRun(policy, loss, self.optim, weights={}, seed=seed)
+        return SGDStageRun(policy, loss, self.optim, seed=seed)
 
 
 @torch.no_grad()
@@ -111,7 +124,7 @@ def _states_in_task(
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoalConditionedBC(OfflineStage):
+class GoalConditionedBC(SGDStage):
     """Trains the policy to repeat recorded actions: a later state of the same episode is taken for
     the goal of an action (goal-conditioned behavioural cloning; Ghosh et al. 2021). The policy
     learns no better paths than the recorded ones, and none that are longer."""
@@ -120,16 +133,16 @@ class GoalConditionedBC(OfflineStage):
     max_goal_offset: int = 20
     """Steps by which such a goal comes later, at most."""
 
-    def __post_init__(self) -> None:
-        validate_ranges(self, max_goal_offset=HORIZON)
+    def check(self, config: Config, name: str) -> None:
+        if all(task.goal_source != "env" for task in config.tasks.values()):
+            raise ConfigError(f"the stage {name} learns ways to goals, and no task has one")
+        check_window(f"{name}.max_goal_offset", self.max_goal_offset, config.collect.steps)
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         buffer, policy = encode_buffer(agent), agent.policy
         conditions = agent.configurator.conditioned_on
-        tasks = [task for task in agent.tasks.values() if task.goal_source == "env"]
-        if not tasks:
-            raise ConfigError("goal_bc learns to reach goals, but no task has goal_source 'env'")
-        weights = agent.configurator.cost_weights(tasks[0].to_task(agent.spec.zeros(1), "react"))
+        task_spec = next(task for task in agent.tasks.values() if task.goal_source == "env")
+        weights = agent.configurator.cost_weights(task_spec.to_task(agent.spec.zeros(1), "react"))
         condition = torch.tensor([[float(weights.get(name, 0)) for name in conditions]])
 
         def loss(generator: torch.Generator) -> dict[str, Tensor]:
@@ -144,13 +157,13 @@ class GoalConditionedBC(OfflineStage):
                 policy, states[:, 0], goal, task_vector, batch.actions[:, 0].to(states)
             )
 
-        stage_run = SGDStageRun(policy, loss, self.optim, weights={}, seed=seed)
+        stage_run = SGDStageRun(policy, loss, self.optim, seed=seed)
         stage_run.log_drawn_fraction(buffer, "the policy", self.max_goal_offset)
         return stage_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillPlanner(OfflineStage):
+class DistillPlanner(SGDStage):
     """Trains the policy (Mode-1) to do what the planner (Mode-2) would, in states that the policy
     itself visits: DAgger (Ross et al. 2011; LeCun 2022, 3.1.3)."""
 
@@ -170,10 +183,8 @@ class DistillPlanner(OfflineStage):
     """Names of the tasks in which the policy imitates the plans. Empty: all. In the others it stays
     as it is (as `AmortizePlanning` trained it), and only the energy of plans is learnt."""
 
-    def __post_init__(self) -> None:
-        validate_ranges(self, rounds=(1, 100_000), num_envs=(1, 1_000_000), steps=ENV_STEPS)
-        validate_ranges(self, action_noise=(0.0, 1e3))
-        check_options(self.options)
+    def check(self, config: Config, name: str) -> None:
+        check_task_names(config, f"{name}.imitated_tasks", self.imitated_tasks)
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         return DAggerRun(self, agent, env, seed)
@@ -194,12 +205,11 @@ class DAggerRun(SGDStageRun):
     the tasks that it imitates. The predictor of plan energies, by which the agent decides when to
     plan, trains on all labels."""
 
-    def __init__(self, config: DistillPlanner, agent: Agent, env: EnvConfig, seed: int) -> None:
-        self.stage, self.agent, self.seed = config, agent, seed
-        self.env_config = env
+    def __init__(self, stage: DistillPlanner, agent: Agent, env: EnvConfig, seed: int) -> None:
+        self.stage, self.agent, self.env_config, self.seed = stage, agent, env, seed
         self.labels: list[Label] = []  # of each round
         trained = nn.ModuleList([agent.policy, agent.plan_energy_predictor])
-        super().__init__(trained, self._loss, config.optim, weights={}, seed=seed)
+        super().__init__(trained, self._loss, stage.optim, seed=seed)
 
     def update(self) -> dict[str, Tensor]:
         if self.step * self.stage.rounds >= len(self.labels) * self.total:
@@ -271,18 +281,13 @@ class DAggerRun(SGDStageRun):
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        labels = {
-            f"labels.{round_index}.{name}": part
-            for round_index, label in enumerate(self.labels)
-            for name, part in label._asdict().items()
-        }
-        return {**super().state_dict(), **labels}
+        labels = {f"labels.{n}": label._asdict() for n, label in enumerate(self.labels)}
+        return {**super().state_dict(), **with_prefixes(labels)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         labels: list[Label] = []
-        while f"labels.{len(labels)}.state" in state:
-            prefix = f"labels.{len(labels)}."
-            labels.append(Label(*(state[prefix + name] for name in Label._fields)))
+        while label := without_prefix(state, f"labels.{len(labels)}"):
+            labels.append(Label(**label))
         if labels:  # else the first round was interrupted
             self._set_labels(*labels)
-        super().load_state_dict({k: v for k, v in state.items() if not k.startswith("labels")})
+        super().load_state_dict(state)
