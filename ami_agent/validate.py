@@ -11,8 +11,6 @@ from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, check_same_spaces
 from ami_agent.config import Config
 from ami_agent.custom import class_name
 from ami_agent.sizing import check_size
-from ami_agent.training.actor_critic import ActorCriticStage
-from ami_agent.training.hindsight import check_reward_fn
 from modules.actor.policy import StuckPerturbationConfig
 from modules.types import ConfigError
 from modules.world_model.jepa import NoInteroceptionConfig
@@ -80,9 +78,8 @@ def check_envs(config: Config) -> EnvironmentSpec:
     """Raises ConfigError unless every environment that a stage, a task or the evaluation makes
     can be made, and has the spaces of the first; returns those."""
     spec = _spec_of(config.env)
-    actor_critic = config.find(ActorCriticStage)
-    if actor_critic and actor_critic.hindsight_fraction:
-        check_reward_fn(spec, config.env)
+    for stage in config.stages.values():
+        stage.check_env(spec, config.env)
     checked = [config.env]
     for setting, env in _environments(config):
         if env in checked:

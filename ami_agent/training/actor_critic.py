@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ami_agent.adapters.env import ActFn, EnvConfig
+from ami_agent.adapters.env import ActFn, EnvConfig, EnvironmentSpec
 from ami_agent.agent import Agent
 from ami_agent.custom import class_name
 from ami_agent.evaluation.policies import EpisodeStart, PolicyFactory, agent_policy_factory
@@ -33,7 +33,7 @@ from ami_agent.training.critics import (
     value_critics_of,
     with_terminal_values,
 )
-from ami_agent.training.hindsight import SamplesTrajectories, with_hindsight
+from ami_agent.training.hindsight import SamplesTrajectories, check_reward_fn, with_hindsight
 from ami_agent.training.jepa import TrainJEPA
 from ami_agent.training.optim import OptimConfig
 from modules.actor.action_space import ActionSpace, OneHotActions
@@ -155,6 +155,10 @@ class ActorCriticStage(Stage):
                 f"the stage {name} learns a task of drives, but the goal_source of {task!r} "
                 f"is {config.tasks[task].goal_source!r}; it must be 'none'"
             )
+
+    def check_env(self, spec: EnvironmentSpec, env: EnvConfig) -> None:
+        if self.hindsight_fraction:
+            check_reward_fn(spec, env)
 
 
 @dataclass(frozen=True, kw_only=True)

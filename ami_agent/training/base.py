@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ami_agent.adapters.env import EnvConfig
+from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.adapters.make import check_options
 from ami_agent.agent import Agent
 from ami_agent.training.optim import OptimConfig
@@ -93,6 +93,9 @@ class Stage:
     def check(self, config: Config, name: str) -> None:
         """Raises ConfigError where the stage, `config.stages[name]`, can't be taken by this agent,
         in these tasks, on episodes of this length."""
+
+    def check_env(self, spec: EnvironmentSpec, env: EnvConfig) -> None:
+        """Raises ConfigError where the stage can't be taken in this environment."""
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         raise NotImplementedError
