@@ -383,9 +383,8 @@ def with_action_noise(
 
 class OnlineRun(StageRun):
     """Alternates between a step in every environment and updates. When it is resumed in the middle
-    of an episode, it repeats the recorded actions to bring the environments to where they were. A
-    reactive agent without short-term memory then continues exactly as if there had been no
-    interruption; a planner starts without a warm start."""
+    of an episode, it repeats the recorded actions to bring the environments to where they were. An
+    agent without short-term memory then continues exactly as if there had been no interruption."""
 
     def __init__(self, stage: OnlineActorCritic, agent: Agent, env: EnvConfig, seed: int) -> None:
         self.stage, self.agent, self.total, self.updates_due = stage, agent, stage.steps, 0.0
