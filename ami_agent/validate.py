@@ -101,8 +101,8 @@ def _environments(config: Config) -> Iterator[tuple[str, EnvConfig]]:
     """Every environment but the first, by the setting that makes it another."""
     yield "eval_env", config.eval_env
     for name, stage in config.stages.items():
-        if stage.options:
-            options = {**config.env.options, **stage.options}
+        if stage.env_options:
+            options = {**config.env.options, **stage.env_options}
             yield config_io.flag_of(f"{name}.options"), replace(config.env, options=options)
     for name, task in config.tasks.items():
         if task.options:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,18 +76,19 @@ randomness comes from the generator, so a seed decides everything."""
 class Stage:
     """The settings of a stage, a dataclass; `start` makes the run that learns by them."""
 
-    options: Mapping[str, Any] = MappingProxyType({})
-    """Keyword arguments of the environment that hold for this stage only."""
-
     def __post_init__(self) -> None:
         validate_ranges(self, **{name: RANGES[name] for name in vars(self) if name in RANGES})
-        if "options" in vars(self):
-            check_options(self.options)
+        check_options(self.env_options)
 
     @property
     def env_steps(self) -> int:
         """Steps that the stage adds to the replay buffer, in each environment."""
         return 0
+
+    @property
+    def env_options(self) -> Any:
+        """Keyword arguments of the environment that hold for this stage only."""
+        return vars(self).get("options", {})
 
     def check(self, config: Config, name: str) -> None:
         """Raises ConfigError where the stage, `config.stages[name]`, can't be taken by this agent,
@@ -105,11 +105,10 @@ class SGDStage(Stage):
     """A stage that descends one loss."""
 
     optim: OptimConfig
-    group_size: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.optim.num_groups(self.group_size)
+        self.optim.num_groups(vars(self).get("group_size", 1))
 
 
 class StageRun:
