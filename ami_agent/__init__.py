@@ -24,7 +24,7 @@ from ami_agent.storage.run_dir import load  # noqa: E402
 from ami_agent.train import train  # noqa: E402
 from modules.configurator import Task  # noqa: E402
 from modules.cost.intrinsic import IntrinsicCostConfig  # noqa: E402
-from modules.perception.base import Encoder  # noqa: E402
+from modules.perception.image import Encoder  # noqa: E402
 from modules.types import ConfigError, Plan, Rollout, TaskContext, Transition  # noqa: E402
 
 __all__ = [

@@ -64,24 +64,22 @@ from modules.memory.short_term import (
     NoMemoryConfig,
 )
 from modules.nets import Glimpse, GlimpseConfig
-from modules.perception import (
+from modules.perception.image import (
     ImageEncoder,
     ImageEncoderConfig,
     KeypointEncoder,
     KeypointEncoderConfig,
     KeypointMapEncoder,
     KeypointMapEncoderConfig,
-    MultiModalEncoder,
-    MultiModalEncoderConfig,
     SpatialEncoder,
     SpatialEncoderConfig,
 )
+from modules.perception.multi_modal import MultiModalEncoder, MultiModalEncoderConfig
 from modules.perception.target_encoder import (
     EMATarget,
     EMATargetConfig,
     OnlineTarget,
     OnlineTargetConfig,
-    StopGradientTarget,
     StopGradientTargetConfig,
 )
 from modules.world_model.dynamics import (
@@ -225,7 +223,6 @@ __all__ = [
     "SparseLatentConfig",
     "SpatialEncoder",
     "SpatialEncoderConfig",
-    "StopGradientTarget",
     "StopGradientTargetConfig",
     "StuckPerturbation",
     "StuckPerturbationConfig",

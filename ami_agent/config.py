@@ -73,14 +73,14 @@ from modules.memory.short_term import (
     NoMemoryConfig,
     ReferenceObservations,
 )
-from modules.perception import (
+from modules.perception.image import (
+    Encoder,
     ImageEncoderConfig,
     KeypointEncoderConfig,
     KeypointMapEncoderConfig,
-    MultiModalEncoderConfig,
     SpatialEncoderConfig,
 )
-from modules.perception.base import Encoder
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import (
     HORIZON,
     ActorProtocol,

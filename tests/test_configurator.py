@@ -23,7 +23,7 @@ from modules.cost.cost import (
     ValueCriticsConfig,
 )
 from modules.memory.short_term import GRUMemoryConfig
-from modules.perception import MultiModalEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import ConfigError
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.jepa import (

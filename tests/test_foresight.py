@@ -42,7 +42,7 @@ from modules.cost.cost import (
 )
 from modules.cost.drives import Drives
 from modules.nets import EnsembleHead, StandardizedHead
-from modules.perception import MultiModalEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import (
     CONTINUE,
     ConfigError,

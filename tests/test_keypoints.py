@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modules.perception import KeypointEncoder, KeypointEncoderConfig
+from modules.perception.image import KeypointEncoder, KeypointEncoderConfig
 from modules.types import ConfigError
 
 SIDE = 16

@@ -25,10 +25,8 @@ from ami_agent.adapters.observations import ignored_fields, obs_fields, read_obs
 from ami_agent.config import build
 from ami_agent.logger import RunLogger
 from ami_agent.train import Trainer
-from modules.perception import (
-    ImageEncoderConfig,
-    MultiModalEncoderConfig,
-)
+from modules.perception.image import ImageEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import ConfigError
 from tests.conftest import error_line, small
 

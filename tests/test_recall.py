@@ -39,8 +39,8 @@ from modules.memory.short_term import (
     reset_where,
     unroll_memory,
 )
-from modules.perception import MultiModalEncoderConfig
-from modules.perception.target_encoder import OnlineTarget, StopGradientTarget
+from modules.perception.multi_modal import MultiModalEncoderConfig
+from modules.perception.target_encoder import OnlineTarget
 from modules.types import CONTINUE, ConfigError, Trajectory, Transition
 from tests.test_memory import life
 
@@ -400,7 +400,7 @@ def test_a_target_without_gradient_has_none_through_what_is_recalled(tiny):
     model = tiny.world_model.build((D, 1, 1), 2, 1)
     batch = Trajectory(normal(4, 4, D), normal(4, 3, 2), torch.zeros(4, 3, 1),
                        torch.zeros(4, 3, dtype=torch.bool), torch.arange(4))  # fmt: skip
-    for target, flows in ((OnlineTarget(), [True, True]), (StopGradientTarget(), [True, False])):
+    for target, flows in ((OnlineTarget(False), [True, True]), (OnlineTarget(True), [True, False])):
         requested.clear()
         loss = JEPALoss(
             lambda obs: obs.clone().requires_grad_(),

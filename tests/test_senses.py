@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ami_agent.adapters.actions import action_adapter
 from ami_agent.adapters.observations import OutOfBoundsError, obs_fields
-from modules.perception import MultiModalEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import ConfigError
 
 U8, F32, F64 = np.uint8, np.float32, np.float64

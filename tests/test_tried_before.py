@@ -74,7 +74,7 @@ def of(tiny, env_id, **stages):
     env = EnvConfig(id=env_id)
     tasks = {"control_cost": TaskSpec(weights={"control_cost": 1.0})}
     stages = {**tiny.stages, "collect": replace(tiny.stages["collect"], options={}), **stages}
-    from modules.perception import MultiModalEncoderConfig
+    from modules.perception.multi_modal import MultiModalEncoderConfig
 
     return replace(
         tiny, env=env, eval_env=env, tasks=tasks, perception=MultiModalEncoderConfig(),

@@ -19,7 +19,7 @@ from modules.actor.subgoals.edges import bellman_ford, distance_penalty
 from modules.configurator import Task
 from modules.cost.quasimetric import GlimpseQuasimetricConfig
 from modules.nets import POSITION_SCALE, GlimpseConfig
-from modules.perception import KeypointMapEncoder, KeypointMapEncoderConfig
+from modules.perception.image import KeypointMapEncoder, KeypointMapEncoderConfig
 from modules.types import ConfigError, QuasimetricFns
 from modules.world_model.dynamics import GlimpseDynamics, GlimpseDynamicsConfig
 from tests.conftest import Stepping, make_context, small

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
-from modules.perception import (
+from modules.perception.image import (
     ImageEncoderConfig,
     KeypointEncoderConfig,
-    MultiModalEncoderConfig,
+    PatchEmbed,
     SpatialEncoderConfig,
 )
-from modules.perception.base import PatchEmbed
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.perception.target_encoder import (
     EMATargetConfig,
     OnlineTargetConfig,

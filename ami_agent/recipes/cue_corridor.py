@@ -12,7 +12,7 @@ from modules.actor.planning import GradientPlannerConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
 from modules.memory.short_term import AttentionMemoryConfig
-from modules.perception import ImageEncoderConfig
+from modules.perception.image import ImageEncoderConfig
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.jepa import (
     InteroceptionHeadConfig,

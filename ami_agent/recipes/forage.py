@@ -18,7 +18,7 @@ from modules.actor.adaptive import AdaptiveActorConfig
 from modules.actor.planning import GradientPlannerConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
-from modules.perception import MultiModalEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.jepa import (
     InteroceptionHeadConfig,

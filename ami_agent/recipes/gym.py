@@ -24,7 +24,7 @@ from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import PolicyConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
-from modules.perception import MultiModalEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.jepa import (
     TransitionHeadConfig,

@@ -26,11 +26,8 @@ from modules.cost.quasimetric import (
     FourierQuasimetricConfig,
     GlimpseQuasimetricConfig,
 )
-from modules.perception import (
-    KeypointEncoderConfig,
-    KeypointMapEncoderConfig,
-    MultiModalEncoderConfig,
-)
+from modules.perception.image import KeypointEncoderConfig, KeypointMapEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import (
     FourierDynamicsConfig,
     GlimpseDynamicsConfig,

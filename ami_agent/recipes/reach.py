@@ -11,7 +11,7 @@ from modules.actor.action_space import BoxActions
 from modules.actor.planning import GradientPlannerConfig
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import FourierQuasimetricConfig
-from modules.perception import MultiModalEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import FourierDynamicsConfig
 from modules.world_model.jepa import WorldModelConfig
 

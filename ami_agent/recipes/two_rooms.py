@@ -31,12 +31,8 @@ from modules.cost.quasimetric import (
     ConvQuasimetricConfig,
     FourierQuasimetricConfig,
 )
-from modules.perception import (
-    ImageEncoderConfig,
-    KeypointEncoderConfig,
-    MultiModalEncoderConfig,
-    SpatialEncoderConfig,
-)
+from modules.perception.image import ImageEncoderConfig, KeypointEncoderConfig, SpatialEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import (
     ConvDynamicsConfig,
     FourierDynamicsConfig,

@@ -20,7 +20,7 @@ from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import FourierQuasimetricConfig
-from modules.perception import MultiModalEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import FourierDynamicsConfig
 from modules.world_model.jepa import WorldModelConfig
 from modules.world_model.latents import SparseLatentConfig

@@ -44,7 +44,7 @@ from modules.cost.cost import Cost, InteroceptiveCost, ValueCritics
 from modules.cost.drives import Drives
 from modules.memory.replay_buffer import OBS_ONLY
 from modules.memory.short_term import unroll_memory
-from modules.perception import MultiModalEncoder
+from modules.perception.multi_modal import MultiModalEncoder
 from modules.perception.target_encoder import EMATarget
 from modules.types import ConfigError, Observation, TaskContext, tree_map
 

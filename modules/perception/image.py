@@ -1,23 +1,16 @@
-"""Encoders of one image: to a vector, to a feature map, or to a vector by keypoints."""
+"""Encoders of one image: to a vector, to a feature map, to a vector by keypoints, or to keypoints
+and a map of the static scene; and the parts that all encoders share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from modules.nets import silu_mlp
-from modules.perception.base import (
-    BYTES,
-    Encoder,
-    ModalityShapes,
-    PatchEmbed,
-    image_shape,
-    scale_modality,
-    to_byte_range,
-)
+from modules.nets import POSITION_SCALE, silu_mlp
 from modules.types import (
     WIDTH,
     ConfigError,
@@ -27,6 +20,75 @@ from modules.types import (
     as_dict,
     validate_ranges,
 )
+
+ModalityShapes = Mapping[str, tuple[int, ...]]
+"""The shape of each modality of an observation, by name."""
+
+BYTES = 255.0
+"""The largest value of a uint8 pixel."""
+
+
+def image_shape(shapes: ModalityShapes, patch: int) -> MapShape:
+    """The shape of the only modality, an image; raises ConfigError for other observations."""
+    shape = next(iter(shapes.values()), ())
+    if len(shapes) == 1 and len(shape) == 3 and min(shape[1:]) >= patch:
+        return shape  # type: ignore[return-value]
+    given = " ".join(str(s) if n == "obs" else f"{n} {s}" for n, s in shapes.items())
+    raise ConfigError(
+        f"observations of shape {given} are no images [channels, height, width] "
+        f"of at least {patch} by {patch} pixels, which this encoder needs"
+    )
+
+
+def scale_modality(part: Tensor, weight: float | Tensor) -> Tensor:
+    """`[B, ...]` times its weight, one number or `[B]`."""
+    if isinstance(weight, Tensor):
+        return part * weight.reshape(-1, *[1] * (part.ndim - 1))
+    return part if weight == 1 else part * weight
+
+
+class Encoder(nn.Module):
+    """Observations `[B, *O]` -> states `[B, D]`; D folds into `shape`."""
+
+    shape: MapShape
+
+    @property
+    def adapt_sizes(self) -> Mapping[str, int]:
+        """The modalities that `adapt` reads, by name, and how many observations of each."""
+        return {}
+
+    def adapt(self, obs: Observation) -> None:
+        """Takes the scale of the inputs from observations `[N, *O]`; most encoders need none."""
+
+
+def weighted_image(obs: Observation, modality_weights: ModalityWeights) -> Tensor:
+    """The only modality of an observation, uint8 or float from 0 to 1, times its weight -> pixels
+    `[B, C, S, S]` from 0 to 255."""
+    ((name, image),) = as_dict(obs).items()
+    pixels = BYTES * image if image.is_floating_point() else image
+    return scale_modality(pixels, modality_weights.get(name, 1))
+
+
+class PatchEmbed(nn.Module):
+    """A linear layer over patches of pixels `[N, C, S, S]` from 0 to 255 -> `[N, C', h, w]`. A
+    matrix product over rearranged uint8 is several times faster than a strided convolution. Pixels
+    beyond the last whole patch are ignored, as in a vision transformer."""
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.project = nn.Linear(channels * patch * patch, width)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        patches, weight = self.patches(obs), self.project.weight / BYTES
+        features = nn.functional.linear(patches.to(weight.dtype), weight, self.project.bias)
+        return features.permute(0, 3, 1, 2)
+
+    def patches(self, obs: Tensor) -> Tensor:
+        """`[N, h, w, C p p]`, of the same type."""
+        size = self.patch
+        patches = obs.unfold(2, size, size).unfold(3, size, size)  # [N, C, h, w, p, p]
+        return patches.permute(0, 2, 3, 1, 4, 5).flatten(3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +128,7 @@ class ImageEncoder(Encoder):
         )
 
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
-        ((name, image),) = as_dict(obs).items()
-        return self.layers(scale_modality(to_byte_range(image), modality_weights.get(name, 1)))
+        return self.layers(weighted_image(obs, modality_weights))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +161,7 @@ class SpatialEncoder(Encoder):
         )
 
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
-        ((name, image),) = as_dict(obs).items()
-        return self.layers(scale_modality(to_byte_range(image), modality_weights.get(name, 1)))
+        return self.layers(weighted_image(obs, modality_weights))
 
 
 class SpatialSoftmax(nn.Module):
@@ -133,6 +193,20 @@ class SpatialSoftmax(nn.Module):
         return torch.cat([x, y], -1)
 
 
+CHANNEL = (0, 65_535)
+"""Valid numbers of a channel, whatever the image."""
+
+
+def check_channels(num_channels: int, **chosen: tuple[int, ...]) -> None:
+    """Raises ConfigError for a channel that an image of `num_channels` does not have."""
+    for name, channels in chosen.items():
+        if max(channels, default=0) >= num_channels:
+            raise ConfigError(
+                f"{name} has channel {max(channels)} of an image that has {num_channels}; "
+                f"channels are from 0 to {num_channels - 1}"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeypointEncoderConfig:
     kernel: int = 5
@@ -154,13 +228,8 @@ class KeypointEncoderConfig:
         validate_ranges(
             self, kernel=WIDTH, stride=WIDTH, channels=WIDTH, points=WIDTH, hidden=WIDTH
         )
-        validate_ranges(
-            self,
-            motion_scale=(0.0, 1e6),
-            state_dim=WIDTH,
-            current_channels=(0, 65_535),
-            previous_channels=(0, 65_535),
-        )
+        validate_ranges(self, motion_scale=(0.0, 1e6), state_dim=WIDTH, current_channels=CHANNEL)
+        validate_ranges(self, previous_channels=CHANNEL)
         current, previous = len(self.current_channels), len(self.previous_channels)
         if previous and previous != current:
             raise ConfigError(
@@ -170,12 +239,11 @@ class KeypointEncoderConfig:
 
     def build(self, shapes: ModalityShapes) -> KeypointEncoder:
         shape = image_shape(shapes, self.kernel)
-        for channel in (*self.current_channels, *self.previous_channels):
-            if not 0 <= channel < shape[0]:
-                raise ConfigError(
-                    f"channel {channel} of an image that has {shape[0]}; current_channels and "
-                    f"previous_channels must be from 0 to {shape[0] - 1}"
-                )
+        check_channels(
+            shape[0],
+            current_channels=self.current_channels,
+            previous_channels=self.previous_channels,
+        )
         return KeypointEncoder(self, shape)
 
 
@@ -198,11 +266,92 @@ class KeypointEncoder(Encoder):
         self.layers = silu_mlp(2 * config.points * num_frames, config.hidden, config.state_dim)
 
     def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
-        ((name, image),) = as_dict(obs).items()
-        image = scale_modality(to_byte_range(image), modality_weights.get(name, 1))
+        image = weighted_image(obs, modality_weights)
         pixels = image.to(self.points.sharpness.dtype) / BYTES
         points = self.points(pixels[:, self.current_channels])
         if not self.previous_channels:
             return self.layers(points)
         motion = self.motion_scale * (points - self.points(pixels[:, self.previous_channels]))
         return self.layers(torch.cat([points, motion], -1))
+
+
+KERNEL = 5
+"""Side of the convolution that finds keypoints, in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeypointMapEncoderConfig:
+    current_channels: tuple[int, ...] = (1,)
+    """Channels of the image that show the moving objects in the latest frame."""
+    previous_channels: tuple[int, ...] = (2,)
+    """Channels that show them in the frame before, as many."""
+    static_channels: tuple[int, ...] = (0,)
+    """Channels that show the static scene."""
+    points: int = 1
+    """Number of keypoints."""
+    motion_scale: float = 8.0
+    """Factor on the motion of the keypoints, relative to their positions from -1 to 1."""
+    hidden: int = 16
+    channels: int = 4
+    """Channels of the map."""
+    stride: int = 2
+    """Pixels between the cells of the map."""
+
+    def __post_init__(self) -> None:
+        validate_ranges(self, points=WIDTH, motion_scale=(0.0, 1e6), hidden=WIDTH, channels=WIDTH)
+        validate_ranges(self, stride=WIDTH, current_channels=CHANNEL, previous_channels=CHANNEL)
+        validate_ranges(self, static_channels=CHANNEL)
+        current, previous = len(self.current_channels), len(self.previous_channels)
+        static = len(self.static_channels)
+        if not current == previous >= 1 or not static:
+            raise ConfigError(
+                f"current_channels has {current} channels, previous_channels {previous} and "
+                f"static_channels {static}; each must have at least one, and previous_channels as "
+                "many as current_channels"
+            )
+
+    def build(self, shapes: ModalityShapes) -> KeypointMapEncoder:
+        channels, *sides = image_shape(shapes, KERNEL)
+        if sides[0] != sides[1]:
+            raise ConfigError(f"an image of {sides[0]} by {sides[1]}; it must be a square")
+        check_channels(
+            channels,
+            current_channels=self.current_channels,
+            previous_channels=self.previous_channels,
+            static_channels=self.static_channels,
+        )
+        return KeypointMapEncoder(self, sides[0])
+
+
+class KeypointMapEncoder(Encoder):
+    """Pixels `[B, C, S, S]` -> state `[B, D]` of two parts: position and motion of some keypoints,
+    4 numbers each, and a map `[C', S', S']` of the static scene. Each part keeps its own share of
+    the state, and a dynamics model that reads the map around the keypoints (`GlimpseDynamics`)
+    learns the effect of walls once for all layouts."""
+
+    def __init__(self, config: KeypointMapEncoderConfig, side: int) -> None:
+        super().__init__()
+        self.config = config
+        self.points = SpatialSoftmax(
+            len(config.current_channels), config.hidden // 2, config.points, KERNEL, 1
+        )
+        self.map = nn.Sequential(
+            nn.Conv2d(len(config.static_channels), config.hidden, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(config.hidden, config.channels, 3, config.stride, padding=1),
+            nn.Flatten(),
+        )
+        map_side = -(-side // config.stride)
+        self.shape: MapShape = (4 * config.points + config.channels * map_side**2, 1, 1)
+
+    def forward(self, obs: Observation, modality_weights: ModalityWeights) -> Tensor:
+        config, image = self.config, weighted_image(obs, modality_weights)
+        pixels = image.to(self.points.sharpness.dtype) / BYTES
+        current, previous = (
+            self.points(pixels[:, list(c)])
+            for c in (config.current_channels, config.previous_channels)
+        )
+        static = self.map(pixels[:, list(config.static_channels)])
+        return torch.cat(
+            [POSITION_SCALE * current, config.motion_scale * (current - previous), static], 1
+        )

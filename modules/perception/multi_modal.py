@@ -17,13 +17,7 @@ from modules.nets import (
     silu_mlp,
     updated_scale,
 )
-from modules.perception.base import (
-    ADAPT_IMAGES,
-    Encoder,
-    ModalityShapes,
-    ScaledPatchEmbed,
-    scale_modality,
-)
+from modules.perception.image import BYTES, Encoder, ModalityShapes, PatchEmbed, scale_modality
 from modules.types import (
     WIDTH,
     ConfigError,
@@ -36,6 +30,50 @@ from modules.types import (
 
 MAX_PATCHES = 64
 """Most patches along the longer side of an image."""
+
+
+SMALL_RANGE = 32
+"""A uint8 channel that spans less than this is scaled by its own range: symbols, a mask, depth in
+metres."""
+ADAPT_IMAGES = 256
+"""Images that the range of a channel is taken from."""
+
+
+class ScaledPatchEmbed(PatchEmbed):
+    """`PatchEmbed` for pixels of any type and range: every channel is scaled to 0 to 1 by the range
+    in the first observations. A uint8 channel keeps its full range unless it spans less than
+    SMALL_RANGE."""
+
+    low: Tensor
+    span: Tensor
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__(channels, patch, width)
+        self.register_buffer("low", torch.zeros(channels))
+        self.register_buffer("span", torch.full((channels,), BYTES))
+
+    def adapt(self, obs: Tensor) -> None:
+        """Takes the range of each channel from pixels `[N, C, S, S]`."""
+        pixels = obs[:ADAPT_IMAGES].movedim(1, 0).flatten(1)
+        low, high = pixels.amin(1).to(self.low), pixels.amax(1).to(self.low)
+        span = high - low
+        if obs.is_floating_point():  # a constant channel may vary later, by about its own value
+            span = torch.where(span > 0, span, torch.where(low == 0, 1.0, low.abs()))
+        else:
+            is_small = (span > 0) & (span < SMALL_RANGE)
+            low, span = torch.where(is_small, low, 0.0), torch.where(is_small, span, BYTES)
+        self.low.copy_(low)
+        self.span.copy_(span)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        patches, size = self.patches(obs), self.patch**2
+        low, span = (unit.repeat_interleave(size) for unit in (self.low, self.span))
+        weight, bias = self.project.weight / span, self.project.bias
+        if obs.is_floating_point():  # a shifted bias would lose precision where low is large
+            features = nn.functional.linear(patches - low, weight, bias)
+        else:
+            features = nn.functional.linear(patches.to(weight.dtype), weight, bias - weight @ low)
+        return features.permute(0, 3, 1, 2)
 
 
 class ImageBranch(nn.Sequential):

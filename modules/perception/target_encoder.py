@@ -14,36 +14,35 @@ from modules.types import FRACTION, ModalityWeights, Observation, validate_range
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineTargetConfig:
+    """The target is the encoder's own state, with gradient (as in PLDM and VICReg)."""
+
     def build(self, perception: nn.Module) -> OnlineTarget:
-        return OnlineTarget()
+        return OnlineTarget(stop_gradient=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopGradientTargetConfig:
+    """The target is the encoder's own state, without gradient (SimSiam, Chen & He 2021)."""
+
+    def build(self, perception: nn.Module) -> OnlineTarget:
+        return OnlineTarget(stop_gradient=True)
 
 
 class OnlineTarget(nn.Module):
-    """The target is the encoder's own state, with gradient (as in PLDM and VICReg)."""
+    """The encoder's own state as the target."""
+
+    def __init__(self, stop_gradient: bool) -> None:
+        super().__init__()
+        self.stop_gradient = stop_gradient
 
     def forward(
         self, obs: Observation, features: Tensor, modality_weights: ModalityWeights
     ) -> Tensor:
         """Observations `[N, *O]` and their features `[N, D]` -> targets `[N, D]`."""
-        return features
+        return features.detach() if self.stop_gradient else features
 
     def update(self, perception: nn.Module) -> None:
         """There is no copy to update."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopGradientTargetConfig:
-    def build(self, perception: nn.Module) -> StopGradientTarget:
-        return StopGradientTarget()
-
-
-class StopGradientTarget(OnlineTarget):
-    """The target is the encoder's own state, without gradient (SimSiam, Chen & He 2021)."""
-
-    def forward(
-        self, obs: Observation, features: Tensor, modality_weights: ModalityWeights
-    ) -> Tensor:
-        return features.detach()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +73,3 @@ class EMATarget(nn.Module):
     def update(self, perception: nn.Module) -> None:
         """Moves the average towards the encoder; called after each gradient step."""
         self.average.update_parameters(perception)
-
-
-TargetEncoder = OnlineTarget | EMATarget | StopGradientTarget
