@@ -33,7 +33,7 @@ from ami_agent.viewer.camera import RenderCamera
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import QuasimetricConfig
 from modules.memory.replay_buffer import ReplayBuffer
-from modules.memory.short_term import GRUMemory, GRUMemoryConfig, NoMemory
+from modules.memory.short_term import GRUMemory, GRUMemoryConfig, ShortTermMemory
 from modules.types import Trajectory, Transition, as_dict
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.hjepa import JEPALevelConfig
@@ -130,9 +130,6 @@ def test_what_is_still_running_or_was_broken_off_is_not_taken_for_a_short_episod
     again = of_lengths(1)
     again.load_state_dict({n: part.clone() for n, part in memory.state_dict().items()})
     assert again.fraction(4) == pytest.approx(8 / 10)
-    older = {n: part for n, part in memory.state_dict().items() if n != "done"}
-    again.load_state_dict(older)  # of a version that did not say where episodes are done
-    assert again.fraction(4) == pytest.approx(8 / 10)
 
 
 def padded(seed: int = 0, count: int = 8, size: int = D) -> Trajectory:
@@ -211,7 +208,7 @@ def test_windows_that_are_whole_have_the_same_terms_with_and_without_a_mask():
         JEPALoss(
             perception,
             lambda obs, features: features,
-            NoMemory(),
+            ShortTermMemory(),
             world_model,
             channels=D,
             group_size=2,

@@ -32,7 +32,6 @@ from modules.memory.storage import (
     find_windows,
     from_obs_parts,
     gather_rows,
-    newest_frame,
     obs_parts,
     step_parts,
 )
@@ -101,7 +100,10 @@ class ReplayBuffer:
         check_finite({**parts, **{f"next {k}": v for k, v in next_parts.items()}})
         for name, part in (*parts.items(), *next_parts.items()):
             check_like(name, self._templates[name], part)
-        self._check_stacks(parts, next_parts)
+        if self._stack > 1:
+            first = self._age[:, self._steps % self._rows] == 0
+            for name, part in next_parts.items():
+                check_stacks(name, parts[name], part, first, self._last_done, self._stack)
         self._write(self._steps, parts)
         self._write(self._steps + 1, next_parts)
         self._advance(self._last_done)
@@ -279,8 +281,8 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state_dict` saved; ConfigError if this buffer was built otherwise."""
-        expected = {*self._store, "age", "episode", "ended", "steps"}
-        if set(state) - {"done"} != expected:  # buffers of older versions don't have it
+        expected = {*self._store, "age", "episode", "done", "ended", "steps"}
+        if set(state) != expected:
             raise ConfigError(
                 f"the replay buffer needs {sorted(expected)}, but was given {sorted(state)}"
             )
@@ -294,8 +296,7 @@ class ReplayBuffer:
             part[: len(state[name])] = state[name].to(self._device)
         self._age.zero_()[:, : state["age"].shape[1]] = state["age"].to(self._device)
         self._episode[:, : state["age"].shape[1]] = state["episode"].to(self._device)
-        done = state.get("done", state["terminated"].T.roll(1, 1) & (state["age"] > 0))
-        self._done.zero_()[:, : done.shape[1]] = done.to(self._device)
+        self._done.zero_()[:, : state["done"].shape[1]] = state["done"].to(self._device)
         self._last_done.copy_(state["ended"])
         self._steps, self._run_start = steps, run_start
         self._windows.clear()
@@ -314,19 +315,16 @@ class ReplayBuffer:
         self._windows.clear()
 
     def _frames(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The newest frame of observations `[B, ...]`, and all other parts unchanged."""
-        return {
-            name: newest_frame(name, part, self._stack) if name.startswith("obs") else part
-            for name, part in parts.items()
-        }
-
-    def _check_stacks(self, obs: Mapping[str, Tensor], next_obs: Mapping[str, Tensor]) -> None:
-        if self._stack == 1:
-            return
-        first = self._age[:, self._steps % self._rows] == 0
-        for name, part in next_obs.items():
-            starts, resets = first.to(part.device), self._last_done.to(part.device)
-            check_stacks(name, obs[name], part, starts, resets, self._stack)
+        """The newest frame of observations `[B, stack * F, ...]`, and all other parts unchanged;
+        ConfigError for observations that are not divisible into frames."""
+        found = dict(parts)
+        for name, part in parts.items():
+            if name.startswith("obs") and self._stack > 1:
+                if part.shape[1] % self._stack:
+                    shape = list(part.shape)
+                    raise ConfigError(f"{name} {shape} is not a stack of {self._stack} frames")
+                found[name] = part[:, -(part.shape[1] // self._stack) :]
+        return found
 
     def _newest_frames(self, parts: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
         """Parts of an episode `[B, T, ...]` as they are stored, and the number of frames before its

@@ -103,14 +103,6 @@ def can_store(stored: torch.dtype, given: torch.dtype) -> bool:
     return stored == given or (both_float and torch.promote_types(stored, given) == stored)
 
 
-def newest_frame(name: str, part: Tensor, stack: int) -> Tensor:
-    """Stacks of frames `[B, stack * F, ...]`, the latest last -> the latest frame `[B, F, ...]`;
-    ConfigError if the first axis is not divisible by `stack`."""
-    if part.shape[1] % stack:
-        raise ConfigError(f"{name} {list(part.shape)} is not a stack of {stack} frames")
-    return part[:, part.shape[1] - part.shape[1] // stack :]
-
-
 def check_stacks(
     name: str, obs: Tensor, next_obs: Tensor, first: Tensor, resets: Tensor, stack: int
 ) -> None:
@@ -118,9 +110,9 @@ def check_stacks(
     begin with `obs` (`first` `[B]`) or with `next_obs` (`resets` `[B]`) must repeat their first
     frame; in all others `next_obs` must be `obs` shifted by one new frame."""
     size = obs.shape[1] // stack
-    shift = (-1, *[1] * (obs.ndim - 1))
-    expected = torch.where(resets.view(shift), next_obs[:, size:], obs[:, size:])
-    expected_first = torch.where(first.view(shift), obs[:, size:], obs[:, :-size])
+    first, resets = (m.to(obs.device).view(-1, *[1] * (obs.ndim - 1)) for m in (first, resets))
+    expected = torch.where(resets, next_obs[:, size:], obs[:, size:])
+    expected_first = torch.where(first, obs[:, size:], obs[:, :-size])
     if not (next_obs[:, :-size].equal(expected) and obs[:, :-size].equal(expected_first)):
         raise ConfigError(
             f"{name} is not a stack of {stack} frames, the latest last, that begins with the first "
