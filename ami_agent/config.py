@@ -60,18 +60,15 @@ from modules.cost.cost import (
     GoalCritic,
     GoalCriticConfig,
     InteroceptiveCost,
-    NoGoalCriticConfig,
-    NoValueCriticsConfig,
     ValueCriticsConfig,
 )
-from modules.cost.drives import Drives
-from modules.cost.intrinsic import IntrinsicCostConfig
+from modules.cost.intrinsic import Drives, IntrinsicCostConfig
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import (
     AttentionMemoryConfig,
     GRUMemoryConfig,
-    NoMemoryConfig,
     ReferenceObservations,
+    ShortTermMemory,
 )
 from modules.perception.image import (
     Encoder,
@@ -100,9 +97,7 @@ LARGE_OBS = 10_000
 class MemoryConfig:
     """What the agent remembers: of an episode, and of all episodes."""
 
-    short_term: NoMemoryConfig | GRUMemoryConfig | AttentionMemoryConfig = field(
-        default_factory=NoMemoryConfig
-    )
+    short_term: GRUMemoryConfig | AttentionMemoryConfig | None = None
     """Short-term memory: what of the episode so far the state depends on."""
     num_reference_obs: int = 0
     """Observations of all episodes that are kept to recognise imagined states by, K."""
@@ -120,11 +115,9 @@ class CostConfig:
     """Intrinsic costs of interoceptive signals, by name."""
     intrinsic: dict[str, IntrinsicCostConfig] = field(default_factory=dict)
     """Further intrinsic costs of states and actions, by name: the user's own."""
-    goal_critic: GoalCriticConfig | NoGoalCriticConfig = field(default_factory=GoalCriticConfig)
+    goal_critic: GoalCriticConfig | None = field(default_factory=GoalCriticConfig)
     """Predicts the number of steps from a state to a goal."""
-    value_critics: ValueCriticsConfig | NoValueCriticsConfig = field(
-        default_factory=NoValueCriticsConfig
-    )
+    value_critics: ValueCriticsConfig | None = None
     """Predict the future cost of each drive."""
 
 
@@ -391,10 +384,9 @@ def _build(
         require_attributes(f"cost.intrinsic.{name}", settings, "weight")
     if not config.tasks:
         raise ConfigError("tasks is empty; an agent needs at least one task")
-    if isinstance(config.cost.value_critics, ValueCriticsConfig) and not config.cost.drives:
+    if config.cost.value_critics is not None and not config.cost.drives:
         raise ConfigError(
-            "value_critics predict the costs of drives, and there are none: it must be "
-            "NoValueCritics"
+            "value_critics predict the costs of drives, and there are none: it must be None"
         )
     if spec.choices != (
         config.action_space.sizes if isinstance(config.action_space, OneHotActions) else ()
@@ -412,10 +404,12 @@ def _build(
         )
         require_attributes("perception", perception, "shape")
         shape = perception.shape
-        short_term_memory = build_component(
-            "memory.short_term",
-            config.memory.short_term,
-            lambda: config.memory.short_term.build(shape),
+        memory, values = config.memory.short_term, config.cost.value_critics
+        critic = config.cost.goal_critic
+        short_term_memory = (
+            ShortTermMemory()
+            if memory is None
+            else build_component("memory.short_term", memory, lambda: memory.build(shape))
         )
         world_model = build_component(
             "world_model",
@@ -423,14 +417,12 @@ def _build(
             lambda: config.world_model.build(shape, spec.action_dim, len(spec.interoception)),
         )
         interoceptive_cost = InteroceptiveCost(
-            drives, config.cost.value_critics.build(shape, len(drives.names))
+            drives, None if values is None else values.build(shape, len(drives.names))
         )
         cost = Cost(
-            build_component(
-                "cost.goal_critic",
-                config.cost.goal_critic,
-                lambda: config.cost.goal_critic.build(shape),
-            ),
+            None
+            if critic is None
+            else build_component("cost.goal_critic", critic, lambda: critic.build(shape)),
             interoceptive_cost,
             world_model.ensemble.disagreement,
             {

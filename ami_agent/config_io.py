@@ -48,8 +48,9 @@ def _register_component(converter: cattrs.Converter, hint: Any) -> None:
     """A field that holds one of these classes, written down by its name; or one of the user's own,
     written down by its module and name."""
     members = get_args(hint) or (hint,)
-    by_name = {member.__qualname__: member for member in members}
+    by_name = {member.__qualname__: member for member in members if member is not types.NoneType}
     sole = members[0] if len(members) == 1 else None
+    optional = types.NoneType in members
     hooks: dict[type, tuple[Any, Any]] = {}
 
     def hooks_of(kind: type) -> tuple[Any, Any]:
@@ -60,7 +61,9 @@ def _register_component(converter: cattrs.Converter, hint: Any) -> None:
             )
         return hooks[kind]
 
-    def unstructure(value: Any) -> dict[str, Any]:
+    def unstructure(value: Any) -> dict[str, Any] | None:
+        if value is None and optional:
+            return None
         data: dict[str, Any] = hooks_of(type(value))[0](value)
         if type(value) is sole:
             return data
@@ -68,18 +71,25 @@ def _register_component(converter: cattrs.Converter, hint: Any) -> None:
         return {**data, "_type": type(value).__qualname__ if own else component_path(type(value))}
 
     def structure(value: Any, _: Any) -> Any:
+        if value is None and optional:
+            return None
         if not isinstance(value, dict):
             raise ConfigError(f"{_shorten(value)} is given, and an object is needed")
         name = value.get("_type")
-        kind = sole if name is None else by_name.get(str(name))
-        if kind is None and "." in str(name):
-            kind = component_class(str(name))
-        if kind is None:
-            raise ConfigError(f"_type is {_shorten(name)}; it must be {' or '.join(by_name)}")
+        kind = sole if name is None and sole else _named_class(name, by_name)
         return hooks_of(kind)[1]({k: v for k, v in value.items() if k != "_type"}, kind)
 
     converter.register_structure_hook_func(lambda kind: kind == hint, structure)
     converter.register_unstructure_hook_func(lambda kind: kind == hint, unstructure)
+
+
+def _named_class(name: Any, by_name: Mapping[str, type]) -> type:
+    """One of these classes, or one of the user's own, by the name that settings write down."""
+    if str(name) in by_name:
+        return by_name[str(name)]
+    if "." in str(name):
+        return component_class(str(name))
+    raise ConfigError(f"_type is {_shorten(name)}; it must be {' or '.join(by_name)}")
 
 
 def _is_component(kind: Any) -> bool:
@@ -221,7 +231,8 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
         same = one.get("_type") == other.get("_type")
         names = dict.fromkeys([*one, *other] if same else ["_type"])
         return [d for n in names for d in differences(one.get(n), other.get(n), f"{path}.{n}")]
-    return [] if one == other else [f"{path.lstrip('.')} is {one!r}, not {other!r}"]
+    kinds = [part.get("_type", part) if isinstance(part, dict) else part for part in (one, other)]
+    return [] if one == other else [f"{path.lstrip('.')} is {kinds[0]!r}, not {kinds[1]!r}"]
 
 
 def component_choices(kind: type = Config, path: str = "") -> dict[str, dict[str, type]]:
@@ -233,6 +244,8 @@ def component_choices(kind: type = Config, path: str = "") -> dict[str, dict[str
         members = [member for member in candidates if dataclasses.is_dataclass(member)]
         if members and (several or _is_component(hint)):
             choices[path + name] = {class_name(m): m for m in members}  # type: ignore[misc]
+            if types.NoneType in candidates:
+                choices[path + name]["None"] = types.NoneType
         for member in members:
             choices |= component_choices(member, f"{path}{name}.")  # type: ignore[arg-type]
     return choices
@@ -382,6 +395,8 @@ def _concrete_class(default: Any) -> Any:
         else:
             if isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
                 hint = Annotated[hint, tyro.conf.Suppress]  # no flags within a mapping
+            elif value is None and any(map(dataclasses.is_dataclass, get_args(hint))):
+                hint = Annotated[None, tyro.conf.Suppress]  # nor of a component that is left out
             fields.append((name, hint, dataclasses.field(default_factory=partial(copy, value))))
     return dataclasses.make_dataclass(
         kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True,

@@ -36,7 +36,6 @@ from ami_agent.training.collect import EPISODE_METRICS, describe_constant_reward
 from ami_agent.training.critics import longest_episode
 from ami_agent.training.optim import tune_malloc
 from ami_agent.validate import check_config
-from modules.cost.cost import ValueCritics
 from modules.types import ConfigError, DivergenceError
 
 LOG_EVERY = 50
@@ -177,7 +176,7 @@ class Trainer:
 
     def run(self) -> Agent:
         """Runs the remaining stages. Raises Interrupted, whose message says what was saved."""
-        if isinstance(critics := self.agent.cost.interoceptive_cost.value_critics, ValueCritics):
+        if (critics := self.agent.cost.interoceptive_cost.value_critics) is not None:
             self.logger.info(describe_discount(critics.discount, *self.max_episode_steps))
         try:
             for index, (name, stage) in enumerate(self.config.stages.items()):
@@ -194,9 +193,9 @@ class Trainer:
         if not saved_state:
             self.head_at_stage_start = buffer_head(self.agent.replay_buffer.state_dict())
         value_critics = self.agent.cost.interoceptive_cost.value_critics
-        had_discount = bool(value_critics.discount)
+        had_discount = value_critics is None or bool(value_critics.discount)
         stage_run = stage.start(self.agent, self.config.env, stage_seed(self.seed, name))
-        if value_critics.discount and not had_discount:
+        if value_critics is not None and value_critics.discount and not had_discount:
             steps = longest_episode(self.agent.replay_buffer)
             self.logger.info(
                 f"discount {value_critics.discount:.3g}, for episodes of {steps} steps as collected"

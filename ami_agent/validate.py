@@ -13,7 +13,6 @@ from ami_agent.custom import class_name
 from ami_agent.sizing import check_size
 from modules.actor.policy import StuckPerturbationConfig
 from modules.types import ConfigError
-from modules.world_model.jepa import NoInteroceptionConfig
 
 
 def check_config(config: Config) -> None:
@@ -40,11 +39,10 @@ def check_all(configs: Mapping[str, Config]) -> None:
 
 def check_stages(config: Config) -> None:
     """Raises ConfigError for a stage that could not be taken, or that is missing."""
-    head = config.world_model.interoception_head
-    if config.cost.drives and isinstance(head, NoInteroceptionConfig):
+    if config.cost.drives and config.world_model.interoception_head is None:
         raise ConfigError(
             f"the drives {', '.join(config.cost.drives)} are costs of interoceptive signals, which "
-            "the world model does not predict: world_model.interoception_head is NoInteroception"
+            "the world model does not predict: world_model.interoception_head is None"
         )
     for name, stage in config.stages.items():
         stage.check(config, name)

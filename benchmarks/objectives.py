@@ -92,7 +92,7 @@ def published() -> Variants:
             "world_model": components.WorldModelConfig(
                 dynamics=components.MLPDynamicsConfig(hidden=256)
             ),
-            "cost.goal_critic": components.NoGoalCriticConfig(),
+            "cost.goal_critic": None,
             "stages.train_goal_critic": None,
             "stages.distill_paths": None,
             "configurator": components.ConfiguratorConfig(goal_distance=1, critic=0),

@@ -27,7 +27,6 @@ from ami_agent.components import (
     GaussianLatentConfig,
     HierarchicalJEPAConfig,
     JEPALevelConfig,
-    NoLatentConfig,
     NoPolicyProposalConfig,
     SparseLatentConfig,
 )
@@ -42,7 +41,7 @@ from ami_agent.evaluation.policies import (
 from ami_agent.training import TrainHierarchy
 
 LATENTS = {
-    "none": (NoLatentConfig(), 0.0),
+    "none": (None, 0.0),
     "gaussian": (GaussianLatentConfig(), 0.01),
     "sparse": (SparseLatentConfig(size=4), 0.001),
     "discrete": (CategoricalLatentConfig(), 0.0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt, prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -163,11 +162,6 @@ class StandardizedHead(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """`[..., D]` -> `[..., N]`"""
         return self.mean + self.scale * self.layers(state)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Weights saved before version 0.2 have no offset."""
-        state_dict.setdefault(f"{prefix}offset", torch.zeros_like(self.offset))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def _is_large_mean(mean: Tensor, std: Tensor) -> Tensor:

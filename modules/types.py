@@ -257,16 +257,15 @@ class PolicyRolloutFn(Protocol):
     ) -> Rollout: ...
 
 
-class CostFn(Protocol):
-    """The unweighted energy of every imagined future, `[B, P]`."""
+CostFn: TypeAlias = Callable[[Rollout, TaskContext], Tensor]
+"""The unweighted energy of every imagined future, `[B, P]`."""
 
-    def __call__(self, rollout: Rollout, context: TaskContext) -> Tensor: ...
+CostTermsFn: TypeAlias = Callable[[Rollout, TaskContext], dict[str, Tensor]]
+"""The weighted energies of every imagined future, by name, each `[B, P]`."""
 
-
-class CostTermsFn(Protocol):
-    """The weighted energies of every imagined future, by name, each `[B, P]`."""
-
-    def __call__(self, rollout: Rollout, context: TaskContext) -> dict[str, Tensor]: ...
+ProposalFn: TypeAlias = Callable[[Tensor, TaskContext, torch.Generator], Tensor]
+"""State `[B, D]` -> initial candidates for a planner, `[B, P, H, A]`; P may be 0. Random ones are
+drawn from the generator."""
 
 
 class PlannerCarry(NamedTuple):
@@ -279,13 +278,6 @@ class PlannerCarry(NamedTuple):
     def initial(cls, seed: int) -> PlannerCarry:
         """At the beginning of an episode."""
         return cls(torch.Generator().manual_seed(seed))
-
-
-class ProposalFn(Protocol):
-    """State `[B, D]` -> initial candidates for a planner, `[B, P, H, A]`; P may be 0. Random ones
-    are drawn from `rng`."""
-
-    def __call__(self, state: Tensor, context: TaskContext, rng: torch.Generator) -> Tensor: ...
 
 
 class PlannerProtocol(Protocol):

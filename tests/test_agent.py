@@ -21,11 +21,9 @@ from modules.actor.policy import (
     StuckPerturbationConfig,
 )
 from modules.configurator import Task, TaskSpec
-from modules.cost.cost import NoGoalCriticConfig
 from modules.memory.short_term import (
     AttentionMemoryConfig,
     GRUMemoryConfig,
-    NoMemoryConfig,
 )
 from modules.types import ConfigError, Observation, Plan, as_dict
 from tests.conftest import small
@@ -237,7 +235,7 @@ def test_every_recipe_takes_its_stages_and_each_moves_its_own_components_only(na
 
 def learns(config: Config, stage: str) -> set[str]:
     """The boxes that a lesson of these settings moves."""
-    recalls = stage == "train_jepa" and not isinstance(config.memory.short_term, NoMemoryConfig)
+    recalls = stage == "train_jepa" and config.memory.short_term is not None
     keeps = config.memory.num_reference_obs and stage in ("collect", "planner_rollouts")
     return (
         LEARNS[stage]
@@ -351,7 +349,7 @@ def test_the_critic_stays_the_teacher_until_its_student_has_learnt():
 @pytest.mark.parametrize("stage", ["train_goal_critic", "distill_paths"])
 def test_who_has_no_critic_cannot_teach_it(stage):
     config = small(recipes.two_rooms_random(), steps=2)
-    config = override(config, {"cost.goal_critic": NoGoalCriticConfig()})
+    config = override(config, {"cost.goal_critic": None})
     with pytest.raises(ConfigError, match="without a goal critic"):
         trained(config, ("collect", stage))
 
@@ -365,9 +363,7 @@ def weigh(**weights: float) -> Callable[[Config], Config]:
 
 @pytest.mark.parametrize("ablation", [weigh(goal_distance=1.0, critic=0.0), weigh()])
 def test_without_a_critic_one_can_still_plan(tiny, ablation):
-    controller, obs = waking(
-        ablation(override(tiny, {"cost.goal_critic": NoGoalCriticConfig()})), "plan"
-    )
+    controller, obs = waking(ablation(override(tiny, {"cost.goal_critic": None})), "plan")
     assert controller.act(obs).energy.isfinite().all()
 
 

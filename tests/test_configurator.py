@@ -19,7 +19,6 @@ from ami_agent.evaluation.policies import EpisodeStart, task_of
 from modules.configurator import ConfiguratorConfig, Task, TaskSpec
 from modules.cost.cost import (
     GoalCriticConfig,
-    NoValueCriticsConfig,
     ValueCriticsConfig,
 )
 from modules.memory.short_term import GRUMemoryConfig
@@ -146,7 +145,7 @@ def test_who_has_no_drives_is_reported_so(config):
         config,
         {
             "cost.drives": (),
-            "cost.value_critics": NoValueCriticsConfig(),
+            "cost.value_critics": None,
             "configurator": ConfiguratorConfig(),
             "tasks": {"come": TaskSpec(goal_source="env")},
         },
@@ -161,7 +160,7 @@ def test_who_has_no_drives_is_reported_so(config):
         ({"cost.drives": ("hunger", "thirst")}, "'thirst'; there are hunger, pain, "),
         (
             {"cost.drives": ()},
-            "predict the costs of drives, and there are none: it must be NoValueCritics$",
+            "predict the costs of drives, and there are none: it must be None$",
         ),
         ({"tasks": {}}, "needs at least one task"),
         (
@@ -218,7 +217,7 @@ def test_the_weight_of_a_drive_is_also_that_of_its_critic(config):
     task = Task(drives={"hunger": 2.0, "pain": 0.25})
     for foresight, ahead in (
         (ValueCriticsConfig(hidden=8), {"critic_hunger": 2.0, "critic_pain": 0.25}),
-        (NoValueCriticsConfig(), {}),
+        (None, {}),
     ):
         agent = make_policy(override(config, {"cost.value_critics": foresight}))
         controller = agent.controller(tensors=True)

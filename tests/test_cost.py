@@ -26,12 +26,17 @@ from modules.cost.cost import (
     Cost,
     GoalCritic,
     InteroceptiveCost,
-    NoGoalCritic,
-    NoValueCritics,
     ValueCritics,
+    no_goal_critic,
 )
-from modules.cost.drives import DRIVES, Drives
-from modules.cost.intrinsic import boredom, control_cost, goal_distance, soft_nearest
+from modules.cost.intrinsic import (
+    DRIVES,
+    Drives,
+    boredom,
+    control_cost,
+    goal_distance,
+    soft_nearest,
+)
 from modules.cost.quasimetric import (
     ConvQuasimetricConfig,
     Quasimetric,
@@ -77,10 +82,10 @@ def rollout(states: Tensor, actions: Tensor, interoception: Tensor | None = None
 
 
 CHANNELS = ("reward", "energy", "damage")
-INSENTIENT = InteroceptiveCost(Drives((), CHANNELS), NoValueCritics(0.9))
+INSENTIENT = InteroceptiveCost(Drives((), CHANNELS), None, 0.9)
 
 
-def cost_of(critic: nn.Module, body: InteroceptiveCost = INSENTIENT) -> Cost:
+def cost_of(critic: nn.Module | None, body: InteroceptiveCost = INSENTIENT) -> Cost:
     return Cost(critic, body, NoEnsemble().disagreement)
 
 
@@ -90,7 +95,7 @@ def curiosity(double: bool) -> CostFn:
         torch.manual_seed(0)
         uncertainty = EnsembleConfig(members=3, hidden=4).build((3, 1, 1), 2)
     uncertainty = uncertainty.double() if double else uncertainty
-    return Cost(NoGoalCritic(), INSENTIENT, uncertainty.disagreement).cost_functions()["curiosity"]
+    return Cost(None, INSENTIENT, uncertainty.disagreement).cost_functions()["curiosity"]
 
 
 A_PATH = rollout(
@@ -147,7 +152,7 @@ def test_the_critic_is_the_mean_distance_of_all_that_is_yet_to_come():
         boredom,
         curiosity(True),
         GoalCritic(quasimetric(2)).double(),
-        NoGoalCritic(),
+        no_goal_critic,
     ],
 )
 def test_an_energy_has_the_gradient_it_claims(energy: CostFn):
@@ -169,7 +174,7 @@ def test_an_energy_has_the_gradient_it_claims(energy: CostFn):
         boredom,
         curiosity(False),
         GoalCritic(quasimetric(2)),
-        NoGoalCritic(),
+        no_goal_critic,
     ],
 )
 def test_every_future_is_evaluated_by_itself(energy: CostFn):
@@ -236,9 +241,7 @@ def test_curiosity_is_minus_the_variance_of_what_the_members_expect():
             return self.times * both[..., :2]
 
     uncertainty = Ensemble([Says(1.0), Says(3.0)])  # variance: twice the square of where one acts
-    known = Cost(NoGoalCritic(), INSENTIENT, uncertainty.disagreement)(
-        A_PATH, context(HOME, curiosity=3.0)
-    )
+    known = Cost(None, INSENTIENT, uncertainty.disagreement)(A_PATH, context(HOME, curiosity=3.0))
     assert known["curiosity"].item() == -3 * 2 * (9**2 + 9**2 + 1**2 + 0**2) / 4
 
 
@@ -275,15 +278,12 @@ def test_what_has_no_weight_is_not_computed():
 
 
 def test_without_a_critic_there_is_no_value_critics():
-    assert torch.equal(NoGoalCritic()(A_PATH, context(HOME)), torch.zeros(1, 1))
+    assert torch.equal(no_goal_critic(A_PATH, context(HOME)), torch.zeros(1, 1))
 
 
 def test_intrinsic_costs_have_nothing_that_could_be_trained():
-    drives = Drives(tuple(DRIVES), [drive.channel for drive in DRIVES.values()])
-    assert (
-        list(cost_of(NoGoalCritic(), InteroceptiveCost(drives, NoValueCritics(0.9))).parameters())
-        == []
-    )
+    drives = Drives(tuple(DRIVES), [signal for signal, _ in DRIVES.values()])
+    assert list(cost_of(None, InteroceptiveCost(drives, None, 0.9)).parameters()) == []
 
 
 class ReplanTrigger(ValueCritics):
@@ -331,9 +331,7 @@ def test_the_drives_and_their_critics_have_the_gradient_they_claim():
 
 
 def test_a_limit_is_priced_by_what_exceeds_it_at_any_step_and_else_free():
-    cost = cost_of(
-        NoGoalCritic(), InteroceptiveCost(Drives(("pain",), CHANNELS), NoValueCritics(0.9))
-    )
+    cost = cost_of(None, InteroceptiveCost(Drives(("pain",), CHANNELS), None, 0.9))
     interoception = torch.zeros(1, 2, 3, 3)
     interoception[0, :, :, 2] = torch.tensor([[0.5, 0.1, 0.6], [0.4, 0.0, 0.3]])
     future = rollout(torch.zeros(1, 2, 4, 2), torch.zeros(1, 2, 3, 2), interoception)
@@ -386,15 +384,13 @@ def test_what_came_cheaper_than_foreseen_counts_for_more():
 )
 def test_weights_that_make_no_sense_are_refused_by_name(weights: Mapping[str, float], message: str):
     with pytest.raises(ConfigError, match=message):
-        cost_of(NoGoalCritic()).validate_weights(weights)
+        cost_of(None).validate_weights(weights)
 
 
 def test_weights_that_make_sense_are_taken():
-    cost_of(NoGoalCritic()).validate_weights(
-        {"goal_distance": 0.0, "control_cost": 2, "critic": 1.5}
-    )
+    cost_of(None).validate_weights({"goal_distance": 0.0, "control_cost": 2, "critic": 1.5})
     interoception = cost_of(
-        NoGoalCritic(), InteroceptiveCost(Drives(("pain",), CHANNELS), ReplanTrigger(1, 0.9))
+        None, InteroceptiveCost(Drives(("pain",), CHANNELS), ReplanTrigger(1, 0.9))
     )
     interoception.validate_weights({"pain": 1.0, "critic_pain": 0.5, "boredom": 1, "curiosity": 2})
 

@@ -34,13 +34,10 @@ from modules.cost.cost import (
     CONSTRAINT_PENALTY,
     Cost,
     InteroceptiveCost,
-    NoGoalCritic,
-    NoGoalCriticConfig,
-    NoValueCritics,
     ValueCritics,
     ValueCriticsConfig,
 )
-from modules.cost.drives import Drives
+from modules.cost.intrinsic import Drives
 from modules.nets import EnsembleHead, StandardizedHead
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import (
@@ -90,7 +87,7 @@ def remembering(positions: Tensor, interoception: Tensor, done: Tensor) -> Agent
                 interoception_head=InteroceptionHeadConfig(hidden=4),
             ),
             "cost.drives": ("pain", "reward"),
-            "cost.goal_critic": NoGoalCriticConfig(),
+            "cost.goal_critic": None,
             "cost.value_critics": ValueCriticsConfig(hidden=32, discount=DISCOUNT),
             "configurator": ConfiguratorConfig(critic=0.0),
             "tasks": {"hide": TaskSpec(drives={"pain": 1.0})},
@@ -319,7 +316,7 @@ def along(horizon: int) -> Rollout:
 def body(drives: tuple[str, ...], values: Tensor | None = None) -> InteroceptiveCost:
     """One that foresees these values, or nothing."""
     if values is None:
-        return InteroceptiveCost(Drives(drives, CHANNELS), NoValueCritics(DISCOUNT))
+        return InteroceptiveCost(Drives(drives, CHANNELS), None, DISCOUNT)
     foresight = ValueCritics(EnsembleHead([Table(values)]), len(drives), DISCOUNT)
     return InteroceptiveCost(Drives(drives, CHANNELS), foresight)
 
@@ -375,7 +372,7 @@ def stairs(state: Tensor, actions: Tensor) -> Rollout:
 EYE = RolloutEvaluator(
     stairs,
     stepwise(stairs),
-    Cost(NoGoalCritic(), body(("pain", "reward")), NoEnsemble().disagreement),
+    Cost(None, body(("pain", "reward")), NoEnsemble().disagreement),
     BoxActions(),
     1,
 )
@@ -450,7 +447,7 @@ def test_nothing_is_promised_after_death_and_no_limit_broken():
     future = Rollout(
         torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 0), interoception
     )
-    body = InteroceptiveCost(drives, NoValueCritics(DISCOUNT))
+    body = InteroceptiveCost(drives, None, DISCOUNT)
     assert body(future, {"pain": 1.0})["limit pain"].item() == 1  # by the second step alone
 
     agent = settled(torch.zeros(2, 2))

@@ -23,7 +23,6 @@ from modules.actor.subgoals import FlatConfig, LandmarkGraphConfig
 from modules.actor.subgoals.edge_feedback import initial_feedback
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE
 from modules.configurator import Task, TaskSpec
-from modules.cost.cost import NoGoalCriticConfig
 from modules.types import ConfigError, QuasimetricFns, TaskContext
 from tests.conftest import Stepping, make_context, small, unexpected_query
 
@@ -517,7 +516,7 @@ def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_collected(ma
             "task 'squint'",
         ),
         (
-            {"cost.goal_critic": NoGoalCriticConfig(), "stages.train_goal_critic": None},
+            {"cost.goal_critic": None, "stages.train_goal_critic": None},
             "needs the goal critic",
         ),
     ):

@@ -23,11 +23,11 @@ from ami_agent.training.critics import lambda_returns
 from ami_agent.training.optim import OptimConfig
 from modules.actor.action_space import MAX_ALTERNATIVES, OneHotActions
 from modules.actor.planning.risk import ScenarioCVaR
-from modules.cost.cost import InteroceptiveCost, NoValueCritics
-from modules.cost.drives import Drives
+from modules.cost.cost import InteroceptiveCost
+from modules.cost.intrinsic import Drives
 from modules.memory.short_term import GRUMemoryConfig
 from modules.types import ConfigError, Rollout
-from modules.world_model.latents import NoLatentConfig, SparseLatentConfig
+from modules.world_model.latents import SparseLatentConfig
 
 
 class Line(gymnasium.Env):
@@ -101,14 +101,14 @@ def stage_run_of(config, collected=True):
 
 
 def test_what_comes_after_death_does_not_count():
-    body = InteroceptiveCost(Drives(("reward",), ("reward", "alive")), NoValueCritics(0.5))
+    body = InteroceptiveCost(Drives(("reward",), ("reward", "alive")), None, 0.5)
     interoception = torch.tensor([[[[1.0, 1.0], [1.0, 0.25], [1.0, 1.0]]]])  # [B, P, H, I]
     path = torch.zeros(1, 1, 4, 2)
     rollout = Rollout(path, torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 0), interoception)
     # mean of the returns over 1, 2 and 3 steps: -1, -1 - 1/2, -1 - 1/2 - 1/4 of a quarter
     by_hand = -(1 + 1.5 + 1.5 + 0.25 * 0.25) / 3
     assert body(rollout, {})["reward"].item() == pytest.approx(by_hand)
-    immortal = InteroceptiveCost(Drives(("reward",), ("reward",)), NoValueCritics(0.5))
+    immortal = InteroceptiveCost(Drives(("reward",), ("reward",)), None, 0.5)
     endless = rollout._replace(interoception=interoception[..., :1])
     assert immortal(endless, {})["reward"].item() == pytest.approx(-(1 + 1.5 + 1.75) / 3)
 
@@ -162,11 +162,11 @@ def test_the_policy_does_not_move_the_env_model_nor_the_critic_that_judges_it():
 
 @pytest.mark.parametrize(
     ("ratio", "latent"),
-    [(0.5, NoLatentConfig), (0.2, NoLatentConfig), (0.5, SparseLatentConfig)],
+    [(0.5, None), (0.2, None), (0.5, SparseLatentConfig())],
 )
 def test_put_away_and_taken_up_again_it_episodes_and_learns_the_same(ratio, latent, tmp_path):
     config = recipe(ratio=ratio)
-    config = replace(config, world_model=replace(config.world_model, latent=latent()))
+    config = replace(config, world_model=replace(config.world_model, latent=latent))
     whole, first = stage_run_of(config), stage_run_of(config)
     for _ in range(35):
         whole.update()

@@ -20,8 +20,7 @@ from modules.world_model.jepa import DynamicsLevel, NoEnsemble, NoInteroception,
 from modules.world_model.latents import (
     CategoricalLatentConfig,
     GaussianLatentConfig,
-    NoLatent,
-    NoLatentConfig,
+    Latent,
     Normal,
     SparseLatent,
     SparseLatentConfig,
@@ -42,7 +41,7 @@ SHARE = 0.25
 def made(kind: str) -> WorldModel:
     """Fresh; what was inferred last, as far as there can be any, was anything."""
     torch.manual_seed(0)
-    latent = KINDS[kind].build(1, 1) if kind in KINDS else NoLatent()
+    latent = KINDS[kind].build(1, 1) if kind in KINDS else Latent()
     if isinstance(latent, SparseLatent):
         nn.init.normal_(latent.memory_bank)
     dynamics = MLPDynamicsConfig(hidden=32).build((1, 1, 1), 1, latent.size)
@@ -202,7 +201,7 @@ def test_any_recipe_may_have_one(kind):
     agent = build(config, env.spec)
     env.close()
     plain = ablation.without(config, "latent")
-    assert plain.world_model.latent == NoLatentConfig()
+    assert plain.world_model.latent is None
     assert agent.world_model.level(0).latent.size > 0
     (output,) = agent.world_model.imagine(torch.zeros(1, 32), torch.zeros(1, 1, 2, 2)).latents
     assert output.shape == (1, 2, agent.world_model.level(0).latent.size)

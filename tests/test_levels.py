@@ -25,19 +25,17 @@ from modules.cost.quasimetric import QuasimetricConfig
 from modules.types import ConfigError, Plan, PlannerCarry, QuasimetricFns
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.hjepa import (
-    ActionPrior,
     HierarchicalJEPA,
     HierarchicalJEPAConfig,
     JEPALevelConfig,
     LevelPlanner,
     SharedCriticConfig,
 )
-from modules.world_model.latents import NoLatentConfig, SparseLatentConfig
+from modules.world_model.latents import Normal, SparseLatentConfig
 from tests.conftest import Stepping, make_context, small, unexpected_query
 
 STRIDE = 4
 STEP = 0.1
-NONE = NoLatentConfig()
 SMALL = JEPALevelConfig(
     macro_dim=2, hidden=32, dynamics=MLPDynamicsConfig(hidden=32),
     distance=QuasimetricConfig(hidden=32),
@@ -73,11 +71,11 @@ def trained(strides: tuple[int, ...] = (STRIDE,), size: int = 0) -> dict[str, Te
     return levels.state_dict()
 
 
-Latents = NoLatentConfig | SparseLatentConfig
+Latents = SparseLatentConfig | None
 
 
 def made(
-    strides: tuple[int, ...] = (STRIDE,), size: int = 0, latent: Latents = NONE, **output: object
+    strides: tuple[int, ...] = (STRIDE,), size: int = 0, latent: Latents = None, **output: object
 ) -> HierarchicalJEPA:
     torch.manual_seed(0)
     level = replace(SMALL, state_dim=size, latent=latent)
@@ -242,7 +240,7 @@ def test_the_prior_knows_what_episode_contains():
     collected = level.action_prior(states[:, 0]).nll(level.encode_actions(actions)[:, 0])
     never = level.action_prior(states[:, 0]).nll(torch.ones(200, 2))
     assert never.mean() > collected.mean() + 0.3
-    known = ActionPrior(torch.zeros(1), torch.ones(1))
+    known = Normal(torch.zeros(1), torch.ones(1))
     assert float(known.nll(torch.tensor([2.0]))) == pytest.approx(2 + 0.9189, abs=1e-3)
 
 
@@ -292,7 +290,7 @@ def test_what_cannot_be_known_of_a_stride_is_reported_by_a_latent_variable_of_th
         return ready.eval(), missed, information
 
     known, error, output = gusty(SparseLatentConfig(size=2))
-    zero_weights, blind_error, nothing = gusty(NoLatentConfig())
+    zero_weights, blind_error, nothing = gusty(None)
     assert output > nothing == 0
     assert error < 0.3 * blind_error
     observed: dict[str, Tensor] = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import ami_agent.training.representation_losses as objectives
 from ami_agent.training.jepa import JEPALoss
 from ami_agent.training.representation_losses import LossWeights
-from modules.memory.short_term import NoMemory
+from modules.memory.short_term import ShortTermMemory
 from modules.perception.target_encoder import StopGradientTargetConfig
 from modules.types import Trajectory
 from modules.world_model.jepa import (
@@ -24,7 +24,7 @@ from modules.world_model.jepa import (
     NoInteroception,
     WorldModel,
 )
-from modules.world_model.latents import NoLatent
+from modules.world_model.latents import Latent
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -118,7 +118,7 @@ def model(
     doubt: Ensemble | NoEnsemble | None = None,
 ) -> WorldModel:
     return WorldModel(
-        [DynamicsLevel(Line(scale), NoLatent())],
+        [DynamicsLevel(Line(scale), Latent())],
         feeling or NoInteroception(),
         doubt or NoEnsemble(),
         1,
@@ -135,7 +135,7 @@ def walked(obs: Tensor, actions: Tensor, interoception: Tensor | None = None) ->
 def loss(walk: Trajectory, scale: float, model: WorldModel, **how: Any) -> dict[str, Tensor]:
     """Of a mind that perceives what is seen times a scale, and whose targets are its states."""
     terms = JEPALoss(
-        lambda obs: scale * obs, lambda obs, features: features, NoMemory(), model, **how
+        lambda obs: scale * obs, lambda obs, features: features, ShortTermMemory(), model, **how
     )
     return terms(walk, torch.Generator())
 

@@ -32,8 +32,6 @@ from modules.memory.short_term import (
     AttentionMemoryConfig,
     EpisodeMemory,
     GRUMemoryConfig,
-    NoMemory,
-    NoMemoryConfig,
     ReferenceObservations,
     ShortTermMemory,
     reset_where,
@@ -45,8 +43,8 @@ from modules.types import CONTINUE, ConfigError, Trajectory, Transition
 from tests.test_memory import life
 
 D, MOMENTS = 4, 3
-FORMS: dict[str, NoMemoryConfig | GRUMemoryConfig | AttentionMemoryConfig] = {
-    "none": NoMemoryConfig(),
+FORMS: dict[str, GRUMemoryConfig | AttentionMemoryConfig | None] = {
+    "none": None,
     "belief": GRUMemoryConfig(hidden=5),
     "associative": AttentionMemoryConfig(num_slots=MOMENTS, slot_dim=6),
 }
@@ -67,7 +65,8 @@ def awake(module: nn.Module) -> nn.Module:
 
 
 def recall_of(form: str) -> ShortTermMemory:
-    return awake(FORMS[form].build((D, 1, 1)))
+    settings = FORMS[form]
+    return awake(settings.build((D, 1, 1)) if settings else ShortTermMemory())
 
 
 def depends(form: str, length: int) -> Tensor:
@@ -190,7 +189,7 @@ def test_an_episode_may_begin_in_some_envs_in_all_or_in_others(form):
 
 
 def test_nothing_collected_before_is_near_when_an_episode_begins():
-    term = Remembering(NoMemory())
+    term = Remembering(ShortTermMemory())
     for now in normal(3, 5, D).unbind(1):
         term.update(now, keep=4)
     torch.testing.assert_close(term.memory.episode_states(), normal(3, 5, D)[:, 1:])

@@ -32,7 +32,6 @@ from ami_agent.viewer.projectors import ProbeProjector
 from ami_agent.viewer.record import record_episodes
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import TaskSpec
-from modules.cost.cost import NoGoalCriticConfig
 from modules.types import ConfigError, ModalityWeights
 
 STEPS = 4
@@ -277,7 +276,7 @@ def test_places_from_which_nothing_leads_to_the_goal_leave_colours_to_all_others
 
 
 def test_without_a_critic_there_is_no_critic_map(planned, projector):
-    zero_weights = untrained_agent({"cost.goal_critic": NoGoalCriticConfig()})
+    zero_weights = untrained_agent({"cost.goal_critic": None})
     assert (
         critic_map.compute_critic_map(zero_weights, WORLD, projector, planned[0].recorded) is None
     )

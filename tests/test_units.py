@@ -25,7 +25,7 @@ from modules.actor.action_space import BoxActions
 from modules.actor.planning import GradientPlannerConfig, RolloutEvaluator
 from modules.actor.planning.evaluator import safe_std
 from modules.cost.cost import InteroceptiveCost, ValueCritics
-from modules.cost.drives import Drives
+from modules.cost.intrinsic import Drives
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.nets import StandardizedHead
 from modules.perception.multi_modal import StandardizedInput

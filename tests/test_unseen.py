@@ -21,7 +21,7 @@ from modules.cost.quasimetric import GlimpseQuasimetricConfig
 from modules.nets import POSITION_SCALE, GlimpseConfig
 from modules.perception.image import KeypointMapEncoder, KeypointMapEncoderConfig
 from modules.types import ConfigError, QuasimetricFns
-from modules.world_model.dynamics import GlimpseDynamics, GlimpseDynamicsConfig
+from modules.world_model.dynamics import GlimpseDynamicsConfig, MLPDynamics
 from tests.conftest import Stepping, make_context, small
 from tests.test_hierarchy import straight
 
@@ -82,7 +82,7 @@ def test_what_is_no_scene_is_refused(shape):
             )
 
 
-def lively() -> GlimpseDynamics:
+def lively() -> MLPDynamics:
     torch.manual_seed(0)
     model = GlimpseDynamicsConfig(hidden=16, glimpse=GLANCE).build(SHAPE, 2)
     torch.nn.init.normal_(model.delta_head.weight)

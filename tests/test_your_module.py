@@ -14,6 +14,7 @@ import torch
 import ami_agent as ami
 from ami_agent import config_io, custom
 from ami_agent.ablation import variants
+from ami_agent.cli.args import TrainFlags
 from ami_agent.cli.main import main
 from ami_agent.config import build
 from ami_agent.training.actor_critic import choice_loss
@@ -202,6 +203,31 @@ def test_a_component_is_chosen_by_the_name_of_its_class():
         config_io.choose_components(config, ["--planner", "Oracle"])
     swapped = variants(config, (), ("dynamics=FourierDynamics",))["dynamics=FourierDynamics"]
     assert isinstance(swapped.world_model.dynamics, ami.components.FourierDynamicsConfig)
+
+
+def test_a_component_that_is_left_out_is_none_and_has_no_flags():
+    flags = ["--goal-critic", "none", "--world-model.latent", "GaussianLatent"]
+    config, left = config_io.choose_components(ami.recipes.two_rooms(), flags)
+    assert config.cost.goal_critic is None
+    assert config.world_model.latent == ami.components.GaussianLatentConfig()
+    assert left == []
+    data = config_io.to_json(config)
+    assert data["cost"]["goal_critic"] is None
+    assert config_io.from_json(data, "here") == config
+    with pytest.raises(ConfigError, match=r"--goal-critic\.distance\.hidden"):
+        config_io.parse(TrainFlags(config=config), ["--goal-critic.distance.hidden", "3"], "ami")
+    with pytest.raises(ConfigError, match="planner may be GradientPlanner"):
+        config_io.choose_components(config, ["--planner", "none"])
+    data["world_model"]["dynamics"] = None
+    with pytest.raises(ConfigError, match=r"world_model\.dynamics: None is given"):
+        config_io.from_json(data, "here")
+    changes = config_io.differences(
+        config_io.to_json(config), config_io.to_json(ami.recipes.two_rooms())
+    )
+    assert changes == [
+        "world_model.latent is 'GaussianLatentConfig', not None",
+        "cost.goal_critic is None, not 'GoalCriticConfig'",
+    ]
 
 
 def test_override_changes_settings_by_path_and_keeps_the_order_of_stages():

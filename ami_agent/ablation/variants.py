@@ -16,11 +16,8 @@ from ami_agent.training.representation_losses import LossWeights
 from modules.actor.policy import NoPolicyProposalConfig
 from modules.actor.subgoals import FlatConfig, LandmarkGraphConfig
 from modules.configurator import TaskSpec
-from modules.cost.cost import NoGoalCriticConfig, NoValueCriticsConfig
-from modules.memory.short_term import NoMemoryConfig
 from modules.types import ConfigError
 from modules.world_model.hjepa import HierarchicalJEPAConfig
-from modules.world_model.latents import NoLatentConfig
 
 ConfigChange = Callable[[Config], Config]
 
@@ -34,10 +31,10 @@ FLAT = {
     "stages.train_hierarchy": None,
     "stages.select_landmarks": None,
 }
-NO_VALUES = {"cost.value_critics": NoValueCriticsConfig(), "stages.train_values": None}
+NO_VALUES = {"cost.value_critics": None, "stages.train_values": None}
 NO_GOAL_CRITIC = {
     **FLAT,
-    "cost.goal_critic": NoGoalCriticConfig(),
+    "cost.goal_critic": None,
     "stages.train_goal_critic": None,
     "stages.distill_paths": None,
     "configurator.critic": 0.0,
@@ -46,7 +43,7 @@ NO_GOAL_CRITIC = {
 
 def _without_goal_critic(config: Config) -> Config:
     """The distance in representation space stands in for the critic."""
-    if isinstance(config.cost.goal_critic, NoGoalCriticConfig):
+    if config.cost.goal_critic is None:
         return config
     weight = config.configurator.goal_distance or 1.0
     return override(config, {**NO_GOAL_CRITIC, "configurator.goal_distance": weight})
@@ -77,7 +74,7 @@ PART_REMOVALS: Mapping[str, ConfigChange] = {
     "goal_critic": _without_goal_critic,
     "path_distillation": _change({"stages.distill_paths": None}),
     "hierarchy": _change(FLAT),
-    "latent": _change({"world_model.latent": NoLatentConfig()}),
+    "latent": _change({"world_model.latent": None}),
     "planner_rollouts": _change(
         {"stages.planner_rollouts": None, "stages.finetune_dynamics": None}
     ),
@@ -90,7 +87,7 @@ PART_REMOVALS: Mapping[str, ConfigChange] = {
         }
     ),
     "policy_proposal": _change({"actor.policy_proposal": NoPolicyProposalConfig()}),
-    "memory": _change({"memory.short_term": NoMemoryConfig()}),
+    "memory": _change({"memory.short_term": None}),
     "priming": _without_priming,
     "value_critics": _change(NO_VALUES),
     "drives": _without_drives,

@@ -10,7 +10,7 @@ from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions
 from modules.actor.planning import GradientPlannerConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
-from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
+from modules.cost.cost import ValueCriticsConfig
 from modules.memory.short_term import AttentionMemoryConfig
 from modules.perception.image import ImageEncoderConfig
 from modules.world_model.dynamics import MLPDynamicsConfig
@@ -35,7 +35,7 @@ def cue_corridor() -> Config:
         ),
         cost=CostConfig(
             drives=("reward",),
-            goal_critic=NoGoalCriticConfig(),
+            goal_critic=None,
             value_critics=ValueCriticsConfig(discount=0.95),
         ),
         actor=ActorConfig(planner=GradientPlannerConfig()),

@@ -17,7 +17,7 @@ from modules.actor.action_space import BallActions
 from modules.actor.adaptive import AdaptiveActorConfig
 from modules.actor.planning import GradientPlannerConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
-from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
+from modules.cost.cost import ValueCriticsConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.jepa import (
@@ -42,7 +42,7 @@ def forage() -> Config:
         ),
         cost=CostConfig(
             drives=("hunger", "pain", "taste", "reward"),
-            goal_critic=NoGoalCriticConfig(),
+            goal_critic=None,
             value_critics=ValueCriticsConfig(discount=0.95),
         ),
         actor=ActorConfig(

@@ -23,7 +23,7 @@ from modules.actor.action_space import BoxActions, OneHotActions
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import PolicyConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
-from modules.cost.cost import NoGoalCriticConfig, ValueCriticsConfig
+from modules.cost.cost import ValueCriticsConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.jepa import (
@@ -64,7 +64,7 @@ def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
         ),
         cost=CostConfig(
             drives=("reward",),
-            goal_critic=NoGoalCriticConfig(),
+            goal_critic=None,
             value_critics=ValueCriticsConfig(
                 hidden=hidden,
                 discount=discount_for(episode_steps) if episode_steps else 0,

@@ -41,7 +41,7 @@ from modules.actor.planning.evaluator import safe_std
 from modules.actor.planning.risk import EvaluatedRollouts
 from modules.actor.policy import PolicyProposal
 from modules.cost.cost import Cost, InteroceptiveCost, ValueCritics
-from modules.cost.drives import Drives
+from modules.cost.intrinsic import Drives
 from modules.memory.replay_buffer import OBS_ONLY
 from modules.memory.short_term import unroll_memory
 from modules.perception.multi_modal import MultiModalEncoder
@@ -142,10 +142,10 @@ class ActorCriticStage(Stage):
 
     def check(self, config: Config, name: str) -> None:
         check_value_critics(config, name)
-        kind = class_name(config.memory.short_term)
-        if kind != "NoMemory" and not self.train_jepa.context_steps:
+        memory = config.memory.short_term
+        if memory is not None and not self.train_jepa.context_steps:
             raise ConfigError(
-                f"a state of {kind} depends on the observations before, but "
+                f"a state of {class_name(memory)} depends on the observations before, but "
                 f"{name}.train_jepa.context_steps is 0: it must be at least 1"
             )
         check_task_names(config, f"{name}.task", [self.task] if self.task else [])

@@ -24,7 +24,7 @@ from ami_agent.training.hindsight import SamplesTrajectories
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.evaluator import RandomProposals
 from modules.actor.subgoals.edges import edge_costs, shortest_paths
-from modules.cost.cost import GoalCritic, NoGoalCriticConfig, ValueCritics, ValueCriticsConfig
+from modules.cost.cost import GoalCritic, ValueCritics
 from modules.cost.quasimetric import Quasimetric
 from modules.memory.replay_buffer import Parts, ReplayBuffer
 from modules.memory.short_term import unroll_memory
@@ -104,7 +104,7 @@ def critic_of(agent: Agent) -> Quasimetric:
 
 def check_goal_critic(config: Config, name: str) -> None:
     """Raises ConfigError for a stage that trains a goal critic, where there is none."""
-    if isinstance(config.cost.goal_critic, NoGoalCriticConfig):
+    if config.cost.goal_critic is None:
         raise ConfigError(
             f"the agent has no goal critic, which the stage {name} trains: leave the stage "
             "out (on the command line, --without goal_critic)"
@@ -283,7 +283,7 @@ def expectile_value_loss(predicted: Tensor, returns: Tensor, expectile: float) -
 
 def check_value_critics(config: Config, name: str) -> None:
     """Raises ConfigError for a stage that trains value critics, where there are none."""
-    has_value_critics = isinstance(config.cost.value_critics, ValueCriticsConfig)
+    has_value_critics = config.cost.value_critics is not None
     if not (config.cost.drives and has_value_critics):
         raise ConfigError(
             f"the stage {name} trains the critics of drives: it needs drives and value_critics"

@@ -28,7 +28,6 @@ from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.risk import latin_hypercube
 from modules.actor.subgoals import LandmarkGraph, LandmarkGraphConfig
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE
-from modules.cost.cost import NoGoalCriticConfig
 from modules.cost.quasimetric import Quasimetric
 from modules.types import ConfigError
 from modules.world_model.hjepa import HierarchicalJEPA, HierarchicalJEPAConfig, JEPALevel
@@ -221,7 +220,7 @@ class SelectLandmarks(Stage):
         subgoals = config.actor.subgoals
         if not isinstance(subgoals, LandmarkGraphConfig):
             raise _wrong_subgoals(config, name, "LandmarkGraph")
-        if isinstance(config.cost.goal_critic, NoGoalCriticConfig):
+        if config.cost.goal_critic is None:
             raise ConfigError("subgoals LandmarkGraph needs the goal critic for distances")
         if self.num_candidates < subgoals.num_landmarks:
             raise ConfigError(

@@ -33,7 +33,7 @@ from ami_agent.training.representation_losses import (
     per_location,
 )
 from modules.memory.replay_buffer import Parts
-from modules.memory.short_term import NoMemory, unroll_memory
+from modules.memory.short_term import ShortTermMemory, unroll_memory
 from modules.perception.target_encoder import (
     EMATargetConfig,
     OnlineTargetConfig,
@@ -61,7 +61,7 @@ class JEPALoss:
     """Observations `[N, *O]` -> features `[N, D]`."""
     target_fn: Callable[[Observation, Tensor], Tensor]
     """Observations and their features -> target features, each `[N, D]`."""
-    short_term_memory: NoMemory
+    short_term_memory: ShortTermMemory
     model: WorldModel
     channels: int
     group_size: int = 1

@@ -64,11 +64,12 @@ class AmortizePlanning(SGDStage):
     them: imagined rollouts begin without an episode by which boredom is measured."""
 
     def check(self, config: Config, name: str) -> None:
-        kind = class_name(config.memory.short_term)
-        if kind != "NoMemory":
+        memory = config.memory.short_term
+        if memory is not None:
             raise ConfigError(
-                f"the stage {name} imagines from single observations, and a state of {kind} "
-                f"depends on those before: leave {name} out, or short_term must be NoMemory"
+                f"the stage {name} imagines from single observations, and a state of "
+                f"{class_name(memory)} depends on those before: leave {name} out, or short_term "
+                "must be None"
             )
         check_task_names(config, f"{name}.tasks", self.tasks)
         allowed = [n for n, task in config.tasks.items() if not task.weights.get("boredom")]

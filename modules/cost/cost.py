@@ -1,8 +1,8 @@
-"""Cost: the energy of a state, C(s) = sum_i u_i IC_i(s) + sum_j v_j TC_j(s) (LeCun 2022, 4.3).
+"""Cost: the energy of a state, C(s) = sum_i u_i IC_i(s) + sum_j v_j TC_j(s) (LeCun 2022, 3.2).
 
-Intrinsic costs IC are functions without parameters, so nothing can train them. The critics, the
-trainable costs TC, predict future intrinsic cost: the number of steps to a goal, and for every
-drive (`drives.py`) its discounted sum.
+Intrinsic costs IC are functions without parameters (`intrinsic.py`). The critics, the trainable
+costs TC, predict future intrinsic cost: the number of steps to a goal, and for every drive its
+discounted sum.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules.cost.drives import Drives
-from modules.cost.intrinsic import INTRINSIC
+from modules.cost.intrinsic import INTRINSIC, Drives
 from modules.cost.quasimetric import (
     ConvQuasimetricConfig,
     FourierQuasimetricConfig,
@@ -67,23 +66,9 @@ class GoalCritic(nn.Module):
         return self.distance(rollout.states[:, :, 1:], context.goal[:, None, None]).mean(-1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoGoalCriticConfig:
-    def build(self, shape: MapShape) -> NoGoalCritic:
-        return NoGoalCritic()
-
-
-class NoGoalCritic(nn.Module):
-    """No goal critic: its energy is 0, and planning looks no further than the horizon."""
-
-    def forward(self, rollout: Rollout, context: TaskContext) -> Tensor:
-        return 0 * rollout.actions.sum((-2, -1))  # planners differentiate every energy
-
-
-def _check_discount(config: ValueCriticsConfig | NoValueCriticsConfig) -> None:
-    validate_ranges(config, discount=FRACTION)
-    if config.discount == 1:
-        raise BadSetting("discount", config.discount, "from 0 to less than 1")
+def no_goal_critic(rollout: Rollout, context: TaskContext) -> Tensor:
+    """The energy without a goal critic, 0, `[B, P]`: planning looks no further than the horizon."""
+    return 0 * rollout.actions.sum((-2, -1))  # planners differentiate every energy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +84,20 @@ class ValueCriticsConfig:
     2023)."""
 
     def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH, num_critics=(1, 100))
-        _check_discount(self)
+        validate_ranges(self, hidden=WIDTH, num_critics=(1, 100), discount=FRACTION)
+        if self.discount == 1:
+            raise BadSetting("discount", self.discount, "from 0 to less than 1")
 
     def build(self, shape: MapShape, drives: int) -> ValueCritics:
-        size, hidden, norm = prod(shape), self.hidden, self.norm
         critics = EnsembleHead(
-            relu_mlp(size, hidden, drives, norm) for _ in range(self.num_critics)
+            relu_mlp(prod(shape), self.hidden, drives, self.norm) for _ in range(self.num_critics)
         )
         return ValueCritics(critics, drives, self.discount)
 
 
 class ValueCritics(StandardizedHead):
     """A value function for each of W drives: V(s) = sum_k gamma^k c_k, the discounted sum of the
-    costs after state s, `[..., D]` -> `[..., W]` (LeCun 2022, 4.3; Sutton & Barto 2018, 3.5). Of an
+    costs after state s, `[..., D]` -> `[..., W]` (LeCun 2022, 3.3; Sutton & Barto 2018, 3.5). Of an
     ensemble the maximum counts, the most pessimistic cost (clipped double Q-learning, Fujimoto et
     al. 2018).
 
@@ -165,35 +150,13 @@ class ValueCritics(StandardizedHead):
         return self.all_values(state).amax(0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Weights saved before version 0.2 have neither buffer; a discount from the settings takes
-        precedence over the saved one."""
-        for name, buffer in (("terminal", self.terminal), ("gamma", self.gamma)):
-            state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(buffer) + buffer)
+        """A discount from the settings takes precedence over the saved one."""
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.set_discount(float(self.gamma) if self.discount_from_episodes else self.discount)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoValueCriticsConfig:
-    discount: float = 0.97
-
-    def __post_init__(self) -> None:
-        _check_discount(self)
-
-    def build(self, shape: MapShape, drives: int) -> NoValueCritics:
-        return NoValueCritics(self.discount)
-
-
-class NoValueCritics(nn.Module):
-    """No value critics: drives count up to the planning horizon only."""
-
-    def __init__(self, discount: float) -> None:
-        super().__init__()
-        self.discount = discount
-
-    def forward(self, state: Tensor) -> Tensor:
-        return state[..., :0]
-
+DISCOUNT = 0.97
+"""gamma of the costs up to the horizon, where no critics predict those beyond it."""
 
 CONSTRAINT_PENALTY = 100.0
 """Energy per unit of its drive by which a limit is exceeded, much larger than any other."""
@@ -207,10 +170,13 @@ class InteroceptiveCost(nn.Module):
     horizon. If episodes may terminate, every step is weighted by the probability that the episode
     has not ended."""
 
-    def __init__(self, drives: Drives, value_critics: ValueCritics | NoValueCritics) -> None:
+    def __init__(
+        self, drives: Drives, value_critics: ValueCritics | None, discount: float = DISCOUNT
+    ) -> None:
+        """`discount` counts only without critics, which have their own."""
         super().__init__()
-        self.drives, self.value_critics = drives, value_critics
-        self.drives_with_critic = drives.names if isinstance(value_critics, ValueCritics) else ()
+        self.drives, self.value_critics, self.discount = drives, value_critics, discount
+        self.drives_with_critic = drives.names if value_critics is not None else ()
 
     def names(self) -> list[str]:
         """The names of all energies: the drives and their critics."""
@@ -228,27 +194,25 @@ class InteroceptiveCost(nn.Module):
         step_costs = self.drives(rollout.interoception)  # [B, P, H, W]
         horizon = rollout.actions.shape[2]
         step = torch.arange(horizon, device=step_costs.device, dtype=step_costs.dtype)
-        critics, gamma = self.value_critics, self.value_critics.discount
+        critics = self.value_critics
+        gamma = self.discount if critics is None else critics.discount
         discounts = gamma**step
-        step_shift = (
-            critics.step_shift()
-            if isinstance(critics, ValueCritics)
-            else step_costs.new_zeros(step_costs.shape[-1])
-        )
         alive_before, alive_after = self.drives.survival(rollout.interoception)  # [B, P, H]
         step_weights = alive_before * discounts * (1 - step / horizon)
         immediate = torch.einsum("bphw,bph->bpw", step_costs, step_weights)
-        value_weights = alive_after * discounts * gamma / horizon
-        values = critics(rollout.states[:, :, 1:])
-        bootstrap = torch.einsum("bphw,bph->bpw", values, value_weights)
-        if isinstance(critics, ValueCritics):
+        energies = dict(zip(self.drives.names, immediate.unbind(-1), strict=True))
+        step_shift = step_costs.new_zeros(step_costs.shape[-1])
+        if critics is not None:
+            step_shift = critics.step_shift()
+            value_weights = alive_after * discounts * gamma / horizon
+            values = critics(rollout.states[:, :, 1:])
+            bootstrap = torch.einsum("bphw,bph->bpw", values, value_weights)
             termination = (
                 (alive_before - alive_after) * discounts * gamma * (1 - step / horizon)
             ).sum(-1, keepdim=True)
             bootstrap = bootstrap + termination * critics.terminal
-        critic_names = (f"critic_{name}" for name in self.drives_with_critic)
-        energies = dict(zip(self.drives.names, immediate.unbind(-1), strict=True))
-        energies |= zip(critic_names, bootstrap.unbind(-1), strict=True)
+            names = (f"critic_{name}" for name in self.drives_with_critic)
+            energies |= zip(names, bootstrap.unbind(-1), strict=True)
         for name, limit in limits.items():
             column = self.drives.names.index(name)
             excess = (step_costs[..., column] - (limit + step_shift[column])).relu()
@@ -261,19 +225,15 @@ class Cost(nn.Module):
 
     def __init__(
         self,
-        goal_critic: GoalCritic | NoGoalCritic,
+        goal_critic: GoalCritic | None,
         interoceptive_cost: InteroceptiveCost,
         uncertainty: Uncertainty,
         custom: Mapping[str, CostFn] = MappingProxyType({}),
     ) -> None:
         """`custom`: further intrinsic costs by name; ConfigError for a name that is taken."""
         super().__init__()
-        self.custom = dict(custom)
-        self.goal_critic, self.interoceptive_cost, self.uncertainty = (
-            goal_critic,
-            interoceptive_cost,
-            uncertainty,
-        )
+        self.custom, self.goal_critic = dict(custom), goal_critic
+        self.interoceptive_cost, self.uncertainty = interoceptive_cost, uncertainty
         for name in custom:
             if name in self._standard() or name in interoceptive_cost.names():
                 raise ConfigError(f"a cost is called {name!r} already; give yours another name")
@@ -281,7 +241,8 @@ class Cost(nn.Module):
                 raise ConfigError(f"{name!r} is the name of a limit; give your cost another one")
 
     def _standard(self) -> dict[str, CostFn]:
-        return {**INTRINSIC, "curiosity": self._curiosity, "critic": self.goal_critic}
+        critic = no_goal_critic if self.goal_critic is None else self.goal_critic
+        return {**INTRINSIC, "curiosity": self._curiosity, "critic": critic}
 
     def cost_functions(self) -> dict[str, CostFn]:
         """Every energy of states and actions, by the name of its weight."""

@@ -1,15 +1,27 @@
-"""Intrinsic costs of states and actions: functions without parameters, so nothing can train them
-(LeCun 2022, 4.3). Those of interoceptive signals are in `drives.py`."""
+"""Intrinsic costs: differentiable functions without parameters, so nothing can train them (LeCun
+2022, 3.2).
+
+Those of states and actions come first. Drives are costs of interoceptive signals, which the world
+model learns to predict.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from modules.types import WEIGHT, CostFn, Rollout, TaskContext, validate_ranges
+from modules.types import (
+    CONTINUE,
+    WEIGHT,
+    ConfigError,
+    CostFn,
+    Rollout,
+    TaskContext,
+    validate_ranges,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +90,88 @@ INTRINSIC: Mapping[str, CostFn] = {
     "control_cost": control_cost,
     "boredom": boredom,
 }
+
+
+SET_POINT = 1.0
+"""Energy level from which on hunger is 0."""
+
+
+def hunger(energy: Tensor) -> Tensor:
+    """Energy below the set point (Keramati & Gutkin 2014)."""
+    return (SET_POINT - energy).relu()
+
+
+def pain(damage: Tensor) -> Tensor:
+    """Damage of a step (LeCun 2022, 3.2)."""
+    return damage
+
+
+def taste(meal: Tensor) -> Tensor:
+    """Minus the ripe foods eaten (Berridge 2004)."""
+    return -meal
+
+
+def reward(reward: Tensor) -> Tensor:
+    """Minus the reward of the environment (Sutton & Barto 2018, 3.2)."""
+    return -reward
+
+
+DRIVES: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "hunger": ("energy", hunger),
+    "pain": ("damage", pain),
+    "taste": ("meal", taste),
+    "reward": ("reward", reward),
+}
+"""The signal of each drive, and its cost as a function of the signal."""
+
+CENTRED = ("reward",)
+"""Drives that are linear in their signal, so that a constant part of it can be subtracted."""
+
+
+class Drives:
+    """The drives of an agent, and the signals (`channels`) that its environment declares."""
+
+    def __init__(self, names: Sequence[str], channels: Sequence[str]) -> None:
+        for name in names:
+            if name not in DRIVES:
+                raise ConfigError(f"no drive is called {name!r}; there are {', '.join(DRIVES)}")
+            signal, _ = DRIVES[name]
+            if signal not in channels:
+                raise ConfigError(
+                    f"the drive {name!r} needs the signal {signal!r}, which this "
+                    f"environment does not declare; it declares {', '.join(channels)}"
+                )
+        self.names = tuple(names)
+        self.columns = [channels.index(DRIVES[name][0]) for name in names]
+        self.continue_index = [i for i, channel in enumerate(channels) if channel == CONTINUE]
+
+    def __call__(self, interoception: Tensor) -> Tensor:
+        """Signals `[..., I]` -> the cost of each drive, `[..., W]`."""
+        costs = [
+            DRIVES[name][1](interoception[..., column])
+            for name, column in zip(self.names, self.columns, strict=True)
+        ]
+        return torch.stack(costs, -1) if costs else interoception[..., :0]
+
+    def centred(self, channels: int) -> Tensor:
+        """`[I]` bool: the signals whose constant part may be subtracted, because it adds a constant
+        to the cost."""
+        columns = dict(zip(self.names, self.columns, strict=True))
+        centred = [columns[name] for name in CENTRED if name in columns]
+        return torch.tensor([channel in centred for channel in range(channels)])
+
+    def step_shift(self, subtract_offset: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
+        """The constant by which the cost of a step grows when the offset is subtracted from the
+        signals, `[W]`; `zero` `[I]` are signals of 0."""
+        return self(subtract_offset(zero)) - self(zero)
+
+    def continue_prob(self, interoception: Tensor) -> Tensor:
+        """Signals `[..., I]` -> the probability that the episode continues, `[...]`; 1 where no
+        signal says so."""
+        return interoception[..., self.continue_index].clamp(0, 1).prod(-1)
+
+    def survival(self, interoception: Tensor) -> tuple[Tensor, Tensor]:
+        """Signals of H steps `[..., H, I]` -> the probabilities that the episode has not ended
+        before each step and after it, both `[..., H]`."""
+        after = self.continue_prob(interoception).cumprod(-1)
+        return torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1), after

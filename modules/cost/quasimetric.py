@@ -28,8 +28,11 @@ class QuasimetricConfig:
         validate_ranges(self, hidden=WIDTH, groups=WIDTH, units=WIDTH)
 
     def build(self, shape: MapShape) -> Quasimetric:
-        embed = silu_mlp(prod(shape), self.hidden, self.groups * self.units)
-        return Quasimetric(embed, self.groups)
+        return Quasimetric(self.build_embedding(shape, self.groups * self.units), self.groups)
+
+    def build_embedding(self, shape: MapShape, size: int) -> nn.Module:
+        """`[..., D]` -> `[..., size]`"""
+        return silu_mlp(prod(shape), self.hidden, size)
 
 
 class Quasimetric(nn.Module):
@@ -52,10 +55,11 @@ class Quasimetric(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FourierQuasimetricConfig:
+class FourierQuasimetricConfig(QuasimetricConfig):
+    """A quasimetric on Fourier features of the state, for states that are close in space but far
+    apart in steps, on two sides of a wall for instance."""
+
     hidden: int = 256
-    groups: int = 8
-    units: int = 8
     num_frequencies: int = 128
     frequency_scale: float = 2.0
     """Standard deviation of the frequencies, in radians per unit of the state."""
@@ -64,61 +68,43 @@ class FourierQuasimetricConfig:
     all."""
 
     def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH, groups=WIDTH, units=WIDTH, num_frequencies=WIDTH)
-        validate_ranges(self, frequency_scale=(0.0, 1e6), goal_dims=(0, 65_536))
+        super().__post_init__()
+        validate_ranges(self, num_frequencies=WIDTH, frequency_scale=(0.0, 1e6))
+        validate_ranges(self, goal_dims=(0, 65_536))
 
-    def build(self, shape: MapShape) -> FourierQuasimetric:
+    def build_embedding(self, shape: MapShape, size: int) -> nn.Module:
         goal_dims = check_goal_dims(self.goal_dims, shape)
         input_layer = fourier_linear(
             goal_dims or prod(shape), self.num_frequencies, self.frequency_scale, self.hidden
         )
-        head = silu_mlp(self.hidden, self.hidden, self.groups * self.units)
         first = [TakeFirst(goal_dims)] if goal_dims else []
-        embed = nn.Sequential(*first, input_layer, nn.SiLU(), head)
-        return FourierQuasimetric(embed, self.groups)
-
-
-class FourierQuasimetric(Quasimetric):
-    """`Quasimetric` on Fourier features of the state, for states that are close in space but far
-    apart in steps, on two sides of a wall for instance."""
+        head = silu_mlp(self.hidden, self.hidden, size)
+        return nn.Sequential(*first, input_layer, nn.SiLU(), head)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvQuasimetricConfig:
+class ConvQuasimetricConfig(QuasimetricConfig):
+    """A quasimetric of map states, with a convolutional embedding."""
+
     channels: int = 32
     hidden: int = 256
-    groups: int = 8
-    units: int = 8
 
     def __post_init__(self) -> None:
-        validate_ranges(self, channels=WIDTH, hidden=WIDTH, groups=WIDTH, units=WIDTH)
+        super().__post_init__()
+        validate_ranges(self, channels=WIDTH)
 
-    def build(self, shape: MapShape) -> ConvQuasimetric:
-        size = self.groups * self.units
-        embed = ConvHead(shape, self.channels, self.hidden, size)
-        return ConvQuasimetric(embed, self.groups)
-
-
-class ConvQuasimetric(Quasimetric):
-    """`Quasimetric` of map states, with a convolutional embedding."""
+    def build_embedding(self, shape: MapShape, size: int) -> nn.Module:
+        return ConvHead(shape, self.channels, self.hidden, size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlimpseQuasimetricConfig:
+class GlimpseQuasimetricConfig(QuasimetricConfig):
+    """A quasimetric on the keypoints of a state and the map around each, for states of a
+    `KeypointMapEncoder`."""
+
     hidden: int = 256
-    groups: int = 8
-    units: int = 8
     glimpse: GlimpseConfig = field(default_factory=lambda: GlimpseConfig(radius=6))
 
-    def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH, groups=WIDTH, units=WIDTH)
-
-    def build(self, shape: MapShape) -> GlimpseQuasimetric:
+    def build_embedding(self, shape: MapShape, size: int) -> nn.Module:
         glimpse = self.glimpse.build(shape)
-        head = silu_mlp(glimpse.out, self.hidden, self.groups * self.units)
-        return GlimpseQuasimetric(nn.Sequential(glimpse, head), self.groups)
-
-
-class GlimpseQuasimetric(Quasimetric):
-    """`Quasimetric` on the keypoints of a state and the map around each, for states of a
-    `KeypointMapEncoder`."""
+        return nn.Sequential(glimpse, silu_mlp(glimpse.out, self.hidden, size))

@@ -1,7 +1,7 @@
 """Short-term memory within an episode: the state may depend on earlier observations.
 
 Three interchangeable forms: none; a recurrent network (as in recurrent state-space models, Hafner
-et al. 2019); an associative memory of keys and values with attention (LeCun 2022, 3.1.2 and 3.6;
+et al. 2019); an associative memory of keys and values with attention (LeCun 2022, 3 and 4.9;
 neural episodic control, Pritzel et al. 2017).
 
 A memory state is a tuple of tensors whose first dimension is the environment, all zero when an
@@ -29,14 +29,9 @@ FAR_AWAY = 1e4
 state."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoMemoryConfig:
-    def build(self, shape: MapShape) -> NoMemory:
-        return NoMemory()
-
-
-class NoMemory(nn.Module):
-    """No memory: the state is the features of the present observation."""
+class ShortTermMemory(nn.Module):
+    """What the state keeps of the episode; here nothing, it is the features of the present
+    observation."""
 
     def initial_state(self, like: Tensor) -> MemoryState:
         """The memory state at the start of episodes, for features `[B, D]`."""
@@ -58,7 +53,7 @@ class GRUMemoryConfig:
         return GRUMemory(prod(shape), self.hidden)
 
 
-class GRUMemory(NoMemory):
+class GRUMemory(ShortTermMemory):
     """A gated recurrent unit; the state is the features plus a linear readout of its hidden
     state."""
 
@@ -89,7 +84,7 @@ class AttentionMemoryConfig:
         return AttentionMemory(prod(shape), self)
 
 
-class AttentionMemory(NoMemory):
+class AttentionMemory(ShortTermMemory):
     """The last `num_slots` observations of the episode as keys and values, queried by the present
     one; the state is the features plus a linear readout of the retrieved value."""
 
@@ -117,9 +112,6 @@ class AttentionMemory(NoMemory):
         return features + self.readout(retrieved), (keys, values, age + 1)
 
 
-ShortTermMemory = NoMemory | GRUMemory | AttentionMemory
-
-
 def reset_where(memory_state: MemoryState, reset_mask: Tensor) -> MemoryState:
     """The memory state, set to zero in the environments `reset_mask` `[B]`."""
     return tuple(
@@ -127,7 +119,7 @@ def reset_where(memory_state: MemoryState, reset_mask: Tensor) -> MemoryState:
     )
 
 
-def unroll_memory(memory: NoMemory, features: Tensor) -> Tensor:
+def unroll_memory(memory: ShortTermMemory, features: Tensor) -> Tensor:
     """Features `[B, T, D]` -> states `[B, T, D]`, from the initial memory state."""
     memory_state, states = memory.initial_state(features[:, 0]), []
     for current in features.unbind(1):
@@ -184,7 +176,7 @@ class EpisodeMemory(NamedTuple):
         return EpisodeMemory(reset_where(self.memory_state, reset_mask), tuple(states))
 
     def update(
-        self, memory: NoMemory, features: Tensor, keep: int = 1
+        self, memory: ShortTermMemory, features: Tensor, keep: int = 1
     ) -> tuple[Tensor, EpisodeMemory]:
         """Features of the next observation `[B, D]` -> its state `[B, D]`, and the memory with it;
         the last `keep` states are kept."""

@@ -225,11 +225,9 @@ class KeypointEncoderConfig:
     """D"""
 
     def __post_init__(self) -> None:
-        validate_ranges(
-            self, kernel=WIDTH, stride=WIDTH, channels=WIDTH, points=WIDTH, hidden=WIDTH
-        )
-        validate_ranges(self, motion_scale=(0.0, 1e6), state_dim=WIDTH, current_channels=CHANNEL)
-        validate_ranges(self, previous_channels=CHANNEL)
+        validate_ranges(self, channels=WIDTH, points=WIDTH, hidden=WIDTH, state_dim=WIDTH)
+        validate_ranges(self, kernel=WIDTH, stride=WIDTH, motion_scale=(0.0, 1e6))
+        validate_ranges(self, current_channels=CHANNEL, previous_channels=CHANNEL)
         current, previous = len(self.current_channels), len(self.previous_channels)
         if previous and previous != current:
             raise ConfigError(

@@ -1,35 +1,16 @@
-"""Dynamics models: the forward and the inverse model of one step of a level."""
+"""Dynamics models of one step of a level: the forward model s, a, z -> s' and the inverse model
+s, s' -> a, over flat states. Action and latent variable come as one tensor, `[..., A + Z]`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from modules.nets import GlimpseConfig, fourier_linear
 from modules.types import WIDTH, MapShape, validate_ranges
-
-
-class Dynamics(Protocol):
-    """Forward model s, a, z -> s' and inverse model s, s' -> a, over flat states; action and latent
-    variable come as one tensor, `[..., A + Z]`."""
-
-    def __call__(self, state: Tensor, action_latent: Tensor) -> Tensor: ...
-    def inverse(self, state: Tensor, next_state: Tensor) -> Tensor: ...
-
-
-def unroll(
-    dynamics: Callable[[Tensor, Tensor], Tensor], state: Tensor, action_latents: Tensor
-) -> Tensor:
-    """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: imagining H steps is stepping H times."""
-    states = [state]
-    for action_latent in action_latents.unbind(1):
-        states.append(dynamics(states[-1], action_latent))
-    return torch.stack(states, 1)
 
 
 def _zero_init(layer: nn.Linear | nn.Conv2d) -> nn.Module:
@@ -100,6 +81,9 @@ class MLPDynamics(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FourierDynamicsConfig:
+    """`MLPDynamics` on Fourier features of the state: for sharp changes of the dynamics, at thin
+    walls for instance, in a smooth representation."""
+
     hidden: int = 256
     num_frequencies: int = 128
     frequency_scale: float = 4.0
@@ -108,37 +92,27 @@ class FourierDynamicsConfig:
     def __post_init__(self) -> None:
         validate_ranges(self, hidden=WIDTH, num_frequencies=WIDTH, frequency_scale=(0.0, 1e6))
 
-    def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> FourierDynamics:
-        input_layer = fourier_linear(
-            prod(shape), self.num_frequencies, self.frequency_scale, self.hidden
-        )
-        return FourierDynamics(input_layer, self.hidden, prod(shape), action_dim, latent_dim)
-
-
-class FourierDynamics(MLPDynamics):
-    """`MLPDynamics` on Fourier features of the state: for sharp changes of the dynamics, at thin
-    walls for instance, in a smooth representation."""
+    def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> MLPDynamics:
+        size = prod(shape)
+        layer = fourier_linear(size, self.num_frequencies, self.frequency_scale, self.hidden)
+        return MLPDynamics(layer, self.hidden, size, action_dim, latent_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlimpseDynamicsConfig:
+    """`MLPDynamics` on the keypoints of a state and the map around each, for states of a
+    `KeypointMapEncoder`: the effect of a wall is learnt once for all positions and all layouts."""
+
     hidden: int = 256
     glimpse: GlimpseConfig = field(default_factory=GlimpseConfig)
 
     def __post_init__(self) -> None:
         validate_ranges(self, hidden=WIDTH)
 
-    def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> GlimpseDynamics:
+    def build(self, shape: MapShape, action_dim: int, latent_dim: int = 0) -> MLPDynamics:
         glimpse = self.glimpse.build(shape)
-        input_layer = nn.Sequential(glimpse, nn.Linear(glimpse.out, self.hidden))
-        return GlimpseDynamics(
-            input_layer, self.hidden, glimpse.moving_dims, action_dim, latent_dim
-        )
-
-
-class GlimpseDynamics(MLPDynamics):
-    """`MLPDynamics` on the keypoints of a state and the map around each, for states of a
-    `KeypointMapEncoder`: the effect of a wall is learnt once for all positions and all layouts."""
+        layer = nn.Sequential(glimpse, nn.Linear(glimpse.out, self.hidden))
+        return MLPDynamics(layer, self.hidden, glimpse.moving_dims, action_dim, latent_dim)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""H-JEPA: levels of the world model above the lowest (LeCun 2022, 4.6 and 4.7).
+"""H-JEPA: levels of the world model above the lowest (LeCun 2022, 4.6), and planning in them (4.7).
 
 A step of a level spans several steps of the level below. The level has a state, macro-actions, a
 world model of what they lead to, a prior over macro-actions and a distance in its own steps; it
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import log, pi, prod
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -52,21 +52,9 @@ from modules.world_model.jepa import WorldModelConfig
 from modules.world_model.latents import (
     CategoricalLatentConfig,
     GaussianLatentConfig,
-    NoLatentConfig,
+    Normal,
     SparseLatentConfig,
 )
-
-
-class ActionPrior(NamedTuple):
-    """p(m | u): the macro-actions in the recorded data, normal, `[..., M]` each."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def nll(self, macro_action: Tensor) -> Tensor:
-        """Negative log-likelihood in nats, mean over M; `[...]`."""
-        deviation = (macro_action - self.mean) / self.scale
-        return ((deviation.square() + log(2 * pi)) / 2 + self.scale.log()).mean(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +86,7 @@ class JEPALevelConfig:
     dynamics: MLPDynamicsConfig | FourierDynamicsConfig | GlimpseDynamicsConfig = field(
         default_factory=FourierDynamicsConfig
     )
-    latent: NoLatentConfig | GaussianLatentConfig | SparseLatentConfig | CategoricalLatentConfig = (
-        field(default_factory=NoLatentConfig)
-    )
+    latent: GaussianLatentConfig | SparseLatentConfig | CategoricalLatentConfig | None = None
     """What state and macro-action do not determine of the next state."""
     distance: (
         QuasimetricConfig | FourierQuasimetricConfig | GlimpseQuasimetricConfig | SharedCriticConfig
@@ -164,10 +150,10 @@ class JEPALevel(nn.Module):
         self.distance = distance
         self.prior_head = silu_mlp(self.state_dim, config.hidden, 2 * self.macro_dim)
 
-    def action_prior(self, state: Tensor) -> ActionPrior:
-        """p(m | u) in states `[..., D]`."""
-        mean, raw_scale = self.prior_head(state).chunk(2, -1)
-        return ActionPrior(mean.tanh(), nn.functional.softplus(raw_scale) + 1e-2)
+    def action_prior(self, state: Tensor) -> Normal:
+        """p(m | u), the macro-actions in the recorded data, in states `[..., D]`."""
+        prior = Normal.from_params(self.prior_head(state))
+        return prior._replace(mean=prior.mean.tanh())
 
     def encode_actions(self, actions: Tensor) -> Tensor:
         """Actions of the level below `[..., T * num_steps, A]` -> macro-actions `[..., T, M]`."""

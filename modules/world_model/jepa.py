@@ -8,7 +8,7 @@ are in `hjepa.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 from math import prod
 from typing import Any, NamedTuple
@@ -16,20 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.nets import StandardizedHead, relu_mlp, silu_mlp
+from modules.nets import EnsembleHead, StandardizedHead, relu_mlp, silu_mlp
 from modules.types import WIDTH, MapShape, PolicyFn, Rollout, validate_ranges
 from modules.world_model.dynamics import (
     ConvDynamicsConfig,
     FourierDynamicsConfig,
     GlimpseDynamicsConfig,
     MLPDynamicsConfig,
-    unroll,
 )
 from modules.world_model.latents import (
     CategoricalLatentConfig,
     GaussianLatentConfig,
     Latent,
-    NoLatentConfig,
     SparseLatentConfig,
 )
 
@@ -42,8 +40,11 @@ class DynamicsLevel(nn.Module):
         self.dynamics, self.latent = dynamics, latent
 
     def unroll(self, state: Tensor, action_latents: Tensor) -> Tensor:
-        """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`"""
-        return unroll(self.dynamics, state, action_latents)
+        """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: H steps, one after the other."""
+        states = [state]
+        for action_latent in action_latents.unbind(1):
+            states.append(self.dynamics(states[-1], action_latent))
+        return torch.stack(states, 1)
 
     def step(self, state: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
         """`[N, D]`, `[N, A]` -> the most likely next state, or the one that `noise` `[N, U]`
@@ -73,7 +74,7 @@ class InteroceptionHeadConfig:
 
 class InteroceptionHead(StandardizedHead):
     """Predicts the interoceptive signals of a step from the state it leads to, r(s'). Drives are
-    fixed functions of these signals (LeCun 2022, 3.2 and 4.3)."""
+    fixed functions of these signals (LeCun 2022, 3.2)."""
 
     def predict(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., A]`, `[..., D]` -> `[..., I]`"""
@@ -81,30 +82,18 @@ class InteroceptionHead(StandardizedHead):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransitionHeadConfig:
-    hidden: int = 128
-
-    def __post_init__(self) -> None:
-        validate_ranges(self, hidden=WIDTH)
-
+class TransitionHeadConfig(InteroceptionHeadConfig):
     def build(self, shape: MapShape, channels: int, action_dim: int) -> TransitionHead:
         size = 2 * prod(shape) + action_dim
         return TransitionHead(relu_mlp(size, self.hidden, channels), channels)
 
 
-class TransitionHead(StandardizedHead):
+class TransitionHead(InteroceptionHead):
     """Predicts the interoceptive signals of a step from state, action and next state, r(s, a, s'),
     as most rewards need."""
 
     def predict(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """`[..., D]`, `[..., A]`, `[..., D]` -> `[..., I]`"""
         return self(torch.cat([state, action, next_state], -1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoInteroceptionConfig:
-    def build(self, shape: MapShape, channels: int, action_dim: int) -> NoInteroception:
-        return NoInteroception()
 
 
 class NoInteroception(nn.Module):
@@ -150,22 +139,15 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: list[nn.Sequential]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members = EnsembleHead(members)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """`[..., D]`, `[..., A]` -> each member's prediction of s' - s, `[members, ..., D]`."""
-        both = torch.cat([state, action], -1)
-        return torch.stack([member(both) for member in self.members])
+        return self.members(torch.cat([state, action], -1))
 
     def disagreement(self, state: Tensor, action: Tensor) -> Tensor:
         """Variance over the members, mean over the dimensions of the state, `[...]`."""
         return self(state, action).var(0).mean(-1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoEnsembleConfig:
-    def build(self, shape: MapShape, action_dim: int) -> NoEnsemble:
-        return NoEnsemble()
 
 
 class NoEnsemble(nn.Module):
@@ -182,22 +164,19 @@ class NoEnsemble(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
     dynamics: MLPDynamicsConfig | FourierDynamicsConfig | GlimpseDynamicsConfig | ConvDynamicsConfig
-    latent: NoLatentConfig | GaussianLatentConfig | SparseLatentConfig | CategoricalLatentConfig = (
-        field(default_factory=NoLatentConfig)
-    )
+    latent: GaussianLatentConfig | SparseLatentConfig | CategoricalLatentConfig | None = None
     """What state and action do not determine of the next state."""
-    interoception_head: InteroceptionHeadConfig | TransitionHeadConfig | NoInteroceptionConfig = (
-        field(default_factory=NoInteroceptionConfig)
-    )
-    ensemble: EnsembleConfig | NoEnsembleConfig = field(default_factory=NoEnsembleConfig)
+    interoception_head: InteroceptionHeadConfig | TransitionHeadConfig | None = None
+    ensemble: EnsembleConfig | None = None
 
     def build(self, shape: MapShape, action_dim: int, channels: int) -> WorldModel:
-        latent = self.latent.build(prod(shape), action_dim)
+        head, ensemble = self.interoception_head, self.ensemble
+        latent = Latent() if self.latent is None else self.latent.build(prod(shape), action_dim)
         dynamics = self.dynamics.build(shape, action_dim, latent.size)
         return WorldModel(
             [DynamicsLevel(dynamics, latent)],
-            self.interoception_head.build(shape, channels, action_dim),
-            self.ensemble.build(shape, action_dim),
+            NoInteroception() if head is None else head.build(shape, channels, action_dim),
+            NoEnsemble() if ensemble is None else ensemble.build(shape, action_dim),
             action_dim,
         )
 
@@ -209,7 +188,7 @@ class WorldModel(nn.Module):
     def __init__(
         self,
         levels: list[DynamicsLevel],
-        interoception_head: InteroceptionHead | TransitionHead | NoInteroception,
+        interoception_head: InteroceptionHead | NoInteroception,
         ensemble: Ensemble | NoEnsemble,
         action_dim: int,
     ) -> None:

@@ -1,5 +1,5 @@
 """Latent variables: what the state and the action do not determine of the next state (LeCun 2022,
-4.5 and 4.6).
+4.2 and 4.8).
 
 In training z is inferred from the next state, and the information it may carry about it is limited;
 in planning z is sampled from a prior. Noise is an argument, uniform in [0, 1): the caller owns the
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from math import log, pi
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,48 +33,29 @@ class InferredLatent(NamedTuple):
     prior_nll: Tensor  # scalar, nats: the same divergence as a loss that trains the prior p
 
 
-class Latent(Protocol):
-    """z of one step of a level. States `[..., D]`, actions `[..., A]`, noise `[..., U]`."""
+class Latent(nn.Module):
+    """z of one step of a level; here there is none, and the dynamics are deterministic. States
+    `[..., D]`, actions `[..., A]`, noise `[..., U]`."""
 
-    size: int  # Z
-    noise_dim: int  # U
+    size: int = 0  # Z
+    noise_dim: int = 0  # U
 
     def posterior(
         self, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor, dynamics: Dynamics
     ) -> InferredLatent:
         """z sampled from the posterior q(z | s, a, s')."""
-
-    def sample(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """Action and z sampled from the prior p(z | s, a), `[..., A + Z]`."""
-
-    def mode(self, state: Tensor, action: Tensor) -> Tensor:
-        """Action and the most likely z under the prior, `[..., A + Z]`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoLatentConfig:
-    def build(self, state_dim: int, action_dim: int) -> NoLatent:
-        return NoLatent()
-
-
-class NoLatent(nn.Module):
-    """No latent variable: the dynamics are deterministic."""
-
-    size = noise_dim = 0
-
-    def posterior(
-        self, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor, dynamics: Dynamics
-    ) -> InferredLatent:
         return InferredLatent(action, action.new_zeros(()), action.new_zeros(()))
 
     def sample(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        """Action and z sampled from the prior p(z | s, a), `[..., A + Z]`."""
         return action
 
     def mode(self, state: Tensor, action: Tensor) -> Tensor:
+        """Action and the most likely z under the prior, `[..., A + Z]`."""
         return action
 
 
-class _PosteriorLatent(nn.Module):
+class _PosteriorLatent(Latent):
     """Infers z from state, action and next state by an MLP. No gradient flows into the states, so
     the encoder is not trained to make z easy to infer."""
 
@@ -112,20 +94,24 @@ class GaussianLatent(_PosteriorLatent):
     def posterior(
         self, state: Tensor, action: Tensor, next_state: Tensor, noise: Tensor, dynamics: Dynamics
     ) -> InferredLatent:
-        q = _normal(self._posterior_params(state, action, next_state))
-        p = _normal(self.prior_net(torch.cat([state.detach(), action], -1)))
+        q = Normal.from_params(self._posterior_params(state, action, next_state))
+        p = self._prior(state.detach(), action)
         z = q.mean + q.scale * _probit(noise)
-        action_latent = torch.cat([action, z], -1)
         return InferredLatent(
-            action_latent, kl_divergence(q, _detached(p)), kl_divergence(_detached(q), p)
+            torch.cat([action, z], -1),
+            kl_divergence(q, p.detach()),
+            kl_divergence(q.detach(), p),
         )
 
+    def _prior(self, state: Tensor, action: Tensor) -> Normal:
+        return Normal.from_params(self.prior_net(torch.cat([state, action], -1)))
+
     def sample(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        p = _normal(self.prior_net(torch.cat([state, action], -1)))
+        p = self._prior(state, action)
         return torch.cat([action, p.mean + p.scale * _probit(noise)], -1)
 
     def mode(self, state: Tensor, action: Tensor) -> Tensor:
-        return torch.cat([action, _normal(self.prior_net(torch.cat([state, action], -1))).mean], -1)
+        return torch.cat([action, self._prior(state, action).mean], -1)
 
 
 class Normal(NamedTuple):
@@ -134,14 +120,19 @@ class Normal(NamedTuple):
     mean: Tensor
     scale: Tensor
 
+    @classmethod
+    def from_params(cls, params: Tensor) -> Normal:
+        """Outputs of a network `[..., 2 Z]` -> means and, by softplus, scales."""
+        mean, raw_scale = params.chunk(2, -1)
+        return cls(mean, nn.functional.softplus(raw_scale) + 1e-2)
 
-def _normal(params: Tensor) -> Normal:
-    mean, raw_scale = params.chunk(2, -1)
-    return Normal(mean, nn.functional.softplus(raw_scale) + 1e-2)
+    def detach(self) -> Normal:
+        return Normal(self.mean.detach(), self.scale.detach())
 
-
-def _detached(normal: Normal) -> Normal:
-    return Normal(normal.mean.detach(), normal.scale.detach())
+    def nll(self, value: Tensor) -> Tensor:
+        """Negative log-likelihood of `[..., Z]` in nats, mean over Z; `[...]`."""
+        deviation = (value - self.mean) / self.scale
+        return ((deviation.square() + log(2 * pi)) / 2 + self.scale.log()).mean(-1)
 
 
 def kl_divergence(q: Normal, p: Normal) -> Tensor:
@@ -229,7 +220,7 @@ class CategoricalLatentConfig:
         return CategoricalLatent(self, state_dim, action_dim)
 
 
-class CategoricalLatent(nn.Module):
+class CategoricalLatent(Latent):
     """One of Z categories, one-hot. The posterior q is exact, by Bayes' rule: the next state is
     predicted for every category, with normal noise of `noise_std`; straight-through gradients
     (Bengio et al. 2013) left most categories alike. The prior p is the frequency of each category

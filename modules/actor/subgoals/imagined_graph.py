@@ -91,7 +91,7 @@ class ImaginedLandmarkGraphConfig:
         if distance is None:
             raise ConfigError(
                 "hierarchy ImaginedLandmarkGraph needs the critic's distance: goal_critic must not "
-                "be NoGoalCritic"
+                "be None"
             )
         return ImaginedLandmarkGraph(self, action_dim, distance, imagine)
 

@@ -93,8 +93,7 @@ class LandmarkGraphConfig:
     ) -> LandmarkGraph:
         if distance is None:
             raise ConfigError(
-                "hierarchy LandmarkGraph needs the critic's distance: goal_critic must not be "
-                "NoGoalCritic"
+                "hierarchy LandmarkGraph needs the critic's distance: goal_critic must not be None"
             )
         return LandmarkGraph(self, prod(shape), distance)
 
