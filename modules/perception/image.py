@@ -324,8 +324,8 @@ class KeypointMapEncoderConfig:
 class KeypointMapEncoder(Encoder):
     """Pixels `[B, C, S, S]` -> state `[B, D]` of two parts: position and motion of some keypoints,
     4 numbers each, and a map `[C', S', S']` of the static scene. Each part keeps its own share of
-    the state, and a dynamics model that reads the map around the keypoints (`GlimpseDynamics`)
-    learns the effect of walls once for all layouts."""
+    the state, and dynamics that read the map around the keypoints (`GlimpseDynamicsConfig`) learn
+    the effect of walls once for all layouts."""
 
     def __init__(self, config: KeypointMapEncoderConfig, side: int) -> None:
         super().__init__()
