@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +21,32 @@ def _zero_init(layer: nn.Linear | nn.Conv2d) -> nn.Module:
     return layer
 
 
+Modulation: TypeAlias = tuple[Tensor, Tensor]
+"""Factor and shift of features, `[..., F]` each."""
+
+
 class FiLM(nn.Module):
-    """Features `[N, F]`, scaled and shifted by functions of the action `[N, A]`: products of state
-    and action, which a sum of both is slow to learn (FiLM, Perez et al. 2018)."""
+    """Features, scaled and shifted by functions of the action: products of state and action, which
+    a sum of both is slow to learn (FiLM, Perez et al. 2018)."""
 
     def __init__(self, action_dim: int, features: int) -> None:
         super().__init__()
         self.modulation = nn.Linear(action_dim, 2 * features)
 
-    def forward(self, features: Tensor, action: Tensor) -> Tensor:
-        scale, shift = self.modulation(action).chunk(2, -1)
-        return nn.functional.silu(torch.addcmul(features + shift, features, scale))
+    def forward(self, action: Tensor) -> Modulation:
+        """`[..., A]` -> the modulation under that action."""
+        layer = self.modulation  # in two halves: the gradient of one product's halves is copied
+        scale, shift = (
+            nn.functional.linear(action, weight, bias)
+            for weight, bias in zip(layer.weight.chunk(2), layer.bias.chunk(2), strict=True)
+        )
+        return 1 + scale, shift
+
+
+def modulate(features: Tensor, modulation: Modulation) -> Tensor:
+    """Features `[N, F]` -> the activations `[N, F]` under a modulation."""
+    factor, shift = modulation
+    return nn.functional.silu(torch.addcmul(shift, features, factor))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +85,23 @@ class MLPDynamics(nn.Module):
     def forward(self, state: Tensor, action_latent: Tensor) -> Tensor:
         """`[N, D]`, `[N, A + Z]` -> `[N, D]`"""
         first, second = self.films
-        features = first(self.input_layer(state), action_latent)
-        delta = self.delta_head(second(self.hidden_layer(features), action_latent))
-        return state + nn.functional.pad(delta, (0, state.shape[-1] - self.moving_dims))
+        return self._step(state, first(action_latent), second(action_latent))
+
+    def unroll(self, state: Tensor, action_latents: Tensor) -> list[Tensor]:
+        """`[N, D]`, `[N, H, A + Z]` -> H + 1 states `[N, D]`. What depends on the actions alone is
+        computed for all steps at once."""
+        modulations = [film(action_latents.transpose(0, 1)) for film in self.films]  # [H, N, F]
+        by_step = [list(zip(*(part.unbind(0) for part in m), strict=True)) for m in modulations]
+        states = [state]
+        for first, second in zip(*by_step, strict=True):
+            states.append(self._step(states[-1], first, second))
+        return states
+
+    def _step(self, state: Tensor, first: Modulation, second: Modulation) -> Tensor:
+        features = modulate(self.input_layer(state), first)
+        delta = self.delta_head(modulate(self.hidden_layer(features), second))
+        num_still = state.shape[-1] - self.moving_dims
+        return state + (nn.functional.pad(delta, (0, num_still)) if num_still else delta)
 
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., D]` -> `[..., A]`"""

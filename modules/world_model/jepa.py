@@ -22,6 +22,7 @@ from modules.world_model.dynamics import (
     ConvDynamicsConfig,
     FourierDynamicsConfig,
     GlimpseDynamicsConfig,
+    MLPDynamics,
     MLPDynamicsConfig,
 )
 from modules.world_model.latents import (
@@ -41,6 +42,8 @@ class DynamicsLevel(nn.Module):
 
     def unroll(self, state: Tensor, action_latents: Tensor) -> Tensor:
         """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: H steps, one after the other."""
+        if isinstance(self.dynamics, MLPDynamics):
+            return torch.stack(self.dynamics.unroll(state, action_latents), 1)
         states = [state]
         for action_latent in action_latents.unbind(1):
             states.append(self.dynamics(states[-1], action_latent))
@@ -205,7 +208,13 @@ class WorldModel(nn.Module):
     def imagine(self, state: Tensor, actions: Tensor, noise: Tensor | None = None) -> Rollout:
         """`[B, D]`, `[B, P, H, A]` -> P futures, the most likely of each candidate; or, with noise
         `[K, H, U]`, P * K sampled futures, K of each candidate one after the other."""
-        return self._rollout(state, actions, noise, lambda states, actions: actions)
+        level = self.level(0)
+        if level.latent.size or noise is not None:
+            return self._rollout(state, actions, noise, lambda states, actions: actions)
+        shape = actions.shape[:2]
+        start = state[:, None].expand(-1, shape[1], -1).flatten(0, 1)
+        states = level.unroll(start, actions.flatten(0, 1)).unflatten(0, shape)
+        return self._with_interoception(states, actions, actions[..., :0])
 
     def imagine_policy(
         self, state: Tensor, policy: PolicyFn, candidates: Tensor, noise: Tensor | None = None
@@ -249,8 +258,12 @@ class WorldModel(nn.Module):
             action_latents.append(next_step.action_latent.unflatten(0, shape))
         path, action_latent = torch.stack(states, 2), torch.stack(action_latents, 2)
         actions, latents = action_latent.tensor_split([self.action_dim], -1)
-        interoception = self.interoception_head.predict(path[:, :, :-1], actions, path[:, :, 1:])
-        return Rollout(path, actions, latents, interoception)
+        return self._with_interoception(path, actions, latents)
+
+    def _with_interoception(self, states: Tensor, actions: Tensor, latents: Tensor) -> Rollout:
+        head = self.interoception_head
+        interoception = head.predict(states[:, :, :-1], actions, states[:, :, 1:])
+        return Rollout(states, actions, latents, interoception)
 
     def step_scale(self, state: Tensor) -> Tensor:
         """Distance in representation space that a full action covers, mean over both directions of
