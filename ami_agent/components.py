@@ -1,202 +1,64 @@
-"""All components and their settings, for Configs written in Python: a variant of a recipe is
+"""The settings of all components, for Configs written in Python: a variant of a recipe is
 `override(config, {"actor.planner": components.CEMConfig()})`."""
 
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions, BoxActions, OneHotActions
-from modules.actor.adaptive import AdaptiveActor, AdaptiveActorConfig
+from modules.actor.adaptive import AdaptiveActorConfig
 from modules.actor.planning import (
-    CEM,
-    MPPI,
     CEMConfig,
-    Collocation,
     CollocationConfig,
-    GradientPlanner,
     GradientPlannerConfig,
     MPPIConfig,
+    ScenarioCVaRConfig,
 )
-from modules.actor.planning.risk import ScenarioCVaR, ScenarioCVaRConfig
 from modules.actor.policy import (
-    NoPolicyProposal,
     NoPolicyProposalConfig,
     NoStuckRecoveryConfig,
-    Policy,
     PolicyConfig,
-    PolicyProposal,
     PolicyProposalConfig,
-    StuckPerturbation,
     StuckPerturbationConfig,
 )
-from modules.actor.subgoals import (
-    Flat,
-    FlatConfig,
-    ImaginedLandmarkGraph,
-    ImaginedLandmarkGraphConfig,
-    LandmarkGraph,
-    LandmarkGraphConfig,
-)
-from modules.configurator import Configurator, ConfiguratorConfig, TaskSpec
-from modules.cost.cost import (
-    GoalCritic,
-    GoalCriticConfig,
-    ValueCritics,
-    ValueCriticsConfig,
-)
+from modules.actor.subgoals import FlatConfig, ImaginedLandmarkGraphConfig, LandmarkGraphConfig
+from modules.configurator import ConfiguratorConfig, TaskSpec
+from modules.cost.cost import GoalCriticConfig, ValueCriticsConfig
+from modules.cost.intrinsic import IntrinsicCostConfig
 from modules.cost.quasimetric import (
     ConvQuasimetricConfig,
     FourierQuasimetricConfig,
     GlimpseQuasimetricConfig,
-    Quasimetric,
     QuasimetricConfig,
 )
-from modules.memory.short_term import (
-    AttentionMemory,
-    AttentionMemoryConfig,
-    GRUMemory,
-    GRUMemoryConfig,
-)
-from modules.nets import Glimpse, GlimpseConfig
+from modules.memory.short_term import AttentionMemoryConfig, GRUMemoryConfig
+from modules.nets import GlimpseConfig
 from modules.perception.image import (
-    ImageEncoder,
     ImageEncoderConfig,
-    KeypointEncoder,
     KeypointEncoderConfig,
-    KeypointMapEncoder,
     KeypointMapEncoderConfig,
-    SpatialEncoder,
     SpatialEncoderConfig,
 )
-from modules.perception.multi_modal import MultiModalEncoder, MultiModalEncoderConfig
+from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.perception.target_encoder import (
-    EMATarget,
     EMATargetConfig,
-    OnlineTarget,
     OnlineTargetConfig,
     StopGradientTargetConfig,
 )
 from modules.world_model.dynamics import (
-    ConvDynamics,
     ConvDynamicsConfig,
     FourierDynamicsConfig,
     GlimpseDynamicsConfig,
-    MLPDynamics,
     MLPDynamicsConfig,
 )
-from modules.world_model.hjepa import (
-    HierarchicalJEPA,
-    HierarchicalJEPAConfig,
-    JEPALevel,
-    JEPALevelConfig,
-    SharedCritic,
-    SharedCriticConfig,
-)
+from modules.world_model.hjepa import HierarchicalJEPAConfig, JEPALevelConfig, SharedCriticConfig
 from modules.world_model.jepa import (
-    Ensemble,
     EnsembleConfig,
-    InteroceptionHead,
     InteroceptionHeadConfig,
-    TransitionHead,
     TransitionHeadConfig,
-    WorldModel,
     WorldModelConfig,
 )
 from modules.world_model.latents import (
-    CategoricalLatent,
     CategoricalLatentConfig,
-    GaussianLatent,
     GaussianLatentConfig,
-    SparseLatent,
     SparseLatentConfig,
 )
 
-__all__ = [
-    "CEM",
-    "MPPI",
-    "AdaptiveActor",
-    "AdaptiveActorConfig",
-    "AttentionMemory",
-    "AttentionMemoryConfig",
-    "BallActions",
-    "BoxActions",
-    "CEMConfig",
-    "CategoricalLatent",
-    "CategoricalLatentConfig",
-    "Collocation",
-    "CollocationConfig",
-    "Configurator",
-    "ConfiguratorConfig",
-    "ConvDynamics",
-    "ConvDynamicsConfig",
-    "ConvQuasimetricConfig",
-    "EMATarget",
-    "EMATargetConfig",
-    "Ensemble",
-    "EnsembleConfig",
-    "Flat",
-    "FlatConfig",
-    "FourierDynamicsConfig",
-    "FourierQuasimetricConfig",
-    "GRUMemory",
-    "GRUMemoryConfig",
-    "GaussianLatent",
-    "GaussianLatentConfig",
-    "Glimpse",
-    "GlimpseConfig",
-    "GlimpseDynamicsConfig",
-    "GlimpseQuasimetricConfig",
-    "GoalCritic",
-    "GoalCriticConfig",
-    "GradientPlanner",
-    "GradientPlannerConfig",
-    "HierarchicalJEPA",
-    "HierarchicalJEPAConfig",
-    "ImageEncoder",
-    "ImageEncoderConfig",
-    "ImaginedLandmarkGraph",
-    "ImaginedLandmarkGraphConfig",
-    "InteroceptionHead",
-    "InteroceptionHeadConfig",
-    "JEPALevel",
-    "JEPALevelConfig",
-    "KeypointEncoder",
-    "KeypointEncoderConfig",
-    "KeypointMapEncoder",
-    "KeypointMapEncoderConfig",
-    "LandmarkGraph",
-    "LandmarkGraphConfig",
-    "LossWeights",
-    "MLPDynamics",
-    "MLPDynamicsConfig",
-    "MPPIConfig",
-    "MultiModalEncoder",
-    "MultiModalEncoderConfig",
-    "NoPolicyProposal",
-    "NoPolicyProposalConfig",
-    "NoStuckRecoveryConfig",
-    "OneHotActions",
-    "OnlineTarget",
-    "OnlineTargetConfig",
-    "Policy",
-    "PolicyConfig",
-    "PolicyProposal",
-    "PolicyProposalConfig",
-    "Quasimetric",
-    "QuasimetricConfig",
-    "ScenarioCVaR",
-    "ScenarioCVaRConfig",
-    "SharedCritic",
-    "SharedCriticConfig",
-    "SparseLatent",
-    "SparseLatentConfig",
-    "SpatialEncoder",
-    "SpatialEncoderConfig",
-    "StopGradientTargetConfig",
-    "StuckPerturbation",
-    "StuckPerturbationConfig",
-    "TaskSpec",
-    "TransitionHead",
-    "TransitionHeadConfig",
-    "ValueCritics",
-    "ValueCriticsConfig",
-    "WorldModel",
-    "WorldModelConfig",
-]
+__all__ = sorted(name for name, kind in globals().items() if isinstance(kind, type))

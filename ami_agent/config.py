@@ -11,73 +11,20 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import torch
 import tyro
 
+from ami_agent import components, training
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.agent import Agent
 from ami_agent.custom import build_component, check_custom, require_attributes
 from ami_agent.resources import format_bytes
-from ami_agent.training import (
-    AmortizePlanning,
-    CollectRandom,
-    CollectWithPlanner,
-    DistillPlanner,
-    DistillShortestPaths,
-    FinetuneDynamics,
-    GoalConditionedBC,
-    LoadDataset,
-    OfflineActorCritic,
-    OnlineActorCritic,
-    SelectLandmarks,
-    TrainHierarchy,
-    TrainJEPA,
-    TrainQuasimetric,
-    TrainValue,
-)
 from modules.actor.action_space import BallActions, BoxActions, OneHotActions
-from modules.actor.adaptive import AdaptiveActorConfig
-from modules.actor.planning import (
-    CEMConfig,
-    CollocationConfig,
-    GradientPlannerConfig,
-    MPPIConfig,
-    RolloutEvaluator,
-)
-from modules.actor.planning.risk import ScenarioCVaRConfig
-from modules.actor.policy import (
-    NoPolicyProposal,
-    NoPolicyProposalConfig,
-    NoStuckRecoveryConfig,
-    PlanningActor,
-    PolicyConfig,
-    PolicyProposal,
-    PolicyProposalConfig,
-    ReactiveActor,
-    StuckPerturbationConfig,
-)
-from modules.actor.subgoals import FlatConfig, ImaginedLandmarkGraphConfig, LandmarkGraphConfig
-from modules.configurator import ConfiguratorConfig, TaskSpec
-from modules.cost.cost import (
-    Cost,
-    GoalCritic,
-    GoalCriticConfig,
-    InteroceptiveCost,
-    ValueCriticsConfig,
-)
-from modules.cost.intrinsic import Drives, IntrinsicCostConfig
+from modules.actor.planning import RolloutEvaluator
+from modules.actor.policy import NoPolicyProposal, PlanningActor, PolicyProposal, ReactiveActor
+from modules.configurator import TaskSpec
+from modules.cost.cost import Cost, GoalCritic, InteroceptiveCost
+from modules.cost.intrinsic import Drives
 from modules.memory.replay_buffer import ReplayBuffer
-from modules.memory.short_term import (
-    AttentionMemoryConfig,
-    GRUMemoryConfig,
-    ReferenceObservations,
-    ShortTermMemory,
-)
-from modules.perception.image import (
-    Encoder,
-    ImageEncoderConfig,
-    KeypointEncoderConfig,
-    KeypointMapEncoderConfig,
-    SpatialEncoderConfig,
-)
-from modules.perception.multi_modal import MultiModalEncoderConfig
+from modules.memory.short_term import ReferenceObservations, ShortTermMemory
+from modules.perception.image import Encoder
 from modules.types import (
     HORIZON,
     ActorProtocol,
@@ -86,8 +33,6 @@ from modules.types import (
     QuasimetricFns,
     validate_ranges,
 )
-from modules.world_model.hjepa import HierarchicalJEPAConfig
-from modules.world_model.jepa import WorldModelConfig
 
 LARGE_OBS = 10_000
 """Numbers of an observation from which on an agent's parameters are counted before they exist."""
@@ -97,7 +42,7 @@ LARGE_OBS = 10_000
 class MemoryConfig:
     """What the agent remembers: of an episode, and of all episodes."""
 
-    short_term: GRUMemoryConfig | AttentionMemoryConfig | None = None
+    short_term: components.GRUMemoryConfig | components.AttentionMemoryConfig | None = None
     """Short-term memory: what of the episode so far the state depends on."""
     num_reference_obs: int = 0
     """Observations of all episodes that are kept to recognise imagined states by, K."""
@@ -113,11 +58,13 @@ class CostConfig:
 
     drives: tuple[str, ...] = ()
     """Intrinsic costs of interoceptive signals, by name."""
-    intrinsic: dict[str, IntrinsicCostConfig] = field(default_factory=dict)
+    intrinsic: dict[str, components.IntrinsicCostConfig] = field(default_factory=dict)
     """Further intrinsic costs of states and actions, by name: the user's own."""
-    goal_critic: GoalCriticConfig | None = field(default_factory=GoalCriticConfig)
+    goal_critic: components.GoalCriticConfig | None = field(
+        default_factory=components.GoalCriticConfig
+    )
     """Predicts the number of steps from a state to a goal."""
-    value_critics: ValueCriticsConfig | None = None
+    value_critics: components.ValueCriticsConfig | None = None
     """Predict the future cost of each drive."""
 
 
@@ -125,27 +72,35 @@ class CostConfig:
 class ActorConfig:
     """Mode-1, Mode-2, and what stands between them."""
 
-    planner: GradientPlannerConfig | CollocationConfig | CEMConfig | MPPIConfig
+    planner: (
+        components.GradientPlannerConfig
+        | components.CollocationConfig
+        | components.CEMConfig
+        | components.MPPIConfig
+    )
     """Mode-2: optimises an action sequence."""
-    risk: ScenarioCVaRConfig = field(default_factory=ScenarioCVaRConfig)
+    risk: components.ScenarioCVaRConfig = field(default_factory=components.ScenarioCVaRConfig)
     """Sampled futures of the same actions, where the world model has latent variables."""
     subgoals: (
-        FlatConfig | LandmarkGraphConfig | ImaginedLandmarkGraphConfig | HierarchicalJEPAConfig
-    ) = field(default_factory=FlatConfig)
+        components.FlatConfig
+        | components.LandmarkGraphConfig
+        | components.ImaginedLandmarkGraphConfig
+        | components.HierarchicalJEPAConfig
+    ) = field(default_factory=components.FlatConfig)
     """The levels above the planner, which give it subgoals."""
-    stuck_recovery: NoStuckRecoveryConfig | StuckPerturbationConfig = field(
-        default_factory=NoStuckRecoveryConfig
+    stuck_recovery: components.NoStuckRecoveryConfig | components.StuckPerturbationConfig = field(
+        default_factory=components.NoStuckRecoveryConfig
     )
     """What the agent does when its plans make no progress."""
     receding_horizon: int = 1
     """Actions of a plan that the agent executes before it plans again."""
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: components.PolicyConfig = field(default_factory=components.PolicyConfig)
     """Mode-1: one forward pass."""
-    policy_proposal: PolicyProposalConfig | NoPolicyProposalConfig = field(
-        default_factory=PolicyProposalConfig
+    policy_proposal: components.PolicyProposalConfig | components.NoPolicyProposalConfig = field(
+        default_factory=components.PolicyProposalConfig
     )
     """Mode-1's rollout as a candidate of Mode-2."""
-    adaptive: AdaptiveActorConfig = field(default_factory=AdaptiveActorConfig)
+    adaptive: components.AdaptiveActorConfig = field(default_factory=components.AdaptiveActorConfig)
     """When the mode `auto` plans, and when it reacts."""
 
     def __post_init__(self) -> None:
@@ -153,21 +108,21 @@ class ActorConfig:
 
 
 StageConfig: TypeAlias = (
-    CollectRandom
-    | LoadDataset
-    | TrainJEPA
-    | TrainQuasimetric
-    | DistillShortestPaths
-    | TrainValue
-    | OnlineActorCritic
-    | OfflineActorCritic
-    | CollectWithPlanner
-    | FinetuneDynamics
-    | TrainHierarchy
-    | SelectLandmarks
-    | GoalConditionedBC
-    | AmortizePlanning
-    | DistillPlanner
+    training.CollectRandom
+    | training.LoadDataset
+    | training.TrainJEPA
+    | training.TrainQuasimetric
+    | training.DistillShortestPaths
+    | training.TrainValue
+    | training.OnlineActorCritic
+    | training.OfflineActorCritic
+    | training.CollectWithPlanner
+    | training.FinetuneDynamics
+    | training.TrainHierarchy
+    | training.SelectLandmarks
+    | training.GoalConditionedBC
+    | training.AmortizePlanning
+    | training.DistillPlanner
 )
 Kind = TypeVar("Kind")
 STAGES = (
@@ -201,17 +156,19 @@ class Config:
     action_space: BoxActions | BallActions | OneHotActions = field(default_factory=BoxActions)
     """The actions that the agent can take."""
     perception: (
-        ImageEncoderConfig
-        | SpatialEncoderConfig
-        | KeypointEncoderConfig
-        | KeypointMapEncoderConfig
-        | MultiModalEncoderConfig
+        components.ImageEncoderConfig
+        | components.SpatialEncoderConfig
+        | components.KeypointEncoderConfig
+        | components.KeypointMapEncoderConfig
+        | components.MultiModalEncoderConfig
     )
     memory: Annotated[MemoryConfig, tyro.conf.arg(name="")] = field(default_factory=MemoryConfig)
-    world_model: WorldModelConfig
+    world_model: components.WorldModelConfig
     cost: Annotated[CostConfig, tyro.conf.arg(name="")] = field(default_factory=CostConfig)
     actor: Annotated[ActorConfig, tyro.conf.arg(name="")]
-    configurator: ConfiguratorConfig = field(default_factory=ConfiguratorConfig)
+    configurator: components.ConfiguratorConfig = field(
+        default_factory=components.ConfiguratorConfig
+    )
     tasks: dict[str, TaskSpec] = field(
         default_factory=lambda: {"reach": TaskSpec(goal_source="env")}
     )
@@ -237,10 +194,10 @@ class Config:
         return next((stage for stage in self.stages.values() if isinstance(stage, kind)), None)
 
     @property
-    def collect(self) -> CollectRandom | LoadDataset:
+    def collect(self) -> training.CollectRandom | training.LoadDataset:
         """The stage that fills the replay buffer."""
         stage = self.stages["collect"]
-        if not isinstance(stage, (CollectRandom, LoadDataset)):
+        if not isinstance(stage, (training.CollectRandom, training.LoadDataset)):
             raise BadSetting("stages.collect", stage, "CollectRandom or LoadDataset")
         return stage
 
@@ -252,37 +209,27 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
     A stage that is None is left out, and one that is new is taken where STAGES has it. Raises
     ConfigError for a path that names no setting."""
-    tree = _Changes()
-    for path, value in changes.items():
-        *parents, last = path.split(".")
-        node = tree
-        for name in parents:
-            inner = node.setdefault(name, _Changes())
-            if not isinstance(inner, _Changes):
-                raise ConfigError(f"{path} can't be changed beside the whole that it is a part of")
-            node = inner
-        if last in node:
-            raise ConfigError(f"{path} can't be changed beside a part of it")
-        node[last] = value
-    changed: Config = _apply(config, tree, "")
+    changed: Config = _apply(config, changes, "")
     return changed
 
 
-class _Changes(dict[str, Any]):
-    """New values of settings by name; another of these for settings of which parts change."""
-
-
-def _apply(settings: Any, changes: _Changes, path: str) -> Any:
-    has_parts = is_dataclass(settings) or isinstance(settings, Mapping)
-    if not has_parts:
+def _apply(settings: Any, changes: Mapping[str, Any], path: str) -> Any:
+    """A copy of settings, or of a mapping, that stand at `path`, with changes at paths within."""
+    if not (is_dataclass(settings) or isinstance(settings, Mapping)):
         raise ConfigError(f"{path.rstrip('.')} is {settings!r}, which has no parts to change")
+    changes_by_name: dict[str, dict[str | None, Any]] = {}  # None: of the whole
+    for inner_path, value in changes.items():
+        name, dot, rest = inner_path.partition(".")
+        changes_by_name.setdefault(name, {})[rest if dot else None] = value
     held = settings if isinstance(settings, Mapping) else vars(settings)
     values = {}
-    for name, value in changes.items():
-        is_part = isinstance(value, _Changes)
-        if name not in held and (is_part or not isinstance(settings, Mapping)):
+    for name, inner in changes_by_name.items():
+        is_whole = None in inner
+        if is_whole and len(inner) > 1:
+            raise ConfigError(f"{path}{name} can't be changed beside a part of it")
+        if name not in held and not (is_whole and isinstance(settings, Mapping)):
             raise ConfigError(f"{path}{name} is no setting; there are {', '.join(held)}")
-        values[name] = _apply(held[name], value, f"{path}{name}.") if is_part else value
+        values[name] = inner[None] if is_whole else _apply(held[name], inner, f"{path}{name}.")
     if not isinstance(settings, Mapping):
         return replace(settings, **values)
     merged = {**settings, **values}
@@ -399,8 +346,8 @@ def _build(
     conditioned_on = len(config.configurator.conditioned_on)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        perception = build_component(
-            "perception", config.perception, lambda: config.perception.build(spec.shapes), Encoder
+        perception: Encoder = build_component(
+            "perception", config.perception, spec.shapes, kind=Encoder
         )
         require_attributes("perception", perception, "shape")
         shape = perception.shape
@@ -409,24 +356,20 @@ def _build(
         short_term_memory = (
             ShortTermMemory()
             if memory is None
-            else build_component("memory.short_term", memory, lambda: memory.build(shape))
+            else build_component("memory.short_term", memory, shape)
         )
         world_model = build_component(
-            "world_model",
-            config.world_model,
-            lambda: config.world_model.build(shape, spec.action_dim, len(spec.interoception)),
+            "world_model", config.world_model, shape, spec.action_dim, len(spec.interoception)
         )
         interoceptive_cost = InteroceptiveCost(
             drives, None if values is None else values.build(shape, len(drives.names))
         )
         cost = Cost(
-            None
-            if critic is None
-            else build_component("cost.goal_critic", critic, lambda: critic.build(shape)),
+            None if critic is None else build_component("cost.goal_critic", critic, shape),
             interoceptive_cost,
             world_model.ensemble.disagreement,
             {
-                name: build_component(f"cost.intrinsic.{name}", settings, settings.build)
+                name: build_component(f"cost.intrinsic.{name}", settings)
                 for name, settings in config.cost.intrinsic.items()
             },
         )
@@ -446,7 +389,10 @@ def _build(
         policy = build_component(
             "actor.policy",
             config.actor.policy,
-            lambda: config.actor.policy.build(shape, spec.action_dim, action_space, conditioned_on),
+            shape,
+            spec.action_dim,
+            action_space,
+            conditioned_on,
         )
         plan_energy_predictor = config.actor.adaptive.build_predictor(
             shape, len(config.tasks), conditioned_on
@@ -461,11 +407,7 @@ def _build(
         risk_model,
     )
     policy_proposal = config.actor.policy_proposal.build(policy, evaluator)
-    planner = build_component(
-        "actor.planner",
-        config.actor.planner,
-        lambda: config.actor.planner.build(evaluator, policy_proposal),
-    )
+    planner = build_component("actor.planner", config.actor.planner, evaluator, policy_proposal)
     # the adaptive actor gives it the policy's proposal itself
     plain_planner = config.actor.planner.build(evaluator, NoPolicyProposal(spec.action_dim))
     actors: dict[str, ActorProtocol] = {

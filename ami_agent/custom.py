@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ami_agent.config import Config
 
 OURS = ("ami_agent", "modules")
-Built = TypeVar("Built")
 _named: dict[str, str] = {}
 """Files (x.py) and modules that the user named in this process, by the name that settings write
 down: the stem of the file, or the module."""
@@ -102,14 +101,12 @@ def custom_components(settings: Any, path: str = "") -> Iterator[tuple[str, Any]
         yield from custom_components(part, f"{path}.{name}")
 
 
-def build_component(
-    path: str, settings: Any, build: Callable[[], Built], kind: type = object
-) -> Built:
-    """What the `build` of a component makes, an instance of `kind`; ConfigError in one line where
+def build_component(path: str, settings: Any, *args: Any, kind: type = object) -> Any:
+    """What `settings.build(*args)` makes, an instance of `kind`; ConfigError in one line where
     code of the user's own within it fails."""
     custom = dict(custom_components({path: settings}))
     if not custom:
-        return build()
+        return settings.build(*args)
     if is_custom(settings) and not callable(getattr(settings, "build", None)):
         name = f"{path} {component_path(type(settings))}"
         raise ConfigError(f"{name} has no method build(...), which makes the component")
@@ -119,7 +116,7 @@ def build_component(
         if hasattr(value, "build")
     )
     try:
-        built = build()
+        built = settings.build(*args)
     except ConfigError:
         raise
     except Exception as error:

@@ -24,7 +24,6 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.components import (
     CEMConfig,
     CollocationConfig,
-    Flat,
     GlimpseConfig,
     GlimpseDynamicsConfig,
     HierarchicalJEPAConfig,
@@ -36,6 +35,7 @@ from ami_agent.components import (
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.training import TrainHierarchy
+from modules.actor.subgoals import Flat
 
 BANDS = ("short", "medium", "long")
 LEVELS = {

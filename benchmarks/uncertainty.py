@@ -23,7 +23,6 @@ import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.components import (
     CategoricalLatentConfig,
-    Flat,
     GaussianLatentConfig,
     HierarchicalJEPAConfig,
     JEPALevelConfig,
@@ -39,6 +38,7 @@ from ami_agent.evaluation.policies import (
     make_random_policy,
 )
 from ami_agent.training import TrainHierarchy
+from modules.actor.subgoals import Flat
 
 LATENTS = {
     "none": (None, 0.0),

@@ -12,6 +12,7 @@ import ami_agent as ami
 from ami_agent.config import override
 from ami_agent.training.base import SGDStageRun
 from ami_agent.training.optim import OptimConfig
+from modules.actor.subgoals import Flat
 from modules.types import ConfigError
 
 
@@ -55,7 +56,7 @@ def test_a_level_above_leads_to_goals_that_a_flat_plan_does_not_reach(tmp_path):
         return float(found["final_success"]["mean"])
 
     led = reached()
-    agent.subgoals = ami.components.Flat()
+    agent.subgoals = Flat()
     assert led > 0.6
     assert led > reached() + 0.15
 
