@@ -8,9 +8,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from rich.console import Console, JustifyMethod
@@ -32,27 +32,6 @@ BAR_EVERY = 0.2  # seconds between updates of the progress bar
 METRICS, EVENTS = "metrics.jsonl", "events.out.tfevents.*"
 
 
-class Logger(Protocol):
-    """Where a run reports what it does."""
-
-    def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None: ...
-    def log_image(self, tag: str, image: Tensor | np.ndarray, step: int) -> None: ...
-    def log_video(self, tag: str, gif: bytes, step: int) -> None: ...
-    def info(self, text: str) -> None: ...
-    def progress(
-        self, stage: str, total: int, start: int = 0
-    ) -> AbstractContextManager[Progress]: ...
-    def position(self) -> Mapping[str, int]:
-        """The size in bytes of each file of the log, after it is flushed, for a checkpoint."""
-        ...
-
-    def rewind(self, position: Mapping[str, int]) -> None:
-        """Truncates the log to an earlier position, before anything is logged."""
-        ...
-
-    def close(self) -> None: ...
-
-
 class Progress:
     """The progress of a stage; `show(done, status)` is called at most every `every` seconds."""
 
@@ -69,18 +48,15 @@ class Progress:
         now = time.monotonic()
         if now - self._last_shown >= self._every or self._done >= self._total:
             self._last_shown = now
-            self._show(
-                self._done, "  ".join([self._rate_text(now), *map(_format_pair, values.items())])
-            )
-
-    def _rate_text(self, now: float) -> str:
-        rate = (self._done - self._start) / max(now - self._started, 1e-9)
-        left = max(self._total - self._done, 0) / max(rate, 1e-9)
-        return f"{rate:.3g}/s  {format_duration(left)} left"
+            rate = (self._done - self._start) / max(now - self._started, 1e-9)
+            left = max(self._total - self._done, 0) / max(rate, 1e-9)
+            texts = [f"{rate:.3g}/s", f"{format_duration(left)} left"]
+            texts += [f"{name} {float(value):.3g}" for name, value in values.items()]
+            self._show(self._done, "  ".join(texts))
 
 
-class NullLogger:
-    """Logs nothing."""
+class Logger:
+    """Where a run reports what it does; this one reports nothing."""
 
     def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None: ...
     def log_image(self, tag: str, image: Tensor | np.ndarray, step: int) -> None: ...
@@ -88,17 +64,20 @@ class NullLogger:
     def info(self, text: str) -> None: ...
     @contextmanager
     def progress(self, stage: str, total: int, start: int = 0) -> Iterator[Progress]:
-        """Progress that is not shown."""
+        """The progress of a stage, which is shown within the block; `total` includes `start`."""
         yield Progress(total, start, math.inf, lambda done, status: None)
 
     def position(self) -> Mapping[str, int]:
+        """The size in bytes of each file of the log, after it is flushed, for a checkpoint."""
         return {}
 
-    def rewind(self, position: Mapping[str, int]) -> None: ...
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Truncates the log to an earlier position, before anything is logged."""
+
     def close(self) -> None: ...
 
 
-class ConsoleLogger(NullLogger):
+class ConsoleLogger(Logger):
     """Prints to a console, and writes no file."""
 
     def __init__(self, console: Console) -> None:
@@ -109,14 +88,15 @@ class ConsoleLogger(NullLogger):
 
     @contextmanager
     def progress(self, stage: str, total: int, start: int = 0) -> Iterator[Progress]:
-        """A progress bar on a terminal, elsewhere a line every few seconds. `total` includes
-        `start`."""
-        render = self._bar if self._console.is_terminal else self._lines
-        with render(stage, total, start) as progress:
-            yield progress
-
-    @contextmanager
-    def _bar(self, stage: str, total: int, start: int) -> Iterator[Progress]:
+        """A progress bar on a terminal, elsewhere a line every few seconds."""
+        if not self._console.is_terminal:
+            yield Progress(
+                total,
+                start,
+                LINE_EVERY,
+                lambda done, status: self.info(f"{stage}  {done}/{total}  {status}"),
+            )
+            return
         columns = [
             TextColumn("{task.description}", markup=False), BarColumn(),
             TextColumn("{task.fields[status]}", markup=False),
@@ -128,13 +108,6 @@ class ConsoleLogger(NullLogger):
                 bars.update(task, completed=done, status=f"{done}/{total}  {status}")
 
             yield Progress(total, start, BAR_EVERY, show)
-
-    @contextmanager
-    def _lines(self, stage: str, total: int, start: int) -> Iterator[Progress]:
-        def show(done: int, status: str) -> None:
-            self.info(f"{stage}  {done}/{total}  {status}")
-
-        yield Progress(total, start, LINE_EVERY, show)
 
 
 class RunLogger(ConsoleLogger):
@@ -225,11 +198,7 @@ def one_line(text: object) -> str:
     """The text in one line: line breaks become spaces; other control characters, and bytes of file
     names that are no UTF-8, become escapes."""
     joined = re.sub(r"[ \t]*[\r\n]+[ \t]*", " ", str(text))
-    return "".join(c if c.isprintable() else _escape(c) for c in joined)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
 
 
 def print_line(console: Console, text: object) -> None:
@@ -261,10 +230,6 @@ def _cell(value: object) -> Text:
     if value is None:
         return Text("-")
     return Text(f"{value:.3g}" if isinstance(value, float) else one_line(value))
-
-
-def _format_pair(item: tuple[str, Number]) -> str:
-    return f"{item[0]} {float(item[1]):.3g}"
 
 
 def format_number(value: float, span: Sequence[float] | None = None) -> str:

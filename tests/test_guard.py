@@ -24,7 +24,7 @@ from ami_agent.adapters.fault_tolerance import DEATH_WINDOW, MAX_DEATHS, EnvErro
 from ami_agent.config import buffer_steps, build, override
 from ami_agent.evaluation.evaluate import run_many
 from ami_agent.evaluation.policies import make_random_policy
-from ami_agent.logger import NullLogger
+from ami_agent.logger import Logger
 from ami_agent.training import CollectRandom
 from ami_agent.training.optim import OptimConfig
 from ami_agent.viewer.camera import NoCamera
@@ -225,7 +225,7 @@ def test_a_death_while_a_plan_is_timed_or_watched_ends_nothing(tiny, tmp_path, m
     assert ami.evaluate(agent, tiny.eval_env, episodes=2)["ms_per_action"]["mean"] > 0
     (episodes,) = record_episodes(
         agent, tiny.eval_env, NoCamera(), 1, ("react",), 0,
-        agent.task_spec(""), NullLogger(),
+        agent.task_spec(""), Logger(),
     )  # fmt: skip
     assert len(episodes[0].states) > 0
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import ami_agent
-from ami_agent import config_io
-from ami_agent.shadow import HOME, check_shadows
+from ami_agent import HOME, check_shadows, config_io
 
 PACKAGES = ("modules", "envs", "ami_agent")
 BELOW = ("modules.types", "modules.nets")

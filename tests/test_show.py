@@ -19,7 +19,7 @@ from PIL import Image
 from ami_agent.adapters.env import EnvAdapter
 from ami_agent.agent import Agent
 from ami_agent.config import build, override
-from ami_agent.logger import NullLogger
+from ami_agent.logger import Logger
 from ami_agent.probing.probe import FactorProbe
 from ami_agent.recipes import two_rooms
 from ami_agent.viewer import critic_map, draw_episode, drawing, media, show
@@ -47,7 +47,7 @@ def collect_data(
     agent: Agent, projector: ProbeProjector, episodes: int, mode: str, seed: int
 ) -> Iterator[ProjectedEpisode]:
     recordings = record_episodes(
-        agent, WORLD, projector.camera, episodes, (mode,), seed, REACH, NullLogger()
+        agent, WORLD, projector.camera, episodes, (mode,), seed, REACH, Logger()
     )
     return (project(episode, projector) for (episode,) in recordings)
 

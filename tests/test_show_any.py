@@ -17,7 +17,7 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.agent import Agent
 from ami_agent.config import build
-from ami_agent.logger import NullLogger, Progress
+from ami_agent.logger import Logger, Progress
 from ami_agent.viewer import drawing, record, show
 from ami_agent.viewer.camera import RenderCamera, render_error
 from ami_agent.viewer.project import project
@@ -133,7 +133,7 @@ def agent(_known: None) -> Agent:
     return build(ami.recipes.gym(env), env.build(1).spec)
 
 
-class Listener(NullLogger):
+class Listener(Logger):
     """Who notes what is said, and how many things are under way at once: a terminal has room for
     one bar."""
 
@@ -158,11 +158,11 @@ class Listener(NullLogger):
 def record_in(
     agent: Agent, env: EnvConfig, mode: str = "plan", count: int = 1
 ) -> list[RecordedEpisode]:
-    factory = make_projector_factory(agent, env, 0, EARN, NullLogger().info)
+    factory = make_projector_factory(agent, env, 0, EARN, Logger().info)
     return [
         recorded
         for (recorded,) in record_episodes(
-            agent, env, factory.camera, count, (mode,), 3, EARN, NullLogger()
+            agent, env, factory.camera, count, (mode,), 3, EARN, Logger()
         )
     ]
 
@@ -312,11 +312,9 @@ def test_states_that_do_not_fill_a_plane_lie_in_its_middle(recorded, states):
 
 
 def test_two_modes_share_a_plane(agent):
-    factory = make_projector_factory(agent, of(Blind), 0, EARN, NullLogger().info)
+    factory = make_projector_factory(agent, of(Blind), 0, EARN, Logger().info)
     both = next(
-        record_episodes(
-            agent, of(Blind), factory.camera, 1, ("plan", "react"), 3, EARN, NullLogger()
-        )
+        record_episodes(agent, of(Blind), factory.camera, 1, ("plan", "react"), 3, EARN, Logger())
     )
     view = factory.fit(both)
     planned, reactive = (project(recorded, view) for recorded in both)

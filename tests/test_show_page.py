@@ -23,7 +23,7 @@ from PIL import Image
 
 from ami_agent.agent import Agent
 from ami_agent.config import build, override
-from ami_agent.logger import NullLogger
+from ami_agent.logger import Logger
 from ami_agent.recipes import two_rooms
 from ami_agent.viewer import critic_map, page, show
 from ami_agent.viewer.colors import term_colors
@@ -404,7 +404,7 @@ def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
     agent = untrained_agent({"actor.receding_horizon": 3})
     projector = ProbeProjector(agent, WORLD, 0, REACH)
     ((recorded,),) = record_episodes(
-        agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, NullLogger()
+        agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, Logger()
     )
     steps = recorded.recorded_steps
     assert [len(step.planned_states) for step in steps] == [9, 8, 7, 9, 8]
@@ -439,9 +439,7 @@ def test_what_levels_above_hope_for_is_drawn_and_how_they_find_it_is_reported(
 @pytest.fixture(scope="module")
 def recorded(agent: Agent) -> tuple[RecordedEpisode, ProjectedEpisode]:
     projector = ProbeProjector(agent, WORLD, 0, REACH)
-    ((found,),) = record_episodes(
-        agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, NullLogger()
-    )
+    ((found,),) = record_episodes(agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, Logger())
     return found, project(found, projector)
 
 

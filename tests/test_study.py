@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import ami_agent as ami
-from ami_agent.shadow import HOME
+from ami_agent import HOME
 from tests.conftest import small
 
 NO_CHANGES: dict = {}

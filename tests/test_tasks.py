@@ -20,7 +20,7 @@ from ami_agent.cli.main import main
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation.evaluate import _step_fractions
 from ami_agent.evaluation.latency import latency
-from ami_agent.logger import NullLogger
+from ami_agent.logger import Logger
 from ami_agent.storage.run_dir import load
 from ami_agent.train import train
 from ami_agent.viewer import critic_map
@@ -133,7 +133,7 @@ def test_pictures_show_an_agent_where_it_is_whatever_its_task_primes_it_for(fora
     env = brief(recipes.forage()).eval_env.for_task(assignment)
     projector = ProbeProjector(agent, env, 0, assignment)
     recordings = record_episodes(
-        agent, env, projector.camera, 4, ("react",), 0, assignment, NullLogger()
+        agent, env, projector.camera, 4, ("react",), 0, assignment, Logger()
     )
     episodes = [project(episode, projector) for (episode,) in recordings]
     differences = [

@@ -18,7 +18,7 @@ import torch
 
 import ami_agent as ami
 from ami_agent.config import override
-from ami_agent.logger import NullLogger
+from ami_agent.logger import Logger
 from ami_agent.probing.probe import describe_collapse, spectrum
 from ami_agent.storage import checkpoint, run_dir
 from ami_agent.train import stage_seed, train
@@ -67,7 +67,7 @@ class KilledAt:
     """A reporter that kills the run after so many logged updates of a lesson."""
 
     def __init__(self, stage: str) -> None:
-        self.silence, self.stage = NullLogger(), stage
+        self.silence, self.stage = Logger(), stage
 
     def log_scalars(self, stage, step, values) -> None:
         if stage == self.stage and step >= 4:
@@ -208,7 +208,7 @@ def test_a_collapsed_run_says_so(tiny, tmp_path):
             message.append(text)
 
         def __getattr__(self, name):
-            return getattr(NullLogger(), name)
+            return getattr(Logger(), name)
 
     weights = replace(
         tiny.stages["train_jepa"].weights, variance=0.0, covariance=0.0, temporal_similarity=100.0

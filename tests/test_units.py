@@ -17,7 +17,7 @@ import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.observations import obs_fields
 from ami_agent.config import Config, override
-from ami_agent.logger import NullLogger, format_number
+from ami_agent.logger import Logger, format_number
 from ami_agent.storage import run_dir
 from ami_agent.training import CollectRandom, OnlineActorCritic
 from ami_agent.training.critics import discount_for, lambda_returns, with_terminal_values
@@ -66,7 +66,7 @@ class Scales(gymnasium.Env):
         return self.look(), reward, ends, over and not ends, {"is_success": bool(right)}
 
 
-class Said(NullLogger):
+class Said(Logger):
     """Keeps what a run says."""
 
     def __init__(self) -> None:

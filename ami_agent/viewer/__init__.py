@@ -15,7 +15,7 @@ import numpy as np
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.agent import Agent
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
-from ami_agent.logger import Logger, NullLogger
+from ami_agent.logger import Logger
 from ami_agent.storage.atomic import write_bytes
 from ami_agent.viewer.media import encode_gif, ffmpeg, write_mp4, write_png
 from ami_agent.viewer.project import ProjectedEpisode, ProjectedStep, project
@@ -54,7 +54,7 @@ def show(
     """
     from ami_agent.viewer import drawing, page  # here, because matplotlib is slow to import
 
-    logger = logger or NullLogger()
+    logger = logger or Logger()
     ffmpeg_path = ffmpeg() if mp4 else ""
     folder, modes = _make_folder(out), MODE_GROUPS.get(mode, (mode,))
     task_spec = agent.task_spec(task)
@@ -93,7 +93,7 @@ def draw_episode(agent: Agent, config: EnvConfig, seed: int) -> tuple[np.ndarray
     episode its first steps."""
     from ami_agent.viewer import drawing
 
-    task_spec, logger = agent.task_spec(""), NullLogger()
+    task_spec, logger = agent.task_spec(""), Logger()
     config = config.for_task(task_spec)
     factory = make_projector_factory(agent, config, seed, task_spec, logger.info)
     ((recorded_episode,),) = record_episodes(

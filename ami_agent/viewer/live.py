@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.agent import Agent
-from ami_agent.logger import ConsoleLogger, NullLogger, print_line
+from ami_agent.logger import ConsoleLogger, Logger, print_line
 from ami_agent.viewer import drawing
 from ami_agent.viewer.colors import MUTED, term_colors
 from ami_agent.viewer.live_display import Line, LivePage, terminal
@@ -54,7 +54,7 @@ def show_live(
         page = open_displays.enter_context(LivePage(port))
         factory = make_projector_factory(agent, config, seed, task_spec, logger.info)
         first_recorded = record_episodes(
-            agent, config, factory.camera, 1, (mode,), seed, task_spec, NullLogger(), NUM_FIT_STEPS
+            agent, config, factory.camera, 1, (mode,), seed, task_spec, Logger(), NUM_FIT_STEPS
         )
         projector = factory.fit(next(first_recorded))
         logger.info(f"{projector.description} Every step is drawn here and at {page.address}")
@@ -76,7 +76,7 @@ def show_live(
             for number in range(episodes):
                 ((recorded_episode,),) = record_episodes(
                     agent, config, factory.camera, 1, (mode,), seed + number, task_spec,
-                    NullLogger(), callback=on_step,
+                    Logger(), callback=on_step,
                 )  # fmt: skip
                 show(project(recorded_episode, projector), [Line(recorded_episode.summary)])
                 recorded.append(recorded_episode)
