@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import re
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from functools import cache, partial
 from math import isfinite
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -17,8 +17,11 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import cattrs
 import cattrs.v
 import tyro
-from cattrs.errors import AttributeValidationNote, ClassValidationError
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
+from cattrs.gen import (
+    make_dict_structure_fn,
+    make_dict_unstructure_fn,
+    make_mapping_structure_fn,
+)
 from cattrs.preconf.json import make_converter
 
 from ami_agent.adapters.make import UnparsedOptions, join_option_flags, parse_options
@@ -39,18 +42,41 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook_factory(
         lambda kind: get_origin(kind) in (tuple, dict), partial(_structure_container, converter)
     )
-    for hint in (*_dataclass_unions(Config), *_single_components(Config)):
+    for hint in dict.fromkeys(hint for _, hint in _components(Config)):
         _register_component(converter, hint)
     return converter
+
+
+def _components(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and type of every field that holds a component, within a dataclass and at any depth: of
+    one class out of several, or of one in whose place the user may put another. The values of a
+    mapping are at `name.*`."""
+    for name, hint in get_type_hints(kind).items():
+        inner_path = path + name
+        if get_origin(hint) is dict:
+            inner_path, hint = f"{inner_path}.*", get_args(hint)[1]
+        members = _members(hint)
+        is_single = members == [hint]
+        is_component = hasattr(hint, "build") and hint.__module__.startswith("modules.")
+        if members and (is_component or not is_single):
+            yield inner_path, hint
+        for member in members:
+            yield from _components(member, f"{inner_path}.")
+
+
+def _members(hint: Any) -> list[type]:
+    """The dataclasses of which a field of this type may be."""
+    is_union = get_origin(hint) in (Union, types.UnionType)
+    return [kind for kind in (get_args(hint) if is_union else [hint]) if is_dataclass(kind)]
 
 
 def _register_component(converter: cattrs.Converter, hint: Any) -> None:
     """A field that holds one of these classes, written down by its name; or one of the user's own,
     written down by its module and name."""
-    members = get_args(hint) or (hint,)
-    by_name = {member.__qualname__: member for member in members if member is not types.NoneType}
-    sole = members[0] if len(members) == 1 else None
-    optional = types.NoneType in members
+    members = _members(hint)
+    by_name = {member.__qualname__: member for member in members}
+    sole = members[0] if members == [hint] else None
+    optional = types.NoneType in get_args(hint)
     hooks: dict[type, tuple[Any, Any]] = {}
 
     def hooks_of(kind: type) -> tuple[Any, Any]:
@@ -92,26 +118,6 @@ def _named_class(name: Any, by_name: Mapping[str, type]) -> type:
     raise ConfigError(f"_type is {_shorten(name)}; it must be {' or '.join(by_name)}")
 
 
-def _is_component(kind: Any) -> bool:
-    return hasattr(kind, "build") and str(kind.__module__).startswith("modules.")
-
-
-def _single_components(kind: type) -> list[type]:
-    """Classes of fields that hold a component of one class, at any depth: in their place the user
-    may put one of another."""
-    found: list[type] = []
-    for hint in get_type_hints(kind).values():
-        if get_origin(hint) is dict:
-            hint = get_args(hint)[1]
-        several = get_origin(hint) in (Union, types.UnionType)
-        for member in get_args(hint) if several else (hint,):
-            if dataclasses.is_dataclass(member):
-                found += _single_components(member)  # type: ignore[arg-type]
-                if not several and _is_component(member):
-                    found.append(member)  # type: ignore[arg-type]
-    return list(dict.fromkeys(found))
-
-
 def _structure_scalar(value: Any, kind: type) -> Any:
     """The value of a field that is no container, of just its kind: half a step is no step, and True
     is no number. A whole number may stand for a float."""
@@ -134,52 +140,23 @@ TYPE_NAMES = {
 
 def _structure_container(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any], Any]:
     """Structures a list or an object where it is one: text would pass for a list of letters."""
-    item_types = get_args(kind)
+    is_list = get_origin(kind) is tuple
+    structure_mapping = None if is_list else make_mapping_structure_fn(kind, converter)
 
-    def structure_list(value: Any, _: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise ConfigError(f"{_shorten(value)} is given, and a list is needed")
-        return tuple(converter.structure(part, item_types[0]) for part in value)
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, list if is_list else dict):
+            needed = "a list" if is_list else "an object"
+            raise ConfigError(f"{_shorten(value)} is given, and {needed} is needed")
+        if structure_mapping is not None:
+            return structure_mapping(value, kind)
+        return tuple(converter.structure(part, get_args(kind)[0]) for part in value)
 
-    def structure_dict(value: Any, _: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{_shorten(value)} is given, and an object is needed")
-        found, errors = {}, []
-        for name, part in value.items():
-            try:
-                found[name] = converter.structure(part, item_types[1])
-            except Exception as error:
-                note = AttributeValidationNote(f"value of {name!r}", str(name), item_types[1])
-                notes = [*getattr(error, "__notes__", []), note]
-                error.__notes__ = notes  # type: ignore[attr-defined]
-                errors.append(error)
-        if errors:
-            raise ClassValidationError("values of an object", errors, kind)
-        return found
-
-    return structure_list if get_origin(kind) is tuple else structure_dict
+    return structure
 
 
 def _shorten(value: Any) -> str:
     """The value, shortened."""
     return text if len(text := repr(value)) <= 60 else f"{text[:60]}..."
-
-
-def _dataclass_unions(kind: type) -> list[Any]:
-    """Every union of dataclasses among the fields of a dataclass, at any depth, inner first."""
-    found: list[Any] = []
-    for hint in get_type_hints(kind).values():
-        is_union = get_origin(hint) in (Union, types.UnionType)
-        if get_origin(hint) is dict:
-            hint = get_args(hint)[1]
-            is_union = get_origin(hint) in (Union, types.UnionType)
-        candidates = get_args(hint) if is_union else [hint]
-        members = [member for member in candidates if dataclasses.is_dataclass(member)]
-        for member in members:
-            found += _dataclass_unions(member)  # type: ignore[arg-type]
-        if is_union and members:
-            found.append(hint)
-    return list(dict.fromkeys(found))
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -212,7 +189,9 @@ def from_json(data: Any, source: str) -> Config:
 def _error_text(error: BaseException) -> str:
     if isinstance(error, cattrs.errors.BaseValidationError):
         first, *more = cattrs.transform_error(error, "", _message)
-        first = f"{first.rpartition(' @ ')[2].lstrip('.')}: {first.rpartition(' @ ')[0]}"
+        message, _, path = first.rpartition(" @ ")
+        path = re.sub(r"\['(.*?)'\]", r".\1", path).lstrip(".")  # ['key'] -> .key
+        first = f"{path}: {message}"
         return f"{first} (and {len(more)} more)" if more else first
     return f"{type(error).__name__} {error}"
 
@@ -235,19 +214,14 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [f"{path.lstrip('.')} is {kinds[0]!r}, not {kinds[1]!r}"]
 
 
-def component_choices(kind: type = Config, path: str = "") -> dict[str, dict[str, type]]:
+def component_choices() -> dict[str, dict[str, type]]:
     """Every field that holds a component, by its path: the classes it may be of, by name."""
     choices: dict[str, dict[str, type]] = {}
-    for name, hint in get_type_hints(kind).items():
-        several = get_origin(hint) in (Union, types.UnionType)
-        candidates: tuple[Any, ...] = get_args(hint) if several else (hint,)
-        members = [member for member in candidates if dataclasses.is_dataclass(member)]
-        if members and (several or _is_component(hint)):
-            choices[path + name] = {class_name(m): m for m in members}  # type: ignore[misc]
-            if types.NoneType in candidates:
-                choices[path + name]["None"] = types.NoneType
-        for member in members:
-            choices |= component_choices(member, f"{path}{name}.")  # type: ignore[arg-type]
+    for path, hint in _components(Config):
+        if "*" not in path:
+            choices[path] = {class_name(kind): kind for kind in _members(hint)}
+            if types.NoneType in get_args(hint):
+                choices[path]["None"] = types.NoneType
     return choices
 
 
@@ -381,25 +355,25 @@ def _check_once(argv: Sequence[str]) -> None:
 def _concrete_class(default: Any) -> Any:
     """A subclass of the dataclass of `default` whose fields have just the classes they have there;
     flags for unions of dataclasses would otherwise become subcommands."""
-    kind, fields = type(default), []
+    kind, concrete_fields = type(default), []
     for name, hint in get_type_hints(kind, include_extras=True).items():
         value = getattr(default, name)
         if name == "stages" and isinstance(default, Config):
             value, hint = _as_dataclass(value), Annotated[hint, UNPREFIXED]
-        if dataclasses.is_dataclass(value):
+        if is_dataclass(value):
             concrete = _concrete_class(value)
             metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
             marked = tuple([concrete, *metadata])  # Python 3.10 has no star in an index
             hint = Annotated[marked] if metadata else concrete
-            fields.append((name, hint, dataclasses.field(default_factory=concrete)))
+            concrete_fields.append((name, hint, field(default_factory=concrete)))
         else:
-            if isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
+            if isinstance(value, dict) and any(map(is_dataclass, value.values())):
                 hint = Annotated[hint, tyro.conf.Suppress]  # no flags within a mapping
-            elif value is None and any(map(dataclasses.is_dataclass, get_args(hint))):
+            elif value is None and any(map(is_dataclass, get_args(hint))):
                 hint = Annotated[None, tyro.conf.Suppress]  # nor of a component that is left out
-            fields.append((name, hint, dataclasses.field(default_factory=partial(copy, value))))
-    return dataclasses.make_dataclass(
-        kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True,
+            concrete_fields.append((name, hint, field(default_factory=partial(copy, value))))
+    return make_dataclass(
+        kind.__name__, concrete_fields, bases=(kind,), frozen=True, kw_only=True,
         namespace={"__post_init__": _unchecked},
     )  # fmt: skip
 
@@ -412,9 +386,8 @@ UNPREFIXED_FIELDS = ("memory", "cost", "actor", "stages")
 
 def _as_dataclass(stages: Mapping[str, Any]) -> Any:
     """The stages as fields of a dataclass, each of its own class, so that each has flags."""
-    fields = [(name, type(stage)) for name, stage in stages.items()]
-    kind = dataclasses.make_dataclass("Stages", fields, frozen=True, kw_only=True)
-    return kind(**stages)
+    stage_fields = [(name, type(stage)) for name, stage in stages.items()]
+    return make_dataclass("Stages", stage_fields, frozen=True, kw_only=True)(**stages)
 
 
 def _unchecked(settings: Any) -> None:
@@ -426,20 +399,20 @@ def _to_original_class(found: Any, default: Any, path: str) -> Any:
     which names the flag, for values that this class refuses."""
     values = {}
     hints = get_type_hints(type(default), include_extras=True)
-    for field in dataclasses.fields(default):
-        value, before = getattr(found, field.name), getattr(default, field.name)
-        if field.name == "stages" and isinstance(default, Config):
+    for name in (each.name for each in fields(default)):
+        value, before = getattr(found, name), getattr(default, name)
+        if name == "stages" and isinstance(default, Config):
             stages = _to_original_class(value, _as_dataclass(before), path)
-            value = {name: getattr(stages, name) for name in before}
-        elif dataclasses.is_dataclass(before):
-            name = _flag_name(field.name, hints[field.name])
-            value = _to_original_class(value, before, f"{path}{name}." if name else path)
+            value = {stage: getattr(stages, stage) for stage in before}
+        elif is_dataclass(before):
+            flag = _flag_name(name, hints[name])
+            value = _to_original_class(value, before, f"{path}{flag}." if flag else path)
         elif isinstance(value, UnparsedOptions):
             try:
                 value = parse_options(value, before)
             except ConfigError as error:
-                raise ConfigError(f"{path}{field.name}: {error}") from None
-        values[field.name] = value
+                raise ConfigError(f"{path}{name}: {error}") from None
+        values[name] = value
     try:
         return type(default)(**values)
     except BadSetting as error:
