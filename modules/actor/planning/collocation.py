@@ -148,7 +148,7 @@ class Collocation:
             raw, polished = descend(
                 self.evaluator, state, virtual.raw, context, config.polish_steps, config.lr
             )
-            evaluations.append(polished)
+            evaluations = [best_of([*evaluations, polished])]
             virtual = virtual._replace(raw=raw)
         best = best_of(evaluations)
         warm_start = lowest_energy(best.rollout.actions, best.energy, config.num_warm_starts)

@@ -31,6 +31,10 @@ from modules.types import (
 )
 
 
+MAX_EVALUATIONS = 16
+"""Evaluations that are kept until the best of each candidate is chosen from them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GradientPlannerConfig:
     horizon: int = 8
@@ -87,7 +91,8 @@ def descend(
 ) -> tuple[Tensor, EvaluatedRollouts]:  # fmt: skip
     """Adam on unbounded actions `[B, P, H, A]`, by the energy of their imagined futures -> the last
     unbounded actions, and of each candidate the best future evaluated on the way."""
-    adam, evaluations = Adam(lr), []
+    adam = Adam(lr)
+    evaluations: list[EvaluatedRollouts] = []
     for step in range(iterations + 1):
         is_last = step == iterations
         with torch.set_grad_enabled(not is_last):
@@ -98,7 +103,9 @@ def descend(
                 (slope,) = torch.autograd.grad(evaluated.energy.sum(), leaf)
         if not is_last:
             raw = raw - adam(slope)
-        evaluations.append(evaluated.detach())
+        evaluations = [*evaluations, evaluated.detach()]
+        if len(evaluations) == MAX_EVALUATIONS:
+            evaluations = [best_of(evaluations)]
     return raw, best_of(evaluations)
 
 
