@@ -217,21 +217,21 @@ def _apply(settings: Any, changes: Mapping[str, Any], path: str) -> Any:
     """A copy of settings, or of a mapping, that stand at `path`, with changes at paths within."""
     if not (is_dataclass(settings) or isinstance(settings, Mapping)):
         raise ConfigError(f"{path.rstrip('.')} is {settings!r}, which has no parts to change")
-    changes_by_name: dict[str, dict[str | None, Any]] = {}  # None: of the whole
+    changes_by_name: dict[str, dict[str, Any]] = {}  # that of the whole is at ""
     for inner_path, value in changes.items():
         name, dot, rest = inner_path.partition(".")
-        changes_by_name.setdefault(name, {})[rest if dot else None] = value
+        changes_by_name.setdefault(name, {})[dot + rest] = value
     held = settings if isinstance(settings, Mapping) else vars(settings)
     values = {}
     for name, inner in changes_by_name.items():
-        is_whole = None in inner
-        if is_whole and len(inner) > 1:
+        if "" in inner and len(inner) > 1:
             raise ConfigError(f"{path}{name} can't be changed beside a part of it")
-        if name not in held and not (is_whole and isinstance(settings, Mapping)):
+        if name not in held and not ("" in inner and isinstance(settings, Mapping)):
             raise ConfigError(f"{path}{name} is no setting; there are {', '.join(held)}")
-        values[name] = inner[None] if is_whole else _apply(held[name], inner, f"{path}{name}.")
+        parts = {inner_path[1:]: value for inner_path, value in inner.items()}
+        values[name] = inner[""] if "" in inner else _apply(held[name], parts, f"{path}{name}.")
     if not isinstance(settings, Mapping):
-        return replace(settings, **values)
+        return replace(settings, **values)  # type: ignore[type-var]
     merged = {**settings, **values}
     if path != "stages.":
         return merged
@@ -335,14 +335,15 @@ def _build(
         raise ConfigError(
             "value_critics predict the costs of drives, and there are none: it must be None"
         )
-    if spec.choices != (
-        config.action_space.sizes if isinstance(config.action_space, OneHotActions) else ()
-    ):
+    action_space = config.action_space
+    if spec.choices != (action_space.sizes if isinstance(action_space, OneHotActions) else ()):
+        sizes = " and ".join(f"one of {size}" for size in spec.choices)
+        needed = f"choices ({sizes}; action_space must be OneHotActions(sizes={spec.choices}))"
         raise ConfigError(
-            f"the environment's actions are {_describe_choices(spec.choices)}, but action_space is "
-            f"{config.action_space}"
+            f"the environment's actions are {needed if sizes else 'numbers'}, but action_space is "
+            f"{action_space}"
         )
-    action_space, drives = config.action_space, Drives(config.cost.drives, spec.interoception)
+    drives = Drives(config.cost.drives, spec.interoception)
     conditioned_on = len(config.configurator.conditioned_on)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -373,13 +374,10 @@ def _build(
                 for name, settings in config.cost.intrinsic.items()
             },
         )
-        quasimetric = (
-            cost.goal_critic.distance if isinstance(cost.goal_critic, GoalCritic) else None
-        )
-        # as functions: the critic is a part of the cost alone
-        steps = (
-            QuasimetricFns(quasimetric.embed, quasimetric.from_embeddings) if quasimetric else None
-        )
+        steps = None
+        if isinstance(cost.goal_critic, GoalCritic):
+            distance = cost.goal_critic.distance  # as functions: it is a part of the cost alone
+            steps = QuasimetricFns(distance.embed, distance.from_embeddings)
         subgoals = config.actor.subgoals.build(
             shape, spec.action_dim, steps,
             lambda state, free: (
@@ -444,15 +442,6 @@ def _build(
         evaluator=evaluator,
         tasks=config.tasks,
     )  # fmt: skip
-
-
-def _describe_choices(sizes: tuple[int, ...]) -> str:
-    choices_text = " and ".join(f"one of {size}" for size in sizes)
-    return (
-        f"choices ({choices_text}; action_space must be OneHotActions(sizes={sizes}))"
-        if sizes
-        else "numbers"
-    )
 
 
 def check_tasks(agent: Agent) -> None:

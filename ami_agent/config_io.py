@@ -27,7 +27,7 @@ from cattrs.preconf.json import make_converter
 from ami_agent.adapters.make import UnparsedOptions, join_option_flags, parse_options
 from ami_agent.config import Config, override
 from ami_agent.custom import class_name, component_class, component_path
-from modules.types import BadSetting, ConfigError
+from modules.types import BadSetting, ConfigError, shorten
 
 Settings = TypeVar("Settings")
 
@@ -67,7 +67,7 @@ def _components(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def _members(hint: Any) -> list[type]:
     """The dataclasses of which a field of this type may be."""
     is_union = get_origin(hint) in (Union, types.UnionType)
-    return [kind for kind in (get_args(hint) if is_union else [hint]) if is_dataclass(kind)]
+    return list(filter(is_dataclass, get_args(hint) if is_union else [hint]))
 
 
 def _register_component(converter: cattrs.Converter, hint: Any) -> None:
@@ -100,7 +100,7 @@ def _register_component(converter: cattrs.Converter, hint: Any) -> None:
         if value is None and optional:
             return None
         if not isinstance(value, dict):
-            raise ConfigError(f"{_shorten(value)} is given, and an object is needed")
+            raise ConfigError(f"{shorten(value)} is given, and an object is needed")
         name = value.get("_type")
         kind = sole if name is None and sole else _named_class(name, by_name)
         return hooks_of(kind)[1]({k: v for k, v in value.items() if k != "_type"}, kind)
@@ -115,7 +115,7 @@ def _named_class(name: Any, by_name: Mapping[str, type]) -> type:
         return by_name[str(name)]
     if "." in str(name):
         return component_class(str(name))
-    raise ConfigError(f"_type is {_shorten(name)}; it must be {' or '.join(by_name)}")
+    raise ConfigError(f"_type is {shorten(name)}; it must be {' or '.join(by_name)}")
 
 
 def _structure_scalar(value: Any, kind: type) -> Any:
@@ -124,7 +124,7 @@ def _structure_scalar(value: Any, kind: type) -> Any:
     allowed = (int, float) if kind is float else (kind,)
     is_invalid = (kind is float and not isfinite(value)) if type(value) in allowed else True
     if is_invalid or (kind is str and len(value) > MAX_TEXT):
-        raise ConfigError(f"{_shorten(value)} is given, and {TYPE_NAMES[kind]} is needed")
+        raise ConfigError(f"{shorten(value)} is given, and {TYPE_NAMES[kind]} is needed")
     return kind(value)
 
 
@@ -141,22 +141,17 @@ TYPE_NAMES = {
 def _structure_container(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any], Any]:
     """Structures a list or an object where it is one: text would pass for a list of letters."""
     is_list = get_origin(kind) is tuple
-    structure_mapping = None if is_list else make_mapping_structure_fn(kind, converter)
+    structure_mapping: Any = None if is_list else make_mapping_structure_fn(kind, converter)
 
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, list if is_list else dict):
             needed = "a list" if is_list else "an object"
-            raise ConfigError(f"{_shorten(value)} is given, and {needed} is needed")
-        if structure_mapping is not None:
-            return structure_mapping(value, kind)
-        return tuple(converter.structure(part, get_args(kind)[0]) for part in value)
+            raise ConfigError(f"{shorten(value)} is given, and {needed} is needed")
+        if is_list:
+            return tuple(converter.structure(part, get_args(kind)[0]) for part in value)
+        return structure_mapping(value, kind)
 
     return structure
-
-
-def _shorten(value: Any) -> str:
-    """The value, shortened."""
-    return text if len(text := repr(value)) <= 60 else f"{text[:60]}..."
 
 
 def to_json(config: Config) -> dict[str, Any]:

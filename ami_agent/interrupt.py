@@ -129,11 +129,6 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _state.depth -= 1
-    check()
-
-
-def check() -> None:
-    """Raises Interrupted if a signal is waiting."""
     if _state.received is not None and not _state.depth:
         if _state.timer is not None:
             _state.timer.cancel()

@@ -22,7 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ami_agent.storage.atomic import NotWritten, not_written
+from ami_agent.storage.files import writing
 
 Number: TypeAlias = float | Tensor
 """A float, or a tensor of one element that is read only when it is shown."""
@@ -118,12 +118,10 @@ class RunLogger(ConsoleLogger):
         super().__init__(console)
         self._folder, self._path = folder, folder / METRICS
         self._writer: SummaryWriter | None = None
-        try:
+        with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             self._metrics = self._path.open("ab")
             _truncate(self._path, self._path.stat().st_size)
-        except OSError as error:
-            raise not_written(self._path, error) from error
 
     def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None:
         """Adds a line to `metrics.jsonl`, with null for values that are not finite, and a point per
@@ -131,11 +129,9 @@ class RunLogger(ConsoleLogger):
         numbers = {name: float(value) for name, value in values.items()}
         json_values = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
         line = {"stage": stage, "step": step, "time": time.time(), **json_values}
-        try:
+        with writing(self._path):
             self._metrics.write(json.dumps(line, allow_nan=False).encode() + b"\n")
             self._metrics.flush()
-        except OSError as error:
-            raise not_written(self._path, error) from error
         with self._tensorboard() as board:
             for name, value in numbers.items():
                 board.add_scalar(f"{stage}/{name}", value, step)
@@ -161,14 +157,12 @@ class RunLogger(ConsoleLogger):
 
     def rewind(self, position: Mapping[str, int]) -> None:
         """Removes event files that the position does not have."""
-        try:
+        with writing(self._folder):
             for path in self._files():
                 if path.name in position or path == self._path:
                     _truncate(path, position.get(path.name, 0))
                 else:
                     path.unlink()
-        except OSError as error:
-            raise not_written(self._folder, error) from error
 
     def close(self) -> None:
         """Closes the files; nothing can be logged afterwards."""
@@ -184,14 +178,10 @@ class RunLogger(ConsoleLogger):
     @contextmanager
     def _tensorboard(self) -> Iterator[SummaryWriter]:
         """TensorBoard's writer, which creates its file at the first use."""
-        try:
+        with writing(self._folder / EVENTS):
             if self._writer is None:
                 self._writer = SummaryWriter(str(self._folder))
             yield self._writer
-        except OSError as error:
-            if isinstance(error, NotWritten):
-                raise
-            raise not_written(self._folder / EVENTS, error) from error
 
 
 def one_line(text: object) -> str:

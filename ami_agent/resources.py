@@ -43,11 +43,16 @@ def _quotas() -> Iterator[float]:
                     yield int(quota) / int((folder / "cpu.cfs_period_us").read_text())
 
 
-def _machine() -> Iterator[int]:
+def _numbers(path: Path, name: str) -> Iterator[int]:
+    """The number of that name in a file of names and numbers; none where there is none."""
     with suppress(OSError):
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+        found = re.search(rf"^{name}\s+(\d+)", path.read_text(), re.M)
         if found:
-            yield 1024 * int(found[1])
+            yield int(found[1])
+
+
+def _machine() -> Iterator[int]:
+    yield from (1024 * kib for kib in _numbers(Path("/proc/meminfo"), "MemAvailable:"))
 
 
 def _control_groups() -> Iterator[int]:
@@ -78,8 +83,7 @@ def _group(folder: Path, limit: str, usage: str) -> Iterator[int]:
     with suppress(OSError, ValueError):  # no such file, or "max"
         limit_bytes = int((folder / limit).read_text())
         used = int((folder / usage).read_text())
-        cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
-        yield limit_bytes - used + (int(cached[1]) if cached else 0)
+        yield limit_bytes - used + sum(_numbers(folder / "memory.stat", "inactive_file"))
 
 
 def _address_space() -> Iterator[int]:
@@ -88,12 +92,9 @@ def _address_space() -> Iterator[int]:
     import resource  # not on Windows
 
     max_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if max_bytes == resource.RLIM_INFINITY:
-        return
-    with suppress(OSError):
-        found = re.search(r"^VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-        if found:
-            yield max_bytes - 1024 * int(found[1])
+    if max_bytes != resource.RLIM_INFINITY:
+        sizes = _numbers(Path("/proc/self/status"), "VmSize:")
+        yield from (max_bytes - 1024 * kib for kib in sizes)
 
 
 def check_memory(needed: float, what: str, smaller: str) -> None:

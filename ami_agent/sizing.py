@@ -110,8 +110,8 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
 def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Iterator[MemoryUse]:
     """The memory that one update, or one plan, needs."""
     state_bytes, imagined_bytes = FLOAT_BYTES * prod(agent.shape), _imagination_bytes(agent)
-    obs_bytes = sum(part.nbytes for part in as_dict(spec.zeros(1)).values())
-    obs_bytes += _perception_bytes(spec, agent)
+    obs_bytes = _perception_bytes(spec, agent)
+    obs_bytes += sum(part.nbytes for part in as_dict(spec.zeros(1)).values())
     actor_critic = config.find(ActorCriticStage)
     for name, jepa in (
         ("train_jepa", config.find(training.TrainJEPA)),

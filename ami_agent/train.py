@@ -25,11 +25,9 @@ from ami_agent.interrupt import Interrupted, deferred, keyboard_interrupts
 from ami_agent.logger import Logger, RunLogger, one_line
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.storage import checkpoint, run_dir
-from ami_agent.storage.atomic import NotWritten, clean
-from ami_agent.storage.guarded_reader import one_line_errors
+from ami_agent.storage.files import NotWritten, clean, locked, one_line_errors
 from ami_agent.storage.replay_files import Chunks, buffer_head
-from ami_agent.storage.resume import apply_new_settings, check_resumable
-from ami_agent.storage.run_lock import locked
+from ami_agent.storage.run_dir import apply_new_settings, check_resumable
 from ami_agent.training import Stage, StageRun
 from ami_agent.training.base import with_prefixes, without_prefix
 from ami_agent.training.collect import EPISODE_METRICS, describe_constant_reward

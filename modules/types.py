@@ -62,7 +62,7 @@ class BadSetting(ConfigError):
     caller that holds the dataclass prepends the path to it."""
 
     def __init__(self, name: str, value: object, expected: str) -> None:
-        super().__init__(f"{name} is {_short(value)}; it must be {expected}")
+        super().__init__(f"{name} is {shorten(value)}; it must be {expected}")
         self.name, self.value, self.expected = name, value, expected
 
 
@@ -111,7 +111,8 @@ def validate_ranges(settings: object, **ranges: Range) -> None:
                 raise BadSetting(label, part, f"{kind}from {_plain(low)} to {_plain(high)}")
 
 
-def _short(value: object) -> str:
+def shorten(value: object) -> str:
+    """The value as text of bounded length."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of thousands of digits

@@ -25,7 +25,7 @@ from ami_agent.ablation.executors import Job, finished_metrics, read_results
 from ami_agent.adapters.datasets import check_minari_files, from_run
 from ami_agent.adapters.env import behaviour_policy, rollout
 from ami_agent.probing.perturbations import apply_perturbation
-from ami_agent.storage import checkpoint, guarded_reader, run_dir
+from ami_agent.storage import checkpoint, files, run_dir
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError
 
@@ -321,7 +321,7 @@ def test_a_whole_number_may_stand_for_a_float(run):
 def test_json_has_bounds(tmp_path, text, message):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        guarded_reader.read_json(tmp_path / "x.json")
+        files.read_json(tmp_path / "x.json")
 
 
 def test_a_file_that_begins_with_a_byte_order_mark_is_read(run):
@@ -334,21 +334,21 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with (tmp_path / "large").open("wb") as large:
-        large.truncate(guarded_reader.JSON_LIMIT + 1)
+        large.truncate(files.JSON_LIMIT + 1)
     for name, message in (
         ("pipe", "a pipe, a socket or a device"), ("loop", "symbolic links"), (".", "a folder"),
         ("large", "more than 16 MiB"), ("none", "is missing"), ("n\0ul", "can't be read"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
-            guarded_reader.read_json(tmp_path / name)
+            files.read_json(tmp_path / name)
     with pytest.raises(ConfigError, match="device"):
-        guarded_reader.read_json(Path("/dev/zero"))
+        files.read_json(Path("/dev/zero"))
 
 
 def test_tensors_of_holes_are_not_even_summed_up(run):
     """Gigabytes that a header declares, of which nothing is on the disk."""
     folder = checkpoint.latest(run)
-    size = guarded_reader._machine_memory() // 2
+    size = files._machine_memory() // 2
     header = json.dumps(
         {"stage_run.x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
     )

@@ -24,8 +24,8 @@ import ami_agent.cli.main as cli
 from ami_agent import logger
 from ami_agent.ablation.run_study import folders
 from ami_agent.cli.main import main
-from ami_agent.storage import atomic, checkpoint
-from ami_agent.storage.run_lock import LOCK, locked
+from ami_agent.storage import checkpoint, files
+from ami_agent.storage.files import LOCK, locked
 from modules.types import ConfigError
 from tests.conftest import error_line
 from tests.kills import child, line
@@ -120,28 +120,28 @@ def test_a_lock_that_holds_anything_names_nobody(tmp_path, other):
 
 def test_two_that_write_the_same_file_do_not_meet(tmp_path):
     path = tmp_path / "eval.json"
-    with atomic.replacing(path) as one, atomic.replacing(path) as other_:
+    with files.replacing(path) as one, files.replacing(path) as other_:
         one.write_text("one")
         other_.write_text("other")
     assert path.read_text() == "one"  # the later to be done
-    with pytest.raises(atomic.NotWritten, match=f"{path} was not written: No space"):  # noqa: SIM117
-        with atomic.replacing(path):
+    with pytest.raises(files.NotWritten, match=f"{path} was not written: No space"):  # noqa: SIM117
+        with files.replacing(path):
             raise OSError(28, "No space left on device")
     assert [p.name for p in tmp_path.iterdir()] == ["eval.json"]
 
 
 def test_drafts_of_killed_processes_are_removed_and_those_of_living_ones_are_not(tmp_path):
-    old, new = (tmp_path / f".{name}{atomic.DRAFT}" for name in ("old", "new"))
+    old, new = (tmp_path / f".{name}{files.DRAFT}" for name in ("old", "new"))
     old.touch()
     new.touch()
-    os.utime(old, (0, time.time() - 2 * atomic.STALE))
-    atomic.clean(tmp_path)
+    os.utime(old, (0, time.time() - 2 * files.STALE))
+    files.clean(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [new.name]
 
 
 def test_a_name_of_any_length_is_written(tmp_path):
     path = tmp_path / ("n" * 250 + ".json")
-    atomic.write_text(path, "\udcff")
+    files.write_text(path, "\udcff")
     assert path.read_text() == "\\udcff"
 
 
@@ -150,14 +150,14 @@ def test_files_follow_the_umask(mask, mode, tmp_path):
     before = os.umask(mask)
     try:
         checkpoint.save(tmp_path / "c", {"w": torch.zeros(3)}, {})
-        atomic.write_text(tmp_path / "a.json", "{}")
+        files.write_text(tmp_path / "a.json", "{}")
         out = logger.RunLogger(tmp_path, Console(quiet=True))
         out.log_scalars("stage", 1, {"loss": 1.0})
         out.close()
         with locked(tmp_path):
-            files = [path for path in tmp_path.rglob("*") if path.is_file()]
-            assert len(files) == 6
-            assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
+            written = [path for path in tmp_path.rglob("*") if path.is_file()]
+            assert len(written) == 6
+            assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {mode}
     finally:
         os.umask(before)
 
@@ -233,4 +233,4 @@ def test_the_table_is_printed_though_its_file_can_not_be_written(tmp_path):
     assert done.stderr.count("\n") == 1
     names = os.listdir(tmp_path / "run")
     assert "e.json" not in names
-    assert not [name for name in names if name.endswith(atomic.DRAFT)]
+    assert not [name for name in names if name.endswith(files.DRAFT)]

@@ -18,7 +18,7 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import gl_hint
 from ami_agent.adapters.imports import choose_gl_backend, import_path
 from ami_agent.config import override
-from ami_agent.storage import checkpoint, resume, run_dir
+from ami_agent.storage import checkpoint, run_dir
 from ami_agent.train import check, train
 from ami_agent.training import (
     CollectWithPlanner,
@@ -228,7 +228,7 @@ def test_a_change_that_another_size_of_the_replay_buffer_would_follow_from_is_re
     stopped(config, run, "planner_rollouts")
     longer = override(config, {"stages.planner_rollouts": CollectWithPlanner(steps=5)})
     with pytest.raises(ConfigError, match="its replay buffer holds"):
-        resume.check_resumable(run, longer, 0)
+        run_dir.check_resumable(run, longer, 0)
 
 
 def test_nothing_has_begun_before_the_first_checkpoint(tiny, tmp_path):

@@ -27,8 +27,7 @@ from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, evaluate_modes
 from ami_agent.interrupt import SHUTDOWN_TIMEOUT, handled, isolate_worker, terminate
 from ami_agent.logger import RunLogger
 from ami_agent.storage import run_dir
-from ami_agent.storage.atomic import NotWritten
-from ami_agent.storage.guarded_reader import is_number
+from ami_agent.storage.files import NotWritten, is_number
 from ami_agent.train import train
 from modules.types import ConfigError
 

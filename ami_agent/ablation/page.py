@@ -27,7 +27,7 @@ from ami_agent.ablation.study import (
 )
 from ami_agent.cli.setting_help import setting_help
 from ami_agent.config import Config
-from ami_agent.storage.atomic import write_bytes, write_text
+from ami_agent.storage.files import write_bytes, write_text
 from ami_agent.training.optim import OptimConfig
 
 COLORS = {"plan": "#f0591a", "react": "#5b53c8"}

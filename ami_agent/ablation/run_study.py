@@ -21,7 +21,7 @@ from ami_agent.config import Config
 from ami_agent.interrupt import Interrupted
 from ami_agent.logger import format_duration, print_line, print_table
 from ami_agent.storage import run_dir
-from ami_agent.storage.run_lock import locked
+from ami_agent.storage.files import locked
 from ami_agent.validate import check_all
 from modules.types import ConfigError
 

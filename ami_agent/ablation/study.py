@@ -24,7 +24,7 @@ from ami_agent.ablation.stats import (
 from ami_agent.config import Config
 from ami_agent.evaluation.intervals import Estimate
 from ami_agent.storage import run_dir
-from ami_agent.storage.atomic import write_text
+from ami_agent.storage.files import write_text
 from modules.types import ConfigError
 
 MODE_NAMES = {"plan": "Mode-2", "react": "Mode-1"}

@@ -21,7 +21,7 @@ import torch
 from ami_agent.adapters.env import EnvAdapter
 from ami_agent.adapters.env_spec import differences, from_json
 from ami_agent.adapters.observations import bounds_of, read_obs
-from ami_agent.storage import checkpoint, guarded_reader
+from ami_agent.storage import checkpoint, files
 from modules.memory.replay_buffer import BY_ENV, ReplayBuffer
 from modules.types import CONTINUE, ConfigError, Trajectory
 
@@ -78,7 +78,7 @@ def _read(name: str, read: Callable[[], Any]) -> Any:
 
 def check_minari_files(home: Path) -> None:
     """Raises ConfigError for a dataset, in the folder `home`, that can't be read safely."""
-    metadata = guarded_reader.read_json(home / METADATA)
+    metadata = files.read_json(home / METADATA)
     info = metadata if isinstance(metadata, dict) else {}
     for key in ("total_steps", "total_episodes"):
         if not isinstance(info.get(key), int) or info[key] < 0:
@@ -86,9 +86,9 @@ def check_minari_files(home: Path) -> None:
     if info.get("data_format") != "hdf5":
         for path in home.rglob("*"):
             if not path.is_dir():
-                guarded_reader.open_regular(path).close()
+                files.open_regular(path).close()
         return
-    with guarded_reader.open_regular(home / HDF5) as file:
+    with files.open_regular(home / HDF5) as file:
         stat = os.fstat(file.fileno())
     steps = _count_steps(home / HDF5, stat.st_mtime_ns, stat.st_size)
     if steps != info["total_steps"]:
@@ -103,7 +103,7 @@ def _count_steps(path: Path, modified: int, size: int) -> int:
     where it is no such file, refers to other files, or has arrays that are not on the disk."""
     import h5py  # comes with the extra of Minari
 
-    with guarded_reader.one_line_errors(path), h5py.File(path, "r") as file:
+    with files.one_line_errors(path), h5py.File(path, "r") as file:
         arrays = list(_arrays(h5py, file))
         for name, array in arrays:
             disk_size = array.id.get_storage_size()
@@ -117,9 +117,7 @@ def _count_steps(path: Path, modified: int, size: int) -> int:
         return sum(len(array) for array in rewards)
 
 
-def _arrays(
-    h5py: Any, group: Any, depth: int = guarded_reader.MAX_DEPTH
-) -> Iterator[tuple[str, Any]]:
+def _arrays(h5py: Any, group: Any, depth: int = files.MAX_DEPTH) -> Iterator[tuple[str, Any]]:
     for name in group:
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink) or not depth:
@@ -200,7 +198,7 @@ def _reading_of(run: Path) -> tuple[int, dict[str, Any]]:
     path = run / "config.json"
     if not path.exists():
         raise ConfigError(f"{run} is not a run folder: it has no {path.name}")
-    config = guarded_reader.read_json(path)
+    config = files.read_json(path)
     env = config.get("env") if isinstance(config, dict) else None
     stack = env.get("frame_stack") if isinstance(env, dict) else None
     obs_layout = env.get("obs_layout") if isinstance(env, dict) else None
@@ -215,7 +213,7 @@ def from_run(folder: str, env: EnvAdapter) -> EpisodeDataset:
     stack, obs_layout = _reading_of(run)
     interface = replace(env.config, frame_stack=stack, obs_layout=obs_layout).interface
     written = run / "spaces.json"
-    run_spec = from_json(guarded_reader.read_json(written), interface, str(written))
+    run_spec = from_json(files.read_json(written), interface, str(written))
     if difference := next(differences(run_spec, env.spec), None):
         raise ConfigError(
             f"run {folder} was trained with {difference.one}, but the environment here has "
@@ -231,7 +229,7 @@ def from_run(folder: str, env: EnvAdapter) -> EpisodeDataset:
     # no memory for rows that were never filled
     capacity = max(stack, min(capacity, state["age"].shape[1]))
     state["steps"] = torch.tensor([steps, capacity, run_start])
-    with guarded_reader.one_line_errors(run / "memory"):
+    with files.one_line_errors(run / "memory"):
         example = run_spec.empty_transition(len(state["ended"]))
         buffer = ReplayBuffer(capacity + 1 - stack, example, "cpu", stack)
         buffer.load_state_dict(state)
@@ -256,6 +254,6 @@ def _check_buffer(source: Path, state: Mapping[str, torch.Tensor]) -> None:
     for name, part in rows.items():
         first_two = tuple(part.shape[:2])
         is_valid &= (first_two if name in BY_ENV else first_two[::-1]) == sizes
-        guarded_reader.check_finite(source, name, part)
+        files.check_finite(source, name, part)
     if not is_valid or int(steps.min()) < 0:
         raise ConfigError(f"{source} holds no replay buffer: its parts are of different sizes")

@@ -23,7 +23,7 @@ from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, run_many
 from ami_agent.evaluation.policies import make_random_policy
 from ami_agent.logger import RunLogger, format_number, print_line, print_table
 from ami_agent.recipes.gym import gym
-from ami_agent.storage import guarded_reader, run_dir
+from ami_agent.storage import files, run_dir
 from ami_agent.train import train
 from ami_agent.training import OnlineActorCritic
 from modules.actor.action_space import OneHotActions
@@ -220,11 +220,9 @@ class Trial:
                 self._agent_config(), out=run, seed=seed, device=self.device, resume=resume,
                 logger=logger, eval_episodes=self.episodes,
             )  # fmt: skip
-        rows = guarded_reader.read_metrics(run / "metrics.jsonl", "eval/")
+        rows = files.read_metrics(run / "metrics.jsonl", "eval/")
         points = [
-            row
-            for row in rows
-            if all(guarded_reader.is_number(row.get(part)) for part in CURVE_FIELDS)
+            row for row in rows if all(files.is_number(row.get(part)) for part in CURVE_FIELDS)
         ]
         return [(int(row["env_steps"]), row["return"], row["seconds"]) for row in points]
 
@@ -237,7 +235,7 @@ def _is_curve(curve: object) -> bool:
     """Whether it is a list of at least one point of three numbers."""
     return isinstance(curve, list) and bool(curve) and all(
         isinstance(point, list) and len(point) == 3
-        and all(map(guarded_reader.is_number, point))
+        and all(map(files.is_number, point))
         for point in curve
     )  # fmt: skip
 

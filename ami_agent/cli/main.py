@@ -58,7 +58,7 @@ from ami_agent.recipes import GENERIC, recipe
 from ami_agent.recipes.gym import DEFAULT_ENV
 from ami_agent.resources import allocation_failure
 from ami_agent.storage import run_dir
-from ami_agent.storage.run_lock import locked
+from ami_agent.storage.files import locked
 from ami_agent.train import check, train
 from modules.types import ConfigError, DivergenceError
 

@@ -21,13 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ami_agent.storage import guarded_reader
+from ami_agent.storage import files
 from modules.types import ConfigError
 
 FORMAT = 1
 TENSORS, METADATA = "tensors.safetensors", "metadata.json"
 UNFINISHED, REPLACED = ".unfinished", ".replaced"
-MIB = 2**20
 _STEP = re.compile(r"step-\d{8,12}\Z")
 WRONG_CHECKSUM = (
     "its checksum is not the one it was written with (remove its folder to use the checkpoint "
@@ -51,7 +50,8 @@ def save(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
     writable, ConfigError if the folder exists and is no checkpoint.
     """
     metadata = json.loads(json.dumps(dict(metadata), allow_nan=False))  # fails before it writes
-    _check_replaceable(folder)
+    if folder.exists() and not (folder / METADATA).is_file():
+        raise ConfigError(f"{folder} exists and is no checkpoint: choose another name")
     tmp = _hidden_path(folder, UNFINISHED)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,10 @@ def save(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
         _replace(tmp, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(tmp, ignore_errors=True)
-        raise CheckpointNotWritten(_error_message(folder, tensors, error)) from error
+        needed = sum(tensor.nbytes for tensor in tensors.values()) / files.MIB
+        raise CheckpointNotWritten(
+            f"{folder} was not written ({error}); it needs {needed:.1f} MiB of free disk"
+        ) from error
 
 
 def load(
@@ -71,22 +74,17 @@ def load(
     ConfigError if it is not complete."""
     path = _existing_path(folder)
     metadata, checksums = _read_metadata(path / METADATA)
-    guarded_reader.tensor_shapes(path / TENSORS)  # a clearer error than the checksum's
-    if guarded_reader.checksum(path / TENSORS) != checksums.get(TENSORS):
+    files.tensor_shapes(path / TENSORS)  # a clearer error than the checksum's
+    if files.checksum(path / TENSORS) != checksums.get(TENSORS):
         raise ConfigError(f"{path / TENSORS} is damaged: {WRONG_CHECKSUM}")
-    return guarded_reader.read_tensors(path / TENSORS, device, prefix), metadata
+    return files.read_tensors(path / TENSORS, device, prefix), metadata
 
 
-def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a checkpoint's tensors, by name, without reading the tensors."""
-    return guarded_reader.tensor_shapes(_existing_path(folder) / TENSORS)
-
-
-def contents(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The metadata of a checkpoint and the names of its tensors, which are not loaded."""
+def contents(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """The metadata of a checkpoint, and the shapes of its tensors by name; no tensor is loaded."""
     path = _existing_path(folder)
     metadata, _ = _read_metadata(path / METADATA)
-    return metadata, list(guarded_reader.tensor_shapes(path / TENSORS))
+    return metadata, files.tensor_shapes(path / TENSORS)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -120,11 +118,6 @@ def _existing_path(folder: Path) -> Path:
     return backup if backup.is_dir() and not folder.exists() else folder
 
 
-def _check_replaceable(folder: Path) -> None:
-    if folder.exists() and not (folder / METADATA).is_file():
-        raise ConfigError(f"{folder} exists and is no checkpoint: choose another name")
-
-
 def _recover(parent: Path) -> None:
     """Cleans up after a process that died in the middle of `save`."""
     for backup in parent.glob(f".*{REPLACED}"):
@@ -143,7 +136,7 @@ def _write(tmp: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     save_file(_without_shared_storage(tensors), tmp / TENSORS)
     (tmp / TENSORS).chmod(mode)
     _fsync(tmp / TENSORS)
-    checksums = {TENSORS: guarded_reader.checksum(tmp / TENSORS), METADATA: _sha256(metadata)}
+    checksums = {TENSORS: files.checksum(tmp / TENSORS), METADATA: _sha256(metadata)}
     content = {"format": FORMAT, "sha256": checksums, "metadata": metadata}
     (tmp / METADATA).write_text(
         json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8"
@@ -182,9 +175,9 @@ def _without_shared_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_metadata(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The metadata and the checksums."""
-    data = guarded_reader.read_bytes(path, guarded_reader.JSON_LIMIT)
+    data = files.read_bytes(path, files.JSON_LIMIT)
     try:
-        content = guarded_reader.decode_json(data)
+        content = files.parse_json(data)
     except ValueError as error:
         raise ConfigError(f"{path} is damaged: it is not JSON ({error})") from None
     fields = content if isinstance(content, dict) else {}
@@ -209,8 +202,3 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _error_message(folder: Path, tensors: Mapping[str, Tensor], error: Exception) -> str:
-    needed = sum(tensor.nbytes for tensor in tensors.values()) / MIB
-    return f"{folder} was not written ({error}); it needs {needed:.1f} MiB of free disk"

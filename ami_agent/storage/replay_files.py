@@ -43,7 +43,9 @@ class Chunks:
         first = max(self.saved, steps + 1 - num_rows)
         rows = torch.arange(first, steps + 1) % num_rows  # the buffer is a ring
         parts = {
-            name: _rows(name, part, rows) for name, part in state.items() if name not in HEAD_PARTS
+            name: part.index_select(_row_axis(name), rows.to(part.device))
+            for name, part in state.items()
+            if name not in HEAD_PARTS
         }
         checkpoint.save(self._path(first, steps), parts, {})
         self.saved = steps
@@ -53,7 +55,7 @@ class Chunks:
         needed = [_row_range(head) for head in heads if head]
         for first, last in self._chunks():
             if not any(first <= stop and last >= start for start, stop in needed):
-                self._remove(first, last)
+                shutil.rmtree(self._path(first, last), ignore_errors=True)
 
     def load(self, head: Mapping[str, Tensor], max_rows: int) -> dict[str, Tensor]:
         """The state of the buffer at a checkpoint; ConfigError where chunks are missing, or it has
@@ -71,11 +73,13 @@ class Chunks:
             parts, _ = checkpoint.load(self._path(first, last), "cpu")
             steps_here = torch.arange(max(first, start), min(last, stop) + 1)
             for name, part in parts.items():
+                axis = _row_axis(name)
                 if name not in state:
-                    state[name] = _zeros_like_rows(name, part, num_rows)
-                _set_rows(
-                    name, state[name], steps_here % num_rows, _rows(name, part, steps_here - first)
-                )
+                    shape = list(part.shape)
+                    shape[axis] = num_rows
+                    state[name] = torch.zeros(shape, dtype=part.dtype)
+                rows = part.index_select(axis, steps_here - first)
+                state[name].index_copy_(axis, steps_here % num_rows, rows)
             reached = max(reached, last)
         if reached < stop:
             raise ConfigError(
@@ -88,7 +92,7 @@ class Chunks:
         """Removes chunks that were saved after a checkpoint of so many steps."""
         for first, last in self._chunks():
             if first >= steps:
-                self._remove(first, last)
+                shutil.rmtree(self._path(first, last), ignore_errors=True)
         self.saved = steps
 
     def _chunks(self) -> list[tuple[int, int]]:
@@ -100,9 +104,6 @@ class Chunks:
     def _path(self, first: int, last: int) -> Path:
         return self.folder / f"{first:012d}-{last:012d}"
 
-    def _remove(self, first: int, last: int) -> None:
-        shutil.rmtree(self._path(first, last), ignore_errors=True)
-
 
 def _row_range(head: Mapping[str, Tensor]) -> tuple[int, int]:
     """The oldest and the newest step of which a buffer has a row."""
@@ -110,18 +111,6 @@ def _row_range(head: Mapping[str, Tensor]) -> tuple[int, int]:
     return newest + 1 - int(head["rows"]), newest
 
 
-def _rows(name: str, part: Tensor, rows: Tensor) -> Tensor:
-    return part.index_select(1 if name in BY_ENV else 0, rows.to(part.device))
-
-
-def _zeros_like_rows(name: str, like: Tensor, rows: int) -> Tensor:
-    shape = list(like.shape)
-    shape[1 if name in BY_ENV else 0] = rows
-    return torch.zeros(shape, dtype=like.dtype)
-
-
-def _set_rows(name: str, buffer: Tensor, rows: Tensor, part: Tensor) -> None:
-    if name in BY_ENV:
-        buffer[:, rows] = part
-    else:
-        buffer[rows] = part
+def _row_axis(name: str) -> int:
+    """The axis of a part's rows: its second one where the first is that of the environments."""
+    return 1 if name in BY_ENV else 0

@@ -34,18 +34,17 @@ from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.adapters.imports import check_trusted
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_device, check_path
-from ami_agent.config import Config, build
+from ami_agent.config import Config, buffer_steps, build
 from ami_agent.custom import allow_components
 from ami_agent.sizing import check_planning
-from ami_agent.storage import atomic, checkpoint, guarded_reader
-from ami_agent.storage.guarded_reader import MIB, is_number
+from ami_agent.storage import checkpoint, files
 from modules.types import ConfigError
 
 SPACES = "spaces.json"
 PACKAGES = ("torch", "numpy", "gymnasium")
 PREFIX = "agent."
 """Of the names of an agent's weights in a checkpoint."""
-MEMORY_MARGIN = 256 * MIB
+MEMORY_MARGIN = 256 * files.MIB
 """Bytes that building an agent may take besides its weights."""
 CHANGEABLE = ("env.step_timeout ", "eval_env.step_timeout ")
 """Settings that may differ on a resume: they don't change the result."""
@@ -53,14 +52,14 @@ CHANGEABLE = ("env.step_timeout ", "eval_env.step_timeout ")
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Writes a JSON file, whole or not at all. Raises NotWritten."""
-    atomic.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    files.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """A JSON file of a run folder; ConfigError if there is none, or it is not JSON."""
     if not os.path.lexists(path):
         raise ConfigError(f"{path.parent} is not a run folder: it has no {path.name}")
-    return guarded_reader.read_json(path)
+    return files.read_json(path)
 
 
 def check_folder(folder: Path) -> None:
@@ -129,7 +128,7 @@ def manifest_of(run: Path) -> dict[str, Any]:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise ConfigError(f"{source} has no seed: it must be a number from 0 to {2**31 - 1}")
     seconds = manifest.get("seconds")
-    if not isinstance(seconds, dict) or not all(map(is_number, seconds.values())):
+    if not isinstance(seconds, dict) or not all(map(files.is_number, seconds.values())):
         raise ConfigError(f"{source} has no seconds of its stages: they must be numbers")
     return manifest  # type: ignore[no-any-return]
 
@@ -142,7 +141,7 @@ def seconds_of(run: Path) -> float:
 def last_metrics(run: Path, stage: str) -> dict[str, Any]:
     """The last logged metrics of that stage; empty where there are none."""
     with suppress(ConfigError):
-        rows = guarded_reader.read_metrics(run / "metrics.jsonl", stage)
+        rows = files.read_metrics(run / "metrics.jsonl", stage)
         return next((row for row in reversed(rows) if row["stage"] == stage), {})
     return {}
 
@@ -172,6 +171,65 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
+
+
+def check_resumable(run: Path, config: Config, seed: int) -> None:
+    """Raises ConfigError for a setting, or seed, other than the run was started with, unless it is
+    a setting of a stage that has not begun."""
+    before = config_of(run)
+    started, refused = _started_stages(run), []
+    for difference in changed_settings(before, config):
+        setting, _, values = difference.partition(" ")
+        stage = setting.removeprefix("stages.").partition(".")[0]
+        if stage not in config.stages:
+            refused.append(f"{config_io.flag_of(setting)} {values}")
+        elif stage in started:
+            refused.append(
+                f"{config_io.flag_of(setting)} {values}, but the stage {stage} has begun"
+            )
+    seeds = {"seed": manifest_of(run)["seed"]}
+    refused += [f"--{line}" for line in config_io.differences(seeds, {"seed": seed})]
+    if refused:
+        raise ConfigError(f"{run} can't be resumed with other settings: {refused[0]}")
+    if started and buffer_steps(before) != buffer_steps(config):
+        raise ConfigError(
+            f"{run} can't be resumed with other settings: its replay buffer holds "
+            f"{buffer_steps(before)} steps of each environment, and now "
+            f"{buffer_steps(config)} would be needed (--collect.steps, --planner-rollouts.steps "
+            "and --actor-critic.steps decide it)"
+        )
+
+
+def apply_new_settings(run: Path, config: Config) -> list[str]:
+    """Writes changed settings to config.json, and the changes to manifest.json; returns them."""
+    changed = changed_settings(config_of(run), config)
+    if changed:
+        manifest = manifest_of(run)
+        manifest["changed on resume"] = [*manifest.get("changed on resume", []), *changed]
+        write_json(run / "manifest.json", manifest)
+        write_json(run / "config.json", config_io.to_json(config))
+    return changed
+
+
+def changed_settings(before: Config, now: Config) -> list[str]:
+    """The differences, one phrase for each setting."""
+    return config_io.differences(config_io.to_json(before), config_io.to_json(now))
+
+
+def _started_stages(run: Path) -> set[str]:
+    """The stages that have begun."""
+    if not checkpoint.checkpoints(run):
+        return set()
+    metadata, tensors = checkpoint.contents(checkpoint.latest(run))
+    num_started = metadata.get("stage_index")
+    if not isinstance(num_started, int):
+        raise ConfigError(f"{run} does not say in which stage it was: it can't be resumed")
+    if any(name.startswith("stage_run.") for name in tensors):
+        num_started += 1
+    if (run / "memory").is_dir():  # saved just before the process was killed, perhaps
+        buffer_metadata, _ = checkpoint.contents(run / "memory")
+        num_started = max(num_started, int(buffer_metadata.get("stage_index", 0)))
+    return set(list(config_of(run).stages)[:num_started])
 
 
 def weights(agent: Agent) -> dict[str, Tensor]:
@@ -205,7 +263,7 @@ def load_weights(agent: Agent, tensors: Mapping[str, Tensor], source: Path) -> N
     for name, value in saved.items():
         # buffers may hold infinity, as the length of a path that does not exist; parameters may not
         finite_part = value if name in parameter_names else value[~value.isinf()]
-        guarded_reader.check_finite(source, name, finite_part)
+        files.check_finite(source, name, finite_part)
     agent.load_state_dict({name.removeprefix(PREFIX): value for name, value in saved.items()})
 
 
@@ -224,7 +282,7 @@ def load(
     run = Path(run)
     config = config or config_of(run, imports, trust)
     newest = checkpoint.latest(run)
-    shapes = checkpoint.shapes(newest)
+    _, shapes = checkpoint.contents(newest)
     agent = _build_checked(config, shapes, run)
     check_weights(agent, shapes, newest)
     tensors, _ = checkpoint.load(newest, prefix=PREFIX)
@@ -248,7 +306,7 @@ class AllocationLimit(TorchFunctionMode):
             self.allocated += result.nbytes
             if self.allocated > self.max_bytes:
                 raise ConfigError(
-                    f"the agent would take more than {self.max_bytes // MIB} MiB, and its "
+                    f"the agent would take more than {self.max_bytes // files.MIB} MiB, and its "
                     "checkpoint holds less: the sizes in the settings must be those of the weights"
                 )
         return result
@@ -256,17 +314,12 @@ class AllocationLimit(TorchFunctionMode):
 
 def _build_checked(config: Config, shapes: Mapping[str, tuple[int, ...]], run: Path) -> Agent:
     """Builds the agent of these settings, with no more memory than its checkpoint suggests."""
-    weight_bytes, source = 8 * sum(map(prod, shapes.values())), run / "config.json"
-    try:
+    weight_bytes = 8 * sum(map(prod, shapes.values()))
+    with files.one_line_errors(
+        run / "config.json", "holds settings from which no agent can be built"
+    ):
         spec = spec_of(run, config)
         with AllocationLimit(MEMORY_MARGIN + 2 * weight_bytes):
             agent = build(config, spec)
             check_planning(config, spec, agent)
             return agent
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
-    except Exception as error:  # settings from any source can fail anywhere
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(
-            f"{source} holds settings from which no agent can be built ({reason})"
-        ) from error

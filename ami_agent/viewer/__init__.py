@@ -16,7 +16,7 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.agent import Agent
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
 from ami_agent.logger import Logger
-from ami_agent.storage.atomic import write_bytes
+from ami_agent.storage.files import write_bytes
 from ami_agent.viewer.media import encode_gif, ffmpeg, write_mp4, write_png
 from ami_agent.viewer.project import ProjectedEpisode, ProjectedStep, project
 from ami_agent.viewer.projectors import Renderable, make_projector_factory

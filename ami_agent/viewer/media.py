@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ami_agent.storage.atomic import replacing
+from ami_agent.storage.files import replacing
 from modules.types import ConfigError
 
 FRAME_MS, LAST_FRAME_MS = 110, 1800  # milliseconds for which a frame is shown, and the last one

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, features
 
-from ami_agent.storage.atomic import write_text
+from ami_agent.storage.files import write_text
 from ami_agent.viewer.charts import CRITIC_COLORS, value_range
 from ami_agent.viewer.colors import term_colors
 from ami_agent.viewer.critic_map import CriticMap
