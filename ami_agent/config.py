@@ -125,22 +125,24 @@ StageConfig: TypeAlias = (
     | training.DistillPlanner
 )
 Kind = TypeVar("Kind")
-STAGES = (
-    "collect",
-    "train_jepa",
-    "train_goal_critic",
-    "distill_paths",
-    "train_values",
-    "actor_critic",
-    "planner_rollouts",
-    "finetune_dynamics",
-    "train_hierarchy",
-    "select_landmarks",
-    "goal_bc",
-    "amortize_policy",
-    "distill_policy",
-)
-"""The names of the training stages, in the order in which recipes take them."""
+STAGES = {
+    "collect": "life",
+    "train_jepa": "objective",
+    "train_goal_critic": "teacher",
+    "distill_paths": "paths",
+    "train_values": "foresee",
+    "actor_critic": "interact",
+    "planner_rollouts": "practice",
+    "finetune_dynamics": "refine",
+    "train_hierarchy": "ascend",
+    "select_landmarks": "survey",
+    "goal_bc": "retrace",
+    "amortize_policy": "amortise",
+    "distill_policy": "distil",
+}
+"""The names of the training stages, in the order in which recipes take them, and the id of each
+one's random stream. The published results depend on these ids, so they never change, whatever a
+stage is called; in version 0.1 they were its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,9 +237,8 @@ def _apply(settings: Any, changes: Mapping[str, Any], path: str) -> Any:
     merged = {**settings, **values}
     if path != "stages.":
         return merged
-    order = {name: index for index, name in enumerate(STAGES)}
-    names = sorted(merged, key=lambda name: order.get(name, len(order)))
-    return {name: merged[name] for name in names if merged[name] is not None}
+    in_order = dict.fromkeys([*STAGES, *merged])
+    return {name: merged[name] for name in in_order if merged.get(name) is not None}
 
 
 def buffer_steps(config: Config) -> int:

@@ -25,7 +25,7 @@ from cattrs.gen import (
 from cattrs.preconf.json import make_converter
 
 from ami_agent.adapters.make import UnparsedOptions, join_option_flags, parse_options
-from ami_agent.config import Config, override
+from ami_agent.config import STAGES, Config, override
 from ami_agent.custom import class_name, component_class, component_path
 from modules.types import BadSetting, ConfigError, shorten
 
@@ -192,7 +192,6 @@ def _error_text(error: BaseException) -> str:
 
 
 def _message(error: BaseException, kind: type | None) -> str:
-    """What is wrong with one field."""
     if isinstance(error, ConfigError):
         return str(error)
     return cattrs.v.format_exception(error, kind)
@@ -420,7 +419,6 @@ def _to_original_class(found: Any, default: Any, path: str) -> Any:
 
 
 def _flag_name(name: str, hint: Any) -> str:
-    """The flag of a field."""
     metadata = hint.__metadata__ if get_origin(hint) is Annotated else ()
     given = [mark.name for mark in metadata if isinstance(getattr(mark, "name", None), str)]
     return given[0] if given else name.replace("_", "-")
@@ -435,19 +433,6 @@ RENAMED_FLAGS = {
     "--env.repeat": "--env.action-repeat",
     "--env.stack": "--env.frame-stack",
     "--env.vector": "--env.vectorization-mode",
-    "--life.": "--collect.",
-    "--objective.": "--train-jepa.",
-    "--teacher.": "--train-goal-critic.",
-    "--paths.": "--distill-paths.",
-    "--foresee.": "--train-values.",
-    "--interact.": "--actor-critic.",
-    "--practice.": "--planner-rollouts.",
-    "--refine.": "--finetune-dynamics.",
-    "--ascend.": "--train-hierarchy.",
-    "--survey.": "--select-landmarks.",
-    "--retrace.": "--goal-bc.",
-    "--amortise.": "--amortize-policy.",
-    "--distil.": "--distill-policy.",
     "--hierarchy.": "--subgoals.",
     "--futures.": "--risk.",
     "--temper.": "--stuck-recovery.",
@@ -455,6 +440,7 @@ RENAMED_FLAGS = {
     "--foresight.": "--value-critics.",
     "--recall.": "--short-term.",
     "--auto.": "--adaptive.",
+    **{f"--{old}.": f"--{stage.replace('_', '-')}." for stage, old in STAGES.items()},
 }
 """Flags of version 0.1, or how they begin, and what they are called now."""
 

@@ -86,7 +86,6 @@ def _on_overdue() -> None:
 
 
 def _exit_now() -> None:
-    """Ends this process and its children at once."""
     with contextlib.suppress(Exception):
         terminate(multiprocessing.active_children(), 0.0)
     with contextlib.suppress(OSError):

@@ -13,6 +13,11 @@ from modules.types import ConfigError
 
 GIB = 2**30
 CGROUPS = Path("/sys/fs/cgroup")
+MEMORY_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Of a control group, its limit and its use, in versions 2 and 1."""
 
 
 def available_memory() -> int | None:
@@ -32,15 +37,14 @@ def num_cores() -> int:
 def _quotas() -> Iterator[float]:
     """Cores that the control group of this process, and every group above it, may use; cgroups
     version 2 and version 1."""
-    for root, name in _own_groups("cpu"):
-        for folder in _upwards(root, name):
-            with suppress(OSError, ValueError):  # no such file, or "max"
-                quota, period = (folder / "cpu.max").read_text().split()
-                yield int(quota) / int(period)
-            with suppress(OSError, ValueError):
-                quota = (folder / "cpu.cfs_quota_us").read_text()
-                if int(quota) > 0:  # -1: no limit
-                    yield int(quota) / int((folder / "cpu.cfs_period_us").read_text())
+    for folder in _own_groups("cpu"):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            quota, period = (folder / "cpu.max").read_text().split()
+            yield int(quota) / int(period)
+        with suppress(OSError, ValueError):
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            if int(quota) > 0:  # -1: no limit
+                yield int(quota) / int((folder / "cpu.cfs_period_us").read_text())
 
 
 def _numbers(path: Path, name: str) -> Iterator[int]:
@@ -57,33 +61,22 @@ def _machine() -> Iterator[int]:
 
 def _control_groups() -> Iterator[int]:
     """Bytes left in the control group of this process, and in every group above it."""
-    for root, name in _own_groups("memory"):
-        for folder in _upwards(root, name):
-            yield from _group(folder, "memory.max", "memory.current")
-            yield from _group(folder, "memory.limit_in_bytes", "memory.usage_in_bytes")
+    for folder in _own_groups("memory"):
+        for limit, usage in MEMORY_FILES:
+            with suppress(OSError, ValueError):  # no such file, or "max"
+                free = int((folder / limit).read_text()) - int((folder / usage).read_text())
+                yield free + sum(_numbers(folder / "memory.stat", "inactive_file"))
 
 
-def _own_groups(controller: str) -> Iterator[tuple[Path, str]]:
-    """Where the controller's groups are mounted, and the name of this process' group."""
+def _own_groups(controller: str) -> Iterator[Path]:
+    """The folders of this process' control group, and of every group above it."""
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, name = line.split(":", 2)
-            if not controllers:
-                yield CGROUPS, name
-            elif controller in controllers.split(","):
-                yield CGROUPS / controller, name
-
-
-def _upwards(root: Path, name: str) -> Iterator[Path]:
-    here = root / name.lstrip("/")
-    yield from (folder for folder in (here, *here.parents) if folder.is_relative_to(root))
-
-
-def _group(folder: Path, limit: str, usage: str) -> Iterator[int]:
-    with suppress(OSError, ValueError):  # no such file, or "max"
-        limit_bytes = int((folder / limit).read_text())
-        used = int((folder / usage).read_text())
-        yield limit_bytes - used + sum(_numbers(folder / "memory.stat", "inactive_file"))
+            if not controllers or controller in controllers.split(","):
+                root = CGROUPS / controller if controllers else CGROUPS
+                here = root / name.lstrip("/")
+                yield from (path for path in (here, *here.parents) if path.is_relative_to(root))
 
 
 def _address_space() -> Iterator[int]:

@@ -19,7 +19,7 @@ from ami_agent.adapters.env import check_same_spaces
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_count, check_device, check_is, check_number, check_path
-from ami_agent.config import Config, buffer_steps, build, describe_buffer
+from ami_agent.config import STAGES, Config, buffer_steps, build, describe_buffer
 from ami_agent.evaluation.curve import evaluation_metrics
 from ami_agent.interrupt import Interrupted, deferred, keyboard_interrupts
 from ami_agent.logger import Logger, RunLogger, one_line
@@ -100,31 +100,11 @@ def check_folder(config: Config, out: Path, seed: int, resume: bool) -> None:
         run_dir.ensure_unused(out)
 
 
-RANDOM_STREAMS = {
-    "collect": "life",
-    "train_jepa": "objective",
-    "train_goal_critic": "teacher",
-    "distill_paths": "paths",
-    "train_values": "foresee",
-    "actor_critic": "interact",
-    "planner_rollouts": "practice",
-    "finetune_dynamics": "refine",
-    "train_hierarchy": "ascend",
-    "select_landmarks": "survey",
-    "goal_bc": "retrace",
-    "amortize_policy": "amortise",
-    "distill_policy": "distil",
-}
-"""The id of each stage's random stream. The published results depend on these ids, so they never
-change, whatever a stage is called."""
-
-
 def stage_seed(seed: int, name: str) -> int:
     """The seed of a stage's random stream. Environment i of a stage gets this seed + i; the seeds
     of different stages and runs are far apart. A stage that is added to a recipe doesn't change the
     others."""
-    stream = RANDOM_STREAMS.get(name, name)
-    return zlib.crc32(f"{seed} {stream}".encode()) % 2**30
+    return zlib.crc32(f"{seed} {STAGES.get(name, name)}".encode()) % 2**30
 
 
 def describe_discount(discount: float, max_episode_steps: float, source: str) -> str:

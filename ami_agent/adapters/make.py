@@ -41,7 +41,7 @@ from ami_agent.adapters.fault_tolerance import (
 )
 from ami_agent.adapters.imports import absolute_import, choose_gl_backend, import_path
 from ami_agent.adapters.vector_env import SingleEnv, as_next_step
-from ami_agent.storage.guarded_reader import decode_json
+from ami_agent.storage.files import parse_json
 from modules.types import BadSetting, ConfigError
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ def _parse_value(name: str, text: str) -> Any:
     if text in PYTHON_LITERALS:
         return PYTHON_LITERALS[text]
     try:
-        return decode_json(text.encode())
+        return parse_json(text.encode())
     except ValueError as error:
         for kind in (int, float):
             with contextlib.suppress(ValueError):
@@ -384,7 +384,7 @@ def check_options(options: object) -> None:
             raise BadSetting("options", options, "keyword arguments, each with a name")
         try:
             text = json.dumps(value)
-            is_same = decode_json(text.encode()) == value  # a tuple would become a list
+            is_same = parse_json(text.encode()) == value  # a tuple would become a list
         except (TypeError, ValueError, RecursionError):
             is_same = False
         if not is_same or len(text) > MAX_LENGTH or _depth(value) > MAX_DEPTH:

@@ -174,7 +174,6 @@ def _without_shared_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_metadata(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The metadata and the checksums."""
     data = files.read_bytes(path, files.JSON_LIMIT)
     try:
         content = files.parse_json(data)

@@ -203,7 +203,6 @@ def _check_size(path: Path, found: os.stat_result) -> None:
 
 
 def _machine_memory() -> int:
-    """Bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

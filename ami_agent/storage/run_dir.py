@@ -217,7 +217,6 @@ def changed_settings(before: Config, now: Config) -> list[str]:
 
 
 def _started_stages(run: Path) -> set[str]:
-    """The stages that have begun."""
     if not checkpoint.checkpoints(run):
         return set()
     metadata, tensors = checkpoint.contents(checkpoint.latest(run))
@@ -237,30 +236,26 @@ def weights(agent: Agent) -> dict[str, Tensor]:
     return {PREFIX + name: value for name, value in agent.state_dict().items()}
 
 
-def check_weights(agent: Agent, shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
-    """Raises ConfigError unless the checkpoint has all weights of the agent, in these shapes."""
-    expected = {name: tuple(value.shape) for name, value in weights(agent).items()}
-    saved = {name: shape for name, shape in shapes.items() if name.startswith(PREFIX)}
-    for name in [*expected, *saved]:
-        if expected.get(name) != saved.get(name):
+def load_weights(agent: Agent, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Loads what `weights` returned. ConfigError unless these are the weights of this agent, in
+    their shapes and types, and finite."""
+    expected = weights(agent)
+    saved = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
+    needed, found = (
+        {name: tuple(value.shape) for name, value in part.items()} for part in (expected, saved)
+    )
+    for name in [*needed, *found]:
+        if needed.get(name) != found.get(name):
             raise ConfigError(
                 f"{source} does not fit the settings of its run: {name} is "
-                f"{saved.get(name, 'missing')}, and must be {expected.get(name, 'left out')}"
+                f"{found.get(name, 'missing')}, and must be {needed.get(name, 'left out')}"
             )
-
-
-def load_weights(agent: Agent, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Loads what `weights` returned; ConfigError if it is of another agent or not finite."""
-    check_weights(agent, {name: tuple(value.shape) for name, value in tensors.items()}, source)
-    saved = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
-    expected = weights(agent)
     parameter_names = {PREFIX + name for name, _ in agent.named_parameters()}
     for name, value in saved.items():
         if value.dtype != expected[name].dtype:
             raise ConfigError(
                 f"{source}: {name} is {value.dtype}, and must be {expected[name].dtype}"
             )
-    for name, value in saved.items():
         # buffers may hold infinity, as the length of a path that does not exist; parameters may not
         finite_part = value if name in parameter_names else value[~value.isinf()]
         files.check_finite(source, name, finite_part)
@@ -283,8 +278,14 @@ def load(
     config = config or config_of(run, imports, trust)
     newest = checkpoint.latest(run)
     _, shapes = checkpoint.contents(newest)
-    agent = _build_checked(config, shapes, run)
-    check_weights(agent, shapes, newest)
+    with files.one_line_errors(
+        run / "config.json", "holds settings from which no agent can be built"
+    ):
+        spec, weight_bytes = spec_of(run, config), 8 * sum(map(prod, shapes.values()))
+        # it may take no more memory than its checkpoint suggests
+        with AllocationLimit(MEMORY_MARGIN + 2 * weight_bytes):
+            agent = build(config, spec)
+            check_planning(config, spec, agent)
     tensors, _ = checkpoint.load(newest, prefix=PREFIX)
     load_weights(agent, tensors, newest)
     return agent.to(device).eval()
@@ -310,16 +311,3 @@ class AllocationLimit(TorchFunctionMode):
                     "checkpoint holds less: the sizes in the settings must be those of the weights"
                 )
         return result
-
-
-def _build_checked(config: Config, shapes: Mapping[str, tuple[int, ...]], run: Path) -> Agent:
-    """Builds the agent of these settings, with no more memory than its checkpoint suggests."""
-    weight_bytes = 8 * sum(map(prod, shapes.values()))
-    with files.one_line_errors(
-        run / "config.json", "holds settings from which no agent can be built"
-    ):
-        spec = spec_of(run, config)
-        with AllocationLimit(MEMORY_MARGIN + 2 * weight_bytes):
-            agent = build(config, spec)
-            check_planning(config, spec, agent)
-            return agent
