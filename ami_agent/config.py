@@ -15,7 +15,6 @@ from ami_agent import components, training
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.agent import Agent
 from ami_agent.custom import build_component, check_custom, require_attributes
-from ami_agent.resources import format_bytes
 from modules.actor.action_space import BallActions, BoxActions, OneHotActions
 from modules.actor.planning import RolloutEvaluator
 from modules.actor.policy import NoPolicyProposal, PlanningActor, PolicyProposal, ReactiveActor
@@ -245,25 +244,6 @@ def buffer_steps(config: Config) -> int:
     """Steps that the replay buffer keeps of each environment: all that the stages collect, and one
     between two stages."""
     return sum(stage.env_steps + 1 for stage in config.stages.values() if stage.env_steps)
-
-
-def buffer_size(config: Config, spec: EnvironmentSpec) -> int:
-    """Bytes that the replay buffer of a run takes."""
-    example, stack = spec.empty_transition(1), config.env.frame_stack
-    return config.collect.num_envs * ReplayBuffer.num_bytes(buffer_steps(config), example, stack)
-
-
-def describe_buffer(config: Config, spec: EnvironmentSpec) -> str:
-    """The size of the replay buffer as a line: steps, modalities, bytes."""
-    stack = config.env.frame_stack
-    parts = []
-    for name, (shape, dtype) in spec.modalities.items():
-        size = "x".join(map(str, (shape[0] // stack, *shape[1:])))
-        parts.append(f"{'' if name == 'obs' else f'{name} '}{size} {str(dtype)[6:]}")
-    frames = f" (one of {stack} frames; the stack is rebuilt when it is read)" if stack > 1 else ""
-    steps = buffer_steps(config) * config.collect.num_envs
-    size = format_bytes(buffer_size(config, spec))
-    return f"replay buffer: {steps:,} steps of {', '.join(parts)}{frames} = {size}"
 
 
 def build(

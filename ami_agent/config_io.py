@@ -17,11 +17,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import cattrs
 import cattrs.v
 import tyro
-from cattrs.gen import (
-    make_dict_structure_fn,
-    make_dict_unstructure_fn,
-    make_mapping_structure_fn,
-)
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, make_mapping_structure_fn
 from cattrs.preconf.json import make_converter
 
 from ami_agent.adapters.make import UnparsedOptions, join_option_flags, parse_options

@@ -60,8 +60,6 @@ def component_class(path: str) -> type:
             f"{path} is no frozen dataclass, as the settings of a component must be "
             "(@dataclass(frozen=True, kw_only=True))"
         )
-    if not callable(getattr(found, "build", None)):
-        raise ConfigError(f"{path} has no method build(...), which makes the component")
     return found
 
 

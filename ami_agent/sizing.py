@@ -13,11 +13,12 @@ from torch import nn
 from ami_agent import components, training
 from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.agent import Agent
-from ami_agent.config import Config, buffer_size, buffer_steps, build
+from ami_agent.config import Config, buffer_steps, build
 from ami_agent.config_io import flag_of
-from ami_agent.resources import check_memory
+from ami_agent.resources import check_memory, format_bytes
 from ami_agent.training.actor_critic import ActorCriticStage
 from modules.actor.planning.gradient import MAX_EVALUATIONS
+from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import MapShape, as_dict
 
 EVAL_EPISODES_AT_ONCE = 100
@@ -60,6 +61,25 @@ def check_planning(config: Config, spec: EnvironmentSpec, agent: Agent) -> None:
     at once as it has episodes at once."""
     size, _, settings = _planning(config, spec, agent, EVAL_EPISODES_AT_ONCE)
     check_memory(size, f"{EVAL_EPISODES_AT_ONCE} plans at once", settings)
+
+
+def buffer_size(config: Config, spec: EnvironmentSpec) -> int:
+    """Bytes that the replay buffer of a run takes."""
+    example, stack = spec.empty_transition(1), config.env.frame_stack
+    return config.collect.num_envs * ReplayBuffer.num_bytes(buffer_steps(config), example, stack)
+
+
+def describe_buffer(config: Config, spec: EnvironmentSpec) -> str:
+    """The size of the replay buffer as a line: steps, modalities, bytes."""
+    stack = config.env.frame_stack
+    parts = []
+    for name, (shape, dtype) in spec.modalities.items():
+        size = "x".join(map(str, (shape[0] // stack, *shape[1:])))
+        parts.append(f"{'' if name == 'obs' else f'{name} '}{size} {str(dtype)[6:]}")
+    frames = f" (one of {stack} frames; the stack is rebuilt when it is read)" if stack > 1 else ""
+    steps = buffer_steps(config) * config.collect.num_envs
+    size = format_bytes(buffer_size(config, spec))
+    return f"replay buffer: {steps:,} steps of {', '.join(parts)}{frames} = {size}"
 
 
 def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Iterator[MemoryUse]:
