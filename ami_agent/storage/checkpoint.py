@@ -74,10 +74,11 @@ def load(
     ConfigError if it is not complete."""
     path = _existing_path(folder)
     metadata, checksums = _read_metadata(path / METADATA)
-    files.tensor_shapes(path / TENSORS)  # a clearer error than the checksum's
+    shapes = files.tensor_shapes(path / TENSORS)  # a clearer error than the checksum's
     if files.checksum(path / TENSORS) != checksums.get(TENSORS):
         raise ConfigError(f"{path / TENSORS} is damaged: {WRONG_CHECKSUM}")
-    return files.read_tensors(path / TENSORS, device, prefix), metadata
+    names = [name for name in shapes if name.startswith(prefix)]
+    return files.read_tensors(path / TENSORS, names, device), metadata
 
 
 def contents(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:

@@ -16,7 +16,7 @@ import socket
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
@@ -170,10 +170,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(found.get_slice(name).get_shape()) for name in found.keys()}  # noqa: SIM118
 
 
-def read_tensors(path: Path, device: torch.device | str, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, on `device`; ConfigError where its memory is too
-    small."""
-    names = [name for name in tensor_shapes(path) if name.startswith(prefix)]
+def read_tensors(path: Path, names: Sequence[str], device: torch.device | str) -> dict[str, Tensor]:
+    """The tensors of these names, on `device`; ConfigError where its memory is too small."""
     with (
         one_line_errors(path, "can't be read into memory"),
         safe_open(path, framework="pt", device=str(device)) as found,
