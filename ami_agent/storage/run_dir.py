@@ -89,9 +89,8 @@ def create(
 
 def check_same(run: Path, config: Config, seed: int) -> None:
     """Raises ConfigError unless the run was started with the same settings and seed."""
-    before = config_io.to_json(settings_of(run))
-    differing = config_io.differences(before, config_io.to_json(config))
-    differing = [line for line in differing if not line.startswith(CHANGEABLE)]
+    changed = changed_settings(settings_of(run), config)
+    differing = [line for line in changed if not line.startswith(CHANGEABLE)]
     differing += config_io.differences({"seed": manifest_of(run)["seed"]}, {"seed": seed})
     if differing:
         raise ConfigError(f"{run} can't be resumed with other settings: {differing[0]}")
@@ -177,7 +176,7 @@ def check_resumable(run: Path, config: Config, seed: int) -> None:
     """Raises ConfigError for a setting, or seed, other than the run was started with, unless it is
     a setting of a stage that has not begun."""
     before = config_of(run)
-    started, refused = _started_stages(run), []
+    started, refused = _started_stages(run, before), []
     for difference in changed_settings(before, config):
         setting, _, values = difference.partition(" ")
         stage = setting.removeprefix("stages.").partition(".")[0]
@@ -216,7 +215,7 @@ def changed_settings(before: Config, now: Config) -> list[str]:
     return config_io.differences(config_io.to_json(before), config_io.to_json(now))
 
 
-def _started_stages(run: Path) -> set[str]:
+def _started_stages(run: Path, config: Config) -> set[str]:
     if not checkpoint.checkpoints(run):
         return set()
     metadata, tensors = checkpoint.contents(checkpoint.latest(run))
@@ -228,7 +227,7 @@ def _started_stages(run: Path) -> set[str]:
     if (run / "memory").is_dir():  # saved just before the process was killed, perhaps
         buffer_metadata, _ = checkpoint.contents(run / "memory")
         num_started = max(num_started, int(buffer_metadata.get("stage_index", 0)))
-    return set(list(config_of(run).stages)[:num_started])
+    return set(list(config.stages)[:num_started])
 
 
 def weights(agent: Agent) -> dict[str, Tensor]:
