@@ -52,6 +52,8 @@ def open_regular(path: Path) -> BinaryIO:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         _check_regular(path, os.fstat(handle))
         return os.fdopen(handle, "rb")
+    except ConfigError:
+        raise
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing") from None
     except OSError as error:
