@@ -30,7 +30,6 @@ from modules.types import (
     validate_ranges,
 )
 
-
 MAX_EVALUATIONS = 16
 """Evaluations that are kept until the best of each candidate is chosen from them."""
 
