@@ -7,8 +7,6 @@ two joints each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -19,17 +17,15 @@ from gymnasium import spaces
 from torch import Tensor
 
 from . import draw
+from .base import DynamicsTest, SingleEnv
 from .maze import MazeVectorEnv
 from .maze.dynamics import Maze, Physics
-from .maze.env import ObsType, State
+from .maze.env import State
+from .maze.env import draw_frames as draw_maze_frames
 from .maze.policies import BehaviourState
-from .maze.render import draw_frames as draw_maze_frames
-from .maze.render import to_pixels
 from .mujoco import MUJOCO_MISSING, Simulator
 from .point_maze import WALL_HALF_WIDTH, ModelCache, WallBox, has_room, with_spares
 from .rng import splitmix64, uniform
-from .single_env import SingleEnv
-from .vector_env import DynamicsTest
 
 if TYPE_CHECKING:
     from mujoco import MjModel
@@ -181,37 +177,6 @@ def is_free(maze: Maze, position: Tensor) -> Tensor:
     return has_room(maze, position, HALF_WIDTH - WALL_HALF_WIDTH - 1e-4)
 
 
-@dataclass(frozen=True)
-class StateObs:
-    """Position from -1 to 1 across the maze, pose, and velocities: of the torso in metres a second,
-    of turning and of joints in tens of radians a second."""
-
-    size: int
-
-    @property
-    def space(self) -> spaces.Box:
-        return spaces.Box(-np.inf, np.inf, (29,), np.float32)
-
-    def observe(self, walls: Tensor, body: AntState) -> Tensor:
-        position, velocity = 2 * body.position / self.size - 1, CELL / STEP * body.velocity
-        vertical, turning = body.pose_velocity.split([1, 11], -1)
-        parts = [position, body.pose, velocity, vertical, turning / JOINT_SPEED_SCALE]
-        return torch.cat(parts, -1)
-
-
-OBS_TYPES = {"state": StateObs}
-
-
-def draw_frames(maze: Maze, ant: AntState, goal: Tensor) -> Tensor:
-    """[B, 320, 320, 3] uint8"""
-    frames = draw_maze_frames(maze, ant.position, goal, GOAL_RADIUS, TORSO).float()
-    joints = torch.cat([hips(ant.pose)[:, :, None], knees_and_feet(ant.pose)], 2)  # [B, 4, 3, 2]
-    points = to_pixels(ant.position[:, None, None] + joints / CELL, maze.size)
-    ends = torch.stack([points[:, :, :-1], points[:, :, 1:]], 3).flatten(1, 2)
-    distance = draw.distance_to_segments(draw.frame_pixels(goal.device), ends)
-    return draw.to_bytes(draw.blend(frames, LEG_WIDTH - distance, draw.AGENT_COLOUR))
-
-
 class AntMazeVectorEnv(MazeVectorEnv):
     """The mazes of `MazeVectorEnv`, with its keyword arguments and infos, and a quadruped that
     MuJoCo moves: the body of Gymnasium's `Ant-v5` between walls, 4 metres to a cell.
@@ -225,7 +190,6 @@ class AntMazeVectorEnv(MazeVectorEnv):
     """
 
     body_name: ClassVar[str] = "An ant, a body on four legs (blue),"
-    obs_types: ClassVar[Mapping[str, Callable[[int], ObsType]]] = OBS_TYPES
     action_dim: ClassVar[int] = 8
 
     def __init__(
@@ -247,6 +211,17 @@ class AntMazeVectorEnv(MazeVectorEnv):
             half_width=HALF_WIDTH,
         )
 
+    def _obs_spaces(self) -> dict[str, spaces.Box]:
+        return {"state": spaces.Box(-np.inf, np.inf, (29,))}
+
+    def _observe_body(self, walls: Tensor, body: AntState) -> Tensor:
+        """Position from -1 to 1 across the maze, pose, and velocities: of the torso in metres a
+        second, of turning and of joints in tens of radians a second, [B, 29]."""
+        position, velocity = 2 * body.position / self.mazes.size - 1, CELL / STEP * body.velocity
+        vertical, turning = body.pose_velocity.split([1, 11], -1)
+        parts = [position, body.pose, velocity, vertical, turning / JOINT_SPEED_SCALE]
+        return torch.cat(parts, -1)
+
     def _to_actions(self, state: State, point_actions: Tensor) -> Tensor:
         # An idle ant begins its next trot with the same legs, so the pose says what comes next.
         ant = ant_of(state)
@@ -264,10 +239,17 @@ class AntMazeVectorEnv(MazeVectorEnv):
         """Two seconds of a trot, before one of the sides [N, cells, 4] that may be chosen."""
         offset = 0.5 - (HALF_WIDTH + TEST_GAP * u[:, 1:2])
         ant, ahead = self._before_side(maze, sides, u, offset)
-        return self._run_test(maze, ant, lambda ant, _step: trot_controller(ant, ahead), TEST_STEPS)
+        return self._run_test(maze, ant, lambda ant: trot_controller(ant, ahead), TEST_STEPS)
 
     def _draw(self, state: State) -> Tensor:
-        return draw_frames(state.maze, ant_of(state), state.goal)
+        ant, maze = ant_of(state), state.maze
+        frames = draw_maze_frames(maze, ant.position, state.goal, GOAL_RADIUS, TORSO).float()
+        joints = torch.cat([hips(ant.pose)[:, :, None], knees_and_feet(ant.pose)], 2)
+        points = ant.position[:, None, None] + joints / CELL  # [B, 4, 3, 2]
+        points = draw.unit_to_pixels(points, draw.UNIT_SIDE / maze.size)
+        ends = torch.stack([points[:, :, :-1], points[:, :, 1:]], 3).flatten(1, 2)
+        distance = draw.distance_to_segments(draw.frame_pixels(self.device), ends)
+        return draw.to_bytes(draw.blend(frames, LEG_WIDTH - distance, draw.AGENT_COLOUR))
 
 
 def ant_of(state: State) -> AntState:

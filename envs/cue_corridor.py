@@ -16,21 +16,18 @@ from gymnasium import spaces
 from torch import Tensor
 
 from . import draw
-from .geometry import direction, shrink_to_disk
-from .rng import keys_from_seeds, splitmix64, truncated_normal, uniform, von_mises
-from .single_env import SingleEnv
-from .vector_env import (
+from .base import (
     NUM_TESTS,
     DynamicsTest,
+    SingleEnv,
     TensorObs,
     TorchVectorEnv,
     check_range,
     check_rows,
-    read_factors,
-    repeated,
-    rounded,
     run_test,
 )
+from .geometry import direction, shrink_to_disk
+from .rng import keys_from_seeds, splitmix64, truncated_normal, uniform, von_mises
 
 SIZE = 32  # pixels on a side of the image
 LEFT, RIGHT = 12.5, 18.5  # the sides of the stem
@@ -68,7 +65,6 @@ class State(NamedTuple):
     position: Tensor  # [B, 2] pixels
     cue: Tensor  # [B] bool: the goal is in the right arm
     behaviour: BehaviourState
-    next_key: Tensor  # [B] int64: the random key of the next episode
 
     @property
     def done(self) -> Tensor:
@@ -77,8 +73,7 @@ class State(NamedTuple):
 
     @property
     def success(self) -> Tensor:
-        """[B] bool: at the end of the cued arm. An episode ends at the first arm's end, so it has
-        succeeded if it succeeds now."""
+        """[B] bool: at the end of the cued arm."""
         left, right = at_left_end(self.position), at_right_end(self.position)
         return torch.where(self.cue, right, left)
 
@@ -98,11 +93,6 @@ def in_stem(position: Tensor) -> Tensor:
 def is_free(position: Tensor) -> Tensor:
     """[..., 2] -> [...] bool: not in the wall."""
     return in_bar(position) | in_stem(position)
-
-
-def sees_cue(position: Tensor) -> Tensor:
-    """[..., 2] -> [...] bool: the cue is visible from there."""
-    return position[..., 1] > CUE_LINE
 
 
 def at_left_end(position: Tensor) -> Tensor:
@@ -156,12 +146,15 @@ def slide(start: Tensor, move: Tensor) -> Tensor:
 
 
 def sample_initial(keys: Tensor, directed_fraction: float) -> State:
-    """Keys [B] -> states as episodes begin."""
+    """Keys [B] -> states as episodes begin. The behaviour policy is directed, with that
+    probability, to either arm for the whole episode."""
     u, _ = uniform(keys, 3)
     x = LEFT + START_MARGIN + u[:, 0] * (RIGHT - LEFT - 2 * START_MARGIN)
     y = START_LOW + u[:, 1] * (START_HIGH - START_LOW)
-    behaviour = init_behaviour(splitmix64(keys ^ 1), directed_fraction)
-    return State(torch.stack([x, y], -1), u[:, 2] < 0.5, behaviour, splitmix64(keys ^ 2))
+    v, behaviour_keys = uniform(splitmix64(keys ^ 1), 3)
+    heading, right, directed = direction(2 * math.pi * v[:, 0]), v[:, 1] < 0.5, v[:, 2]
+    behaviour = BehaviourState(heading, right, directed < directed_fraction, behaviour_keys)
+    return State(torch.stack([x, y], -1), u[:, 2] < 0.5, behaviour)
 
 
 def to_factors(state: State) -> Tensor:
@@ -169,34 +162,19 @@ def to_factors(state: State) -> Tensor:
     return torch.cat([(state.position + 0.5) / SIZE, state.cue[:, None].float()], -1)
 
 
-def place_at(state: State, factors: object) -> State:
+def place_at(state: State, factors: Tensor) -> State:
     """The state with a user's factors [B, 3]. Raises ValueError where no episode can begin."""
-    read = read_factors("factors", factors, (len(state.cue), 3), state.cue.device)
-    if not bool(((read >= 0) & (read <= 1)).all()):
-        raise ValueError("factors must be fractions of the image, each in [0, 1]")
-    if not bool(((read[:, 2] == 0) | (read[:, 2] == 1)).all()):
+    cue = factors[:, 2] == 1
+    if not bool((cue | (factors[:, 2] == 0)).all()):
         raise ValueError("factors: the cue must be 0 (left) or 1 (right)")
-    state = state._replace(position=read[:, :2] * SIZE - 0.5, cue=read[:, 2] == 1)
+    state = state._replace(position=factors[:, :2] * SIZE - 0.5, cue=cue)
     for valid, reason in (
         (is_free(state.position), "is inside the wall"),
         (~state.done, "is at an arm's end, where episodes end"),
     ):
-        check_rows(
-            valid,
-            lambda i, reason=reason: (
-                f"factors: in environment {i} the point mass at "  # type: ignore[misc]
-                f"{rounded(state.position[i], 2)} px {reason}"
-            ),
-        )
+        message = f"factors: in environment {{i}} the point mass at {{row}} px {reason}"
+        check_rows(valid, message, state.position)
     return state
-
-
-def init_behaviour(keys: Tensor, directed_fraction: float) -> BehaviourState:
-    """The behaviour policy as an episode begins: directed, with that probability, to either arm for
-    the whole episode, and with a heading."""
-    u, keys = uniform(keys, 3)
-    heading = direction(2 * math.pi * u[:, 0])
-    return BehaviourState(heading, u[:, 1] < 0.5, u[:, 2] < directed_fraction, keys)
 
 
 def next_waypoint(position: Tensor, right: Tensor) -> Tensor:
@@ -205,20 +183,6 @@ def next_waypoint(position: Tensor, right: Tensor) -> Tensor:
     bend = torch.stack([side, torch.full_like(side, FORK - CORNER_MARGIN)], -1)
     end = torch.stack([torch.where(right, ARM_RIGHT, ARM_LEFT), position[:, 1]], -1)
     return torch.where(in_bar(position).unsqueeze(-1), end, bend)
-
-
-def behaviour_step(behaviour: BehaviourState, position: Tensor) -> BehaviourState:
-    """The behaviour policy one step on; its `last_move` [B, 2] is the move to make.
-
-    The heading leads to the arm, or else drifts, with von Mises noise; lengths of steps are
-    truncated normal. Source of the form: PLDM, arXiv 2502.14819.
-    """
-    u, keys = uniform(behaviour.keys, 2)
-    to_arm = next_waypoint(position, behaviour.right) - position
-    ahead = torch.where(behaviour.directed.unsqueeze(-1), to_arm, behaviour.last_move)
-    heading = torch.atan2(ahead[:, 1], ahead[:, 0]) + von_mises(u[:, 0], KAPPA)
-    length = truncated_normal(u[:, 1:], mean=MEAN, std=STD, low=LOW, high=HIGH)
-    return behaviour._replace(last_move=direction(heading) * length, keys=keys)
 
 
 def to_action(move: Tensor) -> Tensor:
@@ -254,31 +218,6 @@ def observe(state: State, cue_visible: Tensor) -> Tensor:
     return torch.cat([draw.draw_dot(state.position, SIZE, DOT_STD)[:, None], plain], 1)
 
 
-def draw_frames(state: State, cue_visible: Tensor) -> Tensor:
-    """States and whether the cue is visible [B] bool -> [B, 320, 320, 3] uint8."""
-    device, side = state.position.device, state.cue.long()
-    fixed = layers(device)
-    walls = fixed.walls.expand(len(side), SIZE, SIZE)
-    opacity = torch.where(cue_visible, 1.0, FADED)[:, None, None]
-    frames = torch.full((len(side), SIZE, SIZE, 3), 255.0, device=device)
-    for mask, colour in (
-        (walls, WALL_COLOUR),
-        (fixed.ends[side], draw.GOAL_COLOUR),
-        (fixed.ends[1 - side], WRONG_COLOUR),
-        (fixed.cues[side] * opacity, CUE_COLOUR),
-    ):
-        frames = draw.blend(frames, mask.float() - 0.5, colour)
-    frames = frames.repeat_interleave(int(ZOOM), 1).repeat_interleave(int(ZOOM), 2)
-    centre = to_pixels((state.position + 0.5) / SIZE)
-    depth = 1.2 * ZOOM * DOT_STD - draw.pixel_distance(draw.frame_pixels(device), centre)
-    return draw.to_bytes(draw.blend(frames, depth, draw.AGENT_COLOUR))
-
-
-def to_pixels(factors: Tensor) -> Tensor:
-    """Factors [..., F] that begin with x and y -> `(x, y)` [..., 2] in the pixels of a frame."""
-    return factors[..., :2] * draw.FRAME_SIZE - 0.5
-
-
 class CueCorridorVectorEnv(TorchVectorEnv[State]):
     """B point masses in T-shaped corridors, each with a cue that says which arm holds the goal.
 
@@ -304,30 +243,28 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
         max_episode_steps: int = 40,
         directed_fraction: float = 0.8,
         visible: bool = False,
-        device: str | torch.device = "cpu",
-        output: str = "numpy",
-        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
         """`directed_fraction` is the probability that the behaviour policy goes into an arm of its
-        own choice for a whole episode; else it wanders.
+        own choice for a whole episode; else it wanders. `options` are those of `TorchVectorEnv`.
 
-        Raises ValueError for an output that doesn't exist and for numbers out of range.
+        Raises ValueError for numbers out of range.
         """
         super().__init__(
             num_envs,
             spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8),
-            spaces.Box(-1, 1, (2,), np.float32),
+            spaces.Box(-1, 1, (2,)),
             max_episode_steps=max_episode_steps,
-            device=device,
-            output=output,
-            render_mode=render_mode,
+            **options,
         )
         check_range("directed_fraction", directed_fraction, 0, 1)
         self.directed_fraction, self.visible = directed_fraction, visible
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
         state = sample_initial(keys, self.directed_fraction)
-        return place_at(state, options["factors"]) if "factors" in options else state
+        if "factors" in options:
+            return place_at(state, self._read_factors("factors", options["factors"], len(keys)))
+        return state
 
     def _step_state(self, state: State, actions: Tensor) -> State:
         moves = STEP * shrink_to_disk(actions, 1.0)
@@ -337,7 +274,10 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
         return observe(state, self._cue_visible(state))
 
     def _cue_visible(self, state: State) -> Tensor:
-        return sees_cue(state.position) | self.visible
+        return (state.position[:, 1] > CUE_LINE) | self.visible
+
+    def _success(self, state: State) -> Tensor:
+        return state.success
 
     def _reward(self, state: State) -> Tensor:
         return state.success.float()
@@ -346,18 +286,21 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
         return state.done.cpu().numpy()
 
     def _info(self, state: State) -> dict[str, TensorObs]:
-        return {
-            "factors": to_factors(state),
-            "success": state.success,
-            "final_success": state.success,
-            "score": state.success.float(),
-        }
+        return {"factors": to_factors(state), "score": state.success.float()}
 
     def _expert(self, state: State) -> Tensor:
         return to_action(next_waypoint(state.position, state.cue) - state.position)
 
     def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
-        behaviour = behaviour_step(state.behaviour, state.position)
+        """The heading leads to the arm, or else drifts, with von Mises noise; lengths of steps are
+        truncated normal. Source of the form: PLDM, arXiv 2502.14819."""
+        behaviour = state.behaviour
+        u, keys = uniform(behaviour.keys, 2)
+        to_arm = next_waypoint(state.position, behaviour.right) - state.position
+        ahead = torch.where(behaviour.directed.unsqueeze(-1), to_arm, behaviour.last_move)
+        heading = torch.atan2(ahead[:, 1], ahead[:, 0]) + von_mises(u[:, 0], KAPPA)
+        length = truncated_normal(u[:, 1:], mean=MEAN, std=STD, low=LOW, high=HIGH)
+        behaviour = behaviour._replace(last_move=direction(heading) * length, keys=keys)
         return behaviour, to_action(behaviour.last_move)
 
     def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
@@ -371,11 +314,11 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
         open_x = LEFT + (RIGHT - LEFT) / 2 * u[:, 0]
         open_y = TOP + 1 + (FORK - TOP - 2) * u[:, 1]
         starts = {"wall": (wall_x, wall_y), "open": (open_x, open_y)}
-        actions = repeated([1.0, 0.0], NUM_TESTS, self.device)
+        action = u.new_tensor([1.0, 0.0]).expand(NUM_TESTS, -1)
         return {
             name: run_test(
                 state._replace(position=torch.stack(start, -1)),
-                actions,
+                lambda _: action,
                 self._step_state,
                 self._observe,
                 to_factors,
@@ -384,10 +327,24 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
         }
 
     def _to_pixels(self, factors: Tensor) -> Tensor:
-        return to_pixels(factors)
+        return factors[..., :2] * draw.FRAME_SIZE - 0.5
 
     def _draw(self, state: State) -> Tensor:
-        return draw_frames(state, self._cue_visible(state))
+        side, fixed = state.cue.long(), layers(self.device)
+        walls = fixed.walls.expand(len(side), SIZE, SIZE)
+        opacity = torch.where(self._cue_visible(state), 1.0, FADED)[:, None, None]
+        frames = torch.full((len(side), SIZE, SIZE, 3), 255.0, device=self.device)
+        for mask, colour in (
+            (walls, WALL_COLOUR),
+            (fixed.ends[side], draw.GOAL_COLOUR),
+            (fixed.ends[1 - side], WRONG_COLOUR),
+            (fixed.cues[side] * opacity, CUE_COLOUR),
+        ):
+            frames = draw.blend(frames, mask.float() - 0.5, colour)
+        frames = frames.repeat_interleave(int(ZOOM), 1).repeat_interleave(int(ZOOM), 2)
+        centre = self._to_pixels((state.position + 0.5) / SIZE)
+        depth = 1.2 * ZOOM * DOT_STD - draw.pixel_distance(draw.frame_pixels(self.device), centre)
+        return draw.to_bytes(draw.blend(frames, depth, draw.AGENT_COLOUR))
 
 
 class CueCorridorEnv(SingleEnv[CueCorridorVectorEnv]):

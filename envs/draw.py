@@ -8,6 +8,8 @@ from torch import Tensor
 FRAME_SIZE = 320  # pixels on a side of a frame
 WALL_COLOUR, GOAL_COLOUR, AGENT_COLOUR = (45, 50, 60), (30, 150, 70), (30, 90, 220)
 WHITE = (255, 255, 255)
+MARGIN = 10  # pixels of a frame around a unit square
+UNIT_SIDE = FRAME_SIZE - 2 * MARGIN
 ROUNDING = 0.499  # added before bytes are cut off, so that they are rounded and 255 stays a byte
 
 
@@ -38,6 +40,12 @@ def draw_dots(positions: Tensor, size: int, std: float) -> Tensor:
 def frame_pixels(device: torch.device) -> Tensor:
     """The pixels along a side of a frame, [N]."""
     return torch.arange(FRAME_SIZE, device=device)
+
+
+def unit_to_pixels(position: Tensor, scale: float = UNIT_SIDE) -> Tensor:
+    """Positions [..., 2] in the unit square, or in one of side `UNIT_SIDE / scale` -> `(x, y)`
+    [..., 2] in the pixels of a frame."""
+    return MARGIN - 0.5 + scale * position
 
 
 def white_frames(count: int, device: torch.device) -> Tensor:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from .base import SingleEnv, pick
 from .geometry import shrink_to_disk
 from .maze import MazeVectorEnv
 from .maze.dynamics import HALF_WIDTH, KEPT, TERMINAL, Maze, Physics, PointState, cell_of
 from .mujoco import Simulator, compile_model
-from .single_env import SingleEnv
 
 if TYPE_CHECKING:
     from mujoco import MjModel
@@ -159,8 +159,7 @@ def has_room(maze: Maze, position: Tensor, min_gap: float) -> Tensor:
     to_vertical = distance_to_vertical(maze.vertical_walls, position)
     to_horizontal = distance_to_vertical(maze.horizontal_walls.mT, position.flip(-1))
     inside = ((position > 0) & (position < maze.size)).all(-1)
-    rows = torch.arange(len(position), device=position.device)
-    solid = maze.solid.flatten(1)[rows, cell_of(position, maze.size)]
+    solid = pick(maze.solid.flatten(1), cell_of(position, maze.size))
     return inside & ~solid & (torch.minimum(to_vertical, to_horizontal) >= min_gap)
 
 

@@ -7,7 +7,8 @@ stops the block and not the hand, so that the hand always fits behind the block.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,23 +16,21 @@ from gymnasium import spaces
 from torch import Tensor
 
 from . import draw
-from .geometry import direction, shrink_to_disk, wrap_angle
-from .mujoco import Simulator, compile_model
-from .rng import between, integers, keys_from_seeds, splitmix64, uniform
-from .single_env import SingleEnv
-from .vector_env import (
+from .base import (
     NUM_TESTS,
     DynamicsTest,
     GoalVectorEnv,
+    SingleEnv,
     TensorObs,
     check_range,
     check_rows,
     choose,
-    read_factors,
-    repeated,
-    rounded,
+    pick,
     run_test,
 )
+from .geometry import direction, shrink_to_disk, wrap_angle
+from .mujoco import Simulator, compile_model
+from .rng import between, integers, keys_from_seeds, splitmix64, uniform
 
 HAND_RADIUS, BLOCK_RADIUS = 0.04, 0.07
 CONTACT = HAND_RADIUS + BLOCK_RADIUS  # distance of the centres where hand and block touch
@@ -65,9 +64,7 @@ TEST_OFFSET = 0.15  # how far below the block a hand of the test "open" passes
 
 IMAGE_SIZE = 32  # pixels on a side of an observation
 DOT_STDS = (1.0, 2.0)  # pixels, of hand and block
-MARGIN = 10  # pixels beside the table in a frame
-TABLE_SIDE = draw.FRAME_SIZE - 2 * MARGIN
-EDGE_WIDTH = 3.0  # pixels
+EDGE_WIDTH = 3.0  # pixels of a frame
 RIM_COLOUR, BLOCK_COLOUR = (238, 240, 244), (222, 160, 60)
 
 
@@ -140,9 +137,7 @@ class State(NamedTuple):
 
     table: TableState
     goal: TableState  # the block at its goal, and the hand where it would be by then
-    succeeded: Tensor  # [B] bool: the goal was reached in this episode
     behaviour: BehaviourState
-    next_key: Tensor  # [B] int64: the random key of the next episode
     goal_obs: Tensor  # [B, *O]
 
     @property
@@ -182,15 +177,8 @@ def sample_apart(bounds: tuple[float, float], other: Tensor, gap: float, u: Tens
     """Uniform [B, 2 K] -> positions [B, 2] in a square, at least so far from the others [B, 2]."""
     candidates = between(u.unflatten(-1, (-1, 2)), bounds)
     far = (candidates - other[:, None]).norm(dim=-1) >= gap
-    first = far.int().argmax(-1)  # that no candidate is far happens once in millions of episodes
-    return candidates[torch.arange(len(other), device=other.device), first]
-
-
-def pushed_to(block: Tensor, goal: Tensor) -> TableState:
-    """Blocks and goals [B, 2] -> hand and block at rest after the block has been pushed straight to
-    its goal, with the hand right behind it."""
-    ahead = torch.nn.functional.normalize(goal - block, dim=-1)
-    return at_rest(goal - (CONTACT + MIN_GAP / 2) * ahead, goal)
+    # the first; that none is far happens once in millions of episodes
+    return pick(candidates, far.int().argmax(-1))
 
 
 def to_factors(table: TableState) -> Tensor:
@@ -198,134 +186,30 @@ def to_factors(table: TableState) -> Tensor:
     return torch.cat([table.position, table.velocity / VELOCITY_SCALE], -1)
 
 
-def from_factors(name: str, factors: object, count: int, device: torch.device) -> TableState:
-    """A user's factors [B, 8] -> hands and blocks. Raises ValueError where they are off the table
-    or overlap."""
-    position, scaled = read_factors(name, factors, (count, 8), device).split(4, dim=-1)
-    if not bool((scaled.abs() <= 1).all()):
-        raise ValueError(f"{name}: velocities must be in [-1, 1], in units of the velocity scale")
-    hand, block = position.split(2, dim=-1)
-    on_table = ((hand - 0.5).abs() <= 0.5 - HAND_RADIUS + TOLERANCE).all(-1)
-    within_rim = ((block - 0.5).abs() <= 0.5 - RIM + TOLERANCE).all(-1)
-    apart = (hand - block).norm(dim=-1) >= CONTACT - TOLERANCE
-    check_rows(
-        on_table & within_rim & apart,
-        lambda i: (
-            f"{name}: in environment {i} the hand must be on the table, the block within the "
-            f"rim, and both {CONTACT:.2f} apart; they are at {rounded(position[i])}"
-        ),
-    )
-    velocity = VELOCITY_SCALE * scaled
-    return TableState(position, velocity, position - velocity)
-
-
-def expert_action(table: TableState, goal: Tensor) -> Tensor:
-    """Goals of the blocks [B, 2] -> actions [B, 2]: the hand goes round the block to its far side,
-    pushes it straight on, and keeps behind it."""
-    to_goal = goal - table.block
-    ahead = torch.atan2(to_goal[:, 1], to_goal[:, 0])
-    from_block = table.hand - table.block
-    angle = torch.atan2(from_block[:, 1], from_block[:, 0])
-    off = wrap_angle(angle - ahead - torch.pi)  # [B] radians from behind the block
-    velocity = table.velocity[:, :2] / TERMINAL
-
-    turned = off - off.clamp(-GO_ROUND_ANGLE, GO_ROUND_ANGLE)
-    waypoint = table.block - (CONTACT + GO_ROUND_GAP) * direction(ahead + turned)
-    go_round = (waypoint - table.hand) / TERMINAL - velocity
-
-    forward, sideways = direction(ahead), direction(ahead + torch.pi / 2)
-    distance = to_goal.norm(dim=-1)
-    strength = (distance / SLOW_DISTANCE).clamp(max=1)[:, None]
-    push = strength * forward + CORRECTION * off[:, None] * sideways
-    stop = (distance < STOP_DISTANCE)[:, None]
-    behind = (off.abs() < PUSH_ANGLE)[:, None]
-    return shrink_to_disk(torch.where(stop, -velocity, torch.where(behind, push, go_round)), 1.0)
-
-
-def init_behaviour(keys: Tensor) -> BehaviourState:
-    """The behaviour policy as an episode begins; it draws a force or a target at the first step."""
-    none = torch.zeros(len(keys), 2, device=keys.device)
-    return BehaviourState(none, none, none[:, 0] > 0, none[:, 0], keys)
-
-
-def behaviour_step(
-    behaviour: BehaviourState, table: TableState, directed_fraction: float
-) -> tuple[BehaviourState, Tensor]:
-    """The behaviour policy one step on, and its actions [B, 2]. Every 4 to 14 steps it draws
-    another force or, with probability `directed_fraction`, a target about the block, to which the
-    hand goes straight, so that it often pushes the block."""
-    u, keys = uniform(behaviour.keys, 6)
-    force = (SHARPNESS * (2 * u[:, :2] - 1)).clamp(-1, 1)
-    distance = CONTACT * between(u[:, 2:3], TARGET_DISTANCE)
-    target = table.block + distance * direction(2 * math.pi * u[:, 3])
-    resample = behaviour.steps_left <= 0
-    behaviour = BehaviourState(
-        force=torch.where(resample[:, None], force, behaviour.force),
-        target=torch.where(resample[:, None], target, behaviour.target),
-        directed=torch.where(resample, u[:, 5] < directed_fraction, behaviour.directed),
-        steps_left=torch.where(resample, integers(u[:, 4], HOLD_STEPS), behaviour.steps_left) - 1,
-        keys=keys,
-    )
-    to_target = shrink_to_disk((behaviour.target - table.hand) / ARRIVAL_DISTANCE, 1.0)
-    return behaviour, torch.where(behaviour.directed[:, None], to_target, behaviour.force)
-
-
-def to_pixels(position: Tensor) -> Tensor:
-    """Positions [..., 2] -> `(x, y)` [..., 2] in the pixels of a frame."""
-    return MARGIN - 0.5 + TABLE_SIDE * position
-
-
 def depth_in_table(pixels: Tensor, margin: float) -> Tensor:
     """How many pixels inside the table, smaller by a margin on every side, every pixel is,
     [1, N, N]."""
-    inside = TABLE_SIDE * (0.5 - margin) - (pixels - (draw.FRAME_SIZE - 1) / 2).abs()
+    inside = draw.UNIT_SIDE * (0.5 - margin) - (pixels - (draw.FRAME_SIZE - 1) / 2).abs()
     return torch.minimum(inside, inside[:, None])[None]
 
 
-def draw_frames(table: TableState, goal: Tensor) -> Tensor:
-    """Goals of the blocks [B, 2] -> [B, 320, 320, 3] uint8."""
-    pixels = draw.frame_pixels(goal.device)
-    frames = draw.white_frames(len(goal), goal.device)
-    frames = draw.blend(frames, depth_in_table(pixels, 0) + EDGE_WIDTH, draw.WALL_COLOUR)
-    frames = draw.blend(frames, depth_in_table(pixels, 0), RIM_COLOUR)
-    frames = draw.blend(frames, depth_in_table(pixels, RIM - BLOCK_RADIUS), draw.WHITE)
-    block = table.block, BLOCK_RADIUS, BLOCK_COLOUR
-    hand = table.hand, HAND_RADIUS, draw.AGENT_COLOUR
-    for position, radius, colour in (block, hand):
-        distance = draw.pixel_distance(pixels, to_pixels(position))
-        frames = draw.blend(frames, TABLE_SIDE * radius - distance, colour)
-    distance = draw.pixel_distance(pixels, to_pixels(goal))
-    frames = draw.blend_ring(frames, distance, TABLE_SIDE * GOAL_RADIUS)
-    return draw.to_bytes(draw.blend(frames, 2.5 - distance, draw.GOAL_COLOUR))
+def observe_state(table: TableState) -> Tensor:
+    """[B, 8]: the positions of hand and block from -1 to 1, and their velocities."""
+    scaled = 2 * table.position - 1, table.velocity / VELOCITY_SCALE
+    return torch.cat(scaled, -1).clamp(-1, 1)
 
 
-class ImageObs:
-    """Hand, block, and both one step earlier, each a channel of an image."""
-
-    space = spaces.Box(0, 255, (4, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-
-    def observe(self, table: TableState) -> Tensor:
-        """[B, 4, S, S] uint8"""
-        positions = torch.cat([table.position, table.previous_position], -1).split(2, dim=-1)
-        dots = zip(positions, 2 * DOT_STDS, strict=True)
-        return torch.stack(
-            [draw.draw_dot((IMAGE_SIZE - 1) * p, IMAGE_SIZE, std) for p, std in dots], 1
-        )
+def observe_image(table: TableState) -> Tensor:
+    """[B, 4, S, S] uint8: hand, block, and both one step earlier, each a channel."""
+    positions = torch.cat([table.position, table.previous_position], -1).split(2, dim=-1)
+    dots = zip(positions, 2 * DOT_STDS, strict=True)
+    return torch.stack([draw.draw_dot((IMAGE_SIZE - 1) * p, IMAGE_SIZE, std) for p, std in dots], 1)
 
 
-class StateObs:
-    """The positions of hand and block from -1 to 1, and their velocities."""
-
-    space = spaces.Box(-1, 1, (8,), np.float32)
-
-    def observe(self, table: TableState) -> Tensor:
-        """[B, 8]"""
-        scaled = 2 * table.position - 1, table.velocity / VELOCITY_SCALE
-        return torch.cat(scaled, -1).clamp(-1, 1)
-
-
-ObsType: TypeAlias = ImageObs | StateObs
-OBS_TYPES: dict[str, type[ImageObs] | type[StateObs]] = {"state": StateObs, "image": ImageObs}
+OBS_TYPES: dict[str, tuple[spaces.Box, Callable[[TableState], Tensor]]] = {
+    "state": (spaces.Box(-1, 1, (8,)), observe_state),
+    "image": (spaces.Box(0, 255, (4, IMAGE_SIZE, IMAGE_SIZE), np.uint8), observe_image),
+}
 
 
 class PushVectorEnv(GoalVectorEnv[State]):
@@ -348,6 +232,7 @@ class PushVectorEnv(GoalVectorEnv[State]):
         *("hand x", "hand y", "block x", "block y"),
         *("hand velocity x", "hand velocity y", "block velocity x", "block velocity y"),
     )
+    num_velocities: ClassVar[int] = 4
 
     def __init__(
         self,
@@ -356,29 +241,22 @@ class PushVectorEnv(GoalVectorEnv[State]):
         obs_type: str = "state",
         max_episode_steps: int = 60,
         directed_fraction: float = 0.7,
-        device: str | torch.device = "cpu",
-        output: str = "numpy",
-        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
         """`obs_type` is "state" [8], positions and velocities of hand and block, or "image"
         [4, 32, 32], hand, block, and both one step earlier. `directed_fraction` is how often the
-        behaviour policy goes to a position about the block.
+        behaviour policy goes to a position about the block. `options` are those of
+        `TorchVectorEnv`.
 
         Raises ValueError for names that don't exist and for numbers out of range; ImportError where
         MuJoCo is missing.
         """
         check_range("directed_fraction", directed_fraction, 0, 1)
         self.directed_fraction = directed_fraction
-        self.obs_type: ObsType = choose("obs_type", obs_type, OBS_TYPES)()
+        space, self._observe_table = choose("obs_type", obs_type, OBS_TYPES)
         self.physics = TablePhysics()
         super().__init__(
-            num_envs,
-            self.obs_type.space,
-            spaces.Box(-1, 1, (2,), np.float32),
-            max_episode_steps=max_episode_steps,
-            device=device,
-            output=output,
-            render_mode=render_mode,
+            num_envs, space, spaces.Box(-1, 1, (2,)), max_episode_steps=max_episode_steps, **options
         )
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
@@ -388,28 +266,42 @@ class PushVectorEnv(GoalVectorEnv[State]):
         on_table = (HAND_RADIUS, 1 - HAND_RADIUS)
         table = at_rest(sample_apart(on_table, block, CONTACT + MIN_GAP, for_hand), block)
         if "factors" in options:
-            table = from_factors("factors", options["factors"], len(keys), self.device)
+            table = self._read_table("factors", options["factors"], len(keys))
         goal_block = sample_apart(BLOCK_AREA, table.block, MIN_START_GOAL, for_goal)
-        goal = pushed_to(table.block, goal_block)
+        # The block has been pushed straight to its goal, and the hand is right behind it.
+        ahead = torch.nn.functional.normalize(goal_block - table.block, dim=-1)
+        goal = at_rest(goal_block - (CONTACT + MIN_GAP / 2) * ahead, goal_block)
         if "goal_factors" in options:
-            given = options["goal_factors"]
-            goal = from_factors("goal_factors", given, len(keys), self.device)
-        state = State(
+            goal = self._read_table("goal_factors", options["goal_factors"], len(keys))
+        none = torch.zeros_like(goal_block)
+        return State(
             table=table,
             goal=goal,
-            succeeded=torch.zeros_like(keys, dtype=torch.bool),
-            behaviour=init_behaviour(splitmix64(keys ^ 1)),
-            next_key=splitmix64(keys ^ 2),
-            goal_obs=self.obs_type.observe(goal),
+            behaviour=BehaviourState(none, none, none[:, 0] > 0, none[:, 0], splitmix64(keys ^ 1)),
+            goal_obs=self._observe_table(goal),
         )
-        return state._replace(succeeded=state.at_goal)
+
+    def _read_table(self, name: str, factors: object, count: int) -> TableState:
+        """A user's factors [B, 8] -> hands and blocks. Raises ValueError where they are off the
+        table or overlap."""
+        position, scaled = self._read_factors(name, factors, count).split(4, dim=-1)
+        hand, block = position.split(2, dim=-1)
+        on_table = ((hand - 0.5).abs() <= 0.5 - HAND_RADIUS + TOLERANCE).all(-1)
+        within_rim = ((block - 0.5).abs() <= 0.5 - RIM + TOLERANCE).all(-1)
+        apart = (hand - block).norm(dim=-1) >= CONTACT - TOLERANCE
+        message = (
+            f"{name}: in environment {{i}} the hand must be on the table, the block within the "
+            f"rim, and both {CONTACT:.2f} apart; they are at {{row}}"
+        )
+        check_rows(on_table & within_rim & apart, message, position)
+        velocity = VELOCITY_SCALE * scaled
+        return TableState(position, velocity, position - velocity)
 
     def _step_state(self, state: State, actions: Tensor) -> State:
-        state = state._replace(table=self.physics(state.table, actions))
-        return state._replace(succeeded=state.succeeded | state.at_goal)
+        return state._replace(table=self.physics(state.table, actions))
 
     def _observe(self, state: State) -> TensorObs:
-        return self.obs_type.observe(state.table)
+        return self._observe_table(state.table)
 
     def _factors(self, state: State) -> Tensor:
         return to_factors(state.table)
@@ -418,10 +310,50 @@ class PushVectorEnv(GoalVectorEnv[State]):
         return to_factors(state.goal)
 
     def _expert(self, state: State) -> Tensor:
-        return expert_action(state.table, state.goal.block)
+        """The hand goes round the block to its far side, pushes it straight on, and keeps behind
+        it."""
+        table, goal = state.table, state.goal.block
+        to_goal = goal - table.block
+        ahead = torch.atan2(to_goal[:, 1], to_goal[:, 0])
+        from_block = table.hand - table.block
+        angle = torch.atan2(from_block[:, 1], from_block[:, 0])
+        off = wrap_angle(angle - ahead - torch.pi)  # [B] radians from behind the block
+        velocity = table.velocity[:, :2] / TERMINAL
+
+        turned = off - off.clamp(-GO_ROUND_ANGLE, GO_ROUND_ANGLE)
+        waypoint = table.block - (CONTACT + GO_ROUND_GAP) * direction(ahead + turned)
+        go_round = (waypoint - table.hand) / TERMINAL - velocity
+
+        forward, sideways = direction(ahead), direction(ahead + torch.pi / 2)
+        distance = to_goal.norm(dim=-1)
+        strength = (distance / SLOW_DISTANCE).clamp(max=1)[:, None]
+        push = strength * forward + CORRECTION * off[:, None] * sideways
+        stop = (distance < STOP_DISTANCE)[:, None]
+        behind = (off.abs() < PUSH_ANGLE)[:, None]
+        return shrink_to_disk(
+            torch.where(stop, -velocity, torch.where(behind, push, go_round)), 1.0
+        )
 
     def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
-        return behaviour_step(state.behaviour, state.table, self.directed_fraction)
+        """Every 4 to 14 steps the policy draws another force or, with probability
+        `directed_fraction`, a target about the block, to which the hand goes straight, so that it
+        often pushes the block."""
+        behaviour, table = state.behaviour, state.table
+        u, keys = uniform(behaviour.keys, 6)
+        force = (SHARPNESS * (2 * u[:, :2] - 1)).clamp(-1, 1)
+        distance = CONTACT * between(u[:, 2:3], TARGET_DISTANCE)
+        target = table.block + distance * direction(2 * math.pi * u[:, 3])
+        directed, steps = u[:, 5] < self.directed_fraction, integers(u[:, 4], HOLD_STEPS)
+        resample = behaviour.steps_left <= 0
+        behaviour = BehaviourState(
+            force=torch.where(resample[:, None], force, behaviour.force),
+            target=torch.where(resample[:, None], target, behaviour.target),
+            directed=torch.where(resample, directed, behaviour.directed),
+            steps_left=torch.where(resample, steps, behaviour.steps_left) - 1,
+            keys=keys,
+        )
+        to_target = shrink_to_disk((behaviour.target - table.hand) / ARRIVAL_DISTANCE, 1.0)
+        return behaviour, torch.where(behaviour.directed[:, None], to_target, behaviour.force)
 
     def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
         """Full steps to the right of a hand straight against the block, and of one that passes
@@ -430,18 +362,35 @@ class PushVectorEnv(GoalVectorEnv[State]):
         block = between(uniform(splitmix64(keys ^ 8), 2)[0], TEST_BLOCKS)
         beside = block - block.new_tensor([CONTACT, 0.0])
         below = beside + block.new_tensor([0.0, TEST_OFFSET])
-        actions = repeated([1.0, 0.0], NUM_TESTS, self.device)
-        observe = self.obs_type.observe
+        action = block.new_tensor([1.0, 0.0]).expand(NUM_TESTS, -1)
         return {
-            name: run_test(at_rest(hand, block), actions, self.physics, observe, to_factors)
+            name: run_test(
+                at_rest(hand, block),
+                lambda _: action,
+                self.physics,
+                self._observe_table,
+                to_factors,
+            )
             for name, hand in {"block": beside, "open": below}.items()
         }
 
     def _to_pixels(self, factors: Tensor) -> Tensor:
-        return to_pixels(factors[..., :2])
+        return draw.unit_to_pixels(factors[..., :2])
 
     def _draw(self, state: State) -> Tensor:
-        return draw_frames(state.table, state.goal.block)
+        pixels = draw.frame_pixels(self.device)
+        frames = draw.white_frames(self.num_envs, self.device)
+        frames = draw.blend(frames, depth_in_table(pixels, 0) + EDGE_WIDTH, draw.WALL_COLOUR)
+        frames = draw.blend(frames, depth_in_table(pixels, 0), RIM_COLOUR)
+        frames = draw.blend(frames, depth_in_table(pixels, RIM - BLOCK_RADIUS), draw.WHITE)
+        block = state.table.block, BLOCK_RADIUS, BLOCK_COLOUR
+        hand = state.table.hand, HAND_RADIUS, draw.AGENT_COLOUR
+        for position, radius, colour in (block, hand):
+            distance = draw.pixel_distance(pixels, draw.unit_to_pixels(position))
+            frames = draw.blend(frames, draw.UNIT_SIDE * radius - distance, colour)
+        distance = draw.pixel_distance(pixels, draw.unit_to_pixels(state.goal.block))
+        frames = draw.blend_ring(frames, distance, draw.UNIT_SIDE * GOAL_RADIUS)
+        return draw.to_bytes(draw.blend(frames, 2.5 - distance, draw.GOAL_COLOUR))
 
 
 class PushEnv(SingleEnv[PushVectorEnv]):

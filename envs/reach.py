@@ -7,7 +7,8 @@ shoulder turns all the way round; the elbow's angle is 0 where the arm is stretc
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,21 +17,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import draw
-from .geometry import clip_to_box, direction, wrap_angle
-from .mujoco import Simulator, compile_model
-from .rng import integers, keys_from_seeds, splitmix64, uniform
-from .single_env import SingleEnv
-from .vector_env import (
+from .base import (
     NUM_TESTS,
-    TEST_STEPS,
     DynamicsTest,
     GoalVectorEnv,
+    SingleEnv,
     TensorObs,
     check_rows,
     choose,
-    read_factors,
+    pick,
     run_test,
 )
+from .geometry import direction, wrap_angle
+from .mujoco import Simulator, compile_model
+from .rng import integers, keys_from_seeds, splitmix64, uniform
 
 LINK = 0.5  # the length of each of two links
 MAX_BEND = 2.6  # radians; the elbow bends so far either way
@@ -103,9 +103,7 @@ class State(NamedTuple):
 
     arm: ArmState
     goal: Tensor  # [B, 2] the angles of an arm whose fingertip is at the goal
-    succeeded: Tensor  # [B] bool: the goal was reached in this episode
     behaviour: BehaviourState
-    next_key: Tensor  # [B] int64: the random key of the next episode
     goal_obs: Tensor  # [B, *O]
 
     @property
@@ -162,7 +160,7 @@ class ArmPhysics:
 
     def __call__(self, arm: ArmState, actions: Tensor) -> ArmState:
         """Actions [B, 2] -> arms one step later."""
-        models, torque = [self.model] * len(actions), clip_to_box(actions, 1.0)
+        models, torque = [self.model] * len(actions), actions.clamp(-1, 1)
         angle, velocity = self.simulator(models, arm.angle, arm.velocity / STEP, torque)
         shoulder, elbow = angle.unbind(-1)
         angle = torch.stack([wrap_angle(shoulder), elbow], -1)
@@ -182,8 +180,8 @@ def sample_goal(tip: Tensor, u: Tensor) -> Tensor:
     low, high = (radius**2 for radius in GOAL_RING)
     candidates = (low + (high - low) * out).sqrt()[..., None] * direction(2 * math.pi * around)
     far = (candidates - tip[:, None]).norm(dim=-1) >= MIN_START_GOAL
-    first = far.int().argmax(-1)  # that no candidate is far happens once in millions of episodes
-    position = candidates[torch.arange(len(tip), device=tip.device), first]
+    # the first; that none is far happens once in millions of episodes
+    position = pick(candidates, far.int().argmax(-1))
     return inverse_kinematics(position, torch.where(u[:, 0] < 0.5, 1.0, -1.0))
 
 
@@ -194,21 +192,6 @@ def to_factors(arm: ArmState) -> Tensor:
     return torch.cat([(tip + 1) / 2, (elbow + 1) / 2, arm.velocity / VELOCITY_SCALE], -1)
 
 
-def from_factors(name: str, factors: object, count: int, device: torch.device) -> ArmState:
-    """A user's factors [B, 6] -> arms. Raises ValueError where no arm has them."""
-    read = read_factors(name, factors, (count, 6), device)
-    if not bool((read[:, 4:].abs() <= 1).all()):
-        raise ValueError(f"{name}: velocities must be in [-1, 1], in units of the velocity scale")
-    tip, elbow = (2 * read[:, :4] - 1).split(2, dim=-1)
-    angle, velocity = angles_from_points(elbow, tip), VELOCITY_SCALE * read[:, 4:]
-    lengths = torch.stack([elbow.norm(dim=-1), (tip - elbow).norm(dim=-1)], -1)
-    fits = ((lengths - LINK).abs() < TOLERANCE).all(-1) & (angle[:, 1].abs() < MAX_BEND + TOLERANCE)
-    check_rows(
-        fits, lambda i: f"{name}: in environment {i} no arm has its elbow and fingertip there"
-    )
-    return ArmState(angle, velocity, angle - velocity)
-
-
 def nearest_turn(angle: Tensor, goal: Tensor) -> Tensor:
     """Angles and goal positions [B, 2] -> how far both joints have to turn, [B, 2], with the elbow
     bent to the side for which that is less."""
@@ -216,32 +199,7 @@ def nearest_turn(angle: Tensor, goal: Tensor) -> Tensor:
     both = [inverse_kinematics(goal, side), inverse_kinematics(goal, -side)]
     turn = torch.stack(both, 1) - angle[:, None]  # [B, 2 sides, 2 joints]
     turn = torch.stack([wrap_angle(turn[..., 0]), turn[..., 1]], -1)  # the elbow can't go round
-    rows = torch.arange(len(goal), device=goal.device)
-    return turn[rows, turn.abs().amax(-1).argmin(-1)]
-
-
-def expert_action(arm: ArmState, goal: Tensor) -> Tensor:
-    """Arms and goal positions [B, 2] -> actions [B, 2]: a spring and a damper at each joint, to the
-    angles that put the fingertip at its goal."""
-    turn = nearest_turn(arm.angle, goal)
-    return (STIFFNESS * turn - EXPERT_DAMPING * arm.velocity / TERMINAL).clamp(-1, 1)
-
-
-def init_behaviour(keys: Tensor) -> BehaviourState:
-    """The behaviour policy as an episode begins; it draws a torque at the first step."""
-    none = torch.zeros(len(keys), 2, device=keys.device)
-    return BehaviourState(none, none[:, 0], keys)
-
-
-def behaviour_step(behaviour: BehaviourState) -> tuple[BehaviourState, Tensor]:
-    """The behaviour policy one step on, and its actions [B, 2]. Every 3 to 12 steps it draws
-    another torque for each joint, a third of them full; a quarter of the time there is none."""
-    u, keys = uniform(behaviour.keys, 4)
-    torque = (SHARPNESS * (2 * u[:, :2] - 1)).clamp(-1, 1) * (u[:, 2:3] >= IDLE)
-    resample = behaviour.steps_left <= 0
-    torque = torch.where(resample[:, None], torque, behaviour.torque)
-    steps_left = torch.where(resample, integers(u[:, 3], HOLD_STEPS), behaviour.steps_left) - 1
-    return BehaviourState(torque, steps_left, keys), torque
+    return pick(turn, turn.abs().amax(-1).argmin(-1))
 
 
 def to_pixels(position: Tensor, size: int) -> Tensor:
@@ -257,53 +215,24 @@ def distance_to_links(angle: Tensor, size: int) -> Tensor:
     return draw.distance_to_segments(torch.arange(size, device=angle.device), ends)
 
 
-def draw_arm(angle: Tensor) -> Tensor:
-    """Angles [B, 2] -> [B, S, S] uint8: an arm with soft edges."""
-    bright = torch.exp(-0.5 * (distance_to_links(angle, IMAGE_SIZE) / LINK_STD).square())
+def observe_state(arm: ArmState) -> Tensor:
+    """[B, 6]: the cosines of both angles, their sines, and their velocities."""
+    velocity = (arm.velocity / VELOCITY_SCALE).clamp(-1, 1)
+    return torch.cat([arm.angle.cos(), arm.angle.sin(), velocity], -1)
+
+
+def observe_image(arm: ArmState) -> Tensor:
+    """[B, 2, S, S] uint8: the arm, and the arm one step earlier, each a channel; edges are soft."""
+    angles = arm.angle, arm.previous_angle
+    distance = torch.stack([distance_to_links(angle, IMAGE_SIZE) for angle in angles], 1)
+    bright = torch.exp(-0.5 * (distance / LINK_STD).square())
     return (255 * bright).round().to(torch.uint8)
 
 
-def draw_frames(angle: Tensor, goal: Tensor) -> Tensor:
-    """Angles and goal positions [B, 2] -> [B, 320, 320, 3] uint8."""
-    pixels = draw.frame_pixels(angle.device)
-    frames = draw.white_frames(len(angle), angle.device)
-    frames = draw.blend(
-        frames, LINK_WIDTH - distance_to_links(angle, draw.FRAME_SIZE), draw.WALL_COLOUR
-    )
-    elbow, tip = joint_positions(angle).unbind(1)
-    joints = (torch.zeros_like(tip), JOINT_COLOUR), (elbow, JOINT_COLOUR), (tip, draw.AGENT_COLOUR)
-    for position, colour in joints:
-        distance = draw.pixel_distance(pixels, to_pixels(position, draw.FRAME_SIZE))
-        frames = draw.blend(frames, JOINT_RADIUS - distance, colour)
-    distance = draw.pixel_distance(pixels, to_pixels(goal, draw.FRAME_SIZE))
-    return draw.to_bytes(
-        draw.blend_ring(frames, distance, GOAL_RADIUS / EXTENT * (draw.FRAME_SIZE - 1) / 2)
-    )
-
-
-class ImageObs:
-    """The arm, and the arm one step earlier, each a channel of an image."""
-
-    space = spaces.Box(0, 255, (2, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-
-    def observe(self, arm: ArmState) -> Tensor:
-        """[B, 2, S, S] uint8"""
-        return torch.stack([draw_arm(arm.angle), draw_arm(arm.previous_angle)], 1)
-
-
-class StateObs:
-    """The cosines of both angles, their sines, and their velocities."""
-
-    space = spaces.Box(-1, 1, (6,), np.float32)
-
-    def observe(self, arm: ArmState) -> Tensor:
-        """[B, 6]"""
-        velocity = (arm.velocity / VELOCITY_SCALE).clamp(-1, 1)
-        return torch.cat([arm.angle.cos(), arm.angle.sin(), velocity], -1)
-
-
-ObsType: TypeAlias = ImageObs | StateObs
-OBS_TYPES: dict[str, type[ImageObs] | type[StateObs]] = {"state": StateObs, "image": ImageObs}
+OBS_TYPES: dict[str, tuple[spaces.Box, Callable[[ArmState], Tensor]]] = {
+    "state": (spaces.Box(-1, 1, (6,)), observe_state),
+    "image": (spaces.Box(0, 255, (2, IMAGE_SIZE, IMAGE_SIZE), np.uint8), observe_image),
+}
 
 
 class ReachVectorEnv(GoalVectorEnv[State]):
@@ -325,6 +254,7 @@ class ReachVectorEnv(GoalVectorEnv[State]):
         *("fingertip x", "fingertip y", "elbow x", "elbow y"),
         *("shoulder velocity", "elbow velocity"),
     )
+    num_velocities: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -332,53 +262,53 @@ class ReachVectorEnv(GoalVectorEnv[State]):
         *,
         obs_type: str = "state",
         max_episode_steps: int = 40,
-        device: str | torch.device = "cpu",
-        output: str = "numpy",
-        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
         """`obs_type` is "state" [6], the cosines of shoulder and elbow, their sines and velocities,
-        or "image" [2, 32, 32], the arm and the arm one step earlier.
+        or "image" [2, 32, 32], the arm and the arm one step earlier. `options` are those of
+        `TorchVectorEnv`.
 
         Raises ValueError for names that don't exist and for numbers out of range; ImportError where
         MuJoCo is missing.
         """
-        self.obs_type: ObsType = choose("obs_type", obs_type, OBS_TYPES)()
+        space, self._observe_arm = choose("obs_type", obs_type, OBS_TYPES)
         self.physics = ArmPhysics()
         super().__init__(
-            num_envs,
-            self.obs_type.space,
-            spaces.Box(-1, 1, (2,), np.float32),
-            max_episode_steps=max_episode_steps,
-            device=device,
-            output=output,
-            render_mode=render_mode,
+            num_envs, space, spaces.Box(-1, 1, (2,)), max_episode_steps=max_episode_steps, **options
         )
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
         u, _ = uniform(splitmix64(keys ^ 6), 2 * CANDIDATES + 3)
         arm = at_rest(sample_angles(u[:, :2]))
         if "factors" in options:
-            arm = from_factors("factors", options["factors"], len(keys), self.device)
+            arm = self._read_arm("factors", options["factors"], len(keys))
         goal = sample_goal(fingertip(arm.angle), u[:, 2:])
         if "goal_factors" in options:
-            given = options["goal_factors"]
-            goal = from_factors("goal_factors", given, len(keys), self.device).angle
-        state = State(
+            goal = self._read_arm("goal_factors", options["goal_factors"], len(keys)).angle
+        none = torch.zeros_like(goal)
+        return State(
             arm=arm,
             goal=goal,
-            succeeded=torch.zeros_like(keys, dtype=torch.bool),
-            behaviour=init_behaviour(splitmix64(keys ^ 1)),
-            next_key=splitmix64(keys ^ 2),
-            goal_obs=self.obs_type.observe(at_rest(goal)),
+            behaviour=BehaviourState(none, none[:, 0], splitmix64(keys ^ 1)),
+            goal_obs=self._observe_arm(at_rest(goal)),
         )
-        return state._replace(succeeded=state.at_goal)
+
+    def _read_arm(self, name: str, factors: object, count: int) -> ArmState:
+        """A user's factors [B, 6] -> arms. Raises ValueError where no arm has them."""
+        read = self._read_factors(name, factors, count)
+        tip, elbow = (2 * read[:, :4] - 1).split(2, dim=-1)
+        angle, velocity = angles_from_points(elbow, tip), VELOCITY_SCALE * read[:, 4:]
+        lengths = torch.stack([elbow.norm(dim=-1), (tip - elbow).norm(dim=-1)], -1)
+        fits = ((lengths - LINK).abs() < TOLERANCE).all(-1)
+        fits = fits & (angle[:, 1].abs() < MAX_BEND + TOLERANCE)
+        check_rows(fits, f"{name}: in environment {{i}} no arm has its elbow and fingertip there")
+        return ArmState(angle, velocity, angle - velocity)
 
     def _step_state(self, state: State, actions: Tensor) -> State:
-        state = state._replace(arm=self.physics(state.arm, actions))
-        return state._replace(succeeded=state.succeeded | state.at_goal)
+        return state._replace(arm=self.physics(state.arm, actions))
 
     def _observe(self, state: State) -> TensorObs:
-        return self.obs_type.observe(state.arm)
+        return self._observe_arm(state.arm)
 
     def _factors(self, state: State) -> Tensor:
         return to_factors(state.arm)
@@ -387,10 +317,20 @@ class ReachVectorEnv(GoalVectorEnv[State]):
         return to_factors(at_rest(state.goal))
 
     def _expert(self, state: State) -> Tensor:
-        return expert_action(state.arm, fingertip(state.goal))
+        """A spring and a damper at each joint, to the angles that put the fingertip at its goal."""
+        turn = nearest_turn(state.arm.angle, fingertip(state.goal))
+        return (STIFFNESS * turn - EXPERT_DAMPING * state.arm.velocity / TERMINAL).clamp(-1, 1)
 
     def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
-        return behaviour_step(state.behaviour)
+        """Every 3 to 12 steps the policy draws another torque for each joint, a third of them full;
+        a quarter of the time there is none."""
+        behaviour = state.behaviour
+        u, keys = uniform(behaviour.keys, 4)
+        torque = (SHARPNESS * (2 * u[:, :2] - 1)).clamp(-1, 1) * (u[:, 2:3] >= IDLE)
+        resample = behaviour.steps_left <= 0
+        torque = torch.where(resample[:, None], torque, behaviour.torque)
+        steps_left = torch.where(resample, integers(u[:, 3], HOLD_STEPS), behaviour.steps_left) - 1
+        return BehaviourState(torque, steps_left, keys), torque
 
     def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
         """A full torque on one joint of an arm at rest, to the side that takes the fingertip to the
@@ -403,16 +343,34 @@ class ReachVectorEnv(GoalVectorEnv[State]):
         for i, (name, below) in enumerate(heights.items()):
             action = torch.zeros_like(angle)
             action[:, i] = torch.where(below > 0, -1.0, 1.0)
-            actions = action[:, None].repeat(1, TEST_STEPS, 1)
-            observe = self.obs_type.observe
-            tests[name] = run_test(at_rest(angle), actions, self.physics, observe, to_factors)
+            tests[name] = run_test(
+                at_rest(angle),
+                lambda _, action=action: action,  # type: ignore[misc]
+                self.physics,
+                self._observe_arm,
+                to_factors,
+            )
         return tests
 
     def _to_pixels(self, factors: Tensor) -> Tensor:
         return to_pixels(2 * factors[..., :2] - 1, draw.FRAME_SIZE)
 
     def _draw(self, state: State) -> Tensor:
-        return draw_frames(state.arm.angle, fingertip(state.goal))
+        angle, size, pixels = state.arm.angle, draw.FRAME_SIZE, draw.frame_pixels(self.device)
+        frames = draw.white_frames(self.num_envs, self.device)
+        frames = draw.blend(frames, LINK_WIDTH - distance_to_links(angle, size), draw.WALL_COLOUR)
+        elbow, tip = joint_positions(angle).unbind(1)
+        for position, colour in (
+            (torch.zeros_like(tip), JOINT_COLOUR),
+            (elbow, JOINT_COLOUR),
+            (tip, draw.AGENT_COLOUR),
+        ):
+            distance = draw.pixel_distance(pixels, to_pixels(position, size))
+            frames = draw.blend(frames, JOINT_RADIUS - distance, colour)
+        distance = draw.pixel_distance(pixels, to_pixels(fingertip(state.goal), size))
+        return draw.to_bytes(
+            draw.blend_ring(frames, distance, GOAL_RADIUS / EXTENT * (size - 1) / 2)
+        )
 
 
 class ReachEnv(SingleEnv[ReachVectorEnv]):

@@ -153,7 +153,7 @@ def test_a_user_who_puts_an_ant_into_a_wall_is_reported():
 def test_velocities_are_observed_in_metres_a_second():
     ant = place_at(torch.tensor([[1.5, 0.5]]), torch.tensor([[0.01, 0.0]]))
     vec_env = AntMazeVectorEnv(1)
-    observed = vec_env.obs_type.observe(torch.zeros(1), ant)
+    observed = vec_env._observe_body(torch.zeros(1), ant)
     assert observed[0, 15] == pytest.approx(0.01 * CELL / STEP)
 
 

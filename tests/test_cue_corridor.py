@@ -258,8 +258,8 @@ def test_unusable_settings_are_refused_by_name(settings_, named):
         ([0.2, 0.5, 0.0], "environment 1 .* inside the wall"),
         ([0.95, 0.1, 0.0], "environment 1 .* arm's end"),
         ([0.5, 0.5, 0.5], "cue must be 0"),
-        ([0.5, 1.5, 0.0], "fractions"),
-        ([0.5, np.nan, 0.0], "fractions"),
+        ([0.5, 1.5, 0.0], "environment 1 body y is 1.5;"),
+        ([0.5, np.nan, 0.0], "environment 1 body y is nan;"),
     ],
 )
 def test_unusable_factors_are_refused_by_env(change, named):

@@ -8,8 +8,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs
+from envs.draw import draw_dot
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
-from envs.two_rooms.render import draw_dot
 
 
 def collect_data(vec_env, steps, seed, actions):
@@ -118,12 +118,14 @@ def test_every_heading_is_taken_at_speeds_up_to_a_full_step():
 def test_a_blob_looks_like_the_dot(variant):
     vec_env = TwoRoomsVectorEnv(6, variant=variant, num_distractors=1)
     obs, _ = vec_env.reset(seed=0)
-    own = draw_dot(vec_env.variant.canvas, vec_env.state.distractors.position[:, 0]).numpy()
+    canvas = vec_env.variant.canvas
+    own = draw_dot(vec_env.state.distractors.position[:, 0], canvas.size, canvas.dot_std).numpy()
     np.testing.assert_array_equal(obs["background"][:, 0], own)
     many = TwoRoomsVectorEnv(6, variant=variant, num_distractors=40)
     obs, _ = many.reset(seed=0)
     parts = [
-        draw_dot(many.variant.canvas, p).numpy() for p in many.state.distractors.position.unbind(1)
+        draw_dot(p, canvas.size, canvas.dot_std).numpy()
+        for p in many.state.distractors.position.unbind(1)
     ]
     done = obs["background"][:, 0] - np.sum(parts, 0, int).clip(max=255)
     assert np.abs(done).max() <= 10  # each part is rounded

@@ -11,9 +11,8 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
-from envs.rng import splitmix64, uniform
-from envs.single_env import SingleEnv
-from envs.vector_env import DynamicsTest, TorchVectorEnv, scatter
+from envs.base import DynamicsTest, SingleEnv, TorchVectorEnv, scatter
+from envs.rng import uniform
 
 
 class Place(NamedTuple):
@@ -22,7 +21,6 @@ class Place(NamedTuple):
 
 class Line(NamedTuple):
     place: Place
-    next_key: Tensor
     behaviour: Tensor
 
 
@@ -46,7 +44,7 @@ class LineWorlds(TorchVectorEnv[Line]):
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> Line:
         place = Place(uniform(keys, 1)[0] + options.get("shift", 0))
-        return Line(place, splitmix64(keys), keys)
+        return Line(place, keys)
 
     def _step_state(self, state: Line, actions: Tensor) -> Line:
         return state._replace(place=Place(state.place.x + actions.clamp(-1, 1)))
@@ -56,6 +54,9 @@ class LineWorlds(TorchVectorEnv[Line]):
 
     def _info(self, state: Line) -> dict[str, Tensor]:
         return {"factors": state.place.x}
+
+    def _success(self, state: Line) -> Tensor:
+        return (state.place.x > 1)[:, 0]
 
     def _reward(self, state: Line) -> Tensor:
         return state.place.x[:, 0]
@@ -161,11 +162,11 @@ def test_one_env_by_itself_is_the_batch_of_one():
 
 
 def test_rows_are_put_where_they_belong_however_deep():
-    old = Line(Place(torch.zeros(3, 1)), torch.zeros(3, dtype=torch.int64), torch.zeros(3))
-    new = Line(Place(torch.tensor([[5.0]])), torch.tensor([7]), torch.zeros(1))
+    old = Line(Place(torch.zeros(3, 1)), torch.zeros(3, dtype=torch.int64))
+    new = Line(Place(torch.tensor([[5.0]])), torch.tensor([7]))
     both = scatter(old, new, torch.tensor([2]))
     assert both.place.x.flatten().tolist() == [0, 0, 5]
-    assert both.next_key.tolist() == [0, 0, 7]
+    assert both.behaviour.tolist() == [0, 0, 7]
 
 
 def test_unusable_seeds_and_actions_are_refused():

@@ -75,6 +75,7 @@ BOXES = pytest.mark.parametrize("page", sources("modules"), ids=name_of)
 def test_imports_are_read_as_python_reads_them():
     assert "modules.types" in ours(HOME / "modules/cost/cost.py")
     assert ours(HOME / "envs/two_rooms/policies.py") == {
+        "envs.base",
         "envs.geometry",
         "envs.rng",
         "envs.two_rooms.dynamics",

@@ -525,9 +525,9 @@ def test_unusable_factors_are_refused_by_name_and_env(name):
     with pytest.raises(ValueError, match=rf"{name} has shape \[2, 4\]; it must be \[3, 4\]"):
         vec_env.reset(options={name: good[:2]})
     for column, wrong, named in (
-        (0, 1.2, "fractions"),
-        (1, math.nan, "fractions"),
-        (2, -1.5, "terminal"),
+        (0, 1.2, "environment 1 body x is 1.2;"),
+        (1, math.nan, "environment 1 body y is nan;"),
+        (2, -1.5, "environment 1 velocity x is -1.5;"),
         (0, 0.02 / 6, "in environment 1 .* wall"),
     ):
         factors = good.clone()

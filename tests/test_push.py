@@ -263,7 +263,7 @@ def test_factors_put_back_give_the_same_moment_and_others_are_refused():
         "apart": infos["factors"][7, [2, 3, 2, 3, 4, 5, 6, 7]],
         "within the rim": torch.tensor([0.5, 0.5, 0.1, 0.5, 0, 0, 0, 0]),
         "on the table": torch.tensor([1.0, 0.5, 0.5, 0.5, 0, 0, 0, 0]),
-        "velocities": torch.tensor([0.2, 0.5, 0.5, 0.5, 0, 1.2, 0, 0]),
+        "hand velocity y is 1.2;": torch.tensor([0.2, 0.5, 0.5, 0.5, 0, 1.2, 0, 0]),
         "environment 7": torch.tensor([0.2, 0.5, math.nan, 0.5, 0, 0, 0, 0]),
     }
     for named, row in wrong.items():

@@ -238,8 +238,11 @@ def test_factors_put_back_give_the_same_moment_and_others_are_refused():
     again, output = vec_env.reset(seed=0, options=options)
     torch.testing.assert_close(again, obs, atol=1e-5, rtol=0)
     torch.testing.assert_close(output["distance"], infos["distance"], atol=1e-5, rtol=0)
-    for column, wrong, named in ((0, 0.9, "environment 7 no arm"), (5, 1.2, "velocities"),
-                                 (2, math.nan, "environment 7 no arm")):  # fmt: skip
+    for column, wrong, named in (
+        (0, 0.9, "environment 7 no arm"),
+        (5, 1.2, "environment 7 elbow velocity is 1.2;"),
+        (2, math.nan, "environment 7 elbow x is nan;"),
+    ):
         factors = infos["factors"].clone()
         factors[7, column] = wrong
         with pytest.raises(ValueError, match=f"goal_factors: .*{named}"):

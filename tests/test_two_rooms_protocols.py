@@ -9,7 +9,7 @@ from scipy import stats
 
 from envs.rng import keys_from_seeds, normal, uniform, von_mises
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
-from envs.two_rooms.env import reset_state, sample_initial, step_state
+from envs.two_rooms.env import sample_initial
 from envs.two_rooms.policies import Wander
 from envs.two_rooms.variants import layout_table
 
@@ -22,23 +22,24 @@ def many(count, numbers=1, seed=0):
 
 def rollout(name, count, steps, act):
     """States of `count` worlds under the actions of `act(state, step)`, without any images."""
-    variant = VARIANTS[name]
-    rows, episode = layout_table(variant, "all"), keys_from_seeds(range(count), CPU)
-    state = reset_state(variant, sample_initial(variant, rows, episode), episode)
+    envs = TwoRoomsVectorEnv(count, variant=name)
+    state = envs._reset_state(keys_from_seeds(range(count), CPU), {})
     for step in range(steps):
-        state, actions = act(variant, state, step)
-        state = step_state(variant, state, actions)
+        state, actions = act(envs.variant, state, step)
+        state = envs._step_state(state, actions)
         yield state
 
 
 def at_random(variant, state, step):
-    u = many(len(state.next_key), 2, seed=10**6 * (step + 1))
+    u = many(len(state.position), 2, seed=10**6 * (step + 1))
     return state, variant.motion.bound * (2 * u - 1)
 
 
 def on_a_walk(directed_fraction):
     def act(variant, state, _):
-        walk = variant.behaviour(variant.arena, state.scene, state.behaviour, directed_fraction)
+        walk = variant.behaviour(
+            variant.arena, state.position, state.layout, state.behaviour, directed_fraction
+        )
         return state._replace(behaviour=walk), variant.motion.to_action(walk.last_move)
 
     return act

@@ -12,9 +12,15 @@ from gymnasium.utils.env_checker import check_env
 from scipy import stats
 
 import envs
-from envs.windy_rooms import WindyRoomsEnv, WindyRoomsVectorEnv
-from envs.windy_rooms.dynamics import PIT_LAYOUTS, Box, move_and_fall, sample_pit
-from envs.windy_rooms.policies import expert_action
+from envs.windy_rooms import (
+    PIT_LAYOUTS,
+    Box,
+    WindyRoomsEnv,
+    WindyRoomsVectorEnv,
+    expert_action,
+    move_and_fall,
+    sample_pit,
+)
 
 CPU = torch.device("cpu")
 ROOM = (0.17, 0.5)  # in the middle of the left room, where no gust meets anything
@@ -633,7 +639,7 @@ def test_unusable_factors_are_refused_by_name_and_world(name, wrong):
     with pytest.raises(ValueError, match=rf"{name} has shape \[2, 2\]; it must be \[3, 2\]"):
         vec_env.reset(options={name: given[:2]})
     given[1, 1] = wrong
-    with pytest.raises(ValueError, match=f"{name} of environment 1"):
+    with pytest.raises(ValueError, match=f"{name}: in environment 1"):
         vec_env.reset(options={name: given})
 
 

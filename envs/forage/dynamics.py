@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..base import pick
 from ..geometry import shrink_to_disk
 from ..rng import between, splitmix64, uniform
 
@@ -61,7 +62,6 @@ class EpisodeRecord(NamedTuple):
     damage: Tensor  # [B] summed
     stayed: Tensor  # [B] steps that ended at the start
     visited: Tensor  # [B, 36] bool
-    succeeded: Tensor  # [B] bool: the task's success rule was met
 
 
 class BehaviourState(NamedTuple):
@@ -86,7 +86,6 @@ class State(NamedTuple):
     layout: Layout
     record: EpisodeRecord
     behaviour: BehaviourState
-    next_key: Tensor  # [B] int64: the random key of the next episode
 
     @property
     def at_flag(self) -> Tensor:
@@ -117,8 +116,7 @@ def to_action(move: Tensor) -> Tensor:
 def first_valid(candidates: Tensor, clearance: Tensor) -> Tensor:
     """Candidates [B, K, ...], and by how much each meets the rules [B, K] -> the first that does,
     or the one that misses them by least, [B, ...]."""
-    best = clearance.clamp(max=0).argmax(-1)  # of equals, the first
-    return candidates[torch.arange(len(best), device=best.device), best]
+    return pick(candidates, clearance.clamp(max=0).argmax(-1))  # of equals, the first
 
 
 def sample_start_flag(u: Tensor) -> Tensor:
@@ -174,22 +172,6 @@ def move(position: Tensor, actions: Tensor) -> Tensor:
     return (position + STEP * shrink_to_disk(actions, 1.0)).clamp(0, 1)
 
 
-def regrow(growth: Tensor) -> Tensor:
-    """Growth [..., 2] -> growth a step later; ripe is 1."""
-    return (growth + 1 / REGROWTH).clamp(max=1)
-
-
-def eat(position: Tensor, growth: Tensor, food: Tensor) -> Tensor:
-    """Positions [..., 2], growth [..., 2], foods [..., 2, 2] -> how much is eaten of each food,
-    [..., 2]: a larger fraction of what has grown the nearer it is, all of it at distance 0."""
-    return growth * (1 - distance(position.unsqueeze(-2), food) / MOUTH).clamp(min=0)
-
-
-def update_energy(energy: Tensor, eaten: Tensor) -> Tensor:
-    """Energy [...] and how much food was eaten [...] -> energy a step later."""
-    return ((energy - ENERGY_LOSS).clamp(min=0) + MEAL * eaten).clamp(max=1)
-
-
 def damage_at(position: Tensor, hazard: Tensor, radius: Tensor) -> Tensor:
     """Positions and hazards [..., 2], radius [...] -> damage [...], more the deeper inside."""
     return (1 - distance(position, hazard) / radius).clamp(min=0)
@@ -203,16 +185,19 @@ def mark_visited(visited: Tensor, position: Tensor) -> Tensor:
 
 
 def step_state(state: State, actions: Tensor) -> State:
-    """Actions [B, 2] -> the state one step later; food grows before it can be eaten."""
+    """Actions [B, 2] -> the state one step later. Food grows before it can be eaten. A larger
+    fraction of what has grown is eaten the nearer it is, all of it at distance 0."""
     layout, record = state.layout, state.record
     position = move(state.position, actions)
-    growth = regrow(state.growth)
-    eaten_of_each = eat(position, growth, layout.food)
+    growth = (state.growth + 1 / REGROWTH).clamp(max=1)  # [B, 2]
+    eaten_of_each = growth * (1 - distance(position.unsqueeze(-2), layout.food) / MOUTH).clamp(
+        min=0
+    )
     eaten = eaten_of_each.sum(-1)
     damage = damage_at(position, layout.hazard, layout.radius)
     state = state._replace(
         position=position,
-        energy=update_energy(state.energy, eaten),
+        energy=((state.energy - ENERGY_LOSS).clamp(min=0) + MEAL * eaten).clamp(max=1),
         growth=growth - eaten_of_each,
         damage=damage,
         meal=eaten,
@@ -239,21 +224,6 @@ class Evaluation(NamedTuple):
     success: Tensor  # [B] bool, as of now
 
 
-def evaluate_eating(state: State) -> Evaluation:
-    """The score is the food eaten; success is enough energy."""
-    return Evaluation(state.record.eaten, state.energy >= ENOUGH_ENERGY)
-
-
-def evaluate_flag(state: State) -> Evaluation:
-    """The score is 1 at the flag, which is success."""
-    return Evaluation(state.at_flag.float(), state.at_flag)
-
-
-def evaluate_exploring(state: State) -> Evaluation:
-    """The score is the number of cells visited; success is enough of them."""
-    return Evaluation(state.cells.float(), state.cells >= ENOUGH_CELLS)
-
-
 def evaluate_staying(state: State) -> Evaluation:
     """The score is the fraction of steps at the start; success is to be there."""
     steps, stayed = state.record.steps, state.record.stayed
@@ -262,8 +232,8 @@ def evaluate_staying(state: State) -> Evaluation:
 
 
 TASKS: dict[str, Callable[[State], Evaluation]] = {
-    "eat": evaluate_eating,
-    "flag": evaluate_flag,
-    "explore": evaluate_exploring,
+    "eat": lambda state: Evaluation(state.record.eaten, state.energy >= ENOUGH_ENERGY),
+    "flag": lambda state: Evaluation(state.at_flag.float(), state.at_flag),
+    "explore": lambda state: Evaluation(state.cells.float(), state.cells >= ENOUGH_CELLS),
     "stay": evaluate_staying,
 }

@@ -1,4 +1,4 @@
-"""The environment: how episodes begin, what is observed, and the Gymnasium classes."""
+"""The environment: how episodes begin, what is observed and drawn, and the Gymnasium classes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..rng import between, keys_from_seeds, splitmix64, uniform
-from ..single_env import SingleEnv
-from ..vector_env import (
+from .. import draw
+from ..base import (
     NUM_TESTS,
     DynamicsTest,
+    SingleEnv,
     TensorObs,
     TorchVectorEnv,
     check_range,
-    check_unit_rows,
     choose,
-    read_factors,
-    repeated,
     run_test,
 )
+from ..rng import between, keys_from_seeds, splitmix64, uniform
 from .dynamics import (
+    AT_FLAG,
     GRID,
     MARGIN,
+    MOUTH,
     NUM_FOODS,
     SPLITS,
     STEP,
@@ -40,19 +40,27 @@ from .dynamics import (
     to_factors,
 )
 from .policies import EXPERTS, behaviour_step, init_behaviour
-from .render import draw_frames, to_pixels
 
 ENERGY = (0.3, 0.8)  # as episodes begin
 RIPE = 0.7  # probability of a food to be ripe as an episode begins
-FACTOR_NAMES = ("body x", "body y", "energy", *(f"food {i + 1}" for i in range(NUM_FOODS)))
 
-
-def sample_energy_growth(keys: Tensor) -> Tensor:
-    """Keys [B] -> energy and growths as episodes begin, [B, 3]."""
-    u, _ = uniform(splitmix64(keys ^ 6), 1 + 2 * NUM_FOODS)
-    for_energy, for_ripe, young = u.split([1, NUM_FOODS, NUM_FOODS], dim=-1)
-    growth = torch.where(for_ripe < RIPE, 1.0, young)
-    return torch.cat([between(for_energy, ENERGY), growth], -1)
+SIDE = 272  # pixels of the arena's side
+LEFT, TOP = 24, 12  # pixels beside and above the arena
+BAR = (298.0, 308.0)  # rows of the energy bar
+FOOD_RADIUS = 13.0  # pixels; more than the agent's, so that both are visible
+HAZE = 0.35  # opacity of a food's haze at its centre
+COLOURS = {
+    "arena": (250, 248, 243),
+    "border": (70, 74, 84),
+    "hazard": (225, 70, 60),
+    "food": (46, 150, 72),
+    "unripe": (250, 248, 243),
+    "pole": (70, 62, 54),
+    "pennant": (245, 170, 20),
+    "track": (222, 220, 214),
+    "empty": (210, 70, 50),
+    "full": (60, 165, 90),
+}
 
 
 def reset_state(keys: Tensor, split: str, factors: Tensor | None = None) -> State:
@@ -60,7 +68,10 @@ def reset_state(keys: Tensor, split: str, factors: Tensor | None = None) -> Stat
     growths."""
     layout = sample_layout(keys, split)
     if factors is None:
-        factors = torch.cat([layout.start, sample_energy_growth(keys)], -1)
+        u, _ = uniform(splitmix64(keys ^ 6), 1 + 2 * NUM_FOODS)
+        for_energy, for_ripe, young = u.split([1, NUM_FOODS, NUM_FOODS], dim=-1)
+        growth = torch.where(for_ripe < RIPE, 1.0, young)
+        factors = torch.cat([layout.start, between(for_energy, ENERGY), growth], -1)
     position, energy, growth = factors[:, :2], factors[:, 2], factors[:, 3:]
     zero = torch.zeros_like(energy)
     visited = mark_visited(zero.bool()[:, None].repeat(1, GRID * GRID), position)
@@ -69,11 +80,10 @@ def reset_state(keys: Tensor, split: str, factors: Tensor | None = None) -> Stat
         energy=energy,
         growth=growth,
         damage=damage_at(position, layout.hazard, layout.radius),
-        meal=torch.zeros_like(energy),
+        meal=zero,
         layout=layout._replace(start=position),
-        record=EpisodeRecord(zero, zero, zero, zero, visited, zero.bool()),
+        record=EpisodeRecord(zero, zero, zero, zero, visited),
         behaviour=init_behaviour(position, splitmix64(keys ^ 4)),
-        next_key=splitmix64(keys ^ 2),
     )
 
 
@@ -90,22 +100,85 @@ def observe(state: State) -> dict[str, Tensor]:
     }
 
 
-def _box(*low: float) -> spaces.Box:
-    """From these bounds to 1."""
-    return spaces.Box(np.array(low, np.float32), np.ones(len(low), np.float32))
-
-
 def observation_space() -> spaces.Dict:
-    food = spaces.Box(np.array([(-1, -1, 0)] * NUM_FOODS, np.float32), 1, dtype=np.float32)
+    low = {
+        "body": np.zeros(2),
+        "energy": np.zeros(1),
+        "food": np.array([(-1, -1, 0)] * NUM_FOODS),
+        "hazard": np.array([-1, -1, 0]),
+        "flag": np.array([-1, -1]),
+    }
     return spaces.Dict(
         {
-            "body": _box(0, 0),
-            "energy": _box(0),
-            "food": food,
-            "hazard": _box(-1, -1, 0),
-            "flag": _box(-1, -1),
+            name: spaces.Box(bound.astype(np.float32), 1, dtype=np.float32)
+            for name, bound in low.items()
         }
     )
+
+
+def to_pixels(position: Tensor) -> Tensor:
+    """Positions [..., 2] -> `(x, y)` [..., 2] in the pixels of a frame."""
+    return position * SIDE + torch.tensor([LEFT - 0.5, TOP - 0.5], device=position.device)
+
+
+def depth_in_arena(pixels: Tensor, rim: float) -> Tensor:
+    """How many pixels inside the arena, with a rim around it, every pixel is, [N, N]."""
+    middle = torch.tensor([LEFT, TOP], device=pixels.device) + SIDE / 2 - 0.5
+    across, down = (pixels - middle[:, None]).abs()
+    return SIDE / 2 + rim - torch.maximum(across[None], down[:, None])
+
+
+def draw_hazard(frames: Tensor, pixels: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+    """A disk that is redder where damage is larger, as far as it lies in the arena."""
+    depth = radius[:, None, None] - draw.pixel_distance(pixels, centre)
+    deep = 0.25 + 0.55 * depth / radius[:, None, None]
+    inside = torch.minimum(depth, depth_in_arena(pixels, 0))
+    return blend(frames, (inside + 0.5).clamp(0, 1) * deep - 0.5, "hazard")
+
+
+def draw_food(frames: Tensor, pixels: Tensor, centre: Tensor, growth: Tensor) -> Tensor:
+    """A green disk, filled from below as far as it has grown, in a haze that fades to where the
+    agent can't eat from."""
+    distance = draw.pixel_distance(pixels, centre)
+    near = (1 - distance / (SIDE * MOUTH)).clamp(min=0)
+    frames = blend(
+        frames, (depth_in_arena(pixels, 0) + 0.5).clamp(0, 1) * HAZE * near - 0.5, "food"
+    )
+    frames = blend(frames, FOOD_RADIUS - distance, "food")
+    level = centre[:, 1] + (FOOD_RADIUS - 1.5) * (1 - 2 * growth)
+    hollow = (level[:, None] - pixels)[..., None].expand(-1, -1, len(pixels))
+    return blend(frames, torch.minimum(FOOD_RADIUS - 2 - distance, hollow), "unripe")
+
+
+def draw_flag(frames: Tensor, pixels: Tensor, foot: Tensor) -> Tensor:
+    """A pennant on a pole, and a ring within which the flag counts as reached."""
+    frames = blend(
+        frames, 0.8 - (draw.pixel_distance(pixels, foot) - SIDE * AT_FLAG).abs(), "pennant"
+    )
+    across = (pixels - foot[:, :1])[:, None, :]
+    up = (foot[:, 1:] - pixels)[:, :, None]
+    slope = 6.0 - across * (6.0 / 16)
+    frames = blend(frames, torch.minimum(across, slope - (up - 20).abs()), "pennant")
+    return blend(frames, torch.minimum(1.3 - across.abs(), 13 - (up - 13).abs()), "pole")
+
+
+def draw_energy(frames: Tensor, pixels: Tensor, energy: Tensor) -> Tensor:
+    """A bar as long as the energy, redder when there is little, with a mark at one half."""
+    thick = (BAR[1] - BAR[0]) / 2
+    height = (pixels - (BAR[0] + BAR[1]) / 2)[:, None]
+    ends = (LEFT + thick - 0.5, LEFT + SIDE - thick - 0.5)
+    track = thick - torch.hypot(pixels - pixels.clamp(*ends), height)[None]
+    frames = blend(frames, track, "track")
+    filled = torch.minimum(track, LEFT - 0.5 + SIDE * energy[:, None, None] - pixels)
+    frames = blend(frames, filled, "empty")
+    tint = (1.6 * energy - 0.3).clamp(0, 1)[:, None, None]
+    frames = blend(frames, torch.minimum((filled + 0.5).clamp(0, 1), tint) - 0.5, "full")
+    mark = 0.8 - (pixels - (LEFT + SIDE / 2 - 0.5)).abs()
+    return blend(frames, torch.minimum(mark, thick + 3 - height.abs())[None], "border")
+
+
+def blend(frames: Tensor, depth: Tensor, name: str) -> Tensor:
+    return draw.blend(frames, depth, COLOURS[name])
 
 
 class ForageVectorEnv(TorchVectorEnv[State]):
@@ -128,7 +201,10 @@ class ForageVectorEnv(TorchVectorEnv[State]):
         "The agent (blue) eats food (green), which grows back where it was eaten, and is damaged "
         "near the hazard (red). The bar below is its energy; the flag is a position to go to."
     )
-    factor_names: ClassVar[tuple[str, ...]] = FACTOR_NAMES
+    factor_names: ClassVar[tuple[str, ...]] = (
+        *("body x", "body y", "energy"),
+        *(f"food {i + 1}" for i in range(NUM_FOODS)),
+    )
     interoception_names: ClassVar[tuple[str, ...]] = ("energy", "damage", "meal")
 
     def __init__(
@@ -139,16 +215,14 @@ class ForageVectorEnv(TorchVectorEnv[State]):
         split: str = "all",
         max_episode_steps: int = 150,
         directed_fraction: float = 0.6,
-        device: str | torch.device = "cpu",
-        output: str = "numpy",
-        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
         """`task` is how an episode is evaluated ("score" and "success" in infos) and which expert
         acts: "eat", "flag", "explore" or "stay"; it changes nothing else.
 
         `split` is which layouts are drawn: "all", "train" or "test"; their number is unlimited,
         and "train" and "test" share none. `directed_fraction` is how many of the behaviour policy's
-        segments that aren't idle lead to a target.
+        segments that aren't idle lead to a target. `options` are those of `TorchVectorEnv`.
 
         Raises ValueError for names that don't exist and for numbers out of range.
         """
@@ -160,27 +234,22 @@ class ForageVectorEnv(TorchVectorEnv[State]):
         super().__init__(
             num_envs,
             observation_space(),
-            spaces.Box(-1, 1, (2,), np.float32),
+            spaces.Box(-1, 1, (2,)),
             max_episode_steps=max_episode_steps,
-            device=device,
-            output=output,
-            render_mode=render_mode,
+            **options,
         )
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
-        given, factors = options.get("factors"), None
-        if given is not None:
-            factors = read_factors("factors", given, (len(keys), len(FACTOR_NAMES)), self.device)
-            check_unit_rows("factors", factors)
-        return self._with_success(reset_state(keys, self._split, factors))
+        factors = None
+        if options.get("factors") is not None:
+            factors = self._read_factors("factors", options["factors"], len(keys))
+        return reset_state(keys, self._split, factors)
 
     def _step_state(self, state: State, actions: Tensor) -> State:
-        return self._with_success(step_state(state, actions))
+        return step_state(state, actions)
 
-    def _with_success(self, state: State) -> State:
-        """The state that records whether its episode ever succeeded."""
-        succeeded = state.record.succeeded | self.evaluate(state).success
-        return state._replace(record=state.record._replace(succeeded=succeeded))
+    def _success(self, state: State) -> Tensor:
+        return self.evaluate(state).success
 
     def _observe(self, state: State) -> TensorObs:
         return observe(state)
@@ -189,13 +258,10 @@ class ForageVectorEnv(TorchVectorEnv[State]):
         return state.at_flag.float()
 
     def _info(self, state: State) -> dict[str, Tensor]:
-        evaluation = self.evaluate(state)
         return {
             "interoception": torch.stack([state.energy, state.damage, state.meal], -1),
             "factors": to_factors(state),
-            "score": evaluation.score,
-            "success": state.record.succeeded,
-            "final_success": evaluation.success,
+            "score": self.evaluate(state).score,
             "cells": state.cells,
             "damage": state.record.damage,
             "eaten": state.record.eaten,
@@ -215,12 +281,12 @@ class ForageVectorEnv(TorchVectorEnv[State]):
         border_x = 1 - STEP * between(u[:, 0], (0.2, 2.0))
         border_y = between(u[:, 1], (MARGIN, 1 - MARGIN))
         open_x, open_y = between(u[:, 2], (0.3, 0.6)), between(u[:, 3], (0.3, 0.7))
-        actions = repeated([1.0, 0.0], NUM_TESTS, self.device)
+        action = u.new_tensor([1.0, 0.0]).expand(NUM_TESTS, -1)
         starts = {"border": (border_x, border_y), "open": (open_x, open_y)}
         return {
             name: run_test(
                 state._replace(position=torch.stack(start, -1)),
-                actions,
+                lambda _: action,
                 step_state,
                 observe,
                 to_factors,
@@ -232,7 +298,17 @@ class ForageVectorEnv(TorchVectorEnv[State]):
         return to_pixels(factors[..., :2])
 
     def _draw(self, state: State) -> Tensor:
-        return draw_frames(state)
+        layout, pixels = state.layout, draw.frame_pixels(self.device)
+        frames = draw.white_frames(self.num_envs, self.device)
+        frames = blend(frames, depth_in_arena(pixels, 2), "border")
+        frames = blend(frames, depth_in_arena(pixels, 0), "arena")
+        frames = draw_hazard(frames, pixels, to_pixels(layout.hazard), SIDE * layout.radius)
+        for food, growth in zip(layout.food.unbind(1), state.growth.unbind(1), strict=True):
+            frames = draw_food(frames, pixels, to_pixels(food), growth)
+        frames = draw_flag(frames, pixels, to_pixels(layout.flag))
+        frames = draw_energy(frames, pixels, state.energy)
+        distance = draw.pixel_distance(pixels, to_pixels(state.position))
+        return draw.to_bytes(draw.blend_agent(frames, distance))
 
 
 class ForageEnv(SingleEnv[ForageVectorEnv]):

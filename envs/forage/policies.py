@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..base import pick
 from ..geometry import direction, rotate
 from ..rng import integers, uniform, von_mises
 from .dynamics import (
@@ -36,11 +37,6 @@ MIN_STRENGTH = 0.1  # of the full step
 OUTSIDE = 0.6  # how far beyond the borders a target may lie
 
 
-def expert_stay(state: State) -> Tensor:
-    """No action, [B, 2]."""
-    return torch.zeros_like(state.position)
-
-
 def expert_eat(state: State) -> Tensor:
     """Actions [B, 2] to the food that will have grown most for the steps it takes to get there;
     through the hazard too."""
@@ -48,8 +44,7 @@ def expert_eat(state: State) -> Tensor:
     travel = distance(food, here) / STEP
     growth = (state.growth + travel / REGROWTH).clamp(max=1)
     best = (growth / (travel + MEAL_STEPS)).argmax(-1)
-    rows = torch.arange(len(best), device=best.device)
-    return to_action(food[rows, best] - state.position)
+    return to_action(pick(food, best) - state.position)
 
 
 def expert_flag(state: State) -> Tensor:
@@ -89,8 +84,7 @@ def detour(state: State, side: int) -> Tensor:
     arc = (turn - first - last).clamp(min=0)
     fraction = torch.linspace(0, 1, 9, device=arc.device)
     bend = angle[:, None] + side * (first[:, None] + arc[:, None] * fraction)  # [B, 9]
-    points = torch.stack([bend.cos(), bend.sin()], -1) * radius[:, None, None]
-    points = points + layout.hazard[:, None]
+    points = direction(bend) * radius[:, None, None] + layout.hazard[:, None]
     blocked = ((points < 0) | (points > 1)).flatten(1).any(-1)
     return to_disk + from_disk + radius * arc + BLOCKED * blocked
 
@@ -132,7 +126,7 @@ EXPERTS: dict[str, Callable[[State], Tensor]] = {
     "eat": expert_eat,
     "flag": expert_flag,
     "explore": expert_explore,
-    "stay": expert_stay,
+    "stay": lambda state: torch.zeros_like(state.position),
 }
 
 
@@ -144,17 +138,13 @@ def init_behaviour(position: Tensor, keys: Tensor) -> BehaviourState:
     return BehaviourState(heading, position, zero > 0, zero > 0, zero, keys)
 
 
-def anywhere(u: Tensor) -> Tensor:
-    """Uniform [B, 2] -> positions [B, 2] inside and outside, so that the policy meets borders."""
-    return u * (1 + 2 * OUTSIDE) - OUTSIDE
-
-
 def sample_target(layout: Layout, u: Tensor) -> Tensor:
-    """Uniform [B, 4] -> [B, 2]: the flag, the hazard or any position, and a food twice as often."""
-    rows = torch.arange(len(u), device=u.device)
-    food = layout.food[rows, (NUM_FOODS * u[:, 0]).long()]
-    targets = torch.stack([food, food, layout.flag, layout.hazard, anywhere(u[:, 2:])], 1)
-    return targets[rows, (5 * u[:, 1]).long()]
+    """Uniform [B, 4] -> [B, 2]: the flag, the hazard or any position, and a food twice as often.
+    Some positions are outside, so that the policy meets borders."""
+    food = pick(layout.food, (NUM_FOODS * u[:, 0]).long())
+    anywhere = u[:, 2:] * (1 + 2 * OUTSIDE) - OUTSIDE
+    targets = torch.stack([food, food, layout.flag, layout.hazard, anywhere], 1)
+    return pick(targets, (5 * u[:, 1]).long())
 
 
 def resample(

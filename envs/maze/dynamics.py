@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from ..base import pick
 from ..geometry import shrink_to_disk
 from ..rng import splitmix64, uniform
 
@@ -257,7 +258,7 @@ def sample_start(miss: Tensor, u: Tensor) -> Tensor:
 def sample_goal(miss: Tensor, start: Tensor, u: Tensor) -> Tensor:
     """`band_miss` [B, N, N], starts [B], uniform [B] -> a cell [B] in the band, or of those that
     miss it by least."""
-    from_start = miss[torch.arange(len(miss), device=miss.device), start]
+    from_start = pick(miss, start)
     return sample_index((from_start == from_start.amin(-1, keepdim=True)).long(), u)
 
 

@@ -1,32 +1,35 @@
-"""The environment: its state, observations, dynamics tests, and the Gymnasium classes."""
+"""The environment: its state, what is observed and drawn, dynamics tests, and the Gymnasium
+classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ..rng import keys_from_seeds, splitmix64, uniform
-from ..single_env import SingleEnv
-from ..vector_env import (
+from .. import draw
+from ..base import (
     NUM_TESTS,
     TEST_STEPS,
     DynamicsTest,
     GoalVectorEnv,
+    SingleEnv,
     TensorObs,
     check_range,
     check_rows,
     choose,
-    read_factors,
-    rounded,
+    pick,
+    run_test,
 )
+from ..rng import keys_from_seeds, splitmix64, uniform
 from .dynamics import (
     BANDS,
+    HALF_WIDTH,
     MAPS,
     POINT_PHYSICS,
     SPLITS,
@@ -47,7 +50,6 @@ from .dynamics import (
     sample_start,
 )
 from .policies import BehaviourState, behaviour_step, expert_action, init_behaviour
-from .render import draw_frames, draw_image, draw_walls, image_size, to_pixels
 
 RANDOM = "random"
 SIZES = (3, 15)
@@ -55,6 +57,11 @@ MAX_LOOP_PROB = 0.9  # without any walls all mazes would be equal
 STEPS_PER_CELL = 6  # of the longest path; at full speed a cell takes 3.3
 AROUND = 2  # cells of the path, at most, at which a goal counts as reached; beyond is a wall
 DIRECTIONS = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))  # right, left, down, up
+
+CELL = 6  # pixels of an image to a cell
+DOT_STD = 1.0  # pixels, of the body
+WALL_WIDTH = 2  # pixels, half the width of a wall in a frame
+MIN_RADIUS = 4.0  # pixels of the body in a frame
 
 
 class State(NamedTuple):
@@ -64,9 +71,7 @@ class State(NamedTuple):
     goal: Tensor  # [B, 2]
     goal_radius: Tensor  # [B] cells; nearer to the goal than this, it counts as reached
     maze: Maze
-    succeeded: Tensor  # [B] bool: the goal was reached in this episode
     behaviour: BehaviourState
-    next_key: Tensor  # [B] int64: the random key of the next episode
     walls: Tensor  # [B, S, S] uint8
     goal_obs: Tensor  # [B, *O]
 
@@ -84,51 +89,59 @@ class State(NamedTuple):
     def path(self) -> Tensor:
         """[B] float32: cells from the body's to the goal's."""
         here, goal = (cell_of(p, self.maze.size) for p in (self.body.position, self.goal))
-        rows = torch.arange(len(goal), device=goal.device)
-        return self.maze.path_length[rows, here, goal].float()
+        return pick(pick(self.maze.path_length, here), goal).float()
 
 
-class ObsType(Protocol):
-    """What is observed of a body in a maze of a known size."""
-
-    @property
-    def space(self) -> spaces.Box: ...
-
-    def observe(self, walls: Tensor, body: Any) -> Tensor:
-        """Walls [B, S, S] as images show them -> observations [B, *O]."""
+def image_size(size: int) -> int:
+    """Cells on a side -> pixels on a side: a line more than the cells, up to a multiple of 4."""
+    return -(-(CELL * size + 1) // 4) * 4
 
 
-@dataclass(frozen=True)
-class ImageObs:
-    """Walls, the body, and the body one step earlier, each a channel of an image."""
-
-    size: int
-
-    @property
-    def space(self) -> spaces.Box:
-        pixels = image_size(self.size)
-        return spaces.Box(0, 255, (3, pixels, pixels), np.uint8)
-
-    def observe(self, walls: Tensor, body: BodyState) -> Tensor:
-        return draw_image(walls, self.size, body)
+def to_image(position: Tensor, size: int) -> Tensor:
+    """Positions [..., 2] -> pixels [..., 2] of the image, in whose middle the maze is."""
+    return CELL * position + (image_size(size) - CELL * size - 1) // 2
 
 
-@dataclass(frozen=True)
-class StateObs:
-    """Position from -1 to 1 across the maze, and velocity as a fraction of the terminal speed."""
+def wall_grid(maze: Maze) -> Tensor:
+    """What is wall, [B, 2 n + 1, 2 n + 1] bool: lines and cells by turns, both ways."""
+    side = 2 * maze.size + 1
+    wall = maze.solid.new_zeros(len(maze.solid), side, side)
+    wall[:, 1::2, 1::2] = maze.solid
+    wall[:, 1::2, ::2] = maze.vertical_walls
+    wall[:, ::2, 1::2] = maze.horizontal_walls
+    vertical = pad(maze.vertical_walls, (0, 0, 1, 1))
+    horizontal = pad(maze.horizontal_walls, (1, 1))
+    at_vertical = vertical[:, 1:] | vertical[:, :-1]
+    wall[:, ::2, ::2] = at_vertical | horizontal[:, :, 1:] | horizontal[:, :, :-1]
+    return wall
 
-    size: int
 
-    @property
-    def space(self) -> spaces.Box:
-        return spaces.Box(-1, 1, (4,), np.float32)
+def draw_walls(maze: Maze) -> Tensor:
+    """[B, S, S] uint8, 255 where a pixel is on a wall, in a solid cell or outside."""
+    origin = int(to_image(torch.zeros(()), maze.size))
+    pixel = torch.arange(image_size(maze.size), device=maze.solid.device) - origin
+    source = 2 * pixel.div(CELL, rounding_mode="floor") + (pixel % CELL > 0)
+    source = source.clamp(0, 2 * maze.size)
+    return wall_grid(maze)[:, source][:, :, source].to(torch.uint8) * 255
 
-    def observe(self, walls: Tensor, body: BodyState) -> Tensor:
-        position = 2 * body.position / self.size - 1
-        return torch.cat([position, body.velocity / TERMINAL], -1).clamp(-1, 1)
 
-
-OBS_TYPES: dict[str, type[ImageObs] | type[StateObs]] = {"image": ImageObs, "state": StateObs}
+def draw_frames(
+    maze: Maze, position: Tensor, goal: Tensor, goal_radius: float, half_width: float = HALF_WIDTH
+) -> Tensor:
+    """Bodies and goals [B, 2], the radius in cells -> [B, 320, 320, 3] uint8."""
+    scale, pixels = draw.UNIT_SIDE / maze.size, draw.frame_pixels(position.device)
+    across = (pixels - draw.MARGIN + 0.5) / scale  # cells
+    on_line = (across - across.round()).abs() * scale <= WALL_WIDTH
+    source = torch.where(on_line, 2 * across.round(), 2 * across.floor() + 1).long()
+    source = source.clamp(-1, 2 * maze.size + 1) + 1
+    walls = pad(wall_grid(maze), (1, 1, 1, 1))[:, source][:, :, source].float()
+    frames = draw.white_frames(len(position), position.device)
+    frames = draw.blend(frames, walls - 0.5, draw.WALL_COLOUR)
+    distance = draw.pixel_distance(pixels, draw.unit_to_pixels(goal, scale))
+    frames = draw.blend_ring(frames, distance, scale * goal_radius)
+    distance = draw.pixel_distance(pixels, draw.unit_to_pixels(position, scale))
+    depth = max(MIN_RADIUS, scale * half_width) - distance
+    return draw.to_bytes(draw.blend(frames, depth, draw.AGENT_COLOUR))
 
 
 def to_factors(size: int, body: BodyState) -> Tensor:
@@ -136,63 +149,19 @@ def to_factors(size: int, body: BodyState) -> Tensor:
     return torch.cat([body.position / size, body.velocity / TERMINAL], -1)
 
 
-def from_factors(maze: Maze, physics: Physics, name: str, factors: object) -> BodyState:
-    """A user's factors [B, 4] -> bodies. Raises ValueError where no free body has them."""
-    read = read_factors(name, factors, (len(maze.solid), 4), maze.solid.device)
-    position, velocity = maze.size * read[:, :2], TERMINAL * read[:, 2:]
-    if not bool(((read[:, :2] >= 0) & (read[:, :2] <= 1)).all()):
-        raise ValueError(f"{name}: x and y must be fractions of the maze, each in [0, 1]")
-    if not bool((read[:, 2:].abs() <= 1).all()):
-        raise ValueError(f"{name}: velocities must be fractions of the terminal speed, in [-1, 1]")
-    check_rows(
-        physics.is_free(maze, position),
-        lambda i: (
-            f"{name}: in environment {i} the body at cell {rounded(position[i])} is inside a wall"
-        ),
-    )
-    body: BodyState = physics.place_at(position, velocity)
-    return body
-
-
-def cell_sides(maze: Maze) -> tuple[Tensor, Tensor]:
-    """The four sides of every cell, [B, N, 4] bool: which have a wall, and which are the maze's."""
-    vertical, horizontal = maze.vertical_walls, maze.horizontal_walls
-    walls = [vertical[:, :, 1:], vertical[:, :, :-1], horizontal[:, 1:], horizontal[:, :-1]]
-    outer = torch.zeros(maze.size, maze.size, 4, dtype=torch.bool, device=vertical.device)
-    outer[:, -1, 0] = outer[:, 0, 1] = outer[-1, :, 2] = outer[0, :, 3] = True
-    return torch.stack(walls, -1).flatten(1, 2), outer.flatten(0, 1).expand(len(vertical), -1, -1)
-
-
 def candidate_sides(maze: Maze) -> dict[str, Tensor]:
-    """The sides [B, N, 4] that dynamics tests may be about: walls between two cells, those around
-    the maze where there are no others, and openings."""
-    walls, outer = cell_sides(maze)
+    """The sides [B, N, 4] of cells that dynamics tests may be about: walls between two cells, those
+    around the maze where there are no others, and openings."""
+    vertical, horizontal = maze.vertical_walls, maze.horizontal_walls
+    sides = [vertical[:, :, 1:], vertical[:, :, :-1], horizontal[:, 1:], horizontal[:, :-1]]
+    walls = torch.stack(sides, -1).flatten(1, 2)
+    outer = torch.zeros(maze.size, maze.size, 4, dtype=torch.bool, device=walls.device)
+    outer[:, -1, 0] = outer[:, 0, 1] = outer[-1, :, 2] = outer[0, :, 3] = True
     free = ~maze.solid.flatten(1)[..., None]
-    wall, inner = walls & free, walls & free & ~outer
+    wall = walls & free
+    inner = wall & ~outer.flatten(0, 1)
     any_inner = inner.flatten(1).any(-1)[:, None, None]
     return {"wall": torch.where(any_inner, inner, wall), "open": ~walls & free}
-
-
-def mazes_of(
-    size: int,
-    name: str,
-    maze_seed: int | None,
-    loop_prob: float,
-    split: str,
-    device: torch.device,
-) -> SampledMaze | FixedMaze:
-    """Where the mazes come from."""
-    drawing = choose("map", name, {RANDOM: None, **MAPS})
-    if drawing is not None:
-        if maze_seed is not None or loop_prob:
-            raise ValueError(
-                f"map {name!r} is one maze; maze_seed and loop_prob are of map {RANDOM!r}"
-            )
-        return FixedMaze(read_map(drawing, device))
-    if maze_seed is not None:
-        keys = keys_from_seeds([maze_seed], device)
-        return FixedMaze(SampledMaze(size, loop_prob, "all")(keys))
-    return SampledMaze(size, loop_prob, split)
 
 
 class MazeVectorEnv(GoalVectorEnv[State]):
@@ -212,7 +181,7 @@ class MazeVectorEnv(GoalVectorEnv[State]):
 
     body_name: ClassVar[str] = "A point mass (blue) with momentum"
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y", "velocity x", "velocity y")
-    obs_types: ClassVar[Mapping[str, Callable[[int], ObsType]]] = OBS_TYPES
+    num_velocities: ClassVar[int] = 2
     action_dim: ClassVar[int] = 2
 
     def __init__(
@@ -229,8 +198,7 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         max_episode_steps: int | None = None,
         directed_fraction: float = 0.0,
         device: str | torch.device = "cpu",
-        output: str = "numpy",
-        render_mode: str | None = None,
+        **options: Any,
     ) -> None:
         """Mazes of `size` by `size` cells are drawn, one for each episode, or, with a `maze_seed`,
         one for all: that of the first episode of `reset(seed=maze_seed)`. Exactly one path leads
@@ -247,7 +215,7 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         one maze for all, "state" [4], position from -1 to 1 and velocity as in the factors.
         `max_episode_steps` is by default 6 for each cell of the longest path there can be.
         `directed_fraction` is how many of the behaviour policy's segments that aren't idle lead to
-        a cell.
+        a cell. `options` are those of `TorchVectorEnv`.
 
         Raises ValueError for names that don't exist and for numbers out of range.
         """
@@ -257,32 +225,57 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         split = choose("split", split, {name: name for name in SPLITS})
         self.directed_fraction = directed_fraction
         self.band = choose("goal_distance", goal_distance, BANDS)
-        self.mazes = mazes_of(size, map, maze_seed, loop_prob, split, torch.device(device))
-        sampled = isinstance(self.mazes, SampledMaze)
-        self.description = (
-            f"{self.body_name} is to find its way between walls to a goal (green ring). "
-            + (
-                "Every episode has a maze of its own."
-                if sampled
-                else "The maze is always the same."
+        drawing = choose("map", map, {RANDOM: None, **MAPS})
+        if drawing is not None and (maze_seed is not None or loop_prob):
+            raise ValueError(
+                f"map {map!r} is one maze; maze_seed and loop_prob are of map {RANDOM!r}"
             )
+        self.mazes: SampledMaze | FixedMaze
+        if drawing is not None:
+            self.mazes = FixedMaze(read_map(drawing, torch.device(device)))
+        elif maze_seed is not None:
+            keys = keys_from_seeds([maze_seed], torch.device(device))
+            self.mazes = FixedMaze(SampledMaze(size, loop_prob, "all")(keys))
+        else:
+            self.mazes = SampledMaze(size, loop_prob, split)
+        sampled = isinstance(self.mazes, SampledMaze)
+        which = (
+            "Every episode has a maze of its own." if sampled else "The maze is always the same."
+        )
+        self.description = (
+            f"{self.body_name} is to find its way between walls to a goal (green ring). {which}"
         )
         if obs_type == "state" and sampled:
             raise ValueError(
                 "obs_type 'state' doesn't show the maze; choose one maze by maze_seed or map"
             )
-        self.obs_type = choose("obs_type", obs_type, self.obs_types)(self.mazes.size)
-        self.physics = self._physics()
-        default_steps = STEPS_PER_CELL * self.physics.step_scale * self.mazes.longest
+        self.obs_type, self.physics = obs_type, self._physics()
+        if max_episode_steps is None:
+            max_episode_steps = STEPS_PER_CELL * self.physics.step_scale * self.mazes.longest
         super().__init__(
             num_envs,
-            self.obs_type.space,
-            spaces.Box(-1, 1, (self.action_dim,), np.float32),
-            max_episode_steps=default_steps if max_episode_steps is None else max_episode_steps,
+            choose("obs_type", obs_type, self._obs_spaces()),
+            spaces.Box(-1, 1, (self.action_dim,)),
+            max_episode_steps=max_episode_steps,
             device=device,
-            output=output,
-            render_mode=render_mode,
+            **options,
         )
+
+    def _obs_spaces(self) -> dict[str, spaces.Box]:
+        """The space of observations of every `obs_type`."""
+        pixels = image_size(self.mazes.size)
+        image = spaces.Box(0, 255, (3, pixels, pixels), np.uint8)
+        return {"image": image, "state": spaces.Box(-1, 1, (4,))}
+
+    def _observe_body(self, walls: Tensor, body: Any) -> Tensor:
+        """Walls [B, S, S] as images show them, bodies -> observations [B, *O]."""
+        size = self.mazes.size
+        if self.obs_type == "state":
+            position = 2 * body.position / size - 1
+            return torch.cat([position, body.velocity / TERMINAL], -1).clamp(-1, 1)
+        positions = to_image(torch.cat([body.position, body.previous_position]), size)
+        now, before = draw.draw_dot(positions, walls.shape[-1], DOT_STD).chunk(2)
+        return torch.stack([walls, now, before], 1)
 
     def _physics(self) -> Physics:
         """What moves bodies in these mazes."""
@@ -296,32 +289,37 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         position = sample_in_cell(start, maze.size, u[:, 1:3], physics.half_width)
         body = physics.place_at(position, torch.zeros_like(position))
         if "factors" in options:
-            body = from_factors(maze, physics, "factors", options["factors"])
+            body = self._read_body(maze, "factors", options["factors"])
             start = cell_of(body.position, maze.size)
         goal_cell = sample_goal(miss, start, u[:, 3])
         goal = sample_in_cell(goal_cell, maze.size, u[:, 4:], physics.half_width)
         if "goal_factors" in options:
-            goal = from_factors(maze, physics, "goal_factors", options["goal_factors"]).position
+            goal = self._read_body(maze, "goal_factors", options["goal_factors"]).position
         walls = draw_walls(maze)
-        state = State(
+        return State(
             body=body,
             goal=goal,
             goal_radius=torch.full_like(goal[:, 0], physics.goal_radius),
             maze=maze,
-            succeeded=torch.zeros_like(keys, dtype=torch.bool),
             behaviour=init_behaviour(body.position, splitmix64(keys ^ 1)),
-            next_key=splitmix64(keys ^ 2),
             walls=walls,
-            goal_obs=self.obs_type.observe(walls, physics.place_at(goal, torch.zeros_like(goal))),
+            goal_obs=self._observe_body(walls, physics.place_at(goal, torch.zeros_like(goal))),
         )
-        return state._replace(succeeded=state.at_goal)
+
+    def _read_body(self, maze: Maze, name: str, factors: object) -> BodyState:
+        """A user's factors [B, 4] -> bodies. Raises ValueError where no free body has them."""
+        read = self._read_factors(name, factors, len(maze.solid))
+        position, velocity = maze.size * read[:, :2], TERMINAL * read[:, 2:]
+        message = f"{name}: in environment {{i}} the body at cell {{row}} is inside a wall"
+        check_rows(self.physics.is_free(maze, position), message, position)
+        body: BodyState = self.physics.place_at(position, velocity)
+        return body
 
     def _step_state(self, state: State, actions: Tensor) -> State:
-        state = state._replace(body=self.physics.step(state.maze, state.body, actions))
-        return state._replace(succeeded=state.succeeded | state.at_goal)
+        return state._replace(body=self.physics.step(state.maze, state.body, actions))
 
     def _observe(self, state: State) -> TensorObs:
-        return self.obs_type.observe(state.walls, state.body)
+        return self._observe_body(state.walls, state.body)
 
     def _factors(self, state: State) -> Tensor:
         return to_factors(self.mazes.size, state.body)
@@ -362,8 +360,7 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         gap = TERMINAL * (0.05 + 0.95 * u[:, 1:2])
         offset = 0.5 - self.physics.half_width - gap
         body, ahead = self._before_side(maze, sides, u, offset)
-        actions = ahead[:, None].repeat(1, TEST_STEPS, 1)
-        return self._run_test(maze, body, lambda _body, step: actions[:, step], TEST_STEPS)
+        return self._run_test(maze, body, lambda _: ahead, TEST_STEPS)
 
     def _before_side(
         self, maze: Maze, sides: Tensor, u: Tensor, offset: Tensor
@@ -377,22 +374,21 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         return self.physics.place_at(position, torch.zeros_like(position)), ahead
 
     def _run_test(
-        self, maze: Maze, start: BodyState, act: Callable[[Any, int], Tensor], steps: int
+        self, maze: Maze, start: BodyState, act: Callable[[Any], Tensor], num_steps: int
     ) -> DynamicsTest:
-        """What the actions [N, A] of `act(body, step)` do."""
-        end, actions = start, []
-        for step in range(steps):
-            actions.append(act(end, step))
-            end = self.physics.step(maze, end, actions[-1])
-        return DynamicsTest(
-            obs=self.obs_type.observe(draw_walls(maze), start),
-            actions=torch.stack(actions, 1),
-            start_factors=to_factors(maze.size, start),
-            end_factors=to_factors(maze.size, end),
+        """What the actions [N, A] of `act(body)` do."""
+        return run_test(
+            start,
+            act,
+            lambda body, actions: self.physics.step(maze, body, actions),
+            lambda body: self._observe_body(draw_walls(maze), body),
+            lambda body: to_factors(maze.size, body),
+            num_steps,
         )
 
     def _to_pixels(self, factors: Tensor) -> Tensor:
-        return to_pixels(self.mazes.size * factors[..., :2], self.mazes.size)
+        size = self.mazes.size
+        return draw.unit_to_pixels(size * factors[..., :2], draw.UNIT_SIDE / size)
 
     def _draw(self, state: State) -> Tensor:
         return draw_frames(state.maze, state.body.position, state.goal, self.physics.goal_radius)

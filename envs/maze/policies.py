@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..base import pick
 from ..geometry import direction, rotate, shrink_to_disk
 from ..rng import integers, uniform, von_mises
 from .dynamics import (
@@ -38,9 +39,8 @@ BOUNCE_PROB = 0.2  # in a step, to turn away from a wall that stops the body
 
 def next_cell(maze: Maze, here: Tensor, there: Tensor) -> Tensor:
     """Cells [B] -> the first cell on the shortest path, [B]; the same at its end."""
-    rows = torch.arange(len(here), device=here.device)
-    left = maze.path_length[rows, there]  # [B, N]
-    neighbour = maze.path_length[rows, here] == 1
+    left = pick(maze.path_length, there)  # [B, N]
+    neighbour = pick(maze.path_length, here) == 1
     nearer = neighbour & (left < left.gather(1, here[:, None]))
     return torch.where(here == there, here, nearer.int().argmax(-1))
 
@@ -117,8 +117,7 @@ def resample(
     cells = sample_index((~maze.solid).flatten(1).long(), u[:, 2])
     target = sample_in_cell(cells, maze.size, u[:, 3:5])
     steps = integers(u[:, 5], SEGMENT_STEPS)
-    rows = torch.arange(len(cells), device=cells.device)
-    path_length = maze.path_length[rows, cell_of(position, maze.size), cells]
+    path_length = pick(pick(maze.path_length, cell_of(position, maze.size)), cells)
     active_steps = step_scale * (steps + STEPS_PER_CELL * path_length * directed)
     steps = torch.where(idle, steps, active_steps)
     heading = direction(2 * math.pi * u[:, 6])

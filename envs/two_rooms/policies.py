@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from ..base import pick
 from ..geometry import direction
 from ..rng import normal, truncated_normal, uniform, von_mises
 from .dynamics import Arena, is_visible, sample_in_room
@@ -37,8 +39,8 @@ def next_waypoint(arena: Arena, start: Tensor, goal: Tensor, layout: Tensor) -> 
     to_post = (posts - here).norm(dim=-1)
     usable = is_visible(arena, here, posts, layouts) & (to_post > AT_WAYPOINT)
     best = (torch.where(usable, to_post, BLOCKED) + onward).argmin(-1)
-    bend = posts[torch.arange(len(best), device=best.device), best]
-    return torch.where(is_visible(arena, start, goal, layout)[:, None], goal, bend)
+    straight = is_visible(arena, start, goal, layout)
+    return torch.where(straight[:, None], goal, pick(posts, best))
 
 
 class BehaviourState(NamedTuple):
@@ -52,19 +54,11 @@ class BehaviourState(NamedTuple):
     keys: Tensor  # [B] int64
 
 
-class Scene(NamedTuple):
-    """What a behaviour policy knows about B environments."""
-
-    position: Tensor  # [B, 2]
-    layout: Tensor  # [B, 2]
-
-
-class BehaviourPolicy(Protocol):
-    """One step of a behaviour policy: its next state, whose `last_move` is the move to make."""
-
-    def __call__(
-        self, arena: Arena, scene: Scene, behaviour: BehaviourState, directed_fraction: float
-    ) -> BehaviourState: ...
+BehaviourPolicy: TypeAlias = Callable[
+    [Arena, Tensor, Tensor, BehaviourState, float], BehaviourState
+]
+"""Arena, positions `[B, 2]`, layouts `[B, 2]`, state, `directed_fraction` -> the state one step
+later, whose `last_move` is the move to make."""
 
 
 def init_behaviour(position: Tensor, keys: Tensor) -> BehaviourState:
@@ -77,7 +71,8 @@ def init_behaviour(position: Tensor, keys: Tensor) -> BehaviourState:
 
 def resample(
     arena: Arena,
-    scene: Scene,
+    position: Tensor,
+    layout: Tensor,
     behaviour: BehaviourState,
     directed_fraction: float,
     directed_steps: float,
@@ -88,14 +83,14 @@ def resample(
     `directed_steps`; else it wanders. `ignoring_fraction` of the directed ones go straight on, meet
     the wall, and last as long as wandering."""
     u, keys = uniform(behaviour.keys, 5)
-    arrived = (behaviour.target - scene.position).norm(dim=-1) < 0.05 * arena.side
+    arrived = (behaviour.target - position).norm(dim=-1) < 0.05 * arena.side
     renew = (behaviour.steps_left <= 0) | (behaviour.directed & arrived)
     directed = torch.where(renew, u[:, 0] < directed_fraction, behaviour.directed)
     wander_steps = 20 + (21 * u[:, 1]).floor()
     ignoring = torch.where(renew, u[:, 2] < ignoring_fraction, behaviour.ignores_walls) & directed
     steps = torch.where(directed & ~ignoring, directed_steps, wander_steps)
-    to_right = scene.position[:, 0] < scene.layout[:, 0]
-    target = sample_in_room(arena, scene.layout, to_right, u[:, 3:])
+    to_right = position[:, 0] < layout[:, 0]
+    target = sample_in_room(arena, layout, to_right, u[:, 3:])
     return BehaviourState(
         last_move=behaviour.last_move,
         target=torch.where(renew[:, None], target, behaviour.target),
@@ -106,11 +101,13 @@ def resample(
     )
 
 
-def noiseless_direction(arena: Arena, scene: Scene, behaviour: BehaviourState) -> Tensor:
+def noiseless_direction(
+    arena: Arena, position: Tensor, layout: Tensor, behaviour: BehaviourState
+) -> Tensor:
     """The direction [B, 2] to the target of a directed policy, or of the last move."""
-    waypoint = next_waypoint(arena, scene.position, behaviour.target, scene.layout)
+    waypoint = next_waypoint(arena, position, behaviour.target, layout)
     target = torch.where(behaviour.ignores_walls[:, None], behaviour.target, waypoint)
-    ahead = torch.where(behaviour.directed[:, None], target - scene.position, behaviour.last_move)
+    ahead = torch.where(behaviour.directed[:, None], target - position, behaviour.last_move)
     return ahead / ahead.norm(dim=-1, keepdim=True).clamp(min=1e-6)
 
 
@@ -130,14 +127,19 @@ class Wander:
     """Of the directed policies, how many take no notice of the wall."""
 
     def __call__(
-        self, arena: Arena, scene: Scene, behaviour: BehaviourState, directed_fraction: float
+        self,
+        arena: Arena,
+        position: Tensor,
+        layout: Tensor,
+        behaviour: BehaviourState,
+        directed_fraction: float,
     ) -> BehaviourState:
         steps = 4 * arena.side / self.mean
         behaviour = resample(
-            arena, scene, behaviour, directed_fraction, steps, self.ignoring_fraction
+            arena, position, layout, behaviour, directed_fraction, steps, self.ignoring_fraction
         )
         u, keys = uniform(behaviour.keys, 2)
-        ahead = noiseless_direction(arena, scene, behaviour)
+        ahead = noiseless_direction(arena, position, layout, behaviour)
         heading = torch.atan2(ahead[:, 1], ahead[:, 0]) + von_mises(u[:, 0], self.kappa)
         move = direction(heading) * self.length(u[:, 1:])
         return behaviour._replace(last_move=move, keys=keys)
@@ -160,12 +162,19 @@ class NoisyExpert:
     repeat: float = 0.05
 
     def __call__(
-        self, arena: Arena, scene: Scene, behaviour: BehaviourState, directed_fraction: float
+        self,
+        arena: Arena,
+        position: Tensor,
+        layout: Tensor,
+        behaviour: BehaviourState,
+        directed_fraction: float,
     ) -> BehaviourState:
         steps = 40 * arena.side / self.full_step
-        behaviour = resample(arena, scene, behaviour, directed_fraction, steps, 0.0)
+        behaviour = resample(arena, position, layout, behaviour, directed_fraction, steps, 0.0)
         u, keys = uniform(behaviour.keys, 3)
-        noisy = noiseless_direction(arena, scene, behaviour) + self.noise * normal(u[:, :2])
+        noisy = noiseless_direction(arena, position, layout, behaviour) + self.noise * normal(
+            u[:, :2]
+        )
         move = noisy.clamp(-1, 1) * self.full_step
         move = torch.where(u[:, 2:] < self.repeat, behaviour.last_move, move)
         return behaviour._replace(last_move=move, keys=keys)

@@ -1,4 +1,4 @@
-"""The variants: the published tasks of that name, and our own.
+"""The variants: the published tasks of that name, and our own; and the images that they show.
 
 Lengths are pixels of the variant's own image.
 """
@@ -10,14 +10,74 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
+from .. import draw
 from ..geometry import clip_to_box, shrink_to_box, shrink_to_disk
 from ..rng import splitmix64, uniform
 from .dynamics import Arena, Contact, Motion, rebound, sample_in_room, slide
-from .policies import BehaviourPolicy, NoisyExpert, Scene, Wander, init_behaviour
-from .render import Canvas, red_on_white, two_channels
+from .policies import BehaviourPolicy, NoisyExpert, Wander, init_behaviour
+
+ROLLOUT_STEPS = 25  # to a goal that a rollout reaches
+
+Paint: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Walls and point mass, each `[B, S, S]` uint8 -> observation `[B, C, S, S]` uint8."""
+
+
+def two_channels(walls: Tensor, dot: Tensor) -> Tensor:
+    """The point mass in one channel, the walls in the other."""
+    return torch.stack([dot, walls], 1)
+
+
+def red_on_white(walls: Tensor, dot: Tensor) -> Tensor:
+    """A red point mass and black walls on white."""
+    ground = ~walls  # 0 or 255, so the bits of a byte do as masks
+    rest = ground & ~dot
+    return torch.stack([ground | dot, rest, rest], 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """The image that is observed."""
+
+    size: int  # S, pixels on a side
+    border: tuple[int, int]  # first and last pixel of the outer walls, counted from each edge
+    dot_std: float  # pixels
+    channels: int
+    paint: Paint
+
+    @property
+    def space(self) -> spaces.Box:
+        return spaces.Box(0, 255, (self.channels, self.size, self.size), np.uint8)
+
+    def draw_walls(self, arena: Arena, layout: Tensor) -> Tensor:
+        """Layout [B, 2] -> [B, S, S] uint8, 255 where a pixel's centre is on a wall."""
+        pixel = torch.arange(self.size, device=layout.device)
+        to_edge = torch.minimum(pixel, self.size - 1 - pixel)
+        inside = to_edge >= self.border[0]
+        line = inside & (to_edge <= self.border[1])
+        outer = (line[:, None] & inside) | (line & inside[:, None])  # [S, S]
+        wall_x, door_y = layout[:, :1], layout[:, 1:]
+        column = ((pixel - wall_x).abs() <= arena.wall_width / 2) & inside  # [B, S]
+        closed = ((pixel - door_y).abs() > arena.half_door) & inside
+        walls = closed[:, :, None] & column[:, None, :]
+        return (walls | outer).to(torch.uint8) * 255
+
+    def observe(self, walls: Tensor, position: Tensor) -> Tensor:
+        """Walls [B, S, S], position [B, 2] -> observation [B, C, S, S] uint8."""
+        return self.paint(walls, draw.draw_dot(position, self.size, self.dot_std))
+
+    def draw_dots(self, positions: Tensor) -> Tensor:
+        """Positions [B, N, 2] -> [B, 1, S, S] uint8 with N dots."""
+        return draw.draw_dots(positions, self.size, self.dot_std).unsqueeze(1)
+
+    def to_pixels(self, position: Tensor) -> Tensor:
+        """Positions [..., 2] in the image's pixels -> `(x, y)` [..., 2] in a frame's pixels."""
+        return (position + 0.5) * (draw.FRAME_SIZE / self.size) - 0.5
+
 
 GoalSampler: TypeAlias = Callable[["Variant", Tensor, Tensor, Tensor], Tensor]
 """Variant, starts `[B, 2]`, layouts `[B, 2]`, keys `[B]` -> goals `[B, 2]`."""
@@ -45,20 +105,13 @@ def goal_in_other_room(variant: Variant, start: Tensor, layout: Tensor, keys: Te
     return sample_in_room(variant.arena, layout, start[:, 0] < layout[:, 0], u)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GoalFromRollout:
+def goal_from_rollout(variant: Variant, start: Tensor, layout: Tensor, keys: Tensor) -> Tensor:
     """The position that the variant's behaviour policy, directed, reaches after some steps."""
-
-    steps: int
-
-    def __call__(self, variant: Variant, start: Tensor, layout: Tensor, keys: Tensor) -> Tensor:
-        behaviour, position = init_behaviour(start, keys), start
-        for _ in range(self.steps):
-            scene = Scene(position, layout)
-            behaviour = variant.behaviour(variant.arena, scene, behaviour, 1.0)
-            move = behaviour.last_move
-            position = variant.motion.contact(variant.arena, position, move, layout)
-        return position
+    behaviour, position = init_behaviour(start, keys), start
+    for _ in range(ROLLOUT_STEPS):
+        behaviour = variant.behaviour(variant.arena, position, layout, behaviour, 1.0)
+        position = variant.motion.contact(variant.arena, position, behaviour.last_move, layout)
+    return position
 
 
 def layout_table(variant: Variant, split: str) -> Tensor:
@@ -154,7 +207,7 @@ VARIANTS: dict[str, Variant] = {
         canvas=Canvas(size=224, border=(10, 13), dot_std=7, channels=3, paint=red_on_white),
         motion=Motion(bound=1.0, scale=5.0, limit=clip_to_box, shrink=shrink_to_box, contact=slide),
         layouts=((112, 49),),
-        goal=GoalFromRollout(steps=25),
+        goal=goal_from_rollout,
         goal_radius=16,
         success_at="ever",
         max_episode_steps=50,

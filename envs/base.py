@@ -1,4 +1,5 @@
-"""The base of every environment here: a Gymnasium `VectorEnv` whose state is a tuple of tensors."""
+"""The base of every environment here: a Gymnasium `VectorEnv` whose state is a tuple of tensors,
+and a single environment as a batch of one."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -14,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from .rng import keys_from_seeds
+from .rng import keys_from_seeds, splitmix64
 
 Array: TypeAlias = np.ndarray | Tensor
 Obs: TypeAlias = Array | dict[str, Array]
@@ -25,20 +27,8 @@ T = TypeVar("T")
 NUM_TESTS, TEST_STEPS = 64, 5  # of a dynamics test
 
 
-class EnvState(Protocol):
-    """The state of B environments: a NamedTuple of tensors `[B, ...]`, or of more such tuples."""
-
-    @property
-    def behaviour(self) -> Any:
-        """The state of the behaviour policy."""
-
-    @property
-    def next_key(self) -> Tensor:
-        """[B] int64: the random key of the next episode."""
-
-
-class GoalState(EnvState, Protocol):
-    """The state of environments in which a goal is to be reached."""
+class GoalState(Protocol):
+    """The state of B environments in which a goal is to be reached."""
 
     @property
     def goal_obs(self) -> Any:
@@ -52,12 +42,10 @@ class GoalState(EnvState, Protocol):
     def at_goal(self) -> Tensor:
         """[B] bool: the goal counts as reached."""
 
-    @property
-    def succeeded(self) -> Tensor:
-        """[B] bool: the goal was reached in this episode."""
 
-
-S = TypeVar("S", bound=EnvState)
+S = TypeVar("S")
+"""The state of B environments: a NamedTuple of tensors `[B, ...]`, or of more such tuples; its
+`behaviour` is the state of the behaviour policy."""
 G = TypeVar("G", bound=GoalState)
 
 
@@ -72,32 +60,29 @@ class DynamicsTest(NamedTuple):
 
 def run_test(
     start: T,
-    actions: Tensor,
+    act: Callable[[T], Tensor],
     step: Callable[[T, Tensor], T],
     observe: Callable[[T], Any],
     factors: Callable[[T], Tensor],
+    num_steps: int = TEST_STEPS,
 ) -> DynamicsTest:
-    """What actions [N, H, A] do to start states, by the true dynamics `step`."""
-    end = start
-    for action in actions.unbind(1):
-        end = step(end, action)
-    return DynamicsTest(observe(start), actions, factors(start), factors(end))
+    """What a policy's actions [N, A] do to start states, by the true dynamics `step`."""
+    end, actions = start, []
+    for _ in range(num_steps):
+        actions.append(act(end))
+        end = step(end, actions[-1])
+    return DynamicsTest(observe(start), torch.stack(actions, 1), factors(start), factors(end))
 
 
-def repeated(action: Sequence[float], count: int, device: torch.device) -> Tensor:
-    """One action -> that action at every step of N tests, [N, H, A]."""
-    return torch.tensor(action, device=device).repeat(count, TEST_STEPS, 1)
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """Of values [B, K, ...] those at the indices [B], [B, ...]."""
+    return values[torch.arange(len(index), device=index.device), index]
 
 
-def _to_numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()
-
-
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-OUTPUTS: dict[str, Callable[[Any], Array]] = {"numpy": _to_numpy, "torch": _identity}
+OUTPUTS: dict[str, Callable[[Any], Array]] = {
+    "numpy": lambda tensor: tensor.cpu().numpy(),
+    "torch": lambda tensor: tensor,
+}
 
 
 def choose(kind: str, name: str, choices: Mapping[str, T]) -> T:
@@ -113,37 +98,13 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name} is {value}; it must be at least {low} and at most {high}")
 
 
-def check_rows(valid: Tensor, message: Callable[[int], str]) -> None:
-    """Raises ValueError with the message about the first environment that isn't valid, [B] bool."""
+def check_rows(valid: Tensor, message: str, rows: Tensor | None = None) -> None:
+    """Raises ValueError about the first environment that isn't valid, [B] bool. In the message,
+    `{i}` stands for its number and `{row}` for its row of `rows`, [B, F]."""
     wrong = (~valid).nonzero().flatten().tolist()
     if wrong:
-        raise ValueError(message(wrong[0]))
-
-
-def rounded(row: Tensor, digits: int = 3) -> list[float]:
-    """A row as an error message shows it."""
-    return [round(number, digits) for number in row.tolist()]
-
-
-def read_factors(
-    name: str, factors: object, shape: tuple[int, int], device: torch.device
-) -> Tensor:
-    """The reset option `name` as a tensor of its own, [B, F]. Raises ValueError for another
-    shape."""
-    tensor = torch.as_tensor(factors, dtype=torch.float32, device=device)
-    if tensor.shape != shape:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
-    return tensor.clone()
-
-
-def check_unit_rows(name: str, factors: Tensor) -> None:
-    """Raises ValueError unless all factors [B, F] are in [0, 1]."""
-    check_rows(
-        ((factors >= 0) & (factors <= 1)).all(-1),
-        lambda i: (
-            f"{name} of environment {i} must each be in [0, 1]; they are {rounded(factors[i])}"
-        ),
-    )
+        row = [] if rows is None else [round(number, 3) for number in rows[wrong[0]].tolist()]
+        raise ValueError(message.format(i=wrong[0], row=row))
 
 
 def clone_obs(obs: TensorObs) -> TensorObs:
@@ -157,13 +118,16 @@ def scatter(old: Any, new: Any, rows: Tensor) -> Any:
     """The old state with its rows [N] replaced by those of the new one, [N, ...]."""
     if isinstance(old, Tensor):
         return old.index_copy(0, rows, new)
+    if isinstance(old, dict):
+        return {name: scatter(part, new[name], rows) for name, part in old.items()}
     return type(old)(*(scatter(a, b, rows) for a, b in zip(old, new, strict=True)))
 
 
 class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
     """B environments in one batch of tensors; environment i of `reset(seed=n)` is the one of seed
     n + i, whatever B is. Where an episode is done, the next step begins a new one (Gymnasium's
-    next-step autoreset).
+    next-step autoreset). Infos report "success" (at any step of the episode so far) and
+    "final_success" (now).
 
     A subclass says how episodes begin and go on, and what is observed, rewarded and reported. All
     its methods take and return tensors.
@@ -177,6 +141,8 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
     description: str = ""
     """What a person sees here and what the agent is to do, in a sentence or two."""
     factor_names: ClassVar[tuple[str, ...]]
+    num_velocities: ClassVar[int] = 0
+    """The last so many factors are velocities, in [-1, 1]; reset options take others in [0, 1]."""
 
     def __init__(
         self,
@@ -185,9 +151,9 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         action_space: spaces.Box,
         *,
         max_episode_steps: int,
-        device: str | torch.device,
-        output: str,
-        render_mode: str | None,
+        device: str | torch.device = "cpu",
+        output: str = "numpy",
+        render_mode: str | None = None,
     ) -> None:
         """`output` is "numpy" or "torch": what observations, rewards and infos are.
 
@@ -204,10 +170,15 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         self.single_action_space = action_space
         self.observation_space = batch_space(obs_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
-        self._steps = np.zeros(num_envs, dtype=np.int64)
-        self._was_terminated = np.zeros(num_envs, dtype=bool)
-        self._nonfinite = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._state: S | None = None
+        self._next_keys: Tensor  # [B] int64: the random keys of the next episodes
+        self._succeeded: Tensor  # [B] bool
+        self._clear_counters()
+
+    def _clear_counters(self) -> None:
+        self._steps = np.zeros(self.num_envs, dtype=np.int64)
+        self._was_terminated = np.zeros(self.num_envs, dtype=bool)
+        self._nonfinite = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
     @abstractmethod
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> S:
@@ -229,6 +200,10 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
     def _reward(self, state: S) -> Tensor:
         """The rewards [B] of having come to this state."""
 
+    @abstractmethod
+    def _success(self, state: S) -> Tensor:
+        """[B] bool: which episodes are successful now."""
+
     def _terminated(self, state: S) -> np.ndarray:
         """[B] bool, on the host: which episodes have ended before their last step."""
         return np.zeros(self.num_envs, dtype=bool)
@@ -239,7 +214,8 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
 
     @abstractmethod
     def _behave(self, state: S) -> tuple[Any, Tensor]:
-        """The next state of the behaviour policy, and its actions [B, A]."""
+        """The next state of the behaviour policy, which gathers experience, and its actions
+        [B, A]."""
 
     @abstractmethod
     def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
@@ -264,10 +240,11 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Obs, dict[str, Any]]:
         """Begins new episodes; without a seed, random keys go on from the last episodes'."""
-        self._state = self._reset_state(self._episode_keys(seed), options or {})
-        self._steps = np.zeros_like(self._steps)
-        self._was_terminated = np.zeros_like(self._was_terminated)
-        self._nonfinite = torch.zeros_like(self._nonfinite)
+        keys = self._episode_keys(seed)
+        self._state = self._reset_state(keys, options or {})
+        self._next_keys = splitmix64(keys ^ 2)
+        self._succeeded = self._success(self._state)
+        self._clear_counters()
         return self._current_obs(), self._infos()
 
     def step(self, actions: Array) -> StepResult:
@@ -275,10 +252,13 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         episode begins."""
         done = self._was_terminated | (self._steps >= self.max_episode_steps)
         checked = self._check_actions(actions, done)
-        state = self._state = self._autoreset(self._step_state(self.state, checked), done)
+        state, begins = self._step_state(self.state, checked), self._to_device(done)
+        if done.any():
+            state = self._begin_anew(state, self._to_device(np.flatnonzero(done)))
+        self._state, self._succeeded = state, self._succeeded & ~begins | self._success(state)
         self._steps = np.where(done, 0, self._steps + 1)
         self._was_terminated = self._terminated(state) & ~done
-        reward = torch.where(self._to_device(done), 0.0, self._reward(state))
+        reward = torch.where(begins, 0.0, self._reward(state))
         terminated = self._to_output(self._to_device(self._was_terminated))
         truncated = self._to_output(self._to_device(self._steps >= self.max_episode_steps))
         return self._current_obs(), self._to_output(reward), terminated, truncated, self._infos()
@@ -314,7 +294,7 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
     def _episode_keys(self, seed: int | Sequence[int] | None) -> Tensor:
         """The keys [B] of the coming episodes."""
         if seed is None and self._state is not None:
-            return self._state.next_key
+            return self._next_keys
         if isinstance(seed, Sequence):
             if len(seed) != self.num_envs:
                 raise ValueError(f"{len(seed)} seeds for {self.num_envs} environments")
@@ -334,15 +314,32 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         self._nonfinite = self._nonfinite | ~finite
         # Reading from an accelerator waits for it, so there it is done once an episode.
         if self.device.type == "cpu" or ignored.any():
-            check_rows(~self._nonfinite, lambda i: f"the action of environment {i} is not finite")
+            check_rows(~self._nonfinite, "the action of environment {i} is not finite")
         return tensor.nan_to_num(0.0, 0.0, 0.0)
 
-    def _autoreset(self, state: S, done: np.ndarray) -> S:
-        """The state with a new episode where the last one is done, [B] bool."""
-        if not done.any():
-            return state
-        rows = self._to_device(np.flatnonzero(done))
-        return scatter(state, self._reset_state(state.next_key[rows], {}), rows)
+    def _begin_anew(self, state: S, rows: Tensor) -> S:
+        """The state with new episodes in some rows [N]."""
+        keys = self._next_keys[rows]
+        self._next_keys = scatter(self._next_keys, splitmix64(keys ^ 2), rows)
+        return scatter(state, self._reset_state(keys, {}), rows)
+
+    def _read_factors(self, name: str, factors: object, count: int) -> Tensor:
+        """The reset option `name` as a tensor of its own, [N, F]. Raises ValueError for another
+        shape, and about the first environment with a factor out of bounds."""
+        tensor = torch.as_tensor(factors, dtype=torch.float32, device=self.device)
+        shape = [count, len(self.factor_names)]
+        if list(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {shape}")
+        low = torch.zeros_like(tensor[0])
+        low[len(low) - self.num_velocities :] = -1
+        wrong = (~((tensor >= low) & (tensor <= 1))).nonzero().tolist()
+        if wrong:
+            row, column = wrong[0]
+            raise ValueError(
+                f"{name}: in environment {row} {self.factor_names[column]} is "
+                f"{tensor[row, column]:.3g}; it must be in [{low[column]:.0f}, 1]"
+            )
+        return tensor.clone()
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
@@ -356,7 +353,8 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         return self._obs_to_output(self._observe(self.state))
 
     def _infos(self) -> dict[str, Any]:
-        reported = self._info(self.state).items()
+        success = {"success": self._succeeded, "final_success": self._success(self.state)}
+        reported = {**self._info(self.state), **success}.items()
         infos = {name: self._obs_to_output(clone_obs(value)) for name, value in reported}
         mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         return infos | {f"_{name}": self._to_output(mask.clone()) for name in infos}
@@ -365,9 +363,8 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
 class GoalVectorEnv(TorchVectorEnv[G]):
     """Environments in which a goal is to be reached.
 
-    The reward is 1 for every step that ends at the goal, else 0. Infos report "goal", an
-    observation of it, "factors" and "goal_factors", "distance", "success" (at the goal at any step
-    of the episode so far) and "final_success" (at the goal now).
+    The reward is 1 for every step that ends at the goal, else 0; success is to be there. Infos also
+    report "goal", an observation of it, "factors" and "goal_factors", and "distance".
     """
 
     @abstractmethod
@@ -378,6 +375,9 @@ class GoalVectorEnv(TorchVectorEnv[G]):
     def _goal_factors(self, state: G) -> Tensor:
         """[B, F]"""
 
+    def _success(self, state: G) -> Tensor:
+        return state.at_goal
+
     def _reward(self, state: G) -> Tensor:
         return state.at_goal.float()
 
@@ -387,6 +387,81 @@ class GoalVectorEnv(TorchVectorEnv[G]):
             "factors": self._factors(state),
             "goal_factors": self._goal_factors(state),
             "distance": state.distance,
-            "success": state.succeeded,
-            "final_success": state.at_goal,
         }
+
+
+V = TypeVar("V", bound=TorchVectorEnv[Any])
+
+
+def _first_obs(obs: Obs) -> Obs:
+    """Observations of a batch of one -> of one environment."""
+    return {name: part[0] for name, part in obs.items()} if isinstance(obs, dict) else obs[0]
+
+
+def _first_info(infos: dict[str, Any]) -> dict[str, Any]:
+    """Infos of a batch of one -> of one environment; single numbers become Python's own."""
+    first = {name: _first_obs(value) for name, value in infos.items() if not name.startswith("_")}
+    return {
+        name: value if isinstance(value, dict) or value.ndim else value.item()
+        for name, value in first.items()
+    }
+
+
+class SingleEnv(gymnasium.Env, Generic[V]):
+    """Takes the keyword arguments of its vector environment, without `num_envs`; reset options have
+    one row.
+
+    `gymnasium.make` keeps a `max_episode_steps` for its own `TimeLimit`, which can only shorten
+    episodes; longer ones are a matter of the constructor or of `gymnasium.make_vec`.
+    """
+
+    vector_env: ClassVar[type[TorchVectorEnv[Any]]]
+    metadata: dict[str, Any] = {  # noqa: RUF012  Gymnasium's own declaration
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+    }
+
+    def __init__(self, **options: Any) -> None:
+        """Raises what the vector environment raises."""
+        make: Any = self.vector_env
+        self._envs: V = make(1, **options)
+        self.render_mode = self._envs.render_mode
+        self.metadata = {**self.metadata, "description": self._envs.description}
+        self.observation_space = self._envs.single_observation_space
+        self.action_space = self._envs.single_action_space
+
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        return self._envs.factor_names
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Obs, dict[str, Any]]:
+        super().reset(seed=seed)
+        obs, infos = self._envs.reset(seed=seed, options=options)
+        return _first_obs(obs), _first_info(infos)
+
+    def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, infos = self._envs.step(action[None])
+        done = bool(terminated[0]), bool(truncated[0])
+        return _first_obs(obs), float(reward[0]), *done, _first_info(infos)
+
+    def expert_action(self) -> Array:
+        """The action [A] of a policy that knows the true state and the dynamics."""
+        return self._envs.expert_action()[0]
+
+    def behaviour_action(self) -> Array:
+        """The action [A] of the policy that gathers experience."""
+        return self._envs.behaviour_action()[0]
+
+    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
+        """Action sequences with known outcomes, by name."""
+        return self._envs.dynamics_tests(seed)
+
+    def factors_to_pixels(self, factors: Array) -> Array:
+        """Factors [..., F] -> the agent's `(x, y)` in the pixels of a frame, [..., 2]."""
+        return self._envs.factors_to_pixels(factors)
+
+    def render(self) -> np.ndarray:
+        """A frame for people, [320, 320, 3] uint8."""
+        return self._envs.render()[0]
