@@ -23,7 +23,7 @@ from .maze.dynamics import Maze, Physics
 from .maze.env import State
 from .maze.env import draw_frames as draw_maze_frames
 from .maze.policies import BehaviourState
-from .mujoco import MUJOCO_MISSING, Simulator
+from .mujoco import Simulator, import_mujoco
 from .point_maze import WALL_HALF_WIDTH, ModelCache, WallBox, has_room, with_spares
 from .rng import splitmix64, uniform
 
@@ -130,10 +130,7 @@ def hips(pose: Tensor) -> Tensor:
 
 def ant_model(size: int, boxes: list[WallBox]) -> MjModel:
     """An ant between walls. Raises ImportError where MuJoCo is missing."""
-    try:
-        import mujoco
-    except ImportError as error:
-        raise ImportError(MUJOCO_MISSING) from error
+    mujoco = import_mujoco()
     spec = mujoco.MjSpec.from_file(str(MODEL))
     for wall in with_spares(size, boxes):
         box = spec.worldbody.add_geom()
@@ -224,8 +221,8 @@ class AntMazeVectorEnv(MazeVectorEnv):
 
     def _to_actions(self, state: State, point_actions: Tensor) -> Tensor:
         # An idle ant begins its next trot with the same legs, so the pose says what comes next.
-        ant = ant_of(state)
-        ant = ant._replace(clock=torch.where(point_actions.any(-1), ant.clock, -1.0))
+        assert isinstance(state.body, AntState)
+        ant = state.body._replace(clock=torch.where(point_actions.any(-1), state.body.clock, -1.0))
         self._state = state._replace(body=ant)
         return trot_controller(ant, point_actions)
 
@@ -242,7 +239,8 @@ class AntMazeVectorEnv(MazeVectorEnv):
         return self._run_test(maze, ant, lambda ant: trot_controller(ant, ahead), TEST_STEPS)
 
     def _draw(self, state: State) -> Tensor:
-        ant, maze = ant_of(state), state.maze
+        assert isinstance(state.body, AntState)
+        ant, maze = state.body, state.maze
         frames = draw_maze_frames(maze, ant.position, state.goal, GOAL_RADIUS, TORSO).float()
         joints = torch.cat([hips(ant.pose)[:, :, None], knees_and_feet(ant.pose)], 2)
         points = ant.position[:, None, None] + joints / CELL  # [B, 4, 3, 2]
@@ -250,12 +248,6 @@ class AntMazeVectorEnv(MazeVectorEnv):
         ends = torch.stack([points[:, :, :-1], points[:, :, 1:]], 3).flatten(1, 2)
         distance = draw.distance_to_segments(draw.frame_pixels(self.device), ends)
         return draw.to_bytes(draw.blend(frames, LEG_WIDTH - distance, draw.AGENT_COLOUR))
-
-
-def ant_of(state: State) -> AntState:
-    """The ants of a state."""
-    assert isinstance(state.body, AntState)
-    return state.body
 
 
 class AntMazeEnv(SingleEnv[AntMazeVectorEnv]):

@@ -343,8 +343,8 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
             frames = draw.blend(frames, mask.float() - 0.5, colour)
         frames = frames.repeat_interleave(int(ZOOM), 1).repeat_interleave(int(ZOOM), 2)
         centre = self._to_pixels((state.position + 0.5) / SIZE)
-        depth = 1.2 * ZOOM * DOT_STD - draw.pixel_distance(draw.frame_pixels(self.device), centre)
-        return draw.to_bytes(draw.blend(frames, depth, draw.AGENT_COLOUR))
+        radius = 1.2 * ZOOM * DOT_STD
+        return draw.to_bytes(draw.blend_disk(frames, centre, radius, draw.AGENT_COLOUR))
 
 
 class CueCorridorEnv(SingleEnv[CueCorridorVectorEnv]):

@@ -65,21 +65,30 @@ def blend(frames: Tensor, depth: Tensor, colour: tuple[int, int, int]) -> Tensor
     return torch.lerp(frames, paint, (depth + 0.5).clamp(0, 1).unsqueeze(-1))
 
 
-def blend_ring(frames: Tensor, distance: Tensor, radius: float) -> Tensor:
-    """Frames with the green ring within which the goal counts as reached; distances [B, N, N] of
-    pixels from the goal, the radius in pixels."""
-    return blend(frames, 1.5 - (radius - distance).abs(), GOAL_COLOUR)
-
-
-def blend_agent(frames: Tensor, distance: Tensor) -> Tensor:
-    """Frames with a blue disk in a white rim; distances [B, N, N] of pixels from its centre."""
-    return blend(blend(frames, 9.5 - distance, WHITE), 7.5 - distance, AGENT_COLOUR)
-
-
 def pixel_distance(pixels: Tensor, centre: Tensor) -> Tensor:
     """Pixels along a side [N], centres [B, 2] -> the distance of every pixel, [B, N, N]."""
     across, down = (pixels - centre.unsqueeze(-1)).unbind(1)  # [B, N]
     return torch.hypot(across[:, None, :], down[:, :, None])
+
+
+def blend_disk(
+    frames: Tensor, centre: Tensor, radius: float, colour: tuple[int, int, int]
+) -> Tensor:
+    """Frames with a disk in a colour about the centres [B, 2]; all in pixels."""
+    pixels = frame_pixels(frames.device)
+    return blend(frames, radius - pixel_distance(pixels, centre), colour)
+
+
+def blend_ring(frames: Tensor, centre: Tensor, radius: float) -> Tensor:
+    """Frames with the green ring about the goals [B, 2] within which they count as reached; all in
+    pixels."""
+    distance = pixel_distance(frame_pixels(frames.device), centre)
+    return blend(frames, 1.5 - (radius - distance).abs(), GOAL_COLOUR)
+
+
+def blend_agent(frames: Tensor, centre: Tensor) -> Tensor:
+    """Frames with a blue disk in a white rim about the centres [B, 2] in pixels."""
+    return blend_disk(blend_disk(frames, centre, 9.5, WHITE), centre, 7.5, AGENT_COLOUR)
 
 
 def distance_to_segments(pixels: Tensor, ends: Tensor) -> Tensor:

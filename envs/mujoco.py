@@ -6,7 +6,7 @@ MuJoCo is an extra; nothing imports it before an environment that needs it is ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,16 +15,21 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mujoco import MjModel
 
-MUJOCO_MISSING = "this environment needs MuJoCo: pip install 'ami-agent[mujoco]'"
+
+def import_mujoco() -> Any:
+    """MuJoCo. Raises ImportError where it is missing."""
+    try:
+        import mujoco
+    except ImportError as error:
+        raise ImportError(
+            "this environment needs MuJoCo: pip install 'ami-agent[mujoco]'"
+        ) from error
+    return mujoco
 
 
 def compile_model(mjcf: str) -> MjModel:
     """The model that a text in MJCF describes. Raises ImportError where MuJoCo is missing."""
-    try:
-        import mujoco
-    except ImportError as error:
-        raise ImportError(MUJOCO_MISSING) from error
-    return mujoco.MjModel.from_xml_string(mjcf)
+    return import_mujoco().MjModel.from_xml_string(mjcf)
 
 
 class Simulator:

@@ -386,11 +386,11 @@ class PushVectorEnv(GoalVectorEnv[State]):
         block = state.table.block, BLOCK_RADIUS, BLOCK_COLOUR
         hand = state.table.hand, HAND_RADIUS, draw.AGENT_COLOUR
         for position, radius, colour in (block, hand):
-            distance = draw.pixel_distance(pixels, draw.unit_to_pixels(position))
-            frames = draw.blend(frames, draw.UNIT_SIDE * radius - distance, colour)
-        distance = draw.pixel_distance(pixels, draw.unit_to_pixels(state.goal.block))
-        frames = draw.blend_ring(frames, distance, draw.UNIT_SIDE * GOAL_RADIUS)
-        return draw.to_bytes(draw.blend(frames, 2.5 - distance, draw.GOAL_COLOUR))
+            centre = draw.unit_to_pixels(position)
+            frames = draw.blend_disk(frames, centre, draw.UNIT_SIDE * radius, colour)
+        goal = draw.unit_to_pixels(state.goal.block)
+        frames = draw.blend_ring(frames, goal, draw.UNIT_SIDE * GOAL_RADIUS)
+        return draw.to_bytes(draw.blend_disk(frames, goal, 2.5, draw.GOAL_COLOUR))
 
 
 class PushEnv(SingleEnv[PushVectorEnv]):

@@ -356,21 +356,16 @@ class ReachVectorEnv(GoalVectorEnv[State]):
         return to_pixels(2 * factors[..., :2] - 1, draw.FRAME_SIZE)
 
     def _draw(self, state: State) -> Tensor:
-        angle, size, pixels = state.arm.angle, draw.FRAME_SIZE, draw.frame_pixels(self.device)
+        angle, size = state.arm.angle, draw.FRAME_SIZE
         frames = draw.white_frames(self.num_envs, self.device)
         frames = draw.blend(frames, LINK_WIDTH - distance_to_links(angle, size), draw.WALL_COLOUR)
-        elbow, tip = joint_positions(angle).unbind(1)
-        for position, colour in (
-            (torch.zeros_like(tip), JOINT_COLOUR),
-            (elbow, JOINT_COLOUR),
-            (tip, draw.AGENT_COLOUR),
-        ):
-            distance = draw.pixel_distance(pixels, to_pixels(position, size))
-            frames = draw.blend(frames, JOINT_RADIUS - distance, colour)
-        distance = draw.pixel_distance(pixels, to_pixels(fingertip(state.goal), size))
-        return draw.to_bytes(
-            draw.blend_ring(frames, distance, GOAL_RADIUS / EXTENT * (size - 1) / 2)
-        )
+        elbow, tip = to_pixels(joint_positions(angle), size).unbind(1)
+        shoulder = to_pixels(torch.zeros_like(tip), size)
+        frames = draw.blend_disk(frames, shoulder, JOINT_RADIUS, JOINT_COLOUR)
+        frames = draw.blend_disk(frames, elbow, JOINT_RADIUS, JOINT_COLOUR)
+        frames = draw.blend_disk(frames, tip, JOINT_RADIUS, draw.AGENT_COLOUR)
+        goal, radius = fingertip(state.goal), GOAL_RADIUS / EXTENT * (size - 1) / 2
+        return draw.to_bytes(draw.blend_ring(frames, to_pixels(goal, size), radius))
 
 
 class ReachEnv(SingleEnv[ReachVectorEnv]):

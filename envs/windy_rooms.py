@@ -409,10 +409,10 @@ class WindyRoomsVectorEnv(GoalVectorEnv[State]):
         frames = draw.blend(frames, arena + WALL_WIDTH, draw.WALL_COLOUR)
         frames = draw.blend(frames, arena, draw.WHITE)
         frames = draw.blend(frames, depth_in_box(pixels, self.pit), PIT_COLOUR)
-        distance = draw.pixel_distance(pixels, draw.unit_to_pixels(state.goal))
-        frames = draw.blend_ring(frames, distance, draw.UNIT_SIDE * GOAL_RADIUS)
-        distance = draw.pixel_distance(pixels, draw.unit_to_pixels(state.position))
-        return draw.to_bytes(draw.blend_agent(frames, distance))
+        frames = draw.blend_ring(
+            frames, draw.unit_to_pixels(state.goal), draw.UNIT_SIDE * GOAL_RADIUS
+        )
+        return draw.to_bytes(draw.blend_agent(frames, draw.unit_to_pixels(state.position)))
 
 
 class WindyRoomsEnv(SingleEnv[WindyRoomsVectorEnv]):

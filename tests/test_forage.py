@@ -13,8 +13,16 @@ from gymnasium.utils.env_checker import check_env
 
 import envs
 from envs.forage import TASKS, ForageEnv, ForageVectorEnv
-from envs.forage.dynamics import distance, move, sample_hazard, sample_layout, to_action
-from envs.forage.policies import expert_eat, expert_explore, sample_target
+from envs.forage.dynamics import (
+    distance,
+    expert_eat,
+    expert_explore,
+    move,
+    sample_hazard,
+    sample_layout,
+    sample_target,
+    to_action,
+)
 from envs.rng import keys_from_seeds, uniform
 
 CPU = torch.device("cpu")

@@ -74,11 +74,11 @@ BOXES = pytest.mark.parametrize("page", sources("modules"), ids=name_of)
 
 def test_imports_are_read_as_python_reads_them():
     assert "modules.types" in ours(HOME / "modules/cost/cost.py")
-    assert ours(HOME / "envs/two_rooms/policies.py") == {
+    assert ours(HOME / "envs/maze/policies.py") == {
         "envs.base",
         "envs.geometry",
         "envs.rng",
-        "envs.two_rooms.dynamics",
+        "envs.maze.dynamics",
     }
     assert "ami_agent.training.representation_losses" in ours(HOME / "ami_agent/training/jepa.py")
 

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 import envs
 from envs.rng import keys_from_seeds, uniform
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
-from envs.two_rooms.dynamics import is_free, rebound, sample_in_room, slide, stop
+from envs.two_rooms.dynamics import is_free, next_waypoint, rebound, sample_in_room, slide, stop
 from envs.two_rooms.env import sample_initial
-from envs.two_rooms.policies import next_waypoint
 from envs.two_rooms.variants import layout_table
 
 CPU = torch.device("cpu")

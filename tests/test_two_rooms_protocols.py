@@ -9,8 +9,8 @@ from scipy import stats
 
 from envs.rng import keys_from_seeds, normal, uniform, von_mises
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
+from envs.two_rooms.dynamics import Wander
 from envs.two_rooms.env import sample_initial
-from envs.two_rooms.policies import Wander
 from envs.two_rooms.variants import layout_table
 
 CPU = torch.device("cpu")

@@ -23,6 +23,7 @@ from ..base import (
 from ..rng import between, keys_from_seeds, splitmix64, uniform
 from .dynamics import (
     AT_FLAG,
+    EXPERTS,
     GRID,
     MARGIN,
     MOUTH,
@@ -33,13 +34,14 @@ from .dynamics import (
     BehaviourState,
     EpisodeRecord,
     State,
+    behaviour_step,
     damage_at,
+    init_behaviour,
     mark_visited,
     sample_layout,
     step_state,
     to_factors,
 )
-from .policies import EXPERTS, behaviour_step, init_behaviour
 
 ENERGY = (0.3, 0.8)  # as episodes begin
 RIPE = 0.7  # probability of a food to be ripe as an episode begins
@@ -307,8 +309,7 @@ class ForageVectorEnv(TorchVectorEnv[State]):
             frames = draw_food(frames, pixels, to_pixels(food), growth)
         frames = draw_flag(frames, pixels, to_pixels(layout.flag))
         frames = draw_energy(frames, pixels, state.energy)
-        distance = draw.pixel_distance(pixels, to_pixels(state.position))
-        return draw.to_bytes(draw.blend_agent(frames, distance))
+        return draw.to_bytes(draw.blend_agent(frames, to_pixels(state.position)))
 
 
 class ForageEnv(SingleEnv[ForageVectorEnv]):

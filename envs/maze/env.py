@@ -137,11 +137,9 @@ def draw_frames(
     walls = pad(wall_grid(maze), (1, 1, 1, 1))[:, source][:, :, source].float()
     frames = draw.white_frames(len(position), position.device)
     frames = draw.blend(frames, walls - 0.5, draw.WALL_COLOUR)
-    distance = draw.pixel_distance(pixels, draw.unit_to_pixels(goal, scale))
-    frames = draw.blend_ring(frames, distance, scale * goal_radius)
-    distance = draw.pixel_distance(pixels, draw.unit_to_pixels(position, scale))
-    depth = max(MIN_RADIUS, scale * half_width) - distance
-    return draw.to_bytes(draw.blend(frames, depth, draw.AGENT_COLOUR))
+    frames = draw.blend_ring(frames, draw.unit_to_pixels(goal, scale), scale * goal_radius)
+    centre, radius = draw.unit_to_pixels(position, scale), max(MIN_RADIUS, scale * half_width)
+    return draw.to_bytes(draw.blend_disk(frames, centre, radius, draw.AGENT_COLOUR))
 
 
 def to_factors(size: int, body: BodyState) -> Tensor:

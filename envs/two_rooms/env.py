@@ -27,14 +27,16 @@ from ..geometry import direction
 from ..rng import keys_from_seeds, splitmix64, uniform
 from .dynamics import (
     Arena,
+    BehaviourState,
     beside_door,
     in_door,
+    init_behaviour,
     is_free,
+    next_waypoint,
     right_room_fraction,
     sample_in_room,
     sample_layouts,
 )
-from .policies import BehaviourState, init_behaviour, next_waypoint
 from .variants import VARIANTS, Canvas, Variant, layout_table, wander
 
 SPLITS = {name: name for name in ("all", "train", "test")}
@@ -303,10 +305,9 @@ class TwoRoomsVectorEnv(GoalVectorEnv[State]):
             frames = draw.blend(frames, depth, DISTRACTOR_COLOUR)
         wall_depth = state.walls[:, source][:, :, source].float() / 255 - 0.5
         frames = draw.blend(frames, wall_depth, draw.WALL_COLOUR)
-        distance = draw.pixel_distance(pixels, canvas.to_pixels(state.goal))
-        frames = draw.blend_ring(frames, distance, zoom * self.variant.goal_radius)
-        depth = dot_radius - draw.pixel_distance(pixels, canvas.to_pixels(state.position))
-        return draw.to_bytes(draw.blend(frames, depth, draw.AGENT_COLOUR))
+        goal, position = canvas.to_pixels(state.goal), canvas.to_pixels(state.position)
+        frames = draw.blend_ring(frames, goal, zoom * self.variant.goal_radius)
+        return draw.to_bytes(draw.blend_disk(frames, position, dot_radius, draw.AGENT_COLOUR))
 
 
 class TwoRoomsEnv(SingleEnv[TwoRoomsVectorEnv]):

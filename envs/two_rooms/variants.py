@@ -18,8 +18,18 @@ from torch import Tensor
 from .. import draw
 from ..geometry import clip_to_box, shrink_to_box, shrink_to_disk
 from ..rng import splitmix64, uniform
-from .dynamics import Arena, Contact, Motion, rebound, sample_in_room, slide
-from .policies import BehaviourPolicy, NoisyExpert, Wander, init_behaviour
+from .dynamics import (
+    Arena,
+    BehaviourPolicy,
+    Contact,
+    Motion,
+    NoisyExpert,
+    Wander,
+    init_behaviour,
+    rebound,
+    sample_in_room,
+    slide,
+)
 
 ROLLOUT_STEPS = 25  # to a goal that a rollout reaches
 
