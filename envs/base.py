@@ -60,16 +60,17 @@ class DynamicsTest(NamedTuple):
 
 def run_test(
     start: T,
-    act: Callable[[T], Tensor],
+    action: Tensor | Callable[[T], Tensor],
     step: Callable[[T, Tensor], T],
     observe: Callable[[T], Any],
     factors: Callable[[T], Tensor],
     num_steps: int = TEST_STEPS,
 ) -> DynamicsTest:
-    """What a policy's actions [N, A] do to start states, by the true dynamics `step`."""
+    """What an action [N, A] at every step, or a policy, does to start states, by the true dynamics
+    `step`."""
     end, actions = start, []
     for _ in range(num_steps):
-        actions.append(act(end))
+        actions.append(action if isinstance(action, Tensor) else action(end))
         end = step(end, actions[-1])
     return DynamicsTest(observe(start), torch.stack(actions, 1), factors(start), factors(end))
 

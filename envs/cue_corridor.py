@@ -15,17 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from . import draw
-from .base import (
-    NUM_TESTS,
-    DynamicsTest,
-    SingleEnv,
-    TensorObs,
-    TorchVectorEnv,
-    check_range,
-    check_rows,
-    run_test,
-)
+from . import base, draw
 from .geometry import direction, shrink_to_disk
 from .rng import keys_from_seeds, splitmix64, truncated_normal, uniform, von_mises
 
@@ -173,7 +163,7 @@ def place_at(state: State, factors: Tensor) -> State:
         (~state.done, "is at an arm's end, where episodes end"),
     ):
         message = f"factors: in environment {{i}} the point mass at {{row}} px {reason}"
-        check_rows(valid, message, state.position)
+        base.check_rows(valid, message, state.position)
     return state
 
 
@@ -218,7 +208,7 @@ def observe(state: State, cue_visible: Tensor) -> Tensor:
     return torch.cat([draw.draw_dot(state.position, SIZE, DOT_STD)[:, None], plain], 1)
 
 
-class CueCorridorVectorEnv(TorchVectorEnv[State]):
+class CueCorridorVectorEnv(base.TorchVectorEnv[State]):
     """B point masses in T-shaped corridors, each with a cue that says which arm holds the goal.
 
     Observations are images [3, 32, 32]: the point mass, the walls, and the cue. The cue is visible
@@ -257,7 +247,7 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
             max_episode_steps=max_episode_steps,
             **options,
         )
-        check_range("directed_fraction", directed_fraction, 0, 1)
+        base.check_range("directed_fraction", directed_fraction, 0, 1)
         self.directed_fraction, self.visible = directed_fraction, visible
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
@@ -285,7 +275,7 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
     def _terminated(self, state: State) -> np.ndarray:
         return state.done.cpu().numpy()
 
-    def _info(self, state: State) -> dict[str, TensorObs]:
+    def _info(self, state: State) -> dict[str, base.TensorObs]:
         return {"factors": to_factors(state), "score": state.success.float()}
 
     def _expert(self, state: State) -> Tensor:
@@ -303,10 +293,10 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
         behaviour = behaviour._replace(last_move=direction(heading) * length, keys=keys)
         return behaviour, to_action(behaviour.last_move)
 
-    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
+    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
         """Full steps to the right: in the middle half of the stem where the cue isn't visible, from
         0.2 to 1.5 steps before its right wall; and in the left half of the junction."""
-        keys = keys_from_seeds(range(seed, seed + NUM_TESTS), self.device)
+        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
         u, _ = uniform(keys, 2)
         state = sample_initial(keys, directed_fraction=0.0)
         wall_x = RIGHT - STEP * (0.2 + 1.3 * u[:, 0])
@@ -314,11 +304,11 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
         open_x = LEFT + (RIGHT - LEFT) / 2 * u[:, 0]
         open_y = TOP + 1 + (FORK - TOP - 2) * u[:, 1]
         starts = {"wall": (wall_x, wall_y), "open": (open_x, open_y)}
-        action = u.new_tensor([1.0, 0.0]).expand(NUM_TESTS, -1)
+        action = u.new_tensor([1.0, 0.0]).expand(base.NUM_TESTS, -1)
         return {
-            name: run_test(
+            name: base.run_test(
                 state._replace(position=torch.stack(start, -1)),
-                lambda _: action,
+                action,
                 self._step_state,
                 self._observe,
                 to_factors,
@@ -347,7 +337,7 @@ class CueCorridorVectorEnv(TorchVectorEnv[State]):
         return draw.to_bytes(draw.blend_disk(frames, centre, radius, draw.AGENT_COLOUR))
 
 
-class CueCorridorEnv(SingleEnv[CueCorridorVectorEnv]):
+class CueCorridorEnv(base.SingleEnv[CueCorridorVectorEnv]):
     """One environment of `CueCorridorVectorEnv`."""
 
     vector_env = CueCorridorVectorEnv

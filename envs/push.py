@@ -15,19 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from . import draw
-from .base import (
-    NUM_TESTS,
-    DynamicsTest,
-    GoalVectorEnv,
-    SingleEnv,
-    TensorObs,
-    check_range,
-    check_rows,
-    choose,
-    pick,
-    run_test,
-)
+from . import base, draw
 from .geometry import direction, shrink_to_disk, wrap_angle
 from .mujoco import Simulator, compile_model
 from .rng import between, integers, keys_from_seeds, splitmix64, uniform
@@ -178,7 +166,7 @@ def sample_apart(bounds: tuple[float, float], other: Tensor, gap: float, u: Tens
     candidates = between(u.unflatten(-1, (-1, 2)), bounds)
     far = (candidates - other[:, None]).norm(dim=-1) >= gap
     # the first; that none is far happens once in millions of episodes
-    return pick(candidates, far.int().argmax(-1))
+    return base.pick(candidates, far.int().argmax(-1))
 
 
 def to_factors(table: TableState) -> Tensor:
@@ -212,7 +200,7 @@ OBS_TYPES: dict[str, tuple[spaces.Box, Callable[[TableState], Tensor]]] = {
 }
 
 
-class PushVectorEnv(GoalVectorEnv[State]):
+class PushVectorEnv(base.GoalVectorEnv[State]):
     """B tables, the unit square, seen from above and moved by MuJoCo.
 
     The hand, a disk of radius 0.04, keeps 0.6 of its velocity from step to step. The action [2],
@@ -251,9 +239,9 @@ class PushVectorEnv(GoalVectorEnv[State]):
         Raises ValueError for names that don't exist and for numbers out of range; ImportError where
         MuJoCo is missing.
         """
-        check_range("directed_fraction", directed_fraction, 0, 1)
+        base.check_range("directed_fraction", directed_fraction, 0, 1)
         self.directed_fraction = directed_fraction
-        space, self._observe_table = choose("obs_type", obs_type, OBS_TYPES)
+        space, self._observe_table = base.choose("obs_type", obs_type, OBS_TYPES)
         self.physics = TablePhysics()
         super().__init__(
             num_envs, space, spaces.Box(-1, 1, (2,)), max_episode_steps=max_episode_steps, **options
@@ -293,14 +281,14 @@ class PushVectorEnv(GoalVectorEnv[State]):
             f"{name}: in environment {{i}} the hand must be on the table, the block within the "
             f"rim, and both {CONTACT:.2f} apart; they are at {{row}}"
         )
-        check_rows(on_table & within_rim & apart, message, position)
+        base.check_rows(on_table & within_rim & apart, message, position)
         velocity = VELOCITY_SCALE * scaled
         return TableState(position, velocity, position - velocity)
 
     def _step_state(self, state: State, actions: Tensor) -> State:
         return state._replace(table=self.physics(state.table, actions))
 
-    def _observe(self, state: State) -> TensorObs:
+    def _observe(self, state: State) -> base.TensorObs:
         return self._observe_table(state.table)
 
     def _factors(self, state: State) -> Tensor:
@@ -355,18 +343,18 @@ class PushVectorEnv(GoalVectorEnv[State]):
         to_target = shrink_to_disk((behaviour.target - table.hand) / ARRIVAL_DISTANCE, 1.0)
         return behaviour, torch.where(behaviour.directed[:, None], to_target, behaviour.force)
 
-    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
+    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
         """Full steps to the right of a hand straight against the block, and of one that passes
         below it."""
-        keys = keys_from_seeds(range(seed, seed + NUM_TESTS), self.device)
+        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
         block = between(uniform(splitmix64(keys ^ 8), 2)[0], TEST_BLOCKS)
         beside = block - block.new_tensor([CONTACT, 0.0])
         below = beside + block.new_tensor([0.0, TEST_OFFSET])
-        action = block.new_tensor([1.0, 0.0]).expand(NUM_TESTS, -1)
+        action = block.new_tensor([1.0, 0.0]).expand(base.NUM_TESTS, -1)
         return {
-            name: run_test(
+            name: base.run_test(
                 at_rest(hand, block),
-                lambda _: action,
+                action,
                 self.physics,
                 self._observe_table,
                 to_factors,
@@ -393,7 +381,7 @@ class PushVectorEnv(GoalVectorEnv[State]):
         return draw.to_bytes(draw.blend_disk(frames, goal, 2.5, draw.GOAL_COLOUR))
 
 
-class PushEnv(SingleEnv[PushVectorEnv]):
+class PushEnv(base.SingleEnv[PushVectorEnv]):
     """One environment of `PushVectorEnv`."""
 
     vector_env = PushVectorEnv

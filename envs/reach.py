@@ -16,18 +16,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import draw
-from .base import (
-    NUM_TESTS,
-    DynamicsTest,
-    GoalVectorEnv,
-    SingleEnv,
-    TensorObs,
-    check_rows,
-    choose,
-    pick,
-    run_test,
-)
+from . import base, draw
 from .geometry import direction, wrap_angle
 from .mujoco import Simulator, compile_model
 from .rng import integers, keys_from_seeds, splitmix64, uniform
@@ -181,7 +170,7 @@ def sample_goal(tip: Tensor, u: Tensor) -> Tensor:
     candidates = (low + (high - low) * out).sqrt()[..., None] * direction(2 * math.pi * around)
     far = (candidates - tip[:, None]).norm(dim=-1) >= MIN_START_GOAL
     # the first; that none is far happens once in millions of episodes
-    position = pick(candidates, far.int().argmax(-1))
+    position = base.pick(candidates, far.int().argmax(-1))
     return inverse_kinematics(position, torch.where(u[:, 0] < 0.5, 1.0, -1.0))
 
 
@@ -190,16 +179,6 @@ def to_factors(arm: ArmState) -> Tensor:
     the joints in units of `VELOCITY_SCALE`, [B, 6]."""
     elbow, tip = joint_positions(arm.angle).unbind(1)
     return torch.cat([(tip + 1) / 2, (elbow + 1) / 2, arm.velocity / VELOCITY_SCALE], -1)
-
-
-def nearest_turn(angle: Tensor, goal: Tensor) -> Tensor:
-    """Angles and goal positions [B, 2] -> how far both joints have to turn, [B, 2], with the elbow
-    bent to the side for which that is less."""
-    side = torch.ones_like(goal[:, 0])
-    both = [inverse_kinematics(goal, side), inverse_kinematics(goal, -side)]
-    turn = torch.stack(both, 1) - angle[:, None]  # [B, 2 sides, 2 joints]
-    turn = torch.stack([wrap_angle(turn[..., 0]), turn[..., 1]], -1)  # the elbow can't go round
-    return pick(turn, turn.abs().amax(-1).argmin(-1))
 
 
 def to_pixels(position: Tensor, size: int) -> Tensor:
@@ -235,7 +214,7 @@ OBS_TYPES: dict[str, tuple[spaces.Box, Callable[[ArmState], Tensor]]] = {
 }
 
 
-class ReachVectorEnv(GoalVectorEnv[State]):
+class ReachVectorEnv(base.GoalVectorEnv[State]):
     """B arms of two equal links, seen from above and moved by MuJoCo.
 
     The action [2], clipped to [-1, 1], is a torque on shoulder and elbow, which friction slows
@@ -271,7 +250,7 @@ class ReachVectorEnv(GoalVectorEnv[State]):
         Raises ValueError for names that don't exist and for numbers out of range; ImportError where
         MuJoCo is missing.
         """
-        space, self._observe_arm = choose("obs_type", obs_type, OBS_TYPES)
+        space, self._observe_arm = base.choose("obs_type", obs_type, OBS_TYPES)
         self.physics = ArmPhysics()
         super().__init__(
             num_envs, space, spaces.Box(-1, 1, (2,)), max_episode_steps=max_episode_steps, **options
@@ -301,13 +280,14 @@ class ReachVectorEnv(GoalVectorEnv[State]):
         lengths = torch.stack([elbow.norm(dim=-1), (tip - elbow).norm(dim=-1)], -1)
         fits = ((lengths - LINK).abs() < TOLERANCE).all(-1)
         fits = fits & (angle[:, 1].abs() < MAX_BEND + TOLERANCE)
-        check_rows(fits, f"{name}: in environment {{i}} no arm has its elbow and fingertip there")
+        message = f"{name}: in environment {{i}} no arm has its elbow and fingertip there"
+        base.check_rows(fits, message)
         return ArmState(angle, velocity, angle - velocity)
 
     def _step_state(self, state: State, actions: Tensor) -> State:
         return state._replace(arm=self.physics(state.arm, actions))
 
-    def _observe(self, state: State) -> TensorObs:
+    def _observe(self, state: State) -> base.TensorObs:
         return self._observe_arm(state.arm)
 
     def _factors(self, state: State) -> Tensor:
@@ -317,8 +297,14 @@ class ReachVectorEnv(GoalVectorEnv[State]):
         return to_factors(at_rest(state.goal))
 
     def _expert(self, state: State) -> Tensor:
-        """A spring and a damper at each joint, to the angles that put the fingertip at its goal."""
-        turn = nearest_turn(state.arm.angle, fingertip(state.goal))
+        """A spring and a damper at each joint, to the angles that put the fingertip at its goal,
+        with the elbow bent to the side for which joints turn less."""
+        goal = fingertip(state.goal)
+        side = torch.ones_like(goal[:, 0])
+        both = [inverse_kinematics(goal, side), inverse_kinematics(goal, -side)]
+        turn = torch.stack(both, 1) - state.arm.angle[:, None]  # [B, 2 sides, 2 joints]
+        turn = torch.stack([wrap_angle(turn[..., 0]), turn[..., 1]], -1)  # no elbow goes round
+        turn = base.pick(turn, turn.abs().amax(-1).argmin(-1))
         return (STIFFNESS * turn - EXPERT_DAMPING * state.arm.velocity / TERMINAL).clamp(-1, 1)
 
     def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
@@ -332,25 +318,24 @@ class ReachVectorEnv(GoalVectorEnv[State]):
         steps_left = torch.where(resample, integers(u[:, 3], HOLD_STEPS), behaviour.steps_left) - 1
         return BehaviourState(torque, steps_left, keys), torque
 
-    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
+    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
         """A full torque on one joint of an arm at rest, to the side that takes the fingertip to the
         right."""
-        keys = keys_from_seeds(range(seed, seed + NUM_TESTS), self.device)
+        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
         angle = sample_angles(uniform(splitmix64(keys ^ 8), 2)[0])
         height = fingertip(angle)[:, 1]  # what is below a joint goes left as its angle grows
         heights = {"shoulder": height, "elbow": height - joint_positions(angle)[:, 0, 1]}
-        tests = {}
-        for i, (name, below) in enumerate(heights.items()):
-            action = torch.zeros_like(angle)
-            action[:, i] = torch.where(below > 0, -1.0, 1.0)
-            tests[name] = run_test(
+        joints = torch.eye(2, device=self.device).bool()
+        return {
+            name: base.run_test(
                 at_rest(angle),
-                lambda _, action=action: action,  # type: ignore[misc]
+                torch.where(joint, torch.where(below > 0, -1.0, 1.0)[:, None], 0.0),
                 self.physics,
                 self._observe_arm,
                 to_factors,
             )
-        return tests
+            for joint, (name, below) in zip(joints, heights.items(), strict=True)
+        }
 
     def _to_pixels(self, factors: Tensor) -> Tensor:
         return to_pixels(2 * factors[..., :2] - 1, draw.FRAME_SIZE)
@@ -368,7 +353,7 @@ class ReachVectorEnv(GoalVectorEnv[State]):
         return draw.to_bytes(draw.blend_ring(frames, to_pixels(goal, size), radius))
 
 
-class ReachEnv(SingleEnv[ReachVectorEnv]):
+class ReachEnv(base.SingleEnv[ReachVectorEnv]):
     """One environment of `ReachVectorEnv`."""
 
     vector_env = ReachVectorEnv

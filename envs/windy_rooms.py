@@ -14,20 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from . import draw
-from .base import (
-    NUM_TESTS,
-    TEST_STEPS,
-    DynamicsTest,
-    GoalVectorEnv,
-    SingleEnv,
-    TensorObs,
-    check_range,
-    check_rows,
-    choose,
-    pick,
-    run_test,
-)
+from . import base, draw
 from .geometry import direction, fraction_before, shrink_to_disk
 from .rng import keys_from_seeds, splitmix64, uniform, von_mises
 
@@ -180,7 +167,7 @@ def next_corner(zone: Box, position: Tensor, goal: Tensor) -> Tensor:
     to_corner = (corners - here).norm(dim=-1)
     unusable = (core.fraction_to(here, corners) < 1) | (to_corner < NEAR_CORNER)
     path = to_corner + BLOCKED * unusable + (between_corners + to_goal[:, None]).amin(-1)
-    return pick(corners, path.argmin(-1))
+    return base.pick(corners, path.argmin(-1))
 
 
 def nearest_border(zone: Box, position: Tensor) -> Tensor:
@@ -258,7 +245,7 @@ def depth_in_box(pixels: Tensor, box: Box) -> Tensor:
     return torch.minimum(across, down[:, None])[None]
 
 
-class WindyRoomsVectorEnv(GoalVectorEnv[State]):
+class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
     """B point masses in the unit square, each with a goal on the other side of a pit.
 
     The action [2], shortened to length 1, moves the point mass by 0.05. Then, with some
@@ -305,15 +292,15 @@ class WindyRoomsVectorEnv(GoalVectorEnv[State]):
 
         Raises ValueError for names that don't exist and for numbers out of range.
         """
-        check_range("layout_seed", layout_seed, 0, math.inf)
-        check_range("gust_prob", gust_prob, 0, 1)
-        check_range("gust_length", gust_length, 0, MAX_GUST)
-        check_range("pit_mobility", pit_mobility, 0, 1)
+        base.check_range("layout_seed", layout_seed, 0, math.inf)
+        base.check_range("gust_prob", gust_prob, 0, 1)
+        base.check_range("gust_length", gust_length, 0, MAX_GUST)
+        base.check_range("pit_mobility", pit_mobility, 0, 1)
         self.gust_prob, self.gust_length = gust_prob, gust_length
         self.pit_mobility = pit_mobility
-        self.start_region = choose("start_region", start_region, START_REGIONS)
-        self.pit_layout = choose("pit_layout", pit_layout, PIT_LAYOUTS)
-        space, self._observe_at = choose("obs_type", obs_type, OBS_TYPES)
+        self.start_region = base.choose("start_region", start_region, START_REGIONS)
+        self.pit_layout = base.choose("pit_layout", pit_layout, PIT_LAYOUTS)
+        space, self._observe_at = base.choose("obs_type", obs_type, OBS_TYPES)
         super().__init__(
             num_envs, space, spaces.Box(-1, 1, (2,)), max_episode_steps=max_episode_steps, **options
         )
@@ -330,7 +317,7 @@ class WindyRoomsVectorEnv(GoalVectorEnv[State]):
         if "goal_factors" in options:
             goal = self._read_factors("goal_factors", options["goal_factors"], len(keys))
             message = "goal_factors: in environment {i} the goal at {row} is in the pit"
-            check_rows(~pit.contains(goal), message, goal)
+            base.check_rows(~pit.contains(goal), message, goal)
         heading, behaviour_keys = uniform(splitmix64(keys ^ 1), 1)
         return State(
             position=position,
@@ -350,7 +337,7 @@ class WindyRoomsVectorEnv(GoalVectorEnv[State]):
         fallen = self.pit.contains(position)
         return state._replace(position=position, fallen=fallen, wind_key=wind_key)
 
-    def _observe(self, state: State) -> TensorObs:
+    def _observe(self, state: State) -> base.TensorObs:
         return self._observe_at(self.pit, state.position)
 
     def _factors(self, state: State) -> Tensor:
@@ -359,7 +346,7 @@ class WindyRoomsVectorEnv(GoalVectorEnv[State]):
     def _goal_factors(self, state: State) -> Tensor:
         return state.goal
 
-    def _info(self, state: State) -> dict[str, TensorObs]:
+    def _info(self, state: State) -> dict[str, base.TensorObs]:
         interoception = state.fallen.float()[:, None]
         return {"interoception": interoception, **super()._info(state), "fallen": state.fallen}
 
@@ -374,22 +361,22 @@ class WindyRoomsVectorEnv(GoalVectorEnv[State]):
         strength = (MIN_STRENGTH + 1.35 * u[:, 1:2]).clamp(max=1) * (u[:, 2:] >= IDLE)
         return BehaviourState(heading, keys), strength * direction(heading)
 
-    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
+    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
         """Full steps to the right, without wind: in the middle of a room, and along the upper or
         the lower end of the pit and beyond it."""
         pit = self.pit
-        u, _ = uniform(keys_from_seeds(range(seed, seed + NUM_TESTS), self.device), 3)
+        u, _ = uniform(keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device), 3)
         far = u[:, 0] < 0.5  # right, and below
         room_x = torch.where(far, (1 + pit.high[0]) / 2, pit.low[0] / 2)
         gap = Box(*u.new_tensor(TEST_GAPS)).sample(u[:, 1])
         edge_y = torch.where(far, pit.high[1] + gap, pit.low[1] - gap)
         room_y = Box(*u.new_tensor((MARGIN, 1 - MARGIN))).sample(u[:, 2])
         middle_x = ((pit.low[0] + pit.high[0]) / 2).expand_as(edge_y)
-        action = u.new_tensor([1.0, 0.0]).expand(NUM_TESTS, -1)
+        action = u.new_tensor([1.0, 0.0]).expand(base.NUM_TESTS, -1)
         return {
-            name: run_test(
-                torch.stack(halfway, -1) - TEST_STEPS / 2 * STEP * action,
-                lambda _: action,
+            name: base.run_test(
+                torch.stack(halfway, -1) - base.TEST_STEPS / 2 * STEP * action,
+                action,
                 lambda position, action: step_without_wind(pit, position, action),
                 lambda position: self._observe_at(pit, position),
                 lambda position: position,
@@ -415,7 +402,7 @@ class WindyRoomsVectorEnv(GoalVectorEnv[State]):
         return draw.to_bytes(draw.blend_agent(frames, draw.unit_to_pixels(state.position)))
 
 
-class WindyRoomsEnv(SingleEnv[WindyRoomsVectorEnv]):
+class WindyRoomsEnv(base.SingleEnv[WindyRoomsVectorEnv]):
     """One environment of `WindyRoomsVectorEnv`."""
 
     vector_env = WindyRoomsVectorEnv

@@ -9,17 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from .. import draw
-from ..base import (
-    NUM_TESTS,
-    DynamicsTest,
-    SingleEnv,
-    TensorObs,
-    TorchVectorEnv,
-    check_range,
-    choose,
-    run_test,
-)
+from .. import base, draw
 from ..rng import between, keys_from_seeds, splitmix64, uniform
 from .dynamics import (
     AT_FLAG,
@@ -183,7 +173,7 @@ def blend(frames: Tensor, depth: Tensor, name: str) -> Tensor:
     return draw.blend(frames, depth, COLOURS[name])
 
 
-class ForageVectorEnv(TorchVectorEnv[State]):
+class ForageVectorEnv(base.TorchVectorEnv[State]):
     """B agents in the unit square, each with foods, a hazard and a flag.
 
     The action [2], shortened to length 1, moves the agent by 0.05. Observed are: "body" [2], its x
@@ -228,11 +218,11 @@ class ForageVectorEnv(TorchVectorEnv[State]):
 
         Raises ValueError for names that don't exist and for numbers out of range.
         """
-        self.evaluate = choose("task", task, TASKS)
+        self.evaluate = base.choose("task", task, TASKS)
         self.expert = EXPERTS[task]
         self.directed_fraction = directed_fraction
-        self._split = choose("split", split, {name: name for name in SPLITS})
-        check_range("directed_fraction", directed_fraction, 0, 1)
+        self._split = base.choose("split", split, {name: name for name in SPLITS})
+        base.check_range("directed_fraction", directed_fraction, 0, 1)
         super().__init__(
             num_envs,
             observation_space(),
@@ -253,7 +243,7 @@ class ForageVectorEnv(TorchVectorEnv[State]):
     def _success(self, state: State) -> Tensor:
         return self.evaluate(state).success
 
-    def _observe(self, state: State) -> TensorObs:
+    def _observe(self, state: State) -> base.TensorObs:
         return observe(state)
 
     def _reward(self, state: State) -> Tensor:
@@ -276,19 +266,19 @@ class ForageVectorEnv(TorchVectorEnv[State]):
     def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
         return behaviour_step(state.behaviour, state.position, state.layout, self.directed_fraction)
 
-    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
+    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
         """Full steps to the right, from 0.2 to 2 of them before the border, and in the middle."""
-        keys = keys_from_seeds(range(seed, seed + NUM_TESTS), self.device)
+        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
         state, (u, _) = reset_state(keys, self._split), uniform(splitmix64(keys ^ 8), 4)
         border_x = 1 - STEP * between(u[:, 0], (0.2, 2.0))
         border_y = between(u[:, 1], (MARGIN, 1 - MARGIN))
         open_x, open_y = between(u[:, 2], (0.3, 0.6)), between(u[:, 3], (0.3, 0.7))
-        action = u.new_tensor([1.0, 0.0]).expand(NUM_TESTS, -1)
+        action = u.new_tensor([1.0, 0.0]).expand(base.NUM_TESTS, -1)
         starts = {"border": (border_x, border_y), "open": (open_x, open_y)}
         return {
-            name: run_test(
+            name: base.run_test(
                 state._replace(position=torch.stack(start, -1)),
-                lambda _: action,
+                action,
                 step_state,
                 observe,
                 to_factors,
@@ -312,7 +302,7 @@ class ForageVectorEnv(TorchVectorEnv[State]):
         return draw.to_bytes(draw.blend_agent(frames, to_pixels(state.position)))
 
 
-class ForageEnv(SingleEnv[ForageVectorEnv]):
+class ForageEnv(base.SingleEnv[ForageVectorEnv]):
     """One environment of `ForageVectorEnv`."""
 
     vector_env = ForageVectorEnv

@@ -12,20 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .. import draw
-from ..base import (
-    NUM_TESTS,
-    TEST_STEPS,
-    DynamicsTest,
-    GoalVectorEnv,
-    SingleEnv,
-    TensorObs,
-    check_range,
-    check_rows,
-    choose,
-    pick,
-    run_test,
-)
+from .. import base, draw
 from ..rng import keys_from_seeds, splitmix64, uniform
 from .dynamics import (
     BANDS,
@@ -89,7 +76,7 @@ class State(NamedTuple):
     def path(self) -> Tensor:
         """[B] float32: cells from the body's to the goal's."""
         here, goal = (cell_of(p, self.maze.size) for p in (self.body.position, self.goal))
-        return pick(pick(self.maze.path_length, here), goal).float()
+        return base.pick(base.pick(self.maze.path_length, here), goal).float()
 
 
 def image_size(size: int) -> int:
@@ -162,7 +149,7 @@ def candidate_sides(maze: Maze) -> dict[str, Tensor]:
     return {"wall": torch.where(any_inner, inner, wall), "open": ~walls & free}
 
 
-class MazeVectorEnv(GoalVectorEnv[State]):
+class MazeVectorEnv(base.GoalVectorEnv[State]):
     """B point masses with momentum, each in a maze of square cells of side 1, with a goal.
 
     The point mass, a square of half width 0.15, keeps 0.8 of its velocity from step to step; the
@@ -217,13 +204,13 @@ class MazeVectorEnv(GoalVectorEnv[State]):
 
         Raises ValueError for names that don't exist and for numbers out of range.
         """
-        check_range("size", size, *SIZES)
-        check_range("loop_prob", loop_prob, 0, MAX_LOOP_PROB)
-        check_range("directed_fraction", directed_fraction, 0, 1)
-        split = choose("split", split, {name: name for name in SPLITS})
+        base.check_range("size", size, *SIZES)
+        base.check_range("loop_prob", loop_prob, 0, MAX_LOOP_PROB)
+        base.check_range("directed_fraction", directed_fraction, 0, 1)
+        split = base.choose("split", split, {name: name for name in SPLITS})
         self.directed_fraction = directed_fraction
-        self.band = choose("goal_distance", goal_distance, BANDS)
-        drawing = choose("map", map, {RANDOM: None, **MAPS})
+        self.band = base.choose("goal_distance", goal_distance, BANDS)
+        drawing = base.choose("map", map, {RANDOM: None, **MAPS})
         if drawing is not None and (maze_seed is not None or loop_prob):
             raise ValueError(
                 f"map {map!r} is one maze; maze_seed and loop_prob are of map {RANDOM!r}"
@@ -237,11 +224,13 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         else:
             self.mazes = SampledMaze(size, loop_prob, split)
         sampled = isinstance(self.mazes, SampledMaze)
-        which = (
-            "Every episode has a maze of its own." if sampled else "The maze is always the same."
-        )
         self.description = (
-            f"{self.body_name} is to find its way between walls to a goal (green ring). {which}"
+            f"{self.body_name} is to find its way between walls to a goal (green ring). "
+            + (
+                "Every episode has a maze of its own."
+                if sampled
+                else "The maze is always the same."
+            )
         )
         if obs_type == "state" and sampled:
             raise ValueError(
@@ -252,7 +241,7 @@ class MazeVectorEnv(GoalVectorEnv[State]):
             max_episode_steps = STEPS_PER_CELL * self.physics.step_scale * self.mazes.longest
         super().__init__(
             num_envs,
-            choose("obs_type", obs_type, self._obs_spaces()),
+            base.choose("obs_type", obs_type, self._obs_spaces()),
             spaces.Box(-1, 1, (self.action_dim,)),
             max_episode_steps=max_episode_steps,
             device=device,
@@ -309,14 +298,14 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         read = self._read_factors(name, factors, len(maze.solid))
         position, velocity = maze.size * read[:, :2], TERMINAL * read[:, 2:]
         message = f"{name}: in environment {{i}} the body at cell {{row}} is inside a wall"
-        check_rows(self.physics.is_free(maze, position), message, position)
+        base.check_rows(self.physics.is_free(maze, position), message, position)
         body: BodyState = self.physics.place_at(position, velocity)
         return body
 
     def _step_state(self, state: State, actions: Tensor) -> State:
         return state._replace(body=self.physics.step(state.maze, state.body, actions))
 
-    def _observe(self, state: State) -> TensorObs:
+    def _observe(self, state: State) -> base.TensorObs:
         return self._observe_body(state.walls, state.body)
 
     def _factors(self, state: State) -> Tensor:
@@ -325,14 +314,12 @@ class MazeVectorEnv(GoalVectorEnv[State]):
     def _goal_factors(self, state: State) -> Tensor:
         return to_factors(self.mazes.size, at_rest(state.goal))
 
-    def _info(self, state: State) -> dict[str, TensorObs]:
+    def _info(self, state: State) -> dict[str, base.TensorObs]:
         return {**super()._info(state), "path": state.path}
 
     def _expert(self, state: State) -> Tensor:
-        half_width = self.physics.half_width
-        return self._to_actions(
-            state, expert_action(state.maze, state.body, state.goal, half_width)
-        )
+        move = expert_action(state.maze, state.body, state.goal, self.physics.half_width)
+        return self._to_actions(state, move)
 
     def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
         behaviour, actions = behaviour_step(
@@ -344,21 +331,21 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         """What a point mass would do, [B, 2] -> actions [B, A] of this body."""
         return point_actions
 
-    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
-        keys = keys_from_seeds(range(seed, seed + NUM_TESTS), self.device)
+    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
+        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
         maze = self.mazes(keys)
         u, _ = uniform(splitmix64(keys ^ 8), 3)
         return {
             name: self._push_test(maze, sides, u) for name, sides in candidate_sides(maze).items()
         }
 
-    def _push_test(self, maze: Maze, sides: Tensor, u: Tensor) -> DynamicsTest:
+    def _push_test(self, maze: Maze, sides: Tensor, u: Tensor) -> base.DynamicsTest:
         """Five full actions from rest, before one of the sides [N, cells, 4] that may be chosen:
         from 0.05 of the terminal speed to all of it before where a wall would stop the body."""
         gap = TERMINAL * (0.05 + 0.95 * u[:, 1:2])
         offset = 0.5 - self.physics.half_width - gap
         body, ahead = self._before_side(maze, sides, u, offset)
-        return self._run_test(maze, body, lambda _: ahead, TEST_STEPS)
+        return self._run_test(maze, body, ahead, base.TEST_STEPS)
 
     def _before_side(
         self, maze: Maze, sides: Tensor, u: Tensor, offset: Tensor
@@ -372,12 +359,12 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         return self.physics.place_at(position, torch.zeros_like(position)), ahead
 
     def _run_test(
-        self, maze: Maze, start: BodyState, act: Callable[[Any], Tensor], num_steps: int
-    ) -> DynamicsTest:
-        """What the actions [N, A] of `act(body)` do."""
-        return run_test(
+        self, maze: Maze, start: Any, action: Tensor | Callable[[Any], Tensor], num_steps: int
+    ) -> base.DynamicsTest:
+        """What an action [N, A], or a policy of bodies, does."""
+        return base.run_test(
             start,
-            act,
+            action,
             lambda body, actions: self.physics.step(maze, body, actions),
             lambda body: self._observe_body(draw_walls(maze), body),
             lambda body: to_factors(maze.size, body),
@@ -392,7 +379,7 @@ class MazeVectorEnv(GoalVectorEnv[State]):
         return draw_frames(state.maze, state.body.position, state.goal, self.physics.goal_radius)
 
 
-class MazeEnv(SingleEnv[MazeVectorEnv]):
+class MazeEnv(base.SingleEnv[MazeVectorEnv]):
     """One environment of `MazeVectorEnv`."""
 
     vector_env = MazeVectorEnv

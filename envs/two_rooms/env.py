@@ -11,18 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from .. import draw
-from ..base import (
-    NUM_TESTS,
-    DynamicsTest,
-    GoalVectorEnv,
-    SingleEnv,
-    TensorObs,
-    check_range,
-    check_rows,
-    choose,
-    run_test,
-)
+from .. import base, draw
 from ..geometry import direction
 from ..rng import keys_from_seeds, splitmix64, uniform
 from .dynamics import (
@@ -60,7 +49,7 @@ class State(NamedTuple):
     layout: Tensor  # [B, 2] wall x, door y
     behaviour: BehaviourState
     walls: Tensor  # [B, S, S] uint8
-    goal_obs: TensorObs  # [B, *O]
+    goal_obs: base.TensorObs  # [B, *O]
     distractors: Distractors
 
     @property
@@ -121,7 +110,7 @@ def from_factors(arena: Arena, factors: Tensor) -> tuple[Tensor, Tensor]:
 def check_free(arena: Arena, name: str, position: Tensor, layout: Tensor) -> None:
     """Raises ValueError about the first environment with a position [B, 2] inside its wall."""
     message = f"{name}: in environment {{i}} the point mass at {{row}} px is inside the wall"
-    check_rows(is_free(arena, position, layout), message, position)
+    base.check_rows(is_free(arena, position, layout), message, position)
 
 
 def check_layout(arena: Arena, layout: Tensor) -> None:
@@ -131,10 +120,10 @@ def check_layout(arena: Arena, layout: Tensor) -> None:
     gap = torch.tensor([room, arena.half_door], device=layout.device)
     fits = (layout - gap >= arena.low) & (layout + gap <= arena.high)
     message = "factors: environment {i} has no room for wall x, door y at {row}"
-    check_rows(fits.all(-1), message, layout)
+    base.check_rows(fits.all(-1), message, layout)
 
 
-class TwoRoomsVectorEnv(GoalVectorEnv[State]):
+class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
     """B point masses in arenas of two rooms, each with a goal, most often in the other room.
 
     The variants are published protocols and our own; see `VARIANTS`. Observations are images
@@ -167,18 +156,18 @@ class TwoRoomsVectorEnv(GoalVectorEnv[State]):
 
         Raises ValueError for names that don't exist and for numbers out of range.
         """
-        self.variant = choose("variant", variant, VARIANTS)
+        self.variant = base.choose("variant", variant, VARIANTS)
         arena, canvas, bound = self.variant.arena, self.variant.canvas, self.variant.motion.bound
         if max_episode_steps is None:
             max_episode_steps = self.variant.max_episode_steps
         if directed_fraction is None:
             directed_fraction = self.variant.directed_fraction
-        check_range("directed_fraction", directed_fraction, 0, 1)
-        check_range("num_distractors", num_distractors, 0, math.inf)
+        base.check_range("directed_fraction", directed_fraction, 0, 1)
+        base.check_range("num_distractors", num_distractors, 0, math.inf)
         self.directed_fraction, self.num_distractors = directed_fraction, num_distractors
         self.behaviour = self.variant.behaviour
         if max_step is not None:
-            check_range("max_step", max_step, 1e-3, arena.side)
+            base.check_range("max_step", max_step, 1e-3, arena.side)
             self.behaviour = wander(max_step)
         fixed = len(self.variant.layouts) == 1
         self.description = (
@@ -197,7 +186,7 @@ class TwoRoomsVectorEnv(GoalVectorEnv[State]):
             max_episode_steps=max_episode_steps,
             **options,
         )
-        layouts = layout_table(self.variant, choose("split", split, SPLITS))
+        layouts = layout_table(self.variant, base.choose("split", split, SPLITS))
         self._layouts = layouts.to(self.device)
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
@@ -238,10 +227,10 @@ class TwoRoomsVectorEnv(GoalVectorEnv[State]):
         distractors = step_distractors(self.variant.canvas, state.distractors)
         return state._replace(position=position, distractors=distractors)
 
-    def _observe(self, state: State) -> TensorObs:
+    def _observe(self, state: State) -> base.TensorObs:
         return self._observe_at(state.walls, state.position, state.distractors.position)
 
-    def _observe_at(self, walls: Tensor, position: Tensor, distractors: Tensor) -> TensorObs:
+    def _observe_at(self, walls: Tensor, position: Tensor, distractors: Tensor) -> base.TensorObs:
         """Point masses [B, 2] and distractors [B, N, 2] -> observations [B, *O]."""
         scene = self.variant.canvas.observe(walls, position)
         if not self.num_distractors:
@@ -268,21 +257,21 @@ class TwoRoomsVectorEnv(GoalVectorEnv[State]):
         )
         return behaviour, self.variant.motion.to_action(behaviour.last_move)
 
-    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
+    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
         """Full steps to the right, from 0.2 to 2 of them before the wall, beside the door and in
         front of it."""
         arena, canvas, motion = self.variant.arena, self.variant.canvas, self.variant.motion
-        keys = keys_from_seeds(range(seed, seed + NUM_TESTS), self.device)
+        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
         u, _ = uniform(keys, 3)
         layout = sample_layouts(self._layouts, u[:, 0])
         walls = canvas.draw_walls(arena, layout)
         x = layout[:, 0] - arena.half_wall - motion.full_step * (0.2 + 1.8 * u[:, 1])
-        action = u.new_tensor([motion.bound, 0.0]).expand(NUM_TESTS, -1)
+        action = u.new_tensor([motion.bound, 0.0]).expand(base.NUM_TESTS, -1)
         distractors, _ = self._sample_distractors(keys)
         return {
-            name: run_test(
+            name: base.run_test(
                 torch.stack([x, height(arena, layout, u[:, 2])], -1),
-                lambda _: action,
+                action,
                 lambda start, action: motion.contact(arena, start, motion.move(action), layout),
                 lambda position: self._observe_at(walls, position, distractors.position),
                 lambda position: to_factors(arena, position, layout),
@@ -310,7 +299,7 @@ class TwoRoomsVectorEnv(GoalVectorEnv[State]):
         return draw.to_bytes(draw.blend_disk(frames, position, dot_radius, draw.AGENT_COLOUR))
 
 
-class TwoRoomsEnv(SingleEnv[TwoRoomsVectorEnv]):
+class TwoRoomsEnv(base.SingleEnv[TwoRoomsVectorEnv]):
     """One environment of `TwoRoomsVectorEnv`."""
 
     vector_env = TwoRoomsVectorEnv
