@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -224,61 +224,12 @@ class BehaviourState(NamedTuple):
     keys: Tensor  # [B] int64
 
 
-BehaviourPolicy: TypeAlias = Callable[
-    [Arena, Tensor, Tensor, BehaviourState, float], BehaviourState
-]
-"""Arena, positions `[B, 2]`, layouts `[B, 2]`, state, `directed_fraction` -> the state one step
-later, whose `last_move` is the move to make."""
-
-
 def init_behaviour(position: Tensor, keys: Tensor) -> BehaviourState:
     """A behaviour policy as an episode begins, with a heading."""
     u, keys = uniform(keys, 1)
     zero = torch.zeros_like(u[:, 0])
     heading = direction(2 * math.pi * u[:, 0])
     return BehaviourState(heading, position, zero > 0, zero > 0, zero, keys)
-
-
-def resample(
-    arena: Arena,
-    position: Tensor,
-    layout: Tensor,
-    behaviour: BehaviourState,
-    directed_fraction: float,
-    directed_steps: float,
-    ignoring_fraction: float,
-) -> BehaviourState:
-    """Every 20 to 40 steps, or on arrival, the policy is resampled: with probability
-    `directed_fraction` it goes to a position in the other room, until it arrives or for
-    `directed_steps`; else it wanders. `ignoring_fraction` of the directed ones go straight on, meet
-    the wall, and last as long as wandering."""
-    u, keys = uniform(behaviour.keys, 5)
-    arrived = (behaviour.target - position).norm(dim=-1) < 0.05 * arena.side
-    renew = (behaviour.steps_left <= 0) | (behaviour.directed & arrived)
-    directed = torch.where(renew, u[:, 0] < directed_fraction, behaviour.directed)
-    wander_steps = 20 + (21 * u[:, 1]).floor()
-    ignoring = torch.where(renew, u[:, 2] < ignoring_fraction, behaviour.ignores_walls) & directed
-    steps = torch.where(directed & ~ignoring, directed_steps, wander_steps)
-    to_right = position[:, 0] < layout[:, 0]
-    target = sample_in_room(arena, layout, to_right, u[:, 3:])
-    return BehaviourState(
-        last_move=behaviour.last_move,
-        target=torch.where(renew[:, None], target, behaviour.target),
-        directed=directed,
-        ignores_walls=ignoring,
-        steps_left=torch.where(renew, steps, behaviour.steps_left) - 1,
-        keys=keys,
-    )
-
-
-def noiseless_direction(
-    arena: Arena, position: Tensor, layout: Tensor, behaviour: BehaviourState
-) -> Tensor:
-    """The direction [B, 2] to the target of a directed policy, or of the last move."""
-    waypoint = next_waypoint(arena, position, behaviour.target, layout)
-    target = torch.where(behaviour.ignores_walls[:, None], behaviour.target, waypoint)
-    ahead = torch.where(behaviour.directed[:, None], target - position, behaviour.last_move)
-    return ahead / ahead.norm(dim=-1, keepdim=True).clamp(min=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,24 +246,16 @@ class Wander:
     high: float = 1.8
     ignoring_fraction: float = 0.0
     """Of the directed policies, how many take no notice of the wall."""
+    num_draws: ClassVar[int] = 2
 
-    def __call__(
-        self,
-        arena: Arena,
-        position: Tensor,
-        layout: Tensor,
-        behaviour: BehaviourState,
-        directed_fraction: float,
-    ) -> BehaviourState:
-        steps = 4 * arena.side / self.mean
-        behaviour = resample(
-            arena, position, layout, behaviour, directed_fraction, steps, self.ignoring_fraction
-        )
-        u, keys = uniform(behaviour.keys, 2)
-        ahead = noiseless_direction(arena, position, layout, behaviour)
+    def directed_steps(self, side: float) -> float:
+        """In an arena of that side."""
+        return 4 * side / self.mean
+
+    def move(self, ahead: Tensor, last_move: Tensor, u: Tensor) -> Tensor:
+        """Directions and last moves [B, 2], uniform [B, 2] -> moves [B, 2]."""
         heading = torch.atan2(ahead[:, 1], ahead[:, 0]) + von_mises(u[:, 0], self.kappa)
-        move = direction(heading) * self.length(u[:, 1:])
-        return behaviour._replace(last_move=move, keys=keys)
+        return direction(heading) * self.length(u[:, 1:])
 
     def length(self, u: Tensor) -> Tensor:
         """Uniform [...] in [0, 1) -> lengths of steps [...]."""
@@ -330,21 +273,55 @@ class NoisyExpert:
     full_step: float
     noise: float = 2.0
     repeat: float = 0.05
+    ignoring_fraction: ClassVar[float] = 0.0
+    num_draws: ClassVar[int] = 3
 
-    def __call__(
-        self,
-        arena: Arena,
-        position: Tensor,
-        layout: Tensor,
-        behaviour: BehaviourState,
-        directed_fraction: float,
-    ) -> BehaviourState:
-        steps = 40 * arena.side / self.full_step
-        behaviour = resample(arena, position, layout, behaviour, directed_fraction, steps, 0.0)
-        u, keys = uniform(behaviour.keys, 3)
-        noisy = noiseless_direction(arena, position, layout, behaviour) + self.noise * normal(
-            u[:, :2]
-        )
-        move = noisy.clamp(-1, 1) * self.full_step
-        move = torch.where(u[:, 2:] < self.repeat, behaviour.last_move, move)
-        return behaviour._replace(last_move=move, keys=keys)
+    def directed_steps(self, side: float) -> float:
+        """In an arena of that side."""
+        return 40 * side / self.full_step
+
+    def move(self, ahead: Tensor, last_move: Tensor, u: Tensor) -> Tensor:
+        """Directions and last moves [B, 2], uniform [B, 3] -> moves [B, 2]."""
+        noisy = ahead + self.noise * normal(u[:, :2])
+        return torch.where(u[:, 2:] < self.repeat, last_move, noisy.clamp(-1, 1) * self.full_step)
+
+
+def behaviour_step(
+    policy: Wander | NoisyExpert,
+    arena: Arena,
+    position: Tensor,
+    layout: Tensor,
+    behaviour: BehaviourState,
+    directed_fraction: float,
+) -> BehaviourState:
+    """Positions and layouts [B, 2] -> the state of the policy one step later, whose `last_move` is
+    the move to make.
+
+    Every 20 to 40 steps, or on arrival, the policy is resampled: with probability
+    `directed_fraction` it goes to a position in the other room, until it arrives or for
+    `directed_steps`; else it wanders. `ignoring_fraction` of the directed ones go straight on, meet
+    the wall, and last as long as wandering."""
+    u, keys = uniform(behaviour.keys, 5)
+    arrived = (behaviour.target - position).norm(dim=-1) < 0.05 * arena.side
+    renew = (behaviour.steps_left <= 0) | (behaviour.directed & arrived)
+    directed = torch.where(renew, u[:, 0] < directed_fraction, behaviour.directed)
+    wander_steps = 20 + (21 * u[:, 1]).floor()
+    ignoring = u[:, 2] < policy.ignoring_fraction
+    ignoring = torch.where(renew, ignoring, behaviour.ignores_walls) & directed
+    steps = torch.where(directed & ~ignoring, policy.directed_steps(arena.side), wander_steps)
+    target = sample_in_room(arena, layout, position[:, 0] < layout[:, 0], u[:, 3:])
+    target = torch.where(renew[:, None], target, behaviour.target)
+
+    waypoint = next_waypoint(arena, position, target, layout)
+    to_target = torch.where(ignoring[:, None], target, waypoint) - position
+    ahead = torch.where(directed[:, None], to_target, behaviour.last_move)
+    ahead = ahead / ahead.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    u, keys = uniform(keys, policy.num_draws)
+    return BehaviourState(
+        last_move=policy.move(ahead, behaviour.last_move, u),
+        target=target,
+        directed=directed,
+        ignores_walls=ignoring,
+        steps_left=torch.where(renew, steps, behaviour.steps_left) - 1,
+        keys=keys,
+    )

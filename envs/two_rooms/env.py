@@ -17,6 +17,7 @@ from ..rng import keys_from_seeds, splitmix64, uniform
 from .dynamics import (
     Arena,
     BehaviourState,
+    behaviour_step,
     beside_door,
     in_door,
     init_behaviour,
@@ -26,7 +27,7 @@ from .dynamics import (
     sample_in_room,
     sample_layouts,
 )
-from .variants import VARIANTS, Canvas, Variant, layout_table, wander
+from .variants import VARIANTS, Variant, layout_table, wander
 
 SPLITS = {name: name for name in ("all", "train", "test")}
 DISTRACTOR_COLOUR = (150, 70, 190)
@@ -74,28 +75,6 @@ def sample_initial(
     return start, variant.goal(variant, start, layout, keys), layout
 
 
-def sample_distractors(
-    canvas: Canvas, count: int, max_speed: float, keys: Tensor
-) -> tuple[Distractors, Tensor]:
-    """Keys [B] -> distractors of any heading and of speeds up to `max_speed`, in pixels per step;
-    and their positions [B, N, 2] at another moment."""
-    u, keys = uniform(keys, 2 * count)
-    heading, speed = 2 * math.pi * u[:, :count], max_speed * u[:, count:]
-    position, other = (
-        uniform(moment, 2 * count)[0].unflatten(-1, (count, 2)) * (canvas.size - 1)
-        for moment in (keys, splitmix64(keys ^ 1))
-    )
-    return Distractors(position, speed.unsqueeze(-1) * direction(heading)), other
-
-
-def step_distractors(canvas: Canvas, distractors: Distractors) -> Distractors:
-    """One step on; distractors bounce off the image's borders."""
-    ahead, far = distractors.position + distractors.velocity, canvas.size - 1.0
-    outside = (ahead < 0) | (ahead > far)
-    velocity = torch.where(outside, -distractors.velocity, distractors.velocity)
-    return Distractors(far - (far - ahead.abs()).abs(), velocity)
-
-
 def to_factors(arena: Arena, position: Tensor, layout: Tensor) -> Tensor:
     """Pixels [..., 2] and [..., 2] -> position, wall x, door y as fractions, [..., 4]."""
     return (torch.cat([position, layout], -1) - arena.low) / arena.side
@@ -105,22 +84,6 @@ def from_factors(arena: Arena, factors: Tensor) -> tuple[Tensor, Tensor]:
     """[..., 4] fractions -> positions [..., 2] and layouts [..., 2], these in whole pixels."""
     pixels = (arena.low + factors * arena.side).clamp(arena.low, arena.high)
     return pixels[..., :2], pixels[..., 2:].round()
-
-
-def check_free(arena: Arena, name: str, position: Tensor, layout: Tensor) -> None:
-    """Raises ValueError about the first environment with a position [B, 2] inside its wall."""
-    message = f"{name}: in environment {{i}} the point mass at {{row}} px is inside the wall"
-    base.check_rows(is_free(arena, position, layout), message, position)
-
-
-def check_layout(arena: Arena, layout: Tensor) -> None:
-    """Raises ValueError about the first environment whose layout [B, 2] leaves no two rooms and a
-    door."""
-    room = arena.half_wall + 2 * arena.clearance
-    gap = torch.tensor([room, arena.half_door], device=layout.device)
-    fits = (layout - gap >= arena.low) & (layout + gap <= arena.high)
-    message = "factors: environment {i} has no room for wall x, door y at {row}"
-    base.check_rows(fits.all(-1), message, layout)
 
 
 class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
@@ -195,13 +158,17 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         if "factors" in options:
             factors = self._read_factors("factors", options["factors"], len(keys))
             position, layout = from_factors(arena, factors)
-            check_layout(arena, layout)
-            check_free(arena, "factors", position, layout)
+            room = arena.half_wall + 2 * arena.clearance
+            gap = layout.new_tensor([room, arena.half_door])
+            fits = (layout - gap >= arena.low) & (layout + gap <= arena.high)
+            message = "factors: environment {i} has no room for wall x, door y at {row}"
+            base.check_rows(fits.all(-1), message, layout)
+            self._check_free("factors", position, layout)
             goal = variant.goal(variant, position, layout, splitmix64(keys ^ 3))
         if "goal_factors" in options:
             factors = self._read_factors("goal_factors", options["goal_factors"], len(keys))
             goal = from_factors(arena, factors)[0]
-            check_free(arena, "goal_factors", goal, layout)
+            self._check_free("goal_factors", goal, layout)
         distractors, other_moment = self._sample_distractors(splitmix64(keys ^ 4))
         walls = canvas.draw_walls(arena, layout)
         return State(
@@ -215,16 +182,33 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
             distractors=distractors,
         )
 
+    def _check_free(self, name: str, position: Tensor, layout: Tensor) -> None:
+        """Raises ValueError about the first environment with a position [B, 2] inside its wall."""
+        message = f"{name}: in environment {{i}} the point mass at {{row}} px is inside the wall"
+        base.check_rows(is_free(self.variant.arena, position, layout), message, position)
+
     def _sample_distractors(self, keys: Tensor) -> tuple[Distractors, Tensor]:
-        max_speed = self.variant.motion.full_step
-        return sample_distractors(self.variant.canvas, self.num_distractors, max_speed, keys)
+        """Keys [B] -> distractors of any heading and of speeds up to a full step; and their
+        positions [B, N, 2] at another moment."""
+        count, size = self.num_distractors, self.variant.canvas.size
+        u, keys = uniform(keys, 2 * count)
+        heading, speed = 2 * math.pi * u[:, :count], self.variant.motion.full_step * u[:, count:]
+        velocity = speed.unsqueeze(-1) * direction(heading)
+        position, other = (
+            uniform(moment, 2 * count)[0].unflatten(-1, (count, 2)) * (size - 1)
+            for moment in (keys, splitmix64(keys ^ 1))
+        )
+        return Distractors(position, velocity), other
 
     def _step_state(self, state: State, actions: Tensor) -> State:
-        move = self.variant.motion.move(actions)
-        position = self.variant.motion.contact(
-            self.variant.arena, state.position, move, state.layout
-        )
-        distractors = step_distractors(self.variant.canvas, state.distractors)
+        """Distractors bounce off the image's borders."""
+        motion, distractors = self.variant.motion, state.distractors
+        move = motion.move(actions)
+        position = motion.contact(self.variant.arena, state.position, move, state.layout)
+        ahead, far = distractors.position + distractors.velocity, self.variant.canvas.size - 1.0
+        outside = (ahead < 0) | (ahead > far)
+        velocity = torch.where(outside, -distractors.velocity, distractors.velocity)
+        distractors = Distractors(far - (far - ahead.abs()).abs(), velocity)
         return state._replace(position=position, distractors=distractors)
 
     def _observe(self, state: State) -> base.TensorObs:
@@ -248,12 +232,9 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         return self.variant.motion.to_action(waypoint - state.position)
 
     def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
-        behaviour = self.behaviour(
-            self.variant.arena,
-            state.position,
-            state.layout,
-            state.behaviour,
-            self.directed_fraction,
+        arena, fraction = self.variant.arena, self.directed_fraction
+        behaviour = behaviour_step(
+            self.behaviour, arena, state.position, state.layout, state.behaviour, fraction
         )
         return behaviour, self.variant.motion.to_action(behaviour.last_move)
 

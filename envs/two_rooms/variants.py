@@ -20,11 +20,11 @@ from ..geometry import clip_to_box, shrink_to_box, shrink_to_disk
 from ..rng import splitmix64, uniform
 from .dynamics import (
     Arena,
-    BehaviourPolicy,
     Contact,
     Motion,
     NoisyExpert,
     Wander,
+    behaviour_step,
     init_behaviour,
     rebound,
     sample_in_room,
@@ -105,7 +105,7 @@ class Variant:
     goal_radius: float  # nearer to the goal than this, it counts as reached
     success_at: Literal["final", "ever"]  # the last step, or any
     max_episode_steps: int
-    behaviour: BehaviourPolicy
+    behaviour: Wander | NoisyExpert
     directed_fraction: float  # how often the behaviour policy goes into the other room
 
 
@@ -119,7 +119,9 @@ def goal_from_rollout(variant: Variant, start: Tensor, layout: Tensor, keys: Ten
     """The position that the variant's behaviour policy, directed, reaches after some steps."""
     behaviour, position = init_behaviour(start, keys), start
     for _ in range(ROLLOUT_STEPS):
-        behaviour = variant.behaviour(variant.arena, position, layout, behaviour, 1.0)
+        behaviour = behaviour_step(
+            variant.behaviour, variant.arena, position, layout, behaviour, 1.0
+        )
         position = variant.motion.contact(variant.arena, position, behaviour.last_move, layout)
     return position
 
@@ -137,9 +139,8 @@ def _grid(wall_x: range, door_y: range) -> tuple[tuple[int, int], ...]:
 
 
 def _disk(scale: float, contact: Contact, bound: float = 1.0) -> Motion:
-    return Motion(
-        bound=bound, scale=scale, limit=shrink_to_disk, shrink=shrink_to_disk, contact=contact
-    )
+    limit = shrink_to_disk
+    return Motion(bound=bound, scale=scale, limit=limit, shrink=limit, contact=contact)
 
 
 def wander(max_step: float) -> Wander:
