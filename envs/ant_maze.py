@@ -17,12 +17,11 @@ from gymnasium import spaces
 from torch import Tensor
 
 from . import draw
-from .base import DynamicsTest, SingleEnv
+from .base import DynamicsTest, SegmentState, SingleEnv
 from .maze import MazeVectorEnv
 from .maze.dynamics import Maze, Physics
 from .maze.env import State
 from .maze.env import draw_frames as draw_maze_frames
-from .maze.policies import BehaviourState
 from .mujoco import Simulator, import_mujoco
 from .point_maze import WALL_HALF_WIDTH, ModelCache, WallBox, has_room, with_spares
 from .rng import splitmix64, uniform
@@ -226,7 +225,7 @@ class AntMazeVectorEnv(MazeVectorEnv):
         self._state = state._replace(body=ant)
         return trot_controller(ant, point_actions)
 
-    def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
+    def _behave(self, state: State) -> tuple[SegmentState, Tensor]:
         """As in a maze, at a trot, with noise on the torques."""
         behaviour, torque = super()._behave(state)
         u, _ = uniform(splitmix64(behaviour.keys ^ 1), self.action_dim)

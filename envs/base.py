@@ -16,7 +16,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from .rng import keys_from_seeds, splitmix64
+from .geometry import direction
+from .rng import keys_from_seeds, splitmix64, uniform
 
 Array: TypeAlias = np.ndarray | Tensor
 Obs: TypeAlias = Array | dict[str, Array]
@@ -78,6 +79,32 @@ def run_test(
 def pick(values: Tensor, index: Tensor) -> Tensor:
     """Of values [B, K, ...] those at the indices [B], [B, ...]."""
     return values[torch.arange(len(index), device=index.device), index]
+
+
+def where(rows: Tensor, new: T, old: T) -> T:
+    """The old state, or the new one in some rows [B] bool; tensors, or NamedTuples of them."""
+    if isinstance(old, tuple):
+        return type(old)(*(where(rows, *parts) for parts in zip(new, old, strict=True)))
+    return torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+
+class SegmentState(NamedTuple):
+    """What a behaviour policy that acts in segments does in B environments."""
+
+    heading: Tensor  # [B, 2] unit vectors
+    target: Tensor  # [B, 2] where a directed policy goes
+    directed: Tensor  # [B] bool
+    idle: Tensor  # [B] bool: without action
+    steps_left: Tensor  # [B] until the policy is resampled
+    keys: Tensor  # [B] int64
+
+    @classmethod
+    def begin(cls, position: Tensor, keys: Tensor) -> SegmentState:
+        """As an episode begins at positions [B, 2], with a heading."""
+        u, keys = uniform(keys, 1)
+        zero = torch.zeros_like(u[:, 0])
+        heading = direction(2 * math.pi * u[:, 0])
+        return cls(heading, position, zero > 0, zero > 0, zero, keys)
 
 
 OUTPUTS: dict[str, Callable[[Any], Array]] = {

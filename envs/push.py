@@ -331,15 +331,10 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         force = (SHARPNESS * (2 * u[:, :2] - 1)).clamp(-1, 1)
         distance = CONTACT * between(u[:, 2:3], TARGET_DISTANCE)
         target = table.block + distance * direction(2 * math.pi * u[:, 3])
-        directed, steps = u[:, 5] < self.directed_fraction, integers(u[:, 4], HOLD_STEPS)
-        resample = behaviour.steps_left <= 0
-        behaviour = BehaviourState(
-            force=torch.where(resample[:, None], force, behaviour.force),
-            target=torch.where(resample[:, None], target, behaviour.target),
-            directed=torch.where(resample, directed, behaviour.directed),
-            steps_left=torch.where(resample, steps, behaviour.steps_left) - 1,
-            keys=keys,
-        )
+        steps_left, directed = integers(u[:, 4], HOLD_STEPS), u[:, 5] < self.directed_fraction
+        drawn = BehaviourState(force, target, directed, steps_left, keys)
+        behaviour = base.where(behaviour.steps_left <= 0, drawn, behaviour._replace(keys=keys))
+        behaviour = behaviour._replace(steps_left=behaviour.steps_left - 1)
         to_target = shrink_to_disk((behaviour.target - table.hand) / ARRIVAL_DISTANCE, 1.0)
         return behaviour, torch.where(behaviour.directed[:, None], to_target, behaviour.force)
 

@@ -313,10 +313,9 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
         behaviour = state.behaviour
         u, keys = uniform(behaviour.keys, 4)
         torque = (SHARPNESS * (2 * u[:, :2] - 1)).clamp(-1, 1) * (u[:, 2:3] >= IDLE)
-        resample = behaviour.steps_left <= 0
-        torque = torch.where(resample[:, None], torque, behaviour.torque)
-        steps_left = torch.where(resample, integers(u[:, 3], HOLD_STEPS), behaviour.steps_left) - 1
-        return BehaviourState(torque, steps_left, keys), torque
+        drawn = BehaviourState(torque, integers(u[:, 3], HOLD_STEPS), keys)
+        behaviour = base.where(behaviour.steps_left <= 0, drawn, behaviour._replace(keys=keys))
+        return behaviour._replace(steps_left=behaviour.steps_left - 1), behaviour.torque
 
     def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
         """A full torque on one joint of an arm at rest, to the side that takes the fingertip to the

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..base import pick
+from ..base import SegmentState, pick, where
 from ..geometry import direction, rotate, shrink_to_disk
 from ..rng import between, integers, splitmix64, uniform, von_mises
 
@@ -79,17 +79,6 @@ class EpisodeRecord(NamedTuple):
     visited: Tensor  # [B, 36] bool
 
 
-class BehaviourState(NamedTuple):
-    """What the behaviour policy does in B environments."""
-
-    heading: Tensor  # [B, 2] unit vectors
-    target: Tensor  # [B, 2] where a directed policy goes
-    directed: Tensor  # [B] bool
-    idle: Tensor  # [B] bool
-    steps_left: Tensor  # [B] until the policy is resampled
-    keys: Tensor  # [B] int64
-
-
 class State(NamedTuple):
     """The state of B environments."""
 
@@ -100,7 +89,7 @@ class State(NamedTuple):
     meal: Tensor  # [B] food eaten in this step
     layout: Layout
     record: EpisodeRecord
-    behaviour: BehaviourState
+    behaviour: SegmentState
 
     @property
     def at_flag(self) -> Tensor:
@@ -347,14 +336,6 @@ EXPERTS: dict[str, Callable[[State], Tensor]] = {
 }
 
 
-def init_behaviour(position: Tensor, keys: Tensor) -> BehaviourState:
-    """The behaviour policy as an episode begins, with a heading."""
-    u, keys = uniform(keys, 1)
-    zero = torch.zeros_like(u[:, 0])
-    heading = direction(2 * math.pi * u[:, 0])
-    return BehaviourState(heading, position, zero > 0, zero > 0, zero, keys)
-
-
 def sample_target(layout: Layout, u: Tensor) -> Tensor:
     """Uniform [B, 4] -> [B, 2]: the flag, the hazard or any position, and a food twice as often.
     Some positions are outside, so that the policy meets borders."""
@@ -365,8 +346,8 @@ def sample_target(layout: Layout, u: Tensor) -> Tensor:
 
 
 def resample(
-    behaviour: BehaviourState, position: Tensor, layout: Layout, directed_fraction: float
-) -> BehaviourState:
+    behaviour: SegmentState, position: Tensor, layout: Layout, directed_fraction: float
+) -> SegmentState:
     """Every 10 to 25 steps the policy is resampled: idle in a tenth of the segments, directed in
     `directed_fraction` of the others, else drifting."""
     u, keys = uniform(behaviour.keys, 8)
@@ -374,23 +355,17 @@ def resample(
     linger = ((LINGER + 1) * u[:, 0]).floor()
     left = behaviour.steps_left
     left = torch.where(arrived, torch.minimum(left, linger), left)
-    renew = left <= 0
     idle = u[:, 1] < IDLE
     directed = ~idle & (u[:, 2] < directed_fraction)
-    target = sample_target(layout, u[:, 4:])
-    return BehaviourState(
-        heading=behaviour.heading,
-        target=torch.where(renew[:, None], target, behaviour.target),
-        directed=torch.where(renew, directed, behaviour.directed),
-        idle=torch.where(renew, idle, behaviour.idle),
-        steps_left=torch.where(renew, integers(u[:, 3], SEGMENT_STEPS), left) - 1,
-        keys=keys,
-    )
+    target, steps = sample_target(layout, u[:, 4:]), integers(u[:, 3], SEGMENT_STEPS)
+    new = SegmentState(behaviour.heading, target, directed, idle, steps, keys)
+    behaviour = where(left <= 0, new, behaviour._replace(steps_left=left, keys=keys))
+    return behaviour._replace(steps_left=behaviour.steps_left - 1)
 
 
 def behaviour_step(
-    behaviour: BehaviourState, position: Tensor, layout: Layout, directed_fraction: float
-) -> tuple[BehaviourState, Tensor]:
+    behaviour: SegmentState, position: Tensor, layout: Layout, directed_fraction: float
+) -> tuple[SegmentState, Tensor]:
     """The behaviour policy one step on, and its actions [B, 2]. A third of the steps are full, the
     others have any length down to a tenth."""
     behaviour = resample(behaviour, position, layout, directed_fraction)

@@ -21,12 +21,10 @@ from .dynamics import (
     SPLITS,
     STEP,
     TASKS,
-    BehaviourState,
     EpisodeRecord,
     State,
     behaviour_step,
     damage_at,
-    init_behaviour,
     mark_visited,
     sample_layout,
     step_state,
@@ -75,7 +73,7 @@ def reset_state(keys: Tensor, split: str, factors: Tensor | None = None) -> Stat
         meal=zero,
         layout=layout._replace(start=position),
         record=EpisodeRecord(zero, zero, zero, zero, visited),
-        behaviour=init_behaviour(position, splitmix64(keys ^ 4)),
+        behaviour=base.SegmentState.begin(position, splitmix64(keys ^ 4)),
     )
 
 
@@ -263,7 +261,7 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
         """Only the expert of the task "flag" keeps away from the hazard."""
         return self.expert(state)
 
-    def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
+    def _behave(self, state: State) -> tuple[base.SegmentState, Tensor]:
         return behaviour_step(state.behaviour, state.position, state.layout, self.directed_fraction)
 
     def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:

@@ -36,7 +36,7 @@ from .dynamics import (
     sample_index,
     sample_start,
 )
-from .policies import BehaviourState, behaviour_step, expert_action, init_behaviour
+from .policies import behaviour_step, expert_action
 
 RANDOM = "random"
 SIZES = (3, 15)
@@ -58,7 +58,7 @@ class State(NamedTuple):
     goal: Tensor  # [B, 2]
     goal_radius: Tensor  # [B] cells; nearer to the goal than this, it counts as reached
     maze: Maze
-    behaviour: BehaviourState
+    behaviour: base.SegmentState
     walls: Tensor  # [B, S, S] uint8
     goal_obs: Tensor  # [B, *O]
 
@@ -288,7 +288,7 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
             goal=goal,
             goal_radius=torch.full_like(goal[:, 0], physics.goal_radius),
             maze=maze,
-            behaviour=init_behaviour(body.position, splitmix64(keys ^ 1)),
+            behaviour=base.SegmentState.begin(body.position, splitmix64(keys ^ 1)),
             walls=walls,
             goal_obs=self._observe_body(walls, physics.place_at(goal, torch.zeros_like(goal))),
         )
@@ -321,7 +321,7 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
         move = expert_action(state.maze, state.body, state.goal, self.physics.half_width)
         return self._to_actions(state, move)
 
-    def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
+    def _behave(self, state: State) -> tuple[base.SegmentState, Tensor]:
         behaviour, actions = behaviour_step(
             state.behaviour, state.maze, self.physics, state.body, self.directed_fraction
         )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..base import pick
+from ..base import SegmentState, pick, where
 from ..geometry import direction, rotate, shrink_to_disk
 from ..rng import integers, uniform, von_mises
 from .dynamics import (
@@ -80,32 +79,13 @@ def expert_action(
     return shrink_to_disk((velocity - KEPT * body.velocity) / PUSH, 1.0)
 
 
-class BehaviourState(NamedTuple):
-    """What the behaviour policy does in B environments."""
-
-    heading: Tensor  # [B, 2] unit vectors
-    target: Tensor  # [B, 2] where a directed policy goes
-    directed: Tensor  # [B] bool
-    idle: Tensor  # [B] bool: without action; the body coasts, then rests
-    steps_left: Tensor  # [B] until the policy is resampled
-    keys: Tensor  # [B] int64
-
-
-def init_behaviour(position: Tensor, keys: Tensor) -> BehaviourState:
-    """The behaviour policy as an episode begins, with a heading."""
-    u, keys = uniform(keys, 1)
-    zero = torch.zeros_like(u[:, 0])
-    heading = direction(2 * math.pi * u[:, 0])
-    return BehaviourState(heading, position, zero > 0, zero > 0, zero, keys)
-
-
 def resample(
-    behaviour: BehaviourState,
+    behaviour: SegmentState,
     maze: Maze,
     position: Tensor,
     directed_fraction: float,
     step_scale: int,
-) -> BehaviourState:
+) -> SegmentState:
     """Every 10 to 25 steps, later where bodies are slow, the policy is resampled: idle in a tenth
     of the segments; directed in `directed_fraction` of the others, to any cell until it arrives or
     the segment, longer by the path, ends; else drifting."""
@@ -120,24 +100,18 @@ def resample(
     path_length = pick(pick(maze.path_length, cell_of(position, maze.size)), cells)
     active_steps = step_scale * (steps + STEPS_PER_CELL * path_length * directed)
     steps = torch.where(idle, steps, active_steps)
-    heading = direction(2 * math.pi * u[:, 6])
-    return BehaviourState(
-        heading=torch.where(renew[:, None], heading, behaviour.heading),
-        target=torch.where(renew[:, None], target, behaviour.target),
-        directed=torch.where(renew, directed, behaviour.directed),
-        idle=torch.where(renew, idle, behaviour.idle),
-        steps_left=torch.where(renew, steps, behaviour.steps_left) - 1,
-        keys=keys,
-    )
+    new = SegmentState(direction(2 * math.pi * u[:, 6]), target, directed, idle, steps, keys)
+    behaviour = where(renew, new, behaviour._replace(keys=keys))
+    return behaviour._replace(steps_left=behaviour.steps_left - 1)
 
 
 def behaviour_step(
-    behaviour: BehaviourState,
+    behaviour: SegmentState,
     maze: Maze,
     physics: Physics,
     body: BodyState,
     directed_fraction: float,
-) -> tuple[BehaviourState, Tensor]:
+) -> tuple[SegmentState, Tensor]:
     """The behaviour policy one step on, and its actions [B, 2]. The heading drifts, and now and
     then turns back along the axis on which a wall has stopped the body. A third of the actions are
     full, the others have any strength down to a fifth."""
