@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import gymnasium
 
-TWO_ROOMS = "ami/TwoRooms-v0"
-CUE_CORRIDOR = "ami/CueCorridor-v0"
-FORAGE = "ami/Forage-v0"
-MAZE = "ami/Maze-v0"
-WINDY_ROOMS = "ami/WindyRooms-v0"
-POINT_MAZE = "ami/PointMaze-v0"
-REACH = "ami/Reach-v0"
-PUSH = "ami/Push-v0"
-ANT_MAZE = "ami/AntMaze-v0"
-
 ENVS = {
-    TWO_ROOMS: "envs.two_rooms:TwoRooms",
-    CUE_CORRIDOR: "envs.cue_corridor:CueCorridor",
-    FORAGE: "envs.forage:Forage",
-    MAZE: "envs.maze:Maze",
-    WINDY_ROOMS: "envs.windy_rooms:WindyRooms",
-    POINT_MAZE: "envs.point_maze:PointMaze",
-    REACH: "envs.reach:Reach",
-    PUSH: "envs.push:Push",
-    ANT_MAZE: "envs.ant_maze:AntMaze",
+    "ami/TwoRooms-v0": "envs.two_rooms:TwoRooms",
+    "ami/CueCorridor-v0": "envs.cue_corridor:CueCorridor",
+    "ami/Forage-v0": "envs.forage:Forage",
+    "ami/Maze-v0": "envs.maze:Maze",
+    "ami/WindyRooms-v0": "envs.windy_rooms:WindyRooms",
+    "ami/PointMaze-v0": "envs.point_maze:PointMaze",
+    "ami/Reach-v0": "envs.reach:Reach",
+    "ami/Push-v0": "envs.push:Push",
+    "ami/AntMaze-v0": "envs.ant_maze:AntMaze",
 }
 """Ids -> module and class, whose name goes on with `Env` or `VectorEnv`."""
 

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from .batch import scatter
 from .geometry import direction
 from .rng import keys_from_seeds, splitmix64, uniform
 
@@ -76,18 +77,6 @@ def run_test(
     return DynamicsTest(observe(start), torch.stack(actions, 1), factors(start), factors(end))
 
 
-def pick(values: Tensor, index: Tensor) -> Tensor:
-    """Of values [B, K, ...] those at the indices [B], [B, ...]."""
-    return values[torch.arange(len(index), device=index.device), index]
-
-
-def where(rows: Tensor, new: T, old: T) -> T:
-    """The old state, or the new one in some rows [B] bool; tensors, or NamedTuples of them."""
-    if isinstance(old, tuple):
-        return type(old)(*(where(rows, *parts) for parts in zip(new, old, strict=True)))
-    return torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old)
-
-
 class SegmentState(NamedTuple):
     """What a behaviour policy that acts in segments does in B environments."""
 
@@ -140,15 +129,6 @@ def clone_obs(obs: TensorObs) -> TensorObs:
     if isinstance(obs, dict):
         return {name: part.clone() for name, part in obs.items()}
     return obs.clone()
-
-
-def scatter(old: Any, new: Any, rows: Tensor) -> Any:
-    """The old state with its rows [N] replaced by those of the new one, [N, ...]."""
-    if isinstance(old, Tensor):
-        return old.index_copy(0, rows, new)
-    if isinstance(old, dict):
-        return {name: scatter(part, new[name], rows) for name, part in old.items()}
-    return type(old)(*(scatter(a, b, rows) for a, b in zip(old, new, strict=True)))
 
 
 class TorchVectorEnv(VectorEnv, ABC, Generic[S]):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .base import SingleEnv, pick
+from .base import SingleEnv
+from .batch import pick
 from .geometry import shrink_to_disk
 from .maze import MazeVectorEnv
 from .maze.dynamics import HALF_WIDTH, KEPT, TERMINAL, Maze, Physics, PointState, cell_of

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from . import base, draw
+from .batch import pick, where
 from .geometry import direction, shrink_to_disk, wrap_angle
 from .mujoco import Simulator, compile_model
 from .rng import between, integers, keys_from_seeds, splitmix64, uniform
@@ -166,7 +167,7 @@ def sample_apart(bounds: tuple[float, float], other: Tensor, gap: float, u: Tens
     candidates = between(u.unflatten(-1, (-1, 2)), bounds)
     far = (candidates - other[:, None]).norm(dim=-1) >= gap
     # the first; that none is far happens once in millions of episodes
-    return base.pick(candidates, far.int().argmax(-1))
+    return pick(candidates, far.int().argmax(-1))
 
 
 def to_factors(table: TableState) -> Tensor:
@@ -333,7 +334,7 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         target = table.block + distance * direction(2 * math.pi * u[:, 3])
         steps_left, directed = integers(u[:, 4], HOLD_STEPS), u[:, 5] < self.directed_fraction
         drawn = BehaviourState(force, target, directed, steps_left, keys)
-        behaviour = base.where(behaviour.steps_left <= 0, drawn, behaviour._replace(keys=keys))
+        behaviour = where(behaviour.steps_left <= 0, drawn, behaviour._replace(keys=keys))
         behaviour = behaviour._replace(steps_left=behaviour.steps_left - 1)
         to_target = shrink_to_disk((behaviour.target - table.hand) / ARRIVAL_DISTANCE, 1.0)
         return behaviour, torch.where(behaviour.directed[:, None], to_target, behaviour.force)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import base, draw
+from .batch import pick, where
 from .geometry import direction, wrap_angle
 from .mujoco import Simulator, compile_model
 from .rng import integers, keys_from_seeds, splitmix64, uniform
@@ -170,7 +171,7 @@ def sample_goal(tip: Tensor, u: Tensor) -> Tensor:
     candidates = (low + (high - low) * out).sqrt()[..., None] * direction(2 * math.pi * around)
     far = (candidates - tip[:, None]).norm(dim=-1) >= MIN_START_GOAL
     # the first; that none is far happens once in millions of episodes
-    position = base.pick(candidates, far.int().argmax(-1))
+    position = pick(candidates, far.int().argmax(-1))
     return inverse_kinematics(position, torch.where(u[:, 0] < 0.5, 1.0, -1.0))
 
 
@@ -304,7 +305,7 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
         both = [inverse_kinematics(goal, side), inverse_kinematics(goal, -side)]
         turn = torch.stack(both, 1) - state.arm.angle[:, None]  # [B, 2 sides, 2 joints]
         turn = torch.stack([wrap_angle(turn[..., 0]), turn[..., 1]], -1)  # no elbow goes round
-        turn = base.pick(turn, turn.abs().amax(-1).argmin(-1))
+        turn = pick(turn, turn.abs().amax(-1).argmin(-1))
         return (STIFFNESS * turn - EXPERT_DAMPING * state.arm.velocity / TERMINAL).clamp(-1, 1)
 
     def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
@@ -314,7 +315,7 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
         u, keys = uniform(behaviour.keys, 4)
         torque = (SHARPNESS * (2 * u[:, :2] - 1)).clamp(-1, 1) * (u[:, 2:3] >= IDLE)
         drawn = BehaviourState(torque, integers(u[:, 3], HOLD_STEPS), keys)
-        behaviour = base.where(behaviour.steps_left <= 0, drawn, behaviour._replace(keys=keys))
+        behaviour = where(behaviour.steps_left <= 0, drawn, behaviour._replace(keys=keys))
         return behaviour._replace(steps_left=behaviour.steps_left - 1), behaviour.torque
 
     def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:

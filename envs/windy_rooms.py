@@ -15,6 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from . import base, draw
+from .batch import pick
 from .geometry import direction, fraction_before, shrink_to_disk
 from .rng import keys_from_seeds, splitmix64, uniform, von_mises
 
@@ -167,7 +168,7 @@ def next_corner(zone: Box, position: Tensor, goal: Tensor) -> Tensor:
     to_corner = (corners - here).norm(dim=-1)
     unusable = (core.fraction_to(here, corners) < 1) | (to_corner < NEAR_CORNER)
     path = to_corner + BLOCKED * unusable + (between_corners + to_goal[:, None]).amin(-1)
-    return base.pick(corners, path.argmin(-1))
+    return pick(corners, path.argmin(-1))
 
 
 def nearest_border(zone: Box, position: Tensor) -> Tensor:

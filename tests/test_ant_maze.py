@@ -10,7 +10,6 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-import envs
 from envs.ant_maze import (
     ACTION_JOINTS,
     CELL,
@@ -54,7 +53,7 @@ def tilt(ant):
 
 @pytest.mark.filterwarnings("ignore:.*infinity")  # Ant-v5 knows no bounds either
 def test_the_env_is_as_gymnasium_wants_it():
-    one = gymnasium.make(envs.ANT_MAZE).unwrapped
+    one = gymnasium.make("ami/AntMaze-v0").unwrapped
     check_env(one, skip_render_check=True)
     assert one.observation_space.shape == (29,)
     assert one.action_space.shape == (8,)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-import envs
 from envs.cue_corridor import CueCorridorVectorEnv
 
 COUNT = 1000
@@ -210,14 +209,14 @@ def test_a_picture_shows_agent_body_cue_and_ends():
 
 @pytest.mark.filterwarnings("error")
 def test_gymnasium_accepts_the_env():
-    check_env(gymnasium.make(envs.CUE_CORRIDOR, render_mode="rgb_array").unwrapped)
+    check_env(gymnasium.make("ami/CueCorridor-v0", render_mode="rgb_array").unwrapped)
 
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_envs_whichever_way(mode):
-    vec_env = gymnasium.make_vec(envs.CUE_CORRIDOR, num_envs=3, vectorization_mode=mode)
+    vec_env = gymnasium.make_vec("ami/CueCorridor-v0", num_envs=3, vectorization_mode=mode)
     obs, infos = vec_env.reset(seed=8)
-    own_obs, own_infos = gymnasium.make(envs.CUE_CORRIDOR).reset(seed=10)
+    own_obs, own_infos = gymnasium.make("ami/CueCorridor-v0").reset(seed=10)
     np.testing.assert_array_equal(obs[2], own_obs)
     np.testing.assert_array_equal(infos["factors"][2], own_infos["factors"])
     assert "goal" not in infos

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs
 from envs.draw import draw_dot
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
 
@@ -173,17 +172,19 @@ def test_a_picture_shows_the_blobs_faintly():
 @pytest.mark.filterwarnings("ignore:.*recommend using a symmetric and normalized space")
 @pytest.mark.filterwarnings("error")
 def test_gymnasium_accepts_the_distracted_env():
-    check_env(gymnasium.make(envs.TWO_ROOMS, num_distractors=2, render_mode="rgb_array").unwrapped)
+    check_env(
+        gymnasium.make("ami/TwoRooms-v0", num_distractors=2, render_mode="rgb_array").unwrapped
+    )
 
 
 @pytest.mark.parametrize("mode", [None, "sync"])
 def test_observations_and_goals_are_in_the_space(mode):
     vec_env = gymnasium.make_vec(
-        envs.TWO_ROOMS, num_envs=3, vectorization_mode=mode, variant="random", num_distractors=2
+        "ami/TwoRooms-v0", num_envs=3, vectorization_mode=mode, variant="random", num_distractors=2
     )
     obs, infos = vec_env.reset(seed=8)
     assert vec_env.observation_space.contains(obs)
-    single = gymnasium.make(envs.TWO_ROOMS, variant="random", num_distractors=2)
+    single = gymnasium.make("ami/TwoRooms-v0", variant="random", num_distractors=2)
     own, own_infos = single.reset(seed=10)
     for part in ("scene", "background"):
         np.testing.assert_array_equal(obs[part][2], own[part])

@@ -11,7 +11,8 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
-from envs.base import DynamicsTest, SingleEnv, TorchVectorEnv, scatter
+from envs.base import DynamicsTest, SingleEnv, TorchVectorEnv
+from envs.batch import scatter
 from envs.rng import uniform
 
 

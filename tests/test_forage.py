@@ -11,7 +11,6 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-import envs
 from envs.forage import TASKS, ForageEnv, ForageVectorEnv
 from envs.forage.dynamics import (
     distance,
@@ -585,7 +584,7 @@ def test_episodes_end_when_the_budget_is_spent_and_feelings_begin_anew():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("task", ["eat", "stay"])
 def test_gymnasium_accepts_the_world(task):
-    made = gymnasium.make(envs.FORAGE, task=task, render_mode="rgb_array").unwrapped
+    made = gymnasium.make("ami/Forage-v0", task=task, render_mode="rgb_array").unwrapped
     check_env(made)
     assert isinstance(made, ForageEnv)
     assert made.interoception_names == ("energy", "damage", "meal")
@@ -596,9 +595,9 @@ def test_gymnasium_accepts_the_world(task):
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
-    vec_env = gymnasium.make_vec(envs.FORAGE, num_envs=3, vectorization_mode=mode, split="test")
+    vec_env = gymnasium.make_vec("ami/Forage-v0", num_envs=3, vectorization_mode=mode, split="test")
     obs, infos = vec_env.reset(seed=8)
-    own, own_infos = gymnasium.make(envs.FORAGE, split="test").reset(seed=10)
+    own, own_infos = gymnasium.make("ami/Forage-v0", split="test").reset(seed=10)
     for name in own:
         np.testing.assert_array_equal(obs[name][2], own[name])
     np.testing.assert_array_equal(infos["interoception"][2], own_infos["interoception"])

@@ -76,6 +76,7 @@ def test_imports_are_read_as_python_reads_them():
     assert "modules.types" in ours(HOME / "modules/cost/cost.py")
     assert ours(HOME / "envs/maze/policies.py") == {
         "envs.base",
+        "envs.batch",
         "envs.geometry",
         "envs.rng",
         "envs.maze.dynamics",

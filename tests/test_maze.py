@@ -12,7 +12,6 @@ from gymnasium.utils.env_checker import check_env
 from scipy import stats
 from scipy.sparse.csgraph import connected_components, shortest_path
 
-import envs
 from envs.maze import MAPS, MazeEnv, MazeVectorEnv
 from envs.maze.dynamics import (
     BANDS,
@@ -470,7 +469,7 @@ def test_torch_and_numpy_tell_the_same():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("settings", [{}, {"map": "u", "obs_type": "state"}], ids=str)
 def test_gymnasium_accepts_the_world(settings):
-    made = gymnasium.make(envs.MAZE, render_mode="rgb_array", **settings).unwrapped
+    made = gymnasium.make("ami/Maze-v0", render_mode="rgb_array", **settings).unwrapped
     check_env(made)
     assert isinstance(made, MazeEnv)
     assert made.factor_names == ("body x", "body y", "velocity x", "velocity y")
@@ -478,9 +477,9 @@ def test_gymnasium_accepts_the_world(settings):
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
-    vec_env = gymnasium.make_vec(envs.MAZE, num_envs=3, vectorization_mode=mode, split="test")
+    vec_env = gymnasium.make_vec("ami/Maze-v0", num_envs=3, vectorization_mode=mode, split="test")
     obs, infos = vec_env.reset(seed=8)
-    own, own_infos = gymnasium.make(envs.MAZE, split="test").reset(seed=10)
+    own, own_infos = gymnasium.make("ami/Maze-v0", split="test").reset(seed=10)
     np.testing.assert_array_equal(obs[2], own)
     assert infos["path"][2] == own_infos["path"]
     np.testing.assert_array_equal(infos["goal"][2], own_infos["goal"])

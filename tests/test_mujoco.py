@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import envs
 from ami_agent.adapters.env import EnvConfig
 from envs.mujoco import Simulator, compile_model
 from envs.point_maze import max_boxes, to_mjcf, wall_boxes
@@ -79,7 +78,7 @@ def test_envs_are_known_without_mujoco():
     assert subprocess.run([sys.executable, "-c", quiet], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", [envs.POINT_MAZE, envs.REACH, envs.PUSH])
+@pytest.mark.parametrize("name", ["ami/PointMaze-v0", "ami/Reach-v0", "ami/Push-v0"])
 def test_one_line_says_what_is_lacking(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(ConfigError, match=f"{name}' can't be made: ") as output:

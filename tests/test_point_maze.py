@@ -8,7 +8,6 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-import envs
 from envs.geometry import direction
 from envs.maze import MAPS
 from envs.maze.dynamics import (
@@ -281,7 +280,7 @@ def test_unusable_settings_are_refused_by_name():
 
 @pytest.mark.parametrize("settings", [{}, {"map": "u", "obs_type": "state"}], ids=str)
 def test_gymnasium_accepts_the_env_and_makes_it_whichever_way(settings):
-    made = gymnasium.make(envs.POINT_MAZE, render_mode="rgb_array", **settings).unwrapped
+    made = gymnasium.make("ami/PointMaze-v0", render_mode="rgb_array", **settings).unwrapped
     check_env(made)
-    vec_env = gymnasium.make_vec(envs.POINT_MAZE, num_envs=3, **settings)
+    vec_env = gymnasium.make_vec("ami/PointMaze-v0", num_envs=3, **settings)
     np.testing.assert_array_equal(vec_env.reset(seed=8)[0][2], made.reset(seed=10)[0])

@@ -10,7 +10,6 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-import envs
 from envs.geometry import direction
 from envs.push import PushEnv, PushVectorEnv, TablePhysics, TableState, at_rest
 from envs.rng import keys_from_seeds, uniform
@@ -299,8 +298,8 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 
 @pytest.mark.parametrize("obs_type", ["state", "image"])
 def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(obs_type):
-    made = gymnasium.make(envs.PUSH, render_mode="rgb_array", obs_type=obs_type).unwrapped
+    made = gymnasium.make("ami/Push-v0", render_mode="rgb_array", obs_type=obs_type).unwrapped
     check_env(made)
     assert isinstance(made, PushEnv)
-    vec_env = gymnasium.make_vec(envs.PUSH, num_envs=3, obs_type=obs_type)
+    vec_env = gymnasium.make_vec("ami/Push-v0", num_envs=3, obs_type=obs_type)
     np.testing.assert_array_equal(vec_env.reset(seed=8)[0][2], made.reset(seed=10)[0])

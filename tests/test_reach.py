@@ -11,7 +11,6 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-import envs
 from envs.reach import (
     MAX_BEND,
     MJCF,
@@ -270,8 +269,8 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 
 @pytest.mark.parametrize("obs_type", ["state", "image"])
 def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(obs_type):
-    made = gymnasium.make(envs.REACH, render_mode="rgb_array", obs_type=obs_type).unwrapped
+    made = gymnasium.make("ami/Reach-v0", render_mode="rgb_array", obs_type=obs_type).unwrapped
     check_env(made)
     assert isinstance(made, ReachEnv)
-    vec_env = gymnasium.make_vec(envs.REACH, num_envs=3, obs_type=obs_type)
+    vec_env = gymnasium.make_vec("ami/Reach-v0", num_envs=3, obs_type=obs_type)
     np.testing.assert_array_equal(vec_env.reset(seed=8)[0][2], made.reset(seed=10)[0])

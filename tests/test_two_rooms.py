@@ -10,7 +10,6 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs
 from envs.rng import keys_from_seeds, uniform
 from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
 from envs.two_rooms.dynamics import is_free, next_waypoint, rebound, sample_in_room, slide, stop
@@ -165,16 +164,16 @@ def test_the_oracle_of_an_env_succeeds_and_keeps_to_the_disk():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("variant", ["fixed", "pldm"])
 def test_gymnasium_accepts_the_world(variant):
-    check_env(gymnasium.make(envs.TWO_ROOMS, variant=variant, render_mode="rgb_array").unwrapped)
+    check_env(gymnasium.make("ami/TwoRooms-v0", variant=variant, render_mode="rgb_array").unwrapped)
 
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
     vec_env = gymnasium.make_vec(
-        envs.TWO_ROOMS, num_envs=3, vectorization_mode=mode, variant="random", split="test"
+        "ami/TwoRooms-v0", num_envs=3, vectorization_mode=mode, variant="random", split="test"
     )
     obs, infos = vec_env.reset(seed=8)
-    single = gymnasium.make(envs.TWO_ROOMS, variant="random", split="test")
+    single = gymnasium.make("ami/TwoRooms-v0", variant="random", split="test")
     own_obs, own_infos = single.reset(seed=10)
     np.testing.assert_array_equal(obs[2], own_obs)
     np.testing.assert_allclose(infos["distance"][2], own_infos["distance"], rtol=1e-6)

@@ -11,7 +11,6 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from scipy import stats
 
-import envs
 from envs.windy_rooms import (
     PIT_LAYOUTS,
     Box,
@@ -583,7 +582,7 @@ def test_torch_and_numpy_tell_the_same():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("obs_type", ["state", "image"])
 def test_gymnasium_accepts_the_world(obs_type):
-    made = gymnasium.make(envs.WINDY_ROOMS, obs_type=obs_type, render_mode="rgb_array").unwrapped
+    made = gymnasium.make("ami/WindyRooms-v0", obs_type=obs_type, render_mode="rgb_array").unwrapped
     check_env(made)
     assert isinstance(made, WindyRoomsEnv)
     assert made.factor_names == ("body x", "body y")
@@ -597,10 +596,10 @@ def test_gymnasium_accepts_the_world(obs_type):
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
 def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
     vec_env = gymnasium.make_vec(
-        envs.WINDY_ROOMS, num_envs=3, vectorization_mode=mode, layout_seed=5
+        "ami/WindyRooms-v0", num_envs=3, vectorization_mode=mode, layout_seed=5
     )
     obs, infos = vec_env.reset(seed=8)
-    own, own_infos = gymnasium.make(envs.WINDY_ROOMS, layout_seed=5).reset(seed=10)
+    own, own_infos = gymnasium.make("ami/WindyRooms-v0", layout_seed=5).reset(seed=10)
     np.testing.assert_array_equal(obs[2], own)
     for name in ("goal", "interoception", "distance"):
         np.testing.assert_array_equal(infos[name][2], own_infos[name])

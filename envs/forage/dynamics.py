@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..base import SegmentState, pick, where
+from ..base import SegmentState
+from ..batch import pick, where
 from ..geometry import direction, rotate, shrink_to_disk
 from ..rng import between, integers, splitmix64, uniform, von_mises
 

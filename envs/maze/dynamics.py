@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from ..base import pick
+from ..batch import pick
 from ..geometry import shrink_to_disk
 from ..rng import splitmix64, uniform
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import base, draw
+from ..batch import pick
 from ..rng import keys_from_seeds, splitmix64, uniform
 from .dynamics import (
     BANDS,
@@ -76,7 +77,7 @@ class State(NamedTuple):
     def path(self) -> Tensor:
         """[B] float32: cells from the body's to the goal's."""
         here, goal = (cell_of(p, self.maze.size) for p in (self.body.position, self.goal))
-        return base.pick(base.pick(self.maze.path_length, here), goal).float()
+        return pick(pick(self.maze.path_length, here), goal).float()
 
 
 def image_size(size: int) -> int:

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..base import SegmentState, pick, where
+from ..base import SegmentState
+from ..batch import pick, where
 from ..geometry import direction, rotate, shrink_to_disk
 from ..rng import integers, uniform, von_mises
 from .dynamics import (

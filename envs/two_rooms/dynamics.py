@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..base import pick
+from ..batch import pick
 from ..geometry import direction, fraction_before
 from ..rng import normal, truncated_normal, uniform, von_mises
 
@@ -52,9 +52,6 @@ class Arena:
 Contact: TypeAlias = Callable[[Arena, Tensor, Tensor, Tensor], Tensor]
 """Arena, start `[..., 2]`, move `[..., 2]`, layout `[..., 2]` -> end `[..., 2]`."""
 
-Limit: TypeAlias = Callable[[Tensor, float], Tensor]
-"""Action `[..., 2]` and bound -> the action that counts `[..., 2]`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Motion:
@@ -62,8 +59,8 @@ class Motion:
 
     bound: float  # of the action space, each coordinate
     scale: float  # pixels per unit of action
-    limit: Limit
-    shrink: Limit  # the same set of actions, reached by shortening and never by turning
+    limit: Callable[[Tensor, float], Tensor]  # actions [..., 2] and bound -> those that count
+    shrink: Callable[[Tensor, float], Tensor]  # the same, by shortening and never by turning
     contact: Contact
 
     @property

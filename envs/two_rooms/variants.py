@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,9 +33,6 @@ from .dynamics import (
 
 ROLLOUT_STEPS = 25  # to a goal that a rollout reaches
 
-Paint: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Walls and point mass, each `[B, S, S]` uint8 -> observation `[B, C, S, S]` uint8."""
-
 
 def two_channels(walls: Tensor, dot: Tensor) -> Tensor:
     """The point mass in one channel, the walls in the other."""
@@ -57,7 +54,8 @@ class Canvas:
     border: tuple[int, int]  # first and last pixel of the outer walls, counted from each edge
     dot_std: float  # pixels
     channels: int
-    paint: Paint
+    paint: Callable[[Tensor, Tensor], Tensor]
+    """Walls and point mass, each `[B, S, S]` uint8 -> observation `[B, C, S, S]` uint8."""
 
     @property
     def space(self) -> spaces.Box:
@@ -89,10 +87,6 @@ class Canvas:
         return (position + 0.5) * (draw.FRAME_SIZE / self.size) - 0.5
 
 
-GoalSampler: TypeAlias = Callable[["Variant", Tensor, Tensor, Tensor], Tensor]
-"""Variant, starts `[B, 2]`, layouts `[B, 2]`, keys `[B]` -> goals `[B, 2]`."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """A protocol: the environment, the task and how it is evaluated."""
@@ -101,7 +95,8 @@ class Variant:
     canvas: Canvas
     motion: Motion
     layouts: tuple[tuple[int, int], ...]  # (wall x, door y)
-    goal: GoalSampler
+    goal: Callable[[Variant, Tensor, Tensor, Tensor], Tensor]
+    """Variant, starts `[B, 2]`, layouts `[B, 2]`, keys `[B]` -> goals `[B, 2]`."""
     goal_radius: float  # nearer to the goal than this, it counts as reached
     success_at: Literal["final", "ever"]  # the last step, or any
     max_episode_steps: int

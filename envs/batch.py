@@ -1,0 +1,31 @@
+"""Rows of batches: of tensors `[B, ...]`, and of states that are NamedTuples of such tensors."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """Of values [B, K, ...] those at the indices [B], [B, ...]."""
+    return values[torch.arange(len(index), device=index.device), index]
+
+
+def where(rows: Tensor, new: T, old: T) -> T:
+    """The old state, or the new one in some rows [B] bool; tensors, or NamedTuples of them."""
+    if isinstance(old, tuple):
+        return type(old)(*(where(rows, *parts) for parts in zip(new, old, strict=True)))
+    return torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+
+def scatter(old: Any, new: Any, rows: Tensor) -> Any:
+    """The old state with its rows [N] replaced by those of the new one, [N, ...]."""
+    if isinstance(old, Tensor):
+        return old.index_copy(0, rows, new)
+    if isinstance(old, dict):
+        return {name: scatter(part, new[name], rows) for name, part in old.items()}
+    return type(old)(*(scatter(a, b, rows) for a, b in zip(old, new, strict=True)))
