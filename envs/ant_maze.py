@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import draw
 from .base import DynamicsTest, SegmentState, SingleEnv
+from .geometry import direction
 from .maze import MazeVectorEnv
 from .maze.dynamics import Maze, Physics
 from .maze.env import State
@@ -107,8 +108,8 @@ def knees_and_feet(pose: Tensor) -> Tensor:
     [B, 4, 2, 2]."""
     hip, ankle = pose[:, 5:].unflatten(-1, (4, 2)).unbind(-1)
     root = math.pi * pose.new_tensor(LEG_ANGLES)
-    out = torch.stack([torch.cos(root + hip), torch.sin(root + hip)], -1)  # [B, 4, 2]
-    knee = HIP * torch.stack([root.cos(), root.sin()], -1) + UPPER * out
+    out = direction(root + hip)  # [B, 4, 2]
+    knee = HIP * direction(root) + UPPER * out
     down = ankle * pose.new_tensor(BEND_SIGNS)
     foot = knee + LOWER * down.cos()[..., None] * out
     flat = torch.stack([knee, foot], 2)  # [B, 4, 2, 2]
@@ -119,12 +120,6 @@ def knees_and_feet(pose: Tensor) -> Tensor:
         (1 - 2 * (y * y + z * z)) * a + 2 * (x * y - w * z) * b + 2 * (x * z + w * y) * depth,
         2 * (x * y + w * z) * a + (1 - 2 * (x * x + z * z)) * b + 2 * (y * z - w * x) * depth,
     ], -1)  # fmt: skip
-
-
-def hips(pose: Tensor) -> Tensor:
-    """Poses [B, 13] -> where legs begin about the torso, in metres, [B, 4, 2]."""
-    angle = heading(pose)[:, None] + torch.pi * pose.new_tensor(LEG_ANGLES)
-    return HIP * torch.stack([angle.cos(), angle.sin()], -1)
 
 
 def ant_model(size: int, boxes: list[WallBox]) -> MjModel:
@@ -241,7 +236,11 @@ class AntMazeVectorEnv(MazeVectorEnv):
         assert isinstance(state.body, AntState)
         ant, maze = state.body, state.maze
         frames = draw_maze_frames(maze, ant.position, state.goal, GOAL_RADIUS, TORSO).float()
-        joints = torch.cat([hips(ant.pose)[:, :, None], knees_and_feet(ant.pose)], 2)
+        # where legs begin about the torso, in metres
+        hips = HIP * direction(
+            heading(ant.pose)[:, None] + torch.pi * ant.pose.new_tensor(LEG_ANGLES)
+        )
+        joints = torch.cat([hips[:, :, None], knees_and_feet(ant.pose)], 2)
         points = ant.position[:, None, None] + joints / CELL  # [B, 4, 3, 2]
         points = draw.unit_to_pixels(points, draw.UNIT_SIDE / maze.size)
         ends = torch.stack([points[:, :, :-1], points[:, :, 1:]], 3).flatten(1, 2)

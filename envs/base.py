@@ -226,8 +226,8 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         [B, A]."""
 
     @abstractmethod
-    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
-        """Dynamics tests by name, in tensors."""
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, DynamicsTest]:
+        """Dynamics tests by name, in tensors, drawn from random keys [N]."""
 
     @abstractmethod
     def _to_pixels(self, factors: Tensor) -> Tensor:
@@ -285,7 +285,8 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
 
     def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
         """Action sequences with known outcomes, by name, that test a world model."""
-        tests = self._dynamics_tests(seed)
+        keys = keys_from_seeds(range(seed, seed + NUM_TESTS), self.device)
+        tests = self._dynamics_tests(keys)
         return {
             name: DynamicsTest(self._obs_to_output(test.obs), *map(self._to_output, test[1:]))
             for name, test in tests.items()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import base, draw
 from .geometry import direction, shrink_to_disk
-from .rng import keys_from_seeds, splitmix64, truncated_normal, uniform, von_mises
+from .rng import splitmix64, truncated_normal, uniform, von_mises
 
 SIZE = 32  # pixels on a side of the image
 LEFT, RIGHT = 12.5, 18.5  # the sides of the stem
@@ -293,10 +293,9 @@ class CueCorridorVectorEnv(base.TorchVectorEnv[State]):
         behaviour = behaviour._replace(last_move=direction(heading) * length, keys=keys)
         return behaviour, to_action(behaviour.last_move)
 
-    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
         """Full steps to the right: in the middle half of the stem where the cue isn't visible, from
         0.2 to 1.5 steps before its right wall; and in the left half of the junction."""
-        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
         u, _ = uniform(keys, 2)
         state = sample_initial(keys, directed_fraction=0.0)
         wall_x = RIGHT - STEP * (0.2 + 1.3 * u[:, 0])
@@ -304,7 +303,7 @@ class CueCorridorVectorEnv(base.TorchVectorEnv[State]):
         open_x = LEFT + (RIGHT - LEFT) / 2 * u[:, 0]
         open_y = TOP + 1 + (FORK - TOP - 2) * u[:, 1]
         starts = {"wall": (wall_x, wall_y), "open": (open_x, open_y)}
-        action = u.new_tensor([1.0, 0.0]).expand(base.NUM_TESTS, -1)
+        action = u.new_tensor([1.0, 0.0]).expand(len(keys), -1)
         return {
             name: base.run_test(
                 state._replace(position=torch.stack(start, -1)),

@@ -19,7 +19,7 @@ from . import base, draw
 from .batch import pick, where
 from .geometry import direction, shrink_to_disk, wrap_angle
 from .mujoco import Simulator, compile_model
-from .rng import between, integers, keys_from_seeds, splitmix64, uniform
+from .rng import between, integers, splitmix64, uniform
 
 HAND_RADIUS, BLOCK_RADIUS = 0.04, 0.07
 CONTACT = HAND_RADIUS + BLOCK_RADIUS  # distance of the centres where hand and block touch
@@ -339,14 +339,13 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         to_target = shrink_to_disk((behaviour.target - table.hand) / ARRIVAL_DISTANCE, 1.0)
         return behaviour, torch.where(behaviour.directed[:, None], to_target, behaviour.force)
 
-    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
         """Full steps to the right of a hand straight against the block, and of one that passes
         below it."""
-        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
         block = between(uniform(splitmix64(keys ^ 8), 2)[0], TEST_BLOCKS)
         beside = block - block.new_tensor([CONTACT, 0.0])
         below = beside + block.new_tensor([0.0, TEST_OFFSET])
-        action = block.new_tensor([1.0, 0.0]).expand(base.NUM_TESTS, -1)
+        action = block.new_tensor([1.0, 0.0]).expand(len(keys), -1)
         return {
             name: base.run_test(
                 at_rest(hand, block),

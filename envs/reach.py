@@ -20,7 +20,7 @@ from . import base, draw
 from .batch import pick, where
 from .geometry import direction, wrap_angle
 from .mujoco import Simulator, compile_model
-from .rng import integers, keys_from_seeds, splitmix64, uniform
+from .rng import integers, splitmix64, uniform
 
 LINK = 0.5  # the length of each of two links
 MAX_BEND = 2.6  # radians; the elbow bends so far either way
@@ -318,10 +318,9 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
         behaviour = where(behaviour.steps_left <= 0, drawn, behaviour._replace(keys=keys))
         return behaviour._replace(steps_left=behaviour.steps_left - 1), behaviour.torque
 
-    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
         """A full torque on one joint of an arm at rest, to the side that takes the fingertip to the
         right."""
-        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
         angle = sample_angles(uniform(splitmix64(keys ^ 8), 2)[0])
         height = fingertip(angle)[:, 1]  # what is below a joint goes left as its angle grows
         heights = {"shoulder": height, "elbow": height - joint_positions(angle)[:, 0, 1]}

@@ -362,18 +362,18 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
         strength = (MIN_STRENGTH + 1.35 * u[:, 1:2]).clamp(max=1) * (u[:, 2:] >= IDLE)
         return BehaviourState(heading, keys), strength * direction(heading)
 
-    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
         """Full steps to the right, without wind: in the middle of a room, and along the upper or
         the lower end of the pit and beyond it."""
         pit = self.pit
-        u, _ = uniform(keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device), 3)
+        u, _ = uniform(keys, 3)
         far = u[:, 0] < 0.5  # right, and below
         room_x = torch.where(far, (1 + pit.high[0]) / 2, pit.low[0] / 2)
         gap = Box(*u.new_tensor(TEST_GAPS)).sample(u[:, 1])
         edge_y = torch.where(far, pit.high[1] + gap, pit.low[1] - gap)
         room_y = Box(*u.new_tensor((MARGIN, 1 - MARGIN))).sample(u[:, 2])
         middle_x = ((pit.low[0] + pit.high[0]) / 2).expand_as(edge_y)
-        action = u.new_tensor([1.0, 0.0]).expand(base.NUM_TESTS, -1)
+        action = u.new_tensor([1.0, 0.0]).expand(len(keys), -1)
         return {
             name: base.run_test(
                 torch.stack(halfway, -1) - base.TEST_STEPS / 2 * STEP * action,

@@ -71,7 +71,7 @@ class LineWorlds(TorchVectorEnv[Line]):
     def _behave(self, state: Line) -> tuple[Tensor, Tensor]:
         return state.behaviour, torch.ones(self.num_envs, 1)
 
-    def _dynamics_tests(self, seed: int) -> dict[str, DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, DynamicsTest]:
         return {}
 
     def _to_pixels(self, factors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from .. import base, draw
-from ..rng import between, keys_from_seeds, splitmix64, uniform
+from ..rng import between, splitmix64, uniform
 from .dynamics import (
     AT_FLAG,
     EXPERTS,
@@ -264,14 +264,13 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
     def _behave(self, state: State) -> tuple[base.SegmentState, Tensor]:
         return behaviour_step(state.behaviour, state.position, state.layout, self.directed_fraction)
 
-    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
         """Full steps to the right, from 0.2 to 2 of them before the border, and in the middle."""
-        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
         state, (u, _) = reset_state(keys, self._split), uniform(splitmix64(keys ^ 8), 4)
         border_x = 1 - STEP * between(u[:, 0], (0.2, 2.0))
         border_y = between(u[:, 1], (MARGIN, 1 - MARGIN))
         open_x, open_y = between(u[:, 2], (0.3, 0.6)), between(u[:, 3], (0.3, 0.7))
-        action = u.new_tensor([1.0, 0.0]).expand(base.NUM_TESTS, -1)
+        action = u.new_tensor([1.0, 0.0]).expand(len(keys), -1)
         starts = {"border": (border_x, border_y), "open": (open_x, open_y)}
         return {
             name: base.run_test(

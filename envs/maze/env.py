@@ -332,8 +332,7 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
         """What a point mass would do, [B, 2] -> actions [B, A] of this body."""
         return point_actions
 
-    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
-        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
         maze = self.mazes(keys)
         u, _ = uniform(splitmix64(keys ^ 8), 3)
         return {

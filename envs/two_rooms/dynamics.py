@@ -102,12 +102,6 @@ def fraction_to_wall(arena: Arena, start: Tensor, move: Tensor, layout: Tensor) 
     return fraction_before(low, high, start.unsqueeze(-2), move.unsqueeze(-2)).amin(-1)
 
 
-def fraction_to_border(arena: Arena, start: Tensor, move: Tensor) -> Tensor:
-    """The fraction of the move that stays in the arena, [...]."""
-    space = torch.where(move > 0, arena.high - start, start - arena.low)
-    return (space / move.abs().clamp(min=TINY)).amin(-1).clamp(0, 1)
-
-
 def is_visible(arena: Arena, start: Tensor, goal: Tensor, layout: Tensor) -> Tensor:
     """[..., 2] and [..., 2] -> [...] bool: no wall is between them."""
     return fraction_to_wall(arena, start, goal - start, layout) >= 1
@@ -118,7 +112,9 @@ def stop(arena: Arena, start: Tensor, move: Tensor, layout: Tensor) -> Tensor:
     fraction = fraction_to_wall(arena, start, move, layout)
     short = fraction - STANDOFF / move.norm(dim=-1).clamp(min=TINY)
     fraction = torch.where(fraction < 1, short.clamp(min=0), 1.0)
-    fraction = torch.minimum(fraction, fraction_to_border(arena, start, move))
+    space = torch.where(move > 0, arena.high - start, start - arena.low)
+    to_border = (space / move.abs().clamp(min=TINY)).amin(-1).clamp(0, 1)
+    fraction = torch.minimum(fraction, to_border)
     end = (start + move * fraction.unsqueeze(-1)).clamp(arena.low, arena.high)
     # Rounding could leave a grazing point mass in the wall; where it came from was free.
     return torch.where(is_free(arena, end, layout).unsqueeze(-1), end, start)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import base, draw
 from ..geometry import direction
-from ..rng import keys_from_seeds, splitmix64, uniform
+from ..rng import splitmix64, uniform
 from .dynamics import (
     Arena,
     BehaviourState,
@@ -238,16 +238,15 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         )
         return behaviour, self.variant.motion.to_action(behaviour.last_move)
 
-    def _dynamics_tests(self, seed: int) -> dict[str, base.DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
         """Full steps to the right, from 0.2 to 2 of them before the wall, beside the door and in
         front of it."""
         arena, canvas, motion = self.variant.arena, self.variant.canvas, self.variant.motion
-        keys = keys_from_seeds(range(seed, seed + base.NUM_TESTS), self.device)
         u, _ = uniform(keys, 3)
         layout = sample_layouts(self._layouts, u[:, 0])
         walls = canvas.draw_walls(arena, layout)
         x = layout[:, 0] - arena.half_wall - motion.full_step * (0.2 + 1.8 * u[:, 1])
-        action = u.new_tensor([motion.bound, 0.0]).expand(base.NUM_TESTS, -1)
+        action = u.new_tensor([motion.bound, 0.0]).expand(len(keys), -1)
         distractors, _ = self._sample_distractors(keys)
         return {
             name: base.run_test(
