@@ -346,11 +346,14 @@ def sample_target(layout: Layout, u: Tensor) -> Tensor:
     return pick(targets, (5 * u[:, 1]).long())
 
 
-def resample(
+def behaviour_step(
     behaviour: SegmentState, position: Tensor, layout: Layout, directed_fraction: float
-) -> SegmentState:
-    """Every 10 to 25 steps the policy is resampled: idle in a tenth of the segments, directed in
-    `directed_fraction` of the others, else drifting."""
+) -> tuple[SegmentState, Tensor]:
+    """The behaviour policy one step on, and its actions [B, 2].
+
+    Every 10 to 25 steps the policy is resampled: idle in a tenth of the segments, directed in
+    `directed_fraction` of the others, else drifting. A third of the steps are full, the others have
+    any length down to a tenth."""
     u, keys = uniform(behaviour.keys, 8)
     arrived = behaviour.directed & (distance(behaviour.target, position) < AT_TARGET)
     linger = ((LINGER + 1) * u[:, 0]).floor()
@@ -360,20 +363,12 @@ def resample(
     directed = ~idle & (u[:, 2] < directed_fraction)
     target, steps = sample_target(layout, u[:, 4:]), integers(u[:, 3], SEGMENT_STEPS)
     new = SegmentState(behaviour.heading, target, directed, idle, steps, keys)
-    behaviour = where(left <= 0, new, behaviour._replace(steps_left=left, keys=keys))
-    return behaviour._replace(steps_left=behaviour.steps_left - 1)
-
-
-def behaviour_step(
-    behaviour: SegmentState, position: Tensor, layout: Layout, directed_fraction: float
-) -> tuple[SegmentState, Tensor]:
-    """The behaviour policy one step on, and its actions [B, 2]. A third of the steps are full, the
-    others have any length down to a tenth."""
-    behaviour = resample(behaviour, position, layout, directed_fraction)
-    u, keys = uniform(behaviour.keys, 2)
+    behaviour = where(left <= 0, new, behaviour._replace(steps_left=left))
+    u, keys = uniform(keys, 2)
     heading = rotate(behaviour.heading, von_mises(u[:, 0], KAPPA))
     strength = (MIN_STRENGTH + 1.35 * u[:, 1:]).clamp(max=1)
     directed = behaviour.directed[:, None]
     ahead = torch.where(directed, behaviour.target - position, STEP * heading)
     actions = to_action(ahead) * strength * ~behaviour.idle[:, None]
-    return behaviour._replace(heading=heading, keys=keys), actions
+    left = behaviour.steps_left - 1
+    return behaviour._replace(heading=heading, steps_left=left, keys=keys), actions

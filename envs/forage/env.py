@@ -53,43 +53,6 @@ COLOURS = {
 }
 
 
-def reset_state(keys: Tensor, split: str, factors: Tensor | None = None) -> State:
-    """The first state of the episodes of keys [B]; `factors` [B, 5] set positions, energies and
-    growths."""
-    layout = sample_layout(keys, split)
-    if factors is None:
-        u, _ = uniform(splitmix64(keys ^ 6), 1 + 2 * NUM_FOODS)
-        for_energy, for_ripe, young = u.split([1, NUM_FOODS, NUM_FOODS], dim=-1)
-        growth = torch.where(for_ripe < RIPE, 1.0, young)
-        factors = torch.cat([layout.start, between(for_energy, ENERGY), growth], -1)
-    position, energy, growth = factors[:, :2], factors[:, 2], factors[:, 3:]
-    zero = torch.zeros_like(energy)
-    visited = mark_visited(zero.bool()[:, None].repeat(1, GRID * GRID), position)
-    return State(
-        position=position,
-        energy=energy,
-        growth=growth,
-        damage=damage_at(position, layout.hazard, layout.radius),
-        meal=zero,
-        layout=layout._replace(start=position),
-        record=EpisodeRecord(zero, zero, zero, zero, visited),
-        behaviour=base.SegmentState.begin(position, splitmix64(keys ^ 4)),
-    )
-
-
-def observe(state: State) -> dict[str, Tensor]:
-    """Foods, hazard and flag are positions relative to the agent."""
-    layout, here = state.layout, state.position
-    food = torch.cat([layout.food - here[:, None], state.growth[..., None]], -1)
-    return {
-        "body": here,
-        "energy": state.energy[:, None],
-        "food": food,
-        "hazard": torch.cat([layout.hazard - here, layout.radius[:, None]], -1),
-        "flag": layout.flag - here,
-    }
-
-
 def observation_space() -> spaces.Dict:
     low = {
         "body": np.zeros(2),
@@ -230,10 +193,27 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
         )
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
-        factors = None
+        layout = sample_layout(keys, self._split)
         if options.get("factors") is not None:
             factors = self._read_factors("factors", options["factors"], len(keys))
-        return reset_state(keys, self._split, factors)
+        else:
+            u, _ = uniform(splitmix64(keys ^ 6), 1 + 2 * NUM_FOODS)
+            for_energy, for_ripe, young = u.split([1, NUM_FOODS, NUM_FOODS], dim=-1)
+            growth = torch.where(for_ripe < RIPE, 1.0, young)
+            factors = torch.cat([layout.start, between(for_energy, ENERGY), growth], -1)
+        position, energy, growth = factors[:, :2], factors[:, 2], factors[:, 3:]
+        zero = torch.zeros_like(energy)
+        visited = mark_visited(zero.bool()[:, None].repeat(1, GRID * GRID), position)
+        return State(
+            position=position,
+            energy=energy,
+            growth=growth,
+            damage=damage_at(position, layout.hazard, layout.radius),
+            meal=zero,
+            layout=layout._replace(start=position),
+            record=EpisodeRecord(zero, zero, zero, zero, visited),
+            behaviour=base.SegmentState.begin(position, splitmix64(keys ^ 4)),
+        )
 
     def _step_state(self, state: State, actions: Tensor) -> State:
         return step_state(state, actions)
@@ -242,7 +222,16 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
         return self.evaluate(state).success
 
     def _observe(self, state: State) -> base.TensorObs:
-        return observe(state)
+        """Foods, hazard and flag are positions relative to the agent."""
+        layout, here = state.layout, state.position
+        food = torch.cat([layout.food - here[:, None], state.growth[..., None]], -1)
+        return {
+            "body": here,
+            "energy": state.energy[:, None],
+            "food": food,
+            "hazard": torch.cat([layout.hazard - here, layout.radius[:, None]], -1),
+            "flag": layout.flag - here,
+        }
 
     def _reward(self, state: State) -> Tensor:
         return state.at_flag.float()
@@ -266,7 +255,7 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
 
     def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
         """Full steps to the right, from 0.2 to 2 of them before the border, and in the middle."""
-        state, (u, _) = reset_state(keys, self._split), uniform(splitmix64(keys ^ 8), 4)
+        state, (u, _) = self._reset_state(keys, {}), uniform(splitmix64(keys ^ 8), 4)
         border_x = 1 - STEP * between(u[:, 0], (0.2, 2.0))
         border_y = between(u[:, 1], (MARGIN, 1 - MARGIN))
         open_x, open_y = between(u[:, 2], (0.3, 0.6)), between(u[:, 3], (0.3, 0.7))
@@ -276,8 +265,8 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
             name: base.run_test(
                 state._replace(position=torch.stack(start, -1)),
                 action,
-                step_state,
-                observe,
+                self._step_state,
+                self._observe,
                 to_factors,
             )
             for name, start in starts.items()

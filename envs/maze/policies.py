@@ -80,16 +80,17 @@ def expert_action(
     return shrink_to_disk((velocity - KEPT * body.velocity) / PUSH, 1.0)
 
 
-def resample(
-    behaviour: SegmentState,
-    maze: Maze,
-    position: Tensor,
-    directed_fraction: float,
-    step_scale: int,
-) -> SegmentState:
-    """Every 10 to 25 steps, later where bodies are slow, the policy is resampled: idle in a tenth
-    of the segments; directed in `directed_fraction` of the others, to any cell until it arrives or
-    the segment, longer by the path, ends; else drifting."""
+def behaviour_step(
+    behaviour: SegmentState, maze: Maze, physics: Physics, body: BodyState, directed_fraction: float
+) -> tuple[SegmentState, Tensor]:
+    """The behaviour policy one step on, and its actions [B, 2].
+
+    Every 10 to 25 steps, later where bodies are slow, the policy is resampled: idle in a tenth of
+    the segments; directed in `directed_fraction` of the others, to any cell until it arrives or the
+    segment, longer by the path, ends; else drifting. The heading drifts, and now and then turns
+    back along the axis on which a wall has stopped the body. A third of the actions are full, the
+    others have any strength down to a fifth."""
+    position, scale = body.position, physics.step_scale
     u, keys = uniform(behaviour.keys, 7)
     to_target = (behaviour.target - position).norm(dim=-1)
     renew = (behaviour.steps_left <= 0) | (behaviour.directed & (to_target < AT_TARGET))
@@ -99,26 +100,11 @@ def resample(
     target = sample_in_cell(cells, maze.size, u[:, 3:5])
     steps = integers(u[:, 5], SEGMENT_STEPS)
     path_length = pick(pick(maze.path_length, cell_of(position, maze.size)), cells)
-    active_steps = step_scale * (steps + STEPS_PER_CELL * path_length * directed)
+    active_steps = scale * (steps + STEPS_PER_CELL * path_length * directed)
     steps = torch.where(idle, steps, active_steps)
     new = SegmentState(direction(2 * math.pi * u[:, 6]), target, directed, idle, steps, keys)
-    behaviour = where(renew, new, behaviour._replace(keys=keys))
-    return behaviour._replace(steps_left=behaviour.steps_left - 1)
-
-
-def behaviour_step(
-    behaviour: SegmentState,
-    maze: Maze,
-    physics: Physics,
-    body: BodyState,
-    directed_fraction: float,
-) -> tuple[SegmentState, Tensor]:
-    """The behaviour policy one step on, and its actions [B, 2]. The heading drifts, and now and
-    then turns back along the axis on which a wall has stopped the body. A third of the actions are
-    full, the others have any strength down to a fifth."""
-    scale = physics.step_scale
-    behaviour = resample(behaviour, maze, body.position, directed_fraction, scale)
-    u, keys = uniform(behaviour.keys, 3)
+    behaviour = where(renew, new, behaviour)
+    u, keys = uniform(keys, 3)
     stopped = body.velocity.abs() <= physics.stopped_speed
     turn_back = stopped & (u[:, 2, None] < BOUNCE_PROB / scale)
     heading = torch.where(turn_back, -behaviour.heading, behaviour.heading)
@@ -126,4 +112,6 @@ def behaviour_step(
     strength = (MIN_STRENGTH + 1.2 * u[:, 1:2]).clamp(max=1)
     to_target = expert_action(maze, body, behaviour.target, physics.half_width)
     actions = torch.where(behaviour.directed[:, None], to_target, heading * strength)
-    return behaviour._replace(heading=heading, keys=keys), actions * ~behaviour.idle[:, None]
+    left = behaviour.steps_left - 1
+    behaviour = behaviour._replace(heading=heading, steps_left=left, keys=keys)
+    return behaviour, actions * ~behaviour.idle[:, None]
