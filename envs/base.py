@@ -96,12 +96,6 @@ class SegmentState(NamedTuple):
         return cls(heading, position, zero > 0, zero > 0, zero, keys)
 
 
-OUTPUTS: dict[str, Callable[[Any], Array]] = {
-    "numpy": lambda tensor: tensor.cpu().numpy(),
-    "torch": lambda tensor: tensor,
-}
-
-
 def choose(kind: str, name: str, choices: Mapping[str, T]) -> T:
     """The choice of that name. Raises ValueError, which names all choices, where there is none."""
     if name not in choices:
@@ -173,7 +167,7 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         self.max_episode_steps = max_episode_steps
         self.metadata = {**self.metadata, "description": self.description}
         self.device = torch.device(device)
-        self._to_output = choose("output", output, OUTPUTS)
+        self._gives_arrays = choose("output", output, {"numpy": True, "torch": False})
         self.single_observation_space = obs_space
         self.single_action_space = action_space
         self.observation_space = batch_space(obs_space, num_envs)
@@ -352,6 +346,9 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _to_output(self, tensor: Tensor) -> Array:
+        return tensor.cpu().numpy() if self._gives_arrays else tensor
 
     def _obs_to_output(self, obs: TensorObs) -> Obs:
         if isinstance(obs, dict):

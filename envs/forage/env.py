@@ -179,9 +179,8 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
 
         Raises ValueError for names that don't exist and for numbers out of range.
         """
-        self.evaluate = base.choose("task", task, TASKS)
-        self.expert = EXPERTS[task]
-        self.directed_fraction = directed_fraction
+        base.choose("task", task, TASKS)
+        self.task, self.directed_fraction = task, directed_fraction
         self._split = base.choose("split", split, {name: name for name in SPLITS})
         base.check_range("directed_fraction", directed_fraction, 0, 1)
         super().__init__(
@@ -219,7 +218,7 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
         return step_state(state, actions)
 
     def _success(self, state: State) -> Tensor:
-        return self.evaluate(state).success
+        return TASKS[self.task](state).success
 
     def _observe(self, state: State) -> base.TensorObs:
         """Foods, hazard and flag are positions relative to the agent."""
@@ -240,7 +239,7 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
         return {
             "interoception": torch.stack([state.energy, state.damage, state.meal], -1),
             "factors": to_factors(state),
-            "score": self.evaluate(state).score,
+            "score": TASKS[self.task](state).score,
             "cells": state.cells,
             "damage": state.record.damage,
             "eaten": state.record.eaten,
@@ -248,7 +247,7 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
 
     def _expert(self, state: State) -> Tensor:
         """Only the expert of the task "flag" keeps away from the hazard."""
-        return self.expert(state)
+        return EXPERTS[self.task](state)
 
     def _behave(self, state: State) -> tuple[base.SegmentState, Tensor]:
         return behaviour_step(state.behaviour, state.position, state.layout, self.directed_fraction)
