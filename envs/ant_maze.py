@@ -182,6 +182,7 @@ class AntMazeVectorEnv(MazeVectorEnv):
 
     body_name: ClassVar[str] = "An ant, a body on four legs (blue),"
     action_dim: ClassVar[int] = 8
+    goal_radius = GOAL_RADIUS
 
     def __init__(
         self, num_envs: int = 1, *, map: str = "u", obs_type: str = "state", **options: Any
@@ -198,7 +199,6 @@ class AntMazeVectorEnv(MazeVectorEnv):
             stopped_speed=STOPPED_SPEED,
             place_at=place_at,
             step_scale=STEP_SCALE,
-            goal_radius=GOAL_RADIUS,
             half_width=HALF_WIDTH,
         )
 

@@ -40,10 +40,6 @@ class GoalState(Protocol):
     def distance(self) -> Tensor:
         """[B] from the goal."""
 
-    @property
-    def at_goal(self) -> Tensor:
-        """[B] bool: the goal counts as reached."""
-
 
 S = TypeVar("S")
 """The state of B environments: a NamedTuple of tensors `[B, ...]`, or of more such tuples; its
@@ -373,6 +369,9 @@ class GoalVectorEnv(TorchVectorEnv[G]):
     report "goal", an observation of it, "factors" and "goal_factors", and "distance".
     """
 
+    goal_radius: float
+    """Nearer to the goal than this, it counts as reached."""
+
     @abstractmethod
     def _factors(self, state: G) -> Tensor:
         """[B, F]"""
@@ -382,10 +381,10 @@ class GoalVectorEnv(TorchVectorEnv[G]):
         """[B, F]"""
 
     def _success(self, state: G) -> Tensor:
-        return state.at_goal
+        return state.distance < self.goal_radius
 
     def _reward(self, state: G) -> Tensor:
-        return state.at_goal.float()
+        return self._success(state).float()
 
     def _info(self, state: G) -> dict[str, TensorObs]:
         return {

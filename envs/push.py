@@ -134,11 +134,6 @@ class State(NamedTuple):
         """[B] from the block to its goal; the hand's position doesn't matter."""
         return (self.table.block - self.goal.block).norm(dim=-1)
 
-    @property
-    def at_goal(self) -> Tensor:
-        """[B] bool."""
-        return self.distance < GOAL_RADIUS
-
 
 def at_rest(hand: Tensor, block: Tensor) -> TableState:
     """Hands and blocks at rest at positions [B, 2]."""
@@ -222,6 +217,7 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         *("hand velocity x", "hand velocity y", "block velocity x", "block velocity y"),
     )
     num_velocities: ClassVar[int] = 4
+    goal_radius = GOAL_RADIUS
 
     def __init__(
         self,

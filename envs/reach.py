@@ -101,11 +101,6 @@ class State(NamedTuple):
         """[B] from the fingertip to its goal, in lengths of the arm."""
         return (fingertip(self.arm.angle) - fingertip(self.goal)).norm(dim=-1)
 
-    @property
-    def at_goal(self) -> Tensor:
-        """[B] bool."""
-        return self.distance < GOAL_RADIUS
-
 
 def at_rest(angle: Tensor) -> ArmState:
     """Arms at rest, angles [B, 2]."""
@@ -235,6 +230,7 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
         *("shoulder velocity", "elbow velocity"),
     )
     num_velocities: ClassVar[int] = 2
+    goal_radius = GOAL_RADIUS
 
     def __init__(
         self,

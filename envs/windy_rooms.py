@@ -214,11 +214,6 @@ class State(NamedTuple):
         """[B] straight to the goal."""
         return (self.position - self.goal).norm(dim=-1)
 
-    @property
-    def at_goal(self) -> Tensor:
-        """[B] bool."""
-        return (self.distance < GOAL_RADIUS) & ~self.fallen
-
 
 def observe_state(_: Box, position: Tensor) -> Tensor:
     """Positions [B, 2] -> [B, 2], from -1 to 1."""
@@ -267,6 +262,7 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
     )
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y")
     interoception_names: ClassVar[tuple[str, ...]] = ("fallen",)
+    goal_radius = GOAL_RADIUS
 
     def __init__(
         self,
@@ -346,6 +342,9 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
 
     def _goal_factors(self, state: State) -> Tensor:
         return state.goal
+
+    def _success(self, state: State) -> Tensor:
+        return super()._success(state) & ~state.fallen
 
     def _info(self, state: State) -> dict[str, base.TensorObs]:
         interoception = state.fallen.float()[:, None]

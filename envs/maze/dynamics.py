@@ -299,7 +299,6 @@ class Physics(NamedTuple):
     stopped_speed: float  # cells a step; the most that a wall leaves of a velocity towards it
     place_at: Callable[[Tensor, Tensor], Any] = place_at  # positions, velocities [B, 2] -> bodies
     step_scale: int = 1  # steps in which a body gets as far as the point mass in one
-    goal_radius: float = GOAL_RADIUS  # cells; nearer to the goal than this, it counts as reached
     half_width: float = HALF_WIDTH  # cells; half of the room that a body takes
 
 

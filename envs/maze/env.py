@@ -17,6 +17,7 @@ from ..batch import pick
 from ..rng import keys_from_seeds, splitmix64, uniform
 from .dynamics import (
     BANDS,
+    GOAL_RADIUS,
     HALF_WIDTH,
     MAPS,
     POINT_PHYSICS,
@@ -57,7 +58,6 @@ class State(NamedTuple):
 
     body: BodyState
     goal: Tensor  # [B, 2]
-    goal_radius: Tensor  # [B] cells; nearer to the goal than this, it counts as reached
     maze: Maze
     behaviour: base.SegmentState
     walls: Tensor  # [B, S, S] uint8
@@ -67,11 +67,6 @@ class State(NamedTuple):
     def distance(self) -> Tensor:
         """[B] cells from the body straight to its goal."""
         return (self.body.position - self.goal).norm(dim=-1)
-
-    @property
-    def at_goal(self) -> Tensor:
-        """[B] bool: near the goal and on the same side of every wall."""
-        return (self.distance < self.goal_radius) & (self.path <= AROUND)
 
     @property
     def path(self) -> Tensor:
@@ -169,6 +164,7 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y", "velocity x", "velocity y")
     num_velocities: ClassVar[int] = 2
     action_dim: ClassVar[int] = 2
+    goal_radius = GOAL_RADIUS
 
     def __init__(
         self,
@@ -287,7 +283,6 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
         return State(
             body=body,
             goal=goal,
-            goal_radius=torch.full_like(goal[:, 0], physics.goal_radius),
             maze=maze,
             behaviour=base.SegmentState.begin(body.position, splitmix64(keys ^ 1)),
             walls=walls,
@@ -314,6 +309,10 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
 
     def _goal_factors(self, state: State) -> Tensor:
         return to_factors(self.mazes.size, at_rest(state.goal))
+
+    def _success(self, state: State) -> Tensor:
+        """Near the goal and on the same side of every wall."""
+        return super()._success(state) & (state.path <= AROUND)
 
     def _info(self, state: State) -> dict[str, base.TensorObs]:
         return {**super()._info(state), "path": state.path}
@@ -376,7 +375,7 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
         return draw.unit_to_pixels(size * factors[..., :2], draw.UNIT_SIDE / size)
 
     def _draw(self, state: State) -> Tensor:
-        return draw_frames(state.maze, state.body.position, state.goal, self.physics.goal_radius)
+        return draw_frames(state.maze, state.body.position, state.goal, self.goal_radius)
 
 
 class MazeEnv(base.SingleEnv[MazeVectorEnv]):

@@ -46,7 +46,6 @@ class State(NamedTuple):
 
     position: Tensor  # [B, 2] pixels
     goal: Tensor  # [B, 2]
-    goal_radius: Tensor  # [B]
     layout: Tensor  # [B, 2] wall x, door y
     behaviour: BehaviourState
     walls: Tensor  # [B, S, S] uint8
@@ -57,11 +56,6 @@ class State(NamedTuple):
     def distance(self) -> Tensor:
         """[B] pixels from the point mass to its goal."""
         return (self.position - self.goal).norm(dim=-1)
-
-    @property
-    def at_goal(self) -> Tensor:
-        """[B] bool."""
-        return self.distance < self.goal_radius
 
 
 def sample_initial(
@@ -128,7 +122,7 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         base.check_range("directed_fraction", directed_fraction, 0, 1)
         base.check_range("num_distractors", num_distractors, 0, math.inf)
         self.directed_fraction, self.num_distractors = directed_fraction, num_distractors
-        self.behaviour = self.variant.behaviour
+        self.behaviour, self.goal_radius = self.variant.behaviour, self.variant.goal_radius
         if max_step is not None:
             base.check_range("max_step", max_step, 1e-3, arena.side)
             self.behaviour = wander(max_step)
@@ -174,7 +168,6 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         return State(
             position=position,
             goal=goal,
-            goal_radius=torch.full_like(goal[:, 0], variant.goal_radius),
             layout=layout,
             behaviour=init_behaviour(position, splitmix64(keys ^ 1)),
             walls=walls,
@@ -275,7 +268,7 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         wall_depth = state.walls[:, source][:, :, source].float() / 255 - 0.5
         frames = draw.blend(frames, wall_depth, draw.WALL_COLOUR)
         goal, position = canvas.to_pixels(state.goal), canvas.to_pixels(state.position)
-        frames = draw.blend_ring(frames, goal, zoom * self.variant.goal_radius)
+        frames = draw.blend_ring(frames, goal, zoom * self.goal_radius)
         return draw.to_bytes(draw.blend_disk(frames, position, dot_radius, draw.AGENT_COLOUR))
 
 
