@@ -343,7 +343,7 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-    def _to_output(self, tensor: Tensor) -> Array:
+    def _to_output(self, tensor: Any) -> Array:
         return tensor.cpu().numpy() if self._gives_arrays else tensor
 
     def _obs_to_output(self, obs: TensorObs) -> Obs:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 def pick(values: Tensor, index: Tensor) -> Tensor:
@@ -15,11 +13,11 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values[torch.arange(len(index), device=index.device), index]
 
 
-def where(rows: Tensor, new: T, old: T) -> T:
+def where(rows: Tensor, new: Any, old: Any) -> Any:
     """The old state, or the new one in some rows [B] bool; tensors, or NamedTuples of them."""
-    if isinstance(old, tuple):
-        return type(old)(*(where(rows, *parts) for parts in zip(new, old, strict=True)))
-    return torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old)
+    if isinstance(old, Tensor):
+        return torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old)
+    return type(old)(*(where(rows, a, b) for a, b in zip(new, old, strict=True)))
 
 
 def scatter(old: Any, new: Any, rows: Tensor) -> Any:
