@@ -17,11 +17,11 @@ from gymnasium import spaces
 from torch import Tensor
 
 from . import draw
-from .base import DynamicsTest, SegmentState, SingleEnv
+from .base import SegmentState, SingleEnv
 from .geometry import direction
 from .maze import MazeVectorEnv
 from .maze.dynamics import Maze, Physics
-from .maze.env import State
+from .maze.env import Policy, State
 from .maze.env import draw_frames as draw_maze_frames
 from .mujoco import Simulator, import_mujoco
 from .point_maze import WALL_HALF_WIDTH, ModelCache, WallBox, has_room, with_spares
@@ -54,7 +54,6 @@ GOAL_RADIUS = 0.125  # cells: half a metre, as in D4RL
 HALF_WIDTH = 0.21  # cells; a standing ant's feet are 0.7 metres from its middle, walls 0.12 thick
 JOINT_SPEED_SCALE = 10.0  # radians a second; the unit of observed joint velocities
 
-TEST_STEPS = 40
 TEST_GAP = 0.1  # cells; the most that an ant of a dynamics test begins further from a side
 
 TORSO = 0.25 / CELL  # cells
@@ -168,6 +167,12 @@ def is_free(maze: Maze, position: Tensor) -> Tensor:
     return has_room(maze, position, HALF_WIDTH - WALL_HALF_WIDTH - 1e-4)
 
 
+def ant_of(state: State) -> AntState:
+    """The ants of a state."""
+    assert isinstance(state.body, AntState)
+    return state.body
+
+
 class AntMazeVectorEnv(MazeVectorEnv):
     """The mazes of `MazeVectorEnv`, with its keyword arguments and infos, and a quadruped that
     MuJoCo moves: the body of Gymnasium's `Ant-v5` between walls, 4 metres to a cell.
@@ -182,6 +187,7 @@ class AntMazeVectorEnv(MazeVectorEnv):
 
     body_name: ClassVar[str] = "An ant, a body on four legs (blue),"
     action_dim: ClassVar[int] = 8
+    test_steps: ClassVar[int] = 40
     goal_radius = GOAL_RADIUS
 
     def __init__(
@@ -215,8 +221,8 @@ class AntMazeVectorEnv(MazeVectorEnv):
 
     def _to_actions(self, state: State, point_actions: Tensor) -> Tensor:
         # An idle ant begins its next trot with the same legs, so the pose says what comes next.
-        assert isinstance(state.body, AntState)
-        ant = state.body._replace(clock=torch.where(point_actions.any(-1), state.body.clock, -1.0))
+        ant = ant_of(state)
+        ant = ant._replace(clock=torch.where(point_actions.any(-1), ant.clock, -1.0))
         self._state = state._replace(body=ant)
         return trot_controller(ant, point_actions)
 
@@ -226,15 +232,14 @@ class AntMazeVectorEnv(MazeVectorEnv):
         u, _ = uniform(splitmix64(behaviour.keys ^ 1), self.action_dim)
         return behaviour, (torque + TORQUE_NOISE * (2 * u - 1)).clamp(-1, 1)
 
-    def _push_test(self, maze: Maze, sides: Tensor, u: Tensor) -> DynamicsTest:
+    def _push_test(self, state: State, sides: Tensor, u: Tensor) -> tuple[State, Tensor | Policy]:
         """Two seconds of a trot, before one of the sides [N, cells, 4] that may be chosen."""
         offset = 0.5 - (HALF_WIDTH + TEST_GAP * u[:, 1:2])
-        ant, ahead = self._before_side(maze, sides, u, offset)
-        return self._run_test(maze, ant, lambda ant: trot_controller(ant, ahead), TEST_STEPS)
+        state, ahead = self._before_side(state, sides, u, offset)
+        return state, lambda state: trot_controller(ant_of(state), ahead)
 
     def _draw(self, state: State) -> Tensor:
-        assert isinstance(state.body, AntState)
-        ant, maze = state.body, state.maze
+        ant, maze = ant_of(state), state.maze
         frames = draw_maze_frames(maze, ant.position, state.goal, GOAL_RADIUS, TORSO).float()
         # where legs begin about the torso, in metres
         hips = HIP * direction(

@@ -26,7 +26,7 @@ TensorObs: TypeAlias = Tensor | dict[str, Tensor]
 StepResult: TypeAlias = tuple[Obs, Array, Array, Array, dict[str, Any]]
 T = TypeVar("T")
 
-NUM_TESTS, TEST_STEPS = 64, 5  # of a dynamics test
+NUM_TESTS = 64  # start states of a dynamics test
 
 
 class GoalState(Protocol):
@@ -54,23 +54,6 @@ class DynamicsTest(NamedTuple):
     actions: Array  # [N, H, A] in the units of the action space
     start_factors: Array  # [N, F]
     end_factors: Array  # [N, F] after H actions
-
-
-def run_test(
-    start: T,
-    action: Tensor | Callable[[T], Tensor],
-    step: Callable[[T, Tensor], T],
-    observe: Callable[[T], Any],
-    factors: Callable[[T], Tensor],
-    num_steps: int = TEST_STEPS,
-) -> DynamicsTest:
-    """What an action [N, A] at every step, or a policy, does to start states, by the true dynamics
-    `step`."""
-    end, actions = start, []
-    for _ in range(num_steps):
-        actions.append(action if isinstance(action, Tensor) else action(end))
-        end = step(end, actions[-1])
-    return DynamicsTest(observe(start), torch.stack(actions, 1), factors(start), factors(end))
 
 
 class SegmentState(NamedTuple):
@@ -124,7 +107,7 @@ def clone_obs(obs: TensorObs) -> TensorObs:
 class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
     """B environments in one batch of tensors; environment i of `reset(seed=n)` is the one of seed
     n + i, whatever B is. Where an episode is done, the next step begins a new one (Gymnasium's
-    next-step autoreset). Infos report "success" (at any step of the episode so far) and
+    next-step autoreset). Infos report "factors", "success" (at any step of the episode so far) and
     "final_success" (now).
 
     A subclass says how episodes begin and go on, and what is observed, rewarded and reported. All
@@ -141,6 +124,8 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
     factor_names: ClassVar[tuple[str, ...]]
     num_velocities: ClassVar[int] = 0
     """The last so many factors are velocities, in [-1, 1]; reset options take others in [0, 1]."""
+    test_steps: ClassVar[int] = 5
+    """The steps of a dynamics test."""
 
     def __init__(
         self,
@@ -191,6 +176,10 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         """Observations [B, *O], in tensors of their own."""
 
     @abstractmethod
+    def _factors(self, state: S) -> Tensor:
+        """[B, F]"""
+
+    @abstractmethod
     def _info(self, state: S) -> Mapping[str, TensorObs]:
         """What infos report, each [B, ...]."""
 
@@ -216,8 +205,15 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         [B, A]."""
 
     @abstractmethod
-    def _dynamics_tests(self, keys: Tensor) -> dict[str, DynamicsTest]:
-        """Dynamics tests by name, in tensors, drawn from random keys [N]."""
+    def _dynamics_tests(
+        self, keys: Tensor
+    ) -> Mapping[str, tuple[S, Tensor | Callable[[S], Tensor]]]:
+        """Start states of random keys [N] by the name of a test, each with the action [N, A] of all
+        its steps or with a policy."""
+
+    def _step_calmly(self, state: S, actions: Tensor) -> S:
+        """The next state where nothing random happens."""
+        return self._step_state(state, actions)
 
     @abstractmethod
     def _to_pixels(self, factors: Tensor) -> Tensor:
@@ -277,10 +273,17 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         """Action sequences with known outcomes, by name, that test a world model."""
         keys = keys_from_seeds(range(seed, seed + NUM_TESTS), self.device)
         tests = self._dynamics_tests(keys)
-        return {
-            name: DynamicsTest(self._obs_to_output(test.obs), *map(self._to_output, test[1:]))
-            for name, test in tests.items()
-        }
+        return {name: self._run_test(*test) for name, test in tests.items()}
+
+    def _run_test(self, start: S, action: Tensor | Callable[[S], Tensor]) -> DynamicsTest:
+        end, actions = start, []
+        for _ in range(self.test_steps):
+            actions.append(action if isinstance(action, Tensor) else action(end))
+            end = self._step_calmly(end, actions[-1])
+        results = torch.stack(actions, 1), self._factors(start), self._factors(end)
+        return DynamicsTest(
+            self._obs_to_output(self._observe(start)), *map(self._to_output, results)
+        )
 
     def factors_to_pixels(self, factors: Array) -> Array:
         """Factors [..., F] -> the agent's `(x, y)` in the pixels of a frame, [..., 2]."""
@@ -355,9 +358,14 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         return self._obs_to_output(self._observe(self.state))
 
     def _infos(self) -> dict[str, Any]:
-        success = {"success": self._succeeded, "final_success": self._success(self.state)}
-        reported = {**self._info(self.state), **success}.items()
-        infos = {name: self._obs_to_output(clone_obs(value)) for name, value in reported}
+        state = self.state
+        reported = {
+            **self._info(state),
+            "factors": self._factors(state),
+            "success": self._succeeded,
+            "final_success": self._success(state),
+        }
+        infos = {name: self._obs_to_output(clone_obs(value)) for name, value in reported.items()}
         mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         return infos | {f"_{name}": self._to_output(mask.clone()) for name in infos}
 
@@ -366,15 +374,11 @@ class GoalVectorEnv(TorchVectorEnv[G]):
     """Environments in which a goal is to be reached.
 
     The reward is 1 for every step that ends at the goal, else 0; success is to be there. Infos also
-    report "goal", an observation of it, "factors" and "goal_factors", and "distance".
+    report "goal", an observation of it, "goal_factors" and "distance".
     """
 
     goal_radius: float
     """Nearer to the goal than this, it counts as reached."""
-
-    @abstractmethod
-    def _factors(self, state: G) -> Tensor:
-        """[B, F]"""
 
     @abstractmethod
     def _goal_factors(self, state: G) -> Tensor:
@@ -389,7 +393,6 @@ class GoalVectorEnv(TorchVectorEnv[G]):
     def _info(self, state: G) -> dict[str, TensorObs]:
         return {
             "goal": state.goal_obs,
-            "factors": self._factors(state),
             "goal_factors": self._goal_factors(state),
             "distance": state.distance,
         }

@@ -165,11 +165,6 @@ def sample_apart(bounds: tuple[float, float], other: Tensor, gap: float, u: Tens
     return pick(candidates, far.int().argmax(-1))
 
 
-def to_factors(table: TableState) -> Tensor:
-    """Positions of hand and block, their velocities in units of `VELOCITY_SCALE`, [B, 8]."""
-    return torch.cat([table.position, table.velocity / VELOCITY_SCALE], -1)
-
-
 def depth_in_table(pixels: Tensor, margin: float) -> Tensor:
     """How many pixels inside the table, smaller by a margin on every side, every pixel is,
     [1, N, N]."""
@@ -289,10 +284,11 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         return self._observe_table(state.table)
 
     def _factors(self, state: State) -> Tensor:
-        return to_factors(state.table)
+        """Positions of hand and block, their velocities in units of `VELOCITY_SCALE`, [B, 8]."""
+        return torch.cat([state.table.position, state.table.velocity / VELOCITY_SCALE], -1)
 
     def _goal_factors(self, state: State) -> Tensor:
-        return to_factors(state.goal)
+        return self._factors(state._replace(table=state.goal))
 
     def _expert(self, state: State) -> Tensor:
         """The hand goes round the block to its far side, pushes it straight on, and keeps behind
@@ -335,21 +331,16 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         to_target = shrink_to_disk((behaviour.target - table.hand) / ARRIVAL_DISTANCE, 1.0)
         return behaviour, torch.where(behaviour.directed[:, None], to_target, behaviour.force)
 
-    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, tuple[State, Tensor]]:
         """Full steps to the right of a hand straight against the block, and of one that passes
         below it."""
         block = between(uniform(splitmix64(keys ^ 8), 2)[0], TEST_BLOCKS)
         beside = block - block.new_tensor([CONTACT, 0.0])
         below = beside + block.new_tensor([0.0, TEST_OFFSET])
         action = block.new_tensor([1.0, 0.0]).expand(len(keys), -1)
+        state = self._reset_state(keys, {})
         return {
-            name: base.run_test(
-                at_rest(hand, block),
-                action,
-                self.physics,
-                self._observe_table,
-                to_factors,
-            )
+            name: (state._replace(table=at_rest(hand, block)), action)
             for name, hand in {"block": beside, "open": below}.items()
         }
 

@@ -170,13 +170,6 @@ def sample_goal(tip: Tensor, u: Tensor) -> Tensor:
     return inverse_kinematics(position, torch.where(u[:, 0] < 0.5, 1.0, -1.0))
 
 
-def to_factors(arm: ArmState) -> Tensor:
-    """Fingertip and elbow as fractions of the square that the arm can reach, and the velocities of
-    the joints in units of `VELOCITY_SCALE`, [B, 6]."""
-    elbow, tip = joint_positions(arm.angle).unbind(1)
-    return torch.cat([(tip + 1) / 2, (elbow + 1) / 2, arm.velocity / VELOCITY_SCALE], -1)
-
-
 def to_pixels(position: Tensor, size: int) -> Tensor:
     """Positions [..., 2] -> `(x, y)` [..., 2] in the pixels of a square that shows all positions
     that the arm can reach."""
@@ -288,10 +281,13 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
         return self._observe_arm(state.arm)
 
     def _factors(self, state: State) -> Tensor:
-        return to_factors(state.arm)
+        """Fingertip and elbow as fractions of the square that the arm can reach, and the velocities
+        of the joints in units of `VELOCITY_SCALE`, [B, 6]."""
+        elbow, tip = joint_positions(state.arm.angle).unbind(1)
+        return torch.cat([(tip + 1) / 2, (elbow + 1) / 2, state.arm.velocity / VELOCITY_SCALE], -1)
 
     def _goal_factors(self, state: State) -> Tensor:
-        return to_factors(at_rest(state.goal))
+        return self._factors(state._replace(arm=at_rest(state.goal)))
 
     def _expert(self, state: State) -> Tensor:
         """A spring and a damper at each joint, to the angles that put the fingertip at its goal,
@@ -314,21 +310,16 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
         behaviour = where(behaviour.steps_left <= 0, drawn, behaviour._replace(keys=keys))
         return behaviour._replace(steps_left=behaviour.steps_left - 1), behaviour.torque
 
-    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, tuple[State, Tensor]]:
         """A full torque on one joint of an arm at rest, to the side that takes the fingertip to the
         right."""
         angle = sample_angles(uniform(splitmix64(keys ^ 8), 2)[0])
         height = fingertip(angle)[:, 1]  # what is below a joint goes left as its angle grows
         heights = {"shoulder": height, "elbow": height - joint_positions(angle)[:, 0, 1]}
         joints = torch.eye(2, device=self.device).bool()
+        state = self._reset_state(keys, {})._replace(arm=at_rest(angle))
         return {
-            name: base.run_test(
-                at_rest(angle),
-                torch.where(joint, torch.where(below > 0, -1.0, 1.0)[:, None], 0.0),
-                self.physics,
-                self._observe_arm,
-                to_factors,
-            )
+            name: (state, torch.where(joint, torch.where(below > 0, -1.0, 1.0)[:, None], 0.0))
             for joint, (name, below) in zip(joints, heights.items(), strict=True)
         }
 

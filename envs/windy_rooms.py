@@ -334,6 +334,9 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
         fallen = self.pit.contains(position)
         return state._replace(position=position, fallen=fallen, wind_key=wind_key)
 
+    def _step_calmly(self, state: State, actions: Tensor) -> State:
+        return state._replace(position=step_without_wind(self.pit, state.position, actions))
+
     def _observe(self, state: State) -> base.TensorObs:
         return self._observe_at(self.pit, state.position)
 
@@ -361,7 +364,7 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
         strength = (MIN_STRENGTH + 1.35 * u[:, 1:2]).clamp(max=1) * (u[:, 2:] >= IDLE)
         return BehaviourState(heading, keys), strength * direction(heading)
 
-    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, tuple[State, Tensor]]:
         """Full steps to the right, without wind: in the middle of a room, and along the upper or
         the lower end of the pit and beyond it."""
         pit = self.pit
@@ -373,14 +376,9 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
         room_y = Box(*u.new_tensor((MARGIN, 1 - MARGIN))).sample(u[:, 2])
         middle_x = ((pit.low[0] + pit.high[0]) / 2).expand_as(edge_y)
         action = u.new_tensor([1.0, 0.0]).expand(len(keys), -1)
+        state, back = self._reset_state(keys, {}), self.test_steps / 2 * STEP * action
         return {
-            name: base.run_test(
-                torch.stack(halfway, -1) - base.TEST_STEPS / 2 * STEP * action,
-                action,
-                lambda position, action: step_without_wind(pit, position, action),
-                lambda position: self._observe_at(pit, position),
-                lambda position: position,
-            )
+            name: (state._replace(position=torch.stack(halfway, -1) - back), action)
             for name, halfway in {"open": (room_x, room_y), "edge": (middle_x, edge_y)}.items()
         }
 

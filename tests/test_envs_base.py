@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
-from envs.base import DynamicsTest, SingleEnv, TorchVectorEnv
+from envs.base import SingleEnv, TorchVectorEnv
 from envs.batch import scatter
 from envs.rng import uniform
 
@@ -53,8 +53,11 @@ class LineWorlds(TorchVectorEnv[Line]):
     def _observe(self, state: Line) -> dict[str, Tensor]:
         return {"x": state.place.x.clone(), "far": state.place.x.abs()}
 
+    def _factors(self, state: Line) -> Tensor:
+        return state.place.x
+
     def _info(self, state: Line) -> dict[str, Tensor]:
-        return {"factors": state.place.x}
+        return {}
 
     def _success(self, state: Line) -> Tensor:
         return (state.place.x > 1)[:, 0]
@@ -71,7 +74,7 @@ class LineWorlds(TorchVectorEnv[Line]):
     def _behave(self, state: Line) -> tuple[Tensor, Tensor]:
         return state.behaviour, torch.ones(self.num_envs, 1)
 
-    def _dynamics_tests(self, keys: Tensor) -> dict[str, DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, Any]:
         return {}
 
     def _to_pixels(self, factors: Tensor) -> Tensor:

@@ -217,11 +217,6 @@ def step_state(state: State, actions: Tensor) -> State:
     return state._replace(record=record)
 
 
-def to_factors(state: State) -> Tensor:
-    """x and y, energy, growth of the foods, [B, 5]."""
-    return torch.cat([state.position, state.energy[:, None], state.growth], -1)
-
-
 class Evaluation(NamedTuple):
     """How B episodes stand."""
 

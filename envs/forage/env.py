@@ -28,7 +28,6 @@ from .dynamics import (
     mark_visited,
     sample_layout,
     step_state,
-    to_factors,
 )
 
 ENERGY = (0.3, 0.8)  # as episodes begin
@@ -235,10 +234,12 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
     def _reward(self, state: State) -> Tensor:
         return state.at_flag.float()
 
+    def _factors(self, state: State) -> Tensor:
+        return torch.cat([state.position, state.energy[:, None], state.growth], -1)
+
     def _info(self, state: State) -> dict[str, Tensor]:
         return {
             "interoception": torch.stack([state.energy, state.damage, state.meal], -1),
-            "factors": to_factors(state),
             "score": TASKS[self.task](state).score,
             "cells": state.cells,
             "damage": state.record.damage,
@@ -252,7 +253,7 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
     def _behave(self, state: State) -> tuple[base.SegmentState, Tensor]:
         return behaviour_step(state.behaviour, state.position, state.layout, self.directed_fraction)
 
-    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, tuple[State, Tensor]]:
         """Full steps to the right, from 0.2 to 2 of them before the border, and in the middle."""
         state, (u, _) = self._reset_state(keys, {}), uniform(splitmix64(keys ^ 8), 4)
         border_x = 1 - STEP * between(u[:, 0], (0.2, 2.0))
@@ -261,13 +262,7 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
         action = u.new_tensor([1.0, 0.0]).expand(len(keys), -1)
         starts = {"border": (border_x, border_y), "open": (open_x, open_y)}
         return {
-            name: base.run_test(
-                state._replace(position=torch.stack(start, -1)),
-                action,
-                self._step_state,
-                self._observe,
-                to_factors,
-            )
+            name: (state._replace(position=torch.stack(start, -1)), action)
             for name, start in starts.items()
         }
 

@@ -4,7 +4,7 @@ classes."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -75,6 +75,10 @@ class State(NamedTuple):
         return pick(pick(self.maze.path_length, here), goal).float()
 
 
+Policy: TypeAlias = Callable[[State], Tensor]
+"""States -> actions `[B, A]`."""
+
+
 def image_size(size: int) -> int:
     """Cells on a side -> pixels on a side: a line more than the cells, up to a multiple of 4."""
     return -(-(CELL * size + 1) // 4) * 4
@@ -123,11 +127,6 @@ def draw_frames(
     frames = draw.blend_ring(frames, draw.unit_to_pixels(goal, scale), scale * goal_radius)
     centre, radius = draw.unit_to_pixels(position, scale), max(MIN_RADIUS, scale * half_width)
     return draw.to_bytes(draw.blend_disk(frames, centre, radius, draw.AGENT_COLOUR))
-
-
-def to_factors(size: int, body: BodyState) -> Tensor:
-    """x and y as fractions of the maze, velocity as a fraction of the terminal speed, [B, 4]."""
-    return torch.cat([body.position / size, body.velocity / TERMINAL], -1)
 
 
 def candidate_sides(maze: Maze) -> dict[str, Tensor]:
@@ -305,10 +304,12 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
         return self._observe_body(state.walls, state.body)
 
     def _factors(self, state: State) -> Tensor:
-        return to_factors(self.mazes.size, state.body)
+        """x, y as fractions of the maze, velocity as a fraction of the terminal speed, [B, 4]."""
+        position, velocity = state.body.position, state.body.velocity
+        return torch.cat([position / self.mazes.size, velocity / TERMINAL], -1)
 
     def _goal_factors(self, state: State) -> Tensor:
-        return to_factors(self.mazes.size, at_rest(state.goal))
+        return self._factors(state._replace(body=at_rest(state.goal)))
 
     def _success(self, state: State) -> Tensor:
         """Near the goal and on the same side of every wall."""
@@ -331,44 +332,29 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
         """What a point mass would do, [B, 2] -> actions [B, A] of this body."""
         return point_actions
 
-    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
-        maze = self.mazes(keys)
-        u, _ = uniform(splitmix64(keys ^ 8), 3)
-        return {
-            name: self._push_test(maze, sides, u) for name, sides in candidate_sides(maze).items()
-        }
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, tuple[State, Tensor | Policy]]:
+        state, (u, _) = self._reset_state(keys, {}), uniform(splitmix64(keys ^ 8), 3)
+        sides = candidate_sides(state.maze)
+        return {name: self._push_test(state, sides[name], u) for name in sides}
 
-    def _push_test(self, maze: Maze, sides: Tensor, u: Tensor) -> base.DynamicsTest:
+    def _push_test(self, state: State, sides: Tensor, u: Tensor) -> tuple[State, Tensor | Policy]:
         """Five full actions from rest, before one of the sides [N, cells, 4] that may be chosen:
         from 0.05 of the terminal speed to all of it before where a wall would stop the body."""
         gap = TERMINAL * (0.05 + 0.95 * u[:, 1:2])
         offset = 0.5 - self.physics.half_width - gap
-        body, ahead = self._before_side(maze, sides, u, offset)
-        return self._run_test(maze, body, ahead, base.TEST_STEPS)
+        return self._before_side(state, sides, u, offset)
 
     def _before_side(
-        self, maze: Maze, sides: Tensor, u: Tensor, offset: Tensor
-    ) -> tuple[BodyState, Tensor]:
+        self, state: State, sides: Tensor, u: Tensor, offset: Tensor
+    ) -> tuple[State, Tensor]:
         """Bodies at rest, this far [N, 1] from a cell's centre towards one of the sides, and the
         direction [N, 2] to it."""
         side, width = sample_index(sides.flatten(1).long(), u[:, 0]), self.physics.half_width
         ahead = torch.tensor(DIRECTIONS, device=u.device)[side % 4]
         sideways = (1 - 2 * width) * (u[:, 2:] - 0.5) * (1 - ahead.abs())
-        position = centre_of(side // 4, maze.size) + ahead * offset + sideways
-        return self.physics.place_at(position, torch.zeros_like(position)), ahead
-
-    def _run_test(
-        self, maze: Maze, start: Any, action: Tensor | Callable[[Any], Tensor], num_steps: int
-    ) -> base.DynamicsTest:
-        """What an action [N, A], or a policy of bodies, does."""
-        return base.run_test(
-            start,
-            action,
-            lambda body, actions: self.physics.step(maze, body, actions),
-            lambda body: self._observe_body(draw_walls(maze), body),
-            lambda body: to_factors(maze.size, body),
-            num_steps,
-        )
+        position = centre_of(side // 4, state.maze.size) + ahead * offset + sideways
+        body = self.physics.place_at(position, torch.zeros_like(position))
+        return state._replace(body=body), ahead
 
     def _to_pixels(self, factors: Tensor) -> Tensor:
         size = self.mazes.size

@@ -69,11 +69,6 @@ def sample_initial(
     return start, variant.goal(variant, start, layout, keys), layout
 
 
-def to_factors(arena: Arena, position: Tensor, layout: Tensor) -> Tensor:
-    """Pixels [..., 2] and [..., 2] -> position, wall x, door y as fractions, [..., 4]."""
-    return (torch.cat([position, layout], -1) - arena.low) / arena.side
-
-
 def from_factors(arena: Arena, factors: Tensor) -> tuple[Tensor, Tensor]:
     """[..., 4] fractions -> positions [..., 2] and layouts [..., 2], these in whole pixels."""
     pixels = (arena.low + factors * arena.side).clamp(arena.low, arena.high)
@@ -215,10 +210,12 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         return {"scene": scene, "background": self.variant.canvas.draw_dots(distractors)}
 
     def _factors(self, state: State) -> Tensor:
-        return to_factors(self.variant.arena, state.position, state.layout)
+        """Position, wall x and door y as fractions of the arena, [B, 4]."""
+        pixels = torch.cat([state.position, state.layout], -1)
+        return (pixels - self.variant.arena.low) / self.variant.arena.side
 
     def _goal_factors(self, state: State) -> Tensor:
-        return to_factors(self.variant.arena, state.goal, state.layout)
+        return self._factors(state._replace(position=state.goal))
 
     def _expert(self, state: State) -> Tensor:
         waypoint = next_waypoint(self.variant.arena, state.position, state.goal, state.layout)
@@ -231,25 +228,25 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         )
         return behaviour, self.variant.motion.to_action(behaviour.last_move)
 
-    def _dynamics_tests(self, keys: Tensor) -> dict[str, base.DynamicsTest]:
+    def _dynamics_tests(self, keys: Tensor) -> dict[str, tuple[State, Tensor]]:
         """Full steps to the right, from 0.2 to 2 of them before the wall, beside the door and in
         front of it."""
-        arena, canvas, motion = self.variant.arena, self.variant.canvas, self.variant.motion
+        arena, motion = self.variant.arena, self.variant.motion
         u, _ = uniform(keys, 3)
         layout = sample_layouts(self._layouts, u[:, 0])
-        walls = canvas.draw_walls(arena, layout)
         x = layout[:, 0] - arena.half_wall - motion.full_step * (0.2 + 1.8 * u[:, 1])
         action = u.new_tensor([motion.bound, 0.0]).expand(len(keys), -1)
-        distractors, _ = self._sample_distractors(keys)
+        state = self._reset_state(keys, {})._replace(
+            layout=layout,
+            walls=self.variant.canvas.draw_walls(arena, layout),
+            distractors=self._sample_distractors(keys)[0],
+        )
         return {
-            name: base.run_test(
-                torch.stack([x, height(arena, layout, u[:, 2])], -1),
-                action,
-                lambda start, action: motion.contact(arena, start, motion.move(action), layout),
-                lambda position: self._observe_at(walls, position, distractors.position),
-                lambda position: to_factors(arena, position, layout),
-            )
-            for name, height in {"wall": beside_door, "door": in_door}.items()
+            name: (state._replace(position=torch.stack([x, y], -1)), action)
+            for name, y in {
+                "wall": beside_door(arena, layout, u[:, 2]),
+                "door": in_door(arena, layout, u[:, 2]),
+            }.items()
         }
 
     def _to_pixels(self, factors: Tensor) -> Tensor:
