@@ -20,7 +20,7 @@ from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_count, check_device, check_is, check_number, check_path
 from ami_agent.config import STAGES, Config, buffer_steps, build
-from ami_agent.evaluation.curve import evaluation_metrics
+from ami_agent.evaluation.evaluate import evaluation_metrics
 from ami_agent.interrupt import Interrupted, deferred, keyboard_interrupts
 from ami_agent.logger import Logger, RunLogger, one_line
 from ami_agent.probing.probe import describe_collapse, make_probe

@@ -12,7 +12,7 @@ from torch import Tensor
 from ami_agent import recipes
 from ami_agent.cli.main import main
 from ami_agent.config import Config, override
-from ami_agent.evaluation import latency
+from ami_agent.evaluation import evaluate
 from ami_agent.training import (
     AmortizePlanning,
     CollectRandom,
@@ -41,8 +41,8 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _few_timed_actions(monkeypatch):
     """An evaluation times some actions alone; what it times is no test's business but its own."""
-    monkeypatch.setattr(latency, "TIMED_ACTIONS", 4)
-    monkeypatch.setattr(latency, "WARM_UP_ACTIONS", 1)
+    monkeypatch.setattr(evaluate, "TIMED_ACTIONS", 4)
+    monkeypatch.setattr(evaluate, "WARM_UP_ACTIONS", 1)
 
 
 def pytest_collection_modifyitems(items):

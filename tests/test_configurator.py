@@ -15,7 +15,7 @@ from ami_agent.adapters.env import EnvironmentSpec
 from ami_agent.adapters.env_spec import ModalitySpec
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
-from ami_agent.evaluation.policies import EpisodeStart, task_of
+from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
 from modules.configurator import ConfiguratorConfig, Task, TaskSpec
 from modules.cost.cost import (
     GoalCriticConfig,
@@ -366,6 +366,7 @@ def test_an_assignment_is_a_task_in_the_envs_where_it_is_given():
         ("current", there, there.obs),
         ("env", there, HOME),
     ):
-        task = task_of(TaskSpec(goal_source=aim, horizon=5, cvar_alpha=0.5, **given), scene, "auto")
+        spec = TaskSpec(goal_source=aim, horizon=5, cvar_alpha=0.5, **given)
+        task = TaskTracker(spec).task(scene, "auto")
         assert task.goal is goal
         assert {name: getattr(task, name) for name in output} == output

@@ -24,7 +24,7 @@ import ami_agent as ami
 from ami_agent.ablation.executors import Job, finished_metrics, read_results
 from ami_agent.adapters.datasets import check_minari_files, from_run
 from ami_agent.adapters.env import behaviour_policy, rollout
-from ami_agent.probing.perturbations import apply_perturbation
+from ami_agent.probing.data import apply_perturbation
 from ami_agent.storage import checkpoint, files, run_dir
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError

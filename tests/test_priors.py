@@ -22,9 +22,9 @@ from ami_agent.probing.data import (
     POINTS_PER_LINE,
     collect_trajectories,
     factor_lines,
+    load_perturbations,
     reset_to_factors,
 )
-from ami_agent.probing.perturbations import load_perturbations
 from ami_agent.probing.scorecard import (
     DESCRIPTIONS,
     compute_scorecard,

@@ -29,7 +29,7 @@ from ami_agent.training.critics import LagrangeMultiplier, init_value_units, lam
 from ami_agent.training.hierarchy import LevelWindow, hjepa_level_loss, valid_macro_steps
 from ami_agent.training.jepa import JEPALoss, unroll_loss
 from ami_agent.training.optim import OptimConfig
-from ami_agent.viewer.camera import RenderCamera
+from ami_agent.viewer.camera import Camera
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import QuasimetricConfig
 from modules.memory.replay_buffer import ReplayBuffer
@@ -456,6 +456,6 @@ def test_pictures_that_are_drawn_into_one_array_are_kept_as_they_were():
                 cls.canvas[:] += 1
                 return (cls.canvas,)
 
-    camera = RenderCamera()
+    camera = Camera()
     kept = [camera(Renderable)[0][0] for _ in range(3)]
     assert [int(picture[0, 0, 0]) for picture in kept] == [1, 2, 3]

@@ -22,14 +22,17 @@ from ami_agent.config import build, override
 from ami_agent.logger import Logger
 from ami_agent.probing.probe import FactorProbe
 from ami_agent.recipes import two_rooms
-from ami_agent.viewer import critic_map, draw_episode, drawing, media, show
-from ami_agent.viewer.charts import value_range
-from ami_agent.viewer.colors import without_background
-from ami_agent.viewer.introspect import critic_value
+from ami_agent.viewer import draw_episode, drawing, media, projectors, show
+from ami_agent.viewer.drawing import value_range, without_background
 from ami_agent.viewer.media import FRAME_MS, LAST_FRAME_MS, ffmpeg, write_mp4
-from ami_agent.viewer.project import ProjectedEpisode, project
-from ami_agent.viewer.projectors import ProbeProjector
-from ami_agent.viewer.record import record_episodes
+from ami_agent.viewer.projectors import (
+    CriticMap,
+    ProbeProjector,
+    ProjectedEpisode,
+    compute_critic_map,
+    project,
+)
+from ami_agent.viewer.record import critic_value, record_episodes
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.types import ConfigError, ModalityWeights
@@ -56,7 +59,7 @@ def collect_data(
 def _coarse():
     """A coarse critic map shows as much as a fine one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(critic_map, "GRID_SIZE", 11)
+        patch.setattr(projectors, "GRID_SIZE", 11)
         yield
 
 
@@ -235,8 +238,8 @@ def test_ink_is_what_differs_from_the_ground():
 @pytest.fixture(scope="module")
 def critic_map_(
     agent: Agent, projector: ProbeProjector, planned: list[ProjectedEpisode]
-) -> critic_map.CriticMap:
-    critic_map_ = critic_map.compute_critic_map(agent, WORLD, projector, planned[0].recorded)
+) -> CriticMap:
+    critic_map_ = compute_critic_map(agent, WORLD, projector, planned[0].recorded)
     assert critic_map_ is not None
     return critic_map_
 
@@ -255,9 +258,9 @@ def test_the_critic_map_is_the_critic_at_each_place(agent, projector, planned):
     projector = copy(projector)
     projector.low = np.array([0.05, 0.2, 0.5, 0.2857], np.float32)
     episode = planned[0].recorded
-    critic_map_ = critic_map.compute_critic_map(agent, WORLD, projector, episode)
+    critic_map_ = compute_critic_map(agent, WORLD, projector, episode)
     row, column = np.argwhere(np.isfinite(critic_map_.values))[37]
-    along = np.linspace(projector.low, projector.high, critic_map.GRID_SIZE)  # [n, F]
+    along = np.linspace(projector.low, projector.high, projectors.GRID_SIZE)  # [n, F]
     factors = episode.factors[0].copy()
     factors[:2] = along[column, 0], along[row, 1]
     obs, _ = WORLD.build(1).reset(0, factors=factors[None])
@@ -269,7 +272,7 @@ def test_the_critic_map_is_the_critic_at_each_place(agent, projector, planned):
 
 def test_places_from_which_nothing_leads_to_the_goal_leave_colours_to_all_others():
     to_go = np.array([[1.0, 2.0, 3.0], [4.0, np.nan, 1000.0], [2.0, 3.0, 3.0]])
-    found = critic_map.CriticMap(np.zeros((3, 3, 2)), to_go, "", np.zeros((4, 4, 3), np.uint8))
+    found = CriticMap(np.zeros((3, 3, 2)), to_go, "", np.zeros((4, 4, 3), np.uint8))
     assert value_range(found) == (1.0, 1 + 4 * 2.0)  # the median is 3, 2 above the least
     even = found._replace(values=np.arange(9.0).reshape(3, 3))
     assert value_range(even) == (0.0, 8.0)
@@ -277,15 +280,13 @@ def test_places_from_which_nothing_leads_to_the_goal_leave_colours_to_all_others
 
 def test_without_a_critic_there_is_no_critic_map(planned, projector):
     zero_weights = untrained_agent({"cost.goal_critic": None})
-    assert (
-        critic_map.compute_critic_map(zero_weights, WORLD, projector, planned[0].recorded) is None
-    )
+    assert compute_critic_map(zero_weights, WORLD, projector, planned[0].recorded) is None
 
 
 def test_where_wishes_are_ignored_there_is_no_critic_map(agent, planned, projector, monkeypatch):
     heeded, seeds = EnvAdapter.reset, count()
     monkeypatch.setattr(EnvAdapter, "reset", lambda env, seed, **wishes: heeded(env, next(seeds)))
-    assert critic_map.compute_critic_map(agent, WORLD, projector, planned[0].recorded) is None
+    assert compute_critic_map(agent, WORLD, projector, planned[0].recorded) is None
 
 
 def test_films_as_mp4_play_as_long_as_the_gif(agent, tmp_path):

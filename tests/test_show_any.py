@@ -19,9 +19,13 @@ from ami_agent.agent import Agent
 from ami_agent.config import build
 from ami_agent.logger import Logger, Progress
 from ami_agent.viewer import drawing, record, show
-from ami_agent.viewer.camera import RenderCamera, render_error
-from ami_agent.viewer.project import project
-from ami_agent.viewer.projectors import PLANE_SIZE, PCAProjector, make_projector_factory
+from ami_agent.viewer.camera import Camera, render_error
+from ami_agent.viewer.projectors import (
+    PLANE_SIZE,
+    PCAProjector,
+    make_projector_factory,
+    project,
+)
 from ami_agent.viewer.record import RecordedEpisode, record_episodes
 from modules.configurator import TaskSpec
 
@@ -228,9 +232,9 @@ def test_an_env_that_renders_is_observed_beside_the_agents_states(agent, tmp_pat
 
 def test_pictures_of_many_envs_are_of_each(agent):
     config = of(Pictured)
-    env = config.build(2, **RenderCamera().options)
+    env = config.build(2, **Camera().options)
     env.reset(0)
-    (first,), (second,) = RenderCamera(100)(env)
+    (first,), (second,) = Camera(100)(env)
     assert first.shape == second.shape == (50, 100, 3)
     env.close()
 
@@ -340,9 +344,9 @@ def test_an_env_that_fades_away_is_reported_in_a_line():
     gymnasium.register("ami-test/Fading-v0", entry_point=Fading)
     config = EnvConfig(id="ami-test/Fading-v0")
     assert not render_error(config)
-    with closing(config.build(1, **RenderCamera().options)) as env:
+    with closing(config.build(1, **Camera().options)) as env:
         env.reset(0)
-        camera = RenderCamera()
+        camera = Camera()
         for _ in range(2):
             assert camera(env)[0]
             env.vector_env.step(env.vector_env.action_space.sample())

@@ -22,9 +22,8 @@ import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.cli.main import main
 from ami_agent.config import build
-from ami_agent.viewer import live_display
-from ami_agent.viewer.live import fractions, show_live
-from ami_agent.viewer.live_display import BlockImage, Line, LivePage, terminal
+from ami_agent.viewer import live
+from ami_agent.viewer.live import Line, LivePage, block_image, fractions, show_live, terminal
 from tests.conftest import error_line
 
 LASTS = 4
@@ -83,8 +82,7 @@ def test_a_terminal_shows_the_picture_and_what_the_chosen_future_costs(agent, en
 
 def test_two_pixels_are_one_character():
     picture = Image.fromarray(np.array([[[255, 0, 0]], [[0, 0, 255]]], np.uint8))
-    console = Console(width=60, height=1)
-    block, _ = BlockImage(picture, 0).__rich_console__(console, console.options)
+    block, _ = block_image(picture, width=60, height=1).segments
     assert block.text == "▀"
     assert block.style.color.triplet == (255, 0, 0)
     assert block.style.bgcolor.triplet == (0, 0, 255)
@@ -130,7 +128,7 @@ def test_a_page_streams_every_moment_to_any_agent_looks():
 
 
 def test_the_present_is_sent_again_while_nothing_is_new(monkeypatch):
-    monkeypatch.setattr(live_display, "RESEND_SECONDS", 0.05)
+    monkeypatch.setattr(live, "RESEND_SECONDS", 0.05)
     with LivePage(0) as page:
         page.show(Image.new("RGB", (8, 8)), [Line("now")])
         with urllib.request.urlopen(page.address + "text", timeout=10) as reply:
@@ -144,7 +142,7 @@ def test_the_present_is_sent_again_while_nothing_is_new(monkeypatch):
 
 def test_who_goes_in_the_middle_of_a_word_disturbs_nobody(capsys):
     with LivePage(0) as page:
-        position = page.server.server_address
+        position = page.server_address
         with socket.create_connection(position) as rude:
             rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             rude.sendall(b"GET / HT")
@@ -180,8 +178,8 @@ def test_what_is_no_number_is_drawn_as_nothing():
 )
 def test_a_terminal_that_cannot_draw_gets_lines(environment):
     console = Console(file=io.StringIO(), force_terminal=True, _environ=environment)
-    with terminal(console) as screen:
-        screen.show(Image.new("RGB", (8, 8)), [Line("what it thinks")])
+    with terminal(console) as show_in_terminal:
+        show_in_terminal(Image.new("RGB", (8, 8)), [Line("what it thinks")])
     assert console.file.getvalue() == "what it thinks\n"
 
 

@@ -25,17 +25,22 @@ from ami_agent.agent import Agent
 from ami_agent.config import build, override
 from ami_agent.logger import Logger
 from ami_agent.recipes import two_rooms
-from ami_agent.viewer import critic_map, page, show
-from ami_agent.viewer.colors import term_colors
-from ami_agent.viewer.introspect import (
+from ami_agent.viewer import page, projectors, show
+from ami_agent.viewer.drawing import term_colors
+from ami_agent.viewer.projectors import (
+    Panel,
+    ProbeProjector,
+    ProjectedEpisode,
+    prediction_error,
+    project,
+)
+from ami_agent.viewer.record import (
+    RecordedEpisode,
     best_so_far,
     per_step_energy,
-    prediction_error,
+    record_episodes,
     record_search,
 )
-from ami_agent.viewer.project import ProjectedEpisode, project
-from ami_agent.viewer.projectors import Panel, ProbeProjector
-from ami_agent.viewer.record import RecordedEpisode, record_episodes
 from modules.actor.planning import CEMConfig
 from modules.actor.subgoals import LandmarkGraph, LandmarkGraphConfig
 from modules.configurator import Task, TaskSpec
@@ -59,7 +64,7 @@ def agent() -> Agent:
 @pytest.fixture(scope="module")
 def written(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(critic_map, "GRID_SIZE", 5)
+        patch.setattr(projectors, "GRID_SIZE", 5)
         return show(agent, WORLD, tmp_path_factory.mktemp("show"), episodes=2, mode="both")
 
 
@@ -417,7 +422,7 @@ def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
 def test_what_levels_above_hope_for_is_drawn_and_how_they_find_it_is_reported(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(critic_map, "GRID_SIZE", 5)
+    monkeypatch.setattr(projectors, "GRID_SIZE", 5)
     agent = untrained_agent(
         {"actor.subgoals": LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)}
     )

@@ -23,8 +23,8 @@ import ami_agent.cli.main as cli
 from ami_agent import interrupt
 from ami_agent.interrupt import Interrupted, deferred, handled
 from ami_agent.storage import checkpoint
-from ami_agent.viewer import live_display
-from ami_agent.viewer.live_display import Line, LivePage
+from ami_agent.viewer import live
+from ami_agent.viewer.live import Line, LivePage
 from tests.kills import child, config_of, line, rows
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -220,7 +220,7 @@ def run_cli(address, head: bytes) -> bytes:
 
 def test_the_page_is_there_for_this_machine_alone():
     with LivePage(0) as page:
-        port = page.server.server_port
+        port = page.server_port
         page.show(Image.new("RGB", (8, 8)), [Line("now")])
         for host, answer in (
             (f"localhost:{port}", b"200"), (f"127.0.0.1:{port}", b"200"), (f"[::1]:{port}", b"200"),
@@ -230,17 +230,17 @@ def test_the_page_is_there_for_this_machine_alone():
         ):  # fmt: skip
             for path in ("/", "/text", "/picture"):
                 head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-                assert run_cli(page.server.server_address, head)[9:12] == answer, (host, path)
-        assert run_cli(page.server.server_address, b"GET / HTTP/1.0\r\n\r\n")[9:12] == b"403"
+                assert run_cli(page.server_address, head)[9:12] == answer, (host, path)
+        assert run_cli(page.server_address, b"GET / HTTP/1.0\r\n\r\n")[9:12] == b"403"
 
 
 def test_200_readers_get_an_answer_each():
     answers: list[bytes] = []
     with LivePage(0) as page:
         page.show(Image.new("RGB", (8, 8)), [Line("now")])
-        head = f"GET /text HTTP/1.1\r\nHost: 127.0.0.1:{page.server.server_port}\r\n\r\n".encode()
+        head = f"GET /text HTTP/1.1\r\nHost: 127.0.0.1:{page.server_port}\r\n\r\n".encode()
         start_time = time.monotonic()
-        clients = [socket.create_connection(page.server.server_address, 10) for _ in range(200)]
+        clients = [socket.create_connection(page.server_address, 10) for _ in range(200)]
         for client in clients:
             client.sendall(head)
         for client in clients:
@@ -250,27 +250,27 @@ def test_200_readers_get_an_answer_each():
         assert time.monotonic() - start_time < 10
         for client in clients:
             client.close()
-        until(lambda: page.server.streams.acquire(blocking=False), 10)  # there is room again
+        until(lambda: page.streams.acquire(blocking=False), 10)  # there is room again
     assert len(answers) == 200
-    assert sum(b" 200 " in answer for answer in answers) == live_display.MAX_STREAMS
+    assert sum(b" 200 " in answer for answer in answers) == live.MAX_STREAMS
     assert all(b" 200 " in answer or b" 503 " in answer for answer in answers)
 
 
 def test_more_connections_than_there_is_room_for_are_answered_too(monkeypatch):
-    monkeypatch.setattr(live_display, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(live, "MAX_CONNECTIONS", 3)
     with LivePage(0) as page:
-        silent = [socket.create_connection(page.server.server_address, 10) for _ in range(3)]
+        silent = [socket.create_connection(page.server_address, 10) for _ in range(3)]
         until(lambda: threading.active_count() > 3, 10)
-        with socket.create_connection(page.server.server_address, timeout=10) as one_more:
+        with socket.create_connection(page.server_address, timeout=10) as one_more:
             assert b" 503 " in one_more.recv(4096)
         for client in silent:
             client.close()
 
 
 def test_who_is_slow_to_ask_or_asks_for_too_long_is_left(monkeypatch):
-    monkeypatch.setattr(live_display, "TIMEOUT", 0.3)
+    monkeypatch.setattr(live, "TIMEOUT", 0.3)
     with LivePage(0) as page:
-        with socket.create_connection(page.server.server_address, timeout=10) as slow:
+        with socket.create_connection(page.server_address, timeout=10) as slow:
             start_time = time.monotonic()
             with suppress(OSError):
                 while time.monotonic() - start_time < 5:
@@ -278,21 +278,21 @@ def test_who_is_slow_to_ask_or_asks_for_too_long_is_left(monkeypatch):
                     time.sleep(0.05)
             assert time.monotonic() - start_time < 5
         head = b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 5000 + b"\r\n"
-        assert b" 200 " not in run_cli(page.server.server_address, head)
+        assert b" 200 " not in run_cli(page.server_address, head)
         page.show(Image.new("RGB", (8, 8)), [Line("now")])
         with urllib.request.urlopen(page.address, timeout=10) as reply:
             assert b"<img" in reply.read()
 
 
 def test_a_reader_who_stops_reading_holds_up_nobody(monkeypatch):
-    monkeypatch.setattr(live_display, "TIMEOUT", 0.3)
+    monkeypatch.setattr(live, "TIMEOUT", 0.3)
     big = Image.effect_noise((1200, 1200), 100).convert("RGB")
     with LivePage(0) as page:
-        head = f"GET /picture HTTP/1.1\r\nHost: 127.0.0.1:{page.server.server_port}\r\n\r\n"
-        with socket.create_connection(page.server.server_address, timeout=10) as lazy:
+        head = f"GET /picture HTTP/1.1\r\nHost: 127.0.0.1:{page.server_port}\r\n\r\n"
+        with socket.create_connection(page.server_address, timeout=10) as lazy:
             lazy.sendall(head.encode())
-            until(lambda: page.server.streams._value < live_display.MAX_STREAMS, 10)
+            until(lambda: page.streams._value < live.MAX_STREAMS, 10)
             start_time = time.monotonic()
-            while page.server.streams._value < live_display.MAX_STREAMS or page.frame_id < 8:
+            while page.streams._value < live.MAX_STREAMS or page.frame_id < 8:
                 page.show(big, [])
                 assert time.monotonic() - start_time < 20

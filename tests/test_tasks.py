@@ -18,14 +18,12 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.agent import Controller
 from ami_agent.cli.main import main
 from ami_agent.config import Config, build, override
-from ami_agent.evaluation.evaluate import _step_fractions
-from ami_agent.evaluation.latency import latency
+from ami_agent.evaluation.evaluate import _step_fractions, latency
 from ami_agent.logger import Logger
 from ami_agent.storage.run_dir import load
 from ami_agent.train import train
-from ami_agent.viewer import critic_map
-from ami_agent.viewer.project import project
-from ami_agent.viewer.projectors import ProbeProjector
+from ami_agent.viewer import projectors
+from ami_agent.viewer.projectors import ProbeProjector, project
 from ami_agent.viewer.record import record_episodes
 from modules.types import ConfigError
 from tests.conftest import error_line, small
@@ -117,7 +115,7 @@ def test_eval_says_in_which_share_of_the_moments_it_plan(forager, tmp_path, mode
 
 
 def test_show_draws_the_task_it_is_reported(forager, tmp_path, monkeypatch):
-    monkeypatch.setattr(critic_map, "GRID_SIZE", 5)
+    monkeypatch.setattr(projectors, "GRID_SIZE", 5)
     argv = ["show", forager, "--task", "flag", "--episodes", 1, "--out", tmp_path / "show"]
     assert main([str(a) for a in argv]) == 0
     page = (tmp_path / "show" / "index.html").read_text()
@@ -220,7 +218,7 @@ def test_the_clock_of_one_env_alone_runs_in_episodes_that_are_evaluated(forager,
         Controller, "reset", lambda self, done=None: (output.append(1), reset(self, done))
     )
     env = replace(brief(recipes.forage()).eval_env, options={"max_episode_steps": 20})
-    monkeypatch.setattr("ami_agent.evaluation.latency.TIMED_ACTIONS", 30)
-    monkeypatch.setattr("ami_agent.evaluation.latency.WARM_UP_ACTIONS", 10)
+    monkeypatch.setattr("ami_agent.evaluation.evaluate.TIMED_ACTIONS", 30)
+    monkeypatch.setattr("ami_agent.evaluation.evaluate.WARM_UP_ACTIONS", 10)
     latency(agent, env, "react", agent.task_spec("flag"), 0)
     assert len(output) == 2 * 2  # 40 steps each way, 20 to an episode

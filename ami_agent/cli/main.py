@@ -51,7 +51,7 @@ from ami_agent.custom import allow_components, needs_files
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
 from ami_agent.interrupt import Interrupted, handled, terminate
 from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, print_table
-from ami_agent.probing.perturbations import load_perturbations
+from ami_agent.probing.data import load_perturbations
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.probing.scorecard import compute_scorecard
 from ami_agent.recipes import GENERIC, recipe

@@ -1,11 +1,13 @@
-"""Evaluates an agent, random actions and an oracle on the same episodes."""
+"""Evaluates an agent, random actions and an oracle on the same episodes, and times its actions."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,12 +23,16 @@ from ami_agent.adapters.env import (
     done_of,
     rollout,
 )
-from ami_agent.adapters.fault_tolerance import retry_on_worker_death
+from ami_agent.adapters.fault_tolerance import (
+    EnvCreationError,
+    EnvResetError,
+    retry_on_worker_death,
+)
 from ami_agent.adapters.vector_env import read_numbers
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_count, check_is
-from ami_agent.evaluation.intervals import Estimate, mean, rate
-from ami_agent.evaluation.latency import Results, latency, timed
+from ami_agent.config import Config
+from ami_agent.evaluation.intervals import Estimate, format_percent, mean, rate
 from ami_agent.evaluation.policies import (
     EpisodeStart,
     PolicyFactory,
@@ -35,8 +41,11 @@ from ami_agent.evaluation.policies import (
     make_random_policy,
 )
 from ami_agent.logger import format_number
+from ami_agent.training.base import HoldsEnvs, StageRun
 from modules.configurator import TaskSpec
-from modules.types import ConfigError, Plan
+from modules.types import ConfigError, Observation, Plan
+
+Results: TypeAlias = dict[str, Any]
 
 FIRST_EVAL_SEED = 1_000_000
 """Seed of the first episode of an evaluation."""
@@ -46,6 +55,7 @@ limit stops with an error."""
 SUCCESS_NAMES = ("success", "is_success")
 FINAL_SUCCESS_NAMES = ("final_success", "is_success", "success")
 """Entries of an info that report success; the first that an environment has counts."""
+TIMED_ACTIONS, WARM_UP_ACTIONS = 60, 10
 
 
 class EpisodeResults(NamedTuple):
@@ -72,32 +82,49 @@ class EpisodeResults(NamedTuple):
         )
 
 
+class OutcomeTracker:
+    """The results so far of the first episode of each of B environments."""
+
+    def __init__(self, env: EnvAdapter) -> None:
+        self.running = torch.ones(env.num_envs, dtype=torch.bool)
+        success, final, steps, score = (torch.full((env.num_envs,), torch.nan) for _ in range(4))
+        signal_sums = torch.zeros(env.num_envs, len(env.spec.interoception), dtype=torch.float64)
+        self.results = EpisodeResults(
+            success, final, steps, torch.zeros(env.num_envs), score, signal_sums
+        )
+
+    def update(self, result: StepResult) -> None:
+        """Adds a step to the episodes that are not done yet."""
+        success, final, steps, length, score, signal_sums = self.results
+        signal_sums += result.transition.interoception.cpu() * self.running[:, None]
+        length += self.running
+        success_now = read_info(result, *SUCCESS_NAMES)
+        is_first = (success_now == 1) & self.running & (success != 1)
+        steps[is_first] = length[is_first]
+        for value, now in (
+            (success, torch.fmax(success, success_now)),
+            (final, read_info(result, *FINAL_SUCCESS_NAMES)),
+            (score, read_info(result, "score")),
+        ):
+            value.copy_(torch.where(self.running & ~now.isnan(), now, value))
+        self.running &= ~done_of(result).cpu()
+
+
 def run_episodes(make_policy: PolicyFactory, env: EnvAdapter, seed: int) -> EpisodeResults:
     """One episode in each environment."""
     obs, info = env.reset(seed)
-    running = torch.ones(env.num_envs, dtype=torch.bool)
-    success, final, steps, score = (torch.full((env.num_envs,), torch.nan) for _ in range(4))
-    length = torch.zeros(env.num_envs)
-    signal_sums = torch.zeros(env.num_envs, len(env.spec.interoception), dtype=torch.float64)
+    tracker = OutcomeTracker(env)
     act_fn = make_policy(EpisodeStart(env, obs, info), seed)
     for step, result in enumerate(rollout(act_fn, env, obs), 1):
-        success_now = read_info(result, *SUCCESS_NAMES)
-        steps[(success_now == 1) & running & (success != 1)] = step
-        success = torch.where(running, torch.fmax(success, success_now), success)
-        signal_sums += result.transition.interoception.cpu() * running[:, None]
-        length += running
-        for value, names in ((final, FINAL_SUCCESS_NAMES), (score, ("score",))):
-            reported = read_info(result, *names)
-            value.copy_(torch.where(running & ~reported.isnan(), reported, value))
-        running &= ~done_of(result).cpu()
-        if not running.any():
+        tracker.update(result)
+        if not tracker.running.any():
             break
         if step == MAX_STEPS and not env.has_time_limit:
             raise ConfigError(
                 f"no episode ended within {step} steps, and the environment states no time limit: "
                 "set one (--env.max-episode-steps STEPS)"
             )
-    return EpisodeResults(success, final, steps, length, score, signal_sums)
+    return tracker.results
 
 
 def read_info(result: StepResult, *names: str) -> Tensor:
@@ -262,51 +289,120 @@ def table_rows(results: dict[str, Results]) -> tuple[list[str], list[list[str]]]
     """Header and rows of the printed table: a column for each mode and baseline, and a row for each
     metric, so that a narrow terminal cuts none."""
     (first, *_) = results.values()
-    score = ["score"] if first["score"] is not None else []
-    success = ["success at the last step", "ever", "steps"] if first["success"] else []
-    signals = [f"{signal} an episode" for signal in first["signal_sums"]]
-    metrics = [*score, *success, "return", *signals, "planned", "ms per action", "batched"]
-    cells = {
-        f"agent, {mode}": [*_cells(result), *_speed(result)] for mode, result in results.items()
+    cells = {f"agent, {mode}": _cells(result) for mode, result in results.items()}
+    cells |= {name: _cells(result) for name, result in first["baselines"].items() if result}
+    metrics = next(iter(cells.values()))
+    return ["", *cells], [[name, *(c.get(name, "") for c in cells.values())] for name in metrics]
+
+
+def _cells(result: Results) -> dict[str, str]:
+    """A column of the printed table, by the names of its rows."""
+    cells = {}
+    if result["score"] is not None:
+        cells["score"] = format_number(result["score"]["mean"])
+    if result["success"] is not None:
+        cells["success at the last step"] = format_percent(result["final_success"])
+        cells["ever"] = format_percent(result["success"])
+        cells["steps"] = f"{result['steps']['mean']:.1f}" if result["steps"] else "-"
+    mean_return, interval = result["return"]["mean"], result["return"]["ci95"]
+    cells["return"] = format_number(mean_return, interval)
+    if interval:
+        cells["return"] += f" [{', '.join(format_number(end, interval) for end in interval)}]"
+    for name, signal in result["signal_sums"].items():
+        cells[f"{name} an episode"] = format_number(signal["mean"])
+    if "planned" in result:
+        cells["planned"] = f"{100 * result['planned']:.0f} %"
+        cells["ms per action"] = f"{result['ms_per_action']['p50']:.2f}"
+        cells["batched"] = f"{result['ms_per_action_batched']:.3f}"
+    return cells
+
+
+def latency(agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, seed: int) -> Results:
+    """Milliseconds in one environment after a warm-up: of one `act`, from observation to action,
+    and of the actor's part, from state to action; perception and subgoals are the same in all
+    modes."""
+    controller = agent.controller(1, tensors=True)
+    make_policy = agent_policy_factory(agent, mode, task_spec, controller=controller)
+    times: list[float] = []
+    decision_times: list[float] = []
+
+    @torch.no_grad()
+    def decide(obs: Observation) -> Tensor:
+        state, context = controller.perceive(obs)
+        state.cpu()  # waits for the device, so that perception is not timed
+        return timed(lambda obs: controller.plan(state, context).action, decision_times)(obs)
+
+    with closing(config.build(1, agent.device)) as env:
+        for wrap in (lambda act_fn: timed(act_fn, times), lambda act_fn: decide):
+            _time_steps(make_policy, wrap, env, seed)
+    return {
+        "ms_per_action": _percentiles(times[WARM_UP_ACTIONS:]),
+        "ms_per_decision": _percentiles(decision_times),
     }
-    for name, result in first["baselines"].items():
-        if result is not None:
-            cells[name] = [*_cells(result), "", "", ""]
-    return ["", *cells], [list(row) for row in zip(metrics, *cells.values(), strict=True)]
 
 
-def _cells(result: Results) -> list[str]:
-    return [
-        *([format_number(result["score"]["mean"])] if result["score"] is not None else []),
-        *_success(result),
-        _interval(result["return"]),
-        *(format_number(signal["mean"]) for signal in result["signal_sums"].values()),
-    ]
+def _time_steps(
+    make_policy: PolicyFactory, wrap: Callable[[ActFn], ActFn], env: EnvAdapter, seed: int
+) -> None:
+    """The timed steps of one environment, over one or several episodes."""
+    steps = TIMED_ACTIONS + WARM_UP_ACTIONS
+    while steps > 0:
+        obs, info = env.reset(seed)
+        act_fn = wrap(make_policy(EpisodeStart(env, obs, info), seed))
+        for result in islice(rollout(act_fn, env, obs), steps):
+            steps -= 1
+            if done_of(result).any():
+                break
+        seed += 1
 
 
-def _speed(result: Results) -> list[str]:
-    return [
-        f"{100 * result['planned']:.0f} %",
-        f"{result['ms_per_action']['p50']:.2f}",
-        f"{result['ms_per_action_batched']:.3f}",
-    ]
+def _percentiles(seconds: Sequence[float]) -> Results:
+    p50, p95 = np.percentile(seconds, [50, 95]) * 1000
+    mean = 1000 * float(np.mean(seconds))
+    return {"mean": mean, "p50": float(p50), "p95": float(p95)}
 
 
-def _success(result: Results) -> list[str]:
-    if result["success"] is None:
-        return []
-    steps = "-" if result["steps"] is None else f"{result['steps']['mean']:.1f}"
-    return [_percent(result["final_success"]), _percent(result["success"]), steps]
+def timed(act_fn: ActFn, times: list[float]) -> ActFn:
+    """The policy; appends the seconds of each call, per environment, to `times`."""
+
+    def timed_act(obs: Observation) -> Tensor:
+        start = time.perf_counter()
+        action = act_fn(obs).cpu()  # waits for the device
+        times.append((time.perf_counter() - start) / len(action))
+        return action
+
+    return timed_act
 
 
-def _interval(estimate: Results) -> str:
-    interval = estimate["ci95"]
-    text = format_number(estimate["mean"], interval)
-    if not interval:
-        return text
-    return f"{text} [{', '.join(format_number(end, interval) for end in interval)}]"
+def evaluation_metrics(
+    agent: Agent, config: Config, task: str, mode: str, episodes: int, stage_run: StageRun | None
+) -> dict[str, float]:
+    """Metrics of a task, by name, each the mean over episodes. `stage_run`: the stage in progress,
+    whose environments may be the only ones that can be open."""
+    task_spec = config.tasks[task]
+    make_policy = agent_policy_factory(agent.eval(), mode, task_spec)
+    env = config.eval_env.for_task(task_spec)
+    run = partial(run_many, make_policy, env, episodes, FIRST_EVAL_SEED, agent.device)
+    results = _run_beside_stage(stage_run, run)
+    results = results.with_failures_filled(results.reports_success)
+    metrics = {
+        "final_success": results.final_success, "score": results.score,
+        "return": results.signal_sums[:, 0],
+    }  # fmt: skip
+    return {name: float(v.mean()) for name, v in metrics.items() if not v.isnan().any()}
 
 
-def _percent(estimate: Results) -> str:
-    low, high = estimate["ci95"]
-    return f"{100 * estimate['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+def _run_beside_stage(
+    stage_run: StageRun | None, run: Callable[[], EpisodeResults]
+) -> EpisodeResults:
+    """The results of `run`, for which the environments of the stage are closed where no others can
+    be open at the same time."""
+    try:
+        return run()
+    except (EnvCreationError, EnvResetError):
+        if not isinstance(stage_run, HoldsEnvs):
+            raise
+    stage_run.close_envs()
+    results = run()
+    stage_run.reopen_envs()
+    return results

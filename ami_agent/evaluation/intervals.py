@@ -57,11 +57,15 @@ def pooled_rate(rates: Sequence[float], episodes: int) -> str:
     for success_rate in rates:
         successes = round(success_rate * episodes)
         outcomes += [1] * successes + [0] * (episodes - successes)
-    pooled = rate(outcomes)
-    if pooled["mean"] is None or pooled["ci95"] is None:
+    return format_percent(rate(outcomes))
+
+
+def format_percent(estimate: Estimate) -> str:
+    """A rate as a percentage with its interval."""
+    if estimate["mean"] is None or estimate["ci95"] is None:
         return "-"
-    low, high = pooled["ci95"]
-    return f"{100 * pooled['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    low, high = estimate["ci95"]
+    return f"{100 * estimate['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _numbers(values: Values) -> np.ndarray:

@@ -83,11 +83,6 @@ def _where_reset(
     return parts["obs"] if isinstance(new, Tensor) else parts
 
 
-def task_of(task_spec: TaskSpec, start: EpisodeStart, mode: str) -> Task:
-    """The task where an episode begins in every environment."""
-    return TaskTracker(task_spec).task(start, mode)
-
-
 def agent_policy_factory(
     agent: Agent,
     mode: str,

@@ -5,31 +5,17 @@ No probe is part of the agent: probes are fitted on its frozen states.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.env import (
-    EnvAdapter,
-    EnvConfig,
-    HasFactors,
-    behaviour_policy,
-    next_obs_of,
-    rollout,
-)
+from ami_agent.adapters.env import EnvConfig, HasFactors
 from ami_agent.agent import Agent
-from modules.types import (
-    DivergenceError,
-    ModalityWeights,
-    Observation,
-    as_dict,
-    batch_size,
-    tree_map,
-)
+from ami_agent.probing.data import LabelledObs, collect_steps, concat_obs
+from modules.types import DivergenceError, ModalityWeights, Observation, batch_size, tree_map
 
 MIN_STD = 0.1
 """Mean standard deviation of the state's dimensions below which it has collapsed; VICReg's variance
@@ -80,30 +66,6 @@ def spectrum(states: Tensor) -> dict[str, float]:
     }
 
 
-class LabelledObs(NamedTuple):
-    """Observations with their true factors."""
-
-    obs: Observation  # [N, *O]
-    factors: Tensor  # [N, F]
-
-
-def collect_labelled(env: EnvAdapter, steps: int, seed: int) -> LabelledObs:
-    """Observations and factors from so many steps of the behaviour policy."""
-    obs, info = env.reset(seed)
-    observations, factors = [obs], [env.factors(info)]
-    for result in islice(rollout(behaviour_policy(env), env, obs), steps):
-        observations.append(next_obs_of(result))
-        factors.append(env.factors(result.info))
-    return LabelledObs(concat_obs(observations), torch.cat(factors))
-
-
-def concat_obs(observations: Sequence[Observation]) -> Observation:
-    """The batches of observations, one after the other."""
-    parts = [as_dict(obs) for obs in observations]
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return joined["obs"] if isinstance(observations[0], Tensor) else joined
-
-
 @torch.no_grad()
 def states_of(
     agent: Agent,
@@ -128,7 +90,11 @@ class FactorProbe:
         env = config.build(num_envs)
         self.names: tuple[str, ...] = env.unwrapped.factor_names
         # few steps of many environments: as many layouts as possible
-        self.train_set, self.test_set = (collect_labelled(env, 5, seed + i) for i in (0, num_envs))
+        collected = (collect_steps(env, 5, seed + i) for i in (0, num_envs))
+        self.train_set, self.test_set = (
+            LabelledObs(concat_obs(steps.observations), steps.factors.flatten(0, 1))
+            for steps in collected
+        )
         self.dynamics_tests: Mapping[str, Any] = {
             name: test._replace(
                 obs=env.to_tensors(test.obs),
@@ -140,15 +106,11 @@ class FactorProbe:
         }
         env.close()
 
-    def probe(self, agent: Agent) -> Probe:
-        """A linear probe of this agent's states."""
-        return fit_probe(states_of(agent, self.train_set.obs), self.train_set.factors)
-
     def __call__(self, agent: Agent) -> dict[str, float]:
         """Metrics of collapse, the probe's root mean square error for each factor, and for each
         dynamics test the imagined and the true displacement along the first factor."""
         states = states_of(agent, self.test_set.obs)
-        probe = self.probe(agent)
+        probe = fit_probe(states_of(agent, self.train_set.obs), self.train_set.factors)
         error = (probe.read(states) - self.test_set.factors).square().mean(0).sqrt()
         errors = {f"error {name}": float(e) for name, e in zip(self.names, error, strict=True)}
         return {**spectrum(states), **errors, **self._run_dynamics_tests(agent, probe)}
@@ -170,19 +132,14 @@ class CollapseProbe:
     """Metrics of collapse, for an environment whose factors are unknown."""
 
     def __init__(self, config: EnvConfig, seed: int, num_envs: int = 16, steps: int = 31) -> None:
-        observations = config.run_in_batches(
-            num_envs, lambda env, first: _collect_obs(env, seed + first, steps)
+        batches = config.run_in_batches(
+            num_envs, lambda env, first: collect_steps(env, steps, seed + first)
         )
-        self.obs = concat_obs([obs for batch in observations for obs in batch])
+        self.obs = concat_obs([obs for batch in batches for obs in batch.observations])
 
     def __call__(self, agent: Agent) -> dict[str, float]:
+        """The metrics of `spectrum`."""
         return spectrum(states_of(agent, self.obs))
-
-
-def _collect_obs(env: EnvAdapter, seed: int, steps: int) -> list[Observation]:
-    obs, _ = env.reset(seed)
-    results = islice(rollout(behaviour_policy(env), env, obs), steps)
-    return [obs, *map(next_obs_of, results)]
 
 
 def make_probe(config: EnvConfig, seed: int) -> FactorProbe | CollapseProbe:

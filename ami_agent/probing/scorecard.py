@@ -26,11 +26,12 @@ from ami_agent.probing import metrics
 from ami_agent.probing.data import (
     NUM_ENVS,
     FactorLine,
+    Perturbation,
     ProbeTrajectories,
+    apply_perturbation,
     collect_trajectories,
     factor_lines,
 )
-from ami_agent.probing.perturbations import Perturbation, apply_perturbation
 from ami_agent.probing.probe import fit_probe, spectrum, states_of
 from modules.configurator import TaskSpec
 from modules.types import Observation, as_dict, tree_map

@@ -18,8 +18,14 @@ from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
 from ami_agent.logger import Logger
 from ami_agent.storage.files import write_bytes
 from ami_agent.viewer.media import encode_gif, ffmpeg, write_mp4, write_png
-from ami_agent.viewer.project import ProjectedEpisode, ProjectedStep, project
-from ami_agent.viewer.projectors import Renderable, make_projector_factory
+from ami_agent.viewer.projectors import (
+    ProjectedEpisode,
+    ProjectedStep,
+    Renderable,
+    compute_critic_map,
+    make_projector_factory,
+    project,
+)
 from ami_agent.viewer.record import record_episodes
 from modules.types import ConfigError
 
@@ -66,10 +72,9 @@ def show(
     )
     for number, by_mode in enumerate(recorded):
         projector = factory.fit(by_mode)
-        critic_map = projector.critic_map(agent, config, by_mode[0])  # the same in every mode
-        overlays = []
-        if critic_map is not None:
-            overlays = [page.critic_overlay(critic_map, drawing.critic_overlay(critic_map))]
+        # the same in every mode
+        critic_map = compute_critic_map(agent, config, projector, by_mode[0])
+        overlays = [] if critic_map is None else [page.critic_overlay(critic_map)]
         mode_records = []
         with logger.progress(f"draw seed {by_mode[0].seed}", len(by_mode)) as bar:
             for recorded_episode in by_mode:
@@ -102,8 +107,8 @@ def draw_episode(agent: Agent, config: EnvConfig, seed: int) -> tuple[np.ndarray
     )  # fmt: skip
     projector = factory.fit([recorded_episode])
     projected = project(recorded_episode, projector)
-    sheet = drawing.sheet(projected, projector.critic_map(agent, config, recorded_episode))
-    return sheet, encode_gif(drawing.film(projected))
+    critic_map = compute_critic_map(agent, config, projector, recorded_episode)
+    return drawing.sheet(projected, critic_map), encode_gif(drawing.film(projected))
 
 
 def log_episode(agent: Agent, config: EnvConfig, logger: Logger) -> None:

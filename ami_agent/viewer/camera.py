@@ -1,11 +1,11 @@
-"""Frames of any environment that renders, and none of one that doesn't."""
+"""Frames of any environment that renders, and why another one doesn't."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
 from contextlib import closing
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
@@ -23,26 +23,9 @@ NO_LIMIT = 1 << 20
 """Pixels; larger than the side of any frame."""
 
 
-class Camera(Protocol):
-    """Renders environments that were made with its options."""
-
-    options: Mapping[str, Any]
-
-    def __call__(self, env: EnvAdapter) -> list[Pictures]: ...
-
-
-class NoCamera:
-    """Renders nothing."""
-
-    options: Mapping[str, Any] = {}
-
-    def __call__(self, env: EnvAdapter) -> list[Pictures]:
-        return [() for _ in range(env.num_envs)]
-
-
-class RenderCamera:
-    """What the environment's `render` gives, downscaled where a side is longer than `side`
-    pixels."""
+class Camera:
+    """What the `render` of environments gives that were made with its `options`, downscaled where a
+    side is longer than `side` pixels."""
 
     options: Mapping[str, Any] = {"render_mode": "rgb_array"}
 
@@ -50,18 +33,17 @@ class RenderCamera:
         self.side = side
 
     def __call__(self, env: EnvAdapter) -> list[Pictures]:
+        """The frame of each of B environments."""
         pictures = env.vector_env.render() or ()
         if fault := _render_fault(pictures):
             raise EnvError(f"the environment can no longer be rendered: {fault}")
         return [(self._downscale(np.asarray(picture)),) for picture in pictures]
 
     def _downscale(self, picture: np.ndarray) -> np.ndarray:
-        picture = picture[..., :3]
-        longest = max(picture.shape[:2])
-        if longest <= self.side:
-            return picture.copy()  # the environment may draw the next frame into the same array
-        height, width = (max(1, round(n * self.side / longest)) for n in picture.shape[:2])
-        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
+        """A copy: the environment may draw the next frame into the same array."""
+        image = Image.fromarray(picture[..., :3])
+        image.thumbnail((self.side, self.side), Image.Resampling.BOX, reducing_gap=None)
+        return np.array(image)
 
 
 def render_error(config: EnvConfig) -> str:
@@ -70,15 +52,18 @@ def render_error(config: EnvConfig) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the line that is returned says the same
-            with closing(config.build(1, **RenderCamera().options)) as env:
+            with closing(config.build(1, **Camera.options)) as env:
                 env.reset(0)
                 return _render_fault(env.unwrapped.render())
     except NotImplementedError:
         return "it has no render()"
-    except ConfigError as error:
-        return _make_error(str(error))
+    except ConfigError as error:  # without the argument an environment runs, but renders nothing
+        reason = "it takes no render_mode" if "render_mode" in str(error) else str(error)
+    except DependencyNotInstalled as error:  # its message says how to install it
+        reason = f"{error}{gl_hint(error)}"
     except Exception as error:  # code of the environment may raise anything
-        return _one_line(f"{_error_text(error)}{gl_hint(error)}")
+        reason = f"{type(error).__name__}: {error}{gl_hint(error)}"
+    return " ".join(reason.split())
 
 
 def _render_fault(pictures: Any) -> str:
@@ -90,18 +75,3 @@ def _render_fault(pictures: Any) -> str:
             found = f"{picture.dtype} {picture.shape}"
             return f"its render() gives {found}; pictures are uint8 (h, w, 3)"
     return ""
-
-
-def _make_error(error: str) -> str:
-    """An environment without the argument `render_mode` runs, but renders nothing."""
-    return "it takes no render_mode" if "render_mode" in error else _one_line(error)
-
-
-def _error_text(error: Exception) -> str:
-    """The message of a missing dependency already names it and how to install it."""
-    needs_install = isinstance(error, DependencyNotInstalled)
-    return str(error) if needs_install else f"{type(error).__name__}: {error}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Sequence
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageOps
 
-from ami_agent.viewer.charts import (
-    draw_critic_map,
-    draw_critic_values,
-    draw_energy,
-    draw_prediction_error,
-)
-from ami_agent.viewer.colors import (
-    CANDIDATE,
-    MUTED,
-    PAST,
-    PLANNED,
-    SUBGOAL,
-    TEXT,
-    draw_background,
-    fit_axes,
-)
-from ami_agent.viewer.critic_map import CriticMap
-from ami_agent.viewer.project import ProjectedEpisode, ProjectedStep
+from ami_agent.viewer.projectors import CriticMap, ProjectedEpisode, ProjectedStep
+from ami_agent.viewer.record import STEPS_TO_GO
 
-Corner: TypeAlias = Literal["upper center", "upper right"]
-
+PAST, PLANNED, CANDIDATE, SUCCESS = "#1e5adc", "#f0591a", "#8a63d2", "#1e9646"
+SUBGOAL = "#0f8f83"
+TEXT, MUTED = "#22262e", "#767d8a"
+TERM_COLORS = {"goal_distance": "#c2497f", "critic": "#e8a317"}
+OTHER_COLORS = ("#17a08c", "#8a63d2", "#1e5adc", "#f0591a", "#7a8c2e")
 LEGEND = {"past": PAST, "planned": PLANNED, "candidates": CANDIDATE, "subgoals": SUBGOAL}
 FADE = LinearSegmentedColormap.from_list("fade", ["#c9d8f8", PAST])
+CRITIC_COLORS = ("#fff8e6", "#ffdf9e", "#fdb374", "#ec7f78", "#b9568c", "#6d3f8c", "#2f2a63")
+CRITIC_COLORMAP = LinearSegmentedColormap.from_list("heat", list(CRITIC_COLORS))
+MAX_IN_MEDIANS = 4.0
+"""Top of the colour scale of a critic map, in medians of its values above the lowest."""
 
 PANEL_INCHES, DPI = 4.8, 100
 PANEL = round(PANEL_INCHES * DPI)  # pixels
@@ -53,7 +48,7 @@ def film(episode: ProjectedEpisode) -> list[Image.Image]:
     # for speed the legend is drawn once, and the pictures are pasted without matplotlib
     figure = Figure((width, height), dpi=DPI, facecolor="none")
     legend_figure = Figure((width, LEGEND_INCHES), dpi=DPI)
-    _legend(legend_figure, episode, (0.5, 0.9), "upper center", 9)
+    _legend(legend_figure, episode, loc="upper center", bbox_to_anchor=(0.5, 0.9), fontsize=9)
     legend = pixels(legend_figure)
     caption_text = figure.text(0.5, 0.015, "", ha="center", color=TEXT, size=11)
     overlaid_axes = []
@@ -78,34 +73,35 @@ def film(episode: ProjectedEpisode) -> list[Image.Image]:
 def _compose(figure: Figure, projected_step: ProjectedStep) -> np.ndarray:
     """The panels of a step, side by side, under the figure; uint8 [h, w, 3]."""
     overlay = Image.fromarray(_rgba(figure))
-    canvas, side = Image.new("RGBA", overlay.size, "white"), PANEL
+    canvas = Image.new("RGBA", overlay.size, "white")
     for number, panel in enumerate(projected_step.panels):
-        picture = Image.fromarray(panel.picture)
-        scale = side / max(picture.size)
-        resized = picture.resize([max(1, round(n * scale)) for n in picture.size])
-        inset = [(side - n) // 2 for n in resized.size]
-        canvas.paste(resized, (number * side + inset[0], inset[1]))
+        picture = ImageOps.pad(Image.fromarray(panel.picture), (PANEL, PANEL), color="white")
+        canvas.paste(picture, (number * PANEL, 0))
     return np.asarray(Image.alpha_composite(canvas, overlay))[..., :3]
 
 
 def sheet(episode: ProjectedEpisode, critic_map: CriticMap | None) -> np.ndarray:
     """Key frames, energy by term over time, and the critic map or, without one, the prediction
     error; uint8 [h, w, 3]."""
-    rows = len(episode.projected_steps[0].panels)
+    recorded, rows = episode.recorded, len(episode.projected_steps[0].panels)
+    title = f"{recorded.env}, mode {recorded.mode}"
     height = 5.0 + 2.6 * rows
     figure = Figure((15, height), dpi=110, facecolor="white")
-    figure.text(0.02, 1 - 0.42 / height, episode.title, size=17, color=TEXT, parse_math=False)
-    figure.text(0.02, 1 - 0.72 / height, episode.summary, size=13, color=MUTED, parse_math=False)
-    _legend(figure, episode, (0.99, 1 - 0.11 / height), "upper right", 12.5)
+    figure.text(0.02, 1 - 0.42 / height, title, size=17, color=TEXT, parse_math=False)
+    figure.text(0.02, 1 - 0.72 / height, recorded.summary, size=13, color=MUTED, parse_math=False)
+    anchor = 0.99, 1 - 0.11 / height
+    _legend(figure, episode, loc="upper right", bbox_to_anchor=anchor, fontsize=12.5)
     key_frames = key_steps(episode)
     for column, key_frame in enumerate(key_frames):
         for row in range(rows):
             bottom = 1 - (3.61 + 2.55 * row) / height
             axes = figure.add_axes((0.014 + column * 0.1627, bottom, 0.159, 2.385 / height))
-            draw_panel(axes, episode, key_frame, row, scale=0.75)
+            draw_background(axes, key_frame.panels[row].picture)
+            if key_frame.panels[row].overlaid:
+                draw_states(axes, episode, key_frame, scale=0.75)
             if row == 0:
-                title = caption(episode, key_frame, brief=True)
-                axes.set_title(title, size=9.5, color=TEXT, pad=2)
+                text = caption(episode, key_frame, brief=True)
+                axes.set_title(text, size=9.5, color=TEXT, pad=2)
     width = 0.57 if critic_map is not None or episode.imagines else 0.93
     steps = [key_frame.step for key_frame in key_frames]
     draw_energy(figure.add_axes((0.04, 0.65 / height, width, 2.89 / height)), episode, steps)
@@ -117,7 +113,7 @@ def sheet(episode: ProjectedEpisode, critic_map: CriticMap | None) -> np.ndarray
     return pixels(figure)
 
 
-def critic_overlay(critic_map: CriticMap) -> np.ndarray:
+def draw_critic_overlay(critic_map: CriticMap) -> np.ndarray:
     """The critic map alone, to be laid over a frame of the environment; uint8 [h, w, 4]."""
     height, width = critic_map.picture.shape[:2]
     figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="none")
@@ -143,56 +139,33 @@ def caption(
     parts = [f"step {projected_step.step}"]
     if projected_step.terms and not brief:
         parts.append(f"energy {sum(projected_step.terms.values()):.3g}")
-    if episode.unit:
-        parts.append(f"{episode.unit} {projected_step.critic_value:.3g}")
+    if unit := episode.recorded.critic_unit:
+        parts.append(f"{unit} {projected_step.critic_value:.3g}")
     return " · ".join(parts)
-
-
-def draw_panel(
-    axes: Axes, episode: ProjectedEpisode, projected_step: ProjectedStep, number: int, *,
-    scale: float = 1.0,
-) -> None:  # fmt: skip
-    """Draws one panel of a step: its picture and, if it is overlaid, states."""
-    panel = projected_step.panels[number]
-    draw_background(axes, panel.picture)
-    if panel.overlaid:
-        draw_states(axes, episode, projected_step, scale)
 
 
 def draw_states(
     axes: Axes, episode: ProjectedEpisode, projected_step: ProjectedStep, scale: float = 1.0
 ) -> None:
-    """Draws the past path, the candidates, the plan and the subgoals."""
-    _draw_path(axes, episode.path[: projected_step.step + 1], 2.6 * scale)
+    """Draws the past path, older positions fainter; the candidates; the plan, with a dot for every
+    imagined step, smaller further ahead; and the plans of the levels above as dotted lines, each
+    with its next subgoal as a diamond."""
+    path = episode.path[: projected_step.step + 1]
+    segments = np.stack([path[:-1], path[1:]], 1)  # [T - 1, 2, 2]
+    colors = FADE(np.linspace(0, 1, len(segments)))
+    past = LineCollection(list(segments), colors=colors, linewidths=2.6 * scale, zorder=2,
+                          capstyle="round")  # fmt: skip
+    axes.add_collection(past, autolim=False)
+    axes.plot(*path[-1:].T, "o", color=PAST, ms=1.7 * (2.6 * scale), zorder=2)
     alpha = float(np.clip(2 / np.sqrt(len(projected_step.candidates)), 0.1, 0.5))
     lines = LineCollection(list(projected_step.candidates), colors=CANDIDATE, alpha=alpha,
                            linewidths=1.6 * scale, zorder=3)  # fmt: skip
     axes.add_collection(lines, autolim=False)
-    _draw_planned(axes, projected_step, scale)
-    _draw_subgoals(axes, projected_step, scale)
-
-
-def _draw_path(axes: Axes, path: np.ndarray, width: float) -> None:
-    """Draws positions `[T, 2]`, older ones fainter."""
-    segments = np.stack([path[:-1], path[1:]], 1)  # [T - 1, 2, 2]
-    colors = FADE(np.linspace(0, 1, len(segments)))
-    lines = LineCollection(list(segments), colors=colors, linewidths=width, zorder=2,
-                           capstyle="round")  # fmt: skip
-    axes.add_collection(lines, autolim=False)
-    axes.plot(*path[-1:].T, "o", color=PAST, ms=1.7 * width, zorder=2)
-
-
-def _draw_planned(axes: Axes, projected_step: ProjectedStep, scale: float) -> None:
-    """Draws a line with a dot for every imagined step, smaller further ahead."""
     x, y = projected_step.planned.T
     axes.plot(x, y, color=PLANNED, lw=2.4 * scale, zorder=4, solid_capstyle="round")
     sizes = np.linspace(46, 22, len(x) - 1) * scale**2
     axes.scatter(x[1:], y[1:], s=sizes, color=PLANNED, edgecolors="white",
                  linewidths=0.9 * scale, zorder=5)  # fmt: skip
-
-
-def _draw_subgoals(axes: Axes, projected_step: ProjectedStep, scale: float) -> None:
-    """Draws the plan of each level above as a dotted line, and its next subgoal as a diamond."""
     for plan in projected_step.upper_plans:
         x, y = np.concatenate([projected_step.position[None], plan]).T
         axes.plot(x, y, color=SUBGOAL, lw=1.6 * scale, ls=":", marker=".", ms=7 * scale, zorder=3)
@@ -200,10 +173,7 @@ def _draw_subgoals(axes: Axes, projected_step: ProjectedStep, scale: float) -> N
                      edgecolors=SUBGOAL, linewidths=2 * scale, zorder=5)  # fmt: skip
 
 
-def _legend(
-    figure: Figure, episode: ProjectedEpisode, anchor: tuple[float, float], corner: Corner,
-    size: float,
-) -> None:  # fmt: skip
+def _legend(figure: Figure, episode: ProjectedEpisode, **placement: Any) -> None:
     """Draws the names of the colours that the episode uses."""
     handles = [
         Line2D([], [], color=color, marker="o", ls="", label=name)
@@ -211,9 +181,125 @@ def _legend(
         if name == "past" or (episode.has_subgoals if name == "subgoals" else episode.imagines)
     ]
     figure.legend(
-        handles=handles, loc=corner, bbox_to_anchor=anchor, borderaxespad=0, ncols=len(handles),
-        frameon=False, fontsize=size, labelcolor="linecolor", handletextpad=0, columnspacing=1.2,
+        handles=handles, ncols=len(handles), borderaxespad=0, frameon=False,
+        labelcolor="linecolor", handletextpad=0, columnspacing=1.2, **placement,
     )  # fmt: skip
+
+
+def draw_energy(axes: Axes, episode: ProjectedEpisode, steps: Sequence[int]) -> None:
+    """The energy of the plan, by term, and the critic's value of the current state, over time."""
+    projected_steps, time = episode.projected_steps, episode.steps
+    goal_note = ", to the goal" if episode.has_subgoals else ""
+    plan_label = f"plan energy{' to the subgoal' if episode.has_subgoals else ''}"
+    terms = np.array([list(step.terms.values()) for step in projected_steps]).T  # [terms, N]
+    # stacked: positive values above zero, negative values below
+    edges = np.where(terms > 0, terms.clip(min=0).cumsum(0), terms.clip(max=0).cumsum(0))
+    colors = term_colors(projected_steps[0].terms)
+    for (name, color), term, edge in zip(colors.items(), terms, edges, strict=True):
+        axes.fill_between(time, edge - term, edge, color=color, alpha=0.75, lw=0,
+                          label=f"{plan_label}: {name}")  # fmt: skip
+    success_step, unit = episode.recorded.success_step, episode.recorded.critic_unit
+    if unit:
+        values = [projected_step.critic_value for projected_step in projected_steps]
+        axes.plot(time, values, color=TEXT, lw=1.6, ls=(0, (4, 2)),
+                  label=f"critic{goal_note}: {unit}")  # fmt: skip
+    if success_step is not None:
+        axes.axvline(success_step, color=SUCCESS, lw=1.4, label=episode.recorded.success_label)
+        if unit == STEPS_TO_GO:
+            axes.plot(
+                [0, success_step], [success_step, 0], color=SUCCESS, lw=1.4, label="steps taken"
+            )
+    axes.plot(steps, np.zeros(len(steps)), "^", color=TEXT, ms=6, clip_on=False, zorder=9,
+              transform=axes.get_xaxis_transform())  # fmt: skip
+    lowest = axes.dataLim.ymin
+    axes.set(xlim=(0, episode.recorded.end_step), ylim=(min(0, 1.05 * lowest), None),
+             xlabel="step (the frames above are marked)")  # fmt: skip
+    _tidy(axes)
+    axes.ticklabel_format(axis="y", scilimits=(-2, 4))
+
+
+def draw_prediction_error(axes: Axes, episode: ProjectedEpisode) -> None:
+    """The prediction error by steps ahead."""
+    by_horizon = episode.prediction_error.by_horizon
+    axes.plot(range(1, len(by_horizon) + 1), by_horizon, color=PLANNED, lw=2, marker="o", ms=5,
+              label="prediction error")  # fmt: skip
+    axes.axhline(1, color=MUTED, lw=1.2, ls=(0, (4, 2)), label="error of predicting no change")
+    axes.set(ylim=(0, None), xlabel="steps ahead")
+    _tidy(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _tidy(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=9.5, labelcolor=TEXT, ncols=3, loc="lower left",
+                bbox_to_anchor=(0, 1), borderaxespad=0.3, handlelength=1.6)  # fmt: skip
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=9.5)
+    axes.xaxis.label.set(color=MUTED, size=10)
+    axes.grid(axis="y", color="#e6e8ec", lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def draw_critic_values(axes: Axes, critic_map: CriticMap) -> QuadContourSet:
+    """The critic's value at every position, as colours and contours."""
+    x, y = np.moveaxis(critic_map.xy, -1, 0)
+    values, (low, high) = np.ma.masked_invalid(critic_map.values), value_range(critic_map)
+    levels = np.linspace(low, high, 25)
+    extend = "max" if values.max() > high else "neither"
+    contours = axes.contourf(x, y, values, levels, cmap=CRITIC_COLORMAP, zorder=1, extend=extend)
+    axes.contour(x, y, values, levels[2:-1:2], colors="white", linewidths=0.5, alpha=0.7, zorder=2)
+    return contours
+
+
+def value_range(critic_map: CriticMap) -> tuple[float, float]:
+    """The values of the lightest and of the darkest colour. A few huge values, where no path leads
+    to the goal, would otherwise leave one colour for all others."""
+    values = np.ma.masked_invalid(critic_map.values)
+    low = float(values.min())
+    return low, min(float(values.max()), low + MAX_IN_MEDIANS * float(np.ma.median(values - low)))
+
+
+def draw_critic_map(
+    figure: Figure, axes: Axes, episode: ProjectedEpisode, critic_map: CriticMap
+) -> None:
+    """The critic map, with the path of the episode."""
+    contours = draw_critic_values(axes, critic_map)
+    draw_background(axes, without_background(critic_map.picture), zorder=3)
+    axes.plot(*episode.path.T, color="white", lw=4, zorder=4, solid_capstyle="round")
+    axes.plot(*episode.path.T, color=PAST, lw=2, zorder=5, solid_capstyle="round")
+    axes.set_title(f"critic map: {critic_map.unit}", size=10.5, color=TEXT, pad=0)
+    left, bottom, width, height = axes.get_position().bounds
+    rect = (left + width + 0.005, bottom + 0.06 * height, 0.009, 0.88 * height)
+    bar = figure.colorbar(contours, cax=figure.add_axes(rect), ticks=MaxNLocator(6))
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(colors=MUTED, labelsize=9, length=0)
+
+
+def term_colors(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each energy term by name; common terms have the same one in every picture."""
+    other_colors = cycle(OTHER_COLORS)
+    return {name: TERM_COLORS.get(name) or next(other_colors) for name in names}
+
+
+def without_background(picture: np.ndarray) -> np.ndarray:
+    """The picture as [h, w, 4], its most common colour transparent."""
+    colors, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
+    contrast = np.abs(picture.astype(int) - colors[counts.argmax()]).max(-1)
+    alpha = np.clip(contrast * 2, 0, 255).astype(np.uint8)
+    return np.dstack([picture, alpha])
+
+
+def draw_background(axes: Axes, picture: np.ndarray, zorder: int = 0) -> None:
+    """Draws the picture `[h, w, 3 or 4]`, and fits the axes to its pixels."""
+    axes.imshow(picture, interpolation="bilinear", zorder=zorder)
+    fit_axes(axes, picture)
+
+
+def fit_axes(axes: Axes, picture: np.ndarray) -> None:
+    """Gives the axes the coordinates of the picture's pixels."""
+    height, width = picture.shape[:2]
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
+    axes.set_axis_off()
 
 
 def pixels(figure: Figure) -> np.ndarray:

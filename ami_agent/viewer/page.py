@@ -8,6 +8,7 @@ import html
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -17,11 +18,8 @@ import numpy as np
 from PIL import Image, features
 
 from ami_agent.storage.files import write_text
-from ami_agent.viewer.charts import CRITIC_COLORS, value_range
-from ami_agent.viewer.colors import term_colors
-from ami_agent.viewer.critic_map import CriticMap
-from ami_agent.viewer.project import ProjectedEpisode, ProjectedStep
-from ami_agent.viewer.projectors import Projector
+from ami_agent.viewer.drawing import CRITIC_COLORS, draw_critic_overlay, term_colors, value_range
+from ami_agent.viewer.projectors import CriticMap, ProjectedEpisode, ProjectedStep, Projector
 
 Json: TypeAlias = dict[str, Any]
 
@@ -64,9 +62,15 @@ def mode_record(episode: ProjectedEpisode, sheet: np.ndarray) -> Json:
         "endStep": recorded.end_step,
         "successStep": recorded.success_step,
         "successLabel": recorded.success_label,
-        "unit": episode.unit,
-        "layers": _layers(episode),
-        "terms": [_term_title(name) for name in episode.projected_steps[0].terms],
+        "unit": recorded.critic_unit,
+        "layers": [
+            "past",
+            *(["planned", "candidates", "actual"] if episode.imagines else []),
+            *(["subgoals"] if episode.has_subgoals else []),
+        ],
+        "terms": [
+            name.replace("critic_", "critic of ") for name in episode.projected_steps[0].terms
+        ],
         "colors": list(term_colors(episode.projected_steps[0].terms).values()),
         "errorByHorizon": _numbers(episode.prediction_error.by_horizon),
         "steps": steps,
@@ -82,22 +86,12 @@ def mode_record(episode: ProjectedEpisode, sheet: np.ndarray) -> Json:
     }
 
 
-def critic_overlay(critic_map: CriticMap, drawn: np.ndarray) -> Json:
-    """The critic map; `drawn`: uint8 [h, w, 4]."""
+def critic_overlay(critic_map: CriticMap) -> Json:
+    """What the page needs of a critic map."""
     low, high = value_range(critic_map)
-    return {"image": _data_uri(Image.fromarray(drawn), ("png", _png)), "colors": CRITIC_COLORS,
+    image = Image.fromarray(draw_critic_overlay(critic_map))
+    return {"image": _data_uri(image, ENCODINGS[0]), "colors": CRITIC_COLORS,
             "low": _number(low), "high": _number(high), "unit": critic_map.unit}  # fmt: skip
-
-
-def _layers(episode: ProjectedEpisode) -> list[str]:
-    """The names of what can be drawn over the panels."""
-    imagined_layers = ["planned", "candidates", "actual"] if episode.imagines else []
-    return ["past", *imagined_layers, *(["subgoals"] if episode.has_subgoals else [])]
-
-
-def _term_title(name: str) -> str:
-    """The name of an energy term, for people."""
-    return name.replace("critic_", "critic of ")
 
 
 def _frame(projected_step: ProjectedStep, error: float) -> Json:
@@ -152,33 +146,25 @@ def _panels(steps: Sequence[Sequence[Any]]) -> list[Json]:
 Encoding: TypeAlias = tuple[str, Callable[[Image.Image], bytes]]
 
 
-def _encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
+def _encode(image_format: str, image: Image.Image, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
 
 
 def _png(image: Image.Image) -> bytes:
-    return _encode(image.quantize(128, dither=Image.Dither.NONE), "PNG", optimize=True)
+    return _encode("PNG", image.quantize(128, dither=Image.Dither.NONE), optimize=True)
 
 
-def _webp(image: Image.Image) -> bytes:
-    return _encode(image, "WEBP", quality=75, method=4)
-
-
-def _webp_exact(image: Image.Image) -> bytes:
-    return _encode(image, "WEBP", lossless=True, method=2)
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    return _encode(image, "JPEG", quality=82, optimize=True)
-
-
-ENCODINGS: Sequence[Encoding] = [
+ENCODINGS: list[Encoding] = [
     ("png", _png),
-    ("jpeg", _jpeg),
-    *([("webp", _webp_exact), ("webp", _webp)] if features.check("webp") else []),
+    ("jpeg", partial(_encode, "JPEG", quality=82, optimize=True)),
 ]
+if features.check("webp"):
+    ENCODINGS += [
+        ("webp", partial(_encode, "WEBP", lossless=True, method=2)),
+        ("webp", partial(_encode, "WEBP", quality=75, method=4)),
+    ]
 
 
 def _smallest_encoding(examples: Sequence[Image.Image]) -> Encoding:

@@ -3,9 +3,9 @@ or, for any environment, in the plane of the states' first two principal compone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvConfig, HasFactors
 from ami_agent.agent import Agent
+from ami_agent.probing.data import concat_obs, reset_to_factors
 from ami_agent.probing.probe import FactorProbe, fit_probe, states_of
-from ami_agent.viewer.camera import Camera, NoCamera, Pictures, RenderCamera, render_error
-from ami_agent.viewer.critic_map import CriticMap, compute_critic_map
-from ami_agent.viewer.record import RecordedEpisode
+from ami_agent.viewer.camera import Camera, Pictures, render_error
+from ami_agent.viewer.record import RecordedEpisode, critic_value
 from modules.configurator import TaskSpec
 
 PLANE_SIZE = 400
@@ -27,6 +27,15 @@ PLANE_GREY = 245
 
 MARGIN = 0.08
 """Fraction of the plane that is left free on each side."""
+
+NUM_NEIGHBORS = 4
+"""Reference states whose residuals correct a linear probe."""
+
+CHUNK_SIZE = 4096
+"""States that are read at once; the distances to all reference states take much memory."""
+
+GRID_SIZE = 31
+"""Positions along a side of a critic map."""
 
 
 @runtime_checkable
@@ -47,49 +56,13 @@ class Panel(NamedTuple):
     overlaid: bool  # states are drawn over it
 
 
-class Projector(Protocol):
-    """Maps states to positions in pixels, and gives the panels that they are drawn over."""
-
-    description: str  # how positions are found, and how exact they are; for people
-    error: float  # of the positions of imagined states, root mean square, in pixels
-
-    def __call__(self, states: Tensor) -> np.ndarray:
-        """`[..., D]` -> positions `[..., 2]` in pixels of the overlaid panels."""
-
-    def path(self, recorded: RecordedEpisode) -> np.ndarray:
-        """The agent's true positions `[T, 2]`."""
-
-    def panels(self, pictures: Pictures) -> list[Panel]:
-        """The panels of a step, at least one of them overlaid."""
-
-    def critic_map(
-        self, agent: Agent, config: EnvConfig, recorded: RecordedEpisode
-    ) -> CriticMap | None:
-        """The critic's value at every position; None where it can't be drawn."""
-
-
-class ProjectorFactory(Protocol):
-    """Makes the projector of some episodes."""
-
-    camera: Camera
-
-    def fit(self, episodes: Sequence[RecordedEpisode]) -> Projector: ...
-
-
-NUM_NEIGHBORS = 4
-"""Reference states whose residuals correct a linear probe."""
-
-CHUNK_SIZE = 4096
-"""States that are read at once; the distances to all reference states take much memory."""
-
-
 class ProbeProjector:
     """Positions in the environment's frames, read from states by a linear probe on the frozen
     encoder and corrected by the probe's residuals at the nearest reference states; states are
     encoded with the modality weights of the task."""
 
     def __init__(self, agent: Agent, config: EnvConfig, seed: int, task_spec: TaskSpec) -> None:
-        self.camera: Camera = RenderCamera()
+        self.camera = Camera()
         modality_weights = agent.configurator.modality_weights(task_spec.to_task(None, "plan"))
         with closing(config.build(1)) as env:
             self.unwrapped: Renderable = env.unwrapped
@@ -108,14 +81,12 @@ class ProbeProjector:
             f"{self.error:.2g} pixels (root mean square) in episodes that it was not fitted to."
         )
 
-    def fit(self, episodes: Sequence[RecordedEpisode]) -> Projector:
-        return self
-
     def xy(self, factors: Any) -> np.ndarray:
         """Factors `[..., F]` -> positions `[..., 2]`."""
         return np.asarray(self.unwrapped.factors_to_pixels(np.asarray(factors)))
 
     def __call__(self, states: Tensor) -> np.ndarray:
+        """States `[..., D]` -> positions `[..., 2]` in pixels of the overlaid panels."""
         flat = states.detach().cpu().reshape(-1, states.shape[-1])
         read = torch.cat([self._read(chunk) for chunk in flat.split(CHUNK_SIZE)])
         return self.xy(read.reshape(*states.shape[:-1], read.shape[-1]))
@@ -129,32 +100,17 @@ class ProbeProjector:
         return self.probe.read(states) + (weight[..., None] * self.residuals[nearest]).sum(-2)
 
     def path(self, recorded: RecordedEpisode) -> np.ndarray:
-        """The true positions, not read from states."""
+        """The agent's true positions `[T, 2]`, not read from states."""
         return self.xy(recorded.factors)
 
     def panels(self, pictures: Pictures) -> list[Panel]:
+        """The panels of a step."""
         return [Panel("environment", picture, True) for picture in pictures]
-
-    def critic_map(
-        self, agent: Agent, config: EnvConfig, recorded: RecordedEpisode
-    ) -> CriticMap | None:
-        return compute_critic_map(agent, config, self, recorded)
-
-
-class PCAProjectorFactory:
-    """Makes projectors into a plane of states; frames are shown beside it where the environment
-    renders."""
-
-    def __init__(self, camera: Camera) -> None:
-        self.camera = camera
-
-    def fit(self, episodes: Sequence[RecordedEpisode]) -> Projector:
-        return PCAProjector(episodes)
 
 
 class PCAProjector:
     """The first two principal components of the states of some episodes, scaled to show these
-    states and the planned ones."""
+    states and the planned ones; frames are shown beside them where the environment renders."""
 
     error = 0.0
 
@@ -167,12 +123,13 @@ class PCAProjector:
         self.axes[:, :num_axes] = axes.flip(1)[:, :num_axes]
         self.explained_variance = float(values.flip(0)[:2].sum() / values.sum().clamp_min(1e-12))
         """Fraction of the variance of the episodes' states that lies in the plane."""
-        planned = [
-            step.planned_states.flatten(0, -2)
-            for recorded in episodes
-            for step in recorded.recorded_steps
-        ]
-        self.low, self.high = _plot_range(self._project(states), self._project(torch.cat(planned)))
+        planned = [step.planned_states for episode in episodes for step in episode.recorded_steps]
+        visited, imagined = self._project(states), self._project(torch.cat(planned))
+        low, high = np.quantile(imagined, [0.02, 0.98], axis=0)  # without outliers
+        low, high = np.minimum(visited.min(0), low), np.maximum(visited.max(0), high)
+        center, span = (low + high) / 2, high - low
+        span = np.maximum(span, 1e-3 * span.max() + 1e-9)  # a constant axis stays in the middle
+        self.low, self.high = center - span / 2, center + span / 2
         self.description = (
             "The plane shows the agent's states along their first two principal components; "
             f"{100 * self.explained_variance:.0f} % of their variance lies in it."
@@ -182,33 +139,32 @@ class PCAProjector:
         return ((states.detach().cpu().double() - self.mean) @ self.axes).numpy()
 
     def __call__(self, states: Tensor) -> np.ndarray:
+        """States `[..., D]` -> positions `[..., 2]` in pixels of the plane."""
         relative = (self._project(states) - self.low) / (self.high - self.low)
         return (PLANE_SIZE - 1) * (MARGIN + (1 - 2 * MARGIN) * (relative * (1, -1) + (0, 1)))
 
     def path(self, recorded: RecordedEpisode) -> np.ndarray:
+        """The positions `[T, 2]` of the agent's states."""
         return self(recorded.states)
 
     def panels(self, pictures: Pictures) -> list[Panel]:
+        """The panels of a step; the last one is overlaid."""
         blank = np.full((PLANE_SIZE, PLANE_SIZE, 3), PLANE_GREY, np.uint8)
         image_panels = [Panel("environment", picture, False) for picture in pictures]
         return [*image_panels, Panel("states of the agent", blank, True)]
 
-    def critic_map(
-        self, agent: Agent, config: EnvConfig, recorded: RecordedEpisode
-    ) -> CriticMap | None:
-        """None: many states share a position in the plane."""
-        return None
+
+Projector: TypeAlias = ProbeProjector | PCAProjector
+"""Maps states to positions in pixels, and gives the panels that they are drawn over. `description`:
+how positions are found, and how exact they are, for people; `error`: of the positions of imagined
+states, root mean square, in pixels."""
 
 
-def _plot_range(visited: np.ndarray, planned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest position to show, `[2]` each: all visited ones, and planned ones
-    without outliers."""
-    planned_range = np.quantile(planned, [0.02, 0.98], axis=0)
-    low = np.minimum(visited.min(0), planned_range[0])
-    high = np.maximum(visited.max(0), planned_range[1])
-    center, span = (low + high) / 2, high - low
-    span = np.maximum(span, 1e-3 * span.max() + 1e-9)  # a constant axis stays in the middle
-    return center - span / 2, center + span / 2
+class ProjectorFactory(NamedTuple):
+    """Records pictures, if any, and makes the projector of some episodes."""
+
+    camera: Camera | None
+    fit: Callable[[Sequence[RecordedEpisode]], Projector]
 
 
 def make_projector_factory(
@@ -216,13 +172,163 @@ def make_projector_factory(
     log: Callable[[str], None],
 ) -> ProjectorFactory:  # fmt: skip
     """The projection that suits the environment; `log` gets a line where it doesn't render."""
-    error = render_error(config)
-    if error:
+    if error := render_error(config):
         log(f"no picture of {config.id}, only of the agent's states: {error}")
-        return PCAProjectorFactory(NoCamera())
+        return ProjectorFactory(None, PCAProjector)
     with closing(config.build(1)) as env:
-        inner = env.unwrapped
-        has_positions = isinstance(inner, Renderable) and isinstance(inner, HasFactors)
-    if has_positions:
-        return ProbeProjector(agent, config, seed, task_spec)
-    return PCAProjectorFactory(RenderCamera(PLANE_SIZE))
+        has_positions = all(isinstance(env.unwrapped, kind) for kind in (Renderable, HasFactors))
+    if not has_positions:
+        return ProjectorFactory(Camera(PLANE_SIZE), PCAProjector)
+    projector = ProbeProjector(agent, config, seed, task_spec)
+    return ProjectorFactory(projector.camera, lambda episodes: projector)
+
+
+class ProjectedStep(NamedTuple):
+    """An episode before one of its actions; positions are in pixels of the overlaid panels."""
+
+    step: int
+    panels: Sequence[Panel]
+    position: np.ndarray  # [2]: the agent's true position
+    candidates: np.ndarray  # [P * K, H + 1, 2]
+    candidate_energies: np.ndarray  # [P]: of each action sequence; NaN in Mode-1
+    planned: np.ndarray  # [H + 1, 2]; H is 0 in Mode-1
+    upper_plans: np.ndarray  # [L - 1, H, 2]: of the levels above, top first; subgoals come first
+    terms: Mapping[str, float]  # weighted energies of the plan; empty in Mode-1
+    step_energies: Mapping[str, np.ndarray]  # each [H]: of every single imagined step
+    best_energies: np.ndarray  # the lowest energy so far after each evaluation of the search
+    critic_value: float  # of the current state, in the critics' unit
+
+
+class PredictionError(NamedTuple):
+    """The distance from imagined to actual states, divided by the mean distance that states move in
+    that many steps: 0 is exact, 1 no better than predicting no change. NaN beyond the end of the
+    episode."""
+
+    by_horizon: np.ndarray  # [H]: k = 1..H steps ahead, mean over the episode
+    by_step: np.ndarray  # [N]: of the plan of each recorded step, mean over k
+
+
+class ProjectedEpisode(NamedTuple):
+    """An episode, and its positions in pixels."""
+
+    recorded: RecordedEpisode
+    projected_steps: Sequence[ProjectedStep]
+    path: np.ndarray  # [T, 2]: the agent's true position before every action
+    prediction_error: PredictionError
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The numbers [N] of the recorded steps."""
+        return np.array([step.step for step in self.projected_steps])
+
+    @property
+    def imagines(self) -> bool:
+        """Whether there are imagined states to draw; Mode-1 has none."""
+        return len(self.projected_steps[0].planned) > 1
+
+    @property
+    def has_subgoals(self) -> bool:
+        """Whether levels above set subgoals."""
+        return len(self.projected_steps[0].upper_plans) > 0
+
+
+def project(recorded: RecordedEpisode, projector: Projector) -> ProjectedEpisode:
+    """The episode as the projector draws it."""
+    path = projector.path(recorded)
+    projected_steps = [
+        ProjectedStep(
+            step.step, projector.panels(step.pictures), path[step.step],
+            projector(step.candidate_states), step.candidate_energies,
+            projector(step.planned_states), projector(step.upper_plans),
+            step.terms, step.step_energies, step.best_energies, step.critic_value,
+        )
+        for step in recorded.recorded_steps
+    ]  # fmt: skip
+    planned = [step.planned_states.numpy() for step in recorded.recorded_steps]
+    steps = [step.step for step in recorded.recorded_steps]
+    error = prediction_error(planned, steps, recorded.states.numpy())
+    return ProjectedEpisode(recorded, projected_steps, path, error)
+
+
+def prediction_error(
+    futures: Sequence[np.ndarray], steps: Sequence[int], states: np.ndarray
+) -> PredictionError:
+    """Imagined states, each `[H + 1, D]`, of the plans at some steps of an episode with the states
+    `[T, D]`; H is less where the rest of an earlier plan is executed."""
+    horizon = max(len(future) for future in futures) - 1
+    errors, displacements = np.full((2, len(futures), horizon), np.nan)
+    for n, (future, step) in enumerate(zip(futures, steps, strict=True)):
+        actual = states[step + 1 : step + len(future)]  # [k, D]
+        errors[n, : len(actual)] = np.linalg.norm(future[1 : 1 + len(actual)] - actual, axis=-1)
+        displacements[n, : len(actual)] = np.linalg.norm(actual - states[step], axis=-1)
+    displacement = _finite_mean(displacements, 0)
+    relative_errors = errors / np.where(displacement > 0, displacement, np.nan)
+    return PredictionError(_finite_mean(relative_errors, 0), _finite_mean(relative_errors, 1))
+
+
+def _finite_mean(numbers: np.ndarray, axis: int) -> np.ndarray:
+    """The mean of the finite numbers; NaN where there are none."""
+    return np.ma.masked_invalid(numbers).mean(axis).filled(np.nan)
+
+
+class CriticMap(NamedTuple):
+    """A grid of positions and the goal critic's value at each."""
+
+    xy: np.ndarray  # [n, n, 2] in pixels of the picture
+    values: np.ndarray  # [n, n]; NaN where the agent can't be, such as in a wall
+    unit: str  # of the values
+    picture: np.ndarray  # [h, w, 3] uint8: the first frame of the episode
+
+
+def compute_critic_map(
+    agent: Agent, config: EnvConfig, projector: Projector, recorded: RecordedEpisode
+) -> CriticMap | None:
+    """The map for the goal of an episode; all but the agent's position is as in its first step.
+
+    None where states are drawn in a plane, in which many share a position, where the agent's
+    position is not given by just two factors, where the environment can't be reset to factors, and
+    where the critic has the same value everywhere."""
+    if not isinstance(projector, ProbeProjector):
+        return None
+    factors = _grid(projector, recorded.factors[0])
+    if factors is None:
+        return None
+    context, values = recorded.context, np.full(factors[..., 0].size, np.nan, dtype=np.float32)
+    free, observations = [], []
+    with closing(config.build(1)) as env:
+        for number, target in enumerate(factors.reshape(-1, factors.shape[-1])):
+            labelled = reset_to_factors(env, target, recorded.seed)
+            if labelled is not None and np.allclose(labelled.factors[0], target, atol=1e-3):
+                free.append(number)
+                observations.append(labelled.obs)
+    if free:
+        states = states_of(agent, concat_obs(observations), context.modality_weights)
+        goal, task_vector = (
+            part.expand(len(states), -1) for part in (context.goal, context.task_vector[:1])
+        )
+        context = context._replace(goal=goal, task_vector=task_vector)
+        values[free] = critic_value(agent, states.to(agent.device), context)
+    if len(np.unique(values[free])) < 2:
+        return None
+    (picture, *_) = recorded.recorded_steps[0].pictures
+    grid = values.reshape(factors.shape[:-1])
+    return CriticMap(projector.xy(factors), grid, recorded.critic_unit, picture)
+
+
+def _grid(projector: ProbeProjector, factors: np.ndarray) -> np.ndarray | None:
+    """Factors [n, n, F] that differ in the two that move the agent in the picture; None where not
+    just two do."""
+    low, high = projector.low, projector.high
+
+    def moves(index: int) -> bool:
+        pair = np.stack([factors, factors])
+        pair[:, index] = low[index], high[index]
+        return not np.allclose(*projector.xy(pair))
+
+    moving = [index for index in range(len(low)) if moves(index)]
+    if len(moving) != 2:
+        return None
+    grid = np.tile(factors, (GRID_SIZE, GRID_SIZE, 1))
+    xs, ys = np.linspace(low[moving], high[moving], GRID_SIZE, axis=-1)  # each [n]
+    grid[..., moving] = np.stack(np.meshgrid(xs, ys), -1)
+    return grid

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.env import (
-    EnvAdapter,
-    EnvConfig,
-    HasFactors,
-    StepResult,
-    check_same_spaces,
-    done_of,
-    rollout,
-)
+from ami_agent.adapters.env import EnvAdapter, EnvConfig, HasFactors, check_same_spaces, rollout
 from ami_agent.agent import Agent
-from ami_agent.evaluation.evaluate import FINAL_SUCCESS_NAMES, SUCCESS_NAMES, read_info
-from ami_agent.evaluation.policies import EpisodeStart, task_of
+from ami_agent.evaluation.evaluate import OutcomeTracker
+from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
 from ami_agent.logger import Logger, Progress
 from ami_agent.viewer.camera import Camera, Pictures
-from ami_agent.viewer.introspect import best_so_far, critic_value, per_step_energy, record_search
+from modules.actor.planning.risk import EvaluatedRollouts
 from modules.configurator import TaskSpec
-from modules.types import ConfigError, Observation, Plan, TaskContext
+from modules.types import ConfigError, Observation, Plan, Rollout, TaskContext
 
 NUM_ENVS = 4
 """Environments that are recorded at once."""
@@ -39,19 +32,14 @@ every fourth, and so on."""
 DEFAULT_EPISODE_STEPS = 1000
 """Steps of an episode, for the progress bar, where the environment doesn't say."""
 
-
-@runtime_checkable
-class HasEpisodeLength(Protocol):
-    """An environment that says after how many steps an episode is done."""
-
-    max_episode_steps: int
-
-
 EXTRA_STEPS = 5
 """Steps that are shown after a success that lasts."""
 
 SUCCESS_WORDS = {False: ("did not arrive", "arrived"), True: ("did not succeed", "succeeded")}
 """Failure and success in words, for tasks without drives and with them."""
+
+STEPS_TO_GO = "steps to go"
+"""The unit of the goal critic."""
 
 
 class RecordedStep(NamedTuple):
@@ -60,7 +48,7 @@ class RecordedStep(NamedTuple):
     step: int
     pictures: Pictures
     candidate_states: Tensor  # [P * K, H + 1, D]
-    candidate_energies: np.ndarray  # [P]: of each action sequence
+    candidate_energies: np.ndarray  # [P]: of each action sequence; NaN in Mode-1
     planned_states: Tensor  # [H + 1, D]; H is 0 in Mode-1
     upper_plans: Tensor  # [L - 1, H, D]: of the levels above, top first; subgoals come first
     terms: Mapping[str, float]  # weighted energies of the plan; empty in Mode-1
@@ -89,11 +77,16 @@ class RecordedEpisode(NamedTuple):
     @property
     def summary(self) -> str:
         """The outcome in words."""
-        return_text = f"return {self.episode_return:.4g} in {_steps(len(self.states))}"
+        length = _steps(len(self.states))
+        return_text = f"return {self.episode_return:.4g} in {length}"
         if not self.has_success:
             return f"seed {self.seed}: {return_text}"
-        outcome = f"seed {self.seed}: {self._outcome()}"
-        return f"{outcome}; {return_text}" if self.has_drives else outcome
+        if self.success_step is None:
+            outcome = f"{SUCCESS_WORDS[self.has_drives][0]} in {length}"
+        else:
+            ending = "and stayed" if self.final_success else "and left again"
+            outcome = f"{self.success_label} after {_steps(self.success_step)} {ending}"
+        return f"seed {self.seed}: {outcome}{f'; {return_text}' if self.has_drives else ''}"
 
     @property
     def success_label(self) -> str:
@@ -108,108 +101,97 @@ class RecordedEpisode(NamedTuple):
             return len(self.states)
         return min(len(self.states), self.success_step + EXTRA_STEPS)
 
-    def _outcome(self) -> str:
-        if self.success_step is None:
-            return f"{SUCCESS_WORDS[self.has_drives][0]} in {_steps(len(self.states))}"
-        ending = "and stayed" if self.final_success else "and left again"
-        return f"{self.success_label} after {_steps(self.success_step)} {ending}"
-
-
-StepCallback: TypeAlias = Callable[[Callable[[], Sequence[RecordedEpisode]]], None]
-"""Called at every step with a function that returns the episodes so far."""
-
-
-def no_callback(episodes: Callable[[], Sequence[RecordedEpisode]]) -> None:
-    """Does nothing; the episodes are read when they are done."""
+    @property
+    def critic_unit(self) -> str:
+        """The unit of the critics' values; empty where no critic has a weight."""
+        weights = self.context.weights
+        critics = [name for name, weight in weights.items() if "critic" in name and weight]
+        return (STEPS_TO_GO if critics == ["critic"] else "cost to come") if critics else ""
 
 
 def _steps(count: int) -> str:
     return f"{count} step" if count == 1 else f"{count} steps"
 
 
+StepCallback: TypeAlias = Callable[[Sequence[RecordedEpisode]], None]
+"""Called at every step with the episodes so far."""
+
+
 def record_episodes(
-    agent: Agent, config: EnvConfig, camera: Camera, episodes: int, modes: Sequence[str],
+    agent: Agent, config: EnvConfig, camera: Camera | None, episodes: int, modes: Sequence[str],
     seed: int, task_spec: TaskSpec, logger: Logger, max_steps: int | None = None,
-    callback: StepCallback = no_callback,
+    callback: StepCallback | None = None,
 ) -> Iterator[tuple[RecordedEpisode, ...]]:  # fmt: skip
     """The episodes of seeds `seed`, `seed` + 1, ..., each once in every mode, cut off after
     `max_steps`. `callback` is called at every step; with one, only the last step of an episode is
-    kept."""
+    kept. Without a camera no picture is recorded."""
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}; it must be at least 1")
     agent.eval()
 
     def record_batch(mode: str, env: EnvAdapter, first: int) -> list[RecordedEpisode]:
         check_same_spaces(agent.spec, env.spec, config)
-        recorder = _Recorder(agent, env, camera, seed + first, callback)
+        recorder = _Recorder(agent, env, camera, mode, task_spec, seed + first, callback)
         with logger.progress(f"act, {mode}", _episode_length(env)) as bar:
-            return recorder.record(config, mode, task_spec, bar, max_steps)
+            return recorder.record(bar, max_steps)
 
     def episodes_of(mode: str) -> Iterator[RecordedEpisode]:
-        record = partial(record_batch, mode)
         for batch in config.run_in_batches(
-            episodes, record, agent.device, NUM_ENVS, **camera.options
-        ):
+            episodes, partial(record_batch, mode), agent.device, NUM_ENVS,
+            **({} if camera is None else camera.options),
+        ):  # fmt: skip
             yield from batch
 
     return zip(*map(episodes_of, modes), strict=True)
 
 
 def _episode_length(env: EnvAdapter) -> int:
-    if isinstance(env.unwrapped, HasEpisodeLength):
-        return env.unwrapped.max_episode_steps
-    spec = env.vector_env.spec
-    return (spec.max_episode_steps if spec else None) or DEFAULT_EPISODE_STEPS
+    return int(env.max_episode_steps()[0]) or DEFAULT_EPISODE_STEPS
 
 
 class _Recorder:
     """Acts in B environments until the first episode of each is done, and records it."""
 
     def __init__(
-        self, agent: Agent, env: EnvAdapter, camera: Camera, seed: int, callback: StepCallback
-    ) -> None:
-        self.agent, self.env, self.camera, self.seed = agent, env, camera, seed
+        self, agent: Agent, env: EnvAdapter, camera: Camera | None, mode: str,
+        task_spec: TaskSpec, seed: int, callback: StepCallback | None,
+    ) -> None:  # fmt: skip
+        self.agent, self.env, self.camera, self.mode = agent, env, camera, mode
+        self.task_spec, self.seed, self.callback = task_spec, seed, callback
         self.controller = agent.controller(env.num_envs, tensors=True)
-        self.callback = callback
-        self.obs, self.info = env.reset(seed)
+        self.outcome = OutcomeTracker(env)
         self.step, self.interval = 0, 1
         self.recorded_steps: list[list[RecordedStep]] = [[] for _ in range(env.num_envs)]
         self.states: list[Tensor] = []  # of T steps, each [B, D]
         self.factors: list[np.ndarray] = []  # of T steps, each [B, F]
-        self.running = np.ones(env.num_envs, dtype=bool)
-        self.length = np.zeros(env.num_envs, dtype=int)
-        self.success_step: list[int | None] = [None] * env.num_envs
-        self.final_success, self.has_success = np.zeros((2, env.num_envs), dtype=bool)
-        self.episode_return = np.zeros(env.num_envs)
 
-    def record(
-        self, config: EnvConfig, mode: str, task_spec: TaskSpec, bar: Progress,
-        max_steps: int | None,
-    ) -> list[RecordedEpisode]:  # fmt: skip
-        start = EpisodeStart(self.env, self.obs, self.info)
-        self.controller.set_task(task_of(task_spec, start, mode), self.seed)
-        self.episodes = partial(self._episodes_so_far, config, mode, bool(task_spec.drives))
-        for step_result in islice(rollout(self._act, self.env, self.obs), max_steps):
-            self._update_outcome(step_result)
+    def record(self, bar: Progress, max_steps: int | None) -> list[RecordedEpisode]:
+        obs, self.info = self.env.reset(self.seed)
+        start = EpisodeStart(self.env, obs, self.info)
+        self.controller.set_task(TaskTracker(self.task_spec).task(start, self.mode), self.seed)
+        for step_result in islice(rollout(self._act, self.env, obs), max_steps):
+            self.info = step_result.info
+            self.outcome.update(step_result)
             bar.advance()
-            if not self.running.any():
+            if not self.outcome.running.any():
                 break
-        return self.episodes()
+        return self._episodes_so_far()
 
-    def _episodes_so_far(
-        self, config: EnvConfig, mode: str, has_drives: bool
-    ) -> list[RecordedEpisode]:
+    def _episodes_so_far(self) -> list[RecordedEpisode]:
         """The episodes so far, the current step included."""
-        context, name = self.controller.context, f"{config.id} {config.variant}".strip()
+        config, context = self.env.config, self.controller.context
+        name, results = f"{config.id} {config.variant}".strip(), self.outcome.results
         goals = context.goal.expand(self.env.num_envs, -1)
         states, factors = torch.stack(self.states, 1), np.stack(self.factors, 1)
-        length = np.minimum(self.length + self.running, len(self.states))
+        length = (results.length + self.outcome.running).int().clamp(max=len(self.states))
         return [
             RecordedEpisode(
-                name, self.env.description, mode, self.seed + i, self.recorded_steps[i],
-                states[i, : length[i]], factors[i, : length[i]], self.success_step[i],
-                bool(self.final_success[i]), bool(self.has_success.any()),
-                float(self.episode_return[i]), has_drives, context._replace(goal=goals[i : i + 1]),
+                name, self.env.description, self.mode, self.seed + i, self.recorded_steps[i],
+                states[i, : length[i]], factors[i, : length[i]],
+                None if results.steps[i].isnan() else int(results.steps[i]),
+                bool(results.final_success[i] == 1), not bool(results.success.isnan().all()),
+                float(results.signal_sums[i, 0]), bool(self.task_spec.drives),
+                context._replace(goal=goals[i : i + 1]),
             )
             for i in range(self.env.num_envs)
         ]  # fmt: skip
@@ -223,35 +205,28 @@ class _Recorder:
         has_factors = isinstance(self.env.unwrapped, HasFactors)
         factors = self.env.factors(self.info).cpu() if has_factors else torch.empty(len(state), 0)
         self.factors.append(factors.numpy())
-        if self.step % self.interval == 0:
-            self._halve_detail()
+        if self.callback is not None:
+            self.recorded_steps = [[] for _ in self.recorded_steps]
+        elif self.step == self.interval * MAX_STEPS_KEPT:
+            self.interval *= 2
+            for i in np.flatnonzero(self.outcome.running):
+                self.recorded_steps[i] = self.recorded_steps[i][::2]
         if self.step % self.interval == 0:
             self._record(state, plan, context, best_so_far(evaluations, plan))
         self.step += 1
         return plan.action
 
-    def _halve_detail(self) -> None:
-        """Keeps every second recorded step where there are too many; with a callback none of the
-        past ones."""
-        if self.callback is not no_callback:
-            self.recorded_steps = [[] for _ in self.recorded_steps]
-            return
-        if self.step < self.interval * MAX_STEPS_KEPT:
-            return
-        self.interval *= 2
-        for i in np.flatnonzero(self.running):
-            self.recorded_steps[i] = self.recorded_steps[i][::2]
-
     def _record(
         self, state: Tensor, plan: Plan, context: TaskContext, best_energies: list[np.ndarray]
     ) -> None:
-        pictures, step_energies = self.camera(self.env), per_step_energy(self.agent, plan, context)
+        pictures = [()] * len(state) if self.camera is None else self.camera(self.env)
+        step_energies = per_step_energy(self.agent, plan, context)
         critic_values = critic_value(self.agent, state, self.controller.context)
         candidates, planned, upper_plans = (
             p.cpu() for p in (plan.candidate_states, plan.states, plan.upper_plans)
         )
         energies = plan.candidate_energies.cpu().numpy()
-        for i in np.flatnonzero(self.running):
+        for i in np.flatnonzero(self.outcome.running):
             self.recorded_steps[i].append(
                 RecordedStep(
                     self.step, pictures[i], candidates[i], energies[i], planned[i], upper_plans[i],
@@ -260,20 +235,68 @@ class _Recorder:
                     float(critic_values[i]),
                 )
             )  # fmt: skip
-        self.callback(self.episodes)
+        if self.callback is not None:
+            self.callback(self._episodes_so_far())
 
-    def _update_outcome(self, step_result: StepResult) -> None:
-        self.info = step_result.info
-        self.length += self.running
-        self.episode_return += (
-            step_result.transition.interoception[:, 0].cpu().numpy() * self.running
-        )
-        success = read_info(step_result, *SUCCESS_NAMES).numpy()
-        final_success = read_info(step_result, *FINAL_SUCCESS_NAMES).numpy()
-        for i in np.flatnonzero(self.running):
-            self.has_success[i] |= bool(np.isfinite(success[i]))
-            if self.success_step[i] is None and success[i] == 1:
-                self.success_step[i] = int(self.length[i])
-            if np.isfinite(final_success[i]):
-                self.final_success[i] = final_success[i] == 1
-        self.running &= ~done_of(step_result).cpu().numpy()
+
+@contextmanager
+def record_search(agent: Agent) -> Iterator[list[Tensor]]:
+    """Collects the energies `[N, P]` of every batch of rollouts that the planner evaluates; N is B,
+    or the number of environments that plan."""
+    evaluations: list[Tensor] = []
+
+    def record(evaluated: EvaluatedRollouts) -> None:
+        evaluations.append(evaluated.energy.detach())
+
+    agent.evaluator.callbacks.append(record)
+    try:
+        yield evaluations
+    finally:
+        agent.evaluator.callbacks.remove(record)
+
+
+def best_so_far(evaluations: Sequence[Tensor], plan: Plan) -> list[np.ndarray]:
+    """For each of B environments the lowest energy so far after each evaluation; environments that
+    did not plan have one evaluation at most."""
+    num_envs = len(plan.energy)
+    planned_envs = plan.planned.nonzero().squeeze(1).tolist()
+    energies_by_env: list[list[float]] = [[] for _ in range(num_envs)]
+    for evaluation in evaluations:
+        lowest = evaluation.amin(1).tolist()
+        env_ids = range(num_envs) if len(lowest) == num_envs else planned_envs
+        for env_id, energy in zip(env_ids, lowest, strict=False):
+            energies_by_env[env_id].append(energy)
+    return [np.minimum.accumulate(np.array(energies)) for energies in energies_by_env]
+
+
+@torch.no_grad()
+def per_step_energy(agent: Agent, plan: Plan, context: TaskContext) -> dict[str, np.ndarray]:
+    """The energy of every single imagined step of the plan, by term, each `[B, H]`; empty where
+    nothing was imagined."""
+    starts, ends = plan.states[:, :-1], plan.states[:, 1:]
+    if not plan.terms or not starts.shape[1]:
+        return {}
+    terms = _step_energies(agent, starts, ends, plan.actions[:, : starts.shape[1]], context)
+    return {name: term.cpu().numpy() for name, term in terms.items()}
+
+
+@torch.no_grad()
+def critic_value(agent: Agent, states: Tensor, context: TaskContext) -> np.ndarray:
+    """The weighted sum `[N]` of the critics that the context uses, for staying in states
+    `[N, D]`."""
+    weights = {name: weight for name, weight in context.weights.items() if "critic" in name}
+    rest = states.new_zeros(len(states), 1, agent.spec.action_dim)
+    critics_only = context._replace(weights=weights, limits={})
+    terms = _step_energies(agent, states[:, None], states[:, None], rest, critics_only)
+    return sum(terms.values(), rest.sum(-1))[:, 0].cpu().numpy()
+
+
+def _step_energies(
+    agent: Agent, starts: Tensor, ends: Tensor, actions: Tensor, context: TaskContext
+) -> dict[str, Tensor]:
+    """Steps from states to states `[B, N, D]` by actions `[B, N, A]`, each a rollout of its own ->
+    weighted energies by term, each `[B, N]`."""
+    start, end, action = starts[:, :, None], ends[:, :, None], actions[:, :, None]
+    interoception = agent.world_model.interoception_head.predict(start, action, end)
+    rollout = Rollout(torch.cat([start, end], 2), action, action[..., :0], interoception)
+    return agent.cost(rollout, context)
