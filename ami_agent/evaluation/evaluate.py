@@ -194,7 +194,10 @@ def evaluate_modes(
     check_is("task", task, str)
     task_spec = agent.task_spec(task)
     config = (EnvConfig(id=env) if isinstance(env, str) else env).for_task(task_spec)
-    by_mode, planning, signals = {}, {}, _signal_names(config, agent)
+    with closing(config.build(1)) as env_adapter:
+        check_same_spaces(agent.spec, env_adapter.spec, config)
+        signals = env_adapter.spec.interoception
+    by_mode, planning = {}, {}
     episodes_text = f"{episodes} episode{'s' if episodes > 1 else ''}"
     for mode in modes:
         log(f"mode {mode}: {episodes_text}")
@@ -223,13 +226,6 @@ def evaluate_modes(
         }
         for mode, results in by_mode.items()
     }
-
-
-def _signal_names(config: EnvConfig, agent: Agent) -> tuple[str, ...]:
-    """The environment's interoception; ConfigError where its spaces are not the agent's."""
-    with closing(config.build(1)) as env:
-        check_same_spaces(agent.spec, env.spec, config)
-        return env.spec.interoception
 
 
 def _evaluate_mode(

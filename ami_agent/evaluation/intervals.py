@@ -34,7 +34,7 @@ def rate(successes: Values) -> Estimate:
     return {"mean": float(outcomes.mean()), "ci95": [float(interval.low), float(interval.high)]}
 
 
-def mean(values: Values, seed: int = 0) -> Estimate:
+def mean(values: Values) -> Estimate:
     """Numbers `[N]` -> their mean with a percentile bootstrap interval (Efron 1979), which needs at
     least two of them."""
     numbers = _numbers(values)
@@ -42,10 +42,9 @@ def mean(values: Values, seed: int = 0) -> Estimate:
         return {"mean": None, "ci95": None}
     if numbers.size == 1:
         return {"mean": float(numbers[0]), "ci95": None}
-    rng = np.random.default_rng(seed)
     # not BCa, which is undefined where all values are equal
     interval = stats.bootstrap(
-        (numbers,), np.mean, n_resamples=2000, batch=200, method="percentile", rng=rng
+        (numbers,), np.mean, n_resamples=2000, batch=200, method="percentile", rng=0
     ).confidence_interval
     return {"mean": float(numbers.mean()), "ci95": [float(interval.low), float(interval.high)]}
 

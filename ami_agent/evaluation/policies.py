@@ -73,13 +73,10 @@ def _where_reset(
     """The new observation where `reset_mask` `[B]`, else the old one."""
     if old is None or reset_mask is None:
         return new
-    old_parts = as_dict(old)
-
-    def select(name: str, part: Tensor) -> Tensor:
+    old_parts, parts = as_dict(old), {}
+    for name, part in as_dict(new).items():
         mask = reset_mask.to(part.device).reshape(-1, *[1] * (part.ndim - 1))
-        return torch.where(mask, part, old_parts[name])
-
-    parts = {name: select(name, part) for name, part in as_dict(new).items()}
+        parts[name] = torch.where(mask, part, old_parts[name])
     return parts["obs"] if isinstance(new, Tensor) else parts
 
 

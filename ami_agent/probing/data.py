@@ -97,11 +97,10 @@ class FactorLine(NamedTuple):
 
 def collect_trajectories(config: EnvConfig, seed: int) -> ProbeTrajectories:
     """Trajectories of the behaviour policy in episodes with the seeds `seed` and following."""
-    batches = list(
-        config.run_in_batches(
-            NUM_ENVS, lambda env, first: collect_steps(env, NUM_STEPS, seed + first)
-        )
+    collected = config.run_in_batches(
+        NUM_ENVS, lambda env, first: collect_steps(env, NUM_STEPS, seed + first)
     )
+    batches = list(collected)
     steps = zip(*(batch.observations for batch in batches), strict=True)
     obs = concat_obs([concat_obs(step) for step in steps])
     is_whole = torch.cat([batch.is_whole for batch in batches])

@@ -15,8 +15,8 @@ from torch import Tensor
 
 NUM_NEIGHBOURS = 5
 NUM_BINS = 20
-MAX_CLUSTERS, MAX_CLUSTERED = 8, 500
-"""At most so many clusters, of so many states."""
+NUM_PAIRS = 4000
+MAX_CLUSTERS, MAX_CLUSTERED = 8, 500  # at most so many clusters, of so many states
 
 
 def explained_variance(read: Tensor, true: Tensor) -> float:
@@ -40,11 +40,11 @@ def slowness(states: Tensor) -> float:
     return float(step / (2 * states.flatten(0, 1).var(0).sum()).clamp_min(1e-12))
 
 
-def smoothness(states: Tensor, factors: Tensor, pairs: int = 4000) -> float:
+def smoothness(states: Tensor, factors: Tensor) -> float:
     """Spearman's correlation between distances of states `[N, D]` and distances of factors `[N,
     F]`, each factor in units of its standard deviation."""
     random = torch.Generator().manual_seed(0)
-    one, other = torch.randint(len(states), (2, pairs), generator=random)
+    one, other = torch.randint(len(states), (2, NUM_PAIRS), generator=random)
     scaled = factors / factors.std(0).clamp_min(1e-9)
     distances = [(part[one] - part[other]).norm(dim=-1).numpy() for part in (states, scaled)]
     return float(spearmanr(*distances).statistic) if min(a.std() for a in distances) > 0 else 0.0

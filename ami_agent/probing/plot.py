@@ -11,15 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ami_agent.logger import one_line
-from ami_agent.probing.scorecard import Criterion, FactorSweep, Scorecard
+from ami_agent.probing.scorecard import FactorSweep, Metrics, Scorecard
 from ami_agent.viewer.drawing import MUTED, PAST, PLANNED, SUBGOAL, TEXT, pixels
 from ami_agent.viewer.media import write_png
 
 SOURCE_COLORS = {"agent": PLANNED, "untrained": MUTED, "observation": PAST}
-LEVEL_COLORS = (SUBGOAL, "#17a08c")
-"""Colours of the levels above."""
-NUM_COLUMNS = 5
-"""Plots in a row."""
+LEVEL_COLORS = (SUBGOAL, "#17a08c")  # of the levels above
+NUM_COLUMNS = 5  # plots in a row
 
 
 def draw_scorecard(path: Path, scorecard: Scorecard, title: str) -> Path:
@@ -29,9 +27,9 @@ def draw_scorecard(path: Path, scorecard: Scorecard, title: str) -> Path:
     centered = scorecard.states.double().numpy() - center
     _, values, directions = np.linalg.svd(centered, full_matrices=False)
     plane = directions[:2].T
-    measures = dict.fromkeys(c.name.rpartition(": ")[2] for c in scorecard.perturbations)
-    swept = dict.fromkeys(sweep.name for sweep in scorecard.factor_sweeps)
-    num_plots = len(scorecard.criteria) + len(measures) + len(scorecard.names) + len(swept) + 3
+    measures = dict.fromkeys(name.rpartition(": ")[2] for name in scorecard.perturbations)
+    sweeps = scorecard.factor_sweeps
+    num_plots = len(scorecard.metrics) + len(measures) + len(scorecard.names) + len(sweeps) + 3
     num_rows = -(-num_plots // NUM_COLUMNS)
     figure = Figure(
         (3 * NUM_COLUMNS, 2.6 * num_rows + 0.6), dpi=100, facecolor="white", layout="tight"
@@ -48,15 +46,17 @@ def draw_scorecard(path: Path, scorecard: Scorecard, title: str) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
         return axes
 
-    for criterion in scorecard.criteria:
-        axes = plot(criterion.name)
-        axes.bar(
-            list(criterion.values), list(criterion.values.values()), color=_colors(criterion.values)
-        )
+    for name, heights in scorecard.metrics.items():
+        axes = plot(name)
+        axes.bar(list(heights), list(heights.values()), color=_colors(heights))
         axes.axhline(0, color=MUTED, lw=0.6)
     for measure in measures:
-        criteria = [c for c in scorecard.perturbations if c.name.endswith(f": {measure}")]
-        _draw_perturbations(plot(f"perturbed: {measure}"), criteria)
+        by_perturbation = {
+            name.removesuffix(f": {measure}"): heights
+            for name, heights in scorecard.perturbations.items()
+            if name.endswith(f": {measure}")
+        }
+        _draw_perturbations(plot(f"perturbed: {measure}"), by_perturbation)
     axes = plot("error by steps ahead")  # 1 is no better than predicting no change
     errors = scorecard.prediction_errors.values()
     for by_step, color in zip(errors, (PLANNED, *LEVEL_COLORS), strict=False):
@@ -67,9 +67,8 @@ def draw_scorecard(path: Path, scorecard: Scorecard, title: str) -> Path:
     plot("spectrum").semilogy(np.maximum(fractions, 1e-8), color=PLANNED)
     for name, factor in zip(scorecard.names, scorecard.factors.numpy().T, strict=True):
         _scatter(plot(f"by {name}"), centered @ plane, factor, "viridis")
-    for name in swept:
-        sweeps = [sweep for sweep in scorecard.factor_sweeps if sweep.name == name]
-        _draw_factor_sweeps(plot(f"{name} alone"), sweeps)
+    for name, of_factor in sweeps.items():
+        _draw_factor_sweeps(plot(f"{name} alone"), of_factor)
     clustered = scorecard.clustered.numpy()
     _scatter(plot("groups"), (clustered[:, :-1] - center) @ plane, clustered[:, -1], "tab10")
     write_png(path, pixels(figure))
@@ -80,15 +79,15 @@ def _colors(encoders: Iterable[str]) -> list[str]:
     return [SOURCE_COLORS.get(encoder, SUBGOAL) for encoder in encoders]
 
 
-def _draw_perturbations(axes: Axes, criteria: Sequence[Criterion]) -> None:
+def _draw_perturbations(axes: Axes, by_perturbation: Metrics) -> None:
     """One measure of every perturbation, for all encoders; values below -1 are cut off."""
-    encoders = list(criteria[0].values)
+    encoders = list(next(iter(by_perturbation.values())))
     width = 0.8 / len(encoders)
     for number, (encoder, color) in enumerate(zip(encoders, _colors(encoders), strict=True)):
-        positions = np.arange(len(criteria)) + (number - (len(encoders) - 1) / 2) * width
-        heights = [max(criterion.values[encoder], -1.0) for criterion in criteria]
+        positions = np.arange(len(by_perturbation)) + (number - (len(encoders) - 1) / 2) * width
+        heights = [max(values[encoder], -1.0) for values in by_perturbation.values()]
         axes.bar(positions, heights, width, color=color)
-    axes.set_xticks(range(len(criteria)), [c.name.rpartition(": ")[0] for c in criteria])
+    axes.set_xticks(range(len(by_perturbation)), list(by_perturbation))
     axes.axhline(0, color=MUTED, lw=0.6)
 
 
@@ -101,14 +100,12 @@ def _scatter(axes: Axes, positions: np.ndarray, colors: np.ndarray, cmap: str) -
 def _draw_factor_sweeps(axes: Axes, sweeps: Sequence[FactorSweep]) -> None:
     """States while one factor varies, in the plane of their largest variance: a factor that is a
     direction of the state gives straight and parallel lines."""
-    paths = [sweep.states.double().numpy() for sweep in sweeps]
+    paths = [states.double().numpy() for states, _ in sweeps]
     _, _, directions = np.linalg.svd(
         np.concatenate([path - path.mean(0) for path in paths]), full_matrices=False
     )
-    for sweep, path in zip(sweeps, paths, strict=True):
+    for (_, factor), path in zip(sweeps, paths, strict=True):
         flat = path @ directions[:2].T
         axes.plot(flat[:, 0], flat[:, -1], color=MUTED, lw=0.6, zorder=1)
-        axes.scatter(
-            flat[:, 0], flat[:, -1], c=sweep.factor_values.numpy(), s=8, cmap="viridis", zorder=2
-        )
+        axes.scatter(flat[:, 0], flat[:, -1], c=factor.numpy(), s=8, cmap="viridis", zorder=2)
     axes.set(xticks=[], yticks=[])

@@ -17,6 +17,13 @@ from ami_agent.agent import Agent
 from ami_agent.probing.data import LabelledObs, collect_steps, concat_obs
 from modules.types import DivergenceError, ModalityWeights, Observation, batch_size, tree_map
 
+RIDGE = 1e-3
+"""Penalty of the regression, relative to the states' variance."""
+CHUNK_SIZE = 512
+"""Observations that are encoded at once."""
+FACTOR_ENVS, FACTOR_STEPS = 256, 5
+"""Few steps of many environments: as many layouts as possible."""
+COLLAPSE_ENVS, COLLAPSE_STEPS = 16, 31
 MIN_STD = 0.1
 """Mean standard deviation of the state's dimensions below which it has collapsed; VICReg's variance
 term aims at 1."""
@@ -37,12 +44,12 @@ class Probe(NamedTuple):
         return (states - self.mean) @ self.weight + self.bias
 
 
-def fit_probe(states: Tensor, factors: Tensor, ridge: float = 1e-3) -> Probe:
-    """States `[N, D]`, factors `[N, F]` -> the probe; `ridge` relative to the states' variance."""
+def fit_probe(states: Tensor, factors: Tensor) -> Probe:
+    """States `[N, D]`, factors `[N, F]` -> the probe."""
     mean, bias = states.mean(0), factors.mean(0)
     centred = states - mean
     gram = centred.T @ centred
-    penalty = ridge * gram.diagonal().mean().clamp_min(1e-12)
+    penalty = RIDGE * gram.diagonal().mean().clamp_min(1e-12)
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     weight = torch.linalg.solve(gram + penalty * eye, centred.T @ (factors - bias))
     return Probe(mean, weight, bias)
@@ -68,17 +75,13 @@ def spectrum(states: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def states_of(
-    agent: Agent,
-    obs: Observation,
-    modality_weights: ModalityWeights | None = None,
-    chunk_size: int = 512,
+    agent: Agent, obs: Observation, modality_weights: ModalityWeights | None = None
 ) -> Tensor:
     """Observations `[N, *O]` -> the agent's states `[N, D]`, each as the first of an episode;
     `modality_weights`: those of a task; the agent's own by default."""
-    starts = range(0, batch_size(obs), chunk_size)
     parts = (
-        tree_map(lambda part, i=i: part[i : i + chunk_size].to(agent.device), obs)  # type: ignore[misc]
-        for i in starts
+        tree_map(lambda part, i=i: part[i : i + CHUNK_SIZE].to(agent.device), obs)  # type: ignore[misc]
+        for i in range(0, batch_size(obs), CHUNK_SIZE)
     )
     return torch.cat([agent.encode(part, modality_weights) for part in parts]).cpu()
 
@@ -86,11 +89,10 @@ def states_of(
 class FactorProbe:
     """Metrics of an agent in an environment that HasFactors."""
 
-    def __init__(self, config: EnvConfig, seed: int, num_envs: int = 256) -> None:
-        env = config.build(num_envs)
+    def __init__(self, config: EnvConfig, seed: int) -> None:
+        env = config.build(FACTOR_ENVS)
         self.names: tuple[str, ...] = env.unwrapped.factor_names
-        # few steps of many environments: as many layouts as possible
-        collected = (collect_steps(env, 5, seed + i) for i in (0, num_envs))
+        collected = (collect_steps(env, FACTOR_STEPS, seed + i) for i in (0, FACTOR_ENVS))
         self.train_set, self.test_set = (
             LabelledObs(concat_obs(steps.observations), steps.factors.flatten(0, 1))
             for steps in collected
@@ -131,9 +133,9 @@ class FactorProbe:
 class CollapseProbe:
     """Metrics of collapse, for an environment whose factors are unknown."""
 
-    def __init__(self, config: EnvConfig, seed: int, num_envs: int = 16, steps: int = 31) -> None:
+    def __init__(self, config: EnvConfig, seed: int) -> None:
         batches = config.run_in_batches(
-            num_envs, lambda env, first: collect_steps(env, steps, seed + first)
+            COLLAPSE_ENVS, lambda env, first: collect_steps(env, COLLAPSE_STEPS, seed + first)
         )
         self.obs = concat_obs([obs for batch in batches for obs in batch.observations])
 
@@ -151,18 +153,16 @@ def make_probe(config: EnvConfig, seed: int) -> FactorProbe | CollapseProbe:
 
 def describe_collapse(metrics: Mapping[str, float]) -> str:
     """The metrics of `spectrum` in words."""
-    if metrics["std_mean"] < MIN_STD:
+    deviation, rank = metrics["std_mean"], metrics["effective_rank"]
+    if not (deviation < MIN_STD or rank < MIN_RANK):
+        least = metrics["std_min"]
         return (
-            f"COLLAPSED: the state hardly varies (mean std {metrics['std_mean']:.3f}); unless "
-            "probes read the factors nevertheless, planning can't work. Is the variance term on?"
+            f"no collapse: mean std {deviation:.2f}, least {least:.2f}, effective rank {rank:.1f}"
         )
-    if metrics["effective_rank"] < MIN_RANK:
-        return (
-            f"COLLAPSED: the state varies along a line only (effective rank "
-            f"{metrics['effective_rank']:.1f}); unless probes read the factors nevertheless, "
-            "planning can't work. Is the covariance term on?"
-        )
+    fault, term = f"varies along a line only (effective rank {rank:.1f})", "covariance"
+    if deviation < MIN_STD:
+        fault, term = f"hardly varies (mean std {deviation:.3f})", "variance"
     return (
-        f"no collapse: mean std {metrics['std_mean']:.2f}, least {metrics['std_min']:.2f}, "
-        f"effective rank {metrics['effective_rank']:.1f}"
+        f"COLLAPSED: the state {fault}; unless probes read the factors nevertheless, planning "
+        f"can't work. Is the {term} term on?"
     )

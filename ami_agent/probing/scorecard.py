@@ -7,6 +7,7 @@ Probes are fitted on one set of trajectories and evaluated on another.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -36,63 +37,51 @@ from ami_agent.probing.probe import fit_probe, spectrum, states_of
 from modules.configurator import TaskSpec
 from modules.types import Observation, as_dict, tree_map
 
-MAX_PROJECTED = 256
-"""Dimensions of the random projection of larger observations (Johnson & Lindenstrauss 1984)."""
+MAX_PROJECTED = 256  # dimensions of larger observations' projection (Johnson & Lindenstrauss 1984)
 
 EncoderFn: TypeAlias = Callable[[Observation], Tensor]
 """Observations `[N, *O]` -> their representation `[N, D]`."""
 
 
-class Criterion(NamedTuple):
-    """One metric, by encoder: the agent, the levels above, an untrained agent, and the
-    observations; not every metric applies to all."""
-
-    name: str
-    description: str
-    values: Mapping[str, float]
+Metrics: TypeAlias = Mapping[str, Mapping[str, float]]
+"""By metric and by encoder: the agent, the levels above, an untrained agent, and the observations;
+not every metric applies to all."""
 
 
-class FactorSweep(NamedTuple):
-    """States `[N, D]` while one factor takes the values `factor_values` `[N]` and all others are
-    constant."""
-
-    name: str
-    states: Tensor
-    factor_values: Tensor
+FactorSweep: TypeAlias = tuple[Tensor, Tensor]
+"""States `[N, D]` while one factor takes these values `[N]` and all others are constant."""
 
 
 class Scorecard(NamedTuple):
     """The metrics of an agent's representation, and the states that its picture shows."""
 
-    criteria: Sequence[Criterion]
-    perturbations: Sequence[Criterion]  # invariance and equivariance, for each perturbation
+    metrics: Metrics
+    perturbations: Metrics  # invariance and equivariance, for each perturbation
     # by level and environment steps ahead; 1: no better than predicting no change
     prediction_errors: Mapping[str, Mapping[int, float]]
     states: Tensor  # [N, D]: of the agent, on the test set
     factors: Tensor  # [N, F]
     names: tuple[str, ...]  # of the factors
-    factor_sweeps: Sequence[FactorSweep]
+    factor_sweeps: Mapping[str, Sequence[FactorSweep]]  # by the name of the factor
     clustered: Tensor  # [n, D + 1]: some of the states, and the group of each
 
     def tables(self) -> list[Table]:
         """The metrics, and those of the perturbations, each with its meaning."""
-        titled = {
-            "metrics of the representation": self.criteria,
-            "under perturbations of the observations": self.perturbations,
-        }
-        return [_table(title, criteria) for title, criteria in titled.items()]
+        return [
+            _table("metrics of the representation", self.metrics),
+            _table("under perturbations of the observations", self.perturbations),
+        ]
 
     def figures(self) -> dict[str, Any]:
         """The metrics as plain data."""
-        figures = {c.name: dict(c.values) for c in (*self.criteria, *self.perturbations)}
-        errors = {level: dict(by_step) for level, by_step in self.prediction_errors.items()}
-        return {**figures, "prediction_error": errors}
+        return {**self.metrics, **self.perturbations, "prediction_error": self.prediction_errors}
 
 
-def _table(title: str, criteria: Sequence[Criterion]) -> Table:
-    encoders = list(criteria[0].values)
+def _table(title: str, by_metric: Metrics) -> Table:
+    encoders = list(next(iter(by_metric.values())))
     rows = [
-        [c.name, *(c.values.get(name, "") for name in encoders), c.description] for c in criteria
+        [name, *(values.get(e, "") for e in encoders), DESCRIPTIONS[name.rpartition(": ")[2]]]
+        for name, values in by_metric.items()
     ]
     rendered = table(title, ["", *encoders, ""], rows)
     rendered.columns[-1].justify = "left"
@@ -107,10 +96,10 @@ def compute_scorecard(
     with closing(config.eval_env.build(1)) as env:
         names = tuple(env.unwrapped.factor_names) if isinstance(env.unwrapped, HasFactors) else ()
     swept_lines = factor_lines(config.eval_env, test_set)
-    factor_sweeps = [
-        FactorSweep(names[line.factor], states_of(agent, line.obs), line.factor_values)
-        for line in swept_lines
-    ]
+    factor_sweeps: dict[str, list[FactorSweep]] = defaultdict(list)
+    for line in swept_lines:
+        sweep = states_of(agent, line.obs), line.factor_values
+        factor_sweeps[names[line.factor]].append(sweep)
     true_factors = test_set.factors.flatten(0, 1)
     is_varying = true_factors.amax(0) - true_factors.amin(0) > 1e-6
     names = tuple(name for name, varies in zip(names, is_varying.tolist(), strict=True) if varies)
@@ -119,21 +108,16 @@ def compute_scorecard(
         for trajectories in (train_set, test_set)
     )
     perturbed = {
-        name: (
-            apply_perturbation(name, fn, train_set.obs),
-            apply_perturbation(name, fn, test_set.obs),
-        )
+        name: [apply_perturbation(name, fn, data.obs) for data in (train_set, test_set)]
         for name, fn in perturbations.items()
     }
-    for name, (_, obs) in perturbed.items():
-        agent.check_obs(f"observation after the perturbation {name!r}", obs)
     untrained = build(
         config, agent.spec, seed=seed + 1, device=agent.device, num_envs=1, buffer_size=8
     )
     encoders: dict[str, EncoderFn] = {
         "agent": partial(states_of, agent),
         **{
-            f"level {n}": _level_encoder(agent, level.encode)
+            f"level {n}": partial(_level_states, agent, level.encode)
             for n, level in enumerate(agent.subgoals.learned_levels, 2)
             if level.has_own_states
         },
@@ -152,8 +136,8 @@ def compute_scorecard(
     }
     states = states_of(agent, test_set.obs)
     return Scorecard(
-        criteria=_criteria(scores),
-        perturbations=_criteria(perturbed_scores),
+        metrics=_by_metric(scores),
+        perturbations=_by_metric(perturbed_scores),
         prediction_errors=open_loop_error(agent, states, test_set.actions),
         states=states,
         factors=test_set.factors.flatten(0, 1),
@@ -163,12 +147,9 @@ def compute_scorecard(
     )
 
 
-def _level_encoder(agent: Agent, encode: Callable[[Tensor], Tensor]) -> EncoderFn:
-    @torch.no_grad()
-    def encode_level(obs: Observation) -> Tensor:
-        return encode(states_of(agent, obs).to(agent.device)).cpu()
-
-    return encode_level
+@torch.no_grad()
+def _level_states(agent: Agent, encode: Callable[[Tensor], Tensor], obs: Observation) -> Tensor:
+    return encode(states_of(agent, obs).to(agent.device)).cpu()
 
 
 def _flatten_obs(obs: Observation, seed: int) -> Tensor:
@@ -180,15 +161,12 @@ def _flatten_obs(obs: Observation, seed: int) -> Tensor:
     return flat @ torch.randn(flat.shape[1], MAX_PROJECTED, generator=random) / sqrt(MAX_PROJECTED)
 
 
-def _criteria(scores: Mapping[str, Mapping[str, float]]) -> list[Criterion]:
-    return [
-        Criterion(
-            name,
-            DESCRIPTIONS[name.rpartition(": ")[2]],
-            {encoder: values[name] for encoder, values in scores.items() if name in values},
-        )
+def _by_metric(scores: Mapping[str, Mapping[str, float]]) -> Metrics:
+    """Scores by encoder and metric -> by metric and encoder."""
+    return {
+        name: {encoder: values[name] for encoder, values in scores.items() if name in values}
         for name in scores["agent"]
-    ]
+    }
 
 
 DESCRIPTIONS = {
@@ -247,7 +225,7 @@ def _score(
 
 def _score_perturbations(
     encoder: EncoderFn, train_obs: Observation, test_obs: Observation,
-    perturbed: Mapping[str, tuple[Observation, Observation]],
+    perturbed: Mapping[str, Sequence[Observation]],
 ) -> Iterator[tuple[str, float]]:  # fmt: skip
     """Invariance and equivariance of one encoder; `perturbed`: by name, both sets of observations
     after the perturbation."""

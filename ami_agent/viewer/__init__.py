@@ -19,8 +19,6 @@ from ami_agent.logger import Logger
 from ami_agent.storage.files import write_bytes
 from ami_agent.viewer.media import encode_gif, ffmpeg, write_mp4, write_png
 from ami_agent.viewer.projectors import (
-    ProjectedEpisode,
-    ProjectedStep,
     Renderable,
     compute_critic_map,
     make_projector_factory,
@@ -29,21 +27,10 @@ from ami_agent.viewer.projectors import (
 from ami_agent.viewer.record import record_episodes
 from modules.types import ConfigError
 
-__all__ = [
-    "ProjectedEpisode",
-    "ProjectedStep",
-    "Renderable",
-    "draw_episode",
-    "log_episode",
-    "record_episodes",
-    "show",
-]
+__all__ = ["Renderable", "draw_episode", "log_episode", "show"]
 
-MODE_GROUPS = {"both": ("plan", "react")}
-"""Names that stand for several modes."""
-
-MAX_DRAWN_STEPS = 200
-"""Steps of the episode that `draw_episode` draws, at most: training waits for it."""
+MODE_GROUPS = {"both": ("plan", "react")}  # names that stand for several modes
+MAX_DRAWN_STEPS = 200  # by `draw_episode`, at most: training waits for it
 
 
 def show(
@@ -62,7 +49,11 @@ def show(
 
     logger = logger or Logger()
     ffmpeg_path = ffmpeg() if mp4 else ""
-    folder, modes = _make_folder(out), MODE_GROUPS.get(mode, (mode,))
+    folder, modes = Path(out), MODE_GROUPS.get(mode, (mode,))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"pictures can't be written to {out}: {error.strerror}") from None
     task_spec = agent.task_spec(task)
     config = config.for_task(task_spec)
     factory = make_projector_factory(agent, config, seed, task_spec, logger.info)
@@ -119,11 +110,3 @@ def log_episode(agent: Agent, config: EnvConfig, logger: Logger) -> None:
         logger.log_video("film", film, 0)
     except ConfigError as error:
         logger.info(f"no picture of an episode: {error}")
-
-
-def _make_folder(out: Path) -> Path:
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"pictures can't be written to {out}: {error.strerror}") from None
-    return Path(out)

@@ -19,8 +19,7 @@ from modules.types import ConfigError
 Pictures: TypeAlias = tuple[np.ndarray, ...]
 """The frame of one environment at one step, `[h, w, 3]` uint8, or nothing."""
 
-NO_LIMIT = 1 << 20
-"""Pixels; larger than the side of any frame."""
+NO_LIMIT = 1 << 20  # pixels; larger than the side of any frame
 
 
 class Camera:

@@ -59,22 +59,22 @@ def film(episode: ProjectedEpisode) -> list[Image.Image]:
             overlaid_axes.append(figure.add_axes(rect))
             fit_axes(overlaid_axes[-1], panel.picture)
     frames = []
-    for projected_step in episode.projected_steps[::interval]:
-        caption_text.set_text(caption(episode, projected_step))
+    for step in episode.projected_steps[::interval]:
+        caption_text.set_text(caption(episode, step))
         for axes in overlaid_axes:
             for artist in [*axes.lines, *axes.collections]:
                 artist.remove()
-            draw_states(axes, episode, projected_step)
-        frame = Image.fromarray(np.vstack([_compose(figure, projected_step), legend]))
+            draw_states(axes, episode, step)
+        frame = Image.fromarray(np.vstack([_compose(figure, step), legend]))
         frames.append(frame.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
     return frames
 
 
-def _compose(figure: Figure, projected_step: ProjectedStep) -> np.ndarray:
+def _compose(figure: Figure, step: ProjectedStep) -> np.ndarray:
     """The panels of a step, side by side, under the figure; uint8 [h, w, 3]."""
     overlay = Image.fromarray(_rgba(figure))
     canvas = Image.new("RGBA", overlay.size, "white")
-    for number, panel in enumerate(projected_step.panels):
+    for number, panel in enumerate(step.panels):
         picture = ImageOps.pad(Image.fromarray(panel.picture), (PANEL, PANEL), color="white")
         canvas.paste(picture, (number * PANEL, 0))
     return np.asarray(Image.alpha_composite(canvas, overlay))[..., :3]
@@ -132,42 +132,40 @@ def key_steps(episode: ProjectedEpisode) -> list[ProjectedStep]:
     return [episode.projected_steps[number] for number in numbers]
 
 
-def caption(
-    episode: ProjectedEpisode, projected_step: ProjectedStep, *, brief: bool = False
-) -> str:
+def caption(episode: ProjectedEpisode, step: ProjectedStep, *, brief: bool = False) -> str:
     """The step, the energy of the plan unless `brief`, and the critic's value if there is one."""
-    parts = [f"step {projected_step.step}"]
-    if projected_step.terms and not brief:
-        parts.append(f"energy {sum(projected_step.terms.values()):.3g}")
+    parts = [f"step {step.step}"]
+    if step.terms and not brief:
+        parts.append(f"energy {sum(step.terms.values()):.3g}")
     if unit := episode.recorded.critic_unit:
-        parts.append(f"{unit} {projected_step.critic_value:.3g}")
+        parts.append(f"{unit} {step.critic_value:.3g}")
     return " · ".join(parts)
 
 
 def draw_states(
-    axes: Axes, episode: ProjectedEpisode, projected_step: ProjectedStep, scale: float = 1.0
+    axes: Axes, episode: ProjectedEpisode, step: ProjectedStep, scale: float = 1.0
 ) -> None:
     """Draws the past path, older positions fainter; the candidates; the plan, with a dot for every
     imagined step, smaller further ahead; and the plans of the levels above as dotted lines, each
     with its next subgoal as a diamond."""
-    path = episode.path[: projected_step.step + 1]
+    path = episode.path[: step.step + 1]
     segments = np.stack([path[:-1], path[1:]], 1)  # [T - 1, 2, 2]
     colors = FADE(np.linspace(0, 1, len(segments)))
     past = LineCollection(list(segments), colors=colors, linewidths=2.6 * scale, zorder=2,
                           capstyle="round")  # fmt: skip
     axes.add_collection(past, autolim=False)
     axes.plot(*path[-1:].T, "o", color=PAST, ms=1.7 * (2.6 * scale), zorder=2)
-    alpha = float(np.clip(2 / np.sqrt(len(projected_step.candidates)), 0.1, 0.5))
-    lines = LineCollection(list(projected_step.candidates), colors=CANDIDATE, alpha=alpha,
+    alpha = float(np.clip(2 / np.sqrt(len(step.candidates)), 0.1, 0.5))
+    lines = LineCollection(list(step.candidates), colors=CANDIDATE, alpha=alpha,
                            linewidths=1.6 * scale, zorder=3)  # fmt: skip
     axes.add_collection(lines, autolim=False)
-    x, y = projected_step.planned.T
+    x, y = step.planned.T
     axes.plot(x, y, color=PLANNED, lw=2.4 * scale, zorder=4, solid_capstyle="round")
     sizes = np.linspace(46, 22, len(x) - 1) * scale**2
     axes.scatter(x[1:], y[1:], s=sizes, color=PLANNED, edgecolors="white",
                  linewidths=0.9 * scale, zorder=5)  # fmt: skip
-    for plan in projected_step.upper_plans:
-        x, y = np.concatenate([projected_step.position[None], plan]).T
+    for plan in step.upper_plans:
+        x, y = np.concatenate([step.position[None], plan]).T
         axes.plot(x, y, color=SUBGOAL, lw=1.6 * scale, ls=":", marker=".", ms=7 * scale, zorder=3)
         axes.scatter(x[1:2], y[1:2], s=110 * scale**2, marker="D", facecolors="none",
                      edgecolors=SUBGOAL, linewidths=2 * scale, zorder=5)  # fmt: skip
@@ -200,7 +198,7 @@ def draw_energy(axes: Axes, episode: ProjectedEpisode, steps: Sequence[int]) -> 
                           label=f"{plan_label}: {name}")  # fmt: skip
     success_step, unit = episode.recorded.success_step, episode.recorded.critic_unit
     if unit:
-        values = [projected_step.critic_value for projected_step in projected_steps]
+        values = [step.critic_value for step in projected_steps]
         axes.plot(time, values, color=TEXT, lw=1.6, ls=(0, (4, 2)),
                   label=f"critic{goal_note}: {unit}")  # fmt: skip
     if success_step is not None:

@@ -114,15 +114,15 @@ def show_live(
     return recorded
 
 
-def describe(projected_step: ProjectedStep) -> list[Line]:
+def describe(step: ProjectedStep) -> list[Line]:
     """The energy of the plan, term by term, and the lowest energy so far during the search."""
-    terms = {name: abs(term) for name, term in projected_step.terms.items()}
+    terms = {name: abs(term) for name, term in step.terms.items()}
     largest = max(terms.values(), default=0.0) or 1.0
     lines = [
-        Line(f"{name} {projected_step.terms[name]:.3g}", fractions([terms[name] / largest]), color)
+        Line(f"{name} {step.terms[name]:.3g}", fractions([terms[name] / largest]), color)
         for name, color in drawing.term_colors(terms).items()
     ]
-    energies = projected_step.best_energies
+    energies = step.best_energies
     if len(energies) > 1:
         low, high = energies.min(), energies.max()
         curve = fractions((energies - low) / (high - low or 1.0))
@@ -294,7 +294,7 @@ class LivePage(ThreadingHTTPServer):
     request_queue_size = MAX_CONNECTIONS
 
     def __init__(self, port: int) -> None:
-        """Raises ConfigError for a port that is invalid or can't be opened."""
+        """Raises ConfigError for a port that can't be opened."""
         self.slots = BoundedSemaphore(MAX_CONNECTIONS)
         self.streams = BoundedSemaphore(MAX_STREAMS)
         self.changed, self.frame_id, self.closed = Condition(), 0, False
@@ -302,8 +302,6 @@ class LivePage(ThreadingHTTPServer):
         """The picture and the text of the current step."""
         try:
             super().__init__(("127.0.0.1", port), Handler)
-        except OverflowError:
-            raise ConfigError(f"--port is {port}; it must be from 0 to 65535") from None
         except OSError as error:
             raise ConfigError(f"--port {port} can't be opened: {error.strerror}") from None
         self.address = f"http://127.0.0.1:{self.server_port}/"

@@ -23,15 +23,11 @@ from ami_agent.viewer.projectors import CriticMap, ProjectedEpisode, ProjectedSt
 
 Json: TypeAlias = dict[str, Any]
 
-MAX_SIDE, MIN_SIDE = 400, 64
-"""Pixels on the longer side of a picture in the page, at most and at least."""
-
+MAX_SIDE, MIN_SIDE = 400, 64  # pixels on the longer side of a picture in the page
 MAX_EPISODE_BYTES = 900_000
 """Bytes that the pictures of one episode may take; they are downscaled where they take more."""
-
 SAME_ENERGY_TOLERANCE = 1e-4
 """Relative difference of two energies of the same plan, computed in batches of other sizes."""
-
 SCRIPTS = ("describe.js", "charts.js", "panels.js", "page.js")
 
 MODE_TITLES = {
@@ -52,6 +48,9 @@ class SeedRecord(NamedTuple):
 def mode_record(episode: ProjectedEpisode, sheet: np.ndarray) -> Json:
     """What the page needs of an episode; `sheet`: uint8 [h, w, 3]."""
     recorded, steps = episode.recorded, episode.steps.tolist()
+    terms = episode.projected_steps[0].terms
+    by_step = zip(episode.projected_steps, episode.prediction_error.by_step, strict=True)
+    picture = Image.fromarray(sheet)
     return {
         "mode": recorded.mode,
         "seed": recorded.seed,
@@ -68,21 +67,14 @@ def mode_record(episode: ProjectedEpisode, sheet: np.ndarray) -> Json:
             *(["planned", "candidates", "actual"] if episode.imagines else []),
             *(["subgoals"] if episode.has_subgoals else []),
         ],
-        "terms": [
-            name.replace("critic_", "critic of ") for name in episode.projected_steps[0].terms
-        ],
-        "colors": list(term_colors(episode.projected_steps[0].terms).values()),
+        "terms": [name.replace("critic_", "critic of ") for name in terms],
+        "colors": list(term_colors(terms).values()),
         "errorByHorizon": _numbers(episode.prediction_error.by_horizon),
         "steps": steps,
         "path": _points(episode.path),
-        "panels": _panels([projected_step.panels for projected_step in episode.projected_steps]),
-        "frames": [
-            _frame(projected_step, float(error))
-            for projected_step, error in zip(
-                episode.projected_steps, episode.prediction_error.by_step, strict=True
-            )
-        ],
-        "sheet": _data_uri(Image.fromarray(sheet), _smallest_encoding([Image.fromarray(sheet)])),
+        "panels": _panels([step.panels for step in episode.projected_steps]),
+        "frames": [_frame(step, float(error)) for step, error in by_step],
+        "sheet": _data_uri(picture, _smallest_encoding([picture])),
     }
 
 
@@ -94,25 +86,25 @@ def critic_overlay(critic_map: CriticMap) -> Json:
             "low": _number(low), "high": _number(high), "unit": critic_map.unit}  # fmt: skip
 
 
-def _frame(projected_step: ProjectedStep, error: float) -> Json:
-    step_energies = np.array(list(projected_step.step_energies.values())).T  # [H, terms]
+def _frame(step: ProjectedStep, error: float) -> Json:
+    step_energies = np.array(list(step.step_energies.values())).T  # [H, terms]
     return {
-        "candidates": [_points(states) for states in projected_step.candidates],
-        "numCandidates": len(projected_step.candidate_energies),
-        "otherCandidates": _other_candidates(projected_step),
-        "planned": _points(projected_step.planned),
-        "subgoals": [_points(plan) for plan in projected_step.upper_plans],
-        "terms": _numbers(projected_step.terms.values()),
-        "stepEnergies": [_numbers(step) for step in step_energies],
-        "bestEnergies": _numbers(projected_step.best_energies),
-        "criticValue": _number(projected_step.critic_value),
+        "candidates": [_points(states) for states in step.candidates],
+        "numCandidates": len(step.candidate_energies),
+        "otherCandidates": _other_candidates(step),
+        "planned": _points(step.planned),
+        "subgoals": [_points(plan) for plan in step.upper_plans],
+        "terms": _numbers(step.terms.values()),
+        "stepEnergies": [_numbers(energies) for energies in step_energies],
+        "bestEnergies": _numbers(step.best_energies),
+        "criticValue": _number(step.critic_value),
         "predictionError": _number(error),
     }
 
 
-def _other_candidates(projected_step: ProjectedStep) -> list[list[float | None]]:
+def _other_candidates(step: ProjectedStep) -> list[list[float | None]]:
     """The candidates that were not chosen, by energy: the index and the energy of each."""
-    energies, energy_chosen = projected_step.candidate_energies, sum(projected_step.terms.values())
+    energies, energy_chosen = step.candidate_energies, sum(step.terms.values())
     gaps = np.abs(energies - energy_chosen)
     # the plan may be none of the candidates: an actor may have replaced its first action
     is_candidate = bool((gaps <= SAME_ENERGY_TOLERANCE * (abs(energy_chosen) + 1)).any())

@@ -19,23 +19,12 @@ from ami_agent.viewer.camera import Camera, Pictures, render_error
 from ami_agent.viewer.record import RecordedEpisode, critic_value
 from modules.configurator import TaskSpec
 
-PLANE_SIZE = 400
-"""Pixels on a side of the plane, and at most of a frame beside it."""
-
-PLANE_GREY = 245
-"""Grey level of the plane."""
-
-MARGIN = 0.08
-"""Fraction of the plane that is left free on each side."""
-
-NUM_NEIGHBORS = 4
-"""Reference states whose residuals correct a linear probe."""
-
-CHUNK_SIZE = 4096
-"""States that are read at once; the distances to all reference states take much memory."""
-
-GRID_SIZE = 31
-"""Positions along a side of a critic map."""
+PLANE_SIZE = 400  # pixels on a side of the plane, and at most of a frame beside it
+PLANE_GREY = 245  # grey level of the plane
+MARGIN = 0.08  # fraction of the plane that is left free on each side
+NUM_NEIGHBORS = 4  # reference states whose residuals correct a linear probe
+CHUNK_SIZE = 4096  # states that are read at once; their distances to all others take much memory
+GRID_SIZE = 31  # positions along a side of a critic map
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from math import ceil
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,24 +23,15 @@ from modules.actor.planning.risk import EvaluatedRollouts
 from modules.configurator import TaskSpec
 from modules.types import ConfigError, Observation, Plan, Rollout, TaskContext
 
-NUM_ENVS = 4
-"""Environments that are recorded at once."""
-
+NUM_ENVS = 4  # that are recorded at once
 MAX_STEPS_KEPT = 240
 """Steps of an episode whose pictures and plans are kept; of a longer episode every second step, or
 every fourth, and so on."""
-
-DEFAULT_EPISODE_STEPS = 1000
-"""Steps of an episode, for the progress bar, where the environment doesn't say."""
-
-EXTRA_STEPS = 5
-"""Steps that are shown after a success that lasts."""
-
+DEFAULT_EPISODE_STEPS = 1000  # for the progress bar, where the environment doesn't say
+EXTRA_STEPS = 5  # that are shown after a success that lasts
 SUCCESS_WORDS = {False: ("did not arrive", "arrived"), True: ("did not succeed", "succeeded")}
 """Failure and success in words, for tasks without drives and with them."""
-
-STEPS_TO_GO = "steps to go"
-"""The unit of the goal critic."""
+STEPS_TO_GO = "steps to go"  # the unit of the goal critic
 
 
 class RecordedStep(NamedTuple):
@@ -146,7 +138,7 @@ def record_episodes(
 
 
 def _episode_length(env: EnvAdapter) -> int:
-    return int(env.max_episode_steps()[0]) or DEFAULT_EPISODE_STEPS
+    return ceil(env.max_episode_steps()[0]) or DEFAULT_EPISODE_STEPS
 
 
 class _Recorder:
