@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ami_agent import logger
 from ami_agent.evaluation import intervals
-from ami_agent.viewer.media import encode_gif
+from ami_agent.viewer.drawing import encode_gif
 from modules.types import ConfigError
 
 

@@ -22,9 +22,15 @@ from ami_agent.config import build, override
 from ami_agent.logger import Logger
 from ami_agent.probing.probe import FactorProbe
 from ami_agent.recipes import two_rooms
-from ami_agent.viewer import draw_episode, drawing, media, projectors, show
-from ami_agent.viewer.drawing import value_range, without_background
-from ami_agent.viewer.media import FRAME_MS, LAST_FRAME_MS, ffmpeg, write_mp4
+from ami_agent.viewer import draw_episode, drawing, projectors, show
+from ami_agent.viewer.drawing import (
+    FRAME_MS,
+    LAST_FRAME_MS,
+    ffmpeg,
+    value_range,
+    without_background,
+    write_mp4,
+)
 from ami_agent.viewer.projectors import (
     CriticMap,
     ProbeProjector,
@@ -306,7 +312,7 @@ def test_films_as_mp4_play_as_long_as_the_gif(agent, tmp_path):
 
 def test_without_ffmpeg_it_is_reported_before_anything_is_collected(agent, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(media, "find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--mp4 needs ffmpeg: .*ami-agent\[film\]"):
         show(agent, WORLD, tmp_path / "out", episodes=1, mp4=True)
     assert not (tmp_path / "out").exists()

@@ -396,7 +396,7 @@ def _run_beside_stage(
     try:
         return run()
     except (EnvCreationError, EnvResetError):
-        if not isinstance(stage_run, HoldsEnvs):
+        if stage_run is None:
             raise
     stage_run.close_envs()
     results = run()

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 
 from ami_agent.logger import one_line
 from ami_agent.probing.scorecard import FactorSweep, Metrics, Scorecard
-from ami_agent.viewer.drawing import MUTED, PAST, PLANNED, SUBGOAL, TEXT, pixels
-from ami_agent.viewer.media import write_png
+from ami_agent.viewer.drawing import MUTED, PAST, PLANNED, SUBGOAL, TEXT, pixels, write_png
 
 SOURCE_COLORS = {"agent": PLANNED, "untrained": MUTED, "observation": PAST}
 LEVEL_COLORS = (SUBGOAL, "#17a08c")  # of the levels above

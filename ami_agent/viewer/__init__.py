@@ -17,7 +17,7 @@ from ami_agent.agent import Agent
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
 from ami_agent.logger import Logger
 from ami_agent.storage.files import write_bytes
-from ami_agent.viewer.media import encode_gif, ffmpeg, write_mp4, write_png
+from ami_agent.viewer import drawing, page
 from ami_agent.viewer.projectors import (
     Renderable,
     compute_critic_map,
@@ -45,10 +45,8 @@ def show(
 
     Raises ConfigError for an unknown mode, an unusable `out`, or where ffmpeg is missing.
     """
-    from ami_agent.viewer import drawing, page  # here, because matplotlib is slow to import
-
     logger = logger or Logger()
-    ffmpeg_path = ffmpeg() if mp4 else ""
+    ffmpeg_path = drawing.ffmpeg() if mp4 else ""
     folder, modes = Path(out), MODE_GROUPS.get(mode, (mode,))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,10 +70,10 @@ def show(
                 projected = project(recorded_episode, projector)
                 name = f"episode-{number}" + (f"-{recorded_episode.mode}" if len(modes) > 1 else "")
                 sheet, film = drawing.sheet(projected, critic_map), drawing.film(projected)
-                write_bytes(folder / f"{name}.gif", encode_gif(film))
+                write_bytes(folder / f"{name}.gif", drawing.encode_gif(film))
                 if ffmpeg_path:
-                    write_mp4(folder / f"{name}.mp4", film, ffmpeg_path)
-                write_png(folder / f"{name}.png", sheet)
+                    drawing.write_mp4(folder / f"{name}.mp4", film, ffmpeg_path)
+                drawing.write_png(folder / f"{name}.png", sheet)
                 mode_records.append(page.mode_record(projected, sheet))
                 bar.advance()
         seed_records.append(page.SeedRecord(mode_records, projector, overlays))
@@ -87,8 +85,6 @@ def show(
 def draw_episode(agent: Agent, config: EnvConfig, seed: int) -> tuple[np.ndarray, bytes]:
     """The sheet of key frames of one episode of Mode-2, uint8 [h, w, 3], and its GIF; of a long
     episode its first steps."""
-    from ami_agent.viewer import drawing
-
     task_spec, logger = agent.task_spec(""), Logger()
     config = config.for_task(task_spec)
     factory = make_projector_factory(agent, config, seed, task_spec, logger.info)
@@ -99,7 +95,8 @@ def draw_episode(agent: Agent, config: EnvConfig, seed: int) -> tuple[np.ndarray
     projector = factory.fit([recorded_episode])
     projected = project(recorded_episode, projector)
     critic_map = compute_critic_map(agent, config, projector, recorded_episode)
-    return drawing.sheet(projected, critic_map), encode_gif(drawing.film(projected))
+    film = drawing.encode_gif(drawing.film(projected))
+    return drawing.sheet(projected, critic_map), film
 
 
 def log_episode(agent: Agent, config: EnvConfig, logger: Logger) -> None:

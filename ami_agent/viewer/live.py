@@ -92,9 +92,10 @@ def show_live(
         logger.info(f"{projector.description} Every step is drawn here and at {page.address}")
 
         def on_step(episodes_so_far: Sequence[RecordedEpisode]) -> None:
-            (projected,) = (project(episode, projector) for episode in episodes_so_far)
+            (recorded_episode,) = episodes_so_far
+            projected = project(recorded_episode, projector)
             (step,) = projected.projected_steps
-            title = f"seed {projected.recorded.seed}, {drawing.caption(projected, step)}"
+            title = f"seed {recorded_episode.seed}, {drawing.caption(projected, step)}"
             show(projected, [Line(title), *describe(step)])
 
         def show(projected: ProjectedEpisode, lines: Sequence[Line]) -> None:
