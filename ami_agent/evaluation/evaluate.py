@@ -41,7 +41,7 @@ from ami_agent.evaluation.policies import (
     make_random_policy,
 )
 from ami_agent.logger import format_number
-from ami_agent.training.base import HoldsEnvs, StageRun
+from ami_agent.training.base import StageRun
 from modules.configurator import TaskSpec
 from modules.types import ConfigError, Observation, Plan
 

@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
-from ami_agent.storage.atomic import replacing
+from ami_agent.storage.files import replacing
 from ami_agent.viewer.projectors import CriticMap, ProjectedEpisode, ProjectedStep
 from ami_agent.viewer.record import STEPS_TO_GO
 from modules.types import ConfigError
