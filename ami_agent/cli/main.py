@@ -54,8 +54,8 @@ from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, pri
 from ami_agent.probing.data import load_perturbations
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.probing.scorecard import compute_scorecard
-from ami_agent.recipes import GENERIC, recipe
-from ami_agent.recipes.gym import DEFAULT_ENV
+from ami_agent.recipes import recipe
+from ami_agent.recipes.gym import DEFAULT_ENV, gym
 from ami_agent.resources import allocation_failure
 from ami_agent.storage import run_dir
 from ami_agent.storage.files import locked
@@ -94,9 +94,9 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
         config = call_function(name, RECIPE_FUNCTION)
         if not isinstance(config, Config):
             raise ConfigError(f"{name} must return an ami.Config, not {type(config).__name__}")
-    elif name in GENERIC:
+    elif name == "gym":
         flags, argv = config_io.parse_known(EnvFlags(env=DEFAULT_ENV), argv, program)
-        config = GENERIC[name](with_absolute_imports(flags.env), flags.data)
+        config = gym(with_absolute_imports(flags.env), flags.data)
     else:
         config = recipe(name)
     return config_io.choose_components(config, argv)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import Config
-from ami_agent.recipes.ant_maze import ant_maze
 from ami_agent.recipes.cue_corridor import cue_corridor
 from ami_agent.recipes.forage import forage
 from ami_agent.recipes.gym import gym
+from ami_agent.recipes.manipulation import push, reach
 from ami_agent.recipes.maze import (
+    ant_maze,
     maze,
     maze_7,
     maze_9,
     maze_levels,
     maze_pixels,
     maze_random,
-)
-from ami_agent.recipes.point_maze import (
     point_maze,
     point_maze_medium,
     point_maze_medium_pixels,
     point_maze_pixels,
 )
-from ami_agent.recipes.push import push
-from ami_agent.recipes.reach import reach
 from ami_agent.recipes.two_rooms import (
     two_rooms,
     two_rooms_distracted,
@@ -34,7 +30,6 @@ from ami_agent.recipes.two_rooms import (
     two_rooms_slow,
 )
 from ami_agent.recipes.windy_rooms import windy_rooms
-from ami_agent.training import LoadDataset
 from modules.types import ConfigError
 
 RECIPES: Mapping[str, Callable[[], Config]] = {
@@ -61,10 +56,6 @@ RECIPES: Mapping[str, Callable[[], Config]] = {
     "push": push,
     "ant-maze": ant_maze,
 }
-
-
-GENERIC: Mapping[str, Callable[[EnvConfig, LoadDataset], Config]] = {"gym": gym}
-"""Recipes for any environment."""
 
 
 def recipe(name: str) -> Config:

@@ -14,10 +14,7 @@ from modules.cost.cost import ValueCriticsConfig
 from modules.memory.short_term import AttentionMemoryConfig
 from modules.perception.image import ImageEncoderConfig
 from modules.world_model.dynamics import MLPDynamicsConfig
-from modules.world_model.jepa import (
-    InteroceptionHeadConfig,
-    WorldModelConfig,
-)
+from modules.world_model.jepa import InteroceptionHeadConfig, WorldModelConfig
 
 
 def cue_corridor() -> Config:

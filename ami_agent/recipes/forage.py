@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, MemoryConfig
+from ami_agent.recipes.loss_weights import STATE_WEIGHTS
 from ami_agent.training import (
     AmortizePlanning,
     CollectRandom,
@@ -12,7 +15,6 @@ from ami_agent.training import (
     TrainValue,
 )
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions
 from modules.actor.adaptive import AdaptiveActorConfig
 from modules.actor.planning import GradientPlannerConfig
@@ -20,10 +22,7 @@ from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import ValueCriticsConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import MLPDynamicsConfig
-from modules.world_model.jepa import (
-    InteroceptionHeadConfig,
-    WorldModelConfig,
-)
+from modules.world_model.jepa import InteroceptionHeadConfig, WorldModelConfig
 
 
 def forage() -> Config:
@@ -68,14 +67,7 @@ def forage() -> Config:
         stages={
             "collect": CollectRandom(num_envs=1000, steps=205, options={"max_episode_steps": 40}),
             "train_jepa": TrainJEPA(
-                weights=LossWeights(
-                    prediction=10,
-                    variance=4,
-                    covariance=0.5,
-                    temporal_similarity=0,
-                    inverse_dynamics=1,
-                    interoception=10,
-                ),
+                weights=replace(STATE_WEIGHTS, interoception=10),
                 optim=OptimConfig(steps=5000, batch_size=128, lr=4e-3),
                 length=8,
                 task_modality_prob=0.3,

@@ -8,6 +8,7 @@ from math import ceil, prod
 
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.config import ActorConfig, Config, CostConfig
+from ami_agent.recipes.loss_weights import IDENTITY_WEIGHTS
 from ami_agent.training import (
     CollectRandom,
     LoadDataset,
@@ -26,10 +27,7 @@ from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import ValueCriticsConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import MLPDynamicsConfig
-from modules.world_model.jepa import (
-    TransitionHeadConfig,
-    WorldModelConfig,
-)
+from modules.world_model.jepa import TransitionHeadConfig, WorldModelConfig
 
 LARGE_SPACE = 16
 """Numbers of observation and action together, above which layers are wider."""
@@ -111,18 +109,9 @@ def _num_inputs(spec: EnvironmentSpec) -> int:
 
 
 def _weights(spec: EnvironmentSpec) -> LossWeights:
-    """Vectors are states as they are and can't collapse: their prediction errors count in units of
-    their change from step to step. Representations of images are learnt, and could collapse."""
+    """Vectors are states as they are; representations of images are learnt, and could collapse."""
     if all(len(shape) < 3 for shape in spec.shapes.values()):
-        return LossWeights(
-            prediction=0,
-            scaled_prediction=1,
-            variance=0,
-            covariance=0,
-            temporal_similarity=0,
-            inverse_dynamics=0,
-            interoception=1,
-        )
+        return replace(IDENTITY_WEIGHTS, interoception=1)
     return LossWeights(
         prediction=20,
         variance=16,

@@ -1,4 +1,5 @@
-"""Mazes: far goals."""
+"""Mazes, in which goals are far away: for a point, and with the physics of MuJoCo for a ball and a
+quadruped."""
 
 from __future__ import annotations
 
@@ -6,34 +7,40 @@ from dataclasses import replace
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, override
+from ami_agent.recipes.loss_weights import IDENTITY_WEIGHTS, STATE_WEIGHTS
 from ami_agent.training import (
     CollectRandom,
     DistillPlanner,
     DistillShortestPaths,
+    GoalConditionedBC,
     SelectLandmarks,
     TrainHierarchy,
     TrainJEPA,
     TrainQuasimetric,
 )
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions
 from modules.actor.planning import GradientPlannerConfig
+from modules.actor.policy import PolicyConfig
 from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.cost.cost import GoalCriticConfig
-from modules.cost.quasimetric import (
-    FourierQuasimetricConfig,
-    GlimpseQuasimetricConfig,
-)
+from modules.cost.quasimetric import FourierQuasimetricConfig, GlimpseQuasimetricConfig
 from modules.perception.image import KeypointEncoderConfig, KeypointMapEncoderConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import (
     FourierDynamicsConfig,
     GlimpseDynamicsConfig,
+    MLPDynamicsConfig,
 )
 from modules.world_model.hjepa import HierarchicalJEPAConfig
 from modules.world_model.jepa import WorldModelConfig
+
+
+def _by_distance(*bands: str) -> dict[str, TaskSpec]:
+    """Goals at any distance, with which the policy trains, and for evaluation goals by distance."""
+    tasks = {band: TaskSpec(goal_source="env", options={"goal_distance": band}) for band in bands}
+    return {"reach": TaskSpec(goal_source="env"), **tasks}
 
 
 def maze() -> Config:
@@ -53,24 +60,11 @@ def maze() -> Config:
             subgoals=LandmarkGraphConfig(),
             planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
         ),
-        # goals by distance, for evaluation; the policy trains with goals at any distance
-        tasks={
-            "reach": TaskSpec(goal_source="env"),
-            "short": TaskSpec(goal_source="env", options={"goal_distance": "short"}),
-            "medium": TaskSpec(goal_source="env", options={"goal_distance": "medium"}),
-            "long": TaskSpec(goal_source="env", options={"goal_distance": "long"}),
-        },
+        tasks=_by_distance("short", "medium", "long"),
         stages={
             "collect": CollectRandom(num_envs=2000, steps=50, options={"max_episode_steps": 50}),
             "train_jepa": TrainJEPA(
-                weights=LossWeights(
-                    prediction=10,
-                    variance=4,
-                    covariance=0.5,
-                    temporal_similarity=0,
-                    inverse_dynamics=1,
-                ),
-                optim=OptimConfig(steps=2000, batch_size=128, lr=2e-3),
+                weights=STATE_WEIGHTS, optim=OptimConfig(steps=2000, batch_size=128, lr=2e-3)
             ),
             "train_goal_critic": TrainQuasimetric(
                 optim=OptimConfig(steps=1500, batch_size=256, lr=2e-3)
@@ -99,18 +93,19 @@ def maze_levels() -> Config:
 
 def maze_pixels() -> Config:
     """The same maze from images: keypoints and their motion make the state."""
-    return with_pixels(maze(), "maze-pixels")
+    return _with_pixels(maze(), "maze-pixels")
 
 
-def with_pixels(base: Config, recipe: str) -> Config:
+def _with_pixels(base: Config, recipe: str) -> Config:
     """A maze recipe with images instead of position and velocity."""
-    env = replace(base.env, options={**base.env.options, "obs_type": "image"})
-    return replace(
+    return override(
         base,
-        recipe=recipe,
-        env=env,
-        eval_env=env,
-        perception=KeypointEncoderConfig(current_channels=(0, 1), previous_channels=(0, 2)),
+        {
+            "recipe": recipe,
+            "env.options.obs_type": "image",
+            "eval_env.options.obs_type": "image",
+            "perception": KeypointEncoderConfig(current_channels=(0, 1), previous_channels=(0, 2)),
+        },
     )
 
 
@@ -118,27 +113,24 @@ def _scaled_maze(
     recipe: str, size: int, *, num_episodes: int, steps: int, landmarks: int
 ) -> Config:
     """A maze of `size` by `size` cells; a unit of the state spans more cells."""
-    base, scale = maze(), size / 5
-    env = replace(base.env, options={**base.env.options, "size": size})
-    assert isinstance(base.stages["train_goal_critic"], TrainQuasimetric)
-    assert isinstance(base.stages["collect"], CollectRandom)
+    scale = size / 5
     return override(
-        base,
+        maze(),
         {
             "recipe": recipe,
-            "env": env,
-            "eval_env": env,
-            "world_model": WorldModelConfig(
-                dynamics=FourierDynamicsConfig(num_frequencies=256, frequency_scale=3.5 * scale)
+            "env.options.size": size,
+            "eval_env.options.size": size,
+            "world_model.dynamics": FourierDynamicsConfig(
+                num_frequencies=256, frequency_scale=3.5 * scale
             ),
-            "cost.goal_critic": GoalCriticConfig(
-                distance=FourierQuasimetricConfig(num_frequencies=256, frequency_scale=2 * scale)
+            "cost.goal_critic.distance": FourierQuasimetricConfig(
+                num_frequencies=256, frequency_scale=2 * scale
             ),
-            "actor.subgoals": LandmarkGraphConfig(num_landmarks=landmarks),
+            "actor.subgoals.num_landmarks": landmarks,
             "stages.collect.num_envs": num_episodes,
             "stages.train_jepa.optim.steps": steps,
             "stages.train_goal_critic.optim.steps": steps,
-            "stages.select_landmarks": SelectLandmarks(num_candidates=20 * landmarks),
+            "stages.select_landmarks.num_candidates": 20 * landmarks,
         },
     )
 
@@ -157,31 +149,27 @@ def maze_random() -> Config:
     """A new maze of 3 by 3 cells in every episode, from images; the agent is evaluated in mazes
     that were not in training. Dynamics and distances around walls are learnt once for all mazes,
     and the landmarks of the present maze are imagined."""
-    base, map_dims = maze(), 400  # numbers of the map, beside 4 that move
+    map_dims = 400  # numbers of the map, beside 4 that move
     env = EnvConfig(id="ami/Maze-v0", options={"size": 3, "split": "train"})
     return override(
-        base,
+        maze(),
         {
             "recipe": "maze-random",
             "env": env,
             "eval_env": replace(env, options={**env.options, "split": "test"}),
             "perception": KeypointMapEncoderConfig(),
-            "world_model": WorldModelConfig(dynamics=GlimpseDynamicsConfig()),
-            "cost.goal_critic": GoalCriticConfig(distance=GlimpseQuasimetricConfig()),
+            "world_model.dynamics": GlimpseDynamicsConfig(),
+            "cost.goal_critic.distance": GlimpseQuasimetricConfig(),
             "actor.subgoals": ImaginedLandmarkGraphConfig(),
             "stages.collect": CollectRandom(
                 num_envs=300,
                 steps=640,
                 options={"max_episode_steps": 640, "directed_fraction": 0.7},
             ),
+            # means over all numbers: these weights make the few that move count
             "stages.train_jepa": TrainJEPA(
-                # means over all numbers: these weights make the few that move count
-                weights=LossWeights(
-                    prediction=2.5 * map_dims,
-                    variance=map_dims,
-                    covariance=0,
-                    temporal_similarity=0,
-                    inverse_dynamics=1,
+                weights=replace(
+                    STATE_WEIGHTS, prediction=2.5 * map_dims, variance=map_dims, covariance=0
                 ),
                 optim=OptimConfig(steps=2500, batch_size=64, lr=2e-3),
                 length=6,
@@ -196,5 +184,98 @@ def maze_random() -> Config:
                 optim=OptimConfig(steps=3000, batch_size=512, lr=2e-3),
             ),
             "stages.select_landmarks": None,
+        },
+    )
+
+
+CRITIC_SCALE = "cost.goal_critic.distance.frequency_scale"
+"""Of the critic's Fourier features. With a lower one it takes all positions across a lane for one,
+and the ball stops at a wall instead of in the middle."""
+
+
+def point_maze() -> Config:
+    """The recipe `maze` for a ball that MuJoCo moves, in the maze "u"."""
+    env = EnvConfig(id="ami/PointMaze-v0", options={"map": "u", "obs_type": "state"})
+    return override(maze(), {"recipe": "point-maze", "env": env, "eval_env": env, CRITIC_SCALE: 5})
+
+
+def point_maze_medium() -> Config:
+    """The same in the maze "medium" of 6 by 6 cells; a unit of the state spans more of it."""
+    return override(
+        point_maze(),
+        {
+            "recipe": "point-maze-medium",
+            "env.options.map": "medium",
+            "eval_env.options.map": "medium",
+            # its lanes are as wide as those of "u", but there are more of them
+            CRITIC_SCALE: 2,
+            "stages.collect.num_envs": 3000,
+            "stages.train_jepa.optim.steps": 3000,
+            "stages.train_goal_critic.log_push": True,
+            "stages.train_goal_critic.optim.steps": 2500,
+        },
+    )
+
+
+def point_maze_pixels() -> Config:
+    """The maze "u" from images: keypoints and their motion make the state."""
+    config = _with_pixels_and_velocity(point_maze(), "point-maze-pixels")
+    return override(config, {CRITIC_SCALE: 7})
+
+
+def point_maze_medium_pixels() -> Config:
+    """The maze "medium" from images."""
+    return _with_pixels_and_velocity(point_maze_medium(), "point-maze-medium-pixels")
+
+
+def _with_pixels_and_velocity(base: Config, recipe: str) -> Config:
+    """From images, with six numbers of state instead of four and a higher weight of inverse
+    dynamics: a ball bounces off walls, and four numbers came to hold functions of its position
+    instead of its velocity."""
+    return override(
+        _with_pixels(base, recipe),
+        {"perception.state_dim": 6, "stages.train_jepa.weights.inverse_dynamics": 4},
+    )
+
+
+def ant_maze() -> Config:
+    """The maze "u" for a quadruped, learnt from a trot controller with action noise. A goal is a
+    position of the torso. A landmark graph gives subgoals, and the policy between them is trained
+    by goal-conditioned behavioural cloning."""
+    env = EnvConfig(id="ami/AntMaze-v0", options={"map": "u"})
+    return Config(
+        recipe="ant-maze",
+        env=env,
+        eval_env=env,
+        perception=MultiModalEncoderConfig(vector_dim=0),
+        world_model=WorldModelConfig(dynamics=MLPDynamicsConfig(hidden=256)),
+        cost=CostConfig(
+            goal_critic=GoalCriticConfig(distance=FourierQuasimetricConfig(goal_dims=2))
+        ),
+        actor=ActorConfig(
+            subgoals=LandmarkGraphConfig(
+                num_landmarks=200, trusted_edge_length=2.0, subgoal_spacing=2.0, stuck_after=80
+            ),
+            planner=GradientPlannerConfig(horizon=8, num_proposals=1, num_warm_starts=1),
+            policy=PolicyConfig(hidden=512, goal_dims=2, relu=True),
+        ),
+        tasks=_by_distance("short", "long"),
+        stages={
+            "collect": CollectRandom(
+                num_envs=200,
+                steps=600,
+                options={"max_episode_steps": 600, "directed_fraction": 0.6},
+            ),
+            "train_jepa": TrainJEPA(
+                weights=IDENTITY_WEIGHTS,
+                optim=OptimConfig(steps=1500, batch_size=128, lr=2e-3),
+            ),
+            "train_goal_critic": TrainQuasimetric(
+                length=10, optim=OptimConfig(steps=2500, batch_size=256, lr=2e-3)
+            ),
+            "select_landmarks": SelectLandmarks(num_windows=1000, length=40),
+            "goal_bc": GoalConditionedBC(
+                max_goal_offset=40, optim=OptimConfig(steps=5000, batch_size=512, lr=1e-3)
+            ),
         },
     )

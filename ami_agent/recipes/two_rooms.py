@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, override
+from ami_agent.recipes.loss_weights import STATE_WEIGHTS
 from ami_agent.training import (
     CollectRandom,
     CollectWithPlanner,
@@ -20,17 +19,11 @@ from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions
 from modules.actor.planning import GradientPlannerConfig
-from modules.actor.policy import (
-    NoPolicyProposalConfig,
-    StuckPerturbationConfig,
-)
+from modules.actor.policy import NoPolicyProposalConfig, StuckPerturbationConfig
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig
 from modules.cost.cost import GoalCriticConfig
-from modules.cost.quasimetric import (
-    ConvQuasimetricConfig,
-    FourierQuasimetricConfig,
-)
+from modules.cost.quasimetric import ConvQuasimetricConfig, FourierQuasimetricConfig
 from modules.perception.image import ImageEncoderConfig, KeypointEncoderConfig, SpatialEncoderConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.world_model.dynamics import (
@@ -69,10 +62,9 @@ def two_rooms_slow() -> Config:
     """The same layout for a dot ten times as slow: goals are a hundred steps away and more, and a
     landmark graph leads there. A keypoint makes the state, which resolves steps of a seventh of a
     pixel; the critic counts in units of ten steps."""
-    base = two_rooms()
     env = EnvConfig(id="ami/TwoRooms-v0", variant="slow")
     return override(
-        base,
+        two_rooms(),
         {
             "recipe": "two-rooms-slow",
             "env": env,
@@ -83,19 +75,11 @@ def two_rooms_slow() -> Config:
             "actor.planner": GradientPlannerConfig(horizon=12, num_proposals=2, num_warm_starts=1),
             "actor.subgoals": LandmarkGraphConfig(stuck_after=10),
             # long enough to pass the door: where few episodes do, the critic takes it for a wall
-            "stages.collect": CollectRandom(
-                num_envs=250,
-                steps=256,
-                options={"max_episode_steps": 256, "directed_fraction": 0.5},
-            ),
+            "stages.collect.num_envs": 250,
+            "stages.collect.steps": 256,
+            "stages.collect.options.max_episode_steps": 256,
             "stages.train_jepa": TrainJEPA(
-                weights=LossWeights(
-                    prediction=10,
-                    variance=4,
-                    covariance=0.5,
-                    temporal_similarity=0,
-                    inverse_dynamics=1,
-                ),
+                weights=STATE_WEIGHTS,
                 optim=OptimConfig(steps=1300, batch_size=128, lr=2e-3),
             ),
             "stages.train_goal_critic": TrainQuasimetric(
@@ -110,14 +94,15 @@ def two_rooms_distracted() -> Config:
     """The same layout before a background with moving distractors, which no action influences: the
     configurator sets the weight of that modality to 0."""
     env = EnvConfig(id="ami/TwoRooms-v0", variant="fixed", options={"num_distractors": 4})
-    base = two_rooms()
-    return replace(
-        base,
-        recipe="two-rooms-distracted",
-        env=env,
-        eval_env=env,
-        perception=MultiModalEncoderConfig(),
-        configurator=replace(base.configurator, modality_weights={"background": 0.0}),
+    return override(
+        two_rooms(),
+        {
+            "recipe": "two-rooms-distracted",
+            "env": env,
+            "eval_env": env,
+            "perception": MultiModalEncoderConfig(),
+            "configurator.modality_weights": {"background": 0.0},
+        },
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig
+from ami_agent.recipes.loss_weights import STATE_WEIGHTS
 from ami_agent.training import (
     CollectRandom,
     DistillPlanner,
@@ -12,7 +15,6 @@ from ami_agent.training import (
     TrainQuasimetric,
 )
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.planning.risk import ScenarioCVaRConfig
@@ -63,14 +65,7 @@ def windy_rooms() -> Config:
                 options={"max_episode_steps": 50, "start_region": "anywhere"},
             ),
             "train_jepa": TrainJEPA(
-                weights=LossWeights(
-                    prediction=10,
-                    variance=4,
-                    covariance=0.5,
-                    temporal_similarity=0,
-                    inverse_dynamics=1,
-                    kl=0.001,
-                ),
+                weights=replace(STATE_WEIGHTS, kl=0.001),
                 optim=OptimConfig(steps=1500, batch_size=128, lr=2e-3),
                 length=5,
             ),

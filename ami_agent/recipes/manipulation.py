@@ -1,13 +1,12 @@
-"""Reach: an arm with the physics of MuJoCo brings its fingertip to a place."""
+"""Reach and push: an arm and a hand with the physics of MuJoCo."""
 
 from __future__ import annotations
 
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.config import ActorConfig, Config, CostConfig
+from ami_agent.config import ActorConfig, Config, CostConfig, override
+from ami_agent.recipes.loss_weights import STATE_WEIGHTS
 from ami_agent.training import CollectRandom, DistillPlanner, TrainJEPA, TrainQuasimetric
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.representation_losses import LossWeights
-from modules.actor.action_space import BoxActions
 from modules.actor.planning import GradientPlannerConfig
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import FourierQuasimetricConfig
@@ -24,7 +23,6 @@ def reach() -> Config:
         recipe="reach",
         env=env,
         eval_env=env,
-        action_space=BoxActions(),
         perception=MultiModalEncoderConfig(vector_dim=6, num_frequencies=0),
         world_model=WorldModelConfig(dynamics=FourierDynamicsConfig(frequency_scale=1.0)),
         cost=CostConfig(
@@ -36,14 +34,7 @@ def reach() -> Config:
         stages={
             "collect": CollectRandom(num_envs=2000, steps=50, options={"max_episode_steps": 50}),
             "train_jepa": TrainJEPA(
-                weights=LossWeights(
-                    prediction=10,
-                    variance=4,
-                    covariance=0.5,
-                    temporal_similarity=0,
-                    inverse_dynamics=1,
-                ),
-                optim=OptimConfig(steps=2000, batch_size=128, lr=2e-3),
+                weights=STATE_WEIGHTS, optim=OptimConfig(steps=2000, batch_size=128, lr=2e-3)
             ),
             "train_goal_critic": TrainQuasimetric(
                 optim=OptimConfig(steps=2500, batch_size=256, lr=2e-3)
@@ -51,5 +42,25 @@ def reach() -> Config:
             "distill_policy": DistillPlanner(
                 rounds=8, num_envs=64, steps=30, optim=OptimConfig(steps=2000, batch_size=256)
             ),
+        },
+    )
+
+
+def push() -> Config:
+    """A block, learnt from the behaviour policy alone: how the hand moves it in contact, and how to
+    get round to its other side. A goal is the block at its place, the hand beside it."""
+    env = EnvConfig(id="ami/Push-v0", options={"obs_type": "state"})
+    return override(
+        reach(),
+        {
+            "recipe": "push",
+            "env": env,
+            "eval_env": env,
+            "perception.vector_dim": 8,
+            "actor.planner.horizon": 8,
+            "stages.collect.num_envs": 3000,
+            "stages.train_jepa.optim.steps": 3000,
+            "stages.train_goal_critic.optim.steps": 5000,
+            "stages.distill_policy.rounds": 4,
         },
     )
