@@ -37,7 +37,7 @@ from ami_agent.ablation.stats import (
 )
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.agent import Agent
-from ami_agent.cli.setting_help import setting_help
+from ami_agent.cli.args import setting_help
 from ami_agent.config import override
 from ami_agent.storage.run_dir import last_metrics
 from ami_agent.training import CollectRandom, OfflineActorCritic

@@ -19,7 +19,7 @@ import ami_agent as ami
 from ami_agent import recipes
 from ami_agent.adapters import imports
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.bench.planning_speed import PlanningSpeed
+from ami_agent.bench.speed import PlanningSpeed
 from ami_agent.cli.main import main
 from ami_agent.config import Config, build
 from ami_agent.storage import checkpoint, run_dir

@@ -17,9 +17,9 @@ import ami_agent as ami
 from ami_agent.adapters.env import EnvAdapter, EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.adapters.vector_env import read_numbers
-from ami_agent.bench.sb3 import RawEnvAdapter
-from ami_agent.bench.translation import (
+from ami_agent.bench.sb3 import (
     PlainSpaceWrapper,
+    RawEnvAdapter,
     check_action,
     plain_actions,
     plain_observations,

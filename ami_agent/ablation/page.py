@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ami_agent.ablation.stats import Difference, Measure, interquartile_mean
+from ami_agent.ablation.stats import Difference, Measure, format_interval, interquartile_mean
 from ami_agent.ablation.study import (
     ALL_COLUMNS,
     MODE_NAMES,
     MODES,
     Study,
-    format_by_seed,
     spectrum,
     table_rows,
 )
-from ami_agent.cli.setting_help import setting_help
+from ami_agent.cli.args import setting_help
 from ami_agent.config import Config
 from ami_agent.storage.files import write_bytes, write_text
 from ami_agent.training.optim import OptimConfig
@@ -40,15 +39,15 @@ def write(path: Path, study: Study) -> Path:
     write_bytes(path.with_name("study.png"), picture)
     question = study.question.strip().split("\n\n") if study.question else []
     variants = "".join(_variant(study, name) for name in study.configs)
-    failures = "".join(f"<p>{html.escape(failure)}</p>" for failure in study.failures())
+    failures = "".join(f"<p>{escape(failure)}</p>" for failure in study.failures())
     page = files("ami_agent.ablation").joinpath("page.html").read_text(encoding="utf-8")
     write_text(
         path,
         Template(page).substitute(
-            title=html.escape(f"Study: {study.name}"),
-            question="".join(f'<p class="statement">{html.escape(part)}</p>' for part in question),
-            description=html.escape(_description(study)),
-            base=html.escape(study.base),
+            title=escape(f"Study: {study.name}"),
+            question="".join(f'<p class="statement">{escape(part)}</p>' for part in question),
+            description=escape(_description(study)),
+            base=escape(study.base),
             stages=_stages(study.configs[study.base]),
             variants=variants + _ties(study) + failures,
             plot=base64.b64encode(picture).decode(),
@@ -63,10 +62,9 @@ def write(path: Path, study: Study) -> Path:
 def _description(study: Study) -> str:
     """The environment, and how the variants are trained and evaluated."""
     config, measure = study.configs[study.base], study.measure
-    if measure is None:
+    if measure is None or study.metrics is None:
         return "No run finished."
-    results = [result for by_seed in study.results.values() for result in by_seed]
-    metrics = next(result.metrics for result in results if result.metrics)["plan"]
+    metrics = study.metrics["plan"]
     with closing(config.eval_env.build(1)) as env:
         env_description = env.description or "it has no description."
     env_name = f"{config.eval_env.id} {config.eval_env.variant}".rstrip()
@@ -83,28 +81,28 @@ def _description(study: Study) -> str:
 def _baselines(metrics: Mapping[str, Any], measure: Measure) -> str:
     """What random actions and the oracle reach in the same episodes."""
     labels = {"random": "random actions", "oracle": "the oracle, which knows the true state"}
-    baselines = {label: metrics["baselines"].get(name) or {} for name, label in labels.items()}
     parts = [
-        f"{label}: {measure.value(baseline):.3g}"
-        for label, baseline in baselines.items()
-        if baseline.get(measure.key)
+        f"{label}: {measure.value(metrics['baselines'][name]):.3g}"
+        for name, label in labels.items()
+        if (metrics["baselines"].get(name) or {}).get(measure.key)
     ]
     return f"Baselines in the same episodes: {'; '.join(parts)}." if parts else ""
 
 
 def _variant(study: Study, name: str) -> str:
     """One variant: its settings, its results, and how it differs from the base."""
-    performance = f'<p class="statement">{html.escape(_performance(study, name))}</p>'
+    performance = f'<p class="statement">{escape(_performance(study, name))}</p>'
     if name == study.base:
-        return f"<section><h3>{html.escape(name)}, the base</h3>{performance}</section>"
+        return f"<section><h3>{escape(name)}, the base</h3>{performance}</section>"
     base, config, changes = study.configs[study.base], study.configs[name], study.changes(name)
     items = "".join(_change(base, config, change) for change in changes)
-    sentences = "".join(
-        _sentence(sentence, study.difference(name, mode).label)
-        for mode, sentence in study.effects(name).items()
-    )
+    sentences = ""
+    for mode, sentence in study.effects(name).items():
+        difference = study.difference(name, mode)
+        label = _highlight(difference.label, difference)
+        sentences += f'<p class="statement">{label} {escape(sentence)}</p>'
     note = "<p>These settings are changed together.</p>"
-    title = f"<h3>{html.escape(name)}</h3><ul>{items}</ul>{note if len(changes) > 1 else ''}"
+    title = f"<h3>{escape(name)}</h3><ul>{items}</ul>{note if len(changes) > 1 else ''}"
     return f"<section>{title}{performance}{sentences}</section>"
 
 
@@ -116,10 +114,10 @@ def _pairs(study: Study) -> str:
     for mode in (mode for mode in MODES if mode not in study.tied_modes):
         differences = [[study.difference(name, mode, other) for other in names] for name in names]
         body = "".join(
-            f"<tr><th>{html.escape(name)}</th>{''.join(map(_difference_cell, row))}</tr>"
+            f"<tr><th>{escape(name)}</th>{''.join(map(_difference_cell, row))}</tr>"
             for name, row in zip(names, differences, strict=True)
         )
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
         tables.append(f"<table><tr><th>{MODE_NAMES[mode]}</th>{head}</tr>{body}</table>")
     note = "<p>The row's result minus the column's; significant differences are highlighted.</p>"
     return f"<h2>Pairwise differences</h2>{note}<div class='wide'>{'<br>'.join(tables)}</div>"
@@ -128,9 +126,13 @@ def _pairs(study: Study) -> str:
 def _difference_cell(difference: Difference) -> str:
     if difference.mean is None or difference.is_zero:
         return "<td></td>"
+    mean = _highlight(f"{difference.mean:+.3g}", difference)
+    return f"<td>{mean} {format_interval(difference.ci95)}</td>"
+
+
+def _highlight(text: str, difference: Difference) -> str:
     css_class = ' class="significant"' if difference.significant else ""
-    interval = f"[{difference.ci95[0]:.3g}, {difference.ci95[1]:.3g}]" if difference.ci95 else ""
-    return f"<td><b{css_class}>{difference.mean:+.3g}</b> {interval}</td>"
+    return f"<b{css_class}>{text}</b>"
 
 
 def _performance(study: Study, name: str) -> str:
@@ -138,10 +140,12 @@ def _performance(study: Study, name: str) -> str:
         return "failed"
     parts = []
     for mode in MODES:
-        values = list(study.values_by_seed(name, mode).values())
-        mean = f"{sum(values) / len(values):.3g} {study.measure.unit}" if values else "no result"
-        seeds = f" (by seed {format_by_seed(values)})" if values else ""
-        parts.append(f"{MODE_NAMES[mode]}: {mean}{seeds}")
+        text, values = "no result", study.values(name, mode)
+        if values:
+            by_seed = " ".join(f"{value:.3g}" for value in values)
+            mean = sum(values) / len(values)
+            text = f"{mean:.3g} {study.measure.unit} (by seed {by_seed})"
+        parts.append(f"{MODE_NAMES[mode]}: {text}")
     states = [f"{label} {value}" for label, value in spectrum(study, name).items() if value != "-"]
     return "; ".join([*parts, *states])
 
@@ -153,7 +157,7 @@ def _change(base: Config, config: Config, phrase: str) -> str:
     if path.endswith("._type"):  # another class: the help of the field, then that of the class
         description = f"{setting_help(base, path.removesuffix('._type'))} {description}"
         phrase = phrase.replace("._type is ", " is ").replace("Config'", "'")
-    return f"<li><code>{html.escape(phrase)}</code> <span>{html.escape(description)}</span></li>"
+    return f"<li><code>{escape(phrase)}</code> <span>{escape(description)}</span></li>"
 
 
 def _stages(config: Config) -> str:
@@ -162,14 +166,9 @@ def _stages(config: Config) -> str:
     for name, stage in config.stages.items():
         optim = getattr(stage, "optim", None)
         count = f", {optim.steps} updates" if isinstance(optim, OptimConfig) else ""
-        description = html.escape(setting_help(config, f"stages.{name}"))
-        items.append(f"<li><b>{html.escape(name)}</b>{count}: <span>{description}</span></li>")
+        description = escape(setting_help(config, f"stages.{name}"))
+        items.append(f"<li><b>{escape(name)}</b>{count}: <span>{description}</span></li>")
     return f"<ul>{''.join(items)}</ul>"
-
-
-def _sentence(sentence: str, label: str) -> str:
-    css_class = ' class="significant"' if label == "significant" else ""
-    return f'<p class="statement"><b{css_class}>{label}</b> {html.escape(sentence)}</p>'
 
 
 def _ties(study: Study) -> str:
@@ -182,16 +181,14 @@ def _ties(study: Study) -> str:
     )
     reason = " No stage of this study trains the policy." if policy_untrained else ""
     return "".join(
-        f"<p>{html.escape(sentence)}.{reason if mode == 'react' else ''}</p>"
+        f"<p>{escape(sentence)}.{reason if mode == 'react' else ''}</p>"
         for mode, sentence in zip(study.tied_modes, study.ties(), strict=True)
     )
 
 
 def _table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    lines = (
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body
-    )
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    lines = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
@@ -201,10 +198,9 @@ def plot(study: Study) -> bytes:
     figure = Figure(figsize=(8.5, 1.2 + 0.55 * len(names)), dpi=150, layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(names))[::-1]
-    measure = study.measure
-    for index, mode in enumerate(MODES if measure else ()):
+    for index, mode in enumerate(MODES if study.measure else ()):
         for y, name in zip(rows + 0.13 - 0.26 * index, names, strict=True):
-            values = list(study.values_by_seed(name, mode).values())
+            values = study.values(name, mode)
             estimate = interquartile_mean(values)
             if estimate["mean"] is None:
                 continue
@@ -220,8 +216,8 @@ def plot(study: Study) -> bytes:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    if measure:
-        axes.set_xlabel(measure.unit)
+    if study.measure:
+        axes.set_xlabel(study.measure.unit)
     if axes.get_legend_handles_labels()[0]:
         above = (0.5, 1 + 0.35 / len(names))
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=above, ncols=2)

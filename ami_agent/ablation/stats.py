@@ -57,11 +57,7 @@ def interquartile_mean(values: Sequence[float]) -> Estimate:
     mean = float(stats.trim_mean(numbers, 0.25))
     if len(numbers) == 1:
         return {"mean": mean, "ci95": None}
-    resampled_means = stats.trim_mean(_resampled(numbers, 0), 0.25, axis=1)
-    return {
-        "mean": mean,
-        "ci95": [float(end) for end in np.percentile(resampled_means, [2.5, 97.5])],
-    }
+    return {"mean": mean, "ci95": _interval(stats.trim_mean(_resampled(numbers, 0), 0.25, axis=1))}
 
 
 def probability_of_improvement(
@@ -76,8 +72,7 @@ def probability_of_improvement(
     mean = float(_better(variant[None], base[None])[0])
     if min(len(variant), len(base)) == 1:
         return {"mean": mean, "ci95": None}
-    resampled = _better(_resampled(variant, 0), _resampled(base, 1))
-    return {"mean": mean, "ci95": [float(end) for end in np.percentile(resampled, [2.5, 97.5])]}
+    return {"mean": mean, "ci95": _interval(_better(_resampled(variant, 0), _resampled(base, 1)))}
 
 
 def _better(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -89,6 +84,15 @@ def _better(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _resampled(values: np.ndarray, seed: int, num_resamples: int = 5000) -> np.ndarray:
     index = np.random.default_rng(seed).integers(len(values), size=(num_resamples, len(values)))
     return values[index]
+
+
+def _interval(resampled: np.ndarray) -> list[float]:
+    return [float(end) for end in np.percentile(resampled, [2.5, 97.5])]
+
+
+def format_interval(interval: Sequence[float] | None) -> str:
+    """`[low, high]`; empty where there is none."""
+    return f"[{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
 
 
 class Difference(NamedTuple):
@@ -165,12 +169,7 @@ def effect_sentence(name: str, difference: Difference, measure: Measure, base: s
         size = f"no different from {base} on average"
     if difference.ci95 is None:
         return f"{name}: {size} with one seed, which gives no interval"
-    interval = f"[{difference.ci95[0]:.3g}, {difference.ci95[1]:.3g}] over {difference.seeds} seeds"
-    if difference.significant:
-        return f"{name}: {size} {interval}, significant"
-    hint = (
-        f"; about {difference.seeds_needed} seeds would detect this difference"
-        if difference.seeds_needed
-        else ""
-    )
-    return f"{name}: {size} {interval}, not significant{hint}"
+    needed = "" if difference.significant else difference.seeds_needed
+    hint = f"; about {needed} seeds would detect this difference" if needed else ""
+    interval = f"{format_interval(difference.ci95)} over {difference.seeds} seeds"
+    return f"{name}: {size} {interval}, {difference.label}{hint}"

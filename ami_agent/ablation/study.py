@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from ami_agent.ablation.stats import (
     Difference,
     Measure,
     effect_sentence,
+    format_interval,
     interquartile_mean,
     main_measure,
     paired_difference,
@@ -58,13 +59,18 @@ class Study:
         return next(iter(self.configs))
 
     @property
+    def all_results(self) -> list[JobResult]:
+        return list(chain.from_iterable(self.results.values()))
+
+    @property
+    def metrics(self) -> Mapping[str, Any] | None:
+        """The metrics by mode of the first run that finished."""
+        return next((result.metrics for result in self.all_results if result.metrics), None)
+
+    @property
     def measure(self) -> Measure | None:
         """The metric that is compared; None where no run finished."""
-        metrics = next((result.metrics for result in self._results() if result.metrics), None)
-        return None if metrics is None else main_measure(metrics["plan"])
-
-    def _results(self) -> Iterator[JobResult]:
-        return chain.from_iterable(self.results.values())
+        return None if self.metrics is None else main_measure(self.metrics["plan"])
 
     def check(self, out: Path) -> None:
         """Raises ConfigError where no run finished."""
@@ -76,6 +82,10 @@ class Study:
         measure, results = self.measure, self.results[variant]
         assert measure is not None
         return {r.seed: measure.value(r.metrics[mode]) for r in results if r.metrics}
+
+    def values(self, variant: str, mode: str) -> list[float]:
+        """The same without the seeds that failed."""
+        return list(self.values_by_seed(variant, mode).values())
 
     def difference(self, variant: str, mode: str, other_variant: str = "") -> Difference:
         """A variant minus another one, by default the base."""
@@ -134,7 +144,7 @@ class Study:
     def failures(self) -> list[str]:
         return [
             f"{result.variant}, seed {result.seed} failed: {result.failure}"
-            for result in self._results()
+            for result in self.all_results
             if result.metrics is None
         ]
 
@@ -163,15 +173,14 @@ class Study:
         }
 
     def _estimates(self, name: str, mode: str) -> dict[str, Any]:
-        values, base_values = (
-            list(self.values_by_seed(n, mode).values()) for n in (name, self.base)
-        )
-        difference = self.difference(name, mode)
+        values, difference = self.values(name, mode), self.difference(name, mode)
         return {
             "by_seed": values,
             "interquartile_mean": interquartile_mean(values),
             "difference": {**difference._asdict(), "significant": difference.significant},
-            "probability_of_improvement": probability_of_improvement(values, base_values),
+            "probability_of_improvement": probability_of_improvement(
+                values, self.values(self.base, mode)
+            ),
         }
 
 
@@ -185,15 +194,12 @@ def write(out: Path, study: Study) -> None:
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerow(COLUMNS)
-    for result in chain.from_iterable(study.results.values()):
+    for result in study.all_results:
         for mode, metrics in (result.metrics or {"": {}}).items():
-            figures = (_scalar(metrics.get(key)) for key in COLUMNS[3:-1])
-            writer.writerow([result.variant, result.seed, mode, *figures, result.failure])
+            figures = [metrics.get(key) for key in COLUMNS[3:-1]]
+            means = [f["mean"] if isinstance(f, Mapping) else f for f in figures]
+            writer.writerow([result.variant, result.seed, mode, *means, result.failure])
     write_text(out / "study.csv", table.getvalue())
-
-
-def _scalar(figure: Any) -> Any:
-    return figure["mean"] if isinstance(figure, Mapping) else figure
 
 
 TERMINAL_COLUMNS = (*MODE_NAMES.values(), "Mode-2 minus the base")
@@ -218,24 +224,22 @@ def cells(study: Study, name: str) -> dict[str, str]:
     """The figures of a variant as text, by column."""
     if study.measure is None:
         return dict.fromkeys(ALL_COLUMNS, "failed")
-    plan, react = (list(study.values_by_seed(name, mode).values()) for mode in MODES)
+    plan, react = (study.values(name, mode) for mode in MODES)
     difference = study.difference(name, "plan")
-    seconds = [run.seconds for run in study.run_infos[name]]
-    comparison = "-"
-    if name != study.base and difference.ci95 is not None:
-        comparison = f"{difference.mean:+.3g} [{difference.ci95[0]:.3g}, {difference.ci95[1]:.3g}]"
-        if not difference.significant:
-            comparison += ", not significant"
-    probability = probability_of_improvement(
-        plan, list(study.values_by_seed(study.base, "plan").values())
-    )
+    comparison = probability = "-"
+    if name != study.base:
+        estimate = probability_of_improvement(plan, study.values(study.base, "plan"))
+        probability = format_estimate(estimate)
+        if difference.ci95 is not None:
+            uncertain = "" if difference.significant else ", not significant"
+            comparison = f"{difference.mean:+.3g} {format_interval(difference.ci95)}{uncertain}"
     figures = (
         format_estimate(interquartile_mean(plan)),
         format_estimate(interquartile_mean(react)),
         comparison,
-        "-" if name == study.base else format_estimate(probability),
+        probability,
         *spectrum(study, name).values(),
-        _mean(seconds, 0),
+        _mean([run.seconds for run in study.run_infos[name]], 0),
     )
     return dict(zip(ALL_COLUMNS, figures, strict=True))
 
@@ -251,19 +255,11 @@ def spectrum(study: Study, name: str) -> dict[str, str]:
 
 def _mean(numbers: Sequence[float | None], digits: int) -> str:
     """The mean of the known numbers; "-" where there are none."""
-    finite = [number for number in numbers if number is not None]
-    return f"{sum(finite) / len(finite):.{digits}f}" if finite else "-"
-
-
-def format_by_seed(values: Sequence[float]) -> str:
-    """The values, seed by seed."""
-    return " ".join(f"{value:.3g}" for value in values)
+    known = [number for number in numbers if number is not None]
+    return f"{sum(known) / len(known):.{digits}f}" if known else "-"
 
 
 def format_estimate(estimate: Estimate) -> str:
     if estimate["mean"] is None:
         return "failed"
-    interval = estimate["ci95"]
-    return f"{estimate['mean']:.3g}" + (
-        f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
-    )
+    return f"{estimate['mean']:.3g} {format_interval(estimate['ci95'])}".rstrip()

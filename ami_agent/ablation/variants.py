@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -19,103 +19,78 @@ from modules.configurator import TaskSpec
 from modules.types import ConfigError
 from modules.world_model.hjepa import HierarchicalJEPAConfig
 
-ConfigChange = Callable[[Config], Config]
-
-
-def _change(changes: Mapping[str, Any]) -> ConfigChange:
-    return lambda config: override(config, changes)
-
-
 FLAT = {
     "actor.subgoals": FlatConfig(),
     "stages.train_hierarchy": None,
     "stages.select_landmarks": None,
 }
 NO_VALUES = {"cost.value_critics": None, "stages.train_values": None}
-NO_GOAL_CRITIC = {
-    **FLAT,
-    "cost.goal_critic": None,
-    "stages.train_goal_critic": None,
-    "stages.distill_paths": None,
-    "configurator.critic": 0.0,
-}
+NO_PROPOSAL = {"actor.policy_proposal": NoPolicyProposalConfig()}
 
 
-def _without_goal_critic(config: Config) -> Config:
-    """The distance in representation space stands in for the critic."""
-    if config.cost.goal_critic is None:
-        return config
-    weight = config.configurator.goal_distance or 1.0
-    return override(config, {**NO_GOAL_CRITIC, "configurator.goal_distance": weight})
-
-
-def _without_drives(config: Config) -> Config:
-    def without(task: TaskSpec) -> TaskSpec:
-        return replace(task, drives={}, limits={}, weights=task.weights or {"control_cost": 1.0})
-
-    return override(
-        config,
-        {
-            **NO_VALUES,
-            "cost.drives": (),
-            "configurator.conditioned_on": (),
-            "configurator.goal_distance": config.configurator.goal_distance or 1.0,
-            "tasks": {name: without(task) for name, task in config.tasks.items()},
-        },
-    )
-
-
-def _without_priming(config: Config) -> Config:
-    tasks = {name: replace(task, modality_weights={}) for name, task in config.tasks.items()}
-    return override(config, {"configurator.modality_weights": {}, "tasks": tasks})
-
-
-PART_REMOVALS: Mapping[str, ConfigChange] = {
-    "goal_critic": _without_goal_critic,
-    "path_distillation": _change({"stages.distill_paths": None}),
-    "hierarchy": _change(FLAT),
-    "latent": _change({"world_model.latent": None}),
-    "planner_rollouts": _change(
-        {"stages.planner_rollouts": None, "stages.finetune_dynamics": None}
-    ),
-    "policy": _change(
-        {
+def removals(config: Config) -> dict[str, Mapping[str, Any]]:
+    """What `--without` can remove, by name, and the settings that it changes."""
+    # the distance in representation space stands in for the critic and for drives
+    goal_distance = {"configurator.goal_distance": config.configurator.goal_distance or 1.0}
+    has_goal_critic = config.cost.goal_critic is not None
+    no_goal_critic = {
+        **FLAT,
+        **goal_distance,
+        "cost.goal_critic": None,
+        "stages.train_goal_critic": None,
+        "stages.distill_paths": None,
+        "configurator.critic": 0.0,
+    }
+    return {
+        "goal_critic": no_goal_critic if has_goal_critic else {},
+        "path_distillation": {"stages.distill_paths": None},
+        "hierarchy": FLAT,
+        "latent": {"world_model.latent": None},
+        "planner_rollouts": {"stages.planner_rollouts": None, "stages.finetune_dynamics": None},
+        "policy": {
+            **NO_PROPOSAL,
             "stages.goal_bc": None,
             "stages.amortize_policy": None,
             "stages.distill_policy": None,
-            "actor.policy_proposal": NoPolicyProposalConfig(),
-        }
-    ),
-    "policy_proposal": _change({"actor.policy_proposal": NoPolicyProposalConfig()}),
-    "memory": _change({"memory.short_term": None}),
-    "priming": _without_priming,
-    "value_critics": _change(NO_VALUES),
-    "drives": _without_drives,
-}
+        },
+        "policy_proposal": NO_PROPOSAL,
+        "memory": {"memory.short_term": None},
+        "priming": {
+            "configurator.modality_weights": {},
+            "tasks": {n: replace(task, modality_weights={}) for n, task in config.tasks.items()},
+        },
+        "value_critics": NO_VALUES,
+        "drives": {
+            **NO_VALUES,
+            **goal_distance,
+            "cost.drives": (),
+            "configurator.conditioned_on": (),
+            "tasks": {name: _without_drives(task) for name, task in config.tasks.items()},
+        },
+        **{
+            f"train_jepa.{field.name}": _no_term(config, field.name)
+            for field in fields(LossWeights)
+        },
+    }
 
 
-def _without_term(term: str) -> ConfigChange:
-    def change(config: Config) -> Config:
-        changes = {f"stages.train_jepa.weights.{term}": 0.0}
-        if config.find(ActorCriticStage):
-            changes[f"stages.actor_critic.train_jepa.weights.{term}"] = 0.0
-        return override(config, changes)
-
-    return change
+def _no_term(config: Config, term: str) -> Mapping[str, Any]:
+    owners = ["stages.train_jepa"]
+    if config.find(ActorCriticStage):
+        owners.append("stages.actor_critic.train_jepa")
+    return {f"{owner}.weights.{term}": 0.0 for owner in owners}
 
 
-def removable_parts(config: Config) -> dict[str, ConfigChange]:
-    """What `--without` can remove, by name."""
-    terms = [field.name for field in fields(LossWeights)]
-    return {**PART_REMOVALS, **{f"train_jepa.{term}": _without_term(term) for term in terms}}
+def _without_drives(task: TaskSpec) -> TaskSpec:
+    return replace(task, drives={}, limits={}, weights=task.weights or {"control_cost": 1.0})
 
 
 def without(config: Config, name: str) -> Config:
     """The recipe without a part. Raises ConfigError for an unknown name, or for no change."""
-    removals = removable_parts(config)
-    if name not in removals:
-        raise ConfigError(f"--without {name!r}: there are {', '.join(removals)}")
-    return _changed(config, removals[name](config), f"--without {name}")
+    changes = removals(config)
+    if name not in changes:
+        raise ConfigError(f"--without {name!r}: there are {', '.join(changes)}")
+    return _changed(config, changes[name], f"--without {name}")
 
 
 def swap(config: Config, swap_spec: str) -> Config:
@@ -127,32 +102,22 @@ def swap(config: Config, swap_spec: str) -> Config:
         settings = component_of(path, choice)
     except ConfigError as error:
         raise ConfigError(f"--swap {swap_spec!r}: write component=choice; {error}") from None
-    changed = override(config, {path: settings})
-    if path == "actor.subgoals":
-        changed = _with_required_stages(changed)
-    return _changed(config, changed, f"--swap {swap_spec}")
+    changes = {path: settings}
+    if path == "actor.subgoals":  # with the stage that trains them, and without that of others
+        is_graph = isinstance(settings, LandmarkGraphConfig)
+        is_hjepa = isinstance(settings, HierarchicalJEPAConfig)
+        landmarks = config.find(SelectLandmarks) or SelectLandmarks()
+        hierarchy = config.find(TrainHierarchy) or TrainHierarchy()
+        changes["stages.select_landmarks"] = landmarks if is_graph else None
+        changes["stages.train_hierarchy"] = hierarchy if is_hjepa else None
+    return _changed(config, changes, f"--swap {swap_spec}")
 
 
-def _with_required_stages(config: Config) -> Config:
-    """With the stage that trains its subgoals, and without that of others."""
-    subgoals = config.actor.subgoals
-    is_graph = isinstance(subgoals, LandmarkGraphConfig)
-    is_hjepa = isinstance(subgoals, HierarchicalJEPAConfig)
-    landmarks = config.find(SelectLandmarks) or SelectLandmarks()
-    hierarchy = config.find(TrainHierarchy) or TrainHierarchy()
-    return override(
-        config,
-        {
-            "stages.select_landmarks": landmarks if is_graph else None,
-            "stages.train_hierarchy": hierarchy if is_hjepa else None,
-        },
-    )
-
-
-def _changed(before: Config, after: Config, what: str) -> Config:
-    if after == before:
-        raise ConfigError(f"{what} changes nothing in {before.recipe}")
-    return after
+def _changed(config: Config, changes: Mapping[str, Any], what: str) -> Config:
+    changed = override(config, changes)
+    if changed == config:
+        raise ConfigError(f"{what} changes nothing in {config.recipe}")
+    return changed
 
 
 def variants(config: Config, without_: Sequence[str], swaps: Sequence[str]) -> dict[str, Config]:

@@ -107,22 +107,19 @@ class SB3Comparison:
 
     def _compare(self, name: str, console: Console) -> dict[str, Any]:
         config = gym(with_absolute_imports(replace(self.env, id=name)))
-        if not self.algorithms or set(self.algorithms) - {"random", "ami"}:
+        algorithms = self.algorithms or ("random", "ami", default_algorithm(config))
+        if set(algorithms) - {"random", "ami"}:
             sb3.check_installed()
-        budget = self._budget(name)
-        default = default_algorithm(config)
+        budget, folder = self._budget(name), Path(self.out) / name
+        budgets = {"random": (0, 0), "ami": (budget.steps, budget.eval_every)}
+        baseline_budget = (budget.baseline_steps, budget.baseline_eval_every)
         curves: dict[str, list[Curve]] = {}
-        for algorithm in self.algorithms or ("random", "ami", default):
-            budgets = {"random": (0, 0), "ami": (budget.steps, budget.eval_every)}
-            steps, eval_every = budgets.get(
-                algorithm, (budget.baseline_steps, budget.baseline_eval_every)
-            )
-            trial = Trial(
-                config, algorithm, steps, eval_every, self.episodes, device(self.device),
-                budget.updates_per_step,
-            )  # fmt: skip
+        for algorithm in algorithms:
             print_line(console, f"{name}: {algorithm}")
-            folder = Path(self.out) / name
+            trial = Trial(
+                config, algorithm, *budgets.get(algorithm, baseline_budget), self.episodes,
+                device(self.device), budget.updates_per_step,
+            )  # fmt: skip
             curves[algorithm] = [trial.curve(folder, seed, console) for seed in range(self.seeds)]
         return {"solved_at": budget.solved_at, "curves": curves}
 
@@ -187,23 +184,19 @@ class Trial:
         return {"env": asdict(self.config.env), "steps": self.steps, "every": self.eval_every}
 
     def _agent_config(self) -> Config:
-        stage = self.config.find(OnlineActorCritic)
-        assert isinstance(stage, OnlineActorCritic)
-        stage = replace(
-            stage,
-            steps=self.steps,
-            eval_every=self.eval_every,
-            updates_per_step=self.updates_per_step,
-        )
-        return override(self.config, {"stages.actor_critic": stage})
+        changes = {
+            "stages.actor_critic.steps": self.steps,
+            "stages.actor_critic.eval_every": self.eval_every,
+            "stages.actor_critic.updates_per_step": self.updates_per_step,
+        }
+        return override(self.config, changes)
 
     def _measure(self, run: Path, seed: int, console: Console) -> Curve:
         if self.algorithm == "ami":
             return self._train_agent(run, seed, console)
         if self.algorithm == "random":
-            env_config = self.config.eval_env
             results = run_many(
-                make_random_policy, env_config, self.episodes, FIRST_EVAL_SEED, "cpu"
+                make_random_policy, self.config.eval_env, self.episodes, FIRST_EVAL_SEED, "cpu"
             )
             return [(0, float(results.signal_sums[:, 0].mean()), 0.0)]
         return sb3.learning_curve(
@@ -221,10 +214,11 @@ class Trial:
                 logger=logger, eval_episodes=self.episodes,
             )  # fmt: skip
         rows = files.read_metrics(run / "metrics.jsonl", "eval/")
-        points = [
-            row for row in rows if all(files.is_number(row.get(part)) for part in CURVE_FIELDS)
+        points = [[row.get(name) for name in CURVE_FIELDS] for row in rows]
+        return [
+            (int(steps), mean_return, seconds)
+            for steps, mean_return, seconds in filter(_is_point, points)
         ]
-        return [(int(row["env_steps"]), row["return"], row["seconds"]) for row in points]
 
 
 CURVE_FIELDS = ("env_steps", "return", "seconds")
@@ -232,22 +226,21 @@ CURVE_FIELDS = ("env_steps", "return", "seconds")
 
 
 def _is_curve(curve: object) -> bool:
-    """Whether it is a list of at least one point of three numbers."""
-    return isinstance(curve, list) and bool(curve) and all(
-        isinstance(point, list) and len(point) == 3
-        and all(map(files.is_number, point))
-        for point in curve
-    )  # fmt: skip
+    return isinstance(curve, list) and bool(curve) and all(map(_is_point, curve))
+
+
+def _is_point(point: object) -> bool:
+    """Whether it is a list of three numbers."""
+    is_numeric = isinstance(point, list) and all(map(files.is_number, point))
+    return is_numeric and len(point) == len(CURVE_FIELDS)
 
 
 def steps_to_threshold(curve: Curve, threshold: float | None) -> tuple[int, float] | None:
     """Steps and seconds of the first point that reaches the threshold."""
-    if threshold is None:
-        return None
-    return next(
-        ((steps, seconds) for steps, mean_return, seconds in curve if mean_return >= threshold),
-        None,
-    )
+    for steps, mean_return, seconds in curve:
+        if threshold is not None and mean_return >= threshold:
+            return steps, seconds
+    return None
 
 
 COLUMNS = ["environment", "solved at", "algorithm", "steps until solved", "seconds", "final return"]
@@ -257,13 +250,13 @@ def _rows(comparisons: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for name, comparison in comparisons.items():
         threshold = comparison["solved_at"]
+        text, unsolved = ("-", "-") if threshold is None else (f"{threshold:g}", "unsolved")
         for algorithm, curves in comparison["curves"].items():
-            solved_points = [steps_to_threshold(curve, threshold) for curve in curves]
-            unsolved = "-" if threshold is None else "unsolved"
-            steps = [unsolved if point is None else str(point[0]) for point in solved_points]
-            seconds = ["-" if point is None else f"{point[1]:.0f}" for point in solved_points]
-            final_returns = [f"{format_number(curve[-1][1])} at {curve[-1][0]}" for curve in curves]
-            threshold_text = "-" if threshold is None else f"{threshold:g}"
-            by_seed = (", ".join(part) for part in (steps, seconds, final_returns))
-            rows.append([name, threshold_text, algorithm, *by_seed])
+            points = [steps_to_threshold(curve, threshold) for curve in curves]
+            by_seed = (
+                [unsolved if point is None else str(point[0]) for point in points],
+                ["-" if point is None else f"{point[1]:.0f}" for point in points],
+                [f"{format_number(curve[-1][1])} at {curve[-1][0]}" for curve in curves],
+            )
+            rows.append([name, text, algorithm, *map(", ".join, by_seed)])
     return rows

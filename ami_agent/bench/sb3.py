@@ -1,30 +1,33 @@
-"""Learning curves of Stable-Baselines3's algorithms, with their default settings."""
+"""Learning curves of Stable-Baselines3's algorithms, with their default settings.
+
+The algorithms support plain spaces alone: discrete values count from 0, arrays have one axis,
+spaces are not nested, numbers are float32. Observations are converted to such spaces, and actions
+are converted back and checked against the environment's own space.
+"""
 
 from __future__ import annotations
 
 import time
-from functools import cached_property
+from collections.abc import Callable
+from contextlib import closing
+from functools import cached_property, reduce
 from importlib.util import find_spec
-from typing import Any, TypeAlias
+from math import prod
+from operator import getitem
+from typing import Any, NamedTuple, TypeAlias
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import nn
 
 from ami_agent.adapters.env import ActFn, EnvAdapter, EnvConfig
 from ami_agent.adapters.imports import import_path
 from ami_agent.adapters.make import build_wrappers
-from ami_agent.bench.translation import (
-    PlainSpace,
-    PlainSpaceWrapper,
-    check_action,
-    plain_actions,
-    plain_observations,
-)
+from ami_agent.adapters.observations import leaves
 from ami_agent.evaluation.evaluate import run_episodes
-from ami_agent.evaluation.policies import EpisodeStart, PolicyFactory
+from ami_agent.evaluation.policies import EpisodeStart
 from modules.types import ConfigError
 
 MIN_CNN_SIZE = 36
@@ -37,10 +40,123 @@ Curve: TypeAlias = list[tuple[int, float, float]]
 """Points: environment steps, mean return of the evaluation, seconds of training."""
 
 
+class PlainSpace(NamedTuple):
+    """A plain space, and the conversion to it (observations) or from it (actions), with any number
+    of leading batch axes."""
+
+    space: spaces.Space
+    convert: Callable[[Any], Any]
+
+
+def plain_observations(space: spaces.Space) -> PlainSpace:
+    """The plain space of observations, and the conversion to it."""
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return _plain_array(space)
+    parts: dict[str, tuple[tuple[Any, ...], PlainSpace]] = {}
+    for path, leaf in leaves(space):
+        if isinstance(leaf, spaces.Text):
+            continue  # no algorithm reads text
+        name = "/".join(str(key).replace(".", "_") for key in path)
+        if not name or hasattr(nn.ModuleDict, name):  # algorithms keep networks by this name
+            name += "_"
+        if name in parts:
+            raise ConfigError(f"two parts of the observation would both be called {name!r}")
+        parts[name] = (path, _plain_array(leaf))
+
+    def convert(obs: Any) -> dict[str, Any]:
+        return {
+            name: part.convert(reduce(getitem, path, obs)) for name, (path, part) in parts.items()
+        }
+
+    return PlainSpace(spaces.Dict({name: part.space for name, (_, part) in parts.items()}), convert)
+
+
+def _plain_array(space: spaces.Space) -> PlainSpace:
+    """Of observations that are not nested."""
+    if isinstance(space, spaces.Discrete):
+        return PlainSpace(spaces.Discrete(space.n), lambda part: np.asarray(part) - space.start)
+    if isinstance(space, spaces.MultiDiscrete):
+        return PlainSpace(
+            spaces.MultiDiscrete(space.nvec.flatten()),
+            lambda part: _flat(np.asarray(part) - space.start, space),
+        )
+    if isinstance(space, spaces.Box) and not space.shape:
+        box = spaces.Box(float(space.low), float(space.high), (1,), space.dtype.type)
+        return PlainSpace(box, lambda part: _flat(part, space))
+    return PlainSpace(space, lambda part: part)
+
+
+def _flat(part: Any, space: spaces.Space) -> np.ndarray:
+    array = np.asarray(part)
+    batch_shape = array.shape[: array.ndim - len(space.shape or ())]
+    return array.reshape(*batch_shape, -1)
+
+
+def plain_actions(space: spaces.Space) -> PlainSpace:
+    """The plain space of actions, and the conversion from it."""
+
+    def reshaped(action: Any) -> np.ndarray:
+        array = np.asarray(action)
+        return array.reshape((*array.shape[:-1], *space.shape))
+
+    def from_float(action: Any) -> np.ndarray:
+        array = np.asarray(action) if space.shape else reshaped(action)
+        if space.dtype.kind != "f":
+            array = array.astype(np.float64).round()
+        return np.asarray(np.clip(array, space.low, space.high), space.dtype)
+
+    if isinstance(space, spaces.Discrete):
+        return PlainSpace(
+            spaces.Discrete(space.n), lambda a: (np.asarray(a) + space.start).astype(space.dtype)
+        )
+    if isinstance(space, spaces.MultiDiscrete):
+        return PlainSpace(
+            spaces.MultiDiscrete(space.nvec.flatten()),
+            lambda a: (reshaped(a) + space.start).astype(space.dtype),
+        )
+    if isinstance(space, spaces.MultiBinary):
+        return PlainSpace(
+            spaces.MultiBinary(prod(space.shape)), lambda a: reshaped(a).astype(space.dtype)
+        )
+    if isinstance(space, spaces.Box) and (space.dtype != np.float32 or not space.shape):
+        size = space.shape or (1,)
+        low, high = (b.reshape(size).astype(np.float32) for b in (space.low, space.high))
+        return PlainSpace(spaces.Box(low, high, size, np.float32), from_float)
+    return PlainSpace(space, np.asarray)
+
+
+def check_action(action: Any, space: spaces.Space, algorithm: str) -> None:
+    """Raises ConfigError for an action that the environment does not take."""
+    if not space.contains(action):
+        text = " ".join(str(action).split())
+        raise ConfigError(
+            f"{algorithm} chose {text[:80]}, which is not in the environment's action space {space}"
+        )
+
+
+class PlainSpaceWrapper(gymnasium.Wrapper):
+    """The environment with plain spaces."""
+
+    def __init__(self, env: gymnasium.Env, algorithm: str) -> None:
+        super().__init__(env)
+        self.algorithm = algorithm
+        self.plain_obs = plain_observations(env.observation_space)
+        self.plain_action = plain_actions(env.action_space)
+        self.observation_space, self.action_space = self.plain_obs.space, self.plain_action.space
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        return self.plain_obs.convert(obs), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        env_action = self.plain_action.convert(action)
+        check_action(env_action, self.env.action_space, self.algorithm)
+        obs, reward, terminated, truncated, info = self.env.step(env_action)
+        return self.plain_obs.convert(obs), reward, terminated, truncated, info
+
+
 class RawEnvAdapter(EnvAdapter):
     """Environments with the plain spaces of `PlainSpaceWrapper`, in a batch."""
-
-    algorithm = "the algorithm"
 
     @cached_property
     def plain_obs(self) -> PlainSpace:
@@ -55,7 +171,7 @@ class RawEnvAdapter(EnvAdapter):
 
     def to_env(self, action: Any) -> np.ndarray:
         env_action = self.plain_action.convert(action)
-        check_action(env_action, self.vector_env.action_space, self.algorithm)
+        check_action(env_action, self.vector_env.action_space, "the algorithm")
         return env_action
 
 
@@ -153,18 +269,10 @@ def _policy_name(space: Any) -> str:
 
 def mean_return_of(model: Any, config: EnvConfig, episodes: int, first_seed: int) -> float:
     """The mean return over the episodes in which the agent is evaluated, too."""
-    env = RawEnvAdapter(config, episodes, torch.device("cpu"), config.make_kwargs)
-    results = run_episodes(_policy_factory(model), env, first_seed)
-    env.close()
+
+    def make_policy(start: EpisodeStart, seed: int) -> ActFn:
+        return lambda obs: torch.as_tensor(model.predict(obs, deterministic=True)[0])
+
+    with closing(RawEnvAdapter(config, episodes, torch.device("cpu"), config.make_kwargs)) as env:
+        results = run_episodes(make_policy, env, first_seed)
     return float(results.signal_sums[:, 0].mean())
-
-
-def _policy_factory(model: Any) -> PolicyFactory:
-    def start_episode(start: EpisodeStart, seed: int) -> ActFn:
-        def act(obs: Any) -> Tensor:
-            action, _ = model.predict(obs, deterministic=True)
-            return torch.as_tensor(action)
-
-        return act
-
-    return start_episode

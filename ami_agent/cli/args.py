@@ -1,13 +1,15 @@
-"""The flags of every command, as settings, and what must hold of them."""
+"""The flags of every command, as settings, what must hold of them, and the help of settings."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import docstring_parser
 import torch
 import tyro
 
@@ -89,43 +91,44 @@ def resolve_aliases(argv: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalFlags(RunFolderFlags):
-    """Success, steps and milliseconds per action, beside random actions and the oracle."""
+class EpisodeFlags(RunFolderFlags):
+    """The episodes in which the agent of a run acts."""
 
-    mode: Mode = "plan"
+    mode: Mode | Literal["both"] = "plan"
     task: str = ""
     """One of the recipe's tasks; its first one if not given."""
     episodes: int = 100
     seed: int = FIRST_EVAL_SEED
-    """Episode i has seed + i."""
     env: str = ""
     """Another environment than the one the recipe is evaluated in, also as --env.id."""
     variant: str = ""
     """Another variant of it."""
-    accept_other_spaces: bool = False
-    """Evaluate although the bounds of actions or observations are not those of training."""
-    device: Device = "auto"
-    json: str = ""
-    """A file for the results."""
 
     def __post_init__(self) -> None:
         validate_ranges(self, episodes=EPISODES, seed=SEEDS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowFlags(RunFolderFlags):
+class EvalFlags(EpisodeFlags):
+    """Success, steps and milliseconds per action, beside random actions and the oracle."""
+
+    mode: Mode = "plan"
+    seed: int = FIRST_EVAL_SEED
+    """Episode i has seed + i."""
+    accept_other_spaces: bool = False
+    """Evaluate although the bounds of actions or observations are not those of training."""
+    device: Device = "auto"
+    json: str = ""
+    """A file for the results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowFlags(EpisodeFlags):
     """Planning rollouts as pictures: per episode a PNG and a GIF, and a page for all."""
 
     mode: Mode | Literal["both"] = "plan"
     """"both": plan and react side by side, on the same seeds."""
-    task: str = ""
-    """One of the recipe's tasks; its first one if not given."""
     episodes: int = 3
-    seed: int = FIRST_EVAL_SEED
-    env: str = ""
-    """Another environment than the one the recipe is evaluated in, also as --env.id."""
-    variant: str = ""
-    """Another variant of it."""
     mp4: bool = False
     """Films as mp4 as well as GIF; needs ffmpeg (extra `film`)."""
     live: bool = False
@@ -140,7 +143,8 @@ class ShowFlags(RunFolderFlags):
     """A file that says where the page is and what it shows."""
 
     def __post_init__(self) -> None:
-        validate_ranges(self, episodes=EPISODES, seed=SEEDS, port=(0, 65_535))
+        super().__post_init__()
+        validate_ranges(self, port=(0, 65_535))
         if self.live and (self.mp4 or self.out):
             raise ConfigError("--live writes no pictures: leave --mp4 and --out away")
         if self.port and not self.live:
@@ -234,3 +238,32 @@ def check_json_path(path: str) -> None:
 def with_absolute_imports(env: EnvConfig) -> EnvConfig:
     """The same environment, its imports as absolute paths, which are found from any folder."""
     return replace(env, imports=tuple(map(absolute_import, env.imports)))
+
+
+def setting_help(config: Config, path: str) -> str:
+    """The help of a setting, `actor.planner.horizon`: the docstring of the field, or of the field
+    that holds it where that is a mapping; of a stage, or of a choice of class (`path._type`), the
+    first paragraph of the docstring of the class. Empty where there is none."""
+    settings: Any = config
+    *outer, last = path.split(".")
+    for name in outer:
+        inner = settings.get(name) if isinstance(settings, Mapping) else getattr(settings, name, 0)
+        if not is_dataclass(inner) and name != "stages":
+            return first_paragraph(_docstring(type(settings), name))
+        settings = inner
+    if isinstance(settings, Mapping):
+        settings, last = settings.get(last), "_type"
+    return first_paragraph(_docstring(type(settings), last))
+
+
+def _docstring(cls: type, name: str) -> str | None:
+    if name == "_type":  # of the settings of a class, the class itself
+        owner = cls.__qualname__.removesuffix("Config")
+        return getattr(sys.modules[cls.__module__], owner, cls).__doc__
+    fields = docstring_parser.parse_from_object(cls).params
+    return next((field.description for field in fields if field.arg_name == name), None)
+
+
+def first_paragraph(text: str | None) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join((text or "").partition("\n\n")[0].split())

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import io
 import sys
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import gymnasium
 from rich.console import Console
 
 from ami_agent import config_io
@@ -29,8 +31,8 @@ from ami_agent.ablation import (
 )
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.imports import call_function
+from ami_agent.agent import Agent
 from ami_agent.bench import BENCHMARKS
-from ami_agent.cli import listing
 from ami_agent.cli.args import (
     AblateFlags,
     BenchFlags,
@@ -43,6 +45,7 @@ from ami_agent.cli.args import (
     TrainFlags,
     check_json_path,
     device,
+    first_paragraph,
     resolve_aliases,
     with_absolute_imports,
 )
@@ -54,13 +57,40 @@ from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, pri
 from ami_agent.probing.data import load_perturbations
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.probing.scorecard import compute_scorecard
-from ami_agent.recipes import recipe
+from ami_agent.recipes import RECIPES, recipe
 from ami_agent.recipes.gym import DEFAULT_ENV, gym
 from ami_agent.resources import allocation_failure
 from ami_agent.storage import run_dir
 from ami_agent.storage.files import locked
 from ami_agent.train import check, train
 from modules.types import ConfigError, DivergenceError
+
+
+class Flags(Protocol):
+    """The flags of a command."""
+
+    @property
+    def json(self) -> str: ...
+
+
+AnyFlags = TypeVar("AnyFlags", bound=Flags)
+RunFlags = TypeVar("RunFlags", EvalFlags, ShowFlags, ProbeFlags)
+
+
+def _parse(default: AnyFlags, argv: Sequence[str], program: str) -> AnyFlags:
+    """The flags; ConfigError, too, for results that can't be written."""
+    flags = config_io.parse(default, argv, program)
+    check_json_path(flags.json)
+    return flags
+
+
+def _load(
+    name: str, default: RunFlags, argv: Sequence[str], program: str
+) -> tuple[RunFlags, Config, Agent]:
+    """The flags, and the run in the folder `name`."""
+    flags = _parse(default, resolve_aliases(argv), program)
+    config = run_dir.config_of(Path(name), flags.imports, flags.trust)
+    return flags, config, run_dir.load(name, device(flags.device), config)
 
 
 def _write(path: str, results: Mapping[str, Any]) -> None:
@@ -81,9 +111,6 @@ def _run_all(*steps: Callable[[], None]) -> None:
         raise errors[0]
 
 
-RECIPE_FUNCTION = "the Config of a recipe"
-
-
 def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[str]]:
     """The settings of a recipe, and the flags that are left. The recipe is one of AMI's or a
     function of the user's, FILE.py:FUNCTION; a recipe for any environment takes from the flags
@@ -91,7 +118,7 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
     files, argv = _split_imports(argv)
     allow_components(files)
     if ".py:" in name:
-        config = call_function(name, RECIPE_FUNCTION)
+        config = call_function(name, "the Config of a recipe")
         if not isinstance(config, Config):
             raise ConfigError(f"{name} must return an ami.Config, not {type(config).__name__}")
     elif name == "gym":
@@ -105,26 +132,18 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
 def _split_imports(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The values of `--import`, files and modules that define the user's components, and the other
     flags."""
-    files, left, is_open = [], [], False
-    for arg in argv:
-        flag, equals, value = arg.partition("=")
-        if flag == "--import":
-            files += [value] if equals else []
-            is_open = not equals
-        elif is_open and not arg.startswith("-"):
-            files.append(arg)
-        else:
-            is_open = False
-            left.append(arg)
-    if not files and any(arg.partition("=")[0] == "--import" for arg in argv):
-        raise ConfigError("--import needs a file (x.py) or a module")
-    return files, left
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--import", dest="files", nargs="+", action="extend", default=[])
+    try:
+        found, left = parser.parse_known_args(argv)
+    except ArgumentError:
+        raise ConfigError("--import needs a file (x.py) or a module") from None
+    return found.files, left
 
 
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     config, argv = _recipe(name, argv, f"ami train {name}")
-    flags = config_io.parse(TrainFlags(config=config), argv, f"ami train {name}")
-    check_json_path(flags.json)
+    flags = _parse(TrainFlags(config=config), argv, f"ami train {name}")
     out = Path(flags.out or Path("runs") / config.recipe / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
     device(flags.device)
@@ -153,13 +172,10 @@ def _train(name: str, flags: TrainFlags, out: Path, logger: RunLogger, console: 
 
 
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
-    flags = config_io.parse(EvalFlags(), resolve_aliases(argv), "ami eval DIR")
-    check_json_path(flags.json)
-    config = run_dir.config_of(Path(name), flags.imports, flags.trust)
+    flags, config, agent = _load(name, EvalFlags(), argv, "ami eval DIR")
     env_config = _eval_env_config(config, flags.env, flags.variant)
     if flags.accept_other_spaces:
         env_config = replace(env_config, accept_other_spaces=True)
-    agent = run_dir.load(name, device(flags.device), config)
     by_mode = evaluate_modes(
         agent, env_config, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,
         seed=flags.seed, log=partial(print_line, console),
@@ -188,26 +204,15 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.viewer import show  # drawing is slow to import
     from ami_agent.viewer.live import show_live, wait_for_interrupt
 
-    flags = config_io.parse(ShowFlags(), resolve_aliases(argv), "ami show DIR")
-    check_json_path(flags.json)
-    config = run_dir.config_of(Path(name), flags.imports, flags.trust)
+    flags, config, agent = _load(name, ShowFlags(), argv, "ami show DIR")
     env_config = _eval_env_config(config, flags.env, flags.variant)
-    agent = run_dir.load(name, device(flags.device), config)
-    options: dict[str, Any] = {
-        "mode": flags.mode,
-        "seed": flags.seed,
-        "episodes": flags.episodes,
-    }
+    options: dict[str, Any] = {"mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
     if flags.live:
         recorded = show_live(
             agent, env_config, console, task=flags.task, port=flags.port,
-            wait=partial(wait_for_interrupt, console),
-            **options,
+            wait=partial(wait_for_interrupt, console), **options,
         )  # fmt: skip
-        _write(
-            flags.json,
-            {**options, "summaries": [episode.summary for episode in recorded]},
-        )
+        _write(flags.json, {**options, "summaries": [episode.summary for episode in recorded]})
         return
     print_line(console, f"The agent acts in {flags.episodes} episodes, and the viewer draws them.")
     page = show(
@@ -220,15 +225,14 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     if ".py:" in name:
-        flags = config_io.parse(StudyFlags(), argv, f"ami ablate {name}")
+        flags = _parse(StudyFlags(), argv, f"ami ablate {name}")
         configs = load_configs(name)
     else:
         config, argv = _recipe(name, argv, f"ami ablate {name}")
-        flags = parts = config_io.parse(AblateFlags(config=config), argv, f"ami ablate {name}")
+        flags = parts = _parse(AblateFlags(config=config), argv, f"ami ablate {name}")
         configs = variants(parts.config, parts.without, parts.swap)
     if (flags.workers > 1 or flags.ray) and any(map(needs_files, configs.values())):
         raise ConfigError("components from a file of your own need --workers 1 and no --ray")
-    check_json_path(flags.json)
     executor: Executor = ProcessPool(flags.workers) if flags.workers > 1 else Serial(console)
     label = name.rpartition(":")[2]
     out = Path(flags.out or Path("runs") / f"ablate-{label}")
@@ -250,10 +254,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.probing.plot import draw_scorecard  # drawing is slow to import
 
-    flags = config_io.parse(ProbeFlags(), resolve_aliases(argv), "ami probe DIR")
-    check_json_path(flags.json)
-    config = run_dir.config_of(Path(name), flags.imports, flags.trust)
-    agent = run_dir.load(name, device(flags.device), config)
+    flags, config, agent = _load(name, ProbeFlags(), argv, "ami probe DIR")
     perturbations = load_perturbations(flags.perturbations, agent.spec)
     metrics = make_probe(config.eval_env, flags.seed)(agent)
     scorecard = compute_scorecard(agent, config, flags.seed, perturbations)
@@ -271,27 +272,34 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def bench_command(name: str, argv: Sequence[str], console: Console) -> None:
     if not name:
-        flags = config_io.parse(BenchFlags(), argv, "ami bench [NAME]")
-        descriptions = {name: listing.first_line(bench) for name, bench in BENCHMARKS.items()}
-        check_json_path(flags.json)
+        flags = _parse(BenchFlags(), argv, "ami bench [NAME]")
+        descriptions = {
+            name: first_paragraph(benchmark.__doc__) for name, benchmark in BENCHMARKS.items()
+        }
         print_table(console, "ami bench NAME", ["name", "what"], list(descriptions.items()))
         _write(flags.json, descriptions)
         return
     if name not in BENCHMARKS:
         raise ConfigError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
-    bench = config_io.parse(BENCHMARKS[name], argv, f"ami bench {name}")
-    check_json_path(bench.json)
-    _write(bench.json, bench.measure(console))
+    benchmark = _parse(BENCHMARKS[name], argv, f"ami bench {name}")
+    _write(benchmark.json, benchmark.measure(console))
 
 
 def list_command(name: str, argv: Sequence[str], console: Console) -> None:
-    flags = config_io.parse(ListFlags(), argv, "ami list")
-    check_json_path(flags.json)
-    tables = listing.tables()
-    by_title = {title: {row[0]: list(row[1:]) for row in rows_} for title, _, rows_ in tables}
-    for title, columns, entries in tables:
-        print_table(console, title, columns, entries)
-    _write(flags.json, by_title)
+    flags = _parse(ListFlags(), argv, "ami list")
+    recipes = {name: [first_paragraph(make.__doc__)] for name, make in RECIPES.items()}
+    envs = {name: [] for name in sorted(gymnasium.registry) if name.startswith("ami/")}
+    components = {
+        name: [", ".join(choices)] for name, choices in config_io.component_choices().items()
+    }
+    tables: dict[str, tuple[list[str], Mapping[str, list[str]]]] = {
+        "recipes": (["recipe", "what"], recipes),
+        "envs": (["id"], envs),
+        "components": (["component", "what can stand there"], components),
+    }
+    for title, (columns, rows) in tables.items():
+        print_table(console, title, columns, [[name, *cells] for name, cells in rows.items()])
+    _write(flags.json, {title: rows for title, (_, rows) in tables.items()})
 
 
 Command = Callable[[str, Sequence[str], Console], None]
