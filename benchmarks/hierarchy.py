@@ -17,35 +17,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from study import NO_CHANGES, Study, Table, main, mean_and_seeds
+from study import NO_CHANGES, Study, Table, main, mean_and_seeds, success
 
 import ami_agent as ami
+from ami_agent import components
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.components import (
-    CEMConfig,
-    CollocationConfig,
-    GlimpseConfig,
-    GlimpseDynamicsConfig,
-    HierarchicalJEPAConfig,
-    JEPALevelConfig,
-    MPPIConfig,
-    NoPolicyProposalConfig,
-    SharedCriticConfig,
-)
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.training import TrainHierarchy
 from modules.actor.subgoals import Flat
 
 BANDS = ("short", "medium", "long")
+ENDS = ("short", "long")
 LEVELS = {
-    "shared": HierarchicalJEPAConfig(),
-    "own": HierarchicalJEPAConfig(level=JEPALevelConfig(state_dim=16)),
-    "three": HierarchicalJEPAConfig(steps_per_level=(4, 3)),
-    "scene": HierarchicalJEPAConfig(
-        level=JEPALevelConfig(
-            dynamics=GlimpseDynamicsConfig(glimpse=GlimpseConfig(radius=4)),
-            distance=SharedCriticConfig(),
+    "shared": components.HierarchicalJEPAConfig(),
+    "own": components.HierarchicalJEPAConfig(level=components.JEPALevelConfig(state_dim=16)),
+    "three": components.HierarchicalJEPAConfig(steps_per_level=(4, 3)),
+    "scene": components.HierarchicalJEPAConfig(
+        level=components.JEPALevelConfig(
+            dynamics=components.GlimpseDynamicsConfig(glimpse=components.GlimpseConfig(radius=4)),
+            distance=components.SharedCriticConfig(),
         )
     ),
 }
@@ -61,22 +52,17 @@ class Mazes(Study):
     def of_seed(self, name: str, seed: int) -> ami.Config:
         recipe, critic, *kind = name.split()
         config = self.config(recipe)
-        if kind:
-            config = override(config, {"actor.subgoals": LEVELS[kind[0]]})
-        if kind == ["scene"]:
-            config = override(config, {"stages.train_hierarchy": SCENES})
-        own = {"maze_seed": seed} if "maze_seed" in config.env.options else {}
-
-        def owned(env: EnvConfig) -> EnvConfig:
-            return replace(env, options={**env.options, **own})
-
-        changes = {
-            "env": owned(config.env),
-            "eval_env": owned(config.eval_env),
+        changes: dict[str, Any] = {
             "stages.distill_policy": None,
-            "actor.policy_proposal": NoPolicyProposalConfig(),
+            "actor.policy_proposal": components.NoPolicyProposalConfig(),
             "stages.train_goal_critic.optim.steps": int(critic),
         }
+        if "maze_seed" in config.env.options:
+            changes |= {"env.options.maze_seed": seed, "eval_env.options.maze_seed": seed}
+        if kind:
+            changes["actor.subgoals"] = LEVELS[kind[0]]
+        if kind == ["scene"]:
+            changes["stages.train_hierarchy"] = SCENES
         return override(config, changes)
 
     def plan_metrics_of(
@@ -86,7 +72,7 @@ class Mazes(Study):
 
         def evaluate(agent: ami.Agent, env: EnvConfig, first_seed: int) -> Any:
             if flat:
-                agent.subgoals = Flat()
+                agent.subgoals = components.Flat()
             by_mode = evaluate_modes(
                 agent, env, modes=("plan",), task=task, episodes=self.episodes, seed=first_seed
             )
@@ -95,61 +81,53 @@ class Mazes(Study):
         return self.of_agents(name, f"{task} {'flat' if flat else 'led'}", evaluate, changes)
 
 
-def success(found: Sequence[Any]) -> str:
-    """Percent of the episodes that end in success."""
-    return mean_and_seeds([100 * metrics["final_success"]["mean"] for metrics in found], 0)
+Runs = Mapping[tuple[str, ...], tuple[str, bool, Mapping[str, Any]]]
+"""By the labels of a row: an agent, whether it is flat, and changes of settings after training."""
 
 
-def ms(found: Sequence[Any]) -> str:
-    """Milliseconds per action in a batch."""
-    return mean_and_seeds([metrics["ms_per_action_batched"] for metrics in found])
+def compare(study: Mazes, columns: Sequence[str], bands: Sequence[str], runs: Runs) -> Table:
+    """Percent of success by band of distances, and milliseconds per action in a batch."""
+    rows = []
+    for labels, (name, flat, changes) in runs.items():
+        found = [study.plan_metrics_of(name, b, flat=flat, changes=changes) for b in bands]
+        steps = [f["baselines"]["oracle"]["steps"]["mean"] for f in found[-1]]
+        ms = [f["ms_per_action_batched"] for f in found[-1]]
+        successes = [mean_and_seeds(map(success, by_seed), 0) for by_seed in found]
+        rows.append([*labels, *successes, mean_and_seeds(steps, 0), mean_and_seeds(ms)])
+    oracle = f"steps of the oracle, {bands[-1]}"
+    return [*columns, *(f"{band} %" for band in bands), oracle, "ms batched"], rows
 
 
 def by_distance(
     study: Mazes, recipe: str, critics: Sequence[int], bands: Sequence[str],
     kinds: Sequence[str] = (),
 ) -> Table:  # fmt: skip
-    """Flat, with landmarks, and with learned levels of these kinds."""
-    rows = []
-    for critic in critics:
-        name = f"{recipe} {critic}"
-        variants = {"flat": (name, True), "landmarks": (name, False)}
-        variants |= {f"learned, {kind}": (f"{name} {kind}", False) for kind in kinds}
-        for label, (agent, flat) in variants.items():
-            found = {b: study.plan_metrics_of(agent, b, flat=flat) for b in bands}
-            last = found[bands[-1]]
-            steps = mean_and_seeds([f["baselines"]["oracle"]["steps"]["mean"] for f in last], 0)
-            rows.append([str(critic), label, *map(success, found.values()), steps, ms(last)])
-    columns = ["critic", "planner", *(f"{band} %" for band in bands)]
-    return [*columns, f"steps of the oracle, {bands[-1]}", "ms batched"], rows
+    """components.Flat, with landmarks, and with learned levels of these kinds."""
+    runs: dict[tuple[str, ...], tuple[str, bool, Mapping[str, Any]]] = {}
+    for critic in map(str, critics):
+        runs[critic, "flat"] = (f"{recipe} {critic}", True, {})
+        runs[critic, "landmarks"] = (f"{recipe} {critic}", False, {})
+        for kind in kinds:
+            runs[critic, f"learned, {kind}"] = (f"{recipe} {critic} {kind}", False, {})
+    return compare(study, ["critic", "planner"], bands, runs)
 
 
 def by_planner(study: Mazes) -> Table:
     """Gradient, collocation and sampling planners of the same agents, flat and with landmarks."""
-    rows = []
-    others = {
-        "collocation, horizon 8": CollocationConfig(
-            horizon=8, iterations=16, warm_iterations=8, polish_steps=4
-        ),
-        "collocation, horizon 24": CollocationConfig(
-            num_proposals=2, warm_iterations=8, polish_steps=4
-        ),
-        "CEM 64 x 4": CEMConfig(),
-        "MPPI 64 x 4": MPPIConfig(),
+    fast = components.CollocationConfig(warm_iterations=8, polish_steps=4)
+    planners = {
+        "collocation, horizon 8": replace(fast, horizon=8, iterations=16),
+        "collocation, horizon 24": replace(fast, num_proposals=2),
+        "CEM 64 x 4": components.CEMConfig(),
+        "MPPI 64 x 4": components.MPPIConfig(),
     }
-    swaps = {
-        "gradient": {},
-        **{label: {"actor.planner": planner} for label, planner in others.items()},
+    changes = {label: {"actor.planner": planner} for label, planner in planners.items()}
+    runs = {
+        (label, "flat" if flat else "landmarks"): ("maze 1500", flat, change)
+        for label, change in {"gradient": {}, **changes}.items()
+        for flat in (True, False)
     }
-    for label, changes in swaps.items():
-        for flat in (True, False):
-            found = [
-                study.plan_metrics_of("maze 1500", b, flat=flat, changes=changes)
-                for b in ("short", "long")
-            ]
-            subgoals = "flat" if flat else "landmarks"
-            rows.append([label, subgoals, *map(success, found), ms(found[1])])
-    return ["planner", "subgoals", "short %", "long %", "ms batched"], rows
+    return compare(study, ["planner", "subgoals"], ENDS, runs)
 
 
 def by_level(study: Mazes) -> Table:
@@ -157,38 +135,29 @@ def by_level(study: Mazes) -> Table:
     prior is left out, and subgoals are snapped to memories, after training."""
     critic, shared = CRITICS[1], LEVELS["shared"]
     learned = f"maze-levels {critic}"
-    runs: dict[str, tuple[str, bool, dict[str, Any]]] = {
-        "none": (f"maze {critic}", True, {}),
-        "landmarks": (f"maze {critic}", False, {}),
-        "learned, shared states": (f"{learned} shared", False, {}),
-        "the same without prior": (
-            f"{learned} shared", False, {"actor.subgoals": replace(shared, prior_weight=0.0)},
-        ),
-        "the same, snapped to memories": (
-            f"{learned} shared", False, {"actor.subgoals": replace(shared, snap_to_memory=True)},
-        ),
-        "learned, states of its own": (f"{learned} own", False, {}),
-        "two learned levels": (f"{learned} three", False, {}),
-    }  # fmt: skip
-    rows = []
-    for label, (name, flat, changes) in runs.items():
-        found = [
-            study.plan_metrics_of(name, band, flat=flat, changes=changes)
-            for band in ("short", "long")
-        ]
-        rows.append([label, *map(success, found), ms(found[1])])
-    return ["levels above", "short %", "long %", "ms batched"], rows
+    no_prior = {"actor.subgoals": replace(shared, prior_weight=0.0)}
+    snapped = {"actor.subgoals": replace(shared, snap_to_memory=True)}
+    runs: Runs = {
+        ("none",): (f"maze {critic}", True, {}),
+        ("landmarks",): (f"maze {critic}", False, {}),
+        ("learned, shared states",): (f"{learned} shared", False, {}),
+        ("the same without prior",): (f"{learned} shared", False, no_prior),
+        ("the same, snapped to memories",): (f"{learned} shared", False, snapped),
+        ("learned, states of its own",): (f"{learned} own", False, {}),
+        ("two learned levels",): (f"{learned} three", False, {}),
+    }
+    return compare(study, ["levels above"], ENDS, runs)
 
 
 TABLES: Mapping[str, Callable[[Mazes], Table]] = {
     "distance": lambda study: by_distance(study, "maze", CRITICS, BANDS),
     "levels": by_level,
     "planners": by_planner,
-    "pixels": lambda study: by_distance(study, "maze-pixels", CRITICS[1:], ("short", "long")),
-    "size 7": lambda study: by_distance(study, "maze-7", (3000,), ("short", "long")),
+    "pixels": lambda study: by_distance(study, "maze-pixels", CRITICS[1:], ENDS),
+    "size 7": lambda study: by_distance(study, "maze-7", (3000,), ENDS),
     "unseen": lambda study: by_distance(study, "maze-random", (600,), BANDS, ["scene"]),
     "slow": lambda study: by_distance(study, "two-rooms-slow", (2000,), ("reach",)),
-    "size 9": lambda study: by_distance(study, "maze-9", (6000,), ("short", "long")),
+    "size 9": lambda study: by_distance(study, "maze-9", (6000,), ENDS),
 }
 
 

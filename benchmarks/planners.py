@@ -12,50 +12,35 @@ from pathlib import Path
 from rich.console import Console
 
 import ami_agent as ami
+from ami_agent import components
 from ami_agent.config import Config, override
 from ami_agent.logger import table
 from ami_agent.storage import run_dir
-from modules.actor.planning import (
-    CEMConfig,
-    GradientPlannerConfig,
-    MPPIConfig,
-)
-from modules.actor.policy import (
-    NoPolicyProposalConfig,
-    NoStuckRecoveryConfig,
-    StuckPerturbationConfig,
-)
 
 
 def planner_configs(config: Config) -> dict[str, Config]:
     """The agent's own planner as trained, and each planner without the policy proposal."""
-    bare, gradient = (
-        override(config, {"actor.policy_proposal": NoPolicyProposalConfig()}),
-        config.actor.planner,
-    )
-    if not isinstance(gradient, GradientPlannerConfig):
-        gradient = GradientPlannerConfig()
-    return {
-        "as trained": config,
-        "as trained, stuck recovery": override(
-            config, {"actor.stuck_recovery": StuckPerturbationConfig()}
-        ),
-        "as trained, no stuck recovery": override(
-            config, {"actor.stuck_recovery": NoStuckRecoveryConfig()}
-        ),
-        "gradient": override(bare, {"actor.planner": gradient}),
-        "gradient, cold start only": override(
-            bare, {"actor.planner": replace(gradient, num_warm_starts=0)}
-        ),
-        "CEM 64 x 4": override(bare, {"actor.planner": CEMConfig()}),
-        "MPPI 64 x 4": override(bare, {"actor.planner": MPPIConfig()}),
-        "CEM 200 x 6": override(
-            bare, {"actor.planner": CEMConfig(num_samples=200, iterations=6, warm_iterations=6)}
-        ),
-        "MPPI 200 x 6": override(
-            bare, {"actor.planner": MPPIConfig(num_samples=200, iterations=6, warm_iterations=6)}
-        ),
+    gradient = config.actor.planner
+    if not isinstance(gradient, components.GradientPlannerConfig):
+        gradient = components.GradientPlannerConfig()
+    planners = {
+        "gradient": gradient,
+        "gradient, cold start only": replace(gradient, num_warm_starts=0),
+        "CEM 64 x 4": components.CEMConfig(),
+        "MPPI 64 x 4": components.MPPIConfig(),
+        "CEM 200 x 6": components.CEMConfig(num_samples=200, iterations=6, warm_iterations=6),
+        "MPPI 200 x 6": components.MPPIConfig(num_samples=200, iterations=6, warm_iterations=6),
     }
+    recovery, no_recovery = components.StuckPerturbationConfig(), components.NoStuckRecoveryConfig()
+    changes = {
+        "as trained": {},
+        "as trained, stuck recovery": {"actor.stuck_recovery": recovery},
+        "as trained, no stuck recovery": {"actor.stuck_recovery": no_recovery},
+    }
+    no_proposal = {"actor.policy_proposal": components.NoPolicyProposalConfig()}
+    for name, planner in planners.items():
+        changes[name] = {**no_proposal, "actor.planner": planner}
+    return {name: override(config, change) for name, change in changes.items()}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ a change of the code, delete `figures` in that folder.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -136,10 +136,16 @@ def percent(metrics: Mapping[str, Any]) -> float:
     return 100 * score(metrics) / score(metrics["baselines"]["oracle"])
 
 
-def mean_and_seeds(values: Sequence[float], digits: int = 2) -> str:
+def success(metrics: Mapping[str, Any]) -> float:
+    """Percent of the episodes that end in success."""
+    return 100 * float(metrics["final_success"]["mean"])
+
+
+def mean_and_seeds(values: Iterable[float], digits: int = 2) -> str:
     """The mean, and the value of each seed in brackets."""
-    by_seed = " ".join(f"{value:.{digits}f}" for value in values)
-    return f"{sum(values) / len(values):.{digits}f} ({by_seed})"
+    numbers = list(values)
+    by_seed = " ".join(f"{value:.{digits}f}" for value in numbers)
+    return f"{sum(numbers) / len(numbers):.{digits}f} ({by_seed})"
 
 
 def main(doc: str, kind: type[S], folder: Path, tables: Mapping[str, Callable[[S], Table]]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,8 @@ from typing import Any
 from study import Study, Table, main, mean_and_seeds
 
 import ami_agent as ami
+from ami_agent import components
 from ami_agent.adapters.env import EnvConfig
-from ami_agent.components import (
-    CategoricalLatentConfig,
-    GaussianLatentConfig,
-    HierarchicalJEPAConfig,
-    JEPALevelConfig,
-    NoPolicyProposalConfig,
-    SparseLatentConfig,
-)
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import EpisodeResults, run_many
 from ami_agent.evaluation.policies import (
@@ -40,15 +34,15 @@ from ami_agent.evaluation.policies import (
 from ami_agent.training import TrainHierarchy
 from modules.actor.subgoals import Flat
 
+SPARSE = components.SparseLatentConfig(size=4)
 LATENTS = {
     "none": (None, 0.0),
-    "gaussian": (GaussianLatentConfig(), 0.01),
-    "sparse": (SparseLatentConfig(size=4), 0.001),
-    "discrete": (CategoricalLatentConfig(), 0.0),
+    "gaussian": (components.GaussianLatentConfig(), 0.01),
+    "sparse": (SPARSE, 0.001),
+    "discrete": (components.CategoricalLatentConfig(), 0.0),
 }
 """Latent variables, and the weights of their KL terms."""
 
-CVAR_ALPHAS = {"mean": 1.0, "worst": 0.0}
 GUST_PROBS = (0.2, 0.4)
 """Probabilities of a gust in a step."""
 
@@ -58,9 +52,9 @@ pit, which the agent leaves in seven steps, and a short ledge beside it. Falls a
 as much as the detour on average, but not in the worst case."""
 
 ABOVE = {
-    "above": HierarchicalJEPAConfig(steps_per_level=(4,)),
-    "unsure": HierarchicalJEPAConfig(
-        steps_per_level=(4,), level=JEPALevelConfig(latent=SparseLatentConfig(size=4))
+    "above": components.HierarchicalJEPAConfig(steps_per_level=(4,)),
+    "unsure": components.HierarchicalJEPAConfig(
+        steps_per_level=(4,), level=components.JEPALevelConfig(latent=SPARSE)
     ),
 }
 """Learned levels above, without and with a latent variable of their own."""
@@ -74,32 +68,29 @@ class Winds(Study):
     def of_seed(self, name: str, seed: int) -> ami.Config:
         latent, wind, *more = name.split()
         config = self.config("windy-rooms")
-        options = {**config.env.options, "layout_seed": seed, "gust_prob": float(wind)}
-        for part in more:
-            if part in ABOVE:
-                config = override(
-                    config,
-                    {
-                        "actor.subgoals": ABOVE[part],
-                        "stages.select_landmarks": None,
-                        "stages.train_hierarchy": TrainHierarchy(),
-                    },
-                )
-            elif part == "ledge":
-                options["pit_layout"] = part
-                config = _finer(config)
-            else:
-                options["pit_mobility"] = float(part)
-        env = replace(config.env, options=options)
+        options: dict[str, Any] = {"layout_seed": seed, "gust_prob": float(wind)}
         latent_config, kl_weight = LATENTS[latent]
         changes = {
-            "env": env,
-            "eval_env": env,
             "stages.distill_policy": None,
-            "actor.policy_proposal": NoPolicyProposalConfig(),
+            "actor.policy_proposal": components.NoPolicyProposalConfig(),
             "world_model.latent": latent_config,
             "stages.train_jepa.weights.kl": kl_weight,
         }
+        for part in more:
+            if part in ABOVE:
+                changes["actor.subgoals"] = ABOVE[part]
+                changes["stages.select_landmarks"] = None
+                changes["stages.train_hierarchy"] = TrainHierarchy()
+            elif part == "ledge":  # it is an eighth as wide as the pit is high: a finer world model
+                options["pit_layout"] = part
+                changes["world_model.dynamics.num_frequencies"] = 64
+                changes["world_model.dynamics.frequency_scale"] = 4.0
+                steps = config.stages["train_jepa"].optim.steps
+                changes["stages.train_jepa.optim.steps"] = 2 * steps
+            else:
+                options["pit_mobility"] = float(part)
+        for option, value in options.items():
+            changes |= {f"{env}.options.{option}": value for env in ("env", "eval_env")}
         return override(config, changes)
 
     def run_policy(
@@ -119,29 +110,21 @@ class Winds(Study):
 
         def make_policy(agent: ami.Agent) -> PolicyFactory:
             if flat:
-                agent.subgoals = Flat()
+                agent.subgoals = components.Flat()
             task_spec = replace(agent.task_spec("reach"), cvar_alpha=alpha)
             return agent_policy_factory(agent, "plan", task_spec)
 
         key = f"plan {alpha} flat" if flat else f"plan {alpha}"
         return self.run_policy(name, key, make_policy)
 
-
-def _finer(config: ami.Config) -> ami.Config:
-    """A world model of a higher resolution: the ledge is an eighth as wide as the pit is high."""
-    model, optim = config.world_model, config.stages["train_jepa"].optim
-    sharp = replace(model.dynamics, num_frequencies=64, frequency_scale=4.0)
-    longer = replace(optim, steps=2 * optim.steps)
-    return override(
-        config, {"world_model": replace(model, dynamics=sharp), "stages.train_jepa.optim": longer}
-    )
+    def oracle(self, name: str) -> list[Any]:
+        return self.run_policy(name, "oracle", lambda _: make_expert_policy)
 
 
 def summary(results: EpisodeResults, seconds: float, env: EnvConfig) -> dict[str, float]:
     """Percent of episodes with success and with a fall, mean steps to the goal, milliseconds."""
-    inner = env.build(1)
-    actions = len(results.success) * inner.unwrapped.max_episode_steps
-    inner.close()
+    with closing(env.build(1)) as single:
+        actions = len(results.success) * single.unwrapped.max_episode_steps
     return {
         "success": 100 * float(results.success.float().mean()),
         "fell": 100 * float((results.signal_sums[:, -1] > 0).float().mean()),
@@ -150,12 +133,18 @@ def summary(results: EpisodeResults, seconds: float, env: EnvConfig) -> dict[str
     }
 
 
-def row(*names: str, found: Any) -> list[str]:
-    digits = {"success": 0, "fell": 0, "steps": 1, "ms": 2}
-    return [*names, *(mean_and_seeds([f[key] for f in found], n) for key, n in digits.items())]
+COLUMNS = {
+    "success %": 0,
+    "fell %": 0,
+    "steps to the goal": 1,
+    "ms a step, with the environment": 2,
+}
+"""Of a summary, and their digits."""
 
 
-COLUMNS = ["success %", "fell %", "steps to the goal", "ms a step, with the environment"]
+def row(*labels: str, found: list[Any]) -> list[str]:
+    by_key = zip(*(summary.values() for summary in found), strict=True)
+    return [*labels, *map(mean_and_seeds, by_key, COLUMNS.values())]
 
 
 def by_wind(study: Winds) -> Table:
@@ -164,8 +153,7 @@ def by_wind(study: Winds) -> Table:
     for prob in GUST_PROBS:
         for latent in ("none", "sparse"):
             rows.append(row(str(prob), latent, found=study.plan(f"{latent} {prob}", 1.0)))
-        oracle = study.run_policy(f"none {prob}", "oracle", lambda _: make_expert_policy)
-        rows.append(row(str(prob), "oracle", found=oracle))
+        rows.append(row(str(prob), "oracle", found=study.oracle(f"none {prob}")))
     return ["probability of a gust", "latent variable", *COLUMNS], rows
 
 
@@ -179,11 +167,12 @@ def by_latent(study: Winds) -> Table:
 
 def by_risk(study: Winds) -> Table:
     """Planning by the mean and by the worst future, where gusts are rare and falls cost time."""
-    rows = [row("none", "mean", found=study.plan(f"none {LEDGE}", 1.0))]
-    for label, alpha in CVAR_ALPHAS.items():
-        rows.append(row("sparse", label, found=study.plan(f"sparse {LEDGE}", alpha)))
-    oracle = study.run_policy(f"none {LEDGE}", "oracle", lambda _: make_expert_policy)
-    rows.append(row("oracle", "", found=oracle))
+    rows = [
+        row("none", "mean", found=study.plan(f"none {LEDGE}", 1.0)),
+        row("sparse", "mean", found=study.plan(f"sparse {LEDGE}", 1.0)),
+        row("sparse", "worst", found=study.plan(f"sparse {LEDGE}", 0.0)),
+        row("oracle", "", found=study.oracle(f"none {LEDGE}")),
+    ]
     return ["latent variable", "future planned by", *COLUMNS], rows
 
 
@@ -191,14 +180,11 @@ def by_level(study: Winds) -> Table:
     """The same lowest level below no other level, landmarks, and learned levels without and with a
     latent variable of their own."""
     sparse = f"sparse {GUST_PROBS[1]}"
-    runs: dict[str, tuple[str, bool]] = {
-        "none": (sparse, True),
-        "landmarks": (sparse, False),
-        "learned": (f"{sparse} above", False),
-        "learned, with a latent variable": (f"{sparse} unsure", False),
-    }
     rows = [
-        row(label, found=study.plan(name, 1.0, flat=flat)) for label, (name, flat) in runs.items()
+        row("none", found=study.plan(sparse, 1.0, flat=True)),
+        row("landmarks", found=study.plan(sparse, 1.0)),
+        row("learned", found=study.plan(f"{sparse} above", 1.0)),
+        row("learned, with a latent variable", found=study.plan(f"{sparse} unsure", 1.0)),
     ]
     return ["level above", *COLUMNS], rows
 

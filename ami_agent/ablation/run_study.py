@@ -54,16 +54,16 @@ def _run_study(
         for seed in range(seeds)
         for variant, config in configs.items()
     ]
-    previous = {(job.variant, job.seed): finished_metrics(job) for job in jobs}
-    remaining = [job for job in jobs if previous[job.variant, job.seed] is None]
-    _print_power(console, seeds, len(jobs), len(remaining))
-    _print_estimate(console, [job for job in jobs if previous[job.variant, job.seed]], remaining)
+    results: dict[tuple[str, int], JobResult] = {}
+    for job in jobs:
+        if metrics := finished_metrics(job):
+            results[job.variant, job.seed] = JobResult(job.variant, job.seed, metrics)
+    remaining = [job for job in jobs if (job.variant, job.seed) not in results]
+    _print_power(console, seeds, len(jobs), len(results))
+    _print_estimate(console, [job.out for job in jobs if job not in remaining], remaining)
     for job in remaining:
         if (job.out / "config.json").exists():
             run_dir.check_same(job.out, job.config, job.seed)
-    results = {
-        key: JobResult(*key, metrics) for key, metrics in previous.items() if metrics is not None
-    }
     started, work_seconds = time.monotonic(), 0.0
     try:
         with closing(executor.run(remaining)) as new_results:
@@ -72,22 +72,23 @@ def _run_study(
                 work_seconds += result.seconds
                 _print_progress(console, result, count, len(remaining), time.monotonic() - started)
     except Interrupted as interruption:
-        finished = sum(1 for result in results.values() if result.metrics is not None)
+        num_finished = sum(result.metrics is not None for result in results.values())
         message = interruption.message.partition(";")[0]
         raise Interrupted(
-            f"{message}; {finished} of {len(jobs)} runs in {out} are finished, and the same "
+            f"{message}; {num_finished} of {len(jobs)} runs in {out} are finished, and the same "
             "command continues with the others"
         ) from interruption
     if remaining:
-        _print_time(console, work_seconds, time.monotonic() - started)
+        taken = time.monotonic() - started
+        print_line(
+            console,
+            f"{format_duration(work_seconds)} of work in {format_duration(taken)}: "
+            f"{work_seconds / taken:.2f} runs at a time",
+        )
     by_variant = {name: [results[name, seed] for seed in range(seeds)] for name in configs}
     run_infos = {
-        variant: [
-            RunInfo.load(variant_dirs[variant] / str(result.seed))
-            for result in variant_results
-            if result.metrics
-        ]
-        for variant, variant_results in by_variant.items()
+        name: [RunInfo.load(variant_dirs[name] / str(r.seed)) for r in by_seed if r.metrics]
+        for name, by_seed in by_variant.items()
     }
     study = Study(name, configs, seeds, by_variant, run_infos, question)
     try:
@@ -131,7 +132,7 @@ def _normalized(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
 
 
-def _print_power(console: Console, seeds: int, jobs: int, remaining: int) -> None:
+def _print_power(console: Console, seeds: int, jobs: int, num_finished: int) -> None:
     """Prints which effect this number of seeds can detect."""
     if seeds == 1:
         power = "one seed gives no interval, so no difference can be significant"
@@ -141,11 +142,11 @@ def _print_power(console: Console, seeds: int, jobs: int, remaining: int) -> Non
             f"the spread between seeds; a difference of once the spread takes {seeds_needed(1.0)} "
             f"seeds, of half the spread {seeds_needed(0.5)}"
         )
-    finished = f", {jobs - remaining} of them already finished" if remaining < jobs else ""
+    finished = f", {num_finished} of them already finished" if num_finished else ""
     print_line(console, f"{jobs} runs{finished}; {power}")
 
 
-def _print_estimate(console: Console, finished: Sequence[Job], remaining: Sequence[Job]) -> None:
+def _print_estimate(console: Console, finished: Sequence[Path], remaining: Sequence[Job]) -> None:
     """Prints how long the remaining runs take, estimated by finished runs of this study, or else of
     the recipe in `runs`."""
     if not remaining:
@@ -153,8 +154,7 @@ def _print_estimate(console: Console, finished: Sequence[Job], remaining: Sequen
     recipe, runs_dir = remaining[0].config.recipe, Path("runs")
     other_runs = [*sorted((runs_dir / recipe).glob("*")), runs_dir / "reference" / recipe]
     seconds: dict[Path, float] = {}
-    known_runs = [job.out for job in finished]
-    for run in known_runs or [other for other in other_runs if (other / "eval.json").exists()]:
+    for run in finished or [other for other in other_runs if (other / "eval.json").exists()]:
         with suppress(ConfigError):  # the folder may hold anything
             seconds[run] = run_dir.seconds_of(run)
     if seconds:
@@ -165,12 +165,6 @@ def _print_estimate(console: Console, finished: Sequence[Job], remaining: Sequen
     else:
         message = f"the training time is unknown until the first run of {recipe} finishes"
     print_line(console, message)
-
-
-def _print_time(console: Console, work_seconds: float, seconds: float) -> None:
-    """Prints the seconds of all runs, the seconds of the study, and their ratio."""
-    work, taken = format_duration(work_seconds), format_duration(seconds)
-    print_line(console, f"{work} of work in {taken}: {work_seconds / seconds:.2f} runs at a time")
 
 
 def _print_progress(

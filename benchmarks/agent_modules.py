@@ -2,25 +2,27 @@
 needs memory, modality weights, critics beyond the horizon, planning only where it pays, curiosity,
 and the loss without each module.
 
-    python benchmarks/mind.py --seeds 3 --episodes 100
-    python benchmarks/mind.py --only tasks pain
+    python benchmarks/agent_modules.py --seeds 3 --episodes 100
+    python benchmarks/agent_modules.py --only tasks pain
 
-Missing agents are trained into runs/mind/NAME/SEED, where results are kept, too: a command that was
-stopped continues with what is missing.
+Missing agents are trained into runs/agent-modules/NAME/SEED, where results are kept, too: a command
+that was stopped continues with what is missing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from study import Study, first_eval_seed, main, mean_and_seeds, percent, score
+from study import Study, Table, first_eval_seed, main, mean_and_seeds, percent, score, success
 
 import ami_agent as ami
 from ami_agent.adapters.env import ActFn, EnvConfig
+from ami_agent.components import AdaptiveActorConfig, NoPolicyProposalConfig, TaskSpec
 from ami_agent.config import build, override
 from ami_agent.evaluation.evaluate import evaluate_modes, run_many
 from ami_agent.evaluation.policies import (
@@ -31,38 +33,32 @@ from ami_agent.evaluation.policies import (
 )
 from ami_agent.training import CollectRandom, StageRun
 from ami_agent.training.collect import Collector
-from modules.actor.adaptive import AdaptiveActorConfig
-from modules.actor.policy import NoPolicyProposalConfig
-from modules.configurator import TaskSpec
 
-Row = list[str]
 MODES = ("plan", "auto", "react")
 
 
-def tasks(study: Study) -> tuple[list[str], list[Row]]:
+def tasks(study: Study) -> Table:
     rows = []
     for task in study.config("forage").tasks:
         found = study.plan_metrics("forage", task)
-        scores = [
-            [score(f) for f in found],
-            *([score(f["baselines"][label]) for f in found] for label in ("oracle", "random")),
-        ]
-        fraction = mean_and_seeds([percent(f) for f in found], 1)
+        scores = [map(score, found)]
+        for label in ("oracle", "random"):
+            scores.append(score(metrics["baselines"][label]) for metrics in found)
+        fraction = mean_and_seeds(map(percent, found), 1)
         rows.append([task, *map(mean_and_seeds, scores), fraction])
     return ["task", "score", "oracle", "random", "% of the oracle's"], rows
 
 
-def pain(study: Study) -> tuple[list[str], list[Row]]:
+def pain(study: Study) -> Table:
     config = study.config("forage")
     flag = config.tasks["flag"]
-    no_pain_weights = {name: weight for name, weight in flag.drives.items() if name != "pain"}
-    no_pain_task = replace(flag, drives=no_pain_weights, limits={})
-    rows, changed = [], {"tasks": {**config.tasks, "flag": no_pain_task}}
-    for name, changes in {"with the pain cost": {}, "without": changed}.items():
+    drives = {name: weight for name, weight in flag.drives.items() if name != "pain"}
+    painless = {"tasks": {**config.tasks, "flag": replace(flag, drives=drives, limits={})}}
+    rows = []
+    for name, changes in {"with the pain cost": {}, "without": painless}.items():
         found = study.plan_metrics("forage", "flag", changes)
-        damage = [f["signal_sums"]["damage"]["mean"] for f in found]
-        success = [100 * f["final_success"]["mean"] for f in found]
-        rows.append([name, mean_and_seeds(damage, 3), mean_and_seeds(success, 1)])
+        damage = mean_and_seeds((f["signal_sums"]["damage"]["mean"] for f in found), 3)
+        rows.append([name, damage, mean_and_seeds(map(success, found), 1)])
     return ["flag", "damage an episode", "success %"], rows
 
 
@@ -86,7 +82,7 @@ def switching(agent: ami.Agent, first: TaskSpec, then: TaskSpec, at: int) -> Pol
     return start_episode
 
 
-def switch(study: Study) -> tuple[list[str], list[Row]]:
+def switch(study: Study) -> Table:
     config = study.config("forage")
     eat, flag = config.tasks["eat"], config.tasks["flag"]
 
@@ -96,27 +92,14 @@ def switch(study: Study) -> tuple[list[str], list[Row]]:
         return float(results.score.mean()), float(results.signal_sums[:, 3].mean())
 
     found = study.of_agents("forage", f"{eat}, at 75 {flag}", evaluate)
-    success, eaten = (mean_and_seeds([pair[i] for pair in found]) for i in (0, 1))
+    succeeded, eaten = map(mean_and_seeds, zip(*found, strict=True))
     columns = ["first", "from step 75", "eaten", "success at the flag"]
-    return columns, [["eat", "flag", eaten, success]]
+    return columns, [["eat", "flag", eaten, succeeded]]
 
 
-def memory(study: Study) -> tuple[list[str], list[Row]]:
-    recurrent = "cue-corridor with short_term=GRUMemory"
-    return _successes(study, ["cue-corridor", recurrent, "cue-corridor without memory"], "reward")
-
-
-def priming(study: Study) -> tuple[list[str], list[Row]]:
-    names = ["two-rooms-distracted", "two-rooms-distracted without priming"]
-    return _successes(study, names, "reach")
-
-
-def _successes(study: Study, names: Sequence[str], task: str) -> tuple[list[str], list[Row]]:
-    rows = []
-    for name in names:
-        found = [100 * f["final_success"]["mean"] for f in study.plan_metrics(name, task)]
-        rows.append([name, mean_and_seeds(found, 1)])
-    return ["agent", "success %"], rows
+def successes(study: Study, task: str, names: Sequence[str]) -> Table:
+    found = {name: map(success, study.plan_metrics(name, task)) for name in names}
+    return ["agent", "success %"], [[name, mean_and_seeds(f, 1)] for name, f in found.items()]
 
 
 def with_critics(
@@ -133,28 +116,28 @@ def with_critics(
     return {} if changed == known else {"tasks": {**config.tasks, task: changed}}
 
 
-def critic(study: Study) -> tuple[list[str], list[Row]]:
+def critic(study: Study) -> Table:
     rows = []
     for name, task in (("forage", "eat"), ("two-rooms", "reach")):
         config = study.config(name)
-        for critics in (True, False):
-            metrics = []
+        for label, critics in {"with critics": True, "without": False}.items():
+            row = [f"{name}, {task}", label]
             for horizon in (0, config.actor.planner.horizon // 2):
                 changes = with_critics(config, task, critics=critics, horizon=horizon)
                 found = study.plan_metrics(name, task, changes)
-                metrics.append(mean_and_seeds([percent(f) for f in found], 1))
-            rows.append([f"{name}, {task}", "with critics" if critics else "without", *metrics])
+                row.append(mean_and_seeds(map(percent, found), 1))
+            rows.append(row)
     return ["environment", "agent", "% of the oracle's, whole horizon", "half"], rows
 
 
-def auto(study: Study) -> tuple[list[str], list[Row]]:
+def auto(study: Study) -> Table:
     rows = []
     for name, task in (("two-rooms", "reach"), ("forage", "eat"), ("forage", "flag")):
         by_mode = study.metrics_by_mode(name, task, MODES)
         for mode in MODES:
             found = [metrics[mode] for metrics in by_mode]
             columns = (
-                [score(f) for f in found],
+                map(score, found),
                 [f["final_success"]["mean"] for f in found],
                 [100 * f["planned"] for f in found],
                 [f["ms_per_action"]["mean"] for f in found],
@@ -168,18 +151,14 @@ def trained_agent(
     config: ami.Config, env: EnvConfig, by: Sequence[PolicyFactory], seed: int
 ) -> ami.Agent:
     """An agent trained on data that these policies collect, each for an equal number of steps."""
-    single = env.build(1)
+    collect, single = config.stages["collect"], env.build(1)
     agent = build(
-        config,
-        single.spec,
-        seed=seed,
-        num_envs=config.stages["collect"].num_envs,
-        buffer_size=config.stages["collect"].steps + 1,
+        config, single.spec, seed=seed, num_envs=collect.num_envs, buffer_size=collect.steps + 1
     )
     single.close()
-    envs = env.build(config.stages["collect"].num_envs, "cpu", **config.stages["collect"].options)
+    envs = env.build(collect.num_envs, "cpu", **collect.options)
     stage_runs: list[Callable[[], StageRun]] = [
-        lambda: Collector(agent, envs, config.stages["collect"].steps, by, seed),
+        lambda: Collector(agent, envs, collect.steps, by, seed),
         lambda: config.stages["train_jepa"].start(agent, env, seed),
         lambda: config.stages["train_values"].start(agent, env, seed),
     ]
@@ -191,7 +170,7 @@ def trained_agent(
     return agent.eval()
 
 
-def curiosity(study: Study) -> tuple[list[str], list[Row]]:
+def curiosity(study: Study) -> Table:
     """An agent trained on random actions explores, and a second agent is trained on its data: half
     of the steps exploration, half random actions, in as many steps as the first."""
     whole = study.config("forage")
@@ -207,7 +186,7 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
     found = [
         study.cached(
             f"curiosity for half of the steps {seed} {study.episodes} {config}",
-            lambda seed=seed: _curious(study, config, seed),
+            partial(_curious, study, config, seed),
         )
         for seed in study.seeds
     ]
@@ -215,8 +194,7 @@ def curiosity(study: Study) -> tuple[list[str], list[Row]]:
     for label in found[0]:
         by_column = zip(*(metrics[label] for metrics in found), strict=True)
         rows.append([label, *(mean_and_seeds(values, 1) for values in by_column)])
-    columns = ["data", "cells of 36", *(f"{task}, % of oracle" for task in whole.tasks)]
-    return columns, rows
+    return ["data", "cells of 36", *(f"{task}, % of oracle" for task in whole.tasks)], rows
 
 
 def _curious(study: Study, config: ami.Config, seed: int) -> dict[str, list[float]]:
@@ -231,69 +209,74 @@ def _curious(study: Study, config: ami.Config, seed: int) -> dict[str, list[floa
         ("curiosity", explorer, second),
     ):
         env = config.eval_env.for_task(explore)
-        cells = float(run_many(policy, env, study.episodes, first_seed, "cpu").score.mean())
-        metrics = [
-            percent(
-                evaluate_modes(
-                    agent, config.eval_env, modes=("plan",), task=task,
-                    episodes=study.episodes, seed=first_seed,
-                )["plan"]
-            )
-            for task in config.tasks
-        ]  # fmt: skip
-        found[label] = [cells, *metrics]
+        found[label] = [
+            float(run_many(policy, env, study.episodes, first_seed, "cpu").score.mean())
+        ]
+        for task in config.tasks:
+            by_mode = evaluate_modes(
+                agent, config.eval_env, modes=("plan",), task=task, episodes=study.episodes,
+                seed=first_seed,
+            )  # fmt: skip
+            found[label].append(percent(by_mode["plan"]))
     return found
 
 
-def modules(study: Study) -> tuple[list[str], list[Row]]:
+def modules(study: Study) -> Table:
     """The loss without a module, in percent of the oracle's score. Modules that are trained with
     the others are left out before training, the others only when the agent acts."""
-    config = study.config("forage")
-    plain, first = study.config("two-rooms"), next(iter(config.tasks.values()))
-    same_task = {n: replace(first, options=task.options) for n, task in config.tasks.items()}
-    no_drive_tasks = {
-        n: replace(task, drives={}, weights=task.weights or {"control_cost": 1.0})
-        for n, task in config.tasks.items()
-    }
-    unweighted = {n: replace(task, modality_weights={}) for n, task in config.tasks.items()}
+    config, plain = study.config("forage"), study.config("two-rooms")
+    first, *_ = config.tasks.values()
+
+    def each_task(change: Callable[[TaskSpec], TaskSpec]) -> dict[str, Any]:
+        return {"tasks": {name: change(task) for name, task in config.tasks.items()}}
+
+    same_task = each_task(lambda task: replace(first, options=task.options))
+    unweighted = each_task(lambda task: replace(task, modality_weights={}))
+    no_drives = each_task(
+        lambda task: replace(task, drives={}, weights=task.weights or {"control_cost": 1.0})
+    )
     no_proposal = {"actor.policy_proposal": NoPolicyProposalConfig()}
+    distracted = "two-rooms-distracted"
     cases: list[tuple[str, str, str, str, dict[str, Any]]] = [
-        ("configurator", "forage", "flag", "forage", {"tasks": same_task}),
-        ("modality weights", "forage", "explore", "forage", {"tasks": unweighted}),
-        (
-            "modality weights", "two-rooms-distracted", "reach",
-            "two-rooms-distracted without priming", {},
-        ),
-        ("drives", "forage", "eat", "forage", {"tasks": no_drive_tasks}),
+        ("configurator", "forage", "flag", "forage", same_task),
+        ("modality weights", "forage", "explore", "forage", unweighted),
+        ("modality weights", distracted, "reach", f"{distracted} without priming", {}),
+        ("drives", "forage", "eat", "forage", no_drives),
         ("critic", "two-rooms", "reach", "two-rooms", with_critics(plain, "reach", critics=False)),
         ("critics", "forage", "eat", "forage", with_critics(config, "eat", critics=False)),
         ("memory", "cue-corridor", "reward", "cue-corridor without memory", {}),
         ("policy proposal", "two-rooms", "reach", "two-rooms", no_proposal),
         ("policy proposal", "forage", "eat", "forage", no_proposal),
-    ]  # fmt: skip
+    ]
     rows = []
     for part, name, task, other, changes in cases:
-        whole, less = study.plan_metrics(name, task), study.plan_metrics(other, task, changes)
-        metrics = [[percent(f) for f in found] for found in (whole, less)]
-        lost = [a - b for a, b in zip(*metrics, strict=True)]
-        rows.append([part, f"{name}, {task}", *(mean_and_seeds(m, 1) for m in (*metrics, lost))])
+        whole = list(map(percent, study.plan_metrics(name, task)))
+        less = list(map(percent, study.plan_metrics(other, task, changes)))
+        lost = [a - b for a, b in zip(whole, less, strict=True)]
+        cells = [mean_and_seeds(values, 1) for values in (whole, less, lost)]
+        rows.append([part, f"{name}, {task}", *cells])
     for name, task in (("two-rooms", "reach"), ("forage", "flag")):
         by_mode = study.metrics_by_mode(name, task, MODES)
         adaptive, always = (
             [f[mode]["ms_per_action"]["mean"] for f in by_mode] for mode in ("auto", "plan")
         )
-        ratios = mean_and_seeds([b / a for a, b in zip(adaptive, always, strict=True)], 1)
+        ratios = mean_and_seeds((b / a for a, b in zip(adaptive, always, strict=True)), 1)
         ms = [f"{mean_and_seeds(values, 1)} ms" for values in (adaptive, always)]
         rows.append(["policy: always planning", f"{name}, {task}", *ms, f"{ratios} times"])
     return ["without", "environment", "% of oracle, whole agent", "without it", "points lost"], rows
 
 
-TABLES: Mapping[str, Callable[[Study], tuple[list[str], list[Row]]]] = {
+CORRIDORS = (
+    "cue-corridor", "cue-corridor with short_term=GRUMemory", "cue-corridor without memory",
+)  # fmt: skip
+DISTRACTED = ("two-rooms-distracted", "two-rooms-distracted without priming")
+
+TABLES: Mapping[str, Callable[[Study], Table]] = {
     "tasks": tasks,
     "pain": pain,
     "switch": switch,
-    "memory": memory,
-    "priming": priming,
+    "memory": lambda study: successes(study, "reward", CORRIDORS),
+    "priming": lambda study: successes(study, "reach", DISTRACTED),
     "critic": critic,
     "auto": auto,
     "curiosity": curiosity,
@@ -302,4 +285,4 @@ TABLES: Mapping[str, Callable[[Study], tuple[list[str], list[Row]]]] = {
 
 
 if __name__ == "__main__":
-    main(__doc__, Study, Path("runs/mind"), TABLES)
+    main(__doc__, Study, Path("runs/agent-modules"), TABLES)
