@@ -41,11 +41,12 @@ def tasks(study: Study) -> Table:
     rows = []
     for task in study.config("forage").tasks:
         found = study.plan_metrics("forage", task)
-        scores = [map(score, found)]
-        for label in ("oracle", "random"):
-            scores.append(score(metrics["baselines"][label]) for metrics in found)
-        fraction = mean_and_seeds(map(percent, found), 1)
-        rows.append([task, *map(mean_and_seeds, scores), fraction])
+        oracle, random = (
+            mean_and_seeds([score(metrics["baselines"][label]) for metrics in found])
+            for label in ("oracle", "random")
+        )
+        own, fraction = mean_and_seeds(map(score, found)), mean_and_seeds(map(percent, found), 1)
+        rows.append([task, own, oracle, random, fraction])
     return ["task", "score", "oracle", "random", "% of the oracle's"], rows
 
 
