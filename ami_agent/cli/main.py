@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 from rich.console import Console
@@ -50,6 +50,7 @@ from ami_agent.cli.args import (
     with_absolute_imports,
 )
 from ami_agent.config import Config
+from ami_agent.config_io import Settings
 from ami_agent.custom import allow_components, needs_files
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
 from ami_agent.interrupt import Interrupted, handled, terminate
@@ -65,22 +66,13 @@ from ami_agent.storage.files import locked
 from ami_agent.train import check, train
 from modules.types import ConfigError, DivergenceError
 
-
-class Flags(Protocol):
-    """The flags of a command."""
-
-    @property
-    def json(self) -> str: ...
-
-
-AnyFlags = TypeVar("AnyFlags", bound=Flags)
 RunFlags = TypeVar("RunFlags", EvalFlags, ShowFlags, ProbeFlags)
 
 
-def _parse(default: AnyFlags, argv: Sequence[str], program: str) -> AnyFlags:
-    """The flags; ConfigError, too, for results that can't be written."""
+def _parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
+    """The flags of a command; ConfigError, too, for results that can't be written."""
     flags = config_io.parse(default, argv, program)
-    check_json_path(flags.json)
+    check_json_path(vars(flags)["json"])
     return flags
 
 

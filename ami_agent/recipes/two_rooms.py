@@ -106,18 +106,16 @@ def two_rooms_distracted() -> Config:
     )
 
 
-def _map_state_recipe(
-    recipe: str, variant: str, *, patch: int, max_step: float, planner_rollouts: int
-) -> Config:
-    """Layouts that differ by episode: a map state, variance within an episode, a critic trained by
-    dynamic programming. `max_step`: the longest step of the behaviour policy, in pixels;
-    `planner_rollouts`: steps that the planner collects, enough to meet the wall."""
+def two_rooms_random() -> Config:
+    """Wall and door drawn per episode, 32x32 images; evaluated on layouts not in training.
+
+    A map state, variance within an episode, a critic trained by dynamic programming."""
     return Config(
-        recipe=recipe,
-        env=EnvConfig(id="ami/TwoRooms-v0", variant=variant, options={"split": "train"}),
-        eval_env=EnvConfig(id="ami/TwoRooms-v0", variant=variant, options={"split": "test"}),
+        recipe="two-rooms-random",
+        env=EnvConfig(id="ami/TwoRooms-v0", variant="random", options={"split": "train"}),
+        eval_env=EnvConfig(id="ami/TwoRooms-v0", variant="random", options={"split": "test"}),
         action_space=BallActions(),
-        perception=SpatialEncoderConfig(patch=patch),
+        perception=SpatialEncoderConfig(patch=4),
         world_model=WorldModelConfig(dynamics=ConvDynamicsConfig()),
         cost=CostConfig(goal_critic=GoalCriticConfig(distance=ConvQuasimetricConfig())),
         actor=ActorConfig(
@@ -129,7 +127,7 @@ def _map_state_recipe(
             "collect": CollectRandom(
                 num_envs=320,
                 steps=640,
-                options={"max_episode_steps": 640, "directed_fraction": 0.7, "max_step": max_step},
+                options={"max_episode_steps": 640, "directed_fraction": 0.7, "max_step": 1.45},
             ),
             "train_jepa": TrainJEPA(
                 weights=LossWeights(
@@ -149,7 +147,8 @@ def _map_state_recipe(
                 group_size=32, optim=OptimConfig(steps=1000, batch_size=128)
             ),
             "distill_paths": DistillShortestPaths(),
-            "planner_rollouts": CollectWithPlanner(steps=planner_rollouts),
+            # enough steps to meet the wall
+            "planner_rollouts": CollectWithPlanner(steps=20),
             "finetune_dynamics": FinetuneDynamics(),
             "distill_policy": DistillPlanner(
                 rounds=3, num_envs=96, steps=24, optim=OptimConfig(steps=1500, batch_size=256)
@@ -158,18 +157,19 @@ def _map_state_recipe(
     )
 
 
-def two_rooms_random() -> Config:
-    """Wall and door drawn per episode, 32x32 images; evaluated on layouts not in training."""
-    return _map_state_recipe(
-        "two-rooms-random", "random", patch=4, max_step=1.45, planner_rollouts=20
-    )
-
-
 def two_rooms_eb_random() -> Config:
     """EB-JEPA's random walls (arXiv 2602.03604): 65x65 images, 200 steps, its success rule.
 
     The behaviour policy takes steps up to the length that the protocol allows when planning.
     """
-    return _map_state_recipe(
-        "two-rooms-eb-random", "eb-random", patch=8, max_step=2.45, planner_rollouts=48
+    return override(
+        two_rooms_random(),
+        {
+            "recipe": "two-rooms-eb-random",
+            "env.variant": "eb-random",
+            "eval_env.variant": "eb-random",
+            "perception.patch": 8,
+            "stages.collect.options.max_step": 2.45,
+            "stages.planner_rollouts.steps": 48,
+        },
     )
