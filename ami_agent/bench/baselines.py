@@ -214,11 +214,8 @@ class Trial:
                 logger=logger, eval_episodes=self.episodes,
             )  # fmt: skip
         rows = files.read_metrics(run / "metrics.jsonl", "eval/")
-        points = [[row.get(name) for name in CURVE_FIELDS] for row in rows]
-        return [
-            (int(steps), mean_return, seconds)
-            for steps, mean_return, seconds in filter(_is_point, points)
-        ]
+        points: list[Any] = [[row.get(name) for name in CURVE_FIELDS] for row in rows]
+        return [(int(point[0]), point[1], point[2]) for point in points if _is_point(point)]
 
 
 CURVE_FIELDS = ("env_steps", "return", "seconds")
@@ -231,8 +228,9 @@ def _is_curve(curve: object) -> bool:
 
 def _is_point(point: object) -> bool:
     """Whether it is a list of three numbers."""
-    is_numeric = isinstance(point, list) and all(map(files.is_number, point))
-    return is_numeric and len(point) == len(CURVE_FIELDS)
+    if not isinstance(point, list) or len(point) != len(CURVE_FIELDS):
+        return False
+    return all(map(files.is_number, point))
 
 
 def steps_to_threshold(curve: Curve, threshold: float | None) -> tuple[int, float] | None:

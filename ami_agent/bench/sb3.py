@@ -94,17 +94,6 @@ def _flat(part: Any, space: spaces.Space) -> np.ndarray:
 
 def plain_actions(space: spaces.Space) -> PlainSpace:
     """The plain space of actions, and the conversion from it."""
-
-    def reshaped(action: Any) -> np.ndarray:
-        array = np.asarray(action)
-        return array.reshape((*array.shape[:-1], *space.shape))
-
-    def from_float(action: Any) -> np.ndarray:
-        array = np.asarray(action) if space.shape else reshaped(action)
-        if space.dtype.kind != "f":
-            array = array.astype(np.float64).round()
-        return np.asarray(np.clip(array, space.low, space.high), space.dtype)
-
     if isinstance(space, spaces.Discrete):
         return PlainSpace(
             spaces.Discrete(space.n), lambda a: (np.asarray(a) + space.start).astype(space.dtype)
@@ -112,17 +101,31 @@ def plain_actions(space: spaces.Space) -> PlainSpace:
     if isinstance(space, spaces.MultiDiscrete):
         return PlainSpace(
             spaces.MultiDiscrete(space.nvec.flatten()),
-            lambda a: (reshaped(a) + space.start).astype(space.dtype),
+            lambda a: (_reshaped(a, space.shape) + space.start).astype(space.dtype),
         )
     if isinstance(space, spaces.MultiBinary):
         return PlainSpace(
-            spaces.MultiBinary(prod(space.shape)), lambda a: reshaped(a).astype(space.dtype)
+            spaces.MultiBinary(prod(space.shape)),
+            lambda a: _reshaped(a, space.shape).astype(space.dtype),
         )
     if isinstance(space, spaces.Box) and (space.dtype != np.float32 or not space.shape):
         size = space.shape or (1,)
         low, high = (b.reshape(size).astype(np.float32) for b in (space.low, space.high))
-        return PlainSpace(spaces.Box(low, high, size, np.float32), from_float)
+        return PlainSpace(spaces.Box(low, high, size, np.float32), lambda a: _clipped(a, space))
     return PlainSpace(space, np.asarray)
+
+
+def _reshaped(action: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(action)
+    return array.reshape((*array.shape[:-1], *shape))
+
+
+def _clipped(action: Any, space: spaces.Box) -> np.ndarray:
+    """The action in the space's dtype, rounded for integers, within its bounds."""
+    array = np.asarray(action) if space.shape else _reshaped(action, ())
+    if space.dtype.kind != "f":
+        array = array.astype(np.float64).round()
+    return np.asarray(np.clip(array, space.low, space.high), space.dtype)
 
 
 def check_action(action: Any, space: spaces.Space, algorithm: str) -> None:

@@ -17,38 +17,12 @@ from typing import Any, TypeVar
 import gymnasium
 from rich.console import Console
 
-from ami_agent import config_io
-from ami_agent.ablation import (
-    Executor,
-    ProcessPool,
-    Ray,
-    Serial,
-    load_configs,
-    print_study,
-    run_study,
-    study_question,
-    variants,
-)
+from ami_agent import ablation, config_io
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.imports import call_function
 from ami_agent.agent import Agent
 from ami_agent.bench import BENCHMARKS
-from ami_agent.cli.args import (
-    AblateFlags,
-    BenchFlags,
-    EnvFlags,
-    EvalFlags,
-    ListFlags,
-    ProbeFlags,
-    ShowFlags,
-    StudyFlags,
-    TrainFlags,
-    check_json_path,
-    device,
-    first_paragraph,
-    resolve_aliases,
-    with_absolute_imports,
-)
+from ami_agent.cli import args
 from ami_agent.config import Config
 from ami_agent.config_io import Settings
 from ami_agent.custom import allow_components, needs_files
@@ -66,13 +40,13 @@ from ami_agent.storage.files import locked
 from ami_agent.train import check, train
 from modules.types import ConfigError, DivergenceError
 
-RunFlags = TypeVar("RunFlags", EvalFlags, ShowFlags, ProbeFlags)
+RunFlags = TypeVar("RunFlags", args.EvalFlags, args.ShowFlags, args.ProbeFlags)
 
 
 def _parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
     """The flags of a command; ConfigError, too, for results that can't be written."""
     flags = config_io.parse(default, argv, program)
-    check_json_path(vars(flags)["json"])
+    args.check_json_path(vars(flags)["json"])
     return flags
 
 
@@ -80,9 +54,9 @@ def _load(
     name: str, default: RunFlags, argv: Sequence[str], program: str
 ) -> tuple[RunFlags, Config, Agent]:
     """The flags, and the run in the folder `name`."""
-    flags = _parse(default, resolve_aliases(argv), program)
+    flags = _parse(default, args.resolve_aliases(argv), program)
     config = run_dir.config_of(Path(name), flags.imports, flags.trust)
-    return flags, config, run_dir.load(name, device(flags.device), config)
+    return flags, config, run_dir.load(name, args.device(flags.device), config)
 
 
 def _write(path: str, results: Mapping[str, Any]) -> None:
@@ -114,8 +88,8 @@ def _recipe(name: str, argv: Sequence[str], program: str) -> tuple[Config, list[
         if not isinstance(config, Config):
             raise ConfigError(f"{name} must return an ami.Config, not {type(config).__name__}")
     elif name == "gym":
-        flags, argv = config_io.parse_known(EnvFlags(env=DEFAULT_ENV), argv, program)
-        config = gym(with_absolute_imports(flags.env), flags.data)
+        flags, argv = config_io.parse_known(args.EnvFlags(env=DEFAULT_ENV), argv, program)
+        config = gym(args.with_absolute_imports(flags.env), flags.data)
     else:
         config = recipe(name)
     return config_io.choose_components(config, argv)
@@ -135,21 +109,23 @@ def _split_imports(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     config, argv = _recipe(name, argv, f"ami train {name}")
-    flags = _parse(TrainFlags(config=config), argv, f"ami train {name}")
+    flags = _parse(args.TrainFlags(config=config), argv, f"ami train {name}")
     out = Path(flags.out or Path("runs") / config.recipe / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
-    device(flags.device)
+    device = args.device(flags.device)
     with locked(out), closing(RunLogger(out, console)) as logger:
-        _train(name, flags, out, logger, console)
+        _train(name, flags, out, device, logger, console)
 
 
-def _train(name: str, flags: TrainFlags, out: Path, logger: RunLogger, console: Console) -> None:
+def _train(
+    name: str, flags: args.TrainFlags, out: Path, device: str, logger: RunLogger, console: Console
+) -> None:
     """Trains, and evaluates both modes; the figures are printed before they are written."""
     from ami_agent.viewer import log_episode  # drawing is slow to import
 
-    logger.info(f"{name}, seed {flags.seed}, on {device(flags.device)}, into {out}")
+    logger.info(f"{name}, seed {flags.seed}, on {device}, into {out}")
     agent = train(
-        flags.config, out=out, seed=flags.seed, device=device(flags.device),
+        flags.config, out=out, seed=flags.seed, device=device,
         resume=flags.resume, logger=logger, save_every=flags.save_every,
         eval_episodes=flags.eval_every_stage, keep_replay_buffer=flags.keep_replay_buffer,
     )  # fmt: skip
@@ -164,7 +140,7 @@ def _train(name: str, flags: TrainFlags, out: Path, logger: RunLogger, console: 
 
 
 def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
-    flags, config, agent = _load(name, EvalFlags(), argv, "ami eval DIR")
+    flags, config, agent = _load(name, args.EvalFlags(), argv, "ami eval DIR")
     env_config = _eval_env_config(config, flags.env, flags.variant)
     if flags.accept_other_spaces:
         env_config = replace(env_config, accept_other_spaces=True)
@@ -196,7 +172,7 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.viewer import show  # drawing is slow to import
     from ami_agent.viewer.live import show_live, wait_for_interrupt
 
-    flags, config, agent = _load(name, ShowFlags(), argv, "ami show DIR")
+    flags, config, agent = _load(name, args.ShowFlags(), argv, "ami show DIR")
     env_config = _eval_env_config(config, flags.env, flags.variant)
     options: dict[str, Any] = {"mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
     if flags.live:
@@ -217,23 +193,27 @@ def show_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     if ".py:" in name:
-        flags = _parse(StudyFlags(), argv, f"ami ablate {name}")
-        configs = load_configs(name)
+        flags = _parse(args.StudyFlags(), argv, f"ami ablate {name}")
+        configs = ablation.load_configs(name)
     else:
         config, argv = _recipe(name, argv, f"ami ablate {name}")
-        flags = parts = _parse(AblateFlags(config=config), argv, f"ami ablate {name}")
-        configs = variants(parts.config, parts.without, parts.swap)
+        flags = parts = _parse(args.AblateFlags(config=config), argv, f"ami ablate {name}")
+        configs = ablation.variants(parts.config, parts.without, parts.swap)
     if (flags.workers > 1 or flags.ray) and any(map(needs_files, configs.values())):
         raise ConfigError("components from a file of your own need --workers 1 and no --ray")
-    executor: Executor = ProcessPool(flags.workers) if flags.workers > 1 else Serial(console)
+    executor: ablation.Executor = ablation.Serial(console)
+    if flags.ray:
+        executor = ablation.Ray(flags.ray)
+    elif flags.workers > 1:
+        executor = ablation.ProcessPool(flags.workers)
     label = name.rpartition(":")[2]
     out = Path(flags.out or Path("runs") / f"ablate-{label}")
-    result = run_study(
+    result = ablation.run_study(
         label, configs, out=out, seeds=flags.seeds, episodes=flags.episodes,
-        device=device(flags.device), executor=Ray(flags.ray) if flags.ray else executor,
-        console=console, question=study_question(name),
+        device=args.device(flags.device), executor=executor, console=console,
+        question=ablation.study_question(name),
     )  # fmt: skip
-    print_study(console, result)
+    ablation.print_study(console, result)
     from ami_agent.ablation import page  # drawing is slow to import
 
     _run_all(
@@ -246,7 +226,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
     from ami_agent.probing.plot import draw_scorecard  # drawing is slow to import
 
-    flags, config, agent = _load(name, ProbeFlags(), argv, "ami probe DIR")
+    flags, config, agent = _load(name, args.ProbeFlags(), argv, "ami probe DIR")
     perturbations = load_perturbations(flags.perturbations, agent.spec)
     metrics = make_probe(config.eval_env, flags.seed)(agent)
     scorecard = compute_scorecard(agent, config, flags.seed, perturbations)
@@ -264,9 +244,9 @@ def probe_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 def bench_command(name: str, argv: Sequence[str], console: Console) -> None:
     if not name:
-        flags = _parse(BenchFlags(), argv, "ami bench [NAME]")
+        flags = _parse(args.BenchFlags(), argv, "ami bench [NAME]")
         descriptions = {
-            name: first_paragraph(benchmark.__doc__) for name, benchmark in BENCHMARKS.items()
+            name: args.first_paragraph(benchmark.__doc__) for name, benchmark in BENCHMARKS.items()
         }
         print_table(console, "ami bench NAME", ["name", "what"], list(descriptions.items()))
         _write(flags.json, descriptions)
@@ -278,15 +258,15 @@ def bench_command(name: str, argv: Sequence[str], console: Console) -> None:
 
 
 def list_command(name: str, argv: Sequence[str], console: Console) -> None:
-    flags = _parse(ListFlags(), argv, "ami list")
-    recipes = {name: [first_paragraph(make.__doc__)] for name, make in RECIPES.items()}
-    envs = {name: [] for name in sorted(gymnasium.registry) if name.startswith("ami/")}
+    flags = _parse(args.ListFlags(), argv, "ami list")
+    recipes = {name: [args.first_paragraph(make.__doc__)] for name, make in RECIPES.items()}
+    envs = [name for name in sorted(gymnasium.registry) if name.startswith("ami/")]
     components = {
         name: [", ".join(choices)] for name, choices in config_io.component_choices().items()
     }
     tables: dict[str, tuple[list[str], Mapping[str, list[str]]]] = {
         "recipes": (["recipe", "what"], recipes),
-        "envs": (["id"], envs),
+        "envs": (["id"], {name: [] for name in envs}),
         "components": (["component", "what can stand there"], components),
     }
     for title, (columns, rows) in tables.items():
