@@ -32,6 +32,14 @@ from modules.world_model.jepa import TransitionHeadConfig, WorldModelConfig
 LARGE_SPACE = 16
 """Numbers of observation and action together, above which layers are wider."""
 
+IMAGE_WEIGHTS = LossWeights(
+    prediction=20,
+    variance=16,
+    covariance=1,
+    temporal_similarity=0,
+    inverse_dynamics=1,
+    interoception=4,
+)
 DEFAULT_ENV = EnvConfig(id="Pendulum-v1")
 NO_DATASET = LoadDataset()
 
@@ -46,16 +54,22 @@ def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
         dataset = data.with_all_steps(adapter) if data != NO_DATASET else None
     if not registered.max_episode_steps and not env.max_episode_steps:
         env = _with_time_limit(env, spec, max(DEFAULT_EPISODE_STEPS, ceil(episode_steps)))
+    vectors = [shape for shape in spec.shapes.values() if len(shape) < 3]
+    has_images = len(vectors) < len(spec.shapes)
+    hidden = 256 if sum(map(prod, vectors)) + spec.action_dim > LARGE_SPACE else 128
+    # vectors are states as they are; representations of images are learnt, and could collapse
+    weights = IMAGE_WEIGHTS if has_images else replace(IDENTITY_WEIGHTS, interoception=1)
     optim = OptimConfig(steps=0, batch_size=128, final_lr_fraction=0.2)
-    online_objective = TrainJEPA(weights=_weights(spec), optim=optim, length=3)
+    objective = TrainJEPA(weights=weights, optim=optim, length=3)
     hindsight = 0.8 if has_compute_reward(spec, env) else 0.0
-    hidden = 256 if _num_inputs(spec) > LARGE_SPACE else 128
+    noise = 0.5 if spec.choices else 0.2
     return Config(
         recipe="gym",
         env=env,
         eval_env=env,
         action_space=OneHotActions(sizes=spec.choices) if spec.choices else BoxActions(),
-        perception=_perception(spec),
+        # an image is encoded in about 8 by 8 patches
+        perception=MultiModalEncoderConfig(vector_dim=0, patch=0 if has_images else 8),
         world_model=WorldModelConfig(
             dynamics=MLPDynamicsConfig(hidden=hidden),
             interoception_head=TransitionHeadConfig(hidden=hidden),
@@ -78,17 +92,11 @@ def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
         tasks={"reward": TaskSpec(drives={"reward": 1.0})},
         stages={
             "collect": dataset or CollectRandom(num_envs=1, steps=500),
-            "train_jepa": TrainJEPA(
-                weights=_weights(spec), optim=replace(optim, steps=500), length=3
-            ),
-            "actor_critic": OfflineActorCritic(
-                train_jepa=online_objective, hindsight_fraction=hindsight
-            )
+            "train_jepa": replace(objective, optim=replace(optim, steps=500)),
+            "actor_critic": OfflineActorCritic(train_jepa=objective, hindsight_fraction=hindsight)
             if dataset
             else OnlineActorCritic(
-                train_jepa=online_objective,
-                hindsight_fraction=hindsight,
-                action_noise=0.5 if spec.choices else 0.2,
+                train_jepa=objective, hindsight_fraction=hindsight, action_noise=noise
             ),
         },
     )
@@ -100,29 +108,3 @@ def _with_time_limit(env: EnvConfig, spec: EnvironmentSpec, limit: int) -> EnvCo
     limited_env = replace(env, max_episode_steps=limit)
     with closing(limited_env.build(1)) as adapter:
         return limited_env if adapter.spec == spec else env
-
-
-def _num_inputs(spec: EnvironmentSpec) -> int:
-    """Numbers of an observation, images aside, and of an action."""
-    sizes = (prod(shape) for shape in spec.shapes.values() if len(shape) < 3)
-    return sum(sizes) + spec.action_dim
-
-
-def _weights(spec: EnvironmentSpec) -> LossWeights:
-    """Vectors are states as they are; representations of images are learnt, and could collapse."""
-    if all(len(shape) < 3 for shape in spec.shapes.values()):
-        return replace(IDENTITY_WEIGHTS, interoception=1)
-    return LossWeights(
-        prediction=20,
-        variance=16,
-        covariance=1,
-        temporal_similarity=0,
-        inverse_dynamics=1,
-        interoception=4,
-    )
-
-
-def _perception(spec: EnvironmentSpec) -> MultiModalEncoderConfig:
-    """Vectors are states as they are; every image is encoded in about 8 by 8 patches."""
-    has_images = any(len(shape) == 3 for shape in spec.shapes.values())
-    return MultiModalEncoderConfig(vector_dim=0, patch=0 if has_images else 8)
