@@ -25,7 +25,6 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import override
 from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.training import TrainHierarchy
-from modules.actor.subgoals import Flat
 
 BANDS = ("short", "medium", "long")
 ENDS = ("short", "long")

@@ -32,7 +32,6 @@ from ami_agent.evaluation.policies import (
     make_random_policy,
 )
 from ami_agent.training import TrainHierarchy
-from modules.actor.subgoals import Flat
 
 SPARSE = components.SparseLatentConfig(size=4)
 LATENTS = {
