@@ -332,8 +332,13 @@ class Controller:
         return interface
 
     def _mask(self, done: Any) -> Tensor:
-        mask = done.detach().cpu().numpy() if isinstance(done, Tensor) else np.asarray(done)
         expected_shape: tuple[int, ...] = () if self.num_envs is None else (self.num_envs,)
+        try:
+            mask = done.detach().cpu().numpy() if isinstance(done, Tensor) else np.asarray(done)
+        except Exception:  # whatever the conversion of an object of any kind raises
+            raise ConfigError(
+                f"done is a {type(done).__name__}; it must be bool of shape {expected_shape}"
+            ) from None
         if self.tensors and self.num_envs is None:  # any B
             expected_shape = mask.shape
         if mask.dtype != np.bool_ or mask.shape != expected_shape:

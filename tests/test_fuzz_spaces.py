@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
-from datetime import timedelta
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event
 from hypothesis import strategies as st
 
 import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import build
 from modules.types import ConfigError
+from tests.fuzz import fuzzed
 
-EXAMPLES = int(os.environ.get("AMI_FUZZ_EXAMPLES", "150"))
 FLOATS, INTS = (np.float16, np.float32, np.float64), (np.int8, np.uint8, np.int32, np.int64)
-BOUNDED = settings(
-    max_examples=EXAMPLES, deadline=timedelta(seconds=10), derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)  # fmt: skip
 
 shapes = st.one_of(
     st.just(()),
@@ -113,8 +107,7 @@ def _registered():
     del gymnasium.registry["fuzz/Sampled-v0"]
 
 
-@BOUNDED
-@given(observation_spaces, action_spaces)
+@fuzzed(observation_spaces, action_spaces, examples=150)
 def test_an_agent_is_built_for_the_spaces_and_acts_or_one_line_says_why_not(observed, acted):
     Sampled.observation_space, Sampled.action_space = observed, acted
     try:

@@ -11,8 +11,6 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import ami_agent.cli.args as flags
@@ -29,6 +27,7 @@ from ami_agent.validate import check_stages
 from modules.configurator import TaskSpec
 from modules.types import BadSetting, ConfigError
 from tests.conftest import error_line
+from tests.fuzz import fuzzed
 
 COMMANDS = [kind for kind in vars(flags).values() if isinstance(kind, type) and is_dataclass(kind)]
 
@@ -322,11 +321,7 @@ def mutations(draw: Any) -> tuple[str, list[tuple[str, str]]]:
     return name, [(flag, draw(values)) for flag in chosen]
 
 
-@hypothesis_settings(
-    max_examples=25, deadline=None, derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)  # fmt: skip
-@given(mutations())
+@fuzzed(mutations(), examples=25)
 def test_no_flag_is_answered_with_a_traceback(mutation):
     name, changes = mutation
     message = "accepted"

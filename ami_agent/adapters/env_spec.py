@@ -183,9 +183,8 @@ def from_json(
     except ConfigError:
         raise
     except (AssertionError, LookupError, OverflowError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{source} describes no spaces: {type(error).__name__} {error}".splitlines()[0]
-        ) from None
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        raise ConfigError(f"{source} describes no spaces: {reason[:300]}") from None
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
@@ -377,7 +376,7 @@ def _array(part: Any, space: Space, label: str) -> np.ndarray:
             dense = part.detach().cpu()
             part = (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
         array = np.asarray(part)
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # whatever the conversion of an object of any kind raises
         raise ConfigError(f"the {label} is {_describe(part)}, not an array of numbers") from None
     is_integer = _dtype(space).kind != "f"
     if array.dtype.kind not in NUMERIC_KINDS or (array.dtype.kind == "f" and is_integer):

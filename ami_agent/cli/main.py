@@ -335,6 +335,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+MAX_ERROR = 1000
+"""Characters, at most, of the beginning of an error's line, and of its end: it may quote a file."""
+
+
 def _print_error(error: object, code: int) -> int:
-    print(f"ami: {one_line(str(error).strip())}", file=sys.stderr)
+    line = one_line(str(error).strip())
+    if len(line) > 2 * MAX_ERROR:
+        line = f"{line[:MAX_ERROR]} ... {line[-MAX_ERROR:]}"
+    print(f"ami: {line}", file=sys.stderr)
     return code

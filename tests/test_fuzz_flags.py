@@ -1,0 +1,174 @@
+"""Command lines that nobody should write: each is carried out, or refused in one line that names
+something of it. Everything is checked before the work begins, and there these tests stop."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import event
+from hypothesis import strategies as st
+
+import ami_agent.cli.main as cli
+from ami_agent import recipes, viewer
+from ami_agent.ablation.executors import ProcessPool, Ray, Serial
+from ami_agent.bench import BENCHMARKS
+from ami_agent.config_io import RENAMED_FLAGS
+from ami_agent.logger import one_line
+from ami_agent.train import train
+from ami_agent.viewer import live
+from tests.conftest import small
+from tests.fuzz import Begun, answer, fuzzed
+
+FILES = {
+    "broken.py": "1 / 0",
+    "exits.py": "raise SystemExit(0)",
+    "recipe.py": "def three():\n    return 3\ndef fails():\n    raise KeyError('a\\nb')\n"
+    "def variants():\n    return {}\n",
+    "empty.json": "",
+}
+"""Files that stand where the commands run; `a_folder`, `run` and `a link to nowhere` too."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a hardly trained run, and some files that are no good."""
+    where = tmp_path_factory.mktemp("flags")
+    config = small(recipes.two_rooms(), steps=2)
+    config = replace(config, eval_env=replace(config.eval_env, options={"max_episode_steps": 4}))
+    train(config, out=where / "run")
+    for name, text in FILES.items():
+        (where / name).write_text(text)
+    (where / "a_folder").mkdir()
+    (where / "a link to nowhere").symlink_to("nowhere")
+    return where
+
+
+@pytest.fixture(autouse=True)
+def _no_work(place, monkeypatch):
+    """What begins once everything is checked is left out, or hardly done."""
+    monkeypatch.chdir(place)
+    torch.set_num_threads(1)
+
+    def begun(*args: Any, **options: Any) -> Any:
+        raise Begun
+
+    def brief(agent: Any, env: Any, *, episodes: int, **options: Any) -> Any:
+        return evaluate_modes(agent, env, episodes=1, **options)
+
+    evaluate_modes = cli.evaluate_modes
+    monkeypatch.setattr(cli, "evaluate_modes", brief)
+    for owner, name in [
+        (cli, "_train"), (cli, "make_probe"), (viewer, "show"), (live, "show_live"),
+        *((executor, "run") for executor in (Serial, ProcessPool, Ray)),
+        *((type(bench), "measure") for bench in BENCHMARKS.values()),
+    ]:  # fmt: skip
+        monkeypatch.setattr(owner, name, begun)
+    for command, subjects in SUBJECTS.items():
+        for subject in subjects:
+            assert flags_of(command, subject)
+
+
+# --- command lines -------------------------------------------------------------------------------
+
+SUBJECTS = {
+    "train": ["two-rooms", "maze-levels", "forage", "cue-corridor", "gym"],
+    "ablate": ["two-rooms", "forage"],
+    "eval": ["run"],
+    "show": ["run"],
+    "probe": ["run"],
+    "bench": ["", "baselines", "planning-speed", "env-speed"],
+    "list": [""],
+}
+ODD_SUBJECTS = [
+    "two_rooms", "Two-Rooms", "two-room", "a_folder", "empty.json", "nowhere", "a link to nowhere",
+    "/", "/dev/null", "/proc/self", "..", "recipe.py:three", "recipe.py:fails", "recipe.py:none",
+    "recipe.py:variants", "recipe.py:", "recipe.py", "broken.py:f", "exits.py:f", ".py:f", ":",
+    "broken.py:", "a_folder/x.py:f", "recipe.py:three:fails", "[red]", "run/config.json", "gym",
+]  # fmt: skip
+NUMBERS = [
+    "-1", "0", "1", "2", "1e9", "1e30", "nan", "inf", "-inf", "2.5", "-0.0", "9" * 30, "9" * 5000,
+    "65536", "0x10", "1_000", "٣", "1e-320", "+1", " 1", "1 ", "1,5",
+]  # fmt: skip
+WORDS = [
+    "", " ", "true", "none", "None", "null", "[red]x[/red]", "[/]", "[link=file:///]x", "{", "{}",
+    "[1, 2]", '{"a": 1}', "\\", "%s %d", "{0}", "a\nb", "\x1b[31m", "\udc80", "ä", "日本",
+    "\u202e", "\0", "a" * 5000, "-", "--", "-h", "--help", "=", "a=b", "*", "~", "$HOME", "`true`",
+]  # fmt: skip
+PATHS = ["nowhere/x.json", "empty.json", "a_folder", "a link to nowhere", "/dev/full", "/dev/null",
+         "/proc/x", "run", "run/config.json", ".", "..", "", "/", "n" * 300, "x\0y"]  # fmt: skip
+CODE = ["broken.py", "exits.py", "recipe.py", "nowhere.py", "no_module", "a.b.c", "..", "recipe",
+        "broken.py:f", "recipe.py:fails", "recipe.py:three", "recipe.Nothing", ".py"]  # fmt: skip
+NAMES = ["CartPole-v1", "Pendulum-v1", "Nowhere-v0", "CartPole-v99", "no_module:Env-v0", "a/b/c-v0",
+         "ami/TwoRooms-v0", "ami/Forage-v0", "FrozenLake-v1", "random", "reach", "moon", "cpu",
+         "cuda", "plan", "both", "CEM", "gradientplanner", "planner=cem", "planner=", "=cem",
+         "goal_critic", "policy_proposal", "actor", "size", "sync", "async", "local",
+         "localhost:1", "reward"]  # fmt: skip
+values = st.one_of(
+    *map(st.sampled_from, (NUMBERS, WORDS, PATHS, CODE, NAMES)),
+    st.integers().map(str), st.floats().map(str), st.text(st.characters(), max_size=20),
+)  # fmt: skip
+FITTING = {
+    "INT": st.one_of(st.sampled_from(NUMBERS), st.integers(-2, 10).map(str)),
+    "FLOAT": st.one_of(st.sampled_from(NUMBERS), st.floats(-1, 2).map(str)),
+    "STR": st.one_of(*map(st.sampled_from, (PATHS, CODE, NAMES))),
+}
+"""Values for the flags whose help names this kind."""
+
+
+@cache
+def flags_of(command: str, subject: str) -> dict[str, str]:
+    """The flags that the help shows, and the kind of their value."""
+    shown = answer(command, *([subject] if subject and subject != "run" else []), "--help").output
+    return dict(re.findall(r"^ +(--\w[\w.-]*)(?:,[^A-Z{]*)? *(\S*)", shown, re.M))
+
+
+@st.composite
+def not_quite_flags(draw: Any, flag: str) -> str:
+    """Something like this flag."""
+    old = draw(st.sampled_from(sorted(RENAMED_FLAGS)))
+    others = [
+        old + "steps" * old.endswith("."), flag[: draw(st.integers(1, len(flag)))], flag.upper(),
+        flag.replace("-", "_"), flag[1:], f"{flag}.x", f"{flag}s", f"--no{flag[1:]}", "--import",
+        "--intrinsic.pull", "--env.options.x", "--configurator.modality-weights", "--planner",
+        "--" + draw(st.text(st.characters(), max_size=10)), draw(values),
+    ]  # fmt: skip
+    return draw(st.sampled_from(others))
+
+
+@st.composite
+def command_lines(draw: Any) -> list[str]:
+    """A command with some flags, most of which it has, each with no value, one or several."""
+    command = draw(st.sampled_from([*SUBJECTS, "train"]))
+    subject = draw(st.sampled_from(SUBJECTS[command]))
+    argv = [command, *([subject] if subject else [])]
+    if draw(st.integers(0, 9)) == 0:
+        argv[-1] = draw(st.one_of(st.sampled_from(ODD_SUBJECTS), values))
+    known = flags_of(command, subject)
+    for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 2, 4]))):
+        flag = draw(st.sampled_from(sorted(known)))
+        fitting = FITTING.get(known[flag], values)
+        if draw(st.integers(0, 4)) == 0:
+            flag = draw(not_quite_flags(flag))
+        given = draw(
+            st.one_of(
+                st.lists(fitting, min_size=1, max_size=1), st.lists(fitting, max_size=3),
+                st.lists(values, max_size=3),
+            )
+        )  # fmt: skip
+        argv += [f"{flag}={given[0]}"] if given and draw(st.booleans()) else [flag, *given]
+    return argv
+
+
+@fuzzed(command_lines(), examples=250)
+def test_a_command_line_is_carried_out_or_refused_in_one_line(argv):
+    found = answer(*argv)
+    event(f"{argv[0] if argv[0] in SUBJECTS else 'other'} {found.code}")
+    if found.code:
+        parts = {part for arg in argv for part in (arg, *re.split(r"[=.:/-]+", arg)) if part}
+        assert any(one_line(part)[:40] in found.error for part in parts), found.error
