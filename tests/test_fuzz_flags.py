@@ -3,28 +3,33 @@ something of it. Everything is checked before the work begins, and there these t
 
 from __future__ import annotations
 
+import inspect
 import re
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
+from gymnasium.envs.registration import load_env_creator
 from hypothesis import event
 from hypothesis import strategies as st
 
 import ami_agent.cli.main as cli
-from ami_agent import recipes, viewer
+from ami_agent import config_io, viewer
 from ami_agent.ablation.executors import ProcessPool, Ray, Serial
 from ami_agent.bench import BENCHMARKS
+from ami_agent.config import override
 from ami_agent.config_io import RENAMED_FLAGS
 from ami_agent.logger import one_line
-from ami_agent.train import train
+from ami_agent.storage import run_dir
 from ami_agent.viewer import live
-from tests.conftest import small
 from tests.fuzz import Begun, answer, fuzzed
 
+SHIPPED = Path(__file__).parents[1] / "runs/reference/two-rooms"
 FILES = {
     "broken.py": "1 / 0",
     "exits.py": "raise SystemExit(0)",
@@ -37,11 +42,14 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a hardly trained run, and some files that are no good."""
+    """A folder with a run whose agent hardly thinks, and some files that are no good."""
     where = tmp_path_factory.mktemp("flags")
-    config = small(recipes.two_rooms(), steps=2)
-    config = replace(config, eval_env=replace(config.eval_env, options={"max_episode_steps": 4}))
-    train(config, out=where / "run")
+    shutil.copytree(SHIPPED, where / "run")
+    config = run_dir.config_of(SHIPPED)
+    planner = replace(config.actor.planner, horizon=2, iterations=2, warm_iterations=1)
+    brief = replace(config.eval_env, options={"max_episode_steps": 4})
+    config = override(config, {"actor.planner": planner, "eval_env": brief})
+    run_dir.write_json(where / "run" / "config.json", config_io.to_json(config))
     for name, text in FILES.items():
         (where / name).write_text(text)
     (where / "a_folder").mkdir()
@@ -77,8 +85,8 @@ def _no_work(place, monkeypatch):
 # --- command lines -------------------------------------------------------------------------------
 
 SUBJECTS = {
-    "train": ["two-rooms", "maze-levels", "forage", "cue-corridor", "gym"],
-    "ablate": ["two-rooms", "forage"],
+    "train": ["two-rooms", "maze-levels", "gym"],
+    "ablate": ["forage"],
     "eval": ["run"],
     "show": ["run"],
     "probe": ["run"],
@@ -165,10 +173,59 @@ def command_lines(draw: Any) -> list[str]:
     return argv
 
 
-@fuzzed(command_lines(), examples=250)
+@fuzzed(command_lines(), examples=90)
 def test_a_command_line_is_carried_out_or_refused_in_one_line(argv):
     found = answer(*argv)
     event(f"{argv[0] if argv[0] in SUBJECTS else 'other'} {found.code}")
     if found.code:
         parts = {part for arg in argv for part in (arg, *re.split(r"[=.:/-]+", arg)) if part}
         assert any(one_line(part)[:40] in found.error for part in parts), found.error
+
+
+ENVS = ["TwoRooms", "CueCorridor", "Forage", "Maze", "WindyRooms", "PointMaze", "Reach", "Push"]
+CHOICES = ["fixed", "random", "swm", "train", "test", "all", "eat", "image", "state", "u", "medium",
+           "far", "torch", "numpy", "cpu", "cuda", "rgb_array", "human", "wide", ""]  # fmt: skip
+
+
+ANY_JSON = ["[1, 2]", "[]", "{}", '{"a": 1}', "true", "false", "null", "100000", "1000000000",
+            str(2**62), '"8"']  # fmt: skip
+
+
+@cache
+def options_of(env: str) -> dict[str, str]:
+    """The keyword arguments of the environment, and their type."""
+    entry = gymnasium.registry[f"ami/{env}-v0"].vector_entry_point
+    made = load_env_creator(entry) if isinstance(entry, str) else entry
+    parameters = inspect.signature(made).parameters.values()
+    return {p.name: str(p.annotation) for p in parameters if p.name not in ("num_envs", "output")}
+
+
+@st.composite
+def option_lines(draw: Any) -> list[str]:
+    """An environment of ours with some options, each with JSON, mostly of its kind."""
+    env = draw(st.sampled_from(ENVS))
+    kinds = options_of(env)
+    argv = ["train", "gym", "--env.id", f"ami/{env}-v0", "--env.options"]
+    for name in draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=3, unique=True)):
+        fitting = {
+            "int": st.one_of(st.integers(0, 40).map(str), st.sampled_from(NUMBERS)),
+            "str": st.sampled_from(CHOICES),
+            "float": st.floats(-0.5, 1.5).map(str),
+        }.get(kinds[name].partition(" ")[0], st.sampled_from(ANY_JSON))
+        odd = draw(st.integers(0, 5)) == 0
+        argv += [name, draw(st.one_of(st.sampled_from(ANY_JSON), values) if odd else fitting)]
+    return argv
+
+
+@fuzzed(option_lines(), examples=30)
+def test_options_of_an_environment_are_taken_or_refused_in_one_line(argv):
+    found = answer(*argv)
+    event(f"{argv[3]} {found.code}")
+    if found.code:
+        assert re.search(rf"options|{argv[3]}", found.error), found.error
+
+
+@pytest.mark.parametrize("env", ["TwoRooms", "Reach"])
+def test_the_recipe_for_any_environment_takes_ours_as_they_are(env):
+    """It adds a time limit, which they can't have, and need not."""
+    assert answer("train", "gym", "--env.id", f"ami/{env}-v0").code == 0

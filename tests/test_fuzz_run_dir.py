@@ -246,7 +246,7 @@ def test_a_whole_run_folder_is_read(made, command):
     assert found.code == (2 if command in UNUSED else 0)
 
 
-@fuzzed(st.sampled_from(sorted(COMMANDS)), st.integers(0, 2**32), examples=60)
+@fuzzed(st.sampled_from(sorted(COMMANDS)), st.integers(0, 2**32), examples=40)
 def test_a_run_folder_is_read_or_refused_in_one_line(made, command, seed):
     run, rng = folder_for(command, made), random.Random(seed)
     for _ in range(rng.choice([1, 1, 1, 2])):
@@ -256,3 +256,12 @@ def test_a_run_folder_is_read_or_refused_in_one_line(made, command, seed):
     assert not Path(MARKER).exists()
     if found.code:
         assert re.search(rf"{run.parts[0]}|environment '", found.error)
+
+
+def test_an_error_does_not_quote_a_whole_file(made):
+    run = folder_for("eval react", made)
+    spaces = json.loads((run / "spaces.json").read_text())
+    (run / "spaces.json").write_text(json.dumps({**spaces, "interoception": "a" * 10_000}))
+    found = answer(*COMMANDS["eval react"])
+    assert "spaces.json describes no spaces: TypeError interoception is 'aaaa" in found.error
+    assert len(found.error) < 600

@@ -26,6 +26,7 @@ from modules.actor.policy import PolicyConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import ValueCriticsConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
+from modules.types import ConfigError
 from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.jepa import TransitionHeadConfig, WorldModelConfig
 
@@ -104,7 +105,10 @@ def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
 
 def _with_time_limit(env: EnvConfig, spec: EnvironmentSpec, limit: int) -> EnvConfig:
     """The environment with a time limit; without one where single environments, which alone can
-    have a limit, give other observations than the environment's own vector version."""
+    have a limit, lack what the environment's own vector version has."""
     limited_env = replace(env, max_episode_steps=limit)
-    with closing(limited_env.build(1)) as adapter:
-        return limited_env if adapter.spec == spec else env
+    try:
+        with closing(limited_env.build(1)) as adapter:
+            return limited_env if adapter.spec == spec else env
+    except ConfigError:  # of the limit alone, for it was built without one
+        return env
