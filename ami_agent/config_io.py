@@ -459,6 +459,7 @@ PLAIN_MESSAGES = {
         r"\1 is \2; it must be a number"
     ),
     r"^Error parsing (--\S+)": r"\1",
+    r"^Unrecognized options:[ ,]*$": "an empty argument, '', belongs to no flag",
 }
 """Messages of the parser, and the same without Python's names."""
 

@@ -15,7 +15,7 @@ import gymnasium
 import pytest
 import torch
 from gymnasium.envs.registration import load_env_creator
-from hypothesis import event
+from hypothesis import event, example
 from hypothesis import strategies as st
 
 import ami_agent.cli.main as cli
@@ -174,11 +174,15 @@ def command_lines(draw: Any) -> list[str]:
 
 
 @fuzzed(command_lines(), examples=90)
+@example(["train", "two-rooms", "--train-jepa.weights.interoception", "1", "", ""])
 def test_a_command_line_is_carried_out_or_refused_in_one_line(argv):
     found = answer(*argv)
     event(f"{argv[0] if argv[0] in SUBJECTS else 'other'} {found.code}")
     if found.code:
-        parts = {part for arg in argv for part in (arg, *re.split(r"[=.:/-]+", arg)) if part}
+        parts = {
+            part for arg in argv for part in (arg or "''", *re.split(r"[=.:/-]+", arg)) if part
+        }
+        parts |= {"."} if "" in argv else set()  # the folder ""
         assert any(one_line(part)[:40] in found.error for part in parts), found.error
 
 
