@@ -9,6 +9,7 @@ import pickle
 import random
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -153,7 +154,7 @@ def code(run: Path, rng: random.Random) -> str:
     settings = json.loads((run / "config.json").read_text())
     (run / "marks.py").write_text(MARKER_CODE)
     file = rng.choice(["marks.py", str(run / "marks.py"), "marks", "./marks.py", "../marks.py"])
-    env = rng.choice(["env", "eval_env"])
+    env = rng.choice(["env", "eval_env", "eval_env"])
     changes: list[tuple[tuple[str, ...], Any]] = [
         ((env, "imports"), [file]),
         ((env, "id"), f"{rng.choice(['marks', 'marks.x', 'marks.py', '../marks'])}:X-v0"),
@@ -165,7 +166,7 @@ def code(run: Path, rng: random.Random) -> str:
         (("cost", "intrinsic"), {"x": {"_type": "marks.X"}}),
         (("recipe",), "marks.py:X"),
     ]
-    for path, value in rng.sample(changes, rng.choice([1, 1, 2])):
+    for path, value in rng.sample([*changes[:2] * 2, *changes[2:]], rng.choice([1, 1, 2])):
         settings = harm.changed(settings, path, value)
     (run / "config.json").write_text(json.dumps(settings))
     return "code"
@@ -268,3 +269,17 @@ def test_an_error_does_not_quote_a_whole_file(made):
     found = answer(*COMMANDS["eval react"])
     assert "spaces.json describes no spaces: TypeError interoception is 'aaaa" in found.error
     assert len(found.error) < 600
+
+
+@pytest.mark.parametrize("change", [("imports", ["marks.py"]), ("id", "marks:X-v0")])
+def test_the_mark_would_show_that_code_is_executed(made, change, monkeypatch):
+    """These tests could see it: without the check, it is."""
+    monkeypatch.setattr(run_dir, "check_trusted", lambda config, *args: config)
+    run = folder_for("eval react", made)
+    settings = json.loads((run / "config.json").read_text())
+    harmed = harm.changed(settings, ("eval_env", change[0]), change[1])
+    (run / "config.json").write_text(json.dumps(harmed))
+    monkeypatch.delitem(sys.modules, "marks", raising=False)
+    answer(*COMMANDS["eval react"])
+    assert Path(MARKER).exists()
+    monkeypatch.delitem(sys.modules, "marks", raising=False)
