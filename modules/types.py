@@ -207,6 +207,24 @@ class Rollout(NamedTuple):
     interoception: Tensor  # [B, P, H, I]: predicted signals after each action
 
 
+class EvaluatedRollouts(NamedTuple):
+    """Imagined futures and their energies."""
+
+    rollout: Rollout
+    terms: dict[str, Tensor]  # each [B, P]
+    energy: Tensor  # [B, P]
+    scenario_states: Tensor  # [B, P * K, H + 1, D]: all sampled futures
+
+    def detach(self) -> EvaluatedRollouts:
+        """The same without gradients."""
+        return EvaluatedRollouts(
+            rollout=Rollout(*(part.detach() for part in self.rollout)),
+            terms={name: term.detach() for name, term in self.terms.items()},
+            energy=self.energy.detach(),
+            scenario_states=self.scenario_states.detach(),
+        )
+
+
 class Plan(NamedTuple):
     """An action sequence and the energy of the future it is predicted to lead to."""
 

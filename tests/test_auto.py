@@ -33,10 +33,10 @@ from modules.actor.planning import (
     GradientPlannerConfig,
     RolloutEvaluator,
 )
-from modules.actor.planning.evaluator import EvaluatedRollouts
 from modules.actor.policy import NoPolicyProposal
 from modules.types import (
     ConfigError,
+    EvaluatedRollouts,
     Plan,
     PlannerCarry,
     PlannerProtocol,

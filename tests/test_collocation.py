@@ -17,9 +17,15 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.collocation import Adam
 from modules.actor.planning.evaluator import RandomProposals
-from modules.actor.planning.risk import EvaluatedRollouts
 from modules.actor.policy import NoPolicyProposal
-from modules.types import ConfigError, CostTermsFn, ProposalFn, Rollout, TaskContext
+from modules.types import (
+    ConfigError,
+    CostTermsFn,
+    EvaluatedRollouts,
+    ProposalFn,
+    Rollout,
+    TaskContext,
+)
 from tests.conftest import Stepping, make_context, stepwise
 
 HERE = torch.tensor([[0.5, -0.3], [0.2, 0.9]])

@@ -38,7 +38,6 @@ from ami_agent.training.jepa import TrainJEPA
 from ami_agent.training.optim import OptimConfig
 from modules.actor.action_space import ActionSpace, OneHotActions
 from modules.actor.planning.evaluator import safe_std
-from modules.actor.planning.risk import EvaluatedRollouts
 from modules.actor.policy import PolicyProposal
 from modules.cost.cost import Cost, InteroceptiveCost, ValueCritics
 from modules.cost.intrinsic import Drives
@@ -46,7 +45,7 @@ from modules.memory.replay_buffer import OBS_ONLY
 from modules.memory.short_term import unroll_memory
 from modules.perception.multi_modal import MultiModalEncoder
 from modules.perception.target_encoder import EMATarget
-from modules.types import ConfigError, Observation, TaskContext, tree_map
+from modules.types import ConfigError, EvaluatedRollouts, Observation, TaskContext, tree_map
 
 if TYPE_CHECKING:
     from ami_agent.config import Config

@@ -19,9 +19,8 @@ from ami_agent.evaluation.evaluate import OutcomeTracker
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
 from ami_agent.logger import Logger, Progress
 from ami_agent.viewer.camera import Camera, Pictures
-from modules.actor.planning.risk import EvaluatedRollouts
 from modules.configurator import TaskSpec
-from modules.types import ConfigError, Observation, Plan, Rollout, TaskContext
+from modules.types import ConfigError, EvaluatedRollouts, Observation, Plan, Rollout, TaskContext
 
 NUM_ENVS = 4  # that are recorded at once
 MAX_STEPS_KEPT = 240

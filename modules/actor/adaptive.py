@@ -16,12 +16,12 @@ from modules.actor.planning.evaluator import (
     shift_actions,
     to_plan,
 )
-from modules.actor.planning.risk import EvaluatedRollouts
 from modules.nets import silu_mlp
 from modules.types import (
     FRACTION,
     STEPS,
     WIDTH,
+    EvaluatedRollouts,
     MapShape,
     Plan,
     PlannerCarry,

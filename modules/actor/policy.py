@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from modules.actor.action_space import ActionSpace
 from modules.actor.planning.evaluator import RolloutEvaluator
-from modules.actor.planning.risk import EvaluatedRollouts
 from modules.nets import check_goal_dims, relu_mlp, silu_mlp
 from modules.types import (
     FRACTION,
     HORIZON,
     WIDTH,
+    EvaluatedRollouts,
     MapShape,
     Plan,
     PlannerCarry,

@@ -52,7 +52,9 @@ class DynamicsLevel(nn.Module):
     def step(self, state: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
         """`[N, D]`, `[N, A]` -> the most likely next state, or the one that `noise` `[N, U]`
         samples."""
-        if noise is None:
+        if not self.latent.size:
+            action_latent = action
+        elif noise is None:
             action_latent = self.latent.mode(state, action)
         else:
             action_latent = self.latent.sample(state, action, noise)

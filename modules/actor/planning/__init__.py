@@ -4,7 +4,6 @@ from modules.actor.planning.collocation import Collocation, CollocationConfig
 from modules.actor.planning.evaluator import RandomProposals, RolloutEvaluator, safe_std
 from modules.actor.planning.gradient import GradientPlanner, GradientPlannerConfig
 from modules.actor.planning.risk import (
-    EvaluatedRollouts,
     ScenarioCVaR,
     ScenarioCVaRConfig,
     latin_hypercube,
@@ -17,7 +16,6 @@ __all__ = [
     "CEMConfig",
     "Collocation",
     "CollocationConfig",
-    "EvaluatedRollouts",
     "GradientPlanner",
     "GradientPlannerConfig",
     "MPPIConfig",

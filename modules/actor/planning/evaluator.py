@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from modules.actor.action_space import ActionSpace
-from modules.actor.planning.risk import EvaluatedRollouts, ScenarioCVaR
+from modules.actor.planning.risk import ScenarioCVaR
 from modules.types import (
     CostTermsFn,
+    EvaluatedRollouts,
     Plan,
     PolicyFn,
     PolicyRolloutFn,

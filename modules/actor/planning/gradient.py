@@ -18,10 +18,10 @@ from modules.actor.planning.evaluator import (
     shift_actions,
     without_nan,
 )
-from modules.actor.planning.risk import EvaluatedRollouts
 from modules.types import (
     HORIZON,
     ITERATIONS,
+    EvaluatedRollouts,
     Plan,
     PlannerCarry,
     ProposalFn,

@@ -4,33 +4,14 @@ their energies are aggregated (CVaR)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from modules.types import Rollout, TaskContext, validate_ranges
+from modules.types import EvaluatedRollouts, Rollout, TaskContext, validate_ranges
 
 BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
-
-
-class EvaluatedRollouts(NamedTuple):
-    """Imagined futures and their energies."""
-
-    rollout: Rollout
-    terms: dict[str, Tensor]  # each [B, P]
-    energy: Tensor  # [B, P]
-    scenario_states: Tensor  # [B, P * K, H + 1, D]: all sampled futures
-
-    def detach(self) -> EvaluatedRollouts:
-        """The same without gradients."""
-        return EvaluatedRollouts(
-            rollout=Rollout(*(part.detach() for part in self.rollout)),
-            terms={name: term.detach() for name, term in self.terms.items()},
-            energy=self.energy.detach(),
-            scenario_states=self.scenario_states.detach(),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

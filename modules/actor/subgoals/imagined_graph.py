@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from modules.actor.subgoals.base import LevelInfo, gather_waypoints
-from modules.actor.subgoals.edge_feedback import MIN_PROGRESS, EdgeFeedback, initial_feedback
 from modules.actor.subgoals.edges import (
+    MIN_PROGRESS,
+    EdgeFeedback,
     Edges,
     bellman_ford,
     distance_penalty,
     greedy_path,
+    initial_feedback,
     subsample_path,
 )
 from modules.types import (

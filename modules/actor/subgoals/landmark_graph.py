@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from modules.actor.subgoals.base import LevelInfo, gather_waypoints
-from modules.actor.subgoals.edge_feedback import MIN_PROGRESS, EdgeFeedback, initial_feedback
 from modules.actor.subgoals.edges import (
+    MIN_PROGRESS,
+    EdgeFeedback,
     Edges,
     distance_penalty,
     greedy_path,
+    initial_feedback,
     shortest_paths,
     subsample_path,
 )
