@@ -1,5 +1,6 @@
 """The settings of all components, for Configs written in Python: a variant of a recipe is
-`override(config, {"actor.planner": components.CEMConfig()})`."""
+`override(config, {"actor.planner": components.CEMConfig()})`. The classes that the settings build
+are imported from `modules`."""
 
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions, BoxActions, OneHotActions

@@ -1,5 +1,5 @@
-"""Configurator: turns a task into the settings of every other module (LeCun 2022, 3.1.1): goal,
-cost weights, limits on drives, modality weights, mode, horizon and planning budget."""
+"""Configurator: turns a task into the settings of every other module (LeCun 2022, 6): goal, cost
+weights, limits on drives, modality weights, mode, horizon and planning budget."""
 
 from __future__ import annotations
 

@@ -274,8 +274,8 @@ class RandomCollector(Collector):
 
 
 class PlannerCollector(Collector):
-    """Collects steps of Mode-2. No checkpoint holds the planner's state, so a run that is
-    interrupted is repeated from its start, with the same result."""
+    """Collects steps of Mode-2. No checkpoint holds what the planner carries, so a run that
+    is interrupted is repeated from its start, with the same result."""
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}

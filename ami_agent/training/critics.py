@@ -293,7 +293,7 @@ def check_value_critics(config: Config, name: str) -> None:
 @dataclass(frozen=True, kw_only=True)
 class TrainValue(SGDStage):
     """Trains the value critics on recorded states and the intrinsic costs that followed: TD(lambda)
-    with a slow copy as target (LeCun 2022, 4.3.2); where `num_imagined` is not 0, on imagined
+    with a slow copy as target (LeCun 2022, 3.3); where `num_imagined` is not 0, on imagined
     rollouts as well, of which the cheapest is the target (fitted value iteration)."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=3000, batch_size=256))

@@ -51,7 +51,7 @@ def behaviour_cloning_loss(
 class AmortizePlanning(SGDStage):
     """Trains the policy on imagined rollouts from recorded states to recorded goals: it descends
     the energy that Mode-2 descends, with gradients through the world model. This amortizes planning
-    over all situations (value gradients, Heess et al. 2015)."""
+    over all situations (LeCun 2022, 3.1.3; value gradients, Heess et al. 2015)."""
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=1000, batch_size=128))
     horizon: int = 3

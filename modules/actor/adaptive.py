@@ -1,5 +1,5 @@
 """Adaptive mode ("auto"): Mode-1 where the imagined future of the policy is about as good as the
-plan that Mode-2 is predicted to find, else Mode-2 (LeCun 2022, 3.1)."""
+plan that Mode-2 is predicted to find, else Mode-2 (LeCun 2022, 3.1.1 and 3.1.2)."""
 
 from __future__ import annotations
 

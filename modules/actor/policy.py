@@ -1,5 +1,6 @@
-"""Actor: the policy (Mode-1), its use as an initial candidate of Mode-2 (`planning/`), and planners
-as actors, with recovery where the agent is stuck and open-loop execution."""
+"""Actor: the policy (Mode-1; LeCun 2022, 3.1.1), its use as an initial candidate of Mode-2
+(`planning/`), and planners as actors, with recovery where the agent is stuck and open-loop
+execution."""
 
 from __future__ import annotations
 

@@ -112,8 +112,8 @@ class JEPALevelConfig:
             distance: nn.Module = self.distance.build((state_dim, 1, 1))
         elif critic_distance is None or self.state_dim:
             raise ConfigError(
-                "hierarchy.level.distance SharedCritic is the goal critic's, of states of the "
-                "lowest level: there must be a critic, and level.state_dim "
+                "subgoals.level.distance SharedCritic is the goal critic's, of states of the "
+                "lowest level: there must be a critic, and subgoals.level.state_dim "
                 f"{self.state_dim} must be 0"
             )
         else:

@@ -1,4 +1,5 @@
-"""Mode-2: planning. Every planner is an actor that optimizes actions with a `RolloutEvaluator`."""
+"""Mode-2: planning (LeCun 2022, 3.1.2). A planner is a function `(state, context, carry) -> (plan,
+carry)` that optimizes actions with a `RolloutEvaluator`; `PlanningActor` makes an actor of it."""
 
 from modules.actor.planning.collocation import Collocation, CollocationConfig
 from modules.actor.planning.evaluator import RandomProposals, RolloutEvaluator, safe_std

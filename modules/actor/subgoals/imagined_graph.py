@@ -92,7 +92,7 @@ class ImaginedLandmarkGraphConfig:
     ) -> ImaginedLandmarkGraph:
         if distance is None:
             raise ConfigError(
-                "hierarchy ImaginedLandmarkGraph needs the critic's distance: goal_critic must not "
+                "subgoals ImaginedLandmarkGraph needs the critic's distance: goal_critic must not "
                 "be None"
             )
         return ImaginedLandmarkGraph(self, action_dim, distance, imagine)

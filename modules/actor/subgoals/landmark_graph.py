@@ -95,7 +95,7 @@ class LandmarkGraphConfig:
     ) -> LandmarkGraph:
         if distance is None:
             raise ConfigError(
-                "hierarchy LandmarkGraph needs the critic's distance: goal_critic must not be None"
+                "subgoals LandmarkGraph needs the critic's distance: goal_critic must not be None"
             )
         return LandmarkGraph(self, prod(shape), distance)
 
