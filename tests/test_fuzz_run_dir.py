@@ -26,7 +26,7 @@ import ami_agent.cli.main as cli
 from ami_agent import recipes, viewer
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import Config, override
-from ami_agent.logger import NullLogger
+from ami_agent.logger import Logger
 from ami_agent.probing import data, scorecard
 from ami_agent.storage import checkpoint, run_dir
 from ami_agent.train import Trainer, train
@@ -55,7 +55,7 @@ def brief_config() -> Config:
     return replace(config, eval_env=replace(config.eval_env, options={"max_episode_steps": 3}))
 
 
-class Stops(NullLogger):
+class Stops(Logger):
     """Ends a run in the middle of a stage."""
 
     def log_scalars(self, stage: str, step: int, values: Any) -> None:

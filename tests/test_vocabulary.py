@@ -18,7 +18,7 @@ RETIRED = (
 """As whole words, or as parts of identifiers."""
 KEPT = {
     "ami_agent/config_io.py": "old flags, which name the new ones",
-    "ami_agent/train.py": "ids of random streams, on which published figures depend",
+    "ami_agent/config.py": "ids of random streams, on which published figures depend",
 }
 SOURCES = [
     path
