@@ -62,7 +62,7 @@ def own(run, tmp_path) -> Path:
         (["ablate", "two-rooms", "--swap", "planner=magic"], "GradientPlanner, Collocation, CEM"),
         (["ablate", "two-rooms", "--swap", "planner=gradientplanner"], "changes nothing"),
         (
-            ["ablate", "two-rooms", "--swap", "goal_critic=nogoalcritic"],
+            ["ablate", "two-rooms", "--swap", "goal_critic=none"],
             "on the command line, --without",
         ),
         (

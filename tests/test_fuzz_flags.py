@@ -180,8 +180,9 @@ def test_a_command_line_is_carried_out_or_refused_in_one_line(argv):
     event(f"{argv[0] if argv[0] in SUBJECTS else 'other'} {found.code}")
     if found.code:
         pieces = {piece for arg in argv for piece in re.split(r"[=.:/-]+", arg)}
-        parts = {*argv, *pieces, "''", "."} - {""}  # how '' is shown, as text and as a folder
-        assert any(one_line(part)[:40] in found.error for part in parts), found.error
+        named = {one_line(part)[:40].strip() for part in {*argv, *pieces}} - {""}
+        named |= {"''", "."}  # how '' is shown, as text and as a folder
+        assert any(part in found.error for part in named), found.error
 
 
 ENVS = ["TwoRooms", "CueCorridor", "Forage", "Maze", "WindyRooms", "PointMaze", "Reach", "Push"]

@@ -284,7 +284,6 @@ def test_tasks_of_different_drives_share_less_than_one_has_with_itself():
     assert 0 < found < 1
     agent.tasks = {"eat": agent.tasks["eat"]}
     assert task_gradient_overlap(agent, walked) == {}
-    assert agent.context is None  # nothing was told to it
 
 
 def test_levels_with_states_of_their_own_are_evaluated_beside_the_lowest():

@@ -24,12 +24,14 @@ from ami_agent.training.critics import discount_for, lambda_returns, with_termin
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import GradientPlannerConfig, RolloutEvaluator
 from modules.actor.planning.evaluator import safe_std
+from modules.actor.policy import NoPolicyProposal
 from modules.cost.cost import InteroceptiveCost, ValueCritics
 from modules.cost.intrinsic import Drives
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.nets import StandardizedHead
 from modules.perception.multi_modal import StandardizedInput
 from modules.types import Rollout, TaskContext, Transition
+from tests.conftest import Stepping
 
 
 class Scales(gymnasium.Env):
@@ -285,9 +287,8 @@ def test_planning_does_not_depend_on_the_unit_of_the_energy(unit):
 
     found = []
     for each in (1.0, unit):
-        planner = GradientPlannerConfig(horizon=3, iterations=8).build(
-            make_evaluator(each), lambda state, context: state.new_empty(len(state), 0, 3, 2)
-        )
+        config = GradientPlannerConfig(horizon=3, iterations=8)
+        planner = Stepping(config.build(make_evaluator(each), NoPolicyProposal(2)))
         state = torch.zeros(1, 2)
         context = TaskContext(
             "plan", state, {}, {}, {}, state, 3, 8, 1.0, state[:, None], state,
