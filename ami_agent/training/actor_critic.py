@@ -405,7 +405,7 @@ class OnlineRun(StageRun):
     def update(self) -> dict[str, Tensor]:
         """One step in every environment, and the updates that are due after it."""
         if self.eval_mode_due:
-            self.collector.start_policy()  # an evaluation gave the agent other tasks
+            self.collector.start_policy()  # whether the evaluation takes place or not
         metrics = self.collector.update()
         self.step = self.collector.step
         if self.step % CHECK_UNITS_EVERY == 0:
