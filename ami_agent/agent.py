@@ -179,7 +179,7 @@ class EpisodeState(NamedTuple):
     subgoals: Any  # what the levels above carry from step to step
     actors: Mapping[str, Any]  # what each actor carries, by mode
     noise_rng: torch.Generator  # of the sampled futures
-    num_resets: int  # since the task was set
+    num_resets: int  # since a seed was set
 
 
 class Controller:
@@ -235,8 +235,9 @@ class Controller:
         old = self.episode.context
         if old is not None and context.modality_weights != old.modality_weights:
             memory = memory.reset()  # its states were encoded with other modality weights
+        num_resets = self.episode.num_resets if seed is None else 0
         self.seed = self.seed if seed is None else seed
-        self.episode = self._planners_reset(context, memory, num_resets=0)
+        self.episode = self._planners_reset(context, memory, num_resets)
 
     def reset(self, done: Any = None) -> None:
         """Begins an episode in all environments, or where `done` `[B]` is True: the short-term
@@ -339,8 +340,9 @@ class Controller:
             raise ConfigError(
                 f"done is a {type(done).__name__}; it must be bool of shape {expected_shape}"
             ) from None
-        if self.tensors and self.num_envs is None:  # any B
-            expected_shape = mask.shape
+        if self.tensors and self.num_envs is None:  # any B, but that of the episode
+            states = self.episode.memory.states
+            expected_shape = (len(states[0]),) if states else mask.shape
         if mask.dtype != np.bool_ or mask.shape != expected_shape:
             raise ConfigError(
                 f"done is {mask.dtype} of shape {mask.shape}; it must be bool of shape "

@@ -190,10 +190,14 @@ def _planning(config: Config, spec: EnvironmentSpec, agent: Agent, num_plans: in
     num_candidates, step_bytes = 1, imagined_bytes  # of a planner of the user's own it isn't known
     if isinstance(planner, (components.CEMConfig, components.MPPIConfig)):
         num_candidates = planner.num_samples
-        step_bytes = _step_bytes(spec, agent)  # no gradient: only states are kept
+        # no gradient: states are kept, and modulations of the dynamics for all steps
+        layer_bytes = FLOAT_BYTES * _outputs(agent.world_model, agent.shape)
+        step_bytes = _step_bytes(spec, agent) + layer_bytes
     elif isinstance(planner, (components.GradientPlannerConfig, components.CollocationConfig)):
         num_candidates = planner.num_proposals + planner.num_warm_starts
-        step_bytes += MAX_EVALUATIONS * _step_bytes(spec, agent)
+        # evaluations are kept, and stacked, until the best of each candidate is chosen
+        kept = min(MAX_EVALUATIONS, max(planner.iterations, planner.warm_iterations) + 1)
+        step_bytes += 2 * kept * _step_bytes(spec, agent)
     if isinstance(planner, components.CollocationConfig):
         step_bytes += 4 * _step_bytes(spec, agent)
     return MemoryUse(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from math import inf, isfinite
 from pathlib import Path
@@ -117,6 +117,11 @@ def describe_discount(discount: float, max_episode_steps: float, source: str) ->
     if discount:
         return f"{limit_text}; discount {discount:.3g}"
     return f"{limit_text}; the discount follows from the episodes that are collected first"
+
+
+def _stack(values: Sequence[Tensor]) -> Tensor:
+    """The values of a metric, `[N]`; those of a checkpoint may be on another device."""
+    return torch.stack([value.to(values[-1].device) for value in values])
 
 
 class Trainer:
@@ -257,7 +262,7 @@ class Trainer:
     def _average_metrics(self, stage: str, step: int) -> dict[str, float]:
         """The mean of each metric that is not logged yet; DivergenceError where one is not finite.
         Reading them makes the host wait for the device."""
-        means = {name: float(torch.stack(values).mean()) for name, values in self.recent.items()}
+        means = {name: float(_stack(values).mean()) for name, values in self.recent.items()}
         for name, value in means.items():
             if not isfinite(value):
                 raise DivergenceError(
@@ -322,7 +327,10 @@ class Trainer:
             **with_prefixes({
                 "stage_run": state, "buffer": head,
                 "start": self.head_at_stage_start if stage_state else {},
-                "recent": {name: torch.stack(values) for name, values in self.recent.items()},
+                "recent": {
+                    name: _stack(values)
+                    for name, values in self.recent.items()
+                },
             }),
         }  # fmt: skip
         metadata = {

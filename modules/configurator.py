@@ -189,7 +189,8 @@ class Configurator:
         for name in GOAL_COSTS:
             if weights.get(name):
                 raise ConfigError(f"the cost {name!r} needs a goal, and the task has none")
-        if any(weights.values()) and not any([*task.drives.values(), *task.weights.values()]):
+        pursued = {name: weight for name, weight in weights.items() if name != "control_cost"}
+        if any(weights.values()) and not any([*pursued.values(), *task.weights.values()]):
             raise ConfigError(
                 "the task has no goal and no drive has a weight: give it a goal, drives or weights"
             )

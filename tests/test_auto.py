@@ -580,3 +580,11 @@ def test_nobody_plans_as_need_be_who_was_never_trained_what_to_expect():
         assert tuple(agent.actors) == ("react", "plan")
         with pytest.raises(ConfigError, match="'auto'; there are react, plan"):
             controller.set_task(config.tasks["reward"].to_task(None, "auto"))
+
+
+def test_a_policy_whose_future_diverges_is_not_followed():
+    def diverging(state: Tensor, context: TaskContext, rng: Any = None) -> Tensor:
+        return best(state, context) * torch.where(LAZY, torch.nan, 1.0)[:, None, None, None]
+
+    actor, _ = auto(promise(BIG), diverging)
+    assert torch.equal(actor(HERE, TASK).planned, LAZY)

@@ -58,8 +58,3 @@ def test_every_recipe_learns_goes_on_and_acts_on_a_gpu(name, tmp_path):
     short = replace(config.eval_env, **brief)
     for found in evaluate_modes(agent, short, episodes=2, modes=tuple(agent.actors)).values():
         assert found["device"].startswith("cuda")
-
-
-def test_memory_may_live_on_the_gpu(tiny, tmp_path):
-    agent = train(replace(tiny, memory_device="cuda"), out=tmp_path / "run", device="cuda")
-    assert agent.replay_buffer.sample(3, 2, torch.Generator().manual_seed(0)).actions.is_cuda

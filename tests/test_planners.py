@@ -452,3 +452,31 @@ def test_only_who_gains_nothing_and_is_far_from_content_gets_restless():
     assert not plan.action[1:].any()  # getting on; content
     assert plan.action.norm(dim=-1).max() <= 1
     torch.testing.assert_close(plan.states[:, 1], plan.states[:, 0] + plan.action)
+
+
+@everyone
+def test_a_future_that_diverges_misleads_no_planner(kind):
+    """Actions to the left of 0 lead to NaN, and the goal lies to the right."""
+
+    def split(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
+        energies = miss_and_effort(rollout, context)
+        diverges = (rollout.actions[..., 0] < -0.05).any(-1)
+        return {name: term.masked_fill(diverges, torch.nan) for name, term in energies.items()}
+
+    goal = HERE + torch.tensor([1.0, 0.0])
+    task = context(goal, STEPS[kind])
+    plan = planner(kind, make_evaluator(evaluate=split), **THOROUGH[kind])(HERE, task)
+    assert plan.energy.isfinite().all()
+    assert (plan.actions[:, 0, 0] > 0.1).all()
+
+
+def test_what_remains_of_a_plan_is_not_for_another_number_of_environments():
+    actor = Stepping(PlanningActor(Stubborn(), 3, stuck_recovery=None))
+    task = context(torch.zeros(2, 2))
+    assert len(actor(torch.ones(2, 2), task).action) == 2
+    assert len(actor(torch.ones(1, 2), context(torch.zeros(1, 2))).action) == 1
+    recovery = StuckPerturbationConfig(check_every=1).build(make_evaluator(BallActions()))
+    actor = Stepping(PlanningActor(Stubborn(), stuck_recovery=recovery))
+    actor(torch.full((3, 2), 9.0), context(torch.zeros(3, 2)))
+    plan = actor(torch.full((2, 2), 9.0), task)  # the energies before were of other environments
+    assert not plan.action.any()

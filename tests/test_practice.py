@@ -17,6 +17,8 @@ from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
 from ami_agent.training import CollectWithPlanner, FinetuneDynamics
 from ami_agent.training.base import encode_buffer, task_modality_sets
 from ami_agent.training.jepa import unroll_loss
+from modules.configurator import TaskSpec
+from modules.memory.short_term import GRUMemoryConfig
 from modules.types import ConfigError
 from tests.conftest import small
 
@@ -159,3 +161,22 @@ def test_a_first_round_that_could_not_be_collected_to_its_end_is_begun_anew(tiny
     again = tiny.stages["distill_policy"].start(agent, tiny.env, 0)
     again.load_state_dict(kept)
     assert not again.labels
+
+
+def test_all_tasks_collect_with_one_short_term_memory(config, monkeypatch):
+    tasks = {"first": TaskSpec(goal_source="env"), "second": TaskSpec(goal_source="env")}
+    config = override(config, {"tasks": tasks, "memory.short_term": GRUMemoryConfig(hidden=4)})
+    agent = experienced(config, "collect")
+    stage_run = config.stages["planner_rollouts"].start(agent, config.env, SEED)
+    act, before = Controller.act, []
+
+    def observed_act(self, obs):
+        before.append(self.episode.memory.memory_state)
+        return act(self, obs)
+
+    monkeypatch.setattr(Controller, "act", observed_act)
+    while stage_run.step < stage_run.total:
+        stage_run.update()
+    stage_run.finish()
+    assert before[0] is None
+    assert all(memory is not None for memory in before[1:])  # not even where the task changes

@@ -19,6 +19,9 @@ from ami_agent.cli.main import main
 from ami_agent.config import build
 from ami_agent.training.actor_critic import choice_loss
 from modules.types import ConfigError
+from modules.world_model.dynamics import MLPDynamics, MLPDynamicsConfig
+from modules.world_model.jepa import DynamicsLevel
+from modules.world_model.latents import Latent
 from tests.conftest import error_line
 
 PAGE = (Path(__file__).parents[1] / "docs" / "your-module.md").read_text()
@@ -325,3 +328,30 @@ def test_options_of_one_energy_teach_the_policy_nothing_but_rounding_none():
     logits = torch.zeros(1, 3, requires_grad=True)
     (slope,) = torch.autograd.grad(choice_loss(logits, energy, (3,))["choice"], logits)
     assert slope.abs().max() < 0.25
+
+
+def test_a_task_of_an_own_intrinsic_cost_alone_needs_neither_goal_nor_drives(tiny):
+    @dataclass(frozen=True, kw_only=True)
+    class Height(ami.IntrinsicCostConfig):
+        def build(self):
+            return lambda rollout, context: -rollout.states[..., 0].mean(-1)
+
+    changes = {"cost.intrinsic": {"height": Height(weight=1.0)}, "configurator.critic": 0.0}
+    with closing(tiny.env.build(1)) as env:
+        agent = build(ami.override(tiny, changes), env.spec)
+    controller = agent.controller(task=ami.Task(), tensors=True)
+    assert controller.act(agent.spec.zeros(1)).terms.keys() >= {"height"}
+
+
+def test_the_forward_of_a_subclass_of_the_dynamics_is_the_one_that_is_unrolled():
+    class Still(MLPDynamics):
+        def forward(self, state, action_latent):
+            return state
+
+    config = MLPDynamicsConfig(hidden=4)
+    plain = config.build((3, 1, 1), 2)
+    still = Still(plain.input_layer, 4, 3, 2, 0)
+    torch.nn.init.normal_(still.delta_head.weight)
+    state = torch.randn(2, 3)
+    states = DynamicsLevel(still, Latent()).unroll(state, torch.ones(2, 4, 2))
+    assert torch.equal(states, state[:, None].expand(-1, 5, -1))

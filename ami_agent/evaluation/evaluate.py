@@ -399,6 +399,7 @@ def _run_beside_stage(
         if stage_run is None:
             raise
     stage_run.close_envs()
-    results = run()
-    stage_run.reopen_envs()
-    return results
+    try:
+        return run()
+    finally:
+        stage_run.reopen_envs()

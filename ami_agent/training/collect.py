@@ -73,8 +73,10 @@ class CollectWithPlanner(Stage):
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         envs = env.build(agent.replay_buffer.num_envs, agent.device, **self.options)
+        controller = agent.controller(tensors=True)  # one short-term memory for all tasks
         policies = [
-            agent_policy_factory(agent, "plan", task_spec) for task_spec in agent.tasks.values()
+            agent_policy_factory(agent, "plan", task_spec, controller=controller)
+            for task_spec in agent.tasks.values()
         ]
         return PlannerCollector(agent.eval(), envs, self.steps, policies, seed)
 

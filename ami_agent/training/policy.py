@@ -4,6 +4,7 @@ plans of Mode-2."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ami_agent.adapters.env import EnvConfig, done_of, next_obs_of
+from ami_agent.adapters.env import EnvAdapter, EnvConfig, done_of, next_obs_of
 from ami_agent.adapters.fault_tolerance import retry_on_worker_death
 from ami_agent.adapters.make import Options
 from ami_agent.agent import Agent
@@ -230,10 +231,14 @@ class DAggerRun(SGDStageRun):
     @torch.no_grad()
     def _collect_labels(self, round_index: int) -> Label:
         """Labels the steps of one round under the policy; in a task's first, under the planner."""
+        envs = self.env_config.build(self.stage.num_envs, self.agent.device, **self.stage.options)
+        with closing(envs) as env:
+            return self._label_steps(env, round_index)
+
+    def _label_steps(self, env: EnvAdapter, round_index: int) -> Label:
         seed, tasks = self.seed + 1_000_003 * round_index, list(self.agent.tasks.items())
         name, task_spec = tasks[round_index % len(tasks)]
         is_imitated = name in (self.stage.imitated_tasks or self.agent.tasks)
-        env = self.env_config.build(self.stage.num_envs, self.agent.device, **self.stage.options)
         generator = torch.Generator().manual_seed(seed)
         labels: list[Label] = []
         task_tracker = TaskTracker(task_spec)
@@ -260,7 +265,6 @@ class DAggerRun(SGDStageRun):
             result = env.step(obs, action)
             obs, info = next_obs_of(result), result.info
             reset_mask, done = done, done_of(result).cpu()  # the step after an end only resets
-        env.close()
         return Label(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
 
     def _with_noise(self, action: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from modules.actor.planning.evaluator import (
     safe_std,
     shift_actions,
     to_plan,
+    without_nan,
 )
 from modules.nets import silu_mlp
 from modules.types import (
@@ -172,14 +173,15 @@ class AdaptiveActor:
         zero_actions = state.new_zeros(len(state), 1, context.horizon, self.action_dim)
         candidates = torch.cat([previous, zero_actions], 1)
         evaluated = self.policy_proposal.evaluate_with(state, candidates, context)
-        plan = to_plan(evaluated, evaluated.energy[:, :-1].argmin(1), context)
+        energies = without_nan(evaluated.energy)  # a future that diverged is never good enough
+        plan = to_plan(evaluated, energies[:, :-1].argmin(1), context)
         last_plan = carry.last_plan
         if last_plan is None or len(last_plan.energy) != len(state):
             last_plan = LastPlan.none(plan.energy)
         last_plan = last_plan.advance()
         slack = self.config.slack * self.plan_energy_predictor.energy_std(context.task_vector)
-        needs_planning = last_plan.expired(plan.energy - slack) & self._loses_too_much(
-            state, evaluated.energy, slack, context
+        needs_planning = last_plan.expired(without_nan(plan.energy) - slack) & self._loses_too_much(
+            state, energies, slack, context
         )
         plan = plan._replace(
             candidate_states=plan.states[:, None],
@@ -207,7 +209,8 @@ class AdaptiveActor:
         loses too much of the predicted gain of planning over resting."""
         energy, rest_energy = energies[:, :-1].amin(1), energies[:, -1]
         expected = self.plan_energy_predictor(state, context.goal, context.task_vector)
-        allowed = self.config.tolerance * (rest_energy - expected).relu()
+        gain = (rest_energy - expected).relu()
+        allowed = self.config.tolerance * gain.masked_fill(gain.isinf(), 0)
         return energy > expected + allowed + slack
 
 

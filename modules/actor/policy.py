@@ -196,8 +196,10 @@ class StuckPerturbation:
         carry = carry._replace(num_plans=carry.num_plans + 1)
         if carry.num_plans % self.config.check_every:
             return plan, carry
-        last = carry.last_energy
-        progress = torch.inf if last is None else last.to(plan.energy) - plan.energy  # [B]
+        last = carry.last_energy  # [B]
+        if last is None or len(last) != len(plan.energy):
+            last = torch.full_like(plan.energy, torch.inf)
+        progress = last.to(plan.energy) - plan.energy
         stuck = (progress < self.config.min_progress) & (plan.energy > self.config.min_energy)
         rng = carry.rng.clone_state()
         noise = torch.randn(plan.action.shape[-1], generator=rng).to(plan.action)
@@ -241,7 +243,7 @@ class PlanningActor:
         self, state: Tensor, context: TaskContext, carry: PlanningCarry
     ) -> tuple[Plan, PlanningCarry]:
         """`[B, D]` -> a new plan, or the rest of the last one."""
-        if carry.remaining:
+        if carry.remaining and len(carry.remaining[0].energy) == len(state):
             return carry.remaining[0], carry._replace(remaining=carry.remaining[1:])
         plan, planner_carry = self.planner(state, context, carry.planner)
         stuck = carry.stuck

@@ -42,7 +42,7 @@ class DynamicsLevel(nn.Module):
 
     def unroll(self, state: Tensor, action_latents: Tensor) -> Tensor:
         """`[N, D]`, `[N, H, A + Z]` -> `[N, H + 1, D]`: H steps, one after the other."""
-        if isinstance(self.dynamics, MLPDynamics):
+        if type(self.dynamics) is MLPDynamics:  # a subclass may have another forward
             return torch.stack(self.dynamics.unroll(state, action_latents), 1)
         states = [state]
         for action_latent in action_latents.unbind(1):
@@ -245,6 +245,10 @@ class WorldModel(nn.Module):
         states of a step and the given actions to all actions of that step."""
         level, count = self.level(0), actions.shape[1] + num_extra
         if noise is not None:
+            if noise.shape[1] < actions.shape[2]:
+                raise ValueError(
+                    f"noise for {noise.shape[1]} steps, but {actions.shape[2]} actions are imagined"
+                )
             actions = actions.repeat_interleave(len(noise), 1)
             # H times [B * (P + num_extra) * K, U]
             noise_steps: Any = noise.repeat(len(state) * count, 1, 1).unbind(1)

@@ -179,7 +179,7 @@ class Collocation:
             energy, defects = self._defects(state, leaf, context, grad_scale=1, landed_fraction=0)
             # the defects keep the states in the graph of a cost that depends on actions alone
             (slope,) = torch.autograd.grad(energy.sum() + 0 * defects.sum(), leaf.states)
-        energy_scale = (step_scale * slope.norm(dim=-1).sum(-1).mean(1)).clamp_min(_TINY)
+        energy_scale = (step_scale * slope.norm(dim=-1).sum(-1).nanmean(1)).clamp_min(_TINY)
         step = step_scale / state.shape[1] ** 0.5
         return Units(step[:, None, None, None], energy_scale[:, None])
 

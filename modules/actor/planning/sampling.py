@@ -14,6 +14,7 @@ from modules.actor.planning.evaluator import (
     fitting_warm_start,
     safe_std,
     shift_actions,
+    without_nan,
 )
 from modules.types import (
     HORIZON,
@@ -75,7 +76,7 @@ class _Sampler:
             )
             samples = project(mean + std * noise)
             actions = torch.cat([best, project(mean), offered, samples], 1)
-            energy = self.evaluator.evaluate(state, actions, context).energy
+            energy = without_nan(self.evaluator.evaluate(state, actions, context).energy)
             mean, std = self.refit(actions, energy)
             index = energy.argmin(1, keepdim=True)
             best = actions.take_along_dim(index[..., None, None], 1)
@@ -129,7 +130,10 @@ class MPPI(_Sampler):
     config: MPPIConfig
 
     def refit(self, actions: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
-        scale = safe_std(energy, 1) * self.config.temperature
+        # a future that diverged has weight 0, and does not count in the spread of the others
+        highest = energy.masked_fill(energy.isinf(), -torch.inf).amax(1, keepdim=True)
+        finite = torch.where(energy.isinf(), highest, energy)
+        scale = safe_std(finite, 1) * self.config.temperature
         weight = (-energy / scale).softmax(1)[..., None, None]  # [B, P, 1, 1]
         mean = (weight * actions).sum(1, keepdim=True)
         variance = (weight * (actions - mean).square()).sum(1, keepdim=True)
