@@ -358,7 +358,7 @@ class Trainer:
             checkpoint.save(self.folder / "memory", self.agent.replay_buffer.state_dict(), metadata)
         elif not self.keep_replay_buffer:
             shutil.rmtree(self.folder / "memory", ignore_errors=True)
-        shutil.rmtree(self.chunks.folder, ignore_errors=True)
+        self.chunks.remove()
 
     def _saved_message(self) -> str:
         """What a run that is interrupted has saved."""
@@ -417,8 +417,9 @@ class Trainer:
         steps = int(current_head["steps"][0]) if current_head else 0
         self.head_at_stage_start, buffer = start_head, self.agent.replay_buffer
         max_rows = buffer_steps(self.config) + self.config.env.frame_stack
-        if self.stage_index >= len(self.config.stages) and not self.chunks.folder.exists():
-            return {}  # the run is complete
+        is_complete = self.stage_index >= len(self.config.stages)
+        if is_complete and not (self.keep_replay_buffer and self.chunks.folder.exists()):
+            return {}
         self.chunks.truncate(steps)
         in_stage = any(name.startswith("stage_run.") for name in tensors)
         if saved_head := start_head if in_stage else current_head:

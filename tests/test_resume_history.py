@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,7 +204,7 @@ def test_a_checkpoint_that_says_odd_things_is_refused_in_one_line(fact, value, d
     with pytest.raises(
         ConfigError, match=r"does not say at which|is not complete|a replay buffer of 1"
     ):
-        ami.train(line(), out=run, resume=True)
+        ami.train(line(), out=run, resume=True, keep_replay_buffer=True)
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +213,37 @@ def done(tmp_path_factory):
     run = tmp_path_factory.mktemp("ended") / "run"
     ami.train(line(), out=run)
     return run
+
+
+def test_a_process_killed_while_it_removes_the_replay_buffer_of_a_complete_run(
+    tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    config = line(collect=20, updates=2, interact=2)
+    kept: list[Path] = []
+
+    rmtree = shutil.rmtree
+
+    def killed(folder: Path, ignore_errors: bool = False) -> None:
+        if Path(folder).name.startswith("replay") and Path(folder).exists():
+            kept.append(Path(folder))
+            raise KeyboardInterrupt
+        rmtree(folder, ignore_errors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ami.train(config, out=out)
+    assert kept
+    assert not (out / "replay").exists()  # all or none
+    ami.train(config, out=out, resume=True)
+    assert not [path for path in out.iterdir() if path.name.startswith("replay")]
+
+
+def test_a_complete_run_needs_no_replay_buffer(tmp_path):
+    out = tmp_path / "run"
+    config = line(collect=20, updates=2, interact=2)
+    weights = ami.train(config, out=out).state_dict()
+    (out / "replay" / "000000000000-000000000004").mkdir(parents=True)  # half removed
+    again = ami.train(config, out=out, resume=True).state_dict()
+    assert all(torch.equal(part, again[name]) for name, part in weights.items())

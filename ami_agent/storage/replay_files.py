@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -94,6 +95,14 @@ class Chunks:
             if first >= steps:
                 shutil.rmtree(self._path(first, last), ignore_errors=True)
         self.saved = steps
+
+    def remove(self) -> None:
+        """Removes all chunks at once: a process that is killed meanwhile leaves all or none."""
+        removed = self.folder.with_name(f"{self.folder.name}.removed")
+        shutil.rmtree(removed, ignore_errors=True)  # of a process that was killed here
+        with suppress(OSError):
+            self.folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def _chunks(self) -> list[tuple[int, int]]:
         """First and last step of each chunk, in order."""
