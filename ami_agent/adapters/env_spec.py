@@ -241,7 +241,10 @@ def space_from_json(data: Any, depth: int = 0) -> Space:
         return spaces.MultiBinary(_shape(n) if isinstance(n, list) else _shape([n])[0])
     dtype = np.dtype(data["dtype"])
     if kind == "Discrete":
-        return spaces.Discrete(int(data["n"]), start=int(data["start"]), dtype=dtype.type)
+        n, start = int(data["n"]), int(data["start"])
+        # Gymnasium 1.1 knows int64 alone
+        other = {} if dtype == np.int64 else {"dtype": dtype.type}
+        return spaces.Discrete(n, start=start, **other)
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(
             np.array(data["nvec"]), dtype.type, start=np.array(data["start"])
