@@ -148,7 +148,7 @@ def any_bytes(path: Path, rng: random.Random) -> None:
 
 
 def other_kind(path: Path, rng: random.Random) -> None:
-    """Not a file at all, or one that nobody could hold."""
+    """Not a file at all, or one too large to hold."""
     path.unlink()
     kind = rng.randrange(6)
     if kind == 0:

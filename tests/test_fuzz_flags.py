@@ -1,4 +1,4 @@
-"""Command lines that nobody should write: each is carried out, or refused in one line that names
+"""Command lines with mistakes of every kind: each is carried out, or refused in one line that names
 something of it. Everything is checked before the work begins, and there these tests stop."""
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Blank(gymnasium.Env):
 
 @pytest.fixture(scope="module")
 def agents():
-    """An agent for each observation space, made when it is asked for."""
+    """An agent for each observation space, made when a test needs it."""
     torch.set_num_threads(1)
     gymnasium.register(
         "fuzz/Blank-v0", entry_point=Blank, max_episode_steps=20, disable_env_checker=True

@@ -1,4 +1,4 @@
-"""Run folders that somebody else wrote, or something damaged, under every command that reads one:
+"""Run folders of a stranger, or damaged ones, under every command that reads one:
 the command is carried out, or refused in one line, and nothing that a folder names is executed."""
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_every_act_has_another_chance_and_an_episode_the_same_ones_again(how):
         drawn = []
         for _ in range(2):
             before = controller.episode.noise_rng.clone_state()
-            getattr(controller, how)(obs)  # whoever asks an actor itself perceives first
+            getattr(controller, how)(obs)  # the first half of act draws it
             drawn.append(agent.evaluator.with_noise(controller.context, before).noise)
         return drawn
 

@@ -137,7 +137,7 @@ class Remembering:
         return state
 
 
-def lived(term: Remembering, features: Tensor) -> Tensor:
+def episode_states_of(term: Remembering, features: Tensor) -> Tensor:
     """`[B, T, D]` -> the states that one is in, `[B, T, D]`."""
     return torch.stack([term.update(now) for now in features.unbind(1)], 1)
 
@@ -146,7 +146,8 @@ def lived(term: Remembering, features: Tensor) -> Tensor:
 def test_who_learns_recalls_what_who_episodes_does(form):
     recall = recall_of(form)
     torch.testing.assert_close(
-        lived(Remembering(recall), normal(2, 7, D)), unroll_memory(recall, normal(2, 7, D))
+        episode_states_of(Remembering(recall), normal(2, 7, D)),
+        unroll_memory(recall, normal(2, 7, D)),
     )
 
 
@@ -175,17 +176,17 @@ def test_an_episode_may_begin_in_some_envs_in_all_or_in_others(form):
     new = unroll_memory(recall, coming)
     for is_first in (None, torch.ones(3, dtype=torch.bool)):
         term = Remembering(recall)
-        lived(term, past)
+        episode_states_of(term, past)
         term.reset(is_first)
-        torch.testing.assert_close(lived(term, coming), new)
+        torch.testing.assert_close(episode_states_of(term, coming), new)
     term = Remembering(recall)
-    lived(term, past)
+    episode_states_of(term, past)
     term.reset(torch.tensor([False, True, False]))
-    found = lived(term, coming)
+    found = episode_states_of(term, coming)
     torch.testing.assert_close(found[1], new[1])
     torch.testing.assert_close(found[0], unroll_memory(recall, torch.cat([past, coming], 1))[0, 5:])
     term.reset(torch.tensor([True, False]))  # other worlds altogether
-    torch.testing.assert_close(lived(term, coming[:2]), new[:2])
+    torch.testing.assert_close(episode_states_of(term, coming[:2]), new[:2])
 
 
 def test_nothing_collected_before_is_near_when_an_episode_begins():
