@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from modules.actor.planning.evaluator import (
-    RandomProposals,
     RolloutEvaluator,
     best_plan,
-    fitting_warm_start,
     lowest_energy,
     shift_actions,
     total_energy,
 )
-from modules.actor.planning.gradient import Adam, best_of, descend
+from modules.actor.planning.gradient import Adam, DescentPlanner, best_of, descend
 from modules.types import (
     FRACTION,
     GOAL_COSTS,
@@ -107,7 +105,7 @@ class CollocationConfig:
         return Collocation(self, evaluator, proposal_fn)
 
 
-class Collocation:
+class Collocation(DescentPlanner):
     """Collocation: Adam on virtual states and actions of several candidates at once.
 
     The objective is
@@ -120,22 +118,14 @@ class Collocation:
     At every sync the actions alone descend the energy of their real rollouts. The plan is the best
     actions by that energy, never a virtual future."""
 
-    def __init__(
-        self, config: CollocationConfig, evaluator: RolloutEvaluator, proposal_fn: ProposalFn
-    ) -> None:
-        self.config, self.evaluator, self.proposal_fn = config, evaluator, proposal_fn
-        self.random_proposals = RandomProposals(evaluator.action_space, evaluator.action_dim)
+    config: CollocationConfig
 
     def __call__(
         self, state: Tensor, context: TaskContext, carry: PlannerCarry
     ) -> tuple[Plan, PlannerCarry]:
         """`[B, D]` -> the best plan found; no parameter keeps a gradient."""
         config, rng = self.config, carry.rng.clone_state()
-        previous = fitting_warm_start(carry.warm_start, state, context, self.evaluator.action_dim)
-        offered = torch.cat([previous, self.proposal_fn(state, context, rng)], 1)
-        num_random = max(0, config.num_proposals - previous.shape[1])
-        random = self.random_proposals(state, context, num_random, rng)
-        iterations = config.warm_iterations if previous.shape[1] else context.iterations
+        offered, random, iterations = self.initial_candidates(state, context, carry.warm_start, rng)
         with torch.no_grad():
             evaluations = [self.evaluator.evaluate(state, torch.cat([offered, random], 1), context)]
         raw = self.evaluator.action_space.unsquash(evaluations[0].rollout.actions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,26 +60,39 @@ class GradientPlannerConfig:
         return GradientPlanner(self, evaluator, proposal_fn)
 
 
-class GradientPlanner:
-    """Adam on the actions of several candidates at once; the plan is the best actions evaluated."""
+class DescentPlanner:
+    """What planners share that improve a few candidates by gradient."""
 
-    def __init__(
-        self, config: GradientPlannerConfig, evaluator: RolloutEvaluator, proposal_fn: ProposalFn
-    ) -> None:
+    def __init__(self, config: Any, evaluator: RolloutEvaluator, proposal_fn: ProposalFn) -> None:
         self.config, self.evaluator, self.proposal_fn = config, evaluator, proposal_fn
         self.random_proposals = RandomProposals(evaluator.action_space, evaluator.action_dim)
+
+    def initial_candidates(
+        self, state: Tensor, context: TaskContext, warm_start: Tensor | None, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor, int]:
+        """Those offered by the last plan and the policy, the random ones, `[B, *, H, A]` each, and
+        the number of iterations."""
+        config = self.config
+        previous = fitting_warm_start(warm_start, state, context, self.evaluator.action_dim)
+        num_random = max(0, config.num_proposals - previous.shape[1])
+        random = self.random_proposals(state, context, num_random, rng)
+        offered = torch.cat([previous, self.proposal_fn(state, context, rng)], 1)
+        iterations = config.warm_iterations if previous.shape[1] else context.iterations
+        return offered, random, iterations
+
+
+class GradientPlanner(DescentPlanner):
+    """Adam on the actions of several candidates at once; the plan is the best actions evaluated."""
+
+    config: GradientPlannerConfig
 
     def __call__(
         self, state: Tensor, context: TaskContext, carry: PlannerCarry
     ) -> tuple[Plan, PlannerCarry]:
         """`[B, D]` -> the best plan found; no parameter keeps a gradient."""
         config, rng = self.config, carry.rng.clone_state()
-        previous = fitting_warm_start(carry.warm_start, state, context, self.evaluator.action_dim)
-        num_random = max(0, config.num_proposals - previous.shape[1])
-        random = self.random_proposals(state, context, num_random, rng)
-        candidates = torch.cat([previous, self.proposal_fn(state, context, rng), random], 1)
-        iterations = config.warm_iterations if previous.shape[1] else context.iterations
-        raw = self.evaluator.action_space.unsquash(candidates)
+        offered, random, iterations = self.initial_candidates(state, context, carry.warm_start, rng)
+        raw = self.evaluator.action_space.unsquash(torch.cat([offered, random], 1))
         _, best = descend(self.evaluator, state, raw, context, iterations, config.lr)
         warm_start = lowest_energy(best.rollout.actions, best.energy, config.num_warm_starts)
         return best_plan(best, context), PlannerCarry(rng, shift_actions(warm_start))
