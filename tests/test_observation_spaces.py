@@ -18,10 +18,10 @@ from gymnasium import spaces
 from rich.console import Console
 
 import ami_agent as ami
-from ami_agent.adapters import observations
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.fault_tolerance import EnvError
-from ami_agent.adapters.observations import ignored_fields, obs_fields, read_obs
+from ami_agent.adapters.observations import ignored_fields, obs_fields
+from ami_agent.adapters.spaces import _already_warned, read_obs
 from ami_agent.config import build
 from ami_agent.logger import RunLogger
 from ami_agent.train import Trainer
@@ -78,7 +78,7 @@ def shows(request):
         )  # which would warn as well
         return known[-1]
 
-    observations._already_warned.clear()
+    _already_warned.clear()
     yield register
     for name in known:
         gymnasium.registry.pop(name, None)

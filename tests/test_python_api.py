@@ -18,7 +18,7 @@ import ami_agent as ami
 from ami_agent import recipes
 from ami_agent.adapters import env_spec
 from ami_agent.adapters.env import EnvConfig, check_same_spaces
-from ami_agent.adapters.env_spec import Interface
+from ami_agent.adapters.observations import interface_to
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build, override
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
@@ -195,7 +195,7 @@ def unbounded_agent() -> Agent:
         agent = build(
             override(config, {"memory.short_term": GRUMemoryConfig(hidden=4)}), env_.spec
         ).eval()
-    interface = Interface(Box(-np.inf, np.inf, (3,), f32), agent.spec.interface.action_space)
+    interface = interface_to(Box(-np.inf, np.inf, (3,), f32), agent.spec.interface.action_space)
     agent.spec = agent.spec._replace(interface=interface)
     return agent
 

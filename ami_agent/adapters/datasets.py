@@ -20,7 +20,8 @@ import torch
 
 from ami_agent.adapters.env import EnvAdapter
 from ami_agent.adapters.env_spec import differences, from_json
-from ami_agent.adapters.observations import bounds_of, read_obs
+from ami_agent.adapters.observations import bounds_of
+from ami_agent.adapters.spaces import read_obs
 from ami_agent.storage import checkpoint, files
 from modules.memory.replay_buffer import BY_ENV, ReplayBuffer
 from modules.types import CONTINUE, ConfigError, Trajectory

@@ -28,7 +28,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from torch import Tensor
 
-from ami_agent.adapters.env_spec import EnvironmentSpec, Interface, differences, env_spec_of
+from ami_agent.adapters.env_spec import EnvironmentSpec, differences, env_spec_of
 from ami_agent.adapters.fault_tolerance import (
     EnvCreationError,
     EnvError,
@@ -45,7 +45,8 @@ from ami_agent.adapters.make import (
     native_entry_point,
     native_vector_space,
 )
-from ami_agent.adapters.observations import Layout, OutOfBounds, ignored_fields, read_obs
+from ami_agent.adapters.observations import ignored_fields, interface_to
+from ami_agent.adapters.spaces import Interface, Layout, OutOfBounds, read_obs
 from ami_agent.adapters.vector_env import fill_missing, read_table, reported
 from ami_agent.resources import num_cores
 from modules.configurator import TaskSpec
@@ -142,7 +143,7 @@ class EnvConfig:
 
     def interface(self, observation: spaces.Space, action: spaces.Space) -> Interface:
         """The interface to these spaces; ConfigError where the agent can't handle them."""
-        return Interface(
+        return interface_to(
             observation, action, self.frame_stack, self.obs_layout, self.out_of_bounds, self.id
         )
 

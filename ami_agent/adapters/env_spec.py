@@ -3,105 +3,19 @@ JSON form without loss, and the differences of two specs in words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import Space, spaces
-from torch import Tensor
 
-from ami_agent.adapters.actions import ActionAdapter, action_adapter
-from ami_agent.adapters.fault_tolerance import EnvError
-from ami_agent.adapters.observations import (
-    Layout,
-    ModalitySpec,
-    ObsField,
-    OutOfBounds,
-    Path,
-    leaves,
-    obs_fields,
-    read_obs,
-)
+from ami_agent.adapters.observations import leaves
+from ami_agent.adapters.spaces import Interface, ModalitySpec
 from modules.types import ConfigError, Observation, Transition
 
-MAX_ABS_VALUE = 1e18
-"""The largest number that may be observed: the square of a much larger one is infinite in float32,
-and would make results wrong without an error."""
-NUMERIC_KINDS = "biuf"
-"""Kinds of NumPy arrays that hold numbers: booleans, integers, floats."""
 MAX_DEPTH, MAX_NUMBERS = 16, 10_000_000
 """Levels of nested spaces, and numbers of one space, that are read from a file."""
-
-
-@dataclass
-class Interface:
-    """An environment's spaces, and the agent's readings of them."""
-
-    observation_space: Space
-    action_space: Space
-    frame_stack: int = 1
-    layouts: Mapping[str, Layout] = field(default_factory=dict)
-    out_of_bounds: OutOfBounds = field(default="pass", compare=False)
-    env: str = field(default="", compare=False)
-    obs_fields: Mapping[str, ObsField] = field(init=False, compare=False)
-    action_adapter: ActionAdapter = field(init=False, compare=False)
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for spaces that the agent can't observe or act in."""
-        self.obs_fields = obs_fields(
-            self.observation_space, self.frame_stack, layouts=self.layouts,
-            out_of_bounds=self.out_of_bounds, env=self.env,
-        )  # fmt: skip
-        self.action_adapter = action_adapter(self.action_space)
-
-    def read(
-        self, obs: Any, sizes: Collection[int] | None, what: str = "observation"
-    ) -> Observation:
-        """The observation that `env.reset` or `env.step` returned -> tensors for the agent's
-        encoders, `[B, *O]`.
-
-        `sizes`: the allowed batch sizes; None for a single environment, whose observations have no
-        batch axis. Raises ConfigError, with the part and the environment that is wrong, for values
-        that are not of the observation space, or not finite."""
-        used_paths = {reader.path for reader in self.obs_fields.values()}
-        arrays: dict[Path, np.ndarray] = {}
-        for path, space, part in _checked_leaves(self.observation_space, obs, what):
-            if path in used_paths:
-                label = _label(what, path)
-                array = _array(part, space, label)
-                array = array[None] if sizes is None else array
-                _check_shape(array, space, sizes, label)
-                arrays[path] = _cast(array, space, sizes is not None, label)
-        num_envs = len(next(iter(arrays.values())))
-        if any(len(array) != num_envs for array in arrays.values()):
-            lengths = ", ".join(f"{_label(what, p)} of {len(a)}" for p, a in arrays.items())
-            raise ConfigError(f"the {what}'s parts are of different numbers of envs: {lengths}")
-        try:
-            return self._convert(arrays, what)
-        except ConfigError:
-            for env in range(num_envs) if num_envs > 1 else ():  # only to name the environment
-                row = {path: array[env : env + 1] for path, array in arrays.items()}
-                self._convert(row, f"{what} of environment {env}")
-            raise
-
-    def env_action(self, action: Tensor, batch: bool) -> Any:
-        """Actions `[B, A]` in [-1, 1] -> the argument of `env.step`: a batch, or the action of a
-        single environment."""
-        native = self.action_adapter.to_env(action.detach().cpu().numpy())
-        if batch:
-            return native
-        is_number = isinstance(self.action_space, spaces.Discrete)
-        return native[0] if is_number else np.asarray(native[0])
-
-    def _convert(self, arrays: Mapping[Path, np.ndarray], what: str) -> Observation:
-        fields = {n: read._replace(path=(read.path,)) for n, read in self.obs_fields.items()}
-        try:
-            found = read_obs(fields, arrays, what)
-        except EnvError as error:  # here the user gave the observation
-            raise ConfigError(str(error)) from None
-        return found.get("obs", found)
 
 
 class EnvironmentSpec(NamedTuple):
@@ -327,111 +241,3 @@ def _describe_bounds(space: spaces.Space) -> str:
         bounds = (space.low.flat[0:1], space.high.flat[0:1])
     low, high = (np.array2string(b.ravel()[:8], separator=", ", threshold=8) for b in bounds)
     return f"from {low} to {high}".replace("\n", "")
-
-
-def _checked_leaves(
-    space: Space, obs: Any, what: str, path: Path = ()
-) -> Iterator[tuple[Path, Space, Any]]:
-    """The parts of an observation, each with its path and its space."""
-    label = _label(what, path)
-    if isinstance(space, spaces.Dict):
-        _check_keys(space, obs, label)
-        for key, part in space.spaces.items():
-            yield from _checked_leaves(part, obs[key], what, (*path, key))
-    elif isinstance(space, spaces.Tuple):
-        if not isinstance(obs, (tuple, list)) or len(obs) != len(space.spaces):
-            raise ConfigError(
-                f"the {label} is {_describe(obs)}; it must be a tuple of {len(space.spaces)} parts"
-            )
-        for index, (part, found) in enumerate(zip(space.spaces, obs, strict=True)):
-            yield from _checked_leaves(part, found, what, (*path, index))
-    else:
-        yield path, space, obs
-
-
-def _check_keys(space: spaces.Dict, obs: Any, label: str) -> None:
-    names = ", ".join(map(repr, space.spaces))
-    if not isinstance(obs, Mapping):
-        raise ConfigError(f"the {label} is {_describe(obs)}; it must be a dict of {names}")
-    # Gymnasium puts a mask `_name` beside every `name` that it merges from infos
-    masks = {f"_{key}" for key in space.spaces}
-    for problem, keys in (
-        ("lacks", [key for key in space.spaces if key not in obs]),
-        ("also has", [key for key in obs if key not in space.spaces and key not in masks]),
-    ):
-        if keys:
-            found = ", ".join(map(repr, keys))
-            raise ConfigError(f"the {label} {problem} {found}; it must be a dict of {names}")
-
-
-def _label(what: str, path: Path) -> str:
-    return what + (f" {'/'.join(map(str, path))!r}" if path else "")
-
-
-def _array(part: Any, space: Space, label: str) -> np.ndarray:
-    """The part as an array of numbers that the space's dtype can hold."""
-    if isinstance(part, Tensor) and (part.layout != torch.strided or part.is_quantized):
-        raise ConfigError(f"the {label} is a sparse or quantized tensor; it must be dense")
-    if np.ma.isMaskedArray(part):
-        raise ConfigError(f"the {label} is a masked array; it must be a plain one")
-    try:
-        if isinstance(part, Tensor):
-            dense = part.detach().cpu()
-            part = (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
-        array = np.asarray(part)
-    except Exception:  # whatever the conversion of an object of any kind raises
-        raise ConfigError(f"the {label} is {_describe(part)}, not an array of numbers") from None
-    is_integer = _dtype(space).kind != "f"
-    if array.dtype.kind not in NUMERIC_KINDS or (array.dtype.kind == "f" and is_integer):
-        numbers = f"whole numbers of {space}" if is_integer else f"numbers of {_dtype(space)}"
-        raise ConfigError(f"the {label} is {_describe(array)}; it must hold {numbers}")
-    return array
-
-
-def _check_shape(
-    array: np.ndarray, space: Space, sizes: Collection[int] | None, label: str
-) -> None:
-    shape = tuple(space.shape or ())
-    if sizes is None:
-        if array.shape[1:] != shape:
-            raise ConfigError(
-                f"the {label} is of shape {array.shape[1:]}; of a single environment it must be "
-                f"{shape} (several at once: agent.controller(num_envs=...))"
-            )
-    elif array.ndim == 0 or array.shape[1:] != shape or array.shape[0] not in sizes:
-        expected = " or ".join(str((size, *shape)) for size in sorted(sizes))
-        raise ConfigError(f"the {label} is of shape {array.shape}; it must be {expected}")
-
-
-def _cast(array: np.ndarray, space: Space, batch: bool, label: str) -> np.ndarray:
-    """The array in the space's dtype; ConfigError where that changes a number, or where one is
-    not finite."""
-    dtype = _dtype(space)
-    if dtype.kind == "f":
-        # never narrower than float32, in which the agent computes
-        dtype = np.result_type(dtype, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        converted = array.astype(dtype)
-    if dtype.kind == "f":
-        is_ok, problem = np.isfinite(array), "NaN or infinity"
-        if is_ok.all():
-            is_ok = np.abs(converted) <= MAX_ABS_VALUE
-            problem = f"a number beyond {MAX_ABS_VALUE:g}, too large"
-    else:
-        is_ok, problem = converted == array, f"a number that is none of {space}"
-    is_valid = is_ok.reshape(len(array), -1).all(1)
-    if not is_valid.all():
-        where = f" of environment {int(np.flatnonzero(~is_valid)[0])}" if batch else ""
-        raise ConfigError(f"the {label}{where} holds {problem}")
-    return converted
-
-
-def _dtype(space: Space) -> np.dtype:
-    return np.dtype(space.dtype or np.float32)
-
-
-def _describe(part: Any) -> str:
-    """The type of a value, in words."""
-    if isinstance(part, (np.ndarray, Tensor)):
-        return f"an array of {part.dtype} {tuple(part.shape)}"
-    return f"a {type(part).__name__}"

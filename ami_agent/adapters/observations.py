@@ -8,22 +8,36 @@ other numbers become float32; the encoder standardizes them.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, reduce
 from math import prod
 from operator import getitem
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
 
-from ami_agent.adapters.actions import action_adapter
-from ami_agent.adapters.fault_tolerance import EnvError
+from ami_agent.adapters.spaces import (
+    Bounds,
+    Convert,
+    Interface,
+    Layout,
+    ModalitySpec,
+    ObsField,
+    OutOfBounds,
+    Path,
+    action_adapter,
+    as_bytes,
+    as_is,
+    obs_label,
+    to_bytes,
+    to_floats,
+    to_vectors,
+    warn_once,
+)
 from modules.types import ConfigError
 
 MIN_IMAGE_SIDE = 8
@@ -38,98 +52,9 @@ MIN_STACKED_SIDE = 32
 ROUNDING_TOLERANCE = 1e-5
 """Fraction of its range by which a number may leave its space through rounding."""
 
-Path: TypeAlias = tuple[Any, ...]
-"""The keys that lead to a leaf."""
-Layout: TypeAlias = Literal["auto", "vector", "set", "channels-last", "channels-first", "ignore"]
-"""How a user says that an array is read; `auto` leaves it to `guess_layout`."""
-OutOfBounds: TypeAlias = Literal["pass", "clip", "refuse"]
-"""The treatment of a finite number outside its Box."""
-TREATMENTS = {"pass": ("used as they are", "clip or refuse"), "clip": ("clipped", "pass or refuse")}
-"""In words, with the other choices."""
-Convert: TypeAlias = Callable[[Any], Any]
-"""`[B, *leaf]` -> `[B, *modality.shape]`"""
-
-log = logging.getLogger(__name__)
-_already_warned: set[tuple[str, ...]] = set()  # of this process: an environment is made many times
-
-
-class ModalitySpec(NamedTuple):
-    """Shape and dtype of one modality."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype = torch.float32
-
 
 Conversion: TypeAlias = tuple[ModalitySpec, Convert, str]
 """And its summary, in words."""
-
-
-class Bounds(NamedTuple):
-    """The lowest and the highest numbers of a space, and the tolerance for rounding."""
-
-    low: np.ndarray
-    high: np.ndarray
-    tolerance: Any = 0.0
-
-
-class OutOfBoundsError(ValueError):
-    """A number outside its space."""
-
-    def __init__(self, number: float, relation: str, index: tuple[int, ...] = ()) -> None:
-        position = f" at {list(index)}" if index else ""
-        super().__init__(f"{number:g}{position}, {relation}")
-        self.number = number
-
-
-class ObsField(NamedTuple):
-    """One leaf of an observation: its place, its space and its conversion."""
-
-    path: Path
-    space: spaces.Space
-    modality: ModalitySpec
-    convert: Convert
-    summary: str  # of the conversion, in words
-    bounds: Bounds | None  # None: no number can be outside
-    out_of_bounds: OutOfBounds
-    name: str
-    env: str
-
-    def __call__(self, obs: Any, what: str = "observation") -> Any:
-        """Raises OutOfBoundsError for a number outside the space where that is refused, ValueError
-        for another shape. `what`: the observation's name in a warning."""
-        part = self.leaf(obs)
-        part = part if isinstance(part, Tensor) else np.asarray(part)
-        if tuple(part.shape[1:]) != self.space.shape:
-            raise ValueError(f"its shape is {tuple(part.shape[1:])}, not {self.space.shape}")
-        if self.bounds is not None and isinstance(part, np.ndarray):
-            part = self._check_bounds(part, self.bounds, what)
-        return self.convert(part)
-
-    def leaf(self, obs: Any) -> Any:
-        """This field's part of an observation as the environment delivers it."""
-        return reduce(getitem, self.path, obs)
-
-    def _check_bounds(self, part: np.ndarray, bounds: Bounds, what: str) -> np.ndarray:
-        """Leaves NaN and infinities to `read_obs`, which refuses them."""
-        outside = (part < bounds.low - bounds.tolerance) | (part > bounds.high + bounds.tolerance)
-        if not outside.any() or not np.isfinite(part).all():
-            return part
-        first = tuple(np.argwhere(outside)[0].tolist())
-        value, index = part[first], first[1:]
-        low, high = (np.broadcast_to(edge, part.shape[1:])[index] for edge in bounds[:2])
-        relation = f"below its low {low:g}" if value < low else f"above its high {high:g}"
-        error = OutOfBoundsError(float(value), relation, index)
-        if self.out_of_bounds == "refuse" or not isinstance(self.space, spaces.Box):
-            raise error
-        treatment, alternatives = TREATMENTS[self.out_of_bounds]
-        _warn_once(
-            (self.env, what, self.name),
-            f"{_obs_label(self.env, what, self.name)} holds {error}: this and later ones are "
-            f"{treatment} (--env.out-of-bounds {alternatives})",
-        )
-        if self.out_of_bounds == "pass":
-            return part
-        return np.clip(part, self.space.low, self.space.high).astype(part.dtype)
 
 
 @dataclass
@@ -149,24 +74,25 @@ class IgnoredField:
         for text in reduce(getitem, self.path, obs) if self.is_text else ():
             self.first = text if self.first is None else self.first
             if text != self.first:
-                _warn_once(
+                warn_once(
                     (self.env, "text", self.name),
-                    f"{_obs_label(self.env, 'observation', self.name)} varies ({self.first!r}, "
+                    f"{obs_label(self.env, 'observation', self.name)} varies ({self.first!r}, "
                     f"then {text!r}), and the agent reads no text: it can't learn what depends on "
                     "it",
                 )
                 return
 
 
-def _warn_once(key: tuple[str, ...], message: str) -> None:
-    if key not in _already_warned:
-        _already_warned.add(key)
-        log.warning(message)
-
-
-def _obs_label(env: str, what: str, name: str) -> str:
-    label = what if name == "obs" else f"{what} {name!r}"
-    return f"environment {env!r}: {label}" if env else label
+def interface_to(
+    observation_space: spaces.Space, action_space: spaces.Space, stack: int = 1,
+    layouts: Mapping[str, Layout] | None = None, out_of_bounds: OutOfBounds = "pass", env: str = "",
+) -> Interface:  # fmt: skip
+    """How the agent reads these spaces; ConfigError where it can't observe them or act in them."""
+    fields = obs_fields(
+        observation_space, stack, layouts=layouts, out_of_bounds=out_of_bounds, env=env
+    )
+    adapter = action_adapter(action_space)
+    return Interface(observation_space, action_space, stack, layouts or {}, fields, adapter)
 
 
 def obs_fields(
@@ -251,30 +177,6 @@ def _is_text(space: spaces.Space) -> bool:
     return False
 
 
-def read_obs(fields: Mapping[str, ObsField], obs: Any, what: str) -> dict[str, Tensor]:
-    """The observations `[B, *O]` of each field; EnvError where they are not of their space."""
-    found = {}
-    for name, reader in fields.items():
-        label = _obs_label(reader.env, what, name)
-        try:
-            part = found[name] = torch.as_tensor(reader(obs, what))
-            is_valid, reason = part.shape[1:] == reader.modality.shape, ""
-        except OutOfBoundsError as out_of_bounds:
-            is_box = isinstance(reader.space, spaces.Box)
-            alternative = ", or set --env.out-of-bounds to pass or clip" if is_box else ""
-            raise EnvError(
-                f"{label} holds {out_of_bounds}, outside its space {reader.space}: correct the "
-                f"environment or its observation_space{alternative}"
-            ) from None
-        except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
-            is_valid, reason = False, f": {error}"
-        if not is_valid:
-            raise EnvError(f"{label} is not of its space {reader.space}{reason}")
-        if part.is_floating_point() and not part.isfinite().all():
-            raise EnvError(f"{label} holds NaN or infinity")
-    return found
-
-
 def _conversion(what: str, space: spaces.Space, stack: int, layout: Layout) -> Conversion:
     if isinstance(space, spaces.Box):
         return _box_conversion(what, space, stack, layout)
@@ -289,7 +191,7 @@ def _conversion(what: str, space: spaces.Space, stack: int, layout: Layout) -> C
         return modality, adapter.from_env, f"one-hot, {adapter.size} numbers"
     if isinstance(space, spaces.MultiBinary):
         size = prod(space.shape)
-        return ModalitySpec((size,)), partial(_floats, shape=(-1,)), f"vector, {size} switches"
+        return ModalitySpec((size,)), partial(to_vectors, shape=(-1,)), f"vector, {size} switches"
     raise ConfigError(
         f"{what} {space}; the agent observes Box, Discrete, MultiDiscrete, MultiBinary, and "
         "Dict or Tuple of these: wrap the environment so that it delivers one of them "
@@ -336,14 +238,14 @@ def _box_conversion(what: str, space: spaces.Box, stack: int, layout: Layout) ->
         if len(shape) != 2:
             raise ConfigError(f"{what} {space}, which can't be read as set: a set has 2 axes")
         summary = f"set, {shape[0]} vectors of {shape[1]} numbers each, {space.dtype}"
-        convert = _as_is if space.dtype == np.float32 else partial(_floats, shape=shape)
+        convert = as_is if space.dtype == np.float32 else partial(to_vectors, shape=shape)
         return ModalitySpec(shape), convert, summary
     shape_note = f" (shape {shape})" if len(shape) > 1 else ""
     count_text = f"{prod(shape)} number{'s' if prod(shape) > 1 else ''}"
     # float32 rounds a clock in seconds since 1970, float64, to steps of two minutes
     is_double = not np.can_cast(space.dtype, np.float32)
     is_plain_vector = len(shape) == 1 and space.dtype == np.float32
-    convert = _as_is if is_plain_vector else partial(_floats, shape=(-1,), double=is_double)
+    convert = as_is if is_plain_vector else partial(to_vectors, shape=(-1,), double=is_double)
     modality = ModalitySpec((prod(shape),), torch.float64 if is_double else torch.float32)
     return modality, convert, f"vector, {count_text}{shape_note}, {space.dtype}"
 
@@ -405,10 +307,10 @@ def _image_conversion(
     summary = f"image, {height}x{width}, {frames_text}{channels_text}, {space.dtype}, {order}"
     image_shape = (frames * channels, height, width)
     if space.dtype not in (np.uint8, np.bool_):
-        to_floats = partial(_to_floats, shape=image_shape, last=last, origin=_origin(space))
-        return ModalitySpec(image_shape), to_floats, summary
+        convert = partial(to_floats, shape=image_shape, last=last, origin=_origin(space))
+        return ModalitySpec(image_shape), convert, summary
     is_plain = space.dtype == np.uint8 and not last and space.shape == image_shape
-    convert = _as_bytes if is_plain else partial(_to_bytes, shape=image_shape, last=last)
+    convert = as_bytes if is_plain else partial(to_bytes, shape=image_shape, last=last)
     return ModalitySpec(image_shape, torch.uint8), convert, summary
 
 
@@ -422,41 +324,3 @@ def _origin(space: spaces.Box) -> np.ndarray | None:
         low, high = space.low.astype(float), space.high.astype(float)
         is_narrow = abs(low) > high - low
     return np.where(is_narrow, space.low, 0).astype(np.int64 if is_integer else np.float64)
-
-
-def _as_is(part: Any) -> Any:
-    return part
-
-
-def _floats(part: Any, shape: tuple[int, ...], double: bool = False) -> np.ndarray:
-    part = np.asarray(part)
-    return part.reshape(len(part), *shape).astype(np.float64 if double else np.float32)
-
-
-def _channels_first(part: np.ndarray, shape: tuple[int, ...], last: bool) -> np.ndarray:
-    part = np.moveaxis(part, -1, -3) if last else part
-    return part.reshape(len(part), *shape)
-
-
-def _as_bytes(part: Any) -> Any:
-    """Raises ValueError for numbers that are no bytes."""
-    if isinstance(part, Tensor) or part.dtype == np.uint8:
-        return part
-    converted = part.astype(np.uint8)
-    if (converted != part).any():
-        raise ValueError("it holds numbers that are no bytes")
-    return converted
-
-
-def _to_bytes(part: Any, shape: tuple[int, ...], last: bool) -> np.ndarray:
-    part = _channels_first(np.asarray(part), shape, last)
-    part = 255 * part.astype(np.uint8) if part.dtype == np.bool_ else _as_bytes(part)
-    return np.ascontiguousarray(part)
-
-
-def _to_floats(
-    part: Any, shape: tuple[int, ...], last: bool, origin: np.ndarray | None
-) -> np.ndarray:
-    part = np.asarray(part)
-    part = part if origin is None else part - origin
-    return np.ascontiguousarray(_channels_first(part, shape, last), np.float32)
