@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ami_agent.adapters.env import EnvironmentSpec
-from ami_agent.adapters.env_spec import Interface
+from ami_agent.adapters.spaces import Interface
 from ami_agent.arguments import check_count
 from modules.actor.adaptive import PlanEnergyPredictor
 from modules.actor.planning import RolloutEvaluator
@@ -41,6 +41,7 @@ from modules.types import (
     TaskContext,
     Transition,
     as_dict,
+    tree_map,
 )
 from modules.world_model.jepa import WorldModel
 
@@ -59,7 +60,7 @@ class Agent(nn.Module):
         cost: Cost,
         policy: Policy,
         plan_energy_predictor: PlanEnergyPredictor,
-        subgoals: Hierarchy,
+        subgoals: Hierarchy | None,
         replay_buffer: ReplayBuffer,
         configurator: Configurator,
         actors: Mapping[str, ActorProtocol],
@@ -269,27 +270,16 @@ class Controller:
 
     @torch.no_grad()
     def perceive(self, obs: Any) -> tuple[Tensor, TaskContext]:
-        """The first half of `act`: observation -> state `[B, D]`, and the context of this step with
-        the subgoal as its goal."""
-        agent, context, episode = self.agent, self.context, self.episode
-        tensors = self._read(obs)
-        features = agent.perception(tensors, context.modality_weights)
-        uses_boredom = bool(context.weights.get("boredom"))
-        keep = MAX_STATES if uses_boredom else 1
+        """The first half of `act`: observation -> perception -> short-term memory -> state
+        `[B, D]`; and the context of this step, with the subgoal as its goal."""
+        agent, episode, task = self.agent, self.episode, self.context
+        features = agent.perception(self._read(obs), task.modality_weights)
+        keep = MAX_STATES if task.weights.get("boredom") else 1
         state, memory = episode.memory.update(agent.short_term_memory, features, keep)
-        if len(context.goal) not in (1, len(state)):
-            raise ConfigError(f"{len(state)} observations, but {len(context.goal)} goals")
-        context = context.select(torch.arange(len(state), device=state.device) % len(context.goal))
-        if uses_boredom:
-            context = context._replace(
-                episode_states=memory.episode_states(),
-                step_scale=agent.world_model.step_scale(state),
-            )
-        noise_rng = episode.noise_rng
-        if context.mode != "react":  # Mode-1 imagines nothing
-            noise_rng = noise_rng.clone_state()
-            context = agent.evaluator.with_noise(context, noise_rng)
-        context, subgoals = agent.subgoals(state, context, episode.subgoals)
+        context, noise_rng = self._context_of_step(state, memory)
+        subgoals = episode.subgoals
+        if agent.subgoals is not None:
+            context, subgoals = agent.subgoals(state, context, subgoals)
         self.episode = episode._replace(memory=memory, subgoals=subgoals, noise_rng=noise_rng)
         return state, context
 
@@ -302,6 +292,25 @@ class Controller:
         self.episode = episode._replace(actors={**episode.actors, mode: carry})
         return plan
 
+    def _context_of_step(
+        self, state: Tensor, memory: EpisodeMemory
+    ) -> tuple[TaskContext, torch.Generator]:
+        """The context of B environments, with what a plan from these states `[B, D]` needs of the
+        episode so far and of chance; and the random stream after that."""
+        agent, context, noise_rng = self.agent, self.context, self.episode.noise_rng
+        if len(context.goal) not in (1, len(state)):
+            raise ConfigError(f"{len(state)} observations, but {len(context.goal)} goals")
+        context = context.select(torch.arange(len(state), device=state.device) % len(context.goal))
+        if context.weights.get("boredom"):
+            context = context._replace(
+                episode_states=memory.episode_states(),
+                step_scale=agent.world_model.step_scale(state),
+            )
+        if context.mode != "react":  # Mode-1 imagines nothing
+            noise_rng = noise_rng.clone_state()
+            context = agent.evaluator.with_noise(context, noise_rng)
+        return context, noise_rng
+
     def _planners_reset(
         self, context: TaskContext | None, memory: EpisodeMemory, num_resets: int
     ) -> EpisodeState:
@@ -310,7 +319,7 @@ class Controller:
         return EpisodeState(
             context=context,
             memory=memory,
-            subgoals=agent.subgoals.initial_carry(seed),
+            subgoals=None if agent.subgoals is None else agent.subgoals.initial_carry(seed),
             actors={mode: actor.initial_carry(seed) for mode, actor in agent.actors.items()},
             noise_rng=torch.Generator().manual_seed(seed),
             num_resets=num_resets,
@@ -318,10 +327,11 @@ class Controller:
 
     def _read(self, obs: Any) -> Observation:
         """Observations as the agent's encoders take them."""
-        if not self.tensors:
-            sizes = None if self.num_envs is None else {self.num_envs}
-            obs = self._interface().read(obs, sizes)
-        return self.agent.to_tensors("observation", obs)
+        if self.tensors:
+            return self.agent.to_tensors("observation", obs)
+        sizes = None if self.num_envs is None else {self.num_envs}
+        obs, device = self._interface().read(obs, sizes), self.agent.device
+        return tree_map(lambda part: part.to(device), obs)
 
     def _interface(self) -> Interface:
         interface = self.agent.spec.interface

@@ -13,13 +13,11 @@ from modules.actor.planning import (
     ScenarioCVaRConfig,
 )
 from modules.actor.policy import (
-    NoPolicyProposalConfig,
-    NoStuckRecoveryConfig,
     PolicyConfig,
     PolicyProposalConfig,
     StuckPerturbationConfig,
 )
-from modules.actor.subgoals import FlatConfig, ImaginedLandmarkGraphConfig, LandmarkGraphConfig
+from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import GoalCriticConfig, ValueCriticsConfig
 from modules.cost.intrinsic import IntrinsicCostConfig

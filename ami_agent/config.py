@@ -17,7 +17,7 @@ from ami_agent.agent import Agent
 from ami_agent.custom import build_component, check_custom, require_attributes
 from modules.actor.action_space import BallActions, BoxActions, OneHotActions
 from modules.actor.planning import RolloutEvaluator
-from modules.actor.policy import NoPolicyProposal, PlanningActor, PolicyProposal, ReactiveActor
+from modules.actor.policy import PlanningActor, PolicyProposal, ReactiveActor
 from modules.configurator import TaskSpec
 from modules.cost.cost import Cost, GoalCritic, InteroceptiveCost
 from modules.cost.intrinsic import Drives
@@ -81,21 +81,19 @@ class ActorConfig:
     risk: components.ScenarioCVaRConfig = field(default_factory=components.ScenarioCVaRConfig)
     """Sampled futures of the same actions, where the world model has latent variables."""
     subgoals: (
-        components.FlatConfig
-        | components.LandmarkGraphConfig
+        components.LandmarkGraphConfig
         | components.ImaginedLandmarkGraphConfig
         | components.HierarchicalJEPAConfig
-    ) = field(default_factory=components.FlatConfig)
+        | None
+    ) = None
     """The levels above the planner, which give it subgoals."""
-    stuck_recovery: components.NoStuckRecoveryConfig | components.StuckPerturbationConfig = field(
-        default_factory=components.NoStuckRecoveryConfig
-    )
+    stuck_recovery: components.StuckPerturbationConfig | None = None
     """What the agent does when its plans make no progress."""
     receding_horizon: int = 1
     """Actions of a plan that the agent executes before it plans again."""
     policy: components.PolicyConfig = field(default_factory=components.PolicyConfig)
     """Mode-1: one forward pass."""
-    policy_proposal: components.PolicyProposalConfig | components.NoPolicyProposalConfig = field(
+    policy_proposal: components.PolicyProposalConfig | None = field(
         default_factory=components.PolicyProposalConfig
     )
     """Mode-1's rollout as a candidate of Mode-2."""
@@ -359,12 +357,14 @@ def _build(
         if isinstance(cost.goal_critic, GoalCritic):
             distance = cost.goal_critic.distance  # as functions: it is a part of the cost alone
             steps = QuasimetricFns(distance.embed, distance.from_embeddings)
-        subgoals = config.actor.subgoals.build(
-            shape, spec.action_dim, steps,
-            lambda state, free: (
-                world_model.imagine(state, action_space.squash(free)).states[:, :, 1:]
-            ),
-        )  # fmt: skip
+        levels, subgoals = config.actor.subgoals, None
+        if levels is not None:
+            subgoals = levels.build(
+                shape, spec.action_dim, steps,
+                lambda state, free: (
+                    world_model.imagine(state, action_space.squash(free)).states[:, :, 1:]
+                ),
+            )  # fmt: skip
         policy = build_component(
             "actor.policy",
             config.actor.policy,
@@ -385,14 +385,17 @@ def _build(
         spec.action_dim,
         risk_model,
     )
-    policy_proposal = config.actor.policy_proposal.build(policy, evaluator)
-    planner = build_component("actor.planner", config.actor.planner, evaluator, policy_proposal)
+    proposal, recovery = config.actor.policy_proposal, config.actor.stuck_recovery
+    proposal_fn = evaluator.no_candidates if proposal is None else proposal.build(policy, evaluator)
+    planner = build_component("actor.planner", config.actor.planner, evaluator, proposal_fn)
     # the adaptive actor gives it the policy's proposal itself
-    plain_planner = config.actor.planner.build(evaluator, NoPolicyProposal(spec.action_dim))
+    plain_planner = config.actor.planner.build(evaluator, evaluator.no_candidates)
     actors: dict[str, ActorProtocol] = {
         "react": ReactiveActor(policy),
         "plan": PlanningActor(
-            planner, config.actor.receding_horizon, config.actor.stuck_recovery.build(evaluator)
+            planner,
+            config.actor.receding_horizon,
+            None if recovery is None else recovery.build(evaluator),
         ),
     }
     if "distill_policy" in config.stages:  # it trains the predictor of plan energies

@@ -98,11 +98,17 @@ def _register_component(converter: cattrs.Converter, hint: Any) -> None:
         if not isinstance(value, dict):
             raise ConfigError(f"{shorten(value)} is given, and an object is needed")
         name = value.get("_type")
+        if optional and name in LEFT_OUT:
+            return None
         kind = sole if name is None and sole else _named_class(name, by_name)
         return hooks_of(kind)[1]({k: v for k, v in value.items() if k != "_type"}, kind)
 
     converter.register_structure_hook_func(lambda kind: kind == hint, structure)
     converter.register_unstructure_hook_func(lambda kind: kind == hint, unstructure)
+
+
+LEFT_OUT = ("FlatConfig", "NoPolicyProposalConfig", "NoStuckRecoveryConfig")
+"""What runs of earlier versions wrote down where a part is left out; now it is None."""
 
 
 def _named_class(name: Any, by_name: Mapping[str, type]) -> type:

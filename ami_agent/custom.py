@@ -72,7 +72,10 @@ def component_path(kind: type) -> str:
 
 
 def class_name(settings: Any) -> str:
-    """The component that these settings, or this class of settings, make: `CEMConfig` -> `CEM`."""
+    """The component that these settings, or this class of settings, make: `CEMConfig` -> `CEM`;
+    "None" where there is none."""
+    if settings is None:
+        return "None"
     kind = settings if isinstance(settings, type) else type(settings)
     return kind.__qualname__.removesuffix("Config")
 

@@ -11,7 +11,6 @@ from ami_agent.adapters.env import EnvConfig, EnvironmentSpec, check_same_spaces
 from ami_agent.config import Config
 from ami_agent.custom import class_name
 from ami_agent.sizing import check_size
-from modules.actor.policy import StuckPerturbationConfig
 from modules.types import ConfigError
 
 
@@ -52,16 +51,16 @@ def check_stages(config: Config) -> None:
 def _check_subgoals(config: Config) -> None:
     """The levels above are trained, and fit what is below."""
     kind = class_name(config.actor.subgoals)
-    if kind == "Flat":
+    if kind == "None":
         return
     training_stages = {"LandmarkGraph": "select_landmarks", "HierarchicalJEPA": "train_hierarchy"}
     stage = training_stages.get(kind)
     if stage and stage not in config.stages:
         raise ConfigError(f"subgoals {kind} needs the stage {stage}, which trains it")
-    if isinstance(config.actor.stuck_recovery, StuckPerturbationConfig):
+    if config.actor.stuck_recovery is not None:
         raise ConfigError(
             "stuck_recovery StuckPerturbation takes a subgoal that stays ahead for being stuck: "
-            f"with subgoals {kind} it must be NoStuckRecovery"
+            f"with subgoals {kind} it must be None"
         )
     weights = config.configurator.modality_weights
     for name, task in config.tasks.items():

@@ -22,7 +22,7 @@ from study import Study, Table, first_eval_seed, main, mean_and_seeds, percent, 
 
 import ami_agent as ami
 from ami_agent.adapters.env import ActFn, EnvConfig
-from ami_agent.components import AdaptiveActorConfig, NoPolicyProposalConfig, TaskSpec
+from ami_agent.components import AdaptiveActorConfig, TaskSpec
 from ami_agent.config import build, override
 from ami_agent.evaluation.evaluate import evaluate_modes, run_many
 from ami_agent.evaluation.policies import (
@@ -236,7 +236,7 @@ def modules(study: Study) -> Table:
     no_drives = each_task(
         lambda task: replace(task, drives={}, weights=task.weights or {"control_cost": 1.0})
     )
-    no_proposal = {"actor.policy_proposal": NoPolicyProposalConfig()}
+    no_proposal = {"actor.policy_proposal": None}
     distracted = "two-rooms-distracted"
     cases: list[tuple[str, str, str, str, dict[str, Any]]] = [
         ("configurator", "forage", "flag", "forage", same_task),

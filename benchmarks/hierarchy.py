@@ -53,7 +53,7 @@ class Mazes(Study):
         config = self.config(recipe)
         changes: dict[str, Any] = {
             "stages.distill_policy": None,
-            "actor.policy_proposal": components.NoPolicyProposalConfig(),
+            "actor.policy_proposal": None,
             "stages.train_goal_critic.optim.steps": int(critic),
         }
         if "maze_seed" in config.env.options:
@@ -71,7 +71,7 @@ class Mazes(Study):
 
         def evaluate(agent: ami.Agent, env: EnvConfig, first_seed: int) -> Any:
             if flat:
-                agent.subgoals = components.Flat()
+                agent.subgoals = None
             by_mode = evaluate_modes(
                 agent, env, modes=("plan",), task=task, episodes=self.episodes, seed=first_seed
             )
@@ -101,7 +101,7 @@ def by_distance(
     study: Mazes, recipe: str, critics: Sequence[int], bands: Sequence[str],
     kinds: Sequence[str] = (),
 ) -> Table:  # fmt: skip
-    """components.Flat, with landmarks, and with learned levels of these kinds."""
+    """Without levels above, with landmarks, and with learned levels of these kinds."""
     runs: dict[tuple[str, ...], tuple[str, bool, Mapping[str, Any]]] = {}
     for critic in map(str, critics):
         runs[critic, "flat"] = (f"{recipe} {critic}", True, {})

@@ -29,7 +29,7 @@ Variants = dict[str, ami.Config]
 def planned(config: ami.Config) -> ami.Config:
     """The agent without its policy, trained on the data of the behaviour policy alone."""
     changes = {
-        "actor.policy_proposal": components.NoPolicyProposalConfig(),
+        "actor.policy_proposal": None,
         "stages.planner_rollouts": None,
         "stages.finetune_dynamics": None,
         "stages.distill_policy": None,
@@ -99,7 +99,7 @@ def published() -> Variants:
             "actor.planner": components.GradientPlannerConfig(
                 horizon=20, num_proposals=16, num_warm_starts=8
             ),
-            "actor.stuck_recovery": components.NoStuckRecoveryConfig(),
+            "actor.stuck_recovery": None,
             "stages.collect": CollectRandom(num_envs=3000, steps=64, options=rollouts),
             "stages.train_jepa": TrainJEPA(
                 weights=LossWeights(

@@ -31,13 +31,13 @@ def planner_configs(config: Config) -> dict[str, Config]:
         "CEM 200 x 6": components.CEMConfig(num_samples=200, iterations=6, warm_iterations=6),
         "MPPI 200 x 6": components.MPPIConfig(num_samples=200, iterations=6, warm_iterations=6),
     }
-    recovery, no_recovery = components.StuckPerturbationConfig(), components.NoStuckRecoveryConfig()
+    recovery = components.StuckPerturbationConfig()
     changes = {
         "as trained": {},
         "as trained, stuck recovery": {"actor.stuck_recovery": recovery},
-        "as trained, no stuck recovery": {"actor.stuck_recovery": no_recovery},
+        "as trained, no stuck recovery": {"actor.stuck_recovery": None},
     }
-    no_proposal = {"actor.policy_proposal": components.NoPolicyProposalConfig()}
+    no_proposal = {"actor.policy_proposal": None}
     for name, planner in planners.items():
         changes[name] = {**no_proposal, "actor.planner": planner}
     return {name: override(config, change) for name, change in changes.items()}

@@ -71,7 +71,7 @@ class Winds(Study):
         latent_config, kl_weight = LATENTS[latent]
         changes = {
             "stages.distill_policy": None,
-            "actor.policy_proposal": components.NoPolicyProposalConfig(),
+            "actor.policy_proposal": None,
             "world_model.latent": latent_config,
             "stages.train_jepa.weights.kl": kl_weight,
         }
@@ -109,7 +109,7 @@ class Winds(Study):
 
         def make_policy(agent: ami.Agent) -> PolicyFactory:
             if flat:
-                agent.subgoals = components.Flat()
+                agent.subgoals = None
             task_spec = replace(agent.task_spec("reach"), cvar_alpha=alpha)
             return agent_policy_factory(agent, "plan", task_spec)
 

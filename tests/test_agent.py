@@ -17,7 +17,6 @@ from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation import policies
 from ami_agent.evaluation.policies import EpisodeStart
 from modules.actor.policy import (
-    NoPolicyProposalConfig,
     StuckPerturbationConfig,
 )
 from modules.configurator import Task, TaskSpec
@@ -381,9 +380,7 @@ def test_arrays_are_taken_as_gymnasium_delivers_them(tiny):
 
 def test_where_an_episode_begins_nobody_goes_on_with_a_plan(tiny):
     controller, obs = waking(
-        override(
-            tiny, {"actor.receding_horizon": 3, "actor.policy_proposal": NoPolicyProposalConfig()}
-        ),
+        override(tiny, {"actor.receding_horizon": 3, "actor.policy_proposal": None}),
         "plan",
     )
     controller.reset()
@@ -411,7 +408,7 @@ def test_what_is_plan_in_one_env_does_not_depend_on_how_many_others_there_are(ti
     config = override(
         tiny,
         {
-            "actor.policy_proposal": NoPolicyProposalConfig(),
+            "actor.policy_proposal": None,
             "actor.stuck_recovery": StuckPerturbationConfig(min_energy=0.0),
         },
     )

@@ -33,7 +33,6 @@ from modules.actor.planning import (
     GradientPlannerConfig,
     RolloutEvaluator,
 )
-from modules.actor.policy import NoPolicyProposal
 from modules.types import (
     ConfigError,
     EvaluatedRollouts,
@@ -150,7 +149,7 @@ class Taped:
 def thinker(**how: int) -> GradientPlanner:
     """By default without chance: rest is its only guess."""
     config = GradientPlannerConfig(**{"num_proposals": 1, "horizon": 3, **how})
-    return config.build(EYE, NoPolicyProposal(2))
+    return config.build(EYE, EYE.no_candidates)
 
 
 def auto(

@@ -13,11 +13,13 @@ import pytest
 
 import ami_agent as ami
 import ami_agent.cli.main as cli
+from ami_agent import config_io
 from ami_agent.cli.main import main
 from ami_agent.config import override
 from ami_agent.storage import checkpoint
 from ami_agent.storage.run_dir import write_json
 from ami_agent.train import train
+from modules.types import ConfigError
 from tests.conftest import error_line
 
 ROOT = Path(__file__).parent.parent
@@ -250,6 +252,18 @@ def test_a_class_that_no_box_knows_is_refused(named, own, capsys):
     known["actor"]["planner"] = named
     (own / "config.json").write_text(json.dumps(known))
     assert "holds no settings of this version" in error_line(capsys, "eval", own)
+
+
+def test_parts_that_earlier_versions_left_out_by_name_are_left_out(own):
+    known = json.loads((own / "config.json").read_text())
+    old = {"subgoals": "Flat", "stuck_recovery": "NoStuckRecovery"}
+    old["policy_proposal"] = "NoPolicyProposal"
+    known["actor"] |= {part: {"_type": f"{name}Config"} for part, name in old.items()}
+    actor = config_io.from_json(known, "config.json").actor
+    assert (actor.subgoals, actor.stuck_recovery, actor.policy_proposal) == (None, None, None)
+    known["actor"]["planner"] = {"_type": "FlatConfig"}  # a planner there always is
+    with pytest.raises(ConfigError, match="it must be GradientPlannerConfig or"):
+        config_io.from_json(known, "config.json")
 
 
 def test_weights_of_another_agent_are_refused(own, capsys):

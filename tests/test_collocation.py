@@ -17,7 +17,6 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.collocation import Adam
 from modules.actor.planning.evaluator import RandomProposals
-from modules.actor.policy import NoPolicyProposal
 from modules.types import (
     ConfigError,
     CostTermsFn,
@@ -92,7 +91,8 @@ def planner(
     agent: RolloutEvaluator | None = None, propose: ProposalFn | None = None, **how: float
 ) -> Stepping:
     config = CollocationConfig(**how)  # type: ignore[arg-type]
-    return Stepping(config.build(agent or make_evaluator(), propose or NoPolicyProposal(2)))
+    evaluator = agent or make_evaluator()
+    return Stepping(config.build(evaluator, propose or evaluator.no_candidates))
 
 
 def context(goal: Tensor = THERE, steps: int = 8, horizon: int = 3) -> TaskContext:
@@ -136,7 +136,7 @@ def test_in_an_env_that_drifts_apart_it_plans_far_ahead_where_descent_through_ti
         torch.tensor([[0.3, -0.1], [0.1, 0.3], [-0.4, 0.2]]),
     )
     task = context(-start, steps=64, horizon=40)
-    descent = Stepping(GradientPlannerConfig(lr=0.1).build(agent, NoPolicyProposal(2)))
+    descent = Stepping(GradientPlannerConfig(lr=0.1).build(agent, agent.no_candidates))
     shooting = descent(start, task)
     plan = planner(agent)(start, task)
     assert plan.energy.mean() < shooting.energy.mean() / 2
@@ -437,7 +437,7 @@ def test_a_seed_means_the_same_on_another_device():
 )
 def test_settings_that_mean_nothing_are_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=rf"^{name} is {value}"):
-        replace(CollocationConfig(), **{name: value}).build(make_evaluator(), NoPolicyProposal(2))
+        replace(CollocationConfig(), **{name: value})
 
 
 def test_only_thoughts_about_what_may_come_are_overheard():

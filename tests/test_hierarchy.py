@@ -19,7 +19,7 @@ from ami_agent.train import train
 from ami_agent.training import SelectLandmarks
 from ami_agent.validate import check_stages
 from modules.actor.policy import StuckPerturbationConfig
-from modules.actor.subgoals import FlatConfig, LandmarkGraphConfig
+from modules.actor.subgoals import LandmarkGraphConfig
 from modules.actor.subgoals.edges import initial_feedback
 from modules.actor.subgoals.landmark_graph import CHUNK_SIZE
 from modules.configurator import Task, TaskSpec
@@ -369,13 +369,6 @@ def test_two_landmarks_in_one_place_do_not_hold_anybody():
     assert upper_plans[0, :, 0].tolist() == [1, 2, 3, 4, 4]
 
 
-def test_flat_is_flat():
-    context = with_target(torch.ones(2, 2))
-    flat = Stepping(FlatConfig().build((2, 1, 1), 2, None, unexpected_query))
-    assert flat(torch.zeros(2, 2), context) is context
-    assert context.upper_plans.shape[:2] == (2, 0)
-
-
 @pytest.mark.parametrize(
     "setting",
     [
@@ -499,8 +492,8 @@ def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_collected(ma
     for changes, why in (
         ({"stages.select_landmarks": None}, "LandmarkGraph needs the stage select_landmarks"),
         (
-            {"actor.subgoals": FlatConfig()},
-            "select_landmarks trains a LandmarkGraph, and subgoals is Flat",
+            {"actor.subgoals": None},
+            "select_landmarks trains a LandmarkGraph, and subgoals is None",
         ),
         (
             {"stages.select_landmarks": SelectLandmarks(num_candidates=5)},

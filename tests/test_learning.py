@@ -12,7 +12,6 @@ import ami_agent as ami
 from ami_agent.config import override
 from ami_agent.training.base import SGDStageRun
 from ami_agent.training.optim import OptimConfig
-from modules.actor.subgoals import Flat
 from modules.types import ConfigError
 
 
@@ -45,7 +44,7 @@ def test_a_level_above_leads_to_goals_that_a_flat_plan_does_not_reach(tmp_path):
             "stages.train_jepa.optim": shorter,
             "stages.distill_policy": None,
             "stages.train_goal_critic.optim": briefly,
-            "actor.policy_proposal": ami.components.NoPolicyProposalConfig(),
+            "actor.policy_proposal": None,
         },
     )
     agent = ami.train(config, out=tmp_path / "run", seed=0)
@@ -56,7 +55,7 @@ def test_a_level_above_leads_to_goals_that_a_flat_plan_does_not_reach(tmp_path):
         return float(found["final_success"]["mean"])
 
     led = reached()
-    agent.subgoals = Flat()
+    agent.subgoals = None
     assert led > 0.6
     assert led > reached() + 0.15
 

@@ -19,7 +19,6 @@ from ami_agent.training.critics import LagrangeMultiplier
 from ami_agent.training.hierarchy import LevelWindow, hjepa_level_loss
 from ami_agent.validate import check_stages
 from modules.actor.planning.risk import ScenarioCVaR
-from modules.actor.subgoals import FlatConfig
 from modules.configurator import Task
 from modules.cost.quasimetric import QuasimetricConfig
 from modules.types import ConfigError, Plan, PlannerCarry, QuasimetricFns
@@ -400,8 +399,8 @@ def test_levels_that_cannot_learn_are_refused_before_anything_is_collected():
         ),
         ({"stages.train_hierarchy": None}, "needs the stage train_hierarchy"),
         (
-            {"actor.subgoals": FlatConfig()},
-            "train_hierarchy trains a HierarchicalJEPA, and subgoals is Flat",
+            {"actor.subgoals": None},
+            "train_hierarchy trains a HierarchicalJEPA, and subgoals is None",
         ),
         ({"stages.select_landmarks": SelectLandmarks()}, "select_landmarks trains a LandmarkGraph"),
     ):

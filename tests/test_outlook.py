@@ -17,7 +17,6 @@ from modules.actor.planning.risk import (
     cvar_weights,
     latin_hypercube,
 )
-from modules.actor.policy import NoPolicyProposal
 from modules.configurator import Task
 from modules.types import ConfigError, Rollout, TaskContext
 from tests.conftest import Stepping, make_context, small
@@ -156,19 +155,14 @@ def test_the_more_the_worst_counts_the_higher_a_plan_keeps(planner):
     """It is cheap to be low, but a gust throws who is low into the pit."""
 
     def height(tail: float) -> Tensor:
-        made = Stepping(
-            planner(horizon=3, iterations=12).build(make_evaluator(), NoPolicyProposal(1))
-        )
+        evaluator = make_evaluator()
+        made = Stepping(planner(horizon=3, iterations=12).build(evaluator, evaluator.no_candidates))
         plan = made(STATE, context(tail))
         calm = imagine(STATE, plan.actions[:, None]).states[:, 0, 1:, 0]
         assert plan.candidate_states.shape[1] % COUNT == 0
         return calm.mean()
 
-    careless = Stepping(
-        planner(horizon=3, iterations=12).build(
-            RolloutEvaluator(imagine, None, evaluate, BoxActions(), 1),  # type: ignore[arg-type]
-            NoPolicyProposal(1),
-        )
-    )
+    blind = RolloutEvaluator(imagine, None, evaluate, BoxActions(), 1)  # type: ignore[arg-type]
+    careless = Stepping(planner(horizon=3, iterations=12).build(blind, blind.no_candidates))
     zero_weights = careless(STATE, context(1.0)._replace(noise=None)).states[:, 1:, 0].mean()
     assert zero_weights < height(1.0) < height(0.0) + 1e-3

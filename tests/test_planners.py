@@ -22,7 +22,6 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.evaluator import RandomProposals
 from modules.actor.policy import (
-    NoPolicyProposal,
     PlanningActor,
     PolicyProposal,
     StuckPerturbationConfig,
@@ -94,7 +93,7 @@ def planner(
     **how: float,
 ) -> Stepping:
     evaluator = agent or make_evaluator()
-    return Stepping(PLANNERS[kind](**how).build(evaluator, propose or NoPolicyProposal(2)))
+    return Stepping(PLANNERS[kind](**how).build(evaluator, propose or evaluator.no_candidates))
 
 
 def context(goal: Tensor, steps: int = 8, horizon: int = 3) -> TaskContext:

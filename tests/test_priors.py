@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ami_agent import recipes
 from ami_agent.adapters.env import EnvAdapter, EnvConfig, EnvironmentSpec
-from ami_agent.adapters.observations import ModalitySpec
+from ami_agent.adapters.spaces import ModalitySpec
 from ami_agent.config import build, override
 from ami_agent.probing import metrics
 from ami_agent.probing.data import (
@@ -32,7 +32,6 @@ from ami_agent.probing.scorecard import (
     open_loop_error,
     task_gradient_overlap,
 )
-from modules.actor.subgoals import Flat
 from modules.types import ConfigError, Rollout
 from modules.world_model.hjepa import HierarchicalJEPAConfig
 from tests.conftest import unexpected_query
@@ -146,7 +145,7 @@ def test_what_is_foreseen_exactly_is_0_and_what_is_expected_to_rest_1():
 
     class Mind:
         device = torch.device("cpu")
-        subgoals = Flat()
+        subgoals = None
         moved = 1.0
 
         @property

@@ -24,7 +24,6 @@ from ami_agent.training.critics import discount_for, lambda_returns, with_termin
 from modules.actor.action_space import BoxActions
 from modules.actor.planning import GradientPlannerConfig, RolloutEvaluator
 from modules.actor.planning.evaluator import safe_std
-from modules.actor.policy import NoPolicyProposal
 from modules.cost.cost import InteroceptiveCost, ValueCritics
 from modules.cost.intrinsic import Drives
 from modules.memory.replay_buffer import ReplayBuffer
@@ -288,7 +287,8 @@ def test_planning_does_not_depend_on_the_unit_of_the_energy(unit):
     found = []
     for each in (1.0, unit):
         config = GradientPlannerConfig(horizon=3, iterations=8)
-        planner = Stepping(config.build(make_evaluator(each), NoPolicyProposal(2)))
+        evaluator = make_evaluator(each)
+        planner = Stepping(config.build(evaluator, evaluator.no_candidates))
         state = torch.zeros(1, 2)
         context = TaskContext(
             "plan", state, {}, {}, {}, state, 3, 8, 1.0, state[:, None], state,

@@ -13,19 +13,18 @@ from ami_agent.config_io import component_of, find_component
 from ami_agent.training import SelectLandmarks, TrainHierarchy
 from ami_agent.training.actor_critic import ActorCriticStage
 from ami_agent.training.representation_losses import LossWeights
-from modules.actor.policy import NoPolicyProposalConfig
-from modules.actor.subgoals import FlatConfig, LandmarkGraphConfig
+from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.types import ConfigError
 from modules.world_model.hjepa import HierarchicalJEPAConfig
 
 FLAT = {
-    "actor.subgoals": FlatConfig(),
+    "actor.subgoals": None,
     "stages.train_hierarchy": None,
     "stages.select_landmarks": None,
 }
 NO_VALUES = {"cost.value_critics": None, "stages.train_values": None}
-NO_PROPOSAL = {"actor.policy_proposal": NoPolicyProposalConfig()}
+NO_PROPOSAL = {"actor.policy_proposal": None}
 
 
 def removals(config: Config) -> dict[str, Mapping[str, Any]]:

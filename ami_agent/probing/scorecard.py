@@ -34,6 +34,7 @@ from ami_agent.probing.data import (
     factor_lines,
 )
 from ami_agent.probing.probe import fit_probe, spectrum, states_of
+from modules.actor.subgoals import LevelInfo
 from modules.configurator import TaskSpec
 from modules.types import Observation, as_dict, tree_map
 
@@ -118,7 +119,7 @@ def compute_scorecard(
         "agent": partial(states_of, agent),
         **{
             f"level {n}": partial(_level_states, agent, level.encode)
-            for n, level in enumerate(agent.subgoals.learned_levels, 2)
+            for n, level in enumerate(_learned_levels(agent), 2)
             if level.has_own_states
         },
         "untrained": partial(states_of, untrained.eval()),
@@ -145,6 +146,10 @@ def compute_scorecard(
         factor_sweeps=factor_sweeps,
         clustered=metrics.cluster(states)[1],
     )
+
+
+def _learned_levels(agent: Agent) -> Sequence[LevelInfo]:
+    return () if agent.subgoals is None else agent.subgoals.learned_levels
 
 
 @torch.no_grad()
@@ -247,7 +252,7 @@ def open_loop_error(agent: Agent, states: Tensor, actions: Tensor) -> dict[str, 
     device_actions = actions.to(agent.device)
     predicted = agent.world_model.imagine(true_states[:, 0], device_actions[:, None]).states[:, 0]
     found = {"agent": _relative_error(predicted, true_states, 1)}
-    for n, level in enumerate(agent.subgoals.learned_levels, 2):
+    for n, level in enumerate(_learned_levels(agent), 2):
         level_states = level.encode(true_states[:, :: level.num_steps])
         level_predicted = level.predict(level_states[:, 0], device_actions)
         found[f"level {n}"] = _relative_error(level_predicted, level_states, level.num_steps)

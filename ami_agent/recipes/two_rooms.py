@@ -19,7 +19,7 @@ from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.action_space import BallActions
 from modules.actor.planning import GradientPlannerConfig
-from modules.actor.policy import NoPolicyProposalConfig, StuckPerturbationConfig
+from modules.actor.policy import StuckPerturbationConfig
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig
 from modules.cost.cost import GoalCriticConfig
@@ -121,7 +121,7 @@ def two_rooms_random() -> Config:
         actor=ActorConfig(
             planner=GradientPlannerConfig(num_proposals=2, num_warm_starts=1),
             stuck_recovery=StuckPerturbationConfig(),
-            policy_proposal=NoPolicyProposalConfig(),
+            policy_proposal=None,
         ),
         stages={
             "collect": CollectRandom(

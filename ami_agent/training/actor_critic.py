@@ -249,12 +249,12 @@ class ActorCriticRun(SGDStageRun):
             self.model.ensemble.disagreement,
             agent.cost.custom,
         )
-        evaluator = replace(
+        self.evaluator = replace(
             agent.evaluator, imagine=self.model.imagine, imagine_policy=self.model.imagine_policy,
             cost_terms=cost,
         )  # fmt: skip
         self.seed = seed
-        self.policy_proposal = PolicyProposal(agent.policy, evaluator)
+        self.policy_proposal = PolicyProposal(agent.policy, self.evaluator)
         super().__init__(
             nn.ModuleList([agent.policy, self.value_critics, self.target_critics]), self._loss,
             replace(stage.optim, steps=updates), seed=seed,
@@ -308,13 +308,11 @@ class ActorCriticRun(SGDStageRun):
         with torch.no_grad():
             state = self._sample_states(generator)
         context = agent.configurator.context(self.task, torch.zeros_like(state))
-        no_candidates = state.new_empty(len(state), 0, self.stage.horizon, agent.spec.action_dim)
-        rng = torch.Generator().manual_seed(self.seed + self.step)
+        rng, evaluator = torch.Generator().manual_seed(self.seed + self.step), self.evaluator
+        imagining = evaluator.with_noise(context._replace(horizon=self.stage.horizon), rng)
         evaluated = self.policy_proposal.evaluate_with(
-            state, no_candidates, self.policy_proposal.evaluator.with_noise(
-                context._replace(horizon=self.stage.horizon), rng
-            ),
-        )  # fmt: skip
+            state, evaluator.no_candidates(state, imagining), imagining
+        )
         pre_squash = agent.policy.pre_squash(state, context.goal, context.task_vector)
         losses = actor_critic_loss(
             evaluated, pre_squash, self.drives, self.value_critics, self.target_critics.average,
@@ -334,9 +332,8 @@ class ActorCriticRun(SGDStageRun):
             options = action_space.alternatives(action_space.project(pre_squash))
             if not options.shape[1]:
                 return {}
-            evaluator = self.policy_proposal.evaluator
-            context = evaluator.with_noise(context._replace(horizon=1), rng)
-            imagined = evaluator.evaluate(state, options[:, :, None], context)
+            context = self.evaluator.with_noise(context._replace(horizon=1), rng)
+            imagined = self.evaluator.evaluate(state, options[:, :, None], context)
         return choice_loss(pre_squash, imagined.energy, action_space.sizes)
 
     def _sample_states(self, generator: torch.Generator) -> Tensor:

@@ -99,11 +99,11 @@ class AmortizePlanning(SGDStage):
             obs = tree_map(lambda part: part[:, 0].to(agent.device), batch.obs)
             task_spec = tasks[int(torch.randint(len(tasks), (), generator=generator))]
             state, context = _states_in_task(agent, obs, goal_group, task_spec)
-            no_candidates = state.new_empty(len(state), 0, self.horizon, agent.spec.action_dim)
             noise_seed = int(torch.randint(2**31, (), generator=generator))
             context = policy_proposal.evaluator.with_noise(
                 context._replace(horizon=self.horizon), torch.Generator().manual_seed(noise_seed)
             )
+            no_candidates = policy_proposal.evaluator.no_candidates(state, context)
             energy = policy_proposal.evaluate_with(state, no_candidates, context).energy
             # in units of its own spread: tasks with large costs don't dominate the others
             return {"energy": (energy / safe_std(energy)).mean()}

@@ -78,7 +78,8 @@ def show(
                 bar.advance()
         seed_records.append(page.SeedRecord(mode_records, projector, overlays))
     title = f"{recorded_episode.env}: what the agent plans and does"
-    description = [recorded_episode.description, agent.subgoals.description]
+    levels = "" if agent.subgoals is None else agent.subgoals.description
+    description = [recorded_episode.description, levels]
     return page.write(folder / "index.html", title, description, seed_records)
 
 

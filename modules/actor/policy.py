@@ -112,7 +112,7 @@ class PolicyProposal:
 
     def __call__(self, state: Tensor, context: TaskContext, rng: torch.Generator) -> Tensor:
         """`[B, D]` -> `[B, 1, H, A]`"""
-        no_candidates = state.new_empty(len(state), 0, context.horizon, self.evaluator.action_dim)
+        no_candidates = self.evaluator.no_candidates(state, context)
         return self.evaluator.imagine_policy(state, self._policy_fn(context), no_candidates).actions
 
     def evaluate_with(
@@ -131,30 +131,6 @@ class PolicyProposal:
             return self.policy(states, goal, task_vector)
 
         return act
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoPolicyProposalConfig:
-    def build(self, policy: Policy, evaluator: RolloutEvaluator) -> NoPolicyProposal:
-        return NoPolicyProposal(policy.action_dim)
-
-
-class NoPolicyProposal:
-    """No candidate from the policy."""
-
-    def __init__(self, action_dim: int) -> None:
-        self.action_dim = action_dim
-
-    def __call__(self, state: Tensor, context: TaskContext, rng: torch.Generator) -> Tensor:
-        return state.new_empty(len(state), 0, context.horizon, self.action_dim)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoStuckRecoveryConfig:
-    """The planner's plan is always followed."""
-
-    def build(self, evaluator: RolloutEvaluator) -> None:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,12 @@ class RolloutEvaluator:
             callback(evaluated)
         return evaluated
 
+    def no_candidates(
+        self, state: Tensor, context: TaskContext, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """`[B, 0, H, A]`: what the policy proposes to a planner that is to do without it."""
+        return state.new_empty(len(state), 0, context.horizon, self.action_dim)
+
     def best_plan(self, state: Tensor, actions: Tensor, context: TaskContext) -> Plan:
         """The candidate of least energy, as a plan."""
         return best_plan(self.evaluate(state, actions, context), context)

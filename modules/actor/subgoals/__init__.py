@@ -6,14 +6,12 @@ goal in the `TaskContext`, so every actor pursues it without knowing about level
 (`HierarchicalJEPA`) are in `world_model/hjepa.py`.
 """
 
-from modules.actor.subgoals.base import Flat, FlatConfig, Hierarchy, LevelInfo
+from modules.actor.subgoals.base import Hierarchy, LevelInfo
 from modules.actor.subgoals.edges import edge_costs, shortest_paths
 from modules.actor.subgoals.imagined_graph import ImaginedLandmarkGraph, ImaginedLandmarkGraphConfig
 from modules.actor.subgoals.landmark_graph import LandmarkGraph, LandmarkGraphConfig
 
 __all__ = [
-    "Flat",
-    "FlatConfig",
     "Hierarchy",
     "ImaginedLandmarkGraph",
     "ImaginedLandmarkGraphConfig",

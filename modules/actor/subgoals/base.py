@@ -1,15 +1,14 @@
-"""The protocol of every hierarchy, and the hierarchy of a single level."""
+"""The protocol of every hierarchy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from modules.types import LatentRolloutFn, MapShape, QuasimetricFns, TaskContext
+from modules.types import TaskContext
 
 
 class LevelInfo(NamedTuple):
@@ -36,31 +35,6 @@ class Hierarchy(Protocol):
     def __call__(
         self, state: Tensor, context: TaskContext, carry: Any
     ) -> tuple[TaskContext, Any]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlatConfig:
-    def build(
-        self,
-        shape: MapShape,
-        action_dim: int,
-        distance: QuasimetricFns | None,
-        imagine: LatentRolloutFn,
-    ) -> Flat:
-        return Flat()
-
-
-class Flat(nn.Module):
-    """One level: actors pursue the goal of the task directly."""
-
-    learned_levels: Sequence[LevelInfo] = ()
-    description = ""
-
-    def initial_carry(self, seed: int) -> None:
-        """Nothing is carried from step to step."""
-
-    def forward(self, state: Tensor, context: TaskContext, carry: None) -> tuple[TaskContext, None]:
-        return context, None
 
 
 def gather_waypoints(landmarks: Tensor, nodes: Tensor, goal: Tensor) -> Tensor:
