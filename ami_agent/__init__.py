@@ -40,7 +40,7 @@ from ami_agent.evaluation.evaluate import evaluate  # noqa: E402
 from ami_agent.storage.run_dir import load  # noqa: E402
 from ami_agent.train import train  # noqa: E402
 from modules.configurator import Task  # noqa: E402
-from modules.cost.intrinsic import IntrinsicCostConfig  # noqa: E402
+from modules.cost.cost import IntrinsicCostConfig  # noqa: E402
 from modules.perception.image import Encoder  # noqa: E402
 from modules.types import ConfigError, Plan, Rollout, TaskContext, Transition  # noqa: E402
 

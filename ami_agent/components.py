@@ -3,7 +3,6 @@
 are imported from `modules`."""
 
 from ami_agent.training.representation_losses import LossWeights
-from modules.actor.action_space import BallActions, BoxActions, OneHotActions
 from modules.actor.adaptive import AdaptiveActorConfig
 from modules.actor.planning import (
     CEMConfig,
@@ -13,14 +12,16 @@ from modules.actor.planning import (
     ScenarioCVaRConfig,
 )
 from modules.actor.policy import (
+    BallActions,
+    BoxActions,
+    OneHotActions,
     PolicyConfig,
     PolicyProposalConfig,
     StuckPerturbationConfig,
 )
 from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec
-from modules.cost.cost import GoalCriticConfig, ValueCriticsConfig
-from modules.cost.intrinsic import IntrinsicCostConfig
+from modules.cost.cost import GoalCriticConfig, IntrinsicCostConfig, ValueCriticsConfig
 from modules.cost.quasimetric import (
     ConvQuasimetricConfig,
     FourierQuasimetricConfig,

@@ -15,12 +15,17 @@ from ami_agent import components, training
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.agent import Agent
 from ami_agent.custom import build_component, check_custom, require_attributes
-from modules.actor.action_space import BallActions, BoxActions, OneHotActions
 from modules.actor.planning import RolloutEvaluator
-from modules.actor.policy import PlanningActor, PolicyProposal, ReactiveActor
+from modules.actor.policy import (
+    BallActions,
+    BoxActions,
+    OneHotActions,
+    PlanningActor,
+    PolicyProposal,
+    ReactiveActor,
+)
 from modules.configurator import TaskSpec
-from modules.cost.cost import Cost, GoalCritic, InteroceptiveCost
-from modules.cost.intrinsic import Drives
+from modules.cost.cost import Cost, Drives, GoalCritic, InteroceptiveCost
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import ReferenceObservations, ShortTermMemory
 from modules.perception.image import Encoder
@@ -417,8 +422,8 @@ def _build(
             buffer_size, spec.empty_transition(num_envs), stack=config.env.frame_stack
         ),
         configurator=config.configurator.build(
-            config.actor.planner.horizon, config.actor.planner.iterations, tuple(actors),
-            tuple(spec.modalities), drives.names, interoceptive_cost.drives_with_critic,
+            config.actor.planner, tuple(actors), tuple(spec.modalities), drives.names,
+            interoceptive_cost.drives_with_critic,
             {name: settings.weight for name, settings in config.cost.intrinsic.items()},
         ),
         actors=actors,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -111,6 +111,15 @@ class TaskSpec:
         )
 
 
+class PlannerSettings(Protocol):
+    """What tasks may change of a planner's settings."""
+
+    @property
+    def horizon(self) -> int: ...
+    @property
+    def iterations(self) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConfiguratorConfig:
     goal_distance: float = 0.0
@@ -137,20 +146,18 @@ class ConfiguratorConfig:
         )
 
     def build(
-        self, horizon: int, iterations: int, modes: tuple[str, ...], modalities: Sequence[str],
+        self, planner: PlannerSettings, modes: tuple[str, ...], modalities: Sequence[str],
         drives: Sequence[str], drives_with_critic: Sequence[str],
         intrinsic: Mapping[str, float] = MappingProxyType({}),
     ) -> Configurator:  # fmt: skip
-        return Configurator(
-            self, horizon, iterations, modes, modalities, drives, drives_with_critic, intrinsic
-        )
+        return Configurator(self, planner, modes, modalities, drives, drives_with_critic, intrinsic)
 
 
 class Configurator:
     """Turns a `Task` into the `TaskContext` that every other module reads."""
 
     def __init__(
-        self, config: ConfiguratorConfig, horizon: int, iterations: int, modes: tuple[str, ...],
+        self, config: ConfiguratorConfig, planner: PlannerSettings, modes: tuple[str, ...],
         modalities: Sequence[str], drives: Sequence[str], drives_with_critic: Sequence[str],
         intrinsic: Mapping[str, float],
     ) -> None:  # fmt: skip
@@ -158,8 +165,8 @@ class Configurator:
         self.weights = {
             name: getattr(config, name) for name in ("goal_distance", "control_cost", "critic")
         } | dict(intrinsic)
-        self.horizon, self.iterations, self.modes = horizon, iterations, modes
-        self.modalities, self.drives = modalities, drives
+        self.horizon, self.iterations = planner.horizon, planner.iterations
+        self.modes, self.modalities, self.drives = modes, modalities, drives
         self.drives_with_critic = drives_with_critic
         self.conditioned_on, self.cvar_alpha = config.conditioned_on, config.cvar_alpha
         _check_named("modality weight", config.modality_weights, modalities)

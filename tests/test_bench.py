@@ -181,16 +181,14 @@ def test_what_was_kept_without_its_task_still_counts(tmp_path):
     assert set(BUDGETS) >= {"CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "Reacher-v5"}
 
 
-def test_who_learns_is_looked_at_without_his_episode_being_cut_into_pieces(monkeypatch):
+def test_who_learns_is_looked_at_without_his_episode_being_cut_into_pieces():
     """DQN explores less and less over the first tenth of its life, not of every piece of it."""
     pytest.importorskip("stable_baselines3", reason="the extra `baselines` is not installed")
     rates = []
-    monkeypatch.setattr(
-        sb3, "mean_return_of", lambda model, *_: rates.append(model.exploration_rate) or 0.0
-    )
     curve = sb3.learning_curve(
-        "dqn", EnvConfig(id="CartPole-v1"), steps=104, eval_every=4, seed=0, episodes=1,
-        first_seed=0, device="cpu",
+        sb3.make_model("dqn", EnvConfig(id="CartPole-v1"), seed=0, device="cpu"),
+        steps=104, eval_every=4,
+        mean_return=lambda model: rates.append(model.exploration_rate) or 0.0,
     )  # fmt: skip
     assert [steps for steps, _, _ in curve] == list(range(4, 105, 4))
     assert rates[0] == pytest.approx(1 - 0.95 * 4 / 10.4)

@@ -19,22 +19,20 @@ from ami_agent.training.critics import (
     quasimetric_loss,
 )
 from ami_agent.training.optim import OptimConfig
-from modules.actor.action_space import BoxActions
 from modules.actor.planning import RolloutEvaluator
+from modules.actor.policy import BoxActions
 from modules.cost.cost import (
     CONSTRAINT_PENALTY,
+    DRIVES,
     Cost,
+    Drives,
     GoalCritic,
     InteroceptiveCost,
     ValueCritics,
-    no_goal_critic,
-)
-from modules.cost.intrinsic import (
-    DRIVES,
-    Drives,
     boredom,
     control_cost,
     goal_distance,
+    no_goal_critic,
     soft_nearest,
 )
 from modules.cost.quasimetric import (

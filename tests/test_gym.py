@@ -17,7 +17,7 @@ import ami_agent as ami
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.cli.main import main
 from ami_agent.config import build, override
-from modules.actor.action_space import BoxActions, OneHotActions
+from modules.actor.policy import BoxActions, OneHotActions
 from modules.types import ConfigError
 from tests.conftest import error_line
 

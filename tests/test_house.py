@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 import ami_agent
@@ -17,7 +19,7 @@ BELOW = ("modules.types", "modules.nets")
 """What every module may import beside its own folder."""
 ABOVE = {
     "modules.world_model.hjepa": (
-        "modules.actor.action_space", "modules.actor.planning", "modules.actor.subgoals.base",
+        "modules.actor.policy", "modules.actor.planning", "modules.actor.subgoals.base",
         "modules.cost.quasimetric",
     ),
 }  # fmt: skip
@@ -169,6 +171,44 @@ def test_every_class_that_the_settings_name_is_offered():
 def test_all_that_is_offered_is_there():
     assert sorted(ami_agent.__all__) == ami_agent.__all__
     assert all(hasattr(ami_agent, name) for name in ami_agent.__all__)
+
+
+MOST_PARAMETERS = 6
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    named = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    rest = filter(None, [function.args.vararg, function.args.kwarg])
+    return [each.arg for each in (*named, *rest) if each.arg not in ("self", "cls")]
+
+
+@EVERY_PAGE
+def test_constructors_alone_have_many_parameters(page):
+    functions = [
+        node
+        for node in ast.walk(ast.parse(page.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "__init__"
+    ]
+    assert [f.name for f in functions if len(parameters(f)) > MOST_PARAMETERS] == []
+
+
+def test_an_observation_passes_through_few_files_on_its_way_to_an_action():
+    """Of the run that ships, in one environment, by Mode-2; the first actions fill caches."""
+    agent = ami_agent.load(HOME / "runs/reference/two-rooms")
+    env = gymnasium.make("ami/TwoRooms-v0")
+    obs, info = env.reset(seed=0)
+    controller = agent.controller(task=ami_agent.Task(goal=info["goal"]))
+    for _ in range(2):
+        obs, *_ = env.step(controller.act(obs).env_action)
+    crossed: set[str] = set()
+    sys.setprofile(lambda frame, event, arg: crossed.add(frame.f_code.co_filename))
+    try:
+        controller.act(obs)
+    finally:
+        sys.setprofile(None)
+    pages = {str(page) for package in PACKAGES for page in sources(package)}
+    assert str(HOME / "modules/world_model/jepa.py") in crossed
+    assert len(crossed & pages) <= 12, sorted(crossed & pages)
 
 
 def test_packages_of_the_same_names_elsewhere_are_noticed_in_one_line(tmp_path):

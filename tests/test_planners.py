@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from modules.actor.action_space import ActionSpace, BallActions, BoxActions
 from modules.actor.planning import (
     CEM,
     MPPI,
@@ -22,6 +21,9 @@ from modules.actor.planning import (
 )
 from modules.actor.planning.evaluator import RandomProposals
 from modules.actor.policy import (
+    ActionSpace,
+    BallActions,
+    BoxActions,
     PlanningActor,
     PolicyProposal,
     StuckPerturbationConfig,

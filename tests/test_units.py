@@ -21,11 +21,10 @@ from ami_agent.logger import Logger, format_number
 from ami_agent.storage import run_dir
 from ami_agent.training import CollectRandom, OnlineActorCritic
 from ami_agent.training.critics import discount_for, lambda_returns, with_terminal_values
-from modules.actor.action_space import BoxActions
 from modules.actor.planning import GradientPlannerConfig, RolloutEvaluator
 from modules.actor.planning.evaluator import safe_std
-from modules.cost.cost import InteroceptiveCost, ValueCritics
-from modules.cost.intrinsic import Drives
+from modules.actor.policy import BoxActions
+from modules.cost.cost import Drives, InteroceptiveCost, ValueCritics
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.nets import StandardizedHead
 from modules.perception.multi_modal import StandardizedInput

@@ -26,7 +26,7 @@ from ami_agent.recipes.gym import gym
 from ami_agent.storage import files, run_dir
 from ami_agent.train import train
 from ami_agent.training import OnlineActorCritic
-from modules.actor.action_space import OneHotActions
+from modules.actor.policy import OneHotActions
 from modules.types import EPISODES, STEPS, ConfigError, validate_ranges
 
 Algorithm = Literal["random", "ami", "sac", "td3", "ppo", "dqn", "her"]
@@ -199,9 +199,13 @@ class Trial:
                 make_random_policy, self.config.eval_env, self.episodes, FIRST_EVAL_SEED, "cpu"
             )
             return [(0, float(results.signal_sums[:, 0].mean()), 0.0)]
+        env = self.config.eval_env
         return sb3.learning_curve(
-            self.algorithm, self.config.eval_env, steps=self.steps, eval_every=self.eval_every,
-            seed=seed, episodes=self.episodes, first_seed=FIRST_EVAL_SEED, device=self.device,
+            sb3.make_model(self.algorithm, env, seed, self.device),
+            steps=self.steps, eval_every=self.eval_every,
+            mean_return=lambda model: sb3.mean_return_of(
+                model, env, self.episodes, FIRST_EVAL_SEED
+            ),
         )  # fmt: skip
 
     def _train_agent(self, run: Path, seed: int, console: Console) -> Curve:

@@ -198,15 +198,12 @@ def make_env(config: EnvConfig) -> gymnasium.Env:
 
 
 def learning_curve(
-    algorithm: str, config: EnvConfig, *, steps: int, eval_every: int, seed: int, episodes: int,
-    first_seed: int, device: str,
-) -> Curve:  # fmt: skip
-    """Trains, and evaluates after every `eval_every` steps and the updates from them, in the
-    episodes of seeds `first_seed` and on. Raises ConfigError where the algorithm doesn't support
-    the environment."""
+    model: Any, *, steps: int, eval_every: int, mean_return: Callable[[Any], float]
+) -> Curve:
+    """Trains, and evaluates by `mean_return` after every `eval_every` steps and the updates from
+    them."""
     from stable_baselines3.common.callbacks import BaseCallback  # an extra
 
-    model = _model(algorithm, config, seed, device)
     curve: Curve = []
 
     class CurveCallback(BaseCallback):
@@ -229,8 +226,8 @@ def learning_curve(
 
         def _evaluate(self) -> None:
             eval_start = time.perf_counter()
-            mean_return = mean_return_of(model, config, episodes, first_seed)
-            curve.append((self.num_timesteps, mean_return, eval_start - self.start_time))
+            seconds = eval_start - self.start_time
+            curve.append((self.num_timesteps, mean_return(model), seconds))
             self.start_time += time.perf_counter() - eval_start
 
     model.learn(steps, callback=CurveCallback())
@@ -238,7 +235,9 @@ def learning_curve(
     return curve
 
 
-def _model(algorithm: str, config: EnvConfig, seed: int, device: str) -> Any:
+def make_model(algorithm: str, config: EnvConfig, seed: int, device: str) -> Any:
+    """An untrained agent of Stable-Baselines3 with its default settings; ConfigError where the
+    algorithm doesn't support the environment."""
     import stable_baselines3 as sb3  # an extra
     from stable_baselines3.common.env_util import make_vec_env
 

@@ -15,9 +15,9 @@ from ami_agent.training import (
     TrainValue,
 )
 from ami_agent.training.optim import OptimConfig
-from modules.actor.action_space import BallActions
 from modules.actor.adaptive import AdaptiveActorConfig
 from modules.actor.planning import GradientPlannerConfig
+from modules.actor.policy import BallActions
 from modules.configurator import ConfiguratorConfig, TaskSpec
 from modules.cost.cost import ValueCriticsConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig

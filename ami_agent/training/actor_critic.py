@@ -36,11 +36,9 @@ from ami_agent.training.critics import (
 from ami_agent.training.hindsight import SamplesTrajectories, check_reward_fn, with_hindsight
 from ami_agent.training.jepa import TrainJEPA
 from ami_agent.training.optim import OptimConfig
-from modules.actor.action_space import ActionSpace, OneHotActions
 from modules.actor.planning.evaluator import safe_std
-from modules.actor.policy import PolicyProposal
-from modules.cost.cost import Cost, InteroceptiveCost, ValueCritics
-from modules.cost.intrinsic import Drives
+from modules.actor.policy import ActionSpace, OneHotActions, PolicyProposal
+from modules.cost.cost import Cost, Drives, InteroceptiveCost, ValueCritics
 from modules.memory.replay_buffer import OBS_ONLY
 from modules.memory.short_term import unroll_memory
 from modules.perception.multi_modal import MultiModalEncoder

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from modules.actor.action_space import ActionSpace
 from modules.actor.planning.risk import ScenarioCVaR
+from modules.actor.policy import ActionSpace
 from modules.types import (
     CostTermsFn,
     EvaluatedRollouts,
