@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -45,35 +46,48 @@ BUFFER_PARTS = ("buffer", "start")
 """Prefixes in a checkpoint: the replay buffer's head at that moment, and when the stage began."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options of `train`: what a run logs, saves and keeps. None changes what is learnt."""
+
+    logger: Logger | None = None
+    save_every: float = 60.0
+    eval_episodes: int = 0
+    keep_replay_buffer: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("eval_episodes", self.eval_episodes, 0)
+        check_number("save_every", self.save_every, 0, inf)
+
+
 def train(
     config: Config, *, out: Path | str, seed: int = 0, device: torch.device | str = "cpu",
-    resume: bool = False, logger: Logger | None = None, save_every: float = 60.0,
-    eval_episodes: int = 0, keep_replay_buffer: bool = False,
+    resume: bool = False, **options: Any,
 ) -> Agent:  # fmt: skip
     """Trains an agent in the run folder `out` and returns it.
 
     The seed decides everything: on a CPU, a run that was killed and resumed ends with the same
-    weights and the same log as one that was not. `save_every`: seconds between checkpoints within
-    a stage. `eval_episodes`: if not 0, Mode-2 is evaluated in so many episodes after every stage,
-    whose time is not counted. `keep_replay_buffer`: the replay buffer stays in the run folder.
+    weights and the same log as one that was not.
+
+    Options, by keyword (`RunOptions`): `logger`, by default one that writes into the run folder and
+    prints nothing. `save_every`: seconds between checkpoints within a stage, by default 60.
+    `eval_episodes`: if not 0, Mode-2 is evaluated in so many episodes after every stage, whose time
+    is not counted. `keep_replay_buffer`: if True, the replay buffer stays in the run folder.
 
     Only one process at a time can train in a folder; ConfigError names the one that does. Ctrl-C
     saves a checkpoint and raises Interrupted, a KeyboardInterrupt.
     """
+    run_options = RunOptions(**options)
     check(config, out, seed, resume)
     check_device(device)
-    check_count("eval_episodes", eval_episodes, 0)
-    check_number("save_every", save_every, 0, inf)
     tune_malloc()
-    run = Path(out)
+    run, logger = Path(out), run_options.logger
     with locked(run), keyboard_interrupts(), ExitStack() as stack:
         if logger is None:
             logger = stack.enter_context(closing(RunLogger(run, Console(quiet=True))))
         check_folder(config, run, seed, resume)  # again, now that this process has the lock
         clean(run)
-        trainer = Trainer(
-            config, run, seed, device, logger, save_every, resume, eval_episodes, keep_replay_buffer
-        )
+        trainer = Trainer(config, run, seed, device, logger, resume, run_options)
         if resume:
             for line in apply_new_settings(run, config):
                 logger.info(f"changed for a stage that has not begun: {line}")
@@ -129,11 +143,10 @@ class Trainer:
 
     def __init__(
         self, config: Config, run: Path, seed: int, device: torch.device | str, logger: Logger,
-        save_every: float, resume: bool, eval_episodes: int, keep_replay_buffer: bool,
+        resume: bool, options: RunOptions,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.seed, self.logger = config, run, seed, logger
-        self.save_every, self.eval_episodes = save_every, eval_episodes
-        self.keep_replay_buffer = keep_replay_buffer
+        self.options = options
         self.last_saved = self.last_timed = time.monotonic()
         self.seconds: dict[str, float] = {}
         self.updates = self.stage_index = 0  # updates of all stages; the current stage
@@ -188,7 +201,7 @@ class Trainer:
             with one_line_errors(self.folder / "checkpoints"):
                 stage_run.load_state_dict(saved_state)
         self._run_updates(index, name, stage_run)
-        evaluates = bool(self.eval_episodes and not stage.env_steps and stage_run.total)
+        evaluates = bool(self.options.eval_episodes and not stage.env_steps and stage_run.total)
         if evaluates:
             self._save_stage(stage_run)  # the evaluation may be interrupted
         with deferred():
@@ -234,7 +247,7 @@ class Trainer:
         probe_due = name in PROBED and (step % PROBE_EVERY == 0 or step == stage_run.total)
         if probe_due and done.get("probe") != step:
             self._probe(name, step)
-        mode = stage_run.eval_mode_due if self.eval_episodes and step else ""
+        mode = stage_run.eval_mode_due if self.options.eval_episodes and step else ""
         if mode:
             self._record_time(name)
             if done.get("evaluate") != step:
@@ -250,7 +263,7 @@ class Trainer:
         self.updates += 1
         if stage_run.step % LOG_EVERY == 0 or stage_run.step == stage_run.total:
             self._log(name, stage_run.step)
-        if time.monotonic() - self.last_saved > self.save_every:
+        if time.monotonic() - self.last_saved > self.options.save_every:
             self._record_time(name)
             self._save_stage(stage_run)
 
@@ -292,7 +305,7 @@ class Trainer:
         seconds, env_steps = sum(self.seconds.values()), self.agent.replay_buffer.num_added
         metrics_by_task = {
             task: evaluation_metrics(
-                self.agent, self.config, task, mode, self.eval_episodes, stage_run
+                self.agent, self.config, task, mode, self.options.eval_episodes, stage_run
             )
             for task in self.config.tasks
         }
@@ -304,7 +317,7 @@ class Trainer:
                 text = ", ".join(f"{n} {value:.3g}" for n, value in metrics.items())
                 self.logger.info(
                     f"after {name}, {seconds:.0f} s, {env_steps} environment steps, {task}, {mode}:"
-                    f" {text} (mean of {self.eval_episodes})"
+                    f" {text} (mean of {self.options.eval_episodes})"
                 )
 
     def _record_time(self, name: str) -> None:
@@ -353,10 +366,10 @@ class Trainer:
 
     def _end(self) -> None:
         """Saves or removes the replay buffer, as `keep_replay_buffer` says."""
-        if self.keep_replay_buffer and self.chunks.folder.exists():
+        if self.options.keep_replay_buffer and self.chunks.folder.exists():
             metadata = {"stage_index": self.stage_index}
             checkpoint.save(self.folder / "memory", self.agent.replay_buffer.state_dict(), metadata)
-        elif not self.keep_replay_buffer:
+        elif not self.options.keep_replay_buffer:
             shutil.rmtree(self.folder / "memory", ignore_errors=True)
         self.chunks.remove()
 
@@ -418,7 +431,7 @@ class Trainer:
         self.head_at_stage_start, buffer = start_head, self.agent.replay_buffer
         max_rows = buffer_steps(self.config) + self.config.env.frame_stack
         is_complete = self.stage_index >= len(self.config.stages)
-        if is_complete and not (self.keep_replay_buffer and self.chunks.folder.exists()):
+        if is_complete and not (self.options.keep_replay_buffer and self.chunks.folder.exists()):
             return {}
         self.chunks.truncate(steps)
         in_stage = any(name.startswith("stage_run.") for name in tensors)

@@ -28,7 +28,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ami_agent as ami
-from ami_agent.ablation import Serial, run_study
+from ami_agent.ablation import Serial, StudyPlan, run_study
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import Config, override
 from ami_agent.storage import checkpoint
@@ -109,10 +109,8 @@ def work(kind: str, out: Path) -> None:
     if kind == "ablate":
         base, quiet = config_of(kind), Console(quiet=True)
         configs = {"base": base, "slower": override(base, {"actor.receding_horizon": 2})}
-        run_study(
-            "killed", configs, out=out, seeds=1, episodes=1, device="cpu", executor=Serial(quiet),
-            console=quiet,
-        )  # fmt: skip
+        plan = StudyPlan(name="killed", configs=configs, seeds=1, episodes=1)
+        run_study(plan, out=out, executor=Serial(quiet), console=quiet)
         return
     started = (out / "config.json").exists()
     save_every = 0.0 if kind == "checkpoints" else 0.1

@@ -23,7 +23,17 @@ from scipy import stats
 import ami_agent as ami
 import ami_agent.cli.main as cli
 from ami_agent import recipes
-from ami_agent.ablation import ProcessPool, Ray, Serial, Study, page, run_study, variants, without
+from ami_agent.ablation import (
+    ProcessPool,
+    Ray,
+    Serial,
+    Study,
+    StudyPlan,
+    page,
+    run_study,
+    variants,
+    without,
+)
 from ami_agent.ablation.executors import Job, JobResult, run_job
 from ami_agent.ablation.stats import (
     Difference,
@@ -98,10 +108,8 @@ def config_of(fault=""):
 
 def run(configs, out, executor=None, seeds=2):
     quiet = Console(quiet=True)
-    return run_study(
-        "lines", configs, out=out, seeds=seeds, episodes=2, device="cpu",
-        executor=executor or Serial(quiet), console=quiet,
-    )  # fmt: skip
+    plan = StudyPlan(name="lines", configs=configs, seeds=seeds, episodes=2)
+    return run_study(plan, out=out, executor=executor or Serial(quiet), console=quiet)
 
 
 def test_the_middle_half_of_runs_by_hand():
@@ -331,10 +339,8 @@ def test_how_long_it_takes_is_reported_before_and_after(tmp_path, monkeypatch):
 
     def said(out, seeds=2):
         messages = Console(record=True, file=io.StringIO(), width=200)
-        run_study(
-            "lines", {"all": config_of()}, out=out, seeds=seeds, episodes=2, device="cpu",
-            executor=Serial(messages), console=messages,
-        )  # fmt: skip
+        plan = StudyPlan(name="lines", configs={"all": config_of()}, seeds=seeds, episodes=2)
+        run_study(plan, out=out, executor=Serial(messages), console=messages)
         return messages.export_text()
 
     first = said(tmp_path / "first")

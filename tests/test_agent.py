@@ -393,6 +393,14 @@ def test_where_an_episode_begins_nobody_goes_on_with_a_plan(tiny):
     )  # a whole plan, not the rest of one
 
 
+def test_without_levels_above_the_agent_pursues_the_goal_of_its_task(tiny):
+    controller, obs = waking(tiny, "plan")
+    assert controller.agent.subgoals is None
+    _, context = controller.perceive(obs)
+    assert torch.equal(context.goal, controller.context.goal.expand_as(context.goal))
+    assert controller.act(obs).subgoals.shape[:2] == (len(context.goal), 0)
+
+
 def test_who_is_to_stay_stays_where_it_was_when_it_was_reported_whatever_begins_elsewhere(tiny):
     env = tiny.eval_env.build(3)
     obs, info = env.reset(0)

@@ -27,7 +27,7 @@ from ami_agent.evaluation.policies import make_random_policy
 from ami_agent.logger import Logger
 from ami_agent.training import CollectRandom
 from ami_agent.training.optim import OptimConfig
-from ami_agent.viewer.record import record_episodes
+from ami_agent.viewer.record import EpisodeSelection, record_episodes
 
 ROOT = Path(__file__).parent.parent
 
@@ -222,10 +222,8 @@ def test_a_death_while_a_plan_is_timed_or_watched_ends_nothing(tiny, tmp_path, m
 
         monkeypatch.setattr(sys.modules[module], function, dies)
     assert ami.evaluate(agent, tiny.eval_env, episodes=2)["ms_per_action"]["mean"] > 0
-    (episodes,) = record_episodes(
-        agent, tiny.eval_env, None, 1, ("react",), 0,
-        agent.task_spec(""), Logger(),
-    )  # fmt: skip
+    selection = EpisodeSelection(episodes=1, mode="react")
+    (episodes,) = record_episodes(agent, tiny.eval_env, None, selection, Logger())
     assert len(episodes[0].states) > 0
 
 

@@ -24,7 +24,7 @@ from ami_agent.adapters.observations import ignored_fields, obs_fields
 from ami_agent.adapters.spaces import _already_warned, read_obs
 from ami_agent.config import build
 from ami_agent.logger import RunLogger
-from ami_agent.train import Trainer
+from ami_agent.train import RunOptions, Trainer
 from modules.perception.image import ImageEncoderConfig
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.types import ConfigError
@@ -491,7 +491,7 @@ def test_what_was_understood_is_reported_as_training_starts(shows, tmp_path):
     config = small(ami.recipes.gym(EnvConfig(id=shows(Box(0, 1, (84, 84), F32)))), 1)
     said = Console(file=StringIO(), width=200)
     with closing(RunLogger(tmp_path, said)) as logger:
-        Trainer(config, tmp_path, 0, "cpu", logger, 60.0, False, 0, False)
+        Trainer(config, tmp_path, 0, "cpu", logger, False, RunOptions())
     first, _ = said.file.getvalue().split("\n", 1)
     assert first == "obs: image, 84x84, 1 channel, float32, channels last"
 

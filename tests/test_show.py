@@ -38,7 +38,7 @@ from ami_agent.viewer.projectors import (
     compute_critic_map,
     project,
 )
-from ami_agent.viewer.record import critic_value, record_episodes
+from ami_agent.viewer.record import EpisodeSelection, critic_value, record_episodes
 from modules.actor.subgoals import LandmarkGraphConfig
 from modules.configurator import TaskSpec
 from modules.types import ConfigError, ModalityWeights
@@ -55,9 +55,8 @@ def untrained_agent(changes: Mapping[str, object] | None = None) -> Agent:
 def collect_data(
     agent: Agent, projector: ProbeProjector, episodes: int, mode: str, seed: int
 ) -> Iterator[ProjectedEpisode]:
-    recordings = record_episodes(
-        agent, WORLD, projector.camera, episodes, (mode,), seed, REACH, Logger()
-    )
+    selection = EpisodeSelection(episodes=episodes, mode=mode, seed=seed)
+    recordings = record_episodes(agent, WORLD, projector.camera, selection, Logger())
     return (project(episode, projector) for (episode,) in recordings)
 
 
@@ -87,7 +86,7 @@ def planned(agent: Agent, projector: ProbeProjector) -> list[ProjectedEpisode]:
 
 @pytest.fixture(scope="module")
 def written(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return show(agent, WORLD, tmp_path_factory.mktemp("run") / "show", episodes=2)
+    return show(agent, WORLD, tmp_path_factory.mktemp("run") / "show", EpisodeSelection(episodes=2))
 
 
 def test_every_step_is_a_frame_of_a_short_episode(written):
@@ -300,7 +299,7 @@ def test_films_as_mp4_play_as_long_as_the_gif(agent, tmp_path):
         program = ffmpeg()
     except ConfigError as error:
         pytest.skip(str(error))
-    show(agent, WORLD, tmp_path, episodes=1, mp4=True)
+    show(agent, WORLD, tmp_path, EpisodeSelection(episodes=1), mp4=True)
     requested = [program, "-i", str(tmp_path / "episode-0.mp4"), "-f", "null", "-"]
     output = subprocess.run(requested, capture_output=True, text=True, check=True).stderr
     assert "h264" in output
@@ -314,7 +313,7 @@ def test_without_ffmpeg_it_is_reported_before_anything_is_collected(agent, tmp_p
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--mp4 needs ffmpeg: .*ami-agent\[film\]"):
-        show(agent, WORLD, tmp_path / "out", episodes=1, mp4=True)
+        show(agent, WORLD, tmp_path / "out", EpisodeSelection(episodes=1), mp4=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -332,10 +331,10 @@ def test_a_picture_for_tensorboard(agent):
 )
 def test_refuses_what_makes_no_sense(agent, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        show(agent, WORLD, tmp_path, **changes)
+        show(agent, WORLD, tmp_path, EpisodeSelection(**changes))
 
 
 def test_refuses_a_folder_that_is_a_file(agent, tmp_path):
     (tmp_path / "taken").touch()
     with pytest.raises(ConfigError, match="can't be written"):
-        show(agent, WORLD, tmp_path / "taken")
+        show(agent, WORLD, tmp_path / "taken", EpisodeSelection())

@@ -26,7 +26,7 @@ from ami_agent.viewer.projectors import (
     make_projector_factory,
     project,
 )
-from ami_agent.viewer.record import RecordedEpisode, record_episodes
+from ami_agent.viewer.record import EpisodeSelection, RecordedEpisode, record_episodes
 from modules.configurator import TaskSpec
 
 LASTS = 6
@@ -163,19 +163,16 @@ def record_in(
     agent: Agent, env: EnvConfig, mode: str = "plan", count: int = 1
 ) -> list[RecordedEpisode]:
     factory = make_projector_factory(agent, env, 0, EARN, Logger().info)
-    return [
-        recorded
-        for (recorded,) in record_episodes(
-            agent, env, factory.camera, count, (mode,), 3, EARN, Logger()
-        )
-    ]
+    selection = EpisodeSelection(episodes=count, mode=mode, seed=3)
+    episodes = record_episodes(agent, env, factory.camera, selection, Logger())
+    return [recorded for (recorded,) in episodes]
 
 
 def test_an_env_that_shows_nothing_is_reported_of_in_one_line_and_its_states_are_shown(
     agent, tmp_path
 ):
     listener = Listener()
-    page = show(agent, of(Blind), tmp_path, episodes=1, logger=listener)
+    page = show(agent, of(Blind), tmp_path, EpisodeSelection(episodes=1), logger=listener)
     assert listener.said == [
         "no picture of show-test/Blind-v0, only of the agent's states: it takes no render_mode"
     ]
@@ -215,7 +212,7 @@ def test_mujoco_is_reported_to_do_without_a_window_where_there_is_none(monkeypat
 
 def test_an_env_that_renders_is_observed_beside_the_agents_states(agent, tmp_path):
     listener = Listener()
-    show(agent, of(Pictured), tmp_path, episodes=1, logger=listener)
+    show(agent, of(Pictured), tmp_path, EpisodeSelection(episodes=1), logger=listener)
     assert listener.said == []
     (recorded,) = record_in(agent, of(Pictured))
     episode = project(recorded, PCAProjector([recorded]))
@@ -318,7 +315,13 @@ def test_states_that_do_not_fill_a_plane_lie_in_its_middle(recorded, states):
 def test_two_modes_share_a_plane(agent):
     factory = make_projector_factory(agent, of(Blind), 0, EARN, Logger().info)
     both = next(
-        record_episodes(agent, of(Blind), factory.camera, 1, ("plan", "react"), 3, EARN, Logger())
+        record_episodes(
+            agent,
+            of(Blind),
+            factory.camera,
+            EpisodeSelection(episodes=1, mode="both", seed=3),
+            Logger(),
+        )
     )
     view = factory.fit(both)
     planned, reactive = (project(recorded, view) for recorded in both)

@@ -24,6 +24,7 @@ from ami_agent.cli.main import main
 from ami_agent.config import build
 from ami_agent.viewer import live
 from ami_agent.viewer.live import Line, LivePage, block_image, fractions, show_live, terminal
+from ami_agent.viewer.record import EpisodeSelection
 from tests.conftest import error_line
 
 LASTS = 4
@@ -49,7 +50,7 @@ def make_console(terminal):
 
 def test_where_there_is_no_terminal_every_moment_is_a_line(agent, env):
     console = make_console(False)
-    episodes = show_live(agent, env, console, episodes=2, seed=5)
+    episodes = show_live(agent, env, console, EpisodeSelection(episodes=2, seed=5))
     assert [episode.seed for episode in episodes] == [5, 6]
     message = console.file.getvalue().splitlines()
     output = [line for line in message if "; goal_distance" in line]
@@ -64,8 +65,8 @@ def test_where_there_is_no_terminal_every_moment_is_a_line(agent, env):
 
 
 def test_what_is_watched_is_what_is_collected_alone(agent, env):
-    (watched,) = show_live(agent, env, make_console(False), episodes=1, seed=5)
-    (again,) = show_live(agent, env, make_console(True), episodes=1, seed=5)
+    (watched,) = show_live(agent, env, make_console(False), EpisodeSelection(episodes=1, seed=5))
+    (again,) = show_live(agent, env, make_console(True), EpisodeSelection(episodes=1, seed=5))
     assert len(watched.states) == LASTS
     assert len(watched.recorded_steps) == 1  # who watched has seen the others
     assert torch.equal(watched.states, again.states)
@@ -73,7 +74,7 @@ def test_what_is_watched_is_what_is_collected_alone(agent, env):
 
 def test_a_terminal_shows_the_picture_and_what_the_chosen_future_costs(agent, env):
     console = make_console(True)
-    show_live(agent, env, console, episodes=1, seed=5)
+    show_live(agent, env, console, EpisodeSelection(episodes=1, seed=5))
     message = console.file.getvalue()
     assert message.count("▀") > LASTS * 200
     assert "█" in message
@@ -154,7 +155,7 @@ def test_who_goes_in_the_middle_of_a_word_disturbs_nobody(capsys):
 
 def test_an_episode_ends_with_how_it_went(agent, env):
     console = make_console(False)
-    (episode,) = show_live(agent, env, console, episodes=1, seed=5)
+    (episode,) = show_live(agent, env, console, EpisodeSelection(episodes=1, seed=5))
     assert console.file.getvalue().splitlines()[-1] == episode.summary
 
 
@@ -165,7 +166,8 @@ def test_the_page_is_there_until_nobody_lingers_and_who_interrupts_has_observed_
         requested.append(1)
         raise KeyboardInterrupt
 
-    assert len(show_live(agent, env, make_console(False), episodes=1, seed=5, wait=wait)) == 1
+    selection = EpisodeSelection(episodes=1, seed=5)
+    assert len(show_live(agent, env, make_console(False), selection, wait=wait)) == 1
     assert requested == [1]
 
 

@@ -35,6 +35,7 @@ from ami_agent.viewer.projectors import (
     project,
 )
 from ami_agent.viewer.record import (
+    EpisodeSelection,
     RecordedEpisode,
     best_so_far,
     per_step_energy,
@@ -65,7 +66,9 @@ def agent() -> Agent:
 def written(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(projectors, "GRID_SIZE", 5)
-        return show(agent, WORLD, tmp_path_factory.mktemp("show"), episodes=2, mode="both")
+        return show(
+            agent, WORLD, tmp_path_factory.mktemp("show"), EpisodeSelection(episodes=2, mode="both")
+        )
 
 
 class Parts(HTMLParser):
@@ -408,9 +411,8 @@ def test_what_came_true_of_every_second_moment_is_measured_against_every_step():
 def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
     agent = untrained_agent({"actor.receding_horizon": 3})
     projector = ProbeProjector(agent, WORLD, 0, REACH)
-    ((recorded,),) = record_episodes(
-        agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, Logger()
-    )
+    selection = EpisodeSelection(episodes=1)
+    ((recorded,),) = record_episodes(agent, WORLD, projector.camera, selection, Logger())
     steps = recorded.recorded_steps
     assert [len(step.planned_states) for step in steps] == [9, 8, 7, 9, 8]
     assert [len(step.best_energies) > 1 for step in steps] == [True, False, False, True, False]
@@ -431,7 +433,10 @@ def test_what_levels_above_hope_for_is_drawn_and_how_they_find_it_is_reported(
         states = agent.encode(obs)
     agent.subgoals.build(states, states[None], states[:, None])
     out = show(
-        agent, replace(WORLD, options={"max_episode_steps": 1}), tmp_path, episodes=1, seed=3
+        agent,
+        replace(WORLD, options={"max_episode_steps": 1}),
+        tmp_path,
+        EpisodeSelection(episodes=1, seed=3),
     )
     parts = Parts(out.read_text(encoding="utf-8"))
     (seed_record,) = parts.data["seeds"]
@@ -444,7 +449,8 @@ def test_what_levels_above_hope_for_is_drawn_and_how_they_find_it_is_reported(
 @pytest.fixture(scope="module")
 def recorded(agent: Agent) -> tuple[RecordedEpisode, ProjectedEpisode]:
     projector = ProbeProjector(agent, WORLD, 0, REACH)
-    ((found,),) = record_episodes(agent, WORLD, projector.camera, 1, ("plan",), 0, REACH, Logger())
+    selection = EpisodeSelection(episodes=1)
+    ((found,),) = record_episodes(agent, WORLD, projector.camera, selection, Logger())
     return found, project(found, projector)
 
 

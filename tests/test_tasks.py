@@ -24,7 +24,7 @@ from ami_agent.storage.run_dir import load
 from ami_agent.train import train
 from ami_agent.viewer import projectors
 from ami_agent.viewer.projectors import ProbeProjector, project
-from ami_agent.viewer.record import record_episodes
+from ami_agent.viewer.record import EpisodeSelection, record_episodes
 from modules.types import ConfigError
 from tests.conftest import error_line, small
 from tests.test_show_page import Parts
@@ -130,9 +130,8 @@ def test_pictures_show_an_agent_where_it_is_whatever_its_task_primes_it_for(fora
     assignment = agent.tasks[task]
     env = brief(recipes.forage()).eval_env.for_task(assignment)
     projector = ProbeProjector(agent, env, 0, assignment)
-    recordings = record_episodes(
-        agent, env, projector.camera, 4, ("react",), 0, assignment, Logger()
-    )
+    selection = EpisodeSelection(episodes=4, mode="react", task=task)
+    recordings = record_episodes(agent, env, projector.camera, selection, Logger())
     episodes = [project(episode, projector) for (episode,) in recordings]
     differences = [
         projected_step.planned[0] - projected_step.position

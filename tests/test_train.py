@@ -143,6 +143,12 @@ def test_a_process_killed_for_good_can_be_resumed(tiny, tmp_path):
     assert same_weights(resumed, train(config, out=tmp_path / "whole"))
 
 
+def test_an_unknown_option_is_refused_before_anything_is_written(tiny, tmp_path):
+    with pytest.raises(TypeError, match="'save_evry'"):
+        train(tiny, out=tmp_path / "run", save_evry=1.0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_resuming_with_other_settings_is_refused(tiny, tmp_path):
     train(tiny, out=tmp_path / "run")
     other = override(tiny, {"actor.planner.horizon": 3})

@@ -155,8 +155,8 @@ def test_every_variant_is_tried_and_all_that_fail_are_named(tiny, tmp_path):
     console = Console(quiet=True)
     with pytest.raises(ConfigError) as output:
         ablation.run_study(
-            "odd", configs, out=tmp_path / "study", seeds=1, episodes=1, device="cpu",
-            executor=ablation.Serial(console), console=console,
+            ablation.StudyPlan(name="odd", configs=configs, seeds=1, episodes=1),
+            out=tmp_path / "study", executor=ablation.Serial(console), console=console,
         )  # fmt: skip
     assert "one: --distill-policy.options" in str(output.value)
     assert "two: --distill-policy.options" in str(output.value)

@@ -7,7 +7,7 @@ them; `study.py` holds the results, `stats.py` computes their statistics, `page.
 from __future__ import annotations
 
 from ami_agent.ablation.executors import Executor, ProcessPool, Ray, Serial
-from ami_agent.ablation.run_study import print_study, run_study
+from ami_agent.ablation.run_study import StudyPlan, print_study, run_study
 from ami_agent.ablation.study import Study, table_rows
 from ami_agent.ablation.variants import load_configs, study_question, swap, variants, without
 
@@ -17,6 +17,7 @@ __all__ = [
     "Ray",
     "Serial",
     "Study",
+    "StudyPlan",
     "load_configs",
     "print_study",
     "run_study",

@@ -8,6 +8,7 @@ import time
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -26,31 +27,43 @@ from ami_agent.validate import check_all
 from modules.types import ConfigError
 
 
-def run_study(
-    name: str, configs: Mapping[str, Config], *, out: Path, seeds: int, episodes: int, device: str,
-    executor: Executor, console: Console, question: str = "",
-) -> Study:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """What a study trains and evaluates; the first Config is the base."""
+
+    name: str
+    configs: Mapping[str, Config]
+    """By variant."""
+    seeds: int = 3
+    episodes: int = 100
+    """Of the evaluation of each run."""
+    device: str = "cpu"
+    question: str = ""
+    """That the study answers."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds is {self.seeds}; it must be at least 1")
+
+
+def run_study(plan: StudyPlan, *, out: Path, executor: Executor, console: Console) -> Study:
     """Trains and evaluates every variant with every seed, seed by seed, so that a study that is
     stopped early compares all variants; finished runs are not repeated. Writes study.json and
     study.csv into `out`; where they can't be written, prints the results.
 
     Raises ConfigError for invalid settings, for folders that hold something else, and where another
     process works in `out`."""
-    if seeds < 1:
-        raise ConfigError(f"--seeds is {seeds}; it must be at least 1")
     run_dir.check_folder(out)
-    check_all(configs)
+    check_all(plan.configs)
     with locked(out):
-        return _run_study(name, configs, out, seeds, episodes, device, executor, console, question)
+        return _run_study(plan, out, executor, console)
 
 
-def _run_study(
-    name: str, configs: Mapping[str, Config], out: Path, seeds: int, episodes: int, device: str,
-    executor: Executor, console: Console, question: str,
-) -> Study:  # fmt: skip
+def _run_study(plan: StudyPlan, out: Path, executor: Executor, console: Console) -> Study:
+    configs, seeds = plan.configs, plan.seeds
     variant_dirs = {variant: out / folder for variant, folder in folders(configs).items()}
     jobs = [
-        Job(variant, config, variant_dirs[variant] / str(seed), seed, episodes, device)
+        Job(variant, config, variant_dirs[variant] / str(seed), seed, plan.episodes, plan.device)
         for seed in range(seeds)
         for variant, config in configs.items()
     ]
@@ -90,7 +103,7 @@ def _run_study(
         name: [RunInfo.load(variant_dirs[name] / str(r.seed)) for r in by_seed if r.metrics]
         for name, by_seed in by_variant.items()
     }
-    study = Study(name, configs, seeds, by_variant, run_infos, question)
+    study = Study(plan.name, configs, seeds, by_variant, run_infos, plan.question)
     try:
         write(out, study)
     except OSError:

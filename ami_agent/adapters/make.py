@@ -230,9 +230,8 @@ def _with_location(call: Callable[[], Any]) -> Any:
 
 
 def _worker(
-    index: int, factory: Callable[[], gymnasium.Env], pipe: Any, parent_pipe: Any,
-    shared_memory: Any, errors: Any, *others: Any,
-) -> None:  # fmt: skip
+    index: int, factory: Callable[[], gymnasium.Env], pipe: Any, parent_pipe: Any, *others: Any
+) -> None:
     """Gymnasium's worker, which here reports why an environment can't be made and leaves Ctrl-C to
     the parent process, which ends it."""
     interrupt.isolate_worker()
@@ -241,12 +240,11 @@ def _worker(
     except EnvWorkerError as error:
         parent_pipe.close()
         pipe.recv()  # the parent's first request
+        _, errors, *_ = others  # after the shared memory
         errors.put((index, EnvWorkerError, str(error), ""))
         pipe.send((None, False))
         return
-    _async_worker(
-        index, lambda: _LocatedErrors(env), pipe, parent_pipe, shared_memory, errors, *others
-    )
+    _async_worker(index, lambda: _LocatedErrors(env), pipe, parent_pipe, *others)
 
 
 def build_wrappers(config: EnvConfig) -> list[Callable[[Any], Any]]:

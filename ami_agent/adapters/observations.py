@@ -307,8 +307,8 @@ def _image_conversion(
     summary = f"image, {height}x{width}, {frames_text}{channels_text}, {space.dtype}, {order}"
     image_shape = (frames * channels, height, width)
     if space.dtype not in (np.uint8, np.bool_):
-        convert = partial(to_floats, shape=image_shape, last=last, origin=_origin(space))
-        return ModalitySpec(image_shape), convert, summary
+        shaped = partial(to_floats, shape=image_shape, last=last, origin=_origin(space))
+        return ModalitySpec(image_shape), shaped, summary
     is_plain = space.dtype == np.uint8 and not last and space.shape == image_shape
     convert = as_bytes if is_plain else partial(to_bytes, shape=image_shape, last=last)
     return ModalitySpec(image_shape, torch.uint8), convert, summary

@@ -129,7 +129,8 @@ def _train(
         resume=flags.resume, logger=logger, save_every=flags.save_every,
         eval_episodes=flags.eval_every_stage, keep_replay_buffer=flags.keep_replay_buffer,
     )  # fmt: skip
-    by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes, log=logger.info)
+    logger.info(_describe_evaluation("both modes", flags.episodes))
+    by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes)
     results = {mode: {"recipe": name, **metrics} for mode, metrics in by_mode.items()}
     print_table(console, f"{name}, seed {flags.seed}", *table_rows(results))
     _run_all(
@@ -144,9 +145,10 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     env_config = _eval_env_config(config, flags.env, flags.variant)
     if flags.accept_other_spaces:
         env_config = replace(env_config, accept_other_spaces=True)
+    print_line(console, _describe_evaluation(f"mode {flags.mode}", flags.episodes))
     by_mode = evaluate_modes(
         agent, env_config, modes=(flags.mode,), task=flags.task, episodes=flags.episodes,
-        seed=flags.seed, log=partial(print_line, console),
+        seed=flags.seed,
     )  # fmt: skip
     results = {"recipe": config.recipe, **by_mode[flags.mode]}
     title = " ".join(filter(None, (env_config.id, env_config.variant, results["task"])))
@@ -160,6 +162,13 @@ def eval_command(name: str, argv: Sequence[str], console: Console) -> None:
     _write(flags.json, results)
 
 
+def _describe_evaluation(modes: str, episodes: int) -> str:
+    return (
+        f"{modes}, random actions, and the oracle where there is one: {episodes} "
+        f"episode{'s' if episodes > 1 else ''} each"
+    )
+
+
 def _eval_env_config(config: Config, env_id: str, variant: str) -> EnvConfig:
     """The environment of an evaluation, where the flags may name another."""
     env_config = config.eval_env
@@ -169,23 +178,24 @@ def _eval_env_config(config: Config, env_id: str, variant: str) -> EnvConfig:
 
 
 def show_command(name: str, argv: Sequence[str], console: Console) -> None:
-    from ami_agent.viewer import show  # drawing is slow to import
+    from ami_agent.viewer import EpisodeSelection, show  # drawing is slow to import
     from ami_agent.viewer.live import show_live, wait_for_interrupt
 
     flags, config, agent = _load(name, args.ShowFlags(), argv, "ami show DIR")
     env_config = _eval_env_config(config, flags.env, flags.variant)
     options: dict[str, Any] = {"mode": flags.mode, "seed": flags.seed, "episodes": flags.episodes}
+    selection = EpisodeSelection(task=flags.task, **options)
     if flags.live:
         recorded = show_live(
-            agent, env_config, console, task=flags.task, port=flags.port,
-            wait=partial(wait_for_interrupt, console), **options,
+            agent, env_config, console, selection, port=flags.port,
+            wait=partial(wait_for_interrupt, console),
         )  # fmt: skip
         _write(flags.json, {**options, "summaries": [episode.summary for episode in recorded]})
         return
     print_line(console, f"The agent acts in {flags.episodes} episodes, and the viewer draws them.")
     page = show(
-        agent, env_config, Path(flags.out or Path(name) / "show"),
-        task=flags.task, logger=ConsoleLogger(console), mp4=flags.mp4, **options,
+        agent, env_config, Path(flags.out or Path(name) / "show"), selection,
+        logger=ConsoleLogger(console), mp4=flags.mp4,
     )  # fmt: skip
     print_line(console, f"open {page}")
     _write(flags.json, {"page": str(page), **options})
@@ -208,11 +218,11 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
         executor = ablation.ProcessPool(flags.workers)
     label = name.rpartition(":")[2]
     out = Path(flags.out or Path("runs") / f"ablate-{label}")
-    result = ablation.run_study(
-        label, configs, out=out, seeds=flags.seeds, episodes=flags.episodes,
-        device=args.device(flags.device), executor=executor, console=console,
-        question=ablation.study_question(name),
+    plan = ablation.StudyPlan(
+        name=label, configs=configs, seeds=flags.seeds, episodes=flags.episodes,
+        device=args.device(flags.device), question=ablation.study_question(name),
     )  # fmt: skip
+    result = ablation.run_study(plan, out=out, executor=executor, console=console)
     ablation.print_study(console, result)
     from ami_agent.ablation import page  # drawing is slow to import
 

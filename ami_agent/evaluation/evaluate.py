@@ -184,9 +184,9 @@ def evaluate(
 def evaluate_modes(
     agent: Agent, env: EnvConfig | str, *, modes: Sequence[str] = ("plan", "react"),
     task: str = "", episodes: int = 100, seed: int = FIRST_EVAL_SEED,
-    log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Results]:  # fmt: skip
-    """The results of each mode on the same episodes; `log` gets a line of progress for each."""
+    """The results of each mode, of random actions and of the oracle where there is one, on the same
+    episodes."""
     check_is("agent", agent, Agent)
     check_is("env", env, EnvConfig, str)
     check_count("episodes", episodes, 1)
@@ -198,13 +198,10 @@ def evaluate_modes(
         check_same_spaces(agent.spec, env_adapter.spec, config)
         signals = env_adapter.spec.interoception
     by_mode, planning = {}, {}
-    episodes_text = f"{episodes} episode{'s' if episodes > 1 else ''}"
     for mode in modes:
-        log(f"mode {mode}: {episodes_text}")
         by_mode[mode], planning[mode] = _evaluate_mode(
             agent.eval(), config, mode, task_spec, episodes, seed
         )
-    log(f"random actions, and the oracle where there is one: {episodes_text}")
     by_baseline = baselines(config, episodes, seed)
     reports_success = any(r.reports_success for r in (*by_mode.values(), *by_baseline.values()))
     baseline_results = {

@@ -24,41 +24,36 @@ from ami_agent.viewer.projectors import (
     make_projector_factory,
     project,
 )
-from ami_agent.viewer.record import record_episodes
+from ami_agent.viewer.record import EpisodeSelection, record_episodes
 from modules.types import ConfigError
 
-__all__ = ["Renderable", "draw_episode", "log_episode", "show"]
+__all__ = ["EpisodeSelection", "Renderable", "draw_episode", "log_episode", "show"]
 
-MODE_GROUPS = {"both": ("plan", "react")}  # names that stand for several modes
 MAX_DRAWN_STEPS = 200  # by `draw_episode`, at most: training waits for it
 
 
 def show(
-    agent: Agent, config: EnvConfig, out: Path, *,
-    episodes: int = 3, mode: str = "plan", task: str = "", seed: int = 0,
+    agent: Agent, config: EnvConfig, out: Path, selection: EpisodeSelection, *,
     logger: Logger | None = None, mp4: bool = False,
 ) -> Path:  # fmt: skip
-    """Runs `episodes` episodes, of seeds `seed`, `seed` + 1, ..., and writes them into `out`:
-    `episode-0.gif` and `episode-0.png`, ..., and `index.html`, whose path is returned. `mode` is
-    one of the agent's modes, or "both": Mode-2 and Mode-1 on the same seeds,
-    `episode-0-plan.gif` and `episode-0-react.gif`, .... `mp4` writes mp4 files beside the GIFs.
+    """Runs the selected episodes and writes them into `out`: `episode-0.gif` and `episode-0.png`,
+    ..., and `index.html`, whose path is returned; in several modes `episode-0-plan.gif` and
+    `episode-0-react.gif`, .... `mp4` writes mp4 files beside the GIFs.
 
     Raises ConfigError for an unknown mode, an unusable `out`, or where ffmpeg is missing.
     """
     logger = logger or Logger()
     ffmpeg_path = drawing.ffmpeg() if mp4 else ""
-    folder, modes = Path(out), MODE_GROUPS.get(mode, (mode,))
+    folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"pictures can't be written to {out}: {error.strerror}") from None
-    task_spec = agent.task_spec(task)
+    task_spec = agent.task_spec(selection.task)
     config = config.for_task(task_spec)
-    factory = make_projector_factory(agent, config, seed, task_spec, logger.info)
+    factory = make_projector_factory(agent, config, selection.seed, task_spec, logger.info)
     seed_records = []
-    recorded = record_episodes(
-        agent, config, factory.camera, episodes, modes, seed, task_spec, logger
-    )
+    recorded = record_episodes(agent, config, factory.camera, selection, logger)
     for number, by_mode in enumerate(recorded):
         projector = factory.fit(by_mode)
         # the same in every mode
@@ -68,7 +63,8 @@ def show(
         with logger.progress(f"draw seed {by_mode[0].seed}", len(by_mode)) as bar:
             for recorded_episode in by_mode:
                 projected = project(recorded_episode, projector)
-                name = f"episode-{number}" + (f"-{recorded_episode.mode}" if len(modes) > 1 else "")
+                mode = f"-{recorded_episode.mode}" if len(by_mode) > 1 else ""
+                name = f"episode-{number}{mode}"
                 sheet, film = drawing.sheet(projected, critic_map), drawing.film(projected)
                 write_bytes(folder / f"{name}.gif", drawing.encode_gif(film))
                 if ffmpeg_path:
@@ -89,10 +85,8 @@ def draw_episode(agent: Agent, config: EnvConfig, seed: int) -> tuple[np.ndarray
     task_spec, logger = agent.task_spec(""), Logger()
     config = config.for_task(task_spec)
     factory = make_projector_factory(agent, config, seed, task_spec, logger.info)
-    ((recorded_episode,),) = record_episodes(
-        agent, config, factory.camera, 1, ("plan",), seed, task_spec, logger,
-        max_steps=MAX_DRAWN_STEPS,
-    )  # fmt: skip
+    selection = EpisodeSelection(episodes=1, seed=seed, max_steps=MAX_DRAWN_STEPS)
+    ((recorded_episode,),) = record_episodes(agent, config, factory.camera, selection, logger)
     projector = factory.fit([recorded_episode])
     projected = project(recorded_episode, projector)
     critic_map = compute_critic_map(agent, config, projector, recorded_episode)

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import BoundedSemaphore, Condition, Event, Thread
@@ -33,7 +34,7 @@ from ami_agent.viewer.projectors import (
     make_projector_factory,
     project,
 )
-from ami_agent.viewer.record import RecordedEpisode, record_episodes
+from ami_agent.viewer.record import EpisodeSelection, RecordedEpisode, record_episodes
 from modules.types import ConfigError
 
 NUM_FIT_STEPS = 100
@@ -68,26 +69,27 @@ Display: TypeAlias = Callable[[Image.Image, Sequence[Line]], None]
 
 
 def show_live(
-    agent: Agent, config: EnvConfig, console: Console, *,
-    episodes: int = 3, mode: str = "plan", task: str = "", seed: int = 0, port: int = 0,
-    wait: Callable[[], None] = lambda: None,
+    agent: Agent, config: EnvConfig, console: Console, selection: EpisodeSelection, *,
+    port: int = 0, wait: Callable[[], None] = lambda: None,
 ) -> list[RecordedEpisode]:  # fmt: skip
-    """Shows the episodes of seeds `seed`, `seed` + 1, ... as they happen, one after the other, and
-    returns them, each with its last step alone. The page is served at `port`, or at a free port if
-    that is 0, until `wait` returns. A KeyboardInterrupt ends the display, not the program.
+    """Shows the selected episodes as they happen, one after the other, and returns them, each with
+    its last step alone. The page is served at `port`, or at a free port if that is 0, until `wait`
+    returns. A KeyboardInterrupt ends the display, not the program.
 
     Raises ConfigError for an unknown mode or task, or a port that can't be had.
     """
-    if mode == "both":
+    if len(selection.modes) > 1:
         raise ConfigError("--mode both: --live shows one mode, plan, react or auto")
-    task_spec, logger = agent.task_spec(task), ConsoleLogger(console)
+    task_spec, logger = agent.task_spec(selection.task), ConsoleLogger(console)
+    selections = [
+        replace(selection, episodes=1, seed=selection.seed + i) for i in range(selection.episodes)
+    ]
     config = config.for_task(task_spec)
     recorded: list[RecordedEpisode] = []
     with LivePage(port) as page:
-        factory = make_projector_factory(agent, config, seed, task_spec, logger.info)
-        first_recorded = record_episodes(
-            agent, config, factory.camera, 1, (mode,), seed, task_spec, Logger(), NUM_FIT_STEPS
-        )
+        factory = make_projector_factory(agent, config, selection.seed, task_spec, logger.info)
+        beginning = replace(selections[0], max_steps=NUM_FIT_STEPS)
+        first_recorded = record_episodes(agent, config, factory.camera, beginning, Logger())
         projector = factory.fit(next(first_recorded))
         logger.info(f"{projector.description} Every step is drawn here and at {page.address}")
 
@@ -104,11 +106,10 @@ def show_live(
             show_in_terminal(picture, lines)
 
         with terminal(console) as show_in_terminal, suppress(KeyboardInterrupt):
-            for number in range(episodes):
+            for selected in selections:
                 ((recorded_episode,),) = record_episodes(
-                    agent, config, factory.camera, 1, (mode,), seed + number, task_spec,
-                    Logger(), callback=on_step,
-                )  # fmt: skip
+                    agent, config, factory.camera, selected, Logger(), on_step
+                )
                 show(project(recorded_episode, projector), [Line(recorded_episode.summary)])
                 recorded.append(recorded_episode)
             wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from math import ceil
@@ -104,36 +105,62 @@ def _steps(count: int) -> str:
     return f"{count} step" if count == 1 else f"{count} steps"
 
 
+MODE_GROUPS = {"both": ("plan", "react")}
+"""Names that stand for several modes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSelection:
+    """Which episodes are recorded: those of seeds `seed`, `seed` + 1, ..., each once in every
+    mode."""
+
+    episodes: int = 3
+    mode: str = "plan"
+    """One of the agent's modes, or "both": Mode-2 and Mode-1."""
+    task: str = ""
+    """The name of one of the agent's tasks; its first one if empty."""
+    seed: int = 0
+    max_steps: int | None = None
+    """Steps after which episodes are cut off."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ConfigError(f"episodes is {self.episodes}; it must be at least 1")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return MODE_GROUPS.get(self.mode, (self.mode,))
+
+
 StepCallback: TypeAlias = Callable[[Sequence[RecordedEpisode]], None]
 """Called at every step with the episodes so far."""
 
 
 def record_episodes(
-    agent: Agent, config: EnvConfig, camera: Camera | None, episodes: int, modes: Sequence[str],
-    seed: int, task_spec: TaskSpec, logger: Logger, max_steps: int | None = None,
-    callback: StepCallback | None = None,
+    agent: Agent, config: EnvConfig, camera: Camera | None, selection: EpisodeSelection,
+    logger: Logger, callback: StepCallback | None = None,
 ) -> Iterator[tuple[RecordedEpisode, ...]]:  # fmt: skip
-    """The episodes of seeds `seed`, `seed` + 1, ..., each once in every mode, cut off after
-    `max_steps`. `callback` is called at every step; with one, only the last step of an episode is
-    kept. Without a camera no picture is recorded."""
-    if episodes < 1:
-        raise ConfigError(f"episodes is {episodes}; it must be at least 1")
+    """The selected episodes, one after the other, each in every mode. `callback` is called at every
+    step; with one, only the last step of an episode is kept. Without a camera no picture is
+    recorded."""
     agent.eval()
+    task_spec = agent.task_spec(selection.task)
 
     def record_batch(mode: str, env: EnvAdapter, first: int) -> list[RecordedEpisode]:
         check_same_spaces(agent.spec, env.spec, config)
-        recorder = _Recorder(agent, env, camera, mode, task_spec, seed + first, callback)
+        seed = selection.seed + first
+        recorder = _Recorder(agent, env, camera, mode, task_spec, seed, callback)
         with logger.progress(f"act, {mode}", _episode_length(env)) as bar:
-            return recorder.record(bar, max_steps)
+            return recorder.record(bar, selection.max_steps)
 
     def episodes_of(mode: str) -> Iterator[RecordedEpisode]:
         for batch in config.run_in_batches(
-            episodes, partial(record_batch, mode), agent.device, NUM_ENVS,
+            selection.episodes, partial(record_batch, mode), agent.device, NUM_ENVS,
             **({} if camera is None else camera.options),
         ):  # fmt: skip
             yield from batch
 
-    return zip(*map(episodes_of, modes), strict=True)
+    return zip(*map(episodes_of, selection.modes), strict=True)
 
 
 def _episode_length(env: EnvAdapter) -> int:
