@@ -87,6 +87,11 @@ def train(
             logger = stack.enter_context(closing(RunLogger(run, Console(quiet=True))))
         check_folder(config, run, seed, resume)  # again, now that this process has the lock
         clean(run)
+        if resume:
+            before = torch.get_num_threads()
+            stack.enter_context(run_dir.threads_of(run))
+            if (threads := torch.get_num_threads()) != before:
+                logger.info(f"threads: {threads}, with which the run began, rather than {before}")
         trainer = Trainer(config, run, seed, device, logger, resume, run_options)
         if resume:
             for line in apply_new_settings(run, config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import ami_agent  # noqa: F401  # isort: skip  # before PyTorch, whose threads then wait asleep
 import pytest
 import torch
 from torch import Tensor

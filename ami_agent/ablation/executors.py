@@ -26,6 +26,7 @@ from ami_agent.config import Config
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, evaluate_modes
 from ami_agent.interrupt import SHUTDOWN_TIMEOUT, handled, isolate_worker, terminate
 from ami_agent.logger import RunLogger
+from ami_agent.resources import num_cores
 from ami_agent.storage import run_dir
 from ami_agent.storage.files import NotWritten, is_number
 from ami_agent.train import train
@@ -104,7 +105,8 @@ def _train_and_evaluate(job: Job, console: Console) -> Mapping[str, Any]:
             job.config, out=job.out, seed=job.seed, device=job.device, resume=resume, logger=logger,
         )  # fmt: skip
     first_seed = FIRST_EVAL_SEED + 10_000 * job.seed
-    by_mode = evaluate_modes(agent, job.config.eval_env, episodes=job.episodes, seed=first_seed)
+    with run_dir.threads_of(job.out):
+        by_mode = evaluate_modes(agent, job.config.eval_env, episodes=job.episodes, seed=first_seed)
     return {mode: {"recipe": job.config.recipe, **row} for mode, row in by_mode.items()}
 
 
@@ -154,7 +156,8 @@ class Serial:
 
 @dataclass(frozen=True)
 class ProcessPool:
-    """Runs several jobs at once, each in a process with an equal number of cores."""
+    """Runs several jobs at once, each in a process with the threads of this one, or with an equal
+    number of cores where these are fewer."""
 
     num_workers: int
 
@@ -168,10 +171,11 @@ class ProcessPool:
         self, jobs: Sequence[Job], num_parallel: int
     ) -> Generator[JobResult, None, list[Job]]:
         """Returns the jobs that were lost with the pool."""
-        num_threads, lost_jobs = max(1, (os.cpu_count() or 1) // self.num_workers), []
+        num_threads = min(torch.get_num_threads(), max(1, num_cores() // self.num_workers))
+        lost_jobs = []
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_parallel, spawn, _init_worker, (num_threads,)) as pool:
-            futures = {pool.submit(_run_interruptible, job): job for job in jobs}
+        with ProcessPoolExecutor(num_parallel, spawn, _init_worker) as pool:
+            futures = {pool.submit(_run_interruptible, job, num_threads): job for job in jobs}
             try:
                 for future in as_completed(futures):
                     try:
@@ -187,26 +191,26 @@ class ProcessPool:
         return lost_jobs
 
 
-def run_job_logged(job: Job) -> JobResult:
-    """Runs a job; its output goes into a file of the run folder."""
+def run_job_logged(job: Job, num_threads: int) -> JobResult:
+    """Runs a job in a process of its own; its output goes into a file of the run folder."""
+    torch.set_num_threads(num_threads)
     job.out.mkdir(parents=True, exist_ok=True)
     with (job.out / LOG).open("a", errors="backslashreplace") as log:
         return run_job(job, Console(file=log, width=160))
 
 
-def _run_interruptible(job: Job) -> JobResult:
+def _run_interruptible(job: Job, num_threads: int) -> JobResult:
     """Runs a job in a worker process: a signal saves a checkpoint and ends the process."""
     try:
         with handled():
-            return run_job_logged(job)
+            return run_job_logged(job, num_threads)
     except KeyboardInterrupt:
         os._exit(1)
 
 
-def _init_worker(num_threads: int) -> None:
-    """Limits the threads of a worker process, and ends it when the study ends."""
+def _init_worker() -> None:
+    """Ends a worker process when the study ends."""
     isolate_worker()
-    torch.set_num_threads(num_threads)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -232,8 +236,12 @@ class Ray:
             gpus = int(any(job.device != "cpu" for job in jobs))
             if gpus and not ray.cluster_resources().get("GPU"):
                 raise ConfigError(f"--ray {self.address}: the cluster has no GPU; use --device cpu")
-            remote_job = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(run_job_logged)
-            pending = {remote_job.remote(job._replace(out=job.out.absolute())): job for job in jobs}
+            threads = torch.get_num_threads()
+            remote_job = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=1)(run_job_logged)
+            pending = {
+                remote_job.remote(job._replace(out=job.out.absolute()), threads): job
+                for job in jobs
+            }
             while pending:
                 (finished, *_), _ = ray.wait(list(pending))
                 job = pending.pop(finished)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import cloudpickle
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import Env
 from gymnasium.envs.registration import EnvSpec, _find_spec
 from gymnasium.spaces import Space
@@ -235,6 +236,7 @@ def _worker(
     """Gymnasium's worker, which here reports why an environment can't be made and leaves Ctrl-C to
     the parent process, which ends it."""
     interrupt.isolate_worker()
+    torch.set_num_threads(1)  # there are as many processes as cores
     try:
         env = _with_location(factory)
     except EnvWorkerError as error:

@@ -17,7 +17,7 @@ from ami_agent import config_io
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.bench import sb3
 from ami_agent.bench.sb3 import Curve
-from ami_agent.cli.args import Device, device, with_absolute_imports
+from ami_agent.cli.args import CommandFlags, Device, device, with_absolute_imports
 from ami_agent.config import Config, override
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED, run_many
 from ami_agent.evaluation.policies import make_random_policy
@@ -65,7 +65,7 @@ BUDGETS: Mapping[str, Budget] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SB3Comparison:
+class SB3Comparison(CommandFlags):
     """Environment steps until an environment is solved, beside Stable-Baselines3 with its default
     settings.
 
@@ -90,10 +90,9 @@ class SB3Comparison:
     out: str = "runs/baselines"
     """Folder of the runs and curves."""
     device: Device = "auto"
-    json: str = ""
-    """A file for the results."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.solved_at is not None:
             validate_ranges(self, solved_at=(-1e12, 1e12))
         validate_ranges(self, steps=STEPS, eval_every=STEPS, seeds=(1, 10_000), episodes=EPISODES)

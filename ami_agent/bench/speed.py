@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ami_agent.adapters.env import EnvAdapter, EnvConfig
 from ami_agent.agent import Agent
-from ami_agent.cli.args import Mode, device, with_absolute_imports
+from ami_agent.cli.args import CommandFlags, Mode, device, with_absolute_imports
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
 from ami_agent.logger import print_line, print_table
@@ -63,7 +63,7 @@ of this project is a batch of one, with the overhead of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvSpeed:
+class EnvSpeed(CommandFlags):
     """Environment steps per second with observations, batched beside Gymnasium's SyncVectorEnv and
     AsyncVectorEnv over the same physics."""
 
@@ -73,10 +73,9 @@ class EnvSpeed:
     """Numbers of environments that are stepped at once."""
     seconds: float = 2.0
     """Of measurement for each way of stepping."""
-    json: str = ""
-    """A file for the results."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self)
 
     def measure(self, console: Console) -> dict[str, Any]:
@@ -149,7 +148,7 @@ def _cells(rates: Mapping[str, float | None]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanningSpeed:
+class PlanningSpeed(CommandFlags):
     """Actions per second of a trained agent, from observation to action, in Mode-1 and Mode-2, on
     the CPU and, where there is one, on the GPU."""
 
@@ -164,10 +163,9 @@ class PlanningSpeed:
     modes: tuple[Mode, ...] = ("react", "plan")
     seconds: float = 2.0
     """Of measurement for each mode, number and device."""
-    json: str = ""
-    """A file for the results."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self)
         if not self.modes:
             raise ConfigError("--modes is empty; choose from react, plan and auto")

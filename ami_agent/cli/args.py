@@ -17,8 +17,9 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.adapters.imports import absolute_import
 from ami_agent.config import Config
 from ami_agent.evaluation.evaluate import FIRST_EVAL_SEED
+from ami_agent.resources import num_cores
 from ami_agent.training import LoadDataset
-from modules.types import EPISODES, SEEDS, ConfigError, validate_ranges
+from modules.types import EPISODES, SEEDS, BadSetting, ConfigError, validate_ranges
 
 Device = Literal["auto", "cpu", "cuda"]
 Mode = Literal["react", "plan", "auto"]
@@ -34,7 +35,24 @@ class EnvFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlags:
+class CommandFlags:
+    """What every command that computes takes."""
+
+    threads: int | None = None
+    """Processor threads of PyTorch; if not given, OMP_NUM_THREADS or else one. Results depend on
+    their number in the last digits; --resume keeps that of the run."""
+    json: str = ""
+    """A file for the results."""
+
+    def __post_init__(self) -> None:
+        count, cores = self.threads, num_cores()
+        if count is not None and not (type(count) is int and 1 <= count <= cores):
+            expected = f"a whole number from 1 to {cores}, the cores that this process may use"
+            raise BadSetting("threads", count, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(CommandFlags):
     """Trains a recipe, checkpoints it, and evaluates it at the end."""
 
     out: str = ""
@@ -43,8 +61,6 @@ class TrainFlags:
     resume: bool = False
     """Continue a run that was interrupted."""
     device: Device = "auto"
-    json: str = ""
-    """A file for the results."""
     episodes: int = 100
     """Episodes of the evaluation at the end."""
     save_every: float = 60.0
@@ -60,6 +76,7 @@ class TrainFlags:
     config: Annotated[Config, tyro.conf.arg(name="")]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         validate_ranges(
             self,
             seed=SEEDS,
@@ -70,7 +87,7 @@ class TrainFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFolderFlags:
+class RunFolderFlags(CommandFlags):
     """The code that may be imported, of what a run folder names."""
 
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
@@ -105,6 +122,7 @@ class EpisodeFlags(RunFolderFlags):
     """Another variant of it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         validate_ranges(self, episodes=EPISODES, seed=SEEDS)
 
 
@@ -118,8 +136,6 @@ class EvalFlags(EpisodeFlags):
     accept_other_spaces: bool = False
     """Evaluate although the bounds of actions or observations are not those of training."""
     device: Device = "auto"
-    json: str = ""
-    """A file for the results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +184,7 @@ class BenchFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyFlags:
+class StudyFlags(CommandFlags):
     """Trains and evaluates the Configs that a function returns, FILE.py:FUNCTION."""
 
     seeds: int = 3
@@ -180,10 +196,9 @@ class StudyFlags:
     out: str = ""
     """Folder of the study; runs/ablate-NAME if not given."""
     device: Device = "auto"
-    json: str = ""
-    """A file for the results."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         validate_ranges(self, seeds=(1, 10_000), episodes=EPISODES, workers=(1, 1000))
 
 
@@ -210,10 +225,9 @@ class ProbeFlags(RunFolderFlags):
     """FILE.py:FUNCTION that returns perturbations by name, each a function of observations; by
     default noise and, for images, shift, dim and mirror."""
     device: Device = "auto"
-    json: str = ""
-    """A file for the results."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         validate_ranges(self, seed=SEEDS)
 
 

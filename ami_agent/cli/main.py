@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gymnasium
+import torch
 from rich.console import Console
 
 from ami_agent import ablation, config_io
@@ -34,7 +35,7 @@ from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.probing.scorecard import compute_scorecard
 from ami_agent.recipes import RECIPES, recipe
 from ami_agent.recipes.gym import DEFAULT_ENV, gym
-from ami_agent.resources import allocation_failure
+from ami_agent.resources import allocation_failure, num_cores
 from ami_agent.storage import run_dir
 from ami_agent.storage.files import locked
 from ami_agent.train import check, train
@@ -44,9 +45,12 @@ RunFlags = TypeVar("RunFlags", args.EvalFlags, args.ShowFlags, args.ProbeFlags)
 
 
 def _parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
-    """The flags of a command; ConfigError, too, for results that can't be written."""
+    """The flags of a command, whose threads are set; ConfigError, too, for results that can't be
+    written."""
     flags = config_io.parse(default, argv, program)
     args.check_json_path(vars(flags)["json"])
+    if threads := vars(flags).get("threads"):
+        torch.set_num_threads(threads)
     return flags
 
 
@@ -130,7 +134,8 @@ def _train(
         eval_episodes=flags.eval_every_stage, keep_replay_buffer=flags.keep_replay_buffer,
     )  # fmt: skip
     logger.info(_describe_evaluation("both modes", flags.episodes))
-    by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes)
+    with run_dir.threads_of(out):
+        by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes)
     results = {mode: {"recipe": name, **metrics} for mode, metrics in by_mode.items()}
     print_table(console, f"{name}, seed {flags.seed}", *table_rows(results))
     _run_all(
@@ -215,7 +220,7 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
     if flags.ray:
         executor = ablation.Ray(flags.ray)
     elif flags.workers > 1:
-        executor = ablation.ProcessPool(flags.workers)
+        executor = ablation.ProcessPool(_num_workers(flags.workers, console))
     label = name.rpartition(":")[2]
     out = Path(flags.out or Path("runs") / f"ablate-{label}")
     plan = ablation.StudyPlan(
@@ -231,6 +236,19 @@ def ablate_command(name: str, argv: Sequence[str], console: Console) -> None:
         lambda: print_line(console, f"open {page.write(out / 'index.html', result)}"),
     )
     result.check(out)
+
+
+def _num_workers(requested: int, console: Console) -> int:
+    """So many workers, or as many as have a processor core for each of their threads."""
+    num_threads, cores = torch.get_num_threads(), num_cores()
+    count = min(requested, max(1, cores // num_threads))
+    if count < requested:
+        print_line(
+            console,
+            f"{count} of {requested} workers at a time: this process may use {cores} processor "
+            f"cores, and each run takes {num_threads}",
+        )
+    return count
 
 
 def probe_command(name: str, argv: Sequence[str], console: Console) -> None:

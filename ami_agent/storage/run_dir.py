@@ -17,8 +17,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -46,6 +46,7 @@ PREFIX = "agent."
 """Of the names of an agent's weights in a checkpoint."""
 MEMORY_MARGIN = 256 * files.MIB
 """Bytes that building an agent may take besides its weights."""
+MAX_THREADS = 1024
 CHANGEABLE = ("env.step_timeout ", "eval_env.step_timeout ")
 """Settings that may differ on a resume: they don't change the result."""
 
@@ -126,6 +127,9 @@ def manifest_of(run: Path) -> dict[str, Any]:
     seed = manifest.get("seed") if isinstance(manifest, dict) else None
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise ConfigError(f"{source} has no seed: it must be a number from 0 to {2**31 - 1}")
+    threads = manifest.get("threads", 1)
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
+        raise ConfigError(f"{source}: threads must be a number from 1 to {MAX_THREADS}")
     seconds = manifest.get("seconds")
     if not isinstance(seconds, dict) or not all(map(files.is_number, seconds.values())):
         raise ConfigError(f"{source} has no seconds of its stages: they must be numbers")
@@ -135,6 +139,18 @@ def manifest_of(run: Path) -> dict[str, Any]:
 def seconds_of(run: Path) -> float:
     """The seconds that all stages of a run took; ConfigError if its manifest has none."""
     return float(sum(manifest_of(run)["seconds"].values()))
+
+
+@contextmanager
+def threads_of(run: Path) -> Iterator[None]:
+    """Within it, PyTorch has the number of threads with which the run began: its results depend on
+    it in the last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(manifest_of(run).get("threads", before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def last_metrics(run: Path, stage: str) -> dict[str, Any]:
