@@ -190,6 +190,7 @@ def test_the_processes_of_a_study_save_and_end(tmp_path):
     def do() -> None:
         os.setpgid(0, 0)
         errors = io.StringIO()
+        cli.num_cores = lambda: 2  # one for each worker
         argv = ["ablate", f"{tmp_path / 'study.py'}:configs", "--workers", "2", "--seeds", "1"]
         with redirect_stderr(errors):
             code = cli.main([*argv, "--out", str(out)])
