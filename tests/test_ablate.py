@@ -112,7 +112,7 @@ def run(configs, out, executor=None, seeds=2):
     return run_study(plan, out=out, executor=executor or Serial(quiet), console=quiet)
 
 
-def test_the_middle_half_of_runs_by_hand():
+def test_interquartile_mean_by_hand():
     found = interquartile_mean([0, 10, 20, 30, 40, 50, 60, 1000])
     assert found["mean"] == pytest.approx((20 + 30 + 40 + 50) / 4)
     low, high = found["ci95"]
@@ -121,7 +121,7 @@ def test_the_middle_half_of_runs_by_hand():
     assert interquartile_mean([2.0, 2.0])["ci95"] == [2.0, 2.0]
 
 
-def test_the_chance_to_be_better_by_hand():
+def test_probability_of_improvement_by_hand():
     assert probability_of_improvement([1, 3], [2, 3])["mean"] == pytest.approx(
         (0 + 0 + 1 + 0.5) / 4
     )
@@ -141,7 +141,7 @@ def test_differences_are_paired_by_seed():
     assert paired_difference({0: 1.0}, {0: 5.0}) == Difference(1, 4.0, None, None)
 
 
-def test_seeds_that_are_predicted_find_what_is_there_four_times_in_five():
+def test_predicted_numbers_of_seeds_find_a_difference_four_times_in_five():
     for effect in (1.0, 2.0):
         seeds = seeds_needed(effect)
         assert minimal_detectable_effect(seeds) <= effect < minimal_detectable_effect(seeds - 1)
@@ -171,11 +171,11 @@ def test_seeds_that_are_predicted_find_what_is_there_four_times_in_five():
         ),
     ],
 )
-def test_no_more_is_reported_than_follows(gap, said):
+def test_the_report_claims_no_more_than_the_figures_support(gap, said):
     assert said in effect_sentence("without", gap, RETURN, "it")
 
 
-def test_what_follows_is_reported_in_a_word():
+def test_the_verdict_of_a_comparison_is_one_word():
     differences = [
         (None, None),
         (3.0, None),
@@ -187,7 +187,7 @@ def test_what_follows_is_reported_in_a_word():
     assert labels == ["unknown", "unknown", "no difference", "not significant", "significant"]
 
 
-def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
+def test_a_mode_without_differences_takes_one_sentence(tmp_path):
     """Where no policy is taught, Mode-1 is as bad in every variant."""
 
     def figures(plan: float, react: float):
@@ -233,7 +233,7 @@ def test_a_mode_that_tells_nothing_takes_one_sentence(tmp_path):
     assert sum("Mode-1" in sentence for sentence in done.sentences()) == 2
 
 
-def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
+def test_a_study_of_rewards_is_written_as_text_and_as_json(tmp_path):
     configs = variants(config_of(), ("train_jepa.interoception",), ())
     done = run(configs, tmp_path)
     output = json.loads((tmp_path / "study.json").read_text())
@@ -285,7 +285,7 @@ def test_a_study_of_rewards_is_written_for_people_and_machines(tmp_path):
     assert again.to_dict() == done.to_dict()
 
 
-def test_a_variant_that_fails_is_reported_and_the_rest_goes_on_and_is_not_done_again(tmp_path):
+def test_a_variant_that_fails_is_reported_and_the_others_are_trained_once(tmp_path):
     source = Path(__file__).read_text().splitlines()
     line = 1 + next(n for n, text in enumerate(source) if "the line broke" in text)
     configs = {"base": config_of(), "broken <b>": config_of("breaks")}
@@ -319,7 +319,7 @@ class Interrupted:
         raise KeyboardInterrupt
 
 
-def test_a_study_that_is_interrupted_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_study_continues_where_it_stopped(tmp_path):
     configs = {"base": config_of(), "longer": override(config_of(), {"actor.receding_horizon": 2})}
     with pytest.raises(KeyboardInterrupt):
         run(configs, tmp_path, Interrupted(), seeds=1)
@@ -334,7 +334,7 @@ def test_a_study_that_is_interrupted_goes_on_where_it_was(tmp_path):
 
 
 @pytest.mark.slow
-def test_how_long_it_takes_is_reported_before_and_after(tmp_path, monkeypatch):
+def test_the_duration_of_a_study_is_reported_before_and_after(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def said(out, seeds=2):
@@ -362,7 +362,7 @@ def test_how_long_it_takes_is_reported_before_and_after(tmp_path, monkeypatch):
     assert "of work" not in said(tmp_path / "first", seeds=3)
 
 
-def test_a_process_that_dies_takes_no_other_with_it(tmp_path):
+def test_a_process_that_dies_stops_no_other_process(tmp_path):
     configs = {"base": config_of(), "deadly": config_of("kills")}
     done = run(configs, tmp_path / "two", ProcessPool(2), seeds=1)
     assert done.failures() == ["deadly, seed 0 failed: its process died"]
@@ -374,7 +374,7 @@ def test_a_process_that_dies_takes_no_other_with_it(tmp_path):
     assert "collect" in (tmp_path / "two" / "base" / "0" / "log.txt").read_text()
 
 
-def test_nothing_of_a_run_is_kept_when_it_is_over(tiny, tmp_path):
+def test_no_file_of_a_finished_run_is_kept(tiny, tmp_path):
     """Agents and lessons know each other; of pixels, each run of a study holds gigabytes."""
     gc.disable()  # as good as: there are too few objects for it to come by itself
     try:
@@ -388,7 +388,7 @@ def test_nothing_of_a_run_is_kept_when_it_is_over(tiny, tmp_path):
         gc.enable()
 
 
-def test_a_study_of_one_s_own_is_a_function_in_a_file(tmp_path, capsys):
+def test_a_study_of_the_users_own_is_a_function_in_a_file(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(
         "from dataclasses import replace\n"
@@ -412,7 +412,7 @@ def test_a_study_of_one_s_own_is_a_function_in_a_file(tmp_path, capsys):
     assert "to import" in capsys.readouterr().err
 
 
-def test_a_level_above_is_swapped_with_the_stages_that_it_needs():
+def test_a_hierarchy_is_swapped_with_the_stages_that_it_needs():
     maze, levels = recipes.recipe("maze"), recipes.recipe("maze-levels")
     for base, name in (
         (maze, "HierarchicalJEPA"),
@@ -426,19 +426,19 @@ def test_a_level_above_is_swapped_with_the_stages_that_it_needs():
     assert variants(maze, (), ("subgoals=none",))["subgoals=none"] == without(maze, "hierarchy")
 
 
-def test_what_is_not_there_can_not_be_taken_away():
+def test_a_component_that_is_absent_can_not_be_removed():
     with pytest.raises(ConfigError, match="--without goal_critic changes nothing in gym"):
         without(recipes.gym(EnvConfig(id="CartPole-v1")), "goal_critic")
 
 
-def test_components_that_do_not_fit_are_reported_before_anything_is_trained(tmp_path):
+def test_components_that_do_not_fit_are_refused_before_training(tmp_path):
     base = recipes.gym(EnvConfig(id="CartPole-v1"))
     with pytest.raises(ConfigError, match="actions are choices"):
         run(variants(base, (), ("action_space=BoxActions",)), tmp_path / "study")
     assert not (tmp_path / "study" / "gym").exists()
 
 
-def test_terms_are_taken_from_the_online_objective_as_well():
+def test_loss_terms_are_removed_from_the_online_objective_too():
     config = without(config_of(), "train_jepa.scaled_prediction")
     assert (
         config.stages["train_jepa"].weights.scaled_prediction
@@ -447,7 +447,7 @@ def test_terms_are_taken_from_the_online_objective_as_well():
     )
 
 
-def test_nobody_at_the_address_is_reported_at_once(tmp_path):
+def test_an_address_without_a_server_is_reported_at_once(tmp_path):
     pytest.importorskip("ray", reason="Ray is an extra")
     with pytest.raises(ConfigError, match="no Ray cluster answers there"):
         run({"one": config_of()}, tmp_path, Ray("127.0.0.1:9"), seeds=1)
@@ -455,7 +455,7 @@ def test_nobody_at_the_address_is_reported_at_once(tmp_path):
         run({"one": config_of()}, tmp_path, Ray("somewhere"), seeds=1)
 
 
-def test_terms_are_taken_from_what_is_learnt_of_data_as_well():
+def test_loss_terms_are_removed_from_the_offline_objective_too():
     config = recipes.recipe("gym")
     offline = override(
         config,
@@ -469,7 +469,7 @@ def test_terms_are_taken_from_what_is_learnt_of_data_as_well():
     assert changed.stages["actor_critic"].train_jepa.weights.scaled_prediction == 0
 
 
-def test_a_folder_that_can_not_be_is_reported_before_anything_is_trained(tmp_path, capsys):
+def test_a_folder_that_can_not_be_created_is_reported_before_training(tmp_path, capsys):
     (tmp_path / "file").touch()
     said = error_line(
         capsys, "ablate", "two-rooms", "--without", "goal_critic", "--out", tmp_path / "file" / "x"

@@ -102,7 +102,7 @@ def same(one: Plan, other: Plan) -> bool:
     return torch.equal(one.actions, other.actions) and torch.equal(one.states, other.states)
 
 
-def test_who_has_no_task_cannot_act(tiny):
+def test_an_agent_without_a_task_can_not_act(tiny):
     agent, env = make_policy(tiny)
     controller = agent.controller(tensors=True)
     with pytest.raises(ConfigError, match="set_task"):
@@ -121,7 +121,7 @@ def test_who_has_no_task_cannot_act(tiny):
         ({"planner_iterations": -2}, "planner_iterations is -2"),
     ],
 )
-def test_a_task_that_makes_no_sense_is_refused_and_the_old_one_stays(tiny, wish, message):
+def test_an_invalid_task_is_refused_and_the_old_one_stays(tiny, wish, message):
     controller, obs = waking(tiny, "plan")
     before = controller.context
     with pytest.raises(ConfigError, match=message):
@@ -130,13 +130,13 @@ def test_a_task_that_makes_no_sense_is_refused_and_the_old_one_stays(tiny, wish,
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_seed_episodes_the_same_episode_and_another_another(tiny, mode):
+def test_the_same_seed_gives_the_same_episode_and_another_seed_another(tiny, mode):
     first = record_of(tiny, 1, mode)
     assert torch.equal(first, record_of(tiny, 1, mode))
     assert not torch.equal(first, record_of(tiny, 2, mode))
 
 
-def test_fresh_weights_depend_on_the_seed_alone_and_use_up_no_chance_of_others(tiny):
+def test_new_weights_depend_on_the_seed_alone_and_use_up_no_random_numbers_of_others(tiny):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = weights_of(make_policy(tiny, seed=3)[0])
@@ -148,7 +148,7 @@ def test_fresh_weights_depend_on_the_seed_alone_and_use_up_no_chance_of_others(t
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_answers_with_a_plan_that_the_agent_body_can_episode_state_out(tiny, mode):
+def test_every_mode_answers_with_a_plan_of_valid_actions(tiny, mode):
     controller, obs = waking(tiny, mode)
     agent = controller.agent
     plan = controller.act(obs)
@@ -162,7 +162,7 @@ def test_every_mode_answers_with_a_plan_that_the_agent_body_can_episode_state_ou
     assert not plan.actions.requires_grad
 
 
-def test_the_task_says_how_far_to_look_and_what_hurts(tiny):
+def test_the_task_sets_the_horizon_and_the_cost_weights(tiny):
     controller, obs = waking(tiny, "plan")
     target = {"control_cost": 2.0, "critic": 0.5, "goal_distance": 0.0}
     controller.set_task(Task(goal=obs, horizon=3, weights=target))
@@ -173,7 +173,7 @@ def test_the_task_says_how_far_to_look_and_what_hurts(tiny):
     assert set(plan.terms) == {"control_cost", "critic"}
 
 
-def test_a_new_goal_in_the_middle_of_an_episode_is_a_new_task_altogether(tiny):
+def test_a_new_goal_within_an_episode_resets_the_plans(tiny):
     config = override(tiny, {"actor.receding_horizon": 3})
     controller, obs = waking(config, "plan")
     agent = controller.agent
@@ -212,7 +212,7 @@ def test_a_reactive_actor_in_one_env_is_the_same_as_among_many(tiny):
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
-def test_every_recipe_takes_its_stages_and_each_moves_its_own_components_only(name):
+def test_every_recipe_trains_its_stages_and_each_moves_its_own_components_only(name):
     config = small(recipes.recipe(name), steps=2)
     agent, env = make_policy(config)
     for index, (stage, how) in enumerate(config.stages.items()):
@@ -250,7 +250,7 @@ def shapes(obs: Observation) -> dict[str, torch.Size]:
 @pytest.mark.parametrize(
     "short_term_memory", [GRUMemoryConfig(hidden=4), AttentionMemoryConfig(slot_dim=4)]
 )
-def test_what_may_be_recalled_is_learnt_with_perception_and_by_nobody_else(tiny, short_term_memory):
+def test_short_term_memory_is_trained_with_perception_alone(tiny, short_term_memory):
     config = override(
         tiny,
         {"memory.short_term": short_term_memory, "stages.train_jepa.context_steps": 2},
@@ -276,7 +276,7 @@ def trained(config: Config, names: tuple[str, ...]) -> tuple[Agent, dict[str, Te
     return agent, before
 
 
-def test_distilling_moves_every_layer_of_the_policy_and_of_what_is_expected_of_plans(tiny):
+def test_distillation_moves_every_layer_of_the_policy_and_of_the_plan_energy_predictor(tiny):
     agent, before = trained(tiny, ("distill_policy",))
     after = agent.state_dict()
     learnt = [name for name in before if name.startswith(("policy.", "plan_energy_predictor."))]
@@ -285,7 +285,7 @@ def test_distilling_moves_every_layer_of_the_policy_and_of_what_is_expected_of_p
 
 
 @pytest.mark.parametrize("imitate", [(), ("stay",)])
-def test_where_nothing_is_to_be_imitated_the_policy_is_to_go_on_as_it_does(imitate):
+def test_where_no_task_is_imitated_the_policy_stays_as_it_is(imitate):
     config = small(recipes.forage(), steps=1)
     planner = replace(config.actor.planner, horizon=3, iterations=2)
     distil = replace(config.stages["distill_policy"], imitated_tasks=imitate, rounds=4)
@@ -300,7 +300,7 @@ def test_where_nothing_is_to_be_imitated_the_policy_is_to_go_on_as_it_does(imita
         assert as_it_does == bool(imitate and name not in imitate)
 
 
-def test_after_a_first_round_under_mode_2_the_policy_episodes_by_itself():
+def test_after_a_first_round_under_mode_2_the_policy_acts_by_itself():
     config = small(recipes.forage(), steps=1)
     planner = replace(config.actor.planner, horizon=3, iterations=2)
     agent, _ = make_policy(override(config, {"actor.planner": planner}))
@@ -325,7 +325,7 @@ def test_the_same_seed_learns_the_same(tiny):
     assert moved(first, weights_of(second)) == set()
 
 
-def test_learning_leaves_memory_as_it_was_collected(tiny):
+def test_training_leaves_the_replay_buffer_as_it_was_collected(tiny):
     agent, _ = trained(tiny, ("collect",))
     collected = {name: part.clone() for name, part in agent.replay_buffer.state_dict().items()}
     for name in ("train_jepa", "train_goal_critic", "distill_policy"):
@@ -334,7 +334,7 @@ def test_learning_leaves_memory_as_it_was_collected(tiny):
     torch.testing.assert_close(agent.replay_buffer.state_dict(), collected, rtol=0, atol=0)
 
 
-def test_the_critic_stays_the_teacher_until_its_student_has_learnt():
+def test_the_goal_critic_labels_until_its_graph_is_trained():
     config = small(recipes.two_rooms_random(), steps=2)
     agent, _ = trained(config, ("collect",))
     before = weights_of(agent)
@@ -346,7 +346,7 @@ def test_the_critic_stays_the_teacher_until_its_student_has_learnt():
 
 
 @pytest.mark.parametrize("stage", ["train_goal_critic", "distill_paths"])
-def test_who_has_no_critic_cannot_teach_it(stage):
+def test_an_agent_without_a_goal_critic_can_not_distill_paths(stage):
     config = small(recipes.two_rooms_random(), steps=2)
     config = override(config, {"cost.goal_critic": None})
     with pytest.raises(ConfigError, match="without a goal critic"):
@@ -361,12 +361,12 @@ def weigh(**weights: float) -> Callable[[Config], Config]:
 
 
 @pytest.mark.parametrize("ablation", [weigh(goal_distance=1.0, critic=0.0), weigh()])
-def test_without_a_critic_one_can_still_plan(tiny, ablation):
+def test_an_agent_without_a_goal_critic_can_still_plan(tiny, ablation):
     controller, obs = waking(ablation(override(tiny, {"cost.goal_critic": None})), "plan")
     assert controller.act(obs).energy.isfinite().all()
 
 
-def test_arrays_are_taken_as_gymnasium_delivers_them(tiny):
+def test_arrays_are_accepted_as_gymnasium_delivers_them(tiny):
     agent, env = make_policy(tiny)
     controller = agent.controller(tensors=True)
     obs, info = env.reset(0)
@@ -378,7 +378,7 @@ def test_arrays_are_taken_as_gymnasium_delivers_them(tiny):
         controller.act([1, 2])
 
 
-def test_where_an_episode_begins_nobody_goes_on_with_a_plan(tiny):
+def test_where_an_episode_begins_no_plan_is_continued(tiny):
     controller, obs = waking(
         override(tiny, {"actor.receding_horizon": 3, "actor.policy_proposal": None}),
         "plan",
@@ -401,7 +401,7 @@ def test_without_levels_above_the_agent_pursues_the_goal_of_its_task(tiny):
     assert controller.act(obs).subgoals.shape[:2] == (len(context.goal), 0)
 
 
-def test_who_is_to_stay_stays_where_it_was_when_it_was_reported_whatever_begins_elsewhere(tiny):
+def test_a_goal_at_the_current_position_is_renewed_only_where_an_episode_begins(tiny):
     env = tiny.eval_env.build(3)
     obs, info = env.reset(0)
     subtask = policies.TaskTracker(TaskSpec(goal_source="current"))
@@ -411,7 +411,7 @@ def test_who_is_to_stay_stays_where_it_was_when_it_was_reported_whatever_begins_
     assert torch.equal(goal, torch.where(is_first[:, None, None, None], obs + 1, obs))
 
 
-def test_what_is_plan_in_one_env_does_not_depend_on_how_many_others_there_are(tiny):
+def test_a_plan_for_one_env_does_not_depend_on_the_number_of_others(tiny):
     """The chance in it is the same in all."""
     config = override(
         tiny,

@@ -52,14 +52,14 @@ def tilt(ant):
 
 
 @pytest.mark.filterwarnings("ignore:.*infinity")  # Ant-v5 knows no bounds either
-def test_the_env_is_as_gymnasium_wants_it():
+def test_gymnasium_accepts_the_ant_env():
     one = gymnasium.make("ami/AntMaze-v0").unwrapped
     check_env(one, skip_render_check=True)
     assert one.observation_space.shape == (29,)
     assert one.action_space.shape == (8,)
 
 
-def test_a_trot_goes_any_way_whatever_way_an_ant_faces():
+def test_the_trot_moves_in_any_direction_whatever_the_heading():
     # 64 starts: legs on the ground are chaotic, and each release of MuJoCo moves one ant otherwise
     ways = 2 * math.pi * torch.arange(64) / 64
     target = torch.stack([ways.cos(), ways.sin()], -1)
@@ -77,7 +77,7 @@ def test_a_trot_goes_any_way_whatever_way_an_ant_faces():
     assert tilt(ant).min() > 0.8
 
 
-def test_who_wants_to_go_nowhere_stands():
+def test_an_ant_with_zero_velocity_command_stands():
     ant, ants, maze = standing([[1.5, 0.5]]), AntPhysics(3), known("u", 1)
     for _ in range(60):
         ant = ants(maze, ant, trot_controller(ant, torch.zeros(1, 2)))
@@ -107,7 +107,7 @@ def test_walls_stop_ants_and_openings_let_them_pass():
     assert way["wall"].mean() < 0.5 * way["open"].mean()
 
 
-def test_an_dynamics_test_is_what_its_actions_lead_to():
+def test_a_dynamics_test_is_what_its_actions_lead_to():
     dynamics_test = AntMazeVectorEnv(1).dynamics_tests(3)["open"]
     vec_env = AntMazeVectorEnv(len(dynamics_test.start_factors))
     vec_env.reset(seed=0, options={"factors": dynamics_test.start_factors})
@@ -116,7 +116,7 @@ def test_an_dynamics_test_is_what_its_actions_lead_to():
     np.testing.assert_allclose(info["factors"], dynamics_test.end_factors, atol=2e-3)
 
 
-def test_nobody_is_initialized_into_a_wall():
+def test_no_ant_starts_in_a_wall():
     vec_env = AntMazeVectorEnv(200)
     vec_env.reset(seed=5)
     ant = vec_env.state.body
@@ -129,7 +129,7 @@ def test_nobody_is_initialized_into_a_wall():
     )  # nothing threw it
 
 
-def test_half_a_metre_from_the_goal_is_there_and_the_goal_tells_of_an_ant_that_stands():
+def test_success_is_half_a_metre_from_the_goal_and_the_goal_shows_an_ant_that_stands():
     vec_env = AntMazeVectorEnv(2)
     near, goal = np.zeros((2, 4)), np.zeros((2, 4))
     goal[:, :2] = 1.5 / 3, 0.5 / 3
@@ -145,7 +145,7 @@ def test_half_a_metre_from_the_goal_is_there_and_the_goal_tells_of_an_ant_that_s
     np.testing.assert_allclose(info["factors"], near, atol=1e-6)
 
 
-def test_a_user_who_puts_an_ant_into_a_wall_is_reported():
+def test_a_start_in_a_wall_is_refused():
     vec_env = AntMazeVectorEnv(1)
     at = np.array([[0.5 / 3, 0.9 / 3, 0, 0]])
     with pytest.raises(
@@ -161,7 +161,7 @@ def test_velocities_are_observed_in_metres_a_second():
     assert observed[0, 15] == pytest.approx(0.01 * CELL / STEP)
 
 
-def test_an_env_episodes_the_same_episode_alone_and_in_a_batch():
+def test_an_env_gives_the_same_episode_alone_and_in_a_batch():
     batch, single = AntMazeVectorEnv(3), AntMazeVectorEnv(1)
     observed, _ = batch.reset(seed=7)
     one, _ = single.reset(seed=9)
@@ -171,7 +171,7 @@ def test_an_env_episodes_the_same_episode_alone_and_in_a_batch():
         one = single.step(single.behaviour_action())[0]
 
 
-def test_a_walk_is_shaken_and_leads_about():
+def test_the_behaviour_policy_is_noisy_and_explores():
     vec_env = AntMazeVectorEnv(12, directed_fraction=0.5)
     vec_env.reset(seed=1)
     start = vec_env.state.body.position
@@ -183,7 +183,7 @@ def test_a_walk_is_shaken_and_leads_about():
     assert (tilt(vec_env.state.body) > 0.5).float().mean() > 0.8
 
 
-def test_who_knows_the_maze_arrives():
+def test_the_oracle_arrives():
     vec_env = AntMazeVectorEnv(12, goal_distance="short")
     vec_env.reset(seed=4)
     for _ in range(450):
@@ -192,7 +192,7 @@ def test_who_knows_the_maze_arrives():
     assert tilt(vec_env.state.body).min() > 0.8
 
 
-def test_it_is_drawn_with_its_legs():
+def test_a_picture_shows_the_legs():
     vec_env = AntMazeVectorEnv(1)
     vec_env.reset(seed=0)
     ant, (picture,) = vec_env.state.body, vec_env.render()

@@ -131,14 +131,14 @@ REFERENCE = EnvConfig(id="ami-test/Episode-v0", vectorization_mode="sync")
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("mode", MODES)
-def test_gymnasium_batches_of_every_mode_keep_the_same_transitions(kind, mode):
+def test_gymnasium_batches_of_every_autoreset_mode_give_the_same_transitions(kind, mode):
     expected = transitions(REFERENCE, 3)
     assert transitions(config(mode=mode, kind=kind), 3) == expected
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("declares", [True, False])
-def test_other_batches_of_one_keep_the_same_transitions_declared_or_not(mode, declares):
+def test_other_batches_of_one_give_the_same_transitions_declared_or_not(mode, declares):
     if mode == "Disabled" and not declares:
         return  # such a batch refuses to be stepped on: nothing is kept in silence
     told = "itself" if declares else ""
@@ -184,7 +184,7 @@ def test_names_of_gymnasium_before_1_0_are_read_too():
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_evaluation_is_the_same_in_every_mode(count):
+def test_evaluation_is_the_same_in_every_autoreset_mode(count):
     found = [
         run_many(make_random_policy, c, count, 0, "cpu")
         for c in (REFERENCE, *(config(mode=m, told="itself") for m in MODES))
@@ -249,7 +249,7 @@ class Silent(VectorEnv):
         (True, 2, r"Disabled, but its reset changes sub-environments that .*reset_mask"),
     ],
 )
-def test_what_can_only_be_observed_in_the_step_after_an_end_is_refused_there(
+def test_a_batch_that_shows_final_observations_only_in_the_next_step_is_refused(
     disabled, count, message
 ):
     gymnasium.register("ami-test/Silent-v0", vector_entry_point=Silent)

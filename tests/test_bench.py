@@ -30,7 +30,7 @@ def run_cli(*argv):
     return main([str(arg) for arg in argv])
 
 
-def test_without_a_name_the_names_are_reported(tmp_path, capsys):
+def test_without_a_name_the_benchmarks_are_listed(tmp_path, capsys):
     assert run_cli("bench", "--json", tmp_path / "told.json") == 0
     output = json.loads((tmp_path / "told.json").read_text())
     assert set(output) == {"baselines", "planning-speed", "env-speed"}
@@ -62,7 +62,7 @@ def test_bad_input_gets_one_line(argv, message, capsys, tmp_path, monkeypatch):
     assert message in error_line(capsys, "bench", *argv)
 
 
-def test_envs_are_timed_in_every_way_that_they_can_be_had(tmp_path):
+def test_envs_are_timed_in_every_vectorization_mode(tmp_path):
     def timed(name, count):
         flags = ("--env.id", name, "--num-envs", count, "--seconds", 0.3, "--json", tmp_path / "j")
         assert run_cli("bench", "env-speed", *flags) == 0
@@ -87,7 +87,7 @@ def test_an_agent_is_timed_in_every_mode_alone_and_in_a_batch(tiny, tmp_path):
     assert output["react"]["1"]["cpu"] > output["plan"]["1"]["cpu"]
 
 
-def test_any_agent_episodes_in_an_env_is_evaluated_in_the_same_episodes():
+def test_every_algorithm_is_evaluated_in_the_same_episodes():
     config = EnvConfig(id="Pendulum-v1", max_episode_steps=30)
     bare = RawEnvAdapter(config, 4, torch.device("cpu"), config.make_kwargs)
 
@@ -100,7 +100,7 @@ def test_any_agent_episodes_in_an_env_is_evaluated_in_the_same_episodes():
     assert ours.length.tolist() == theirs.length.tolist() == [30] * 4
 
 
-def test_a_curve_is_found_once_and_of_another_task_it_is_refused(tmp_path, capsys):
+def test_a_learning_curve_is_measured_once_and_that_of_another_task_is_refused(tmp_path, capsys):
     pytest.importorskip("stable_baselines3", reason="the extra `baselines` is not installed")
     env = ("--env.id", "CartPole-v1", "--seeds", 1, "--episodes", 3, "--eval-every", 100, "--out",
              tmp_path / "kept", "--json", tmp_path / "j")  # fmt: skip
@@ -127,7 +127,7 @@ def test_a_curve_is_found_once_and_of_another_task_it_is_refused(tmp_path, capsy
     )
 
 
-def test_who_is_compared_with_nobody_needs_nobody(tmp_path, monkeypatch, capsys):
+def test_without_algorithms_to_compare_no_extra_is_needed(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)  # as if it were not installed
     flags = ("--env.id", "CartPole-v1", "--episodes", 2, "--out", tmp_path)
     message = error_line(capsys, "bench", "baselines", *flags)
@@ -135,7 +135,7 @@ def test_who_is_compared_with_nobody_needs_nobody(tmp_path, monkeypatch, capsys)
     assert run_cli("bench", "baselines", *flags, "--algorithms", "random", "--seeds", 1) == 0
 
 
-def test_our_curve_tells_what_episode_cost(tmp_path):
+def test_the_learning_curve_of_ami_counts_env_steps_and_returns(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))
     few = OptimConfig(steps=3, batch_size=8)
     config = override(
@@ -167,7 +167,7 @@ def test_our_curve_tells_what_episode_cost(tmp_path):
     assert ami.load(tmp_path / "0").spec.choices == (2,)
 
 
-def test_what_was_kept_without_its_task_still_counts(tmp_path):
+def test_a_stored_curve_without_a_task_still_counts(tmp_path):
     kept = tmp_path / "CartPole-v1" / "ami-0-20.json"
     kept.parent.mkdir()
     kept.write_text(json.dumps({"curve": [[501, 20.0, 9.0], [1501, 480.0, 49.0]]}))
@@ -181,7 +181,7 @@ def test_what_was_kept_without_its_task_still_counts(tmp_path):
     assert set(BUDGETS) >= {"CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "Reacher-v5"}
 
 
-def test_who_learns_is_looked_at_without_his_episode_being_cut_into_pieces():
+def test_evaluations_during_training_do_not_restart_the_exploration_schedule():
     """DQN explores less and less over the first tenth of its life, not of every piece of it."""
     pytest.importorskip("stable_baselines3", reason="the extra `baselines` is not installed")
     rates = []

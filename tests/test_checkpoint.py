@@ -66,7 +66,7 @@ def test_does_not_replace_what_is_no_checkpoint(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_facts_that_json_cannot_hold_cost_nothing(tmp_path):
+def test_metadata_that_json_cannot_hold_leave_the_checkpoint_whole(tmp_path):
     saved(tmp_path / "c")
     for fact in (float("nan"), object()):
         with pytest.raises((ValueError, TypeError)):
@@ -81,13 +81,13 @@ def with_one_bit_turned(path: Path, count: int) -> Iterator[None]:
         yield
 
 
-def test_one_turned_bit_of_the_tensors_is_noticed(tmp_path):
+def test_one_flipped_bit_of_the_tensors_is_noticed(tmp_path):
     for _ in with_one_bit_turned(saved(tmp_path / "c") / checkpoint.TENSORS, 60):
         with pytest.raises(ConfigError, match=r"^\S+/tensors\.safetensors is [^\n]+$"):
             checkpoint.load(tmp_path / "c")
 
 
-def test_one_turned_bit_never_changes_the_facts(tmp_path):
+def test_one_flipped_bit_never_changes_the_metadata(tmp_path):
     refused = 0
     for _ in with_one_bit_turned(saved(tmp_path / "c") / checkpoint.METADATA, 100):
         try:

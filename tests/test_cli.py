@@ -112,7 +112,7 @@ def test_a_flag_that_is_given_twice_is_refused(capsys):
     )
 
 
-def test_a_flag_reaches_its_box(capsys, tmp_path):
+def test_a_flag_reaches_its_module(capsys, tmp_path):
     assert "--out" in error_line(capsys, "train", "two-rooms", "--out")
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
@@ -120,7 +120,7 @@ def test_a_flag_reaches_its_box(capsys, tmp_path):
     assert "--planner.horizon" in capsys.readouterr().out
 
 
-def test_train_leaves_its_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch, capsys):
+def test_train_writes_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     brief = replace(
@@ -159,7 +159,7 @@ def test_train_leaves_its_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypa
     assert main([str(a) for a in [*argv, "--resume"]]) == 0  # nothing is left to learn
 
 
-def test_show_leaves_a_page(run, tmp_path):
+def test_show_writes_a_page(run, tmp_path):
     output = tmp_path / "told.json"
     argv = ["show", run, "--episodes", "1", "--out", tmp_path / "show", "--json", output]
     assert main([str(a) for a in argv]) == 0
@@ -167,7 +167,7 @@ def test_show_leaves_a_page(run, tmp_path):
     assert "seed 1000000: " in page.read_text()
 
 
-def test_an_env_of_another_kind_is_refused(run, capsys):
+def test_an_env_with_other_spaces_is_refused(run, capsys):
     message = error_line(capsys, "eval", run, "--env", "Pendulum-v1")
     assert "Pendulum-v1 has (3,) torch.float32 and 1 actions, but the agent is made for" in message
 
@@ -212,7 +212,7 @@ def test_the_same_seed_gives_the_same_figures(run, tmp_path):
     assert one == other
 
 
-def test_list_names_recipes_and_what_can_stand_in_each_box(capsys, tmp_path):
+def test_list_names_recipes_and_the_choices_of_each_module(capsys, tmp_path):
     assert main(["list", "--json", str(tmp_path / "told.json")]) == 0
     assert "two-rooms" in json.loads((tmp_path / "told.json").read_text())["recipes"]
     message = capsys.readouterr().out
@@ -222,7 +222,7 @@ def test_list_names_recipes_and_what_can_stand_in_each_box(capsys, tmp_path):
     assert "cost.goal_critic.distance" in words
 
 
-def test_probe_says_whether_the_state_is_alive(run, capsys, tmp_path):
+def test_probe_says_whether_the_state_has_collapsed(run, capsys, tmp_path):
     assert main(["probe", str(run), "--json", str(tmp_path / "marks.json")]) == 0
     metrics = json.loads((tmp_path / "marks.json").read_text())
     assert {"effective_rank", "error dot x", "wall imagined", "door true"} <= set(metrics)
@@ -247,7 +247,7 @@ def test_settings_of_another_version_are_refused(own, capsys):
 
 
 @pytest.mark.parametrize("named", [{"_type": "OracleConfig"}, {}])
-def test_a_class_that_no_box_knows_is_refused(named, own, capsys):
+def test_a_class_that_is_no_component_is_refused(named, own, capsys):
     known = json.loads((own / "config.json").read_text())
     known["actor"]["planner"] = named
     (own / "config.json").write_text(json.dumps(known))
@@ -281,7 +281,7 @@ def test_a_damaged_checkpoint_is_named(own, capsys):
     assert str(weights) in error_line(capsys, "eval", own)
 
 
-def test_an_env_that_the_agent_was_not_made_for_is_refused(run, capsys):
+def test_an_env_that_the_agent_was_not_trained_for_is_refused(run, capsys):
     message = error_line(capsys, "eval", run, "--variant", "random", "--episodes", "2")
     assert (
         "has (2, 32, 32) torch.uint8 and 2 actions, but the agent is made for (2, 65, 65)"
@@ -289,7 +289,7 @@ def test_an_env_that_the_agent_was_not_made_for_is_refused(run, capsys):
     )
 
 
-def test_a_full_disk_ends_a_run_in_one_line_and_spares_what_was_saved(tmp_path):
+def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_was_saved(tmp_path):
     code = (
         "import resource, sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
@@ -319,7 +319,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_spares_what_was_saved(tmp_path):
     assert facts["stage_index"] == 2  # the objective was learnt and is kept
 
 
-def test_a_study_trains_every_variant_and_goes_on_where_it_was(tiny, tmp_path, capsys, monkeypatch):
+def test_a_study_trains_every_variant_and_can_be_continued(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny, recipe="two-rooms"))
     argv = ["ablate", "two-rooms", "--without", "goal_critic"]
     argv += [
@@ -342,7 +342,7 @@ def test_a_study_trains_every_variant_and_goes_on_where_it_was(tiny, tmp_path, c
     assert (tmp_path / "two-rooms" / "0" / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_the_run_that_ships_goes_through_the_door(tmp_path):
+def test_the_shipped_run_goes_through_the_door(tmp_path):
     shipped, output = ROOT / "runs" / "reference" / "two-rooms", tmp_path / "eval.json"
     for mode in ("plan", "react"):
         argv = ["eval", str(shipped), "--mode", mode, "--episodes", "20", "--json", str(output)]
@@ -350,7 +350,7 @@ def test_the_run_that_ships_goes_through_the_door(tmp_path):
         assert json.loads(output.read_text())["final_success"]["mean"] >= 0.9
 
 
-def test_results_go_into_a_pipe_as_into_a_file_and_touch_nothing_else(tmp_path):
+def test_results_are_written_to_a_pipe_as_to_a_file_and_change_nothing_else(tmp_path):
     precious, target, link, pipe = (tmp_path / n for n in ("a.unfinished", "b", "link", "pipe"))
     precious.write_text("mine")
     write_json(tmp_path / "a.json", {"a": 1})
@@ -368,5 +368,5 @@ def test_results_go_into_a_pipe_as_into_a_file_and_touch_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("seconds", ["nan", "-1"])
-def test_seconds_that_never_come_are_refused(seconds, capsys):
+def test_infinite_seconds_are_refused(seconds, capsys):
     assert "--save-every is" in error_line(capsys, "train", "two-rooms", "--save-every", seconds)

@@ -113,7 +113,7 @@ def test_finds_the_optimum_of_an_env_solved_by_hand(bounds, through):
     torch.testing.assert_close(plan.actions, best, atol=0.02, rtol=0)
 
 
-def test_pushes_a_mass_as_well_as_the_least_squares_do():
+def test_pushes_a_mass_as_well_as_least_squares():
     agent, horizon = make_evaluator(push), 16
     state = torch.cat([HERE, torch.zeros(2, 2)], 1)
     task = context(state + 0.3, steps=200, horizon=horizon)
@@ -130,7 +130,7 @@ def test_pushes_a_mass_as_well_as_the_least_squares_do():
     assert plan.energy[0] < 1.02 * least[0, 0]
 
 
-def test_in_an_env_that_drifts_apart_it_plans_far_ahead_where_descent_through_time_fails():
+def test_in_unstable_dynamics_it_plans_far_ahead_where_shooting_fails():
     agent, start = (
         make_evaluator(spin, distance),
         torch.tensor([[0.3, -0.1], [0.1, 0.3], [-0.4, 0.2]]),
@@ -142,7 +142,7 @@ def test_in_an_env_that_drifts_apart_it_plans_far_ahead_where_descent_through_ti
     assert plan.energy.mean() < shooting.energy.mean() / 2
 
 
-def test_its_steps_are_those_of_adam():
+def test_its_updates_are_those_of_adam():
     gradients = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     there = nn.Parameter(torch.zeros(3))
     oracle, ours, here = torch.optim.Adam([there], lr=0.1), Adam(0.1), torch.zeros(3)
@@ -153,7 +153,7 @@ def test_its_steps_are_those_of_adam():
     torch.testing.assert_close(here, there.detach())
 
 
-def test_longer_futures_are_no_deeper():
+def test_longer_horizons_are_no_deeper_graphs():
     """All moments are one batch of single steps; only settling goes through time."""
     lengths: list[int] = []
     env = Steps(coast)
@@ -169,7 +169,7 @@ def test_longer_futures_are_no_deeper():
 
 
 @pytest.mark.parametrize("steps", [0, 1, 8])
-def test_a_plan_hopes_for_what_its_actions_lead_to(steps):
+def test_the_states_of_a_plan_are_what_its_actions_lead_to(steps):
     agent, task = make_evaluator(spin), context(steps=steps, horizon=6)
     plan = planner(agent, polish_steps=0, weight=1e-3, final_weight=1e-3)(HERE, task)
     evaluated = agent.evaluate(HERE, plan.actions[:, None], task)
@@ -179,7 +179,7 @@ def test_a_plan_hopes_for_what_its_actions_lead_to(steps):
     assert (plan.candidate_states == plan.states[:, None]).flatten(2).all(2).any(1).all()
 
 
-def test_no_plan_is_the_best_guess():
+def test_the_plan_is_the_candidate_of_least_energy():
     agent, task = make_evaluator(), context(steps=0)
     rng = torch.Generator().manual_seed(0)
     candidates = RandomProposals(agent.action_space, 2)(HERE, task, 4, rng)
@@ -190,14 +190,14 @@ def test_no_plan_is_the_best_guess():
 
 
 @pytest.mark.parametrize("steps", [1, 3, 40])
-def test_planning_is_never_worse_than_guessing_even_with_steps_too_long(steps):
+def test_planning_is_never_worse_than_the_candidates_even_with_a_large_learning_rate(steps):
     guessed = planner()(HERE, context(steps=0)).energy
     assert (
         planner(lr=3.0, state_lr=5.0, noise=2.0)(HERE, context(steps=steps)).energy <= guessed
     ).all()
 
 
-def test_what_a_perfect_policy_proposes_is_not_unlearnt():
+def test_an_optimal_proposal_is_kept():
     best = ((THERE - HERE) / (3 + CARE))[:, None, None].expand(-1, 1, 3, -1)
     plan = planner(propose=lambda state, task, rng: best, lr=1.0)(HERE, context())
     torch.testing.assert_close(plan.actions, best[:, 0], atol=1e-3, rtol=0)
@@ -221,7 +221,7 @@ def test_neither_the_unit_of_the_state_nor_that_of_the_cost_matters(through):
     torch.testing.assert_close(plan.actions, other.actions, atol=1e-4, rtol=0)
 
 
-def test_where_nothing_comes_through_the_dynamics_need_no_gradient_in_the_state():
+def test_without_gradient_through_dynamics_they_need_no_gradient_in_the_state():
     def opaque(state: Tensor, action: Tensor) -> Tensor:
         return spin(state.detach(), action)
 
@@ -237,7 +237,7 @@ def test_where_nothing_comes_through_the_dynamics_need_no_gradient_in_the_state(
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-def test_what_the_agent_body_feels_moves_the_actions(horizon):
+def test_interoception_moves_the_actions(horizon):
     def hunger(rollout: Rollout, task: TaskContext) -> dict[str, Tensor]:
         return {
             "hunger": (rollout.interoception - task.goal[:, None, None]).square().mean((-2, -1))
@@ -260,7 +260,7 @@ class Gusts:
         return evaluated._replace(rollout=first, terms=terms, energy=sum(terms.values()))
 
 
-def test_what_may_come_of_actions_is_summed_up_and_virtual_futures_are_not():
+def test_sampled_futures_are_aggregated_and_virtual_states_are_not():
     still = Steps(coast)
 
     def windy(state: Tensor, actions: Tensor, *chance: Tensor) -> Rollout:
@@ -276,7 +276,7 @@ def test_what_may_come_of_actions_is_summed_up_and_virtual_futures_are_not():
     torch.testing.assert_close(plan.actions, best, atol=0.02, rtol=0)
 
 
-def test_who_has_no_goal_is_not_drawn_to_one():
+def test_without_a_goal_the_plan_is_not_drawn_to_one():
     def flee(rollout: Rollout, task: TaskContext) -> dict[str, Tensor]:
         return {"fear": (-rollout.states[:, :, 1:].square().sum(-1)).exp().mean(-1)}
 
@@ -315,7 +315,7 @@ def test_planning_leaves_no_trace_in_any_parameter(recording):
     assert all(torch.equal(parameter, before[name]) for name, parameter in agent)
 
 
-def test_a_new_life_with_the_same_seed_makes_the_same_plans():
+def test_a_new_episode_with_the_same_seed_makes_the_same_plans():
     agent = planner(make_evaluator(spin), noise=0.3)
 
     def episodes_of(seed: int) -> Tensor:
@@ -327,14 +327,14 @@ def test_a_new_life_with_the_same_seed_makes_the_same_plans():
     assert not torch.equal(first, other)
 
 
-def test_noise_alone_makes_other_plans():
+def test_another_seed_makes_other_plans():
     plans = [
         planner(num_proposals=1, noise=n, polish_steps=0)(HERE, context()).actions for n in (0, 0.5)
     ]
     assert not torch.allclose(*plans)
 
 
-def test_envs_together_are_planned_for_as_each_alone():
+def test_a_batch_of_envs_is_planned_for_as_each_alone():
     together = planner(num_proposals=1, noise=0.3)
     single = [planner(num_proposals=1, noise=0.3) for _ in HERE]
     for _ in range(2):  # cold, then warm
@@ -350,7 +350,7 @@ def miss_all_along(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
     return {"late": miss.square().sum((-2, -1)), **miss_and_effort(rollout, context)}
 
 
-def test_the_second_plan_goes_on_from_the_first_one_step_later():
+def test_the_second_plan_starts_from_the_first_one_step_later():
     agent = planner(make_evaluator(evaluate=miss_all_along), warm_iterations=0, num_proposals=1)
     task = context(steps=40, horizon=4)
     first = agent(HERE, task)
@@ -371,7 +371,7 @@ def test_a_warm_plan_is_improved_in_fewer_steps():
 
 
 @pytest.mark.parametrize(("proposals", "same"), [(1, True), (2, False)])
-def test_only_guesses_without_experience_head_straight_for_the_goal(proposals, same):
+def test_only_candidates_without_a_warm_start_begin_on_a_line_to_the_goal(proposals, same):
     def described(straight: float) -> Tensor:
         agent = planner(
             make_evaluator(spin, distance),
@@ -385,14 +385,14 @@ def test_only_guesses_without_experience_head_straight_for_the_goal(proposals, s
     assert torch.equal(described(0), described(1)) is same
 
 
-def test_with_other_envs_or_another_horizon_there_is_nothing_to_go_on_from():
+def test_with_other_envs_or_another_horizon_there_is_no_warm_start():
     agent = planner()
     agent(HERE, context())
     assert agent(HERE[:1], context(THERE[:1])).actions.shape == (1, 3, 2)
     assert agent(HERE[:1], context(THERE[:1], horizon=5)).actions.shape == (1, 5, 2)
 
 
-def test_who_is_reported_what_to_go_on_from_leaves_the_last_plan():
+def test_a_given_warm_start_replaces_the_last_plan():
     uneven = ((THERE - HERE) / (3 + CARE))[:, None, None] * torch.tensor([0.8, 1.1, 1.0])[:, None]
     agent = planner(num_proposals=1, warm_iterations=0)
     agent(-HERE, context())
@@ -401,14 +401,14 @@ def test_who_is_reported_what_to_go_on_from_leaves_the_last_plan():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_numbers_stay_as_exact_as_the_state(dtype):
+def test_numbers_keep_the_precision_of_the_state(dtype):
     plan = planner(make_evaluator(spin))(HERE.to(dtype), context(THERE.to(dtype)))
     assert {plan.actions.dtype, plan.energy.dtype, plan.states.dtype} == {dtype}
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_seed_means_the_same_on_another_device():
+def test_a_seed_gives_the_same_plans_on_another_device():
     here = planner()(HERE, context())
     there = planner()(HERE.cuda(), context(THERE.cuda()))
     torch.testing.assert_close(there.actions.cpu(), here.actions, atol=1e-3, rtol=0)
@@ -435,12 +435,12 @@ def test_a_seed_means_the_same_on_another_device():
         ("linear_init", 2.0),
     ],
 )
-def test_settings_that_mean_nothing_are_refused_by_name(name, value):
+def test_settings_without_meaning_are_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=rf"^{name} is {value}"):
         replace(CollocationConfig(), **{name: value})
 
 
-def test_only_thoughts_about_what_may_come_are_overheard():
+def test_callbacks_receive_real_futures_only():
     """A virtual future is none: no energy of it may be shown as one that was found."""
     messages = []
     agent = make_evaluator()

@@ -130,7 +130,7 @@ NAN, INF = float("nan"), float("inf")
         ({"mode": "sleep"}, "no mode 'sleep'; there are react, plan, auto$"),
     ],
 )
-def test_what_makes_no_sense_gets_one_line_and_the_old_task_stays(agent, wish, message):
+def test_an_invalid_task_gets_one_line_and_the_old_one_stays(agent, wish, message):
     controller = agent.controller(tensors=True)
     controller.set_task(EAT)
     before = controller.context
@@ -140,7 +140,7 @@ def test_what_makes_no_sense_gets_one_line_and_the_old_task_stays(agent, wish, m
     assert controller.context is before
 
 
-def test_who_has_no_drives_is_reported_so(config):
+def test_an_agent_without_drives_says_so(config):
     config = override(
         config,
         {
@@ -181,12 +181,12 @@ def test_who_has_no_drives_is_reported_so(config):
         ),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_when_the_agent_is_built(config, changes, message):
+def test_invalid_settings_are_refused_when_the_agent_is_built(config, changes, message):
     with pytest.raises(ConfigError, match=message):
         build(override(config, changes), BODY)
 
 
-def test_a_drive_that_this_agent_body_cannot_feel_is_refused_and_reported_what_it_feels(config):
+def test_a_drive_whose_signal_is_missing_is_refused_and_the_signals_are_named(config):
     no_drive_tasks = BODY._replace(interoception=("reward", "energy"))
     with pytest.raises(
         ConfigError, match=r"'pain' needs the signal 'damage',.* it declares reward, energy$"
@@ -194,7 +194,7 @@ def test_a_drive_that_this_agent_body_cannot_feel_is_refused_and_reported_what_i
         build(config, no_drive_tasks)
 
 
-def test_without_a_goal_there_is_nothing_to_reach(agent):
+def test_without_a_goal_there_is_no_distance_to_it(agent):
     controller = agent.controller(tensors=True)
     controller.set_task(EAT)
     assert {"goal_distance", "critic"}.isdisjoint(controller.context.weights)
@@ -205,7 +205,7 @@ def test_without_a_goal_there_is_nothing_to_reach(agent):
     assert {"goal_distance", "critic", "hunger"} < set(controller.act(sensed()).terms)
 
 
-def test_the_goal_is_the_state_it_would_be_perceived_as(agent):
+def test_the_goal_is_the_state_that_it_would_be_encoded_as(agent):
     controller = agent.controller(tensors=True)
     controller.set_task(Task(goal=HOME))
     torch.testing.assert_close(controller.context.goal, agent.encode(HOME))
@@ -225,7 +225,7 @@ def test_the_weight_of_a_drive_is_also_that_of_its_critic(config):
         assert controller.context.weights == {"control_cost": 0.5, **task.drives, **ahead}
 
 
-def test_what_the_task_says_of_a_cost_by_its_name_goes_before_all_else(agent):
+def test_the_weight_that_a_task_gives_to_a_cost_by_name_comes_first(agent):
     wish = Task(
         goal=HOME,
         drives={"pain": 2.0},
@@ -237,7 +237,7 @@ def test_what_the_task_says_of_a_cost_by_its_name_goes_before_all_else(agent):
     assert target.items() <= controller.context.weights.items()
 
 
-def test_the_policy_is_reported_the_weights_that_the_settings_name_in_their_order(agent):
+def test_the_task_vector_holds_the_named_weights_in_their_order(agent):
     output = []
     controller = agent.controller(tensors=True)
     for task in (EAT, Task(drives={"pain": 0.5}), Task(goal=HOME, drives={"hunger": 4.0})):
@@ -247,7 +247,7 @@ def test_the_policy_is_reported_the_weights_that_the_settings_name_in_their_orde
     assert not torch.allclose(output[0][1], output[1][1])
 
 
-def test_a_limit_is_a_price_on_what_exceeds_it(agent):
+def test_a_limit_is_a_penalty_on_what_exceeds_it(agent):
     controller = agent.controller(tensors=True)
     controller.set_task(EAT)
     free = controller.act(sensed())
@@ -259,7 +259,7 @@ def test_a_limit_is_a_price_on_what_exceeds_it(agent):
         assert ((plan.violation > 0) == violated).all()
 
 
-def test_a_sense_of_gain_0_cannot_change_the_state_and_every_other_gain_does(agent):
+def test_a_modality_of_weight_0_cannot_change_the_state_and_every_other_weight_does(agent):
     controller = agent.controller(tensors=True)
 
     def state_of(obs: Mapping[str, Tensor], **attend: float) -> Tensor:
@@ -275,7 +275,7 @@ def test_a_sense_of_gain_0_cannot_change_the_state_and_every_other_gain_does(age
     torch.testing.assert_close(state_of(here), state_of(here, touch=1.0, sight=1.0))
 
 
-def test_the_task_attends_otherwise_than_the_settings_where_it_says_so(config):
+def test_the_modality_weights_of_the_task_replace_those_of_the_settings(config):
     settings = replace(config.configurator, modality_weights={"touch": 0.5, "sight": 0.25})
     agent = make_policy(replace(config, configurator=settings))
     controller = agent.controller(tensors=True)
@@ -294,7 +294,7 @@ def test_the_task_attends_otherwise_than_the_settings_where_it_says_so(config):
         replace(EAT, modality_weights={"touch": 1.0}),  # which is as it was
     ],
 )
-def test_a_new_task_in_the_middle_of_an_episode_keeps_what_is_recalled(agent, task):
+def test_a_new_task_within_an_episode_keeps_the_short_term_memory(agent, task):
     controller = agent.controller(tensors=True)
     controller.set_task(EAT)
     states = []
@@ -307,7 +307,7 @@ def test_a_new_task_in_the_middle_of_an_episode_keeps_what_is_recalled(agent, ta
     assert not torch.allclose(states[0], states[2])
 
 
-def test_who_is_weighted_otherwise_does_not_recall_what_was_observed_with_other_eyes(agent):
+def test_other_modality_weights_reset_the_short_term_memory(agent):
     controller = agent.controller(tensors=True)
     controller.set_task(EAT)
     controller.perceive(sensed(1))
@@ -316,7 +316,7 @@ def test_who_is_weighted_otherwise_does_not_recall_what_was_observed_with_other_
     torch.testing.assert_close(here, agent.encode(sensed(2), {"touch": 0.5}))
 
 
-def test_one_goal_does_for_many_envs_and_two_do_not_for_three(agent):
+def test_one_goal_serves_many_envs_and_two_do_not_serve_three(agent):
     controller = agent.controller(tensors=True)
     controller.set_task(Task(goal=sensed(7, num_envs=1)))
     _, context = controller.perceive(sensed(num_envs=3))
@@ -333,7 +333,7 @@ def test_one_goal_does_for_many_envs_and_two_do_not_for_three(agent):
         controller.act(sensed(num_envs=3))
 
 
-def test_the_task_says_which_share_of_the_worst_counts_or_leaves_it_to_the_agent(config):
+def test_the_task_sets_the_cvar_level_or_leaves_it_to_the_settings(config):
     agent = make_policy(replace(config, configurator=replace(config.configurator, cvar_alpha=0.5)))
     controller = agent.controller(tensors=True)
     for output, counted in ((None, 0.5), (0.0, 0.0), (1.0, 1.0)):
@@ -353,7 +353,7 @@ class Named:
         return info.get("goal")
 
 
-def test_an_assignment_is_a_task_in_the_envs_where_it_is_given():
+def test_a_task_spec_is_a_task_in_the_envs_where_it_is_given():
     numbers = count(1)
     given = {
         name: {"pain": float(next(numbers))}

@@ -105,7 +105,7 @@ HOME = torch.tensor([[1.0, 0.0]])
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 30), on_maps=st.booleans())
-def test_no_detour_is_shorter_and_nothing_is_nearer_than_here(seed, scale, on_maps):
+def test_triangle_inequality_and_zero_distance_to_itself(seed, scale, on_maps):
     distance, size = (map_quasimetric(seed), 12) if on_maps else (quasimetric(seed), 3)
     here, via, there = scale * normal(3, 40, size, seed=seed)
     detour = distance(here, via) + distance(via, there)
@@ -114,7 +114,7 @@ def test_no_detour_is_shorter_and_nothing_is_nearer_than_here(seed, scale, on_ma
     assert (distance(here, here) == 0).all()
 
 
-def test_there_and_back_may_differ():
+def test_the_distance_is_asymmetric():
     here, there = normal(2, 40, 3)
     distance = quasimetric(0)
     assert not torch.allclose(distance(here, there), distance(there, here), atol=0.01)
@@ -128,15 +128,15 @@ def test_a_distance_by_hand():
     assert distance.from_embeddings(goal, start).item() == pytest.approx((0 + 1 + 14) / 3)
 
 
-def test_reach_is_the_mean_squared_miss_of_all_that_is_yet_to_come():
+def test_goal_distance_is_the_mean_squared_distance_of_all_future_states():
     assert goal_distance(A_PATH, context(HOME)).item() == (0 + 0 + 2**2 + 4**2) / 4
 
 
-def test_effort_is_the_mean_squared_length_of_the_actions():
+def test_control_cost_is_the_mean_squared_length_of_the_actions():
     assert control_cost(A_PATH, context(HOME)).item() == (5**2 + 1) / 2
 
 
-def test_the_critic_is_the_mean_distance_of_all_that_is_yet_to_come():
+def test_the_critic_cost_is_the_mean_critic_of_all_future_states():
     critic = GoalCritic(quasimetric(1, dim=2))
     by_hand = critic.distance(A_PATH.states[0, 0, 1:], HOME).mean()
     torch.testing.assert_close(critic(A_PATH, context(HOME))[0, 0], by_hand)
@@ -175,14 +175,14 @@ def test_an_energy_has_the_gradient_it_claims(energy: CostFn):
         no_goal_critic,
     ],
 )
-def test_every_future_is_evaluated_by_itself(energy: CostFn):
+def test_the_energy_of_a_future_does_not_depend_on_others(energy: CostFn):
     states, actions, goal = normal(2, 3, 5, 3), normal(2, 3, 4, 2), normal(2, 3, seed=1)
     task = context(goal)
     single = energy(rollout(states[1:, 2:], actions[1:, 2:]), task.select(torch.tensor([1])))
     torch.testing.assert_close(energy(rollout(states, actions), task)[1:, 2:], single)
 
 
-def test_boredom_is_likeness_to_the_nearest_of_what_was_collected_in_strides_of_two_steps():
+def test_boredom_is_similarity_to_the_nearest_state_of_the_episode_at_a_scale_of_two_steps():
     task = context(HOME)._replace(
         episode_states=torch.tensor([[[1.0, 3.0], [3.0, 4.0], [9.0, 9.0]]])
     )
@@ -191,7 +191,7 @@ def test_boredom_is_likeness_to_the_nearest_of_what_was_collected_in_strides_of_
     assert boredom(A_PATH, task._replace(episode_states=task.episode_states[:, :0])).item() == 0
 
 
-def test_a_path_that_comes_back_to_where_it_will_have_been_is_boring():
+def test_a_path_that_returns_to_its_own_states_is_boring():
     there = torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0], [5, 0], [6, 0]])
     task = context(HOME)._replace(
         episode_states=torch.tensor([[[0.0, 0.0]]]), step_scale=torch.ones(1)
@@ -205,7 +205,7 @@ def test_a_path_that_comes_back_to_where_it_will_have_been_is_boring():
     assert metrics == pytest.approx([sum(alike), sum(alike[:-1]) + 1])
 
 
-def test_what_cannot_be_is_recognised_as_the_likest_of_what_is_known():
+def test_an_impossible_state_is_recognised_as_the_nearest_reference_state():
     known = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     states = torch.tensor([[[[9.0, 0.5], [0.5, 0.0]]]])
     near, between = soft_nearest(states, known, torch.tensor(0.2))[0, 0]
@@ -214,7 +214,7 @@ def test_what_cannot_be_is_recognised_as_the_likest_of_what_is_known():
     assert soft_nearest(states, known[:0], torch.tensor(0.2)) is states
 
 
-def test_nothing_is_new_about_what_cannot_be():
+def test_an_impossible_state_is_not_novel():
     there = torch.tensor([[0.0, 0.0], [1, 0], [2, 0]])  # a corridor, lived from end to end
     task = context(HOME)._replace(episode_states=there[None], step_scale=torch.tensor([0.5]))
     beyond = torch.tensor([[2.0, 0], [5, 0]]).expand(1, 1, 2, 2)
@@ -223,13 +223,13 @@ def test_nothing_is_new_about_what_cannot_be():
     assert boredom(path, task._replace(reference_states=there)).item() == pytest.approx(1)
 
 
-def test_who_expects_no_step_to_lead_anywhere_is_bored_to_the_full():
+def test_where_no_step_leads_anywhere_boredom_is_maximal():
     still = A_PATH.states[:, :, :1].expand_as(A_PATH.states)
     task = context(HOME)._replace(episode_states=still[:, 0, :1], step_scale=torch.zeros(1))
     assert boredom(A_PATH._replace(states=still), task).item() == 1
 
 
-def test_curiosity_is_minus_the_variance_of_what_the_members_expect():
+def test_curiosity_is_minus_the_variance_of_the_predictions_of_the_ensemble():
     class Says(nn.Module):
         def __init__(self, times: float) -> None:
             super().__init__()
@@ -266,7 +266,7 @@ class Unaffordable(nn.Module):
         raise AssertionError("computed, though it has no weight")
 
 
-def test_what_has_no_weight_is_not_computed():
+def test_costs_without_weight_are_not_computed():
     cost = cost_of(Unaffordable())
     assert list(cost(A_PATH, context(HOME, goal_distance=1.0, control_cost=0.0, critic=0.0))) == [
         "goal_distance"
@@ -275,11 +275,11 @@ def test_what_has_no_weight_is_not_computed():
         cost(A_PATH, context(HOME, critic=1.0))
 
 
-def test_without_a_critic_there_is_no_value_critics():
+def test_without_a_goal_critic_its_cost_is_zero():
     assert torch.equal(no_goal_critic(A_PATH, context(HOME)), torch.zeros(1, 1))
 
 
-def test_intrinsic_costs_have_nothing_that_could_be_trained():
+def test_intrinsic_costs_have_no_parameters():
     drives = Drives(tuple(DRIVES), [signal for signal, _ in DRIVES.values()])
     assert list(cost_of(None, InteroceptiveCost(drives, None, 0.9)).parameters()) == []
 
@@ -300,7 +300,7 @@ def test_drives_by_hand():
     torch.testing.assert_close(made, torch.tensor([[0.0, 0.8, -3.0], [0.7, 0.0, 1.0]]))
 
 
-def test_what_a_drive_is_expected_to_cost_is_the_mean_of_the_returns_of_every_length():
+def test_the_expected_cost_of_a_drive_is_the_mean_of_the_returns_of_every_length():
     discount, horizon = 0.9, 4
     body = InteroceptiveCost(Drives(("pain", "reward"), CHANNELS), ReplanTrigger(2, discount))
     states, interoception = normal(2, 3, horizon + 1, 5), normal(2, 3, horizon, 3, seed=1)
@@ -328,7 +328,7 @@ def test_the_drives_and_their_critics_have_the_gradient_they_claim():
     assert torch.autograd.gradcheck(hurt, (states, interoception))
 
 
-def test_a_limit_is_priced_by_what_exceeds_it_at_any_step_and_else_free():
+def test_a_limit_is_penalised_at_any_step_that_exceeds_it_and_else_free():
     cost = cost_of(None, InteroceptiveCost(Drives(("pain",), CHANNELS), None, 0.9))
     interoception = torch.zeros(1, 2, 3, 3)
     interoception[0, :, :, 2] = torch.tensor([[0.5, 0.1, 0.6], [0.4, 0.0, 0.3]])
@@ -340,7 +340,7 @@ def test_a_limit_is_priced_by_what_exceeds_it_at_any_step_and_else_free():
     assert set(terms) == {"control_cost", "limit pain"}
 
 
-def test_a_drive_that_nobody_knows_or_the_env_does_not_declare_is_refused_by_name():
+def test_an_unknown_or_undeclared_drive_is_refused_by_name():
     with pytest.raises(ConfigError, match=f"'greed'; there are {', '.join(DRIVES)}$"):
         Drives(("greed",), CHANNELS)
     with pytest.raises(
@@ -350,7 +350,7 @@ def test_a_drive_that_nobody_knows_or_the_env_does_not_declare_is_refused_by_nam
 
 
 @pytest.mark.parametrize("trace", [0.0, 0.6, 1.0])
-def test_lambda_returns_mix_the_returns_of_every_length_and_nothing_comes_after_an_end(trace):
+def test_lambda_returns_mix_the_returns_of_every_length_and_end_with_the_episode(trace):
     cost, ahead, discount = normal(1, 4, 1), normal(1, 4, 1, seed=1), 0.9
     done = torch.tensor([[False, False, True, False]])
     found = lambda_returns(cost, ahead, ~done, discount, trace)[0, :, 0]
@@ -361,7 +361,7 @@ def test_lambda_returns_mix_the_returns_of_every_length_and_nothing_comes_after_
     torch.testing.assert_close(found, torch.stack([first, second, third, c[3] + discount * v[3]]))
 
 
-def test_what_came_cheaper_than_foreseen_counts_for_more():
+def test_an_overestimated_cost_counts_for_more():
     foreseen, interoception = torch.tensor([[5.0], [5.0]]), torch.tensor([[3.0], [9.0]])
     loss = expectile_value_loss(foreseen, interoception, expectile=0.8)["value"].item()
     assert loss == pytest.approx((0.8 * 2**2 + 0.2 * 4**2) / 2)
@@ -380,12 +380,12 @@ def test_what_came_cheaper_than_foreseen_counts_for_more():
         ({"control_cost": 0.0}, "no cost has a weight above 0"),
     ],
 )
-def test_weights_that_make_no_sense_are_refused_by_name(weights: Mapping[str, float], message: str):
+def test_invalid_weights_are_refused_by_name(weights: Mapping[str, float], message: str):
     with pytest.raises(ConfigError, match=message):
         cost_of(None).validate_weights(weights)
 
 
-def test_weights_that_make_sense_are_taken():
+def test_valid_weights_are_accepted():
     cost_of(None).validate_weights({"goal_distance": 0.0, "control_cost": 2, "critic": 1.5})
     interoception = cost_of(
         None, InteroceptiveCost(Drives(("pain",), CHANNELS), ReplanTrigger(1, 0.9))
@@ -398,13 +398,13 @@ def apart(state: Tensor, goal: Tensor) -> Tensor:
     return (goal - state).abs().sum(-1)
 
 
-def test_trained_is_the_squared_error_relative_to_how_far_it_is():
+def test_path_regression_is_the_squared_error_relative_to_the_distance():
     state, goal, steps = torch.zeros(2, 1), torch.tensor([[3.0], [5.0]]), torch.tensor([1.0, 9.0])
     trained = path_regression_loss(apart, state, goal, steps)["regression"]
     assert trained.item() == pytest.approx((2**2 / 2 + 4**2 / 10) / 2)
 
 
-def test_a_goal_that_no_known_path_leads_to_teaches_nothing():
+def test_a_goal_without_a_known_path_gives_no_gradient():
     state, goal = torch.zeros(2, 1), torch.tensor([[3.0], [5.0]], requires_grad=True)
     trained = path_regression_loss(apart, state, goal, torch.tensor([1.0, float("inf")]))[
         "regression"
@@ -415,7 +415,7 @@ def test_a_goal_that_no_known_path_leads_to_teaches_nothing():
 
 
 @pytest.mark.parametrize("start", [0.5, 1.0, 3.0])
-def test_a_price_starts_where_it_is_reported_and_is_never_negative(start):
+def test_a_multiplier_starts_at_its_value_and_is_never_negative(start):
     assert LagrangeMultiplier(start)().item() == pytest.approx(start, rel=1e-4)
     price = LagrangeMultiplier(start)
     nn.init.constant_(price.raw, -5.0)
@@ -423,7 +423,7 @@ def test_a_price_starts_where_it_is_reported_and_is_never_negative(start):
 
 
 @pytest.mark.parametrize(("step", "rises"), [(3.0, True), (0.5, False)])
-def test_the_price_of_a_step_rises_while_it_counts_for_more_than_one(step, rises):
+def test_the_multiplier_rises_while_a_step_costs_more_than_one(step, rises):
     distance, price = quasimetric(0, dim=6), LagrangeMultiplier()
     distance.embed = nn.Identity()
     state = torch.zeros(4, 6)
@@ -433,7 +433,7 @@ def test_the_price_of_a_step_rises_while_it_counts_for_more_than_one(step, rises
     assert terms["constraint"].item() == pytest.approx(max(step - 1, 0) ** 2 - 0.05**2, abs=1e-5)
 
 
-def test_a_push_that_fades_is_the_harder_the_nearer():
+def test_a_logarithmic_push_is_stronger_for_near_pairs():
     distance = quasimetric(0, dim=6)
     distance.embed = nn.Identity()
 
@@ -505,7 +505,7 @@ def separated(ways: tuple[int, ...], fading: bool = False) -> Tensor:
 
 
 @pytest.mark.parametrize("fading", [False, True])
-def test_pushed_apart_as_far_as_steps_allow_a_line_gets_its_true_distances(fading):
+def test_pushed_apart_under_the_constraint_a_line_gets_its_true_distances(fading):
     learnt = separated((-1, 1), fading)
     assert (learnt[TRUE == 1] < 1.2).all()
     assert learnt[0, -1].item() == pytest.approx(LENGTH - 1, abs=1)
@@ -513,13 +513,13 @@ def test_pushed_apart_as_far_as_steps_allow_a_line_gets_its_true_distances(fadin
     assert likeness(learnt) > 0.97
 
 
-def test_where_no_step_leads_back_the_way_back_is_far():
+def test_where_no_step_leads_back_the_way_back_is_long():
     learnt = separated((1,))
     assert learnt[0, -1].item() == pytest.approx(LENGTH - 1, abs=1)
     assert learnt[-1, 0] > 2 * LENGTH
 
 
-def test_what_is_trained_is_learnt():
+def test_the_multiplier_and_the_distance_are_trained():
     distance = quasimetric(0, dim=1)
 
     def loss(random: torch.Generator) -> dict[str, Tensor]:

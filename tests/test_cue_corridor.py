@@ -43,7 +43,7 @@ def first_episodes(vec_env, act):
     return success, steps, positions
 
 
-def test_a_world_lives_the_same_life_alone_and_in_a_batch():
+def test_an_env_gives_the_same_episode_alone_and_in_a_batch():
     many, single = CueCorridorVectorEnv(5), CueCorridorVectorEnv(1)
     together = collect_data(many, 90, 40, lambda _: many.behaviour_action())
     by_itself = collect_data(single, 90, 43, lambda _: single.behaviour_action())
@@ -54,7 +54,7 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch():
             np.testing.assert_array_equal(infos[name][3], own_infos[name][0], err_msg=name)
 
 
-def test_the_same_seed_walks_the_same_episode_and_another_seed_another():
+def test_the_same_seed_gives_the_same_episode_and_another_seed_another():
     vec_env = CueCorridorVectorEnv(4)
     first, again, other = (
         np.stack(
@@ -70,7 +70,7 @@ def test_the_same_seed_walks_the_same_episode_and_another_seed_another():
 
 
 @pytest.mark.parametrize("visible", [False, True])
-def test_the_cue_is_reported_in_the_first_fifth_of_the_stem_and_nowhere_else(visible):
+def test_the_cue_is_visible_in_the_first_fifth_of_the_stem_alone(visible):
     def pair(cue):
         vec_env = CueCorridorVectorEnv(200, visible=visible)
         _, born = vec_env.reset(seed=3)
@@ -141,7 +141,7 @@ def test_the_step_after_an_end_begins_a_new_episode_and_ignores_its_action():
     )
 
 
-def test_who_stays_runs_out_of_time():
+def test_an_agent_that_stays_runs_out_of_time():
     vec_env = CueCorridorVectorEnv(3)
     still = np.zeros((3, 2), np.float32)
     text_out = collect_data(vec_env, 82, 0, lambda _: still)[1:]
@@ -150,7 +150,7 @@ def test_who_stays_runs_out_of_time():
     assert ends == [40, 81]
 
 
-def test_the_oracle_always_succeeds_and_soon():
+def test_the_oracle_always_succeeds_and_quickly():
     vec_env = CueCorridorVectorEnv(COUNT)
     success, steps, _ = first_episodes(vec_env, vec_env.expert_action)
     assert success.all()
@@ -158,7 +158,7 @@ def test_the_oracle_always_succeeds_and_soon():
     assert np.linalg.norm(vec_env.expert_action(), axis=1).max() <= 1.00001
 
 
-def test_who_ignores_the_cue_is_right_half_of_the_time():
+def test_a_policy_that_ignores_the_cue_is_right_half_of_the_time():
     vec_env = CueCorridorVectorEnv(COUNT, directed_fraction=1.0)
     up_and_right = np.array([[0.7, -0.7]], np.float32).repeat(COUNT, 0)
     success, steps, _ = first_episodes(vec_env, lambda: up_and_right)
@@ -168,7 +168,7 @@ def test_who_ignores_the_cue_is_right_half_of_the_time():
     assert abs(success[~np.isnan(steps)].mean() - 0.5) < 0.05
 
 
-def test_neither_the_start_nor_the_episode_before_betrays_the_cue():
+def test_neither_the_start_nor_the_episode_before_reveals_the_cue():
     vec_env = CueCorridorVectorEnv(COUNT, max_episode_steps=1)
     born = [i for _, i in collect_data(vec_env, 6, 0, lambda _: vec_env.behaviour_action())][::2]
     cues = [infos["factors"][:, 2] for infos in born]
@@ -178,7 +178,7 @@ def test_neither_the_start_nor_the_episode_before_betrays_the_cue():
     assert np.abs(related - np.eye(len(related))).max() < 0.1
 
 
-def test_walks_reach_either_arm_often_and_subtasks_say_how_often():
+def test_the_behaviour_policy_reaches_either_arm_as_often_as_directed_fraction_says():
     vec_env = CueCorridorVectorEnv(COUNT)
     _, steps, positions = first_episodes(vec_env, vec_env.behaviour_action)
     reached = ~np.isnan(steps)
@@ -191,7 +191,7 @@ def test_walks_reach_either_arm_often_and_subtasks_say_how_often():
     ).mean() < 0.05
 
 
-def test_a_picture_shows_agent_body_cue_and_ends():
+def test_a_picture_shows_agent_cue_and_ends():
     vec_env = CueCorridorVectorEnv(2, render_mode="rgb_array")
     factors = np.array([[0.5, 0.93, 0.0], [0.5, 0.5, 1.0]])
     vec_env.reset(seed=0, options={"factors": factors})
@@ -213,7 +213,7 @@ def test_gymnasium_accepts_the_env():
 
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
-def test_gymnasium_makes_the_same_envs_whichever_way(mode):
+def test_gymnasium_makes_the_same_envs_by_every_function(mode):
     vec_env = gymnasium.make_vec("ami/CueCorridor-v0", num_envs=3, vectorization_mode=mode)
     obs, infos = vec_env.reset(seed=8)
     own_obs, own_infos = gymnasium.make("ami/CueCorridor-v0").reset(seed=10)
@@ -223,7 +223,7 @@ def test_gymnasium_makes_the_same_envs_whichever_way(mode):
     assert CueCorridorVectorEnv.interoception_names == ()
 
 
-def test_torch_and_numpy_tell_the_same():
+def test_torch_and_numpy_give_the_same_numbers():
     text_out = {}
     for output in ("numpy", "torch"):
         vec_env = CueCorridorVectorEnv(2, output=output)
@@ -261,7 +261,7 @@ def test_unusable_settings_are_refused_by_name(settings_, named):
         ([0.5, np.nan, 0.0], "environment 1 body y is nan;"),
     ],
 )
-def test_unusable_factors_are_refused_by_env(change, named):
+def test_unusable_factors_are_refused_by_name_and_env(change, named):
     factors = np.array([[0.5, 0.5, 0.0], change])
     vec_env = CueCorridorVectorEnv(2)
     with pytest.raises(ValueError, match=named):

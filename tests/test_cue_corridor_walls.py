@@ -22,7 +22,7 @@ def clear(positions, slack):
     return stem | bar
 
 
-def test_the_image_shows_the_agent_body_where_it_is_and_the_walls_of_a_t():
+def test_the_image_shows_the_agent_and_the_walls_of_a_t():
     envs = CueCorridorVectorEnv(64)
     envs.reset(seed=1)
     for _ in range(15):
@@ -50,7 +50,7 @@ def starts_and_moves(count, longest):
 
 
 @pytest.mark.parametrize("longest", [0.01, 2.0, 100.0, 1e12])
-def test_an_agent_body_is_never_in_a_wall_however_far_it_is_pushed(longest):
+def test_the_agent_is_never_in_a_wall_however_far_it_is_pushed(longest):
     start, move = starts_and_moves(5000, longest)
     for _ in range(5):
         start = slide(start, move)
@@ -59,7 +59,7 @@ def test_an_agent_body_is_never_in_a_wall_however_far_it_is_pushed(longest):
 
 
 @pytest.mark.parametrize("longest", [0.05, 2.0])
-def test_an_agent_body_goes_straight_where_it_can_and_cuts_no_corner(longest):
+def test_the_agent_moves_straight_where_it_can_and_cuts_no_corner(longest):
     start, move = starts_and_moves(5000, longest)
     arrived = (slide(start, move) - start - move).abs().amax(-1) < 1e-4
     way = start + torch.linspace(0, 1, 401)[:, None, None] * move
@@ -76,7 +76,7 @@ def test_no_action_moves_further_than_a_full_step():
     assert np.linalg.norm(moved, axis=1).max() <= 2.0001
 
 
-def test_the_dynamics_tests_tell_a_wall_from_an_open_arm():
+def test_the_dynamics_tests_distinguish_a_wall_from_an_open_arm():
     envs = CueCorridorVectorEnv(1)
     wall, way = (envs.dynamics_tests(seed=4)[name] for name in ("wall", "open"))
     assert wall.obs.shape == (64, 3, 32, 32)

@@ -31,7 +31,7 @@ def drifting(vec_env, steps, seed=0):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_scene_is_what_is_observed_without_distraction(variant):
+def test_the_scene_is_the_observation_without_distractors(variant):
     plain, busy = (
         TwoRoomsVectorEnv(3, variant=variant, max_episode_steps=9, num_distractors=n)
         for n in (0, 4)
@@ -45,7 +45,7 @@ def test_the_scene_is_what_is_observed_without_distraction(variant):
             np.testing.assert_array_equal(infos[name], others[name], err_msg=name)
 
 
-def test_a_distracted_env_episodes_the_same_episode_alone_and_in_a_batch():
+def test_a_distracted_env_gives_the_same_episode_alone_and_in_a_batch():
     many, single = (TwoRoomsVectorEnv(n, num_distractors=3, max_episode_steps=7) for n in (5, 1))
     together = collect_data(many, 17, 40, lambda _: many.behaviour_action())
     by_itself = collect_data(single, 17, 43, lambda _: single.behaviour_action())
@@ -56,7 +56,7 @@ def test_a_distracted_env_episodes_the_same_episode_alone_and_in_a_batch():
                 np.testing.assert_array_equal(observed[name][3], own[name][0], err_msg=name)
 
 
-def test_nothing_that_the_agent_body_does_moves_the_background():
+def test_no_action_moves_the_background():
     backgrounds = []
     for action in (-1.0, 1.0):
         vec_env = TwoRoomsVectorEnv(4, num_distractors=2, max_episode_steps=10)
@@ -66,7 +66,7 @@ def test_nothing_that_the_agent_body_does_moves_the_background():
     np.testing.assert_array_equal(*backgrounds)
 
 
-def test_the_background_betrays_neither_dot_nor_goal():
+def test_the_background_reveals_neither_dot_nor_goal():
     vec_env = TwoRoomsVectorEnv(2000, variant="random", num_distractors=1)
     _, infos = vec_env.reset(seed=0)
     knows = np.concatenate([infos["factors"], infos["goal_factors"][:, :2]], 1)
@@ -86,7 +86,7 @@ def test_the_background_betrays_neither_dot_nor_goal():
 
 
 @pytest.mark.parametrize(("variant", "count"), [("random", 50), ("swm", 4)])
-def test_blobs_go_straight_and_are_thrown_back_at_the_borders(variant, count):
+def test_distractors_move_straight_and_bounce_off_the_borders(variant, count):
     vec_env = TwoRoomsVectorEnv(count, variant=variant, num_distractors=3, max_episode_steps=200)
     vec_env.reset(seed=0)
     pace, far = vec_env.state.distractors.velocity.numpy(), vec_env.variant.canvas.size - 1
@@ -98,7 +98,7 @@ def test_blobs_go_straight_and_are_thrown_back_at_the_borders(variant, count):
     np.testing.assert_allclose(positions, np.minimum(there, 2 * far - there), atol=0.02)
 
 
-def test_every_heading_is_taken_at_speeds_up_to_a_full_step():
+def test_distractors_move_in_every_direction_at_speeds_up_to_a_full_step():
     vec_env = TwoRoomsVectorEnv(500, variant="random", num_distractors=4)
     vec_env.reset(seed=0)
     pace = vec_env.state.distractors.velocity.flatten(0, 1).numpy()
@@ -114,7 +114,7 @@ def test_every_heading_is_taken_at_speeds_up_to_a_full_step():
 
 
 @pytest.mark.parametrize("variant", ["fixed", "swm"])
-def test_a_blob_looks_like_the_dot(variant):
+def test_a_distractor_looks_like_the_dot(variant):
     vec_env = TwoRoomsVectorEnv(6, variant=variant, num_distractors=1)
     obs, _ = vec_env.reset(seed=0)
     canvas = vec_env.variant.canvas
@@ -131,7 +131,7 @@ def test_a_blob_looks_like_the_dot(variant):
     assert np.abs(done.mean()) < 1
 
 
-def test_blobs_live_through_an_episode_and_the_goal_shows_another_moment():
+def test_distractors_persist_through_an_episode_and_the_goal_shows_another_time():
     vec_env = TwoRoomsVectorEnv(8, num_distractors=2, max_episode_steps=5)
     output = collect_data(vec_env, 11, 0, lambda _: vec_env.behaviour_action())
     goals = np.stack([infos["goal"]["background"] for _, infos in output])
@@ -143,7 +143,7 @@ def test_blobs_live_through_an_episode_and_the_goal_shows_another_moment():
     assert (views[6] != views[0]).any(axis=(1, 2, 3)).all()
 
 
-def test_the_dynamics_tests_are_sat_before_some_background():
+def test_the_dynamics_tests_have_random_backgrounds():
     plain, busy = (TwoRoomsVectorEnv(2, variant="random", num_distractors=n) for n in (0, 3))
     for name, dynamics_test in busy.dynamics_tests(seed=4).items():
         assert dynamics_test.obs["background"].shape == (64, 1, 32, 32)
@@ -153,7 +153,7 @@ def test_the_dynamics_tests_are_sat_before_some_background():
         )
 
 
-def test_a_picture_shows_the_blobs_faintly():
+def test_a_picture_shows_the_distractors_faintly():
     plain, busy = (TwoRoomsVectorEnv(6, variant="random", num_distractors=n) for n in (0, 3))
     for vec_env in (plain, busy):
         vec_env.reset(seed=0)
@@ -192,7 +192,7 @@ def test_observations_and_goals_are_in_the_space(mode):
     assert single.observation_space.contains(own_infos["goal"])
 
 
-def test_what_was_reported_stays():
+def test_writing_into_returned_infos_does_not_change_the_env():
     vec_env = TwoRoomsVectorEnv(2, num_distractors=1, output="torch", max_episode_steps=2)
     _, infos = vec_env.reset(seed=0)
     infos["goal"]["background"].zero_()
@@ -202,6 +202,6 @@ def test_what_was_reported_stays():
     assert again["scene"].any()
 
 
-def test_a_negative_distraction_is_refused():
+def test_a_negative_number_of_distractors_is_refused():
     with pytest.raises(ValueError, match="num_distractors"):
         TwoRoomsVectorEnv(1, num_distractors=-1)

@@ -92,7 +92,7 @@ def still(count):
     return np.zeros((count, 1), np.float32)
 
 
-def test_an_env_that_ends_early_begins_anew_alone():
+def test_an_env_that_ends_early_restarts_alone():
     envs = LineWorlds(3)
     envs.reset(seed=0, options={"shift": -2})
     push = still(3)
@@ -134,7 +134,7 @@ def test_a_step_that_begins_an_episode_never_ends_it():
     assert [bool(envs.step(still(1))[2]) for _ in range(4)] == [True, False] * 2
 
 
-def test_views_by_name_are_the_space_of_the_batch():
+def test_observations_by_name_are_in_the_space_of_the_batch():
     envs = LineWorlds(2)
     obs, infos = envs.reset(seed=0)
     assert envs.observation_space.contains(obs)
@@ -165,7 +165,7 @@ def test_one_env_by_itself_is_the_batch_of_one():
     assert reward == obs["x"][0]
 
 
-def test_rows_are_put_where_they_belong_however_deep():
+def test_scatter_replaces_rows_at_any_depth():
     old = Line(Place(torch.zeros(3, 1)), torch.zeros(3, dtype=torch.int64))
     new = Line(Place(torch.tensor([[5.0]])), torch.tensor([7]))
     both = scatter(old, new, torch.tensor([2]))

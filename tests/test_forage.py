@@ -91,7 +91,7 @@ def straight(vec_env):
 
 @EVERY_TASK
 @pytest.mark.parametrize("label", ["noise", "walk", "oracle"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(label, task):
+def test_an_env_gives_the_same_episode_alone_and_in_a_batch(label, task):
     many, single = (
         ForageVectorEnv(n, task=task, max_episode_steps=40, split="train") for n in (5, 1)
     )
@@ -109,7 +109,7 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(label, task):
             np.testing.assert_array_equal(projected_step[name][3], own[name][0], err_msg=name)
 
 
-def test_the_same_seed_walks_the_same_life_and_another_seed_another():
+def test_the_same_seed_gives_the_same_episode_and_another_seed_another():
     vec_env = ForageVectorEnv(4)
     first, again, other = (
         np.stack(
@@ -134,7 +134,7 @@ def test_every_episode_has_a_layout_of_its_own():
     assert min(distance(a, b).min().item() for a, b in pairwise(flags)) > 0
 
 
-def test_the_hazard_lies_across_the_straight_way_and_leaves_its_ends_alone():
+def test_the_hazard_lies_across_the_direct_path_and_leaves_its_ends_free():
     sampled = layouts(5000)
     assert distance(sampled.start, sampled.flag).min() >= 0.6 - 1e-6
     assert 0.14 <= sampled.radius.min() < 0.142
@@ -178,14 +178,14 @@ def test_train_and_test_never_share_a_layout_and_all_has_both():
     assert difference.median() > 0.3  # the same seed is no hint
 
 
-def test_splits_are_what_the_envs_live_in():
+def test_the_splits_are_the_layouts_of_the_envs():
     keys = keys_from_seeds(range(50), CPU)
     for split in ("train", "test"):
         vec_env, _ = make_env(50, split=split)
         assert torch.equal(vec_env.state.layout.flag, sample_layout(keys, split).flag)
 
 
-def test_an_episode_begins_as_promised():
+def test_an_episode_begins_as_documented():
     _, infos = make_env(4000)
     energy, growth = infos["factors"][:, 2], infos["factors"][:, 3:]
     assert 0.3 <= energy.min() < 0.305
@@ -198,7 +198,7 @@ def test_an_episode_begins_as_promised():
     assert not infos["interoception"][:, 2].any()
 
 
-def test_a_step_costs_energy_and_nothing_else_gives_or_takes_but_food():
+def test_only_steps_and_food_change_the_energy():
     vec_env, infos = make_env(64)
     for step in range(149):
         before, eaten = infos["interoception"][:, 0], infos["eaten"]
@@ -211,7 +211,7 @@ def test_a_step_costs_energy_and_nothing_else_gives_or_takes_but_food():
     assert infos["eaten"].min() > 0
 
 
-def test_food_grows_by_a_fortieth_and_loses_the_larger_a_share_the_nearer_the_mouth():
+def test_food_grows_by_a_fortieth_and_loses_a_fraction_that_falls_with_distance():
     vec_env, infos = make_env(64)
     food, eating = vec_env.state.layout.food.double().numpy(), []
     for step in range(149):
@@ -230,7 +230,7 @@ def test_food_grows_by_a_fortieth_and_loses_the_larger_a_share_the_nearer_the_mo
     assert 0.1 < np.mean(eating) < 0.9
 
 
-def test_energy_stays_between_nothing_and_full():
+def test_energy_stays_between_zero_and_one():
     vec_env, _ = make_env(1)
     food = vec_env.state.layout.food[:, 0]
     put(vec_env, food, energy=0.95, growth=1.0)
@@ -250,7 +250,7 @@ def test_food_is_ripe_again_after_exactly_forty_steps_and_never_more_than_ripe()
     assert (grown[-1] == 1).all()
 
 
-def test_at_its_very_place_food_is_eaten_whole_and_then_as_it_grows():
+def test_food_at_the_agents_position_is_eaten_whole_and_then_as_it_grows():
     vec_env, _ = make_env(8)
     put(vec_env, vec_env.state.layout.food[:, 1], growth=1.0)
     for meal in [1.0] + [1 / 40] * 50:
@@ -264,7 +264,7 @@ def test_at_its_very_place_food_is_eaten_whole_and_then_as_it_grows():
     ("difference", "growth", "meal"),
     [(0.03, 1.0, 0.75), (0.06, 0.475, 0.25), (0.09, 0.975, 0.25), (0.114, 1, 0.05), (0.121, 1, 0)],
 )
-def test_a_bite_is_a_share_of_what_has_grown_and_leaves_the_rest(difference, growth, meal):
+def test_eating_takes_a_fraction_of_what_has_grown_and_leaves_the_rest(difference, growth, meal):
     vec_env, _ = make_env(1)
     put(vec_env, beside(vec_env.state.layout.food[:, 1], difference), growth=growth)
     *_, infos = vec_env.step(rest(vec_env))
@@ -290,7 +290,7 @@ def test_between_two_foods_both_are_eaten():
 @pytest.mark.parametrize(
     ("fraction", "interoception"), [(0.0, 1.0), (0.25, 0.75), (0.9, 0.1), (1.1, 0.0)]
 )
-def test_damage_grows_from_the_edge_to_the_centre(fraction, interoception):
+def test_damage_grows_from_the_edge_of_the_hazard_to_its_centre(fraction, interoception):
     vec_env, _ = make_env(32)
     layout = vec_env.state.layout
     inward = torch.where(layout.hazard < 0.5, 1, -1) / math.sqrt(2)
@@ -306,7 +306,7 @@ def test_damage_grows_from_the_edge_to_the_centre(fraction, interoception):
         *_, infos = vec_env.step(rest(vec_env))
 
 
-def test_the_hazard_is_where_picture_and_view_say():
+def test_the_hazard_is_where_picture_and_observation_show_it():
     vec_env, _ = make_env(12)
     obs, infos = vec_env.reset(seed=5)
     centre = obs["body"][:, :2] + obs["hazard"][:, :2]
@@ -322,7 +322,7 @@ def test_the_hazard_is_where_picture_and_view_say():
         assert len(reach) > 0.5 * math.pi * (272 * obs["hazard"][i, 2]) ** 2
 
 
-def test_the_view_leads_where_the_things_are():
+def test_the_observed_offsets_lead_to_the_objects():
     vec_env, _ = make_env(20)
     for _ in range(30):
         obs, *_ = vec_env.step(vec_env.behaviour_action())
@@ -335,7 +335,7 @@ def test_the_view_leads_where_the_things_are():
     assert torch.equal(obs["hazard"][:, 2], state.layout.radius)
 
 
-def test_a_picture_shows_the_agent_body_where_the_factors_say_and_how_much_food_has_grown():
+def test_a_picture_shows_the_agent_where_the_factors_say_and_how_much_food_has_grown():
     vec_env = ForageVectorEnv(6)
     _, infos = vec_env.reset(seed=0)
     xy = np.round(vec_env.factors_to_pixels(infos["factors"])).astype(int)
@@ -354,7 +354,7 @@ def test_a_picture_shows_the_agent_body_where_the_factors_say_and_how_much_food_
 
 
 @pytest.mark.parametrize("growth", [[0.0, 1.0], [1.0, 0.0]])
-def test_a_picture_shows_each_food_as_it_is_grown(growth):
+def test_a_picture_shows_each_food_as_large_as_it_has_grown(growth):
     vec_env, _ = make_env(6)
     layout = vec_env.state.layout
     factors = torch.cat([layout.hazard, torch.tensor([[0.5, *growth]]).expand(6, -1)], -1)
@@ -365,7 +365,7 @@ def test_a_picture_shows_each_food_as_it_is_grown(growth):
         assert green == [grown == 1 for grown in growth]
 
 
-def test_the_haze_about_food_is_as_wide_as_a_mouth_reaches():
+def test_the_drawn_ring_around_food_is_as_wide_as_the_reach_of_the_agent():
     vec_env, _ = make_env(24)
     layout = vec_env.state.layout
     put(vec_env, layout.hazard)
@@ -390,7 +390,7 @@ def test_the_bar_is_as_long_as_the_energy():
         assert coloured == pytest.approx(energy, abs=0.015)
 
 
-def test_the_agent_body_moves_by_its_action_at_most_a_step_and_slides_at_borders():
+def test_the_agent_moves_by_its_action_at_most_a_step_and_slides_along_borders():
     vec_env, _ = make_env(5)
     put(vec_env, torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.98, 0.5], [0.5, 0.5], [0.0, 1.0]]))
     actions = [[0.5, -0.2], [3.0, 4.0], [0.8, 0.6], [3e38, -3e38], [-1.0, 0.0]]
@@ -409,7 +409,7 @@ def test_the_reward_is_being_at_the_flag_whatever_the_task():
         assert vec_env.step(to_action(flag - vec_env.state.position))[1].tolist() == [1, 1]
 
 
-def test_success_now_and_ever_are_reported_apart():
+def test_final_success_and_success_at_any_step_are_reported_apart():
     vec_env, _ = make_env(1, task="eat")
     infos = put(vec_env, torch.full((1, 2), 0.01), energy=0.51)
     told = [(bool(infos["success"]), bool(infos["final_success"]))]
@@ -433,7 +433,7 @@ def test_exploring_counts_cells_and_staying_counts_steps():
 
 
 @EVERY_TASK
-def test_the_oracle_is_far_better_than_chance(task):
+def test_the_oracle_is_far_better_than_random_actions(task):
     oracle, _ = mean_return(task, lambda vec_env: vec_env.expert_action())
     chance, _ = mean_return(task, at_random)
     least = {"eat": 8, "flag": 1, "explore": 36, "stay": 1}[task]
@@ -450,7 +450,7 @@ def test_the_oracle_is_far_better_than_chance(task):
         ([10, 40], [0.17, 1.0], 0),  # but not to grow beyond ripe
     ],
 )
-def test_who_grazes_goes_where_most_will_have_grown_for_the_way(steps, growth, chosen):
+def test_the_eating_expert_goes_where_most_will_have_grown_on_arrival(steps, growth, chosen):
     vec_env, _ = make_env(1)
     side = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     layout = vec_env.state.layout._replace(food=0.05 * torch.tensor(steps)[:, None] * side)
@@ -459,7 +459,7 @@ def test_who_grazes_goes_where_most_will_have_grown_for_the_way(steps, growth, c
     torch.testing.assert_close(expert_eat(state), side[:, chosen])
 
 
-def test_who_grazes_seldom_goes_hungry():
+def test_the_eating_expert_seldom_goes_hungry():
     vec_env, infos = make_env(200)
     for _ in range(vec_env.max_episode_steps):
         *_, infos = vec_env.step(vec_env.expert_action())
@@ -467,7 +467,7 @@ def test_who_grazes_seldom_goes_hungry():
     assert infos["final_success"].float().mean() > 0.95
 
 
-def test_the_way_round_the_hazard_is_painless_and_the_straight_way_is_not():
+def test_the_way_round_the_hazard_is_painless_and_the_direct_path_is_not():
     _, risk_averse = mean_return("flag", lambda vec_env: vec_env.expert_action(), 1000)
     score, careless = mean_return("flag", straight, 1000)
     assert score == 1
@@ -489,7 +489,7 @@ def test_the_way_round_the_hazard_is_no_longer_than_the_other_way_round():
     assert arrived.max() < 60
 
 
-def test_a_walk_goes_everywhere_and_never_faster_than_an_agent_body_can():
+def test_the_behaviour_policy_goes_everywhere_and_never_faster_than_a_full_step():
     vec_env, _ = make_env(200)
     lengths = []
     for _ in range(149):
@@ -511,7 +511,7 @@ def test_a_walk_goes_everywhere_and_never_faster_than_an_agent_body_can():
     [(0.6, 0.1, 0.25), (1.0, 0.02, 0.08)],
     ids=["usual", "directed"],
 )
-def test_who_walks_presses_against_every_border_now_and_then(directed_fraction, least, most):
+def test_the_behaviour_policy_touches_every_border_now_and_then(directed_fraction, least, most):
     vec_env, _ = make_env(200, directed_fraction=directed_fraction)
     pressed = []
     for _ in range(149):
@@ -525,7 +525,7 @@ def test_who_walks_presses_against_every_border_now_and_then(directed_fraction, 
     assert sides.amax((0, 2)).mean() > 0.4
 
 
-def test_only_subtasks_lead_to_the_heart_of_the_hazard():
+def test_only_directed_exploration_leads_to_the_centre_of_the_hazard():
     deep = []
     for directed_fraction in (0.0, 1.0):
         vec_env, _ = make_env(200, directed_fraction=directed_fraction)
@@ -535,7 +535,7 @@ def test_only_subtasks_lead_to_the_heart_of_the_hazard():
     assert sum(deep[100:]) > 5 * sum(deep[:100])
 
 
-def test_the_dynamics_tests_tell_a_border_from_the_open():
+def test_the_dynamics_tests_distinguish_a_border_from_open_space():
     vec_env = ForageVectorEnv(1, split="test")
     border, free = (vec_env.dynamics_tests(seed=4)[name] for name in ("border", "open"))
     space = gymnasium.vector.utils.batch_space(vec_env.single_observation_space, 64)
@@ -554,7 +554,7 @@ def test_the_dynamics_tests_tell_a_border_from_the_open():
     )
 
 
-def test_views_stay_in_their_space():
+def test_observations_stay_in_their_space():
     vec_env = ForageVectorEnv(32, max_episode_steps=60)
     for told in collect_data(vec_env, 130, 0, lambda step: noise(step, 0, 32)):
         assert vec_env.observation_space.contains({name: told[name] for name in SPACES})
@@ -565,7 +565,7 @@ def test_views_stay_in_their_space():
 SPACES = ("body", "energy", "food", "hazard", "flag")
 
 
-def test_episodes_end_when_the_budget_is_spent_and_feelings_begin_anew():
+def test_episodes_end_at_the_time_limit_and_interoception_starts_anew():
     vec_env, _ = make_env(3, max_episode_steps=4)
     ends = []
     for _ in range(10):
@@ -583,7 +583,7 @@ def test_episodes_end_when_the_budget_is_spent_and_feelings_begin_anew():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("task", ["eat", "stay"])
-def test_gymnasium_accepts_the_world(task):
+def test_gymnasium_accepts_the_env(task):
     made = gymnasium.make("ami/Forage-v0", task=task, render_mode="rgb_array").unwrapped
     check_env(made)
     assert isinstance(made, ForageEnv)
@@ -594,7 +594,7 @@ def test_gymnasium_accepts_the_world(task):
 
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
-def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
+def test_gymnasium_makes_the_same_envs_by_every_function(mode):
     vec_env = gymnasium.make_vec("ami/Forage-v0", num_envs=3, vectorization_mode=mode, split="test")
     obs, infos = vec_env.reset(seed=8)
     own, own_infos = gymnasium.make("ami/Forage-v0", split="test").reset(seed=10)
@@ -621,7 +621,7 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 
 
 @pytest.mark.parametrize("wrong", [1.2, -0.1, math.nan])
-def test_unusable_factors_are_refused_by_world(wrong):
+def test_unusable_factors_are_refused_by_name_and_env(wrong):
     vec_env, infos = make_env(3)
     factors = infos["factors"].clone()
     with pytest.raises(ValueError, match=r"factors has shape \[2, 5\]; it must be \[3, 5\]"):
@@ -631,7 +631,7 @@ def test_unusable_factors_are_refused_by_world(wrong):
         vec_env.reset(options={"factors": factors})
 
 
-def test_factors_put_back_give_the_same_moment_in_the_same_layout():
+def test_an_episode_restored_from_its_factors_has_the_same_state_and_layout():
     vec_env, _ = make_env(4)
     for _ in range(20):
         obs, *_, infos = vec_env.step(vec_env.behaviour_action())
@@ -640,7 +640,7 @@ def test_factors_put_back_give_the_same_moment_in_the_same_layout():
         torch.testing.assert_close(obs[name], again[name])
 
 
-def test_what_was_reported_stays_as_it_was():
+def test_writing_into_returned_infos_does_not_change_the_env():
     vec_env = ForageVectorEnv(2)
     obs, infos = vec_env.reset(seed=0)
     assert isinstance(obs, dict)
@@ -651,7 +651,7 @@ def test_what_was_reported_stays_as_it_was():
         np.testing.assert_array_equal(part, kept[name], err_msg=name)
 
 
-def test_the_hazard_stays_in_the_arena_where_the_way_runs_along_a_border():
+def test_the_hazard_stays_in_the_arena_where_the_path_runs_along_a_border():
     start, flag = torch.tensor([[0.05, 0.05]]), torch.tensor([[0.05, 0.95]])
     for aside in (0.0, 0.999):
         hazard, radius = sample_hazard(torch.tensor([[1.0, 0.5, aside]]), start, flag)
@@ -659,7 +659,7 @@ def test_the_hazard_stays_in_the_arena_where_the_way_runs_along_a_border():
         torch.testing.assert_close(radius, torch.tensor([0.2]))
 
 
-def test_subtasks_lead_everywhere_and_to_food_twice_as_often():
+def test_directed_exploration_leads_everywhere_and_to_food_twice_as_often():
     sampled, u = layouts(8000), uniform(keys_from_seeds(range(8000), CPU), 4)[0]
     target = sample_target(sampled, u)
     at_food = distance(sampled.food, target[:, None]) == 0
@@ -675,7 +675,7 @@ def test_subtasks_lead_everywhere_and_to_food_twice_as_often():
         assert min(low + 0.6, 1.6 - high) > 0
 
 
-def test_a_sweep_begins_in_the_nearest_corner():
+def test_the_exploring_expert_begins_in_the_nearest_corner():
     vec_env, _ = make_env(60, task="explore")
     corner = (vec_env.state.layout.start > 0.5).float()
     state = vec_env.state._replace(record=blank(vec_env.state.record))

@@ -175,7 +175,7 @@ def command_lines(draw: Any) -> list[str]:
 
 @fuzzed(command_lines(), examples=75)
 @example(["train", "two-rooms", "--train-jepa.weights.interoception", "1", "", ""])
-def test_a_command_line_is_carried_out_or_refused_in_one_line(argv):
+def test_a_command_line_is_executed_or_refused_in_one_line(argv):
     found = answer(*argv)
     event(f"{argv[0] if argv[0] in SUBJECTS else 'other'} {found.code}")
     if found.code:
@@ -221,7 +221,7 @@ def option_lines(draw: Any) -> list[str]:
 
 
 @fuzzed(option_lines(), examples=30)
-def test_options_of_an_environment_are_taken_or_refused_in_one_line(argv):
+def test_options_of_an_environment_are_accepted_or_refused_in_one_line(argv):
     found = answer(*argv)
     event(f"{argv[3]} {found.code}")
     if found.code:
@@ -229,6 +229,6 @@ def test_options_of_an_environment_are_taken_or_refused_in_one_line(argv):
 
 
 @pytest.mark.parametrize("env", ["TwoRooms", "Reach"])
-def test_the_recipe_for_any_environment_takes_ours_as_they_are(env):
+def test_the_recipe_for_any_environment_accepts_ours(env):
     """It adds a time limit, which they can't have, and need not."""
     assert answer("train", "gym", "--env.id", f"ami/{env}-v0").code == 0

@@ -29,7 +29,7 @@ sys.exit(code)
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
-def test_fresh_inputs_are_answered_within_memory(kind, capsys):
+def test_fresh_inputs_are_answered_within_the_memory_limit(kind, capsys):
     found = subprocess.run(
         [sys.executable, "-c", WITHIN, f"tests/{kind}"], cwd=Path(__file__).parents[1],
         env={**os.environ, "AMI_FUZZ_SECONDS": SECONDS}, capture_output=True, text=True,

@@ -256,7 +256,7 @@ def test_an_observation_is_acted_on_or_refused_in_one_line(agents, case, use):
 
 
 @pytest.mark.parametrize("done", [[0.0, [1.0]], Odd(MemoryError), "yes", [True, 1]])
-def test_what_says_which_episodes_are_done_is_bools_or_is_refused(agents, done):
+def test_a_mask_of_done_episodes_is_bools_or_is_refused(agents, done):
     controller = agents("vector", "vector").controller(num_envs=2)
     with pytest.raises(ConfigError, match="it must be bool of shape"):
         controller.reset(done)

@@ -31,7 +31,7 @@ from ami_agent.probing import data, scorecard
 from ami_agent.storage import checkpoint, run_dir
 from ami_agent.train import Trainer, train
 from ami_agent.viewer import projectors
-from tests import harm
+from tests import damage
 from tests.conftest import small
 from tests.fuzz import SECONDS, Begun, answer, fuzzed
 
@@ -114,11 +114,11 @@ def one_file(run: Path, rng: random.Random) -> str:
     """Harms one file, the more important ones more often."""
     important = [p for p in all_files(run) if p.name in ("config.json", "tensors.safetensors")]
     path = rng.choice([*all_files(run), *important])
-    harms = [harm.any_bytes, harm.other_kind]
+    harms = [damage.any_bytes, damage.other_kind]
     if path.suffix == ".json":
-        harms += [harm.json_file] * 4
+        harms += [damage.json_file] * 4
     if path.name == checkpoint.TENSORS:
-        harms += [harm.tensors_header, harm.tensors_values] * 2
+        harms += [damage.tensors_header, damage.tensors_values] * 2
     chosen = rng.choice(harms)
     with suppress(ValueError, LookupError, SafetensorError):  # one that is harmed beyond that
         chosen(path, rng)
@@ -167,7 +167,7 @@ def code(run: Path, rng: random.Random) -> str:
         (("recipe",), "marks.py:X"),
     ]
     for path, value in rng.sample([*changes[:2] * 2, *changes[2:]], rng.choice([1, 1, 2])):
-        settings = harm.changed(settings, path, value)
+        settings = damage.changed(settings, path, value)
     (run / "config.json").write_text(json.dumps(settings))
     return "code"
 
@@ -272,12 +272,12 @@ def test_an_error_does_not_quote_a_whole_file(made):
 
 
 @pytest.mark.parametrize("change", [("imports", ["marks.py"]), ("id", "marks:X-v0")])
-def test_the_mark_would_show_that_code_is_executed(made, change, monkeypatch):
+def test_the_marker_file_would_show_that_code_is_executed(made, change, monkeypatch):
     """These tests could see it: without the check, it is."""
     monkeypatch.setattr(run_dir, "check_trusted", lambda config, *args: config)
     run = folder_for("eval react", made)
     settings = json.loads((run / "config.json").read_text())
-    harmed = harm.changed(settings, ("eval_env", change[0]), change[1])
+    harmed = damage.changed(settings, ("eval_env", change[0]), change[1])
     (run / "config.json").write_text(json.dumps(harmed))
     monkeypatch.delitem(sys.modules, "marks", raising=False)
     answer(*COMMANDS["eval react"])

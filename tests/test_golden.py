@@ -75,7 +75,7 @@ def test_a_tiny_training_ends_with_the_golden_weights(name, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["react", "plan", "auto"])
-def test_the_shipped_run_acts_as_it_always_did(mode):
+def test_the_shipped_run_acts_with_the_golden_numbers(mode):
     assert rollout(mode) == close_to(GOLDEN[mode])
 
 

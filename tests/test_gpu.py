@@ -42,7 +42,7 @@ def test_evaluation_runs_on_a_gpu(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
-def test_every_recipe_learns_goes_on_and_acts_on_a_gpu(name, tmp_path):
+def test_every_recipe_trains_resumes_and_acts_on_a_gpu(name, tmp_path):
     config, run = small(recipes.recipe(name)), tmp_path / "run"
     agent = train(config, out=run, device="cuda", save_every=0)
     assert {p.device.type for p in agent.parameters()} == {"cuda"}

@@ -51,7 +51,7 @@ def test_graphs_of_a_batch_are_solved_as_if_each_were_alone():
     torch.testing.assert_close(shortest_paths(graphs)[1, 2], shortest_paths(graphs[1, 2]))
 
 
-def test_finding_paths_leaves_the_map_as_it_was():
+def test_finding_paths_leaves_the_graph_as_it_was():
     price = some_graph(0, 8, 0.3)
     before = price.clone()
     shortest_paths(price)
@@ -68,7 +68,7 @@ def test_edges_by_hand():
     ]
 
 
-def test_what_a_one_way_distance_calls_near_is_joined_one_way():
+def test_a_short_one_way_distance_makes_a_one_way_edge():
     positions = torch.tensor([[0.0], [9.0], [4.0]])
     assert edge_costs(downhill, positions, max_length=1).tolist() == [
         [0, 1, INF],
@@ -79,14 +79,14 @@ def test_what_a_one_way_distance_calls_near_is_joined_one_way():
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), longest=st.floats(0.1, 3))
-def test_what_was_collected_is_never_farther_than_it_took(seed, longest):
+def test_an_edge_of_the_replay_buffer_is_at_most_as_long_as_its_steps(seed, longest):
     positions = 3 * torch.randn(12, 2, generator=torch.Generator().manual_seed(seed))
     paths = shortest_paths(edge_costs(gap, positions, longest))
     took = torch.arange(12) - torch.arange(12)[:, None]
     assert (paths <= torch.where(took >= 0, took, INF) + 1e-5).all()
 
 
-def test_what_cannot_be_reached_stays_infinitely_far():
+def test_unreachable_nodes_stay_infinitely_far():
     island = torch.tensor([[0, 1, INF], [1, 0, INF], [INF, INF, 0]])
     assert torch.equal(shortest_paths(island), island)
     lived_apart = torch.tensor([[0.0], [10.0], [20.0]])
@@ -94,7 +94,7 @@ def test_what_cannot_be_reached_stays_infinitely_far():
     assert (way_back[[1, 2, 2], [0, 0, 1]] == INF).all()
 
 
-def test_a_way_leads_from_node_to_node_and_ends_at_the_goal():
+def test_a_path_leads_from_node_to_node_and_ends_at_the_goal():
     # 0 -> 1 -> 2 -> the goal, a step each; all else is far
     steps = torch.full((3, 3), 9.0).fill_diagonal_(0)
     steps[0, 1] = steps[1, 2] = 1

@@ -103,7 +103,7 @@ def run_cli(*argv):
     return main([str(arg) for arg in argv])
 
 
-def test_a_file_of_ones_own_is_all_it_takes(own, tmp_path, capsys):
+def test_a_file_of_the_users_own_is_enough(own, tmp_path, capsys):
     assert run_cli("train", "gym", *own, "--env.options", "lasts", 5, "--out", "run", *TINY) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["env"]["options"] == {"lasts": 5}
@@ -143,7 +143,7 @@ def test_a_file_of_ones_own_is_all_it_takes(own, tmp_path, capsys):
         ),
     ],
 )
-def test_bad_input_is_refused_in_one_line_and_nothing_is_begun(flags, message, tmp_path, capsys):
+def test_bad_input_is_refused_in_one_line_and_no_run_is_created(flags, message, tmp_path, capsys):
     output = error_line(capsys, "train", "gym", "--out", tmp_path / "run", *flags)
     assert re.search(message, output)
     assert not (tmp_path / "run").exists()
@@ -175,7 +175,7 @@ gymnasium.register("ami-test/Strange-v0", entry_point=Strange)
 """
 
 
-def test_what_an_env_tells_beside_gymnasium_s_interface_is_its_own(tmp_path, monkeypatch, capsys):
+def test_infos_of_an_env_beyond_gymnasiums_interface_may_be_anything(tmp_path, monkeypatch, capsys):
     (tmp_path / "strange.py").write_text(STRANGE)
     monkeypatch.chdir(tmp_path)
     env = ("--env.import", "strange.py", "--env.id", "ami-test/Strange-v0")
@@ -191,14 +191,14 @@ def test_episodes_of_one_step_are_learnt_from_without_a_flag(own, capsys):
     assert run_cli("train", "gym", *env, "--out", "run", *TINY) == 0
 
 
-def test_what_an_env_calls_its_goal_must_be_one_where_goals_are_pursued():
+def test_a_goal_in_the_info_must_be_an_observation_where_goals_are_pursued():
     with closing(EnvConfig(id="CartPole-v1").build(1)) as env:
         for goal in (np.zeros((1, 2)), "left", {"x": 1}, np.zeros(1)):
             with pytest.raises(ConfigError, match=r"goal, info\['goal'\], is not of its space"):
                 env.goal({"goal": goal})
 
 
-def test_a_choice_and_a_number_are_reported_apart_where_an_agent_does_not_fit(own, capsys):
+def test_discrete_and_continuous_actions_are_distinguished_where_an_agent_does_not_fit(own, capsys):
     assert run_cli("train", "gym", *own, "--out", "run", *TINY) == 0
     capsys.readouterr()
     assert run_cli("eval", "run", "--env", "Pendulum-v1", "--episodes", 1) == 2
@@ -207,7 +207,7 @@ def test_a_choice_and_a_number_are_reported_apart_where_an_agent_does_not_fit(ow
     assert "choices of one of 2 and one of 3" in output
 
 
-def test_the_recipe_reads_off_the_spaces_what_the_agent_is_made_of():
+def test_the_recipe_chooses_modules_by_the_spaces():
     pole, swing = (ami.recipes.gym(EnvConfig(id=n)) for n in ("CartPole-v1", "Pendulum-v1"))
     assert pole.action_space == OneHotActions(sizes=(2,))
     assert swing.action_space == BoxActions()
@@ -219,7 +219,7 @@ def test_the_recipe_reads_off_the_spaces_what_the_agent_is_made_of():
         env.close()
 
 
-def test_a_choice_is_made_whole_and_its_gradient_is_that_of_its_chance():
+def test_a_choice_is_one_hot_and_its_gradient_is_that_of_its_probability():
     bounds = OneHotActions(sizes=(2, 3))
     free = torch.randn(7, 5, requires_grad=True, generator=torch.Generator().manual_seed(0))
     done = bounds.squash(free)
@@ -236,7 +236,7 @@ def test_a_choice_is_made_whole_and_its_gradient_is_that_of_its_chance():
 
 
 @pytest.mark.parametrize("name", ["GradientPlanner", "CEM", "MPPI", "Collocation"])
-def test_every_planner_chooses_whole(name):
+def test_every_planner_makes_one_hot_choices(name):
     config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))
     config = override(
         config, {"actor.planner": getattr(ami.components, f"{name}Config")(horizon=3)}
@@ -263,11 +263,11 @@ def test_every_planner_chooses_whole(name):
         (EnvConfig(id="CartPole-v1"), 0.99),
     ],
 )
-def test_how_far_is_foreseen_follows_from_how_long_an_episode_lasts(env, discount):
+def test_the_discount_follows_from_the_episode_length(env, discount):
     assert ami.recipes.gym(env).cost.value_critics.discount == pytest.approx(discount)
 
 
-def test_who_imitates_a_choice_goes_on_until_it_is_sure():
+def test_imitation_of_a_choice_continues_until_the_policy_is_certain():
     """The right one is likeliest already, by little: there is still something to learn."""
     bounds = OneHotActions(sizes=(2, 3))
     free = torch.tensor([[0.1, 0.0, 0.0, 0.0, 0.2]], requires_grad=True)

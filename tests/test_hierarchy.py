@@ -89,7 +89,7 @@ def bellman_ford(start: Tensor, goal: Tensor, states: Tensor, edge: float, noise
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), edge=st.floats(0.3, 3), tail=st.sampled_from([0.0, 0.5, 1.0]))
-def test_the_way_that_is_planned_for_is_the_cheapest(seed, edge, tail):
+def test_the_planned_path_is_the_cheapest(seed, edge, tail):
     rng = torch.Generator().manual_seed(seed)
     count = int(torch.randint(2, 3 * CHUNK_SIZE, (), generator=rng))
     states, ends = torch.rand(count, 2, generator=rng) * 4, torch.rand(2, 1, 2, generator=rng) * 4
@@ -117,7 +117,7 @@ def test_the_way_that_is_planned_for_is_the_cheapest(seed, edge, tail):
     assert price == pytest.approx(bellman_ford(start[0], goal[0], states, edge, noise), rel=1e-4)
 
 
-def test_hopes_lie_a_stride_apart_and_end_at_the_goal():
+def test_subgoals_are_spaced_evenly_and_end_at_the_goal():
     level = charted(lattice(), subgoal_spacing=2.0, num_subgoals=5)
     upper_plans = level.plan(torch.tensor([[0.0, 0.0]]), torch.tensor([[6.3, 0.0]]))[0]
     assert upper_plans[-1].tolist() == pytest.approx([6.3, 0.0])
@@ -125,7 +125,7 @@ def test_hopes_lie_a_stride_apart_and_end_at_the_goal():
     assert upper_plans[:3, 1].abs().max() == 0
 
 
-def test_the_way_leads_around_a_wall_that_the_critic_only_knows_near_by():
+def test_the_path_leads_around_a_wall_although_the_critic_is_exact_only_nearby():
     start, goal = torch.tensor([[1.0, 0.0]]), torch.tensor([[5.0, 0.0]])
     assert walled(start, goal) == 4  # flat, nothing is in the way
     upper_plans = charted(lattice(), walled, num_subgoals=40, subgoal_spacing=0.5).plan(
@@ -136,7 +136,7 @@ def test_the_way_leads_around_a_wall_that_the_critic_only_knows_near_by():
     assert torch.equal(upper_plans[-1], goal[0])
 
 
-def test_the_way_is_a_gamble_on_the_mean_and_none_where_the_worst_counts():
+def test_the_path_takes_a_risk_for_the_mean_and_none_for_the_worst_case():
     """Along y = 0, between x = 2 and 4, one step in ten throws back by 8."""
     states = lattice()
     risky = (states[:, 1] == 0) & (states[:, 0] > 1.5) & (states[:, 0] < 4.5)
@@ -153,7 +153,7 @@ def test_the_way_is_a_gamble_on_the_mean_and_none_where_the_worst_counts():
         level.reset()
 
 
-def test_nothing_of_another_chart_is_kept():
+def test_a_rebuilt_graph_keeps_nothing_of_the_old_one():
     start, goal = torch.tensor([[0.1, 0.0]]), torch.tensor([[6.1, 0.0]])
     risky = lattice()[:, None].repeat(1, 4, 1)
     risky[:, 0, 1] -= 8.0 * (lattice() == torch.tensor([3.1, 0.0])).all(-1)
@@ -173,7 +173,7 @@ def test_nothing_of_another_chart_is_kept():
     assert torch.equal(level.plan(start, goal, 0.0), risk_averse)
 
 
-def test_what_chance_may_cost_is_what_it_costs_beside_the_luckiest():
+def test_the_expected_setback_is_relative_to_the_best_outcome():
     """However far a step leads by itself, where all can be known nothing is feared."""
     states = lattice()
     plain, moved = charted(states), graph(num_landmarks=len(states))
@@ -182,7 +182,7 @@ def test_what_chance_may_cost_is_what_it_costs_beside_the_luckiest():
     assert torch.equal(moved.path_costs, plain.path_costs)
 
 
-def test_an_edge_that_nobody_has_made_is_not_taken_for_a_short_one():
+def test_an_edge_without_transitions_is_not_believed_to_be_short():
     """The critic knows of no wall at all; whoever lived here went round it."""
     states = lattice()
     steps = (states[:, None] - states).norm(dim=-1)
@@ -213,7 +213,7 @@ def test_an_edge_that_nobody_has_made_is_not_taken_for_a_short_one():
     assert highest[10.0] >= 4
 
 
-def test_an_edge_is_made_one_way_and_may_take_several_steps():
+def test_an_edge_has_a_direction_and_may_take_several_steps():
     states = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
     level = graph(num_landmarks=4, unvisited_edge_factor=5.0)
     level.build(states, states[:3][None] + 0.1, states[:, None])  # one walk, past the first three
@@ -221,7 +221,7 @@ def test_an_edge_is_made_one_way_and_may_take_several_steps():
     assert times.round().tolist() == [[1, 1, 1, 5], [5, 1, 1, 5], [5, 5, 1, 5], [5, 5, 5, 1]]
 
 
-def test_any_agent_gets_nowhere_goes_closely_and_then_owes_for_what_it_chose_and_what_is_beside():
+def test_without_progress_the_agent_follows_closely_and_then_penalises_edges():
     here = torch.zeros(3, 2)
     beside = torch.eye(4).bool()
     beside[1, 2] = True
@@ -241,7 +241,7 @@ def test_any_agent_gets_nowhere_goes_closely_and_then_owes_for_what_it_chose_and
     assert not twice.update(here, torch.ones(3), ~far, beside).penalty.any()
 
 
-def test_any_agent_goes_closely_goes_to_the_next_landmark_that_it_is_not_at():
+def test_following_closely_means_going_to_the_next_landmark():
     start, goal = torch.tensor([[1.1, 2.0]]), torch.tensor([[6.1, 2.0]])
     level = charted(lattice(), subgoal_spacing=3.0)
     assert level(start, with_target(goal)).goal.tolist() == [pytest.approx([4.1, 2.0])]
@@ -277,14 +277,14 @@ def walked(patience: int, start: Tensor, goal: Tensor, steps: int = 200) -> list
     return way
 
 
-def test_who_gets_nowhere_looks_for_another_way():
+def test_without_progress_another_path_is_chosen():
     start, goal = torch.tensor([[2.7, 2.0]]), torch.tensor([[5.0, 2.0]])
     held, free = (walked(patience, start, goal)[-1] for patience in (1000, 4))
     assert held[0, 0] < WALL
     assert torch.equal(free, goal)
 
 
-def test_what_is_known_against_a_map_is_known_in_that_env_alone():
+def test_penalties_on_edges_apply_in_their_own_env_alone():
     start = torch.tensor([[2.7, 2.0], [1.0, 5.0]])
     goal = torch.tensor([[5.0, 2.0], [5.0, 5.0]])
     both, single = walked(4, start, goal, 60), walked(4, start[1:], goal[1:], 60)
@@ -298,7 +298,7 @@ def test_what_is_known_against_a_map_is_known_in_that_env_alone():
     assert torch.equal(level(start, with_target(goal)).upper_plans, first)
 
 
-def test_who_is_there_or_gets_on_has_nothing_against_the_map():
+def test_at_the_goal_or_with_progress_no_edge_is_penalised():
     start, goal = torch.tensor([[1.0, 5.0]]), torch.tensor([[5.0, 5.0]])
     level, position = charted(lattice(), stuck_after=4), start
     for _ in range(60):
@@ -315,12 +315,12 @@ def test_near_goals_are_pursued_directly():
     assert torch.equal(context.upper_plans, goal.expand(1, 1, 4, 2))
 
 
-def test_where_the_first_landmark_is_further_than_a_stride_it_is_the_subgoal():
+def test_where_the_first_landmark_is_far_it_is_the_subgoal():
     level = charted(torch.tensor([[5.0, 0.0], [9.0, 0.0]]), subgoal_spacing=1.0)
     assert level.plan(torch.zeros(1, 2), torch.tensor([[12.0, 0.0]]))[0, 0].tolist() == [5, 0]
 
 
-def test_envs_do_not_mix():
+def test_envs_do_not_influence_one_another():
     rng = torch.Generator().manual_seed(0)
     level = charted(lattice())
     state, goal = torch.rand(2, 9, 2, generator=rng) * 6
@@ -329,7 +329,7 @@ def test_envs_do_not_mix():
     assert torch.equal(together, torch.stack(single))
 
 
-def test_a_subgoal_stands_as_long_as_it_is_reported_to():
+def test_a_subgoal_is_kept_for_the_steps_of_its_setting():
     level, context = charted(lattice(), replan_every=3), with_target(torch.tensor([[6.0, 5.0]]))
     positions = [torch.tensor([[x, 0.0]]) for x in (0.0, 1.0, 2.0, 3.0, 4.0)]
     goals = [level(position, context).goal for position in positions]
@@ -345,7 +345,7 @@ def test_a_subgoal_stands_as_long_as_it_is_reported_to():
     assert len(level(torch.cat(positions[:2]), two).goal) == 2  # other worlds: planned anew
 
 
-def test_a_task_without_a_goal_is_led_nowhere():
+def test_a_task_without_a_goal_gets_no_subgoal():
     level, context = (
         charted(lattice()),
         make_context(torch.zeros(1, 2), weights={"pain": 1.0, "goal_distance": 0.0}),
@@ -353,7 +353,7 @@ def test_a_task_without_a_goal_is_led_nowhere():
     assert level(torch.ones(1, 2), context) is context
 
 
-def test_before_there_are_landmarks_an_agent_is_flat():
+def test_before_there_are_landmarks_planning_is_flat():
     level, context = graph(num_landmarks=5), with_target(torch.ones(2, 2))
     assert level(torch.zeros(2, 2), context) is context
     states = torch.rand(5, 2, generator=torch.Generator().manual_seed(0))
@@ -361,7 +361,7 @@ def test_before_there_are_landmarks_an_agent_is_flat():
     assert level(torch.zeros(2, 2), context).upper_plans.shape == (2, 1, 4, 2)
 
 
-def test_two_landmarks_in_one_place_do_not_hold_anybody():
+def test_two_landmarks_in_one_place_do_not_stop_the_path():
     states = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
     upper_plans = charted(states, num_subgoals=5, subgoal_spacing=1.0).plan(
         torch.zeros(1, 2), torch.tensor([[4.0, 0.0]])
@@ -383,7 +383,7 @@ def test_two_landmarks_in_one_place_do_not_hold_anybody():
         "stuck_after",
     ],
 )
-def test_settings_that_make_no_sense_are_refused_by_name(setting):
+def test_invalid_settings_are_refused_by_name(setting):
     with pytest.raises(ConfigError, match=f"{setting} is 0"):
         LandmarkGraphConfig(**{setting: 0})
 
@@ -413,7 +413,7 @@ def surveyed(config, seed: int = 0):
     return agent, landmark_run
 
 
-def test_landmarks_are_stored_states_each_far_from_those_before(mazes):
+def test_landmarks_are_states_of_the_replay_buffer_far_from_one_another(mazes):
     agent, landmark_run = surveyed(mazes)
     distance, states, chosen = agent.cost.goal_critic.distance, landmark_run.states, []
     distance.requires_grad_(False)
@@ -439,7 +439,7 @@ def test_a_landmark_is_chosen_once(mazes):
 
 
 @torch.no_grad()
-def test_what_chance_may_cost_is_imagined_by_the_env_model(mazes):
+def test_setbacks_are_imagined_by_the_world_model(mazes):
     agent, landmark_run = surveyed(small(recipes.recipe("windy-rooms")))
     graph, distance, level = (
         agent.subgoals,
@@ -462,7 +462,7 @@ def test_what_chance_may_cost_is_imagined_by_the_env_model(mazes):
     assert not surveyed(mazes)[0].subgoals.setback_samples.any()  # all can be known there
 
 
-def test_every_mode_pursues_the_subgoal_and_the_plan_tells_of_it(mazes):
+def test_every_mode_pursues_the_subgoal_and_the_plan_holds_it(mazes):
     agent, _ = surveyed(mazes)
     controller = agent.controller(tensors=True)
     env = mazes.eval_env.build(3, goal_distance="long")
@@ -480,7 +480,7 @@ def test_every_mode_pursues_the_subgoal_and_the_plan_tells_of_it(mazes):
         assert torch.equal(Stepping(agent.actors[mode])(state, output).actions, plan.actions)
 
 
-def test_landmarks_are_part_of_a_run(mazes, tmp_path):
+def test_landmarks_are_saved_with_a_run(mazes, tmp_path):
     agent = train(mazes, out=tmp_path / "run")
     again = train(mazes, out=tmp_path / "run", resume=True)
     assert agent.subgoals.path_costs.any()
@@ -488,7 +488,7 @@ def test_landmarks_are_part_of_a_run(mazes, tmp_path):
         assert torch.equal(getattr(agent.subgoals, name), getattr(again.subgoals, name))
 
 
-def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_collected(mazes):
+def test_hierarchies_that_do_not_fit_are_refused_before_collection(mazes):
     for changes, why in (
         ({"stages.select_landmarks": None}, "LandmarkGraph needs the stage select_landmarks"),
         (
@@ -519,7 +519,7 @@ def test_hierarchies_that_do_not_fit_are_refused_before_anything_is_collected(ma
         check_stages(ablation.without(mazes, part))
 
 
-def test_landmarks_are_looked_at_once_in_an_episode():
+def test_landmarks_are_embedded_once_in_an_episode():
     """And again in the next: the critic may have learnt meanwhile."""
     observed = []
 

@@ -114,7 +114,7 @@ def test_a_folder_imports_nothing_and_says_what_it_needs(capsys, run, file, comm
     assert not imported(file.parent)
 
 
-def test_nothing_else_that_reads_a_folder_imports(capsys, run, file):
+def test_no_other_reader_of_a_folder_imports(capsys, run, file):
     with pytest.raises(ConfigError, match=re.escape(f'imports=("{file}",)')):
         ami.load(run)
     with pytest.raises(ConfigError, match="--import"):
@@ -128,12 +128,12 @@ def test_nothing_else_that_reads_a_folder_imports(capsys, run, file):
 
 
 @pytest.mark.parametrize("flag", ["--import", "--env.import"])
-def test_what_is_named_is_imported(run, file, flag):
+def test_named_files_and_modules_are_imported(run, file, flag):
     assert main(["eval", str(run), "--episodes", "1", "--mode", "react", flag, str(file)]) == 0
     assert imported(file.parent)
 
 
-def test_a_file_of_the_same_name_elsewhere_will_do(tmp_path, run, file):
+def test_a_file_of_the_same_name_elsewhere_is_accepted(tmp_path, run, file):
     here = Path(shutil.copytree(file.parent, tmp_path / "mine")) / "line.py"
     agent = ami.load(run, imports=("mine/line.py",))
     assert agent.spec.action_dim == 1
@@ -143,7 +143,7 @@ def test_a_file_of_the_same_name_elsewhere_will_do(tmp_path, run, file):
     assert config.env.imports == config.eval_env.imports == (str(here),)
 
 
-def test_another_file_won_t_do_and_what_is_missing_is_reported(tmp_path, run, file):
+def test_another_file_is_refused_and_what_is_missing_is_reported(tmp_path, run, file):
     (tmp_path / "other.py").write_text("")
     with pytest.raises(ConfigError, match=r"--import \S+line\.py ") as refused_message:
         ami.load(run, imports=("other.py",))
@@ -155,7 +155,7 @@ def test_a_folder_may_be_trusted(run, file):
     assert imported(file.parent)
 
 
-def test_what_this_process_has_imported_by_itself_needs_no_naming(run, file):
+def test_modules_that_this_process_has_imported_need_no_naming(run, file):
     ami.load(run, imports=(str(file),))
     assert ami.load(run).spec.action_dim == 1
 
@@ -172,7 +172,7 @@ def test_a_module_before_a_colon_is_an_import(tmp_path, run, file, monkeypatch):
     assert run_dir.config_of(run, imports=("line_module",)).env.id == "ami-named/Line-v0"
 
 
-def test_packages_are_named_too(tmp_path, run, monkeypatch):
+def test_packages_must_be_named_too(tmp_path, run, monkeypatch):
     (tmp_path / "minigrid_line").mkdir()
     (tmp_path / "minigrid_line" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -216,7 +216,7 @@ def test_another_environment_is_named_as_in_training(run, file, capsys):
     assert "--env is given 2 times" in message
 
 
-def test_a_missing_namespace_has_the_hint_that_a_missing_name_has(capsys):
+def test_a_missing_namespace_has_the_hint_of_a_missing_name(capsys):
     for name in ("nowhere/Thing-v0", "NoSuchThing-v0"):
         message = error_line(capsys, "train", "gym", "--env.id", name, "--out", "other")
         assert "import that: --env.import NAME" in message
@@ -241,7 +241,7 @@ def test_settings_name_no_environment_elsewhere():
     assert find_envs(Config) == ["env", "eval_env"]
 
 
-def test_a_terminal_obeys_no_name_of_a_stranger(capsys, run):
+def test_escape_sequences_in_names_do_not_reach_the_terminal(capsys, run):
     rewritten(run, imports=["\x1b[2Jevil.py"])
     message = error_line(capsys, "eval", run)
     assert "\x1b" not in message

@@ -74,7 +74,7 @@ def found(how: str, **options) -> EpisodeResults:
 
 @pytest.mark.parametrize("key", ["is_success", "success"])
 @pytest.mark.parametrize("how", ["always", "successes", "last", "numbers", "arrays", "objects"])
-def test_success_counts_for_the_environment_that_reports_it_and_elsewhere_is_none(how, key):
+def test_success_counts_for_the_env_that_reports_it_and_is_none_elsewhere(how, key):
     outcome = found(how, key=key)
     results = summarize(outcome, ("reward",), outcome.reports_success)
     assert results["success"]["mean"] == pytest.approx(3 / 5)
@@ -83,13 +83,13 @@ def test_success_counts_for_the_environment_that_reports_it_and_elsewhere_is_non
 
 
 @pytest.mark.parametrize("how", ["strings", "lists", "nothing"])
-def test_what_is_no_success_is_no_rate(how):
+def test_a_success_that_is_no_bool_gives_no_rate(how):
     outcome = found(how)
     assert not outcome.reports_success
     assert summarize(outcome, ("reward",), outcome.reports_success)["success"] is None
 
 
-def test_who_never_succeeds_where_only_success_is_reported_has_a_rate_of_none():
+def test_an_env_that_reports_only_success_has_a_rate_of_none_without_one():
     """Somebody else succeeded, so the environment does report it."""
     outcome = found("successes")
     none = EpisodeResults(*(part[1::2] for part in outcome))
@@ -109,7 +109,7 @@ def test_an_evaluation_shows_a_rate_where_only_success_is_reported():
     assert results["success"]["mean"] == results["baselines"]["random"]["success"]["mean"] == 0.5
 
 
-def test_numbers_are_read_by_masks_and_of_ends_from_final_info():
+def test_numbers_are_read_by_masks_and_at_episode_ends_from_final_info():
     done = torch.tensor([True, False, True])
     info = {
         "success": np.array([False, True, False]), "_success": np.array([True, True, False]),
@@ -166,7 +166,7 @@ gymnasium.register("ami-test/Goals-v0", entry_point=Goals)
 
 
 @pytest.mark.parametrize("form", ["array", "list"])
-def test_a_goal_named_when_an_episode_begins_stands_until_the_next_begins(form):
+def test_a_goal_named_at_the_start_of_an_episode_holds_until_the_next_start(form):
     with closing(EnvConfig(id="ami-test/Goals-v0", options={"form": form}).build(2)) as env:
         obs, info = env.reset(2)  # goals 2 and 3, after as many steps
         subtask = TaskTracker(TaskSpec(goal_source="env"))
@@ -238,14 +238,14 @@ def declares(report: str) -> EnvAdapter:
         ("nan", "holds NaN or infinity"),
     ],
 )
-def test_a_declared_signal_that_is_not_reported_is_one_line(report, message):
+def test_a_declared_signal_that_is_missing_is_reported_in_one_line(report, message):
     with closing(declares(report)) as env:
         obs, _ = env.reset(0)
         with pytest.raises(EnvError, match=message):
             env.step(obs, torch.zeros(2, 1))
 
 
-def test_declared_signals_and_factors_are_read_as_they_are():
+def test_declared_signals_and_factors_are_read_unchanged():
     with closing(declares("right")) as env:
         obs, info = env.reset(0)
         collected = env.step(obs, torch.zeros(2, 1))
@@ -277,7 +277,7 @@ RIVALS = {
 
 
 @pytest.mark.parametrize("case", RIVALS)
-def test_rivals_choose_in_plain_spaces_and_act_in_those_of_the_environment(case):
+def test_baselines_act_in_plain_spaces_and_the_env_gets_its_own_actions(case):
     space, plain, chosen, taken = RIVALS[case]
     found = plain_actions(space)
     assert found.space == plain
@@ -291,7 +291,7 @@ def test_rivals_choose_in_plain_spaces_and_act_in_those_of_the_environment(case)
         check_action(found.convert(found.space.sample()), space, "PPO")
 
 
-def test_rivals_observe_in_plain_spaces():
+def test_baselines_observe_in_plain_spaces():
     space = spaces.Dict(
         a=spaces.Tuple([spaces.Discrete(3, start=-1), spaces.MultiDiscrete([[2, 3]])]),
         forward=spaces.Box(0, 1, (), f32),
@@ -327,7 +327,7 @@ class Named(gymnasium.Env):
 gymnasium.register("ami-test/Named-v0", entry_point=Named)
 
 
-def test_rivals_are_trained_and_evaluated_in_the_same_spaces():
+def test_baselines_are_trained_and_evaluated_in_the_same_spaces():
     env = PlainSpaceWrapper(Named(), "PPO")
     assert env.reset(seed=0)[0] == 0
     assert env.step(2)[:2] == (1, 1.0)

@@ -44,7 +44,7 @@ def bright() -> KeypointEncoder:
     return factory
 
 
-def test_a_point_is_where_the_feature_is_and_moves_with_less_than_a_pixel():
+def test_a_keypoint_is_where_the_feature_is_and_moves_with_less_than_a_pixel():
     positions = torch.tensor([[4.0, 9.0], [4.3, 9.0], [4.3, 8.6], [11.0, 3.5]])
     observed = bright().points(dots(positions)[:, None] / 255)
     pixels = (observed + 1) / 2 * (SIDE - 1)
@@ -55,12 +55,12 @@ def test_a_point_is_where_the_feature_is_and_moves_with_less_than_a_pixel():
     assert up[1] < -0.2 < -up[0].abs() * 3
 
 
-def test_where_a_thing_is_does_not_depend_on_how_bright_the_image_is():
+def test_the_position_of_an_object_does_not_depend_on_the_brightness():
     factory, image = bright(), dots(torch.tensor([[6.0, 7.0]]))[:, None] / 255
     torch.testing.assert_close(factory.points(image), factory.points(image / 2), atol=0.01, rtol=0)
 
 
-def test_movement_is_nothing_where_both_moments_are_alike():
+def test_motion_is_zero_where_both_frames_are_alike():
     still = scene(*[torch.tensor([[5.0, 9.0], [8.0, 2.0]])] * 2)
     factory = seer(**MOMENTS)
     slow = factory(still, {})
@@ -72,19 +72,19 @@ def test_movement_is_nothing_where_both_moments_are_alike():
     assert not torch.allclose(factory(moving, {}), fast)
 
 
-def test_one_moment_is_observed_where_only_one_is_named():
+def test_one_frame_is_encoded_where_only_one_is_named():
     now, before = torch.tensor([[5.0, 9.0]]), torch.tensor([[4.0, 9.0]])
     factory = seer(current_channels=(0, 1))
     assert torch.equal(factory(scene(now, before), {}), factory(scene(now, now), {}))
     assert not torch.equal(factory(scene(now, before), {}), factory(scene(before, now), {}))
 
 
-def test_every_channel_is_observed_where_none_is_named():
+def test_every_channel_is_encoded_where_none_is_named():
     now, before = torch.tensor([[5.0, 9.0]]), torch.tensor([[4.0, 9.0]])
     assert not torch.equal(seer()(scene(now, before), {}), seer()(scene(now, now), {}))
 
 
-def test_place_and_speed_can_be_learnt():
+def test_position_and_speed_can_be_learnt():
     rng = torch.Generator().manual_seed(0)
     now = 3 + 10 * torch.rand(256, 2, generator=rng)
     pace = 3 * torch.rand(256, 2, generator=rng) - 1.5

@@ -78,7 +78,7 @@ def thrown(model: WorldModel, count: int = 512) -> Tensor:
     return futures.states[0, :, 1, 0]
 
 
-def test_without_a_latent_variable_the_mean_future_is_imagined_which_never_comes():
+def test_without_a_latent_variable_the_mean_future_is_imagined_which_never_occurs():
     (there,) = made("none").imagine(torch.zeros(1, 1), torch.zeros(1, 1, 1, 1)).states[:, 0, 1]
     assert there.shape == (1,)
     far = thrown(trained_agent("none"), 4)
@@ -87,7 +87,7 @@ def test_without_a_latent_variable_the_mean_future_is_imagined_which_never_comes
 
 
 @EVERY
-def test_futures_are_like_those_that_come(kind):
+def test_sampled_futures_are_distributed_like_real_ones(kind):
     far = thrown(trained_agent(kind))
     gust, calm = (far > 1.5).float().mean(), (far.abs() < 0.5).float().mean()
     assert float(gust) == pytest.approx(SHARE, abs=0.1)
@@ -95,7 +95,7 @@ def test_futures_are_like_those_that_come(kind):
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sparse"])
-def test_what_followed_is_explained_and_the_less_the_dearer_it_is(kind):
+def test_the_latent_variable_explains_outcomes_and_less_at_a_higher_price(kind):
     output = {}
     for price in (0.01, 10.0):
         model = trained_agent(kind, price)
@@ -106,7 +106,7 @@ def test_what_followed_is_explained_and_the_less_the_dearer_it_is(kind):
     assert output[0.01][1] < 0.5 * output[10.0][1]
 
 
-def test_cases_are_reported_apart_by_what_they_lead_to():
+def test_categories_are_distinguished_by_their_outcomes():
     model = trained_agent("discrete")
     walk = life(500, torch.Generator())
     states, latent = walk.states, model.level(0).latent
@@ -121,7 +121,7 @@ def test_cases_are_reported_apart_by_what_they_lead_to():
 
 
 @EVERY
-def test_the_states_are_not_drawn_to_make_it_easy(kind):
+def test_the_posterior_passes_no_gradient_to_the_states(kind):
     latent = KINDS[kind].build(3, 2)
     before, after = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
     chance = torch.rand(5, latent.noise_dim)
@@ -135,7 +135,7 @@ def test_the_states_are_not_drawn_to_make_it_easy(kind):
 
 
 @EVERY
-def test_the_same_chance_is_the_same_future_and_the_likeliest_needs_none(kind):
+def test_the_same_noise_gives_the_same_future_and_the_mode_needs_none(kind):
     model = made(kind)
     nn.init.normal_(model.level(0).dynamics.delta_head.weight)
     state, actions = torch.randn(3, 1), torch.randn(3, 2, 4, 1)
@@ -152,7 +152,7 @@ def test_the_same_chance_is_the_same_future_and_the_likeliest_needs_none(kind):
 
 
 @EVERY
-def test_who_decides_as_he_goes_decides_in_every_future(kind):
+def test_a_closed_loop_policy_acts_in_every_sampled_future(kind):
     model = made(kind)
     nn.init.normal_(model.level(0).dynamics.delta_head.weight)
     state, others = torch.randn(3, 1), torch.randn(3, 2, 4, 1)
@@ -164,7 +164,7 @@ def test_who_decides_as_he_goes_decides_in_every_future(kind):
     assert torch.allclose(found.states[:, 5:], output.states, atol=1e-6)
 
 
-def test_nats_between_normal_numbers():
+def test_kl_between_normal_distributions_in_nats():
     q = Normal(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
     p = Normal(torch.tensor([[0.0]]), torch.tensor([[1.0]]))
     # (4 + 1 - 1) / 2 - ln 2
@@ -172,7 +172,7 @@ def test_nats_between_normal_numbers():
     assert float(kl_divergence(q, q)) == 0
 
 
-def test_cases_come_as_often_as_they_should():
+def test_categories_are_sampled_at_their_probabilities():
     latent = CategoricalLatentConfig(num_categories=4).build(1, 1)
     for layer in latent.prior_net[:-1]:
         layer.requires_grad_(False)
@@ -187,7 +187,7 @@ def test_cases_come_as_often_as_they_should():
 
 
 @EVERY
-def test_any_recipe_may_have_one(kind):
+def test_any_recipe_may_have_a_latent_variable(kind):
     config = small(recipes.two_rooms())
     latent = {
         "gaussian": "GaussianLatentConfig",

@@ -33,7 +33,7 @@ def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
 
 
 @pytest.mark.long
-def test_a_level_above_leads_to_goals_that_a_flat_plan_does_not_reach(tmp_path):
+def test_a_hierarchy_reaches_goals_that_a_flat_plan_does_not(tmp_path):
     """With a critic that learnt for ten seconds; the full figures are in docs/results.md."""
     config = ami.recipes.maze()
     shorter = replace(config.stages["train_jepa"].optim, steps=1500)
@@ -60,7 +60,7 @@ def test_a_level_above_leads_to_goals_that_a_flat_plan_does_not_reach(tmp_path):
     assert led > reached() + 0.15
 
 
-def test_who_was_evaluated_meanwhile_goes_on_learning_as_before():
+def test_an_evaluation_during_training_changes_no_weight():
     module = nn.Sequential(nn.Linear(2, 1), nn.Dropout(0.5))
     output = []
 
@@ -74,7 +74,7 @@ def test_who_was_evaluated_meanwhile_goes_on_learning_as_before():
     assert output == [True]
 
 
-def test_a_gradient_is_never_shortened_to_nothing():
+def test_the_gradient_norm_can_not_be_clipped_to_zero():
     with pytest.raises(ConfigError, match="grad_clip_norm is 0; it must be from 1e-06 to"):
         OptimConfig(steps=1, batch_size=1, grad_clip_norm=0)
     with pytest.raises(ConfigError, match="lr is nan"):

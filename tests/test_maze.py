@@ -88,7 +88,7 @@ def told_apart(maze):
 
 @pytest.mark.parametrize("settings", [{"split": "train"}, {"map": "medium", "obs_type": "state"}])
 @pytest.mark.parametrize("label", ["noise", "walk", "oracle"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(label, settings):
+def test_an_env_gives_the_same_episode_alone_and_in_a_batch(label, settings):
     settings |= {"max_episode_steps": 40, "goal_distance": "medium", "directed_fraction": 0.5}
     many, single = (MazeVectorEnv(n, **settings) for n in (5, 1))
     acts = {
@@ -105,7 +105,7 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(label, settings):
             np.testing.assert_array_equal(projected_step[name][3], own[name][0], err_msg=name)
 
 
-def test_the_same_seed_walks_the_same_life_and_another_seed_another():
+def test_the_same_seed_gives_the_same_episode_and_another_seed_another():
     vec_env = MazeVectorEnv(4, max_episode_steps=60)
     first, again, other = (
         np.stack(
@@ -120,7 +120,7 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
     assert np.abs(first - other).max(axis=(0, 2)).min() > 0.05
 
 
-def test_every_episode_has_a_maze_of_its_own_and_envs_end_each_by_themselves():
+def test_every_episode_has_a_maze_of_its_own_and_envs_end_independently():
     vec_env, _ = make_env(3, max_episode_steps=2)
     walls = [vec_env.state.walls]
     for _ in range(2):
@@ -158,7 +158,7 @@ def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
 
 
 @pytest.mark.parametrize("size", [3, 4, 5, 8, 15])
-def test_a_drawn_maze_has_exactly_one_way_from_each_cell_to_each(size):
+def test_a_sampled_maze_has_exactly_one_path_between_any_two_cells(size):
     maze = mazes(20, size)
     openings = (~maze.vertical_walls).flatten(1).sum(-1) + (~maze.horizontal_walls).flatten(1).sum(
         -1
@@ -172,7 +172,7 @@ def test_a_drawn_maze_has_exactly_one_way_from_each_cell_to_each(size):
     assert not maze.solid.any()
 
 
-def test_mazes_are_of_all_kinds():
+def test_mazes_are_diverse():
     """Each of the 192 mazes of 3 by 3 cells is drawn, none of them often; walls everywhere."""
     assert len(told_apart(mazes(6000, 3))) == 192
     assert len(told_apart(mazes(3000, 5))) > 2990
@@ -188,7 +188,7 @@ def test_mazes_are_of_all_kinds():
     torch.testing.assert_close(upright + level, torch.tensor(0.8), atol=1e-3, rtol=0)
 
 
-def test_loops_open_a_share_of_the_walls_that_are_left():
+def test_loops_open_a_fraction_of_the_remaining_walls():
     keys = keys_from_seeds(range(2000), CPU)
     tree, looped = (sample_split_edges(keys, 6, loop_prob, "all") for loop_prob in (0.0, 0.3))
     assert (looped >= tree).all()
@@ -211,7 +211,7 @@ def test_train_and_test_never_share_a_maze_and_all_has_both(size, loop_prob):
         assert 0.4 < fraction < 0.6
 
 
-def test_splits_are_what_the_worlds_live_in():
+def test_the_splits_are_the_mazes_of_the_envs():
     for split in ("train", "test"):
         vec_env, _ = make_env(30, split=split, max_episode_steps=1)
         assert torch.equal(vec_env.state.maze.vertical_walls, mazes(30, split=split).vertical_walls)
@@ -222,7 +222,7 @@ def test_splits_are_what_the_worlds_live_in():
         assert not again & told_apart(mazes(2000, split=other))
 
 
-def test_a_numbered_maze_is_the_one_its_seed_begins_with_for_everyone_and_ever():
+def test_a_maze_seed_gives_one_maze_in_every_env_and_episode():
     vec_env, _ = make_env(4, maze_seed=17, max_episode_steps=2, split="test")
     for _ in range(5):
         for part, own in zip(vec_env.state.maze, mazes(1, seed=17), strict=True):
@@ -233,7 +233,7 @@ def test_a_numbered_maze_is_the_one_its_seed_begins_with_for_everyone_and_ever()
     assert not torch.equal(other.state.walls[0], vec_env.state.walls[0])
 
 
-def test_known_maps_are_as_they_are_known():
+def test_the_given_maps_have_their_known_cells_and_lengths():
     for name, size, free, longest in (
         *(("u", 3, 7, 6), ("medium", 6, 26, 11)),
         *(("large", 10, 46, 19), ("four-rooms", 11, 104, 20)),
@@ -252,14 +252,14 @@ def test_known_maps_are_as_they_are_known():
 
 
 @pytest.mark.parametrize(("size", "loop_prob"), [(3, 0.0), (6, 0.0), (6, 0.3), (11, 0.1)])
-def test_ways_are_as_long_as_dijkstra_finds_them(size, loop_prob):
+def test_path_lengths_are_those_of_dijkstra(size, loop_prob):
     maze = mazes(12, size, loop_prob)
     for i in range(12):
         np.testing.assert_array_equal(maze.path_length[i], paths(maze, i))
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_ways_round_solid_cells_are_as_long_as_dijkstra_finds_them(name):
+def test_path_lengths_around_solid_cells_are_those_of_dijkstra(name):
     maze = read_map(MAPS[name], CPU)
     far = paths(maze, 0)
     np.testing.assert_array_equal(maze.path_length[0], np.where(np.isinf(far), UNREACHABLE, far))
@@ -303,7 +303,7 @@ def test_goals_are_as_far_as_their_band_says(settings, goals):
     assert not solid.gather(1, torch.stack([start, goal], 1)).any()
 
 
-def test_pairs_of_a_band_are_drawn_alike():
+def test_pairs_of_a_band_are_uniformly_distributed():
     vec_env, _ = make_env(20000, map="u", goal_distance="long", obs_type="state")
     start, goal = ends(vec_env)
     pairs, counts = np.unique((9 * start + goal).numpy(), return_counts=True)
@@ -312,7 +312,7 @@ def test_pairs_of_a_band_are_drawn_alike():
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_places_fill_the_part_of_a_cell_that_is_free():
+def test_positions_fill_the_free_part_of_a_cell():
     vec_env, _ = make_env(4000, size=3)
     for position in (vec_env.state.body.position, vec_env.state.goal):
         fraction = ((position % 1) - RADIUS) / (1 - 2 * RADIUS)
@@ -322,7 +322,7 @@ def test_places_fill_the_part_of_a_cell_that_is_free():
             assert stats.kstest(side.numpy(), "uniform").pvalue > 1e-3
 
 
-def test_one_of_many_is_picked_by_weight():
+def test_sampling_follows_the_weights():
     weight = torch.tensor([[0, 2, 0, 1, 1, 0]]).expand(8, -1)
     u = torch.tensor([0, 0.2, 0.499, 0.5, 0.7, 0.75, 0.99, 1 - 2**-24])
     assert sample_index(weight, u).tolist() == [1, 1, 1, 3, 3, 4, 4, 4]
@@ -337,7 +337,7 @@ def place_at(vec_env, position, goal, pace=(0.0, 0.0), **settings):
     return vec_env.reset(seed=0, options=options, **settings)
 
 
-def test_success_stores_and_final_success_does_not():
+def test_success_is_kept_and_final_success_is_not():
     vec_env, _ = make_env(1, map="four-rooms")
     _, infos = place_at(vec_env, (1.2, 2.5), (1.5, 2.5))
     assert infos["success"].item()
@@ -349,7 +349,7 @@ def test_success_stores_and_final_success_does_not():
     assert all(t[4]["success"] for t in text_out)
 
 
-def test_nearness_through_a_wall_is_no_success():
+def test_a_goal_behind_a_wall_is_not_reached():
     vec_env, _ = make_env(1, map="u", obs_type="state")
     _, infos = place_at(vec_env, (2.5, 0.82), (2.5, 1.18))
     assert infos["distance"].item() == pytest.approx(0.36, abs=1e-5)
@@ -367,7 +367,7 @@ def test_nearness_through_a_wall_is_no_success():
     ("settings", "pixels"),
     [({"size": 5}, 32), ({"size": 3}, 20), ({"size": 15}, 92), ({"map": "medium"}, 40)],
 )
-def test_the_image_shows_walls_bodies_and_where_bodies_came_from(settings, pixels):
+def test_the_image_shows_walls_agent_and_its_previous_position(settings, pixels):
     vec_env = MazeVectorEnv(12, **settings)
     obs, infos = vec_env.reset(seed=1)
     assert obs.shape == (12, 3, pixels, pixels)
@@ -397,14 +397,14 @@ def test_the_image_shows_walls_bodies_and_where_bodies_came_from(settings, pixel
         np.testing.assert_array_equal(middles, maze.solid[i])
 
 
-def test_the_goal_image_is_what_one_sees_on_arrival():
+def test_the_goal_image_is_the_observation_on_arrival():
     vec_env = MazeVectorEnv(4)
     _, infos = vec_env.reset(seed=2)
     obs, _ = vec_env.reset(seed=2, options={"factors": infos["goal_factors"]})
     np.testing.assert_allclose(obs.astype(int), infos["goal"].astype(int), atol=1)
 
 
-def test_the_state_is_place_and_velocity():
+def test_the_state_is_position_and_velocity():
     vec_env = MazeVectorEnv(30, map="large", obs_type="state")
     obs, infos = vec_env.reset(seed=0)
     assert not infos["goal"][:, 2:].any()
@@ -421,7 +421,7 @@ def test_the_state_is_place_and_velocity():
     assert np.abs(obs[:, 2:]).max() > 0.3
 
 
-def test_a_picture_shows_agent_body_goal_and_walls_where_the_factors_say():
+def test_a_picture_shows_agent_goal_and_walls_where_the_factors_say():
     vec_env = MazeVectorEnv(6, goal_distance="long")
     _, infos = vec_env.reset(seed=0)
     body, goal = (vec_env.factors_to_pixels(infos[name]) for name in ("factors", "goal_factors"))
@@ -449,7 +449,7 @@ def test_a_picture_shows_agent_body_goal_and_walls_where_the_factors_say():
         assert (maze.horizontal_walls[i].numpy() == dark.T[middles].T)[plain.T[middles].T].all()
 
 
-def test_torch_and_numpy_tell_the_same():
+def test_torch_and_numpy_give_the_same_numbers():
     text_out = {}
     for output in ("numpy", "torch"):
         vec_env = MazeVectorEnv(2, output=output)
@@ -468,7 +468,7 @@ def test_torch_and_numpy_tell_the_same():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("settings", [{}, {"map": "u", "obs_type": "state"}], ids=str)
-def test_gymnasium_accepts_the_world(settings):
+def test_gymnasium_accepts_the_env(settings):
     made = gymnasium.make("ami/Maze-v0", render_mode="rgb_array", **settings).unwrapped
     check_env(made)
     assert isinstance(made, MazeEnv)
@@ -476,7 +476,7 @@ def test_gymnasium_accepts_the_world(settings):
 
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
-def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
+def test_gymnasium_makes_the_same_envs_by_every_function(mode):
     vec_env = gymnasium.make_vec("ami/Maze-v0", num_envs=3, vectorization_mode=mode, split="test")
     obs, infos = vec_env.reset(seed=8)
     own, own_infos = gymnasium.make("ami/Maze-v0", split="test").reset(seed=10)
@@ -486,7 +486,7 @@ def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
     assert infos["_path"].all()
 
 
-def test_the_budget_is_six_steps_for_each_cell_of_the_longest_way():
+def test_the_time_limit_is_six_steps_for_each_cell_of_the_longest_path():
     settings = [{}, {"size": 9}, {"map": "u"}, {"map": "large"}, {"max_episode_steps": 7}]
     budgets = [MazeVectorEnv(1, **s).max_episode_steps for s in settings]
     assert budgets == [6 * 24, 6 * 80, 6 * 6, 6 * 19, 7]
@@ -539,7 +539,7 @@ def test_unusable_factors_are_refused_by_name_and_env(name):
         vec_env.reset(options={name: solid})
 
 
-def test_factors_put_back_give_the_same_moment_in_the_same_maze():
+def test_an_episode_restored_from_its_factors_has_the_same_state_and_maze():
     vec_env, _ = make_env(4)
     for _ in range(20):
         obs, *_, infos = vec_env.step(vec_env.expert_action())
@@ -553,7 +553,7 @@ def test_factors_put_back_give_the_same_moment_in_the_same_maze():
     assert (obs[free].int() - again[free].int()).abs().max() <= 1
 
 
-def test_where_a_user_puts_the_start_goals_are_in_the_band_as_near_as_can_be():
+def test_with_a_given_start_goals_are_in_the_band_as_near_as_possible():
     vec_env, _ = make_env(500, map="u", goal_distance="long")
     factors = torch.tensor([[2.5, 1.5, 0, 0]]).expand(500, -1) / 3  # in the middle of the way
     _, infos = vec_env.reset(seed=0, options={"factors": factors})
@@ -561,7 +561,7 @@ def test_where_a_user_puts_the_start_goals_are_in_the_band_as_near_as_can_be():
     assert len({tuple(c) for c in (3 * infos["goal_factors"][:, :2]).floor().tolist()}) == 2
 
 
-def test_what_was_told_stays_as_it_was():
+def test_writing_into_returned_infos_does_not_change_the_env():
     vec_env = MazeVectorEnv(2)
     obs, infos = vec_env.reset(seed=0)
     kept = {name: part.copy() for name, part in {"obs": obs, **infos}.items()}

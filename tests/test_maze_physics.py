@@ -64,7 +64,7 @@ def pushed(maze, body, action, steps):
 
 @pytest.mark.parametrize("loop_prob", [0.0, 0.6])
 @pytest.mark.parametrize("hold", [1, 12])
-def test_no_agent_body_is_ever_in_a_wall(loop_prob, hold):
+def test_the_agent_is_never_in_a_wall(loop_prob, hold):
     """100 000 steps, of a new action each or of held ones, which press into corners and reach the
     terminal speed."""
     maze = mazes(500, loop_prob=loop_prob)
@@ -81,7 +81,7 @@ def test_no_agent_body_is_ever_in_a_wall(loop_prob, hold):
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_nor_in_a_solid_cell(name):
+def test_the_agent_is_never_in_a_solid_cell(name):
     envs = MazeVectorEnv(200, map=name, output="torch", obs_type="state")
     envs.reset(seed=0)
     for step in range(300):
@@ -89,7 +89,7 @@ def test_nor_in_a_solid_cell(name):
         assert not overlaps(envs.state.maze, envs.state.body.position).any()
 
 
-def test_the_way_of_an_agent_body_never_leads_through_a_wall():
+def test_the_trajectory_never_crosses_a_wall():
     """From step to step a body comes into a neighbouring cell that is open to it, or stays."""
     maze = mazes(400)
     body = at_rest(sample_in_cell((25 * many(400)[:, 0]).long(), 5, many(400, 2, seed=9)))
@@ -102,7 +102,7 @@ def test_the_way_of_an_agent_body_never_leads_through_a_wall():
     assert (torch.stack(far) == 1).sum() > 3000
 
 
-def test_free_places_are_those_where_an_agent_body_meets_nothing():
+def test_free_positions_are_those_without_contact():
     for maze in (mazes(4000, 4, 0.3), read_map(MAPS["medium"], CPU)):
         maze = type(maze)(*(part.expand(4000, *part.shape[1:]) for part in maze))
         position = (maze.size + 0.4) * many(4000, 2, seed=3) - 0.2
@@ -113,7 +113,7 @@ def test_free_places_are_those_where_an_agent_body_meets_nothing():
         assert 0.2 < free.float().mean() < 0.7
 
 
-def test_momentum_is_kept_and_pushes_add_to_it():
+def test_momentum_is_conserved_and_actions_add_to_it():
     maze, body = one("four-rooms", (0.5, 2.5))
     position, pace = 0.5, 0.0
     for action in (1.0, 1.0, 0.5, 0.0, 0.0, -1.0):
@@ -125,7 +125,7 @@ def test_momentum_is_kept_and_pushes_add_to_it():
         torch.testing.assert_close(body.previous_position, torch.tensor([[before, 2.5]]))
 
 
-def test_full_actions_come_to_the_terminal_speed_and_longer_ones_are_no_more():
+def test_full_actions_reach_the_terminal_speed_and_longer_ones_are_clipped():
     maze, body = one("four-rooms", (0.3, 2.5))
     assert pushed(maze, body, [9.0, 0.0], 28).velocity[0, 0] == pytest.approx(TERMINAL, rel=3e-3)
     step = pushed(maze, body, [5.0, 5.0], 1).velocity
@@ -133,7 +133,7 @@ def test_full_actions_come_to_the_terminal_speed_and_longer_ones_are_no_more():
 
 
 @pytest.mark.parametrize("way", DIRECTIONS)
-def test_a_wall_stops_an_agent_body_where_they_touch_and_lets_it_slide(way):
+def test_a_wall_stops_the_agent_at_contact_and_lets_it_slide(way):
     """Against every side of a maze without inner walls, at a slant."""
     maze, ahead = read_map("....\n" * 4, CPU), torch.tensor(way)
     slant = 0.9 * ahead + 0.4 * ahead.flip(0)
@@ -145,7 +145,7 @@ def test_a_wall_stops_an_agent_body_where_they_touch_and_lets_it_slide(way):
     assert body.velocity[0, 1 - axis].abs() > 0.1
 
 
-def test_who_was_stopped_starts_from_rest():
+def test_after_a_collision_the_velocity_is_zero():
     maze, body = one("u", (0.5, 0.5))
     body = pushed(maze, body, [0.0, 1.0], 10)
     assert body.velocity.tolist() == [[0, 0]]
@@ -154,7 +154,7 @@ def test_who_was_stopped_starts_from_rest():
 
 
 @pytest.mark.parametrize("y", [0.9, 1.1])
-def test_the_end_of_a_wall_stops_an_agent_body_that_straddles_its_line(y):
+def test_the_end_of_a_wall_stops_an_agent_that_straddles_its_line(y):
     """In a maze whose only inner wall is level, from (1, 1) to (2, 1)."""
     open_maze = read_map("...\n...\n...", CPU)
     level = open_maze.horizontal_walls.clone()
@@ -221,7 +221,7 @@ def strolled(steps=50, **settings):
     return paces, actions, observed.sum(-1).float()
 
 
-def test_a_walk_explores_nearby_and_subtasks_lead_further():
+def test_the_behaviour_policy_explores_nearby_and_directed_exploration_leads_further():
     paces, actions, cells = strolled()
     _, _, directed_fraction = strolled(directed_fraction=1.0)
     assert 2 <= cells.median() <= 4
@@ -236,7 +236,7 @@ def test_a_walk_explores_nearby_and_subtasks_lead_further():
     assert turned[strength[1:] * strength[:-1] > 0].mean() > 0.6  # it holds a heading
 
 
-def test_asking_where_one_would_walk_leaves_the_agent_body_alone():
+def test_behaviour_action_does_not_move_the_agent():
     envs = MazeVectorEnv(3, directed_fraction=0.5)
     _, infos = envs.reset(seed=0)
     for _ in range(5):
@@ -246,7 +246,7 @@ def test_asking_where_one_would_walk_leaves_the_agent_body_alone():
 
 
 @pytest.mark.parametrize("settings", [{"split": "test"}, {"size": 3}, {"map": "u"}], ids=str)
-def test_the_dynamics_tests_tell_a_wall_from_an_opening(settings):
+def test_the_dynamics_tests_distinguish_a_wall_from_an_opening(settings):
     envs = MazeVectorEnv(1, **settings)
     wall, opening = (envs.dynamics_tests(seed=4)[name] for name in ("wall", "open"))
     space = envs.single_observation_space.shape

@@ -228,7 +228,7 @@ def test_what_was_learnt_before_a_step_that_does_not_return_is_saved(tmp_path):
     check_same(tmp_path / "run", replace(config, env=patient, eval_env=patient), 0)
 
 
-def test_code_that_never_comes_back_to_python_ends_the_process_with_one_line(tmp_path):
+def test_native_code_that_never_returns_ends_the_process_with_one_line(tmp_path):
     program = tmp_path / "stuck.py"
     program.write_text(
         textwrap.dedent("""
@@ -284,7 +284,7 @@ def test_a_worker_whose_environment_ends_the_process_is_named():
         run(faulty("dies", "async", timeout=60))
 
 
-def test_where_one_can_be_made_and_not_its_neighbours_none_stays_open():
+def test_where_not_all_envs_can_be_made_none_stays_open():
     with pytest.raises(EnvCreationError, match=r"OSError: the port is in use \(test_misbehaving"):
         EnvConfig(id="ami-test/Single-v0", vectorization_mode="sync").build(3)
     assert Single.open == 0
@@ -292,7 +292,7 @@ def test_where_one_can_be_made_and_not_its_neighbours_none_stays_open():
 
 @pytest.mark.parametrize("where", ["init", "reset"])
 @pytest.mark.parametrize("most", [1, 3])
-def test_an_evaluation_is_the_same_however_many_can_be_open(most, where):
+def test_an_evaluation_is_the_same_for_every_number_of_open_envs(most, where):
     single = EnvConfig(id="ami-test/Single-v0", options={"most": most, "where": where})
     found = run_many(make_random_policy, single, 7, 11, "cpu")
     expected = run_many(make_random_policy, EnvConfig(id="ami-test/Plain-v0"), 7, 11, "cpu")
@@ -301,14 +301,14 @@ def test_an_evaluation_is_the_same_however_many_can_be_open(most, where):
     assert Single.open == 0
 
 
-def test_an_environment_that_can_not_be_opened_at_all_says_so():
+def test_an_env_that_can_not_be_opened_at_all_is_reported():
     with pytest.raises((EnvCreationError, EnvResetError), match="the port is in use"):
         run_many(
             make_random_policy, EnvConfig(id="ami-test/Single-v0", options={"most": 0}), 4, 0, "cpu"
         )
 
 
-def test_as_many_are_opened_as_the_machine_bears():
+def test_as_many_envs_are_opened_as_the_machine_allows():
     plain, processes = (
         EnvConfig(id="ami-test/Plain-v0", vectorization_mode=v) for v in ("auto", "async")
     )
@@ -319,7 +319,7 @@ def test_as_many_are_opened_as_the_machine_bears():
     assert EnvConfig(id="ami/TwoRooms-v0").max_open_envs(100) == 100
 
 
-def test_training_evaluates_as_it_goes_where_only_one_can_be_open(tmp_path):
+def test_training_is_evaluated_where_only_one_env_can_be_open(tmp_path):
     few = OptimConfig(steps=2, batch_size=8)
     config = ami.recipes.gym(EnvConfig(id="ami-test/Single-v0"))
     objective = replace(config.stages["train_jepa"], optim=few)
@@ -345,7 +345,7 @@ def test_training_evaluates_as_it_goes_where_only_one_can_be_open(tmp_path):
 
 
 @pytest.mark.parametrize("vector", ["auto", "sync", "async"])
-def test_a_limit_ends_episodes_of_what_exists_as_a_batch_only(vector):
+def test_a_time_limit_applies_to_envs_that_exist_only_as_a_batch(vector):
     config = EnvConfig(id="ami-test/Endless-v0", max_episode_steps=3, vectorization_mode=vector)
     steps = [step.transition for step in run(config, 8, 2)]
     assert [step.truncated.tolist() for step in steps] == [[i in (2, 6)] * 2 for i in range(8)]
@@ -380,7 +380,7 @@ gymnasium.register("test/Own-v0", entry_point=Own)
 """
 
 
-def test_a_file_with_neighbours_is_known_to_workers_however_they_start(tmp_path):
+def test_a_file_with_neighbours_is_imported_in_workers_of_every_start_method(tmp_path):
     folder = tmp_path / "home"
     folder.mkdir()
     (folder / "own.py").write_text(FILE)
@@ -426,7 +426,7 @@ def test_a_file_s_folder_comes_last_on_the_path(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
-def test_the_cores_of_a_container_are_those_its_control_groups_leave(tmp_path, monkeypatch):
+def test_the_cores_of_a_container_are_those_of_its_control_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "CGROUPS", tmp_path)
     monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: set(range(8)))
     assert num_cores() == 8

@@ -45,7 +45,7 @@ def stepped(model, position, speed, force, substeps):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_envs_stepped_together_are_envs_stepped_one_by_one(threads):
+def test_envs_stepped_as_a_batch_are_equal_to_envs_stepped_singly(threads):
     models = [between(), between((0, 1), (1, 2))] * 20
     torch.set_num_threads(threads)
     simulate = Simulator(models[0], 7)
@@ -72,14 +72,14 @@ def test_all_mazes_of_a_size_have_models_of_one_size():
     assert models[0].ngeom == max_boxes(SIZE) + 1
 
 
-def test_envs_are_known_without_mujoco():
+def test_envs_are_registered_without_mujoco():
     vec_env = "envs, envs.reach, envs.point_maze, envs.push"
     quiet = f"import sys, {vec_env}; sys.exit('mujoco' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", quiet], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["ami/PointMaze-v0", "ami/Reach-v0", "ami/Push-v0"])
-def test_one_line_says_what_is_lacking(name, monkeypatch):
+def test_a_missing_mujoco_is_reported_in_one_line(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(ConfigError, match=f"{name}' can't be made: ") as output:
         EnvConfig(id=name).build(2)

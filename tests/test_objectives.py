@@ -37,7 +37,7 @@ def test_variance_is_the_mean_shortfall_of_deviations_below_one():
     assert objectives.variance(features).item() == pytest.approx(shortfall / 3, abs=1e-6)
 
 
-def test_variance_pushes_what_is_narrow_apart_and_leaves_alone_what_is_wide():
+def test_variance_pushes_narrow_features_apart_and_leaves_wide_ones_alone():
     features = torch.tensor([[0.0, 0.0], [4.0, 0.4]], requires_grad=True)
     objectives.variance(features).backward()
     assert (features.grad[:, 0] == 0).all()
@@ -67,7 +67,7 @@ def test_prediction_and_inverse_are_mean_squared_errors():
     assert objectives.inverse_dynamics(wrong, right).item() == 9 / 2
 
 
-def test_within_takes_away_what_never_changes_in_an_episode_and_nothing_else():
+def test_centering_within_an_episode_removes_constants_and_nothing_else():
     moving, episode = normal(6, 4, 5), normal(2, 1, 1, 5, seed=1)
     shown = (moving.unflatten(0, (2, 3)) + episode).flatten(0, 1)
     left = objectives.center_within_episode(shown, 3)
@@ -76,13 +76,13 @@ def test_within_takes_away_what_never_changes_in_an_episode_and_nothing_else():
     torch.testing.assert_close(left.unflatten(0, (2, 3)).mean((1, 2)), torch.zeros(2, 5))
 
 
-def test_within_by_hand():
+def test_centering_within_an_episode_by_hand():
     states = torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]])  # two windows
     assert objectives.center_within_episode(states, 2).flatten().tolist() == [-3, -1, 1, 3]
     assert objectives.center_within_episode(states, 1).flatten().tolist() == [-1, 1, -1, 1]
 
 
-def test_folding_makes_every_place_a_sample_of_its_channels():
+def test_folding_makes_every_location_a_sample_of_its_channels():
     channel = torch.arange(3.0)[:, None, None].expand(3, 2, 4)
     position = torch.arange(8.0).view(2, 4)
     states = (100 * channel + position).flatten().expand(5, 2, -1)  # [B, T, D]
@@ -162,13 +162,13 @@ def test_every_term_has_a_weight_and_every_weight_a_term():
     assert set(loss_of_a_walk(1.0)) == set(asdict(LossWeights()))
 
 
-def test_who_knows_the_env_predicts_it_and_reads_its_actions():
+def test_a_perfect_model_has_no_prediction_and_inverse_loss():
     terms = loss_of_a_walk(2.0)
     assert terms["prediction"].item() == pytest.approx(0, abs=1e-9)
     assert terms["inverse_dynamics"].item() == pytest.approx(0, abs=1e-9)
 
 
-def test_what_is_predicted_is_every_step_after_the_first():
+def test_every_step_after_the_first_is_predicted():
     walk = walked(torch.tensor([[[0.0], [1.0], [3.0]]]), torch.zeros(1, 2, 1))
     terms = loss(walk, 1.0, model(1.0), channels=1, group_size=1)
     assert terms["prediction"].item() == (1**2 + 3**2) / 2  # it expects to stay at 0
@@ -180,7 +180,7 @@ def test_with_a_context_futures_of_one_length_are_predicted_from_each_of_its_sta
     assert terms["prediction"].item() == (1**2 + 3**2 + 2**2 + 6**2) / 4
 
 
-def test_what_is_sensed_is_read_off_the_states_that_were_predicted():
+def test_interoception_is_read_from_the_predicted_states():
     interoception = torch.tensor([[[5.0], [7.0]]])
     walk = walked(torch.tensor([[[0.0], [1.0], [3.0]]]), torch.ones(1, 2, 1), interoception)
     terms = loss(
@@ -189,7 +189,7 @@ def test_what_is_sensed_is_read_off_the_states_that_were_predicted():
     assert terms["interoception"].item() == ((5 - 1) ** 2 + (7 - 2) ** 2) / 2  # predicted: 1 and 2
 
 
-def test_what_is_sensed_is_evaluated_in_its_own_unit():
+def test_the_interoception_loss_is_in_units_of_each_signal():
     interoception = torch.tensor([[1.0, 100.0], [3.0, 500.0], [5.0, 900.0]])
     feeling = InteroceptionHead(nn.Identity(), 2)
     feeling.adapt(interoception)
@@ -198,7 +198,7 @@ def test_what_is_sensed_is_evaluated_in_its_own_unit():
     assert objectives.interoception(missed, interoception, feeling.scale).item() == pytest.approx(1)
 
 
-def test_every_member_of_an_ensemble_expects_the_change_of_one_step():
+def test_every_member_of_an_ensemble_predicts_the_change_of_one_step():
     class Says(nn.Module):
         def __init__(self, change: float) -> None:
             super().__init__()
@@ -223,7 +223,7 @@ def test_a_constant_representation_is_punished():
     assert total(collapsed) > 2 * total(honest)
 
 
-def test_nobody_is_requested_for_what_cannot_be_known():
+def test_unpredictable_signals_have_no_loss():
     read, interoception, scale = (
         normal(4, 2).requires_grad_(),
         normal(4, 2, seed=1),
@@ -240,7 +240,7 @@ def test_nobody_is_requested_for_what_cannot_be_known():
     assert not gradient[2:].any()
 
 
-def test_errors_count_in_units_of_what_changes_and_what_never_does_is_not_blown_up():
+def test_errors_are_scaled_by_the_change_and_constants_are_not_amplified():
     step = torch.tensor([[2.0, 0.02, 0.0], [-2.0, -0.02, 0.0]])
     target = torch.zeros(2, 3)
     off = torch.tensor([[1.0, 0.01, 0.1], [1.0, 0.01, 0.1]])
@@ -251,7 +251,7 @@ def test_errors_count_in_units_of_what_changes_and_what_never_does_is_not_blown_
     )
 
 
-def test_redundancy_by_hand():
+def test_barlow_twins_by_hand():
     one = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
     assert objectives.barlow_twins(one, one).item() == pytest.approx(0, abs=1e-6)
     assert objectives.barlow_twins(5 * one + 3, one).item() == pytest.approx(0, abs=1e-6)
@@ -262,7 +262,7 @@ def test_redundancy_by_hand():
     assert objectives.barlow_twins(one, 0 * one).item() == pytest.approx(1)  # collapsed
 
 
-def test_gaussianity_is_the_distance_of_characteristic_functions():
+def test_sigreg_is_the_distance_of_characteristic_functions():
     axes = torch.eye(2)
     nothing = objectives.sigreg(torch.zeros(8, 2), axes).item()
     point = torch.linspace(-5, 5, 17)
@@ -277,7 +277,7 @@ def test_gaussianity_is_the_distance_of_characteristic_functions():
     torch.testing.assert_close(sampled.norm(dim=1), torch.ones(64))
 
 
-def test_contrast_by_hand():
+def test_info_nce_by_hand():
     ways = torch.eye(2)
     right = 1 / 0.1
     by_hand = log(1 + exp(-right))
@@ -287,7 +287,7 @@ def test_contrast_by_hand():
     assert objectives.info_nce(same, same).item() == pytest.approx(log(2), rel=1e-4)
 
 
-def test_a_margin_by_hand():
+def test_margin_by_hand():
     target = torch.tensor([[0.0, 0.0], [0.6, 0.6]])
     off = target + 0.1
     near = 0.01
@@ -309,7 +309,7 @@ def test_prototypes_by_hand():
     assert objectives.prototypes(same, same, ways).item() == pytest.approx(log(2), rel=1e-3)
 
 
-def test_every_kind_is_met_as_often_and_every_thing_is_whole():
+def test_sinkhorn_balances_the_prototypes_and_normalises_each_sample():
     random = torch.Generator().manual_seed(0)
     alike = torch.rand(60, 4, generator=random) + torch.tensor([0.5, 0.0, 0.0, 0.0])
     fraction = objectives.sinkhorn(alike, rounds=50)
@@ -318,7 +318,7 @@ def test_every_kind_is_met_as_often_and_every_thing_is_whole():
     assert objectives.sinkhorn(torch.tensor([[-1e9, 0.0]])).isfinite().all()
 
 
-def test_agreement_by_hand():
+def test_byol_by_hand():
     ways = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     assert objectives.byol(3 * ways + 7, ways).item() == pytest.approx(0, abs=1e-6)
     assert objectives.byol(-ways, ways).item() == pytest.approx(4)
@@ -334,7 +334,7 @@ def test_straightness_by_hand():
     assert objectives.straightness(straight[:, :2]).item() == 0
 
 
-def test_terms_that_stand_in_for_others_are_computed_only_where_they_are_requested_for():
+def test_alternative_terms_are_computed_only_where_they_have_a_weight():
     walk = walked(normal(8, 3, 2), normal(8, 2, 2))
     how = {"channels": 2, "group_size": 1}
     requested = loss(walk, 1.0, model(1.0), **how, optional_terms=("sigreg",))
@@ -361,6 +361,6 @@ def test_a_term_is_the_function_of_its_name(name, monkeypatch):
     assert [other for other in objectives.OPTIONAL_TERMS if found[other] == 7] == [name]
 
 
-def test_a_target_that_is_stopped_moves_nothing():
+def test_a_stop_gradient_target_passes_no_gradient():
     features = torch.ones(2, 3, requires_grad=True)
     assert not StopGradientTargetConfig().build(nn.Identity())(features, features, {}).requires_grad

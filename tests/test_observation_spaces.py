@@ -125,7 +125,7 @@ def test_the_layout_of_a_box_follows_from_its_shape_and_is_reported(shape, dtype
     assert (tuple(found.shape[1:]), found.dtype) == reader.modality
 
 
-def test_a_table_without_bounds_of_its_own_is_no_picture():
+def test_an_array_without_bounds_is_no_image():
     high = np.arange(1, 721, dtype=F32).reshape(30, 24)
     for space in (Box(-np.inf, np.inf, (30, 24), F32), Box(np.zeros_like(high), high)):
         assert obs_fields(space)["obs"].summary.startswith("set, 30 vectors of 24 numbers")
@@ -194,7 +194,7 @@ def encoded(space, array, **settings):
         ((1e9,), F64, (1e-3,)),
     ],
 )
-def test_every_channel_of_a_picture_keeps_its_distinctions(high, dtype, top):
+def test_every_channel_of_an_image_keeps_its_distinctions(high, dtype, top):
     """A change of a channel by its whole range is worth the same to the encoder in all of them."""
     space = Box(np.zeros((16, 16, len(high)), dtype),
                 np.broadcast_to(np.array(high).astype(dtype), (16, 16, len(high))).copy(),
@@ -236,7 +236,7 @@ def test_a_small_range_far_from_zero_is_scaled_from_0_to_1(dtype, low):
     torch.testing.assert_close(found, usual, atol=1e-3, rtol=1e-3)
 
 
-def test_bytes_that_use_their_range_are_scaled_as_ever():
+def test_bytes_that_use_their_range_are_scaled_as_before():
     array = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3)).astype(U8)
     obs, perception = encoded(Box(0, 255, (16, 16, 3), U8), array)
     patches = perception.branches["obs"][0]
@@ -245,7 +245,7 @@ def test_bytes_that_use_their_range_are_scaled_as_ever():
     assert obs["obs"].dtype == torch.uint8
 
 
-def test_a_channel_that_never_varied_stays_near_zero_when_it_does():
+def test_a_constant_channel_that_varies_later_stays_near_zero():
     picture = np.full((32, 16, 16, 2), 5000, F32)
     picture[:16, ..., 0] = 0
     _, perception = encoded(Box(0, np.inf, (16, 16, 2), F32), picture)
@@ -263,7 +263,7 @@ def test_other_encoders_read_floats_from_0_to_1_as_bytes():
         )
 
 
-def test_every_picture_has_patches_of_its_own_size():
+def test_every_image_has_patches_of_its_own_size():
     shapes = {"map": (3, 8, 8), "camera": (3, 210, 160), "long": (1, 16, 4000)}
     perception = MultiModalEncoderConfig(patch=0).build(shapes)
     assert {n: s[0].patch for n, s in perception.branches.items()} == {
@@ -355,12 +355,12 @@ def test_rounding_is_no_reason_to_warn(caplog):
         (spaces.MultiBinary(2), [[0, 2]], r"holds 2 at \[1\]"),
     ],
 )
-def test_what_is_no_observation_is_refused_whatever_the_setting(space, shown, said, mode):
+def test_invalid_observations_are_refused_whatever_the_setting(space, shown, said, mode):
     with pytest.raises(EnvError, match=said):
         read(space, np.array(shown), out_of_bounds=mode)
 
 
-def test_numbers_of_another_dtype_that_fit_are_taken():
+def test_numbers_of_another_dtype_that_fit_are_accepted():
     (found,) = read(Box(0, 255, (8, 8, 1), U8), np.full((1, 8, 8, 1), 7)).values()
     assert found.dtype == torch.uint8
     (found,) = read(Box(-1, 1, (2,), F32), np.array([[0.5, 1.0]], F64)).values()
@@ -387,7 +387,7 @@ def shown_with(text):
     }  # fmt: skip
 
 
-def test_texts_and_arrays_without_numbers_are_left_out_of_a_dict_and_named(shows, caplog):
+def test_texts_and_arrays_without_numbers_are_ignored_in_a_dict_and_named(shows, caplog):
     name = shows(spaces.Dict(PARTS), shown=shown_with(lambda step: "go"))
     with closing(EnvConfig(id=name).build(2)) as env:
         assert set(env.spec.modalities) == {"place"}
@@ -431,7 +431,7 @@ class Words(spaces.Space):
         (spaces.Graph(Box(0, 1, (2,)), None), "observation 'odd' is Graph.*ignore"),
     ],
 )
-def test_what_says_something_is_left_out_only_when_requested(part, said):
+def test_informative_parts_are_ignored_only_when_requested(part, said):
     space = spaces.Dict(place=PARTS["place"], odd=part)
     with pytest.raises(ConfigError, match=said):
         obs_fields(space)
@@ -463,7 +463,7 @@ def two_versions():
     gymnasium.registry.pop(name)
 
 
-def test_a_flag_that_swaps_the_vector_version_for_another_picture_says_so(two_versions):
+def test_a_flag_that_replaces_the_native_vector_version_by_other_observations_says_so(two_versions):
     def said(**flags):
         with closing(EnvConfig(id=two_versions, **flags).build(1)) as env:
             return env.obs_summary()
@@ -481,13 +481,13 @@ def test_a_flag_that_swaps_the_vector_version_for_another_picture_says_so(two_ve
     assert len(said(frame_stack=4, vectorization_mode="sync")) == 1
 
 
-def test_the_recipe_s_own_limit_swaps_nothing(two_versions):
+def test_the_recipe_s_own_limit_replaces_nothing(two_versions):
     config = ami.recipes.gym(EnvConfig(id=two_versions))
     assert config.env.max_episode_steps == 0
     assert config.perception.patch == 0
 
 
-def test_what_was_understood_is_reported_as_training_starts(shows, tmp_path):
+def test_the_reading_of_observations_is_reported_as_training_starts(shows, tmp_path):
     config = small(ami.recipes.gym(EnvConfig(id=shows(Box(0, 1, (84, 84), F32)))), 1)
     said = Console(file=StringIO(), width=200)
     with closing(RunLogger(tmp_path, said)) as logger:
@@ -496,7 +496,7 @@ def test_what_was_understood_is_reported_as_training_starts(shows, tmp_path):
     assert first == "obs: image, 84x84, 1 channel, float32, channels last"
 
 
-def test_too_many_parameters_are_refused_before_a_run_is_begun(tmp_path, monkeypatch, capsys):
+def test_too_many_parameters_are_refused_before_a_run_is_created(tmp_path, monkeypatch, capsys):
     (tmp_path / "plane.py").write_text(PLANE)
     monkeypatch.chdir(tmp_path)
     env = ("--env.import", "plane.py", "--env.id", "ami-test/Plane-v0")

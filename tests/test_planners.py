@@ -109,7 +109,7 @@ everyone = pytest.mark.parametrize("kind", PLANNERS)
 
 @everyone
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
-def test_finds_the_optimum_of_a_world_solved_by_hand(kind, bounds):
+def test_finds_the_optimum_of_an_env_solved_by_hand(kind, bounds):
     plan = planner(kind, make_evaluator(bounds), **THOROUGH[kind])(
         HERE, task := context(THERE, STEPS[kind])
     )
@@ -117,7 +117,7 @@ def test_finds_the_optimum_of_a_world_solved_by_hand(kind, bounds):
 
 
 @everyone
-def test_a_plan_hopes_for_what_its_actions_lead_to(kind):
+def test_the_states_of_a_plan_are_what_its_actions_lead_to(kind):
     task = context(THERE)
     plan = planner(kind)(HERE, task)
     future = coast(HERE, plan.actions[:, None])
@@ -129,7 +129,7 @@ def test_a_plan_hopes_for_what_its_actions_lead_to(kind):
 
 
 @everyone
-def test_of_all_futures_considered_the_least_painful_is_chosen(kind):
+def test_the_candidate_of_least_energy_is_chosen(kind):
     task = context(THERE)
     plan = planner(kind)(HERE, task)
     actions = plan.candidate_states.diff(dim=2)  # s' = s + a
@@ -139,7 +139,7 @@ def test_of_all_futures_considered_the_least_painful_is_chosen(kind):
 
 @everyone
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
-def test_plans_go_to_the_rim_of_what_the_agent_body_can_do_and_not_beyond(kind, bounds):
+def test_plans_reach_the_bounds_of_the_actions_and_do_not_exceed_them(kind, bounds):
     far = torch.tensor([[40.0, 0.0], [0.0, -40.0]])
     plan = planner(kind, make_evaluator(bounds), **THOROUGH[kind])(
         torch.zeros(2, 2), context(far, STEPS[kind])
@@ -149,7 +149,7 @@ def test_plans_go_to_the_rim_of_what_the_agent_body_can_do_and_not_beyond(kind, 
 
 
 @everyone
-def test_planning_longer_never_makes_a_plan_worse(kind):
+def test_more_iterations_never_make_a_plan_worse(kind):
     energies = [planner(kind)(HERE, context(THERE, steps)).energy for steps in range(12)]
     assert (torch.stack(energies).diff(dim=0) <= 1e-6).all()
 
@@ -194,7 +194,7 @@ class Taste(nn.Module):
 
 @everyone
 @pytest.mark.parametrize("recording", [torch.no_grad, torch.enable_grad])
-def test_thinking_leaves_no_trace_in_any_parameter(kind, recording):
+def test_planning_leaves_no_trace_in_any_parameter(kind, recording):
     spring, taste = Spring(), Taste()
     agent = [*spring.named_parameters(), *taste.named_parameters()]
     before = {name: parameter.detach().clone() for name, parameter in agent}
@@ -206,7 +206,7 @@ def test_thinking_leaves_no_trace_in_any_parameter(kind, recording):
 
 
 @everyone
-def test_an_env_is_planned_for_whatever_happens_in_the_others(kind):
+def test_the_plan_of_an_env_does_not_depend_on_others(kind):
     elsewhere = torch.cat([THERE[:1], 100 * THERE[1:]])
     single = planner(kind)(HERE, context(THERE))
     beside = planner(kind)(HERE * torch.tensor([[1], [-7]]), context(elsewhere))
@@ -215,7 +215,7 @@ def test_an_env_is_planned_for_whatever_happens_in_the_others(kind):
     assert not torch.allclose(single.actions[1], beside.actions[1])
 
 
-def test_without_chance_envs_in_another_order_get_the_same_plans():
+def test_without_noise_envs_in_another_order_get_the_same_plans():
     order = torch.tensor([1, 0])
     plan = planner("gradient", num_proposals=1)(HERE, context(THERE))
     turned = planner("gradient", num_proposals=1)(HERE[order], context(THERE[order]))
@@ -229,7 +229,7 @@ def miss_all_along(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
 
 
 @everyone
-def test_the_second_plan_goes_on_from_the_first_one_step_later(kind):
+def test_the_second_plan_starts_from_the_first_one_step_later(kind):
     single = {"gradient": {"num_proposals": 1}}.get(kind, {})
     agent = planner(kind, make_evaluator(None, coast, miss_all_along), warm_iterations=0, **single)
     task = context(THERE, {"gradient": 40}.get(kind, 3), horizon=4)
@@ -241,7 +241,7 @@ def test_the_second_plan_goes_on_from_the_first_one_step_later(kind):
 
 
 @everyone
-def test_with_other_worlds_or_another_horizon_there_is_nothing_to_go_on_from(kind):
+def test_with_other_envs_or_another_horizon_there_is_no_warm_start(kind):
     agent = planner(kind)
     agent(HERE, context(THERE))
     assert agent(HERE[:1], context(THERE[:1])).actions.shape == (1, 3, 2)
@@ -249,7 +249,7 @@ def test_with_other_worlds_or_another_horizon_there_is_nothing_to_go_on_from(kin
 
 
 @everyone
-def test_a_new_life_with_the_same_seed_makes_the_same_plans(kind):
+def test_a_new_episode_with_the_same_seed_makes_the_same_plans(kind):
     agent = planner(kind)
 
     def episodes_of(seed: int) -> Tensor:
@@ -262,7 +262,7 @@ def test_a_new_life_with_the_same_seed_makes_the_same_plans(kind):
 
 
 @everyone
-def test_who_is_reported_what_to_go_on_from_leaves_the_last_plan_and_chance_goes_on(kind):
+def test_a_given_warm_start_replaces_the_last_plan_and_the_random_stream_continues(kind):
     task = context(THERE, STEPS[kind])
     uneven = solved_by_hand(HERE, task)[:, None] * torch.tensor([0.8, 1.1, 1.0])[:, None]
     agent = planner(kind, warm_iterations=0, **{"gradient": {"num_proposals": 1}}.get(kind, {}))
@@ -278,7 +278,7 @@ def test_who_is_reported_what_to_go_on_from_leaves_the_last_plan_and_chance_goes
     assert kind == "gradient" or not torch.equal(hasty.actions, again.actions)
 
 
-def test_another_seed_makes_other_guesses():
+def test_another_seed_makes_other_candidates():
     propose = RandomProposals(BoxActions(), 2)
     first, other = (
         propose(HERE, context(THERE), 4, torch.Generator().manual_seed(seed)) for seed in (0, 1)
@@ -287,7 +287,7 @@ def test_another_seed_makes_other_guesses():
 
 
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
-def test_guesses_hold_still_for_a_while_stay_inside_and_rest_first(bounds):
+def test_random_candidates_are_piecewise_constant_within_bounds_and_rest_comes_first(bounds):
     candidates = RandomProposals(bounds, 2, num_segments=2)(
         HERE, context(THERE, horizon=5), 50, torch.Generator().manual_seed(0)
     )
@@ -299,7 +299,7 @@ def test_guesses_hold_still_for_a_while_stay_inside_and_rest_first(bounds):
 
 
 @everyone
-def test_what_a_perfect_policy_proposes_needs_no_plan(kind):
+def test_an_optimal_proposal_needs_no_planning(kind):
     def perfect(state: Tensor, task: TaskContext, rng: torch.Generator) -> Tensor:
         return solved_by_hand(state, task)[:, None]
 
@@ -320,7 +320,7 @@ def test_a_bad_proposal_does_not_mislead(kind):
     torch.testing.assert_close(plan.energy, least, atol=0.02, rtol=0)
 
 
-def test_a_policy_proposal_is_what_the_policy_would_do_step_by_step():
+def test_a_policy_proposal_is_the_rollout_of_the_policy():
     def halve(state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
         return (goal - state) / 2
 
@@ -358,7 +358,7 @@ def carried_out(actor: Stepping, calls: int, horizon: int = 4) -> list[list[floa
     return [actor(HERE[:1], task).action[0].tolist() for _ in range(calls)]
 
 
-def test_commitment_plans_every_so_many_calls_and_carries_the_plan_out():
+def test_open_loop_execution_plans_every_so_many_calls_and_follows_the_plan():
     assert carried_out(Stepping(PlanningActor(Counting(), 1)), 3) == [[0, 0], [1, 0], [2, 0]]
     assert carried_out(Stepping(PlanningActor(Counting(), 3)), 5) == [
         [0, 0],
@@ -369,7 +369,7 @@ def test_commitment_plans_every_so_many_calls_and_carries_the_plan_out():
     ]
 
 
-def test_commitment_ends_with_the_plan():
+def test_open_loop_execution_ends_with_the_plan():
     assert carried_out(Stepping(PlanningActor(Counting(), 9)), 4, horizon=2) == [
         [0, 0],
         [0, 1],
@@ -378,7 +378,7 @@ def test_commitment_ends_with_the_plan():
     ]
 
 
-def test_a_plan_half_carried_out_starts_where_one_is():
+def test_a_partly_executed_plan_starts_at_the_current_state():
     actor = Stepping(PlanningActor(Counting(), 2))
     carried_out(actor, 1)
     rest = actor(HERE[:1], context(THERE[:1], horizon=4))
@@ -387,7 +387,7 @@ def test_a_plan_half_carried_out_starts_where_one_is():
     assert rest.actions[0].tolist() == [[0, 1], [0, 2], [0, 3]]
 
 
-def test_who_starts_a_new_episode_is_committed_to_nothing():
+def test_a_new_episode_ends_open_loop_execution():
     actor = Stepping(PlanningActor(Counting(), 3))
     assert carried_out(actor, 5)[-1] == [1, 1]
     actor.reset()
@@ -402,7 +402,7 @@ def vectors(seed: int, scale: float) -> Tensor:
 @given(
     seed=st.integers(0, 10_000), scale=st.floats(1e-3, 1e3), action_space=st.sampled_from(BOUNDS)
 )
-def test_nothing_leaves_the_bounds(seed, scale, action_space):
+def test_no_action_leaves_the_bounds(seed, scale, action_space):
     wild, limit = vectors(seed, scale), getattr(action_space, "radius", 1) + 1e-5
     for inside in (action_space.squash(wild), action_space.project(wild)):
         size = (
@@ -414,14 +414,14 @@ def test_nothing_leaves_the_bounds(seed, scale, action_space):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), action_space=st.sampled_from(BOUNDS))
-def test_what_is_inside_survives_being_set_free_and_bound_again(seed, action_space):
+def test_unsquash_inverts_squash_within_the_bounds(seed, action_space):
     inside = 0.99 * action_space.project(vectors(seed, 0.5))
     again = action_space.squash(action_space.unsquash(inside))
     torch.testing.assert_close(again, inside, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
-def test_rest_can_be_left_in_every_direction(bounds):
+def test_zero_actions_have_a_gradient_in_every_direction(bounds):
     rest = torch.zeros(2)
     gradient = torch.autograd.functional.jacobian(bounds.squash, rest)
     torch.testing.assert_close(gradient, getattr(bounds, "radius", 1) * torch.eye(2))
@@ -435,7 +435,7 @@ class Stubborn:
         return bare(still, state[:, 0], still), carry
 
 
-def test_only_who_gains_nothing_and_is_far_from_content_gets_restless():
+def test_only_an_agent_without_progress_and_far_from_the_goal_is_perturbed():
     actor, task = (
         Stepping(
             PlanningActor(
@@ -471,7 +471,7 @@ def test_a_future_that_diverges_misleads_no_planner(kind):
     assert (plan.actions[:, 0, 0] > 0.1).all()
 
 
-def test_what_remains_of_a_plan_is_not_for_another_number_of_environments():
+def test_the_rest_of_a_plan_is_not_for_another_number_of_environments():
     actor = Stepping(PlanningActor(Stubborn(), 3, stuck_recovery=None))
     task = context(torch.zeros(2, 2))
     assert len(actor(torch.ones(2, 2), task).action) == 2

@@ -61,7 +61,7 @@ def known(name, count=1):
 
 
 @pytest.mark.parametrize("hold", [1, 12])
-def test_no_ball_ever_comes_through_a_wall(hold):
+def test_no_ball_ever_crosses_a_wall(hold):
     """12 000 steps, of a new action each or of held ones, which press into corners and reach the
     terminal speed."""
     maze, rows = mazes(120), torch.arange(120)
@@ -98,7 +98,7 @@ def test_a_wall_stops_a_ball_at_every_speed(angle):
     torch.testing.assert_close(along, free, atol=1e-4, rtol=1e-4)
 
 
-def test_momentum_is_kept_and_pushes_add_to_it():
+def test_momentum_is_conserved_and_actions_add_to_it():
     balls, body, pace = BallPhysics(11), at_rest(torch.tensor([[1.5, 2.5]])), 0.0
     for action in (1.0, 1.0, 0.5, 0.0, 0.0, -1.0, -3.0):
         start = body.position
@@ -112,7 +112,7 @@ def test_momentum_is_kept_and_pushes_add_to_it():
         torch.testing.assert_close(body.previous_position, start)
 
 
-def test_without_a_push_energy_is_lost_whatever_is_hit():
+def test_without_a_push_energy_is_lost_at_every_collision():
     maze = mazes(200)
     body, balls = scattered(200), BallPhysics(4)
     body = body._replace(velocity=0.42 * (many(200, 2, seed=5) - 0.5))
@@ -141,7 +141,7 @@ def test_a_model_has_the_walls_of_its_maze_and_no_others():
     assert len(balls.models.models) <= 2  # the others are gone
 
 
-def test_what_follows_depends_on_nothing_but_what_is_given():
+def test_the_next_state_depends_on_state_and_action_alone():
     """Not on who else moves, how many at once, what was before, or who does the work."""
     maze = mazes(64)
     body = scattered(64)._replace(velocity=0.4 * many(64, 2, seed=5) - 0.2)
@@ -174,7 +174,7 @@ def test_where_there_is_room_for_a_square_there_is_room_for_a_ball():
         assert not free[solid | ((position < 0) | (position > maze.size)).any(-1)].any()
 
 
-def test_a_world_lives_the_same_life_alone_and_in_a_batch():
+def test_an_env_gives_the_same_episode_alone_and_in_a_batch():
     output = []
     for count, seed in ((4, 40), (1, 43)):
         vec_env = PointMazeVectorEnv(count, size=3, max_episode_steps=30, directed_fraction=0.5)
@@ -190,7 +190,7 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch():
 @pytest.mark.parametrize(
     "settings", [{"map": "u"}, {"map": "medium"}, {"size": 4, "loop_prob": 0.2}], ids=str
 )
-def test_the_oracle_arrives_and_stays_and_a_drunkard_does_not(settings):
+def test_the_oracle_arrives_and_stays_and_random_actions_do_not(settings):
     fractions = {}
     for label in ("oracle", "random"):
         vec_env = PointMazeVectorEnv(60, goal_distance="long", output="torch", **settings)
@@ -213,7 +213,7 @@ def test_success_is_near_the_goal():
     assert reward.tolist() == [1, 0]
 
 
-def test_the_senses_say_where_the_ball_is():
+def test_the_observation_shows_where_the_ball_is():
     vec_env, numbers = (
         PointMazeVectorEnv(12, map="medium", obs_type=s) for s in ("image", "state")
     )
@@ -236,7 +236,7 @@ def test_the_senses_say_where_the_ball_is():
             )  # 36 pixels, and 1 beside them
 
 
-def test_factors_put_back_give_the_same_moment():
+def test_an_episode_restored_from_its_factors_has_the_same_state():
     vec_env = PointMazeVectorEnv(50, size=3, output="torch")
     vec_env.reset(seed=0)
     for _ in range(20):
@@ -249,7 +249,7 @@ def test_factors_put_back_give_the_same_moment():
         vec_env.reset(seed=0, options=options)
 
 
-def test_the_exams_tell_a_wall_from_an_opening():
+def test_the_dynamics_tests_distinguish_a_wall_from_an_opening():
     vec_env = PointMazeVectorEnv(1, map="u")
     moved = {}
     for name, dynamics_test in vec_env.dynamics_tests(seed=4).items():
@@ -279,7 +279,7 @@ def test_unusable_settings_are_refused_by_name():
 
 
 @pytest.mark.parametrize("settings", [{}, {"map": "u", "obs_type": "state"}], ids=str)
-def test_gymnasium_accepts_the_env_and_makes_it_whichever_way(settings):
+def test_gymnasium_accepts_the_env_and_makes_it_by_every_function(settings):
     made = gymnasium.make("ami/PointMaze-v0", render_mode="rgb_array", **settings).unwrapped
     check_env(made)
     vec_env = gymnasium.make_vec("ami/PointMaze-v0", num_envs=3, **settings)

@@ -48,7 +48,7 @@ def acted(label, vec_env, step):
     return acts[label]()
 
 
-def test_things_at_rest_stay_and_a_hand_in_the_open_comes_to_its_terminal_speed():
+def test_objects_at_rest_stay_and_a_free_hand_reaches_its_terminal_speed():
     physics, table = TablePhysics(), started(50)[0].state.table
     for a, b in zip(physics(table, torch.zeros(50, 2)), table, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
@@ -83,7 +83,7 @@ def test_a_block_moves_where_it_is_touched_and_nowhere_else():
     assert touched.float().mean() > 0.7
 
 
-def test_a_push_through_the_middle_goes_straight_on_and_one_beside_it_aside():
+def test_a_central_push_moves_the_block_straight_and_an_eccentric_one_aside():
     physics, block = TablePhysics(), torch.tensor([[0.4, 0.5]]).expand(3, 2)
     beside = torch.tensor([[-TOUCH, 0.0], [-TOUCH, 0.05], [-TOUCH, -0.05]])
     table = at_rest(block + beside, block)
@@ -101,7 +101,7 @@ def test_a_push_through_the_middle_goes_straight_on_and_one_beside_it_aside():
     assert table.velocity[:, 2:].abs().max() < 0.002  # and soon comes to rest
 
 
-def test_without_a_push_motion_is_lost():
+def test_without_a_push_motion_decays():
     physics, table = TablePhysics(), lively(100)
     mass = torch.tensor([1.0, 1.0, 0.3, 0.3])
     left = (mass * table.velocity.square()).sum(-1)
@@ -113,7 +113,7 @@ def test_without_a_push_motion_is_lost():
     assert left.max() < 1e-6
 
 
-def test_the_rim_stops_the_block_so_that_the_hand_fits_behind_it():
+def test_the_border_stops_the_block_so_that_the_hand_fits_behind_it():
     physics, block = TablePhysics(), 0.2 + 0.6 * many(300, 2)
     table = at_rest(torch.full((300, 2), 0.5), block)
     outside = (table.hand - block).norm(dim=-1) > TOUCH
@@ -129,7 +129,7 @@ def test_the_rim_stops_the_block_so_that_the_hand_fits_behind_it():
     assert difference.min() > 2 * HAND
 
 
-def test_what_follows_depends_on_nothing_but_what_is_given():
+def test_the_next_state_depends_on_state_and_action_alone():
     table, push, physics = lively(64), 2 * many(64, 2, seed=7) - 1, TablePhysics()
     together = physics(table, push)
     for i in (0, 63):
@@ -139,7 +139,7 @@ def test_what_follows_depends_on_nothing_but_what_is_given():
 
 
 @pytest.mark.parametrize("label", ["behaviour_action", "expert_action"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(label):
+def test_an_env_gives_the_same_episode_alone_and_in_a_batch(label):
     output = []
     for count, seed in ((4, 40), (1, 43)):
         vec_env = PushVectorEnv(count, max_episode_steps=30)
@@ -152,7 +152,7 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(label):
             np.testing.assert_array_equal(together[4][name][3], single[4][name][0], err_msg=name)
 
 
-def test_episodes_begin_apart_and_goals_are_everywhere_within_the_rim():
+def test_episodes_begin_apart_and_goals_are_everywhere_within_the_border():
     vec_env, _, infos = started(3000)
     table, goal = vec_env.state.table, vec_env.state.goal
     for one in (table, goal):
@@ -166,7 +166,7 @@ def test_episodes_begin_apart_and_goals_are_everywhere_within_the_rim():
     assert (goal.block.mean(0) - 0.5).abs().max() < 0.02
 
 
-def test_the_goal_is_what_is_sensed_when_the_block_has_been_pushed_there():
+def test_the_goal_is_the_observation_when_the_block_has_been_pushed_there():
     for obs_type in ("state", "image"):
         vec_env, _, infos = started(100, obs_type=obs_type)
         state, factors = vec_env.state, infos["goal_factors"]
@@ -193,7 +193,7 @@ def test_success_is_of_the_block_alone_and_exactly_within_the_tolerance():
         assert (vec_env.step(torch.zeros(64, 2))[1] == float(there)).all()
 
 
-def test_the_oracle_pushes_the_block_there_and_nobody_else_does():
+def test_the_oracle_pushes_the_block_to_the_goal_and_random_actions_do_not():
     fractions = {}
     for label in ("oracle", "walk", "random"):
         vec_env, *_ = started(300)
@@ -206,7 +206,7 @@ def test_the_oracle_pushes_the_block_there_and_nobody_else_does():
     assert fractions["random"] < 0.02
 
 
-def test_walks_play_with_the_block_and_subtasks_more_so():
+def test_the_behaviour_policy_touches_the_block_and_directed_exploration_more_often():
     pushed = {}
     for directed_fraction in (0.0, 0.7):
         vec_env, *_ = started(300, directed_fraction=directed_fraction)
@@ -221,7 +221,7 @@ def test_walks_play_with_the_block_and_subtasks_more_so():
     assert pushed[0.0][1] < 0.5 * pushed[0.7][1]
 
 
-def test_the_senses_say_where_things_are():
+def test_the_observation_shows_hand_and_block():
     vec_env, numbers = (PushVectorEnv(12, obs_type=s) for s in ("image", "state"))
     vec_env.reset(seed=1)
     numbers.reset(seed=1)
@@ -250,7 +250,7 @@ def test_the_senses_say_where_things_are():
         assert picture[y, x].astype(int)[2] - picture[y, x].astype(int)[0] > 150
 
 
-def test_factors_put_back_give_the_same_moment_and_others_are_refused():
+def test_an_episode_restored_from_its_factors_has_the_same_state_and_others_are_refused():
     vec_env, *_ = started(50)
     for _ in range(20):
         obs, *_, infos = vec_env.step(vec_env.behaviour_action())
@@ -297,7 +297,7 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 
 
 @pytest.mark.parametrize("obs_type", ["state", "image"])
-def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(obs_type):
+def test_gymnasium_accepts_the_env_and_makes_it_by_every_function(obs_type):
     made = gymnasium.make("ami/Push-v0", render_mode="rgb_array", obs_type=obs_type).unwrapped
     check_env(made)
     assert isinstance(made, PushEnv)

@@ -99,7 +99,7 @@ def vector_agent() -> Agent:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_controller_takes_what_environments_deliver_and_gives_what_they_take(case):
+def test_a_controller_accepts_what_environments_deliver_and_returns_what_they_accept(case):
     agent = gym_agent(case)
     envs = gymnasium.make_vec(
         "ami-test/Sampled-v0", num_envs=2, vectorization_mode="sync", case=case
@@ -172,9 +172,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("mode", ["react", "plan"])
-def test_what_is_no_observation_is_refused_in_one_line_and_changes_nothing(
-    vector_agent, case, mode
-):
+def test_invalid_observations_are_refused_in_one_line_and_change_nothing(vector_agent, case, mode):
     bad, message = BAD[case]
     one, other = (
         vector_agent.controller(num_envs=2, task=replace(REWARD, mode=mode), seed=3)
@@ -254,7 +252,7 @@ def test_parts_that_are_missing_or_too_many_are_named(obs, message):
         controller.act(obs)
 
 
-def test_whole_numbers_out_of_range_and_floats_for_them_are_refused():
+def test_integers_out_of_range_and_floats_for_them_are_refused():
     controller = gym_agent("channels-last").controller(task=REWARD)
     with pytest.raises(ConfigError, match="holds a number that is none of Box"):
         controller.act(np.full((16, 12, 3), 300))
@@ -305,7 +303,7 @@ def test_an_odd_task_is_refused_in_one_line_and_the_old_one_stays(vector_agent, 
     assert same(controller.act(GOOD), vector_agent.controller(2, REWARD).act(GOOD))
 
 
-def test_what_is_no_task_mask_or_number_of_environments_is_refused(vector_agent):
+def test_invalid_tasks_masks_and_numbers_of_environments_are_refused(vector_agent):
     with pytest.raises(ConfigError, match=r"the task is a dict; it must be an ami\.Task"):
         vector_agent.controller(task={"goal": None})
     for odd in (0, -1, 2.5, "2", True):
@@ -439,7 +437,7 @@ def test_an_evaluation_in_between_changes_nothing(config):
     assert all(torch.equal(*pair) for pair in zip(*plans, strict=True))
 
 
-def test_where_no_episode_ends_plans_go_on(config):
+def test_where_no_episode_ends_plans_are_continued(config):
     agent = goal_agent(config, "gradient")
     with closing(config.eval_env.build(2)) as env_:
         obs, info = env_.reset(0)
@@ -515,7 +513,7 @@ SPACES = [
 
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
-def test_spaces_are_written_down_without_loss(space):
+def test_spaces_are_saved_without_loss(space):
     text = json.dumps(env_spec.space_to_json(space), allow_nan=False)
     again = env_spec.space_from_json(json.loads(text))
     assert again == space
@@ -572,7 +570,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("case", ELSEWHERE)
-def test_an_agent_is_not_evaluated_where_the_spaces_differ_unless_that_is_requested_for(case):
+def test_an_agent_is_not_evaluated_where_the_spaces_differ_unless_requested(case):
     options, message = ELSEWHERE[case]
     config = ami.recipes.gym(BOUNDED)
     with closing(config.env.build(1)) as env_:

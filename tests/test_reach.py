@@ -67,7 +67,7 @@ def test_elbow_and_fingertip_are_where_mujoco_puts_them():
         np.testing.assert_allclose(own[1], (elbow + 0.5 * way)[:2], atol=1e-6)
 
 
-def test_angles_reach_for_places_with_the_elbow_to_either_side():
+def test_inverse_kinematics_reaches_positions_with_the_elbow_to_either_side():
     angle = sample_angles(many(2000, 2))
     position = fingertip(angle)
     for side in (-1.0, 1.0):
@@ -98,7 +98,7 @@ def test_goals_are_everywhere_in_reach_but_not_where_the_fingertip_is():
 
 
 @pytest.mark.parametrize("obs_type", ["state", "image"])
-def test_the_goal_is_what_is_sensed_when_the_fingertip_is_there(obs_type):
+def test_the_goal_is_the_observation_when_the_fingertip_is_there(obs_type):
     vec_env = ReachVectorEnv(200, obs_type=obs_type, output="torch")
     _, infos = vec_env.reset(seed=2)
     obs, output = vec_env.reset(seed=2, options={"factors": infos["goal_factors"]})
@@ -129,7 +129,7 @@ def test_an_arm_at_rest_stays_and_one_that_moves_slows_down():
     assert left.max() < 1e-3
 
 
-def test_a_shoulder_comes_to_the_terminal_speed_and_one_link_throws_the_other():
+def test_a_shoulder_reaches_the_terminal_speed_and_its_motion_moves_the_elbow():
     arms, start = ArmPhysics(), at_rest(torch.zeros(1, 2))
     thrown = arms(start, torch.tensor([[1.0, 0.0]]))
     assert thrown.velocity[0, 0] > 0.1
@@ -142,7 +142,7 @@ def test_a_shoulder_comes_to_the_terminal_speed_and_one_link_throws_the_other():
     assert arm.velocity[0].tolist() == pytest.approx([TERMINAL, 0], abs=0.01)
 
 
-def test_an_elbow_bends_so_far_and_no_further():
+def test_an_elbow_bends_to_its_limit_and_no_further():
     arms, arm = ArmPhysics(), lively(300)
     widest = torch.zeros(())
     for step in range(100):
@@ -153,7 +153,7 @@ def test_an_elbow_bends_so_far_and_no_further():
     assert MAX_BEND - 0.01 < widest < MAX_BEND + 0.06
 
 
-def test_what_follows_depends_on_nothing_but_what_is_given():
+def test_the_next_state_depends_on_state_and_action_alone():
     arm, torque, arms = lively(64), 2 * many(64, 2, seed=7) - 1, ArmPhysics()
     together = arms(arm, torque)
     for i in (0, 63):
@@ -163,7 +163,7 @@ def test_what_follows_depends_on_nothing_but_what_is_given():
 
 
 @pytest.mark.parametrize("label", ["behaviour_action", "expert_action"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(label):
+def test_an_env_gives_the_same_episode_alone_and_in_a_batch(label):
     output = []
     for count, seed in ((4, 40), (1, 43)):
         vec_env = ReachVectorEnv(count, max_episode_steps=30)
@@ -176,7 +176,7 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(label):
             np.testing.assert_array_equal(together[4][name][3], single[4][name][0], err_msg=name)
 
 
-def test_the_oracle_reaches_and_rests_there_and_nobody_else_does():
+def test_the_oracle_reaches_and_rests_at_the_goal_and_random_actions_do_not():
     fractions = {}
     for label in ("oracle", "walk", "random"):
         vec_env = ReachVectorEnv(300, output="torch")
@@ -198,7 +198,7 @@ def test_the_oracle_reaches_and_rests_there_and_nobody_else_does():
     assert fractions["random"] < 0.05
 
 
-def test_the_senses_say_where_the_arm_is():
+def test_the_observation_shows_the_arm():
     vec_env, numbers = (ReachVectorEnv(12, obs_type=s) for s in ("image", "state"))
     vec_env.reset(seed=1)
     numbers.reset(seed=1)
@@ -228,7 +228,7 @@ def test_the_senses_say_where_the_arm_is():
         assert picture[y, x].astype(int)[2] - picture[y, x].astype(int)[0] > 150
 
 
-def test_factors_put_back_give_the_same_moment_and_others_are_refused():
+def test_an_episode_restored_from_its_factors_has_the_same_state_and_others_are_refused():
     vec_env = ReachVectorEnv(50, output="torch")
     vec_env.reset(seed=0)
     for _ in range(20):
@@ -268,7 +268,7 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 
 
 @pytest.mark.parametrize("obs_type", ["state", "image"])
-def test_gymnasium_accepts_the_world_and_makes_it_whichever_way(obs_type):
+def test_gymnasium_accepts_the_env_and_makes_it_by_every_function(obs_type):
     made = gymnasium.make("ami/Reach-v0", render_mode="rgb_array", obs_type=obs_type).unwrapped
     check_env(made)
     assert isinstance(made, ReachEnv)

@@ -97,7 +97,7 @@ def expected(
     stack=st.integers(1, 5), capacity=st.integers(1, 25), length=st.integers(1, 6),
     longest=st.integers(1, 9), saved=st.booleans(),
 )  # fmt: skip
-def test_a_window_is_what_was_experienced_bit_for_bit(
+def test_a_window_is_what_was_observed_bit_for_bit(
     seed, steps, envs, stack, capacity, length, longest, saved
 ):
     taken = history(seed, steps, envs, stack, longest)
@@ -132,7 +132,7 @@ def test_a_window_is_what_was_experienced_bit_for_bit(
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), stack=st.integers(2, 4), capacity=st.integers(6, 40))
-def test_whole_episodes_go_from_one_buffer_to_another_even_without_their_beginning(
+def test_whole_episodes_are_copied_between_buffers_even_without_their_beginning(
     seed, stack, capacity
 ):
     taken = history(seed, 40, 1, stack, 20)
@@ -194,7 +194,7 @@ def _known():
 
 
 @pytest.mark.parametrize("stack", [1, 2, 4])
-def test_stacks_of_gymnasium_s_wrapper_come_back_as_they_were(stack):
+def test_stacks_of_gymnasium_s_wrapper_are_returned_unchanged(stack):
     env = EnvConfig(id="ami-test/Shown-v0", frame_stack=stack, terminal_channel=True).build(2)
     obs, _ = env.reset(0)
     whole = ReplayBuffer(60, env.spec.empty_transition(2), "cpu")
@@ -212,7 +212,7 @@ def test_stacks_of_gymnasium_s_wrapper_come_back_as_they_were(stack):
     assert sizes[1] < 1.1 * sizes[0] / stack
 
 
-def test_what_is_no_stack_of_frames_is_refused():
+def test_observations_that_are_no_stack_of_frames_are_refused():
     taken = history(0, 5, 1, 3, 9)
     memory = ReplayBuffer(9, taken[0], "cpu", 3)
     memory.add(taken[0])
@@ -225,7 +225,7 @@ def test_what_is_no_stack_of_frames_is_refused():
         ReplayBuffer(9, taken[0], "cpu", 4)
 
 
-def test_only_what_is_requested_for_is_read():
+def test_only_requested_parts_are_read():
     taken = history(0, 20, 2, 2, 9)
     named = [
         step._replace(obs={"eye": step.obs, "hand": step.action},
@@ -245,7 +245,7 @@ def test_only_what_is_requested_for_is_read():
     assert not observed.interoception.numel()
 
 
-def test_the_memory_that_a_buffer_takes_is_known_and_reported_before_it_is_taken(tmp_path):
+def test_the_memory_of_a_buffer_is_known_and_reported_before_it_is_allocated(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Shown-v0", frame_stack=4))
     env = config.env.build(1)
     example = env.spec.empty_transition(2)

@@ -89,7 +89,7 @@ def test_a_log_is_cut_back_to_its_checkpoint(tmp_path):
     assert sum(path.match(logger.EVENTS) for path in tmp_path.iterdir()) == 2
 
 
-def test_a_log_that_was_cut_by_somebody_else_is_cut_to_whole_lines(tmp_path):
+def test_a_log_that_was_truncated_otherwise_is_cut_to_whole_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"stage": "a", "step": 1}\n{"stage": "a", "step": 2}\n'
     )
@@ -122,7 +122,7 @@ def fill(memory: ReplayBuffer, steps: int, stack: int = 1) -> None:
 
 
 @pytest.mark.parametrize("stack", [1, 3])
-def test_a_buffer_is_saved_in_chunks_of_what_is_new_and_only_what_is_needed_stays(stack, tmp_path):
+def test_a_buffer_is_saved_in_chunks_of_new_steps_and_only_needed_chunks_are_kept(stack, tmp_path):
     memory, chunks = buffer(10, stack), Chunks(tmp_path)
     for steps in (3, 0, 4, 1, 9, 25):
         fill(memory, steps, stack)
@@ -142,7 +142,7 @@ def test_a_buffer_is_saved_in_chunks_of_what_is_new_and_only_what_is_needed_stay
             assert all(p is q is None or torch.equal(p, q) for p, q in zip(one, other, strict=True))
 
 
-def test_what_was_saved_after_the_checkpoint_does_not_count(tmp_path):
+def test_chunks_saved_after_the_checkpoint_do_not_count(tmp_path):
     memory, chunks = buffer(), Chunks(tmp_path)
     fill(memory, 4)
     chunks.save(memory.state_dict())
@@ -159,7 +159,7 @@ def test_what_was_saved_after_the_checkpoint_does_not_count(tmp_path):
         resumed.load(buffer_head(memory.state_dict()), 11)
 
 
-def test_collected_steps_are_kept_though_the_environment_can_not_be_brought_back(tmp_path):
+def test_collected_steps_are_kept_although_the_env_can_not_be_restored(tmp_path):
     config = line(30)
     env = replace(config.env, id="ami-test/Restless-v0")
     config = replace(config, env=env, eval_env=env)

@@ -106,19 +106,19 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path):
         os.kill(heir, signal.SIGKILL)
 
 
-def test_where_nothing_came_of_it_no_folder_is_left(tmp_path):
+def test_a_failed_command_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError), locked(tmp_path / "run"):
         raise ConfigError("nothing")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_lock_that_holds_anything_names_nobody(tmp_path, other):
+def test_a_lock_file_of_any_content_names_no_process(tmp_path, other):
     (tmp_path / "run" / LOCK).write_bytes(b"[" * 5000)
     with pytest.raises(ConfigError, match="in use by another process"), locked(tmp_path / "run"):
         pass
 
 
-def test_two_that_write_the_same_file_do_not_meet(tmp_path):
+def test_two_writers_of_the_same_file_do_not_collide(tmp_path):
     path = tmp_path / "eval.json"
     with files.replacing(path) as one, files.replacing(path) as other_:
         one.write_text("one")
@@ -130,7 +130,7 @@ def test_two_that_write_the_same_file_do_not_meet(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["eval.json"]
 
 
-def test_drafts_of_killed_processes_are_removed_and_those_of_living_ones_are_not(tmp_path):
+def test_temporary_files_of_killed_processes_alone_are_removed(tmp_path):
     old, new = (tmp_path / f".{name}{files.DRAFT}" for name in ("old", "new"))
     old.touch()
     new.touch()

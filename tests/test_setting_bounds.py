@@ -140,7 +140,7 @@ def test_keys_of_mappings_are_named_as_they_are_given(capsys):
     assert "--configurator.modality-weights obs is -2.0; it must be from 0 to 1e+06" in line
 
 
-def test_an_assignment_has_bounds_too():
+def test_a_task_has_bounds_too():
     with pytest.raises(BadSetting, match=r"drives pain is -1; it must be from 0"):
         TaskSpec(drives={"pain": -1})
     with pytest.raises(BadSetting, match=r"cvar_alpha is 2"):
@@ -207,7 +207,7 @@ def test_options_that_mean_nothing_are_refused_in_one_line(words, message):
     assert "\n" not in str(output.value)
 
 
-def test_options_are_the_same_after_they_were_written_down():
+def test_options_are_the_same_after_saving():
     options = {"size": [8, 8], "config": {"a": None, "b": [True, 1, 1.0, "1"]}, "empty": {}}
     config = recipes.two_rooms()
     config = replace(config, env=replace(config.env, options=options))
@@ -242,7 +242,7 @@ LARGE = [
 
 
 @pytest.mark.parametrize(("flag", "value", "message"), LARGE)
-def test_what_is_larger_than_memory_is_refused_before_it_is_allocated(
+def test_a_size_beyond_memory_is_refused_before_it_is_allocated(
     flag, value, message, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(resources, "available_memory", lambda: 2 * 2**30)

@@ -28,7 +28,7 @@ def test_every_variant_can_be_trained_and_differs_in_the_objective_alone(study, 
 
 
 @pytest.mark.parametrize("study", ["published", "terms", "fixed"])
-def test_the_published_ablation_takes_one_term_at_a_time(study):
+def test_the_published_ablation_removes_one_term_at_a_time(study):
     whole, *others = load_configs(f"{FILE}:{study}").values()
     taken = [
         [
@@ -45,7 +45,7 @@ def test_the_published_ablation_takes_one_term_at_a_time(study):
 
 
 @pytest.mark.parametrize("study", ["collapse", "stand_ins", "published"])
-def test_what_is_requested_and_what_each_setting_means_is_reported(study):
+def test_the_study_question_and_the_meaning_of_each_setting_are_reported(study):
     assert len(study_question(f"{FILE}:{study}")) > 50
     base, *others = load_configs(f"{FILE}:{study}").values()
     for other in others:
@@ -55,7 +55,7 @@ def test_what_is_requested_and_what_each_setting_means_is_reported(study):
             assert setting_help(other, change.partition(" is ")[0]), change
 
 
-def test_what_stands_beside_a_setting_is_what_it_means():
+def test_the_description_of_a_setting_is_its_meaning():
     config = ami.recipes.two_rooms()
     assert "action predicted" in setting_help(config, "stages.train_jepa.weights.inverse_dynamics")
     assert setting_help(config, "actor.planner._type").startswith(
@@ -67,5 +67,5 @@ def test_what_stands_beside_a_setting_is_what_it_means():
     assert setting_help(config, "nothing.of.that") == ""
 
 
-def test_they_are_requested_for_by_file_and_name(capsys):
+def test_studies_are_named_by_file_and_function(capsys):
     assert "no function 'nothing'" in error_line(capsys, "ablate", f"{FILE}:nothing")

@@ -74,7 +74,7 @@ def of_lengths(*lengths: int, capacity: int = 400) -> ReplayBuffer:
     return memory
 
 
-def test_every_step_of_short_episodes_is_drawn_and_the_terminal_one_too():
+def test_every_step_of_short_episodes_is_sampled_including_the_terminal_one():
     lengths = (1, 3, 2, 7, 1, 4)
     memory = of_lengths(*lengths)
     sampled = memory.sample(4000, 4, make_rng())
@@ -94,7 +94,7 @@ def test_every_step_of_short_episodes_is_drawn_and_the_terminal_one_too():
     assert memory.fraction(4) == 1
 
 
-def test_where_no_episode_is_shorter_the_same_is_drawn_as_before_padding():
+def test_without_short_episodes_the_samples_are_those_before_padding():
     lengths, length = (5, 9, 4, 6), 4
     memory = of_lengths(*lengths)
     starts = [[(e, s) for s in range(n - length + 1)] for e, n in enumerate(lengths)]
@@ -111,7 +111,7 @@ def test_where_no_episode_is_shorter_the_same_is_drawn_as_before_padding():
     assert [tuple(start) for start in sampled.obs[:, 0].int().tolist()] == by_hand
 
 
-def test_what_is_still_running_or_was_broken_off_is_not_taken_for_a_short_episode():
+def test_running_and_interrupted_episodes_are_not_taken_for_short_ones():
     memory = of_lengths(2, 6)
     start = torch.tensor([[9.0, 0.0]])
     never = torch.tensor([False])
@@ -175,7 +175,7 @@ def gradients(terms: dict[str, Tensor], *modules: nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("together", [1, 4])
-def test_no_term_of_the_env_model_depends_on_what_comes_after_an_end(context, together):
+def test_no_loss_term_of_the_world_model_depends_on_steps_after_an_end(context, together):
     perception, world_model = nn.Linear(D, D), model(GaussianLatentConfig(size=2, hidden=4))
     recall = GRUMemory(D, 4)
     types = torch.randn(4, D, generator=make_rng(1))
@@ -199,7 +199,7 @@ def test_no_term_of_the_env_model_depends_on_what_comes_after_an_end(context, to
     assert all(part.isfinite().all() for part in found[0])
 
 
-def test_windows_that_are_whole_have_the_same_terms_with_and_without_a_mask():
+def test_whole_windows_have_the_same_loss_with_and_without_a_mask():
     perception, world_model = nn.Linear(D, D), model(SparseLatentConfig(size=2, hidden=4))
     world_model.eval()
     batch = padded()
@@ -221,7 +221,7 @@ def test_windows_that_are_whole_have_the_same_terms_with_and_without_a_mask():
     torch.testing.assert_close(found[1], found[0])
 
 
-def test_what_is_inferred_after_an_end_is_not_kept_to_be_drawn():
+def test_latents_after_an_end_are_not_stored_in_the_memory_bank():
     world_model = model(SparseLatentConfig(size=2, hidden=4, memory_size=16))
     kept = []
     for size in (0.0, 50.0):
@@ -230,7 +230,7 @@ def test_what_is_inferred_after_an_end_is_not_kept_to_be_drawn():
     assert torch.equal(*kept)
 
 
-def test_levels_above_learn_from_strides_that_are_whole():
+def test_levels_above_learn_from_whole_chunks():
     torch.manual_seed(0)
     config = JEPALevelConfig(
         state_dim=4, macro_dim=2, hidden=8, dynamics=MLPDynamicsConfig(hidden=8),
@@ -251,7 +251,7 @@ def test_levels_above_learn_from_strides_that_are_whole():
     torch.testing.assert_close(found[1], found[0])
 
 
-def test_a_return_bootstraps_from_the_last_valid_step_and_never_from_beyond():
+def test_a_return_bootstraps_from_the_last_valid_step():
     cost = torch.tensor([[[1.0], [2.0], [9.0]]])
     ahead = torch.tensor([[[10.0], [20.0], [900.0]]])
     episodes = torch.tensor([[1.0, 1.0, 1.0]])
@@ -261,7 +261,7 @@ def test_a_return_bootstraps_from_the_last_valid_step_and_never_from_beyond():
     torch.testing.assert_close(found[:, :2], single)
 
 
-def test_the_first_promise_of_the_value_critics_counts_valid_steps_alone():
+def test_the_initial_unit_of_the_value_critics_counts_valid_steps_alone():
     memory = of_lengths(1, 2, 1, 2)
 
     class Felt:
@@ -341,7 +341,7 @@ def test_a_run_learns_from_episodes_of_one_and_two_steps(always, tmp_path):
     assert '"model drawn_fraction": ' in lines
 
 
-def test_recall_of_what_was_before_goes_with_short_episodes(tmp_path):
+def test_context_steps_go_with_short_episodes(tmp_path):
     config = recipe(context_steps=2)
     online = replace(config.stages["actor_critic"].train_jepa, context_steps=2)
     config = override(
@@ -356,7 +356,7 @@ def test_recall_of_what_was_before_goes_with_short_episodes(tmp_path):
     assert all(part.isfinite().all() for part in agent.state_dict().values())
 
 
-def test_the_critic_of_distance_learns_from_short_episodes(tmp_path):
+def test_the_goal_critic_learns_from_short_episodes(tmp_path):
     teacher = TrainQuasimetric(length=3, optim=OptimConfig(steps=2, batch_size=8))
     config = override(
         recipe(2),
@@ -370,7 +370,7 @@ def test_the_critic_of_distance_learns_from_short_episodes(tmp_path):
     assert all(part.isfinite().all() for part in agent.state_dict().values())
 
 
-def test_a_later_state_is_one_of_the_episode():
+def test_a_future_state_is_of_the_same_episode():
     sampled = of_lengths(2, 1, 5, 1).sample(200, 3, make_rng())
     requested = torch.randint(1, 4, (200,), generator=make_rng())
     later = sampled.wrap_to_valid(requested)
@@ -420,7 +420,7 @@ class Reused(VectorEnv):
         return self.look(), self.reward, *self.ends, {}
 
 
-def test_transitions_are_as_they_were_whatever_the_environment_does_with_its_arrays():
+def test_stored_transitions_do_not_change_with_the_arrays_of_the_env():
     env = EnvConfig(id="ami-test/Reused-v0").build(2)
     obs, _ = env.reset(0)
     kept = [
@@ -436,7 +436,7 @@ def test_transitions_are_as_they_were_whatever_the_environment_does_with_its_arr
         assert not step.truncated.any()
 
 
-def test_what_is_no_longer_the_environment_s_is_not_copied_again():
+def test_arrays_that_are_already_copies_are_not_copied_again():
     array = np.zeros((2, 3), np.float32)
     mine = torch.as_tensor(array)
     assert owned_copy(mine, array).data_ptr() != mine.data_ptr()
@@ -446,7 +446,7 @@ def test_what_is_no_longer_the_environment_s_is_not_copied_again():
     assert owned_copy(other, mine) is other
 
 
-def test_pictures_that_are_drawn_into_one_array_are_kept_as_they_were():
+def test_images_that_an_env_draws_into_one_array_are_stored_unchanged():
     class Renderable:
         class vector_env:
             canvas = np.zeros((8, 8, 3), np.uint8)

@@ -95,12 +95,12 @@ def test_every_step_is_a_frame_of_a_short_episode(written):
             assert film.n_frames == STEPS
 
 
-def test_of_a_long_episode_the_film_is_no_longer(planned, monkeypatch):
+def test_the_film_of_a_long_episode_is_no_longer(planned, monkeypatch):
     monkeypatch.setattr(drawing, "MAX_FRAMES", 3)
     assert len(drawing.film(planned[0])) == 2  # steps 0 and 2 of 4
 
 
-def test_sheets_are_pictures_with_something_on_them(written):
+def test_sheets_are_pictures_with_content(written):
     with Image.open(written.parent / "episode-1.png") as sheet:
         colours = sheet.convert("RGB").getcolors(1 << 20)
     assert colours is not None
@@ -117,7 +117,7 @@ def test_the_episodes_shown_are_the_episodes_of_their_seeds(planned, projector):
         np.testing.assert_array_equal(panel.picture, env.unwrapped.render()[0])
 
 
-def test_the_path_is_where_the_picture_has_the_agent_body(planned):
+def test_the_path_is_where_the_picture_shows_the_agent(planned):
     blue = np.array([30, 90, 220])
     for projected_step in planned[0].projected_steps:
         rows, columns = np.nonzero((projected_step.panels[0].picture == blue).all(-1))
@@ -135,7 +135,7 @@ class Transparent(torch.nn.Module):
         return torch.stack([x, y], 1).repeat(1, 16) / 65
 
 
-def test_a_chosen_future_begins_at_the_agent_body_if_the_read_out_is_perfect():
+def test_a_chosen_future_begins_at_the_agent_if_the_probe_is_exact():
     agent = untrained_agent()
     agent.perception = Transparent()
     projector = ProbeProjector(agent, WORLD, 0, REACH)
@@ -157,7 +157,7 @@ class Bent(Transparent):
         return super().forward(obs, gains).sub(0.5).mul(6).tanh()
 
 
-def test_what_is_known_is_read_as_it_is_however_bent_states_are():
+def test_known_states_are_read_exactly_however_nonlinear_they_are():
     agent = untrained_agent()
     agent.perception = Bent()
     projector = ProbeProjector(agent, WORLD, 0, REACH)
@@ -190,7 +190,7 @@ def test_a_reactive_actor_draws_only_its_path(agent, projector):
     assert not (sheet == orange).all(-1).any()
 
 
-def test_what_a_level_above_hopes_for_is_drawn_and_a_flat_agent_hopes_for_nothing(planned):
+def test_subgoals_are_drawn_and_a_flat_agent_has_none(planned):
     agent = untrained_agent(
         {"actor.subgoals": LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)}
     )
@@ -206,7 +206,7 @@ def test_what_a_level_above_hopes_for_is_drawn_and_a_flat_agent_hopes_for_nothin
     assert not (drawing.sheet(planned[0], None) == green).all(-1).any()
 
 
-def test_key_frames_end_with_an_arrival_for_good(planned):
+def test_key_frames_end_with_the_final_arrival(planned):
     episode = planned[0]
 
     def steps(**changes: object) -> list[int]:
@@ -219,7 +219,7 @@ def test_key_frames_end_with_an_arrival_for_good(planned):
     assert only.step == 0
 
 
-def test_the_summary_says_how_it_went(planned):
+def test_the_summary_states_the_outcome(planned):
     episode = planned[0].recorded._replace(success_step=None)
     assert episode.has_success
     assert episode.summary == "seed 3: did not arrive in 4 steps"
@@ -232,7 +232,7 @@ def test_the_summary_says_how_it_went(planned):
     )
 
 
-def test_ink_is_what_differs_from_the_ground():
+def test_foreground_is_what_differs_from_the_background():
     draw_episode = np.full((8, 8, 3), 200, np.uint8)
     draw_episode[2] = (0, 10, 20)
     cover = without_background(draw_episode)[..., 3]
@@ -249,7 +249,7 @@ def critic_map_(
     return critic_map_
 
 
-def test_nobody_can_be_inside_a_wall_and_everybody_in_the_open(critic_map_, planned):
+def test_no_position_is_free_in_a_wall_and_every_one_in_the_open(critic_map_, planned):
     dark = planned[0].projected_steps[0].panels[0].picture.max(-1) < 100
     inside = critic_map_.xy[1:-1, 1:-1]  # bodies may touch the frame
     x, y = inside.round().astype(int).transpose(2, 0, 1)
@@ -259,7 +259,7 @@ def test_nobody_can_be_inside_a_wall_and_everybody_in_the_open(critic_map_, plan
     assert free.mean() > 0.8
 
 
-def test_the_critic_map_is_the_critic_at_each_place(agent, projector, planned):
+def test_the_critic_map_is_the_critic_at_each_position(agent, projector, planned):
     projector = copy(projector)
     projector.low = np.array([0.05, 0.2, 0.5, 0.2857], np.float32)
     episode = planned[0].recorded
@@ -275,7 +275,7 @@ def test_the_critic_map_is_the_critic_at_each_place(agent, projector, planned):
     np.testing.assert_allclose(projector.xy(factors), critic_map_.xy[row, column], atol=1e-3)
 
 
-def test_places_from_which_nothing_leads_to_the_goal_leave_colours_to_all_others():
+def test_positions_without_a_way_to_the_goal_do_not_stretch_the_colour_range():
     to_go = np.array([[1.0, 2.0, 3.0], [4.0, np.nan, 1000.0], [2.0, 3.0, 3.0]])
     found = CriticMap(np.zeros((3, 3, 2)), to_go, "", np.zeros((4, 4, 3), np.uint8))
     assert value_range(found) == (1.0, 1 + 4 * 2.0)  # the median is 3, 2 above the least
@@ -288,7 +288,7 @@ def test_without_a_critic_there_is_no_critic_map(planned, projector):
     assert compute_critic_map(zero_weights, WORLD, projector, planned[0].recorded) is None
 
 
-def test_where_wishes_are_ignored_there_is_no_critic_map(agent, planned, projector, monkeypatch):
+def test_where_reset_ignores_factors_there_is_no_critic_map(agent, planned, projector, monkeypatch):
     heeded, seeds = EnvAdapter.reset, count()
     monkeypatch.setattr(EnvAdapter, "reset", lambda env, seed, **wishes: heeded(env, next(seeds)))
     assert compute_critic_map(agent, WORLD, projector, planned[0].recorded) is None
@@ -309,7 +309,7 @@ def test_films_as_mp4_play_as_long_as_the_gif(agent, tmp_path):
         write_mp4(tmp_path / "nowhere" / "film.mp4", [Image.new("RGB", (8, 8))], program)
 
 
-def test_without_ffmpeg_it_is_reported_before_anything_is_collected(agent, tmp_path, monkeypatch):
+def test_a_missing_ffmpeg_is_reported_before_collection(agent, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--mp4 needs ffmpeg: .*ami-agent\[film\]"):
@@ -329,7 +329,7 @@ def test_a_picture_for_tensorboard(agent):
     ("changes", "message"),
     [({"episodes": 0}, "episodes is 0"), ({"mode": "dream"}, "no mode 'dream'")],
 )
-def test_refuses_what_makes_no_sense(agent, tmp_path, changes, message):
+def test_refuses_invalid_arguments(agent, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         show(agent, WORLD, tmp_path, EpisodeSelection(**changes))
 

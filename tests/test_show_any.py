@@ -168,7 +168,7 @@ def record_in(
     return [recorded for (recorded,) in episodes]
 
 
-def test_an_env_that_shows_nothing_is_reported_of_in_one_line_and_its_states_are_shown(
+def test_an_env_that_does_not_render_is_reported_in_one_line_and_its_states_are_shown(
     agent, tmp_path
 ):
     listener = Listener()
@@ -195,11 +195,11 @@ def test_an_env_that_shows_nothing_is_reported_of_in_one_line_and_its_states_are
         (Odd, "its render() gives float32 (4, 4); pictures are uint8 (h, w, 3)"),
     ],
 )
-def test_why_an_env_is_dark(env, why):
+def test_the_reason_why_an_env_does_not_render_is_stated(env, why):
     assert render_error(of(env)) == why
 
 
-def test_mujoco_is_reported_to_do_without_a_window_where_there_is_none(monkeypatch):
+def test_mujoco_renders_without_a_window_where_there_is_no_display(monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
@@ -210,7 +210,7 @@ def test_mujoco_is_reported_to_do_without_a_window_where_there_is_none(monkeypat
     assert os.environ["MUJOCO_GL"] == "osmesa"
 
 
-def test_an_env_that_renders_is_observed_beside_the_agents_states(agent, tmp_path):
+def test_an_env_that_renders_is_shown_beside_the_agents_states(agent, tmp_path):
     listener = Listener()
     show(agent, of(Pictured), tmp_path, EpisodeSelection(episodes=1), logger=listener)
     assert listener.said == []
@@ -236,7 +236,7 @@ def test_pictures_of_many_envs_are_of_each(agent):
     env.close()
 
 
-def test_without_success_the_summary_is_what_was_earned(agent):
+def test_without_success_the_summary_is_the_return(agent):
     recordings = record_in(agent, of(Blind), "react", count=2)
     assert [recorded.summary for recorded in recordings] == [
         "seed 3: return 3 in 6 steps", "seed 4: return 3 in 6 steps",
@@ -251,7 +251,7 @@ def test_without_success_the_summary_is_what_was_earned(agent):
         (Lost, "seed 3: did not succeed in 6 steps; return 3 in 6 steps"),
     ],
 )
-def test_with_success_the_summary_tells_both(agent, env, verdict):
+def test_with_success_the_summary_states_both(agent, env, verdict):
     (recorded,) = record_in(agent, of(env), "react")
     assert recorded.summary == verdict
 
@@ -282,7 +282,7 @@ def recorded(agent) -> RecordedEpisode:
     return recorded
 
 
-def test_the_plane_keeps_what_differs_most(recorded):
+def test_the_projection_keeps_the_largest_variance(recorded):
     turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))[0]
     along = torch.linspace(-1, 1, 50)
     flat = torch.stack([3 * along, (7 * along).sin(), 0.01 * (90 * along).cos()], 1)
@@ -303,7 +303,7 @@ def _still(recorded: RecordedEpisode, states: torch.Tensor):
 
 
 @pytest.mark.parametrize("states", [torch.zeros(4, 3), torch.arange(4.0)[:, None]])
-def test_states_that_do_not_fill_a_plane_lie_in_its_middle(recorded, states):
+def test_states_of_low_rank_are_centred_in_the_plane(recorded, states):
     view = PCAProjector(
         [recorded._replace(states=states, recorded_steps=[_still(recorded, states)])]
     )
@@ -331,7 +331,7 @@ def test_two_modes_share_a_plane(agent):
     assert drawing.sheet(planned, None).std() > 5
 
 
-def test_an_env_that_breaks_while_it_is_drawn_is_refused_in_one_line(agent):
+def test_an_env_that_fails_while_it_renders_is_refused_in_one_line(agent):
     with pytest.raises(ami.ConfigError, match="failed in render: ZeroDivisionError"):
         record_in(agent, of(Fading))
 
@@ -343,7 +343,7 @@ class Fading(Pictured):
         return None if self.steps == 2 else super().render()
 
 
-def test_an_env_that_fades_away_is_reported_in_a_line():
+def test_an_env_that_stops_rendering_is_reported_in_one_line():
     gymnasium.register("ami-test/Fading-v0", entry_point=Fading)
     config = EnvConfig(id="ami-test/Fading-v0")
     assert not render_error(config)

@@ -48,7 +48,7 @@ def make_console(terminal):
     )  # fmt: skip
 
 
-def test_where_there_is_no_terminal_every_moment_is_a_line(agent, env):
+def test_without_a_terminal_every_step_is_a_line(agent, env):
     console = make_console(False)
     episodes = show_live(agent, env, console, EpisodeSelection(episodes=2, seed=5))
     assert [episode.seed for episode in episodes] == [5, 6]
@@ -64,7 +64,7 @@ def test_where_there_is_no_terminal_every_moment_is_a_line(agent, env):
     ]
 
 
-def test_what_is_watched_is_what_is_collected_alone(agent, env):
+def test_watching_an_episode_does_not_change_it(agent, env):
     (watched,) = show_live(agent, env, make_console(False), EpisodeSelection(episodes=1, seed=5))
     (again,) = show_live(agent, env, make_console(True), EpisodeSelection(episodes=1, seed=5))
     assert len(watched.states) == LASTS
@@ -72,7 +72,7 @@ def test_what_is_watched_is_what_is_collected_alone(agent, env):
     assert torch.equal(watched.states, again.states)
 
 
-def test_a_terminal_shows_the_picture_and_what_the_chosen_future_costs(agent, env):
+def test_a_terminal_shows_the_picture_and_the_energy_of_the_plan(agent, env):
     console = make_console(True)
     show_live(agent, env, console, EpisodeSelection(episodes=1, seed=5))
     message = console.file.getvalue()
@@ -89,7 +89,7 @@ def test_two_pixels_are_one_character():
     assert block.style.bgcolor.triplet == (0, 0, 255)
 
 
-def test_a_page_streams_every_moment_to_any_agent_looks():
+def test_a_page_streams_every_step_to_every_reader():
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
     got = {}
 
@@ -128,7 +128,7 @@ def test_a_page_streams_every_moment_to_any_agent_looks():
     assert rest == b""
 
 
-def test_the_present_is_sent_again_while_nothing_is_new(monkeypatch):
+def test_the_current_frame_is_sent_again_while_nothing_is_new(monkeypatch):
     monkeypatch.setattr(live, "RESEND_SECONDS", 0.05)
     with LivePage(0) as page:
         page.show(Image.new("RGB", (8, 8)), [Line("now")])
@@ -141,7 +141,7 @@ def test_the_present_is_sent_again_while_nothing_is_new(monkeypatch):
     assert set(more) == {first}
 
 
-def test_who_goes_in_the_middle_of_a_word_disturbs_nobody(capsys):
+def test_a_reader_who_disconnects_within_a_request_disturbs_no_other(capsys):
     with LivePage(0) as page:
         position = page.server_address
         with socket.create_connection(position) as rude:
@@ -153,13 +153,13 @@ def test_who_goes_in_the_middle_of_a_word_disturbs_nobody(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_an_episode_ends_with_how_it_went(agent, env):
+def test_an_episode_ends_with_its_outcome(agent, env):
     console = make_console(False)
     (episode,) = show_live(agent, env, console, EpisodeSelection(episodes=1, seed=5))
     assert console.file.getvalue().splitlines()[-1] == episode.summary
 
 
-def test_the_page_is_there_until_nobody_lingers_and_who_interrupts_has_observed_enough(agent, env):
+def test_the_page_is_served_until_the_user_interrupts(agent, env):
     requested = []
 
     def wait():
@@ -171,7 +171,7 @@ def test_the_page_is_there_until_nobody_lingers_and_who_interrupts_has_observed_
     assert requested == [1]
 
 
-def test_what_is_no_number_is_drawn_as_nothing():
+def test_numbers_that_are_not_finite_are_drawn_as_gaps():
     assert fractions([math.nan, -1.0, 0.5, math.inf]) == [0.0, 0.0, 0.5, 1.0]
 
 
@@ -185,12 +185,12 @@ def test_a_terminal_that_cannot_draw_gets_lines(environment):
     assert console.file.getvalue() == "what it thinks\n"
 
 
-def test_other_addresses_are_not_there():
+def test_other_addresses_are_not_found():
     with LivePage(0) as page, pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(page.address + "etc/passwd", timeout=10)
 
 
-def test_by_the_command_and_what_it_refuses(tiny, env, tmp_path, capsys):
+def test_the_live_view_by_command_and_what_it_refuses(tiny, env, tmp_path, capsys):
     run = tmp_path / "run"
     ami.train(replace(tiny, eval_env=env), out=run)
     flags = ("show", run, "--live", "--episodes", 1)

@@ -108,7 +108,7 @@ def test_the_page_fetches_nothing_and_is_small(written):
     assert len(text) < 1e6
 
 
-def test_both_modes_live_the_same_seeds_side_by_side(parts, written):
+def test_both_modes_act_with_the_same_seeds_side_by_side(parts, written):
     seed_records = parts.data["seeds"]
     assert [seed_record["name"] for seed_record in seed_records] == ["seed 0", "seed 1"]
     for number, seed_record in enumerate(seed_records):
@@ -120,7 +120,7 @@ def test_both_modes_live_the_same_seeds_side_by_side(parts, written):
             assert (written.parent / f"episode-{number}-{mode}.gif").exists()
 
 
-def test_what_can_be_toggled_is_what_there_is(parts):
+def test_the_layers_that_can_be_toggled_are_those_that_exist(parts):
     plan, react = parts.data["seeds"][0]["modes"]
     assert plan["layers"] == ["past", "planned", "candidates", "actual"]
     assert react["layers"] == ["past"]
@@ -164,14 +164,14 @@ def test_frames_are_the_envs_pictures_without_anything_drawn_over_them(parts):
     assert difference.mean() < 2
 
 
-def test_a_picture_that_is_observed_again_is_kept_once():
+def test_a_repeated_picture_is_stored_once():
     pictures = [np.full((8, 8, 3), level, np.uint8) for level in (0, 90, 0, 90)]
     (panel,) = page._panels([[Panel("environment", picture, True)] for picture in pictures])
     assert panel["shown"] == [0, 1, 0, 1]
     assert len(panel["images"]) == 2
 
 
-def test_pictures_are_written_in_the_way_that_takes_least_room():
+def test_pictures_are_encoded_in_the_smallest_format():
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     flat = np.zeros((64, 64, 3), np.uint8)
     for picture in (noise, flat):
@@ -181,7 +181,7 @@ def test_pictures_are_written_in_the_way_that_takes_least_room():
         assert page._data_uri(image, (kind, write)).startswith(f"data:image/{kind};base64,")
 
 
-def test_pictures_that_would_take_too_much_room_are_smaller(monkeypatch):
+def test_pictures_that_would_take_too_much_room_are_scaled_down(monkeypatch):
     chance = np.random.default_rng(0)
     noise = [[Panel("", chance.integers(0, 255, (200, 200, 3), np.uint8), False)] for _ in range(8)]
     (whole,) = page._panels(noise)
@@ -193,7 +193,7 @@ def test_pictures_that_would_take_too_much_room_are_smaller(monkeypatch):
     assert small["width"] == whole["width"] == 200  # what is drawn over it stays where it was
 
 
-def test_everything_that_can_be_used_has_a_name_for_who_cannot_see_it(parts):
+def test_every_control_has_a_name_for_screen_readers(parts):
     named = {"aria-label", "aria-pressed", "aria-labelledby"}
     for tag, attributes in parts.tags:
         if tag in ("button", "input", "nav"):
@@ -203,7 +203,7 @@ def test_everything_that_can_be_used_has_a_name_for_who_cannot_see_it(parts):
     assert "prefers-color-scheme: dark" in (Path(page.__file__).parent / "page.css").read_text()
 
 
-def test_nothing_that_is_reported_can_end_the_script(tmp_path, parts):
+def test_no_text_can_end_the_script(tmp_path, parts):
     act = {**parts.data["seeds"][0]["modes"][0], "summary": "</script><script>alert(1)"}
     view = SimpleNamespace(description="</script>", error=0.0)
     out = page.write(tmp_path / "x.html", "<b>", ["<i>"], [page.SeedRecord([act], view)])
@@ -213,7 +213,7 @@ def test_nothing_that_is_reported_can_end_the_script(tmp_path, parts):
     assert not {"b", "i"} & {tag for tag, _ in again.tags}
 
 
-def test_the_critics_critic_map_can_be_laid_over_the_env(parts):
+def test_the_critic_map_can_be_laid_over_the_env(parts):
     seed_record = parts.data["seeds"][0]
     (overlay,) = seed_record["overlays"]
     assert overlay["low"] < overlay["high"]
@@ -228,7 +228,7 @@ def test_the_critics_critic_map_can_be_laid_over_the_env(parts):
     assert seed_record["error"] > 0
 
 
-def test_the_env_says_what_there_is_to_see(written):
+def test_the_page_describes_the_env(written):
     assert "Two rooms are joined by one door" in written.read_text(encoding="utf-8")
 
 
@@ -237,7 +237,7 @@ def test_the_env_says_what_there_is_to_see(written):
     [(None, False, False, 50), (18, True, False, 23), (48, True, False, 50),
      (18, False, False, 50), (18, True, True, 50)],
 )  # fmt: skip
-def test_what_rests_where_it_was_to_go_is_shown_no_further(
+def test_an_episode_is_shown_until_the_agent_rests_at_the_goal(
     recorded, arrived, stayed, driven, until
 ):
     found, _ = recorded
@@ -291,7 +291,7 @@ def in_a_browser(page: Path, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs a browser: chromium or chrome")
-def test_in_a_browser_time_can_be_dragged_and_layers_taken_away(written, parts, tmp_path):
+def test_in_a_browser_time_can_be_dragged_and_layers_hidden(written, parts, tmp_path):
     found = in_a_browser(written, tmp_path)
     assert found["wrong"] == []
     for number, seed_record in enumerate(("first", "second")):
@@ -321,7 +321,7 @@ LAYERS = ("past", "planned", "candidates", "actual")
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs a browser: chromium or chrome")
-def test_a_page_stops_where_nothing_more_happens_and_says_how_long_it_took(parts, tmp_path):
+def test_a_page_stops_at_the_arrival_and_states_the_number_of_steps(parts, tmp_path):
     acts = [{**act, "successStep": 4, "endStep": 4} for act in parts.data["seeds"][0]["modes"]]
     view = SimpleNamespace(description="", error=0.0)
     out = page.write(tmp_path / "x.html", "", [], [page.SeedRecord(acts, view)] * 2)
@@ -350,7 +350,7 @@ def plan_once(agent: Agent):
     return plan, context, looks
 
 
-def test_what_each_step_would_cost_adds_up_to_what_the_future_costs(agent):
+def test_the_energies_of_the_steps_add_up_to_that_of_the_future(agent):
     plan, context, _ = plan_once(agent)
     ahead = per_step_energy(agent, plan, context)
     assert ahead.keys() == plan.terms.keys()
@@ -360,7 +360,7 @@ def test_what_each_step_would_cost_adds_up_to_what_the_future_costs(agent):
 
 
 @pytest.mark.parametrize("changes", [{}, {"actor.planner": CEMConfig(horizon=4)}])
-def test_planning_is_overheard_and_ends_with_the_energy_of_the_plan(changes):
+def test_the_recorded_search_ends_with_the_energy_of_the_plan(changes):
     agent = untrained_agent(changes)
     plan, _, looks = plan_once(agent)
     assert len(looks) > 2
@@ -370,7 +370,7 @@ def test_planning_is_overheard_and_ends_with_the_energy_of_the_plan(changes):
     assert not agent.cost._forward_hooks  # nobody listens any more
 
 
-def test_of_several_futures_what_counts_is_overheard():
+def test_of_several_futures_the_aggregated_energy_is_recorded():
     recipe = two_rooms()
     model = replace(recipe.world_model, latent=GaussianLatentConfig())
     agent = untrained_agent({"world_model": model})
@@ -379,7 +379,7 @@ def test_of_several_futures_what_counts_is_overheard():
     assert best_so_far(looks, plan)[0][-1] == pytest.approx(float(plan.energy[0]), rel=1e-4)
 
 
-def test_who_plans_in_some_envs_is_overheard_in_those(agent):
+def test_where_some_envs_are_planned_for_the_search_is_recorded_in_those(agent):
     plan, _, _ = plan_once(agent)
     plan = plan._replace(planned=torch.tensor([True, False, True]))
     looks = [torch.tensor([[3.0], [5.0], [9.0]]), torch.tensor([[2.0, 4.0], [8.0, 7.0]])]
@@ -387,7 +387,7 @@ def test_who_plans_in_some_envs_is_overheard_in_those(agent):
     assert [energy.tolist() for energy in found] == [[3, 2], [5], [9, 7]]
 
 
-def test_what_came_true_is_zero_if_foreseen_and_one_if_nothing_was_expected_to_move():
+def test_the_prediction_error_is_zero_if_exact_and_one_for_a_prediction_of_rest():
     states = np.cumsum(np.ones((6, 2)), 0)
     steps = [0, 1, 2, 3, 4, 5]
     exact = [states[np.minimum(np.arange(t, t + 3), 5)] for t in steps]
@@ -401,7 +401,7 @@ def test_what_came_true_is_zero_if_foreseen_and_one_if_nothing_was_expected_to_m
     np.testing.assert_allclose(found.by_step[:5], 1)
 
 
-def test_what_came_true_of_every_second_moment_is_measured_against_every_step():
+def test_the_prediction_error_of_every_second_step_is_measured_against_every_step():
     states = np.arange(7.0)[:, None]
     imagined = states[[0, 2, 4], None] + np.array([0.0, 1.0, 3.0])[:, None]  # a step too far at 2
     found = prediction_error(imagined, [0, 2, 4], states)
@@ -421,9 +421,7 @@ def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
     assert None not in output["errorByHorizon"][:4]  # 5 steps were lived
 
 
-def test_what_levels_above_hope_for_is_drawn_and_how_they_find_it_is_reported(
-    tmp_path, monkeypatch
-):
+def test_subgoals_of_the_levels_above_are_drawn_and_described(tmp_path, monkeypatch):
     monkeypatch.setattr(projectors, "GRID_SIZE", 5)
     agent = untrained_agent(
         {"actor.subgoals": LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)}
@@ -454,7 +452,7 @@ def recorded(agent: Agent) -> tuple[RecordedEpisode, ProjectedEpisode]:
     return found, project(found, projector)
 
 
-def test_what_is_collected_while_one_is_watched_is_what_is_collected_alone(agent, recorded):
+def test_recording_an_episode_does_not_change_it(agent, recorded):
     found, _ = recorded
     env = WORLD.build(1)
     obs, info = env.reset(0)
@@ -467,7 +465,7 @@ def test_what_is_collected_while_one_is_watched_is_what_is_collected_alone(agent
         obs = env.step(obs, controller.act(obs).action).transition.next_obs
 
 
-def test_a_first_action_in_the_place_of_another_was_not_among_those_compared(recorded):
+def test_a_perturbed_first_action_is_not_counted_among_the_candidates(recorded):
     _, episode = recorded
     projected_step = episode.projected_steps[0]
     changed = projected_step._replace(
@@ -489,5 +487,5 @@ def test_terms_have_the_same_colour_wherever_they_are_shown():
     assert len({*beside.values()}) == 4
 
 
-def test_numbers_that_json_cannot_say_are_null():
+def test_numbers_that_json_can_not_hold_are_null():
     assert page._numbers([1.23456, float("nan"), float("inf")]) == [1.235, None, None]

@@ -82,7 +82,7 @@ def left_in_group(group: int) -> list[int]:
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_signal_saves_a_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(number, tmp_path):
+def test_a_signal_saves_a_checkpoint_and_the_resumed_run_is_as_if_uninterrupted(number, tmp_path):
     config, run = line(60, 2500), tmp_path / "run"
     pid = command(config, run)
     until(logged(run, "train_jepa"))
@@ -98,7 +98,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(
     assert int(tensors["stage_run.step"]) == facts["updates"] - 60
 
 
-def test_what_was_interrupted_ends_as_what_was_not(tmp_path):
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     config, run = config_of("actor_critic"), tmp_path / "run"
     pid = command(config, run)
     until(logged(run, "actor_critic"))
@@ -111,7 +111,7 @@ def test_what_was_interrupted_ends_as_what_was_not(tmp_path):
     assert rows(run) == rows(tmp_path / "whole")
 
 
-def test_workers_of_environments_say_nothing_and_end(tmp_path):
+def test_workers_of_environments_end_without_output(tmp_path):
     config, run = line(100_000), tmp_path / "run"
     config = replace(config, env=replace(config.env, vectorization_mode="async"))
     pid = command(config, run, "--save-every", "0.2")
@@ -126,7 +126,7 @@ def test_workers_of_environments_say_nothing_and_end(tmp_path):
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
-def test_what_is_ignored_stays_ignored():
+def test_ignored_signals_stay_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with handled():
@@ -219,7 +219,7 @@ def run_cli(address, head: bytes) -> bytes:
     return b""
 
 
-def test_the_page_is_there_for_this_machine_alone():
+def test_the_page_is_served_to_this_machine_alone():
     with LivePage(0) as page:
         port = page.server_port
         page.show(Image.new("RGB", (8, 8)), [Line("now")])
@@ -257,7 +257,7 @@ def test_200_readers_get_an_answer_each():
     assert all(b" 200 " in answer or b" 503 " in answer for answer in answers)
 
 
-def test_more_connections_than_there_is_room_for_are_answered_too(monkeypatch):
+def test_more_connections_than_there_are_threads_are_answered_too(monkeypatch):
     monkeypatch.setattr(live, "MAX_CONNECTIONS", 3)
     with LivePage(0) as page:
         silent = [socket.create_connection(page.server_address, 10) for _ in range(3)]
@@ -268,7 +268,7 @@ def test_more_connections_than_there_is_room_for_are_answered_too(monkeypatch):
             client.close()
 
 
-def test_who_is_slow_to_ask_or_asks_for_too_long_is_left(monkeypatch):
+def test_slow_and_oversized_requests_are_dropped(monkeypatch):
     monkeypatch.setattr(live, "TIMEOUT", 0.3)
     with LivePage(0) as page:
         with socket.create_connection(page.server_address, timeout=10) as slow:
@@ -285,7 +285,7 @@ def test_who_is_slow_to_ask_or_asks_for_too_long_is_left(monkeypatch):
             assert b"<img" in reply.read()
 
 
-def test_a_reader_who_stops_reading_holds_up_nobody(monkeypatch):
+def test_a_reader_who_stops_reading_blocks_no_other(monkeypatch):
     monkeypatch.setattr(live, "TIMEOUT", 0.3)
     big = Image.effect_noise((1200, 1200), 100).convert("RGB")
     with LivePage(0) as page:

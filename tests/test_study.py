@@ -40,14 +40,14 @@ def asked(study, what: str, changes=NO_CHANGES) -> tuple[list, list[int]]:
     return study.of_agents("two-rooms", what, find, changes), looked
 
 
-def test_what_was_found_once_is_not_looked_for_again(study):
+def test_stored_figures_are_not_measured_again(study):
     found, looked = asked(study, "this")
     assert looked == [1_000_000, 1_010_000]
     assert found == [[1_000_000, 8], [1_010_000, 8]]
     assert asked(study, "this") == (found, [])
 
 
-def test_another_question_another_agent_or_other_episodes_are_looked_at_anew(study):
+def test_another_question_agent_or_set_of_episodes_is_measured_anew(study):
     asked(study, "this")
     planner = replace(ami.recipes.two_rooms().actor.planner, horizon=3)
     found, looked = asked(study, "this", {"actor.planner": planner})
@@ -58,7 +58,7 @@ def test_another_question_another_agent_or_other_episodes_are_looked_at_anew(stu
     assert len(asked(study, "this")[1]) == 2
 
 
-def test_weights_that_nobody_trained_are_refused_whatever_was_found(study):
+def test_weights_without_training_are_refused_whatever_is_stored(study):
     asked(study, "this")
     facts = next(Path(study.run("two-rooms", 1)).glob("checkpoints/*/metadata.json"))
     newest = max(facts.parent.parent.glob("*/metadata.json"))
@@ -69,7 +69,7 @@ def test_weights_that_nobody_trained_are_refused_whatever_was_found(study):
         asked(study, "this")
 
 
-def test_a_question_that_fails_leaves_no_figure(study):
+def test_a_measurement_that_fails_stores_no_figure(study):
     def fail() -> None:
         raise RuntimeError
 

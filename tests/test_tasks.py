@@ -64,7 +64,7 @@ def assert_estimate(figure: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_eval_judges_the_task_it_is_reported(forager, tmp_path, capsys, task):
+def test_eval_evaluates_the_task_that_is_named(forager, tmp_path, capsys, task):
     found = evaluated(forager, tmp_path / "eval.json", "--task", task)
     assert (found["recipe"], found["task"]) == ("forage", task)
     assert found["options"] == {"split": "test", "max_episode_steps": BUDGET, "task": task}
@@ -80,7 +80,7 @@ def test_eval_judges_the_task_it_is_reported(forager, tmp_path, capsys, task):
     assert "…" not in message  # no figure is cut
 
 
-def test_each_task_has_a_evaluate_of_its_own(forager, tmp_path):
+def test_each_task_has_an_evaluation_of_its_own(forager, tmp_path):
     """Whoever stays where it is told to has done so from the first, and found no flag."""
     stay, flag = (
         evaluated(forager, tmp_path / task, "--task", task, "--mode", "react")["baselines"][
@@ -93,12 +93,12 @@ def test_each_task_has_a_evaluate_of_its_own(forager, tmp_path):
     assert stay["score"] != flag["score"]
 
 
-def test_the_first_task_is_done_unless_reported(forager, tmp_path):
+def test_the_first_task_is_the_default(forager, tmp_path):
     assert evaluated(forager, tmp_path / "eval.json", "--mode", "react")["task"] == TASKS[0]
 
 
 @pytest.mark.parametrize("command", ["eval", "show"])
-def test_a_task_that_nobody_knows_is_refused_and_the_known_ones_are_named(forager, capsys, command):
+def test_an_unknown_task_is_refused_and_the_known_ones_are_named(forager, capsys, command):
     message = error_line(capsys, command, forager, "--task", "fly", "--episodes", 1)
     assert message == f"ami: no task 'fly'; this agent has {', '.join(TASKS)}\n"
 
@@ -106,7 +106,7 @@ def test_a_task_that_nobody_knows_is_refused_and_the_known_ones_are_named(forage
 @pytest.mark.parametrize(
     ("mode", "fraction"), [("react", (0, 0)), ("plan", (1, 1)), ("auto", (0, 1))]
 )
-def test_eval_says_in_which_share_of_the_moments_it_plan(forager, tmp_path, mode, fraction):
+def test_eval_reports_the_fraction_of_steps_with_planning(forager, tmp_path, mode, fraction):
     found = evaluated(forager, tmp_path / "eval.json", "--mode", mode, "--task", "stay")
     assert found["mode"] == mode
     assert fraction[0] <= found["planned"] <= fraction[1]
@@ -114,7 +114,7 @@ def test_eval_says_in_which_share_of_the_moments_it_plan(forager, tmp_path, mode
     assert projected_steps == pytest.approx(round(projected_steps), abs=1e-4)
 
 
-def test_show_draws_the_task_it_is_reported(forager, tmp_path, monkeypatch):
+def test_show_draws_the_task_that_is_named(forager, tmp_path, monkeypatch):
     monkeypatch.setattr(projectors, "GRID_SIZE", 5)
     argv = ["show", forager, "--task", "flag", "--episodes", 1, "--out", tmp_path / "show"]
     assert main([str(a) for a in argv]) == 0
@@ -125,7 +125,7 @@ def test_show_draws_the_task_it_is_reported(forager, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("task", ["eat", "stay"])
-def test_pictures_show_an_agent_where_it_is_whatever_its_task_primes_it_for(forager, task):
+def test_pictures_show_the_agent_at_its_position_whatever_the_modality_weights(forager, task):
     agent = load(forager)
     assignment = agent.tasks[task]
     env = brief(recipes.forage()).eval_env.for_task(assignment)
@@ -158,7 +158,7 @@ def two_rooms_as_forage() -> Config:
         (two_rooms_as_forage(), "'hunger' needs the signal 'energy'"),
     ],
 )
-def test_drives_that_nobody_knows_or_this_agent_body_cannot_feel_are_refused(config, message):
+def test_unknown_drives_and_drives_without_a_signal_are_refused(config, message):
     env = config.env.build(1)
     with pytest.raises(ConfigError, match=message) as raised:
         build(config, env.spec)
@@ -179,13 +179,13 @@ def test_drives_that_nobody_knows_or_this_agent_body_cannot_feel_are_refused(con
         ),
     ],
 )
-def test_bad_settings_of_a_forager_get_one_line_and_leave_no_run(flags, message, capsys, tmp_path):
+def test_bad_settings_of_forage_get_one_line_and_leave_no_run(flags, message, capsys, tmp_path):
     out = tmp_path / "run"
     assert message in error_line(capsys, "train", "forage", "--out", out, *flags)
     assert not (out / "config.json").exists()
 
 
-def test_an_env_in_which_drives_feel_nothing_gets_one_line(capsys, tmp_path, monkeypatch):
+def test_an_env_without_the_signals_of_drives_gets_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("ami_agent.cli.main.recipe", lambda name: two_rooms_as_forage())
     message = error_line(capsys, "train", "forage", "--out", tmp_path / "run")
     assert (
@@ -208,7 +208,7 @@ def test_only_the_steps_of_an_episode_are_evaluated():
     )
 
 
-def test_the_clock_of_one_env_alone_runs_in_episodes_that_are_evaluated(forager, monkeypatch):
+def test_timing_in_one_env_acts_in_whole_episodes_of_the_task(forager, monkeypatch):
     """Each has been told its task, however short they are."""
     agent = load(forager)
     output = []

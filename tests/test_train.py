@@ -42,7 +42,7 @@ def test_the_seed_decides_every_weight(tiny, tmp_path):
     assert not same_weights(agents[0], agents[2])
 
 
-def test_a_run_leaves_what_the_readme_names(tiny, tmp_path):
+def test_a_run_writes_the_files_that_the_readme_names(tiny, tmp_path):
     train(tiny, out=tmp_path / "run", seed=5)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["seed"] == 5
@@ -51,7 +51,7 @@ def test_a_run_leaves_what_the_readme_names(tiny, tmp_path):
     assert not (tmp_path / "run" / "memory").exists()
 
 
-def test_an_agent_comes_back_as_it_was(tiny, tmp_path):
+def test_a_loaded_agent_is_the_saved_one(tiny, tmp_path):
     agent = train(tiny, out=tmp_path / "run")
     assert same_weights(agent, ami.load(tmp_path / "run"))
     other = ami.load(tmp_path / "run", config=override(tiny, {"actor.planner": CEMConfig()}))
@@ -93,7 +93,7 @@ STAGES = {
 @pytest.mark.parametrize(
     ("recipe", "stage"), [(name, stage) for name, stages in STAGES.items() for stage in stages]
 )
-def test_killed_and_resumed_ends_as_never_killed(recipe, stage, tmp_path, monkeypatch):
+def test_killed_and_resumed_it_ends_as_if_never_killed(recipe, stage, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 2)
     config = small(ami.recipes.recipe(recipe))
     config = override(
@@ -108,7 +108,7 @@ def test_killed_and_resumed_ends_as_never_killed(recipe, stage, tmp_path, monkey
 
 
 @pytest.mark.parametrize("episode", ["collect", "planner_rollouts"])
-def test_killed_when_an_episode_was_kept_but_no_checkpoint_says_so(episode, tmp_path, monkeypatch):
+def test_killed_between_buffer_and_checkpoint_it_resumes(episode, tmp_path, monkeypatch):
     config = small(ami.recipes.two_rooms_random())
     whole = train(config, out=tmp_path / "whole", seed=1)
     index, save = list(config.stages).index(episode), training.Trainer._save
@@ -125,7 +125,7 @@ def test_killed_when_an_episode_was_kept_but_no_checkpoint_says_so(episode, tmp_
     assert same_weights(whole, train(config, out=tmp_path / "cut", seed=1, resume=True))
 
 
-def test_a_process_killed_for_good_can_be_resumed(tiny, tmp_path):
+def test_a_process_killed_by_sigkill_can_be_resumed(tiny, tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tests.conftest import small; import ami_agent as ami\n"
@@ -160,7 +160,7 @@ def test_resuming_with_other_settings_is_refused(tiny, tmp_path):
         train(tiny, out=tmp_path / "run")
 
 
-def test_what_is_left_of_a_run_is_never_mixed_with_another(tiny, tmp_path):
+def test_a_run_is_never_mixed_with_the_remains_of_another(tiny, tmp_path):
     train(tiny, out=tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()
     with pytest.raises(ConfigError, match="holds a run already"):
@@ -178,7 +178,7 @@ def test_a_run_of_another_version_can_be_loaded_but_not_resumed(tiny, tmp_path):
         train(tiny, out=tmp_path / "run", resume=True)
 
 
-def test_a_run_whose_memory_is_gone_is_not_resumed(tiny, tmp_path, monkeypatch):
+def test_a_run_without_its_replay_buffer_is_not_resumed(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 2)
     with pytest.raises(Killed):
         train(tiny, out=tmp_path / "run", logger=KilledAt("train_goal_critic"), save_every=0)
@@ -187,7 +187,7 @@ def test_a_run_whose_memory_is_gone_is_not_resumed(tiny, tmp_path, monkeypatch):
         train(tiny, out=tmp_path / "run", resume=True)
 
 
-def test_stages_and_seeds_live_far_apart():
+def test_stages_and_seeds_have_distant_random_streams():
     names = list(ami.recipes.two_rooms().stages)
     starts = sorted(stage_seed(seed, stage) for seed in range(60) for stage in names)
     assert min(b - a for a, b in itertools.pairwise(starts)) > 5000
@@ -231,12 +231,12 @@ def test_a_collapsed_run_says_so(tiny, tmp_path):
     ("std", "rank", "message"),
     [(1, 20, "no collapse"), (0.05, 20, "hardly"), (1, 1.4, "along a line")],
 )
-def test_the_summary_names_both_ways_to_collapse(std, rank, message):
+def test_the_summary_names_both_kinds_of_collapse(std, rank, message):
     assert message in describe_collapse({"std_mean": std, "std_min": std, "effective_rank": rank})
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_spectrum_is_found_where_states_are_few_and_most_dimensions_constant(seed):
+def test_the_effective_rank_is_found_with_few_states_and_mostly_constant_dimensions(seed):
     """As in MiniGrid, whose symbols hardly vary: many eigenvalues are the same."""
     rng = torch.Generator().manual_seed(seed)
     kinds = torch.zeros(24, 151)

@@ -51,7 +51,7 @@ def noise(step, start, count):
 
 
 @pytest.mark.parametrize("variant", ["fixed", "eb-random"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(variant):
+def test_an_env_gives_the_same_episode_alone_and_in_a_batch(variant):
     many = TwoRoomsVectorEnv(5, variant=variant, max_episode_steps=7)
     single = TwoRoomsVectorEnv(1, variant=variant, max_episode_steps=7)
     together = collect_data(many, 17, 40, lambda step: noise(step, 0, 5))
@@ -62,7 +62,7 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(variant):
             np.testing.assert_array_equal(infos[name][3], own_infos[name][0], err_msg=name)
 
 
-def test_the_same_seed_walks_the_same_life_and_another_seed_another():
+def test_the_same_seed_gives_the_same_episode_and_another_seed_another():
     vec_env = TwoRoomsVectorEnv(4, variant="random")
     first, again, other = (
         np.stack(
@@ -80,7 +80,7 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
 @EVERY
 @pytest.mark.parametrize("contact", [stop, slide, rebound])
 @pytest.mark.parametrize("length", [0.3, 3.0, 40.0, 1e4, 1e12])
-def test_a_dot_never_passes_the_wall_or_leaves_the_arena(variant, contact, length):
+def test_a_dot_never_crosses_the_wall_or_leaves_the_arena(variant, contact, length):
     variant = VARIANTS[variant]
     start, _, layout = births(variant, 300)
     for step in range(8):
@@ -104,7 +104,7 @@ def test_a_dot_never_passes_the_wall_or_leaves_the_arena(variant, contact, lengt
     length=st.floats(1e-6, 1e6),
     name=st.sampled_from(list(VARIANTS)),
 )
-def test_the_corners_of_the_door_hold(corner, offset, angle, length, name):
+def test_the_corners_of_the_door_are_solid(corner, offset, angle, length, name):
     arena = VARIANTS[name].arena
     layout = torch.tensor([VARIANTS[name].layouts[0]], dtype=torch.float32)
     half = torch.tensor([arena.half_wall, arena.half_door])
@@ -132,7 +132,7 @@ def test_no_action_moves_further_than_the_variant_allows(action):
 
 
 @EVERY
-def test_the_oracle_always_arrives_well_before_time_runs_out(variant):
+def test_the_oracle_always_arrives_well_before_the_time_limit(variant):
     variant = VARIANTS[variant]
     rows = layout_table(variant, "all")
     layouts = rows.repeat(-(-300 // len(rows)), 1)  # every layout, 300 episodes at least
@@ -163,12 +163,12 @@ def test_the_oracle_of_an_env_succeeds_and_keeps_to_the_disk():
 @pytest.mark.filterwarnings("ignore:.*recommend using a symmetric and normalized space")
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("variant", ["fixed", "pldm"])
-def test_gymnasium_accepts_the_world(variant):
+def test_gymnasium_accepts_the_env(variant):
     check_env(gymnasium.make("ami/TwoRooms-v0", variant=variant, render_mode="rgb_array").unwrapped)
 
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
-def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
+def test_gymnasium_makes_the_same_envs_by_every_function(mode):
     vec_env = gymnasium.make_vec(
         "ami/TwoRooms-v0", num_envs=3, vectorization_mode=mode, variant="random", split="test"
     )
@@ -202,7 +202,7 @@ def test_the_step_after_the_end_begins_a_new_episode_and_ignores_its_action():
     assert ends == [False, False, True] * 2 + [False, False]
 
 
-def test_envs_end_and_begin_each_by_themselves():
+def test_envs_end_and_begin_independently():
     vec_env = TwoRoomsVectorEnv(3, max_episode_steps=4)
     vec_env.reset(seed=0)
     vec_env._steps[1] = 2
@@ -212,7 +212,7 @@ def test_envs_end_and_begin_each_by_themselves():
     assert text_out == [[o, m, o] for m, o in zip(middle, others, strict=True)]
 
 
-def test_success_remembers_and_final_success_does_not():
+def test_success_is_kept_and_final_success_is_not():
     vec_env = TwoRoomsVectorEnv(1, variant="fixed")
     here, there = np.array([[0.3, 0.5, 0.5, 16 / 56]]), np.array([[0.4, 0.5, 0.5, 16 / 56]])
     vec_env.reset(seed=0, options={"factors": here, "goal_factors": there})
@@ -257,7 +257,7 @@ def test_the_image_shows_the_dot_where_it_is_and_the_door_where_it_is(variant):
         np.testing.assert_array_equal(~picture[inner, wall_x], is_open)
 
 
-def test_the_goal_image_is_what_one_sees_on_arrival():
+def test_the_goal_image_is_the_observation_on_arrival():
     vec_env = TwoRoomsVectorEnv(4, variant="random")
     _, infos = vec_env.reset(seed=2)
     obs, _ = vec_env.reset(options={"factors": infos["goal_factors"]})
@@ -265,7 +265,7 @@ def test_the_goal_image_is_what_one_sees_on_arrival():
 
 
 @EVERY
-def test_the_dynamics_tests_tell_a_wall_from_a_door(variant):
+def test_the_dynamics_tests_distinguish_a_wall_from_a_door(variant):
     vec_env = TwoRoomsVectorEnv(1, variant=variant, split="test")
     wall, door = (vec_env.dynamics_tests(seed=4)[name] for name in ("wall", "door"))
     assert wall.obs.shape == (64, *vec_env.single_observation_space.shape)
@@ -291,7 +291,7 @@ def test_a_picture_shows_dot_and_goal_where_the_factors_say():
         assert blue - red > 150
 
 
-def test_torch_and_numpy_tell_the_same():
+def test_torch_and_numpy_give_the_same_numbers():
     text_out = {}
     for output in ("numpy", "torch"):
         vec_env = TwoRoomsVectorEnv(2, output=output)

@@ -76,7 +76,7 @@ def test_the_numbers_of_each_protocol(name):
         assert number == (pytest.approx(published) if isinstance(published, float) else published)
 
 
-def test_actions_are_pixels_on_a_disk_where_published_so():
+def test_actions_are_pixels_on_a_disk_in_the_protocols_that_say_so():
     move_ = VARIANTS["pldm"].motion.move(torch.tensor([[1.0, -0.5], [2.45, 2.45], [3e38, -3e38]]))
     half = 2.45 / 2**0.5
     torch.testing.assert_close(move_, torch.tensor([[1.0, -0.5], [half, half], [half, -half]]))
@@ -84,7 +84,7 @@ def test_actions_are_pixels_on_a_disk_where_published_so():
     torch.testing.assert_close(square, torch.tensor([[5.0, -5.0]]))
 
 
-def test_a_dot_is_thrown_back_from_the_wall_in_pldm_and_slides_along_it_in_swm():
+def test_a_dot_bounces_off_the_wall_in_pldm_and_slides_along_it_in_swm():
     layout, start = torch.tensor([[32.0, 10.0]]), torch.tensor([[30.0, 40.0]])
     end = VARIANTS["pldm"].motion.contact(
         VARIANTS["pldm"].arena, start, torch.tensor([[2.0, 2.0]]), layout
@@ -133,7 +133,7 @@ def test_a_random_policy_sometimes_succeeds_in_swm_and_hardly_ever_in_pldm():
     assert (nearest < VARIANTS["pldm"].goal_radius).float().mean() < 0.05
 
 
-def test_steps_of_a_walk_are_von_mises_turns_of_truncated_normal_length():
+def test_steps_of_the_behaviour_policy_are_von_mises_turns_of_truncated_normal_length():
     u = many(20000, 2)
     turns = von_mises(u[:, 0], 5.0).numpy()
     assert stats.kstest(turns, stats.vonmises(5.0).cdf).pvalue > 1e-3
@@ -145,7 +145,7 @@ def test_steps_of_a_walk_are_von_mises_turns_of_truncated_normal_length():
 
 
 @pytest.mark.parametrize("name", ["eb-fixed", "eb-random", "pldm"])
-def test_a_walk_turns_and_steps_as_published(name):
+def test_the_behaviour_policy_turns_and_steps_as_published(name):
     states = list(rollout(name, 400, 20, on_a_walk(directed_fraction=0.0)))
     moves = torch.stack([s.behaviour.last_move for s in states]).double()  # [T, B, 2]
     lengths = moves.norm(dim=-1) / VARIANTS[name].behaviour.mean
@@ -158,7 +158,7 @@ def test_a_walk_turns_and_steps_as_published(name):
     assert turns.sin().mean() == pytest.approx(0.0, abs=0.02)
 
 
-def test_subtasks_cross_and_aimless_walks_seldom_do():
+def test_directed_exploration_crosses_the_door_and_undirected_seldom_does():
     def count_crossings(directed_fraction):
         states = list(rollout("eb-fixed", 200, 100, on_a_walk(directed_fraction)))
         right = torch.stack([s.position[:, 0] > s.layout[:, 0] for s in states])
@@ -169,7 +169,7 @@ def test_subtasks_cross_and_aimless_walks_seldom_do():
     assert often > 0.9
 
 
-def test_every_other_subtask_of_our_own_envs_runs_against_the_wall():
+def test_every_other_target_in_our_own_envs_leads_against_the_wall():
     *_, last = rollout("fixed", 400, 30, on_a_walk(1.0))
     assert 0.3 < last.behaviour.ignores_walls.float().mean() < 0.7
     against = (last.position[:, 0] - last.layout[:, 0]).abs() < 3
@@ -185,7 +185,7 @@ def test_swm_noise_and_repeats_are_those_of_its_expert():
     assert 0.05 < repeated < 0.05 + clipped_twice
 
 
-def test_a_walk_leaves_the_agents_own_episode_alone():
+def test_behaviour_action_does_not_change_the_env():
     """Asking where one would walk changes nothing about the world."""
     envs = TwoRoomsVectorEnv(3, variant="fixed")
     _, infos = envs.reset(seed=0)

@@ -144,7 +144,7 @@ def test_rounding_is_no_signal(dtype):
 
 
 @pytest.mark.parametrize("size", [1e6, 1e-6])
-def test_a_number_that_varies_late_takes_its_unit_and_the_others_keep_theirs(size):
+def test_a_number_that_varies_late_gets_its_scale_and_the_others_keep_theirs(size):
     random = torch.Generator().manual_seed(0)
     early = torch.randn(500, 2, generator=random)
     early[:, 1] = 0
@@ -186,7 +186,7 @@ def test_a_rare_reward_becomes_the_unit_of_rewards_that_were_0(rare, unit):
     assert layers.mean.item() == layers.offset.item() == 0
 
 
-def test_where_a_unit_grows_what_is_answered_stays_the_same():
+def test_where_a_unit_grows_the_outputs_stay_the_same():
     layers = StandardizedHead(nn.Linear(1, 2), 2)
     layers.adapt(torch.tensor([[1.0, 1.0], [2.0, 3.0]]))
     state = torch.randn(5, 1)
@@ -197,7 +197,7 @@ def test_where_a_unit_grows_what_is_answered_stays_the_same():
     torch.testing.assert_close(layers(state), before)
 
 
-def test_a_constant_that_is_found_to_vary_is_taken_away_and_an_end_pays_for_it():
+def test_the_offset_of_a_signal_that_varies_is_removed_except_for_ends_of_episodes():
     """`alive` never varied: it must not be doubted where an end is worth hundreds of steps."""
     interoception = torch.full((300, 2), 10.0, dtype=torch.float64)
     interoception[:, 1] = 1
@@ -252,7 +252,7 @@ def test_a_constant_reward_changes_no_comparison_even_where_episodes_end():
     torch.testing.assert_close(shifted - worth, returns, atol=1e-3, rtol=1e-4)
 
 
-def test_values_are_those_of_transitions_and_of_no_reset():
+def test_values_are_those_of_transitions_and_never_of_resets():
     """The third step only resets; the buffer holds 5 steps of the 7."""
 
     def step(k: float, over: bool = False) -> Transition:
@@ -311,7 +311,7 @@ def test_planning_does_not_depend_on_the_unit_of_the_energy(unit):
         (-217.346, (-300.0, -150.0), "-217.35"),
     ],
 )
-def test_figures_show_digits_that_say_something(value, span, shown):
+def test_figures_are_printed_with_significant_digits(value, span, shown):
     assert format_number(value, span) == shown
 
 
@@ -333,7 +333,7 @@ def test_an_episode_limit_is_read_where_one_is_stated(env, discount):
     )
 
 
-def test_a_limit_that_nothing_states_is_learnt_reported_saved_and_kept(tmp_path):
+def test_an_undeclared_limit_is_learnt_reported_saved_and_kept(tmp_path):
     message = Said()
     agent = ami.train(config_of(), out=tmp_path / "run", logger=message)
     assert discount_for(10) == 0.95 == agent.cost.interoceptive_cost.value_critics.discount

@@ -81,7 +81,7 @@ def gap_to(pit, position):
 
 @pytest.mark.parametrize("obs_type", ["state", "image"])
 @pytest.mark.parametrize("label", ["noise", "walk", "oracle"])
-def test_a_world_lives_the_same_life_alone_and_in_a_batch(label, obs_type):
+def test_an_env_gives_the_same_episode_alone_and_in_a_batch(label, obs_type):
     many, single = (WindyRoomsVectorEnv(n, obs_type=obs_type, max_episode_steps=40) for n in (5, 1))
     acts = {
         "noise": (lambda step: noise(step, 0, 5), lambda step: noise(step, 3, 1)),
@@ -97,7 +97,7 @@ def test_a_world_lives_the_same_life_alone_and_in_a_batch(label, obs_type):
             np.testing.assert_array_equal(projected_step[name][3], own[name][0], err_msg=name)
 
 
-def test_the_same_seed_walks_the_same_life_and_another_seed_another():
+def test_the_same_seed_gives_the_same_episode_and_another_seed_another():
     vec_env = WindyRoomsVectorEnv(4)
     first, again, other = (
         np.stack(
@@ -112,7 +112,7 @@ def test_the_same_seed_walks_the_same_life_and_another_seed_another():
     assert np.abs(first - other).max(axis=(0, 2)).min() > 0.05
 
 
-def test_episodes_end_when_the_budget_is_spent_and_the_fallen_begin_anew():
+def test_episodes_end_at_the_time_limit_and_fallen_agents_start_anew():
     vec_env, _ = make_env(3, max_episode_steps=4)
     born = [put(vec_env, vec_env.pit.low + 0.05)]
     ends = []
@@ -134,7 +134,7 @@ def test_episodes_end_when_the_budget_is_spent_and_the_fallen_begin_anew():
 
 
 @pytest.mark.parametrize("wind", [0.0, 1.0])
-def test_who_can_wade_gets_on_by_a_share_of_a_step_and_no_gust_helps(wind):
+def test_in_the_pit_mobility_is_a_fraction_of_a_step_and_no_gust_helps(wind):
     vec_env, _ = make_env(1, pit_mobility=0.1, gust_prob=wind)
     left = vec_env.pit.low[0]
     put(vec_env, torch.stack([left + 0.0125, torch.tensor(0.5)]))
@@ -147,7 +147,7 @@ def test_who_can_wade_gets_on_by_a_share_of_a_step_and_no_gust_helps(wind):
 
 
 @pytest.mark.parametrize("count", [1000])
-def test_pits_differ_and_leave_wide_passes(count):
+def test_pits_differ_and_leave_wide_passages(count):
     pits = [sample_pit(layout, CPU) for layout in range(count)]
     low, high = torch.stack([p.low for p in pits]), torch.stack([p.high for p in pits])
     sampled = torch.cat([high - low, (low + high) / 2], -1)
@@ -159,7 +159,7 @@ def test_pits_differ_and_leave_wide_passes(count):
 
 
 @EVERY_LAYOUT
-def test_start_and_goal_are_in_rooms_of_their_own_clear_of_pit_and_walls(layout):
+def test_start_and_goal_are_in_different_rooms_away_from_pit_and_walls(layout):
     vec_env, infos = make_env(2000, layout_seed=layout)
     start, goal, pit = infos["factors"], infos["goal_factors"], vec_env.pit
     right = start[:, 0] > 0.5
@@ -178,7 +178,7 @@ def test_start_and_goal_are_in_rooms_of_their_own_clear_of_pit_and_walls(layout)
     assert not infos["success"].any()
 
 
-def test_starts_anywhere_fill_all_the_floor_alike():
+def test_random_starts_are_uniform_over_the_floor():
     vec_env, infos = make_env(20000, start_region="anywhere")
     pit, start = vec_env.pit, infos["factors"]
     assert not infos["fallen"].any()
@@ -194,7 +194,7 @@ def test_starts_anywhere_fill_all_the_floor_alike():
     assert ((start[:, 0] < (pit.low + pit.high)[0] / 2) == other).all()
 
 
-def test_the_agent_body_moves_by_its_action_at_most_a_step_and_walls_stop_it():
+def test_the_agent_moves_by_its_action_at_most_a_step_and_walls_stop_it():
     vec_env, _ = make_env(5, gust_prob=0.0)
     put(vec_env, torch.tensor([[0.2, 0.5], [0.2, 0.5], [0.98, 0.5], [0.2, 0.5], [0.0, 1.0]]))
     vec_env.step(torch.tensor([[0.5, -0.2], [3.0, 4.0], [0.8, 0.6], [3e38, -3e38], [-1.0, 0.0]]))
@@ -204,7 +204,7 @@ def test_the_agent_body_moves_by_its_action_at_most_a_step_and_walls_stop_it():
 
 
 @EVERY_LAYOUT
-def test_nobody_jumps_over_the_pit_or_any_corner_of_it(layout):
+def test_no_step_jumps_over_the_pit_or_a_corner_of_it(layout):
     """Ways of the longest gust from about the pit, against each looked at in 2000 places."""
     pit, rng = sample_pit(layout, CPU), torch.Generator().manual_seed(layout)
     body = pit.low - 0.15 + torch.rand(3000, 2, generator=rng) * (pit.high - pit.low + 0.3)
@@ -247,7 +247,7 @@ def test_the_pit_is_a_trap():
         assert not reward.any()
 
 
-def test_who_is_put_at_the_very_border_of_the_pit_lies_there():
+def test_an_agent_at_the_border_of_the_pit_does_not_move():
     vec_env, _ = make_env(4, gust_prob=1.0)
     position = torch.stack([vec_env.pit.low[0] + 0.005, vec_env.pit.high[1] - 0.005])
     put(vec_env, position)
@@ -256,7 +256,7 @@ def test_who_is_put_at_the_very_border_of_the_pit_lies_there():
         assert torch.equal(infos["factors"], position.expand(4, 2))
 
 
-def test_a_gust_comes_as_often_as_it_should_and_on_average_leads_nowhere():
+def test_a_gust_has_its_probability_and_mean_zero():
     count, wind, gust = 20000, 0.2, 0.1
     vec_env, _ = make_env(count)
     put(vec_env, ROOM)
@@ -280,7 +280,7 @@ def test_a_gust_comes_as_often_as_it_should_and_on_average_leads_nowhere():
 
 
 @pytest.mark.parametrize(("wind", "fraction"), [(0.0, 0.0), (1.0, 1.0)])
-def test_wind_never_or_ever(wind, fraction):
+def test_gusts_of_probability_zero_and_one(wind, fraction):
     vec_env, _ = make_env(500, gust_prob=wind)
     put(vec_env, ROOM)
     *_, infos = vec_env.step(rest(vec_env))
@@ -288,7 +288,7 @@ def test_wind_never_or_ever(wind, fraction):
     assert moved_at_all.float().mean() == fraction
 
 
-def test_the_wind_is_the_same_whatever_bodies_do():
+def test_the_wind_does_not_depend_on_the_agents_actions():
     """And after a body has fallen it goes on, so that no action shifts anybody's luck."""
     left, right = (make_env(300, gust_prob=0.5)[0] for _ in range(2))
     put(left, ROOM), put(right, ROOM)
@@ -309,7 +309,7 @@ def test_the_wind_is_the_same_whatever_bodies_do():
     assert (left.state.position != middle).any()
 
 
-def test_who_fell_from_its_own_step_feels_no_gust():
+def test_after_a_fall_by_its_own_step_no_gust_moves_the_agent():
     vec_env, _ = make_env(200, gust_prob=1.0)
     pit = vec_env.pit
     put(vec_env, torch.stack([pit.low[0] - 0.04, pit.low[1] + 0.15]))
@@ -318,7 +318,7 @@ def test_who_fell_from_its_own_step_feels_no_gust():
     assert vec_env.state.position[:, 1].std() < 1e-6
 
 
-def test_success_remembers_and_final_success_does_not():
+def test_success_is_kept_and_final_success_is_not():
     vec_env, _ = make_env(1, gust_prob=0.0)
     infos = put(vec_env, (0.1, 0.145), goal=(0.1, 0.2))
     text_out = [(0.0, infos["success"].item(), infos["final_success"].item())]
@@ -330,7 +330,7 @@ def test_success_remembers_and_final_success_does_not():
     assert not infos["success"].item()
 
 
-def test_nobody_arrives_by_falling():
+def test_a_fallen_agent_does_not_arrive():
     vec_env, _ = make_env(1, gust_prob=0.0)
     goal = torch.stack([vec_env.pit.low[0] - 0.01, vec_env.pit.low[1] + 0.1])
     infos = put(vec_env, goal + torch.tensor([0.03, 0.0]), goal)
@@ -340,7 +340,7 @@ def test_nobody_arrives_by_falling():
 
 
 @EVERY_LAYOUT
-def test_who_knows_the_wind_arrives_and_who_hugs_the_pit_falls(layout):
+def test_the_oracle_arrives_and_a_policy_along_the_pit_falls(layout):
     oracle = mean_return(lambda vec_env: vec_env.expert_action(), layout_seed=layout)
     assert oracle["success"].float().mean() >= 0.97
     assert oracle["fallen"].float().mean() <= 0.03
@@ -349,7 +349,7 @@ def test_who_knows_the_wind_arrives_and_who_hugs_the_pit_falls(layout):
     assert not calm["fallen"].any()
 
 
-def test_the_wind_is_worth_30_points_of_care():
+def test_avoiding_the_wind_is_worth_30_points_of_success():
     risk_averse, risk_neutral = (
         torch.cat([mean_return(act, layout_seed=layout)["success"].float() for layout in range(4)])
         for act in (lambda vec_env: vec_env.expert_action(), ignore_hazards)
@@ -357,7 +357,7 @@ def test_the_wind_is_worth_30_points_of_care():
     assert risk_averse.mean() - risk_neutral.mean() >= 0.3
 
 
-def test_a_ledge_is_narrower_than_a_gust_and_start_and_goal_lie_on_either_side():
+def test_a_ledge_is_narrower_than_a_gust_and_separates_start_and_goal():
     pits = [sample_pit(layout, CPU, PIT_LAYOUTS["ledge"]) for layout in range(1000)]
     top, bottom = (torch.stack([side[1] for side in sides]) for sides in zip(*pits, strict=True))
     assert top.min() > 0.05 - 1e-6
@@ -373,7 +373,7 @@ def test_a_ledge_is_narrower_than_a_gust_and_start_and_goal_lie_on_either_side()
 
 @EVERY_LAYOUT
 @pytest.mark.parametrize("wind", [0.0, 0.1])
-def test_a_ledge_is_the_short_way_and_a_gamble_that_who_knows_the_wind_does_not_take(layout, wind):
+def test_a_ledge_is_the_short_and_risky_way_that_the_oracle_does_not_take(layout, wind):
     fell, steps = {}, {}
     for label, act in (
         ("oracle", lambda vec_env: vec_env.expert_action()),
@@ -395,7 +395,7 @@ def test_a_ledge_is_the_short_way_and_a_gamble_that_who_knows_the_wind_does_not_
     assert steps["oracle"] - steps["careless"] > 6
 
 
-def test_who_stands_on_the_ledge_and_knows_the_wind_leaves_it():
+def test_from_the_ledge_the_oracle_leaves_it():
     """By the nearest way that leads anywhere, which the wall beside it does not."""
     vec_env, _ = make_env(4, pit_layout="ledge", gust_prob=0.0)
     (left, _), (right, _) = vec_env.pit.low.tolist(), vec_env.pit.high.tolist()
@@ -408,7 +408,7 @@ def test_who_stands_on_the_ledge_and_knows_the_wind_leaves_it():
 
 
 @EVERY_LAYOUT
-def test_in_calm_weather_the_oracle_keeps_clear_of_the_pit(layout):
+def test_without_wind_the_oracle_keeps_clear_of_the_pit(layout):
     vec_env, infos = make_env(500, layout_seed=layout, gust_prob=0.0)
     for _ in range(60):
         before = gap_to(vec_env.pit, infos["factors"])
@@ -419,7 +419,7 @@ def test_in_calm_weather_the_oracle_keeps_clear_of_the_pit(layout):
 
 
 @EVERY_LAYOUT
-def test_the_oracle_goes_the_shorter_way_round(layout):
+def test_the_oracle_takes_the_shorter_way_round(layout):
     vec_env, infos = make_env(500, layout_seed=layout, gust_prob=0.0)
     start, goal = infos["factors"], infos["goal_factors"]
     zone, arrived, above = (
@@ -446,7 +446,7 @@ def test_the_oracle_goes_the_shorter_way_round(layout):
     assert (0.05 * arrived <= torch.minimum(*ways) + 0.17).all()
 
 
-def test_a_walk_goes_everywhere_at_every_speed_and_sometimes_falls():
+def test_the_behaviour_policy_goes_everywhere_at_every_speed_and_sometimes_falls():
     vec_env, _ = make_env(500, start_region="anywhere")
     lengths, observed = [], []
     for _ in range(60):
@@ -465,7 +465,7 @@ def test_a_walk_goes_everywhere_at_every_speed_and_sometimes_falls():
     assert 0.25 < vec_env.state.fallen.float().mean() < 0.6
 
 
-def test_a_heading_drifts():
+def test_the_heading_of_the_behaviour_policy_drifts():
     vec_env, _ = make_env(500, gust_prob=0.0)
     actions = torch.stack([vec_env.behaviour_action() for _ in range(30)])
     turn = torch.nn.functional.cosine_similarity
@@ -476,7 +476,7 @@ def test_a_heading_drifts():
         assert alike == pytest.approx(0.893**lag, abs=0.04)  # von Mises noise of kappa 5
 
 
-def test_the_dynamics_tests_are_calm_and_nobody_falls():
+def test_the_dynamics_tests_have_no_wind_and_no_falls():
     for layout in range(20):
         vec_env = WindyRoomsVectorEnv(1, gust_prob=1.0, layout_seed=layout, obs_type="image")
         requested = vec_env.dynamics_tests(seed=4)
@@ -502,7 +502,7 @@ def test_the_dynamics_tests_are_calm_and_nobody_falls():
         assert (other.start_factors != again.start_factors).any()
 
 
-def test_the_state_is_the_place_from_minus_one_to_one():
+def test_the_state_is_the_position_from_minus_one_to_one():
     vec_env = WindyRoomsVectorEnv(30)
     obs, infos = vec_env.reset(seed=0)
     np.testing.assert_allclose(infos["goal"], 2 * infos["goal_factors"] - 1, atol=1e-6)
@@ -512,7 +512,7 @@ def test_the_state_is_the_place_from_minus_one_to_one():
         obs, *_, infos = vec_env.step(noise(step, 0, 30))
 
 
-def test_the_image_shows_agent_body_and_pit_where_the_factors_say():
+def test_the_image_shows_agent_and_pit_where_the_factors_say():
     vec_env = WindyRoomsVectorEnv(30, obs_type="image", layout_seed=3)
     low, high = (side.numpy() for side in vec_env.pit)
     obs, infos = vec_env.reset(seed=1)
@@ -529,14 +529,14 @@ def test_the_image_shows_agent_body_and_pit_where_the_factors_say():
         obs, *_, infos = vec_env.step(noise(step, 0, 30))
 
 
-def test_the_goal_image_is_what_one_sees_on_arrival():
+def test_the_goal_image_is_the_observation_on_arrival():
     vec_env = WindyRoomsVectorEnv(4, obs_type="image")
     _, infos = vec_env.reset(seed=2)
     obs, _ = vec_env.reset(seed=2, options={"factors": infos["goal_factors"]})
     np.testing.assert_array_equal(obs, infos["goal"])
 
 
-def test_a_picture_shows_agent_body_goal_pit_and_walls_where_the_factors_say():
+def test_a_picture_shows_agent_goal_pit_and_walls_where_the_factors_say():
     vec_env = WindyRoomsVectorEnv(6, layout_seed=2)
     _, infos = vec_env.reset(seed=0)
     body, goal = (vec_env.factors_to_pixels(infos[name]) for name in ("factors", "goal_factors"))
@@ -562,7 +562,7 @@ def test_a_picture_shows_agent_body_goal_pit_and_walls_where_the_factors_say():
         assert (wall.T.mean(0) > 0.9).sum() == len(lines) == 6
 
 
-def test_torch_and_numpy_tell_the_same():
+def test_torch_and_numpy_give_the_same_numbers():
     text_out = {}
     for output in ("numpy", "torch"):
         vec_env = WindyRoomsVectorEnv(2, output=output)
@@ -581,7 +581,7 @@ def test_torch_and_numpy_tell_the_same():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("obs_type", ["state", "image"])
-def test_gymnasium_accepts_the_world(obs_type):
+def test_gymnasium_accepts_the_env(obs_type):
     made = gymnasium.make("ami/WindyRooms-v0", obs_type=obs_type, render_mode="rgb_array").unwrapped
     check_env(made)
     assert isinstance(made, WindyRoomsEnv)
@@ -594,7 +594,7 @@ def test_gymnasium_accepts_the_world(obs_type):
 
 
 @pytest.mark.parametrize("mode", [None, "sync", "vector_entry_point"])
-def test_gymnasium_makes_the_same_worlds_whichever_way(mode):
+def test_gymnasium_makes_the_same_envs_by_every_function(mode):
     vec_env = gymnasium.make_vec(
         "ami/WindyRooms-v0", num_envs=3, vectorization_mode=mode, layout_seed=5
     )
@@ -632,7 +632,7 @@ def test_unusable_settings_are_refused_by_name(settings, named):
 
 @pytest.mark.parametrize("name", ["factors", "goal_factors"])
 @pytest.mark.parametrize("wrong", [1.2, -0.1, math.nan])
-def test_unusable_factors_are_refused_by_name_and_world(name, wrong):
+def test_unusable_factors_are_refused_by_name_and_env(name, wrong):
     vec_env, infos = make_env(3)
     given = infos[name].clone()
     with pytest.raises(ValueError, match=rf"{name} has shape \[2, 2\]; it must be \[3, 2\]"):
@@ -642,7 +642,7 @@ def test_unusable_factors_are_refused_by_name_and_world(name, wrong):
         vec_env.reset(options={name: given})
 
 
-def test_goals_in_the_pit_are_refused_and_bodies_are_not():
+def test_goals_in_the_pit_are_refused_and_starts_are_not():
     vec_env, infos = make_env(3)
     given = infos["goal_factors"].clone()
     given[2] = (vec_env.pit.low + vec_env.pit.high) / 2
@@ -652,7 +652,7 @@ def test_goals_in_the_pit_are_refused_and_bodies_are_not():
     assert infos["fallen"].tolist() == [False, False, True]
 
 
-def test_factors_put_back_give_the_same_moment():
+def test_an_episode_restored_from_its_factors_has_the_same_state():
     vec_env, _ = make_env(20, obs_type="image")
     for _ in range(30):
         obs, *_, infos = vec_env.step(vec_env.behaviour_action())
@@ -664,7 +664,7 @@ def test_factors_put_back_give_the_same_moment():
         torch.testing.assert_close(text_out[name], infos[name])
 
 
-def test_what_was_told_stays_as_it_was():
+def test_writing_into_returned_infos_does_not_change_the_env():
     vec_env = WindyRoomsVectorEnv(2)
     obs, infos = vec_env.reset(seed=0)
     kept = {name: part.copy() for name, part in {"obs": obs, **infos}.items()}
@@ -674,7 +674,7 @@ def test_what_was_told_stays_as_it_was():
         np.testing.assert_array_equal(part, kept[name], err_msg=name)
 
 
-def test_a_box_holds_its_border():
+def test_a_box_contains_its_border():
     box = Box(torch.tensor([0.25, 0.25]), torch.tensor([0.5, 0.75]))
     positions = torch.tensor([[0.25, 0.5], [0.5, 0.75], [0.2, 0.5], [0.3, 0.8]])
     assert box.contains(positions).tolist() == [True, True, False, False]

@@ -111,7 +111,7 @@ def test_an_action_changes_the_future_and_never_the_past(dynamics):
 
 
 @any_dynamics
-def test_proposals_are_imagined_as_if_each_were_alone(dynamics):
+def test_candidates_are_imagined_independently(dynamics):
     # in doubles: waves make much of what is rounded otherwise in a batch
     model, state = world_model(dynamics).double(), normal(3, 18).double()
     actions = normal(3, 4, 5, 2).double()
@@ -124,7 +124,7 @@ def test_proposals_are_imagined_as_if_each_were_alone(dynamics):
 
 @any_dynamics
 @pytest.mark.parametrize("others", [0, 2])
-def test_deciding_as_one_goes_is_deciding_after_every_step_and_disturbs_nobody(dynamics, others):
+def test_a_closed_loop_rollout_decides_after_every_step_and_disturbs_no_candidate(dynamics, others):
     model, state = world_model(dynamics).double(), normal(3, 18).double()
     given = normal(3, others, 4, 2).double()
 
@@ -140,7 +140,7 @@ def test_deciding_as_one_goes_is_deciding_after_every_step_and_disturbs_nobody(d
 
 
 @any_dynamics
-def test_an_env_model_that_knows_nothing_expects_no_change(dynamics):
+def test_an_untrained_residual_model_predicts_no_change(dynamics):
     is_first = fresh_model(dynamics, (2, 3, 3))
     states = is_first.imagine(normal(1, 18), normal(1, 1, 4, 2)).states
     assert torch.equal(states, states[:, :, :1].expand_as(states))
@@ -161,7 +161,7 @@ def test_on_a_map_a_change_reaches_its_neighbourhood_in_one_step_and_no_further(
     assert torch.equal(reached_from(0, 0), distance <= 2)
 
 
-def test_on_a_map_the_same_happens_in_every_place():
+def test_on_a_map_the_dynamics_are_the_same_in_every_place():
     dynamics = world_model("map", (2, 9, 9)).level(0).dynamics
     state, action = torch.zeros(1, 2, 9, 9), normal(1, 2)
     state[..., 3:5, 3:5] = normal(1, 2, 2, 2)
@@ -194,7 +194,7 @@ def test_any_encoder_goes_with_any_dynamics(encoder, dynamics):
 
 
 @any_dynamics
-def test_a_pair_of_states_tells_its_action_whatever_the_other_pairs_are(dynamics):
+def test_the_inverse_head_reads_the_action_of_each_pair_of_states(dynamics):
     inverse = world_model(dynamics).level(0).dynamics.inverse
     now, after = normal(2, 3, 18, seed=1), normal(2, 3, 18, seed=2)
     torch.testing.assert_close(inverse(now, after)[1, 2], inverse(now[1:, 2], after[1:, 2])[0])
@@ -208,7 +208,7 @@ def test_patches_are_a_convolution_over_pixels_from_0_to_1():
 
 
 @any_encoder
-def test_all_pixels_are_observed_but_those_beyond_the_last_patch(encoder):
+def test_all_pixels_are_read_but_those_beyond_the_last_patch(encoder):
     perception = make_evaluators(encoder).double()
     beyond = encoder == "points"  # its first layer is no patches, but a convolution
     for row, column, observed in ((0, 0, True), (11, 11, True), (12, 0, beyond), (0, 13, beyond)):
@@ -218,32 +218,32 @@ def test_all_pixels_are_observed_but_those_beyond_the_last_patch(encoder):
 
 
 @any_encoder
-def test_each_picture_is_observed_by_itself(encoder):
+def test_images_are_encoded_independently(encoder):
     perception = make_evaluators(encoder)
     torch.testing.assert_close(perception(picture(), {})[1], perception(picture()[1:2], {})[0])
 
 
 @any_encoder
-def test_a_map_keeps_places_and_a_vector_has_none(encoder):
+def test_a_map_keeps_locations_and_a_vector_has_none(encoder):
     shape = ENCODERS[encoder].build({"obs": PIXELS}).shape
     assert shape == ((2, 3, 3) if encoder == "map" else (5, 1, 1))
 
 
 @pytest.mark.parametrize("encoder", ["vector", "map"])
 @pytest.mark.parametrize("shape", [(4,), (3, 8, 3), (2, 2, 2)])
-def test_what_is_no_picture_or_too_small_is_refused_by_name(encoder, shape):
+def test_inputs_that_are_no_images_or_too_small_are_refused_by_name(encoder, shape):
     with pytest.raises(ConfigError, match=rf"{str(shape)[1:-1]}.* at least 4 by 4"):
         ENCODERS[encoder].build({"obs": shape})
 
 
 @pytest.mark.parametrize("encoder", ["vector", "map"])
-def test_who_has_eyes_only_is_not_given_another_sense(encoder):
+def test_an_image_encoder_refuses_other_modalities(encoder):
     with pytest.raises(ConfigError, match=r"touch \(7,\).*are no images"):
         ENCODERS[encoder].build({"obs": PIXELS, "touch": (7,)})
 
 
 @pytest.mark.parametrize("shape", [(), (3, 8, 3), (2, 2, 2), (3, 8, 8, 1)])
-def test_what_is_no_sense_is_refused_by_name(shape):
+def test_inputs_of_no_modality_are_refused_by_name(shape):
     with pytest.raises(ConfigError, match=r"'left' has shape .* at least 4 by 4"):
         ENCODERS["senses"].build({"right": PIXELS, "left": shape})
 
@@ -259,7 +259,7 @@ def body() -> nn.Module:
     return awake(ENCODERS["senses"].build(shapes))
 
 
-def test_things_are_observed_alike_each_in_a_part_of_the_state_of_its_own():
+def test_a_set_of_objects_is_encoded_by_shared_weights_each_into_its_own_part_of_the_state():
     perception, here, order = body(), sensed(), [2, 0, 3, 1]
     state = perception(here, {})
     turned = perception({**here, "things": here["things"][:, order]}, {})
@@ -273,7 +273,7 @@ def test_things_are_observed_alike_each_in_a_part_of_the_state_of_its_own():
         assert not change[:, :-16].any()
 
 
-def test_each_sense_changes_the_state_and_one_of_gain_0_cannot():
+def test_each_modality_changes_the_state_and_one_of_weight_0_cannot():
     perception, here = body(), sensed()
     for name in here:
         other = {**here, name: sensed(seed=1)[name]}
@@ -282,7 +282,7 @@ def test_each_sense_changes_the_state_and_one_of_gain_0_cannot():
             assert same == (gain == 0)
 
 
-def test_a_gain_may_differ_from_moment_to_moment():
+def test_a_modality_weight_may_differ_from_step_to_step():
     perception, here, gains = body(), sensed(), torch.tensor([0.0, 0.5, 1.0])
     together = perception(here, {"touch": gains})
     for projected_step in range(3):
@@ -291,7 +291,7 @@ def test_a_gain_may_differ_from_moment_to_moment():
         torch.testing.assert_close(together[projected_step], state[0])
 
 
-def test_the_state_itself_is_a_target_through_which_learning_flows():
+def test_the_online_target_passes_gradients():
     state = normal(3, 4).requires_grad_()
     assert OnlineTargetConfig().build(nn.Linear(4, 4))(normal(3, 4, seed=1), state, {}) is state
 
@@ -303,7 +303,7 @@ class Straight(nn.Linear):
         return super().forward(obs)
 
 
-def test_an_average_lags_behind_by_its_decay():
+def test_the_ema_target_follows_by_its_decay():
     perception = Straight(1, 1, bias=False)
     target = EMATargetConfig(decay=0.9).build(perception)
     target.update(perception)
@@ -316,7 +316,7 @@ def test_an_average_lags_behind_by_its_decay():
     assert observed == pytest.approx([0.1, 0.19], abs=1e-6)
 
 
-def test_an_average_is_not_moved_by_learning_and_passes_no_gradient_on():
+def test_the_ema_target_has_no_gradient():
     perception = Straight(4, 4)
     target = EMATargetConfig().build(perception)
     obs = normal(3, 4)
@@ -328,7 +328,7 @@ def test_an_average_is_not_moved_by_learning_and_passes_no_gradient_on():
 
 
 @any_encoder
-def test_the_gain_of_a_picture_goes_by_the_name_of_its_sense(encoder):
+def test_the_weight_of_an_image_goes_by_the_name_of_its_modality(encoder):
     look = awake(ENCODERS[encoder].build({"view": PIXELS}))
     view = {"view": torch.randint(0, 255, (3, *PIXELS), dtype=torch.uint8)}
     assert not torch.allclose(look(view, {"view": 0.0}), look(view, {"view": 1.0}))

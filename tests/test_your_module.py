@@ -80,13 +80,13 @@ def test_the_documentation_has_all_five():
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_commands_of_the_documentation_work_as_they_stand(file, files):
+def test_the_commands_of_the_documentation_work_unchanged(file, files):
     for command in COMMANDS:
         if file in command:
             assert run(command) == 0, command
 
 
-def test_a_run_folder_makes_no_file_be_imported(files, capsys):
+def test_a_run_folder_imports_no_file(files, capsys):
     assert run(COMMANDS[0]) == 0
     folder = files / "runs" / "two-rooms" / "0"
     assert '"my_encoder.MyEncoderConfig"' in (folder / "config.json").read_text()
@@ -154,7 +154,7 @@ class NoBuildConfig:
         ("cost.intrinsic", {"critic": BrokenConfig()}, "a cost is called 'critic' already"),
     ],
 )
-def test_what_does_not_fit_is_named_in_one_line(path, settings, message, tiny):
+def test_components_that_do_not_fit_are_named_in_one_line(path, settings, message, tiny):
     config = ami.override(tiny, {path: settings})
     with closing(tiny.env.build(1)) as env:
         spec = env.spec
@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_named_in_one_line(path, settings, message, tiny):
     assert "\n" not in str(error.value)
 
 
-def test_settings_of_the_users_own_come_back_from_json(tiny, monkeypatch):
+def test_settings_of_the_users_own_are_read_back_from_json(tiny, monkeypatch):
     monkeypatch.setattr(custom, "_named", {__name__: __name__})
     config = ami.override(
         tiny, {"perception": NarrowConfig(), "cost.intrinsic": {"odd": BrokenConfig(weight=2.0)}}
@@ -323,7 +323,7 @@ def test_override_keeps_values_of_none_and_refuses_a_part_beside_its_whole():
         ami.override(base, {"recipe.x": 1})
 
 
-def test_options_of_one_energy_teach_the_policy_nothing_but_rounding_none():
+def test_of_options_of_equal_energy_the_policy_learns_none_and_of_rounding_errors_little():
     energy = 1e4 + 1e-3 * torch.tensor([[0.0, 1.0, 0.0]])
     logits = torch.zeros(1, 3, requires_grad=True)
     (slope,) = torch.autograd.grad(choice_loss(logits, energy, (3,))["choice"], logits)

@@ -79,7 +79,7 @@ def test_an_observation_that_is_not_a_number_is_refused_on_arrival():
         env.step(obs, act(obs))
 
 
-def test_several_senses_arrive_by_name_as_they_are():
+def test_several_modalities_arrive_by_name_unchanged():
     space = Dict(sight=SIGHT, touch=Box(-1, 1, (3,), np.float32))
     env = make_room(observation_space=space)
     assert env.spec.shapes == {"sight": (2, 8, 8), "touch": (3,)}
@@ -102,7 +102,7 @@ def test_an_env_without_a_goal_is_refused(tmp_path):
         ami.evaluate(agent, "ami-test/Room-v0", episodes=2)
 
 
-def test_random_motion_is_drawn_from_all_that_can_be_done_and_the_seed_decides_it():
+def test_random_actions_cover_the_action_space_and_the_seed_decides_them():
     env = EnvConfig(id="ami/TwoRooms-v0", variant="fixed").build(64)
     sampled = []
     for seed in (3, 3, 4):
@@ -116,7 +116,7 @@ def test_random_motion_is_drawn_from_all_that_can_be_done_and_the_seed_decides_i
     assert sampled[0].std() == pytest.approx(3**-0.5, abs=0.05)
 
 
-def test_an_env_of_ours_is_made_without_importing_us_first():
+def test_an_env_of_ours_is_made_without_importing_it_first():
     import subprocess
     import sys
     from pathlib import Path
@@ -128,14 +128,14 @@ def test_an_env_of_ours_is_made_without_importing_us_first():
 
 
 @pytest.mark.parametrize("vector", ["auto", "sync", "async"])
-def test_what_an_env_says_of_itself_is_known_however_it_is_stepped(vector):
+def test_interoception_and_factors_of_an_env_are_known_in_every_vectorization_mode(vector):
     config = EnvConfig(id="ami-test/Room-v0", vectorization_mode=vector)
     with closing(config.build(2)) as env:
         assert env.description == "A room <b>."
 
 
 @pytest.mark.parametrize("name", sorted(ENVS))
-def test_every_env_of_ours_says_what_there_is_to_see(name):
+def test_every_env_of_ours_describes_its_pictures(name):
     pytest.importorskip("mujoco")
     single = EnvConfig(id=name, vectorization_mode="sync")
     with closing(EnvConfig(id=name).build(2)) as many, closing(single.build(1)) as one:
@@ -143,7 +143,7 @@ def test_every_env_of_ours_says_what_there_is_to_see(name):
         assert "(blue)" in many.description
 
 
-def test_envs_say_whether_they_are_always_the_same():
+def test_envs_say_whether_they_are_deterministic():
     def about(name, **options):
         with closing(EnvConfig(id=name, options=options).build(1)) as env:
             return env.description

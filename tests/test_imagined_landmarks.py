@@ -41,7 +41,7 @@ def still(seed: int = 0) -> Tensor:
     return torch.randn(CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_glance_sees_the_map_around_the_agent_body():
+def test_a_glimpse_shows_the_map_around_the_agent():
     glance, build_wrappers = GLANCE.build(SHAPE), still()
     observed = glance(scene(2, 3, build_wrappers))[0]
     assert observed[:4].tolist() == pytest.approx(scene(2, 3, build_wrappers)[0, :4].tolist())
@@ -53,7 +53,7 @@ def test_a_glance_sees_the_map_around_the_agent_body():
     torch.testing.assert_close(between, half, atol=1e-5, rtol=0)
 
 
-def test_every_point_has_a_glance_of_its_own():
+def test_every_point_has_a_glimpse_of_its_own():
     two = GlimpseConfig(points=2, channels=CHANNELS, radius=0).build((8 + CHANNELS * SIDE**2, 1, 1))
     position = torch.tensor([1.0, 4.0, 2.0, 3.0]) / (SIDE - 1) * 2 - 1  # x of both, then y of both
     state = torch.cat([POSITION_SCALE * position, torch.zeros(4), still().flatten()])[None]
@@ -62,7 +62,7 @@ def test_every_point_has_a_glance_of_its_own():
     torch.testing.assert_close(observed[:, 1], still()[:, 3, 4], atol=1e-5, rtol=0)
 
 
-def test_a_glance_takes_any_batch_and_tells_which_way_more_is_to_be_observed():
+def test_a_glimpse_accepts_any_batch_and_has_a_gradient_in_its_position():
     glance = GLANCE.build(SHAPE)
     rising = torch.arange(SIDE).float().expand(CHANNELS, SIDE, SIDE)  # from column to column
     state = scene(2.3, 3, rising).requires_grad_()
@@ -74,7 +74,7 @@ def test_a_glance_takes_any_batch_and_tells_which_way_more_is_to_be_observed():
 
 
 @pytest.mark.parametrize("shape", [(4 + 2 * 35, 1, 1), (4, 1, 1), (2, 1, 1)])
-def test_what_is_no_scene_is_refused(shape):
+def test_maps_without_keypoint_channels_are_refused(shape):
     for config in (GlimpseDynamicsConfig(glimpse=GLANCE), GlimpseQuasimetricConfig(glimpse=GLANCE)):
         with pytest.raises(ConfigError, match=f"a state of {shape[0]} numbers does not hold"):
             config.build(shape, 2) if isinstance(config, GlimpseDynamicsConfig) else config.build(
@@ -89,7 +89,7 @@ def lively() -> MLPDynamics:
     return model
 
 
-def test_what_stays_stays_and_only_what_is_near_matters():
+def test_static_channels_stay_and_only_those_nearby_matter():
     model, act = lively(), torch.tensor([[0.3, -1.0]])
     before = scene(1, 1, still())
     after = model(before, act)
@@ -109,7 +109,7 @@ def test_what_stays_stays_and_only_what_is_near_matters():
     )
 
 
-def test_how_far_it_is_depends_on_what_is_around_both_ends():
+def test_the_distance_depends_on_the_map_around_both_ends():
     torch.manual_seed(0)
     distance = GlimpseQuasimetricConfig(glimpse=GLANCE).build(SHAPE)
     start, goal = scene(1, 1, still()), scene(4, 4, still())
@@ -129,7 +129,7 @@ def image(seed: int) -> Tensor:
     return torch.randint(256, (3, 12, 12), generator=torch.Generator().manual_seed(seed)).byte()
 
 
-def test_a_scene_is_what_moves_and_then_what_stays():
+def test_a_keypoint_map_is_the_moving_channels_and_then_the_static_ones():
     see = make_evaluators(channels=2)
     assert see.shape == (4 + 2 * 6 * 6, 1, 1)
     one, moved, walled = image(0), image(0), image(0)
@@ -166,7 +166,7 @@ def test_a_scene_is_what_moves_and_then_what_stays():
         ({"stride": 0}, (3, 12, 12), "stride is 0"),
     ],
 )
-def test_what_cannot_be_observed_as_a_scene_is_refused(output, shape, message):
+def test_observations_without_static_channels_are_refused(output, shape, message):
     with pytest.raises(ConfigError, match=message):
         KeypointMapEncoderConfig(**output).build({"obs": shape})
 
@@ -213,7 +213,7 @@ def with_target(goal: Tensor):
     return make_context(goal, weights={"critic": 1.0})
 
 
-def test_landmarks_are_where_imagination_leads_and_nowhere_else():
+def test_imagined_landmarks_are_reachable_states_alone():
     positions = imagining().build(START, GOAL).landmarks[0]
     assert positions.shape == (97, 2)
     assert torch.equal(positions[0], START[0])
@@ -228,7 +228,7 @@ def test_landmarks_are_where_imagination_leads_and_nowhere_else():
     assert steps.min() >= 2.0
 
 
-def test_the_way_leads_round_the_wall():
+def test_the_path_leads_round_the_wall():
     level = imagining(subgoal_spacing=1.0)  # who goes straight there would cut corners
     state = START
     passed = []
@@ -247,7 +247,7 @@ def test_the_way_leads_round_the_wall():
     assert torch.equal(imagining(num_landmarks=2)(START, with_target(GOAL)).goal, GOAL)
 
 
-def test_the_price_of_the_way_is_the_cheapest():
+def test_the_cost_of_a_path_is_the_least():
     level = imagining()
     graph = level.build(START, GOAL)
     every = torch.cat([graph.landmarks[0], GOAL])
@@ -258,7 +258,7 @@ def test_the_price_of_the_way_is_the_cheapest():
     np.testing.assert_allclose(graph.cost_to_go[0].numpy(), known, rtol=1e-3, atol=0.1)
 
 
-def test_the_cheapest_way_is_found_whatever_the_order():
+def test_the_cheapest_path_is_found_whatever_the_order():
     line = torch.full((4, 4), torch.inf)
     line[3, 1] = line[1, 0] = line[0, 2] = 1.0
     last = torch.tensor([torch.inf, torch.inf, 1.0, 50.0])
@@ -284,7 +284,7 @@ def test_envs_do_not_mix_and_a_seed_imagines_the_same():
     assert not torch.equal(level.carry.graph.landmarks[:, 1:], once[:, 1:])
 
 
-def test_landmarks_stand_for_an_episode():
+def test_landmarks_are_kept_for_an_episode():
     level = imagining()
     level(START, with_target(GOAL))
     first = level.carry.graph.landmarks
@@ -295,7 +295,7 @@ def test_landmarks_stand_for_an_episode():
     assert not torch.equal(level.carry.graph.landmarks, first)
 
 
-def test_who_gets_nowhere_goes_closely_and_then_another_way():
+def test_without_progress_the_agent_follows_closely_and_then_takes_another_path():
     level = imagining(subgoal_spacing=3.0, stuck_after=2)
     tried = [level(START, with_target(GOAL)).goal for _ in range(40)]  # whatever it is told
     away = [float(straight(START, goal)) for goal in tried]
@@ -310,7 +310,7 @@ def test_who_gets_nowhere_goes_closely_and_then_another_way():
     assert torch.equal(lively(START, with_target(GOAL)).goal, first)
 
 
-def test_who_can_not_go_straight_to_the_goal_goes_another_way():
+def test_where_the_direct_way_fails_another_path_is_taken():
     zero_weights, near = (
         straight,
         torch.tensor([[2.2, 1.0]]),
@@ -333,7 +333,7 @@ def test_near_goals_are_pursued_directly_and_none_where_there_is_none():
     assert level(START, idle) is idle
 
 
-def test_without_a_critic_nobody_knows_how_far_landmarks_are_apart():
+def test_without_a_goal_critic_landmarks_have_no_distances():
     with pytest.raises(ConfigError, match="ImaginedLandmarkGraph needs the critic's distance"):
         ImaginedLandmarkGraphConfig().build((2, 1, 1), 2, None, walking(4))
 
@@ -352,12 +352,12 @@ def test_without_a_critic_nobody_knows_how_far_landmarks_are_apart():
         "max_edges",
     ],
 )
-def test_a_level_of_nothing_is_refused(setting):
+def test_settings_of_zero_are_refused(setting):
     with pytest.raises(ConfigError, match=f"{setting} is 0"):
         ImaginedLandmarkGraphConfig(**{setting: 0})
 
 
-def test_the_recipe_learns_and_hopes(tmp_path):
+def test_the_recipe_trains_and_gives_subgoals(tmp_path):
     config = small(recipes.recipe("maze-random"))
     agent = train(config, out=tmp_path / "run", seed=0)
     controller = agent.controller(tensors=True)
@@ -369,7 +369,7 @@ def test_the_recipe_learns_and_hopes(tmp_path):
     assert plan.subgoals.shape == (3, 1, agent.shape[0])
 
 
-def test_restlessness_is_no_match_for_subgoals():
+def test_stuck_recovery_is_refused_with_imagined_landmarks():
     config = override(
         small(recipes.recipe("maze-random")), {"actor.stuck_recovery": StuckPerturbationConfig()}
     )
@@ -377,7 +377,7 @@ def test_restlessness_is_no_match_for_subgoals():
         check_stages(config)
 
 
-def test_layouts_of_training_are_not_those_of_the_evaluate():
+def test_training_and_evaluation_have_different_layouts():
     config = recipes.recipe("maze-random")
     assert config.env.options["split"] == "train"
     assert config.eval_env.options["split"] == "test"

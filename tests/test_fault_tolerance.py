@@ -109,7 +109,7 @@ def explorer(config):
     return config.collect.start(agent, config.env, 1)
 
 
-def test_episode_goes_on_in_other_episodes_and_memory_joins_none(caplog):
+def test_training_continues_in_other_episodes_and_the_replay_buffer_joins_none(caplog):
     stage_run = explorer(recipe())
     for step in range(40):
         if step in (4, 25):  # in the middle of an episode
@@ -135,7 +135,7 @@ def test_episode_goes_on_in_other_episodes_and_memory_joins_none(caplog):
     stage_run.finish()
 
 
-def test_what_is_drawn_at_random_goes_on_as_the_seed_wants_it():
+def test_random_draws_continue_as_the_seed_determines():
     def drawn(dies):
         with closing(diary().build(2)) as env:
             obs, _ = env.reset(3)
@@ -150,7 +150,7 @@ def test_what_is_drawn_at_random_goes_on_as_the_seed_wants_it():
     assert torch.equal(drawn(dies=True), drawn(dies=False))
 
 
-def test_any_agent_does_not_expect_it_is_stopped_and_may_begin_again(caplog):
+def test_a_caller_that_does_not_handle_a_death_is_stopped_and_may_reset(caplog):
     with closing(diary().build(2)) as env:
         obs, _ = env.reset(0)
         steps = rollout(behaviour_policy(env), env, obs)
@@ -168,7 +168,7 @@ def test_any_agent_does_not_expect_it_is_stopped_and_may_begin_again(caplog):
 
 
 @pytest.mark.parametrize(("distance", "ends"), [(1, True), (DEATH_WINDOW, False)])
-def test_too_many_deaths_are_no_accident(distance, ends):
+def test_repeated_deaths_of_a_worker_end_the_run(distance, ends):
     with closing(diary().build(1)) as env:
         for death in range(MAX_DEATHS):
             obs, _ = env.reset(0)
@@ -181,7 +181,7 @@ def test_too_many_deaths_are_no_accident(distance, ends):
             assert isinstance(raised.value, WorkerDied) != fatal
 
 
-def test_what_an_env_does_wrong_itself_ends_it_and_only_we_speak_of_it(recwarn, caplog):
+def test_errors_of_the_environment_itself_end_the_run_and_are_reported_once(recwarn, caplog):
     env = diary(raises=True).build(2)
     obs, _ = env.reset(0)
     workers = env.unwrapped.processes
@@ -193,7 +193,7 @@ def test_what_an_env_does_wrong_itself_ends_it_and_only_we_speak_of_it(recwarn, 
     assert not caplog.records
 
 
-def test_an_evaluation_begins_again_and_finds_the_same(tmp_path, caplog):
+def test_an_evaluation_is_repeated_with_the_same_result(tmp_path, caplog):
     once = str(tmp_path / "died")
     found, sound = (run_many(make_random_policy, diary(**o), 3, 0, "cpu") for o in (
         {"dies_at": 5, "once": once}, {}
@@ -206,7 +206,7 @@ def test_an_evaluation_begins_again_and_finds_the_same(tmp_path, caplog):
         run_many(make_random_policy, diary(dies_at=5), 3, 0, "cpu")
 
 
-def test_a_death_while_a_plan_is_timed_or_watched_ends_nothing(tiny, tmp_path, monkeypatch):
+def test_a_death_while_an_agent_is_timed_or_recorded_ends_nothing(tiny, tmp_path, monkeypatch):
     agent = ami.train(tiny, out=tmp_path / "run")
     for name in (
         "ami_agent.evaluation.evaluate.latency",
@@ -227,7 +227,7 @@ def test_a_death_while_a_plan_is_timed_or_watched_ends_nothing(tiny, tmp_path, m
     assert len(episodes[0].states) > 0
 
 
-def test_put_away_after_a_death_it_is_taken_up_in_other_episodes():
+def test_a_run_saved_after_a_death_is_resumed_in_other_episodes():
     config = recipe()
 
     def started():
@@ -256,7 +256,7 @@ def test_put_away_after_a_death_it_is_taken_up_in_other_episodes():
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
-def test_the_seed_decides_every_step_in_processes_as_without_them(name):
+def test_the_seed_decides_every_step_in_worker_processes_as_without_them(name):
     def collect_data(vector, seed):
         config = EnvConfig(id=name, vectorization_mode=vector, max_episode_steps=20)
         with closing(config.build(3)) as env:
@@ -277,12 +277,12 @@ def test_the_seed_decides_every_step_in_processes_as_without_them(name):
         assert not torch.equal(part, strange) or name == "CartPole-v1"  # which always earns 1
 
 
-def test_a_run_is_reported_in_one_line_and_ends_well(tmp_path):
+def test_a_death_is_reported_in_one_line_and_the_run_completes(tmp_path):
     (tmp_path / "diary.py").write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "import gymnasium\n"
-        "from tests.test_guard import Diary\n"
+        "from tests.test_fault_tolerance import Diary\n"
         f"gymnasium.register({gymnasium_id!r}, entry_point=Diary)\n"
     )
     argv = [
@@ -370,7 +370,7 @@ class Growing(Ancient):
         (Growing, "observation is not of its observation_space"),
     ],
 )
-def test_an_env_of_another_time_and_one_that_leaves_are_reported_in_a_line(kind, message):
+def test_a_step_of_the_old_interface_and_an_exit_are_reported_in_one_line(kind, message):
     gymnasium.register("ami-test/Odd-v0", entry_point=kind, disable_env_checker=True)
     try:
         with closing(EnvConfig(id="ami-test/Odd-v0").build(1)) as env:

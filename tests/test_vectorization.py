@@ -126,7 +126,7 @@ def collect_data(env, steps, seed=0):
     ],
     ids=str,
 )
-def test_memory_never_joins_two_episodes(config):
+def test_the_replay_buffer_never_joins_two_episodes(config):
     env = config.build(3)
     steps = collect_data(env, 40)
     for step, following in pairwise(steps):
@@ -148,7 +148,7 @@ def test_memory_never_joins_two_episodes(config):
         assert after[:, 1].max() == lasts
 
 
-def test_the_pole_that_gymnasium_steps_in_batches_episodes_as_one_that_it_steps_alone():
+def test_cartpole_stepped_in_batches_gives_the_episodes_of_cartpole_stepped_alone():
     ways = ("auto", "sync")
     found = [
         collect_data(EnvConfig(id="CartPole-v1", vectorization_mode=way).build(2), 60)
@@ -163,7 +163,7 @@ def test_the_pole_that_gymnasium_steps_in_batches_episodes_as_one_that_it_steps_
             assert (moved[~is_first].abs() < 1).all()
 
 
-def test_what_an_env_tells_at_an_end_is_not_lost_where_another_begins_anew():
+def test_the_final_observation_of_an_episode_is_not_lost_in_a_reset():
     results = run_many(make_random_policy, EnvConfig(id="ami-test/Waits-v0"), 3, 0, "cpu")
     assert results.length.tolist() == [3, 4, 5]
     assert results.success.tolist() == [1, 1, 1]
@@ -173,7 +173,7 @@ def test_what_an_env_tells_at_an_end_is_not_lost_where_another_begins_anew():
     assert unknown.signal_sums[:, 0].tolist() == [1 + 2 + 3] * 3
 
 
-def test_time_that_runs_out_is_no_death_and_only_mortals_feel_it():
+def test_a_truncation_is_no_termination_and_only_the_terminal_channel_shows_one():
     env = EnvConfig(id="ami-test/Count-v0", max_episode_steps=2, terminal_channel=True).build(1)
     assert env.spec.interoception == ("reward", "alive")
     first, last, *_ = collect_data(env, 3)
@@ -185,7 +185,7 @@ def test_time_that_runs_out_is_no_death_and_only_mortals_feel_it():
     assert dead.transition.interoception.tolist() == [[3, 0]]
 
 
-def test_an_action_that_is_held_adds_up_what_it_earns_and_ends_with_the_episode():
+def test_a_repeated_action_adds_up_its_rewards_and_ends_with_the_episode():
     env = EnvConfig(id="ami-test/Count-v0", action_repeat=2).build(1)
     first, second = collect_data(env, 2)
     assert first.transition.interoception.item() == 1 + 2
@@ -193,14 +193,14 @@ def test_an_action_that_is_held_adds_up_what_it_earns_and_ends_with_the_episode(
     assert second.transition.terminated.item()
 
 
-def test_moments_are_stacked_the_latest_last():
+def test_frames_are_stacked_the_latest_last():
     env = EnvConfig(id="ami-test/Count-v0", frame_stack=3).build(1)
     assert env.spec.shapes == {"obs": (6,)}
     observed = [step.transition.next_obs[0].tolist() for step in collect_data(env, 2)]
     assert observed[1][1::2] == [0, 1, 2]
 
 
-def test_the_seed_decides_the_episode_in_every_way_of_stepping():
+def test_the_seed_decides_the_episode_in_every_vectorization_mode():
     def drawn(vector, seed):
         return collect_data(
             EnvConfig(id="Pendulum-v1", vectorization_mode=vector).build(2), 5, seed
@@ -212,7 +212,7 @@ def test_the_seed_decides_the_episode_in_every_way_of_stepping():
         assert not torch.equal(one.next_obs, other.next_obs)
 
 
-def test_what_is_in_a_file_is_known_once_it_is_imported(tmp_path):
+def test_environments_of_a_file_are_registered_by_its_import(tmp_path):
     own = tmp_path / "own.py"
     own.write_text(
         "import gymnasium\n"
@@ -244,14 +244,14 @@ def test_envs_that_can_not_be_made_are_refused_in_one_line(config, message):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("vector", ["sync", "async"])
-def test_an_env_that_breaks_in_the_middle_says_what_happened(vector):
+def test_an_env_that_fails_within_an_episode_is_reported(vector):
     config = EnvConfig(id="ami-test/Count-v0", vectorization_mode=vector, options={"fails_at": 2})
     with pytest.raises(EnvError, match=r"failed in step: RuntimeError: .*the rope broke"):
         collect_data(config.build(2), 3)
 
 
 @pytest.mark.filterwarnings("ignore")  # Gymnasium has much to say about such worlds
-def test_an_env_of_the_old_kind_and_one_that_lies_about_its_space_are_reported_apart():
+def test_an_env_of_the_old_interface_and_one_outside_its_space_are_reported_apart():
     with pytest.raises(EnvError, match=r"failed in step: .*`info` returned"):
         collect_data(EnvConfig(id="ami-test/OldStyle-v0").build(1), 1)
     for shown, message in ((np.nan, "holds NaN"), (5e6, "holds 5e.06.* outside its space")):
@@ -265,7 +265,7 @@ def test_an_env_of_the_old_kind_and_one_that_lies_about_its_space_are_reported_a
 @pytest.mark.parametrize(
     "output", [{"max_episode_steps": 30}, {"action_repeat": 2}, {"frame_stack": 2}]
 )
-def test_what_would_hide_what_our_envs_offer_is_refused_but_for_who_asks_for_it(output):
+def test_wrappers_that_hide_the_reference_policies_are_refused_unless_requested(output):
     with pytest.raises(ConfigError, match=r"one by one, without the ref.*max_episode_steps 30"):
         EnvConfig(id="ami/TwoRooms-v0", **output).build(2)
     EnvConfig(id="ami/TwoRooms-v0", vectorization_mode="sync", **output).build(2).close()
@@ -275,7 +275,7 @@ def test_what_would_hide_what_our_envs_offer_is_refused_but_for_who_asks_for_it(
 
 
 @pytest.mark.parametrize("text", ["raise ValueError('oh')", "import sys; sys.exit(0)"])
-def test_a_function_of_somebody_s_that_fails_is_reported_in_a_line(tmp_path, text):
+def test_a_function_of_the_users_own_that_fails_is_reported_in_one_line(tmp_path, text):
     file = tmp_path / "own.py"
     file.write_text(f"def make():\n    {text}\n")
     with pytest.raises(ConfigError, match=r"own\.py:make failed: (ValueError: oh|SystemExit: 0)"):

@@ -58,7 +58,7 @@ def context(tail: float, horizon: int = 3) -> TaskContext:
 STATE = torch.tensor([[0.0], [0.5]])
 
 
-def test_shares_of_the_worst():
+def test_cvar_weights_by_hand():
     energy = torch.tensor([[1.0, 4.0, 2.0, 3.0]])
     assert cvar_weights(energy, 1.0).tolist() == [[0.25, 0.25, 0.25, 0.25]]
     assert cvar_weights(energy, 0.5).tolist() == [[0, 0.5, 0, 0.5]]
@@ -66,7 +66,7 @@ def test_shares_of_the_worst():
     assert cvar_weights(energy, 0.375)[0].tolist() == pytest.approx([0, 2 / 3, 0, 1 / 3])
 
 
-def test_an_energy_is_that_of_its_futures_and_terms_add_up_to_it():
+def test_an_energy_is_that_of_its_futures_and_the_sum_of_its_terms():
     actions = torch.randn(2, 3, 3, 1).clamp(-1, 1)
     futures = imagine(STATE, actions, context(1.0).noise)
     each = sum(evaluate(futures, context(1.0)).values()).unflatten(1, (3, COUNT))
@@ -79,7 +79,7 @@ def test_an_energy_is_that_of_its_futures_and_terms_add_up_to_it():
     assert torch.allclose(middle, each.topk(2, -1).values.mean(-1))
 
 
-def test_what_is_shown_is_one_of_the_futures_that_hurts_about_as_much():
+def test_the_displayed_future_is_a_sample_of_about_that_energy():
     actions = torch.randn(2, 3, 3, 1).clamp(-1, 1)
     evaluated = make_evaluator().evaluate(STATE, actions, context(0.0))
     assert evaluated.rollout.states.shape == (2, 3, 4, 1)
@@ -88,14 +88,14 @@ def test_what_is_shown_is_one_of_the_futures_that_hurts_about_as_much():
     assert torch.allclose(shown, evaluated.energy)
 
 
-def test_the_same_chance_for_all_that_is_compared():
+def test_all_candidates_are_compared_with_the_same_noise():
     actions = torch.zeros(2, 3, 3, 1)
     energy = make_evaluator().evaluate(STATE, actions, context(1.0)).energy
     assert torch.equal(energy[:, 0], energy[:, 1])
     assert torch.equal(make_evaluator().evaluate(STATE, actions, context(1.0)).energy, energy)
 
 
-def test_the_next_plan_draws_other_noise_and_a_seed_the_same():
+def test_the_next_plan_draws_other_noise_and_a_seed_repeats_it():
     def drawn(seed: int) -> list[Tensor]:
         rng = torch.Generator().manual_seed(seed)
         return [ScenarioCVaR(COUNT, 1).sample(3, rng) for _ in range(3)]
@@ -107,7 +107,7 @@ def test_the_next_plan_draws_other_noise_and_a_seed_the_same():
 
 
 @pytest.mark.parametrize("how", ["act", "perceive"])
-def test_every_act_has_another_chance_and_an_episode_the_same_ones_again(how):
+def test_every_action_has_other_noise_and_an_episode_repeats_it(how):
     config = small(recipes.recipe("windy-rooms"))
     env = config.eval_env.build(2)
     agent = build(config, env.spec)
@@ -129,7 +129,7 @@ def test_every_act_has_another_chance_and_an_episode_the_same_ones_again(how):
     assert all(torch.equal(a, b) for a, b in zip(chances(), (first, second), strict=True))
 
 
-def test_every_part_of_the_range_is_drawn_once():
+def test_a_latin_hypercube_draws_every_interval_once():
     drawn = latin_hypercube(8, 5, 2, torch.Generator().manual_seed(0))
     assert drawn.shape == (8, 5, 2)
     part = (8 * drawn).long()
@@ -137,13 +137,13 @@ def test_every_part_of_the_range_is_drawn_once():
     assert len({tuple(order) for order in part[..., 0].T.tolist()}) > 1
 
 
-def test_what_is_drawn_is_less_than_one_whatever_is_rounded(monkeypatch):
+def test_a_latin_hypercube_stays_below_one_whatever_the_rounding(monkeypatch):
     most = 1 - 2**-24
     monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.full(shape, most))
     assert latin_hypercube(16, 1, 1, torch.Generator()).max() == most
 
 
-def test_where_all_can_be_known_one_future_is_enough():
+def test_a_deterministic_model_needs_one_future():
     assert ScenarioCVaRConfig().build(0) is None
     assert isinstance(ScenarioCVaRConfig().build(2), ScenarioCVaR)
     with pytest.raises(ConfigError, match="num_scenarios is 0"):
@@ -151,7 +151,7 @@ def test_where_all_can_be_known_one_future_is_enough():
 
 
 @pytest.mark.parametrize("planner", [GradientPlannerConfig, CEMConfig, MPPIConfig])
-def test_the_more_the_worst_counts_the_higher_a_plan_keeps(planner):
+def test_a_lower_cvar_level_keeps_further_from_the_pit(planner):
     """It is cheap to be low, but a gust throws who is low into the pit."""
 
     def height(tail: float) -> Tensor:

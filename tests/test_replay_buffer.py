@@ -95,7 +95,7 @@ def windows_by_hand(seed: int, steps: int, capacity: int, length: int) -> set[tu
     capacity=st.integers(1, 25),
     length=st.integers(1, 6),
 )
-def test_hands_out_exactly_the_windows_that_were_collected(seed, steps, capacity, length):
+def test_samples_exactly_the_windows_that_were_collected(seed, steps, capacity, length):
     memory = collect_data(seed, steps, capacity)
     expected = windows_by_hand(seed, steps, capacity, length)
     if not expected:
@@ -109,7 +109,7 @@ def test_hands_out_exactly_the_windows_that_were_collected(seed, steps, capacity
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), steps=st.integers(10, 60), capacity=st.integers(5, 25))
-def test_windows_drawn_together_share_their_episode(seed, steps, capacity):
+def test_windows_of_a_group_share_their_episode(seed, steps, capacity):
     observed = collect_data(seed, steps, capacity, ends=0.1).sample(40, 1, dice(seed), group_size=8)
     assert_is_one_stretch(observed)
     names = observed.obs[:, 0, :2].view(5, 8, 2)
@@ -128,7 +128,7 @@ def test_every_window_is_equally_likely(together):
     assert (counts - expected).abs().max() < 6 * (expected * together) ** 0.5
 
 
-def test_an_episode_has_one_number_and_no_other_has_it():
+def test_episode_ids_are_unique():
     observed = collect_data(seed=2, steps=80, capacity=60).sample(5000, 1, dice())
     pairs = torch.cat([observed.episode_id[:, None], observed.obs[:, 0, :2].long()], dim=1).unique(
         dim=0
@@ -138,7 +138,7 @@ def test_an_episode_has_one_number_and_no_other_has_it():
 
 
 @pytest.mark.parametrize(("steps", "capacity"), [(12, 50), (80, 30)])
-def test_recalls_whole_episodes(steps, capacity):
+def test_returns_whole_episodes(steps, capacity):
     memory = collect_data(seed=3, steps=steps, capacity=capacity)
     windows = [memory.get_episode(episode) for episode in memory.episode_ids()]
     for window in windows:
@@ -154,7 +154,7 @@ def test_the_newest_observation_ends_a_window():
     assert memory.sample(1, 5, dice()).obs[0, :, 2].tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_nothing_crosses_an_interruption():
+def test_no_window_crosses_an_interruption():
     memory = collect_data(seed=0, steps=6, capacity=20, ends=0.0)
     memory.start_run()
     for transition in islice(life(seed=1, ends=0.0), 4):
@@ -195,7 +195,7 @@ def test_an_interruption_may_follow_an_end():
     assert_is_one_stretch(memory.sample(300, 1, dice()))
 
 
-def test_what_was_just_collected_can_be_sampled_at_once():
+def test_new_steps_can_be_sampled_at_once():
     memory = collect_data(seed=0, steps=3, capacity=20, ends=0.0)
     data = islice(life(seed=0, ends=0.0), 3, 6)
     for length, transition in enumerate(data, start=4):
@@ -207,7 +207,7 @@ def test_what_was_just_collected_can_be_sampled_at_once():
 
 
 @pytest.mark.parametrize("steps", [7, 50])
-def test_a_translation_tells_the_same_episodes_in_other_words(steps):
+def test_mapped_observations_keep_the_episodes(steps):
     memory = collect_data(seed=7, steps=steps, capacity=20)
     ours = memory.sample(64, 2, dice())
     theirs = memory.map_observations(lambda obs, is_first: obs[:, :2] + 9).sample(64, 2, dice())
@@ -215,7 +215,7 @@ def test_a_translation_tells_the_same_episodes_in_other_words(steps):
 
 
 @pytest.mark.parametrize("steps", [7, 50])
-def test_a_translator_is_shown_every_kept_moment_in_order_and_reported_where_episodes_begin(steps):
+def test_map_observations_visits_every_stored_step_in_order_with_the_starts_of_episodes(steps):
     memory, shown = collect_data(seed=7, steps=steps, capacity=20), []
 
     def look(obs: Tensor, is_first: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ def test_a_translator_is_shown_every_kept_moment_in_order_and_reported_where_epi
         assert torch.equal(is_first, obs[:, 2] == 0)
 
 
-def test_an_end_is_stored_with_the_step_that_led_to_it_and_time_running_out_is_none():
+def test_a_termination_is_stored_with_its_step_and_a_truncation_is_none():
     data = list(islice(life(seed=3, ends=0.4), 40))
     ends = {
         tuple(step.next_obs[env].tolist())
@@ -280,7 +280,7 @@ def test_a_restart_changes_nothing(steps):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_only_what_is_filled_is_saved():
+def test_only_the_filled_part_is_saved():
     assert len(collect_data(seed=0, steps=7, capacity=1000).state_dict()["obs"]) == 8
 
 
@@ -292,14 +292,14 @@ def broken(lived_step: Transition, field: str, number: float) -> Transition:
 
 @pytest.mark.parametrize("field", ["obs", "action", "interoception", "next_obs"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_refuses_what_is_not_finite(field, number):
+def test_refuses_numbers_that_are_not_finite(field, number):
     step = next(life(seed=0))
     message = field.replace("_", " ")
     with pytest.raises(ConfigError, match=f"^{message} of environment 1 is not finite$"):
         ReplayBuffer(9, step, "cpu").add(broken(step, field, number))
 
 
-def test_refuses_what_it_was_not_built_for():
+def test_refuses_transitions_of_another_shape():
     memory = collect_data(seed=0, steps=5, capacity=9)
     step = next(life(seed=0))
     with pytest.raises(ConfigError, match=r"keeps action as torch.float32 \[3, 3\]"):

@@ -99,7 +99,7 @@ def stage_run_of(config, collected=True):
     return config.stages["actor_critic"].start(agent, config.env, 2)
 
 
-def test_what_comes_after_death_does_not_count():
+def test_rewards_after_termination_do_not_count():
     body = InteroceptiveCost(Drives(("reward",), ("reward", "alive")), None, 0.5)
     interoception = torch.tensor([[[[1.0, 1.0], [1.0, 0.25], [1.0, 1.0]]]])  # [B, P, H, I]
     path = torch.zeros(1, 1, 4, 2)
@@ -112,7 +112,7 @@ def test_what_comes_after_death_does_not_count():
     assert immortal(endless, {})["reward"].item() == pytest.approx(-(1 + 1.5 + 1.75) / 3)
 
 
-def test_a_return_by_hand_where_episode_goes_on_by_chance():
+def test_a_return_by_hand_where_episodes_continue_with_a_probability():
     cost = torch.tensor([[[1.0], [2.0]]])
     ahead = torch.tensor([[[10.0], [20.0]]])
     episodes = torch.tensor([[0.5, 1.0]])
@@ -123,7 +123,7 @@ def test_a_return_by_hand_where_episode_goes_on_by_chance():
 
 
 @pytest.mark.parametrize("choices", [False, True])
-def test_a_step_of_episode_is_stored_and_learnt_from(choices):
+def test_a_collected_step_is_stored_and_learnt_from(choices):
     stage_run = stage_run_of(recipe(choices=choices))
     before = {name: part.clone() for name, part in stage_run.agent.state_dict().items()}
     collected = stage_run.agent.replay_buffer.num_added
@@ -147,7 +147,7 @@ def test_a_step_of_episode_is_stored_and_learnt_from(choices):
         assert set(done.unique().tolist()) == {0, 1}
 
 
-def test_the_policy_does_not_move_the_env_model_nor_the_critic_that_judges_it():
+def test_the_policy_update_moves_neither_the_world_model_nor_its_critic():
     actor = stage_run_of(recipe()).learner.actor
     agent = actor.agent
     kept = {n: p.clone() for n, p in agent.world_model.named_parameters()}
@@ -163,7 +163,7 @@ def test_the_policy_does_not_move_the_env_model_nor_the_critic_that_judges_it():
     ("ratio", "latent"),
     [(0.5, None), (0.2, None), (0.5, SparseLatentConfig())],
 )
-def test_put_away_and_taken_up_again_it_episodes_and_learns_the_same(ratio, latent, tmp_path):
+def test_saved_and_restored_it_collects_and_learns_the_same(ratio, latent, tmp_path):
     config = recipe(ratio=ratio)
     config = replace(config, world_model=replace(config.world_model, latent=latent))
     whole, first = stage_run_of(config), stage_run_of(config)
@@ -187,7 +187,7 @@ def test_put_away_and_taken_up_again_it_episodes_and_learns_the_same(ratio, late
 
 
 @pytest.mark.parametrize("method", ["_save_buffer", "_save"])
-def test_killed_when_its_episode_was_over_it_has_collected_as_long(method, tmp_path, monkeypatch):
+def test_killed_at_the_end_of_an_episode_it_collects_no_more_steps(method, tmp_path, monkeypatch):
     config = recipe(steps=12)
     whole = ami.train(config, out=tmp_path / "whole", keep_replay_buffer=True)
     index = list(config.stages).index("actor_critic")
@@ -228,7 +228,7 @@ def test_every_update_imagines_with_other_noise(monkeypatch):
     assert not torch.equal(sampled[1], sampled[2])
 
 
-def test_who_recalls_episodes_the_same_whether_it_is_evaluated_meanwhile_or_not(tmp_path):
+def test_collection_with_short_term_memory_is_the_same_with_and_without_evaluation(tmp_path):
     config = recipe(steps=41)
     online = replace(config.stages["actor_critic"].train_jepa, context_steps=2)
     config = override(
@@ -247,7 +247,7 @@ def test_who_recalls_episodes_the_same_whether_it_is_evaluated_meanwhile_or_not(
             assert part.equal(evaluated.state_dict()[name]), name
 
 
-def test_where_the_env_can_not_be_brought_back_another_episode_begins():
+def test_where_the_env_can_not_be_restored_another_episode_begins():
     config = recipe(luck=True)
     first, second = stage_run_of(config), stage_run_of(config)
     for _ in range(7):
@@ -260,7 +260,7 @@ def test_where_the_env_can_not_be_brought_back_another_episode_begins():
     assert (joined.states[:, 1] - joined.states[:, 0]).abs().max() < 0.2
 
 
-def test_what_was_learnt_is_kept_when_the_env_breaks(tmp_path):
+def test_what_was_learnt_is_kept_when_the_env_fails(tmp_path):
     config = recipe(breaks_at=45)
     config = override(config, {"stages.collect": replace(config.collect, options={"breaks_at": 0})})
     with pytest.raises(EnvError, match="the line broke"):
@@ -339,7 +339,7 @@ def test_both_modes_learn_where_three_of_four_options_end_the_episode(tmp_path):
     assert min(found[mode]["return"]["mean"] for mode in ("plan", "react")) >= 4
 
 
-def test_every_option_of_every_choice_is_tried_by_itself():
+def test_every_option_of_every_choice_is_evaluated_by_itself():
     bounds = OneHotActions(sizes=(2, 3))
     tried = bounds.alternatives(torch.tensor([[0.0, 1, 1, 0, 0]]))
     assert tried.int().tolist() == [
@@ -348,7 +348,7 @@ def test_every_option_of_every_choice_is_tried_by_itself():
     assert not OneHotActions(sizes=(MAX_ALTERNATIVES + 1,)).alternatives(torch.zeros(1, 65)).numel()
 
 
-def test_a_policy_that_is_sure_of_the_wrong_option_is_corrected():
+def test_a_policy_that_is_certain_of_the_wrong_option_is_corrected():
     logits = torch.tensor([[30.0, 0, 0], [0, 30, 0]], requires_grad=True)
     energy = torch.tensor([[5.0, 1, 3], [5, 1, 3]])
     (slope,) = torch.autograd.grad(choice_loss(logits, energy, (3,))["choice"], logits)

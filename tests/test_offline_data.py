@@ -31,7 +31,7 @@ from ami_agent.training.optim import OptimConfig
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError, Trajectory, as_dict
 from tests.conftest import error_line
-from tests.test_memory import assert_is_one_stretch, life
+from tests.test_replay_buffer import assert_is_one_stretch, life
 
 minari = pytest.importorskip("minari", reason="the extra `minari` is not installed")
 
@@ -171,7 +171,7 @@ def remembering(config):
 
 
 @pytest.mark.parametrize("room", [300, 31])
-def test_an_episode_at_once_is_stored_as_one_that_was_collected_step_by_step(room):
+def test_an_episode_added_at_once_is_stored_as_one_collected_step_by_step(room):
     steps = list(islice(life(3, num_envs=1), 60))
     steps[-1] = steps[-1]._replace(truncated=~steps[-1].terminated)  # an episode that is done
     collected, output, episode = (
@@ -207,7 +207,7 @@ def test_an_episode_at_once_is_stored_as_one_that_was_collected_step_by_step(roo
     assert_is_one_stretch(output.sample(500, 1, torch.Generator().manual_seed(0)))
 
 
-def test_a_record_is_stored_as_the_agent_would_have_sensed_it():
+def test_a_dataset_is_stored_as_the_agent_would_have_observed_it():
     output = record("shore/random-v0", "ami-test/Shore-v0", 4)
     config = ami.recipes.gym(
         EnvConfig(id="ami-test/Shore-v0"), LoadDataset(minari="shore/random-v0")
@@ -233,7 +233,7 @@ def test_a_record_is_stored_as_the_agent_would_have_sensed_it():
             env.step(obs, action)  # only resets
 
 
-def test_of_more_than_there_is_room_for_the_last_is_stored():
+def test_of_more_steps_than_there_is_room_for_the_last_are_stored():
     output = record("shore/random-v0", "ami-test/Shore-v0", 4)
     data = LoadDataset(minari="shore/random-v0", steps=13)
     memory = remembering(offline("ami-test/Shore-v0", data)).replay_buffer
@@ -242,7 +242,7 @@ def test_of_more_than_there_is_room_for_the_last_is_stored():
     assert np.array_equal(last.numpy(), output[-1].observations["place"])
 
 
-def test_nothing_is_collected(tmp_path):
+def test_no_step_is_collected(tmp_path):
     record("shore/random-v0", "ami-test/Shore-v0", 3)
     config = offline("ami-test/Shore-v0", LoadDataset(minari="shore/random-v0"), forbidden=True)
     agent = ami.train(config, out=tmp_path / "run", seed=0)
@@ -252,7 +252,7 @@ def test_nothing_is_collected(tmp_path):
     assert not (tmp_path / "run" / "memory").exists()
 
 
-def test_put_away_and_taken_up_again_it_learns_the_same(tmp_path):
+def test_saved_and_restored_it_learns_the_same(tmp_path):
     record("line/random-v0", "ami-test/Line-v0", 5)
     config = offline("ami-test/Line-v0", LoadDataset(minari="line/random-v0"), updates=20)
     whole, first = (
@@ -274,7 +274,7 @@ def test_put_away_and_taken_up_again_it_learns_the_same(tmp_path):
         assert part.equal(agent.state_dict()[name]), name
 
 
-def test_a_run_learns_from_what_another_has_collected(tmp_path):
+def test_a_run_learns_from_the_steps_of_another(tmp_path):
     base = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0"))
     optim = OptimConfig(steps=0, batch_size=8)
     few = replace(base.stages["train_jepa"], optim=optim)
@@ -308,7 +308,7 @@ def test_a_run_learns_from_what_another_has_collected(tmp_path):
         offline("Pendulum-v1", LoadDataset(run=str(tmp_path / "one")))
 
 
-def test_a_record_can_be_where_episode_begins(tmp_path):
+def test_a_dataset_may_precede_collection(tmp_path):
     record("line/random-v0", "ami-test/Line-v0", 5)
     config = offline("ami-test/Line-v0", LoadDataset(minari="line/random-v0"))
     optim = OptimConfig(steps=0, batch_size=8)
@@ -358,7 +358,7 @@ def corrupted(part, value):
         ("actions", np.nan, "episode 0 of dataset .*actions holds NaN"),
     ],
 )
-def test_what_was_recorded_badly_is_named(part, value, message, tmp_path):
+def test_invalid_data_are_named(part, value, message, tmp_path):
     record("line/spoilt-v0", "ami-test/Line-v0", 2, corrupted(part, value))
     config = offline("ami-test/Line-v0", LoadDataset(minari="line/spoilt-v0"))
     config = replace(config, env=replace(config.env, out_of_bounds="refuse"))
@@ -366,14 +366,14 @@ def test_what_was_recorded_badly_is_named(part, value, message, tmp_path):
         ami.train(config, out=tmp_path / "run")
 
 
-def test_a_choice_that_there_is_not_is_named(tmp_path):
+def test_an_action_outside_the_space_is_named(tmp_path):
     record("shore/spoilt-v0", "ami-test/Shore-v0", 2, corrupted("actions", [0, 3]))
     config = offline("ami-test/Shore-v0", LoadDataset(minari="shore/spoilt-v0"))
     with pytest.raises(ConfigError, match=r"episode 0 of dataset .*an action is 3, outside"):
         ami.train(config, out=tmp_path / "run")
 
 
-def test_where_minari_or_its_files_are_missing_it_is_reported(tmp_path, monkeypatch):
+def test_a_missing_minari_or_dataset_is_reported(tmp_path, monkeypatch):
     def run_cli():
         return offline("ami-test/Line-v0", LoadDataset(minari="line/random-v0"))
 
@@ -391,7 +391,7 @@ def test_where_minari_or_its_files_are_missing_it_is_reported(tmp_path, monkeypa
 
 
 @pytest.mark.long
-def test_from_random_episode_alone_it_learns_to_stay_where_it_is_rewarded(tmp_path):
+def test_from_random_episodes_alone_it_learns_to_stay_where_it_is_rewarded(tmp_path):
     record("line/random-v0", "ami-test/Line-v0", 40)
     data = LoadDataset(minari="line/random-v0")
     config = ami.recipes.gym(EnvConfig(id="ami-test/Line-v0"), data)

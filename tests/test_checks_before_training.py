@@ -82,7 +82,7 @@ def of(tiny, env_id, **stages):
     )  # fmt: skip
 
 
-def test_options_of_a_later_stage_are_tried_before_the_first(capsys, tmp_path):
+def test_options_of_a_later_stage_are_checked_before_the_first(capsys, tmp_path):
     flags = ["--distill-policy.options", "budgett", "30"]
     message = error_line(capsys, "train", "two-rooms", "--out", tmp_path / "run", *flags)
     assert message.startswith(
@@ -92,7 +92,7 @@ def test_options_of_a_later_stage_are_tried_before_the_first(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_options_of_a_task_are_tried_as_well(tiny):
+def test_options_of_a_task_are_checked_too(tiny):
     task = TaskSpec(goal_source="env", options={"nonsense": 1})
     with pytest.raises(ConfigError, match=r"task 'odd', options: environment .* 'nonsense'"):
         check_config(replace(tiny, tasks={**tiny.tasks, "odd": task}))
@@ -107,7 +107,7 @@ def test_a_stage_whose_environment_has_other_spaces_is_refused(tiny):
         check_config(of(tiny, GOALLESS, distill_policy=distil))
 
 
-def test_environments_of_which_there_can_be_only_one_are_tried_one_by_one(tiny):
+def test_environments_that_exist_only_once_are_checked_one_after_another(tiny):
     distil = replace(tiny.stages["distill_policy"], options={"level": 1})
     check_config(
         of(
@@ -120,7 +120,7 @@ def test_environments_of_which_there_can_be_only_one_are_tried_one_by_one(tiny):
     assert OnlyOne.open == 0
 
 
-def test_a_goal_that_the_environment_does_not_name_is_missed_at_once(tiny):
+def test_a_goal_that_the_environment_does_not_name_is_reported_at_once(tiny):
     config = replace(of(tiny, GOALLESS), tasks=tiny.tasks)
     with pytest.raises(ConfigError, match=r"test/Goalless-v0 names none there"):
         check_config(config)
@@ -147,7 +147,7 @@ def test_stages_that_a_task_does_not_suit_are_refused_at_once(tiny):
         )
 
 
-def test_every_variant_is_tried_and_all_that_fail_are_named(tiny, tmp_path):
+def test_every_variant_is_checked_and_all_that_fail_are_named(tiny, tmp_path):
     def with_options(**options):
         return override(tiny, {"stages.distill_policy.options": options})
 
@@ -200,7 +200,7 @@ def test_a_stage_that_has_not_begun_may_be_changed_on_resume(tiny, tmp_path):
     check(changed, run, 0, resume=True)
 
 
-def test_a_stage_that_has_begun_may_not(tiny, tmp_path):
+def test_a_stage_that_has_begun_may_not_be_changed_on_resume(tiny, tmp_path):
     run = tmp_path / "run"
     stopped(tiny, run, "distill_policy")
     shorter = replace(tiny.stages["train_jepa"], length=2)
@@ -220,9 +220,7 @@ def test_a_stage_that_has_begun_may_not(tiny, tmp_path):
     assert "changed on resume" not in run_dir.manifest_of(run)
 
 
-def test_a_change_that_another_size_of_the_replay_buffer_would_follow_from_is_refused(
-    tiny, tmp_path
-):
+def test_a_change_of_the_size_of_the_replay_buffer_is_refused(tiny, tmp_path):
     config = override(tiny, {"stages.planner_rollouts": CollectWithPlanner(steps=3)})
     run = tmp_path / "run"
     stopped(config, run, "planner_rollouts")
@@ -279,7 +277,7 @@ def test_a_backend_that_does_not_work_is_named():
     assert not gl_hint(ValueError("no such key"))
 
 
-def test_options_come_back_from_a_run_folder_as_they_were(tmp_path, tiny):
+def test_options_are_read_back_from_a_run_folder_unchanged(tmp_path, tiny):
     options = {"size": [8, 8], "deep": {"a": None}, "text": "8"}
     config = replace(tiny, env=replace(tiny.env, options=options))
     run_dir.create(tmp_path / "run", config, 0, "cpu")

@@ -182,7 +182,7 @@ def assert_same(one: Plan, other: Plan) -> None:
     torch.testing.assert_close(one._asdict(), other._asdict(), rtol=0, atol=0)
 
 
-def test_who_expects_nothing_of_planning_reacts_everywhere_and_never_asks():
+def test_a_prediction_of_no_gain_means_reacting_everywhere_without_planning():
     actor, events = auto(promise(BIG))
     plan = actor(HERE, TASK)
     assert not plan.planned.any()
@@ -190,13 +190,13 @@ def test_who_expects_nothing_of_planning_reacts_everywhere_and_never_asks():
     assert torch.equal(plan.actions, uneven(HERE, TASK)[:, 0])
 
 
-def test_who_already_does_the_best_there_is_needs_no_plan():
+def test_a_policy_that_is_already_optimal_needs_no_plan():
     actor, events = auto(knowing(), best, tolerance=0.0)
     assert not actor(HERE, TASK).planned.any()
     assert not events.asked
 
 
-def test_who_expects_more_of_planning_than_of_policy_proposal_plans_everywhere_as_well_as_mode_2():
+def test_a_prediction_of_large_gains_means_planning_everywhere_as_in_mode_2():
     actor, events = auto(promise(-BIG))
     plan = actor(HERE, TASK)
     assert plan.planned.all()
@@ -207,7 +207,7 @@ def test_who_expects_more_of_planning_than_of_policy_proposal_plans_everywhere_a
     assert (plan.energy[LAZY] < own[LAZY]).all()
 
 
-def test_only_the_envs_that_need_it_are_plan_about_and_as_if_they_were_alone():
+def test_only_the_envs_that_need_it_are_planned_for_and_as_if_they_were_alone():
     actor, events = auto(knowing(), planner=thinker(num_proposals=4))
     plan = actor(HERE, TASK)
     assert torch.equal(plan.planned, LAZY)
@@ -219,7 +219,7 @@ def test_only_the_envs_that_need_it_are_plan_about_and_as_if_they_were_alone():
     assert_same(rows(plan, ~LAZY), rows(reactive, ~LAZY))
 
 
-def test_every_plan_starts_from_what_would_be_done_without_it():
+def test_every_plan_starts_from_what_mode_1_would_do():
     actor, events = auto(promise(-BIG), planner=thinker(warm_iterations=20, lr=0.05), patience=0)
     first = actor(HERE, TASK)
     assert torch.equal(events.given[0], uneven(HERE, TASK))
@@ -233,7 +233,7 @@ def onward(plan: Plan) -> Tensor:
     return plan.states[:, 1]
 
 
-def test_what_was_plan_out_once_is_carried_on_without_another_plan():
+def test_a_plan_is_continued_without_planning_again():
     """Of the best plan, what is left after a step is the best there is for what is left of the
     way."""
     actor, events = auto(knowing(), rest, planner=thinker(warm_iterations=60, lr=0.05), slack=0.1)
@@ -248,7 +248,7 @@ def test_what_was_plan_out_once_is_carried_on_without_another_plan():
     assert (then.energy < own.energy).all()
 
 
-def test_who_has_just_plan_lets_it_be_for_a_while():
+def test_after_planning_the_agent_does_not_plan_for_some_steps():
     """However much more is expected: what was found is all that would be found again."""
     actor, events = auto(promise(-BIG), patience=2, slack=10.0)
     state, evaluated = HERE, []
@@ -261,7 +261,7 @@ def test_who_has_just_plan_lets_it_be_for_a_while():
     assert len(events.asked) == 3
 
 
-def test_what_was_found_holds_in_its_own_env_for_its_own_time():
+def test_the_last_plan_is_valid_in_its_own_env_for_its_own_time():
     worse, better = torch.full((3,), 9.0), torch.full((3,), 1.0)
     last = LastPlan.none(better).advance()
     assert last.expired(better).all()  # there is no plan yet
@@ -276,7 +276,7 @@ def test_what_was_found_holds_in_its_own_env_for_its_own_time():
     assert not last.expired(better).any()
 
 
-def test_in_another_episode_nothing_holds_of_what_was_found():
+def test_in_another_episode_no_last_plan_is_valid():
     actor, _ = auto(promise(-BIG), slack=10.0)
     evaluated = []
     for begins in (False, False, True, False):
@@ -286,7 +286,7 @@ def test_in_another_episode_nothing_holds_of_what_was_found():
     assert evaluated == [True, False, True, False]
 
 
-def test_what_was_found_is_stored_where_it_was_plan_about():
+def test_the_energy_of_a_plan_is_recorded_where_it_was_made():
     """Much is expected where the policy is lazy, nothing elsewhere."""
     rule = Says(lambda output: torch.where(LAZY, -BIG, BIG))
     actor, events = auto(PlanEnergyPredictor(rule, num_tasks=1, task_dim=1), slack=10.0)
@@ -295,7 +295,7 @@ def test_what_was_found_is_stored_where_it_was_plan_about():
     assert len(events.asked) == 1
 
 
-def test_where_less_comes_of_it_than_was_found_it_is_plan_about_again_and_only_there():
+def test_where_the_energy_rises_above_that_of_the_plan_the_agent_plans_again_and_only_there():
     actor, events = auto(promise(-BIG), planner=thinker(warm_iterations=60, lr=0.05), slack=0.01)
     first = actor(HERE, TASK)
     astray = torch.tensor([True, False, False, True, False, False])
@@ -305,7 +305,7 @@ def test_where_less_comes_of_it_than_was_found_it_is_plan_about_again_and_only_t
 
 
 @pytest.mark.parametrize(("worse", "thinks"), [(0.04, False), (0.06, True)])
-def test_a_little_less_than_was_found_is_forgiven(worse, thinks):
+def test_a_small_rise_of_the_energy_is_ignored(worse, thinks):
     last = LastPlan.none(torch.zeros(2)).advance()
     last = last.record(torch.tensor([1]), torch.tensor([2.0]), patience=3)
     task = make_context(torch.zeros(2, 2), horizon=1, task_vector=torch.zeros(2, 1))
@@ -316,7 +316,7 @@ def test_a_little_less_than_was_found_is_forgiven(worse, thinks):
     assert actor(away, task).planned.tolist() == [True, thinks]
 
 
-def test_what_was_intended_is_what_is_left_of_it_a_step_later():
+def test_the_warm_start_is_the_rest_of_the_plan_one_step_later():
     def uneven_steps(state: Tensor, context: TaskContext, rng: Any) -> Tensor:
         return best(state, context) * torch.tensor([0.5, 1.0, 0.9])[:, None]
 
@@ -328,7 +328,7 @@ def test_what_was_intended_is_what_is_left_of_it_a_step_later():
     assert torch.equal(then.actions, left)
 
 
-def test_what_was_intended_gives_way_to_a_better_policy_proposal():
+def test_the_rest_of_a_plan_gives_way_to_a_better_policy_rollout():
     actor, _ = auto(promise(BIG), rest)
     actor(HERE, TASK)
     actor.component.policy_proposal = By(best)
@@ -338,7 +338,7 @@ def test_what_was_intended_gives_way_to_a_better_policy_proposal():
 @pytest.mark.parametrize(
     "elsewhere", [lambda actor: 2 * HERE - THERE, lambda actor: actor.reset() or HERE]
 )
-def test_what_was_intended_is_plan_out_anew_where_it_no_longer_serves(elsewhere):
+def test_a_warm_start_of_another_size_is_not_used(elsewhere):
     """Farther away, or in another life."""
     actor, events = auto(knowing(), rest, planner=thinker(warm_iterations=60, lr=0.05))
     actor(HERE, TASK)
@@ -348,7 +348,7 @@ def test_what_was_intended_is_plan_out_anew_where_it_no_longer_serves(elsewhere)
     assert len(events.asked) == 2
 
 
-def test_what_a_plan_shows_is_of_its_own_env():
+def test_the_candidates_of_a_plan_are_of_its_own_env():
     plan = auto(knowing())[0](HERE, TASK)
     for env in range(WORLDS):
         this = torch.tensor([env])
@@ -381,9 +381,7 @@ def half_way(fraction: float) -> ProposalFn:
         (-0.42, 2.0, {"tolerance": 0.5, "slack": 0.0}, True),  # 2.0164; and nothing is forgiven
     ],
 )
-def test_policy_proposal_may_forgo_a_share_of_the_gain_and_what_is_too_little_to_plan_about(
-    fraction, expected, how, thinks
-):
+def test_mode_1_may_lose_a_fraction_of_the_gain_and_a_small_energy(fraction, expected, how, thinks):
     task = make_context(torch.tensor([[1.0, 0.0]]), horizon=1, task_vector=torch.zeros(1, 1))
     expectation = promise(expected / 2)
     expectation.scale.fill_(2.0)
@@ -391,7 +389,7 @@ def test_policy_proposal_may_forgo_a_share_of_the_gain_and_what_is_too_little_to
     assert actor(torch.zeros(1, 2), task).planned.tolist() == [thinks]
 
 
-def test_an_expectation_is_of_the_state_the_goal_and_what_is_reported_in_its_unit():
+def test_the_predicted_energy_depends_on_state_goal_and_task_vector_in_its_unit():
     layers = Says(lambda output: output @ torch.tensor([1.0, 10, 100, 1000]))
     expectation = PlanEnergyPredictor(layers, num_tasks=1, task_dim=1)
     expectation.mean.fill_(0.5)
@@ -400,7 +398,7 @@ def test_an_expectation_is_of_the_state_the_goal_and_what_is_reported_in_its_uni
     assert expectation(state, goal, output).tolist() == [0.5 + 2 * (3 + 50 + 200 + 7000)]
 
 
-def test_what_is_expected_of_every_task_has_a_size_of_its_own():
+def test_the_predicted_energy_of_every_task_has_its_own_scale():
     expectation = PlanEnergyPredictor(
         Says(lambda output: torch.ones(len(output))), num_tasks=3, task_dim=2
     )
@@ -421,7 +419,7 @@ def test_what_is_expected_of_every_task_has_a_size_of_its_own():
     ]  # the task told most alike
 
 
-def test_what_is_too_little_to_plan_about_depends_on_the_task():
+def test_the_ignored_energy_depends_on_the_task():
     expectation = PlanEnergyPredictor(
         Says(lambda output: torch.zeros(len(output))), num_tasks=2, task_dim=1
     )
@@ -455,7 +453,7 @@ def plan_of(seed: int, num_envs: int, proposals: int) -> Plan:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), chosen=st.sets(st.integers(0, 4), min_size=1))
-def test_splicing_keeps_the_envs_apart_and_both_plans_as_they_were(seed, chosen):
+def test_merging_plans_keeps_the_envs_apart_and_both_plans_as_they_were(seed, chosen):
     worlds = torch.tensor(sorted(chosen))
     into, part = plan_of(seed, 5, 1), plan_of(seed + 1, len(worlds), 4)
     whole = merge_plans(into, part, worlds)
@@ -481,7 +479,7 @@ def test_a_new_episode_with_the_same_seed_makes_the_same_plans():
 
 
 @pytest.mark.parametrize("setting", ["hidden", "tolerance", "slack", "patience"])
-def test_settings_that_make_no_sense_are_refused_by_name(setting):
+def test_invalid_settings_are_refused_by_name(setting):
     with pytest.raises(ConfigError, match=f"{setting} is -1"):
         AdaptiveActorConfig(**{setting: -1})
 
@@ -515,7 +513,7 @@ def forager() -> tuple[Agent, EnvAdapter]:
 
 @pytest.mark.parametrize(("expected", "thinks"), [(BIG, False), (-BIG, True)])
 @pytest.mark.parametrize("name", recipes.forage().tasks)
-def test_every_task_of_a_forager_can_be_done_as_need_be(forager, name, expected, thinks):
+def test_auto_acts_in_every_task_of_forage(forager, name, expected, thinks):
     agent, env = forager
     agent.plan_energy_predictor.mean.fill_(expected)
     plans: list[Plan] = []
@@ -531,7 +529,7 @@ def test_every_task_of_a_forager_can_be_done_as_need_be(forager, name, expected,
         assert plan.energy.isfinite().all()
 
 
-def test_the_policy_is_requested_once_for_every_imagined_step_though_it_is_plan_about(forager):
+def test_the_policy_is_queried_once_for_every_imagined_step_although_the_agent_plans(forager):
     agent, env = forager
     agent.plan_energy_predictor.mean.fill_(-BIG)
     obs, info = env.reset(0)
@@ -545,7 +543,7 @@ def test_the_policy_is_requested_once_for_every_imagined_step_though_it_is_plan_
     assert len(requested) == 4
 
 
-def test_what_is_expected_of_plans_is_learnt_from_the_plans_that_were_made(tiny):
+def test_the_predictor_is_trained_on_the_energies_of_plans(tiny):
     optim = replace(tiny.stages["distill_policy"].optim, steps=150, batch_size=64, lr=3e-3)
     distil = replace(tiny.stages["distill_policy"], optim=optim, num_envs=32, steps=8, rounds=2)
     agent, _ = make_policy(override(tiny, {"stages.distill_policy": distil}), num_envs=40)
@@ -563,7 +561,7 @@ def test_what_is_expected_of_plans_is_learnt_from_the_plans_that_were_made(tiny)
     assert missed < 0.5
 
 
-def test_even_a_single_plan_teaches_something(tiny):
+def test_even_a_single_plan_trains_the_predictor(tiny):
     distil = replace(tiny.stages["distill_policy"], num_envs=1, steps=1, rounds=1)
     agent, _ = make_policy(tiny, num_envs=1)
     stage_run = distil.start(agent, tiny.env, seed=1)
@@ -571,7 +569,7 @@ def test_even_a_single_plan_teaches_something(tiny):
     torch.testing.assert_close(agent.plan_energy_predictor.mean, stage_run.all_labels.energy)
 
 
-def test_nobody_plans_as_need_be_who_was_never_trained_what_to_expect():
+def test_auto_does_not_exist_where_the_predictor_is_not_trained():
     config = recipes.recipe("gym")
     with closing(config.env.build(1)) as env:
         agent = build(config, env.spec)

@@ -51,7 +51,7 @@ def energies(agent: Agent, horizon: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("recipe", ["two-rooms", "two-rooms-random"])
-def test_habits_get_better_in_imagination_and_only_the_policy_learns(recipe):
+def test_policies_improve_in_imagination_and_only_the_policy_is_trained(recipe):
     config = small(recipes.recipe(recipe), steps=2)
     stage = AmortizePlanning(group_size=4, horizon=3)
     stage = replace(stage, optim=replace(stage.optim, steps=40, batch_size=16, lr=1e-2))
@@ -81,7 +81,7 @@ def test_habits_get_better_in_imagination_and_only_the_policy_learns(recipe):
     assert all(p.grad is None and p.requires_grad for p in set(agent.parameters()) - learners)
 
 
-def test_a_task_of_large_costs_does_not_drown_the_others(tiny):
+def test_a_task_of_large_costs_does_not_dominate_the_others(tiny):
     """A thousand times the energy has the same slope: Adam remembers the slopes of all tasks."""
 
     def first(scale: float) -> dict[str, torch.Tensor]:
@@ -108,7 +108,7 @@ def test_a_task_of_large_costs_does_not_drown_the_others(tiny):
     torch.testing.assert_close(large_costs["energy"], small_costs["energy"])
 
 
-def test_only_the_tasks_that_are_named_are_practised():
+def test_only_the_named_tasks_are_trained():
     stage = replace(LESSON, tasks=("eat",))
     config = override(small(recipes.forage(), steps=2), {"stages.amortize_policy": stage})
     env = config.env.build(1)
@@ -142,14 +142,14 @@ def test_only_the_tasks_that_are_named_are_practised():
         ((), "can't practise 'explore'.*amortize_policy.tasks may name eat, flag, stay"),
     ],
 )
-def test_tasks_that_cannot_be_practised_are_refused_before_anything_is_learnt(tasks, message):
+def test_tasks_that_can_not_be_trained_are_refused_before_training(tasks, message):
     with pytest.raises(ConfigError, match=message):
         check_stages(
             override(recipes.forage(), {"stages.amortize_policy": AmortizePlanning(tasks=tasks)})
         )
 
 
-def test_tasks_to_imitate_are_known():
+def test_tasks_to_imitate_must_exist():
     distil = replace(recipes.forage().stages["distill_policy"], imitated_tasks=("stay", "fly"))
     with pytest.raises(
         ConfigError, match=r"distill_policy\.imitated_tasks names 'fly'; there are eat, flag"
@@ -162,7 +162,7 @@ def test_groups_that_do_not_divide_the_batch_are_refused():
         AmortizePlanning(group_size=3)
 
 
-def test_every_update_draws_other_noise_and_a_seed_the_same(monkeypatch):
+def test_every_update_draws_other_noise_and_a_seed_repeats_it(monkeypatch):
     config = small(recipes.recipe("windy-rooms"), steps=2)
     env = config.env.build(1)
     agent = build(

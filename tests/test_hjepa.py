@@ -119,7 +119,7 @@ def plan_of(above: LevelPlanner, state: Tensor, goal: Tensor, context: Any = Non
     return above(state, goal, context or with_target(), PlannerCarry.initial(0))[0]
 
 
-def test_a_macro_action_stands_for_a_chunk_of_actions():
+def test_a_macro_action_encodes_a_chunk_of_actions():
     (level,) = (above.level for above in levels().level_planners)
     states, actions = walks(200, 3 * STRIDE, torch.Generator().manual_seed(9))
     macros = level.encode_actions(actions)
@@ -132,7 +132,7 @@ def test_a_macro_action_stands_for_a_chunk_of_actions():
     assert (other - states[:, ::STRIDE]).norm(dim=-1)[:, 1:].mean() > 3 * error
 
 
-def test_what_is_planned_for_lies_a_stride_ahead_on_the_way_to_the_goal():
+def test_the_upper_plan_lies_one_macro_action_ahead_on_the_way_to_the_goal():
     found = levels()(START, with_target())
     assert found.upper_plans.shape == (2, 1, 2, 2)
     assert torch.equal(found.goal, found.upper_plans[:, 0, 0])
@@ -144,21 +144,21 @@ def test_what_is_planned_for_lies_a_stride_ahead_on_the_way_to_the_goal():
     assert (far[:, -1] < far[:, 0]).all()
 
 
-def test_what_is_planned_for_depends_on_no_other_env():
+def test_the_upper_plan_depends_on_no_other_env():
     single = levels()(START[:1], with_target(GOAL[:1])).upper_plans
     many = levels()(START[[0, 1, 0]], with_target(GOAL[[0, 1, 0]])).upper_plans
     torch.testing.assert_close(many[0], single[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(many[2], single[0], atol=1e-4, rtol=0)
 
 
-def test_near_by_the_goal_itself_is_pursued():
+def test_nearby_the_goal_itself_is_pursued():
     close = START + 0.02
     found = levels()(START, with_target(close))
     assert torch.equal(found.goal, close)
     assert torch.equal(found.upper_plans[:, 0], close[:, None].expand(-1, 2, -1))
 
 
-def test_distances_may_be_the_critics_in_strides():
+def test_distances_may_be_the_critics_in_macro_steps():
     ready = borrowing((STRIDE, 3))
     own = [above.level.distance(START, GOAL) for above in ready.level_planners]
     torch.testing.assert_close(own[0], metres(START, GOAL) / STRIDE)
@@ -171,7 +171,7 @@ def test_distances_may_be_the_critics_in_strides():
     assert torch.equal(borrowing()(START, with_target(close)).goal, close)
 
 
-def test_of_the_critics_distance_a_level_learns_nothing():
+def test_a_level_does_not_train_the_critics_distance():
     (above,) = borrowing().level_planners
     states, actions = walks(8, 3 * STRIDE, torch.Generator().manual_seed(0))
     price, random = LagrangeMultiplier(), torch.Generator().manual_seed(0)
@@ -191,7 +191,7 @@ def test_the_critics_distance_needs_a_critic_and_its_states():
         borrowing(size=3)
 
 
-def test_three_levels_hope_from_the_top_down():
+def test_three_levels_plan_from_the_top_down():
     ready = levels((STRIDE, 3))
     found = ready(START, with_target())
     assert found.upper_plans.shape == (2, 2, 2, 2)
@@ -203,7 +203,7 @@ def test_three_levels_hope_from_the_top_down():
     assert torch.equal(again.states[:, 1:], found.upper_plans[:, 1])
 
 
-def test_subgoals_are_stored_where_a_level_has_its_own_states_or_is_to_be_grounded():
+def test_subgoals_are_remembered_states_where_a_level_has_its_own_states_or_snaps_to_memory():
     for ready in (levels(size=6), levels(snap_to_memory=True)):
         found = ready(START, with_target())
         known = {tuple(state) for state in ready.memory_bank.tolist()}
@@ -215,7 +215,7 @@ def test_subgoals_are_stored_where_a_level_has_its_own_states_or_is_to_be_ground
     torch.testing.assert_close((found.upper_plans - hoped).norm(dim=-1), near)
 
 
-def test_what_is_stored_anew_is_looked_up_in_the_next_episode():
+def test_a_changed_memory_bank_is_read_in_the_next_episode():
     ready = levels(size=3)
     before = ready(START, with_target()).goal
     ready.memory_bank.copy_(ready.memory_bank.roll(1, 0))  # the same, in another order
@@ -223,7 +223,7 @@ def test_what_is_stored_anew_is_looked_up_in_the_next_episode():
     assert torch.equal(ready(START, with_target()).goal, before)
 
 
-def test_a_subgoal_stands_for_a_while():
+def test_a_subgoal_is_kept_for_some_steps():
     ready = levels(replan_every=3)
     first = ready(START, with_target()).goal
     assert torch.equal(ready(START + 0.3, with_target()).goal, first)
@@ -233,7 +233,7 @@ def test_a_subgoal_stands_for_a_while():
     assert torch.equal(ready(START, with_target()).goal, first)  # chance begins anew as well
 
 
-def test_the_prior_knows_what_episode_contains():
+def test_the_action_prior_prefers_actions_of_the_replay_buffer():
     (level,) = (above.level for above in levels().level_planners)
     states, actions = walks(200, STRIDE, torch.Generator().manual_seed(9))
     collected = level.action_prior(states[:, 0]).nll(level.encode_actions(actions)[:, 0])
@@ -243,7 +243,7 @@ def test_the_prior_knows_what_episode_contains():
     assert float(known.nll(torch.tensor([2.0]))) == pytest.approx(2 + 0.9189, abs=1e-3)
 
 
-def test_the_dearer_what_is_not_collected_the_less_surprising_are_plans():
+def test_a_higher_weight_of_the_prior_makes_plans_more_likely():
     def surprise(prior: float) -> float:
         ready = levels(prior_weight=prior)
         (above,) = ready.level_planners
@@ -254,7 +254,7 @@ def test_the_dearer_what_is_not_collected_the_less_surprising_are_plans():
     assert surprise(3.0) < surprise(0.0)
 
 
-def test_flat_where_there_is_no_goal_and_before_anything_was_learnt():
+def test_planning_is_flat_without_a_goal_and_before_training():
     ready = levels()
     context = make_context(GOAL, weights={"control_cost": 1.0})
     assert ready(START, context) is context
@@ -262,7 +262,7 @@ def test_flat_where_there_is_no_goal_and_before_anything_was_learnt():
     assert Stepping(made())(START, context) is context
 
 
-def test_what_cannot_be_known_of_a_stride_is_reported_by_a_latent_variable_of_the_level(
+def test_the_latent_variable_of_a_level_holds_what_a_macro_action_does_not_determine(
     monkeypatch,
 ):
     """A gust now and then in the middle of a stride: what came of it tells, plans imagine it."""
@@ -325,7 +325,7 @@ def test_what_cannot_be_known_of_a_stride_is_reported_by_a_latent_variable_of_th
     assert (worst > mean).all()
 
 
-def test_what_macro_actions_can_tell_is_left_to_them():
+def test_the_latent_variable_leaves_to_macro_actions_what_they_determine():
     """Who may learn the whole stride from its latent variable has no use for macro-actions, and no
     say in where one leads."""
 
@@ -379,7 +379,7 @@ def test_planning_above_leaves_no_gradient():
         ({"replan_every": 0}, "replan_every is 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(changes, why):
+def test_invalid_settings_of_levels_are_refused(changes, why):
     with pytest.raises(ConfigError, match=why):
         HierarchicalJEPAConfig(**changes)
 
@@ -389,7 +389,7 @@ def test_a_horizon_of_zero_is_refused():
         replace(HierarchicalJEPAConfig().planner, horizon=0)
 
 
-def test_levels_that_cannot_learn_are_refused_before_anything_is_collected():
+def test_levels_that_can_not_be_trained_are_refused_before_collection():
     config = recipes.recipe("maze-levels")
     check_stages(config)
     for changes, why in (
@@ -408,7 +408,7 @@ def test_levels_that_cannot_learn_are_refused_before_anything_is_collected():
             check_stages(override(config, changes))
 
 
-def test_what_a_level_learns_reaches_those_below_it():
+def test_a_trained_level_is_used_by_those_below_it():
     config = small(recipes.recipe("maze-levels"))
     hierarchy = replace(
         config.actor.subgoals, steps_per_level=(2, 3), level=replace(SMALL, state_dim=5)
@@ -435,7 +435,7 @@ def test_what_a_level_learns_reaches_those_below_it():
         assert reached
 
 
-def test_learnt_levels_are_part_of_a_run_and_of_every_plan(tmp_path):
+def test_learnt_levels_are_saved_with_a_run_and_part_of_every_plan(tmp_path):
     config = small(recipes.recipe("maze-levels"))
     agent = train(config, out=tmp_path / "run")
     controller = agent.controller(tensors=True)

@@ -54,7 +54,7 @@ def experienced(config: Config, *names: str) -> Agent:
     return agent
 
 
-def test_memory_has_room_for_all_that_is_collected(config):
+def test_the_replay_buffer_has_room_for_all_that_is_collected(config):
     agent = experienced(config, "collect", "planner_rollouts")
     collected = config.stages["collect"].num_envs * (
         config.stages["collect"].steps + config.stages["planner_rollouts"].steps
@@ -62,7 +62,7 @@ def test_memory_has_room_for_all_that_is_collected(config):
     assert len(agent.replay_buffer) == collected
 
 
-def test_what_is_stored_is_what_mode_2_did(config):
+def test_the_stored_steps_are_those_of_mode_2(config):
     agent = experienced(config, "collect", "planner_rollouts")
     env = config.env.build(config.stages["collect"].num_envs)
     obs, info = env.reset(SEED)
@@ -109,7 +109,7 @@ def test_a_new_episode_has_a_new_goal(config, monkeypatch):
     assert all(torch.equal(goals[4], goal) for goal in (goals[5], named[3]))
 
 
-def test_refining_learns_from_the_latest_episode_and_leaves_perception_alone(config):
+def test_dynamics_finetuning_learns_from_the_latest_steps_and_leaves_perception_alone(config):
     optim = replace(config.stages["finetune_dynamics"].optim, steps=80, batch_size=32, lr=3e-3)
     config = override(
         config,
@@ -134,26 +134,26 @@ def error_on_practice(agent: Agent) -> float:
     return float(unroll_loss(agent.world_model, batch, torch.Generator())["prediction"])
 
 
-def test_a_batch_that_has_no_half_is_refused(config):
+def test_an_odd_batch_size_is_refused(config):
     with pytest.raises(ConfigError, match="a batch of 7"):
         FinetuneDynamics(optim=replace(config.stages["finetune_dynamics"].optim, batch_size=7))
 
 
 @pytest.mark.parametrize("kind", [CollectWithPlanner, FinetuneDynamics])
-def test_no_steps_are_refused(kind):
+def test_zero_steps_are_refused(kind):
     name = {CollectWithPlanner: "steps", FinetuneDynamics: "length"}[kind]
     with pytest.raises(ConfigError, match=f"{name} is 0"):
         kind(**{name: 0})
 
 
-def test_the_ways_of_perceiving_are_the_own_one_first_and_each_other_once():
+def test_the_modality_sets_are_the_default_first_and_each_other_once():
     agent = build(recipes.forage(), recipes.forage().env.build(1).spec)
     own, position = task_modality_sets(agent)  # explore and stay share theirs
     assert own == dict.fromkeys(agent.spec.modalities, 1.0)
     assert position == {**dict.fromkeys(agent.spec.modalities, 0.0), "body": 1.0}
 
 
-def test_a_first_round_that_could_not_be_collected_to_its_end_is_begun_anew(tiny):
+def test_a_first_round_that_was_not_completed_is_collected_anew(tiny):
     with closing(tiny.env.build(1)) as env:
         agent = build(tiny, env.spec)
     stage_run = tiny.stages["distill_policy"].start(agent, tiny.env, 0)

@@ -169,7 +169,7 @@ def test_every_episode_and_every_drive_has_returns_of_its_own():
 
 
 @pytest.mark.parametrize("trace", [0.0, 0.8, 1.0])
-def test_a_cost_that_never_changes_is_foreseen_as_its_sum_over_all_time(trace):
+def test_a_constant_cost_is_predicted_as_its_discounted_sum(trace):
     interoception = torch.tensor([[0.5, 0.3], [-1.0, 1.0], [0.2, 2.0]])  # reward, damage
     agent = settled(interoception)
     take(agent, make_stage(td_lambda=trace))
@@ -178,7 +178,7 @@ def test_a_cost_that_never_changes_is_foreseen_as_its_sum_over_all_time(trace):
 
 
 @pytest.mark.parametrize("trace", [0.0, 1.0])
-def test_what_a_chain_leads_to_is_foreseen_and_nothing_beyond_its_end(trace):
+def test_values_of_a_chain_are_learnt_and_end_with_the_episode(trace):
     hurts = torch.tensor([0.0, 1.0, 0.0, 3.0])  # on arrival at the places 1 to 4
     interoception = torch.stack([torch.zeros(4), hurts], -1)[None].expand(2, -1, -1)
     done = (torch.arange(4) == 3)[None].expand(2, -1)
@@ -207,7 +207,7 @@ class Whim(WorldModel):
 @pytest.mark.parametrize(
     ("futures", "by_hand"), [(0, [1.0, 0.0]), (1, [1.0, -1.0]), (48, [0.2, -1.0])]
 )
-def test_the_cheapest_future_that_can_be_imagined_is_what_a_state_promises(futures, by_hand):
+def test_the_value_of_a_state_is_the_cheapest_imagined_future(futures, by_hand):
     """For each drive by itself. The only future imagined of one is rest, and what memory felt
     dearer counts for nothing at an expectile of 1; with memory alone it has to count."""
     agent = settled(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
@@ -218,7 +218,7 @@ def test_the_cheapest_future_that_can_be_imagined_is_what_a_state_promises(futur
 
 
 @pytest.mark.parametrize("futures", [0, 4])
-def test_only_the_critics_of_the_drives_learn(futures):
+def test_only_the_value_critics_are_trained(futures):
     agent = settled(torch.tensor([[0.5, 0.3], [-1.0, 1.0]]))
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     take(agent, make_stage(steps=3, num_imagined=futures))
@@ -234,7 +234,7 @@ def test_only_the_critics_of_the_drives_learn(futures):
 
 
 @pytest.mark.parametrize("futures", [0, 4])
-def test_put_away_and_taken_up_again_it_ends_as_if_never_put_away(futures):
+def test_saved_and_restored_it_ends_as_if_never_interrupted(futures):
     interoception = torch.tensor([[0.5, 0.3], [-1.0, 1.0]])
     plan = make_stage(steps=6, num_imagined=futures)
     whole, first, second = (settled(interoception) for _ in range(3))
@@ -251,7 +251,7 @@ def test_put_away_and_taken_up_again_it_ends_as_if_never_put_away(futures):
     torch.testing.assert_close(second.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
-def test_what_it_logs_says_how_well_value_critics_agrees_with_what_is_sensed():
+def test_the_logged_correlation_says_how_well_the_values_fit_the_returns():
     agent = settled(torch.tensor([[0.5, 0.3], [-1.0, 1.0], [0.2, 2.0]]))
     stage_run = make_stage().start(agent, FAR_AWAY, seed=1)
     output = [stage_run.update() for _ in range(stage_run.total)]
@@ -260,7 +260,7 @@ def test_what_it_logs_says_how_well_value_critics_agrees_with_what_is_sensed():
     assert abs(output[-1]["bias"]) < 0.1
 
 
-def test_who_has_no_drives_cannot_predict_them():
+def test_an_agent_without_drives_has_no_values_to_predict():
     config = replace(recipes.two_rooms(), tasks={"rest": TaskSpec(weights={"control_cost": 1.0})})
     agent = build(config, FAR_AWAY.build(1).spec)
     with pytest.raises(ConfigError, match="without drives or value_critics"):
@@ -278,13 +278,13 @@ def test_who_has_no_drives_cannot_predict_them():
         ("num_imagined", 0),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_by_name(setting, least):
+def test_invalid_settings_are_refused_by_name(setting, least):
     with pytest.raises(ConfigError, match=f"{setting} is {least - 1}"):
         TrainValue(**{setting: least - 1})
 
 
 @pytest.mark.parametrize("setting", ["td_lambda", "expectile", "ema_decay"])
-def test_shares_are_no_more_than_one(setting):
+def test_fractions_are_at_most_one(setting):
     with pytest.raises(ConfigError, match=f"{setting} is 1.5; it must be from 0 to 1$"):
         TrainValue(**{setting: 1.5})
     TrainValue(**{setting: 1.0})
@@ -321,7 +321,7 @@ def body(drives: tuple[str, ...], values: Tensor | None = None) -> Interoceptive
     return InteroceptiveCost(Drives(drives, CHANNELS), foresight)
 
 
-def test_of_several_critics_the_gloomiest_is_believed_and_each_learns():
+def test_of_several_critics_the_most_pessimistic_counts_and_each_is_trained():
     tables = EnsembleHead([Table(torch.tensor([1.0, 5.0])), Table(torch.tensor([2.0, 3.0]))])
     both = ValueCritics(tables, 1, DISCOUNT)
     positions = torch.tensor([[0.0], [1.0]])
@@ -338,7 +338,7 @@ def test_of_several_critics_the_gloomiest_is_believed_and_each_learns():
 
 
 @pytest.mark.parametrize("horizon", range(1, 6))
-def test_with_true_value_critics_a_short_look_and_a_long_one_expect_the_same(horizon):
+def test_with_true_values_a_short_horizon_and_a_long_one_give_the_same_energy(horizon):
     values = torch.zeros(6)
     for i in reversed(range(5)):
         values[i] = HURTS[i + 1] + DISCOUNT * values[i + 1]
@@ -347,7 +347,7 @@ def test_with_true_value_critics_a_short_look_and_a_long_one_expect_the_same(hor
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 5])
-def test_an_estimate_is_the_mean_of_what_looks_of_every_length_expect(horizon):
+def test_an_estimate_is_the_mean_of_the_estimates_of_every_length(horizon):
     values = torch.tensor([9.0, 7.0, -5.0, 3.0, 2.0, 8.0])
     soon, late = 0.0, 0.0
     for k in range(1, horizon + 1):
@@ -396,7 +396,7 @@ def climb(planner: str, heights: list[float], **limits: float) -> Plan:
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
-def test_who_can_keep_a_limit_goes_as_far_as_it_allows_and_pays_nothing(planner):
+def test_within_a_feasible_limit_the_plan_goes_to_the_limit_and_pays_nothing(planner):
     free, bound = climb(planner, [0.0, 0.3]), climb(planner, [0.0, 0.3], pain=0.5)
     assert (free.states.amax(1) > 1.8).all()
     assert (bound.states <= 0.5).all()
@@ -406,7 +406,7 @@ def test_who_can_keep_a_limit_goes_as_far_as_it_allows_and_pays_nothing(planner)
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
-def test_a_limit_that_no_plan_can_keep_is_exceeded_as_little_as_can_be(planner):
+def test_an_infeasible_limit_is_exceeded_as_little_as_possible(planner):
     plan = climb(planner, [3.0, -2.0, 0.0], pain=0.5)
     least = CONSTRAINT_PENALTY * torch.tensor(
         [1.5 + 0.5, 0.5, 0.0]
@@ -434,7 +434,7 @@ def test_violation_is_0_exactly_where_every_limit_holds_at_every_step(interocept
     assert set(plan.terms) == {"control_cost", *(f"limit {name}" for name in most)}
 
 
-def test_nothing_is_promised_after_death_and_no_limit_broken():
+def test_after_termination_no_cost_and_no_limit_counts():
     """Of a future in which the second step is the last."""
     channels = ("reward", "damage", CONTINUE)
     drives = Drives(("pain",), channels)
@@ -471,7 +471,7 @@ class Certainly(nn.Module):
         return self.future
 
 
-def test_a_reward_that_was_never_met_can_still_be_learnt():
+def test_a_reward_that_never_occurred_can_still_be_learnt():
     layers = StandardizedHead(nn.Linear(1, 2), 2)
     layers.adapt(torch.stack([torch.zeros(50), torch.linspace(0, 1e-3, 50)], 1))
     assert layers.scale[0] == 1

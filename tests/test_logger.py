@@ -56,7 +56,7 @@ def test_scalars_reach_the_file_and_tensorboard(tmp_path):
     assert (shown.step, shown.encoded_image_string) == (4, film)
 
 
-def test_a_run_that_goes_on_appends_behind_the_last_whole_line(tmp_path):
+def test_a_resumed_run_appends_behind_the_last_whole_line(tmp_path):
     first = logger.RunLogger(tmp_path, make_console())
     first.log_scalars("model", 1, {})
     first.close()
@@ -82,7 +82,7 @@ def test_progress_is_plain_lines_without_a_terminal(tmp_path, monkeypatch):
     assert last.endswith("/s  0 s left")
 
 
-def test_the_pace_is_that_of_this_run_not_of_the_one_it_goes_on_from(tmp_path):
+def test_the_rate_is_that_of_this_process_not_of_the_resumed_run(tmp_path):
     console = make_console()
     out = logger.RunLogger(tmp_path, console)
     with closing(out), out.progress("critic", 10**9, start=10**9 - 1) as progress:
@@ -101,14 +101,14 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path):
     assert "5/5" in console.file.getvalue()
 
 
-def test_says_what_it_was_reported_on_one_line(tmp_path):
+def test_an_info_is_one_line(tmp_path):
     console = make_console()
     with closing(logger.RunLogger(tmp_path, console)) as out:
         out.info("[bold] " + "long " * 30)
     assert console.file.getvalue() == "[bold] " + "long " * 30 + "\n"
 
 
-def test_silence_listens_to_everything_and_says_nothing(capsys):
+def test_the_null_logger_accepts_everything_and_prints_nothing(capsys):
     no_callback = logger.Logger()
     no_callback.log_scalars("a", 1, {"b": 2.0})
     no_callback.log_image("a", np.zeros((1, 1, 3), np.uint8), 1)
@@ -127,7 +127,7 @@ def test_a_table_shows_figures_and_gaps():
     assert "-" in console.file.getvalue()
 
 
-def test_a_rate_knows_wilsons_interval():
+def test_the_interval_of_a_rate_is_wilsons():
     assert intervals.rate(torch.ones(10)) == {
         "mean": 1.0,
         "ci95": [pytest.approx(0.7225, abs=1e-4), 1.0],
@@ -137,13 +137,13 @@ def test_a_rate_knows_wilsons_interval():
         intervals.rate([0.5])
 
 
-def test_a_mean_covers_the_truth_nineteen_times_in_twenty():
+def test_the_interval_of_a_mean_covers_the_truth_nineteen_times_in_twenty():
     rng = np.random.default_rng(0)
     found = [intervals.mean(rng.normal(3.0, 2.0, 40))["ci95"] for _ in range(100)]
     assert 88 <= sum(low <= 3.0 <= high for low, high in found) <= 99
 
 
-def test_a_mean_of_little_is_honest():
+def test_the_interval_of_a_mean_of_few_numbers_is_wide():
     assert intervals.mean([2.0, 2.0, 2.0]) == {"mean": 2.0, "ci95": [2.0, 2.0]}
     assert intervals.mean([2.0]) == {"mean": 2.0, "ci95": None}
     assert intervals.mean([]) == intervals.mean([1.0, math.nan]) == {"mean": None, "ci95": None}

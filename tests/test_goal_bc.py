@@ -58,7 +58,7 @@ def rightness(agent: Agent) -> float:
     return float((action * way).sum(-1).div(action.norm(dim=-1)).mean())
 
 
-def test_what_led_somewhere_is_done_again_and_only_the_policy_learns():
+def test_successful_actions_are_imitated_and_only_the_policy_is_trained():
     config = override(small(recipes.maze()), {"stages.goal_bc": LESSON})
     config = override(config, {"stages.collect.num_envs": 64})
     agent = collect_data(config)
@@ -71,7 +71,7 @@ def test_what_led_somewhere_is_done_again_and_only_the_policy_learns():
     assert moved == {"policy"}
 
 
-def test_who_has_no_goals_or_too_short_an_episode_is_reported():
+def test_missing_goals_and_short_episodes_are_reported():
     config = small(recipes.forage())
     config = override(
         config, {"stages.goal_bc": LESSON, "tasks": {"eat": TaskSpec(drives={"taste": 1.0})}}
@@ -87,7 +87,7 @@ def test_who_has_no_goals_or_too_short_an_episode_is_reported():
         check_stages(config)
 
 
-def test_a_goal_may_be_about_the_first_numbers_of_a_state():
+def test_a_goal_may_be_the_first_dimensions_of_a_state():
     random = torch.Generator().manual_seed(0)
     state, goal = torch.randn(2, 7, 5, generator=random)
     other = torch.cat([goal[:, :2], goal[:, 2:] + 1], -1)
@@ -105,7 +105,7 @@ def test_a_goal_may_be_about_the_first_numbers_of_a_state():
             box.build((5, 1, 1), *([3, BoxActions(), 0] if isinstance(box, PolicyConfig) else []))
 
 
-def test_a_step_of_the_distance_may_be_many_of_episode(monkeypatch):
+def test_a_unit_of_the_distance_may_be_many_env_steps(monkeypatch):
     config = small(recipes.maze())
     config = override(
         config,

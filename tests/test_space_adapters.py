@@ -44,7 +44,7 @@ def seen(space, obs, stack=1):
         (spaces.MultiBinary([2, 2]), (4,), torch.float32),
     ],
 )
-def test_every_leaf_becomes_a_vector_a_set_or_a_picture(space, shape, dtype):
+def test_every_leaf_becomes_a_vector_a_one_hot_vector_or_an_image(space, shape, dtype):
     (reader,) = obs_fields(space).values()
     assert reader.modality == (shape, dtype)
     batch = batch_space(space, 5)
@@ -52,7 +52,7 @@ def test_every_leaf_becomes_a_vector_a_set_or_a_picture(space, shape, dtype):
     seen(space, batch.sample())
 
 
-def test_a_picture_keeps_its_pixels_wherever_its_channels_were():
+def test_an_image_keeps_its_pixels_wherever_its_channels_were():
     first = np.random.default_rng(0).integers(0, 255, (2, 3, 9, 10), U8)
     last = np.moveaxis(first, 1, -1)
     for obs in (first, last):
@@ -70,7 +70,7 @@ def test_stacked_gray_frames_become_channels_and_keep_their_pixels(dtype):
     assert np.array_equal(made, frames)
 
 
-def test_moments_lie_behind_each_other_as_channels_or_as_numbers():
+def test_stacked_frames_are_channels_or_concatenated_numbers():
     films = np.random.default_rng(0).integers(0, 255, (2, 4, 9, 10, 3), U8)
     (made,) = seen(spaces.Box(0, 255, films.shape[1:], U8), films, stack=4).values()
     assert np.array_equal(made[:, 3:6], np.moveaxis(films[:, 1], -1, 1))
@@ -79,7 +79,7 @@ def test_moments_lie_behind_each_other_as_channels_or_as_numbers():
     assert np.array_equal(made, paths.reshape(2, 12))
 
 
-def test_pictures_that_the_env_itself_stacks_are_one_picture():
+def test_frames_that_the_env_itself_stacks_are_one_image():
     films = np.random.default_rng(0).integers(0, 255, (2, 4, 9, 10, 3), U8)
     space = spaces.Box(0, 255, films.shape[1:], U8)
     (single,) = seen(space, films).values()
@@ -91,7 +91,7 @@ def test_pictures_that_the_env_itself_stacks_are_one_picture():
     assert np.array_equal(twice, np.concatenate([single, single], 1))
 
 
-def test_parts_within_parts_are_senses_by_their_path():
+def test_nested_parts_are_modalities_named_by_their_path():
     space = spaces.Dict(
         arm=spaces.Dict(angle=spaces.Box(-1, 1, (2,), F32), grip=spaces.Discrete(2)),
         eyes=spaces.Tuple([spaces.Box(0, 255, (8, 8), U8), spaces.Box(0, 255, (8, 8), U8)]),
@@ -116,7 +116,7 @@ def test_parts_within_parts_are_senses_by_their_path():
         (spaces.Box(-1, 1, (0,), F32), "nothing to observe"),
     ],
 )
-def test_what_no_sense_can_be_made_of_is_named_with_a_way_out(space, message):
+def test_spaces_that_can_not_be_read_are_named_with_a_remedy(space, message):
     with pytest.raises(ConfigError, match=message):
         obs_fields(space)
 
@@ -148,13 +148,13 @@ def test_a_number_far_outside_its_space_is_found(numbers, out_of_bounds):
         (spaces.Box(0, 200, (8, 8, 3), U8), np.full((1, 8, 8, 3), 255, U8)),
     ],
 )
-def test_a_choice_that_is_none_is_never_taken_for_another(space, shown):
+def test_an_invalid_choice_is_never_read_as_another(space, shown):
     (reader,) = obs_fields(space, out_of_bounds="refuse").values()
     with pytest.raises(OutOfBoundsError):
         reader(np.array(shown))
 
 
-def test_two_parts_of_one_name_are_refused_rather_than_one_of_them_lost():
+def test_two_parts_of_one_name_are_refused():
     part = spaces.Box(-1, 1, (2,), F32)
     for twice in ({"a.b": part, "a_b": part}, {"a/b": part, "a": spaces.Dict(b=part)}):
         with pytest.raises(ConfigError, match="both be called"):
@@ -174,7 +174,7 @@ ACTIONS = [
 
 @pytest.mark.parametrize("space", ACTIONS, ids=str)
 @given(seed=st.integers(0, 1000))
-def test_what_can_be_done_survives_the_way_into_the_agent_and_back(space, seed):
+def test_actions_survive_the_conversion_to_the_agent_and_back(space, seed):
     ways, batch = action_adapter(space), batch_space(space, 6)
     batch.seed(seed)
     done = batch.sample()
@@ -188,7 +188,7 @@ def test_what_can_be_done_survives_the_way_into_the_agent_and_back(space, seed):
 
 
 @pytest.mark.parametrize("high", [0.1, 0.7, 1.3, 2.9])
-def test_any_agent_does_all_he_can_does_not_more_than_that(high):
+def test_extreme_actions_stay_within_the_space(high):
     space = spaces.Box(-high / 3, high, (1,), F32)
     for most in (-1, 1):
         assert space.contains(action_adapter(space).to_env(np.full((1, 1), most, F32))[0])
@@ -204,12 +204,12 @@ def test_any_agent_does_all_he_can_does_not_more_than_that(high):
         (spaces.Text(3), "Text.*wrap"),
     ],
 )
-def test_actions_that_can_not_be_carried_out_are_named_with_a_way_out(space, message):
+def test_action_spaces_that_can_not_be_handled_are_named_with_a_remedy(space, message):
     with pytest.raises(ConfigError, match=message):
         action_adapter(space)
 
 
-def test_switches_may_be_reported_as_a_box():
+def test_binary_actions_may_be_described_as_a_box():
     output = action_adapter(spaces.Box(0, 1, (2,), bool)).to_env(
         np.array([[-1.0, 1.0], [0.4, -0.4]])
     )
@@ -217,14 +217,14 @@ def test_switches_may_be_reported_as_a_box():
     assert output.tolist() == [[False, True], [True, False]]
 
 
-def test_a_sense_may_be_called_anything():
+def test_a_modality_may_have_any_name():
     names = ("training", "", "forward", "a b", "type", "state_dict")
     perception = MultiModalEncoderConfig(vector_dim=4).build(dict.fromkeys(names, (2,)))
     obs = {name: torch.ones(3, 2) for name in names}
     assert perception(obs, {}).shape == (3, 4 * len(names))
 
 
-def test_more_than_can_be_reported_apart_is_refused_by_number():
+def test_too_many_options_are_refused_by_number():
     with pytest.raises(
         ConfigError, match="the discrete actions have 10000000 options, more than 16384"
     ):

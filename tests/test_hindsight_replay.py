@@ -99,12 +99,12 @@ def drawn(fraction, count=600, length=3):
     )
 
 
-def test_without_hindsight_memory_is_as_it_is():
+def test_without_relabelling_the_replay_buffer_is_unchanged():
     agent, config = collect_data()
     assert with_hindsight(agent.replay_buffer, 0.0, agent.spec, config.env) is agent.replay_buffer
 
 
-def test_what_is_wanted_was_achieved_later_in_the_same_episode_and_is_rewarded_as_the_env_does():
+def test_a_relabelled_goal_was_achieved_later_in_the_same_episode_and_is_rewarded_as_the_env_does():
     seen, plain = drawn(1.0)
     goal, here = seen.obs["desired_goal"], seen.obs["achieved_goal"]
     assert (goal == goal[:, :1]).all()
@@ -125,14 +125,14 @@ def test_what_is_wanted_was_achieved_later_in_the_same_episode_and_is_rewarded_a
     assert (later == 0).float().mean() < 0.4
 
 
-def test_a_share_is_looked_at_so_and_the_rest_as_it_was():
+def test_a_fraction_is_relabelled_and_the_rest_is_unchanged():
     seen, plain = drawn(0.75)
     same = (seen.obs["desired_goal"] == plain.obs["desired_goal"]).flatten(1).all(1)
     assert 0.2 < same.float().mean() < 0.3
     assert seen.interoception[same].equal(plain.interoception[same])
 
 
-def test_memory_draws_moments_from_a_window_s_end_to_its_episode_s():
+def test_the_replay_buffer_draws_steps_between_the_end_of_a_window_and_that_of_its_episode():
     agent, _ = collect_data()
     window, later = agent.replay_buffer.sample_with_future(500, 4, make_rng())
     assert window.obs["observation"].equal(
@@ -155,13 +155,13 @@ def test_memory_draws_moments_from_a_window_s_end_to_its_episode_s():
         ),
     ],
 )
-def test_envs_that_do_not_keep_the_promise_are_named_with_the_way_out(fault, message):
+def test_envs_with_invalid_goal_rewards_are_named_with_a_remedy(fault, message):
     agent, config = collect_data(fault=fault)
     with pytest.raises(ConfigError, match=message):
         with_hindsight(agent.replay_buffer, 0.8, agent.spec, config.env)
 
 
-def test_the_recipe_has_hindsight_where_an_env_has_goals_and_only_there():
+def test_the_recipe_relabels_goals_where_an_env_has_goals_and_only_there():
     aim = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0"))
     assert aim.stages["actor_critic"].hindsight_fraction == 0.8
     assert (
@@ -175,14 +175,14 @@ def test_the_recipe_has_hindsight_where_an_env_has_goals_and_only_there():
     )
 
 
-def test_what_is_held_or_stacked_has_no_reward_of_one_step():
+def test_repeated_actions_and_stacked_frames_can_not_be_relabelled():
     agent, config = collect_data()
     with pytest.raises(ConfigError, match="must be 1"):
         with_hindsight(agent.replay_buffer, 0.8, agent.spec, replace(config.env, action_repeat=2))
 
 
 @pytest.mark.long
-def test_who_looks_back_so_learns_to_arrive(tmp_path):
+def test_an_agent_with_relabelled_goals_learns_to_arrive(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0"))
     optim = OptimConfig(steps=0, batch_size=64, final_lr_fraction=0.2)
     interact = replace(
@@ -201,7 +201,7 @@ def test_who_looks_back_so_learns_to_arrive(tmp_path):
     assert found["baselines"]["random"]["final_success"]["mean"] < 0.2
 
 
-def test_who_else_learns_in_hindsight_is_evaluated_in_the_same_episodes(tmp_path):
+def test_her_of_stable_baselines3_is_evaluated_in_the_same_episodes(tmp_path):
     pytest.importorskip("stable_baselines3", reason="the extra `baselines` is not installed")
     bench = SB3Comparison(
         env=EnvConfig(id="ami-test/Aim-v0"), steps=1100, eval_every=1100, seeds=1, episodes=5,
@@ -216,7 +216,7 @@ def test_who_else_learns_in_hindsight_is_evaluated_in_the_same_episodes(tmp_path
         replace(bench, env=plain, algorithms=("her",)).measure(Console(quiet=True))
 
 
-def test_the_rival_suits_the_env():
+def test_the_default_baseline_suits_the_env():
     envs = {"ami-test/Aim-v0": "her", "Pendulum-v1": "sac", "CartPole-v1": "ppo"}
     for name, rival in envs.items():
         assert default_algorithm(ami.recipes.gym(EnvConfig(id=name))) == rival
@@ -229,12 +229,12 @@ def test_the_rival_suits_the_env():
         (lambda one, other, info: np.full(len(one), np.nan), "returns NaN"),
     ],
 )
-def test_an_env_that_can_not_say_what_goals_are_worth_is_reported_in_a_line(answer, message):
+def test_invalid_results_of_compute_reward_are_reported_in_one_line(answer, message):
     with pytest.raises(EnvError, match=message):
         HindsightBuffer(None, 0.5, answer).rewards(torch.zeros(1, 2, 1), torch.ones(1, 2, 1))
 
 
-def test_what_hindsight_needs_is_requested_before_anything_is_collected(tmp_path):
+def test_the_conditions_of_relabelling_are_checked_before_collection(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0", options={"fault": "mute"}))
     assert (
         config.stages["actor_critic"].hindsight_fraction == 0

@@ -86,7 +86,7 @@ def test_imports_are_read_as_python_reads_them():
     assert "ami_agent.training.representation_losses" in ours(HOME / "ami_agent/training/jepa.py")
 
 
-def test_types_import_nothing_of_ours():
+def test_types_import_no_module_of_ours():
     assert ours(HOME / "modules/types.py") == set()
 
 
@@ -127,23 +127,23 @@ def test_there_is_no_import_cycle_and_lazy_imports_count():
     assert [name for name in edges if name in reached(name)] == []
 
 
-def test_a_folder_holds_no_more_files_than_one_can_read():
+def test_a_folder_holds_about_a_dozen_files():
     counts = Counter(page.parent for package in PACKAGES for page in sources(package))
     assert {str(folder): n for folder, n in counts.items() if n > FILES_A_FOLDER} == {}
 
 
 @BOXES
-def test_the_agent_knows_no_env_and_no_gymnasium(page):
+def test_agent_py_imports_no_env_and_no_gymnasium(page):
     assert not any(is_in(stranger, n) for n in imports(page) for stranger in ("gymnasium", "envs"))
 
 
 @pytest.mark.parametrize("page", sources("envs"), ids=name_of)
-def test_envs_know_nobody_who_episodes_in_them(page):
+def test_envs_import_nothing_of_the_agent(page):
     assert all(is_in("envs", name) for name in ours(page))
 
 
 @pytest.mark.parametrize("page", sources("ami_agent"), ids=name_of)
-def test_the_agent_knows_no_particular_env(page):
+def test_ami_agent_names_no_particular_env(page):
     known = {name for name in ours(page) if is_in("envs", name)}
     assert known == ({"envs"} if name_of(page) == "ami_agent" else set())
 
@@ -162,13 +162,13 @@ def test_planning_never_calls_backward(page):
     assert "backward" not in call_function
 
 
-def test_every_class_that_the_settings_name_is_offered():
+def test_every_class_that_the_settings_name_is_exported():
     choices = config_io.component_choices().values()
     known = {kind.__name__ for box in choices for name, kind in box.items() if name != "None"}
     assert known <= {*ami_agent.components.__all__, *ami_agent.training.__all__}
 
 
-def test_all_that_is_offered_is_there():
+def test_all_exported_names_exist():
     assert sorted(ami_agent.__all__) == ami_agent.__all__
     assert all(hasattr(ami_agent, name) for name in ami_agent.__all__)
 
@@ -211,7 +211,7 @@ def test_an_observation_passes_through_few_files_on_its_way_to_an_action():
     assert len(crossed & pages) <= 12, sorted(crossed & pages)
 
 
-def test_packages_of_the_same_names_elsewhere_are_noticed_in_one_line(tmp_path):
+def test_packages_of_the_same_names_elsewhere_are_reported_in_one_line(tmp_path):
     with pytest.raises(ImportError, match=r"needs its own package 'modules'") as raised:
         check_shadows(home=tmp_path)
     assert str(tmp_path) in str(raised.value)
@@ -219,7 +219,7 @@ def test_packages_of_the_same_names_elsewhere_are_noticed_in_one_line(tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_a_package_that_is_missing_is_noticed_in_one_line():
+def test_a_missing_package_is_reported_in_one_line():
     with pytest.raises(ImportError, match=r"'no_such_package'.* finds none"):
         check_shadows(names=("no_such_package",))
 

@@ -26,7 +26,7 @@ from ami_agent.probing.data import apply_perturbation
 from ami_agent.storage import checkpoint, files, run_dir
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError
-from tests.harm import (
+from tests.damage import (
     any_bytes,
     changed,
     json_file,
@@ -96,7 +96,7 @@ WITHIN = f"""
 import json, pathlib, resource, sys, torch
 resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
 torch.set_num_threads(1)
-from tests.test_foreign_files import campaign
+from tests.test_untrusted_files import campaign
 print(json.dumps(campaign(pathlib.Path(sys.argv[1]), range(int(sys.argv[2])))))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
@@ -155,7 +155,7 @@ def test_settings_of_a_file_are_held_to_the_bounds_of_flags(run, path, value, me
     assert str(run / "config.json") in str(refused_message.value)
 
 
-def test_a_whole_number_may_stand_for_a_float(run):
+def test_an_integer_may_stand_for_a_float(run):
     edited(run, "actor", "planner", "lr", to=1)
     assert run_dir.config_of(run).actor.planner.lr == 1.0
 
@@ -173,7 +173,7 @@ def test_a_whole_number_may_stand_for_a_float(run):
         ("", "not readable as JSON"),
     ],
 )
-def test_json_has_bounds(tmp_path, text, message):
+def test_the_size_and_depth_of_json_are_bounded(tmp_path, text, message):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
         files.read_json(tmp_path / "x.json")
@@ -200,7 +200,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
         files.read_json(Path("/dev/zero"))
 
 
-def test_tensors_of_holes_are_not_even_summed_up(run):
+def test_sparse_files_of_tensors_are_not_read(run):
     """Gigabytes that a header declares, of which nothing is on the disk."""
     folder = checkpoint.latest(run)
     size = files._machine_memory() // 2
@@ -214,7 +214,7 @@ def test_tensors_of_holes_are_not_even_summed_up(run):
         checkpoint.load(folder)
 
 
-def test_weights_are_finite(run):
+def test_weights_that_are_not_finite_are_refused(run):
     folder = checkpoint.latest(run)
     tensors, facts = checkpoint.load(folder)
     name = next(name for name, value in tensors.items() if value.ndim == 2)
@@ -224,7 +224,7 @@ def test_weights_are_finite(run):
         ami.load(run)
 
 
-def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, tiny):
+def test_a_replay_buffer_that_claims_more_steps_than_it_holds_is_refused(tmp_path, tiny):
     """The rows that it says there are, are not made before they are there."""
     with closing(tiny.env.build(2)) as env:
         run_dir.create(tmp_path / "run", tiny, 0, "cpu", env.spec)
@@ -259,12 +259,12 @@ def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, tiny):
         (lambda obs: sys.exit(3), "fails: SystemExit"),
     ],
 )
-def test_changes_return_observations_of_the_same_kind(change, message):
+def test_perturbations_must_return_observations_of_the_same_kind(change, message):
     with pytest.raises(ConfigError, match=message):
         apply_perturbation("odd", change, torch.zeros(2, 3))
 
 
-def test_an_evaluation_that_is_damaged_is_reported_before_a_study_begins(run):
+def test_a_damaged_evaluation_is_reported_before_a_study_begins(run):
     (run / "eval.json").write_text('{"plan": {"episodes": 2}}')
     job = Job("one", run_dir.settings_of(SHIPPED), run, 0, 2, "cpu")
     with pytest.raises(ConfigError, match="no metrics of mode plan: remove it"):
@@ -284,7 +284,7 @@ def test_an_evaluation_that_is_damaged_is_reported_before_a_study_begins(run):
         (lambda file: file.__setitem__("more", h5py().SoftLink("/episode_0")), "link"),
     ],
 )
-def test_arrays_of_a_dataset_are_on_the_disk_and_in_its_own_file(tmp_path, harm, message):
+def test_arrays_of_a_dataset_must_be_in_its_own_file(tmp_path, harm, message):
     facts = {"total_steps": 3, "total_episodes": 1, "data_format": "hdf5"}
     (tmp_path / "metadata.json").write_text(json.dumps(facts))
     with h5py().File(tmp_path / "main_data.hdf5", "w") as file:
@@ -301,7 +301,7 @@ def h5py() -> Any:
     return pytest.importorskip("h5py", reason="the extra `minari` is not installed")
 
 
-def test_a_dataset_is_regular_files(tmp_path):
+def test_a_dataset_must_be_regular_files(tmp_path):
     (tmp_path / "metadata.json").write_text('{"total_steps": 1, "total_episodes": 1}')
     os.mkfifo(tmp_path / "part.arrow")
     with pytest.raises(ConfigError, match="a pipe"):

@@ -40,7 +40,7 @@ from modules.memory.short_term import (
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.perception.target_encoder import OnlineTarget
 from modules.types import CONTINUE, ConfigError, Trajectory, Transition
-from tests.test_memory import life
+from tests.test_replay_buffer import life
 
 D, MOMENTS = 4, 3
 FORMS: dict[str, GRUMemoryConfig | AttentionMemoryConfig | None] = {
@@ -80,25 +80,25 @@ def depends(form: str, length: int) -> Tensor:
 
 
 @any_form
-def test_what_is_observed_later_cannot_change_an_earlier_state(form):
+def test_a_later_observation_cannot_change_an_earlier_state(form):
     assert not depends(form, 8).triu(1).any()
     assert depends(form, 8).diagonal().all()
 
 
-def test_without_recall_the_state_is_what_is_observed():
+def test_without_short_term_memory_the_state_is_the_encoding():
     assert torch.equal(unroll_memory(recall_of("none"), normal(2, 5, D)), normal(2, 5, D))
 
 
-def test_a_belief_carries_everything_on_from_the_first_moment():
+def test_a_gru_carries_information_from_the_first_step():
     assert torch.equal(depends("belief", 8), torch.ones(8, 8, dtype=torch.bool).tril())
 
 
-def test_an_associative_memory_knows_its_last_moments_and_overwrites_the_oldest():
+def test_an_attention_memory_holds_its_last_steps_and_overwrites_the_oldest():
     kept = torch.ones(8, 8, dtype=torch.bool).tril().triu(1 - MOMENTS)
     assert torch.equal(depends("associative", 8), kept)
 
 
-def test_room_that_is_not_used_yet_changes_nothing():
+def test_unused_slots_change_nothing():
     narrow = recall_of("associative")
     wide = AttentionMemory(D, AttentionMemoryConfig(num_slots=10 * MOMENTS, slot_dim=6))
     wide.load_state_dict(narrow.state_dict())
@@ -107,13 +107,13 @@ def test_room_that_is_not_used_yet_changes_nothing():
 
 
 @any_form
-def test_the_gradient_through_all_that_is_recalled_is_the_true_one(form):
+def test_the_gradient_through_the_memory_is_exact(form):
     recall, features = recall_of(form).double(), normal(2, 5, D).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda observed: unroll_memory(recall, observed), features)
 
 
 @who_recalls
-def test_learning_reaches_every_parameter_and_the_first_moment_from_the_last(form):
+def test_training_reaches_every_parameter_and_the_first_step_from_the_last(form):
     recall, features = recall_of(form), normal(2, MOMENTS, D).requires_grad_()
     unroll_memory(recall, features)[:, -1].square().sum().backward()
     assert (features.grad[:, 0].abs().amax(-1) > 0).all()
@@ -143,7 +143,7 @@ def episode_states_of(term: Remembering, features: Tensor) -> Tensor:
 
 
 @any_form
-def test_who_learns_recalls_what_who_episodes_does(form):
+def test_training_and_acting_give_the_same_states(form):
     recall = recall_of(form)
     torch.testing.assert_close(
         episode_states_of(Remembering(recall), normal(2, 7, D)),
@@ -152,7 +152,7 @@ def test_who_learns_recalls_what_who_episodes_does(form):
 
 
 @any_form
-def test_where_an_episode_begins_nothing_of_an_earlier_one_remains_and_elsewhere_all(form):
+def test_where_an_episode_begins_the_memory_is_empty_and_elsewhere_unchanged(form):
     recall, past, coming = recall_of(form), normal(3, 5, D), normal(3, 5, D, seed=1)
     trace = recall.initial_state(past[:, 0])
     for now in past.unbind(1):
@@ -189,7 +189,7 @@ def test_an_episode_may_begin_in_some_envs_in_all_or_in_others(form):
     torch.testing.assert_close(episode_states_of(term, coming[:2]), new[:2])
 
 
-def test_nothing_collected_before_is_near_when_an_episode_begins():
+def test_no_earlier_state_is_near_when_an_episode_begins():
     term = Remembering(ShortTermMemory())
     for now in normal(3, 5, D).unbind(1):
         term.update(now, keep=4)
@@ -204,7 +204,7 @@ def test_nothing_collected_before_is_near_when_an_episode_begins():
 
 
 @any_form
-def test_an_env_recalls_the_same_whatever_the_others_live(form):
+def test_the_memory_of_an_env_does_not_depend_on_others(form):
     recall, features = recall_of(form), normal(3, 7, D)
     terms = [Remembering(recall) for _ in range(4)]
     together = []
@@ -217,7 +217,7 @@ def test_an_env_recalls_the_same_whatever_the_others_live(form):
         torch.testing.assert_close(together[-1], single)
 
 
-def test_landmarks_are_none_before_anything_was_collected_and_then_as_they_were_kept():
+def test_reference_observations_are_none_before_collection_and_then_as_stored():
     sight = torch.arange(5 * 8, dtype=torch.uint8).reshape(5, 2, 2, 2)
     senses = {"touch": normal(5, 3), "sight": sight}
     landmarks = ReferenceObservations(
@@ -234,7 +234,7 @@ def test_landmarks_are_none_before_anything_was_collected_and_then_as_they_were_
         assert torch.equal(part, senses[name])
 
 
-def test_an_episode_leaves_landmarks_by_which_an_explorer_recognises(tiny: Config):
+def test_boredom_uses_the_stored_reference_observations(tiny: Config):
     agent = agent_of(override(tiny, {"memory.num_reference_obs": 7}), "none")
     controller = agent.controller(tensors=True)
     explore = TaskSpec(weights={"boredom": 1.0}).to_task(None, "plan")
@@ -280,7 +280,7 @@ def continue_rollout(agent: Agent, data: list[Transition]) -> dict[tuple[float, 
 
 @any_form
 @pytest.mark.parametrize("capacity", [40, 13])
-def test_memory_in_states_holds_the_states_that_were_collected_in(tiny, form, capacity):
+def test_a_buffer_of_states_holds_the_states_of_acting(tiny, form, capacity):
     agent = agent_of(tiny, form, capacity)
     first = list(islice(life(seed=3, ends=0.15), 14))
     second = [  # the same worlds, other episodes
@@ -310,7 +310,7 @@ def test_memory_in_states_holds_the_states_that_were_collected_in(tiny, form, ca
 
 
 @who_recalls
-def test_perceiving_is_like_the_first_moment_of_an_episode_and_disturbs_none(tiny, form):
+def test_encoding_is_the_first_step_of_an_episode_and_changes_no_memory(tiny, form):
     agent = agent_of(tiny, form)
     controller = controller_of(agent)
     here, there = normal(3, 3), normal(3, 3, seed=1)
@@ -326,7 +326,7 @@ def test_perceiving_is_like_the_first_moment_of_an_episode_and_disturbs_none(tin
 
 
 @who_recalls
-def test_the_same_sight_is_another_state_after_another_past(tiny, form):
+def test_the_same_observation_is_another_state_after_another_past(tiny, form):
     agent, states = agent_of(tiny, form), []
     controller = controller_of(agent)
     for seed in (0, 0, 1):
@@ -355,7 +355,7 @@ def test_the_same_sight_is_another_state_after_another_past(tiny, form):
         ),
     ],
 )
-def test_nobody_who_recalls_learns_from_moments_without_a_past(changes, message):
+def test_an_agent_with_short_term_memory_does_not_train_on_single_observations(changes, message):
     config = override(
         recipes.recipe("gym"), {"memory.short_term": GRUMemoryConfig(), "stages.actor_critic": None}
     )
@@ -365,7 +365,7 @@ def test_nobody_who_recalls_learns_from_moments_without_a_past(changes, message)
 
 
 @who_recalls
-def test_what_is_imagined_begins_in_states_as_they_are_collected_in(form):
+def test_imagination_starts_in_states_of_acting(form):
     config = override(recipes.recipe("gym"), {"memory.short_term": FORMS[form]})
     agent = build(config, BODY._replace(interoception=("reward", "left", CONTINUE)), num_envs=3,
                   buffer_size=40)  # fmt: skip
@@ -391,7 +391,7 @@ def test_what_is_imagined_begins_in_states_as_they_are_collected_in(form):
         assert not torch.allclose(states, agent.encode(window.obs[:, -1]))
 
 
-def test_a_target_without_gradient_has_none_through_what_is_recalled(tiny):
+def test_a_target_without_gradient_has_none_through_the_memory(tiny):
     """The recall moves with the states, and what is to be predicted stands still."""
     recall, requested = recall_of("belief"), []
     recall.register_forward_hook(
@@ -411,7 +411,7 @@ def test_a_target_without_gradient_has_none_through_what_is_recalled(tiny):
 
 
 @who_recalls
-def test_shortest_paths_lead_through_states_as_they_are_collected_in(tiny, form):
+def test_shortest_paths_lead_through_states_of_acting(tiny, form):
     agent = agent_of(tiny, form)
     for step in islice(life(seed=3, ends=0), 30):
         agent.remember(step)

@@ -41,7 +41,7 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_what_is_explained_is_a_share_of_the_variance():
+def test_explained_variance_is_a_fraction():
     true = torch.tensor([[0.0, 5.0], [2.0, 7.0]])
     assert metrics.explained_variance(true, true) == 1
     assert metrics.explained_variance(true.mean(0).expand(2, -1), true) == pytest.approx(0)
@@ -49,7 +49,7 @@ def test_what_is_explained_is_a_share_of_the_variance():
     assert metrics.explained_variance(half, true) == pytest.approx((0.75 + 1) / 2)
 
 
-def test_the_nearest_tell_what_a_line_cannot():
+def test_nearest_neighbours_read_what_a_linear_probe_can_not():
     angle = 6.28 * uniform(3000, 1)
     states = torch.cat([angle.sin(), angle.cos()], 1)
     folded = angle.sin() * angle.cos()
@@ -66,7 +66,7 @@ def test_slowness_by_hand():
     assert metrics.slowness(noise[:1].expand(40, -1, -1)) == 0
 
 
-def test_states_that_are_places_are_smooth_and_shuffled_ones_are_not():
+def test_position_states_are_smooth_and_shuffled_ones_are_not():
     positions = uniform(500, 2)
     assert metrics.smoothness(7 * positions, positions * torch.tensor([1.0, 1.0])) > 0.99
     assert abs(metrics.smoothness(positions[torch.randperm(500)], positions)) < 0.1
@@ -81,7 +81,7 @@ def test_sparsity_by_hand():
     assert metrics.sparsity(alike[:, :1]) == 0
 
 
-def test_purity_by_hand():
+def test_disentanglement_by_hand():
     assert metrics.dci(torch.eye(3)) == pytest.approx(1)
     assert metrics.dci(torch.ones(4, 3)) == pytest.approx(0, abs=1e-6)
     mixed = torch.tensor([[3.0, 1.0], [0.0, 4.0]])
@@ -90,7 +90,7 @@ def test_purity_by_hand():
     assert metrics.dci(torch.ones(4, 1)) == 1
 
 
-def test_the_gap_is_wide_where_one_number_tells_and_none_where_two_do():
+def test_the_mutual_information_gap_is_wide_where_one_dimension_informs_and_zero_where_two_do():
     factors = uniform(8000, 2)
     assert metrics.mig(factors.flip(1), factors) > 0.95
     assert metrics.mig(factors.repeat(1, 2), factors) == pytest.approx(0, abs=1e-6)
@@ -98,7 +98,7 @@ def test_the_gap_is_wide_where_one_number_tells_and_none_where_two_do():
     assert metrics.mig(factors[:, :1], factors[:, :1]) == pytest.approx(1)
 
 
-def test_what_is_the_same_tells_nothing_and_a_switch_is_reported_by_any_agent_knows_it():
+def test_noise_and_constants_inform_about_nothing_and_a_copy_of_the_factor_does():
     cue = (uniform(3000, 1) > 0.5).float()
     noise, dead = uniform(3000, 2, seed=1), torch.ones(3000, 3)
     assert metrics.mig(torch.cat([noise, dead], 1), cue) < 0.01
@@ -112,7 +112,7 @@ def test_a_silhouette_by_hand():
     assert metrics.silhouette(distance, group) == pytest.approx(2 * pair / 5)  # alone is 0
 
 
-def test_what_falls_into_groups_is_reported_from_what_does_not():
+def test_clusters_are_distinguished_from_their_absence():
     blobs = torch.cat([uniform(300, 2), 9 + uniform(300, 2, seed=1), uniform(300, 2, seed=2) - 9])
     clear, grouped = metrics.cluster(blobs)
     assert clear > 0.9
@@ -124,7 +124,7 @@ def test_what_falls_into_groups_is_reported_from_what_does_not():
     assert metrics.cluster(torch.zeros(50, 3))[0] == 0
 
 
-def test_staying_and_following_by_hand():
+def test_invariance_and_equivariance_by_hand():
     states, other = uniform(4000, 3), uniform(4000, 3, seed=1)
     assert metrics.invariance(states, states) == 1
     assert metrics.invariance(states, other) == pytest.approx(0, abs=0.05)
@@ -132,14 +132,14 @@ def test_staying_and_following_by_hand():
     assert metrics.equivariance(other.mean(0).expand(4000, -1), other) == pytest.approx(0, abs=1e-3)
 
 
-def test_energies_overlap_as_far_as_they_change_along_the_same_directions():
+def test_task_gradients_overlap_as_far_as_they_point_the_same_way():
     x, y = torch.eye(2)[:1].repeat(9, 1), torch.eye(2)[1:].repeat(9, 1)
     assert metrics.gradient_overlap([x, -3 * x]) == pytest.approx(1)
     assert metrics.gradient_overlap([x, y]) == 0
     assert metrics.gradient_overlap([x, x, y]) == pytest.approx(1 / 3)  # one pair of three
 
 
-def test_what_is_foreseen_exactly_is_0_and_what_is_expected_to_rest_1():
+def test_a_perfect_prediction_has_error_0_and_that_of_rest_1():
     start, actions = uniform(6, 2), uniform(6, NUM_STEPS, 2, seed=1)
     states = torch.cat([start[:, None], start[:, None] + actions.cumsum(1)], 1)
 
@@ -165,7 +165,7 @@ def test_what_is_foreseen_exactly_is_0_and_what_is_expected_to_rest_1():
     assert found == pytest.approx({step: 1 for step in range(1, NUM_STEPS + 1)})
 
 
-def test_walks_in_which_an_episode_ends_are_left_out():
+def test_trajectories_in_which_an_episode_ends_are_left_out():
     walked = collect_trajectories(EnvConfig(id="CartPole-v1"), 0)
     kept = len(walked.actions)
     assert 0 < kept < NUM_ENVS
@@ -176,7 +176,7 @@ def test_walks_in_which_an_episode_ends_are_left_out():
     assert last.max() <= 0.21  # and none has fallen
 
 
-def test_along_a_line_one_factor_moves_and_no_other():
+def test_along_a_line_one_factor_varies_and_no_other():
     config = EnvConfig(id="ami/TwoRooms-v0", variant="random")
     walked = collect_trajectories(config, 5)
     found = factor_lines(config, walked)
@@ -193,7 +193,7 @@ def test_along_a_line_one_factor_moves_and_no_other():
     assert rows == pytest.approx(rows[0].item(), abs=0.05)
 
 
-def test_where_other_factors_move_as_well_there_is_no_line(monkeypatch):
+def test_where_other_factors_vary_as_well_there_is_no_line(monkeypatch):
     config = EnvConfig(id="ami/TwoRooms-v0", variant="random")
     walked, reset = collect_trajectories(config, 5), EnvAdapter.reset
 
@@ -206,7 +206,7 @@ def test_where_other_factors_move_as_well_there_is_no_line(monkeypatch):
     assert 0 not in found  # down moves with it
 
 
-def test_who_can_not_be_put_somewhere_says_so():
+def test_an_env_that_can_not_be_reset_to_factors_says_so():
     config = EnvConfig(id="ami/TwoRooms-v0", variant="fixed")
     env = config.build(1)
     _, info = env.reset(3)
@@ -219,7 +219,7 @@ def test_who_can_not_be_put_somewhere_says_so():
     assert factor_lines(mute, collect_trajectories(mute, 0)) == []
 
 
-def test_pictures_shift_dim_and_are_mirrored_and_vectors_only_shaken():
+def test_images_are_shifted_dimmed_and_mirrored_and_vectors_get_noise_alone():
     spec = EnvironmentSpec(
         {"eye": ModalitySpec((1, 2, 64), torch.uint8), "arm": ModalitySpec((3,), torch.float32)},
         1,
@@ -243,7 +243,7 @@ def test_pictures_shift_dim_and_are_mirrored_and_vectors_only_shaken():
     assert list(zero_weights) == ["noise"]
 
 
-def test_changes_of_ones_own_come_from_a_file(tmp_path):
+def test_perturbations_of_the_users_own_come_from_a_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "def changes():\n    return {'upside down': lambda obs: obs.flip(-2)}\n"
@@ -259,7 +259,7 @@ def test_changes_of_ones_own_come_from_a_file(tmp_path):
         load_perturbations(f"{file}:none", spec)
 
 
-def test_a_change_that_fails_or_makes_something_else_is_reported(tiny):
+def test_a_perturbation_that_fails_or_changes_the_kind_is_reported(tiny):
     env = tiny.eval_env.build(1)
     agent = build(tiny, env.spec, seed=3, device="cpu", num_envs=1, buffer_size=8).eval()
     with pytest.raises(
@@ -272,7 +272,7 @@ def test_a_change_that_fails_or_makes_something_else_is_reported(tiny):
         compute_scorecard(agent, tiny, 0, {"cut": lambda obs: obs[..., 1:]})
 
 
-def test_tasks_of_different_drives_share_less_than_one_has_with_itself():
+def test_tasks_of_different_drives_overlap_less_than_one_with_itself():
     config = recipes.forage()
     env = config.eval_env.build(1)
     agent = build(config, env.spec, seed=3, device="cpu", num_envs=1, buffer_size=8).eval()
@@ -314,7 +314,7 @@ def test_levels_with_states_of_their_own_are_evaluated_beside_the_lowest():
     assert [level.has_own_states for level in agent.subgoals.learned_levels] == [False, False]
 
 
-def test_what_a_level_predicts_are_its_own_macro_actions():
+def test_a_level_predicts_the_outcome_of_its_own_macro_actions():
     levels = HierarchicalJEPAConfig(steps_per_level=(3, 2)).build(
         (4, 1, 1), 2, None, unexpected_query
     )
@@ -328,7 +328,7 @@ def test_what_a_level_predicts_are_its_own_macro_actions():
     assert torch.equal(high.predict(state, actions), beyond)
 
 
-def test_a_card_tells_an_agent_from_one_that_has_learnt_nothing(tiny):
+def test_a_scorecard_distinguishes_a_trained_agent_from_an_untrained_one(tiny):
     with_world = replace(tiny, eval_env=replace(tiny.eval_env, options={"max_episode_steps": 30}))
     env = with_world.eval_env.build(1)
     agent = build(with_world, env.spec, seed=3, device="cpu", num_envs=1, buffer_size=8).eval()
