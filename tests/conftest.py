@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items):
 
 
 def make_context(goal: Tensor, **output: Any) -> TaskContext:
-    """The Configurator's word about goals `[B, D]`, as plain as can be but for what is told."""
+    """The configurator's context of goals `[B, D]`, with defaults for all that is not given."""
     plain = TaskContext(
         mode="plan",
         goal=goal,
@@ -72,7 +72,7 @@ def make_context(goal: Tensor, **output: Any) -> TaskContext:
 
 
 def stepwise(imagine: RolloutFn) -> PolicyRolloutFn:
-    """Deciding as one goes, one imagined step after the other."""
+    """A closed-loop rollout, one imagined step after the other."""
 
     def pursue(state: Tensor, decide: PolicyFn, others: Tensor) -> Rollout:
         here, own = state, []
@@ -85,8 +85,8 @@ def stepwise(imagine: RolloutFn) -> PolicyRolloutFn:
 
 
 def unexpected_query(state, free):
-    """What a level is told of where actions lead, when it has no business to ask."""
-    raise AssertionError("nobody was to ask where actions lead")
+    """The imagination of a level that must not imagine."""
+    raise AssertionError("the level imagined without a need")
 
 
 def small(config: Config, steps: int = 6) -> Config:
@@ -132,13 +132,13 @@ def small_stage(stage: Any, config: Config, steps: int) -> Any:
 
 @pytest.fixture
 def tiny() -> Config:
-    """The default recipe, trained in a second and judged in short episodes."""
+    """The default recipe, trained in a second and evaluated in short episodes."""
     config = small(recipes.two_rooms())
     return replace(config, eval_env=replace(config.eval_env, options={"max_episode_steps": 40}))
 
 
 def error_line(capsys, *argv: object) -> str:
-    """The one line that such input is answered with; exit code 2."""
+    """The one line that such input gets; exit code 2."""
     assert main([str(a) for a in argv]) == 2
     message = capsys.readouterr().err
     assert message.startswith("ami: ")

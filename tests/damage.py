@@ -1,5 +1,5 @@
-"""Ways to harm the files of a run folder: by accident, or with intent. Each takes the file and a
-source of chance."""
+"""Ways to damage the files of a run folder: by accident, or with intent. Each takes the file and a
+source of random numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAIN: list[Any] = [None, True, False, 0, -1, 2.5, 1e18, 2**62, "", "x", "\ud800
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The way to every value within plain data."""
+    """The path to every value within plain data."""
     parts = (
         data.items()
         if isinstance(data, dict)
@@ -73,7 +73,7 @@ def json_file(path: Path, rng: random.Random) -> None:
 
 
 def signed(folder: Path) -> None:
-    """Whoever writes the tensors can write their checksums too."""
+    """An attacker who writes the tensors can write their checksums too."""
     try:
         whole = json.loads((folder / checkpoint.METADATA).read_text())
         tensors = (folder / checkpoint.TENSORS).read_bytes()

@@ -95,11 +95,11 @@ def fuzzed(*strategies: Any, examples: int) -> Callable[[Callable[..., None]], A
 
 
 class Begun(BaseException):
-    """Raised by a test in the place of work that nothing was said against."""
+    """Raised by a test in place of the work, once every check has passed."""
 
 
 class Answer(NamedTuple):
-    """What a command said."""
+    """What a command printed."""
 
     code: int
     output: str

@@ -40,7 +40,7 @@ KINDS = ("collect", "world model", "actor_critic", "distill_policy", "checkpoint
 
 
 class Line(gymnasium.Env):
-    """A place on a line, which is left at 1."""
+    """A position on a line; an episode ends where it reaches 1."""
 
     observation_space = Box(-2, 2, (1,), np.float32)
     action_space = Box(-1, 1, (1,), np.float32)
@@ -104,7 +104,7 @@ def config_of(kind: str) -> Config:
 
 
 def work(kind: str, out: Path) -> None:
-    """Begins, or goes on, as somebody would who types the same command again."""
+    """Starts the command, or resumes it, as a user who types the same command again."""
     torch.set_num_threads(1)
     if kind == "ablate":
         base, quiet = config_of(kind), Console(quiet=True)
@@ -133,7 +133,7 @@ def child(do: Callable[[], None], log: Path) -> int:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """The log without what a clock says."""
+    """The log without times."""
     output = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in output]
 

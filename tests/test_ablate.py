@@ -1,4 +1,4 @@
-"""A study: the same for every variant, nothing lost, and no more said than follows."""
+"""A study: all variants are trained alike, no figure is lost, no more is claimed than follows."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ RETURN = Measure("return", "return", 1.0, "the sum of rewards")
 
 
 class Brittle(gymnasium.Env):
-    """A place on a line; it may break, or take its process with it."""
+    """A position on a line; the environment may raise, or end its process."""
 
     observation_space = Box(-2, 2, (1,), np.float32)
     action_space = Box(-1, 1, (1,), np.float32)
@@ -188,7 +188,7 @@ def test_the_verdict_of_a_comparison_is_one_word():
 
 
 def test_a_mode_without_differences_takes_one_sentence(tmp_path):
-    """Where no policy is taught, Mode-1 is as bad in every variant."""
+    """Where no policy is trained, Mode-1 is as bad in every variant."""
 
     def figures(plan: float, react: float):
         return {
@@ -218,7 +218,7 @@ def test_a_mode_without_differences_takes_one_sentence(tmp_path):
     assert f"{same}." in written
     assert '<b class="significant">significant</b> Mode-2: 50 points of success less' in written
     pairs = written.partition("Pairwise differences")[2].partition("Results")[0]
-    assert pairs.count("<table>") == 1  # of the mode that tells any apart
+    assert pairs.count("<table>") == 1  # of the mode with differences
     assert '<tr><th>least</th><td><b class="significant">-100</b> [-100, -100]</td>' in pairs
     assert '<td><b class="significant">-50</b> [-50, -50]</td><td></td></tr>' in pairs
     assert "No stage of this study" not in written  # `actor_critic` does
@@ -253,19 +253,19 @@ def test_a_study_of_rewards_is_written_as_text_and_as_json(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 2
     one = next(r for r in rows if (r["variant"], r["seed"], r["mode"]) == ("gym", "1", "react"))
-    seen = output["variants"]["gym"]["runs"][1]["react"]["return"]["mean"]
-    assert float(one["return"]) == pytest.approx(seen)
+    expected = output["variants"]["gym"]["runs"][1]["react"]["return"]["mean"]
+    assert float(one["return"]) == pytest.approx(expected)
 
     class Text(HTMLParser):
-        seen: list[str]
+        texts: list[str]
 
         def handle_data(self, data):
-            self.seen.append(data)
+            self.texts.append(data)
 
     parser = Text()
-    parser.seen = []
+    parser.texts = []
     parser.feed(page.write(tmp_path / "index.html", done).read_text())
-    text = " ".join(parser.seen)
+    text = " ".join(parser.texts)
     for sentence in done.sentences():
         assert sentence.removeprefix("without train_jepa.interoception, ") in text
     assert setting_help(configs["gym"], "stages.train_jepa.weights.interoception") in text
@@ -312,7 +312,7 @@ def test_a_variant_that_fails_is_reported_and_the_others_are_trained_once(tmp_pa
 
 
 class Interrupted:
-    """One who is called away after the first run."""
+    """A user who interrupts after the first run."""
 
     def run(self, jobs):
         yield run_job(jobs[0], Console(quiet=True))
@@ -375,8 +375,8 @@ def test_a_process_that_dies_stops_no_other_process(tmp_path):
 
 
 def test_no_file_of_a_finished_run_is_kept(tiny, tmp_path):
-    """Agents and lessons know each other; of pixels, each run of a study holds gigabytes."""
-    gc.disable()  # as good as: there are too few objects for it to come by itself
+    """Agents and stages refer to each other; with images, each run of a study holds gigabytes."""
+    gc.disable()  # stands for the collector, which has too few objects here to run by itself
     try:
         done = run_job(Job("all", tiny, tmp_path, 0, 2, "cpu"), Console(quiet=True))
         assert not done.failure

@@ -1,4 +1,4 @@
-"""One who lives and learns: from what, that it can be put away, and that it gets better."""
+"""Online actor-critic training: its data, saving and resuming, and that it improves."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from modules.world_model.latents import SparseLatentConfig
 
 
 class Line(gymnasium.Env):
-    """A place on a line, which is left at 1; being near 0 is rewarded, and to go left or right (or
-    by so much) is all that can be done."""
+    """A position on a line, where an episode ends at 1; being near 0 is rewarded, and the actions
+    are to go left or right (or by so much)."""
 
     observation_space = Box(-2, 2, (1,), np.float32)
 
@@ -100,13 +100,13 @@ def stage_run_of(config, collected=True):
 
 
 def test_rewards_after_termination_do_not_count():
-    body = InteroceptiveCost(Drives(("reward",), ("reward", "alive")), None, 0.5)
+    cost = InteroceptiveCost(Drives(("reward",), ("reward", "alive")), None, 0.5)
     interoception = torch.tensor([[[[1.0, 1.0], [1.0, 0.25], [1.0, 1.0]]]])  # [B, P, H, I]
     path = torch.zeros(1, 1, 4, 2)
     rollout = Rollout(path, torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 0), interoception)
     # mean of the returns over 1, 2 and 3 steps: -1, -1 - 1/2, -1 - 1/2 - 1/4 of a quarter
     by_hand = -(1 + 1.5 + 1.5 + 0.25 * 0.25) / 3
-    assert body(rollout, {})["reward"].item() == pytest.approx(by_hand)
+    assert cost(rollout, {})["reward"].item() == pytest.approx(by_hand)
     immortal = InteroceptiveCost(Drives(("reward",), ("reward",)), None, 0.5)
     endless = rollout._replace(interoception=interoception[..., :1])
     assert immortal(endless, {})["reward"].item() == pytest.approx(-(1 + 1.5 + 1.75) / 3)
@@ -241,7 +241,7 @@ def test_collection_with_short_term_memory_is_the_same_with_and_without_evaluati
         },
     )
     single = ami.train(config, out=tmp_path / "alone")
-    for episodes in (2, 3):  # as many as it lives, and others
+    for episodes in (2, 3):  # as many as it collects, and others
         evaluated = ami.train(config, out=tmp_path / str(episodes), eval_episodes=episodes)
         for name, part in single.state_dict().items():
             assert part.equal(evaluated.state_dict()[name]), name
@@ -311,7 +311,7 @@ def test_it_learns_to_stay_where_it_is_rewarded(choices, tmp_path):
 
 
 class Cliff(gymnasium.Env):
-    """Places in a row: one of four options leads on (reward 1), the others end the episode."""
+    """Positions in a row: one of four options leads on (reward 1), the others end the episode."""
 
     observation_space = gymnasium.spaces.Box(0, 1, (7,), np.float32)
     action_space = gymnasium.spaces.Discrete(4)
@@ -352,7 +352,7 @@ def test_a_policy_that_is_certain_of_the_wrong_option_is_corrected():
     logits = torch.tensor([[30.0, 0, 0], [0, 30, 0]], requires_grad=True)
     energy = torch.tensor([[5.0, 1, 3], [5, 1, 3]])
     (slope,) = torch.autograd.grad(choice_loss(logits, energy, (3,))["choice"], logits)
-    assert slope[0, 0] > 0.3  # down with the wrong one, of which the policy is sure
+    assert slope[0, 0] > 0.3  # the wrong option becomes less probable
     assert slope[0, 1] < -0.3
     assert slope[1].abs().max() < 0.1  # which is right about the other
     straight = OneHotActions(sizes=(3,)).squash(logits)

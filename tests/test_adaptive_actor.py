@@ -1,4 +1,4 @@
-"""Mode "auto" thinks where thinking promises more than habit, and nowhere else."""
+"""Mode "auto" plans where planning promises more than the policy, and nowhere else."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ BIG = 1e6
 
 
 def coast(state: Tensor, actions: Tensor) -> Rollout:
-    """The world s' = s + a, in which nothing is felt."""
+    """The dynamics s' = s + a, without interoception."""
     start = state[:, None, None].expand(-1, actions.shape[1], 1, -1)
     states = torch.cat([start, start + actions.cumsum(2)], 2)
     return Rollout(states, actions, actions[..., :0], actions[..., :0])
 
 
 def miss_and_effort(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
-    """How far the end is from the goal, and the way there, which costs what the task is told."""
+    """The squared distance of the last state to the goal, and the weighted control cost."""
     miss = (rollout.states[:, :, -1] - context.goal[:, None]).square().sum(-1)
     return {
         "miss": miss,
@@ -65,12 +65,12 @@ def miss_and_effort(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]
 
 
 EYE = RolloutEvaluator(coast, stepwise(coast), miss_and_effort, BoxActions(), 2)
-WORLDS = 6
+NUM_ENVS = 6
 HERE = torch.tensor([[0.5, -0.3], [0.2, 0.9], [-0.4, 0.1], [0.9, 0.9], [-0.8, 0.3], [0.0, -0.6]])
 THERE = HERE.roll(1, 0) + torch.tensor([0.3, -0.5])
-TASK = make_context(THERE, task_vector=torch.linspace(0.2, 2.0, WORLDS)[:, None])
+TASK = make_context(THERE, task_vector=torch.linspace(0.2, 2.0, NUM_ENVS)[:, None])
 LAZY = torch.tensor([False, True, True, False, True, False])
-"""Where the policy knows no better than to rest."""
+"""Where the policy does nothing."""
 
 
 def best(state: Tensor, context: TaskContext, rng: Any = None) -> Tensor:
@@ -84,12 +84,12 @@ def rest(state: Tensor, context: TaskContext, rng: Any = None) -> Tensor:
 
 
 def uneven(state: Tensor, context: TaskContext, rng: Any = None) -> Tensor:
-    """The best there is, but where it is lazy."""
+    """The optimum, except where the policy is lazy."""
     return torch.where(LAZY[:, None, None, None], rest(state, context), best(state, context))
 
 
 class By:
-    """Whose habit is a rule."""
+    """A policy proposal that follows a rule."""
 
     def __init__(self, rule: ProposalFn) -> None:
         self.rule = rule
@@ -102,7 +102,7 @@ class By:
 
 
 class Says(nn.Module):
-    """Layers that answer by rule."""
+    """Layers that follow a rule."""
 
     def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -112,14 +112,14 @@ class Says(nn.Module):
         return self.rule(output)[:, None]
 
 
-def promise(energy: float) -> PlanEnergyPredictor:
-    """The same of every plan."""
+def constant_predictor(energy: float) -> PlanEnergyPredictor:
+    """The same prediction for every plan."""
     return PlanEnergyPredictor(
         Says(lambda output: torch.full((len(output),), energy)), num_tasks=1, task_dim=1
     )
 
 
-def knowing() -> PlanEnergyPredictor:
+def exact_predictor() -> PlanEnergyPredictor:
     """The energy of the best plan of three steps: w / (H + w) of the squared distance."""
 
     def least(output: Tensor) -> Tensor:
@@ -129,50 +129,52 @@ def knowing() -> PlanEnergyPredictor:
     return PlanEnergyPredictor(Says(least), num_tasks=1, task_dim=1)
 
 
-class Taped:
-    """A planner, and what it was asked."""
+class Recorder:
+    """A planner that records the states it is called with."""
 
     def __init__(self, planner: PlannerProtocol) -> None:
         self.planner = planner
-        self.asked: list[Tensor] = []
+        self.states: list[Tensor] = []
         self.given: list[Tensor] = []
 
     def __call__(
         self, state: Tensor, context: TaskContext, carry: PlannerCarry
     ) -> tuple[Plan, PlannerCarry]:
-        self.asked.append(state)
+        self.states.append(state)
         assert carry.warm_start is not None
         self.given.append(carry.warm_start)
         return self.planner(state, context, carry)
 
 
-def thinker(**how: int) -> GradientPlanner:
-    """By default without chance: rest is its only guess."""
+def make_planner(**how: int) -> GradientPlanner:
+    """By default without random candidates: rest is its only one."""
     config = GradientPlannerConfig(**{"num_proposals": 1, "horizon": 3, **how})
     return config.build(EYE, EYE.no_candidates)
 
 
 def auto(
     expectation: PlanEnergyPredictor,
-    habit: ProposalFn = uneven,
+    proposal: ProposalFn = uneven,
     planner: PlannerProtocol | None = None,
     **how: Any,
-) -> tuple[Stepping, Taped]:
-    events = Taped(planner or thinker())
-    return Stepping(AdaptiveActorConfig(**how).build(By(habit), events, expectation, 2)), events
+) -> tuple[Stepping, Recorder]:
+    recorder = Recorder(planner or make_planner())
+    return Stepping(
+        AdaptiveActorConfig(**how).build(By(proposal), recorder, expectation, 2)
+    ), recorder
 
 
-def rows(plan: Plan, worlds: Tensor) -> Plan:
-    """The plan of some of the worlds."""
+def rows(plan: Plan, env_ids: Tensor) -> Plan:
+    """The plan of some of the environments."""
     parts: dict[str, Any] = {
-        name: part[worlds] for name, part in plan._asdict().items() if isinstance(part, Tensor)
+        name: part[env_ids] for name, part in plan._asdict().items() if isinstance(part, Tensor)
     }
-    terms = {name: term[worlds] for name, term in plan.terms.items()}
+    terms = {name: term[env_ids] for name, term in plan.terms.items()}
     return plan._replace(**{**parts, "terms": terms})
 
 
 def chosen_only(plan: Plan) -> Plan:
-    """The plan without the futures that were only considered."""
+    """The plan without the futures that were only candidates."""
     return plan._replace(
         candidate_states=plan.states[:, None], candidate_energies=plan.energy[:, None]
     )
@@ -183,49 +185,51 @@ def assert_same(one: Plan, other: Plan) -> None:
 
 
 def test_a_prediction_of_no_gain_means_reacting_everywhere_without_planning():
-    actor, events = auto(promise(BIG))
+    actor, recorder = auto(constant_predictor(BIG))
     plan = actor(HERE, TASK)
     assert not plan.planned.any()
-    assert not events.asked
+    assert not recorder.states
     assert torch.equal(plan.actions, uneven(HERE, TASK)[:, 0])
 
 
 def test_a_policy_that_is_already_optimal_needs_no_plan():
-    actor, events = auto(knowing(), best, tolerance=0.0)
+    actor, recorder = auto(exact_predictor(), best, tolerance=0.0)
     assert not actor(HERE, TASK).planned.any()
-    assert not events.asked
+    assert not recorder.states
 
 
 def test_a_prediction_of_large_gains_means_planning_everywhere_as_in_mode_2():
-    actor, events = auto(promise(-BIG))
+    actor, recorder = auto(constant_predictor(-BIG))
     plan = actor(HERE, TASK)
     assert plan.planned.all()
-    assert len(events.asked) == 1
-    everyone = torch.arange(WORLDS)
-    assert_same(plan, chosen_only(after(uneven, thinker(), everyone)))
+    assert len(recorder.states) == 1
+    everyone = torch.arange(NUM_ENVS)
+    assert_same(plan, chosen_only(after(uneven, make_planner(), everyone)))
     own = EYE.best_plan(HERE, uneven(HERE, TASK), TASK).energy
     assert (plan.energy[LAZY] < own[LAZY]).all()
 
 
 def test_only_the_envs_that_need_it_are_planned_for_and_as_if_they_were_alone():
-    actor, events = auto(knowing(), planner=thinker(num_proposals=4))
+    actor, recorder = auto(exact_predictor(), planner=make_planner(num_proposals=4))
     plan = actor(HERE, TASK)
     assert torch.equal(plan.planned, LAZY)
-    assert torch.equal(events.asked[0], HERE[LAZY])
-    single = after(rest, thinker(num_proposals=4), LAZY)
+    assert torch.equal(recorder.states[0], HERE[LAZY])
+    single = after(rest, make_planner(num_proposals=4), LAZY)
     assert_same(rows(plan, LAZY), chosen_only(single))
     own = EYE.best_plan(HERE, uneven(HERE, TASK), TASK)
-    reactive = own._replace(planned=torch.zeros(WORLDS, dtype=torch.bool))
+    reactive = own._replace(planned=torch.zeros(NUM_ENVS, dtype=torch.bool))
     assert_same(rows(plan, ~LAZY), rows(reactive, ~LAZY))
 
 
 def test_every_plan_starts_from_what_mode_1_would_do():
-    actor, events = auto(promise(-BIG), planner=thinker(warm_iterations=20, lr=0.05), patience=0)
+    actor, recorder = auto(
+        constant_predictor(-BIG), planner=make_planner(warm_iterations=20, lr=0.05), patience=0
+    )
     first = actor(HERE, TASK)
-    assert torch.equal(events.given[0], uneven(HERE, TASK))
+    assert torch.equal(recorder.given[0], uneven(HERE, TASK))
     then, kept = onward(first), torch.cat([first.actions[:, 1:], first.actions[:, -1:]], 1)
     actor(then, TASK)
-    assert torch.equal(events.given[1], torch.cat([uneven(then, TASK), kept[:, None]], 1))
+    assert torch.equal(recorder.given[1], torch.cat([uneven(then, TASK), kept[:, None]], 1))
 
 
 def onward(plan: Plan) -> Tensor:
@@ -234,14 +238,16 @@ def onward(plan: Plan) -> Tensor:
 
 
 def test_a_plan_is_continued_without_planning_again():
-    """Of the best plan, what is left after a step is the best there is for what is left of the
+    """The rest of the best plan after one step is the best plan for the rest of the
     way."""
-    actor, events = auto(knowing(), rest, planner=thinker(warm_iterations=60, lr=0.05), slack=0.1)
+    actor, recorder = auto(
+        exact_predictor(), rest, planner=make_planner(warm_iterations=60, lr=0.05), slack=0.1
+    )
     first = actor(HERE, TASK)
     assert first.planned.all()
     then = actor(onward(first), TASK)
     assert not then.planned.any()
-    assert len(events.asked) == 1
+    assert len(recorder.states) == 1
     kept = torch.cat([first.actions[:, 1:], first.actions[:, -1:]], 1)
     assert torch.equal(then.actions, kept)
     own = EYE.best_plan(onward(first), rest(HERE, TASK), TASK)
@@ -249,16 +255,16 @@ def test_a_plan_is_continued_without_planning_again():
 
 
 def test_after_planning_the_agent_does_not_plan_for_some_steps():
-    """However much more is expected: what was found is all that would be found again."""
-    actor, events = auto(promise(-BIG), patience=2, slack=10.0)
+    """However much more is predicted: planning again would find the same plan."""
+    actor, recorder = auto(constant_predictor(-BIG), patience=2, slack=10.0)
     state, evaluated = HERE, []
     for _ in range(7):
         plan = actor(state, TASK)
         evaluated.append(plan.planned.tolist())
         state = onward(plan)
-    everywhere, nowhere = [True] * WORLDS, [False] * WORLDS
+    everywhere, nowhere = [True] * NUM_ENVS, [False] * NUM_ENVS
     assert evaluated == [everywhere, nowhere, nowhere, everywhere, nowhere, nowhere, everywhere]
-    assert len(events.asked) == 3
+    assert len(recorder.states) == 3
 
 
 def test_the_last_plan_is_valid_in_its_own_env_for_its_own_time():
@@ -270,14 +276,14 @@ def test_the_last_plan_is_valid_in_its_own_env_for_its_own_time():
     last = last.record(torch.tensor([0, 2]), torch.tensor([0.5, 3.0]), patience=2).advance()
     assert last.expired(better).tolist() == [True, False, False]
     last = last.advance()
-    assert last.expired(better).tolist() == [True, True, False]  # its time is over
+    assert last.expired(better).tolist() == [True, True, False]  # it has expired
     assert last.expired(worse).all()
     last = last.record(torch.tensor([0, 1, 2]), better, patience=2).advance()
     assert not last.expired(better).any()
 
 
 def test_in_another_episode_no_last_plan_is_valid():
-    actor, _ = auto(promise(-BIG), slack=10.0)
+    actor, _ = auto(constant_predictor(-BIG), slack=10.0)
     evaluated = []
     for begins in (False, False, True, False):
         if begins:
@@ -287,40 +293,42 @@ def test_in_another_episode_no_last_plan_is_valid():
 
 
 def test_the_energy_of_a_plan_is_recorded_where_it_was_made():
-    """Much is expected where the policy is lazy, nothing elsewhere."""
+    """The predicted gain is large where the policy is lazy, and zero elsewhere."""
     rule = Says(lambda output: torch.where(LAZY, -BIG, BIG))
-    actor, events = auto(PlanEnergyPredictor(rule, num_tasks=1, task_dim=1), slack=10.0)
+    actor, recorder = auto(PlanEnergyPredictor(rule, num_tasks=1, task_dim=1), slack=10.0)
     assert torch.equal(actor(HERE, TASK).planned, LAZY)
     assert not actor(HERE, TASK).planned.any()
-    assert len(events.asked) == 1
+    assert len(recorder.states) == 1
 
 
 def test_where_the_energy_rises_above_that_of_the_plan_the_agent_plans_again_and_only_there():
-    actor, events = auto(promise(-BIG), planner=thinker(warm_iterations=60, lr=0.05), slack=0.01)
+    actor, recorder = auto(
+        constant_predictor(-BIG), planner=make_planner(warm_iterations=60, lr=0.05), slack=0.01
+    )
     first = actor(HERE, TASK)
     astray = torch.tensor([True, False, False, True, False, False])
     state = torch.where(astray[:, None], 2 * HERE - THERE, onward(first))  # twice as far away
     assert torch.equal(actor(state, TASK).planned, astray)
-    assert torch.equal(events.asked[1], state[astray])
+    assert torch.equal(recorder.states[1], state[astray])
 
 
-@pytest.mark.parametrize(("worse", "thinks"), [(0.04, False), (0.06, True)])
-def test_a_small_rise_of_the_energy_is_ignored(worse, thinks):
+@pytest.mark.parametrize(("worse", "needs_planning"), [(0.04, False), (0.06, True)])
+def test_a_small_rise_of_the_energy_is_ignored(worse, needs_planning):
     last = LastPlan.none(torch.zeros(2)).advance()
     last = last.record(torch.tensor([1]), torch.tensor([2.0]), patience=3)
     task = make_context(torch.zeros(2, 2), horizon=1, task_vector=torch.zeros(2, 1))
-    expectation = promise(-BIG)
+    expectation = constant_predictor(-BIG)
     actor, _ = auto(expectation, rest, slack=0.05, tolerance=0.0)
     actor.carry = actor.carry._replace(last_plan=last)
     away = torch.tensor([[0.0, 0.0], [(2.0 + worse) ** 0.5, 0.0]])
-    assert actor(away, task).planned.tolist() == [True, thinks]
+    assert actor(away, task).planned.tolist() == [True, needs_planning]
 
 
 def test_the_warm_start_is_the_rest_of_the_plan_one_step_later():
     def uneven_steps(state: Tensor, context: TaskContext, rng: Any) -> Tensor:
         return best(state, context) * torch.tensor([0.5, 1.0, 0.9])[:, None]
 
-    actor, _ = auto(promise(BIG), uneven_steps)
+    actor, _ = auto(constant_predictor(BIG), uneven_steps)
     first = actor(HERE, TASK)
     actor.component.policy_proposal = By(rest)
     then = actor(onward(first), TASK)
@@ -329,7 +337,7 @@ def test_the_warm_start_is_the_rest_of_the_plan_one_step_later():
 
 
 def test_the_rest_of_a_plan_gives_way_to_a_better_policy_rollout():
-    actor, _ = auto(promise(BIG), rest)
+    actor, _ = auto(constant_predictor(BIG), rest)
     actor(HERE, TASK)
     actor.component.policy_proposal = By(best)
     assert torch.equal(actor(HERE, TASK).actions, best(HERE, TASK)[:, 0])
@@ -339,18 +347,20 @@ def test_the_rest_of_a_plan_gives_way_to_a_better_policy_rollout():
     "elsewhere", [lambda actor: 2 * HERE - THERE, lambda actor: actor.reset() or HERE]
 )
 def test_a_warm_start_of_another_size_is_not_used(elsewhere):
-    """Farther away, or in another life."""
-    actor, events = auto(knowing(), rest, planner=thinker(warm_iterations=60, lr=0.05))
+    """Farther away, or in another episode."""
+    actor, recorder = auto(
+        exact_predictor(), rest, planner=make_planner(warm_iterations=60, lr=0.05)
+    )
     actor(HERE, TASK)
     state = elsewhere(actor)
     plan = actor(state, TASK)
     assert plan.planned.all()
-    assert len(events.asked) == 2
+    assert len(recorder.states) == 2
 
 
 def test_the_candidates_of_a_plan_are_of_its_own_env():
-    plan = auto(knowing())[0](HERE, TASK)
-    for env in range(WORLDS):
+    plan = auto(exact_predictor())[0](HERE, TASK)
+    for env in range(NUM_ENVS):
         this = torch.tensor([env])
         mine = rows(plan, this)
         single = EYE.best_plan(HERE[this], mine.actions[:, None], TASK.select(this))
@@ -358,35 +368,37 @@ def test_the_candidates_of_a_plan_are_of_its_own_env():
         torch.testing.assert_close(mine.energy, mine.terms["miss"] + mine.terms["control_cost"])
 
 
-def after(habit: ProposalFn, planner: PlannerProtocol, worlds: Tensor) -> Plan:
-    """What is thought in some of the worlds from a habit on."""
-    carry = PlannerCarry.initial(0)._replace(warm_start=habit(HERE, TASK)[worlds])
-    return planner(HERE[worlds], TASK.select(worlds), carry)[0]
+def after(proposal: ProposalFn, planner: PlannerProtocol, env_ids: Tensor) -> Plan:
+    """The plans for some of the environments, warm-started from a proposal."""
+    carry = PlannerCarry.initial(0)._replace(warm_start=proposal(HERE, TASK)[env_ids])
+    return planner(HERE[env_ids], TASK.select(env_ids), carry)[0]
 
 
 def half_way(fraction: float) -> ProposalFn:
-    """Goes so far of a way of length 1 that is all effort's worth: what is missed is (1 - x)^2."""
+    """Goes a fraction x of a way of length 1 without control cost: the energy is (1 - x)^2."""
     return lambda state, context, rng: fraction * (context.goal - state)[:, None, None]
 
 
 @pytest.mark.parametrize(
-    ("fraction", "expected", "how", "thinks"),
+    ("fraction", "expected", "how", "needs_planning"),
     [
-        (0.69, 0.0, {"tolerance": 0.1, "slack": 0.0}, False),  # 0.0961 of 1 is missed
+        (0.69, 0.0, {"tolerance": 0.1, "slack": 0.0}, False),  # an energy of 0.0961 of 1
         (0.68, 0.0, {"tolerance": 0.1, "slack": 0.0}, True),  # 0.1024
-        (0.69, 0.0, {"tolerance": 0.0, "slack": 0.05}, False),  # one deviation is 2
+        (0.69, 0.0, {"tolerance": 0.0, "slack": 0.05}, False),  # one standard deviation is 2
         (0.68, 0.0, {"tolerance": 0.0, "slack": 0.05}, True),
-        (0.0, 0.85, {"tolerance": 0.5, "slack": 0.0}, True),  # at rest there is all to gain
-        (-0.4, 2.0, {"tolerance": 0.5, "slack": 0.0}, False),  # 1.96: thinking expects less
-        (-0.42, 2.0, {"tolerance": 0.5, "slack": 0.0}, True),  # 2.0164; and nothing is forgiven
+        (0.0, 0.85, {"tolerance": 0.5, "slack": 0.0}, True),  # at rest the whole gain is lost
+        (-0.4, 2.0, {"tolerance": 0.5, "slack": 0.0}, False),  # 1.96: planning loses more
+        (-0.42, 2.0, {"tolerance": 0.5, "slack": 0.0}, True),  # 2.0164; and nothing is ignored
     ],
 )
-def test_mode_1_may_lose_a_fraction_of_the_gain_and_a_small_energy(fraction, expected, how, thinks):
+def test_mode_1_may_lose_a_fraction_of_the_gain_and_a_small_energy(
+    fraction, expected, how, needs_planning
+):
     task = make_context(torch.tensor([[1.0, 0.0]]), horizon=1, task_vector=torch.zeros(1, 1))
-    expectation = promise(expected / 2)
+    expectation = constant_predictor(expected / 2)
     expectation.scale.fill_(2.0)
     actor, _ = auto(expectation, half_way(fraction), **how)
-    assert actor(torch.zeros(1, 2), task).planned.tolist() == [thinks]
+    assert actor(torch.zeros(1, 2), task).planned.tolist() == [needs_planning]
 
 
 def test_the_predicted_energy_depends_on_state_goal_and_task_vector_in_its_unit():
@@ -416,7 +428,7 @@ def test_the_predicted_energy_of_every_task_has_its_own_scale():
         -1,
         300,
         -1,
-    ]  # the task told most alike
+    ]  # the task with the nearest vector
 
 
 def test_the_ignored_energy_depends_on_the_task():
@@ -454,19 +466,19 @@ def plan_of(seed: int, num_envs: int, proposals: int) -> Plan:
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), chosen=st.sets(st.integers(0, 4), min_size=1))
 def test_merging_plans_keeps_the_envs_apart_and_both_plans_as_they_were(seed, chosen):
-    worlds = torch.tensor(sorted(chosen))
-    into, part = plan_of(seed, 5, 1), plan_of(seed + 1, len(worlds), 4)
-    whole = merge_plans(into, part, worlds)
-    assert_same(rows(whole, worlds), chosen_only(part))
+    env_ids = torch.tensor(sorted(chosen))
+    into, part = plan_of(seed, 5, 1), plan_of(seed + 1, len(env_ids), 4)
+    whole = merge_plans(into, part, env_ids)
+    assert_same(rows(whole, env_ids), chosen_only(part))
     others = torch.tensor([env for env in range(5) if env not in chosen], dtype=torch.long)
     assert_same(rows(whole, others), rows(into, others))
     assert_same(into, plan_of(seed, 5, 1))
-    assert_same(part, plan_of(seed + 1, len(worlds), 4))
+    assert_same(part, plan_of(seed + 1, len(env_ids), 4))
 
 
 def test_a_new_episode_with_the_same_seed_makes_the_same_plans():
     sampler = CEMConfig(num_samples=8, iterations=2).build(EYE, rest)
-    actor, _ = auto(knowing(), planner=sampler)
+    actor, _ = auto(exact_predictor(), planner=sampler)
 
     def episodes_of(seed: int) -> Tensor:
         actor.reset(seed)
@@ -485,7 +497,7 @@ def test_invalid_settings_are_refused_by_name(setting):
 
 
 def make_policy(config: Config, num_envs: int) -> tuple[Agent, EnvAdapter]:
-    """An agent in whose world model actions matter, as after some learning."""
+    """An agent in whose world model actions matter, as after some training."""
     env = config.eval_env.build(num_envs)
     agent = build(
         config,
@@ -511,9 +523,9 @@ def forager() -> tuple[Agent, EnvAdapter]:
     return make_policy(config, num_envs=3)
 
 
-@pytest.mark.parametrize(("expected", "thinks"), [(BIG, False), (-BIG, True)])
+@pytest.mark.parametrize(("expected", "needs_planning"), [(BIG, False), (-BIG, True)])
 @pytest.mark.parametrize("name", recipes.forage().tasks)
-def test_auto_acts_in_every_task_of_forage(forager, name, expected, thinks):
+def test_auto_acts_in_every_task_of_forage(forager, name, expected, needs_planning):
     agent, env = forager
     agent.plan_energy_predictor.mean.fill_(expected)
     plans: list[Plan] = []
@@ -522,7 +534,7 @@ def test_auto_acts_in_every_task_of_forage(forager, name, expected, thinks):
     projected_steps = list(islice(rollout(begin(EpisodeStart(env, obs, info), 0), env, obs), 3))
     assert len(plans) == len(projected_steps) == 3
     for plan in plans:
-        assert (plan.planned == thinks).all()
+        assert (plan.planned == needs_planning).all()
         assert plan.actions.shape == (3, 4, 2)
         torch.testing.assert_close(agent.policy.action_space.project(plan.actions), plan.actions)
         torch.testing.assert_close(torch.stack(list(plan.terms.values())).sum(0), plan.energy)
@@ -547,7 +559,7 @@ def test_the_predictor_is_trained_on_the_energies_of_plans(tiny):
     optim = replace(tiny.stages["distill_policy"].optim, steps=150, batch_size=64, lr=3e-3)
     distil = replace(tiny.stages["distill_policy"], optim=optim, num_envs=32, steps=8, rounds=2)
     agent, _ = make_policy(override(tiny, {"stages.distill_policy": distil}), num_envs=40)
-    agent.perception.layers[-1].weight.data *= 20  # places look as different as after learning
+    agent.perception.layers[-1].weight.data *= 20  # positions look as different as after training
     stage_run = distil.start(agent, tiny.env, seed=1)
     while stage_run.step < stage_run.total:
         stage_run.update()
@@ -583,5 +595,5 @@ def test_a_policy_whose_future_diverges_is_not_followed():
     def diverging(state: Tensor, context: TaskContext, rng: Any = None) -> Tensor:
         return best(state, context) * torch.where(LAZY, torch.nan, 1.0)[:, None, None, None]
 
-    actor, _ = auto(promise(BIG), diverging)
+    actor, _ = auto(constant_predictor(BIG), diverging)
     assert torch.equal(actor(HERE, TASK).planned, LAZY)

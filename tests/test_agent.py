@@ -1,4 +1,4 @@
-"""Six boxes as one mind: the same seed lives the same life, and learning moves only its box."""
+"""The whole agent: the same seed gives the same episode, and a stage trains its modules only."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ LEARNS = {
     "amortize_policy": {"policy"},
     "distill_policy": {"policy", "plan_energy_predictor"},
 }
-"""Which boxes a lesson moves."""
+"""The modules that each stage trains."""
 
 
 def make_policy(config: Config, num_envs: int = 2, seed: int = 0) -> tuple[Agent, EnvAdapter]:
-    """A fresh agent and the worlds it is to live in."""
+    """A new agent and its environments."""
     env = config.eval_env.build(num_envs)
     return build(
         config,
@@ -71,7 +71,7 @@ def waking(
 
 
 def awake(agent: Agent) -> None:
-    """A world model in which actions matter, as after some learning."""
+    """A world model in which actions matter, as after some training."""
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in agent.world_model.parameters():
@@ -93,7 +93,7 @@ def weights_of(agent: Agent) -> dict[str, Tensor]:
 
 
 def moved(agent: Agent, before: dict[str, Tensor]) -> set[str]:
-    """The boxes of which a number changed."""
+    """The modules of which a number changed."""
     after = agent.state_dict()
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
@@ -233,7 +233,7 @@ def test_every_recipe_trains_its_stages_and_each_moves_its_own_components_only(n
 
 
 def learns(config: Config, stage: str) -> set[str]:
-    """The boxes that a lesson of these settings moves."""
+    """The modules that a stage with these settings trains."""
     recalls = stage == "train_jepa" and config.memory.short_term is not None
     keeps = config.memory.num_reference_obs and stage in ("collect", "planner_rollouts")
     return (
@@ -265,7 +265,7 @@ def test_short_term_memory_is_trained_with_perception_alone(tiny, short_term_mem
 
 
 def trained(config: Config, names: tuple[str, ...]) -> tuple[Agent, dict[str, Tensor]]:
-    """After some lessons, and its weights before the last one."""
+    """The agent after some stages, and its weights before the last one."""
     agent, _ = make_policy(config)
     for name in names:
         before = weights_of(agent)
@@ -291,9 +291,7 @@ def test_where_no_task_is_imitated_the_policy_stays_as_it_is(imitate):
     distil = replace(config.stages["distill_policy"], imitated_tasks=imitate, rounds=4)
     agent, _ = make_policy(override(config, {"actor.planner": planner}))
     stage_run = distil.start(agent, config.env, seed=1)
-    rounds = [
-        stage_run._collect_labels(turn) for turn in range(4)
-    ]  # the policy has learnt nothing yet
+    rounds = [stage_run._collect_labels(turn) for turn in range(4)]  # the policy is not trained yet
     for name, label in zip(config.tasks, rounds, strict=True):
         own = agent.policy(label.state, label.goal, label.task_vector)
         as_it_does = torch.allclose(label.action, own, atol=1e-6)
@@ -412,7 +410,7 @@ def test_a_goal_at_the_current_position_is_renewed_only_where_an_episode_begins(
 
 
 def test_a_plan_for_one_env_does_not_depend_on_the_number_of_others(tiny):
-    """The chance in it is the same in all."""
+    """Its random draws are the same in all environments."""
     config = override(
         tiny,
         {
@@ -426,10 +424,10 @@ def test_a_plan_for_one_env_does_not_depend_on_the_number_of_others(tiny):
     awake(agent)
     goal = env.goal(info)
     plans = []
-    for worlds in ([0, 1, 2, 3, 4], [3]):
+    for env_ids in ([0, 1, 2, 3, 4], [3]):
         controller.reset()
-        controller.set_task(Task(goal=goal[worlds]), seed=4)
+        controller.set_task(Task(goal=goal[env_ids]), seed=4)
         plans.append(
-            [controller.act(obs[worlds]).actions[-1 if worlds == [3] else 3] for _ in range(7)]
+            [controller.act(obs[env_ids]).actions[-1 if env_ids == [3] else 3] for _ in range(7)]
         )
     torch.testing.assert_close(plans[0], plans[1], atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""The policy learns from imagined futures what planning would find, and nothing else learns."""
+"""The policy learns from imagined futures what planning would find, and nothing else is trained."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from modules.types import ConfigError, PlannerCarry
 from modules.world_model.jepa import WorldModel
 from tests.conftest import small
 
-LESSON = AmortizePlanning(horizon=2, optim=OptimConfig(steps=12, batch_size=16, lr=1e-2))
+STAGE = AmortizePlanning(horizon=2, optim=OptimConfig(steps=12, batch_size=16, lr=1e-2))
 
 
 @torch.no_grad()
 def acts_matter(agent: Agent) -> None:
-    """Untaught, a world model changes nothing whatever is done."""
+    """Untrained, a world model predicts no change whatever the action."""
     rng = torch.Generator().manual_seed(0)
     for parameter in agent.world_model.parameters():
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=rng))
 
 
 def energies(agent: Agent, horizon: int) -> tuple[float, float]:
-    """Mean energy of what the policy would do and of what Mode-2 finds, from states to goals of
+    """Mean energy of the policy's rollout and of Mode-2's plan, from states to goals of
     the same episodes."""
     batch = encode_buffer(agent).sample(64, 1, torch.Generator().manual_seed(9), group_size=4)
     state = batch.states[:, 0]
@@ -45,9 +45,9 @@ def energies(agent: Agent, horizon: int) -> tuple[float, float]:
             actions.append(agent.policy(here, goal, context.task_vector))
             here = agent.world_model.level(0).dynamics(here, actions[-1])
         future = agent.world_model.imagine(state, torch.stack(actions, 1)[:, None])
-        habits = torch.stack(list(agent.cost(future, context).values())).sum(0)
+        reactive = torch.stack(list(agent.cost(future, context).values())).sum(0)
         planned = agent.planner(state, context, PlannerCarry.initial(0))[0].energy
-    return float(habits.mean()), float(planned.mean())
+    return float(reactive.mean()), float(planned.mean())
 
 
 @pytest.mark.parametrize("recipe", ["two-rooms", "two-rooms-random"])
@@ -82,13 +82,13 @@ def test_policies_improve_in_imagination_and_only_the_policy_is_trained(recipe):
 
 
 def test_a_task_of_large_costs_does_not_dominate_the_others(tiny):
-    """A thousand times the energy has the same slope: Adam remembers the slopes of all tasks."""
+    """A thousand times the energy has the same gradient: Adam keeps the scale of all tasks."""
 
     def first(scale: float) -> dict[str, torch.Tensor]:
         tasks = {
             "reach": TaskSpec(goal_source="env", weights={"goal_distance": scale, "critic": 0.0})
         }
-        config = override(tiny, {"tasks": tasks, "stages.amortize_policy": LESSON})
+        config = override(tiny, {"tasks": tasks, "stages.amortize_policy": STAGE})
         env = config.env.build(1)
         agent = build(
             config,
@@ -100,7 +100,7 @@ def test_a_task_of_large_costs_does_not_dominate_the_others(tiny):
         episode = config.stages["collect"].start(agent, config.env, seed=1)
         while episode.step < episode.total:
             episode.update()
-        return LESSON.start(agent, config.env, seed=1).update()
+        return STAGE.start(agent, config.env, seed=1).update()
 
     small_costs, large_costs = first(1.0), first(1000.0)
     assert small_costs["gradient"] > 0
@@ -109,7 +109,7 @@ def test_a_task_of_large_costs_does_not_dominate_the_others(tiny):
 
 
 def test_only_the_named_tasks_are_trained():
-    stage = replace(LESSON, tasks=("eat",))
+    stage = replace(STAGE, tasks=("eat",))
     config = override(small(recipes.forage(), steps=2), {"stages.amortize_policy": stage})
     env = config.env.build(1)
     agent = build(
@@ -172,9 +172,9 @@ def test_every_update_draws_other_noise_and_a_seed_repeats_it(monkeypatch):
         buffer_size=buffer_steps(config),
     )
     env.close()
-    living = config.stages["collect"].start(agent, config.env, 0)
-    while living.step < living.total:
-        living.update()
+    collector = config.stages["collect"].start(agent, config.env, 0)
+    while collector.step < collector.total:
+        collector.update()
     imagine, drawn = WorldModel.imagine_policy, []
 
     def observed(self, state, policy, candidates, noise=None):
@@ -183,7 +183,7 @@ def test_every_update_draws_other_noise_and_a_seed_repeats_it(monkeypatch):
 
     monkeypatch.setattr(WorldModel, "imagine_policy", observed)
 
-    stage_run = replace(LESSON, group_size=4).start(agent, config.env, 0)
+    stage_run = replace(STAGE, group_size=4).start(agent, config.env, 0)
 
     def chance(seed: int) -> torch.Tensor:
         stage_run.loss(torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""What is true of a quadruped in a maze. Some of it takes seconds: it has 29 numbers to move."""
+"""The quadruped in a maze. Some tests take seconds: its state has 29 numbers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def tilt(ant):
     return 1 - 2 * (x * x + y * y)
 
 
-@pytest.mark.filterwarnings("ignore:.*infinity")  # Ant-v5 knows no bounds either
+@pytest.mark.filterwarnings("ignore:.*infinity")  # Ant-v5 has no bounds either
 def test_gymnasium_accepts_the_ant_env():
     one = gymnasium.make("ami/AntMaze-v0").unwrapped
     check_env(one, skip_render_check=True)

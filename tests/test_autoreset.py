@@ -56,11 +56,11 @@ class Episode(gymnasium.Env):
 
 
 class Simulator(VectorEnv):
-    """A batch that is none of Gymnasium's own classes, and may be silent on its mode or lie."""
+    """A batch of no class of Gymnasium, which may not declare its mode or declare another."""
 
-    def __init__(self, envs, told, old_names) -> None:
+    def __init__(self, envs, declared, old_names) -> None:
         self.envs, self.old_names, self.num_envs = envs, old_names, envs.num_envs
-        self.metadata = {"autoreset_mode": told} if told else {}
+        self.metadata = {"autoreset_mode": declared} if declared else {}
         self.single_observation_space = envs.single_observation_space
         self.single_action_space = envs.single_action_space
         self.observation_space, self.action_space = envs.observation_space, envs.action_space
@@ -85,13 +85,13 @@ class Other(Enum):
     SAME_STEP = 1
 
 
-def batch(num_envs=1, mode="NextStep", told=None, kind="sync", as_dict=False, old=False):
-    """`told`: what is declared; of Gymnasium's own class if None, "itself": the true mode."""
+def batch(num_envs=1, mode="NextStep", declared=None, kind="sync", as_dict=False, old=False):
+    """`declared`: its mode as declared; None: a batch of Gymnasium; "itself": the true mode."""
     mode = AutoresetMode(mode)
     types = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
     envs = types[kind]([partial(Episode, as_dict)] * num_envs, autoreset_mode=mode)
     enums = {"itself": mode, "other": Other.SAME_STEP}
-    return envs if told is None else Simulator(envs, enums.get(told, told), old)
+    return envs if declared is None else Simulator(envs, enums.get(declared, declared), old)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -114,15 +114,15 @@ def steps_of(config, count, steps, seed=3):
 
 
 def transitions(config, count=1, steps=30):
-    """What is kept, and what the info said of it."""
+    """What is stored, and what the info said about it."""
     found = steps_of(config, count, steps)
     return [
-        [*(part.tolist() for part in step.transition[2:]), *map(list, _told(step))]
+        [*(part.tolist() for part in step.transition[2:]), *map(list, _reports(step))]
         for step in found
     ]
 
 
-def _told(step):
+def _reports(step):
     return step.info["success"], step.info["goal"]
 
 
@@ -140,15 +140,15 @@ def test_gymnasium_batches_of_every_autoreset_mode_give_the_same_transitions(kin
 @pytest.mark.parametrize("declares", [True, False])
 def test_other_batches_of_one_give_the_same_transitions_declared_or_not(mode, declares):
     if mode == "Disabled" and not declares:
-        return  # such a batch refuses to be stepped on: nothing is kept in silence
-    told = "itself" if declares else ""
-    assert transitions(config(mode=mode, told=told)) == transitions(REFERENCE)
+        return  # such a batch refuses to be stepped after an end: nothing is stored by mistake
+    declared = "itself" if declares else ""
+    assert transitions(config(mode=mode, declared=declared)) == transitions(REFERENCE)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_no_transition_joins_two_episodes_in_batches_of_several(mode, as_dict):
-    built = config(mode=mode, told="itself", as_dict=as_dict).build(3)
+    built = config(mode=mode, declared="itself", as_dict=as_dict).build(3)
     with closing(built) as env:
         memory, found = None, []
         while len(found) < 60:
@@ -169,13 +169,13 @@ def test_no_transition_joins_two_episodes_in_batches_of_several(mode, as_dict):
     assert torch.equal(before[:, 1] + 1, after[:, 1])
     assert torch.equal(sampled.interoception[:, 0, 0], 10 + after[:, 1])
     assert sampled.terminated.any()
-    assert before[:, 1].min() == 0  # episodes begin with what the reset gave
+    assert before[:, 1].min() == 0  # episodes begin with the observation of the reset
     for step, following in pairwise(found[-20:]):
         assert not done_of(following)[done_of(step)].any()
 
 
 def test_names_of_gymnasium_before_1_0_are_read_too():
-    same = config(mode="SameStep", told="", old=True)
+    same = config(mode="SameStep", declared="", old=True)
     found = steps_of(same, 1, 30)
     for step, expected in zip(found, steps_of(REFERENCE, 1, 30), strict=True):
         for part, other in zip(step.transition, expected.transition, strict=True):
@@ -187,7 +187,7 @@ def test_names_of_gymnasium_before_1_0_are_read_too():
 def test_evaluation_is_the_same_in_every_autoreset_mode(count):
     found = [
         run_many(make_random_policy, c, count, 0, "cpu")
-        for c in (REFERENCE, *(config(mode=m, told="itself") for m in MODES))
+        for c in (REFERENCE, *(config(mode=m, declared="itself") for m in MODES))
     ]
     for results in found[1:]:
         for part, other in zip(results, found[0], strict=True):
@@ -195,14 +195,14 @@ def test_evaluation_is_the_same_in_every_autoreset_mode(count):
     assert found[0].final_success.tolist() == [1] * count
 
 
-@pytest.mark.parametrize("told", ["SameStep", "same_step", "AutoresetMode.SAME_STEP", "other"])
-def test_a_mode_is_declared_by_its_name_its_value_or_an_enum(told):
-    same = config(mode="SameStep", told=told)
+@pytest.mark.parametrize("declared", ["SameStep", "same_step", "AutoresetMode.SAME_STEP", "other"])
+def test_a_mode_is_declared_by_its_name_its_value_or_an_enum(declared):
+    same = config(mode="SameStep", declared=declared)
     assert transitions(same, 1) == transitions(REFERENCE, 1)
 
 
 @pytest.mark.parametrize(
-    ("mode", "told", "message"),
+    ("mode", "declared", "message"),
     [
         ("SameStep", "NextStep", r"declares autoreset_mode NextStep, but its final_obs"),
         ("SameStep", "Disabled", r"declares autoreset_mode Disabled, but its final_obs"),
@@ -210,14 +210,14 @@ def test_a_mode_is_declared_by_its_name_its_value_or_an_enum(told):
         ("NextStep", "sometimes", r"declares autoreset_mode 'sometimes'.*NextStep, SameStep, Dis"),
     ],
 )
-def test_a_batch_that_declares_one_mode_and_does_another_is_refused(mode, told, message):
+def test_a_batch_that_declares_one_mode_and_does_another_is_refused(mode, declared, message):
     with pytest.raises(ConfigError, match=message) as raised:
-        steps_of(config(mode=mode, told=told), 1, 30)
+        steps_of(config(mode=mode, declared=declared), 1, 30)
     assert "\n" not in str(raised.value)
 
 
 class Silent(VectorEnv):
-    """Resets within the step, and says nothing of it; or resets all where a mask names one."""
+    """Resets within the step without saying so; or resets all where a mask names one."""
 
     def __init__(self, num_envs=1, disabled=False) -> None:
         self.num_envs, self.disabled = num_envs, disabled

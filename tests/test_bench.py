@@ -1,4 +1,4 @@
-"""Comparisons that are asked for by name: measured side by side, kept, and judged alike."""
+"""Benchmarks by name: measured side by side, stored, and evaluated in the same episodes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def run_cli(*argv):
 
 
 def test_without_a_name_the_benchmarks_are_listed(tmp_path, capsys):
-    assert run_cli("bench", "--json", tmp_path / "told.json") == 0
-    output = json.loads((tmp_path / "told.json").read_text())
+    assert run_cli("bench", "--json", tmp_path / "results.json") == 0
+    output = json.loads((tmp_path / "results.json").read_text())
     assert set(output) == {"baselines", "planning-speed", "env-speed"}
     message = capsys.readouterr().out
     assert all(name in message for name in output)
@@ -54,7 +54,7 @@ def test_without_a_name_the_benchmarks_are_listed(tmp_path, capsys):
         (("env-speed", "--seconds", "inf"), "--seconds is inf; it must be from 0"),
         (("env-speed", "--env.import", "nosuch.py"), "no environment could be measured"),
         (("baselines", "--solved-at", "nan"), "solved-at is nan"),
-        (("baselines", "--json", "nowhere/told.json"), "a file in a folder that exists"),
+        (("baselines", "--json", "nowhere/results.json"), "a file in a folder that exists"),
     ],
 )
 def test_bad_input_gets_one_line(argv, message, capsys, tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_an_agent_is_timed_in_every_mode_alone_and_in_a_batch(tiny, tmp_path):
     output = json.loads((tmp_path / "j").read_text())
     assert list(output) == ["react", "plan"]
     for mode in output.values():
-        assert mode["32"]["cpu"] > 2 * mode["1"]["cpu"] > 0  # a batch is thought of as one
+        assert mode["32"]["cpu"] > 2 * mode["1"]["cpu"] > 0  # a batch is planned for as one
     assert output["react"]["1"]["cpu"] > output["plan"]["1"]["cpu"]
 
 
@@ -95,7 +95,7 @@ def test_every_algorithm_is_evaluated_in_the_same_episodes():
         return lambda scene, seed: lambda obs: torch.full((4, 1), push)
 
     ours = run_episodes(pushes(0.5), config.build(4), 7)
-    theirs = run_episodes(pushes(1.0), bare, 7)  # of 2, the strongest there is
+    theirs = run_episodes(pushes(1.0), bare, 7)  # of 2, the strongest baseline
     assert torch.equal(ours.signal_sums[:, 0], theirs.signal_sums[:, 0])
     assert ours.length.tolist() == theirs.length.tolist() == [30] * 4
 
@@ -182,7 +182,7 @@ def test_a_stored_curve_without_a_task_still_counts(tmp_path):
 
 
 def test_evaluations_during_training_do_not_restart_the_exploration_schedule():
-    """DQN explores less and less over the first tenth of its life, not of every piece of it."""
+    """The exploration rate of DQN falls over the first tenth of its training, not of each part."""
     pytest.importorskip("stable_baselines3", reason="the extra `baselines` is not installed")
     rates = []
     curve = sb3.learning_curve(

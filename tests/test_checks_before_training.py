@@ -1,4 +1,4 @@
-"""Stages, variants and environments are tried before any time is spent on training."""
+"""Stages, variants and environments are checked before any time is spent on training."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Goalless(gymnasium.Env):
 
 
 class OnlyOne(Goalless):
-    """There can be only one at a time."""
+    """Only one can be open at a time."""
 
     open = 0
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A finished run, hardly trained."""
+    """A finished run with a handful of updates."""
     from tests.conftest import small
 
     folder = tmp_path_factory.mktemp("runs") / "run"
@@ -87,7 +87,10 @@ def own(run, tmp_path) -> Path:
             ["train", "two-rooms-random", "--finetune-dynamics.length", "21"],
             "but an episode has 20 steps",
         ),
-        (["ablate", "two-rooms", "--json", "nowhere/told.json"], "a file in a folder that exists"),
+        (
+            ["ablate", "two-rooms", "--json", "nowhere/results.json"],
+            "a file in a folder that exists",
+        ),
         (["list", "everything"], "everything"),
         (["train", "two-rooms", "--drives", "greed"], "greed"),
         (["train", "forage", "--drives", "hunger", "thirst"], "'thirst'; there are hunger, pain"),
@@ -125,9 +128,9 @@ def test_train_writes_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch,
 
     brief = replace(
         tiny.actor.planner, horizon=3, iterations=2, warm_iterations=1
-    )  # it thinks 700 times here
+    )  # it plans 700 times here
     monkeypatch.setattr(cli, "recipe", lambda name: override(tiny, {"actor.planner": brief}))
-    out, output = tmp_path / "run", tmp_path / "told.json"
+    out, output = tmp_path / "run", tmp_path / "results.json"
     argv = [
         "train",
         "two-rooms",
@@ -160,7 +163,7 @@ def test_train_writes_figures_a_curve_and_a_picture(tiny, tmp_path, monkeypatch,
 
 
 def test_show_writes_a_page(run, tmp_path):
-    output = tmp_path / "told.json"
+    output = tmp_path / "results.json"
     argv = ["show", run, "--episodes", "1", "--out", tmp_path / "show", "--json", output]
     assert main([str(a) for a in argv]) == 0
     page = Path(json.loads(output.read_text())["page"])
@@ -183,7 +186,7 @@ def test_eval_writes_the_figures_of_the_contract(run, tmp_path, capsys):
     assert figures["episodes"] == 3
     assert figures["mode"] == "react"
     assert figures["task"] == "reach"
-    assert figures["planned"] == figures["violated"] == 0  # a reflex
+    assert figures["planned"] == figures["violated"] == 0  # Mode-1
     assert figures["signal_sums"] == {}
     assert figures["score"] is None
     assert set(figures["ms_per_action"]) == {"mean", "p50", "p95"}
@@ -213,8 +216,8 @@ def test_the_same_seed_gives_the_same_figures(run, tmp_path):
 
 
 def test_list_names_recipes_and_the_choices_of_each_module(capsys, tmp_path):
-    assert main(["list", "--json", str(tmp_path / "told.json")]) == 0
-    assert "two-rooms" in json.loads((tmp_path / "told.json").read_text())["recipes"]
+    assert main(["list", "--json", str(tmp_path / "results.json")]) == 0
+    assert "two-rooms" in json.loads((tmp_path / "results.json").read_text())["recipes"]
     message = capsys.readouterr().out
     assert "two-rooms-eb-random" in message
     words = message.replace("│", " ").split()
@@ -316,7 +319,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_was_saved(tmp_path):
     assert done.stderr.startswith("ami: ")
     assert done.stderr.count("\n") == 1
     _, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"))
-    assert facts["stage_index"] == 2  # the objective was learnt and is kept
+    assert facts["stage_index"] == 2  # the world model was trained and is kept
 
 
 def test_a_study_trains_every_variant_and_can_be_continued(tiny, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""States that need not be possible yet lead to plans that are."""
+"""States that are not reachable yet lead to plans that are."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from tests.conftest import Stepping, make_context, stepwise
 HERE = torch.tensor([[0.5, -0.3], [0.2, 0.9]])
 THERE = torch.tensor([[1.3, -1.1], [-0.6, 0.1]])
 CARE = 0.1
-"""Weight of effort."""
+"""Weight of the control cost."""
 
 
 class Steps(nn.Module):
-    """A world told by one step of it; what is felt on arrival is the state."""
+    """Dynamics given by one step; the interoception on arrival is the state."""
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -53,20 +53,20 @@ def coast(state: Tensor, action: Tensor) -> Tensor:
 
 
 def push(state: Tensor, action: Tensor) -> Tensor:
-    """The double integrator: positions, then speeds."""
+    """The double integrator: positions, then velocities."""
     position, speed = state.chunk(2, -1)
     speed = speed + 0.1 * action
     return torch.cat([position + 0.1 * speed, speed], -1)
 
 
 def spin(state: Tensor, action: Tensor) -> Tensor:
-    """It turns, and drifts away from the origin by 14 % every step: 190 times in 40."""
+    """A rotation that diverges from the origin by 14 % every step: 190 times in 40."""
     turn = torch.tensor([[1.1, -0.3], [0.3, 1.1]]).to(state)
     return state @ turn + 0.2 * action
 
 
 def miss_and_effort(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
-    """How far the end is from the goal, and the way there, both squared."""
+    """The squared distance of the last state to the goal, and the control cost."""
     miss = (rollout.states[:, :, -1] - context.goal[:, None]).square().sum(-1)
     return {"miss": miss, "control_cost": CARE * rollout.actions.square().sum((-2, -1))}
 
@@ -124,7 +124,7 @@ def test_pushes_a_mass_as_well_as_least_squares():
     reach = torch.autograd.functional.jacobian(end, torch.zeros(horizon * 2))  # [D, H A]
     difference = task.goal[0] - end(torch.zeros(horizon * 2))
     best = reach.T @ torch.linalg.solve(reach @ reach.T + CARE * torch.eye(4), difference)
-    assert best.abs().max() < 0.9  # the body could do it
+    assert best.abs().max() < 0.9  # within the bounds of the actions
     least = total(agent, state[:1], best.reshape(1, 1, horizon, 2), task.select(torch.tensor([0])))
     plan = planner(agent, polish_steps=30)(state, task)
     assert plan.energy[0] < 1.02 * least[0, 0]
@@ -154,7 +154,7 @@ def test_its_updates_are_those_of_adam():
 
 
 def test_longer_horizons_are_no_deeper_graphs():
-    """All moments are one batch of single steps; only settling goes through time."""
+    """All steps are one batch; only polishing unrolls the dynamics."""
     lengths: list[int] = []
     env = Steps(coast)
 
@@ -164,8 +164,8 @@ def test_longer_horizons_are_no_deeper_graphs():
 
     agent = RolloutEvaluator(watched, stepwise(watched), miss_and_effort, BoxActions(), 2)
     planner(agent, polish_steps=0)(HERE, context(steps=10, horizon=30))
-    assert lengths.count(1) == 10 + 2  # two measure what a step is, and is worth
-    assert lengths.count(30) == 2  # the candidates, and what came of them
+    assert lengths.count(1) == 10 + 2  # two rollouts measure the scale of a step and of the energy
+    assert lengths.count(30) == 2  # the candidates, and their rollouts
 
 
 @pytest.mark.parametrize("steps", [0, 1, 8])
@@ -210,12 +210,12 @@ def test_neither_the_unit_of_the_state_nor_that_of_the_cost_matters(through):
     def vast(state: Tensor, action: Tensor) -> Tensor:
         return 1e3 * spin(state / 1e3, action)
 
-    def dear(rollout: Rollout, task: TaskContext) -> dict[str, Tensor]:
+    def scaled_cost(rollout: Rollout, task: TaskContext) -> dict[str, Tensor]:
         return {"critic": 10 * distance(rollout, task)["critic"]}
 
     here, task = HERE.double(), context(THERE.double(), steps=20, horizon=8)
     plan = planner(make_evaluator(spin, distance), dynamics_grad_scale=through)(here, task)
-    other = planner(make_evaluator(vast, dear), dynamics_grad_scale=through)(
+    other = planner(make_evaluator(vast, scaled_cost), dynamics_grad_scale=through)(
         1e3 * here, task._replace(goal=1e3 * task.goal)
     )
     torch.testing.assert_close(plan.actions, other.actions, atol=1e-4, rtol=0)
@@ -345,7 +345,7 @@ def test_a_batch_of_envs_is_planned_for_as_each_alone():
 
 
 def miss_all_along(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
-    """To be late is worse: in the best plan no two actions are the same."""
+    """A late arrival costs more: in the best plan no two actions are the same."""
     miss = rollout.states[:, :, 1:] - context.goal[:, None, None]
     return {"late": miss.square().sum((-2, -1)), **miss_and_effort(rollout, context)}
 
@@ -363,9 +363,12 @@ def test_the_second_plan_starts_from_the_first_one_step_later():
 def test_a_warm_plan_is_improved_in_fewer_steps():
     agent = make_evaluator(spin, distance)
     task = context(-HERE / 3, steps=64, horizon=20)
-    thinker = planner(agent)
-    first = thinker(HERE / 3, task)
-    again, cold = thinker(HERE / 3, task), planner(agent)(HERE / 3, task._replace(iterations=16))
+    warm_planner = planner(agent)
+    first = warm_planner(HERE / 3, task)
+    again, cold = (
+        warm_planner(HERE / 3, task),
+        planner(agent)(HERE / 3, task._replace(iterations=16)),
+    )
     assert (again.energy < cold.energy).all()
     assert first.states.shape == again.states.shape
 
@@ -441,7 +444,7 @@ def test_settings_without_meaning_are_refused_by_name(name, value):
 
 
 def test_callbacks_receive_real_futures_only():
-    """A virtual future is none: no energy of it may be shown as one that was found."""
+    """A state of the optimiser is no prediction: callbacks must not receive its energy."""
     messages = []
     agent = make_evaluator()
     agent.callbacks.append(lambda evaluated: messages.append(evaluated.energy))

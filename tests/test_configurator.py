@@ -1,4 +1,4 @@
-"""A task sets every box; one that makes no sense is refused in one line that names the choices."""
+"""A task configures every module; an invalid one is refused in one line that names the choices."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from modules.world_model.jepa import (
     WorldModelConfig,
 )
 
-BODY = EnvironmentSpec(
+SPEC = EnvironmentSpec(
     {"sight": ModalitySpec((4,), torch.float32), "touch": ModalitySpec((3,), torch.float32)},
     2,
     ("reward", "energy", "damage"),
@@ -40,7 +40,7 @@ EAT = Task(drives={"hunger": 1.0})
 
 @pytest.fixture
 def config() -> Config:
-    """A mind for this body with all there is."""
+    """An agent with every kind of drive and critic."""
     return override(
         recipes.two_rooms(),
         {
@@ -65,8 +65,8 @@ def config() -> Config:
 
 
 def make_policy(config: Config) -> Agent:
-    """One in which everything matters, as after some learning."""
-    agent = build(config, BODY).eval()
+    """An agent in which every part has an effect, as after some training."""
+    agent = build(config, SPEC).eval()
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in agent.parameters():
@@ -82,8 +82,8 @@ def agent(config: Config) -> Agent:
 def sensed(seed: int = 0, num_envs: int = 2) -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(num_envs, *sense.shape, generator=rng)
-        for name, sense in BODY.modalities.items()
+        name: torch.randn(num_envs, *modality.shape, generator=rng)
+        for name, modality in SPEC.modalities.items()
     }
 
 
@@ -183,11 +183,11 @@ def test_an_agent_without_drives_says_so(config):
 )
 def test_invalid_settings_are_refused_when_the_agent_is_built(config, changes, message):
     with pytest.raises(ConfigError, match=message):
-        build(override(config, changes), BODY)
+        build(override(config, changes), SPEC)
 
 
 def test_a_drive_whose_signal_is_missing_is_refused_and_the_signals_are_named(config):
-    no_drive_tasks = BODY._replace(interoception=("reward", "energy"))
+    no_drive_tasks = SPEC._replace(interoception=("reward", "energy"))
     with pytest.raises(
         ConfigError, match=r"'pain' needs the signal 'damage',.* it declares reward, energy$"
     ):
@@ -215,11 +215,11 @@ def test_the_goal_is_the_state_that_it_would_be_encoded_as(agent):
 
 def test_the_weight_of_a_drive_is_also_that_of_its_critic(config):
     task = Task(drives={"hunger": 2.0, "pain": 0.25})
-    for foresight, ahead in (
+    for value_critics, ahead in (
         (ValueCriticsConfig(hidden=8), {"critic_hunger": 2.0, "critic_pain": 0.25}),
         (None, {}),
     ):
-        agent = make_policy(override(config, {"cost.value_critics": foresight}))
+        agent = make_policy(override(config, {"cost.value_critics": value_critics}))
         controller = agent.controller(tensors=True)
         controller.set_task(task)
         assert controller.context.weights == {"control_cost": 0.5, **task.drives, **ahead}
@@ -347,7 +347,7 @@ def test_the_task_sets_the_cvar_level_or_leaves_it_to_the_settings(config):
 
 
 class Named:
-    """Worlds that name a goal in their info."""
+    """Environments that name a goal in their info."""
 
     def goal(self, info: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor] | None:
         return info.get("goal")

@@ -1,4 +1,4 @@
-"""Costs are what they say, distances are distances, and the critic learns the known ones."""
+"""Costs are what they are called, distances are distances, and the critic learns known ones."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ CHANNELS = ("reward", "energy", "damage")
 INSENTIENT = InteroceptiveCost(Drives((), CHANNELS), None, 0.9)
 
 
-def cost_of(critic: nn.Module | None, body: InteroceptiveCost = INSENTIENT) -> Cost:
-    return Cost(critic, body, NoEnsemble().disagreement)
+def cost_of(critic: nn.Module | None, interoceptive: InteroceptiveCost = INSENTIENT) -> Cost:
+    return Cost(critic, interoceptive, NoEnsemble().disagreement)
 
 
 def curiosity(double: bool) -> CostFn:
@@ -197,7 +197,7 @@ def test_a_path_that_returns_to_its_own_states_is_boring():
         episode_states=torch.tensor([[[0.0, 0.0]]]), step_scale=torch.ones(1)
     )
     metrics = []
-    for last in ((7.0, 0.0), (1.0, 0.0)):  # 7 from home, 4 from its own past; in its own past
+    for last in ((7.0, 0.0), (1.0, 0.0)):  # 7 from the goal, 4 from its own past; in its own past
         states = torch.cat([torch.zeros(1, 2), there, torch.tensor([last])])[None, None]
         path = rollout(states, torch.zeros(1, 1, 7, 2))
         metrics.append(boredom(path, task).item() * 7)
@@ -215,7 +215,7 @@ def test_an_impossible_state_is_recognised_as_the_nearest_reference_state():
 
 
 def test_an_impossible_state_is_not_novel():
-    there = torch.tensor([[0.0, 0.0], [1, 0], [2, 0]])  # a corridor, lived from end to end
+    there = torch.tensor([[0.0, 0.0], [1, 0], [2, 0]])  # a corridor, visited from end to end
     task = context(HOME)._replace(episode_states=there[None], step_scale=torch.tensor([0.5]))
     beyond = torch.tensor([[2.0, 0], [5, 0]]).expand(1, 1, 2, 2)
     path = rollout(beyond, torch.zeros(1, 1, 1, 2))
@@ -238,7 +238,7 @@ def test_curiosity_is_minus_the_variance_of_the_predictions_of_the_ensemble():
         def forward(self, both: Tensor) -> Tensor:
             return self.times * both[..., :2]
 
-    uncertainty = Ensemble([Says(1.0), Says(3.0)])  # variance: twice the square of where one acts
+    uncertainty = Ensemble([Says(1.0), Says(3.0)])  # variance: twice the square of the action
     known = Cost(None, INSENTIENT, uncertainty.disagreement)(A_PATH, context(HOME, curiosity=3.0))
     assert known["curiosity"].item() == -3 * 2 * (9**2 + 9**2 + 1**2 + 0**2) / 4
 
@@ -285,7 +285,7 @@ def test_intrinsic_costs_have_no_parameters():
 
 
 class ReplanTrigger(ValueCritics):
-    """Foresees as many of these numbers of a state as there are drives."""
+    """Predicts as many of these numbers of a state as there are drives."""
 
     def __init__(self, drives: int, discount: float) -> None:
         super().__init__(nn.Identity(), drives, discount)
@@ -302,9 +302,11 @@ def test_drives_by_hand():
 
 def test_the_expected_cost_of_a_drive_is_the_mean_of_the_returns_of_every_length():
     discount, horizon = 0.9, 4
-    body = InteroceptiveCost(Drives(("pain", "reward"), CHANNELS), ReplanTrigger(2, discount))
+    interoceptive = InteroceptiveCost(
+        Drives(("pain", "reward"), CHANNELS), ReplanTrigger(2, discount)
+    )
     states, interoception = normal(2, 3, horizon + 1, 5), normal(2, 3, horizon, 3, seed=1)
-    known = body(rollout(states, normal(2, 3, horizon, 2), interoception), {})
+    known = interoceptive(rollout(states, normal(2, 3, horizon, 2), interoception), {})
     for drive, column, sign, name in ((0, 2, 1, "pain"), (1, 0, -1, "reward")):
         cost, ahead = sign * interoception[..., column], states[:, :, 1:, drive]
         returns = [
@@ -317,12 +319,12 @@ def test_the_expected_cost_of_a_drive_is_the_mean_of_the_returns_of_every_length
 
 
 def test_the_drives_and_their_critics_have_the_gradient_they_claim():
-    body = InteroceptiveCost(Drives(("hunger", "pain"), CHANNELS), ReplanTrigger(2, 0.9))
+    interoceptive = InteroceptiveCost(Drives(("hunger", "pain"), CHANNELS), ReplanTrigger(2, 0.9))
     states = normal(1, 2, 4, 3).double().requires_grad_()
     interoception = normal(1, 2, 3, 3, seed=1).double().requires_grad_()
 
     def hurt(states: Tensor, interoception: Tensor) -> Tensor:
-        known = body(rollout(states, interoception[..., :2], interoception), {"pain": 0.3})
+        known = interoceptive(rollout(states, interoception[..., :2], interoception), {"pain": 0.3})
         return torch.stack(list(known.values())).sum(0)
 
     assert torch.autograd.gradcheck(hurt, (states, interoception))
@@ -362,8 +364,8 @@ def test_lambda_returns_mix_the_returns_of_every_length_and_end_with_the_episode
 
 
 def test_an_overestimated_cost_counts_for_more():
-    foreseen, interoception = torch.tensor([[5.0], [5.0]]), torch.tensor([[3.0], [9.0]])
-    loss = expectile_value_loss(foreseen, interoception, expectile=0.8)["value"].item()
+    predicted, interoception = torch.tensor([[5.0], [5.0]]), torch.tensor([[3.0], [9.0]])
+    loss = expectile_value_loss(predicted, interoception, expectile=0.8)["value"].item()
     assert loss == pytest.approx((0.8 * 2**2 + 0.2 * 4**2) / 2)
 
 
@@ -455,7 +457,7 @@ def test_a_logarithmic_push_is_stronger_for_near_pairs():
 
 
 LENGTH = 8
-"""Places of a line, a step apart."""
+"""Positions on a line, a step apart."""
 
 
 def place(number: Tensor) -> Tensor:
@@ -464,7 +466,7 @@ def place(number: Tensor) -> Tensor:
 
 
 def walks(random: torch.Generator, ways: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Places, a step from each in one of the `ways`, and goals anywhere; each `[64, 1]`."""
+    """Positions, a step from each by one of the `ways`, and goals anywhere; each `[64, 1]`."""
     here, there = torch.randint(LENGTH, (2, 128), generator=random)
     way = torch.tensor(ways)[torch.randint(len(ways), (128,), generator=random)]
     return place(here), place((here + way).clamp(0, LENGTH - 1)), place(there)
@@ -479,7 +481,7 @@ def learn(modules: list[nn.Module], loss: Callable, steps: int, **how) -> None:
 
 @torch.no_grad()
 def table(distance: nn.Module) -> Tensor:
-    """Steps from each place of the line to each, `[LENGTH, LENGTH]`."""
+    """Steps from each position of the line to each, `[LENGTH, LENGTH]`."""
     line = place(torch.arange(LENGTH))
     return distance(line[:, None], line[None])
 

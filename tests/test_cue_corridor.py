@@ -1,4 +1,4 @@
-"""What is true of the corridor whose cue is seen only at its start."""
+"""The corridor whose cue is visible only at its start."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ COUNT = 1000
 
 
 def pixels(infos):
-    """Where the bodies are, [B, 2]."""
+    """The positions of the agents, [B, 2]."""
     return infos["factors"][:, :2] * 32 - 0.5
 
 
 def collect_data(vec_env, steps, seed, actions, options=None):
-    """What the worlds show and tell over some steps."""
+    """Observations and infos of the environments over some steps."""
     text_out = [(*vec_env.reset(seed=seed, options=options),)]
     for step in range(steps):
         obs, reward, terminated, truncated, infos = vec_env.step(actions(step))
@@ -29,7 +29,7 @@ def collect_data(vec_env, steps, seed, actions, options=None):
 
 
 def first_episodes(vec_env, act):
-    """Success [B] bool, steps to an arm's end [B], NaN without, and the last places [B, 2]."""
+    """Success [B] bool, steps to an arm's end [B], NaN without, and the last positions [B, 2]."""
     vec_env.reset(seed=0)
     success, steps = np.zeros(COUNT, bool), np.full(COUNT, np.nan)
     going, positions = np.ones(COUNT, bool), np.zeros((COUNT, 2))
@@ -173,7 +173,7 @@ def test_neither_the_start_nor_the_episode_before_reveals_the_cue():
     born = [i for _, i in collect_data(vec_env, 6, 0, lambda _: vec_env.behaviour_action())][::2]
     cues = [infos["factors"][:, 2] for infos in born]
     clues = [pixels(infos)[:, axis] for infos in born for axis in (0, 1)]
-    walk = vec_env.state.behaviour  # nor does somebody's walk betray it
+    walk = vec_env.state.behaviour  # nor does the behaviour policy reveal it
     related = np.corrcoef([*cues, *clues, walk.right.numpy(), walk.directed.numpy()])
     assert np.abs(related - np.eye(len(related))).max() < 0.1
 
@@ -184,7 +184,7 @@ def test_the_behaviour_policy_reaches_either_arm_as_often_as_directed_fraction_s
     reached = ~np.isnan(steps)
     assert 0.6 < reached.mean() < 0.9
     assert abs((positions[reached, 0] > 15.5).mean() - 0.5) < 0.05
-    assert np.ptp(positions[~reached], axis=0).min() > 5  # the aimless get about as well
+    assert np.ptp(positions[~reached], axis=0).min() > 5  # undirected walks cover it too
     make_random_policy = CueCorridorVectorEnv(COUNT, directed_fraction=0.0)
     assert (
         ~np.isnan(first_episodes(make_random_policy, make_random_policy.behaviour_action)[1])
@@ -201,7 +201,7 @@ def test_a_picture_shows_agent_cue_and_ends():
     for picture, (x, y) in zip((lit, dark), positions, strict=True):
         assert picture[y, x, 2] - picture[y, x, 0] > 150
     red, _, blue = (lit[310, 40] - dark[310, 280]).tolist()
-    assert red - blue > 50  # the cue that isn't seen is paler
+    assert red - blue > 50  # a cue that is not visible is paler
     for picture, right_end, wrong_end in ((lit, 20, 300), (dark, 300, 20)):
         assert picture[30, right_end].argmax() == 1
         assert picture[30, wrong_end].argmax() == 0

@@ -1,4 +1,4 @@
-"""What is true of the walls of the corridor: where they are, and that nobody passes them."""
+"""The walls of the corridor: where they are, and that no agent passes them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from envs.cue_corridor import CueCorridorVectorEnv, is_free, slide
 
 
 def pixels(infos):
-    """Where the bodies are, [B, 2]."""
+    """The positions of the agents, [B, 2]."""
     return infos["factors"][:, :2] * 32 - 0.5
 
 
 def clear(positions, slack):
-    """[..., 2] -> [...] bool: in the T as drawn on paper, not as the physics has it."""
+    """[..., 2] -> [...] bool: in the T as drawn, independent of the physics."""
     x, y = positions[..., 0], positions[..., 1]
     stem = (abs(x - 15.5) <= 3 + slack) & (abs(y - 15.5) <= 15 + slack)
     bar = (abs(x - 15.5) <= 15 + slack) & (abs(y - 3.5) <= 3 + slack)
@@ -37,7 +37,7 @@ def test_the_image_shows_the_agent_and_the_walls_of_a_t():
 
 
 def starts_and_moves(count, longest):
-    """Free places, many of them close to a corner of the fork, and moves, [N, 2] each."""
+    """Free positions, many of them close to a corner of the fork, and moves, [N, 2] each."""
     rng = np.random.default_rng(0)
     corner = np.array([[12.5, 6.5], [18.5, 6.5]])[rng.integers(2, size=count)]
     near = corner + rng.normal(size=(count, 2)) * 10 ** rng.uniform(-3, 0.5, (count, 1))
@@ -63,7 +63,7 @@ def test_the_agent_moves_straight_where_it_can_and_cuts_no_corner(longest):
     start, move = starts_and_moves(5000, longest)
     arrived = (slide(start, move) - start - move).abs().amax(-1) < 1e-4
     way = start + torch.linspace(0, 1, 401)[:, None, None] * move
-    assert arrived[clear(way, -1e-2).all(0)].all()  # looked at every 0.005 pixels
+    assert arrived[clear(way, -1e-2).all(0)].all()  # checked every 0.005 pixels
     assert clear(way, 1e-3).all(0)[arrived].all()
     assert 0.1 < arrived.float().mean() < 0.95
 
@@ -87,7 +87,7 @@ def test_the_dynamics_tests_distinguish_a_wall_from_an_open_arm():
     assert 0.4 <= moved["wall"].min() < moved["wall"].max() <= 3
     np.testing.assert_allclose(wall.end_factors[:, 0], 19 / 32, rtol=1e-5)
     np.testing.assert_allclose(moved["open"], 10, rtol=1e-5)
-    for test in (wall, way):  # the same by living it
+    for test in (wall, way):  # the same by stepping
         envs = CueCorridorVectorEnv(64)
         obs, _ = envs.reset(seed=0, options={"factors": test.start_factors})
         np.testing.assert_array_equal(obs, test.obs)

@@ -1,4 +1,4 @@
-"""What is true of two rooms with something moving behind them."""
+"""Two rooms before a background that moves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from envs.two_rooms import VARIANTS, TwoRoomsVectorEnv
 
 
 def collect_data(vec_env, steps, seed, actions):
-    """What the worlds show and tell over some steps."""
+    """Observations and infos of the environments over some steps."""
     output = [(*vec_env.reset(seed=seed),)]
     for step in range(steps):
         obs, reward, _, truncated, infos = vec_env.step(actions(step))
@@ -21,7 +21,7 @@ def collect_data(vec_env, steps, seed, actions):
 
 
 def drifting(vec_env, steps, seed=0):
-    """Where the blobs are, [T, B, N, 2], while the dots walk."""
+    """Where the distractors are, [T, B, N, 2], while the dots move."""
     positions = []
     vec_env.reset(seed=seed)
     for _ in range(steps):
@@ -94,7 +94,7 @@ def test_distractors_move_straight_and_bounce_off_the_borders(variant, count):
     assert positions.min() >= 0
     assert positions.max() <= far
     straight = positions[0] + np.arange(150)[:, None, None, None] * pace
-    there = straight % (2 * far)  # a ray among mirrors
+    there = straight % (2 * far)  # as a ray between mirrors
     np.testing.assert_allclose(positions, np.minimum(there, 2 * far - there), atol=0.02)
 
 

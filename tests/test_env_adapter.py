@@ -1,4 +1,4 @@
-"""Worlds that the mind can't live in are refused in one line that says what would do."""
+"""Environments that the agent can't handle are refused in one line that names a remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REACH = Box(-1, 1, (2,), np.float32)
 
 
 class Room(gymnasium.Env):
-    """Any spaces one likes; its third observation is not a number, where it can be none."""
+    """Any spaces; its third observation is not a number, where its space holds any."""
 
     metadata = {"render_modes": [], "description": "A room <b>."}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""What is true of every world that lives in a batch, shown in the smallest one."""
+"""Every vectorised environment, shown in the smallest one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Line(NamedTuple):
 
 
 class LineWorlds(TorchVectorEnv[Line]):
-    """A dot on a line that falls off beyond 1: seen by name, over when it fell."""
+    """A dot on a line that falls off beyond 1: observed by name, terminated when it fell."""
 
     factor_names = ("x",)
 
@@ -106,7 +106,7 @@ def test_an_env_that_ends_early_restarts_alone():
     assert terminated.tolist() == [False, True, False]
     assert not truncated.any()
     assert reward[1] > 1
-    _, reward, terminated, truncated, _ = envs.step(push)  # ignored in world 1, which begins
+    _, reward, terminated, truncated, _ = envs.step(push)  # ignored where an episode begins
     assert not terminated.any()
     assert reward[1] == 0
     assert 0 <= envs.state.place.x[1] < 1
@@ -141,7 +141,7 @@ def test_observations_by_name_are_in_the_space_of_the_batch():
     assert infos["_factors"].tolist() == [True, True]
     output = infos["factors"].copy()
     envs.step(still(2) + 0.5)
-    np.testing.assert_array_equal(infos["factors"], output)  # what was told stays
+    np.testing.assert_array_equal(infos["factors"], output)  # the returned infos do not change
     envs.reset(seed=0)[1]["factors"][:] = 9  # and may be written on
     assert envs.state.place.x.max() < 1
     obs, _ = LineWorlds(2, output="torch").reset(seed=0)

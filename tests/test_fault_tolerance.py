@@ -1,4 +1,4 @@
-"""A process that dies costs the episodes that were going on in its worlds, and nothing else."""
+"""A process that dies costs the running episodes of its environments, and nothing else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Diary(gymnasium.Env):
-    """Shows who this life belongs to and how many steps it has; may die after some steps, once or
+    """Shows the number of its process and its steps; it may die after some steps, once or
     always, or raise."""
 
     observation_space = spaces.Box(0, 1e6, (2,), np.float32)
@@ -46,7 +46,7 @@ class Diary(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.whose, self.moment = int(self.np_random.integers(1e6)), 0
-        return self._seen(), {}
+        return self._obs(), {}
 
     def step(self, action):
         self.moment += 1
@@ -57,9 +57,9 @@ class Diary(gymnasium.Env):
             if self.once:
                 Path(self.once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return self._seen(), float(self.moment), False, self.moment == self.lasts, {}
+        return self._obs(), float(self.moment), False, self.moment == self.lasts, {}
 
-    def _seen(self):
+    def _obs(self):
         return np.array([self.whose, self.moment], np.float32)
 
 
@@ -78,7 +78,7 @@ def diary(**options):
 
 
 def kill(env, number):
-    """As the system does where memory runs out."""
+    """As the operating system does where memory runs out."""
     worker = env.unwrapped.processes[number]
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
@@ -126,12 +126,12 @@ def test_training_continues_in_other_episodes_and_the_replay_buffer_joins_none(c
     assert message == [expected] * 2
     batch = memory.sample(2000, 1, torch.Generator().manual_seed(0))
     before, after = batch.states.unbind(1)
-    assert torch.equal(before[:, 0], after[:, 0])  # the same life
-    assert torch.equal(before[:, 1] + 1, after[:, 1])  # the next moment
+    assert torch.equal(before[:, 0], after[:, 0])  # the same episode
+    assert torch.equal(before[:, 1] + 1, after[:, 1])  # the next step
     assert torch.equal(batch.interoception[:, 0, 0], after[:, 1])
-    assert not batch.terminated.any()  # who was cut did not die
+    assert not batch.terminated.any()  # an interrupted environment has not terminated
     lengths = [memory.get_episode(n).actions.shape[1] for n in memory.episode_ids()]
-    assert sorted(set(lengths)) == [4, 5, 7]  # what was cut, and what was not
+    assert sorted(set(lengths)) == [4, 5, 7]  # which were interrupted, and which were not
     stage_run.finish()
 
 
@@ -162,7 +162,7 @@ def test_a_caller_that_does_not_handle_a_death_is_stopped_and_may_reset(caplog):
         assert torch.equal(again, obs)
         assert all(process.is_alive() for process in env.unwrapped.processes)
         kill(env, 1)
-        again, _ = env.reset(0)  # who dies before anything has begun has lost nothing
+        again, _ = env.reset(0)  # a worker that dies before any step has lost no episode
         assert torch.equal(again, obs)
     assert len(caplog.records) == 2
 
@@ -274,7 +274,7 @@ def test_the_seed_decides_every_step_in_worker_processes_as_without_them(name):
     assert (one[4] | one[5]).sum() >= 3 * 2  # episodes have ended meanwhile
     for part, same, strange in zip(one[:4], other[:4], another[:4], strict=True):
         assert torch.equal(part, same)
-        assert not torch.equal(part, strange) or name == "CartPole-v1"  # which always earns 1
+        assert not torch.equal(part, strange) or name == "CartPole-v1"  # whose reward is always 1
 
 
 def test_a_death_is_reported_in_one_line_and_the_run_completes(tmp_path):
@@ -330,7 +330,7 @@ def test_a_death_is_reported_in_one_line_and_the_run_completes(tmp_path):
 
 
 class Ancient(gymnasium.Env):
-    """Of another time: four values of a step."""
+    """Of the interface before 0.26: four values of a step."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)

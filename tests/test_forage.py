@@ -1,4 +1,4 @@
-"""What is true of foraging, whoever lives there."""
+"""The foraging environment."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def layouts(count, split="all", seed=0):
 
 
 def make_env(count=1, **settings):
-    """Worlds that tell in tensors, at the beginning of seed 0."""
+    """Environments with tensors as output, at the beginning of seed 0."""
     vec_env = ForageVectorEnv(count, output="torch", **settings)
     return vec_env, vec_env.reset(seed=0)[1]
 
 
 def put(vec_env, body, energy=0.5, growth=0.0, seed=0):
-    """The worlds anew, with bodies [B, 2] where a test wants them."""
+    """The environments with agents at positions [B, 2] that the test chooses."""
     rest = torch.tensor([energy, growth, growth]).expand(len(body), -1)
     return vec_env.reset(seed=seed, options={"factors": torch.cat([body, rest], -1)})[1]
 
@@ -54,26 +54,26 @@ def noise(step, start, count):
 
 
 def collect_data(vec_env, steps, seed, act):
-    """What the worlds tell over some steps, actions too."""
+    """Observations, infos and actions over some steps."""
     obs, infos = vec_env.reset(seed=seed)
-    told = [{**obs, **infos}]
+    output = [{**obs, **infos}]
     for step in range(steps):
         actions = act(step)
         obs, reward, _, truncated, infos = vec_env.step(actions)
         ends = {"reward": reward, "truncated": truncated}
-        told.append({**obs, **infos, **ends, "actions": actions})
-    return told
+        output.append({**obs, **infos, **ends, "actions": actions})
+    return output
 
 
 def beside(position, difference):
-    """Places [B, 2] a gap [B] or a number to the side that has more room."""
+    """Positions [B, 2] a gap [B] or a number to the side that has more room."""
     return position + torch.where(position < 0.5, difference, -difference) * torch.tensor(
         [1.0, 0.0]
     )
 
 
 def mean_return(task, act, count=100):
-    """Mean score and summed damage [B] of an episode in which `act(worlds)` acts."""
+    """Mean score and summed damage [B] of an episode under the actions `act(envs)`."""
     vec_env, infos = make_env(count, task=task)
     for _ in range(vec_env.max_episode_steps):
         *_, infos = vec_env.step(act(vec_env))
@@ -164,18 +164,18 @@ def test_food_keeps_its_distances():
 
 
 def test_train_and_test_never_share_a_layout_and_all_has_both():
-    def told(split, seed=0):
-        return {tuple(np.round(row, 6)) for row in torch.cat(layouts_flat(split, seed), -1).numpy()}
+    def layout_set(split, seed=0):
+        return {tuple(np.round(row, 6)) for row in torch.cat(flat(split, seed), -1).numpy()}
 
-    def layouts_flat(split, seed):
+    def flat(split, seed):
         return [part.reshape(3000, -1) for part in layouts(3000, split, seed)]
 
-    train, test, both = told("train"), told("test"), told("all")
+    train, test, both = layout_set("train"), layout_set("test"), layout_set("all")
     assert not train & test
     assert both <= train | test
     assert 0.4 < len(both & test) / len(both) < 0.6
     difference = distance(layouts(3000, "train").flag, layouts(3000, "test").flag)
-    assert difference.median() > 0.3  # the same seed is no hint
+    assert difference.median() > 0.3  # the same seed does not reveal the layout
 
 
 def test_the_splits_are_the_layouts_of_the_envs():
@@ -237,13 +237,13 @@ def test_energy_stays_between_zero_and_one():
     assert vec_env.step(rest(vec_env))[4]["interoception"][0, 0] == 1
     put(vec_env, vec_env.state.layout.hazard, energy=0.01)
     assert vec_env.step(rest(vec_env))[4]["interoception"][0, 0] == 0
-    put(vec_env, food, energy=0.01)  # the little that grew feeds whoever has nothing
+    put(vec_env, food, energy=0.01)  # the little that grew feeds an agent without energy
     assert vec_env.step(rest(vec_env))[4]["interoception"][0, 0] == pytest.approx(0.4 / 40)
 
 
 def test_food_is_ripe_again_after_exactly_forty_steps_and_never_more_than_ripe():
     vec_env, _ = make_env(8)
-    put(vec_env, vec_env.state.layout.hazard, growth=0.0)  # from where no mouth reaches a food
+    put(vec_env, vec_env.state.layout.hazard, growth=0.0)  # beyond the reach of any food
     grown = [vec_env.step(rest(vec_env))[4]["factors"][:, 3:] for _ in range(60)]
     ramp = (torch.arange(1, 61) / 40).clamp(max=1)[:, None, None].expand(60, 8, 2)
     torch.testing.assert_close(torch.stack(grown), ramp, atol=1e-6, rtol=0)
@@ -296,7 +296,7 @@ def test_damage_grows_from_the_edge_of_the_hazard_to_its_centre(fraction, intero
     inward = torch.where(layout.hazard < 0.5, 1, -1) / math.sqrt(2)
     body = layout.hazard + fraction * layout.radius[:, None] * inward
     infos = put(vec_env, body)
-    for steps in range(3):  # where it rests it goes on hurting
+    for steps in range(3):  # where it rests, the damage continues
         torch.testing.assert_close(
             infos["interoception"][:, 1], torch.full((32,), interoception), atol=1e-5, rtol=0
         )
@@ -412,11 +412,11 @@ def test_the_reward_is_being_at_the_flag_whatever_the_task():
 def test_final_success_and_success_at_any_step_are_reported_apart():
     vec_env, _ = make_env(1, task="eat")
     infos = put(vec_env, torch.full((1, 2), 0.01), energy=0.51)
-    told = [(bool(infos["success"]), bool(infos["final_success"]))]
+    successes = [(bool(infos["success"]), bool(infos["final_success"]))]
     for _ in range(2):
         *_, infos = vec_env.step(rest(vec_env))
-        told.append((bool(infos["success"]), bool(infos["final_success"])))
-    assert told == [(True, True), (True, False), (True, False)]
+        successes.append((bool(infos["success"]), bool(infos["final_success"])))
+    assert successes == [(True, True), (True, False), (True, False)]
 
 
 def test_exploring_counts_cells_and_staying_counts_steps():
@@ -427,9 +427,9 @@ def test_exploring_counts_cells_and_staying_counts_steps():
     stay, _ = make_env(1, task="stay")
     assert put(stay, torch.tensor([[0.5, 0.5]]))["score"] == 1
     pushes = [[0.9, 0.0], [0.9, 0.0], [-0.9, 0.0], [0.0, 0.0]]
-    told = [stay.step(torch.tensor([p]))[4] for p in pushes]
-    assert [t["score"].item() for t in told] == pytest.approx([1, 0.5, 2 / 3, 0.75])
-    assert [bool(t["final_success"]) for t in told] == [True, False, True, True]
+    infos = [stay.step(torch.tensor([p]))[4] for p in pushes]
+    assert [t["score"].item() for t in infos] == pytest.approx([1, 0.5, 2 / 3, 0.75])
+    assert [bool(t["final_success"]) for t in infos] == [True, False, True, True]
 
 
 @EVERY_TASK
@@ -446,8 +446,8 @@ def test_the_oracle_is_far_better_than_random_actions(task):
     [
         ([4, 8], [1.0, 1.0], 0),  # both ripe: the nearer
         ([1, 8], [0.0, 1.0], 1),  # nothing there yet: the ripe one
-        ([4, 16], [0.02, 0.03], 1),  # the way is time to grow
-        ([10, 40], [0.17, 1.0], 0),  # but not to grow beyond ripe
+        ([4, 16], [0.02, 0.03], 1),  # the food grows on the way
+        ([10, 40], [0.17, 1.0], 0),  # but not beyond ripe
     ],
 )
 def test_the_eating_expert_goes_where_most_will_have_grown_on_arrival(steps, growth, chosen):
@@ -556,10 +556,10 @@ def test_the_dynamics_tests_distinguish_a_border_from_open_space():
 
 def test_observations_stay_in_their_space():
     vec_env = ForageVectorEnv(32, max_episode_steps=60)
-    for told in collect_data(vec_env, 130, 0, lambda step: noise(step, 0, 32)):
-        assert vec_env.observation_space.contains({name: told[name] for name in SPACES})
-        assert told["interoception"].dtype == np.float32
-        assert told["score"].dtype == np.float32
+    for step in collect_data(vec_env, 130, 0, lambda step: noise(step, 0, 32)):
+        assert vec_env.observation_space.contains({name: step[name] for name in SPACES})
+        assert step["interoception"].dtype == np.float32
+        assert step["score"].dtype == np.float32
 
 
 SPACES = ("body", "energy", "food", "hazard", "flag")

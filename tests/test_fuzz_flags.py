@@ -37,12 +37,12 @@ FILES = {
     "def variants():\n    return {}\n",
     "empty.json": "",
 }
-"""Files that stand where the commands run; `a_folder`, `run` and `a link to nowhere` too."""
+"""Files in the folder where the commands run; `a_folder`, `run` and `a link to nowhere` too."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a run whose agent hardly thinks, and some files that are no good."""
+    """A folder with a run whose agent hardly plans, and some invalid files."""
     where = tmp_path_factory.mktemp("flags")
     shutil.copytree(SHIPPED, where / "run")
     config = run_dir.config_of(SHIPPED)
@@ -59,7 +59,7 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_work(place, monkeypatch):
-    """What begins once everything is checked is left out, or hardly done."""
+    """The work after the checks is left out, or cut short."""
     monkeypatch.chdir(place)
     torch.set_num_threads(1)
 
@@ -205,7 +205,7 @@ def options_of(env: str) -> dict[str, str]:
 
 @st.composite
 def option_lines(draw: Any) -> list[str]:
-    """An environment of ours with some options, each with JSON, mostly of its kind."""
+    """An environment of ours with some options, each with JSON, mostly of its type."""
     env = draw(st.sampled_from(ENVS))
     kinds = options_of(env)
     argv = ["train", "gym", "--env.id", f"ami/{env}-v0", "--env.options"]
@@ -230,5 +230,5 @@ def test_options_of_an_environment_are_accepted_or_refused_in_one_line(argv):
 
 @pytest.mark.parametrize("env", ["TwoRooms", "Reach"])
 def test_the_recipe_for_any_environment_accepts_ours(env):
-    """It adds a time limit, which they can't have, and need not."""
+    """The recipe adds a time limit, which batch-only environments can't have, and need not."""
     assert answer("train", "gym", "--env.id", f"ami/{env}-v0").code == 0

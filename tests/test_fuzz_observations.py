@@ -1,5 +1,5 @@
 """Observations that no environment should deliver: the agent acts, or one line says why not, and
-afterwards it acts as if nothing had been."""
+afterwards it acts as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Odd:
 
 
 class Itself(dict):
-    """A dict that says that it has every key, and holds itself under each."""
+    """A dict that claims to have every key, and holds itself under each."""
 
     def __missing__(self, key: Any) -> Any:
         return self
@@ -174,7 +174,7 @@ anything = st.recursive(
 
 
 def harmed(obs: Any, harms: list[Any], value: Any) -> Any:
-    """A good observation, another value somewhere within it."""
+    """A valid observation with another value somewhere within it."""
     if isinstance(obs, dict):
         key = harms.pop() % len(obs) if harms else 0
         return {
@@ -201,7 +201,7 @@ CHANGES = {
 
 @st.composite
 def observations(draw: Any, observed: str, num_envs: int | None) -> Any:
-    """Anything at all, or something that is nearly of the space."""
+    """Anything at all, or something that is almost of the space."""
     if draw(st.booleans()):
         return draw(anything)
     space = SPACES[observed]

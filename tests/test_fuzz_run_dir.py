@@ -1,4 +1,4 @@
-"""Run folders of a stranger, or damaged ones, under every command that reads one:
+"""Run folders of unknown origin, or damaged ones, under every command that reads one:
 the command is carried out, or refused in one line, and nothing that a folder names is executed."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.fuzz import SECONDS, Begun, answer, fuzzed
 
 MARKER = "executed"
 MARKER_CODE = f"open({MARKER!r}, 'w').close()\n"
-"""What a run folder would like to have executed."""
+"""Code that a run folder would have executed."""
 
 
 class Pickled:
@@ -48,7 +48,7 @@ class Pickled:
 
 
 def brief_config() -> Config:
-    """The default recipe, trained in a second and judged in a few steps."""
+    """The default recipe, trained in a second and evaluated in a few steps."""
     config = small(recipes.two_rooms(), steps=3)
     planner = replace(config.actor.planner, horizon=2, iterations=2, warm_iterations=1)
     config = override(config, {"actor.planner": planner})
@@ -80,7 +80,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _brief(made, monkeypatch, tmp_path_factory):
-    """Commands run in a folder with a module that must not be imported, and do little."""
+    """Commands run in a folder with a module that must not be imported, and do little work."""
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path_factory.mktemp("here"))
     Path("marks.py").write_text(MARKER_CODE)
@@ -103,7 +103,7 @@ def _brief(made, monkeypatch, tmp_path_factory):
     monkeypatch.setattr(scorecard, "NUM_ENVS", 8)
 
 
-# --- harms of a whole folder ---------------------------------------------------------------------
+# --- damage to a whole folder --------------------------------------------------------------------
 
 
 def all_files(run: Path) -> list[Path]:
@@ -111,7 +111,7 @@ def all_files(run: Path) -> list[Path]:
 
 
 def one_file(run: Path, rng: random.Random) -> str:
-    """Harms one file, the more important ones more often."""
+    """Damages one file, the more important ones more often."""
     important = [p for p in all_files(run) if p.name in ("config.json", "tensors.safetensors")]
     path = rng.choice([*all_files(run), *important])
     harms = [damage.any_bytes, damage.other_kind]
@@ -120,13 +120,13 @@ def one_file(run: Path, rng: random.Random) -> str:
     if path.name == checkpoint.TENSORS:
         harms += [damage.tensors_header, damage.tensors_values] * 2
     chosen = rng.choice(harms)
-    with suppress(ValueError, LookupError, SafetensorError):  # one that is harmed beyond that
+    with suppress(ValueError, LookupError, SafetensorError):  # one that is damaged beyond that
         chosen(path, rng)
     return f"{chosen.__name__} {path.relative_to(run)}"
 
 
 def no_file(run: Path, rng: random.Random) -> str:
-    """Takes a file or a folder away."""
+    """Removes a file or a folder."""
     path = rng.choice([path for path in run.rglob("*") if path.name != "config.json"])
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     return f"without {path.relative_to(run)}"
@@ -230,7 +230,7 @@ COMMANDS: dict[str, list[str]] = {
 
 
 UNUSED = {"train": "holds a run already"}
-"""Commands that have no use for a whole folder, and what they say."""
+"""Commands that do not read a whole folder, and what they say."""
 
 
 def folder_for(command: str, made: Path) -> Path:
@@ -273,7 +273,7 @@ def test_an_error_does_not_quote_a_whole_file(made):
 
 @pytest.mark.parametrize("change", [("imports", ["marks.py"]), ("id", "marks:X-v0")])
 def test_the_marker_file_would_show_that_code_is_executed(made, change, monkeypatch):
-    """These tests could see it: without the check, it is."""
+    """These tests would notice: without the check, the code is executed."""
     monkeypatch.setattr(run_dir, "check_trusted", lambda config, *args: config)
     run = folder_for("eval react", made)
     settings = json.loads((run / "config.json").read_text())

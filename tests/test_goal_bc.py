@@ -1,4 +1,4 @@
-"""The policy does again what led somewhere; goals may be about a part of the state."""
+"""The policy imitates actions that reached a goal; goals may be a part of the state."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from modules.cost.quasimetric import FourierQuasimetricConfig
 from modules.types import ConfigError
 from tests.conftest import small
 
-LESSON = GoalConditionedBC(max_goal_offset=8, optim=OptimConfig(steps=250, batch_size=128, lr=3e-3))
+STAGE = GoalConditionedBC(max_goal_offset=8, optim=OptimConfig(steps=250, batch_size=128, lr=3e-3))
 
 
 def collect_data(config: Config) -> Agent:
-    """An agent with some life behind it."""
+    """An agent with collected episodes."""
     env = config.env.build(1)
     agent = build(
         config,
@@ -45,7 +45,7 @@ def take(agent: Agent, config: Config, name: str) -> None:
 
 
 def rightness(agent: Agent) -> float:
-    """Mean cosine of what the policy does at rest and the way to a goal a little beside it."""
+    """Mean cosine between the policy's action at rest and the direction of a goal nearby."""
     ways = 2 * torch.pi * torch.arange(16) / 16
     way = torch.stack([ways.cos(), ways.sin()], -1)
     rest = torch.zeros(16, 2)
@@ -59,7 +59,7 @@ def rightness(agent: Agent) -> float:
 
 
 def test_successful_actions_are_imitated_and_only_the_policy_is_trained():
-    config = override(small(recipes.maze()), {"stages.goal_bc": LESSON})
+    config = override(small(recipes.maze()), {"stages.goal_bc": STAGE})
     config = override(config, {"stages.collect.num_envs": 64})
     agent = collect_data(config)
     assert rightness(agent) < 0.5
@@ -74,13 +74,11 @@ def test_successful_actions_are_imitated_and_only_the_policy_is_trained():
 def test_missing_goals_and_short_episodes_are_reported():
     config = small(recipes.forage())
     config = override(
-        config, {"stages.goal_bc": LESSON, "tasks": {"eat": TaskSpec(drives={"taste": 1.0})}}
+        config, {"stages.goal_bc": STAGE, "tasks": {"eat": TaskSpec(drives={"taste": 1.0})}}
     )
     with pytest.raises(ConfigError, match="learns ways to goals, and no task has one"):
         check_stages(config)
-    config = override(
-        small(recipes.maze()), {"stages.goal_bc": replace(LESSON, max_goal_offset=25)}
-    )
+    config = override(small(recipes.maze()), {"stages.goal_bc": replace(STAGE, max_goal_offset=25)})
     with pytest.raises(
         ConfigError, match=r"goal_bc\.max_goal_offset is 25, but an episode has 24 steps"
     ):

@@ -18,7 +18,7 @@ from tests.conftest import small
 FILE = Path(__file__).with_name("golden.json")
 SHIPPED = Path(__file__).parents[1] / "runs" / "reference" / "two-rooms"
 TOLERANCE = 1e-4
-"""Relative: other processors round otherwise in the last digits."""
+"""Relative: other processors round differently in the last digits."""
 
 
 def cartpole() -> ami.Config:
@@ -52,21 +52,21 @@ def weights(config: ami.Config, out: Path) -> list[float]:
 
 def rollout(mode: str, steps: int = 20) -> list[float]:
     """Energy and action of each of the first steps of the shipped agent in two environments; an
-    actor that imagines nothing claims no energy."""
+    actor that imagines nothing has no energy."""
     agent = ami.load(SHIPPED)
     found: list[float] = []
-    with closing(run_dir.settings_of(SHIPPED).env.build(2)) as world:
-        obs, info = world.reset(seed=0)
-        controller = agent.controller(2, ami.Task(goal=world.goal(info), mode=mode), tensors=True)
+    with closing(run_dir.settings_of(SHIPPED).env.build(2)) as env:
+        obs, info = env.reset(seed=0)
+        controller = agent.controller(2, ami.Task(goal=env.goal(info), mode=mode), tensors=True)
         for _ in range(steps):
             plan = controller.act(obs)
             found += [*plan.energy.nan_to_num().tolist(), *plan.action.flatten().tolist()]
-            obs = world.step(obs, plan.action).transition.next_obs
+            obs = env.step(obs, plan.action).transition.next_obs
     return found
 
 
-def close_to(wanted: list[float]):
-    return pytest.approx(wanted, rel=TOLERANCE, abs=1e-5)
+def close_to(expected: list[float]):
+    return pytest.approx(expected, rel=TOLERANCE, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,4 +1,4 @@
-"""Shortest paths are shortest, and hops are what was lived or is near."""
+"""Shortest paths are shortest, and edges are transitions or short distances."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INF = float("inf")
 
 
 def some_graph(seed: int, nodes: int, roads: float) -> Tensor:
-    """Random prices; a share `roads` of the pairs is joined, one way."""
+    """Random costs; a fraction `roads` of the pairs is joined, one way."""
     rng = torch.Generator().manual_seed(seed)
     price = 0.1 + torch.rand(nodes, nodes, generator=rng)
     price[torch.rand(nodes, nodes, generator=rng) > roads] = INF
@@ -61,7 +61,7 @@ def test_finding_paths_leaves_the_graph_as_it_was():
 def test_edges_by_hand():
     positions = torch.tensor([[0.0], [5.0], [5.5], [7.0]])
     assert edge_costs(gap, positions, max_length=1.6).tolist() == [
-        [0, 1, INF, INF],  # what was lived costs a step, however far it seems
+        [0, 1, INF, INF],  # a transition costs a step, whatever its distance
         [INF, 0, 0.5, INF],
         [INF, 0.5, 0, 1],
         [INF, INF, 1.5, 0],
@@ -89,8 +89,8 @@ def test_an_edge_of_the_replay_buffer_is_at_most_as_long_as_its_steps(seed, long
 def test_unreachable_nodes_stay_infinitely_far():
     island = torch.tensor([[0, 1, INF], [1, 0, INF], [INF, INF, 0]])
     assert torch.equal(shortest_paths(island), island)
-    lived_apart = torch.tensor([[0.0], [10.0], [20.0]])
-    way_back = shortest_paths(edge_costs(gap, lived_apart, max_length=1)).tril(-1)
+    observed_distances = torch.tensor([[0.0], [10.0], [20.0]])
+    way_back = shortest_paths(edge_costs(gap, observed_distances, max_length=1)).tril(-1)
     assert (way_back[[1, 2, 2], [0, 0, 1]] == INF).all()
 
 

@@ -1,4 +1,4 @@
-"""A world that the framework has never seen: trained, judged and taken up again from the command
+"""An environment that the framework does not know: trained, evaluated and resumed from the command
 line, without a line of code."""
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def test_every_planner_makes_one_hot_choices(name):
     [
         (EnvConfig(id="Pendulum-v1"), 0.975),  # 200 steps
         (EnvConfig(id="Pendulum-v1", max_episode_steps=150), 1 - 5 / 150),
-        (EnvConfig(id="Pendulum-v1", max_episode_steps=1000), 0.975),  # its own time still runs out
+        (EnvConfig(id="Pendulum-v1", max_episode_steps=1000), 0.975),  # its own limit holds
         (EnvConfig(id="Pendulum-v1", action_repeat=2), 0.95),
         (EnvConfig(id="CartPole-v1"), 0.99),
     ],
@@ -268,7 +268,7 @@ def test_the_discount_follows_from_the_episode_length(env, discount):
 
 
 def test_imitation_of_a_choice_continues_until_the_policy_is_certain():
-    """The right one is likeliest already, by little: there is still something to learn."""
+    """The right option is the likeliest already, by little: there is still something to learn."""
     bounds = OneHotActions(sizes=(2, 3))
     free = torch.tensor([[0.1, 0.0, 0.0, 0.0, 0.2]], requires_grad=True)
     target = bounds.squash(free.detach())

@@ -1,5 +1,5 @@
-"""Where a level above leads: to landmarks that were lived, along the cheapest way, a stride at a
-time; and to the goal itself where that is no dearer."""
+"""Subgoals of a landmark graph: landmarks of the replay buffer on the cheapest path, evenly spaced;
+and the goal itself where that costs no more."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ WALL = 3.0
 
 
 def straight(state: Tensor, goal: Tensor) -> Tensor:
-    """Steps as the crow flies."""
+    """Steps in a straight line."""
     return (goal - state).square().sum(-1).sqrt()
 
 
 def walled(state: Tensor, goal: Tensor) -> Tensor:
     """A wall on the line x = 3 that is open only above y = 4; far away it is not known of: a critic
-    that is right near by and wrong across."""
+    that is right nearby and wrong across."""
     across = ((state[..., 0] - WALL) * (goal[..., 0] - WALL)) < 0
     low = torch.minimum(state[..., 1], goal[..., 1]) < 4
     far = straight(state, goal)
@@ -59,7 +59,7 @@ def charted(states: Tensor, distance=straight, **output) -> Stepping:
 
 
 def every_hop(states: Tensor) -> Tensor:
-    """Life has been from everywhere to everywhere."""
+    """Transitions from everywhere to everywhere."""
     return states[torch.cartesian_prod(*[torch.arange(len(states))] * 2)]
 
 
@@ -77,13 +77,15 @@ def priced(steps: Tensor, edge: float) -> Tensor:
 
 
 def bellman_ford(start: Tensor, goal: Tensor, states: Tensor, edge: float, noise: Tensor) -> float:
-    """The price of the cheapest way, by scipy; luck `[K]` is to be feared but where it begins and
+    """The cost of the cheapest path, by scipy; setbacks `[K]` count except at its start and
     at the goal."""
     every = torch.cat([start[None], states, goal[None]])
     steps = straight(every[:, None], every[None])
-    fear = torch.cat([torch.zeros(1), noise, torch.zeros(1)])
-    dearer = torch.maximum(fear[:, None], fear).index_fill(1, torch.tensor(len(every) - 1), 0)
-    price = (priced(steps, edge) + steps * dearer).double().numpy()
+    noise_cost = torch.cat([torch.zeros(1), noise, torch.zeros(1)])
+    setback = torch.maximum(noise_cost[:, None], noise_cost).index_fill(
+        1, torch.tensor(len(every) - 1), 0
+    )
+    price = (priced(steps, edge) + steps * setback).double().numpy()
     return float(dijkstra(np.maximum(price, 1e-9), indices=0)[-1])
 
 
@@ -99,7 +101,7 @@ def test_the_planned_path_is_the_cheapest(seed, edge, tail):
         trusted_edge_length=edge,
         subgoal_spacing=0.02,
         num_subgoals=1000,
-    )  # none passed over
+    )  # no landmark is passed over
     blown = states[:, None] + torch.rand(count, 4, 2, generator=rng)
     level.build(states, every_hop(states), blown)
     back = (blown - states[:, None]).norm(dim=-1)
@@ -111,9 +113,11 @@ def test_the_planned_path_is_the_cheapest(seed, edge, tail):
     steps = torch.stack([straight(a, b) for a, b in pairwise(way)])
     assert torch.equal(way[-1], goal[0])
     position = [(states == at).all(-1).nonzero().flatten()[:1] for at in way]
-    fear = torch.stack([noise[i].sum() for i in position])  # 0 at the start and at the goal
-    dearer = torch.maximum(fear[:-1], fear[1:]) * torch.tensor([len(i) for i in position[1:]])
-    price = float((priced(steps, edge) + steps * dearer).sum())
+    noise_cost = torch.stack([noise[i].sum() for i in position])  # 0 at the start and at the goal
+    setback = torch.maximum(noise_cost[:-1], noise_cost[1:]) * torch.tensor(
+        [len(i) for i in position[1:]]
+    )
+    price = float((priced(steps, edge) + steps * setback).sum())
     assert price == pytest.approx(bellman_ford(start[0], goal[0], states, edge, noise), rel=1e-4)
 
 
@@ -147,7 +151,7 @@ def test_the_path_takes_a_risk_for_the_mean_and_none_for_the_worst_case():
     start, goal = torch.tensor([[0.1, 0.0]]), torch.tensor([[6.1, 0.0]])
     highest = {tail: float(level.plan(start, goal, tail)[0, :, 1].max()) for tail in (1.0, 0.0)}
     assert highest == {1.0: 0, 0.0: 1}
-    for tail in (0.0, 1.0, 0.0):  # whatever was asked before, a task has its own way
+    for tail in (0.0, 1.0, 0.0):  # whatever was planned before, a task has its own path
         led = level(start, with_target(goal, cvar_alpha=tail))
         assert torch.equal(led.upper_plans[:, 0], level.plan(start, goal, tail))
         level.reset()
@@ -174,7 +178,7 @@ def test_a_rebuilt_graph_keeps_nothing_of_the_old_one():
 
 
 def test_the_expected_setback_is_relative_to_the_best_outcome():
-    """However far a step leads by itself, where all can be known nothing is feared."""
+    """However far a step leads by itself, a deterministic outcome is no setback."""
     states = lattice()
     plain, moved = charted(states), graph(num_landmarks=len(states))
     moved.build(states, every_hop(states), states[:, None] + 3)
@@ -183,7 +187,7 @@ def test_the_expected_setback_is_relative_to_the_best_outcome():
 
 
 def test_an_edge_without_transitions_is_not_believed_to_be_short():
-    """The critic knows of no wall at all; whoever lived here went round it."""
+    """The critic knows of no wall at all; the transitions lead round it."""
     states = lattice()
     steps = (states[:, None] - states).norm(dim=-1)
     blocked = ((states[:, None, 0] - WALL) * (states[:, 0] - WALL) < 0) & (
@@ -216,7 +220,7 @@ def test_an_edge_without_transitions_is_not_believed_to_be_short():
 def test_an_edge_has_a_direction_and_may_take_several_steps():
     states = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
     level = graph(num_landmarks=4, unvisited_edge_factor=5.0)
-    level.build(states, states[:3][None] + 0.1, states[:, None])  # one walk, past the first three
+    level.build(states, states[:3][None] + 0.1, states[:, None])  # past the first three
     times = (level.edge_costs / priced(level.edge_lengths, 1.0)).nan_to_num(1.0)
     assert times.round().tolist() == [[1, 1, 1, 5], [5, 1, 1, 5], [5, 5, 1, 5], [5, 5, 5, 1]]
 
@@ -254,7 +258,7 @@ def test_following_closely_means_going_to_the_next_landmark():
 
 
 def pushed(position: Tensor, subgoal: Tensor, pace: float = 0.4) -> Tensor:
-    """Straight ahead, as far as the wall on the line x = 3 lets it, `[B, 2]` each."""
+    """Straight ahead, as far as the wall on the line x = 3 allows, `[B, 2]` each."""
     way = subgoal - position
     step = position + way * (pace / way.norm(dim=-1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
     crosses = ((position[:, 0] - WALL) * (step[:, 0] - WALL) < 0) & (step[:, 1] < 4)
@@ -262,8 +266,8 @@ def pushed(position: Tensor, subgoal: Tensor, pace: float = 0.4) -> Tensor:
 
 
 def walked(patience: int, start: Tensor, goal: Tensor, steps: int = 200) -> list[Tensor]:
-    """Where a body comes by a critic that knows of no wall, and landmarks between which nobody
-    went through it."""
+    """Where an agent arrives with a critic that knows of no wall, and landmarks without transitions
+    through it."""
     states = lattice()
     near = (states[:, None] - states).norm(dim=-1) < 1.5
     across = ((states[:, None, 0] - WALL) * (states[:, 0] - WALL) < 0) & (
@@ -291,7 +295,7 @@ def test_penalties_on_edges_apply_in_their_own_env_alone():
     assert all(torch.equal(a[1:], b) for a, b in zip(both, single, strict=True))
     level = charted(lattice(), stuck_after=4)
     for _ in range(40):
-        level(start, with_target(goal))  # nobody moves at all
+        level(start, with_target(goal))  # no agent moves at all
     assert (level.carry.edge_feedback.penalty.amax(-1) > 0).all()
     level.reset()
     first = charted(lattice(), stuck_after=4)(start, with_target(goal)).upper_plans
@@ -342,7 +346,7 @@ def test_a_subgoal_is_kept_for_the_steps_of_its_setting():
         level(positions[1], context).goal, level.plan(positions[1], context.goal)[:, 0]
     )
     two = with_target(context.goal.expand(2, -1))
-    assert len(level(torch.cat(positions[:2]), two).goal) == 2  # other worlds: planned anew
+    assert len(level(torch.cat(positions[:2]), two).goal) == 2  # other environments: planned anew
 
 
 def test_a_task_without_a_goal_gets_no_subgoal():
@@ -459,7 +463,7 @@ def test_setbacks_are_imagined_by_the_world_model(mazes):
         noise = (back - back.min()).sort(descending=True).values
         torch.testing.assert_close(graph.setback_samples[i], noise, rtol=1e-4, atol=1e-5)
     assert graph.setback_samples.any()
-    assert not surveyed(mazes)[0].subgoals.setback_samples.any()  # all can be known there
+    assert not surveyed(mazes)[0].subgoals.setback_samples.any()  # all is deterministic there
 
 
 def test_every_mode_pursues_the_subgoal_and_the_plan_holds_it(mazes):
@@ -475,7 +479,7 @@ def test_every_mode_pursues_the_subgoal_and_the_plan_holds_it(mazes):
         hoped = agent.subgoals.plan(state, controller.context.goal)
         assert torch.equal(plan.upper_plans, hoped[:, None])
         assert torch.equal(plan.subgoals, hoped[:, None, 0])
-        # the one below is told of nothing else
+        # the one below gets no other subgoal
         output = controller.context._replace(goal=hoped[:, 0], upper_plans=hoped[:, None])
         assert torch.equal(Stepping(agent.actors[mode])(state, output).actions, plan.actions)
 
@@ -520,7 +524,7 @@ def test_hierarchies_that_do_not_fit_are_refused_before_collection(mazes):
 
 
 def test_landmarks_are_embedded_once_in_an_episode():
-    """And again in the next: the critic may have learnt meanwhile."""
+    """And again in the next: the critic may have been trained meanwhile."""
     observed = []
 
     def embed(states: Tensor) -> Tensor:

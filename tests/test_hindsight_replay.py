@@ -1,4 +1,4 @@
-"""What was lived for one goal, looked at as if it had been lived for another."""
+"""Hindsight relabelling: what was collected for one goal is learnt from as if for another."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ NEAR = 0.05
 
 
 class Aim(gymnasium.Env):
-    """A place on a line, and another where it is to be; rewarded is being there, and nothing else
-    is. `fault`: how it may differ from what Gymnasium's goal-conditioned worlds promise."""
+    """A position on a line, and a target on it; being there is rewarded, and nothing else
+    is. `fault`: how it may differ from what Gymnasium's goal-conditioned interface promises."""
 
     action_space = Box(-1, 1, (1,), np.float32)
 
@@ -41,24 +41,24 @@ class Aim(gymnasium.Env):
         names = (
             "observation",
             "achieved_goal",
-            "wanted" if fault == "goalless" else "desired_goal",
+            "target" if fault == "goalless" else "desired_goal",
         )
         self.observation_space = Dict(dict.fromkeys(names, one))
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.place, self.goal = self.np_random.uniform(-1, 1, 2)
-        return self.seen(), {}
+        return self.observe(), {}
 
     def step(self, action):
         self.place = float(np.clip(self.place + 0.1 * action[0], -1, 1))
         there = abs(self.place - self.goal) < NEAR
         reward = float(there) if self.fault != "moody" else 7.0
-        return self.seen(), reward, False, False, {"is_success": there}
+        return self.observe(), reward, False, False, {"is_success": there}
 
-    def seen(self):
+    def observe(self):
         here, there = (np.array([x], np.float32) for x in (self.place, self.goal))
-        target = "wanted" if self.fault == "goalless" else "desired_goal"
+        target = "target" if self.fault == "goalless" else "desired_goal"
         return {"observation": here, "achieved_goal": here, target: there}
 
     def compute_reward(self, achieved, desired, info):
@@ -74,7 +74,7 @@ def _known():
 
 
 def collect_data(**options):
-    """An agent that remembers three random lives of three episodes in this world, and the world's
+    """An agent with random steps of three environments, three episodes each, and the environment's
     settings."""
     config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0", options=options))
     config = override(config, {"stages.collect": CollectRandom(num_envs=3, steps=92)})
@@ -93,8 +93,8 @@ def make_rng():
 
 def drawn(fraction, count=600, length=3):
     agent, config = collect_data()
-    seen = with_hindsight(agent.replay_buffer, fraction, agent.spec, config.env)
-    return seen.sample(count, length, make_rng()), agent.replay_buffer.sample(
+    relabelled = with_hindsight(agent.replay_buffer, fraction, agent.spec, config.env)
+    return relabelled.sample(count, length, make_rng()), agent.replay_buffer.sample(
         count, length, make_rng()
     )
 
@@ -105,17 +105,17 @@ def test_without_relabelling_the_replay_buffer_is_unchanged():
 
 
 def test_a_relabelled_goal_was_achieved_later_in_the_same_episode_and_is_rewarded_as_the_env_does():
-    seen, plain = drawn(1.0)
-    goal, here = seen.obs["desired_goal"], seen.obs["achieved_goal"]
+    relabelled, plain = drawn(1.0)
+    goal, here = relabelled.obs["desired_goal"], relabelled.obs["achieved_goal"]
     assert (goal == goal[:, :1]).all()
     for name in ("observation", "achieved_goal"):
-        torch.testing.assert_close(seen.obs[name], plain.obs[name])
+        torch.testing.assert_close(relabelled.obs[name], plain.obs[name])
     there = (here[:, 1:] - goal[:, :-1]).abs()[..., 0] < NEAR
-    assert seen.interoception[..., 0].equal(there.float())
-    assert seen.interoception[..., 1:].equal(plain.interoception[..., 1:])
+    assert relabelled.interoception[..., 0].equal(there.float())
+    assert relabelled.interoception[..., 1:].equal(plain.interoception[..., 1:])
     agent, _ = collect_data()
-    for index in range(0, 600, 60):  # bounded by what can be walked from the end of a stretch
-        whole = agent.replay_buffer.get_episode(seen.episode_id[index]).obs["achieved_goal"][
+    for index in range(0, 600, 60):  # bounded by what can be reached from the end of a window
+        whole = agent.replay_buffer.get_episode(relabelled.episode_id[index]).obs["achieved_goal"][
             0, :, 0
         ]
         end = int((whole == here[index, -1, 0]).nonzero()[-1])
@@ -126,10 +126,10 @@ def test_a_relabelled_goal_was_achieved_later_in_the_same_episode_and_is_rewarde
 
 
 def test_a_fraction_is_relabelled_and_the_rest_is_unchanged():
-    seen, plain = drawn(0.75)
-    same = (seen.obs["desired_goal"] == plain.obs["desired_goal"]).flatten(1).all(1)
+    relabelled, plain = drawn(0.75)
+    same = (relabelled.obs["desired_goal"] == plain.obs["desired_goal"]).flatten(1).all(1)
     assert 0.2 < same.float().mean() < 0.3
-    assert seen.interoception[same].equal(plain.interoception[same])
+    assert relabelled.interoception[same].equal(plain.interoception[same])
 
 
 def test_the_replay_buffer_draws_steps_between_the_end_of_a_window_and_that_of_its_episode():
@@ -238,7 +238,7 @@ def test_the_conditions_of_relabelling_are_checked_before_collection(tmp_path):
     config = ami.recipes.gym(EnvConfig(id="ami-test/Aim-v0", options={"fault": "mute"}))
     assert (
         config.stages["actor_critic"].hindsight_fraction == 0
-    )  # by itself, where a world does not say
+    )  # by itself, where an environment does not say
     target = override(
         config,
         {"stages.actor_critic.hindsight_fraction": 0.5},

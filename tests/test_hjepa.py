@@ -1,5 +1,5 @@
-"""Learnt levels above: macro-actions stand for chunks of actions, hopes lie a stride ahead, and
-planning stays where life has been."""
+"""Learnt levels above: macro-actions encode chunks of actions, subgoals lie a macro-step ahead, and
+planning stays where the replay buffer has been."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SMALL = JEPALevelConfig(
 
 
 def walks(count: int, steps: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """On a plane without walls: whole strides in one direction or another."""
+    """On a plane without walls: whole macro-steps in one direction or another."""
     turns = torch.rand(count, -(-steps // STRIDE), 1, generator=random) * 2 * torch.pi
     way = torch.cat([turns.cos(), turns.sin()], -1).repeat_interleave(STRIDE, 1)[:, :steps]
     start = torch.rand(count, 1, 2, generator=random) * 4 - 2
@@ -83,7 +83,7 @@ def made(
 
 
 def metres(state: Tensor, goal: Tensor) -> Tensor:
-    """What a perfect critic knows of that plane."""
+    """The distances of a perfect critic of that plane."""
     return (state - goal).norm(dim=-1) / STEP
 
 
@@ -137,7 +137,7 @@ def test_the_upper_plan_lies_one_macro_action_ahead_on_the_way_to_the_goal():
     assert found.upper_plans.shape == (2, 1, 2, 2)
     assert torch.equal(found.goal, found.upper_plans[:, 0, 0])
     way = found.goal - START
-    # a normal prior knows how long strides are only roughly
+    # a normal prior knows the length of macro-steps only roughly
     assert ((way.norm(dim=-1) - STRIDE * STEP).abs() < 0.8 * STRIDE * STEP).all()
     assert (torch.cosine_similarity(way, GOAL - START) > 0.8).all()
     far = (found.upper_plans[:, 0] - GOAL[:, None]).norm(dim=-1)
@@ -196,7 +196,7 @@ def test_three_levels_plan_from_the_top_down():
     found = ready(START, with_target())
     assert found.upper_plans.shape == (2, 2, 2, 2)
     reach = (found.upper_plans[:, :, 0] - START[:, None]).norm(dim=-1)
-    assert (reach[:, 0] > 1.5 * reach[:, 1]).all()  # the top looks further
+    assert (reach[:, 0] > 1.5 * reach[:, 1]).all()  # the top level looks further
     assert torch.equal(found.goal, found.upper_plans[:, 1, 0])
     # the first subgoal of the level above and no other
     again = plan_of(ready.level_planners[0], START, found.upper_plans[:, 0, 0])
@@ -209,7 +209,7 @@ def test_subgoals_are_remembered_states_where_a_level_has_its_own_states_or_snap
         known = {tuple(state) for state in ready.memory_bank.tolist()}
         assert {tuple(state) for state in found.upper_plans.flatten(0, 2).tolist()} <= known
         assert (torch.cosine_similarity(found.goal - START, GOAL - START) > 0).all()
-    hoped = levels()(START, with_target()).upper_plans  # by the same chance
+    hoped = levels()(START, with_target()).upper_plans  # by the same noise
     near = (hoped[..., None, :] - ready.memory_bank).norm(dim=-1).amin(-1)
     assert (near > 0).all()
     torch.testing.assert_close((found.upper_plans - hoped).norm(dim=-1), near)
@@ -230,7 +230,7 @@ def test_a_subgoal_is_kept_for_some_steps():
     assert torch.equal(ready(START + 0.3, with_target()).goal, first)
     assert not torch.equal(ready(START + 0.3, with_target()).goal, first)
     ready.reset()
-    assert torch.equal(ready(START, with_target()).goal, first)  # chance begins anew as well
+    assert torch.equal(ready(START, with_target()).goal, first)  # the random stream restarts
 
 
 def test_the_action_prior_prefers_actions_of_the_replay_buffer():
@@ -265,7 +265,7 @@ def test_planning_is_flat_without_a_goal_and_before_training():
 def test_the_latent_variable_of_a_level_holds_what_a_macro_action_does_not_determine(
     monkeypatch,
 ):
-    """A gust now and then in the middle of a stride: what came of it tells, plans imagine it."""
+    """A gust now and then within a macro-step: the posterior infers it, plans imagine it."""
 
     def gusty(latent: Latents, steps: int = 300) -> tuple[HierarchicalJEPA, float, float]:
         ready = made(latent=latent)
@@ -326,11 +326,11 @@ def test_the_latent_variable_of_a_level_holds_what_a_macro_action_does_not_deter
 
 
 def test_the_latent_variable_leaves_to_macro_actions_what_they_determine():
-    """Who may learn the whole stride from its latent variable has no use for macro-actions, and no
-    say in where one leads."""
+    """A latent variable that may encode the whole macro-step makes macro-actions useless, and they
+    lose their influence."""
 
     def steer_policy(information: float, steps: int = 300) -> float:
-        """How much of what moves is told by the right macro-action and not by another one."""
+        """How much of the change is explained by the right macro-action and not by another one."""
         ready = made(latent=SparseLatentConfig(size=4))
         level, price = ready.level_planners[0].level, LagrangeMultiplier()
         parts = [*ready.parameters(), *price.parameters()]
@@ -417,9 +417,9 @@ def test_a_trained_level_is_used_by_those_below_it():
     env = config.env.build(1)
     agent = build(config, env.spec, num_envs=8, buffer_size=30)
     env.close()
-    living = config.stages["collect"].start(agent, config.env, 0)
-    while living.step < living.total:
-        living.update()
+    collector = config.stages["collect"].start(agent, config.env, 0)
+    while collector.step < collector.total:
+        collector.update()
     stage = config.stages["train_hierarchy"]
     assert isinstance(stage, TrainHierarchy)
     stage_run = stage.start(agent, config.env, 0)

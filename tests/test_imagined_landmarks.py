@@ -1,5 +1,5 @@
-"""Places never seen: a scene is what moves before what stays, dynamics glance at what is around,
-and landmarks are imagined."""
+"""Layouts that were not in training: keypoint maps, dynamics that read a glimpse of the map around
+the agent, and imagined landmarks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STEP = 0.5
 
 
 def scene(column: float, row: float, still: Tensor) -> Tensor:
-    """A body at rest at a place of the map `[C, S, S]` -> state `[1, D]`."""
+    """An agent at rest at a position of the map `[C, S, S]` -> state `[1, D]`."""
     position = torch.tensor([column, row]) / (SIDE - 1) * 2 - 1
     return torch.cat([POSITION_SCALE * position, torch.zeros(2), still.flatten()])[None]
 
@@ -96,11 +96,11 @@ def test_static_channels_stay_and_only_those_nearby_matter():
     assert torch.equal(after[:, 4:], before[:, 4:])
     assert not torch.equal(after[:, :4], before[:, :4])
     far, near = still().clone(), still().clone()
-    far[:, :, 3:] += 5  # beyond the glance from column 1
+    far[:, :, 3:] += 5  # beyond the glimpse from column 1
     near[:, 1, 2] += 5
     assert torch.equal(model(scene(1, 1, far), act)[:, :4], after[:, :4])
     assert not torch.allclose(model(scene(1, 1, near), act)[:, :4], after[:, :4])
-    # what was done is read off what moved
+    # the action is read from the motion
     assert model.inverse(before, after).shape == (1, 2)
     assert not torch.equal(model.inverse(before, after), model.inverse(before, before))
     torch.testing.assert_close(
@@ -171,8 +171,8 @@ def test_observations_without_static_channels_are_refused(output, shape, message
         KeypointMapEncoderConfig(**output).build({"obs": shape})
 
 
-# A world of points in the square from 0 to 6, with a wall on the line x = 3 that is open above
-# y = 4, or not at all; a step leads half a unit on, and nobody comes through the wall.
+# Points in the square from 0 to 6, with a wall on the line x = 3 that is open above
+# y = 4, or not at all; a step leads half a unit on, and none leads through the wall.
 
 
 def walking(gate: float):
@@ -190,7 +190,7 @@ def walking(gate: float):
 
 
 def near_by(state: Tensor, goal: Tensor) -> Tensor:
-    """Steps as the crow flies, but for the wall, of which is known what is near."""
+    """Steps in a straight line, except across the wall, which is known nearby only."""
     across = ((state[..., 0] < 3) != (goal[..., 0] < 3)) & (
         torch.minimum(state[..., 1], goal[..., 1]) < 4
     )
@@ -221,7 +221,7 @@ def test_imagined_landmarks_are_reachable_states_alone():
         assert straight(positions, torch.tensor([x, y])).min() < 1.5
     closed = imagining(gate=7).build(START, GOAL)
     assert (closed.landmarks[..., 0] < 3).all()
-    # spread: none are nearer than told while there is anything as far
+    # spread: none are nearer than that while there is anything as far
     few = imagining(num_landmarks=9, min_spacing=2.0, nodes_per_round=8, branches=60)
     few = few.build(START, GOAL)
     steps = near_by(few.landmarks[0][:, None], few.landmarks[0]).fill_diagonal_(torch.inf)
@@ -229,7 +229,7 @@ def test_imagined_landmarks_are_reachable_states_alone():
 
 
 def test_the_path_leads_round_the_wall():
-    level = imagining(subgoal_spacing=1.0)  # who goes straight there would cut corners
+    level = imagining(subgoal_spacing=1.0)  # a straight path would cut corners
     state = START
     passed = []
     for _ in range(60):
@@ -243,7 +243,7 @@ def test_the_path_leads_round_the_wall():
     way = torch.cat(passed)
     assert straight(state, GOAL) < STEP
     assert way[:, 1].max() > 4  # through the gate
-    # as the crow flies, nobody gets there
+    # in a straight line, no agent gets there
     assert torch.equal(imagining(num_landmarks=2)(START, with_target(GOAL)).goal, GOAL)
 
 
@@ -297,14 +297,14 @@ def test_landmarks_are_kept_for_an_episode():
 
 def test_without_progress_the_agent_follows_closely_and_then_takes_another_path():
     level = imagining(subgoal_spacing=3.0, stuck_after=2)
-    tried = [level(START, with_target(GOAL)).goal for _ in range(40)]  # whatever it is told
+    tried = [level(START, with_target(GOAL)).goal for _ in range(40)]  # whatever the subgoal
     away = [float(straight(START, goal)) for goal in tried]
     assert len({round(step, 3) for step in away[:2]}) == 1
-    assert away[2] < away[0]  # the next landmark, not a stride ahead
+    assert away[2] < away[0]  # the next landmark, not a full spacing ahead
     assert len({tuple(goal[0].tolist()) for goal in tried}) > 3
     lively = imagining(subgoal_spacing=3.0, stuck_after=2)
     first = lively(START, with_target(GOAL)).goal
-    for moved in (1.0, 2.0, 3.0):  # who gets on has nothing against the map
+    for moved in (1.0, 2.0, 3.0):  # an agent with progress penalises no edge
         lively(START + torch.tensor([[0.0, moved]]), with_target(GOAL))
     assert not lively.carry.edge_feedback.penalty.any()
     assert torch.equal(lively(START, with_target(GOAL)).goal, first)

@@ -67,7 +67,7 @@ def _forgotten(monkeypatch, tmp_path):
 
 @pytest.fixture
 def file(tmp_path) -> Path:
-    """A stranger's file, which leaves a mark where it is imported."""
+    """An unknown file, which leaves a mark where it is imported."""
     path = tmp_path / "theirs" / "line.py"
     path.parent.mkdir()
     path.write_text(LINE)
@@ -223,7 +223,7 @@ def test_a_missing_namespace_has_the_hint_of_a_missing_name(capsys):
 
 
 def test_settings_name_no_environment_elsewhere():
-    """Whose imports would have to be named as well."""
+    """A wrapper whose imports would have to be named as well."""
 
     def parts_of(hint: object) -> list[object]:
         return [hint, *(part for arg in get_args(hint) for part in parts_of(arg))]

@@ -1,4 +1,4 @@
-"""What infos say of an environment counts for it alone, at the steps at which they say it."""
+"""Infos count for their own environment alone, at the steps at which they report something."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_success_that_is_no_bool_gives_no_rate(how):
 
 
 def test_an_env_that_reports_only_success_has_a_rate_of_none_without_one():
-    """Somebody else succeeded, so the environment does report it."""
+    """Another environment succeeded, so success is reported."""
     outcome = found("successes")
     none = EpisodeResults(*(part[1::2] for part in outcome))
     assert none.success.isnan().all()
@@ -308,7 +308,7 @@ def test_baselines_observe_in_plain_spaces():
 
 
 class Named(gymnasium.Env):
-    """Three choices, 7, 8 and 9; 9 earns 1."""
+    """Three choices, 7, 8 and 9; 9 has reward 1."""
 
     observation_space = spaces.Discrete(2, start=5)
     action_space = spaces.Discrete(3, start=7)

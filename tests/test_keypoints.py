@@ -1,4 +1,4 @@
-"""Points are where features are, and movements are seen as such."""
+"""Keypoints are where features are, and motion is their difference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOMENTS = {"current_channels": (0, 1), "previous_channels": (0, 2)}
 
 
 def dots(positions: Tensor) -> Tensor:
-    """Places [N, 2] in pixels -> images [N, SIDE, SIDE] uint8 of a soft dot each."""
+    """Positions [N, 2] in pixels -> images [N, SIDE, SIDE] uint8 of a soft dot each."""
     pixel = torch.arange(SIDE)
     x, y = (torch.exp(-((pixel - along[:, None]) ** 2) / 2) for along in positions.unbind(-1))
     return (255 * y[:, :, None] * x[:, None]).round().to(torch.uint8)
@@ -33,7 +33,7 @@ def scene(now: Tensor, before: Tensor) -> Tensor:
 
 
 def bright() -> KeypointEncoder:
-    """One feature: what is bright."""
+    """One feature: brightness."""
     factory = seer(1, points=1, channels=1, stride=1, kernel=3)
     with torch.no_grad():
         factory.points.sharpness.fill_(1.0)
@@ -49,7 +49,7 @@ def test_a_keypoint_is_where_the_feature_is_and_moves_with_less_than_a_pixel():
     observed = bright().points(dots(positions)[:, None] / 255)
     pixels = (observed + 1) / 2 * (SIDE - 1)
     torch.testing.assert_close(pixels, positions, atol=0.2, rtol=0)
-    # what is a third of a pixel to the right is seen to be further right, and nothing else
+    # a third of a pixel to the right is read as further right, and nothing else changes
     right, up = pixels[1] - pixels[0], pixels[2] - pixels[1]
     assert right[0] > 0.1 > right[1].abs() * 5
     assert up[1] < -0.2 < -up[0].abs() * 3

@@ -1,5 +1,5 @@
-"""What can't be known: it is inferred from what followed, costs what it tells, and comes as often
-in imagination as in life."""
+"""Latent variables: inferred from the outcome, priced by their information, and as frequent in
+imagination as in the environment."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ KINDS = {
 }
 EVERY = pytest.mark.parametrize("kind", KINDS)
 SHARE = 0.25
-"""How often a gust comes in the world of these tests."""
+"""How often a gust occurs in the dynamics of these tests."""
 
 
 def made(kind: str) -> WorldModel:
-    """Fresh; what was inferred last, as far as there can be any, was anything."""
+    """New; the last inferred values, where there are any, are arbitrary."""
     torch.manual_seed(0)
     latent = KINDS[kind].build(1, 1) if kind in KINDS else Latent()
     if isinstance(latent, SparseLatent):
@@ -48,8 +48,8 @@ def made(kind: str) -> WorldModel:
     return WorldModel([DynamicsLevel(dynamics, latent)], NoInteroception(), NoEnsemble(), 1)
 
 
-def life(count: int, random: torch.Generator) -> Trajectory:
-    """A body on a line, which goes where it wants; but now and then a gust throws it up by 2."""
+def collect_data(count: int, random: torch.Generator) -> Trajectory:
+    """A point on a line, which moves by its action; but now and then a gust throws it up by 2."""
     actions = torch.rand(count, 3, 1, generator=random) * 2 - 1
     gusts = 2.0 * (torch.rand(count, 3, 1, generator=random) < SHARE)
     start = torch.randn(count, 1, 1, generator=random)
@@ -63,7 +63,7 @@ def trained_agent(kind: str, information: float = 0.03) -> WorldModel:
     model, random = made(kind), torch.Generator().manual_seed(1)
     optimiser = torch.optim.Adam(model.parameters(), 5e-3)
     for _ in range(300):
-        terms = unroll_loss(model, life(64, random), random)
+        terms = unroll_loss(model, collect_data(64, random), random)
         loss = terms["prediction"] + information * terms["kl"] + terms["prior_nll"]
         optimiser.zero_grad()
         loss.backward()
@@ -72,7 +72,7 @@ def trained_agent(kind: str, information: float = 0.03) -> WorldModel:
 
 
 def thrown(model: WorldModel, count: int = 512) -> Tensor:
-    """How far gusts throw who rests, in so many futures."""
+    """How far gusts throw an agent at rest, in so many futures."""
     chance = torch.rand(count, 1, model.level(0).latent.noise_dim, generator=torch.Generator())
     futures = model.imagine(torch.zeros(1, 1), torch.zeros(1, 1, 1, 1), chance)
     return futures.states[0, :, 1, 0]
@@ -82,7 +82,7 @@ def test_without_a_latent_variable_the_mean_future_is_imagined_which_never_occur
     (there,) = made("none").imagine(torch.zeros(1, 1), torch.zeros(1, 1, 1, 1)).states[:, 0, 1]
     assert there.shape == (1,)
     far = thrown(trained_agent("none"), 4)
-    assert far.std() == 0  # whatever chance there is
+    assert far.std() == 0  # whatever the noise
     assert float(far[0]) == pytest.approx(2 * SHARE, abs=0.15)
 
 
@@ -99,7 +99,7 @@ def test_the_latent_variable_explains_outcomes_and_less_at_a_higher_price(kind):
     output = {}
     for price in (0.01, 10.0):
         model = trained_agent(kind, price)
-        terms = unroll_loss(model, life(2000, torch.Generator()), torch.Generator())
+        terms = unroll_loss(model, collect_data(2000, torch.Generator()), torch.Generator())
         output[price] = float(terms["kl"]), float(terms["prediction"])
     assert output[0.01][0] > output[10.0][0] + 0.1
     assert output[10.0][0] < 0.1
@@ -108,7 +108,7 @@ def test_the_latent_variable_explains_outcomes_and_less_at_a_higher_price(kind):
 
 def test_categories_are_distinguished_by_their_outcomes():
     model = trained_agent("discrete")
-    walk = life(500, torch.Generator())
+    walk = collect_data(500, torch.Generator())
     states, latent = walk.states, model.level(0).latent
     found = latent.posterior(
         states[:, :-1], walk.actions, states[:, 1:], torch.rand(500, 3, 1), model.level(0).dynamics
@@ -116,7 +116,7 @@ def test_categories_are_distinguished_by_their_outcomes():
     case = found.action_latent[..., 1:].argmax(-1)
     gust = (states[:, 1:] - states[:, :-1] - 0.5 * walk.actions)[..., 0] > 1
     assert not set(case[gust].tolist()) & set(case[~gust].tolist())
-    # what a gust or none tells: its entropy, if that comes as often as p knows
+    # the information of a gust or none: its entropy, if p is calibrated
     assert float(found.kl) == pytest.approx(0.56, abs=0.1)
 
 

@@ -1,4 +1,4 @@
-"""An agent that learns: the whole path, with numbers. Minutes; marked slow."""
+"""Whole trainings, with figures. They take minutes; marked slow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_default_recipe_learns_to_go_through_the_door(tmp_path):
 
 @pytest.mark.long
 def test_a_hierarchy_reaches_goals_that_a_flat_plan_does_not(tmp_path):
-    """With a critic that learnt for ten seconds; the full figures are in docs/results.md."""
+    """With a critic trained for ten seconds; the full figures are in docs/results.md."""
     config = ami.recipes.maze()
     shorter = replace(config.stages["train_jepa"].optim, steps=1500)
     briefly = replace(config.stages["train_goal_critic"].optim, steps=800)

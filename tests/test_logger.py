@@ -1,4 +1,4 @@
-"""What a run says is true, complete and readable by machines; silence is silent."""
+"""What a run reports is true, complete and machine-readable; the null logger is silent."""
 
 from __future__ import annotations
 

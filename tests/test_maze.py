@@ -1,4 +1,4 @@
-"""What is true of mazes, whoever lives there."""
+"""Mazes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mazes(count, size=5, loop_prob=0.0, split="all", seed=0):
 
 
 def make_env(count=1, **settings):
-    """Worlds that tell in tensors, at the beginning of seed 0."""
+    """Environments with tensors as output, at the beginning of seed 0."""
     vec_env = MazeVectorEnv(count, output="torch", **settings)
     return vec_env, vec_env.reset(seed=0)[1]
 
@@ -49,7 +49,7 @@ def noise(step, start, count):
 
 
 def collect_data(vec_env, steps, seed, act):
-    """What the worlds tell over some steps, actions too."""
+    """Observations, infos and actions over some steps."""
     obs, infos = vec_env.reset(seed=seed)
     text_out = [{"obs": obs, **infos}]
     for step in range(steps):
@@ -80,7 +80,7 @@ def paths(maze, i):
     )
 
 
-def told_apart(maze):
+def distinct(maze):
     """Every maze as something that can be compared."""
     walls = torch.cat([maze.vertical_walls.flatten(1), maze.horizontal_walls.flatten(1)], -1)
     return {row.tobytes() for row in walls.numpy()}
@@ -174,8 +174,8 @@ def test_a_sampled_maze_has_exactly_one_path_between_any_two_cells(size):
 
 def test_mazes_are_diverse():
     """Each of the 192 mazes of 3 by 3 cells is drawn, none of them often; walls everywhere."""
-    assert len(told_apart(mazes(6000, 3))) == 192
-    assert len(told_apart(mazes(3000, 5))) > 2990
+    assert len(distinct(mazes(6000, 3))) == 192
+    assert len(distinct(mazes(3000, 5))) > 2990
     maze = mazes(3000, 5)
     for walls in (maze.vertical_walls[..., 1:-1], maze.horizontal_walls[:, 1:-1]):
         fraction = walls.float().mean(0)
@@ -197,7 +197,7 @@ def test_loops_open_a_fraction_of_the_remaining_walls():
 
 @pytest.mark.parametrize(("size", "loop_prob"), [(3, 0.0), (3, 0.9), (5, 0.0), (7, 0.3)])
 def test_train_and_test_never_share_a_maze_and_all_has_both(size, loop_prob):
-    text_out = {s: told_apart(mazes(1500, size, loop_prob, s)) for s in ("train", "test", "all")}
+    text_out = {s: distinct(mazes(1500, size, loop_prob, s)) for s in ("train", "test", "all")}
     assert not text_out["train"] & text_out["test"]
     assert min(len(text_out["train"]), len(text_out["test"])) > (5 if size == 3 else 1000)
     if size == 3:
@@ -217,9 +217,9 @@ def test_the_splits_are_the_mazes_of_the_envs():
         assert torch.equal(vec_env.state.maze.vertical_walls, mazes(30, split=split).vertical_walls)
         vec_env.step(rest(vec_env))
         vec_env.step(rest(vec_env))
-        again = told_apart(vec_env.state.maze)
+        again = distinct(vec_env.state.maze)
         other = {"train": "test", "test": "train"}[split]
-        assert not again & told_apart(mazes(2000, split=other))
+        assert not again & distinct(mazes(2000, split=other))
 
 
 def test_a_maze_seed_gives_one_maze_in_every_env_and_episode():
@@ -329,7 +329,7 @@ def test_sampling_follows_the_weights():
 
 
 def place_at(vec_env, position, goal, pace=(0.0, 0.0), **settings):
-    """The worlds anew, with bodies and goals at cells where a test wants them."""
+    """The environments with agents and goals at cells that the test chooses."""
     size = vec_env.mazes.size
     body = [position[0] / size, position[1] / size, *pace]
     goal = [goal[0] / size, goal[1] / size, 0, 0]
@@ -441,7 +441,7 @@ def test_a_picture_shows_agent_goal_and_walls_where_the_factors_say():
         down, across = np.nonzero(green)
         reach = np.hypot(across - goal[i, 0], down - goal[i, 1])
         assert np.quantile(reach, [0.05, 0.95]) == pytest.approx([24, 24], abs=2)
-        plain = np.ptp(picture, -1) < 30  # neither body nor ring
+        plain = np.ptp(picture, -1) < 30  # neither agent nor ring
         middles = np.ix_(middle, line)
         dark = picture.max(-1) < 70
         assert plain[middles].mean() > 0.8

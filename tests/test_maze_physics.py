@@ -1,4 +1,4 @@
-"""How bodies move in a maze, and those who move them."""
+"""How agents move in a maze, and the policies that move them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def mazes(count, size=5, loop_prob=0.0):
 
 
 def overlaps(maze, position, radius=RADIUS - 2e-4):
-    """[B] bool: a square about the place meets any wall, each looked at by itself, or a solid cell;
+    """[B] bool: a square about the position meets any wall, checked singly, or a solid cell;
     independent of the physics' own geometry."""
     size, position = maze.size, position.double()
     low, high = position[:, None, None] - radius, position[:, None, None] + radius  # [B, 1, 1, 2]
@@ -51,7 +51,7 @@ def overlaps(maze, position, radius=RADIUS - 2e-4):
 
 
 def one(name, position, pace=(0.0, 0.0)):
-    """A body in a map that many know."""
+    """An agent in a well-known map."""
     position, pace = torch.tensor([position]), torch.tensor([pace])
     return read_map(MAPS[name], CPU), PointState(position, pace, position)
 
@@ -90,7 +90,7 @@ def test_the_agent_is_never_in_a_solid_cell(name):
 
 
 def test_the_trajectory_never_crosses_a_wall():
-    """From step to step a body comes into a neighbouring cell that is open to it, or stays."""
+    """From step to step an agent comes into a neighbouring cell that is open to it, or stays."""
     maze = mazes(400)
     body = at_rest(sample_in_cell((25 * many(400)[:, 0]).long(), 5, many(400, 2, seed=9)))
     rows, far = torch.arange(400), []
@@ -134,7 +134,7 @@ def test_full_actions_reach_the_terminal_speed_and_longer_ones_are_clipped():
 
 @pytest.mark.parametrize("way", DIRECTIONS)
 def test_a_wall_stops_the_agent_at_contact_and_lets_it_slide(way):
-    """Against every side of a maze without inner walls, at a slant."""
+    """Against every side of a maze without inner walls, at an angle."""
     maze, ahead = read_map("....\n" * 4, CPU), torch.tensor(way)
     slant = 0.9 * ahead + 0.4 * ahead.flip(0)
     body = pushed(maze, at_rest(torch.tensor([[2.0, 2.0]])), slant.tolist(), 12)
@@ -155,7 +155,7 @@ def test_after_a_collision_the_velocity_is_zero():
 
 @pytest.mark.parametrize("y", [0.9, 1.1])
 def test_the_end_of_a_wall_stops_an_agent_that_straddles_its_line(y):
-    """In a maze whose only inner wall is level, from (1, 1) to (2, 1)."""
+    """In a maze whose only inner wall is horizontal, from (1, 1) to (2, 1)."""
     open_maze = read_map("...\n...\n...", CPU)
     level = open_maze.horizontal_walls.clone()
     level[:, 1, 1] = True
@@ -205,7 +205,7 @@ def test_the_oracle_reaches_nearer_goals_too(goals):
 
 
 def strolled(steps=50, **settings):
-    """Paces and actions [steps, B, 2] of walks that have been under way for a while, and how many
+    """Velocities and actions [steps, B, 2] of the behaviour policy after some steps, and how many
     cells each has been in, [B]."""
     envs = MazeVectorEnv(300, output="torch", max_episode_steps=1000, **settings)
     envs.reset(seed=0)

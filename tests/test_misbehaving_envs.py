@@ -245,9 +245,9 @@ def test_native_code_that_never_returns_ends_the_process_with_one_line(tmp_path)
 
             fault_tolerance.GRACE = 0.5
             gymnasium.register("test/Stuck-v0", entry_point=Stuck)
-            world = EnvConfig(id="test/Stuck-v0", step_timeout=0.5).build(1)
-            world.reset(0)
-            world.vector_env.step(world.vector_env.action_space.sample())
+            env = EnvConfig(id="test/Stuck-v0", step_timeout=0.5).build(1)
+            env.reset(0)
+            env.vector_env.step(env.vector_env.action_space.sample())
         """)
     )
     done = subprocess.run(
@@ -367,14 +367,14 @@ import gymnasium
 import neighbour_of_own
 
 class Own(neighbour_of_own.Base):
-    class Told(str):
+    class OwnText(str):
         "Known by this file only."
 
     def reset(self, *, seed=None, options=None):
         from late_neighbour_of_own import INFO
 
         obs, info = super().reset(seed=seed)
-        return obs, {**info, "told": self.Told(INFO)}
+        return obs, {**info, "text": self.OwnText(INFO)}
 
 gymnasium.register("test/Own-v0", entry_point=Own)
 """
@@ -400,11 +400,11 @@ def test_a_file_with_neighbours_is_imported_in_workers_of_every_start_method(tmp
                 )
                 for method in ("spawn", "forkserver"):
                     multiprocessing.set_start_method(method, force=True)
-                    world = config.build(1)
-                    obs, info = world.reset(0)
-                    world.vector_env.step(world.vector_env.action_space.sample())
-                    world.close()
-                    print(method, info["told"][0], tuple(obs.shape))
+                    env = config.build(1)
+                    obs, info = env.reset(0)
+                    env.vector_env.step(env.vector_env.action_space.sample())
+                    env.close()
+                    print(method, info["text"][0], tuple(obs.shape))
         """)
     )
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is true of worlds that MuJoCo moves."""
+"""Environments that MuJoCo simulates."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def between(*gates):
 
 
 def anywhere(count):
-    """Places, velocities and forces, [count, 2] each."""
+    """Positions, velocities and forces, [count, 2] each."""
     numbers, _ = uniform(keys_from_seeds(range(count), torch.device("cpu")), 6)
     position, speed, force = numbers.split(2, dim=-1)
     return 0.2 + 0.6 * position + (SIZE * position).floor(), 6 * speed - 3, 2 * force - 1
 
 
 def stepped(model, position, speed, force, substeps):
-    """What MuJoCo itself makes of one world that begins just now."""
+    """What MuJoCo itself computes for one environment that begins just now."""
     data = mujoco.MjData(model)
     data.qpos[:], data.qvel[:], data.ctrl[:] = position, speed, force
     mujoco.mj_step(model, data, substeps)
@@ -51,7 +51,7 @@ def test_envs_stepped_as_a_batch_are_equal_to_envs_stepped_singly(threads):
     simulate = Simulator(models[0], 7)
     torch.set_num_threads(1)
     given = anywhere(40)
-    for _ in range(3):  # and nothing is left over for the next time
+    for _ in range(3):  # and no state is left over for the next call
         position, speed = simulate(models, *given)
         for i, model in enumerate(models):
             own = stepped(model, *(part[i] for part in given), 7)
@@ -59,7 +59,7 @@ def test_envs_stepped_as_a_batch_are_equal_to_envs_stepped_singly(threads):
 
 
 def test_all_mazes_of_a_size_have_models_of_one_size():
-    """Or else what one thread remembers of one would not fit the next."""
+    """Otherwise what one thread keeps of one would not fit the next."""
     every_other = (torch.arange(SIZE + 1) % 2 == 0).expand(SIZE, -1)
     stand = [
         [],

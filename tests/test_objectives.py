@@ -99,7 +99,7 @@ def test_a_vector_folds_into_one_sample():
 
 
 class Line(nn.Module):
-    """The world s' = s + a for states that are positions times a scale."""
+    """The dynamics s' = s + a for states that are positions times a scale."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -126,14 +126,14 @@ def model(
 
 
 def walked(obs: Tensor, actions: Tensor, interoception: Tensor | None = None) -> Trajectory:
-    """What was seen `[B, T + 1, O]` on the way of these actions, each in an episode of its own."""
+    """Observations `[B, T + 1, O]` along these actions, each in an episode of its own."""
     never = torch.zeros(actions.shape[:2], dtype=torch.bool)
     interoception = torch.zeros(*actions.shape[:2], 1) if interoception is None else interoception
     return Trajectory(obs, actions, interoception, never, torch.arange(len(obs)))
 
 
 def loss(walk: Trajectory, scale: float, model: WorldModel, **how: Any) -> dict[str, Tensor]:
-    """Of a mind that perceives what is seen times a scale, and whose targets are its states."""
+    """Of an agent that encodes observations times a scale, and whose targets are its states."""
     terms = JEPALoss(
         lambda obs: scale * obs, lambda obs, features: features, ShortTermMemory(), model, **how
     )
@@ -141,7 +141,7 @@ def loss(walk: Trajectory, scale: float, model: WorldModel, **how: Any) -> dict[
 
 
 def loss_of_a_walk(scale: float) -> dict[str, Tensor]:
-    """Of a mind that perceives positions on a plane, times a scale, and predicts perfectly."""
+    """Of an agent that encodes positions on a plane, times a scale, and predicts perfectly."""
     actions = 0.1 * normal(64, 4, 2)
     start = normal(64, 1, 2, seed=1)
     obs = torch.cat([start, start + actions.cumsum(1)], 1)
@@ -171,7 +171,7 @@ def test_a_perfect_model_has_no_prediction_and_inverse_loss():
 def test_every_step_after_the_first_is_predicted():
     walk = walked(torch.tensor([[[0.0], [1.0], [3.0]]]), torch.zeros(1, 2, 1))
     terms = loss(walk, 1.0, model(1.0), channels=1, group_size=1)
-    assert terms["prediction"].item() == (1**2 + 3**2) / 2  # it expects to stay at 0
+    assert terms["prediction"].item() == (1**2 + 3**2) / 2  # it predicts to stay at 0
 
 
 def test_with_a_context_futures_of_one_length_are_predicted_from_each_of_its_states():
@@ -255,7 +255,7 @@ def test_barlow_twins_by_hand():
     one = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
     assert objectives.barlow_twins(one, one).item() == pytest.approx(0, abs=1e-6)
     assert objectives.barlow_twins(5 * one + 3, one).item() == pytest.approx(0, abs=1e-6)
-    # of two features that swap places each is as the other and unlike itself
+    # of two features that swap places each is like the other and unlike itself
     assert objectives.barlow_twins(one, one.flip(1)).item() == pytest.approx(
         (2 + 0.005 * 2) / 2, rel=1e-3
     )
@@ -299,13 +299,13 @@ def test_margin_by_hand():
 
 def test_prototypes_by_hand():
     ways = torch.eye(2)
-    # each is of its own kind, and told to be; from the mean of both, their cosines are +-sqrt(1/2)
+    # each has its own prototype as target; from the mean of both, cosines are +-sqrt(1/2)
     right = log(1 + exp(-(2**0.5) / 0.1))
     found = objectives.prototypes(3 * ways + 7, ways, 2 * ways).item()
     assert found == pytest.approx(right, rel=0.02, abs=1e-7)
     wrong = right + 2**0.5 / 0.1
     assert objectives.prototypes(ways.flip(0), ways, ways).item() == pytest.approx(wrong, rel=1e-3)
-    same = ways[:1].expand(2, -1)  # collapsed: both kinds must be met, and can't be told apart
+    same = ways[:1].expand(2, -1)  # collapsed: both prototypes must be used
     assert objectives.prototypes(same, same, ways).item() == pytest.approx(log(2), rel=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""How the observations of any environment are read: layouts, pictures of all kinds, numbers outside
+"""How the observations of any environment are read: layouts, images of all kinds, numbers outside
 their space, parts that can't be read, and a bound on what an agent for them may weigh."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ gymnasium.register("ami-test/Plane-v0", entry_point=lambda: Shows(space))
 
 
 class Shows(gymnasium.Env):
-    """Returns what it is told to as observations."""
+    """Returns the observations that it is given."""
 
     action_space = spaces.Discrete(2)
 
@@ -85,7 +85,7 @@ def shows(request):
 
 
 def read(space, obs, **how):
-    """What is made of a batch of observations, by name."""
+    """A batch of observations as it is read, by name."""
     return read_obs(obs_fields(space, **how), obs, "observation")
 
 
@@ -132,7 +132,7 @@ def test_an_array_without_bounds_is_no_image():
 
 
 @pytest.mark.parametrize(
-    ("shape", "layout", "sense"),
+    ("shape", "layout", "expected"),
     [
         ((84, 84), "vector", (7056,)),
         ((84, 84), "set", (84, 84)),
@@ -143,9 +143,9 @@ def test_an_array_without_bounds_is_no_image():
         ((4, 8, 8, 8), "channels-first", (32, 8, 8)),
     ],
 )
-def test_the_layout_can_be_set(shape, layout, sense):
+def test_the_layout_can_be_set(shape, layout, expected):
     space = Box(0, 1, shape, F32)
-    assert obs_fields(space, layouts={"obs": layout})["obs"].modality.shape == sense
+    assert obs_fields(space, layouts={"obs": layout})["obs"].modality.shape == expected
     array = np.random.default_rng(0).uniform(size=(2, *shape)).astype(F32)
     (found,) = read(space, array, layouts={"obs": layout}).values()
     assert np.array_equal(np.sort(found.flatten(1)), np.sort(array.reshape(2, -1)))
@@ -195,7 +195,7 @@ def encoded(space, array, **settings):
     ],
 )
 def test_every_channel_of_an_image_keeps_its_distinctions(high, dtype, top):
-    """A change of a channel by its whole range is worth the same to the encoder in all of them."""
+    """A change of a channel by its whole range has the same weight in the encoder in each."""
     space = Box(np.zeros((16, 16, len(high)), dtype),
                 np.broadcast_to(np.array(high).astype(dtype), (16, 16, len(high))).copy(),
                 dtype=dtype)  # fmt: skip
@@ -412,7 +412,7 @@ def test_a_text_that_varies_is_reported_once(shows, caplog):
 
 
 class Words(spaces.Space):
-    """A text of an author's own kind."""
+    """A text of the environment's own type."""
 
     def __init__(self):
         super().__init__(dtype=str)
@@ -442,7 +442,7 @@ def test_informative_parts_are_ignored_only_when_requested(part, said):
 
 
 class Batch(gymnasium.vector.VectorEnv):
-    """Shows a frame of its own making, as Atari's vector version does."""
+    """Shows a frame of its own, as Atari's vector version does."""
 
     metadata: ClassVar = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
 

@@ -1,4 +1,4 @@
-"""Who learns from what others lived: all of it is remembered as it was, and nothing is lived."""
+"""Offline training: data of others are stored unchanged, and no step is taken."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from ami_agent.training.optim import OptimConfig
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError, Trajectory, as_dict
 from tests.conftest import error_line
-from tests.test_replay_buffer import assert_is_one_stretch, life
+from tests.test_replay_buffer import assert_is_one_window, random_steps
 
 minari = pytest.importorskip("minari", reason="the extra `minari` is not installed")
 
 
 class Shore(gymnasium.Env):
-    """Numbers, a picture and a switch; two choices at once. It may be out of bounds to step."""
+    """Numbers, an image and a switch; two choices at once. Stepping it may be forbidden."""
 
     observation_space = spaces.Dict(
         place=spaces.Box(-10, 10, (2,), np.float64),
@@ -52,22 +52,22 @@ class Shore(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.moment, self.checkpoint_dir = 0, self.np_random.uniform(-1, 1, 2)
-        return self._seen(), {}
+        return self._obs(), {}
 
     def step(self, action):
         assert not self.forbidden
         self.moment += 1
         self.checkpoint_dir += np.array([0.2 * action[0] - 0.1, 0.1 * action[1] - 0.1])
         is_done = self.moment == self.lasts
-        return self._seen(), float(action[1]), is_done, False, {}
+        return self._obs(), float(action[1]), is_done, False, {}
 
-    def _seen(self):
+    def _obs(self):
         view = np.full((9, 12, 3), 20 * self.moment, np.uint8)
         return {"place": self.checkpoint_dir.copy(), "view": view, "lit": self.moment % 2}
 
 
 class Line(gymnasium.Env):
-    """A place on a line; to be near 0 is rewarded."""
+    """A position on a line; being near 0 is rewarded."""
 
     observation_space = spaces.Box(-2, 2, (1,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
@@ -113,7 +113,7 @@ def stacked(space, projected_steps):
 
 
 def record(name, env_id, episodes, spoil=lambda buffer: buffer):
-    """Some episodes of random action, written by Minari; what was lived, as it was."""
+    """Some episodes of random actions, written by Minari; their observations, unchanged."""
     env, output = gymnasium.make(env_id), []
     env.action_space.seed(0)
     for number in range(episodes):
@@ -130,7 +130,7 @@ def record(name, env_id, episodes, spoil=lambda buffer: buffer):
             rewards=interoception, terminations=ends, truncations=lates,
         )))  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it asks for an author
+        warnings.simplefilter("ignore")  # it requires an author
         minari.create_dataset_from_buffers(
             name, output, observation_space=env.observation_space, action_space=env.action_space,
             jpeg_encoding=False,
@@ -139,7 +139,7 @@ def record(name, env_id, episodes, spoil=lambda buffer: buffer):
 
 
 def offline(env_id, data, updates=6, **options):
-    """Tiny; the world that is lived in may be forbidden, the one that judges is not."""
+    """Tiny; stepping the training environment may be forbidden, not the evaluation one."""
     optim = OptimConfig(steps=0, batch_size=8)
     config = ami.recipes.gym(EnvConfig(id=env_id), data)
     return override(
@@ -155,7 +155,7 @@ def offline(env_id, data, updates=6, **options):
 
 
 def remembering(config):
-    """An agent that has taken the first lesson."""
+    """An agent that has completed the first stage."""
     with closing(config.env.build(1)) as env:
         agent = build(
             config,
@@ -172,8 +172,8 @@ def remembering(config):
 
 @pytest.mark.parametrize("room", [300, 31])
 def test_an_episode_added_at_once_is_stored_as_one_collected_step_by_step(room):
-    steps = list(islice(life(3, num_envs=1), 60))
-    steps[-1] = steps[-1]._replace(truncated=~steps[-1].terminated)  # an episode that is done
+    steps = list(islice(random_steps(3, num_envs=1), 60))
+    steps[-1] = steps[-1]._replace(truncated=~steps[-1].terminated)  # an episode that has ended
     collected, output, episode = (
         ReplayBuffer(room, steps[0], "cpu"),
         ReplayBuffer(room, steps[0], "cpu"),
@@ -200,11 +200,11 @@ def test_an_episode_added_at_once_is_stored_as_one_collected_step_by_step(room):
         torch.testing.assert_close(
             *(w._replace(valid=w.num_valid) for w in windows), rtol=0, atol=0
         )
-        assert_is_one_stretch(windows[1])
+        assert_is_one_window(windows[1])
     assert len(collected) == len(output)
     following = steps[0]._replace(obs=steps[-1].next_obs)
-    output.add(following)  # nothing follows on what was lived elsewhere
-    assert_is_one_stretch(output.sample(500, 1, torch.Generator().manual_seed(0)))
+    output.add(following)  # nothing continues an episode that was collected elsewhere
+    assert_is_one_window(output.sample(500, 1, torch.Generator().manual_seed(0)))
 
 
 def test_a_dataset_is_stored_as_the_agent_would_have_observed_it():
@@ -318,7 +318,7 @@ def test_a_dataset_may_precede_collection(tmp_path):
     agent = ami.train(config, out=tmp_path / "run", seed=0)
     assert agent.replay_buffer.num_added == config.stages["collect"].steps + 1 + 12
     batch = agent.replay_buffer.sample(500, 1, torch.Generator().manual_seed(0))
-    assert (batch.states[:, 1] - batch.states[:, 0]).abs().max() < 0.11  # none joins two lives
+    assert (batch.states[:, 1] - batch.states[:, 0]).abs().max() < 0.11  # none joins two episodes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Practice: Mode-2 lives, memory keeps it, and the dynamics learn what came of the plans."""
+"""Planner rollouts: Mode-2 acts, the replay buffer stores it, and the dynamics are finetuned."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_stored_steps_are_those_of_mode_2(config):
         for collected in islice(rollout(act, env, obs), config.stages["planner_rollouts"].steps)
     ]
     actions = torch.stack([step.action for step in data], 1)
-    for episode in agent.replay_buffer.episode_ids()[1::2]:  # each world's second life
+    for episode in agent.replay_buffer.episode_ids()[1::2]:  # each environment's second episode
         path = agent.replay_buffer.get_episode(episode)
         same = [torch.equal(path.actions[0], theirs) for theirs in actions]
         assert sum(same) == 1
@@ -93,7 +93,7 @@ def test_a_new_episode_has_a_new_goal(config, monkeypatch):
         Controller.act,
         [],
         [],
-    )  # with which each action was taken, and what the worlds named after it
+    )  # with which each action was taken, and what the environments named after it
 
     def observed_act(self, obs):
         goals.append(self.context.goal)

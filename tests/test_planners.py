@@ -1,4 +1,4 @@
-"""Thinking finds the best that a body can do, never unlearns it, and leaves no trace."""
+"""Planning finds the best valid actions, never makes a proposal worse, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ THOROUGH = {
 STEPS = {"gradient": 200, "cem": 30, "mppi": 30}
 BOUNDS = [BoxActions(), BallActions(), BallActions(radius=0.4)]
 CARE = 1.0
-"""Weight of effort in the world solved by hand."""
+"""Weight of the control cost in the environment solved by hand."""
 
 
 def coast(state: Tensor, actions: Tensor) -> Rollout:
-    """The world s' = s + a."""
+    """The dynamics s' = s + a."""
     start = state[:, None, None].expand(-1, actions.shape[1], 1, -1)
     return insentient(torch.cat([start, start + actions.cumsum(2)], 2), actions)
 
 
 def insentient(states: Tensor, actions: Tensor) -> Rollout:
-    """A future in which nothing is felt."""
+    """A future without interoception."""
     return Rollout(states, actions, latents=actions[..., :0], interoception=actions[..., :0])
 
 
 def miss_and_effort(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
-    """How far the end is from the goal, and the way there, both squared."""
+    """The squared distance of the last state to the goal, and the control cost."""
     miss = (rollout.states[:, :, -1] - context.goal[:, None]).square().sum(-1)
     return {"miss": miss, "control_cost": CARE * rollout.actions.square().sum((-2, -1))}
 
@@ -164,11 +164,11 @@ def test_a_step_that_overshoots_does_not_make_a_plan_worse():
     ]
     energies = torch.cat([plan.energy for plan in evaluated])
     assert (energies.diff() <= 0).all()
-    assert energies[-1] <= 8e-4  # what staying costs; the first step lands near (1, 1)
+    assert energies[-1] <= 8e-4  # the cost of staying; the first step lands near (1, 1)
 
 
 class Spring(nn.Module):
-    """A world with parameters: s' = W s + a."""
+    """Dynamics with parameters: s' = W s + a."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ def test_without_noise_envs_in_another_order_get_the_same_plans():
 
 
 def miss_all_along(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
-    """To be late is worse: in the best plan no two actions are the same."""
+    """A late arrival costs more: in the best plan no two actions are the same."""
     miss = rollout.states[:, :, 1:] - context.goal[:, None, None]
     return {"late": miss.square().sum((-2, -1)), **miss_and_effort(rollout, context)}
 
@@ -324,15 +324,15 @@ def test_a_policy_proposal_is_the_rollout_of_the_policy():
     def halve(state: Tensor, goal: Tensor, condition: Tensor) -> Tensor:
         return (goal - state) / 2
 
-    habit = PolicyProposal(halve, make_evaluator())(
+    proposal = PolicyProposal(halve, make_evaluator())(
         HERE, context(THERE, horizon=3), torch.Generator()
     )
     fraction = torch.tensor([1 / 2, 1 / 4, 1 / 8])[:, None]
-    torch.testing.assert_close(habit[:, 0], (THERE - HERE)[:, None] * fraction)
+    torch.testing.assert_close(proposal[:, 0], (THERE - HERE)[:, None] * fraction)
 
 
 class Counting:
-    """Says in every action which plan it belongs to, and which step of it this is."""
+    """States in every action which plan it belongs to, and which step of it this is."""
 
     def __call__(
         self, state: Tensor, task: TaskContext, carry: PlannerCarry
@@ -345,7 +345,7 @@ class Counting:
 
 
 def bare(actions: Tensor, energy: Tensor, states: Tensor) -> Plan:
-    """A plan without terms or subgoals, beside which nothing else was considered."""
+    """A plan without terms or subgoals, and without other candidates."""
     deliberated = torch.ones(len(energy), dtype=torch.bool)
     return Plan(
         actions, energy, {}, states, states[:, None][:, :0], states[:, None], energy[:, None],
@@ -391,7 +391,7 @@ def test_a_new_episode_ends_open_loop_execution():
     actor = Stepping(PlanningActor(Counting(), 3))
     assert carried_out(actor, 5)[-1] == [1, 1]
     actor.reset()
-    assert carried_out(actor, 1) == [[0, 0]]  # and whom it asks began anew as well
+    assert carried_out(actor, 1) == [[0, 0]]  # and its planner began anew as well
 
 
 def vectors(seed: int, scale: float) -> Tensor:
@@ -428,7 +428,7 @@ def test_zero_actions_have_a_gradient_in_every_direction(bounds):
 
 
 class Stubborn:
-    """Always the same plan, whose energy is told by the state."""
+    """Always the same plan, whose energy is given by the state."""
 
     def __call__(self, state, context, carry):
         still = state.new_zeros(len(state), 1, 2)
@@ -447,10 +447,10 @@ def test_only_an_agent_without_progress_and_far_from_the_goal_is_perturbed():
         ),
         context(torch.zeros(3, 2)),
     )
-    assert not actor(torch.tensor([[9.0, 0], [9.0, 0], [1.0, 0]]), task).action.any()  # no look yet
+    assert not actor(torch.tensor([[9.0, 0], [9.0, 0], [1.0, 0]]), task).action.any()  # no check
     plan = actor(torch.tensor([[9.0, 0], [8.0, 0], [1.0, 0]]), task)
     assert plan.action[0].any()  # stuck
-    assert not plan.action[1:].any()  # getting on; content
+    assert not plan.action[1:].any()  # progress; near the goal
     assert plan.action.norm(dim=-1).max() <= 1
     torch.testing.assert_close(plan.states[:, 1], plan.states[:, 0] + plan.action)
 

@@ -1,4 +1,4 @@
-"""What is true of a ball in a maze, whoever moves it."""
+"""A ball in a maze."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def scattered(count):
 
 
 def gaps(maze, position):
-    """[B] how far places are from the nearest wall's surface, each wall looked at by itself."""
+    """[B] the distance of positions to the nearest wall's surface, each wall checked by itself."""
     size, nearest = maze.size, torch.full((len(position),), torch.inf)
     for lines, flip in ((maze.vertical_walls, False), (maze.horizontal_walls.mT, True)):
         x, y = (position.flip(-1) if flip else position).unbind(-1)
@@ -91,7 +91,7 @@ def test_a_wall_stops_a_ball_at_every_speed(angle):
         output.append(balls(maze, output[-1], way.expand(96, 2)))
     assert max(body.position[:, 0].max() for body in output) < 11 - WALL - BALL + 0.03
     towards = torch.stack([body.velocity[:, 0] for body in output])
-    assert towards.min() > -0.12 * TERMINAL  # it is thrown back by little
+    assert towards.min() > -0.12 * TERMINAL  # it bounces back by little
     assert towards[-1].abs().max() < 0.01
     along = output[-1].velocity[:, 1]  # and nothing is lost along the wall
     free = KEPT**12 * speed * way[1] + TERMINAL * (1 - KEPT**12) * way[1]
@@ -119,7 +119,7 @@ def test_without_a_push_energy_is_lost_at_every_collision():
     energy = body.velocity.square().sum(-1)
     for _ in range(25):
         body = balls(maze, body, torch.zeros(200, 2))
-        energy = KEPT**2 * energy  # what a ball has that hits nothing
+        energy = KEPT**2 * energy  # the speed of a ball without collisions
         assert (body.velocity.square().sum(-1) <= energy + 1e-6).all()
     assert body.velocity.abs().max() < 1e-3
 
@@ -142,7 +142,7 @@ def test_a_model_has_the_walls_of_its_maze_and_no_others():
 
 
 def test_the_next_state_depends_on_state_and_action_alone():
-    """Not on who else moves, how many at once, what was before, or who does the work."""
+    """Not on other balls, their number, earlier steps, or the number of threads."""
     maze = mazes(64)
     body = scattered(64)._replace(velocity=0.4 * many(64, 2, seed=5) - 0.2)
     push = 2 * many(64, 2, seed=7) - 1

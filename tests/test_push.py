@@ -1,4 +1,4 @@
-"""What is true of a hand that pushes a block, whoever moves it."""
+"""A hand that pushes a block."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def started(count, **settings):
 
 
 def lively(count):
-    """TableState that move, some of them as they touch."""
+    """TableState in motion, some of them in contact."""
     block = 0.3 + 0.4 * many(count, 2)
     off = TOUCH * (1 + 0.5 * many(count, 1, seed=9))
     hand = block + off * direction(2 * math.pi * many(count, seed=7)[:, 0])
@@ -75,7 +75,7 @@ def test_a_block_moves_where_it_is_touched_and_nowhere_else():
         still = before.velocity[:, 2:].norm(dim=-1) < 1e-6
         assert way[far & still].abs().max() < 1e-5
         close = (after.hand - after.block).norm(dim=-1)
-        assert close.min() > TOUCH - 0.02  # they don't go through one another
+        assert close.min() > TOUCH - 0.02  # they don't pass through one another
         moved = still & (way.norm(dim=-1) > 1e-3)
         away = before.block - before.hand
         assert ((away * way).sum(-1)[moved] > 0).all()  # it is pushed, never pulled
@@ -236,7 +236,7 @@ def test_the_observation_shows_hand_and_block():
         np.testing.assert_allclose(VELOCITY_SCALE * state[:, 4:], table.velocity, atol=1e-6)
         waypoints = torch.cat([table.position, table.previous_position], -1).unflatten(-1, (4, 2))
         grid = torch.arange(32.0)
-        for i in range(4):  # each a spot about its position
+        for i in range(4):  # each a spot at its position
             image = torch.from_numpy(obs[:, i]).float()
             mass = image.sum((1, 2))
             x, y = (image.sum(1) @ grid / mass, image.sum(2) @ grid / mass)

@@ -1,5 +1,5 @@
-"""An agent in a loop of one's own: a Controller takes what Gymnasium delivers and gives what `step`
-takes; what is wrong is refused in one line, and leaves the controller as it was."""
+"""An agent in a loop of the user's own: a Controller takes what Gymnasium delivers and gives what
+`step` takes; invalid input is refused in one line, and leaves the controller as it was."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_invalid_observations_are_refused_in_one_line_and_change_nothing(vector_
 
 @pytest.fixture(scope="module")
 def unbounded_agent() -> Agent:
-    """It remembers, and its observations have no bounds."""
+    """It has short-term memory, and its observations have no bounds."""
     config = ami.recipes.gym(EnvConfig(id="Pendulum-v1"))
     with closing(config.env.build(1)) as env_:
         agent = build(
@@ -344,7 +344,7 @@ KINDS = {
 
 
 def goal_agent(config: Config, kind: str) -> Agent:
-    """A small agent of that kind with weights that mean something to each other."""
+    """A small agent of that kind with weights that depend on each other."""
     changes = KINDS[kind]
     planner = changes.get(
         "actor.planner", GradientPlannerConfig(horizon=3, iterations=2, warm_iterations=1)
@@ -396,13 +396,13 @@ def test_interleaved_controllers_plan_as_each_does_alone(config, kind, mode):
             assert same(plans[seed], single[seed][step])
     if (
         mode == "plan" and kind != "cem"
-    ):  # the seeds count, so that streams that were mixed up would be seen
+    ):  # the seeds count, so that mixed-up streams would be noticed
         assert not torch.equal(single[0][0].candidate_states, single[1][0].candidate_states)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_that_acting_changes_is_in_the_state_of_the_episode(config, kind):
-    """From the same state follows the same plan, whatever was done in between: no module keeps
+    """The same state gives the same plan, whatever was done in between: no module keeps
     anything beside it, and none alters a part of it."""
     agent = goal_agent(config, kind)
     controller = agent.controller(tensors=True)

@@ -1,4 +1,4 @@
-"""The random baseline knows nothing of the environment, its random numbers included."""
+"""The random baseline is independent of the environment, its random numbers included."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ami_agent.evaluation.policies import make_random_policy
 
 
 class Guess(gymnasium.Env):
-    """The observation shows a random choice of two; naming it earns 1."""
+    """The observation shows a random choice of two; repeating it has reward 1."""
 
     observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)

@@ -1,4 +1,4 @@
-"""What is true of an arm that reaches, whoever moves it."""
+"""An arm that reaches."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def many(count, numbers=1, seed=0):
 
 
 def lively(count):
-    """ArmPhysics that move."""
+    """ArmPhysics in motion."""
     angle, velocity = sample_angles(many(count, 2)), 0.6 * many(count, 2, seed=5) - 0.3
     return ArmState(angle, velocity, angle - velocity)
 
 
 def energy(arm):
-    """[B] of their motion, as MuJoCo reckons it: half the speed times mass times the speed."""
+    """[B] of their motion, as MuJoCo computes it: half the speed times mass times the speed."""
     model = mujoco.MjModel.from_xml_string(MJCF)
     data, output = mujoco.MjData(model), []
     for angle, velocity in zip(arm.angle, arm.velocity, strict=True):
@@ -79,7 +79,7 @@ def test_inverse_kinematics_reaches_positions_with_the_elbow_to_either_side():
     torch.testing.assert_close(
         angles_from_points(*joint_positions(angle).unbind(1)), angle, atol=1e-4, rtol=0
     )
-    far = torch.tensor([[3.0, 4.0], [0.0, 0.01]])  # out of reach: as near as may be
+    far = torch.tensor([[3.0, 4.0], [0.0, 0.01]])  # out of reach: as near as possible
     near = fingertip(inverse_kinematics(far, torch.ones(2)))
     torch.testing.assert_close(near[0], far[0] / 5, atol=1e-3, rtol=0)
     assert near[1].norm().item() == pytest.approx(math.cos(MAX_BEND / 2), abs=1e-5)
@@ -105,7 +105,7 @@ def test_the_goal_is_the_observation_when_the_fingertip_is_there(obs_type):
     torch.testing.assert_close(obs.float(), infos["goal"].float(), atol=1, rtol=0)
     assert not infos["goal_factors"][:, 4:].any()  # it rests
     tip = 2 * output["factors"][:, :2] - 1
-    goal = fingertip(vec_env.state.goal)  # drawn anew, for who starts there
+    goal = fingertip(vec_env.state.goal)  # sampled anew, for agents that start there
     assert (output["distance"] - (tip - goal).norm(dim=-1)).abs().max() < 1e-5
     options = {name: infos["goal_factors"] for name in ("factors", "goal_factors")}
     _, output = vec_env.reset(seed=2, options=options)

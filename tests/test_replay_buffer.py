@@ -1,4 +1,4 @@
-"""Memory hands out what was lived, in order, and never two episodes as one."""
+"""The replay buffer returns what was collected, in order, and never two episodes as one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError, Trajectory, Transition
 
 
-def life(seed: int, num_envs: int = 3, ends: float = 0.2) -> Iterator[Transition]:
-    """Worlds whose observations [B, 3] tell world, episode and time; they reset as NEXT_STEP does.
+def random_steps(seed: int, num_envs: int = 3, ends: float = 0.2) -> Iterator[Transition]:
+    """Observations [B, 3] are environment, episode and time; episodes reset as in NEXT_STEP.
 
-    An action repeats the observation it answers, interoception the one it leads to; what belongs
-    to a reset step is -1 and must never be seen.
+    An action repeats the observation it answers, interoception the one it leads to; the action of
+    a reset step is -1 and must never be sampled.
     """
     dice = torch.Generator().manual_seed(seed)
     obs = torch.zeros(num_envs, 3)
@@ -37,14 +37,14 @@ def life(seed: int, num_envs: int = 3, ends: float = 0.2) -> Iterator[Transition
 
 
 def collect_data(seed: int, steps: int, capacity: int, **how: float) -> ReplayBuffer:
-    transitions = list(islice(life(seed, **how), max(steps, 1)))
+    transitions = list(islice(random_steps(seed, **how), max(steps, 1)))
     memory = ReplayBuffer(capacity, transitions[0], "cpu")
     for transition in transitions[:steps]:
         memory.add(transition)
     return memory
 
 
-def assert_is_one_stretch(observed: Trajectory) -> None:
+def assert_is_one_window(observed: Trajectory) -> None:
     env, episode, projected_step = observed.obs.unbind(-1)  # each [N, T + 1]
     assert (env == env[:, :1]).all()
     assert (episode == episode[:, :1]).all()
@@ -66,9 +66,9 @@ def dice(seed: int = 0) -> torch.Generator:
 
 
 def windows_by_hand(seed: int, steps: int, capacity: int, length: int) -> set[tuple[int, ...]]:
-    """(world, episode, time of the first observation) of all there are, one by one."""
+    """(environment, episode, time of the first observation) of all windows, one by one."""
     whole, padded, short_ones = set(), set(), False
-    data = list(islice(life(seed), steps))[-capacity:]
+    data = list(islice(random_steps(seed), steps))[-capacity:]
     for env in range(3):
         for start in range(len(data)):
             window, done = [], False
@@ -103,7 +103,7 @@ def test_samples_exactly_the_windows_that_were_collected(seed, steps, capacity, 
             memory.sample(4, length, dice())
         return
     observed = memory.sample(60 * len(expected), length, dice(seed))
-    assert_is_one_stretch(observed)
+    assert_is_one_window(observed)
     assert {tuple(start) for start in observed.obs[:, 0].long().tolist()} == expected
 
 
@@ -111,7 +111,7 @@ def test_samples_exactly_the_windows_that_were_collected(seed, steps, capacity, 
 @given(seed=st.integers(0, 10_000), steps=st.integers(10, 60), capacity=st.integers(5, 25))
 def test_windows_of_a_group_share_their_episode(seed, steps, capacity):
     observed = collect_data(seed, steps, capacity, ends=0.1).sample(40, 1, dice(seed), group_size=8)
-    assert_is_one_stretch(observed)
+    assert_is_one_window(observed)
     names = observed.obs[:, 0, :2].view(5, 8, 2)
     assert (names == names[:, :1]).all()
     numbers = observed.episode_id.view(5, 8)
@@ -142,7 +142,7 @@ def test_returns_whole_episodes(steps, capacity):
     memory = collect_data(seed=3, steps=steps, capacity=capacity)
     windows = [memory.get_episode(episode) for episode in memory.episode_ids()]
     for window in windows:
-        assert_is_one_stretch(window)
+        assert_is_one_window(window)
     assert sum(window.actions.shape[1] for window in windows) == len(memory)
     assert len(memory) == len(windows_by_hand(3, steps, capacity, 1))
     long = [s for s in windows if s.actions.shape[1] >= 3]
@@ -157,10 +157,10 @@ def test_the_newest_observation_ends_a_window():
 def test_no_window_crosses_an_interruption():
     memory = collect_data(seed=0, steps=6, capacity=20, ends=0.0)
     memory.start_run()
-    for transition in islice(life(seed=1, ends=0.0), 4):
+    for transition in islice(random_steps(seed=1, ends=0.0), 4):
         memory.add(transition)
     observed = memory.sample(300, 3, dice())
-    assert_is_one_stretch(observed)
+    assert_is_one_window(observed)
     assert len(observed.episode_id.unique()) == 6
     with pytest.raises(ConfigError, match="the longest one has 6 steps"):
         memory.sample(1, 7, dice())
@@ -174,30 +174,30 @@ def test_the_latest_episode_can_be_sampled_by_itself(steps, capacity):
     memory.start_run()
     with pytest.raises(ConfigError, match="of the latest run"):
         memory.sample(1, 1, dice(), latest_run=True)
-    for transition in islice(life(seed=1, ends=0.0), 5):
+    for transition in islice(random_steps(seed=1, ends=0.0), 5):
         memory.add(transition)
     again = collect_data(seed=2, steps=1, capacity=capacity)
     again.load_state_dict(memory.state_dict())
     for kept in (memory, again, memory.map_observations(lambda obs, is_first: obs)):
         observed = kept.sample(300, 2, dice(), latest_run=True)
-        assert_is_one_stretch(observed)
+        assert_is_one_window(observed)
         assert len(observed.episode_id.unique()) == 3
         assert not before & set(observed.episode_id.tolist())
-        assert len(observed.obs[:, 0, 2].unique()) == 4  # all of its stretches
+        assert len(observed.obs[:, 0, 2].unique()) == 4  # all of its windows
 
 
 def test_an_interruption_may_follow_an_end():
     memory = collect_data(seed=0, steps=3, capacity=20, ends=1.0)
-    for transition in islice(life(seed=1, ends=0.0), 5):
+    for transition in islice(random_steps(seed=1, ends=0.0), 5):
         memory.start_run()
         memory.add(transition)
     assert len(memory.episode_ids()) == 3 * (2 + 5)
-    assert_is_one_stretch(memory.sample(300, 1, dice()))
+    assert_is_one_window(memory.sample(300, 1, dice()))
 
 
 def test_new_steps_can_be_sampled_at_once():
     memory = collect_data(seed=0, steps=3, capacity=20, ends=0.0)
-    data = islice(life(seed=0, ends=0.0), 3, 6)
+    data = islice(random_steps(seed=0, ends=0.0), 3, 6)
     for length, transition in enumerate(data, start=4):
         with pytest.raises(ConfigError):
             memory.sample(1, length, dice())
@@ -223,14 +223,14 @@ def test_map_observations_visits_every_stored_step_in_order_with_the_starts_of_e
         return obs
 
     memory.map_observations(look)
-    data = [t.obs for t in islice(life(seed=7), steps + 1)][-21:]
+    data = [t.obs for t in islice(random_steps(seed=7), steps + 1)][-21:]
     torch.testing.assert_close(torch.stack([obs for obs, _ in shown]), torch.stack(data))
     for obs, is_first in shown:
         assert torch.equal(is_first, obs[:, 2] == 0)
 
 
 def test_a_termination_is_stored_with_its_step_and_a_truncation_is_none():
-    data = list(islice(life(seed=3, ends=0.4), 40))
+    data = list(islice(random_steps(seed=3, ends=0.4), 40))
     ends = {
         tuple(step.next_obs[env].tolist())
         for step in data
@@ -246,7 +246,7 @@ def test_a_termination_is_stored_with_its_step_and_a_truncation_is_none():
 
 
 def several(seed: int) -> Iterator[Transition]:
-    for step in life(seed):
+    for step in random_steps(seed):
         obs, next_obs = (
             {"eye": o[:, :, None].expand(3, 3, 2).to(torch.uint8), "joints": o}
             for o in (step.obs, step.next_obs)
@@ -272,7 +272,7 @@ def test_a_restart_changes_nothing(steps):
     assert again.episode_ids().tolist() != memory.episode_ids().tolist()
     again.load_state_dict({k: v.clone() for k, v in memory.state_dict().items()})
     assert again.episode_ids().tolist() == memory.episode_ids().tolist()
-    for transition in islice(life(seed=5), steps, steps + 4):
+    for transition in islice(random_steps(seed=5), steps, steps + 4):
         memory.add(transition)
         again.add(transition)
     assert len(memory) == len(again)
@@ -284,16 +284,16 @@ def test_only_the_filled_part_is_saved():
     assert len(collect_data(seed=0, steps=7, capacity=1000).state_dict()["obs"]) == 8
 
 
-def broken(lived_step: Transition, field: str, number: float) -> Transition:
-    part: Tensor = getattr(lived_step, field).clone()
+def broken(transition: Transition, field: str, number: float) -> Transition:
+    part: Tensor = getattr(transition, field).clone()
     part[1, 0] = number
-    return lived_step._replace(**{field: part})
+    return transition._replace(**{field: part})
 
 
 @pytest.mark.parametrize("field", ["obs", "action", "interoception", "next_obs"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_refuses_numbers_that_are_not_finite(field, number):
-    step = next(life(seed=0))
+    step = next(random_steps(seed=0))
     message = field.replace("_", " ")
     with pytest.raises(ConfigError, match=f"^{message} of environment 1 is not finite$"):
         ReplayBuffer(9, step, "cpu").add(broken(step, field, number))
@@ -301,7 +301,7 @@ def test_refuses_numbers_that_are_not_finite(field, number):
 
 def test_refuses_transitions_of_another_shape():
     memory = collect_data(seed=0, steps=5, capacity=9)
-    step = next(life(seed=0))
+    step = next(random_steps(seed=0))
     with pytest.raises(ConfigError, match=r"keeps action as torch.float32 \[3, 3\]"):
         memory.add(step._replace(action=step.action[:, :1]))
     with pytest.raises(ConfigError, match="keeps 9 steps, the saved one 10"):

@@ -1,5 +1,5 @@
 """A run that is killed and resumed has one history: the weights and the log of one that never was
-killed, and a board that tells the same."""
+killed, and a TensorBoard log with the same content."""
 
 from __future__ import annotations
 
@@ -166,9 +166,9 @@ def test_collected_steps_are_kept_although_the_env_can_not_be_restored(tmp_path)
     stage = config.stages["collect"]
 
     def collector():
-        with_world = config.env.build(1)
-        agent = build(config, with_world.spec, num_envs=2, buffer_size=80)
-        with_world.close()
+        env = config.env.build(1)
+        agent = build(config, env.spec, num_envs=2, buffer_size=80)
+        env.close()
         return stage.start(agent, config.env, 1)
 
     first, second = collector(), collector()
@@ -209,7 +209,7 @@ def test_a_checkpoint_that_says_odd_things_is_refused_in_one_line(fact, value, d
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A run that has come to its end."""
+    """A complete run."""
     run = tmp_path_factory.mktemp("ended") / "run"
     ami.train(line(), out=run)
     return run

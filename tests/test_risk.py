@@ -1,4 +1,4 @@
-"""Several futures of the same actions: their mean, their worst, and what lies between."""
+"""Several futures of the same actions: their mean, their worst, and the CVaR between."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNT = 8
 
 
 def imagine(state: Tensor, actions: Tensor, chance: Tensor | None = None) -> Rollout:
-    """A line; with a chance of `RARE` a step is a gust that throws down by `GUST`."""
+    """A line; with a probability of `RARE` a step is a gust that throws down by `GUST`."""
     if chance is None:
         gusts = torch.zeros_like(actions)
     else:
@@ -38,7 +38,7 @@ def imagine(state: Tensor, actions: Tensor, chance: Tensor | None = None) -> Rol
 
 
 def evaluate(rollout: Rollout, context: TaskContext) -> dict[str, Tensor]:
-    """Two ways to be hurt: height is dear, and below -1 there is a pit."""
+    """Two costs: height is expensive, and below -1 there is a pit."""
     path = rollout.states[:, :, 1:, 0]
     return {
         "height": (path + 1).relu().mean(-1),
@@ -152,7 +152,7 @@ def test_a_deterministic_model_needs_one_future():
 
 @pytest.mark.parametrize("planner", [GradientPlannerConfig, CEMConfig, MPPIConfig])
 def test_a_lower_cvar_level_keeps_further_from_the_pit(planner):
-    """It is cheap to be low, but a gust throws who is low into the pit."""
+    """Being low is cheap, but a gust throws a low agent into the pit."""
 
     def height(tail: float) -> Tensor:
         evaluator = make_evaluator()

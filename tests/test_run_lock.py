@@ -71,11 +71,11 @@ def test_a_second_process_is_refused_and_a_kill_releases_the_folder(other, tmp_p
     (run / "metrics.jsonl").write_text('{"half a line')
     message = error_line(capsys, "train", "two-rooms", "--out", run)
     assert f"{run} is in use by process {other} on " in message
-    assert (run / "metrics.jsonl").read_text() == '{"half a line'  # nothing of it was touched
+    assert (run / "metrics.jsonl").read_text() == '{"half a line'  # nothing of it was changed
     with pytest.raises(ConfigError, match=f"in use by process {other}"):
         ami.train(line(), out=run)
     end(other)
-    with locked(run), locked(run):  # the same process may ask again
+    with locked(run), locked(run):  # the same process may lock again
         assert json.loads((run / LOCK).read_text())["pid"] == os.getpid()
     assert not (run / LOCK).exists()
 
@@ -165,7 +165,7 @@ def test_files_follow_the_umask(mask, mode, tmp_path):
 def test_every_variant_has_a_folder_of_its_own():
     names = ["a/b", "a-b", "A-b", "a b", "..", "", "study.json", "x" * 300, "x" * 301, "ok"]
     found = folders(names)
-    assert found["a/b"] == "a-b"  # as before: studies that have begun go on
+    assert found["a/b"] == "a-b"  # as before: studies that have begun are continued
     assert found["ok"] == "ok"
     assert len({folder.casefold() for folder in found.values()}) == len(names)
     assert all(f and f not in (".", "..", "study.json") and len(f) < 120 for f in found.values())

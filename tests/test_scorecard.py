@@ -1,4 +1,4 @@
-"""What is said of a representation, measured against representations that are known."""
+"""Metrics of representations, measured on representations with known answers."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_noise_and_constants_inform_about_nothing_and_a_copy_of_the_factor_does(
 def test_a_silhouette_by_hand():
     at = torch.tensor([[0.0], [1.0], [10.0], [11.0], [30.0]])
     distance, group = torch.cdist(at, at), torch.tensor([0, 0, 1, 1, 2])
-    pair = 9.5 / 10.5 + 8.5 / 9.5  # who stands outside, who inside; both groups alike
+    pair = 9.5 / 10.5 + 8.5 / 9.5  # cluster labels; both groups alike
     assert metrics.silhouette(distance, group) == pytest.approx(2 * pair / 5)  # alone is 0
 
 
@@ -143,7 +143,7 @@ def test_a_perfect_prediction_has_error_0_and_that_of_rest_1():
     start, actions = uniform(6, 2), uniform(6, NUM_STEPS, 2, seed=1)
     states = torch.cat([start[:, None], start[:, None] + actions.cumsum(1)], 1)
 
-    class Mind:
+    class TwoLevelAgent:
         device = torch.device("cpu")
         subgoals = None
         moved = 1.0
@@ -157,7 +157,7 @@ def test_a_perfect_prediction_has_error_0_and_that_of_rest_1():
             path = torch.cat([state[:, None, None], moved], 2)
             return Rollout(path, acts, acts[..., :0], acts[..., :0])
 
-    by_moment, agent = states.transpose(0, 1).flatten(0, 1), Mind()
+    by_moment, agent = states.transpose(0, 1).flatten(0, 1), TwoLevelAgent()
     (found,) = open_loop_error(agent, by_moment, actions).values()
     assert found == pytest.approx({step: 0 for step in range(1, NUM_STEPS + 1)}, abs=1e-5)
     agent.moved = 0.0
@@ -203,7 +203,7 @@ def test_where_other_factors_vary_as_well_there_is_no_line(monkeypatch):
 
     monkeypatch.setattr(EnvAdapter, "reset", otherwise)
     found = {line.factor for line in factor_lines(config, walked)}
-    assert 0 not in found  # down moves with it
+    assert 0 not in found  # down changes with it
 
 
 def test_an_env_that_can_not_be_reset_to_factors_says_so():
@@ -238,7 +238,7 @@ def test_images_are_shifted_dimmed_and_mirrored_and_vectors_get_noise_alone():
     assert shaken["eye"].dtype == torch.uint8
     off = (shaken["arm"] - obs["arm"]).std(0) / obs["arm"].std(0)
     assert off == pytest.approx([0.05] * 3, rel=0.3)
-    assert (changes["noise"](obs)["arm"] == shaken["arm"]).all()  # the same chance every time
+    assert (changes["noise"](obs)["arm"] == shaken["arm"]).all()  # the same noise
     zero_weights = load_perturbations("", spec._replace(modalities={"arm": spec.modalities["arm"]}))
     assert list(zero_weights) == ["noise"]
 
@@ -329,10 +329,10 @@ def test_a_level_predicts_the_outcome_of_its_own_macro_actions():
 
 
 def test_a_scorecard_distinguishes_a_trained_agent_from_an_untrained_one(tiny):
-    with_world = replace(tiny, eval_env=replace(tiny.eval_env, options={"max_episode_steps": 30}))
-    env = with_world.eval_env.build(1)
-    agent = build(with_world, env.spec, seed=3, device="cpu", num_envs=1, buffer_size=8).eval()
-    found = compute_scorecard(agent, with_world, 0, load_perturbations("", agent.spec))
+    config = replace(tiny, eval_env=replace(tiny.eval_env, options={"max_episode_steps": 30}))
+    env = config.eval_env.build(1)
+    agent = build(config, env.spec, seed=3, device="cpu", num_envs=1, buffer_size=8).eval()
+    found = compute_scorecard(agent, config, 0, load_perturbations("", agent.spec))
     metrics = found.metrics
     assert set(metrics) == set(DESCRIPTIONS) - {
         "stays",
@@ -342,7 +342,7 @@ def test_a_scorecard_distinguishes_a_trained_agent_from_an_untrained_one(tiny):
     stays = {name: values["agent"] for name, values in found.perturbations.items()}
     assert stays["noise: stays"] > 0.8 > stays["mirror: stays"]
     assert set(found.factor_sweeps) == {"dot x", "dot y"}
-    assert found.names == ("dot x", "dot y")  # walls that never move are nothing to be known
+    assert found.names == ("dot x", "dot y")  # walls that never move are no factor
     assert all(list(metric) == ["agent", "untrained", "observation"] for metric in metrics.values())
     assert 0.3 < metrics["linear"]["observation"] < metrics["neighbours"]["observation"] <= 1
     assert list(found.prediction_errors["agent"]) == [*range(1, NUM_STEPS + 1)]

@@ -304,7 +304,7 @@ def numeric_flags(name: str) -> list[str]:
 
 
 def tried(name: str, changes: list[tuple[str, str]]) -> None:
-    """What `ami train` does before it makes anything; ConfigError is the only way out of it."""
+    """What `ami train` does before it builds anything; it must raise nothing but ConfigError."""
     words = [word for change in changes for word in change]
     found = config_io.parse(TrainFlags(config=recipes.recipe(name)), words, f"ami train {name}")
     config_io.to_json(found.config)

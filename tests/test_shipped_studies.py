@@ -1,4 +1,4 @@
-"""The studies of the objective that ship are what they say, and can be carried out."""
+"""The shipped studies of the objective are what they are called, and can be carried out."""
 
 from __future__ import annotations
 

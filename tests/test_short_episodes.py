@@ -1,4 +1,4 @@
-"""Episodes shorter than a window teach as well, and nothing after their end is learnt from."""
+"""Episodes shorter than a window are learnt from as well, and nothing after their end is."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def padded(seed: int = 0, count: int = 8, size: int = D) -> Trajectory:
 
 
 def garbage(batch: Trajectory, size: float) -> Trajectory:
-    """The same windows with other things after the end."""
+    """The same windows with other steps after the end."""
     beyond = ~batch.valid
     met = torch.cat([beyond[:, :1] & False, beyond], 1)
     states = torch.where(met[..., None], size * torch.ones_like(batch.states), batch.states)
@@ -177,7 +177,7 @@ def gradients(terms: dict[str, Tensor], *modules: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("together", [1, 4])
 def test_no_loss_term_of_the_world_model_depends_on_steps_after_an_end(context, together):
     perception, world_model = nn.Linear(D, D), model(GaussianLatentConfig(size=2, hidden=4))
-    recall = GRUMemory(D, 4)
+    short_term = GRUMemory(D, 4)
     types = torch.randn(4, D, generator=make_rng(1))
     found = []
     for size in (0.0, 3.0, -40.0):
@@ -185,7 +185,7 @@ def test_no_loss_term_of_the_world_model_depends_on_steps_after_an_end(context, 
         terms = JEPALoss(
             perception,
             lambda obs, features: features,
-            recall,
+            short_term,
             world_model,
             channels=D,
             group_size=together,
@@ -193,7 +193,7 @@ def test_no_loss_term_of_the_world_model_depends_on_steps_after_an_end(context, 
             optional_terms=representation_losses.OPTIONAL_TERMS,
             prototypes=types,
         )(batch, make_rng())
-        found.append(gradients(terms, perception, world_model, recall))
+        found.append(gradients(terms, perception, world_model, short_term))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
     assert all(part.isfinite().all() for part in found[0])
@@ -264,7 +264,7 @@ def test_a_return_bootstraps_from_the_last_valid_step():
 def test_the_initial_unit_of_the_value_critics_counts_valid_steps_alone():
     memory = of_lengths(1, 2, 1, 2)
 
-    class Felt:
+    class MaskedBuffer:
         def sample(self, *how, **which):
             sampled = memory.sample(*how, **which)
             assert as_dict(sampled.obs) == {}  # what nothing reads is not read
@@ -279,10 +279,10 @@ def test_the_initial_unit_of_the_value_critics_counts_valid_steps_alone():
     config = override(config, {"cost.value_critics.discount": 0.5})
     with closing(config.env.build(1)) as env:
         agent = build(config, env.spec)
-    init_value_units(agent, Felt(), 3)
+    init_value_units(agent, MaskedBuffer(), 3)
     assert agent.cost.interoceptive_cost.value_critics.mean.item() == pytest.approx(
         -2
-    )  # 1 for ever, at a half
+    )  # 1 for ever, discounted by a half
 
 
 class Brink(gymnasium.Env):

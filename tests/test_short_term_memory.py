@@ -1,4 +1,4 @@
-"""What may be recalled is what was lived in this episode, and never what is still to come."""
+"""A state depends on the observations of its episode so far, and never on later ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from modules.memory.short_term import (
 from modules.perception.multi_modal import MultiModalEncoderConfig
 from modules.perception.target_encoder import OnlineTarget
 from modules.types import CONTINUE, ConfigError, Trajectory, Transition
-from tests.test_replay_buffer import life
+from tests.test_replay_buffer import random_steps
 
 D, MOMENTS = 4, 3
 FORMS: dict[str, GRUMemoryConfig | AttentionMemoryConfig | None] = {
@@ -57,23 +57,23 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def awake(module: nn.Module) -> nn.Module:
-    """As after some learning."""
+    """As after some training."""
     with torch.no_grad():
         for index, parameter in enumerate(module.parameters()):
             parameter.copy_(normal(*parameter.shape, seed=index))
     return module
 
 
-def recall_of(form: str) -> ShortTermMemory:
+def make_memory(form: str) -> ShortTermMemory:
     settings = FORMS[form]
     return awake(settings.build((D, 1, 1)) if settings else ShortTermMemory())
 
 
 def depends(form: str, length: int) -> Tensor:
     """Which of so many states depends on which of the features, `[states, features]`."""
-    recall = recall_of(form).double()
+    short_term = make_memory(form).double()
     features = normal(1, length, D).double()
-    gradient = jacobian(lambda observed: unroll_memory(recall, observed)[0], features)[
+    gradient = jacobian(lambda observed: unroll_memory(short_term, observed)[0], features)[
         :, :, 0
     ]  # [T, D, T, D]
     return gradient.abs().amax((1, 3)) > 0
@@ -86,7 +86,7 @@ def test_a_later_observation_cannot_change_an_earlier_state(form):
 
 
 def test_without_short_term_memory_the_state_is_the_encoding():
-    assert torch.equal(unroll_memory(recall_of("none"), normal(2, 5, D)), normal(2, 5, D))
+    assert torch.equal(unroll_memory(make_memory("none"), normal(2, 5, D)), normal(2, 5, D))
 
 
 def test_a_gru_carries_information_from_the_first_step():
@@ -99,7 +99,7 @@ def test_an_attention_memory_holds_its_last_steps_and_overwrites_the_oldest():
 
 
 def test_unused_slots_change_nothing():
-    narrow = recall_of("associative")
+    narrow = make_memory("associative")
     wide = AttentionMemory(D, AttentionMemoryConfig(num_slots=10 * MOMENTS, slot_dim=6))
     wide.load_state_dict(narrow.state_dict())
     observed = normal(2, MOMENTS, D)
@@ -108,84 +108,86 @@ def test_unused_slots_change_nothing():
 
 @any_form
 def test_the_gradient_through_the_memory_is_exact(form):
-    recall, features = recall_of(form).double(), normal(2, 5, D).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda observed: unroll_memory(recall, observed), features)
+    short_term, features = make_memory(form).double(), normal(2, 5, D).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda observed: unroll_memory(short_term, observed), features)
 
 
 @who_recalls
 def test_training_reaches_every_parameter_and_the_first_step_from_the_last(form):
-    recall, features = recall_of(form), normal(2, MOMENTS, D).requires_grad_()
-    unroll_memory(recall, features)[:, -1].square().sum().backward()
+    short_term, features = make_memory(form), normal(2, MOMENTS, D).requires_grad_()
+    unroll_memory(short_term, features)[:, -1].square().sum().backward()
     assert (features.grad[:, 0].abs().amax(-1) > 0).all()
-    # a key is matched with a query: what all keys share cancels
-    reached = {n for n, p in recall.named_parameters() if p.grad.abs().max() > 1e-5}
+    # a key is matched with a query: what all keys have in common cancels
+    reached = {n for n, p in short_term.named_parameters() if p.grad.abs().max() > 1e-5}
     shared = {"key.bias"} if form == "associative" else set()
-    assert reached == {n for n, _ in recall.named_parameters()} - shared
+    assert reached == {n for n, _ in short_term.named_parameters()} - shared
 
 
 class Remembering:
     """A short-term memory in episodes."""
 
-    def __init__(self, recall: ShortTermMemory) -> None:
-        self.recall, self.memory = recall, EpisodeMemory()
+    def __init__(self, short_term: ShortTermMemory) -> None:
+        self.short_term, self.memory = short_term, EpisodeMemory()
 
     def reset(self, reset_mask: Tensor | None) -> None:
         self.memory = self.memory.reset(reset_mask)
 
     def update(self, features: Tensor, keep: int = 1) -> Tensor:
-        state, self.memory = self.memory.update(self.recall, features, keep)
+        state, self.memory = self.memory.update(self.short_term, features, keep)
         return state
 
 
 def episode_states_of(term: Remembering, features: Tensor) -> Tensor:
-    """`[B, T, D]` -> the states that one is in, `[B, T, D]`."""
+    """`[B, T, D]` -> the states of acting, `[B, T, D]`."""
     return torch.stack([term.update(now) for now in features.unbind(1)], 1)
 
 
 @any_form
 def test_training_and_acting_give_the_same_states(form):
-    recall = recall_of(form)
+    short_term = make_memory(form)
     torch.testing.assert_close(
-        episode_states_of(Remembering(recall), normal(2, 7, D)),
-        unroll_memory(recall, normal(2, 7, D)),
+        episode_states_of(Remembering(short_term), normal(2, 7, D)),
+        unroll_memory(short_term, normal(2, 7, D)),
     )
 
 
 @any_form
 def test_where_an_episode_begins_the_memory_is_empty_and_elsewhere_unchanged(form):
-    recall, past, coming = recall_of(form), normal(3, 5, D), normal(3, 5, D, seed=1)
-    trace = recall.initial_state(past[:, 0])
+    short_term, past, coming = make_memory(form), normal(3, 5, D), normal(3, 5, D, seed=1)
+    trace = short_term.initial_state(past[:, 0])
     for now in past.unbind(1):
-        _, trace = recall(now, trace)
+        _, trace = short_term(now, trace)
     is_first = torch.tensor([True, False, True])
     trace, states = reset_where(trace, is_first), []
     for now in coming.unbind(1):
-        state, trace = recall(now, trace)
+        state, trace = short_term(now, trace)
         states.append(state)
     found = torch.stack(states, 1)
-    torch.testing.assert_close(found[is_first], unroll_memory(recall, coming[is_first]))
-    whole = unroll_memory(recall, torch.cat([past, coming], 1))[:, 5:]
+    torch.testing.assert_close(found[is_first], unroll_memory(short_term, coming[is_first]))
+    whole = unroll_memory(short_term, torch.cat([past, coming], 1))[:, 5:]
     torch.testing.assert_close(found[~is_first], whole[~is_first])
     if form != "none":
-        assert not torch.allclose(found[~is_first], unroll_memory(recall, coming)[~is_first])
+        assert not torch.allclose(found[~is_first], unroll_memory(short_term, coming)[~is_first])
 
 
 @any_form
 def test_an_episode_may_begin_in_some_envs_in_all_or_in_others(form):
-    recall, past, coming = recall_of(form), normal(3, 5, D), normal(3, 5, D, seed=1)
-    new = unroll_memory(recall, coming)
+    short_term, past, coming = make_memory(form), normal(3, 5, D), normal(3, 5, D, seed=1)
+    new = unroll_memory(short_term, coming)
     for is_first in (None, torch.ones(3, dtype=torch.bool)):
-        term = Remembering(recall)
+        term = Remembering(short_term)
         episode_states_of(term, past)
         term.reset(is_first)
         torch.testing.assert_close(episode_states_of(term, coming), new)
-    term = Remembering(recall)
+    term = Remembering(short_term)
     episode_states_of(term, past)
     term.reset(torch.tensor([False, True, False]))
     found = episode_states_of(term, coming)
     torch.testing.assert_close(found[1], new[1])
-    torch.testing.assert_close(found[0], unroll_memory(recall, torch.cat([past, coming], 1))[0, 5:])
-    term.reset(torch.tensor([True, False]))  # other worlds altogether
+    torch.testing.assert_close(
+        found[0], unroll_memory(short_term, torch.cat([past, coming], 1))[0, 5:]
+    )
+    term.reset(torch.tensor([True, False]))  # other environments altogether
     torch.testing.assert_close(episode_states_of(term, coming[:2]), new[:2])
 
 
@@ -205,8 +207,8 @@ def test_no_earlier_state_is_near_when_an_episode_begins():
 
 @any_form
 def test_the_memory_of_an_env_does_not_depend_on_others(form):
-    recall, features = recall_of(form), normal(3, 7, D)
-    terms = [Remembering(recall) for _ in range(4)]
+    short_term, features = make_memory(form), normal(3, 7, D)
+    terms = [Remembering(short_term) for _ in range(4)]
     together = []
     for step, now in enumerate(features.unbind(1)):
         is_first = torch.tensor([step % 2 == 0, step % 3 == 0, step % 5 == 0])
@@ -245,8 +247,8 @@ def test_boredom_uses_the_stored_reference_observations(tiny: Config):
     torch.testing.assert_close(controller.context.reference_states, agent.encode(normal(7, 3)))
 
 
-BODY = EnvironmentSpec({"obs": ModalitySpec((3,), torch.float32)}, 3, ("reward", "left", "right"))
-"""Of those who live the life that `test_memory` tells."""
+SPEC = EnvironmentSpec({"obs": ModalitySpec((3,), torch.float32)}, 3, ("reward", "left", "right"))
+"""Of agents that act in the episodes of `test_replay_buffer`."""
 
 
 def agent_of(tiny: Config, form: str, capacity: int = 40) -> Agent:
@@ -255,7 +257,7 @@ def agent_of(tiny: Config, form: str, capacity: int = 40) -> Agent:
     config = override(
         tiny, {"perception": perception, "memory.short_term": FORMS[form], "tasks": {"rest": rest}}
     )
-    agent = build(config, BODY, num_envs=3, buffer_size=capacity).eval()
+    agent = build(config, SPEC, num_envs=3, buffer_size=capacity).eval()
     awake(agent.short_term_memory)
     return agent
 
@@ -265,7 +267,7 @@ def controller_of(agent: Agent) -> Controller:
 
 
 def continue_rollout(agent: Agent, data: list[Transition]) -> dict[tuple[float, ...], Tensor]:
-    """The state of every moment, by what was seen in it."""
+    """The state of every step, by its observation."""
     is_first, done = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
     states = {}
     controller = controller_of(agent)
@@ -282,10 +284,10 @@ def continue_rollout(agent: Agent, data: list[Transition]) -> dict[tuple[float, 
 @pytest.mark.parametrize("capacity", [40, 13])
 def test_a_buffer_of_states_holds_the_states_of_acting(tiny, form, capacity):
     agent = agent_of(tiny, form, capacity)
-    first = list(islice(life(seed=3, ends=0.15), 14))
-    second = [  # the same worlds, other episodes
+    first = list(islice(random_steps(seed=3, ends=0.15), 14))
+    second = [  # the same environments, other episodes
         step._replace(obs=step.obs + 100, next_obs=step.next_obs + 100)
-        for step in islice(life(seed=4, ends=0.15), 14)
+        for step in islice(random_steps(seed=4, ends=0.15), 14)
     ]
     states = continue_rollout(agent, first)
     agent.replay_buffer.start_run()
@@ -297,11 +299,11 @@ def test_a_buffer_of_states_holds_the_states_of_acting(tiny, form, capacity):
             translated.get_episode(episode).states[0],
         )
         if observed[0, 2] % 100:
-            continue  # how it began is no longer known
+            continue  # its beginning is no longer stored
         projected_steps = [states[key] for key in map(tuple, observed.tolist()) if key in states]
         assert (
             len(projected_steps) >= len(observed) - 1
-        )  # where the story breaks off nobody has looked
+        )  # where the episode breaks off there is no state
         torch.testing.assert_close(
             output[: len(projected_steps)], torch.stack(projected_steps), rtol=0, atol=0
         )
@@ -367,10 +369,10 @@ def test_an_agent_with_short_term_memory_does_not_train_on_single_observations(c
 @who_recalls
 def test_imagination_starts_in_states_of_acting(form):
     config = override(recipes.recipe("gym"), {"memory.short_term": FORMS[form]})
-    agent = build(config, BODY._replace(interoception=("reward", "left", CONTINUE)), num_envs=3,
+    agent = build(config, SPEC._replace(interoception=("reward", "left", CONTINUE)), num_envs=3,
                   buffer_size=40)  # fmt: skip
     awake(agent.short_term_memory)
-    for step in islice(life(seed=3, ends=0.1), 30):
+    for step in islice(random_steps(seed=3, ends=0.1), 30):
         agent.remember(step)
     eight = OptimConfig(steps=0, batch_size=8)
     stage = OfflineActorCritic(
@@ -383,18 +385,18 @@ def test_imagination_starts_in_states_of_acting(form):
         features = agent.perception(
             window.obs.flatten(0, 1), agent.configurator.default_modality_weights
         )
-        lived = unroll_memory(agent.short_term_memory, features.unflatten(0, (8, 4)))[:, -1]
+        expected = unroll_memory(agent.short_term_memory, features.unflatten(0, (8, 4)))[:, -1]
         assert window.valid is not None
-        whole = window.valid[:, -1]  # of windows that an end cuts short, another state is drawn
+        whole = window.valid[:, -1]  # of windows that an end cuts short, another state is sampled
         assert whole.any()
-        torch.testing.assert_close(states[whole], lived[whole])
+        torch.testing.assert_close(states[whole], expected[whole])
         assert not torch.allclose(states, agent.encode(window.obs[:, -1]))
 
 
 def test_a_target_without_gradient_has_none_through_the_memory(tiny):
-    """The recall moves with the states, and what is to be predicted stands still."""
-    recall, requested = recall_of("belief"), []
-    recall.register_forward_hook(
+    """The memory moves with the states, and the targets stand still."""
+    short_term, requested = make_memory("belief"), []
+    short_term.register_forward_hook(
         lambda module, output, found: requested.append(found[0].requires_grad)
     )
     model = tiny.world_model.build((D, 1, 1), 2, 1)
@@ -404,7 +406,7 @@ def test_a_target_without_gradient_has_none_through_the_memory(tiny):
         requested.clear()
         loss = JEPALoss(
             lambda obs: obs.clone().requires_grad_(),
-            lambda obs, observed, target=target: target(obs, observed, {}), recall, model, D,
+            lambda obs, observed, target=target: target(obs, observed, {}), short_term, model, D,
         )  # fmt: skip
         loss(batch, torch.Generator())
         assert [requested[0], requested[-1]] == flows
@@ -413,7 +415,7 @@ def test_a_target_without_gradient_has_none_through_the_memory(tiny):
 @who_recalls
 def test_shortest_paths_lead_through_states_of_acting(tiny, form):
     agent = agent_of(tiny, form)
-    for step in islice(life(seed=3, ends=0), 30):
+    for step in islice(random_steps(seed=3, ends=0), 30):
         agent.remember(step)
     student = DistillShortestPaths(nodes_per_graph=12, num_graphs=2, group_size=4).start(
         agent, tiny.env, 0

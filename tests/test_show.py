@@ -1,4 +1,4 @@
-"""The pictures show what happened: where it was, what it considered, what it chose."""
+"""The pictures show what happened: the agent's position, its candidates and its plan."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ from modules.configurator import TaskSpec
 from modules.types import ConfigError, ModalityWeights
 
 STEPS = 4
-WORLD = replace(two_rooms().eval_env, options={"max_episode_steps": STEPS})
+ENV = replace(two_rooms().eval_env, options={"max_episode_steps": STEPS})
 REACH = TaskSpec(goal_source="env")
 
 
 def untrained_agent(changes: Mapping[str, object] | None = None) -> Agent:
-    return build(override(two_rooms(), changes or {}), WORLD.build(1).spec)
+    return build(override(two_rooms(), changes or {}), ENV.build(1).spec)
 
 
 def collect_data(
     agent: Agent, projector: ProbeProjector, episodes: int, mode: str, seed: int
 ) -> Iterator[ProjectedEpisode]:
     selection = EpisodeSelection(episodes=episodes, mode=mode, seed=seed)
-    recordings = record_episodes(agent, WORLD, projector.camera, selection, Logger())
+    recordings = record_episodes(agent, ENV, projector.camera, selection, Logger())
     return (project(episode, projector) for (episode,) in recordings)
 
 
@@ -76,7 +76,7 @@ def agent() -> Agent:
 
 @pytest.fixture(scope="module")
 def projector(agent: Agent) -> ProbeProjector:
-    return ProbeProjector(agent, WORLD, 0, REACH)
+    return ProbeProjector(agent, ENV, 0, REACH)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def planned(agent: Agent, projector: ProbeProjector) -> list[ProjectedEpisode]:
 
 @pytest.fixture(scope="module")
 def written(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return show(agent, WORLD, tmp_path_factory.mktemp("run") / "show", EpisodeSelection(episodes=2))
+    return show(agent, ENV, tmp_path_factory.mktemp("run") / "show", EpisodeSelection(episodes=2))
 
 
 def test_every_step_is_a_frame_of_a_short_episode(written):
@@ -110,7 +110,7 @@ def test_sheets_are_pictures_with_content(written):
 def test_the_episodes_shown_are_the_episodes_of_their_seeds(planned, projector):
     assert [episode.recorded.seed for episode in planned] == list(range(3, 9))
     for episode in planned:
-        env = WORLD.build(1)
+        env = ENV.build(1)
         _, info = env.reset(episode.recorded.seed)
         np.testing.assert_allclose(episode.path[0], projector.xy(info["factors"])[0], atol=1e-3)
         (panel,) = episode.projected_steps[0].panels
@@ -125,7 +125,7 @@ def test_the_path_is_where_the_picture_shows_the_agent(planned):
 
 
 class Transparent(torch.nn.Module):
-    """A state that is nothing but the pixels: linear read-outs of place are as good as can be."""
+    """A state that is the pixels alone: linear probes of the position are as good as possible."""
 
     def forward(self, obs: torch.Tensor, gains: ModalityWeights) -> torch.Tensor:
         project = obs[:, 0].float()
@@ -138,7 +138,7 @@ class Transparent(torch.nn.Module):
 def test_a_chosen_future_begins_at_the_agent_if_the_probe_is_exact():
     agent = untrained_agent()
     agent.perception = Transparent()
-    projector = ProbeProjector(agent, WORLD, 0, REACH)
+    projector = ProbeProjector(agent, ENV, 0, REACH)
     (episode,) = collect_data(agent, projector, 1, "plan", 0)
     assert projector.error < 1.5
     assert f"wrong by {projector.error:.2g} pixels" in projector.description
@@ -151,7 +151,7 @@ def test_a_chosen_future_begins_at_the_agent_if_the_probe_is_exact():
 
 
 class Bent(Transparent):
-    """The same, of which no straight line reads the places."""
+    """The same, of which no linear probe reads the position."""
 
     def forward(self, obs, gains):
         return super().forward(obs, gains).sub(0.5).mul(6).tanh()
@@ -160,8 +160,8 @@ class Bent(Transparent):
 def test_known_states_are_read_exactly_however_nonlinear_they_are():
     agent = untrained_agent()
     agent.perception = Bent()
-    projector = ProbeProjector(agent, WORLD, 0, REACH)
-    data = FactorProbe(WORLD, 1_000_000)
+    projector = ProbeProjector(agent, ENV, 0, REACH)
+    data = FactorProbe(ENV, 1_000_000)
     positions, straight = (
         projector.xy(data.train_set.factors),
         projector.probe.read(projector.reference_states),
@@ -194,11 +194,11 @@ def test_subgoals_are_drawn_and_a_flat_agent_has_none(planned):
     agent = untrained_agent(
         {"actor.subgoals": LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)}
     )
-    obs, _ = WORLD.build(12).reset(0)
+    obs, _ = ENV.build(12).reset(0)
     with torch.no_grad():
         states = agent.encode(obs)
     agent.subgoals.build(states, states[None], states[:, None])
-    (episode,) = collect_data(agent, ProbeProjector(agent, WORLD, 0, REACH), 1, "plan", 3)
+    (episode,) = collect_data(agent, ProbeProjector(agent, ENV, 0, REACH), 1, "plan", 3)
     assert episode.projected_steps[0].upper_plans.shape == (1, 3, 2)
     green = np.array([15, 143, 131])
     assert (drawing.sheet(episode, None) == green).all(-1).any()
@@ -244,14 +244,14 @@ def test_foreground_is_what_differs_from_the_background():
 def critic_map_(
     agent: Agent, projector: ProbeProjector, planned: list[ProjectedEpisode]
 ) -> CriticMap:
-    critic_map_ = compute_critic_map(agent, WORLD, projector, planned[0].recorded)
+    critic_map_ = compute_critic_map(agent, ENV, projector, planned[0].recorded)
     assert critic_map_ is not None
     return critic_map_
 
 
 def test_no_position_is_free_in_a_wall_and_every_one_in_the_open(critic_map_, planned):
     dark = planned[0].projected_steps[0].panels[0].picture.max(-1) < 100
-    inside = critic_map_.xy[1:-1, 1:-1]  # bodies may touch the frame
+    inside = critic_map_.xy[1:-1, 1:-1]  # agents may touch the frame
     x, y = inside.round().astype(int).transpose(2, 0, 1)
     free = np.isfinite(critic_map_.values)[1:-1, 1:-1]
     assert not dark[y, x][free].any()
@@ -263,12 +263,12 @@ def test_the_critic_map_is_the_critic_at_each_position(agent, projector, planned
     projector = copy(projector)
     projector.low = np.array([0.05, 0.2, 0.5, 0.2857], np.float32)
     episode = planned[0].recorded
-    critic_map_ = compute_critic_map(agent, WORLD, projector, episode)
+    critic_map_ = compute_critic_map(agent, ENV, projector, episode)
     row, column = np.argwhere(np.isfinite(critic_map_.values))[37]
     along = np.linspace(projector.low, projector.high, projectors.GRID_SIZE)  # [n, F]
     factors = episode.factors[0].copy()
     factors[:2] = along[column, 0], along[row, 1]
-    obs, _ = WORLD.build(1).reset(0, factors=factors[None])
+    obs, _ = ENV.build(1).reset(0, factors=factors[None])
     with torch.no_grad():
         there = critic_value(agent, agent.encode(obs), episode.context)
     np.testing.assert_allclose(there, critic_map_.values[row, column], rtol=1e-3)
@@ -285,13 +285,13 @@ def test_positions_without_a_way_to_the_goal_do_not_stretch_the_colour_range():
 
 def test_without_a_critic_there_is_no_critic_map(planned, projector):
     zero_weights = untrained_agent({"cost.goal_critic": None})
-    assert compute_critic_map(zero_weights, WORLD, projector, planned[0].recorded) is None
+    assert compute_critic_map(zero_weights, ENV, projector, planned[0].recorded) is None
 
 
 def test_where_reset_ignores_factors_there_is_no_critic_map(agent, planned, projector, monkeypatch):
     heeded, seeds = EnvAdapter.reset, count()
     monkeypatch.setattr(EnvAdapter, "reset", lambda env, seed, **wishes: heeded(env, next(seeds)))
-    assert compute_critic_map(agent, WORLD, projector, planned[0].recorded) is None
+    assert compute_critic_map(agent, ENV, projector, planned[0].recorded) is None
 
 
 def test_films_as_mp4_play_as_long_as_the_gif(agent, tmp_path):
@@ -299,7 +299,7 @@ def test_films_as_mp4_play_as_long_as_the_gif(agent, tmp_path):
         program = ffmpeg()
     except ConfigError as error:
         pytest.skip(str(error))
-    show(agent, WORLD, tmp_path, EpisodeSelection(episodes=1), mp4=True)
+    show(agent, ENV, tmp_path, EpisodeSelection(episodes=1), mp4=True)
     requested = [program, "-i", str(tmp_path / "episode-0.mp4"), "-f", "null", "-"]
     output = subprocess.run(requested, capture_output=True, text=True, check=True).stderr
     assert "h264" in output
@@ -313,12 +313,12 @@ def test_a_missing_ffmpeg_is_reported_before_collection(agent, tmp_path, monkeyp
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--mp4 needs ffmpeg: .*ami-agent\[film\]"):
-        show(agent, WORLD, tmp_path / "out", EpisodeSelection(episodes=1), mp4=True)
+        show(agent, ENV, tmp_path / "out", EpisodeSelection(episodes=1), mp4=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_for_tensorboard(agent):
-    image, film = draw_episode(agent, WORLD, 0)
+    image, film = draw_episode(agent, ENV, 0)
     assert Image.open(io.BytesIO(film)).n_frames > 1
     assert image.dtype == np.uint8
     assert image.shape[2] == 3
@@ -331,10 +331,10 @@ def test_a_picture_for_tensorboard(agent):
 )
 def test_refuses_invalid_arguments(agent, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        show(agent, WORLD, tmp_path, EpisodeSelection(**changes))
+        show(agent, ENV, tmp_path, EpisodeSelection(**changes))
 
 
 def test_refuses_a_folder_that_is_a_file(agent, tmp_path):
     (tmp_path / "taken").touch()
     with pytest.raises(ConfigError, match="can't be written"):
-        show(agent, WORLD, tmp_path / "taken", EpisodeSelection())
+        show(agent, ENV, tmp_path / "taken", EpisodeSelection())

@@ -1,4 +1,4 @@
-"""Any world can be looked at: as it is where it renders, as the agent's states where it doesn't."""
+"""Any environment can be viewed: as it renders, or as the agent's states where it doesn't."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EARN = TaskSpec(drives={"reward": 1.0})
 
 
 class Blind(gymnasium.Env):
-    """A point that drifts; it shows nothing of itself."""
+    """A point that drifts; it does not render."""
 
     observation_space = gymnasium.spaces.Box(-10, 10, (3,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
@@ -51,12 +51,12 @@ class Blind(gymnasium.Env):
     def step(self, action):
         self.steps += 1
         self.at = (self.at + np.append(0.1 * action, 0.01)).clip(-9, 9).astype(np.float32)
-        told = {name: message and self.steps >= 2 for name, message in self.info_values.items()}
-        return self.at, 0.5, self.steps == self.lasts, False, told
+        info = {name: message and self.steps >= 2 for name, message in self.info_values.items()}
+        return self.at, 0.5, self.steps == self.lasts, False, info
 
 
 class Pictured(Blind):
-    """It renders, wide pictures with a dot in them."""
+    """It renders wide pictures with a dot in them."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
@@ -70,16 +70,16 @@ class Pictured(Blind):
         return picture
 
 
-class Judged(Blind):
+class WithSuccess(Blind):
     info_values = {"is_success": True}  # noqa: RUF012
 
 
-class Lost(Judged):
+class Lost(WithSuccess):
     info_values = {"is_success": False}  # noqa: RUF012
 
 
 class Uneven(Blind):
-    """Odd seeds are over soon."""
+    """Episodes of odd seeds end early."""
 
     def reset(self, *, seed=None, options=None):
         self.lasts = 3 if (seed or 0) % 2 else 21
@@ -113,13 +113,13 @@ class Odd(Pictured):
         return np.zeros((4, 4), np.float32)
 
 
-WORLDS = (Blind, Pictured, Judged, Lost, Uneven, Broken, Fading, Lacking, Empty, Odd)
+ENVS = (Blind, Pictured, WithSuccess, Lost, Uneven, Broken, Fading, Lacking, Empty, Odd)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _known() -> Iterator[None]:
-    names = [f"show-test/{env.__name__}-v0" for env in WORLDS]
-    for name, env in zip(names, WORLDS, strict=True):
+    names = [f"show-test/{env.__name__}-v0" for env in ENVS]
+    for name, env in zip(names, ENVS, strict=True):
         gymnasium.register(name, entry_point=env)
     yield
     for name in names:
@@ -138,8 +138,8 @@ def agent(_known: None) -> Agent:
 
 
 class Listener(Logger):
-    """Who notes what is said, and how many things are under way at once: a terminal has room for
-    one bar."""
+    """Records messages, and how many progress bars are open at once: a terminal has room for
+    one."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -247,7 +247,7 @@ def test_without_success_the_summary_is_the_return(agent):
 @pytest.mark.parametrize(
     ("env", "verdict"),
     [
-        (Judged, "seed 3: succeeded after 2 steps and stayed; return 3 in 6 steps"),
+        (WithSuccess, "seed 3: succeeded after 2 steps and stayed; return 3 in 6 steps"),
         (Lost, "seed 3: did not succeed in 6 steps; return 3 in 6 steps"),
     ],
 )
@@ -337,7 +337,7 @@ def test_an_env_that_fails_while_it_renders_is_refused_in_one_line(agent):
 
 
 class Fading(Pictured):
-    """After a while nothing is to be seen any more."""
+    """After a while it renders nothing any more."""
 
     def render(self):
         return None if self.steps == 2 else super().render()

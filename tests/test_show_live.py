@@ -1,4 +1,4 @@
-"""An agent watched while it lives: in a terminal, where there is none, and on a page."""
+"""An agent that is watched while it acts: in a terminal, where there is none, and on a page."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_watching_an_episode_does_not_change_it(agent, env):
     (watched,) = show_live(agent, env, make_console(False), EpisodeSelection(episodes=1, seed=5))
     (again,) = show_live(agent, env, make_console(True), EpisodeSelection(episodes=1, seed=5))
     assert len(watched.states) == LASTS
-    assert len(watched.recorded_steps) == 1  # who watched has seen the others
+    assert len(watched.recorded_steps) == 1  # the live view has shown the others
     assert torch.equal(watched.states, again.states)
 
 
@@ -95,7 +95,7 @@ def test_a_page_streams_every_step_to_every_reader():
 
     def read(what):
         with urllib.request.urlopen(address + what, timeout=10) as reply:
-            started = reply.read(20)  # more than comes before the first moment
+            started = reply.read(20)  # more than comes before the first frame
             came[what].set()
             got[what] = reply.headers["Content-Type"], started + reply.read()
 
@@ -181,8 +181,8 @@ def test_numbers_that_are_not_finite_are_drawn_as_gaps():
 def test_a_terminal_that_cannot_draw_gets_lines(environment):
     console = Console(file=io.StringIO(), force_terminal=True, _environ=environment)
     with terminal(console) as show_in_terminal:
-        show_in_terminal(Image.new("RGB", (8, 8)), [Line("what it thinks")])
-    assert console.file.getvalue() == "what it thinks\n"
+        show_in_terminal(Image.new("RGB", (8, 8)), [Line("the plan")])
+    assert console.file.getvalue() == "the plan\n"
 
 
 def test_other_addresses_are_not_found():
@@ -194,8 +194,8 @@ def test_the_live_view_by_command_and_what_it_refuses(tiny, env, tmp_path, capsy
     run = tmp_path / "run"
     ami.train(replace(tiny, eval_env=env), out=run)
     flags = ("show", run, "--live", "--episodes", 1)
-    assert main([str(arg) for arg in (*flags, "--json", tmp_path / "told.json")]) == 0
-    assert len(json.loads((tmp_path / "told.json").read_text())["summaries"]) == 1
+    assert main([str(arg) for arg in (*flags, "--json", tmp_path / "results.json")]) == 0
+    assert len(json.loads((tmp_path / "results.json").read_text())["summaries"]) == 1
     assert not (run / "show").exists()
     capsys.readouterr()
     assert "--mp4 and --out" in error_line(capsys, *flags, "--mp4")

@@ -1,4 +1,4 @@
-"""The page tells all of a thought, in what the browser needs to draw it, and fetches nothing."""
+"""The page holds a whole planning step, as the browser needs it to draw, and fetches nothing."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ from modules.configurator import Task, TaskSpec
 from modules.world_model.latents import GaussianLatentConfig
 
 STEPS = 5
-WORLD = replace(two_rooms().eval_env, options={"max_episode_steps": STEPS})
+ENV = replace(two_rooms().eval_env, options={"max_episode_steps": STEPS})
 REACH = TaskSpec(goal_source="env")
 
 
 def untrained_agent(changes: Mapping[str, object] | None = None) -> Agent:
-    return build(override(two_rooms(), changes or {}), WORLD.build(1).spec)
+    return build(override(two_rooms(), changes or {}), ENV.build(1).spec)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def written(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(projectors, "GRID_SIZE", 5)
         return show(
-            agent, WORLD, tmp_path_factory.mktemp("show"), EpisodeSelection(episodes=2, mode="both")
+            agent, ENV, tmp_path_factory.mktemp("show"), EpisodeSelection(episodes=2, mode="both")
         )
 
 
@@ -155,7 +155,7 @@ def test_frames_are_the_envs_pictures_without_anything_drawn_over_them(parts):
     act = parts.data["seeds"][1]["modes"][0]
     (panel,) = act["panels"]
     assert len(panel["shown"]) == len(act["steps"]) == STEPS
-    env = WORLD.build(1)
+    env = ENV.build(1)
     env.reset(1)
     picture = env.unwrapped.render()[0]
     data = panel["images"][panel["shown"][0]].partition("base64,")[2]
@@ -190,7 +190,7 @@ def test_pictures_that_would_take_too_much_room_are_scaled_down(monkeypatch):
     taken = [sum(map(len, panel["images"])) for panel in (whole, small)]
     assert taken[0] > 100_000
     assert taken[1] < 1.1 * 40_000 * 4 / 3  # three bytes are four letters
-    assert small["width"] == whole["width"] == 200  # what is drawn over it stays where it was
+    assert small["width"] == whole["width"] == 200  # the overlay stays where it was
 
 
 def test_every_control_has_a_name_for_screen_readers(parts):
@@ -224,7 +224,7 @@ def test_the_critic_map_can_be_laid_over_the_env(parts):
         cover = np.asarray(image.convert("RGBA"))[..., 3]
     assert cover.shape == (320, 320)
     assert cover.max() > 200
-    assert cover[2, 2] == 0  # outside the walls the critic was not asked
+    assert cover[2, 2] == 0  # outside the walls the critic was not evaluated
     assert seed_record["error"] > 0
 
 
@@ -311,7 +311,7 @@ def test_in_a_browser_time_can_be_dragged_and_layers_hidden(written, parts, tmp_
             assert "without planning" in react
             assert react.endswith("steps to the goal; the agent never reaches it.")
     bar, line = sorted(found["pointed"])
-    assert bar == line  # the same energy is said of both
+    assert bar == line  # the same energy is stated of both
     gone = dict(found["layers"])
     assert list(gone) == [f"layer-{n}" for n in (*LAYERS, "criticMap")]
     assert all(gone[f"layer-{name}"] < 0 for name in LAYERS)
@@ -334,11 +334,11 @@ def test_a_page_stops_at_the_arrival_and_states_the_number_of_steps(parts, tmp_p
     assert there.endswith("The agent has arrived.")
 
 
-# ---- what is told of a thought
+# ---- the search of a planning step
 
 
 def plan_once(agent: Agent):
-    obs, _ = (env := WORLD.build(3)).reset(0)
+    obs, _ = (env := ENV.build(3)).reset(0)
     controller = agent.controller(tensors=True)
     controller.reset()
     controller.set_task(Task(goal=obs.flip(0), mode="plan"))
@@ -367,7 +367,7 @@ def test_the_recorded_search_ends_with_the_energy_of_the_plan(changes):
     for env, energy in enumerate(best_so_far(looks, plan)):
         assert (np.diff(energy) <= 0).all()
         assert energy[-1] == pytest.approx(float(plan.energy[env]), rel=1e-4)
-    assert not agent.cost._forward_hooks  # nobody listens any more
+    assert not agent.cost._forward_hooks  # no callback is left
 
 
 def test_of_several_futures_the_aggregated_energy_is_recorded():
@@ -394,7 +394,7 @@ def test_the_prediction_error_is_zero_if_exact_and_one_for_a_prediction_of_rest(
     found = prediction_error(exact, steps, states)
     np.testing.assert_allclose(found.by_horizon, 0)
     np.testing.assert_allclose(found.by_step[:5], 0)
-    assert np.isnan(found.by_step[5])  # nothing came after it
+    assert np.isnan(found.by_step[5])  # no step followed it
     still = np.repeat(states[:, None], 3, 1)
     found = prediction_error(still, steps, states)
     np.testing.assert_allclose(found.by_horizon, 1)
@@ -410,15 +410,15 @@ def test_the_prediction_error_of_every_second_step_is_measured_against_every_ste
 
 def test_the_rest_of_an_earlier_plan_is_shown_and_checked_too():
     agent = untrained_agent({"actor.receding_horizon": 3})
-    projector = ProbeProjector(agent, WORLD, 0, REACH)
+    projector = ProbeProjector(agent, ENV, 0, REACH)
     selection = EpisodeSelection(episodes=1)
-    ((recorded,),) = record_episodes(agent, WORLD, projector.camera, selection, Logger())
+    ((recorded,),) = record_episodes(agent, ENV, projector.camera, selection, Logger())
     steps = recorded.recorded_steps
     assert [len(step.planned_states) for step in steps] == [9, 8, 7, 9, 8]
     assert [len(step.best_energies) > 1 for step in steps] == [True, False, False, True, False]
     output = page.mode_record(project(recorded, projector), np.zeros((8, 8, 3), np.uint8))
     assert [len(frame["stepEnergies"]) for frame in output["frames"]] == [8, 7, 6, 8, 7]
-    assert None not in output["errorByHorizon"][:4]  # 5 steps were lived
+    assert None not in output["errorByHorizon"][:4]  # 5 steps were taken
 
 
 def test_subgoals_of_the_levels_above_are_drawn_and_described(tmp_path, monkeypatch):
@@ -426,13 +426,13 @@ def test_subgoals_of_the_levels_above_are_drawn_and_described(tmp_path, monkeypa
     agent = untrained_agent(
         {"actor.subgoals": LandmarkGraphConfig(num_landmarks=12, max_edges=4, num_subgoals=3)}
     )
-    obs, _ = WORLD.build(12).reset(0)
+    obs, _ = ENV.build(12).reset(0)
     with torch.no_grad():
         states = agent.encode(obs)
     agent.subgoals.build(states, states[None], states[:, None])
     out = show(
         agent,
-        replace(WORLD, options={"max_episode_steps": 1}),
+        replace(ENV, options={"max_episode_steps": 1}),
         tmp_path,
         EpisodeSelection(episodes=1, seed=3),
     )
@@ -446,15 +446,15 @@ def test_subgoals_of_the_levels_above_are_drawn_and_described(tmp_path, monkeypa
 
 @pytest.fixture(scope="module")
 def recorded(agent: Agent) -> tuple[RecordedEpisode, ProjectedEpisode]:
-    projector = ProbeProjector(agent, WORLD, 0, REACH)
+    projector = ProbeProjector(agent, ENV, 0, REACH)
     selection = EpisodeSelection(episodes=1)
-    ((found,),) = record_episodes(agent, WORLD, projector.camera, selection, Logger())
+    ((found,),) = record_episodes(agent, ENV, projector.camera, selection, Logger())
     return found, project(found, projector)
 
 
 def test_recording_an_episode_does_not_change_it(agent, recorded):
     found, _ = recorded
-    env = WORLD.build(1)
+    env = ENV.build(1)
     obs, info = env.reset(0)
     controller = agent.controller(tensors=True)
     controller.reset()

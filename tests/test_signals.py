@@ -247,7 +247,7 @@ def test_200_readers_get_an_answer_each():
         for client in clients:
             with closing(client.makefile("rb")) as reply:
                 answers.append(reply.readline())
-        page.show(Image.new("RGB", (8, 8)), [Line("then")])  # nobody holds up what is shown
+        page.show(Image.new("RGB", (8, 8)), [Line("then")])  # no reader holds up the display
         assert time.monotonic() - start_time < 10
         for client in clients:
             client.close()
@@ -275,7 +275,7 @@ def test_slow_and_oversized_requests_are_dropped(monkeypatch):
             start_time = time.monotonic()
             with suppress(OSError):
                 while time.monotonic() - start_time < 5:
-                    slow.sendall(b"G")  # a byte now and then keeps nobody's thread
+                    slow.sendall(b"G")  # a byte now and then keeps no thread busy
                     time.sleep(0.05)
             assert time.monotonic() - start_time < 5
         head = b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 5000 + b"\r\n"

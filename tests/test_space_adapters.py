@@ -1,4 +1,4 @@
-"""Whatever a world shows and takes, the mind sees vectors and pictures and acts in numbers."""
+"""Whatever an environment's spaces, the agent gets vectors and images and acts in numbers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from modules.types import ConfigError
 U8, F32, F64 = np.uint8, np.float32, np.float64
 
 
-def seen(space, obs, stack=1):
-    """What the senses make of a batch, by name."""
+def read(space, obs, stack=1):
+    """A batch as it is read, by name."""
     made = {name: reader(obs) for name, reader in obs_fields(space, stack).items()}
     for name, reader in obs_fields(space, stack).items():
         assert made[name].shape[1:] == reader.modality.shape
@@ -49,45 +49,45 @@ def test_every_leaf_becomes_a_vector_a_one_hot_vector_or_an_image(space, shape, 
     assert reader.modality == (shape, dtype)
     batch = batch_space(space, 5)
     batch.seed(0)
-    seen(space, batch.sample())
+    read(space, batch.sample())
 
 
 def test_an_image_keeps_its_pixels_wherever_its_channels_were():
     first = np.random.default_rng(0).integers(0, 255, (2, 3, 9, 10), U8)
     last = np.moveaxis(first, 1, -1)
     for obs in (first, last):
-        assert np.array_equal(seen(spaces.Box(0, 255, obs.shape[1:], U8), obs)["obs"], first)
+        assert np.array_equal(read(spaces.Box(0, 255, obs.shape[1:], U8), obs)["obs"], first)
     fraction = last / np.float32(255)
     for low, numbers in ((0, fraction), (-1, 2 * fraction - 1)):
-        (made,) = seen(spaces.Box(low, 1, last.shape[1:], F32), numbers).values()
+        (made,) = read(spaces.Box(low, 1, last.shape[1:], F32), numbers).values()
         assert np.array_equal(made, np.moveaxis(numbers, -1, 1))
 
 
 @pytest.mark.parametrize("dtype", [U8, F32])
 def test_stacked_gray_frames_become_channels_and_keep_their_pixels(dtype):
     frames = np.random.default_rng(0).integers(0, 255, (2, 4, 20, 16)).astype(dtype)
-    (made,) = seen(spaces.Box(0, 255, frames.shape[1:], dtype), frames, stack=4).values()
+    (made,) = read(spaces.Box(0, 255, frames.shape[1:], dtype), frames, stack=4).values()
     assert np.array_equal(made, frames)
 
 
 def test_stacked_frames_are_channels_or_concatenated_numbers():
     films = np.random.default_rng(0).integers(0, 255, (2, 4, 9, 10, 3), U8)
-    (made,) = seen(spaces.Box(0, 255, films.shape[1:], U8), films, stack=4).values()
+    (made,) = read(spaces.Box(0, 255, films.shape[1:], U8), films, stack=4).values()
     assert np.array_equal(made[:, 3:6], np.moveaxis(films[:, 1], -1, 1))
     paths = np.arange(24, dtype=F32).reshape(2, 4, 3)
-    (made,) = seen(spaces.Box(0, 99, (4, 3), F32), paths, stack=4).values()
+    (made,) = read(spaces.Box(0, 99, (4, 3), F32), paths, stack=4).values()
     assert np.array_equal(made, paths.reshape(2, 12))
 
 
 def test_frames_that_the_env_itself_stacks_are_one_image():
     films = np.random.default_rng(0).integers(0, 255, (2, 4, 9, 10, 3), U8)
     space = spaces.Box(0, 255, films.shape[1:], U8)
-    (single,) = seen(space, films).values()
+    (single,) = read(space, films).values()
     assert single.shape == (2, 12, 9, 10)
-    (output,) = seen(space, films, stack=4).values()
+    (output,) = read(space, films, stack=4).values()
     assert np.array_equal(single, output)
     again = films[:, None].repeat(2, 1)  # and once more
-    (twice,) = seen(spaces.Box(0, 255, again.shape[1:], U8), again, stack=2).values()
+    (twice,) = read(spaces.Box(0, 255, again.shape[1:], U8), again, stack=2).values()
     assert np.array_equal(twice, np.concatenate([single, single], 1))
 
 
@@ -100,7 +100,7 @@ def test_nested_parts_are_modalities_named_by_their_path():
     batch = batch_space(space, 4)
     batch.seed(1)
     obs = batch.sample()
-    made = seen(space, obs)
+    made = read(space, obs)
     assert set(made) == {"arm/angle", "arm/grip", "eyes/0", "eyes/1", "obs_"}
     assert np.array_equal(made["eyes/1"][:, 0], obs["eyes"][1])
     assert np.array_equal(made["arm/grip"].argmax(1), obs["arm"]["grip"])

@@ -1,4 +1,4 @@
-"""An agent that knows several tasks, told on the command line which one it is to do."""
+"""An agent with several tasks, of which the command line names one."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tests.test_show_page import Parts
 
 BUDGET = 10
 TASKS = ("eat", "flag", "explore", "stay")
-FELT = {"energy", "damage", "meal"}
+SIGNALS = {"energy", "damage", "meal"}
 
 
 def brief(config: Config) -> Config:
-    """Short episodes, short thoughts."""
+    """Short episodes, short plans."""
     env = replace(config.eval_env, options={**config.eval_env.options, "max_episode_steps": BUDGET})
     planner = replace(config.actor.planner, horizon=3, iterations=2, warm_iterations=1)
     return override(small(config), {"eval_env": env, "actor.planner": planner})
@@ -43,7 +43,7 @@ def brief(config: Config) -> Config:
 
 @pytest.fixture(scope="module")
 def forager(tmp_path_factory) -> Path:
-    """A finished run, hardly trained."""
+    """A finished run with a handful of updates."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "forage"
     train(brief(recipes.forage()), out=folder)
@@ -72,7 +72,7 @@ def test_eval_evaluates_the_task_that_is_named(forager, tmp_path, capsys, task):
     assert found["violated"] == 0
     assert set(found["baselines"]) == {"random", "oracle"}
     for label in (found, *found["baselines"].values()):
-        assert set(label["signal_sums"]) == FELT
+        assert set(label["signal_sums"]) == SIGNALS
         for figure in (label["score"], label["return"], *label["signal_sums"].values()):
             assert_estimate(figure)
     message = capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_eval_evaluates_the_task_that_is_named(forager, tmp_path, capsys, task):
 
 
 def test_each_task_has_an_evaluation_of_its_own(forager, tmp_path):
-    """Whoever stays where it is told to has done so from the first, and found no flag."""
+    """An agent that stays where it is has done so from the first, and found no flag."""
     stay, flag = (
         evaluated(forager, tmp_path / task, "--task", task, "--mode", "react")["baselines"][
             "oracle"
@@ -110,7 +110,7 @@ def test_eval_reports_the_fraction_of_steps_with_planning(forager, tmp_path, mod
     found = evaluated(forager, tmp_path / "eval.json", "--mode", mode, "--task", "stay")
     assert found["mode"] == mode
     assert fraction[0] <= found["planned"] <= fraction[1]
-    projected_steps = found["planned"] * 2 * BUDGET  # a share of so many
+    projected_steps = found["planned"] * 2 * BUDGET  # a fraction of so many
     assert projected_steps == pytest.approx(round(projected_steps), abs=1e-4)
 
 
@@ -195,7 +195,7 @@ def test_an_env_without_the_signals_of_drives_gets_one_line(capsys, tmp_path, mo
 
 
 def test_only_the_steps_of_an_episode_are_evaluated():
-    """Of two worlds the first is over after one step, the second after three."""
+    """Of two environments the first ends after one step, the second after three."""
 
     def so(*output: bool) -> Tensor:
         return torch.tensor(output)
@@ -209,7 +209,7 @@ def test_only_the_steps_of_an_episode_are_evaluated():
 
 
 def test_timing_in_one_env_acts_in_whole_episodes_of_the_task(forager, monkeypatch):
-    """Each has been told its task, however short they are."""
+    """Each has been given its task, however short the episodes are."""
     agent = load(forager)
     output = []
     reset = Controller.reset

@@ -1,4 +1,4 @@
-"""A run: reproducible, resumable, honest about failure."""
+"""A run: reproducible, resumable, and clear about failures."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_a_loaded_agent_is_the_saved_one(tiny, tmp_path):
 
 
 class Killed(Exception):
-    """Stands for the moment of a kill, inside one process."""
+    """Stands for a kill, inside one process."""
 
 
 class KilledAt:
-    """A reporter that kills the run after so many logged updates of a lesson."""
+    """A logger that kills the run after so many logged updates of a stage."""
 
     def __init__(self, stage: str) -> None:
         self.silence, self.stage = Logger(), stage
@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny, tmp_pa
     with pytest.raises(DivergenceError, match=r"train_jepa: .* became (nan|inf) by step 2"):
         train(config, out=tmp_path / "run", save_every=0)
     tensors, facts = checkpoint.load(checkpoint.latest(tmp_path / "run"))
-    assert facts["stage_index"] == 1  # episodes were collected, nothing was learnt
+    assert facts["stage_index"] == 1  # episodes were collected, nothing was trained
     assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
 
 

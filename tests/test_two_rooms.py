@@ -1,4 +1,4 @@
-"""What is true of two rooms, whoever lives there."""
+"""Two rooms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVERY = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def crosses_solid(arena, layout, start, end):
-    """[N] bool, by looking at many points on the way; independent of the physics' own geometry."""
+    """[N] bool, by checking many points on the way; independent of the physics' own geometry."""
     fraction = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None, None]
     way = start.double() + fraction * (end - start).double()  # [2001, N, 2]
     beside = (way[..., 0] - layout[:, 0]).abs() < arena.half_wall - 1e-4
@@ -37,7 +37,7 @@ def births(variant, count, seed=0):
 
 
 def collect_data(vec_env, steps, seed, actions):
-    """What the worlds tell over some steps."""
+    """Observations, infos over some steps."""
     text_out = [(*vec_env.reset(seed=seed),)]
     for step in range(steps):
         obs, reward, _, truncated, infos = vec_env.step(actions(step))

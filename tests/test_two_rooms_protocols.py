@@ -1,4 +1,4 @@
-"""The published protocols, number by number, and the walks that their memories are made of."""
+"""The published protocols, number by number, and the behaviour policies of their data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def many(count, numbers=1, seed=0):
 
 
 def rollout(name, count, steps, act):
-    """States of `count` worlds under the actions of `act(state, step)`, without any images."""
+    """States of `count` environments under the actions of `act(state, step)`, without images."""
     envs = TwoRoomsVectorEnv(count, variant=name)
     state = envs._reset_state(keys_from_seeds(range(count), CPU), {})
     for step in range(steps):
@@ -181,12 +181,12 @@ def test_swm_noise_and_repeats_are_those_of_its_expert():
     moves = torch.stack([s.behaviour.last_move for s in states]) / 5
     assert moves.abs().max() <= 1
     repeated = (moves[1:] == moves[:-1]).all(-1).float().mean()
-    clipped_twice = 0.22  # two corners of the box, by chance the same
+    clipped_twice = 0.22  # two corners of the box, the same by chance
     assert 0.05 < repeated < 0.05 + clipped_twice
 
 
 def test_behaviour_action_does_not_change_the_env():
-    """Asking where one would walk changes nothing about the world."""
+    """Computing a behaviour action changes nothing in the environment."""
     envs = TwoRoomsVectorEnv(3, variant="fixed")
     _, infos = envs.reset(seed=0)
     for _ in range(5):

@@ -1,5 +1,5 @@
-"""Learning does not depend on the units of observations and rewards, nor on a constant part of
-them; episode limits are found and said."""
+"""Training does not depend on the units of observations and rewards, nor on a constant part of
+them; episode limits are found and reported."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from tests.conftest import Stepping
 
 
 class Scales(gymnasium.Env):
-    """One number, shown in units of `unit` and shifted, says which of two actions earns `k`; every
-    step earns `off`. `late`: a second number, of no use, that is 0 for 260 steps."""
+    """One number, shown in units of `unit` and shifted, says which of two actions has reward `k`; a
+    step has reward `off`. `late`: a second number, of no use, that is 0 for 260 steps."""
 
     action_space = spaces.Discrete(2)
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
@@ -67,7 +67,7 @@ class Scales(gymnasium.Env):
 
 
 class Said(Logger):
-    """Keeps what a run says."""
+    """Keeps the messages of a run."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -198,7 +198,7 @@ def test_where_a_unit_grows_the_outputs_stay_the_same():
 
 
 def test_the_offset_of_a_signal_that_varies_is_removed_except_for_ends_of_episodes():
-    """`alive` never varied: it must not be doubted where an end is worth hundreds of steps."""
+    """`alive` never varied: its offset must stay where an end is worth hundreds of steps."""
     interoception = torch.full((300, 2), 10.0, dtype=torch.float64)
     interoception[:, 1] = 1
     layers = StandardizedHead(nn.Linear(1, 2), 2)
@@ -215,7 +215,7 @@ def test_the_offset_of_a_signal_that_varies_is_removed_except_for_ends_of_episod
 
 
 class Given(ValueCritics):
-    """A critic that answers what the state is."""
+    """A critic whose output is the state."""
 
     def __init__(self, discount: float) -> None:
         super().__init__(nn.Identity(), 1, discount)

@@ -1,5 +1,5 @@
-"""Files of a run folder that somebody else wrote, or something damaged: each is read, or refused in
-one line. Nothing else is raised, nothing hangs, and no memory is taken for what isn't there."""
+"""Files of a run folder of unknown origin, or damaged ones: each is read, or refused in
+one line. Nothing else is raised, nothing hangs, and no memory is taken for absent data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MEMORY = 6 * 2**30
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A run folder that may be harmed."""
+    """A run folder that may be damaged."""
     return Path(shutil.copytree(SHIPPED, tmp_path / "run"))
 
 
@@ -59,7 +59,7 @@ READERS: dict[str, list[Read]] = {
 
 
 def mutate(run: Path, rng: random.Random) -> tuple[str, str]:
-    """Harms one file of a run folder; returns how, and which."""
+    """Damages one file of a run folder; returns how, and which."""
     name = rng.choice([*READERS, "config.json", checkpoint.TENSORS])
     within = next((run / "checkpoints").iterdir()) / name
     path = within if within.exists() else run / name
@@ -74,7 +74,7 @@ def mutate(run: Path, rng: random.Random) -> tuple[str, str]:
 
 
 def campaign(where: Path, seeds: range) -> tuple[int, list[str]]:
-    """How many readings were refused, and what was raised or said otherwise than it should be."""
+    """How many times reading was refused, and what was raised or printed against the rules."""
     refused, wrong = 0, []
     for seed in seeds:
         run = Path(shutil.copytree(SHIPPED, where / str(seed)))
@@ -225,7 +225,7 @@ def test_weights_that_are_not_finite_are_refused(run):
 
 
 def test_a_replay_buffer_that_claims_more_steps_than_it_holds_is_refused(tmp_path, tiny):
-    """The rows that it says there are, are not made before they are there."""
+    """Declared rows are not allocated before they exist."""
     with closing(tiny.env.build(2)) as env:
         run_dir.create(tmp_path / "run", tiny, 0, "cpu", env.spec)
         memory = ReplayBuffer(9, env.spec.empty_transition(2), "cpu")

@@ -1,4 +1,4 @@
-"""The critics of the drives foresee what is still to come, and a limit goes before all else."""
+"""The value critics predict the future cost of each drive, and a limit goes before all else."""
 
 from __future__ import annotations
 
@@ -62,21 +62,21 @@ from tests.conftest import Stepping, make_context, stepwise
 CHANNELS = ("reward", "damage")
 DISCOUNT = 0.8
 FOREVER = 1 / (1 - DISCOUNT)
-"""What a cost of 1 at every step comes to."""
+"""The discounted sum of a cost of 1 at every step."""
 FAR_AWAY = EnvConfig(id="ami/TwoRooms-v0")
-"""Nobody lives in it: memory is filled by hand."""
+"""No agent acts in it: the replay buffer is filled by hand."""
 
 
 class AsItIs(nn.Module):
-    """A state that is nothing but what is seen."""
+    """A state that is the observation alone."""
 
     def forward(self, obs: Tensor, gains: ModalityWeights) -> Tensor:
         return obs
 
 
 def remembering(positions: Tensor, interoception: Tensor, done: Tensor) -> Agent:
-    """An agent that lived so, once: places `[B, T + 1, D]`, what was felt on arrival `[B, T, 2]`,
-    where life ended `[B, T]`."""
+    """An agent with these episodes: positions `[B, T + 1, D]`, interoception on arrival
+    `[B, T, 2]`, where an episode ended `[B, T]`."""
     count, steps, size = *interoception.shape[:2], positions.shape[-1]
     config = override(
         recipes.two_rooms(),
@@ -111,8 +111,8 @@ def remembering(positions: Tensor, interoception: Tensor, done: Tensor) -> Agent
 
 
 def settled(interoception: Tensor, steps: int = 12) -> Agent:
-    """Lives that stay where they are, each in a place of its own, and feel the same at every step:
-    `[B, 2]`."""
+    """Episodes that stay where they are, each at a position of its own, with the same interoception
+    at every step: `[B, 2]`."""
     here = torch.eye(len(interoception))[:, None].expand(-1, steps + 1, -1)
     every = interoception[:, None].expand(-1, steps, -1)
     return remembering(here, every, torch.zeros(len(interoception), steps, dtype=torch.bool))
@@ -123,16 +123,16 @@ def make_stage(steps: int = 300, **how: Any) -> TrainValue:
     return TrainValue(optim=optim, length=3, ema_decay=0.8, **how)
 
 
-def take(agent: Agent, foresee: TrainValue) -> None:
-    stage_run = foresee.start(agent, FAR_AWAY, seed=1)
+def take(agent: Agent, stage: TrainValue) -> None:
+    stage_run = stage.start(agent, FAR_AWAY, seed=1)
     while stage_run.step < stage_run.total:
         stage_run.update()
     stage_run.finish()
 
 
 @torch.no_grad()
-def foreseen(agent: Agent, count: int) -> Tensor:
-    """In each of so many places, of pain and of reward; `[N, 2]`."""
+def predicted(agent: Agent, count: int) -> Tensor:
+    """At each of so many positions, of pain and of reward; `[N, 2]`."""
     return agent.cost.interoceptive_cost.value_critics(torch.eye(count))
 
 
@@ -174,24 +174,24 @@ def test_a_constant_cost_is_predicted_as_its_discounted_sum(trace):
     agent = settled(interoception)
     take(agent, make_stage(td_lambda=trace))
     by_hand = torch.stack([interoception[:, 1], -interoception[:, 0]], 1) * FOREVER
-    torch.testing.assert_close(foreseen(agent, 3), by_hand, rtol=0.05, atol=0)
+    torch.testing.assert_close(predicted(agent, 3), by_hand, rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("trace", [0.0, 1.0])
 def test_values_of_a_chain_are_learnt_and_end_with_the_episode(trace):
-    hurts = torch.tensor([0.0, 1.0, 0.0, 3.0])  # on arrival at the places 1 to 4
+    hurts = torch.tensor([0.0, 1.0, 0.0, 3.0])  # on arrival at the positions 1 to 4
     interoception = torch.stack([torch.zeros(4), hurts], -1)[None].expand(2, -1, -1)
     done = (torch.arange(4) == 3)[None].expand(2, -1)
     agent = remembering(torch.eye(5)[None].expand(2, -1, -1), interoception, done)
     take(agent, make_stage(td_lambda=trace))
     by_hand = [sum(DISCOUNT**k * c for k, c in enumerate(hurts[i:].tolist())) for i in range(4)]
-    learnt = foreseen(agent, 5)[:4, 0]
+    learnt = predicted(agent, 5)[:4, 0]
     torch.testing.assert_close(learnt, torch.tensor(by_hand), rtol=0.05, atol=0.05)
 
 
-class Whim(WorldModel):
-    """An imagination in which nothing moves, it hurts little to go one way, which is not rewarded,
-    and much to go the other, which is."""
+class StaticModel(WorldModel):
+    """An imagination in which nothing moves, going one way hurts little and is not rewarded,
+    and going the other way hurts much and is."""
 
     def __init__(self) -> None:
         super().__init__([], NoInteroception(), NoEnsemble(), action_dim=1)
@@ -208,13 +208,13 @@ class Whim(WorldModel):
     ("futures", "by_hand"), [(0, [1.0, 0.0]), (1, [1.0, -1.0]), (48, [0.2, -1.0])]
 )
 def test_the_value_of_a_state_is_the_cheapest_imagined_future(futures, by_hand):
-    """For each drive by itself. The only future imagined of one is rest, and what memory felt
-    dearer counts for nothing at an expectile of 1; with memory alone it has to count."""
+    """For each drive by itself. The only imagined future of one is rest, and costlier steps of
+    the buffer count for nothing at an expectile of 1; with the buffer alone they have to count."""
     agent = settled(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
-    agent.world_model = Whim()
+    agent.world_model = StaticModel()
     take(agent, make_stage(num_imagined=futures, expectile=1.0 if futures else 0.8, horizon=3))
     target = FOREVER * torch.tensor(by_hand).expand(2, -1)
-    torch.testing.assert_close(foreseen(agent, 2), target, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(predicted(agent, 2), target, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("futures", [0, 4])
@@ -291,7 +291,7 @@ def test_fractions_are_at_most_one(setting):
 
 
 class Table(nn.Module):
-    """Foresees what a table says of a place, which is the state; `[..., 1]` -> `[..., 1]`."""
+    """Predicts what a table says of a position, which is the state; `[..., 1]` -> `[..., 1]`."""
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()
@@ -302,7 +302,7 @@ class Table(nn.Module):
 
 
 HURTS = torch.tensor([0.0, 0.3, 0.0, 1.0, 0.2, 0.0])
-"""On arrival at each place of a chain, after which nothing more is felt."""
+"""On arrival at each position of a chain, after which there is no interoception."""
 
 
 def along(horizon: int) -> Rollout:
@@ -313,12 +313,12 @@ def along(horizon: int) -> Rollout:
     return Rollout(states, actions, actions[..., :0], interoception)
 
 
-def body(drives: tuple[str, ...], values: Tensor | None = None) -> InteroceptiveCost:
-    """One that foresees these values, or nothing."""
+def cost_of(drives: tuple[str, ...], values: Tensor | None = None) -> InteroceptiveCost:
+    """A cost with these values, or with none."""
     if values is None:
         return InteroceptiveCost(Drives(drives, CHANNELS), None, DISCOUNT)
-    foresight = ValueCritics(EnsembleHead([Table(values)]), len(drives), DISCOUNT)
-    return InteroceptiveCost(Drives(drives, CHANNELS), foresight)
+    value_critics = ValueCritics(EnsembleHead([Table(values)]), len(drives), DISCOUNT)
+    return InteroceptiveCost(Drives(drives, CHANNELS), value_critics)
 
 
 def test_of_several_critics_the_most_pessimistic_counts_and_each_is_trained():
@@ -334,7 +334,7 @@ def test_of_several_critics_the_most_pessimistic_counts_and_each_is_trained():
     built.all_values(state).sum().backward()
     assert all(p.grad is not None for p in built.parameters())
     far = built(1e4 * state).abs().max()
-    assert far < 10 * built(state).abs().max().clamp_min(1)  # normed: strange states stay in bounds
+    assert far < 10 * built(state).abs().max().clamp_min(1)  # normalised
 
 
 @pytest.mark.parametrize("horizon", range(1, 6))
@@ -342,7 +342,7 @@ def test_with_true_values_a_short_horizon_and_a_long_one_give_the_same_energy(ho
     values = torch.zeros(6)
     for i in reversed(range(5)):
         values[i] = HURTS[i + 1] + DISCOUNT * values[i + 1]
-    known = body(("pain",), values)(along(horizon), {})
+    known = cost_of(("pain",), values)(along(horizon), {})
     torch.testing.assert_close((known["pain"] + known["critic_pain"]).squeeze(), values[0])
 
 
@@ -354,15 +354,15 @@ def test_an_estimate_is_the_mean_of_the_estimates_of_every_length(horizon):
         for j in range(k):
             soon += DISCOUNT**j * float(HURTS[j + 1]) / horizon
         late += DISCOUNT**k * float(values[k]) / horizon
-    known = body(("pain",), values)(along(horizon), {})
+    known = cost_of(("pain",), values)(along(horizon), {})
     assert known["pain"].item() == pytest.approx(soon)
     assert known["critic_pain"].item() == pytest.approx(late)
-    single = body(("pain",))(along(horizon), {})
+    single = cost_of(("pain",))(along(horizon), {})
     assert {name: term.item() for name, term in single.items()} == {"pain": pytest.approx(soon)}
 
 
 def stairs(state: Tensor, actions: Tensor) -> Rollout:
-    """The world s' = s + a on a line, where to be high is rewarded and to be far from 0 hurts."""
+    """The dynamics s' = s + a on a line, where height is rewarded and distance from 0 hurts."""
     start = state[:, None, None].expand(-1, actions.shape[1], 1, -1)
     states = torch.cat([start, start + actions.cumsum(2)], 2)
     high = states[:, :, 1:]
@@ -372,7 +372,7 @@ def stairs(state: Tensor, actions: Tensor) -> Rollout:
 EYE = RolloutEvaluator(
     stairs,
     stepwise(stairs),
-    Cost(None, body(("pain", "reward")), NoEnsemble().disagreement),
+    Cost(None, cost_of(("pain", "reward")), NoEnsemble().disagreement),
     BoxActions(),
     1,
 )
@@ -411,7 +411,7 @@ def test_an_infeasible_limit_is_exceeded_as_little_as_possible(planner):
     least = CONSTRAINT_PENALTY * torch.tensor(
         [1.5 + 0.5, 0.5, 0.0]
     )  # full steps towards 0, though it
-    torch.testing.assert_close(plan.violation, least, atol=2.5, rtol=0)  # is high that is rewarded
+    torch.testing.assert_close(plan.violation, least, atol=2.5, rtol=0)  # being high is rewarded
 
 
 @settings(max_examples=60, deadline=None)
@@ -447,8 +447,8 @@ def test_after_termination_no_cost_and_no_limit_counts():
     future = Rollout(
         torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 0), interoception
     )
-    body = InteroceptiveCost(drives, None, DISCOUNT)
-    assert body(future, {"pain": 1.0})["limit pain"].item() == 1  # by the second step alone
+    cost = InteroceptiveCost(drives, None, DISCOUNT)
+    assert cost(future, {"pain": 1.0})["limit pain"].item() == 1  # by the second step alone
 
     agent = settled(torch.zeros(2, 2))
     stage_run = make_stage(num_imagined=1, horizon=3).start(agent, FAR_AWAY, seed=1)
@@ -475,4 +475,4 @@ def test_a_reward_that_never_occurred_can_still_be_learnt():
     layers = StandardizedHead(nn.Linear(1, 2), 2)
     layers.adapt(torch.stack([torch.zeros(50), torch.linspace(0, 1e-3, 50)], 1))
     assert layers.scale[0] == 1
-    assert 1e-4 < layers.scale[1] < 1e-3  # what is small is told in its own unit
+    assert 1e-4 < layers.scale[1] < 1e-3  # small numbers are learnt in their own unit

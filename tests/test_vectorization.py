@@ -1,5 +1,5 @@
-"""Whoever made a world and however many of it are stepped, no two lives are joined, and what goes
-wrong in it is told in one line."""
+"""However an environment is made and however many are stepped, no two episodes are joined, and an
+error in it is reported in one line."""
 
 from __future__ import annotations
 
@@ -22,61 +22,61 @@ from ami_agent.evaluation.policies import make_random_policy
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError
 
-SEEN, DONE = spaces.Box(-1e6, 1e6, (2,), np.float32), spaces.Discrete(2)
+OBS_SPACE, ACTION_SPACE = spaces.Box(-1e6, 1e6, (2,), np.float32), spaces.Discrete(2)
 
 
 class Count(gymnasium.Env):
-    """Shows which life this is and how many steps it has; ends, or runs out of time, after some."""
+    """Shows its episode and its steps; terminates, or is truncated, after some."""
 
-    observation_space, action_space = SEEN, DONE
-    lives = 0
+    observation_space, action_space = OBS_SPACE, ACTION_SPACE
+    num_episodes = 0
 
     def __init__(self, lasts=3, dies=True, fails_at=-1, shows=None) -> None:
         self.lasts, self.dies, self.fails_at, self.shows = lasts, dies, fails_at, shows
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.lives, self.moment = self.lives + 1, 0
+        self.num_episodes, self.moment = self.num_episodes + 1, 0
         self.luck = int(self.np_random.integers(1000))
-        return self._seen(), {}
+        return self._obs(), {}
 
     def step(self, action):
         self.moment += 1
         if self.moment == self.fails_at:
             raise RuntimeError("the rope broke")
         done = self.moment == self.lasts
-        return self._seen(), float(self.moment), done and self.dies, done and not self.dies, {}
+        return self._obs(), float(self.moment), done and self.dies, done and not self.dies, {}
 
-    def _seen(self):
-        shown = self.lives if self.shows is None or self.moment < 2 else float(self.shows)
+    def _obs(self):
+        shown = self.num_episodes if self.shows is None or self.moment < 2 else float(self.shows)
         return np.array([shown, self.moment], np.float32)
 
 
 class Waits(VectorEnv):
-    """The same as a batch that wants to be reset (DISABLED)."""
+    """The same as a batch that has to be reset (DISABLED)."""
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
 
     def __init__(self, num_envs=1) -> None:
         self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = SEEN, DONE
+        self.single_observation_space, self.single_action_space = OBS_SPACE, ACTION_SPACE
         self.observation_space, self.action_space = (
-            batch_space(space, num_envs) for space in (SEEN, DONE)
+            batch_space(space, num_envs) for space in (OBS_SPACE, ACTION_SPACE)
         )
-        self.lives, self.moment = np.zeros(num_envs), np.zeros(num_envs)
+        self.num_episodes, self.moment = np.zeros(num_envs), np.zeros(num_envs)
 
     def reset(self, *, seed=None, options=None):
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
-        self.lives, self.moment = self.lives + mask, np.where(mask, 0, self.moment)
-        return self._seen(), {"success": np.zeros(self.num_envs, bool)}
+        self.num_episodes, self.moment = self.num_episodes + mask, np.where(mask, 0, self.moment)
+        return self._obs(), {"success": np.zeros(self.num_envs, bool)}
 
     def step(self, actions):
         self.moment = self.moment + 1
         done = self.moment == 3 + np.arange(self.num_envs)
-        return self._seen(), self.moment.copy(), done, np.zeros_like(done), {"success": done}
+        return self._obs(), self.moment.copy(), done, np.zeros_like(done), {"success": done}
 
-    def _seen(self):
-        return np.stack([self.lives, self.moment], 1).astype(np.float32)
+    def _obs(self):
+        return np.stack([self.num_episodes, self.moment], 1).astype(np.float32)
 
 
 class Joined(Waits):
@@ -84,7 +84,7 @@ class Joined(Waits):
 
 
 def strict(num_envs=1):
-    """Gymnasium's own that want to be reset: they refuse to step what is over."""
+    """Gymnasium's own that has to be reset: it refuses to step what has ended."""
     return SyncVectorEnv([Count] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
 
 
@@ -138,9 +138,9 @@ def test_the_replay_buffer_never_joins_two_episodes(config):
         memory.add(step.transition)
     batch = memory.sample(600, 1, torch.Generator().manual_seed(0))
     before, after = batch.states[:, 0], batch.states[:, 1]
-    assert torch.equal(before[:, 0], after[:, 0])  # the same life
-    assert torch.equal(before[:, 1] + 1, after[:, 1])  # the next moment
-    assert torch.equal(batch.interoception[:, 0, 0], after[:, 1])  # what was felt came with it
+    assert torch.equal(before[:, 0], after[:, 0])  # the same episode
+    assert torch.equal(before[:, 1] + 1, after[:, 1])  # the next step
+    assert torch.equal(batch.interoception[:, 0, 0], after[:, 1])  # its interoception came with it
     lasts = 2 if config.max_episode_steps else 3
     dies = not config.max_episode_steps and config.options.get("dies", True)
     if config.id.endswith("Count-v0"):
@@ -250,7 +250,7 @@ def test_an_env_that_fails_within_an_episode_is_reported(vector):
         collect_data(config.build(2), 3)
 
 
-@pytest.mark.filterwarnings("ignore")  # Gymnasium has much to say about such worlds
+@pytest.mark.filterwarnings("ignore")  # Gymnasium warns about such environments
 def test_an_env_of_the_old_interface_and_one_outside_its_space_are_reported_apart():
     with pytest.raises(EnvError, match=r"failed in step: .*`info` returned"):
         collect_data(EnvConfig(id="ami-test/OldStyle-v0").build(1), 1)
@@ -271,7 +271,7 @@ def test_wrappers_that_hide_the_reference_policies_are_refused_unless_requested(
     EnvConfig(id="ami/TwoRooms-v0", vectorization_mode="sync", **output).build(2).close()
     EnvConfig(id="CartPole-v1", **output).build(
         2
-    ).close()  # is many by itself, and has nothing to hide
+    ).close()  # has a vector version, and nothing to hide
 
 
 @pytest.mark.parametrize("text", ["raise ValueError('oh')", "import sys; sys.exit(0)"])
@@ -282,7 +282,7 @@ def test_a_function_of_the_users_own_that_fails_is_reported_in_one_line(tmp_path
         call_function(f"{file}:make", "settings")
     file = tmp_path / "other_own.py"
     file.write_text(text)
-    for _ in range(2):  # nobody gets half of it the second time
+    for _ in range(2):  # the second error is not cut in half
         with pytest.raises(ConfigError, match=r"own\.py' can't be imported: (Value|SystemExit)"):
             call_function(f"{file}:make", "settings")
     with pytest.raises(ConfigError, match=r"'foo' must be FILE\.py:FUNCTION"):

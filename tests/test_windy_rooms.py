@@ -1,4 +1,4 @@
-"""What is true of Windy Rooms, whoever lives there."""
+"""Windy rooms."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from envs.windy_rooms import (
 )
 
 CPU = torch.device("cpu")
-ROOM = (0.17, 0.5)  # in the middle of the left room, where no gust meets anything
+ROOM = (0.17, 0.5)  # in the middle of the left room, where no gust leads into anything
 EVERY_LAYOUT = pytest.mark.parametrize("layout", range(4))
 
 
 def make_env(count=1, **settings):
-    """Worlds that tell in tensors, at the beginning of seed 0."""
+    """Environments with tensors as output, at the beginning of seed 0."""
     vec_env = WindyRoomsVectorEnv(count, output="torch", **settings)
     return vec_env, vec_env.reset(seed=0)[1]
 
 
 def put(vec_env, body, goal=(0.9, 0.9)):
-    """The worlds anew, with bodies and goals where a test wants them."""
+    """The environments with agents and goals where the test puts them."""
     target = {"factors": body, "goal_factors": goal}
     shape = (vec_env.num_envs, 2)
     options = {name: torch.as_tensor(position).expand(shape) for name, position in target.items()}
@@ -50,7 +50,7 @@ def noise(step, start, count):
 
 
 def collect_data(vec_env, steps, seed, act):
-    """What the worlds tell over some steps, actions too."""
+    """Observations, infos and actions over some steps."""
     obs, infos = vec_env.reset(seed=seed)
     text_out = [{"obs": obs, **infos}]
     for step in range(steps):
@@ -62,7 +62,7 @@ def collect_data(vec_env, steps, seed, act):
 
 
 def mean_return(act, count=500, **settings):
-    """What the worlds tell at the end of an episode."""
+    """The infos at the end of an episode."""
     vec_env, infos = make_env(count, **settings)
     for _ in range(vec_env.max_episode_steps):
         *_, infos = vec_env.step(act(vec_env))
@@ -75,7 +75,7 @@ def ignore_hazards(vec_env):
 
 
 def gap_to(pit, position):
-    """Places [..., 2] -> how far they are from the pit [...]."""
+    """Positions [..., 2] -> their distance to the pit [...]."""
     return torch.maximum(pit.low - position, position - pit.high).clamp(min=0).norm(dim=-1)
 
 
@@ -205,7 +205,7 @@ def test_the_agent_moves_by_its_action_at_most_a_step_and_walls_stop_it():
 
 @EVERY_LAYOUT
 def test_no_step_jumps_over_the_pit_or_a_corner_of_it(layout):
-    """Ways of the longest gust from about the pit, against each looked at in 2000 places."""
+    """Ways of the longest gust from about the pit, each checked at 2000 points."""
     pit, rng = sample_pit(layout, CPU), torch.Generator().manual_seed(layout)
     body = pit.low - 0.15 + torch.rand(3000, 2, generator=rng) * (pit.high - pit.low + 0.3)
     body = body[~pit.contains(body)]
@@ -289,7 +289,7 @@ def test_gusts_of_probability_zero_and_one(wind, fraction):
 
 
 def test_the_wind_does_not_depend_on_the_agents_actions():
-    """And after a body has fallen it goes on, so that no action shifts anybody's luck."""
+    """After a fall it goes on, so that no action shifts the random numbers of others."""
     left, right = (make_env(300, gust_prob=0.5)[0] for _ in range(2))
     put(left, ROOM), put(right, ROOM)
     push = torch.tensor([1.0, 0.0]).expand(300, 2)
@@ -460,7 +460,7 @@ def test_the_behaviour_policy_goes_everywhere_at_every_speed_and_sometimes_falls
     assert (length < 0.5).float().mean() > 0.25
     free = positions[~vec_env.pit.contains(positions)]
     counts = np.histogramdd(free.numpy(), bins=5, range=((0, 1), (0, 1)))[0]
-    edges = np.delete(counts.flatten(), [11, 12, 13])  # all but where there is pit
+    edges = np.delete(counts.flatten(), [11, 12, 13])  # all but the pit
     assert edges.min() > 0.25 * edges.mean()
     assert 0.25 < vec_env.state.fallen.float().mean() < 0.6
 

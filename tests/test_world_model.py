@@ -1,4 +1,4 @@
-"""What is imagined follows from what is done, and what is seen from the pixels."""
+"""Imagined futures follow from actions, and encodings from pixels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ENCODERS = {
     "vector": ImageEncoderConfig(patch=4, channels=3, hidden=8, state_dim=5),
     "map": SpatialEncoderConfig(patch=4, channels=2, hidden=4),
     "points": KeypointEncoderConfig(channels=3, points=2, hidden=8, state_dim=5),
-    "senses": MultiModalEncoderConfig(patch=4, hidden=8, vector_dim=4, image_dim=5),
+    "multi_modal": MultiModalEncoderConfig(patch=4, hidden=8, vector_dim=4, image_dim=5),
 }
 DYNAMICS = {
     "vector": MLPDynamicsConfig(hidden=8),
@@ -46,7 +46,7 @@ DYNAMICS = {
     "map": ConvDynamicsConfig(hidden=4),
 }
 PIXELS = (2, 14, 14)  # three whole patches a side, and two pixels over
-FELT = 3  # I
+NUM_SIGNALS = 3  # I
 
 any_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 any_dynamics = pytest.mark.parametrize("dynamics", DYNAMICS)
@@ -62,7 +62,7 @@ def picture(count: int = 3, seed: int = 0) -> Tensor:
 
 
 def awake(module: nn.Module) -> nn.Module:
-    """No weight is zero any more, as after some learning."""
+    """No weight is zero any more, as after some training."""
     with torch.no_grad():
         for index, parameter in enumerate(module.parameters()):
             parameter.copy_(0.3 * normal(*parameter.shape, seed=index))
@@ -74,17 +74,17 @@ def world_model(dynamics: str, shape: tuple[int, int, int] = (2, 3, 3)) -> World
 
 
 def fresh_model(dynamics: str, shape: tuple[int, int, int]) -> WorldModel:
-    torch.manual_seed(0)  # the waves
+    torch.manual_seed(0)  # the Fourier features
     config = WorldModelConfig(
         dynamics=DYNAMICS[dynamics],
         interoception_head=InteroceptionHeadConfig(hidden=4),
         ensemble=EnsembleConfig(members=2, hidden=4),
     )
-    return config.build(shape, 2, FELT)
+    return config.build(shape, 2, NUM_SIGNALS)
 
 
 def make_evaluators(encoder: str) -> nn.Module:
-    """Who sees one picture."""
+    """An encoder of one image."""
     return awake(ENCODERS[encoder].build({"obs": PIXELS}))
 
 
@@ -112,7 +112,7 @@ def test_an_action_changes_the_future_and_never_the_past(dynamics):
 
 @any_dynamics
 def test_candidates_are_imagined_independently(dynamics):
-    # in doubles: waves make much of what is rounded otherwise in a batch
+    # in doubles: Fourier features amplify differences of rounding between batch sizes
     model, state = world_model(dynamics).double(), normal(3, 18).double()
     actions = normal(3, 4, 5, 2).double()
     together = model.imagine(state, actions).states
@@ -182,7 +182,7 @@ def test_any_encoder_goes_with_any_dynamics(encoder, dynamics):
     rollout = model.imagine(state, actions)
     future = rollout.states
     assert future.shape == (3, 2, 5, state.shape[1])
-    assert rollout.interoception.shape == (3, 2, 4, FELT)
+    assert rollout.interoception.shape == (3, 2, 4, NUM_SIGNALS)
     uncertainty = model.ensemble.disagreement(future[:, :, :-1], actions)
     assert uncertainty.shape == (3, 2, 4)
     guessed = model.level(0).dynamics.inverse(future[:, :, :-1], future[:, :, 1:])
@@ -245,7 +245,7 @@ def test_an_image_encoder_refuses_other_modalities(encoder):
 @pytest.mark.parametrize("shape", [(), (3, 8, 3), (2, 2, 2), (3, 8, 8, 1)])
 def test_inputs_of_no_modality_are_refused_by_name(shape):
     with pytest.raises(ConfigError, match=r"'left' has shape .* at least 4 by 4"):
-        ENCODERS["senses"].build({"right": PIXELS, "left": shape})
+        ENCODERS["multi_modal"].build({"right": PIXELS, "left": shape})
 
 
 def sensed(count: int = 3, seed: int = 0) -> dict[str, Tensor]:
@@ -253,14 +253,14 @@ def sensed(count: int = 3, seed: int = 0) -> dict[str, Tensor]:
     return {"sight": picture(count, seed), "touch": touch, "things": things}
 
 
-def body() -> nn.Module:
-    """Who sees a picture, feels seven numbers and knows of four things."""
+def multi_modal() -> nn.Module:
+    """An encoder of an image, of seven numbers and of a set of four objects."""
     shapes = {name: tuple(part.shape[1:]) for name, part in sensed().items()}
-    return awake(ENCODERS["senses"].build(shapes))
+    return awake(ENCODERS["multi_modal"].build(shapes))
 
 
 def test_a_set_of_objects_is_encoded_by_shared_weights_each_into_its_own_part_of_the_state():
-    perception, here, order = body(), sensed(), [2, 0, 3, 1]
+    perception, here, order = multi_modal(), sensed(), [2, 0, 3, 1]
     state = perception(here, {})
     turned = perception({**here, "things": here["things"][:, order]}, {})
     parts, others = (s[:, -16:].unflatten(1, (4, 4)) for s in (state, turned))
@@ -274,7 +274,7 @@ def test_a_set_of_objects_is_encoded_by_shared_weights_each_into_its_own_part_of
 
 
 def test_each_modality_changes_the_state_and_one_of_weight_0_cannot():
-    perception, here = body(), sensed()
+    perception, here = multi_modal(), sensed()
     for name in here:
         other = {**here, name: sensed(seed=1)[name]}
         for gain in (0.0, 0.5, 1.0):
@@ -283,11 +283,11 @@ def test_each_modality_changes_the_state_and_one_of_weight_0_cannot():
 
 
 def test_a_modality_weight_may_differ_from_step_to_step():
-    perception, here, gains = body(), sensed(), torch.tensor([0.0, 0.5, 1.0])
-    together = perception(here, {"touch": gains})
+    perception, here, weights = multi_modal(), sensed(), torch.tensor([0.0, 0.5, 1.0])
+    together = perception(here, {"touch": weights})
     for projected_step in range(3):
         single = {name: part[projected_step, None] for name, part in here.items()}
-        state = perception(single, {"touch": float(gains[projected_step])})
+        state = perception(single, {"touch": float(weights[projected_step])})
         torch.testing.assert_close(together[projected_step], state[0])
 
 
@@ -297,9 +297,9 @@ def test_the_online_target_passes_gradients():
 
 
 class Straight(nn.Linear):
-    """Perceives a vector as it is, but for its weights."""
+    """Encodes a vector as it is, but for its weights."""
 
-    def forward(self, obs: Observation, gains: ModalityWeights) -> Tensor:
+    def forward(self, obs: Observation, weights: ModalityWeights) -> Tensor:
         return super().forward(obs)
 
 

@@ -1,5 +1,5 @@
 """Components of the user's own: the files and commands of the documentation work as they stand,
-what does not fit is named in one line, and a run folder makes no file be imported."""
+what does not fit is named in one line, and a run folder imports no file."""
 
 import re
 import shlex
