@@ -19,7 +19,7 @@ demo: $(READY)  ## train the default recipe, evaluate both modes, draw the plann
 	$(BIN)/ami train two-rooms --out runs/demo
 	$(BIN)/ami show runs/demo
 
-test: $(READY)  ## all tests, including the few that train an agent
+test: $(VENV)/docs-ready  ## all tests, including the few that train an agent
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 $(LOWEST)/ready: pyproject.toml constraints-lowest.txt

@@ -48,9 +48,12 @@ class Progress:
         now = time.monotonic()
         if now - self._last_shown >= self._every or self._done >= self._total:
             self._last_shown = now
-            rate = (self._done - self._start) / max(now - self._started, 1e-9)
+            num_done = self._done - self._start
+            rate = num_done / max(now - self._started, 1e-9)
             left = max(self._total - self._done, 0) / max(rate, 1e-9)
-            texts = [f"{rate:.3g}/s", f"{format_duration(left)} left"]
+            texts = [f"{rate:.3g}/s"]
+            if num_done >= min(10, 0.01 * self._total):  # the first step may take long
+                texts.append(f"{format_duration(left)} left")
             texts += [f"{name} {float(value):.3g}" for name, value in values.items()]
             self._show(self._done, "  ".join(texts))
 

@@ -26,7 +26,10 @@ from ami_agent.training import OfflineActorCritic
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "runs" / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "runs" / "README.md",
+    *sorted(DOCS.rglob("*.md")),
+]  # fmt: skip
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 CODE = {name: re.findall(r"```python\n(.*?)```", text, re.DOTALL) for name, text in TEXTS.items()}
 PLACEHOLDERS = {
@@ -46,6 +49,27 @@ def commands(program: str) -> list[str]:
         lines = [line.partition(" #")[0].strip() for line in [*blocks.splitlines(), *inline]]
         found |= {line for line in lines if line.startswith(f"{program} ")}
     return sorted(found)
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_code_block_is_of_a_kind_that_is_executed(page):
+    opened = re.findall(r"^ *```(.*)$", TEXTS[page], re.MULTILINE)[::2]
+    kinds = {re.sub(r' title="my_\w+\.py"', " file", kind) for kind in opened}
+    executed = {"python", "bash", "text"}
+    if page == "docs/your-module.md":
+        executed = {"python file", "sh", "py"}  # by test_your_module.py
+    assert kinds <= executed
+
+
+def test_every_program_of_the_shell_blocks_is_checked():
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", "".join(TEXTS.values()), re.DOTALL))
+    programs = {line.split()[0] for line in blocks.splitlines() if line.strip()}
+    assert programs == {"ami", "make", "tensorboard"}  # the last is no program of ours
+
+
+@pytest.mark.parametrize("command", commands("make"))
+def test_a_target_of_the_documentation_is_in_the_makefile(command):
+    assert f"\n{command.split()[1]}:" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("page", [name for name, blocks in CODE.items() if blocks])
@@ -145,8 +169,7 @@ def test_every_public_name_has_a_place_in_the_reference():
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
-    pytest.importorskip("mkdocs")
-    pytest.importorskip("mkdocstrings")
+    pytest.importorskip("mkdocstrings", reason="the extra `docs` is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)

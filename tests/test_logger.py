@@ -82,6 +82,15 @@ def test_progress_is_plain_lines_without_a_terminal(tmp_path, monkeypatch):
     assert last.endswith("/s  0 s left")
 
 
+def test_the_time_left_is_not_estimated_from_the_first_of_many_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(logger, "LINE_EVERY", 0.0)
+    console = make_console()
+    with closing(logger.RunLogger(tmp_path, console)) as out, out.progress("a", 5000) as progress:
+        for steps in (1, 9):
+            progress.advance(steps)
+    assert [" left" in line for line in console.file.getvalue().splitlines()] == [False, True]
+
+
 def test_the_rate_is_that_of_this_process_not_of_the_resumed_run(tmp_path):
     console = make_console()
     out = logger.RunLogger(tmp_path, console)

@@ -86,6 +86,19 @@ def test_the_commands_of_the_documentation_work_unchanged(file, files):
             assert run(command) == 0, command
 
 
+def test_the_python_of_the_documentation_trains_an_agent_and_loads_it(files, monkeypatch):
+    custom.allow_components(["my_encoder.py"])
+    names = {"ami": ami, "MyEncoderConfig": custom.component_class("my_encoder.MyEncoderConfig")}
+    paths = {f"stages.{n.replace('-', '_')}": value for n, value in (SHORT | DISTILL).items()}
+    train = ami.train
+    monkeypatch.setattr(
+        ami, "train", lambda config, out: train(ami.override(config, paths), out=out)
+    )
+    (code,) = re.findall(r"```py\n(.*?)```", PAGE, re.S)
+    exec(code, names)
+    assert names["agent"].shape == (16, 1, 1)
+
+
 def test_a_run_folder_imports_no_file(files, capsys):
     assert run(COMMANDS[0]) == 0
     folder = files / "runs" / "two-rooms" / "0"
