@@ -229,6 +229,16 @@ def test_a_change_of_the_size_of_the_replay_buffer_is_refused(tiny, tmp_path):
         run_dir.check_resumable(run, longer, 0)
 
 
+def test_a_setting_that_does_not_change_the_result_may_be_changed_on_resume(tiny, tmp_path):
+    run = tmp_path / "run"
+    stopped(tiny, run, "distill_policy")
+    patient = override(tiny, {"env.step_timeout": 900.0, "eval_env.step_timeout": 0.0})
+    check(patient, run, 0, resume=True)
+    run_dir.check_resumable(run, patient, 0)
+    run_dir.apply_new_settings(run, patient)
+    assert run_dir.config_of(run) == patient
+
+
 def test_nothing_has_begun_before_the_first_checkpoint(tiny, tmp_path):
     run_dir.create(tmp_path / "run", tiny, 0, "cpu")
     changed = override(tiny, {"stages.train_jepa.length": 2})

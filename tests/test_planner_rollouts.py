@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ami_agent import recipes
-from ami_agent.adapters.env import rollout
+from ami_agent.adapters.env import EnvAdapter, rollout
 from ami_agent.agent import Agent, Controller
 from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.evaluation.policies import EpisodeStart, agent_policy_factory
@@ -107,6 +107,31 @@ def test_a_new_episode_has_a_new_goal(config, monkeypatch):
     assert all(torch.equal(goals[0], goal) for goal in [*goals[:3], named[0]])
     assert not torch.equal(goals[2], goals[4])  # the step in between only resets
     assert all(torch.equal(goals[4], goal) for goal in (goals[5], named[3]))
+
+
+@pytest.mark.parametrize(
+    "first", [TaskSpec(goal_source="env"), TaskSpec(weights={"control_cost": 1.0})]
+)
+def test_a_task_that_begins_within_an_episode_has_the_goal_of_its_reset(config, first, monkeypatch):
+    tasks = {"first": first, "second": TaskSpec(goal_source="env")}
+    agent = experienced(override(config, {"tasks": tasks}), "collect")
+    step, goals = EnvAdapter.step, []
+
+    def without_goal(self, obs, action):
+        result = step(self, obs, action)
+        return result._replace(info={k: v for k, v in result.info.items() if "goal" not in k})
+
+    monkeypatch.setattr(EnvAdapter, "step", without_goal)
+    stage_run = CollectWithPlanner(steps=4).start(agent, config.env, SEED)
+    at_reset = agent.encode(stage_run.env.goal(stage_run.episode_start.info))
+    act = Controller.act
+    monkeypatch.setattr(
+        Controller, "act", lambda self, obs: goals.append(self.context.goal) or act(self, obs)
+    )
+    while stage_run.step < stage_run.total:
+        stage_run.update()
+    stage_run.finish()
+    assert all(torch.equal(goal, at_reset) for goal in goals[2:])
 
 
 def test_dynamics_finetuning_learns_from_the_latest_steps_and_leaves_perception_alone(config):

@@ -30,29 +30,18 @@ PolicyFactory = Callable[[EpisodeStart, int], ActFn]
 """The start of episodes and a seed -> a policy for them."""
 
 
-class TaskTracker:
-    """A task in environments whose episodes end at different times."""
+class EnvGoals:
+    """The goal that each environment named last; some name it only in the info of a reset."""
 
-    def __init__(self, task_spec: TaskSpec) -> None:
-        self.task_spec = task_spec
-        self.start: Observation | None = None  # [B, *O]: the first of each episode
-        self.goal: Observation | None = None  # [B, *O]: the goal that each environment named last
+    goal: Observation | None = None  # [B, *O]
 
-    def task(self, start: EpisodeStart, mode: str) -> Task:
-        """The task of the episodes now in progress; ConfigError where an environment should name a
-        goal and doesn't."""
-        goal = None
-        if self.task_spec.goal_source == "current":
-            goal = self.start = _where_reset(self.start, start.obs, start.reset_mask)
-        elif self.task_spec.goal_source == "env":
-            goal = self.goal = self._env_goal(start)
-        return self.task_spec.to_task(goal, mode)
-
-    def _env_goal(self, start: EpisodeStart) -> Observation:
-        """The goal that each environment named last; some name it only in the info of a reset."""
+    def __call__(self, start: EpisodeStart) -> Observation:
+        """The goals of the episodes now in progress; ConfigError where an environment should name
+        one and doesn't."""
         named = torch.as_tensor(reported(start.info, "goal", batch_size(start.obs)))
         if named.all() or (self.goal is None and not named.any()):
-            return start.env.goal(start.info)
+            self.goal = start.env.goal(start.info)
+            return self.goal
         missing = ~named
         if self.goal is not None and start.reset_mask is not None:
             missing = missing & start.reset_mask.cpu()
@@ -62,9 +51,30 @@ class TaskTracker:
                 "the agent needs one"
             )
         assert self.goal is not None
-        if not named.any():
-            return self.goal
-        return _where_reset(self.goal, start.env.goal(start.info), named)
+        if named.any():
+            self.goal = _where_reset(self.goal, start.env.goal(start.info), named)
+        return self.goal
+
+
+class TaskTracker:
+    """A task in environments whose episodes end at different times. `goals`: those of tasks that
+    take turns within an episode."""
+
+    def __init__(self, task_spec: TaskSpec, goals: EnvGoals | None = None) -> None:
+        self.task_spec = task_spec
+        self.start: Observation | None = None  # [B, *O]: the first of each episode
+        self.goals = EnvGoals() if goals is None and task_spec.goal_source == "env" else goals
+
+    def task(self, start: EpisodeStart, mode: str) -> Task:
+        """The task of the episodes now in progress; ConfigError where an environment should name a
+        goal and doesn't."""
+        # read for tasks without a goal too: the next task may begin within this episode
+        goal = None if self.goals is None else self.goals(start)
+        if self.task_spec.goal_source == "none":
+            goal = None
+        elif self.task_spec.goal_source == "current":
+            goal = self.start = _where_reset(self.start, start.obs, start.reset_mask)
+        return self.task_spec.to_task(goal, mode)
 
 
 def _where_reset(
@@ -86,11 +96,12 @@ def agent_policy_factory(
     task_spec: TaskSpec,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     controller: Controller | None = None,
+    goals: EnvGoals | None = None,
 ) -> PolicyFactory:
     """The agent as a policy; `on_plan` is called with every plan. `controller`: one that takes
-    tensors; every new policy resets it."""
+    tensors; every new policy resets it. `goals`: as in `TaskTracker`."""
     controller = controller or agent.controller(tensors=True)
-    task_tracker = TaskTracker(task_spec)
+    task_tracker = TaskTracker(task_spec, goals)
 
     def make_policy(start: EpisodeStart, seed: int) -> ActFn:
         controller.reset(start.reset_mask)

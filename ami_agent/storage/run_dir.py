@@ -190,10 +190,12 @@ def _commit() -> str | None:
 
 def check_resumable(run: Path, config: Config, seed: int) -> None:
     """Raises ConfigError for a setting, or seed, other than the run was started with, unless it is
-    a setting of a stage that has not begun."""
+    a setting of a stage that has not begun, or does not change the result."""
     before = config_of(run)
     started, refused = _started_stages(run, before), []
     for difference in changed_settings(before, config):
+        if difference.startswith(CHANGEABLE):
+            continue
         setting, _, values = difference.partition(" ")
         stage = setting.removeprefix("stages.").partition(".")[0]
         if stage not in config.stages:

@@ -23,6 +23,7 @@ from ami_agent.adapters.fault_tolerance import WorkerDied
 from ami_agent.adapters.make import Options
 from ami_agent.agent import Agent
 from ami_agent.evaluation.policies import (
+    EnvGoals,
     EpisodeStart,
     PolicyFactory,
     agent_policy_factory,
@@ -74,9 +75,11 @@ class CollectWithPlanner(Stage):
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         envs = env.build(agent.replay_buffer.num_envs, agent.device, **self.options)
         controller = agent.controller(tensors=True)  # one short-term memory for all tasks
+        tasks = agent.tasks.values()
+        goals = EnvGoals() if any(task.goal_source == "env" for task in tasks) else None
         policies = [
-            agent_policy_factory(agent, "plan", task_spec, controller=controller)
-            for task_spec in agent.tasks.values()
+            agent_policy_factory(agent, "plan", task, controller=controller, goals=goals)
+            for task in tasks
         ]
         return PlannerCollector(agent.eval(), envs, self.steps, policies, seed)
 
