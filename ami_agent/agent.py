@@ -102,6 +102,10 @@ class Agent(nn.Module):
                     "are too large for this agent"
                 )
         context = self.configurator.context(task, goal.to(self.device))
+        without_goal = replace(task, goal=None)
+        known = [spec.to_task(None, task.mode) for spec in self.tasks.values()]
+        if without_goal in known:
+            context = context._replace(task=known.index(without_goal))
         self.cost.validate_weights(context.weights)
         if context.weights.get("boredom"):
             reference_obs = self.reference_obs.observations()

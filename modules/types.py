@@ -191,6 +191,9 @@ class TaskContext(NamedTuple):
     step_scale: Tensor  # [B]: distance in representation space that a full action covers
     upper_plans: Tensor  # [B, L - 1, H, D]: plans of the levels above, top first; `goal` is theirs
     noise: Tensor | None = None  # [K, H, U] in [0, 1): what the sampled futures of a plan share
+    task: int = (
+        0  # index of the agent's task that differs in goal and mode alone; 0 if there's none
+    )
 
     def select(self, env_ids: Tensor) -> TaskContext:
         """The context of some of the environments, `[N]` indices or a mask."""

@@ -431,6 +431,31 @@ def test_the_predicted_energy_of_every_task_has_its_own_scale():
     ]  # the task with the nearest vector
 
 
+def test_tasks_of_the_same_vector_have_scales_of_their_own(tiny):
+    """Without `conditioned_on` all task vectors are empty."""
+    tasks = {
+        "near": tiny.tasks["reach"],
+        "weighted": replace(tiny.tasks["reach"], weights={"critic": 100.0}),
+    }
+    distil = replace(tiny.stages["distill_policy"], rounds=2, num_envs=4, steps=2)
+    changes = {"tasks": tasks, "stages.distill_policy": distil}
+    agent, env = make_policy(override(tiny, changes), num_envs=4)
+    obs, _ = env.reset(0)
+    stage_run = distil.start(agent, tiny.env, seed=1)
+    while stage_run.step < stage_run.total:
+        stage_run.update()
+    predictor, labels = agent.plan_energy_predictor, stage_run.all_labels
+    for index, name in enumerate(tasks):
+        context = agent.context(tasks[name].to_task(obs, "auto"))
+        own = labels.energy[labels.task == index]
+        assert len(own) == 8
+        std = predictor.energy_std(context.task_vector, context.task)
+        torch.testing.assert_close(std, own.std(correction=0).expand(4))
+    assert predictor.scale[1] > 10 * predictor.scale[0]
+    unknown = agent.context(replace(tasks["near"].to_task(obs, "auto"), horizon=2))
+    assert unknown.task == 0
+
+
 def test_the_ignored_energy_depends_on_the_task():
     expectation = PlanEnergyPredictor(
         Says(lambda output: torch.zeros(len(output))), num_tasks=2, task_dim=1
@@ -563,7 +588,7 @@ def test_the_predictor_is_trained_on_the_energies_of_plans(tiny):
     stage_run = distil.start(agent, tiny.env, seed=1)
     while stage_run.step < stage_run.total:
         stage_run.update()
-    state, goal, condition, _, energy = stage_run.all_labels
+    state, goal, condition, _, energy, _ = stage_run.all_labels
     torch.testing.assert_close(agent.plan_energy_predictor.mean, energy.mean()[None])
     torch.testing.assert_close(agent.plan_energy_predictor.scale, energy.std(correction=0)[None])
     torch.testing.assert_close(agent.plan_energy_predictor.task_vectors, condition[:1])

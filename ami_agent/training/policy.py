@@ -200,6 +200,7 @@ class Label(NamedTuple):
     task_vector: Tensor  # [N, W]
     action: Tensor  # [N, A]
     energy: Tensor  # [N]
+    task: Tensor  # [N]: the index of the task
 
 
 class DAggerRun(SGDStageRun):
@@ -223,10 +224,12 @@ class DAggerRun(SGDStageRun):
         """Takes these as all labels, and fits the predictor's units to their energies."""
         self.labels = list(labels)
         self.all_labels = Label(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
-        tasks = len(self.agent.tasks)
-        for task in range(min(tasks, len(labels))):
-            energy = torch.cat([label.energy for label in labels[task::tasks]])
-            self.agent.plan_energy_predictor.adapt(task, labels[task].task_vector[0], energy)
+        predictor, energy = self.agent.plan_energy_predictor, self.all_labels.energy
+        predictor.mean.fill_(energy.mean())  # of tasks that have no labels
+        predictor.scale.fill_(energy.std(correction=0).clamp_min(1e-30))
+        for task in self.all_labels.task.unique().tolist():
+            own = self.all_labels.task == task
+            predictor.adapt(task, self.all_labels.task_vector[own][0], energy[own])
 
     @torch.no_grad()
     def _collect_labels(self, round_index: int) -> Label:
@@ -258,7 +261,10 @@ class DAggerRun(SGDStageRun):
             plan, carry = self.agent.planner(state, context, carry)
             own_action = self.agent.policy(state, context.goal, context.task_vector)
             target = plan.action if is_imitated else own_action
-            labels.append(Label(state, context.goal, context.task_vector, target, plan.energy))
+            task = torch.full((len(state),), context.task, device=state.device)
+            labels.append(
+                Label(state, context.goal, context.task_vector, target, plan.energy, task)
+            )
             action = self._with_noise(
                 plan.action if round_index < len(tasks) else own_action, generator
             )
@@ -276,8 +282,8 @@ class DAggerRun(SGDStageRun):
         indices = torch.randint(len(self.all_labels.state), size, generator=generator)
         label = Label(*(part[indices.to(part.device)] for part in self.all_labels))
         predictor = self.agent.plan_energy_predictor
-        expected = predictor(label.state, label.goal, label.task_vector)
-        error = (expected - label.energy) / predictor.energy_std(label.task_vector)
+        expected = predictor(label.state, label.goal, label.task_vector, label.task)
+        error = (expected - label.energy) / predictor.energy_std(label.task_vector, label.task)
         return {
             **behaviour_cloning_loss(
                 self.agent.policy, label.state, label.goal, label.task_vector, label.action

@@ -35,7 +35,8 @@ from modules.types import (
 class PlanEnergyPredictor(nn.Module):
     """Predicts the energy of the plan that Mode-2 would find, trained on its plans: state, goal and
     task vector `[B, ...]` -> `[B]`. The energies of K tasks differ by orders of magnitude, so each
-    task has its own mean and standard deviation, found by its task vector."""
+    task has its own mean and standard deviation, found by its task vector, and by its index `task`
+    (an int or `[B]`) among tasks of the same vector."""
 
     task_vectors: Tensor  # [K, W]; infinite for tasks without training
     mean: Tensor  # [K]
@@ -48,18 +49,23 @@ class PlanEnergyPredictor(nn.Module):
         self.register_buffer("mean", torch.zeros(num_tasks))
         self.register_buffer("scale", torch.ones(num_tasks))
 
-    def forward(self, state: Tensor, goal: Tensor, task_vector: Tensor) -> Tensor:
+    def forward(
+        self, state: Tensor, goal: Tensor, task_vector: Tensor, task: int | Tensor = 0
+    ) -> Tensor:
         inputs = torch.cat([state, goal, goal - state, task_vector], -1)
-        task_index = self._task_index(task_vector)
-        return self.mean[task_index] + self.scale[task_index] * self.layers(inputs).squeeze(-1)
+        index = self._task_index(task_vector, task)
+        return self.mean[index] + self.scale[index] * self.layers(inputs).squeeze(-1)
 
-    def energy_std(self, task_vector: Tensor) -> Tensor:
+    def energy_std(self, task_vector: Tensor, task: int | Tensor = 0) -> Tensor:
         """`[B, W]` -> the standard deviation of the plan energies of that task, `[B]`."""
-        return self.scale[self._task_index(task_vector)]
+        return self.scale[self._task_index(task_vector, task)]
 
-    def _task_index(self, task_vector: Tensor) -> Tensor:
-        """`[B, W]` -> the index of the nearest task vector, `[B]`."""
-        return (task_vector[:, None] - self.task_vectors).abs().sum(-1).argmin(1)
+    def _task_index(self, task_vector: Tensor, task: int | Tensor) -> Tensor:
+        """`[B, W]` -> the index of the nearest task vector, `[B]`: `task` if it is as near."""
+        distance = (task_vector[:, None] - self.task_vectors).abs().sum(-1)  # [B, K]
+        least, nearest = distance.min(1)
+        own = torch.zeros_like(nearest) + task
+        return torch.where(distance.gather(1, own[:, None]).squeeze(1) <= least, own, nearest)
 
     @torch.no_grad()
     def adapt(self, task: int, task_vector: Tensor, energy: Tensor) -> None:
@@ -179,7 +185,8 @@ class AdaptiveActor:
         if last_plan is None or len(last_plan.energy) != len(state):
             last_plan = LastPlan.none(plan.energy)
         last_plan = last_plan.advance()
-        slack = self.config.slack * self.plan_energy_predictor.energy_std(context.task_vector)
+        std = self.plan_energy_predictor.energy_std(context.task_vector, context.task)
+        slack = self.config.slack * std
         needs_planning = last_plan.expired(without_nan(plan.energy) - slack) & self._loses_too_much(
             state, energies, slack, context
         )
@@ -208,7 +215,9 @@ class AdaptiveActor:
         """Energies `[B, P]`, the last that of resting -> `[B]` bool: where the best of the others
         loses too much of the predicted gain of planning over resting."""
         energy, rest_energy = energies[:, :-1].amin(1), energies[:, -1]
-        expected = self.plan_energy_predictor(state, context.goal, context.task_vector)
+        expected = self.plan_energy_predictor(
+            state, context.goal, context.task_vector, context.task
+        )
         gain = (rest_energy - expected).relu()
         allowed = self.config.tolerance * gain.masked_fill(gain.isinf(), 0)
         return energy > expected + allowed + slack
