@@ -15,6 +15,7 @@ from ami_agent import components, training
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.agent import Agent
 from ami_agent.custom import build_component, check_custom, require_attributes
+from modules.actor.adaptive import PlanEnergyPredictor
 from modules.actor.planning import RolloutEvaluator
 from modules.actor.policy import (
     BallActions,
@@ -347,10 +348,10 @@ def _build(
             "world_model", config.world_model, shape, spec.action_dim, len(spec.interoception)
         )
         interoceptive_cost = InteroceptiveCost(
-            drives, None if values is None else values.build(shape, len(drives.names))
+            drives, build_component("cost.value_critics", values, shape, len(drives.names))
         )
         cost = Cost(
-            None if critic is None else build_component("cost.goal_critic", critic, shape),
+            build_component("cost.goal_critic", critic, shape),
             interoceptive_cost,
             world_model.ensemble.disagreement,
             {
@@ -362,14 +363,12 @@ def _build(
         if isinstance(cost.goal_critic, GoalCritic):
             distance = cost.goal_critic.distance  # as functions: it is a part of the cost alone
             steps = QuasimetricFns(distance.embed, distance.from_embeddings)
-        levels, subgoals = config.actor.subgoals, None
-        if levels is not None:
-            subgoals = levels.build(
-                shape, spec.action_dim, steps,
-                lambda state, free: (
-                    world_model.imagine(state, action_space.squash(free)).states[:, :, 1:]
-                ),
-            )  # fmt: skip
+        subgoals = build_component(
+            "actor.subgoals", config.actor.subgoals, shape, spec.action_dim, steps,
+            lambda state, free: (
+                world_model.imagine(state, action_space.squash(free)).states[:, :, 1:]
+            ),
+        )  # fmt: skip
         policy = build_component(
             "actor.policy",
             config.actor.policy,
@@ -378,36 +377,38 @@ def _build(
             action_space,
             conditioned_on,
         )
-        plan_energy_predictor = config.actor.adaptive.build_predictor(
-            shape, len(config.tasks), conditioned_on
+        plan_energy_predictor = build_component(
+            "actor.adaptive", config.actor.adaptive, shape, len(config.tasks), conditioned_on,
+            kind=PlanEnergyPredictor, method="build_predictor",
+        )  # fmt: skip
+        latent = world_model.level(0).latent
+        risk_model = build_component("actor.risk", config.actor.risk, latent.noise_dim)
+        evaluator = RolloutEvaluator(
+            world_model.imagine,
+            world_model.imagine_policy,
+            cost,
+            action_space,
+            spec.action_dim,
+            risk_model,
         )
-    risk_model = config.actor.risk.build(world_model.level(0).latent.noise_dim)
-    evaluator = RolloutEvaluator(
-        world_model.imagine,
-        world_model.imagine_policy,
-        cost,
-        action_space,
-        spec.action_dim,
-        risk_model,
-    )
-    proposal, recovery = config.actor.policy_proposal, config.actor.stuck_recovery
-    proposal_fn = evaluator.no_candidates if proposal is None else proposal.build(policy, evaluator)
-    planner = build_component("actor.planner", config.actor.planner, evaluator, proposal_fn)
-    # the adaptive actor gives it the policy's proposal itself
-    plain_planner = config.actor.planner.build(evaluator, evaluator.no_candidates)
-    actors: dict[str, ActorProtocol] = {
-        "react": ReactiveActor(policy),
-        "plan": PlanningActor(
-            planner,
-            config.actor.receding_horizon,
-            None if recovery is None else recovery.build(evaluator),
-        ),
-    }
-    if "distill_policy" in config.stages:  # it trains the predictor of plan energies
-        sure_proposal = PolicyProposal(policy, evaluator)
-        actors["auto"] = config.actor.adaptive.build(
-            sure_proposal, plain_planner, plan_energy_predictor, spec.action_dim
+        proposal = build_component(
+            "actor.policy_proposal", config.actor.policy_proposal, policy, evaluator
         )
+        # one planner for the modes plan and auto: its weights are the agent's
+        planner = build_component(
+            "actor.planner", config.actor.planner, evaluator,
+            evaluator.no_candidates if proposal is None else proposal,
+        )  # fmt: skip
+        recovery = build_component("actor.stuck_recovery", config.actor.stuck_recovery, evaluator)
+        actors: dict[str, ActorProtocol] = {
+            "react": ReactiveActor(policy),
+            "plan": PlanningActor(planner, config.actor.receding_horizon, recovery),
+        }
+        if "distill_policy" in config.stages:  # it trains the predictor of plan energies
+            actors["auto"] = build_component(
+                "actor.adaptive", config.actor.adaptive, PolicyProposal(policy, evaluator), planner,
+                plan_energy_predictor, spec.action_dim,
+            )  # fmt: skip
     return Agent(
         spec=spec,
         perception=perception,

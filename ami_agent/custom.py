@@ -102,29 +102,33 @@ def custom_components(settings: Any, path: str = "") -> Iterator[tuple[str, Any]
         yield from custom_components(part, f"{path}.{name}")
 
 
-def build_component(path: str, settings: Any, *args: Any, kind: type = object) -> Any:
-    """What `settings.build(*args)` makes, an instance of `kind`; ConfigError in one line where
-    code of the user's own within it fails."""
+def build_component(
+    path: str, settings: Any, *args: Any, kind: type = object, method: str = "build"
+) -> Any:
+    """What `settings.build(*args)` makes, an instance of `kind`; None where there are no settings.
+    ConfigError in one line where code of the user's own within it fails."""
+    if settings is None:
+        return None
     custom = dict(custom_components({path: settings}))
     if not custom:
-        return settings.build(*args)
-    if is_custom(settings) and not callable(getattr(settings, "build", None)):
+        return getattr(settings, method)(*args)
+    if is_custom(settings) and not callable(getattr(settings, method, None)):
         name = f"{path} {component_path(type(settings))}"
-        raise ConfigError(f"{name} has no method build(...), which makes the component")
+        raise ConfigError(f"{name} has no method {method}(...), which makes the component")
     names = ", ".join(
         f"{part} {component_path(type(value))}"
         for part, value in custom.items()
         if hasattr(value, "build")
     )
     try:
-        built = settings.build(*args)
+        built = getattr(settings, method)(*args)
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"{names}: build failed: {describe_error(error)}") from error
+        raise ConfigError(f"{names}: {method} failed: {describe_error(error)}") from error
     if not isinstance(built, kind):
         raise ConfigError(
-            f"{names}: build made a {type(built).__name__}; it must be an ami.{kind.__name__}"
+            f"{names}: {method} made a {type(built).__name__}; it must be an ami.{kind.__name__}"
         )
     return built
 
@@ -191,8 +195,28 @@ def _try_components(agent: Agent, config: Config, custom: Mapping[str, str]) -> 
             return found
 
         tried(prefix, f"the cost {name!r} of 2 imagined futures", (1, 2), energy)
-    action, planning = torch.zeros(1, context.horizon, action_dim), agent.actors["plan"]
+    interoceptive = agent.cost.interoceptive_cost
+    critics = interoceptive.value_critics
+    if critics is not None:
+        tried(
+            "cost.value_critics", "the values of 2 imagined futures",
+            (1, 2, 3, len(interoceptive.drives.names)), lambda: critics(states[:, :, 1:]),
+        )  # fmt: skip
+    state = torch.zeros_like(features)
+    subgoals = agent.subgoals
     tried(
-        "actor", "a plan's actions", tuple(action.shape),
-        lambda: planning(features, context, planning.initial_carry(0))[0].actions,
+        "actor.subgoals", "the subgoal", (1, size),
+        lambda: subgoals(state, context, subgoals.initial_carry(0))[0].goal,
     )  # fmt: skip
+    shape = (1, context.horizon, action_dim)
+    for mode in ("plan", "auto"):
+        actor = agent.actors.get(mode)
+        if actor is None:
+            continue
+
+        def actions_of(actor: Any = actor, mode: str = mode) -> Tensor:
+            noisy = agent.evaluator.with_noise(context._replace(mode=mode), torch.Generator())
+            found: Tensor = actor(state, noisy, actor.initial_carry(0))[0].actions
+            return found
+
+        tried("actor", f"a plan's actions in mode {mode!r}", shape, actions_of)

@@ -18,6 +18,8 @@ from ami_agent.cli.args import TrainFlags
 from ami_agent.cli.main import main
 from ami_agent.config import build
 from ami_agent.training.actor_critic import choice_loss
+from modules.actor.adaptive import AdaptiveActorConfig
+from modules.configurator import TaskSpec
 from modules.types import ConfigError
 from modules.world_model.dynamics import MLPDynamics, MLPDynamicsConfig
 from modules.world_model.jepa import DynamicsLevel
@@ -142,6 +144,32 @@ class UnbuildableConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnbuildablePartConfig:
+    def build(self, *parts):
+        raise KeyError("no such thing")
+
+    build_predictor = build
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailingPartConfig(AdaptiveActorConfig):
+    """Makes a part that fails where it is used."""
+
+    def build(self, *parts):
+        return FailingPart()
+
+
+class FailingPart:
+    def initial_carry(self, seed):
+        return None
+
+    def __call__(self, *arguments):
+        raise KeyError("no such thing")
+
+    sample = aggregate = __call__
+
+
+@dataclass(frozen=True, kw_only=True)
 class OtherKindConfig:
     def build(self, shapes):
         return torch.nn.Linear(2, 2)
@@ -174,6 +202,74 @@ def test_components_that_do_not_fit_are_named_in_one_line(path, settings, messag
     with pytest.raises(ConfigError, match=message) as error:
         build(config, spec)
     assert "\n" not in str(error.value)
+
+
+PARTS = [
+    "cost.value_critics", "actor.subgoals", "actor.risk", "actor.stuck_recovery",
+    "actor.policy_proposal", "actor.adaptive",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PARTS)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (UnbuildablePartConfig(), r".*UnbuildablePartConfig: build\w* failed: KeyError"),
+        (NoBuildConfig(), r".*NoBuildConfig has no method build\w*\(\.\.\.\)"),
+        (FailingPartConfig(), ".*FailingPartConfig: .* failed: "),
+    ],
+    ids=["unbuildable", "no build", "fails"],
+)
+def test_optional_parts_that_do_not_fit_are_named_in_one_line(path, settings, message, tiny):
+    latent = {"world_model.latent": ami.components.GaussianLatentConfig()}
+    drives = {"cost.drives": ("reward",), "tasks": {"earn": TaskSpec(drives={"reward": 1.0})}}
+    changes = {**latent, **(drives if path == "cost.value_critics" else {}), path: settings}
+    with closing(tiny.env.build(1)) as env:
+        spec = env.spec
+    with pytest.raises(ConfigError, match=re.escape(path) + message) as error:
+        build(ami.override(tiny, changes), spec)
+    assert "\n" not in str(error.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedPlannerConfig:
+    horizon: int = 2
+    iterations: int = 1
+
+    def build(self, evaluator, proposal_fn):
+        return WeightedPlanner(evaluator, proposal_fn)
+
+
+class WeightedPlanner(torch.nn.Module):
+    """Keeps the numbers of proposals that it got from the policy."""
+
+    def __init__(self, evaluator, proposal_fn):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(3))
+        self.evaluator, self.proposal_fn, self.counts = [evaluator], proposal_fn, []
+
+    def forward(self, state, context, carry):
+        proposals = self.proposal_fn(state, context, carry.rng)
+        self.counts.append(proposals.shape[1])
+        rest = state.new_zeros(len(state), 1, context.horizon, self.evaluator[0].action_dim)
+        return self.evaluator[0].best_plan(state, rest, context), carry
+
+
+def test_one_planner_serves_plan_and_auto_and_its_weights_are_the_agents(tiny):
+    config = ami.override(tiny, {"actor.planner": WeightedPlannerConfig()})
+    with closing(tiny.env.build(1)) as env:
+        spec = env.spec
+    agent, again, other = (build(config, spec, seed=seed) for seed in (0, 0, 1))
+    assert agent.actors["auto"].planner is agent.actors["plan"].planner is agent.planner
+    assert agent.state_dict()["planner.weight"] is not None
+    assert torch.equal(agent.planner.weight, again.planner.weight)
+    assert not torch.equal(agent.planner.weight, other.planner.weight)
+    agent.plan_energy_predictor.mean.fill_(-1e6)  # so that auto plans
+    controller = agent.controller(tensors=True)
+    for mode, count in (("plan", 1), ("auto", 0)):  # which gives the policy's rollout itself
+        controller.set_task(ami.Task(goal=spec.zeros(1), mode=mode))
+        assert controller.act(spec.zeros(1)).planned.all()
+        assert agent.planner.counts[-1] == count
 
 
 def test_settings_of_the_users_own_are_read_back_from_json(tiny, monkeypatch):

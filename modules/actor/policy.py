@@ -226,8 +226,11 @@ class PolicyProposal:
         self.policy, self.evaluator = policy, evaluator
 
     def __call__(self, state: Tensor, context: TaskContext, rng: torch.Generator) -> Tensor:
-        """`[B, D]` -> `[B, 1, H, A]`"""
+        """`[B, D]` -> `[B, 1, H, A]`; in mode "auto" `[B, 0, H, A]`: the adaptive actor gives the
+        planner the policy's rollout itself."""
         no_candidates = self.evaluator.no_candidates(state, context)
+        if context.mode == "auto":
+            return no_candidates
         return self.evaluator.imagine_policy(state, self._policy_fn(context), no_candidates).actions
 
     def evaluate_with(
