@@ -295,7 +295,7 @@ def _cells(result: Results) -> dict[str, str]:
         cells["score"] = format_number(result["score"]["mean"])
     if result["success"] is not None:
         cells["success at the last step"] = format_percent(result["final_success"])
-        cells["ever"] = format_percent(result["success"])
+        cells["at any step"] = format_percent(result["success"])
         cells["steps"] = f"{result['steps']['mean']:.1f}" if result["steps"] else "-"
     mean_return, interval = result["return"]["mean"], result["return"]["ci95"]
     cells["return"] = format_number(mean_return, interval)
@@ -306,7 +306,7 @@ def _cells(result: Results) -> dict[str, str]:
     if "planned" in result:
         cells["planned"] = f"{100 * result['planned']:.0f} %"
         cells["ms per action"] = f"{result['ms_per_action']['p50']:.2f}"
-        cells["batched"] = f"{result['ms_per_action_batched']:.3f}"
+        cells["ms in a batch"] = f"{result['ms_per_action_batched']:.3f}"
     return cells
 
 
