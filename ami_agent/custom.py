@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ami_agent.adapters.fault_tolerance import describe_error
 from ami_agent.adapters.imports import import_path
-from modules.types import ConfigError
+from modules.types import ActorProtocol, ConfigError, TaskContext
 
 if TYPE_CHECKING:
     from ami_agent.agent import Agent
@@ -156,28 +157,33 @@ def check_custom(agent: Agent, config: Config) -> None:
     agent.train(was_training)
 
 
+def _tried(
+    custom: Mapping[str, str], prefix: str, what: str, shape: tuple[int, ...],
+    run: Callable[[], Tensor],
+) -> Tensor:  # fmt: skip
+    """What `run` returns; ConfigError where it fails, or is no tensor of this shape. `prefix`: the
+    path of the components that it runs."""
+    named = [f"{path} {kind}" for path, kind in custom.items() if path.startswith(prefix)]
+    label = ", ".join(named) or prefix
+    try:
+        found = run()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{label}: {what} failed: {describe_error(error)}") from error
+    if not isinstance(found, Tensor) or tuple(found.shape) != shape:
+        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ConfigError(f"{label}: {what} gave {given}; it must be a tensor of shape {shape}")
+    return found
+
+
 def _try_components(agent: Agent, config: Config, custom: Mapping[str, str]) -> None:
-    size, action_dim = prod(agent.shape), agent.spec.action_dim
-
-    def tried(prefix: str, what: str, shape: tuple[int, ...], run: Callable[[], Tensor]) -> Tensor:
-        named = [f"{path} {kind}" for path, kind in custom.items() if path.startswith(prefix)]
-        label = ", ".join(named) or prefix
-        try:
-            found = run()
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"{label}: {what} failed: {describe_error(error)}") from error
-        if not isinstance(found, Tensor) or tuple(found.shape) != shape:
-            given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ConfigError(f"{label}: {what} gave {given}; it must be a tensor of shape {shape}")
-        return found
-
+    size, tried = prod(agent.shape), partial(_tried, custom)
     features = tried(
         "perception", "encoding an observation", (1, size),
         lambda: agent.perception(agent.spec.zeros(1), agent.configurator.default_modality_weights),
     )  # fmt: skip
-    actions = torch.zeros(1, 2, 3, action_dim, device=features.device)
+    actions = torch.zeros(1, 2, 3, agent.spec.action_dim, device=features.device)
     states = tried(
         "world_model", "imagining 3 steps of 2 action sequences", (1, 2, 4, size),
         lambda: agent.world_model.imagine(features, actions).states,
@@ -186,14 +192,9 @@ def _try_components(agent: Agent, config: Config, custom: Mapping[str, str]) -> 
     goal = None if task.goal_source == "none" else agent.spec.zeros(1)
     context = agent.configurator.context(task.to_task(goal, "plan"), torch.zeros_like(features))
     rollout = agent.world_model.imagine(features, actions)
-    assert rollout.states.shape == states.shape
     for name, cost_fn in agent.cost.cost_functions().items():
         prefix = f"cost.intrinsic.{name}" if name in config.cost.intrinsic else "cost"
-
-        def energy(cost_fn: Any = cost_fn) -> Tensor:
-            found: Tensor = cost_fn(rollout, context)
-            return found
-
+        energy = partial(cost_fn, rollout, context)
         tried(prefix, f"the cost {name!r} of 2 imagined futures", (1, 2), energy)
     interoceptive = agent.cost.interoceptive_cost
     critics = interoceptive.value_critics
@@ -202,21 +203,21 @@ def _try_components(agent: Agent, config: Config, custom: Mapping[str, str]) -> 
             "cost.value_critics", "the values of 2 imagined futures",
             (1, 2, 3, len(interoceptive.drives.names)), lambda: critics(states[:, :, 1:]),
         )  # fmt: skip
-    state = torch.zeros_like(features)
-    subgoals = agent.subgoals
-    tried(
-        "actor.subgoals", "the subgoal", (1, size),
+    _try_actors(agent, context, custom)
+
+
+def _try_actors(agent: Agent, context: TaskContext, custom: Mapping[str, str]) -> None:
+    state, subgoals = torch.zeros_like(context.goal), agent.subgoals
+    _tried(
+        custom, "actor.subgoals", "the subgoal", tuple(state.shape),
         lambda: subgoals(state, context, subgoals.initial_carry(0))[0].goal,
     )  # fmt: skip
-    shape = (1, context.horizon, action_dim)
-    for mode in ("plan", "auto"):
-        actor = agent.actors.get(mode)
-        if actor is None:
-            continue
+    for mode, actor in agent.actors.items():
 
-        def actions_of(actor: Any = actor, mode: str = mode) -> Tensor:
+        def plan(mode: str = mode, actor: ActorProtocol = actor) -> Tensor:
             noisy = agent.evaluator.with_noise(context._replace(mode=mode), torch.Generator())
-            found: Tensor = actor(state, noisy, actor.initial_carry(0))[0].actions
-            return found
+            return actor(state, noisy, actor.initial_carry(0))[0].actions
 
-        tried("actor", f"a plan's actions in mode {mode!r}", shape, actions_of)
+        horizon = 1 if mode == "react" else context.horizon
+        shape = (1, horizon, agent.spec.action_dim)
+        _tried(custom, "actor", f"a plan's actions in mode {mode!r}", shape, plan)
