@@ -15,7 +15,6 @@ from ami_agent import components, training
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.agent import Agent
 from ami_agent.custom import build_component, check_custom, require_attributes
-from modules.actor.adaptive import PlanEnergyPredictor
 from modules.actor.planning import RolloutEvaluator
 from modules.actor.policy import (
     BallActions,
@@ -379,7 +378,7 @@ def _build(
         )
         plan_energy_predictor = build_component(
             "actor.adaptive", config.actor.adaptive, shape, len(config.tasks), conditioned_on,
-            kind=PlanEnergyPredictor, method="build_predictor",
+            method="build_predictor",
         )  # fmt: skip
         latent = world_model.level(0).latent
         risk_model = build_component("actor.risk", config.actor.risk, latent.noise_dim)

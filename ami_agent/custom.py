@@ -208,10 +208,11 @@ def _try_components(agent: Agent, config: Config, custom: Mapping[str, str]) -> 
 
 def _try_actors(agent: Agent, context: TaskContext, custom: Mapping[str, str]) -> None:
     state, subgoals = torch.zeros_like(context.goal), agent.subgoals
-    _tried(
-        custom, "actor.subgoals", "the subgoal", tuple(state.shape),
-        lambda: subgoals(state, context, subgoals.initial_carry(0))[0].goal,
-    )  # fmt: skip
+    if subgoals is not None:
+        _tried(
+            custom, "actor.subgoals", "the subgoal", tuple(state.shape),
+            lambda: subgoals(state, context, subgoals.initial_carry(0))[0].goal,
+        )  # fmt: skip
     for mode, actor in agent.actors.items():
 
         def plan(mode: str = mode, actor: ActorProtocol = actor) -> Tensor:
