@@ -189,11 +189,13 @@ def test_a_process_of_a_study_takes_the_threads_that_it_is_given(tmp_path, monke
 
 
 def test_a_ray_task_asks_for_a_core_for_each_thread(tmp_path, monkeypatch):
-    asked = []
+    requested = []
 
     def remote(**resources):
-        asked.append(resources["num_cpus"])
-        return lambda work: SimpleNamespace(remote=lambda job, threads: asked.append(threads) or 0)
+        requested.append(resources["num_cpus"])
+        return lambda work: SimpleNamespace(
+            remote=lambda job, threads: requested.append(threads) or 0
+        )
 
     ray = SimpleNamespace(
         remote=remote, init=lambda **_: None, shutdown=lambda: None, get=lambda ref: None,
@@ -202,7 +204,7 @@ def test_a_ray_task_asks_for_a_core_for_each_thread(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", ray)
     torch.set_num_threads(2)
     list(Ray("local").run([JOB]))
-    assert asked == [2, 2]
+    assert requested == [2, 2]
 
 
 def test_no_more_workers_run_at_a_time_than_there_are_cores_for(monkeypatch):
