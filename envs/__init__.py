@@ -20,7 +20,5 @@ ENVS = {
 for env_id, entry_point in ENVS.items():
     if env_id not in gymnasium.registry:
         gymnasium.register(
-            env_id,
-            entry_point=f"{entry_point}Env",
-            vector_entry_point=f"{entry_point}VectorEnv",
+            env_id, entry_point=f"{entry_point}Env", vector_entry_point=f"{entry_point}VectorEnv"
         )

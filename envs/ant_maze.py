@@ -1,8 +1,4 @@
-"""Ant Maze: the mazes of `maze`, with a quadruped that MuJoCo moves.
-
-The ant is that of Gymnasium's `Ant-v5`, whose model is read from there: a torso and four legs of
-two joints each.
-"""
+"""Ant Maze: the mazes of `maze`, with the quadruped of Gymnasium's `Ant-v5`, moved by MuJoCo."""
 
 from __future__ import annotations
 
@@ -87,8 +83,7 @@ def heading(pose: Tensor) -> Tensor:
 def trot_controller(ant: AntState, move: Tensor) -> Tensor:
     """Moves [B, 2] of length 1 at most -> torques [B, 8] of a step of a trot in that direction,
     whatever way an ant faces: each leg sweeps back while it stands and forward while it is lifted,
-    by its hip as far as the leg points sideways of the move and by its ankle as far as it points
-    along it."""
+    by its hip sideways of the move and by its ankle along it."""
     speed = move.norm(dim=-1, keepdim=True).clamp(max=1)
     to_move = torch.atan2(move[:, 1], move[:, 0]) - heading(ant.pose)
     from_leg = to_move[:, None] - math.pi * move.new_tensor(LEG_ANGLES)  # [B, 4]
@@ -103,8 +98,7 @@ def trot_controller(ant: AntState, move: Tensor) -> Tensor:
 
 
 def knees_and_feet(pose: Tensor) -> Tensor:
-    """Poses [B, 13] -> positions of knees and feet about the torso, seen from above, in metres,
-    [B, 4, 2, 2]."""
+    """Poses [B, 13] -> positions of knees and feet about the torso in metres, [B, 4, 2, 2]."""
     hip, ankle = pose[:, 5:].unflatten(-1, (4, 2)).unbind(-1)
     root = math.pi * pose.new_tensor(LEG_ANGLES)
     out = direction(root + hip)  # [B, 4, 2]
@@ -138,7 +132,6 @@ class AntPhysics:
     """MuJoCo moves ants in mazes of one size: the action is a torque on each joint."""
 
     def __init__(self, size: int) -> None:
-        """Raises ImportError where MuJoCo is missing."""
         self.models = ModelCache(lambda boxes: ant_model(size, boxes))
         self.simulator = Simulator(self.models.build([]), SUBSTEPS)
 
@@ -174,16 +167,15 @@ def ant_of(state: State) -> AntState:
 
 
 class AntMazeVectorEnv(MazeVectorEnv):
-    """The mazes of `MazeVectorEnv`, with its keyword arguments and infos, and a quadruped that
-    MuJoCo moves: the body of Gymnasium's `Ant-v5` between walls, 4 metres to a cell.
+    """The mazes of `MazeVectorEnv`, with its keyword arguments and infos, and the quadruped of
+    Gymnasium's `Ant-v5`, 4 metres to a cell.
 
     The action [8] is a torque on each joint, in the order of `Ant-v5`; a step is a twentieth of a
     second. The goal is reached nearer than half a metre; its observation shows an ant that stands
-    there. The expert and the behaviour policy trot from cell to cell, 0.4 to 0.9 metres a second,
-    whatever way the ant faces; the behaviour policy adds noise to the torques. An ant that falls on
-    its back stays there until the episode ends. The constructor raises ImportError where MuJoCo is
-    missing. Dynamics tests: two seconds of a trot against a "wall", and where it is "open".
-    """
+    there. Expert and behaviour policy trot from cell to cell, 0.4 to 0.9 metres a second; the
+    behaviour policy adds noise. An ant that falls on its back stays there until the episode ends.
+    The constructor raises ImportError where MuJoCo is missing. Dynamics tests: two seconds of a
+    trot against a "wall", and where it is "open"."""
 
     body_name: ClassVar[str] = "An ant, a body on four legs (blue),"
     action_dim: ClassVar[int] = 8
@@ -194,8 +186,7 @@ class AntMazeVectorEnv(MazeVectorEnv):
         self, num_envs: int = 1, *, map: str = "u", obs_type: str = "state", **options: Any
     ) -> None:
         """`obs_type` is "state" [29]: position from -1 to 1, height, orientation and joints, and
-        the velocities of these. `max_episode_steps` is by default 144 for each cell of the longest
-        path."""
+        the velocities of these. An episode has 144 steps for each cell of the longest path."""
         super().__init__(num_envs, map=map, obs_type=obs_type, **options)
 
     def _physics(self) -> Physics:
@@ -241,10 +232,8 @@ class AntMazeVectorEnv(MazeVectorEnv):
     def _draw(self, state: State) -> Tensor:
         ant, maze = ant_of(state), state.maze
         frames = draw_maze_frames(maze, ant.position, state.goal, GOAL_RADIUS, TORSO).float()
-        # where legs begin about the torso, in metres
-        hips = HIP * direction(
-            heading(ant.pose)[:, None] + torch.pi * ant.pose.new_tensor(LEG_ANGLES)
-        )
+        to_legs = heading(ant.pose)[:, None] + torch.pi * ant.pose.new_tensor(LEG_ANGLES)
+        hips = HIP * direction(to_legs)  # where legs begin about the torso, in metres
         joints = torch.cat([hips[:, :, None], knees_and_feet(ant.pose)], 2)
         points = ant.position[:, None, None] + joints / CELL  # [B, 4, 3, 2]
         points = draw.unit_to_pixels(points, draw.UNIT_SIDE / maze.size)
@@ -253,7 +242,5 @@ class AntMazeVectorEnv(MazeVectorEnv):
         return draw.to_bytes(draw.blend(frames, LEG_WIDTH - distance, draw.AGENT_COLOUR))
 
 
-class AntMazeEnv(SingleEnv[AntMazeVectorEnv]):
-    """One environment of `AntMazeVectorEnv`."""
-
+class AntMazeEnv(SingleEnv):
     vector_env = AntMazeVectorEnv

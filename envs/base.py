@@ -1,5 +1,4 @@
-"""The base of every environment here: a Gymnasium `VectorEnv` whose state is a tuple of tensors,
-and a single environment as a batch of one."""
+"""The base of every environment: a Gymnasium `VectorEnv` whose state is a tuple of tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from .batch import scatter
+from .batch import scatter, tree_map
 from .geometry import direction
 from .rng import keys_from_seeds, splitmix64, uniform
 
@@ -42,8 +41,7 @@ class GoalState(Protocol):
 
 
 S = TypeVar("S")
-"""The state of B environments: a NamedTuple of tensors `[B, ...]`, or of more such tuples; its
-`behaviour` is the state of the behaviour policy."""
+"""A NamedTuple of tensors `[B, ...]` or of such tuples; `behaviour`: the behaviour policy's."""
 G = TypeVar("G", bound=GoalState)
 
 
@@ -97,21 +95,16 @@ def check_rows(valid: Tensor, message: str, rows: Tensor | None = None) -> None:
         raise ValueError(message.format(i=wrong[0], row=row))
 
 
-def clone_obs(obs: TensorObs) -> TensorObs:
-    """A copy, because users may keep or overwrite what they get."""
-    if isinstance(obs, dict):
-        return {name: part.clone() for name, part in obs.items()}
-    return obs.clone()
-
-
 class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
     """B environments in one batch of tensors; environment i of `reset(seed=n)` is the one of seed
     n + i, whatever B is. Where an episode is done, the next step begins a new one (Gymnasium's
     next-step autoreset). Infos report "factors", "success" (at any step of the episode so far) and
-    "final_success" (now).
+    "final_success" (now). The reset options "factors" and, with goals, "goal_factors" [B, F] set
+    what infos report under these names.
 
-    A subclass says how episodes begin and go on, and what is observed, rewarded and reported. All
-    its methods take and return tensors.
+    A subclass says how episodes begin and go on, and what is observed, rewarded and reported, in
+    tensors. All constructors take the keyword arguments of this one too, and raise ValueError for
+    names that don't exist and for numbers out of range. Episodes end after `max_episode_steps`.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012  Gymnasium's own declaration
@@ -122,10 +115,12 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
     description: str = ""
     """What a person sees here and what the agent is to do, in a sentence or two."""
     factor_names: ClassVar[tuple[str, ...]]
+    interoception_names: ClassVar[tuple[str, ...]] = ()
     num_velocities: ClassVar[int] = 0
     """The last so many factors are velocities, in [-1, 1]; reset options take others in [0, 1]."""
     test_steps: ClassVar[int] = 5
     """The steps of a dynamics test."""
+    max_episode_steps: int
 
     def __init__(
         self,
@@ -133,19 +128,18 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         obs_space: spaces.Space,
         action_space: spaces.Box,
         *,
-        max_episode_steps: int,
+        max_episode_steps: int | None = None,
         device: str | torch.device = "cpu",
         output: str = "numpy",
         render_mode: str | None = None,
     ) -> None:
         """`output` is "numpy" or "torch": what observations, rewards and infos are.
-
-        Raises ValueError for another `output`, and for a `num_envs` or `max_episode_steps` below
-        one."""
+        `max_episode_steps` replaces the environment's own."""
+        if max_episode_steps is not None:
+            self.max_episode_steps = max_episode_steps
         check_range("num_envs", num_envs, 1, math.inf)
-        check_range("max_episode_steps", max_episode_steps, 1, math.inf)
+        check_range("max_episode_steps", self.max_episode_steps, 1, math.inf)
         self.num_envs, self.render_mode = num_envs, render_mode
-        self.max_episode_steps = max_episode_steps
         self.metadata = {**self.metadata, "description": self.description}
         self.device = torch.device(device)
         self._gives_arrays = choose("output", output, {"numpy": True, "torch": False})
@@ -201,8 +195,7 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
 
     @abstractmethod
     def _behave(self, state: S) -> tuple[Any, Tensor]:
-        """The next state of the behaviour policy, which gathers experience, and its actions
-        [B, A]."""
+        """The next state of the behaviour policy, which gathers experience, and its actions."""
 
     @abstractmethod
     def _dynamics_tests(
@@ -239,11 +232,10 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         self._next_keys = splitmix64(keys ^ 2)
         self._succeeded = self._success(self._state)
         self._clear_counters()
-        return self._current_obs(), self._infos()
+        return self._to_output(self._observe(self._state)), self._infos()
 
     def step(self, actions: Array) -> StepResult:
-        """Actions [B, A]. Where an episode was done one step ago, the action is ignored and a new
-        episode begins."""
+        """Actions [B, A]. Where an episode was done, the action is ignored and a new one begins."""
         done = self._was_terminated | (self._steps >= self.max_episode_steps)
         checked = self._check_actions(actions, done)
         state, begins = self._step_state(self.state, checked), self._to_device(done)
@@ -253,17 +245,17 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
         self._steps = np.where(done, 0, self._steps + 1)
         self._was_terminated = self._terminated(state) & ~done
         reward = torch.where(begins, 0.0, self._reward(state))
-        terminated = self._to_output(self._to_device(self._was_terminated))
-        truncated = self._to_output(self._to_device(self._steps >= self.max_episode_steps))
-        return self._current_obs(), self._to_output(reward), terminated, truncated, self._infos()
+        ends = self._was_terminated, self._steps >= self.max_episode_steps
+        returned = self._observe(state), reward, *map(self._to_device, ends)
+        obs, reward, terminated, truncated = map(self._to_output, returned)
+        return obs, reward, terminated, truncated, self._infos()
 
     def expert_action(self) -> Array:
         """Actions [B, A] of a policy that knows the true state and the dynamics."""
         return self._to_output(self._expert(self.state))
 
     def behaviour_action(self) -> Array:
-        """Actions [B, A] of the policy that gathers experience; its own state moves on by a
-        step."""
+        """Actions [B, A] of the policy that gathers experience; its own state moves on."""
         behaviour, actions = self._behave(self.state)
         state: Any = self.state
         self._state = state._replace(behaviour=behaviour)
@@ -272,18 +264,15 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
     def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
         """Action sequences with known outcomes, by name, that test a world model."""
         keys = keys_from_seeds(range(seed, seed + NUM_TESTS), self.device)
-        tests = self._dynamics_tests(keys)
-        return {name: self._run_test(*test) for name, test in tests.items()}
-
-    def _run_test(self, start: S, action: Tensor | Callable[[S], Tensor]) -> DynamicsTest:
-        end, actions = start, []
-        for _ in range(self.test_steps):
-            actions.append(action if isinstance(action, Tensor) else action(end))
-            end = self._step_calmly(end, actions[-1])
-        results = torch.stack(actions, 1), self._factors(start), self._factors(end)
-        return DynamicsTest(
-            self._obs_to_output(self._observe(start)), *map(self._to_output, results)
-        )
+        tests = {}
+        for name, (start, action) in self._dynamics_tests(keys).items():
+            end, actions = start, []
+            for _ in range(self.test_steps):
+                actions.append(action if isinstance(action, Tensor) else action(end))
+                end = self._step_calmly(end, actions[-1])
+            results = torch.stack(actions, 1), self._factors(start), self._factors(end)
+            tests[name] = DynamicsTest(*map(self._to_output, (self._observe(start), *results)))
+        return tests
 
     def factors_to_pixels(self, factors: Array) -> Array:
         """Factors [..., F] -> the agent's `(x, y)` in the pixels of a frame, [..., 2]."""
@@ -346,16 +335,9 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-    def _to_output(self, tensor: Any) -> Array:
-        return tensor.cpu().numpy() if self._gives_arrays else tensor
-
-    def _obs_to_output(self, obs: TensorObs) -> Obs:
-        if isinstance(obs, dict):
-            return {name: self._to_output(part) for name, part in obs.items()}
-        return self._to_output(obs)
-
-    def _current_obs(self) -> Obs:
-        return self._obs_to_output(self._observe(self.state))
+    def _to_output(self, obs: Any) -> Any:
+        """A tensor, or a dict of tensors, as users get them."""
+        return tree_map(lambda part: part.cpu().numpy(), obs) if self._gives_arrays else obs
 
     def _infos(self) -> dict[str, Any]:
         state = self.state
@@ -365,9 +347,10 @@ class TorchVectorEnv(VectorEnv, ABC, Generic[S]):
             "success": self._succeeded,
             "final_success": self._success(state),
         }
-        infos = {name: self._obs_to_output(clone_obs(value)) for name, value in reported.items()}
         mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        return infos | {f"_{name}": self._to_output(mask.clone()) for name in infos}
+        reported |= {f"_{name}": mask for name in reported}
+        # copies, because users may keep or overwrite what they get
+        return {k: self._to_output(tree_map(torch.clone, v)) for k, v in reported.items()}
 
 
 class GoalVectorEnv(TorchVectorEnv[G]):
@@ -398,61 +381,47 @@ class GoalVectorEnv(TorchVectorEnv[G]):
         }
 
 
-V = TypeVar("V", bound=TorchVectorEnv[Any])
-
-
-def _first_obs(obs: Obs) -> Obs:
-    """Observations of a batch of one -> of one environment."""
-    return {name: part[0] for name, part in obs.items()} if isinstance(obs, dict) else obs[0]
-
-
-def _first_info(infos: dict[str, Any]) -> dict[str, Any]:
-    """Infos of a batch of one -> of one environment; single numbers become Python's own."""
-    first = {name: _first_obs(value) for name, value in infos.items() if not name.startswith("_")}
-    return {
-        name: value if isinstance(value, dict) or value.ndim else value.item()
-        for name, value in first.items()
-    }
-
-
-class SingleEnv(gymnasium.Env, Generic[V]):
+class SingleEnv(gymnasium.Env):
     """Takes the keyword arguments of its vector environment, without `num_envs`; reset options have
-    one row.
-
-    `gymnasium.make` keeps a `max_episode_steps` for its own `TimeLimit`, which can only shorten
-    episodes; longer ones are a matter of the constructor or of `gymnasium.make_vec`.
-    """
+    one row. `gymnasium.make` keeps a `max_episode_steps` for its own `TimeLimit`, which can only
+    shorten episodes; `gymnasium.make_vec` passes it on."""
 
     vector_env: ClassVar[type[TorchVectorEnv[Any]]]
-    metadata: dict[str, Any] = {  # noqa: RUF012  Gymnasium's own declaration
-        "render_modes": ["rgb_array"],
-        "render_fps": 10,
-    }
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(self, **options: Any) -> None:
         """Raises what the vector environment raises."""
         make: Any = self.vector_env
-        self._envs: V = make(1, **options)
+        self._envs: TorchVectorEnv[Any] = make(1, **options)
         self.render_mode = self._envs.render_mode
         self.metadata = {**self.metadata, "description": self._envs.description}
         self.observation_space = self._envs.single_observation_space
         self.action_space = self._envs.single_action_space
-
-    @property
-    def factor_names(self) -> tuple[str, ...]:
-        return self._envs.factor_names
+        self.factor_names = self._envs.factor_names
+        self.interoception_names = self._envs.interoception_names
+        self.dynamics_tests = self._envs.dynamics_tests
+        self.factors_to_pixels = self._envs.factors_to_pixels
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Obs, dict[str, Any]]:
         super().reset(seed=seed)
         obs, infos = self._envs.reset(seed=seed, options=options)
-        return _first_obs(obs), _first_info(infos)
+        return self._first(obs, infos)
+
+    def _first(self, obs: Obs, infos: dict[str, Any]) -> tuple[Obs, dict[str, Any]]:
+        """Those of a batch of one -> of one environment; single numbers become Python's own."""
+        info = {}
+        for name, value in infos.items():
+            if not name.startswith("_"):
+                first = tree_map(lambda part: part[0], value)
+                info[name] = first if isinstance(first, dict) or first.ndim else first.item()
+        return tree_map(lambda part: part[0], obs), info
 
     def step(self, action: Array) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, infos = self._envs.step(action[None])
-        done = bool(terminated[0]), bool(truncated[0])
-        return _first_obs(obs), float(reward[0]), *done, _first_info(infos)
+        first_obs, info = self._first(obs, infos)
+        return first_obs, float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def expert_action(self) -> Array:
         """The action [A] of a policy that knows the true state and the dynamics."""
@@ -462,14 +431,5 @@ class SingleEnv(gymnasium.Env, Generic[V]):
         """The action [A] of the policy that gathers experience."""
         return self._envs.behaviour_action()[0]
 
-    def dynamics_tests(self, seed: int = 0) -> dict[str, DynamicsTest]:
-        """Action sequences with known outcomes, by name."""
-        return self._envs.dynamics_tests(seed)
-
-    def factors_to_pixels(self, factors: Array) -> Array:
-        """Factors [..., F] -> the agent's `(x, y)` in the pixels of a frame, [..., 2]."""
-        return self._envs.factors_to_pixels(factors)
-
     def render(self) -> np.ndarray:
-        """A frame for people, [320, 320, 3] uint8."""
         return self._envs.render()[0]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def tree_map(fn: Callable[[Any], Any], obs: Any) -> Any:
+    """The function of an observation, or of each part of a dict."""
+    return {name: fn(part) for name, part in obs.items()} if isinstance(obs, dict) else fn(obs)
 
 
 def pick(values: Tensor, index: Tensor) -> Tensor:

@@ -1,8 +1,5 @@
 """Cue Corridor: a T of two rectangles, the stem and the bar. A cue that is visible only near the
-start says in which arm of the bar the goal is.
-
-Positions are `(x, y)` in pixels, pixel centres at whole numbers, y down.
-"""
+start says in which arm of the bar the goal is. Positions are `(x, y)` in pixels, y down."""
 
 from __future__ import annotations
 
@@ -41,8 +38,6 @@ WALL_COLOUR, CUE_COLOUR, WRONG_COLOUR = (196, 200, 208), (245, 165, 20), (205, 8
 
 
 class BehaviourState(NamedTuple):
-    """What the behaviour policy does in B environments."""
-
     last_move: Tensor  # [B, 2] pixels
     right: Tensor  # [B] bool: a directed policy goes into the right arm, else into the left
     directed: Tensor  # [B] bool
@@ -50,8 +45,6 @@ class BehaviourState(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state of B environments."""
-
     position: Tensor  # [B, 2] pixels
     cue: Tensor  # [B] bool: the goal is in the right arm
     behaviour: BehaviourState
@@ -111,19 +104,15 @@ def _move_y(start: Tensor, move: Tensor) -> Tensor:
 
 
 def _fraction_to(line: float, start: Tensor, move: Tensor) -> Tensor:
-    """The fraction of a move [...] along one axis that comes before a line; infinite where the line
-    is not ahead."""
+    """The fraction of a move [...] along one axis before a line; infinite where it isn't ahead."""
     fraction = (line - start) / move
     return torch.where(fraction >= 0, fraction, torch.inf)  # also where it is not a number
 
 
 def slide(start: Tensor, move: Tensor) -> Tensor:
-    """Free positions and moves [..., 2] -> positions after the move, [..., 2].
-
-    The point mass moves along one axis after the other, first along the one whose line through a
-    corner of the fork the straight path crosses first. So no corner is cut, and for moves up to the
-    width of the stem the path is straight wherever that is free.
-    """
+    """Free positions and moves [..., 2] -> positions after the move, [..., 2]. The point mass moves
+    along one axis after the other, first along the one whose line through a corner of the fork the
+    straight path crosses first. So no corner is cut, and a free path is straight."""
     x, y = start.unbind(-1)
     move_x, move_y = move.unbind(-1)
     to_side = torch.minimum(_fraction_to(LEFT, x, move_x), _fraction_to(RIGHT, x, move_x))
@@ -136,8 +125,7 @@ def slide(start: Tensor, move: Tensor) -> Tensor:
 
 
 def sample_initial(keys: Tensor, directed_fraction: float) -> State:
-    """Keys [B] -> states as episodes begin. The behaviour policy is directed, with that
-    probability, to either arm for the whole episode."""
+    """Keys [B] -> first states; the behaviour policy is directed for the whole episode, or not."""
     u, _ = uniform(keys, 3)
     x = LEFT + START_MARGIN + u[:, 0] * (RIGHT - LEFT - 2 * START_MARGIN)
     y = START_LOW + u[:, 1] * (START_HIGH - START_LOW)
@@ -209,37 +197,30 @@ class CueCorridorVectorEnv(base.TorchVectorEnv[State]):
     Observations are images [3, 32, 32]: the point mass, the walls, and the cue. The cue is visible
     from the first fifth of the stem and, unless `visible`, from nowhere else. The action [2],
     shortened to length 1, moves the point mass by 2 pixels. An episode ends at the end of either
-    arm; the reward is 1 if that is the cued arm, else 0. Reset option: "factors" [B, 3] sets
-    positions and cues. Dynamics tests: full steps to the right, against the "wall" of the stem and
-    into the "open" arm.
-    """
+    arm; the reward is 1 if that is the cued arm, else 0. Dynamics tests: full steps to the right,
+    against the "wall" of the stem and into the "open" arm."""
 
     description = (
         "A point mass (blue) goes up a corridor that forks. A cue (amber) says which arm is the "
         "right one, and is visible near the start alone."
     )
+    max_episode_steps = 40
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y", "cue")
-    interoception_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
         num_envs: int = 1,
         *,
-        max_episode_steps: int = 40,
         directed_fraction: float = 0.8,
         visible: bool = False,
         **options: Any,
     ) -> None:
         """`directed_fraction` is the probability that the behaviour policy goes into an arm of its
-        own choice for a whole episode; else it wanders. `options` are those of `TorchVectorEnv`.
-
-        Raises ValueError for numbers out of range.
-        """
+        own choice for a whole episode; else it wanders."""
         super().__init__(
             num_envs,
             spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8),
             spaces.Box(-1, 1, (2,)),
-            max_episode_steps=max_episode_steps,
             **options,
         )
         base.check_range("directed_fraction", directed_fraction, 0, 1)
@@ -329,8 +310,5 @@ class CueCorridorVectorEnv(base.TorchVectorEnv[State]):
         return draw.to_bytes(draw.blend_disk(frames, centre, radius, draw.AGENT_COLOUR))
 
 
-class CueCorridorEnv(base.SingleEnv[CueCorridorVectorEnv]):
-    """One environment of `CueCorridorVectorEnv`."""
-
+class CueCorridorEnv(base.SingleEnv):
     vector_env = CueCorridorVectorEnv
-    interoception_names = CueCorridorVectorEnv.interoception_names

@@ -43,8 +43,7 @@ def frame_pixels(device: torch.device) -> Tensor:
 
 
 def unit_to_pixels(position: Tensor, scale: float = UNIT_SIDE) -> Tensor:
-    """Positions [..., 2] in the unit square, or in one of side `UNIT_SIDE / scale` -> `(x, y)`
-    [..., 2] in the pixels of a frame."""
+    """Positions [..., 2] in a square of side `UNIT_SIDE / scale` -> pixels [..., 2] of a frame."""
     return MARGIN - 0.5 + scale * position
 
 
@@ -59,8 +58,7 @@ def to_bytes(frames: Tensor) -> Tensor:
 
 
 def blend(frames: Tensor, depth: Tensor, colour: tuple[int, int, int]) -> Tensor:
-    """Frames [B, N, N, 3] with a shape in a colour; `depth` [B, N, N] is how many pixels inside the
-    shape every pixel is, so edges are soft."""
+    """Frames [B, N, N, 3] with a shape in a colour; `depth` [B, N, N]: pixels inside the shape."""
     paint = torch.tensor(colour, dtype=frames.dtype, device=frames.device)
     return torch.lerp(frames, paint, (depth + 0.5).clamp(0, 1).unsqueeze(-1))
 
@@ -80,8 +78,7 @@ def blend_disk(
 
 
 def blend_ring(frames: Tensor, centre: Tensor, radius: float) -> Tensor:
-    """Frames with the green ring about the goals [B, 2] within which they count as reached; all in
-    pixels."""
+    """Frames with green rings within which the goals [B, 2] count as reached; all in pixels."""
     distance = pixel_distance(frame_pixels(frames.device), centre)
     return blend(frames, 1.5 - (radius - distance).abs(), GOAL_COLOUR)
 

@@ -43,8 +43,7 @@ def shrink_to_disk(action: Tensor, bound: float) -> Tensor:
 
 
 def fraction_before(low: Tensor, high: Tensor, start: Tensor, move: Tensor) -> Tensor:
-    """The fraction of a move [..., 2] that lies before it enters the box from `low` to `high`
-    [..., 2]; 1 where it never does, [...]."""
+    """The fraction [...] of a move before it enters a box, corners [..., 2]; 1 where it doesn't."""
     slope = torch.where(move.abs() < 1e-9, 1e-9, move)
     one, other = (low - start) / slope, (high - start) / slope
     enter = torch.minimum(one, other).amax(-1)

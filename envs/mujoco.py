@@ -1,7 +1,4 @@
-"""MuJoCo as a function: what B environments do next depends on positions and velocities alone.
-
-MuJoCo is an extra; nothing imports it before an environment that needs it is made.
-"""
+"""MuJoCo, an extra, as a function: what comes next depends on positions and velocities alone."""
 
 from __future__ import annotations
 
@@ -33,11 +30,8 @@ def compile_model(mjcf: str) -> MjModel:
 
 
 class Simulator:
-    """Steps B models together, on the host, whatever the device.
-
-    Nothing is kept from one step for the next, neither a contact's forces nor a clock, so an
-    environment does the same alone and in any batch.
-    """
+    """Steps B models together, on the host. Nothing is kept from one step for the next, neither a
+    contact's forces nor a clock, so an environment does the same alone and in any batch."""
 
     def __init__(self, like: MjModel, substeps: int) -> None:
         """All models that will be stepped have the sizes of this one."""

@@ -1,8 +1,5 @@
-"""Point Maze: the mazes of `maze`, with a ball that MuJoCo moves.
-
-Walls are boxes. Ball and half a wall together are as wide as half the point mass of `maze`, so
-positions that are free there are free here; the ball's damping and its terminal speed are the same.
-"""
+"""Point Maze: the mazes of `maze`, with a ball that MuJoCo moves between boxes. It is as wide with
+half a wall as half the point mass of `maze`, so positions that are free there are free here."""
 
 from __future__ import annotations
 
@@ -90,8 +87,7 @@ def max_boxes(size: int) -> int:
 
 
 def with_spares(size: int, boxes: list[WallBox]) -> list[WallBox]:
-    """All mazes of a size have as many boxes, some of them spare, so that MuJoCo can step them
-    together."""
+    """As many boxes for all mazes of a size, some spare, so that MuJoCo can step them together."""
     return [*boxes, *[SPARE] * (max_boxes(size) - len(boxes))]
 
 
@@ -136,7 +132,6 @@ class BallPhysics:
     """MuJoCo moves balls in mazes of one size: the action is a force."""
 
     def __init__(self, size: int) -> None:
-        """Raises ImportError where MuJoCo is missing."""
         self.models = ModelCache(lambda boxes: compile_model(to_mjcf(size, boxes)))
         self.simulator = Simulator(self.models.build([]), SUBSTEPS)
 
@@ -171,13 +166,9 @@ def is_free(maze: Maze, position: Tensor) -> Tensor:
 
 class PointMazeVectorEnv(MazeVectorEnv):
     """The mazes of `MazeVectorEnv`, with its keyword arguments and infos, and a ball that MuJoCo
-    moves between walls of width 0.06.
-
-    The action [2], shortened to length 1, is a force on the ball, which friction slows down. In the
-    open it moves as the point mass of those mazes: it keeps 0.8 of its velocity from step to step,
-    and its speed is at most 0.3 cells a step. Walls throw it back a little, and it rolls round
-    their ends. The constructor raises ImportError where MuJoCo is missing.
-    """
+    moves between walls of width 0.06. The action [2], shortened to length 1, is a force on it; in
+    the open it moves as the point mass of those mazes. Walls throw it back a little, and it rolls
+    round their ends. The constructor raises ImportError where MuJoCo is missing."""
 
     body_name: ClassVar[str] = "A ball (blue)"
 
@@ -185,7 +176,5 @@ class PointMazeVectorEnv(MazeVectorEnv):
         return Physics(BallPhysics(self.mazes.size), is_free, STOPPED_SPEED)
 
 
-class PointMazeEnv(SingleEnv[PointMazeVectorEnv]):
-    """One environment of `PointMazeVectorEnv`."""
-
+class PointMazeEnv(SingleEnv):
     vector_env = PointMazeVectorEnv

@@ -1,8 +1,5 @@
-"""Push: a hand, moved by MuJoCo, pushes a block to a goal on a table.
-
-The table is the unit square, seen from above; y grows downwards. Hand and block are disks. A rim
-stops the block and not the hand, so that the hand always fits behind the block.
-"""
+"""Push: a hand, moved by MuJoCo, pushes a block to a goal on a table, the unit square seen from
+above; y grows downwards. Hand and block are disks. A rim stops the block and not the hand."""
 
 from __future__ import annotations
 
@@ -112,8 +109,6 @@ class TableState(NamedTuple):
 
 
 class BehaviourState(NamedTuple):
-    """What the behaviour policy does in B environments."""
-
     force: Tensor  # [B, 2] where it is undirected
     target: Tensor  # [B, 2] position that a directed hand goes to
     directed: Tensor  # [B] bool
@@ -122,8 +117,6 @@ class BehaviourState(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state of B environments."""
-
     table: TableState
     goal: TableState  # the block at its goal, and the hand where it would be by then
     behaviour: BehaviourState
@@ -146,7 +139,6 @@ class TablePhysics:
     and where they touch the hand pushes the block."""
 
     def __init__(self) -> None:
-        """Raises ImportError where MuJoCo is missing."""
         self.model = compile_model(MJCF)
         self.simulator = Simulator(self.model, SUBSTEPS)
 
@@ -166,8 +158,7 @@ def sample_apart(bounds: tuple[float, float], other: Tensor, gap: float, u: Tens
 
 
 def depth_in_table(pixels: Tensor, margin: float) -> Tensor:
-    """How many pixels inside the table, smaller by a margin on every side, every pixel is,
-    [1, N, N]."""
+    """How many pixels inside the table, smaller by a margin, every pixel is, [1, N, N]."""
     inside = draw.UNIT_SIDE * (0.5 - margin) - (pixels - (draw.FRAME_SIZE - 1) / 2).abs()
     return torch.minimum(inside, inside[:, None])[None]
 
@@ -197,14 +188,10 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
     The hand, a disk of radius 0.04, keeps 0.6 of its velocity from step to step. The action [2],
     shortened to length 1, is a force on it and comes to at most 0.06 a step. The block, a disk of
     radius 0.07, slides where the hand pushes it and soon comes to rest. A rim keeps the block so
-    far from the table's edge that the hand fits behind it.
-
-    The goal is a position of the block; the hand's doesn't matter. Its observation shows the block
-    there and the hand right behind it, as after a straight push. It is reached nearer than 0.06:
-    3 cm on a table of half a metre. Episodes end after `max_episode_steps` and never before. Reset
-    options: "factors" [B, 8] sets hand and block, "goal_factors" [B, 8] sets goals. Dynamics tests:
-    pushes against the "block", and in the "open".
-    """
+    far from the table's edge that the hand fits behind it. The goal is a position of the block; its
+    observation shows the block there and the hand right behind it, as after a straight push. It is
+    reached nearer than 0.06: 3 cm on a table of half a metre. Dynamics tests: pushes against the
+    "block", and in the "open"."""
 
     description = "A hand (blue) is to push a block (yellow) to a goal (green ring)."
     factor_names: ClassVar[tuple[str, ...]] = (
@@ -212,6 +199,7 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         *("hand velocity x", "hand velocity y", "block velocity x", "block velocity y"),
     )
     num_velocities: ClassVar[int] = 4
+    max_episode_steps = 60
     goal_radius = GOAL_RADIUS
 
     def __init__(
@@ -219,25 +207,18 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         num_envs: int = 1,
         *,
         obs_type: str = "state",
-        max_episode_steps: int = 60,
         directed_fraction: float = 0.7,
         **options: Any,
     ) -> None:
         """`obs_type` is "state" [8], positions and velocities of hand and block, or "image"
         [4, 32, 32], hand, block, and both one step earlier. `directed_fraction` is how often the
-        behaviour policy goes to a position about the block. `options` are those of
-        `TorchVectorEnv`.
-
-        Raises ValueError for names that don't exist and for numbers out of range; ImportError where
-        MuJoCo is missing.
-        """
+        behaviour policy goes to a position about the block. Raises ImportError where MuJoCo is
+        missing."""
         base.check_range("directed_fraction", directed_fraction, 0, 1)
         self.directed_fraction = directed_fraction
         space, self._observe_table = base.choose("obs_type", obs_type, OBS_TYPES)
         self.physics = TablePhysics()
-        super().__init__(
-            num_envs, space, spaces.Box(-1, 1, (2,)), max_episode_steps=max_episode_steps, **options
-        )
+        super().__init__(num_envs, space, spaces.Box(-1, 1, (2,)), **options)
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
         u, _ = uniform(splitmix64(keys ^ 6), 4 * CANDIDATES + 2)
@@ -262,8 +243,7 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         )
 
     def _read_table(self, name: str, factors: object, count: int) -> TableState:
-        """A user's factors [B, 8] -> hands and blocks. Raises ValueError where they are off the
-        table or overlap."""
+        """A user's factors [B, 8] -> hands and blocks. Raises ValueError where these can't be."""
         position, scaled = self._read_factors(name, factors, count).split(4, dim=-1)
         hand, block = position.split(2, dim=-1)
         on_table = ((hand - 0.5).abs() <= 0.5 - HAND_RADIUS + TOLERANCE).all(-1)
@@ -291,8 +271,7 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         return self._factors(state._replace(table=state.goal))
 
     def _expert(self, state: State) -> Tensor:
-        """The hand goes round the block to its far side, pushes it straight on, and keeps behind
-        it."""
+        """The hand goes round the block, pushes it straight on, and keeps behind it."""
         table, goal = state.table, state.goal.block
         to_goal = goal - table.block
         ahead = torch.atan2(to_goal[:, 1], to_goal[:, 0])
@@ -311,14 +290,12 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         push = strength * forward + CORRECTION * off[:, None] * sideways
         stop = (distance < STOP_DISTANCE)[:, None]
         behind = (off.abs() < PUSH_ANGLE)[:, None]
-        return shrink_to_disk(
-            torch.where(stop, -velocity, torch.where(behind, push, go_round)), 1.0
-        )
+        move = torch.where(behind, push, go_round)
+        return shrink_to_disk(torch.where(stop, -velocity, move), 1.0)
 
     def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
         """Every 4 to 14 steps the policy draws another force or, with probability
-        `directed_fraction`, a target about the block, to which the hand goes straight, so that it
-        often pushes the block."""
+        `directed_fraction`, a target about the block, to which the hand goes straight."""
         behaviour, table = state.behaviour, state.table
         u, keys = uniform(behaviour.keys, 6)
         force = (SHARPNESS * (2 * u[:, :2] - 1)).clamp(-1, 1)
@@ -332,8 +309,7 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         return behaviour, torch.where(behaviour.directed[:, None], to_target, behaviour.force)
 
     def _dynamics_tests(self, keys: Tensor) -> dict[str, tuple[State, Tensor]]:
-        """Full steps to the right of a hand straight against the block, and of one that passes
-        below it."""
+        """Full steps to the right of a hand against the block, and of one that passes below it."""
         block = between(uniform(splitmix64(keys ^ 8), 2)[0], TEST_BLOCKS)
         beside = block - block.new_tensor([CONTACT, 0.0])
         below = beside + block.new_tensor([0.0, TEST_OFFSET])
@@ -363,7 +339,5 @@ class PushVectorEnv(base.GoalVectorEnv[State]):
         return draw.to_bytes(draw.blend_disk(frames, goal, 2.5, draw.GOAL_COLOUR))
 
 
-class PushEnv(base.SingleEnv[PushVectorEnv]):
-    """One environment of `PushVectorEnv`."""
-
+class PushEnv(base.SingleEnv):
     vector_env = PushVectorEnv

@@ -1,8 +1,5 @@
-"""Reach: an arm of two links, moved by MuJoCo, brings its fingertip to a goal.
-
-Positions are `(x, y)` in lengths of the stretched arm, the shoulder at the origin, y down. The
-shoulder turns all the way round; the elbow's angle is 0 where the arm is stretched.
-"""
+"""Reach: an arm of two links, moved by MuJoCo, brings its fingertip to a goal. Positions are
+`(x, y)` in lengths of the arm from the shoulder, y down; a stretched elbow's angle is 0."""
 
 from __future__ import annotations
 
@@ -81,16 +78,12 @@ class ArmState(NamedTuple):
 
 
 class BehaviourState(NamedTuple):
-    """What the behaviour policy does in B environments."""
-
     torque: Tensor  # [B, 2]
     steps_left: Tensor  # [B] until the next torque is drawn
     keys: Tensor  # [B] int64
 
 
 class State(NamedTuple):
-    """The state of B environments."""
-
     arm: ArmState
     goal: Tensor  # [B, 2] the angles of an arm whose fingertip is at the goal
     behaviour: BehaviourState
@@ -121,8 +114,7 @@ def fingertip(angle: Tensor) -> Tensor:
 
 def inverse_kinematics(position: Tensor, side: Tensor) -> Tensor:
     """Positions [B, 2] -> the angles [B, 2] that bring the fingertip there, or as near as the arm
-    can; `side` [B], 1 or -1, is where the elbow bends to. The triangle of shoulder, elbow and
-    fingertip has two sides of equal length."""
+    can; the elbow bends to the `side` [B], 1 or -1. The links are two equal sides of a triangle."""
     bend = 2 * (position.norm(dim=-1) / (2 * LINK)).clamp(max=1).acos()
     elbow = side * bend.clamp(max=MAX_BEND)
     x, y = position.unbind(-1)
@@ -139,7 +131,6 @@ class ArmPhysics:
     """MuJoCo moves arms: the action is a torque on each joint, which friction slows down."""
 
     def __init__(self) -> None:
-        """Raises ImportError where MuJoCo is missing."""
         self.model = compile_model(MJCF)
         self.simulator = Simulator(self.model, SUBSTEPS)
 
@@ -171,8 +162,7 @@ def sample_goal(tip: Tensor, u: Tensor) -> Tensor:
 
 
 def to_pixels(position: Tensor, size: int) -> Tensor:
-    """Positions [..., 2] -> `(x, y)` [..., 2] in the pixels of a square that shows all positions
-    that the arm can reach."""
+    """Positions [..., 2] -> `(x, y)` [..., 2] in the pixels of a square around the arm's reach."""
     return (position / EXTENT + 1) / 2 * (size - 1)
 
 
@@ -208,14 +198,10 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
 
     The action [2], clipped to [-1, 1], is a torque on shoulder and elbow, which friction slows
     down; each alone comes to 0.3 radians a step, and each link's motion moves the other. The
-    shoulder turns all the way round, the elbow 2.6 radians either way.
-
-    The goal is a position of the fingertip; its observation shows one arm at rest that is there,
-    another may reach it with the elbow bent to the other side. It is reached nearer than 0.05 of
-    the arm's length. Episodes end after `max_episode_steps` and never before. Reset options:
-    "factors" [B, 6] sets arms, "goal_factors" [B, 6] sets goals. Dynamics tests: a torque on the
-    "shoulder", or on the "elbow".
-    """
+    shoulder turns all the way round, the elbow 2.6 radians either way. The goal is a position of
+    the fingertip; its observation shows one arm at rest that is there, another may reach it with
+    the elbow bent to the other side. It is reached nearer than 0.05 of the arm's length. Dynamics
+    tests: a torque on the "shoulder", or on the "elbow"."""
 
     description = "An arm of two links is to bring its fingertip (blue) to a goal (green ring)."
     factor_names: ClassVar[tuple[str, ...]] = (
@@ -223,28 +209,16 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
         *("shoulder velocity", "elbow velocity"),
     )
     num_velocities: ClassVar[int] = 2
+    max_episode_steps = 40
     goal_radius = GOAL_RADIUS
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        obs_type: str = "state",
-        max_episode_steps: int = 40,
-        **options: Any,
-    ) -> None:
+    def __init__(self, num_envs: int = 1, *, obs_type: str = "state", **options: Any) -> None:
         """`obs_type` is "state" [6], the cosines of shoulder and elbow, their sines and velocities,
-        or "image" [2, 32, 32], the arm and the arm one step earlier. `options` are those of
-        `TorchVectorEnv`.
-
-        Raises ValueError for names that don't exist and for numbers out of range; ImportError where
-        MuJoCo is missing.
-        """
+        or "image" [2, 32, 32], the arm and the arm one step earlier. Raises ImportError where
+        MuJoCo is missing."""
         space, self._observe_arm = base.choose("obs_type", obs_type, OBS_TYPES)
         self.physics = ArmPhysics()
-        super().__init__(
-            num_envs, space, spaces.Box(-1, 1, (2,)), max_episode_steps=max_episode_steps, **options
-        )
+        super().__init__(num_envs, space, spaces.Box(-1, 1, (2,)), **options)
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
         u, _ = uniform(splitmix64(keys ^ 6), 2 * CANDIDATES + 3)
@@ -281,8 +255,7 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
         return self._observe_arm(state.arm)
 
     def _factors(self, state: State) -> Tensor:
-        """Fingertip and elbow as fractions of the square that the arm can reach, and the velocities
-        of the joints in units of `VELOCITY_SCALE`, [B, 6]."""
+        """Fingertip and elbow as fractions of the reach, velocities in `VELOCITY_SCALE`, [B, 6]."""
         elbow, tip = joint_positions(state.arm.angle).unbind(1)
         return torch.cat([(tip + 1) / 2, (elbow + 1) / 2, state.arm.velocity / VELOCITY_SCALE], -1)
 
@@ -311,8 +284,7 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
         return behaviour._replace(steps_left=behaviour.steps_left - 1), behaviour.torque
 
     def _dynamics_tests(self, keys: Tensor) -> dict[str, tuple[State, Tensor]]:
-        """A full torque on one joint of an arm at rest, to the side that takes the fingertip to the
-        right."""
+        """A full torque on one joint of an arm at rest, which takes the fingertip to the right."""
         angle = sample_angles(uniform(splitmix64(keys ^ 8), 2)[0])
         height = fingertip(angle)[:, 1]  # what is below a joint goes left as its angle grows
         heights = {"shoulder": height, "elbow": height - joint_positions(angle)[:, 0, 1]}
@@ -339,7 +311,5 @@ class ReachVectorEnv(base.GoalVectorEnv[State]):
         return draw.to_bytes(draw.blend_ring(frames, to_pixels(goal, size), radius))
 
 
-class ReachEnv(base.SingleEnv[ReachVectorEnv]):
-    """One environment of `ReachVectorEnv`."""
-
+class ReachEnv(base.SingleEnv):
     vector_env = ReachVectorEnv

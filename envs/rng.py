@@ -1,9 +1,6 @@
 """Counter-based random numbers: what an environment draws depends on its own key and on nothing
-else, so an episode is the same alone and in any batch, on any device.
-
-A key is a 64-bit word, one for each environment. The mixing function is the finaliser of SplitMix64
-(Steele, Lea and Flood, OOPSLA 2014).
-"""
+else, so an episode is the same alone and in any batch, on any device. A key is a 64-bit word; the
+mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
 
 from __future__ import annotations
 

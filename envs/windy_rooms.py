@@ -1,7 +1,4 @@
-"""Windy Rooms: a point mass goes round a pit, in gusts of wind, to a goal.
-
-The arena is the unit square; y grows downwards.
-"""
+"""Windy Rooms: a point mass goes round a pit, in gusts of wind, in the unit square, y down."""
 
 from __future__ import annotations
 
@@ -67,8 +64,7 @@ class Box(NamedTuple):
         return Box(self.low[index], self.high[index])
 
     def fraction_to(self, start: Tensor, end: Tensor) -> Tensor:
-        """The fraction of the paths from [..., 2] to [..., 2] that lies before the box; 1 where
-        they never enter it, [...]."""
+        """The fraction [...] of the paths between [..., 2] before the box; 1 for paths outside."""
         return fraction_before(self.low, self.high, start, end - start)
 
 
@@ -85,8 +81,7 @@ PIT_LAYOUTS = {
     "wide": PitLayout(((0.16, 0.24), (0.40, 0.50), (0.47, 0.53), (0.44, 0.56)), bottom=1 - MARGIN),
     "ledge": PitLayout(((0.16, 0.24), (0.24, 0.24), (0.47, 0.53), (0.17, 0.19)), bottom=0.15),
 }
-"""Two passes of at least 0.19; or, above, a ledge of at most 0.07 on the straight path, from which
-a gust may blow the point mass, and a wide detour below."""
+"""Two passes of at least 0.19; or, above, a straight ledge of at most 0.07, and a wide detour."""
 
 
 def sample_pit(seed: int, device: torch.device, layout: PitLayout = PIT_LAYOUTS["wide"]) -> Box:
@@ -99,8 +94,7 @@ def sample_pit(seed: int, device: torch.device, layout: PitLayout = PIT_LAYOUTS[
 
 def move_and_fall(pit: Box, position: Tensor, move: Tensor) -> Tensor:
     """Positions and moves [B, 2] -> positions. Walls stop the point mass; if it crosses the pit's
-    border it falls, and no move takes it out again. Where a wall stops a move, the path is taken to
-    lead straight to where it ends."""
+    border it falls, for good. Where a wall stops a move, the path is taken to be straight."""
     end = (position + move).clamp(0, 1)
     fraction = pit.fraction_to(position, end)
     inside = pit.expanded(-FALL_DEPTH)
@@ -111,8 +105,7 @@ def move_and_fall(pit: Box, position: Tensor, move: Tensor) -> Tensor:
 
 
 def step_without_wind(pit: Box, position: Tensor, actions: Tensor, mobility: float = 0.0) -> Tensor:
-    """Positions and actions [B, 2] -> positions one step later. In the pit a step is shorter, by
-    the factor `mobility`, and may lead out."""
+    """Positions and actions [B, 2] -> positions. In the pit a step is shorter by `mobility`."""
     move = STEP * shrink_to_disk(actions, 1.0)
     in_pit = (position + mobility * move).clamp(0, 1)
     fallen = pit.contains(position)[:, None]
@@ -154,8 +147,7 @@ def sample_start(pit: Box, region: StartRegion, bottom: float, u: Tensor) -> Ten
 
 
 def next_corner(zone: Box, position: Tensor, goal: Tensor) -> Tensor:
-    """Positions and goals [B, 2] -> the first corner of the zone on the shortest path round it,
-    [B, 2]."""
+    """Positions and goals [B, 2] -> the first corner [B, 2] on the shortest path round the zone."""
     (left, top), (right, bottom) = zone.low.unbind(-1), zone.high.unbind(-1)
     corners = torch.stack([left, top, left, bottom, right, top, right, bottom], -1)
     corners = corners.unflatten(-1, (4, 2))
@@ -193,15 +185,11 @@ def expert_action(pit: Box, position: Tensor, goal: Tensor, gap: float) -> Tenso
 
 
 class BehaviourState(NamedTuple):
-    """What the behaviour policy does in B environments."""
-
     heading: Tensor  # [B] radians
     keys: Tensor  # [B] int64
 
 
 class State(NamedTuple):
-    """The state of B environments."""
-
     position: Tensor  # [B, 2]
     fallen: Tensor  # [B] bool: in the pit
     goal: Tensor  # [B, 2]
@@ -248,13 +236,9 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
     probability, a gust of wind moves it in any direction. Walls stop it. In the middle is a pit,
     with a room on either side and a pass above and below: the point mass that crosses the pit's
     border has fallen, and stays there until the episode ends, unless it can move in the pit. Starts
-    are in one room, goals in the other.
-
-    A goal is reached nearer than 0.06, outside the pit. Episodes end after `max_episode_steps` and
-    never before. `info["interoception"]` is "fallen", 1 in the pit, else 0. Reset options:
-    "factors" [B, 2] sets positions, "goal_factors" [B, 2] sets goals. Dynamics tests, without wind:
-    full steps in the "open", and along the pit's "edge".
-    """
+    are in one room, goals in the other. A goal is reached nearer than 0.06, outside the pit.
+    `info["interoception"]` is "fallen", 1 in the pit, else 0. Dynamics tests, without wind: full
+    steps in the "open", and along the pit's "edge"."""
 
     description = (
         "A point mass (blue) is to go from one room to a goal (green ring) in the other, past a "
@@ -262,6 +246,7 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
     )
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y")
     interoception_names: ClassVar[tuple[str, ...]] = ("fallen",)
+    max_episode_steps = 60
     goal_radius = GOAL_RADIUS
 
     def __init__(
@@ -275,7 +260,6 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
         pit_mobility: float = 0.0,
         start_region: str = "rooms",
         obs_type: str = "state",
-        max_episode_steps: int = 60,
         **options: Any,
     ) -> None:
         """`layout_seed` is the seed of the pit, which is the same in all environments. With
@@ -284,11 +268,7 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
         is the probability of a gust in a step and `gust_length` its length. `pit_mobility` is the
         fraction of a step that the point mass moves in the pit; with 0 it never comes out.
         `start_region` is "rooms", or "anywhere" but in the pit. `obs_type` is "state" [2], x and y
-        from -1 to 1, or "image" [2, 32, 32], point mass and pit. `options` are those of
-        `TorchVectorEnv`.
-
-        Raises ValueError for names that don't exist and for numbers out of range.
-        """
+        from -1 to 1, or "image" [2, 32, 32], point mass and pit."""
         base.check_range("layout_seed", layout_seed, 0, math.inf)
         base.check_range("gust_prob", gust_prob, 0, 1)
         base.check_range("gust_length", gust_length, 0, MAX_GUST)
@@ -298,9 +278,7 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
         self.start_region = base.choose("start_region", start_region, START_REGIONS)
         self.pit_layout = base.choose("pit_layout", pit_layout, PIT_LAYOUTS)
         space, self._observe_at = base.choose("obs_type", obs_type, OBS_TYPES)
-        super().__init__(
-            num_envs, space, spaces.Box(-1, 1, (2,)), max_episode_steps=max_episode_steps, **options
-        )
+        super().__init__(num_envs, space, spaces.Box(-1, 1, (2,)), **options)
         self.pit = sample_pit(layout_seed, self.device, self.pit_layout)
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
@@ -365,8 +343,7 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
         return BehaviourState(heading, keys), strength * direction(heading)
 
     def _dynamics_tests(self, keys: Tensor) -> dict[str, tuple[State, Tensor]]:
-        """Full steps to the right, without wind: in the middle of a room, and along the upper or
-        the lower end of the pit and beyond it."""
+        """Full steps to the right, without wind: in a room, and along an end of the pit."""
         pit = self.pit
         u, _ = uniform(keys, 3)
         far = u[:, 0] < 0.5  # right, and below
@@ -388,20 +365,15 @@ class WindyRoomsVectorEnv(base.GoalVectorEnv[State]):
     def _draw(self, state: State) -> Tensor:
         pixels = draw.frame_pixels(self.device)
         frames = draw.white_frames(self.num_envs, self.device)
-        arena = depth_in_box(
-            pixels, Box(torch.zeros_like(self.pit.low), torch.ones_like(self.pit.low))
-        )
+        unit_square = Box(torch.zeros_like(self.pit.low), torch.ones_like(self.pit.low))
+        arena = depth_in_box(pixels, unit_square)
         frames = draw.blend(frames, arena + WALL_WIDTH, draw.WALL_COLOUR)
         frames = draw.blend(frames, arena, draw.WHITE)
         frames = draw.blend(frames, depth_in_box(pixels, self.pit), PIT_COLOUR)
-        frames = draw.blend_ring(
-            frames, draw.unit_to_pixels(state.goal), draw.UNIT_SIDE * GOAL_RADIUS
-        )
-        return draw.to_bytes(draw.blend_agent(frames, draw.unit_to_pixels(state.position)))
+        goal, position = map(draw.unit_to_pixels, (state.goal, state.position))
+        frames = draw.blend_ring(frames, goal, draw.UNIT_SIDE * GOAL_RADIUS)
+        return draw.to_bytes(draw.blend_agent(frames, position))
 
 
-class WindyRoomsEnv(base.SingleEnv[WindyRoomsVectorEnv]):
-    """One environment of `WindyRoomsVectorEnv`."""
-
+class WindyRoomsEnv(base.SingleEnv):
     vector_env = WindyRoomsVectorEnv
-    interoception_names = WindyRoomsVectorEnv.interoception_names

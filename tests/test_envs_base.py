@@ -84,7 +84,7 @@ class LineWorlds(TorchVectorEnv[Line]):
         return torch.zeros(self.num_envs, 320, 320, 3, dtype=torch.uint8)
 
 
-class LineEnv(SingleEnv[LineWorlds]):
+class LineEnv(SingleEnv):
     vector_env = LineWorlds
 
 

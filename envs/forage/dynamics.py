@@ -1,8 +1,5 @@
-"""How layouts are drawn, how the agent moves, eats, loses energy and is damaged, and the policies
-that know it: an expert for each task, and the behaviour policy, which gathers experience.
-
-The arena is the unit square; y grows downwards.
-"""
+"""Layouts, how the agent moves, eats, loses energy and is damaged, an expert for each task, and the
+behaviour policy, which gathers experience. The arena is the unit square; y grows downwards."""
 
 from __future__ import annotations
 
@@ -38,8 +35,7 @@ SPLITS: dict[str, Callable[[Tensor], Tensor]] = {
     "train": lambda keys: keys & ~1,
     "test": lambda keys: keys | 1,
 }
-"""The key [B] of a layout is an even number in "train" and an odd one in "test": no two are
-shared."""
+"""The key [B] of a layout is even in "train" and odd in "test": no two are shared."""
 
 AT_FLAG = 0.06  # nearer to the flag than this, it counts as reached
 AT_START = 0.05  # as near as this to the start, the agent counts as staying there
@@ -81,8 +77,6 @@ class EpisodeRecord(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state of B environments."""
-
     position: Tensor  # [B, 2]
     energy: Tensor  # [B] in [0, 1]
     growth: Tensor  # [B, 2] in [0, 1], 1 is ripe
@@ -163,10 +157,9 @@ def sample_food(u: Tensor, flag: Tensor, hazard: Tensor, radius: Tensor) -> Tens
 def sample_layout(keys: Tensor, split: str) -> Layout:
     """Keys [B] -> layouts of the split. Constraints hold by construction where they must, and else
     by taking the first of a fixed number of candidates that meets them."""
-    u, _ = uniform(splitmix64(SPLITS[split](keys)), 3 + 4 * CANDIDATES + 2 * NUM_FOODS * CANDIDATES)
-    for_hazard, for_ends, for_food = u.split(
-        [3, 4 * CANDIDATES, 2 * NUM_FOODS * CANDIDATES], dim=-1
-    )
+    counts = [3, 4 * CANDIDATES, 2 * NUM_FOODS * CANDIDATES]
+    u, _ = uniform(splitmix64(SPLITS[split](keys)), sum(counts))
+    for_hazard, for_ends, for_food = u.split(counts, dim=-1)
     start, flag = sample_start_flag(for_ends).unbind(1)
     hazard, radius = sample_hazard(for_hazard, start, flag)
     return Layout(start, flag, hazard, radius, sample_food(for_food, flag, hazard, radius))
@@ -195,9 +188,8 @@ def step_state(state: State, actions: Tensor) -> State:
     layout, record = state.layout, state.record
     position = move(state.position, actions)
     growth = (state.growth + 1 / REGROWTH).clamp(max=1)  # [B, 2]
-    eaten_of_each = growth * (1 - distance(position.unsqueeze(-2), layout.food) / MOUTH).clamp(
-        min=0
-    )
+    nearness = 1 - distance(position.unsqueeze(-2), layout.food) / MOUTH
+    eaten_of_each = growth * nearness.clamp(min=0)
     eaten = eaten_of_each.sum(-1)
     damage = damage_at(position, layout.hazard, layout.radius)
     state = state._replace(
@@ -240,8 +232,7 @@ TASKS: dict[str, Callable[[State], Evaluation]] = {
 
 
 def expert_eat(state: State) -> Tensor:
-    """Actions [B, 2] to the food that will have grown most for the steps it takes to get there;
-    through the hazard too."""
+    """Actions [B, 2] to the food that will have grown most for the steps it takes to get there."""
     food, here = state.layout.food, state.position[:, None]
     travel = distance(food, here) / STEP
     growth = (state.growth + travel / REGROWTH).clamp(max=1)
@@ -292,8 +283,7 @@ def detour(state: State, side: int) -> Tensor:
 
 
 def tangent(position: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions [B, 2] about the centre of a disk [B] -> the angle [B] at the centre to where the
-    tangent touches, and the tangent's length [B]."""
+    """Positions [B, 2] about a disk -> the angle [B] to where a tangent touches, its length [B]."""
     to_centre = position.square().sum(-1).sqrt()
     angle = torch.acos((radius / to_centre.clamp(min=1e-6)).clamp(max=1))
     return angle, (to_centre.square() - radius.square()).clamp(min=0).sqrt()
@@ -314,8 +304,7 @@ def lanes(device: torch.device) -> Tensor:
 
 
 def expert_explore(state: State) -> Tensor:
-    """Actions [B, 2] to the first cell not yet visited, lane by lane from the corner nearest the
-    start; none when all are visited."""
+    """Actions [B, 2] to the first cell not yet visited, lane by lane; none after the last."""
     corner = (state.layout.start > 0.5).long()
     order = lanes(state.position.device)[corner[:, 0] + 2 * corner[:, 1]]  # [B, 36]
     left = ~state.record.visited.gather(1, order)
@@ -344,11 +333,9 @@ def sample_target(layout: Layout, u: Tensor) -> Tensor:
 def behaviour_step(
     behaviour: SegmentState, position: Tensor, layout: Layout, directed_fraction: float
 ) -> tuple[SegmentState, Tensor]:
-    """The behaviour policy one step on, and its actions [B, 2].
-
-    Every 10 to 25 steps the policy is resampled: idle in a tenth of the segments, directed in
-    `directed_fraction` of the others, else drifting. A third of the steps are full, the others have
-    any length down to a tenth."""
+    """The behaviour policy one step on, and its actions [B, 2]. Every 10 to 25 steps the policy is
+    resampled: idle in a tenth of the segments, directed in `directed_fraction` of the others, else
+    drifting. A third of the steps are full, the others have any length down to a tenth."""
     u, keys = uniform(behaviour.keys, 8)
     arrived = behaviour.directed & (distance(behaviour.target, position) < AT_TARGET)
     linger = ((LINGER + 1) * u[:, 0]).floor()

@@ -11,24 +11,8 @@ from torch import Tensor
 
 from .. import base, draw
 from ..rng import between, splitmix64, uniform
-from .dynamics import (
-    AT_FLAG,
-    EXPERTS,
-    GRID,
-    MARGIN,
-    MOUTH,
-    NUM_FOODS,
-    SPLITS,
-    STEP,
-    TASKS,
-    EpisodeRecord,
-    State,
-    behaviour_step,
-    damage_at,
-    mark_visited,
-    sample_layout,
-    step_state,
-)
+from . import dynamics
+from .dynamics import State
 
 ENERGY = (0.3, 0.8)  # as episodes begin
 RIPE = 0.7  # probability of a food to be ripe as an episode begins
@@ -56,16 +40,11 @@ def observation_space() -> spaces.Dict:
     low = {
         "body": np.zeros(2),
         "energy": np.zeros(1),
-        "food": np.array([(-1, -1, 0)] * NUM_FOODS),
+        "food": np.array([(-1, -1, 0)] * dynamics.NUM_FOODS),
         "hazard": np.array([-1, -1, 0]),
         "flag": np.array([-1, -1]),
     }
-    return spaces.Dict(
-        {
-            name: spaces.Box(bound.astype(np.float32), 1, dtype=np.float32)
-            for name, bound in low.items()
-        }
-    )
+    return spaces.Dict({name: spaces.Box(np.float32(bound), 1) for name, bound in low.items()})
 
 
 def to_pixels(position: Tensor) -> Tensor:
@@ -92,10 +71,9 @@ def draw_food(frames: Tensor, pixels: Tensor, centre: Tensor, growth: Tensor) ->
     """A green disk, filled from below as far as it has grown, in a haze that fades to where the
     agent can't eat from."""
     distance = draw.pixel_distance(pixels, centre)
-    near = (1 - distance / (SIDE * MOUTH)).clamp(min=0)
-    frames = blend(
-        frames, (depth_in_arena(pixels, 0) + 0.5).clamp(0, 1) * HAZE * near - 0.5, "food"
-    )
+    near = (1 - distance / (SIDE * dynamics.MOUTH)).clamp(min=0)
+    haze = (depth_in_arena(pixels, 0) + 0.5).clamp(0, 1) * HAZE * near
+    frames = blend(frames, haze - 0.5, "food")
     frames = blend(frames, FOOD_RADIUS - distance, "food")
     level = centre[:, 1] + (FOOD_RADIUS - 1.5) * (1 - 2 * growth)
     hollow = (level[:, None] - pixels)[..., None].expand(-1, -1, len(pixels))
@@ -104,9 +82,8 @@ def draw_food(frames: Tensor, pixels: Tensor, centre: Tensor, growth: Tensor) ->
 
 def draw_flag(frames: Tensor, pixels: Tensor, foot: Tensor) -> Tensor:
     """A pennant on a pole, and a ring within which the flag counts as reached."""
-    frames = blend(
-        frames, 0.8 - (draw.pixel_distance(pixels, foot) - SIDE * AT_FLAG).abs(), "pennant"
-    )
+    from_ring = draw.pixel_distance(pixels, foot) - SIDE * dynamics.AT_FLAG
+    frames = blend(frames, 0.8 - from_ring.abs(), "pennant")
     across = (pixels - foot[:, :1])[:, None, :]
     up = (foot[:, 1:] - pixels)[:, :, None]
     slope = 6.0 - across * (6.0 / 16)
@@ -141,13 +118,9 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
     dx, dy; dx and dy are relative to the agent. Near a food the agent eats a larger fraction of
     what has grown the nearer it is, and the rest grows on. `info["interoception"]` [3] is energy,
     which every step costs and food restores; damage, which grows towards the hazard's centre; and
-    the meal, how much was eaten in this step.
-
-    The reward is 1 for every step that ends at the flag, else 0, whatever the task. Episodes end
-    after `max_episode_steps` and never before. Reset option: "factors" [B, 5] sets positions,
-    energies and growths; the layout stays the seed's. Dynamics tests: full steps to the right at
-    the "border", and in the "open".
-    """
+    the meal, how much was eaten in this step. The reward is 1 for every step that ends at the flag,
+    else 0, whatever the task. Dynamics tests: full steps to the right at the "border", and in the
+    "open"."""
 
     description = (
         "The agent (blue) eats food (green), which grows back where it was eaten, and is damaged "
@@ -155,8 +128,9 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
     )
     factor_names: ClassVar[tuple[str, ...]] = (
         *("body x", "body y", "energy"),
-        *(f"food {i + 1}" for i in range(NUM_FOODS)),
+        *(f"food {i + 1}" for i in range(dynamics.NUM_FOODS)),
     )
+    max_episode_steps = 150
     interoception_names: ClassVar[tuple[str, ...]] = ("energy", "damage", "meal")
 
     def __init__(
@@ -165,59 +139,49 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
         *,
         task: str = "eat",
         split: str = "all",
-        max_episode_steps: int = 150,
         directed_fraction: float = 0.6,
         **options: Any,
     ) -> None:
         """`task` is how an episode is evaluated ("score" and "success" in infos) and which expert
-        acts: "eat", "flag", "explore" or "stay"; it changes nothing else.
-
-        `split` is which layouts are drawn: "all", "train" or "test"; their number is unlimited,
-        and "train" and "test" share none. `directed_fraction` is how many of the behaviour policy's
-        segments that aren't idle lead to a target. `options` are those of `TorchVectorEnv`.
-
-        Raises ValueError for names that don't exist and for numbers out of range.
-        """
-        base.choose("task", task, TASKS)
+        acts: "eat", "flag", "explore" or "stay"; it changes nothing else. `split` is which layouts
+        are drawn: "all", "train" or "test", which share none. `directed_fraction` is how many of
+        the behaviour policy's segments that aren't idle lead to a target."""
+        base.choose("task", task, dynamics.TASKS)
         self.task, self.directed_fraction = task, directed_fraction
-        self._split = base.choose("split", split, {name: name for name in SPLITS})
+        self._split = base.choose("split", split, {name: name for name in dynamics.SPLITS})
         base.check_range("directed_fraction", directed_fraction, 0, 1)
-        super().__init__(
-            num_envs,
-            observation_space(),
-            spaces.Box(-1, 1, (2,)),
-            max_episode_steps=max_episode_steps,
-            **options,
-        )
+        super().__init__(num_envs, observation_space(), spaces.Box(-1, 1, (2,)), **options)
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
-        layout = sample_layout(keys, self._split)
+        layout = dynamics.sample_layout(keys, self._split)
         if options.get("factors") is not None:
             factors = self._read_factors("factors", options["factors"], len(keys))
         else:
-            u, _ = uniform(splitmix64(keys ^ 6), 1 + 2 * NUM_FOODS)
-            for_energy, for_ripe, young = u.split([1, NUM_FOODS, NUM_FOODS], dim=-1)
+            counts = [1, dynamics.NUM_FOODS, dynamics.NUM_FOODS]
+            u, _ = uniform(splitmix64(keys ^ 6), sum(counts))
+            for_energy, for_ripe, young = u.split(counts, dim=-1)
             growth = torch.where(for_ripe < RIPE, 1.0, young)
             factors = torch.cat([layout.start, between(for_energy, ENERGY), growth], -1)
         position, energy, growth = factors[:, :2], factors[:, 2], factors[:, 3:]
         zero = torch.zeros_like(energy)
-        visited = mark_visited(zero.bool()[:, None].repeat(1, GRID * GRID), position)
+        visited = zero.bool()[:, None].repeat(1, dynamics.GRID**2)
+        visited = dynamics.mark_visited(visited, position)
         return State(
             position=position,
             energy=energy,
             growth=growth,
-            damage=damage_at(position, layout.hazard, layout.radius),
+            damage=dynamics.damage_at(position, layout.hazard, layout.radius),
             meal=zero,
             layout=layout._replace(start=position),
-            record=EpisodeRecord(zero, zero, zero, zero, visited),
+            record=dynamics.EpisodeRecord(zero, zero, zero, zero, visited),
             behaviour=base.SegmentState.begin(position, splitmix64(keys ^ 4)),
         )
 
     def _step_state(self, state: State, actions: Tensor) -> State:
-        return step_state(state, actions)
+        return dynamics.step_state(state, actions)
 
     def _success(self, state: State) -> Tensor:
-        return TASKS[self.task](state).success
+        return dynamics.TASKS[self.task](state).success
 
     def _observe(self, state: State) -> base.TensorObs:
         """Foods, hazard and flag are positions relative to the agent."""
@@ -240,7 +204,7 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
     def _info(self, state: State) -> dict[str, Tensor]:
         return {
             "interoception": torch.stack([state.energy, state.damage, state.meal], -1),
-            "score": TASKS[self.task](state).score,
+            "score": dynamics.TASKS[self.task](state).score,
             "cells": state.cells,
             "damage": state.record.damage,
             "eaten": state.record.eaten,
@@ -248,16 +212,18 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
 
     def _expert(self, state: State) -> Tensor:
         """Only the expert of the task "flag" keeps away from the hazard."""
-        return EXPERTS[self.task](state)
+        return dynamics.EXPERTS[self.task](state)
 
     def _behave(self, state: State) -> tuple[base.SegmentState, Tensor]:
-        return behaviour_step(state.behaviour, state.position, state.layout, self.directed_fraction)
+        return dynamics.behaviour_step(
+            state.behaviour, state.position, state.layout, self.directed_fraction
+        )
 
     def _dynamics_tests(self, keys: Tensor) -> dict[str, tuple[State, Tensor]]:
         """Full steps to the right, from 0.2 to 2 of them before the border, and in the middle."""
         state, (u, _) = self._reset_state(keys, {}), uniform(splitmix64(keys ^ 8), 4)
-        border_x = 1 - STEP * between(u[:, 0], (0.2, 2.0))
-        border_y = between(u[:, 1], (MARGIN, 1 - MARGIN))
+        border_x = 1 - dynamics.STEP * between(u[:, 0], (0.2, 2.0))
+        border_y = between(u[:, 1], (dynamics.MARGIN, 1 - dynamics.MARGIN))
         open_x, open_y = between(u[:, 2], (0.3, 0.6)), between(u[:, 3], (0.3, 0.7))
         action = u.new_tensor([1.0, 0.0]).expand(len(keys), -1)
         starts = {"border": (border_x, border_y), "open": (open_x, open_y)}
@@ -282,8 +248,5 @@ class ForageVectorEnv(base.TorchVectorEnv[State]):
         return draw.to_bytes(draw.blend_agent(frames, to_pixels(state.position)))
 
 
-class ForageEnv(base.SingleEnv[ForageVectorEnv]):
-    """One environment of `ForageVectorEnv`."""
-
+class ForageEnv(base.SingleEnv):
     vector_env = ForageVectorEnv
-    interoception_names = ForageVectorEnv.interoception_names

@@ -1,9 +1,8 @@
 """Where walls are, and how a point mass moves between them.
 
 A maze has n by n cells, N in all, counted row by row. An edge is between two neighbours: first all
-that are side by side, then all that are one above the other; E in all. It is open or a wall.
-Positions are `(x, y)` in cells, y down; walls are lines between cells and have no width.
-"""
+that are side by side, then all that are one above the other; E in all. Positions are `(x, y)` in
+cells, y down; walls are lines between cells and have no width."""
 
 from __future__ import annotations
 
@@ -70,9 +69,8 @@ FOUR_ROOMS = """
 .....#.....
 """
 MAPS: dict[str, str] = {"u": U, "medium": MEDIUM, "large": LARGE, "four-rooms": FOUR_ROOMS}
-"""Published mazes: "." is a free cell, "#" a solid one. The first three are those of D4RL's
-PointMaze (arXiv 2004.07219), "large" made square; the last is that of Sutton, Precup and Singh
-(1999)."""
+"""Published mazes: "." is a free cell, "#" a solid one. Three are those of D4RL's PointMaze (arXiv
+2004.07219), "large" made square; the last is that of Sutton, Precup and Singh (1999)."""
 
 
 class Maze(NamedTuple):
@@ -219,8 +217,7 @@ Band: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def min_long_path(longest: Tensor) -> Tensor:
-    """The longest paths [B] -> the fewest cells [B] of a long one: three fifths of it, rounded up,
-    and more than a short one where it can be."""
+    """The longest paths [B] -> the fewest cells [B] of a long one: three fifths, rounded up."""
     return torch.maximum((3 * longest + 4) // 5, longest.clamp(max=MAX_SHORT_PATH + 1))
 
 
@@ -236,8 +233,7 @@ BANDS: dict[str, Band] = {
 
 
 def band_miss(maze: Maze, band: Band) -> Tensor:
-    """By how many cells the path from each cell to each misses the band, [B, N, N]; by thousands
-    where there is none."""
+    """By how many cells the path from each cell to each misses the band, [B, N, N]."""
     low, high = (bound[:, None, None] for bound in band(maze.longest))
     return torch.maximum(low - maze.path_length, maze.path_length - high).clamp(min=0)
 
@@ -332,12 +328,9 @@ def slide(
     across: Tensor, beside: Tensor, position: Tensor, other: Tensor, velocity: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Positions and velocities [B] one step on along one axis; `other` [B] are the positions on the
-    other axis.
-
-    Walls across the way [B, n, n + 1] are by lane and by line; those along it [B, n + 1, n] by the
-    line beside a lane: a point mass that straddles two lanes runs into the ends of those. It is
-    less than a cell wide and moves less than a cell a step, so it meets no line but the next.
-    """
+    other axis. Walls across the way [B, n, n + 1] are by lane and by line; those along it
+    [B, n + 1, n] by the line beside a lane: a point mass that straddles two lanes runs into the
+    ends of those. It moves less than a cell a step, so it meets no line but the next."""
     sign = torch.where(velocity > 0, 1.0, -1.0)
     line = sign * (sign * position + HALF_WIDTH - ROUNDING).ceil()
     stop = line - sign * HALF_WIDTH
@@ -372,6 +365,3 @@ def is_free(maze: Maze, position: Tensor) -> Tensor:
     in_horizontal = has_wall(horizontal, bottom, left) | has_wall(horizontal, bottom, right)
     in_wall = (left != right) & in_vertical | (top != bottom) & in_horizontal
     return inside & ~in_wall & ~has_wall(maze.solid, y.floor(), x.floor())
-
-
-POINT_PHYSICS = Physics(step_points, is_free, stopped_speed=0.0)

@@ -1,5 +1,4 @@
-"""The environment: its state, what is observed and drawn, dynamics tests, and the Gymnasium
-classes."""
+"""The environment: its state, what is observed and drawn, and the Gymnasium classes."""
 
 from __future__ import annotations
 
@@ -15,29 +14,8 @@ from torch.nn.functional import pad
 from .. import base, draw
 from ..batch import pick
 from ..rng import keys_from_seeds, splitmix64, uniform
-from .dynamics import (
-    BANDS,
-    GOAL_RADIUS,
-    HALF_WIDTH,
-    MAPS,
-    POINT_PHYSICS,
-    SPLITS,
-    TERMINAL,
-    BodyState,
-    FixedMaze,
-    Maze,
-    Physics,
-    SampledMaze,
-    at_rest,
-    band_miss,
-    cell_of,
-    centre_of,
-    read_map,
-    sample_goal,
-    sample_in_cell,
-    sample_index,
-    sample_start,
-)
+from . import dynamics
+from .dynamics import BodyState, Maze, Physics
 from .policies import behaviour_step, expert_action
 
 RANDOM = "random"
@@ -54,8 +32,6 @@ MIN_RADIUS = 4.0  # pixels of the body in a frame
 
 
 class State(NamedTuple):
-    """The state of B environments."""
-
     body: BodyState
     goal: Tensor  # [B, 2]
     maze: Maze
@@ -71,12 +47,11 @@ class State(NamedTuple):
     @property
     def path(self) -> Tensor:
         """[B] float32: cells from the body's to the goal's."""
-        here, goal = (cell_of(p, self.maze.size) for p in (self.body.position, self.goal))
+        here, goal = (dynamics.cell_of(p, self.maze.size) for p in (self.body.position, self.goal))
         return pick(pick(self.maze.path_length, here), goal).float()
 
 
-Policy: TypeAlias = Callable[[State], Tensor]
-"""States -> actions `[B, A]`."""
+Policy: TypeAlias = Callable[[State], Tensor]  # states -> actions `[B, A]`
 
 
 def image_size(size: int) -> int:
@@ -113,7 +88,11 @@ def draw_walls(maze: Maze) -> Tensor:
 
 
 def draw_frames(
-    maze: Maze, position: Tensor, goal: Tensor, goal_radius: float, half_width: float = HALF_WIDTH
+    maze: Maze,
+    position: Tensor,
+    goal: Tensor,
+    goal_radius: float,
+    half_width: float = dynamics.HALF_WIDTH,
 ) -> Tensor:
     """Bodies and goals [B, 2], the radius in cells -> [B, 320, 320, 3] uint8."""
     scale, pixels = draw.UNIT_SIDE / maze.size, draw.frame_pixels(position.device)
@@ -149,21 +128,17 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
 
     The point mass, a square of half width 0.15, keeps 0.8 of its velocity from step to step; the
     action [2], shortened to length 1, adds 0.06 of itself, so that its speed is at most 0.3 cells a
-    step. Walls, which are lines between cells, stop it, and it slides along them.
-
-    The goal is reached nearer than 0.4 cells with no wall between. Episodes end after
-    `max_episode_steps` and never before. Infos also report "path", the cells of the shortest path
-    to the goal; "distance" is straight. Factors are x and y as fractions of the maze's side, in
-    [0, 1], and the velocity as a fraction of the terminal speed, in [-1, 1]. Reset options:
-    "factors" [B, 4] sets bodies, "goal_factors" [B, 4] sets goals; mazes stay the seed's. Dynamics
-    tests: full actions against a "wall", and where it is "open".
-    """
+    step. Walls, which are lines between cells, stop it, and it slides along them. The goal is
+    reached nearer than 0.4 cells with no wall between. Infos also report "path", the cells of the
+    shortest path to the goal; "distance" is straight. Factors are x and y as fractions of the
+    maze's side, in [0, 1], and the velocity as a fraction of the terminal speed, in [-1, 1]; mazes
+    stay the seed's. Dynamics tests: full actions against a "wall", and where it is "open"."""
 
     body_name: ClassVar[str] = "A point mass (blue) with momentum"
     factor_names: ClassVar[tuple[str, ...]] = ("body x", "body y", "velocity x", "velocity y")
     num_velocities: ClassVar[int] = 2
     action_dim: ClassVar[int] = 2
-    goal_radius = GOAL_RADIUS
+    goal_radius = dynamics.GOAL_RADIUS
 
     def __init__(
         self,
@@ -176,7 +151,6 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
         loop_prob: float = 0.0,
         goal_distance: str = "any",
         obs_type: str = "image",
-        max_episode_steps: int | None = None,
         directed_fraction: float = 0.0,
         device: str | torch.device = "cpu",
         **options: Any,
@@ -187,59 +161,49 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
         `split` is "all", or "train" or "test", which share no maze; a single maze is in both. Or
         `map` is the name of a published maze: "u", "medium", "large", "four-rooms".
 
-        `goal_distance` is along the path from the start: "short", 1 to 3 cells; "long", at least
-        60 % of the longest path in the maze, and 4 cells where it has them; "medium", between them;
-        "any". Pairs of cells in the band are drawn with equal probability; where it is empty (or
-        has none for a start that a user sets), those that miss it by least.
+        `goal_distance` is along the path from the start: "short", 1 to 3 cells; "long", at least 60
+        % of the longest path in the maze, and 4 cells where it has them; "medium", between them;
+        "any". Pairs of cells in the band are drawn with equal probability; where it is empty, those
+        that miss it by least.
 
         `obs_type` is "image" [3, S, S], walls, body, and body one step earlier; or, where there is
-        one maze for all, "state" [4], position from -1 to 1 and velocity as in the factors.
-        `max_episode_steps` is by default 6 for each cell of the longest path there can be.
-        `directed_fraction` is how many of the behaviour policy's segments that aren't idle lead to
-        a cell. `options` are those of `TorchVectorEnv`.
-
-        Raises ValueError for names that don't exist and for numbers out of range.
-        """
+        one maze for all, "state" [4], position from -1 to 1 and velocity as in the factors. An
+        episode has 6 steps for each cell of the longest path there can be. `directed_fraction` is
+        how many of the behaviour policy's segments that aren't idle lead to a cell."""
         base.check_range("size", size, *SIZES)
         base.check_range("loop_prob", loop_prob, 0, MAX_LOOP_PROB)
         base.check_range("directed_fraction", directed_fraction, 0, 1)
-        split = base.choose("split", split, {name: name for name in SPLITS})
+        split = base.choose("split", split, {name: name for name in dynamics.SPLITS})
         self.directed_fraction = directed_fraction
-        self.band = base.choose("goal_distance", goal_distance, BANDS)
-        drawing = base.choose("map", map, {RANDOM: None, **MAPS})
+        self.band = base.choose("goal_distance", goal_distance, dynamics.BANDS)
+        drawing = base.choose("map", map, {RANDOM: None, **dynamics.MAPS})
         if drawing is not None and (maze_seed is not None or loop_prob):
             raise ValueError(
                 f"map {map!r} is one maze; maze_seed and loop_prob are of map {RANDOM!r}"
             )
-        self.mazes: SampledMaze | FixedMaze
+        self.mazes: dynamics.SampledMaze | dynamics.FixedMaze
         if drawing is not None:
-            self.mazes = FixedMaze(read_map(drawing, torch.device(device)))
+            self.mazes = dynamics.FixedMaze(dynamics.read_map(drawing, torch.device(device)))
         elif maze_seed is not None:
             keys = keys_from_seeds([maze_seed], torch.device(device))
-            self.mazes = FixedMaze(SampledMaze(size, loop_prob, "all")(keys))
+            self.mazes = dynamics.FixedMaze(dynamics.SampledMaze(size, loop_prob, "all")(keys))
         else:
-            self.mazes = SampledMaze(size, loop_prob, split)
-        sampled = isinstance(self.mazes, SampledMaze)
+            self.mazes = dynamics.SampledMaze(size, loop_prob, split)
+        sampled = isinstance(self.mazes, dynamics.SampledMaze)
+        mazes = "Every episode has a maze of its own" if sampled else "The maze is always the same"
         self.description = (
-            f"{self.body_name} is to find its way between walls to a goal (green ring). "
-            + (
-                "Every episode has a maze of its own."
-                if sampled
-                else "The maze is always the same."
-            )
+            f"{self.body_name} is to find its way between walls to a goal (green ring). {mazes}."
         )
         if obs_type == "state" and sampled:
             raise ValueError(
                 "obs_type 'state' doesn't show the maze; choose one maze by maze_seed or map"
             )
         self.obs_type, self.physics = obs_type, self._physics()
-        if max_episode_steps is None:
-            max_episode_steps = STEPS_PER_CELL * self.physics.step_scale * self.mazes.longest
+        self.max_episode_steps = STEPS_PER_CELL * self.physics.step_scale * self.mazes.longest
         super().__init__(
             num_envs,
             base.choose("obs_type", obs_type, self._obs_spaces()),
             spaces.Box(-1, 1, (self.action_dim,)),
-            max_episode_steps=max_episode_steps,
             device=device,
             **options,
         )
@@ -255,27 +219,27 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
         size = self.mazes.size
         if self.obs_type == "state":
             position = 2 * body.position / size - 1
-            return torch.cat([position, body.velocity / TERMINAL], -1).clamp(-1, 1)
+            return torch.cat([position, body.velocity / dynamics.TERMINAL], -1).clamp(-1, 1)
         positions = to_image(torch.cat([body.position, body.previous_position]), size)
         now, before = draw.draw_dot(positions, walls.shape[-1], DOT_STD).chunk(2)
         return torch.stack([walls, now, before], 1)
 
     def _physics(self) -> Physics:
         """What moves bodies in these mazes."""
-        return POINT_PHYSICS
+        return Physics(dynamics.step_points, dynamics.is_free, stopped_speed=0.0)
 
     def _reset_state(self, keys: Tensor, options: dict[str, Any]) -> State:
         maze, physics = self.mazes(keys), self.physics
         u, _ = uniform(splitmix64(keys ^ 6), 6)
-        miss = band_miss(maze, self.band)
-        start = sample_start(miss, u[:, 0])
-        position = sample_in_cell(start, maze.size, u[:, 1:3], physics.half_width)
+        miss = dynamics.band_miss(maze, self.band)
+        start = dynamics.sample_start(miss, u[:, 0])
+        position = dynamics.sample_in_cell(start, maze.size, u[:, 1:3], physics.half_width)
         body = physics.place_at(position, torch.zeros_like(position))
         if "factors" in options:
             body = self._read_body(maze, "factors", options["factors"])
-            start = cell_of(body.position, maze.size)
-        goal_cell = sample_goal(miss, start, u[:, 3])
-        goal = sample_in_cell(goal_cell, maze.size, u[:, 4:], physics.half_width)
+            start = dynamics.cell_of(body.position, maze.size)
+        goal_cell = dynamics.sample_goal(miss, start, u[:, 3])
+        goal = dynamics.sample_in_cell(goal_cell, maze.size, u[:, 4:], physics.half_width)
         if "goal_factors" in options:
             goal = self._read_body(maze, "goal_factors", options["goal_factors"]).position
         walls = draw_walls(maze)
@@ -291,7 +255,7 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
     def _read_body(self, maze: Maze, name: str, factors: object) -> BodyState:
         """A user's factors [B, 4] -> bodies. Raises ValueError where no free body has them."""
         read = self._read_factors(name, factors, len(maze.solid))
-        position, velocity = maze.size * read[:, :2], TERMINAL * read[:, 2:]
+        position, velocity = maze.size * read[:, :2], dynamics.TERMINAL * read[:, 2:]
         message = f"{name}: in environment {{i}} the body at cell {{row}} is inside a wall"
         base.check_rows(self.physics.is_free(maze, position), message, position)
         body: BodyState = self.physics.place_at(position, velocity)
@@ -306,10 +270,10 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
     def _factors(self, state: State) -> Tensor:
         """x, y as fractions of the maze, velocity as a fraction of the terminal speed, [B, 4]."""
         position, velocity = state.body.position, state.body.velocity
-        return torch.cat([position / self.mazes.size, velocity / TERMINAL], -1)
+        return torch.cat([position / self.mazes.size, velocity / dynamics.TERMINAL], -1)
 
     def _goal_factors(self, state: State) -> Tensor:
-        return self._factors(state._replace(body=at_rest(state.goal)))
+        return self._factors(state._replace(body=dynamics.at_rest(state.goal)))
 
     def _success(self, state: State) -> Tensor:
         """Near the goal and on the same side of every wall."""
@@ -340,7 +304,7 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
     def _push_test(self, state: State, sides: Tensor, u: Tensor) -> tuple[State, Tensor | Policy]:
         """Five full actions from rest, before one of the sides [N, cells, 4] that may be chosen:
         from 0.05 of the terminal speed to all of it before where a wall would stop the body."""
-        gap = TERMINAL * (0.05 + 0.95 * u[:, 1:2])
+        gap = dynamics.TERMINAL * (0.05 + 0.95 * u[:, 1:2])
         offset = 0.5 - self.physics.half_width - gap
         return self._before_side(state, sides, u, offset)
 
@@ -349,10 +313,11 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
     ) -> tuple[State, Tensor]:
         """Bodies at rest, this far [N, 1] from a cell's centre towards one of the sides, and the
         direction [N, 2] to it."""
-        side, width = sample_index(sides.flatten(1).long(), u[:, 0]), self.physics.half_width
+        width = self.physics.half_width
+        side = dynamics.sample_index(sides.flatten(1).long(), u[:, 0])
         ahead = torch.tensor(DIRECTIONS, device=u.device)[side % 4]
         sideways = (1 - 2 * width) * (u[:, 2:] - 0.5) * (1 - ahead.abs())
-        position = centre_of(side // 4, state.maze.size) + ahead * offset + sideways
+        position = dynamics.centre_of(side // 4, state.maze.size) + ahead * offset + sideways
         body = self.physics.place_at(position, torch.zeros_like(position))
         return state._replace(body=body), ahead
 
@@ -361,10 +326,9 @@ class MazeVectorEnv(base.GoalVectorEnv[State]):
         return draw.unit_to_pixels(size * factors[..., :2], draw.UNIT_SIDE / size)
 
     def _draw(self, state: State) -> Tensor:
-        return draw_frames(state.maze, state.body.position, state.goal, self.goal_radius)
+        position, half_width = state.body.position, self.physics.half_width
+        return draw_frames(state.maze, position, state.goal, self.goal_radius, half_width)
 
 
-class MazeEnv(base.SingleEnv[MazeVectorEnv]):
-    """One environment of `MazeVectorEnv`."""
-
+class MazeEnv(base.SingleEnv):
     vector_env = MazeVectorEnv

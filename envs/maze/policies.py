@@ -11,19 +11,8 @@ from ..base import SegmentState
 from ..batch import pick, where
 from ..geometry import direction, rotate, shrink_to_disk
 from ..rng import integers, uniform, von_mises
-from .dynamics import (
-    HALF_WIDTH,
-    KEPT,
-    PUSH,
-    TERMINAL,
-    BodyState,
-    Maze,
-    Physics,
-    cell_of,
-    centre_of,
-    sample_in_cell,
-    sample_index,
-)
+from . import dynamics
+from .dynamics import BodyState, Maze, Physics
 
 MARGIN = 0.05  # between a body and the ends of the walls it passes
 BRAKE = 0.4  # speed towards the goal, as a fraction of the remaining distance
@@ -49,8 +38,7 @@ def through_opening(
     opening: Tensor, ahead: Tensor, position: Tensor, beyond: Tensor, half_width: float
 ) -> Tensor:
     """Where the straight path from a position to one beyond passes an opening, or as near to that
-    as a body of this half width can; all [B, 2]. `opening` is its middle, `ahead` is 1 along the
-    axis that leads through."""
+    as a body can; all [B, 2]. `opening` is its middle, `ahead` is 1 along the axis through it."""
     before = ((opening - position).abs() * ahead).sum(-1, keepdim=True)
     after = ((beyond - opening).abs() * ahead).sum(-1, keepdim=True)
     point = torch.lerp(position, beyond, before / (before + after).clamp(min=1e-6))
@@ -59,14 +47,14 @@ def through_opening(
 
 
 def expert_action(
-    maze: Maze, body: BodyState, goal: Tensor, half_width: float = HALF_WIDTH
+    maze: Maze, body: BodyState, goal: Tensor, half_width: float = dynamics.HALF_WIDTH
 ) -> Tensor:
     """Bodies and goals [B, 2] -> actions [B, 2]: from opening to opening along the shortest path,
     cutting corners, at full speed to the last opening, then slower the nearer."""
-    here, there = cell_of(body.position, maze.size), cell_of(goal, maze.size)
+    here, there = dynamics.cell_of(body.position, maze.size), dynamics.cell_of(goal, maze.size)
     first = next_cell(maze, here, there)
     second = next_cell(maze, first, there)
-    mine, middle, onward = (centre_of(c, maze.size) for c in (here, first, second))
+    mine, middle, onward = (dynamics.centre_of(c, maze.size) for c in (here, first, second))
     last = (first == there)[:, None]
     beyond = torch.where(last, goal, (middle + onward) / 2)
     ahead = (middle - mine).abs()
@@ -75,31 +63,29 @@ def expert_action(
     path = point - body.position
     length = path.norm(dim=-1, keepdim=True)
     left = length + (goal - point).norm(dim=-1, keepdim=True)
-    speed = torch.where(last, (BRAKE * left).clamp(max=TERMINAL), TERMINAL)
+    speed = torch.where(last, (BRAKE * left).clamp(max=dynamics.TERMINAL), dynamics.TERMINAL)
     velocity = path / length.clamp(min=1e-6) * speed
-    return shrink_to_disk((velocity - KEPT * body.velocity) / PUSH, 1.0)
+    return shrink_to_disk((velocity - dynamics.KEPT * body.velocity) / dynamics.PUSH, 1.0)
 
 
 def behaviour_step(
     behaviour: SegmentState, maze: Maze, physics: Physics, body: BodyState, directed_fraction: float
 ) -> tuple[SegmentState, Tensor]:
-    """The behaviour policy one step on, and its actions [B, 2].
-
-    Every 10 to 25 steps, later where bodies are slow, the policy is resampled: idle in a tenth of
-    the segments; directed in `directed_fraction` of the others, to any cell until it arrives or the
-    segment, longer by the path, ends; else drifting. The heading drifts, and now and then turns
-    back along the axis on which a wall has stopped the body. A third of the actions are full, the
-    others have any strength down to a fifth."""
+    """The behaviour policy one step on, and its actions [B, 2]. Every 10 to 25 steps, later where
+    bodies are slow, it is resampled: idle in a tenth of the segments; directed in
+    `directed_fraction` of the others, to any cell until it arrives or the segment, longer by the
+    path, ends; else drifting. The heading turns back now and then from a wall that has stopped the
+    body. A third of the actions are full, the others have any strength down to a fifth."""
     position, scale = body.position, physics.step_scale
     u, keys = uniform(behaviour.keys, 7)
     to_target = (behaviour.target - position).norm(dim=-1)
     renew = (behaviour.steps_left <= 0) | (behaviour.directed & (to_target < AT_TARGET))
     idle = u[:, 0] < IDLE
     directed = ~idle & (u[:, 1] < directed_fraction)
-    cells = sample_index((~maze.solid).flatten(1).long(), u[:, 2])
-    target = sample_in_cell(cells, maze.size, u[:, 3:5])
+    cells = dynamics.sample_index((~maze.solid).flatten(1).long(), u[:, 2])
+    target = dynamics.sample_in_cell(cells, maze.size, u[:, 3:5])
     steps = integers(u[:, 5], SEGMENT_STEPS)
-    path_length = pick(pick(maze.path_length, cell_of(position, maze.size)), cells)
+    path_length = pick(pick(maze.path_length, dynamics.cell_of(position, maze.size)), cells)
     active_steps = scale * (steps + STEPS_PER_CELL * path_length * directed)
     steps = torch.where(idle, steps, active_steps)
     new = SegmentState(direction(2 * math.pi * u[:, 6]), target, directed, idle, steps, keys)

@@ -1,14 +1,10 @@
-"""How the point mass moves, and the policies that know it: the expert, which takes the shortest
-path, and the behaviour policies of the published data.
-
-Two rectangles of wall with a door between them stop the point mass. Positions are `(x, y)` in
-pixels of the variant's own image, pixel centres at whole numbers, y down. A layout is
-`(wall x, door y)`. What is about movement is batched over any leading dimensions.
-"""
+"""How the point mass moves, the expert, which takes the shortest path, and the behaviour policies
+of the published data. Two rectangles of wall with a door between them stop the point mass.
+Positions are `(x, y)` in pixels of the variant's own image, y down. A layout is `(wall x, door y)`.
+What is about movement is batched over any leading dimensions."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeAlias
@@ -16,6 +12,7 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from ..base import SegmentState
 from ..batch import pick
 from ..geometry import direction, fraction_before
 from ..rng import normal, truncated_normal, uniform, von_mises
@@ -121,11 +118,9 @@ def stop(arena: Arena, start: Tensor, move: Tensor, layout: Tensor) -> Tensor:
 
 
 def rebound(arena: Arena, start: Tensor, move: Tensor, layout: Tensor) -> Tensor:
-    """The point mass goes straight until it meets a wall or a border, and bounces back a little.
-
-    The published source bounces by half-normal noise of std 0.5 pixels; here it is the mean of
-    that, so that the same action always has the same effect.
-    """
+    """The point mass goes straight until it meets a wall or a border, and bounces back: by the mean
+    of the published half-normal noise of std 0.5 pixels, so that an action always has the same
+    effect."""
     end = stop(arena, start, move, layout)
     stopped = (start + move - end).norm(dim=-1, keepdim=True) > 2 * STANDOFF
     for axis in torch.eye(2, dtype=move.dtype, device=move.device):
@@ -207,8 +202,6 @@ def next_waypoint(arena: Arena, start: Tensor, goal: Tensor, layout: Tensor) -> 
 
 
 class BehaviourState(NamedTuple):
-    """What the behaviour policy does in B environments."""
-
     last_move: Tensor  # [B, 2] pixels, before any contact
     target: Tensor  # [B, 2] where a directed policy goes
     directed: Tensor  # [B] bool: to the target, or wandering
@@ -219,18 +212,13 @@ class BehaviourState(NamedTuple):
 
 def init_behaviour(position: Tensor, keys: Tensor) -> BehaviourState:
     """A behaviour policy as an episode begins, with a heading."""
-    u, keys = uniform(keys, 1)
-    zero = torch.zeros_like(u[:, 0])
-    heading = direction(2 * math.pi * u[:, 0])
-    return BehaviourState(heading, position, zero > 0, zero > 0, zero, keys)
+    return BehaviourState(*SegmentState.begin(position, keys))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wander:
-    """A heading that drifts by von Mises noise, and steps of truncated normal length.
-
-    Source of the form: PLDM, arXiv 2502.14819. Lengths in pixels.
-    """
+    """A heading that drifts by von Mises noise, and steps of truncated normal length, in pixels.
+    Source of the form: PLDM, arXiv 2502.14819."""
 
     kappa: float = 5.0
     mean: float = 1.0
@@ -257,11 +245,9 @@ class Wander:
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyExpert:
-    """An expert with noise on its moves, which sometimes repeats its last move.
-
-    Source of the form and the noise: stable-worldmodel, arXiv 2605.21800. Noise is per coordinate,
-    in units of the full step; moves are clipped to the box of `full_step` pixels.
-    """
+    """An expert with noise on its moves, which sometimes repeats its last move. Source of the form
+    and the noise: stable-worldmodel, arXiv 2605.21800. Noise is per coordinate, in units of the
+    full step; moves are clipped to the box of `full_step` pixels."""
 
     full_step: float
     noise: float = 2.0
@@ -287,13 +273,11 @@ def behaviour_step(
     behaviour: BehaviourState,
     directed_fraction: float,
 ) -> BehaviourState:
-    """Positions and layouts [B, 2] -> the state of the policy one step later, whose `last_move` is
-    the move to make.
-
-    Every 20 to 40 steps, or on arrival, the policy is resampled: with probability
-    `directed_fraction` it goes to a position in the other room, until it arrives or for
-    `directed_steps`; else it wanders. `ignoring_fraction` of the directed ones go straight on, meet
-    the wall, and last as long as wandering."""
+    """Positions and layouts [B, 2] -> the policy one step later, whose `last_move` is the move to
+    make. Every 20 to 40 steps, or on arrival, it is resampled: with probability `directed_fraction`
+    it goes to a position in the other room, until it arrives or for `directed_steps`; else it
+    wanders. `ignoring_fraction` of the directed ones go straight on, meet the wall, and last as
+    long as wandering."""
     u, keys = uniform(behaviour.keys, 5)
     arrived = (behaviour.target - position).norm(dim=-1) < 0.05 * arena.side
     renew = (behaviour.steps_left <= 0) | (behaviour.directed & arrived)

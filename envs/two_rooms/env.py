@@ -1,5 +1,4 @@
-"""The environment: its state, reset options, dynamics tests, what is drawn, and the Gymnasium
-classes."""
+"""The environment: its state, reset options, what is drawn, and the Gymnasium classes."""
 
 from __future__ import annotations
 
@@ -14,19 +13,8 @@ from torch import Tensor
 from .. import base, draw
 from ..geometry import direction
 from ..rng import splitmix64, uniform
-from .dynamics import (
-    Arena,
-    BehaviourState,
-    behaviour_step,
-    beside_door,
-    in_door,
-    init_behaviour,
-    is_free,
-    next_waypoint,
-    right_room_fraction,
-    sample_in_room,
-    sample_layouts,
-)
+from . import dynamics
+from .dynamics import Arena, BehaviourState
 from .variants import VARIANTS, Variant, layout_table, wander
 
 SPLITS = {name: name for name in ("all", "train", "test")}
@@ -42,8 +30,6 @@ class Distractors(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state of B environments."""
-
     position: Tensor  # [B, 2] pixels
     goal: Tensor  # [B, 2]
     layout: Tensor  # [B, 2] wall x, door y
@@ -63,9 +49,9 @@ def sample_initial(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Layouts [N, 2] to choose from, keys [B] -> start, goal and layout, [B, 2] each."""
     u, keys = uniform(keys, 4)
-    layout = sample_layouts(layouts, u[:, 0])
-    right = u[:, 1] < right_room_fraction(variant.arena, layout)
-    start = sample_in_room(variant.arena, layout, right, u[:, 2:])
+    layout = dynamics.sample_layouts(layouts, u[:, 0])
+    right = u[:, 1] < dynamics.right_room_fraction(variant.arena, layout)
+    start = dynamics.sample_in_room(variant.arena, layout, right, u[:, 2:])
     return start, variant.goal(variant, start, layout, keys), layout
 
 
@@ -80,10 +66,8 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
 
     The variants are published protocols and our own; see `VARIANTS`. Observations are images
     [C, S, S] uint8. The action [2] is a move, in pixels times the variant's scale; actions outside
-    of what the variant allows are cut back. The reward is 1 for every step that ends at the goal,
-    else 0. Reset options: "factors" [B, 4] sets positions and layouts, "goal_factors" [B, 4] sets
-    goals. Dynamics tests: full steps against the "wall", and through the "door".
-    """
+    of what the variant allows are cut back. Factors [B, 4] set positions and layouts. Dynamics
+    tests: full steps against the "wall", and through the "door"."""
 
     factor_names: ClassVar[tuple[str, ...]] = ("dot x", "dot y", "wall x", "door y")
 
@@ -93,25 +77,20 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         *,
         variant: str = "fixed",
         split: str = "all",
-        max_episode_steps: int | None = None,
         directed_fraction: float | None = None,
         max_step: float | None = None,
         num_distractors: int = 0,
         **options: Any,
     ) -> None:
-        """`split` is which layouts are drawn: "all", "train" or "test". `max_episode_steps` and
-        `directed_fraction` (how often the behaviour policy goes into the other room) replace the
-        variant's own. With `max_step`, the behaviour policy takes steps up to so many pixels, more
-        of them long than in the published data. With `num_distractors`, so many dots drift in the
-        background; observations and goals are then "scene", the image as without them, and
-        "background" [1, S, S]. `options` are those of `TorchVectorEnv`.
-
-        Raises ValueError for names that don't exist and for numbers out of range.
-        """
+        """`split` is which layouts are drawn: "all", "train" or "test". `directed_fraction` (how
+        often the behaviour policy goes into the other room) replaces the variant's own. With
+        `max_step`, the behaviour policy takes steps up to so many pixels, more of them long than in
+        the published data. With `num_distractors`, so many dots drift in the background;
+        observations and goals are then "scene", the image as without them, and "background"
+        [1, S, S]."""
         self.variant = base.choose("variant", variant, VARIANTS)
         arena, canvas, bound = self.variant.arena, self.variant.canvas, self.variant.motion.bound
-        if max_episode_steps is None:
-            max_episode_steps = self.variant.max_episode_steps
+        self.max_episode_steps = self.variant.max_episode_steps
         if directed_fraction is None:
             directed_fraction = self.variant.directed_fraction
         base.check_range("directed_fraction", directed_fraction, 0, 1)
@@ -131,13 +110,7 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         if num_distractors:
             background = spaces.Box(0, 255, (1, canvas.size, canvas.size), np.uint8)
             space = spaces.Dict({"scene": space, "background": background})
-        super().__init__(
-            num_envs,
-            space,
-            spaces.Box(-bound, bound, (2,)),
-            max_episode_steps=max_episode_steps,
-            **options,
-        )
+        super().__init__(num_envs, space, spaces.Box(-bound, bound, (2,)), **options)
         layouts = layout_table(self.variant, base.choose("split", split, SPLITS))
         self._layouts = layouts.to(self.device)
 
@@ -164,7 +137,7 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
             position=position,
             goal=goal,
             layout=layout,
-            behaviour=init_behaviour(position, splitmix64(keys ^ 1)),
+            behaviour=dynamics.init_behaviour(position, splitmix64(keys ^ 1)),
             walls=walls,
             goal_obs=self._observe_at(walls, goal, other_moment),
             distractors=distractors,
@@ -173,11 +146,10 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
     def _check_free(self, name: str, position: Tensor, layout: Tensor) -> None:
         """Raises ValueError about the first environment with a position [B, 2] inside its wall."""
         message = f"{name}: in environment {{i}} the point mass at {{row}} px is inside the wall"
-        base.check_rows(is_free(self.variant.arena, position, layout), message, position)
+        base.check_rows(dynamics.is_free(self.variant.arena, position, layout), message, position)
 
     def _sample_distractors(self, keys: Tensor) -> tuple[Distractors, Tensor]:
-        """Keys [B] -> distractors of any heading and of speeds up to a full step; and their
-        positions [B, N, 2] at another moment."""
+        """Keys [B] -> distractors, and their positions [B, N, 2] at another moment."""
         count, size = self.num_distractors, self.variant.canvas.size
         u, keys = uniform(keys, 2 * count)
         heading, speed = 2 * math.pi * u[:, :count], self.variant.motion.full_step * u[:, count:]
@@ -218,22 +190,22 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         return self._factors(state._replace(position=state.goal))
 
     def _expert(self, state: State) -> Tensor:
-        waypoint = next_waypoint(self.variant.arena, state.position, state.goal, state.layout)
+        arena = self.variant.arena
+        waypoint = dynamics.next_waypoint(arena, state.position, state.goal, state.layout)
         return self.variant.motion.to_action(waypoint - state.position)
 
     def _behave(self, state: State) -> tuple[BehaviourState, Tensor]:
         arena, fraction = self.variant.arena, self.directed_fraction
-        behaviour = behaviour_step(
+        behaviour = dynamics.behaviour_step(
             self.behaviour, arena, state.position, state.layout, state.behaviour, fraction
         )
         return behaviour, self.variant.motion.to_action(behaviour.last_move)
 
     def _dynamics_tests(self, keys: Tensor) -> dict[str, tuple[State, Tensor]]:
-        """Full steps to the right, from 0.2 to 2 of them before the wall, beside the door and in
-        front of it."""
+        """Full steps to the right, from 0.2 to 2 of them before the wall, or the door."""
         arena, motion = self.variant.arena, self.variant.motion
         u, _ = uniform(keys, 3)
-        layout = sample_layouts(self._layouts, u[:, 0])
+        layout = dynamics.sample_layouts(self._layouts, u[:, 0])
         x = layout[:, 0] - arena.half_wall - motion.full_step * (0.2 + 1.8 * u[:, 1])
         action = u.new_tensor([motion.bound, 0.0]).expand(len(keys), -1)
         state = self._reset_state(keys, {})._replace(
@@ -244,8 +216,8 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         return {
             name: (state._replace(position=torch.stack([x, y], -1)), action)
             for name, y in {
-                "wall": beside_door(arena, layout, u[:, 2]),
-                "door": in_door(arena, layout, u[:, 2]),
+                "wall": dynamics.beside_door(arena, layout, u[:, 2]),
+                "door": dynamics.in_door(arena, layout, u[:, 2]),
             }.items()
         }
 
@@ -269,7 +241,5 @@ class TwoRoomsVectorEnv(base.GoalVectorEnv[State]):
         return draw.to_bytes(draw.blend_disk(frames, position, dot_radius, draw.AGENT_COLOUR))
 
 
-class TwoRoomsEnv(base.SingleEnv[TwoRoomsVectorEnv]):
-    """One environment of `TwoRoomsVectorEnv`."""
-
+class TwoRoomsEnv(base.SingleEnv):
     vector_env = TwoRoomsVectorEnv

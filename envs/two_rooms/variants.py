@@ -1,7 +1,4 @@
-"""The variants: the published tasks of that name, and our own; and the images that they show.
-
-Lengths are pixels of the variant's own image.
-"""
+"""The variants: published tasks, by their names, and our own. Lengths are pixels of the images."""
 
 from __future__ import annotations
 
@@ -18,18 +15,8 @@ from torch import Tensor
 from .. import draw
 from ..geometry import clip_to_box, shrink_to_box, shrink_to_disk
 from ..rng import splitmix64, uniform
-from .dynamics import (
-    Arena,
-    Contact,
-    Motion,
-    NoisyExpert,
-    Wander,
-    behaviour_step,
-    init_behaviour,
-    rebound,
-    sample_in_room,
-    slide,
-)
+from . import dynamics
+from .dynamics import Arena, Contact, Motion, NoisyExpert, Wander
 
 ROLLOUT_STEPS = 25  # to a goal that a rollout reaches
 
@@ -107,14 +94,14 @@ class Variant:
 def goal_in_other_room(variant: Variant, start: Tensor, layout: Tensor, keys: Tensor) -> Tensor:
     """A uniform position on the other side of the wall."""
     u, _ = uniform(keys, 2)
-    return sample_in_room(variant.arena, layout, start[:, 0] < layout[:, 0], u)
+    return dynamics.sample_in_room(variant.arena, layout, start[:, 0] < layout[:, 0], u)
 
 
 def goal_from_rollout(variant: Variant, start: Tensor, layout: Tensor, keys: Tensor) -> Tensor:
     """The position that the variant's behaviour policy, directed, reaches after some steps."""
-    behaviour, position = init_behaviour(start, keys), start
+    behaviour, position = dynamics.init_behaviour(start, keys), start
     for _ in range(ROLLOUT_STEPS):
-        behaviour = behaviour_step(
+        behaviour = dynamics.behaviour_step(
             variant.behaviour, variant.arena, position, layout, behaviour, 1.0
         )
         position = variant.motion.contact(variant.arena, position, behaviour.last_move, layout)
@@ -156,7 +143,7 @@ _TWO_CHANNELS_65 = Canvas(size=65, border=(4, 4), dot_std=1.3, channels=2, paint
 _EB_FIXED = Variant(
     arena=Arena(low=4, high=60, wall_width=3, half_door=4),
     canvas=_TWO_CHANNELS_65,
-    motion=_disk(1.0, rebound, bound=2.45),
+    motion=_disk(1.0, dynamics.rebound, bound=2.45),
     layouts=((32, 18),),
     goal=goal_in_other_room,
     goal_radius=4.5,
@@ -169,7 +156,7 @@ _EB_FIXED = Variant(
 _FIXED = replace(
     _EB_FIXED,
     arena=Arena(low=4, high=60, wall_width=3, half_door=5),
-    motion=_disk(0.05 * 56, slide),
+    motion=_disk(0.05 * 56, dynamics.slide),
     layouts=((32, 20),),
     goal_radius=0.06 * 56,
     max_episode_steps=50,
@@ -181,7 +168,7 @@ _RANDOM = replace(
     _FIXED,
     arena=Arena(low=1, high=30, wall_width=2, half_door=3),
     canvas=Canvas(size=32, border=(0, 0), dot_std=1.0, channels=2, paint=two_channels),
-    motion=_disk(0.05 * 29, slide),
+    motion=_disk(0.05 * 29, dynamics.slide),
     layouts=_grid(range(10, 22), range(6, 26)),
     goal_radius=0.06 * 29,
     max_episode_steps=60,
@@ -194,7 +181,7 @@ VARIANTS: dict[str, Variant] = {
     "random": _RANDOM,
     "slow": replace(
         _RANDOM,
-        motion=_disk(0.005 * 29, slide),
+        motion=_disk(0.005 * 29, dynamics.slide),
         layouts=((16, 10),),
         max_episode_steps=350,
         behaviour=wander(0.005 * 29),
@@ -211,7 +198,9 @@ VARIANTS: dict[str, Variant] = {
     "swm": Variant(
         arena=Arena(low=21, high=203, wall_width=10, half_door=14, body=7, clearance=7),
         canvas=Canvas(size=224, border=(10, 13), dot_std=7, channels=3, paint=red_on_white),
-        motion=Motion(bound=1.0, scale=5.0, limit=clip_to_box, shrink=shrink_to_box, contact=slide),
+        motion=Motion(
+            bound=1.0, scale=5.0, limit=clip_to_box, shrink=shrink_to_box, contact=dynamics.slide
+        ),
         layouts=((112, 49),),
         goal=goal_from_rollout,
         goal_radius=16,
