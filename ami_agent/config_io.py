@@ -30,8 +30,7 @@ Settings = TypeVar("Settings")
 
 @cache
 def _converter() -> cattrs.Converter:
-    """Each of several possible classes is written down by its name, and found again by the type of
-    the field: no registry of classes."""
+    """Classes are written down by their names, and found by the types of fields: no registry."""
     converter = make_converter(forbid_extra_keys=True)
     for kind in (bool, int, float, str):
         converter.register_structure_hook(kind, _structure_scalar)
@@ -44,9 +43,8 @@ def _converter() -> cattrs.Converter:
 
 
 def _components(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and type of every field that holds a component, within a dataclass and at any depth: of
-    one class out of several, or of one in whose place the user may put another. The values of a
-    mapping are at `name.*`."""
+    """Path and type of every field, at any depth, that holds a component: of one class out of
+    several, or one that the user may replace. The values of a mapping are at `name.*`."""
     for name, hint in get_type_hints(kind).items():
         inner_path = path + name
         if get_origin(hint) is dict:
@@ -73,24 +71,22 @@ def _register_component(converter: cattrs.Converter, hint: Any) -> None:
     by_name = {member.__qualname__: member for member in members}
     sole = members[0] if members == [hint] else None
     optional = types.NoneType in get_args(hint)
-    hooks: dict[type, tuple[Any, Any]] = {}
 
+    @cache
     def hooks_of(kind: type) -> tuple[Any, Any]:
-        if kind not in hooks:
-            hooks[kind] = (
-                make_dict_unstructure_fn(kind, converter),
-                make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True),
-            )
-        return hooks[kind]
+        return (
+            make_dict_unstructure_fn(kind, converter),
+            make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True),
+        )
 
     def unstructure(value: Any) -> dict[str, Any] | None:
         if value is None and optional:
             return None
-        data: dict[str, Any] = hooks_of(type(value))[0](value)
-        if type(value) is sole:
+        kind: Any = type(value)
+        data: dict[str, Any] = hooks_of(kind)[0](value)
+        if kind is sole:
             return data
-        own = type(value) in members
-        return {**data, "_type": type(value).__qualname__ if own else component_path(type(value))}
+        return {**data, "_type": kind.__qualname__ if kind in members else component_path(kind)}
 
     def structure(value: Any, _: Any) -> Any:
         if value is None and optional:
@@ -121,17 +117,16 @@ def _named_class(name: Any, by_name: Mapping[str, type]) -> type:
 
 
 def _structure_scalar(value: Any, kind: type) -> Any:
-    """The value of a field that is no container, of just its kind: half a step is no step, and True
-    is no number. A whole number may stand for a float."""
-    allowed = (int, float) if kind is float else (kind,)
-    is_invalid = (kind is float and not isfinite(value)) if type(value) in allowed else True
-    if is_invalid or (kind is str and len(value) > MAX_TEXT):
+    """A value of just this kind: True is no number. A whole number may stand for a float."""
+    is_valid = type(value) in ((int, float) if kind is float else (kind,))
+    if is_valid and kind in (float, str):
+        is_valid = isfinite(value) if kind is float else len(value) <= MAX_TEXT
+    if not is_valid:
         raise ConfigError(f"{shorten(value)} is given, and {TYPE_NAMES[kind]} is needed")
     return kind(value)
 
 
-MAX_TEXT = 1000
-"""Characters of a text."""
+MAX_TEXT = 1000  # characters of a text
 TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -188,15 +183,13 @@ def _error_text(error: BaseException) -> str:
         first, *more = cattrs.transform_error(error, "", _message)
         message, _, path = first.rpartition(" @ ")
         path = re.sub(r"\['(.*?)'\]", r".\1", path).lstrip(".")  # ['key'] -> .key
-        first = f"{path}: {message}"
-        return f"{first} (and {len(more)} more)" if more else first
+        return f"{path}: {message}" + (f" (and {len(more)} more)" if more else "")
     return f"{type(error).__name__} {error}"
 
 
 def _message(error: BaseException, kind: type | None) -> str:
-    if isinstance(error, ConfigError):
-        return str(error)
-    return cattrs.v.format_exception(error, kind)
+    is_ours = isinstance(error, ConfigError)
+    return str(error) if is_ours else cattrs.v.format_exception(error, kind)
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
@@ -226,8 +219,7 @@ def find_component(name: str) -> str:
     the outermost of several. ConfigError where there is none."""
     paths = list(component_choices())
     found = [path for path in paths if f".{path}".endswith(f".{name}")]
-    least = min((path.count(".") for path in found), default=0)
-    outermost = [path for path in found if path.count(".") == least]
+    outermost = [path for path in found if path.count(".") == min(p.count(".") for p in found)]
     if len(outermost) != 1:
         raise ConfigError(f"components are {', '.join(outermost or paths)}")
     return outermost[0]
@@ -296,18 +288,14 @@ def _intrinsic(config: Config, name: str, value: str) -> dict[str, Any]:
 
 
 def flag_of(path: str) -> str:
-    """What a setting is called on the command line: `actor.planner.horizon` ->
-    `--planner.horizon`."""
+    """A setting on the command line: `actor.planner.horizon` -> `--planner.horizon`."""
     first, _, rest = path.partition(".")
     return "--" + (rest if first in UNPREFIXED_FIELDS and rest else path).replace("_", "-")
 
 
 def parse(default: Settings, argv: Sequence[str], program: str) -> Settings:
-    """Flags replace fields of `default`, a dataclass; where a field may be of several classes, the
-    flags are those of the class in `default`.
-
-    Raises ConfigError with one line for an unknown flag or an unusable value.
-    """
+    """Flags replace fields of `default`, a dataclass, with the classes that it has there. Raises
+    ConfigError with one line for an unknown flag or an unusable value."""
     return _to_original_class(_parse(default, argv, program), default, "--")
 
 
@@ -374,8 +362,7 @@ def _concrete_class(default: Any) -> Any:
     )  # fmt: skip
 
 
-UNPREFIXED = tyro.conf.arg(name="")
-"""The flags of a stage begin with its name."""
+UNPREFIXED = tyro.conf.arg(name="")  # the flags of a stage begin with its name
 UNPREFIXED_FIELDS = ("memory", "cost", "actor", "stages")
 """Fields of Config of which the flags have no prefix."""
 

@@ -127,8 +127,7 @@ class RunLogger(ConsoleLogger):
             _truncate(self._path, self._path.stat().st_size)
 
     def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None:
-        """Adds a line to `metrics.jsonl`, with null for values that are not finite, and a point per
-        value to TensorBoard."""
+        """Adds a line to `metrics.jsonl`, null for NaN and infinity, and points to TensorBoard."""
         numbers = {name: float(value) for name, value in values.items()}
         json_values = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
         line = {"stage": stage, "step": step, "time": time.time(), **json_values}
@@ -188,8 +187,7 @@ class RunLogger(ConsoleLogger):
 
 
 def one_line(text: object) -> str:
-    """The text in one line: line breaks become spaces; other control characters, and bytes of file
-    names that are no UTF-8, become escapes."""
+    """The text in one line: line breaks become spaces, control characters and odd bytes escapes."""
     joined = re.sub(r"[ \t]*[\r\n]+[ \t]*", " ", str(text))
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
 
@@ -247,8 +245,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _truncate(path: Path, size: int) -> None:
-    """Truncates a file to at most `size` bytes, `metrics.jsonl` to whole lines: a killed process
-    may have left half a line."""
+    """Truncates a file to at most `size` bytes, `metrics.jsonl` to whole lines."""
     with path.open("r+b") as file:
         size = min(size, os.fstat(file.fileno()).st_size)
         file.seek(0)

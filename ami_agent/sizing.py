@@ -21,13 +21,10 @@ from modules.actor.planning.gradient import MAX_EVALUATIONS
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import MapShape, as_dict
 
-EVAL_EPISODES_AT_ONCE = 100
-"""Plans at once in an evaluation."""
+EVAL_EPISODES_AT_ONCE = 100  # plans at once in an evaluation
 FLOAT_BYTES = 4
-COPIES_PER_WEIGHT = 4
-"""The weight, its gradient and the two moments of AdamW."""
-OUTPUTS_PER_LAYER = 2
-"""The output of the layer, and of the nonlinearity after it."""
+COPIES_PER_WEIGHT = 4  # the weight, its gradient and the two moments of AdamW
+OUTPUTS_PER_LAYER = 2  # the output of the layer, and of the nonlinearity after it
 
 
 class MemoryUse(NamedTuple):
@@ -57,8 +54,7 @@ def check_size(config: Config, spec: EnvironmentSpec) -> Agent:
 
 
 def check_planning(config: Config, spec: EnvironmentSpec, agent: Agent) -> None:
-    """Raises ConfigError where an evaluation would take more memory than is free: as many plans
-    at once as it has episodes at once."""
+    """Raises ConfigError where all plans of an evaluation at once exceed the free memory."""
     size, _, settings = _planning(config, spec, agent, EVAL_EPISODES_AT_ONCE)
     check_memory(size, f"{EVAL_EPISODES_AT_ONCE} plans at once", settings)
 
@@ -130,7 +126,9 @@ def _permanent_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
 def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Iterator[MemoryUse]:
     """The memory that one update, or one plan, needs."""
     state_bytes, imagined_bytes = FLOAT_BYTES * prod(agent.shape), _imagination_bytes(agent)
-    obs_bytes = _perception_bytes(spec, agent)
+    images = [shape for shape in spec.shapes.values() if len(shape) == 3]
+    outputs = _outputs(agent.perception, max(images, key=prod, default=(1, 1, 1)))
+    obs_bytes = FLOAT_BYTES * (sum(map(prod, spec.shapes.values())) + OUTPUTS_PER_LAYER * outputs)
     obs_bytes += sum(part.nbytes for part in as_dict(spec.zeros(1)).values())
     actor_critic = config.find(ActorCriticStage)
     for name, jepa in (
@@ -149,9 +147,8 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
             )
     for name, some_stage in config.stages.items():
         stage: Any = some_stage
-        if isinstance(
-            stage, (training.TrainJEPA, training.FinetuneDynamics, training.DistillShortestPaths)
-        ):
+        others = training.TrainJEPA, training.FinetuneDynamics, training.DistillShortestPaths
+        if isinstance(stage, others):
             continue
         steps = getattr(stage, "length", getattr(stage, "horizon", 1))
         imagines = isinstance(stage, ActorCriticStage) or name == "amortize_policy"
@@ -184,9 +181,8 @@ def _temporary_parts(config: Config, spec: EnvironmentSpec, agent: Agent) -> Ite
 def _planning(config: Config, spec: EnvironmentSpec, agent: Agent, num_plans: int) -> MemoryUse:
     """The memory of so many plans at once."""
     planner, imagined_bytes = config.actor.planner, _imagination_bytes(agent)
-    num_scenarios = (
-        config.actor.risk.num_scenarios if agent.world_model.level(0).latent.noise_dim else 1
-    )
+    is_random = agent.world_model.level(0).latent.noise_dim
+    num_scenarios = config.actor.risk.num_scenarios if is_random else 1
     num_candidates, step_bytes = 1, imagined_bytes  # of a planner of the user's own it isn't known
     if isinstance(planner, (components.CEMConfig, components.MPPIConfig)):
         num_candidates = planner.num_samples
@@ -200,11 +196,9 @@ def _planning(config: Config, spec: EnvironmentSpec, agent: Agent, num_plans: in
         step_bytes += 2 * kept * _step_bytes(spec, agent)
     if isinstance(planner, components.CollocationConfig):
         step_bytes += 4 * _step_bytes(spec, agent)
+    rollout_bytes = planner.horizon * step_bytes + imagined_bytes
     return MemoryUse(
-        num_plans
-        * num_scenarios
-        * num_candidates
-        * (planner.horizon * step_bytes + imagined_bytes),
+        num_plans * num_scenarios * num_candidates * rollout_bytes,
         "planning",
         "--planner.horizon, --planner.num-proposals or .num-samples, --risk.num-scenarios or "
         "--distill-policy.num-envs",
@@ -214,14 +208,6 @@ def _planning(config: Config, spec: EnvironmentSpec, agent: Agent, num_plans: in
 def _step_bytes(spec: EnvironmentSpec, agent: Agent) -> float:
     """Bytes of one imagined step: state, action and interoception."""
     return FLOAT_BYTES * (prod(agent.shape) + spec.action_dim + len(spec.interoception))
-
-
-def _perception_bytes(spec: EnvironmentSpec, agent: Agent) -> float:
-    """Bytes that perception keeps of one observation for the gradient."""
-    images = [shape for shape in spec.shapes.values() if len(shape) == 3]
-    largest_image = max(images, key=prod, default=(1, 1, 1))
-    numbers = sum(map(prod, spec.shapes.values()))
-    return FLOAT_BYTES * (numbers + OUTPUTS_PER_LAYER * _outputs(agent.perception, largest_image))
 
 
 def _imagination_bytes(agent: Agent) -> float:

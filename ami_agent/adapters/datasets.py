@@ -1,9 +1,6 @@
-"""Recorded episodes as an environment would have delivered them to the agent: Minari datasets, and
-replay buffers that runs have kept.
-
-Both are read as data, without running code of theirs. The files of a Minari dataset are checked
-before Minari reads them: regular files, metadata within bounds, and arrays of their stated size.
-"""
+"""Recorded episodes, as an environment would have delivered them: Minari datasets, and replay
+buffers that runs have kept. Both are read as data, without running code of theirs; the files of
+Minari are checked before: regular files, metadata within bounds, arrays of their stated size."""
 
 from __future__ import annotations
 
@@ -30,7 +27,6 @@ METADATA, HDF5 = "metadata.json", "main_data.hdf5"
 MAX_COMPRESSION, MIN_CHECKED_SIZE = 2000, 64 * 1024
 """Bytes of an array for each byte on disk, more than deflate can save; and the size of an array, in
 bytes, from which on this is checked."""
-NO_DATASETS = "there are none (MINARI_DATASETS_PATH says where)"
 
 
 class EpisodeDataset(NamedTuple):
@@ -42,25 +38,22 @@ class EpisodeDataset(NamedTuple):
 
 
 def from_minari(name: str, env: EnvAdapter) -> EpisodeDataset:
-    """The Minari dataset of that id; ConfigError if it isn't on this machine, is empty, or was
-    recorded in another environment."""
+    """The Minari dataset of that id; ConfigError if it isn't there, is empty, or doesn't fit."""
     if find_spec("minari") is None:
         raise ConfigError("minari is not installed: pip install 'ami-agent[minari]'")
     import minari  # an extra
 
-    home = Path(_read(name, lambda: minari.storage.get_dataset_path(name))) / "data"
+    home = Path(_read(name, minari.storage.get_dataset_path, name)) / "data"
     if home.is_dir():
-        try:
-            check_minari_files(home)
-        except ConfigError as error:
-            raise ConfigError(f"dataset {name} can't be read: {error}") from None
+        _read(name, check_minari_files, home)
     known = _read(name, minari.list_local_datasets)
     if name not in known:
-        others = f"there are {', '.join(known)}" if known else NO_DATASETS
+        none = "there are none (MINARI_DATASETS_PATH says where)"
+        others = f"there are {', '.join(known)}" if known else none
         raise ConfigError(f"no Minari dataset {name!r} on this machine; {others}")
     if not {"observation_space", "action_space"} <= set(known[name]):
         raise ConfigError(f"dataset {name} doesn't state its spaces")
-    dataset = _read(name, lambda: minari.load_dataset(name))
+    dataset = _read(name, minari.load_dataset, name)
     _check_spaces(name, dataset, env)
     if not dataset.total_steps:
         raise ConfigError(f"dataset {name} is empty")
@@ -69,12 +62,12 @@ def from_minari(name: str, env: EnvAdapter) -> EpisodeDataset:
     return EpisodeDataset(count, int(dataset.total_steps) + count - 1, episodes)
 
 
-def _read(name: str, read: Callable[[], Any]) -> Any:
+def _read(name: str, read: Callable[..., Any], *args: Any) -> Any:
     try:
-        return read()
+        return read(*args)
     except Exception as error:  # files of others may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"dataset {name} can't be read: {reason}") from error
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        raise ConfigError(f"dataset {name} can't be read: {kind}{error}") from error
 
 
 def check_minari_files(home: Path) -> None:
@@ -151,7 +144,7 @@ def _check_spaces(name: str, dataset: Any, env: EnvAdapter) -> None:
 def _iter_episodes(name: str, dataset: Any, env: EnvAdapter, first: int) -> Iterator[Trajectory]:
     """The episodes from `first` on; ConfigError, with the episode's index, for an invalid one."""
     for index in range(first, dataset.total_episodes):
-        episode = _read(name, partial(dataset.__getitem__, index))
+        episode = _read(name, dataset.__getitem__, index)
         try:
             yield _trajectory(episode, env)
         except ConfigError as error:
@@ -186,10 +179,9 @@ def _actions(actions: Any, env: EnvAdapter) -> torch.Tensor:
     """`[T, A]` in [-1, 1]; numbers beyond the bounds of a Box are clipped, as environments do."""
     bounds = bounds_of(env.vector_env.single_action_space)
     if env.action_adapter.choices and bounds:
-        is_outside = (actions < bounds.low) | (actions > bounds.high)
-        if np.any(is_outside):
-            value = np.asarray(actions)[is_outside][0]
-            raise ConfigError(f"an action is {value}, outside its space")
+        outside = np.asarray(actions)[(actions < bounds.low) | (actions > bounds.high)]
+        if outside.size:
+            raise ConfigError(f"an action is {outside[0]}, outside its space")
     return env.from_env(actions).clamp(-1, 1)
 
 

@@ -36,16 +36,12 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv, VectorWrapper
 from ami_agent import interrupt
 from modules.types import ConfigError
 
-MAX_DEATHS, DEATH_WINDOW = 3, 100
-"""So many deaths of workers within so many steps end the run."""
-EXIT_TIMEOUT = 5.0
-"""Seconds in which a process whose pipe is broken should have ended."""
+MAX_DEATHS, DEATH_WINDOW = 3, 100  # so many deaths of workers within so many steps end the run
+EXIT_TIMEOUT = 5.0  # seconds in which a process whose pipe is broken should have ended
 SIGNAL_WINDOW = 0.3
 """Seconds after the death of a worker in which a signal to this process explains it."""
-POLL_INTERVAL = 0.25
-"""Seconds between two checks of the deadlines."""
-GRACE = 5.0
-"""Seconds between the first interruption of a call and the end of the process."""
+POLL_INTERVAL = 0.25  # seconds between two checks of the deadlines
+GRACE = 5.0  # seconds between the first interruption of a call and the end of the process
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +61,7 @@ class EnvCreationError(ConfigError):
 
 
 class WorkerDied(EnvError):
-    """The process of one environment died, and all environments were made again: every episode is
-    lost, and the environments must be reset."""
+    """A process died, and all environments were made again: they must be reset."""
 
 
 class EnvWorkerError(RuntimeError):
@@ -75,9 +70,8 @@ class EnvWorkerError(RuntimeError):
 
 
 class SameStepDetected(Exception):
-    """Some sub-environments of a batch were reset within the step that ended their episodes
-    (SAME_STEP), while others go on; one batch can't wait for a part of it. `make` makes the same
-    number of environments that are stepped one by one."""
+    """Some sub-environments of a batch reset within the step that ended their episodes (SAME_STEP),
+    while others go on. `make` makes as many that are stepped one by one."""
 
     def __init__(self, make: Callable[[], VectorEnv]) -> None:
         super().__init__(
@@ -111,8 +105,7 @@ def _is_env_code(file: str) -> bool:
 
 
 def error_location(error: BaseException) -> str:
-    """` (file.py:LINE)`, the innermost line of the environment's code; empty where Gymnasium raised
-    the error."""
+    """` (file.py:LINE)`, the innermost line of the environment's code; empty without any."""
     found = ""
     for frame, line in walk_tb(error.__traceback__):
         if _is_env_code(frame.f_code.co_filename):
@@ -179,30 +172,20 @@ class _Watchdog:
             for thread, call in list(self.calls.items()):
                 call.deadline += lost
                 if now >= call.deadline + GRACE:
-                    _exit_now(call.message)
-                elif now >= call.deadline:
-                    _interrupt(thread, by_signal=now < call.deadline + GRACE / 2)
+                    with contextlib.suppress(OSError):
+                        message = f"\nami: {call.message}; what was checkpointed is kept\n"
+                        os.write(2, message.encode())
+                    os._exit(1)
+                by_signal = _SIGNALS and thread == threading.main_thread().ident
+                if by_signal and call.deadline <= now < call.deadline + GRACE / 2:
+                    signal.pthread_kill(thread, signal.SIGALRM)  # ends waiting in a system call too
+                elif now >= call.deadline:  # another thread, or the environment handles the signal
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(thread), ctypes.py_object(CallTimeout)
+                    )
 
 
 _SIGNALS = hasattr(signal, "SIGALRM") and hasattr(signal, "pthread_kill")  # not on Windows
-
-
-def _interrupt(thread: int, by_signal: bool) -> None:
-    """By an asynchronous exception where there is no signal, or the environment handles it."""
-    if by_signal and _SIGNALS and thread == threading.main_thread().ident:
-        signal.pthread_kill(thread, signal.SIGALRM)  # ends waiting in a system call too
-    else:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread), ctypes.py_object(CallTimeout)
-        )
-
-
-def _exit_now(message: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"\nami: {message}; what was checkpointed is kept\n".encode())
-    os._exit(1)
-
-
 _watchdog = _Watchdog()
 if sys.platform != "win32":  # a child has none of its parent's threads
     os.register_at_fork(after_in_child=_watchdog.__init__)  # type: ignore[misc]
@@ -305,7 +288,11 @@ class FaultTolerantVectorEnv(VectorWrapper):
             raise
         except CallTimeout as timeout:
             self.is_hung = True
-            location = _hung_workers(self.env) or error_location(timeout)
+            location = error_location(timeout)
+            if isinstance(self.env.unwrapped, AsyncVectorEnv):
+                pipes = enumerate(self.env.unwrapped.parent_pipes)
+                hung = [str(index) for index, pipe in pipes if pipe is None or not pipe.poll()]
+                location = f" (worker {', '.join(hung)})" if hung else location
             _kill(self.env, kill_only=True)
             raise EnvError(f"{self._timeout_message(method)}{location}") from timeout
         except SameStepDetected as detected:
@@ -323,7 +310,12 @@ class FaultTolerantVectorEnv(VectorWrapper):
                 kind = EnvResetError if method == "reset" else EnvError
                 reason = f"{describe_error(error)}{_hint(method, error)}"
                 raise kind(f"{failed}: {reason}") from error
-            self._count_death(death)
+            self.deaths = [*self.deaths, self.steps][-MAX_DEATHS:]
+            if len(self.deaths) == MAX_DEATHS and self.steps - self.deaths[0] < DEATH_WINDOW:
+                raise EnvError(
+                    f"environment {self.name!r}: {death}, the third death within {DEATH_WINDOW} "
+                    "steps"
+                ) from error
         self._remake(self.make)
         log.warning(
             f"environment {self.name!r}: {death}; all {self.num_envs} environments are made again, "
@@ -339,14 +331,6 @@ class FaultTolerantVectorEnv(VectorWrapper):
             self.env = self._make_envs()
         except ConfigError as error:
             raise EnvError(str(error)) from error
-
-    def _count_death(self, death: str) -> None:
-        """Raises EnvError after too many deaths."""
-        self.deaths = [*self.deaths, self.steps][-MAX_DEATHS:]
-        if len(self.deaths) == MAX_DEATHS and self.steps - self.deaths[0] < DEATH_WINDOW:
-            raise EnvError(
-                f"environment {self.name!r}: {death}, the third death within {DEATH_WINDOW} steps"
-            )
 
 
 RETURN_VALUES = {
@@ -396,15 +380,6 @@ def mute_gym_logger(muted: bool) -> Iterator[None]:
         gymnasium_logger.min_level = previous_level
 
 
-def _hung_workers(envs: VectorEnv) -> str:
-    """The worker processes that have not answered."""
-    if not isinstance(envs.unwrapped, AsyncVectorEnv):
-        return ""
-    pipes = enumerate(envs.unwrapped.parent_pipes)
-    hung = [str(index) for index, pipe in pipes if pipe is None or not pipe.poll()]
-    return f" (worker {', '.join(hung)})" if hung else ""
-
-
 def _dead_workers(envs: VectorEnv) -> str:
     """The worker processes that ended, and how."""
     if not isinstance(envs.unwrapped, AsyncVectorEnv):
@@ -414,12 +389,12 @@ def _dead_workers(envs: VectorEnv) -> str:
     for process in processes:
         if process.sentinel in ending:  # a process closes its pipes a little before it ends
             process.join(EXIT_TIMEOUT)
-    codes = {n: p.exitcode for n, p in enumerate(processes) if p.exitcode is not None}
-    return ", ".join(f"worker {n} died ({_exit_reason(code)})" for n, code in codes.items())
-
-
-def _exit_reason(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    deaths = []
+    for number, process in enumerate(processes):
+        if (code := process.exitcode) is not None:
+            reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            deaths.append(f"worker {number} died ({reason})")
+    return ", ".join(deaths)
 
 
 def _kill(envs: VectorEnv, kill_only: bool = False) -> None:

@@ -1,9 +1,8 @@
-"""Makes vector environments from Gymnasium ids and keyword arguments. The keyword arguments are
-settings: any JSON value by name, on the command line as pairs NAME VALUE that are added to the
-recipe's.
+"""Makes vector environments from Gymnasium ids and keyword arguments: settings of any JSON value,
+on the command line as pairs NAME VALUE that are added to the recipe's.
 
-After an episode's end the next step only resets, and its action is ignored (Gymnasium's NEXT_STEP).
-"""
+After an episode's end the next step only resets, and its action is ignored (Gymnasium's
+NEXT_STEP)."""
 
 from __future__ import annotations
 
@@ -29,17 +28,7 @@ from gymnasium.wrappers import FrameStackObservation, TimeLimit
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ami_agent import interrupt
-from ami_agent.adapters.fault_tolerance import (
-    CallTimeout,
-    EnvCreationError,
-    EnvWorkerError,
-    FaultTolerantVectorEnv,
-    describe_error,
-    gl_hint,
-    is_interrupt,
-    kill_workers,
-    mute_gym_logger,
-)
+from ami_agent.adapters import fault_tolerance as faults
 from ami_agent.adapters.imports import absolute_import, choose_gl_backend, import_path
 from ami_agent.adapters.vector_env import SingleEnv, as_next_step
 from ami_agent.storage.files import parse_json
@@ -62,8 +51,7 @@ LIMIT_ATTRIBUTES = ("max_episode_steps", "max_steps", "_max_episode_steps")
 
 
 class ActionRepeat(gymnasium.Wrapper):
-    """Repeats each action for several steps and adds up their rewards; an episode's end stops
-    it."""
+    """Repeats each action, until an episode's end, and adds up the rewards."""
 
     def __init__(self, env: gymnasium.Env, action_repeat: int) -> None:
         super().__init__(env)
@@ -128,7 +116,7 @@ def make(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) -> Vector
         )
     make_envs = _make_batch if is_auto and not has_wrappers else _make_singles
     checked = partial(_make_checked, make_envs, config, num_envs, options)
-    return FaultTolerantVectorEnv(config.id, checked, config.step_timeout)
+    return faults.FaultTolerantVectorEnv(config.id, checked, config.step_timeout)
 
 
 def _make_checked(make_envs: Callable[..., VectorEnv], config: EnvConfig, *args: Any) -> VectorEnv:
@@ -139,11 +127,15 @@ def _make_checked(make_envs: Callable[..., VectorEnv], config: EnvConfig, *args:
         raise
     except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound) as error:
         hint = " If a package registers it, import that: --env.import NAME"
-        raise EnvCreationError(f"{failed}: {error}{'' if config.imports else hint}") from error
+        raise faults.EnvCreationError(
+            f"{failed}: {error}{'' if config.imports else hint}"
+        ) from error
     except BaseException as error:  # third-party code may raise anything
-        if is_interrupt(error) or isinstance(error, CallTimeout):
+        if faults.is_interrupt(error) or isinstance(error, faults.CallTimeout):
             raise
-        raise EnvCreationError(f"{failed}: {describe_error(error)}{gl_hint(error)}") from error
+        raise faults.EnvCreationError(
+            f"{failed}: {faults.describe_error(error)}{faults.gl_hint(error)}"
+        ) from error
 
 
 def _make_batch(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) -> VectorEnv:
@@ -169,7 +161,7 @@ def _make_singles(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) 
     spec = gymnasium.registry.get(config.id) or _find_spec(config.id)
     factories = [EnvFactory(spec, config, options)] * num_envs
     is_async = config.vectorization_mode == "async"
-    with mute_gym_logger(is_async):
+    with faults.mute_gym_logger(is_async):
         envs = AsyncEnvs(factories) if is_async else SyncEnvs(factories)
     envs.spec = deepcopy(spec)
     envs.spec.kwargs |= options
@@ -203,7 +195,7 @@ class AsyncEnvs(AsyncVectorEnv):
         try:
             super().__init__(factories, worker=_worker)
         except BaseException:
-            kill_workers(self)
+            faults.kill_workers(self)
             raise
 
 
@@ -212,22 +204,22 @@ class _LocatedErrors(gymnasium.Wrapper):
     from one process to another, and only where both know the type."""
 
     def reset(self, **kwargs: Any) -> Any:
-        return _with_location(partial(self.env.reset, **kwargs))
+        return _with_location(self.env.reset, **kwargs)
 
     def step(self, action: Any) -> Any:
-        return _with_location(partial(self.env.step, action))
+        return _with_location(self.env.step, action)
 
     def render(self) -> Any:
         return _with_location(self.env.render)
 
 
-def _with_location(call: Callable[[], Any]) -> Any:
+def _with_location(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
-        return call()
+        return call(*args, **kwargs)
     except BaseException as error:
-        if is_interrupt(error):
+        if faults.is_interrupt(error):
             raise
-        raise EnvWorkerError(describe_error(error)) from None
+        raise faults.EnvWorkerError(faults.describe_error(error)) from None
 
 
 def _worker(
@@ -239,11 +231,11 @@ def _worker(
     torch.set_num_threads(1)  # there are as many processes as cores
     try:
         env = _with_location(factory)
-    except EnvWorkerError as error:
+    except faults.EnvWorkerError as error:
         parent_pipe.close()
         pipe.recv()  # the parent's first request
         _, errors, *_ = others  # after the shared memory
-        errors.put((index, EnvWorkerError, str(error), ""))
+        errors.put((index, faults.EnvWorkerError, str(error), ""))
         pipe.send((None, False))
         return
     _async_worker(index, lambda: _LocatedErrors(env), pipe, parent_pipe, *others)
@@ -269,8 +261,7 @@ def native_entry_point(env_id: str) -> Any:
 
 
 def native_vector_space(env_id: str, options: Mapping[str, Any]) -> Space | None:
-    """The single observation space of the environment's own batch; None where it has none, or none
-    with these options."""
+    """The single observation space of the environment's own batch; None where it has none."""
     if native_entry_point(env_id) is None:
         return None
     try:
@@ -281,8 +272,7 @@ def native_vector_space(env_id: str, options: Mapping[str, Any]) -> Space | None
 
 
 def declared_time_limit(envs: VectorEnv) -> tuple[int, str]:
-    """The number of steps after which the environment itself truncates an episode, and the
-    attribute that states it; 0 where none does."""
+    """The steps after which the environment itself truncates, and the attribute; 0 if none says."""
     unwrapped = envs.unwrapped
     env = unwrapped.envs[0] if isinstance(unwrapped, SyncVectorEnv) else unwrapped
     for name in LIMIT_ATTRIBUTES:
@@ -347,15 +337,13 @@ def _parse_value(name: str, text: str) -> Any:
 
 def _to_words(options: Mapping[str, Any]) -> list[str]:
     """The reverse of `parse_options`."""
-    return [word for name, value in options.items() for word in (name, _to_text(value))]
-
-
-def _to_text(value: Any) -> str:
-    if isinstance(value, str) and value:
+    words = []
+    for name, value in options.items():
+        words += [name, json.dumps(value)]
         with contextlib.suppress(ConfigError):
-            if _parse_value("", value) == value:
-                return value
-    return json.dumps(value)
+            if isinstance(value, str) and value and _parse_value("", value) == value:
+                words[-1] = value
+    return words
 
 
 class UnparsedOptions(list[str]):

@@ -40,8 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def autoreset_mode(name: str, envs: VectorEnv) -> AutoresetMode | None:
-    """The mode that the metadata declare, by an enum, its name or its value; None where they
-    declare none."""
+    """The mode in the metadata: an enum, its name or its value; None where they declare none."""
     declared = envs.metadata.get("autoreset_mode")
     if declared is None or isinstance(declared, AutoresetMode):
         return declared
@@ -79,9 +78,8 @@ def as_next_step(name: str, envs: VectorEnv, make_singles: Callable[[], VectorEn
 
 
 class NextStepAutoreset(VectorWrapper):
-    """A batch in NEXT_STEP mode, whatever mode it declares. A batch that declares none is taken for
-    SAME_STEP if it delivers `final_obs` at an episode's end, else for NEXT_STEP. A batch that
-    contradicts its declared mode raises EnvError."""
+    """A batch in NEXT_STEP mode. One that declares no mode is taken for SAME_STEP if it delivers
+    `final_obs`, else for NEXT_STEP. EnvError for one that contradicts its declared mode."""
 
     def __init__(
         self, name: str, envs: VectorEnv, mode: AutoresetMode | None,
@@ -101,13 +99,23 @@ class NextStepAutoreset(VectorWrapper):
     def step(self, actions: Any) -> Any:
         reset_mask = self.done
         if reset_mask.any() and (self.deferred_reset or self.mode is AutoresetMode.DISABLED):
-            if reset_mask.all():
-                return self._reset_all()
-            return self._step_and_reset(actions, reset_mask)
+            if not reset_mask.all():
+                return self._step_and_reset(actions, reset_mask)
+            # the last step ended all episodes: this one resets and steps nothing
+            obs, info = self.deferred_reset or self.env.reset()
+            self.done, self.deferred_reset = np.zeros_like(self.done), None
+            return obs, np.zeros(len(self.done)), self.done.copy(), self.done.copy(), info
         obs, reward, terminated, truncated, info = self.env.step(actions)
         self.done = _mask(terminated) | _mask(truncated)
         if reset_mask.any():
-            self._check_only_resets(reset_mask, reward)
+            rewards = np.asarray(reward)[reset_mask]
+            if rewards.any() or self.done[reset_mask].any():
+                raise EnvError(
+                    f"{self._declaration()}, but the step after an episode's end gives reward "
+                    f"{rewards[0]:g} and done {bool(self.done[reset_mask][0])}, where it should "
+                    "only reset: its metadata must say which autoreset_mode it has, and SAME_STEP "
+                    "needs final_obs"
+                )
         if self.done.any():
             final = self._final_obs(info)
             self._check_final(final, obs)
@@ -115,19 +123,19 @@ class NextStepAutoreset(VectorWrapper):
                 obs, info = self._defer_reset(obs, final, info)
         return obs, reward, terminated, truncated, info
 
-    def _reset_all(self) -> Any:
-        """Where the last step ended all episodes, this one resets and steps nothing."""
-        obs, info = self.deferred_reset or self.env.reset()
-        self.done, self.deferred_reset = np.zeros_like(self.done), None
-        return obs, np.zeros(len(self.done)), self.done.copy(), self.done.copy(), info
-
     def _step_and_reset(self, actions: Any, reset_mask: np.ndarray) -> Any:
         """DISABLED. Gymnasium's environments refuse a step after an episode's end; so an episode
         that begins is reset, stepped with the others, and reset again."""
         self.env.reset(options={"reset_mask": reset_mask.copy()})
         after, reward, terminated, truncated, info = self.env.step(actions)
         obs, reset_info = self.env.reset(options={"reset_mask": reset_mask.copy()})
-        self._check_partial(after, obs, reset_mask)
+        stepped, returned = (iterate(self.observation_space, part) for part in (after, obs))
+        rows = zip(stepped, returned, reset_mask, strict=True)
+        if not all(is_reset or _equal(one, other) for one, other, is_reset in rows):
+            raise EnvError(
+                f"{self._declaration()}, but its reset changes sub-environments that options "
+                f"['reset_mask'] does not name; {SYNC_HINT}"
+            )
         merged = {key: _where(reset_mask, reset_info[key], info.get(key)) for key in reset_info}
         reward, terminated, truncated = (
             np.where(reset_mask, 0, part).astype(part.dtype)
@@ -150,11 +158,9 @@ class NextStepAutoreset(VectorWrapper):
         return batch_rows(self.single_observation_space, final), final_info
 
     def _final_obs(self, info: Mapping[str, Any]) -> list[Any] | None:
-        """The last observation of each sub-environment, [B], whose episode is done; None where the
-        info holds none."""
+        """[B] the last observations, where episodes are done; None where the info holds none."""
         for key in FINAL_OBS:
-            final_obs = info.get(key)
-            if final_obs is None:
+            if (final_obs := info.get(key)) is None:
                 continue
             is_object_array = isinstance(final_obs, np.ndarray) and final_obs.dtype == object
             if isinstance(final_obs, list) or is_object_array:
@@ -204,26 +210,6 @@ class NextStepAutoreset(VectorWrapper):
                     "observation than it returns, as in SAME_STEP: its metadata must say which"
                 )
 
-    def _check_only_resets(self, reset_mask: np.ndarray, reward: Any) -> None:
-        rewards = np.asarray(reward)[reset_mask]
-        if rewards.any() or self.done[reset_mask].any():
-            raise EnvError(
-                f"{self._declaration()}, but the step after an episode's end gives reward "
-                f"{rewards[0]:g} and done {bool(self.done[reset_mask][0])}, where it should only "
-                "reset: its metadata must say which autoreset_mode it has, and SAME_STEP needs "
-                "final_obs"
-            )
-
-    def _check_partial(self, after: Any, obs: Any, reset_mask: np.ndarray) -> None:
-        """DISABLED: a reset of some sub-environments must leave the others as the step did."""
-        stepped, returned = (iterate(self.observation_space, part) for part in (after, obs))
-        rows = zip(stepped, returned, reset_mask, strict=True)
-        if not all(is_reset or _equal(one, other) for one, other, is_reset in rows):
-            raise EnvError(
-                f"{self._declaration()}, but its reset changes sub-environments that options "
-                f"['reset_mask'] does not name; {SYNC_HINT}"
-            )
-
     def _declaration(self) -> str:
         mode = f"autoreset_mode {self.mode.value}" if self.mode and self.declared else "no mode"
         return f"environment {self.name!r} is a batch that declares {mode}"
@@ -233,7 +219,8 @@ class SingleEnv(gymnasium.Env):
     """A batch of one as a single environment, for environments that exist as batches only."""
 
     def __init__(self, name: str, batch: VectorEnv) -> None:
-        self.batch = NextStepAutoreset(name, batch, autoreset_mode(name, batch), _no_singles)
+        # a batch of one is never stepped in part
+        self.batch = NextStepAutoreset(name, batch, autoreset_mode(name, batch), lambda: batch)
         self.observation_space = batch.single_observation_space
         self.action_space = batch.single_action_space
         self.metadata = {k: v for k, v in batch.metadata.items() if k != "autoreset_mode"}
@@ -256,9 +243,8 @@ class SingleEnv(gymnasium.Env):
         self.action = batch_rows(self.action_space, [action])
         obs, reward, terminated, truncated, info = self.batch.step(self.action)
         is_terminated, is_truncated = bool(terminated[0]), bool(truncated[0])
-        self.done = is_terminated or is_truncated
-        found = _info_of_one(info)
-        return self._row(obs), float(reward[0]), is_terminated, is_truncated, found
+        self.done, row = is_terminated or is_truncated, self._row(obs)
+        return row, float(reward[0]), is_terminated, is_truncated, _info_of_one(info)
 
     def render(self) -> Any:
         frames = self.batch.render()
@@ -269,10 +255,6 @@ class SingleEnv(gymnasium.Env):
 
     def _row(self, obs: Any) -> Any:
         return next(iter(iterate(self.batch.observation_space, obs)))
-
-
-def _no_singles() -> VectorEnv:
-    raise AssertionError("a batch of one is never stepped in part")
 
 
 def reported(info: Mapping[str, Any], name: str, num_envs: int) -> np.ndarray:
@@ -290,9 +272,8 @@ def reported(info: Mapping[str, Any], name: str, num_envs: int) -> np.ndarray:
 
 
 def read_numbers(info: Mapping[str, Any], names: Sequence[str], done: Tensor) -> Tensor:
-    """`[B]` numbers under the first of these names that an environment reported; NaN where it
-    reported none, or something else than a number. `done` `[B]`: the episodes that this step
-    ended."""
+    """`[B]` numbers under the first of these names that an environment reported; NaN for anything
+    else. `done` `[B]`: the episodes that this step ended."""
     is_done = done.cpu().numpy()
     final = _final_info(info, len(is_done))
     found = np.full(len(is_done), np.nan)
@@ -354,8 +335,7 @@ def _info_of_one(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_table(info: Mapping[str, Any], name: str, num_envs: int, width: int) -> Any:
-    """`[B, width]` numbers that every environment reports at every reset and step; EnvError where
-    one is missing."""
+    """`[B, width]` numbers that every environment always reports; EnvError where one is missing."""
     label = f"info[{name!r}] of the environment"
     value = info.get(name)
     missing = np.flatnonzero(~reported(info, name, num_envs))
@@ -373,8 +353,7 @@ def read_table(info: Mapping[str, Any], name: str, num_envs: int, width: int) ->
 def fill_missing(
     info: Mapping[str, Any], name: str, space: spaces.Space, has_value: np.ndarray
 ) -> Any:
-    """The reported observations of this space; an environment that reported none (`has_value`
-    `[B]`) gets the observation of another."""
+    """The reported observations; where there is none (`has_value` `[B]`), that of another one."""
     rows = np.where(has_value, np.arange(len(has_value)), np.flatnonzero(has_value)[0])
     return _take_rows(info[name], rows, space)
 

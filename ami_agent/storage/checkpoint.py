@@ -1,9 +1,7 @@
-"""Checkpoints: folders that are complete or absent.
+"""Checkpoints: folders that are complete or absent, with checksums of what they hold.
 
-A checkpoint holds `tensors.safetensors` and `metadata.json`, which has the checksums of both. It is
-written under a hidden name and renamed when it is on the disk. A previous one of that name is moved
-aside before and removed after that; `load` finds it in between.
-"""
+One is written under a hidden name and renamed when it is on the disk. A previous one of that name
+is moved aside before and removed after that; `load` finds it in between."""
 
 from __future__ import annotations
 
@@ -44,21 +42,23 @@ def checkpoint_dir(run: Path, step: int) -> Path:
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Writes a checkpoint, whole or not at all; replaces one of that name.
-
-    `metadata` must be JSON without NaN. Raises CheckpointNotWritten if the disk is full or not
-    writable, ConfigError if the folder exists and is no checkpoint.
-    """
+    """Writes a checkpoint, whole or not at all; replaces one of that name. `metadata` must be JSON
+    without NaN. Raises CheckpointNotWritten if the disk is full or not writable, ConfigError if the
+    folder exists and is no checkpoint."""
     metadata = json.loads(json.dumps(dict(metadata), allow_nan=False))  # fails before it writes
     if folder.exists() and not (folder / METADATA).is_file():
         raise ConfigError(f"{folder} exists and is no checkpoint: choose another name")
-    tmp = _hidden_path(folder, UNFINISHED)
+    tmp, backup = _hidden_path(folder, UNFINISHED), _hidden_path(folder, REPLACED)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _recover(folder.parent)
         tmp.mkdir()
         _write(tmp, tensors, metadata)
-        _replace(tmp, folder)
+        if folder.exists():
+            folder.rename(backup)
+        tmp.rename(folder)
+        _fsync(folder.parent)
+        shutil.rmtree(backup, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(tmp, ignore_errors=True)
         needed = sum(tensor.nbytes for tensor in tensors.values()) / files.MIB
@@ -70,8 +70,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
 def load(
     folder: Path, device: torch.device | str = "cpu", prefix: str = ""
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors whose names begin with `prefix`, on `device`, and the metadata of a checkpoint;
-    ConfigError if it is not complete."""
+    """The tensors whose names begin with `prefix`, and the metadata; ConfigError if not whole."""
     path = _existing_path(folder)
     metadata, checksums = _read_metadata(path / METADATA)
     shapes = files.tensor_shapes(path / TENSORS)  # a clearer error than the checksum's
@@ -105,8 +104,10 @@ def latest(run: Path) -> Path:
 
 def prune(run: Path, keep: int = 2) -> None:
     """Removes all checkpoints of a run but the newest `keep`, at least one."""
-    for folder in checkpoints(run)[: -max(keep, 1)]:
-        _remove(_existing_path(folder))
+    for folder in map(_existing_path, checkpoints(run)[: -max(keep, 1)]):
+        tmp = folder.with_name(f".{folder.name.strip('.')}{UNFINISHED}")
+        folder.rename(tmp)  # first, so that no process can find half of it
+        shutil.rmtree(tmp)
 
 
 def _hidden_path(folder: Path, suffix: str) -> Path:
@@ -114,7 +115,7 @@ def _hidden_path(folder: Path, suffix: str) -> Path:
 
 
 def _existing_path(folder: Path) -> Path:
-    """The folder, or the one to which `_replace` has moved it."""
+    """The folder, or the one to which `save` has moved it."""
     backup = _hidden_path(folder, REPLACED)
     return backup if backup.is_dir() and not folder.exists() else folder
 
@@ -146,30 +147,13 @@ def _write(tmp: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     _fsync(tmp)
 
 
-def _replace(tmp: Path, folder: Path) -> None:
-    backup = _hidden_path(folder, REPLACED)
-    if folder.exists():
-        folder.rename(backup)
-    tmp.rename(folder)
-    _fsync(folder.parent)
-    shutil.rmtree(backup, ignore_errors=True)
-
-
-def _remove(folder: Path) -> None:
-    """Removes a checkpoint; no process can find half of it."""
-    tmp = folder.with_name(f".{folder.name.strip('.')}{UNFINISHED}")
-    folder.rename(tmp)
-    shutil.rmtree(tmp)
-
-
 def _without_shared_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the CPU, no two of which share storage; copied only where needed."""
     storages: set[int] = set()
-    separate = {}
-    for name, tensor in tensors.items():
-        contiguous = tensor.detach().cpu().contiguous()
-        storage = contiguous.untyped_storage().data_ptr()
-        separate[name] = contiguous.clone() if storage in storages else contiguous
+    separate = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in separate.items():
+        storage = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     return separate
 

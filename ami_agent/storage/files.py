@@ -31,14 +31,11 @@ from modules.types import ConfigError
 MIB, GIB = 2**20, 2**30
 JSON_LIMIT, LOG_LIMIT, HEADER_LIMIT = 16 * MIB, 64 * MIB, 4 * MIB
 """Bytes, at most, of a JSON file, of a file of JSON lines, and of a safetensors header."""
-MAX_DEPTH = 64
-"""Of nested lists and objects."""
+MAX_DEPTH = 64  # of nested lists and objects
 MAX_INTEGER = 2**63
-MAX_SPARSENESS = 100
-"""Bytes of a file, at most, per byte that it takes on the disk."""
+MAX_SPARSENESS = 100  # bytes of a file, at most, per byte that it takes on the disk
 DRAFT = ".unfinished"
-STALE = 3600.0
-"""Seconds after which a draft is taken to be that of a killed process."""
+STALE = 3600.0  # seconds after which a draft is taken to be that of a killed process
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Errors of file systems without locks, as some network file systems are."""
@@ -78,8 +75,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; ConfigError where a number is not finite or a name is twice in an
-    object."""
+    """The content of a JSON file; ConfigError for NaN, or a name that is twice in an object."""
     try:
         return parse_json(read_bytes(path, JSON_LIMIT))
     except ConfigError:
@@ -92,7 +88,7 @@ def parse_json(data: bytes) -> Any:
     """Parses JSON; ValueError where it is not JSON or exceeds the bounds."""
     try:
         found = json.loads(
-            data.decode("utf-8-sig"), parse_constant=_reject_constant, parse_int=_parse_integer,
+            data.decode("utf-8-sig"), parse_constant=_parse_number, parse_int=_parse_integer,
             parse_float=_parse_number, object_pairs_hook=_parse_object,
         )  # fmt: skip
         _check_depth(found)
@@ -104,10 +100,6 @@ def parse_json(data: bytes) -> Any:
     return found
 
 
-def _reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
-
-
 def _parse_integer(digits: str) -> int:
     if len(digits) > 20 or abs(int(digits)) >= MAX_INTEGER:
         raise ValueError(f"the integer {digits[:20]} is too large: it must be less than 2**63")
@@ -115,10 +107,11 @@ def _parse_integer(digits: str) -> int:
 
 
 def _parse_number(digits: str) -> float:
-    found = float(digits)
-    if not isfinite(found):
+    if not digits[-1].isdigit():
+        raise ValueError(f"{digits} is not a JSON number")  # NaN or Infinity
+    if not isfinite(float(digits)):
         raise ValueError(f"the number {digits[:20]} is too large")
-    return found
+    return float(digits)
 
 
 def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -129,14 +122,12 @@ def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(found: Any) -> None:
-    level = [found]
-    for _ in range(MAX_DEPTH + 1):
-        containers = [part for part in level if isinstance(part, (dict, list))]
-        if not containers:
-            return
-        level = [p for c in containers for p in (c.values() if isinstance(c, dict) else c)]
-    raise RecursionError
+def _check_depth(found: Any, depth: int = 0) -> None:
+    if isinstance(found, (dict, list)):
+        if depth == MAX_DEPTH:
+            raise RecursionError
+        for part in found.values() if isinstance(found, dict) else found:
+            _check_depth(part, depth + 1)
 
 
 def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
@@ -167,9 +158,19 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             raise ConfigError(
                 f"{path} is not a whole safetensors file (a header of {length} bytes)"
             )
-        _check_size(path, os.fstat(file.fileno()))
-        with safe_open(path, framework="pt") as found:
-            return {name: tuple(found.get_slice(name).get_shape()) for name in found.keys()}  # noqa: SIM118
+        found = os.fstat(file.fileno())
+        size, memory = found.st_size, _machine_memory()
+        if size > memory:
+            raise ConfigError(
+                f"{path} has {size / GIB:.1f} GiB, and this machine has {memory / GIB:.1f} GiB of "
+                "memory"
+            )
+        if size > MAX_SPARSENESS * max(512 * found.st_blocks, MIB):
+            raise ConfigError(
+                f"{path} has {size / GIB:.1f} GiB, of which hardly any is on the disk"
+            )
+        with safe_open(path, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
 
 
 def read_tensors(path: Path, names: Sequence[str], device: torch.device | str) -> dict[str, Tensor]:
@@ -190,26 +191,13 @@ def checksum(path: Path) -> str:
         return digest.hexdigest()
 
 
-def _check_size(path: Path, found: os.stat_result) -> None:
-    """Raises ConfigError for a file that is larger than memory, or hardly on the disk (sparse)."""
-    size, memory = found.st_size, _machine_memory()
-    if size > memory:
-        raise ConfigError(
-            f"{path} has {size / GIB:.1f} GiB, and this machine has {memory / GIB:.1f} GiB of "
-            "memory"
-        )
-    if size > MAX_SPARSENESS * max(512 * found.st_blocks, MIB):
-        raise ConfigError(f"{path} has {size / GIB:.1f} GiB, of which hardly any is on the disk")
-
-
 def _machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextmanager
 def one_line_errors(path: Path, what: str = "does not fit its settings") -> Iterator[None]:
-    """Within the block, data from `path` are read or used; any exception becomes a ConfigError of
-    one line."""
+    """Any exception of the block, which reads `path`, becomes a ConfigError of one line."""
     try:
         yield
     except ConfigError as error:
@@ -245,10 +233,8 @@ def writing(path: Path) -> Iterator[None]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a new empty file beside `path`, which replaces `path` when the block ends, and is
-    removed if the block raises. Two processes that write the same path don't disturb each other.
-
-    Symbolic links are kept. A path that is no regular file, such as a pipe, and a file in a
-    read-only folder are written directly. Raises NotWritten."""
+    removed if the block raises. Symbolic links are kept; a pipe, and a file in a read-only folder
+    are written directly. Raises NotWritten."""
     target = path.resolve()
     draft = target.with_name(f".{secrets.token_hex(8)}{DRAFT}")  # the name may be as long as it can
     try:
@@ -271,8 +257,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8; surrogates (of file names that are no UTF-8) become escapes. Raises
-    NotWritten."""
+    """Writes UTF-8, surrogates (of file names) as escapes. Raises NotWritten."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -289,13 +274,10 @@ _held: dict[Path, int] = {}  # file descriptors by the folders that this process
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within the block, this process has the lock on the folder, which is created where it does not
-    exist. The same process can take the lock again. The operating system holds the lock, so it is
-    released when the process is killed.
-
-    Raises ConfigError naming the process that has the lock, if it is another. On file systems
-    without locks it has no effect; `flock` works on local disks, and on NFS from version 3 on with
-    its lock service."""
+    """Within the block, this process has the lock on the folder, which is created if need be; it
+    can take it again. The operating system releases the lock of a killed process. Raises
+    ConfigError naming another process that has it. It has no effect on file systems without locks;
+    NFS has them from version 3 on."""
     path = folder.resolve()
     if path in _held:
         yield

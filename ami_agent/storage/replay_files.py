@@ -20,17 +20,15 @@ HEAD_PARTS = ("ended", "steps")
 
 
 def buffer_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parts of a buffer's state without rows, copied, and the number of filled rows; empty
-    where the buffer is empty."""
+    """The parts of a state without rows, copied, and the number of rows; empty without steps."""
     parts = {name: state[name].detach().cpu().clone() for name in HEAD_PARTS}
     num_rows = torch.tensor(state["age"].shape[1])
     return {**parts, "rows": num_rows} if int(parts["steps"][0]) else {}
 
 
 class Chunks:
-    """The chunks in a folder. Row k holds observation k, and the action and interoception that
-    followed; the last row of a chunk holds an observation alone, and is the first row of the next
-    chunk."""
+    """The chunks in a folder. Row k holds observation k, and the action and interoception after it;
+    the last row of a chunk, an observation alone, is the first row of the next chunk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -59,8 +57,7 @@ class Chunks:
                 shutil.rmtree(self._path(first, last), ignore_errors=True)
 
     def load(self, head: Mapping[str, Tensor], max_rows: int) -> dict[str, Tensor]:
-        """The state of the buffer at a checkpoint; ConfigError where chunks are missing, or it has
-        more than `max_rows` rows."""
+        """The buffer at a checkpoint; ConfigError where chunks are missing, or rows too many."""
         (start, stop), num_rows = _row_range(head), int(head["rows"])
         if not 0 < num_rows <= min(max_rows, stop + 1):
             raise ConfigError(
@@ -76,8 +73,7 @@ class Chunks:
             for name, part in parts.items():
                 axis = _row_axis(name)
                 if name not in state:
-                    shape = list(part.shape)
-                    shape[axis] = num_rows
+                    shape = (*part.shape[:axis], num_rows, *part.shape[axis + 1 :])
                     state[name] = torch.zeros(shape, dtype=part.dtype)
                 rows = part.index_select(axis, steps_here - first)
                 state[name].index_copy_(axis, steps_here % num_rows, rows)
@@ -121,5 +117,5 @@ def _row_range(head: Mapping[str, Tensor]) -> tuple[int, int]:
 
 
 def _row_axis(name: str) -> int:
-    """The axis of a part's rows: its second one where the first is that of the environments."""
-    return 1 if name in BY_ENV else 0
+    """The axis of a part's rows: the second one, if the first is that of the environments."""
+    return int(name in BY_ENV)

@@ -42,10 +42,8 @@ from modules.types import ConfigError
 
 SPACES = "spaces.json"
 PACKAGES = ("torch", "numpy", "gymnasium")
-PREFIX = "agent."
-"""Of the names of an agent's weights in a checkpoint."""
-MEMORY_MARGIN = 256 * files.MIB
-"""Bytes that building an agent may take besides its weights."""
+PREFIX = "agent."  # of the names of an agent's weights in a checkpoint
+MEMORY_MARGIN = 256 * files.MIB  # bytes that building an agent may take besides its weights
 MAX_THREADS = 1024
 CHANGEABLE = ("env.step_timeout ", "eval_env.step_timeout ")
 """Settings that may differ on a resume: they don't change the result."""
@@ -98,8 +96,7 @@ def check_same(run: Path, config: Config, seed: int) -> None:
 
 
 def settings_of(run: Path) -> Config:
-    """The settings of a run as they are written, to be compared. To build from them, which may
-    import code that they name, use `config_of`."""
+    """The settings of a run, to be compared; to import the code that they name, `config_of`."""
     return config_io.from_json(read_json(run / "config.json"), str(run / "config.json"))
 
 
@@ -254,18 +251,16 @@ def weights(agent: Agent) -> dict[str, Tensor]:
 
 
 def load_weights(agent: Agent, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Loads what `weights` returned. ConfigError unless these are the weights of this agent, in
-    their shapes and types, and finite."""
+    """Loads what `weights` returned. ConfigError for other names, shapes or types, and for NaN."""
     expected = weights(agent)
     saved = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
-    needed, found = (
-        {name: tuple(value.shape) for name, value in part.items()} for part in (expected, saved)
-    )
-    for name in [*needed, *found]:
-        if needed.get(name) != found.get(name):
+    for name in [*expected, *saved]:
+        needed = tuple(expected[name].shape) if name in expected else "left out"
+        found = tuple(saved[name].shape) if name in saved else "missing"
+        if needed != found:
             raise ConfigError(
-                f"{source} does not fit the settings of its run: {name} is "
-                f"{found.get(name, 'missing')}, and must be {needed.get(name, 'left out')}"
+                f"{source} does not fit the settings of its run: {name} is {found}, and must be "
+                f"{needed}"
             )
     parameter_names = {PREFIX + name for name, _ in agent.named_parameters()}
     for name, value in saved.items():
@@ -283,21 +278,17 @@ def load(
     run: Path | str, device: torch.device | str = "cpu", config: Config | None = None, *,
     imports: Sequence[str] = (), trust: bool = False,
 ) -> Agent:  # fmt: skip
-    """The agent of a run, ready to act. `config`: settings other than those of its training, with
-    another planner for instance.
-
-    Code that the folder names is imported only if it is among `imports` (files x.py or modules), or
-    if `trust` is True.
-    """
+    """The agent of a run, ready to act. `config`: settings other than those of its training. Code
+    that the folder names is imported only if it is among `imports` (files x.py or modules), or with
+    `trust`."""
     check_path("run", run)
     check_device(device)
     run = Path(run)
     config = config or config_of(run, imports, trust)
     newest = checkpoint.latest(run)
     _, shapes = checkpoint.contents(newest)
-    with files.one_line_errors(
-        run / "config.json", "holds settings from which no agent can be built"
-    ):
+    failed = "holds settings from which no agent can be built"
+    with files.one_line_errors(run / "config.json", failed):
         spec, weight_bytes = spec_of(run, config), 8 * sum(map(prod, shapes.values()))
         # it may take no more memory than its checkpoint suggests
         with AllocationLimit(MEMORY_MARGIN + 2 * weight_bytes):
