@@ -17,7 +17,7 @@ from study import Study, first_eval_seed
 
 import ami_agent as ami
 from ami_agent.evaluation.evaluate import evaluate_modes
-from ami_agent.evaluation.intervals import mean, pooled_rate
+from ami_agent.evaluation.intervals import format_percent, mean, rate
 from ami_agent.logger import table
 from ami_agent.storage import run_dir
 
@@ -39,7 +39,10 @@ def cells(found: list[dict[str, Any]], episodes: int) -> list[str]:
     final = [f["final_success"]["mean"] for f in found]
     steps = [f["steps"]["mean"] for f in found if f["steps"] is not None]
     by_seed = " ".join(f"{100 * fraction:.1f}" for fraction in final)
-    row = [pooled_rate(final, episodes), by_seed, f"{mean(steps)['mean']:.1f}" if steps else "-"]
+    successes = sum(round(fraction * episodes) for fraction in final)
+    pooled = rate([1] * successes + [0] * (len(final) * episodes - successes))
+    mean_steps = f"{mean(steps)['mean']:.1f}" if steps else "-"
+    row = [format_percent(pooled), by_seed, mean_steps]
     if "ms_per_action" in found[0]:
         row += [f"{mean([f[key]['p50'] for f in found])['mean']:.2f}" for key in SPEEDS]
         row.append(f"{mean([f['ms_per_action_batched'] for f in found])['mean']:.3f}")

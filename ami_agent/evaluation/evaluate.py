@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ami_agent.adapters import fault_tolerance as faults
 from ami_agent.adapters.env import (
     ActFn,
     EnvAdapter,
@@ -23,23 +24,12 @@ from ami_agent.adapters.env import (
     done_of,
     rollout,
 )
-from ami_agent.adapters.fault_tolerance import (
-    EnvCreationError,
-    EnvResetError,
-    retry_on_worker_death,
-)
 from ami_agent.adapters.vector_env import read_numbers
 from ami_agent.agent import Agent
 from ami_agent.arguments import check_count, check_is
 from ami_agent.config import Config
+from ami_agent.evaluation import policies
 from ami_agent.evaluation.intervals import Estimate, format_percent, mean, rate
-from ami_agent.evaluation.policies import (
-    EpisodeStart,
-    PolicyFactory,
-    agent_policy_factory,
-    make_expert_policy,
-    make_random_policy,
-)
 from ami_agent.logger import format_number
 from ami_agent.training.base import StageRun
 from modules.configurator import TaskSpec
@@ -47,11 +37,9 @@ from modules.types import ConfigError, Observation, Plan
 
 Results: TypeAlias = dict[str, Any]
 
-FIRST_EVAL_SEED = 1_000_000
-"""Seed of the first episode of an evaluation."""
+FIRST_EVAL_SEED = 1_000_000  # seed of the first episode of an evaluation
 MAX_STEPS = 100_000
-"""Steps without an episode's end after which an evaluation of an environment without a stated time
-limit stops with an error."""
+"""Steps after which an episode without end or time limit stops the evaluation with an error."""
 SUCCESS_NAMES = ("success", "is_success")
 FINAL_SUCCESS_NAMES = ("final_success", "is_success", "success")
 """Entries of an info that report success; the first that an environment has counts."""
@@ -87,34 +75,34 @@ class OutcomeTracker:
 
     def __init__(self, env: EnvAdapter) -> None:
         self.running = torch.ones(env.num_envs, dtype=torch.bool)
-        success, final, steps, score = (torch.full((env.num_envs,), torch.nan) for _ in range(4))
-        signal_sums = torch.zeros(env.num_envs, len(env.spec.interoception), dtype=torch.float64)
-        self.results = EpisodeResults(
-            success, final, steps, torch.zeros(env.num_envs), score, signal_sums
-        )
+        success, final, steps, score = torch.full((4, env.num_envs), torch.nan)
+        length = torch.zeros(env.num_envs)
+        sums = torch.zeros(env.num_envs, len(env.spec.interoception), dtype=torch.float64)
+        self.results = EpisodeResults(success, final, steps, length, score, sums)
 
     def update(self, result: StepResult) -> None:
         """Adds a step to the episodes that are not done yet."""
         success, final, steps, length, score, signal_sums = self.results
         signal_sums += result.transition.interoception.cpu() * self.running[:, None]
         length += self.running
-        success_now = read_info(result, *SUCCESS_NAMES)
+        done = done_of(result)
+        success_now = read_numbers(result.info, SUCCESS_NAMES, done)
         is_first = (success_now == 1) & self.running & (success != 1)
         steps[is_first] = length[is_first]
         for value, now in (
             (success, torch.fmax(success, success_now)),
-            (final, read_info(result, *FINAL_SUCCESS_NAMES)),
-            (score, read_info(result, "score")),
+            (final, read_numbers(result.info, FINAL_SUCCESS_NAMES, done)),
+            (score, read_numbers(result.info, ("score",), done)),
         ):
             value.copy_(torch.where(self.running & ~now.isnan(), now, value))
-        self.running &= ~done_of(result).cpu()
+        self.running &= ~done.cpu()
 
 
-def run_episodes(make_policy: PolicyFactory, env: EnvAdapter, seed: int) -> EpisodeResults:
+def run_episodes(make_policy: policies.PolicyFactory, env: EnvAdapter, seed: int) -> EpisodeResults:
     """One episode in each environment."""
     obs, info = env.reset(seed)
     tracker = OutcomeTracker(env)
-    act_fn = make_policy(EpisodeStart(env, obs, info), seed)
+    act_fn = make_policy(policies.EpisodeStart(env, obs, info), seed)
     for step, result in enumerate(rollout(act_fn, env, obs), 1):
         tracker.update(result)
         if not tracker.running.any():
@@ -127,17 +115,10 @@ def run_episodes(make_policy: PolicyFactory, env: EnvAdapter, seed: int) -> Epis
     return tracker.results
 
 
-def read_info(result: StepResult, *names: str) -> Tensor:
-    """`[B]` numbers under the first of these names that an environment reported at this step; NaN
-    where it reported none, or something else than a number."""
-    return read_numbers(result.info, names, done_of(result))
-
-
 def run_many(
-    make_policy: PolicyFactory, config: EnvConfig, episodes: int, seed: int, device: Any
+    make_policy: policies.PolicyFactory, config: EnvConfig, episodes: int, seed: int, device: Any
 ) -> EpisodeResults:
-    """The results of so many episodes, up to 100 at the same time; episode i has the seed `seed` +
-    i, however many environments can be open."""
+    """The results of so many episodes, at most 100 at the same time; episode i has seed + i."""
     results = config.run_in_batches(
         episodes, lambda env, first: run_episodes(make_policy, env, seed + first), device, 100
     )
@@ -148,11 +129,15 @@ def summarize(results: EpisodeResults, signals: Sequence[str], reports_success: 
     """Means over episodes with 95 % intervals; `signals`: the names of the interoception.
     `reports_success`: whether the environment ever reports success or failure."""
     results = results.with_failures_filled(reports_success)
+
+    def success_rate(successes: Tensor) -> Estimate | None:
+        return None if successes.isnan().any() else rate(successes == 1)
+
     success_steps, has_score = results.steps[results.success == 1], not results.score.isnan().any()
     sums = zip(signals[1:], results.signal_sums.T[1:], strict=True)
     return {
-        "success": _rate(results.success),
-        "final_success": _rate(results.final_success),
+        "success": success_rate(results.success),
+        "final_success": success_rate(results.final_success),
         "return": mean(results.signal_sums[:, 0]),
         "length": mean(results.length),
         "steps": mean(success_steps) if len(success_steps) else None,
@@ -161,24 +146,15 @@ def summarize(results: EpisodeResults, signals: Sequence[str], reports_success: 
     }
 
 
-def _rate(successes: Tensor) -> Estimate | None:
-    """None where the environment never reported it."""
-    return None if successes.isnan().any() else rate(successes == 1)
-
-
 def evaluate(
     agent: Agent, env: EnvConfig | str, *, mode: str = "plan", task: str = "",
     episodes: int = 100, seed: int = FIRST_EVAL_SEED,
 ) -> Results:  # fmt: skip
     """The results of `eval --json`; rates in [0, 1], milliseconds per action of one environment.
-
-    `env`: the environment's settings, or its id; `task`: the name of one of the agent's tasks, by
-    default the first.
-    """
-    (results,) = evaluate_modes(
-        agent, env, modes=(mode,), task=task, episodes=episodes, seed=seed
-    ).values()
-    return results
+    `env`: the environment's settings, or its id; `task`: one of the agent's, by default the
+    first."""
+    by_mode = evaluate_modes(agent, env, modes=(mode,), task=task, episodes=episodes, seed=seed)
+    return by_mode[mode]
 
 
 def evaluate_modes(
@@ -199,14 +175,12 @@ def evaluate_modes(
         signals = env_adapter.spec.interoception
     by_mode, planning = {}, {}
     for mode in modes:
-        by_mode[mode], planning[mode] = _evaluate_mode(
-            agent.eval(), config, mode, task_spec, episodes, seed
-        )
+        found = _evaluate_mode(agent.eval(), config, mode, task_spec, episodes, seed)
+        by_mode[mode], planning[mode] = found
     by_baseline = baselines(config, episodes, seed)
     reports_success = any(r.reports_success for r in (*by_mode.values(), *by_baseline.values()))
-    baseline_results = {
-        name: summarize(results, signals, reports_success) for name, results in by_baseline.items()
-    }
+    summary = partial(summarize, signals=signals, reports_success=reports_success)
+    baseline_results = {name: summary(results) for name, results in by_baseline.items()}
     return {
         mode: {
             "env": config.id,
@@ -216,7 +190,7 @@ def evaluate_modes(
             "device": str(agent.device),
             "seed": seed,
             "episodes": episodes,
-            **summarize(results, signals, reports_success),
+            **summary(results),
             **planning[mode],
             "task": task or next(iter(agent.tasks)),
             "baselines": {"oracle": None, **baseline_results},
@@ -228,18 +202,17 @@ def evaluate_modes(
 def _evaluate_mode(
     agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, episodes: int, seed: int
 ) -> tuple[EpisodeResults, Results]:
-    """The results of the episodes, and how often the agent planned, violated a constraint, and how
-    long it took."""
+    """The results, how often the agent planned and violated a constraint, and how long it took."""
     times: list[float] = []
     plans: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the seed of a batch
 
-    def make_policy(start: EpisodeStart, batch_seed: int) -> ActFn:
+    def make_policy(start: policies.EpisodeStart, batch_seed: int) -> ActFn:
         step_flags = plans[batch_seed] = []
 
         def on_plan(plan: Plan) -> None:
             step_flags.append((plan.planned, plan.violation > 0))
 
-        make = agent_policy_factory(agent, mode, task_spec, on_plan)
+        make = policies.agent_policy_factory(agent, mode, task_spec, on_plan)
         return timed(make(start, batch_seed), times)
 
     results = run_many(make_policy, config, episodes, seed, agent.device)
@@ -247,7 +220,7 @@ def _evaluate_mode(
     return results, {
         "planned": planned,
         "violated": violated,
-        **retry_on_worker_death(partial(latency, agent, config, mode, task_spec, seed)),
+        **faults.retry_on_worker_death(partial(latency, agent, config, mode, task_spec, seed)),
         "ms_per_action_batched": 1000 * float(np.mean(times)),
     }
 
@@ -270,12 +243,9 @@ def baselines(config: EnvConfig, episodes: int, seed: int) -> dict[str, EpisodeR
     """Random actions, and the environment's oracle where it has one, on the same episodes."""
     with closing(config.build(1)) as env:
         has_expert = isinstance(env.unwrapped, HasReferencePolicies)
-    policies = {"random": make_random_policy}
-    if has_expert:
-        policies["oracle"] = make_expert_policy
-    return {
-        name: run_many(policy, config, episodes, seed, "cpu") for name, policy in policies.items()
-    }
+    makers = {"random": policies.make_random_policy}
+    makers |= {"oracle": policies.make_expert_policy} if has_expert else {}
+    return {name: run_many(make, config, episodes, seed, "cpu") for name, make in makers.items()}
 
 
 def table_rows(results: dict[str, Results]) -> tuple[list[str], list[list[str]]]:
@@ -312,10 +282,9 @@ def _cells(result: Results) -> dict[str, str]:
 
 def latency(agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, seed: int) -> Results:
     """Milliseconds in one environment after a warm-up: of one `act`, from observation to action,
-    and of the actor's part, from state to action; perception and subgoals are the same in all
-    modes."""
+    and of the actor's part, from state to action."""
     controller = agent.controller(1, tensors=True)
-    make_policy = agent_policy_factory(agent, mode, task_spec, controller=controller)
+    make_policy = policies.agent_policy_factory(agent, mode, task_spec, controller=controller)
     times: list[float] = []
     decision_times: list[float] = []
 
@@ -327,26 +296,19 @@ def latency(agent: Agent, config: EnvConfig, mode: str, task_spec: TaskSpec, see
 
     with closing(config.build(1, agent.device)) as env:
         for wrap in (lambda act_fn: timed(act_fn, times), lambda act_fn: decide):
-            _time_steps(make_policy, wrap, env, seed)
+            steps, episode_seed = TIMED_ACTIONS + WARM_UP_ACTIONS, seed
+            while steps > 0:  # over one or several episodes
+                obs, info = env.reset(episode_seed)
+                act_fn = wrap(make_policy(policies.EpisodeStart(env, obs, info), episode_seed))
+                for result in islice(rollout(act_fn, env, obs), steps):
+                    steps -= 1
+                    if done_of(result).any():
+                        break
+                episode_seed += 1
     return {
         "ms_per_action": _percentiles(times[WARM_UP_ACTIONS:]),
         "ms_per_decision": _percentiles(decision_times),
     }
-
-
-def _time_steps(
-    make_policy: PolicyFactory, wrap: Callable[[ActFn], ActFn], env: EnvAdapter, seed: int
-) -> None:
-    """The timed steps of one environment, over one or several episodes."""
-    steps = TIMED_ACTIONS + WARM_UP_ACTIONS
-    while steps > 0:
-        obs, info = env.reset(seed)
-        act_fn = wrap(make_policy(EpisodeStart(env, obs, info), seed))
-        for result in islice(rollout(act_fn, env, obs), steps):
-            steps -= 1
-            if done_of(result).any():
-                break
-        seed += 1
 
 
 def _percentiles(seconds: Sequence[float]) -> Results:
@@ -373,30 +335,22 @@ def evaluation_metrics(
     """Metrics of a task, by name, each the mean over episodes. `stage_run`: the stage in progress,
     whose environments may be the only ones that can be open."""
     task_spec = config.tasks[task]
-    make_policy = agent_policy_factory(agent.eval(), mode, task_spec)
+    make_policy = policies.agent_policy_factory(agent.eval(), mode, task_spec)
     env = config.eval_env.for_task(task_spec)
     run = partial(run_many, make_policy, env, episodes, FIRST_EVAL_SEED, agent.device)
-    results = _run_beside_stage(stage_run, run)
+    try:
+        results = run()
+    except (faults.EnvCreationError, faults.EnvResetError):
+        if stage_run is None:  # else its environments may be the only ones that can be open
+            raise
+        stage_run.close_envs()
+        try:
+            results = run()
+        finally:
+            stage_run.reopen_envs()
     results = results.with_failures_filled(results.reports_success)
     metrics = {
         "final_success": results.final_success, "score": results.score,
         "return": results.signal_sums[:, 0],
     }  # fmt: skip
     return {name: float(v.mean()) for name, v in metrics.items() if not v.isnan().any()}
-
-
-def _run_beside_stage(
-    stage_run: StageRun | None, run: Callable[[], EpisodeResults]
-) -> EpisodeResults:
-    """The results of `run`, for which the environments of the stage are closed where no others can
-    be open at the same time."""
-    try:
-        return run()
-    except (EnvCreationError, EnvResetError):
-        if stage_run is None:
-            raise
-    stage_run.close_envs()
-    try:
-        return run()
-    finally:
-        stage_run.reopen_envs()

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from modules.types import ConfigError
 
-Values: TypeAlias = Tensor | np.ndarray | Sequence[float]
-"""One number per episode, `[N]`."""
+Values: TypeAlias = Tensor | np.ndarray | Sequence[float]  # one number per episode, `[N]`
 
 
 class Estimate(TypedDict):
@@ -47,16 +46,6 @@ def mean(values: Values) -> Estimate:
         (numbers,), np.mean, n_resamples=2000, batch=200, method="percentile", rng=0
     ).confidence_interval
     return {"mean": float(numbers.mean()), "ci95": [float(interval.low), float(interval.high)]}
-
-
-def pooled_rate(rates: Sequence[float], episodes: int) -> str:
-    """Success rates of several seeds -> the percentage over all their episodes with its 95 %
-    interval."""
-    outcomes: list[float] = []
-    for success_rate in rates:
-        successes = round(success_rate * episodes)
-        outcomes += [1] * successes + [0] * (episodes - successes)
-    return format_percent(rate(outcomes))
 
 
 def format_percent(estimate: Estimate) -> str:
