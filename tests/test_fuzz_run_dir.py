@@ -27,7 +27,7 @@ from ami_agent import recipes, viewer
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import Config, override
 from ami_agent.logger import Logger
-from ami_agent.probing import data, scorecard
+from ami_agent.probing import data
 from ami_agent.storage import checkpoint, run_dir
 from ami_agent.train import Trainer, train
 from ami_agent.viewer import projectors
@@ -100,7 +100,6 @@ def _brief(made, monkeypatch, tmp_path_factory):
         monkeypatch.setattr(projectors, "compute_critic_map", begun)
         monkeypatch.setattr(cli, "compute_scorecard", begun)
     monkeypatch.setattr(data, "NUM_ENVS", 8)
-    monkeypatch.setattr(scorecard, "NUM_ENVS", 8)
 
 
 # --- damage to a whole folder --------------------------------------------------------------------

@@ -1,12 +1,11 @@
-"""Data for probes: trajectories of the behaviour policy, series of observations in which a single
-factor varies, and perturbed observations."""
+"""Data for probes: trajectories, series in which a single factor varies, perturbed observations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,11 +29,9 @@ from modules.types import ConfigError, Observation, as_dict, tree_map
 NUM_ENVS, NUM_STEPS = 128, 12
 NUM_LINES, POINTS_PER_LINE, MIN_POINTS = 4, 24, 8
 """For each factor: lines, points on each, and the points that a line needs at least."""
-NOISE_SCALE = 0.05
-"""Standard deviation of the noise, in units of that of each number."""
+NOISE_SCALE = 0.05  # standard deviation of the noise, in units of that of each number
 DIM_FACTOR = 0.7
-SHIFT_FRACTION = 1 / 32
-"""Fraction of an image's width."""
+SHIFT_FRACTION = 1 / 32  # fraction of an image's width
 
 
 class LabelledObs(NamedTuple):
@@ -60,19 +57,20 @@ class BehaviourSteps(NamedTuple):
     is_whole: Tensor  # [B] bool: no episode ended
 
 
+def factors_of(env: EnvAdapter, info: Info) -> Tensor:
+    """`[B, F]`; F is 0 where the environment reports no factors."""
+    has_factors = isinstance(env.unwrapped, HasFactors)
+    return env.factors(info).cpu() if has_factors else torch.empty(env.num_envs, 0)
+
+
 def collect_steps(env: EnvAdapter, steps: int, seed: int) -> BehaviourSteps:
     """So many steps, from a reset with the seed on."""
-
-    def factors_of(info: Info) -> Tensor:
-        has_factors = isinstance(env.unwrapped, HasFactors)
-        return env.factors(info).cpu() if has_factors else torch.empty(env.num_envs, 0)
-
     obs, info = env.reset(seed)
-    observations, factors, actions = [obs], [factors_of(info)], []
+    observations, factors, actions = [obs], [factors_of(env, info)], []
     is_whole = torch.ones(env.num_envs, dtype=torch.bool)
     for result in islice(rollout(behaviour_policy(env), env, obs), steps):
         observations.append(next_obs_of(result))
-        factors.append(factors_of(result.info))
+        factors.append(factors_of(env, result.info))
         actions.append(result.transition.action)
         is_whole &= ~done_of(result).cpu()
     return BehaviourSteps(observations, torch.stack(factors), torch.stack(actions, 1), is_whole)
@@ -116,9 +114,8 @@ def collect_trajectories(config: EnvConfig, seed: int) -> ProbeTrajectories:
 
 
 def reset_to_factors(env: EnvAdapter, factors: np.ndarray, seed: int) -> LabelledObs | None:
-    """The observation of one environment that is reset to these factors `[F]`, and its actual
-    factors: an environment may round the requested ones, or ignore them. None if it refuses them
-    (a position inside a wall)."""
+    """The observation of one environment that is reset to factors `[F]`, and its actual factors,
+    which may be rounded. None if it refuses them (a position inside a wall)."""
     try:
         obs, info = env.reset(seed, factors=factors[None])
     except ValueError:
@@ -127,24 +124,20 @@ def reset_to_factors(env: EnvAdapter, factors: np.ndarray, seed: int) -> Labelle
 
 
 def factor_lines(config: EnvConfig, trajectories: ProbeTrajectories) -> list[FactorLine]:
-    """For every factor some lines through the first states of trajectories, over the range of the
-    factor in all trajectories; none where the environment has no factors or can't be reset to
-    them."""
+    """For every factor some lines through the first states of trajectories, over the factor's
+    range; none where the environment has no factors or can't be reset to them."""
     count = trajectories.factors.shape[-1]
     if not count:
         return []
+    starts = range(min(NUM_LINES, len(trajectories.seeds)))
     with closing(config.build(1)) as env:
-        return [
-            line
-            for factor in range(count)
-            for start in range(min(NUM_LINES, len(trajectories.seeds)))
-            for line in _line(env, trajectories, factor, start)
-        ]
+        lines = [_line(env, trajectories, *each) for each in product(range(count), starts)]
+    return [line for line in lines if line is not None]
 
 
 def _line(
     env: EnvAdapter, trajectories: ProbeTrajectories, factor: int, start: int
-) -> Iterator[FactorLine]:
+) -> FactorLine | None:
     observed_values = trajectories.factors[..., factor]
     requested = trajectories.factors[0, start].repeat(POINTS_PER_LINE, 1)
     low, high = float(observed_values.min()), float(observed_values.max())
@@ -153,16 +146,14 @@ def _line(
     kept: list[LabelledObs] = []
     for target in requested:
         labelled = reset_to_factors(env, target.numpy(), int(trajectories.seeds[start]))
-        if labelled is None:
+        if labelled is None or not labelled.factors[0, others].allclose(target[others], atol=1e-3):
             continue
-        actual = labelled.factors[0]
-        if not actual[others].allclose(target[others], atol=1e-3):
-            continue
-        if not kept or actual[factor] > kept[-1].factors[0, factor] + 1e-6:
+        if not kept or labelled.factors[0, factor] > kept[-1].factors[0, factor] + 1e-6:
             kept.append(labelled)
-    if len(kept) >= MIN_POINTS:
-        factor_values = torch.cat([labelled.factors[:, factor] for labelled in kept])
-        yield FactorLine(factor, concat_obs([labelled.obs for labelled in kept]), factor_values)
+    if len(kept) < MIN_POINTS:
+        return None
+    factor_values = torch.cat([labelled.factors[:, factor] for labelled in kept])
+    return FactorLine(factor, concat_obs([labelled.obs for labelled in kept]), factor_values)
 
 
 Perturbation: TypeAlias = Callable[[Observation], Observation]
@@ -183,8 +174,7 @@ def load_perturbations(path_spec: str, spec: EnvironmentSpec) -> Mapping[str, Pe
 
 
 def apply_perturbation(name: str, perturbation: Perturbation, obs: Observation) -> Observation:
-    """The perturbed observation; ConfigError where the perturbation fails, or returns other shapes
-    or dtypes."""
+    """The perturbed observation; ConfigError where that fails, or has other shapes or dtypes."""
     try:
         perturbed = perturbation(obs)
     except (Exception, SystemExit) as error:  # third-party code may raise anything

@@ -1,5 +1,4 @@
-"""Metrics of a representation: pure functions of states `[N, D]` and of their true factors
-`[N, F]`."""
+"""Metrics of a representation: functions of states `[N, D]` and of their true factors `[N, F]`."""
 
 from __future__ import annotations
 
@@ -27,10 +26,8 @@ def explained_variance(read: Tensor, true: Tensor) -> float:
 
 def knn_read(known: Tensor, factors: Tensor, query: Tensor) -> Tensor:
     """The mean factors `[N, F]` of the nearest of the `known` states `[N, D]`."""
-    neighbours = (
-        torch.cdist(query, known).topk(min(NUM_NEIGHBOURS, len(known)), largest=False).indices
-    )
-    return factors[neighbours].mean(1)
+    count = min(NUM_NEIGHBOURS, len(known))
+    return factors[torch.cdist(query, known).topk(count, largest=False).indices].mean(1)
 
 
 def slowness(states: Tensor) -> float:
@@ -41,8 +38,8 @@ def slowness(states: Tensor) -> float:
 
 
 def smoothness(states: Tensor, factors: Tensor) -> float:
-    """Spearman's correlation between distances of states `[N, D]` and distances of factors `[N,
-    F]`, each factor in units of its standard deviation."""
+    """Spearman's correlation between distances of states `[N, D]` and distances of factors
+    `[N, F]`, each factor in units of its standard deviation."""
     random = torch.Generator().manual_seed(0)
     one, other = torch.randint(len(states), (2, NUM_PAIRS), generator=random)
     scaled = factors / factors.std(0).clamp_min(1e-9)
@@ -74,9 +71,8 @@ def dci(weight: Tensor) -> float:
 
 
 def mig(states: Tensor, factors: Tensor) -> float:
-    """Mutual information gap (Chen et al. 2018), with bins of about equal counts: the difference
-    between the two dimensions of the state with the largest mutual information with a factor, over
-    the factor's entropy; mean over factors."""
+    """Mutual information gap (Chen et al. 2018), with bins of equal counts: that of the best two
+    dimensions for a factor, over the factor's entropy; mean over factors."""
     codes, values = _bin_indices(states), _bin_indices(factors)
     gaps = []
     for value in values.T:
@@ -106,9 +102,8 @@ def _mutual_information(one: Tensor, other: Tensor) -> Tensor:
 
 
 def cluster(states: Tensor) -> tuple[float, Tensor]:
-    """The largest mean silhouette (Rousseeuw 1987) of k-means with 2 to 8 clusters, 1 where
-    clusters are points and 0 where there are none; and a subset of the states with their clusters
-    in the last column, `[n, D + 1]`."""
+    """The largest mean silhouette (Rousseeuw 1987) of k-means with 2 to 8 clusters, 1 for points;
+    and a subset of the states with their clusters in the last column, `[n, D + 1]`."""
     stride = -(-len(states) // MAX_CLUSTERED)
     subset = states[::stride].double()
     distances = torch.cdist(subset, subset)
@@ -124,9 +119,8 @@ def cluster(states: Tensor) -> tuple[float, Tensor]:
 
 
 def silhouette(distances: Tensor, group: Tensor) -> float:
-    """Mean of (b - a) / max(a, b) for points with distances `[N, N]` in clusters `[N]`; a: the mean
-    distance to the others of a point's cluster, b: to those of the nearest other cluster. A point
-    alone in its cluster counts as 0."""
+    """Mean of (b - a) / max(a, b) for distances `[N, N]` and clusters `[N]`; a: the mean distance
+    to others of the point's cluster, b: to the nearest other cluster; 0 for a point alone."""
     member = torch.nn.functional.one_hot(group).to(distances)  # [N, K]
     total, size = distances @ member, member.sum(0)
     is_own = member.bool()
@@ -137,8 +131,7 @@ def silhouette(distances: Tensor, group: Tensor) -> float:
 
 
 def invariance(states: Tensor, changed: Tensor) -> float:
-    """1 minus the mean squared distance by which a perturbation moves states `[N, D]`, over that of
-    two random states; 1 is invariance."""
+    """1 minus the mean squared distance that states `[N, D]` move, over that of random states."""
     moved = (changed - states).square().sum(1).mean()
     return 1 - float(moved / (2 * states.var(0).sum()).clamp_min(1e-12))
 
@@ -151,9 +144,8 @@ def equivariance(read: Tensor, changed: Tensor) -> float:
 
 
 def gradient_overlap(gradients: Sequence[Tensor]) -> float:
-    """Overlap of the gradients of several energies, each `[N, D]`: the cosine of their
-    second-moment matrices, mean over pairs; 1 for the same directions of the state, 0 for
-    orthogonal ones."""
+    """Overlap of the gradients `[N, D]` of several energies: the cosine of their second-moment
+    matrices, mean over pairs; 1 for the same directions, 0 for orthogonal ones."""
     pairs = []
     for one, other in combinations(gradients, 2):
         norms = (one @ one.T).norm() * (other @ other.T).norm()

@@ -30,9 +30,8 @@ def draw_scorecard(path: Path, scorecard: Scorecard, title: str) -> Path:
     sweeps = scorecard.factor_sweeps
     num_plots = len(scorecard.metrics) + len(measures) + len(scorecard.names) + len(sweeps) + 3
     num_rows = -(-num_plots // NUM_COLUMNS)
-    figure = Figure(
-        (3 * NUM_COLUMNS, 2.6 * num_rows + 0.6), dpi=100, facecolor="white", layout="tight"
-    )
+    size = 3 * NUM_COLUMNS, 2.6 * num_rows + 0.6
+    figure = Figure(size, dpi=100, facecolor="white", layout="tight")
     figure.suptitle(
         one_line(title), color=TEXT, x=0.01, y=0.995, ha="left", size=14, parse_math=False
     )
@@ -100,9 +99,8 @@ def _draw_factor_sweeps(axes: Axes, sweeps: Sequence[FactorSweep]) -> None:
     """States while one factor varies, in the plane of their largest variance: a factor that is a
     direction of the state gives straight and parallel lines."""
     paths = [states.double().numpy() for states, _ in sweeps]
-    _, _, directions = np.linalg.svd(
-        np.concatenate([path - path.mean(0) for path in paths]), full_matrices=False
-    )
+    centered = np.concatenate([path - path.mean(0) for path in paths])
+    _, _, directions = np.linalg.svd(centered, full_matrices=False)
     for (_, factor), path in zip(sweeps, paths, strict=True):
         flat = path @ directions[:2].T
         axes.plot(flat[:, 0], flat[:, -1], color=MUTED, lw=0.6, zorder=1)

@@ -17,16 +17,12 @@ from ami_agent.agent import Agent
 from ami_agent.probing.data import LabelledObs, collect_steps, concat_obs
 from modules.types import DivergenceError, ModalityWeights, Observation, batch_size, tree_map
 
-RIDGE = 1e-3
-"""Penalty of the regression, relative to the states' variance."""
-CHUNK_SIZE = 512
-"""Observations that are encoded at once."""
-FACTOR_ENVS, FACTOR_STEPS = 256, 5
-"""Few steps of many environments: as many layouts as possible."""
+RIDGE = 1e-3  # penalty of the regression, relative to the states' variance
+CHUNK_SIZE = 512  # observations that are encoded at once
+FACTOR_ENVS, FACTOR_STEPS = 256, 5  # few steps of many environments: as many layouts as possible
 COLLAPSE_ENVS, COLLAPSE_STEPS = 16, 31
 MIN_STD = 0.1
-"""Mean standard deviation of the state's dimensions below which it has collapsed; VICReg's variance
-term aims at 1."""
+"""Mean standard deviation of the state's dimensions below which it has collapsed (VICReg: 1)."""
 MIN_RANK = 1.5
 """Effective rank below which a state has collapsed: it can't encode a position in a plane, for
 which it needs about 2, or a little less where positions are unevenly distributed."""
@@ -108,18 +104,15 @@ class FactorProbe:
         }
         env.close()
 
+    @torch.no_grad()
     def __call__(self, agent: Agent) -> dict[str, float]:
         """Metrics of collapse, the probe's root mean square error for each factor, and for each
         dynamics test the imagined and the true displacement along the first factor."""
         states = states_of(agent, self.test_set.obs)
         probe = fit_probe(states_of(agent, self.train_set.obs), self.train_set.factors)
         error = (probe.read(states) - self.test_set.factors).square().mean(0).sqrt()
-        errors = {f"error {name}": float(e) for name, e in zip(self.names, error, strict=True)}
-        return {**spectrum(states), **errors, **self._run_dynamics_tests(agent, probe)}
-
-    @torch.no_grad()
-    def _run_dynamics_tests(self, agent: Agent, probe: Probe) -> dict[str, float]:
-        metrics = {}
+        metrics = spectrum(states)
+        metrics |= {f"error {name}": float(e) for name, e in zip(self.names, error, strict=True)}
         for name, test in self.dynamics_tests.items():
             start = states_of(agent, test.obs).to(agent.device)
             future = agent.world_model.imagine(start, test.actions[:, None].to(agent.device))

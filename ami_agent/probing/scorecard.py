@@ -23,16 +23,8 @@ from ami_agent.adapters.env import HasFactors
 from ami_agent.agent import Agent
 from ami_agent.config import Config, build
 from ami_agent.logger import table
-from ami_agent.probing import metrics
-from ami_agent.probing.data import (
-    NUM_ENVS,
-    FactorLine,
-    Perturbation,
-    ProbeTrajectories,
-    apply_perturbation,
-    collect_trajectories,
-    factor_lines,
-)
+from ami_agent.probing import data, metrics
+from ami_agent.probing.data import FactorLine, ProbeTrajectories
 from ami_agent.probing.probe import fit_probe, spectrum, states_of
 from modules.actor.subgoals import LevelInfo
 from modules.configurator import TaskSpec
@@ -42,13 +34,9 @@ MAX_PROJECTED = 256  # dimensions of larger observations' projection (Johnson & 
 
 EncoderFn: TypeAlias = Callable[[Observation], Tensor]
 """Observations `[N, *O]` -> their representation `[N, D]`."""
-
-
 Metrics: TypeAlias = Mapping[str, Mapping[str, float]]
 """By metric and by encoder: the agent, the levels above, an untrained agent, and the observations;
 not every metric applies to all."""
-
-
 FactorSweep: TypeAlias = tuple[Tensor, Tensor]
 """States `[N, D]` while one factor takes these values `[N]` and all others are constant."""
 
@@ -90,13 +78,14 @@ def _table(title: str, by_metric: Metrics) -> Table:
 
 
 def compute_scorecard(
-    agent: Agent, config: Config, seed: int, perturbations: Mapping[str, Perturbation]
+    agent: Agent, config: Config, seed: int, perturbations: Mapping[str, data.Perturbation]
 ) -> Scorecard:
     """The scorecard of an agent in its evaluation environment; `perturbations`: by name."""
-    train_set, test_set = (collect_trajectories(config.eval_env, seed + i) for i in (0, NUM_ENVS))
+    seeds = seed, seed + data.NUM_ENVS
+    train_set, test_set = (data.collect_trajectories(config.eval_env, first) for first in seeds)
     with closing(config.eval_env.build(1)) as env:
         names = tuple(env.unwrapped.factor_names) if isinstance(env.unwrapped, HasFactors) else ()
-    swept_lines = factor_lines(config.eval_env, test_set)
+    swept_lines = data.factor_lines(config.eval_env, test_set)
     factor_sweeps: dict[str, list[FactorSweep]] = defaultdict(list)
     for line in swept_lines:
         sweep = states_of(agent, line.obs), line.factor_values
@@ -109,7 +98,7 @@ def compute_scorecard(
         for trajectories in (train_set, test_set)
     )
     perturbed = {
-        name: [apply_perturbation(name, fn, data.obs) for data in (train_set, test_set)]
+        name: [data.apply_perturbation(name, fn, part.obs) for part in (train_set, test_set)]
         for name, fn in perturbations.items()
     }
     untrained = build(
@@ -125,16 +114,13 @@ def compute_scorecard(
         "untrained": partial(states_of, untrained.eval()),
         "observation": partial(_flatten_obs, seed=seed),
     }
-    scores = {
-        encoder_name: _score(encoder, train_set, test_set, swept_lines)
-        for encoder_name, encoder in encoders.items()
-    }
-    for encoder_name, model in {"agent": agent, "untrained": untrained}.items():
-        scores[encoder_name] |= task_gradient_overlap(model, test_set)
-    perturbed_scores = {
-        encoder_name: dict(_score_perturbations(encoder, train_set.obs, test_set.obs, perturbed))
-        for encoder_name, encoder in encoders.items()
-    }
+    scores, perturbed_scores = {}, {}
+    for name, encoder in encoders.items():
+        scores[name] = _score(encoder, train_set, test_set, swept_lines)
+        found = _score_perturbations(encoder, train_set.obs, test_set.obs, perturbed)
+        perturbed_scores[name] = dict(found)
+    for name, model in {"agent": agent, "untrained": untrained}.items():
+        scores[name] |= task_gradient_overlap(model, test_set)
     states = states_of(agent, test_set.obs)
     return Scorecard(
         metrics=_by_metric(scores),
@@ -196,7 +182,7 @@ def _score(
     encoder: EncoderFn,
     train_set: ProbeTrajectories,
     test_set: ProbeTrajectories,
-    factor_lines: Sequence[FactorLine],
+    lines: Sequence[FactorLine],
 ) -> dict[str, float]:
     """The metrics of one encoder; those that need factors only where there are some."""
     train_states, test_states = encoder(train_set.obs), encoder(test_set.obs)
@@ -207,8 +193,8 @@ def _score(
         "dimensions": spectrum(test_states)["effective_rank"],
         "groups": metrics.cluster(test_states)[0],
     }
-    if factor_lines:
-        ranks = [spectrum(encoder(line.obs))["effective_rank"] for line in factor_lines]
+    if lines:
+        ranks = [spectrum(encoder(line.obs))["effective_rank"] for line in lines]
         found = {"one factor": sum(ranks) / len(ranks), **found}
     if not true_factors.shape[-1]:
         return found
@@ -232,8 +218,7 @@ def _score_perturbations(
     encoder: EncoderFn, train_obs: Observation, test_obs: Observation,
     perturbed: Mapping[str, Sequence[Observation]],
 ) -> Iterator[tuple[str, float]]:  # fmt: skip
-    """Invariance and equivariance of one encoder; `perturbed`: by name, both sets of observations
-    after the perturbation."""
+    """Invariance and equivariance of one encoder; `perturbed`: both sets of observations."""
     train_states, test_states = encoder(train_obs), encoder(test_obs)
     for name, (perturbed_train, perturbed_test) in perturbed.items():
         perturbed_states = encoder(perturbed_test)
@@ -244,9 +229,8 @@ def _score_perturbations(
 
 @torch.no_grad()
 def open_loop_error(agent: Agent, states: Tensor, actions: Tensor) -> dict[str, dict[int, float]]:
-    """By level and environment steps ahead: the mean distance of predicted from true states, in
-    units of the distance that true states move in that time; states `[(T + 1) B, D]`, actions
-    `[B, T, A]`."""
+    """By level and environment steps ahead: the mean distance of predicted from true states over
+    that which true states move; states `[(T + 1) B, D]`, actions `[B, T, A]`."""
     true_states = states.unflatten(0, (-1, len(actions))).transpose(0, 1)  # [B, T + 1, D]
     true_states = true_states.to(agent.device)
     device_actions = actions.to(agent.device)
