@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ami_agent.ablation.executors import Executor, ProcessPool, Ray, Serial
 from ami_agent.ablation.run_study import StudyPlan, print_study, run_study
-from ami_agent.ablation.study import Study, table_rows
+from ami_agent.ablation.study import Study
 from ami_agent.ablation.variants import load_configs, study_question, swap, variants, without
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "run_study",
     "study_question",
     "swap",
-    "table_rows",
     "variants",
     "without",
 ]

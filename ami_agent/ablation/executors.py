@@ -34,8 +34,7 @@ from modules.types import ConfigError
 
 ESTIMATES = ("success", "final_success", "score", "return", "steps", "length")
 """Metrics with an interval; None where an environment doesn't report them."""
-LOG = "log.txt"
-"""The output of a run that does not print to the terminal."""
+LOG = "log.txt"  # the output of a run that does not print to the terminal
 
 
 class Job(NamedTuple):
@@ -72,53 +71,44 @@ def finished_metrics(job: Job) -> Mapping[str, Any] | None:
 
 
 def read_results(path: Path) -> Mapping[str, Any]:
-    """The metrics of an evaluation by mode. Raises ConfigError where the file holds anything
-    else."""
+    """The metrics of an evaluation by mode. Raises ConfigError for any other file."""
     by_mode = run_dir.read_json(path)
     for mode in ("plan", "react"):
         metrics = by_mode.get(mode) if isinstance(by_mode, dict) else None
-        if not isinstance(metrics, dict) or not _are_results(metrics):
+        found = metrics if isinstance(metrics, dict) else {}
+        estimates = [found[name] for name in ESTIMATES if found.get(name) is not None]
+        if (
+            not set(ESTIMATES) <= found.keys()
+            or found["return"] is None
+            or not all(isinstance(one, dict) and is_number(one.get("mean")) for one in estimates)
+            or not all(is_number(found.get(n)) for n in ("episodes", "ms_per_action_batched"))
+        ):
             raise ConfigError(
                 f"{path} holds no metrics of mode {mode}: remove it, and the run is evaluated again"
             )
     return by_mode  # type: ignore[no-any-return]
 
 
-def _are_results(metrics: Mapping[str, Any]) -> bool:
-    values = [metrics.get(name) for name in ESTIMATES]
-    estimates = [value for value in values if value is not None]
-    return (
-        is_number(metrics.get("episodes"))
-        and is_number(metrics.get("ms_per_action_batched"))
-        and metrics.get("return") is not None
-        and set(ESTIMATES) <= metrics.keys()
-        and all(isinstance(value, dict) and is_number(value.get("mean")) for value in estimates)
-    )
-
-
-def _train_and_evaluate(job: Job, console: Console) -> Mapping[str, Any]:
-    """The metrics of the job by mode; its training is resumed where it was interrupted."""
-    resume = (job.out / "config.json").exists()
-    with closing(RunLogger(job.out, console)) as logger:
-        logger.info(f"== {job.out}")
-        agent = train(
-            job.config, out=job.out, seed=job.seed, device=job.device, resume=resume, logger=logger,
-        )  # fmt: skip
-    first_seed = FIRST_EVAL_SEED + 10_000 * job.seed
-    with run_dir.threads_of(job.out):
-        by_mode = evaluate_modes(agent, job.config.eval_env, episodes=job.episodes, seed=first_seed)
-    return {mode: {"recipe": job.config.recipe, **row} for mode, row in by_mode.items()}
-
-
 def run_job(job: Job, console: Console) -> JobResult:
-    """Trains and evaluates both modes, unless that is done. An error is returned as the failure, so
-    that the other runs of the study continue."""
+    """Trains, or resumes, and evaluates both modes, unless that is done. An error is returned as
+    the failure, so that the other runs of the study continue."""
     started = time.monotonic()
     metrics, failure = None, ""
     try:
         metrics = finished_metrics(job)
         if metrics is None:
-            metrics = _train_and_evaluate(job, console)
+            resume = (job.out / "config.json").exists()
+            with closing(RunLogger(job.out, console)) as logger:
+                logger.info(f"== {job.out}")
+                agent = train(
+                    job.config, out=job.out, seed=job.seed, device=job.device, resume=resume,
+                    logger=logger,
+                )  # fmt: skip
+            first = FIRST_EVAL_SEED + 10_000 * job.seed
+            env, episodes = job.config.eval_env, job.episodes
+            with run_dir.threads_of(job.out):
+                found = evaluate_modes(agent, env, episodes=episodes, seed=first)
+            metrics = {mode: {"recipe": job.config.recipe, **row} for mode, row in found.items()}
             run_dir.write_json(job.out / "eval.json", metrics)
     except NotWritten as error:  # the metrics are known all the same
         failure = str(error)
@@ -164,8 +154,8 @@ class ProcessPool:
     def run(self, jobs: Sequence[Job]) -> JobResults:
         lost_jobs = yield from self._run_parallel(jobs, self.num_workers)
         for job in lost_jobs:  # the death of one process breaks the whole pool
-            for failed in (yield from self._run_parallel([job], 1)):
-                yield JobResult(failed.variant, failed.seed, None, "its process died")
+            if (yield from self._run_parallel([job], 1)):
+                yield JobResult(job.variant, job.seed, None, "its process died")
 
     def _run_parallel(
         self, jobs: Sequence[Job], num_parallel: int
@@ -184,9 +174,7 @@ class ProcessPool:
                         lost_jobs.append(futures[future])
             except (KeyboardInterrupt, GeneratorExit):
                 pool.shutdown(wait=False, cancel_futures=True)
-                terminate(
-                    [child for child in multiprocessing.active_children() if not child.daemon]
-                )
+                terminate([c for c in multiprocessing.active_children() if not c.daemon])
                 raise
         return lost_jobs
 
@@ -223,8 +211,7 @@ def _init_worker() -> None:
 
 @dataclass(frozen=True)
 class Ray:
-    """Runs jobs as Ray tasks: on a cluster whose nodes share the study's folder, or on this machine
-    ("local"), where it starts Ray."""
+    """Runs jobs as Ray tasks: on a cluster with shared folders, or ("local") on this machine."""
 
     address: str
     connect_timeout: float = 10.0
@@ -263,11 +250,9 @@ class Ray:
             import ray  # an extra
         except ImportError:
             raise ConfigError("--ray needs Ray: pip install 'ami-agent[ray]'") from None
-        init_args: dict[str, Any] = (
-            {} if self.address == "local" else {"address": self._reachable_address()}
-        )
+        address = None if self.address == "local" else self._reachable_address()
         sigterm_handler = signal.getsignal(signal.SIGTERM)
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **init_args)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, sigterm_handler)  # Ray has set its own
         return ray

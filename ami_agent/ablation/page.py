@@ -9,6 +9,7 @@ from contextlib import closing
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 from string import Template
 from typing import Any
 
@@ -16,14 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ami_agent.ablation.stats import Difference, Measure, format_interval, interquartile_mean
-from ami_agent.ablation.study import (
-    ALL_COLUMNS,
-    MODE_NAMES,
-    MODES,
-    Study,
-    spectrum,
-    table_rows,
-)
+from ami_agent.ablation.study import ALL_COLUMNS, MODE_NAMES, MODES, Study, spectrum, table_rows
 from ami_agent.cli.args import setting_help
 from ami_agent.config import Config
 from ami_agent.storage.files import write_bytes, write_text
@@ -112,22 +106,20 @@ def _pairs(study: Study) -> str:
     if study.measure is None or len(names) < 3:
         return ""
     for mode in (mode for mode in MODES if mode not in study.tied_modes):
-        differences = [[study.difference(name, mode, other) for other in names] for name in names]
-        body = "".join(
-            f"<tr><th>{escape(name)}</th>{''.join(map(_difference_cell, row))}</tr>"
-            for name, row in zip(names, differences, strict=True)
-        )
+        body = ""
+        for name in names:
+            body += f"<tr><th>{escape(name)}</th>"
+            for difference in (study.difference(name, mode, other) for other in names):
+                cell = ""
+                if difference.mean is not None and not difference.is_zero:
+                    mean = _highlight(f"{difference.mean:+.3g}", difference)
+                    cell = f"{mean} {format_interval(difference.ci95)}"
+                body += f"<td>{cell}</td>"
+            body += "</tr>"
         head = "".join(f"<th>{escape(name)}</th>" for name in names)
         tables.append(f"<table><tr><th>{MODE_NAMES[mode]}</th>{head}</tr>{body}</table>")
     note = "<p>The row's result minus the column's; significant differences are highlighted.</p>"
     return f"<h2>Pairwise differences</h2>{note}<div class='wide'>{'<br>'.join(tables)}</div>"
-
-
-def _difference_cell(difference: Difference) -> str:
-    if difference.mean is None or difference.is_zero:
-        return "<td></td>"
-    mean = _highlight(f"{difference.mean:+.3g}", difference)
-    return f"<td>{mean} {format_interval(difference.ci95)}</td>"
 
 
 def _highlight(text: str, difference: Difference) -> str:
@@ -139,13 +131,12 @@ def _performance(study: Study, name: str) -> str:
     if study.measure is None:
         return "failed"
     parts = []
-    for mode in MODES:
+    for mode, mode_name in MODE_NAMES.items():
         text, values = "no result", study.values(name, mode)
         if values:
             by_seed = " ".join(f"{value:.3g}" for value in values)
-            mean = sum(values) / len(values)
-            text = f"{mean:.3g} {study.measure.unit} (by seed {by_seed})"
-        parts.append(f"{MODE_NAMES[mode]}: {text}")
+            text = f"{fmean(values):.3g} {study.measure.unit} (by seed {by_seed})"
+        parts.append(f"{mode_name}: {text}")
     states = [f"{label} {value}" for label, value in spectrum(study, name).items() if value != "-"]
     return "; ".join([*parts, *states])
 

@@ -1,5 +1,4 @@
-"""Runs a study: every variant with every seed, each in a run folder, with estimates before and
-progress during the runs."""
+"""Runs a study: every variant with every seed, each in a run folder; prints its progress."""
 
 from __future__ import annotations
 
@@ -47,19 +46,12 @@ class StudyPlan:
 
 
 def run_study(plan: StudyPlan, *, out: Path, executor: Executor, console: Console) -> Study:
-    """Trains and evaluates every variant with every seed, seed by seed, so that a study that is
-    stopped early compares all variants; finished runs are not repeated. Writes study.json and
-    study.csv into `out`; where they can't be written, prints the results.
-
-    Raises ConfigError for invalid settings, for folders that hold something else, and where another
-    process works in `out`."""
+    """Trains and evaluates every variant, seed by seed, so that a study that is stopped early
+    compares all variants; finished runs are not repeated. Writes study.json and study.csv into
+    `out`. Raises ConfigError for invalid settings, for folders that hold something else, and where
+    another process works in `out`."""
     run_dir.check_folder(out)
     check_all(plan.configs)
-    with locked(out):
-        return _run_study(plan, out, executor, console)
-
-
-def _run_study(plan: StudyPlan, out: Path, executor: Executor, console: Console) -> Study:
     configs, seeds = plan.configs, plan.seeds
     variant_dirs = {variant: out / folder for variant, folder in folders(configs).items()}
     jobs = [
@@ -67,6 +59,26 @@ def _run_study(plan: StudyPlan, out: Path, executor: Executor, console: Console)
         for seed in range(seeds)
         for variant, config in configs.items()
     ]
+    with locked(out):
+        results = _run_jobs(jobs, out, seeds, executor, console)
+        by_variant = {name: [results[name, seed] for seed in range(seeds)] for name in configs}
+        run_infos = {
+            name: [RunInfo.load(variant_dirs[name] / str(r.seed)) for r in by_seed if r.metrics]
+            for name, by_seed in by_variant.items()
+        }
+        study = Study(plan.name, configs, seeds, by_variant, run_infos, plan.question)
+        try:
+            write(out, study)
+        except OSError:
+            print_study(console, study)
+            raise
+    return study
+
+
+def _run_jobs(
+    jobs: Sequence[Job], out: Path, seeds: int, executor: Executor, console: Console
+) -> dict[tuple[str, int], JobResult]:
+    """The results of the finished jobs and of those that are executed now, by variant and seed."""
     results: dict[tuple[str, int], JobResult] = {}
     for job in jobs:
         if metrics := finished_metrics(job):
@@ -98,18 +110,7 @@ def _run_study(plan: StudyPlan, out: Path, executor: Executor, console: Console)
             f"{format_duration(work_seconds)} of work in {format_duration(taken)}: "
             f"{work_seconds / taken:.2f} runs at a time",
         )
-    by_variant = {name: [results[name, seed] for seed in range(seeds)] for name in configs}
-    run_infos = {
-        name: [RunInfo.load(variant_dirs[name] / str(r.seed)) for r in by_seed if r.metrics]
-        for name, by_seed in by_variant.items()
-    }
-    study = Study(plan.name, configs, seeds, by_variant, run_infos, plan.question)
-    try:
-        write(out, study)
-    except OSError:
-        print_study(console, study)
-        raise
-    return study
+    return results
 
 
 def print_study(console: Console, study: Study) -> None:
@@ -118,16 +119,14 @@ def print_study(console: Console, study: Study) -> None:
     print_line(console, "\n".join(study.sentences()))
 
 
-MAX_VARIANT_CHARS = 100
-"""Characters of a variant's name in the name of its folder, at most."""
+MAX_VARIANT_CHARS = 100  # characters of a variant's name in the name of its folder, at most
 RESERVED_NAMES = {"", ".", "..", "index.html", "study.json", "study.csv", "study.png"}
 """Names that no folder of a variant may have."""
 
 
 def folders(variants: Iterable[str]) -> dict[str, str]:
-    """The folder of each variant: its name, with other characters than letters, digits and "._+"
-    replaced. Where that changes the name, or two folders would be the same on a file system that
-    ignores case, a checksum of the name is added."""
+    """The folder of each variant: its name in letters, digits and "._+". Where that changes the
+    name, or two folders would differ in case alone, a checksum of the name is added."""
     names: dict[str, str] = {}
     used = set(RESERVED_NAMES)
     for variant in variants:
@@ -160,8 +159,7 @@ def _print_power(console: Console, seeds: int, jobs: int, num_finished: int) -> 
 
 
 def _print_estimate(console: Console, finished: Sequence[Path], remaining: Sequence[Job]) -> None:
-    """Prints how long the remaining runs take, estimated by finished runs of this study, or else of
-    the recipe in `runs`."""
+    """Prints how long the remaining runs take, as finished runs of this study or recipe did."""
     if not remaining:
         return
     recipe, runs_dir = remaining[0].config.recipe, Path("runs")

@@ -15,8 +15,7 @@ from scipy import stats
 
 from ami_agent.evaluation.intervals import Estimate
 
-POWER = 0.8
-"""Probability with which an existing difference is detected."""
+POWER = 0.8  # probability with which an existing difference is detected
 
 
 class Measure(NamedTuple):
@@ -63,8 +62,7 @@ def interquartile_mean(values: Sequence[float]) -> Estimate:
 def probability_of_improvement(
     variant_values: Sequence[float], base_values: Sequence[float]
 ) -> Estimate:
-    """The probability that a run of the variant has a higher value than one of the base; ties count
-    half."""
+    """The probability that a run of the variant is better than one of the base; ties count half."""
     variant = np.asarray(variant_values, dtype=np.float64)
     base = np.asarray(base_values, dtype=np.float64)
     if not len(variant) or not len(base):
@@ -81,9 +79,8 @@ def _better(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return ((differences > 0) + 0.5 * (differences == 0)).mean((1, 2))
 
 
-def _resampled(values: np.ndarray, seed: int, num_resamples: int = 5000) -> np.ndarray:
-    index = np.random.default_rng(seed).integers(len(values), size=(num_resamples, len(values)))
-    return values[index]
+def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
+    return values[np.random.default_rng(seed).integers(len(values), size=(5000, len(values)))]
 
 
 def _interval(resampled: np.ndarray) -> list[float]:

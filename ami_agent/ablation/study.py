@@ -11,17 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ami_agent import config_io
+from ami_agent.ablation import stats
 from ami_agent.ablation.executors import JobResult
-from ami_agent.ablation.stats import (
-    Difference,
-    Measure,
-    effect_sentence,
-    format_interval,
-    interquartile_mean,
-    main_measure,
-    paired_difference,
-    probability_of_improvement,
-)
 from ami_agent.config import Config
 from ami_agent.evaluation.intervals import Estimate
 from ami_agent.storage import run_dir
@@ -68,9 +59,9 @@ class Study:
         return next((result.metrics for result in self.all_results if result.metrics), None)
 
     @property
-    def measure(self) -> Measure | None:
+    def measure(self) -> stats.Measure | None:
         """The metric that is compared; None where no run finished."""
-        return None if self.metrics is None else main_measure(self.metrics["plan"])
+        return None if self.metrics is None else stats.main_measure(self.metrics["plan"])
 
     def check(self, out: Path) -> None:
         """Raises ConfigError where no run finished."""
@@ -87,11 +78,11 @@ class Study:
         """The same without the seeds that failed."""
         return list(self.values_by_seed(variant, mode).values())
 
-    def difference(self, variant: str, mode: str, other_variant: str = "") -> Difference:
+    def difference(self, variant: str, mode: str, other_variant: str = "") -> stats.Difference:
         """A variant minus another one, by default the base."""
         measure, reference = self.measure, other_variant or self.base
         assert measure is not None
-        return paired_difference(
+        return stats.paired_difference(
             self.values_by_seed(reference, mode),
             self.values_by_seed(variant, mode),
             measure.max_difference,
@@ -106,12 +97,12 @@ class Study:
         """A sentence for the effect of each variant in each mode, and for each failure."""
         if self.measure is None:
             return ["no run finished", *self.failures()]
-        lines = [
+        effects = [
             f"{name}, {sentence}"
             for name in list(self.configs)[1:]
             for sentence in self.effects(name).values()
         ]
-        return [*lines, *self.ties(), *self.failures()]
+        return [*effects, *self.ties(), *self.failures()]
 
     def ties(self) -> list[str]:
         """A sentence for each mode in which no variant differs."""
@@ -126,7 +117,7 @@ class Study:
         if measure is None:
             return {}
         return {
-            mode: effect_sentence(name, self.difference(variant, mode), measure, self.base)
+            mode: stats.effect_sentence(name, self.difference(variant, mode), measure, self.base)
             for mode, name in MODE_NAMES.items()
             if mode not in self.tied_modes
         }
@@ -153,15 +144,9 @@ class Study:
         measure = self.measure
         variants = {}
         for name, results in self.results.items():
-            summary = {
-                "changes": self.changes(name),
-                "runs": [
-                    {"seed": r.seed, **(r.metrics or {"failure": r.failure})} for r in results
-                ],
-            }
-            if measure is not None:
-                summary |= {mode: self._estimates(name, mode) for mode in MODES}
-            variants[name] = summary
+            runs = [{"seed": r.seed, **(r.metrics or {"failure": r.failure})} for r in results]
+            by_mode = {mode: self._estimates(name, mode) for mode in MODES} if measure else {}
+            variants[name] = {"changes": self.changes(name), "runs": runs, **by_mode}
         return {
             "study": self.name,
             "question": self.question,
@@ -173,14 +158,13 @@ class Study:
         }
 
     def _estimates(self, name: str, mode: str) -> dict[str, Any]:
-        values, difference = self.values(name, mode), self.difference(name, mode)
+        values, base_values = self.values(name, mode), self.values(self.base, mode)
+        difference = self.difference(name, mode)
         return {
             "by_seed": values,
-            "interquartile_mean": interquartile_mean(values),
+            "interquartile_mean": stats.interquartile_mean(values),
             "difference": {**difference._asdict(), "significant": difference.significant},
-            "probability_of_improvement": probability_of_improvement(
-                values, self.values(self.base, mode)
-            ),
+            "probability_of_improvement": stats.probability_of_improvement(values, base_values),
         }
 
 
@@ -228,14 +212,14 @@ def cells(study: Study, name: str) -> dict[str, str]:
     difference = study.difference(name, "plan")
     comparison = probability = "-"
     if name != study.base:
-        estimate = probability_of_improvement(plan, study.values(study.base, "plan"))
+        estimate = stats.probability_of_improvement(plan, study.values(study.base, "plan"))
         probability = format_estimate(estimate)
         if difference.ci95 is not None:
-            uncertain = "" if difference.significant else ", not significant"
-            comparison = f"{difference.mean:+.3g} {format_interval(difference.ci95)}{uncertain}"
+            comparison = f"{difference.mean:+.3g} {stats.format_interval(difference.ci95)}"
+            comparison += "" if difference.significant else ", not significant"
     figures = (
-        format_estimate(interquartile_mean(plan)),
-        format_estimate(interquartile_mean(react)),
+        format_estimate(stats.interquartile_mean(plan)),
+        format_estimate(stats.interquartile_mean(react)),
         comparison,
         probability,
         *spectrum(study, name).values(),
@@ -262,4 +246,4 @@ def _mean(numbers: Sequence[float | None], digits: int) -> str:
 def format_estimate(estimate: Estimate) -> str:
     if estimate["mean"] is None:
         return "failed"
-    return f"{estimate['mean']:.3g} {format_interval(estimate['ci95'])}".rstrip()
+    return f"{estimate['mean']:.3g} {stats.format_interval(estimate['ci95'])}".rstrip()

@@ -14,15 +14,10 @@ from ami_agent.training import SelectLandmarks, TrainHierarchy
 from ami_agent.training.actor_critic import ActorCriticStage
 from ami_agent.training.representation_losses import LossWeights
 from modules.actor.subgoals import LandmarkGraphConfig
-from modules.configurator import TaskSpec
 from modules.types import ConfigError
 from modules.world_model.hjepa import HierarchicalJEPAConfig
 
-FLAT = {
-    "actor.subgoals": None,
-    "stages.train_hierarchy": None,
-    "stages.select_landmarks": None,
-}
+FLAT = {"actor.subgoals": None, "stages.train_hierarchy": None, "stages.select_landmarks": None}
 NO_VALUES = {"cost.value_critics": None, "stages.train_values": None}
 NO_PROPOSAL = {"actor.policy_proposal": None}
 
@@ -32,6 +27,9 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
     # the distance in representation space stands in for the critic and for drives
     goal_distance = {"configurator.goal_distance": config.configurator.goal_distance or 1.0}
     has_goal_critic = config.cost.goal_critic is not None
+    owners = ["stages.train_jepa"]
+    if config.find(ActorCriticStage):
+        owners.append("stages.actor_critic.train_jepa")
     no_goal_critic = {
         **FLAT,
         **goal_distance,
@@ -64,24 +62,16 @@ def removals(config: Config) -> dict[str, Mapping[str, Any]]:
             **goal_distance,
             "cost.drives": (),
             "configurator.conditioned_on": (),
-            "tasks": {name: _without_drives(task) for name, task in config.tasks.items()},
+            "tasks": {
+                n: replace(t, drives={}, limits={}, weights=t.weights or {"control_cost": 1.0})
+                for n, t in config.tasks.items()
+            },
         },
         **{
-            f"train_jepa.{field.name}": _no_term(config, field.name)
-            for field in fields(LossWeights)
+            f"train_jepa.{term.name}": {f"{owner}.weights.{term.name}": 0.0 for owner in owners}
+            for term in fields(LossWeights)
         },
     }
-
-
-def _no_term(config: Config, term: str) -> Mapping[str, Any]:
-    owners = ["stages.train_jepa"]
-    if config.find(ActorCriticStage):
-        owners.append("stages.actor_critic.train_jepa")
-    return {f"{owner}.weights.{term}": 0.0 for owner in owners}
-
-
-def _without_drives(task: TaskSpec) -> TaskSpec:
-    return replace(task, drives={}, limits={}, weights=task.weights or {"control_cost": 1.0})
 
 
 def without(config: Config, name: str) -> Config:
