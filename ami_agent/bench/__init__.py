@@ -1,8 +1,5 @@
-"""Benchmarks: comparisons with references on the same machine.
-
-A benchmark is a dataclass whose fields are the flags of `ami bench NAME`; its `measure` runs it and
-prints its progress.
-"""
+"""Benchmarks: comparisons with references on the same machine. The fields of each are the flags of
+`ami bench NAME`; `measure` runs it and prints its progress."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Sample efficiency beside Stable-Baselines3: environment steps to a return threshold, with the
-same environments, thresholds and evaluation episodes."""
+"""Sample efficiency beside Stable-Baselines3: environment steps to a return threshold."""
 
 from __future__ import annotations
 
@@ -162,25 +161,24 @@ class Trial:
         curve has other settings; it does not depend on the version of the code."""
         label = self.algorithm if self.algorithm in ("random", "ami") else self.algorithm.upper()
         path = folder / f"{label}-{seed}-{self.episodes}.json"
-        trial_settings = json.loads(json.dumps(self._settings()))
+        settings = {"env": asdict(self.config.env), "steps": self.steps, "every": self.eval_every}
+        if self.algorithm == "ami":
+            settings = config_io.to_json(self._agent_config())
+        trial_settings = json.loads(json.dumps(settings))
         if not path.exists():
             curve = self._measure(folder / str(seed), seed, console)
             path.parent.mkdir(parents=True, exist_ok=True)
             run_dir.write_json(path, {"settings": trial_settings, "curve": curve})
         stored = run_dir.read_json(path)
-        if not isinstance(stored, dict) or not _is_curve(stored.get("curve")):
+        points = stored.get("curve") if isinstance(stored, dict) else None
+        if not isinstance(points, list) or not points or not all(map(_is_point, points)):
             raise ConfigError(f"{path} holds no curve: remove it, and it is measured again")
         stored_settings = stored.get("settings", trial_settings)
         if differing := config_io.differences(stored_settings, trial_settings):
             raise ConfigError(
                 f"{path} was measured with other settings, {differing[0]}: choose another --out"
             )
-        return [tuple(point) for point in stored["curve"]]  # type: ignore[misc]
-
-    def _settings(self) -> dict[str, Any]:
-        if self.algorithm == "ami":
-            return config_io.to_json(self._agent_config())
-        return {"env": asdict(self.config.env), "steps": self.steps, "every": self.eval_every}
+        return [tuple(point) for point in points]
 
     def _agent_config(self) -> Config:
         changes = {
@@ -225,15 +223,11 @@ CURVE_FIELDS = ("env_steps", "return", "seconds")
 """The names in metrics.jsonl of the numbers of a point."""
 
 
-def _is_curve(curve: object) -> bool:
-    return isinstance(curve, list) and bool(curve) and all(map(_is_point, curve))
-
-
 def _is_point(point: object) -> bool:
     """Whether it is a list of three numbers."""
-    if not isinstance(point, list) or len(point) != len(CURVE_FIELDS):
+    if not isinstance(point, list):
         return False
-    return all(map(files.is_number, point))
+    return len(point) == len(CURVE_FIELDS) and all(map(files.is_number, point))
 
 
 def steps_to_threshold(curve: Curve, threshold: float | None) -> tuple[int, float] | None:

@@ -1,9 +1,7 @@
 """Learning curves of Stable-Baselines3's algorithms, with their default settings.
 
-The algorithms support plain spaces alone: discrete values count from 0, arrays have one axis,
-spaces are not nested, numbers are float32. Observations are converted to such spaces, and actions
-are converted back and checked against the environment's own space.
-"""
+They support plain spaces alone: discrete values count from 0, arrays have one axis, spaces are not
+nested, numbers are float32. Observations and actions are converted, and actions checked."""
 
 from __future__ import annotations
 
@@ -30,8 +28,7 @@ from ami_agent.evaluation.evaluate import run_episodes
 from ami_agent.evaluation.policies import EpisodeStart
 from modules.types import ConfigError
 
-MIN_CNN_SIZE = 36
-"""Pixels on a side of the smallest image that its convolutions accept."""
+MIN_CNN_SIZE = 36  # pixels on a side of the smallest image that its convolutions accept
 
 HER_LEARNING_STARTS = 1000
 """Steps before the first update with HER, at least; it also needs one finished episode."""
@@ -41,8 +38,7 @@ Curve: TypeAlias = list[tuple[int, float, float]]
 
 
 class PlainSpace(NamedTuple):
-    """A plain space, and the conversion to it (observations) or from it (actions), with any number
-    of leading batch axes."""
+    """A plain space, and the conversion to it (observations) or from it (actions), batched too."""
 
     space: spaces.Space
     convert: Callable[[Any], Any]
@@ -207,8 +203,7 @@ def learning_curve(
     curve: Curve = []
 
     class CurveCallback(BaseCallback):
-        """Evaluates during a single call of `learn`: exploration schedules follow its length, so
-        several calls would explore differently."""
+        """Evaluates during one call of `learn`, as exploration schedules follow its length."""
 
         start_time = time.perf_counter()
 

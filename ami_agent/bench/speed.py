@@ -25,14 +25,12 @@ from ami_agent.logger import print_line, print_table
 from ami_agent.storage import run_dir
 from modules.types import ConfigError, validate_ranges
 
-ROUNDS = 3
-"""Measurements of each rate."""
+ROUNDS = 3  # measurements of each rate
 
 
 def measure_rates(counters: Mapping[str, Callable[[], int]], seconds: float) -> dict[str, float]:
-    """The sum of what each function returns, per second, by name: the median of measurements that
-    take together at least so many seconds for each. They are made by turns, so that other load on
-    the machine slows all of them alike."""
+    """The sum of what each function returns, per second, by name: the median of measurements by
+    turns, so that other load slows all alike, which take at least so many seconds for each."""
     rates: dict[str, list[float]] = {name: [] for name in counters}
     for count in counters.values():
         for _ in range(3):
@@ -79,15 +77,15 @@ class EnvSpeed(CommandFlags):
         _check(self)
 
     def measure(self, console: Console) -> dict[str, Any]:
-        """By environment and number, the steps per second of each way; None where it is not
-        available."""
+        """By environment and number, the steps per second of each way; None where there is none."""
         rates: dict[str, dict[str, Any]] = {}
-        for config in self._configs():
+        env_ids = sorted(name for name in gymnasium.registry if name.startswith("ami/"))
+        configs = [replace(self.env, id=name) for name in env_ids]
+        for config in [with_absolute_imports(self.env)] if self.env.id else configs:
             name = f"{config.id} {config.variant}".strip()
             try:
-                rates[name] = {
-                    str(n): self._measure_modes(config, n, console) for n in self.num_envs
-                }
+                measured = {n: self._measure_modes(config, n, console) for n in self.num_envs}
+                rates[name] = {str(n): by_mode for n, by_mode in measured.items()}
             except ConfigError as error:
                 if self.env.id:
                     raise
@@ -103,12 +101,6 @@ class EnvSpeed(CommandFlags):
         ]
         print_table(console, "environment steps per second", columns, rows)
         return rates
-
-    def _configs(self) -> list[EnvConfig]:
-        if self.env.id:
-            return [with_absolute_imports(self.env)]
-        env_ids = sorted(name for name in gymnasium.registry if name.startswith("ami/"))
-        return [replace(self.env, id=name) for name in env_ids]
 
     def _measure_modes(
         self, config: EnvConfig, num_envs: int, console: Console
@@ -127,8 +119,7 @@ class EnvSpeed(CommandFlags):
 
 
 def _stepper(envs: VectorEnv) -> Callable[[], int]:
-    """A function that steps the environments with random actions, and returns how many there
-    are."""
+    """A function that steps the environments with random actions, and returns their number."""
     envs.action_space.seed(0)
     envs.reset(seed=0)
     actions = cycle([envs.action_space.sample() for _ in range(32)])
@@ -187,18 +178,16 @@ class PlanningSpeed(CommandFlags):
                     acts[name] = _actor(agent, env, mode)
                 found = measure_rates(acts, self.seconds)
             rates[mode][str(num_envs)] = found
-            speed_up = list(found.values())[-1] / found["cpu"]
-            rows.append(
-                [mode, num_envs, *(f"{rate:,.0f}" for rate in found.values()), f"{speed_up:.1f} x"]
-            )
+            *_, last = found.values()
+            texts = [f"{rate:,.0f}" for rate in found.values()]
+            rows.append([mode, num_envs, *texts, f"{last / found['cpu']:.1f} x"])
         title = f"actions per second, {self.run}"
         print_table(console, title, ["mode", "at once", *agents, "speed-up"], rows)
         return rates
 
 
 def _actor(agent: Agent, env: EnvAdapter, mode: str) -> Callable[[], int]:
-    """A function that acts once in the environments, which are not stepped, and returns how many
-    there are."""
+    """A function that acts once in the environments, without a step, and returns their number."""
     obs, info = env.reset(FIRST_EVAL_SEED)
     make_policy = agent_policy_factory(agent, mode, agent.task_spec(""))
     act = make_policy(EpisodeStart(env, obs, info), FIRST_EVAL_SEED)
