@@ -183,7 +183,7 @@ def test_the_chosen_future_is_one_of_those_considered(planned):
 def test_a_reactive_actor_draws_only_its_path(agent, projector):
     (episode,) = collect_data(agent, projector, 1, "react", 0)
     assert not episode.imagines
-    assert not episode.projected_steps[0].terms
+    assert not episode.projected_steps[0].recorded.terms
     assert len(drawing.film(episode)) == STEPS
     orange = np.array([240, 89, 26])
     sheet = drawing.sheet(episode, None)
@@ -211,12 +211,12 @@ def test_key_frames_end_with_the_final_arrival(planned):
 
     def steps(**changes: object) -> list[int]:
         output = episode._replace(recorded=episode.recorded._replace(**changes))
-        return [projected_step.step for projected_step in drawing.key_steps(output)]
+        return [projected_step.recorded.step for projected_step in drawing.key_steps(output)]
 
     assert steps(success_step=2, final_success=True) == [0, 1, 2]
     assert steps(success_step=2, final_success=False)[-1] == STEPS - 1
     (only,) = drawing.key_steps(episode._replace(projected_steps=episode.projected_steps[:1]))
-    assert only.step == 0
+    assert only.recorded.step == 0
 
 
 def test_the_summary_states_the_outcome(planned):

@@ -467,12 +467,12 @@ def test_recording_an_episode_does_not_change_it(agent, recorded):
 
 def test_a_perturbed_first_action_is_not_counted_among_the_candidates(recorded):
     _, episode = recorded
-    projected_step = episode.projected_steps[0]
-    changed = projected_step._replace(
+    step = episode.recorded.recorded_steps[0]
+    changed = step._replace(
         candidate_energies=np.array([5.0, np.nan, 3.0]), terms={"goal_distance": 9.0}
     )
     assert page._other_candidates(changed) == [[2, 3.0], [0, 5.0]]
-    among = projected_step._replace(
+    among = step._replace(
         candidate_energies=np.array([5.0, 2.0, 3.0]), terms={"goal_distance": 3.000001}
     )
     assert page._other_candidates(among) == [[1, 2.0], [0, 5.0]]

@@ -1,10 +1,7 @@
 """Pictures of an agent that acts: the candidates it compared, its plan, and the path it took.
 
-`show` writes a GIF and a sheet of key frames for every episode, and one self-contained page for
-all; `draw_episode` returns the sheet and the GIF alone. Any environment will do: its frames are
-shown where it renders, and imagined states are drawn into them where it is also `Renderable` and
-`HasFactors`.
-"""
+Any environment will do: its frames are shown where it renders, and imagined states are drawn into
+them where it is also `Renderable` and `HasFactors`."""
 
 from __future__ import annotations
 
@@ -36,12 +33,11 @@ def show(
     agent: Agent, config: EnvConfig, out: Path, selection: EpisodeSelection, *,
     logger: Logger | None = None, mp4: bool = False,
 ) -> Path:  # fmt: skip
-    """Runs the selected episodes and writes them into `out`: `episode-0.gif` and `episode-0.png`,
-    ..., and `index.html`, whose path is returned; in several modes `episode-0-plan.gif` and
+    """Writes the selected episodes into `out`: `episode-0.gif` and `episode-0.png`, ..., and
+    `index.html`, whose path is returned; in several modes `episode-0-plan.gif` and
     `episode-0-react.gif`, .... `mp4` writes mp4 files beside the GIFs.
 
-    Raises ConfigError for an unknown mode, an unusable `out`, or where ffmpeg is missing.
-    """
+    Raises ConfigError for an unknown mode, an unusable `out`, or where ffmpeg is missing."""
     logger = logger or Logger()
     ffmpeg_path = drawing.ffmpeg() if mp4 else ""
     folder = Path(out)
@@ -80,8 +76,7 @@ def show(
 
 
 def draw_episode(agent: Agent, config: EnvConfig, seed: int) -> tuple[np.ndarray, bytes]:
-    """The sheet of key frames of one episode of Mode-2, uint8 [h, w, 3], and its GIF; of a long
-    episode its first steps."""
+    """The key frames of (the first steps of) an episode of Mode-2, uint8 [h, w, 3], and its GIF."""
     task_spec, logger = agent.task_spec(""), Logger()
     config = config.for_task(task_spec)
     factory = make_projector_factory(agent, config, seed, task_spec, logger.info)

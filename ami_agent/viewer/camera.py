@@ -23,8 +23,7 @@ NO_LIMIT = 1 << 20  # pixels; larger than the side of any frame
 
 
 class Camera:
-    """What the `render` of environments gives that were made with its `options`, downscaled where a
-    side is longer than `side` pixels."""
+    """Frames of environments that were made with its `options`, at most `side` pixels on a side."""
 
     options: Mapping[str, Any] = {"render_mode": "rgb_array"}
 

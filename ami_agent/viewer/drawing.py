@@ -48,8 +48,7 @@ NUM_KEY_FRAMES = 6  # of a sheet
 
 
 def film(episode: ProjectedEpisode) -> list[Image.Image]:
-    """A frame, 480 pixels wide or twice that, in 128 colours, for every recorded step; of a long
-    episode only for every n-th."""
+    """A frame in 128 colours for every recorded step; of a long episode for every n-th."""
     interval = -(-len(episode.projected_steps) // MAX_FRAMES)
     first = episode.projected_steps[0].panels
     width, height = PANEL_INCHES * len(first), PANEL_INCHES + CAPTION_INCHES
@@ -89,8 +88,7 @@ def _compose(figure: Figure, step: ProjectedStep) -> np.ndarray:
 
 
 def sheet(episode: ProjectedEpisode, critic_map: CriticMap | None) -> np.ndarray:
-    """Key frames, energy by term over time, and the critic map or, without one, the prediction
-    error; uint8 [h, w, 3]."""
+    """Key frames, energy over time, and the critic map or the prediction error; uint8 [h, w, 3]."""
     recorded, rows = episode.recorded, len(episode.projected_steps[0].panels)
     title = f"{recorded.env}, mode {recorded.mode}"
     height = 5.0 + 2.6 * rows
@@ -111,7 +109,7 @@ def sheet(episode: ProjectedEpisode, critic_map: CriticMap | None) -> np.ndarray
                 text = caption(episode, key_frame, brief=True)
                 axes.set_title(text, size=9.5, color=TEXT, pad=2)
     width = 0.57 if critic_map is not None or episode.imagines else 0.93
-    steps = [key_frame.step for key_frame in key_frames]
+    steps = [key_frame.recorded.step for key_frame in key_frames]
     draw_energy(figure.add_axes((0.04, 0.65 / height, width, 2.89 / height)), episode, steps)
     if critic_map is not None:
         rect = (0.685, 0.3 / height, 0.2330, 3.5 / height)
@@ -142,21 +140,21 @@ def key_steps(episode: ProjectedEpisode) -> list[ProjectedStep]:
 
 def caption(episode: ProjectedEpisode, step: ProjectedStep, *, brief: bool = False) -> str:
     """The step, the energy of the plan unless `brief`, and the critic's value if there is one."""
-    parts = [f"step {step.step}"]
-    if step.terms and not brief:
-        parts.append(f"energy {sum(step.terms.values()):.3g}")
+    recorded = step.recorded
+    parts = [f"step {recorded.step}"]
+    if recorded.terms and not brief:
+        parts.append(f"energy {sum(recorded.terms.values()):.3g}")
     if unit := episode.recorded.critic_unit:
-        parts.append(f"{unit} {step.critic_value:.3g}")
+        parts.append(f"{unit} {recorded.critic_value:.3g}")
     return " · ".join(parts)
 
 
 def draw_states(
     axes: Axes, episode: ProjectedEpisode, step: ProjectedStep, scale: float = 1.0
 ) -> None:
-    """Draws the past path, older positions fainter; the candidates; the plan, with a dot for every
-    imagined step, smaller further ahead; and the plans of the levels above as dotted lines, each
-    with its next subgoal as a diamond."""
-    path = episode.path[: step.step + 1]
+    """Draws the past path, older positions fainter; the candidates; the plan, a dot for every step;
+    and the plans of the levels above as dotted lines, with the next subgoal as a diamond."""
+    path = episode.path[: step.recorded.step + 1]
     segments = np.stack([path[:-1], path[1:]], 1)  # [T - 1, 2, 2]
     colors = FADE(np.linspace(0, 1, len(segments)))
     past = LineCollection(list(segments), colors=colors, linewidths=2.6 * scale, zorder=2,
@@ -194,19 +192,19 @@ def _legend(figure: Figure, episode: ProjectedEpisode, **placement: Any) -> None
 
 def draw_energy(axes: Axes, episode: ProjectedEpisode, steps: Sequence[int]) -> None:
     """The energy of the plan, by term, and the critic's value of the current state, over time."""
-    projected_steps, time = episode.projected_steps, episode.steps
+    recorded_steps, time = episode.recorded.recorded_steps, episode.steps
     goal_note = ", to the goal" if episode.has_subgoals else ""
     plan_label = f"plan energy{' to the subgoal' if episode.has_subgoals else ''}"
-    terms = np.array([list(step.terms.values()) for step in projected_steps]).T  # [terms, N]
+    terms = np.array([list(step.terms.values()) for step in recorded_steps]).T  # [terms, N]
     # stacked: positive values above zero, negative values below
     edges = np.where(terms > 0, terms.clip(min=0).cumsum(0), terms.clip(max=0).cumsum(0))
-    colors = term_colors(projected_steps[0].terms)
+    colors = term_colors(recorded_steps[0].terms)
     for (name, color), term, edge in zip(colors.items(), terms, edges, strict=True):
         axes.fill_between(time, edge - term, edge, color=color, alpha=0.75, lw=0,
                           label=f"{plan_label}: {name}")  # fmt: skip
     success_step, unit = episode.recorded.success_step, episode.recorded.critic_unit
     if unit:
-        values = [step.critic_value for step in projected_steps]
+        values = [step.critic_value for step in recorded_steps]
         axes.plot(time, values, color=TEXT, lw=1.6, ls=(0, (4, 2)),
                   label=f"critic{goal_note}: {unit}")  # fmt: skip
     if success_step is not None:

@@ -1,5 +1,4 @@
-"""`ami show --live`: every step of an episode is drawn as it happens, in the terminal and on a page
-that this machine serves to its own browsers."""
+"""`ami show --live`: every step of an episode, in the terminal and on a page for local browsers."""
 
 from __future__ import annotations
 
@@ -28,19 +27,14 @@ from ami_agent.adapters.env import EnvConfig
 from ami_agent.agent import Agent
 from ami_agent.logger import ConsoleLogger, Logger, print_line
 from ami_agent.viewer import drawing
-from ami_agent.viewer.projectors import (
-    ProjectedEpisode,
-    ProjectedStep,
-    make_projector_factory,
-    project,
-)
-from ami_agent.viewer.record import EpisodeSelection, RecordedEpisode, record_episodes
+from ami_agent.viewer.page import read_asset
+from ami_agent.viewer.projectors import ProjectedEpisode, make_projector_factory, project
+from ami_agent.viewer.record import EpisodeSelection, RecordedEpisode, RecordedStep, record_episodes
 from modules.types import ConfigError
 
 NUM_FIT_STEPS = 100
 """Steps, at most, of the episode that the projection of states is fitted to beforehand."""
-BAR_WIDTH, LABEL_WIDTH = 24, 36
-"""Characters of a bar, and of the label before it."""
+BAR_WIDTH, LABEL_WIDTH = 24, 36  # characters of a bar, and of the label before it
 BAR_LEVELS = " ▁▂▃▄▅▆▇█"
 
 
@@ -74,10 +68,8 @@ def show_live(
 ) -> list[RecordedEpisode]:  # fmt: skip
     """Shows the selected episodes as they happen, one after the other, and returns them, each with
     its last step alone. The page is served at `port`, or at a free port if that is 0, until `wait`
-    returns. A KeyboardInterrupt ends the display, not the program.
-
-    Raises ConfigError for an unknown mode or task, or a port that can't be had.
-    """
+    returns or Ctrl-C. Raises ConfigError for an unknown mode or task, or a port that can't be
+    had."""
     if len(selection.modes) > 1:
         raise ConfigError("--mode both: --live shows one mode, plan, react or auto")
     task_spec, logger = agent.task_spec(selection.task), ConsoleLogger(console)
@@ -98,7 +90,7 @@ def show_live(
             projected = project(recorded_episode, projector)
             (step,) = projected.projected_steps
             title = f"seed {recorded_episode.seed}, {drawing.caption(projected, step)}"
-            show(projected, [Line(title), *describe(step)])
+            show(projected, [Line(title), *describe(step.recorded)])
 
         def show(projected: ProjectedEpisode, lines: Sequence[Line]) -> None:
             (picture,) = drawing.film(projected)
@@ -116,7 +108,7 @@ def show_live(
     return recorded
 
 
-def describe(step: ProjectedStep) -> list[Line]:
+def describe(step: RecordedStep) -> list[Line]:
     """The energy of the plan, term by term, and the lowest energy so far during the search."""
     terms = {name: abs(term) for name, term in step.terms.items()}
     largest = max(terms.values(), default=0.0) or 1.0
@@ -146,8 +138,7 @@ def wait_for_interrupt(console: Console) -> None:
 
 @contextmanager
 def terminal(console: Console) -> Iterator[Display]:
-    """The display that suits the console: pictures, each drawn over the one before, or the texts of
-    each step in a line where there is no colour terminal."""
+    """The display that suits the console: pictures, or a line for each step without colours."""
     if not console.is_terminal or console.is_dumb_terminal or console.no_color:
 
         def print_texts(picture: Image.Image, lines: Sequence[Line]) -> None:
@@ -181,44 +172,19 @@ def block_image(picture: Image.Image, width: int, height: int) -> Segments:
     return Segments(segments)
 
 
-HTML = """<!doctype html><meta charset="utf-8"><title>ami show --live</title>
-<style>body{font:15px system-ui;margin:2em auto;max-width:60em;background:Canvas;color:CanvasText;
-color-scheme:light dark}img{max-width:100%;border-radius:6px}pre{line-height:1.3}</style>
-<img src="picture" alt="the candidates, the plan and the path of the agent"><pre id="text"></pre>
-<script>
-(async () => {
-  const answer = await fetch("text");
-  if (!answer.ok) {
-    document.getElementById("text").textContent = await answer.text();
-    return;
-  }
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  for (;;) {
-    const {value, done} = await reader.read();
-    if (done) break;
-    const parts = (text += value).split("\\f");
-    text = parts.pop();
-    if (parts.length) document.getElementById("text").innerHTML = parts.pop();
-  }
-})();
-</script>
-"""
 CONTENT_TYPES = {
     "/": "text/html; charset=utf-8",
     "/picture": "multipart/x-mixed-replace; boundary=frame",
     "/text": "text/plain",
 }
 RESEND_SECONDS = 1.0
-"""Seconds after which the current frame is sent again: some browsers show a picture only when the
-next one arrives."""
+"""Seconds until a frame is sent again: some browsers show a picture when the next one arrives."""
 
 MAX_STREAMS, MAX_CONNECTIONS = 64, 256
 """Streams that are served at once, and connections that are open at once."""
 MAX_REQUEST_BYTES, TIMEOUT = 16_384, 5.0
 """Bytes of a request's head, and seconds for a client to send it or to accept a response."""
-HOSTS = ("localhost", "127.0.0.1", "[::1]")
-"""Names in the Host header that are answered."""
+HOSTS = ("localhost", "127.0.0.1", "[::1]")  # names in the Host header that are answered
 BUSY_RESPONSE = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -254,7 +220,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
         elif self.path == "/":
             self._begin(200, "Content-Type", CONTENT_TYPES["/"])
-            self.wfile.write(HTML.encode())
+            self.wfile.write(read_asset("live.html").encode())
         elif self.server.streams.acquire(blocking=False):
             try:
                 self._begin(200, "Content-Type", CONTENT_TYPES[self.path])
@@ -272,8 +238,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _stream(self) -> None:
-        """Sends frames until the page closes; a slow client misses some, and one that takes longer
-        than `TIMEOUT` is disconnected."""
+        """Sends frames until the page closes, or a client takes longer than `TIMEOUT`."""
         if self.path == "/picture":
             self.wfile.write(b"--frame\r\n")
         for picture, text in self.server.frames():
@@ -288,9 +253,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class LivePage(ThreadingHTTPServer):
-    """A page for browsers of this machine, which shows the current step and all that follow. Each
-    connection is served in a thread, up to `MAX_CONNECTIONS`; clients may disconnect at any
-    time."""
+    """A page for browsers of this machine, which shows the current step and all that follow.
+    Clients may disconnect at any time."""
 
     daemon_threads = True
     request_queue_size = MAX_CONNECTIONS

@@ -1,5 +1,4 @@
-"""One page for all episodes, in one file: it holds the pictures, and the browser draws states over
-them."""
+"""One page for all episodes: it holds the pictures, and the browser draws states over them."""
 
 from __future__ import annotations
 
@@ -20,6 +19,7 @@ from PIL import Image, features
 from ami_agent.storage.files import write_text
 from ami_agent.viewer.drawing import CRITIC_COLORS, draw_critic_overlay, term_colors, value_range
 from ami_agent.viewer.projectors import CriticMap, ProjectedEpisode, ProjectedStep, Projector
+from ami_agent.viewer.record import RecordedStep
 
 Json: TypeAlias = dict[str, Any]
 
@@ -48,7 +48,7 @@ class SeedRecord(NamedTuple):
 def mode_record(episode: ProjectedEpisode, sheet: np.ndarray) -> Json:
     """What the page needs of an episode; `sheet`: uint8 [h, w, 3]."""
     recorded, steps = episode.recorded, episode.steps.tolist()
-    terms = episode.projected_steps[0].terms
+    terms = recorded.recorded_steps[0].terms
     by_step = zip(episode.projected_steps, episode.prediction_error.by_step, strict=True)
     picture = Image.fromarray(sheet)
     return {
@@ -87,22 +87,23 @@ def critic_overlay(critic_map: CriticMap) -> Json:
 
 
 def _frame(step: ProjectedStep, error: float) -> Json:
-    step_energies = np.array(list(step.step_energies.values())).T  # [H, terms]
+    recorded = step.recorded
+    step_energies = np.array(list(recorded.step_energies.values())).T  # [H, terms]
     return {
         "candidates": [_points(states) for states in step.candidates],
-        "numCandidates": len(step.candidate_energies),
-        "otherCandidates": _other_candidates(step),
+        "numCandidates": len(recorded.candidate_energies),
+        "otherCandidates": _other_candidates(recorded),
         "planned": _points(step.planned),
         "subgoals": [_points(plan) for plan in step.upper_plans],
-        "terms": _numbers(step.terms.values()),
+        "terms": _numbers(recorded.terms.values()),
         "stepEnergies": [_numbers(energies) for energies in step_energies],
-        "bestEnergies": _numbers(step.best_energies),
-        "criticValue": _number(step.critic_value),
+        "bestEnergies": _numbers(recorded.best_energies),
+        "criticValue": _number(recorded.critic_value),
         "predictionError": _number(error),
     }
 
 
-def _other_candidates(step: ProjectedStep) -> list[list[float | None]]:
+def _other_candidates(step: RecordedStep) -> list[list[float | None]]:
     """The candidates that were not chosen, by energy: the index and the energy of each."""
     energies, energy_chosen = step.candidate_energies, sum(step.terms.values())
     gaps = np.abs(energies - energy_chosen)
@@ -117,19 +118,14 @@ def _panels(steps: Sequence[Sequence[Any]]) -> list[Json]:
     """The panels of all steps; equal pictures are kept once."""
     panels_json = []
     for panels in zip(*steps, strict=True):
-        index_by_picture: dict[bytes, int] = {}
-        indices = [
-            index_by_picture.setdefault(panel.picture.tobytes(), len(index_by_picture))
-            for panel in panels
-        ]
-        pictures = [
-            Image.fromarray(panels[indices.index(n)].picture) for n in range(len(index_by_picture))
-        ]
-        images, encoding = _fit_bytes(pictures)
+        pictures = {panel.picture.tobytes(): panel.picture for panel in panels}
+        numbers = {data: number for number, data in enumerate(pictures)}
+        images, encoding = _fit_bytes([*map(Image.fromarray, pictures.values())])
         height, width = panels[0].picture.shape[:2]
         panels_json.append({
             "name": panels[0].name, "width": width, "height": height,
-            "overlaid": panels[0].overlaid, "shown": indices,
+            "overlaid": panels[0].overlaid,
+            "shown": [numbers[panel.picture.tobytes()] for panel in panels],
             "images": [_data_uri(image, encoding) for image in images],
         })  # fmt: skip
     return panels_json
@@ -217,13 +213,14 @@ def write(
     # HTML ends a script at the first </, even within a string
     data_json = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
     paragraphs = "".join(f"<p>{html.escape(part)}</p>" for part in description if part)
-    text = Template(_asset("page.html")).substitute(
-        title=html.escape(title), description=paragraphs, style=_asset("page.css"), data=data_json,
-        script="".join(map(_asset, SCRIPTS)),
+    text = Template(read_asset("page.html")).substitute(
+        title=html.escape(title), description=paragraphs, data=data_json,
+        style=read_asset("page.css"), script="".join(map(read_asset, SCRIPTS)),
     )  # fmt: skip
     write_text(path, text)
     return path
 
 
-def _asset(name: str) -> str:
+def read_asset(name: str) -> str:
+    """A text file beside this module."""
     return files("ami_agent.viewer").joinpath(name).read_text(encoding="utf-8")

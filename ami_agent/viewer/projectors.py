@@ -3,7 +3,7 @@ or, for any environment, in the plane of the states' first two principal compone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -16,7 +16,7 @@ from ami_agent.agent import Agent
 from ami_agent.probing.data import concat_obs, reset_to_factors
 from ami_agent.probing.probe import FactorProbe, fit_probe, states_of
 from ami_agent.viewer.camera import Camera, Pictures, render_error
-from ami_agent.viewer.record import RecordedEpisode, critic_value
+from ami_agent.viewer.record import RecordedEpisode, RecordedStep, critic_value
 from modules.configurator import TaskSpec
 
 PLANE_SIZE = 400  # pixels on a side of the plane, and at most of a frame beside it
@@ -29,9 +29,8 @@ GRID_SIZE = 31  # positions along a side of a critic map
 
 @runtime_checkable
 class Renderable(Protocol):
-    """An environment in whose frames positions can be drawn: `render` gives a frame `[h, w, 3]`
-    uint8 of each of B environments, `factors_to_pixels` the agent's position in it, `(x, y)` in
-    pixels `[..., 2]`, for factors `[..., F]`."""
+    """An environment that renders a frame `[h, w, 3]` uint8 of each of B environments, and tells
+    the agent's position in it, `(x, y)` in pixels `[..., 2]`, for factors `[..., F]`."""
 
     def render(self) -> Sequence[np.ndarray]: ...
     def factors_to_pixels(self, factors: Any) -> Any: ...
@@ -46,9 +45,8 @@ class Panel(NamedTuple):
 
 
 class ProbeProjector:
-    """Positions in the environment's frames, read from states by a linear probe on the frozen
-    encoder and corrected by the probe's residuals at the nearest reference states; states are
-    encoded with the modality weights of the task."""
+    """Positions in the environment's frames, read from states by a linear probe and corrected by
+    its residuals at the nearest reference states; states are encoded for the task."""
 
     def __init__(self, agent: Agent, config: EnvConfig, seed: int, task_spec: TaskSpec) -> None:
         self.camera = Camera()
@@ -82,9 +80,8 @@ class ProbeProjector:
 
     def _read(self, states: Tensor) -> Tensor:
         """`[N, D]` -> factors `[N, F]`"""
-        distance, nearest = torch.cdist(states, self.reference_states).topk(
-            NUM_NEIGHBORS, largest=False
-        )
+        distances = torch.cdist(states, self.reference_states)
+        distance, nearest = distances.topk(NUM_NEIGHBORS, largest=False)
         weight = nn.functional.normalize(1 / distance.clamp_min(1e-6), p=1, dim=-1)
         return self.probe.read(states) + (weight[..., None] * self.residuals[nearest]).sum(-2)
 
@@ -144,9 +141,8 @@ class PCAProjector:
 
 
 Projector: TypeAlias = ProbeProjector | PCAProjector
-"""Maps states to positions in pixels, and gives the panels that they are drawn over. `description`:
-how positions are found, and how exact they are, for people; `error`: of the positions of imagined
-states, root mean square, in pixels."""
+"""Maps states to positions in pixels, and gives the panels to draw them over. `description`: how
+positions are found, for people; `error`: of imagined states, root mean square, in pixels."""
 
 
 class ProjectorFactory(NamedTuple):
@@ -175,23 +171,17 @@ def make_projector_factory(
 class ProjectedStep(NamedTuple):
     """An episode before one of its actions; positions are in pixels of the overlaid panels."""
 
-    step: int
+    recorded: RecordedStep
     panels: Sequence[Panel]
     position: np.ndarray  # [2]: the agent's true position
     candidates: np.ndarray  # [P * K, H + 1, 2]
-    candidate_energies: np.ndarray  # [P]: of each action sequence; NaN in Mode-1
     planned: np.ndarray  # [H + 1, 2]; H is 0 in Mode-1
     upper_plans: np.ndarray  # [L - 1, H, 2]: of the levels above, top first; subgoals come first
-    terms: Mapping[str, float]  # weighted energies of the plan; empty in Mode-1
-    step_energies: Mapping[str, np.ndarray]  # each [H]: of every single imagined step
-    best_energies: np.ndarray  # the lowest energy so far after each evaluation of the search
-    critic_value: float  # of the current state, in the critics' unit
 
 
 class PredictionError(NamedTuple):
-    """The distance from imagined to actual states, divided by the mean distance that states move in
-    that many steps: 0 is exact, 1 no better than predicting no change. NaN beyond the end of the
-    episode."""
+    """The distance from imagined to actual states over the mean distance that states move in that
+    many steps: 1 is no better than predicting no change; NaN beyond the end of the episode."""
 
     by_horizon: np.ndarray  # [H]: k = 1..H steps ahead, mean over the episode
     by_step: np.ndarray  # [N]: of the plan of each recorded step, mean over k
@@ -208,7 +198,7 @@ class ProjectedEpisode(NamedTuple):
     @property
     def steps(self) -> np.ndarray:
         """The numbers [N] of the recorded steps."""
-        return np.array([step.step for step in self.projected_steps])
+        return np.array([step.step for step in self.recorded.recorded_steps])
 
     @property
     def imagines(self) -> bool:
@@ -226,10 +216,9 @@ def project(recorded: RecordedEpisode, projector: Projector) -> ProjectedEpisode
     path = projector.path(recorded)
     projected_steps = [
         ProjectedStep(
-            step.step, projector.panels(step.pictures), path[step.step],
-            projector(step.candidate_states), step.candidate_energies,
-            projector(step.planned_states), projector(step.upper_plans),
-            step.terms, step.step_energies, step.best_energies, step.critic_value,
+            step, projector.panels(step.pictures), path[step.step],
+            projector(step.candidate_states), projector(step.planned_states),
+            projector(step.upper_plans),
         )
         for step in recorded.recorded_steps
     ]  # fmt: skip
@@ -273,10 +262,8 @@ def compute_critic_map(
     agent: Agent, config: EnvConfig, projector: Projector, recorded: RecordedEpisode
 ) -> CriticMap | None:
     """The map for the goal of an episode; all but the agent's position is as in its first step.
-
-    None where states are drawn in a plane, in which many share a position, where the agent's
-    position is not given by just two factors, where the environment can't be reset to factors, and
-    where the critic has the same value everywhere."""
+    None where the critic has one value, where states are drawn in a plane, where not just two
+    factors are the agent's position, and where the environment can't be reset to factors."""
     if not isinstance(projector, ProbeProjector):
         return None
     factors = _grid(projector, recorded.factors[0])
@@ -292,9 +279,8 @@ def compute_critic_map(
                 observations.append(labelled.obs)
     if free:
         states = states_of(agent, concat_obs(observations), context.modality_weights)
-        goal, task_vector = (
-            part.expand(len(states), -1) for part in (context.goal, context.task_vector[:1])
-        )
+        task_vector = context.task_vector[:1].expand(len(states), -1)
+        goal = context.goal.expand(len(states), -1)
         context = context._replace(goal=goal, task_vector=task_vector)
         values[free] = critic_value(agent, states.to(agent.device), context)
     if len(np.unique(values[free])) < 2:
@@ -305,8 +291,7 @@ def compute_critic_map(
 
 
 def _grid(projector: ProbeProjector, factors: np.ndarray) -> np.ndarray | None:
-    """Factors [n, n, F] that differ in the two that move the agent in the picture; None where not
-    just two do."""
+    """Factors [n, n, F] that differ in the two that move the agent; None where not just two do."""
     low, high = projector.low, projector.high
 
     def moves(index: int) -> bool:

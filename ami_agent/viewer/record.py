@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ami_agent.adapters.env import EnvAdapter, EnvConfig, HasFactors, check_same_spaces, rollout
+from ami_agent.adapters.env import EnvAdapter, EnvConfig, check_same_spaces, rollout
 from ami_agent.agent import Agent
 from ami_agent.evaluation.evaluate import OutcomeTracker
 from ami_agent.evaluation.policies import EpisodeStart, TaskTracker
 from ami_agent.logger import Logger, Progress
+from ami_agent.probing.data import factors_of
 from ami_agent.viewer.camera import Camera, Pictures
 from modules.configurator import TaskSpec
-from modules.types import ConfigError, EvaluatedRollouts, Observation, Plan, Rollout, TaskContext
+from modules.types import ConfigError, Observation, Plan, Rollout, TaskContext
 
 NUM_ENVS = 4  # that are recorded at once
 MAX_STEPS_KEPT = 240
-"""Steps of an episode whose pictures and plans are kept; of a longer episode every second step, or
-every fourth, and so on."""
+"""Steps of an episode that are kept; of a longer one every second step, or every fourth, ...."""
 DEFAULT_EPISODE_STEPS = 1000  # for the progress bar, where the environment doesn't say
 EXTRA_STEPS = 5  # that are shown after a success that lasts
 SUCCESS_WORDS = {False: ("did not arrive", "arrived"), True: ("did not succeed", "succeeded")}
@@ -87,8 +87,7 @@ class RecordedEpisode(NamedTuple):
 
     @property
     def end_step(self) -> int:
-        """The step at which pictures end: soon after a goal is reached for good, else the last
-        one."""
+        """Where pictures end: soon after a goal is reached for good, else at the last step."""
         if self.success_step is None or not self.final_success or self.has_drives:
             return len(self.states)
         return min(len(self.states), self.success_step + EXTRA_STEPS)
@@ -220,9 +219,7 @@ class _Recorder:
         with record_search(self.agent) as evaluations:
             plan = self.controller.plan(state, context)
         self.states.append(state.cpu())
-        has_factors = isinstance(self.env.unwrapped, HasFactors)
-        factors = self.env.factors(self.info).cpu() if has_factors else torch.empty(len(state), 0)
-        self.factors.append(factors.numpy())
+        self.factors.append(factors_of(self.env, self.info).numpy())
         if self.callback is not None:
             self.recorded_steps = [[] for _ in self.recorded_steps]
         elif self.step == self.interval * MAX_STEPS_KEPT:
@@ -259,23 +256,18 @@ class _Recorder:
 
 @contextmanager
 def record_search(agent: Agent) -> Iterator[list[Tensor]]:
-    """Collects the energies `[N, P]` of every batch of rollouts that the planner evaluates; N is B,
-    or the number of environments that plan."""
+    """Collects the energies `[N, P]` of every evaluation of the planner; N environments plan."""
     evaluations: list[Tensor] = []
-
-    def record(evaluated: EvaluatedRollouts) -> None:
-        evaluations.append(evaluated.energy.detach())
-
-    agent.evaluator.callbacks.append(record)
+    callbacks = agent.evaluator.callbacks
+    callbacks.append(lambda evaluated: evaluations.append(evaluated.energy.detach()))
     try:
         yield evaluations
     finally:
-        agent.evaluator.callbacks.remove(record)
+        callbacks.pop()
 
 
 def best_so_far(evaluations: Sequence[Tensor], plan: Plan) -> list[np.ndarray]:
-    """For each of B environments the lowest energy so far after each evaluation; environments that
-    did not plan have one evaluation at most."""
+    """For each of B environments the lowest energy so far after each evaluation."""
     num_envs = len(plan.energy)
     planned_envs = plan.planned.nonzero().squeeze(1).tolist()
     energies_by_env: list[list[float]] = [[] for _ in range(num_envs)]
@@ -289,8 +281,7 @@ def best_so_far(evaluations: Sequence[Tensor], plan: Plan) -> list[np.ndarray]:
 
 @torch.no_grad()
 def per_step_energy(agent: Agent, plan: Plan, context: TaskContext) -> dict[str, np.ndarray]:
-    """The energy of every single imagined step of the plan, by term, each `[B, H]`; empty where
-    nothing was imagined."""
+    """The energy of every imagined step of the plan, by term, each `[B, H]`; empty without any."""
     starts, ends = plan.states[:, :-1], plan.states[:, 1:]
     if not plan.terms or not starts.shape[1]:
         return {}
@@ -300,8 +291,7 @@ def per_step_energy(agent: Agent, plan: Plan, context: TaskContext) -> dict[str,
 
 @torch.no_grad()
 def critic_value(agent: Agent, states: Tensor, context: TaskContext) -> np.ndarray:
-    """The weighted sum `[N]` of the critics that the context uses, for staying in states
-    `[N, D]`."""
+    """The weighted sum `[N]` of the context's critics, for staying in states `[N, D]`."""
     weights = {name: weight for name, weight in context.weights.items() if "critic" in name}
     rest = states.new_zeros(len(states), 1, agent.spec.action_dim)
     critics_only = context._replace(weights=weights, limits={})
