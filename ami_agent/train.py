@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from ami_agent import config_io
 from ami_agent.adapters.env import check_same_spaces
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.agent import Agent
@@ -30,7 +31,7 @@ from ami_agent.storage import checkpoint, run_dir
 from ami_agent.storage.files import NotWritten, clean, locked, one_line_errors
 from ami_agent.storage.replay_files import Chunks, buffer_head
 from ami_agent.storage.run_dir import apply_new_settings, check_resumable
-from ami_agent.training import Stage, StageRun
+from ami_agent.training import Stage, StageRun, distributed
 from ami_agent.training.base import with_prefixes, without_prefix
 from ami_agent.training.collect import EPISODE_METRICS, describe_constant_reward
 from ami_agent.training.critics import longest_episode
@@ -75,14 +76,26 @@ def train(
     is not counted. `keep_replay_buffer`: if True, the replay buffer stays in the run folder.
 
     Only one process at a time can train in a folder; ConfigError names the one that does. Ctrl-C
-    saves a checkpoint and raises Interrupted, a KeyboardInterrupt.
+    saves a checkpoint and raises Interrupted, a KeyboardInterrupt. Processes that torchrun has
+    started train one agent together; process 0 writes and logs.
     """
     run_options = RunOptions(**options)
     check(config, out, seed, resume)
     check_device(device)
+    device = distributed.own_device(device)
     tune_malloc()
     run, logger = Path(out), run_options.logger
-    with locked(run), keyboard_interrupts(), ExitStack() as stack:
+    with ExitStack() as stack:
+        settings = f"{config_io.to_json(config)} {seed} {resume}"
+        stack.enter_context(distributed.joined(device, settings))
+        if distributed.world().rank:
+            if resume:
+                stack.enter_context(run_dir.threads_of(run))
+            with distributed.main_first():
+                replica = Replica(config, run, seed, device, Logger(), resume, RunOptions())
+            return replica.run()
+        stack.enter_context(locked(run))
+        stack.enter_context(keyboard_interrupts())
         if logger is None:
             logger = stack.enter_context(closing(RunLogger(run, Console(quiet=True))))
         check_folder(config, run, seed, resume)  # again, now that this process has the lock
@@ -92,7 +105,8 @@ def train(
             stack.enter_context(run_dir.threads_of(run))
             if (threads := torch.get_num_threads()) != before:
                 logger.info(f"threads: {threads}, with which the run began, rather than {before}")
-        trainer = Trainer(config, run, seed, device, logger, resume, run_options)
+        with distributed.main_first():
+            trainer = Trainer(config, run, seed, device, logger, resume, run_options)
         if resume:
             for line in apply_new_settings(run, config):
                 logger.info(f"changed for a stage that has not begun: {line}")
@@ -107,6 +121,9 @@ def check(config: Config, out: Path | str, seed: int, resume: bool) -> None:
     check_path("out", out)
     check_count("seed", seed, 0)
     check_config(config)
+    if distributed.launched().size > 1:
+        for name, stage in reversed(config.stages.items()):  # what a recipe is for comes last
+            stage.check_processes(config, name)
     check_folder(config, Path(out), seed, resume)
 
 
@@ -237,8 +254,9 @@ class Trainer:
                         self._update(name, stage_run)
                         progress_bar.advance(1, **self.episode_metrics)
             self._evaluate_if_due(name, stage_run)
-        except (EnvError, NotWritten):
-            self._save_stage(stage_run)
+        except (EnvError, NotWritten, distributed.ProcessLost):
+            with deferred():  # torchrun sends a signal where a process was lost
+                self._save_stage(stage_run)
             raise
         except Interrupted as interrupt:
             if not interrupt.abrupt:
@@ -445,3 +463,13 @@ class Trainer:
         if not (in_stage and steps):
             return {}
         return with_prefixes({"memory": self.chunks.load(current_head, max_rows)})
+
+
+class Replica(Trainer):
+    """Trains beside process 0, which alone evaluates the agent and writes to the run folder."""
+
+    def _save_buffer(self) -> None: ...
+    def _save(self, stage_state: Mapping[str, Tensor]) -> None: ...
+    def _write_seconds(self) -> None: ...
+    def _end(self) -> None: ...
+    def _evaluate_if_due(self, name: str, stage_run: StageRun) -> None: ...

@@ -39,6 +39,7 @@ from ami_agent.resources import allocation_failure, num_cores
 from ami_agent.storage import run_dir
 from ami_agent.storage.files import locked
 from ami_agent.train import check, train
+from ami_agent.training import distributed
 from modules.types import ConfigError, DivergenceError
 
 RunFlags = TypeVar("RunFlags", args.EvalFlags, args.ShowFlags, args.ProbeFlags)
@@ -116,23 +117,28 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     flags = _parse(args.TrainFlags(config=config), argv, f"ami train {name}")
     out = Path(flags.out or Path("runs") / config.recipe / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
-    device = args.device(flags.device)
-    with locked(out), closing(RunLogger(out, console)) as logger:
-        _train(name, flags, out, device, logger, console)
-
-
-def _train(
-    name: str, flags: args.TrainFlags, out: Path, device: str, logger: RunLogger, console: Console
-) -> None:
-    """Trains, and evaluates both modes; the figures are printed before they are written."""
-    from ami_agent.viewer import log_episode  # drawing is slow to import
-
-    logger.info(f"{name}, seed {flags.seed}, on {device}, into {out}")
-    agent = train(
-        flags.config, out=out, seed=flags.seed, device=device,
-        resume=flags.resume, logger=logger, save_every=flags.save_every,
+    device = distributed.own_device(args.device(flags.device))
+    train_agent = partial(
+        train, flags.config, out=out, seed=flags.seed, device=device,
+        resume=flags.resume, save_every=flags.save_every,
         eval_episodes=flags.eval_every_stage, keep_replay_buffer=flags.keep_replay_buffer,
     )  # fmt: skip
+    rank, num_processes = distributed.launched()
+    if rank:
+        train_agent()
+        return
+    with locked(out), closing(RunLogger(out, console)) as logger:
+        among = f" in {num_processes} processes" if num_processes > 1 else ""
+        logger.info(f"{name}, seed {flags.seed}, on {device}{among}, into {out}")
+        _evaluate(name, flags, train_agent(logger=logger), out, logger, console)
+
+
+def _evaluate(
+    name: str, flags: args.TrainFlags, agent: Agent, out: Path, logger: RunLogger, console: Console
+) -> None:
+    """Evaluates both modes; the figures are printed before they are written."""
+    from ami_agent.viewer import log_episode  # drawing is slow to import
+
     logger.info(_describe_evaluation("both modes", flags.episodes))
     with run_dir.threads_of(out):
         by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes)
@@ -329,6 +335,8 @@ def _dispatch(argv: Sequence[str], console: Console) -> None:
     name, rest = argv[0], list(argv[1:])
     if name not in COMMANDS:
         raise ConfigError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+    if name != "train" and distributed.launched().size > 1:
+        raise ConfigError(f"ami {name} runs in a single process: start it without torchrun")
     command, argument, _ = COMMANDS[name]
     is_help = bool(rest) and rest[0] in ("-h", "--help")
     has_subject = bool(argument and rest) and not rest[0].startswith("-")
@@ -368,6 +376,8 @@ MAX_ERROR = 1000
 
 
 def _print_error(error: object, code: int) -> int:
+    if type(error) in (ConfigError, DivergenceError) and distributed.launched().rank:
+        return code  # process 0 finds the same and says so
     line = one_line(str(error).strip())
     if len(line) > 2 * MAX_ERROR:
         line = f"{line[:MAX_ERROR]} ... {line[-MAX_ERROR:]}"

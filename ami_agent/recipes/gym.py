@@ -8,7 +8,6 @@ from math import ceil, prod
 
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.config import ActorConfig, Config, CostConfig
-from ami_agent.recipes.loss_weights import IDENTITY_WEIGHTS
 from ami_agent.training import (
     CollectRandom,
     LoadDataset,
@@ -19,7 +18,7 @@ from ami_agent.training import (
 from ami_agent.training.critics import DEFAULT_EPISODE_STEPS, discount_for
 from ami_agent.training.hindsight import has_compute_reward
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.representation_losses import LossWeights
+from ami_agent.training.representation_losses import IDENTITY_WEIGHTS, LossWeights
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BoxActions, OneHotActions, PolicyConfig
 from modules.configurator import ConfiguratorConfig, TaskSpec

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, override
-from ami_agent.recipes.loss_weights import STATE_WEIGHTS
 from ami_agent.training import CollectRandom, DistillPlanner, TrainJEPA, TrainQuasimetric
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.representation_losses import STATE_WEIGHTS
 from modules.actor.planning import GradientPlannerConfig
 from modules.cost.cost import GoalCriticConfig
 from modules.cost.quasimetric import FourierQuasimetricConfig

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, override
-from ami_agent.recipes.loss_weights import IDENTITY_WEIGHTS, STATE_WEIGHTS
 from ami_agent.training import (
     CollectRandom,
     DistillPlanner,
@@ -19,6 +18,7 @@ from ami_agent.training import (
     TrainQuasimetric,
 )
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.representation_losses import IDENTITY_WEIGHTS, STATE_WEIGHTS
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BallActions, PolicyConfig
 from modules.actor.subgoals import ImaginedLandmarkGraphConfig, LandmarkGraphConfig

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig, override
-from ami_agent.recipes.loss_weights import STATE_WEIGHTS
 from ami_agent.training import (
     CollectRandom,
     CollectWithPlanner,
@@ -16,7 +15,7 @@ from ami_agent.training import (
     TrainQuasimetric,
 )
 from ami_agent.training.optim import OptimConfig
-from ami_agent.training.representation_losses import LossWeights
+from ami_agent.training.representation_losses import STATE_WEIGHTS, LossWeights
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.policy import BallActions, StuckPerturbationConfig
 from modules.actor.subgoals import LandmarkGraphConfig

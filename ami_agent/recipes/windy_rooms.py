@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from ami_agent.adapters.env import EnvConfig
 from ami_agent.config import ActorConfig, Config, CostConfig
-from ami_agent.recipes.loss_weights import STATE_WEIGHTS
 from ami_agent.training import (
     CollectRandom,
     DistillPlanner,
@@ -15,6 +14,7 @@ from ami_agent.training import (
     TrainQuasimetric,
 )
 from ami_agent.training.optim import OptimConfig
+from ami_agent.training.representation_losses import STATE_WEIGHTS
 from modules.actor.planning import GradientPlannerConfig
 from modules.actor.planning.risk import ScenarioCVaRConfig
 from modules.actor.policy import BallActions

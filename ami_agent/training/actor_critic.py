@@ -153,6 +153,9 @@ class ActorCriticStage(Stage):
                 f"is {config.tasks[task].goal_source!r}; it must be 'none'"
             )
 
+    def check_processes(self, config: Config, name: str) -> None:
+        raise ConfigError(f"the stage {name} learns in a single process: start it without torchrun")
+
     def check_env(self, spec: EnvironmentSpec, env: EnvConfig) -> None:
         if self.hindsight_fraction:
             check_reward_fn(spec, env)

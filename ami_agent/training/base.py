@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.adapters.make import check_options
 from ami_agent.agent import Agent
+from ami_agent.training import distributed
 from ami_agent.training.optim import OptimConfig
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import EpisodeMemory
@@ -94,6 +95,11 @@ class Stage:
         """Raises ConfigError where the stage, `config.stages[name]`, can't be taken by this agent,
         in these tasks, on episodes of this length."""
 
+    def check_processes(self, config: Config, name: str) -> None:
+        """Raises ConfigError where the stage can't be divided among the processes of the run."""
+        if num_envs := vars(self).get("num_envs", 0):
+            distributed.check_divides(f"{name}.num_envs", num_envs)
+
     def check_env(self, spec: EnvironmentSpec, env: EnvConfig) -> None:
         """Raises ConfigError where the stage can't be taken in this environment."""
 
@@ -109,6 +115,11 @@ class SGDStage(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.optim.num_groups(vars(self).get("group_size", 1))
+
+    def check_processes(self, config: Config, name: str) -> None:
+        super().check_processes(config, name)
+        size = vars(self).get("group_size", 1)
+        distributed.check_divides(f"{name}.optim.batch_size", self.optim.batch_size, size)
 
 
 class StageRun:
@@ -189,15 +200,18 @@ class SGDStageRun(StageRun):
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step)
         self.module.train()  # an evaluation in between sets eval mode
-        terms = self.loss(self.generator)
-        total = torch.stack([self.weights.get(k, 1.0) * term for k, term in terms.items()]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        with distributed.draws_again(self.generator):
+            terms = self.loss(self.generator)
+            weighted = [self.weights.get(k, 1.0) * term for k, term in terms.items()]
+            total = torch.stack(weighted).sum()
+            self.optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            means = distributed.average_gradients(self.parameters, {"loss": total, **terms})
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip_norm)
         self.optimizer.step()
         self.post_step()
         self.step += 1
-        metrics = {"loss": total, "gradient": norm, **terms}
+        metrics = {"loss": means["loss"], "gradient": norm, **means}
         if self.fraction is not None:
             metrics["drawn_fraction"] = self.fraction()
         return {name: value.detach() for name, value in metrics.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,9 +30,13 @@ from ami_agent.evaluation.policies import (
     agent_policy_factory,
     make_behaviour_policy,
 )
+from ami_agent.training import distributed
 from ami_agent.training.base import Stage, StageRun, with_prefixes, without_prefix
 from modules.memory.replay_buffer import OBS_ONLY, ReplayBuffer
 from modules.types import STEPS, ConfigError, Observation, Transition, tree_map, validate_ranges
+
+if TYPE_CHECKING:
+    from ami_agent.config import Config
 
 EPISODE_METRICS = ("episode_return", "episode_length")
 
@@ -53,7 +58,7 @@ class CollectRandom(Stage):
         return self.steps
 
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
-        envs = env.build(self.num_envs, "cpu", **self.options)
+        envs = env.build(distributed.own(self.num_envs), "cpu", **self.options)
         return RandomCollector(agent, envs, self.steps, [make_behaviour_policy], seed)
 
 
@@ -72,8 +77,12 @@ class CollectWithPlanner(Stage):
     def env_steps(self) -> int:
         return self.steps
 
+    def check_processes(self, config: Config, name: str) -> None:
+        distributed.check_divides("the number of environments", config.collect.num_envs)
+
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
-        envs = env.build(agent.replay_buffer.num_envs, agent.device, **self.options)
+        num_envs = distributed.own(agent.replay_buffer.num_envs)
+        envs = env.build(num_envs, agent.device, **self.options)
         controller = agent.controller(tensors=True)  # one short-term memory for all tasks
         tasks = agent.tasks.values()
         goals = EnvGoals() if any(task.goal_source == "env" for task in tasks) else None
@@ -140,10 +149,14 @@ class Collector(StageRun):
     """Adds the steps of policies to the replay buffer; several policies take turns, each for an
     equal part of the steps. A checkpoint holds the steps so far; a run that is resumed repeats
     their actions, to bring the environments back to where they were. Where that fails (in
-    environments with randomness of their own), it keeps the steps and starts new episodes."""
+    environments with randomness of their own), it keeps the steps and starts new episodes.
+
+    Of several processes, each acts in its share of the B environments, and adds the steps of
+    all."""
 
     act_fn: ActFn
     episode_start: EpisodeStart
+    reset_mask: Tensor  # [B] bool: where an episode begins
     done: Tensor  # [B] bool: the episodes that the next step resets
     running: Tensor  # [2, B]: return and length so far of the running episodes
 
@@ -156,6 +169,7 @@ class Collector(StageRun):
         seed: int,
     ) -> None:
         self.total, self.agent, self.env = steps, agent, env
+        self.rows = distributed.rows(agent.replay_buffer.num_envs)
         self.policies, self.seed = policies, seed
         agent.replay_buffer.start_run()
         self._start_episodes()
@@ -164,17 +178,17 @@ class Collector(StageRun):
         policy_index, previous_index = (
             step * len(self.policies) // self.total for step in (self.step, self.step - 1)
         )
-        assert self.episode_start.reset_mask is not None
-        if policy_index != previous_index or self.episode_start.reset_mask.any():
+        if policy_index != previous_index or self.reset_mask.any():
             self.start_policy()
-        result = self._next_step()
+        own = self._next_step()
+        result = StepResult(distributed.gather(own.transition), own.info)
         self.agent.remember(result.transition)
         metrics = self._add_to_episodes(result.transition)
         self.step += 1
         # the step after an end only resets; its next observation begins an episode
-        self.episode_start = EpisodeStart(self.env, next_obs_of(result), result.info, self.done)
+        self._begin_episodes(next_obs_of(own), own.info, self.done)
         self.done = done_of(result).cpu()
-        return {"num_envs": torch.tensor(float(self.env.num_envs)), **metrics}
+        return {"num_envs": torch.tensor(float(len(self.done))), **metrics}
 
     def _add_to_episodes(self, transition: Transition) -> dict[str, Tensor]:
         """Returns the mean return and length of the episodes that a step ended, if any."""
@@ -194,6 +208,8 @@ class Collector(StageRun):
             try:
                 return next(self.results)
             except WorkerDied:
+                if distributed.world().size > 1:  # the others act on
+                    raise
                 self.reset_envs()
 
     def reset_envs(self) -> None:
@@ -203,17 +219,22 @@ class Collector(StageRun):
         self.start_policy()
 
     def _start_episodes(self) -> None:
-        obs, info = self.env.reset(self.seed + self.step)
-        no_env = torch.zeros(self.env.num_envs, dtype=torch.bool)
+        obs, info = self.env.reset(self.seed + self.rows.start + self.step)
+        no_env = torch.zeros(self.agent.replay_buffer.num_envs, dtype=torch.bool)
         self._continue_from(obs, info, reset_mask=~no_env, done=no_env)
 
     def _continue_from(
         self, obs: Observation, info: Info, reset_mask: Tensor, done: Tensor
     ) -> None:
         """Continues from these observations; `[B]`: where episodes begin, and where they ended."""
-        self.running = torch.zeros(2, self.env.num_envs, dtype=torch.float64)
-        self.done, self.episode_start = done, EpisodeStart(self.env, obs, info, reset_mask)
+        self.running = torch.zeros(2, len(done), dtype=torch.float64)
+        self.done = done
+        self._begin_episodes(obs, info, reset_mask)
         self.results = rollout(lambda obs: self.act_fn(obs), self.env, obs)
+
+    def _begin_episodes(self, obs: Observation, info: Info, reset_mask: Tensor) -> None:
+        self.reset_mask = reset_mask
+        self.episode_start = EpisodeStart(self.env, obs, info, reset_mask[self.rows])
 
     def start_policy(self) -> None:
         """The policy whose turn it is starts in these environments."""
@@ -238,19 +259,21 @@ class Collector(StageRun):
     def _replay_actions(self, steps: int) -> bool:
         """Repeats the recorded actions of the first `steps` steps. Returns whether the environments
         got to where the replay buffer ends."""
-        obs, info = self.env.reset(self.seed)
-        done = torch.zeros(self.env.num_envs, dtype=torch.bool)
+        obs, info = self.env.reset(self.seed + self.rows.start)
+        done = torch.zeros(self.agent.replay_buffer.num_envs, dtype=torch.bool)
         reset_mask = ~done
         try:
             for action in self.agent.replay_buffer.recent_actions(steps):
                 self._before_replayed_action(obs)
-                result = self.env.step(obs, action.to(self.env.device))
+                result = self.env.step(obs, action[self.rows].to(self.env.device))
                 obs, info = next_obs_of(result), result.info
-                reset_mask, done = done, done_of(result).cpu()
+                reset_mask, done = done, distributed.gather(done_of(result).cpu())
         except WorkerDied:
+            if distributed.world().size > 1:
+                raise
             return False
         self._continue_from(obs, info, reset_mask, done)
-        return self.agent.replay_buffer.ends_with(obs)
+        return self.agent.replay_buffer.ends_with(distributed.gather(obs))
 
     def _before_replayed_action(self, obs: Observation) -> None:
         """Is called before each repeated action, with the observation it was chosen for."""

@@ -3,6 +3,7 @@ state to a goal, and the value critics, which predict the discounted sum of each
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from ami_agent.training.base import (
     check_window,
     encode_buffer,
 )
+from ami_agent.training.distributed import split_states
 from ami_agent.training.hindsight import SamplesTrajectories
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.evaluator import RandomProposals
@@ -66,7 +68,7 @@ def quasimetric_loss(
     among the B. `max_distance`: in steps. `log_push`: the gradient of the push is
     `max_distance` / (1 + d); the optimum is the same, the largest distances that the constraint
     allows, but short distances are learnt first."""
-    embedding, next_embedding = distance.embed(state), distance.embed(next_state)
+    embedding, next_embedding = (split_states(distance.embed, part) for part in (state, next_state))
     distances = distance.from_embeddings(embedding, embedding.roll(1, -2))  # [..., B]
     push = (
         -max_distance * distances.log1p()
@@ -84,7 +86,7 @@ def quasimetric_loss(
 
 
 def path_regression_loss(
-    distance: nn.Module, state: Tensor, goal: Tensor, steps: Tensor
+    distance: Callable[[Tensor, Tensor], Tensor], state: Tensor, goal: Tensor, steps: Tensor
 ) -> dict[str, Tensor]:
     """Regression on known numbers of steps `[B]`; the squared error is divided by 1 + steps, so
     that short distances are learnt as well. Pairs with infinite steps, which no known path joins,
@@ -234,7 +236,12 @@ class PathRegressionRun(SGDStageRun):
         )
         steps = self.steps[graph[..., None], start[..., None], goal[:, None]].to(state.dtype)
         goal_state = self.states[graph, goal]
-        return path_regression_loss(self.module, state[:, :, None], goal_state[:, None], steps)
+        return path_regression_loss(self._distance, state[:, :, None], goal_state[:, None], steps)
+
+    def _distance(self, state: Tensor, goal: Tensor) -> Tensor:
+        student: Quasimetric = self.module  # type: ignore[assignment]
+        embeddings = (split_states(student.embed, part) for part in (state, goal))
+        return student.from_embeddings(*embeddings)
 
     def finish(self) -> None:
         """The trained copy becomes the critic."""

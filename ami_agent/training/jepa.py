@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from ami_agent.training.base import (
     task_modality_sets,
 )
 from ami_agent.training.collect import CollectWithPlanner
+from ami_agent.training.distributed import split
 from ami_agent.training.hindsight import SamplesTrajectories
 from ami_agent.training.optim import OptimConfig
 from ami_agent.training.representation_losses import (
@@ -35,6 +37,7 @@ from ami_agent.training.representation_losses import (
 from modules.memory.replay_buffer import Parts
 from modules.memory.short_term import ShortTermMemory, unroll_memory
 from modules.perception.target_encoder import (
+    EMATarget,
     EMATargetConfig,
     OnlineTargetConfig,
     StopGradientTargetConfig,
@@ -157,7 +160,7 @@ def _unroll_terms(
         part.unfold(1, length, 1).movedim(-1, 2).flatten(0, 1)
         for part in (action_latents, states_after, interoception)
     )  # [B * (context_steps + 1), length, ..]
-    predicted = level.unroll(states[:, : context_steps + 1].flatten(0, 1), window_actions)
+    predicted = split(level.unroll, states[:, : context_steps + 1].flatten(0, 1), window_actions)
     window_valid = None if valid is None else valid.unfold(1, length, 1).flatten(0, 1)
     valid_of_window, last_of_window = ValidSteps(window_valid), last_valid(window_valid)
     current, following = states_before.detach(), valid_steps(states_after).detach()
@@ -253,6 +256,9 @@ class TrainJEPA(SGDStage):
         prototypes = nn.Parameter(initial_prototypes.to(agent.device))
         extra_parameters = nn.ParameterList([prototypes] if "prototypes" in optional_terms else [])
 
+        is_copy = isinstance(target_encoder, EMATarget)
+        compute_targets = partial(split, target_encoder) if is_copy else target_encoder
+
         def loss(generator: torch.Generator) -> dict[str, Tensor]:
             batch = buffer.sample(
                 self.optim.batch_size, self.window_steps, generator, self.group_size
@@ -261,8 +267,8 @@ class TrainJEPA(SGDStage):
                 agent, _to_device(batch, agent.device), generator
             )
             jepa_loss = JEPALoss(
-                lambda obs: perception(obs, modality_weights),
-                lambda obs, features: target_encoder(obs, features, modality_weights),
+                lambda obs: split(perception, obs, modality_weights),
+                lambda obs, features: compute_targets(obs, features, modality_weights),
                 agent.short_term_memory, agent.world_model, agent.shape[0], self.group_size,
                 self.context_steps, optional_terms, prototypes,
             )  # fmt: skip

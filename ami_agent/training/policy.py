@@ -29,6 +29,7 @@ from ami_agent.training.base import (
     with_prefixes,
     without_prefix,
 )
+from ami_agent.training.distributed import gather, own, rows, share, world
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.evaluator import safe_std
 from modules.actor.policy import Policy, PolicyProposal
@@ -156,7 +157,7 @@ class GoalConditionedBC(SGDStage):
             goal = states[torch.arange(len(states), device=states.device), offsets]
             task_vector = condition.to(states).expand(len(states), -1)
             return behaviour_cloning_loss(
-                policy, states[:, 0], goal, task_vector, batch.actions[:, 0].to(states)
+                policy, *share((states[:, 0], goal, task_vector, batch.actions[:, 0].to(states)))
             )
 
         stage_run = SGDStageRun(policy, loss, self.optim, seed=seed)
@@ -203,6 +204,12 @@ class Label(NamedTuple):
     task: Tensor  # [N]: the index of the task
 
 
+def _of_all_processes(parts: tuple[Tensor, ...]) -> Tensor:
+    """The steps of this process's environments, each `[b, ...]` -> those of all, `[T * B, ...]`."""
+    steps = gather(torch.stack(parts, 1))  # [B, T, ...]
+    return steps.transpose(0, 1).flatten(0, 1)
+
+
 class DAggerRun(SGDStageRun):
     """Acts by the policy, labels its states by the planner, and trains the policy on the labels of
     the tasks that it imitates. The predictor of plan energies, by which the agent decides when to
@@ -216,7 +223,9 @@ class DAggerRun(SGDStageRun):
 
     def update(self) -> dict[str, Tensor]:
         if self.step * self.stage.rounds >= len(self.labels) * self.total:
-            new_labels = retry_on_worker_death(partial(self._collect_labels, len(self.labels)))
+            collect = partial(self._collect_labels, len(self.labels))
+            # several processes can't begin anew together
+            new_labels = collect() if world().size > 1 else retry_on_worker_death(collect)
             self._set_labels(*self.labels, new_labels)
         return super().update()
 
@@ -234,11 +243,13 @@ class DAggerRun(SGDStageRun):
     @torch.no_grad()
     def _collect_labels(self, round_index: int) -> Label:
         """Labels the steps of one round under the policy; in a task's first, under the planner."""
-        envs = self.env_config.build(self.stage.num_envs, self.agent.device, **self.stage.options)
+        num_envs = own(self.stage.num_envs)
+        envs = self.env_config.build(num_envs, self.agent.device, **self.stage.options)
         with closing(envs) as env:
             return self._label_steps(env, round_index)
 
     def _label_steps(self, env: EnvAdapter, round_index: int) -> Label:
+        own_rows = rows(self.stage.num_envs)
         seed, tasks = self.seed + 1_000_003 * round_index, list(self.agent.tasks.items())
         name, task_spec = tasks[round_index % len(tasks)]
         is_imitated = name in (self.stage.imitated_tasks or self.agent.tasks)
@@ -247,13 +258,13 @@ class DAggerRun(SGDStageRun):
         task_tracker = TaskTracker(task_spec)
         controller = self.agent.controller(env.num_envs, tensors=True)
         carry = PlannerCarry.initial(seed)
-        reset_mask = torch.ones(env.num_envs, dtype=torch.bool)
+        reset_mask = torch.ones(self.stage.num_envs, dtype=torch.bool)
         done = ~reset_mask
-        obs, info = env.reset(seed)
+        obs, info = env.reset(seed + own_rows.start)
         for step in range(self.stage.steps):
             if reset_mask.any():
-                episode_start = EpisodeStart(env, obs, info, reset_mask)
-                controller.reset(reset_mask)
+                episode_start = EpisodeStart(env, obs, info, reset_mask[own_rows])
+                controller.reset(episode_start.reset_mask)
                 controller.set_task(task_tracker.task(episode_start, "plan"), seed + step)
                 carry = PlannerCarry.initial(seed + step)
             state, context = controller.perceive(obs)
@@ -270,16 +281,19 @@ class DAggerRun(SGDStageRun):
             )
             result = env.step(obs, action)
             obs, info = next_obs_of(result), result.info
-            reset_mask, done = done, done_of(result).cpu()  # the step after an end only resets
-        return Label(*(torch.cat(parts) for parts in zip(*labels, strict=True)))
+            # the step after an end only resets
+            reset_mask, done = done, gather(done_of(result).cpu())
+        return Label(*(_of_all_processes(parts) for parts in zip(*labels, strict=True)))
 
     def _with_noise(self, action: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(action.shape, generator=generator).to(action) * self.stage.action_noise
-        return self.agent.policy.action_space.project(action + noise)
+        shape = (self.stage.num_envs, *action.shape[1:])
+        noise = torch.randn(shape, generator=generator).to(action) * self.stage.action_noise
+        return self.agent.policy.action_space.project(action + noise[rows(len(noise))])
 
     def _loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         size = (self.stage.optim.batch_size,)
         indices = torch.randint(len(self.all_labels.state), size, generator=generator)
+        indices = share(indices)
         label = Label(*(part[indices.to(part.device)] for part in self.all_labels))
         predictor = self.agent.plan_energy_predictor
         expected = predictor(label.state, label.goal, label.task_vector, label.task)
