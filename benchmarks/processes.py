@@ -23,6 +23,7 @@ from ami_agent.config import Config, buffer_steps, build, override
 from ami_agent.logger import table
 from ami_agent.training import distributed
 from ami_agent.training.base import SGDStageRun
+from ami_agent.training.policy import DAggerRun
 
 
 def settings(batch: int) -> Config:
@@ -31,10 +32,11 @@ def settings(batch: int) -> Config:
     names = [name for name in config.stages if name != "collect"]
     sizes = {n: batch * config.stages[n].optim.batch_size for n in names}  # type: ignore[attr-defined]
     changes = {f"stages.{name}.optim.batch_size": size for name, size in sizes.items()}
-    return override(config, {**changes, "stages.collect.num_envs": 300})
+    shorter = {"stages.collect.num_envs": 300, "stages.distill_policy.steps": 2}
+    return override(config, {**changes, **shorter})
 
 
-def updates(batch: int) -> dict[str, Callable[[], object]]:
+def updates(batch: int, stages: list[str]) -> dict[str, Callable[[], object]]:
     """One update of each stage, by name."""
     config = settings(batch)
     env = config.env.build(1)
@@ -43,23 +45,24 @@ def updates(batch: int) -> dict[str, Callable[[], object]]:
     while collect.step < collect.total:
         collect.update()
     found: dict[str, Callable[[], object]] = {}
-    for name in list(config.stages)[1:]:
+    for name in stages or list(config.stages)[1:]:
         run = config.stages[name].start(agent, config.env, 1)
         run.update()  # labels the first states, where there are any
+        if isinstance(run, DAggerRun):
+            found["plans of distill_policy"] = lambda run=run: run._collect_labels(0)  # type: ignore[misc]
         found[f"{name}, x{batch}"] = lambda run=run: SGDStageRun.update(run)  # type: ignore[misc]
     return found
 
 
 def timed(update: Callable[[], object], seconds: float) -> tuple[float, float]:
-    """Seconds and CPU seconds of an update, in as many as process 0 chooses."""
-    start, count = time.monotonic(), 0
-    cpu = time.process_time()
-    is_over = torch.zeros(1, dtype=torch.bool)
-    while not is_over:
-        for _ in range(5):
-            update()
-        count += 5
-        is_over = distributed.gather(torch.tensor([time.monotonic() - start > seconds]))[:1]
+    """Seconds and CPU seconds of an update, in as many as take process 0 so many seconds."""
+    start = time.monotonic()
+    update()
+    affordable = max(1, int(seconds / (time.monotonic() - start)))
+    count = int(distributed.gather(torch.tensor([affordable]))[0])
+    start, cpu = time.monotonic(), time.process_time()
+    for _ in range(count):
+        update()
     return (time.monotonic() - start) / count, (time.process_time() - cpu) / count
 
 
@@ -80,11 +83,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a measurement")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8], help="factors on batches")
+    parser.add_argument("--stages", nargs="*", default=[], help="by default all")
     flags, rows = parser.parse_args(), []
     torch.set_num_threads(1)
     with distributed.joined("cpu", "benchmark"):
         for batch in flags.batch:
-            for name, update in updates(batch).items():
+            for name, update in updates(batch, flags.stages).items():
                 pairs = [
                     (alone(update, flags.seconds), timed(update, flags.seconds))
                     for _ in range(flags.rounds)

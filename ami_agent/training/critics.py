@@ -68,7 +68,7 @@ def quasimetric_loss(
     among the B. `max_distance`: in steps. `log_push`: the gradient of the push is
     `max_distance` / (1 + d); the optimum is the same, the largest distances that the constraint
     allows, but short distances are learnt first."""
-    embedding, next_embedding = (split_states(distance.embed, part) for part in (state, next_state))
+    embedding, next_embedding = split_states(distance.embed, state, next_state)
     distances = distance.from_embeddings(embedding, embedding.roll(1, -2))  # [..., B]
     push = (
         -max_distance * distances.log1p()
@@ -240,8 +240,7 @@ class PathRegressionRun(SGDStageRun):
 
     def _distance(self, state: Tensor, goal: Tensor) -> Tensor:
         student: Quasimetric = self.module  # type: ignore[assignment]
-        embeddings = (split_states(student.embed, part) for part in (state, goal))
-        return student.from_embeddings(*embeddings)
+        return student.from_embeddings(*split_states(student.embed, state, goal))
 
     def finish(self) -> None:
         """The trained copy becomes the critic."""

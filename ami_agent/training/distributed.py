@@ -180,27 +180,36 @@ def share(batch: T) -> T:
     return _map(lambda part: part if len(part) % _world.size else part[rows(len(part))], batch)
 
 
-def split(fn: Callable[..., Tensor], *args: Any) -> Tensor:
-    """`fn(*args)` `[B, ...]`, of which each process computes its share and receives the rest. The
-    rows must not depend on each other."""
-    counts: list[int] = []
-    _map(lambda part: counts.append(len(part)), args)
-    if _world.size == 1 or counts[0] % _world.size:
+def split(fn: Callable[..., T], *args: Any) -> T:
+    """`fn(*args)`, tensors `[B, ...]`, of which each process computes its share and receives the
+    rest. The rows must not depend on each other."""
+    if _world.size == 1 or len(_leaves(args)[0]) % _world.size:
         return fn(*args)
     return gather(fn(*share(args)))
 
 
-def split_states(fn: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-    """The same for a function of states `[..., D]`, which splits all dimensions but the last."""
+def split_states(fn: Callable[[Tensor], Tensor], *states: Tensor) -> Sequence[Tensor]:
+    """`fn` of each of some states `[..., D]`, split along all dimensions but the last."""
     if _world.size == 1:
-        return fn(states)
-    return split(fn, states.flatten(0, -2)).unflatten(0, states.shape[:-1])
+        return [fn(part) for part in states]
+    flat = split(lambda *parts: tuple(map(fn, parts)), *(part.flatten(0, -2) for part in states))
+    return [out.unflatten(0, part.shape[:-1]) for out, part in zip(flat, states, strict=True)]
 
 
 def gather(batch: T) -> T:
-    """The inverse of `share`: the rows of all processes, of each tensor. Gradients flow through it
-    to the processes that the rows come from."""
-    return batch if _world.size == 1 else _map(_Gather.apply, batch)
+    """The inverse of `share`: the rows of all processes, of each tensor, in one message. Gradients
+    flow through it to the processes that the rows come from."""
+    if _world.size == 1:
+        return batch
+    gathered = iter(_Gather.apply(*_leaves(batch)))
+    return _map(lambda part: next(gathered), batch)
+
+
+def _leaves(batch: Any) -> list[Tensor]:
+    """The tensors of a batch."""
+    leaves: list[Tensor] = []
+    _map(leaves.append, batch)
+    return leaves
 
 
 def _map(fn: Callable[[Tensor], Any], batch: Any) -> Any:
@@ -218,20 +227,33 @@ class _Gather(torch.autograd.Function):
     """Each process may use the gathered rows in its own way: the gradient of a row is the sum."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        whole = own.new_empty(_world.size * len(own), *own.shape[1:])
-        if own.numel():
-            raw = own.detach().contiguous().flatten().view(torch.uint8)  # of any type
-            with _one_line():
-                dist.all_gather(list(whole.flatten().view(torch.uint8).chunk(_world.size)), raw)
-        return whole
+    def forward(ctx: Any, *own: Tensor) -> tuple[Tensor, ...]:
+        # bytes, so that one message holds tensors of any type
+        flat = [part.detach().reshape(len(part), part[:1].numel()).contiguous() for part in own]
+        raw = torch.cat([part.view(torch.uint8) for part in flat], 1)
+        whole = raw.new_empty(_world.size, *raw.shape)
+        with _one_line():
+            dist.all_gather(list(whole), raw)
+        widths = [part.element_size() * part.shape[1] for part in flat]
+        found = [part.new_empty(_world.size * len(part), *part.shape[1:]) for part in own]
+        for part, column in zip(found, whole.flatten(0, 1).split(widths, 1), strict=True):
+            if part.numel():
+                part.view(len(part), -1).view(torch.uint8).copy_(column)
+        return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
-        with _one_line():
-            dist.all_reduce(gradient)
-        return gradient[rows(len(gradient))]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        sums = _all_reduced(gradients)
+        return tuple(part[rows(len(part))] for part in sums)
+
+
+def _all_reduced(parts: Sequence[Tensor]) -> list[Tensor]:
+    """The sum of each over the processes, in one message."""
+    flat = torch.cat([part.flatten() for part in parts])
+    with _one_line():
+        dist.all_reduce(flat)
+    pieces = flat.split([part.numel() for part in parts])
+    return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
 
 
 def average_gradients(
@@ -242,14 +264,10 @@ def average_gradients(
     if _world.size == 1:
         return metrics
     gradients = [p.grad for p in parameters if p.grad is not None]
-    parts = [*gradients, *(value.detach() for value in metrics.values())]
-    flat = torch.cat([part.flatten() for part in parts])
-    with _one_line():
-        dist.all_reduce(flat)
-    averages = (flat / _world.size).split([part.numel() for part in parts])
-    for gradient, average in zip(gradients, averages, strict=False):
-        gradient.copy_(average.view_as(gradient))
-    return {name: a[0] for name, a in zip(metrics, averages[len(gradients) :], strict=True)}
+    sums = _all_reduced([*gradients, *(value.detach() for value in metrics.values())])
+    for gradient, total in zip(gradients, sums, strict=False):
+        torch.div(total, _world.size, out=gradient)
+    return {n: s / _world.size for n, s in zip(metrics, sums[len(gradients) :], strict=True)}
 
 
 @contextmanager

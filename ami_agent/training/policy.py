@@ -204,12 +204,6 @@ class Label(NamedTuple):
     task: Tensor  # [N]: the index of the task
 
 
-def _of_all_processes(parts: tuple[Tensor, ...]) -> Tensor:
-    """The steps of this process's environments, each `[b, ...]` -> those of all, `[T * B, ...]`."""
-    steps = gather(torch.stack(parts, 1))  # [B, T, ...]
-    return steps.transpose(0, 1).flatten(0, 1)
-
-
 class DAggerRun(SGDStageRun):
     """Acts by the policy, labels its states by the planner, and trains the policy on the labels of
     the tasks that it imitates. The predictor of plan energies, by which the agent decides when to
@@ -283,7 +277,8 @@ class DAggerRun(SGDStageRun):
             obs, info = next_obs_of(result), result.info
             # the step after an end only resets
             reset_mask, done = done, gather(done_of(result).cpu())
-        return Label(*(_of_all_processes(parts) for parts in zip(*labels, strict=True)))
+        steps = gather(Label(*(torch.stack(parts, 1) for parts in zip(*labels, strict=True))))
+        return Label(*(part.transpose(0, 1).flatten(0, 1) for part in steps))  # [B, T] -> [T * B]
 
     def _with_noise(self, action: Tensor, generator: torch.Generator) -> Tensor:
         shape = (self.stage.num_envs, *action.shape[1:])
