@@ -29,7 +29,7 @@ from ami_agent.config_io import Settings
 from ami_agent.custom import allow_components, needs_files
 from ami_agent.evaluation.evaluate import evaluate_modes, table_rows
 from ami_agent.interrupt import Interrupted, handled, terminate
-from ami_agent.logger import ConsoleLogger, RunLogger, one_line, print_line, print_table
+from ami_agent.logger import ConsoleLogger, Logger, RunLogger, one_line, print_line, print_table
 from ami_agent.probing.data import load_perturbations
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.probing.scorecard import compute_scorecard
@@ -118,27 +118,34 @@ def train_command(name: str, argv: Sequence[str], console: Console) -> None:
     out = Path(flags.out or Path("runs") / config.recipe / str(flags.seed))
     check(flags.config, out, flags.seed, flags.resume)
     device = distributed.own_device(args.device(flags.device))
-    train_agent = partial(
-        train, flags.config, out=out, seed=flags.seed, device=device,
-        resume=flags.resume, save_every=flags.save_every,
-        eval_episodes=flags.eval_every_stage, keep_replay_buffer=flags.keep_replay_buffer,
-    )  # fmt: skip
-    rank, num_processes = distributed.launched()
-    if rank:
-        train_agent()
+    if distributed.launched().rank:
+        _train_agent(flags, out, device)
         return
     with locked(out), closing(RunLogger(out, console)) as logger:
-        among = f" in {num_processes} processes" if num_processes > 1 else ""
-        logger.info(f"{name}, seed {flags.seed}, on {device}{among}, into {out}")
-        _evaluate(name, flags, train_agent(logger=logger), out, logger, console)
+        _train(name, flags, out, device, logger, console)
 
 
-def _evaluate(
-    name: str, flags: args.TrainFlags, agent: Agent, out: Path, logger: RunLogger, console: Console
-) -> None:
-    """Evaluates both modes; the figures are printed before they are written."""
+def _train_agent(
+    flags: args.TrainFlags, out: Path, device: torch.device | str, logger: Logger | None = None
+) -> Agent:
+    return train(
+        flags.config, out=out, seed=flags.seed, device=device,
+        resume=flags.resume, logger=logger, save_every=flags.save_every,
+        eval_episodes=flags.eval_every_stage, keep_replay_buffer=flags.keep_replay_buffer,
+    )  # fmt: skip
+
+
+def _train(
+    name: str, flags: args.TrainFlags, out: Path, device: torch.device | str, logger: RunLogger,
+    console: Console,
+) -> None:  # fmt: skip
+    """Trains, and evaluates both modes; the figures are printed before they are written."""
     from ami_agent.viewer import log_episode  # drawing is slow to import
 
+    size = distributed.launched().size
+    among = f" in {size} processes" if size > 1 else ""
+    logger.info(f"{name}, seed {flags.seed}, on {device}{among}, into {out}")
+    agent = _train_agent(flags, out, device, logger)
     logger.info(_describe_evaluation("both modes", flags.episodes))
     with run_dir.threads_of(out):
         by_mode = evaluate_modes(agent, flags.config.eval_env, episodes=flags.episodes)
