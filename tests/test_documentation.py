@@ -64,7 +64,17 @@ def test_every_code_block_is_of_a_kind_that_is_executed(page):
 def test_every_program_of_the_shell_blocks_is_checked():
     blocks = "".join(re.findall(r"```bash\n(.*?)```", "".join(TEXTS.values()), re.DOTALL))
     programs = {line.split()[0] for line in blocks.splitlines() if line.strip()}
-    assert programs == {"ami", "make", "tensorboard"}  # the last is no program of ours
+    assert programs == {"ami", "make", "tensorboard", "torchrun"}  # the third is none of ours
+
+
+@pytest.mark.parametrize("command", commands("torchrun"))
+def test_what_torchrun_starts_in_the_documentation_is_there(command):
+    _, flag, count, *program = command.split()
+    assert (flag, int(count)) == ("--nproc-per-node", 2)
+    if program[0].endswith(".py"):
+        assert (ROOT / program[0]).exists()
+    else:  # test_distributed.py runs it
+        assert program == ["-m", "ami_agent", "train", "two-rooms"]
 
 
 @pytest.mark.parametrize("command", commands("make"))
