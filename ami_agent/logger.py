@@ -22,7 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ami_agent.storage.files import writing
+from ami_agent.storage.files import open_regular, writing
 
 Number: TypeAlias = float | Tensor
 """A float, or a tensor of one element that is read only when it is shown."""
@@ -121,6 +121,8 @@ class RunLogger(ConsoleLogger):
         super().__init__(console)
         self._folder, self._path = folder, folder / METRICS
         self._writer: SummaryWriter | None = None
+        if self._path.exists():
+            open_regular(self._path).close()  # to open a pipe for writing would wait for a reader
         with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             self._metrics = self._path.open("ab")

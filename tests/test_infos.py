@@ -56,6 +56,9 @@ class RunLogger(gymnasium.Env):
             "last": {self.key: done} if self.t == 4 else {},
             "numbers": {self.key: f32(done)},
             "arrays": {self.key: np.array([done])},
+            "lists of one": {self.key: [done]},
+            "tensors": {self.key: torch.tensor(done)},
+            "kinds": {self.key: done if self.good else 0, "path": np.zeros(2 + self.good)},
             "objects": {self.key: done if self.t > 1 else None},
             "strings": {self.key: "yes"},
             "lists": {self.key: [1, 2]},
@@ -64,7 +67,24 @@ class RunLogger(gymnasium.Env):
         return np.zeros(1, f32), 0.0, False, self.t == 4, reports[self.how]
 
 
+class Differ(RunLogger):
+    """Environments of even seeds report other kinds of values than those of odd seeds."""
+
+    def reset(self, *, seed=None, options=None):
+        obs, _ = super().reset(seed=seed)
+        first = {
+            "score": 0, "flag": False, "path": np.zeros(2), "name": np.array(["a"]), "seed": 1,
+            "word": 3, "part": {"deep": 1}, "mixed": {"a": 1},
+        }  # fmt: skip
+        second = {
+            "score": 0.75, "flag": 2, "path": np.zeros(3), "name": np.array(["abc"]),
+            "seed": 10**30, "word": "three", "part": {"deep": 1.5}, "mixed": 5, "late": 1,
+        }  # fmt: skip
+        return obs, first if self.good else second
+
+
 gymnasium.register("ami-test/Report-v0", entry_point=RunLogger)
+gymnasium.register("ami-test/Differ-v0", entry_point=Differ)
 
 
 def found(how: str, **options) -> EpisodeResults:
@@ -73,7 +93,20 @@ def found(how: str, **options) -> EpisodeResults:
 
 
 @pytest.mark.parametrize("key", ["is_success", "success"])
-@pytest.mark.parametrize("how", ["always", "successes", "last", "numbers", "arrays", "objects"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "always",
+        "successes",
+        "last",
+        "numbers",
+        "arrays",
+        "objects",
+        "lists of one",
+        "tensors",
+        "kinds",
+    ],
+)
 def test_success_counts_for_the_env_that_reports_it_and_is_none_elsewhere(how, key):
     outcome = found(how, key=key)
     results = summarize(outcome, ("reward",), outcome.reports_success)
@@ -107,6 +140,23 @@ def test_an_evaluation_shows_a_rate_where_only_success_is_reported():
         agent, replace(config, max_episode_steps=9), mode="react", episodes=4, seed=10
     )
     assert results["success"]["mean"] == results["baselines"]["random"]["success"]["mean"] == 0.5
+
+
+@pytest.mark.parametrize("vector", ["sync", "async"])
+def test_infos_of_environments_lose_nothing_where_they_differ(vector):
+    """Gymnasium makes an array of the type and shape of the first value: 0.75 becomes 0."""
+    config = EnvConfig(id="ami-test/Differ-v0", vectorization_mode=vector)
+    with closing(config.build(2)) as env:
+        _, info = env.reset(0)
+    assert info["score"].tolist() == [0, 0.75]
+    assert info["flag"].tolist() == [0, 2]
+    assert [part.tolist() for part in info["path"]] == [[0, 0], [0, 0, 0]]
+    assert info["name"].tolist() == [["a"], ["abc"]]
+    assert info["seed"].tolist() == [1, 10**30]
+    assert info["word"].tolist() == [3, "three"]
+    assert info["part"]["deep"].tolist() == [1, 1.5]
+    assert info["mixed"].tolist() == [None, 5]
+    assert info["_late"].tolist() == [False, True]
 
 
 def test_numbers_are_read_by_masks_and_at_episode_ends_from_final_info():

@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -155,9 +156,11 @@ def _registered():
     for kind in KINDS:
         gymnasium.register(f"ami-test/{kind.__name__}-v0", entry_point=kind)
     gymnasium.register("ami-test/Endless-v0", vector_entry_point=Endless)
+    gymnasium.register("ami-test/Returns-v0", vector_entry_point=Returns)
+    gymnasium.register("ami-test/Mute-v0", entry_point=RaisesMute)
     Single.open = 0
     yield
-    for name in (*(kind.__name__ for kind in KINDS), "Endless"):
+    for name in (*(kind.__name__ for kind in KINDS), "Endless", "Returns", "Mute"):
         del gymnasium.registry[f"ami-test/{name}-v0"]
 
 
@@ -433,3 +436,97 @@ def test_the_cores_of_a_container_are_those_of_its_control_groups(tmp_path, monk
     for quota, left in (("300000 100000", 3), ("50000 100000", 1), ("max 100000", 8)):
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
         assert num_cores() == left
+
+
+class Returns(VectorEnv):
+    """A batch whose episodes last 2 steps; `odd` replaces parts of what it returns."""
+
+    metadata: ClassVar = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(self, num_envs=1, odd=None):
+        self.odd = ODD.get(odd, {})
+        self.num_envs = num_envs + self.odd.get("more", 0)
+        self.single_observation_space, self.single_action_space = OBS, ACTION
+        self.observation_space = batch_space(OBS, num_envs)
+        self.action_space = batch_space(ACTION, num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        self.t = -1
+        return self.step(None)[0], {}
+
+    def step(self, actions):
+        self.t += 1
+        done = np.full(self.num_envs, self.t % 3 == 2)
+        parts = {
+            "obs": np.zeros((self.num_envs, 2), np.float32),
+            "reward": np.full(self.num_envs, float(self.t % 3 > 0)),
+            "terminated": done, "truncated": np.zeros_like(done), "info": {},
+        }  # fmt: skip
+        return tuple(self.odd.get(name, lambda part: part)(part) for name, part in parts.items())
+
+
+ODD = {
+    "columns": {name: lambda p: p[:, None] for name in ("reward", "terminated", "truncated")},
+    "integers": {name: lambda p: p.astype(int) for name in ("reward", "terminated", "truncated")},
+    "bytes": {"terminated": lambda part: part.astype(np.uint8)},
+    "floats": {"terminated": lambda part: part.astype(float)},
+    "lists": {name: list for name in ("reward", "terminated", "truncated")},
+    "objects": {name: lambda p: p.astype(object) for name in ("reward", "terminated")},
+    "gradients": {"reward": lambda part: torch.as_tensor(part).requires_grad_()},
+    "words": {"reward": lambda part: ["much"] * len(part)},
+    "one reward": {"reward": lambda part: 1.0},
+    "too many rewards": {"reward": lambda part: np.append(part, 0.0)},
+    "no flag": {"terminated": lambda part: None},
+    "one flag": {"truncated": lambda part: False},
+    "NaN for a flag": {"terminated": lambda part: np.full(len(part), np.nan)},
+    "a list of infos": {"info": lambda part: [{}, {}]},
+    "too many observations": {"obs": lambda part: np.zeros((len(part) + 1, 2), np.float32)},
+    "too many environments": {"more": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "odd", ["columns", "integers", "bytes", "floats", "lists", "objects", "gradients"]
+)
+def test_what_a_batch_returns_is_read_whatever_kind_of_array_it_is(odd):
+    config = EnvConfig(id="ami-test/Returns-v0", options={"odd": odd}, terminal_channel=True)
+    steps = [step.transition for step in run(config, 6, 2)]
+    assert [step.interoception.tolist() for step in steps] == [
+        [[1, 1]] * 2, [[1, 0]] * 2, [[0, 1]] * 2
+    ] * 2  # fmt: skip
+    assert [step.terminated.tolist() for step in steps] == [[i in (1, 4)] * 2 for i in range(6)]
+    assert not any(step.truncated.any() for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ("words", r"its reward is a list of shape \(2,\); it must be numbers of shape \(2,\)"),
+        ("one reward", r"its reward is a float of shape \(\)"),
+        ("too many rewards", r"its reward is a ndarray of shape \(3,\)"),
+        ("no flag", "its terminated is a NoneType"),
+        ("one flag", r"its truncated is a bool of shape \(\); it must be bools of shape \(2,\)"),
+        ("NaN for a flag", r"its terminated is \[nan nan\]; it must be bools"),
+        ("a list of infos", "its info is a list; it must be a dict"),
+        ("too many observations", "have 3 rows; they must have one for each of 2 env"),
+        ("too many environments", "is a batch of 3 where num_envs is 2"),
+    ],
+)
+def test_what_a_batch_returns_that_means_nothing_is_refused(odd, message):
+    with pytest.raises(ConfigError, match=f"ami-test/Returns-v0.*{message}"):
+        run(EnvConfig(id="ami-test/Returns-v0", options={"odd": odd}), 6, 2)
+
+
+def test_an_error_that_can_not_describe_itself_is_named():
+    with pytest.raises(EnvError, match=r"failed in step: Mute \(test_misbehaving_envs\.py:\d+\)"):
+        run(EnvConfig(id="ami-test/Mute-v0"), 1)
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+class RaisesMute(Plain):
+    def step(self, action):
+        raise Mute

@@ -317,6 +317,21 @@ def test_a_number_outside_its_box_is_passed_with_one_warning(shows, caplog, show
     assert re.search(said, output)
 
 
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_a_number_whose_square_is_infinite_is_refused_as_in_the_python_interface(shows, dtype):
+    name = shows(Box(-np.inf, np.inf, (1,), dtype), shown=lambda step: np.array([1e30], dtype))
+    with closing(EnvConfig(id=name).build(1)) as env, pytest.raises(EnvError, match="beyond 1e"):
+        env.reset(0)
+
+
+def test_a_clock_in_nanoseconds_is_observed(shows):
+    now = np.array([1_790_000_000_000_000_000], np.int64)
+    name = shows(Box(0, 2**63 - 1, (1,), np.int64), shown=lambda step: now)
+    with closing(EnvConfig(id=name).build(1)) as env:
+        assert env.reset(0)[0].item() == now.item()
+        assert env.spec.interface.read(now, None).item() == now.item()
+
+
 @pytest.mark.parametrize(("shown", "said"), OUTSIDE)
 def test_a_number_outside_its_box_is_clipped_or_refused_by_setting(shows, caplog, shown, said):
     name = shows(Box(-1.5, 1.5, (2,), F32), shown=shown)

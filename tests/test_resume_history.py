@@ -247,3 +247,9 @@ def test_a_complete_run_needs_no_replay_buffer(tmp_path):
     (out / "replay" / "000000000000-000000000004").mkdir(parents=True)  # half removed
     again = ami.train(config, out=out, resume=True).state_dict()
     assert all(torch.equal(part, again[name]) for name, part in weights.items())
+
+
+def test_a_log_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is a pipe.*must be a regular file"):
+        RunLogger(tmp_path, Console(quiet=True))

@@ -106,6 +106,25 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path):
         os.kill(heir, signal.SIGKILL)
 
 
+@pytest.mark.parametrize(
+    ("flag", "name", "reason"),
+    [
+        ("--out", "loop", "levels of symbolic links"),
+        ("--json", "loop", "levels of symbolic links"),
+        ("--out", "x" * 256, "too long"),
+        ("--json", "x" * 256, "too long"),
+        ("--out", "\udcff", "surrogates"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused_before_anything_begins(
+    flag, name, reason, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    assert reason in error_line(capsys, "train", "two-rooms", flag, name)
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
 def test_a_failed_command_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError), locked(tmp_path / "run"):
         raise ConfigError("nothing")

@@ -186,6 +186,15 @@ def test_an_option_may_have_a_flag_of_its_own():
     assert (found.id, found.options) == ("y", {"old": 3, "new": 2})
 
 
+def test_the_value_of_such_a_flag_is_never_another_flag():
+    default = EnvFlags(env=EnvConfig(id="x"))
+    found = config_io.parse(default, ["--env.options.a=", "--env.id", "y"], "test").env
+    assert (found.id, found.options) == ("y", {"a": ""})
+    for rest in (["--env.id", "y"], []):
+        with pytest.raises(ConfigError, match=r"--env\.options\.a needs a value"):
+            config_io.parse(default, ["--env.options.a", *rest], "test")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

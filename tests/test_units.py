@@ -322,6 +322,7 @@ def test_figures_are_printed_with_significant_digits(value, span, shown):
         (EnvConfig(id="ami-test/Scales-v0", options={"own": 250}, action_repeat=2), 0.96),
         (EnvConfig(id="ami-test/Scales-v0", max_episode_steps=125), 0.96),
         (EnvConfig(id="ami-test/Scales-v0"), 0),  # from the episodes that are collected
+        (EnvConfig(id="ami-test/Scales-v0", options={"own": 2**31 - 1}), 0),  # stands for no limit
     ],
 )
 def test_an_episode_limit_is_read_where_one_is_stated(env, discount):

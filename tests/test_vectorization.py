@@ -17,6 +17,7 @@ from gymnasium.vector.utils import batch_space
 from ami_agent.adapters.env import EnvConfig, behaviour_policy, done_of, rollout
 from ami_agent.adapters.fault_tolerance import EnvError
 from ami_agent.adapters.imports import call_function
+from ami_agent.adapters.make import ActionRepeat
 from ami_agent.evaluation.evaluate import run_many
 from ami_agent.evaluation.policies import make_random_policy
 from modules.memory.replay_buffer import ReplayBuffer
@@ -193,6 +194,19 @@ def test_a_repeated_action_adds_up_its_rewards_and_ends_with_the_episode():
     assert second.transition.terminated.item()
 
 
+def test_what_is_reported_while_an_action_is_held_is_not_lost():
+    class Rings(gymnasium.Wrapper):
+        def step(self, action):
+            *found, _ = self.env.step(action)
+            return *found, {"rings": found[1]} if found[1] == 1 else {}
+
+    env = ActionRepeat(Rings(gymnasium.make("ami-test/Count-v0")), 2)
+    env.reset(seed=0)
+    action = env.action_space.sample()
+    assert env.step(action)[-1] == {"rings": 1}
+    assert env.step(action)[-1] == {}
+
+
 def test_frames_are_stacked_the_latest_last():
     env = EnvConfig(id="ami-test/Count-v0", frame_stack=3).build(1)
     assert env.spec.shapes == {"obs": (6,)}
@@ -223,6 +237,17 @@ def test_environments_of_a_file_are_registered_by_its_import(tmp_path):
         EnvConfig(id="ami-test/Own-v0").build(1)
     assert EnvConfig(id="ami-test/Own-v0", imports=(str(own),)).build(1).spec.action_dim == 1
     del gymnasium.registry["ami-test/Own-v0"]
+
+
+@pytest.mark.parametrize("raised", ["Odd('so')", "KeyboardInterrupt", "SystemExit(3)", "1 / 0"])
+def test_whatever_a_file_raises_is_named_with_its_line(tmp_path, raised):
+    own = tmp_path / "own.py"
+    own.write_text(f"class Odd(BaseException): pass\nraise {raised}\n")
+    with pytest.raises(ConfigError, match=r"own\.py' can't be imported: .*\(own\.py:2\)"):
+        EnvConfig(id="CartPole-v1", imports=(str(own),)).build(1)
+    own.write_text(f"class Odd(BaseException): pass\ndef make():\n    raise {raised}\n")
+    with pytest.raises(ConfigError, match=r"failed: .*\(own\.py:3\)"):
+        call_function(f"{own}:make", "anything")
 
 
 @pytest.mark.parametrize(

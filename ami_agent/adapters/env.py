@@ -50,7 +50,14 @@ from ami_agent.adapters.spaces import Interface, Layout, OutOfBounds, read_obs
 from ami_agent.adapters.vector_env import fill_missing, read_table, reported
 from ami_agent.resources import num_cores
 from modules.configurator import TaskSpec
-from modules.types import CONTINUE, STEPS, ConfigError, Observation, Transition, validate_ranges
+from modules.types import (
+    CONTINUE,
+    STEPS,
+    ConfigError,
+    Observation,
+    Transition,
+    validate_ranges,
+)
 
 MAX_SINGLE_ENVS = 16
 """Environments stepped one by one that are open at the same time, where their number is free."""
@@ -250,17 +257,15 @@ class EnvAdapter:
             raise ConfigError(f"seed {seed} is out of range: it must be from 0 to {2**31 - 1}")
         self.vector_env.action_space.seed(seed)
         obs, info = self.vector_env.reset(seed=seed, options=options or None)
-        self._check_ignored(obs)
-        return self.to_tensors(obs), info
+        return self._read(obs), info
 
     def step(self, obs: Observation, action: Tensor) -> StepResult:
         """`obs`: the observation before this step; actions `[B, A]` in [-1, 1]."""
         next_obs, reward, terminated, truncated, info = self.vector_env.step(self.to_env(action))
-        self._check_ignored(next_obs)
         terminated_mask = self.tensor(terminated).clone()
         transition = Transition(
             obs, action, self._interoception(reward, terminated_mask, info),
-            self.to_tensors(next_obs), terminated_mask, self.tensor(truncated).clone(),
+            self._read(next_obs), terminated_mask, self.tensor(truncated).clone(),
         )  # fmt: skip
         return StepResult(transition, info)
 
@@ -291,9 +296,18 @@ class EnvAdapter:
             tensors[name] = owned_copy(part.to(self.device), source)
         return tensors.get("obs", tensors)
 
-    def _check_ignored(self, obs: Any) -> None:
+    def _read(self, obs: Any) -> Observation:
+        """One observation of each environment; EnvError for another number of them."""
+        tensors = self.to_tensors(obs)
+        for reader in self.obs_fields.values():
+            if (rows := len(reader.leaf(obs))) != self.num_envs:
+                raise EnvError(
+                    f"environment {self.config.id!r}: its observations have {rows} rows; they must "
+                    f"have one for each of {self.num_envs} environments"
+                )
         for part in self.ignored_fields:
             part.check(obs)
+        return tensors
 
     def obs_summary(self) -> list[str]:
         """How every part of an observation is read, one line each."""

@@ -117,8 +117,16 @@ def describe_error(error: BaseException) -> str:
     """Type, message and place of what an environment's code raised, on one line."""
     if isinstance(error, EnvWorkerError):
         return str(error)
-    text = " ".join(str(error).split())
+    text = _message(error)
     return f"{type(error).__name__}{': ' if text else ''}{text}{error_location(error)}"
+
+
+def _message(error: BaseException) -> str:
+    """The message of an error, on one line; empty where its class can't make one."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # third-party code may raise anything
+        return ""
 
 
 def is_interrupt(error: BaseException) -> bool:
@@ -348,7 +356,7 @@ KNOWN_ERRORS = {
 
 def _hint(method: str, error: BaseException) -> str:
     """What the environment's method should return, where the error is about its return value."""
-    text = str(error)
+    text = _message(error)
     if method in RETURN_VALUES and ("to unpack" in text or "attribute 'items'" in text):
         return f" (Gymnasium's {method} returns {RETURN_VALUES[method]})"
     hints = (f" ({hint})" for fragment, hint in KNOWN_ERRORS.items() if fragment in text)
@@ -358,7 +366,7 @@ def _hint(method: str, error: BaseException) -> str:
 def gl_hint(error: BaseException) -> str:
     """How to repair an OpenGL backend that doesn't work; empty for errors of another kind."""
     if not re.search(
-        r"\b(EGL|egl[A-Z]\w*|OSMesa|GLFW\w*|OpenGL|MUJOCO_GL|framebuffer)", str(error)
+        r"\b(EGL|egl[A-Z]\w*|OSMesa|GLFW\w*|OpenGL|MUJOCO_GL|framebuffer)", _message(error)
     ):
         return ""
     chosen = os.environ.get("MUJOCO_GL") or "not set"

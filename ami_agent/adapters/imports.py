@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from ami_agent.adapters.fault_tolerance import describe_error
+from ami_agent.adapters.fault_tolerance import describe_error, is_interrupt
 from modules.types import ConfigError
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def import_path(name: str) -> ModuleType:
         return module
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # third-party code may raise anything
+    except BaseException as error:  # third-party code may raise anything
+        if is_interrupt(error):
+            raise
         raise ConfigError(f"{name!r} can't be imported: {describe_error(error)}") from error
 
 
@@ -93,7 +95,9 @@ def call_function(path_spec: str, returns: str) -> Any:
         return function()
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # third-party code may raise anything
+    except BaseException as error:  # third-party code may raise anything
+        if is_interrupt(error):
+            raise
         raise ConfigError(f"{path_spec} failed: {describe_error(error)}") from error
 
 

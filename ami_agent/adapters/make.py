@@ -30,9 +30,9 @@ from tyro.constructors import PrimitiveConstructorSpec
 from ami_agent import interrupt
 from ami_agent.adapters import fault_tolerance as faults
 from ami_agent.adapters.imports import absolute_import, choose_gl_backend, import_path
-from ami_agent.adapters.vector_env import SingleEnv, as_next_step
+from ami_agent.adapters.vector_env import MergedInfos, SingleEnv, as_next_step
 from ami_agent.storage.files import parse_json
-from modules.types import BadSetting, ConfigError
+from modules.types import STEPS, BadSetting, ConfigError
 
 if TYPE_CHECKING:
     from ami_agent.adapters.env import EnvConfig
@@ -59,12 +59,14 @@ class ActionRepeat(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         total = 0.0
+        infos: dict[str, Any] = {}
         for _ in range(self.action_repeat):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
+            infos |= info  # success may be reported at one of these steps alone
             if terminated or truncated:
                 break
-        return obs, total, terminated, truncated, info
+        return obs, total, terminated, truncated, infos
 
 
 class EnvFactory:
@@ -144,6 +146,12 @@ def _make_batch(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) ->
     if spec is not None and spec.vector_entry_point is None:
         return _make_singles(config, num_envs, options)
     envs = _make_vec(config.id, num_envs, options)
+    if envs.num_envs != num_envs:
+        found = envs.num_envs
+        envs.close()
+        raise ConfigError(
+            f"environment {config.id!r} is a batch of {found} where num_envs is {num_envs}"
+        )
     singles = partial(_make_checked, _make_singles, config, num_envs, options)
     return as_next_step(config.id, envs, singles)
 
@@ -168,7 +176,7 @@ def _make_singles(config: EnvConfig, num_envs: int, options: Mapping[str, Any]) 
     return envs
 
 
-class SyncEnvs(SyncVectorEnv):
+class SyncEnvs(MergedInfos, SyncVectorEnv):
     """Where one environment can't be made, those made before it are closed."""
 
     def __init__(self, factories: Sequence[Callable[[], gymnasium.Env]]) -> None:
@@ -187,7 +195,7 @@ class SyncEnvs(SyncVectorEnv):
             raise
 
 
-class AsyncEnvs(AsyncVectorEnv):
+class AsyncEnvs(MergedInfos, AsyncVectorEnv):
     """Where one environment can't be made, the processes of the others are ended. Errors in the
     environments' code keep their place, and never end a process silently."""
 
@@ -280,7 +288,7 @@ def declared_time_limit(envs: VectorEnv) -> tuple[int, str]:
             value = env.get_wrapper_attr(name) if isinstance(env, Env) else getattr(env, name)
         except Exception:  # a property of third-party code may raise anything
             continue
-        if isinstance(value, int | np.integer) and value > 1:
+        if isinstance(value, int | np.integer) and 1 < value <= STEPS[1]:  # more is no limit
             return int(value), name
     return 0, ""
 
@@ -308,12 +316,15 @@ def join_option_flags(argv: Sequence[str]) -> list[str]:
     pairs: dict[str, list[str]] = {}
     words = iter(argv)
     for word in words:
-        flag, _, value = word.partition("=")
+        flag, equals, value = word.partition("=")
         path, found, name = flag.partition(".options.")
         if not (found and path.startswith("--") and name):
             rest.append(word)
             continue
-        pairs.setdefault(f"{path}.options", []).extend([name, value or next(words, "")])
+        value = value if equals else next(words, "--")
+        if not equals and value.startswith("--"):
+            raise ConfigError(f"{flag} needs a value; {flag}= is an empty text")
+        pairs.setdefault(f"{path}.options", []).extend([name, value])
     return [*rest, *(word for flag, named in pairs.items() for word in (flag, *named))]
 
 

@@ -23,9 +23,10 @@ MAX_CHOICES = 2**14
 """Options of all discrete actions together: each is one number of the agent's action."""
 MAX_INTEGER_RANGE = 2**24
 """Integers between the bounds of an action: float32 represents no more of them exactly."""
-MAX_ABS_VALUE = 1e18
-"""The largest number that may be observed: the square of a much larger one is infinite in float32,
-and would make results wrong without an error."""
+MAX_ABS_VALUE = 1e19
+"""The largest number that may be observed, more than int64 holds: the square of a much larger one
+is infinite in float32, and would make results wrong without an error."""
+TOO_LARGE = f"a number beyond {MAX_ABS_VALUE:g}, too large"
 NUMERIC_KINDS = "biuf"
 """Kinds of NumPy arrays that hold numbers: booleans, integers, floats."""
 
@@ -151,8 +152,9 @@ def read_obs(fields: Mapping[str, ObsField], obs: Any, what: str) -> dict[str, T
             is_valid, reason = False, f": {error}"
         if not is_valid:
             raise EnvError(f"{label} is not of its space {reader.space}{reason}")
-        if part.is_floating_point() and not part.isfinite().all():
-            raise EnvError(f"{label} holds NaN or infinity")
+        if part.is_floating_point() and not (part.abs() <= MAX_ABS_VALUE).all():
+            is_finite = bool(part.isfinite().all())
+            raise EnvError(f"{label} holds {TOO_LARGE if is_finite else 'NaN or infinity'}")
     return found
 
 
@@ -340,7 +342,7 @@ def _cast(array: np.ndarray, space: Space, batch: bool, label: str) -> np.ndarra
         is_ok, problem = np.isfinite(array), "NaN or infinity"
         if is_ok.all():
             is_ok = np.abs(converted) <= MAX_ABS_VALUE
-            problem = f"a number beyond {MAX_ABS_VALUE:g}, too large"
+            problem = TOO_LARGE
     else:
         is_ok, problem = converted == array, f"a number that is none of {space}"
     is_valid = is_ok.reshape(len(array), -1).all(1)

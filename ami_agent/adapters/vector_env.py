@@ -77,7 +77,48 @@ def as_next_step(name: str, envs: VectorEnv, make_singles: Callable[[], VectorEn
     return NextStepAutoreset(name, envs, mode, make_singles)
 
 
-class NextStepAutoreset(VectorWrapper):
+class MergedInfos:
+    """Merges the infos of single environments as Gymnasium does, but loses nothing where their
+    values differ in type or shape: Gymnasium converts them to the type of the first, or fails."""
+
+    num_envs: int
+
+    def _add_info(
+        self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
+    ) -> dict[str, Any]:
+        for name, value in env_info.items():
+            mask = vector_infos.get(f"_{name}", np.zeros(self.num_envs, dtype=bool))
+            mask[env_num] = True
+            merged = self._with_row(name, vector_infos.get(name), value, env_num)
+            vector_infos[name], vector_infos[f"_{name}"] = merged, mask
+        return vector_infos
+
+    def _with_row(self, name: str, merged: Any, value: Any, index: int) -> Any:
+        """`merged`: the values of the environments before, None if none has any."""
+        if isinstance(value, dict) and (merged is None or isinstance(merged, dict)):
+            return self._add_info(merged or {}, value, index)
+        is_array = isinstance(value, (bool, int, float, np.generic, np.ndarray))
+        row = np.asarray(value if is_array and name != "final_obs" else None)
+        is_numeric = row.dtype.kind in "biuf"
+        if merged is None:
+            shape = (self.num_envs, *row.shape)
+            merged = np.zeros(shape, row.dtype) if is_numeric else self._objects(None)
+        elif not isinstance(merged, np.ndarray) or merged.shape[1:] != row.shape or not is_numeric:
+            merged = self._objects(merged)
+        else:
+            merged = merged.astype(np.result_type(merged, row), copy=False)
+        merged[index] = value
+        return merged
+
+    def _objects(self, values: Any) -> np.ndarray:
+        """`[B]` objects: the rows of an array, or None."""
+        objects = np.full(self.num_envs, None, dtype=object)
+        for index, row in enumerate(values if isinstance(values, np.ndarray) else ()):
+            objects[index] = row
+        return objects
+
+
+class NextStepAutoreset(MergedInfos, VectorWrapper):
     """A batch in NEXT_STEP mode. One that declares no mode is taken for SAME_STEP if it delivers
     `final_obs`, else for NEXT_STEP. EnvError for one that contradicts its declared mode."""
 
@@ -94,7 +135,8 @@ class NextStepAutoreset(VectorWrapper):
 
     def reset(self, **kwargs: Any) -> Any:
         self.done, self.deferred_reset = np.zeros_like(self.done), None
-        return self.env.reset(**kwargs)
+        obs, info = self.env.reset(**kwargs)
+        return obs, self._info(info)
 
     def step(self, actions: Any) -> Any:
         reset_mask = self.done
@@ -105,10 +147,10 @@ class NextStepAutoreset(VectorWrapper):
             obs, info = self.deferred_reset or self.env.reset()
             self.done, self.deferred_reset = np.zeros_like(self.done), None
             return obs, np.zeros(len(self.done)), self.done.copy(), self.done.copy(), info
-        obs, reward, terminated, truncated, info = self.env.step(actions)
-        self.done = _mask(terminated) | _mask(truncated)
+        obs, reward, terminated, truncated, info = self._step(actions)
+        self.done = terminated | truncated
         if reset_mask.any():
-            rewards = np.asarray(reward)[reset_mask]
+            rewards = reward[reset_mask]
             if rewards.any() or self.done[reset_mask].any():
                 raise EnvError(
                     f"{self._declaration()}, but the step after an episode's end gives reward "
@@ -123,11 +165,46 @@ class NextStepAutoreset(VectorWrapper):
                 obs, info = self._defer_reset(obs, final, info)
         return obs, reward, terminated, truncated, info
 
+    def _step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """A step of the batch, with `[B]` float64 rewards and `[B]` bool flags, whatever kinds of
+        arrays it returns; EnvError where they are no numbers, or of another size."""
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        rewards = self._numbers("reward", reward, "numbers")
+        flags = []
+        for what, value in (("terminated", terminated), ("truncated", truncated)):
+            found = self._numbers(what, value, "bools")
+            if not ((found == 0) | (found == 1)).all():
+                raise EnvError(
+                    f"environment {self.name!r}: its {what} is {value}; it must be bools"
+                )
+            flags.append(found.astype(bool))
+        return obs, rewards, *flags, self._info(info)
+
+    def _info(self, info: Any) -> dict[str, Any]:
+        if not isinstance(info, Mapping):
+            kind = type(info).__name__
+            raise EnvError(f"environment {self.name!r}: its info is a {kind}; it must be a dict")
+        return dict(info)
+
+    def _numbers(self, what: str, value: Any, needed: str) -> np.ndarray:
+        try:
+            value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+            found = np.array(value, dtype=np.float64)  # the batch may write into its array
+        except (TypeError, ValueError, OverflowError):
+            found = np.empty(0)
+        if found.size != self.num_envs:
+            shape = tuple(np.shape(value))
+            raise EnvError(
+                f"environment {self.name!r}: its {what} is a {type(value).__name__} of shape "
+                f"{shape}; it must be {needed} of shape {(self.num_envs,)}"
+            )
+        return found.reshape(self.num_envs)
+
     def _step_and_reset(self, actions: Any, reset_mask: np.ndarray) -> Any:
         """DISABLED. Gymnasium's environments refuse a step after an episode's end; so an episode
         that begins is reset, stepped with the others, and reset again."""
         self.env.reset(options={"reset_mask": reset_mask.copy()})
-        after, reward, terminated, truncated, info = self.env.step(actions)
+        after, reward, terminated, truncated, info = self._step(actions)
         obs, reset_info = self.env.reset(options={"reset_mask": reset_mask.copy()})
         stepped, returned = (iterate(self.observation_space, part) for part in (after, obs))
         rows = zip(stepped, returned, reset_mask, strict=True)
@@ -139,9 +216,9 @@ class NextStepAutoreset(VectorWrapper):
         merged = {key: _where(reset_mask, reset_info[key], info.get(key)) for key in reset_info}
         reward, terminated, truncated = (
             np.where(reset_mask, 0, part).astype(part.dtype)
-            for part in map(np.asarray, (reward, terminated, truncated))
+            for part in (reward, terminated, truncated)
         )
-        self.done = _mask(terminated) | _mask(truncated)
+        self.done = terminated | truncated
         return obs, reward, terminated, truncated, {**info, **merged}
 
     def _defer_reset(
@@ -311,6 +388,9 @@ def _numbers(info: Mapping[str, Any], name: str, num_envs: int) -> np.ndarray:
 
 def _number(value: Any) -> float:
     """The value as a number; NaN where it is none."""
+    value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
     return float(value) if isinstance(value, (Real, np.bool_)) else np.nan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -242,8 +243,14 @@ def device(name: Device) -> str:
 
 def check_json_path(path: str) -> None:
     """Raises ConfigError, before the work begins, for a results file that can't be written."""
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path or ".")
+    except (OSError, ValueError) as error:  # a loop of links, a name too long, a NUL
+        raise ConfigError(f"--json {path}: {getattr(error, 'strerror', None) or error}") from None
     file = Path(path).resolve()
-    if path and (file.is_dir() or not file.parent.is_dir()):
+    is_file = not file.is_dir() and file.parent.is_dir()
+    if path and not is_file:
         raise ConfigError(f"--json {path}: it must be a file in a folder that exists")
     if path and not os.access(file if file.exists() else file.parent, os.W_OK):
         raise ConfigError(f"--json {path}: this file may not be written")

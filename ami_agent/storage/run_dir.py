@@ -62,8 +62,16 @@ def read_json(path: Path) -> Any:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ConfigError if the folder can't be created, as a file is in the way."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    """Raises ConfigError if the folder can't be created, as a file is in the way or no folder can
+    have this name."""
+    try:
+        str(folder.absolute()).encode()  # TensorBoard writes no other names
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.stat()
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except (OSError, UnicodeError) as error:  # a loop of links, a name too long
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+        raise ConfigError(f"--out {folder}: {reason}") from None
     if not existing.is_dir():
         raise ConfigError(f"--out {folder}: {existing} is not a folder")
 
