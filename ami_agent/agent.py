@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import prod
+from math import isfinite, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +41,6 @@ from modules.types import (
     TaskContext,
     Transition,
     as_dict,
-    tree_map,
 )
 from modules.world_model.jepa import WorldModel
 
@@ -150,16 +149,17 @@ class Agent(nn.Module):
                 f"{self.spec.describe_obs()}"
             )
 
-        def tensor(part: Any) -> Any:
+        def read(part: Any) -> Any:
             if not isinstance(part, (np.ndarray, Tensor)):
                 return part
             try:
-                return torch.as_tensor(part).detach().to(self.device)
+                tensor = torch.as_tensor(part).to(self.device)
+                return tensor.detach() if tensor.requires_grad else tensor
             except (TypeError, ValueError):  # strings, objects, another byte order
                 return part
 
-        parts = {n: tensor(part) for n, part in obs.items()} if isinstance(obs, Mapping) else None
-        converted: Observation = tensor(obs) if parts is None else parts
+        parts = {n: read(part) for n, part in obs.items()} if isinstance(obs, Mapping) else None
+        converted: Observation = read(obs) if parts is None else parts
         self.check_obs(label, converted)
         return converted
 
@@ -263,13 +263,14 @@ class Controller:
         try:
             state, context = self.perceive(obs)
             plan = self.plan(state, context)
-            self._check_finite(state, plan)
+            self._check_finite(state, context, plan)
         except BaseException:
             self.episode = before
             raise
         if self.tensors:
             return plan
-        env_action = self._interface().env_action(plan.action, batch=self.num_envs is not None)
+        first = plan.actions[:, 0]
+        env_action = self._interface().env_action(first, batch=self.num_envs is not None)
         return plan._replace(env_action=env_action)
 
     @torch.no_grad()
@@ -304,7 +305,8 @@ class Controller:
         agent, context, noise_rng = self.agent, self.context, self.episode.noise_rng
         if len(context.goal) not in (1, len(state)):
             raise ConfigError(f"{len(state)} observations, but {len(context.goal)} goals")
-        context = context.select(torch.arange(len(state), device=state.device) % len(context.goal))
+        if len(context.goal) != len(state):
+            context = context.select(torch.zeros(len(state), dtype=torch.long, device=state.device))
         if context.weights.get("boredom"):
             context = context._replace(
                 episode_states=memory.episode_states(),
@@ -335,7 +337,9 @@ class Controller:
             return self.agent.to_tensors("observation", obs)
         sizes = None if self.num_envs is None else {self.num_envs}
         obs, device = self._interface().read(obs, sizes), self.agent.device
-        return tree_map(lambda part: part.to(device), obs)
+        if isinstance(obs, Tensor):
+            return obs.to(device)
+        return {name: part.to(device) for name, part in obs.items()}
 
     def _interface(self) -> Interface:
         interface = self.agent.spec.interface
@@ -364,7 +368,12 @@ class Controller:
             )
         return torch.as_tensor(mask.reshape(-1))
 
-    def _check_finite(self, state: Tensor, plan: Plan) -> None:
+    def _check_finite(self, state: Tensor, context: TaskContext, plan: Plan) -> None:
+        finite_energy = context.mode == "react" or all(map(isfinite, plan.energy.tolist()))
+        if finite_energy and all(
+            np.isfinite(part.cpu().numpy()).all() for part in (state, plan.actions)
+        ):
+            return
         is_finite = state.isfinite().all(-1) & plan.actions.isfinite().flatten(1).all(1)
         is_finite &= plan.energy.isfinite() | ~plan.planned  # Mode-1 computes no energy
         if is_finite.all():

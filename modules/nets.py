@@ -2,13 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isqrt, prod
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from modules.types import WIDTH, ConfigError, MapShape, validate_ranges
+
+
+@lru_cache(maxsize=64)
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def no_numbers(like: Tensor, *shape: int) -> Tensor:
+    """A tensor of this shape, which holds no number, of the type and device of `like`; one tensor
+    for all of this shape."""
+    return _empty(shape, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def row_numbers(count: int, device: torch.device) -> Tensor:
+    """0 .. count - 1, `[count, 1]`, to be read only; one tensor for all of this length."""
+    return torch.arange(count, device=device)[:, None]
+
+
+def own_weights(*layers: nn.Module) -> list[Tensor]:
+    """The weights of these layers, in their order."""
+    # the dict itself: `parameters()` takes longer than an operation
+    return [part for layer in layers for part in layer._parameters.values() if part is not None]
+
+
+Value = TypeVar("Value")
+
+
+class DerivedFromWeights(Generic[Value]):
+    """What is computed from weights alone, kept until a weight changes. Nothing is computed for
+    weights that take a gradient: a fused optimizer changes them without counting up their
+    version, and a gradient would be missing."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[Any, Value | None] = None, None  # one value, so that threads may share it
+
+    def get(self, weights: Sequence[Tensor], make: Callable[[], Value]) -> Value | None:
+        """`make()` of the weights as they are; None if a weight takes a gradient."""
+        if any(weight.requires_grad or weight.is_inference() for weight in weights):
+            return None
+        key = [(weight.data_ptr(), weight._version) for weight in weights]
+        kept = self.kept
+        if key != kept[0]:
+            with torch.no_grad():
+                kept = self.kept = key, make()
+        return kept[1]
+
+    def __deepcopy__(self, memo: Any) -> DerivedFromWeights[Value]:
+        return type(self)()
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
 
 
 def silu_mlp(size: int, hidden: int, out: int) -> nn.Sequential:
@@ -27,6 +82,41 @@ def check_goal_dims(goal_dims: int, shape: MapShape) -> int:
     if goal_dims > prod(shape):
         raise ConfigError(f"goal_dims is {goal_dims}, but a state has {prod(shape)} numbers")
     return goal_dims
+
+
+class MLPConstants:
+    """A `silu_mlp` whose weights take no gradient, `[N, size]` -> `[N, out]`, and the gradient with
+    respect to its input alone: for planners, whose time goes into the number of operations."""
+
+    def __init__(self, *weights: Tensor) -> None:
+        """Weight and bias of each of the three layers."""
+        self.weights, self.biases = weights[::2], weights[1::2]
+        self.transposed = [weight.t().contiguous() for weight in self.weights]
+        self.last_input: tuple[Any, int, Any] = (None, 0, None)  # its version, its output
+
+    @staticmethod
+    def weights_of(layers: nn.Module) -> list[Tensor] | None:
+        """None for layers that are no `silu_mlp`."""
+        if not isinstance(layers, nn.Sequential):
+            return None
+        if [type(layer) for layer in layers] != [nn.Linear, nn.SiLU] * 2 + [nn.Linear]:
+            return None
+        return own_weights(*layers)
+
+    def forward(self, inputs: Tensor, first_bias: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The numbers before both activations, and the output. `first_bias` `[N, hidden]`: another
+        bias of the first layer."""
+        silu, bias = nn.functional.silu, self.biases[0] if first_bias is None else first_bias
+        first = torch.addmm(bias, inputs, self.transposed[0])
+        second = torch.addmm(self.biases[1], silu(first), self.transposed[1])
+        return first, second, torch.addmm(self.biases[2], silu(second), self.transposed[2])
+
+    def gradient(self, grad: Tensor, first: Tensor, second: Tensor, scale: float = 1) -> Tensor:
+        """The gradient of the output -> that of the input, times `scale`."""
+        silu_backward = torch.ops.aten.silu_backward
+        of_second = torch.addmm(second, grad, self.weights[2], beta=0, alpha=scale)
+        grad = silu_backward(of_second, second)
+        return silu_backward(grad @ self.weights[1], first) @ self.weights[0]
 
 
 class TakeFirst(nn.Module):

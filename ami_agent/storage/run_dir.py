@@ -286,9 +286,10 @@ def load(
     run: Path | str, device: torch.device | str = "cpu", config: Config | None = None, *,
     imports: Sequence[str] = (), trust: bool = False,
 ) -> Agent:  # fmt: skip
-    """The agent of a run, ready to act. `config`: settings other than those of its training. Code
-    that the folder names is imported only if it is among `imports` (files x.py or modules), or with
-    `trust`."""
+    """The agent of a run, ready to act. Its weights take no gradient, which makes planning faster;
+    `agent.requires_grad_()` makes them learn. `config`: settings other than those of its training.
+    Code that the folder names is imported only if it is among `imports` (files x.py or modules), or
+    with `trust`."""
     check_path("run", run)
     check_device(device)
     run = Path(run)
@@ -304,7 +305,7 @@ def load(
             check_planning(config, spec, agent)
     tensors, _ = checkpoint.load(newest, prefix=PREFIX)
     load_weights(agent, tensors, newest)
-    return agent.to(device).eval()
+    return agent.to(device).eval().requires_grad_(False)
 
 
 class AllocationLimit(TorchFunctionMode):

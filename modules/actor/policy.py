@@ -11,12 +11,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from modules.nets import check_goal_dims, relu_mlp, silu_mlp
+from modules.nets import (
+    DerivedFromWeights,
+    MLPConstants,
+    check_goal_dims,
+    relu_mlp,
+    silu_mlp,
+)
 from modules.types import (
     FRACTION,
     HORIZON,
@@ -80,19 +86,43 @@ class BallActions(_ContinuousActions):
 
     def squash(self, raw: Tensor) -> Tensor:
         """r u tanh|u| / |u|, `[..., A]`."""
-        # clamped, because the gradient at length 0 is undefined
-        length = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).clamp_min(_EPS)
-        return raw * (length.tanh() / length * self.radius)
+        return BallSquash.apply(raw, self.radius)
 
     def unsquash(self, actions: Tensor) -> Tensor:
         """The inverse of `squash`; actions at the bound are moved inside by 0.1 %."""
         length = torch.linalg.vector_norm(actions, dim=-1, keepdim=True).clamp_min(_EPS)
-        return actions * ((length / self.radius).clamp(max=_NEARLY_ONE).atanh() / length)
+        fraction = length if self.radius == 1 else length / self.radius
+        return actions * (fraction.clamp(max=_NEARLY_ONE).atanh() / length)
 
     def project(self, actions: Tensor) -> Tensor:
         """The nearest valid actions."""
         length = torch.linalg.vector_norm(actions, dim=-1, keepdim=True)
         return actions / (length / self.radius).clamp_min(1)
+
+
+class BallSquash(torch.autograd.Function):
+    """`BallActions.squash`; its gradient by hand takes half the operations."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, radius: float) -> Tensor:
+        # clamped, because the gradient at length 0 is undefined
+        length = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).clamp_min_(_EPS)
+        gain = length.tanh().div_(length)
+        if radius != 1:
+            gain *= radius
+        ctx.save_for_backward(raw, length, gain)
+        ctx.radius = radius
+        return raw * gain
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        raw, length, gain = ctx.saved_tensors
+        # the derivative of the gain by the length, divided by the length
+        curvature = (ctx.radius - gain) / length.square()
+        curvature = curvature.addcmul_(gain, gain, value=-1 / ctx.radius)
+        along = (raw * grad).sum(-1, keepdim=True)
+        return torch.addcmul(gain * grad, raw, along * curvature), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +205,25 @@ class Policy(nn.Module):
         super().__init__()
         self.layers, self.action_space = layers, action_space
         self.action_dim, self.goal_dims = action_dim, goal_dims
+        self.constants: DerivedFromWeights[TaskedMLP] = DerivedFromWeights()
+
+    def for_task(self, goal: Tensor, task_vector: Tensor) -> PolicyFn:
+        """The policy for goals `[B, D]` and task vectors `[B, W]`, as a function of states `[B, D]`
+        alone: with constant weights, what depends on the task is computed once."""
+        weights = MLPConstants.weights_of(self.layers)
+        constants = (
+            None
+            if weights is None or torch.is_grad_enabled()
+            else (
+                self.constants.get(
+                    weights, lambda: TaskedMLP(goal.shape[-1], self.goal_dims, *weights)
+                )
+            )
+        )
+        if constants is None:
+            return lambda state: self(state, goal, task_vector)
+        bias = constants.first_bias(goal, task_vector)
+        return lambda state: self.action_space.squash(constants.forward(state, bias)[-1])
 
     def forward(self, state: Tensor, goal: Tensor, task_vector: Tensor) -> Tensor:
         """States, goals `[B, D]`, task vectors `[B, W]` -> actions `[B, A]`."""
@@ -185,6 +234,29 @@ class Policy(nn.Module):
         target, position = goal[..., : self.goal_dims], state[..., : self.goal_dims]
         inputs = torch.cat([state, target, target - position, task_vector], -1)
         return self.layers(inputs)
+
+
+class TaskedMLP(MLPConstants):
+    """The layers of a policy. The first, of state, goal, goal - state and task vector, becomes a
+    layer of the state alone, whose bias depends on the task."""
+
+    def __init__(self, size: int, goal_dims: int, *weights: Tensor) -> None:
+        first, *rest = weights
+        of_state, of_goal, of_difference, of_task = first.split(
+            [size, goal_dims, goal_dims, first.shape[1] - size - 2 * goal_dims], 1
+        )
+        of_state = torch.cat([of_state[:, :goal_dims] - of_difference, of_state[:, goal_dims:]], 1)
+        super().__init__(of_state, *rest)
+        self.goal_dims, self.of_goal_t = goal_dims, (of_goal + of_difference).t()
+        self.of_task_t = of_task.t()
+
+    def first_bias(self, goal: Tensor, task_vector: Tensor) -> Tensor:
+        """`[B, D]`, `[B, W]` -> `[B, hidden]`"""
+        kept_goal, version, bias = self.last_input
+        if kept_goal is not goal or version != goal._version:
+            bias = torch.addmm(self.biases[0], goal[:, : self.goal_dims], self.of_goal_t)
+            self.last_input = goal, goal._version, bias
+        return torch.addmm(bias, task_vector, self.of_task_t) if task_vector.shape[-1] else bias
 
 
 class ReactiveActor:
@@ -237,18 +309,18 @@ class PolicyProposal:
         self, state: Tensor, candidates: Tensor, context: TaskContext
     ) -> EvaluatedRollouts:
         """`[B, D]` -> the futures of the policy and of candidates `[B, P, H, A]`, in this order."""
-        return self.evaluator.evaluate_with(state, self._policy_fn(context), candidates, context)
+        policy_fn = self._policy_fn(context, 1 if context.noise is None else len(context.noise))
+        return self.evaluator.evaluate_with(state, policy_fn, candidates, context)
 
-    def _policy_fn(self, context: TaskContext) -> PolicyFn:
-        def act(states: Tensor) -> Tensor:
-            repeats = len(states) // len(context.goal)  # sampled futures of each environment
-            goal, task_vector = (
-                part.repeat_interleave(repeats, 0) if repeats > 1 else part
-                for part in (context.goal, context.task_vector)
-            )
-            return self.policy(states, goal, task_vector)
-
-        return act
+    def _policy_fn(self, context: TaskContext, repeats: int = 1) -> PolicyFn:
+        """The policy under the task, for `repeats` sampled futures of each environment."""
+        goal, task_vector = (
+            part.repeat_interleave(repeats, 0) if repeats > 1 else part
+            for part in (context.goal, context.task_vector)
+        )
+        if type(self.policy) is Policy:  # a subclass may have another forward
+            return self.policy.for_task(goal, task_vector)
+        return lambda states: self.policy(states, goal, task_vector)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,8 +58,30 @@ class IntrinsicCostConfig:
 
 def goal_distance(rollout: Rollout, context: TaskContext) -> Tensor:
     """Mean squared difference of state and goal, mean over the path; `[B, P]`."""
-    difference = rollout.states[:, :, 1:] - context.goal[:, None, None]  # [B, P, H, D]
-    return difference.square().mean((-2, -1))
+    goal = context.goal if len(context.goal) == 1 else context.goal[:, None, None]
+    return PathMeanSquare.apply(rollout.states, goal)
+
+
+class PathMeanSquare(torch.autograd.Function):
+    """States `[B, P, H + 1, D]`, goals that are broadcast to them -> the mean square of the
+    difference over the H states after the first, `[B, P]`; its gradient by hand takes fewer
+    operations."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, goal: Tensor) -> Tensor:
+        difference = states[:, :, 1:] - goal
+        ctx.save_for_backward(difference)
+        ctx.goal_shape = goal.shape
+        return difference.square().mean((-2, -1))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        (difference,) = ctx.saved_tensors
+        num_steps, size = difference.shape[2:]
+        slope = difference * (grad * (2 / (num_steps * size))).view(*grad.shape, 1, 1)
+        of_goal = -slope.sum_to_size(ctx.goal_shape) if ctx.needs_input_grad[1] else None
+        return torch.nn.functional.pad(slope, (0, 0, 1, 0)), of_goal
 
 
 def control_cost(rollout: Rollout, context: TaskContext) -> Tensor:
@@ -215,7 +237,7 @@ class GoalCritic(nn.Module):
 
     def forward(self, rollout: Rollout, context: TaskContext) -> Tensor:
         """`[B, P]`"""
-        return self.distance(rollout.states[:, :, 1:], context.goal[:, None, None]).mean(-1)
+        return self.distance.path_mean(rollout.states, context.goal)
 
 
 def no_goal_critic(rollout: Rollout, context: TaskContext) -> Tensor:
@@ -376,6 +398,11 @@ Uncertainty = Callable[[Tensor, Tensor], Tensor]
 """States `[..., D]`, actions `[..., A]` -> uncertainty of the predicted next state, `[...]`."""
 
 
+def weighted(weight: float, energy: Tensor) -> Tensor:
+    """The product, without an operation if the weight is 1."""
+    return energy if weight == 1 else weight * energy
+
+
 class Cost(nn.Module):
     """All weighted energies by name; a planner minimises their sum."""
 
@@ -424,12 +451,14 @@ class Cost(nn.Module):
         functions = self.cost_functions()
         weights = {name: weight for name, weight in context.weights.items() if weight}
         terms = {
-            n: w * functions[n](rollout, context) for n, w in weights.items() if n in functions
+            n: weighted(w, functions[n](rollout, context))
+            for n, w in weights.items()
+            if n in functions
         }
         weights |= {f"limit {name}": CONSTRAINT_PENALTY for name in context.limits}
         if weights.keys() - functions.keys():
             energies = self.interoceptive_cost(rollout, context.limits)
-            terms |= {n: w * energies[n] for n, w in weights.items() if n not in functions}
+            terms |= {n: weighted(w, energies[n]) for n, w in weights.items() if n not in functions}
         return terms
 
     def _curiosity(self, rollout: Rollout, context: TaskContext) -> Tensor:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from modules.nets import (
     ConvHead,
+    DerivedFromWeights,
     GlimpseConfig,
+    MLPConstants,
     TakeFirst,
     check_goal_dims,
     fourier_linear,
@@ -43,6 +47,7 @@ class Quasimetric(nn.Module):
     def __init__(self, embed: nn.Module, groups: int) -> None:
         super().__init__()
         self.embed, self.groups = embed, groups
+        self.constants: DerivedFromWeights[MLPConstants] = DerivedFromWeights()
 
     def from_embeddings(self, start: Tensor, goal: Tensor) -> Tensor:
         """Embedded states and goals, `[..., F]` each, broadcast -> steps `[...]`."""
@@ -52,6 +57,60 @@ class Quasimetric(nn.Module):
     def forward(self, state: Tensor, goal: Tensor) -> Tensor:
         """States and goals, `[..., D]` each, broadcast -> steps to go `[...]`."""
         return self.from_embeddings(self.embed(state), self.embed(goal))
+
+    def path_mean(self, states: Tensor, goal: Tensor) -> Tensor:
+        """Imagined states `[B, P, H + 1, D]`, goals `[B, D]` -> the steps to go, mean over the H
+        states after the first, `[B, P]`."""
+        weights = MLPConstants.weights_of(self.embed)
+        constants = (
+            None
+            if weights is None or goal.requires_grad
+            else (self.constants.get(weights, lambda: MLPConstants(*weights)))
+        )
+        if constants is None:
+            return self(states[:, :, 1:], goal[:, None, None]).mean(-1)
+        return PathMean.apply(states, self._goal_embedding(goal, constants), constants, self.groups)
+
+    def _goal_embedding(self, goal: Tensor, constants: MLPConstants) -> Tensor:
+        """`[B, 1, groups, units]`; kept, because a planner asks for that of the same goal many
+        times."""
+        kept_goal, version, embedding = constants.last_input
+        if kept_goal is not goal or version != goal._version:
+            with torch.no_grad():
+                embedding = constants.forward(goal)[-1].view(len(goal), 1, self.groups, -1)
+            constants.last_input = goal, goal._version, embedding
+        return embedding
+
+
+class PathMean(torch.autograd.Function):
+    """`Quasimetric.path_mean` of constant weights, and its gradient in the states, by hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, goal: Tensor, constants: MLPConstants, groups: int
+    ) -> Tensor:
+        by_time = states.permute(2, 0, 1, 3)[1:]  # how they lie in memory where they are imagined
+        first, second, embedded = constants.forward(by_time.reshape(-1, states.shape[-1]))
+        difference = goal - embedded.view(*by_time.shape[:3], groups, -1)
+        # never 0, so that only a positive maximum is equal to it
+        largest = difference.amax(-1, keepdim=True).clamp_min_(torch.finfo(goal.dtype).tiny)
+        ctx.save_for_backward(first, second, difference, largest)
+        ctx.constants = constants
+        return largest.mean((0, 3, 4))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        first, second, difference, largest = ctx.saved_tensors
+        num_steps, _, _, groups, _ = difference.shape
+        is_largest = difference.eq(largest) * grad.view(*grad.shape, 1, 1)
+        of_states = ctx.constants.gradient(
+            is_largest.view(len(first), -1), first, second, -1 / (num_steps * groups)
+        )
+        by_time = of_states.view(*difference.shape[:3], -1)
+        # the state before any action does not count
+        by_time = nn.functional.pad(by_time, (0, 0, 0, 0, 0, 0, 1, 0))
+        return by_time.permute(1, 2, 0, 3), None, None, None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,13 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from modules.nets import POSITION_SCALE, silu_mlp
+from modules.nets import POSITION_SCALE, DerivedFromWeights, silu_mlp
 from modules.types import (
     WIDTH,
     ConfigError,
     MapShape,
     ModalityWeights,
     Observation,
-    as_dict,
     validate_ranges,
 )
 
@@ -64,7 +63,7 @@ class Encoder(nn.Module):
 def weighted_image(obs: Observation, modality_weights: ModalityWeights) -> Tensor:
     """The only modality of an observation, uint8 or float from 0 to 1, times its weight -> pixels
     `[B, C, S, S]` from 0 to 255."""
-    ((name, image),) = as_dict(obs).items()
+    ((name, image),) = [("obs", obs)] if isinstance(obs, Tensor) else obs.items()
     pixels = BYTES * image if image.is_floating_point() else image
     return scale_modality(pixels, modality_weights.get(name, 1))
 
@@ -78,11 +77,15 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch = patch
         self.project = nn.Linear(channels * patch * patch, width)
+        self.constants: DerivedFromWeights[Tensor] = DerivedFromWeights()
 
     def forward(self, obs: Tensor) -> Tensor:
-        patches, weight = self.patches(obs), self.project.weight / BYTES
-        features = nn.functional.linear(patches.to(weight.dtype), weight, self.project.bias)
-        return features.permute(0, 3, 1, 2)
+        patches, layer = self.patches(obs), self.project
+        weight = self.constants.get([layer.weight], lambda: (layer.weight / BYTES).t())
+        if weight is None:
+            weight = (layer.weight / BYTES).t()
+        features = torch.addmm(layer.bias, patches.flatten(0, 2).to(weight.dtype), weight)
+        return features.unflatten(0, patches.shape[:3]).permute(0, 3, 1, 2)
 
     def patches(self, obs: Tensor) -> Tensor:
         """`[N, h, w, C p p]`, of the same type."""

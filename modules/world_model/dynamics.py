@@ -3,14 +3,15 @@ s, s' -> a, over flat states. Action and latent variable come as one tensor, `[.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from modules.nets import GlimpseConfig, fourier_linear
+from modules.nets import DerivedFromWeights, GlimpseConfig, fourier_linear, own_weights
 from modules.types import WIDTH, MapShape, validate_ranges
 
 
@@ -81,6 +82,7 @@ class MLPDynamics(nn.Module):
         self.inverse_head = nn.Sequential(
             nn.Linear(2 * moving_dims, hidden), nn.SiLU(), nn.Linear(hidden, action_dim)
         )
+        self.constants: DerivedFromWeights[UnrollConstants] = DerivedFromWeights()
 
     def forward(self, state: Tensor, action_latent: Tensor) -> Tensor:
         """`[N, D]`, `[N, A + Z]` -> `[N, D]`"""
@@ -97,6 +99,41 @@ class MLPDynamics(nn.Module):
             states.append(self._step(states[-1], first, second))
         return states
 
+    def frozen_unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
+        """States `[B, D]`, P action sequences from each `[B, P, H, A]` -> `[B, P, H + 1, D]`, as by
+        `unroll`, in far fewer operations. None if the weights take a gradient, or the first layer
+        is not linear."""
+        constants = self._constants()
+        if constants is None or not actions.numel():
+            return None
+        if torch.is_grad_enabled() and (state.requires_grad or actions.requires_grad):
+            return UnrollFunction.apply(state, actions, constants)
+        unroll = constants.take(actions.shape)
+        states = unroll.forward(state, actions)
+        constants.give_back(unroll)
+        return states
+
+    def frozen_follow(
+        self, state: Tensor, act: Callable[[Tensor, int], Tensor], shape: torch.Size
+    ) -> tuple[Tensor, Tensor] | None:
+        """States `[B, D]` -> the states `[B, P, H + 1, D]` and actions `[B, P, H, A]` (`shape`), if
+        every step takes the actions `act(states, step)`, `[B * P, D]` -> `[B * P, A]`. Without
+        gradients; None as for `frozen_unroll`."""
+        constants = self._constants()
+        if constants is None or not shape.numel():
+            return None
+        unroll = constants.take(shape)
+        states, actions = unroll.follow(state, act)
+        constants.give_back(unroll)
+        return states, actions
+
+    def _constants(self) -> UnrollConstants | None:
+        if not isinstance(self.input_layer, nn.Linear):
+            return None
+        layers = (self.input_layer, self.hidden_layer, self.delta_head)
+        weights = own_weights(*layers, *(film.modulation for film in self.films))  # type: ignore[arg-type]
+        return self.constants.get(weights, lambda: UnrollConstants(*weights))
+
     def _step(self, state: Tensor, first: Modulation, second: Modulation) -> Tensor:
         features = modulate(self.input_layer(state), first)
         delta = self.delta_head(modulate(self.hidden_layer(features), second))
@@ -107,6 +144,218 @@ class MLPDynamics(nn.Module):
         """`[..., D]`, `[..., D]` -> `[..., A]`"""
         both = state[..., : self.moving_dims], next_state[..., : self.moving_dims]
         return self.inverse_head(torch.cat(both, -1))
+
+
+FEW_FUTURES = 16
+"""Futures up to which a product of two weight matrices saves more time than it takes."""
+KEPT_NUMBERS = 2**20
+"""Largest number of activations of a layer in an unroll whose buffers are kept for the next."""
+
+
+def _t(weight: Tensor) -> Tensor:
+    """A copy, since products with transposed views are slower."""
+    return weight.t().contiguous()
+
+
+class UnrollConstants:
+    """The weights of an `MLPDynamics` as the unroll of constant weights reads them, and its buffers
+    that are not in use."""
+
+    def __init__(
+        self, in_weight: Tensor, in_bias: Tensor, mid_weight: Tensor, mid_bias: Tensor,
+        out_weight: Tensor, out_bias: Tensor, *films: Tensor,
+    ) -> None:  # fmt: skip
+        """`films`: weight and bias of the modulation of both hidden layers."""
+        self.in_weight, self.in_bias, self.in_weight_t = in_weight, in_bias, _t(in_weight)
+        self.mid_weight, self.mid_bias, self.mid_weight_t = mid_weight, mid_bias, _t(mid_weight)
+        self.out_weight, self.out_bias, self.out_weight_t = out_weight, out_bias, _t(out_weight)
+        # rows: factor and shift of the first layer, then of the second
+        self.film_weight, self.film_bias = torch.cat(films[::2]), torch.cat(films[1::2])
+        self.film_bias.view(2, 2, -1)[:, 0] += 1
+        self.film_weight_t = _t(self.film_weight)
+        # a step adds `outputs @ delta` to the state, and `outputs @ transition` to the output of
+        # the input layer; the last of the outputs is 1
+        self.delta = torch.cat([self.out_weight_t, out_bias[None]])
+        self.transition = self.delta @ self.in_weight_t
+        self.transition_t = _t(self.transition[:-1])
+        self.free: dict[torch.Size, list[Unroll]] = {}
+
+    def take(self, shape: torch.Size) -> Unroll:
+        """Buffers for actions `[B, P, H, A]` that no other call uses."""
+        try:
+            return self.free[shape].pop()
+        except LookupError:  # none is free
+            return Unroll(self, shape)
+
+    def give_back(self, unroll: Unroll) -> None:
+        """They may be used again."""
+        if unroll.outputs.numel() <= KEPT_NUMBERS:
+            if len(self.free) > 8:
+                self.free.clear()
+            self.free.setdefault(unroll.shape, []).append(unroll)
+
+
+class LayersOfStep(NamedTuple):
+    """Views of the buffers of an unroll that belong to one step, `[N, ...]`."""
+
+    shift_1: Tensor
+    shift_2: Tensor
+    u: Tensor  # output of the input layer
+    v: Tensor  # output of the layer between the hidden ones
+    factor_1: Tensor
+    factor_2: Tensor
+    x: Tensor  # what both activations act on
+    y: Tensor
+    k: Tensor
+    outputs: Tensor  # k, and 1
+    modulation: Tensor  # `[N, 4 F]`: factor and shift of both layers
+
+
+class Unroll:
+    """H steps of `MLPDynamics` with constant weights, and their gradient with respect to actions
+    and start alone, both written by hand: a planner's time goes into the number of operations.
+
+    The input layer is linear, so its output u_t = W_in s_t + b_in has its own recurrence,
+
+        u_{t+1} = u_t + W_in (W_out k_t + b_out),  k = silu(FiLM(W_mid silu(FiLM(u)) + b_mid)),
+
+    and all states follow from all k_t at once. Buffers are `[layer, H, N, F]`, N = B * P."""
+
+    def __init__(self, constants: UnrollConstants, shape: torch.Size) -> None:
+        self.constants, self.shape = constants, shape
+        batch, count, horizon, _ = shape
+        rows, (hidden, size) = batch * count, constants.in_weight.shape
+        new = constants.in_weight.new_empty
+        self.few = rows <= FEW_FUTURES
+        self.modulation_rows, self.factors, self.shifts = self._modulations(rows, horizon, hidden)
+        self.features, self.inputs, self.slopes, self.grads = (
+            new(2, horizon, rows, hidden) for _ in range(4)
+        )
+        self.outputs = new(horizon, rows, hidden + 1).fill_(1)
+        self.path = new(horizon + 1, batch, count, size)
+        self.grad_rows, self.grad_factors, self.grad_shifts = self._modulations(
+            rows, horizon, hidden
+        )
+        self.later_states = new(horizon, horizon + 1).fill_(1).triu_(1)
+        self.start_state: tuple[Tensor | None, int] = None, 0  # and its version
+        # views that the steps read and write
+        self.start, self.first_features = self.path[0], self.features[0, 0]
+        self.start_rows = self.start.view(rows, size)
+        self.output_rows = self.outputs.view(-1, hidden + 1)
+        self.delta_rows = self.path[1:].view(-1, size)
+        self.grad_output_rows = self.grads[1].view(-1, hidden)
+        modulation = self.modulation_rows.view(rows, horizon, -1).unbind(1)
+        by_layer = (*self.shifts, *self.features, *self.factors, *self.inputs)
+        by_step = [part.unbind(0) for part in (*by_layer, self.outputs[..., :-1], self.outputs)]
+        self.forward_steps = [
+            LayersOfStep(*parts) for parts in zip(*by_step, modulation, strict=True)
+        ]
+        self.backward_steps = list(
+            zip(*(part.unbind(0) for part in (*self.grads, *self.slopes)), strict=True)
+        )[::-1]
+
+    def _modulations(self, rows: int, horizon: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A buffer for modulations, `[N * H, 4 F]`, and its factors and shifts, `[layer, H, N,
+        F]`."""
+        buffer = self.constants.in_weight.new_empty(rows, horizon, 2, 2, hidden)
+        factors, shifts = buffer.permute(3, 2, 1, 0, 4).unbind(0)
+        return buffer.view(rows * horizon, -1), factors, shifts
+
+    def forward(self, state: Tensor, actions: Tensor) -> Tensor:
+        """`[B, D]`, `[B, P, H, A]` -> states `[B, P, H + 1, D]`"""
+        c = self.constants
+        action_rows = actions.reshape(-1, actions.shape[-1])
+        torch.addmm(c.film_bias, action_rows, c.film_weight_t, out=self.modulation_rows)
+        if self.start_state[0] is not state or self.start_state[1] != state._version:
+            self.start.copy_(state[:, None])
+            torch.addmm(c.in_bias, self.start_rows, c.in_weight_t, out=self.first_features)
+            self.start_state = state, state._version
+        last: tuple[Tensor, Tensor] | None = None  # u and k of the step before
+        for layers in self.forward_steps:
+            u, outputs = layers.u, layers.outputs
+            if last is not None and self.few:
+                torch.addmm(last[0], last[1], c.transition, out=u)
+            elif last is not None:
+                torch.addmm(last[0], last[1] @ c.delta, c.in_weight_t, out=u)
+            self._outputs(layers)
+            last = u, outputs
+        torch.mm(self.output_rows, c.delta, out=self.delta_rows)
+        return self.path.cumsum(0).permute(1, 2, 0, 3)
+
+    def _outputs(self, layers: LayersOfStep) -> None:
+        """The output of the input layer -> the outputs of the last hidden layer."""
+        c, (shift_1, shift_2, u, v, factor_1, factor_2, x, y, k, _, _) = self.constants, layers
+        torch.addcmul(shift_1, u, factor_1, out=x)
+        torch.addmm(c.mid_bias, nn.functional.silu(x), c.mid_weight_t, out=v)
+        torch.addcmul(shift_2, v, factor_2, out=y)
+        torch.ops.aten.silu.out(y, out=k)
+
+    def follow(self, state: Tensor, act: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
+        """States `[B, D]` -> states `[B, P, H + 1, D]` and actions `[B, P, H, A]`, where every step
+        takes the actions `act(states, step)` of all states `[N, D]`."""
+        c, actions, self.start_state = self.constants, [], (None, 0)
+        current = state if self.shape[1] == 1 else state.repeat_interleave(self.shape[1], 0)
+        states = [current]
+        for step, layers in enumerate(self.forward_steps):
+            actions.append(act(current, step))
+            torch.addmm(c.film_bias, actions[-1], c.film_weight_t, out=layers.modulation)
+            torch.addmm(c.in_bias, current, c.in_weight_t, out=layers.u)
+            self._outputs(layers)
+            current = torch.addmm(current, layers.outputs, c.delta)
+            states.append(current)
+        batch = self.shape[:2]
+        return torch.stack(states, 1).unflatten(0, batch), torch.stack(actions, 1).view(self.shape)
+
+    def gradient(self, grad: Tensor, to_start: bool) -> tuple[Tensor | None, Tensor]:
+        """Gradients of the states `[B, P, H + 1, D]` -> those of the start `[B, D]`, or None, and
+        of the actions `[B, P, H, A]`."""
+        c, silu_backward = self.constants, torch.ops.aten.silu_backward.grad_input
+        by_time = grad.permute(2, 0, 1, 3).reshape(len(self.path), -1)
+        of_deltas = (self.later_states @ by_time).view(-1, grad.shape[-1])
+        torch.mm(of_deltas, c.out_weight, out=self.grad_output_rows)
+        silu_backward(self.factors, self.inputs, grad_input=self.slopes)
+        of_u = None  # [N, F], of u_{t+1}
+        last = self.backward_steps[-1]
+        for step in self.backward_steps:
+            of_h, of_k, slope_1, slope_2 = step
+            if of_u is not None:
+                if self.few:
+                    of_k.addmm_(of_u, c.transition_t)
+                else:
+                    of_k.addmm_(of_u @ c.in_weight, c.out_weight)
+            torch.mm(of_k * slope_2, c.mid_weight, out=of_h)
+            if step is not last or to_start:
+                of_u = of_h * slope_1 if of_u is None else of_u.addcmul_(of_h, slope_1)
+        silu_backward(self.grads, self.inputs, grad_input=self.grad_shifts)
+        torch.mul(self.grad_shifts, self.features, out=self.grad_factors)
+        of_actions = (self.grad_rows @ c.film_weight).view(self.shape)
+        of_start = None
+        if to_start:
+            assert of_u is not None
+            of_start = grad.sum((1, 2)) + (of_u @ c.in_weight).view_as(self.start).sum(1)
+        return of_start, of_actions
+
+
+class UnrollFunction(torch.autograd.Function):
+    """`Unroll` as a function that autograd differentiates, once."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, actions: Tensor, constants: UnrollConstants) -> Tensor:
+        ctx.save_for_backward(state, actions)
+        ctx.constants, ctx.unroll = constants, constants.take(actions.shape)
+        return ctx.unroll.forward(state, actions)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        state, actions = ctx.saved_tensors
+        unroll, ctx.unroll = ctx.unroll, None
+        if unroll is None:  # a second gradient of the same futures
+            unroll = ctx.constants.take(actions.shape)
+            unroll.forward(state, actions)
+        grads = unroll.gradient(grad, ctx.needs_input_grad[0])
+        ctx.constants.give_back(unroll)
+        return *grads, None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.nets import EnsembleHead, StandardizedHead, relu_mlp, silu_mlp
+from modules.nets import EnsembleHead, StandardizedHead, no_numbers, relu_mlp, silu_mlp
 from modules.types import WIDTH, MapShape, PolicyFn, Rollout, validate_ranges
 from modules.world_model.dynamics import (
     ConvDynamicsConfig,
@@ -213,16 +213,25 @@ class WorldModel(nn.Module):
         level = self.level(0)
         if level.latent.size or noise is not None:
             return self._rollout(state, actions, noise, lambda states, actions: actions)
-        shape = actions.shape[:2]
-        start = state[:, None].expand(-1, shape[1], -1).flatten(0, 1)
-        states = level.unroll(start, actions.flatten(0, 1)).unflatten(0, shape)
-        return self._with_interoception(states, actions, actions[..., :0])
+        dynamics, shape = level.dynamics, actions.shape[:2]
+        # a subclass may have another forward
+        states = dynamics.frozen_unroll(state, actions) if type(dynamics) is MLPDynamics else None
+        if states is None:
+            start = state[:, None].expand(-1, shape[1], -1).flatten(0, 1)
+            states = level.unroll(start, actions.flatten(0, 1)).unflatten(0, shape)
+        return self._with_interoception(
+            states, actions, no_numbers(actions, *actions.shape[:-1], 0)
+        )
 
     def imagine_policy(
         self, state: Tensor, policy: PolicyFn, candidates: Tensor, noise: Tensor | None = None
     ) -> Rollout:
         """`[B, D]`, candidates `[B, P, H, A]` -> 1 + P futures, K of each with noise; the first
         follows the closed-loop policy."""
+        if noise is None and not self.level(0).latent.size and not torch.is_grad_enabled():
+            rollout = self._follow(state, policy, candidates)
+            if rollout is not None:
+                return rollout
         num_samples = 1 if noise is None else len(noise)
 
         def select_actions(states: Tensor, candidates: Tensor) -> Tensor:
@@ -232,6 +241,27 @@ class WorldModel(nn.Module):
             return torch.cat([policy_actions.unflatten(0, shape), candidates], 1)
 
         return self._rollout(state, candidates, noise, select_actions, num_extra=1)
+
+    def _follow(self, state: Tensor, policy: PolicyFn, candidates: Tensor) -> Rollout | None:
+        """`imagine_policy` in fewer operations; None where the dynamics have none such."""
+        dynamics, (batch, num_given, *rest) = self.level(0).dynamics, candidates.shape
+        if type(dynamics) is not MLPDynamics:
+            return None
+        shape = torch.Size((batch, 1 + num_given, *rest))
+
+        def act(states: Tensor, step: int) -> Tensor:
+            if not num_given:
+                return policy(states)
+            first = policy(states.unflatten(0, shape[:2])[:, 0])
+            return torch.cat([first[:, None], candidates[:, :, step]], 1).flatten(0, 1)
+
+        followed = dynamics.frozen_follow(state, act, shape)
+        if followed is None:
+            return None
+        states, actions = followed
+        return self._with_interoception(
+            states, actions, no_numbers(actions, *actions.shape[:-1], 0)
+        )
 
     def _rollout(
         self,
@@ -268,7 +298,10 @@ class WorldModel(nn.Module):
 
     def _with_interoception(self, states: Tensor, actions: Tensor, latents: Tensor) -> Rollout:
         head = self.interoception_head
-        interoception = head.predict(states[:, :, :-1], actions, states[:, :, 1:])
+        if isinstance(head, NoInteroception):
+            interoception = no_numbers(actions, *actions.shape[:-1], 0)
+        else:
+            interoception = head.predict(states[:, :, :-1], actions, states[:, :, 1:])
         return Rollout(states, actions, latents, interoception)
 
     def step_scale(self, state: Tensor) -> Tensor:

@@ -127,11 +127,12 @@ class Collocation(DescentPlanner):
         config, rng = self.config, carry.rng.clone_state()
         offered, random, iterations = self.initial_candidates(state, context, carry.warm_start, rng)
         with torch.no_grad():
-            evaluations = [self.evaluator.evaluate(state, torch.cat([offered, random], 1), context)]
+            actions = torch.cat([*offered, random], 1)
+            evaluations = [self.evaluator.evaluate(state, actions, context)]
         raw = self.evaluator.action_space.unsquash(evaluations[0].rollout.actions)
         initial = VirtualRollouts(raw, evaluations[0].rollout.states[:, :, 1:])
         units = self._units(state, initial, context)
-        virtual = self._init_states(state, initial, offered.shape[1], context)
+        virtual = self._init_states(state, initial, actions.shape[1] - random.shape[1], context)
         for done in range(0, iterations, config.sync_every):
             count = min(config.sync_every, iterations - done)
             virtual = self._optimize(state, virtual, units, context, count, rng)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
 
 from modules.actor.planning.risk import ScenarioCVaR
 from modules.actor.policy import ActionSpace
+from modules.nets import no_numbers, row_numbers
 from modules.types import (
     CostTermsFn,
     EvaluatedRollouts,
@@ -70,7 +72,7 @@ class RolloutEvaluator:
         self, state: Tensor, context: TaskContext, rng: torch.Generator | None = None
     ) -> Tensor:
         """`[B, 0, H, A]`: what the policy proposes to a planner that is to do without it."""
-        return state.new_empty(len(state), 0, context.horizon, self.action_dim)
+        return no_numbers(state, len(state), 0, context.horizon, self.action_dim)
 
     def best_plan(self, state: Tensor, actions: Tensor, context: TaskContext) -> Plan:
         """The candidate of least energy, as a plan."""
@@ -83,7 +85,7 @@ def _noise(context: TaskContext) -> tuple[Tensor, ...]:
 
 def total_energy(terms: dict[str, Tensor]) -> Tensor:
     """The sum of the weighted terms, `[B, P]`."""
-    return torch.stack(list(terms.values())).sum(0)
+    return reduce(torch.add, terms.values())
 
 
 def best_plan(evaluated: EvaluatedRollouts, context: TaskContext) -> Plan:
@@ -93,17 +95,18 @@ def best_plan(evaluated: EvaluatedRollouts, context: TaskContext) -> Plan:
 
 def without_nan(energy: Tensor) -> Tensor:
     """Infinity in place of NaN: a future that diverged is never the best."""
-    return energy.masked_fill(energy.isnan(), torch.inf)
+    return energy.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def to_plan(evaluated: EvaluatedRollouts, index: Tensor, context: TaskContext) -> Plan:
     """The candidates of index `[B]`, as a plan."""
     states, actions = evaluated.rollout.states, evaluated.rollout.actions
+    rows = row_numbers(len(index), index.device)[:, 0]
     return Plan(
-        actions=select_candidate(actions, index),
-        energy=select_candidate(evaluated.energy, index),
-        terms={name: select_candidate(term, index) for name, term in evaluated.terms.items()},
-        states=select_candidate(states, index),
+        actions=actions[rows, index],
+        energy=evaluated.energy[rows, index],
+        terms={name: term[rows, index] for name, term in evaluated.terms.items()},
+        states=states[rows, index],
         upper_plans=context.upper_plans,
         candidate_states=evaluated.scenario_states,
         candidate_energies=evaluated.energy,
@@ -119,16 +122,11 @@ def safe_std(energy: Tensor, dim: int | None = None) -> Tensor:
     return torch.maximum(std, torch.finfo(energy.dtype).eps * size).clamp_min(1e-30)
 
 
-def select_candidate(candidates: Tensor, index: Tensor) -> Tensor:
-    """`[B, P, ...]`, indices `[B]` -> `[B, ...]`."""
-    return candidates[torch.arange(len(index), device=index.device), index]
-
-
 def lowest_energy(candidates: Tensor, energy: Tensor, count: int) -> Tensor:
     """`[B, P, H, A]`, `[B, P]` -> the `count` candidates of least energy, best first."""
     count = min(count, energy.shape[1])
     ranked = without_nan(energy).topk(count, largest=False).indices
-    return candidates[torch.arange(len(ranked), device=ranked.device)[:, None], ranked]
+    return candidates[row_numbers(len(ranked), ranked.device), ranked]
 
 
 def shift_actions(actions: Tensor) -> Tensor:
@@ -169,8 +167,9 @@ class RandomProposals:
     ) -> Tensor:
         """`[B, D]` -> actions `[B, count, H, A]`; the first candidate is rest."""
         raw = self.noise(state, count, self.num_segments, rng)
-        raw[:, :1] = 0
-        return self._hold_segments(raw, context.horizon).expand(len(state), -1, -1, -1)
+        raw[:, :1].zero_()
+        held = self._hold_segments(raw, context.horizon)
+        return held if len(state) == 1 else held.expand(len(state), -1, -1, -1)
 
     def piecewise_constant(
         self, state: Tensor, count: int, horizon: int, rng: torch.Generator
@@ -184,5 +183,11 @@ class RandomProposals:
 
     def _hold_segments(self, raw: Tensor, horizon: int) -> Tensor:
         """Segments `[B, P, num_segments, A]`, unbounded -> actions `[B, P, H, A]`."""
-        segment = -(-horizon // self.num_segments)
-        return self.action_space.squash(raw).repeat_interleave(segment, 2)[:, :, :horizon]
+        held = segment_numbers(horizon, self.num_segments, raw.device)
+        return self.action_space.squash(raw)[:, :, held]
+
+
+@lru_cache(maxsize=64)
+def segment_numbers(horizon: int, num_segments: int, device: torch.device) -> Tensor:
+    """The number of the segment of each step, `[H]`, to be read only."""
+    return torch.arange(horizon, device=device) // -(-horizon // num_segments)

@@ -13,12 +13,13 @@ from torch import Tensor
 from modules.actor.planning.evaluator import (
     RandomProposals,
     RolloutEvaluator,
-    best_plan,
     fitting_warm_start,
     lowest_energy,
     shift_actions,
+    to_plan,
     without_nan,
 )
+from modules.nets import row_numbers
 from modules.types import (
     HORIZON,
     ITERATIONS,
@@ -69,14 +70,14 @@ class DescentPlanner:
 
     def initial_candidates(
         self, state: Tensor, context: TaskContext, warm_start: Tensor | None, rng: torch.Generator
-    ) -> tuple[Tensor, Tensor, int]:
-        """Those offered by the last plan and the policy, the random ones, `[B, *, H, A]` each, and
-        the number of iterations."""
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, int]:
+        """Those offered by the last plan and by the policy, the random ones, `[B, *, H, A]` each,
+        and the number of iterations."""
         config = self.config
         previous = fitting_warm_start(warm_start, state, context, self.evaluator.action_dim)
         num_random = max(0, config.num_proposals - previous.shape[1])
         random = self.random_proposals(state, context, num_random, rng)
-        offered = torch.cat([previous, self.proposal_fn(state, context, rng)], 1)
+        offered = previous, self.proposal_fn(state, context, rng)
         iterations = config.warm_iterations if previous.shape[1] else context.iterations
         return offered, random, iterations
 
@@ -92,10 +93,11 @@ class GradientPlanner(DescentPlanner):
         """`[B, D]` -> the best plan found; no parameter keeps a gradient."""
         config, rng = self.config, carry.rng.clone_state()
         offered, random, iterations = self.initial_candidates(state, context, carry.warm_start, rng)
-        raw = self.evaluator.action_space.unsquash(torch.cat([offered, random], 1))
+        raw = self.evaluator.action_space.unsquash(torch.cat([*offered, random], 1))
         _, best = descend(self.evaluator, state, raw, context, iterations, config.lr)
         warm_start = lowest_energy(best.rollout.actions, best.energy, config.num_warm_starts)
-        return best_plan(best, context), PlannerCarry(rng, shift_actions(warm_start))
+        plan = to_plan(best, best.energy.argmin(1), context)
+        return plan, PlannerCarry(rng, shift_actions(warm_start))
 
 
 def descend(
@@ -104,46 +106,55 @@ def descend(
 ) -> tuple[Tensor, EvaluatedRollouts]:  # fmt: skip
     """Adam on unbounded actions `[B, P, H, A]`, by the energy of their imagined futures -> the last
     unbounded actions, and of each candidate the best future evaluated on the way."""
-    adam = Adam(lr)
+    adam, unit = Adam(lr), raw.new_ones(raw.shape[:2])
+    raw = raw.detach() if raw.requires_grad else raw
     evaluations: list[EvaluatedRollouts] = []
     for step in range(iterations + 1):
         is_last = step == iterations
         with torch.set_grad_enabled(not is_last):
-            leaf = raw.detach().requires_grad_(not is_last)
-            evaluated = evaluator.evaluate(state, evaluator.action_space.squash(leaf), context)
-            if not is_last:
-                # not backward(), which would leave gradients in the world model and the critics
-                (slope,) = torch.autograd.grad(evaluated.energy.sum(), leaf)
+            raw.requires_grad_(not is_last)
+            evaluated = evaluator.evaluate(state, evaluator.action_space.squash(raw), context)
         if not is_last:
-            raw = raw - adam(slope)
-        evaluations = [*evaluations, evaluated.detach()]
+            # not backward(), which would leave gradients in the world model and the critics
+            (slope,) = torch.autograd.grad(evaluated.energy, raw, unit)
+            raw = adam.step(raw.requires_grad_(False), slope)
+        evaluations.append(evaluated)
         if len(evaluations) == MAX_EVALUATIONS:
             evaluations = [best_of(evaluations)]
     return raw, best_of(evaluations)
 
 
+@torch.no_grad()
 def best_of(evaluations: Sequence[EvaluatedRollouts]) -> EvaluatedRollouts:
-    """Of each candidate, the evaluation of least energy; the first of several equal ones."""
+    """Of each candidate, the evaluation of least energy, without gradients; the first of several
+    equal ones."""
     energies = torch.stack([evaluated.energy for evaluated in evaluations])  # [I, B, P]
-    index = without_nan(energies).argmin(0, keepdim=True)
+    energy, index = without_nan(energies).min(0)
+    env = row_numbers(len(index), index.device)
+    candidate = row_numbers(index.shape[1], index.device)[:, 0]
 
     def select(*parts: Tensor) -> Tensor:
         """From each evaluation `[B, P * K, ...]`, K futures of each candidate."""
-        stacked = torch.stack(parts)
-        repeats = stacked.shape[2] // index.shape[2]
-        chosen = index.repeat_interleave(repeats, 2) if repeats > 1 else index
-        chosen = chosen.reshape(*chosen.shape, *[1] * (stacked.ndim - 3))
-        return stacked.take_along_dim(chosen, 0)[0]
+        if not parts[0].numel():
+            return parts[0]
+        repeats = parts[0].shape[1] // len(candidate)
+        if repeats == 1:
+            return torch.stack(parts)[index, env, candidate]
+        futures = row_numbers(parts[0].shape[1], index.device)[:, 0]
+        return torch.stack(parts)[index.repeat_interleave(repeats, 1), env, futures]
 
-    rollouts = [evaluated.rollout for evaluated in evaluations]
+    rollout = Rollout(*map(select, *(evaluated.rollout for evaluated in evaluations)))
+    one_future = all(e.scenario_states is e.rollout.states for e in evaluations)
     return EvaluatedRollouts(
-        rollout=Rollout(*map(select, *rollouts)),
+        rollout=rollout,
         terms={
             name: select(*(evaluated.terms[name] for evaluated in evaluations))
             for name in evaluations[0].terms
         },
-        energy=select(*energies),
-        scenario_states=select(*(evaluated.scenario_states for evaluated in evaluations)),
+        energy=energy,
+        scenario_states=rollout.states
+        if one_future
+        else select(*(evaluated.scenario_states for evaluated in evaluations)),
     )
 
 
@@ -154,13 +165,27 @@ class Adam:
     def __init__(self, lr: float) -> None:
         self.lr, self.count = lr, 0
 
+    def step(self, values: Tensor, slope: Tensor) -> Tensor:
+        """The values `[B, ...]` one step down the slope."""
+        rate, unbiased = self._update(slope)
+        return torch.addcdiv(values, self.momentum, unbiased, value=-rate)
+
     def __call__(self, slope: Tensor) -> Tensor:
+        """The step, to be subtracted."""
+        rate, unbiased = self._update(slope)
+        return rate * self.momentum / unbiased
+
+    def _update(self, slope: Tensor) -> tuple[float, Tensor]:
+        """The factor of the momentum, and its divisor; both of them times the square root by which
+        the second moment is biased."""
         if self.count == 0:
-            self.momentum, self.scale = torch.zeros_like(slope), torch.zeros_like(slope)
-            largest = slope.flatten(1).abs().amax(1).reshape(-1, *[1] * (slope.ndim - 1))
-            self.eps = 1e-8 * torch.where(largest < 1e-5, largest.clamp_min(1e-25), 1.0)
+            self.momentum, self.scale = 0.1 * slope, 0.001 * slope.square()
+            largest = slope.abs().amax(tuple(range(1, slope.ndim)), keepdim=True)
+            self.eps = 1e-8 * largest.clamp_min(1e-25).masked_fill_(largest >= 1e-5, 1.0)
+        else:
+            self.momentum.lerp_(slope, 0.1)
+            self.scale.mul_(0.999).addcmul_(slope, slope, value=0.001)
         self.count += 1
-        self.momentum = self.momentum.lerp(slope, 0.1)
-        self.scale = self.scale.lerp(slope.square(), 0.001)
-        unbiased = (self.scale / (1 - 0.999**self.count)).sqrt() + self.eps
-        return self.lr / (1 - 0.9**self.count) * self.momentum / unbiased
+        bias = (1 - 0.999**self.count) ** 0.5
+        unbiased = self.scale.sqrt().add_(self.eps, alpha=bias)
+        return self.lr * bias / (1 - 0.9**self.count), unbiased

@@ -1,0 +1,187 @@
+"""Planning with constant weights: few tensor operations, and the futures and gradients of
+autograd."""
+
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ami_agent as ami
+from ami_agent.storage import run_dir
+from modules.actor.policy import BallActions, PolicyConfig
+from modules.cost.cost import goal_distance
+from modules.cost.quasimetric import Quasimetric, QuasimetricConfig
+from modules.types import Rollout, TaskContext
+from modules.world_model.dynamics import FEW_FUTURES, MLPDynamicsConfig
+from modules.world_model.jepa import WorldModel, WorldModelConfig
+
+SHIPPED = Path(__file__).parents[1] / "runs" / "reference" / "two-rooms"
+MAX_OPERATIONS = 900
+HORIZON = 4
+
+
+class OperationCounter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def randomized(module):
+    """In float64, and no weight is zero."""
+    module.double()
+    with torch.no_grad():
+        for index, part in enumerate(module.parameters()):
+            part.copy_(0.3 * normal(*part.shape, seed=index))
+    return module
+
+
+def world_model() -> WorldModel:
+    config = WorldModelConfig(dynamics=MLPDynamicsConfig(hidden=12))
+    return randomized(config.build((5, 1, 1), 3, 0))
+
+
+def act_repeatedly(agent: ami.Agent, steps: int) -> list[ami.Plan]:
+    with closing(run_dir.settings_of(SHIPPED).env.build(1)) as env:
+        obs, info = env.reset(seed=0)
+        controller = agent.controller(1, ami.Task(goal=env.goal(info)), tensors=True)
+        plans = []
+        for _ in range(steps):
+            plans.append(controller.act(obs))
+            obs = env.step(obs, plans[-1].action).transition.next_obs
+    return plans
+
+
+def test_a_plan_of_the_shipped_run_takes_few_operations():
+    agent = ami.load(SHIPPED)
+    with closing(run_dir.settings_of(SHIPPED).env.build(1)) as env:
+        obs, info = env.reset(seed=0)
+        controller = agent.controller(1, ami.Task(goal=env.goal(info)), tensors=True)
+        for _ in range(3):
+            obs = env.step(obs, controller.act(obs).action).transition.next_obs
+        with OperationCounter() as operations:
+            controller.act(obs)
+    assert operations.counts.total() <= MAX_OPERATIONS, operations.counts.most_common(12)
+
+
+def test_constant_weights_give_the_same_plans():
+    trainable, frozen = (ami.load(SHIPPED).double() for _ in range(2))
+    trainable.requires_grad_()
+    for expected, plan in zip(*(act_repeatedly(a, 4) for a in (trainable, frozen)), strict=True):
+        torch.testing.assert_close(plan.actions, expected.actions, rtol=0, atol=1e-10)
+        torch.testing.assert_close(plan.states, expected.states, rtol=0, atol=1e-10)
+        torch.testing.assert_close(plan.energy, expected.energy, rtol=0, atol=1e-10)
+        assert plan.candidate_states.shape == expected.candidate_states.shape
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 2), (3, FEW_FUTURES)])
+@pytest.mark.parametrize("start_has_gradient", [False, True])
+def test_futures_and_their_gradients_are_those_of_autograd(shape, start_has_gradient):
+    model, state = world_model(), normal(shape[0], 5).requires_grad_(start_has_gradient)
+    actions = normal(*shape, HORIZON, 3, seed=1).requires_grad_()
+    inputs = (actions, state) if start_has_gradient else (actions,)
+    weights = normal(*shape, HORIZON + 1, 5, seed=2)
+
+    def energy() -> tuple[Tensor, Tensor]:
+        states = model.imagine(state, actions).states
+        return states, (weights * states).sum() + states.square().sum()
+
+    states, total = energy()
+    expected = torch.autograd.grad(total, inputs)
+    model.requires_grad_(False)
+    found_states, total = energy()
+    torch.testing.assert_close(found_states, states)
+    found = torch.autograd.grad(total, inputs, retain_graph=True)
+    torch.testing.assert_close(found, expected)
+    model.imagine(state, 2 * actions)  # uses the same buffers
+    torch.testing.assert_close(torch.autograd.grad(total, inputs), expected)
+
+
+def test_futures_from_other_states_at_once_keep_their_own_gradients():
+    model, actions = world_model(), normal(1, 2, HORIZON, 3).requires_grad_()
+
+    def imagined() -> list[Tensor]:
+        return [model.imagine(k * normal(1, 5), k * actions).states for k in (1, 2)]
+
+    def gradients(states: list[Tensor]) -> list[Tensor]:
+        return [torch.autograd.grad(part.square().sum(), actions)[0] for part in states]
+
+    expected = imagined()
+    model.requires_grad_(False)
+    torch.testing.assert_close(imagined(), expected)
+    torch.testing.assert_close(gradients(imagined()), gradients(expected))
+    state = normal(1, 5)
+    gradients([model.imagine(state, actions).states])  # its buffers are used again
+    torch.testing.assert_close(model.imagine(state.mul_(2), 2 * actions).states, expected[1])
+
+
+def test_weights_that_change_or_learn_are_noticed():
+    model, state, actions = world_model(), normal(2, 5), normal(2, 3, HORIZON, 3)
+    states = model.imagine(state, actions).states
+    (gradient, *_) = torch.autograd.grad(states.sum(), model.level(0).dynamics.hidden_layer.weight)
+    assert gradient.abs().sum() > 0
+    model.requires_grad_(False)
+    torch.testing.assert_close(model.imagine(state, actions).states, states.detach())
+    model.level(0).dynamics.hidden_layer.weight.mul_(2)
+    found = model.imagine(state, actions).states
+    model.requires_grad_()
+    torch.testing.assert_close(found, model.imagine(state, actions).states.detach())
+    assert (found - states).abs().max() > 1e-3
+
+
+def test_a_policy_is_followed_beside_candidates():
+    model, policy = (
+        world_model(),
+        randomized(PolicyConfig(hidden=8).build((5, 1, 1), 3, BallActions(), 2)),
+    )
+    state, goal, task_vector = normal(2, 5), normal(2, 5, seed=1), normal(2, 2, seed=2)
+    with torch.no_grad():
+        for count in (0, 2):
+            candidates = normal(2, count, HORIZON, 3, seed=3)
+            model.requires_grad_()
+            expected = model.imagine_policy(
+                state, lambda s: policy(s, goal, task_vector), candidates
+            )
+            model.requires_grad_(False)
+            policy.requires_grad_(False)
+            found = model.imagine_policy(state, policy.for_task(goal, task_vector), candidates)
+            torch.testing.assert_close(found, expected)
+
+
+def test_gradients_by_hand_are_those_of_finite_differences():
+    states, goal = normal(2, 3, HORIZON + 1, 5).requires_grad_(), normal(2, 5, seed=1)
+    distance = randomized(QuasimetricConfig(hidden=6, groups=2, units=3).build((5, 1, 1)))
+    expected = distance(states[:, :, 1:], goal[:, None, None]).mean(-1)
+    distance.requires_grad_(False)
+    torch.testing.assert_close(distance.path_mean(states, goal), expected)
+    assert gradcheck(lambda s: distance.path_mean(s, goal), states)
+
+    def miss(states: Tensor, goal: Tensor) -> Tensor:
+        context = TaskContext._make([None] * len(TaskContext._fields))._replace(goal=goal)
+        return goal_distance(Rollout(states, states, states, states), context)
+
+    assert gradcheck(miss, (states, goal.requires_grad_()))
+    assert gradcheck(miss, (states, goal[:1].detach().requires_grad_()))
+    for radius in (1.0, 0.4):
+        assert gradcheck(BallActions(radius=radius).squash, normal(4, 2).requires_grad_())
+
+
+def test_an_arrived_state_has_no_slope_to_its_goal():
+    distance = Quasimetric(randomized(QuasimetricConfig(hidden=6).build((5, 1, 1)).embed), 8)
+    distance.requires_grad_(False)
+    goal = normal(1, 5)
+    states = goal.expand(1, 1, 3, 5).clone().requires_grad_()
+    (slope,) = torch.autograd.grad(distance.path_mean(states, goal).sum(), states)
+    assert not slope.any()
