@@ -18,7 +18,7 @@ from ami_agent.evaluation.evaluate import evaluate_modes
 from ami_agent.storage import checkpoint
 from ami_agent.train import Trainer
 from ami_agent.training import CollectRandom, OnlineActorCritic, TrainJEPA
-from ami_agent.training.actor_critic import choice_loss
+from ami_agent.training.actor_critic import actor_critic_loss, choice_loss
 from ami_agent.training.critics import lambda_returns
 from ami_agent.training.optim import OptimConfig
 from modules.actor.planning.risk import ScenarioCVaR
@@ -226,6 +226,24 @@ def test_every_update_imagines_with_other_noise(monkeypatch):
         stage_run.learner.update()
     assert not torch.equal(sampled[0], sampled[1])
     assert not torch.equal(sampled[1], sampled[2])
+
+
+@pytest.mark.parametrize("latent", [None, SparseLatentConfig()])
+def test_the_values_of_the_energy_are_those_that_the_critics_learn_from(latent, monkeypatch):
+    config = recipe()
+    config = replace(config, world_model=replace(config.world_model, latent=latent))
+    actor, found = stage_run_of(config).learner.actor, []
+
+    def observed(evaluated, pre_squash, drives, critics, next_values, td_lambda):
+        found.append((evaluated.rollout.states[:, :, 1:], next_values))
+        return actor_critic_loss(evaluated, pre_squash, drives, critics, next_values, td_lambda)
+
+    monkeypatch.setattr("ami_agent.training.actor_critic.actor_critic_loss", observed)
+    for _ in range(2):
+        actor.loss(actor.generator)
+        states, next_values = found[-1]
+        torch.testing.assert_close(next_values, actor.target_critics.average(states))
+        actor.update()
 
 
 def test_collection_with_short_term_memory_is_the_same_with_and_without_evaluation(tmp_path):

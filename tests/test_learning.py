@@ -11,7 +11,7 @@ from torch import nn
 import ami_agent as ami
 from ami_agent.config import override
 from ami_agent.training.base import SGDStageRun
-from ami_agent.training.optim import OptimConfig
+from ami_agent.training.optim import OptimConfig, clip_gradients
 from modules.types import ConfigError
 
 
@@ -72,6 +72,38 @@ def test_an_evaluation_during_training_changes_no_weight():
     module.eval()
     learner.update()
     assert output == [True]
+
+
+@pytest.mark.parametrize("longest", [0.5, 100.0])
+def test_a_long_gradient_is_shortened_as_torch_does_it(longest):
+    weights = [nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(4))]
+    unused = nn.Parameter(torch.ones(1))
+    found = []
+    for clip in (clip_gradients, nn.utils.clip_grad_norm_):
+        for scale, weight in enumerate(weights, 1):
+            weight.grad = torch.full_like(weight, float(scale))
+        norm = clip([*weights, unused], longest)
+        found.append([norm, *(weight.grad for weight in weights)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_term_without_weight_trains_nothing():
+    module = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
+
+    def loss(random: torch.Generator) -> dict[str, torch.Tensor]:
+        learnt, logged = (layer(torch.ones(1, 2)).square().mean() for layer in module)
+        return {"learnt": learnt, "logged": torch.inf * logged}
+
+    before = module[1].weight.clone()
+    learner = SGDStageRun(
+        module, loss, OptimConfig(steps=2, batch_size=1), weights={"logged": 0}, seed=0
+    )
+    metrics = learner.update()
+    assert metrics["loss"].isfinite()
+    assert not metrics["logged"].isfinite()
+    assert module[1].weight.equal(before)
+    assert module[0].weight.grad.abs().sum() > 0
 
 
 def test_the_gradient_norm_can_not_be_clipped_to_zero():

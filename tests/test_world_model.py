@@ -306,12 +306,12 @@ class Straight(nn.Linear):
 def test_the_ema_target_follows_by_its_decay():
     perception = Straight(1, 1, bias=False)
     target = EMATargetConfig(decay=0.9).build(perception)
-    target.update(perception)
+    target.update()
     start = perception.weight.item()
     nn.init.constant_(perception.weight, start + 1)
     one, observed = torch.ones(1, 1), []
     for _ in range(2):
-        target.update(perception)
+        target.update()
         observed.append(target(one, perception(one, {}), {}).item() - start)
     assert observed == pytest.approx([0.1, 0.19], abs=1e-6)
 

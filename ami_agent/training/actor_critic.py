@@ -59,9 +59,10 @@ CHOICE_TEMPERATURE = 0.2
 
 def actor_critic_loss(
     evaluated: EvaluatedRollouts, pre_squash: Tensor, drives: Drives, value_critics: ValueCritics,
-    target_critics: nn.Module, td_lambda: float,
+    next_values: Tensor, td_lambda: float,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The loss of imagined rollouts of the policy `[B, 1, H, ..]`.
+    """The loss of imagined rollouts of the policy `[B, 1, H, ..]`. `next_values` `[B, 1, H, W]`:
+    those of the slow copy of the critics after each step.
 
     `energy`: their energy, in units of its own spread, so that tasks with large costs take no
     larger steps. `saturation`: how far the actions before squashing, `[B, A]`, lie where squashing
@@ -75,8 +76,8 @@ def actor_critic_loss(
         states = rollout.states.detach().flatten(0, 1)  # [B, H + 1, D]
         discount = value_critics.discount
         costs = with_terminal_values(costs, continues, discount, value_critics.terminal)
-        next_values = target_critics(states[:, 1:])
-        returns = lambda_returns(costs, next_values, continues, discount, td_lambda)
+        values = next_values.detach().flatten(0, 1)
+        returns = lambda_returns(costs, values, continues, discount, td_lambda)
     error = (value_critics.all_values(states[:, :-1]) - returns) / value_critics.scale
     return {
         "energy": (energy / safe_std(energy)).mean(),
@@ -242,7 +243,14 @@ class ActorCriticRun(SGDStageRun):
         self.target_critics = EMATarget(self.value_critics, stage.ema_decay).requires_grad_(False)
         # a copy without gradients: its weights are not trained here
         self.model = deepcopy(agent.world_model).requires_grad_(False)
+        # listed once: that takes longer than to copy them
+        self.copied, self.current = (
+            list(model.state_dict().values()) for model in (self.model, agent.world_model)
+        )
         target_critics: Any = self.target_critics.average.module
+        target_critics.register_forward_hook(self._keep_values)
+        self.latest_values: Tensor | None = None  # of the slow copy
+        self.context: TaskContext | None = None  # the same at every update
         interoceptive_cost = InteroceptiveCost(self.drives, target_critics)
         cost = Cost(
             agent.cost.goal_critic,
@@ -259,7 +267,7 @@ class ActorCriticRun(SGDStageRun):
         super().__init__(
             nn.ModuleList([agent.policy, self.value_critics, self.target_critics]), self._loss,
             replace(stage.optim, steps=updates), seed=seed,
-            post_step=lambda: self.target_critics.update(self.value_critics),
+            post_step=self.target_critics.update,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -304,22 +312,33 @@ class ActorCriticRun(SGDStageRun):
 
     def _loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         agent = self.agent
-        current = list(agent.world_model.state_dict().values())
-        torch._foreach_copy_(list(self.model.state_dict().values()), current)
         with torch.no_grad():
             state = self._sample_states(generator)
-        context = agent.configurator.context(self.task, torch.zeros_like(state))
+        if self.context is None:
+            self.context = agent.configurator.context(self.task, torch.zeros_like(state))
+        context, self.latest_values = self.context, None
+        torch._foreach_copy_(self.copied, self.current)
         rng, evaluator = torch.Generator().manual_seed(self.seed + self.step), self.evaluator
         imagining = evaluator.with_noise(context._replace(horizon=self.stage.horizon), rng)
         evaluated = self.policy_proposal.evaluate_with(
             state, evaluator.no_candidates(state, imagining), imagining
         )
         pre_squash = agent.policy.pre_squash(state, context.goal, context.task_vector)
+        next_values = self.latest_values
+        if next_values is None or len(evaluated.rollout.states[0]) != next_values.shape[1]:
+            # the energy has no values, or those of all sampled futures
+            with torch.no_grad():
+                next_values = self.target_critics.average(evaluated.rollout.states[:, :, 1:])
         losses = actor_critic_loss(
-            evaluated, pre_squash, self.drives, self.value_critics, self.target_critics.average,
+            evaluated, pre_squash, self.drives, self.value_critics, next_values,
             self.stage.td_lambda,
         )  # fmt: skip
         return {**losses, **self._choice_loss(state, pre_squash, context, rng)}
+
+    def _keep_values(self, critics: nn.Module, args: Any, values: Tensor) -> None:
+        """Keeps the values of the futures `[B, P, H, W]` whose energy is computed, so that they
+        need not be computed twice."""
+        self.latest_values = values
 
     def _choice_loss(
         self, state: Tensor, pre_squash: Tensor, context: TaskContext, rng: torch.Generator

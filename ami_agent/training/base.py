@@ -14,7 +14,7 @@ from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.adapters.make import check_options
 from ami_agent.agent import Agent
 from ami_agent.training import distributed
-from ami_agent.training.optim import OptimConfig
+from ami_agent.training.optim import OptimConfig, clip_gradients
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.memory.short_term import EpisodeMemory
 from modules.types import (
@@ -175,6 +175,7 @@ class SGDStageRun(StageRun):
         self.weights, self.post_step = weights or {}, post_step
         self.fraction: Callable[[], Tensor] | None = None  # of the steps, that windows can hold
         self.generator = torch.Generator().manual_seed(seed)
+        self.modules = list(module.modules())
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         # fused is faster on a CPU; on a GPU it would keep its step counts there, not on the host
         fused = all(p.device.type == "cpu" for p in self.parameters)
@@ -199,15 +200,18 @@ class SGDStageRun(StageRun):
         before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step)
-        self.module.train()  # an evaluation in between sets eval mode
+        if not all(module.training for module in self.modules):
+            self.module.train()  # an evaluation in between sets eval mode
+        for parameter in self.parameters:  # `zero_grad` takes as long as the optimizer's step
+            parameter.grad = None
         with distributed.draws_again(self.generator):
             terms = self.loss(self.generator)
-            weighted = [self.weights.get(k, 1.0) * term for k, term in terms.items()]
-            total = torch.stack(weighted).sum()
-            self.optimizer.zero_grad(set_to_none=True)
+            weights = {name: self.weights.get(name, 1.0) for name in terms}
+            # a term without weight needs no backward pass
+            total = torch.stack([w * terms[name] for name, w in weights.items() if w]).sum()
             total.backward()
             means = distributed.average_gradients(self.parameters, {"loss": total, **terms})
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip_norm)
+        norm = clip_gradients(self.parameters, self.config.grad_clip_norm)
         self.optimizer.step()
         self.post_step()
         self.step += 1

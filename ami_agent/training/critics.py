@@ -342,7 +342,7 @@ class ValueRun(SGDStageRun):
         self.prediction_metrics: dict[str, Tensor] = {}
         super().__init__(
             nn.ModuleList([self.value_critics, self.target_critics]), self._loss, stage.optim,
-            seed=seed, post_step=lambda: self.target_critics.update(self.value_critics),
+            seed=seed, post_step=self.target_critics.update,
         )  # fmt: skip
         self.log_drawn_fraction(self.buffer, "the value critics", stage.length)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ class JEPALoss:
     optional_terms: Collection[str] = ()
     """Which of `OPTIONAL_TERMS` to compute; those that compare two views compare the last state of
     a window as predicted and as encoded."""
+    left_out: Collection[str] = ()
+    """Which of the other terms not to compute, of those that no prediction enters."""
     prototypes: Tensor = NO_PROTOTYPES
     """`[K, D]`"""
 
@@ -95,15 +97,15 @@ class JEPALoss:
         valid = states_from_steps(trajectory.valid)
         valid_states, valid_steps = ValidSteps(valid), ValidSteps(trajectory.valid)
         valid_pairs = ValidSteps(None if trajectory.valid is None else trajectory.valid[:, 1:])
-        inferred_actions = self.model.level(
-            0
-        ).dynamics.inverse(  # type: ignore[operator]
-            valid_steps(states[:, :-1]), valid_steps(states[:, 1:])
-        )
+        inverse: Any = self.model.level(0).dynamics.inverse
+        inferred_actions, centered_features = actions, states
+        if "inverse_dynamics" not in self.left_out:
+            inferred_actions = inverse(valid_steps(states[:, :-1]), valid_steps(states[:, 1:]))
         all_states = valid_states(states)
         all_features = per_location(all_states, channels)
-        centered = representation_losses.center_within_episode(states, self.group_size, valid)
-        centered_features = per_location(valid_states(centered), channels)
+        if not {"variance_within", "covariance_within"} <= set(self.left_out):
+            centered = representation_losses.center_within_episode(states, self.group_size, valid)
+            centered_features = per_location(valid_states(centered), channels)
         terms, predicted, target = _unroll_terms(
             self.model, trajectory._replace(obs=states), targets, generator, self.context_steps
         )
@@ -122,18 +124,21 @@ class JEPALoss:
                 predicted, target, self.prototypes
             ),
         }
-        return {
-            **terms,
-            **{name: optional[name]() for name in OPTIONAL_TERMS if name in self.optional_terms},
-            "variance": representation_losses.variance(all_states.flatten(0, -2)),
-            "covariance": representation_losses.covariance(all_features),
-            "variance_within": representation_losses.variance(centered_features),
-            "covariance_within": representation_losses.covariance(centered_features),
-            "temporal_similarity": representation_losses.temporal_similarity(states, valid_steps),
-            "inverse_dynamics": representation_losses.inverse_dynamics(
+        further: dict[str, Callable[[], Tensor]] = {
+            "variance": lambda: representation_losses.variance(all_states.flatten(0, -2)),
+            "covariance": lambda: representation_losses.covariance(all_features),
+            "variance_within": lambda: representation_losses.variance(centered_features),
+            "covariance_within": lambda: representation_losses.covariance(centered_features),
+            "temporal_similarity": lambda: representation_losses.temporal_similarity(
+                states, valid_steps
+            ),
+            "inverse_dynamics": lambda: representation_losses.inverse_dynamics(
                 inferred_actions, valid_steps(actions)
             ),
         }
+        computed = {n: optional[n] for n in OPTIONAL_TERMS if n in self.optional_terms}
+        computed |= {name: term for name, term in further.items() if name not in self.left_out}
+        return terms | {name: term() for name, term in computed.items()}
 
 
 def _unroll_terms(
@@ -238,7 +243,7 @@ class TrainJEPA(SGDStage):
     def start(self, agent: Agent, env: EnvConfig, seed: int) -> StageRun:
         return self.make_run(agent, agent.replay_buffer, seed)
 
-    def make_run(self, agent: Agent, buffer: SamplesTrajectories, seed: int) -> StageRun:
+    def make_run(self, agent: Agent, buffer: SamplesTrajectories, seed: int) -> SGDStageRun:
         """A run that trains on windows of this buffer."""
         perception, target_encoder = agent.perception, self.target_encoder.build(agent.perception)
         if not agent.replay_buffer.fraction(self.window_steps):
@@ -250,6 +255,7 @@ class TrainJEPA(SGDStage):
             )
         _adapt_units(agent, buffer)
         optional_terms = [name for name in OPTIONAL_TERMS if getattr(self.weights, name)]
+        left_out = [name for name, weight in asdict(self.weights).items() if not weight]
         initial_prototypes = directions(
             prod(agent.shape), torch.Generator().manual_seed(seed), NUM_PROTOTYPES
         )
@@ -270,7 +276,7 @@ class TrainJEPA(SGDStage):
                 lambda obs: split(perception, obs, modality_weights),
                 lambda obs, features: compute_targets(obs, features, modality_weights),
                 agent.short_term_memory, agent.world_model, agent.shape[0], self.group_size,
-                self.context_steps, optional_terms, prototypes,
+                self.context_steps, optional_terms, left_out, prototypes,
             )  # fmt: skip
             return jepa_loss(batch, generator)
 
@@ -278,7 +284,7 @@ class TrainJEPA(SGDStage):
         stage_run = SGDStageRun(
             nn.ModuleList([*trained, extra_parameters]), loss, self.optim,
             weights=asdict(self.weights), seed=seed,
-            post_step=lambda: target_encoder.update(perception),
+            post_step=target_encoder.update,
         )  # fmt: skip
         stage_run.log_drawn_fraction(agent.replay_buffer, "the world model", self.window_steps)
         return stage_run

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import cos, pi
+
+import torch
+from torch import Tensor, nn
 
 from modules.types import BATCH, FRACTION, RATE, STEPS, ConfigError, validate_ranges
 
@@ -56,6 +60,18 @@ class OptimConfig:
             * warmup_factor
             * (self.final_lr_fraction + (1 - self.final_lr_fraction) * decay)
         )
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """Scales the gradients so that their norm is at most `max_norm`, and returns the norm before
+    that. As `nn.utils.clip_grad_norm_`, but in host memory gradients below that are left as they
+    are, without a multiplication by 1."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if norm.device.type != "cpu" or norm > max_norm:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def tune_malloc() -> None:

@@ -357,9 +357,16 @@ class ReplayBuffer:
             raise ConfigError(f"the length of a window is {length}; it must be at least 1 step")
         key = (length, latest_run, pad)
         if key not in self._windows:
-            age, done = self._age[:, self._order()], self._done[:, self._order()]
-            since = max(0, self._run_start - self._oldest()) if latest_run else 0
-            self._windows[key] = find_windows(age, done, length, since, pad)
+            if oldest := self._oldest():
+                age, done = self._age[:, self._order()], self._done[:, self._order()]
+            else:  # rows that were never written hold no window
+                age, done = self._age[:, : self._steps + 1], self._done[:, : self._steps + 1]
+            since = max(0, self._run_start - oldest) if latest_run else 0
+            found = find_windows(age, done, length, since, pad)
+            if not oldest and self.num_envs > 1:
+                env, first = found.start // age.shape[1], found.start % age.shape[1]
+                found = found._replace(start=env * self._columns + first)
+            self._windows[key] = found
         return self._windows[key]
 
     def _require_windows(self, length: int, latest_run: bool = False) -> Windows:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from modules.types import FRACTION, ModalityWeights, Observation, validate_ranges
 
@@ -41,7 +41,7 @@ class OnlineTarget(nn.Module):
         """Observations `[N, *O]` and their features `[N, D]` -> targets `[N, D]`."""
         return features.detach() if self.stop_gradient else features
 
-    def update(self, perception: nn.Module) -> None:
+    def update(self) -> None:
         """There is no copy to update."""
 
 
@@ -62,7 +62,10 @@ class EMATarget(nn.Module):
 
     def __init__(self, perception: nn.Module, decay: float) -> None:
         super().__init__()
-        self.average = AveragedModel(perception, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.average, self.decay = AveragedModel(perception), decay
+        # `AveragedModel.update_parameters` takes most of its time to list them
+        modules = (self.average.module, perception)
+        self.parameters_of: list[list[Tensor]] = [list(module.parameters()) for module in modules]
 
     @torch.no_grad()
     def forward(
@@ -70,6 +73,11 @@ class EMATarget(nn.Module):
     ) -> Tensor:
         return self.average(obs, modality_weights)
 
-    def update(self, perception: nn.Module) -> None:
-        """Moves the average towards the encoder; called after each gradient step."""
-        self.average.update_parameters(perception)
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the encoder; called after each gradient step. The first call
+        makes them equal."""
+        average, current = self.parameters_of
+        if average:
+            torch._foreach_lerp_(average, current, 1 - self.decay if self.average.n_averaged else 1)
+        self.average.n_averaged += 1
