@@ -235,6 +235,30 @@ def test_a_choice_is_one_hot_and_its_gradient_is_that_of_its_probability():
     assert torch.allclose(kept, bounds.project(kept))
 
 
+@pytest.mark.filterwarnings("ignore:.*maximum and minimum values are equal")
+def test_layers_are_as_wide_as_what_varies_demands():
+    """The 16 squares of a frozen lake are one number, and those whose bounds are equal none."""
+
+    class Wide(gymnasium.Env):
+        action_space = gymnasium.spaces.Box(-1, 1, (7,))
+
+        def __init__(self, varying=9):
+            high = np.r_[np.ones(varying), -np.ones(20)].astype(np.float32)
+            self.observation_space = gymnasium.spaces.Box(-np.ones_like(high), high)
+
+    gymnasium.register("ami-test/Wide-v0", entry_point=Wide)
+    try:
+        for env, options, hidden in (
+            ("FrozenLake-v1", {}, 128),
+            ("ami-test/Wide-v0", {}, 128),
+            ("ami-test/Wide-v0", {"varying": 10}, 256),
+        ):
+            config = ami.recipes.gym(EnvConfig(id=env, options=options))
+            assert config.actor.policy.hidden == hidden
+    finally:
+        gymnasium.registry.pop("ami-test/Wide-v0")
+
+
 @pytest.mark.parametrize("name", ["GradientPlanner", "CEM", "MPPI", "Collocation"])
 def test_every_planner_makes_one_hot_choices(name):
     config = ami.recipes.gym(EnvConfig(id="CartPole-v1"))

@@ -6,6 +6,8 @@ from contextlib import closing
 from dataclasses import replace
 from math import ceil, prod
 
+from gymnasium import spaces
+
 from ami_agent.adapters.env import EnvConfig, EnvironmentSpec
 from ami_agent.config import ActorConfig, Config, CostConfig
 from ami_agent.training import (
@@ -29,7 +31,7 @@ from modules.world_model.dynamics import MLPDynamicsConfig
 from modules.world_model.jepa import TransitionHeadConfig, WorldModelConfig
 
 LARGE_SPACE = 16
-"""Numbers of observation and action together, above which layers are wider."""
+"""Numbers that vary in observation and action together, above which layers are wider."""
 
 IMAGE_WEIGHTS = LossWeights(
     prediction=20,
@@ -51,11 +53,13 @@ def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
         spec, registered = adapter.spec, adapter.unwrapped.spec
         episode_steps, _ = adapter.max_episode_steps()
         dataset = data.with_all_steps(adapter) if data != NO_DATASET else None
+        fields = [f for f in adapter.obs_fields.values() if len(f.modality.shape) < 3]
+        num_varying = sum(_num_varying(field.space) for field in fields)
+        num_varying += len(spec.choices) or spec.action_dim
     if not registered.max_episode_steps and not env.max_episode_steps:
         env = _with_time_limit(env, spec, max(DEFAULT_EPISODE_STEPS, ceil(episode_steps)))
-    vectors = [shape for shape in spec.shapes.values() if len(shape) < 3]
-    has_images = len(vectors) < len(spec.shapes)
-    hidden = 256 if sum(map(prod, vectors)) + spec.action_dim > LARGE_SPACE else 128
+    has_images = len(fields) < len(spec.shapes)
+    hidden = 256 if num_varying > LARGE_SPACE else 128
     # vectors are states as they are; representations of images are learnt, and could collapse
     weights = IMAGE_WEIGHTS if has_images else replace(IDENTITY_WEIGHTS, interoception=1)
     optim = OptimConfig(steps=0, batch_size=128, final_lr_fraction=0.2)
@@ -99,6 +103,14 @@ def gym(env: EnvConfig = DEFAULT_ENV, data: LoadDataset = NO_DATASET) -> Config:
             ),
         },
     )
+
+
+def _num_varying(space: spaces.Space) -> int:
+    """The numbers of an observation that vary: one for each choice, although it is one-hot, and
+    none where the bounds of a Box are equal."""
+    if isinstance(space, spaces.Box):
+        return int((space.low < space.high).sum())
+    return 1 if isinstance(space, spaces.Discrete) else prod(space.shape or ())
 
 
 def _with_time_limit(env: EnvConfig, spec: EnvironmentSpec, limit: int) -> EnvConfig:
