@@ -451,6 +451,12 @@ PLAIN_MESSAGES = {
     r"^Error parsing (--\S+): could not convert string to float: (.*)": (
         r"\1 is \2; it must be a number"
     ),
+    r"^Error parsing (--\S+): no type matching \{None\}\|INT .* from \[(.*)\]\.$": (
+        r"\1 is \2; it must be a whole number"
+    ),
+    r"^Error parsing (--\S+): no type matching \{None\}\|FLOAT .* from \[(.*)\]\.$": (
+        r"\1 is \2; it must be a number"
+    ),
     r"^Error parsing (--\S+)": r"\1",
     r"^Unrecognized options:[ ,]*$": "an empty argument, '', belongs to no flag",
 }

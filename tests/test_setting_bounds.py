@@ -125,6 +125,7 @@ def test_every_number_has_a_type_and_both_bounds(kind):
         ("--episodes", "0", "it must be a whole number from 1 to 1000000"),
         ("--save-every", "nan", "is nan; it must be from 0 to 1e+09"),
         ("--seed", "-1", "is -1; it must be a whole number from 0 to 2147483647"),
+        ("--threads", "x", "is 'x'; it must be a whole number"),
         ("--recipe", "", "is ''; it must be a name of 1 to 200 characters"),
     ],
 )
