@@ -121,11 +121,9 @@ class RunLogger(ConsoleLogger):
         super().__init__(console)
         self._folder, self._path = folder, folder / METRICS
         self._writer: SummaryWriter | None = None
-        if self._path.exists():
-            open_regular(self._path).close()  # to open a pipe for writing would wait for a reader
         with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
-            self._metrics = self._path.open("ab")
+            self._metrics = open_regular(self._path, append=True)
             _truncate(self._path, self._path.stat().st_size)
 
     def log_scalars(self, stage: str, step: int, values: Mapping[str, Number]) -> None:
@@ -177,7 +175,8 @@ class RunLogger(ConsoleLogger):
                 self._writer.close()
 
     def _files(self) -> list[Path]:
-        return [self._path, *sorted(self._folder.glob(EVENTS))]
+        events = sorted(self._folder.glob(EVENTS))
+        return [self._path, *(p for p in events if p.is_file() and not p.is_symlink())]
 
     @contextmanager
     def _tensorboard(self) -> Iterator[SummaryWriter]:

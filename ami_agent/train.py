@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from ami_agent.logger import Logger, RunLogger, one_line
 from ami_agent.probing.probe import describe_collapse, make_probe
 from ami_agent.sizing import describe_buffer
 from ami_agent.storage import checkpoint, run_dir
-from ami_agent.storage.files import NotWritten, clean, locked, one_line_errors
+from ami_agent.storage.files import NotWritten, clean, locked, one_line_errors, remove_folder
 from ami_agent.storage.replay_files import Chunks, buffer_head
 from ami_agent.storage.run_dir import apply_new_settings, check_resumable
 from ami_agent.training import Stage, StageRun, distributed
@@ -393,7 +392,7 @@ class Trainer:
             metadata = {"stage_index": self.stage_index}
             checkpoint.save(self.folder / "memory", self.agent.replay_buffer.state_dict(), metadata)
         elif not self.options.keep_replay_buffer:
-            shutil.rmtree(self.folder / "memory", ignore_errors=True)
+            remove_folder(self.folder / "memory")
         self.chunks.remove()
 
     def _saved_message(self) -> str:

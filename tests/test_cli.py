@@ -368,6 +368,12 @@ def test_results_are_written_to_a_pipe_as_to_a_file_and_change_nothing_else(tmp_
     assert json.loads(os.read(reader, 100)) == {"a": 1}
     os.close(reader)
     assert pipe.is_fifo()
+    reader, writer = os.pipe()
+    cli.args.check_json_path(f"/dev/fd/{writer}")  # as /dev/stdout in a pipeline
+    write_json(Path(f"/dev/fd/{writer}"), {"a": 2})
+    assert json.loads(os.read(reader, 100)) == {"a": 2}
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("seconds", ["nan", "-1"])

@@ -148,7 +148,27 @@ class Endless(VectorEnv):
         return self.np_random.uniform(-1, 1, (self.num_envs, 2)).astype(np.float32)
 
 
-KINDS = (Plain, Faulty, Single)
+class Odd(Plain):
+    """Returns something odd in its second step."""
+
+    def __init__(self, part="reward", value="") -> None:
+        self.part, self.value = part, value
+
+    def step(self, action):
+        found = list(super().step(action))
+        if self.steps == 2:
+            found[PARTS.index(self.part)] = UNUSUAL[self.value]
+        return tuple(found)
+
+
+PARTS = ("observation", "reward", "terminated", "truncated")
+UNUSUAL = {
+    "nan": np.nan, "a word": "False", "long": "x" * 999, "two": 2, "none": None, "huge": 1e300,
+    "huge integer": -(10**30), "0": 0, "0.0": 0.0, "[0]": np.array([0]), "np": np.bool_(False),
+}  # fmt: skip
+
+
+KINDS = (Plain, Faulty, Single, Odd)
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +195,36 @@ def run(config, steps=9, count=1):
     with closing(config.build(count)) as env:
         obs, _ = env.reset(0)
         return list(islice(rollout(behaviour_policy(env), env, obs), steps))
+
+
+def odd(part, value, vector="auto"):
+    options = {"part": part, "value": value}
+    return EnvConfig(id="ami-test/Odd-v0", vectorization_mode=vector, options=options)
+
+
+@pytest.mark.parametrize("vector", ["auto", "async"])
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("terminated", "nan", "failed in step: ValueError: its terminated is nan; it must be True"),
+        ("terminated", "a word", "its terminated is 'False'; it must be True or False"),
+        ("truncated", "two", "its truncated is 2; it must be True or False"),
+        ("truncated", "none", "its truncated is None; it must be True or False"),
+        ("truncated", "long", "its truncated is 'x+; it must be True or False"),
+        ("reward", "huge", r"reward holds a number beyond 1e\+19, too large"),
+        ("reward", "huge integer", r"reward holds a number beyond 1e\+19, too large"),
+        ("reward", "nan", "reward holds NaN or infinity"),
+    ],
+)
+def test_flags_and_rewards_that_would_be_misread_are_refused(part, value, message, vector):
+    with pytest.raises(EnvError, match=message) as error:
+        run(odd(part, value, vector))
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("value", ["0", "0.0", "[0]", "np"])
+def test_a_flag_may_be_of_any_kind_that_means_no(value):
+    assert len(run(odd("terminated", value))) == 9
 
 
 @pytest.mark.parametrize("fault", ["sleeps", "spins"])

@@ -587,6 +587,20 @@ def test_an_agent_is_not_evaluated_where_the_spaces_differ_unless_requested(case
         assert ami.evaluate(agent, accepted, mode="react", episodes=1)["return"]["mean"] == 0.0
 
 
+@pytest.mark.parametrize("name", ["strength", "sight"])
+def test_bounds_of_any_size_are_compared(name):
+    def differences(*sizes):
+        specs = []
+        for size in sizes:
+            with closing(replace(BOUNDED, options={name: size}).build(1)) as env:
+                specs.append(env.spec)
+        return list(env_spec.differences(*specs))
+
+    (found,) = differences(1e-11, 1e-9)
+    assert not found.in_kind
+    assert not differences(1e-11, 1e-11 * (1 + 1e-7))  # rounding
+
+
 def test_training_is_refused_where_it_would_be_evaluated_with_other_bounds(tmp_path):
     config = ami.recipes.gym(BOUNDED)
     evaluation = replace(config.eval_env, options={"strength": 100.0})

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,13 +18,17 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import ami_agent as ami
-from ami_agent.ablation.executors import Job, finished_metrics, read_results
+from ami_agent import recipes
+from ami_agent.ablation.executors import Job, finished_metrics, read_results, run_job_logged
 from ami_agent.adapters.datasets import check_minari_files, from_run
 from ami_agent.adapters.env import behaviour_policy, rollout
+from ami_agent.logger import RunLogger
 from ami_agent.probing.data import apply_perturbation
 from ami_agent.storage import checkpoint, files, run_dir
+from ami_agent.storage.files import LOCK, NotWritten, locked
 from modules.memory.replay_buffer import ReplayBuffer
 from modules.types import ConfigError
 from tests.damage import (
@@ -198,6 +203,57 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
             files.read_json(tmp_path / name)
     with pytest.raises(ConfigError, match="device"):
         files.read_json(Path("/dev/zero"))
+
+
+SPECIAL = {
+    "pipe": (os.mkfifo, "a socket, or a pipe without a reader"),
+    "socket": (lambda path: os.mknod(path, stat.S_IFSOCK), "a socket, or a pipe without a reader"),
+    "loop": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+    "folder": (Path.mkdir, "Is a directory"),
+    "device": (lambda path: path.symlink_to("/dev/full"), "No space left"),
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_no_writer_waits_for_a_special_file(kind, tmp_path):
+    make, message = SPECIAL[kind]
+    for name in ("file", "log.txt", LOCK, "memory"):
+        make(tmp_path / name)
+    refused = pytest.raises((ConfigError, OSError), match=r"regular file|symbolic links")
+    with pytest.raises(NotWritten, match=rf"file was not written: .*{message}"):
+        files.write_text(tmp_path / "file", "text")
+    with refused:
+        files.open_regular(tmp_path / "file", append=True)
+    with refused:
+        run_job_logged(Job("variant", recipes.two_rooms(), tmp_path, 0, 1, "cpu"), 1)
+    refused_lock = pytest.raises((ConfigError, OSError), match=r"\.lock (is a|was not written)")
+    with refused_lock, locked(tmp_path):
+        pass
+    files.remove_folder(tmp_path / "memory")
+    left = {"file", "log.txt", LOCK} | ({"memory"} - {kind.replace("folder", "memory")})
+    assert set(os.listdir(tmp_path)) == left
+
+
+def test_a_lock_and_a_log_change_nothing_outside_their_folder(tmp_path):
+    (precious := tmp_path / "precious").write_text("mine\n")
+    (run := tmp_path / "run").mkdir()
+    (run / LOCK).symlink_to(precious)
+    with pytest.raises(NotWritten, match="symbolic links"), locked(run):
+        pass
+    (run / "events.out.tfevents.1").symlink_to(precious)
+    os.mkfifo(run / "events.out.tfevents.2")
+    (run / "events.out.tfevents.3").symlink_to("events.out.tfevents.3")
+    with closing(RunLogger(run, Console(quiet=True))) as logger:
+        assert logger.position() == {"metrics.jsonl": 0}
+        logger.rewind({"events.out.tfevents.1": 2, "events.out.tfevents.2": 0})
+    assert precious.read_text() == "mine\n"
+
+
+def test_spaces_that_are_a_loop_of_links_are_not_taken_for_none(run):
+    (run / "spaces.json").unlink(missing_ok=True)
+    (run / "spaces.json").symlink_to("spaces.json")
+    with pytest.raises(ConfigError, match=r"spaces\.json can't be read"):
+        run_dir.load(run)
 
 
 def test_sparse_files_of_tensors_are_not_read(run):

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
+from io import TextIOWrapper
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -28,7 +29,7 @@ from ami_agent.interrupt import SHUTDOWN_TIMEOUT, handled, isolate_worker, termi
 from ami_agent.logger import RunLogger
 from ami_agent.resources import num_cores
 from ami_agent.storage import run_dir
-from ami_agent.storage.files import NotWritten, is_number
+from ami_agent.storage.files import NotWritten, is_number, open_regular
 from ami_agent.train import train
 from modules.types import ConfigError
 
@@ -62,7 +63,7 @@ class JobResult(NamedTuple):
 def finished_metrics(job: Job) -> Mapping[str, Any] | None:
     """The metrics of a finished run with as many evaluation episodes, else None. Raises ConfigError
     where the folder holds a run of other settings."""
-    if not (job.out / "eval.json").exists():
+    if not os.path.lexists(job.out / "eval.json"):
         return None
     run_dir.check_same(job.out, job.config, job.seed)
     run_dir.seconds_of(job.out)  # the study reports the seconds of every finished run
@@ -183,7 +184,8 @@ def run_job_logged(job: Job, num_threads: int) -> JobResult:
     """Runs a job in a process of its own; its output goes into a file of the run folder."""
     torch.set_num_threads(num_threads)
     job.out.mkdir(parents=True, exist_ok=True)
-    with (job.out / LOG).open("a", errors="backslashreplace") as log:
+    log_file = open_regular(job.out / LOG, append=True)
+    with TextIOWrapper(log_file, "utf-8", "backslashreplace") as log:
         return run_job(job, Console(file=log, width=160))
 
 

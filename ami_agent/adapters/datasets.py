@@ -18,7 +18,7 @@ import torch
 from ami_agent.adapters.env import EnvAdapter
 from ami_agent.adapters.env_spec import differences, from_json
 from ami_agent.adapters.observations import bounds_of
-from ami_agent.adapters.spaces import read_obs
+from ami_agent.adapters.spaces import check_numbers, read_obs
 from ami_agent.storage import checkpoint, files
 from modules.memory.replay_buffer import BY_ENV, ReplayBuffer
 from modules.types import CONTINUE, ConfigError, Trajectory
@@ -165,8 +165,7 @@ def _trajectory(episode: Any, env: EnvAdapter) -> Trajectory:
             f"{steps} rewards, {lengths} actions and terminations, {obs_lengths} observations"
         )
     for what, part in (("actions", actions), ("rewards", rewards)):
-        if not part.isfinite().all():
-            raise ConfigError(f"{what} holds NaN or infinity")
+        check_numbers(what, part)
     batched_obs = {name: part[None] for name, part in obs.items()}
     return Trajectory(
         obs=batched_obs.get("obs", batched_obs), actions=actions[None],

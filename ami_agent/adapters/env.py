@@ -46,7 +46,7 @@ from ami_agent.adapters.make import (
     native_vector_space,
 )
 from ami_agent.adapters.observations import ignored_fields, interface_to
-from ami_agent.adapters.spaces import Interface, Layout, OutOfBounds, read_obs
+from ami_agent.adapters.spaces import Interface, Layout, OutOfBounds, check_numbers, read_obs
 from ami_agent.adapters.vector_env import fill_missing, read_table, reported
 from ami_agent.resources import num_cores
 from modules.configurator import TaskSpec
@@ -272,15 +272,13 @@ class EnvAdapter:
     def _interoception(self, reward: Any, terminated: Tensor, info: Info) -> Tensor:
         """`[B, I]`, in the order of the names in the spec."""
         rewards = np.asarray(reward, dtype=np.float64)  # float32 after a constant is subtracted
-        if not np.isfinite(rewards).all():
-            raise EnvError("the environment's reward is NaN, None or infinite")
         signals = [self.tensor(rewards)[:, None]]
+        check_numbers("the environment's reward", signals[0])
         num_declared = len(self.spec.interoception) - 1 - self.config.terminal_channel
         if num_declared:
             table = read_table(info, "interoception", self.num_envs, num_declared)
             declared = self.tensor(table).double()
-            if not declared.isfinite().all():
-                raise EnvError("info['interoception'] of the environment holds NaN or infinity")
+            check_numbers("info['interoception'] of the environment", declared)
             signals.append(declared)
         if self.config.terminal_channel:
             signals.append((~terminated).double()[:, None])

@@ -214,9 +214,17 @@ def _space_differences(label: str, one: spaces.Space, two: spaces.Space) -> Iter
     others = dict(leaves(two))
     for path, a in leaves(one):
         b = others[path]
-        if not (isinstance(a, (spaces.MultiBinary, spaces.Text)) or a == b):
+        if not (isinstance(a, (spaces.MultiBinary, spaces.Text)) or _is_same(a, b)):
             name = " ".join([label, *map(repr, path)])
             yield Difference(False, *(f"{name} {_describe_bounds(space)}" for space in (a, b)))
+
+
+def _is_same(a: spaces.Space, b: spaces.Space) -> bool:
+    """Equality up to rounding; Gymnasium takes all bounds below 1e-8 for equal."""
+    if not (isinstance(a, spaces.Box) and isinstance(b, spaces.Box)):
+        return bool(a == b)
+    edges = ((a.low, b.low), (a.high, b.high))
+    return a.dtype == b.dtype and all(np.allclose(*edge, rtol=1e-5, atol=0) for edge in edges)
 
 
 def _describe_kind(space: spaces.Space) -> str:

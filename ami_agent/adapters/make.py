@@ -69,6 +69,23 @@ class ActionRepeat(gymnasium.Wrapper):
         return obs, total, terminated, truncated, infos
 
 
+class CheckedFlags(gymnasium.Wrapper):
+    """Raises ValueError where `terminated` or `truncated` is not True, False, 1 or 0: a vector
+    environment would take NaN and any text for True."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, *flags, info = self.env.step(action)
+        terminated, truncated = map(_to_bool, ("terminated", "truncated"), flags)
+        return obs, reward, terminated, truncated, info
+
+
+def _to_bool(name: str, flag: Any) -> bool:
+    found = np.asarray(flag)
+    if found.size != 1 or found.dtype.kind not in "biuf" or found.item() not in (0, 1):
+        raise ValueError(f"its {name} is {flag!r:.40}; it must be True or False")
+    return bool(found)
+
+
 class EnvFactory:
     """Makes one environment. In a worker process that shares no memory with this one (start methods
     spawn and forkserver), the imports that register it come before anything else is unpickled."""
@@ -89,7 +106,7 @@ class EnvFactory:
         if spec.entry_point is None:
             env: gymnasium.Env = SingleEnv(spec.id, _make_vec(deepcopy(spec), 1, options))
         else:
-            env = gymnasium.make(deepcopy(spec), **options)
+            env = CheckedFlags(gymnasium.make(deepcopy(spec), **options))
         for wrapper in wrappers:
             env = wrapper(env)
         return env

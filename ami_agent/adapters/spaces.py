@@ -24,8 +24,8 @@ MAX_CHOICES = 2**14
 MAX_INTEGER_RANGE = 2**24
 """Integers between the bounds of an action: float32 represents no more of them exactly."""
 MAX_ABS_VALUE = 1e19
-"""The largest number that may be observed, more than int64 holds: the square of a much larger one
-is infinite in float32, and would make results wrong without an error."""
+"""The largest observation and reward, more than int64 holds: the square of a much larger number is
+infinite in float32, and would make results wrong without an error."""
 TOO_LARGE = f"a number beyond {MAX_ABS_VALUE:g}, too large"
 NUMERIC_KINDS = "biuf"
 """Kinds of NumPy arrays that hold numbers: booleans, integers, floats."""
@@ -152,10 +152,16 @@ def read_obs(fields: Mapping[str, ObsField], obs: Any, what: str) -> dict[str, T
             is_valid, reason = False, f": {error}"
         if not is_valid:
             raise EnvError(f"{label} is not of its space {reader.space}{reason}")
-        if part.is_floating_point() and not (part.abs() <= MAX_ABS_VALUE).all():
-            is_finite = bool(part.isfinite().all())
-            raise EnvError(f"{label} holds {TOO_LARGE if is_finite else 'NaN or infinity'}")
+        if part.is_floating_point():
+            check_numbers(label, part)
     return found
+
+
+def check_numbers(label: str, numbers: Tensor) -> None:
+    """Raises EnvError for NaN, infinities and numbers that are too large."""
+    if not (numbers.abs() <= MAX_ABS_VALUE).all():
+        problem = TOO_LARGE if bool(numbers.isfinite().all()) else "NaN or infinity"
+        raise EnvError(f"{label} holds {problem}")
 
 
 def as_is(part: Any) -> Any:

@@ -252,7 +252,7 @@ def check_json_path(path: str) -> None:
     is_file = not file.is_dir() and file.parent.is_dir()
     if path and not is_file:
         raise ConfigError(f"--json {path}: it must be a file in a folder that exists")
-    if path and not os.access(file if file.exists() else file.parent, os.W_OK):
+    if path and not os.access(path if os.path.exists(path) else file.parent, os.W_OK):
         raise ConfigError(f"--json {path}: this file may not be written")
 
 

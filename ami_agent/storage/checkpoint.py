@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,9 @@ def save(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
             folder.rename(backup)
         tmp.rename(folder)
         _fsync(folder.parent)
-        shutil.rmtree(backup, ignore_errors=True)
+        files.remove_folder(backup)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(tmp, ignore_errors=True)
+        files.remove_folder(tmp)
         needed = sum(tensor.nbytes for tensor in tensors.values()) / files.MIB
         raise CheckpointNotWritten(
             f"{folder} was not written ({error}); it needs {needed:.1f} MiB of free disk"
@@ -107,7 +106,7 @@ def prune(run: Path, keep: int = 2) -> None:
     for folder in map(_existing_path, checkpoints(run)[: -max(keep, 1)]):
         tmp = folder.with_name(f".{folder.name.strip('.')}{UNFINISHED}")
         folder.rename(tmp)  # first, so that no process can find half of it
-        shutil.rmtree(tmp)
+        files.remove_folder(tmp)
 
 
 def _hidden_path(folder: Path, suffix: str) -> Path:
@@ -125,11 +124,11 @@ def _recover(parent: Path) -> None:
     for backup in parent.glob(f".*{REPLACED}"):
         path = parent / backup.name[1:].removesuffix(REPLACED)
         if path.exists():
-            shutil.rmtree(backup)
+            files.remove_folder(backup)
         else:
             backup.rename(path)
     for tmp in parent.glob(f".*{UNFINISHED}"):
-        shutil.rmtree(tmp)
+        files.remove_folder(tmp)
 
 
 def _write(tmp: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import stat
 import time
@@ -39,21 +40,27 @@ STALE = 3600.0  # seconds after which a draft is taken to be that of a killed pr
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Errors of file systems without locks, as some network file systems are."""
+NO_READER = "it is a socket, or a pipe without a reader"
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """The file, open for reading. ConfigError where it is missing, not readable, or a folder, a
-    pipe, a socket or a device, which could block for ever."""
+def open_regular(path: Path, append: bool = False) -> BinaryIO:
+    """The file, open for reading; to `append` to it, it is created if need be. ConfigError where it
+    is missing, not readable, or a folder, a pipe, a socket or a device, which could block for ever;
+    OSError where nothing can be appended."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT if append else os.O_RDONLY
     try:
-        _check_regular(path, os.stat(path))  # before it is opened
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with suppress(FileNotFoundError):
+            _check_regular(path, os.stat(path))  # before it is opened
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
         _check_regular(path, os.fstat(handle))
-        return os.fdopen(handle, "rb")
+        return os.fdopen(handle, "ab" if append else "rb")
     except ConfigError:
         raise
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing") from None
     except OSError as error:
+        if append:
+            raise
+        if isinstance(error, FileNotFoundError):
+            raise ConfigError(f"{path} is missing") from None
         raise ConfigError(f"{path} can't be read: {error.strerror or error}") from None
     except ValueError as error:  # the name is not valid for a file
         raise ConfigError(f"{str(path)!r} can't be read: {error}") from None
@@ -227,20 +234,29 @@ def writing(path: Path) -> Iterator[None]:
     except NotWritten:
         raise
     except OSError as error:
-        raise NotWritten(f"{path} was not written: {error.strerror or error}") from error
+        reason = NO_READER if error.errno == errno.ENXIO else error.strerror or error
+        raise NotWritten(f"{path} was not written: {reason}") from error
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a new empty file beside `path`, which replaces `path` when the block ends, and is
-    removed if the block raises. Symbolic links are kept; a pipe, and a file in a read-only folder
-    are written directly. Raises NotWritten."""
-    target = path.resolve()
+    removed if the block raises. Symbolic links are kept; a pipe that has a reader, a device, and a
+    file in a read-only folder are written directly. Raises NotWritten."""
+    target = Path(os.path.realpath(path))
     draft = target.with_name(f".{secrets.token_hex(8)}{DRAFT}")  # the name may be as long as it can
     try:
         with writing(path):
-            if target.exists() and not (target.is_file() and os.access(target.parent, os.W_OK)):
-                yield target
+            mode = 0
+            with suppress(FileNotFoundError):
+                mode = os.stat(path).st_mode  # raises for a loop of links
+            if mode and not (stat.S_ISREG(mode) and os.access(target.parent, os.W_OK)):
+                # fails for a pipe without a reader, which would be waited for
+                handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    yield path
+                finally:
+                    os.close(handle)
                 return
             draft.touch(0o666, exist_ok=False)
             yield draft
@@ -269,6 +285,12 @@ def clean(folder: Path) -> None:
                 draft.unlink()
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a folder as far as possible; what is none is left, as `rmtree` waits for a pipe."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 _held: dict[Path, int] = {}  # file descriptors by the folders that this process has locked
 
 
@@ -278,7 +300,7 @@ def locked(folder: Path) -> Iterator[None]:
     can take it again. The operating system releases the lock of a killed process. Raises
     ConfigError naming another process that has it. It has no effect on file systems without locks;
     NFS has them from version 3 on."""
-    path = folder.resolve()
+    path = Path(os.path.realpath(folder))
     if path in _held:
         yield
         return
@@ -301,8 +323,10 @@ def locked(folder: Path) -> Iterator[None]:
 def _acquire(folder: Path, lock: Path) -> int:
     """The descriptor of the locked file, in which process and host stand for other processes."""
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        with writing(lock):  # not through a link: the lock is written, and may be anyone's
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
+            _check_regular(lock, os.fstat(descriptor))
             if not _lock(descriptor):
                 owner = _owner(descriptor)
                 raise ConfigError(

@@ -3,7 +3,6 @@ writes only new steps. A checkpoint of the run has a head, which says how many s
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ami_agent.storage import checkpoint
+from ami_agent.storage import checkpoint, files
 from modules.memory.replay_buffer import BY_ENV
 from modules.types import ConfigError
 
@@ -54,7 +53,7 @@ class Chunks:
         needed = [_row_range(head) for head in heads if head]
         for first, last in self._chunks():
             if not any(first <= stop and last >= start for start, stop in needed):
-                shutil.rmtree(self._path(first, last), ignore_errors=True)
+                files.remove_folder(self._path(first, last))
 
     def load(self, head: Mapping[str, Tensor], max_rows: int) -> dict[str, Tensor]:
         """The buffer at a checkpoint; ConfigError where chunks are missing, or rows too many."""
@@ -89,16 +88,16 @@ class Chunks:
         """Removes chunks that were saved after a checkpoint of so many steps."""
         for first, last in self._chunks():
             if first >= steps:
-                shutil.rmtree(self._path(first, last), ignore_errors=True)
+                files.remove_folder(self._path(first, last))
         self.saved = steps
 
     def remove(self) -> None:
         """Removes all chunks at once: a process that is killed meanwhile leaves all or none."""
         removed = self.folder.with_name(f"{self.folder.name}.removed")
-        shutil.rmtree(removed, ignore_errors=True)  # of a process that was killed here
+        files.remove_folder(removed)  # of a process that was killed here
         with suppress(OSError):
             self.folder.rename(removed)
-        shutil.rmtree(removed, ignore_errors=True)
+        files.remove_folder(removed)
 
     def _chunks(self) -> list[tuple[int, int]]:
         """First and last step of each chunk, in order."""

@@ -120,7 +120,7 @@ def config_of(
 def spec_of(run: Path, config: Config) -> EnvironmentSpec:
     """The spec of the environment in which the run was trained, from its spaces.json; in runs of
     older versions, which have none, from the environment itself."""
-    if (run / SPACES).exists():
+    if os.path.lexists(run / SPACES):
         return env_spec.from_json(read_json(run / SPACES), config.env.interface, str(run / SPACES))
     with closing(config.env.build(1)) as env:
         return env.spec
