@@ -329,7 +329,10 @@ def _parse(default: Any, argv: Sequence[str], program: str, **kwargs: Any) -> An
 
 
 def _check_once(argv: Sequence[str]) -> None:
-    """Raises ConfigError for a flag that is given twice: only the last would count."""
+    """Raises ConfigError for a flag that is given twice, since only the last would count, and for
+    one without a name."""
+    if "--" in argv:
+        raise ConfigError("'--' is not a flag: a flag has a name after it")
     flags = Counter(arg.partition("=")[0].replace("_", "-") for arg in argv if arg[:2] == "--")
     for flag, count in flags.items():
         if count > 1:

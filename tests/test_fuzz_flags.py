@@ -175,11 +175,13 @@ def command_lines(draw: Any) -> list[str]:
 
 @fuzzed(command_lines(), examples=75)
 @example(["train", "two-rooms", "--train-jepa.weights.interoception", "1", "", ""])
+@example(["show", "run", "--live=/"])
 def test_a_command_line_is_executed_or_refused_in_one_line(argv):
     found = answer(*argv)
     event(f"{argv[0] if argv[0] in SUBJECTS else 'other'} {found.code}")
     if found.code:
         pieces = {piece for arg in argv for piece in re.split(r"[=.:/-]+", arg)}
+        pieces |= {arg.partition("=")[2] for arg in argv}
         named = {one_line(part)[:40].strip() for part in {*argv, *pieces}} - {""}
         named |= {"''", "."}  # how '' is shown, as text and as a folder
         assert any(part in found.error for part in named), found.error
@@ -221,11 +223,12 @@ def option_lines(draw: Any) -> list[str]:
 
 
 @fuzzed(option_lines(), examples=30)
+@example(["train", "gym", "--env.id", "ami/Reach-v0", "--env.options", "side", "--", "x", "--"])
 def test_options_of_an_environment_are_accepted_or_refused_in_one_line(argv):
     found = answer(*argv)
     event(f"{argv[3]} {found.code}")
     if found.code:
-        assert re.search(rf"options|{argv[3]}", found.error), found.error
+        assert re.search(rf"options|{argv[3]}|'--'", found.error), found.error
 
 
 @pytest.mark.parametrize("env", ["TwoRooms", "Reach"])

@@ -4,6 +4,7 @@ afterwards it acts as if nothing had happened."""
 from __future__ import annotations
 
 import datetime
+import warnings
 from contextlib import closing
 from decimal import Decimal
 from fractions import Fraction
@@ -129,7 +130,8 @@ numbers = st.one_of(
 def array(shape: tuple[int, ...], dtype: str, value: Any) -> Any:
     """An array of one value, or of zeros of its kind where it can't hold that."""
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of complex numbers whose imaginary part is lost
             return np.full(shape, value).astype(dtype)
     except (ValueError, TypeError, OverflowError):
         return np.zeros(shape, dtype)
