@@ -3,6 +3,7 @@ autograd."""
 
 from collections import Counter
 from contextlib import closing
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ami_agent as ami
 from ami_agent.storage import run_dir
+from modules import nets
 from modules.actor.policy import BallActions, PolicyConfig
 from modules.cost.cost import goal_distance
-from modules.cost.quasimetric import Quasimetric, QuasimetricConfig
+from modules.cost.quasimetric import ConvQuasimetricConfig, Quasimetric, QuasimetricConfig
 from modules.types import Rollout, TaskContext
-from modules.world_model.dynamics import FEW_FUTURES, MLPDynamicsConfig
+from modules.world_model.dynamics import FEW_FUTURES, ConvDynamicsConfig, MLPDynamicsConfig
 from modules.world_model.jepa import WorldModel, WorldModelConfig
 
 SHIPPED = Path(__file__).parents[1] / "runs" / "reference" / "two-rooms"
@@ -51,6 +53,14 @@ def randomized(module):
 def world_model() -> WorldModel:
     config = WorldModelConfig(dynamics=MLPDynamicsConfig(hidden=12))
     return randomized(config.build((5, 1, 1), 3, 0))
+
+
+MAP = 2, 3, 4
+
+
+def map_world_model() -> WorldModel:
+    config = WorldModelConfig(dynamics=ConvDynamicsConfig(hidden=5))
+    return randomized(config.build(MAP, 3, 0))
 
 
 def act_repeatedly(agent: ami.Agent, steps: int) -> list[ami.Plan]:
@@ -88,11 +98,15 @@ def test_constant_weights_give_the_same_plans():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 2), (3, FEW_FUTURES)])
 @pytest.mark.parametrize("start_has_gradient", [False, True])
-def test_futures_and_their_gradients_are_those_of_autograd(shape, start_has_gradient):
-    model, state = world_model(), normal(shape[0], 5).requires_grad_(start_has_gradient)
+@pytest.mark.parametrize(("make", "size"), [(world_model, 5), (map_world_model, prod(MAP))])
+def test_futures_and_their_gradients_are_those_of_autograd(
+    shape, start_has_gradient, make, size, monkeypatch
+):
+    monkeypatch.setattr(nets, "MAX_PRODUCTS", 2000)  # several maps at once, but not all
+    model, state = make(), normal(shape[0], size).requires_grad_(start_has_gradient)
     actions = normal(*shape, HORIZON, 3, seed=1).requires_grad_()
     inputs = (actions, state) if start_has_gradient else (actions,)
-    weights = normal(*shape, HORIZON + 1, 5, seed=2)
+    weights = normal(*shape, HORIZON + 1, size, seed=2)
 
     def energy() -> tuple[Tensor, Tensor]:
         states = model.imagine(state, actions).states
@@ -176,6 +190,19 @@ def test_gradients_by_hand_are_those_of_finite_differences():
     assert gradcheck(miss, (states, goal[:1].detach().requires_grad_()))
     for radius in (1.0, 0.4):
         assert gradcheck(BallActions(radius=radius).squash, normal(4, 2).requires_grad_())
+
+
+def test_the_slope_of_a_distance_between_maps_is_that_of_finite_differences():
+    size = prod(MAP)
+    states, goal = normal(2, 2, HORIZON, size).requires_grad_(), normal(2, size, seed=1)
+    config = ConvQuasimetricConfig(channels=3, hidden=6, groups=2, units=3)
+    distance = randomized(config.build(MAP))
+    expected = distance(states[:, :, 1:], goal[:, None, None]).mean(-1)
+    distance.requires_grad_(False)
+    with OperationCounter() as operations:
+        torch.testing.assert_close(distance.path_mean(states, goal), expected)
+    assert not operations.counts["aten.convolution.default"]
+    assert gradcheck(lambda s: distance.path_mean(s, goal), states)
 
 
 def test_an_arrived_state_has_no_slope_to_its_goal():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modules.nets import (
     ConvHead,
+    ConvHeadConstants,
     DerivedFromWeights,
     GlimpseConfig,
     MLPConstants,
@@ -61,15 +62,22 @@ class Quasimetric(nn.Module):
     def path_mean(self, states: Tensor, goal: Tensor) -> Tensor:
         """Imagined states `[B, P, H + 1, D]`, goals `[B, D]` -> the steps to go, mean over the H
         states after the first, `[B, P]`."""
-        weights = MLPConstants.weights_of(self.embed)
-        constants = (
-            None
-            if weights is None or goal.requires_grad
-            else (self.constants.get(weights, lambda: MLPConstants(*weights)))
-        )
+        constants = None if goal.requires_grad else self._constants()
         if constants is None:
             return self(states[:, :, 1:], goal[:, None, None]).mean(-1)
         return PathMean.apply(states, self._goal_embedding(goal, constants), constants, self.groups)
+
+    def _constants(self) -> MLPConstants | None:
+        embed = self.embed
+        if isinstance(embed, ConvHead):
+            conv_weights = ConvHeadConstants.weights_of(embed)
+            return self.constants.get(
+                conv_weights, lambda: ConvHeadConstants(embed.shape, *conv_weights)
+            )
+        weights = MLPConstants.weights_of(embed)
+        if weights is None:
+            return None
+        return self.constants.get(weights, lambda: MLPConstants(*weights))
 
     def _goal_embedding(self, goal: Tensor, constants: MLPConstants) -> Tensor:
         """`[B, 1, groups, units]`; kept, because a planner asks for that of the same goal many
@@ -90,22 +98,22 @@ class PathMean(torch.autograd.Function):
         ctx: Any, states: Tensor, goal: Tensor, constants: MLPConstants, groups: int
     ) -> Tensor:
         by_time = states.permute(2, 0, 1, 3)[1:]  # how they lie in memory where they are imagined
-        first, second, embedded = constants.forward(by_time.reshape(-1, states.shape[-1]))
+        *inner, embedded = constants.forward(by_time.reshape(-1, states.shape[-1]))
         difference = goal - embedded.view(*by_time.shape[:3], groups, -1)
         # never 0, so that only a positive maximum is equal to it
         largest = difference.amax(-1, keepdim=True).clamp_min_(torch.finfo(goal.dtype).tiny)
-        ctx.save_for_backward(first, second, difference, largest)
+        ctx.save_for_backward(difference, largest, *inner)
         ctx.constants = constants
         return largest.mean((0, 3, 4))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        first, second, difference, largest = ctx.saved_tensors
+        difference, largest, *inner = ctx.saved_tensors
         num_steps, _, _, groups, _ = difference.shape
         is_largest = difference.eq(largest) * grad.view(*grad.shape, 1, 1)
         of_states = ctx.constants.gradient(
-            is_largest.view(len(first), -1), first, second, -1 / (num_steps * groups)
+            is_largest.flatten(0, 2).flatten(1), *inner, scale=-1 / (num_steps * groups)
         )
         by_time = of_states.view(*difference.shape[:3], -1)
         # the state before any action does not count

@@ -11,7 +11,14 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from modules.nets import DerivedFromWeights, GlimpseConfig, fourier_linear, own_weights
+from modules.nets import (
+    DerivedFromWeights,
+    GlimpseConfig,
+    MapConvolution,
+    fourier_linear,
+    own_weights,
+    to_cells,
+)
 from modules.types import WIDTH, MapShape, validate_ranges
 
 
@@ -420,6 +427,7 @@ class ConvDynamics(nn.Module):
         self.delta_head = _zero_init(nn.Conv2d(hidden, channels, 3, padding=1))
         self.pair_encoder = nn.Conv2d(2 * channels, hidden, 3, padding=1)
         self.inverse_head = nn.Linear(hidden, action_dim)
+        self.constants: DerivedFromWeights[ConvConstants] = DerivedFromWeights()
 
     def forward(self, state: Tensor, action_latent: Tensor) -> Tensor:
         """`[N, D]`, `[N, A + Z]` -> `[N, D]`"""
@@ -428,8 +436,107 @@ class ConvDynamics(nn.Module):
         features = nn.functional.silu(torch.addcmul(features + shift, features, scale))
         return state + self.delta_head(nn.functional.silu(self.hidden_layer(features))).flatten(1)
 
+    def frozen_unroll(self, state: Tensor, actions: Tensor) -> Tensor | None:
+        """As `MLPDynamics.frozen_unroll`."""
+        weights = own_weights(self.input_layer, self.film, self.hidden_layer, self.delta_head)
+        constants = self.constants.get(weights, lambda: ConvConstants(self.shape, *weights))
+        if constants is None or not actions.numel():
+            return None
+        return ConvUnroll.apply(state, actions, constants)
+
     def inverse(self, state: Tensor, next_state: Tensor) -> Tensor:
         """`[..., D]`, `[..., D]` -> `[..., A]`"""
         both = torch.cat([s.unflatten(-1, self.shape) for s in (state, next_state)], -3)
         features = nn.functional.silu(self.pair_encoder(both.flatten(0, -4)))
         return self.inverse_head(features.sum((-2, -1))).unflatten(0, state.shape[:-1])
+
+
+class ConvConstants:
+    """The weights of a `ConvDynamics` as the unroll of constant weights reads them."""
+
+    def __init__(
+        self, shape: MapShape, in_weight: Tensor, in_bias: Tensor, film_weight: Tensor,
+        film_bias: Tensor, mid_weight: Tensor, mid_bias: Tensor, out_weight: Tensor,
+        out_bias: Tensor,
+    ) -> None:  # fmt: skip
+        self.channels, self.hidden = shape[0], len(mid_bias)
+        self.input = MapConvolution(in_weight, in_bias, shape[1:])
+        self.film_weight, self.film_weight_t = film_weight, _t(film_weight)
+        self.film_bias = film_bias.clone()
+        self.film_bias[: self.hidden] += 1
+        self.mid_weight, self.mid_bias = mid_weight.flatten(1), mid_bias
+        self.mid_weight_t = _t(self.mid_weight)
+        self.delta = MapConvolution(out_weight, out_bias, shape[1:])
+        self.last_start: tuple[Any, ...] = None, 0, 0, None  # state, version, P; what it gives
+
+    def start(self, state: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """`[B, D]` -> cells `[B * P * h * w, ...]` of the states and of the input layer without
+        bias; kept, because a planner imagines from the same state many times."""
+        kept, version, kept_count, result = self.last_start
+        if kept is not state or version != state._version or kept_count != count:
+            cells = to_cells(state, self.channels).reshape(-1, self.channels)
+            result = tuple(
+                part.unflatten(0, (len(state), 1, -1)).expand(-1, count, -1, -1).flatten(0, 2)
+                for part in (cells, self.input.without_bias(cells))
+            )
+            self.last_start = state, state._version, count, result
+        return result
+
+
+class ConvUnroll(torch.autograd.Function):
+    """H steps of `ConvDynamics` with constant weights, and their gradient with respect to actions
+    and start alone, both written by hand: states `[B, D]`, actions `[B, P, H, A]` -> states
+    `[B, P, H + 1, D]`. Inside, maps are cells `[N, h w, C]`, N = B * P."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, actions: Tensor, constants: ConvConstants) -> Tensor:
+        c, silu, (batch, count, horizon, _) = constants, nn.functional.silu, actions.shape
+        modulations = torch.addmm(c.film_bias, actions.flatten(0, 2), c.film_weight_t)
+        # [H, N, 1, F]: with the bias of the input layer in the shift
+        factors, shifts = (
+            modulations.view(batch * count, horizon, 1, -1).transpose(0, 1).chunk(2, -1)
+        )
+        shifts = torch.addcmul(shifts, factors, c.input.bias)
+        steps: list[tuple[Tensor, ...]] = []
+        start, first = c.start(state, count)
+        states = [start]
+        for factor, shift in zip(factors.unbind(0), shifts.unbind(0), strict=True):
+            if steps:
+                first = c.input.without_bias(states[-1])
+            u = first.view(batch * count, -1, c.hidden)
+            x = torch.addcmul(shift, u, factor)
+            y = torch.addmm(c.mid_bias, silu(x).view(-1, c.hidden), c.mid_weight_t)
+            steps.append((factor, u, x, y))
+            delta = c.delta.without_bias(silu(y)).add_(c.delta.bias)
+            states.append(delta.add_(states[-1]))
+        ctx.steps, ctx.constants, ctx.shape = steps, c, actions.shape
+        # two copies of long rows are faster than one of single numbers
+        path = torch.cat(states).t().contiguous().view(c.channels, horizon + 1, batch, count, -1)
+        return path.permute(2, 3, 1, 0, 4).flatten(-2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        c, silu_backward = ctx.constants, torch.ops.aten.silu_backward.grad_input
+        batch, count, horizon, _ = ctx.shape
+        by_time = (
+            to_cells(grad, c.channels).permute(2, 0, 1, 3, 4).reshape(horizon + 1, -1, c.channels)
+        )
+        of_state, of_factors, of_shifts = by_time[-1], [], []
+        for step in range(horizon - 1, -1, -1):
+            factor, u, x, y = ctx.steps[step]
+            of_k = c.delta.gradient(of_state)
+            of_h = (silu_backward(of_k, y, grad_input=of_k) @ c.mid_weight).view_as(x)
+            of_x = silu_backward(of_h, x, grad_input=of_h)
+            of_shifts.append(of_x.sum(1))
+            of_factors.append((of_x * u).sum(1))
+            if step or ctx.needs_input_grad[0]:
+                of_u = of_x.mul_(factor).view(-1, c.hidden)
+                of_state = c.input.gradient(of_u).add_(of_state).add_(by_time[step])
+        of_shift = torch.stack(of_shifts[::-1], 1)  # [N, H, F]
+        of_factor = torch.stack(of_factors[::-1], 1).addcmul_(of_shift, c.input.bias)
+        of_actions = (torch.cat([of_factor, of_shift], -1) @ c.film_weight).view(ctx.shape)
+        if not ctx.needs_input_grad[0]:
+            return None, of_actions, None
+        of_start = of_state.view(batch, count, -1, c.channels).sum(1).mT.flatten(1)
+        return of_start, of_actions, None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from modules.nets import EnsembleHead, StandardizedHead, no_numbers, relu_mlp, silu_mlp
 from modules.types import WIDTH, MapShape, PolicyFn, Rollout, validate_ranges
 from modules.world_model.dynamics import (
+    ConvDynamics,
     ConvDynamicsConfig,
     FourierDynamicsConfig,
     GlimpseDynamicsConfig,
@@ -215,7 +216,8 @@ class WorldModel(nn.Module):
             return self._rollout(state, actions, noise, lambda states, actions: actions)
         dynamics, shape = level.dynamics, actions.shape[:2]
         # a subclass may have another forward
-        states = dynamics.frozen_unroll(state, actions) if type(dynamics) is MLPDynamics else None
+        has_unroll = type(dynamics) in (MLPDynamics, ConvDynamics)
+        states = dynamics.frozen_unroll(state, actions) if has_unroll else None  # type: ignore[operator]
         if states is None:
             start = state[:, None].expand(-1, shape[1], -1).flatten(0, 1)
             states = level.unroll(start, actions.flatten(0, 1)).unflatten(0, shape)
